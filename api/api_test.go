@@ -1,0 +1,154 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+)
+
+const goodMachine = `{"apiVersion":"rackweft/v1alpha1","kind":"Machine","metadata":{"name":"r1u07"},
+"spec":{"zone":"yellow","profile":"worker","links":[
+ {"name":"pxe0","mac":"52-54-00-01-07-00","subnet":"pxe"},
+ {"name":"bond0","bond":{"mode":"802.3ad","members":["52:54:00:01:07:01","5254.0001.0702"]}},
+ {"name":"prod","vlan":{"link":"bond0","id":208},"subnet":"yellow-prod","addresses":["198.18.8.7"]}],
+ "bmc":{"address":"https://198.18.0.7","credentials":"r1-bmc"}}}`
+
+func TestDecodeMachine(t *testing.T) {
+	o, err := DecodeObject([]byte(goodMachine))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := o.(*Machine)
+	if e := m.Validate(); len(e) != 0 {
+		t.Fatal(e)
+	}
+	if got := m.MACs(); len(got) != 3 || got[0] != "52:54:00:01:07:00" || got[2] != "52:54:00:01:07:02" {
+		t.Errorf("MACs = %v", got)
+	}
+	if m.Spec.State != StateActive || m.Spec.BMC.Protocol != "redfish" {
+		t.Errorf("defaults not set: %+v", m.Spec)
+	}
+	raw, err := Encode(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := DecodeObject(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw2, _ := Encode(again)
+	if string(raw) != string(raw2) {
+		t.Errorf("encoding is not stable:\n%s\n%s", raw, raw2)
+	}
+}
+
+// TestRefusals gives each fault that a person can make and the place and words
+// that the error must have.
+func TestRefusals(t *testing.T) {
+	for _, c := range []struct{ name, old, new, pointer, words string }{
+		{"unknown field", `"zone":"yellow"`, `"zome":"yellow"`, "/spec/zome", "it may be one of zone"},
+		{"unknown nested field", `"name":"pxe0"`, `"nam":"pxe0"`, "/spec/links/0/nam", "unknown field"},
+		{"wrong type", `"zone":"yellow"`, `"zone":7`, "/spec/zone", "a number is not text"},
+		{"bad MAC", `52-54-00-01-07-00`, `52-54-00`, "/spec/links/0/mac", "no MAC address"},
+		{"bad address", `198.18.8.7`, `198.18.8`, "/spec/links/2/addresses/0", "198.18.8"},
+		{"unknown kind", `"kind":"Machine"`, `"kind":"Server"`, "/kind", "Machine"},
+		{"unknown version", `rackweft/v1alpha1`, `rackweft/v9`, "/apiVersion", "rackweft/v1alpha1"},
+		{"duplicate key", `"zone":"yellow"`, `"zone":"yellow","zone":"red"`, "/spec/zone", "duplicate"},
+		{"cut short", `}}}`, `}}`, "", "not JSON"},
+		{"duplicate MAC", `5254.0001.0702`, `52:54:00:01:07:00`, "/spec/links/1/bond/members/1", "/spec/links/0/mac"},
+		{"bad name", `"name":"r1u07"`, `"name":"R1_U07"`, "/metadata/name", "RFC 1123"},
+		{"http BMC", `https://198.18.0.7`, `http://198.18.0.7`, "/spec/bmc/address", "https://"},
+		{"vlan on nothing", `"link":"bond0"`, `"link":"bond9"`, "/spec/links/2/vlan/link", "bond9"},
+		{"two kinds of link", `"vlan":{`, `"mac":"52:54:00:01:07:09","vlan":{`, "/spec/links/2", "exactly one"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			text := strings.Replace(goodMachine, c.old, c.new, 1)
+			if text == goodMachine {
+				t.Fatal("the fault was not put in")
+			}
+			got := decodeAndValidate(text)
+			for _, f := range got {
+				if f.Pointer == c.pointer && strings.Contains(f.Message, c.words) {
+					return
+				}
+			}
+			t.Errorf("got %v, want %s: …%s…", got, c.pointer, c.words)
+		})
+	}
+}
+
+func decodeAndValidate(text string) FieldErrors {
+	o, err := DecodeObject([]byte(text))
+	var f FieldError
+	if errors.As(err, &f) {
+		return FieldErrors{f}
+	}
+	return o.Validate()
+}
+
+func TestEveryKindHasItsName(t *testing.T) {
+	for _, k := range Kinds() {
+		o := k.New()
+		o.SetDefaults()
+		if o.Type().Kind != k.Name || o.Type().APIVersion != Version {
+			t.Errorf("%s: default TypeMeta is %+v", k.Name, *o.Type())
+		}
+		if KindOf(o).Name != k.Name {
+			t.Errorf("%s: KindOf says %s", k.Name, KindOf(o).Name)
+		}
+		o.Meta().Name = "a"
+		for _, f := range o.Validate() {
+			if f.Pointer == "/kind" || f.Pointer == "/apiVersion" {
+				t.Errorf("%s: %v", k.Name, f)
+			}
+		}
+	}
+}
+
+func TestValues(t *testing.T) {
+	var v struct {
+		D Duration
+		Q Quantity
+		R AddrRange
+		V VNIRange
+		S SHA256
+	}
+	text := `{"D":"1h30m0s","Q":"4Gi","R":"198.18.0.100-198.18.0.199","V":"10000-20000","S":"` + strings.Repeat("ab", 32) + `"}`
+	if err := DecodeStrict([]byte(text), &v); err != nil {
+		t.Fatal(err)
+	}
+	back, err := json.Marshal(v)
+	if err != nil || string(back) != text {
+		t.Errorf("%s %v", back, err)
+	}
+	if v.Q.Value() != 4<<30 {
+		t.Errorf("4Gi = %d", v.Q.Value())
+	}
+	for _, bad := range []string{`{"D":"1 hour"}`, `{"Q":"4GB!"}`, `{"R":"198.18.0.9-198.18.0.1"}`, `{"R":"198.18.0.1"}`, `{"V":"0-5"}`, `{"V":"1-99999999"}`, `{"V":"1-5x"}`, `{"S":"abc"}`} {
+		if err := DecodeStrict([]byte(bad), &v); err == nil {
+			t.Errorf("%s was taken", bad)
+		}
+	}
+}
+
+func FuzzDecodeObject(f *testing.F) {
+	f.Add([]byte(goodMachine))
+	f.Add([]byte(`{"kind":"Subnet","spec":{"prefixes":["198.18.0.0/24"],"range":"198.18.0.1-198.18.0.9"}}`))
+	f.Add([]byte(`{"kind":"Guest","spec":{"memory":"4Gi"}}`))
+	f.Add([]byte(`{"kind":"HostSpec","parts":{"bgp":{},"network/a":{}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		o, err := DecodeObject(data)
+		if err != nil {
+			return
+		}
+		o.Validate()
+		raw, err := Encode(o)
+		if err != nil {
+			t.Fatalf("decoded, but does not encode: %v", err)
+		}
+		if _, err := DecodeObject(raw); err != nil {
+			t.Fatalf("encoded, but does not decode: %v\n%s", err, raw)
+		}
+	})
+}

@@ -1,0 +1,482 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ClientConfig says where bootd is and who is asking.
+type ClientConfig struct {
+	// Server is unix:///run/rackweft/bootd.sock or https://host:8443.
+	Server string
+	// CAFile holds the site's CA (PEM). Required for https.
+	CAFile string
+	// CertFile and KeyFile are a client certificate (PEM); Token is a bearer
+	// token. Either, or neither over the unix socket.
+	CertFile, KeyFile string
+	Token             string
+}
+
+// Client talks to bootd. It is safe for concurrent use.
+type Client struct {
+	base  string
+	token string
+	http  *http.Client
+}
+
+// NewClient prepares a client; nothing is sent before the first call.
+func NewClient(c ClientConfig) (*Client, error) {
+	if path, ok := strings.CutPrefix(c.Server, "unix://"); ok {
+		var d net.Dialer
+		dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
+		return &Client{base: "http://bootd", http: &http.Client{Transport: &http.Transport{DialContext: dial}}}, nil
+	}
+	if !strings.HasPrefix(c.Server, "https://") {
+		return nil, fmt.Errorf("server %q: write unix:///path or https://host:8443", c.Server)
+	}
+	conf, err := c.tls()
+	if err != nil {
+		return nil, err
+	}
+	transport := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second}
+	return &Client{base: strings.TrimSuffix(c.Server, "/"), token: c.Token, http: &http.Client{Transport: transport}}, nil
+}
+
+func (c ClientConfig) tls() (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS13}
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the site's CA: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s holds no PEM certificate", c.CAFile)
+		}
+	}
+	if c.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("load client certificate: %w", err)
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
+	return conf, nil
+}
+
+// Do sends a request with a JSON body (nil for none) and returns the answer
+// when its status is 2xx; else the error is a *Problem. The caller closes the
+// body.
+func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var reader io.Reader
+	contentType := ""
+	switch b := body.(type) {
+	case nil:
+	case io.Reader:
+		reader, contentType = b, "application/octet-stream"
+	default:
+		raw, err := Encode(b)
+		if err != nil {
+			return nil, err
+		}
+		reader, contentType = bytes.NewReader(raw), "application/json"
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, reader)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("reach bootd: %w", err)
+	}
+	if resp.StatusCode/100 != 2 && resp.StatusCode != http.StatusSwitchingProtocols {
+		defer func() { _ = resp.Body.Close() }()
+		return nil, readProblem(resp)
+	}
+	return resp, nil
+}
+
+func readProblem(resp *http.Response) error {
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	p := new(Problem)
+	if err := json.Unmarshal(raw, p); err != nil || p.Title == "" {
+		p = &Problem{Title: http.StatusText(resp.StatusCode), Detail: strings.TrimSpace(string(raw))}
+	}
+	p.Status = resp.StatusCode
+	return p
+}
+
+// call sends a request and decodes the answer into out, unless out is nil.
+func (c *Client) call(ctx context.Context, method, path string, body, out any) error {
+	resp, err := c.Do(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if out == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("%s %s: decode the answer: %w", method, path, err)
+	}
+	return nil
+}
+
+func objectPath(k Kind, name string) string { return "/v1/" + k.Plural + "/" + url.PathEscape(name) }
+
+// Get reads one object.
+func (c *Client) Get(ctx context.Context, k Kind, name string) (Object, error) {
+	o := k.New()
+	if err := c.call(ctx, http.MethodGet, objectPath(k, name), nil, o); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// Get reads one object of a known type: Get[Machine](ctx, c, "r1u07").
+func Get[T any, P interface {
+	*T
+	Object
+}](ctx context.Context, c *Client, name string) (P, error) {
+	o, err := c.Get(ctx, KindOf(P(new(T))), name)
+	if err != nil {
+		return nil, err
+	}
+	return o.(P), nil
+}
+
+// List is a list of objects at one revision.
+type List struct {
+	TypeMeta
+	Metadata ListMeta          `json:"metadata"`
+	Items    []json.RawMessage `json:"items"`
+}
+
+// ListMeta is a List's metadata.
+type ListMeta struct {
+	ResourceVersion string `json:"resourceVersion"`
+}
+
+// List reads all objects of a kind, by name, and the revision that they stand
+// at: a Watch from it misses nothing.
+func (c *Client) List(ctx context.Context, k Kind) ([]Object, string, error) {
+	var l List
+	if err := c.call(ctx, http.MethodGet, "/v1/"+k.Plural, nil, &l); err != nil {
+		return nil, "", err
+	}
+	objects := make([]Object, 0, len(l.Items))
+	for _, raw := range l.Items {
+		o := k.New()
+		if err := json.Unmarshal(raw, o); err != nil {
+			return nil, "", fmt.Errorf("decode a %s: %w", k.Name, err)
+		}
+		objects = append(objects, o)
+	}
+	return objects, l.Metadata.ResourceVersion, nil
+}
+
+// Put creates the object or replaces its spec, labels and annotations. With a
+// resourceVersion in its metadata it is refused (409) when that is no longer
+// current. A dry run answers what would be and stores nothing.
+func (c *Client) Put(ctx context.Context, o Object, dryRun bool) (Object, error) {
+	k := KindOf(o)
+	path := objectPath(k, o.Meta().Name)
+	if dryRun {
+		path += "?dryRun=true"
+	}
+	out := k.New()
+	if err := c.call(ctx, http.MethodPut, path, o, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Delete asks for an object to be removed.
+func (c *Client) Delete(ctx context.Context, k Kind, name string) error {
+	return c.call(ctx, http.MethodDelete, objectPath(k, name), nil, nil)
+}
+
+// Verb asks for a verb on a Machine. A repeated request id is the same request.
+func (c *Client) Verb(ctx context.Context, machine string, r Request) (*Request, error) {
+	out := new(Request)
+	path := "/v1/machines/" + url.PathEscape(machine) + "/" + string(r.Verb)
+	if err := c.call(ctx, http.MethodPost, path, r, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Explain tells why a Machine is as it is.
+func (c *Client) Explain(ctx context.Context, machine string) (*Explanation, error) {
+	out := new(Explanation)
+	if err := c.call(ctx, http.MethodGet, "/v1/machines/"+url.PathEscape(machine)+"/explain", nil, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Events streams events, oldest first, to fn: of one object when kind and name
+// are given, and on and on when follow is set. It ends at the stream's end,
+// when fn returns an error, or with ctx.
+func (c *Client) Events(ctx context.Context, kind, name string, follow bool, fn func(Event) error) error {
+	q := url.Values{"kind": {kind}, "name": {name}, "follow": {strconv.FormatBool(follow)}}
+	resp, err := c.Do(ctx, http.MethodGet, "/v1/events?"+q.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return lines(resp.Body, func(raw []byte) error {
+		var e Event
+		if err := json.Unmarshal(raw, &e); err != nil {
+			return fmt.Errorf("decode an event: %w", err)
+		}
+		return fn(e)
+	})
+}
+
+// HasBlob reports whether bootd holds the blob with that digest.
+func (c *Client) HasBlob(ctx context.Context, digest SHA256) (bool, error) {
+	err := c.call(ctx, http.MethodHead, "/v1/blobs/sha256:"+string(digest), nil, nil)
+	if IsStatus(err, http.StatusNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// PutBlob uploads a blob; bootd refuses it when its digest is another.
+func (c *Client) PutBlob(ctx context.Context, digest SHA256, r io.Reader) error {
+	return c.call(ctx, http.MethodPut, "/v1/blobs/sha256:"+string(digest), r, nil)
+}
+
+// Console opens a Machine's serial console through its BMC. Raw bytes flow
+// both ways until either end closes.
+func (c *Client) Console(ctx context.Context, machine string) (io.ReadWriteCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/v1/machines/"+url.PathEscape(machine)+"/console", nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", ConsoleProtocol)
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.upgrader().Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("reach bootd: %w", err)
+	}
+	rw, ok := resp.Body.(io.ReadWriteCloser)
+	if resp.StatusCode != http.StatusSwitchingProtocols || !ok {
+		defer func() { _ = resp.Body.Close() }()
+		return nil, readProblem(resp)
+	}
+	return rw, nil
+}
+
+// ConsoleProtocol is the Upgrade token of a console.
+const ConsoleProtocol = "rackweft-console"
+
+// upgrader returns a client that speaks HTTP/1.1 only: HTTP/2 has no Upgrade.
+func (c *Client) upgrader() *http.Client {
+	t := c.http.Transport.(*http.Transport).Clone()
+	t.ForceAttemptHTTP2 = false
+	t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+	if t.TLSClientConfig != nil {
+		t.TLSClientConfig.NextProtos = []string{"http/1.1"}
+	}
+	return &http.Client{Transport: t}
+}
+
+// WatchType says what happened to the object of a WatchEvent.
+type WatchType string
+
+// The types of WatchEvent.
+const (
+	Added    WatchType = "ADDED"
+	Modified WatchType = "MODIFIED"
+	Deleted  WatchType = "DELETED"
+	// Synced follows the last of the objects that stood when the watch began.
+	Synced WatchType = "BOOKMARK"
+	// Expired ends a watch whose revision was compacted away.
+	Expired WatchType = "ERROR"
+)
+
+// WatchFrame is one line of a watch.
+type WatchFrame struct {
+	Type            WatchType       `json:"type"`
+	ResourceVersion string          `json:"resourceVersion,omitzero"`
+	Object          json.RawMessage `json:"object,omitempty"`
+	Problem         *Problem        `json:"problem,omitempty"`
+}
+
+// WatchEvent is one change. Object is nil for a Synced.
+type WatchEvent struct {
+	Type            WatchType
+	Object          Object
+	ResourceVersion string
+}
+
+// Watch calls fn with every object of the kind as it stands, then a Synced,
+// then every change, until ctx ends or fn returns an error, which is returned.
+// It reconnects by itself and goes on where it was; when that revision has been
+// compacted away it lists again: fn then sees the objects that stand as Added
+// once more, those that are gone as Deleted, and another Synced.
+func (c *Client) Watch(ctx context.Context, k Kind, fn func(WatchEvent) error) error {
+	w := &watch{client: c, kind: k, fn: fn, seen: map[string]Object{}}
+	for wait := time.Duration(0); ; {
+		err := w.run(ctx)
+		var stop stopError
+		switch {
+		case errors.As(err, &stop):
+			return stop.error
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case IsStatus(err, http.StatusGone):
+			w.revision = ""
+		case isFinal(err):
+			return err
+		}
+		wait = min(max(2*wait, 100*time.Millisecond), 5*time.Second)
+		if w.progress {
+			wait, w.progress = 100*time.Millisecond, false
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// isFinal reports whether trying again cannot help.
+func isFinal(err error) bool {
+	var p *Problem
+	return errors.As(err, &p) && p.Status/100 == 4 && p.Status != http.StatusTooManyRequests && p.Status != http.StatusRequestTimeout
+}
+
+// stopError carries an error of the caller's function through the retry loop.
+type stopError struct{ error }
+
+type watch struct {
+	client   *Client
+	kind     Kind
+	fn       func(WatchEvent) error
+	revision string            // to go on from; "" lists again
+	seen     map[string]Object // by name, as last told to fn
+	listed   map[string]bool   // names in the list under way; nil outside one
+	progress bool              // something came since the last reconnect
+}
+
+func (w *watch) run(ctx context.Context) error {
+	q := url.Values{"watch": {"true"}}
+	w.listed = map[string]bool{}
+	if w.revision != "" {
+		q.Set("resourceVersion", w.revision)
+		w.listed = nil
+	}
+	resp, err := w.client.Do(ctx, http.MethodGet, "/v1/"+w.kind.Plural+"?"+q.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return lines(resp.Body, func(raw []byte) error {
+		w.progress = true
+		var f WatchFrame
+		if err := json.Unmarshal(raw, &f); err != nil {
+			return fmt.Errorf("decode a watch frame: %w", err)
+		}
+		return w.frame(f)
+	})
+}
+
+func (w *watch) frame(f WatchFrame) error {
+	if f.Type == Expired {
+		if f.Problem == nil {
+			return &Problem{Title: "Gone", Status: http.StatusGone}
+		}
+		return f.Problem
+	}
+	if f.Type == Synced {
+		return w.synced(f)
+	}
+	o := w.kind.New()
+	if err := json.Unmarshal(f.Object, o); err != nil {
+		return fmt.Errorf("decode a %s: %w", w.kind.Name, err)
+	}
+	name := o.Meta().Name
+	if w.listed != nil {
+		w.listed[name] = true
+	} else {
+		w.revision = f.ResourceVersion
+	}
+	if f.Type == Deleted {
+		delete(w.seen, name)
+	} else {
+		w.seen[name] = o
+	}
+	return w.tell(WatchEvent{Type: f.Type, Object: o, ResourceVersion: f.ResourceVersion})
+}
+
+// synced ends a list: what was there before and was not listed is gone.
+func (w *watch) synced(f WatchFrame) error {
+	if w.listed == nil {
+		w.revision = f.ResourceVersion
+		return nil
+	}
+	for name, o := range w.seen {
+		if w.listed[name] {
+			continue
+		}
+		delete(w.seen, name)
+		if err := w.tell(WatchEvent{Type: Deleted, Object: o, ResourceVersion: f.ResourceVersion}); err != nil {
+			return err
+		}
+	}
+	w.listed, w.revision = nil, f.ResourceVersion
+	return w.tell(WatchEvent{Type: Synced, ResourceVersion: f.ResourceVersion})
+}
+
+func (w *watch) tell(e WatchEvent) error {
+	if err := w.fn(e); err != nil {
+		return stopError{err}
+	}
+	return nil
+}
+
+// lines calls fn with each line of at most 16 MiB.
+func lines(r io.Reader, fn func([]byte) error) error {
+	s := bufio.NewScanner(r)
+	s.Buffer(make([]byte, 64<<10), 16<<20)
+	for s.Scan() {
+		if len(s.Bytes()) == 0 {
+			continue
+		}
+		if err := fn(s.Bytes()); err != nil {
+			return err
+		}
+	}
+	if err := s.Err(); err != nil {
+		return fmt.Errorf("read the stream: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package api
+
+import (
+	stdjson "encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// DecodeStrict decodes one JSON value into v. Unknown fields, duplicate names
+// and trailing data are errors; an error is a FieldError whose pointer names
+// the field at fault.
+func DecodeStrict(data []byte, v any) error {
+	err := json.Unmarshal(data, v, json.RejectUnknownMembers(true))
+	if err == nil {
+		return nil
+	}
+	return fieldError(err)
+}
+
+func fieldError(err error) FieldError {
+	var syntactic *jsontext.SyntacticError
+	if errors.As(err, &syntactic) {
+		return FieldError{Pointer: string(syntactic.JSONPointer), Message: "not JSON: " + cause(syntactic.Err, err)}
+	}
+	var semantic *json.SemanticError
+	if !errors.As(err, &semantic) {
+		return FieldError{Message: err.Error()}
+	}
+	pointer := string(semantic.JSONPointer)
+	if errors.Is(semantic.Err, json.ErrUnknownName) {
+		name := semantic.JSONPointer.LastToken()
+		return FieldError{Pointer: pointer, Message: fmt.Sprintf("unknown field %q%s", name, known(semantic.GoType))}
+	}
+	if semantic.Err != nil {
+		return FieldError{Pointer: pointer, Message: semantic.Err.Error()}
+	}
+	return FieldError{Pointer: pointer, Message: fmt.Sprintf("a %s is not %s", jsonWord(semantic.JSONKind), goWord(semantic.GoType))}
+}
+
+func cause(inner, outer error) string {
+	if inner != nil {
+		return inner.Error()
+	}
+	return outer.Error()
+}
+
+// known lists the fields that could have been meant.
+func known(t reflect.Type) string {
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == nil || t.Kind() != reflect.Struct {
+		return ""
+	}
+	var names []string
+	for _, f := range reflect.VisibleFields(t) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return ": it may be one of " + strings.Join(names, ", ")
+}
+
+func jsonWord(k jsontext.Kind) string {
+	switch k {
+	case '{':
+		return "map"
+	case '[':
+		return "list"
+	case '"':
+		return "text"
+	case '0':
+		return "number"
+	case 't', 'f':
+		return "boolean"
+	case 'n':
+		return "null"
+	}
+	return "value"
+}
+
+func goWord(t reflect.Type) string {
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == nil {
+		return "what belongs here"
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Map, reflect.Struct:
+		return "a map"
+	}
+	return "a number"
+}
+
+// DecodeObject decodes an object of any kind: apiVersion and kind decide.
+// Defaults are set; validation is the caller's.
+func DecodeObject(data []byte) (Object, error) {
+	var t TypeMeta
+	if err := json.Unmarshal(data, &t); err != nil {
+		return nil, fieldError(err)
+	}
+	if t.APIVersion != "" && t.APIVersion != Version {
+		return nil, FieldError{Pointer: "/apiVersion", Message: fmt.Sprintf("%q is not known: write %s", t.APIVersion, Version)}
+	}
+	for _, k := range Kinds() {
+		if k.Name == t.Kind {
+			o := k.New()
+			if err := DecodeStrict(data, o); err != nil {
+				return nil, err
+			}
+			o.SetDefaults()
+			return o, nil
+		}
+	}
+	var names []string
+	for _, k := range Kinds() {
+		names = append(names, k.Name)
+	}
+	return nil, FieldError{Pointer: "/kind", Message: fmt.Sprintf("%q is no kind: it may be one of %s", t.Kind, strings.Join(names, ", "))}
+}
+
+// Encode writes an object as JSON; equal objects give equal bytes.
+func Encode(o any) ([]byte, error) {
+	b, err := stdjson.Marshal(o)
+	if err != nil {
+		return nil, fmt.Errorf("encode %T: %w", o, err)
+	}
+	return b, nil
+}

@@ -1,0 +1,156 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+)
+
+// FieldError is one field that is wrong. Pointer is an RFC 6901 JSON pointer
+// from the object's root; the message says what is wrong and what is right.
+type FieldError struct {
+	Pointer string `json:"pointer"`
+	Message string `json:"message"`
+}
+
+func (e FieldError) Error() string {
+	if e.Pointer == "" {
+		return e.Message
+	}
+	return e.Pointer + ": " + e.Message
+}
+
+// FieldErrors are all the fields of one object that are wrong.
+type FieldErrors []FieldError
+
+func (e FieldErrors) Error() string {
+	lines := make([]string, len(e))
+	for i, f := range e {
+		lines[i] = f.Error()
+	}
+	return strings.Join(lines, "; ")
+}
+
+// OrNil returns nil as a plain error when there are none.
+func (e FieldErrors) OrNil() error {
+	if len(e) == 0 {
+		return nil
+	}
+	return e
+}
+
+// add records a fault at the pointer that the parts make: strings are object
+// keys, ints are list indexes.
+func (e *FieldErrors) add(at []any, format string, args ...any) {
+	*e = append(*e, FieldError{Pointer: Pointer(at...), Message: fmt.Sprintf(format, args...)})
+}
+
+// Pointer builds an RFC 6901 JSON pointer: strings are keys, ints are indexes.
+func Pointer(parts ...any) string {
+	var b strings.Builder
+	for _, p := range parts {
+		b.WriteByte('/')
+		b.WriteString(strings.NewReplacer("~", "~0", "/", "~1").Replace(fmt.Sprint(p)))
+	}
+	return b.String()
+}
+
+func at(parts ...any) []any { return parts }
+
+func singular(k Kind) string { return strings.ToLower(k.Name) }
+
+// ValidateName checks an RFC 1123 label.
+func ValidateName(name string) error {
+	if name == "" {
+		return errors.New("a name is required")
+	}
+	if len(name) > 63 || !regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`).MatchString(name) {
+		return fmt.Errorf("%q is no RFC 1123 label: up to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit", name)
+	}
+	return nil
+}
+
+func (e *FieldErrors) name(where []any, name string) {
+	if err := ValidateName(name); err != nil {
+		e.add(where, "%s", err)
+	}
+}
+
+// optionalName checks a reference that may be empty.
+func (e *FieldErrors) optionalName(where []any, name string) {
+	if name != "" {
+		e.name(where, name)
+	}
+}
+
+func (e *FieldErrors) oneOf(where []any, got string, want ...string) {
+	for _, w := range want {
+		if got == w {
+			return
+		}
+	}
+	e.add(where, "%q is none of %s", got, strings.Join(want, ", "))
+}
+
+func (e *FieldErrors) between(where []any, got, low, high int) {
+	if got < low || got > high {
+		e.add(where, "%d is not between %d and %d", got, low, high)
+	}
+}
+
+// prefixes checks that each is in its masked form and that no two overlap.
+func (e *FieldErrors) prefixes(where []any, list []netip.Prefix) {
+	for i, p := range list {
+		here := append(append([]any{}, where...), i)
+		if !p.IsValid() {
+			e.add(here, "a prefix is required, such as 198.18.0.0/24")
+			continue
+		}
+		if p != p.Masked() {
+			e.add(here, "%s has host bits set: write %s", p, p.Masked())
+		}
+		for j, q := range list[:i] {
+			if p.Overlaps(q) {
+				e.add(here, "%s overlaps %s, entry %d of the same list", p, q, j)
+			}
+		}
+	}
+}
+
+func contains(prefixes []netip.Prefix, a netip.Addr) bool {
+	for _, p := range prefixes {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// common checks what every kind has in common.
+func (b *Base) common(kind string) FieldErrors {
+	var e FieldErrors
+	if b.APIVersion != Version {
+		e.add(at("apiVersion"), "%q is not known: write %s", b.APIVersion, Version)
+	}
+	if b.Kind != kind {
+		e.add(at("kind"), "%q is not %s", b.Kind, kind)
+	}
+	e.name(at("metadata", "name"), b.Metadata.Name)
+	for k := range b.Metadata.Labels {
+		if k == "" || len(k) > 253 {
+			e.add(at("metadata", "labels"), "label key %q must have 1 to 253 characters", k)
+		}
+	}
+	return e
+}
+
+func (b *Base) defaultType(kind string) {
+	if b.APIVersion == "" {
+		b.APIVersion = Version
+	}
+	if b.Kind == "" {
+		b.Kind = kind
+	}
+}

@@ -1,0 +1,185 @@
+package api
+
+import (
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Image is named, versioned boot assets. The bytes are blobs, found by digest.
+type Image struct {
+	Base
+	Spec   ImageSpec   `json:"spec"`
+	Status ImageStatus `json:"status,omitzero"`
+}
+
+// The files that an Image may have.
+const (
+	KernelFile = "kernel"
+	InitrdFile = "initrd"
+	RootfsFile = "rootfs"
+	DiskFile   = "disk"
+)
+
+// ImageSpec is the desired Image.
+type ImageSpec struct {
+	Version         string `json:"version"`
+	Arch            string `json:"arch,omitzero" enum:"amd64,arm64"`
+	OS              string `json:"os,omitzero" doc:"debian, flatcar or fcos: decides the kernel arguments that name the root and the Ignition config."`
+	IgnitionVersion string `json:"ignitionVersion,omitzero" doc:"Highest Ignition spec that the image's Ignition reads, such as 3.6.0."`
+	// KernelArguments replace those that OS stands for. Each may hold
+	// ${rootfs_url}, ${rootfs_sha256}, ${ignition_url} and ${mac}.
+	KernelArguments []string             `json:"kernelArguments,omitempty" doc:"Instead of those that os stands for; may hold ${rootfs_url}, ${rootfs_sha256}, ${ignition_url}, ${mac}."`
+	Files           map[string]ImageFile `json:"files" doc:"kernel, initrd, rootfs, disk."`
+}
+
+// ImageFile is one asset.
+type ImageFile struct {
+	Source string `json:"source,omitzero" doc:"Where it comes from: a file that weftctl uploads, or an http(s) URL that bootd fetches."`
+	SHA256 SHA256 `json:"sha256,omitzero"`
+}
+
+// ImageStatus is what rackweft observed.
+type ImageStatus struct {
+	Files      map[string]ImageFileStatus `json:"files,omitempty"`
+	Conditions Conditions                 `json:"conditions,omitempty" doc:"Ready: every file is held and matches its digest."`
+}
+
+// ImageFileStatus is one file as bootd holds it.
+type ImageFileStatus struct {
+	SHA256 SHA256 `json:"sha256"`
+	Size   int64  `json:"size" doc:"Bytes."`
+}
+
+// SetDefaults implements Object.
+func (i *Image) SetDefaults() {
+	i.defaultType("Image")
+	if i.Spec.Arch == "" {
+		i.Spec.Arch = "amd64"
+	}
+	if i.Spec.OS == "" {
+		i.Spec.OS = "flatcar"
+	}
+	if i.Spec.IgnitionVersion == "" {
+		i.Spec.IgnitionVersion = "3.4.0"
+	}
+}
+
+// Validate implements Object.
+func (i *Image) Validate() FieldErrors {
+	e := i.common("Image")
+	if i.Spec.Version == "" {
+		e.add(at("spec", "version"), "a version is required")
+	}
+	e.oneOf(at("spec", "arch"), i.Spec.Arch, "amd64", "arm64")
+	e.oneOf(at("spec", "os"), i.Spec.OS, "debian", "flatcar", "fcos")
+	if !regexp.MustCompile(`^3\.[1-6]\.0$`).MatchString(i.Spec.IgnitionVersion) {
+		e.add(at("spec", "ignitionVersion"), "%q is not one of 3.1.0 to 3.6.0", i.Spec.IgnitionVersion)
+	}
+	if _, ok := i.Spec.Files[KernelFile]; !ok && i.Spec.Files[DiskFile] == (ImageFile{}) {
+		e.add(at("spec", "files"), "an Image has a kernel or a disk")
+	}
+	for name, f := range i.Spec.Files {
+		i.validateFile(&e, name, f)
+	}
+	return e
+}
+
+func (i *Image) validateFile(e *FieldErrors, name string, f ImageFile) {
+	here := at("spec", "files", name)
+	if !slices.Contains([]string{KernelFile, InitrdFile, RootfsFile, DiskFile}, name) {
+		e.add(here, "%q is none of kernel, initrd, rootfs, disk", name)
+	}
+	if f.SHA256 == "" {
+		e.add(append(here, "sha256"), "a digest is required: sha256sum prints it, and \"weftctl image import\" fills it in")
+	}
+	if u, err := url.Parse(f.Source); f.Source != "" && (err != nil || strings.ContainsAny(f.Source, "\n\r")) {
+		e.add(append(here, "source"), "%q is no path or URL", f.Source)
+	} else if err == nil && u.User != nil {
+		e.add(append(here, "source"), "a URL with a password in it would be printed: serve the file without one; its digest protects it")
+	}
+}
+
+// Layer is one Butane document, a template over a Machine's facts.
+type Layer struct {
+	Base
+	Spec   LayerSpec   `json:"spec"`
+	Status LayerStatus `json:"status,omitzero"`
+}
+
+// LayerSpec is the desired Layer.
+type LayerSpec struct {
+	Butane string `json:"butane" doc:"Butane YAML; variant and version may be left out. A Go template over the Machine's facts."`
+}
+
+// LayerStatus is what rackweft observed.
+type LayerStatus struct {
+	Conditions Conditions `json:"conditions,omitempty"`
+}
+
+// SetDefaults implements Object.
+func (l *Layer) SetDefaults() { l.defaultType("Layer") }
+
+// Validate implements Object.
+func (l *Layer) Validate() FieldErrors {
+	e := l.common("Layer")
+	if strings.TrimSpace(l.Spec.Butane) == "" {
+		e.add(at("spec", "butane"), "a Layer without a document does nothing")
+	}
+	if len(l.Spec.Butane) > 1<<19 {
+		e.add(at("spec", "butane"), "%d bytes are more than 512 KiB", len(l.Spec.Butane))
+	}
+	return e
+}
+
+// Profile is what a Machine boots.
+type Profile struct {
+	Base
+	Spec   ProfileSpec   `json:"spec"`
+	Status ProfileStatus `json:"status,omitzero"`
+}
+
+// ProfileSpec is the desired Profile.
+type ProfileSpec struct {
+	Image           string            `json:"image"`
+	KernelArguments []string          `json:"kernelArguments,omitempty"`
+	Layers          []string          `json:"layers,omitempty" doc:"Layers by name, merged in this order."`
+	Variables       map[string]string `json:"variables,omitempty" doc:"What templates see as .Variables."`
+	Install         *Install          `json:"install,omitempty" doc:"null boots live; else the image's disk is written first."`
+}
+
+// Install says where the image's disk is written.
+type Install struct {
+	Disk string `json:"disk" doc:"A stable path, such as /dev/disk/by-id/…"`
+	Wipe bool   `json:"wipe,omitzero" doc:"Write even over a disk that holds a foreign file system."`
+}
+
+// ProfileStatus is what rackweft observed.
+type ProfileStatus struct {
+	Conditions Conditions `json:"conditions,omitempty"`
+}
+
+// SetDefaults implements Object.
+func (p *Profile) SetDefaults() { p.defaultType("Profile") }
+
+// Validate implements Object.
+func (p *Profile) Validate() FieldErrors {
+	e := p.common("Profile")
+	e.name(at("spec", "image"), p.Spec.Image)
+	for i, l := range p.Spec.Layers {
+		e.name(at("spec", "layers", i), l)
+		if slices.Contains(p.Spec.Layers[:i], l) {
+			e.add(at("spec", "layers", i), "Layer %q is listed twice", l)
+		}
+	}
+	for i, a := range p.Spec.KernelArguments {
+		if a == "" || strings.ContainsAny(a, "\n\r\t") {
+			e.add(at("spec", "kernelArguments", i), "%q is no kernel argument", a)
+		}
+	}
+	if p.Spec.Install != nil && !strings.HasPrefix(p.Spec.Install.Disk, "/dev/") {
+		e.add(at("spec", "install", "disk"), "%q is no disk: write a stable path, such as /dev/disk/by-id/…", p.Spec.Install.Disk)
+	}
+	return e
+}

@@ -1,0 +1,484 @@
+package api
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Machine is one physical server.
+type Machine struct {
+	Base
+	Spec   MachineSpec   `json:"spec"`
+	Status MachineStatus `json:"status,omitzero"`
+}
+
+// MachineState is what a Machine should be.
+type MachineState string
+
+// The states that a person can ask for.
+const (
+	StateActive      MachineState = "Active"
+	StateOff         MachineState = "Off"
+	StateMaintenance MachineState = "Maintenance"
+)
+
+// MachineSpec is the desired Machine.
+type MachineSpec struct {
+	Zone     string   `json:"zone,omitzero"`
+	Location Location `json:"location,omitzero"`
+	Profile  string   `json:"profile,omitzero"`
+	Links    []Link   `json:"links"`
+	BMC      *BMC     `json:"bmc,omitempty"`
+	Boot     Boot     `json:"boot,omitzero"`
+	// Variables override the Profile's.
+	Variables map[string]string `json:"variables,omitempty" doc:"Override the Profile's."`
+	State     MachineState      `json:"state,omitzero" enum:"Active,Off,Maintenance"`
+}
+
+// Location says where a Machine stands and what it is cabled to.
+type Location struct {
+	Rack   string `json:"rack,omitzero"`
+	Unit   int    `json:"unit,omitzero"`
+	Switch string `json:"switch,omitzero"`
+	Port   string `json:"port,omitzero"`
+}
+
+// Link is one network interface: a NIC (by MAC), a bond of NICs, or a VLAN.
+type Link struct {
+	Name      string       `json:"name" doc:"The interface's name on the host."`
+	MAC       MAC          `json:"mac,omitzero"`
+	Bond      *Bond        `json:"bond,omitempty"`
+	VLAN      *VLAN        `json:"vlan,omitempty"`
+	Subnet    string       `json:"subnet,omitzero"`
+	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Pins the addresses; DHCP on a provisioning Subnet gives the first of them."`
+	MTU       int          `json:"mtu,omitzero" doc:"The Subnet's unless set."`
+}
+
+// Bond joins NICs.
+type Bond struct {
+	Mode    string `json:"mode" enum:"802.3ad,active-backup,balance-xor,balance-rr"`
+	Members []MAC  `json:"members"`
+}
+
+// VLAN is a tagged interface on another link.
+type VLAN struct {
+	Link string `json:"link"`
+	ID   int    `json:"id"`
+}
+
+// BMC says how a Machine's controller is reached.
+type BMC struct {
+	Address     string `json:"address" doc:"https://host[:port]"`
+	Protocol    string `json:"protocol,omitzero" enum:"redfish"`
+	Credentials string `json:"credentials" doc:"A Secret with username and password."`
+	TLS         BMCTLS `json:"tls,omitzero"`
+}
+
+// BMCTLS pins the BMC's certificate.
+type BMCTLS struct {
+	Fingerprint string `json:"fingerprint,omitzero" doc:"sha256:<hex> of the certificate; the first one seen is kept in status unless set."`
+}
+
+// UnsolicitedBoot says what happens when a known Machine network-boots and
+// nobody asked it to.
+type UnsolicitedBoot string
+
+// The answers to an unsolicited boot.
+const (
+	BootConfirm UnsolicitedBoot = "confirm" // serve it when the BMC confirms a reset and no live agent holds the stream
+	BootAllow   UnsolicitedBoot = "allow"
+	BootRefuse  UnsolicitedBoot = "refuse"
+)
+
+// Boot holds what is particular to one Machine's network boot.
+type Boot struct {
+	Unsolicited UnsolicitedBoot `json:"unsolicited,omitzero" enum:"confirm,allow,refuse"`
+	Firmware    string          `json:"firmware,omitzero" enum:"auto,uefi,bios" doc:"Boot mode sent to the BMC; auto leaves it alone."`
+	File        string          `json:"file,omitzero" doc:"Boot file for odd firmware, instead of the one chosen by architecture."`
+	VendorPXE   string          `json:"vendorPXE,omitzero" enum:"auto,always,never" doc:"Whether DHCP option 43 goes with PXE offers."`
+}
+
+// Phase is where a Machine stands.
+type Phase string
+
+// The phases of a Machine.
+const (
+	PhaseDiscovered     Phase = "Discovered"
+	PhaseRegistered     Phase = "Registered"
+	PhaseInspecting     Phase = "Inspecting"
+	PhaseAvailable      Phase = "Available"
+	PhaseProvisioning   Phase = "Provisioning"
+	PhaseActive         Phase = "Active"
+	PhaseDraining       Phase = "Draining"
+	PhaseDeprovisioning Phase = "Deprovisioning"
+	PhaseMaintenance    Phase = "Maintenance"
+	PhaseFailed         Phase = "Failed"
+)
+
+// Conditions of a Machine.
+const (
+	CondReferences = "References"    // everything that the spec names exists
+	CondBMC        = "BMCReachable"  // the BMC answers and takes the password
+	CondInspected  = "Inspected"     // the inventory is known
+	CondProvision  = "Provisioned"   // the last BootAttempt reached Active
+	CondConnected  = "HostConnected" // nodeagent holds its stream
+	CondApplied    = "HostApplied"   // every HostSpec part is applied
+	CondBrake      = "Held"          // a brake or a policy holds the Machine back
+)
+
+// MachineStatus is what rackweft observed and chose.
+type MachineStatus struct {
+	Phase              Phase        `json:"phase,omitzero"`
+	ObservedGeneration int64        `json:"observedGeneration,omitzero"`
+	Power              string       `json:"power,omitzero" doc:"On, Off or Unknown, as the BMC last said."`
+	BMC                BMCStatus    `json:"bmc,omitzero"`
+	Inventory          *Inventory   `json:"inventory,omitempty"`
+	Addresses          []netip.Addr `json:"addresses,omitempty" doc:"Leased on the provisioning Subnet."`
+	// LastSeen is when a Discovered machine last asked for anything.
+	LastSeen   time.Time     `json:"lastSeen,omitzero"`
+	Attempt    *BootAttempt  `json:"attempt,omitempty" doc:"The BootAttempt under way, or the last."`
+	History    []BootAttempt `json:"history,omitempty" doc:"Earlier BootAttempts, newest first, at most five."`
+	Requests   []Request     `json:"requests,omitempty" doc:"Verbs that people asked for, newest last, at most ten."`
+	Host       *HostStatus   `json:"host,omitempty"`
+	Conditions Conditions    `json:"conditions,omitempty"`
+}
+
+// BMCStatus is what was learned of the BMC.
+type BMCStatus struct {
+	Fingerprint string `json:"fingerprint,omitzero" doc:"Learned at the first contact, then pinned."`
+	// LearnedFrom is the address that Fingerprint was learned from: another
+	// address starts over.
+	LearnedFrom string    `json:"learnedFrom,omitzero"`
+	LastContact time.Time `json:"lastContact,omitzero"`
+}
+
+// Stage is how far a BootAttempt has come. Stages are ordered; a boot may skip
+// some (iPXE in ROM fetches nothing over TFTP).
+type Stage string
+
+// The stages of a BootAttempt, in order.
+const (
+	StageRequested Stage = "Requested" // the attempt is open; the BMC has not been told yet
+	StagePowerOn   Stage = "PowerOn"   // the BMC was told to power on
+	StageDHCP      Stage = "DHCP"      // its firmware has an address
+	StageLoader    Stage = "Loader"    // iPXE was fetched
+	StageScript    Stage = "Script"    // the boot script was served
+	StageKernel    Stage = "Kernel"    // the kernel was fetched
+	StageInitrd    Stage = "Initrd"    // the initrd was fetched
+	StagePointer   Stage = "Pointer"   // Ignition fetched the pointer
+	StageConfig    Stage = "Config"    // Ignition fetched its config with the token
+	StageRootfs    Stage = "Rootfs"    // the root file system was fetched
+	StageJoined    Stage = "Joined"    // nodeagent joined
+	StageApplied   Stage = "Applied"   // the host applied its HostSpec
+)
+
+// Stages lists the stages in order.
+func Stages() []Stage {
+	return []Stage{StageRequested, StagePowerOn, StageDHCP, StageLoader, StageScript, StageKernel,
+		StageInitrd, StagePointer, StageConfig, StageRootfs, StageJoined, StageApplied}
+}
+
+// Index is the stage's place in Stages, or -1.
+func (s Stage) Index() int { return slices.Index(Stages(), s) }
+
+// AttemptResult is how a BootAttempt ended.
+type AttemptResult string
+
+// The results of a BootAttempt; empty while it is under way.
+const (
+	ResultActive AttemptResult = "Active"
+	ResultFailed AttemptResult = "Failed"
+)
+
+// BootAttempt is one boot of one Machine, from the power command (or a
+// confirmed reset) to Active or Failed.
+type BootAttempt struct {
+	ID     string `json:"id"`
+	Number int    `json:"number" doc:"Counts the Machine's attempts."`
+	Reason string `json:"reason" doc:"Why it was opened."`
+	// Retry counts attempts since the last that reached Active or was asked for.
+	Retry      int           `json:"retry,omitzero" doc:"Attempts before it that failed in a row."`
+	Generation int64         `json:"generation" doc:"The Machine's generation that it boots."`
+	Started    time.Time     `json:"started"`
+	Deadline   time.Time     `json:"deadline" doc:"Moved on by progress."`
+	Stage      Stage         `json:"stage"`
+	Stages     []StageTime   `json:"stages,omitempty"`
+	Trust      TrustLevel    `json:"trust,omitzero" doc:"What the Machine has proved so far."`
+	Joined     time.Time     `json:"joined,omitzero"`
+	Finished   time.Time     `json:"finished,omitzero"`
+	Result     AttemptResult `json:"result,omitzero"`
+	Message    string        `json:"message,omitzero"`
+}
+
+// Open reports whether the attempt is under way.
+func (a *BootAttempt) Open() bool { return a != nil && a.Result == "" }
+
+// Reached reports whether the attempt has come to that stage or beyond.
+func (a *BootAttempt) Reached(s Stage) bool { return a != nil && a.Stage.Index() >= s.Index() }
+
+// StageTime is when a stage was first reached.
+type StageTime struct {
+	Stage Stage     `json:"stage"`
+	Time  time.Time `json:"time"`
+}
+
+// Verb is what a person can ask of a Machine once.
+type Verb string
+
+// The verbs.
+const (
+	VerbReprovision Verb = "reprovision"
+	VerbPower       Verb = "power"
+	VerbInspect     Verb = "inspect"
+	VerbIdentify    Verb = "identify"
+)
+
+// Request is one verb that was asked for. A repeated id is the same request.
+type Request struct {
+	ID       string    `json:"id"`
+	Verb     Verb      `json:"verb" enum:"reprovision,power,inspect,identify"`
+	Argument string    `json:"argument,omitzero" doc:"power: on, off, reset; identify: on, off."`
+	By       string    `json:"by,omitzero"`
+	Time     time.Time `json:"time"`
+	State    string    `json:"state" enum:"Pending,Running,Done,Failed"`
+	Message  string    `json:"message,omitzero"`
+}
+
+// The states of a Request.
+const (
+	RequestPending = "Pending"
+	RequestRunning = "Running"
+	RequestDone    = "Done"
+	RequestFailed  = "Failed"
+)
+
+// Inventory is what a Machine is made of, as its BMC says.
+type Inventory struct {
+	Manufacturer string          `json:"manufacturer,omitzero"`
+	Model        string          `json:"model,omitzero"`
+	SKU          string          `json:"sku,omitzero"`
+	Serial       string          `json:"serial,omitzero"`
+	UUID         string          `json:"uuid,omitzero"`
+	BIOSVersion  string          `json:"biosVersion,omitzero"`
+	BMCFirmware  string          `json:"bmcFirmware,omitzero"`
+	CPUs         []InventoryCPU  `json:"cpus,omitempty"`
+	MemoryMiB    int64           `json:"memoryMiB,omitzero"`
+	NICs         []InventoryNIC  `json:"nics,omitempty"`
+	Disks        []InventoryDisk `json:"disks,omitempty"`
+}
+
+// InventoryCPU is one socket.
+type InventoryCPU struct {
+	Model   string `json:"model,omitzero"`
+	Cores   int    `json:"cores,omitzero"`
+	Threads int    `json:"threads,omitzero"`
+}
+
+// InventoryNIC is one network port.
+type InventoryNIC struct {
+	Name      string `json:"name,omitzero"`
+	MAC       MAC    `json:"mac,omitzero"`
+	SpeedMbps int    `json:"speedMbps,omitzero"`
+	Link      string `json:"link,omitzero" doc:"Up, Down or empty when unknown."`
+}
+
+// InventoryDisk is one drive.
+type InventoryDisk struct {
+	Name   string `json:"name,omitzero"`
+	Model  string `json:"model,omitzero"`
+	Serial string `json:"serial,omitzero"`
+	Type   string `json:"type,omitzero" doc:"HDD, SSD, NVMe or empty when unknown."`
+	Bytes  int64  `json:"bytes,omitzero"`
+}
+
+// HostStatus is what nodeagent reports of its host.
+type HostStatus struct {
+	UID          string                `json:"uid" doc:"The Machine's uid that it joined as."`
+	AgentVersion string                `json:"agentVersion,omitzero"`
+	OS           string                `json:"os,omitzero"`
+	Kernel       string                `json:"kernel,omitzero"`
+	BootID       string                `json:"bootID,omitzero"`
+	AttemptID    string                `json:"attemptID,omitzero" doc:"The BootAttempt that it joined in."`
+	ClockSkew    Duration              `json:"clockSkew,omitzero" doc:"Host clock minus bootd's when it connected."`
+	Stateless    bool                  `json:"stateless,omitzero" doc:"No filesystem labelled rackweft-data: state goes with a reboot."`
+	NICs         []HostNIC             `json:"nics,omitempty"`
+	Epoch        int64                 `json:"epoch,omitzero"`
+	Revision     int64                 `json:"revision,omitzero" doc:"HostSpec revision that it has applied."`
+	Parts        map[string]PartStatus `json:"parts,omitempty"`
+	Reported     time.Time             `json:"reported,omitzero" doc:"When bootd received it."`
+	// Connected and LastHeartbeat are kept in memory and filled in at reading.
+	Connected     bool      `json:"connected,omitzero"`
+	LastHeartbeat time.Time `json:"lastHeartbeat,omitzero"`
+}
+
+// HostNIC is one interface as the kernel shows it.
+type HostNIC struct {
+	Name      string         `json:"name"`
+	MAC       MAC            `json:"mac,omitzero"`
+	MTU       int            `json:"mtu,omitzero"`
+	Up        bool           `json:"up,omitzero"`
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+}
+
+// PartState is how a HostSpec part stands on the host.
+type PartState string
+
+// The states of a part.
+const (
+	PartApplied  PartState = "Applied"
+	PartPending  PartState = "Pending"
+	PartFailed   PartState = "Failed"
+	PartOrphaned PartState = "Orphaned" // runs on though the HostSpec names it no more
+)
+
+// PartStatus is one part as the host observed it.
+type PartStatus struct {
+	Digest  string    `json:"digest,omitzero" doc:"Of the part that was applied."`
+	State   PartState `json:"state"`
+	Message string    `json:"message,omitzero"`
+	Time    time.Time `json:"time,omitzero"`
+}
+
+// SetDefaults implements Object.
+func (m *Machine) SetDefaults() {
+	m.defaultType("Machine")
+	if m.Spec.State == "" {
+		m.Spec.State = StateActive
+	}
+	if m.Spec.Boot.Unsolicited == "" {
+		m.Spec.Boot.Unsolicited = BootConfirm
+	}
+	if m.Spec.Boot.Firmware == "" {
+		m.Spec.Boot.Firmware = "auto"
+	}
+	if m.Spec.Boot.VendorPXE == "" {
+		m.Spec.Boot.VendorPXE = "auto"
+	}
+	if m.Spec.BMC != nil && m.Spec.BMC.Protocol == "" {
+		m.Spec.BMC.Protocol = "redfish"
+	}
+}
+
+// Validate implements Object.
+func (m *Machine) Validate() FieldErrors {
+	e := m.common("Machine")
+	e.optionalName(at("spec", "zone"), m.Spec.Zone)
+	e.optionalName(at("spec", "profile"), m.Spec.Profile)
+	e.oneOf(at("spec", "state"), string(m.Spec.State), "Active", "Off", "Maintenance")
+	e.oneOf(at("spec", "boot", "unsolicited"), string(m.Spec.Boot.Unsolicited), "confirm", "allow", "refuse")
+	e.oneOf(at("spec", "boot", "firmware"), m.Spec.Boot.Firmware, "auto", "uefi", "bios")
+	e.oneOf(at("spec", "boot", "vendorPXE"), m.Spec.Boot.VendorPXE, "auto", "always", "never")
+	if strings.ContainsAny(m.Spec.Boot.File, "\n\r\x00") || len(m.Spec.Boot.File) > 127 {
+		e.add(at("spec", "boot", "file"), "%q is no boot file name of at most 127 bytes", m.Spec.Boot.File)
+	}
+	m.validateLinks(&e)
+	m.validateBMC(&e)
+	return e
+}
+
+func (m *Machine) validateLinks(e *FieldErrors) {
+	if len(m.Spec.Links) == 0 {
+		e.add(at("spec", "links"), "at least one link with a MAC is required: it is how the Machine is known when it boots")
+		return
+	}
+	names := map[string]int{}
+	macs := map[MAC]string{}
+	useMAC := func(where []any, mac MAC) {
+		if other, taken := macs[mac]; taken {
+			e.add(where, "MAC %s stands at %s already", mac, other)
+		}
+		macs[mac] = Pointer(where...)
+	}
+	for i, l := range m.Spec.Links {
+		here := at("spec", "links", i)
+		if l.Name == "" || len(l.Name) > 15 || strings.ContainsAny(l.Name, "/ \t\n:") {
+			e.add(append(here, "name"), "%q is no interface name: 1 to 15 characters without '/', ':' or space", l.Name)
+		}
+		if j, taken := names[l.Name]; taken {
+			e.add(append(here, "name"), "link %d is called %q too", j, l.Name)
+		}
+		names[l.Name] = i
+		e.optionalName(append(here, "subnet"), l.Subnet)
+		if l.MTU != 0 {
+			e.between(append(here, "mtu"), l.MTU, 576, 9216)
+		}
+		m.validateLinkKind(e, here, l, names, useMAC)
+	}
+	if len(macs) == 0 {
+		e.add(at("spec", "links"), "no link has a MAC: it is how the Machine is known when it boots")
+	}
+}
+
+func (m *Machine) validateLinkKind(e *FieldErrors, here []any, l Link, names map[string]int, useMAC func([]any, MAC)) {
+	kinds := 0
+	if l.MAC != "" {
+		kinds++
+		useMAC(append(slices.Clone(here), "mac"), l.MAC)
+	}
+	if l.Bond != nil {
+		kinds++
+		e.oneOf(append(slices.Clone(here), "bond", "mode"), l.Bond.Mode, "802.3ad", "active-backup", "balance-xor", "balance-rr")
+		if len(l.Bond.Members) == 0 {
+			e.add(append(slices.Clone(here), "bond", "members"), "a bond has members, named by MAC")
+		}
+		for i, mac := range l.Bond.Members {
+			useMAC(append(slices.Clone(here), "bond", "members", i), mac)
+		}
+	}
+	if l.VLAN != nil {
+		kinds++
+		e.between(append(slices.Clone(here), "vlan", "id"), l.VLAN.ID, 1, 4094)
+		if _, ok := names[l.VLAN.Link]; !ok || l.VLAN.Link == l.Name {
+			e.add(append(slices.Clone(here), "vlan", "link"), "no link before this one is called %q", l.VLAN.Link)
+		}
+	}
+	if kinds != 1 {
+		e.add(here, "link %q has %d of mac, bond and vlan; it needs exactly one", l.Name, kinds)
+	}
+}
+
+func (m *Machine) validateBMC(e *FieldErrors) {
+	b := m.Spec.BMC
+	if b == nil {
+		return
+	}
+	u, err := url.Parse(b.Address)
+	if err != nil || u.Scheme != "https" || u.Host == "" || (u.Path != "" && u.Path != "/") || u.User != nil {
+		e.add(at("spec", "bmc", "address"), "%q is no BMC address: write https://host or https://host:port", b.Address)
+	}
+	e.oneOf(at("spec", "bmc", "protocol"), b.Protocol, "redfish")
+	e.name(at("spec", "bmc", "credentials"), b.Credentials)
+	if f := b.TLS.Fingerprint; f != "" {
+		if err := validateFingerprint(f); err != nil {
+			e.add(at("spec", "bmc", "tls", "fingerprint"), "%s", err)
+		}
+	}
+}
+
+func validateFingerprint(f string) error {
+	digits, ok := strings.CutPrefix(f, "sha256:")
+	raw, err := hex.DecodeString(strings.ReplaceAll(digits, ":", ""))
+	if !ok || err != nil || len(raw) != 32 {
+		return fmt.Errorf("%q is no fingerprint: write sha256: and 64 hexadecimal digits", f)
+	}
+	return nil
+}
+
+// MACs lists every MAC that the spec names, links first, then bond members.
+func (m *Machine) MACs() []MAC {
+	var macs []MAC
+	for _, l := range m.Spec.Links {
+		if l.MAC != "" {
+			macs = append(macs, l.MAC)
+		}
+		if l.Bond != nil {
+			macs = append(macs, l.Bond.Members...)
+		}
+	}
+	return macs
+}

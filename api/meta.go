@@ -1,0 +1,165 @@
+package api
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// TypeMeta names an object's kind.
+type TypeMeta struct {
+	APIVersion string `json:"apiVersion" enum:"rackweft/v1alpha1" doc:"Always rackweft/v1alpha1."`
+	Kind       string `json:"kind" doc:"The object's kind."`
+}
+
+// Metadata is what every object has beside its spec and status. All but Name,
+// Labels, Annotations and Finalizers is set by the server.
+type Metadata struct {
+	Name        string            `json:"name" doc:"RFC 1123 label, unique within the kind."`
+	UID         string            `json:"uid,omitzero" doc:"Set at creation; two objects of one name are two uids."`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	// Generation counts changes of spec.
+	Generation int64 `json:"generation,omitzero" doc:"Counts changes of spec."`
+	// ResourceVersion is the store revision of the last write. A write that
+	// carries one succeeds only while it is still current.
+	ResourceVersion   string     `json:"resourceVersion,omitzero" doc:"Store revision of the last write; a write that carries one is refused with 409 when it is no longer current."`
+	CreationTimestamp time.Time  `json:"creationTimestamp,omitzero"`
+	DeletionTimestamp *time.Time `json:"deletionTimestamp,omitempty"`
+	Finalizers        []string   `json:"finalizers,omitempty"`
+}
+
+// Object is any kind. The methods are implemented by every pointer to a kind.
+type Object interface {
+	// Type is the object's own TypeMeta, to be read or set.
+	Type() *TypeMeta
+	// Meta is the object's own Metadata, to be read or set.
+	Meta() *Metadata
+	// SetDefaults fills the fields whose default does not depend on anything
+	// outside the object.
+	SetDefaults()
+	// Validate reports every field that is wrong by itself; what depends on
+	// other objects is checked by the server.
+	Validate() FieldErrors
+}
+
+// Base is embedded in every kind.
+type Base struct {
+	TypeMeta
+	Metadata Metadata `json:"metadata"`
+}
+
+// Type implements Object.
+func (b *Base) Type() *TypeMeta { return &b.TypeMeta }
+
+// Meta implements Object.
+func (b *Base) Meta() *Metadata { return &b.Metadata }
+
+// ConditionStatus is True, False or Unknown.
+type ConditionStatus string
+
+// The three values of a condition.
+const (
+	True    ConditionStatus = "True"
+	False   ConditionStatus = "False"
+	Unknown ConditionStatus = "Unknown"
+)
+
+// Condition is one observed fact of an object.
+type Condition struct {
+	Type    string          `json:"type"`
+	Status  ConditionStatus `json:"status" enum:"True,False,Unknown"`
+	Reason  string          `json:"reason,omitzero" doc:"One CamelCase word for programs."`
+	Message string          `json:"message,omitzero" doc:"A sentence for people: what, where, what to do."`
+	Time    time.Time       `json:"time,omitzero" doc:"When status last changed."`
+}
+
+// Conditions is a set by type.
+type Conditions []Condition
+
+// Get returns the condition of that type, or nil.
+func (c Conditions) Get(typ string) *Condition {
+	i := slices.IndexFunc(c, func(x Condition) bool { return x.Type == typ })
+	if i < 0 {
+		return nil
+	}
+	return &c[i]
+}
+
+// Is reports whether the condition of that type is True.
+func (c Conditions) Is(typ string) bool {
+	x := c.Get(typ)
+	return x != nil && x.Status == True
+}
+
+// Set adds or changes a condition; its time moves only when its status does.
+// It reports whether anything but the time changed.
+func (c *Conditions) Set(now time.Time, typ string, status ConditionStatus, reason, message string) bool {
+	old := c.Get(typ)
+	if old == nil {
+		*c = append(*c, Condition{Type: typ, Status: status, Reason: reason, Message: message, Time: now.UTC()})
+		return true
+	}
+	if old.Status == status && old.Reason == reason && old.Message == message {
+		return false
+	}
+	if old.Status != status {
+		old.Time = now.UTC()
+	}
+	old.Status, old.Reason, old.Message = status, reason, message
+	return true
+}
+
+// Remove drops the condition of that type.
+func (c *Conditions) Remove(typ string) {
+	*c = slices.DeleteFunc(*c, func(x Condition) bool { return x.Type == typ })
+}
+
+// Kind describes one kind to programs that handle all of them.
+type Kind struct {
+	Name     string   // Machine
+	Plural   string   // machines
+	Short    []string // what a person may type instead
+	Computed bool     // compiled from other objects, never stored or written
+	New      func() Object
+}
+
+// Kinds lists every kind in an order in which they can be applied: what is
+// referred to comes before what refers to it.
+func Kinds() []Kind {
+	return []Kind{
+		{Name: "Site", Plural: "sites", New: func() Object { return new(Site) }},
+		{Name: "Secret", Plural: "secrets", New: func() Object { return new(Secret) }},
+		{Name: "Zone", Plural: "zones", Short: []string{"z"}, New: func() Object { return new(Zone) }},
+		{Name: "Subnet", Plural: "subnets", Short: []string{"sn"}, New: func() Object { return new(Subnet) }},
+		{Name: "Image", Plural: "images", Short: []string{"img"}, New: func() Object { return new(Image) }},
+		{Name: "Layer", Plural: "layers", New: func() Object { return new(Layer) }},
+		{Name: "Profile", Plural: "profiles", Short: []string{"prof"}, New: func() Object { return new(Profile) }},
+		{Name: "Machine", Plural: "machines", Short: []string{"m"}, New: func() Object { return new(Machine) }},
+		{Name: "Network", Plural: "networks", Short: []string{"net"}, New: func() Object { return new(Network) }},
+		{Name: "Guest", Plural: "guests", Short: []string{"g"}, New: func() Object { return new(Guest) }},
+		{Name: "HostSpec", Plural: "hostspecs", Short: []string{"hs"}, Computed: true, New: func() Object { return new(HostSpec) }},
+	}
+}
+
+// LookupKind finds a kind by its name, plural, singular or short name.
+func LookupKind(word string) (Kind, error) {
+	for _, k := range Kinds() {
+		if word == k.Name || word == k.Plural || word == singular(k) || slices.Contains(k.Short, word) {
+			return k, nil
+		}
+	}
+	return Kind{}, fmt.Errorf("no kind is called %q", word)
+}
+
+// KindOf returns the kind of an object by its Go type, so that it works before
+// TypeMeta is set.
+func KindOf(o Object) Kind {
+	want := fmt.Sprintf("%T", o)
+	for _, k := range Kinds() {
+		if fmt.Sprintf("%T", k.New()) == want {
+			return k
+		}
+	}
+	panic("api: " + want + " is not a kind")
+}

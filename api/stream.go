@@ -1,0 +1,172 @@
+package api
+
+import "time"
+
+// The host stream is one HTTP/2 request that nodeagent opens and keeps:
+// POST /v1/hosts/NAME/stream. Both bodies are newline-delimited JSON frames.
+// Each frame has exactly one field set.
+
+// HostFrame is what a host sends.
+type HostFrame struct {
+	Hello  *Hello      `json:"hello,omitempty"`
+	Status *HostStatus `json:"status,omitempty"`
+	Ping   *Ping       `json:"ping,omitempty"`
+	// Renew asks for a fresh certificate over a CSR (PEM).
+	Renew string `json:"renew,omitzero"`
+	// Event is something that happened on the host.
+	Event *Event `json:"event,omitempty"`
+}
+
+// Hello is the first frame: what the host has cached, so that only the
+// difference is sent.
+type Hello struct {
+	UID          string            `json:"uid"`
+	AgentVersion string            `json:"agentVersion"`
+	Time         time.Time         `json:"time" doc:"The host's clock."`
+	Epoch        int64             `json:"epoch"`
+	Revision     int64             `json:"revision"`
+	Digests      map[string]string `json:"digests,omitempty" doc:"Of the cached parts, by name."`
+}
+
+// Ping keeps the stream alive and proves both ends awake.
+type Ping struct {
+	Time time.Time `json:"time"`
+}
+
+// ServerFrame is what bootd sends.
+type ServerFrame struct {
+	Part *PartUpdate `json:"part,omitempty"`
+	// Gone names a part that the HostSpec holds no more: the host keeps what it
+	// stands for running and reports it Orphaned, unless a tombstone follows.
+	Gone        string      `json:"gone,omitzero"`
+	Tombstones  []Tombstone `json:"tombstones,omitempty"`
+	Bookmark    *Bookmark   `json:"bookmark,omitempty"`
+	Pong        *Ping       `json:"pong,omitempty"`
+	Certificate string      `json:"certificate,omitzero" doc:"PEM, in answer to renew."`
+	// Refused ends the stream; the message says why and what to do.
+	Refused string `json:"refused,omitzero"`
+}
+
+// PartUpdate is a whole part, or a delta to the part whose digest is Base.
+type PartUpdate struct {
+	Name   string `json:"name"`
+	Digest string `json:"digest" doc:"Of the part after the update."`
+	Value  Part   `json:"value,omitempty"`
+	Base   string `json:"base,omitzero" doc:"Digest of the part that the delta applies to."`
+	// Delta changes a Network's peers; a host that does not hold Base asks for
+	// the whole part by opening its stream anew.
+	Delta *PeerDelta `json:"delta,omitempty"`
+}
+
+// PeerDelta changes the peers of a Network part.
+type PeerDelta struct {
+	Put    []NetworkPeer `json:"put,omitempty"`
+	Remove []string      `json:"remove,omitempty" doc:"Leases (prefixes) that are gone."`
+}
+
+// Bookmark closes a batch: all parts up to Revision have been sent, and what
+// the batch did not name is unchanged.
+type Bookmark struct {
+	Epoch    int64 `json:"epoch"`
+	Revision int64 `json:"revision"`
+}
+
+// JoinRequest is what nodeagent sends once per BootAttempt, over TLS with the
+// join token as a bearer token: POST /v1/join.
+type JoinRequest struct {
+	Machine string    `json:"machine"`
+	CSR     string    `json:"csr" doc:"PEM PKCS#10 request; bootd sets the names."`
+	Time    time.Time `json:"time" doc:"The host's clock, for the record."`
+	BootID  string    `json:"bootID,omitzero"`
+}
+
+// JoinResponse makes a machine a host.
+type JoinResponse struct {
+	Machine     string    `json:"machine"`
+	UID         string    `json:"uid"`
+	Certificate string    `json:"certificate" doc:"PEM client certificate, host:NAME."`
+	CA          string    `json:"ca" doc:"PEM certificates of the site's CA."`
+	API         []string  `json:"api" doc:"URLs of bootd, in the order in which to try them."`
+	Time        time.Time `json:"time" doc:"bootd's clock."`
+	AttemptID   string    `json:"attemptID"`
+}
+
+// AgentConfig is the file that Ignition writes for nodeagent
+// (/etc/rackweft/nodeagent.yaml).
+type AgentConfig struct {
+	Machine   string   `json:"machine"`
+	UID       string   `json:"uid"`
+	API       []string `json:"api"`
+	CA        string   `json:"ca"`
+	AttemptID string   `json:"attemptID"`
+	// JoinTokenFile holds the one-time token; nodeagent removes the file once it has joined.
+	JoinTokenFile string `json:"joinTokenFile,omitzero"`
+}
+
+// EventType is Normal or Warning.
+type EventType string
+
+// The types of event.
+const (
+	Normal  EventType = "Normal"
+	Warning EventType = "Warning"
+)
+
+// Event is something that happened to an object.
+type Event struct {
+	Time    time.Time `json:"time"`
+	Kind    string    `json:"kind"`
+	Name    string    `json:"name"`
+	UID     string    `json:"uid,omitzero"`
+	Type    EventType `json:"type" enum:"Normal,Warning"`
+	Reason  string    `json:"reason"`
+	Message string    `json:"message"`
+}
+
+// Decision is why a machine got the answer that it got.
+type Decision struct {
+	Time     time.Time         `json:"time"`
+	Machine  string            `json:"machine,omitzero" doc:"Empty when no Machine has the MAC."`
+	MAC      MAC               `json:"mac,omitzero"`
+	Peer     string            `json:"peer,omitzero" doc:"Address that asked."`
+	Question string            `json:"question" doc:"dhcp, tftp, script, pointer, config, asset, join, boot, power."`
+	Answer   string            `json:"answer"`
+	Reason   string            `json:"reason"`
+	Attempt  string            `json:"attempt,omitzero"`
+	Details  map[string]string `json:"details,omitempty"`
+}
+
+// AuditRecord is one change that somebody asked for.
+type AuditRecord struct {
+	Time   time.Time `json:"time"`
+	Who    string    `json:"who"`
+	Role   string    `json:"role"`
+	From   string    `json:"from"`
+	Method string    `json:"method"`
+	Path   string    `json:"path"`
+	Status int       `json:"status"`
+	Diff   []Change  `json:"diff,omitempty" doc:"What changed; Secrets are masked."`
+}
+
+// Change is one field that differs.
+type Change struct {
+	Pointer string `json:"pointer"`
+	Old     any    `json:"old,omitempty"`
+	New     any    `json:"new,omitempty"`
+}
+
+// Explanation is the answer to why a Machine is as it is.
+type Explanation struct {
+	Machine   *Machine   `json:"machine,omitempty"`
+	Summary   []string   `json:"summary" doc:"Sentences: where it stands, what it waits for, what to do."`
+	Decisions []Decision `json:"decisions,omitempty"`
+	Events    []Event    `json:"events,omitempty"`
+	Origins   []Origin   `json:"origins,omitempty" doc:"Which Layer each part of its config comes from."`
+}
+
+// Origin says which Layer a file, unit or user of a config comes from.
+type Origin struct {
+	Path      string   `json:"path"`
+	Layer     string   `json:"layer"`
+	Overrides []string `json:"overrides,omitempty"`
+}

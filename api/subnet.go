@@ -1,0 +1,119 @@
+package api
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Subnet is a physical network that DHCP serves.
+type Subnet struct {
+	Base
+	Spec   SubnetSpec   `json:"spec"`
+	Status SubnetStatus `json:"status,omitzero"`
+}
+
+// SubnetPurpose says what a Subnet is for.
+type SubnetPurpose string
+
+// The purposes of a Subnet.
+const (
+	Provisioning SubnetPurpose = "provisioning"
+	Production   SubnetPurpose = "production"
+	Management   SubnetPurpose = "management"
+)
+
+// SubnetMode says how bootd answers DHCP on a Subnet.
+type SubnetMode string
+
+// The DHCP modes.
+const (
+	Authoritative SubnetMode = "authoritative" // bootd hands out addresses
+	Proxy         SubnetMode = "proxy"         // another server does; bootd adds the boot answer
+)
+
+// SubnetSpec is the desired Subnet.
+type SubnetSpec struct {
+	Purpose   SubnetPurpose  `json:"purpose" enum:"provisioning,production,management"`
+	Zone      string         `json:"zone,omitzero" doc:"A production Subnet belongs to one Zone."`
+	Interface string         `json:"interface,omitzero" doc:"bootd's interface on it, where it has one; else requests come through relays."`
+	Prefixes  []netip.Prefix `json:"prefixes"`
+	Range     AddrRange      `json:"range,omitzero" doc:"Dynamic addresses, as first-last; none unless set."`
+	Gateway   netip.Addr     `json:"gateway,omitzero"`
+	DNS       []netip.Addr   `json:"dns,omitempty" doc:"The Site's unless set."`
+	NTP       []netip.Addr   `json:"ntp,omitempty" doc:"The Site's unless set."`
+	MTU       int            `json:"mtu,omitzero"`
+	Mode      SubnetMode     `json:"mode,omitzero" enum:"authoritative,proxy"`
+	Relays    []netip.Addr   `json:"relays,omitempty" doc:"The only relays listened to (giaddr); any inside the prefixes unless set."`
+	LeaseTime Duration       `json:"leaseTime,omitzero" doc:"1h unless set; unregistered clients get at most 10m."`
+}
+
+// SubnetStatus is what rackweft observed.
+type SubnetStatus struct {
+	Conditions Conditions `json:"conditions,omitempty"`
+}
+
+// SetDefaults implements Object.
+func (s *Subnet) SetDefaults() {
+	s.defaultType("Subnet")
+	if s.Spec.MTU == 0 {
+		s.Spec.MTU = 1500
+	}
+	if s.Spec.Purpose == Provisioning && s.Spec.Mode == "" {
+		s.Spec.Mode = Authoritative
+	}
+	if s.Spec.LeaseTime == 0 {
+		s.Spec.LeaseTime = Duration(time.Hour)
+	}
+}
+
+// Validate implements Object.
+func (s *Subnet) Validate() FieldErrors {
+	e := s.common("Subnet")
+	e.oneOf(at("spec", "purpose"), string(s.Spec.Purpose), "provisioning", "production", "management")
+	if s.Spec.Mode != "" {
+		e.oneOf(at("spec", "mode"), string(s.Spec.Mode), "authoritative", "proxy")
+	}
+	if s.Spec.Purpose == Production && s.Spec.Zone == "" {
+		e.add(at("spec", "zone"), "a production Subnet belongs to one Zone: name it")
+	}
+	if s.Spec.Purpose != Production && s.Spec.Zone != "" {
+		e.add(at("spec", "zone"), "only a production Subnet belongs to a Zone; this one is %s", s.Spec.Purpose)
+	}
+	e.optionalName(at("spec", "zone"), s.Spec.Zone)
+	if len(s.Spec.Prefixes) == 0 {
+		e.add(at("spec", "prefixes"), "at least one prefix is required")
+	}
+	e.prefixes(at("spec", "prefixes"), s.Spec.Prefixes)
+	e.between(at("spec", "mtu"), s.Spec.MTU, 576, 9216)
+	if g := s.Spec.Gateway; g.IsValid() && !contains(s.Spec.Prefixes, g) {
+		e.add(at("spec", "gateway"), "%s is in none of the Subnet's prefixes", g)
+	}
+	s.validateRange(&e)
+	if l := time.Duration(s.Spec.LeaseTime); l < time.Minute || l > 7*24*time.Hour {
+		e.add(at("spec", "leaseTime"), "%s is not between 1m and 168h", l)
+	}
+	return e
+}
+
+func (s *Subnet) validateRange(e *FieldErrors) {
+	r := s.Spec.Range
+	if r.IsZero() {
+		return
+	}
+	for _, p := range s.Spec.Prefixes {
+		if p.Contains(r.First) && p.Contains(r.Last) {
+			return
+		}
+	}
+	e.add(at("spec", "range"), "%s-%s is not inside one of the Subnet's prefixes", r.First, r.Last)
+}
+
+// Prefix returns the Subnet's prefix that contains a.
+func (s *Subnet) Prefix(a netip.Addr) (netip.Prefix, bool) {
+	for _, p := range s.Spec.Prefixes {
+		if p.Contains(a) {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
