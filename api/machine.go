@@ -128,8 +128,12 @@ const (
 	CondProvision  = "Provisioned"   // the last BootAttempt reached Active
 	CondConnected  = "HostConnected" // nodeagent holds its stream
 	CondApplied    = "HostApplied"   // every HostSpec part is applied
-	CondBrake      = "Held"          // a brake or a policy holds the Machine back
+	CondHeld       = "Held"          // a brake or a policy holds the Machine back
 )
+
+// DiscoveredLabel marks a Machine that bootd made because an unknown MAC asked
+// for a boot. Applying a Machine with that MAC takes it over.
+const DiscoveredLabel = "rackweft/discovered"
 
 // MachineStatus is what rackweft observed and chose.
 type MachineStatus struct {
@@ -140,7 +144,13 @@ type MachineStatus struct {
 	Inventory          *Inventory   `json:"inventory,omitempty"`
 	Addresses          []netip.Addr `json:"addresses,omitempty" doc:"Leased on the provisioning Subnet."`
 	// LastSeen is when a Discovered machine last asked for anything.
-	LastSeen   time.Time     `json:"lastSeen,omitzero"`
+	LastSeen time.Time `json:"lastSeen,omitzero"`
+	// BootAsked is when the Machine last asked for a boot script that no open
+	// BootAttempt covers: the machine controller decides on it.
+	BootAsked time.Time `json:"bootAsked,omitzero" doc:"When it last network-booted with no BootAttempt open for it."`
+	// HostKey is the SHA-256 of the public key that joined: a certificate over
+	// any other key is refused, however long it is valid.
+	HostKey    string        `json:"hostKey,omitzero" doc:"SHA-256 of the host's public key; certificates over any other key are refused."`
 	Attempt    *BootAttempt  `json:"attempt,omitempty" doc:"The BootAttempt under way, or the last."`
 	History    []BootAttempt `json:"history,omitempty" doc:"Earlier BootAttempts, newest first, at most five."`
 	Requests   []Request     `json:"requests,omitempty" doc:"Verbs that people asked for, newest last, at most ten."`
