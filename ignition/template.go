@@ -1,0 +1,328 @@
+package ignition
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"regexp"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"text/template"
+	"text/template/parse"
+)
+
+const (
+	maxRendered = 8 << 20 // bytes of one rendered layer, line marks included
+	maxValue    = 1 << 20 // bytes that one function may return
+)
+
+// document is a rendered layer that still knows its source lines.
+type document struct {
+	layer string
+	text  []byte
+	lines []int // source line of each rendered line; nil when they are the same
+}
+
+// errorf makes an error at a line of the rendered text, counted from 1, or at
+// none for 0.
+func (d document) errorf(line int, format string, args ...any) error {
+	if d.lines != nil && line > 0 {
+		line = d.lines[min(line, len(d.lines))-1]
+	}
+	return &layerError{d.layer, line, fmt.Sprintf(format, args...)}
+}
+
+// empty tells whether the document holds nothing but comments. Of several YAML
+// documents Butane would read the first and drop the rest, so that is an error.
+func (d document) empty() (bool, error) {
+	content, marks := false, 0
+	for i, line := range strings.Split(string(d.text), "\n") {
+		trimmed := strings.TrimSpace(line)
+		switch {
+		case trimmed == "" || strings.HasPrefix(trimmed, "#"):
+		case trimmed == "---" || strings.HasPrefix(line, "--- "):
+			if marks++; marks > 1 || content {
+				return false, d.errorf(i+1, "a second YAML document starts here: make it a layer of its own")
+			}
+			content = trimmed != "---"
+		default:
+			content = true
+		}
+	}
+	return !content, nil
+}
+
+// render runs a layer's template. What it writes carries marks, "\x00LINE\x00",
+// by which each line of the result is traced to the layer's source.
+func render(layer Layer, facts any, secret secretFunc) (document, error) {
+	if strings.Contains(layer.Butane, "\x00") {
+		return document{}, &layerError{layer.Name, 0, "holds a NUL byte, so it is no text"}
+	}
+	if !strings.Contains(layer.Butane, "{{") {
+		return document{layer: layer.Name, text: []byte(layer.Butane)}, nil
+	}
+	funcs := functions(secret)
+	tmpl, err := template.New("layer").Option("missingkey=error").Funcs(funcs).Parse(layer.Butane)
+	if err != nil {
+		return document{}, templateError(layer, err, facts)
+	}
+	marks := newMarker(layer.Butane)
+	for _, t := range tmpl.Templates() {
+		if t.Tree != nil {
+			marks.list(t.Root)
+		}
+	}
+	var out limitedBuffer
+	if err := tmpl.Execute(&out, facts); err != nil {
+		return document{}, templateError(layer, err, facts)
+	}
+	return unmark(layer.Name, out.Bytes())
+}
+
+// marker puts line marks into a parsed template.
+type marker struct {
+	breaks []int // offset of each line break in the source
+}
+
+func newMarker(source string) marker {
+	var m marker
+	for i := range len(source) {
+		if source[i] == '\n' {
+			m.breaks = append(m.breaks, i)
+		}
+	}
+	return m
+}
+
+func (m marker) list(list *parse.ListNode) {
+	if list == nil {
+		return
+	}
+	for _, node := range list.Nodes {
+		switch n := node.(type) {
+		case *parse.TextNode:
+			n.Text = m.text(n.Text, n.Pos)
+		case *parse.IfNode:
+			m.list(n.List)
+			m.list(n.ElseList)
+		case *parse.WithNode:
+			m.list(n.List)
+			m.list(n.ElseList)
+		case *parse.RangeNode:
+			m.list(n.List)
+			m.list(n.ElseList)
+			// A mark per turn also makes endless loops run into maxRendered.
+			turn := &parse.TextNode{NodeType: parse.NodeText, Pos: n.Pos, Text: m.text(nil, n.Pos)}
+			n.List.Nodes = append([]parse.Node{turn}, n.List.Nodes...)
+		}
+	}
+}
+
+func (m marker) text(text []byte, pos parse.Pos) []byte {
+	line := sort.SearchInts(m.breaks, int(pos)) + 1
+	marked := fmt.Appendf(nil, "\x00%d\x00", line)
+	for _, b := range text {
+		marked = append(marked, b)
+		if b == '\n' {
+			line++
+			marked = fmt.Appendf(marked, "\x00%d\x00", line)
+		}
+	}
+	return marked
+}
+
+// unmark takes the marks out and reads the source lines from them. A line that
+// came out of a value belongs to the line of the action that wrote it.
+func unmark(layer string, marked []byte) (document, error) {
+	doc := document{layer: layer, text: make([]byte, 0, len(marked)), lines: []int{1}}
+	source, start := 1, true
+	for i := 0; i < len(marked); i++ {
+		if marked[i] != 0 {
+			doc.text = append(doc.text, marked[i])
+			start = marked[i] == '\n'
+			if start {
+				doc.lines = append(doc.lines, source)
+			}
+			continue
+		}
+		end := bytes.IndexByte(marked[i+1:], 0)
+		line, err := strconv.Atoi(string(marked[i+1 : i+1+max(end, 0)]))
+		if err != nil {
+			return document{}, &layerError{layer, source, "a value holds a NUL byte"}
+		}
+		source = line
+		if start {
+			doc.lines[len(doc.lines)-1] = line
+		}
+		i += end + 1
+	}
+	if at := bytes.Index(doc.text, []byte("<no value>")); at >= 0 {
+		return document{}, doc.errorf(1+bytes.Count(doc.text[:at], []byte("\n")), "a value is missing here: add `| default \"…\"`")
+	}
+	return doc, nil
+}
+
+// limitedBuffer stops a template that writes without end.
+type limitedBuffer struct{ bytes.Buffer }
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > maxRendered {
+		return 0, fmt.Errorf("the template writes more than %d MiB", maxRendered>>20)
+	}
+	return b.Buffer.Write(p)
+}
+
+// functions are what a layer may call besides text/template's own. None reads
+// a file, the environment or the clock.
+func functions(secret secretFunc) template.FuncMap {
+	return template.FuncMap{
+		"secret":  secret,
+		"quote":   func(v any) (string, error) { return toJSON(toString(v)) }, // JSON strings are YAML strings
+		"json":    toJSON,
+		"b64":     func(v any) (string, error) { return capped(base64.StdEncoding.EncodeToString([]byte(toString(v)))) },
+		"lower":   func(v any) string { return strings.ToLower(toString(v)) },
+		"upper":   func(v any) string { return strings.ToUpper(toString(v)) },
+		"indent":  indent,
+		"join":    join,
+		"default": orDefault,
+
+		// text/template's own, bounded: a loop could double a value for ever.
+		"print":    func(args ...any) (string, error) { return capped(fmt.Sprint(args...)) },
+		"printf":   func(format string, args ...any) (string, error) { return capped(fmt.Sprintf(format, args...)) },
+		"println":  func(args ...any) (string, error) { return capped(fmt.Sprintln(args...)) },
+		"html":     func(args ...any) (string, error) { return capped(template.HTMLEscaper(args...)) },
+		"js":       func(args ...any) (string, error) { return capped(template.JSEscaper(args...)) },
+		"urlquery": func(args ...any) (string, error) { return capped(template.URLQueryEscaper(args...)) },
+	}
+}
+
+const functionNames = "b64, default, indent, join, json, lower, quote, secret, upper and text/template's own"
+
+func capped(s string) (string, error) {
+	if len(s) > maxValue {
+		return "", fmt.Errorf("makes a value of more than %d MiB", maxValue>>20)
+	}
+	return s, nil
+}
+
+func toString(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	case []byte:
+		return string(v)
+	}
+	return fmt.Sprint(v)
+}
+
+func toJSON(v any) (string, error) {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return "", err
+	}
+	return capped(strings.TrimSuffix(out.String(), "\n"))
+}
+
+// indent puts n spaces before each line, the first one too: `{{ .X | indent 4 }}`.
+func indent(n int, v any) (string, error) {
+	if n < 0 || n > 100 {
+		return "", fmt.Errorf("%d spaces: give 0 to 100", n)
+	}
+	pad := strings.Repeat(" ", n)
+	return capped(pad + strings.ReplaceAll(strings.TrimSuffix(toString(v), "\n"), "\n", "\n"+pad))
+}
+
+// join writes a list with sep between: `{{ .Site.dns | join " " }}`.
+func join(sep string, list any) (string, error) {
+	v := reflect.ValueOf(list)
+	if v.Kind() != reflect.Slice && v.Kind() != reflect.Array {
+		return "", errors.New("the value is not a list")
+	}
+	items := make([]string, v.Len())
+	for i := range items {
+		items[i] = toString(v.Index(i).Interface())
+	}
+	return capped(strings.Join(items, sep))
+}
+
+// orDefault returns v unless it is missing, empty, zero or false:
+// `{{ index .Variables "tier" | default "app" }}`.
+func orDefault(fallback, v any) any {
+	if truth, _ := template.IsTrue(v); truth {
+		return v
+	}
+	return fallback
+}
+
+// templateError says in a reader's words what text/template says in Go's.
+func templateError(layer Layer, err error, facts any) error {
+	m := regexp.MustCompile(`(?s)^template: layer:(\d+)(?::\d+)?: (.*)$`).FindStringSubmatch(err.Error())
+	if m == nil {
+		return &layerError{layer.Name, 0, err.Error()}
+	}
+	line, _ := strconv.Atoi(m[1]) // the pattern has digits only
+	if regexp.MustCompile(`\{\{-?\s*(with|range|define|block)\b`).MatchString(layer.Butane) {
+		facts = nil // the dot may not be the facts, so do not tell what is in them
+	}
+	return &layerError{layer.Name, line, explain(m[2], facts)}
+}
+
+func explain(message string, facts any) string {
+	if strings.HasPrefix(message, "function ") {
+		return message + ": a layer can use " + functionNames
+	}
+	m := regexp.MustCompile(`(?s)^executing .*? at <(.*?)>: (.*)$`).FindStringSubmatch(message)
+	if m == nil {
+		return message
+	}
+	expr, cause := m[1], m[2]
+	if key, ok := match(`^map has no entry for key "(.*)"$`, cause); ok {
+		parent, _, _ := strings.Cut(expr+".", "."+key+".")
+		return fmt.Sprintf("%s: there is no %q%s; if it is optional, write {{ index %s %q | default \"…\" }}",
+			expr, key, known(facts, parent), orDefault(".", parent), key)
+	}
+	if field, ok := match(`^can't evaluate field (\S+) in type .*$`, cause); ok {
+		return fmt.Sprintf("%s: there is no %q", expr, field)
+	}
+	if field, ok := match(`^nil (?:pointer|data; no entry for key).* (\S+)$`, cause); ok {
+		return fmt.Sprintf("%s: what should hold %s is empty", expr, field)
+	}
+	if called, ok := match(`(?s)^error calling (.*)$`, cause); ok {
+		return called
+	}
+	return expr + ": " + cause
+}
+
+func match(pattern, text string) (string, bool) {
+	m := regexp.MustCompile(pattern).FindStringSubmatch(text)
+	if m == nil {
+		return "", false
+	}
+	return m[1], true
+}
+
+// known lists the names below path, such as ".Machine", where facts are maps.
+func known(facts any, path string) string {
+	for _, name := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' }) {
+		m, ok := facts.(map[string]any)
+		if !ok {
+			return ""
+		}
+		facts = m[name]
+	}
+	m, ok := facts.(map[string]any)
+	if !ok || len(m) == 0 {
+		return ""
+	}
+	return " among " + strings.Join(slices.Sorted(maps.Keys(m)), ", ")
+}
