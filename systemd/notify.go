@@ -1,0 +1,77 @@
+package systemd
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+)
+
+// Notifier tells systemd how the daemon fares (sd_notify(3)). Outside systemd
+// it does nothing. It is safe for concurrent use.
+type Notifier struct {
+	log      *slog.Logger
+	interval time.Duration // of the watchdog; 0 when there is none
+
+	mu   sync.Mutex
+	last string // status line sent last
+}
+
+// NewNotifier reads NOTIFY_SOCKET and WATCHDOG_USEC from the environment.
+func NewNotifier(log *slog.Logger) *Notifier {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("systemd: no watchdog: WATCHDOG_USEC cannot be read", "error", err)
+	}
+	return &Notifier{log: log, interval: interval}
+}
+
+// Ready says that start-up is complete.
+func (n *Notifier) Ready() { n.send(daemon.SdNotifyReady) }
+
+// Stopping says that shutdown has begun.
+func (n *Notifier) Stopping() { n.send(daemon.SdNotifyStopping) }
+
+// Status sets the line that `systemctl status` shows; the same line again is
+// not sent.
+func (n *Notifier) Status(line string) {
+	line = strings.Join(strings.Fields(line), " ") // a line break would begin another assignment
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if line == n.last {
+		return
+	}
+	n.last = line
+	n.send("STATUS=" + line)
+}
+
+// Watchdog keeps the watchdog fed while healthy answers true, at least twice
+// per WatchdogSec. It returns when ctx is done, at once without a watchdog.
+func (n *Notifier) Watchdog(ctx context.Context, healthy func() bool) {
+	if n.interval <= 0 {
+		return
+	}
+	tick := time.NewTicker(n.interval / 3)
+	defer tick.Stop()
+	for {
+		if healthy() {
+			n.send(daemon.SdNotifyWatchdog)
+		} else if ctx.Err() == nil {
+			n.log.Error("systemd: the watchdog is not fed: the daemon does not answer to itself")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (n *Notifier) send(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		n.log.Warn("systemd: cannot notify", "state", state, "error", err)
+	}
+}

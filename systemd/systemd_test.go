@@ -1,0 +1,120 @@
+package systemd
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestUnit(t *testing.T) {
+	for name, want := range map[string][]string{
+		"bootd.service":     {"ExecStart=/usr/local/bin/bootd", "/etc/rackweft/bootd.yaml"},
+		"nodeagent.service": {"ExecStart=/opt/rackweft/bin/nodeagent", "/etc/rackweft/nodeagent.yaml", "CAP_SYS_ADMIN"},
+	} {
+		text, err := Unit(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, "Type=notify", "WatchdogSec=30s", "Restart=always", "ProtectSystem=strict", "NoNewPrivileges=yes",
+			"MemoryDenyWriteExecute=yes", "WantedBy=multi-user.target")
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				t.Errorf("%s lacks %q", name, w)
+			}
+		}
+	}
+	_, err := Unit("other.service")
+	if err == nil || !strings.Contains(err.Error(), "bootd.service, nodeagent.service") {
+		t.Errorf("an unknown unit gives %v; want an error that names those that exist", err)
+	}
+}
+
+// systemd itself reads the units; the daemons need not be installed here.
+func TestUnitsVerify(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("systemd-analyze is not installed: the units are not verified by systemd")
+	}
+	binary := regexp.MustCompile(`(?m)^ExecStart=\S+`)
+	for _, name := range Units() {
+		text, err := Unit(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(binary.ReplaceAllString(text, "ExecStart=/bin/true")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(analyze, "verify", "--man=no", path).CombinedOutput()
+		if err != nil || strings.Contains(string(out), name) {
+			t.Errorf("systemd-analyze verify %s: %v\n%s", name, err, out)
+		}
+	}
+}
+
+func TestNotifier(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	receive := func() string {
+		t.Helper()
+		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		buf := make([]byte, 4096)
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n])
+	}
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "30000")
+	t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
+
+	n := NewNotifier(slog.New(slog.DiscardHandler))
+	n.Ready()
+	n.Status("joined;\nREADY=0 is not smuggled in")
+	n.Status("joined; READY=0 is not smuggled in")
+	n.Status("connected")
+	for _, want := range []string{"READY=1", "STATUS=joined; READY=0 is not smuggled in", "STATUS=connected"} {
+		if got := receive(); got != want {
+			t.Errorf("systemd was told %q, want %q", got, want)
+		}
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := 0
+	n.Watchdog(ctx, func() bool {
+		asked++
+		if asked == 4 {
+			cancel()
+		}
+		return asked == 2
+	})
+	n.Stopping()
+	for _, want := range []string{"WATCHDOG=1", "STOPPING=1"} {
+		if got := receive(); got != want {
+			t.Errorf("systemd was told %q, want %q", got, want)
+		}
+	}
+}
+
+func TestNotifierOutsideSystemd(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	t.Setenv("WATCHDOG_USEC", "")
+	n := NewNotifier(slog.New(slog.DiscardHandler))
+	n.Ready()
+	n.Status("nobody listens")
+	n.Watchdog(t.Context(), func() bool { t.Error("no watchdog, and yet it asks"); return true })
+	n.Stopping()
+}
