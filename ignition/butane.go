@@ -181,7 +181,9 @@ func readReport(doc document, verdict report.Report) (warnings []string, faults 
 // yamlError splits what the YAML reader says into one error per line.
 func yamlError(doc document, err error) error {
 	message := strings.TrimPrefix(err.Error(), "yaml: ")
-	message = strings.ReplaceAll(message, " into ignition.header", ": a layer is a YAML mapping, such as `storage:`")
+	message = strings.ReplaceAll(message, " into ignition.header", ": a layer is a mapping, such as `storage:`")
+	message = regexp.MustCompile(` into \[\]\S+`).ReplaceAllString(message, ": a list belongs here")
+	message = regexp.MustCompile(` into \S+\.\S+`).ReplaceAllString(message, ": a mapping belongs here")
 	var errs []error
 	for _, m := range regexp.MustCompile(`(?m)line (\d+): (.*)$`).FindAllStringSubmatch(message, -1) {
 		line, _ := strconv.Atoi(m[1]) // digits only; a huge number has no source line

@@ -247,8 +247,8 @@ func TestCompileErrors(t *testing.T) {
 		{"NUL", one("a: \x00"), "", System{}, `layer "worker": holds a NUL byte`},
 
 		{"YAML syntax", one("storage:\n  files: [\n"), "", System{}, `layer "worker" line 2: did not find expected node content`},
-		{"not a mapping", one("hello"), "", System{}, `layer "worker" line 1: cannot unmarshal !!str ` + "`hello`" + `: a layer is a YAML mapping`},
-		{"wrong type", one("storage:\n  files: 7\n"), "", System{}, `layer "worker" line 2: cannot unmarshal !!int`},
+		{"not a mapping", one("hello"), "", System{}, `layer "worker" line 1: cannot unmarshal !!str ` + "`hello`" + `: a layer is a mapping`},
+		{"wrong type", one("storage:\n  files: 7\n"), "", System{}, `layer "worker" line 2: cannot unmarshal !!int `+"`7`"+`: a list belongs here`},
 		{"line behind a loop", one("{{ range .Site.ntp }}\n# {{ . }}\n{{ end }}\nstorage:\n  files: 7\n"), "", System{}, `layer "worker" line 5: cannot unmarshal`},
 		{"line in a loop", one("storage:\n  files:\n{{- range .Site.ntp }}\n  - path: /{{ . }}\n    mod: 1\n{{- end }}\n"), "", System{},
 			"layer \"worker\" line 5: storage.files.0.mod: unknown key\nlayer \"worker\" line 5: storage.files.1.mod: unknown key"},
