@@ -1,0 +1,256 @@
+// Package bmc is a baseboard management controller: a Redfish service over HTTPS that drives one server
+// through the small Machine interface. It owns authentication, sessions, the resource tree, the boot
+// override, the event log, the event stream and the certificate; it knows neither QEMU nor namespaces.
+//
+// Its shape follows DMTF's schema and what iLO, iDRAC and Supermicro answer, so that a client which works
+// here works there: weak ETags with If-Match, ExtendedInfo errors, 409 for "already on", a session limit.
+// Faults (faults.go) make it as bad as a real one.
+package bmc
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Power is a server's power state in Redfish's words.
+type Power string
+
+const (
+	On  Power = "On"
+	Off Power = "Off"
+)
+
+// Target is a boot source in Redfish's words (ComputerSystem BootSource).
+type Target string
+
+const (
+	None     Target = "None"
+	Pxe      Target = "Pxe"
+	Hdd      Target = "Hdd"
+	UefiHTTP Target = "UefiHttp"
+)
+
+// Firmware is the boot mode, in Redfish's words (BootSourceOverrideMode).
+type Firmware string
+
+const (
+	Legacy Firmware = "Legacy"
+	UEFI   Firmware = "UEFI"
+)
+
+// Override is what the next boot is to use instead of the server's own boot order.
+// The zero Target means None. Once is consumed by the next boot, whoever causes it.
+type Override struct {
+	Target Target
+	Once   bool
+}
+
+// Machine is the server behind the BMC. Its methods are safe for concurrent use and return once the
+// request has been given to the hardware; what then happens is seen in Power and told as Events.
+type Machine interface {
+	Power() Power
+	Override() Override
+	// SetOverride takes effect at the next boot, also while the server runs.
+	SetOverride(ctx context.Context, o Override) error
+	PowerOn(ctx context.Context) error
+	// PowerOff takes the power away at once.
+	PowerOff(ctx context.Context) error
+	// PressButton is the ACPI power button: the operating system may shut down, or ignore it.
+	PressButton(ctx context.Context) error
+	Reset(ctx context.Context) error
+	NMI(ctx context.Context) error
+	// DialConsole opens the serial console of a server that is on.
+	DialConsole(ctx context.Context) (net.Conn, error)
+}
+
+// EventKind says what happened to the server.
+type EventKind string
+
+const (
+	PoweredOn  EventKind = "PoweredOn"
+	PoweredOff EventKind = "PoweredOff"
+	Reset      EventKind = "Reset"
+)
+
+// Event is a fact about the server's power, whoever caused it.
+type Event struct {
+	Kind EventKind
+	// Cause is for a person: "the guest", "the BMC", "a fault".
+	Cause string
+}
+
+// ErrOff is what a Machine answers to a request that needs power.
+var ErrOff = errors.New("the server is off")
+
+// NIC is one network interface of the server.
+type NIC struct {
+	Name string // "NIC 1"
+	MAC  string
+}
+
+// Inventory is what the BMC tells about its server.
+type Inventory struct {
+	UUID, Serial, SKU, Manufacturer, Model, AssetTag string
+	BIOSVersion                                      string
+	Firmware                                         Firmware
+	CPUs                                             int
+	CPUModel                                         string
+	MemoryMiB                                        int
+	NICs                                             []NIC
+	DiskSerial                                       string
+	DiskBytes                                        int64
+}
+
+// Config is what a BMC is made of.
+type Config struct {
+	Dir                string // keeps bmc.crt and bmc.key, so that a pinned certificate outlives the process
+	Address            net.IP // of the BMC itself; in the certificate and in Managers/1
+	Username, Password string
+	Inventory          Inventory
+	SessionTimeout     time.Duration // idle; default 30 minutes
+	MaxSessions        int           // default 8, as iDRAC has
+}
+
+// Server is one BMC.
+type Server struct {
+	config  Config
+	machine Machine
+	log     *slog.Logger
+	http    *http.Server
+	events  *eventLog
+	started time.Time
+
+	work   sync.WaitGroup  // delayed actions
+	base   context.Context // of every request and delayed action; ends with Close
+	cancel context.CancelFunc
+
+	mu            sync.Mutex // guards what follows
+	password      string
+	certificate   *tls.Certificate
+	sessions      map[string]*session // by token
+	sessionSerial int
+	timeout       time.Duration // idle life of a session
+	faults        faults
+	lastReset     time.Time
+	httpBootURI   string
+	indicator     string // IndicatorLED: Off, Lit or Blinking
+	restart       bool   // GracefulRestart: power on again when the server has gone off
+	consoleBusy   bool
+}
+
+// New makes the BMC of machine m; it loads its certificate from config.Dir or makes one there.
+func New(config Config, m Machine, log *slog.Logger) (*Server, error) {
+	if config.SessionTimeout == 0 {
+		config.SessionTimeout = 30 * time.Minute
+	}
+	if config.MaxSessions == 0 {
+		config.MaxSessions = 8
+	}
+	certificate, err := loadCertificate(config.Dir, config.Address)
+	if err != nil {
+		return nil, fmt.Errorf("certificate of the BMC %s: %w", config.Address, err)
+	}
+	base, cancel := context.WithCancel(context.Background())
+	s := &Server{
+		config:      config,
+		machine:     m,
+		log:         log,
+		events:      newEventLog(),
+		started:     time.Now(),
+		base:        base,
+		cancel:      cancel,
+		password:    config.Password,
+		certificate: certificate,
+		sessions:    map[string]*session{},
+		timeout:     config.SessionTimeout,
+		indicator:   "Off",
+	}
+	s.http = &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		// HTTP/1.1 only, like the BMCs in the field.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+		TLSConfig: &tls.Config{
+			MinVersion:     tls.VersionTLS12,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.tlsCertificate(), nil },
+		},
+	}
+	return s, nil
+}
+
+// Serve answers on l until Close; it closes l.
+func (s *Server) Serve(l net.Listener) error {
+	gate := newGate(l)
+	s.mu.Lock()
+	s.faults.gate = gate
+	gate.set(s.faults.unreachable)
+	s.mu.Unlock()
+	err := s.http.ServeTLS(gate, "", "")
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("BMC %s: %w", s.config.Address, err)
+}
+
+// Close ends Serve, every connection and every delayed action. The server's power stays as it is.
+func (s *Server) Close() error {
+	s.cancel()
+	s.mu.Lock()
+	if s.faults.gate != nil {
+		s.faults.gate.set(false)
+	}
+	s.mu.Unlock()
+	err := s.http.Close()
+	s.work.Wait()
+	return err
+}
+
+// Notify is told by the machine what happened to it. It never calls the machine back, except to end a
+// GracefulRestart, and then from a goroutine of its own.
+func (s *Server) Notify(e Event) {
+	now := time.Now()
+	s.mu.Lock()
+	if e.Kind == PoweredOn || e.Kind == Reset {
+		s.lastReset = now
+	}
+	again := e.Kind == PoweredOff && s.restart
+	if e.Kind == PoweredOff {
+		s.restart = false
+	}
+	s.mu.Unlock()
+
+	s.events.add(now, e)
+	s.log.Info("server "+string(e.Kind), "bmc", s.config.Address.String(), "cause", e.Cause)
+	if again {
+		s.later(0, "end of GracefulRestart", s.machine.PowerOn)
+	}
+}
+
+// later runs do after a delay, unless the BMC is closed first.
+func (s *Server) later(delay time.Duration, what string, do func(context.Context) error) {
+	s.work.Go(func() {
+		select {
+		case <-s.base.Done():
+			return
+		case <-time.After(delay):
+		}
+		if s.base.Err() != nil { // both were ready
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.base, time.Minute)
+		defer cancel()
+		if err := do(ctx); err != nil {
+			s.log.Warn("action failed", "bmc", s.config.Address.String(), "action", what, "error", err)
+		}
+	})
+}

@@ -1,0 +1,163 @@
+package bmc
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const logCapacity = 512
+
+// eventLog keeps the last events and tells them to whoever listens.
+type eventLog struct {
+	mu        sync.Mutex
+	serial    int
+	entries   []entry
+	listeners map[chan entry]struct{}
+}
+
+type entry struct {
+	id    int
+	time  time.Time
+	event Event
+}
+
+func newEventLog() *eventLog {
+	return &eventLog{listeners: map[chan entry]struct{}{}}
+}
+
+func (l *eventLog) add(now time.Time, e Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.serial++
+	one := entry{id: l.serial, time: now, event: e}
+	l.entries = append(l.entries, one)
+	if len(l.entries) > logCapacity {
+		l.entries = l.entries[len(l.entries)-logCapacity:]
+	}
+	for listener := range l.listeners {
+		select {
+		case listener <- one:
+		default: // too slow: it is dropped, and can read the log
+			delete(l.listeners, listener)
+			close(listener)
+		}
+	}
+}
+
+func (l *eventLog) listen() chan entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := make(chan entry, 64)
+	l.listeners[c] = struct{}{}
+	return c
+}
+
+func (l *eventLog) leave(c chan entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.listeners, c)
+}
+
+func (l *eventLog) clear() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.entries = nil
+}
+
+// messageID is of DMTF's ResourceEvent registry.
+func (e entry) messageID() string {
+	switch e.event.Kind {
+	case PoweredOn:
+		return "ResourceEvent.1.3.ResourcePoweredOn"
+	case PoweredOff:
+		return "ResourceEvent.1.3.ResourcePoweredOff"
+	default:
+		return "ResourceEvent.1.3.ResourceStateChanged"
+	}
+}
+
+func (e entry) text() string {
+	switch e.event.Kind {
+	case PoweredOn:
+		return "The server was powered on by " + e.event.Cause + "."
+	case PoweredOff:
+		return "The server was powered off by " + e.event.Cause + "."
+	default:
+		return "The server was reset by " + e.event.Cause + "."
+	}
+}
+
+func (l *eventLog) addTo(t tree) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, one := range l.entries {
+		t.add(logPath+"/Entries/"+strconv.Itoa(one.id), "#LogEntry.v1_15_0.LogEntry", "Log Entry "+strconv.Itoa(one.id), resource{
+			"EntryType": "Event", "Severity": "OK", "Created": one.time.UTC().Format(time.RFC3339),
+			"Message": one.text(), "MessageId": one.messageID(), "MessageArgs": allow(systemPath),
+			"Links": resource{"OriginOfCondition": link(systemPath)},
+		})
+	}
+	t.collect(logPath+"/Entries", "LogEntry", "Event Log Entries")
+	t.add(logPath, "#LogService.v1_4_0.LogService", "Event Log", resource{
+		"ServiceEnabled": true, "MaxNumberOfRecords": logCapacity, "OverWritePolicy": "WrapsWhenFull", "LogEntryType": "Event",
+		"Entries": link(logPath + "/Entries"), "Status": enabled(),
+		"Actions": resource{"#LogService.ClearLog": resource{"target": clearLogPath}},
+	})
+	t.collect(systemPath+"/LogServices", "LogService", "Log Services")
+}
+
+// stream is the event stream of DSP0266 §12.4 (server-sent events).
+func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		fail(w, http.StatusInternalServerError, internal(fmt.Errorf("the connection cannot stream")))
+		return
+	}
+	events := s.events.listen()
+	defer s.events.leave(events)
+	w.Header().Set("Content-Type", "text/event-stream;charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+	flusher.Flush()
+
+	keepAlive := time.NewTicker(30 * time.Second)
+	defer keepAlive.Stop()
+	for {
+		var err error
+		select {
+		case <-r.Context().Done():
+			return
+		case <-keepAlive.C:
+			_, err = fmt.Fprint(w, ":\n\n")
+		case e, open := <-events:
+			if !open {
+				return
+			}
+			err = writeEvent(w, e)
+		}
+		if err != nil {
+			return
+		}
+		flusher.Flush()
+	}
+}
+
+func writeEvent(w http.ResponseWriter, e entry) error {
+	body, err := json.Marshal(resource{
+		"@odata.type": "#Event.v1_9_0.Event", "Id": strconv.Itoa(e.id), "Name": "Event Array",
+		"Events": []resource{{
+			"MemberId": "0", "EventId": strconv.Itoa(e.id), "EventType": "Event", "Severity": "OK", "MessageSeverity": "OK",
+			"EventTimestamp": e.time.UTC().Format(time.RFC3339), "Message": e.text(), "MessageId": e.messageID(),
+			"MessageArgs": allow(systemPath), "OriginOfCondition": link(systemPath),
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "id: %d\ndata: %s\n\n", e.id, body)
+	return err
+}

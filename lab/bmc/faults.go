@@ -1,0 +1,144 @@
+package bmc
+
+import (
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// faults is what a test may do to a BMC. Guarded by Server.mu.
+type faults struct {
+	gate        *gate
+	unreachable bool
+	powerDelay  time.Duration
+	failures    int
+	status      int
+	body        string
+}
+
+// SetUnreachable makes the BMC stop accepting: connections in use break, new ones hang until the client
+// gives up, as with a BMC whose network stack has died.
+func (s *Server) SetUnreachable(unreachable bool) {
+	s.mu.Lock()
+	s.faults.unreachable = unreachable
+	gate := s.faults.gate
+	s.mu.Unlock()
+	if gate != nil {
+		gate.set(unreachable)
+	}
+}
+
+// SetPassword changes the password behind the client's back. Sessions stay, as they do on real BMCs.
+func (s *Server) SetPassword(password string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.password = password
+}
+
+// NewCertificate replaces the certificate, as a factory reset of the BMC does. Connections in use keep theirs.
+func (s *Server) NewCertificate() error {
+	certificate, err := makeCertificate(s.config.Dir, s.config.Address)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.certificate = certificate
+	return nil
+}
+
+// DelayPower makes every power action take effect d after it was accepted.
+func (s *Server) DelayPower(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults.powerDelay = d
+}
+
+// FailNext answers the next n requests, logins included, with status and body.
+func (s *Server) FailNext(n, status int, body string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults.failures, s.faults.status, s.faults.body = n, status, body
+}
+
+// injected answers in place of the real handler while FailNext lasts.
+func (s *Server) injected(w http.ResponseWriter) bool {
+	s.mu.Lock()
+	if s.faults.failures == 0 {
+		s.mu.Unlock()
+		return false
+	}
+	s.faults.failures--
+	status, body := s.faults.status, s.faults.body
+	s.mu.Unlock()
+
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(body)) // the client may be gone
+	return true
+}
+
+// gate is a listener that can stop accepting and break what it has accepted.
+type gate struct {
+	net.Listener
+	mu     sync.Mutex
+	opened *sync.Cond
+	shut   bool
+	closed bool
+	conns  map[net.Conn]struct{}
+}
+
+func newGate(l net.Listener) *gate {
+	g := &gate{Listener: l, conns: map[net.Conn]struct{}{}}
+	g.opened = sync.NewCond(&g.mu)
+	return g
+}
+
+func (g *gate) set(shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut = shut
+	if !shut {
+		g.opened.Broadcast()
+		return
+	}
+	for c := range g.conns {
+		_ = c.Close() // its reader sees the error
+	}
+	clear(g.conns)
+}
+
+func (g *gate) Accept() (net.Conn, error) {
+	c, err := g.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.shut && !g.closed {
+		g.opened.Wait()
+	}
+	g.conns[c] = struct{}{}
+	return &gatedConn{Conn: c, gate: g}, nil
+}
+
+func (g *gate) Close() error {
+	g.mu.Lock()
+	g.closed = true
+	g.opened.Broadcast()
+	g.mu.Unlock()
+	return g.Listener.Close()
+}
+
+type gatedConn struct {
+	net.Conn
+	gate *gate
+}
+
+func (c *gatedConn) Close() error {
+	c.gate.mu.Lock()
+	delete(c.gate.conns, c.Conn)
+	c.gate.mu.Unlock()
+	return c.Conn.Close()
+}

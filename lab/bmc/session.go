@@ -1,0 +1,179 @@
+package bmc
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const sessionsPath = "/redfish/v1/SessionService/Sessions"
+
+type session struct {
+	id      string
+	created time.Time
+	used    time.Time
+	client  string
+}
+
+// credentialsMatch compares digests, so that its time says nothing about the length or the first byte that differs.
+func (s *Server) credentialsMatch(username, password string) bool {
+	s.mu.Lock()
+	want := s.config.Username + "\x00" + s.password
+	s.mu.Unlock()
+	a, b := sha256.Sum256([]byte(want)), sha256.Sum256([]byte(username+"\x00"+password))
+	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
+}
+
+// authenticated accepts a session token or basic authentication (DSP0266 §13.3).
+func (s *Server) authenticated(r *http.Request) bool {
+	token := r.Header.Get("X-Auth-Token")
+	if token != "" {
+		return s.touch(token)
+	}
+	username, password, ok := r.BasicAuth()
+	return ok && s.credentialsMatch(username, password)
+}
+
+func (s *Server) touch(token string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire()
+	found, ok := s.sessions[token]
+	if ok {
+		found.used = time.Now()
+	}
+	return ok
+}
+
+// expire drops the sessions that idled for too long. Call with mu held.
+func (s *Server) expire() {
+	for token, one := range s.sessions {
+		if time.Since(one.used) > s.timeout {
+			delete(s.sessions, token)
+		}
+	}
+}
+
+func (s *Server) createSession(w http.ResponseWriter, r *http.Request) {
+	var login struct{ UserName, Password string }
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&login); err != nil {
+		fail(w, http.StatusBadRequest, malformedJSON())
+		return
+	}
+	if !s.credentialsMatch(login.UserName, login.Password) {
+		s.log.Warn("login refused", "bmc", s.config.Address.String(), "client", r.RemoteAddr)
+		fail(w, http.StatusUnauthorized, message{ID: "Base.1.16.ResourceAtUriUnauthorized", Severity: "Critical",
+			Text:       "While accessing the resource at '" + sessionsPath + "', the service received an authorization error.",
+			Resolution: "Ensure that the user name and password are right."})
+		return
+	}
+	client, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		client = r.RemoteAddr
+	}
+	now := time.Now()
+	token := rand.Text()
+
+	s.mu.Lock()
+	s.expire()
+	if len(s.sessions) >= s.config.MaxSessions {
+		s.mu.Unlock()
+		// iDRAC answers 503 with RAC0218 here; Base's message is the portable form.
+		fail(w, http.StatusServiceUnavailable, message{ID: "Base.1.16.SessionLimitExceeded", Severity: "Critical",
+			Text:       "The session establishment failed because the number of simultaneous sessions exceeds the limit of the implementation.",
+			Resolution: "Reduce the number of other sessions before trying to establish the session."})
+		return
+	}
+	s.sessionSerial++
+	created := &session{id: strconv.Itoa(s.sessionSerial), created: now, used: now, client: client}
+	s.sessions[token] = created
+	s.mu.Unlock()
+
+	w.Header().Set("X-Auth-Token", token)
+	w.Header().Set("Location", sessionsPath+"/"+created.id)
+	reply(w, http.StatusCreated, s.sessionResource(created))
+}
+
+func (s *Server) deleteSession(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for token, one := range s.sessions {
+		if one.id == id {
+			delete(s.sessions, token)
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+	}
+	fail(w, http.StatusNotFound, missing(r.URL.Path))
+}
+
+func (s *Server) sessionResource(one *session) resource {
+	return resource{
+		"@odata.id": sessionsPath + "/" + one.id, "@odata.type": "#Session.v1_6_0.Session",
+		"Id": one.id, "Name": "User Session", "UserName": s.config.Username, "Password": nil,
+		"SessionType": "Redfish", "CreatedTime": one.created.UTC().Format(time.RFC3339),
+		"ClientOriginIPAddress": one.client,
+	}
+}
+
+// addSessions puts the session service into the tree.
+func (s *Server) addSessions(t tree) {
+	s.mu.Lock()
+	s.expire()
+	open := make([]*session, 0, len(s.sessions))
+	for _, one := range s.sessions {
+		open = append(open, one)
+	}
+	timeout := s.timeout
+	s.mu.Unlock()
+
+	t.add("/redfish/v1/SessionService", "#SessionService.v1_1_9.SessionService", "Session Service", resource{
+		"Description": fmt.Sprintf("At most %d sessions at once", s.config.MaxSessions),
+		"Status":      enabled(), "ServiceEnabled": true,
+		"SessionTimeout": int(timeout / time.Second), "Sessions": link(sessionsPath),
+	})
+	for _, one := range open {
+		t[sessionsPath+"/"+one.id] = s.sessionResource(one)
+	}
+	t.collect(sessionsPath, "Session", "Session Collection")
+}
+
+// patchSessionService changes the idle timeout: 30 to 86400 seconds (SessionService schema).
+func (s *Server) patchSessionService(body map[string]any) *message {
+	for name, value := range body {
+		seconds, ok := value.(float64)
+		if name != "SessionTimeout" {
+			return unknownProperty(name)
+		}
+		if !ok || seconds < 30 || seconds > 86400 {
+			return badValue(name, value)
+		}
+		s.mu.Lock()
+		s.timeout = time.Duration(seconds) * time.Second
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// patchAccount changes the password of the one account.
+func (s *Server) patchAccount(body map[string]any) *message {
+	for name, value := range body {
+		password, ok := value.(string)
+		if name != "Password" {
+			return unknownProperty(name)
+		}
+		if !ok || strings.TrimSpace(password) == "" {
+			return badValue(name, "******")
+		}
+		s.SetPassword(password)
+	}
+	return nil
+}

@@ -1,0 +1,386 @@
+// Package lab is a virtual rack on one Linux machine: QEMU servers with real firmware, each behind a
+// Redfish BMC that really powers it, three networks between them, and the built bootd in the middle.
+// It owns the namespaces, bridges, taps and processes of the rack and takes every one of them away again.
+//
+// A rack named N lives in two network namespaces. N-net is the machine room: three bridges (pxe, mgmt,
+// prod), a tap per NIC, the QEMUs, the BMCs. N-bootd is the server that bootd runs on, with a veth to each
+// bridge that has the bridge's name. lab imports neither bootd nor nodeagent: it runs binaries.
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/lab/bmc"
+)
+
+// Config is a rack.
+type Config struct {
+	// Name is the rack's: letters, digits and dashes, at most 16. Racks of different names run side by side.
+	Name string
+	// Dir holds logs, disks, sockets and state. Its path is kept short, as it is part of unix addresses.
+	Dir string
+	// Fresh starts from empty disks, new firmware variables, new passwords and no state of bootd.
+	Fresh bool
+	// Machines are DefaultMachines unless set.
+	Machines []MachineConfig
+	// Accelerator is TCG unless set; see PickAccelerator.
+	Accelerator Accelerator
+	// Binaries is the folder that has bootd.
+	Binaries string
+	// BootdConfig is the content of bootd's configuration file; empty: none is written or named.
+	BootdConfig []byte
+	// SuperviseBootd starts bootd again when it ends unasked, as systemd's Restart=always does.
+	SuperviseBootd bool
+	// Image is what the manifests boot; the zero Image leaves image.yaml out.
+	Image Image
+}
+
+// MachineConfig is one machine.
+type MachineConfig struct {
+	Name     string // at most 10 letters and digits, as taps are named after it
+	Unit     int    // 1 to 99: its place in the rack, and part of its MACs and of its BMC's address
+	Firmware Firmware
+	CPUs     int // default 2
+	// MemoryMiB is 2048 unless set.
+	MemoryMiB int
+	// ClockBase is what the real-time clock says at power on, as in 1980-01-01T00:00:00; empty: the time.
+	ClockBase string
+}
+
+// DefaultMachines are one with SeaBIOS, whose clock says 1980, and two with OVMF.
+func DefaultMachines() []MachineConfig {
+	return []MachineConfig{
+		{Name: "r1u01", Unit: 1, Firmware: BIOS, ClockBase: "1980-01-01T00:00:00"},
+		{Name: "r1u02", Unit: 2, Firmware: UEFI},
+		{Name: "r1u03", Unit: 3, Firmware: UEFI},
+	}
+}
+
+// MAC is the address of a NIC: 0 on the provisioning network, 1 on the production network.
+func (c MachineConfig) MAC(nic int) string { return fmt.Sprintf("52:54:00:01:%02d:%02d", c.Unit, nic) }
+
+// BMCAddress is the address of the machine's BMC on the management network.
+func (c MachineConfig) BMCAddress() net.IP { return net.IPv4(198, 18, 1, byte(10+c.Unit)) }
+
+// ProductionAddress is the machine's address on the production network.
+func (c MachineConfig) ProductionAddress() net.IP { return net.IPv4(198, 18, 8, byte(10+c.Unit)) }
+
+// Rack is a rack that is up.
+type Rack struct {
+	config   Config
+	log      *slog.Logger
+	record   *record
+	spawner  *spawner
+	machines []*Machine
+	password string
+	started  time.Time
+	bootd    bootd
+	work     sync.WaitGroup // watchers of machines, servers of BMCs
+	closing  sync.Once
+	closeErr error
+}
+
+var (
+	rackName    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?$`)
+	machineName = regexp.MustCompile(`^[a-z0-9]{1,10}$`)
+)
+
+func (c *Config) complete() error {
+	if !rackName.MatchString(c.Name) {
+		return fmt.Errorf("rack name %q: use 1 to 16 of a-z, 0-9 and -", c.Name)
+	}
+	if len(c.Machines) == 0 {
+		c.Machines = DefaultMachines()
+	}
+	if c.Accelerator == "" {
+		c.Accelerator = TCG
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return fmt.Errorf("rack directory %q: %w", c.Dir, err)
+	}
+	c.Dir = dir
+	c.Machines = slices.Clone(c.Machines) // the defaults below are not for the caller's eyes
+	names, units := map[string]bool{}, map[int]bool{}
+	for i := range c.Machines {
+		m := &c.Machines[i]
+		if !machineName.MatchString(m.Name) {
+			return fmt.Errorf("machine name %q: use 1 to 10 of a-z and 0-9", m.Name)
+		}
+		if m.Unit < 1 || m.Unit > 99 {
+			return fmt.Errorf("machine %s: unit %d is not in 1 to 99", m.Name, m.Unit)
+		}
+		if names[m.Name] || units[m.Unit] {
+			return fmt.Errorf("machine %s (unit %d): the name or the unit is there twice", m.Name, m.Unit)
+		}
+		names[m.Name], units[m.Unit] = true, true
+		if m.Firmware != BIOS && m.Firmware != UEFI {
+			return fmt.Errorf("machine %s: firmware %q is neither %s nor %s", m.Name, m.Firmware, BIOS, UEFI)
+		}
+		if m.CPUs == 0 {
+			m.CPUs = 2
+		}
+		if m.MemoryMiB == 0 {
+			m.MemoryMiB = 2048
+		}
+		// sun_path holds 108 bytes with its end (unix(7)).
+		if longest := filepath.Join(c.Dir, m.Name, "monitor.sock"); len(longest) > 107 {
+			return fmt.Errorf("rack directory %s is too long: %s would be %d bytes, a unix address holds 107", c.Dir, longest, len(longest))
+		}
+	}
+	return nil
+}
+
+// New builds the rack, with every machine off and its BMC answering. What an earlier rack in config.Dir
+// left behind is cleaned first; a rack that is up there is ErrInUse. ctx is for building only.
+func New(ctx context.Context, config Config, log *slog.Logger) (*Rack, error) {
+	if err := requireRoot(); err != nil {
+		return nil, err
+	}
+	if err := config.complete(); err != nil {
+		return nil, err
+	}
+	if err := Clean(config.Dir); err != nil {
+		return nil, err
+	}
+	if config.Fresh {
+		if err := forget(config); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("rack directory: %w", err)
+	}
+	r := &Rack{config: config, log: log, started: time.Now()}
+	if err := r.build(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("rack %s: %w", config.Name, err), r.Close(context.WithoutCancel(ctx)))
+	}
+	return r, nil
+}
+
+// forget removes what would be kept from one rack to the next in a Dir.
+func forget(config Config) error {
+	var errs []error
+	for _, m := range config.Machines {
+		errs = append(errs, os.RemoveAll(filepath.Join(config.Dir, m.Name)))
+	}
+	for _, name := range []string{"bootd", "manifests", "password"} {
+		errs = append(errs, os.RemoveAll(filepath.Join(config.Dir, name)))
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Rack) build(ctx context.Context) error {
+	var err error
+	if r.record, err = newRecord(r.config.Dir, r.config.Name); err != nil {
+		return fmt.Errorf("write rack.json: %w", err)
+	}
+	r.spawner = newSpawner(r.record)
+	if r.password, err = r.loadPassword(); err != nil {
+		return fmt.Errorf("BMC password: %w", err)
+	}
+	if err := r.wire(ctx); err != nil {
+		return err
+	}
+	for _, c := range r.config.Machines {
+		m, err := r.addMachine(c)
+		if err != nil {
+			return fmt.Errorf("machine %s: %w", c.Name, err)
+		}
+		r.machines = append(r.machines, m)
+	}
+	return r.writeManifests()
+}
+
+func (r *Rack) netNamespace() string   { return r.config.Name + "-net" }
+func (r *Rack) bootdNamespace() string { return r.config.Name + "-bootd" }
+
+// networks of the rack: bridge, and bootd's address there.
+func networks() [][2]string {
+	return [][2]string{{"pxe", "198.18.0.1/24"}, {"mgmt", "198.18.1.1/24"}, {"prod", "198.18.8.1/24"}}
+}
+
+// wire makes the namespaces and everything between them.
+func (r *Rack) wire(ctx context.Context) error {
+	for _, name := range []string{r.netNamespace(), r.bootdNamespace()} {
+		if err := createNamespace(r.record, name); err != nil {
+			return err
+		}
+	}
+	var room, server strings.Builder // ip(8) scripts for the two namespaces
+	fmt.Fprintln(&room, "link set lo up")
+	fmt.Fprintln(&server, "link set lo up")
+	for _, n := range networks() {
+		bridge, address := n[0], n[1]
+		// forward_delay: without STP a port would still spend 15s in the learning state.
+		fmt.Fprintf(&room, "link add %s type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n", bridge)
+		fmt.Fprintf(&room, "link set %s up\n", bridge)
+		fmt.Fprintf(&room, "link add bootd-%s type veth peer name %s netns %s\n", bridge, bridge, r.bootdNamespace())
+		fmt.Fprintf(&room, "link set bootd-%s master %s up\n", bridge, bridge)
+		fmt.Fprintf(&server, "address add %s dev %s\nlink set %s up\n", address, bridge, bridge)
+	}
+	for _, m := range r.config.Machines {
+		for _, bridge := range []string{"pxe", "prod"} {
+			fmt.Fprintf(&room, "tuntap add dev %s-%s mode tap\n", m.Name, bridge)
+			fmt.Fprintf(&room, "link set %s-%s master %s up\n", m.Name, bridge, bridge)
+		}
+		fmt.Fprintf(&room, "address add %s/24 dev mgmt\n", m.BMCAddress())
+	}
+	if err := ipScript(ctx, r.netNamespace(), room.String()); err != nil {
+		return fmt.Errorf("wire %s: %w", r.netNamespace(), err)
+	}
+	if err := ipScript(ctx, r.bootdNamespace(), server.String()); err != nil {
+		return fmt.Errorf("wire %s: %w", r.bootdNamespace(), err)
+	}
+	return nil
+}
+
+// BMCUser is the account of every BMC of every rack; the password is the rack's own.
+const BMCUser = "admin"
+
+// loadPassword reads the rack's BMC password, or makes one.
+func (r *Rack) loadPassword() (string, error) {
+	path := filepath.Join(r.config.Dir, "password")
+	known, err := os.ReadFile(path)
+	if err == nil {
+		return strings.TrimSpace(string(known)), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	made := rand.Text()
+	return made, os.WriteFile(path, []byte(made+"\n"), 0o600)
+}
+
+func (r *Rack) addMachine(c MachineConfig) (*Machine, error) {
+	m := &Machine{rack: r, config: c, dir: filepath.Join(r.config.Dir, c.Name), log: r.log.With("machine", c.Name),
+		uuid: systemUUID(r.config.Name, c.Name)}
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+		return nil, err
+	}
+	mode := bmc.Legacy
+	if c.Firmware == UEFI {
+		mode = bmc.UEFI
+	}
+	controller, err := bmc.New(bmc.Config{
+		Dir: m.dir, Address: c.BMCAddress(), Username: BMCUser, Password: r.password,
+		Inventory: bmc.Inventory{
+			UUID: m.uuid, Serial: m.serial(), SKU: "LAB-1", Manufacturer: manufacturer, Model: product, AssetTag: c.Name,
+			BIOSVersion: m.biosVersion(), Firmware: mode, CPUs: c.CPUs, CPUModel: "QEMU virtual CPU", MemoryMiB: c.MemoryMiB,
+			NICs:       []bmc.NIC{{Name: "NIC 1", MAC: c.MAC(0)}, {Name: "NIC 2", MAC: c.MAC(1)}},
+			DiskSerial: DiskSerial, DiskBytes: diskBytes,
+		},
+	}, behindBMC{m}, m.log)
+	if err != nil {
+		return nil, err
+	}
+	m.bmc = controller
+	listener, err := r.listen(r.netNamespace(), net.JoinHostPort(c.BMCAddress().String(), "443"))
+	if err != nil {
+		return nil, fmt.Errorf("BMC: %w", err)
+	}
+	r.work.Go(func() {
+		if err := controller.Serve(listener); err != nil {
+			m.log.Error("the BMC has stopped", "error", err)
+		}
+	})
+	return m, nil
+}
+
+// listen opens a TCP listener inside a namespace; it can be used from outside.
+func (r *Rack) listen(namespace, address string) (l net.Listener, err error) {
+	entered := inNamespace(namespace, func() error {
+		l, err = net.Listen("tcp4", address)
+		return err
+	})
+	return l, entered
+}
+
+// DialContext connects from the server that bootd runs on, so to bootd's own ports and to the BMCs. It
+// fits http.Transport. Addresses are literal: no resolver is asked.
+func (r *Rack) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	entered := inNamespace(r.bootdNamespace(), func() error {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return err
+		}
+		if net.ParseIP(host) == nil {
+			return fmt.Errorf("dial %s from the rack: give an address, not a name", address)
+		}
+		// One address means no race of several connections, so the dialer stays on this thread.
+		d := net.Dialer{FallbackDelay: -1}
+		conn, err = d.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, entered
+}
+
+// Dir is the rack's directory.
+func (r *Rack) Dir() string { return r.config.Dir }
+
+// Namespaces are the names of the two network namespaces: of the machine room and of bootd's server.
+func (r *Rack) Namespaces() (room, bootd string) { return r.netNamespace(), r.bootdNamespace() }
+
+// BMCPassword is the password of BMCUser.
+func (r *Rack) BMCPassword() string { return r.password }
+
+// Machines are the machines of the rack, in the order of the configuration.
+func (r *Rack) Machines() []*Machine { return r.machines }
+
+// Machine returns the machine of that name, or nil.
+func (r *Rack) Machine(name string) *Machine {
+	for _, m := range r.machines {
+		if m.config.Name == name {
+			return m
+		}
+	}
+	return nil
+}
+
+// Close takes the rack down: bootd, machines, BMCs, namespaces, sockets. Logs, disks and state stay in
+// Dir. It can be called again, and then answers the same.
+func (r *Rack) Close(ctx context.Context) error {
+	r.closing.Do(func() { r.closeErr = r.takeDown(ctx) })
+	return r.closeErr
+}
+
+func (r *Rack) takeDown(ctx context.Context) error {
+	if r.record == nil {
+		return nil
+	}
+	var errs []error
+	errs = append(errs, r.StopBootd(ctx))
+	for _, m := range r.machines {
+		// The BMC first: nobody is to power on what is being taken down.
+		errs = append(errs, m.bmc.Close())
+		if err := (behindBMC{m}).PowerOff(ctx); err != nil && !errors.Is(err, bmc.ErrOff) {
+			errs = append(errs, err)
+		}
+	}
+	r.work.Wait()
+	if r.spawner != nil {
+		r.spawner.close()
+	}
+	for _, n := range r.record.Namespaces {
+		errs = append(errs, n.remove(r.record.BootID))
+	}
+	errs = append(errs, removeSockets(r.config.Dir))
+	if err := errors.Join(errs...); err != nil {
+		// rack.json stays, so that Clean can try again.
+		return fmt.Errorf("take down rack %s: %w", r.config.Name, err)
+	}
+	return r.record.remove()
+}

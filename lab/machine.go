@@ -1,0 +1,484 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/lab/bmc"
+)
+
+// Machine is one server of the rack: a QEMU process while its power is on, and its BMC always.
+// Its methods are what happens to a server without its BMC being asked: faults, and a person at its side.
+type Machine struct {
+	rack   *Rack
+	config MachineConfig
+	dir    string
+	uuid   string
+	log    *slog.Logger
+	bmc    *bmc.Server
+
+	power sync.Mutex // held for a whole power operation, so that they come one after the other
+
+	mu        sync.Mutex // guards what follows
+	boot      *boot      // nil while the power is off
+	override  bmc.Override
+	unplugged bool
+	cause     string // who asked for what comes next; empty: the server itself
+}
+
+// boot is one life of the QEMU process.
+type boot struct {
+	process *child
+	monitor *qmp
+	target  bmc.Target // that the process was started with
+	events  chan qmpMessage
+	reset   chan struct{} // one token when a reset has been dealt with
+	gone    chan struct{} // closed when the process has ended and everybody was told
+}
+
+const (
+	causeBMC   = "the BMC"
+	causeFault = "a fault"
+	causeSelf  = "the server itself"
+)
+
+// Name is the machine's name.
+func (m *Machine) Name() string { return m.config.Name }
+
+// Config is what the machine was made of, with the defaults filled in.
+func (m *Machine) Config() MachineConfig { return m.config }
+
+// BMC is the machine's controller, for its faults and its fingerprint.
+func (m *Machine) BMC() *bmc.Server { return m.bmc }
+
+// ConsoleLog is the file with all that the machine said on its serial port.
+func (m *Machine) ConsoleLog() string { return m.path("console.log") }
+
+// ConsoleSocket is a unix socket to the serial port while the power is on. It serves one client at a time.
+func (m *Machine) ConsoleSocket() string { return m.path("console.sock") }
+
+// MonitorSocket speaks QMP while the power is on; the rack itself uses another.
+func (m *Machine) MonitorSocket() string { return m.path("monitor.sock") }
+
+// Power is the state of the power.
+func (m *Machine) Power() bmc.Power {
+	if m.current() == nil {
+		return bmc.Off
+	}
+	return bmc.On
+}
+
+func (m *Machine) current() *boot {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.boot
+}
+
+// Override is the boot override as it stands.
+func (m *Machine) Override() bmc.Override {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.override
+}
+
+// SetOverride sets what the next boot uses. A machine that runs is told at once, so that a reset of its
+// own obeys too; only UefiHttp needs the power to be cycled, which Reset of the BMC does.
+func (m *Machine) SetOverride(ctx context.Context, o bmc.Override) error {
+	m.mu.Lock()
+	m.override = o
+	b := m.boot
+	m.mu.Unlock()
+	if b == nil {
+		return nil
+	}
+	return m.orderBoot(ctx, b, o.Target)
+}
+
+// orderBoot changes the boot order of a machine that runs. QEMU hands it to the firmware at the next reset.
+func (m *Machine) orderBoot(ctx context.Context, b *boot, target bmc.Target) error {
+	disk, pxe := m.bootIndexes(target)
+	// Away from the front first: an index that is taken is refused.
+	order := []struct {
+		device string
+		index  int
+	}{{"disk", disk}, {"pxe", pxe}}
+	if disk == firstIndex {
+		order[0], order[1] = order[1], order[0]
+	}
+	for _, one := range order {
+		err := b.monitor.run(ctx, "qom-set", map[string]any{
+			"path": "/machine/peripheral/" + one.device, "property": "bootindex", "value": one.index,
+		})
+		if err != nil {
+			return fmt.Errorf("boot order of %s: %w", m.config.Name, err)
+		}
+	}
+	return nil
+}
+
+// PowerOn starts the machine. It returns once the processor runs.
+func (m *Machine) PowerOn(ctx context.Context) error { return m.powerOn(ctx, "a person") }
+
+func (m *Machine) powerOn(ctx context.Context, cause string) error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	return m.start(ctx, cause)
+}
+
+// start needs power to be held.
+func (m *Machine) start(ctx context.Context, cause string) error {
+	if m.current() != nil {
+		return fmt.Errorf("power on %s: it is on already", m.config.Name)
+	}
+	if err := m.prepare(ctx); err != nil {
+		return fmt.Errorf("power on %s: %w", m.config.Name, err)
+	}
+	if err := m.markConsole("power on"); err != nil {
+		return fmt.Errorf("power on %s: %w", m.config.Name, err)
+	}
+	b, err := m.launch(ctx, m.Override().Target)
+	if err != nil {
+		return fmt.Errorf("power on %s: %w", m.config.Name, err)
+	}
+	m.mu.Lock()
+	m.boot = b
+	m.cause = ""
+	m.mu.Unlock()
+	m.bmc.Notify(bmc.Event{Kind: bmc.PoweredOn, Cause: cause})
+	m.rack.work.Go(func() { m.watch(b) })
+	m.consumeOverride(ctx, b)
+	return nil
+}
+
+// launch starts QEMU, attaches the monitor and lets the processor run.
+func (m *Machine) launch(ctx context.Context, target bmc.Target) (*boot, error) {
+	argv := inside(m.rack.netNamespace(), m.qemuArguments(target)...)
+	output, err := os.OpenFile(m.path("qemu.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = output.Close() }() // the child has its own
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = m.dir, output, output
+	for _, name := range []string{"qmp.sock", "monitor.sock", "console.sock"} {
+		_ = os.Remove(m.path(name)) // of a QEMU that was killed
+	}
+	process, err := m.rack.spawner.start("qemu "+m.config.Name, cmd)
+	if err != nil {
+		return nil, err
+	}
+	b := &boot{process: process, target: target,
+		events: make(chan qmpMessage, 64), reset: make(chan struct{}, 1), gone: make(chan struct{})}
+	if err := m.attach(ctx, b); err != nil {
+		process.kill()
+		tail, _ := tailFile(m.path("qemu.log"), 5)
+		return nil, fmt.Errorf("%w; QEMU says: %s", err, tail)
+	}
+	return b, nil
+}
+
+func (m *Machine) attach(ctx context.Context, b *boot) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	conn, err := dialWhile(ctx, b.process, m.path("qmp.sock"))
+	if err != nil {
+		return err
+	}
+	b.monitor, err = newQMP(ctx, conn, func(name string, data map[string]any) {
+		select {
+		case b.events <- qmpMessage{Event: name, Data: data}:
+		default: // a storm of events of which the first ones say enough
+		}
+	})
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	unplugged := m.unplugged
+	m.mu.Unlock()
+	if unplugged {
+		err = b.monitor.run(ctx, "set_link", map[string]any{"name": "pxe", "up": false})
+	}
+	if err == nil {
+		err = b.monitor.run(ctx, "cont", nil)
+	}
+	if err != nil {
+		b.monitor.close()
+	}
+	return err
+}
+
+// dialWhile connects to a socket that the process makes in a moment.
+func dialWhile(ctx context.Context, process *child, path string) (net.Conn, error) {
+	for {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-process.exited:
+			return nil, fmt.Errorf("%s ended at once (%s)", process.what, process.state)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s has not opened %s: %w", process.what, path, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// watch follows one boot to its end.
+func (m *Machine) watch(b *boot) {
+	defer close(b.gone)
+	for {
+		select {
+		case e := <-b.events:
+			m.observe(b, e)
+		case <-b.process.exited:
+			b.monitor.close()
+			for len(b.events) > 0 {
+				m.observe(b, <-b.events)
+			}
+			m.mu.Lock()
+			cause := m.cause
+			m.boot, m.cause = nil, ""
+			m.mu.Unlock()
+			if cause == "" {
+				cause = fmt.Sprintf("a QEMU that ended by itself (%s)", b.process.state)
+			}
+			m.bmc.Notify(bmc.Event{Kind: bmc.PoweredOff, Cause: cause})
+			return
+		}
+	}
+}
+
+func (m *Machine) observe(b *boot, e qmpMessage) {
+	byGuest, _ := e.Data["guest"].(bool)
+	switch e.Event {
+	case "SHUTDOWN":
+		m.mu.Lock()
+		if byGuest && m.cause == "" {
+			m.cause = causeSelf
+		}
+		m.mu.Unlock()
+	case "RESET":
+		m.mu.Lock()
+		cause := m.cause
+		m.cause = ""
+		m.mu.Unlock()
+		if byGuest || cause == "" {
+			cause = causeSelf
+		}
+		_ = m.markConsole("reset") // the console is for reading; a full disk must not stop the machine
+		m.bmc.Notify(bmc.Event{Kind: bmc.Reset, Cause: cause})
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		m.consumeOverride(ctx, b)
+		cancel()
+		select {
+		case b.reset <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// consumeOverride ends an override that was for one boot. The firmware has been handed its boot order by
+// then: QEMU makes it at reset, before it tells of it.
+func (m *Machine) consumeOverride(ctx context.Context, b *boot) {
+	m.mu.Lock()
+	once := m.override.Once
+	if once {
+		m.override = bmc.Override{Target: bmc.None}
+	}
+	m.mu.Unlock()
+	if !once {
+		return
+	}
+	if err := m.orderBoot(ctx, b, bmc.None); err != nil && !errors.Is(err, errQMPClosed) {
+		m.log.Warn("the boot override stays for the next reset too", "error", err)
+	}
+}
+
+// PullPower takes the power away as a pulled plug does.
+func (m *Machine) PullPower() error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	b := m.blame(causeFault)
+	if b == nil {
+		return fmt.Errorf("pull the power of %s: %w", m.config.Name, bmc.ErrOff)
+	}
+	b.process.kill()
+	<-b.gone
+	return nil
+}
+
+// Reset resets the machine as a crash does, without the BMC being asked; the BMC notices.
+func (m *Machine) Reset(ctx context.Context) error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	return m.resetInPlace(ctx, causeSelf)
+}
+
+func (m *Machine) resetInPlace(ctx context.Context, cause string) error {
+	b := m.blame(cause)
+	if b == nil {
+		return fmt.Errorf("reset %s: %w", m.config.Name, bmc.ErrOff)
+	}
+	select {
+	case <-b.reset: // of an earlier reset
+	default:
+	}
+	if err := b.monitor.run(ctx, "system_reset", nil); err != nil {
+		return fmt.Errorf("reset %s: %w", m.config.Name, err)
+	}
+	select {
+	case <-b.reset:
+		return nil
+	case <-b.gone:
+		return fmt.Errorf("reset %s: %w", m.config.Name, bmc.ErrOff)
+	case <-ctx.Done():
+		return fmt.Errorf("reset %s: %w", m.config.Name, ctx.Err())
+	}
+}
+
+// blame notes who is to answer for what comes next, and returns the boot it comes to.
+func (m *Machine) blame(cause string) *boot {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.boot != nil {
+		m.cause = cause
+	}
+	return m.boot
+}
+
+// Unplug takes the cable out of the provisioning NIC; it stays out over power cycles until Plug.
+func (m *Machine) Unplug(ctx context.Context) error { return m.setCable(ctx, false) }
+
+// Plug puts the cable back.
+func (m *Machine) Plug(ctx context.Context) error { return m.setCable(ctx, true) }
+
+func (m *Machine) setCable(ctx context.Context, plugged bool) error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	m.mu.Lock()
+	m.unplugged = !plugged
+	b := m.boot
+	m.mu.Unlock()
+	if b == nil {
+		return nil
+	}
+	if err := b.monitor.run(ctx, "set_link", map[string]any{"name": "pxe", "up": plugged}); err != nil {
+		return fmt.Errorf("cable of %s: %w", m.config.Name, err)
+	}
+	return nil
+}
+
+// powerOff ends QEMU: politely, so that its disk is closed, then not. It needs power to be held.
+func (m *Machine) powerOff(ctx context.Context, cause string) error {
+	b := m.blame(cause)
+	if b == nil {
+		return fmt.Errorf("power off %s: %w", m.config.Name, bmc.ErrOff)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	if err := b.monitor.run(ctx, "quit", nil); err != nil && !errors.Is(err, errQMPClosed) {
+		m.log.Warn("QEMU does not quit, it is killed", "error", err)
+		b.process.kill()
+	}
+	select {
+	case <-b.gone:
+	case <-ctx.Done():
+		b.process.kill()
+		<-b.gone
+	}
+	return nil
+}
+
+// prepare makes what the machine needs and keeps from boot to boot: its disk and its firmware's variables.
+func (m *Machine) prepare(ctx context.Context) error {
+	if _, err := os.Stat(m.path("disk.qcow2")); errors.Is(err, fs.ErrNotExist) {
+		cmd := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", m.path("disk.qcow2"), fmt.Sprint(diskBytes))
+		if output, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("make the disk: %w: %s", err, output)
+		}
+	}
+	if m.config.Firmware != UEFI {
+		return nil
+	}
+	if _, err := os.Stat(m.path("vars.fd")); errors.Is(err, fs.ErrNotExist) {
+		variables, err := os.ReadFile(ovmfVars)
+		if err != nil {
+			return fmt.Errorf("OVMF (package ovmf): %w", err)
+		}
+		return os.WriteFile(m.path("vars.fd"), variables, 0o600)
+	}
+	return nil
+}
+
+// markConsole writes a line between two boots into the console's log.
+func (m *Machine) markConsole(what string) error {
+	f, err := os.OpenFile(m.ConsoleLog(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "\n--- %s %s\n", what, time.Now().UTC().Format(time.RFC3339))
+	return errors.Join(err, f.Close())
+}
+
+// behindBMC is the machine as its BMC drives it.
+type behindBMC struct{ *Machine }
+
+func (m behindBMC) PowerOn(ctx context.Context) error { return m.powerOn(ctx, causeBMC) }
+
+func (m behindBMC) PowerOff(ctx context.Context) error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	return m.powerOff(ctx, causeBMC)
+}
+
+func (m behindBMC) PressButton(ctx context.Context) error {
+	b := m.current()
+	if b == nil {
+		return bmc.ErrOff
+	}
+	return b.monitor.run(ctx, "system_powerdown", nil)
+}
+
+// Reset resets in place. Going into or out of HTTP boot needs a new QEMU: whether OVMF offers PXE is part
+// of its command line.
+func (m behindBMC) Reset(ctx context.Context) error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	b := m.current()
+	if b == nil {
+		return bmc.ErrOff
+	}
+	if (b.target == bmc.UefiHTTP) == (m.Override().Target == bmc.UefiHTTP) {
+		return m.resetInPlace(ctx, causeBMC)
+	}
+	if err := m.powerOff(ctx, causeBMC); err != nil {
+		return err
+	}
+	return m.start(ctx, causeBMC)
+}
+
+func (m behindBMC) NMI(ctx context.Context) error {
+	b := m.current()
+	if b == nil {
+		return bmc.ErrOff
+	}
+	return b.monitor.run(ctx, "inject-nmi", nil)
+}
+
+func (m behindBMC) DialConsole(ctx context.Context) (net.Conn, error) {
+	if m.current() == nil {
+		return nil, bmc.ErrOff
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", m.ConsoleSocket())
+}

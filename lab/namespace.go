@@ -1,0 +1,160 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const namespaceDir = "/run/netns"
+
+// createNamespace makes a named network namespace with lo up and IPv6 off on everything that comes later:
+// no router solicitations, no duplicate address detection, no multicast reports between the machines.
+func createNamespace(r *record, name string) error {
+	path := filepath.Join(namespaceDir, name)
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("network namespace %s exists already: take that rack down, or give this one another name", name)
+	}
+	if err := r.setNamespace(name, 0); err != nil {
+		return fmt.Errorf("record namespace %s: %w", name, err)
+	}
+	// netns, not `ip netns add`: that would leave a mount over /run/netns behind.
+	err := onLockedThread(func() error {
+		handle, err := netns.NewNamed(name)
+		if err != nil {
+			return err
+		}
+		defer handle.Close()
+		return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // no such file: a kernel without IPv6
+		return fmt.Errorf("create network namespace %s: %w", name, err)
+	}
+	inode, err := namespaceInode(name)
+	if err != nil {
+		return err
+	}
+	if err := r.setNamespace(name, inode); err != nil {
+		return fmt.Errorf("record namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+func namespaceInode(name string) (uint64, error) {
+	info, err := os.Stat(filepath.Join(namespaceDir, name))
+	if err != nil {
+		return 0, err
+	}
+	return info.Sys().(*syscall.Stat_t).Ino, nil
+}
+
+// remove deletes the namespace if it is the recorded one. Its links go first, by hand: a namespace that
+// somebody still has open would keep them.
+func (n namespaceRecord) remove(recordedBoot string) error {
+	inode, err := namespaceInode(n.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if id, err := bootID(); err != nil || id != recordedBoot {
+		return err // another boot: whatever has that name now is not ours
+	}
+	if n.Inode != 0 && n.Inode != inode {
+		return nil
+	}
+	err = inNamespace(n.Name, removeLinks)
+	if err := netns.DeleteNamed(n.Name); err != nil {
+		return fmt.Errorf("delete network namespace %s: %w", n.Name, err)
+	}
+	if err != nil && n.Inode != 0 {
+		return fmt.Errorf("empty network namespace %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+func removeLinks() error {
+	links, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	var script strings.Builder
+	for _, l := range links {
+		if l.Flags&net.FlagLoopback == 0 && l.Name != "sit0" && l.Name != "tunl0" {
+			fmt.Fprintf(&script, "link del %s\n", l.Name)
+		}
+	}
+	// -force: a veth's other end is gone with the first.
+	return runIP(context.Background(), script.String(), "-force")
+}
+
+// ipScript runs ip(8) commands in a namespace, one per line, and stops at the first that fails.
+func ipScript(ctx context.Context, namespace, script string) error {
+	return runIP(ctx, script, "-n", namespace)
+}
+
+func runIP(ctx context.Context, script string, flags ...string) error {
+	cmd := exec.CommandContext(ctx, "ip", append(flags, "-batch", "-")...)
+	cmd.Stdin = strings.NewReader(script)
+	output, err := cmd.CombinedOutput()
+	if err != nil && flags[0] != "-force" {
+		return fmt.Errorf("ip %s: %w: %s", strings.Join(flags, " "), err, strings.TrimSpace(string(output)))
+	}
+	return nil
+}
+
+// inNamespace runs do on a thread that is in the namespace. Sockets made there stay there.
+func inNamespace(name string, do func() error) error {
+	target, err := netns.GetFromName(name)
+	if err != nil {
+		return fmt.Errorf("open network namespace %s: %w", name, err)
+	}
+	defer target.Close()
+	return onLockedThread(func() error {
+		if err := netns.Set(target); err != nil {
+			return fmt.Errorf("enter network namespace %s: %w", name, err)
+		}
+		return do()
+	})
+}
+
+// onLockedThread runs do on a thread of its own, which is thrown away: whatever do makes of its
+// namespaces touches no other goroutine.
+func onLockedThread(do func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked, so the runtime ends the thread
+		result <- do()
+	}()
+	return <-result
+}
+
+// inside is the command line that enters the namespace, mounts a /sys that shows it, and becomes argv.
+func inside(namespace string, argv ...string) []string {
+	return append([]string{"ip", "netns", "exec", namespace}, argv...)
+}
+
+// requireRoot explains what is missing before anything is made.
+func requireRoot() error {
+	if unix.Geteuid() != 0 {
+		return errors.New("the lab needs root: it makes network namespaces, bridges and taps")
+	}
+	for _, tool := range []string{"ip", "qemu-system-x86_64", "qemu-img"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return fmt.Errorf("the lab needs %s: install the packages iproute2, qemu-system-x86, qemu-utils, ovmf and ipxe-qemu", tool)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,128 @@
+package lab
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/google/uuid"
+
+	"github.com/rackweft/rackweft/lab/bmc"
+)
+
+// Firmware is what a machine boots with.
+type Firmware string
+
+const (
+	BIOS Firmware = "bios" // SeaBIOS, and iPXE in the NIC's option ROM
+	UEFI Firmware = "uefi" // OVMF, with its own PXE and HTTP boot
+)
+
+const (
+	ovmfCode  = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	ovmfVars  = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	diskBytes = 8 << 30
+	// DiskSerial makes the disk /dev/disk/by-id/virtio-rackdata.
+	DiskSerial   = "rackdata"
+	manufacturer = "Rackweft"
+	product      = "Lab Server"
+)
+
+// boot indexes: the disk comes before the network, as in a server that is installed; an override puts one
+// in front. No two ever meet, as QEMU refuses an index that is taken.
+const (
+	firstIndex = 1
+	diskIndex  = 10
+	pxeIndex   = 20
+)
+
+func (m *Machine) bootIndexes(target bmc.Target) (disk, pxe int) {
+	switch target {
+	case bmc.Pxe, bmc.UefiHTTP:
+		return diskIndex, firstIndex
+	case bmc.Hdd:
+		return firstIndex, pxeIndex
+	default:
+		return diskIndex, pxeIndex
+	}
+}
+
+// systemUUID is stable over racks of one name.
+func systemUUID(rack, machine string) string {
+	return uuid.NewSHA1(uuid.NameSpaceDNS, []byte(machine+"."+rack+".lab.rackweft")).String()
+}
+
+// qemuArguments is the whole machine. Paths are relative to the machine's directory, QEMU's working
+// directory, which keeps its sockets under the 108 bytes of a unix address.
+func (m *Machine) qemuArguments(target bmc.Target) []string {
+	disk, pxe := m.bootIndexes(target)
+	c := m.config
+	args := []string{
+		"qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none",
+		"-name", c.Name + ",process=qemu-" + c.Name,
+		// graphics=off makes SeaBIOS, and what prints through it, talk to the serial port.
+		"-machine", "q35,graphics=off,smm=off", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
+		// Paused until the monitor is attached, so that no event is missed.
+		"-S",
+		"-qmp", "unix:qmp.sock,server=on,wait=off", "-qmp", "unix:monitor.sock,server=on,wait=off",
+		"-chardev", "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log,logappend=on",
+		"-serial", "chardev:console",
+		"-uuid", m.uuid,
+		"-smbios", "type=0,vendor=" + manufacturer + ",version=" + m.biosVersion(),
+		"-smbios", fmt.Sprintf("type=1,manufacturer=%s,product=%s,serial=%s,uuid=%s,sku=%s", manufacturer, product, m.serial(), m.uuid, "LAB-1"),
+		"-smbios", fmt.Sprintf("type=2,manufacturer=%s,product=%s,serial=%s", manufacturer, product, m.serial()),
+		"-smbios", fmt.Sprintf("type=3,manufacturer=%s,serial=%s,asset=%s", manufacturer, m.serial(), c.Name),
+		"-boot", "strict=on",
+		"-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy,addr=0x6",
+		"-drive", "if=none,id=data,file=disk.qcow2,format=qcow2,discard=unmap",
+		"-device", fmt.Sprintf("virtio-blk-pci,id=disk,drive=data,serial=%s,addr=0x5,bootindex=%d", DiskSerial, disk),
+		"-netdev", "tap,id=pxe-link,ifname=" + m.tap("pxe") + ",script=no,downscript=no",
+		"-device", fmt.Sprintf("virtio-net-pci,id=pxe,netdev=pxe-link,mac=%s,addr=0x3,bootindex=%d%s", c.MAC(0), pxe, m.optionROM()),
+		"-netdev", "tap,id=prod-link,ifname=" + m.tap("prod") + ",script=no,downscript=no",
+		// No ROM and no bootindex: nobody boots from the production network.
+		"-device", fmt.Sprintf("virtio-net-pci,id=prod,netdev=prod-link,mac=%s,addr=0x4,romfile=", c.MAC(1)),
+	}
+	args = append(args, m.accelerator()...)
+	if c.ClockBase != "" {
+		args = append(args, "-rtc", "base="+c.ClockBase)
+	}
+	if c.Firmware == UEFI {
+		args = append(args,
+			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+ovmfCode,
+			"-drive", "if=pflash,unit=1,format=raw,file=vars.fd",
+			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
+		if target == bmc.UefiHTTP {
+			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
+		}
+	}
+	return args
+}
+
+func (m *Machine) accelerator() []string {
+	if m.rack.config.Accelerator == KVM {
+		return []string{"-accel", "kvm", "-cpu", "host"}
+	}
+	// la57=off: five-level paging only makes every page walk of the emulator longer.
+	return []string{"-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"}
+}
+
+// optionROM leaves the BIOS iPXE's ROM, its only way to PXE, and takes it from OVMF, which has drivers and
+// PXE of its own. The ROM is QEMU's default, as QEMU fits the PCI ids of no other to the NIC.
+func (m *Machine) optionROM() string {
+	if m.config.Firmware == BIOS {
+		return ""
+	}
+	return ",romfile="
+}
+
+func (m *Machine) biosVersion() string {
+	if m.config.Firmware == BIOS {
+		return "SeaBIOS"
+	}
+	return "OVMF"
+}
+
+func (m *Machine) serial() string { return "RWLAB-" + m.config.Name }
+
+func (m *Machine) tap(bridge string) string { return m.config.Name + "-" + bridge }
+
+func (m *Machine) path(name string) string { return filepath.Join(m.dir, name) }

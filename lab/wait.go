@@ -1,0 +1,117 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+)
+
+// PhaseReader reads the phase of a machine from bootd's API. An error of it is no end: bootd may be
+// restarting.
+type PhaseReader func(ctx context.Context, machine string) (string, error)
+
+const tailLines = 40
+
+// WaitPhase waits until the API says that the machine is in phase. It gives up when ctx ends, or when the
+// machine has Failed instead; its error then carries the last lines of the console and of bootd's log.
+func (r *Rack) WaitPhase(ctx context.Context, read PhaseReader, machine, phase string) error {
+	m := r.Machine(machine)
+	if m == nil {
+		return fmt.Errorf("wait for %s: the rack has no such machine", machine)
+	}
+	last, lastErr := "", error(nil)
+	for {
+		now, err := read(ctx, machine)
+		if err == nil {
+			last = now
+		}
+		if ctx.Err() == nil {
+			lastErr = err
+		}
+		if err == nil && now == phase {
+			return nil
+		}
+		if err == nil && now == "Failed" {
+			return r.explain(m, fmt.Errorf("machine %s is Failed, not %s", machine, phase))
+		}
+		select {
+		case <-ctx.Done():
+			return r.explain(m, errors.Join(fmt.Errorf("machine %s is %q, not %s: %w", machine, last, phase, ctx.Err()), lastErr))
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+// explain adds what a person would look at next.
+func (r *Rack) explain(m *Machine, err error) error {
+	return fmt.Errorf("%w\n%s\n%s", err, tailReport(m.ConsoleLog()), tailReport(r.BootdLog()))
+}
+
+func tailReport(path string) string {
+	tail, err := tailFile(path, tailLines)
+	if err != nil {
+		tail = err.Error()
+	}
+	return fmt.Sprintf("--- the last %d lines of %s:\n%s", tailLines, path, tail)
+}
+
+// tailFile returns the last n lines of a file, made fit for a terminal; "" for a file that is not there.
+func tailFile(path string, n int) (string, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	const window = 64 << 10
+	if info, err := f.Stat(); err == nil && info.Size() > window {
+		if _, err := f.Seek(-window, io.SeekEnd); err != nil {
+			return "", err
+		}
+	}
+	body, err := io.ReadAll(f)
+	if err != nil {
+		return "", err
+	}
+	return tail(body, n), nil
+}
+
+// tail drops what firmware sends to move a cursor, so that one boot's console does not repaint the reader's.
+func tail(body []byte, n int) string {
+	var lines [][]byte
+	for line := range bytes.SplitSeq(plainText(body), []byte("\n")) {
+		line = bytes.TrimRight(line, " ")
+		if len(line) > 0 {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) > n {
+		lines = lines[len(lines)-n:]
+	}
+	return string(bytes.Join(lines, []byte("\n")))
+}
+
+// plainText removes control characters and escape sequences (ECMA-48 CSI: ESC [ ... final byte).
+func plainText(body []byte) []byte {
+	plain := make([]byte, 0, len(body))
+	for i := 0; i < len(body); i++ {
+		c := body[i]
+		switch {
+		case c == 0x1b && i+1 < len(body) && body[i+1] == '[':
+			for i += 2; i < len(body) && (body[i] < 0x40 || body[i] > 0x7e); i++ {
+			}
+		case c == 0x1b:
+			i++
+		case c == '\n' || c == '\t' || c >= 0x20 && c != 0x7f:
+			plain = append(plain, c)
+		}
+	}
+	return plain
+}
