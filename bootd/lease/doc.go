@@ -1,0 +1,13 @@
+// Package lease owns who has which address: reservations, and a dynamic pool per subnet.
+//
+// A Table keeps everything in memory and looks everything up in constant time; a Backend makes it
+// durable. An offer is a promise for a minute and lives in memory only. A lease is written before it is
+// granted, so that no two bootds, one after the other, give one address to two machines.
+//
+// Three rules keep the pool honest where anyone can forge a MAC:
+//
+//   - A reserved or unavailable address is given to nobody else.
+//   - Unregistered MACs together hold at most Subnet.Limit addresses, each for at most Subnet.ShortLease.
+//   - At most a quarter of a pool can be in quarantine: a client that declines whatever it is offered
+//     cannot use the pool up.
+package lease

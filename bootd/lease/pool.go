@@ -1,0 +1,144 @@
+package lease
+
+import (
+	"container/heap"
+	"container/list"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// slot is one address that is or was in use.
+type slot struct {
+	addr  netip.Addr
+	mac   string // who has it, or had it last; empty in quarantine
+	known bool   // mac belongs to a registered Machine
+	until time.Time
+	// lease is what clients and callers were told, stored what the Backend has. Both are zero for an
+	// address that was only ever offered.
+	lease, stored Lease
+
+	writing int // changes on their way to the Backend
+
+	pool *pool         // nil outside of every dynamic range
+	at   int           // index in pool.busy, or -1
+	idle *list.Element // in pool.idle, or nil
+}
+
+// pool chooses among the dynamic addresses of one subnet. Addresses that were never used come first, then
+// those that have been idle for longest: so machines get their old address back for as long as possible.
+type pool struct {
+	subnet  Subnet
+	blocked map[netip.Addr]bool // addresses of the range that are not the pool's to give
+	size    int                 // usable addresses
+	next    netip.Addr          // all before it have a slot or are blocked
+	busy    busyHeap            // slots that are held, leased or in quarantine
+	idle    *list.List          // of *slot, the longest idle first
+
+	unknown     int // busy slots of unregistered MACs
+	quarantined int // busy slots in quarantine
+}
+
+func newPool(s Subnet) *pool {
+	return &pool{subnet: s, next: s.Range.First, idle: list.New()}
+}
+
+// usable tells whether the pool may give an address away.
+func (p *pool) usable(a netip.Addr) bool {
+	return a.IsValid() && p.subnet.Range.Contains(a) && !p.blocked[a]
+}
+
+// admits tells whether h may take one more address. Quarantine counts as if unregistered MACs had caused
+// it: whoever declines all that it is offered must not get beyond the limit.
+func (p *pool) admits(h Holder) bool {
+	return h.Machine != "" || p.unknown+p.quarantined < p.limit()
+}
+
+func (p *pool) limit() int {
+	if p.subnet.Limit > 0 {
+		return p.subnet.Limit
+	}
+	return max(1, p.size*3/4)
+}
+
+func (p *pool) limitError() error {
+	return fmt.Errorf("subnet %s: %w for an unregistered machine: %d hold one and %d are in quarantine, the limit is %d of %d: register the machine or raise the limit",
+		p.subnet.Name, ErrExhausted, p.unknown, p.quarantined, p.limit(), p.size)
+}
+
+func (p *pool) exhaustedError() error {
+	if p.subnet.Range == (Range{}) {
+		return fmt.Errorf("subnet %s: %w: it has no range, so only machines with a reservation get one", p.subnet.Name, ErrExhausted)
+	}
+	return fmt.Errorf("subnet %s: %w: all %d of %s are taken, %d of them by unregistered machines and %d in quarantine: widen its range",
+		p.subnet.Name, ErrExhausted, p.size, p.subnet.Range, p.unknown, p.quarantined)
+}
+
+// settle moves what has run out from busy to idle.
+func (p *pool) settle(now time.Time) {
+	for len(p.busy) > 0 && !p.busy[0].until.After(now) {
+		s := p.busy[0]
+		p.remove(s)
+		p.rest(s)
+	}
+}
+
+// place puts s among the busy or the idle, as its until says.
+func (p *pool) place(s *slot, now time.Time) {
+	if !s.until.After(now) {
+		p.rest(s)
+		return
+	}
+	heap.Push(&p.busy, s)
+	switch {
+	case s.mac == "":
+		p.quarantined++
+	case !s.known:
+		p.unknown++
+	}
+}
+
+// rest makes s the youngest of the idle.
+func (p *pool) rest(s *slot) { s.idle = p.idle.PushBack(s) }
+
+// remove takes s out of busy and idle. It must be called before its holder changes.
+func (p *pool) remove(s *slot) {
+	if s.idle != nil {
+		p.idle.Remove(s.idle)
+		s.idle = nil
+		return
+	}
+	if s.at < 0 {
+		return
+	}
+	heap.Remove(&p.busy, s.at)
+	switch {
+	case s.mac == "":
+		p.quarantined--
+	case !s.known:
+		p.unknown--
+	}
+}
+
+// busyHeap is a heap of slots by until.
+type busyHeap []*slot
+
+func (h busyHeap) Len() int           { return len(h) }
+func (h busyHeap) Less(i, j int) bool { return h[i].until.Before(h[j].until) }
+func (h busyHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].at, h[j].at = i, j
+}
+func (h *busyHeap) Push(x any) {
+	s := x.(*slot)
+	s.at = len(*h)
+	*h = append(*h, s)
+}
+func (h *busyHeap) Pop() any {
+	old := *h
+	s := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	s.at = -1
+	return s
+}
