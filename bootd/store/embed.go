@@ -1,0 +1,131 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+)
+
+// embedded is an etcd server in this process. It serves no peers and listens
+// on a unix socket in the state directory only, so that any number of them run
+// on one machine.
+type embedded struct {
+	etcd     *embed.Etcd
+	endpoint string
+	dir      *os.File // holds the short path of the socket open; nil when it is short enough
+	fatal    *fatal
+}
+
+func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedded, error) {
+	e := &embedded{fatal: newFatal(conf, log)}
+	socket, err := e.socketPath(conf.Dir)
+	if err != nil {
+		return nil, err
+	}
+	e.endpoint = "unix://" + socket
+	logger := zap.New(&bridge{log: log.With("component", "etcd")}, zap.WithFatalHook(e.fatal), zap.WithPanicHook(e.fatal))
+	c := etcdConfig(conf, socket, logger)
+
+	// Etcd calls Fatal, on whatever goroutine, for files that it cannot read.
+	started := make(chan error, 1)
+	go func() {
+		etcd, err := embed.StartEtcd(c)
+		e.etcd = etcd
+		started <- err
+	}()
+	select {
+	case err = <-started:
+	case err = <-e.fatal.early:
+		// What is left of the start cannot be stopped; the caller is about to exit.
+		return nil, fmt.Errorf("start etcd on %s: %w", c.Dir, err)
+	}
+	if err != nil {
+		e.closeDir()
+		return nil, fmt.Errorf("start etcd on %s: %w", c.Dir, err)
+	}
+	select {
+	case <-e.etcd.Server.ReadyNotify():
+	case err = <-e.fatal.early:
+		return nil, fmt.Errorf("start etcd on %s: %w", c.Dir, err)
+	case <-ctx.Done():
+		e.stop()
+		return nil, ctx.Err()
+	case <-time.After(time.Minute):
+		e.stop()
+		return nil, fmt.Errorf("start etcd on %s: it was not ready within a minute: is the disk that slow?", c.Dir)
+	}
+	e.fatal.running()
+	return e, nil
+}
+
+func etcdConfig(conf Config, socket string, logger *zap.Logger) *embed.Config {
+	c := embed.NewConfig()
+	c.Name = "bootd"
+	c.Dir = filepath.Join(conf.Dir, "etcd")
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
+
+	// A member must have a peer URL; nothing listens on this one.
+	peer := url.URL{Scheme: "http", Host: "127.0.0.1:1"}
+	client := url.URL{Scheme: "unix", Path: socket}
+	c.ListenPeerUrls = nil
+	c.AdvertisePeerUrls = []url.URL{peer}
+	c.ListenClientUrls = []url.URL{client}
+	c.AdvertiseClientUrls = []url.URL{client}
+	c.InitialCluster = c.Name + "=" + peer.String()
+	c.EnableGRPCGateway = false
+
+	// Raft keeps its newest entries in memory: SnapshotCount plus the catch-up
+	// entries, which nobody needs where there are no peers.
+	c.SnapshotCount = 1000
+	c.SnapshotCatchUpEntries = 100
+	c.MaxSnapFiles = 2
+	c.MaxWalFiles = 2
+	c.QuotaBackendBytes = conf.Quota
+	c.MaxRequestBytes = requestBytes
+	c.AutoCompactionMode = embed.CompactorModePeriodic
+	c.AutoCompactionRetention = conf.KeepHistory.String()
+	c.BootstrapDefragThresholdMegabytes = 64
+	// It elects itself: the shortest election that etcd allows for this tick.
+	c.TickMs, c.ElectionMs = 100, 500
+	// Spinning disks take longer than etcd's 100 ms, and nobody can act on it.
+	c.WarningApplyDuration = 2 * time.Second
+	c.WarningUnaryRequestDuration = 2 * time.Second
+	return c
+}
+
+// socketPath returns a path that fits into a sockaddr_un (108 bytes with the
+// final NUL), through an open directory when the state directory's is too long.
+func (e *embedded) socketPath(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("find the state directory: %w", err)
+	}
+	path := filepath.Join(abs, "etcd.sock")
+	if len(path) < 108 {
+		return path, nil
+	}
+	if e.dir, err = os.Open(abs); err != nil {
+		return "", fmt.Errorf("open the state directory: %w", err)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/etcd.sock", e.dir.Fd()), nil
+}
+
+// stop ends the server after what it was asked to do, and waits for it.
+func (e *embedded) stop() {
+	e.etcd.Close()
+	e.closeDir()
+}
+
+func (e *embedded) closeDir() {
+	if e.dir != nil {
+		_ = e.dir.Close()
+	}
+}
+

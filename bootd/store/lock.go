@@ -1,0 +1,47 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockDir takes the state directory for this process; closing the file gives
+// it back, and so does the end of the process, however it ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "bootd.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer func() { _ = f.Close() }()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another bootd%s uses %s: stop it, or give this one its own --state-dir", holder(f), dir)
+		}
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		if err != nil {
+			// The pid only serves the message; a full disk must not stop bootd here.
+			return f, nil
+		}
+	}
+	return f, nil
+}
+
+// holder names the process that holds the lock, as far as it is known.
+func holder(f *os.File) string {
+	raw, err := io.ReadAll(io.LimitReader(f, 32))
+	pid := strings.TrimSpace(string(raw))
+	if err != nil || pid == "" {
+		return ""
+	}
+	return " (pid " + pid + ")"
+}

@@ -1,0 +1,155 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+)
+
+// space looks after the room that etcd has: it refuses writes while the file
+// system is nearly full, and brings etcd back from its NOSPACE alarm.
+type space struct {
+	store *Store
+	alarm atomic.Bool   // etcd refuses writes: its quota is used up
+	wake  chan struct{} // the alarm was raised
+	end   context.CancelFunc
+	done  sync.WaitGroup
+}
+
+// retryInterval is how often a full store tries to make room.
+const retryInterval = 10 * time.Second
+
+func newSpace(s *Store) *space {
+	ctx, cancel := context.WithCancel(context.Background())
+	sp := &space{store: s, wake: make(chan struct{}, 1), end: cancel}
+	if s.server == nil {
+		return sp // an external cluster is somebody else's to look after
+	}
+	sp.full() // an alarm outlives a restart: find out
+	sp.done.Go(func() { sp.run(ctx) })
+	return sp
+}
+
+func (sp *space) stop() {
+	sp.end()
+	sp.done.Wait()
+}
+
+// check reports an ErrNoSpace when the file system has less than the reserve.
+func (sp *space) check() error {
+	s := sp.store
+	if s.server == nil {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.conf.Dir, &st); err != nil {
+		return fmt.Errorf("measure the space in %s: %w", s.conf.Dir, err)
+	}
+	free := int64(st.Bavail) * st.Bsize
+	if free >= s.conf.Reserve {
+		return nil
+	}
+	return fmt.Errorf("%w: %s has %d MiB free and must keep %d MiB: free some of that file system; reads go on meanwhile",
+		ErrNoSpace, s.conf.Dir, free>>20, s.conf.Reserve>>20)
+}
+
+func (sp *space) quotaError() error {
+	s := sp.store
+	if s.server == nil {
+		return fmt.Errorf("%w: etcd (%s) has reached its quota: compact and defragment it, then disarm its NOSPACE alarm", ErrNoSpace, s.where)
+	}
+	return fmt.Errorf("%w: its database has reached the quota of %d MiB: delete objects that are not needed or raise the quota; reads go on meanwhile",
+		ErrNoSpace, s.conf.Quota>>20)
+}
+
+// full notes that etcd refused a write for its quota.
+func (sp *space) full() {
+	sp.alarm.Store(true)
+	select {
+	case sp.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (sp *space) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-sp.wake:
+		}
+		for sp.alarm.Load() {
+			if err := sp.relieve(ctx); err != nil && ctx.Err() == nil {
+				sp.store.log.Error("the store has no space left", "error", err)
+			}
+			if !sp.alarm.Load() {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(retryInterval):
+			}
+		}
+	}
+}
+
+// relieve compacts and defragments etcd, and disarms its alarm when that made
+// room: a tenth of the quota.
+func (sp *space) relieve(ctx context.Context) error {
+	s := sp.store
+	alarms, err := s.client.AlarmList(ctx)
+	if err != nil {
+		return fmt.Errorf("list etcd's alarms: %w", err)
+	}
+	if !hasNoSpace(alarms) {
+		sp.alarm.Store(false)
+		return nil
+	}
+	if err := s.compact(ctx); err != nil {
+		return err
+	}
+	if _, err := s.client.Defragment(ctx, s.server.endpoint); err != nil {
+		return fmt.Errorf("defragment etcd: %w", err)
+	}
+	status, err := s.client.Status(ctx, s.server.endpoint)
+	if err != nil {
+		return fmt.Errorf("measure etcd: %w", err)
+	}
+	if status.DbSize > s.conf.Quota/10*9 {
+		return sp.quotaError()
+	}
+	if _, err := s.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		return fmt.Errorf("disarm etcd's alarm: %w", err)
+	}
+	sp.alarm.Store(false)
+	s.log.Warn("the store had reached its quota; room was made", "databaseMiB", status.DbSize>>20)
+	return nil
+}
+
+func hasNoSpace(r *clientv3.AlarmResponse) bool {
+	for _, a := range r.Alarms {
+		if a.Alarm == etcdserverpb.AlarmType_NOSPACE {
+			return true
+		}
+	}
+	return false
+}
+
+// compact drops the history up to now.
+func (s *Store) compact(ctx context.Context) error {
+	now, err := s.client.Get(ctx, internalPrefix, clientv3.WithCountOnly())
+	if err != nil {
+		return fmt.Errorf("read etcd's revision: %w", err)
+	}
+	if _, err := s.client.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+		return fmt.Errorf("compact etcd: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,254 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+const (
+	objectPrefix   = "/" + api.Version + "/"
+	internalPrefix = "/rackweft/internal/"
+
+	// MaxObjectBytes bounds one object as it is stored.
+	MaxObjectBytes = 3 << 19 // 1.5 MiB
+	// requestBytes is etcd's own bound: an object, its key and the transaction around it.
+	requestBytes = MaxObjectBytes + 64<<10
+
+	requestTimeout = 10 * time.Second
+	pageSize       = 500
+)
+
+// Config says where the store is. The zero value of everything but Dir is good.
+type Config struct {
+	// Dir is the state directory: bootd.lock, etcd.sock and etcd/ are kept in it.
+	Dir string
+	// Endpoints are an external etcd cluster's; embedded etcd runs without them.
+	Endpoints []string
+	// CAFile, CertFile and KeyFile (PEM) are for an external cluster.
+	CAFile, CertFile, KeyFile string
+	// Username and Password are for an external cluster with authentication.
+	Username, Password string
+	// Quota bounds embedded etcd's database in bytes; 2 GiB when 0.
+	Quota int64
+	// Reserve is how many bytes the file system must keep free for embedded
+	// etcd to be written to; 96 MiB when 0. Etcd cannot go on when its log
+	// cannot grow by a segment of 64 MiB, so writes are refused before that.
+	Reserve int64
+	// KeepHistory is for how long a watch can go back; 5m when 0.
+	KeepHistory time.Duration
+	// SessionTTL is how long a lost leader is waited for; 10s when 0.
+	SessionTTL time.Duration
+	// OnFatal is called when embedded etcd cannot go on, from a goroutine of
+	// its own, once. It must end the process, which loses nothing that was
+	// acknowledged. When nil, the error is logged and the process exits with 1.
+	OnFatal func(error)
+}
+
+func (c Config) withDefaults() Config {
+	if c.Quota == 0 {
+		c.Quota = 2 << 30
+	}
+	if c.Reserve == 0 {
+		c.Reserve = 96 << 20
+	}
+	if c.KeepHistory == 0 {
+		c.KeepHistory = 5 * time.Minute
+	}
+	if c.SessionTTL == 0 {
+		c.SessionTTL = 10 * time.Second
+	}
+	return c
+}
+
+// Sealer encrypts what must not be read from a disk. aad binds a sealed value
+// to the place that it belongs to.
+type Sealer interface {
+	Seal(plain, aad []byte) ([]byte, error)
+	Open(sealed, aad []byte) ([]byte, error)
+	// Digest tells equal values from different ones without giving them away.
+	Digest(plain []byte) string
+}
+
+// Store is the objects of one Site. It is safe for concurrent use.
+type Store struct {
+	conf   Config
+	sealer Sealer
+	log    *slog.Logger
+	where  string // for messages
+
+	lock   *os.File
+	server *embedded // nil with an external cluster
+	client *clientv3.Client
+	space  *space
+
+	close func() error
+}
+
+// Open locks the state directory, starts etcd or connects to it, and returns
+// when it answers. A second bootd on the same directory is refused.
+func Open(ctx context.Context, conf Config, sealer Sealer, log *slog.Logger) (*Store, error) {
+	s := &Store{conf: conf.withDefaults(), sealer: sealer, log: log}
+	s.close = sync.OnceValue(s.shutdown)
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) error {
+	if s.conf.Dir == "" {
+		return errors.New("open the store: no state directory is given")
+	}
+	if err := os.MkdirAll(s.conf.Dir, 0o700); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	var err error
+	if s.lock, err = lockDir(s.conf.Dir); err != nil {
+		return err
+	}
+	if len(s.conf.Endpoints) > 0 {
+		err = s.connect()
+	} else {
+		err = s.embed(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	s.space = newSpace(s)
+	if err := s.Ready(ctx); err != nil {
+		return fmt.Errorf("open the store: %w", err)
+	}
+	if s.server != nil {
+		return s.dropElections(ctx)
+	}
+	return nil
+}
+
+func (s *Store) connect() error {
+	s.where = strings.Join(s.conf.Endpoints, ", ")
+	conf := clientv3.Config{Endpoints: s.conf.Endpoints, Username: s.conf.Username, Password: s.conf.Password}
+	info := transport.TLSInfo{CertFile: s.conf.CertFile, KeyFile: s.conf.KeyFile, TrustedCAFile: s.conf.CAFile}
+	if !info.Empty() || s.conf.CAFile != "" {
+		tls, err := info.ClientConfig()
+		if err != nil {
+			return fmt.Errorf("read the TLS files for etcd: %w", err)
+		}
+		conf.TLS = tls
+	}
+	return s.dial(conf)
+}
+
+func (s *Store) embed(ctx context.Context) error {
+	var err error
+	if s.server, err = startEmbedded(ctx, s.conf, s.log); err != nil {
+		return err
+	}
+	s.where = "embedded"
+	return s.dial(clientv3.Config{Endpoints: []string{s.server.endpoint}})
+}
+
+func (s *Store) dial(conf clientv3.Config) error {
+	conf.Logger = zap.New(&bridge{log: s.log.With("component", "etcd-client")})
+	conf.DialTimeout = requestTimeout
+	conf.DialKeepAliveTime, conf.DialKeepAliveTimeout = 30*time.Second, requestTimeout
+	conf.MaxCallSendMsgSize = requestBytes + 64<<10
+	// An etcd that comes back should be found soon: gRPC waits up to two minutes.
+	reconnect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: requestTimeout}
+	reconnect.Backoff.MaxDelay = 3 * time.Second
+	conf.DialOptions = []grpc.DialOption{grpc.WithConnectParams(reconnect)}
+	var err error
+	if s.client, err = clientv3.New(conf); err != nil {
+		return fmt.Errorf("connect to etcd (%s): %w", s.where, err)
+	}
+	return nil
+}
+
+// Close stops what Open started.
+func (s *Store) Close() error { return s.close() }
+
+func (s *Store) shutdown() error {
+	var errs []error
+	if s.space != nil {
+		s.space.stop()
+	}
+	if s.client != nil {
+		errs = append(errs, s.client.Close())
+	}
+	if s.server != nil {
+		s.server.stop()
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Client gives access to etcd itself.
+func (s *Store) Client() *clientv3.Client { return s.client }
+
+// Ready reports why the store cannot be read or written right now.
+func (s *Store) Ready(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if _, err := s.client.Get(limited, internalPrefix, clientv3.WithCountOnly()); err != nil {
+		return s.explain(ctx, err)
+	}
+	return s.space.check()
+}
+
+type transaction func(context.Context) (*clientv3.TxnResponse, error)
+
+// write runs a transaction that takes room, unless there is none.
+func (s *Store) write(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
+	if err := s.space.check(); err != nil {
+		return nil, err
+	}
+	return s.commit(ctx, txn)
+}
+
+// commit runs a transaction; one that deletes is welcome when there is no room.
+func (s *Store) commit(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := txn(limited)
+	return resp, s.explain(ctx, err)
+}
+
+// GetRaw reads a value of bootd's own, or nil when there is none.
+func (s *Store) GetRaw(ctx context.Context, key string) ([]byte, error) {
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := s.client.Get(limited, internalPrefix+"raw/"+key)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", key, s.explain(ctx, err))
+	}
+	if len(resp.Kvs) == 0 {
+		return nil, nil
+	}
+	return resp.Kvs[0].Value, nil
+}
+
+// PutRaw writes a small value of bootd's own.
+func (s *Store) PutRaw(ctx context.Context, key string, value []byte) error {
+	_, err := s.write(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).Then(clientv3.OpPut(internalPrefix+"raw/"+key, string(value))).Commit()
+	})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Event is one change of one object.
+type Event struct {
+	Type api.WatchType // Added, Modified or Deleted
+	// Object is as it stands after the change, or as it stood before it was
+	// deleted; then its resourceVersion is that of the deletion.
+	Object   api.Object
+	Revision int64
+}
+
+// Watch yields every change of a kind after the revision `from` (a List's), or
+// from now on when it is 0. It ends with an error: ErrCompacted when the
+// changes since `from` are no longer known, or ctx's.
+//
+//	for e, err := range s.Watch(ctx, k, from) { … }
+func (s *Store) Watch(ctx context.Context, k api.Kind, from int64) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		if err := storable(k, "any"); err != nil {
+			yield(Event{}, err)
+			return
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		for resp, err := range s.follow(ctx, prefix(k), from) {
+			if err != nil {
+				yield(Event{}, fmt.Errorf("watch %s: %w", k.Plural, err))
+				return
+			}
+			for _, e := range resp.Events {
+				event, err := s.event(k, e)
+				if err != nil {
+					s.log.Error("a change in the store is left out", "error", err)
+					continue
+				}
+				if !yield(event, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *Store) event(k api.Kind, e *clientv3.Event) (Event, error) {
+	event := Event{Type: api.Modified, Revision: e.Kv.ModRevision}
+	kv := e.Kv
+	switch {
+	case e.IsCreate():
+		event.Type = api.Added
+	case e.Type == clientv3.EventTypeDelete:
+		event.Type = api.Deleted
+		kv = e.PrevKv
+	}
+	if kv == nil {
+		// The object's last state was compacted away; its name has to do.
+		kv = &mvccpb.KeyValue{Key: e.Kv.Key, Value: []byte("{}")}
+	}
+	o, err := decode(k, kv)
+	if err != nil && event.Type == api.Deleted {
+		o, err = decode(k, &mvccpb.KeyValue{Key: e.Kv.Key, Value: []byte("{}")})
+	}
+	if err != nil {
+		return Event{}, err
+	}
+	redact(o)
+	o.Meta().ResourceVersion = formatRevision(e.Kv.ModRevision)
+	event.Object = o
+	return event, nil
+}
+
+// follow yields etcd's own watch of a prefix after a revision (0: from now).
+// The caller cancels ctx when it has seen enough.
+func (s *Store) follow(ctx context.Context, prefix string, after int64) iter.Seq2[clientv3.WatchResponse, error] {
+	return func(yield func(clientv3.WatchResponse, error) bool) {
+		opts := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithCreatedNotify()}
+		if after > 0 {
+			opts = append(opts, clientv3.WithRev(after+1))
+		}
+		for resp := range s.client.Watch(clientv3.WithRequireLeader(ctx), prefix, opts...) {
+			err := s.explain(ctx, resp.Err())
+			if resp.CompactRevision > 0 {
+				err = ErrCompacted
+			}
+			// Etcd would wait for a revision that is still to come, which after
+			// the restore of a backup is one from another history.
+			if resp.Created && resp.Header.Revision < after {
+				err = ErrCompacted
+			}
+			if !yield(resp, err) || err != nil {
+				return
+			}
+		}
+		err := ctx.Err()
+		if err == nil {
+			err = errors.New("etcd ended the watch")
+		}
+		yield(clientv3.WatchResponse{}, err)
+	}
+}
