@@ -1,0 +1,297 @@
+// Package blob owns content-addressed bytes in a directory: kernels, initrds, disk images. A blob is
+// named by the SHA-256 of its content, is written once and never changes.
+//
+//	DIR/lock              held while a Store is open
+//	DIR/sha256/<64 hex>   the blobs
+//	DIR/tmp/              what is being written; emptied by Open
+//
+// A blob appears under its name by a rename, after its bytes have reached the disk and their digest has
+// been found right, so that whatever can be opened is whole, also after a power failure.
+//
+// Blobs share a file system with etcd, which stops for good when it is full. Therefore a Store leaves
+// Options.Reserve bytes of it to others.
+package blob
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options of a Store.
+type Options struct {
+	// Reserve is how many bytes of the file system Put leaves free; 0 for none.
+	Reserve int64
+}
+
+// Store is a directory of blobs. Its methods may be used concurrently.
+type Store struct {
+	dir  string
+	opts Options
+	lock *os.File
+	free func(dir string) (int64, error) // bytes that an unprivileged user may still write
+	bufs sync.Pool                       // of *[]byte
+}
+
+// Info describes a blob.
+type Info struct {
+	Digest  Digest
+	Size    int64
+	ModTime time.Time // when it was put
+}
+
+// checkEvery is how many bytes are written between two looks at the free space. Concurrent Puts can eat
+// that much of the reserve each.
+const checkEvery = 4 << 20
+
+// Open makes dir if there is none, takes it for this process alone, and removes what a crash has left
+// half-written.
+func Open(dir string, opts Options) (*Store, error) {
+	for _, sub := range []string{"sha256", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o750); err != nil {
+			return nil, fmt.Errorf("open blob store: %w", err)
+		}
+	}
+	lock, err := takeLock(filepath.Join(dir, "lock"))
+	if err != nil {
+		return nil, fmt.Errorf("open blob store %s: %w", dir, err)
+	}
+	s := &Store{
+		dir:  dir,
+		opts: opts,
+		lock: lock,
+		free: freeBytes,
+		bufs: sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }},
+	}
+	if err := s.sweep(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open blob store %s: %w", dir, err), lock.Close())
+	}
+	return s, nil
+}
+
+// Close lets another process open the directory. Blobs that are being read stay readable.
+func (s *Store) Close() error { return s.lock.Close() }
+
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		err = fmt.Errorf("%s is locked by another process (%w): stop the other bootd, or use another --state-dir", path, err)
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (s *Store) sweep() error {
+	left, err := os.ReadDir(filepath.Join(s.dir, "tmp"))
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		if err := os.RemoveAll(filepath.Join(s.dir, "tmp", e.Name())); err != nil {
+			return fmt.Errorf("remove what a crash has left: %w", err)
+		}
+	}
+	return nil
+}
+
+// Put stores all of r and returns its digest and size. With want it checks that this is the digest, and
+// otherwise stores nothing and returns a *MismatchError; without want ("") any content is right. A blob
+// that is there already is not written again; if want tells so beforehand, r is not even read.
+//
+// When less than the reserve would stay free it stores nothing and returns an error that is ErrNoSpace.
+// It ends between two reads when ctx does. Memory use does not depend on the size.
+func (s *Store) Put(ctx context.Context, r io.Reader, want Digest) (Digest, int64, error) {
+	if want != "" {
+		if _, err := ParseDigest(string(want)); err != nil {
+			return "", 0, fmt.Errorf("put blob: %w", err)
+		}
+		if info, err := s.Stat(want); err == nil {
+			return want, info.Size, nil
+		}
+	}
+	d, n, err := s.put(ctx, r, want)
+	if err != nil {
+		return "", 0, fmt.Errorf("put blob: %w", s.explain(err))
+	}
+	return d, n, nil
+}
+
+func (s *Store) put(ctx context.Context, r io.Reader, want Digest) (_ Digest, _ int64, err error) {
+	if err := s.checkSpace(); err != nil { // before anything else: even an inode may be too much
+		return "", 0, err
+	}
+	tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-")
+	if err != nil {
+		return "", 0, err
+	}
+	renamed := false
+	defer func() {
+		if renamed {
+			return
+		}
+		err = errors.Join(err, ignoreClosed(tmp.Close()), os.Remove(tmp.Name()))
+	}()
+
+	sum := sha256.New()
+	n, err := s.copy(ctx, tmp, sum, r)
+	if err != nil {
+		return "", 0, err
+	}
+	d := Digest(algorithm + hex.EncodeToString(sum.Sum(nil)))
+	if want != "" && d != want {
+		return "", 0, &MismatchError{Want: want, Got: d, Size: n}
+	}
+	if err := tmp.Sync(); err != nil {
+		return "", 0, err
+	}
+	if err := tmp.Close(); err != nil {
+		return "", 0, err
+	}
+	if err := os.Rename(tmp.Name(), s.path(d)); err != nil {
+		return "", 0, err
+	}
+	renamed = true
+	return d, n, s.syncNames()
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// copy moves all of r into f and sum, looking at the free space on the way.
+func (s *Store) copy(ctx context.Context, f *os.File, sum hash.Hash, r io.Reader) (int64, error) {
+	buf := s.bufs.Get().(*[]byte)
+	defer s.bufs.Put(buf)
+	var total, unchecked int64
+	for {
+		if err := ctx.Err(); err != nil {
+			return total, context.Cause(ctx)
+		}
+		n, readErr := r.Read(*buf)
+		chunk := (*buf)[:n]
+		if unchecked += int64(n); unchecked >= checkEvery {
+			unchecked = 0
+			if err := s.checkSpace(); err != nil {
+				return total, err
+			}
+		}
+		if _, err := f.Write(chunk); err != nil {
+			return total, err
+		}
+		sum.Write(chunk)
+		total += int64(n)
+		if readErr == io.EOF {
+			return total, nil
+		}
+		if readErr != nil {
+			return total, fmt.Errorf("read the content after %d bytes: %w", total, readErr)
+		}
+	}
+}
+
+// Get opens a blob for reading; the caller closes it. It is a plain file, so that net/http can send it
+// with sendfile(2). A missing blob is an error that is fs.ErrNotExist.
+func (s *Store) Get(d Digest) (*os.File, Info, error) {
+	if _, err := ParseDigest(string(d)); err != nil {
+		return nil, Info{}, fmt.Errorf("get blob: %w", err)
+	}
+	f, err := os.Open(s.path(d))
+	if err != nil {
+		return nil, Info{}, fmt.Errorf("get blob: %w", err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, Info{}, errors.Join(fmt.Errorf("get blob: %w", err), f.Close())
+	}
+	return f, Info{Digest: d, Size: st.Size(), ModTime: st.ModTime()}, nil
+}
+
+// Stat describes a blob. A missing one is an error that is fs.ErrNotExist.
+func (s *Store) Stat(d Digest) (Info, error) {
+	if _, err := ParseDigest(string(d)); err != nil {
+		return Info{}, fmt.Errorf("stat blob: %w", err)
+	}
+	st, err := os.Stat(s.path(d))
+	if err != nil {
+		return Info{}, fmt.Errorf("stat blob: %w", err)
+	}
+	return Info{Digest: d, Size: st.Size(), ModTime: st.ModTime()}, nil
+}
+
+// Has tells whether a blob is there.
+func (s *Store) Has(d Digest) (bool, error) {
+	_, err := s.Stat(d)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Delete removes a blob. Who reads it can go on reading. A missing one is no error.
+func (s *Store) Delete(d Digest) error {
+	if _, err := ParseDigest(string(d)); err != nil {
+		return fmt.Errorf("delete blob: %w", err)
+	}
+	if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete blob: %w", err)
+	}
+	if err := s.syncNames(); err != nil {
+		return fmt.Errorf("delete blob: %w", err)
+	}
+	return nil
+}
+
+// List describes all blobs, ordered by digest. Files that are no blobs are passed over.
+func (s *Store) List() ([]Info, error) {
+	entries, err := os.ReadDir(filepath.Join(s.dir, "sha256"))
+	if err != nil {
+		return nil, fmt.Errorf("list blobs: %w", err)
+	}
+	infos := make([]Info, 0, len(entries))
+	for _, e := range entries {
+		d, err := ParseDigest(algorithm + e.Name())
+		if err != nil {
+			continue
+		}
+		st, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list blobs: %w", err)
+		}
+		infos = append(infos, Info{Digest: d, Size: st.Size(), ModTime: st.ModTime()})
+	}
+	slices.SortFunc(infos, func(a, b Info) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return infos, nil
+}
+
+func (s *Store) path(d Digest) string { return filepath.Join(s.dir, "sha256", d.Hex()) }
+
+// syncNames makes renames and removals durable.
+func (s *Store) syncNames() error {
+	dir, err := os.Open(filepath.Join(s.dir, "sha256"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
