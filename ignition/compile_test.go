@@ -227,8 +227,8 @@ func TestCompileErrors(t *testing.T) {
 		system  System
 		want    string
 	}{
-		{"version unknown", nil, "3.9.0", System{}, `Ignition version "3.9.0" cannot be produced: use one of 3.1.0, `},
-		{"version too old", nil, "3.0.0", System{}, `"3.0.0" cannot be produced`},
+		{"version unknown", nil, "3.9.0", System{}, `cannot produce Ignition version "3.9.0": use one of 3.1.0, `},
+		{"version too old", nil, "3.0.0", System{}, `cannot produce Ignition version "3.0.0"`},
 		{"no name", []Layer{{"", ""}}, "", System{}, "layer 1 has no name"},
 		{"reserved name", []Layer{{"rackweft", ""}}, "", System{}, `layer 1 is named "rackweft"`},
 		{"listed twice", []Layer{{"a", ""}, {"a", ""}}, "", System{}, `layer "a" is listed twice`},
@@ -242,13 +242,16 @@ func TestCompileErrors(t *testing.T) {
 		{"no value", one("a: x\nb: {{ index .Variables \"x\" }}"), "", System{}, `layer "worker" line 2: a value is missing here`},
 		{"join no list", one("{{ .Machine.name | join \",\" }}"), "", System{}, `line 1: join: the value is not a list`},
 		{"secret not allowed", one("a: {{ secret \"a\" \"b\" }}"), "", System{}, `layer "worker" line 1: secret: this machine may not be given Secrets`},
-		{"endless loop", one("{{ range 9999999999 }}{{ end }}"), "", System{}, `the template writes more than 8 MiB`},
+		{"endless loop", one("{{ range 9999999999 }}{{ end }}"), "", System{}, `the template writes more than 2 MiB`},
+		{"branching recursion", one(`{{ define "x" }}{{ if lt (len .) 40 }}{{ template "x" (print . "x") }}{{ template "x" (print . "x") }}{{ end }}{{ end }}{{ template "x" "" }}`),
+			"", System{}, `the template writes more than 2 MiB`},
+		{"endless recursion", one(`{{ define "x" }}{{ template "x" }}{{ end }}{{ template "x" }}`), "", System{}, `exceeded maximum template depth`},
 		{"doubling", one("{{ $s := \"xx\" }}{{ range 99 }}{{ $s = printf \"%s%s\" $s $s }}{{ end }}"), "", System{}, `makes a value of more than 1 MiB`},
 		{"NUL", one("a: \x00"), "", System{}, `layer "worker": holds a NUL byte`},
 
 		{"YAML syntax", one("storage:\n  files: [\n"), "", System{}, `layer "worker" line 2: did not find expected node content`},
 		{"not a mapping", one("hello"), "", System{}, `layer "worker" line 1: cannot unmarshal !!str ` + "`hello`" + `: a layer is a mapping`},
-		{"wrong type", one("storage:\n  files: 7\n"), "", System{}, `layer "worker" line 2: cannot unmarshal !!int `+"`7`"+`: a list belongs here`},
+		{"wrong type", one("storage:\n  files: 7\n"), "", System{}, `layer "worker" line 2: cannot unmarshal !!int ` + "`7`" + `: a list belongs here`},
 		{"line behind a loop", one("{{ range .Site.ntp }}\n# {{ . }}\n{{ end }}\nstorage:\n  files: 7\n"), "", System{}, `layer "worker" line 5: cannot unmarshal`},
 		{"line in a loop", one("storage:\n  files:\n{{- range .Site.ntp }}\n  - path: /{{ . }}\n    mod: 1\n{{- end }}\n"), "", System{},
 			"layer \"worker\" line 5: storage.files.0.mod: unknown key\nlayer \"worker\" line 5: storage.files.1.mod: unknown key"},
@@ -367,7 +370,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		Layers: []Layer{{"l", "a: 1\nb: {{ secret \"a\" \"c\" }}"}}, Version: "3.4.0",
 		Secret: secrets(map[string]string{"a/b": value}),
 	})
-	if err == nil || err.Error() != `layer "l" line 2: secret: Secret a, key c: no such Secret` {
+	if err == nil || err.Error() != `layer "l" line 2: secret: a, key c: no such Secret` {
 		t.Errorf("missing Secret: %v", err)
 	}
 }

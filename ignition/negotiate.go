@@ -27,7 +27,7 @@ func NegotiateVersion(accept, imageMax string) (string, error) {
 	var image *semver.Version
 	if imageMax != "" {
 		if image, err = semver.NewVersion(imageMax); err != nil {
-			return "", fmt.Errorf("the image's ignitionVersion %q is not a version such as 3.4.0", imageMax)
+			return "", fmt.Errorf("the image's ignitionVersion %q is not a version such as 3.4.0", clip(imageMax))
 		}
 	}
 	if asked == nil && image == nil {
@@ -46,7 +46,7 @@ func NegotiateVersion(accept, imageMax string) (string, error) {
 		who, limit = "the image", image
 	}
 	return "", fmt.Errorf("%s understands Ignition up to %s, rackweft needs %s or newer: use an image with Ignition 2.3 or newer",
-		who, limit, versions[0])
+		who, clip(limit.String()), versions[0])
 }
 
 // acceptedVersion reads an Accept header (RFC 9110 §12.5.1). It returns the

@@ -438,10 +438,10 @@ func (f *ini) set(key, value string) {
 		if f.Len() > 0 {
 			f.WriteByte('\n')
 		}
-		fmt.Fprintf(f, "[%s]\n", f.pending)
+		f.WriteString("[" + f.pending + "]\n")
 		f.pending = ""
 	}
-	fmt.Fprintf(f, "%s=%s\n", key, value)
+	f.WriteString(key + "=" + value + "\n")
 }
 
 func (f *ini) setInt(key string, value int) {

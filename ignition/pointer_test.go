@@ -84,7 +84,7 @@ func TestPointerErrors(t *testing.T) {
 		{"not a URL", func(p *PointerConfig) { p.URL = "https://sesame\x7f/" }, "the URL must be https"},
 		{"no token", func(p *PointerConfig) { p.Token = "" }, "the token is empty"},
 		{"header injection", func(p *PointerConfig) { p.Token = "sesame\r\nX: y" }, "the token is empty or has characters"},
-		{"old version", func(p *PointerConfig) { p.Version = "3.0.0" }, `"3.0.0" cannot be produced`},
+		{"old version", func(p *PointerConfig) { p.Version = "3.0.0" }, `cannot produce Ignition version "3.0.0"`},
 		{"no PEM", func(p *PointerConfig) { p.CAs = [][]byte{{}} }, "the CA is not a PEM certificate"},
 		{"a key", func(p *PointerConfig) { p.CAs = [][]byte{key} }, "the CA's PEM holds a EC PRIVATE KEY"},
 		{"broken", func(p *PointerConfig) { p.CAs = [][]byte{broken} }, "the CA's certificate: "},

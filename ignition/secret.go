@@ -37,7 +37,7 @@ func (r *secretReader) get(name, key string) (string, error) {
 	value, err := r.vault.lookup(name, key)
 	if err != nil {
 		r.failed = true
-		return "", fmt.Errorf("Secret %s, key %s: %w", name, key, err)
+		return "", fmt.Errorf("%s, key %s: %w", name, key, err)
 	}
 	r.read = true
 	r.vault.used[name+"/"+key] = value

@@ -82,7 +82,7 @@ func targetSpec(version string) (spec, error) {
 			return s, nil
 		}
 	}
-	return spec{}, fmt.Errorf("Ignition version %q cannot be produced: use one of %s", version, strings.Join(Versions(), ", "))
+	return spec{}, fmt.Errorf("cannot produce Ignition version %q: use one of %s", version, strings.Join(Versions(), ", "))
 }
 
 // specIndex places a version that specs() has among the others.

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	maxRendered = 8 << 20 // bytes of one rendered layer, line marks included
+	maxRendered = 2 << 20 // bytes of one rendered layer, line marks included
 	maxValue    = 1 << 20 // bytes that one function may return
 )
 
@@ -76,6 +76,7 @@ func render(layer Layer, facts any, secret secretFunc) (document, error) {
 	for _, t := range tmpl.Templates() {
 		if t.Tree != nil {
 			marks.list(t.Root)
+			marks.count(t.Root)
 		}
 	}
 	var out limitedBuffer
@@ -117,11 +118,16 @@ func (m marker) list(list *parse.ListNode) {
 		case *parse.RangeNode:
 			m.list(n.List)
 			m.list(n.ElseList)
-			// A mark per turn also makes endless loops run into maxRendered.
-			turn := &parse.TextNode{NodeType: parse.NodeText, Pos: n.Pos, Text: m.text(nil, n.Pos)}
-			n.List.Nodes = append([]parse.Node{turn}, n.List.Nodes...)
+			m.count(n.List)
 		}
 	}
+}
+
+// count makes every pass through list write a mark, so that loops and
+// recursion that write nothing run into maxRendered as well.
+func (m marker) count(list *parse.ListNode) {
+	mark := &parse.TextNode{NodeType: parse.NodeText, Pos: list.Pos, Text: m.text(nil, list.Pos)}
+	list.Nodes = append([]parse.Node{mark}, list.Nodes...)
 }
 
 func (m marker) text(text []byte, pos parse.Pos) []byte {
