@@ -1,0 +1,181 @@
+// Package reconcile owns the level-triggered work loop that every controller
+// runs: names go in, each is reconciled by one worker at a time, and comes back
+// when it is added again, after the delay it asked for, or after a back-off.
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Func brings one object to its desired state. It returns when to look again
+// at the latest; 0 means when something changes.
+type Func func(ctx context.Context, name string) (time.Duration, error)
+
+// Loop runs a Func over a set of names. The zero value is not usable; see New.
+type Loop struct {
+	fn         Func
+	log        *slog.Logger
+	minBackoff time.Duration
+	maxBackoff time.Duration
+
+	mu      sync.Mutex
+	wake    *sync.Cond
+	ready   []string          // due now, in order
+	queued  map[string]bool   // in ready
+	running map[string]bool   // held by a worker
+	again   map[string]bool   // added while running
+	timers  map[string]*timer // due later
+	fails   map[string]int    // consecutive errors
+	closed  bool
+}
+
+type timer struct {
+	at time.Time
+	t  *time.Timer
+}
+
+// New makes a loop whose errors back off from 1 s to 1 min.
+func New(fn Func, log *slog.Logger) *Loop {
+	l := &Loop{fn: fn, log: log, minBackoff: time.Second, maxBackoff: time.Minute,
+		queued: map[string]bool{}, running: map[string]bool{}, again: map[string]bool{},
+		timers: map[string]*timer{}, fails: map[string]int{}}
+	l.wake = sync.NewCond(&l.mu)
+	return l
+}
+
+// Add makes a name due now. It never blocks.
+func (l *Loop) Add(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.add(name)
+}
+
+func (l *Loop) add(name string) {
+	if l.closed || l.queued[name] {
+		return
+	}
+	if l.running[name] {
+		l.again[name] = true
+		return
+	}
+	if t := l.timers[name]; t != nil {
+		t.t.Stop()
+		delete(l.timers, name)
+	}
+	l.queued[name] = true
+	l.ready = append(l.ready, name)
+	l.wake.Signal()
+}
+
+// addAfter makes a name due later; an earlier due time stands.
+func (l *Loop) addAfter(name string, d time.Duration) {
+	at := time.Now().Add(d)
+	if old := l.timers[name]; old != nil {
+		if old.at.Before(at) {
+			return
+		}
+		old.t.Stop()
+	}
+	t := &timer{at: at}
+	t.t = time.AfterFunc(d, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.timers[name] == t {
+			l.add(name)
+		}
+	})
+	l.timers[name] = t
+}
+
+// Run works until ctx ends, then waits for the workers. It may run again later.
+func (l *Loop) Run(ctx context.Context, workers int) {
+	l.mu.Lock()
+	l.closed = false
+	l.mu.Unlock()
+	stop := context.AfterFunc(ctx, l.close)
+	defer stop()
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() { l.work(ctx) })
+	}
+	wg.Wait()
+}
+
+func (l *Loop) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for name, t := range l.timers {
+		t.t.Stop()
+		delete(l.timers, name)
+	}
+	l.ready = nil
+	clear(l.queued)
+	clear(l.again)
+	clear(l.fails)
+	l.wake.Broadcast()
+}
+
+func (l *Loop) work(ctx context.Context) {
+	for {
+		name, ok := l.take()
+		if !ok {
+			return
+		}
+		after, err := l.fn(ctx, name)
+		l.done(ctx, name, after, err)
+	}
+}
+
+func (l *Loop) take() (string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.ready) == 0 && !l.closed {
+		l.wake.Wait()
+	}
+	if l.closed {
+		return "", false
+	}
+	name := l.ready[0]
+	l.ready = l.ready[1:]
+	delete(l.queued, name)
+	l.running[name] = true
+	return name, true
+}
+
+func (l *Loop) done(ctx context.Context, name string, after time.Duration, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.running, name)
+	if l.closed {
+		return
+	}
+	if err != nil && !errors.Is(err, context.Canceled) && ctx.Err() == nil {
+		after = l.backoff(name)
+		l.log.Warn("reconcile failed", "name", name, "error", err, "again", after)
+	} else {
+		delete(l.fails, name)
+	}
+	if l.again[name] && err == nil {
+		delete(l.again, name)
+		l.add(name)
+		return
+	}
+	delete(l.again, name)
+	if after > 0 {
+		l.addAfter(name, after)
+	}
+}
+
+func (l *Loop) backoff(name string) time.Duration {
+	d := l.maxBackoff
+	if n := l.fails[name]; n < 16 {
+		d = min(l.minBackoff<<n, l.maxBackoff)
+	}
+	l.fails[name]++
+	return d
+}

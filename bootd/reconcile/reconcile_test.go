@@ -1,0 +1,76 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestOneWorkerPerName(t *testing.T) {
+	var inside, max, runs atomic.Int32
+	var l *Loop
+	done := make(chan struct{})
+	l = New(func(context.Context, string) (time.Duration, error) {
+		if n := inside.Add(1); n > max.Load() {
+			max.Store(n)
+		}
+		time.Sleep(time.Millisecond)
+		inside.Add(-1)
+		if runs.Add(1) == 20 {
+			close(done)
+			return 0, nil
+		}
+		if runs.Load() < 20 {
+			l.Add("a")
+		}
+		return 0, nil
+	}, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { l.Run(ctx, 4) })
+	l.Add("a")
+	<-done
+	cancel()
+	wg.Wait()
+	if max.Load() != 1 {
+		t.Errorf("%d workers held one name at once", max.Load())
+	}
+}
+
+func TestBackoffAndRequeue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var at []time.Duration
+		l := New(func(context.Context, string) (time.Duration, error) {
+			at = append(at, time.Since(start))
+			switch len(at) {
+			case 1, 2:
+				return 0, errors.New("no")
+			case 3:
+				return 10 * time.Second, nil
+			}
+			return 0, nil
+		}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { l.Run(ctx, 1) })
+		l.Add("a")
+		time.Sleep(time.Hour)
+		cancel()
+		wg.Wait()
+		want := []time.Duration{0, time.Second, 3 * time.Second, 13 * time.Second}
+		if len(at) != len(want) {
+			t.Fatalf("ran at %v, want %v", at, want)
+		}
+		for i := range want {
+			if at[i] != want[i] {
+				t.Fatalf("ran at %v, want %v", at, want)
+			}
+		}
+	})
+}
