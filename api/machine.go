@@ -276,17 +276,18 @@ type Inventory struct {
 	UUID         string          `json:"uuid,omitzero"`
 	BIOSVersion  string          `json:"biosVersion,omitzero"`
 	BMCFirmware  string          `json:"bmcFirmware,omitzero"`
-	CPUs         []InventoryCPU  `json:"cpus,omitempty"`
+	CPUs         InventoryCPUs   `json:"cpus,omitzero"`
 	MemoryMiB    int64           `json:"memoryMiB,omitzero"`
 	NICs         []InventoryNIC  `json:"nics,omitempty"`
 	Disks        []InventoryDisk `json:"disks,omitempty"`
+	Incomplete   []string        `json:"incomplete,omitempty" doc:"What the BMC refused to tell, in its words."`
 }
 
-// InventoryCPU is one socket.
-type InventoryCPU struct {
-	Model   string `json:"model,omitzero"`
-	Cores   int    `json:"cores,omitzero"`
-	Threads int    `json:"threads,omitzero"`
+// InventoryCPUs are all processors together.
+type InventoryCPUs struct {
+	Count int    `json:"count,omitzero"`
+	Model string `json:"model,omitzero"`
+	Cores int    `json:"cores,omitzero" doc:"Of all processors."`
 }
 
 // InventoryNIC is one network port.
@@ -294,13 +295,12 @@ type InventoryNIC struct {
 	Name      string `json:"name,omitzero"`
 	MAC       MAC    `json:"mac,omitzero"`
 	SpeedMbps int    `json:"speedMbps,omitzero"`
-	Link      string `json:"link,omitzero" doc:"Up, Down or empty when unknown."`
+	Link      string `json:"link,omitzero" doc:"LinkUp, LinkDown, NoLink, or empty when unknown."`
 }
 
 // InventoryDisk is one drive.
 type InventoryDisk struct {
 	Name   string `json:"name,omitzero"`
-	Model  string `json:"model,omitzero"`
 	Serial string `json:"serial,omitzero"`
 	Type   string `json:"type,omitzero" doc:"HDD, SSD, NVMe or empty when unknown."`
 	Bytes  int64  `json:"bytes,omitzero"`

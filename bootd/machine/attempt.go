@@ -1,0 +1,136 @@
+package machine
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+const (
+	maxHistory = 5
+	// maxRetries is how many BootAttempts may fail in a row before the Machine
+	// is left Failed for a person to look at.
+	maxRetries = 2
+)
+
+// openAttempt starts a BootAttempt at the given stage; one that stands there is
+// moved to the history.
+func openAttempt(m *api.Machine, now time.Time, reason string, retry int, stage api.Stage, window time.Duration) {
+	number := 1
+	if old := m.Status.Attempt; old != nil {
+		number = old.Number + 1
+	}
+	archive(m)
+	m.Status.Attempt = &api.BootAttempt{
+		ID:         uuid.NewString(),
+		Number:     number,
+		Reason:     reason,
+		Retry:      retry,
+		Generation: m.Metadata.Generation,
+		Started:    now.UTC(),
+		Deadline:   now.Add(window).UTC(),
+		Stage:      stage,
+		Stages:     []api.StageTime{{Stage: stage, Time: now.UTC()}},
+		Trust:      api.TrustMAC,
+	}
+	m.Status.Phase = api.PhaseProvisioning
+	m.Status.HostKey = ""
+	m.Status.BootAsked = time.Time{}
+	m.Status.Conditions.Remove(api.CondHeld)
+	m.Status.Conditions.Remove(api.CondApplied)
+	m.Status.Conditions.Set(now, api.CondProvision, api.False, "Provisioning", fmt.Sprintf("BootAttempt %d: %s", number, reason))
+}
+
+// archive moves the attempt that stands there to the history.
+func archive(m *api.Machine) {
+	a := m.Status.Attempt
+	if a == nil {
+		return
+	}
+	m.Status.History = slices.Insert(m.Status.History, 0, *a)
+	m.Status.History = m.Status.History[:min(len(m.Status.History), maxHistory)]
+	m.Status.Attempt = nil
+}
+
+// Advance records that the open BootAttempt with that id has come to a stage,
+// and moves its deadline on. It reports whether anything changed: a stage that
+// was reached before, or an attempt that is over, changes nothing.
+func Advance(m *api.Machine, attempt string, stage api.Stage, now time.Time, window time.Duration) bool {
+	a := m.Status.Attempt
+	if !a.Open() || a.ID != attempt {
+		return false
+	}
+	if slices.ContainsFunc(a.Stages, func(s api.StageTime) bool { return s.Stage == stage }) {
+		return false
+	}
+	a.Stages = append(a.Stages, api.StageTime{Stage: stage, Time: now.UTC()})
+	if stage.Index() > a.Stage.Index() {
+		a.Stage = stage
+	}
+	a.Deadline = now.Add(window).UTC()
+	return true
+}
+
+// Fail closes the open BootAttempt. The Machine's host key goes with it, so
+// that whatever joined in it is refused from now on.
+func Fail(m *api.Machine, now time.Time, message string) {
+	a := m.Status.Attempt
+	if !a.Open() {
+		return
+	}
+	a.Result, a.Message, a.Finished = api.ResultFailed, message, now.UTC()
+	m.Status.Phase = api.PhaseFailed
+	m.Status.HostKey = ""
+	m.Status.Conditions.Set(now, api.CondProvision, api.False, "BootFailed", message)
+}
+
+// succeed closes the open BootAttempt as Active.
+func succeed(m *api.Machine, now time.Time) {
+	a := m.Status.Attempt
+	a.Result, a.Finished = api.ResultActive, now.UTC()
+	a.Message = fmt.Sprintf("Active %s after power-on", now.Sub(a.Started).Round(time.Second))
+	m.Status.Phase = api.PhaseActive
+	m.Status.Conditions.Set(now, api.CondProvision, api.True, "Active", a.Message)
+}
+
+// ready reports whether the host that joined in the attempt runs its HostSpec.
+func ready(m *api.Machine) bool {
+	return m.Status.Attempt.Reached(api.StageJoined) &&
+		m.Status.Conditions.Is(api.CondConnected) && m.Status.Conditions.Is(api.CondApplied) &&
+		m.Status.Host != nil && m.Status.Host.AttemptID == m.Status.Attempt.ID
+}
+
+// reachedAt is when the attempt first came to a stage.
+func reachedAt(a *api.BootAttempt, stage api.Stage) (time.Time, bool) {
+	for _, s := range a.Stages {
+		if s.Stage == stage {
+			return s.Time, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// overdue says what an attempt that made no progress was waiting for, and where
+// to look.
+func overdue(m *api.Machine) string {
+	a := m.Status.Attempt
+	waited := a.Deadline.Sub(a.Stages[len(a.Stages)-1].Time).Round(time.Second)
+	hint := map[api.Stage]string{
+		api.StageRequested: "the BMC could not be told to power it on: see condition " + api.CondBMC,
+		api.StagePowerOn:   fmt.Sprintf("it is powered on, but none of its MACs (%v) sent a DHCP request: check that network boot is enabled on that NIC, its cable and VLAN, and that a Subnet serves it", m.MACs()),
+		api.StageDHCP:      "its firmware got an address but fetched no boot loader: check that UDP 69 and 8080/tcp of bootd are open on the provisioning network, and spec.boot.file for odd firmware",
+		api.StageLoader:    "iPXE was fetched but asked for no script: read its console; its NIC driver may not work (try another spec.boot.file, such as ipxe.efi)",
+		api.StageScript:    "it has its boot script but fetched no kernel: read its console",
+		api.StageKernel:    "it fetched the kernel but no initrd: read its console",
+		api.StageInitrd:    "kernel and initrd were fetched, but Ignition never asked for its pointer: read its console; the initrd may lack this NIC's driver",
+		api.StagePointer:   "Ignition has the pointer but never fetched its config over TLS: check that 8443/tcp of bootd is open on the provisioning network",
+		api.StageConfig:    "Ignition has its config, but the host did not go on: read its console",
+		api.StageRootfs:    "the root file system was fetched, but nodeagent never joined: read its console (systemctl status nodeagent)",
+		api.StageJoined:    "nodeagent joined but has not applied its HostSpec: see condition " + api.CondApplied,
+	}[a.Stage]
+	return fmt.Sprintf("no progress for %s after stage %s: %s", waited, a.Stage, hint)
+}

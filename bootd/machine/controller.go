@@ -1,0 +1,377 @@
+package machine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/reconcile"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// BMC is what the controller asks of a Machine's BMC.
+type BMC interface {
+	PowerState(context.Context) (hardware.PowerState, error)
+	PowerOn(context.Context) error
+	PowerOff(context.Context) error
+	GracefulShutdown(context.Context) error
+	ForceRestart(context.Context) error
+	SetBootOnce(context.Context, hardware.Boot) error
+	Inventory(context.Context) (hardware.Inventory, error)
+	LastReset(context.Context) (hardware.ResetEvidence, error)
+	Identify(context.Context, bool) error
+	Fingerprint() string
+	Close(context.Context) error
+}
+
+// Recorder keeps what people read later: events and decisions.
+type Recorder interface {
+	Event(o api.Object, typ api.EventType, reason, message string)
+	Decision(d api.Decision)
+}
+
+// Controller brings Machines to the state that their spec asks for.
+type Controller struct {
+	Store  *store.Store
+	Cache  *store.Cache
+	Dial   func(context.Context, hardware.Endpoint) (BMC, error)
+	Record Recorder
+	Log    *slog.Logger
+
+	loop *reconcile.Loop
+	// opening serialises the opening of BootAttempts, so that the brakes count
+	// right: the cache is brought up to date before the next one counts.
+	opening sync.Mutex
+	// holds keeps BMCs from being asked too often after an error.
+	holds holds
+}
+
+// Run works until ctx ends. It runs on the elected bootd only.
+func (c *Controller) Run(ctx context.Context) error {
+	c.loop = reconcile.New(c.Reconcile, c.Log)
+	c.holds.reset()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.Cache.Subscribe(ctx, c.changed) })
+	g.Go(func() error { c.loop.Run(ctx, 16); return ctx.Err() })
+	return g.Wait()
+}
+
+// changed makes the Machines due that a change may concern.
+func (c *Controller) changed(ch store.Change) {
+	if ch.Kind.Name == "Machine" {
+		c.loop.Add(ch.Name)
+		return
+	}
+	for _, m := range store.CachedList[api.Machine](c.Cache) {
+		c.loop.Add(m.Metadata.Name)
+	}
+}
+
+// Reconcile takes the next step of one Machine.
+func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration, error) {
+	m, ok := store.Cached[api.Machine](c.Cache, name)
+	if !ok {
+		c.holds.forget(name)
+		return 0, nil
+	}
+	if IsDiscovered(m) {
+		return c.expireDiscovered(ctx, m)
+	}
+	if a := m.Status.Attempt; a.Open() && time.Now().After(a.Deadline) {
+		message := overdue(m)
+		c.Record.Event(m, api.Warning, "BootFailed", message)
+		return 0, c.mutate(ctx, m, func(m *api.Machine) { Fail(m, time.Now(), message) })
+	}
+	if r := pending(m); r != nil {
+		return c.serve(ctx, m, r)
+	}
+	if missing := c.missing(m); missing != "" {
+		return 0, c.mutate(ctx, m, func(m *api.Machine) {
+			m.Status.Conditions.Set(time.Now(), api.CondReferences, api.False, "Missing", missing)
+			if m.Status.Attempt == nil {
+				m.Status.Phase = api.PhaseRegistered
+			}
+		})
+	}
+	if !m.Status.Conditions.Is(api.CondReferences) || m.Status.ObservedGeneration != m.Metadata.Generation || m.Status.Phase == "" {
+		return 0, c.mutate(ctx, m, func(now *api.Machine) {
+			now.Status.ObservedGeneration = m.Metadata.Generation
+			now.Status.Conditions.Set(time.Now(), api.CondReferences, api.True, "Found", "everything that the spec names exists")
+			if now.Status.Phase == "" || now.Status.Phase == api.PhaseDiscovered {
+				now.Status.Phase = api.PhaseRegistered
+			}
+		})
+	}
+	if m.Spec.BMC != nil && !m.Status.Conditions.Is(api.CondInspected) && !m.Status.Attempt.Open() {
+		return c.inspect(ctx, m)
+	}
+	switch m.Spec.State {
+	case api.StateMaintenance:
+		return c.maintain(ctx, m)
+	case api.StateOff:
+		return c.turnOff(ctx, m)
+	default:
+		return c.activate(ctx, m)
+	}
+}
+
+// mutate changes the Machine's status in the store, when fn changes anything.
+func (c *Controller) mutate(ctx context.Context, m *api.Machine, fn func(*api.Machine)) error {
+	_, err := store.Mutate(ctx, c.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+		if fresh.Metadata.UID != m.Metadata.UID {
+			return store.ErrUnchanged // deleted and made anew: not the one that was looked at
+		}
+		fn(fresh)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("write the status of Machine %s: %w", m.Metadata.Name, err)
+	}
+	return nil
+}
+
+// missing names the first thing that the spec refers to and that does not
+// exist, or is not ready.
+func (c *Controller) missing(m *api.Machine) string {
+	if z := m.Spec.Zone; z != "" {
+		if _, ok := store.Cached[api.Zone](c.Cache, z); !ok {
+			return fmt.Sprintf("spec.zone: no Zone is called %q", z)
+		}
+	}
+	for i, l := range m.Spec.Links {
+		if _, ok := store.Cached[api.Subnet](c.Cache, l.Subnet); l.Subnet != "" && !ok {
+			return fmt.Sprintf("spec.links[%d].subnet: no Subnet is called %q", i, l.Subnet)
+		}
+	}
+	if b := m.Spec.BMC; b != nil {
+		if _, ok := store.Cached[api.Secret](c.Cache, b.Credentials); !ok {
+			return fmt.Sprintf("spec.bmc.credentials: no Secret is called %q", b.Credentials)
+		}
+	}
+	if m.Spec.Profile == "" {
+		if m.Spec.State == api.StateActive {
+			return "spec.profile: a Machine that is to be Active needs a Profile"
+		}
+		return ""
+	}
+	return c.missingOfProfile(m.Spec.Profile)
+}
+
+func (c *Controller) missingOfProfile(name string) string {
+	p, ok := store.Cached[api.Profile](c.Cache, name)
+	if !ok {
+		return fmt.Sprintf("spec.profile: no Profile is called %q", name)
+	}
+	for _, l := range p.Spec.Layers {
+		if _, ok := store.Cached[api.Layer](c.Cache, l); !ok {
+			return fmt.Sprintf("Profile %s: no Layer is called %q", name, l)
+		}
+	}
+	img, ok := store.Cached[api.Image](c.Cache, p.Spec.Image)
+	if !ok {
+		return fmt.Sprintf("Profile %s: no Image is called %q", name, p.Spec.Image)
+	}
+	if ready := img.Status.Conditions.Get("Ready"); ready == nil || ready.Status != api.True {
+		why := "its files have not been looked at yet"
+		if ready != nil {
+			why = ready.Message
+		}
+		return fmt.Sprintf("Image %s is not ready: %s", p.Spec.Image, why)
+	}
+	return ""
+}
+
+// hold writes down why the Machine is held back; it is tried again when
+// something changes, and every so often.
+func (c *Controller) hold(ctx context.Context, m *api.Machine, reason, message string) (time.Duration, error) {
+	if old := m.Status.Conditions.Get(api.CondHeld); old == nil || old.Reason != reason {
+		c.Record.Event(m, api.Warning, reason, message)
+	}
+	return 15 * time.Second, c.mutate(ctx, m, func(m *api.Machine) {
+		m.Status.Conditions.Set(time.Now(), api.CondHeld, api.True, reason, message)
+		if m.Status.Attempt == nil {
+			m.Status.Phase = api.PhaseAvailable
+		}
+	})
+}
+
+// maintain leaves the Machine alone.
+func (c *Controller) maintain(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	if m.Status.Phase == api.PhaseMaintenance {
+		return 0, nil
+	}
+	return 0, c.mutate(ctx, m, func(m *api.Machine) {
+		Fail(m, time.Now(), "put into Maintenance")
+		m.Status.Phase = api.PhaseMaintenance
+	})
+}
+
+// activate opens and follows BootAttempts until one reaches Active.
+func (c *Controller) activate(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	switch a := m.Status.Attempt; {
+	case a == nil:
+		return c.open(ctx, m, "state is Active", 0, api.StageRequested)
+	case a.Open():
+		return c.follow(ctx, m)
+	case a.Result == api.ResultFailed:
+		return c.retry(ctx, m)
+	default:
+		return c.watch(ctx, m)
+	}
+}
+
+// open starts a BootAttempt when the brakes allow it.
+func (c *Controller) open(ctx context.Context, m *api.Machine, reason string, retry int, stage api.Stage) (time.Duration, error) {
+	if m.Spec.BMC == nil && stage == api.StageRequested {
+		return c.hold(ctx, m, "NoBMC", "it has no BMC in its spec: power it on by hand; its boot is served when spec.boot.unsolicited is allow")
+	}
+	c.opening.Lock()
+	defer c.opening.Unlock()
+	if reason, message := c.brake(m); reason != "" {
+		return c.hold(ctx, m, reason, message)
+	}
+	seen := attemptID(m)
+	after, err := store.Mutate(ctx, c.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+		if fresh.Metadata.UID != m.Metadata.UID || attemptID(fresh) != seen {
+			return store.ErrUnchanged
+		}
+		if fresh.Status.Attempt.Open() {
+			Fail(fresh, time.Now(), "superseded: "+reason)
+		}
+		openAttempt(fresh, time.Now(), reason, retry, stage, Window(c.Cache))
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("open a BootAttempt for %s: %w", m.Metadata.Name, err)
+	}
+	if attemptID(after) == seen {
+		return 0, nil
+	}
+	c.Record.Event(after, api.Normal, "BootAttempt", fmt.Sprintf("BootAttempt %d opened: %s", after.Status.Attempt.Number, reason))
+	c.Record.Decision(api.Decision{Machine: m.Metadata.Name, Question: "boot", Answer: "opened", Reason: reason, Attempt: attemptID(after)})
+	return 0, c.Cache.WaitRevision(ctx, revision(after))
+}
+
+func attemptID(m *api.Machine) string {
+	if m.Status.Attempt == nil {
+		return ""
+	}
+	return m.Status.Attempt.ID
+}
+
+// brake says why no further BootAttempt may be opened now; an empty reason
+// means that one may.
+func (c *Controller) brake(m *api.Machine) (reason, message string) {
+	s := site(c.Cache)
+	if s.Paused {
+		return "Paused", "the Site is paused: set spec.paused of the Site to false"
+	}
+	total, inRack := 0, 0
+	for _, other := range store.CachedList[api.Machine](c.Cache) {
+		if other.Metadata.UID == m.Metadata.UID || !other.Status.Attempt.Open() {
+			continue
+		}
+		total++
+		if other.Spec.Location.Rack == m.Spec.Location.Rack {
+			inRack++
+		}
+	}
+	limit := s.Limits.Provisioning
+	if total >= limit.Total {
+		return "LimitTotal", fmt.Sprintf("%d machines are being provisioned, as many as the Site's limits.provisioning.total allows", total)
+	}
+	if rack := m.Spec.Location.Rack; rack != "" && inRack >= limit.PerRack {
+		return "LimitPerRack", fmt.Sprintf("%d machines of rack %s are being provisioned, as many as the Site's limits.provisioning.perRack allows", inRack, rack)
+	}
+	return "", ""
+}
+
+// follow drives an open BootAttempt: it powers the Machine on, then watches the
+// stages that the boot servers record.
+func (c *Controller) follow(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	a := m.Status.Attempt
+	if a.Stage == api.StageRequested {
+		return c.powerUp(ctx, m)
+	}
+	if ready(m) {
+		err := c.mutate(ctx, m, func(m *api.Machine) {
+			if m.Status.Attempt.Open() && ready(m) {
+				Advance(m, m.Status.Attempt.ID, api.StageApplied, time.Now(), Window(c.Cache))
+				succeed(m, time.Now())
+			}
+		})
+		if err == nil {
+			c.Record.Event(m, api.Normal, "Active", fmt.Sprintf("Active %s after BootAttempt %d was opened", time.Since(a.Started).Round(time.Second), a.Number))
+		}
+		return 0, err
+	}
+	if asked := m.Status.BootAsked; asked.After(a.Started) && time.Since(asked) < 4*bootAskedEvery {
+		at, ok := reachedAt(a, api.StagePointer)
+		if !ok {
+			at = a.Started
+		}
+		return c.confirm(ctx, m, at, "it was reset in mid-boot")
+	}
+	return min(time.Until(a.Deadline)+time.Second, time.Minute), nil
+}
+
+// retry opens another attempt after a failed one, a few times.
+func (c *Controller) retry(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	a := m.Status.Attempt
+	if a.Retry >= maxRetries {
+		if m.Status.BootAsked.After(a.Finished) && time.Since(m.Status.BootAsked) < 4*bootAskedEvery && m.Spec.Boot.Unsolicited == api.BootAllow {
+			return c.open(ctx, m, "unsolicited boot, allowed by policy", a.Retry, api.StagePowerOn)
+		}
+		return 0, nil
+	}
+	wait := time.Until(a.Finished.Add(30 * time.Second << a.Retry))
+	if wait > 0 {
+		return wait, nil
+	}
+	return c.open(ctx, m, fmt.Sprintf("retry %d of %d after: %s", a.Retry+1, maxRetries, a.Message), a.Retry+1, api.StageRequested)
+}
+
+// watch keeps an Active Machine Active.
+func (c *Controller) watch(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	connected := m.Status.Conditions.Get(api.CondConnected)
+	if connected != nil && connected.Status == api.True {
+		if m.Status.Phase == api.PhaseActive && m.Status.Conditions.Get(api.CondHeld) == nil {
+			return 0, nil
+		}
+		return 0, c.mutate(ctx, m, func(m *api.Machine) {
+			m.Status.Phase = api.PhaseActive
+			m.Status.Conditions.Remove(api.CondHeld)
+		})
+	}
+	a := m.Status.Attempt
+	if asked := m.Status.BootAsked; asked.After(a.Finished) && time.Since(asked) < 4*bootAskedEvery {
+		return c.confirm(ctx, m, a.Finished, "it was reset")
+	}
+	const patience = time.Minute
+	if connected != nil && time.Since(connected.Time) < patience {
+		return patience - time.Since(connected.Time), nil
+	}
+	return c.checkPower(ctx, m)
+}
+
+// IsDiscovered reports whether nobody has registered the Machine.
+func IsDiscovered(m *api.Machine) bool { return m.Metadata.Labels[api.DiscoveredLabel] == "true" }
+
+const discoveredAge = 24 * time.Hour
+
+func (c *Controller) expireDiscovered(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	left := discoveredAge - time.Since(m.Status.LastSeen)
+	if left > 0 {
+		return left, nil
+	}
+	if err := c.Store.Delete(ctx, api.KindOf(m), m.Metadata.Name, m.Metadata.ResourceVersion); err != nil {
+		return 0, fmt.Errorf("forget discovered Machine %s: %w", m.Metadata.Name, err)
+	}
+	return 0, nil
+}

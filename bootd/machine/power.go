@@ -1,0 +1,424 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// withBMC opens the Machine's BMC, calls fn, and closes it. What the BMC said
+// of itself is written into conditions either way. An error that only a person
+// can mend is not asked again until something changes or some minutes pass:
+// a wrong password must not lock the account.
+func (c *Controller) withBMC(ctx context.Context, m *api.Machine, doing string, fn func(context.Context, BMC) error) (time.Duration, error) {
+	key := c.bmcKey(m)
+	if wait := c.holds.left(m.Metadata.Name, key); wait > 0 {
+		return wait, errHeld
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	fingerprint, err := c.useBMC(ctx, m, fn)
+	if err == nil {
+		c.holds.forget(m.Metadata.Name)
+		return 0, c.bmcWell(ctx, m, fingerprint)
+	}
+	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
+		return 0, err
+	}
+	reason, wait := c.holds.fail(m.Metadata.Name, key, err)
+	message := fmt.Sprintf("%s: %s", doing, err)
+	if old := m.Status.Conditions.Get(api.CondBMC); old == nil || old.Reason != reason {
+		c.Record.Event(m, api.Warning, "BMC"+reason, message)
+		c.Log.Warn("BMC", "machine", m.Metadata.Name, "doing", doing, "error", err)
+	}
+	werr := c.mutate(ctx, m, func(m *api.Machine) {
+		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.False, reason, message)
+		if reason == "Unreachable" {
+			m.Status.Power = string(hardware.PowerUnknown)
+		}
+	})
+	return wait, errors.Join(errHeld, werr)
+}
+
+// errHeld says that the BMC could not be used; why stands in a condition.
+var errHeld = errors.New("the BMC could not be used")
+
+// heldOr turns errHeld, which is already written down, into a plain wait.
+func heldOr(wait time.Duration, err error) (time.Duration, error) {
+	if err == errHeld || (errors.Is(err, errHeld) && wait > 0) {
+		return wait, nil
+	}
+	return wait, err
+}
+
+func (c *Controller) bmcKey(m *api.Machine) string {
+	s, _ := store.Cached[api.Secret](c.Cache, m.Spec.BMC.Credentials)
+	version := ""
+	if s != nil {
+		version = s.Metadata.ResourceVersion
+	}
+	return fmt.Sprint(m.Metadata.UID, m.Metadata.Generation, version)
+}
+
+func (c *Controller) useBMC(ctx context.Context, m *api.Machine, fn func(context.Context, BMC) error) (fingerprint string, err error) {
+	endpoint, err := Endpoint(ctx, c.Store, m)
+	if err != nil {
+		return "", err
+	}
+	bmc, err := c.Dial(ctx, endpoint)
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if cerr := bmc.Close(context.WithoutCancel(ctx)); cerr != nil && err == nil {
+			c.Log.Warn("close BMC session", "machine", m.Metadata.Name, "error", cerr)
+		}
+	}()
+	return bmc.Fingerprint(), fn(ctx, bmc)
+}
+
+// Endpoint is how the Machine's BMC is reached, password included.
+func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.Endpoint, error) {
+	b := m.Spec.BMC
+	secret, err := store.OpenSecret(ctx, s, b.Credentials)
+	if err != nil {
+		return hardware.Endpoint{}, fmt.Errorf("open Secret %s: %w", b.Credentials, err)
+	}
+	if secret["username"] == "" || secret["password"] == "" {
+		return hardware.Endpoint{}, fmt.Errorf("%w: Secret %s needs username and password", hardware.ErrUnauthorized, b.Credentials)
+	}
+	fingerprint := b.TLS.Fingerprint
+	if fingerprint == "" && m.Status.BMC.LearnedFrom == b.Address {
+		fingerprint = m.Status.BMC.Fingerprint
+	}
+	return hardware.Endpoint{Address: b.Address, Protocol: b.Protocol, Username: secret["username"], Password: secret["password"], Fingerprint: fingerprint}, nil
+}
+
+// bmcWell records that the BMC answered; it writes only when that is news.
+func (c *Controller) bmcWell(ctx context.Context, m *api.Machine, fingerprint string) error {
+	if m.Status.Conditions.Is(api.CondBMC) && m.Status.BMC.Fingerprint == fingerprint && time.Since(m.Status.BMC.LastContact) < time.Minute {
+		return nil
+	}
+	return c.mutate(ctx, m, func(m *api.Machine) {
+		message := "it answers and takes the password"
+		if m.Spec.BMC.TLS.Fingerprint == "" {
+			message += "; its certificate was pinned at the first contact (spec.bmc.tls.fingerprint pins it for good)"
+		}
+		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", message)
+		m.Status.BMC = api.BMCStatus{Fingerprint: fingerprint, LearnedFrom: m.Spec.BMC.Address, LastContact: time.Now().UTC()}
+	})
+}
+
+// inspect reads the Machine's inventory from its BMC.
+func (c *Controller) inspect(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	if m.Status.Phase == api.PhaseRegistered {
+		if err := c.mutate(ctx, m, func(m *api.Machine) { m.Status.Phase = api.PhaseInspecting }); err != nil {
+			return 0, err
+		}
+	}
+	var inv hardware.Inventory
+	var power hardware.PowerState
+	wait, err := c.withBMC(ctx, m, "inspect", func(ctx context.Context, b BMC) (err error) {
+		if power, err = b.PowerState(ctx); err != nil {
+			return err
+		}
+		inv, err = b.Inventory(ctx)
+		return err
+	})
+	if err != nil {
+		return heldOr(wait, err)
+	}
+	status, message := inspected(m, inv)
+	return 0, c.mutate(ctx, m, func(m *api.Machine) {
+		m.Status.Inventory = inventory(inv)
+		m.Status.Power = string(power)
+		m.Status.Conditions.Set(time.Now(), api.CondInspected, api.True, status, message)
+		if m.Status.Phase == api.PhaseInspecting {
+			m.Status.Phase = api.PhaseAvailable
+		}
+	})
+}
+
+// inspected compares what the BMC says with what the spec says.
+func inspected(m *api.Machine, inv hardware.Inventory) (reason, message string) {
+	known := map[api.MAC]bool{}
+	for _, n := range inv.NICs {
+		if mac, err := api.ParseMAC(n.MAC); err == nil {
+			known[mac] = true
+		}
+	}
+	for _, mac := range m.MACs() {
+		if len(known) > 0 && !known[mac] {
+			return "MACUnknown", fmt.Sprintf("the BMC lists no NIC with MAC %s: check spec.links (an add-in card that the BMC does not see is fine)", mac)
+		}
+	}
+	return "Read", fmt.Sprintf("%s %s, serial %s, %d CPUs, %d MiB", inv.Manufacturer, inv.Model, inv.Serial, inv.CPUs.Count, inv.MemoryMiB)
+}
+
+func inventory(inv hardware.Inventory) *api.Inventory {
+	out := &api.Inventory{
+		Manufacturer: inv.Manufacturer, Model: inv.Model, SKU: inv.SKU, Serial: inv.Serial, UUID: inv.UUID,
+		BIOSVersion: inv.BIOSVersion, BMCFirmware: inv.BMCFirmware, CPUs: api.InventoryCPUs(inv.CPUs), MemoryMiB: inv.MemoryMiB,
+		Incomplete: inv.Incomplete,
+	}
+	for _, n := range inv.NICs {
+		mac, _ := api.ParseMAC(n.MAC) // a port without one is listed without one
+		out.NICs = append(out.NICs, api.InventoryNIC{Name: n.Name, MAC: mac, SpeedMbps: n.SpeedMbps, Link: n.Link})
+	}
+	for _, d := range inv.Disks {
+		out.Disks = append(out.Disks, api.InventoryDisk{Name: d.Name, Serial: d.Serial, Type: d.Type, Bytes: d.Bytes})
+	}
+	return out
+}
+
+// powerUp tells the BMC to boot the Machine from the network, now.
+func (c *Controller) powerUp(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	if site(c.Cache).Paused {
+		return c.hold(ctx, m, "Paused", "the Site is paused: set spec.paused of the Site to false")
+	}
+	did := ""
+	wait, err := c.withBMC(ctx, m, "power on", func(ctx context.Context, b BMC) (err error) {
+		did, err = bootFromNetwork(ctx, b, m)
+		return err
+	})
+	if err != nil {
+		return heldOr(wait, err)
+	}
+	c.Record.Decision(api.Decision{Machine: m.Metadata.Name, Question: "power", Answer: did, Reason: m.Status.Attempt.Reason, Attempt: m.Status.Attempt.ID})
+	return 0, c.mutate(ctx, m, func(fresh *api.Machine) {
+		Advance(fresh, m.Status.Attempt.ID, api.StagePowerOn, time.Now(), Window(c.Cache))
+		fresh.Status.Power = string(hardware.PowerOn)
+	})
+}
+
+// bootFromNetwork sets the one-time boot target before the power action, as the
+// firmware reads it only then.
+func bootFromNetwork(ctx context.Context, b BMC, m *api.Machine) (did string, err error) {
+	power, err := b.PowerState(ctx)
+	if err != nil {
+		return "", err
+	}
+	if power == hardware.PowerOn {
+		// A bootd that was killed after the power command must not repeat it.
+		since, known, err := resetSince(ctx, b, m.Status.Attempt.Started)
+		if err == nil && known && since {
+			return "already reset in this BootAttempt", nil
+		}
+	}
+	boot := hardware.Boot{Target: hardware.BootPXE}
+	switch m.Spec.Boot.Firmware {
+	case "uefi":
+		boot.Mode = hardware.ModeUEFI
+	case "bios":
+		boot.Mode = hardware.ModeLegacy
+	}
+	if err := b.SetBootOnce(ctx, boot); err != nil {
+		return "", err
+	}
+	if power == hardware.PowerOn {
+		return "reset", b.ForceRestart(ctx)
+	}
+	return "powered on", b.PowerOn(ctx)
+}
+
+// resetSince reports whether the BMC says that the Machine was reset after t,
+// by the BMC's own clock, which may be off from ours.
+func resetSince(ctx context.Context, b BMC, t time.Time) (since, known bool, err error) {
+	e, err := b.LastReset(ctx)
+	if err != nil || !e.Known {
+		return false, false, err
+	}
+	age, ok := e.Age()
+	if !ok {
+		return false, false, nil
+	}
+	const resolution = 2 * time.Second // BMCs give whole seconds
+	return time.Since(t)+resolution >= age, true, nil
+}
+
+// confirm decides on a network boot that nobody asked for.
+func (c *Controller) confirm(ctx context.Context, m *api.Machine, after time.Time, what string) (time.Duration, error) {
+	const serve = "its network boot is answered 503"
+	retry := 0
+	if a := m.Status.Attempt; a.Open() || a.Result == api.ResultFailed {
+		retry = a.Retry + 1
+	}
+	switch m.Spec.Boot.Unsolicited {
+	case api.BootRefuse:
+		return c.hold(ctx, m, "UnsolicitedBootRefused", serve+": spec.boot.unsolicited is refuse")
+	case api.BootAllow:
+		return c.open(ctx, m, what+" (unsolicited boots are allowed)", retry, api.StagePowerOn)
+	}
+	if m.Spec.BMC == nil {
+		return c.hold(ctx, m, "UnsolicitedBootUnconfirmed", serve+": it has no BMC that could confirm a reset; weftctl machine reprovision asks for the boot, or set spec.boot.unsolicited to allow")
+	}
+	if retry > maxRetries {
+		return c.hold(ctx, m, "ResetLoop", fmt.Sprintf("%s: it was reset %d times in a row without reaching Active; read its console, then weftctl machine reprovision", serve, retry))
+	}
+	var since, known bool
+	wait, err := c.withBMC(ctx, m, "confirm a reset", func(ctx context.Context, b BMC) (err error) {
+		since, known, err = resetSince(ctx, b, after)
+		return err
+	})
+	switch {
+	case err != nil:
+		return heldOr(wait, err)
+	case !known:
+		return c.hold(ctx, m, "UnsolicitedBootUnconfirmed", serve+": its BMC tells no time of the last reset; weftctl machine reprovision asks for the boot, or set spec.boot.unsolicited to allow")
+	case !since:
+		return c.hold(ctx, m, "UnsolicitedBootForged", serve+": its BMC says that it was not reset; something else may be using its MAC")
+	}
+	return c.open(ctx, m, what+" (confirmed by its BMC)", retry, api.StagePowerOn)
+}
+
+// checkPower looks whether an Active Machine whose host is silent still has
+// power, and boots it again when it has none.
+func (c *Controller) checkPower(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	const every = 2 * time.Minute
+	if m.Spec.BMC == nil {
+		return 0, nil
+	}
+	var power hardware.PowerState
+	wait, err := c.withBMC(ctx, m, "read the power state", func(ctx context.Context, b BMC) (err error) {
+		power, err = b.PowerState(ctx)
+		return err
+	})
+	if err != nil {
+		return heldOr(wait, err)
+	}
+	if power == hardware.PowerOff {
+		return c.open(ctx, m, "it was found powered off", 0, api.StageRequested)
+	}
+	if m.Status.Power == string(power) {
+		return every, nil
+	}
+	return every, c.mutate(ctx, m, func(m *api.Machine) { m.Status.Power = string(power) })
+}
+
+// turnOff shuts a Machine down: gracefully first, by force after two minutes.
+func (c *Controller) turnOff(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	if m.Spec.BMC == nil {
+		return 0, nil
+	}
+	if m.Status.Attempt != nil {
+		return 0, c.mutate(ctx, m, func(m *api.Machine) {
+			Fail(m, time.Now(), "state is Off")
+			archive(m)
+			m.Status.Phase = api.PhaseDeprovisioning
+			m.Status.HostKey = ""
+			m.Status.Conditions.Set(time.Now(), api.CondProvision, api.False, "Off", "state is Off")
+		})
+	}
+	if m.Status.Power == string(hardware.PowerOff) && m.Status.Phase == api.PhaseAvailable {
+		return 0, nil
+	}
+	if site(c.Cache).Paused {
+		return c.hold(ctx, m, "Paused", "the Site is paused: set spec.paused of the Site to false")
+	}
+	var power hardware.PowerState
+	asked := m.Status.Conditions.Get("ShuttingDown")
+	wait, err := c.withBMC(ctx, m, "power off", func(ctx context.Context, b BMC) (err error) {
+		if power, err = b.PowerState(ctx); err != nil || power == hardware.PowerOff {
+			return err
+		}
+		if asked == nil {
+			return ignoreUnsupported(b.GracefulShutdown(ctx))
+		}
+		if time.Since(asked.Time) > 2*time.Minute {
+			return b.PowerOff(ctx)
+		}
+		return nil
+	})
+	if err != nil {
+		return heldOr(wait, err)
+	}
+	return 5 * time.Second, c.mutate(ctx, m, func(m *api.Machine) {
+		m.Status.Power = string(power)
+		if power != hardware.PowerOff {
+			m.Status.Conditions.Set(time.Now(), "ShuttingDown", api.True, "Asked", "asked to shut down; forced off after 2m")
+			return
+		}
+		m.Status.Phase = api.PhaseAvailable
+		m.Status.Conditions.Remove("ShuttingDown")
+	})
+}
+
+func ignoreUnsupported(err error) error {
+	if errors.Is(err, hardware.ErrUnsupported) {
+		return nil
+	}
+	return err
+}
+
+// holds remembers, per Machine, until when its BMC is left alone.
+type holds struct {
+	mu sync.Mutex
+	by map[string]hold
+}
+
+type hold struct {
+	key   string // what the failed call was made with: a change tries again at once
+	until time.Time
+	fails int
+}
+
+func (h *holds) reset() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.by = map[string]hold{}
+}
+
+func (h *holds) forget(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.by, name)
+}
+
+// left is how long the BMC is to be left alone, unless the key has changed.
+func (h *holds) left(name, key string) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if x, ok := h.by[name]; ok && x.key == key {
+		return max(0, time.Until(x.until))
+	}
+	return 0
+}
+
+// fail notes an error and says how to call it and when to try again.
+func (h *holds) fail(name, key string, err error) (reason string, wait time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	x := h.by[name]
+	if x.key != key {
+		x = hold{key: key}
+	}
+	x.fails++
+	var mismatch *hardware.CertificateMismatchError
+	switch {
+	case errors.Is(err, hardware.ErrUnauthorized):
+		reason, wait = "Unauthorized", 5*time.Minute
+	case errors.As(err, &mismatch):
+		reason, wait = "CertificateMismatch", 2*time.Minute
+	case errors.Is(err, hardware.ErrUnsupported):
+		reason, wait = "Unsupported", 5*time.Minute
+	case errors.Is(err, hardware.ErrUnreachable):
+		reason, wait = "Unreachable", min(5*time.Second<<min(x.fails-1, 5), 2*time.Minute)
+	default:
+		reason, wait = "Error", min(5*time.Second<<min(x.fails-1, 5), 2*time.Minute)
+	}
+	x.until = time.Now().Add(wait)
+	h.by[name] = x
+	return reason, wait
+}
+
+func revision(m *api.Machine) int64 {
+	n, _ := strconv.ParseInt(m.Metadata.ResourceVersion, 10, 64)
+	return n
+}

@@ -1,0 +1,80 @@
+package machine
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Tracker records what the boot servers see of a Machine. It may be used on
+// every bootd, leader or not.
+type Tracker struct {
+	Store *store.Store
+	Cache *store.Cache
+}
+
+// Window is how long a BootAttempt may go without progress.
+func Window(c *store.Cache) time.Duration {
+	return site(c).AttemptWindow.Or(30 * time.Minute)
+}
+
+// site is the Site's spec, or its defaults while nobody has applied one.
+func site(c *store.Cache) api.SiteSpec {
+	if s, ok := store.Cached[api.Site](c, api.SiteName); ok {
+		return s.Spec
+	}
+	s := new(api.Site)
+	s.SetDefaults()
+	return s.Spec
+}
+
+// Reached records that the Machine's open BootAttempt has come to a stage. It
+// costs a write only the first time.
+func (t *Tracker) Reached(ctx context.Context, name, attempt string, stage api.Stage, also ...func(*api.Machine)) error {
+	m, ok := store.Cached[api.Machine](t.Cache, name)
+	if !ok || !m.Status.Attempt.Open() || m.Status.Attempt.ID != attempt {
+		return nil
+	}
+	if _, before := reachedAt(m.Status.Attempt, stage); before {
+		return nil
+	}
+	_, err := store.Mutate(ctx, t.Store, name, func(m *api.Machine) error {
+		if !Advance(m, attempt, stage, time.Now(), Window(t.Cache)) {
+			return store.ErrUnchanged
+		}
+		for _, f := range also {
+			f(m)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record stage %s of %s: %w", stage, name, err)
+	}
+	return nil
+}
+
+// bootAskedEvery bounds how often an unanswered boot is written down.
+const bootAskedEvery = 10 * time.Second
+
+// BootAsked records that the Machine network-boots and no open BootAttempt
+// covers it: the controller decides whether to open one.
+func (t *Tracker) BootAsked(ctx context.Context, name string) error {
+	m, ok := store.Cached[api.Machine](t.Cache, name)
+	if !ok || time.Since(m.Status.BootAsked) < bootAskedEvery {
+		return nil
+	}
+	_, err := store.Mutate(ctx, t.Store, name, func(m *api.Machine) error {
+		if time.Since(m.Status.BootAsked) < bootAskedEvery {
+			return store.ErrUnchanged
+		}
+		m.Status.BootAsked = time.Now().UTC()
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record that %s asked for a boot: %w", name, err)
+	}
+	return nil
+}
