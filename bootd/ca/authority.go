@@ -1,0 +1,183 @@
+package ca
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+)
+
+// Authority is the Site's CA. It is safe for concurrent use.
+type Authority struct {
+	dir    string
+	now    func() time.Time
+	key    *ecdsa.PrivateKey
+	cert   *x509.Certificate
+	pem    []byte
+	pool   *x509.CertPool
+	server atomic.Pointer[tls.Certificate]
+}
+
+// Open loads the CA from <stateDir>/ca, or makes it when the directory does
+// not exist. One that is incomplete or damaged is an error: a new CA would lock
+// out every host that trusts the old one.
+func Open(stateDir string) (*Authority, error) {
+	a := &Authority{dir: filepath.Join(stateDir, "ca"), now: time.Now}
+	fresh, err := isFresh(a.dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the site's CA: %w", err)
+	}
+	if fresh {
+		if err := create(a.dir); err != nil {
+			return nil, fmt.Errorf("make the site's CA in %s: %w", a.dir, err)
+		}
+	}
+	if err := a.load(); err != nil {
+		return nil, fmt.Errorf("open the site's CA: %w", err)
+	}
+	return a, nil
+}
+
+func isFresh(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return err == nil && len(entries) == 0, err
+}
+
+// create makes a CA in a directory beside its place and moves it there, so
+// that there is never half of one.
+func create(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	certPEM, err := selfSign(key)
+	if err != nil {
+		return err
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return err
+	}
+	// What an interrupted start has left.
+	if err := os.RemoveAll(dir + ".new"); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir+".new", 0o700); err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{"ca.crt": certPEM, "ca.key": keyPEM} {
+		if err := writeFile(filepath.Join(dir+".new", name), content); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(dir+".new", dir); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+func selfSign(key *ecdsa.PrivateKey) ([]byte, error) {
+	mark := make([]byte, 4)
+	if _, err := rand.Read(mark); err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		// The mark tells the CAs of two Sites apart in other people's tools.
+		Subject:               pkix.Name{CommonName: "rackweft site CA " + hex.EncodeToString(mark)},
+		NotBefore:             beginning(),
+		NotAfter:              end(),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		MaxPathLenZero:        true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	return sign(template, template, key.Public(), key)
+}
+
+// beginning and end are the longest time that RFC 5280 can express with a
+// beginning that every system takes.
+func beginning() time.Time { return time.Unix(0, 0).UTC() }
+func end() time.Time       { return time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC) }
+
+// sign issues a certificate with a random serial number.
+func sign(template, parent *x509.Certificate, public any, key *ecdsa.PrivateKey) ([]byte, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	template.SerialNumber = serial.Add(serial, big.NewInt(1))
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
+}
+
+func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func (a *Authority) load() error {
+	certPEM, err := a.read("ca.crt")
+	if err != nil {
+		return err
+	}
+	keyPEM, err := a.read("ca.key")
+	if err != nil {
+		return err
+	}
+	if err := private(filepath.Join(a.dir, "ca.key")); err != nil {
+		return err
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return fmt.Errorf("%s is damaged, or ca.key is not the key of ca.crt: restore both from a backup: %w", a.dir, err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok || !pair.Leaf.IsCA {
+		return fmt.Errorf("%s holds no CA with an ECDSA key: restore ca.crt and ca.key from a backup", a.dir)
+	}
+	a.key, a.cert, a.pem = key, pair.Leaf, certPEM
+	a.pool = x509.NewCertPool()
+	a.pool.AddCert(a.cert)
+	return nil
+}
+
+func (a *Authority) read(name string) ([]byte, error) {
+	path := filepath.Join(a.dir, name)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s is missing: restore it from a backup. "+
+			"Only if no host was ever joined may %s be removed as a whole: bootd then makes a new CA", path, a.dir)
+	}
+	return raw, err
+}
+
+// CertPEM is the CA's certificate, for whoever has to trust bootd.
+func (a *Authority) CertPEM() []byte { return bytes.Clone(a.pem) }
+
+// Pool holds the CA's certificate.
+func (a *Authority) Pool() *x509.CertPool { return a.pool.Clone() }

@@ -1,0 +1,195 @@
+package ca
+
+import (
+	"bytes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/crypto/chacha20poly1305"
+)
+
+// What opening a sealed value can fail with.
+var (
+	ErrUnknownKey = errors.New("it is sealed with a key that this bootd does not have")
+	ErrTampered   = errors.New("the sealed value is damaged, or belongs to another object")
+)
+
+// CredentialName is the name of the key among systemd's credentials.
+const CredentialName = "rackweft-seal-key"
+
+// A sealed value: version, key id, nonce, ciphertext with tag. The aad is
+// bound together with version and key id.
+const (
+	sealVersion = 1
+	idSize      = 8
+	headerSize  = 1 + idSize
+	minSealed   = headerSize + chacha20poly1305.NonceSizeX + chacha20poly1305.Overhead
+	digestSize  = 12
+)
+
+// Keyring seals and opens values. The first key seals; all of them open. It is
+// safe for concurrent use.
+type Keyring struct {
+	keys []sealKey
+	// Generated says that the key lies beside the data that it protects,
+	// because none was given: whoever copies the disk can read every Secret.
+	Generated bool
+}
+
+// sealKey is what is derived from one key, for one use each.
+type sealKey struct {
+	id     [idSize]byte
+	aead   cipher.AEAD
+	digest []byte
+	token  []byte
+}
+
+// LoadKeyring reads the keys from systemd's credentials (credentialsDir is
+// $CREDENTIALS_DIRECTORY; "" for none), else from <stateDir>/seal.key, which is
+// made at first start. A key file holds 32 bytes in base64 on each line; the
+// first seals, further ones open what was sealed before. Keys in seal.key still
+// open when a credential has taken its place.
+func LoadKeyring(stateDir, credentialsDir string) (*Keyring, error) {
+	var keys [][]byte
+	if credentialsDir != "" {
+		given, err := readKeys(filepath.Join(credentialsDir, CredentialName))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		keys = given
+	}
+	path := filepath.Join(stateDir, "seal.key")
+	kept, err := readKeys(path)
+	switch {
+	case err == nil:
+		if err := private(path); err != nil {
+			return nil, fmt.Errorf("read the seal key: %w", err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case len(keys) == 0:
+		if kept, err = generateKey(stateDir, path); err != nil {
+			return nil, err
+		}
+	}
+	k := &Keyring{Generated: len(keys) == 0}
+	for _, key := range append(keys, kept...) {
+		derived, err := derive(key)
+		if err != nil {
+			return nil, fmt.Errorf("prepare the seal key: %w", err)
+		}
+		k.keys = append(k.keys, derived)
+	}
+	return k, nil
+}
+
+func readKeys(path string) ([][]byte, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the seal key: %w", err)
+	}
+	var keys [][]byte
+	for line := range strings.Lines(string(raw)) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		key, err := base64.StdEncoding.DecodeString(line)
+		if err != nil || len(key) != chacha20poly1305.KeySize {
+			return nil, fmt.Errorf("%s: key %d is none: write 32 random bytes in base64, as from head -c 32 /dev/urandom | base64", path, len(keys)+1)
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("%s holds no key: write 32 random bytes in base64, as from head -c 32 /dev/urandom | base64", path)
+	}
+	return keys, nil
+}
+
+// generateKey makes the first key, unless there is data that another one must
+// have sealed.
+func generateKey(stateDir, path string) ([][]byte, error) {
+	if _, err := os.Stat(filepath.Join(stateDir, "etcd")); err == nil {
+		return nil, fmt.Errorf("the seal key is missing, but %s holds a store: restore %s from a backup, or pass the key as systemd's credential %s", stateDir, path, CredentialName)
+	}
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make a seal key: %w", err)
+	}
+	key := make([]byte, chacha20poly1305.KeySize)
+	if _, err := rand.Read(key); err != nil {
+		return nil, fmt.Errorf("make a seal key: %w", err)
+	}
+	if err := replaceFile(path, []byte(base64.StdEncoding.EncodeToString(key)+"\n")); err != nil {
+		return nil, fmt.Errorf("make a seal key: %w", err)
+	}
+	return [][]byte{key}, nil
+}
+
+func derive(key []byte) (sealKey, error) {
+	parts := map[string][]byte{"key-id": nil, "digest": nil, "boot-token": nil, "seal": nil}
+	for use := range parts {
+		var err error
+		if parts[use], err = hkdf.Key(sha256.New, key, nil, use, chacha20poly1305.KeySize); err != nil {
+			return sealKey{}, err
+		}
+	}
+	aead, err := chacha20poly1305.NewX(parts["seal"])
+	return sealKey{id: [idSize]byte(parts["key-id"]), aead: aead, digest: parts["digest"], token: parts["boot-token"]}, err
+}
+
+// Seal encrypts plain. Only Open with the same aad gives it back.
+func (k *Keyring) Seal(plain, aad []byte) ([]byte, error) {
+	key := k.keys[0]
+	out := make([]byte, headerSize+chacha20poly1305.NonceSizeX, minSealed+len(plain))
+	out[0] = sealVersion
+	copy(out[1:], key.id[:])
+	nonce := out[headerSize:]
+	if _, err := rand.Read(nonce); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	return key.aead.Seal(out, nonce, plain, bind(out[:headerSize], aad)), nil
+}
+
+// Open decrypts what Seal made; ErrUnknownKey or ErrTampered when it cannot.
+func (k *Keyring) Open(sealed, aad []byte) ([]byte, error) {
+	if len(sealed) < minSealed || sealed[0] != sealVersion {
+		return nil, ErrTampered
+	}
+	header, id := sealed[:headerSize], sealed[1:headerSize]
+	nonce, box := sealed[headerSize:headerSize+chacha20poly1305.NonceSizeX], sealed[headerSize+chacha20poly1305.NonceSizeX:]
+	for _, key := range k.keys {
+		if !bytes.Equal(key.id[:], id) {
+			continue
+		}
+		plain, err := key.aead.Open(nil, nonce, box, bind(header, aad))
+		if err != nil {
+			return nil, ErrTampered
+		}
+		return plain, nil
+	}
+	return nil, fmt.Errorf("%w (key id %x): add that key as a further line of the key file", ErrUnknownKey, id)
+}
+
+func bind(header, aad []byte) []byte { return append(bytes.Clone(header), aad...) }
+
+// Digest tells equal values from different ones. It is keyed, so that a weak
+// value cannot be guessed from it.
+func (k *Keyring) Digest(plain []byte) string {
+	h := hmac.New(sha256.New, k.keys[0].digest)
+	h.Write(plain)
+	return hex.EncodeToString(h.Sum(nil)[:digestSize])
+}
+
+// KeyID names the key that seals, for status and logs.
+func (k *Keyring) KeyID() string { return hex.EncodeToString(k.keys[0].id[:]) }

@@ -1,0 +1,124 @@
+package ca
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// EnsureServer makes bootd's certificate name just these DNS names and
+// addresses. It is kept in <stateDir>/ca/server.pem and issued anew only when
+// they change; issued reports that it was. Connections under way go on.
+func (a *Authority) EnsureServer(names []string, addrs []netip.Addr) (issued bool, err error) {
+	names, ips := sans(names, addrs)
+	path := filepath.Join(a.dir, "server.pem")
+	current, err := a.loadServer(path)
+	if err != nil {
+		return false, err
+	}
+	if current != nil && slices.Equal(current.Leaf.DNSNames, names) && slices.EqualFunc(current.Leaf.IPAddresses, ips, net.IP.Equal) {
+		a.server.Store(current)
+		return false, nil
+	}
+	raw, err := a.issueServer(names, ips)
+	if err != nil {
+		return false, fmt.Errorf("issue bootd's certificate: %w", err)
+	}
+	if err := replaceFile(path, raw); err != nil {
+		return false, fmt.Errorf("store bootd's certificate: %w", err)
+	}
+	pair, err := tls.X509KeyPair(raw, raw)
+	if err != nil {
+		return false, fmt.Errorf("read bootd's new certificate: %w", err)
+	}
+	a.server.Store(&pair)
+	return true, nil
+}
+
+// sans sorts what the certificate names, so that the same set is the same list.
+func sans(names []string, addrs []netip.Addr) ([]string, []net.IP) {
+	names = slices.Compact(slices.Sorted(slices.Values(names)))
+	plain := make([]netip.Addr, len(addrs))
+	for i, addr := range addrs {
+		plain[i] = addr.Unmap().WithZone("")
+	}
+	slices.SortFunc(plain, netip.Addr.Compare)
+	ips := make([]net.IP, 0, len(plain))
+	for _, addr := range slices.Compact(plain) {
+		ips = append(ips, addr.AsSlice())
+	}
+	return names, ips
+}
+
+// loadServer returns nil when there is no certificate that this CA has signed:
+// it is made of the CA's key alone, so a new one is as good.
+func (a *Authority) loadServer(path string) (*tls.Certificate, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read bootd's certificate: %w", err)
+	}
+	pair, err := tls.X509KeyPair(raw, raw)
+	if err != nil {
+		return nil, nil
+	}
+	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: a.pool, CurrentTime: a.now()}); err != nil {
+		return nil, nil
+	}
+	return &pair, nil
+}
+
+func (a *Authority) issueServer(names []string, ips []net.IP) ([]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	certPEM, err := sign(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: "bootd"},
+		NotBefore:   beginning(),
+		NotAfter:    end(),
+		DNSNames:    names,
+		IPAddresses: ips,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}, a.cert, key.Public(), a.key)
+	if err != nil {
+		return nil, err
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return append(certPEM, keyPEM...), nil
+}
+
+// ServerTLS is for bootd's listeners on :8443. Clients may show a certificate,
+// which then must be one of this CA; who that is, Identify tells. EnsureServer
+// must have been called before the first connection.
+func (a *Authority) ServerTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		ClientAuth: tls.VerifyClientCertIfGiven,
+		ClientCAs:  a.Pool(),
+		Time:       a.now,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if cert := a.server.Load(); cert != nil {
+				return cert, nil
+			}
+			return nil, errors.New("bootd has no certificate yet")
+		},
+	}
+}
