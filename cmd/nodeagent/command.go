@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rackweft/rackweft/nodeagent"
+	"github.com/rackweft/rackweft/systemd"
+)
+
+// settings are the flags.
+type settings struct{ config, stateDir, runDir, version string }
+
+// usageError is a fault in the command line or the configuration file.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// exitCode is 2 for a usageError, else 1.
+func exitCode(err error) int {
+	if errors.As(err, new(usageError)) {
+		return 2
+	}
+	return 1
+}
+
+func command(version string, stdout, stderr io.Writer) *cobra.Command {
+	s := settings{version: buildVersion(version)}
+	run := func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), s, stderr) }
+	root := &cobra.Command{
+		Use:   "nodeagent",
+		Short: "rackweft's host daemon",
+		Long: "nodeagent joins this machine to its site, keeps a stream to bootd, and makes the\n" +
+			"machine what its HostSpec says. It is run by systemd (nodeagent.service).",
+		Args: noArguments, RunE: run, SilenceErrors: true, SilenceUsage: true,
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVar(&s.stateDir, "state-dir", "/var/lib/rackweft/nodeagent", "identity and cached HostSpec")
+	root.PersistentFlags().StringVar(&s.runDir, "run-dir", "/run/rackweft/nodeagent", "status of the running agent")
+	root.PersistentFlags().StringVar(&s.config, "config", "/etc/rackweft/nodeagent.yaml", "configuration file")
+	root.AddCommand(
+		&cobra.Command{Use: "run", Short: "Run the agent (the default)", Args: noArguments, RunE: run},
+		&cobra.Command{Use: "status", Short: "Show how this host stands with bootd", Args: noArguments,
+			RunE: func(*cobra.Command, []string) error { return printStatus(s, stdout) }},
+		&cobra.Command{Use: "version", Short: "Print the version", Args: noArguments,
+			RunE: func(*cobra.Command, []string) error {
+				_, err := fmt.Fprintln(stdout, s.version)
+				return err
+			}},
+	)
+	return root
+}
+
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return usageError{fmt.Errorf("%q is not known: see `nodeagent --help`", args[0])}
+}
+
+func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
+	// The host's memory belongs to its guests.
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(32 << 20)
+
+	config, err := nodeagent.LoadConfig(s.config)
+	if err != nil {
+		return usageError{err}
+	}
+	log := logger(stderr)
+	agent, err := nodeagent.New(nodeagent.Options{
+		Config: config, StateDir: s.stateDir, RunDir: s.runDir, Version: s.version,
+		Log: log, Notify: systemd.NewNotifier(log),
+	})
+	if err != nil {
+		return usageError{err}
+	}
+	return agent.Run(ctx)
+}
+
+// logger leaves the time to the journal where there is one.
+func logger(w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		opts.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// printStatus shows the last status even when the agent does not run.
+func printStatus(s settings, stdout io.Writer) error {
+	status, err := nodeagent.ReadStatus(s.stateDir, s.runDir)
+	if status.Machine != "" {
+		err = errors.Join(err, status.Print(stdout))
+	}
+	return err
+}
+
+// buildVersion falls back to what the Go tool stamped into the binary.
+func buildVersion(linked string) string {
+	if linked != "" {
+		return linked
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}

@@ -1,0 +1,24 @@
+// Command nodeagent is rackweft's host daemon.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the linker: -ldflags "-X main.version=v1.2.3".
+var version string
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	code := 0
+	if err := command(version, os.Stdout, os.Stderr).ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "nodeagent:", err)
+		code = exitCode(err)
+	}
+	stop()
+	os.Exit(code)
+}

@@ -1,0 +1,527 @@
+package nodeagent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/systemd"
+)
+
+// Options make an Agent.
+type Options struct {
+	Config   api.AgentConfig
+	StateDir string // identity and cached HostSpec; kept over restarts
+	RunDir   string // status.json; gone with a reboot
+	Version  string
+	Log      *slog.Logger
+	Notify   *systemd.Notifier
+	// Handlers make parts true, one per kind. The base part has its own.
+	Handlers []Handler
+}
+
+// Agent is the host daemon.
+type Agent struct {
+	config   api.AgentConfig
+	stateDir string
+	runDir   string
+	version  string
+	log      *slog.Logger
+	notify   *systemd.Notifier
+	timing   timing
+	facts    facts
+
+	calls  chan func()
+	status mailbox
+	events chan api.Event
+	// publishSoon is reset to publish what changed.
+	publishSoon *time.Timer
+	scheduled   bool
+
+	// What follows is owned by the loop.
+	spec       *hostSpec
+	id         *identity
+	link       Link
+	workers    []*worker
+	generation int64 // of the HostSpec in memory: counts commits
+	applied    api.Bookmark
+	observedBy map[string]observation // by the part's key
+	parts      map[string]api.PartStatus
+	nics       []api.HostNIC
+	skew       time.Duration
+	clock      serverClock
+	renewing   renewing
+	problem    string
+	ready      bool
+}
+
+// observation is what a handler said of a part.
+type observation struct {
+	kind   string
+	digest string // that it was asked for
+	status api.PartStatus
+}
+
+// serverClock is bootd's clock, carried on by the monotonic one.
+type serverClock struct{ server, local time.Time }
+
+func (c serverClock) now() time.Time { return c.server.Add(time.Since(c.local)) }
+
+// renewing is a certificate renewal under way.
+type renewing struct {
+	key, csr string
+	asked    time.Time
+}
+
+// timing gathers what a test makes short.
+type timing struct {
+	dial, silence, ping    time.Duration
+	minBackoff, maxBackoff time.Duration
+	refused                time.Duration // until a refused join is tried again
+	resync                 time.Duration // between passes over unchanged parts
+	settle                 time.Duration // changes within it are reported together
+}
+
+func defaultTiming() timing {
+	return timing{dial: 5 * time.Second, silence: 30 * time.Second, ping: 10 * time.Second,
+		minBackoff: 200 * time.Millisecond, maxBackoff: 10 * time.Second, refused: time.Minute,
+		resync: 30 * time.Second, settle: 100 * time.Millisecond}
+}
+
+// New prepares an agent; nothing is touched before Run.
+func New(o Options) (*Agent, error) {
+	if err := validate(o.Config); err != nil {
+		return nil, fmt.Errorf("configuration of nodeagent: %w", err)
+	}
+	a := &Agent{
+		config: o.Config, stateDir: o.StateDir, runDir: o.RunDir, version: o.Version, log: o.Log, notify: o.Notify,
+		timing: defaultTiming(),
+		calls:  make(chan func()), status: mailbox{changed: make(chan struct{}, 1)}, events: make(chan api.Event, 16),
+		observedBy: map[string]observation{}, parts: map[string]api.PartStatus{}, link: Link{State: LinkJoining, Since: time.Now()},
+	}
+	for _, h := range append([]Handler{baseHandler{nics: listNICs}}, o.Handlers...) {
+		if a.handles(h.Kind()) {
+			return nil, fmt.Errorf("two handlers of %s parts", h.Kind())
+		}
+		a.workers = append(a.workers, &worker{agent: a, handler: h, wake: make(chan struct{}, 1)})
+	}
+	return a, nil
+}
+
+func (a *Agent) identityPath() string { return filepath.Join(a.stateDir, "identity.json") }
+func (a *Agent) joinKeyPath() string  { return filepath.Join(a.stateDir, "join-key.json") }
+
+func (a *Agent) handles(kind string) bool {
+	return slices.ContainsFunc(a.workers, func(w *worker) bool { return w.handler.Kind() == kind })
+}
+
+// Run is the agent's life; it ends with ctx, touching nothing of what runs on
+// the host. An error means that it could not begin.
+func (a *Agent) Run(ctx context.Context) error {
+	for _, dir := range []string{a.stateDir, a.runDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("prepare the agent's directories: %w", err)
+		}
+	}
+	lock, err := lockDir(a.stateDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	a.load()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group sync.WaitGroup
+	group.Go(func() { watchNICs(ctx, a.log, func(nics []api.HostNIC) { a.sawNICs(ctx, nics) }) })
+	group.Go(func() { a.reach(ctx) })
+	group.Go(func() { a.notify.Watchdog(ctx, func() bool { return a.alive(ctx) }) })
+	for _, w := range a.workers {
+		group.Go(func() { w.run(ctx) })
+	}
+	a.loop(ctx)
+	a.notify.Stopping()
+	group.Wait()
+	return nil
+}
+
+// load reads what the host knows; damage is logged and lived with.
+func (a *Agent) load() {
+	var err error
+	if a.facts, err = readFacts(a.stateDir); err != nil {
+		a.log.Warn("some facts of the host cannot be read", "error", err)
+	}
+	var faults []error
+	a.spec, faults = loadHostSpec(filepath.Join(a.stateDir, "hostspec"))
+	for _, f := range faults {
+		a.log.Warn("cached HostSpec", "error", f)
+	}
+	a.applied = api.Bookmark{Epoch: a.spec.index.Epoch, Revision: a.spec.index.Revision}
+	if n := len(a.spec.index.Parts); n > 0 {
+		a.log.Info("working from the cached HostSpec", "epoch", a.applied.Epoch, "revision", a.applied.Revision, "parts", n)
+	}
+}
+
+// reach joins, if need be, and then keeps the stream.
+func (a *Agent) reach(ctx context.Context) {
+	id, err := a.join(ctx)
+	if err != nil {
+		return // ctx is done
+	}
+	if a.do(ctx, func() { a.id = id }) == nil {
+		a.follow(ctx)
+	}
+}
+
+// loop owns the agent's state: it runs what the others ask for, one at a time.
+func (a *Agent) loop(ctx context.Context) {
+	a.publishSoon = time.NewTimer(0)
+	defer a.publishSoon.Stop()
+	a.scheduled = true
+	for {
+		select {
+		case call := <-a.calls:
+			call()
+		case <-a.publishSoon.C:
+			a.scheduled = false
+			a.publish()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// do runs f in the loop and returns when it has run, or fails with ctx.
+func (a *Agent) do(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case a.calls <- func() { defer close(done); f() }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// alive is what feeds the watchdog: the loop answers.
+func (a *Agent) alive(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return a.do(ctx, func() {}) == nil
+}
+
+// changed has the status published soon, together with what else changes.
+func (a *Agent) changed() {
+	if !a.scheduled {
+		a.scheduled = true
+		a.publishSoon.Reset(a.timing.settle)
+	}
+}
+
+func (a *Agent) kick() {
+	for _, w := range a.workers {
+		w.kick()
+	}
+}
+
+func (a *Agent) setLink(ctx context.Context, l Link) {
+	l.Since = time.Now()
+	_ = a.do(ctx, func() {
+		if a.link.State == l.State && a.link.Server == l.Server {
+			l.Since = a.link.Since
+		}
+		a.link = l
+		if l.State != LinkConnected {
+			a.spec.reset()
+		}
+		a.changed()
+	})
+}
+
+func (a *Agent) sawNICs(ctx context.Context, nics []api.HostNIC) {
+	_ = a.do(ctx, func() {
+		a.nics = nics
+		a.kick()
+		a.changed()
+	})
+}
+
+// hello announces what the host holds.
+func (a *Agent) hello() api.Hello {
+	a.spec.reset()
+	return api.Hello{UID: a.id.UID, AgentVersion: a.version, Time: time.Now().UTC(),
+		Epoch: a.spec.index.Epoch, Revision: a.spec.index.Revision, Digests: a.spec.digests()}
+}
+
+// connected notes that bootd has answered, and its clock (RFC 9110 §6.6.1: to
+// the second, which is what a clock's skew is told in).
+func (a *Agent) connected(ctx context.Context, base, date string) error {
+	local := time.Now()
+	a.log.Info("connected", "server", base)
+	a.setLink(ctx, Link{State: LinkConnected, Server: base})
+	return a.do(ctx, func() {
+		server, err := http.ParseTime(date)
+		if err != nil {
+			a.log.Warn("bootd tells no time", "error", err)
+			return
+		}
+		a.clock = serverClock{server: server, local: local}
+		a.skew = local.Round(0).Sub(server).Truncate(time.Second)
+		if a.skew.Abs() < 2*time.Second {
+			a.skew = 0
+		}
+	})
+}
+
+// handle takes in one frame; an error ends the stream.
+func (a *Agent) handle(f api.ServerFrame) error {
+	if f.Refused != "" {
+		return fmt.Errorf("bootd refuses the stream: %s", f.Refused)
+	}
+	if f.Certificate != "" {
+		a.renewed(f.Certificate)
+	}
+	committed, err := a.spec.handle(f)
+	if err != nil || !committed {
+		return err
+	}
+	a.generation++
+	a.log.Info("HostSpec received", "epoch", a.spec.index.Epoch, "revision", a.spec.index.Revision, "parts", len(a.spec.index.Parts))
+	a.dropUnhandledTombstones()
+	a.save()
+	a.kick()
+	a.changed()
+	return nil
+}
+
+// dropUnhandledTombstones forgets parts that no handler of this build ever
+// made anything of.
+func (a *Agent) dropUnhandledTombstones() {
+	for _, t := range slices.Clone(a.spec.index.Tombstones) {
+		if !a.handles(kindOf(t.Part)) {
+			a.spec.removed(t)
+		}
+	}
+}
+
+// save caches the HostSpec. A full disk costs the cache, not the host: it goes
+// on with what it has in memory and tries again.
+func (a *Agent) save() {
+	before := a.problem
+	a.problem = ""
+	if err := a.spec.save(); err != nil {
+		a.problem = fmt.Sprintf("the HostSpec is not on disk, a restart without bootd would use an older one: %s", err)
+	}
+	if a.problem == before {
+		return
+	}
+	a.changed()
+	if a.problem != "" {
+		a.log.Error("cannot cache the HostSpec", "error", a.problem)
+		a.event(api.Warning, "CacheNotSaved", a.problem)
+		return
+	}
+	a.event(api.Normal, "CacheSaved", "the HostSpec is on disk again")
+}
+
+// event tells bootd of something that happened; when too many wait, the new
+// one is only logged.
+func (a *Agent) event(typ api.EventType, reason, message string) {
+	e := api.Event{Time: time.Now().UTC(), Kind: "Machine", Name: a.config.Machine, UID: a.config.UID, Type: typ, Reason: reason, Message: message}
+	select {
+	case a.events <- e:
+	default:
+		a.log.Warn("event not reported", "reason", reason, "message", message)
+	}
+}
+
+// observed takes in what a handler said after a pass.
+func (a *Agent) observed(w *worker, generation int64, asked []Part, got map[string]api.PartStatus) {
+	kind := w.handler.Kind()
+	for key, o := range a.observedBy {
+		if o.kind == kind {
+			delete(a.observedBy, key)
+		}
+	}
+	for _, p := range asked {
+		status, ok := got[p.Key()]
+		if !ok {
+			status = api.PartStatus{State: api.PartFailed, Message: "its handler said nothing about it: this is a fault of nodeagent"}
+		}
+		if p.Want == Removed && status.State == api.PartApplied {
+			a.log.Info("removed", "part", p.Name, "uid", p.UID)
+			a.spec.removed(api.Tombstone{Part: p.Name, UID: p.UID})
+			continue
+		}
+		a.observedBy[p.Key()] = observation{kind: kind, digest: p.Digest, status: status}
+	}
+	w.done, w.passed = generation, true
+	a.save()
+	a.noteApplied()
+	a.changed()
+}
+
+// noteApplied moves the applied revision on when every handler has passed it,
+// and tells systemd that start-up is complete after the first passes.
+func (a *Agent) noteApplied() {
+	if slices.ContainsFunc(a.workers, func(w *worker) bool { return !w.passed || w.done < a.generation }) {
+		return
+	}
+	a.applied = api.Bookmark{Epoch: a.spec.index.Epoch, Revision: a.spec.index.Revision}
+	if !a.ready {
+		a.ready = true
+		a.notify.Ready()
+	}
+}
+
+// partStatuses are what the host observed of each part that it knows. A time
+// moves only when the rest does.
+func (a *Agent) partStatuses() map[string]api.PartStatus {
+	out := map[string]api.PartStatus{}
+	for kind := range a.spec.kinds() {
+		parts, faults := a.spec.parts(kind)
+		for _, p := range parts {
+			out[p.Key()] = a.partStatus(kind, p)
+		}
+		for name, err := range faults {
+			out[name] = api.PartStatus{State: api.PartFailed, Message: fmt.Sprintf("nodeagent %s cannot read it: %s", a.version, err)}
+		}
+	}
+	for key, s := range out {
+		s.Time = time.Now().UTC()
+		if old, ok := a.parts[key]; ok && old.State == s.State && old.Digest == s.Digest && old.Message == s.Message {
+			s.Time = old.Time
+		}
+		out[key] = s
+	}
+	return out
+}
+
+func (a *Agent) partStatus(kind string, p Part) api.PartStatus {
+	if !a.handles(kind) {
+		return unhandled(kind, a.version)
+	}
+	o, seen := a.observedBy[p.Key()]
+	switch {
+	case p.Want == Orphaned:
+		return api.PartStatus{State: api.PartOrphaned, Digest: p.Digest,
+			Message: "the HostSpec names it no more; it is left as it is until a tombstone removes it"}
+	case !seen || o.digest != p.Digest:
+		return api.PartStatus{State: api.PartPending, Message: "not looked at yet"}
+	}
+	s := o.status
+	if s.State == api.PartApplied {
+		s.Digest = p.Digest
+	}
+	return s
+}
+
+// publish writes the status for people and has it sent to bootd if it changed.
+func (a *Agent) publish() {
+	a.parts = a.partStatuses()
+	host := api.HostStatus{
+		UID: a.config.UID, AgentVersion: a.version, OS: a.facts.OS, Kernel: a.facts.Kernel, BootID: a.facts.BootID,
+		ClockSkew: api.Duration(a.skew), Stateless: a.facts.Stateless, NICs: a.nics,
+		Epoch: a.applied.Epoch, Revision: a.applied.Revision, Parts: a.parts,
+	}
+	if a.id != nil {
+		host.UID, host.AttemptID = a.id.UID, a.id.AttemptID
+	}
+	a.status.put(host)
+	local := Status{Machine: a.config.Machine, PID: os.Getpid(), Joined: a.id != nil, Link: a.link, Problem: a.problem,
+		Known: api.Bookmark{Epoch: a.spec.index.Epoch, Revision: a.spec.index.Revision}, Host: host}
+	a.notify.Status(local.Line())
+	if err := local.write(a.runDir); err != nil {
+		a.log.Warn("status", "error", err)
+	}
+}
+
+// mailbox holds the newest status for the stream.
+type mailbox struct {
+	changed chan struct{}
+	mu      sync.Mutex
+	host    *api.HostStatus
+	raw     []byte
+}
+
+// put replaces the status; the same again is no news.
+func (m *mailbox) put(host api.HostStatus) {
+	raw, err := json.Marshal(host)
+	m.mu.Lock()
+	same := err == nil && string(raw) == string(m.raw)
+	m.host, m.raw = &host, raw
+	m.mu.Unlock()
+	if !same {
+		m.signal()
+	}
+}
+
+func (m *mailbox) signal() {
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (m *mailbox) get() *api.HostStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.host
+}
+
+// renewal returns a certificate request when it is time for one, by bootd's
+// clock; the same again each minute until it is answered.
+func (a *Agent) renewal() string {
+	const patience = time.Minute
+	due, err := a.id.renewAt()
+	if err != nil || a.clock.server.IsZero() || a.clock.now().Before(due) {
+		return ""
+	}
+	if a.renewing.csr != "" && time.Since(a.renewing.asked) < patience {
+		return ""
+	}
+	if a.renewing.csr == "" {
+		if a.renewing, err = newRenewing(a.config.Machine); err != nil {
+			a.log.Error("cannot ask for a new certificate", "error", err)
+			return ""
+		}
+	}
+	a.renewing.asked = time.Now()
+	a.log.Info("asking for a new certificate")
+	return a.renewing.csr
+}
+
+func newRenewing(machine string) (renewing, error) {
+	key, err := newKey()
+	if err != nil {
+		return renewing{}, err
+	}
+	csr, err := signingRequest(key, machine)
+	return renewing{key: key, csr: csr}, err
+}
+
+// renewed takes the new certificate. The old one stays good until its end, so
+// nothing is lost if this fails: it is asked for again.
+func (a *Agent) renewed(certificate string) {
+	next := *a.id
+	next.Key, next.Certificate, next.Issued = a.renewing.key, certificate, a.clock.now().UTC()
+	_, err := next.pair()
+	if err == nil {
+		err = next.save(a.identityPath())
+	}
+	if err != nil {
+		a.log.Error("the new certificate cannot be used; the old one stays", "error", err)
+		return
+	}
+	a.id, a.renewing = &next, renewing{}
+	a.log.Info("certificate renewed")
+	a.event(api.Normal, "CertificateRenewed", "the host has a new client certificate")
+}

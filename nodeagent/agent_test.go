@@ -1,0 +1,433 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+func newContext(t testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithCancel(context.WithoutCancel(t.Context()))
+}
+
+func applied(b *fakeBootd, part string) func() bool {
+	return func() bool {
+		p := b.status.Parts[part]
+		return p.State == api.PartApplied && p.Digest == api.PartDigest(b.parts[part])
+	}
+}
+
+func TestJoinStreamAndReport(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	b.parts["guest/web"] = api.Part(`{"uid":"g1"}`)
+	_, stop := runAgent(t, h)
+	b.waitFor("base is applied", applied(b, "base"))
+	b.waitFor("the revision is applied", func() bool { return b.status.Revision == 10 && b.status.Epoch == 1 })
+	b.mu.Lock()
+	s := b.status
+	b.mu.Unlock()
+	if s.UID != testUID || s.AttemptID != testAttempt || s.AgentVersion != "test" || s.Kernel == "" || s.OS == "" || s.BootID == "" {
+		t.Errorf("the status lacks something: %+v", s)
+	}
+	guest := s.Parts["guest/web"]
+	if guest.State != api.PartPending || !strings.Contains(guest.Message, "no handler for guest parts") {
+		t.Errorf("a part without a handler is reported as %+v", guest)
+	}
+	if _, err := os.Stat(h.tokens); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the token is still there after the join: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(h.state, "join-key.json")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the key of the join is still there: %v", err)
+	}
+	status, err := ReadStatus(h.state, h.run)
+	if err != nil || status.Link.State != LinkConnected || !status.Joined {
+		t.Errorf("the local status is %+v, %v", status, err)
+	}
+	stop()
+	if _, err := ReadStatus(h.state, h.run); err == nil || !strings.Contains(err.Error(), "not running") {
+		t.Errorf("after the end the status says %v", err)
+	}
+
+	// The second life needs no join and announces what it holds.
+	runAgent(t, h)
+	b.waitFor("the second stream", func() bool { return b.streams == 2 })
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.joins != 1 {
+		t.Errorf("joined %d times, want once", b.joins)
+	}
+	if d := b.hellos[1].Digests["base"]; d != api.PartDigest(b.parts["base"]) || b.hellos[1].Revision != 10 {
+		t.Errorf("the second hello announces %+v", b.hellos[1])
+	}
+}
+
+func TestJoinFaults(t *testing.T) {
+	tests := []struct {
+		name  string
+		fault func(n int, w http.ResponseWriter) bool
+		want  string // in the log
+	}{
+		{"401", func(n int, w http.ResponseWriter) bool {
+			refuseJoin(w, http.StatusUnauthorized, "the token is used up")
+			return n < 3
+		}, "the token is used up"},
+		{"503", func(n int, w http.ResponseWriter) bool {
+			refuseJoin(w, http.StatusServiceUnavailable, "no leader yet")
+			return n < 3
+		}, "no leader yet"},
+		{"no JSON", func(n int, w http.ResponseWriter) bool {
+			_, _ = w.Write([]byte("<html>"))
+			return n < 3
+		}, "cannot be read"},
+		{"cut off", func(n int, _ http.ResponseWriter) bool {
+			if n < 3 {
+				panic(http.ErrAbortHandler)
+			}
+			return false
+		}, "cannot join yet"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newFakeBootd(t)
+			b.joinFault = func(n int, w http.ResponseWriter) bool { return n < 3 && tt.fault(n, w) }
+			b.start(nil)
+			log, _ := runAgent(t, newHost(t, b))
+			b.waitFor("it joins in the end", applied(b, "base"))
+			if !log.has(tt.want) {
+				t.Errorf("the log does not say %q", tt.want)
+			}
+			if !b.with(func() bool { return len(b.keys) == 1 }) {
+				t.Error("it joined with more than one key")
+			}
+		})
+	}
+}
+
+// An answer for somebody else, or for another BootAttempt, is never used.
+func TestJoinAnswerOfAnother(t *testing.T) {
+	for name, change := range map[string]func(*api.JoinResponse){
+		"machine": func(r *api.JoinResponse) { r.Machine = "r1u08" },
+		"uid":     func(r *api.JoinResponse) { r.UID = "other" },
+		"attempt": func(r *api.JoinResponse) { r.AttemptID = "attempt-9" },
+		"key":     func(r *api.JoinResponse) { r.Certificate = r.CA },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newFakeBootd(t)
+			b.joinAnswer = change
+			b.start(nil)
+			h := newHost(t, b)
+			runAgent(t, h)
+			b.waitFor("it asks again", func() bool { return b.joins > 1 })
+			if _, err := os.Stat(filepath.Join(h.state, "identity.json")); err == nil {
+				t.Error("it kept the identity of another")
+			}
+		})
+	}
+}
+
+func TestWrongCAIsNotJoined(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	h.config.CA = newSite(t, year(1970), year(9999)).pem
+	log, _ := runAgent(t, h)
+	for !log.has("is not the bootd of this site") {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !b.with(func() bool { return b.joins == 0 }) {
+		t.Error("the token was sent to a server with the wrong CA")
+	}
+}
+
+func TestNoTokenIsExplained(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	if err := os.Remove(h.tokens); err != nil {
+		t.Fatal(err)
+	}
+	log, _ := runAgent(t, h)
+	for !log.has("weftctl machine reprovision r1u07") {
+		time.Sleep(10 * time.Millisecond)
+	}
+	// A token that turns up is used.
+	writeTest(t, h.tokens, testToken)
+	b.waitFor("it joins", applied(b, "base"))
+}
+
+// The data of an earlier BootAttempt were kept, its certificate too: a new
+// token means a new join, with a new key.
+func TestJoinsAnewInANewAttempt(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	_, stop := runAgent(t, h)
+	b.waitFor("it joins", applied(b, "base"))
+	stop()
+	before, err := loadIdentity(filepath.Join(h.state, "identity.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.config.AttemptID = "attempt-2"
+	b.mu.Lock()
+	clear(b.keys)
+	b.joinAnswer = func(r *api.JoinResponse) { r.AttemptID = "attempt-2" }
+	b.mu.Unlock()
+
+	// Without a token the old certificate still is the host's.
+	_, stop = runAgent(t, h)
+	b.waitFor("the old certificate does", func() bool { return b.streams == 2 })
+	stop()
+	writeTest(t, h.tokens, testToken)
+	runAgent(t, h)
+	b.waitFor("it joins anew", func() bool { return b.joins == 2 && b.status.AttemptID == "attempt-2" })
+	after, err := loadIdentity(filepath.Join(h.state, "identity.json"))
+	if err != nil || after.Key == before.Key {
+		t.Errorf("the second attempt uses the key of the first (%v)", err)
+	}
+}
+
+// Each script breaks the first streams; the agent must come back, and end up
+// with the right parts.
+func TestStreamFaults(t *testing.T) {
+	base := api.Part(`{"uid":"` + testUID + `"}`)
+	scripts := map[string]func(s *fakeStream){
+		"torn frame":   func(s *fakeStream) { s.raw(`{"part":{"name":"base","dig`) },
+		"no JSON":      func(s *fakeStream) { s.raw("hello?\n") },
+		"refused":      func(s *fakeStream) { s.send(api.ServerFrame{Refused: "another host holds this name"}) },
+		"closed":       func(*fakeStream) {},
+		"aborted":      func(*fakeStream) { panic(http.ErrAbortHandler) },
+		"wrong digest": func(s *fakeStream) { s.send(api.ServerFrame{Part: &api.PartUpdate{Name: "base", Digest: "00", Value: base}}) },
+		"delta to nothing": func(s *fakeStream) {
+			s.send(api.ServerFrame{Part: &api.PartUpdate{Name: "network/a", Base: "11", Digest: "22", Delta: &api.PeerDelta{}}})
+		},
+		"evil name": func(s *fakeStream) {
+			s.send(api.ServerFrame{Part: &api.PartUpdate{Name: strings.Repeat("../", 90), Digest: api.PartDigest(base), Value: base}})
+		},
+		"no bookmark": func(s *fakeStream) {
+			s.send(api.ServerFrame{Part: &api.PartUpdate{Name: "network/torn", Digest: api.PartDigest(base), Value: base}})
+		},
+		"silence":       func(s *fakeStream) { <-s.req.Context().Done() },
+		"endless frame": func(s *fakeStream) { s.raw(strings.Repeat("x", maxFrame+1)) },
+	}
+	for name, script := range scripts {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newFakeBootd(t)
+			b.stream = func(n int, s *fakeStream) bool {
+				if n > 2 {
+					return false
+				}
+				script(s)
+				return true
+			}
+			b.start(nil)
+			h := newHost(t, b)
+			_, stop := runAgent(t, h)
+			b.waitFor("it recovers", applied(b, "base"))
+			if !b.with(func() bool { return b.streams == 3 && len(b.status.Parts) == 1 }) {
+				t.Errorf("%d streams, status %+v", b.streams, b.status)
+			}
+			stop()
+		})
+	}
+}
+
+// A bootd that is behind is left for another; nothing of it is taken.
+func TestStaleBootd(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	log, _ := runAgent(t, h)
+	b.waitFor("it joins", applied(b, "base"))
+	b.change(func() {
+		b.revision = 5
+		b.parts["base"] = api.Part(`{"uid":"` + testUID + `","zone":"old"}`)
+	})
+	for !log.has("bootd is behind") {
+		time.Sleep(10 * time.Millisecond)
+	}
+	// A restore raises the epoch: then its lower revision counts.
+	b.change(func() { b.epoch, b.revision = 2, 3 })
+	b.waitFor("the restored HostSpec is applied", func() bool { return applied(b, "base")() && b.status.Epoch == 2 && b.status.Revision == 3 })
+}
+
+func TestGoesToTheNextURL(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	h.config.API = []string{"https://127.0.0.1:1", b.url()}
+	runAgent(t, h)
+	b.waitFor("the second URL serves", applied(b, "base"))
+}
+
+// bootd comes and goes; the host works from its cache meanwhile.
+func TestWithoutBootd(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	b.parts["network/a"] = api.Part(`{"uid":"n1","vni":10017}`)
+	_, stop := runAgent(t, h, newRecorder("network"))
+	b.waitFor("the network is applied", applied(b, "network/a"))
+	stop()
+	b.stop()
+
+	r := newRecorder("network")
+	_, _ = runAgent(t, h, r)
+	r.waitFor(t, "the cached part is reconciled without bootd", func() bool {
+		return len(r.last) == 1 && r.last[0].Name == "network/a" && r.last[0].Want == Present
+	})
+	b.start(nil)
+	b.waitFor("it finds bootd again", func() bool { return b.streams == 2 })
+}
+
+// recorder is a handler that notes what it is asked for.
+type recorder struct {
+	kind   string
+	mu     sync.Mutex
+	last   []Part
+	refuse bool
+}
+
+func newRecorder(kind string) *recorder { return &recorder{kind: kind} }
+
+func (r *recorder) Kind() string { return r.kind }
+
+func (r *recorder) Reconcile(_ context.Context, parts []Part) map[string]api.PartStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = slices.Clone(parts)
+	out := map[string]api.PartStatus{}
+	for _, p := range parts {
+		out[p.Key()] = api.PartStatus{State: api.PartApplied}
+		if r.refuse {
+			out[p.Key()] = api.PartStatus{State: api.PartFailed, Message: "it will not go"}
+		}
+	}
+	return out
+}
+
+func (r *recorder) waitFor(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		r.mu.Lock()
+		ok := f()
+		r.mu.Unlock()
+		if ok {
+			return
+		}
+	}
+	t.Fatalf("never came true: %s; last asked for %+v", what, r.last)
+}
+
+func (r *recorder) set(refuse bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refuse = refuse
+}
+
+// Absence orphans, a tombstone with the uid removes, one with another uid does
+// not touch the namesake.
+func TestAbsenceIsNotDeletion(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	b.parts["guest/web"] = api.Part(`{"uid":"g2"}`)
+	r := newRecorder("guest")
+	_, stop := runAgent(t, h, r)
+	b.waitFor("the guest is applied", applied(b, "guest/web"))
+
+	b.change(func() { delete(b.parts, "guest/web") })
+	b.waitFor("it is orphaned", func() bool { return b.status.Parts["guest/web"].State == api.PartOrphaned })
+	stop()
+	_, stop = runAgent(t, h, r) // it stays so over a restart
+	b.waitFor("it is orphaned still", func() bool { return b.streams == 2 && b.status.Parts["guest/web"].State == api.PartOrphaned })
+	r.waitFor(t, "the handler knows", func() bool { return len(r.last) == 1 && r.last[0].Want == Orphaned })
+
+	b.change(func() { b.tombstones = []api.Tombstone{{Part: "guest/web", UID: "g1"}} })
+	b.waitFor("the tombstone of a namesake changes nothing", func() bool {
+		return b.status.Revision == b.revision && b.status.Parts["guest/web"].State == api.PartOrphaned
+	})
+
+	r.set(true)
+	b.change(func() { b.tombstones = []api.Tombstone{{Part: "guest/web", UID: "g2"}} })
+	b.waitFor("its removal fails", func() bool { return b.status.Parts["guest/web@g2"].State == api.PartFailed })
+	stop()
+	_, stop = runAgent(t, h, r) // the tombstone outlives a restart
+	r.waitFor(t, "the handler is asked again", func() bool { return len(r.last) == 1 && r.last[0].Want == Removed && r.last[0].UID == "g2" })
+	r.set(false)
+	b.waitFor("it is removed", func() bool { return b.status.Revision == b.revision && len(b.status.Parts) == 1 })
+	stop()
+	spec, faults := loadHostSpec(filepath.Join(h.state, "hostspec"))
+	if len(faults) > 0 || len(spec.index.Parts) != 1 {
+		t.Errorf("the cache holds %v (%v), want base alone", spec.index.Parts, faults)
+	}
+}
+
+func TestCertificateIsRenewed(t *testing.T) {
+	b := newFakeBootd(t)
+	b.life = 6 * time.Second // of which 4 pass before it is renewed
+	b.start(nil)
+	h := newHost(t, b)
+	_, stop := runAgent(t, h)
+	b.waitFor("it renews", func() bool { return b.renewals == 1 })
+	b.mu.Lock()
+	b.life = time.Hour
+	b.mu.Unlock()
+	b.waitFor("it renews again", func() bool { return b.renewals == 2 })
+	b.waitFor("it says so", func() bool {
+		return slices.ContainsFunc(b.events, func(e api.Event) bool { return e.Reason == "CertificateRenewed" })
+	})
+	stop()
+	runAgent(t, h)
+	b.waitFor("the new certificate opens a stream", func() bool { return b.streams == 2 && len(b.clients) == 2 })
+}
+
+func TestTwoAgentsOnOneState(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	runAgent(t, h)
+	b.waitFor("the first runs", applied(b, "base"))
+	a, err := New(Options{Config: h.config, StateDir: h.state, RunDir: h.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another nodeagent runs") {
+		t.Errorf("the second one says %v", err)
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	if err := os.MkdirAll(h.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=128k", "rackweft-test", h.state).CombinedOutput(); err != nil {
+		t.Skipf("cannot mount a small file system here: %s", out)
+	}
+	t.Cleanup(func() { _ = exec.Command("umount", h.state).Run() })
+	_, stop := runAgent(t, h, newRecorder("network"))
+	defer stop()
+	b.waitFor("it joins", applied(b, "base"))
+	filler := filepath.Join(h.state, "filler")
+	_ = os.WriteFile(filler, make([]byte, 1<<20), 0o600) // ENOSPC is the point
+	b.change(func() { b.parts["network/a"] = api.Part(`{"uid":"n1","mtu":1450}`) })
+	b.waitFor("it applies the part all the same", applied(b, "network/a"))
+	b.waitFor("it says that the disk is full", func() bool {
+		return slices.ContainsFunc(b.events, func(e api.Event) bool {
+			return e.Type == api.Warning && strings.Contains(e.Message, "no space left")
+		})
+	})
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	b.waitFor("it is cached once there is room", func() bool {
+		return slices.ContainsFunc(b.events, func(e api.Event) bool { return e.Reason == "CacheSaved" })
+	})
+}

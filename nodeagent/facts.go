@@ -1,0 +1,64 @@
+package nodeagent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// dataLabel marks the filesystem that is kept over re-provisioning.
+const dataLabel = "rackweft-data"
+
+// facts of the host that stay for as long as it is booted.
+type facts struct {
+	OS, Kernel, BootID string
+	Stateless          bool
+}
+
+// readFacts leaves empty what cannot be read, and says so in the error.
+func readFacts(stateDir string) (facts, error) {
+	var f facts
+	release, err1 := os.ReadFile("/etc/os-release")
+	f.OS = prettyName(release)
+	var uts unix.Utsname
+	err2 := unix.Uname(&uts)
+	f.Kernel = unix.ByteSliceToString(uts.Release[:])
+	boot, err3 := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	f.BootID = strings.TrimSpace(string(boot))
+	label, err4 := filesystemLabel(stateDir)
+	f.Stateless = label != dataLabel
+	return f, errors.Join(err1, err2, err3, err4)
+}
+
+// prettyName reads PRETTY_NAME out of os-release(5).
+func prettyName(release []byte) string {
+	for line := range bytes.Lines(release) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "PRETTY_NAME="); ok {
+			return strings.Trim(v, `"'`)
+		}
+	}
+	return ""
+}
+
+// filesystemLabel is the label of the filesystem that holds path, "" where it
+// has none. It asks the filesystem itself (ioctl_fslabel(2): ext4, XFS, btrfs),
+// so it needs no device node and no udev.
+func filesystemLabel(path string) (string, error) {
+	const fsIocGetFSLabel, fslabelMax = 0x81009431, 256
+	dir, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("read the label of the state directory's filesystem: %w", err)
+	}
+	defer func() { _ = dir.Close() }()
+	var label [fslabelMax]byte
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), fsIocGetFSLabel, uintptr(unsafe.Pointer(&label)))
+	if errno != 0 {
+		return "", nil // tmpfs and overlayfs have no labels
+	}
+	return unix.ByteSliceToString(label[:]), nil
+}

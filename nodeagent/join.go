@@ -1,0 +1,243 @@
+package nodeagent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// maxFrame bounds what one answer or frame of bootd may take, in bytes.
+const maxFrame = 16 << 20
+
+// needsJoin says whether the identity that the host holds, if any, will not do.
+func (a *Agent) needsJoin(id *identity, token string) bool {
+	if id == nil || id.Machine != a.config.Machine || id.UID != a.config.UID {
+		return true
+	}
+	// A machine that was provisioned anew with its data kept brings the
+	// certificate of an earlier BootAttempt: the new token counts.
+	return id.AttemptID != a.config.AttemptID && token != ""
+}
+
+// join returns the host's identity once it has one; it gives up only with ctx.
+func (a *Agent) join(ctx context.Context) (*identity, error) {
+	a.setLink(ctx, Link{State: LinkJoining})
+	pause := backoff{min: a.timing.minBackoff, max: a.timing.maxBackoff}
+	for {
+		id, err := a.tryJoin(ctx)
+		if err == nil {
+			return id, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		var refused *refusal
+		if errors.As(err, &refused) {
+			a.log.Error("join refused", "error", err)
+			a.setLink(ctx, Link{State: LinkRefused, Error: err.Error()})
+			sleep(ctx, a.timing.refused)
+			continue
+		}
+		a.log.Warn("cannot join yet", "error", err)
+		a.setLink(ctx, Link{State: LinkJoining, Error: oneLine(err)})
+		pause.wait(ctx)
+	}
+}
+
+// refusal is an answer that the same question would get again.
+type refusal struct{ message string }
+
+func (r *refusal) Error() string { return r.message }
+
+func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
+
+func (a *Agent) tryJoin(ctx context.Context) (*identity, error) {
+	id, err := loadIdentity(a.identityPath())
+	if err != nil {
+		a.log.Warn("the host's identity cannot be used; it needs to join again", "error", err)
+	}
+	token, err := readToken(a.config.JoinTokenFile)
+	if err != nil {
+		return nil, err
+	}
+	if !a.needsJoin(id, token) {
+		a.dropToken()
+		return id, nil
+	}
+	if token == "" {
+		return nil, refuse("this machine has no certificate for uid %s and no join token in %q: provision it anew with `weftctl machine reprovision %s`",
+			a.config.UID, a.config.JoinTokenFile, a.config.Machine)
+	}
+	key, err := joinKey(a.joinKeyPath(), a.config.AttemptID)
+	if err != nil {
+		return nil, err
+	}
+	id, err = a.requestJoin(ctx, key, token)
+	if err != nil {
+		return nil, err
+	}
+	if err := id.save(a.identityPath()); err != nil {
+		return nil, err // the same key asks again: bootd takes it for the same join
+	}
+	a.log.Info("joined", "machine", id.Machine, "uid", id.UID, "attempt", id.AttemptID)
+	a.dropToken()
+	return id, nil
+}
+
+// readToken returns "" when there is none.
+func readToken(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the join token: %w", err)
+	}
+	token := strings.TrimSpace(string(raw))
+	if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", refuse("%s holds no join token: it must be one word", path)
+	}
+	return token, nil
+}
+
+// dropToken removes the token and the key of the join: both have done their
+// work. A token that cannot be removed is used up and does no harm.
+func (a *Agent) dropToken() {
+	for _, path := range []string{a.config.JoinTokenFile, a.joinKeyPath()} {
+		if path == "" {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			a.log.Warn("cannot remove what the join has used up", "path", path, "error", err)
+		}
+	}
+}
+
+// requestJoin asks one bootd after the other.
+func (a *Agent) requestJoin(ctx context.Context, key, token string) (*identity, error) {
+	csr, err := signingRequest(key, a.config.Machine)
+	if err != nil {
+		return nil, err
+	}
+	body, err := api.Encode(api.JoinRequest{Machine: a.config.Machine, CSR: csr, Time: time.Now().UTC(), BootID: a.facts.BootID})
+	if err != nil {
+		return nil, err
+	}
+	var faults []error
+	for _, base := range a.config.API {
+		answer, err := a.postJoin(ctx, base, token, body)
+		if err == nil {
+			return a.accept(answer, key)
+		}
+		var refused *refusal
+		if errors.As(err, &refused) || ctx.Err() != nil {
+			return nil, err
+		}
+		faults = append(faults, err)
+	}
+	return nil, errors.Join(faults...)
+}
+
+func (a *Agent) postJoin(ctx context.Context, base, token string, body []byte) (*api.JoinResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.timing.silence)
+	defer cancel()
+	roots, err := parseCertificates(a.config.CA)
+	if err != nil {
+		return nil, fmt.Errorf("the site's CA: %w", err)
+	}
+	client, err := newClient(base, roots, nil, a.timing.dial)
+	if err != nil {
+		return nil, err
+	}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(base, "/")+"/v1/join", bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("join: %w", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("join: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxFrame))
+	if err != nil {
+		return nil, fmt.Errorf("join: read the answer of %s: %w", base, err)
+	}
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
+		return nil, joinFault(base, a.config.Machine, resp.StatusCode, raw)
+	}
+	answer := new(api.JoinResponse)
+	if err := json.Unmarshal(raw, answer); err != nil {
+		return nil, fmt.Errorf("join: the answer of %s cannot be read: %w", base, err)
+	}
+	return answer, nil
+}
+
+// joinFault tells what an answer other than 200 means.
+func joinFault(base, machine string, status int, body []byte) error {
+	p := problem(status, body)
+	if !final(status) {
+		return fmt.Errorf("join: %s answers %d: %w", base, status, p)
+	}
+	return refuse("%s refuses the join (%d: %s). The token belongs to one BootAttempt, works once and in its window: see `weftctl explain machine %s`, then provision anew with `weftctl machine reprovision %s`",
+		base, status, p, machine, machine)
+}
+
+// final says that asking again soon is of no use.
+func final(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
+		return false
+	}
+	return status/100 == 4
+}
+
+func problem(status int, body []byte) *api.Problem {
+	p := new(api.Problem)
+	if json.Unmarshal(body, p) != nil || p.Title == "" {
+		p = &api.Problem{Title: http.StatusText(status), Detail: fmt.Sprintf("%.200s", strings.TrimSpace(string(body)))}
+	}
+	p.Status = status
+	return p
+}
+
+// accept checks that bootd's answer is for this machine and this key.
+func (a *Agent) accept(r *api.JoinResponse, key string) (*identity, error) {
+	if r.Machine != a.config.Machine || r.UID != a.config.UID {
+		return nil, refuse("bootd joined this machine as %s (uid %s), its configuration says %s (uid %s): provision it anew with `weftctl machine reprovision %s`",
+			r.Machine, r.UID, a.config.Machine, a.config.UID, a.config.Machine)
+	}
+	attempt := r.AttemptID
+	if attempt == "" {
+		attempt = a.config.AttemptID
+	}
+	if attempt != a.config.AttemptID {
+		return nil, refuse("bootd joined this machine in BootAttempt %s, its configuration is of %s: provision it anew with `weftctl machine reprovision %s`",
+			attempt, a.config.AttemptID, a.config.Machine)
+	}
+	id := &identity{Machine: r.Machine, UID: r.UID, AttemptID: attempt, Key: key, Certificate: r.Certificate, CA: r.CA, API: r.API, Issued: r.Time.UTC()}
+	if _, err := id.pair(); err != nil {
+		return nil, fmt.Errorf("join: bootd's certificate does not fit this host's key: %w", err)
+	}
+	if r.CA != "" {
+		if _, err := parseCertificates(r.CA); err != nil {
+			return nil, fmt.Errorf("join: the CA that bootd sent: %w", err)
+		}
+	}
+	return id, nil
+}

@@ -1,0 +1,101 @@
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Want is what is asked for a part.
+type Want int
+
+// The three things that can be asked for.
+const (
+	Present  Want = iota // make it so
+	Orphaned             // the HostSpec names it no more: leave it running as it is
+	Removed              // a tombstone names it: take away what has this uid
+)
+
+// Part is one part of the HostSpec as its handler sees it.
+type Part struct {
+	Name   string // base, network/NAME, guest/NAME, bgp
+	UID    string
+	Digest string
+	// Value points to the part's type in package api. It may be nil when the
+	// part is Removed: then the uid alone says what to take away.
+	Value any
+	Want  Want
+}
+
+// Key tells parts of one name apart: a Removed one may have the name of its
+// successor.
+func (p Part) Key() string {
+	if p.Want == Removed {
+		return p.Name + "@" + p.UID
+	}
+	return p.Name
+}
+
+// Handler makes the parts of one kind true. It is called by one goroutine, at
+// every change of the HostSpec or of the host's NICs and every half minute,
+// and compares what is asked for with what the kernel shows.
+type Handler interface {
+	// Kind is the first word of the parts' names: base, network, guest or bgp.
+	Kind() string
+	// Reconcile answers the status of each part by its Key. Applied means that
+	// it is so now; for a Removed part, that nothing is left of it. Whatever is
+	// not in parts stays untouched. State Pending stands for what may come
+	// right by itself, Failed for what needs a person.
+	Reconcile(ctx context.Context, parts []Part) map[string]api.PartStatus
+}
+
+// worker runs one handler.
+type worker struct {
+	agent   *Agent
+	handler Handler
+	wake    chan struct{}
+	done    int64 // generation that it has passed; owned by the agent's loop
+	passed  bool  // it has passed once; owned by the agent's loop
+}
+
+// run reconciles until ctx is done.
+func (w *worker) run(ctx context.Context) {
+	for {
+		if w.pass(ctx) != nil {
+			return
+		}
+		sleepUntil(ctx, w.wake, w.agent.timing.resync)
+	}
+}
+
+func (w *worker) pass(ctx context.Context) error {
+	var parts []Part
+	var generation int64
+	err := w.agent.do(ctx, func() {
+		parts, _ = w.agent.spec.parts(w.handler.Kind())
+		generation = w.agent.generation
+	})
+	if err != nil {
+		return err
+	}
+	got := w.handler.Reconcile(ctx, parts)
+	if ctx.Err() != nil {
+		return ctx.Err() // what a handler says while it is being stopped counts for nothing
+	}
+	return w.agent.do(ctx, func() { w.agent.observed(w, generation, parts, got) })
+}
+
+// kick asks for another pass; many kicks during one pass make one more.
+func (w *worker) kick() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// unhandled is the status of a part that this build has no handler for.
+func unhandled(kind, version string) api.PartStatus {
+	return api.PartStatus{State: api.PartPending,
+		Message: fmt.Sprintf("nodeagent %s has no handler for %s parts: it keeps the part and does nothing with it; a later version applies it", version, kind)}
+}
