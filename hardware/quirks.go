@@ -1,0 +1,154 @@
+package hardware
+
+import (
+	"strings"
+	"time"
+)
+
+// modeRule says what a boot override carries about the firmware mode.
+type modeRule int
+
+const (
+	modeAsked  modeRule = iota // sent when asked for
+	modeAlways                 // sent each time, the current one unless asked for: the BMC resets it otherwise
+	modeNever                  // the BMC refuses it, or has none
+)
+
+// quirk is what one family of BMCs does differently. Empty matchers match everything; the first row that
+// matches counts.
+type quirk struct {
+	name string
+
+	vendor   string // in the system's or the service's vendor, lower case
+	model    string // prefix of the system's model, lower case
+	manager  string // in the manager's model, lower case
+	firmware string // prefix of the manager's firmware version, lower case
+	bootless string // a boot target that this family's system does not list: tells generations apart
+
+	mode             modeRule
+	diskUEFI         string // boot target for disk in UEFI mode, where it is not Hdd
+	futureState      string // where a refused boot PATCH goes (relative to the system) when the BMC says so
+	closeConnections bool   // drops kept-alive connections in mid-request
+	consolePath      string // WebSocket console that its tree does not tell
+}
+
+// quirks is searched from the top. Sources: OpenStack sushy and ironic, bmclib, Sidero omni, vendors' manuals
+// and captured trees.
+func quirks() []quirk {
+	return []quirk{
+		// bmclib boot_device.go: a PATCH with more than Target and Enabled is refused.
+		{name: "HPE DL160 Gen10", vendor: "hpe", model: "proliant dl160 gen10", mode: modeNever},
+		{name: "HPE iLO 5/6", vendor: "hpe", mode: modeAsked},
+		{name: "HP iLO 4", vendor: "hp", manager: "ilo 4", mode: modeNever}, // Gen9: no readable boot mode (ironic)
+
+		// iDRAC 10 has its boot targets only in the settings object: bootResource looks there, whoever it is.
+		{name: "Dell iDRAC 8", vendor: "dell", firmware: "2.", mode: modeNever}, // mode is a BIOS job
+		{name: "Dell iDRAC 9/10", vendor: "dell", mode: modeAsked},
+
+		// X10 has neither UefiHttp nor a mode, but targets of its own for UEFI.
+		{name: "Supermicro X10", vendor: "supermicro", bootless: "UefiHttp", mode: modeNever, diskUEFI: "UefiHdd", closeConnections: true},
+		// sushy: without the mode in the same PATCH it falls back to Legacy.
+		{name: "Supermicro X11 and later", vendor: "supermicro", mode: modeAlways},
+
+		{name: "Lenovo XCC", vendor: "lenovo", manager: "xclarity", mode: modeAsked}, // Enabled: only Once and Disabled
+		// omni redfish.go: all three each time; OperationSupportedInFutureStateURI sends us to /SD.
+		{name: "Lenovo TSM", vendor: "lenovo", manager: "tsm", mode: modeAlways, futureState: "SD", closeConnections: true},
+		{name: "Lenovo XCC", vendor: "lenovo", mode: modeAsked},
+		{name: "AMI MegaRAC", vendor: "ami", mode: modeAlways, futureState: "SD", closeConnections: true},
+		{name: "ASRock Rack", vendor: "asrock", mode: modeAlways, futureState: "SD", closeConnections: true},
+
+		{name: "OpenBMC", manager: "openbmc", mode: modeAlways, consolePath: "/console0"},
+		{name: "OpenBMC", vendor: "openbmc", mode: modeAlways, consolePath: "/console0"},
+		{name: "standard", mode: modeAsked},
+	}
+}
+
+// identity is what a BMC and its system say about themselves.
+type identity struct {
+	vendor      string // all of: manufacturer, service vendor, OEM keys
+	model       string
+	manager     string
+	firmware    string
+	bootTargets []string
+}
+
+func (q quirk) matches(id identity) bool {
+	if q.vendor != "" && !hasWord(id.vendor, q.vendor) {
+		return false
+	}
+	for _, target := range id.bootTargets {
+		if q.bootless != "" && target == q.bootless {
+			return false
+		}
+	}
+	return strings.HasPrefix(strings.ToLower(id.model), q.model) &&
+		strings.Contains(strings.ToLower(id.manager), q.manager) &&
+		strings.HasPrefix(strings.ToLower(id.firmware), q.firmware)
+}
+
+// hasWord: "ami" must not be found in "Miami Servers".
+func hasWord(s, word string) bool {
+	for _, field := range strings.FieldsFunc(strings.ToLower(s), func(r rune) bool { return !('a' <= r && r <= 'z') }) {
+		if field == word {
+			return true
+		}
+	}
+	return false
+}
+
+func quirkOf(id identity) quirk {
+	for _, q := range quirks() {
+		if q.matches(id) {
+			return q
+		}
+	}
+	return quirk{name: "standard"}
+}
+
+// retry is how long to bear a refusal that passes by itself.
+type retry struct {
+	message string // in a MessageId or Message; empty matches any
+	status  int    // 0 matches any
+	tries   int
+	first   time.Duration // doubles up to most
+	most    time.Duration
+}
+
+// busyRetries are borne for every request, by the transport.
+func busyRetries() []retry {
+	return []retry{
+		{message: "UnableToModifyDuringSystemPOST", tries: 6, first: 5 * time.Second, most: 30 * time.Second}, // HPE (sushy)
+		{message: "RAC0218", tries: 6, first: 10 * time.Second, most: 30 * time.Second},                       // Dell: all sessions taken
+		{message: "SYS518", tries: 6, first: 10 * time.Second, most: 10 * time.Second},                        // Dell: iDRAC is reloading
+		{status: 503, tries: 6, first: 5 * time.Second, most: 30 * time.Second},
+		{status: 429, tries: 6, first: 5 * time.Second, most: 30 * time.Second},
+	}
+}
+
+// powerRetries are borne for power actions, after a look whether the server is where it should be: the same
+// answers also mean "already on".
+func powerRetries() []retry {
+	return []retry{
+		{message: "ActionParameterValueConflict", tries: 6, first: 10 * time.Second, most: 10 * time.Second},  // iDRAC 10, passing 409
+		{message: "InvalidOperationForSystemState", tries: 6, first: 5 * time.Second, most: 30 * time.Second}, // HPE: power changed too recently
+	}
+}
+
+// find gives the first rule that matches the refusal.
+func find(rules []retry, r *refusal) (retry, bool) {
+	for _, rule := range rules {
+		if (rule.status == 0 || rule.status == r.status) && (rule.message == "" || r.says(rule.message)) {
+			return rule, true
+		}
+	}
+	return retry{}, false
+}
+
+// pause before try n+1, n from 1.
+func (r retry) pause(n int) time.Duration {
+	d := r.first
+	for ; n > 1 && d < r.most; n-- {
+		d *= 2
+	}
+	return min(d, r.most)
+}

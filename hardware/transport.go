@@ -1,0 +1,340 @@
+package hardware
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	requestTimeout = 90 * time.Second // one exchange: an iDRAC may think for a minute
+	replyLimit     = 16 << 20         // bytes of one answer
+	taskLimit      = 3 * time.Minute  // what a 202 may take
+)
+
+// pauser waits; tests wait faster.
+type pauser func(context.Context, time.Duration) error
+
+// transport is the HTTP that bmclib, gofish and our own requests share. It pins the certificate, gives every
+// request the context of the call at hand (bmclib passes none on), keeps the session's token, repeats what a
+// busy BMC refuses, walks down If-Match, waits for tasks, and remembers the last refusal in the BMC's words
+// (gofish cannot read all of them). It is used by one goroutine at a time.
+type transport struct {
+	plain *http.Transport
+	log   *slog.Logger
+	pause pauser
+	pin   pin
+
+	ctx              context.Context // of the call at hand
+	closeConnections bool
+	token            string
+	session          string // path of our session; empty when there is none
+	refusal          *refusal
+	date             string // Date of the last answer
+}
+
+func newTransport(endpoint Endpoint, log *slog.Logger, pause pauser) *transport {
+	t := &transport{log: log, pause: pause}
+	t.pin.address, t.pin.want = endpoint.Address, strings.ToLower(endpoint.Fingerprint)
+	t.plain = &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSClientConfig:       t.pin.tls(),
+		TLSHandshakeTimeout:   20 * time.Second,
+		ResponseHeaderTimeout: requestTimeout,
+		IdleConnTimeout:       5 * time.Second, // BMCs forget idle connections early, and silently
+		MaxConnsPerHost:       2,               // requests, and a console
+		DisableCompression:    true,            // gzip turns ETags into others (sushy), and HPE answers 406 to identity: so no header at all
+	}
+	return t
+}
+
+// pin is the certificate that is expected. Handshakes may run beside a request, hence the lock.
+type pin struct {
+	address string
+	mu      sync.Mutex
+	want    string // as configured, or as learned from the first handshake
+	seen    string
+}
+
+// tls judges the leaf's fingerprint and nothing else: names, dates and chains of BMC certificates are junk.
+// Key exchange by RSA is let in again, since iLO 4 and Supermicro X10 know no other; the peer is pinned.
+func (p *pin) tls() *tls.Config {
+	suites := []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA}
+	for _, suite := range tls.CipherSuites() {
+		suites = append(suites, suite.ID)
+	}
+	return &tls.Config{
+		InsecureSkipVerify: true, // VerifyConnection is the verification
+		VerifyConnection:   p.verify,
+		CipherSuites:       suites,
+	}
+}
+
+func (p *pin) verify(state tls.ConnectionState) error {
+	if len(state.PeerCertificates) == 0 {
+		return errors.New("BMC presents no certificate")
+	}
+	sum := sha256.Sum256(state.PeerCertificates[0].Raw)
+	got := "sha256:" + hex.EncodeToString(sum[:])
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.want != "" && p.want != got {
+		return &CertificateMismatchError{Address: p.address, Want: p.want, Got: got}
+	}
+	p.want, p.seen = got, got
+	return nil
+}
+
+func (p *pin) presented() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen
+}
+
+// reply is an answer that was read to its end.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+func (r reply) response(req *http.Request) *http.Response {
+	return &http.Response{
+		Status: strconv.Itoa(r.status) + " " + http.StatusText(r.status), StatusCode: r.status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: r.header, Body: io.NopCloser(bytes.NewReader(r.body)), ContentLength: int64(len(r.body)), Request: req,
+	}
+}
+
+// RoundTrip is one logical request: the answer is final, also for bmclib.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	var body []byte
+	if req.Body != nil {
+		var err error
+		body, err = io.ReadAll(req.Body)
+		_ = req.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	t.refusal = nil
+	answer, err := t.persist(req, body)
+	if err != nil {
+		return nil, err
+	}
+	if answer.status == http.StatusAccepted {
+		if answer, err = t.await(req, answer); err != nil {
+			return nil, err
+		}
+	}
+	if answer.status >= http.StatusBadRequest {
+		t.refusal = t.refused(req, answer)
+	} else {
+		t.note(req, answer)
+	}
+	return answer.response(req), nil
+}
+
+// note keeps the session that a login opened, and forgets the one that a logout ended.
+func (t *transport) note(req *http.Request, answer reply) {
+	if token := answer.header.Get("X-Auth-Token"); token != "" && req.Method == http.MethodPost {
+		t.token = token
+		t.session = pathOf(answer.header.Get("Location"))
+		if t.session == "" { // gofish reads Location only, and would leak the session
+			var session link
+			if decode(answer.body, &session) == nil && session.ID != "" {
+				t.session = pathOf(string(session.ID))
+				answer.header.Set("Location", t.session)
+			}
+		}
+	}
+	if req.Method == http.MethodDelete && req.URL.Path == t.session {
+		t.token, t.session = "", ""
+	}
+}
+
+// persist repeats a request while the BMC is busy, and with a weaker If-Match when it denies the first.
+func (t *transport) persist(req *http.Request, body []byte) (reply, error) {
+	etags := ifMatches(req.Header.Get("If-Match"))
+	for try := 1; ; {
+		answer, err := t.exchange(req, body, etags[0])
+		if err != nil || answer.status < http.StatusBadRequest {
+			return answer, err
+		}
+		if answer.status == http.StatusPreconditionFailed && len(etags) > 1 {
+			etags = etags[1:]
+			continue
+		}
+		no := t.refused(req, answer)
+		rule, passing := find(busyRetries(), no)
+		if !passing || try >= rule.tries {
+			return answer, nil
+		}
+		wait := retryAfter(answer.header, rule.pause(try))
+		t.log.Info("BMC is busy, trying again", "refusal", no.Error(), "pause", wait)
+		if err := t.pause(t.ctx, wait); err != nil {
+			return answer, nil // out of time: the BMC's own words say more than "deadline exceeded"
+		}
+		try++
+	}
+}
+
+// ifMatches is what to try in turn: as given, strong, none. BMCs hand out weak tags and then compare
+// strongly (sushy).
+func ifMatches(etag string) []string {
+	if etag == "" || etag == `""` {
+		return []string{""}
+	}
+	if strong, weak := strings.CutPrefix(etag, "W/"); weak {
+		return []string{etag, strong, ""}
+	}
+	return []string{etag, ""}
+}
+
+func retryAfter(header http.Header, otherwise time.Duration) time.Duration {
+	seconds, err := strconv.Atoi(header.Get("Retry-After"))
+	if err != nil || seconds < 1 || seconds > 300 {
+		return otherwise
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// exchange is one request and its whole answer.
+func (t *transport) exchange(req *http.Request, body []byte, etag string) (reply, error) {
+	ctx, cancel := context.WithTimeout(t.ctx, requestTimeout)
+	defer cancel()
+	out := req.Clone(ctx)
+	out.Close = t.closeConnections // gofish closes after each request: a TLS handshake costs a BMC half a second
+	out.Header.Del("If-Match")
+	if etag != "" {
+		out.Header.Set("If-Match", etag)
+	}
+	out.Body = nil
+	if len(body) > 0 {
+		out.Body = io.NopCloser(bytes.NewReader(body))
+		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		out.ContentLength = int64(len(body))
+	}
+	response, err := t.plain.RoundTrip(out)
+	if err != nil {
+		return reply{}, t.failed(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	data, err := io.ReadAll(io.LimitReader(response.Body, replyLimit+1))
+	if err != nil {
+		return reply{}, t.failed(fmt.Errorf("%s %s: %w", req.Method, req.URL.Path, err))
+	}
+	if len(data) > replyLimit {
+		return reply{}, fmt.Errorf("%s %s: answer is longer than %d bytes", req.Method, req.URL.Path, replyLimit)
+	}
+	t.date = response.Header.Get("Date")
+	return reply{status: response.StatusCode, header: response.Header, body: data}, nil
+}
+
+// failed tells what the network did from what we did.
+func (t *transport) failed(err error) error {
+	var mismatch *CertificateMismatchError
+	if errors.As(err, &mismatch) || errors.Is(t.ctx.Err(), context.Canceled) {
+		return err
+	}
+	return fmt.Errorf("%w: %w: check its address, its power and the management network", ErrUnreachable, err)
+}
+
+func (t *transport) refused(req *http.Request, answer reply) *refusal {
+	return &refusal{method: req.Method, path: req.URL.Path, status: answer.status, messages: parseMessages(answer.body)}
+}
+
+// await polls the task behind a 202 (DSP0266 12.2) and answers with its outcome. A BMC that names no task
+// has accepted, and that is all there is to know.
+func (t *transport) await(req *http.Request, accepted reply) (reply, error) {
+	path := pathOf(accepted.header.Get("Location"))
+	if path == "" {
+		var task link
+		if decode(accepted.body, &task) == nil {
+			path = pathOf(string(task.ID))
+		}
+	}
+	if path == "" {
+		return accepted, nil
+	}
+	var waited time.Duration
+	wait := retryAfter(accepted.header, 2*time.Second)
+	for missing := 0; ; {
+		if waited += wait; waited > taskLimit {
+			return reply{}, fmt.Errorf("%s %s: its task %s is not done after %s", req.Method, req.URL.Path, path, taskLimit)
+		}
+		if err := t.pause(t.ctx, wait); err != nil {
+			return reply{}, fmt.Errorf("%s %s: wait for its task %s: %w", req.Method, req.URL.Path, path, err)
+		}
+		answer, err := t.poll(req, path)
+		if err != nil {
+			return reply{}, err
+		}
+		if answer.status == http.StatusNotFound && missing < 3 { // Dell names the job before it exists
+			missing++
+			wait = 10 * time.Second
+			continue
+		}
+		outcome, over := taskOutcome(answer)
+		if over {
+			return outcome, nil
+		}
+		wait = retryAfter(answer.header, 2*time.Second)
+	}
+}
+
+func (t *transport) poll(req *http.Request, path string) (reply, error) {
+	get, err := http.NewRequestWithContext(t.ctx, http.MethodGet, req.URL.Scheme+"://"+req.URL.Host+path, nil)
+	if err != nil {
+		return reply{}, fmt.Errorf("task %q: %w", path, err)
+	}
+	get.Header.Set("Accept", "application/json")
+	get.Header.Set("X-Auth-Token", t.token)
+	return t.persist(get, nil)
+}
+
+// taskOutcome turns a task's state into the answer of the request that began it. A task that waits for the
+// next reset has been accepted.
+func taskOutcome(answer reply) (reply, bool) {
+	if answer.status >= http.StatusBadRequest {
+		return answer, true
+	}
+	var task struct {
+		Type   text `json:"@odata.type"`
+		State  text `json:"TaskState"`
+		Status text `json:"TaskStatus"`
+	}
+	if decode(answer.body, &task) != nil || task.State == "" {
+		return answer, answer.status != http.StatusAccepted
+	}
+	switch task.State {
+	case "New", "Starting", "Running", "Stopping", "Service", "Cancelling":
+		return reply{}, false
+	case "Exception", "Killed", "Cancelled", "Interrupted":
+		return reply{status: http.StatusInternalServerError, header: answer.header, body: answer.body}, true
+	}
+	return reply{status: http.StatusOK, header: answer.header, body: answer.body}, true
+}
+
+// pathOf drops scheme and host of a URL: a BMC behind an address translation names itself wrongly.
+func pathOf(location string) string {
+	u, err := url.Parse(location)
+	if err != nil || !strings.HasPrefix(u.Path, "/") {
+		return ""
+	}
+	return u.RequestURI()
+}
