@@ -1,0 +1,163 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/dhcp"
+	"github.com/rackweft/rackweft/bootd/lease"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// ScriptPath is the first-stage iPXE script under bootd's boot server.
+const ScriptPath = "/boot.ipxe"
+
+// Offer implements dhcp.Decider.
+func (d *Decider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
+	return d.answer(ctx, c, func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
+		addr, err := d.Leases.Offer(h, s.Metadata.Name, c.Requested)
+		return addr, time.Duration(s.Spec.LeaseTime), err
+	})
+}
+
+// Request implements dhcp.Decider.
+func (d *Decider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (dhcp.Answer, error) {
+	return d.answer(ctx, c, func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
+		l, err := d.Leases.Commit(ctx, h, s.Metadata.Name, addr, time.Duration(s.Spec.LeaseTime))
+		if errors.Is(err, lease.ErrUnavailable) || errors.Is(err, lease.ErrReserved) {
+			return netip.Addr{}, 0, &dhcp.Refusal{Reason: err.Error()}
+		}
+		return l.Address, time.Until(l.Expires).Round(time.Second), err
+	})
+}
+
+// Inform implements dhcp.Decider.
+func (d *Decider) Inform(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
+	return d.answer(ctx, c, func(*api.Subnet, lease.Holder) (netip.Addr, time.Duration, error) {
+		return c.ClientAddr, 0, nil
+	})
+}
+
+// answer builds the whole answer around an address that pick chooses.
+func (d *Decider) answer(ctx context.Context, c dhcp.Client, pick func(*api.Subnet, lease.Holder) (netip.Addr, time.Duration, error)) (dhcp.Answer, error) {
+	mac := api.MAC(c.MAC.String())
+	m, known := store.CachedMachineByMAC(d.Cache, mac)
+	s, err := d.subnetOf(c)
+	if err != nil {
+		d.decide(m, mac, c.Relay, "dhcp", "silence", err.Error())
+		return dhcp.Answer{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, err)
+	}
+	if !known && c.Kind != dhcp.None {
+		d.discovered(ctx, mac, s)
+	}
+	boot := d.bootfile(c, m, s)
+	if s.Spec.Mode == api.Proxy {
+		d.decide(m, mac, netip.Addr{}, "dhcp", "boot file "+boot.Filename, boot.Reason+"; Subnet "+s.Metadata.Name+" is in proxy mode: another server gives the address")
+		return dhcp.Answer{Boot: boot, Server: d.address(s, c.Local)}, nil
+	}
+	h := lease.Holder{MAC: string(mac), Hostname: c.Hostname}
+	if known && !isDiscovered(m) {
+		h.Machine, h.Hostname = m.Metadata.Name, m.Metadata.Name
+	}
+	addr, granted, err := pick(s, h)
+	if err != nil {
+		d.decide(m, mac, netip.Addr{}, "dhcp", "no address", err.Error())
+		return dhcp.Answer{}, err
+	}
+	d.decide(m, mac, addr, "dhcp", addr.String(), leaseReason(h, s)+"; "+boot.Reason)
+	if known && c.Kind != dhcp.None {
+		d.reached(ctx, m, api.StageDHCP, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{addr} })
+	}
+	return d.complete(c, s, h, addr, granted, boot), nil
+}
+
+func leaseReason(h lease.Holder, s *api.Subnet) string {
+	if h.Machine == "" {
+		return "no registered Machine has this MAC: a short lease on Subnet " + s.Metadata.Name
+	}
+	return "Machine " + h.Machine + " on Subnet " + s.Metadata.Name
+}
+
+// complete fills in what goes with an address.
+func (d *Decider) complete(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr, granted time.Duration, boot dhcp.Boot) dhcp.Answer {
+	site := d.site()
+	prefix, _ := s.Prefix(addr)
+	a := dhcp.Answer{
+		Address: addr, Prefix: netip.PrefixFrom(addr, prefix.Bits()),
+		DNS: orElse(s.Spec.DNS, site.DNS), NTP: orElse(s.Spec.NTP, site.NTP),
+		Domain: site.Domain, MTU: s.Spec.MTU, Lease: granted, Boot: boot,
+		Server: d.address(s, c.Local),
+	}
+	if s.Spec.Gateway.IsValid() {
+		a.Router = []netip.Addr{s.Spec.Gateway}
+	}
+	if h.Machine != "" {
+		a.Hostname = h.Machine
+	}
+	return a
+}
+
+func orElse(own, site []netip.Addr) []netip.Addr {
+	if len(own) > 0 {
+		return own
+	}
+	return site
+}
+
+// bootfile chooses the boot file, with what the Machine's spec says of its odd
+// firmware.
+func (d *Decider) bootfile(c dhcp.Client, m *api.Machine, s *api.Subnet) dhcp.Boot {
+	if c.Kind == dhcp.None {
+		return dhcp.Boot{Reason: "it does not boot from the network"}
+	}
+	server := d.address(s, c.Local)
+	b := dhcp.Bootfile(c, dhcp.Endpoints{
+		TFTP:   server,
+		HTTP:   d.httpURL(server),
+		Script: ScriptPath,
+		Files:  dhcp.DefaultFiles(),
+	})
+	if m == nil {
+		return b
+	}
+	if f := m.Spec.Boot.File; f != "" && c.Kind == dhcp.PXE {
+		b.Filename, b.NextServer, b.Reason = f, server, "spec.boot.file of the Machine"
+	}
+	switch m.Spec.Boot.VendorPXE {
+	case "always":
+		b.Style = dhcp.Direct
+	case "never":
+		b.Style = dhcp.Plain
+	}
+	return b
+}
+
+// Boot implements dhcp.Decider.
+func (d *Decider) Boot(ctx context.Context, c dhcp.Client) (dhcp.Boot, error) {
+	mac := api.MAC(c.MAC.String())
+	m, _ := store.CachedMachineByMAC(d.Cache, mac)
+	s, err := d.subnetOf(c)
+	if err != nil {
+		return dhcp.Boot{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, err)
+	}
+	b := d.bootfile(c, m, s)
+	d.decide(m, mac, c.ClientAddr, "dhcp", "boot file "+b.Filename, b.Reason+" (asked on port 4011)")
+	return b, nil
+}
+
+// Release implements dhcp.Decider.
+func (d *Decider) Release(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
+	return d.Leases.Release(ctx, c.MAC.String(), addr)
+}
+
+// Decline implements dhcp.Decider.
+func (d *Decider) Decline(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
+	mac := api.MAC(c.MAC.String())
+	m, _ := store.CachedMachineByMAC(d.Cache, mac)
+	d.decide(m, mac, addr, "dhcp", "quarantined "+addr.String(), "the client found the address in use by somebody else")
+	return d.Leases.Decline(ctx, c.MAC.String(), addr)
+}

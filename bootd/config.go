@@ -1,0 +1,140 @@
+// Package bootd puts the boot daemon together: its configuration, and which
+// part is started with what.
+package bootd
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Config is /etc/rackweft/bootd.yaml: listeners, store and paths. Everything
+// else is an object.
+type Config struct {
+	// Interfaces that DHCP listens on, besides those that provisioning Subnets name.
+	Interfaces []string      `json:"interfaces,omitempty"`
+	Listen     Listen        `json:"listen,omitzero"`
+	Advertise  []string      `json:"advertise,omitempty"` // API URLs for hosts, tried before the address that they boot from
+	Store      StoreConfig   `json:"store,omitzero"`
+	IPXE       string        `json:"ipxe,omitzero"`      // directory with undionly.kpxe, snponly.efi, …
+	Nodeagent  string        `json:"nodeagent,omitzero"` // the binary that hosts install; beside bootd's own unless set
+	Tokens     []TokenConfig `json:"tokens,omitempty"`
+	// Reserve is what blobs leave free on the file system for etcd.
+	Reserve api.Quantity `json:"reserve,omitzero"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `json:"logLevel,omitzero"`
+
+	// StateDir and RunDir come from flags: every path hangs off them.
+	StateDir string `json:"-"`
+	RunDir   string `json:"-"`
+	// Version is the program's own.
+	Version string `json:"-"`
+}
+
+// Listen holds the addresses that bootd listens on.
+type Listen struct {
+	API  string `json:"api,omitzero"`  // :8443
+	HTTP string `json:"http,omitzero"` // :8080
+	TFTP string `json:"tftp,omitzero"` // :69
+}
+
+// StoreConfig says which etcd keeps the objects: bootd's own unless endpoints
+// are named.
+type StoreConfig struct {
+	Endpoints []string `json:"endpoints,omitempty"`
+	CA        string   `json:"ca,omitzero"`
+	Cert      string   `json:"cert,omitzero"`
+	Key       string   `json:"key,omitzero"`
+}
+
+// TokenConfig is a person's bearer token, by its digest.
+type TokenConfig struct {
+	Name   string     `json:"name"`
+	Role   string     `json:"role"`
+	SHA256 api.SHA256 `json:"sha256"` // of the token
+}
+
+// LoadConfig reads a configuration file. A missing file is an empty one when
+// it need not exist.
+func LoadConfig(path string, mustExist bool) (Config, error) {
+	var c Config
+	raw, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !mustExist:
+	case err != nil:
+		return c, fmt.Errorf("read the configuration: %w", err)
+	default:
+		doc, err := yaml.YAMLToJSONStrict(raw)
+		if err != nil {
+			return c, fmt.Errorf("%s: %w", path, err)
+		}
+		if string(doc) == "null" {
+			break
+		}
+		if err := api.DecodeStrict(doc, &c); err != nil {
+			return c, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	c.setDefaults()
+	return c, c.validate(path)
+}
+
+func (c *Config) setDefaults() {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	def(&c.Listen.API, ":8443")
+	def(&c.Listen.HTTP, ":8080")
+	def(&c.Listen.TFTP, ":69")
+	def(&c.IPXE, "/usr/lib/ipxe")
+	def(&c.LogLevel, "info")
+	if c.Nodeagent == "" {
+		if self, err := os.Executable(); err == nil {
+			c.Nodeagent = filepath.Join(filepath.Dir(self), "nodeagent")
+		}
+	}
+	if c.Reserve.IsZero() {
+		c.Reserve, _ = api.ParseQuantity("512Mi")
+	}
+}
+
+func (c *Config) validate(path string) error {
+	for _, l := range []string{c.Listen.API, c.Listen.HTTP, c.Listen.TFTP} {
+		if _, err := port(l); err != nil {
+			return fmt.Errorf("%s: listen %q: %w", path, l, err)
+		}
+	}
+	for i, t := range c.Tokens {
+		if t.Name == "" || t.SHA256 == "" || (t.Role != "admin" && t.Role != "operator" && t.Role != "viewer") {
+			return fmt.Errorf("%s: tokens[%d] needs a name, a sha256 and a role (admin, operator or viewer)", path, i)
+		}
+	}
+	return nil
+}
+
+// port is the port of a listen address.
+func port(listen string) (int, error) {
+	host, p, err := net.SplitHostPort(listen)
+	if err != nil {
+		return 0, errors.New("write :port or address:port")
+	}
+	n, err := strconv.ParseUint(p, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is no port", p)
+	}
+	if _, err := netip.ParseAddr(host); host != "" && err != nil {
+		return 0, fmt.Errorf("%q is no address", host)
+	}
+	return int(n), nil
+}
