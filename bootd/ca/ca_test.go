@@ -476,10 +476,16 @@ func TestIdentityOfOddCertificates(t *testing.T) {
 func FuzzSignHost(f *testing.F) {
 	a := openCA(f, f.TempDir())
 	_, ed, _ := ed25519.GenerateKey(rand.Reader)
-	f.Add(newCSR(f, newKey(f)))
-	f.Add(newCSR(f, ed))
-	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n"))
-	f.Fuzz(func(t *testing.T, csr []byte) {
+	for _, csr := range [][]byte{newCSR(f, newKey(f)), newCSR(f, ed)} {
+		block, _ := pem.Decode(csr)
+		f.Add(block.Bytes, true)
+		f.Add(csr, false)
+	}
+	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n"), false)
+	f.Fuzz(func(t *testing.T, csr []byte, der bool) {
+		if der {
+			csr = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})
+		}
 		certPEM, err := a.SignHost(csr, "r1u07", uid, time.Hour)
 		if err != nil {
 			return

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 )
@@ -83,15 +84,11 @@ func (s *Store) session(ctx context.Context) (*concurrency.Session, error) {
 // leave gives up the lead and the place in the queue at once; without it the
 // next one waits for SessionTTL.
 func (s *Store) leave(session *concurrency.Session) {
-	select {
-	case <-session.Done():
-		return
-	default:
-	}
 	session.Orphan()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	if _, err := s.client.Revoke(ctx, session.Lease()); err != nil {
+	_, err := s.client.Revoke(ctx, session.Lease())
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		s.log.Warn("the lead could not be given up; it ends by itself", "error", err)
 	}
 }

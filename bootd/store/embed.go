@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // embedded is an etcd server in this process. It serves no peers and listens
@@ -21,16 +22,17 @@ type embedded struct {
 	endpoint string
 	dir      *os.File // holds the short path of the socket open; nil when it is short enough
 	fatal    *fatal
+	bridge   *bridge
 }
 
 func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedded, error) {
-	e := &embedded{fatal: newFatal(conf, log)}
+	e := &embedded{fatal: newFatal(conf, log), bridge: newBridge(log.With("component", "etcd"), zapcore.WarnLevel)}
 	socket, err := e.socketPath(conf.Dir)
 	if err != nil {
 		return nil, err
 	}
 	e.endpoint = "unix://" + socket
-	logger := zap.New(&bridge{log: log.With("component", "etcd")}, zap.WithFatalHook(e.fatal), zap.WithPanicHook(e.fatal))
+	logger := zap.New(e.bridge, zap.WithFatalHook(e.fatal), zap.WithPanicHook(e.fatal))
 	c := etcdConfig(conf, socket, logger)
 
 	// Etcd calls Fatal, on whatever goroutine, for files that it cannot read.
@@ -44,7 +46,7 @@ func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedde
 	case err = <-started:
 	case err = <-e.fatal.early:
 		// What is left of the start cannot be stopped; the caller is about to exit.
-		return nil, fmt.Errorf("start etcd on %s: %w", c.Dir, err)
+		return nil, fmt.Errorf("start etcd: its data in %s cannot be used: restore a backup if the cause cannot be removed: %w", c.Dir, err)
 	}
 	if err != nil {
 		e.closeDir()
@@ -62,6 +64,10 @@ func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedde
 		return nil, fmt.Errorf("start etcd on %s: it was not ready within a minute: is the disk that slow?", c.Dir)
 	}
 	e.fatal.running()
+	if err := os.Chmod(socket, 0o600); err != nil {
+		e.stop()
+		return nil, fmt.Errorf("protect etcd's socket: %w", err)
+	}
 	return e, nil
 }
 
@@ -119,6 +125,7 @@ func (e *embedded) socketPath(dir string) (string, error) {
 
 // stop ends the server after what it was asked to do, and waits for it.
 func (e *embedded) stop() {
+	e.bridge.mute.Store(true)
 	e.etcd.Close()
 	e.closeDir()
 }
@@ -128,4 +135,3 @@ func (e *embedded) closeDir() {
 		_ = e.dir.Close()
 	}
 }
-

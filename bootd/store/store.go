@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 
@@ -129,7 +130,11 @@ func (s *Store) open(ctx context.Context) error {
 		return err
 	}
 	s.space = newSpace(s)
-	if err := s.Ready(ctx); err != nil {
+	switch err := s.Ready(ctx); {
+	case errors.Is(err, ErrNoSpace):
+		// Machines can still boot from what is there.
+		s.log.Error("the store can only be read", "error", err)
+	case err != nil:
 		return fmt.Errorf("open the store: %w", err)
 	}
 	if s.server != nil {
@@ -162,7 +167,8 @@ func (s *Store) embed(ctx context.Context) error {
 }
 
 func (s *Store) dial(conf clientv3.Config) error {
-	conf.Logger = zap.New(&bridge{log: s.log.With("component", "etcd-client")})
+	// Its warnings are of tries that it repeats; what fails in the end is returned.
+	conf.Logger = zap.New(newBridge(s.log.With("component", "etcd-client"), zapcore.ErrorLevel))
 	conf.DialTimeout = requestTimeout
 	conf.DialKeepAliveTime, conf.DialKeepAliveTimeout = 30*time.Second, requestTimeout
 	conf.MaxCallSendMsgSize = requestBytes + 64<<10
@@ -177,7 +183,8 @@ func (s *Store) dial(conf clientv3.Config) error {
 	return nil
 }
 
-// Close stops what Open started.
+// Close stops what Open started. Caches, watches and elections on the store
+// must have ended before.
 func (s *Store) Close() error { return s.close() }
 
 func (s *Store) shutdown() error {

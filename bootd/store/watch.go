@@ -34,7 +34,7 @@ func (s *Store) Watch(ctx context.Context, k api.Kind, from int64) iter.Seq2[Eve
 		}
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		for resp, err := range s.follow(ctx, prefix(k), from) {
+		for resp, err := range s.follow(ctx, prefix(k), from, clientv3.WithPrevKV()) {
 			if err != nil {
 				yield(Event{}, fmt.Errorf("watch %s: %w", k.Plural, err))
 				return
@@ -82,9 +82,9 @@ func (s *Store) event(k api.Kind, e *clientv3.Event) (Event, error) {
 
 // follow yields etcd's own watch of a prefix after a revision (0: from now).
 // The caller cancels ctx when it has seen enough.
-func (s *Store) follow(ctx context.Context, prefix string, after int64) iter.Seq2[clientv3.WatchResponse, error] {
+func (s *Store) follow(ctx context.Context, prefix string, after int64, opts ...clientv3.OpOption) iter.Seq2[clientv3.WatchResponse, error] {
 	return func(yield func(clientv3.WatchResponse, error) bool) {
-		opts := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithCreatedNotify()}
+		opts := append(opts, clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 		if after > 0 {
 			opts = append(opts, clientv3.WithRev(after+1))
 		}

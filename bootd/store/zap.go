@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
@@ -16,13 +17,19 @@ import (
 
 // bridge hands etcd's warnings and errors to slog. It is a zapcore.Core.
 type bridge struct {
-	log *slog.Logger
+	log  *slog.Logger
+	min  zapcore.Level
+	mute *atomic.Bool // set while etcd is being stopped, of which it complains
 }
 
-func (b *bridge) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
+func newBridge(log *slog.Logger, min zapcore.Level) *bridge {
+	return &bridge{log: log, min: min, mute: new(atomic.Bool)}
+}
+
+func (b *bridge) Enabled(l zapcore.Level) bool { return l >= b.min && !b.mute.Load() }
 
 func (b *bridge) With(fields []zapcore.Field) zapcore.Core {
-	return &bridge{log: b.log.With(attrs(fields)...)}
+	return &bridge{log: b.log.With(attrs(fields)...), min: b.min, mute: b.mute}
 }
 
 func (b *bridge) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -33,10 +40,11 @@ func (b *bridge) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Check
 }
 
 // expected are warnings that are always there for an etcd that is set up as
-// bootd's is: one member without peers, serving gRPC on a socket.
+// bootd's is: one member without peers or users, serving gRPC on a socket.
 func expected(message string) bool {
 	return strings.HasPrefix(message, "Running http and grpc server on single port") ||
-		strings.HasPrefix(message, "serving client traffic insecurely")
+		strings.HasPrefix(message, "serving client traffic insecurely") ||
+		strings.HasPrefix(message, "simple token is not cryptographically signed")
 }
 
 func (b *bridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
