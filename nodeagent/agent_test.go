@@ -201,12 +201,14 @@ func TestJoinsAnewInANewAttempt(t *testing.T) {
 func TestStreamFaults(t *testing.T) {
 	base := api.Part(`{"uid":"` + testUID + `"}`)
 	scripts := map[string]func(s *fakeStream){
-		"torn frame":   func(s *fakeStream) { s.raw(`{"part":{"name":"base","dig`) },
-		"no JSON":      func(s *fakeStream) { s.raw("hello?\n") },
-		"refused":      func(s *fakeStream) { s.send(api.ServerFrame{Refused: "another host holds this name"}) },
-		"closed":       func(*fakeStream) {},
-		"aborted":      func(*fakeStream) { panic(http.ErrAbortHandler) },
-		"wrong digest": func(s *fakeStream) { s.send(api.ServerFrame{Part: &api.PartUpdate{Name: "base", Digest: "00", Value: base}}) },
+		"torn frame": func(s *fakeStream) { s.raw(`{"part":{"name":"base","dig`) },
+		"no JSON":    func(s *fakeStream) { s.raw("hello?\n") },
+		"refused":    func(s *fakeStream) { s.send(api.ServerFrame{Refused: "another host holds this name"}) },
+		"closed":     func(*fakeStream) {},
+		"aborted":    func(*fakeStream) { panic(http.ErrAbortHandler) },
+		"wrong digest": func(s *fakeStream) {
+			s.send(api.ServerFrame{Part: &api.PartUpdate{Name: "base", Digest: "00", Value: base}})
+		},
 		"delta to nothing": func(s *fakeStream) {
 			s.send(api.ServerFrame{Part: &api.PartUpdate{Name: "network/a", Base: "11", Digest: "22", Delta: &api.PeerDelta{}}})
 		},

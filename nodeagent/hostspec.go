@@ -136,7 +136,7 @@ func (s *hostSpec) save() error {
 		if _, err := readPart(path, e.Digest); err == nil {
 			continue
 		}
-		if err := writeFile(path, e.value); err != nil {
+		if err := errors.Join(os.RemoveAll(path), writeFile(path, e.value)); err != nil {
 			return fmt.Errorf("cache part %s: %w", name, err)
 		}
 	}
@@ -161,7 +161,7 @@ func (s *hostSpec) prune(keep map[string]bool) error {
 		if keep[f.Name()] {
 			continue
 		}
-		if err := os.Remove(filepath.Join(s.dir, "parts", f.Name())); err != nil {
+		if err := os.RemoveAll(filepath.Join(s.dir, "parts", f.Name())); err != nil {
 			return fmt.Errorf("tidy the HostSpec's cache: %w", err)
 		}
 	}

@@ -3,6 +3,8 @@ package systemd
 import (
 	"context"
 	"log/slog"
+	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -70,8 +72,25 @@ func (n *Notifier) Watchdog(ctx context.Context, healthy func() bool) {
 	}
 }
 
+// send is sd_notify(3), but it never waits for long: systemd's queue is short
+// (net.unix.max_dgram_qlen), and a daemon must not hang because pid 1 does.
 func (n *Notifier) send(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	const patience = 500 * time.Millisecond
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		n.log.Warn("systemd: cannot notify", "state", state, "error", err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	err = conn.SetWriteDeadline(time.Now().Add(patience))
+	if err == nil {
+		_, err = conn.Write([]byte(state))
+	}
+	if err != nil {
 		n.log.Warn("systemd: cannot notify", "state", state, "error", err)
 	}
 }

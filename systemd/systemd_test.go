@@ -118,3 +118,22 @@ func TestNotifierOutsideSystemd(t *testing.T) {
 	n.Watchdog(t.Context(), func() bool { t.Error("no watchdog, and yet it asks"); return true })
 	n.Stopping()
 }
+
+// A pid 1 that hangs does not hang the daemon.
+func TestNotifierWithADeafSystemd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	t.Setenv("NOTIFY_SOCKET", path)
+	var log strings.Builder
+	n := NewNotifier(slog.New(slog.NewTextHandler(&log, nil)))
+	for i := 0; i < 1000 && log.Len() == 0; i++ {
+		n.Status(strconv.Itoa(i))
+	}
+	if !strings.Contains(log.String(), "cannot notify") {
+		t.Errorf("a full queue is not noticed: %q", log.String())
+	}
+}
