@@ -103,6 +103,7 @@ func (s *Server) discover(ctx context.Context, in inbound, req *dhcpv4.DHCPv4, c
 	if err != nil {
 		return outbound{}, err
 	}
+	s.ipxe.add(c)
 	server := serverID(in, req, c, a)
 	r := newReply(req, dhcpv4.MessageTypeOffer, server)
 	if a.Address.IsValid() {

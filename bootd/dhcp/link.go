@@ -33,6 +33,8 @@ type link struct {
 	lease *ipv4.PacketConn // port 67
 	boot  *ipv4.PacketConn // port 4011
 	raw   int              // AF_PACKET socket for clients without an address, or -1
+
+	advertiser *advertiser // nil where IPv6 is switched off
 }
 
 // openLink opens the sockets of one interface. Each is bound to the device, so what it receives came in
@@ -73,13 +75,7 @@ func interfaceNames() string {
 }
 
 func listen(ctx context.Context, name string, port int) (*ipv4.PacketConn, error) {
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		if cerr := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), name) }); cerr != nil {
-			return cerr
-		}
-		return err
-	}}
+	config := net.ListenConfig{Control: bindToDevice(name)}
 	conn, err := config.ListenPacket(ctx, "udp4", ":"+strconv.Itoa(port))
 	if err != nil {
 		return nil, listenError(name, port, err)
@@ -91,6 +87,16 @@ func listen(ctx context.Context, name string, port int) (*ipv4.PacketConn, error
 		return nil, errors.Join(fmt.Errorf("listen on %s UDP port %d: %w", name, port, err), udp.Close())
 	}
 	return pc, nil
+}
+
+func bindToDevice(name string) func(string, string, syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), name) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}
 }
 
 func listenError(name string, port int, err error) error {
@@ -147,7 +153,12 @@ func (l *link) refresh() error {
 
 // stop ends all reads; replies can still be sent.
 func (l *link) stop() error {
-	return errors.Join(l.lease.SetReadDeadline(time.Unix(1, 0)), l.boot.SetReadDeadline(time.Unix(1, 0)))
+	past := time.Unix(1, 0)
+	err := errors.Join(l.lease.SetReadDeadline(past), l.boot.SetReadDeadline(past))
+	if l.advertiser != nil {
+		err = errors.Join(err, l.advertiser.conn.SetReadDeadline(past))
+	}
+	return err
 }
 
 // close releases all sockets; nobody may use the link any more.
@@ -158,6 +169,9 @@ func (l *link) close() error {
 			continue
 		}
 		errs = append(errs, c.Close())
+	}
+	if l.advertiser != nil {
+		errs = append(errs, l.advertiser.conn.Close())
 	}
 	if l.raw >= 0 {
 		errs = append(errs, unix.Close(l.raw))

@@ -298,7 +298,7 @@ func start(t *testing.T, name string, args ...string) func() string {
 	cmd := exec.Command(name, args...)
 	var out output
 	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // no Pdeathsig: it fires when within's threads end
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -32,6 +32,7 @@ type Server struct {
 	cfg        Config
 	decider    Decider
 	metrics    *metrics
+	ipxe       recentMACs
 	complaints *rate.Limiter // a broken store must not flood the log
 
 	links   []*link
@@ -94,6 +95,9 @@ func (s *Server) Run(ctx context.Context) error {
 				"interface", name)
 		}
 		s.links = append(s.links, l)
+		if l.advertiser, err = openAdvertiser(ctx, l); err != nil {
+			s.cfg.Log.Info("dhcp: iPXE will wait for an IPv6 router: no router advertisements", "interface", name, "error", err)
+		}
 	}
 	s.cfg.Log.Info("dhcp: listening", "interfaces", s.cfg.Interfaces, "ports", []int{serverPort, bootPort})
 	close(s.ready)
@@ -102,10 +106,13 @@ func (s *Server) Run(ctx context.Context) error {
 	for range s.cfg.Workers {
 		workers.Go(func() { s.work(context.WithoutCancel(ctx)) })
 	}
-	failed := make(chan error, 2*len(s.links))
+	failed := make(chan error, 3*len(s.links))
 	for _, l := range s.links {
 		readers.Go(func() { failed <- s.read(l, l.lease, false) })
 		readers.Go(func() { failed <- s.read(l, l.boot, true) })
+		if l.advertiser != nil {
+			readers.Go(func() { failed <- l.advertiser.run(&s.ipxe) })
+		}
 	}
 	err := s.watch(ctx, failed)
 	for _, l := range s.links {
