@@ -45,6 +45,12 @@ func (r *Rack) BootdPID() int {
 	return r.bootd.process.pid
 }
 
+func (r *Rack) bootdRestarts() int {
+	r.bootd.mu.Lock()
+	defer r.bootd.mu.Unlock()
+	return r.bootd.restarts
+}
+
 // StartBootd starts bootd in its namespace, with extra flags after the rack's own. It returns when the
 // process runs; that it serves is for its API to say.
 func (r *Rack) StartBootd(ctx context.Context, flags ...string) error {
@@ -55,6 +61,9 @@ func (r *Rack) StartBootd(ctx context.Context, flags ...string) error {
 	defer r.bootd.mu.Unlock()
 	if r.bootd.process != nil {
 		return errors.New("start bootd: it runs already")
+	}
+	if _, err := os.Stat(filepath.Join(r.config.Binaries, "bootd")); err != nil {
+		return fmt.Errorf("start bootd: %w; `make build` makes it", err)
 	}
 	for _, dir := range []string{"state", "run"} {
 		if err := os.MkdirAll(filepath.Join(r.BootdDir(), dir), 0o700); err != nil {

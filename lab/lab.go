@@ -44,8 +44,8 @@ type Config struct {
 	BootdConfig []byte
 	// SuperviseBootd starts bootd again when it ends unasked, as systemd's Restart=always does.
 	SuperviseBootd bool
-	// Image is what the manifests boot; the zero Image leaves image.yaml out.
-	Image Image
+	// ImageDir has vmlinuz, initrd, rootfs.squashfs and their SHA256SUMS; empty: no image.yaml is written.
+	ImageDir string
 }
 
 // MachineConfig is one machine.

@@ -105,15 +105,11 @@ func (m *Machine) SetOverride(ctx context.Context, o bmc.Override) error {
 // orderBoot changes the boot order of a machine that runs. QEMU hands it to the firmware at the next reset.
 func (m *Machine) orderBoot(ctx context.Context, b *boot, target bmc.Target) error {
 	disk, pxe := m.bootIndexes(target)
-	// Away from the front first: an index that is taken is refused.
-	order := []struct {
+	// Out of the order first: QEMU refuses an index that is taken, be it by the device itself.
+	for _, one := range []struct {
 		device string
 		index  int
-	}{{"disk", disk}, {"pxe", pxe}}
-	if disk == firstIndex {
-		order[0], order[1] = order[1], order[0]
-	}
-	for _, one := range order {
+	}{{"disk", -1}, {"pxe", -1}, {"disk", disk}, {"pxe", pxe}} {
 		err := b.monitor.run(ctx, "qom-set", map[string]any{
 			"path": "/machine/peripheral/" + one.device, "property": "bootindex", "value": one.index,
 		})
@@ -138,13 +134,14 @@ func (m *Machine) start(ctx context.Context, cause string) error {
 	if m.current() != nil {
 		return fmt.Errorf("power on %s: it is on already", m.config.Name)
 	}
-	if err := m.prepare(ctx); err != nil {
+	target := m.Override().Target
+	if err := m.prepare(ctx, target); err != nil {
 		return fmt.Errorf("power on %s: %w", m.config.Name, err)
 	}
 	if err := m.markConsole("power on"); err != nil {
 		return fmt.Errorf("power on %s: %w", m.config.Name, err)
 	}
-	b, err := m.launch(ctx, m.Override().Target)
+	b, err := m.launch(ctx, target)
 	if err != nil {
 		return fmt.Errorf("power on %s: %w", m.config.Name, err)
 	}
@@ -399,8 +396,9 @@ func (m *Machine) powerOff(ctx context.Context, cause string) error {
 	return nil
 }
 
-// prepare makes what the machine needs and keeps from boot to boot: its disk and its firmware's variables.
-func (m *Machine) prepare(ctx context.Context) error {
+// prepare makes what the machine keeps from boot to boot, its disk and its firmware's variables, and the
+// variables of one HTTP boot, which are new each time.
+func (m *Machine) prepare(ctx context.Context, target bmc.Target) error {
 	if _, err := os.Stat(m.path("disk.qcow2")); errors.Is(err, fs.ErrNotExist) {
 		cmd := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", m.path("disk.qcow2"), fmt.Sprint(diskBytes))
 		if output, err := cmd.CombinedOutput(); err != nil {
@@ -410,14 +408,15 @@ func (m *Machine) prepare(ctx context.Context) error {
 	if m.config.Firmware != UEFI {
 		return nil
 	}
-	if _, err := os.Stat(m.path("vars.fd")); errors.Is(err, fs.ErrNotExist) {
-		variables, err := os.ReadFile(ovmfVars)
-		if err != nil {
-			return fmt.Errorf("OVMF (package ovmf): %w", err)
-		}
-		return os.WriteFile(m.path("vars.fd"), variables, 0o600)
+	file := m.path(variablesFile(target))
+	if _, err := os.Stat(file); err == nil && target != bmc.UefiHTTP {
+		return nil
 	}
-	return nil
+	variables, err := os.ReadFile(ovmfVars)
+	if err != nil {
+		return fmt.Errorf("OVMF (package ovmf): %w", err)
+	}
+	return os.WriteFile(file, variables, 0o600)
 }
 
 // markConsole writes a line between two boots into the console's log.

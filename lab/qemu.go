@@ -28,7 +28,7 @@ const (
 )
 
 // boot indexes: the disk comes before the network, as in a server that is installed; an override puts one
-// in front. No two ever meet, as QEMU refuses an index that is taken.
+// in front.
 const (
 	firstIndex = 1
 	diskIndex  = 10
@@ -88,13 +88,22 @@ func (m *Machine) qemuArguments(target bmc.Target) []string {
 	if c.Firmware == UEFI {
 		args = append(args,
 			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+ovmfCode,
-			"-drive", "if=pflash,unit=1,format=raw,file=vars.fd",
+			"-drive", "if=pflash,unit=1,format=raw,file="+variablesFile(target),
 			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
 		if target == bmc.UefiHTTP {
 			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
 		}
 	}
 	return args
+}
+
+// variablesFile keeps HTTP boot away from the machine's own variables: OVMF would note its HTTP options
+// there, and try them before PXE ever after.
+func variablesFile(target bmc.Target) string {
+	if target == bmc.UefiHTTP {
+		return "vars-http.fd"
+	}
+	return "vars.fd"
 }
 
 func (m *Machine) accelerator() []string {

@@ -9,11 +9,24 @@ import (
 	"io/fs"
 	"os"
 	"time"
+
+	"github.com/rackweft/rackweft/api"
 )
 
 // PhaseReader reads the phase of a machine from bootd's API. An error of it is no end: bootd may be
 // restarting.
 type PhaseReader func(ctx context.Context, machine string) (string, error)
+
+// PhaseFrom reads phases through a client of bootd's API.
+func PhaseFrom(c *api.Client) PhaseReader {
+	return func(ctx context.Context, machine string) (string, error) {
+		m, err := api.Get[api.Machine](ctx, c, machine)
+		if err != nil {
+			return "", err
+		}
+		return string(m.Status.Phase), nil
+	}
+}
 
 const tailLines = 40
 
@@ -36,7 +49,7 @@ func (r *Rack) WaitPhase(ctx context.Context, read PhaseReader, machine, phase s
 		if err == nil && now == phase {
 			return nil
 		}
-		if err == nil && now == "Failed" {
+		if err == nil && now == string(api.PhaseFailed) {
 			return r.explain(m, fmt.Errorf("machine %s is Failed, not %s", machine, phase))
 		}
 		select {

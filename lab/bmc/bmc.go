@@ -173,7 +173,7 @@ func New(config Config, m Machine, log *slog.Logger) (*Server, error) {
 		indicator:   "Off",
 	}
 	s.http = &http.Server{
-		Handler:           s.handler(),
+		Handler:           s.Handler(),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       60 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return base },

@@ -15,7 +15,8 @@ const (
 	clearLogPath     = logPath + "/Actions/LogService.ClearLog"
 )
 
-func (s *Server) handler() http.Handler {
+// Handler is the service without its listener and its certificate.
+func (s *Server) Handler() http.Handler {
 	open := http.NewServeMux() // what needs no login (DSP0266 §13.3.4)
 	open.HandleFunc("GET /redfish", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, resource{"v1": root + "/"}) })
 	open.HandleFunc("GET "+root, s.get)

@@ -215,7 +215,7 @@ func (s *Server) addProcessorsAndMemory(t tree) {
 	})
 	t.collect(systemPath+"/Processors", "Processor", "Processors Collection")
 	t.add(systemPath+"/Memory/1", "#Memory.v1_17_0.Memory", "DIMM 1", resource{
-		"MemoryType": "DRAM", "MemoryDeviceType": "DDR4", "CapacityMiB": inv.MemoryMiB, "DeviceLocator": "DIMM 1",
+		"MemoryType": "DRAM", "MemoryDeviceType": "DDR4", "CapacityMiB": inv.MemoryMiB, "VolatileSizeMiB": inv.MemoryMiB, "DeviceLocator": "DIMM 1",
 		"Manufacturer": inv.Manufacturer, "SerialNumber": inv.Serial + "-M1", "PartNumber": "LAB-DIMM", "Status": enabled(),
 	})
 	t.collect(systemPath+"/Memory", "Memory", "Memory Collection")
@@ -245,8 +245,9 @@ func (s *Server) addStorage(t tree) {
 func (s *Server) addNetwork(t tree) {
 	adapters := root + "/Chassis/1/NetworkAdapters"
 	for i, nic := range s.config.Inventory.NICs {
-		id := fmt.Sprint(i + 1)
-		t.add(systemPath+"/EthernetInterfaces/"+id, "#EthernetInterface.v1_9_0.EthernetInterface", nic.Name, resource{
+		// A port's id begins its interface's id: that is how bmclib brings the two together.
+		id := fmt.Sprintf("NIC%d", i+1)
+		t.add(systemPath+"/EthernetInterfaces/"+id+"-1", "#EthernetInterface.v1_9_0.EthernetInterface", nic.Name, resource{
 			"MACAddress": nic.MAC, "PermanentMACAddress": nic.MAC, "InterfaceEnabled": true, "SpeedMbps": 1000,
 			"FullDuplex": true, "AutoNeg": true, "MTUSize": 1500, "LinkStatus": "LinkUp", "Status": enabled(),
 		})
@@ -254,7 +255,7 @@ func (s *Server) addNetwork(t tree) {
 		t.add(systemPath+"/NetworkInterfaces/"+id, "#NetworkInterface.v1_2_1.NetworkInterface", nic.Name, resource{
 			"Status": enabled(), "Links": resource{"NetworkAdapter": link(adapter)},
 		})
-		t.add(adapter+"/NetworkPorts/1", "#NetworkPort.v1_4_1.NetworkPort", nic.Name+" port 1", resource{
+		t.add(adapter+"/NetworkPorts/"+id+"-1", "#NetworkPort.v1_4_1.NetworkPort", nic.Name+" port 1", resource{
 			"PhysicalPortNumber": "1", "LinkStatus": "Up", "CurrentLinkSpeedMbps": 1000, "ActiveLinkTechnology": "Ethernet",
 			"AssociatedNetworkAddresses": []string{nic.MAC}, "Status": enabled(),
 		})
