@@ -60,11 +60,40 @@ func isFresh(dir string) (bool, error) {
 }
 
 // create makes a CA in a directory beside its place and moves it there, so
-// that there is never half of one.
+// that there is never half of one. Of two that start at once, one makes it.
 func create(dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return err
 	}
+	fresh, err := os.MkdirTemp(parent, "ca.new-")
+	if err != nil {
+		return err
+	}
+	if err := fill(fresh); err != nil {
+		return errors.Join(err, os.RemoveAll(fresh))
+	}
+	if err := os.Rename(fresh, dir); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return os.RemoveAll(fresh) // the other one was faster
+		}
+		return errors.Join(err, os.RemoveAll(fresh))
+	}
+	// What interrupted starts have left holds keys: away with it.
+	left, err := filepath.Glob(filepath.Join(parent, "ca.new-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return syncDir(parent)
+}
+
+// fill writes a new CA into a directory.
+func fill(dir string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -77,22 +106,12 @@ func create(dir string) error {
 	if err != nil {
 		return err
 	}
-	// What an interrupted start has left.
-	if err := os.RemoveAll(dir + ".new"); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir+".new", 0o700); err != nil {
-		return err
-	}
 	for name, content := range map[string][]byte{"ca.crt": certPEM, "ca.key": keyPEM} {
-		if err := writeFile(filepath.Join(dir+".new", name), content); err != nil {
+		if err := writeFile(filepath.Join(dir, name), content); err != nil {
 			return err
 		}
 	}
-	if err := os.Rename(dir+".new", dir); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(dir))
+	return syncDir(dir)
 }
 
 func selfSign(key *ecdsa.PrivateKey) ([]byte, error) {

@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -128,15 +129,68 @@ func TestOpenRefusesHalfACA(t *testing.T) {
 
 func TestOpenAfterAnInterruptedFirstStart(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "ca.new"), 0o700); err != nil {
+	left := filepath.Join(dir, "ca.new-123")
+	if err := os.MkdirAll(left, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "ca.new", "ca.crt"), []byte("half"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(left, "ca.crt"), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	openCA(t, dir)
-	if _, err := os.Stat(filepath.Join(dir, "ca.new")); err == nil {
+	if _, err := os.Stat(left); err == nil {
 		t.Error("what was left over is still there")
+	}
+}
+
+// TestStartsAtOnce has several bootds make what a first start makes: those that
+// go on must agree, whichever was first.
+func TestStartsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	certs, keys := map[string]bool{}, map[string]bool{}
+	for range 8 {
+		wg.Go(func() {
+			a, err := Open(dir)
+			k, keyErr := LoadKeyring(dir, "")
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil { // it may be disturbed, but never have a CA of its own
+				certs[string(a.CertPEM())] = true
+			}
+			if keyErr != nil {
+				t.Error(keyErr)
+				return
+			}
+			keys[k.KeyID()] = true
+		})
+	}
+	wg.Wait()
+	certs[string(openCA(t, dir).CertPEM())] = true
+	if len(certs) != 1 || len(keys) != 1 {
+		t.Errorf("%d CAs, %d keys", len(certs), len(keys))
+	}
+	if left, _ := filepath.Glob(dir + "/*.new*"); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
+func TestRequestKeyIsTheCertificates(t *testing.T) {
+	a := openCA(t, t.TempDir())
+	csr := newCSR(t, newKey(t))
+	certPEM, err := a.SignHost(csr, "r1u07", uid, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := RequestKey(csr)
+	if err != nil || key != CertificateKey(parse(t, certPEM)) {
+		t.Errorf("%s %v", key, err)
+	}
+	if other, err := RequestKey(newCSR(t, newKey(t))); err != nil || other == key {
+		t.Errorf("another key is %s, %v", other, err)
+	}
+	if _, err := RequestKey(a.CertPEM()); err == nil {
+		t.Error("a certificate is taken for a request")
 	}
 }
 

@@ -1,7 +1,9 @@
 package ca
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -31,6 +33,26 @@ func replaceFile(path string, content []byte) error {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// createFile makes a file with its whole content, unless it is there already.
+func createFile(path string, content []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-")
+	if err != nil {
+		return err
+	}
+	fresh := f.Name()
+	err = f.Close()
+	if err == nil {
+		err = writeFile(fresh, content)
+	}
+	if err == nil {
+		err = os.Link(fresh, path)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		err = nil
+	}
+	return errors.Join(err, os.Remove(fresh), syncDir(filepath.Dir(path)))
 }
 
 func syncDir(dir string) error {

@@ -130,10 +130,10 @@ func generateKey(stateDir, path string) ([][]byte, error) {
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("make a seal key: %w", err)
 	}
-	if err := replaceFile(path, []byte(base64.StdEncoding.EncodeToString(key)+"\n")); err != nil {
+	if err := createFile(path, []byte(base64.StdEncoding.EncodeToString(key)+"\n")); err != nil {
 		return nil, fmt.Errorf("make a seal key: %w", err)
 	}
-	return [][]byte{key}, nil
+	return readKeys(path) // of two that start at once, one makes it
 }
 
 func derive(key []byte) (sealKey, error) {
