@@ -110,8 +110,10 @@ func TestSilentBMCEndsWithTheContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	entered := make(chan struct{})
 	m.fail(http.MethodGet, hpeSystem, func(_ http.ResponseWriter, r *http.Request) {
+		m.aside() // it may end after the next one has begun
 		close(entered)
 		<-r.Context().Done()
+		panic(http.ErrAbortHandler) // no answer at all
 	})
 	go func() { <-entered; cancel() }()
 	if _, err := b.PowerState(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnreachable) {
@@ -239,6 +241,43 @@ func TestLostSessionIsOpenedAgainOnce(t *testing.T) {
 	}
 	if posts != 3 {
 		t.Errorf("%d logins, want 3: a password that was changed is tried once", posts)
+	}
+}
+
+// A 401 for one resource is no lost session: logging in for each of them would fill the BMC with sessions.
+func TestRefusedResourceIsNoLostSession(t *testing.T) {
+	m := vendorMock(t, "ami")
+	b, _ := m.open(t, m.endpoint())
+	m.fail(http.MethodGet, "/redfish/v1/Systems/Self", times(3, says(http.StatusUnauthorized, "Base.1.8.InsufficientPrivilege"))...)
+	for range 3 {
+		if _, err := b.PowerState(t.Context()); !errors.Is(err, ErrUnauthorized) {
+			t.Errorf("error %v, want ErrUnauthorized", err)
+		}
+	}
+	if m.logins != 1 {
+		t.Errorf("%d logins, want 1", m.logins)
+	}
+}
+
+// A BMC closes a kept connection at the moment that a PATCH goes out.
+func TestDroppedConnection(t *testing.T) {
+	m := vendorMock(t, "hpe-ilo5")
+	b, _ := m.open(t, m.endpoint())
+	m.fail(http.MethodPatch, hpeSystem, func(w http.ResponseWriter, _ *http.Request) {
+		m.aside()
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err == nil {
+			err = conn.Close()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if err := b.SetBootOnce(t.Context(), Boot{Target: BootPXE}); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(m.sent(http.MethodPatch)); got != 2 {
+		t.Errorf("%d patches, want 2", got)
 	}
 }
 

@@ -192,7 +192,7 @@ func (r *redfish) disks(ctx context.Context, sys system, inv *Inventory) error {
 			continue
 		}
 		kind := string(drive.Media)
-		if drive.Protocol == "NVMe" {
+		if drive.Protocol == "NVMe" || drive.Protocol == "PCIe" && drive.Media == "SSD" { // iDRAC 9 says PCIe
 			kind = "NVMe"
 		}
 		inv.Disks = append(inv.Disks, Disk{Name: string(drive.ID), Bytes: int64(drive.Bytes), Serial: string(drive.Serial), Type: kind})

@@ -49,6 +49,7 @@ type mock struct {
 	logins   int
 	logouts  int
 	inFlight int
+	gone     int                                    // requests that left the crowd before they ended
 	crowd    int                                    // most requests at the same time
 	onPatch  func(path string, boot map[string]any) // what the firmware makes of a boot override
 	etag     func(ifMatch string) bool              // nil: takes any
@@ -192,6 +193,10 @@ func (m *mock) serve(w http.ResponseWriter, r *http.Request, at string, body []b
 		delete(m.tokens, at)
 		m.logouts++
 		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if _, ok := m.tokens[at]; ok {
+		_, _ = fmt.Fprintf(w, `{"@odata.id":%q}`, at)
 		return
 	}
 	if r.Method == http.MethodPost && strings.HasSuffix(at, "/Actions/ComputerSystem.Reset") {
@@ -345,18 +350,21 @@ func (m *mock) open(t *testing.T, endpoint Endpoint) (*BMC, *pauses) {
 	return b, p
 }
 
+// aside takes the calling request out of the crowd: others may run beside it from now on.
+func (m *mock) aside() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.inFlight--
+	m.gone++
+}
+
 func (m *mock) serveConsole(path string) {
 	handler := websocket.Server{Handler: func(socket *websocket.Conn) { _, _ = io.Copy(socket, socket) }}
 	m.fail(http.MethodGet, path, func(w http.ResponseWriter, r *http.Request) {
 		m.mu.Lock()
 		known := m.known(r.Header.Get("X-Auth-Token"))
-		m.inFlight-- // a console stays open beside the requests
 		m.mu.Unlock()
-		defer func() {
-			m.mu.Lock()
-			m.inFlight++
-			m.mu.Unlock()
-		}()
+		m.aside() // a console stays open beside the requests
 		if !known {
 			w.WriteHeader(http.StatusUnauthorized)
 			return

@@ -171,12 +171,25 @@ func (r *redfish) send(ctx context.Context, method, at, etag string, body any) (
 	if !errors.As(err, &no) || no.status != http.StatusUnauthorized || method == http.MethodDelete {
 		return answer, err
 	}
+	if r.alive(ctx) {
+		return answer, err // meant for this request: another session would be refused as well
+	}
 	r.log.Info("BMC has ended the session, logging in again")
 	r.transport.token, r.transport.session = "", ""
 	if err := r.login(ctx); err != nil {
 		return reply{}, fmt.Errorf("log in again: %w", err)
 	}
 	return r.sendOnce(ctx, method, at, etag, body)
+}
+
+// alive says whether the BMC still knows our session.
+func (r *redfish) alive(ctx context.Context) bool {
+	if r.transport.session == "" {
+		return false
+	}
+	_, err := r.sendOnce(ctx, http.MethodGet, r.transport.session, "", nil)
+	var no *refusal
+	return err == nil || errors.As(err, &no) && no.status != http.StatusUnauthorized && no.status != http.StatusNotFound
 }
 
 func (r *redfish) sendOnce(ctx context.Context, method, at, etag string, body any) (reply, error) {

@@ -55,7 +55,6 @@ func newTransport(endpoint Endpoint, log *slog.Logger, pause pauser) *transport 
 		TLSHandshakeTimeout:   20 * time.Second,
 		ResponseHeaderTimeout: requestTimeout,
 		IdleConnTimeout:       5 * time.Second, // BMCs forget idle connections early, and silently
-		MaxConnsPerHost:       2,               // requests, and a console
 		DisableCompression:    true,            // gzip turns ETags into others (sushy), and HPE answers 406 to identity: so no header at all
 	}
 	return t
@@ -222,6 +221,11 @@ func (t *transport) exchange(req *http.Request, body []byte, etag string) (reply
 	out.Header.Del("If-Match")
 	if etag != "" {
 		out.Header.Set("If-Match", etag)
+	}
+	if t.token != "" {
+		// BMCs close idle connections without a word: net/http may send the request again on a new one (the
+		// header itself is not sent). All but the login may arrive twice.
+		out.Header["Idempotency-Key"] = nil
 	}
 	out.Body = nil
 	if len(body) > 0 {
