@@ -284,3 +284,15 @@ func addrs(list []netip.Addr) []string {
 	}
 	return out
 }
+
+// APIFor lists the URLs of bootd that a Machine's host is to know.
+func (d *Decider) APIFor(m *api.Machine) []string {
+	for _, mac := range m.MACs() {
+		for _, l := range d.Leases.ByMAC(string(mac)) {
+			if server, err := d.serverFor(l.Address); err == nil {
+				return d.apiURLs(server)
+			}
+		}
+	}
+	return d.Advertise
+}

@@ -1,0 +1,358 @@
+package bootd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/blob"
+	"github.com/rackweft/rackweft/bootd/boot"
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/image"
+	"github.com/rackweft/rackweft/bootd/lease"
+	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/systemd"
+)
+
+// daemon is everything that is open while bootd runs.
+type daemon struct {
+	config  Config
+	log     *slog.Logger
+	metrics *prometheus.Registry
+	notify  *systemd.Notifier
+
+	keyring *ca.Keyring
+	ca      *ca.Authority
+	store   *store.Store
+	cache   *store.Cache
+	blobs   *blob.Store
+	record  *recorder
+	leases  *lease.Table
+	ifaces  *interfaces
+
+	tracker *machine.Tracker
+	decider *boot.Decider
+	hub     *hostspec.Hub
+}
+
+// Run is bootd, until ctx ends or a part of it fails.
+func Run(ctx context.Context, config Config, log *slog.Logger) (err error) {
+	d := &daemon{config: config, log: log, metrics: prometheus.NewRegistry(), notify: systemd.NewNotifier(log), ifaces: &interfaces{}}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	return d.serve(ctx)
+}
+
+// open opens what is on disk, in the order in which one needs the other.
+func (d *daemon) open(ctx context.Context) error {
+	for _, dir := range []string{d.config.StateDir, d.config.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make bootd's directory: %w (choose others with --state-dir and --run-dir)", err)
+		}
+	}
+	if _, err := d.ifaces.read(); err != nil {
+		return fmt.Errorf("read the interfaces: %w", err)
+	}
+	var err error
+	if d.store, err = d.openStore(ctx); err != nil {
+		return err
+	}
+	if d.ca, err = ca.Open(d.config.StateDir); err != nil {
+		return err
+	}
+	if err := d.certify(); err != nil {
+		return err
+	}
+	reserve := d.config.Reserve.Value()
+	if d.blobs, err = blob.Open(filepath.Join(d.config.StateDir, "blobs"), blob.Options{Reserve: reserve}); err != nil {
+		return err
+	}
+	if d.record, err = openRecorder(filepath.Join(d.config.StateDir, "journal"), d.log); err != nil {
+		return err
+	}
+	if d.leases, err = lease.New(ctx, store.NewLeaseBackend(d.store), time.Now); err != nil {
+		return err
+	}
+	d.cache = store.NewCache(d.store, d.log)
+	return d.build(ctx)
+}
+
+// openStore opens the keyring first: the store seals Secrets with it. The
+// store's lock on the state directory keeps a second bootd out of everything.
+func (d *daemon) openStore(ctx context.Context) (*store.Store, error) {
+	var err error
+	if d.keyring, err = ca.LoadKeyring(d.config.StateDir, os.Getenv("CREDENTIALS_DIRECTORY")); err != nil {
+		return nil, err
+	}
+	if d.keyring.Generated {
+		d.log.Warn("Secrets are sealed with a key that bootd made itself and keeps beside them: give it one of your own as the systemd credential rackweft-seal-key",
+			"file", filepath.Join(d.config.StateDir, "seal.key"))
+	}
+	s := d.config.Store
+	return store.Open(ctx, store.Config{
+		Dir: d.config.StateDir, Endpoints: s.Endpoints, CAFile: s.CA, CertFile: s.Cert, KeyFile: s.Key,
+	}, d.keyring, d.log)
+}
+
+// certify makes sure that the server certificate names every address by which
+// bootd may be reached.
+func (d *daemon) certify() error {
+	names := []string{"localhost"}
+	if host, err := os.Hostname(); err == nil {
+		names = append(names, host)
+	}
+	var addrs []netip.Addr
+	for _, prefixes := range d.ifaces.get() {
+		for _, p := range prefixes {
+			addrs = append(addrs, p.Addr())
+		}
+	}
+	for _, u := range d.config.Advertise {
+		name, addr, err := hostOf(u)
+		if err != nil {
+			return fmt.Errorf("advertise %q: %w", u, err)
+		}
+		if addr.IsValid() {
+			addrs = append(addrs, addr)
+		} else {
+			names = append(names, name)
+		}
+	}
+	_, err := d.ca.EnsureServer(names, addrs)
+	return err
+}
+
+// build puts the parts together; nothing runs yet.
+func (d *daemon) build(ctx context.Context) error {
+	agent, err := d.importAgent(ctx)
+	if err != nil {
+		return err
+	}
+	httpPort, err := port(d.config.Listen.HTTP)
+	if err != nil {
+		return err
+	}
+	apiPort, err := port(d.config.Listen.API)
+	if err != nil {
+		return err
+	}
+	d.tracker = &machine.Tracker{Store: d.store, Cache: d.cache}
+	d.decider = boot.New(boot.Config{
+		Store: d.store, Cache: d.cache, Leases: d.leases, Tracker: d.tracker,
+		CA: d.ca, Tokens: ca.NewTokens(d.keyring), Record: d.record,
+		HTTPPort: httpPort, APIPort: apiPort, Advertise: d.config.Advertise,
+		Agent: agent, Interfaces: d.ifaces.get, Log: d.log,
+	})
+	epoch, err := d.epoch(ctx)
+	if err != nil {
+		return err
+	}
+	d.hub = &hostspec.Hub{
+		Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Log: d.log,
+		Compiler: &hostspec.Compiler{Cache: d.cache, Epoch: epoch, API: d.decider.APIFor},
+	}
+	return nil
+}
+
+// importAgent takes the nodeagent binary into the blobs, so that hosts can
+// fetch it by digest.
+func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
+	unit, err := systemd.Unit("nodeagent.service")
+	if err != nil {
+		return boot.Agent{}, err
+	}
+	f, err := os.Open(d.config.Nodeagent)
+	if err != nil {
+		return boot.Agent{}, fmt.Errorf("open nodeagent, which hosts are to install: %w (name it with \"nodeagent\" in the configuration)", err)
+	}
+	defer func() { _ = f.Close() }()
+	digest, _, err := d.blobs.Put(ctx, f, "")
+	if err != nil {
+		return boot.Agent{}, fmt.Errorf("import nodeagent: %w", err)
+	}
+	return boot.Agent{Digest: api.SHA256(digest.Hex()), Unit: unit}, nil
+}
+
+// epoch is the store's epoch, kept beside the objects: a restore raises it.
+func (d *daemon) epoch(ctx context.Context) (int64, error) {
+	raw, err := d.store.GetRaw(ctx, "epoch")
+	if err != nil {
+		return 0, err
+	}
+	if len(raw) == 0 {
+		return 1, d.store.PutRaw(ctx, "epoch", []byte("1"))
+	}
+	var epoch int64
+	if _, err := fmt.Sscan(string(raw), &epoch); err != nil {
+		return 0, fmt.Errorf("the store's epoch %q is no number", raw)
+	}
+	return epoch, nil
+}
+
+// renewer signs fresh certificates for hosts that hold their stream.
+type renewer struct{ ca *ca.Authority }
+
+func (r renewer) Renew(csr []byte, name, uid string) (cert []byte, key string, err error) {
+	if key, err = ca.RequestKey(csr); err != nil {
+		return nil, "", err
+	}
+	cert, err = r.ca.SignHost(csr, name, uid, boot.HostCertificate)
+	return cert, key, err
+}
+
+// serve runs every part until ctx ends or one fails.
+func (d *daemon) serve(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.cache.Run(ctx) })
+	select {
+	case <-d.cache.Synced():
+	case <-ctx.Done():
+		return g.Wait()
+	}
+	if err := d.ensureSite(ctx); err != nil {
+		return err
+	}
+	if err := d.decider.ApplySubnets(); err != nil {
+		d.log.Error("Subnets", "error", err)
+	}
+	ready, err := d.startServers(ctx, g)
+	if err != nil {
+		return err
+	}
+	g.Go(func() error { return d.hub.Run(ctx) })
+	g.Go(func() error { return d.followSubnets(ctx) })
+	g.Go(func() error { return d.ifaces.run(ctx, d.log, d.addressesChanged) })
+	g.Go(func() error { return d.lead(ctx) })
+	g.Go(func() error { return d.ready(ctx, ready) })
+	err = g.Wait()
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		return nil
+	}
+	return err
+}
+
+// lead runs the controllers while this bootd is the elected one.
+func (d *daemon) lead(ctx context.Context) error {
+	host, _ := os.Hostname()
+	id := fmt.Sprintf("%s/%d", host, os.Getpid())
+	return d.store.Elect(ctx, "controllers", id, func(ctx context.Context) error {
+		d.log.Info("elected: running the controllers")
+		machines := &machine.Controller{
+			Store: d.store, Cache: d.cache, Record: d.record, Log: d.log,
+			Dial: func(ctx context.Context, e hardware.Endpoint) (machine.BMC, error) {
+				return hardware.Dial(ctx, e, d.log)
+			},
+		}
+		images := &image.Controller{Store: d.store, Cache: d.cache, Blobs: d.blobs, Event: d.record.Event, Log: d.log}
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return machines.Run(ctx) })
+		g.Go(func() error { return images.Run(ctx) })
+		return g.Wait()
+	})
+}
+
+// ensureSite makes the Site on the first start, so that its defaults can be read
+// and edited.
+func (d *daemon) ensureSite(ctx context.Context) error {
+	if _, ok := store.Cached[api.Site](d.cache, api.SiteName); ok {
+		return nil
+	}
+	s := new(api.Site)
+	s.Metadata.Name = api.SiteName
+	s.SetDefaults()
+	if err := d.store.Create(ctx, s); err != nil && !errors.Is(err, store.ErrExists) {
+		return fmt.Errorf("make the Site: %w", err)
+	}
+	return nil
+}
+
+// followSubnets keeps the lease table true to Subnets and Machines.
+func (d *daemon) followSubnets(ctx context.Context) error {
+	kinds, err := kinds("Subnet", "Machine", "Site")
+	if err != nil {
+		return err
+	}
+	return d.cache.Subscribe(ctx, func(c store.Change) {
+		if c.Kind.Name == "Machine" && !linksChanged(c) {
+			return
+		}
+		if err := d.decider.ApplySubnets(); err != nil {
+			d.log.Error("Subnets", "error", err)
+		}
+	}, kinds...)
+}
+
+func kinds(names ...string) ([]api.Kind, error) {
+	list := make([]api.Kind, len(names))
+	for i, n := range names {
+		k, err := api.LookupKind(n)
+		if err != nil {
+			return nil, err
+		}
+		list[i] = k
+	}
+	return list, nil
+}
+
+// linksChanged reports whether a change of a Machine can matter to leases: its
+// status changes all the time.
+func linksChanged(c store.Change) bool {
+	old, _ := c.Old.(*api.Machine)
+	now, _ := c.New.(*api.Machine)
+	return old == nil || now == nil || old.Metadata.Generation != now.Metadata.Generation || old.Metadata.UID != now.Metadata.UID
+}
+
+// addressesChanged is called when an interface or address came or went.
+func (d *daemon) addressesChanged() {
+	if err := d.certify(); err != nil {
+		d.log.Error("certify the new addresses", "error", err)
+	}
+	if err := d.decider.ApplySubnets(); err != nil {
+		d.log.Error("Subnets", "error", err)
+	}
+}
+
+// ready tells systemd once every server listens.
+func (d *daemon) ready(ctx context.Context, servers []<-chan struct{}) error {
+	for _, s := range servers {
+		select {
+		case <-s:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	d.log.Info("ready", "version", d.config.Version, "api", d.config.Listen.API, "http", d.config.Listen.HTTP, "tftp", d.config.Listen.TFTP)
+	d.notify.Ready()
+	<-ctx.Done()
+	d.notify.Stopping()
+	return ctx.Err()
+}
+
+// close closes what is open, in the reverse order.
+func (d *daemon) close() error {
+	var errs []error
+	if d.record != nil {
+		errs = append(errs, d.record.close())
+	}
+	if d.blobs != nil {
+		errs = append(errs, d.blobs.Close())
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+	}
+	return errors.Join(errs...)
+}

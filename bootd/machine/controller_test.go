@@ -1,0 +1,485 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// fakeBMC stands in for a BMC: the real ones are hardware's to test.
+type fakeBMC struct {
+	power     hardware.PowerState
+	did       []string
+	dialErr   error
+	dials     int
+	endpoint  hardware.Endpoint
+	lastReset time.Time // zero: unknown
+}
+
+func (b *fakeBMC) PowerState(context.Context) (hardware.PowerState, error) { return b.power, nil }
+func (b *fakeBMC) PowerOn(context.Context) error {
+	b.power, b.lastReset = hardware.PowerOn, time.Now()
+	b.did = append(b.did, "on")
+	return nil
+}
+func (b *fakeBMC) PowerOff(context.Context) error {
+	b.power = hardware.PowerOff
+	b.did = append(b.did, "off")
+	return nil
+}
+func (b *fakeBMC) GracefulShutdown(context.Context) error {
+	b.did = append(b.did, "shutdown")
+	b.power = hardware.PowerOff
+	return nil
+}
+func (b *fakeBMC) ForceRestart(context.Context) error {
+	b.lastReset = time.Now()
+	b.did = append(b.did, "reset")
+	return nil
+}
+func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
+	b.did = append(b.did, "boot "+string(boot.Target))
+	return nil
+}
+func (b *fakeBMC) Inventory(context.Context) (hardware.Inventory, error) {
+	return hardware.Inventory{Manufacturer: "Acme", Serial: "S1", NICs: []hardware.NIC{{MAC: "52:54:00:01:01:00"}}}, nil
+}
+func (b *fakeBMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
+	return hardware.ResetEvidence{Known: !b.lastReset.IsZero(), At: b.lastReset, Now: time.Now()}, nil
+}
+func (b *fakeBMC) Identify(_ context.Context, on bool) error {
+	b.did = append(b.did, fmt.Sprint("identify ", on))
+	return nil
+}
+func (b *fakeBMC) Fingerprint() string         { return "sha256:" + strings.Repeat("ab", 32) }
+func (b *fakeBMC) Close(context.Context) error { return nil }
+
+type events struct{ list []string }
+
+func (e *events) Event(o api.Object, typ api.EventType, reason, message string) {
+	e.list = append(e.list, reason+": "+message)
+}
+func (e *events) Decision(api.Decision) {}
+
+// bench is one Site in a real store, with a BMC behind every Machine.
+type bench struct {
+	t      *testing.T
+	store  *store.Store
+	cache  *store.Cache
+	bmc    *fakeBMC
+	events *events
+	c      *Controller
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	dir := t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	keys, err := ca.LoadKeyring(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(t.Context(), store.Config{Dir: dir}, keys, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := store.NewCache(s, log)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = cache.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done; _ = s.Close() })
+	<-cache.Synced()
+	b := &bench{t: t, store: s, cache: cache, bmc: &fakeBMC{power: hardware.PowerOff}, events: &events{}}
+	b.restart()
+	b.create(&api.Site{Base: named("site")})
+	b.create(&api.Zone{Base: named("yellow"), Spec: api.ZoneSpec{ASN: 64601}})
+	b.create(&api.Secret{Base: named("bmc"), Spec: api.SecretSpec{Data: map[string]string{"username": "admin", "password": "secret-1"}}})
+	img := &api.Image{Base: named("img"), Spec: api.ImageSpec{Version: "1", Files: map[string]api.ImageFile{"kernel": {SHA256: api.SHA256(strings.Repeat("a", 64))}}}}
+	img.Status.Conditions.Set(time.Now(), "Ready", api.True, "Complete", "")
+	b.create(img)
+	b.create(&api.Profile{Base: named("worker"), Spec: api.ProfileSpec{Image: "img"}})
+	return b
+}
+
+// restart forgets all that the controller has in memory, as a killed bootd does.
+func (b *bench) restart() {
+	b.c = &Controller{Store: b.store, Cache: b.cache, Record: b.events, Log: slog.New(slog.DiscardHandler),
+		Dial: func(_ context.Context, e hardware.Endpoint) (BMC, error) {
+			b.bmc.dials++
+			b.bmc.endpoint = e
+			if b.bmc.dialErr != nil {
+				return nil, b.bmc.dialErr
+			}
+			return b.bmc, nil
+		}}
+	b.c.holds.reset()
+}
+
+func named(name string) api.Base { return api.Base{Metadata: api.Metadata{Name: name}} }
+
+func (b *bench) create(o api.Object) {
+	b.t.Helper()
+	o.SetDefaults()
+	if err := b.store.Create(b.t.Context(), o); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) machine(name string, unit int) *api.Machine {
+	m := &api.Machine{Base: named(name), Spec: api.MachineSpec{
+		Zone: "yellow", Profile: "worker", Location: api.Location{Rack: "r1", Unit: unit},
+		Links: []api.Link{{Name: "pxe0", MAC: api.MAC(fmt.Sprintf("52:54:00:01:%02x:00", unit))}},
+		BMC:   &api.BMC{Address: fmt.Sprintf("https://198.18.1.%d", unit), Credentials: "bmc"},
+	}}
+	b.create(m)
+	return m
+}
+
+// step brings the cache up to date and reconciles once.
+func (b *bench) step(name string) *api.Machine {
+	b.t.Helper()
+	b.sync()
+	if _, err := b.c.Reconcile(b.t.Context(), name); err != nil {
+		b.t.Fatal(err)
+	}
+	return b.get(name)
+}
+
+func (b *bench) sync() {
+	b.t.Helper()
+	_, rev, err := store.List[api.Machine](b.t.Context(), b.store)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.cache.WaitRevision(b.t.Context(), rev); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) get(name string) *api.Machine {
+	b.t.Helper()
+	m, err := store.Get[api.Machine](b.t.Context(), b.store, name)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return m
+}
+
+func (b *bench) mutate(name string, fn func(*api.Machine)) {
+	b.t.Helper()
+	_, err := store.Mutate(b.t.Context(), b.store, name, func(m *api.Machine) error { fn(m); return nil })
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// steps reconciles until nothing changes any more. With killed, the controller
+// is a new one before every step.
+func (b *bench) steps(name string, killed bool) *api.Machine {
+	b.t.Helper()
+	for range 30 {
+		before := b.get(name).Metadata.ResourceVersion
+		if killed {
+			b.restart()
+		}
+		m := b.step(name)
+		if m.Metadata.ResourceVersion == before {
+			return m
+		}
+	}
+	b.t.Fatal("it does not settle")
+	return nil
+}
+
+func (b *bench) advance(name string, stages ...api.Stage) {
+	for _, s := range stages {
+		b.mutate(name, func(m *api.Machine) { Advance(m, m.Status.Attempt.ID, s, time.Now(), time.Hour) })
+	}
+}
+
+func (b *bench) applied(name string) {
+	b.mutate(name, func(m *api.Machine) {
+		m.Status.Host = &api.HostStatus{AttemptID: m.Status.Attempt.ID}
+		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "")
+		m.Status.Conditions.Set(time.Now(), api.CondApplied, api.True, "Applied", "")
+	})
+}
+
+func (b *bench) disconnected(name string) {
+	b.mutate(name, func(m *api.Machine) {
+		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "Disconnected", "")
+		m.Status.BootAsked = time.Now()
+	})
+}
+
+func TestFromOffToActive(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("killed=%v", killed), func(t *testing.T) {
+			b := newBench(t)
+			b.machine("r1u01", 1)
+			m := b.steps("r1u01", killed)
+			if m.Status.Phase != api.PhaseProvisioning || m.Status.Attempt.Stage != api.StagePowerOn {
+				t.Fatalf("phase %s, attempt %+v", m.Status.Phase, m.Status.Attempt)
+			}
+			if want := []string{"boot pxe", "on"}; !slices.Equal(b.bmc.did, want) {
+				t.Errorf("the BMC was told %v, want %v", b.bmc.did, want)
+			}
+			if m.Status.Inventory == nil || m.Status.Inventory.Serial != "S1" || m.Status.BMC.Fingerprint == "" {
+				t.Errorf("not inspected: %+v", m.Status)
+			}
+			b.advance("r1u01", api.StageDHCP, api.StageScript, api.StageKernel, api.StagePointer, api.StageConfig, api.StageJoined)
+			b.applied("r1u01")
+			m = b.steps("r1u01", killed)
+			if m.Status.Phase != api.PhaseActive || m.Status.Attempt.Result != api.ResultActive {
+				t.Fatalf("phase %s, attempt %+v", m.Status.Phase, m.Status.Attempt)
+			}
+			if len(b.bmc.did) != 2 {
+				t.Errorf("the BMC was told more than once: %v", b.bmc.did)
+			}
+		})
+	}
+}
+
+// TestKilledBetweenPowerAndWrite: the power command was sent, and bootd died
+// before it wrote that down.
+func TestKilledBetweenPowerAndWrite(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.steps("r1u01", false)
+	b.mutate("r1u01", func(m *api.Machine) {
+		m.Status.Attempt.Stage = api.StageRequested
+		m.Status.Attempt.Stages = m.Status.Attempt.Stages[:1]
+	})
+	b.restart()
+	m := b.steps("r1u01", false)
+	if m.Status.Attempt.Stage != api.StagePowerOn || len(b.bmc.did) != 2 {
+		t.Errorf("stage %s; the BMC was told %v", m.Status.Attempt.Stage, b.bmc.did)
+	}
+}
+
+func TestWrongPasswordIsTriedOnce(t *testing.T) {
+	b := newBench(t)
+	b.bmc.dialErr = fmt.Errorf("login: %w", hardware.ErrUnauthorized)
+	b.machine("r1u01", 1)
+	for range 10 {
+		b.step("r1u01")
+	}
+	m := b.get("r1u01")
+	if c := m.Status.Conditions.Get(api.CondBMC); c == nil || c.Reason != "Unauthorized" {
+		t.Fatalf("conditions %+v", m.Status.Conditions)
+	}
+	if b.bmc.dials != 1 {
+		t.Errorf("%d logins with a wrong password", b.bmc.dials)
+	}
+	_, err := store.Mutate(t.Context(), b.store, "bmc", func(s *api.Secret) error {
+		s.Spec.Data = map[string]string{"username": "admin", "password": "secret-2"}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.bmc.dialErr = nil
+	m = b.steps("r1u01", false)
+	if m.Status.Phase != api.PhaseProvisioning || b.bmc.endpoint.Password != "secret-2" {
+		t.Errorf("phase %s after the password was mended", m.Status.Phase)
+	}
+}
+
+func TestCertificateIsPinnedAtFirstContact(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.steps("r1u01", false)
+	if b.bmc.endpoint.Fingerprint != b.bmc.Fingerprint() {
+		t.Errorf("the second contact pins %q", b.bmc.endpoint.Fingerprint)
+	}
+	b.mutate("r1u01", func(m *api.Machine) { m.Spec.BMC.Address = "https://198.18.1.99" })
+	_, _ = AddRequestTo(b, "r1u01", api.Request{ID: "1", Verb: api.VerbIdentify, Argument: "on"})
+	b.steps("r1u01", false)
+	if b.bmc.endpoint.Fingerprint != "" {
+		t.Errorf("another address is held to the old pin %q", b.bmc.endpoint.Fingerprint)
+	}
+}
+
+// AddRequestTo adds a request as the API does.
+func AddRequestTo(b *bench, name string, r api.Request) (out api.Request, err error) {
+	_, merr := store.Mutate(b.t.Context(), b.store, name, func(m *api.Machine) error {
+		out, err = AddRequest(m, r)
+		return err
+	})
+	return out, errors.Join(err, merr)
+}
+
+func TestBrakes(t *testing.T) {
+	b := newBench(t)
+	_, err := store.Mutate(t.Context(), b.store, "site", func(s *api.Site) error { s.Spec.Limits.Provisioning.PerRack = 1; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.machine("r1u01", 1)
+	b.machine("r1u02", 2)
+	b.steps("r1u01", false)
+	m := b.steps("r1u02", false)
+	if h := m.Status.Conditions.Get(api.CondHeld); m.Status.Attempt != nil || h == nil || h.Reason != "LimitPerRack" {
+		t.Fatalf("the second machine of the rack is not held: %+v", m.Status)
+	}
+	b.advance("r1u01", api.StageJoined)
+	b.applied("r1u01")
+	b.steps("r1u01", false)
+	if m = b.steps("r1u02", false); !m.Status.Attempt.Open() {
+		t.Errorf("it is held still: %+v", m.Status.Conditions)
+	}
+	if m.Status.Conditions.Get(api.CondHeld) != nil {
+		t.Errorf("Held stays though nothing holds it")
+	}
+}
+
+func TestPausedTouchesNothing(t *testing.T) {
+	b := newBench(t)
+	_, err := store.Mutate(t.Context(), b.store, "site", func(s *api.Site) error { s.Spec.Paused = true; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.machine("r1u01", 1)
+	m := b.steps("r1u01", false)
+	if len(b.bmc.did) != 0 || m.Status.Attempt != nil || m.Status.Phase != api.PhaseAvailable {
+		t.Errorf("phase %s, BMC told %v", m.Status.Phase, b.bmc.did)
+	}
+}
+
+func TestUnsolicitedBoot(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		policy    api.UnsolicitedBoot
+		reset     func(active time.Time) time.Time
+		connected bool
+		opens     bool
+		held      string
+	}{
+		{"reset after Active", api.BootConfirm, func(a time.Time) time.Time { return time.Now() }, false, true, ""},
+		{"no reset since Active", api.BootConfirm, func(a time.Time) time.Time { return a.Add(-time.Hour) }, false, false, "UnsolicitedBootForged"},
+		{"the BMC tells no time", api.BootConfirm, func(time.Time) time.Time { return time.Time{} }, false, false, "UnsolicitedBootUnconfirmed"},
+		{"a live agent holds its stream", api.BootConfirm, func(time.Time) time.Time { return time.Now() }, true, false, ""},
+		{"refused by policy", api.BootRefuse, func(time.Time) time.Time { return time.Now() }, false, false, "UnsolicitedBootRefused"},
+		{"allowed by policy", api.BootAllow, func(a time.Time) time.Time { return time.Time{} }, false, true, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBench(t)
+			b.machine("r1u01", 1)
+			b.mutate("r1u01", func(m *api.Machine) { m.Spec.Boot.Unsolicited = c.policy })
+			b.steps("r1u01", false)
+			b.advance("r1u01", api.StageJoined)
+			b.applied("r1u01")
+			first := b.steps("r1u01", false).Status.Attempt
+			b.bmc.did = nil
+			b.bmc.lastReset = c.reset(first.Finished)
+			if c.connected {
+				b.mutate("r1u01", func(m *api.Machine) { m.Status.BootAsked = time.Now() })
+			} else {
+				b.disconnected("r1u01")
+			}
+			m := b.steps("r1u01", false)
+			if opened := m.Status.Attempt.ID != first.ID; opened != c.opens {
+				t.Fatalf("opened = %v, conditions %+v", opened, m.Status.Conditions)
+			}
+			if c.opens && (m.Status.Attempt.Stage != api.StagePowerOn || len(b.bmc.did) != 0) {
+				t.Errorf("a machine that boots already was told %v", b.bmc.did)
+			}
+			if h := m.Status.Conditions.Get(api.CondHeld); c.held != "" && (h == nil || h.Reason != c.held) {
+				t.Errorf("held %+v, want %s", h, c.held)
+			}
+		})
+	}
+}
+
+func TestExpiryRetriesThenFails(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	for want := 0; ; want++ {
+		m := b.steps("r1u01", false)
+		if !m.Status.Attempt.Open() {
+			break
+		}
+		if m.Status.Attempt.Retry != want {
+			t.Fatalf("retry %d, want %d", m.Status.Attempt.Retry, want)
+		}
+		b.mutate("r1u01", func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) })
+		b.step("r1u01")
+		b.mutate("r1u01", func(m *api.Machine) { m.Status.Attempt.Finished = time.Now().Add(-time.Hour) })
+	}
+	m := b.get("r1u01")
+	if m.Status.Phase != api.PhaseFailed || m.Status.Attempt.Retry != maxRetries || !strings.Contains(m.Status.Attempt.Message, "DHCP") {
+		t.Errorf("phase %s, attempt %+v", m.Status.Phase, m.Status.Attempt)
+	}
+	if len(m.Status.History) != maxRetries {
+		t.Errorf("%d attempts in the history", len(m.Status.History))
+	}
+	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "again", Verb: api.VerbReprovision, By: "root"}); err != nil {
+		t.Fatal(err)
+	}
+	if m = b.steps("r1u01", false); !m.Status.Attempt.Open() || m.Status.Attempt.Retry != 0 {
+		t.Errorf("reprovision did not open an attempt: %+v", m.Status.Attempt)
+	}
+	if r := m.Status.Requests[0]; r.State != api.RequestDone {
+		t.Errorf("the request is %+v", r)
+	}
+}
+
+func TestOffAndBack(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.steps("r1u01", false)
+	b.mutate("r1u01", func(m *api.Machine) { m.Spec.State = api.StateOff })
+	var m *api.Machine
+	for range 6 {
+		m = b.step("r1u01")
+	}
+	if m.Status.Phase != api.PhaseAvailable || m.Status.Power != "Off" || m.Status.Attempt != nil {
+		t.Fatalf("phase %s, power %s, attempt %+v", m.Status.Phase, m.Status.Power, m.Status.Attempt)
+	}
+	b.mutate("r1u01", func(m *api.Machine) { m.Spec.State = api.StateActive })
+	if m = b.steps("r1u01", false); !m.Status.Attempt.Open() {
+		t.Errorf("phase %s", m.Status.Phase)
+	}
+}
+
+func TestMissingReferenceIsNamed(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.mutate("r1u01", func(m *api.Machine) { m.Spec.Profile = "storage" })
+	m := b.steps("r1u01", false)
+	if c := m.Status.Conditions.Get(api.CondReferences); c == nil || c.Status != api.False || !strings.Contains(c.Message, `"storage"`) {
+		t.Errorf("%+v", c)
+	}
+	if b.bmc.dials != 0 {
+		t.Errorf("the BMC was dialled for a Machine that cannot boot")
+	}
+}
+
+func TestRequestsAreServedOnce(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.steps("r1u01", false)
+	b.bmc.did = nil
+	for range 2 {
+		if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbPower, Argument: "reset"}); err != nil {
+			t.Fatal(err)
+		}
+		b.steps("r1u01", false)
+	}
+	if !slices.Equal(b.bmc.did, []string{"reset"}) {
+		t.Errorf("the BMC was told %v", b.bmc.did)
+	}
+	if _, err := AddRequest(b.get("r1u01"), api.Request{ID: "y", Verb: api.VerbPower, Argument: "sideways"}); err == nil {
+		t.Error("power sideways was taken")
+	}
+}

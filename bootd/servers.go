@@ -1,0 +1,211 @@
+package bootd
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/blob"
+	"github.com/rackweft/rackweft/bootd/dhcp"
+	"github.com/rackweft/rackweft/bootd/httpboot"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/tftp"
+)
+
+// dhcpInterfaces are those that the configuration names and those of
+// provisioning Subnets, as far as this machine has them.
+func (d *daemon) dhcpInterfaces() []string {
+	names := slices.Clone(d.config.Interfaces)
+	here := d.ifaces.get()
+	for _, s := range store.CachedList[api.Subnet](d.cache) {
+		if _, ok := here[s.Spec.Interface]; ok && s.Spec.Purpose == api.Provisioning {
+			names = append(names, s.Spec.Interface)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// runDHCP serves DHCP, and starts over when the set of interfaces changes.
+func (d *daemon) runDHCP(ctx context.Context, ready chan<- struct{}) error {
+	for first := true; ctx.Err() == nil; first = false {
+		names := d.dhcpInterfaces()
+		if len(names) == 0 {
+			d.log.Warn("DHCP serves nobody yet: no --interface, and no provisioning Subnet has an interface of this machine")
+		}
+		if first && len(names) == 0 {
+			close(ready)
+		}
+		if err := d.runDHCPOn(ctx, names, first, ready); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (d *daemon) runDHCPOn(ctx context.Context, names []string, first bool, ready chan<- struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer cancel()
+		return d.untilInterfacesChange(ctx, names)
+	})
+	if len(names) > 0 {
+		s, err := dhcp.New(dhcp.Config{Interfaces: names, Log: d.log, Metrics: d.metrics}, d.decider)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return s.Run(ctx) })
+		if first {
+			select {
+			case <-s.Ready():
+				close(ready)
+			case <-ctx.Done():
+			}
+		}
+	}
+	return g.Wait()
+}
+
+func (d *daemon) untilInterfacesChange(ctx context.Context, names []string) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for slices.Equal(names, d.dhcpInterfaces()) {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// startServers starts DHCP, TFTP, HTTP boot and the API; each channel is closed
+// when its server listens.
+func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan struct{}, error) {
+	files, err := d.bootFiles()
+	if err != nil {
+		return nil, err
+	}
+	tftpAddr, err := listenAddr(d.config.Listen.TFTP)
+	if err != nil {
+		return nil, err
+	}
+	httpAddr, err := listenAddr(d.config.Listen.HTTP)
+	if err != nil {
+		return nil, err
+	}
+	tftpServer, err := tftp.New(tftp.Config{
+		Listen: tftpAddr, Source: tftp.FS(files), Log: d.log, Metrics: d.metrics,
+		Observe: func(t tftp.Transfer) {
+			if t.Err == nil {
+				d.decider.Fetched(ctx, t.Peer.Addr(), t.File)
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	httpServer, err := httpboot.New(httpboot.Config{
+		Listen: httpAddr, Decider: d.decider, Assets: assets{d}, Files: files, Log: d.log, Metrics: d.metrics,
+		Observe: func(t httpboot.Transfer) { d.observe(ctx, t) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	apiServer, err := d.apiServer()
+	if err != nil {
+		return nil, err
+	}
+	dhcpReady := make(chan struct{})
+	g.Go(func() error { return d.runDHCP(ctx, dhcpReady) })
+	g.Go(func() error { return tftpServer.Run(ctx) })
+	g.Go(func() error { return httpServer.Run(ctx) })
+	g.Go(func() error { return apiServer.Run(ctx) })
+	return []<-chan struct{}{dhcpReady, tftpServer.Ready(), httpServer.Ready(), apiServer.Ready()}, nil
+}
+
+// bootFiles are the iPXE binaries.
+func (d *daemon) bootFiles() (fs.FS, error) {
+	if st, err := os.Stat(d.config.IPXE); err != nil || !st.IsDir() {
+		return nil, fmt.Errorf("the directory of iPXE binaries %s is not there: install the package ipxe, or name another with \"ipxe\" in the configuration", d.config.IPXE)
+	}
+	root, err := os.OpenRoot(d.config.IPXE)
+	if err != nil {
+		return nil, fmt.Errorf("open the directory of iPXE binaries: %w", err)
+	}
+	return root.FS(), nil
+}
+
+// observe tells the decider of what was fetched whole.
+func (d *daemon) observe(ctx context.Context, t httpboot.Transfer) {
+	if !t.Whole() {
+		return
+	}
+	peer := t.Peer.Addr()
+	if t.File != "" {
+		d.decider.FetchedLoader(ctx, peer, t.File)
+		return
+	}
+	d.decider.FetchedBlob(ctx, peer, api.SHA256(strings.TrimPrefix(t.Digest, "sha256:")))
+}
+
+// assets opens the blobs that anyone on the provisioning network may have.
+type assets struct{ d *daemon }
+
+func (a assets) Asset(_ context.Context, digest string) (httpboot.Asset, error) {
+	parsed, err := blob.ParseDigest(digest)
+	if err != nil {
+		return httpboot.Asset{}, fmt.Errorf("%w: %s", fs.ErrNotExist, err)
+	}
+	if !a.d.decider.MayFetch(api.SHA256(parsed.Hex())) {
+		return httpboot.Asset{}, fmt.Errorf("%w: no Image names blob %s", fs.ErrNotExist, digest)
+	}
+	f, info, err := a.d.blobs.Get(parsed)
+	if err != nil {
+		return httpboot.Asset{}, err
+	}
+	return httpboot.Asset{Content: f, Size: info.Size, ModTime: info.ModTime}, nil
+}
+
+// listenAddr reads :port and address:port.
+func listenAddr(listen string) (netip.AddrPort, error) {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("listen %q: %w", listen, err)
+	}
+	p, err := port(listen)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("listen %q: %w", listen, err)
+	}
+	addr := netip.IPv4Unspecified()
+	if host != "" {
+		if addr, err = netip.ParseAddr(host); err != nil {
+			return netip.AddrPort{}, fmt.Errorf("listen %q: %w", listen, err)
+		}
+	}
+	return netip.AddrPortFrom(addr, uint16(p)), nil
+}
+
+// hostOf is the host of an https URL: a name, or an address.
+func hostOf(raw string) (name string, addr netip.Addr, err error) {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
+		return "", netip.Addr{}, fmt.Errorf("write it as https://host:8443")
+	}
+	if a, err := netip.ParseAddr(u.Hostname()); err == nil {
+		return "", a, nil
+	}
+	return u.Hostname(), netip.Addr{}, nil
+}

@@ -1,0 +1,146 @@
+// Package rackweft holds nothing but the test of the tree's own shape.
+package rackweft
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/rackweft/rackweft/"
+
+// rooms says what each room may import of rackweft: imports run downwards only.
+// The longest prefix of a package's path counts.
+func rooms() map[string][]string {
+	return map[string][]string{
+		"api":            {},
+		"systemd":        {"api"},
+		"ignition":       {"api"},
+		"hardware":       {"api"},
+		"bgp":            {"api", "bgp"},
+		"bootd":          {"api", "systemd", "ignition", "hardware", "bgp", "bootd"},
+		"bootd/dhcp":     {},
+		"bootd/tftp":     {},
+		"bootd/httpboot": {},
+		"bootd/blob":     {},
+		"bootd/journal":  {},
+		"bootd/lease":    {},
+		"nodeagent":      {"api", "systemd", "bgp", "nodeagent"},
+		"lab":            {"api", "lab"},
+		"cmd/bootd":      {"api", "bootd", "systemd"},
+		"cmd/nodeagent":  {"api", "nodeagent", "systemd", "bgp"},
+		"cmd/weftctl":    {"api", "lab", "cmd/weftctl"},
+	}
+}
+
+// owners names the one room that may import each heavy dependency.
+func owners() map[string]string {
+	return map[string]string{
+		"github.com/osrg/gobgp/":             "bgp",
+		"go.etcd.io/etcd/":                   "bootd/store",
+		"github.com/danielgtaylor/huma/":     "bootd/server",
+		"github.com/insomniacslk/dhcp/":      "bootd/dhcp",
+		"github.com/pin/tftp/":               "bootd/tftp",
+		"github.com/coreos/butane/":          "ignition",
+		"github.com/coreos/ignition/":        "ignition",
+		"github.com/bmc-toolbox/":            "hardware",
+		"github.com/stmcginnis/gofish":       "hardware",
+		"github.com/coreos/go-systemd/":      "systemd",
+		"github.com/go-json-experiment/json": "api",
+	}
+}
+
+func TestImportsRunDownwards(t *testing.T) {
+	checked := 0
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && file != "." || d.Name() == "testdata" || d.Name() == "bin") {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(file, ".go") || filepath.Dir(file) == "." {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range f.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			checked++
+			for _, complaint := range faults(filepath.ToSlash(file), imported) {
+				t.Errorf("%s imports %s: %s", file, imported, complaint)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if checked < 500 {
+		t.Errorf("only %d imports were checked: the walk does not see the tree", checked)
+	}
+}
+
+func TestFaultsAreFound(t *testing.T) {
+	for _, c := range []struct{ file, imported string }{
+		{"api/x.go", module + "bootd/store"},
+		{"bootd/x.go", module + "nodeagent"},
+		{"nodeagent/x.go", module + "bootd"},
+		{"lab/x.go", module + "bootd/server"},
+		{"bootd/dhcp/x.go", module + "bootd/store"},
+		{"cmd/weftctl/x.go", module + "bootd"},
+		{"bootd/machine/x.go", "go.etcd.io/etcd/client/v3"},
+		{"nodeagent/x.go", "github.com/osrg/gobgp/v3/pkg/server"},
+		{"attic/x.go", module + "api"},
+	} {
+		if len(faults(c.file, c.imported)) == 0 {
+			t.Errorf("%s may import %s, and must not", c.file, c.imported)
+		}
+	}
+}
+
+func faults(file, imported string) []string {
+	dir := path.Dir(file)
+	test := strings.HasSuffix(file, "_test.go")
+	var found []string
+	if below, own := strings.CutPrefix(imported, module); own {
+		room, allowed := roomOf(dir)
+		switch {
+		case room == "":
+			found = append(found, "no room is called "+dir)
+		case within(below, dir) || within(below, room) && !strings.HasPrefix(room, "cmd"):
+		case test && room == "hardware" && below == "lab/bmc": // the lab's BMC is a peer to test against
+		case !slices.ContainsFunc(allowed, func(a string) bool { return within(below, a) }):
+			found = append(found, "imports run downwards only: see docs/architecture.md")
+		}
+	}
+	for prefix, owner := range owners() {
+		if !test && strings.HasPrefix(imported, prefix) && !within(dir, owner) {
+			found = append(found, "only "+owner+" may")
+		}
+	}
+	return found
+}
+
+// roomOf finds the rule for a directory.
+func roomOf(dir string) (room string, allowed []string) {
+	for name, may := range rooms() {
+		if within(dir, name) && len(name) > len(room) {
+			room, allowed = name, may
+		}
+	}
+	return room, allowed
+}
+
+func within(dir, room string) bool { return dir == room || strings.HasPrefix(dir, room+"/") }
