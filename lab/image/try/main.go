@@ -20,6 +20,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,10 +29,10 @@ import (
 const bootMAC = "52:54:00:01:07:00"
 
 type options struct {
-	image, console, cpu, appendArgs, rtc string
-	smp, memory, boots                   int
-	faults, verbose                      bool
-	timeout                              time.Duration
+	image, console, cpu, appendArgs, rtc, command string
+	smp, memory, boots                            int
+	faults, verbose                               bool
+	timeout                                       time.Duration
 }
 
 func main() {
@@ -48,6 +49,7 @@ func run() error {
 	flag.StringVar(&o.cpu, "cpu", "max,la57=off", "QEMU's -cpu")
 	flag.StringVar(&o.appendArgs, "append", "", "more kernel arguments")
 	flag.StringVar(&o.rtc, "rtc", "1980-01-01T00:00:00", "the machine's clock at power-on")
+	flag.StringVar(&o.command, "run", "", "shell command for the machine to run when it is READY; its output goes to the console")
 	flag.IntVar(&o.smp, "smp", 2, "virtual CPUs")
 	flag.IntVar(&o.memory, "memory", 1024, "memory in MiB")
 	flag.IntVar(&o.boots, "boots", 2, "boots of the same disk")
@@ -115,7 +117,7 @@ func makeDisk(path string) error {
 func boot(ctx context.Context, o options, disk string, n int, log io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	server, err := serve(o.image, n, o.faults)
+	server, err := serve(o.image, n, o.faults, o.command)
 	if err != nil {
 		return fmt.Errorf("start the servers: %w", err)
 	}
@@ -155,11 +157,37 @@ func boot(ctx context.Context, o options, disk string, n int, log io.Writer) err
 	if o.verbose {
 		log = io.MultiWriter(log, os.Stderr)
 	}
-	return follow(output, log, server, start, n)
+	return follow(output, log, server, watch{start: start, pid: cmd.Process.Pid}, n)
+}
+
+// watch tells how long a machine runs, and how much processor time its
+// emulation took: the figure that holds on a busy computer.
+type watch struct {
+	start time.Time
+	pid   int
+}
+
+func (w watch) elapsed() float64 { return time.Since(w.start).Seconds() }
+
+// processor reads user and system time of QEMU, in seconds; zero when it is gone.
+func (w watch) processor() float64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", w.pid))
+	if err != nil {
+		return 0
+	}
+	_, after, _ := strings.Cut(string(b), ") ")
+	fields := strings.Fields(after)
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseFloat(fields[11], 64)
+	system, _ := strconv.ParseFloat(fields[12], 64)
+	const ticksPerSecond = 100 // USER_HZ, the same on every Linux we run on
+	return (user + system) / ticksPerSecond
 }
 
 // follow reads the console until every milestone was seen.
-func follow(output io.Reader, log io.Writer, server *server, start time.Time, n int) error {
+func follow(output io.Reader, log io.Writer, server *server, w watch, n int) error {
 	type milestone struct {
 		name    string
 		pattern *regexp.Regexp
@@ -172,6 +200,9 @@ func follow(output io.Reader, log io.Writer, server *server, start time.Time, n 
 		{"real root", regexp.MustCompile(`Switching root`)},
 		{"READY", regexp.MustCompile(fmt.Sprintf(`READY boot=%d boots-on-disk=%d host=r1u07 user=1 other-nic-down-or-bare=1 fetched=1`, n, n))},
 		{"login", regexp.MustCompile(`r1u07 login:`)},
+	}
+	if server.command != "" {
+		pending = append(pending, milestone{"command done", regexp.MustCompile(`^RUN done`)})
 	}
 	failed := regexp.MustCompile(`rackweft: the boot failed|Kernel panic|READY boot=.*|emergency mode`)
 	lines := bufio.NewReader(output)
@@ -189,7 +220,7 @@ func follow(output io.Reader, log io.Writer, server *server, start time.Time, n 
 		text, seen := string(line), false
 		for i, m := range pending {
 			if m.pattern.MatchString(text) {
-				fmt.Printf("boot %d: %-14s %6.1f s\n", n, m.name, time.Since(start).Seconds())
+				fmt.Printf("boot %d: %-14s %6.1f s  %6.1f s of processor\n", n, m.name, w.elapsed(), w.processor())
 				pending = append(pending[:i], pending[i+1:]...)
 				seen = true
 				break
@@ -198,7 +229,7 @@ func follow(output io.Reader, log io.Writer, server *server, start time.Time, n 
 		if b != '\n' {
 			continue
 		}
-		fmt.Fprintf(log, "%7.2f %s", time.Since(start).Seconds(), text)
+		fmt.Fprintf(log, "%7.2f %s", w.elapsed(), text)
 		line = line[:0]
 		if !seen && failed.MatchString(text) && strings.Contains(text, "READY") {
 			return fmt.Errorf("not what the config asked for: %s", strings.TrimSpace(text))
@@ -207,7 +238,7 @@ func follow(output io.Reader, log io.Writer, server *server, start time.Time, n 
 			return fmt.Errorf("%s", strings.TrimSpace(text))
 		}
 	}
-	server.report(n, start)
+	server.report(n, w.start)
 	return nil
 }
 

@@ -32,6 +32,7 @@ const (
 // over HTTPS under a CA that only the pointer names.
 type server struct {
 	image        string
+	command      string
 	boot         int
 	faults       bool
 	plain, tls   net.Listener
@@ -48,8 +49,8 @@ type event struct {
 	what string
 }
 
-func serve(image string, boot int, faults bool) (*server, error) {
-	s := &server{image: image, boot: boot, faults: faults}
+func serve(image string, boot int, faults bool, command string) (*server, error) {
+	s := &server{image: image, command: command, boot: boot, faults: faults}
 	cert, ca, err := certificate()
 	if err != nil {
 		return nil, fmt.Errorf("make a certificate: %w", err)
@@ -192,7 +193,7 @@ func (s *server) config(w http.ResponseWriter, r *http.Request) {
 				file("/opt/payload", 0o600, map[string]any{"source": s.url("https", s.tls, "/payload"),
 					"httpHeaders":  []any{map[string]any{"name": "Authorization", "value": "Bearer " + token}},
 					"verification": map[string]any{"hash": "sha512-" + hex.EncodeToString(sum[:])}}),
-				file("/opt/ready", 0o755, inline(readyScript(s.boot))),
+				file("/opt/ready", 0o755, inline(readyScript(s.boot)+s.command+"\necho RUN done\n")),
 				file("/etc/systemd/network/10-boot.network", 0o644, inline("[Match]\nMACAddress="+bootMAC+
 					"\n[Network]\nDHCP=ipv4\n[DHCPv4]\nClientIdentifier=mac\n")),
 			}},
