@@ -1,0 +1,189 @@
+package server
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// role is what a person may do; each includes those before it.
+type role int
+
+const (
+	nobody role = iota
+	viewer
+	operator
+	admin
+)
+
+func roleOf(name string) role {
+	switch name {
+	case "viewer":
+		return viewer
+	case "operator":
+		return operator
+	case "admin":
+		return admin
+	}
+	return nobody
+}
+
+func (r role) String() string { return [...]string{"none", "viewer", "operator", "admin"}[r] }
+
+// caller is who asks.
+type caller struct {
+	name string
+	role role
+	host *hostspec.Peer // nil for people
+	from string         // address, or "unix"
+}
+
+// roleName is the role as the audit shows it.
+func (c caller) roleName() string {
+	if c.host != nil {
+		return "host"
+	}
+	return c.role.String()
+}
+
+type token struct {
+	name   string
+	role   role
+	digest [sha256.Size]byte
+}
+
+// hashTokens takes tokens that Config.check has found right.
+func hashTokens(list []Token) []token {
+	tokens := make([]token, len(list))
+	for i, t := range list {
+		tokens[i] = token{name: t.Name, role: roleOf(t.Role)}
+		_, _ = hex.Decode(tokens[i].digest[:], []byte(t.SHA256))
+	}
+	return tokens
+}
+
+// peerOf is the address that a request comes from; invalid on the unix socket.
+func peerOf(r *http.Request) netip.Addr {
+	a, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Addr().Unmap()
+}
+
+// identify tells who asks. The error is a 401 or 429.
+func (s *Server) identify(r *http.Request) (caller, error) {
+	if trusted, _ := r.Context().Value(trustedKey{}).(bool); trusted {
+		return caller{name: "root", role: admin, from: "unix"}, nil
+	}
+	peer := peerOf(r)
+	if r.TLS != nil {
+		who, err := certified(r)
+		if err == nil {
+			return who, nil
+		}
+		if !errors.Is(err, ca.ErrNoCertificate) {
+			return caller{}, s.failed(peer, err.Error())
+		}
+	}
+	bearer, ok := bearerOf(r)
+	if !ok {
+		return caller{from: peer.String()}, nil
+	}
+	if s.failures.exhausted(peer) {
+		p := problem(http.StatusTooManyRequests, "too many failed logins from %s: wait a few seconds and check the token", peer)
+		return caller{}, p
+	}
+	if t, ok := s.match(bearer); ok {
+		return caller{name: t.name, role: t.role, from: peer.String()}, nil
+	}
+	return caller{}, s.failed(peer, "the bearer token is not known: check it, and the tokens in bootd's config")
+}
+
+func (s *Server) failed(peer netip.Addr, reason string) error {
+	s.failures.allow(peer)
+	s.metrics.authFailures.Inc()
+	s.log.Warn("authentication failed", "peer", peer, "reason", reason)
+	return problem(http.StatusUnauthorized, "%s", reason)
+}
+
+func certified(r *http.Request) (caller, error) {
+	id, err := ca.Identify(*r.TLS)
+	if err != nil {
+		return caller{}, err
+	}
+	from := peerOf(r).String()
+	if id.Kind == ca.Host {
+		key := ca.CertificateKey(r.TLS.PeerCertificates[0])
+		return caller{name: "host:" + id.Name, from: from, host: &hostspec.Peer{Name: id.Name, UID: id.UID, Key: key, Address: from}}, nil
+	}
+	return caller{name: id.Name, role: roleOf(id.Role), from: from}, nil
+}
+
+func bearerOf(r *http.Request) (string, bool) {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	token = strings.TrimSpace(token)
+	return token, strings.EqualFold(scheme, "Bearer") && token != ""
+}
+
+// match compares with every token, so that the time it takes tells nothing.
+func (s *Server) match(bearer string) (token, bool) {
+	digest := sha256.Sum256([]byte(bearer))
+	var found token
+	ok := false
+	for _, t := range s.tokens {
+		if subtle.ConstantTimeCompare(digest[:], t.digest[:]) == 1 {
+			found, ok = t, true
+		}
+	}
+	return found, ok
+}
+
+// authorize refuses who may not call the route: 401 when nobody has said who
+// they are, else 403.
+func (s *Server) authorize(c *call, rt route) error {
+	switch {
+	case rt.public:
+		return nil
+	case c.who.host != nil:
+		return s.authorizeHost(c, rt)
+	case c.who.role >= rt.role && c.who.role > nobody:
+		return nil
+	case c.who.role == nobody:
+		return problem(http.StatusUnauthorized, "role %s is needed: show a client certificate or a bearer token", rt.role)
+	}
+	return problem(http.StatusForbidden, "role %s is needed; %s is %s", rt.role, c.who.name, c.who.role)
+}
+
+func (s *Server) authorizeHost(c *call, rt route) error {
+	refused := problem(http.StatusForbidden, "a host may only read its own HostSpec and the blobs that Images name, and hold its own stream")
+	if rt.host == nil || !rt.host(s, c) {
+		return refused
+	}
+	if rt.stream {
+		return nil // the hub checks the key, again and again
+	}
+	m, err := store.Get[api.Machine](c.r.Context(), s.conf.Store, c.who.host.Name)
+	if errors.Is(err, store.ErrNotFound) {
+		return problem(http.StatusForbidden, "no Machine is called %s any more", c.who.host.Name)
+	}
+	if err != nil {
+		return err
+	}
+	if m.Metadata.UID != c.who.host.UID || m.Status.HostKey != c.who.host.Key {
+		return problem(http.StatusForbidden, "the certificate of host %s is revoked: it joined in an earlier BootAttempt, or the attempt failed", m.Metadata.Name)
+	}
+	return nil
+}
+
+// ownName lets a host at what carries its own name.
+func ownName(_ *Server, c *call) bool { return c.name() == c.who.host.Name }

@@ -1,0 +1,159 @@
+package server
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/blob"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Blob describes one blob.
+type Blob struct {
+	Digest string    `json:"digest" doc:"sha256:<64 hexadecimal digits>"`
+	Size   int64     `json:"size" doc:"Bytes."`
+	Time   time.Time `json:"time,omitzero" doc:"When it was uploaded."`
+	Images []string  `json:"images,omitempty" doc:"The Images that name it."`
+}
+
+// BlobList lists all blobs, ordered by digest.
+type BlobList struct {
+	Items []Blob `json:"items"`
+}
+
+func (s *Server) blobRoutes() []route {
+	const one, octets = "/v1/blobs/{digest}", "application/octet-stream"
+	named := func(s *Server, c *call) bool {
+		d, err := blob.ParseDigest(c.r.PathValue("digest"))
+		return err == nil && len(s.imagesWith(d)) > 0
+	}
+	return []route{
+		{method: "GET", path: "/v1/blobs", tag: "Blob", role: viewer, summary: "List the blobs", out: BlobList{}, handle: s.listBlobs},
+		{method: "GET", path: one, tag: "Blob", role: viewer, host: named, stream: true, summary: "Read a blob, or a range of it; HEAD tells whether it is there", outType: octets, handle: s.getBlob},
+		{method: "PUT", path: one, tag: "Blob", role: operator, stream: true, audited: true, summary: "Upload a blob; refused (422) when its digest is another", inType: octets, out: Blob{}, status: http.StatusCreated, handle: s.putBlob},
+		{method: "DELETE", path: one, tag: "Blob", role: operator, audited: true, summary: "Delete a blob that no Image names", status: http.StatusNoContent, handle: s.deleteBlob},
+	}
+}
+
+func (c *call) digest() (blob.Digest, error) {
+	d, err := blob.ParseDigest(c.r.PathValue("digest"))
+	if err != nil {
+		return "", problem(http.StatusBadRequest, "%s", err)
+	}
+	return d, nil
+}
+
+// imagesWith names the Images that name a blob.
+func (s *Server) imagesWith(d blob.Digest) []string {
+	var names []string
+	for _, img := range store.CachedList[api.Image](s.conf.Cache) {
+		for _, f := range img.Spec.Files {
+			if string(f.SHA256) == d.Hex() {
+				names = append(names, img.Metadata.Name)
+				break
+			}
+		}
+	}
+	return names
+}
+
+func (s *Server) listBlobs(c *call) error {
+	infos, err := s.conf.Blobs.List()
+	if err != nil {
+		return err
+	}
+	l := BlobList{Items: make([]Blob, len(infos))}
+	for i, info := range infos {
+		l.Items[i] = Blob{Digest: string(info.Digest), Size: info.Size, Time: info.ModTime.UTC(), Images: s.imagesWith(info.Digest)}
+	}
+	return c.json(http.StatusOK, l)
+}
+
+func (s *Server) getBlob(c *call) error {
+	d, err := c.digest()
+	if err != nil {
+		return err
+	}
+	f, info, err := s.conf.Blobs.Get(d)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	h := c.w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("ETag", `"`+string(d)+`"`)
+	c.status = http.StatusOK
+	http.ServeContent(patientWriter{c.w, c}, c.r, "", info.ModTime, f)
+	return nil
+}
+
+func (s *Server) putBlob(c *call) error {
+	d, err := c.digest()
+	if err != nil {
+		return err
+	}
+	_, size, err := s.conf.Blobs.Put(c.r.Context(), patientReader{c.r.Body, c}, d)
+	if err != nil {
+		return err
+	}
+	c.changed = true
+	return c.json(http.StatusCreated, Blob{Digest: string(d), Size: size})
+}
+
+func (s *Server) deleteBlob(c *call) error {
+	d, err := c.digest()
+	if err != nil {
+		return err
+	}
+	// With the writes of Images, so that none comes to name it meanwhile.
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := s.catchUp(c.r.Context()); err != nil {
+		return err
+	}
+	if _, err := s.conf.Blobs.Stat(d); err != nil {
+		return err
+	}
+	if names := s.imagesWith(d); len(names) > 0 {
+		return problem(http.StatusConflict, "blob %s is named by Image %s: delete that first", d, strings.Join(names, ", "))
+	}
+	if err := s.conf.Blobs.Delete(d); err != nil {
+		return err
+	}
+	c.changed = true
+	return c.empty(http.StatusNoContent)
+}
+
+// patientReader and patientWriter give the client more time whenever it has
+// made progress: a blob takes as long as it takes, but nobody may stand still.
+type patientReader struct {
+	io.Reader
+	c *call
+}
+
+func (p patientReader) Read(b []byte) (int, error) {
+	p.c.extend(bodyTime)
+	n, err := p.Reader.Read(b)
+	if err != nil && err != io.EOF {
+		err = problem(http.StatusBadRequest, "the upload broke off: %s", err)
+	}
+	return n, err
+}
+
+type patientWriter struct {
+	http.ResponseWriter
+	c *call
+}
+
+func (p patientWriter) Write(b []byte) (int, error) {
+	p.c.extend(bodyTime)
+	n, err := p.ResponseWriter.Write(b)
+	if err != nil {
+		return n, fmt.Errorf("send a blob: %w", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,120 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+const (
+	// maxObject bounds the body of an object; the store's own limit is lower.
+	maxObject = 4 << 20
+	// maxBoot bounds the bodies of callers that nobody knows yet.
+	maxBoot = 64 << 10
+)
+
+// call is one request on its way through a handler.
+type call struct {
+	w   http.ResponseWriter
+	r   *http.Request
+	rc  *http.ResponseController
+	who caller
+
+	status int // of the answer
+	// changed says that the audit is to hear of this call, with diff.
+	changed bool
+	diff    []api.Change
+}
+
+func (c *call) name() string { return c.r.PathValue("name") }
+
+// flag reads a boolean of the query; one that cannot be read is an error, since
+// a mistyped dryRun must not write.
+func (c *call) flag(name string) (bool, error) {
+	text := c.r.URL.Query().Get(name)
+	if text == "" {
+		return false, nil
+	}
+	v, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, problem(http.StatusBadRequest, "?%s=%s: it may be true or false", name, text)
+	}
+	return v, nil
+}
+
+// body reads at most limit bytes.
+func (c *call) body(limit int64) ([]byte, error) {
+	raw, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, limit))
+	if err != nil {
+		return nil, fmt.Errorf("read the body: %w", err)
+	}
+	return raw, nil
+}
+
+// json answers with a value.
+func (c *call) json(status int, v any) error {
+	raw, err := api.Encode(v)
+	if err != nil {
+		return err
+	}
+	c.w.Header().Set("Content-Type", "application/json")
+	c.write(status, append(raw, '\n'))
+	return nil
+}
+
+// write answers with bytes. A client that has gone away is no error of ours.
+func (c *call) write(status int, raw []byte) {
+	c.status = status
+	c.w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
+	c.w.WriteHeader(status)
+	_, _ = c.w.Write(raw)
+}
+
+// empty answers with a status alone.
+func (c *call) empty(status int) error {
+	c.status = status
+	c.w.WriteHeader(status)
+	return nil
+}
+
+// extend gives the client more time to send or to take something.
+func (c *call) extend(d time.Duration) {
+	end := time.Now().Add(d)
+	_ = c.rc.SetReadDeadline(end)
+	_ = c.rc.SetWriteDeadline(end)
+}
+
+// lasting makes the call one that may go on for ever, until the client leaves
+// or the Server stops.
+func (s *Server) lasting(c *call) (context.Context, context.CancelFunc) {
+	_ = c.rc.SetReadDeadline(time.Time{})
+	_ = c.rc.SetWriteDeadline(time.Time{})
+	ctx, cancel := context.WithCancel(c.r.Context())
+	release := context.AfterFunc(s.streams, cancel)
+	return ctx, func() { release(); cancel() }
+}
+
+// lines starts an answer of newline-delimited JSON and returns what sends one
+// line, at once.
+func (c *call) lines() func(v any) error {
+	c.w.Header().Set("Content-Type", "application/x-ndjson")
+	c.status = http.StatusOK
+	c.w.WriteHeader(http.StatusOK)
+	_ = c.rc.Flush()
+	return func(v any) error {
+		raw, err := api.Encode(v)
+		if err != nil {
+			return err
+		}
+		_ = c.rc.SetWriteDeadline(time.Now().Add(bodyTime))
+		if _, err := c.w.Write(append(raw, '\n')); err != nil {
+			return fmt.Errorf("write to %s: %w", c.who.from, err)
+		}
+		return c.rc.Flush()
+	}
+}

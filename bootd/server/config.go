@@ -1,0 +1,108 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/blob"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Hub holds the streams of hosts.
+type Hub interface {
+	Serve(ctx context.Context, p hostspec.Peer, c hostspec.Conn) error
+	// Heartbeat is when the host was last heard of; false when it is not connected.
+	Heartbeat(name string) (time.Time, bool)
+}
+
+// Compiler makes HostSpecs.
+type Compiler interface {
+	Compile(m *api.Machine) (*api.HostSpec, error)
+}
+
+// Decider answers machines that boot, and tells how. Its errors are
+// *api.Problem where the machine is to be told.
+type Decider interface {
+	ConfigFor(ctx context.Context, name, token string, peer netip.Addr, accept string) (body []byte, contentType string, err error)
+	Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error)
+	// Origins says which Layer each part of the Machine's config comes from.
+	Origins(m *api.Machine) (origins []api.Origin, warnings []string, err error)
+}
+
+// Journal is what was recorded. Everything comes oldest first.
+type Journal interface {
+	// Events calls fn with the events that are kept, of one kind and name where
+	// they are given. With follow it goes on with new ones until ctx ends. An
+	// error of fn ends it and is returned.
+	Events(ctx context.Context, kind, name string, follow bool, fn func(api.Event) error) error
+	// Decisions returns the last ones that match, at most limit.
+	Decisions(limit int, match func(api.Decision) bool) ([]api.Decision, error)
+	// AuditRecords returns the last ones, at most limit.
+	AuditRecords(limit int) ([]api.AuditRecord, error)
+}
+
+// Token lets its bearer act as a person.
+type Token struct {
+	Name   string
+	Role   string     // viewer, operator or admin
+	SHA256 api.SHA256 // of the token
+}
+
+// Config is all that a Server needs. Audit, Registerer and Tokens may be nil.
+type Config struct {
+	// Listen is the TCP address of the TLS listener; none when empty.
+	Listen string
+	// Socket is the path of the unix socket; none when empty.
+	Socket string
+	// TLS is for the TLS listener: it verifies client certificates that are
+	// shown, against the Site's CA.
+	TLS    *tls.Config
+	Tokens []Token
+
+	Store    *store.Store
+	Cache    *store.Cache
+	Blobs    *blob.Store
+	Hub      Hub
+	Compiler Compiler
+	Decider  Decider
+	Journal  Journal
+	// Console opens a Machine's serial console.
+	Console func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
+	// Audit is told of every change.
+	Audit func(api.AuditRecord)
+	// Metrics is what /metrics shows; Registerer takes the Server's own.
+	Metrics    prometheus.Gatherer
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+}
+
+func (c Config) check() error {
+	switch {
+	case c.Listen == "" && c.Socket == "":
+		return errors.New("the API server has neither an address nor a socket to listen on")
+	case c.Listen != "" && c.TLS == nil:
+		return fmt.Errorf("the API server has no certificate for %s", c.Listen)
+	case c.Store == nil || c.Cache == nil || c.Blobs == nil || c.Hub == nil || c.Compiler == nil ||
+		c.Decider == nil || c.Journal == nil || c.Console == nil || c.Metrics == nil || c.Log == nil:
+		return errors.New("the API server's config is incomplete")
+	}
+	for _, t := range c.Tokens {
+		if t.Name == "" || roleOf(t.Role) == nobody {
+			return fmt.Errorf("token %q has role %q: give it a name and one of the roles viewer, operator, admin", t.Name, t.Role)
+		}
+		if err := new(api.SHA256).UnmarshalText([]byte(t.SHA256)); err != nil {
+			return fmt.Errorf("token %q: %w", t.Name, err)
+		}
+	}
+	return nil
+}

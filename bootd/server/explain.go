@@ -1,0 +1,229 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+const (
+	explainDecisions = 50
+	explainEvents    = 30
+)
+
+// explain tells why a Machine is as it is. It may be named by a MAC, also by
+// one that no Machine has.
+func (s *Server) explain(c *call) error {
+	m, mac, err := s.subject(c)
+	if err != nil {
+		return err
+	}
+	x := api.Explanation{}
+	who := string(mac)
+	if m != nil {
+		s.fill(m)
+		who, x.Machine, x.Summary = m.Metadata.Name, m, summarize(m, s.site(), time.Now())
+		s.explainConfig(&x, m)
+		if x.Events, err = s.lastEvents(c, m); err != nil {
+			return err
+		}
+	}
+	if x.Decisions, err = s.conf.Journal.Decisions(explainDecisions, s.about(who)); err != nil {
+		return err
+	}
+	if m == nil {
+		x.Summary = unknownMAC(mac, x.Decisions)
+	}
+	return c.json(http.StatusOK, x)
+}
+
+// subject finds the Machine that is asked about; nil for a MAC that none has.
+func (s *Server) subject(c *call) (*api.Machine, api.MAC, error) {
+	name := c.name()
+	mac, err := api.ParseMAC(name)
+	if err == nil {
+		m, ok := store.CachedMachineByMAC(s.conf.Cache, mac)
+		if !ok {
+			return nil, mac, nil
+		}
+		name = m.Metadata.Name
+	}
+	o, err := s.read(c.r.Context(), machineKind(), name)
+	if errors.Is(err, store.ErrNotFound) && mac != "" {
+		return nil, mac, nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	return o.(*api.Machine), mac, nil
+}
+
+func (s *Server) site() api.SiteSpec {
+	if site, ok := store.Cached[api.Site](s.conf.Cache, api.SiteName); ok {
+		return site.Spec
+	}
+	site := new(api.Site)
+	site.SetDefaults()
+	return site.Spec
+}
+
+// explainConfig says where each part of the config comes from, or why it cannot
+// be compiled.
+func (s *Server) explainConfig(x *api.Explanation, m *api.Machine) {
+	if machine.IsDiscovered(m) || m.Spec.Profile == "" {
+		return
+	}
+	origins, warnings, err := s.conf.Decider.Origins(m)
+	if err != nil {
+		x.Summary = append(x.Summary, "Its config cannot be compiled: "+err.Error()+".")
+		return
+	}
+	x.Origins = origins
+	for _, w := range warnings {
+		x.Summary = append(x.Summary, "Its config: "+w+".")
+	}
+}
+
+func (s *Server) lastEvents(c *call, m *api.Machine) ([]api.Event, error) {
+	var last []api.Event
+	err := s.conf.Journal.Events(c.r.Context(), "Machine", m.Metadata.Name, false, func(e api.Event) error {
+		last = append(last, e)
+		if len(last) > 2*explainEvents {
+			last = slices.Clone(last[len(last)-explainEvents:])
+		}
+		return nil
+	})
+	return last[max(0, len(last)-explainEvents):], err
+}
+
+func unknownMAC(mac api.MAC, decisions []api.Decision) []string {
+	summary := []string{fmt.Sprintf("No Machine has MAC %s.", mac)}
+	if len(decisions) == 0 {
+		return append(summary, "It has asked bootd for nothing that is still recorded: check its cable, its VLAN, and that a Subnet serves it.")
+	}
+	last := decisions[len(decisions)-1]
+	return append(summary,
+		fmt.Sprintf("It last asked at %s (%s), and the answer was: %s: %s.", clock(last.Time), last.Question, last.Answer, last.Reason),
+		"Apply a Machine with this MAC to register it.")
+}
+
+// summarize says where a Machine stands, what it waits for and what to do.
+func summarize(m *api.Machine, site api.SiteSpec, now time.Time) []string {
+	if machine.IsDiscovered(m) {
+		return []string{
+			fmt.Sprintf("Nobody has registered this Machine: bootd made it because MAC %v asked for a boot.", m.MACs()),
+			fmt.Sprintf("It was last seen %s, and is given an address and nothing else.", ago(m.Status.LastSeen, now)),
+			"Apply a Machine with this MAC, under any name, to take it over.",
+		}
+	}
+	summary := []string{standing(m)}
+	if a := m.Status.Attempt; a != nil {
+		summary = append(summary, attempt(a, now))
+	}
+	summary = append(summary, troubles(m)...)
+	for _, r := range m.Status.Requests {
+		if r.State == api.RequestPending || r.State == api.RequestRunning {
+			summary = append(summary, fmt.Sprintf("%s %s, asked for by %s %s, is %s.", r.Verb, r.Argument, r.By, ago(r.Time, now), r.State))
+		}
+	}
+	if site.Paused {
+		summary = append(summary, "The Site is paused: no power change and no BootAttempt begins until spec.paused of Site site is false.")
+	}
+	return append(summary, advice(m)...)
+}
+
+func standing(m *api.Machine) string {
+	phase := m.Status.Phase
+	if phase == "" {
+		phase = api.PhaseRegistered
+	}
+	text := fmt.Sprintf("%s is %s", m.Metadata.Name, phase)
+	if m.Status.Power != "" {
+		text += ", powered " + m.Status.Power
+	}
+	return text + fmt.Sprintf("; it is to be %s.", m.Spec.State)
+}
+
+func attempt(a *api.BootAttempt, now time.Time) string {
+	head := fmt.Sprintf("BootAttempt %d (%s) began %s", a.Number, a.Reason, ago(a.Started, now))
+	switch a.Result {
+	case api.ResultActive:
+		return fmt.Sprintf("%s and reached Active in %s.", head, a.Finished.Sub(a.Started).Round(time.Second))
+	case api.ResultFailed:
+		return fmt.Sprintf("%s and failed after stage %s: %s.", head, a.Stage, a.Message)
+	}
+	left := a.Deadline.Sub(now).Round(time.Second)
+	if left <= 0 {
+		return fmt.Sprintf("%s, stands at stage %s, and its window is over: it is about to fail.", head, a.Stage)
+	}
+	return fmt.Sprintf("%s and stands at stage %s; it waits for %s, for another %s.", head, a.Stage, next(a.Stage), left)
+}
+
+// next says what follows a stage.
+func next(s api.Stage) string {
+	switch s {
+	case api.StageRequested:
+		return "its BMC to take the power command"
+	case api.StagePowerOn:
+		return "its firmware to ask for an address"
+	case api.StageDHCP:
+		return "its firmware to fetch a boot loader"
+	case api.StageLoader:
+		return "iPXE to ask for its script"
+	case api.StageScript, api.StageKernel:
+		return "iPXE to fetch kernel and initrd"
+	case api.StageInitrd:
+		return "Ignition in its initrd to ask for the pointer"
+	case api.StagePointer:
+		return "Ignition to fetch its config over TLS"
+	case api.StageConfig, api.StageRootfs:
+		return "nodeagent to join"
+	case api.StageJoined:
+		return "nodeagent to apply its HostSpec"
+	}
+	return "the Machine to be declared Active"
+}
+
+// troubles are the conditions that stand in the way.
+func troubles(m *api.Machine) []string {
+	var list []string
+	for _, cond := range m.Status.Conditions {
+		held := cond.Type == api.CondHeld && cond.Status == api.True
+		bad := cond.Type != api.CondHeld && cond.Status == api.False
+		if !held && !bad || cond.Message == "" {
+			continue
+		}
+		list = append(list, fmt.Sprintf("%s is %s (%s): %s.", cond.Type, cond.Status, cond.Reason, cond.Message))
+	}
+	return list
+}
+
+func advice(m *api.Machine) []string {
+	name := m.Metadata.Name
+	switch {
+	case m.Spec.BMC == nil:
+		return []string{"It has no BMC in its spec, so bootd cannot power it: add spec.bmc, or switch it on by hand."}
+	case m.Spec.Profile == "" && m.Spec.State == api.StateActive:
+		return []string{"It has no Profile, so there is nothing to boot: set spec.profile."}
+	case m.Status.Phase == api.PhaseFailed:
+		return []string{fmt.Sprintf("When the cause is removed: weftctl machine reprovision %s. Its console: weftctl console %s.", name, name)}
+	case m.Status.Phase == api.PhaseProvisioning:
+		return []string{fmt.Sprintf("To watch it: weftctl console %s.", name)}
+	}
+	return nil
+}
+
+func clock(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return now.Sub(t).Round(time.Second).String() + " ago"
+}

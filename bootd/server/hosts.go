@@ -1,0 +1,114 @@
+package server
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+)
+
+// hostRoutes are what machines call while they boot, and hosts as long as they
+// live.
+func (s *Server) hostRoutes() []route {
+	return []route{
+		{method: "GET", path: "/v1/ignition/{name}", tag: "Host", public: true, summary: "A Machine's Ignition config, against the token of its BootAttempt",
+			outType: "application/vnd.coreos.ignition+json", handle: s.ignition},
+		{method: "POST", path: "/v1/join", tag: "Host", public: true, summary: "Join as a Machine's host, once, against the join token of its BootAttempt",
+			in: api.JoinRequest{}, out: api.JoinResponse{}, handle: s.join},
+		{method: "POST", path: "/v1/hosts/{name}/stream", tag: "Host", role: admin, host: ownName, stream: true,
+			summary: "A host's one stream: newline-delimited HostFrames in, ServerFrames out", inType: "application/x-ndjson", in: api.HostFrame{},
+			outType: "application/x-ndjson", out: api.ServerFrame{}, handle: s.hostStream},
+	}
+}
+
+// bootToken is the token of a caller that has nothing else yet.
+func (s *Server) bootToken(c *call) (string, error) {
+	c.who.from = peerOf(c.r).String()
+	if !s.boots.allow(peerOf(c.r)) {
+		// Not 429: Ignition gives up for good at any 4xx, and asks again at a 5xx.
+		c.w.Header().Set("Retry-After", "2")
+		return "", problem(http.StatusServiceUnavailable, "too many calls from %s: wait a moment", c.who.from)
+	}
+	token, ok := bearerOf(c.r)
+	if !ok || len(token) > 256 {
+		return "", problem(http.StatusUnauthorized, "the token of the BootAttempt is missing: send it as a bearer token")
+	}
+	return token, nil
+}
+
+func (s *Server) ignition(c *call) error {
+	token, err := s.bootToken(c)
+	if err != nil {
+		return err
+	}
+	body, contentType, err := s.conf.Decider.ConfigFor(c.r.Context(), c.name(), token, peerOf(c.r), c.r.Header.Get("Accept"))
+	if err != nil {
+		return s.unknownCaller(c, err)
+	}
+	c.w.Header().Set("Content-Type", contentType)
+	c.w.Header().Set("Cache-Control", "no-store")
+	c.write(http.StatusOK, body)
+	return nil
+}
+
+func (s *Server) join(c *call) error {
+	token, err := s.bootToken(c)
+	if err != nil {
+		return err
+	}
+	raw, err := c.body(maxBoot)
+	if err != nil {
+		return err
+	}
+	var r api.JoinRequest
+	if err := api.DecodeStrict(raw, &r); err != nil {
+		return err
+	}
+	answer, err := s.conf.Decider.Join(c.r.Context(), token, peerOf(c.r), r)
+	if err != nil {
+		return s.unknownCaller(c, err)
+	}
+	c.w.Header().Set("Cache-Control", "no-store")
+	return c.json(http.StatusOK, answer)
+}
+
+// unknownCaller keeps what went wrong inside bootd from whoever asks; trying
+// again may help.
+func (s *Server) unknownCaller(c *call, err error) error {
+	var p *api.Problem
+	if errors.As(err, &p) {
+		return p
+	}
+	s.log.Error("a booting machine could not be answered", "path", c.r.URL.Path, "peer", c.who.from, "error", err)
+	return problem(http.StatusServiceUnavailable, "bootd cannot answer now; its log says why")
+}
+
+// hostStream hands a host's connection to the hub.
+func (s *Server) hostStream(c *call) error {
+	if c.who.host == nil {
+		return problem(http.StatusForbidden, "a stream is held by a host: show the certificate of host:%s", c.name())
+	}
+	ctx, cancel := s.lasting(c)
+	defer cancel()
+	// HTTP/1.1 would otherwise read the whole request before it answers.
+	if err := c.rc.EnableFullDuplex(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	c.w.Header().Set("Content-Type", "application/x-ndjson")
+	c.status = http.StatusOK
+	c.w.WriteHeader(http.StatusOK)
+	if err := c.rc.Flush(); err != nil {
+		return err
+	}
+	err := s.conf.Hub.Serve(ctx, *c.who.host, hostspec.Conn{
+		In: c.r.Body, Out: c.w, Flush: c.rc.Flush,
+		SetReadDeadline: func(t time.Time) error { return c.rc.SetReadDeadline(t) },
+	})
+	if err != nil {
+		s.log.Info("a host's stream ended", "host", strings.TrimPrefix(c.who.name, "host:"), "peer", c.who.from, "reason", err)
+	}
+	return nil
+}

@@ -1,0 +1,71 @@
+package server
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// maxPeers bounds how many addresses a limiter remembers: anyone can come from
+// very many.
+const maxPeers = 8192
+
+// limiter bounds how often each address may do something.
+type limiter struct {
+	perSecond rate.Limit
+	burst     int
+
+	mu    sync.Mutex
+	peers map[netip.Prefix]*rate.Limiter
+	// crowd is shared by all who come when peers is full.
+	crowd *rate.Limiter
+}
+
+func newLimiter(perSecond float64, burst int) *limiter {
+	l := &limiter{perSecond: rate.Limit(perSecond), burst: burst, peers: map[netip.Prefix]*rate.Limiter{}}
+	l.crowd = rate.NewLimiter(l.perSecond, burst)
+	return l
+}
+
+// allow takes one from what the address has left.
+func (l *limiter) allow(a netip.Addr) bool { return l.of(a).Allow() }
+
+// exhausted reports whether the address has nothing left, and takes nothing.
+func (l *limiter) exhausted(a netip.Addr) bool { return l.of(a).Tokens() < 1 }
+
+func (l *limiter) of(a netip.Addr) *rate.Limiter {
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = 64 // one host has a whole /64 to choose from
+	}
+	peer, err := a.WithZone("").Prefix(bits)
+	if err != nil {
+		return l.crowd
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.peers[peer]; p != nil {
+		return p
+	}
+	if len(l.peers) >= maxPeers {
+		l.prune()
+	}
+	if len(l.peers) >= maxPeers {
+		return l.crowd
+	}
+	p := rate.NewLimiter(l.perSecond, l.burst)
+	l.peers[peer] = p
+	return p
+}
+
+// prune forgets who has been quiet for long enough to start over.
+func (l *limiter) prune() {
+	now := time.Now()
+	for peer, p := range l.peers {
+		if p.TokensAt(now) >= float64(l.burst) {
+			delete(l.peers, peer)
+		}
+	}
+}

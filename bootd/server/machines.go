@@ -1,0 +1,85 @@
+package server
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+func (s *Server) machineRoutes() []route {
+	const one = "/v1/machines/{name}"
+	routes := []route{
+		{method: "GET", path: one + "/explain", tag: "Machine", role: viewer, summary: "Why a Machine, or whoever has a MAC, is as it is",
+			out: api.Explanation{}, handle: s.explain},
+		{method: "GET", path: one + "/console", tag: "Machine", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
+			summary: "Open the serial console: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: s.console},
+	}
+	for _, v := range []api.Verb{api.VerbReprovision, api.VerbPower, api.VerbInspect, api.VerbIdentify} {
+		routes = append(routes, route{method: "POST", path: one + "/" + string(v), tag: "Machine", role: operator, audited: true,
+			summary: "Ask a Machine once to " + string(v), in: api.Request{}, out: api.Request{}, status: http.StatusAccepted,
+			handle: func(c *call) error { return s.verb(c, v) }})
+	}
+	return routes
+}
+
+// verb writes a request into the Machine's status.
+func (s *Server) verb(c *call, v api.Verb) error {
+	r, err := c.request(v)
+	if err != nil {
+		return err
+	}
+	var answer api.Request
+	repeated := false
+	_, err = store.Mutate(c.r.Context(), s.conf.Store, c.name(), func(m *api.Machine) error {
+		repeated = slices.ContainsFunc(m.Status.Requests, func(old api.Request) bool { return old.ID == r.ID })
+		added, err := machine.AddRequest(m, r)
+		if err != nil {
+			return problem(http.StatusUnprocessableEntity, "%s", err)
+		}
+		answer = added
+		if repeated {
+			return store.ErrUnchanged
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if !repeated {
+		c.changed = true
+		c.diff = []api.Change{{Pointer: "/status/requests", New: answer}}
+	}
+	return c.json(http.StatusAccepted, answer)
+}
+
+// request reads the body of a verb; an empty one asks for the verb alone.
+func (c *call) request(v api.Verb) (api.Request, error) {
+	raw, err := c.body(maxBoot)
+	if err != nil {
+		return api.Request{}, err
+	}
+	var r api.Request
+	if len(raw) > 0 {
+		if err := api.DecodeStrict(raw, &r); err != nil {
+			return api.Request{}, err
+		}
+	}
+	if r.Verb != "" && r.Verb != v {
+		p := problem(http.StatusUnprocessableEntity, "the body asks for another verb than the path")
+		p.Errors = api.FieldErrors{{Pointer: "/verb", Message: fmt.Sprintf("%q is not %s", r.Verb, v)}}
+		return api.Request{}, p
+	}
+	if len(r.ID) > 128 || len(r.Argument) > 128 {
+		return api.Request{}, problem(http.StatusUnprocessableEntity, "id and argument have at most 128 characters")
+	}
+	if r.ID == "" {
+		r.ID = uuid.NewString()
+	}
+	return api.Request{ID: r.ID, Verb: v, Argument: r.Argument, By: c.who.name}, nil
+}

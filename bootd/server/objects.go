@@ -1,0 +1,399 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// kindRoutes are the routes that every kind has; a computed one is only read.
+func (s *Server) kindRoutes(k api.Kind) []route {
+	list, one := "/v1/"+k.Plural, "/v1/"+k.Plural+"/{name}"
+	watch := []parameter{
+		{"watch", "Newline-delimited WatchFrames instead of a list.", "boolean"},
+		{"resourceVersion", "Watch from here on; everything that stands comes first unless given.", "string"},
+	}
+	get := route{method: "GET", path: one, tag: k.Name, role: viewer, summary: "Read a " + k.Name, out: k.New(),
+		handle: func(c *call) error { return s.get(c, k) }}
+	if k.Computed {
+		get.host = ownName
+		return []route{get,
+			{method: "GET", path: list, tag: k.Name, role: viewer, summary: "List every " + k.Name, out: &listOf{k},
+				handle: func(c *call) error { return s.list(c, k) }}}
+	}
+	write := writer(k)
+	version := parameter{"resourceVersion", "Refuse with 409 unless this is still current.", "string"}
+	dry := parameter{"dryRun", "Answer what would be, store nothing.", "boolean"}
+	return []route{get,
+		{method: "GET", path: list, tag: k.Name, role: viewer, summary: "List or watch every " + k.Name, query: watch, out: &listOf{k}, stream: true,
+			handle: func(c *call) error { return s.listOrWatch(c, k) }},
+		{method: "GET", path: one + "/status", tag: k.Name, role: viewer, summary: "Read the status of a " + k.Name,
+			out: statusOf(k.New()).Interface(), handle: func(c *call) error { return s.status(c, k) }},
+		{method: "PUT", path: one, tag: k.Name, role: write, summary: "Create a " + k.Name + ", or replace its spec, labels and annotations",
+			query: []parameter{dry}, in: k.New(), out: k.New(), audited: true, handle: func(c *call) error { return s.put(c, k, c.name()) }},
+		{method: "POST", path: list, tag: k.Name, role: write, summary: "Create a " + k.Name + " that does not exist yet", status: http.StatusCreated,
+			query: []parameter{dry}, in: k.New(), out: k.New(), audited: true, handle: func(c *call) error { return s.put(c, k, "") }},
+		{method: "DELETE", path: one, tag: k.Name, role: write, summary: "Delete a " + k.Name, status: http.StatusNoContent,
+			query: []parameter{version}, audited: true, handle: func(c *call) error { return s.delete(c, k) }},
+	}
+}
+
+// writer is the role that changes a kind: what a whole Site stands on is the
+// admin's.
+func writer(k api.Kind) role {
+	switch k.Name {
+	case "Machine", "Profile", "Layer", "Image", "Network", "Guest":
+		return operator
+	}
+	return admin
+}
+
+// read returns an object as clients see it.
+func (s *Server) read(ctx context.Context, k api.Kind, name string) (api.Object, error) {
+	if err := api.ValidateName(name); err != nil {
+		return nil, problem(http.StatusNotFound, "no %s is called %q", k.Name, name)
+	}
+	if k.Computed {
+		return s.compile(name)
+	}
+	o, err := s.conf.Store.Get(ctx, k, name)
+	if err != nil {
+		return nil, err
+	}
+	return s.fill(o), nil
+}
+
+func (s *Server) compile(name string) (api.Object, error) {
+	m, ok := store.Cached[api.Machine](s.conf.Cache, name)
+	if !ok || machine.IsDiscovered(m) {
+		return nil, problem(http.StatusNotFound, "HostSpec %q does not exist: no Machine of that name is registered", name)
+	}
+	return s.conf.Compiler.Compile(m)
+}
+
+// fill adds what is kept in memory only.
+func (s *Server) fill(o api.Object) api.Object {
+	m, ok := o.(*api.Machine)
+	if !ok || m.Status.Host == nil {
+		return o
+	}
+	host := *m.Status.Host
+	host.LastHeartbeat, host.Connected = s.conf.Hub.Heartbeat(m.Metadata.Name)
+	m.Status.Host = &host
+	return m
+}
+
+func (s *Server) get(c *call, k api.Kind) error {
+	o, err := s.read(c.r.Context(), k, c.name())
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, o)
+}
+
+func (s *Server) status(c *call, k api.Kind) error {
+	o, err := s.read(c.r.Context(), k, c.name())
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, statusOf(o).Interface())
+}
+
+func (s *Server) listOrWatch(c *call, k api.Kind) error {
+	watch, err := c.flag("watch")
+	if err != nil {
+		return err
+	}
+	if watch && c.r.Method == http.MethodGet {
+		return s.watch(c, k)
+	}
+	return s.list(c, k)
+}
+
+func (s *Server) list(c *call, k api.Kind) error {
+	objects, revision, err := s.objects(c.r.Context(), k)
+	if err != nil {
+		return err
+	}
+	l := api.List{
+		TypeMeta: api.TypeMeta{APIVersion: api.Version, Kind: k.Name + "List"},
+		Metadata: api.ListMeta{ResourceVersion: strconv.FormatInt(revision, 10)},
+		Items:    make([]json.RawMessage, len(objects)),
+	}
+	for i, o := range objects {
+		if l.Items[i], err = api.Encode(o); err != nil {
+			return err
+		}
+	}
+	return c.json(http.StatusOK, l)
+}
+
+// objects reads from the store, not the cache: the revision of a cache that
+// has nothing to do can be so old that no watch can go on from it.
+func (s *Server) objects(ctx context.Context, k api.Kind) ([]api.Object, int64, error) {
+	if k.Computed {
+		return s.compileAll()
+	}
+	objects, revision, err := s.conf.Store.List(ctx, k)
+	for i := range objects {
+		objects[i] = s.fill(objects[i])
+	}
+	return objects, revision, err
+}
+
+func (s *Server) compileAll() ([]api.Object, int64, error) {
+	revision := s.conf.Cache.Revision()
+	var all []api.Object
+	for _, m := range store.CachedList[api.Machine](s.conf.Cache) {
+		if machine.IsDiscovered(m) {
+			continue
+		}
+		h, err := s.conf.Compiler.Compile(m)
+		if err != nil {
+			return nil, 0, err
+		}
+		all = append(all, h)
+	}
+	return all, revision, nil
+}
+
+// decode reads the object of a body. Its name is the path's (any, when that is
+// empty), and its status is passed over.
+func (c *call) decode(k api.Kind, name string) (api.Object, error) {
+	raw, err := c.body(maxObject)
+	if err != nil {
+		return nil, err
+	}
+	o := k.New()
+	if err := api.DecodeStrict(raw, o); err != nil {
+		return nil, err
+	}
+	o.SetDefaults()
+	m := o.Meta()
+	if m.Name == "" {
+		m.Name = name
+	}
+	if name != "" && m.Name != name {
+		return nil, invalid(o, api.FieldErrors{{Pointer: "/metadata/name", Message: fmt.Sprintf("%q is not the name in the path, %q", m.Name, name)}})
+	}
+	statusOf(o).SetZero()
+	return o, nil
+}
+
+// put creates the object of the body or replaces the one that stands; without
+// a name it only creates.
+func (s *Server) put(c *call, k api.Kind, name string) error {
+	dry, err := c.flag("dryRun")
+	if err != nil {
+		return err
+	}
+	body, err := c.decode(k, name)
+	if err != nil {
+		return err
+	}
+	if e := body.Validate(); len(e) > 0 {
+		return invalid(body, e)
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	ctx := c.r.Context()
+	if err := s.catchUp(ctx); err != nil {
+		return err
+	}
+	current, err := s.current(ctx, k, body.Meta().Name)
+	if err != nil {
+		return err
+	}
+	if current != nil && name == "" {
+		return problem(http.StatusConflict, "%s %q exists already", k.Name, current.Meta().Name)
+	}
+	if err := agree(k, body, current); err != nil {
+		return err
+	}
+	next := merge(body, current)
+	verdict := admit(s.world(), next, current)
+	if len(verdict.errors) > 0 {
+		return invalid(next, verdict.errors)
+	}
+	for _, w := range verdict.warnings {
+		c.w.Header().Add("Warning", warning(w))
+	}
+	if dry {
+		redact(next)
+		return c.json(http.StatusOK, next)
+	}
+	return s.store(c, k, body, next, current, verdict.takeover)
+}
+
+// store writes what was admitted and answers with it. The caller holds writing.
+func (s *Server) store(c *call, k api.Kind, body, next, current api.Object, takeover []string) error {
+	ctx := c.r.Context()
+	// First, for the MAC must never be found with a Machine that is only
+	// discovered; should bootd die here, the Machine is discovered again.
+	for _, name := range takeover {
+		if err := s.conf.Store.Delete(ctx, machineKind(), name, ""); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("take over the discovered Machine %s: %w", name, err)
+		}
+		c.changed = true
+	}
+	status := http.StatusOK
+	if current == nil {
+		status = http.StatusCreated
+		if err := s.conf.Store.Create(ctx, next); err != nil {
+			return err
+		}
+	} else {
+		version, uid := body.Meta().ResourceVersion, current.Meta().UID
+		o, err := s.conf.Store.Mutate(ctx, k, next.Meta().Name, func(o api.Object) error {
+			if o.Meta().UID != uid || version != "" && o.Meta().ResourceVersion != version {
+				return &store.ConflictError{Kind: k.Name, Name: o.Meta().Name, Current: o.Meta().ResourceVersion}
+			}
+			replace(o, next)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		next = o
+	}
+	s.wrote(next.Meta().ResourceVersion)
+	if current == nil || current.Meta().ResourceVersion != next.Meta().ResourceVersion {
+		c.changed, c.diff = true, difference(current, next)
+	}
+	redact(next)
+	return c.json(status, s.fill(next))
+}
+
+func (s *Server) delete(c *call, k api.Kind) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	ctx := c.r.Context()
+	if err := s.catchUp(ctx); err != nil {
+		return err
+	}
+	o, err := s.read(ctx, k, c.name())
+	if err != nil {
+		return err
+	}
+	if who := s.world().referrers(k, c.name()); len(who) > 0 {
+		return problem(http.StatusConflict, "%s %q is still referred to by %s: change or delete that first", k.Name, c.name(), strings.Join(who, ", "))
+	}
+	if err := s.conf.Store.Delete(ctx, k, c.name(), c.r.URL.Query().Get("resourceVersion")); err != nil {
+		return err
+	}
+	c.changed, c.diff = true, difference(o, nil)
+	left, err := s.current(ctx, k, c.name())
+	if err == nil && left != nil {
+		return c.json(http.StatusAccepted, s.fill(left)) // finalizers are at work
+	}
+	s.deleted(ctx)
+	return c.empty(http.StatusNoContent)
+}
+
+// current is the object as it stands, nil when there is none.
+func (s *Server) current(ctx context.Context, k api.Kind, name string) (api.Object, error) {
+	o, err := s.conf.Store.Get(ctx, k, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	return o, err
+}
+
+// catchUp waits until the cache has seen the last write, so that admission
+// does not judge by what stood before it. The caller holds writing.
+func (s *Server) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := s.conf.Cache.WaitRevision(ctx, s.lastWrite); err != nil {
+		return problem(http.StatusServiceUnavailable, "nothing can be written now: %s", err)
+	}
+	return nil
+}
+
+func (s *Server) wrote(version string) {
+	if revision, err := strconv.ParseInt(version, 10, 64); err == nil {
+		s.lastWrite = max(s.lastWrite, revision)
+	}
+}
+
+// deleted finds out at which revision the cache has seen a deletion: any list
+// tells the store's, and there is one Site at most.
+func (s *Server) deleted(ctx context.Context) {
+	if _, revision, err := s.conf.Store.List(ctx, api.KindOf(new(api.Site))); err == nil {
+		s.lastWrite = max(s.lastWrite, revision)
+	}
+}
+
+// agree refuses a write to another object, or another state of it, than the
+// client has read.
+func agree(k api.Kind, body, current api.Object) error {
+	m := body.Meta()
+	if current == nil {
+		if m.ResourceVersion != "" {
+			return &store.ConflictError{Kind: k.Name, Name: m.Name}
+		}
+		return nil
+	}
+	now := current.Meta()
+	if m.ResourceVersion != "" && m.ResourceVersion != now.ResourceVersion {
+		return &store.ConflictError{Kind: k.Name, Name: m.Name, Current: now.ResourceVersion}
+	}
+	if m.UID != "" && m.UID != now.UID {
+		p := problem(http.StatusConflict, "%s %q was deleted and made anew: its uid is now %s, not %s", k.Name, m.Name, now.UID, m.UID)
+		p.ResourceVersion = now.ResourceVersion
+		return p
+	}
+	return nil
+}
+
+// merge is the object as it would stand: the body's spec, labels and
+// annotations over what rackweft keeps.
+func merge(body, current api.Object) api.Object {
+	next := api.KindOf(body).New()
+	if current == nil {
+		next.Meta().Name = body.Meta().Name
+	} else {
+		*next.Meta() = *current.Meta()
+		statusOf(next).Set(statusOf(current))
+	}
+	replace(next, body)
+	next.SetDefaults()
+	return next
+}
+
+// replace gives o the spec, labels and annotations of from. A Machine that was
+// only discovered is so no more.
+func replace(o, from api.Object) {
+	if m, ok := o.(*api.Machine); ok && machine.IsDiscovered(m) {
+		m.Status.Phase, m.Status.LastSeen = "", time.Time{}
+	}
+	specOf(o).Set(specOf(from))
+	o.Meta().Labels, o.Meta().Annotations = from.Meta().Labels, from.Meta().Annotations
+	delete(o.Meta().Labels, api.DiscoveredLabel)
+}
+
+// redact takes out what must never be answered.
+func redact(o api.Object) {
+	if secret, ok := o.(*api.Secret); ok {
+		secret.Spec.Data = nil
+	}
+}
+
+// specOf and statusOf are the fields that every stored kind has.
+func specOf(o api.Object) reflect.Value   { return reflect.ValueOf(o).Elem().FieldByName("Spec") }
+func statusOf(o api.Object) reflect.Value { return reflect.ValueOf(o).Elem().FieldByName("Status") }
+
+func machineKind() api.Kind { return api.KindOf(new(api.Machine)) }
+
+// warning is the value of a Warning header (RFC 7234, 5.5).
+func warning(text string) string { return "299 rackweft " + strconv.QuoteToASCII(text) }

@@ -1,0 +1,297 @@
+package server
+
+import (
+	"net/http"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// route is one operation of the API.
+type route struct {
+	method, path string
+	summary      string
+	tag          string
+	role         role                      // that a person needs
+	public       bool                      // nobody is asked who they are
+	host         func(*Server, *call) bool // whether a host may call it; nil: none may
+	stream       bool                      // lasts as long as the client likes
+	audited      bool                      // may change something
+	handle       func(*call) error
+
+	// For the OpenAPI document.
+	query   []parameter
+	in, out any // a value of the body's type, or a *huma.Schema; nil: none
+	inType  string
+	outType string
+	status  int // of the good answer; 200 unless set
+}
+
+// parameter is one of the query.
+type parameter struct{ name, doc, kind string }
+
+func (rt route) String() string { return rt.method + " " + rt.path }
+
+// route registers every route and makes the OpenAPI document.
+func (s *Server) route() error {
+	doc := newDocument()
+	apiOf := humago.New(s.mux, huma.Config{OpenAPI: doc.OpenAPI})
+	for _, rt := range s.routes() {
+		op, err := doc.operation(rt)
+		if err != nil {
+			return err
+		}
+		doc.AddOperation(op)
+		apiOf.Adapter().Handle(op, func(ctx huma.Context) {
+			r, w := humago.Unwrap(ctx)
+			s.serve(rt, w, r)
+		})
+	}
+	var err error
+	if s.openapi, err = doc.MarshalJSON(); err != nil {
+		return err
+	}
+	s.mux.HandleFunc("/", s.unknown)
+	return nil
+}
+
+func (s *Server) routes() []route {
+	var all []route
+	for _, k := range api.Kinds() {
+		all = append(all, s.kindRoutes(k)...)
+	}
+	all = append(all, s.machineRoutes()...)
+	all = append(all, s.blobRoutes()...)
+	all = append(all, s.journalRoutes()...)
+	all = append(all, s.hostRoutes()...)
+	return append(all, s.serviceRoutes()...)
+}
+
+// serve runs one request through identity, authorisation, handler and audit.
+func (s *Server) serve(rt route, w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	c := &call{w: w, r: r, rc: http.NewResponseController(w)}
+	c.extend(bodyTime)
+	if rt.stream {
+		open := s.metrics.streams.WithLabelValues(rt.String())
+		open.Inc()
+		defer open.Dec()
+	}
+	if err := s.answer(c, rt); err != nil {
+		s.refuse(c, err)
+	}
+	s.metrics.answered(rt, c.status, time.Since(start))
+	if rt.audited {
+		s.audit(c)
+	}
+}
+
+func (s *Server) answer(c *call, rt route) error {
+	if !rt.public {
+		var err error
+		if c.who, err = s.identify(c.r); err != nil {
+			return err
+		}
+	}
+	if err := s.authorize(c, rt); err != nil {
+		return err
+	}
+	return rt.handle(c)
+}
+
+// refuse answers with a problem, unless an answer is under way already.
+func (s *Server) refuse(c *call, err error) {
+	if c.status != 0 {
+		s.log.Debug("an answer broke off", "path", c.r.URL.Path, "peer", c.who.from, "error", err)
+		return
+	}
+	p := problemOf(err)
+	c.status = p.Status
+	if p.Status >= http.StatusInternalServerError {
+		s.log.Error("a request failed", "method", c.r.Method, "path", c.r.URL.Path, "status", p.Status, "error", err)
+	}
+	writeProblem(c.w, p)
+}
+
+// audit records what was changed, and attempts that were refused for want of a
+// role.
+func (s *Server) audit(c *call) {
+	known := c.who.role > nobody || c.who.host != nil
+	if s.conf.Audit == nil || !c.changed && (c.status != http.StatusForbidden || !known) {
+		return
+	}
+	s.conf.Audit(api.AuditRecord{
+		Time: time.Now().UTC(), Who: c.who.name, Role: c.who.roleName(), From: c.who.from,
+		Method: c.r.Method, Path: c.r.URL.RequestURI(), Status: c.status, Diff: c.diff,
+	})
+}
+
+// unknown answers what no route takes: 405 where another method would do.
+func (s *Server) unknown(w http.ResponseWriter, r *http.Request) {
+	var allowed []string
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPost, http.MethodDelete} {
+		probe := r.Clone(r.Context())
+		probe.Method = method
+		if _, pattern := s.mux.Handler(probe); pattern != "/" {
+			allowed = append(allowed, method)
+		}
+	}
+	if len(allowed) == 0 {
+		writeProblem(w, problem(http.StatusNotFound, "nothing is at %s: /openapi.json lists what there is", r.URL.Path))
+		return
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	detail := "%s is not possible here; these are: %s"
+	if strings.HasPrefix(r.URL.Path, "/v1/hostspecs") {
+		detail = "%s is not possible here: a HostSpec is compiled from other objects, change those; these are possible: %s"
+	}
+	writeProblem(w, problem(http.StatusMethodNotAllowed, detail, r.Method, strings.Join(allowed, ", ")))
+}
+
+func (s *Server) serviceRoutes() []route {
+	metrics := promhttp.HandlerFor(s.conf.Metrics, promhttp.HandlerOpts{})
+	return []route{
+		{method: "GET", path: "/healthz", public: true, tag: "service", summary: "Whether bootd runs", outType: "text/plain",
+			handle: func(c *call) error { return c.text(http.StatusOK, "ok\n") }},
+		{method: "GET", path: "/readyz", public: true, tag: "service", summary: "Whether bootd can do its work, and if not, why", outType: "text/plain",
+			handle: s.readyz},
+		{method: "GET", path: "/metrics", role: viewer, tag: "service", summary: "Prometheus metrics", outType: "text/plain",
+			handle: func(c *call) error { c.status = http.StatusOK; metrics.ServeHTTP(c.w, c.r); return nil }},
+		{method: "GET", path: "/openapi.json", public: true, tag: "service", summary: "This document", out: map[string]any{},
+			handle: func(c *call) error {
+				c.w.Header().Set("Content-Type", "application/vnd.oai.openapi+json")
+				c.write(http.StatusOK, s.openapi)
+				return nil
+			}},
+	}
+}
+
+func (c *call) text(status int, text string) error {
+	c.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	c.write(status, []byte(text))
+	return nil
+}
+
+func (s *Server) readyz(c *call) error {
+	var reasons []string
+	if err := s.conf.Store.Ready(c.r.Context()); err != nil {
+		reasons = append(reasons, "the store: "+err.Error())
+	}
+	select {
+	case <-s.conf.Cache.Synced():
+	default:
+		reasons = append(reasons, "the cache has not been filled yet")
+	}
+	if len(reasons) > 0 {
+		return c.text(http.StatusServiceUnavailable, strings.Join(reasons, "\n")+"\n")
+	}
+	return c.text(http.StatusOK, "ok\n")
+}
+
+// document is the OpenAPI document under way.
+type document struct {
+	*huma.OpenAPI
+	schemas huma.Registry
+}
+
+func newDocument() *document {
+	r := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	for from, to := range map[reflect.Type]reflect.Type{
+		// Huma writes format ipv4 and int32 for these, which is too narrow.
+		reflect.TypeFor[netip.Addr](): reflect.TypeFor[addrText](),
+		reflect.TypeFor[uint32]():     reflect.TypeFor[unsigned32](),
+		reflect.TypeFor[api.MAC]():    reflect.TypeFor[macText](),
+		reflect.TypeFor[api.SHA256](): reflect.TypeFor[digestText](),
+	} {
+		r.RegisterTypeAlias(from, to)
+	}
+	return &document{schemas: r, OpenAPI: &huma.OpenAPI{
+		OpenAPI: "3.1.0",
+		Info: &huma.Info{
+			Title: "rackweft", Version: strings.TrimPrefix(api.Version, "rackweft/"),
+			Description: "bootd's API. Errors are RFC 9457 problem documents.",
+			License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+		},
+		Components: &huma.Components{Schemas: r, SecuritySchemes: map[string]*huma.SecurityScheme{
+			"certificate": {Type: "mutualTLS", Description: "A client certificate of the Site's CA."},
+			"bearer":      {Type: "http", Scheme: "bearer"},
+		}},
+	}}
+}
+
+func (d *document) operation(rt route) (*huma.Operation, error) {
+	op := &huma.Operation{
+		Method: rt.method, Path: rt.path, Summary: rt.summary, Tags: []string{rt.tag}, OperationID: operationID(rt),
+		Responses: map[string]*huma.Response{
+			statusText(rt.status): {Description: "Done.", Content: d.content(rt.outType, rt.out)},
+			"default":             {Description: "What is wrong.", Content: d.content("application/problem+json", api.Problem{})},
+		},
+	}
+	if !rt.public {
+		op.Security = []map[string][]string{{"certificate": {}}, {"bearer": {}}}
+		if rt.role > nobody {
+			op.Description = "Needs role " + rt.role.String() + "."
+		}
+	}
+	for _, part := range strings.Split(rt.path, "/") {
+		if name, ok := strings.CutPrefix(part, "{"); ok {
+			op.Parameters = append(op.Parameters, &huma.Param{Name: strings.TrimSuffix(name, "}"), In: "path", Required: true, Schema: &huma.Schema{Type: "string"}})
+		}
+	}
+	for _, p := range rt.query {
+		op.Parameters = append(op.Parameters, &huma.Param{Name: p.name, In: "query", Description: p.doc, Schema: &huma.Schema{Type: p.kind}})
+	}
+	if rt.in != nil || rt.inType != "" {
+		op.RequestBody = &huma.RequestBody{Required: true, Content: d.content(rt.inType, rt.in)}
+	}
+	return op, nil
+}
+
+func (d *document) content(mediaType string, v any) map[string]*huma.MediaType {
+	if v == nil && mediaType == "" {
+		return nil
+	}
+	if mediaType == "" {
+		mediaType = "application/json"
+	}
+	m := new(huma.MediaType)
+	switch v := v.(type) {
+	case nil:
+	case *listOf:
+		m.Schema = d.list(v.kind)
+	default:
+		m.Schema = d.schemas.Schema(reflect.TypeOf(v), true, "")
+	}
+	return map[string]*huma.MediaType{mediaType: m}
+}
+
+// listOf stands for a list of one kind; its Go type holds raw JSON.
+type listOf struct{ kind api.Kind }
+
+func (d *document) list(k api.Kind) *huma.Schema {
+	text := &huma.Schema{Type: huma.TypeString}
+	return &huma.Schema{Type: huma.TypeObject, Required: []string{"apiVersion", "kind", "metadata", "items"}, Properties: map[string]*huma.Schema{
+		"apiVersion": text,
+		"kind":       text,
+		"metadata":   d.schemas.Schema(reflect.TypeFor[api.ListMeta](), true, ""),
+		"items":      {Type: huma.TypeArray, Items: d.schemas.Schema(reflect.TypeOf(k.New()), true, "")},
+	}}
+}
+
+// operationID is such as getMachinesNameExplain.
+func operationID(rt route) string {
+	id := strings.ToLower(rt.method)
+	words := strings.FieldsFunc(strings.TrimPrefix(rt.path, "/v1"), func(r rune) bool { return !(r >= 'a' && r <= 'z') })
+	for _, w := range slices.DeleteFunc(words, func(w string) bool { return w == "" }) {
+		id += strings.ToUpper(w[:1]) + w[1:]
+	}
+	return id
+}

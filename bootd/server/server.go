@@ -1,0 +1,225 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// headerTime bounds the TLS handshake and the headers of a request.
+	headerTime = 10 * time.Second
+	// bodyTime bounds an ordinary request's body and answer; a long one must
+	// make progress in each such time.
+	bodyTime = 30 * time.Second
+	idleTime = 2 * time.Minute
+	// pingAfter is how long an HTTP/2 connection may be silent before it is
+	// asked whether it is still there.
+	pingAfter   = 15 * time.Second
+	headerBytes = 64 << 10
+	// stopTime is how long ordinary requests may take to end at a stop.
+	stopTime = 4 * time.Second
+)
+
+// Server is bootd's HTTP API.
+type Server struct {
+	conf    Config
+	log     *slog.Logger
+	mux     *http.ServeMux
+	openapi []byte
+	tokens  []token
+	metrics *metrics
+
+	failures *limiter // of authentication, by address
+	boots    *limiter // calls without an identity, by address
+
+	// writing serialises admission and write.
+	writing   sync.Mutex
+	lastWrite int64 // revision that the cache must have seen before the next
+
+	listening chan struct{} // closed when addr is set
+	addr      net.Addr
+	// streams ends watches, consoles and host streams at a stop.
+	streams     context.Context
+	stopStreams context.CancelFunc
+	hijacked    sync.WaitGroup
+}
+
+// New prepares a Server; Run serves.
+func New(c Config) (*Server, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		conf: c, log: c.Log, mux: http.NewServeMux(), tokens: hashTokens(c.Tokens), metrics: newMetrics(),
+		failures: newLimiter(1, 10), boots: newLimiter(5, 50),
+		listening: make(chan struct{}),
+	}
+	s.streams, s.stopStreams = context.WithCancel(context.Background())
+	if c.Registerer != nil {
+		if err := s.metrics.register(c.Registerer); err != nil {
+			return nil, fmt.Errorf("register the API server's metrics: %w", err)
+		}
+	}
+	if err := s.route(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Listening is closed when Run has opened its listeners.
+func (s *Server) Listening() <-chan struct{} { return s.listening }
+
+// Addr is the address of the TLS listener, nil without one. It is set once
+// Listening is closed.
+func (s *Server) Addr() net.Addr { return s.addr }
+
+// Run opens the listeners and serves until ctx ends; then streams end at once,
+// and ordinary requests within a few seconds. A Server runs once.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.stopStreams()
+	var servers []*http.Server
+	g, gctx := errgroup.WithContext(ctx)
+	serve := func(l net.Listener, trusted bool, run func(*http.Server) error) {
+		server := s.httpServer(trusted)
+		servers = append(servers, server)
+		g.Go(func() error {
+			if err := run(server); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve the API on %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	local, err := s.listenUnix()
+	if err != nil {
+		return err
+	}
+	remote, err := s.listenTLS(ctx)
+	if err != nil {
+		return errors.Join(err, closeUnix(local, s.conf.Socket))
+	}
+	if local != nil {
+		serve(local, true, func(h *http.Server) error { return h.Serve(local) })
+	}
+	if remote != nil {
+		s.addr = remote.Addr()
+		serve(remote, false, func(h *http.Server) error {
+			h.TLSConfig = s.conf.TLS.Clone()
+			return h.ServeTLS(remote, "", "")
+		})
+	}
+	close(s.listening)
+	<-gctx.Done()
+	s.stopStreams()
+	s.stop(servers)
+	err = g.Wait()
+	s.hijacked.Wait()
+	return errors.Join(err, closeUnix(local, s.conf.Socket))
+}
+
+// stop lets requests under way end, all servers side by side, then cuts them.
+func (s *Server) stop(servers []*http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, h := range servers {
+		wg.Go(func() {
+			if err := h.Shutdown(ctx); err != nil {
+				s.log.Warn("requests are cut off", "error", errors.Join(err, h.Close()))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+type trustedKey struct{}
+
+func (s *Server) httpServer(trusted bool) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(trusted)
+	return &http.Server{
+		Handler:           s.mux,
+		Protocols:         protocols,
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter},
+		ReadHeaderTimeout: headerTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    headerBytes,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context {
+			return context.WithValue(context.Background(), trustedKey{}, trusted)
+		},
+	}
+}
+
+func (s *Server) listenTLS(ctx context.Context) (net.Listener, error) {
+	if s.conf.Listen == "" {
+		return nil, nil
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.conf.Listen)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		_, port, _ := net.SplitHostPort(s.conf.Listen)
+		return nil, fmt.Errorf("port %s of the API is taken: \"ss -tlnp sport = :%s\" shows by whom: %w", port, port, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen for the API on %s: %w", s.conf.Listen, err)
+	}
+	return l, nil
+}
+
+// listenUnix makes the socket in a directory of its own and moves it to its
+// place, so that there is no moment at which others than root can open it.
+func (s *Server) listenUnix() (net.Listener, error) {
+	path := s.conf.Socket
+	if path == "" {
+		return nil, nil
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		return nil, errors.Join(fmt.Errorf("another bootd serves %s: stop it, or use another --run-dir", path), c.Close())
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make the directory of the API's socket: %w", err)
+	}
+	dir, err := os.MkdirTemp(filepath.Dir(path), ".s")
+	if err != nil {
+		return nil, fmt.Errorf("make the API's socket: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(dir, "s")})
+	if err != nil {
+		return nil, fmt.Errorf("make the API's socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	err = os.Chmod(filepath.Join(dir, "s"), 0o600)
+	if err == nil {
+		err = os.Rename(filepath.Join(dir, "s"), path)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make the API's socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+func closeUnix(l net.Listener, path string) error {
+	if l == nil {
+		return nil
+	}
+	if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close the API's socket: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the API's socket: %w", err)
+	}
+	return nil
+}

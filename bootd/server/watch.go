@@ -1,0 +1,132 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// bookmarkEvery is how often a quiet watch shows that it is alive.
+const bookmarkEvery = 30 * time.Second
+
+// watch streams changes of a kind: after the revision that the client names, or
+// after everything that stands.
+func (s *Server) watch(c *call, k api.Kind) error {
+	from, err := revisionOf(c.r.URL.Query().Get("resourceVersion"))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := s.lasting(c)
+	defer cancel()
+	var standing []api.Object
+	if from == 0 {
+		if standing, from, err = s.objects(ctx, k); err != nil {
+			return err
+		}
+	}
+	w := &watcher{server: s, send: c.lines(), revision: from}
+	for _, o := range standing {
+		if err := w.object(api.Added, o, o.Meta().ResourceVersion); err != nil {
+			return err
+		}
+	}
+	if standing != nil || c.r.URL.Query().Get("resourceVersion") == "" {
+		if err := w.bookmark(); err != nil {
+			return err
+		}
+	}
+	return w.follow(ctx, k)
+}
+
+func revisionOf(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 {
+		return 0, problem(http.StatusBadRequest, "?resourceVersion=%s is none that bootd has given", text)
+	}
+	return n, nil
+}
+
+type watcher struct {
+	server   *Server
+	send     func(any) error
+	revision int64 // up to which everything was sent
+}
+
+type change struct {
+	event store.Event
+	err   error
+}
+
+// follow sends what changes until ctx ends, the client leaves or etcd no longer
+// knows.
+func (w *watcher) follow(ctx context.Context, k api.Kind) error {
+	ctx, cancel := context.WithCancel(ctx)
+	changes := make(chan change)
+	go func() {
+		defer close(changes)
+		for e, err := range w.server.conf.Store.Watch(ctx, k, w.revision) {
+			select {
+			case changes <- change{e, err}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	defer func() {
+		cancel()
+		for range changes { // until the goroutine is gone
+		}
+	}()
+	tick := time.NewTicker(bookmarkEvery)
+	defer tick.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			err = w.bookmark()
+		case x, ok := <-changes:
+			switch {
+			case !ok || ctx.Err() != nil:
+				return nil
+			case x.err != nil:
+				return w.end(x.err)
+			}
+			w.revision = x.event.Revision
+			err = w.object(x.event.Type, x.event.Object, strconv.FormatInt(x.event.Revision, 10))
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (w *watcher) object(t api.WatchType, o api.Object, version string) error {
+	raw, err := api.Encode(w.server.fill(o))
+	if err != nil {
+		return err
+	}
+	return w.send(api.WatchFrame{Type: t, ResourceVersion: version, Object: raw})
+}
+
+func (w *watcher) bookmark() error {
+	return w.send(api.WatchFrame{Type: api.Synced, ResourceVersion: strconv.FormatInt(w.revision, 10)})
+}
+
+// end tells the client why the watch cannot go on.
+func (w *watcher) end(err error) error {
+	p := problemOf(err)
+	if errors.Is(err, store.ErrCompacted) {
+		p.Detail = "the changes since that resourceVersion are no longer kept: list again"
+	}
+	return w.send(api.WatchFrame{Type: api.Expired, Problem: p})
+}
