@@ -58,7 +58,8 @@ type Agent struct {
 	nics       []api.HostNIC
 	skew       time.Duration
 	clock      serverClock
-	renewing   renewing
+	asked      time.Time // when a new certificate was last asked for
+	published  time.Time
 	problem    string
 	ready      bool
 }
@@ -75,25 +76,19 @@ type serverClock struct{ server, local time.Time }
 
 func (c serverClock) now() time.Time { return c.server.Add(time.Since(c.local)) }
 
-// renewing is a certificate renewal under way.
-type renewing struct {
-	key, csr string
-	asked    time.Time
-}
-
 // timing gathers what a test makes short.
 type timing struct {
 	dial, silence, ping    time.Duration
 	minBackoff, maxBackoff time.Duration
 	refused                time.Duration // until a refused join is tried again
 	resync                 time.Duration // between passes over unchanged parts
-	settle                 time.Duration // changes within it are reported together
+	settle                 time.Duration // between two reports
 }
 
 func defaultTiming() timing {
 	return timing{dial: 5 * time.Second, silence: 30 * time.Second, ping: 10 * time.Second,
 		minBackoff: 200 * time.Millisecond, maxBackoff: 10 * time.Second, refused: time.Minute,
-		resync: 30 * time.Second, settle: 100 * time.Millisecond}
+		resync: 30 * time.Second, settle: 500 * time.Millisecond}
 }
 
 // New prepares an agent; nothing is touched before Run.
@@ -218,11 +213,13 @@ func (a *Agent) alive(ctx context.Context) bool {
 	return a.do(ctx, func() {}) == nil
 }
 
-// changed has the status published soon, together with what else changes.
+// changed has the status published: soon, so that a boot is not held up, but
+// not again within settle, since bootd stores each.
 func (a *Agent) changed() {
+	const together = 10 * time.Millisecond // changes come in groups
 	if !a.scheduled {
 		a.scheduled = true
-		a.publishSoon.Reset(a.timing.settle)
+		a.publishSoon.Reset(max(together, a.timing.settle-time.Since(a.published)))
 	}
 }
 
@@ -426,6 +423,7 @@ func (a *Agent) partStatus(kind string, p Part) api.PartStatus {
 
 // publish writes the status for people and has it sent to bootd if it changed.
 func (a *Agent) publish() {
+	a.published = time.Now()
 	a.parts = a.partStatuses()
 	host := api.HostStatus{
 		UID: a.config.UID, AgentVersion: a.version, OS: a.facts.OS, Kernel: a.facts.Kernel, BootID: a.facts.BootID,
@@ -478,41 +476,32 @@ func (m *mailbox) get() *api.HostStatus {
 }
 
 // renewal returns a certificate request when it is time for one, by bootd's
-// clock; the same again each minute until it is answered.
+// clock, and again each minute until it is answered. It is over the key that
+// the host joined with: by that key bootd knows the host.
 func (a *Agent) renewal() string {
 	const patience = time.Minute
 	due, err := a.id.renewAt()
 	if err != nil || a.clock.server.IsZero() || a.clock.now().Before(due) {
 		return ""
 	}
-	if a.renewing.csr != "" && time.Since(a.renewing.asked) < patience {
+	if !a.asked.IsZero() && time.Since(a.asked) < patience {
 		return ""
 	}
-	if a.renewing.csr == "" {
-		if a.renewing, err = newRenewing(a.config.Machine); err != nil {
-			a.log.Error("cannot ask for a new certificate", "error", err)
-			return ""
-		}
-	}
-	a.renewing.asked = time.Now()
-	a.log.Info("asking for a new certificate")
-	return a.renewing.csr
-}
-
-func newRenewing(machine string) (renewing, error) {
-	key, err := newKey()
+	csr, err := signingRequest(a.id.Key, a.config.Machine)
 	if err != nil {
-		return renewing{}, err
+		a.log.Error("cannot ask for a new certificate", "error", err)
+		return ""
 	}
-	csr, err := signingRequest(key, machine)
-	return renewing{key: key, csr: csr}, err
+	a.asked = time.Now()
+	a.log.Info("asking for a new certificate")
+	return csr
 }
 
 // renewed takes the new certificate. The old one stays good until its end, so
 // nothing is lost if this fails: it is asked for again.
 func (a *Agent) renewed(certificate string) {
 	next := *a.id
-	next.Key, next.Certificate, next.Issued = a.renewing.key, certificate, a.clock.now().UTC()
+	next.Certificate, next.Issued = certificate, a.clock.now().UTC()
 	_, err := next.pair()
 	if err == nil {
 		err = next.save(a.identityPath())
@@ -521,7 +510,7 @@ func (a *Agent) renewed(certificate string) {
 		a.log.Error("the new certificate cannot be used; the old one stays", "error", err)
 		return
 	}
-	a.id, a.renewing = &next, renewing{}
+	a.id, a.asked = &next, time.Time{}
 	a.log.Info("certificate renewed")
 	a.event(api.Normal, "CertificateRenewed", "the host has a new client certificate")
 }

@@ -142,11 +142,21 @@ func TestWrongCAIsNotJoined(t *testing.T) {
 	h := newHost(t, b)
 	h.config.CA = newSite(t, year(1970), year(9999)).pem
 	log, _ := runAgent(t, h)
-	for !log.has("is not the bootd of this site") {
-		time.Sleep(10 * time.Millisecond)
-	}
+	log.waitFor(t, "is not the bootd of this site")
 	if !b.with(func() bool { return b.joins == 0 }) {
 		t.Error("the token was sent to a server with the wrong CA")
+	}
+}
+
+// The site's clock and the host's are decades apart, either way.
+func TestClockDecadesOff(t *testing.T) {
+	for _, now := range []int{1985, 2085} {
+		b := newFakeBootd(t)
+		b.site = newSite(t, year(now-5), year(now+5))
+		b.site.now = func() time.Time { return year(now) }
+		b.start(nil)
+		runAgent(t, newHost(t, b))
+		b.waitFor("it joins and streams", applied(b, "base"))
 	}
 }
 
@@ -157,9 +167,7 @@ func TestNoTokenIsExplained(t *testing.T) {
 		t.Fatal(err)
 	}
 	log, _ := runAgent(t, h)
-	for !log.has("weftctl machine reprovision r1u07") {
-		time.Sleep(10 * time.Millisecond)
-	}
+	log.waitFor(t, "weftctl machine reprovision r1u07")
 	// A token that turns up is used.
 	writeTest(t, h.tokens, testToken)
 	b.waitFor("it joins", applied(b, "base"))
@@ -254,9 +262,7 @@ func TestStaleBootd(t *testing.T) {
 		b.revision = 5
 		b.parts["base"] = api.Part(`{"uid":"` + testUID + `","zone":"old"}`)
 	})
-	for !log.has("bootd is behind") {
-		time.Sleep(10 * time.Millisecond)
-	}
+	log.waitFor(t, "bootd is behind")
 	// A restore raises the epoch: then its lower revision counts.
 	b.change(func() { b.epoch, b.revision = 2, 3 })
 	b.waitFor("the restored HostSpec is applied", func() bool { return applied(b, "base")() && b.status.Epoch == 2 && b.status.Revision == 3 })

@@ -42,11 +42,12 @@ type site struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 	pem  string
+	now  func() time.Time // the site's clock
 }
 
 func newSite(t testing.TB, from, to time.Time) *site {
 	t.Helper()
-	s := &site{t: t, key: mustKey(t)}
+	s := &site{t: t, key: mustKey(t), now: time.Now}
 	s.cert = s.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "site"}, NotBefore: from, NotAfter: to, IsCA: true,
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, &s.key.PublicKey)
 	s.pem = toPEM(s.cert)
@@ -104,7 +105,7 @@ func (s *site) host(csr string, life time.Duration) string {
 		return ""
 	}
 	return toPEM(s.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "host:" + testMachine},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life),
+		NotBefore: s.now().Add(-time.Hour), NotAfter: s.now().Add(life),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, req.PublicKey))
 }
 
@@ -164,7 +165,7 @@ func (b *fakeBootd) start(l net.Listener) *fakeBootd {
 	b.http.Listener = l
 	b.http.EnableHTTP2 = true
 	b.http.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	b.http.TLS = &tls.Config{Certificates: []tls.Certificate{b.site.server(year(1970), year(9999))},
+	b.http.TLS = &tls.Config{Certificates: []tls.Certificate{b.site.server(b.site.cert.NotBefore, b.site.cert.NotAfter)}, Time: b.site.now,
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool}
 	b.http.StartTLS()
 	b.t.Cleanup(b.stop)
@@ -209,7 +210,7 @@ func (b *fakeBootd) serveJoin(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer := api.JoinResponse{Machine: testMachine, UID: testUID, AttemptID: testAttempt, CA: b.site.pem,
-		Certificate: b.site.host(req.CSR, b.life), API: []string{b.url()}, Time: time.Now()}
+		Certificate: b.site.host(req.CSR, b.life), API: []string{b.url()}, Time: b.site.now()}
 	if b.joinAnswer != nil {
 		b.joinAnswer(&answer)
 	}
@@ -334,6 +335,12 @@ func (b *fakeBootd) take(s *fakeStream, line []byte) {
 	case f.Ping != nil:
 		s.send(api.ServerFrame{Pong: &api.Ping{Time: time.Now()}})
 	case f.Renew != "":
+		block, _ := pem.Decode([]byte(f.Renew))
+		csr, err := x509.ParseCertificateRequest(block.Bytes)
+		if err != nil || !b.keys[string(csr.RawSubjectPublicKeyInfo)] {
+			b.t.Errorf("the renewal is over another key than the join (%v)", err)
+			return
+		}
 		b.renewals++
 		s.send(api.ServerFrame{Certificate: b.site.host(f.Renew, b.life)})
 	}
@@ -413,6 +420,16 @@ func (l *logBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.Write(p)
+}
+
+// waitFor fails the test when the log never says s.
+func (l *logBuffer) waitFor(t testing.TB, s string) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !l.has(s); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the log never says %q", s)
+		}
+	}
 }
 
 func (l *logBuffer) has(s string) bool {
