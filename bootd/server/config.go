@@ -15,6 +15,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -37,18 +38,6 @@ type Decider interface {
 	Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error)
 	// Origins says which Layer each part of the Machine's config comes from.
 	Origins(m *api.Machine) (origins []api.Origin, warnings []string, err error)
-}
-
-// Journal is what was recorded. Everything comes oldest first.
-type Journal interface {
-	// Events calls fn with the events that are kept, of one kind and name where
-	// they are given. With follow it goes on with new ones until ctx ends. An
-	// error of fn ends it and is returned.
-	Events(ctx context.Context, kind, name string, follow bool, fn func(api.Event) error) error
-	// Decisions returns the last ones that match, at most limit.
-	Decisions(limit int, match func(api.Decision) bool) ([]api.Decision, error)
-	// AuditRecords returns the last ones, at most limit.
-	AuditRecords(limit int) ([]api.AuditRecord, error)
 }
 
 // Token lets its bearer act as a person.
@@ -75,7 +64,11 @@ type Config struct {
 	Hub      Hub
 	Compiler Compiler
 	Decider  Decider
-	Journal  Journal
+	// Events, Decisions and AuditLog are read only; what is new in the audit
+	// goes to Audit.
+	Events    *journal.Journal[api.Event]
+	Decisions *journal.Journal[api.Decision]
+	AuditLog  *journal.Journal[api.AuditRecord]
 	// Console opens a Machine's serial console.
 	Console func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
 	// Audit is told of every change.
@@ -93,7 +86,7 @@ func (c Config) check() error {
 	case c.Listen != "" && c.TLS == nil:
 		return fmt.Errorf("the API server has no certificate for %s", c.Listen)
 	case c.Store == nil || c.Cache == nil || c.Blobs == nil || c.Hub == nil || c.Compiler == nil ||
-		c.Decider == nil || c.Journal == nil || c.Console == nil || c.Metrics == nil || c.Log == nil:
+		c.Decider == nil || c.Events == nil || c.Decisions == nil || c.AuditLog == nil || c.Console == nil || c.Metrics == nil || c.Log == nil:
 		return errors.New("the API server's config is incomplete")
 	}
 	for _, t := range c.Tokens {

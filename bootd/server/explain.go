@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -30,11 +29,11 @@ func (s *Server) explain(c *call) error {
 		s.fill(m)
 		who, x.Machine, x.Summary = m.Metadata.Name, m, summarize(m, s.site(), time.Now())
 		s.explainConfig(&x, m)
-		if x.Events, err = s.lastEvents(c, m); err != nil {
+		if x.Events, err = newest(c.r.Context(), s.conf.Events, explainEvents, eventsOf("Machine", m.Metadata.Name)); err != nil {
 			return err
 		}
 	}
-	if x.Decisions, err = s.conf.Journal.Decisions(explainDecisions, s.about(who)); err != nil {
+	if x.Decisions, err = newest(c.r.Context(), s.conf.Decisions, explainDecisions, s.about(who)); err != nil {
 		return err
 	}
 	if m == nil {
@@ -88,18 +87,6 @@ func (s *Server) explainConfig(x *api.Explanation, m *api.Machine) {
 	for _, w := range warnings {
 		x.Summary = append(x.Summary, "Its config: "+w+".")
 	}
-}
-
-func (s *Server) lastEvents(c *call, m *api.Machine) ([]api.Event, error) {
-	var last []api.Event
-	err := s.conf.Journal.Events(c.r.Context(), "Machine", m.Metadata.Name, false, func(e api.Event) error {
-		last = append(last, e)
-		if len(last) > 2*explainEvents {
-			last = slices.Clone(last[len(last)-explainEvents:])
-		}
-		return nil
-	})
-	return last[max(0, len(last)-explainEvents):], err
 }
 
 func unknownMAC(mac api.MAC, decisions []api.Decision) []string {

@@ -1,10 +1,12 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -46,22 +48,68 @@ func (s *Server) events(c *call) error {
 		}
 		kind = k.Name
 	}
+	wanted := eventsOf(kind, q.Get("name"))
 	ctx, cancel := s.lasting(c)
 	defer cancel()
-	send := c.lines()
-	err = s.conf.Journal.Events(ctx, kind, q.Get("name"), follow && c.r.Method == http.MethodGet, func(e api.Event) error { return send(e) })
-	if ctx.Err() != nil {
-		return nil // the client left, or the Server stops
+	last := s.conf.Events.LastSeq()
+	kept, err := s.conf.Events.Query(ctx, journal.Query[api.Event]{Limit: maxRecords, Filter: func(r journal.Record[api.Event]) bool {
+		return r.Seq <= last && wanted(r)
+	}})
+	if err != nil {
+		return err
 	}
-	return err
+	send := c.lines()
+	for _, r := range kept {
+		if err := send(r.Data); err != nil {
+			return err
+		}
+	}
+	if !follow || c.r.Method != http.MethodGet {
+		return nil
+	}
+	for r, err := range s.conf.Events.Watch(ctx, last) {
+		if ctx.Err() != nil {
+			return nil // the client left, or the Server stops
+		}
+		if err != nil {
+			return err
+		}
+		if !wanted(r) {
+			continue
+		}
+		if err := send(r.Data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eventsOf matches the events of a kind and a name; empty ones match all.
+func eventsOf(kind, name string) func(journal.Record[api.Event]) bool {
+	return func(r journal.Record[api.Event]) bool {
+		return (kind == "" || r.Data.Kind == kind) && (name == "" || r.Data.Name == name)
+	}
+}
+
+// newest returns the last records that match, oldest first.
+func newest[T any](ctx context.Context, j *journal.Journal[T], limit int, match func(journal.Record[T]) bool) ([]T, error) {
+	records, err := j.Query(ctx, journal.Query[T]{Limit: limit, Filter: match})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]T, len(records))
+	for i, r := range records {
+		list[i] = r.Data
+	}
+	return list, nil
 }
 
 func (s *Server) decisions(c *call) error {
-	match := func(api.Decision) bool { return true }
+	var match func(journal.Record[api.Decision]) bool
 	if who := c.r.URL.Query().Get("machine"); who != "" {
 		match = s.about(who)
 	}
-	list, err := s.conf.Journal.Decisions(maxRecords, match)
+	list, err := newest(c.r.Context(), s.conf.Decisions, maxRecords, match)
 	if err != nil {
 		return err
 	}
@@ -69,7 +117,7 @@ func (s *Server) decisions(c *call) error {
 }
 
 // about matches the decisions on a Machine, by its name and its MACs, or on a MAC.
-func (s *Server) about(who string) func(api.Decision) bool {
+func (s *Server) about(who string) func(journal.Record[api.Decision]) bool {
 	var macs []api.MAC
 	if mac, err := api.ParseMAC(who); err == nil {
 		macs = append(macs, mac)
@@ -77,13 +125,13 @@ func (s *Server) about(who string) func(api.Decision) bool {
 	if m, ok := store.Cached[api.Machine](s.conf.Cache, who); ok {
 		macs = m.MACs()
 	}
-	return func(d api.Decision) bool {
-		return d.Machine == who || d.MAC != "" && slices.Contains(macs, d.MAC)
+	return func(r journal.Record[api.Decision]) bool {
+		return r.Data.Machine == who || r.Data.MAC != "" && slices.Contains(macs, r.Data.MAC)
 	}
 }
 
 func (s *Server) auditRecords(c *call) error {
-	list, err := s.conf.Journal.AuditRecords(maxRecords)
+	list, err := newest(c.r.Context(), s.conf.AuditLog, maxRecords, nil)
 	if err != nil {
 		return err
 	}
