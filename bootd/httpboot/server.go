@@ -1,0 +1,147 @@
+package httpboot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+)
+
+// Config says where and how a Server works. Decider and Assets must be set.
+type Config struct {
+	Listen  netip.AddrPort // TCP; port 8080 of all IPv4 addresses if zero
+	Decider Decider
+	Assets  Assets
+	Files   fs.FS // the iPXE binaries, by name; nil for none
+
+	MaxConns        int           // open connections; 4096 if 0
+	MaxConnsPerPeer int           // of one address; 32 if 0
+	WriteTimeout    time.Duration // in which a client must take 512 KiB; 60 s if 0
+
+	// Observe is called once for every GET of a file or blob, when it has ended. Progress is called at most
+	// once a second while it runs; the Transfer has the last word. Both must return quickly.
+	Observe  func(Transfer)
+	Progress func(Transfer)
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer // holds the server's metrics while it runs; nil for none
+}
+
+// Server answers boot firmware, iPXE and Ignition.
+type Server struct {
+	cfg        Config
+	metrics    *metrics
+	complaints *rate.Limiter // anyone can ask for anything, which must not flood the log
+
+	ready chan struct{}
+	addr  netip.AddrPort
+}
+
+// stopAfter is how long requests may go on when the server stops: long enough for scripts, too short for
+// images, which clients resume or ask for again.
+const stopAfter = 2 * time.Second
+
+// New makes a Server that runs once.
+func New(cfg Config) (*Server, error) {
+	if cfg.Decider == nil || cfg.Assets == nil {
+		return nil, errors.New("httpboot: no decider or no assets")
+	}
+	if !cfg.Listen.IsValid() {
+		cfg.Listen = netip.AddrPortFrom(netip.IPv4Unspecified(), 8080)
+	}
+	if cfg.MaxConns <= 0 {
+		cfg.MaxConns = 4096
+	}
+	if cfg.MaxConnsPerPeer <= 0 {
+		cfg.MaxConnsPerPeer = 32
+	}
+	if cfg.WriteTimeout <= 0 {
+		cfg.WriteTimeout = time.Minute
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{
+		cfg:        cfg,
+		metrics:    newMetrics(),
+		complaints: rate.NewLimiter(5, 50),
+		ready:      make(chan struct{}),
+	}, nil
+}
+
+// Ready is closed when the server listens.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Addr is where the server listens, once it is ready.
+func (s *Server) Addr() netip.AddrPort {
+	<-s.ready
+	return s.addr
+}
+
+// Run listens and answers until ctx ends, and returns nil then, after two seconds at most.
+func (s *Server) Run(ctx context.Context) error {
+	if s.cfg.Metrics != nil {
+		if err := s.metrics.register(s.cfg.Metrics); err != nil {
+			return fmt.Errorf("register HTTP boot metrics: %w", err)
+		}
+		defer s.metrics.unregister(s.cfg.Metrics)
+	}
+	network := "tcp4"
+	if s.cfg.Listen.Addr().Is6() {
+		network = "tcp"
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, network, s.cfg.Listen.String())
+	if err != nil {
+		return fmt.Errorf("httpboot: %w: find out who uses the port with ss -ltnp 'sport = :%d'", err, s.cfg.Listen.Port())
+	}
+	s.addr = l.Addr().(*net.TCPAddr).AddrPort()
+	limited := newLimitedListener(l, s.cfg.MaxConns, s.cfg.MaxConnsPerPeer, s.metrics)
+	server := &http.Server{
+		Handler:           s.routes(),
+		ConnState:         limited.connState,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      s.cfg.WriteTimeout, // transferWriter moves it on
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	var stopper sync.WaitGroup
+	served := make(chan struct{})
+	stopper.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-served:
+		}
+		s.stop(context.WithoutCancel(ctx), server)
+	})
+	s.cfg.Log.Info("httpboot: listening", "address", s.addr)
+	close(s.ready)
+	err = server.Serve(limited)
+	close(served)
+	stopper.Wait()
+	if !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP boot on %s: %w", s.addr, err)
+	}
+	return nil
+}
+
+func (s *Server) stop(ctx context.Context, server *http.Server) {
+	grace, cancel := context.WithTimeout(ctx, stopAfter)
+	defer cancel()
+	if err := server.Shutdown(grace); err == nil {
+		return
+	}
+	if err := server.Close(); err != nil {
+		s.cfg.Log.Warn("httpboot: closing connections failed", "error", err)
+	}
+}
