@@ -1,0 +1,330 @@
+package journal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// Sync says when records reach the disk for good.
+type Sync int
+
+const (
+	Batched Sync = iota // within a second; a power failure can take the last second's records
+	Each                // before Append returns
+)
+
+// Options of a Journal. The zero Options keep 8 files of 8 MiB.
+type Options struct {
+	MaxBytes int64 // of one file, at least 4 KiB; 8 MiB if 0
+	MaxFiles int   // 2 or more; 8 if 0
+	Sync     Sync
+	Log      *slog.Logger
+}
+
+// Recovery is what Open has found out of order.
+type Recovery struct {
+	CutBytes int64 // that a crash has left behind the last whole record; cut off
+	Damaged  int   // lines in the newest file that are no records; passed over
+}
+
+// Journal keeps records of T. Its methods may be used concurrently, by one process at a time.
+type Journal[T any] struct {
+	dir, name string
+	opts      Options
+	recovered Recovery
+
+	mu       sync.Mutex
+	segments []segment // oldest first; the last one is written
+	file     *os.File  // of the last segment
+	retired  []*os.File
+	seq      uint64 // of the newest record
+	lost     uint64 // since the newest record
+	allLost  uint64
+	dirty    bool
+	closed   bool
+	changed  chan struct{} // closed by the next record, or by Close
+
+	flushing sync.Mutex // before mu
+	stop     chan struct{}
+	flusher  sync.WaitGroup
+}
+
+// ErrClosed is returned by methods of a closed Journal.
+var ErrClosed = errors.New("the journal is closed")
+
+// flushEvery bounds what Batched can lose.
+const flushEvery = time.Second
+
+// Open opens or begins the journal name in dir, which it makes if there is none.
+func Open[T any](dir, name string, opts Options) (*Journal[T], error) {
+	if opts.MaxBytes <= 0 {
+		opts.MaxBytes = 8 << 20
+	}
+	if opts.MaxFiles <= 0 {
+		opts.MaxFiles = 8
+	}
+	opts.MaxBytes, opts.MaxFiles = max(opts.MaxBytes, 4<<10), max(opts.MaxFiles, 2)
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	j := &Journal[T]{dir: dir, name: name, opts: opts, changed: make(chan struct{}), stop: make(chan struct{})}
+	if err := j.open(); err != nil {
+		return nil, fmt.Errorf("open journal %s in %s: %w", name, dir, err)
+	}
+	if opts.Sync == Batched {
+		j.flusher.Go(j.flushLoop)
+	}
+	return j, nil
+}
+
+func (j *Journal[T]) open() error {
+	if err := os.MkdirAll(j.dir, 0o750); err != nil {
+		return err
+	}
+	var err error
+	if j.segments, err = findSegments(j.dir, j.name); err != nil {
+		return err
+	}
+	if len(j.segments) == 0 {
+		return j.begin(1)
+	}
+	last := &j.segments[len(j.segments)-1]
+	j.file, err = os.OpenFile(last.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := j.repair(last); err != nil {
+		return errors.Join(err, j.file.Close())
+	}
+	return nil
+}
+
+// repair finds the last whole record and cuts off what is behind it.
+func (j *Journal[T]) repair(last *segment) error {
+	j.seq = last.first - 1
+	var good int64
+	damaged, inside := 0, 0 // lines that are no records: all, and those before the last record
+	err := lines(j.file, func(line []byte, end int64) error {
+		if r, ok := decode(line, last.first, 0, end); ok { // in whatever order: a wrong number must not cost the records behind it
+			j.seq, good, inside = max(j.seq, r.Seq), end, damaged
+		} else {
+			damaged++
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	j.recovered = Recovery{CutBytes: last.size - good, Damaged: inside}
+	last.size = good
+	if j.recovered == (Recovery{}) {
+		return nil
+	}
+	j.opts.Log.Warn("journal: repaired after a crash", "file", last.path,
+		"cutBytes", j.recovered.CutBytes, "damagedLines", j.recovered.Damaged)
+	if j.recovered.CutBytes == 0 {
+		return nil
+	}
+	return errors.Join(j.file.Truncate(good), j.file.Sync())
+}
+
+// Recovered is what Open has found.
+func (j *Journal[T]) Recovered() Recovery { return j.recovered }
+
+// Lost is how many records could not be written since Open.
+func (j *Journal[T]) Lost() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.allLost
+}
+
+// LastSeq is the sequence number of the newest record; 0 if there has never been one.
+func (j *Journal[T]) LastSeq() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.seq
+}
+
+// begin starts a new segment, and makes room for it first.
+func (j *Journal[T]) begin(first uint64) error {
+	for len(j.segments) >= j.opts.MaxFiles {
+		if err := os.Remove(j.segments[0].path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		j.segments = j.segments[1:]
+	}
+	path := segmentPath(j.dir, j.name, first)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o640)
+	if err != nil {
+		return err
+	}
+	if j.opts.Sync == Each {
+		if err := syncDir(j.dir); err != nil {
+			return errors.Join(err, f.Close(), os.Remove(path))
+		}
+	}
+	if j.file != nil {
+		j.retired = append(j.retired, j.file)
+	}
+	j.file = f
+	j.segments = append(j.segments, segment{path: path, first: first})
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Append adds a record. It fails only if v cannot be a record (it does not marshal, or is longer than a
+// megabyte or a file), the journal is closed, or ctx has ended. If the disk does not take the record, that
+// is counted and logged, and the caller goes on.
+func (j *Journal[T]) Append(ctx context.Context, v T) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("append to journal %s: %w", j.name, err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return fmt.Errorf("append to journal %s: %w", j.name, ErrClosed)
+	}
+	line, err := json.Marshal(Record[T]{Seq: j.seq + 1, Time: time.Now().UTC(), Lost: j.lost, Data: v})
+	if err != nil {
+		return fmt.Errorf("append to journal %s: %w", j.name, err)
+	}
+	if len(line) >= maxRecord || int64(len(line)) >= j.opts.MaxBytes {
+		return fmt.Errorf("append to journal %s: a record of %d bytes is too long: the most is %d", j.name, len(line), min(maxRecord, j.opts.MaxBytes)-1)
+	}
+	if err := j.write(append(line, '\n')); err != nil {
+		j.lost++
+		j.allLost++
+		if j.lost == 1 {
+			j.opts.Log.Error("journal: records are lost until this is mended: free space on the file system, or mend the disk",
+				"journal", j.name, "dir", j.dir, "error", err)
+		}
+		return nil
+	}
+	if j.lost > 0 {
+		j.opts.Log.Warn("journal: records are kept again", "journal", j.name, "lost", j.lost)
+	}
+	j.seq++
+	j.lost = 0
+	j.dirty = true
+	close(j.changed)
+	j.changed = make(chan struct{})
+	return nil
+}
+
+// write adds a line, or leaves the journal as it was.
+func (j *Journal[T]) write(line []byte) error {
+	cur := &j.segments[len(j.segments)-1]
+	if cur.size > 0 && cur.size+int64(len(line)) > j.opts.MaxBytes {
+		if err := j.begin(j.seq + 1); err != nil {
+			return err
+		}
+		cur = &j.segments[len(j.segments)-1]
+	}
+	// Always at the end of the last whole record: half a line of a failed write is overwritten.
+	_, err := j.file.WriteAt(line, cur.size)
+	if err == nil && j.opts.Sync == Each {
+		err = j.file.Sync()
+	}
+	if err != nil {
+		return errors.Join(err, j.file.Truncate(cur.size))
+	}
+	cur.size += int64(len(line))
+	if j.opts.Sync == Each {
+		j.closeRetired()
+	}
+	return nil
+}
+
+// closeRetired closes the files of full segments, whose records are on the disk.
+func (j *Journal[T]) closeRetired() {
+	for _, f := range j.retired {
+		if err := f.Close(); err != nil {
+			j.opts.Log.Warn("journal: closing a full file failed", "error", err)
+		}
+	}
+	j.retired = nil
+}
+
+func (j *Journal[T]) flushLoop() {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-j.stop:
+			return
+		case <-tick.C:
+		}
+		if err := j.Flush(); err != nil {
+			j.opts.Log.Error("journal: the newest records may not be on the disk", "journal", j.name, "error", err)
+		}
+	}
+}
+
+// Flush brings all records to the disk. Appends go on meanwhile.
+func (j *Journal[T]) Flush() error {
+	if j.opts.Sync == Each {
+		return nil // they are there
+	}
+	j.flushing.Lock()
+	defer j.flushing.Unlock()
+	j.mu.Lock()
+	if !j.dirty && len(j.retired) == 0 {
+		j.mu.Unlock()
+		return nil
+	}
+	file, retired := j.file, j.retired
+	j.retired, j.dirty = nil, false
+	j.mu.Unlock()
+
+	// Only flush closes what is or was the current file, and only one flush runs.
+	var errs []error
+	for _, f := range retired {
+		errs = append(errs, f.Sync(), f.Close())
+	}
+	errs = append(errs, file.Sync())
+	if len(retired) > 0 {
+		errs = append(errs, syncDir(j.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// Close brings all records to the disk and ends all watches.
+func (j *Journal[T]) Close() error {
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return nil
+	}
+	j.closed = true
+	close(j.changed)
+	j.mu.Unlock()
+	close(j.stop)
+	j.flusher.Wait()
+	err := j.Flush()
+	j.closeRetired()
+	err = errors.Join(err, j.file.Close())
+	if err != nil {
+		return fmt.Errorf("close journal %s: %w", j.name, err)
+	}
+	return nil
+}
+
+// state is what readers need: the files as they are now, and the channel that tells of more.
+func (j *Journal[T]) state() (segments []segment, changed <-chan struct{}, closed bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return append([]segment(nil), j.segments...), j.changed, j.closed
+}
