@@ -25,6 +25,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/pin/tftp/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/vishvananda/netns"
 )
 
@@ -333,12 +334,13 @@ func (o *output) String() string {
 func TestPerfdhcp(t *testing.T) {
 	need(t, "perfdhcp")
 	s := newSegment(t)
-	s.serve(newRack())
+	server := s.serve(newRack())
 	relay := s.station()
 	run(t, "ip", "-n", relay, "addr", "add", "198.18.0.2/24", "dev", "eth0")
 	perfdhcp := func(rate int) (drops, rps string) {
+		// What other tests delay by taking the CPU away is late, not lost: -d, -W.
 		out, err := exec.Command("ip", "netns", "exec", relay, "perfdhcp", "-4", "-l", "eth0",
-			"-r", strconv.Itoa(rate), "-R", "200", "-p", "4", "-W", "1000000", "198.18.0.1").CombinedOutput()
+			"-r", strconv.Itoa(rate), "-R", "200", "-p", "4", "-d", "5", "-W", "1000000", "198.18.0.1").CombinedOutput()
 		if err != nil && len(out) == 0 {
 			t.Fatalf("perfdhcp: %v", err)
 		}
@@ -351,11 +353,20 @@ func TestPerfdhcp(t *testing.T) {
 		}
 		return find(`drops: (\d+)`), find(`Rate: ([0-9.]+) 4-way`)
 	}
-	if drops, rps := perfdhcp(300); drops != "0" {
-		t.Errorf("%s drops at %s exchanges/s", drops, rps)
+	for attempt := 1; ; attempt++ { // perfdhcp loses packets itself when others take the CPU away
+		drops, rps := perfdhcp(300)
+		if drops == "0" {
+			break
+		}
+		if attempt == 3 {
+			t.Fatalf("%s drops at %s exchanges/s", drops, rps)
+		}
+	}
+	if drops := collect(server.metrics.drops); len(drops) > 0 {
+		t.Errorf("the server dropped packets: %s", drops)
 	}
 	drops, rps := perfdhcp(4000)
-	t.Logf("offered 4000/s: %s exchanges/s, %s drops", rps, drops)
+	t.Logf("offered 4000/s: %s exchanges/s, %s drops, of these by the server: %s", rps, drops, collect(server.metrics.drops))
 
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		return
@@ -366,6 +377,19 @@ func TestPerfdhcp(t *testing.T) {
 	peer.dnsmasq(peer.ns, "br0", "198.18.0.10,198.18.0.250")
 	_, theirs := perfdhcp(4000)
 	t.Logf("dnsmasq, offered 4000/s: %s exchanges/s", theirs)
+}
+
+func collect(c prometheus.Collector) (metrics []string) {
+	ch := make(chan prometheus.Metric, 100)
+	c.Collect(ch)
+	close(ch)
+	for m := range ch {
+		var value dto.Metric
+		if err := m.Write(&value); err == nil {
+			metrics = append(metrics, value.String())
+		}
+	}
+	return metrics
 }
 
 func (s *segment) dnsmasq(ns, dev, addresses string) {
@@ -482,7 +506,7 @@ func (s *segment) seabios() {
 	s.firmware("-device", "virtio-net-pci,netdev=n0,mac=52:54:00:01:07:00")
 }
 
-func (s *segment) ovmf() {
+func (s *segment) ovmf(args ...string) {
 	s.t.Helper()
 	const code, vars = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 	data, err := os.ReadFile(vars)
@@ -493,8 +517,8 @@ func (s *segment) ovmf() {
 	if err := os.WriteFile(own, data, 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	s.firmware("-device", "virtio-net-pci,netdev=n0,mac=52:54:00:01:07:01,romfile=", "-device", "virtio-rng-pci",
-		"-drive", "if=pflash,format=raw,readonly=on,file="+code, "-drive", "if=pflash,format=raw,file="+own)
+	s.firmware(append(args, "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:01:07:01,romfile=", "-device", "virtio-rng-pci",
+		"-drive", "if=pflash,format=raw,readonly=on,file="+code, "-drive", "if=pflash,format=raw,file="+own)...)
 }
 
 // bootServers serves iPXE's files by TFTP and HTTP and records what is fetched.
@@ -550,16 +574,20 @@ func TestFirmwareBoots(t *testing.T) {
 		style  Style
 		proxy  bool
 		noHTTP bool // the first stage is refused HTTP
+		args   []string
 		want   []string
 		never  string
 	}{
 		{name: "iPXE ROM", want: []string{"offer ipxe http=true", "GET /boot.ipxe"}, never: "tftp"},
-		{name: "iPXE ROM, proxy", proxy: true, want: []string{"offer ipxe http=true", "GET /boot.ipxe"}},
+		{name: "iPXE ROM beside another DHCP server", proxy: true, want: []string{"offer ipxe http=true", "GET /boot.ipxe"}},
 		{name: "iPXE ROM by TFTP", noHTTP: true, want: []string{"tftp undionly.kpxe", "GET /boot.ipxe"}},
 		{name: "OVMF", uefi: true, want: []string{"offer pxe", "tftp snponly.efi", "offer ipxe http=true", "GET /boot.ipxe"}, never: "boot"},
 		{name: "OVMF pinned to BootServer", uefi: true, style: BootServer, want: []string{"boot pxe", "tftp snponly.efi", "GET /boot.ipxe"}},
 		{name: "OVMF pinned to Direct", uefi: true, style: Direct, want: []string{"tftp snponly.efi", "GET /boot.ipxe"}, never: "boot"},
-		{name: "OVMF, proxy", uefi: true, proxy: true, want: []string{"boot pxe", "tftp snponly.efi", "GET /boot.ipxe"}},
+		{name: "OVMF by HTTP", uefi: true, args: []string{"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no",
+			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no"},
+			want: []string{"offer httpboot", "HEAD /snponly.efi UefiHttpBoot", "GET /snponly.efi UefiHttpBoot", "GET /boot.ipxe"}, never: "tftp"},
+		{name: "OVMF beside another DHCP server", uefi: true, proxy: true, want: []string{"boot pxe", "tftp snponly.efi", "GET /boot.ipxe"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -580,7 +608,7 @@ func TestFirmwareBoots(t *testing.T) {
 			}
 			begin := time.Now()
 			if tt.uefi {
-				s.ovmf()
+				s.ovmf(tt.args...)
 			} else {
 				s.seabios()
 			}

@@ -21,7 +21,7 @@ type Config struct {
 	Interfaces []string      // to listen on, by name; relays may send to any of them
 	ServerIDs  []netip.Addr  // addresses that Answers name as Server and that no interface has
 	Workers    int           // packets answered at the same time; 64 if 0
-	Queue      int           // packets waiting for a worker before new ones are dropped; 1024 if 0
+	Queue      int           // packets waiting for a worker before new ones are dropped; 4096 if 0
 	Timeout    time.Duration // for one decision; 5 s if 0. Clients repeat after 4 s.
 	Log        *slog.Logger
 	Metrics    prometheus.Registerer // holds the server's metrics while it runs; nil for none
@@ -53,7 +53,7 @@ func New(cfg Config, d Decider) (*Server, error) {
 		cfg.Workers = 64
 	}
 	if cfg.Queue <= 0 {
-		cfg.Queue = 1024
+		cfg.Queue = 4096
 	}
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 5 * time.Second
