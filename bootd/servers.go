@@ -2,12 +2,15 @@ package bootd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -18,8 +21,11 @@ import (
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/httpboot"
+	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/server"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/tftp"
+	"github.com/rackweft/rackweft/hardware"
 )
 
 // dhcpInterfaces are those that the configuration names and those of
@@ -133,7 +139,7 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 	g.Go(func() error { return tftpServer.Run(ctx) })
 	g.Go(func() error { return httpServer.Run(ctx) })
 	g.Go(func() error { return apiServer.Run(ctx) })
-	return []<-chan struct{}{dhcpReady, tftpServer.Ready(), httpServer.Ready(), apiServer.Ready()}, nil
+	return []<-chan struct{}{dhcpReady, tftpServer.Ready(), httpServer.Ready(), apiServer.Listening()}, nil
 }
 
 // bootFiles are the iPXE binaries.
@@ -208,4 +214,47 @@ func hostOf(raw string) (name string, addr netip.Addr, err error) {
 		return "", a, nil
 	}
 	return u.Hostname(), netip.Addr{}, nil
+}
+
+// apiServer is the HTTP API, on TLS and on the unix socket.
+func (d *daemon) apiServer() (*server.Server, error) {
+	tokens := make([]server.Token, len(d.config.Tokens))
+	for i, t := range d.config.Tokens {
+		tokens[i] = server.Token(t)
+	}
+	return server.New(server.Config{
+		Listen: d.config.Listen.API, Socket: filepath.Join(d.config.RunDir, "bootd.sock"), TLS: d.ca.ServerTLS(), Tokens: tokens,
+		Store: d.store, Cache: d.cache, Blobs: d.blobs, Hub: d.hub, Compiler: d.hub.Compiler, Decider: d.decider,
+		Events: d.record.events, Decisions: d.record.decisions, AuditLog: d.record.audit, Audit: d.record.Audit, Console: d.console, Metrics: d.metrics, Registerer: d.metrics, Log: d.log,
+	})
+}
+
+// console opens a Machine's serial console through its BMC.
+func (d *daemon) console(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error) {
+	if m.Spec.BMC == nil {
+		return nil, fmt.Errorf("machine %s has no BMC in its spec", m.Metadata.Name)
+	}
+	endpoint, err := machine.Endpoint(ctx, d.store, m)
+	if err != nil {
+		return nil, err
+	}
+	bmc, err := hardware.Dial(ctx, endpoint, d.log)
+	if err != nil {
+		return nil, err
+	}
+	console, err := bmc.Console(ctx)
+	if err != nil {
+		return nil, errors.Join(err, bmc.Close(ctx))
+	}
+	return &bmcConsole{ReadWriteCloser: console, bmc: bmc}, nil
+}
+
+// bmcConsole ends the BMC's session with the console.
+type bmcConsole struct {
+	io.ReadWriteCloser
+	bmc *hardware.BMC
+}
+
+func (c *bmcConsole) Close() error {
+	return errors.Join(c.ReadWriteCloser.Close(), c.bmc.Close(context.Background()))
 }

@@ -1,0 +1,81 @@
+package bootd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/journal"
+)
+
+// recorder keeps what people read later: events, the reasons of decisions, and
+// the audit. A record that cannot be written never stops the work that it tells
+// of: it is counted and the log says so.
+type recorder struct {
+	events    *journal.Journal[api.Event]
+	decisions *journal.Journal[api.Decision]
+	audit     *journal.Journal[api.AuditRecord]
+	log       *slog.Logger
+}
+
+func openRecorder(dir string, log *slog.Logger) (*recorder, error) {
+	r := &recorder{log: log}
+	var err error
+	if r.events, err = journal.Open[api.Event](dir, "events", journal.Options{Log: log}); err != nil {
+		return nil, err
+	}
+	if r.decisions, err = journal.Open[api.Decision](dir, "decisions", journal.Options{Log: log}); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	if r.audit, err = journal.Open[api.AuditRecord](dir, "audit", journal.Options{Log: log, Sync: journal.Each, MaxFiles: 64}); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	return r, nil
+}
+
+func (r *recorder) close() error {
+	var errs []error
+	if r.events != nil {
+		errs = append(errs, r.events.Close())
+	}
+	if r.decisions != nil {
+		errs = append(errs, r.decisions.Close())
+	}
+	if r.audit != nil {
+		errs = append(errs, r.audit.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Event records something that happened to an object.
+func (r *recorder) Event(o api.Object, typ api.EventType, reason, message string) {
+	kind, meta := api.KindOf(o), o.Meta()
+	level := slog.LevelInfo
+	if typ == api.Warning {
+		level = slog.LevelWarn
+	}
+	r.log.Log(context.Background(), level, message, "kind", kind.Name, "name", meta.Name, "reason", reason)
+	r.append(r.events.Append(context.Background(), api.Event{
+		Time: time.Now().UTC(), Kind: kind.Name, Name: meta.Name, UID: meta.UID, Type: typ, Reason: reason, Message: message,
+	}))
+}
+
+// Decision records why a machine got the answer that it got.
+func (r *recorder) Decision(d api.Decision) {
+	d.Time = time.Now().UTC()
+	r.log.Debug("decision", "machine", d.Machine, "mac", d.MAC, "peer", d.Peer, "question", d.Question, "answer", d.Answer, "reason", d.Reason)
+	r.append(r.decisions.Append(context.Background(), d))
+}
+
+// Audit records a change that somebody asked for.
+func (r *recorder) Audit(a api.AuditRecord) {
+	r.append(r.audit.Append(context.Background(), a))
+}
+
+func (r *recorder) append(err error) {
+	if err != nil && !errors.Is(err, journal.ErrClosed) {
+		r.log.Error("a record was lost", "error", err)
+	}
+}

@@ -1,0 +1,31 @@
+// Command bootd turns powered-off servers into hosts: it serves DHCP, TFTP, HTTP
+// boot and Ignition, drives BMCs, and is the API that weftctl and nodeagent use.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+)
+
+// version is set by the Makefile.
+var version = "unknown"
+
+func main() {
+	// The caches live beside embedded etcd; collecting sooner costs little at
+	// bootd's rates and keeps the resident set small.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	// bmclib would print login bodies, passwords included.
+	_ = os.Unsetenv("DEBUG_BMCLIB")
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "bootd: %s\n", err)
+		os.Exit(exitCode(err))
+	}
+}
