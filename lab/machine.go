@@ -134,14 +134,14 @@ func (m *Machine) start(ctx context.Context, cause string) error {
 	if m.current() != nil {
 		return fmt.Errorf("power on %s: it is on already", m.config.Name)
 	}
-	target := m.Override().Target
-	if err := m.prepare(ctx, target); err != nil {
+	override := m.Override()
+	if err := m.prepare(ctx, override); err != nil {
 		return fmt.Errorf("power on %s: %w", m.config.Name, err)
 	}
 	if err := m.markConsole("power on"); err != nil {
 		return fmt.Errorf("power on %s: %w", m.config.Name, err)
 	}
-	b, err := m.launch(ctx, target)
+	b, err := m.launch(ctx, override.Target)
 	if err != nil {
 		return fmt.Errorf("power on %s: %w", m.config.Name, err)
 	}
@@ -398,7 +398,7 @@ func (m *Machine) powerOff(ctx context.Context, cause string) error {
 
 // prepare makes what the machine keeps from boot to boot, its disk and its firmware's variables, and the
 // variables of one HTTP boot, which are new each time.
-func (m *Machine) prepare(ctx context.Context, target bmc.Target) error {
+func (m *Machine) prepare(ctx context.Context, override bmc.Override) error {
 	if _, err := os.Stat(m.path("disk.qcow2")); errors.Is(err, fs.ErrNotExist) {
 		cmd := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", m.path("disk.qcow2"), fmt.Sprint(diskBytes))
 		if output, err := cmd.CombinedOutput(); err != nil {
@@ -408,13 +408,22 @@ func (m *Machine) prepare(ctx context.Context, target bmc.Target) error {
 	if m.config.Firmware != UEFI {
 		return nil
 	}
-	file := m.path(variablesFile(target))
-	if _, err := os.Stat(file); err == nil && target != bmc.UefiHTTP {
+	file := m.path(variablesFile(override.Target))
+	if _, err := os.Stat(file); err == nil && override.Target != bmc.UefiHTTP {
 		return nil
 	}
 	variables, err := os.ReadFile(ovmfVars)
 	if err != nil {
 		return fmt.Errorf("OVMF (package ovmf): %w", err)
+	}
+	if override.URI != "" {
+		mac, err := net.ParseMAC(m.config.MAC(0))
+		if err != nil {
+			return err
+		}
+		if variables, err = bootVariables(variables, mac, override.URI); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(file, variables, 0o600)
 }
@@ -448,8 +457,8 @@ func (m behindBMC) PressButton(ctx context.Context) error {
 	return b.monitor.run(ctx, "system_powerdown", nil)
 }
 
-// Reset resets in place. Going into or out of HTTP boot needs a new QEMU: whether OVMF offers PXE is part
-// of its command line.
+// Reset resets in place. HTTP boot needs a new QEMU before and after: whether OVMF offers PXE is part of
+// its command line, and the URL is in its variables.
 func (m behindBMC) Reset(ctx context.Context) error {
 	m.power.Lock()
 	defer m.power.Unlock()
@@ -457,7 +466,7 @@ func (m behindBMC) Reset(ctx context.Context) error {
 	if b == nil {
 		return bmc.ErrOff
 	}
-	if (b.target == bmc.UefiHTTP) == (m.Override().Target == bmc.UefiHTTP) {
+	if b.target != bmc.UefiHTTP && m.Override().Target != bmc.UefiHTTP {
 		return m.resetInPlace(ctx, causeBMC)
 	}
 	if err := m.powerOff(ctx, causeBMC); err != nil {

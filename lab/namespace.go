@@ -35,7 +35,7 @@ func createNamespace(r *record, name string) error {
 		if err != nil {
 			return err
 		}
-		defer handle.Close()
+		defer func() { _ = handle.Close() }()
 		return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // no such file: a kernel without IPv6
@@ -121,7 +121,7 @@ func inNamespace(name string, do func() error) error {
 	if err != nil {
 		return fmt.Errorf("open network namespace %s: %w", name, err)
 	}
-	defer target.Close()
+	defer func() { _ = target.Close() }()
 	return onLockedThread(func() error {
 		if err := netns.Set(target); err != nil {
 			return fmt.Errorf("enter network namespace %s: %w", name, err)

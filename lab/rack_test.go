@@ -7,10 +7,12 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -410,6 +412,53 @@ func TestUefiHTTPOverride(t *testing.T) {
 	waitConsole(t, m, length, "Start PXE over IPv4")
 }
 
+// TestHttpBootUri: OVMF asks for exactly the URL that was handed to the BMC. dnsmasq gives the address.
+func TestHttpBootUri(t *testing.T) {
+	dnsmasq, err := exec.LookPath("dnsmasq")
+	if err != nil {
+		t.Skip("needs dnsmasq (package dnsmasq-base)")
+	}
+	r := newRack(t, only(UEFI))
+	m := r.Machine("m1")
+	argv := inside(r.bootdNamespace(), dnsmasq, "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=pxe",
+		"--bind-interfaces", "--dhcp-range=198.18.0.100,198.18.0.110", "--dhcp-leasefile="+filepath.Join(r.Dir(), "leases"))
+	server, err := r.spawner.start("dnsmasq", exec.Command(argv[0], argv[1:]...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.kill()
+	listener, err := r.listen(r.bootdNamespace(), "198.18.0.1:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan string, 16)
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		select {
+		case asked <- q.URL.Path:
+		default:
+		}
+		http.NotFound(w, q)
+	}))
+	_ = web.Listener.Close()
+	web.Listener = listener
+	web.Start()
+	defer web.Close()
+
+	body := `{"Boot":{"BootSourceOverrideTarget":"UefiHttp","BootSourceOverrideEnabled":"Once","HttpBootUri":"http://198.18.0.1:8080/f3a9c1/boot.efi"}}`
+	if status, answer := redfish(t, r, m, "PATCH", systemPath, body); status != 200 {
+		t.Fatalf("%d %v", status, answer)
+	}
+	resetType(t, r, m, "On", 204)
+	select {
+	case path := <-asked:
+		if path != "/f3a9c1/boot.efi" {
+			t.Errorf("OVMF asks for %s", path)
+		}
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("OVMF asks for nothing%s", tailReport(m.ConsoleLog()))
+	}
+}
+
 func TestCable(t *testing.T) {
 	r := newRack(t, only(BIOS))
 	m := r.Machine("m1")
@@ -548,7 +597,7 @@ func ownRack(dir, name string) int {
 		log.Error(err.Error())
 		return 1
 	}
-	os.Stdout.WriteString("up\n")
+	fmt.Println("up")
 	if err := r.Serve(context.Background()); !errors.Is(err, ErrDown) {
 		log.Error("serve", "error", err)
 		return 1

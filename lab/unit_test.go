@@ -300,3 +300,17 @@ func TestSawInit(t *testing.T) {
 		t.Error("seen where there is none")
 	}
 }
+
+func FuzzBootVariables(f *testing.F) {
+	empty := append(make([]byte, 72), efiGUID("aaf32c78-947b-439a-a180-2e144ec37792")...)
+	empty = append(empty, 0, 2, 0, 0, 0x5a, 0xfe, 0, 0, 0, 0, 0, 0)
+	empty = append(empty, bytes.Repeat([]byte{0xff}, 600)...)
+	f.Add(empty, "http://198.18.0.1/")
+	f.Add(empty[:100], "")
+	f.Fuzz(func(t *testing.T, store []byte, url string) {
+		got, err := bootVariables(store, net.HardwareAddr{2, 0, 0, 0, 0, 1}, url)
+		if err == nil && len(got) != len(store) {
+			t.Errorf("a store of %d bytes became %d", len(store), len(got))
+		}
+	})
+}

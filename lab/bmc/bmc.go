@@ -50,6 +50,7 @@ const (
 type Override struct {
 	Target Target
 	Once   bool
+	URI    string // with UefiHttp: what to boot; empty leaves it to DHCP
 }
 
 // Machine is the server behind the BMC. Its methods are safe for concurrent use and return once the

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -224,6 +225,9 @@ func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message
 			if s.config.Inventory.Firmware != UEFI {
 				return unknownProperty(name), nil
 			}
+			if parsed, err := url.Parse(text); text != "" && (err != nil || parsed.Host == "" || len(text) > 2048) {
+				return badValue(name, text), nil
+			}
 			uri = text
 		default:
 			return unknownProperty(name), nil
@@ -240,6 +244,10 @@ func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message
 	}
 	if override.Target == None {
 		override.Once = false
+	}
+	override.URI = ""
+	if override.Target == UefiHTTP {
+		override.URI = uri
 	}
 	if err := s.machine.SetOverride(r.Context(), override); err != nil {
 		return nil, err
