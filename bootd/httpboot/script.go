@@ -156,6 +156,8 @@ func echoText(s string) string {
 			return ' '
 		case r > '~':
 			return '?'
+		case r == '\\': // at the end of a line it would join the next one
+			return '/'
 		default:
 			return r
 		}

@@ -46,6 +46,12 @@ func (d *fakeDecider) last() Client {
 	return d.client
 }
 
+func (d *fakeDecider) lastAccept() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.accept
+}
+
 func (d *fakeDecider) Script(_ context.Context, c Client) (Script, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -280,8 +286,9 @@ func TestPointer(t *testing.T) {
 		if !strings.Contains(got, "Content-Type: application/json") || !strings.Contains(got, `"version":"3.5.0"`) {
 			t.Errorf("%s: %s", path, got)
 		}
-		if has := d.last().MAC != nil; has != (path != "/ignition/pointer") || !strings.HasPrefix(d.accept, "application/vnd.coreos") {
-			t.Errorf("%s: client %+v, accept %q", path, d.last(), d.accept)
+		c, accept := d.last(), d.lastAccept()
+		if has := c.MAC != nil; has != (path != "/ignition/pointer") || !strings.HasPrefix(accept, "application/vnd.coreos") {
+			t.Errorf("%s: client %+v, accept %q", path, c, accept)
 		}
 	}
 	d.set(Script{}, &Hold{Reason: "no BootAttempt"})
