@@ -25,7 +25,6 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/pin/tftp/v3"
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/vishvananda/netns"
 )
 
@@ -380,13 +379,15 @@ func TestPerfdhcp(t *testing.T) {
 }
 
 func collect(c prometheus.Collector) (metrics []string) {
-	ch := make(chan prometheus.Metric, 100)
-	c.Collect(ch)
-	close(ch)
-	for m := range ch {
-		var value dto.Metric
-		if err := m.Write(&value); err == nil {
-			metrics = append(metrics, value.String())
+	r := prometheus.NewRegistry()
+	r.MustRegister(c)
+	families, err := r.Gather()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			metrics = append(metrics, m.String())
 		}
 	}
 	return metrics
@@ -541,7 +542,7 @@ func (s *segment) bootServers(r *rack) {
 		if err != nil {
 			return err
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		_, err = w.ReadFrom(f)
 		return err
 	}, nil)
