@@ -12,6 +12,8 @@
 // would work as well, but then 500 machines that boot together wake each other up with every reply.
 // Where the process may not open an AF_PACKET socket, replies are broadcast.
 //
+// On the same interfaces it spares iPXE a long wait for an IPv6 router; see advertise.go.
+//
 // Boot firmware reads the same options in four different ways; which form is used for whom, and why, is
 // written at Style and Bootfile.
 package dhcp
