@@ -180,9 +180,9 @@ const (
 	StageScript    Stage = "Script"    // the boot script was served
 	StageKernel    Stage = "Kernel"    // the kernel was fetched
 	StageInitrd    Stage = "Initrd"    // the initrd was fetched
+	StageRootfs    Stage = "Rootfs"    // the root file system was fetched; may come after the next two
 	StagePointer   Stage = "Pointer"   // Ignition fetched the pointer
 	StageConfig    Stage = "Config"    // Ignition fetched its config with the token
-	StageRootfs    Stage = "Rootfs"    // the root file system was fetched
 	StageJoined    Stage = "Joined"    // nodeagent joined
 	StageApplied   Stage = "Applied"   // the host applied its HostSpec
 )
@@ -190,7 +190,7 @@ const (
 // Stages lists the stages in order.
 func Stages() []Stage {
 	return []Stage{StageRequested, StagePowerOn, StageDHCP, StageLoader, StageScript, StageKernel,
-		StageInitrd, StagePointer, StageConfig, StageRootfs, StageJoined, StageApplied}
+		StageInitrd, StageRootfs, StagePointer, StageConfig, StageJoined, StageApplied}
 }
 
 // Index is the stage's place in Stages, or -1.
