@@ -156,6 +156,8 @@ func (s *Server) authorize(c *call, rt route) error {
 		return nil
 	case c.who.host != nil:
 		return s.authorizeHost(c, rt)
+	case c.who.role == nobody && rt.role == nobody:
+		return problem(http.StatusUnauthorized, "this is for hosts: show a host's certificate")
 	case c.who.role >= rt.role && c.who.role > nobody:
 		return nil
 	case c.who.role == nobody:

@@ -18,7 +18,7 @@ func (s *Server) hostRoutes() []route {
 			outType: "application/vnd.coreos.ignition+json", handle: s.ignition},
 		{method: "POST", path: "/v1/join", tag: "Host", public: true, summary: "Join as a Machine's host, once, against the join token of its BootAttempt",
 			in: api.JoinRequest{}, out: api.JoinResponse{}, handle: s.join},
-		{method: "POST", path: "/v1/hosts/{name}/stream", tag: "Host", role: admin, host: ownName, stream: true,
+		{method: "POST", path: "/v1/hosts/{name}/stream", tag: "Host", host: ownName, stream: true,
 			summary: "A host's one stream: newline-delimited HostFrames in, ServerFrames out", inType: "application/x-ndjson", in: api.HostFrame{},
 			outType: "application/x-ndjson", out: api.ServerFrame{}, handle: s.hostStream},
 	}

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/netip"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -85,13 +86,25 @@ func (s *Server) serve(rt route, w http.ResponseWriter, r *http.Request) {
 		open.Inc()
 		defer open.Dec()
 	}
-	if err := s.answer(c, rt); err != nil {
+	if err := s.guarded(c, rt); err != nil {
 		s.refuse(c, err)
 	}
 	s.metrics.answered(rt, c.status, time.Since(start))
 	if rt.audited {
 		s.audit(c)
 	}
+}
+
+// guarded turns a panic into an error: net/http would hide it among the faults
+// of clients.
+func (s *Server) guarded(c *call, rt route) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.log.Error("a handler panicked", "route", rt, "panic", v, "stack", string(debug.Stack()))
+			err = problem(http.StatusInternalServerError, "this is a fault of bootd; its log says where")
+		}
+	}()
+	return s.answer(c, rt)
 }
 
 func (s *Server) answer(c *call, rt route) error {

@@ -1,0 +1,166 @@
+package server
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// fixtures are objects that fit together.
+func fixtures() []api.Object {
+	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601}}
+	zone.Metadata.Name = "yellow"
+	prod := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.8.0/24")}}
+	prod.Metadata.Name = "prod"
+	pxe := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth1", Prefixes: prefixList("198.18.0.0/24")}}
+	pxe.Metadata.Name = "pxe"
+	image := &api.Image{Spec: api.ImageSpec{Version: "1", Files: map[string]api.ImageFile{"kernel": {SHA256: digestOf("kernel")}}}}
+	image.Metadata.Name = "debian"
+	layer := &api.Layer{Spec: api.LayerSpec{Butane: "storage: {}"}}
+	layer.Metadata.Name = "site"
+	profile := &api.Profile{Spec: api.ProfileSpec{Image: "debian", Layers: []string{"site"}}}
+	profile.Metadata.Name = "worker"
+	secret := &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"username": "a", "password": "b"}}}
+	secret.Metadata.Name = "bmc"
+	network := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16"), VNI: 10017}}
+	network.Metadata.Name = "net1"
+	machine := newMachine("r1", "52:54:00:00:00:01")
+	machine.Spec.Zone, machine.Spec.Profile = "yellow", "worker"
+	machine.Spec.Links = append(machine.Spec.Links, api.Link{Name: "prod", VLAN: &api.VLAN{Link: "eth0", ID: 8}, Subnet: "prod", Addresses: []netip.Addr{netip.MustParseAddr("198.18.8.7")}})
+	machine.Spec.BMC = &api.BMC{Address: "https://198.18.0.7", Credentials: "bmc"}
+	all := []api.Object{zone, secret, prod, pxe, image, layer, profile, network, machine}
+	for _, o := range all {
+		o.SetDefaults()
+	}
+	return all
+}
+
+func prefixList(texts ...string) []netip.Prefix {
+	var list []netip.Prefix
+	for _, t := range texts {
+		list = append(list, netip.MustParsePrefix(t))
+	}
+	return list
+}
+
+func worldOf(objects ...api.Object) world {
+	w := world{objects: map[string][]api.Object{}}
+	for _, o := range objects {
+		w.objects[api.KindOf(o).Name] = append(w.objects[api.KindOf(o).Name], o)
+		switch o := o.(type) {
+		case *api.Machine:
+			w.machines = append(w.machines, o)
+		case *api.Subnet:
+			w.subnets = append(w.subnets, o)
+		case *api.Zone:
+			w.zones = append(w.zones, o)
+		case *api.Network:
+			w.networks = append(w.networks, o)
+		}
+	}
+	return w
+}
+
+// TestAdmission changes a good object in one way each and looks for the one
+// fault.
+func TestAdmission(t *testing.T) {
+	machine := func(change func(*api.Machine)) api.Object {
+		m := newMachine("r2", "52:54:00:00:00:02")
+		m.Spec.Zone = "yellow"
+		change(m)
+		return m
+	}
+	subnet := func(name string, s api.SubnetSpec) api.Object {
+		o := &api.Subnet{Spec: s}
+		o.Metadata.Name = name
+		o.SetDefaults()
+		return o
+	}
+	link := func(subnet string, addresses ...string) func(*api.Machine) {
+		return func(m *api.Machine) {
+			l := api.Link{Name: "prod", VLAN: &api.VLAN{Link: "eth0", ID: 8}, Subnet: subnet}
+			for _, a := range addresses {
+				l.Addresses = append(l.Addresses, netip.MustParseAddr(a))
+			}
+			m.Spec.Links = append(m.Spec.Links, l)
+		}
+	}
+	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601}}
+	zone.Metadata.Name = "red"
+	network := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", VNI: 10017}}
+	network.Metadata.Name = "net2"
+	for _, c := range []struct {
+		name    string
+		object  api.Object
+		pointer string // "" for none
+		words   string
+	}{
+		{"another Machine", machine(link("prod", "198.18.8.8")), "", ""},
+		{"MAC in use", machine(func(m *api.Machine) { m.Spec.Links[0].MAC = "52:54:00:00:00:01" }), "/spec/links/0/mac", "MAC 52:54:00:00:00:01 is in use by Machine r1"},
+		{"MAC in use in a bond", machine(func(m *api.Machine) {
+			m.Spec.Links = append(m.Spec.Links, api.Link{Name: "bond0", Bond: &api.Bond{Members: []api.MAC{"52:54:00:00:00:05", "52:54:00:00:00:01"}}})
+		}), "/spec/links/1/bond/members/1", "Machine r1"},
+		{"address in use", machine(link("prod", "198.18.8.8", "198.18.8.7")), "/spec/links/1/addresses/1", "pinned by Machine r1"},
+		{"address twice", machine(link("prod", "198.18.8.8", "198.18.8.8")), "/spec/links/1/addresses/1", "already"},
+		{"address outside", machine(link("prod", "198.18.9.8")), "/spec/links/1/addresses/0", "198.18.8.0/24"},
+		{"BMC in use", machine(func(m *api.Machine) { m.Spec.BMC = &api.BMC{Address: "https://198.18.0.7:443/", Credentials: "bmc"} }), "/spec/bmc/address", "Machine r1"},
+		{"other Zone", machine(func(m *api.Machine) { link("prod")(m); m.Spec.Zone = "red" }), "/spec/links/1/subnet", "belongs to Zone yellow"},
+		{"no Zone", machine(func(m *api.Machine) { link("prod")(m); m.Spec.Zone = "" }), "/spec/links/1/subnet", "set spec.zone"},
+		{"itself", newMachine("r1", "52:54:00:00:00:01"), "", ""},
+		{"overlapping Subnet", subnet("x", api.SubnetSpec{Purpose: api.Management, Prefixes: prefixList("198.19.0.0/24", "198.18.0.0/16")}), "/spec/prefixes/1", "of Subnet p"},
+		{"second on one interface", subnet("x", api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth1", Prefixes: prefixList("198.19.0.0/24")}), "/spec/interface", "Subnet pxe"},
+		{"other interface", subnet("x", api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth2", Prefixes: prefixList("198.19.0.0/24")}), "", ""},
+		{"Subnet leaves its Machines", subnet("prod", api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.9.0/24")}), "/spec/prefixes", "198.18.8.7 of Machine r1"},
+		{"Subnet leaves the Zone", subnet("prod", api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: prefixList("198.18.8.0/24")}), "/spec/zone", "Machine r1"},
+		{"ASN in use", zone, "/spec/asn", "Zone yellow"},
+		{"VNI in use", network, "/spec/vni", "Network net1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := admit(worldOf(fixtures()...), c.object, nil)
+			if c.pointer == "" {
+				if len(v.errors) > 0 {
+					t.Errorf("refused: %v", v.errors)
+				}
+				return
+			}
+			for _, e := range v.errors {
+				if e.Pointer != c.pointer || !strings.Contains(e.Message, c.words) {
+					t.Errorf("got %v, want %s: …%s…", e, c.pointer, c.words)
+				}
+			}
+			if len(v.errors) == 0 {
+				t.Error("taken")
+			}
+		})
+	}
+}
+
+func TestAdmissionWarnsOfWhatIsMissing(t *testing.T) {
+	all := fixtures()
+	m := all[len(all)-1]
+	if v := admit(worldOf(all...), m, nil); len(v.warnings) > 0 {
+		t.Errorf("all is there, and yet: %v", v.warnings)
+	}
+	v := admit(worldOf(), m, nil)
+	text := strings.Join(v.warnings, "\n")
+	for _, w := range []string{`/spec/zone: Zone "yellow"`, `/spec/profile: Profile "worker"`, `/spec/links/1/subnet: Subnet "prod"`, `/spec/bmc/credentials: Secret "bmc"`} {
+		if !strings.Contains(text, w) {
+			t.Errorf("%s is missing in: %s", w, text)
+		}
+	}
+}
+
+func TestDifference(t *testing.T) {
+	old, now := newMachine("r1", "52:54:00:00:00:01"), newMachine("r1", "52:54:00:00:00:01", "52:54:00:00:00:02")
+	now.Metadata.Labels = map[string]string{"a/b": "c"}
+	now.Status.Phase = api.PhaseActive
+	got := difference(old, now)
+	if len(got) != 2 || got[0].Pointer != "/metadata/labels" || got[1].Pointer != "/spec/links/1" || got[1].Old != nil {
+		t.Errorf("%+v", got)
+	}
+	if got := difference(nil, now); len(got) != 1 || got[0].Pointer != "" || got[0].Old != nil {
+		t.Errorf("created: %+v", got)
+	}
+}

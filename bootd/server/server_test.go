@@ -1,0 +1,754 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/blob"
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/journal"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// rig is a Server on a real store, with everything around it.
+type rig struct {
+	t         testing.TB
+	dir       string
+	store     *store.Store
+	cache     *store.Cache
+	blobs     *blob.Store
+	authority *ca.Authority
+	events    *journal.Journal[api.Event]
+	decisions *journal.Journal[api.Decision]
+	decider   *fakeDecider
+	consoles  chan net.Conn // the Machine's ends
+	logs      *lockedBuffer
+	server    *Server
+	base      string // https URL
+	socket    string
+
+	mu     sync.Mutex
+	audits []api.AuditRecord
+	bodies bytes.Buffer // everything that was answered to do
+}
+
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// fakeDecider lets in one token.
+type fakeDecider struct{ token string }
+
+func (d *fakeDecider) ConfigFor(_ context.Context, name, token string, peer netip.Addr, accept string) ([]byte, string, error) {
+	switch {
+	case name == "broken":
+		return nil, "", errors.New("the inner parts of bootd")
+	case token != d.token:
+		return nil, "", &api.Problem{Status: http.StatusForbidden, Title: "Forbidden", Detail: "the token is not this BootAttempt's"}
+	}
+	return fmt.Appendf(nil, "%s %s %s", name, peer, accept), "application/vnd.coreos.ignition+json", nil
+}
+
+func (d *fakeDecider) Join(_ context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error) {
+	if token != d.token {
+		return nil, &api.Problem{Status: http.StatusForbidden, Title: "Join refused", Detail: "the token is not this BootAttempt's"}
+	}
+	return &api.JoinResponse{Machine: r.Machine, AttemptID: peer.String()}, nil
+}
+
+func (d *fakeDecider) Origins(*api.Machine) ([]api.Origin, []string, error) {
+	return []api.Origin{{Path: "/etc/motd", Layer: "site"}}, []string{"a warning"}, nil
+}
+
+type recorder struct{}
+
+func (recorder) Event(api.Object, api.EventType, string, string) {}
+
+const (
+	viewerToken   = "viewer-token"
+	operatorToken = "operator-token"
+)
+
+func digestOf(text string) api.SHA256 {
+	sum := sha256.Sum256([]byte(text))
+	return api.SHA256(hex.EncodeToString(sum[:]))
+}
+
+// newRig starts a Server on a port and a socket of its own.
+func newRig(t testing.TB, change ...func(*Config)) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: t.TempDir(), logs: new(lockedBuffer), decider: &fakeDecider{token: "boot-token"}, consoles: make(chan net.Conn, 1)}
+	log := slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	keys, err := ca.LoadKeyring(r.dir, "")
+	must(t, err)
+	r.store, err = store.Open(ctx, store.Config{Dir: filepath.Join(r.dir, "store")}, keys, log)
+	must(t, err)
+	r.cache = store.NewCache(r.store, log)
+	wg.Go(func() { _ = r.cache.Run(ctx) })
+	r.blobs, err = blob.Open(filepath.Join(r.dir, "blobs"), blob.Options{})
+	must(t, err)
+	r.authority, err = ca.Open(r.dir)
+	must(t, err)
+	_, err = r.authority.EnsureServer([]string{"localhost"}, []netip.Addr{netip.MustParseAddr("127.0.0.1")})
+	must(t, err)
+	r.events, err = journal.Open[api.Event](r.dir, "events", journal.Options{})
+	must(t, err)
+	r.decisions, err = journal.Open[api.Decision](r.dir, "decisions", journal.Options{})
+	must(t, err)
+	audits, err := journal.Open[api.AuditRecord](r.dir, "audit", journal.Options{})
+	must(t, err)
+	r.socket = filepath.Join(r.dir, "bootd.sock")
+	compiler := &hostspec.Compiler{Cache: r.cache}
+	metrics := prometheus.NewRegistry()
+	conf := Config{
+		Listen: "127.0.0.1:0", Socket: r.socket, TLS: r.authority.ServerTLS(),
+		Tokens: []Token{{"vera", "viewer", digestOf(viewerToken)}, {"otto", "operator", digestOf(operatorToken)}},
+		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Compiler: compiler, Decider: r.decider,
+		Hub:    &hostspec.Hub{Store: r.store, Cache: r.cache, Compiler: compiler, Record: recorder{}, Log: log},
+		Events: r.events, Decisions: r.decisions, AuditLog: audits,
+		Console: func(context.Context, *api.Machine) (io.ReadWriteCloser, error) {
+			near, far := net.Pipe()
+			r.consoles <- far
+			return near, nil
+		},
+		Audit: func(a api.AuditRecord) {
+			must(r.t, audits.Append(context.Background(), a))
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.audits = append(r.audits, a)
+		},
+		Metrics: metrics, Registerer: metrics, Log: log,
+	}
+	for _, f := range change {
+		f(&conf)
+	}
+	r.server, err = New(conf)
+	must(t, err)
+	ran := make(chan error, 1)
+	wg.Go(func() { ran <- r.server.Run(ctx) })
+	select {
+	case <-r.server.Listening():
+	case err := <-ran:
+		t.Fatal(err)
+	}
+	r.base = "https://" + r.server.Addr().String()
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		if err := <-ran; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		must(t, errors.Join(r.events.Close(), r.decisions.Close(), audits.Close(), r.blobs.Close(), r.store.Close()))
+	})
+	<-r.cache.Synced()
+	return r
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// root is a client on the unix socket.
+func (r *rig) root() *api.Client {
+	c, err := api.NewClient(api.ClientConfig{Server: "unix://" + r.socket})
+	must(r.t, err)
+	return c
+}
+
+func (r *rig) caFile() string {
+	path := filepath.Join(r.dir, "site-ca.pem")
+	must(r.t, os.WriteFile(path, r.authority.CertPEM(), 0o600))
+	return path
+}
+
+// bearer is a client with a token over TLS.
+func (r *rig) bearer(token string) *api.Client {
+	c, err := api.NewClient(api.ClientConfig{Server: r.base, CAFile: r.caFile(), Token: token})
+	must(r.t, err)
+	return c
+}
+
+// person is a client with a certificate.
+func (r *rig) person(name, role string) *api.Client {
+	cert, key, err := r.authority.IssuePerson(name, role, time.Hour)
+	must(r.t, err)
+	base := filepath.Join(r.dir, name)
+	must(r.t, os.WriteFile(base+".crt", cert, 0o600))
+	must(r.t, os.WriteFile(base+".key", key, 0o600))
+	c, err := api.NewClient(api.ClientConfig{Server: r.base, CAFile: r.caFile(), CertFile: base + ".crt", KeyFile: base + ".key"})
+	must(r.t, err)
+	return c
+}
+
+// do sends raw bytes over the unix socket.
+func (r *rig) do(method, path, body string) (int, http.Header, string) {
+	r.t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", r.socket)
+	}}}
+	req, err := http.NewRequest(method, "http://bootd"+path, strings.NewReader(body))
+	must(r.t, err)
+	return r.send(client, req)
+}
+
+func (r *rig) send(client *http.Client, req *http.Request) (int, http.Header, string) {
+	r.t.Helper()
+	resp, err := client.Do(req)
+	must(r.t, err)
+	raw, err := io.ReadAll(resp.Body)
+	must(r.t, errors.Join(err, resp.Body.Close()))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bodies.Write(raw)
+	return resp.StatusCode, resp.Header, string(raw)
+}
+
+func (r *rig) auditsOf(path string) []api.AuditRecord {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(r.audits), func(a api.AuditRecord) bool { return a.Path != path })
+}
+
+func kindOf(t testing.TB, word string) api.Kind {
+	k, err := api.LookupKind(word)
+	must(t, err)
+	return k
+}
+
+func newMachine(name string, macs ...api.MAC) *api.Machine {
+	m := new(api.Machine)
+	m.Metadata.Name = name
+	for i, mac := range macs {
+		m.Spec.Links = append(m.Spec.Links, api.Link{Name: fmt.Sprintf("eth%d", i), MAC: mac})
+	}
+	m.SetDefaults()
+	return m
+}
+
+func put(t testing.TB, c *api.Client, objects ...api.Object) {
+	t.Helper()
+	for _, o := range objects {
+		if _, err := c.Put(t.Context(), o, false); err != nil {
+			t.Fatalf("put %s %s: %v", api.KindOf(o).Name, o.Meta().Name, err)
+		}
+	}
+}
+
+// wantStatus checks that err is a problem of that status that says all words.
+func wantStatus(t testing.TB, err error, status int, words ...string) {
+	t.Helper()
+	if !api.IsStatus(err, status) {
+		t.Errorf("got %v, want status %d", err, status)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q is missing in: %v", w, err)
+		}
+	}
+}
+
+func TestObjects(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	for name, c := range map[string]*api.Client{"unix": r.root(), "tls": r.person("anna", "admin")} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine("r1-"+name, api.MAC(fmt.Sprintf("52:54:00:00:00:%02x", len(name))))
+			m.Metadata.Labels = map[string]string{"tier": "a"}
+			m.Status.Phase = api.PhaseActive // not the client's to say
+			o, err := c.Put(ctx, m, true)
+			must(t, err)
+			if o.Meta().UID != "" {
+				t.Error("a dry run has made a uid")
+			}
+			_, err = c.Get(ctx, machineKind(), m.Metadata.Name)
+			wantStatus(t, err, http.StatusNotFound, m.Metadata.Name)
+
+			o, err = c.Put(ctx, m, false)
+			must(t, err)
+			first := o.(*api.Machine)
+			if first.Metadata.UID == "" || first.Metadata.Generation != 1 || first.Status.Phase != "" {
+				t.Errorf("created: %+v", first)
+			}
+			same, err := c.Put(ctx, m, false)
+			must(t, err)
+			if same.Meta().ResourceVersion != first.Metadata.ResourceVersion {
+				t.Error("the same file twice was written twice")
+			}
+			first.Spec.State = api.StateOff
+			second, err := c.Put(ctx, first, false)
+			must(t, err)
+			if second.Meta().Generation != 2 || second.Meta().UID != first.Metadata.UID {
+				t.Errorf("replaced: %+v", second.Meta())
+			}
+			_, err = c.Put(ctx, first, false)
+			wantStatus(t, err, http.StatusConflict, second.Meta().ResourceVersion)
+			var p *api.Problem
+			if errors.As(err, &p) && p.ResourceVersion != second.Meta().ResourceVersion {
+				t.Errorf("the conflict names resourceVersion %q", p.ResourceVersion)
+			}
+			list, rv, err := c.List(ctx, machineKind())
+			must(t, err)
+			if rv == "" || !slices.ContainsFunc(list, func(o api.Object) bool { return o.Meta().Name == m.Metadata.Name }) {
+				t.Errorf("list: %v at %q", list, rv)
+			}
+			must(t, c.Delete(ctx, machineKind(), m.Metadata.Name))
+			wantStatus(t, c.Delete(ctx, machineKind(), m.Metadata.Name), http.StatusNotFound)
+			if got := r.auditsOf("/v1/machines/" + m.Metadata.Name); len(got) != 3 {
+				t.Errorf("%d changes were audited: %+v", len(got), got)
+			} else if d := got[1].Diff; len(d) != 1 || d[0].Pointer != "/spec/state" || d[0].Old != "Active" || d[0].New != "Off" {
+				t.Errorf("the diff of the change: %+v", d)
+			}
+		})
+	}
+}
+
+func TestRawRequests(t *testing.T) {
+	r := newRig(t)
+	put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+	const good = `{"spec":{"links":[{"name":"eth0","mac":"52:54:00:00:00:09"}]}}`
+	for _, c := range []struct {
+		name, method, path, body string
+		status                   int
+		words                    []string
+	}{
+		{"name from the path", "PUT", "/v1/machines/r9", good, 201, []string{`"name":"r9"`}},
+		{"unknown field", "PUT", "/v1/machines/r1", `{"spec":{"zome":"x"}}`, 400, []string{`"/spec/zome"`, "it may be one of"}},
+		{"cut short", "PUT", "/v1/machines/r1", `{"spec":`, 400, []string{"not JSON"}},
+		{"other name", "PUT", "/v1/machines/r1", `{"metadata":{"name":"r2"}}`, 422, []string{`"/metadata/name"`}},
+		{"other kind", "PUT", "/v1/machines/r1", `{"kind":"Zone","spec":{"links":[]}}`, 422, []string{`"/kind"`}},
+		{"not valid", "PUT", "/v1/machines/r1", `{"spec":{"links":[]}}`, 422, []string{`"/spec/links"`, "at least one link"}},
+		{"create what exists", "POST", "/v1/machines", `{"metadata":{"name":"r1"},"spec":{"links":[{"name":"eth0","mac":"52:54:00:00:00:01"}]}}`, 409, []string{"exists already"}},
+		{"create", "POST", "/v1/machines", `{"metadata":{"name":"r3"},"spec":{"links":[{"name":"eth0","mac":"52:54:00:00:00:03"}]}}`, 201, []string{`"uid"`}},
+		{"mistyped dry run", "PUT", "/v1/machines/r1?dryRun=ture", good, 400, []string{"ture"}},
+		{"deleted meanwhile", "PUT", "/v1/machines/r8", `{"metadata":{"resourceVersion":"7"},"spec":{"links":[{"name":"eth0","mac":"52:54:00:00:00:08"}]}}`, 409, []string{"deleted"}},
+		{"stale delete", "DELETE", "/v1/machines/r1?resourceVersion=1", "", 409, []string{`"resourceVersion":`}},
+		{"status alone", "GET", "/v1/machines/r1/status", "", 200, []string{"{}"}},
+		{"a HostSpec is read only", "PUT", "/v1/hostspecs/r1", `{}`, 405, []string{"compiled", "GET"}},
+		{"HostSpec", "GET", "/v1/hostspecs/r1", "", 200, []string{`"base"`}},
+		{"HostSpecs", "GET", "/v1/hostspecs", "", 200, []string{`"HostSpecList"`}},
+		{"no such path", "GET", "/v1/servers", "", 404, []string{"/openapi.json"}},
+		{"no such method", "PATCH", "/v1/machines/r1", "", 405, []string{"PUT"}},
+		{"bad watch", "GET", "/v1/machines?watch=true&resourceVersion=x", "", 400, nil},
+		{"too large", "PUT", "/v1/layers/big", `{"spec":{"butane":"` + strings.Repeat("a", maxObject) + `"}}`, 413, nil},
+		{"missing references", "PUT", "/v1/profiles/p", `{"spec":{"image":"none"}}`, 201, nil},
+		{"health", "GET", "/healthz", "", 200, []string{"ok"}},
+		{"ready", "GET", "/readyz", "", 200, []string{"ok"}},
+		{"metrics", "GET", "/metrics", "", 200, []string{"rackweft_api_requests_total"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			status, header, body := r.do(c.method, c.path, c.body)
+			if status != c.status {
+				t.Errorf("status %d, want %d: %s", status, c.status, body)
+			}
+			if status >= 400 && header.Get("Content-Type") != "application/problem+json" {
+				t.Errorf("an error of type %q", header.Get("Content-Type"))
+			}
+			for _, w := range c.words {
+				if !strings.Contains(body, w) {
+					t.Errorf("%q is missing in: %s", w, body)
+				}
+			}
+			if c.name == "missing references" && !strings.Contains(header.Get("Warning"), "does not exist yet") {
+				t.Errorf("Warning: %q", header.Get("Warning"))
+			}
+		})
+	}
+}
+
+// TestRoles asks as everybody; a 404 or a 400 shows that the door was open.
+func TestRoles(t *testing.T) {
+	r := newRig(t)
+	admin, image := r.root(), new(api.Image)
+	image.Metadata.Name, image.Spec.Version = "debian", "1"
+	image.Spec.Files = map[string]api.ImageFile{"kernel": {SHA256: digestOf("kernel")}}
+	image.SetDefaults()
+	put(t, admin, newMachine("r1", "52:54:00:00:00:01"), newMachine("r2", "52:54:00:00:00:02"), image)
+	clients := map[string]*api.Client{
+		"viewer": r.person("vic", "viewer"), "operator": r.person("oli", "operator"), "admin": r.person("ada", "admin"),
+		"vera": r.bearer(viewerToken), "otto": r.bearer(operatorToken), "nobody": r.bearer(""), "root": admin,
+		"host": r.hostClient("r1"),
+	}
+	everybody := []string{"viewer", "operator", "admin", "vera", "otto", "root"}
+	operators, admins := []string{"operator", "admin", "otto", "root"}, []string{"admin", "root"}
+	for _, c := range []struct {
+		method, path string
+		open         []string
+	}{
+		{"GET", "/v1/machines", everybody},
+		{"GET", "/v1/secrets", everybody},
+		{"GET", "/v1/machines/r1", everybody},
+		{"GET", "/v1/machines/r1/explain", everybody},
+		{"GET", "/v1/events", everybody},
+		{"GET", "/v1/decisions", everybody},
+		{"GET", "/metrics", everybody},
+		{"GET", "/v1/audit", admins},
+		{"PUT", "/v1/machines/r1", operators},
+		{"DELETE", "/v1/profiles/none", operators},
+		{"POST", "/v1/machines/r1/power", operators},
+		{"GET", "/v1/machines/r1/console", operators},
+		{"PUT", "/v1/sites/site", admins},
+		{"PUT", "/v1/secrets/x", admins},
+		{"DELETE", "/v1/zones/x", admins},
+		{"DELETE", "/v1/subnets/x", admins},
+		{"GET", "/v1/hostspecs/r1", append(everybody, "host")},
+		{"GET", "/v1/hostspecs/r2", everybody},
+		{"GET", "/v1/blobs/sha256:" + string(digestOf("kernel")), append(everybody, "host")},
+		{"GET", "/v1/blobs/sha256:" + string(digestOf("other")), everybody},
+		{"DELETE", "/v1/blobs/sha256:" + string(digestOf("other")), operators},
+		{"POST", "/v1/hosts/r2/stream", nil},
+		{"GET", "/healthz", append(everybody, "host", "nobody")},
+		{"GET", "/openapi.json", append(everybody, "host", "nobody")},
+	} {
+		for name, client := range clients {
+			resp, err := client.Do(t.Context(), c.method, c.path, nil)
+			if err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+			closed := api.IsStatus(err, http.StatusUnauthorized) || api.IsStatus(err, http.StatusForbidden)
+			if want := slices.Contains(c.open, name); want == closed {
+				t.Errorf("%s %s as %s: %v", c.method, c.path, name, err)
+			}
+			if closed && name != "host" && len(c.open) > 0 && !strings.Contains(err.Error(), "role") {
+				t.Errorf("%s %s as %s does not say which role is needed: %v", c.method, c.path, name, err)
+			}
+			if got, want := api.IsStatus(err, http.StatusUnauthorized), name == "nobody" && closed; got != want {
+				t.Errorf("%s %s as %s: %v", c.method, c.path, name, err)
+			}
+		}
+	}
+	// A certificate that a later join has replaced opens nothing.
+	_, err := store.Mutate(t.Context(), r.store, "r1", func(m *api.Machine) error { m.Status.HostKey = "another"; return nil })
+	must(t, err)
+	_, err = clients["host"].Get(t.Context(), kindOf(t, "hostspec"), "r1")
+	wantStatus(t, err, http.StatusForbidden, "revoked")
+}
+
+func TestFailedLoginsAreSlowedDown(t *testing.T) {
+	r := newRig(t)
+	c := r.bearer("wrong")
+	var err error
+	for range 30 {
+		if _, _, err = c.List(t.Context(), machineKind()); api.IsStatus(err, http.StatusTooManyRequests) {
+			break
+		}
+		wantStatus(t, err, http.StatusUnauthorized)
+	}
+	wantStatus(t, err, http.StatusTooManyRequests, "127.0.0.1")
+	if _, _, err := r.person("ada", "admin").List(t.Context(), machineKind()); err != nil {
+		t.Errorf("a certificate is held up by somebody else's wrong tokens: %v", err)
+	}
+}
+
+func TestSecretsStaySecret(t *testing.T) {
+	r := newRig(t)
+	const value, other = "correct-horse", "battery-staple"
+	body := func(v string) string {
+		return `{"spec":{"data":{"username":"admin-` + v + `","password":"` + v + `"}}}`
+	}
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+	}{
+		{"PUT", "/v1/secrets/bmc?dryRun=true", body(value), 200},
+		{"PUT", "/v1/secrets/bmc", body(value), 201},
+		{"PUT", "/v1/secrets/bmc", body(value), 200},
+		{"PUT", "/v1/secrets/bmc?dryRun=true", body(other), 200},
+		{"PUT", "/v1/secrets/bmc", body(other), 200},
+		{"PUT", "/v1/secrets/bmc", `{"spec":{}}`, 422},
+		{"GET", "/v1/secrets/bmc", "", 200},
+		{"GET", "/v1/secrets/bmc/status", "", 200},
+		{"GET", "/v1/secrets", "", 200},
+		{"GET", "/v1/audit", "", 200},
+	} {
+		if status, _, answer := r.do(c.method, c.path, c.body); status != c.status {
+			t.Errorf("%s %s: %d %s", c.method, c.path, status, answer)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	err := r.root().Watch(ctx, kindOf(t, "secret"), func(e api.WatchEvent) error {
+		if e.Type == api.Synced {
+			cancel()
+			return nil
+		}
+		if len(e.Object.(*api.Secret).Spec.Data) > 0 {
+			t.Error("a watch shows the values")
+		}
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	plain, err := store.OpenSecret(t.Context(), r.store, "bmc")
+	must(t, err)
+	if plain["password"] != other {
+		t.Errorf("stored: %q", plain)
+	}
+	must(t, r.root().Delete(t.Context(), kindOf(t, "secret"), "bmc"))
+	audits := r.auditsOf("/v1/secrets/bmc")
+	if len(audits) != 3 || len(audits[1].Diff) != 2 || audits[1].Diff[0].Pointer != "/spec/data/password" || audits[1].Diff[0].New != masked {
+		t.Errorf("the audit: %+v", audits)
+	}
+	raw, err := json.Marshal(audits)
+	must(t, err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, text := range []string{r.bodies.String(), string(raw), r.logs.String()} {
+		if strings.Contains(text, value) || strings.Contains(text, other) {
+			t.Errorf("a value shows in: %s", text)
+		}
+	}
+}
+
+// TestOneMACOneMachine lets many Machines claim one MAC at once.
+func TestOneMACOneMachine(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	var wg sync.WaitGroup
+	won := make(chan string, 16)
+	for i := range 16 {
+		wg.Go(func() {
+			name := fmt.Sprintf("r%d", i)
+			_, err := c.Put(t.Context(), newMachine(name, "52:54:00:00:00:01"), false)
+			if err == nil {
+				won <- name
+				return
+			}
+			wantStatus(t, err, http.StatusUnprocessableEntity, "MAC 52:54:00:00:00:01 is in use by Machine r", "/spec/links/0/mac")
+		})
+	}
+	wg.Wait()
+	if len(won) != 1 {
+		t.Fatalf("%d Machines have the MAC", len(won))
+	}
+	must(t, c.Delete(t.Context(), machineKind(), <-won))
+	put(t, c, newMachine("next", "52:54:00:00:00:01")) // admission has seen the deletion
+}
+
+func TestTakeover(t *testing.T) {
+	r := newRig(t)
+	discover := func(name string, mac api.MAC) {
+		m := newMachine(name, mac)
+		m.Metadata.Labels = map[string]string{api.DiscoveredLabel: "true"}
+		m.Status.Phase, m.Status.LastSeen = api.PhaseDiscovered, time.Now().UTC()
+		must(t, r.store.Create(t.Context(), m))
+		must(t, r.cache.WaitRevision(t.Context(), revision(t, m)))
+	}
+	discover("discovered-1", "52:54:00:00:00:01")
+	discover("discovered-2", "52:54:00:00:00:02")
+	c := r.root()
+	if _, err := c.Put(t.Context(), newMachine("r1", "52:54:00:00:00:01"), true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Get(t.Context(), machineKind(), "discovered-1"); err != nil {
+		t.Errorf("after a dry run: %v", err)
+	}
+	put(t, c, newMachine("r1", "52:54:00:00:00:01"))
+	_, err := c.Get(t.Context(), machineKind(), "discovered-1")
+	wantStatus(t, err, http.StatusNotFound)
+
+	same := newMachine("discovered-2", "52:54:00:00:00:02")
+	same.Metadata.Labels = map[string]string{api.DiscoveredLabel: "true", "rack": "r1"}
+	put(t, c, same)
+	m, err := api.Get[api.Machine](t.Context(), c, "discovered-2")
+	must(t, err)
+	if m.Status.Phase != "" || m.Metadata.Labels[api.DiscoveredLabel] != "" || m.Metadata.Labels["rack"] != "r1" {
+		t.Errorf("taken over under its own name: %+v", m)
+	}
+}
+
+func revision(t testing.TB, o api.Object) int64 {
+	n, err := revisionOf(o.Meta().ResourceVersion)
+	must(t, err)
+	return n
+}
+
+func TestDeleteWhatIsReferredTo(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	put(t, c, fixtures()...)
+	for _, x := range []struct{ kind, name, words string }{
+		{"Zone", "yellow", "Subnet prod (/spec/zone), Machine r1 (/spec/zone), Network net1 (/spec/zone)"},
+		{"Image", "debian", "Profile worker (/spec/image)"},
+		{"Layer", "site", "Profile worker (/spec/layers/0)"},
+		{"Profile", "worker", "Machine r1 (/spec/profile)"},
+		{"Subnet", "prod", "Machine r1 (/spec/links/1/subnet)"},
+		{"Secret", "bmc", "Machine r1 (/spec/bmc/credentials)"},
+	} {
+		wantStatus(t, c.Delete(t.Context(), kindOf(t, x.kind), x.name), http.StatusConflict, x.words)
+	}
+	for _, kind := range []string{"Machine r1", "Network net1", "Profile worker", "Subnet prod", "Zone yellow", "Image debian", "Layer site", "Secret bmc"} {
+		k, name, _ := strings.Cut(kind, " ")
+		if err := c.Delete(t.Context(), kindOf(t, k), name); err != nil {
+			t.Errorf("delete %s: %v", kind, err)
+		}
+	}
+}
+
+func TestVerbs(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	m := newMachine("r1", "52:54:00:00:00:01")
+	m.Spec.BMC = &api.BMC{Address: "https://198.18.0.7", Credentials: "bmc"}
+	put(t, c, m)
+	ask, err := c.Verb(t.Context(), "r1", api.Request{Verb: api.VerbPower, Argument: "off"})
+	must(t, err)
+	if ask.ID == "" || ask.State != api.RequestPending || ask.By != "root" {
+		t.Errorf("asked: %+v", ask)
+	}
+	again, err := c.Verb(t.Context(), "r1", api.Request{ID: ask.ID, Verb: api.VerbPower, Argument: "off"})
+	must(t, err)
+	got, err := api.Get[api.Machine](t.Context(), c, "r1")
+	must(t, err)
+	if again.ID != ask.ID || len(got.Status.Requests) != 1 {
+		t.Errorf("a repeated id is another request: %+v", got.Status.Requests)
+	}
+	_, err = c.Verb(t.Context(), "r1", api.Request{Verb: api.VerbPower, Argument: "sideways"})
+	wantStatus(t, err, http.StatusUnprocessableEntity, "sideways")
+	_, err = c.Verb(t.Context(), "r2", api.Request{Verb: api.VerbInspect})
+	wantStatus(t, err, http.StatusNotFound, "r2")
+	if n := len(r.auditsOf("/v1/machines/r1/power")); n != 1 {
+		t.Errorf("%d power requests were audited", n)
+	}
+}
+
+func TestBootCalls(t *testing.T) {
+	r := newRig(t)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.authority.Pool()}, ForceAttemptHTTP2: true}}
+	defer client.CloseIdleConnections()
+	call := func(method, path, token, body string) (int, string) {
+		req, err := http.NewRequest(method, r.base+path, strings.NewReader(body))
+		must(t, err)
+		req.Header.Set("Accept", "application/vnd.coreos.ignition+json;version=3.6.0")
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		status, _, answer := r.send(client, req)
+		return status, answer
+	}
+	for _, c := range []struct {
+		method, path, token, body string
+		status                    int
+		words                     string
+	}{
+		{"GET", "/v1/ignition/r1", "boot-token", "", 200, "r1 127.0.0.1 application/vnd.coreos.ignition+json;version=3.6.0"},
+		{"GET", "/v1/ignition/r1", "wrong", "", 403, "not this BootAttempt's"},
+		{"GET", "/v1/ignition/r1", "", "", 401, "bearer"},
+		{"GET", "/v1/ignition/broken", "boot-token", "", 503, "its log says why"},
+		{"POST", "/v1/join", "boot-token", `{"machine":"r1","csr":"x","time":"1980-01-01T00:00:00Z"}`, 200, `"attemptID":"127.0.0.1"`},
+		{"POST", "/v1/join", "wrong", `{"machine":"r1","csr":"x","time":"1980-01-01T00:00:00Z"}`, 403, "Join refused"},
+		{"POST", "/v1/join", "boot-token", `{"machine":"r1","pony":1}`, 400, "/pony"},
+		{"POST", "/v1/join", "boot-token", `{"csr":"` + strings.Repeat("a", maxBoot) + `"}`, 413, ""},
+	} {
+		if status, answer := call(c.method, c.path, c.token, c.body); status != c.status || !strings.Contains(answer, c.words) {
+			t.Errorf("%s %s: %d %s", c.method, c.path, status, answer)
+		}
+	}
+	for range 200 {
+		if status, _ := call("GET", "/v1/ignition/r1", "wrong", ""); status == http.StatusServiceUnavailable {
+			return // and not a 4xx, at which Ignition gives up
+		}
+	}
+	t.Error("200 wrong tokens in a row were all looked at")
+}
+
+func TestExplain(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	m := newMachine("r1", "52:54:00:00:00:01", "52:54:00:00:00:02")
+	m.Spec.Profile = "worker"
+	put(t, c, m)
+	for i := range 60 {
+		must(t, r.decisions.Append(t.Context(), api.Decision{MAC: "52:54:00:00:00:02", Question: "dhcp", Answer: fmt.Sprint(i), Reason: "x"}))
+	}
+	must(t, r.decisions.Append(t.Context(), api.Decision{MAC: "52:54:00:00:00:09", Question: "dhcp", Answer: "an address", Reason: "it is unknown"}))
+	must(t, r.events.Append(t.Context(), api.Event{Kind: "Machine", Name: "r1", Reason: "Seen"}))
+	must(t, r.events.Append(t.Context(), api.Event{Kind: "Machine", Name: "r2", Reason: "Seen"}))
+	for _, who := range []string{"r1", "52:54:00:00:00:01", "52-54-00-00-00-02"} {
+		x, err := c.Explain(t.Context(), who)
+		must(t, err)
+		if x.Machine == nil || len(x.Decisions) != explainDecisions || x.Decisions[49].Answer != "59" || len(x.Events) != 1 || len(x.Origins) != 1 {
+			t.Errorf("%s: %d decisions, %d events, %d origins", who, len(x.Decisions), len(x.Events), len(x.Origins))
+		}
+		if text := strings.Join(x.Summary, "\n"); !strings.Contains(text, "r1 is Registered") || !strings.Contains(text, "no BMC") {
+			t.Errorf("summary: %s", text)
+		}
+	}
+	x, err := c.Explain(t.Context(), "52:54:00:00:00:09")
+	must(t, err)
+	if x.Machine != nil || len(x.Decisions) != 1 || !strings.Contains(strings.Join(x.Summary, " "), "it is unknown") {
+		t.Errorf("of an unknown MAC: %+v", x)
+	}
+	_, err = c.Explain(t.Context(), "r7")
+	wantStatus(t, err, http.StatusNotFound, "r7")
+}
+
+func TestEvents(t *testing.T) {
+	r := newRig(t)
+	c := r.bearer(viewerToken)
+	for _, name := range []string{"r1", "r2", "r1"} {
+		must(t, r.events.Append(t.Context(), api.Event{Kind: "Machine", Name: name}))
+	}
+	n := 0
+	must(t, c.Events(t.Context(), "machine", "r1", false, func(api.Event) error { n++; return nil }))
+	if n != 2 {
+		t.Errorf("%d events of r1", n)
+	}
+	enough := errors.New("enough")
+	seen := []string{}
+	err := c.Events(t.Context(), "", "", true, func(e api.Event) error {
+		seen = append(seen, e.Name)
+		if len(seen) == 3 {
+			must(t, r.events.Append(t.Context(), api.Event{Kind: "Machine", Name: "new"}))
+		}
+		if len(seen) == 4 {
+			return enough
+		}
+		return nil
+	})
+	if !errors.Is(err, enough) || seen[3] != "new" {
+		t.Errorf("followed: %v, %v", seen, err)
+	}
+	wantStatus(t, c.Events(t.Context(), "pony", "", false, nil), http.StatusBadRequest, "pony")
+}
