@@ -245,6 +245,21 @@ func (r *Rack) wire(ctx context.Context) error {
 	if err := ipScript(ctx, r.bootdNamespace(), server.String()); err != nil {
 		return fmt.Errorf("wire %s: %w", r.bootdNamespace(), err)
 	}
+	if err := inNamespace(r.bootdNamespace(), enableLinkLocal); err != nil {
+		return fmt.Errorf("wire %s: %w", r.bootdNamespace(), err)
+	}
+	return nil
+}
+
+// enableLinkLocal gives bootd's provisioning interface an IPv6 link-local address, as servers have: iPXE
+// waits 18 s for an IPv6 router that does not answer, and bootd spares it that.
+func enableLinkLocal() error {
+	for _, setting := range []struct{ name, value string }{{"accept_dad", "0"}, {"disable_ipv6", "0"}} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/pxe/"+setting.name, []byte(setting.value), 0)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // no such file: a kernel without IPv6
+			return err
+		}
+	}
 	return nil
 }
 
