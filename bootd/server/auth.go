@@ -110,9 +110,10 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 }
 
 func (s *Server) failed(peer netip.Addr, reason string) error {
-	s.failures.allow(peer)
 	s.metrics.authFailures.Inc()
-	s.log.Warn("authentication failed", "peer", peer, "reason", reason)
+	if s.failures.allow(peer) { // else the log is not theirs to fill
+		s.log.Warn("authentication failed", "peer", peer, "reason", reason)
+	}
 	return problem(http.StatusUnauthorized, "%s", reason)
 }
 

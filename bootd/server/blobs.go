@@ -25,6 +25,9 @@ type BlobList struct {
 	Items []Blob `json:"items"`
 }
 
+// syncTime is how long a blob may take to reach the disk once it is all here.
+const syncTime = 10 * time.Minute
+
 func (s *Server) blobRoutes() []route {
 	const one, octets = "/v1/blobs/{digest}", "application/octet-stream"
 	named := func(s *Server, c *call) bool {
@@ -138,7 +141,10 @@ type patientReader struct {
 func (p patientReader) Read(b []byte) (int, error) {
 	p.c.extend(bodyTime)
 	n, err := p.Reader.Read(b)
-	if err != nil && err != io.EOF {
+	switch {
+	case err == io.EOF:
+		p.c.extend(syncTime)
+	case err != nil:
 		err = problem(http.StatusBadRequest, "the upload broke off: %s", err)
 	}
 	return n, err

@@ -48,6 +48,7 @@ type rig struct {
 	server    *Server
 	base      string // https URL
 	socket    string
+	stop      func() // ends Run and waits for it
 
 	mu     sync.Mutex
 	audits []api.AuditRecord
@@ -169,9 +170,9 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 		t.Fatal(err)
 	}
 	r.base = "https://" + r.server.Addr().String()
+	r.stop = func() { cancel(); wg.Wait() }
 	t.Cleanup(func() {
-		cancel()
-		wg.Wait()
+		r.stop()
 		if err := <-ran; err != nil {
 			t.Errorf("Run: %v", err)
 		}
@@ -751,4 +752,69 @@ func TestEvents(t *testing.T) {
 		t.Errorf("followed: %v, %v", seen, err)
 	}
 	wantStatus(t, c.Events(t.Context(), "pony", "", false, nil), http.StatusBadRequest, "pony")
+}
+
+func TestSummary(t *testing.T) {
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	open := func(stage api.Stage, left time.Duration) *api.BootAttempt {
+		return &api.BootAttempt{Number: 3, Reason: "reprovision asked for by anna", Stage: stage, Started: now.Add(-time.Minute), Deadline: now.Add(left)}
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*api.Machine)
+		site   api.SiteSpec
+		words  []string
+	}{
+		{"discovered", func(m *api.Machine) {
+			m.Metadata.Labels = map[string]string{api.DiscoveredLabel: "true"}
+			m.Status.LastSeen = now.Add(-90 * time.Second)
+		}, api.SiteSpec{}, []string{"Nobody has registered", "52:54:00:00:00:01", "1m30s ago", "Apply a Machine"}},
+		{"under way", func(m *api.Machine) {
+			m.Status.Phase, m.Status.Attempt = api.PhaseProvisioning, open(api.StagePointer, time.Hour)
+		}, api.SiteSpec{}, []string{"r1 is Provisioning", "BootAttempt 3", "waits for Ignition to fetch its config over TLS, for another 1h0m0s", "weftctl console r1"}},
+		{"overdue", func(m *api.Machine) {
+			m.Status.Phase, m.Status.Attempt = api.PhaseProvisioning, open(api.StageKernel, -time.Second)
+		}, api.SiteSpec{}, []string{"window is over"}},
+		{"failed", func(m *api.Machine) {
+			m.Status.Phase, m.Status.Attempt = api.PhaseFailed, open(api.StageDHCP, 0)
+			m.Status.Attempt.Result, m.Status.Attempt.Message = api.ResultFailed, "no boot loader"
+		}, api.SiteSpec{}, []string{"failed after stage DHCP: no boot loader", "weftctl machine reprovision r1"}},
+		{"active", func(m *api.Machine) {
+			m.Status.Phase, m.Status.Attempt = api.PhaseActive, open(api.StageApplied, 0)
+			m.Status.Attempt.Result, m.Status.Attempt.Finished = api.ResultActive, now
+		}, api.SiteSpec{}, []string{"r1 is Active", "reached Active in 1m0s"}},
+		{"held", func(m *api.Machine) {
+			m.Status.Conditions.Set(now, api.CondHeld, api.True, "Limit", "8 of rack r1 are provisioning")
+			m.Status.Conditions.Set(now, api.CondBMC, api.False, "Password", "the BMC refuses the password")
+			m.Status.Requests = []api.Request{{Verb: api.VerbPower, Argument: "on", By: "anna", State: api.RequestPending, Time: now}}
+		}, api.SiteSpec{Paused: true}, []string{"8 of rack r1", "refuses the password", "power on, asked for by anna", "The Site is paused"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMachine("r1", "52:54:00:00:00:01")
+			m.Spec.Profile, m.Spec.BMC = "worker", &api.BMC{Address: "https://198.18.0.7"}
+			c.change(m)
+			text := strings.Join(summarize(m, c.site, now), "\n")
+			for _, w := range c.words {
+				if !strings.Contains(text, w) {
+					t.Errorf("%q is missing in:\n%s", w, text)
+				}
+			}
+		})
+	}
+}
+
+func TestUnencryptedHTTP2OnTheSocket(t *testing.T) {
+	r := newRig(t)
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", r.socket)
+	}}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Get("http://bootd/v1/audit")
+	must(t, err)
+	must(t, resp.Body.Close())
+	if resp.ProtoMajor != 2 || resp.StatusCode != http.StatusOK {
+		t.Errorf("%s %s", resp.Proto, resp.Status)
+	}
 }
