@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -17,6 +21,7 @@ type bootd struct {
 	mu       sync.Mutex    // guards what follows
 	process  *child        // nil when it does not run
 	ended    chan struct{} // closed once the end of process is noted here
+	ready    chan struct{} // closed once process has said READY=1
 	wanted   bool          // and is started again when it ends, if supervised
 	flags    []string
 	restarts int
@@ -51,32 +56,49 @@ func (r *Rack) bootdRestarts() int {
 	return r.bootd.restarts
 }
 
-// StartBootd starts bootd in its namespace, with extra flags after the rack's own. It returns when the
-// process runs; that it serves is for its API to say.
+// StartBootd starts bootd in its namespace, with extra flags after the rack's own, and returns when bootd
+// says that it serves (READY=1 of sd_notify(3)). It fails with the end of bootd's log when bootd ends before
+// that, or has not got there when ctx ends; none runs then.
 func (r *Rack) StartBootd(ctx context.Context, flags ...string) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	logged := fileSize(r.BootdLog())
+	process, ready, err := r.spawnBootd(flags)
+	if err != nil {
+		return fmt.Errorf("start bootd: %w", err)
 	}
+	select {
+	case <-ready:
+		return nil
+	case <-process.exited:
+		err = fmt.Errorf("it ended before it was ready (%s)", process.state)
+	case <-ctx.Done():
+		err = fmt.Errorf("it is not ready: %w", ctx.Err())
+	}
+	stopped := r.StopBootd(context.WithoutCancel(ctx))
+	return errors.Join(fmt.Errorf("start bootd: %w\n%s", err, tailReport(r.BootdLog(), logged)), stopped)
+}
+
+func (r *Rack) spawnBootd(flags []string) (*child, chan struct{}, error) {
 	r.bootd.mu.Lock()
 	defer r.bootd.mu.Unlock()
 	if r.bootd.process != nil {
-		return errors.New("start bootd: it runs already")
+		return nil, nil, errors.New("it runs already")
 	}
 	if _, err := os.Stat(filepath.Join(r.config.Binaries, "bootd")); err != nil {
-		return fmt.Errorf("start bootd: %w; `make build` makes it", err)
+		return nil, nil, fmt.Errorf("%w; `make build` makes it", err)
 	}
 	for _, dir := range []string{"state", "run"} {
 		if err := os.MkdirAll(filepath.Join(r.BootdDir(), dir), 0o700); err != nil {
-			return fmt.Errorf("start bootd: %w", err)
+			return nil, nil, err
 		}
 	}
 	if len(r.config.BootdConfig) > 0 {
 		if err := os.WriteFile(filepath.Join(r.BootdDir(), "bootd.yaml"), r.config.BootdConfig, 0o600); err != nil {
-			return fmt.Errorf("start bootd: %w", err)
+			return nil, nil, err
 		}
 	}
 	r.bootd.flags, r.bootd.wanted = flags, true
-	return r.launchBootd()
+	err := r.launchBootd()
+	return r.bootd.process, r.bootd.ready, err
 }
 
 // launchBootd needs bootd.mu to be held.
@@ -89,24 +111,59 @@ func (r *Rack) launchBootd() error {
 	argv = inside(r.bootdNamespace(), append(argv, r.bootd.flags...)...)
 	log, err := os.OpenFile(r.BootdLog(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return fmt.Errorf("start bootd: %w", err)
+		return err
 	}
 	defer func() { _ = log.Close() }() // the child has its own
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdout, cmd.Stderr = log, log
-	process, err := r.spawner.start("bootd", cmd)
+	notices, err := r.listenForNotices()
 	if err != nil {
 		return err
 	}
-	ended := make(chan struct{})
-	r.bootd.process, r.bootd.ended = process, ended
-	r.bootd.watcher.Go(func() { r.watchBootd(process, ended) })
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+r.notifySocket())
+	process, err := r.spawner.start("bootd", cmd)
+	if err != nil {
+		return errors.Join(err, notices.Close())
+	}
+	ended, ready := make(chan struct{}), make(chan struct{})
+	r.bootd.process, r.bootd.ended, r.bootd.ready = process, ended, ready
+	r.bootd.watcher.Go(func() { readNotices(notices, ready) })
+	r.bootd.watcher.Go(func() {
+		<-process.exited
+		_ = notices.Close() // ends its reader; the next bootd has a socket of its own
+		r.watchBootd(process, ended)
+	})
 	return nil
 }
 
-// watchBootd waits for the end of one bootd process and, if that is asked for, starts the next.
+func (r *Rack) notifySocket() string { return filepath.Join(r.BootdDir(), "notify.sock") }
+
+// listenForNotices opens the socket that bootd's sd_notify(3) writes to. It has a path, as an abstract one
+// would be in this network namespace, not in bootd's.
+func (r *Rack) listenForNotices() (*net.UnixConn, error) {
+	if err := os.Remove(r.notifySocket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: r.notifySocket()})
+}
+
+// readNotices reads until the socket is closed: unread ones would fill the queue and hold bootd up.
+func readNotices(notices *net.UnixConn, ready chan struct{}) {
+	buffer := make([]byte, 4096)
+	for said := false; ; {
+		n, err := notices.Read(buffer)
+		if err != nil {
+			return
+		}
+		if !said && slices.Contains(strings.Split(string(buffer[:n]), "\n"), "READY=1") {
+			said = true
+			close(ready)
+		}
+	}
+}
+
+// watchBootd notes the end of one bootd process and, if that is asked for, starts the next.
 func (r *Rack) watchBootd(process *child, ended chan struct{}) {
-	<-process.exited
 	r.bootd.mu.Lock()
 	r.bootd.process = nil
 	again := r.bootd.wanted && r.config.SuperviseBootd

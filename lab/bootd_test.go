@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -14,7 +15,8 @@ import (
 	"time"
 )
 
-// standInBootd is what the tests run as bootd: it says where it is and waits to be stopped.
+// standInBootd is what the tests run as bootd: it says where it is, and that it is ready, and waits to be
+// stopped. With --broken it ends at once, with --mute it never gets ready.
 func standInBootd() int {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
@@ -23,9 +25,29 @@ func standInBootd() int {
 		return 1
 	}
 	fmt.Println("bootd", strings.Join(os.Args[1:], " "), "sees", interfaces)
+	switch {
+	case slices.Contains(os.Args, "--broken"):
+		fmt.Println("port 67 is busy")
+		return 1
+	case !slices.Contains(os.Args, "--mute"):
+		if err := sayReady(); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+	}
 	<-stop
 	fmt.Println("bootd stops")
 	return 0
+}
+
+// sayReady is sd_notify(3), with the fewest bytes around what counts.
+func sayReady() error {
+	conn, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte("STATUS=serving\nREADY=1"))
+	return errors.Join(err, conn.Close())
 }
 
 // standInDir is a folder with a bootd that is this test binary.
@@ -181,4 +203,24 @@ func FuzzTail(f *testing.F) {
 			t.Errorf("tail %q of %q", got, body)
 		}
 	})
+}
+
+func TestBootdThatDoesNotGetReady(t *testing.T) {
+	r := newRack(t, func(c *Config) { only(BIOS)(c); c.Binaries, c.SuperviseBootd = standInDir(t), true })
+	err := r.StartBootd(t.Context(), "--broken")
+	if err == nil || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(err.Error(), "port 67 is busy") {
+		t.Errorf("a bootd that ends at once: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err = r.StartBootd(ctx, "--mute")
+	if !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "port 67 is busy") {
+		t.Errorf("a bootd that never gets ready: %v", err)
+	}
+	if pid := r.BootdPID(); pid != 0 {
+		t.Errorf("bootd %d runs after its start failed", pid)
+	}
+	if err := r.StartBootd(t.Context()); err != nil {
+		t.Errorf("after two failures: %v", err)
+	}
 }

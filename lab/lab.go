@@ -136,10 +136,22 @@ func (c *Config) complete() error {
 		if m.MemoryMiB == 0 {
 			m.MemoryMiB = 2048
 		}
-		// sun_path holds 108 bytes with its end (unix(7)).
-		if longest := filepath.Join(c.Dir, m.Name, "monitor.sock"); len(longest) > 107 {
-			return fmt.Errorf("rack directory %s is too long: %s would be %d bytes, a unix address holds 107", c.Dir, longest, len(longest))
+		if err := fitsUnixAddress(filepath.Join(c.Dir, m.Name, "monitor.sock")); err != nil {
+			return err
 		}
+	}
+	for _, name := range []string{"run/bootd.sock", "notify.sock"} {
+		if err := fitsUnixAddress(filepath.Join(c.Dir, "bootd", name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fitsUnixAddress: sun_path holds 108 bytes with its end (unix(7)).
+func fitsUnixAddress(path string) error {
+	if len(path) > 107 {
+		return fmt.Errorf("the rack's directory is too long: %s is %d bytes, a unix address holds 107", path, len(path))
 	}
 	return nil
 }

@@ -176,7 +176,7 @@ func (m *Machine) launch(ctx context.Context, target bmc.Target) (*boot, error) 
 		events: make(chan qmpMessage, 64), reset: make(chan struct{}, 1), gone: make(chan struct{})}
 	if err := m.attach(ctx, b); err != nil {
 		process.kill()
-		tail, _ := tailFile(m.path("qemu.log"), 5)
+		tail, _ := tailFile(m.path("qemu.log"), 0, 5)
 		return nil, fmt.Errorf("%w; QEMU says: %s", err, tail)
 	}
 	return b, nil

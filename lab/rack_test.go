@@ -455,7 +455,7 @@ func TestHttpBootUri(t *testing.T) {
 			t.Errorf("OVMF asks for %s", path)
 		}
 	case <-time.After(2 * time.Minute):
-		t.Fatalf("OVMF asks for nothing%s", tailReport(m.ConsoleLog()))
+		t.Fatalf("OVMF asks for nothing%s", tailReport(m.ConsoleLog(), 0))
 	}
 }
 

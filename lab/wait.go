@@ -60,21 +60,40 @@ func (r *Rack) WaitPhase(ctx context.Context, read PhaseReader, machine, phase s
 	}
 }
 
-// explain adds what a person would look at next.
-func (r *Rack) explain(m *Machine, err error) error {
-	return fmt.Errorf("%w\n%s\n%s", err, tailReport(m.ConsoleLog()), tailReport(r.BootdLog()))
+// Explain adds to an error about a machine what a person would look at next: the last lines of its console
+// and of bootd's log.
+func (r *Rack) Explain(machine string, err error) error {
+	m := r.Machine(machine)
+	if m == nil {
+		return err
+	}
+	return r.explain(m, err)
 }
 
-func tailReport(path string) string {
-	tail, err := tailFile(path, tailLines)
+func (r *Rack) explain(m *Machine, err error) error {
+	return fmt.Errorf("%w\n%s\n%s", err, tailReport(m.ConsoleLog(), 0), tailReport(r.BootdLog(), 0))
+}
+
+// tailReport shows the end of a log, of what was written after the first from bytes.
+func tailReport(path string, from int64) string {
+	tail, err := tailFile(path, from, tailLines)
 	if err != nil {
 		tail = err.Error()
 	}
 	return fmt.Sprintf("--- the last %d lines of %s:\n%s", tailLines, path, tail)
 }
 
-// tailFile returns the last n lines of a file, made fit for a terminal; "" for a file that is not there.
-func tailFile(path string, n int) (string, error) {
+func fileSize(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// tailFile returns the last n lines of a file, of those after its first from bytes, made fit for a terminal;
+// "" for a file that is not there.
+func tailFile(path string, from int64, n int) (string, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
@@ -84,10 +103,8 @@ func tailFile(path string, n int) (string, error) {
 	}
 	defer func() { _ = f.Close() }()
 	const window = 64 << 10
-	if info, err := f.Stat(); err == nil && info.Size() > window {
-		if _, err := f.Seek(-window, io.SeekEnd); err != nil {
-			return "", err
-		}
+	if _, err := f.Seek(max(from, fileSize(path)-window), io.SeekStart); err != nil {
+		return "", err
 	}
 	body, err := io.ReadAll(f)
 	if err != nil {

@@ -1,0 +1,120 @@
+package rig
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Binaries is a folder with bootd, nodeagent and weftctl.
+type Binaries struct{ Dir string }
+
+// Path is the path of one of them.
+func (b Binaries) Path(program string) string { return filepath.Join(b.Dir, program) }
+
+// built is what Build keeps for the life of the test process; Main removes it.
+var built struct {
+	sync.Mutex
+	dir string
+}
+
+// Main runs the tests of a package that uses Build, and removes what Build left:
+//
+//	func TestMain(m *testing.M) { os.Exit(rig.Main(m)) }
+func Main(m *testing.M) int {
+	defer func() {
+		built.Lock()
+		defer built.Unlock()
+		if built.dir != "" {
+			_ = os.RemoveAll(built.dir)
+		}
+	}()
+	return m.Run()
+}
+
+// Build builds the three programs as a release is built, once per test process. RACKWEFT_BIN names a
+// folder that has them already.
+func Build(tb testing.TB) Binaries {
+	tb.Helper()
+	if dir := os.Getenv("RACKWEFT_BIN"); dir != "" {
+		return Binaries{absolute(tb, dir)}
+	}
+	built.Lock()
+	defer built.Unlock()
+	if built.dir != "" {
+		return Binaries{built.dir}
+	}
+	dir, err := os.MkdirTemp("", "rackweft-bin")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cmd := exec.CommandContext(tb.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "./cmd/...")
+	cmd.Dir, cmd.Env = moduleRoot(tb), append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		_ = os.RemoveAll(dir)
+		tb.Fatalf("build the programs: %v\n%s", err, output)
+	}
+	built.dir = dir
+	return Binaries{dir}
+}
+
+// Image is the folder of the netboot image, which is built if the cache has none of its content; that takes
+// minutes. RACKWEFT_IMAGE names a folder that has one already.
+func Image(tb testing.TB) string {
+	tb.Helper()
+	if dir := os.Getenv("RACKWEFT_IMAGE"); dir != "" {
+		return absolute(tb, dir)
+	}
+	cmd := exec.CommandContext(tb.Context(), filepath.Join(moduleRoot(tb), "lab", "image", "build"))
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	output, err := cmd.Output()
+	if err != nil {
+		tb.Fatalf("build the netboot image: %v\n%s", err, said.Bytes())
+	}
+	return strings.TrimSpace(string(output))
+}
+
+func absolute(tb testing.TB, dir string) string {
+	tb.Helper()
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join(moduleRoot(tb), dir) // what a person at the root of the tree means
+	}
+	return dir
+}
+
+// moduleRoot finds go.mod above the folder of the test, which tests run in.
+func moduleRoot(tb testing.TB) string {
+	tb.Helper()
+	dir, err := findUp("go.mod")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return dir
+}
+
+func findUp(name string) (string, error) {
+	start, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		_, err := os.Stat(filepath.Join(dir, name))
+		if err == nil {
+			return dir, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("no %s in %s or above", name, start)
+		}
+	}
+}
