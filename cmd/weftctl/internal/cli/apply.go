@@ -1,0 +1,281 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/cmd/weftctl/internal/manifest"
+)
+
+// input is one object that a person wrote, and where.
+type input struct {
+	object   api.Object
+	kind     api.Kind
+	document *manifest.Document
+	uploads  []upload // files of an Image that are here
+}
+
+func (i input) title() string { return title(i.kind, i.object.Meta().Name) }
+
+func (a *app) applyCommand() *cobra.Command {
+	var files []string
+	var dryRun bool
+	c := &cobra.Command{
+		Use:   "apply -f FILE|DIRECTORY|-",
+		Short: "Create objects, or change them to what files say",
+		Long: `apply reads objects from YAML or JSON files (several documents to a file are fine), checks all of them,
+and sends them in an order in which each finds what it names. What stands already is left alone.
+
+Files that an Image names by a local path (relative to the YAML file) are uploaded.`,
+		Example: `  weftctl apply -f site.yaml -f machines/
+  weftctl get machine r1u07 -o yaml | sed s/yellow/red/ | weftctl apply -f -`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.apply(c.Context(), client, files, dryRun)
+		},
+	}
+	a.filesFlag(c, &files)
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "let bootd judge, but store nothing")
+	return c
+}
+
+func (a *app) filesFlag(c *cobra.Command, files *[]string) {
+	c.Flags().StringArrayVarP(files, "filename", "f", nil, "file, directory, or - for standard input (repeatable)")
+}
+
+// apply makes the objects of files stand at bootd. Nothing is sent before all of them are known to be good.
+func (a *app) apply(ctx context.Context, client *api.Client, files []string, dryRun bool) error {
+	inputs, err := a.readInputs(ctx, files)
+	if err != nil {
+		return err
+	}
+	if err := missingBlobs(ctx, client, inputs); err != nil {
+		return err
+	}
+	failed := 0
+	for _, in := range inputs {
+		err := a.applyOne(ctx, client, in, dryRun)
+		var problem *api.Problem
+		if errors.As(err, &problem) {
+			failed++
+			a.refused(in, err, problem)
+			continue // the others may well be taken
+		}
+		if err != nil {
+			return fmt.Errorf("apply %s: %w", in.title(), err)
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("bootd took %d of %s", len(inputs)-failed, count(len(inputs), "object"))
+	}
+	return nil
+}
+
+// refused tells why bootd did not take an object, at the fields at fault.
+func (a *app) refused(in input, err error, problem *api.Problem) {
+	if len(problem.Errors) > 0 {
+		a.printFaults(in.document.Place(err))
+		return
+	}
+	a.printFaults(in.document.Place(fmt.Errorf("%s: %w", in.title(), a.advise(err))))
+	if problem.Status == http.StatusConflict && in.object.Meta().ResourceVersion != "" {
+		a.note("the file carries a resourceVersion: it was changed at bootd since; read it again, or remove that line to overwrite")
+	}
+}
+
+// readInputs decodes and checks every document, sorted so that what is named comes before what names it.
+func (a *app) readInputs(ctx context.Context, files []string) ([]input, error) {
+	if len(files) == 0 {
+		return nil, usagef("say which files with -f FILE, -f DIRECTORY or -f - (standard input)")
+	}
+	var inputs []input
+	var faults manifest.Faults
+	for _, file := range files {
+		documents, err := manifest.Read(file, a.In)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range documents {
+			in, wrong := a.decode(ctx, d)
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			inputs, faults = append(inputs, in), append(faults, wrong...)
+		}
+	}
+	faults = append(faults, duplicates(inputs)...)
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	if len(inputs) == 0 {
+		return nil, fmt.Errorf("%s: no object in there", strings.Join(files, ", "))
+	}
+	slices.SortStableFunc(inputs, func(x, y input) int { return order(x.kind) - order(y.kind) })
+	return inputs, nil
+}
+
+func order(k api.Kind) int {
+	return slices.IndexFunc(api.Kinds(), func(other api.Kind) bool { return other.Name == k.Name })
+}
+
+func (a *app) decode(ctx context.Context, d *manifest.Document) (input, manifest.Faults) {
+	o, err := api.DecodeObject(d.JSON)
+	if err != nil {
+		return input{}, d.Place(err)
+	}
+	in := input{object: o, kind: api.KindOf(o), document: d}
+	if in.kind.Computed {
+		return in, manifest.Faults{d.Fault(api.FieldError{Pointer: "/kind", Message: "a " + in.kind.Name + " is compiled from other objects: apply those"})}
+	}
+	var faults manifest.Faults
+	if image, ok := o.(*api.Image); ok {
+		in.uploads, faults = a.localFiles(ctx, d, image)
+	}
+	if len(faults) == 0 {
+		faults = d.Place(o.Validate().OrNil())
+	}
+	return in, faults
+}
+
+// duplicates finds objects that stand twice in what is applied at once: the last would win in silence.
+func duplicates(inputs []input) manifest.Faults {
+	seen := map[string]input{}
+	var faults manifest.Faults
+	for _, in := range inputs {
+		if in.object == nil {
+			continue
+		}
+		first, twice := seen[in.title()]
+		if twice {
+			faults = append(faults, in.document.Fault(api.FieldError{Pointer: "/metadata/name",
+				Message: fmt.Sprintf("%s stands in %s:%d already", in.title(), first.document.File, first.document.Locate("/metadata/name"))}))
+			continue
+		}
+		seen[in.title()] = in
+	}
+	return faults
+}
+
+func (a *app) applyOne(ctx context.Context, client *api.Client, in input, dryRun bool) error {
+	if !dryRun {
+		if err := a.upload(ctx, client, in.uploads); err != nil {
+			return err
+		}
+	}
+	before, err := client.Get(ctx, in.kind, in.object.Meta().Name)
+	if err != nil && !api.IsStatus(err, http.StatusNotFound) {
+		return err
+	}
+	after, warnings, err := put(ctx, client, in.object, dryRun)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		a.warn("%s", warningAt(in.document, in.title(), w))
+	}
+	verb := outcome(before, after, dryRun)
+	if dryRun {
+		verb += " (dry run)"
+	}
+	return a.printf("%s %s\n", in.title(), verb)
+}
+
+// outcome says what a write did.
+func outcome(before, after api.Object, dryRun bool) string {
+	if before == nil || before.Meta().UID != after.Meta().UID && !dryRun {
+		return "created"
+	}
+	if _, secret := after.(*api.Secret); secret {
+		// Values are never read back: the store's revision tells whether they changed.
+		if !dryRun && before.Meta().ResourceVersion == after.Meta().ResourceVersion {
+			return "unchanged"
+		}
+		return "configured"
+	}
+	if sameWish(before, after) {
+		return "unchanged"
+	}
+	return "configured"
+}
+
+// sameWish compares what people set; status moves by itself.
+func sameWish(x, y api.Object) bool { return reflect.DeepEqual(wish(x), wish(y)) }
+
+// wish is what people set of an object, as plain JSON values.
+func wish(o api.Object) map[string]any {
+	raw, err := api.Encode(o)
+	if err != nil {
+		return nil
+	}
+	var all struct {
+		Metadata struct {
+			Labels      map[string]any `json:"labels"`
+			Annotations map[string]any `json:"annotations"`
+		} `json:"metadata"`
+		Spec any `json:"spec"`
+	}
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil
+	}
+	return map[string]any{"labels": all.Metadata.Labels, "annotations": all.Metadata.Annotations, "spec": all.Spec}
+}
+
+// put is api.Client.Put with the warnings that bootd sends along.
+func put(ctx context.Context, client *api.Client, o api.Object, dryRun bool) (api.Object, []string, error) {
+	k := api.KindOf(o)
+	path := "/v1/" + k.Plural + "/" + url.PathEscape(o.Meta().Name)
+	if dryRun {
+		path += "?dryRun=true"
+	}
+	resp, err := client.Do(ctx, http.MethodPut, path, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	after := k.New()
+	if err := json.NewDecoder(resp.Body).Decode(after); err != nil {
+		return nil, nil, fmt.Errorf("decode the answer: %w", err)
+	}
+	var warnings []string
+	for _, w := range resp.Header.Values("Warning") {
+		warnings = append(warnings, warningText(w))
+	}
+	return after, warnings, nil
+}
+
+// warningText is the quoted text of a Warning header, as in `299 rackweft "text"` (RFC 7234, 5.5).
+func warningText(header string) string {
+	parts := strings.SplitN(header, " ", 3)
+	if len(parts) == 3 {
+		if quoted, err := strconv.QuotedPrefix(parts[2]); err == nil {
+			if text, err := strconv.Unquote(quoted); err == nil {
+				return text
+			}
+		}
+	}
+	return header
+}
+
+// warningAt gives a warning that begins with a pointer the file and line of its field.
+func warningAt(d *manifest.Document, title, text string) string {
+	pointer, message, ok := strings.Cut(text, ": ")
+	if !ok || !strings.HasPrefix(pointer, "/") {
+		return title + ": " + text
+	}
+	return d.Fault(api.FieldError{Pointer: pointer, Message: message}).Error()
+}

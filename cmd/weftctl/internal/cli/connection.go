@@ -1,0 +1,179 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+const defaultServer = "unix:///run/rackweft/bootd.sock"
+
+// connection says where bootd is and who asks: flags first, then the environment, then the configuration
+// file, then the defaults.
+type connection struct {
+	Server    string `json:"server,omitzero"`
+	CA        string `json:"ca,omitzero"`
+	Cert      string `json:"cert,omitzero"`
+	Key       string `json:"key,omitzero"`
+	TokenFile string `json:"tokenFile,omitzero"`
+	Token     string `json:"token,omitzero"`
+}
+
+func (c *connection) flags(root *cobra.Command, env func(string) string) {
+	f := root.PersistentFlags()
+	f.StringVar(&c.Server, "server", "", "unix:///path or https://host:8443 (RACKWEFT_SERVER; default "+defaultServer+")")
+	f.StringVar(&c.CA, "ca", "", "the site's CA certificate (PEM)")
+	f.StringVar(&c.Cert, "cert", "", "client certificate (PEM)")
+	f.StringVar(&c.Key, "key", "", "key of the client certificate (PEM)")
+	f.StringVar(&c.TokenFile, "token-file", "", "file that holds a bearer token (or RACKWEFT_TOKEN holds the token)")
+}
+
+func configFile(env func(string) string) string {
+	if dir := env("XDG_CONFIG_HOME"); dir != "" {
+		return filepath.Join(dir, "rackweft", "weftctl.yaml")
+	}
+	if home := env("HOME"); home != "" {
+		return filepath.Join(home, ".config", "rackweft", "weftctl.yaml")
+	}
+	return ""
+}
+
+// resolve fills what the flags leave open.
+func (c connection) resolve(env func(string) string) (connection, error) {
+	file, err := readConnection(configFile(env))
+	if err != nil {
+		return c, usageError{err}
+	}
+	if c.TokenFile != "" {
+		if c.Token, err = readToken(c.TokenFile); err != nil {
+			return c, usageError{err}
+		}
+	}
+	if c.Token == "" {
+		c.Token = env("RACKWEFT_TOKEN")
+	}
+	if c.Token == "" && file.TokenFile != "" {
+		if c.Token, err = readToken(file.TokenFile); err != nil {
+			return c, usageError{err}
+		}
+	}
+	first := func(to *string, others ...string) {
+		for _, v := range others {
+			if *to == "" {
+				*to = v
+			}
+		}
+	}
+	first(&c.Token, file.Token)
+	first(&c.Server, env("RACKWEFT_SERVER"), file.Server, defaultServer)
+	first(&c.CA, file.CA)
+	if c.Cert == "" && c.Key == "" { // a pair: halves of two places do not fit
+		c.Cert, c.Key = file.Cert, file.Key
+	}
+	if (c.Cert == "") != (c.Key == "") {
+		return c, usagef("--cert and --key go together: one of them is missing")
+	}
+	return c, nil
+}
+
+func readConnection(path string) (connection, error) {
+	var c connection
+	if path == "" {
+		return c, nil
+	}
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, fmt.Errorf("read the configuration: %w", err)
+	}
+	doc, err := yaml.YAMLToJSONStrict(raw)
+	if err == nil && string(doc) != "null" {
+		err = api.DecodeStrict(doc, &c)
+	}
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+func readToken(path string) (string, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read the token: %w", err)
+	}
+	token := strings.TrimSpace(string(raw))
+	if token == "" {
+		return "", fmt.Errorf("read the token: %s is empty", path)
+	}
+	return token, nil
+}
+
+func (c connection) client(env func(string) string) (*api.Client, error) {
+	r, err := c.resolve(env)
+	if err != nil {
+		return nil, err
+	}
+	client, err := api.NewClient(api.ClientConfig{Server: r.Server, CAFile: r.CA, CertFile: r.Cert, KeyFile: r.Key, Token: r.Token})
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return client, nil
+}
+
+// advise adds to an error of the connection what to check.
+func (a *app) advise(err error) error {
+	advice := ""
+	var network *net.OpError
+	var unknownCA x509.UnknownAuthorityError
+	var wrongName x509.HostnameError
+	var verify *tls.CertificateVerificationError
+	switch {
+	case errors.Is(err, context.Canceled):
+		return errors.New("interrupted")
+	case errors.As(err, &unknownCA):
+		advice = "the server's certificate is not of the CA known here: give the site's CA with --ca"
+	case errors.As(err, &wrongName):
+		advice = "the server's certificate has other names: write one of them in --server"
+	case errors.As(err, &verify):
+		advice = "check --ca and the clock of this machine"
+	case api.IsStatus(err, http.StatusUnauthorized):
+		advice = "say who you are with --cert and --key, or with --token-file or RACKWEFT_TOKEN"
+	case errors.As(err, &network) && network.Op == "dial":
+		advice = a.dialAdvice(err)
+	}
+	if advice == "" {
+		return err
+	}
+	return fmt.Errorf("%w; %s", err, advice)
+}
+
+func (a *app) dialAdvice(err error) string {
+	c, resolveErr := a.connection.resolve(a.Env)
+	if resolveErr != nil {
+		return ""
+	}
+	local := strings.HasPrefix(c.Server, "unix://")
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "the socket is for root: use sudo, or --server https://host:8443 with a certificate or token"
+	case local && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)):
+		return "is bootd running here (systemctl status bootd)? Say where it is with --server or RACKWEFT_SERVER"
+	}
+	return "is bootd running at " + c.Server + ", and is the port open? Say where it is with --server or RACKWEFT_SERVER"
+}
