@@ -58,6 +58,14 @@ type MachineConfig struct {
 	MemoryMiB int
 	// ClockBase is what the real-time clock says at power on, as in 1980-01-01T00:00:00; empty: the time.
 	ClockBase string
+	// Direct boots a kernel without firmware, network boot or boot loader; see Machine.SetDirect.
+	Direct *DirectBoot
+}
+
+// DirectBoot is a kernel that the emulator itself starts.
+type DirectBoot struct {
+	Kernel, Initrd string // paths
+	Append         string // the kernel's command line
 }
 
 // DefaultMachines are one with SeaBIOS, whose clock says 1980, and two with OVMF.
@@ -294,7 +302,7 @@ func (r *Rack) loadPassword() (string, error) {
 
 func (r *Rack) addMachine(c MachineConfig) (*Machine, error) {
 	m := &Machine{rack: r, config: c, dir: filepath.Join(r.config.Dir, c.Name), log: r.log.With("machine", c.Name),
-		uuid: systemUUID(r.config.Name, c.Name)}
+		uuid: systemUUID(r.config.Name, c.Name), direct: c.Direct}
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, err
 	}

@@ -32,6 +32,8 @@ type Machine struct {
 	override  bmc.Override
 	unplugged bool
 	cause     string // who asked for what comes next; empty: the server itself
+	direct    *DirectBoot
+	poweredOn time.Time
 }
 
 // boot is one life of the QEMU process.
@@ -80,6 +82,40 @@ func (m *Machine) current() *boot {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.boot
+}
+
+// PoweredOn is when the processor last began to run after the power had been off; zero if it never has.
+func (m *Machine) PoweredOn() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.poweredOn
+}
+
+// SetDirect makes every power on from now start this kernel: no OVMF, no option ROM, no network boot, which
+// is the least that a boot of that kernel can take. nil gives the machine its firmware back.
+func (m *Machine) SetDirect(d *DirectBoot) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.direct = d
+}
+
+func (m *Machine) directBoot() *DirectBoot {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.direct
+}
+
+// WipeDisk makes the machine's disk empty again. Its power is off.
+func (m *Machine) WipeDisk() error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	if m.current() != nil {
+		return fmt.Errorf("wipe the disk of %s: its power is on", m.config.Name)
+	}
+	if err := os.Remove(m.path("disk.qcow2")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("wipe the disk of %s: %w", m.config.Name, err)
+	}
+	return nil
 }
 
 // Override is the boot override as it stands.
@@ -148,6 +184,7 @@ func (m *Machine) start(ctx context.Context, cause string) error {
 	m.mu.Lock()
 	m.boot = b
 	m.cause = ""
+	m.poweredOn = time.Now()
 	m.mu.Unlock()
 	m.bmc.Notify(bmc.Event{Kind: bmc.PoweredOn, Cause: cause})
 	m.rack.work.Go(func() { m.watch(b) })

@@ -85,6 +85,9 @@ func (m *Machine) qemuArguments(target bmc.Target) []string {
 	if c.ClockBase != "" {
 		args = append(args, "-rtc", "base="+c.ClockBase)
 	}
+	if d := m.directBoot(); d != nil {
+		return append(args, "-kernel", d.Kernel, "-initrd", d.Initrd, "-append", d.Append)
+	}
 	if c.Firmware == UEFI {
 		args = append(args,
 			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+ovmfCode,
@@ -117,7 +120,7 @@ func (m *Machine) accelerator() []string {
 // optionROM leaves the BIOS iPXE's ROM, its only way to PXE, and takes it from OVMF, which has drivers and
 // PXE of its own. The ROM is QEMU's default, as QEMU fits the PCI ids of no other to the NIC.
 func (m *Machine) optionROM() string {
-	if m.config.Firmware == BIOS {
+	if m.config.Firmware == BIOS && m.directBoot() == nil {
 		return ""
 	}
 	return ",romfile="

@@ -48,6 +48,7 @@ type Rig struct {
 	Rack     *lab.Rack
 	Client   *api.Client
 	Binaries Binaries
+	ImageDir string
 
 	tb testing.TB
 }
@@ -70,8 +71,8 @@ func Up(tb testing.TB, o Options) *Rig {
 	if testing.Short() {
 		tb.Skip("boots machines, which takes minutes")
 	}
-	r := &Rig{Binaries: Build(tb), tb: tb}
-	r.build(o, Image(tb))
+	r := &Rig{Binaries: Build(tb), ImageDir: Image(tb), tb: tb}
+	r.build(o)
 	ctx, cancel := context.WithTimeout(tb.Context(), startPatience)
 	defer cancel()
 	if err := r.Rack.StartBootd(ctx, o.BootdFlags...); err != nil {
@@ -88,7 +89,7 @@ func Up(tb testing.TB, o Options) *Rig {
 	return r
 }
 
-func (r *Rig) build(o Options, image string) {
+func (r *Rig) build(o Options) {
 	r.tb.Helper()
 	name := randomName(r.tb)
 	dir := filepath.Join(os.TempDir(), name) // short, as it is part of unix addresses
@@ -96,7 +97,7 @@ func (r *Rig) build(o Options, image string) {
 		o.BootdConfig = []byte("advertise: [\"https://198.18.8.1:8443\"]\n")
 	}
 	rack, err := lab.New(r.tb.Context(), lab.Config{
-		Name: name, Dir: dir, Fresh: true, Machines: o.Machines, Binaries: r.Binaries.Dir, ImageDir: image,
+		Name: name, Dir: dir, Fresh: true, Machines: o.Machines, Binaries: r.Binaries.Dir, ImageDir: r.ImageDir,
 		BootdConfig: o.BootdConfig, SuperviseBootd: true,
 	}, slog.New(slog.NewTextHandler(r.tb.Output(), nil)))
 	if err != nil {
