@@ -144,7 +144,7 @@ func probe(ctx context.Context, accelerator Accelerator, kernel, initrd string) 
 	defer cancel()
 	cpu := "host"
 	if accelerator == TCG {
-		cpu = "max,la57=off"
+		cpu = emulatedCPU
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-machine", "q35", "-accel", string(accelerator), "-cpu", cpu, "-m", "1024",

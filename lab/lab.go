@@ -53,7 +53,7 @@ type MachineConfig struct {
 	Name     string // at most 10 letters and digits, as taps are named after it
 	Unit     int    // 1 to 99: its place in the rack, and part of its MACs and of its BMC's address
 	Firmware Firmware
-	CPUs     int // default 2
+	CPUs     int // default 1: an emulated second one costs more than it gives
 	// MemoryMiB is 2048 unless set.
 	MemoryMiB int
 	// ClockBase is what the real-time clock says at power on, as in 1980-01-01T00:00:00; empty: the time.
@@ -139,7 +139,7 @@ func (c *Config) complete() error {
 			return fmt.Errorf("machine %s: firmware %q is neither %s nor %s", m.Name, m.Firmware, BIOS, UEFI)
 		}
 		if m.CPUs == 0 {
-			m.CPUs = 2
+			m.CPUs = 1
 		}
 		if m.MemoryMiB == 0 {
 			m.MemoryMiB = 2048
