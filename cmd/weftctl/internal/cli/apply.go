@@ -1,13 +1,13 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,7 +69,7 @@ func (a *app) apply(ctx context.Context, client *api.Client, files []string, dry
 	}
 	failed := 0
 	for _, in := range inputs {
-		err := a.applyOne(ctx, client, in, dryRun)
+		err := a.applyOne(ctx, client, in, dryRun, inputs)
 		var problem *api.Problem
 		if errors.As(err, &problem) {
 			failed++
@@ -171,7 +171,8 @@ func duplicates(inputs []input) manifest.Faults {
 	return faults
 }
 
-func (a *app) applyOne(ctx context.Context, client *api.Client, in input, dryRun bool) error {
+// applyOne makes one object stand. beside are those that are applied with it.
+func (a *app) applyOne(ctx context.Context, client *api.Client, in input, dryRun bool, beside []input) error {
 	if !dryRun {
 		if err := a.upload(ctx, client, in.uploads); err != nil {
 			return err
@@ -186,6 +187,9 @@ func (a *app) applyOne(ctx context.Context, client *api.Client, in input, dryRun
 		return err
 	}
 	for _, w := range warnings {
+		if dryRun && comesToo(w, beside) {
+			continue
+		}
 		a.warn("%s", warningAt(in.document, in.title(), w))
 	}
 	verb := outcome(before, after, dryRun)
@@ -193,6 +197,13 @@ func (a *app) applyOne(ctx context.Context, client *api.Client, in input, dryRun
 		verb += " (dry run)"
 	}
 	return a.printf("%s %s\n", in.title(), verb)
+}
+
+// comesToo reports whether bootd misses, in a dry run, what is applied together with it.
+func comesToo(warning string, beside []input) bool {
+	return slices.ContainsFunc(beside, func(in input) bool {
+		return strings.Contains(warning, fmt.Sprintf(": %s %q does not exist", in.kind.Name, in.object.Meta().Name))
+	})
 }
 
 // outcome says what a write did.
@@ -213,26 +224,37 @@ func outcome(before, after api.Object, dryRun bool) string {
 	return "configured"
 }
 
-// sameWish compares what people set; status moves by itself.
-func sameWish(x, y api.Object) bool { return reflect.DeepEqual(wish(x), wish(y)) }
+// wish is what people set of an object, each part as the JSON that it is encoded to; status moves by itself.
+type wish struct {
+	Labels      json.RawMessage `json:"labels,omitempty"`
+	Annotations json.RawMessage `json:"annotations,omitempty"`
+	Spec        json.RawMessage `json:"spec,omitempty"`
+}
 
-// wish is what people set of an object, as plain JSON values.
-func wish(o api.Object) map[string]any {
+func wishOf(o api.Object) (wish, error) {
 	raw, err := api.Encode(o)
 	if err != nil {
-		return nil
+		return wish{}, err
 	}
 	var all struct {
-		Metadata struct {
-			Labels      map[string]any `json:"labels"`
-			Annotations map[string]any `json:"annotations"`
-		} `json:"metadata"`
-		Spec any `json:"spec"`
+		Metadata wish            `json:"metadata"`
+		Spec     json.RawMessage `json:"spec"`
 	}
 	if err := json.Unmarshal(raw, &all); err != nil {
-		return nil
+		return wish{}, fmt.Errorf("read %s back: %w", o.Meta().Name, err)
 	}
-	return map[string]any{"labels": all.Metadata.Labels, "annotations": all.Metadata.Annotations, "spec": all.Spec}
+	all.Metadata.Spec = all.Spec
+	return all.Metadata, nil
+}
+
+// sameWish relies on equal objects being encoded to equal bytes.
+func sameWish(x, y api.Object) bool {
+	one, err := wishOf(x)
+	if err != nil {
+		return false
+	}
+	other, err := wishOf(y)
+	return err == nil && bytes.Equal(one.Spec, other.Spec) && bytes.Equal(one.Labels, other.Labels) && bytes.Equal(one.Annotations, other.Annotations)
 }
 
 // put is api.Client.Put with the warnings that bootd sends along.

@@ -129,7 +129,8 @@ Exit codes: 0 done, 1 failed, 2 usage.`,
 	root.SetIn(a.In)
 	a.connection.flags(root, a.Env)
 	root.AddCommand(
-		a.applyCommand(), a.getCommand(), a.waitCommand(), a.explainCommand(), a.imageCommand(), a.labCommand(), a.versionCommand(),
+		a.applyCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.editCommand(), a.diffCommand(), a.waitCommand(),
+		a.explainCommand(), a.eventsCommand(), a.consoleCommand(), a.machineCommand(), a.imageCommand(), a.labCommand(), a.versionCommand(),
 	)
 	return root
 }
@@ -144,6 +145,26 @@ func group(use, short string, below ...*cobra.Command) *cobra.Command {
 	}}
 	c.AddCommand(below...)
 	return c
+}
+
+// atLeast asks for n words and says which.
+func atLeast(n int, words string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) < n {
+			return usagef("%s: say %s", c.CommandPath(), words)
+		}
+		return nil
+	}
+}
+
+// exactly asks for n words and says which.
+func exactly(n int, words string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usagef("%s: say %s", c.CommandPath(), words)
+		}
+		return nil
+	}
 }
 
 func (a *app) versionCommand() *cobra.Command {

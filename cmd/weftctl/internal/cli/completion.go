@@ -32,14 +32,12 @@ func (a *app) completeObjects(c *cobra.Command, args []string, toComplete string
 	return words, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeMachines offers the Machines' names for the argument at position at.
-func (a *app) completeMachines(at int) cobra.CompletionFunc {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) < at {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return a.names(c.Context(), "machines"), cobra.ShellCompDirectiveNoFileComp
+// completeMachines offers the Machines' names for one argument.
+func (a *app) completeMachines(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	return a.names(c.Context(), "machines"), cobra.ShellCompDirectiveNoFileComp
 }
 
 // names are those of a kind at bootd; none when it cannot be asked.

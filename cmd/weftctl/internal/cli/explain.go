@@ -28,14 +28,17 @@ explain KIND tells the fields of a kind, and explain KIND.field those below one.
 		Example: `  weftctl explain machine r1u07
   weftctl explain machine 52:54:00:01:07:00
   weftctl explain machine.spec.links`,
-		Args:              cobra.RangeArgs(1, 2),
+		Args:              atLeast(1, "machine NAME, or KIND"),
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
 			if word, name, ok := strings.Cut(args[0], "/"); ok && len(args) == 1 {
 				args = []string{word, name}
 			}
-			if len(args) == 1 {
+			switch {
+			case len(args) == 1:
 				return a.explainField(args[0])
+			case len(args) > 2:
+				return usagef("explain one Machine at a time")
 			}
 			k, err := lookupKind(args[0])
 			if err != nil {

@@ -30,7 +30,7 @@ func (a *app) getCommand() *cobra.Command {
   weftctl get machines -o wide --watch
   weftctl get machine r1u07 -o yaml
   weftctl get machines -l tier=app -o name`,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              atLeast(1, "which kind, such as machines, or all"),
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.get(c.Context(), args, o)

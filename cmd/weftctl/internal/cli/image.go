@@ -42,7 +42,7 @@ or takes what is said: kernel=PATH, initrd=PATH, rootfs=PATH, disk=PATH. Files t
 again: an import that broke off goes on with the file that it broke at.`,
 		Example: `  weftctl image import flatcar-stable ./flatcar --version 4230.2.1
   weftctl image import debian-12 kernel=./vmlinuz initrd=./initrd.img rootfs=./root.squashfs --os debian --version 12.8`,
-		Args: cobra.MinimumNArgs(2),
+		Args: atLeast(2, "NAME and the DIRECTORY or FILEs"),
 		RunE: func(c *cobra.Command, args []string) error {
 			client, err := a.client()
 			if err != nil {
@@ -93,7 +93,7 @@ func (a *app) importImage(ctx context.Context, client *api.Client, name string, 
 		return usagef("image %s: %w", name, err)
 	}
 	in := input{object: image, kind: api.KindOf(image), document: document, uploads: uploads}
-	if err := a.applyOne(ctx, client, in, o.dryRun); err != nil {
+	if err := a.applyOne(ctx, client, in, o.dryRun, nil); err != nil {
 		return fmt.Errorf("import image %s: %w", name, err)
 	}
 	return nil

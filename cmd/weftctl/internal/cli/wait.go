@@ -23,7 +23,7 @@ func (a *app) waitCommand() *cobra.Command {
 		Example: `  weftctl wait machine/r1u07 --for=phase=Active
   weftctl wait machines --all --for=condition=HostConnected --timeout=10m
   weftctl wait image/debian-12 --for=condition=Ready`,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              atLeast(1, "what to wait for, such as machine/r1u07"),
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
 			g, err := parseGoal(goal)
@@ -84,7 +84,7 @@ func parseGoal(text string) (goal, error) {
 		if !ok {
 			status = string(api.True)
 		}
-		return goal{text: typ + " " + status, hopeless: never, reached: func(o api.Object) bool {
+		return goal{text: strings.TrimSuffix(typ+" "+status, " True"), hopeless: never, reached: func(o api.Object) bool {
 			c := conditionsOf(o).Get(typ)
 			return c != nil && strings.EqualFold(string(c.Status), status)
 		}}, nil

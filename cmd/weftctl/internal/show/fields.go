@@ -3,6 +3,7 @@ package show
 import (
 	"encoding"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -131,9 +132,15 @@ func typeWord(t reflect.Type) string {
 		return "quantity"
 	case reflect.TypeFor[api.Part]():
 		return "any"
+	case reflect.TypeFor[netip.Addr]():
+		return "address"
+	case reflect.TypeFor[netip.Prefix]():
+		return "prefix"
+	case reflect.TypeFor[api.MAC]():
+		return "MAC"
 	}
 	if isText(t) {
-		return strings.ToLower(t.Name()) + " (text)"
+		return "text"
 	}
 	switch t.Kind() {
 	case reflect.String:

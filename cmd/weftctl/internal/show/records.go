@@ -77,7 +77,8 @@ func (p Printer) Events(w io.Writer, list []api.Event, objects bool) error {
 
 // Event is one event on a line.
 func (p Printer) Event(e api.Event) string {
-	return fmt.Sprintf("%s  %-20s %s  %s", clock(e.Time), Object(e), p.reason(e), terminal.Clean(e.Message))
+	reason := p.reason(e) + strings.Repeat(" ", max(0, 14-terminal.Columns(e.Reason)))
+	return fmt.Sprintf("%s  %-16s  %s  %s", clock(e.Time), Object(e), reason, terminal.Clean(e.Message))
 }
 
 // Object is kind/name of what an event is about.

@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+func (a *app) consoleCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "console MACHINE",
+		Short: "Open a Machine's serial console",
+		Long: `console joins this terminal and a Machine's serial console through its BMC. As in ssh, at the beginning of a line:
+
+  ~.  detach
+  ~~  send one ~
+  ~?  tell these`,
+		Args:              exactly(1, "MACHINE"),
+		ValidArgsFunction: a.completeMachines,
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			far, err := client.Console(c.Context(), args[0])
+			if err != nil {
+				return fmt.Errorf("console of machine/%s: %w", args[0], err)
+			}
+			a.note("joined to the console of %s; detach with ~. at the beginning of a line", args[0])
+			err = a.console(c.Context(), far)
+			a.note("\ndetached from %s", args[0])
+			return err
+		},
+	}
+}
+
+// console copies both ways until either end closes, ~. is typed or ctx ends. The terminal is always restored.
+func (a *app) console(ctx context.Context, far io.ReadWriteCloser) error {
+	if f, ok := a.In.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		state, err := term.MakeRaw(int(f.Fd()))
+		if err != nil {
+			return errors.Join(fmt.Errorf("set the terminal to raw: %w", err), far.Close())
+		}
+		defer func() { _ = term.Restore(int(f.Fd()), state) }()
+	}
+	out := make(chan error, 1)
+	go func() { // ends when far closes
+		_, err := io.Copy(a.Out, far)
+		out <- err
+	}()
+	in := make(chan error, 1)
+	go func() { // a read of a terminal cannot be broken off: it ends with the program
+		in <- copyKeys(far, a.In, a.Err)
+	}()
+	var err error
+	select {
+	case err = <-out:
+		return errors.Join(err, far.Close())
+	case err = <-in:
+		if err == nil { // the end of a file that is piped in: what the far end says is still wanted
+			select {
+			case err = <-out:
+			case <-ctx.Done():
+			}
+		}
+	case <-ctx.Done():
+	}
+	_ = far.Close()
+	if errors.Is(err, errDetached) {
+		return nil
+	}
+	return err
+}
+
+var errDetached = errors.New("detached")
+
+// copyKeys sends what is typed, with ssh's escapes at the beginning of a line.
+func copyKeys(far io.Writer, in io.Reader, hints io.Writer) error {
+	keys := escape{lineStart: true}
+	buffer := make([]byte, 4096)
+	for {
+		n, err := in.Read(buffer)
+		send, detach, help := keys.filter(buffer[:n])
+		if help {
+			_, _ = io.WriteString(hints, "\r\n~.  detach   ~~  send ~   ~?  this\r\n")
+		}
+		if len(send) > 0 {
+			if _, err := far.Write(send); err != nil {
+				return err
+			}
+		}
+		if detach {
+			return errDetached
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// escape finds ~ sequences in a stream of keys.
+type escape struct {
+	lineStart bool
+	tilde     bool // the last key was a ~ at the beginning of a line
+}
+
+func (e *escape) filter(keys []byte) (send []byte, detach, help bool) {
+	for _, k := range keys {
+		if e.tilde {
+			e.tilde = false
+			switch k {
+			case '.':
+				return send, true, help
+			case '?':
+				help = true
+				continue
+			case '~':
+			default:
+				send = append(send, '~')
+			}
+		} else if k == '~' && e.lineStart {
+			e.tilde = true
+			continue
+		}
+		send = append(send, k)
+		e.lineStart = k == '\r' || k == '\n'
+	}
+	return send, false, help
+}

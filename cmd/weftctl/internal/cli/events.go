@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+func (a *app) eventsCommand() *cobra.Command {
+	var follow bool
+	var output string
+	c := &cobra.Command{
+		Use:   "events [KIND | KIND/NAME | KIND NAME]",
+		Short: "Show what happened",
+		Example: `  weftctl events machine/r1u07 --follow
+  weftctl events -o json | jq 'select(.type == "Warning")'`,
+		Args:              cobra.MaximumNArgs(2),
+		ValidArgsFunction: a.completeObjects,
+		RunE: func(c *cobra.Command, args []string) error {
+			if output != "text" && output != "json" {
+				return usagef("-o %s: it may be text or json", output)
+			}
+			kind, name, err := eventsOf(args)
+			if err != nil {
+				return err
+			}
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.events(c.Context(), client, kind, name, follow, output)
+		},
+	}
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
+	c.Flags().StringVarP(&output, "output", "o", "text", "text, or json: one event on each line")
+	complete(c, "output", "text", "json")
+	return c
+}
+
+func eventsOf(args []string) (kind, name string, err error) {
+	if len(args) == 0 {
+		return "", "", nil
+	}
+	word, name, _ := strings.Cut(args[0], "/")
+	if len(args) == 2 {
+		name = args[1]
+	}
+	k, err := lookupKind(word)
+	return k.Name, name, err
+}
+
+func (a *app) events(ctx context.Context, client *api.Client, kind, name string, follow bool, output string) error {
+	p := a.printer()
+	err := client.Events(ctx, kind, name, follow, func(e api.Event) error {
+		if output == "json" {
+			raw, err := api.Encode(e)
+			if err != nil {
+				return err
+			}
+			return a.printf("%s\n", raw)
+		}
+		return a.printf("%s\n", p.Event(e))
+	})
+	if errors.Is(err, context.Canceled) && follow {
+		return nil // Ctrl-C is how following ends
+	}
+	return err
+}
