@@ -43,7 +43,7 @@ func TestConfigMistakes(t *testing.T) {
 		}
 	}
 	c := good()
-	if err := c.complete(); err != nil || c.Machines[0].CPUs != 2 || c.Machines[0].MemoryMiB != 2048 || c.Accelerator != TCG {
+	if err := c.complete(); err != nil || c.Machines[0].CPUs != 1 || c.Machines[0].MemoryMiB != 2048 || c.Accelerator != TCG {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
