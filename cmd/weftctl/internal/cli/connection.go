@@ -155,7 +155,7 @@ func (a *app) advise(err error) error {
 	case api.IsStatus(err, http.StatusUnauthorized):
 		advice = "say who you are with --cert and --key, or with --token-file or RACKWEFT_TOKEN"
 	case errors.As(err, &network) && network.Op == "dial":
-		advice = a.dialAdvice(err)
+		return a.dialAdvice(err, network)
 	}
 	if advice == "" {
 		return err
@@ -163,17 +163,19 @@ func (a *app) advise(err error) error {
 	return fmt.Errorf("%w; %s", err, advice)
 }
 
-func (a *app) dialAdvice(err error) string {
+// dialAdvice says in one line who was not reached, why, and what to do.
+func (a *app) dialAdvice(err error, network *net.OpError) error {
 	c, resolveErr := a.connection.resolve(a.Env)
 	if resolveErr != nil {
-		return ""
+		return err
 	}
+	advice := "is bootd running there, and is the port open? Say where it is with --server or RACKWEFT_SERVER"
 	local := strings.HasPrefix(c.Server, "unix://")
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return "the socket is for root: use sudo, or --server https://host:8443 with a certificate or token"
+		advice = "the socket is for root: use sudo, or --server https://host:8443 with a certificate or token"
 	case local && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)):
-		return "is bootd running here (systemctl status bootd)? Say where it is with --server or RACKWEFT_SERVER"
+		advice = "is bootd running here (systemctl status bootd)? Say where it is with --server or RACKWEFT_SERVER"
 	}
-	return "is bootd running at " + c.Server + ", and is the port open? Say where it is with --server or RACKWEFT_SERVER"
+	return fmt.Errorf("no bootd answers at %s (%w); %s", c.Server, network.Err, advice)
 }

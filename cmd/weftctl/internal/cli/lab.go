@@ -155,8 +155,11 @@ func (a *app) labStatusCommand() *cobra.Command {
 		Use: "status", Short: "Show how the rack stands", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			report, err := lab.Status(c.Context(), dir)
+			if errors.Is(err, lab.ErrNotUp) {
+				return fmt.Errorf("no rack is up in %s: `weftctl lab up` brings one up", dir)
+			}
 			if err != nil {
-				return fmt.Errorf("%w; `weftctl lab up` brings one up", err)
+				return err
 			}
 			switch output {
 			case "json":

@@ -60,7 +60,7 @@ func (a *app) labUp(ctx context.Context, o labOptions) error {
 	case ctx.Err() != nil:
 		err = errors.New("interrupted")
 	case bounded.Err() != nil:
-		err = fmt.Errorf("not every machine is Active after %s: %w", o.timeout, err)
+		err = fmt.Errorf("gave up after %s: %w", o.timeout, err)
 	}
 	return a.takeDown(ctx, o, owner, report, err)
 }
@@ -95,7 +95,7 @@ func (a *app) bringUp(ctx context.Context, o labOptions, owner *owner, start tim
 		}
 	}()
 	report, err := a.steps(ctx, o, start)
-	if cause := context.Cause(ctx); err != nil && cause != nil {
+	if cause := context.Cause(ctx); err != nil && cause != nil && cause != ctx.Err() {
 		err = cause
 	}
 	cancel(nil)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,10 +13,10 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-// machineError is a machine that bootd has given up.
+// machineError is a machine that did not become Active.
 type machineError struct{ name, why string }
 
-func (e *machineError) Error() string { return fmt.Sprintf("machine %s is Failed: %s", e.name, e.why) }
+func (e *machineError) Error() string { return fmt.Sprintf("machine %s %s", e.name, e.why) }
 
 // follow shows the machines on their way until all are Active, or one is given up.
 func (a *app) follow(ctx context.Context, client *api.Client, names []string, start time.Time) error {
@@ -48,6 +49,9 @@ func (a *app) follow(ctx context.Context, client *api.Client, names []string, st
 		case <-tick.C:
 			v.draw()
 		case err := <-failed:
+			if ctx.Err() != nil {
+				return v.unfinished()
+			}
 			return fmt.Errorf("watch the machines: %w", err)
 		}
 	}
@@ -145,13 +149,27 @@ func (v *view) verdict() (bool, error) {
 			continue
 		}
 		if givenUp(m) {
-			return false, &machineError{name: name, why: failure(m)}
+			return false, &machineError{name: name, why: "is Failed: " + failure(m)}
 		}
 		if m.Status.Phase == api.PhaseActive {
 			active++
 		}
 	}
 	return active == len(v.names), nil
+}
+
+// unfinished names the first machine that is not Active.
+func (v *view) unfinished() error {
+	for _, name := range v.names {
+		m := v.states[name]
+		if m == nil {
+			return &machineError{name: name, why: "is not known to bootd yet"}
+		}
+		if m.Status.Phase != api.PhaseActive {
+			return &machineError{name: name, why: strings.TrimSpace(fmt.Sprintf("is %s %s", m.Status.Phase, v.app.printer().Stage(m)))}
+		}
+	}
+	return errors.New("interrupted")
 }
 
 func (v *view) draw() {

@@ -134,6 +134,9 @@ func syntaxFault(file string, lines []string, err error) Fault {
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
 		line, _ = strconv.Atoi(m[1])
 		text = strings.Replace(text, m[0], "", 1)
+		if strings.HasPrefix(text, "did not find expected") {
+			line++ // yaml counts the lines of these from 0
+		}
 	}
 	return Fault{File: file, Line: line, Text: lineText(lines, line), Message: "not YAML: " + text}
 }
