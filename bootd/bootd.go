@@ -2,12 +2,16 @@ package bootd
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,6 +49,8 @@ type daemon struct {
 	tracker *machine.Tracker
 	decider *boot.Decider
 	hub     *hostspec.Hub
+	dhcp    dhcpFaults
+	leading atomic.Bool // this bootd runs the controllers
 }
 
 // Run is bootd, until ctx ends or a part of it fails.
@@ -75,6 +81,9 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	}
 	if err := d.certify(); err != nil {
+		return err
+	}
+	if err := d.writeAdmin(); err != nil {
 		return err
 	}
 	reserve := d.config.Reserve.Value()
@@ -150,13 +159,19 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := d.metrics.Register(d.record.metrics()); err != nil {
+		return fmt.Errorf("register the journals' metrics: %w", err)
+	}
 	d.tracker = &machine.Tracker{Store: d.store, Cache: d.cache}
-	d.decider = boot.New(boot.Config{
+	d.decider, err = boot.New(boot.Config{
 		Store: d.store, Cache: d.cache, Leases: d.leases, Tracker: d.tracker,
 		CA: d.ca, Tokens: ca.NewTokens(d.keyring), Record: d.record,
 		HTTPPort: httpPort, APIPort: apiPort, Advertise: d.config.Advertise,
-		Agent: agent, Interfaces: d.ifaces.get, Log: d.log,
+		Agent: agent, Interfaces: d.ifaces.get, Neighbour: neighbour, Source: source, Metrics: d.metrics, Log: d.log,
 	})
+	if err != nil {
+		return err
+	}
 	epoch, err := d.epoch(ctx)
 	if err != nil {
 		return err
@@ -180,11 +195,20 @@ func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 		return boot.Agent{}, fmt.Errorf("open nodeagent, which hosts are to install: %w (name it with \"nodeagent\" in the configuration)", err)
 	}
 	defer func() { _ = f.Close() }()
-	digest, _, err := d.blobs.Put(ctx, f, "")
-	if err != nil {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return boot.Agent{}, fmt.Errorf("read nodeagent: %w", err)
+	}
+	agent := boot.Agent{Digest: api.SHA256(hex.EncodeToString(sum.Sum(nil))), Unit: unit}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return boot.Agent{}, fmt.Errorf("read nodeagent: %w", err)
+	}
+	// One that is held already is not written again: a full disk must not keep
+	// bootd from starting.
+	if _, _, err := d.blobs.Put(ctx, f, blob.Digest("sha256:"+string(agent.Digest))); err != nil {
 		return boot.Agent{}, fmt.Errorf("import nodeagent: %w", err)
 	}
-	return boot.Agent{Digest: api.SHA256(digest.Hex()), Unit: unit}, nil
+	return agent, nil
 }
 
 // epoch is the store's epoch, kept beside the objects: a restore raises it.
@@ -216,18 +240,28 @@ func (r renewer) Renew(csr []byte, name, uid string) (cert []byte, key string, e
 
 // serve runs every part until ctx ends or one fails.
 func (d *daemon) serve(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.cache.Run(ctx) })
+	g, running := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.cache.Run(running) })
+	g.Go(func() error { return d.start(running, g) })
+	err := g.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// start starts everything that needs a filled cache.
+func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 	select {
 	case <-d.cache.Synced():
 	case <-ctx.Done():
-		return g.Wait()
+		return ctx.Err()
 	}
 	if err := d.ensureSite(ctx); err != nil {
 		return err
 	}
-	if err := d.decider.ApplySubnets(); err != nil {
-		d.log.Error("Subnets", "error", err)
+	if err := d.decider.ApplySubnets(ctx); err != nil {
+		return err
 	}
 	ready, err := d.startServers(ctx, g)
 	if err != nil {
@@ -235,14 +269,17 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	g.Go(func() error { return d.hub.Run(ctx) })
 	g.Go(func() error { return d.followSubnets(ctx) })
-	g.Go(func() error { return d.ifaces.run(ctx, d.log, d.addressesChanged) })
+	g.Go(func() error { return d.ifaces.run(ctx, d.log, func() { d.addressesChanged(ctx) }) })
 	g.Go(func() error { return d.lead(ctx) })
 	g.Go(func() error { return d.ready(ctx, ready) })
-	err = g.Wait()
-	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		return nil
-	}
-	return err
+	g.Go(func() error { d.notify.Watchdog(ctx, d.answers); return nil })
+	return nil
+}
+
+// answers takes the locks that everything else needs: when it hangs, bootd
+// does, and systemd starts it anew.
+func (d *daemon) answers() bool {
+	return d.cache.Revision() >= 0 && d.hub.Count() >= 0
 }
 
 // lead runs the controllers while this bootd is the elected one.
@@ -258,6 +295,9 @@ func (d *daemon) lead(ctx context.Context) error {
 			},
 		}
 		images := &image.Controller{Store: d.store, Cache: d.cache, Blobs: d.blobs, Event: d.record.Event, Log: d.log}
+		d.leading.Store(true)
+		defer d.leading.Store(false)
+		d.reportSubnets(ctx)
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return machines.Run(ctx) })
 		g.Go(func() error { return images.Run(ctx) })
@@ -287,13 +327,27 @@ func (d *daemon) followSubnets(ctx context.Context) error {
 		return err
 	}
 	return d.cache.Subscribe(ctx, func(c store.Change) {
-		if c.Kind.Name == "Machine" && !linksChanged(c) {
-			return
-		}
-		if err := d.decider.ApplySubnets(); err != nil {
-			d.log.Error("Subnets", "error", err)
+		if specChanged(c) {
+			d.applySubnets(ctx)
 		}
 	}, kinds...)
+}
+
+func (d *daemon) applySubnets(ctx context.Context) {
+	if err := d.decider.ApplySubnets(ctx); err != nil && ctx.Err() == nil {
+		d.log.Error("Subnets", "error", err)
+	}
+	d.reportSubnets(ctx)
+}
+
+// reportSubnets writes the Subnets' conditions; the elected bootd does.
+func (d *daemon) reportSubnets(ctx context.Context) {
+	if !d.leading.Load() {
+		return
+	}
+	if err := d.decider.ReportSubnets(ctx, d.dhcp.of); err != nil && ctx.Err() == nil {
+		d.log.Error("Subnets", "error", err)
+	}
 }
 
 func kinds(names ...string) ([]api.Kind, error) {
@@ -308,22 +362,22 @@ func kinds(names ...string) ([]api.Kind, error) {
 	return list, nil
 }
 
-// linksChanged reports whether a change of a Machine can matter to leases: its
-// status changes all the time.
-func linksChanged(c store.Change) bool {
-	old, _ := c.Old.(*api.Machine)
-	now, _ := c.New.(*api.Machine)
-	return old == nil || now == nil || old.Metadata.Generation != now.Metadata.Generation || old.Metadata.UID != now.Metadata.UID
+// specChanged tells a change of an object from one of its status, which changes
+// all the time.
+func specChanged(c store.Change) bool {
+	if c.Old == nil || c.New == nil {
+		return true
+	}
+	old, now := c.Old.Meta(), c.New.Meta()
+	return old.Generation != now.Generation || old.UID != now.UID
 }
 
 // addressesChanged is called when an interface or address came or went.
-func (d *daemon) addressesChanged() {
+func (d *daemon) addressesChanged(ctx context.Context) {
 	if err := d.certify(); err != nil {
 		d.log.Error("certify the new addresses", "error", err)
 	}
-	if err := d.decider.ApplySubnets(); err != nil {
-		d.log.Error("Subnets", "error", err)
-	}
+	d.applySubnets(ctx)
 }
 
 // ready tells systemd once every server listens.

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/journal"
 )
@@ -72,6 +74,13 @@ func (r *recorder) Decision(d api.Decision) {
 // Audit records a change that somebody asked for.
 func (r *recorder) Audit(a api.AuditRecord) {
 	r.append(r.audit.Append(context.Background(), a))
+}
+
+// metrics counts what could not be written.
+func (r *recorder) metrics() prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "rackweft_records_lost_total", Help: "Events, decisions and audit records that could not be written.",
+	}, func() float64 { return float64(r.events.Lost() + r.decisions.Lost() + r.audit.Lost()) })
 }
 
 func (r *recorder) append(err error) {

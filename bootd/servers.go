@@ -11,91 +11,18 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/blob"
-	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/server"
-	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/tftp"
 	"github.com/rackweft/rackweft/hardware"
 )
-
-// dhcpInterfaces are those that the configuration names and those of
-// provisioning Subnets, as far as this machine has them.
-func (d *daemon) dhcpInterfaces() []string {
-	names := slices.Clone(d.config.Interfaces)
-	here := d.ifaces.get()
-	for _, s := range store.CachedList[api.Subnet](d.cache) {
-		if _, ok := here[s.Spec.Interface]; ok && s.Spec.Purpose == api.Provisioning {
-			names = append(names, s.Spec.Interface)
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
-// runDHCP serves DHCP, and starts over when the set of interfaces changes.
-func (d *daemon) runDHCP(ctx context.Context, ready chan<- struct{}) error {
-	for first := true; ctx.Err() == nil; first = false {
-		names := d.dhcpInterfaces()
-		if len(names) == 0 {
-			d.log.Warn("DHCP serves nobody yet: no --interface, and no provisioning Subnet has an interface of this machine")
-		}
-		if first && len(names) == 0 {
-			close(ready)
-		}
-		if err := d.runDHCPOn(ctx, names, first, ready); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
-}
-
-func (d *daemon) runDHCPOn(ctx context.Context, names []string, first bool, ready chan<- struct{}) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		defer cancel()
-		return d.untilInterfacesChange(ctx, names)
-	})
-	if len(names) > 0 {
-		s, err := dhcp.New(dhcp.Config{Interfaces: names, Log: d.log, Metrics: d.metrics}, d.decider)
-		if err != nil {
-			return err
-		}
-		g.Go(func() error { return s.Run(ctx) })
-		if first {
-			select {
-			case <-s.Ready():
-				close(ready)
-			case <-ctx.Done():
-			}
-		}
-	}
-	return g.Wait()
-}
-
-func (d *daemon) untilInterfacesChange(ctx context.Context, names []string) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for slices.Equal(names, d.dhcpInterfaces()) {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-	return nil
-}
 
 // startServers starts DHCP, TFTP, HTTP boot and the API; each channel is closed
 // when its server listens.

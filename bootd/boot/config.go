@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
@@ -23,46 +24,103 @@ const (
 	tokenPath  = "/etc/rackweft/join-token"
 )
 
-// ConfigFor answers Ignition's second fetch, over TLS: the whole config, against the
-// token of this BootAttempt. Errors are *api.Problem: 503 where waiting may
-// help (Ignition asks for ever), 403 where it cannot (the boot fails).
+// CondConfig is the condition of a Machine that its config compiles; it is
+// there once a boot has failed to.
+const CondConfig = "ConfigCompiled"
+
+// ConfigFor answers Ignition's second fetch, over TLS: the whole config,
+// against the token of this BootAttempt. Errors are *api.Problem: 503 where
+// waiting may help (Ignition asks for ever), 403 where it cannot (the boot
+// fails).
 func (d *Decider) ConfigFor(ctx context.Context, name, token string, peer netip.Addr, accept string) (body []byte, contentTyp string, err error) {
-	m, ok := store.Cached[api.Machine](d.Cache, name)
-	if !ok {
-		m = nil
+	m, reason, err := d.bearer(ctx, name, token, ca.PurposeConfig)
+	if err != nil {
+		return nil, "", err
 	}
-	refuse := func(status int, reason string) error {
-		d.decide(m, "", peer, "config", fmt.Sprintf("refused (%d)", status), reason)
-		if m != nil {
-			d.Record.Event(m, api.Warning, "ConfigRefused", fmt.Sprintf("%s asked for the Ignition config: %s", peer, reason))
-		}
-		return &api.Problem{Status: status, Title: http.StatusText(status), Detail: reason}
+	if reason != "" {
+		return nil, "", d.refuse(m, peer, "config", http.StatusForbidden, reason, strangerText(name))
 	}
-	switch {
-	case m == nil:
-		return nil, "", refuse(http.StatusForbidden, fmt.Sprintf("no Machine is called %q", name))
-	case !current(m):
-		return nil, "", refuse(http.StatusForbidden, "no BootAttempt is open, or its window is over")
-	case !d.Tokens.Verify(token, ca.PurposeConfig, m.Metadata.UID, m.Status.Attempt.ID):
-		return nil, "", refuse(http.StatusForbidden, "the token is not this BootAttempt's")
-	case !d.leasedTo(peer, m):
-		return nil, "", refuse(http.StatusForbidden, fmt.Sprintf("address %s is leased to none of the Machine's MACs", peer))
-	case m.Status.Attempt.Reached(api.StageJoined):
-		return nil, "", refuse(http.StatusForbidden, "the host has joined in this BootAttempt already")
+	if m.Status.Attempt.Reached(api.StageJoined) {
+		reason = "the host has joined in this BootAttempt already"
+	} else if err := d.belongs(peer, m); err != nil {
+		reason = err.Error()
+	}
+	if reason != "" {
+		return nil, "", d.refuse(m, peer, "config", http.StatusForbidden, reason, reason)
 	}
 	result, err := d.compile(ctx, m, peer, accept)
+	d.compiled(ctx, m, err)
 	if err != nil {
-		return nil, "", refuse(http.StatusServiceUnavailable, err.Error())
+		return nil, "", d.refuse(m, peer, "config", http.StatusServiceUnavailable, err.Error(), err.Error())
 	}
 	d.decide(m, "", peer, "config", "served", fmt.Sprintf("token of BootAttempt %d, Ignition %s", m.Status.Attempt.Number, result.Version))
 	d.reached(ctx, m, api.StageConfig, func(m *api.Machine) { m.Status.Attempt.Trust = api.TrustToken })
 	return result.Config, contentType(result.Version), nil
 }
 
+// strangerText is all that a caller without the right token is told: the rest
+// is for the people who may read the records.
+func strangerText(name string) string {
+	return fmt.Sprintf("the token is not valid here and now; \"weftctl explain machine %s\" tells why", name)
+}
+
+// bearer finds the Machine whose open BootAttempt the token is of, or says what
+// is wrong with the token. A refusal is final for the machine that asks, and the
+// cache may be a moment behind, so it is made on what the store says.
+func (d *Decider) bearer(ctx context.Context, name, token string, purpose ca.Purpose) (m *api.Machine, reason string, err error) {
+	if err := api.ValidateName(name); err != nil {
+		return nil, err.Error(), nil
+	}
+	if m, ok := store.Cached[api.Machine](d.Cache, name); ok && d.unfit(m, token, purpose) == "" {
+		return m, "", nil
+	}
+	m, err = store.Get[api.Machine](ctx, d.Store, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fmt.Sprintf("no Machine is called %q", name), nil
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("read Machine %s: %w", name, err)
+	}
+	return m, d.unfit(m, token, purpose), nil
+}
+
+// unfit says why a token is none for the Machine now; empty when it is one.
+func (d *Decider) unfit(m *api.Machine, token string, purpose ca.Purpose) string {
+	switch {
+	case !current(m):
+		return "no BootAttempt is open, or its window is over: reprovision the Machine"
+	case !d.Tokens.Verify(token, purpose, m.Metadata.UID, m.Status.Attempt.ID):
+		return "the token is not this BootAttempt's"
+	}
+	return ""
+}
+
+// compiled writes into a condition why the config cannot be compiled, and that
+// it can again.
+func (d *Decider) compiled(ctx context.Context, m *api.Machine, fault error) {
+	old := m.Status.Conditions.Get(CondConfig)
+	if fault == nil && (old == nil || old.Status == api.True) {
+		return
+	}
+	status, reason, message := api.True, "Compiled", "its config compiles"
+	if fault != nil {
+		status, reason, message = api.False, "CompileFailed", fault.Error()
+	}
+	_, err := store.Mutate(ctx, d.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+		if fresh.Metadata.UID != m.Metadata.UID || !fresh.Status.Conditions.Set(time.Now(), CondConfig, status, reason, message) {
+			return store.ErrUnchanged
+		}
+		return nil
+	})
+	if err != nil {
+		d.Log.Warn("record whether a config compiles", "machine", m.Metadata.Name, "error", err)
+	}
+}
+
 func (d *Decider) compile(ctx context.Context, m *api.Machine, peer netip.Addr, accept string) (ignition.Result, error) {
-	p, img, ok := d.profile(m)
-	if !ok {
-		return ignition.Result{}, errors.New("the Machine's Profile or Image does not exist any more")
+	p, img, err := d.profile(m)
+	if err != nil {
+		return ignition.Result{}, err
 	}
 	version, err := ignition.NegotiateVersion(accept, img.Spec.IgnitionVersion)
 	if err != nil {
@@ -88,9 +146,9 @@ func (d *Decider) compile(ctx context.Context, m *api.Machine, peer netip.Addr, 
 // Origins tells which Layer each part of the Machine's config comes from, as
 // far as it can be compiled now.
 func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
-	p, img, ok := d.profile(m)
-	if !ok {
-		return nil, nil, errors.New("its Profile or Image does not exist")
+	p, img, err := d.profile(m)
+	if err != nil {
+		return nil, nil, err
 	}
 	layers, err := d.layers(p)
 	if err != nil {
@@ -113,7 +171,7 @@ func (d *Decider) layers(p *api.Profile) ([]ignition.Layer, error) {
 	for _, name := range p.Spec.Layers {
 		l, ok := store.Cached[api.Layer](d.Cache, name)
 		if !ok {
-			return nil, fmt.Errorf("Profile %s: no Layer is called %q", p.Metadata.Name, name)
+			return nil, fmt.Errorf("the Profile %s: no Layer is called %q", p.Metadata.Name, name)
 		}
 		layers = append(layers, ignition.Layer{Name: name, Butane: l.Spec.Butane})
 	}
@@ -133,7 +191,7 @@ func (d *Decider) secrets(ctx context.Context) func(name, key string) (string, e
 		}
 		value, ok := data[key]
 		if !ok {
-			return "", fmt.Errorf("Secret %s has no key %q", name, key)
+			return "", fmt.Errorf("the Secret %s has no key %q", name, key)
 		}
 		return value, nil
 	}
@@ -214,12 +272,6 @@ func (d *Decider) system(m *api.Machine, server netip.Addr) (ignition.System, er
 	}, nil
 }
 
-// apiURLs are where a host finds bootd: what the operator advertises, then the
-// address that it boots from.
-func (d *Decider) apiURLs(server netip.Addr) []string {
-	return append(append([]string{}, d.Advertise...), d.apiURL(server))
-}
-
 // links turns the Machine's links into what systemd-networkd is told.
 func (d *Decider) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, error) {
 	var links []ignition.Link
@@ -234,7 +286,7 @@ func (d *Decider) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, err
 		if l.VLAN != nil {
 			out.VLAN = &ignition.VLAN{Link: l.VLAN.Link, ID: l.VLAN.ID}
 		}
-		if err := d.address4(&out, l, site); err != nil {
+		if err := d.addressing(&out, l, site); err != nil {
 			return nil, err
 		}
 		links = append(links, out)
@@ -242,9 +294,9 @@ func (d *Decider) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, err
 	return links, nil
 }
 
-// address4 gives a link its addresses: static ones where the spec pins them on
-// a Subnet without DHCP, else DHCP.
-func (d *Decider) address4(out *ignition.Link, l api.Link, site api.SiteSpec) error {
+// addressing gives a link its addresses: DHCP on a provisioning Subnet, static
+// ones where the spec pins them elsewhere, else DHCP of whoever serves it there.
+func (d *Decider) addressing(out *ignition.Link, l api.Link, site api.SiteSpec) error {
 	if l.Subnet == "" {
 		return nil
 	}
@@ -283,16 +335,4 @@ func addrs(list []netip.Addr) []string {
 		out[i] = a.String()
 	}
 	return out
-}
-
-// APIFor lists the URLs of bootd that a Machine's host is to know.
-func (d *Decider) APIFor(m *api.Machine) []string {
-	for _, mac := range m.MACs() {
-		for _, l := range d.Leases.ByMAC(string(mac)) {
-			if server, err := d.serverFor(l.Address); err == nil {
-				return d.apiURLs(server)
-			}
-		}
-	}
-	return d.Advertise
 }

@@ -2,10 +2,13 @@ package boot
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
+	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
@@ -14,7 +17,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Config is what the deciders decide from.
+// Config is what the Decider decides from. All but Advertise and Metrics must be set.
 type Config struct {
 	Store   *store.Store
 	Cache   *store.Cache
@@ -29,9 +32,17 @@ type Config struct {
 	Advertise []string
 	// Agent is the nodeagent binary that hosts install; its digest names a blob.
 	Agent Agent
-	// Interfaces lists bootd's own interfaces and their addresses.
+	// Interfaces lists bootd's own interfaces and their addresses. It is called
+	// for every DHCP packet.
 	Interfaces func() map[string][]netip.Prefix
-	Log        *slog.Logger
+	// Neighbour is the MAC at which the kernel sees an address on one of bootd's
+	// interfaces. On a Subnet in proxy mode it stands for the lease.
+	Neighbour func(iface string, addr netip.Addr) (api.MAC, bool)
+	// Source is bootd's own address from which it reaches a peer: what a machine
+	// behind a relay is told to come back to.
+	Source  func(peer netip.Addr) (netip.Addr, error)
+	Metrics prometheus.Registerer // nil for none
+	Log     *slog.Logger
 }
 
 // Agent is the nodeagent that is handed to hosts.
@@ -44,26 +55,22 @@ type Agent struct {
 type Decider struct {
 	Config
 	discover *discovery
+	ledger   *ledger
+	metrics  *metrics
+
+	applying sync.Mutex       // one ApplySubnets at a time
+	faults   map[string]error // of Subnets whose pool cannot be used; under applying
 }
 
 // New makes a Decider.
-func New(c Config) *Decider {
-	return &Decider{Config: c, discover: newDiscovery()}
-}
-
-// decide records an answer and its reason.
-func (d *Decider) decide(m *api.Machine, mac api.MAC, peer netip.Addr, question, answer, reason string) {
-	x := api.Decision{MAC: mac, Question: question, Answer: answer, Reason: reason}
-	if peer.IsValid() {
-		x.Peer = peer.String()
-	}
-	if m != nil {
-		x.Machine = m.Metadata.Name
-		if m.Status.Attempt.Open() {
-			x.Attempt = m.Status.Attempt.ID
+func New(c Config) (*Decider, error) {
+	d := &Decider{Config: c, discover: newDiscovery(), ledger: newLedger(), metrics: newMetrics()}
+	if c.Metrics != nil {
+		if err := d.metrics.register(c.Metrics); err != nil {
+			return nil, fmt.Errorf("register the boot metrics: %w", err)
 		}
 	}
-	d.Record.Decision(x)
+	return d, nil
 }
 
 // reached records a stage of the Machine's open attempt.
@@ -74,22 +81,6 @@ func (d *Decider) reached(ctx context.Context, m *api.Machine, stage api.Stage, 
 	if err := d.Tracker.Reached(ctx, m.Metadata.Name, m.Status.Attempt.ID, stage, also...); err != nil {
 		d.Log.Warn("record a stage", "machine", m.Metadata.Name, "stage", stage, "error", err)
 	}
-}
-
-// byPeer finds the Machine that an address is leased to.
-func (d *Decider) byPeer(peer netip.Addr) (*api.Machine, api.MAC) {
-	l, ok := d.Leases.Lookup(peer)
-	if !ok {
-		return nil, ""
-	}
-	m, _ := store.CachedMachineByMAC(d.Cache, api.MAC(l.MAC))
-	return m, api.MAC(l.MAC)
-}
-
-// leasedTo reports whether an address is leased to one of the Machine's MACs.
-func (d *Decider) leasedTo(peer netip.Addr, m *api.Machine) bool {
-	l, ok := d.Leases.Lookup(peer)
-	return ok && slices.Contains(m.MACs(), api.MAC(l.MAC))
 }
 
 // site is the Site's spec, or the defaults while nobody has applied one.
@@ -103,13 +94,16 @@ func (d *Decider) site() api.SiteSpec {
 }
 
 // profile finds the Machine's Profile and Image.
-func (d *Decider) profile(m *api.Machine) (*api.Profile, *api.Image, bool) {
+func (d *Decider) profile(m *api.Machine) (*api.Profile, *api.Image, error) {
 	p, ok := store.Cached[api.Profile](d.Cache, m.Spec.Profile)
 	if !ok {
-		return nil, nil, false
+		return nil, nil, fmt.Errorf("the Machine %s: its Profile %q does not exist", m.Metadata.Name, m.Spec.Profile)
 	}
 	img, ok := store.Cached[api.Image](d.Cache, p.Spec.Image)
-	return p, img, ok
+	if !ok {
+		return nil, nil, fmt.Errorf("the Profile %s: its Image %q does not exist", p.Metadata.Name, p.Spec.Image)
+	}
+	return p, img, nil
 }
 
 // current reports whether the attempt is open and inside its window.

@@ -18,7 +18,7 @@ const ScriptPath = "/boot.ipxe"
 
 // Offer implements dhcp.Decider.
 func (d *Decider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
-	return d.answer(ctx, c, func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
+	return d.answer(ctx, c, "offered", func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
 		addr, err := d.Leases.Offer(h, s.Metadata.Name, c.Requested)
 		return addr, time.Duration(s.Spec.LeaseTime), err
 	})
@@ -26,7 +26,10 @@ func (d *Decider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error)
 
 // Request implements dhcp.Decider.
 func (d *Decider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (dhcp.Answer, error) {
-	return d.answer(ctx, c, func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
+	if s, err := d.subnetOf(c); err == nil && s.Spec.Mode == api.Proxy {
+		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server gives the addresses", dhcp.ErrNotMine, s.Metadata.Name)
+	}
+	return d.answer(ctx, c, "leased", func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
 		l, err := d.Leases.Commit(ctx, h, s.Metadata.Name, addr, time.Duration(s.Spec.LeaseTime))
 		if errors.Is(err, lease.ErrUnavailable) || errors.Is(err, lease.ErrReserved) {
 			return netip.Addr{}, 0, &dhcp.Refusal{Reason: err.Error()}
@@ -37,13 +40,17 @@ func (d *Decider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (
 
 // Inform implements dhcp.Decider.
 func (d *Decider) Inform(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
-	return d.answer(ctx, c, func(*api.Subnet, lease.Holder) (netip.Addr, time.Duration, error) {
+	return d.answer(ctx, c, "informed", func(s *api.Subnet, _ lease.Holder) (netip.Addr, time.Duration, error) {
+		if _, inside := s.Prefix(c.ClientAddr); !inside {
+			return netip.Addr{}, 0, fmt.Errorf("%w: its address %s is not inside Subnet %s", dhcp.ErrNotMine, c.ClientAddr, s.Metadata.Name)
+		}
 		return c.ClientAddr, 0, nil
 	})
 }
 
-// answer builds the whole answer around an address that pick chooses.
-func (d *Decider) answer(ctx context.Context, c dhcp.Client, pick func(*api.Subnet, lease.Holder) (netip.Addr, time.Duration, error)) (dhcp.Answer, error) {
+// answer builds the whole answer around an address that pick chooses; did says
+// in one word what becomes of the address.
+func (d *Decider) answer(ctx context.Context, c dhcp.Client, did string, pick func(*api.Subnet, lease.Holder) (netip.Addr, time.Duration, error)) (dhcp.Answer, error) {
 	mac := api.MAC(c.MAC.String())
 	m, known := store.CachedMachineByMAC(d.Cache, mac)
 	s, err := d.subnetOf(c)
@@ -51,16 +58,16 @@ func (d *Decider) answer(ctx context.Context, c dhcp.Client, pick func(*api.Subn
 		d.decide(m, mac, c.Relay, "dhcp", "silence", err.Error())
 		return dhcp.Answer{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, err)
 	}
-	if !known && c.Kind != dhcp.None {
+	registered := known && !isDiscovered(m)
+	if !registered && c.Kind != dhcp.None {
 		d.discovered(ctx, mac, s)
 	}
 	boot := d.bootfile(c, m, s)
 	if s.Spec.Mode == api.Proxy {
-		d.decide(m, mac, netip.Addr{}, "dhcp", "boot file "+boot.Filename, boot.Reason+"; Subnet "+s.Metadata.Name+" is in proxy mode: another server gives the address")
-		return dhcp.Answer{Boot: boot, Server: d.address(s, c.Local)}, nil
+		return d.proxyAnswer(ctx, c, m, s, boot), nil
 	}
 	h := lease.Holder{MAC: string(mac), Hostname: c.Hostname}
-	if known && !isDiscovered(m) {
+	if registered {
 		h.Machine, h.Hostname = m.Metadata.Name, m.Metadata.Name
 	}
 	addr, granted, err := pick(s, h)
@@ -68,11 +75,28 @@ func (d *Decider) answer(ctx context.Context, c dhcp.Client, pick func(*api.Subn
 		d.decide(m, mac, netip.Addr{}, "dhcp", "no address", err.Error())
 		return dhcp.Answer{}, err
 	}
-	d.decide(m, mac, addr, "dhcp", addr.String(), leaseReason(h, s)+"; "+boot.Reason)
-	if known && c.Kind != dhcp.None {
+	d.decide(m, mac, addr, "dhcp", did+" "+addr.String(), leaseReason(h, s)+"; "+boot.Reason)
+	if registered && c.Kind != dhcp.None {
 		d.reached(ctx, m, api.StageDHCP, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{addr} })
 	}
 	return d.complete(c, s, h, addr, granted, boot), nil
+}
+
+// proxyAnswer adds the boot file to what another server answers.
+func (d *Decider) proxyAnswer(ctx context.Context, c dhcp.Client, m *api.Machine, s *api.Subnet, boot dhcp.Boot) dhcp.Answer {
+	d.decide(m, api.MAC(c.MAC.String()), netip.Addr{}, "dhcp", bootText(boot), boot.Reason+"; Subnet "+s.Metadata.Name+" is in proxy mode: another server gives the address")
+	if c.Kind != dhcp.None {
+		d.reached(ctx, m, api.StageDHCP)
+	}
+	server, _ := d.address(s, c.Local, c.Relay) // without one, dhcp names the address that the packet came to
+	return dhcp.Answer{Boot: boot, Server: server}
+}
+
+func bootText(b dhcp.Boot) string {
+	if b.Filename == "" {
+		return "no boot file"
+	}
+	return "boot file " + b.Filename
 }
 
 func leaseReason(h lease.Holder, s *api.Subnet) string {
@@ -86,11 +110,12 @@ func leaseReason(h lease.Holder, s *api.Subnet) string {
 func (d *Decider) complete(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr, granted time.Duration, boot dhcp.Boot) dhcp.Answer {
 	site := d.site()
 	prefix, _ := s.Prefix(addr)
+	server, _ := d.address(s, c.Local, c.Relay) // without one, dhcp names the address that the packet came to
 	a := dhcp.Answer{
 		Address: addr, Prefix: netip.PrefixFrom(addr, prefix.Bits()),
 		DNS: orElse(s.Spec.DNS, site.DNS), NTP: orElse(s.Spec.NTP, site.NTP),
 		Domain: site.Domain, MTU: s.Spec.MTU, Lease: granted, Boot: boot,
-		Server: d.address(s, c.Local),
+		Server: server,
 	}
 	if s.Spec.Gateway.IsValid() {
 		a.Router = []netip.Addr{s.Spec.Gateway}
@@ -114,7 +139,10 @@ func (d *Decider) bootfile(c dhcp.Client, m *api.Machine, s *api.Subnet) dhcp.Bo
 	if c.Kind == dhcp.None {
 		return dhcp.Boot{Reason: "it does not boot from the network"}
 	}
-	server := d.address(s, c.Local)
+	server, err := d.address(s, c.Local, c.Relay)
+	if err != nil {
+		return dhcp.Boot{Reason: err.Error()}
+	}
 	b := dhcp.Bootfile(c, dhcp.Endpoints{
 		TFTP:   server,
 		HTTP:   d.httpURL(server),
@@ -145,19 +173,26 @@ func (d *Decider) Boot(ctx context.Context, c dhcp.Client) (dhcp.Boot, error) {
 		return dhcp.Boot{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, err)
 	}
 	b := d.bootfile(c, m, s)
-	d.decide(m, mac, c.ClientAddr, "dhcp", "boot file "+b.Filename, b.Reason+" (asked on port 4011)")
+	d.decide(m, mac, c.ClientAddr, "dhcp", bootText(b), b.Reason+" (asked on port 4011)")
 	return b, nil
 }
 
 // Release implements dhcp.Decider.
 func (d *Decider) Release(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
-	return d.Leases.Release(ctx, c.MAC.String(), addr)
+	mac := api.MAC(c.MAC.String())
+	m, _ := store.CachedMachineByMAC(d.Cache, mac)
+	d.decide(m, mac, addr, "dhcp", "released "+addr.String(), "the client gave it back")
+	return d.Leases.Release(ctx, string(mac), addr)
 }
 
 // Decline implements dhcp.Decider.
 func (d *Decider) Decline(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
 	mac := api.MAC(c.MAC.String())
 	m, _ := store.CachedMachineByMAC(d.Cache, mac)
+	if err := d.Leases.Decline(ctx, string(mac), addr); err != nil {
+		d.decide(m, mac, addr, "dhcp", "cannot replace "+addr.String(), err.Error())
+		return err
+	}
 	d.decide(m, mac, addr, "dhcp", "quarantined "+addr.String(), "the client found the address in use by somebody else")
-	return d.Leases.Decline(ctx, c.MAC.String(), addr)
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,38 +52,60 @@ func (d *discovery) due(mac api.MAC, now time.Time) bool {
 func isDiscovered(m *api.Machine) bool { return m != nil && machine.IsDiscovered(m) }
 
 // discovered makes a Machine in phase Discovered of a MAC that nobody has
-// registered. It is given nothing but an address and a script that waits.
+// registered, or notes that it was seen again. It is given nothing but an
+// address and a script that waits.
 func (d *Decider) discovered(ctx context.Context, mac api.MAC, s *api.Subnet) {
 	if !d.discover.due(mac, time.Now()) {
 		return
 	}
+	name := "discovered-" + strings.ReplaceAll(string(mac), ":", "")
+	if err := d.discoveredAs(ctx, name, mac, s); err != nil {
+		d.Log.Warn("record a discovered machine", "mac", mac, "error", err)
+	}
+}
+
+func (d *Decider) discoveredAs(ctx context.Context, name string, mac api.MAC, s *api.Subnet) error {
+	// The cache may be a moment behind: a Machine that was just registered must
+	// not get a double.
+	all, _, err := store.List[api.Machine](ctx, d.Store)
+	if err != nil {
+		return err
+	}
 	count := 0
-	for _, m := range store.CachedList[api.Machine](d.Cache) {
+	for _, m := range all {
 		if isDiscovered(m) {
 			count++
+		} else if slices.Contains(m.MACs(), mac) {
+			return nil
 		}
 	}
+	exists := slices.ContainsFunc(all, func(m *api.Machine) bool { return m.Metadata.Name == name })
+	if exists {
+		_, err := store.Mutate(ctx, d.Store, name, func(m *api.Machine) error {
+			if !isDiscovered(m) {
+				return store.ErrUnchanged
+			}
+			m.Status.LastSeen = time.Now().UTC()
+			return nil
+		})
+		return err
+	}
 	if count >= maxDiscovered {
-		d.Log.Warn("too many discovered machines: not recorded", "mac", mac, "limit", maxDiscovered)
-		return
+		return fmt.Errorf("%d machines are discovered already, as many as are kept: apply or delete some (weftctl get machines)", count)
 	}
 	m := &api.Machine{}
 	m.SetDefaults()
-	m.Metadata.Name = "discovered-" + strings.ReplaceAll(string(mac), ":", "")
+	m.Metadata.Name = name
 	m.Metadata.Labels = map[string]string{api.DiscoveredLabel: "true"}
 	m.Spec.Links = []api.Link{{Name: "pxe0", MAC: mac, Subnet: s.Metadata.Name}}
 	m.Status.Phase = api.PhaseDiscovered
 	m.Status.LastSeen = time.Now().UTC()
-	err := d.Store.Create(ctx, m)
-	if errors.Is(err, store.ErrExists) {
-		_, err = store.Mutate(ctx, d.Store, m.Metadata.Name, func(m *api.Machine) error {
-			m.Status.LastSeen = time.Now().UTC()
-			return nil
-		})
-	}
-	if err != nil {
-		d.Log.Warn("record a discovered machine", "mac", mac, "error", err)
-		return
+	if err := d.Store.Create(ctx, m); err != nil {
+		if errors.Is(err, store.ErrExists) {
+			return nil // another bootd has heard it too
+		}
+		return err
 	}
 	d.Record.Event(m, api.Normal, "Discovered", fmt.Sprintf("MAC %s asked for a boot on Subnet %s; apply a Machine with this MAC to register it", mac, s.Metadata.Name))
+	return nil
 }

@@ -2,9 +2,10 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/httpboot"
+	"github.com/rackweft/rackweft/bootd/image"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/ignition"
 )
@@ -19,48 +21,34 @@ import (
 // holdFor is how long a machine that is held waits before it asks again.
 const holdFor = 5 * time.Second
 
-func (d *Decider) httpURL(server netip.Addr) string {
-	return "http://" + net.JoinHostPort(server.String(), strconv.Itoa(d.HTTPPort))
-}
-
-func (d *Decider) apiURL(server netip.Addr) string {
-	return "https://" + net.JoinHostPort(server.String(), strconv.Itoa(d.APIPort))
-}
-
-// serverFor is bootd's address as the peer's Subnet reaches it.
-func (d *Decider) serverFor(peer netip.Addr) (netip.Addr, error) {
-	l, ok := d.Leases.Lookup(peer)
-	if !ok {
-		return netip.Addr{}, fmt.Errorf("address %s is leased to nobody by this bootd", peer)
-	}
-	s, ok := store.Cached[api.Subnet](d.Cache, l.Subnet)
-	if !ok {
-		return netip.Addr{}, fmt.Errorf("address %s is leased on Subnet %s, which does not exist any more", peer, l.Subnet)
-	}
-	return d.address(s, netip.Addr{}), nil
-}
-
 // Script implements httpboot.Decider: the boot script of a Machine whose
 // BootAttempt is open; all others wait and are told why.
 func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Script, error) {
 	mac := api.MAC(c.MAC.String())
 	m, _ := store.CachedMachineByMAC(d.Cache, mac)
-	script, reason := d.script(ctx, c, m)
-	if reason != "" {
-		d.decide(m, mac, c.Addr, "script", "held (503)", reason)
-		return httpboot.Script{}, &httpboot.Hold{Reason: reason, RetryAfter: holdFor}
+	script, err := d.script(ctx, c, m)
+	if err != nil {
+		return httpboot.Script{}, d.held(m, mac, c.Addr, "script", err)
 	}
 	d.decide(m, mac, c.Addr, "script", "served", "BootAttempt "+strconv.Itoa(m.Status.Attempt.Number)+" is open")
-	d.reached(ctx, m, api.StageScript)
+	d.reached(ctx, m, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{c.Addr} })
 	return script, nil
 }
 
-func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine) (script httpboot.Script, held string) {
+// held records why a machine waits, and makes the answer: 503, ask again.
+func (d *Decider) held(m *api.Machine, mac api.MAC, peer netip.Addr, question string, why error) error {
+	d.metrics.refusals.WithLabelValues(question).Inc()
+	d.decide(m, mac, peer, question, "held (503)", why.Error())
+	return &httpboot.Hold{Reason: why.Error(), RetryAfter: holdFor}
+}
+
+// script makes the boot script, or says why the machine has to wait.
+func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine) (httpboot.Script, error) {
 	if m == nil || isDiscovered(m) {
-		return script, fmt.Sprintf("no Machine has MAC %s: apply one to register it", c.MAC)
+		return httpboot.Script{}, fmt.Errorf("no Machine has MAC %s: apply one to register it", c.MAC)
 	}
 	if m.Spec.State != api.StateActive {
-		return script, fmt.Sprintf("Machine %s has state %s: nothing is booted", m.Metadata.Name, m.Spec.State)
+		return httpboot.Script{}, fmt.Errorf("the Machine %s has state %s: nothing is booted", m.Metadata.Name, m.Spec.State)
 	}
 	// Until Ignition has its pointer no token has left, so a boot that starts
 	// over is the same BootAttempt. After that it is a new boot.
@@ -68,17 +56,20 @@ func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine)
 		if err := d.Tracker.BootAsked(ctx, m.Metadata.Name); err != nil {
 			d.Log.Warn("record an unsolicited boot", "machine", m.Metadata.Name, "error", err)
 		}
-		return script, unsolicited(m)
+		return httpboot.Script{}, errors.New(unsolicited(m))
 	}
-	p, img, ok := d.profile(m)
-	if !ok {
-		return script, fmt.Sprintf("Machine %s: its Profile or Image does not exist any more", m.Metadata.Name)
+	p, img, err := d.profile(m)
+	if err != nil {
+		return httpboot.Script{}, err
+	}
+	if err := bootable(p, img); err != nil {
+		return httpboot.Script{}, err
 	}
 	server, err := d.serverFor(c.Addr)
 	if err != nil {
-		return script, err.Error()
+		return httpboot.Script{}, err
 	}
-	return d.buildScript(m, p, img, server, api.MAC(c.MAC.String())), ""
+	return d.buildScript(m, p, img, server, api.MAC(c.MAC.String())), nil
 }
 
 func unsolicited(m *api.Machine) string {
@@ -89,6 +80,28 @@ func unsolicited(m *api.Machine) string {
 		return fmt.Sprintf("Machine %s: its last BootAttempt failed: %s", m.Metadata.Name, m.Status.Attempt.Message)
 	}
 	return fmt.Sprintf("Machine %s: no BootAttempt is open for this boot; asking its BMC whether it was reset", m.Metadata.Name)
+}
+
+// bootable says why a Profile cannot be booted over the network as it stands.
+func bootable(p *api.Profile, img *api.Image) error {
+	if p.Spec.Install != nil {
+		return fmt.Errorf("the Profile %s installs to %s, which this bootd cannot do yet: remove spec.install to boot it live", p.Metadata.Name, p.Spec.Install.Disk)
+	}
+	if c := img.Status.Conditions.Get(image.Ready); c == nil || c.Status != api.True {
+		why := "its files have not been looked at yet"
+		if c != nil {
+			why = c.Message
+		}
+		return fmt.Errorf("the Image %s is not ready: %s", img.Metadata.Name, why)
+	}
+	if img.Spec.Files[api.KernelFile].SHA256 == "" {
+		return fmt.Errorf("the Image %s has no file %q, so it cannot be booted over the network", img.Metadata.Name, api.KernelFile)
+	}
+	needsRoot := slices.ContainsFunc(arguments(img), func(a string) bool { return strings.Contains(a, "${rootfs_") })
+	if needsRoot && img.Spec.Files[api.RootfsFile].SHA256 == "" {
+		return fmt.Errorf("the Image %s has no file %q, which its kernel arguments name", img.Metadata.Name, api.RootfsFile)
+	}
+	return nil
 }
 
 func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, mac api.MAC) httpboot.Script {
@@ -118,20 +131,25 @@ type bootFacts struct {
 // imageArguments are the kernel arguments by which an Image's operating system
 // finds its root file system and its Ignition config.
 func imageArguments(img *api.Image, f bootFacts) []string {
-	args := img.Spec.KernelArguments
-	if len(args) == 0 {
-		args = osArguments(img.Spec.OS)
-	}
 	fill := strings.NewReplacer(
 		"${rootfs_url}", f.rootfs,
 		"${rootfs_sha256}", string(img.Spec.Files[api.RootfsFile].SHA256),
 		"${ignition_url}", f.ignition,
 		"${mac}", string(f.mac))
+	args := arguments(img)
 	out := make([]string, len(args))
 	for i, a := range args {
 		out[i] = fill.Replace(a)
 	}
 	return out
+}
+
+// arguments are the Image's own, or those that its operating system needs.
+func arguments(img *api.Image) []string {
+	if len(img.Spec.KernelArguments) > 0 {
+		return img.Spec.KernelArguments
+	}
+	return osArguments(img.Spec.OS)
 }
 
 func osArguments(os string) []string {
@@ -153,44 +171,46 @@ func osArguments(os string) []string {
 func (d *Decider) Pointer(ctx context.Context, c httpboot.Client, accept string) ([]byte, string, error) {
 	mac := api.MAC(c.MAC.String())
 	m, _ := store.CachedMachineByMAC(d.Cache, mac)
-	refuse := func(reason string) ([]byte, string, error) {
-		d.decide(m, mac, c.Addr, "pointer", "held (503)", reason)
-		return nil, "", &httpboot.Hold{Reason: reason, RetryAfter: holdFor}
+	body, version, err := d.pointer(c, m, accept)
+	if err != nil {
+		return nil, "", d.held(m, mac, c.Addr, "pointer", err)
 	}
+	d.decide(m, mac, c.Addr, "pointer", "served", "Ignition "+version)
+	d.reached(ctx, m, api.StagePointer)
+	return body, contentType(version), nil
+}
+
+// pointer makes the pointer, or says why the machine has to wait.
+func (d *Decider) pointer(c httpboot.Client, m *api.Machine, accept string) (body []byte, version string, err error) {
 	switch {
 	case m == nil || isDiscovered(m):
-		return refuse(fmt.Sprintf("no Machine has MAC %s", mac))
+		return nil, "", fmt.Errorf("no Machine has MAC %s: apply one to register it", c.MAC)
 	case !current(m):
-		return refuse(fmt.Sprintf("Machine %s has no BootAttempt open", m.Metadata.Name))
+		return nil, "", fmt.Errorf("the Machine %s has no BootAttempt open", m.Metadata.Name)
 	case m.Status.Attempt.Reached(api.StageJoined):
-		return refuse(fmt.Sprintf("the host of Machine %s has joined in this BootAttempt already", m.Metadata.Name))
-	case !d.leasedTo(c.Addr, m):
-		return refuse(fmt.Sprintf("address %s is leased to none of the MACs of Machine %s", c.Addr, m.Metadata.Name))
+		return nil, "", fmt.Errorf("the host of Machine %s has joined in this BootAttempt already", m.Metadata.Name)
 	}
-	_, img, ok := d.profile(m)
-	if !ok {
-		return refuse(fmt.Sprintf("the Profile or Image of Machine %s does not exist any more", m.Metadata.Name))
+	if err := d.belongs(c.Addr, m); err != nil {
+		return nil, "", err
+	}
+	_, img, err := d.profile(m)
+	if err != nil {
+		return nil, "", err
 	}
 	server, err := d.serverFor(c.Addr)
 	if err != nil {
-		return refuse(err.Error())
+		return nil, "", err
 	}
-	version, err := ignition.NegotiateVersion(accept, img.Spec.IgnitionVersion)
-	if err != nil {
-		return refuse(err.Error())
+	if version, err = ignition.NegotiateVersion(accept, img.Spec.IgnitionVersion); err != nil {
+		return nil, "", err
 	}
-	body, err := ignition.Pointer(ignition.PointerConfig{
+	body, err = ignition.Pointer(ignition.PointerConfig{
 		URL:     d.apiURL(server) + "/v1/ignition/" + m.Metadata.Name,
 		CAs:     [][]byte{d.CA.CertPEM()},
 		Token:   d.Tokens.Token(ca.PurposeConfig, m.Metadata.UID, m.Status.Attempt.ID),
 		Version: version,
 	})
-	if err != nil {
-		return refuse(err.Error())
-	}
-	d.decide(m, mac, c.Addr, "pointer", "served", "Ignition "+version)
-	d.reached(ctx, m, api.StagePointer)
-	return body, contentType(version), nil
+	return body, version, err
 }
 
 func contentType(version string) string {
@@ -221,14 +241,17 @@ func (d *Decider) FetchedBlob(ctx context.Context, peer netip.Addr, digest api.S
 		d.decide(m, mac, peer, "asset", "sent nodeagent", "Ignition installs it")
 		return
 	}
-	_, img, ok := d.profile(m)
-	if !ok {
+	_, img, err := d.profile(m)
+	if err != nil {
 		return
 	}
-	for file, stage := range map[string]api.Stage{api.KernelFile: api.StageKernel, api.InitrdFile: api.StageInitrd, api.RootfsFile: api.StageRootfs} {
-		if img.Spec.Files[file].SHA256 == digest {
-			d.decide(m, mac, peer, "asset", "sent "+file, "Image "+img.Metadata.Name+" "+img.Spec.Version)
-			d.reached(ctx, m, stage)
+	for _, f := range []struct {
+		name  string
+		stage api.Stage
+	}{{api.KernelFile, api.StageKernel}, {api.InitrdFile, api.StageInitrd}, {api.RootfsFile, api.StageRootfs}} {
+		if img.Spec.Files[f.name].SHA256 == digest {
+			d.decide(m, mac, peer, "asset", "sent "+f.name, "Image "+img.Metadata.Name+" "+img.Spec.Version)
+			d.reached(ctx, m, f.stage)
 		}
 	}
 }

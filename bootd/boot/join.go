@@ -23,30 +23,21 @@ const HostCertificate = 30 * 24 * time.Hour
 // The same key again is the same join (nodeagent was killed before it had
 // stored the answer); another key fails the BootAttempt and revokes both.
 func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error) {
-	m, ok := store.Cached[api.Machine](d.Cache, r.Machine)
-	if !ok {
-		m = nil
+	m, reason, err := d.bearer(ctx, r.Machine, token, ca.PurposeJoin)
+	if err != nil {
+		return nil, err
 	}
-	refuse := func(reason string) error {
-		d.decide(m, "", peer, "join", "refused (403)", reason)
-		if m != nil {
-			d.Record.Event(m, api.Warning, "JoinRefused", fmt.Sprintf("%s: %s", peer, reason))
-		}
-		return &api.Problem{Status: http.StatusForbidden, Title: "Join refused", Detail: reason}
+	refuse := func(status int, reason, told string) error { return d.refuse(m, peer, "join", status, reason, told) }
+	if reason != "" {
+		return nil, refuse(http.StatusForbidden, reason, strangerText(r.Machine))
 	}
-	switch {
-	case m == nil:
-		return nil, refuse(fmt.Sprintf("no Machine is called %q", r.Machine))
-	case !current(m):
-		return nil, refuse("no BootAttempt is open, or its window is over: reprovision the Machine")
-	case !d.Tokens.Verify(token, ca.PurposeJoin, m.Metadata.UID, m.Status.Attempt.ID):
-		return nil, refuse("the token is not this BootAttempt's")
-	case !d.leasedTo(peer, m) && !d.pins(m, peer):
-		return nil, refuse(fmt.Sprintf("address %s is neither leased to one of the Machine's MACs nor in its links", peer))
+	if err := d.belongs(peer, m); err != nil && !pins(m, peer) {
+		reason = fmt.Sprintf("%s, and its links do not pin it", err)
+		return nil, refuse(http.StatusForbidden, reason, reason)
 	}
 	key, err := ca.RequestKey([]byte(r.CSR))
 	if err != nil {
-		return nil, refuse("its certificate request is faulty: " + err.Error())
+		return nil, refuse(http.StatusBadRequest, err.Error(), err.Error())
 	}
 	attempt := m.Status.Attempt.ID
 	second := false
@@ -72,18 +63,17 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 		return nil, fmt.Errorf("record the join of %s: %w", r.Machine, err)
 	}
 	if second {
-		return nil, refuse("a second join in one BootAttempt: the attempt has failed and both joins are revoked")
+		reason = "a second join in one BootAttempt: the attempt has failed and both joins are revoked"
+		return nil, refuse(http.StatusForbidden, reason, reason)
 	}
 	cert, err := d.CA.SignHost([]byte(r.CSR), m.Metadata.Name, m.Metadata.UID, HostCertificate)
 	if err != nil {
-		return nil, refuse("its certificate request is faulty: " + err.Error())
+		return nil, err
 	}
-	skew := time.Until(r.Time).Round(time.Second)
-	d.decide(m, "", peer, "join", "joined", fmt.Sprintf("join token of BootAttempt %d; its clock is off by %s", m.Status.Attempt.Number, skew))
-	server, err := d.serverFor(peer)
-	urls := d.Advertise
-	if err == nil {
-		urls = d.apiURLs(server)
+	d.decide(m, "", peer, "join", "joined", fmt.Sprintf("join token of BootAttempt %d; its clock is off by %s", m.Status.Attempt.Number, time.Until(r.Time).Round(time.Second)))
+	urls := d.APIFor(m)
+	if server, err := d.serverFor(peer); err == nil && !slices.Contains(urls, d.apiURL(server)) {
+		urls = append(urls, d.apiURL(server))
 	}
 	return &api.JoinResponse{
 		Machine: m.Metadata.Name, UID: m.Metadata.UID, Certificate: string(cert), CA: string(d.CA.CertPEM()),
@@ -92,6 +82,6 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 }
 
 // pins reports whether the Machine's spec gives it that address.
-func (d *Decider) pins(m *api.Machine, a netip.Addr) bool {
+func pins(m *api.Machine, a netip.Addr) bool {
 	return slices.ContainsFunc(m.Spec.Links, func(l api.Link) bool { return slices.Contains(l.Addresses, a) })
 }

@@ -1,9 +1,14 @@
 package boot
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/dhcp"
@@ -11,9 +16,16 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
+// SubnetReady is the condition of a Subnet that bootd does for it what it can.
+const SubnetReady = "Ready"
+
 // ApplySubnets tells the lease table what the Subnets and Machines say now. It
-// is called when any of them, or an address of bootd's, has changed.
-func (d *Decider) ApplySubnets() error {
+// is called when any of them, or an address of bootd's, has changed. A Subnet
+// that cannot be served is left out and does not harm the others;
+// ReportSubnets says so.
+func (d *Decider) ApplySubnets(ctx context.Context) error {
+	d.applying.Lock()
+	defer d.applying.Unlock()
 	var pools []lease.Subnet
 	for _, s := range store.CachedList[api.Subnet](d.Cache) {
 		if s.Spec.Purpose != api.Provisioning || s.Spec.Mode == api.Proxy {
@@ -26,11 +38,112 @@ func (d *Decider) ApplySubnets() error {
 			Exclude:  d.excluded(s),
 		})
 	}
-	if err := d.Leases.SetSubnets(pools); err != nil {
-		return fmt.Errorf("apply Subnets: %w", err)
+	good, faults, err := usable(ctx, pools)
+	if err != nil {
+		return fmt.Errorf("check the Subnets: %w", err)
 	}
+	d.faults = faults
 	d.Leases.SetReservations(d.reservations(), nil)
+	if err := d.Leases.SetSubnets(good); err != nil {
+		return fmt.Errorf("apply the Subnets: %w", err)
+	}
 	return nil
+}
+
+// usable picks the pools that a lease table takes, and says what is wrong with
+// the others. It asks a table of its own: the real one must not be disturbed.
+func usable(ctx context.Context, pools []lease.Subnet) (good []lease.Subnet, faults map[string]error, err error) {
+	scratch, err := lease.New(ctx, noLeases{}, time.Now)
+	if err != nil {
+		return nil, nil, err
+	}
+	faults = map[string]error{}
+	if scratch.SetSubnets(pools) == nil {
+		return pools, faults, nil
+	}
+	for _, p := range pools {
+		if err := scratch.SetSubnets(append(slices.Clone(good), p)); err != nil {
+			faults[p.Name] = err
+			continue
+		}
+		good = append(good, p)
+	}
+	return good, faults, nil
+}
+
+type noLeases struct{}
+
+func (noLeases) List(context.Context) ([]lease.Lease, error)               { return nil, nil }
+func (noLeases) Apply(context.Context, []lease.Lease, []lease.Lease) error { return nil }
+
+// ReportSubnets writes into the condition Ready of every Subnet whether it is
+// served, and if not, why. listening returns why DHCP does not answer on an
+// interface; nil when it does. Only one bootd of a group may call it.
+func (d *Decider) ReportSubnets(ctx context.Context, listening func(iface string) error) error {
+	d.applying.Lock()
+	faults := maps.Clone(d.faults)
+	d.applying.Unlock()
+	var errs []error
+	for _, s := range store.CachedList[api.Subnet](d.Cache) {
+		ready, reason, message := d.judge(s, faults[s.Metadata.Name], listening)
+		if c := s.Status.Conditions.Get(SubnetReady); c != nil && c.Status == ready && c.Reason == reason && c.Message == message {
+			continue
+		}
+		_, err := store.Mutate(ctx, d.Store, s.Metadata.Name, func(fresh *api.Subnet) error {
+			if fresh.Metadata.UID != s.Metadata.UID || fresh.Metadata.Generation != s.Metadata.Generation {
+				return store.ErrUnchanged // its change makes it due again
+			}
+			fresh.Status.Conditions.Set(time.Now(), SubnetReady, ready, reason, message)
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			errs = append(errs, fmt.Errorf("write the status of Subnet %s: %w", s.Metadata.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// judge says how a Subnet stands.
+func (d *Decider) judge(s *api.Subnet, fault error, listening func(string) error) (ready api.ConditionStatus, reason, message string) {
+	iface, here := s.Spec.Interface, d.Interfaces()
+	_, has := here[iface]
+	switch {
+	case s.Spec.Purpose != api.Provisioning:
+		return api.True, "NotServed", fmt.Sprintf("bootd serves no DHCP on a %s Subnet: addresses are pinned", s.Spec.Purpose)
+	case fault != nil:
+		return api.False, "Invalid", fault.Error()
+	case iface == "" && s.Spec.Mode == api.Proxy:
+		return api.False, "ProxyNeedsInterface", "in proxy mode bootd knows machines by the MACs that it sees on the wire, so it needs an interface there: set spec.interface"
+	case iface == "":
+		return api.True, "Relayed", "DHCP answers what relays send to bootd" + dynamic(s)
+	case !has:
+		return api.False, "NoInterface", fmt.Sprintf("this bootd has no interface %s (it has %s): name one of them in spec.interface, or none when requests come through a relay",
+			iface, strings.Join(slices.Sorted(maps.Keys(here)), ", "))
+	case !d.inside(s).IsValid():
+		return api.False, "NoAddress", fmt.Sprintf("bootd has no address inside %s on interface %s, so clients could not reach it: ip address add … dev %s", prefixText(s.Spec.Prefixes), iface, iface)
+	}
+	if err := listening(iface); err != nil {
+		return api.False, "NotListening", err.Error()
+	}
+	if s.Spec.Mode == api.Proxy {
+		return api.True, "Serving", "DHCP on " + iface + " adds the boot file to what another server answers"
+	}
+	return api.True, "Serving", "DHCP answers on " + iface + dynamic(s)
+}
+
+func dynamic(s *api.Subnet) string {
+	if s.Spec.Range.IsZero() {
+		return "; it has no range, so only Machines that pin an address get one"
+	}
+	return ""
+}
+
+func prefixText(prefixes []netip.Prefix) string {
+	words := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		words[i] = p.String()
+	}
+	return strings.Join(words, ", ")
 }
 
 // excluded lists the addresses that may never be leased.
@@ -47,17 +160,26 @@ func (d *Decider) excluded(s *api.Subnet) []netip.Addr {
 	return slices.DeleteFunc(taken, func(a netip.Addr) bool { _, ok := s.Prefix(a); return !ok })
 }
 
-// reservations are the addresses that Machines pin on provisioning Subnets. A
-// bond boots through any of its members, so each may ask for its address.
+// reservations are the IPv4 addresses that Machines pin on provisioning
+// Subnets. A bond's goes to its first member; should it boot through another,
+// that one gets a dynamic address.
 func (d *Decider) reservations() []lease.Reservation {
 	var all []lease.Reservation
 	for _, m := range store.CachedList[api.Machine](d.Cache) {
 		for _, l := range m.Spec.Links {
 			s, ok := store.Cached[api.Subnet](d.Cache, l.Subnet)
-			if !ok || s.Spec.Purpose != api.Provisioning || len(l.Addresses) == 0 || l.MAC == "" {
+			if !ok || s.Spec.Purpose != api.Provisioning {
 				continue
 			}
-			all = append(all, lease.Reservation{Subnet: l.Subnet, MAC: string(l.MAC), Address: l.Addresses[0], Machine: m.Metadata.Name})
+			mac := l.MAC
+			if l.Bond != nil && len(l.Bond.Members) > 0 {
+				mac = l.Bond.Members[0]
+			}
+			at := slices.IndexFunc(l.Addresses, netip.Addr.Is4)
+			if mac == "" || at < 0 {
+				continue
+			}
+			all = append(all, lease.Reservation{Subnet: l.Subnet, MAC: string(mac), Address: l.Addresses[at], Machine: m.Metadata.Name})
 		}
 	}
 	return all
@@ -88,17 +210,4 @@ func (d *Decider) subnetOf(c dhcp.Client) (*api.Subnet, error) {
 		return nil, fmt.Errorf("no provisioning Subnet contains the relay's address %s", c.Link)
 	}
 	return nil, fmt.Errorf("no provisioning Subnet has interface %s", c.Interface)
-}
-
-// address is bootd's own address that clients of the Subnet reach it by: the
-// one inside the Subnet, else the one that the packet was sent to.
-func (d *Decider) address(s *api.Subnet, local netip.Addr) netip.Addr {
-	for _, prefixes := range d.Interfaces() {
-		for _, p := range prefixes {
-			if _, ok := s.Prefix(p.Addr()); ok {
-				return p.Addr()
-			}
-		}
-	}
-	return local
 }

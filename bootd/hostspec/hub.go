@@ -11,6 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
 )
@@ -19,8 +22,11 @@ const (
 	// silence is how long a stream may be quiet before it counts as dead;
 	// nodeagent pings every 10 s.
 	silence = 30 * time.Second
+	// grace is how long after its start bootd waits for hosts to come back before
+	// it says that they are not connected.
+	grace = time.Minute
 	// maxFrame bounds one frame of a host.
-	maxFrame = 4 << 20
+	maxFrame = 1 << 20
 )
 
 // Recorder keeps what people read later.
@@ -43,9 +49,26 @@ type Hub struct {
 	Signer   Signer
 	Record   Recorder
 	Log      *slog.Logger
+	// Silence and Grace are 30 s and 1 min unless set.
+	Silence, Grace time.Duration
 
 	mu      sync.Mutex
 	streams map[string]*stream
+	quotas  map[string]*quota // of hosts that are or were connected, by name
+}
+
+// quota bounds what one host can make bootd do, over all of its streams. A host
+// that sends frames faster is read more slowly; events beyond are dropped.
+type quota struct {
+	frames *rate.Limiter
+	events *rate.Limiter
+
+	mu      sync.Mutex
+	dropped int
+}
+
+func newQuota() *quota {
+	return &quota{frames: rate.NewLimiter(5, 50), events: rate.NewLimiter(rate.Every(2*time.Second), 30)}
 }
 
 // Peer is who opened a stream, as its certificate says.
@@ -60,12 +83,15 @@ type Conn struct {
 	In    io.Reader
 	Out   io.Writer
 	Flush func() error
-	// SetReadDeadline bounds the next reads.
-	SetReadDeadline func(time.Time) error
+	// SetReadDeadline and SetWriteDeadline bound what comes next. A host that
+	// takes nothing is found out only by the latter, which may be nil.
+	SetReadDeadline  func(time.Time) error
+	SetWriteDeadline func(time.Time) error
 }
 
 type stream struct {
 	peer  Peer
+	quota *quota
 	dirty chan struct{} // the host's HostSpec may have changed; capacity 1
 	close context.CancelCauseFunc
 
@@ -106,29 +132,45 @@ func (h *Hub) Count() int {
 	return len(h.streams)
 }
 
-// grace is how long after its start bootd waits for hosts to come back before
-// it says that they are not connected.
-const grace = time.Minute
-
 // Run marks streams whose HostSpec may have changed, until ctx ends. After a
 // grace period it clears the HostConnected of hosts that did not come back to a
 // restarted bootd: a stale True would hold their next boot for ever.
 func (h *Hub) Run(ctx context.Context) error {
-	late := time.AfterFunc(grace, func() { h.clearStale(ctx) })
-	defer late.Stop()
-	return h.Cache.Subscribe(ctx, func(c store.Change) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if c.Kind.Name == "Machine" {
-			if s := h.streams[c.Name]; s != nil {
-				s.mark()
-			}
-			return
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-time.After(orDefault(h.Grace, grace)):
+			h.clearStale(ctx)
 		}
-		for _, s := range h.streams {
+		return nil
+	})
+	g.Go(func() error { return h.Cache.Subscribe(ctx, h.changed) })
+	return g.Wait()
+}
+
+func (h *Hub) changed(c store.Change) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if c.Kind.Name == "Machine" {
+		if s := h.streams[c.Name]; s != nil {
 			s.mark()
 		}
-	})
+		if c.New == nil {
+			delete(h.quotas, c.Name)
+		}
+		return
+	}
+	for _, s := range h.streams {
+		s.mark()
+	}
+}
+
+func orDefault(d, fallback time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return fallback
 }
 
 func (s *stream) mark() {
@@ -143,7 +185,7 @@ func (h *Hub) clearStale(ctx context.Context) {
 		if _, here := h.Heartbeat(m.Metadata.Name); here || !m.Status.Conditions.Is(api.CondConnected) {
 			continue
 		}
-		h.setConnected(ctx, m.Metadata.Name, m.Metadata.UID, api.False, "Silent", "it did not come back after bootd was restarted")
+		h.setDisconnected(ctx, m.Metadata.Name, m.Metadata.UID, "Silent", "it did not come back after bootd was restarted")
 	}
 }
 
@@ -154,35 +196,43 @@ var errReplaced = errors.New("the host opened another stream")
 func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	patience := orDefault(h.Silence, silence)
 	out := json.NewEncoder(c.Out)
 	send := func(f api.ServerFrame) error {
-		if err := out.Encode(f); err != nil {
+		if c.SetWriteDeadline != nil {
+			_ = c.SetWriteDeadline(time.Now().Add(patience)) // where it cannot be set, the connection's own pings find a dead host
+		}
+		err := out.Encode(f)
+		if err == nil {
+			err = c.Flush()
+		}
+		if err != nil {
 			return fmt.Errorf("write to host %s: %w", p.Name, err)
 		}
-		return c.Flush()
+		return nil
 	}
-	if reason := h.refusal(ctx, p); reason != "" {
-		return errors.Join(send(api.ServerFrame{Refused: reason}), errors.New(reason))
+	if err := h.admit(ctx, p, send); err != nil {
+		return err
 	}
-	s := &stream{peer: p, dirty: make(chan struct{}, 1), close: cancel}
-	s.touch()
-	in := bufio.NewReaderSize(c.In, 64<<10)
-	hello, err := h.hello(in, c)
+	in := &frames{r: bufio.NewReaderSize(c.In, 64<<10), deadline: c.SetReadDeadline, patience: patience}
+	hello, err := in.hello()
 	if err != nil {
 		return fmt.Errorf("host %s: %w", p.Name, err)
 	}
-	h.attach(s)
+	s := h.attach(p, cancel)
 	defer h.detach(context.WithoutCancel(ctx), s)
-	h.setConnected(ctx, p.Name, p.UID, api.True, "Connected", "nodeagent "+hello.AgentVersion+" from "+p.Address)
-	h.Record.Event(h.object(p.Name), api.Normal, "HostConnected", fmt.Sprintf("nodeagent %s from %s, clock off by %s", hello.AgentVersion, p.Address, time.Until(hello.Time).Round(time.Second)))
+	h.mutate(ctx, p.Name, p.UID, func(m *api.Machine) bool {
+		return m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "nodeagent "+clip(hello.AgentVersion, 64)+" from "+p.Address)
+	})
+	h.event(s, api.Normal, "HostConnected", fmt.Sprintf("nodeagent %s from %s, clock off by %s", clip(hello.AgentVersion, 64), p.Address, time.Until(hello.Time).Round(time.Second)))
 
 	replies := make(chan api.ServerFrame, 8)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		cancel(h.receive(ctx, s, in, c, hello, replies))
+		cancel(h.receive(ctx, s, in, replies))
 	}()
-	err = h.transmit(ctx, s, hello, replies, send)
+	err = h.transmit(ctx, s, hello.Digests, replies, send)
 	cancel(err)
 	_ = c.SetReadDeadline(time.Now()) // wakes the reader
 	<-done
@@ -190,6 +240,18 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 		return cause
 	}
 	return err
+}
+
+// admit refuses a host that may not hold a stream, and tells it why.
+func (h *Hub) admit(ctx context.Context, p Peer, send func(api.ServerFrame) error) error {
+	reason, err := h.refusal(ctx, p)
+	if err != nil {
+		return err
+	}
+	if reason != "" {
+		return errors.Join(send(api.ServerFrame{Refused: reason}), errors.New(reason))
+	}
+	return nil
 }
 
 func (h *Hub) object(name string) api.Object {
@@ -204,18 +266,18 @@ func (h *Hub) object(name string) api.Object {
 
 // refusal says why a host may not hold a stream; empty when it may. The cache
 // may be a moment behind a join, so a refusal is checked against the store.
-func (h *Hub) refusal(ctx context.Context, p Peer) string {
+func (h *Hub) refusal(ctx context.Context, p Peer) (string, error) {
 	if m, ok := store.Cached[api.Machine](h.Cache, p.Name); ok && refused(m, p) == "" {
-		return ""
+		return "", nil
 	}
 	m, err := store.Get[api.Machine](ctx, h.Store, p.Name)
 	if errors.Is(err, store.ErrNotFound) {
-		return fmt.Sprintf("no Machine is called %s any more", p.Name)
+		return fmt.Sprintf("no Machine is called %s any more", p.Name), nil
 	}
 	if err != nil {
-		return "bootd cannot read its store: " + err.Error()
+		return "", fmt.Errorf("check host %s: %w", p.Name, err)
 	}
-	return refused(m, p)
+	return refused(m, p), nil
 }
 
 func refused(m *api.Machine, p Peer) string {
@@ -228,56 +290,22 @@ func refused(m *api.Machine, p Peer) string {
 	return ""
 }
 
-func (h *Hub) hello(in *bufio.Reader, c Conn) (*api.Hello, error) {
-	_ = c.SetReadDeadline(time.Now().Add(silence))
-	f, err := readFrame(in)
-	if err != nil {
-		return nil, err
-	}
-	if f.Hello == nil {
-		return nil, errors.New("its first frame is no hello")
-	}
-	return f.Hello, nil
-}
-
-func readFrame(in *bufio.Reader) (*api.HostFrame, error) {
-	line, err := readLine(in)
-	if err != nil {
-		return nil, fmt.Errorf("read a frame: %w", err)
-	}
-	f := new(api.HostFrame)
-	if err := json.Unmarshal(line, f); err != nil {
-		return nil, fmt.Errorf("decode a frame: %w", err)
-	}
-	return f, nil
-}
-
-func readLine(in *bufio.Reader) ([]byte, error) {
-	var line []byte
-	for {
-		part, err := in.ReadSlice('\n')
-		line = append(line, part...)
-		switch {
-		case err == nil:
-			return line, nil
-		case !errors.Is(err, bufio.ErrBufferFull):
-			return nil, err
-		case len(line) > maxFrame:
-			return nil, fmt.Errorf("a frame of more than %d bytes", maxFrame)
-		}
-	}
-}
-
-func (h *Hub) attach(s *stream) {
+// attach makes a stream the one of its host; the one before it ends.
+func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) *stream {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.streams == nil {
-		h.streams = map[string]*stream{}
+		h.streams, h.quotas = map[string]*stream{}, map[string]*quota{}
 	}
-	if old := h.streams[s.peer.Name]; old != nil {
+	if h.quotas[p.Name] == nil {
+		h.quotas[p.Name] = newQuota()
+	}
+	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: make(chan struct{}, 1), close: cancel, seen: time.Now()}
+	if old := h.streams[p.Name]; old != nil {
 		old.close(errReplaced)
 	}
-	h.streams[s.peer.Name] = s
+	h.streams[p.Name] = s
+	return s
 }
 
 func (h *Hub) detach(ctx context.Context, s *stream) {
@@ -292,22 +320,26 @@ func (h *Hub) detach(ctx context.Context, s *stream) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	h.setConnected(ctx, s.peer.Name, s.peer.UID, api.False, "Disconnected", "its stream ended at "+time.Now().UTC().Format(time.RFC3339))
-	h.Record.Event(h.object(s.peer.Name), api.Warning, "HostDisconnected", "its stream ended")
+	h.setDisconnected(ctx, s.peer.Name, s.peer.UID, "Disconnected", "its stream ended at "+time.Now().UTC().Format(time.RFC3339))
+	h.event(s, api.Warning, "HostDisconnected", "its stream ended")
 }
 
-func (h *Hub) setConnected(ctx context.Context, name, uid string, status api.ConditionStatus, reason, message string) {
-	h.mutate(ctx, name, uid, func(m *api.Machine) {
-		m.Status.Conditions.Set(time.Now(), api.CondConnected, status, reason, message)
+// setDisconnected leaves a host alone that has opened another stream meanwhile.
+func (h *Hub) setDisconnected(ctx context.Context, name, uid, reason, message string) {
+	h.mutate(ctx, name, uid, func(m *api.Machine) bool {
+		if _, here := h.Heartbeat(name); here {
+			return false
+		}
+		return m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, reason, message)
 	})
 }
 
-func (h *Hub) mutate(ctx context.Context, name, uid string, fn func(*api.Machine)) {
+// mutate changes the status of a host's Machine, when fn reports a change.
+func (h *Hub) mutate(ctx context.Context, name, uid string, fn func(*api.Machine) bool) {
 	_, err := store.Mutate(ctx, h.Store, name, func(m *api.Machine) error {
-		if m.Metadata.UID != uid {
+		if m.Metadata.UID != uid || !fn(m) {
 			return store.ErrUnchanged
 		}
-		fn(m)
 		return nil
 	})
 	if err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
@@ -315,9 +347,29 @@ func (h *Hub) mutate(ctx context.Context, name, uid string, fn func(*api.Machine
 	}
 }
 
+// event records what happens to a host, within its quota.
+func (h *Hub) event(s *stream, typ api.EventType, reason, message string) {
+	q := s.quota
+	q.mu.Lock()
+	ok := q.events.Allow()
+	dropped := q.dropped
+	if ok {
+		q.dropped = 0
+	} else {
+		q.dropped++
+	}
+	q.mu.Unlock()
+	if !ok {
+		return
+	}
+	if dropped > 0 {
+		message = fmt.Sprintf("%s (%d events before it came too fast and were dropped)", message, dropped)
+	}
+	h.Record.Event(h.object(s.peer.Name), typ, reason, message)
+}
+
 // transmit sends what changes, and what receive answers.
-func (h *Hub) transmit(ctx context.Context, s *stream, hello *api.Hello, replies <-chan api.ServerFrame, send func(api.ServerFrame) error) error {
-	held := hello.Digests
+func (h *Hub) transmit(ctx context.Context, s *stream, held map[string]string, replies <-chan api.ServerFrame, send func(api.ServerFrame) error) error {
 	s.mark()
 	for {
 		select {
@@ -339,8 +391,8 @@ func (h *Hub) transmit(ctx context.Context, s *stream, hello *api.Hello, replies
 
 // update sends the difference between what the host holds and what it should.
 func (h *Hub) update(ctx context.Context, s *stream, held map[string]string, send func(api.ServerFrame) error) (map[string]string, error) {
-	if reason := h.refusal(ctx, s.peer); reason != "" {
-		return nil, errors.Join(send(api.ServerFrame{Refused: reason}), errors.New(reason))
+	if err := h.admit(ctx, s.peer, send); err != nil {
+		return nil, err
 	}
 	m, ok := store.Cached[api.Machine](h.Cache, s.peer.Name)
 	if !ok {

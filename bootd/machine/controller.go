@@ -102,7 +102,7 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	if !m.Status.Conditions.Is(api.CondReferences) || m.Status.ObservedGeneration != m.Metadata.Generation || m.Status.Phase == "" {
 		return 0, c.mutate(ctx, m, func(now *api.Machine) {
 			now.Status.ObservedGeneration = m.Metadata.Generation
-			now.Status.Conditions.Set(time.Now(), api.CondReferences, api.True, "Found", "everything that the spec names exists")
+			now.Status.Conditions.Set(time.Now(), api.CondReferences, api.True, "Found", "everything that the spec names exists"+c.unserved(m))
 			if now.Status.Phase == "" || now.Status.Phase == api.PhaseDiscovered {
 				now.Status.Phase = api.PhaseRegistered
 			}
@@ -163,10 +163,26 @@ func (c *Controller) missing(m *api.Machine) string {
 	return c.missingOfProfile(m.Spec.Profile)
 }
 
+// unserved warns of a production link that gets no address from rackweft: bootd
+// serves DHCP on provisioning Subnets only, but another server may be there, so
+// it holds nothing up.
+func (c *Controller) unserved(m *api.Machine) string {
+	for i, l := range m.Spec.Links {
+		s, ok := store.Cached[api.Subnet](c.Cache, l.Subnet)
+		if ok && s.Spec.Purpose == api.Production && len(l.Addresses) == 0 {
+			return fmt.Sprintf("; but spec.links[%d] pins no address on production Subnet %s, where bootd serves no DHCP: the host has one only if another DHCP server gives it", i, l.Subnet)
+		}
+	}
+	return ""
+}
+
 func (c *Controller) missingOfProfile(name string) string {
 	p, ok := store.Cached[api.Profile](c.Cache, name)
 	if !ok {
 		return fmt.Sprintf("spec.profile: no Profile is called %q", name)
+	}
+	if p.Spec.Install != nil {
+		return fmt.Sprintf("Profile %s: spec.install writes to a disk, which this bootd cannot do yet: remove it to boot the Image live", name)
 	}
 	for _, l := range p.Spec.Layers {
 		if _, ok := store.Cached[api.Layer](c.Cache, l); !ok {

@@ -105,7 +105,8 @@ func (s *Server) hostStream(c *call) error {
 	}
 	err := s.conf.Hub.Serve(ctx, *c.who.host, hostspec.Conn{
 		In: c.r.Body, Out: c.w, Flush: c.rc.Flush,
-		SetReadDeadline: func(t time.Time) error { return c.rc.SetReadDeadline(t) },
+		SetReadDeadline:  func(t time.Time) error { return c.rc.SetReadDeadline(t) },
+		SetWriteDeadline: func(t time.Time) error { return c.rc.SetWriteDeadline(t) },
 	})
 	if err != nil {
 		s.log.Info("a host's stream ended", "host", strings.TrimPrefix(c.who.name, "host:"), "peer", c.who.from, "reason", err)

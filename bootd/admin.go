@@ -1,0 +1,109 @@
+package bootd
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+)
+
+const (
+	adminLife = 365 * 24 * time.Hour
+	// adminRenew is how long before its end the certificate is made anew, at a start.
+	adminRenew = 60 * 24 * time.Hour
+)
+
+// writeAdmin leaves the first way in from elsewhere: a client certificate with
+// role admin and a configuration for weftctl, in <state-dir>/admin. To be
+// copied as it is to ~/.config/rackweft on another machine.
+func (d *daemon) writeAdmin() error {
+	dir := filepath.Join(d.config.StateDir, "admin")
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "admin.crt"), filepath.Join(dir, "admin.key"))
+	if err == nil && time.Until(pair.Leaf.NotAfter) > adminRenew {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.log.Warn("the administrator's certificate cannot be read and is made anew", "error", err)
+	}
+	cert, key, err := d.ca.IssuePerson("admin", "admin", adminLife)
+	if err != nil {
+		return fmt.Errorf("make the administrator's certificate: %w", err)
+	}
+	server, err := d.adminURL()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the administrator's directory: %w", err)
+	}
+	config := fmt.Sprintf("# weftctl reads this as ~/.config/rackweft/weftctl.yaml; files are beside it.\nserver: %s\nca: ca.crt\ncert: admin.crt\nkey: admin.key\n", server)
+	for _, f := range []struct {
+		name    string
+		content []byte
+	}{{"ca.crt", d.ca.CertPEM()}, {"weftctl.yaml", []byte(config)}, {"admin.key", key}, {"admin.crt", cert}} {
+		if err := writeSecretly(filepath.Join(dir, f.name), f.content); err != nil {
+			return fmt.Errorf("write the administrator's certificate: %w", err)
+		}
+	}
+	d.log.Info("to administer from another machine, copy this directory there as ~/.config/rackweft", "directory", dir, "server", server)
+	return nil
+}
+
+// writeSecretly replaces a file as a whole, readable by its owner only.
+func writeSecretly(path string, content []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-") // mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// adminURL is where the API is reached from elsewhere: what is advertised, else
+// the first address that is not this machine's own.
+func (d *daemon) adminURL() (string, error) {
+	if len(d.config.Advertise) > 0 {
+		return d.config.Advertise[0], nil
+	}
+	host, portText, err := net.SplitHostPort(d.config.Listen.API)
+	if err != nil {
+		return "", fmt.Errorf("listen %q: %w", d.config.Listen.API, err)
+	}
+	if host == "" {
+		host = "localhost"
+		if a := d.firstAddress(); a.IsValid() {
+			host = a.String()
+		}
+	}
+	if _, err := strconv.Atoi(portText); err != nil {
+		return "", fmt.Errorf("listen %q: %q is no port", d.config.Listen.API, portText)
+	}
+	return "https://" + net.JoinHostPort(host, portText), nil
+}
+
+func (d *daemon) firstAddress() netip.Addr {
+	here := d.ifaces.get()
+	for _, name := range slices.Concat(d.config.Interfaces, slices.Sorted(maps.Keys(here))) {
+		for _, p := range here[name] {
+			if !p.Addr().IsLoopback() {
+				return p.Addr()
+			}
+		}
+	}
+	return netip.Addr{}
+}

@@ -1,0 +1,153 @@
+package boot
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+type metrics struct {
+	refusals, unrecorded *prometheus.CounterVec
+}
+
+func newMetrics() *metrics {
+	return &metrics{
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rackweft_boot_refusals_total", Help: "Booting machines that were refused or held, by what they asked for."}, []string{"question"}),
+		unrecorded: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rackweft_boot_unrecorded_total", Help: "Decisions that were made but not written down, because they repeat or come too fast, by who asked."}, []string{"who"}),
+	}
+}
+
+func (m *metrics) register(r prometheus.Registerer) error {
+	for _, c := range []prometheus.Collector{m.refusals, m.unrecorded} {
+		if err := r.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decide records an answer and its reason, and reports whether it was written
+// down: the journal is bounded, and what strangers send must not push out of it
+// what explains a Machine.
+func (d *Decider) decide(m *api.Machine, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
+	x := api.Decision{MAC: mac, Question: question, Answer: answer, Reason: reason}
+	if peer.IsValid() {
+		x.Peer = peer.String()
+	}
+	if m != nil {
+		x.Machine = m.Metadata.Name
+		if m.Status.Attempt.Open() {
+			x.Attempt = m.Status.Attempt.ID
+		}
+	}
+	who := "machine"
+	if m == nil || isDiscovered(m) {
+		who = "stranger"
+	}
+	if !d.ledger.admit(x, who == "stranger") {
+		d.metrics.unrecorded.WithLabelValues(who).Inc()
+		return false
+	}
+	d.Record.Decision(x)
+	return true
+}
+
+// refuse records why a caller of the API is refused, and makes the answer.
+func (d *Decider) refuse(m *api.Machine, peer netip.Addr, question string, status int, reason, told string) error {
+	d.metrics.refusals.WithLabelValues(question).Inc()
+	if d.decide(m, "", peer, question, fmt.Sprintf("refused (%d)", status), reason) && m != nil {
+		d.Record.Event(m, api.Warning, "BootRefused", fmt.Sprintf("%s asked for %s: %s", peer, question, reason))
+	}
+	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: told}
+}
+
+const (
+	// repeatAfter is when the same answer to a Machine is written down again: a
+	// machine that is held asks every few seconds, for days.
+	repeatAfter = time.Minute
+	// strangerAfter is when a MAC that nobody has registered is written down again.
+	strangerAfter = 10 * time.Minute
+	// maxSaid bounds what is remembered of Machines; 9 questions each.
+	maxSaid = 1 << 16
+)
+
+// ledger bounds how fast decisions are written down. A stranger is anybody that
+// no registered Machine stands for: those have a quota that they share.
+type ledger struct {
+	mu        sync.Mutex
+	said      map[asked]answer
+	machines  map[string]*rate.Limiter
+	strangers map[asked]time.Time // bounded by what crowd lets in within strangerAfter
+	crowd     *rate.Limiter
+	now       func() time.Time
+}
+
+type asked struct{ who, question string }
+
+type answer struct {
+	text string
+	at   time.Time
+}
+
+func newLedger() *ledger {
+	return &ledger{
+		said: map[asked]answer{}, machines: map[string]*rate.Limiter{}, strangers: map[asked]time.Time{},
+		crowd: rate.NewLimiter(1, 200), now: time.Now,
+	}
+}
+
+func (l *ledger) admit(x api.Decision, stranger bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if stranger {
+		return l.stranger(x)
+	}
+	now, key, text := l.now(), asked{x.Machine, x.Question}, x.Attempt+"\n"+x.Answer+"\n"+x.Reason
+	if last, ok := l.said[key]; ok && last.text == text && now.Sub(last.at) < repeatAfter {
+		return false
+	}
+	// A registered MAC can be forged too: each Machine has a quota of its own.
+	limit := l.machines[x.Machine]
+	if limit == nil {
+		limit = rate.NewLimiter(rate.Every(2*time.Second), 60)
+		l.machines[x.Machine] = limit
+	}
+	if !limit.AllowN(now, 1) {
+		return false
+	}
+	if len(l.said) >= maxSaid {
+		clear(l.said)
+		clear(l.machines)
+	}
+	l.said[key] = answer{text, now}
+	return true
+}
+
+func (l *ledger) stranger(x api.Decision) bool {
+	now, key := l.now(), asked{string(x.MAC), x.Question}
+	if key.who == "" {
+		key.who = x.Peer
+	}
+	if at, ok := l.strangers[key]; ok && now.Sub(at) < strangerAfter {
+		return false
+	}
+	if !l.crowd.AllowN(now, 1) {
+		return false
+	}
+	for k, at := range l.strangers {
+		if now.Sub(at) >= strangerAfter {
+			delete(l.strangers, k)
+		}
+	}
+	l.strangers[key] = now
+	return true
+}

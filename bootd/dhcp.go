@@ -1,0 +1,193 @@
+package bootd
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/dhcp"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+const (
+	// dhcpLook is how often the interfaces to serve are looked at, dhcpRetry how
+	// long one that failed is left alone.
+	dhcpLook  = time.Second
+	dhcpRetry = 5 * time.Second
+)
+
+// dhcpFaults is why DHCP does not answer on an interface.
+type dhcpFaults struct {
+	mu sync.Mutex
+	by map[string]error
+}
+
+func (f *dhcpFaults) of(iface string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.by[iface]
+}
+
+// set reports whether that is news.
+func (f *dhcpFaults) set(iface string, err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old := f.by[iface]
+	if f.by == nil {
+		f.by = map[string]error{}
+	}
+	if err == nil {
+		delete(f.by, iface)
+		return old != nil
+	}
+	f.by[iface] = err
+	return old == nil || old.Error() != err.Error()
+}
+
+// dhcpInterfaces are those that the configuration names and those of
+// provisioning Subnets, as far as this machine has them.
+func (d *daemon) dhcpInterfaces() []string {
+	names := slices.Clone(d.config.Interfaces)
+	here := d.ifaces.get()
+	for _, s := range store.CachedList[api.Subnet](d.cache) {
+		if _, ok := here[s.Spec.Interface]; ok && s.Spec.Purpose == api.Provisioning {
+			names = append(names, s.Spec.Interface)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// dhcpServer is DHCP on one interface.
+type dhcpServer struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // why it ended; set when done is closed
+}
+
+func (s *dhcpServer) stop() {
+	s.cancel()
+	<-s.done
+}
+
+// runDHCP keeps a DHCP server on every interface that needs one. One that the
+// configuration names must be served at the start; whatever fails later, or
+// because of a Subnet, is tried again and harms nothing else.
+func (d *daemon) runDHCP(ctx context.Context, ready chan<- struct{}) error {
+	running, retry := map[string]*dhcpServer{}, map[string]time.Time{}
+	defer func() {
+		for _, s := range running {
+			s.stop()
+		}
+	}()
+	for _, name := range d.config.Interfaces {
+		if running[name] != nil {
+			continue
+		}
+		s, err := d.startDHCP(ctx, name)
+		if err != nil {
+			return err
+		}
+		running[name] = s
+	}
+	d.adjustDHCP(ctx, running, retry)
+	if len(d.dhcpInterfaces()) == 0 {
+		d.log.Warn("DHCP serves nobody yet: no --interface, and no provisioning Subnet has an interface of this machine")
+	}
+	close(ready)
+	tick := time.NewTicker(dhcpLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			d.adjustDHCP(ctx, running, retry)
+		}
+	}
+}
+
+// adjustDHCP starts and stops servers as the Subnets and interfaces ask for.
+func (d *daemon) adjustDHCP(ctx context.Context, running map[string]*dhcpServer, retry map[string]time.Time) {
+	wanted, news := d.dhcpInterfaces(), false
+	for name, s := range running {
+		select {
+		case <-s.done: // the interface went away
+			delete(running, name)
+			retry[name] = time.Now().Add(dhcpRetry)
+			news = d.dhcpFault(name, s.err) || news
+			continue
+		default:
+		}
+		if !slices.Contains(wanted, name) {
+			s.stop()
+			delete(running, name)
+			d.log.Info("DHCP serves an interface no more", "interface", name)
+		}
+	}
+	for _, name := range wanted {
+		if running[name] != nil || time.Now().Before(retry[name]) {
+			continue
+		}
+		s, err := d.startDHCP(ctx, name)
+		if ctx.Err() != nil {
+			return
+		}
+		news = d.dhcpFault(name, err) || news
+		if err != nil {
+			retry[name] = time.Now().Add(dhcpRetry)
+			continue
+		}
+		running[name] = s
+	}
+	if news {
+		d.reportSubnets(ctx)
+	}
+}
+
+func (d *daemon) dhcpFault(name string, err error) (news bool) {
+	news = d.dhcp.set(name, err)
+	if news && err != nil {
+		d.log.Error("DHCP does not answer; it is tried again", "interface", name, "error", err)
+	}
+	return news
+}
+
+// startDHCP returns when the server listens, or has failed to.
+func (d *daemon) startDHCP(ctx context.Context, name string) (*dhcpServer, error) {
+	var own []netip.Addr // a request that came by another interface may name any of them
+	for _, prefixes := range d.ifaces.get() {
+		for _, p := range prefixes {
+			own = append(own, p.Addr())
+		}
+	}
+	server, err := dhcp.New(dhcp.Config{
+		Interfaces: []string{name}, ServerIDs: own, Log: d.log,
+		Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"interface": name}, d.metrics),
+	}, d.decider)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	s := &dhcpServer{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		defer cancel()
+		s.err = server.Run(ctx)
+	}()
+	select {
+	case <-server.Ready():
+		return s, nil
+	case <-s.done:
+		if s.err == nil {
+			return nil, fmt.Errorf("start DHCP on %s: %w", name, context.Canceled)
+		}
+		return nil, s.err
+	}
+}
