@@ -6,6 +6,7 @@
 #   make test-short  the inner loop, under two minutes
 #   make bench       figures beside real peers
 
+SHELL   := /bin/bash
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
@@ -48,9 +49,13 @@ test-short: build
 
 bench: bench-lab
 
-bench-lab: deps build
+# RUNS boots of each kind (3). Figures go to standard output, what explains them to standard error.
+bench-lab: deps
 	@lab/image/build >/dev/null
-	@$(GO) test ./lab -run '^$$' -bench '^BenchmarkLab$$' -benchtime 1x -timeout 60m -v | grep --line-buffered -E '^(BENCH|FAIL|panic|---)|skip'
+	@mkdir -p bin && $(GO) test -c -o bin/bench-lab.test ./lab/bench
+	@set -o pipefail; cd lab/bench && \
+	  ../../bin/bench-lab.test -test.run '^$$' -test.bench '^BenchmarkLab$$' -test.benchtime 1x -test.timeout 60m | \
+	  awk '/^BENCH/ { print; fflush(); next } { print >"/dev/stderr" }'
 
 # Every fuzz target for a while each: make fuzz FUZZTIME=5m
 FUZZTIME ?= 30s

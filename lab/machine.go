@@ -91,6 +91,21 @@ func (m *Machine) PoweredOn() time.Time {
 	return m.poweredOn
 }
 
+// CPUTime is what the emulator has used of this machine's processors since the power came on, to 10 ms; zero
+// while the power is off. Unlike a clock it does not run faster or slower with what else runs here.
+func (m *Machine) CPUTime() (time.Duration, error) {
+	b := m.current()
+	if b == nil {
+		return 0, nil
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", b.process.pid))
+	if err != nil {
+		return 0, fmt.Errorf("processor time of %s: %w", m.config.Name, err)
+	}
+	ticks, err := parseCPUTicks(string(stat))
+	return time.Duration(ticks) * (time.Second / userHZ), err
+}
+
 // SetDirect makes every power on from now start this kernel: no OVMF, no option ROM, no network boot, which
 // is the least that a boot of that kernel can take. nil gives the machine its firmware back.
 func (m *Machine) SetDirect(d *DirectBoot) {

@@ -120,14 +120,30 @@ func startTime(pid int) (uint64, error) {
 	return parseStartTime(string(stat))
 }
 
-// parseStartTime reads field 22 of proc_pid_stat(5). The name in field 2 may hold spaces and parentheses.
-func parseStartTime(stat string) (uint64, error) {
+// userHZ is the rate of the ticks in /proc on x86 and arm64 (USER_HZ).
+const userHZ = 100
+
+// parseStartTime reads field 22 of proc_pid_stat(5).
+func parseStartTime(stat string) (uint64, error) { return statField(stat, 22) }
+
+// parseCPUTicks adds fields 14 and 15 of proc_pid_stat(5), the time in user and in kernel mode.
+func parseCPUTicks(stat string) (uint64, error) {
+	user, err := statField(stat, 14)
+	if err != nil {
+		return 0, err
+	}
+	kernel, err := statField(stat, 15)
+	return user + kernel, err
+}
+
+// statField reads a number of /proc/PID/stat. The name in field 2 may hold spaces and parentheses.
+func statField(stat string, number int) (uint64, error) {
 	end := strings.LastIndexByte(stat, ')')
 	if end < 0 {
 		return 0, errors.New("no process name in /proc/PID/stat")
 	}
 	fields := strings.Fields(stat[end+1:])
-	const index = 22 - 3 // the fields after the name start at 3
+	index := number - 3 // the fields after the name start at 3
 	if len(fields) <= index {
 		return 0, fmt.Errorf("/proc/PID/stat has %d fields after the name, want more than %d", len(fields), index)
 	}

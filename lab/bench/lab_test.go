@@ -107,7 +107,12 @@ func measure(b *testing.B, r *rig.Rig, machine string) boot {
 	}
 	r.SetState(machine, api.StateActive)
 	status := r.WaitActive(machine).Status
+	processor, err := m.CPUTime()
+	if err != nil {
+		b.Fatal(err)
+	}
 	took := read(status.Attempt, m.PoweredOn())
+	took.stages += fmt.Sprintf("; %.1fs of processor time", processor.Seconds())
 	turnOff(b, r, machine)
 	return took
 }
@@ -199,7 +204,7 @@ func benchmarkMemory(b *testing.B, r *rig.Rig) {
 	}
 	report("lab-bootd-rss", procKB(b, r.Rack.BootdPID(), "VmRSS"), bootdBarMiB)
 	report("lab-nodeagent-rss", slices.Max(agents), agentBarMiB)
-	note("bootd: at most %d MiB resident since it started", procKB(b, r.Rack.BootdPID(), "VmHWM")>>10)
+	note("bootd: at most %.1f MiB resident since it started", float64(procKB(b, r.Rack.BootdPID(), "VmHWM"))/1024)
 }
 
 func report(name string, kB, limitMiB int) {
