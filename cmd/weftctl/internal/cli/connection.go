@@ -109,6 +109,11 @@ func readConnection(path string) (connection, error) {
 	if err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
 	}
+	for _, f := range []*string{&c.CA, &c.Cert, &c.Key, &c.TokenFile} { // beside the configuration, wherever that is copied to
+		if *f != "" && !filepath.IsAbs(*f) {
+			*f = filepath.Join(filepath.Dir(path), *f)
+		}
+	}
 	return c, nil
 }
 

@@ -33,7 +33,7 @@ func (a *app) imageImportCommand() *cobra.Command {
 		Short: "Upload boot assets and apply the Image that is made of them",
 		Long: `import finds the kernel, initrd, rootfs and disk among the files by their names:
 
-  kernel   vmlinuz*, kernel*, bzImage*, *-kernel-*, *.vmlinuz
+  kernel   vmlinuz*, kernel*, bzImage*, *-kernel-*, *-kernel.*, *.vmlinuz
   initrd   initrd*, initramfs*, *.cpio.gz, *.cpio.xz, *.cpio.zst, *initramfs*.img, *-initrd-*
   rootfs   rootfs*, *.squashfs, *-rootfs-*
   disk     *.raw, *.qcow2, other *.img, also compressed
@@ -189,7 +189,7 @@ func fileRoles() []string {
 func rolePatterns() []struct{ role, patterns string } {
 	return []struct{ role, patterns string }{
 		{"", "*.sig *.asc *.sha256 *.sha512 *.txt *.json *.DIGESTS"},
-		{api.KernelFile, `vmlinuz* vmlinux* bzImage* kernel kernel[.\-_]* *-kernel-* *-kernel *.vmlinuz`},
+		{api.KernelFile, `vmlinuz* vmlinux* bzImage* kernel kernel[.\-_]* *-kernel[.\-]* *-kernel *.vmlinuz`},
 		{api.InitrdFile, `initrd* initramfs* *-initramfs[.\-]* *-initrd[.\-]* *.cpio *.cpio.gz *.cpio.xz *.cpio.zst`},
 		{api.RootfsFile, `rootfs* *-rootfs[.\-]* *.squashfs *.squash`},
 		{api.DiskFile, "*.raw *.raw.* *.qcow2 *.qcow2.* *.img *.img.* *_image.bin *_image.bin.*"},
