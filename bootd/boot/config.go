@@ -69,7 +69,7 @@ func strangerText(name string) string {
 // cache may be a moment behind, so it is made on what the store says.
 func (d *Decider) bearer(ctx context.Context, name, token string, purpose ca.Purpose) (m *api.Machine, reason string, err error) {
 	if err := api.ValidateName(name); err != nil {
-		return nil, err.Error(), nil
+		return nil, "what it calls itself is no Machine's name", nil // not repeated: it may be anything, a token too
 	}
 	if m, ok := store.Cached[api.Machine](d.Cache, name); ok && d.unfit(m, token, purpose) == "" {
 		return m, "", nil
