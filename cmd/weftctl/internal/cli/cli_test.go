@@ -54,7 +54,7 @@ func TestWhereBootdIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := write(t, home, "token", "from-file\n")
-	write(t, filepath.Join(home, ".config", "rackweft"), "weftctl.yaml", "server: https://file:8443\nca: /file.pem\ncert: /c\nkey: /k\ntokenFile: "+token+"\n")
+	write(t, filepath.Join(home, ".config", "rackweft"), "weftctl.yaml", "server: https://file:8443\nca: ca.crt\ncert: /c\nkey: /k\ntokenFile: "+token+"\n")
 	env := map[string]string{"HOME": home}
 	get := func() connection {
 		t.Helper()
@@ -64,7 +64,7 @@ func TestWhereBootdIs(t *testing.T) {
 		}
 		return c
 	}
-	if diff := cmp.Diff(connection{Server: "https://file:8443", CA: "/file.pem", Cert: "/c", Key: "/k", Token: "from-file"}, get()); diff != "" {
+	if diff := cmp.Diff(connection{Server: "https://file:8443", CA: filepath.Join(home, ".config", "rackweft", "ca.crt"), Cert: "/c", Key: "/k", Token: "from-file"}, get()); diff != "" {
 		t.Error(diff)
 	}
 	env["RACKWEFT_SERVER"], env["RACKWEFT_TOKEN"] = "https://env:8443", "from-env"

@@ -243,7 +243,6 @@ type owner struct {
 	dir    string
 	cmd    *exec.Cmd
 	exited chan struct{} // closed once it is reaped
-	state  error
 }
 
 // startOwner starts `weftctl lab run` in a session of its own: Ctrl-C on this terminal is not for it.
@@ -268,7 +267,7 @@ func startOwner(o labOptions) (*owner, error) {
 	}
 	own := &owner{dir: o.dir, cmd: cmd, exited: make(chan struct{})}
 	go func() { // ends with the owner, or with this program, which the owner outlives
-		own.state = cmd.Wait()
+		_ = cmd.Wait() // how it ended is in ProcessState
 		close(own.exited)
 	}()
 	return own, nil
@@ -276,11 +275,12 @@ func startOwner(o labOptions) (*owner, error) {
 
 // failure is why the owner ended.
 func (o *owner) failure() error {
-	said := fileTail(filepath.Join(o.dir, ownerLog), 1)
-	if len(said) == 0 {
-		return fmt.Errorf("the rack's owner has ended: %v", o.state)
+	for _, line := range fileTail(filepath.Join(o.dir, ownerLog), 1) {
+		if why, ok := strings.CutPrefix(line, "error: "); ok {
+			return errors.New(why)
+		}
 	}
-	return fmt.Errorf("the rack's owner has ended: %s", strings.TrimPrefix(said[0], "error: "))
+	return fmt.Errorf("the rack's owner (pid %d) has ended: %s", o.cmd.Process.Pid, o.cmd.ProcessState)
 }
 
 // end asks the owner to take the rack down, and cleans up after one that does not.
