@@ -189,8 +189,10 @@ func (v *view) draw() {
 		}
 	}
 	p := v.app.out
-	lines = append(lines, p.Paint(terminal.Dim, fmt.Sprintf("%s  %d of %s Active. Ctrl-C takes everything down.",
-		terminal.Clock(time.Since(v.start)), active, count(len(v.names), "machine"))))
+	if active < len(v.names) {
+		lines = append(lines, p.Paint(terminal.Dim, fmt.Sprintf("%s  %d of %s Active. Ctrl-C takes everything down.",
+			terminal.Clock(time.Since(v.start)), active, count(len(v.names), "machine"))))
+	}
 	v.region.Draw(lines)
 }
 
