@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 )
 
@@ -19,26 +18,6 @@ type Binaries struct{ Dir string }
 // Path is the path of one of them.
 func (b Binaries) Path(program string) string { return filepath.Join(b.Dir, program) }
 
-// built is what Build keeps for the life of the test process; Main removes it.
-var built struct {
-	sync.Mutex
-	dir string
-}
-
-// Main runs the tests of a package that uses Build, and removes what Build left:
-//
-//	func TestMain(m *testing.M) { os.Exit(rig.Main(m)) }
-func Main(m *testing.M) int {
-	defer func() {
-		built.Lock()
-		defer built.Unlock()
-		if built.dir != "" {
-			_ = os.RemoveAll(built.dir)
-		}
-	}()
-	return m.Run()
-}
-
 // Build builds the three programs as a release is built, once per test process. RACKWEFT_BIN names a
 // folder that has them already.
 func Build(tb testing.TB) Binaries {
@@ -46,10 +25,10 @@ func Build(tb testing.TB) Binaries {
 	if dir := os.Getenv("RACKWEFT_BIN"); dir != "" {
 		return Binaries{absolute(tb, dir)}
 	}
-	built.Lock()
-	defer built.Unlock()
-	if built.dir != "" {
-		return Binaries{built.dir}
+	process.Lock()
+	defer process.Unlock()
+	if process.binaries != "" {
+		return Binaries{process.binaries}
 	}
 	dir, err := os.MkdirTemp("", "rackweft-bin")
 	if err != nil {
@@ -61,7 +40,7 @@ func Build(tb testing.TB) Binaries {
 		_ = os.RemoveAll(dir)
 		tb.Fatalf("build the programs: %v\n%s", err, output)
 	}
-	built.dir = dir
+	process.binaries = dir
 	return Binaries{dir}
 }
 

@@ -91,6 +91,9 @@ func Up(tb testing.TB, o Options) *Rig {
 
 func (r *Rig) build(o Options) {
 	r.tb.Helper()
+	if err := sweep(); err != nil {
+		r.tb.Logf("what an earlier rack left: %v", err)
+	}
 	name := randomName(r.tb)
 	dir := filepath.Join(os.TempDir(), name) // short, as it is part of unix addresses
 	if len(o.BootdConfig) == 0 {
@@ -104,19 +107,19 @@ func (r *Rig) build(o Options) {
 		r.tb.Fatal(err)
 	}
 	r.Rack = rack
+	addRack(rack)
 	r.tb.Cleanup(func() {
-		if err := rack.Close(context.Background()); err != nil {
+		if err := removeRack(rack); err != nil {
 			r.tb.Error(err)
 		}
 		if os.Getenv("RACKWEFT_KEEP") != "" {
 			r.tb.Logf("the rack's logs, disks and state are in %s", dir)
-			return
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			r.tb.Error(err)
 		}
 	})
 }
+
+// namePrefix begins the name of every rig's rack, and of its directory.
+const namePrefix = "rig-"
 
 // randomName keeps racks that run at the same time apart.
 func randomName(tb testing.TB) string {
@@ -125,7 +128,7 @@ func randomName(tb testing.TB) string {
 	if _, err := rand.Read(b[:]); err != nil {
 		tb.Fatal(err)
 	}
-	return "rig-" + hex.EncodeToString(b[:])
+	return namePrefix + hex.EncodeToString(b[:])
 }
 
 func (r *Rig) server() string { return "unix://" + r.Rack.BootdSocket() }
