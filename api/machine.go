@@ -211,6 +211,8 @@ type BootAttempt struct {
 	ID     string `json:"id"`
 	Number int    `json:"number" doc:"Counts the Machine's attempts."`
 	Reason string `json:"reason" doc:"Why it was opened."`
+	// Request is the id of the Request that asked for it.
+	Request string `json:"request,omitzero"`
 	// Retry counts attempts since the last that reached Active or was asked for.
 	Retry      int           `json:"retry,omitzero" doc:"Attempts before it that failed in a row."`
 	Generation int64         `json:"generation" doc:"The Machine's generation that it boots."`

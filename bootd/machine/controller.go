@@ -121,9 +121,11 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	}
 }
 
-// mutate changes the Machine's status in the store, when fn changes anything.
+// mutate changes the Machine's status in the store, when fn changes anything,
+// and waits until the cache has it: the next pass must not look at the Machine
+// as it was before this one's own writes.
 func (c *Controller) mutate(ctx context.Context, m *api.Machine, fn func(*api.Machine)) error {
-	_, err := store.Mutate(ctx, c.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+	after, err := store.Mutate(ctx, c.Store, m.Metadata.Name, func(fresh *api.Machine) error {
 		if fresh.Metadata.UID != m.Metadata.UID {
 			return store.ErrUnchanged // deleted and made anew: not the one that was looked at
 		}
@@ -133,7 +135,7 @@ func (c *Controller) mutate(ctx context.Context, m *api.Machine, fn func(*api.Ma
 	if err != nil {
 		return fmt.Errorf("write the status of Machine %s: %w", m.Metadata.Name, err)
 	}
-	return nil
+	return c.Cache.WaitRevision(ctx, revision(after))
 }
 
 // missing names the first thing that the spec refers to and that does not
@@ -261,6 +263,9 @@ func (c *Controller) open(ctx context.Context, m *api.Machine, reason string, re
 			Fail(fresh, time.Now(), "superseded: "+reason)
 		}
 		openAttempt(fresh, time.Now(), reason, retry, stage, Window(c.Cache))
+		if r := pending(fresh); r != nil && r.Verb == api.VerbReprovision {
+			fresh.Status.Attempt.Request = r.ID
+		}
 		return nil
 	})
 	if err != nil {

@@ -434,6 +434,60 @@ func TestExpiryRetriesThenFails(t *testing.T) {
 	}
 }
 
+// TestReprovisionOpensOneAttempt: also when bootd is killed between every two steps, or right after the
+// attempt was opened.
+func TestReprovisionOpensOneAttempt(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		b := newBench(t)
+		b.machine("r1u01", 1)
+		b.steps("r1u01", false)
+		b.advance("r1u01", api.StageJoined)
+		b.applied("r1u01")
+		b.steps("r1u01", false)
+		if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbReprovision, By: "root"}); err != nil {
+			t.Fatal(err)
+		}
+		b.step("r1u01")
+		b.mutate("r1u01", func(m *api.Machine) { m.Status.Requests[0].State = api.RequestRunning })
+		m := b.steps("r1u01", killed)
+		if m.Status.Attempt.Number != 2 || m.Status.Requests[0].State != api.RequestDone {
+			t.Errorf("killed=%v: BootAttempt %d, request %+v", killed, m.Status.Attempt.Number, m.Status.Requests[0])
+		}
+	}
+}
+
+// TestRequestUnderARunningLoop: with the loop running, a pass must not act on a Machine as it was before the
+// loop's own last write.
+func TestRequestUnderARunningLoop(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.steps("r1u01", false)
+	b.advance("r1u01", api.StageJoined)
+	b.applied("r1u01")
+	b.steps("r1u01", false)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = b.c.Run(ctx) }()
+	for i := range 20 {
+		id := fmt.Sprint(i)
+		if _, err := AddRequestTo(b, "r1u01", api.Request{ID: id, Verb: api.VerbReprovision, By: "root"}); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			m := b.get("r1u01")
+			if r := m.Status.Requests[len(m.Status.Requests)-1]; r.ID == id && r.State == api.RequestDone {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	cancel()
+	<-done
+	if n := b.get("r1u01").Status.Attempt.Number; n != 21 {
+		t.Errorf("20 requests made BootAttempt %d, want 21", n)
+	}
+}
+
 func TestOffAndBack(t *testing.T) {
 	b := newBench(t)
 	b.machine("r1u01", 1)

@@ -83,6 +83,11 @@ func (c *Controller) serve(ctx context.Context, m *api.Machine, r *api.Request) 
 	}
 	switch r.Verb {
 	case api.VerbReprovision:
+		// A bootd that was killed before it finished the request has opened the
+		// attempt already.
+		if m.Status.Attempt != nil && m.Status.Attempt.Request == r.ID {
+			return 0, c.finish(ctx, m, r, nil)
+		}
 		wait, err := c.open(ctx, m, "reprovision asked for by "+r.By, 0, api.StageRequested)
 		if err != nil || wait > 0 {
 			return wait, err
