@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -110,10 +111,21 @@ func (c *Config) setDefaults() {
 }
 
 func (c *Config) validate(path string) error {
-	for _, l := range []string{c.Listen.API, c.Listen.HTTP, c.Listen.TFTP} {
-		if _, err := port(l); err != nil {
-			return fmt.Errorf("%s: listen %q: %w", path, l, err)
+	for _, l := range []struct{ name, listen string }{{"api", c.Listen.API}, {"http", c.Listen.HTTP}, {"tftp", c.Listen.TFTP}} {
+		if _, err := port(l.listen); err != nil {
+			return fmt.Errorf("%s: listen.%s %q: %w", path, l.name, l.listen, err)
 		}
+	}
+	for i, u := range c.Advertise {
+		if _, _, err := hostOf(u); err != nil {
+			return fmt.Errorf("%s: advertise[%d] %q: %w", path, i, u, err)
+		}
+	}
+	if c.Reserve.Value() < 0 {
+		return fmt.Errorf("%s: reserve is %d bytes: write how much is to stay free, such as 512Mi", path, c.Reserve.Value())
+	}
+	if err := new(slog.Level).UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return fmt.Errorf("%s: logLevel %q: it may be debug, info, warn or error", path, c.LogLevel)
 	}
 	for i, t := range c.Tokens {
 		if t.Name == "" || t.SHA256 == "" || (t.Role != "admin" && t.Role != "operator" && t.Role != "viewer") {
