@@ -227,6 +227,10 @@ type BootAttempt struct {
 	Message    string        `json:"message,omitzero"`
 }
 
+// MaxRetries is how many BootAttempts may fail in a row before bootd leaves the
+// Machine Failed for a person to look at.
+const MaxRetries = 2
+
 // Open reports whether the attempt is under way.
 func (a *BootAttempt) Open() bool { return a != nil && a.Result == "" }
 

@@ -10,12 +10,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-const (
-	maxHistory = 5
-	// maxRetries is how many BootAttempts may fail in a row before the Machine
-	// is left Failed for a person to look at.
-	maxRetries = 2
-)
+const maxHistory = 5
 
 // openAttempt starts a BootAttempt at the given stage; one that stands there is
 // moved to the history.

@@ -345,7 +345,7 @@ func (c *Controller) follow(ctx context.Context, m *api.Machine) (time.Duration,
 // retry opens another attempt after a failed one, a few times.
 func (c *Controller) retry(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	a := m.Status.Attempt
-	if a.Retry >= maxRetries {
+	if a.Retry >= api.MaxRetries {
 		if m.Status.BootAsked.After(a.Finished) && time.Since(m.Status.BootAsked) < 4*bootAskedEvery && m.Spec.Boot.Unsolicited == api.BootAllow {
 			return c.open(ctx, m, "unsolicited boot, allowed by policy", a.Retry, api.StagePowerOn)
 		}
@@ -355,7 +355,7 @@ func (c *Controller) retry(ctx context.Context, m *api.Machine) (time.Duration, 
 	if wait > 0 {
 		return wait, nil
 	}
-	return c.open(ctx, m, fmt.Sprintf("retry %d of %d after: %s", a.Retry+1, maxRetries, a.Message), a.Retry+1, api.StageRequested)
+	return c.open(ctx, m, fmt.Sprintf("retry %d of %d after: %s", a.Retry+1, api.MaxRetries, a.Message), a.Retry+1, api.StageRequested)
 }
 
 // watch keeps an Active Machine Active.

@@ -417,10 +417,10 @@ func TestExpiryRetriesThenFails(t *testing.T) {
 		b.mutate("r1u01", func(m *api.Machine) { m.Status.Attempt.Finished = time.Now().Add(-time.Hour) })
 	}
 	m := b.get("r1u01")
-	if m.Status.Phase != api.PhaseFailed || m.Status.Attempt.Retry != maxRetries || !strings.Contains(m.Status.Attempt.Message, "DHCP") {
+	if m.Status.Phase != api.PhaseFailed || m.Status.Attempt.Retry != api.MaxRetries || !strings.Contains(m.Status.Attempt.Message, "DHCP") {
 		t.Errorf("phase %s, attempt %+v", m.Status.Phase, m.Status.Attempt)
 	}
-	if len(m.Status.History) != maxRetries {
+	if len(m.Status.History) != api.MaxRetries {
 		t.Errorf("%d attempts in the history", len(m.Status.History))
 	}
 	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "again", Verb: api.VerbReprovision, By: "root"}); err != nil {

@@ -259,7 +259,7 @@ func (c *Controller) confirm(ctx context.Context, m *api.Machine, after time.Tim
 	if m.Spec.BMC == nil {
 		return c.hold(ctx, m, "UnsolicitedBootUnconfirmed", serve+": it has no BMC that could confirm a reset; weftctl machine reprovision asks for the boot, or set spec.boot.unsolicited to allow")
 	}
-	if retry > maxRetries {
+	if retry > api.MaxRetries {
 		return c.hold(ctx, m, "ResetLoop", fmt.Sprintf("%s: it was reset %d times in a row without reaching Active; read its console, then weftctl machine reprovision", serve, retry))
 	}
 	var since, known bool

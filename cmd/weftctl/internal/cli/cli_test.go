@@ -270,7 +270,7 @@ func TestView(t *testing.T) {
 		}
 	}
 	b.machine("r1u01", at(api.StageDHCP, api.PhaseProvisioning, 0))
-	b.machine("other", at(api.StageDHCP, api.PhaseFailed, retries))
+	b.machine("other", at(api.StageDHCP, api.PhaseFailed, api.MaxRetries))
 	done := follow("r1u01", "r1u02")
 	stage := func(s api.Stage) string { return fmt.Sprintf("%s %d/%d", s, s.Index()+1, len(api.Stages())) }
 	out.next(t, "0:00  r1u01  Provisioning  "+stage(api.StageDHCP))
@@ -283,7 +283,7 @@ func TestView(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("all are Active: %v", err)
 	}
-	b.machine("r1u02", at(api.StageKernel, api.PhaseFailed, retries))
+	b.machine("r1u02", at(api.StageKernel, api.PhaseFailed, api.MaxRetries))
 	if err := <-follow("r1u01", "r1u02"); err == nil || !strings.Contains(err.Error(), "machine r1u02 is Failed: BootAttempt 3 failed at Kernel: no kernel") {
 		t.Errorf("%v", err)
 	}

@@ -158,7 +158,7 @@ func TestWait(t *testing.T) {
 	})
 	b.machine("r1u09", func(m *api.Machine) {
 		m.Status.Phase = api.PhaseFailed
-		m.Status.Attempt = &api.BootAttempt{Number: 3, Retry: retries, Stage: api.StageDHCP, Result: api.ResultFailed, Message: "no DHCP within 5m"}
+		m.Status.Attempt = &api.BootAttempt{Number: 3, Retry: api.MaxRetries, Stage: api.StageDHCP, Result: api.ResultFailed, Message: "no DHCP within 5m"}
 	})
 	b.run(t, "", "wait", "machine/r1u07", "--for=phase=Active").want(t, 0, "machine/r1u07 is Active\n")
 	b.run(t, "", "wait", "machine", "r1u08", "--for=condition=BMCReachable").want(t, 0, "machine/r1u08 is BMCReachable\n")

@@ -92,12 +92,9 @@ func parseGoal(text string) (goal, error) {
 	return goal{}, usagef("--for=%s: it may be phase=PHASE, condition=TYPE, condition=TYPE=STATUS or delete", text)
 }
 
-// retries is how many more BootAttempts bootd opens by itself after one that failed.
-const retries = 2
-
 // givenUp reports whether a Machine has failed and bootd will not try again by itself.
 func givenUp(m *api.Machine) bool {
-	return m.Status.Phase == api.PhaseFailed && (m.Status.Attempt == nil || m.Status.Attempt.Retry >= retries)
+	return m.Status.Phase == api.PhaseFailed && (m.Status.Attempt == nil || m.Status.Attempt.Retry >= api.MaxRetries)
 }
 
 // failure says why a Machine failed.
