@@ -463,7 +463,7 @@ func TestConfig(t *testing.T) {
 				if !strings.Contains(err.Error(), c.told) || !strings.Contains(b.Why("config"), c.recorded) {
 					t.Errorf("told %q, recorded %q", err, b.Why("config"))
 				}
-				if m := b.Machine(host); c.status == 503 && m.Status.Conditions.Get(CondConfig).Status != api.False {
+				if m := b.Machine(host); c.status == 503 && m.Status.Conditions.Get(machine.CondConfig).Status != api.False {
 					t.Errorf("conditions %+v", m.Status.Conditions)
 				}
 				return
@@ -760,7 +760,7 @@ func TestNothingLeaks(t *testing.T) {
 	_, _, err = b.d.Origins(b.Machine(host))
 	step("origins", err)
 
-	if m := b.Machine(host); !m.Status.Attempt.Reached(api.StageJoined) || m.Status.Conditions.Get(CondConfig).Status != api.True {
+	if m := b.Machine(host); !m.Status.Attempt.Reached(api.StageJoined) || m.Status.Conditions.Get(machine.CondConfig).Status != api.True {
 		t.Errorf("the boot did not come through: %+v", m.Status)
 	}
 	all, err := json.Marshal([]any{b.Events(), b.Decisions(), b.Machine(host), b.Text()})

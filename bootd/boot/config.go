@@ -13,6 +13,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/ignition"
 )
@@ -23,10 +24,6 @@ const (
 	configPath = "/etc/rackweft/nodeagent.yaml"
 	tokenPath  = "/etc/rackweft/join-token"
 )
-
-// CondConfig is the condition of a Machine that its config compiles; it is
-// there once a boot has failed to.
-const CondConfig = "ConfigCompiled"
 
 // ConfigFor answers Ignition's second fetch, over TLS: the whole config,
 // against the token of this BootAttempt. Errors are *api.Problem: 503 where
@@ -98,7 +95,7 @@ func (d *Decider) unfit(m *api.Machine, token string, purpose ca.Purpose) string
 // compiled writes into a condition why the config cannot be compiled, and that
 // it can again.
 func (d *Decider) compiled(ctx context.Context, m *api.Machine, fault error) {
-	old := m.Status.Conditions.Get(CondConfig)
+	old := m.Status.Conditions.Get(machine.CondConfig)
 	if fault == nil && (old == nil || old.Status == api.True) {
 		return
 	}
@@ -107,7 +104,7 @@ func (d *Decider) compiled(ctx context.Context, m *api.Machine, fault error) {
 		status, reason, message = api.False, "CompileFailed", fault.Error()
 	}
 	_, err := store.Mutate(ctx, d.Store, m.Metadata.Name, func(fresh *api.Machine) error {
-		if fresh.Metadata.UID != m.Metadata.UID || !fresh.Status.Conditions.Set(time.Now(), CondConfig, status, reason, message) {
+		if fresh.Metadata.UID != m.Metadata.UID || !fresh.Status.Conditions.Set(time.Now(), machine.CondConfig, status, reason, message) {
 			return store.ErrUnchanged
 		}
 		return nil

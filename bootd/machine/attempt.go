@@ -12,6 +12,10 @@ import (
 
 const maxHistory = 5
 
+// CondConfig is the condition of a Machine that its Ignition config can be made;
+// it is there once a boot has found that it cannot.
+const CondConfig = "ConfigCompiled"
+
 // openAttempt starts a BootAttempt at the given stage; one that stands there is
 // moved to the history.
 func openAttempt(m *api.Machine, now time.Time, reason string, retry int, stage api.Stage, window time.Duration) {
@@ -127,5 +131,8 @@ func overdue(m *api.Machine) string {
 		api.StageRootfs:    "the root file system was fetched, but nodeagent never joined: read its console (systemctl status nodeagent)",
 		api.StageJoined:    "nodeagent joined but has not applied its HostSpec: see condition " + api.CondApplied,
 	}[a.Stage]
+	if c := m.Status.Conditions.Get(CondConfig); a.Stage == api.StagePointer && c != nil && c.Status == api.False {
+		hint = "Ignition asks for its config, which cannot be made: " + c.Message
+	}
 	return fmt.Sprintf("no progress for %s after stage %s: %s", waited, a.Stage, hint)
 }
