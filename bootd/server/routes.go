@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"net/http"
 	"net/netip"
 	"reflect"
@@ -128,7 +129,8 @@ func (s *Server) refuse(c *call, err error) {
 	}
 	p := problemOf(err)
 	c.status = p.Status
-	if p.Status >= http.StatusInternalServerError {
+	var told *api.Problem
+	if p.Status >= http.StatusInternalServerError && !errors.As(err, &told) { // what is told on purpose, its author has recorded
 		s.log.Error("a request failed", "method", c.r.Method, "path", c.r.URL.Path, "status", p.Status, "error", err)
 	}
 	writeProblem(c.w, p)
