@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/lab/bmc"
 )
 
 func TestConfigMistakes(t *testing.T) {
@@ -124,10 +125,32 @@ func TestParseStartTime(t *testing.T) {
 		if err != nil || got != 4242 {
 			t.Errorf("process %q: %d, %v", name, got, err)
 		}
+		if ticks, err := parseCPUTicks("77 (" + name + ")" + rest); err != nil || ticks != 11+12 {
+			t.Errorf("process %q used %d ticks, %v", name, ticks, err)
+		}
 	}
 	for _, bad := range []string{"", "77 (x", "77 (x) S 1"} {
 		if _, err := parseStartTime(bad); err == nil {
 			t.Errorf("%q was read", bad)
+		}
+	}
+}
+
+func TestDirectBootHasNoFirmware(t *testing.T) {
+	for _, firmware := range []Firmware{BIOS, UEFI} {
+		m := &Machine{rack: &Rack{}, config: MachineConfig{Name: "m1", Unit: 1, Firmware: firmware, CPUs: 2, MemoryMiB: 2048}}
+		through := m.qemuArguments(bmc.Pxe)
+		m.SetDirect(&DirectBoot{Kernel: "/k", Initrd: "/i", Append: "a b=c"})
+		args := m.qemuArguments(bmc.Pxe)
+		if got := args[len(args)-6:]; !slices.Equal(got, []string{"-kernel", "/k", "-initrd", "/i", "-append", "a b=c"}) {
+			t.Errorf("%s: %q", firmware, got)
+		}
+		if all := strings.Join(args, " "); strings.Contains(all, "pflash") || strings.Count(all, ",romfile=") != 2 {
+			t.Errorf("%s: firmware is in the way: %s", firmware, all)
+		}
+		m.SetDirect(nil)
+		if again := m.qemuArguments(bmc.Pxe); !slices.Equal(again, through) {
+			t.Errorf("%s: not as before: %q", firmware, again)
 		}
 	}
 }
