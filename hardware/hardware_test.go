@@ -99,7 +99,7 @@ func TestUnreachable(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = Dial(t.Context(), Endpoint{Address: address, Username: "u", Password: "p"}, quiet())
-	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), address) {
+	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), address) || strings.Contains(err.Error(), "errors occurred") {
 		t.Errorf("error %v, want ErrUnreachable with the address", err)
 	}
 }

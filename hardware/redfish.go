@@ -116,6 +116,9 @@ func (r *redfish) login(ctx context.Context) error {
 	if no := r.transport.refusal; no != nil {
 		return r.loginRefused(no)
 	}
+	if err != nil && r.transport.failure != nil {
+		return r.transport.failure // bmclib's own words bury it in a list of drivers
+	}
 	if err != nil {
 		return err
 	}

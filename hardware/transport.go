@@ -43,6 +43,7 @@ type transport struct {
 	token            string
 	session          string // path of our session; empty when there is none
 	refusal          *refusal
+	failure          error  // why the last request had no answer; nil if it had one
 	date             string // Date of the last answer
 }
 
@@ -121,6 +122,13 @@ func (r reply) response(req *http.Request) *http.Response {
 
 // RoundTrip is one logical request: the answer is final, also for bmclib.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	t.failure = nil
+	response, err := t.roundTrip(req)
+	t.failure = err
+	return response, err
+}
+
+func (t *transport) roundTrip(req *http.Request) (*http.Response, error) {
 	var body []byte
 	if req.Body != nil {
 		var err error
