@@ -1,0 +1,391 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/reconcile"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Ready is the condition that a Network has its VNI and every member its lease.
+const Ready = "Ready"
+
+// Finalizer keeps a deleted Network until every host has given it up.
+const Finalizer = "rackweft/leases"
+
+// Controller gives Networks their VNI and hosts their leases.
+type Controller struct {
+	Store *store.Store
+	Cache *store.Cache
+	Index *Index
+	// Epoch is the store's: what a host reported in another counts for nothing.
+	Epoch int64
+	Event func(o api.Object, typ api.EventType, reason, message string)
+	Log   *slog.Logger
+
+	loop *reconcile.Loop
+
+	mu       sync.Mutex
+	restored map[store.FlannelID]time.Time // when each lease was last written
+}
+
+const (
+	// recheck is how often a Network that is not ready is looked at again.
+	recheck = 10 * time.Second
+	// recheckReady is how often one that is gets compared with etcd.
+	recheckReady = 5 * time.Minute
+	// restore is the pause before a lease is written again that somebody else
+	// keeps changing: a stock flanneld on one of our hosts, perhaps.
+	restore = 30 * time.Second
+)
+
+// Run works until ctx ends. It runs on the elected bootd only.
+func (c *Controller) Run(ctx context.Context) error {
+	c.loop = reconcile.New(c.reconcile, c.Log)
+	var kinds []api.Kind
+	for _, name := range []string{"Network", "Machine", "Subnet", "Site"} {
+		k, err := api.LookupKind(name)
+		if err != nil {
+			return err
+		}
+		kinds = append(kinds, k)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.Cache.Subscribe(ctx, c.changed, kinds...) })
+	g.Go(func() error {
+		return c.Index.Subscribe(ctx, func(ch Change) {
+			for name := range ch.Networks {
+				c.loop.Add(name)
+			}
+		})
+	})
+	g.Go(func() error { c.loop.Run(ctx, 4); return ctx.Err() })
+	return g.Wait()
+}
+
+// changed makes due what a change may matter to.
+func (c *Controller) changed(ch store.Change) {
+	switch {
+	case ch.Kind.Name == "Network":
+		c.loop.Add(ch.Name)
+	case ch.Kind.Name == "Machine":
+		c.machineChanged(ch)
+	case ch.Old == nil || ch.New == nil || ch.Old.Meta().Generation != ch.New.Meta().Generation:
+		c.addAll(func(*api.Network) bool { return true })
+	}
+}
+
+func (c *Controller) machineChanged(ch store.Change) {
+	old, _ := ch.Old.(*api.Machine)
+	now, _ := ch.New.(*api.Machine)
+	was, is := c.standing(old), c.standing(now)
+	if was != is {
+		c.addAll(func(n *api.Network) bool { return n.Spec.Zone == was.zone || n.Spec.Zone == is.zone })
+	}
+	for _, m := range []*api.Machine{old, now} {
+		if m == nil {
+			continue
+		}
+		// Leases of Networks of other Zones, and reports on those that are to go.
+		for _, l := range c.Index.Memberships(m.Metadata.UID) {
+			if was != is || l.Buried > 0 {
+				c.loop.Add(l.Network)
+			}
+		}
+	}
+}
+
+// standing is what of a Machine matters to its leases.
+type standing struct {
+	uid, zone string
+	active    bool
+	vtep      netip.Addr
+}
+
+func (c *Controller) standing(m *api.Machine) standing {
+	if m == nil {
+		return standing{}
+	}
+	return standing{m.Metadata.UID, m.Spec.Zone, m.Status.Phase == api.PhaseActive, VTEP(c.Cache, m)}
+}
+
+func (c *Controller) addAll(which func(*api.Network) bool) {
+	for _, n := range store.CachedList[api.Network](c.Cache) {
+		if which(n) {
+			c.loop.Add(n.Metadata.Name)
+		}
+	}
+}
+
+// reconcile brings one Network's VNI and leases to what they should be. A
+// Network that is not in the cache is left alone: only its deletion, which its
+// finalizer makes visible, takes anything away.
+func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration, error) {
+	n, ok := store.Cached[api.Network](c.Cache, name)
+	if !ok {
+		return 0, nil
+	}
+	if n.Metadata.DeletionTimestamp != nil {
+		return c.remove(ctx, n)
+	}
+	if !slices.Contains(n.Metadata.Finalizers, Finalizer) {
+		return 0, c.finalize(ctx, n) // the change makes it due again
+	}
+	vni, leases, err := c.allocate(ctx, n)
+	var p *problem
+	switch {
+	case err == nil:
+		return recheckReady, c.report(ctx, n, vni, leases, api.True, "Allocated", fmt.Sprintf("VNI %d, %d leases", vni, leases))
+	case errors.As(err, &p):
+		again := recheck
+		if p.after > 0 {
+			again = p.after
+		}
+		return again, c.report(ctx, n, vni, leases, api.False, p.reason, p.message)
+	case errors.Is(err, store.ErrConflict):
+		c.loop.Add(name) // somebody was faster: begin again from what stands
+		return 0, nil
+	}
+	return 0, err
+}
+
+// problem is what a person is told in a condition.
+type problem struct {
+	reason, message string
+	after           time.Duration // when to look again
+}
+
+func (p *problem) Error() string { return p.message }
+
+func problemf(reason, format string, args ...any) error {
+	return &problem{reason: reason, message: fmt.Sprintf(format, args...)}
+}
+
+// finalize puts the finalizer on before anything is allocated.
+func (c *Controller) finalize(ctx context.Context, n *api.Network) error {
+	_, err := c.mutate(ctx, n, func(n *api.Network) bool {
+		if n.Metadata.DeletionTimestamp != nil || slices.Contains(n.Metadata.Finalizers, Finalizer) {
+			return false
+		}
+		n.Metadata.Finalizers = append(n.Metadata.Finalizers, Finalizer)
+		return true
+	})
+	return err
+}
+
+// mutate changes a Network that is still the same.
+func (c *Controller) mutate(ctx context.Context, n *api.Network, fn func(*api.Network) bool) (*api.Network, error) {
+	fresh, err := store.Mutate(ctx, c.Store, n.Metadata.Name, func(fresh *api.Network) error {
+		if fresh.Metadata.UID != n.Metadata.UID || !fn(fresh) {
+			return store.ErrUnchanged
+		}
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return n, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("write Network %s: %w", n.Metadata.Name, err)
+	}
+	return fresh, nil
+}
+
+func (c *Controller) report(ctx context.Context, n *api.Network, vni uint32, leases int, status api.ConditionStatus, reason, message string) error {
+	news := false
+	fresh, err := c.mutate(ctx, n, func(n *api.Network) bool {
+		old := n.Status.Conditions.Get(Ready)
+		news = old == nil || old.Status != status || old.Reason != reason
+		changed := n.Status.Conditions.Set(time.Now(), Ready, status, reason, message)
+		if vni != 0 && n.Status.VNI != vni {
+			n.Status.VNI, changed = vni, true
+		}
+		if n.Status.Leases != leases {
+			n.Status.Leases, changed = leases, true
+		}
+		return changed
+	})
+	if err != nil || !news {
+		return err
+	}
+	typ := api.Normal
+	if status != api.True && reason != reasonDeleting {
+		typ = api.Warning
+	}
+	c.Event(fresh, typ, reason, message)
+	return nil
+}
+
+// allocate makes sure of the VNI and the leases; it returns what stands.
+func (c *Controller) allocate(ctx context.Context, n *api.Network) (vni uint32, leases int, err error) {
+	if vni, err = c.vni(ctx, n); err != nil {
+		return 0, n.Status.Leases, err
+	}
+	// The Index tells cheaply that nothing is to be done, nearly always so. What
+	// is to be written is decided on what etcd has.
+	w := c.world(ctx)
+	todo := w.plan(n, vni, c.Index.layout(n.Metadata.Name))
+	if todo.done() {
+		return vni, todo.leases, todo.fault
+	}
+	for range maxRounds {
+		s, err := c.read(ctx, n.Metadata.Name)
+		if err != nil {
+			return vni, n.Status.Leases, err
+		}
+		todo = w.plan(n, vni, s)
+		if todo.done() {
+			break
+		}
+		if err := c.write(ctx, n, vni, s, todo); err != nil {
+			return vni, todo.leases, err
+		}
+	}
+	return vni, todo.leases, todo.fault
+}
+
+// maxRounds bounds the transactions of one pass.
+const maxRounds = 100
+
+// vni is the Network's: the one that it has, or one that is claimed for it now.
+func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
+	want := n.Spec.VNI
+	if have := n.Status.VNI; have != 0 {
+		if want != 0 && want != have {
+			return have, problemf("VNIFixed", "its VNI is %d and stays so for its life: set spec.vni back, or delete the Network and create it anew for VNI %d", have, want)
+		}
+		return have, nil
+	}
+	claims, err := c.Store.VNIs(ctx)
+	if err != nil {
+		return 0, err
+	}
+	// A claim that was made before bootd was killed.
+	for vni, claim := range claims {
+		if claim.UID == n.Metadata.UID && claim.Freed.IsZero() && (want == 0 || want == vni) {
+			return vni, nil
+		}
+	}
+	if want == 0 {
+		site, ok := store.Cached[api.Site](c.Cache, api.SiteName)
+		if !ok {
+			return 0, problemf("NoSite", "there is no Site yet, whose spec.vniRange says which VNIs may be chosen")
+		}
+		if want, ok = freeVNI(site.Spec.VNIRange, claims, time.Now()); !ok {
+			return 0, problemf("VNIsExhausted", "no VNI of Site.spec.vniRange (%d-%d) is free: widen it, delete Networks (a VNI is free again %s later), or pin one with spec.vni",
+				site.Spec.VNIRange.Low, site.Spec.VNIRange.High, cooling)
+		}
+	}
+	if other := claims[want]; other.UID != "" && other.UID != n.Metadata.UID && other.Freed.IsZero() {
+		return 0, problemf("VNITaken", "VNI %d is that of Network %s: pin another with spec.vni, or none", want, other.Network)
+	}
+	claim := store.VNIClaim{VNI: want, Network: n.Metadata.Name, UID: n.Metadata.UID}
+	if err := c.Store.PutVNI(ctx, claims[want], claim); err != nil {
+		return 0, err
+	}
+	return want, nil
+}
+
+// freeVNIs frees what a deleted Network had.
+func (c *Controller) freeVNIs(ctx context.Context, n *api.Network) error {
+	claims, err := c.Store.VNIs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, old := range claims {
+		switch {
+		case old.UID == n.Metadata.UID && old.Freed.IsZero():
+			freed := old
+			freed.Freed = time.Now().UTC()
+			if err := c.Store.PutVNI(ctx, old, freed); err != nil {
+				return err
+			}
+		case !old.Freed.IsZero() && time.Since(old.Freed) > cooling:
+			if err := c.Store.DropVNI(ctx, old); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// read is a Network's layout as etcd has it now.
+func (c *Controller) read(ctx context.Context, name string) (*layout, error) {
+	keys, err := c.Store.Flannel(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	l := newLayout()
+	for _, k := range keys {
+		l.set(k)
+	}
+	return l, nil
+}
+
+// write makes one transaction out of a plan. It always moves the owner's
+// record, so that of two Controllers only one comes through.
+func (c *Controller) write(ctx context.Context, n *api.Network, vni uint32, s *layout, todo plan) error {
+	name := n.Metadata.Name
+	config := flannelConfig(n, vni)
+	writes := []store.FlannelWrite{{
+		FlannelID: store.FlannelID{Network: name, Kind: store.FlannelOwner}, At: s.owner.Revision,
+		Value: encode(ownerRecord{UID: n.Metadata.UID, VNI: vni, Config: config}),
+	}}
+	if todo.config {
+		writes = append(writes, store.FlannelWrite{FlannelID: store.FlannelID{Network: name, Kind: store.FlannelConfig}, At: s.config.Revision, Value: config})
+	}
+	for _, group := range todo.writes {
+		if len(writes)+len(group) > maxWrites {
+			break
+		}
+		writes = append(writes, group...)
+	}
+	if err := c.Store.WriteFlannel(ctx, writes...); err != nil {
+		return err
+	}
+	for _, w := range writes {
+		c.wrote(w)
+	}
+	return nil
+}
+
+// maxWrites keeps a transaction small enough for etcd.
+const maxWrites = 100
+
+// leftover says that the layout belongs to another Network of the same name.
+func leftover(n *api.Network, l *layout) error {
+	o := ownerOf(l.owner)
+	if o.uid == "" || o.uid == n.Metadata.UID {
+		return nil
+	}
+	return problemf("Leftover", "etcd still holds leases under %s%s/ of an earlier Network of this name (uid %s) that was never deleted in order; hosts may still run it: restore that Network and delete it, or remove these keys by hand",
+		store.FlannelPrefix, n.Metadata.Name, o.uid)
+}
+
+// foreignConfig says that flannel's configuration there is not rackweft's.
+func foreignConfig(n *api.Network, vni uint32, l *layout) error {
+	if l.config.Value == nil || ownerOf(l.owner).uid != "" || sameConfig(l.config.Value, flannelConfig(n, vni)) {
+		return nil
+	}
+	return problemf("ForeignConfig", "%s%s/config holds a configuration that is not rackweft's, %.200s: to take that network over, make spec.cidrs, spec.hostPrefix and spec.vni the same; else remove the key",
+		store.FlannelPrefix, n.Metadata.Name, l.config.Value)
+}
+
+func names(list []string) string {
+	const most = 8
+	slices.Sort(list)
+	if len(list) > most {
+		return strings.Join(list[:most], ", ") + fmt.Sprintf(" and %d more", len(list)-most)
+	}
+	return strings.Join(list, ", ")
+}

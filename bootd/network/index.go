@@ -1,0 +1,357 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Index is the leases of every Network in memory, kept current by one watch of
+// flannel's layout. Every bootd has one, the elected one or not.
+type Index struct {
+	store *store.Store
+	log   *slog.Logger
+
+	mu       sync.Mutex
+	networks map[string]*layout
+	hosts    map[string]map[string]netip.Prefix // Machine uid → Network → the host's own lease
+	views    int64                              // counts Views
+	news     Change
+	feeds    map[*func(Change)]struct{}
+
+	wake     chan struct{}
+	synced   chan struct{}
+	syncOnce sync.Once
+}
+
+// settle gathers changes that come together: a new host has a lease of every
+// Network within a few transactions.
+const settle = 20 * time.Millisecond
+
+// layout is what stands in etcd of one Network.
+type layout struct {
+	config  store.FlannelKey
+	owner   store.FlannelKey
+	subnets map[netip.Prefix]store.FlannelKey
+	hosts   map[netip.Prefix]held
+	view    *View // nil: to be made
+}
+
+// held is a host's record and where it stands.
+type held struct {
+	hostRecord
+	key store.FlannelKey
+}
+
+func newLayout() *layout {
+	return &layout{subnets: map[netip.Prefix]store.FlannelKey{}, hosts: map[netip.Prefix]held{}}
+}
+
+// NewIndex prepares an Index; it is empty until Run has filled it.
+func NewIndex(s *store.Store, log *slog.Logger) *Index {
+	return &Index{store: s, log: log, networks: map[string]*layout{}, hosts: map[string]map[string]netip.Prefix{}, news: newChange(),
+		feeds: map[*func(Change)]struct{}{}, wake: make(chan struct{}, 1), synced: make(chan struct{})}
+}
+
+// Run fills the Index and keeps it current until ctx ends.
+func (x *Index) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return x.store.FollowFlannel(ctx, x.take) })
+	g.Go(func() error { return x.tell(ctx) })
+	return g.Wait()
+}
+
+// Synced is closed when the Index has been filled for the first time.
+func (x *Index) Synced() <-chan struct{} { return x.synced }
+
+// Change says what may be other than before.
+type Change struct {
+	Networks map[string]bool // by name
+	Hosts    map[string]bool // by their Machines' uids: those with a lease of them
+}
+
+func newChange() Change { return Change{map[string]bool{}, map[string]bool{}} }
+
+// Subscribe calls fn after changes, until ctx ends. fn must not block.
+func (x *Index) Subscribe(ctx context.Context, fn func(Change)) error {
+	x.mu.Lock()
+	x.feeds[&fn] = struct{}{}
+	x.mu.Unlock()
+	<-ctx.Done()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.feeds, &fn)
+	return ctx.Err()
+}
+
+func (x *Index) tell(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-x.wake:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settle):
+		}
+		x.mu.Lock()
+		news, feeds := x.news, slices.Collect(maps.Keys(x.feeds))
+		x.news = newChange()
+		x.mu.Unlock()
+		for _, fn := range feeds {
+			(*fn)(news)
+		}
+	}
+}
+
+func (x *Index) take(b store.FlannelBatch) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	changed := map[string]bool{}
+	keys := b.Keys
+	if b.Snapshot {
+		keys = append(keys, x.gone(keys)...)
+	}
+	for _, k := range keys {
+		if x.set(k) {
+			changed[k.Network] = true
+		}
+	}
+	for name := range changed {
+		x.touch(name)
+	}
+	x.syncOnce.Do(func() { close(x.synced) })
+}
+
+// gone lists what is held and stands no more.
+func (x *Index) gone(stands []store.FlannelKey) []store.FlannelKey {
+	there := map[store.FlannelID]bool{}
+	for _, k := range stands {
+		there[k.FlannelID] = true
+	}
+	var gone []store.FlannelKey
+	for _, l := range x.networks {
+		for _, k := range l.keys() {
+			if !there[k.FlannelID] {
+				gone = append(gone, store.FlannelKey{FlannelID: k.FlannelID})
+			}
+		}
+	}
+	return gone
+}
+
+func (l *layout) keys() []store.FlannelKey {
+	var all []store.FlannelKey
+	for _, k := range []store.FlannelKey{l.config, l.owner} {
+		if k.Value != nil {
+			all = append(all, k)
+		}
+	}
+	for _, k := range l.subnets {
+		all = append(all, k)
+	}
+	for _, h := range l.hosts {
+		all = append(all, h.key)
+	}
+	return all
+}
+
+// set takes one key and reports whether peers may have changed by it.
+func (x *Index) set(k store.FlannelKey) bool {
+	l := x.networks[k.Network]
+	if l == nil {
+		if k.Value == nil {
+			return false
+		}
+		l = newLayout()
+		x.networks[k.Network] = l
+	}
+	before := l.hosts[k.Subnet]
+	if !l.set(k) {
+		return false
+	}
+	if k.Kind == store.FlannelHost {
+		x.moved(k.Network, k.Subnet, before, l.hosts[k.Subnet])
+	}
+	return true
+}
+
+// moved keeps hosts current. A host that lost its lease must hear of that too.
+func (x *Index) moved(network string, subnet netip.Prefix, before, now held) {
+	x.news.Hosts[before.UID] = true
+	if x.hosts[before.UID][network] == subnet {
+		delete(x.hosts[before.UID], network)
+		if len(x.hosts[before.UID]) == 0 {
+			delete(x.hosts, before.UID)
+		}
+	}
+	if now.UID == "" || now.Guest != "" {
+		return
+	}
+	if x.hosts[now.UID] == nil {
+		x.hosts[now.UID] = map[string]netip.Prefix{}
+	}
+	x.hosts[now.UID][network] = subnet
+}
+
+// set takes one key and reports whether it is another than before.
+func (l *layout) set(k store.FlannelKey) bool {
+	switch k.Kind {
+	case store.FlannelConfig:
+		l.config = k
+		return false
+	case store.FlannelOwner:
+		old := l.owner
+		l.owner = k
+		return ownerOf(old) != ownerOf(k)
+	case store.FlannelSubnet:
+		if k.Value == nil {
+			delete(l.subnets, k.Subnet)
+			return true
+		}
+		old := l.subnets[k.Subnet]
+		l.subnets[k.Subnet] = k
+		return string(old.Value) != string(k.Value) // a renewal changes nothing
+	case store.FlannelHost:
+		if k.Value == nil {
+			delete(l.hosts, k.Subnet)
+			return true
+		}
+		h := held{key: k}
+		if json.Unmarshal(k.Value, &h.hostRecord) != nil {
+			return false
+		}
+		old := l.hosts[k.Subnet]
+		l.hosts[k.Subnet] = h
+		return old.hostRecord != h.hostRecord
+	}
+	return false
+}
+
+// owner is what of an owner's record counts for peers.
+type owner struct {
+	uid string
+	vni uint32
+}
+
+func ownerOf(k store.FlannelKey) owner {
+	var r ownerRecord
+	if k.Value == nil || json.Unmarshal(k.Value, &r) != nil {
+		return owner{}
+	}
+	return owner{r.UID, r.VNI}
+}
+
+// touch makes a Network's View due, and its hosts due to be told.
+func (x *Index) touch(name string) {
+	l := x.networks[name]
+	l.view = nil
+	x.news.Networks[name] = true
+	for _, h := range l.hosts {
+		x.news.Hosts[h.UID] = true
+	}
+	if len(l.keys()) == 0 {
+		delete(x.networks, name)
+	}
+	select {
+	case x.wake <- struct{}{}:
+	default:
+	}
+}
+
+// view makes the View of a Network, unless there is one. The caller holds mu.
+func (x *Index) view(name string) *View {
+	l := x.networks[name]
+	if l == nil {
+		return nil
+	}
+	if l.view != nil {
+		return l.view
+	}
+	x.views++
+	v, err := newView(x.views, l.peers())
+	if err != nil {
+		x.log.Error("the peers of a Network cannot be encoded", "network", name, "error", err)
+		return nil
+	}
+	l.view = v
+	return v
+}
+
+// peers are the leases that hosts are to forward to: those of hosts, and of
+// stock flannelds that claim nothing of a host's.
+func (l *layout) peers() []peer {
+	vni := ownerOf(l.owner).vni
+	var own []netip.Prefix
+	for p := range l.hosts {
+		own = append(own, p)
+	}
+	mine := spans(own)
+	var list []peer
+	for subnet, k := range l.subnets {
+		h, ours := l.hosts[subnet]
+		addr, mac, ok := parseLease(k.Value, vni)
+		if !ok || !ours && overlaps(mine, subnet) {
+			continue
+		}
+		list = append(list, peer{NetworkPeer: api.NetworkPeer{Host: h.Machine, Lease: subnet, VTEP: addr, MAC: mac}, uid: h.UID})
+	}
+	return list
+}
+
+// Membership is what a host has to do with a Network.
+type Membership struct {
+	Network string
+	UID     string // the Network's
+	VNI     uint32
+	Lease   netip.Prefix // the host's own
+	Buried  int64        // revision from which the host is to give the Network up; 0: it is a member
+	View    *View
+}
+
+// Memberships lists the Networks that a host, by its Machine's uid, has a lease
+// of, by name.
+func (x *Index) Memberships(uid string) []Membership {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	leases := x.hosts[uid]
+	list := make([]Membership, 0, len(leases))
+	for _, name := range slices.Sorted(maps.Keys(leases)) {
+		l := x.networks[name]
+		h := l.hosts[leases[name]]
+		if v := x.view(name); v != nil {
+			list = append(list, Membership{Network: name, UID: h.Network, VNI: ownerOf(l.owner).vni, Lease: leases[name], Buried: h.Buried, View: v})
+		}
+	}
+	return list
+}
+
+// layout is a copy of what stands of a Network.
+func (x *Index) layout(network string) *layout {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l := x.networks[network]
+	if l == nil {
+		return newLayout()
+	}
+	return &layout{config: l.config, owner: l.owner, subnets: maps.Clone(l.subnets), hosts: maps.Clone(l.hosts)}
+}
+
+// View is the peers of a Network; nil when it has no lease.
+func (x *Index) View(network string) *View {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.view(network)
+}

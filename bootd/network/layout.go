@@ -1,0 +1,145 @@
+package network
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Port is the UDP port of every VTEP: flannel's (and Linux's) default.
+const Port = 8472
+
+const backendVXLAN = "vxlan"
+
+// attrs is the value of a lease, as flannel writes it (lease.LeaseAttrs in
+// pkg/lease/lease.go). PublicIP must be an IPv4 address: a value that flanneld
+// cannot decode makes it drop all of its peers, as a key does (watchSubnets in
+// pkg/subnet/etcd/registry.go answers a result without events, which is taken
+// for an empty snapshot). A host with an IPv6 underlay has 0.0.0.0 there.
+type attrs struct {
+	PublicIP    netip.Addr
+	PublicIPv6  *netip.Addr
+	BackendType string `json:",omitempty"`
+	BackendData *vxlan `json:",omitempty"`
+	BackendV6   *vxlan `json:"BackendV6Data,omitempty"`
+}
+
+// vxlan is vxlanLeaseAttrs in pkg/backend/vxlan/vxlan.go.
+type vxlan struct {
+	VNI     uint32
+	VtepMAC api.MAC
+}
+
+// config is what flanneld reads first (subnet.Config in pkg/subnet/config.go).
+type config struct {
+	Network   netip.Prefix
+	SubnetLen int
+	Backend   backend
+}
+
+type backend struct {
+	Type string
+	VNI  uint32
+	Port int
+}
+
+// ownerRecord says which Network a layout belongs to. Every write of a
+// Controller moves it, so that two of them cannot allocate at once.
+type ownerRecord struct {
+	UID    string          `json:"uid"`
+	VNI    uint32          `json:"vni"`
+	Config json.RawMessage `json:"config"` // as rackweft last wrote it
+}
+
+// hostRecord says which host a lease belongs to. A lease without one is of a
+// stock flanneld, or was reserved by a person: it is never touched.
+type hostRecord struct {
+	Network string `json:"network"` // uid
+	Machine string `json:"machine"` // name
+	UID     string `json:"uid"`     // the Machine's
+	// Guest is set on an extra lease that follows a moved Guest.
+	Guest string `json:"guest,omitzero"`
+	// Buried is the revision at which the host was told to give the Network up;
+	// the lease goes when the host has said that it did.
+	Buried int64 `json:"buried,omitzero"`
+}
+
+func encode(v any) []byte {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic("network: encode " + fmt.Sprintf("%T: %s", v, err)) // plain structs of this package
+	}
+	return raw
+}
+
+// leaseValue is what stands under subnets/ for a host.
+func leaseValue(vni uint32, vtep netip.Addr, mac api.MAC) []byte {
+	a := attrs{PublicIP: vtep, BackendType: backendVXLAN, BackendData: &vxlan{VNI: vni, VtepMAC: mac}}
+	if vtep.Is6() {
+		a.PublicIP, a.PublicIPv6, a.BackendV6 = netip.IPv4Unspecified(), &vtep, a.BackendData
+	}
+	return encode(a)
+}
+
+// parseLease reads a lease's value; false when no VXLAN of that VNI is behind it.
+func parseLease(raw []byte, vni uint32) (vtep netip.Addr, mac api.MAC, ok bool) {
+	var a attrs
+	if json.Unmarshal(raw, &a) != nil || a.BackendType != backendVXLAN {
+		return netip.Addr{}, "", false
+	}
+	vtep, data := a.PublicIP, a.BackendData
+	if a.PublicIPv6 != nil && (!vtep.IsValid() || vtep.IsUnspecified()) {
+		vtep, data = *a.PublicIPv6, a.BackendV6
+	}
+	switch {
+	case data == nil || data.VNI != vni || data.VtepMAC == "":
+	case !vtep.IsValid() || vtep.IsUnspecified() || vtep.IsMulticast() || vtep.IsLoopback():
+	case data.VtepMAC.HardwareAddr()[0]&1 != 0: // a group address
+	default:
+		return vtep.Unmap(), data.VtepMAC, true
+	}
+	return netip.Addr{}, "", false
+}
+
+// flannelConfig is the configuration of a Network. Flannel knows one IPv4
+// CIDR: leases out of further ones are honoured, but none is chosen there.
+func flannelConfig(n *api.Network, vni uint32) []byte {
+	v4 := ipv4(n.Spec.CIDRs)
+	if len(v4) == 0 {
+		return nil
+	}
+	return encode(config{Network: v4[0], SubnetLen: n.Spec.HostPrefix, Backend: backend{Type: backendVXLAN, VNI: vni, Port: Port}})
+}
+
+// sameConfig compares what flannel would make of two configurations.
+func sameConfig(a, b []byte) bool {
+	read := func(raw []byte) (config, bool) {
+		c := config{Backend: backend{Port: Port}}
+		err := json.Unmarshal(raw, &c)
+		return c, err == nil
+	}
+	x, okX := read(a)
+	y, okY := read(b)
+	return okX && okY && x == y
+}
+
+// VTEPMAC is the address of a host's VTEP in a Network: locally administered,
+// and the same for as long as the Machine and the VNI are.
+func VTEPMAC(uid string, vni uint32) api.MAC {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint32([]byte("vtep "+uid+" "), vni))
+	return api.MAC(fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", sum[0], sum[1], sum[2], sum[3], sum[4]))
+}
+
+func ipv4(cidrs []netip.Prefix) []netip.Prefix {
+	var v4 []netip.Prefix
+	for _, c := range cidrs {
+		if c.Addr().Is4() {
+			v4 = append(v4, c)
+		}
+	}
+	return v4
+}

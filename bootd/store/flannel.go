@@ -1,0 +1,291 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// FlannelPrefix is flannel's own (pkg/subnet/etcd in flannel v0.26.7: its
+// default --etcd-prefix). A Network's keys are one level below, so that
+// flanneld --etcd-prefix=/coreos.com/network/NETWORK is a member of it.
+const FlannelPrefix = "/coreos.com/network/"
+
+// FlannelKind says what one key of a Network holds.
+type FlannelKind string
+
+// The keys of a Network. Flannel reads config and subnets/ and nothing else;
+// owner and hosts/ are rackweft's own, beside them so that one watch sees both
+// at one revision. Nothing but leases may ever stand under subnets/: a key there
+// that flanneld cannot parse makes it drop all of its peers.
+const (
+	FlannelConfig FlannelKind = "config"  // flannel's configuration of the Network
+	FlannelSubnet FlannelKind = "subnets" // a lease, of a host or of a stock flanneld
+	FlannelOwner  FlannelKind = "owner"   // which Network it is; moved by every write of bootd
+	FlannelHost   FlannelKind = "hosts"   // which host a lease of rackweft belongs to
+)
+
+// FlannelID names one key.
+type FlannelID struct {
+	Network string
+	Kind    FlannelKind
+	Subnet  netip.Prefix // of FlannelSubnet and FlannelHost
+}
+
+// String is the key in etcd.
+func (id FlannelID) String() string {
+	key := FlannelPrefix + id.Network + "/" + string(id.Kind)
+	if id.Kind == FlannelSubnet || id.Kind == FlannelHost {
+		key += "/" + id.Subnet.Addr().String() + "-" + strconv.Itoa(id.Subnet.Bits())
+	}
+	return key
+}
+
+// FlannelKey is one key as it stands.
+type FlannelKey struct {
+	FlannelID
+	Value    []byte // nil: deleted
+	TTL      bool   // it expires unless a flanneld renews it
+	Revision int64  // of its last write
+}
+
+// FlannelBatch is what became of the layout, all at once.
+type FlannelBatch struct {
+	Snapshot bool // Keys is all that stands; else what changed
+	Keys     []FlannelKey
+	Revision int64
+}
+
+// FlannelWrite changes one key that must still be at a revision.
+type FlannelWrite struct {
+	FlannelID
+	At    int64  // its mod revision; 0: it must not exist
+	Value []byte // nil deletes it
+}
+
+// maxFlannelWrites keeps a transaction within etcd's 128 operations.
+const maxFlannelWrites = 120
+
+// Flannel reads all keys of a Network, as they stand at one revision.
+func (s *Store) Flannel(ctx context.Context, network string) ([]FlannelKey, error) {
+	keys, _, err := s.flannelKeys(ctx, FlannelPrefix+network+"/")
+	if err != nil {
+		return nil, fmt.Errorf("read the leases of Network %s: %w", network, err)
+	}
+	return keys, nil
+}
+
+func (s *Store) flannelKeys(ctx context.Context, prefix string) ([]FlannelKey, int64, error) {
+	var keys []FlannelKey
+	revision, err := s.scan(ctx, prefix, func(kv *mvccpb.KeyValue) {
+		if k, ok := flannelKey(kv); ok {
+			keys = append(keys, k)
+		}
+	})
+	return keys, revision, err
+}
+
+// WriteFlannel makes all the changes or none: it fails with ErrConflict when
+// one of the keys is not at its revision any more.
+func (s *Store) WriteFlannel(ctx context.Context, writes ...FlannelWrite) error {
+	if len(writes) > maxFlannelWrites {
+		return fmt.Errorf("write %d leases at once: at most %d can be", len(writes), maxFlannelWrites)
+	}
+	var when []clientv3.Cmp
+	var then []clientv3.Op
+	commit := s.commit
+	for _, w := range writes {
+		key := w.String()
+		when = append(when, clientv3.Compare(clientv3.ModRevision(key), "=", w.At))
+		if w.Value == nil {
+			then = append(then, clientv3.OpDelete(key))
+			continue
+		}
+		then = append(then, clientv3.OpPut(key, string(w.Value)))
+		commit = s.write
+	}
+	resp, err := commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(when...).Then(then...).Commit()
+	})
+	if err != nil {
+		return fmt.Errorf("write leases: %w", err)
+	}
+	if !resp.Succeeded {
+		return fmt.Errorf("write leases: one of them %w", ErrConflict)
+	}
+	return nil
+}
+
+// DropFlannel deletes all keys of a Network whose owner's record is still at a
+// revision.
+func (s *Store) DropFlannel(ctx context.Context, network string, at int64) error {
+	owner := FlannelID{Network: network, Kind: FlannelOwner}.String()
+	resp, err := s.commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(owner), "=", at)).
+			Then(clientv3.OpDelete(FlannelPrefix+network+"/", clientv3.WithPrefix())).Commit()
+	})
+	if err != nil {
+		return fmt.Errorf("delete the leases of Network %s: %w", network, err)
+	}
+	if !resp.Succeeded {
+		return fmt.Errorf("delete the leases of Network %s: they %w", network, ErrConflict)
+	}
+	return nil
+}
+
+// FollowFlannel calls take with the whole layout, then with every change, until
+// ctx ends. After a failure it begins again with the whole.
+func (s *Store) FollowFlannel(ctx context.Context, take func(FlannelBatch)) error {
+	for {
+		err := s.followFlannel(ctx, take)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !errors.Is(err, ErrCompacted) {
+			s.log.Warn("leases of Networks stand still until etcd answers again", "error", err)
+		}
+		if err := sleep(ctx, time.Second); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Store) followFlannel(ctx context.Context, take func(FlannelBatch)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	keys, revision, err := s.flannelKeys(ctx, FlannelPrefix)
+	if err != nil {
+		return fmt.Errorf("read the leases of Networks: %w", err)
+	}
+	take(FlannelBatch{Snapshot: true, Keys: keys, Revision: revision})
+	for resp, err := range s.follow(ctx, FlannelPrefix, revision) {
+		if err != nil {
+			return fmt.Errorf("watch the leases of Networks: %w", err)
+		}
+		b := FlannelBatch{Revision: resp.Header.Revision}
+		for _, e := range resp.Events {
+			k, ok := flannelKey(e.Kv)
+			if !ok {
+				continue
+			}
+			if e.Type == clientv3.EventTypeDelete {
+				k.Value = nil
+			}
+			b.Keys = append(b.Keys, k)
+		}
+		if len(b.Keys) > 0 {
+			take(b)
+		}
+	}
+	return errors.New("etcd ended the watch")
+}
+
+// flannelKey passes over what is no key of a Network, such as those of a
+// flanneld with the default prefix.
+func flannelKey(kv *mvccpb.KeyValue) (FlannelKey, bool) {
+	network, rest, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), FlannelPrefix), "/")
+	k := FlannelKey{FlannelID: FlannelID{Network: network}, Value: kv.Value, TTL: kv.Lease != 0, Revision: kv.ModRevision}
+	if k.Value == nil {
+		k.Value = []byte{}
+	}
+	kind, subnet, leaf := strings.Cut(rest, "/")
+	k.Kind = FlannelKind(kind)
+	switch k.Kind {
+	case FlannelConfig, FlannelOwner:
+		return k, !leaf
+	case FlannelSubnet, FlannelHost:
+		var ok bool
+		k.Subnet, ok = ParseFlannelSubnet(subnet)
+		return k, ok
+	}
+	return k, false
+}
+
+// ParseFlannelSubnet reads the last part of a lease's key, as flannel's
+// subnet.ParseSubnetKey does: ADDRESS-LENGTH, IPv4, the length at most 31. A
+// dual-stack key (…&ADDRESS-LENGTH) gives its IPv4 half.
+func ParseFlannelSubnet(s string) (netip.Prefix, bool) {
+	s, _, _ = strings.Cut(s, "&")
+	addr, length, ok := strings.Cut(s, "-")
+	a, err1 := netip.ParseAddr(addr)
+	n, err2 := strconv.ParseUint(length, 10, 5)
+	if !ok || err1 != nil || err2 != nil || !a.Is4() {
+		return netip.Prefix{}, false
+	}
+	p := netip.PrefixFrom(a, int(n))
+	return p, p == p.Masked()
+}
+
+// vnisPrefix holds who has, or had, each VNI.
+const vnisPrefix = internalPrefix + "vnis/"
+
+// VNIClaim says who has a VNI.
+type VNIClaim struct {
+	VNI     uint32    `json:"-"`
+	Network string    `json:"network"`
+	UID     string    `json:"uid"`            // the Network's
+	Freed   time.Time `json:"freed,omitzero"` // when the Network was deleted
+	at      int64     // mod revision
+}
+
+// VNIs lists every claim, by number.
+func (s *Store) VNIs(ctx context.Context) (map[uint32]VNIClaim, error) {
+	claims := map[uint32]VNIClaim{}
+	_, err := s.scan(ctx, vnisPrefix, func(kv *mvccpb.KeyValue) {
+		c := VNIClaim{at: kv.ModRevision}
+		n, err := strconv.ParseUint(path.Base(string(kv.Key)), 10, 24)
+		if err := errors.Join(err, json.Unmarshal(kv.Value, &c)); err != nil {
+			s.log.Error("a VNI's claim in the store is left out", "key", string(kv.Key), "error", err)
+			return
+		}
+		c.VNI = uint32(n)
+		claims[c.VNI] = c
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the VNIs: %w", err)
+	}
+	return claims, nil
+}
+
+// PutVNI writes a claim over the one that was listed, or over none: ErrConflict
+// says that it is no longer that one.
+func (s *Store) PutVNI(ctx context.Context, old, claim VNIClaim) error {
+	raw, err := json.Marshal(claim)
+	if err != nil {
+		return fmt.Errorf("encode the claim of VNI %d: %w", claim.VNI, err)
+	}
+	return s.swapVNI(ctx, claim.VNI, old.at, clientv3.OpPut(vniKey(claim.VNI), string(raw)))
+}
+
+// DropVNI forgets a claim that was listed.
+func (s *Store) DropVNI(ctx context.Context, claim VNIClaim) error {
+	return s.swapVNI(ctx, claim.VNI, claim.at, clientv3.OpDelete(vniKey(claim.VNI)))
+}
+
+func vniKey(vni uint32) string { return vnisPrefix + strconv.FormatUint(uint64(vni), 10) }
+
+func (s *Store) swapVNI(ctx context.Context, vni uint32, at int64, op clientv3.Op) error {
+	commit := s.write
+	if op.IsDelete() {
+		commit = s.commit
+	}
+	resp, err := commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(vniKey(vni)), "=", at)).Then(op).Commit()
+	})
+	if err != nil {
+		return fmt.Errorf("claim VNI %d: %w", vni, err)
+	}
+	if !resp.Succeeded {
+		return fmt.Errorf("claim VNI %d: it %w", vni, ErrConflict)
+	}
+	return nil
+}
