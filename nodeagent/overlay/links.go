@@ -1,0 +1,277 @@
+package overlay
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// link is an interface of a Network, as wanted or as seen. The fields of a
+// VXLAN are zero for others.
+type link struct {
+	name      string
+	kind      string
+	alias     string
+	mtu       int
+	mac       mac // zero when wanted: any
+	up        bool
+	addresses []netip.Prefix // IPv4, sorted
+
+	vni      uint32
+	underlay int        // index of the interface that carries it, in the host's namespace
+	source   netip.Addr // of the outer packets
+	port     int
+	learning bool
+
+	index int // when seen
+}
+
+// gatewayMAC and gatewayAddress are every guest's gateway, on every host, so
+// that a guest that moves finds them again.
+func gatewayMAC() mac { return mac{0x02, 0x00, 0xa9, 0xfe, 0x01, 0x01} }
+
+func gatewayAddress() netip.Prefix { return netip.MustParsePrefix("169.254.1.1/32") }
+
+// vxlanName is flannel's.
+func vxlanName(vni uint32) string { return fmt.Sprintf("flannel.%d", vni) }
+
+func bridgeName(vni uint32) string { return fmt.Sprintf("br-%d", vni) }
+
+// mark is the alias of what belongs to the Network with that uid.
+func mark(uid string) string { return "rackweft:" + uid }
+
+// wantLinks are the interfaces inside a Network's namespace, in the order in
+// which they are made.
+func wantLinks(n network) []link {
+	vtep := netip.PrefixFrom(n.lease.Addr(), 32)
+	vxlan := link{name: vxlanName(n.vni), kind: "vxlan", alias: mark(n.uid), mtu: n.mtu, mac: n.mac, up: true,
+		addresses: []netip.Prefix{vtep},
+		vni:       n.vni, underlay: n.underlay, source: n.source, port: Port}
+	bridge := link{name: bridgeName(n.vni), kind: "bridge", alias: mark(n.uid), mtu: n.mtu, mac: gatewayMAC(), up: true,
+		addresses: []netip.Prefix{gatewayAddress()}}
+	if first := n.lease.Addr().Next(); n.lease.Bits() < 31 {
+		bridge.addresses = append(bridge.addresses, netip.PrefixFrom(first, n.lease.Bits()))
+		slices.SortFunc(bridge.addresses, compareAddress)
+	}
+	return []link{{name: "lo", kind: "device", alias: mark(n.uid), up: true}, vxlan, bridge}
+}
+
+func compareAddress(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// linkVerb is what a linkOp does.
+type linkVerb string
+
+const (
+	addLink       linkVerb = "add"
+	removeLink    linkVerb = "remove"
+	setAlias      linkVerb = "set alias of"
+	setMTU        linkVerb = "set MTU of"
+	setMAC        linkVerb = "set MAC of"
+	setUp         linkVerb = "set up"
+	addAddress    linkVerb = "add address to"
+	removeAddress linkVerb = "remove address from"
+)
+
+// linkOp changes one interface to what want says.
+type linkOp struct {
+	verb    linkVerb
+	want    link
+	address netip.Prefix
+}
+
+func (o linkOp) String() string {
+	s := string(o.verb) + " " + o.want.name
+	if o.address.IsValid() {
+		s += " " + o.address.String()
+	}
+	return s
+}
+
+// diffLinks lists what makes seen, by name, into want. Interfaces that want
+// does not name are not ours to touch. Its error names what is in the way.
+func diffLinks(want []link, seen map[string]link) ([]linkOp, error) {
+	var ops []linkOp
+	var faults []error
+	for _, w := range want {
+		s, there := seen[w.name]
+		if there && s.alias != "" && s.alias != w.alias {
+			faults = append(faults, fmt.Errorf("%s is marked %q, not %q: it is somebody else's; rename or remove it", w.name, s.alias, w.alias))
+			continue
+		}
+		if there && !alike(w, s) {
+			ops = append(ops, linkOp{verb: removeLink, want: s})
+			there = false
+		}
+		if !there {
+			// As the kernel makes it: mark, MTU and MAC come with it or right after.
+			ops = append(ops, linkOp{verb: addLink, want: w}, linkOp{verb: setAlias, want: w})
+			s = link{alias: w.alias, mtu: w.mtu, mac: w.mac}
+		}
+		ops = append(ops, diffLink(w, s)...)
+	}
+	return ops, errors.Join(faults...)
+}
+
+// alike reports whether what differs can be changed in place.
+func alike(w, s link) bool {
+	return w.kind == s.kind && w.vni == s.vni && w.underlay == s.underlay && w.source == s.source &&
+		w.port == s.port && w.learning == s.learning
+}
+
+func diffLink(w, s link) []linkOp {
+	var ops []linkOp
+	op := func(differs bool, v linkVerb) {
+		if differs {
+			ops = append(ops, linkOp{verb: v, want: w})
+		}
+	}
+	op(s.alias != w.alias, setAlias)
+	op(w.mtu != 0 && s.mtu != w.mtu, setMTU)
+	op(w.mac != mac{} && s.mac != w.mac, setMAC)
+	op(!s.up, setUp)
+	if w.kind == "device" { // lo keeps its addresses
+		return ops
+	}
+	for _, a := range w.addresses {
+		if !slices.Contains(s.addresses, a) {
+			ops = append(ops, linkOp{verb: addAddress, want: w, address: a})
+		}
+	}
+	for _, a := range s.addresses {
+		if !slices.Contains(w.addresses, a) {
+			ops = append(ops, linkOp{verb: removeAddress, want: w, address: a})
+		}
+	}
+	return ops
+}
+
+// again repeats a dump that a change has interrupted.
+func again[T any](list func() (T, error)) (T, error) {
+	var got T
+	var err error
+	for range dumpTries {
+		if got, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return got, err
+}
+
+// listLinks lists the interfaces of h's namespace with their IPv4 addresses.
+func listLinks(h *netlink.Handle) (map[string]link, error) {
+	list, err := again(h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list the links: %w", err)
+	}
+	addrs, err := again(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("list the addresses: %w", err)
+	}
+	byIndex := map[int]link{}
+	for _, l := range list {
+		byIndex[l.Attrs().Index] = seenLink(l)
+	}
+	for _, a := range addrs {
+		l := byIndex[a.LinkIndex]
+		bits, _ := a.Mask.Size()
+		l.addresses = append(l.addresses, netip.PrefixFrom(toAddr(a.IP), bits))
+		byIndex[a.LinkIndex] = l
+	}
+	out := map[string]link{}
+	for l := range maps.Values(byIndex) {
+		slices.SortFunc(l.addresses, compareAddress)
+		out[l.name] = l
+	}
+	return out, nil
+}
+
+func seenLink(l netlink.Link) link {
+	a := l.Attrs()
+	s := link{name: a.Name, kind: l.Type(), alias: a.Alias, mtu: a.MTU, up: a.Flags&net.FlagUp != 0, index: a.Index}
+	copy(s.mac[:], a.HardwareAddr)
+	if v, ok := l.(*netlink.Vxlan); ok {
+		s.vni, s.underlay, s.port, s.learning = uint32(v.VxlanId), v.VtepDevIndex, v.Port, v.Learning
+		s.source = toAddr(v.SrcAddr)
+		if v.L2miss || v.L3miss || v.Proxy || v.RSC || v.GBP || v.FlowBased || len(v.Group) > 0 {
+			s.port = -1 // a VXLAN that behaves differently is like none of ours
+		}
+	}
+	return s
+}
+
+// applyLinks carries ops out in order and stops at the first that fails: those
+// after it build on it. host is the namespace of the underlay.
+func applyLinks(host, tenant *netlink.Handle, ns netns.NsHandle, ops []linkOp) error {
+	for _, o := range ops {
+		if err := applyLink(host, tenant, ns, o); err != nil {
+			return fmt.Errorf("%s: %w", o, err)
+		}
+	}
+	return nil
+}
+
+func applyLink(host, tenant *netlink.Handle, ns netns.NsHandle, o linkOp) error {
+	switch o.verb {
+	case addLink:
+		return createLink(host, ns, o.want)
+	case removeLink:
+		return tenant.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: o.want.index}})
+	}
+	l, err := tenant.LinkByName(o.want.name)
+	if err != nil {
+		return err
+	}
+	switch o.verb {
+	case setAlias:
+		return tenant.LinkSetAlias(l, o.want.alias)
+	case setMTU:
+		return tenant.LinkSetMTU(l, o.want.mtu)
+	case setMAC:
+		return tenant.LinkSetHardwareAddr(l, o.want.mac[:])
+	case setUp:
+		return tenant.LinkSetUp(l)
+	case addAddress:
+		return tenant.AddrReplace(l, toAddress(o.address))
+	case removeAddress:
+		return tenant.AddrDel(l, toAddress(o.address))
+	}
+	panic("overlay: no linkOp is " + string(o.verb))
+}
+
+// createLink makes an interface by way of the host's namespace, but in ns: a
+// VXLAN's UDP socket stays in the namespace that it was asked for in, while the
+// interface is never to be seen there, where udev would give it another MAC and
+// where it could meet one of its name.
+func createLink(host *netlink.Handle, ns netns.NsHandle, w link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.Namespace = w.name, w.mtu, netlink.NsFd(ns)
+	attrs.HardwareAddr = w.mac[:]
+	var err error
+	switch w.kind {
+	case "vxlan":
+		err = host.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(w.vni), VtepDevIndex: w.underlay,
+			SrcAddr: w.source.AsSlice(), Port: w.port, Learning: w.learning})
+	case "bridge":
+		err = host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	default:
+		return fmt.Errorf("no rackweft link is a %s", w.kind)
+	}
+	if w.kind == "vxlan" && errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("VNI %d is in use on this host by something else (another Network that is still being removed, or a flanneld): %w", w.vni, err)
+	}
+	return err
+}
+
+func toAddress(p netip.Prefix) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+}

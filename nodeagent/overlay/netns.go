@@ -1,0 +1,144 @@
+package overlay
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// namespacePrefix begins the names of rackweft's network namespaces.
+const namespacePrefix = "rackweft-"
+
+// namespaceName tells a Network from another that had its name before.
+func namespaceName(network, uid string) string {
+	sum := sha256.Sum256([]byte(uid))
+	return namespacePrefix + network + "-" + hex.EncodeToString(sum[:4])
+}
+
+// within runs f on a thread that is in the network namespace ns.
+func within(ns netns.NsHandle, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		own, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("find the own network namespace: %w", err)
+			return
+		}
+		defer func() { _ = own.Close() }()
+		if err = netns.Set(ns); err != nil {
+			err = fmt.Errorf("enter a network namespace: %w", err)
+		} else {
+			err = f()
+		}
+		// A thread that cannot go back stays locked, and ends with the goroutine.
+		if netns.Set(own) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// PinNamespace makes a network namespace and holds it at path by a bind mount,
+// as ip-netns(8) does. The mount is the caller's mount namespace's: from
+// within a sandbox it must be made outside (see Options.Pin).
+func PinNamespace(path string) error {
+	dir := filepath.Dir(path)
+	if err := shareMounts(dir); err != nil {
+		return fmt.Errorf("prepare %s for network namespaces: %w", dir, err)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return fmt.Errorf("pin a network namespace: %w", err)
+	}
+	_ = f.Close()
+	if err := mountNewNamespace(path); err != nil {
+		return errors.Join(fmt.Errorf("pin a network namespace at %s: %w", path, err), os.Remove(path))
+	}
+	return nil
+}
+
+func mountNewNamespace(path string) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends in the new namespace
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("unshare: %w", err)
+			return
+		}
+		done <- unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, "")
+	}()
+	return <-done
+}
+
+// shareMounts makes dir a mount point that shares what is mounted in it with
+// other mount namespaces, as ip-netns(8) does.
+func shareMounts(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	// It is no mount point yet.
+	if err := unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
+}
+
+// UnpinNamespace takes away what PinNamespace made. The namespace goes with
+// its last process or open file.
+func UnpinNamespace(path string) error {
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unpin the network namespace %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unpin the network namespace %s: %w", path, err)
+	}
+	return nil
+}
+
+// openNamespace opens what is pinned at path. A path that holds no namespace
+// (its mount was lost, or never made) answers fs.ErrNotExist.
+func openNamespace(path string) (netns.NsHandle, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return netns.None(), &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	var stat unix.Statfs_t
+	if err := unix.Fstatfs(fd, &stat); err != nil || stat.Type != unix.NSFS_MAGIC {
+		_ = unix.Close(fd)
+		return netns.None(), &fs.PathError{Op: "open namespace", Path: path, Err: fs.ErrNotExist}
+	}
+	return netns.NsHandle(fd), nil
+}
+
+// namespaces names rackweft's in dir.
+func namespaces(dir string) ([]string, error) {
+	files, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the network namespaces: %w", err)
+	}
+	var names []string
+	for _, f := range files {
+		if strings.HasPrefix(f.Name(), namespacePrefix) {
+			names = append(names, f.Name())
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
