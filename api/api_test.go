@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 )
 
 const goodMachine = `{"apiVersion":"rackweft/v1alpha1","kind":"Machine","metadata":{"name":"r1u07"},
@@ -151,4 +152,14 @@ func FuzzDecodeObject(f *testing.F) {
 			t.Fatalf("encoded, but does not decode: %v\n%s", err, raw)
 		}
 	})
+}
+
+func TestSkew(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "is right", -time.Second: "is right", 90 * time.Second: "is 1m30s ahead", -4976*time.Hour - time.Minute: "is 207 days behind",
+	} {
+		if got := Skew(d); got != want {
+			t.Errorf("Skew(%s) = %q, want %q", d, got, want)
+		}
+	}
 }

@@ -171,3 +171,18 @@ func (r VNIRange) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%d-%d
 
 // IsZero reports whether no range is set.
 func (r VNIRange) IsZero() bool { return r == VNIRange{} }
+
+// Skew says in words how far a clock is off: a host's clock minus bootd's.
+func Skew(d time.Duration) string {
+	word := "ahead"
+	if d < 0 {
+		d, word = -d, "behind"
+	}
+	switch {
+	case d < 2*time.Second: // a request takes its time, too
+		return "is right"
+	case d < 48*time.Hour:
+		return fmt.Sprintf("is %s %s", d.Round(time.Second), word)
+	}
+	return fmt.Sprintf("is %d days %s", d/(24*time.Hour), word)
+}

@@ -70,7 +70,7 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 	if err != nil {
 		return nil, err
 	}
-	d.decide(m, "", peer, "join", "joined", fmt.Sprintf("join token of BootAttempt %d; its clock is off by %s", m.Status.Attempt.Number, time.Until(r.Time).Round(time.Second)))
+	d.decide(m, "", peer, "join", "joined", fmt.Sprintf("join token of BootAttempt %d; its clock %s", m.Status.Attempt.Number, api.Skew(time.Until(r.Time))))
 	urls := d.APIFor(m)
 	if server, err := d.serverFor(peer); err == nil && !slices.Contains(urls, d.apiURL(server)) {
 		urls = append(urls, d.apiURL(server))

@@ -224,7 +224,7 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 	h.mutate(ctx, p.Name, p.UID, func(m *api.Machine) bool {
 		return m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "nodeagent "+clip(hello.AgentVersion, 64)+" from "+p.Address)
 	})
-	h.event(s, api.Normal, "HostConnected", fmt.Sprintf("nodeagent %s from %s, clock off by %s", clip(hello.AgentVersion, 64), p.Address, time.Until(hello.Time).Round(time.Second)))
+	h.event(s, api.Normal, "HostConnected", fmt.Sprintf("nodeagent %s from %s; its clock %s", clip(hello.AgentVersion, 64), p.Address, api.Skew(time.Until(hello.Time))))
 
 	replies := make(chan api.ServerFrame, 8)
 	done := make(chan struct{})

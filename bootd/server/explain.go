@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -19,6 +20,9 @@ const (
 // explain tells why a Machine is as it is. It may be named by a MAC, also by
 // one that no Machine has.
 func (s *Server) explain(c *call) error {
+	if err := s.catchUpWithStore(c.r.Context()); err != nil {
+		return err
+	}
 	m, mac, err := s.subject(c)
 	if err != nil {
 		return err
@@ -40,6 +44,20 @@ func (s *Server) explain(c *call) error {
 		x.Summary = unknownMAC(mac, x.Decisions)
 	}
 	return c.json(http.StatusOK, x)
+}
+
+// catchUpWithStore waits until the cache holds all that is written by now: MACs are looked
+// up there.
+func (s *Server) catchUpWithStore(ctx context.Context) error {
+	site, err := api.LookupKind("Site")
+	if err != nil {
+		return err
+	}
+	_, revision, err := s.conf.Store.List(ctx, site)
+	if err != nil {
+		return err
+	}
+	return s.conf.Cache.WaitRevision(ctx, revision)
 }
 
 // subject finds the Machine that is asked about; nil for a MAC that none has.
