@@ -25,6 +25,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/image"
 	"github.com/rackweft/rackweft/bootd/lease"
 	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/systemd"
@@ -41,6 +42,7 @@ type daemon struct {
 	ca      *ca.Authority
 	store   *store.Store
 	cache   *store.Cache
+	nets    *network.Index
 	blobs   *blob.Store
 	record  *recorder
 	leases  *lease.Table
@@ -97,6 +99,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	}
 	d.cache = store.NewCache(d.store, d.log)
+	d.nets = network.NewIndex(d.store, d.log)
 	return d.build(ctx)
 }
 
@@ -178,7 +181,7 @@ func (d *daemon) build(ctx context.Context) error {
 	}
 	d.hub = &hostspec.Hub{
 		Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Log: d.log,
-		Compiler: &hostspec.Compiler{Cache: d.cache, Epoch: epoch, API: d.decider.APIFor},
+		Compiler: &hostspec.Compiler{Cache: d.cache, Networks: d.nets, Epoch: epoch, API: d.decider.APIFor},
 	}
 	return nil
 }
@@ -242,6 +245,7 @@ func (r renewer) Renew(csr []byte, name, uid string) (cert []byte, key string, e
 func (d *daemon) serve(ctx context.Context) error {
 	g, running := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.cache.Run(running) })
+	g.Go(func() error { return d.nets.Run(running) })
 	g.Go(func() error { return d.start(running, g) })
 	err := g.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
@@ -250,12 +254,15 @@ func (d *daemon) serve(ctx context.Context) error {
 	return err
 }
 
-// start starts everything that needs a filled cache.
+// start starts everything that needs a filled cache. HostSpecs that are compiled
+// without the leases would orphan every Network.
 func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
-	select {
-	case <-d.cache.Synced():
-	case <-ctx.Done():
-		return ctx.Err()
+	for _, synced := range []<-chan struct{}{d.cache.Synced(), d.nets.Synced()} {
+		select {
+		case <-synced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if err := d.ensureSite(ctx); err != nil {
 		return err
@@ -295,12 +302,14 @@ func (d *daemon) lead(ctx context.Context) error {
 			},
 		}
 		images := &image.Controller{Store: d.store, Cache: d.cache, Blobs: d.blobs, Event: d.record.Event, Log: d.log}
+		networks := &network.Controller{Store: d.store, Cache: d.cache, Index: d.nets, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
 		d.leading.Store(true)
 		defer d.leading.Store(false)
 		d.reportSubnets(ctx)
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return machines.Run(ctx) })
 		g.Go(func() error { return images.Run(ctx) })
+		g.Go(func() error { return networks.Run(ctx) })
 		return g.Wait()
 	})
 }

@@ -9,13 +9,16 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // Compiler makes HostSpecs out of the objects as they stand. It is pure but for
-// the cache that it reads.
+// the cache and the leases that it reads.
 type Compiler struct {
 	Cache *store.Cache
+	// Networks has the leases of every Network; there are none without it.
+	Networks *network.Index
 	// Epoch is raised by a restore.
 	Epoch int64
 	// API lists the URLs of bootd that hosts are to know.
@@ -24,19 +27,35 @@ type Compiler struct {
 
 // Compile makes the HostSpec of a Machine. Equal objects give equal parts.
 func (c *Compiler) Compile(m *api.Machine) (*api.HostSpec, error) {
-	h := &api.HostSpec{Epoch: c.Epoch, Revision: c.Cache.Revision(), Parts: map[string]api.Part{}}
+	s, err := c.compile(m)
+	if err != nil {
+		return nil, err
+	}
+	h := &api.HostSpec{Epoch: s.epoch, Revision: s.revision, Parts: map[string]api.Part{}, Tombstones: s.tombstones}
 	h.SetDefaults()
 	h.Metadata = api.Metadata{Name: m.Metadata.Name, UID: m.Metadata.UID}
+	for name, p := range s.parts {
+		h.Parts[name] = p.Value()
+	}
+	return h, nil
+}
+
+// compile makes a HostSpec whose large parts are put together only when sent.
+func (c *Compiler) compile(m *api.Machine) (*hostSpec, error) {
+	s := &hostSpec{epoch: c.Epoch, revision: c.Cache.Revision(), parts: map[string]part{}, buried: map[api.Tombstone]int64{}}
 	base, err := api.EncodePart(c.base(m))
 	if err != nil {
 		return nil, fmt.Errorf("compile the base part of %s: %w", m.Metadata.Name, err)
 	}
-	h.Parts[api.PartBase] = base
-	return h, nil
+	s.parts[api.PartBase] = whole(base)
+	if err := c.networks(m, s); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 func (c *Compiler) base(m *api.Machine) api.BasePart {
-	b := api.BasePart{UID: m.Metadata.UID, Zone: m.Spec.Zone, Labels: maps.Clone(m.Metadata.Labels), Underlay: c.underlay(m)}
+	b := api.BasePart{UID: m.Metadata.UID, Zone: m.Spec.Zone, Labels: maps.Clone(m.Metadata.Labels), Underlay: network.Underlay(c.Cache, m)}
 	if s, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok {
 		b.NTP = s.Spec.NTP
 	}
@@ -46,48 +65,93 @@ func (c *Compiler) base(m *api.Machine) api.BasePart {
 	return b
 }
 
-// underlay is the first link on a production Subnet.
-func (c *Compiler) underlay(m *api.Machine) api.Underlay {
-	for _, l := range m.Spec.Links {
-		s, ok := store.Cached[api.Subnet](c.Cache, l.Subnet)
-		if !ok || s.Spec.Purpose != api.Production {
-			continue
-		}
-		u := api.Underlay{Interface: l.Name, Addresses: l.Addresses, MTU: l.MTU}
-		if u.MTU == 0 {
-			u.MTU = s.Spec.MTU
-		}
-		return u
-	}
-	return api.Underlay{}
+// hostSpec is a HostSpec on its way to a host.
+type hostSpec struct {
+	epoch, revision int64
+	parts           map[string]part
+	tombstones      []api.Tombstone
+	// buried says for each tombstone from which revision a host's word counts
+	// that nothing is left; 0 when this spec is older than that.
+	buried map[api.Tombstone]int64
 }
 
-// digests are the digests of a HostSpec's parts.
-func digests(h *api.HostSpec) map[string]string {
-	d := make(map[string]string, len(h.Parts))
-	for name, p := range h.Parts {
-		d[name] = api.PartDigest(p)
-	}
-	return d
+// part is one part in the making.
+type part interface {
+	Digest() string
+	Value() api.Part
 }
 
-// difference lists the frames that bring a host from what it holds to h: parts
+// whole is a part that is there.
+type whole api.Part
+
+func (w whole) Digest() string  { return api.PartDigest(api.Part(w)) }
+func (w whole) Value() api.Part { return api.Part(w) }
+
+// bury adds a tombstone.
+func (s *hostSpec) bury(t api.Tombstone, from int64) {
+	if s.revision < from {
+		from = 0
+	}
+	s.tombstones = append(s.tombstones, t)
+	s.buried[t] = from
+}
+
+// held is what a host holds of its HostSpec.
+type held struct {
+	digests map[string]string
+	// parts, tombstones: as they were sent on this stream.
+	parts  map[string]part
+	buried map[api.Tombstone]int64
+}
+
+// held is what the host holds that has been sent s.
+func (s *hostSpec) held() held {
+	h := held{digests: make(map[string]string, len(s.parts)), parts: s.parts, buried: s.buried}
+	for name, p := range s.parts {
+		h.digests[name] = p.Digest()
+	}
+	return h
+}
+
+// difference lists the frames that bring a host from what it holds to s: parts
 // that changed, parts that are gone, tombstones, then a bookmark.
-func difference(held map[string]string, h *api.HostSpec) []api.ServerFrame {
+func difference(h held, s *hostSpec) []api.ServerFrame {
 	var frames []api.ServerFrame
-	now := digests(h)
-	for _, name := range slices.Sorted(maps.Keys(h.Parts)) {
-		if held[name] != now[name] {
-			frames = append(frames, api.ServerFrame{Part: &api.PartUpdate{Name: name, Digest: now[name], Value: h.Parts[name]}})
+	for _, name := range slices.Sorted(maps.Keys(s.parts)) {
+		if digest := s.parts[name].Digest(); h.digests[name] != digest {
+			frames = append(frames, api.ServerFrame{Part: h.update(name, digest, s.parts[name])})
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(held)) {
-		if _, stays := now[name]; !stays {
+	for _, name := range slices.Sorted(maps.Keys(h.digests)) {
+		if _, stays := s.parts[name]; !stays {
 			frames = append(frames, api.ServerFrame{Gone: name})
 		}
 	}
-	if len(h.Tombstones) > 0 {
-		frames = append(frames, api.ServerFrame{Tombstones: h.Tombstones})
+	var fresh []api.Tombstone
+	for _, t := range s.tombstones {
+		if from, told := h.buried[t]; !told || from != s.buried[t] {
+			fresh = append(fresh, t)
+		}
 	}
-	return append(frames, api.ServerFrame{Bookmark: &api.Bookmark{Epoch: h.Epoch, Revision: h.Revision}})
+	if len(fresh) > 0 {
+		frames = append(frames, api.ServerFrame{Tombstones: fresh})
+	}
+	return append(frames, api.ServerFrame{Bookmark: &api.Bookmark{Epoch: s.epoch, Revision: s.revision}})
+}
+
+// update is the whole part, or what changed in a Network's peers since the part
+// that was sent on this stream.
+func (h held) update(name, digest string, p part) *api.PartUpdate {
+	u := &api.PartUpdate{Name: name, Digest: digest}
+	now, ok := p.(*network.Part)
+	old, known := h.parts[name].(*network.Part)
+	if ok && known {
+		u.Delta = now.Delta(old)
+	}
+	if u.Delta == nil {
+		u.Value = p.Value()
+	} else {
+		u.Base = h.digests[name]
+	}
+	return u
 }

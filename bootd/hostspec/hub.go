@@ -15,6 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -146,6 +147,9 @@ func (h *Hub) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error { return h.Cache.Subscribe(ctx, h.changed) })
+	if h.Compiler.Networks != nil {
+		g.Go(func() error { return h.Compiler.Networks.Subscribe(ctx, h.leasesChanged) })
+	}
 	return g.Wait()
 }
 
@@ -163,6 +167,17 @@ func (h *Hub) changed(c store.Change) {
 	}
 	for _, s := range h.streams {
 		s.mark()
+	}
+}
+
+// leasesChanged marks the streams of hosts whose Networks changed.
+func (h *Hub) leasesChanged(c network.Change) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.streams {
+		if c.Hosts[s.peer.UID] {
+			s.mark()
+		}
 	}
 }
 
@@ -232,7 +247,7 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 		defer close(done)
 		cancel(h.receive(ctx, s, in, replies))
 	}()
-	err = h.transmit(ctx, s, hello.Digests, replies, send)
+	err = h.transmit(ctx, s, held{digests: hello.Digests}, replies, send)
 	cancel(err)
 	_ = c.SetReadDeadline(time.Now()) // wakes the reader
 	<-done
@@ -369,7 +384,7 @@ func (h *Hub) event(s *stream, typ api.EventType, reason, message string) {
 }
 
 // transmit sends what changes, and what receive answers.
-func (h *Hub) transmit(ctx context.Context, s *stream, held map[string]string, replies <-chan api.ServerFrame, send func(api.ServerFrame) error) error {
+func (h *Hub) transmit(ctx context.Context, s *stream, has held, replies <-chan api.ServerFrame, send func(api.ServerFrame) error) error {
 	s.mark()
 	for {
 		select {
@@ -380,37 +395,37 @@ func (h *Hub) transmit(ctx context.Context, s *stream, held map[string]string, r
 				return err
 			}
 		case <-s.dirty:
-			next, err := h.update(ctx, s, held, send)
+			next, err := h.update(ctx, s, has, send)
 			if err != nil {
 				return err
 			}
-			held = next
+			has = next
 		}
 	}
 }
 
 // update sends the difference between what the host holds and what it should.
-func (h *Hub) update(ctx context.Context, s *stream, held map[string]string, send func(api.ServerFrame) error) (map[string]string, error) {
+func (h *Hub) update(ctx context.Context, s *stream, has held, send func(api.ServerFrame) error) (held, error) {
 	if err := h.admit(ctx, s.peer, send); err != nil {
-		return nil, err
+		return held{}, err
 	}
 	m, ok := store.Cached[api.Machine](h.Cache, s.peer.Name)
 	if !ok {
-		return held, nil // the cache is behind: its next change marks the stream
+		return has, nil // the cache is behind: its next change marks the stream
 	}
-	spec, err := h.Compiler.Compile(m)
+	spec, err := h.Compiler.compile(m)
 	if err != nil {
-		return nil, err
+		return held{}, err
 	}
-	frames := difference(held, spec)
+	frames := difference(has, spec)
 	if len(frames) == 1 && s.greeted {
-		return held, nil // nothing but a bookmark: the host need not hear of every revision
+		return has, nil // nothing but a bookmark: the host need not hear of every revision
 	}
 	for _, f := range frames {
 		if err := send(f); err != nil {
-			return nil, err
+			return held{}, err
 		}
 	}
 	s.greeted = true
-	return digests(spec), ctx.Err()
+	return spec.held(), ctx.Err()
 }

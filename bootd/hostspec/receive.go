@@ -59,7 +59,7 @@ func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 	if !ok {
 		return
 	}
-	spec, err := h.Compiler.Compile(m)
+	spec, err := h.Compiler.compile(m)
 	if err != nil {
 		h.Log.Warn("compile HostSpec", "host", s.peer.Name, "error", err)
 		return
@@ -103,7 +103,7 @@ const (
 
 // bounded is a copy of a host's status that is fit to be stored. Of more parts
 // than are kept, those of its HostSpec come first.
-func bounded(spec *api.HostSpec, status *api.HostStatus) (*api.HostStatus, error) {
+func bounded(spec *hostSpec, status *api.HostStatus) (*api.HostStatus, error) {
 	next := *status
 	next.Connected, next.LastHeartbeat, next.Reported = false, time.Time{}, time.Time{}
 	for _, text := range []*string{&next.AgentVersion, &next.OS, &next.Kernel, &next.BootID, &next.AttemptID} {
@@ -125,7 +125,7 @@ func bounded(spec *api.HostSpec, status *api.HostStatus) (*api.HostStatus, error
 	return &next, nil
 }
 
-func boundedParts(spec *api.HostSpec, parts map[string]api.PartStatus) map[string]api.PartStatus {
+func boundedParts(spec *hostSpec, parts map[string]api.PartStatus) map[string]api.PartStatus {
 	names := make([]string, 0, len(parts))
 	for name := range parts {
 		if len(name) <= 128 {
@@ -133,8 +133,7 @@ func boundedParts(spec *api.HostSpec, parts map[string]api.PartStatus) map[strin
 		}
 	}
 	slices.SortFunc(names, func(a, b string) int {
-		_, inA := spec.Parts[a]
-		_, inB := spec.Parts[b]
+		inA, inB := spec.names(a), spec.names(b)
 		if inA != inB {
 			if inA {
 				return -1
@@ -149,6 +148,17 @@ func boundedParts(spec *api.HostSpec, parts map[string]api.PartStatus) map[strin
 		kept[name] = api.PartStatus{Digest: clip(p.Digest, 80), State: api.PartState(clip(string(p.State), 16)), Message: clip(p.Message, 256), Time: p.Time}
 	}
 	return kept
+}
+
+// names reports whether a host's part is one of the HostSpec or of a tombstone,
+// which nodeagent reports as PART@UID.
+func (s *hostSpec) names(part string) bool {
+	name, uid, buried := strings.Cut(part, "@")
+	if buried {
+		_, ok := s.buried[api.Tombstone{Part: name, UID: uid}]
+		return ok
+	}
+	return s.parts[name] != nil
 }
 
 // clip bounds a host's word, and keeps control characters out of what people
@@ -169,9 +179,9 @@ func clip(s string, n int) string {
 }
 
 // judge compares what the host has applied with what it should have.
-func judge(spec *api.HostSpec, status *api.HostStatus) (applied api.ConditionStatus, reason, message string) {
+func judge(spec *hostSpec, status *api.HostStatus) (applied api.ConditionStatus, reason, message string) {
 	var waiting, failed []string
-	now := digests(spec)
+	now := spec.held().digests
 	for name := range now {
 		p, ok := status.Parts[name]
 		switch {
@@ -189,7 +199,7 @@ func judge(spec *api.HostSpec, status *api.HostStatus) (applied api.ConditionSta
 	case len(waiting) > 0:
 		return api.False, "Applying", "not applied yet: " + strings.Join(waiting, "; ")
 	}
-	return api.True, "Applied", fmt.Sprintf("%d parts are applied", len(spec.Parts))
+	return api.True, "Applied", fmt.Sprintf("%d parts are applied", len(spec.parts))
 }
 
 // renew signs a fresh certificate for a host that holds its stream.

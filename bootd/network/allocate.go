@@ -93,6 +93,11 @@ func overlaps(sorted []span, p netip.Prefix) bool {
 	return i < len(sorted) && sorted[i].first < s.end
 }
 
+// Overlap reports whether two lists of CIDRs have an address in common.
+func Overlap(a, b []netip.Prefix) bool {
+	return slices.ContainsFunc(a, func(p netip.Prefix) bool { return slices.ContainsFunc(b, p.Overlaps) })
+}
+
 // within reports whether a lease was cut from the CIDRs.
 func within(cidrs []netip.Prefix, lease netip.Prefix) bool {
 	return slices.ContainsFunc(cidrs, func(c netip.Prefix) bool {
