@@ -127,49 +127,31 @@ func diffEntries(want, seen entries) []entryOp {
 	var ops []entryOp
 	op := func(v verb, e fmt.Stringer) { ops = append(ops, entryOp{v, e}) }
 
-	for _, m := range sortedKeys(want.fdb, compareMAC) {
+	for _, m := range pick(want.fdb, compareMAC, func(m mac) bool { return !slices.Equal(seen.fdb[m], want.fdb[m]) }) {
 		diffFDB(want.fdb[m][0], seen.fdb[m], op)
 	}
-	for _, ip := range sortedKeys(want.neighbours, netip.Addr.Compare) {
-		if lladdr, ok := seen.neighbours[ip]; !ok || lladdr != want.neighbours[ip] {
-			op(replace, neighbour{ip, want.neighbours[ip]})
-		}
+	for _, ip := range pick(want.neighbours, netip.Addr.Compare, differs(want.neighbours, seen.neighbours)) {
+		op(replace, neighbour{ip, want.neighbours[ip]})
 	}
-	for _, id := range sortedKeys(want.nexthops, cmp.Compare[uint32]) {
-		if via, ok := seen.nexthops[id]; !ok {
-			op(create, nexthop{id, want.nexthops[id]})
-		} else if via != want.nexthops[id] {
-			op(replace, nexthop{id, want.nexthops[id]})
-		}
+	for _, id := range pick(want.nexthops, cmp.Compare[uint32], differs(want.nexthops, seen.nexthops)) {
+		op(put(seen.nexthops, id), nexthop{id, want.nexthops[id]})
 	}
-	for _, dst := range sortedKeys(want.routes, compareDestination) {
-		if id, ok := seen.routes[dst]; !ok {
-			op(create, route{dst, want.routes[dst]})
-		} else if id != want.routes[dst] {
-			op(replace, route{dst, want.routes[dst]})
-		}
+	for _, dst := range pick(want.routes, compareDestination, differs(want.routes, seen.routes)) {
+		op(put(seen.routes, dst), route{dst, want.routes[dst]})
 	}
 
-	for _, dst := range sortedKeys(seen.routes, compareDestination) {
-		if _, ok := want.routes[dst]; !ok {
-			op(remove, route{dst, seen.routes[dst]})
-		}
+	for _, dst := range pick(seen.routes, compareDestination, absent(want.routes)) {
+		op(remove, route{dst, seen.routes[dst]})
 	}
-	for _, id := range sortedKeys(seen.nexthops, cmp.Compare[uint32]) {
-		if _, ok := want.nexthops[id]; !ok {
-			op(remove, nexthop{id, seen.nexthops[id]})
-		}
+	for _, id := range pick(seen.nexthops, cmp.Compare[uint32], absent(want.nexthops)) {
+		op(remove, nexthop{id, seen.nexthops[id]})
 	}
-	for _, ip := range sortedKeys(seen.neighbours, netip.Addr.Compare) {
-		if _, ok := want.neighbours[ip]; !ok {
-			op(remove, neighbour{ip, seen.neighbours[ip]})
-		}
+	for _, ip := range pick(seen.neighbours, netip.Addr.Compare, absent(want.neighbours)) {
+		op(remove, neighbour{ip, seen.neighbours[ip]})
 	}
-	for _, m := range sortedKeys(seen.fdb, compareMAC) {
-		if _, ok := want.fdb[m]; !ok {
-			for _, e := range seen.fdb[m] {
-				op(remove, e)
-			}
+	for _, m := range pick(seen.fdb, compareMAC, absent(want.fdb)) {
+		for _, e := range seen.fdb[m] {
+			op(remove, e)
 		}
 	}
 	return ops
@@ -198,13 +180,38 @@ func compareDestination(a, b destination) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()), cmp.Compare(a.metric, b.metric))
 }
 
-func sortedKeys[K comparable, V any](m map[K]V, compare func(a, b K) int) []K {
-	keys := make([]K, 0, len(m))
+// pick returns the keys of m that are wanted, sorted.
+func pick[K comparable, V any](m map[K]V, compare func(a, b K) int, wanted func(K) bool) []K {
+	var keys []K
 	for k := range m {
-		keys = append(keys, k)
+		if wanted(k) {
+			keys = append(keys, k)
+		}
 	}
 	slices.SortFunc(keys, compare)
 	return keys
+}
+
+func differs[K, V comparable](want, seen map[K]V) func(K) bool {
+	return func(k K) bool {
+		v, ok := seen[k]
+		return !ok || v != want[k]
+	}
+}
+
+func absent[K comparable, V any](want map[K]V) func(K) bool {
+	return func(k K) bool {
+		_, ok := want[k]
+		return !ok
+	}
+}
+
+// put takes the place of what is ours, and of nothing else.
+func put[K comparable, V any](seen map[K]V, k K) verb {
+	if _, ok := seen[k]; ok {
+		return replace
+	}
+	return create
 }
 
 // applyEntries carries ops out on the device, as many as the kernel takes. An

@@ -304,9 +304,9 @@ func (o *Overlay) note(w *work, namespace string, err error) {
 	n := w.network
 	asked := fmt.Sprint(n.digest, n.underlay, n.source, n.mtu)
 	s := o.stats[n.uid]
-	if o.settled[n.uid] == asked && len(w.done) > 0 {
-		s.Repairs += int64(len(w.done))
-		o.log.Warn("overlay: repaired", "network", n.name, "changes", len(w.done), "first", w.done[0])
+	if o.settled[n.uid] == asked && w.changes > 0 {
+		s.Repairs += int64(w.changes)
+		o.log.Warn("overlay: repaired", "network", n.name, "changes", w.changes, "first", w.first)
 	}
 	delete(o.settled, n.uid)
 	if err == nil {
@@ -320,8 +320,17 @@ func (o *Overlay) note(w *work, namespace string, err error) {
 type work struct {
 	host, tenant place
 	network      network
-	done         []string // what was changed
 	entries      int
+	changes      int
+	first        string // of the changes
+}
+
+// did counts changes.
+func did[T fmt.Stringer](w *work, changes []T) {
+	if w.changes == 0 && len(changes) > 0 {
+		w.first = changes[0].String()
+	}
+	w.changes += len(changes)
 }
 
 func (w *work) run() error {
@@ -342,9 +351,7 @@ func (w *work) linkSysctls() error {
 
 func (w *work) setSysctls(want []sysctl) error {
 	set, err := setSysctls(w.tenant.ns, want)
-	for _, s := range set {
-		w.done = append(w.done, s.String())
-	}
+	did(w, set)
 	return err
 }
 
@@ -357,9 +364,7 @@ func (w *work) links() error {
 	if err != nil {
 		return err
 	}
-	for _, op := range ops {
-		w.done = append(w.done, op.String())
-	}
+	did(w, ops)
 	return applyLinks(w.host.Handle, w.tenant.Handle, w.tenant.ns, ops)
 }
 
@@ -380,9 +385,7 @@ func (w *work) peers() error {
 	}
 	want := wantEntries(w.network.peers)
 	ops := diffEntries(want, seen)
-	for _, op := range ops {
-		w.done = append(w.done, op.String())
-	}
+	did(w, ops)
 	w.entries = want.count()
 	return c.applyEntries(index, ops)
 }

@@ -9,8 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -308,26 +306,6 @@ func (h *testHost) entries(n tenant) entries {
 	e, err := c.listEntries(l.Attrs().Index, 0)
 	must(h.fabric.t, err)
 	return e
-}
-
-// state is all that there is in a namespace of what an overlay makes.
-func (p place) state(t testing.TB) string {
-	t.Helper()
-	links, err := listLinks(p.Handle)
-	must(t, err)
-	var lines []string
-	for _, l := range links {
-		lines = append(lines, fmt.Sprintf("%+v", l))
-	}
-	for family := range 2 {
-		routes, err := again(func() ([]netlink.Route, error) { return p.RouteList(nil, []int{unix.AF_INET, unix.AF_INET6}[family]) })
-		must(t, err)
-		for _, r := range routes {
-			lines = append(lines, r.String())
-		}
-	}
-	slices.Sort(lines)
-	return strings.Join(lines, "\n")
 }
 
 func must(t testing.TB, err error) {
