@@ -71,7 +71,7 @@ func admit(w world, o, current api.Object) verdict {
 	case *api.Zone:
 		v.zone(w, o)
 	case *api.Network:
-		v.network(w, o)
+		v.network(w, o, current)
 	case *api.Secret:
 		v.secret(o, current)
 	}
@@ -195,17 +195,6 @@ func (v *verdict) zone(w world, z *api.Zone) {
 	for _, other := range w.zones {
 		if other.Metadata.Name != z.Metadata.Name && other.Spec.ASN == z.Spec.ASN {
 			v.fail("/spec/asn", "ASN %d is that of Zone %s", z.Spec.ASN, other.Metadata.Name)
-		}
-	}
-}
-
-func (v *verdict) network(w world, n *api.Network) {
-	if n.Spec.VNI == 0 {
-		return
-	}
-	for _, other := range w.networks {
-		if other.Metadata.Name != n.Metadata.Name && (other.Spec.VNI == n.Spec.VNI || other.Status.VNI == n.Spec.VNI) {
-			v.fail("/spec/vni", "VNI %d is that of Network %s", n.Spec.VNI, other.Metadata.Name)
 		}
 	}
 }
