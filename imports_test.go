@@ -36,6 +36,7 @@ func rooms() map[string][]string {
 		"cmd/bootd":      {"api", "bootd", "systemd"},
 		"cmd/nodeagent":  {"api", "nodeagent", "systemd", "bgp"},
 		"cmd/weftctl":    {"api", "lab", "cmd/weftctl"},
+		"docs":           {"api"}, // its test
 	}
 }
 

@@ -1,0 +1,125 @@
+// Package docs_test keeps the documentation true to the code.
+package docs_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Every object that the documentation shows is one that bootd would take.
+func TestObjects(t *testing.T) {
+	objects := 0
+	for _, page := range pages(t) {
+		for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(page.text, -1) {
+			for _, document := range bytes.Split(block[1], []byte("---\n")) {
+				if !bytes.Contains(document, []byte("apiVersion:")) {
+					continue
+				}
+				objects++
+				raw, err := yaml.YAMLToJSONStrict(document)
+				if err != nil {
+					t.Errorf("%s: %v in\n%s", page.name, err, document)
+					continue
+				}
+				o, err := api.DecodeObject(raw)
+				if err != nil {
+					t.Errorf("%s: %v in\n%s", page.name, err, document)
+					continue
+				}
+				o.SetDefaults()
+				if err := o.Validate().OrNil(); err != nil {
+					t.Errorf("%s: %v in\n%s", page.name, err, document)
+				}
+			}
+		}
+	}
+	if objects < 10 {
+		t.Errorf("%d objects were found; the pages hold more", objects)
+	}
+}
+
+// Links between pages and into the tree lead somewhere.
+func TestLinks(t *testing.T) {
+	for _, page := range pages(t) {
+		for _, link := range regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`).FindAllSubmatch(page.text, -1) {
+			to := string(link[1])
+			if strings.Contains(to, "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(page.name), to)); err != nil {
+				t.Errorf("%s links to %s: %v", page.name, to, err)
+			}
+		}
+	}
+}
+
+// What the source names in these places, the pages name too.
+func TestNothingIsLeftOut(t *testing.T) {
+	for _, c := range []struct{ page, source, from, to, name, written string }{
+		{"configuration.md", "../bootd/config.go", "type Config struct", "func LoadConfig", `json:"(\w+)[",]`, "%"},
+		{"configuration.md", "../cmd/bootd/command.go", "f := c.Flags()", "return c", `"([a-z]+-?[a-z]+)", (?:"|default|nil)`, "--%"},
+		{"configuration.md", "../api/stream.go", "type AgentConfig struct", "// EventType", `json:"(\w+)[",]`, "`%`"},
+		{"provisioning.md", "../bootd/boot/config.go", `"Machine": map`, `"Site":`, `"(\w+)":\s*[mfo]\w*[.(]`, ".Machine.%"},
+		{"provisioning.md", "../bootd/boot/config.go", `"Site": `, `"Image":`, `"(\w+)": site`, ".Site.%"},
+		{"provisioning.md", "../bootd/boot/config.go", `facts["Zone"]`, "return facts", `"(\w+)":\s*[zo]`, ".Zone.%"},
+		{"provisioning.md", "../ignition/template.go", "return template.FuncMap", "text/template's own", `"(\w+)":\s`, "`%"},
+		{"configuration.md", "../bootd/dhcp/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../bootd/tftp/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../bootd/httpboot/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../bootd/server/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../bootd/boot/record.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../bootd/record.go", "", "", `"(rackweft_\w+)"`, "`%"},
+	} {
+		page, err := os.ReadFile(c.page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source, err := os.ReadFile(c.source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, part, found := strings.Cut(string(source), c.from)
+		if c.to != "" {
+			part, _, found = strings.Cut(part, c.to)
+		}
+		names := regexp.MustCompile(c.name).FindAllStringSubmatch(part, -1)
+		if !found || len(names) == 0 {
+			t.Errorf("%s: nothing is found from %q to %q: correct this test", c.source, c.from, c.to)
+		}
+		for _, n := range names {
+			if want := strings.ReplaceAll(c.written, "%", n[1]); !strings.Contains(string(page), want) {
+				t.Errorf("%s has %s, which %s does not name (%s)", c.source, n[1], c.page, want)
+			}
+		}
+	}
+}
+
+type page struct {
+	name string
+	text []byte
+}
+
+func pages(t *testing.T) []page {
+	t.Helper()
+	names, err := filepath.Glob("*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []page
+	for _, name := range append(names, "../README.md", "../CONTRIBUTING.md") {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, page{name, text})
+	}
+	return all
+}
