@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -179,6 +180,9 @@ func (x *Index) set(k store.FlannelKey) bool {
 		x.networks[k.Network] = l
 	}
 	before := l.hosts[k.Subnet]
+	if k.Kind == store.FlannelConfig && !bytes.Equal(l.config.Value, k.Value) {
+		x.tellOf(k.Network) // the Controller's to look at; no host is told
+	}
 	if !l.set(k) {
 		return false
 	}
@@ -223,7 +227,7 @@ func (l *layout) set(k store.FlannelKey) bool {
 		}
 		old := l.subnets[k.Subnet]
 		l.subnets[k.Subnet] = k
-		return string(old.Value) != string(k.Value) // a renewal changes nothing
+		return !bytes.Equal(old.Value, k.Value) // a renewal changes nothing
 	case store.FlannelHost:
 		if k.Value == nil {
 			delete(l.hosts, k.Subnet)
@@ -258,13 +262,18 @@ func ownerOf(k store.FlannelKey) owner {
 func (x *Index) touch(name string) {
 	l := x.networks[name]
 	l.view = nil
-	x.news.Networks[name] = true
 	for _, h := range l.hosts {
 		x.news.Hosts[h.UID] = true
 	}
 	if len(l.keys()) == 0 {
 		delete(x.networks, name)
 	}
+	x.tellOf(name)
+}
+
+// tellOf has subscribers told of a Network.
+func (x *Index) tellOf(name string) {
+	x.news.Networks[name] = true
 	select {
 	case x.wake <- struct{}{}:
 	default:

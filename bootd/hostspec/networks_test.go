@@ -1,0 +1,407 @@
+package hostspec
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
+	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// rack is a Site whose hosts are given leases by a real Controller, and their
+// HostSpecs by a real Hub.
+type rack struct {
+	*bench
+	index *network.Index
+	stop  func() // kills all but the store
+}
+
+func newRack(t testing.TB, hosts int, networks ...string) *rack {
+	t.Helper()
+	r := &rack{bench: &bench{Site: testsite.Open(t), t: t}}
+	r.Create(&api.Site{Base: testsite.Named("site")}, &api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601}},
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/16")}, MTU: 9000}})
+	for i := range hosts {
+		r.add(i)
+	}
+	for _, n := range networks {
+		r.Create(&api.Network{Base: testsite.Named(n), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}})
+	}
+	r.start()
+	return r
+}
+
+func hostName(i int) string { return fmt.Sprintf("r%du%02d", i/100, i%100) }
+
+func (r *rack) add(i int) {
+	r.t.Helper()
+	m := &api.Machine{Base: testsite.Named(hostName(i)), Spec: api.MachineSpec{Zone: "yellow", Links: []api.Link{
+		{Name: "prod0", MAC: api.MAC(fmt.Sprintf("52:54:00:01:%02x:%02x", i>>8, i&255)), Subnet: "prod", Addresses: []netip.Addr{netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}},
+	}}}
+	m.Status.HostKey, m.Status.Phase = key, api.PhaseActive
+	r.Create(m)
+}
+
+// start runs all that a bootd does for Networks.
+func (r *rack) start() {
+	r.t.Helper()
+	x := network.NewIndex(r.Store, r.Log)
+	r.index = x
+	r.hub = &Hub{Store: r.Store, Cache: r.Cache, Signer: signer{key}, Record: r, Log: r.Log, Compiler: &Compiler{Cache: r.Cache, Networks: x, Epoch: 1}}
+	c := &network.Controller{Store: r.Store, Cache: r.Cache, Index: x, Epoch: 1, Event: r.Event, Log: r.Log}
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	all.Go(func() { _ = x.Run(ctx) })
+	<-x.Synced()
+	hub := r.hub
+	all.Go(func() { _ = hub.Run(ctx) })
+	all.Go(func() { _ = c.Run(ctx) })
+	r.stop = sync.OnceFunc(func() { cancel(); all.Wait() })
+	r.t.Cleanup(r.stop)
+}
+
+func (r *rack) settled(networks []string, leases int) {
+	r.t.Helper()
+	for range 3000 {
+		if !slices.ContainsFunc(networks, func(name string) bool {
+			n, ok := store.Cached[api.Network](r.Cache, name)
+			return !ok || !n.Status.Conditions.Is(network.Ready) || n.Status.Leases != leases
+		}) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	r.t.Fatalf("never: %d leases; %s", leases, r.Text())
+}
+
+func (r *rack) dial(i int, hello *api.Hello) *host {
+	r.t.Helper()
+	return r.connect(Peer{Name: hostName(i), UID: r.Machine(hostName(i)).Metadata.UID, Key: key}, hello)
+}
+
+// cached is what nodeagent makes of frames (nodeagent/hostspec.go).
+type cached struct {
+	parts      map[string]api.Part
+	tombstones []api.Tombstone
+	mark       api.Bookmark
+	wholes     int
+	deltas     int
+}
+
+func (c *cached) take(t testing.TB, frames []api.ServerFrame) {
+	t.Helper()
+	if c.parts == nil {
+		c.parts = map[string]api.Part{}
+	}
+	for _, f := range frames {
+		switch {
+		case f.Part != nil:
+			value := f.Part.Value
+			if f.Part.Delta != nil {
+				c.deltas++
+				if api.PartDigest(c.parts[f.Part.Name]) != f.Part.Base {
+					t.Fatalf("a delta to %s, held is %s", f.Part.Base, c.parts[f.Part.Name])
+				}
+				value = applied(t, c.parts[f.Part.Name], f.Part.Delta)
+			} else {
+				c.wholes++
+			}
+			if api.PartDigest(value) != f.Part.Digest {
+				t.Fatalf("%s has another digest: %s", f.Part.Name, value)
+			}
+			c.parts[f.Part.Name] = value
+		case f.Gone != "":
+			delete(c.parts, f.Gone)
+		case f.Bookmark != nil:
+			c.mark = *f.Bookmark
+		}
+		c.tombstones = append(c.tombstones, f.Tombstones...)
+	}
+}
+
+func applied(t testing.TB, part api.Part, d *api.PeerDelta) api.Part {
+	t.Helper()
+	var n api.NetworkPart
+	if err := json.Unmarshal(part, &n); err != nil {
+		t.Fatal(err)
+	}
+	n.Peers = slices.DeleteFunc(n.Peers, func(p api.NetworkPeer) bool {
+		return slices.Contains(d.Remove, p.Lease.String()) || slices.ContainsFunc(d.Put, func(x api.NetworkPeer) bool { return x.Lease == p.Lease })
+	})
+	n.Peers = append(n.Peers, d.Put...)
+	slices.SortFunc(n.Peers, func(a, b api.NetworkPeer) int {
+		if c := a.Lease.Addr().Compare(b.Lease.Addr()); c != 0 {
+			return c
+		}
+		return a.Lease.Bits() - b.Lease.Bits()
+	})
+	raw, err := api.EncodePart(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func (c *cached) network(t testing.TB, name string) api.NetworkPart {
+	t.Helper()
+	var n api.NetworkPart
+	if err := json.Unmarshal(c.parts[api.NetworkPartName(name)], &n); err != nil {
+		t.Fatalf("%s: %v", c.parts, err)
+	}
+	return n
+}
+
+// follow takes frames until done.
+func (c *cached) follow(h *host, done func() bool) {
+	h.t.Helper()
+	for !done() {
+		c.take(h.t, h.until(bookmark))
+	}
+}
+
+func TestNetworkPart(t *testing.T) {
+	r := newRack(t, 3, "a", "b")
+	r.settled([]string{"a", "b"}, 3)
+	h := r.dial(1, &api.Hello{})
+	var has cached
+	has.follow(h, func() bool { return len(has.parts) == 3 })
+	n, a := has.network(t, "a"), r.Machine(hostName(1))
+	stored, _ := store.Cached[api.Network](r.Cache, "a")
+	if n.UID != stored.Metadata.UID || n.VNI != stored.Status.VNI || n.MTU != 8950 || n.MAC != network.VTEPMAC(a.Metadata.UID, n.VNI) || len(n.CIDRs) != 1 || n.Egress != "none" {
+		t.Errorf("%+v", n)
+	}
+	if len(n.Peers) != 2 || n.Peers[0].Host != hostName(0) || n.Peers[0].VTEP != netip.MustParseAddr("198.18.0.0") || n.Peers[1].Host != hostName(2) {
+		t.Errorf("%+v", n.Peers)
+	}
+	whole, err := r.hub.Compiler.Compile(a)
+	if err != nil || string(whole.Parts["network/a"]) != string(has.parts["network/a"]) {
+		t.Errorf("%s %v", whole.Parts["network/a"], err)
+	}
+
+	// A host that joins is a delta for the others.
+	wholes := has.wholes
+	r.add(3)
+	has.follow(h, func() bool { return len(has.network(t, "a").Peers) == 3 && len(has.network(t, "b").Peers) == 3 })
+	if has.wholes != wholes || has.deltas < 2 {
+		t.Errorf("%d wholes, %d deltas", has.wholes-wholes, has.deltas)
+	}
+	// And so is one that goes, for a host that comes back with what it holds.
+	_ = h.conn.Close()
+	digests := map[string]string{}
+	for name, p := range has.parts {
+		digests[name] = api.PartDigest(p)
+	}
+	h = r.dial(1, &api.Hello{Digests: digests})
+	if frames := h.until(bookmark); len(frames) != 1 {
+		t.Errorf("it holds all, and is sent %+v", frames)
+	}
+	has.deltas = 0
+	if err := r.Store.Delete(t.Context(), api.KindOf(a), hostName(3), ""); err != nil {
+		t.Fatal(err)
+	}
+	has.follow(h, func() bool { return len(has.network(t, "a").Peers) == 2 && len(has.network(t, "b").Peers) == 2 })
+	if has.wholes != wholes || has.deltas < 2 {
+		t.Errorf("%d wholes, %d deltas", has.wholes-wholes, has.deltas)
+	}
+	// Another field is not: the part is sent whole.
+	if _, err := store.Mutate(t.Context(), r.Store, "a", func(n *api.Network) error { n.Spec.Egress = "masquerade"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	has.follow(h, func() bool { return has.network(t, "a").Egress == "masquerade" })
+	if has.wholes != wholes+1 {
+		t.Errorf("%d wholes", has.wholes-wholes)
+	}
+}
+
+// TestAllow compiles the CIDRs of Networks that may talk to one.
+func TestAllow(t *testing.T) {
+	r := newRack(t, 1)
+	make := func(name, zone, cidr string, allow ...string) {
+		r.Create(&api.Network{Base: testsite.Named(name), Spec: api.NetworkSpec{Zone: zone, CIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}, Allow: allow}})
+	}
+	make("same", "yellow", "10.5.0.0/16")
+	make("abroad", "red", "10.7.0.0/16")
+	make("friend", "yellow", "10.6.0.0/16")
+	make("net", "yellow", "10.5.0.0/16", "friend", "same", "abroad", "missing", "net")
+	r.settled([]string{"net"}, 1)
+	h := r.dial(0, &api.Hello{})
+	var has cached
+	has.follow(h, func() bool { return has.parts["network/net"] != nil })
+	if got := has.network(t, "net").AllowCIDRs; len(got) != 1 || got[0] != netip.MustParsePrefix("10.6.0.0/16") {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestTombstone deletes a Network under two hosts, one of which is away for a
+// while, with bootd killed in between.
+func TestTombstone(t *testing.T) {
+	r := newRack(t, 0, "net")
+	r.add(0)
+	r.add(1)
+	r.settled([]string{"net"}, 2)
+	n, _ := store.Cached[api.Network](r.Cache, "net")
+	stone := api.Tombstone{Part: "network/net", UID: n.Metadata.UID}
+	h := r.dial(0, &api.Hello{})
+	var has cached
+	has.follow(h, func() bool { return has.parts["network/net"] != nil })
+	if err := r.Store.Delete(t.Context(), api.KindOf(n), "net", ""); err != nil {
+		t.Fatal(err)
+	}
+	has.follow(h, func() bool { return len(has.tombstones) > 0 })
+	if has.tombstones[0] != stone || has.parts["network/net"] != nil {
+		t.Fatalf("%+v %v", has.tombstones, has.parts)
+	}
+	gone := func() bool {
+		_, err := store.Get[api.Network](t.Context(), r.Store, "net")
+		return errors.Is(err, store.ErrNotFound)
+	}
+	// It is at work, then done. The other is away, and holds all up.
+	report := func(h *host, uid string, mark api.Bookmark, parts ...string) {
+		s := &api.HostStatus{UID: uid, Epoch: mark.Epoch, Revision: mark.Revision, Parts: map[string]api.PartStatus{}}
+		for _, p := range parts {
+			s.Parts[p] = api.PartStatus{State: api.PartPending}
+		}
+		h.send(api.HostFrame{Status: s})
+	}
+	// finish answers tombstones until the lease is gone.
+	finish := func(i int, h *host, has *cached) {
+		uid := r.Machine(hostName(i)).Metadata.UID
+		for range 10 {
+			report(h, uid, has.mark)
+			for range 50 {
+				if len(r.index.Memberships(uid)) == 0 {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			has.take(t, h.until(bookmark)) // it is told again, from the revision that counts
+		}
+		t.Fatalf("the lease of %s stands: %+v %s", hostName(i), has.mark, r.Text())
+	}
+	report(h, r.Machine(hostName(0)).Metadata.UID, has.mark, "network/net@"+n.Metadata.UID)
+	time.Sleep(50 * time.Millisecond)
+	if len(r.index.Memberships(r.Machine(hostName(0)).Metadata.UID)) != 1 {
+		t.Fatal("its lease is gone before the host is done")
+	}
+	finish(0, h, &has)
+	if gone() {
+		t.Fatal("the Network is gone while a host still has it")
+	}
+
+	// bootd is started again: the other host comes back and hears of it.
+	_ = h.conn.Close()
+	r.stop()
+	r.start()
+	late := r.dial(1, &api.Hello{Digests: map[string]string{"network/net": "whatever"}})
+	var late1 cached
+	late1.follow(late, func() bool { return len(late1.tombstones) > 0 })
+	if late1.tombstones[0] != stone {
+		t.Errorf("%+v", late1.tombstones)
+	}
+	finish(1, late, &late1)
+	for range 500 {
+		if gone() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("the Network stands: %s", r.Text())
+}
+
+// TestVanishedNetworkIsNoTombstone: absence is not deletion.
+func TestVanishedNetworkIsNoTombstone(t *testing.T) {
+	r := newRack(t, 1, "net")
+	r.settled([]string{"net"}, 1)
+	h := r.dial(0, &api.Hello{})
+	var has cached
+	has.follow(h, func() bool { return has.parts["network/net"] != nil })
+	if _, err := r.Store.Client().Delete(t.Context(), "/rackweft/v1alpha1/networks/net"); err != nil {
+		t.Fatal(err)
+	}
+	has.follow(h, func() bool { return has.parts["network/net"] == nil })
+	if len(has.tombstones) > 0 {
+		t.Errorf("%+v", has.tombstones)
+	}
+}
+
+// BenchmarkJoin measures from a Machine becoming Active to the last of 500 hosts
+// having been sent the deltas of all 20 Networks.
+func BenchmarkJoin(b *testing.B) {
+	const hosts = 500
+	var names []string
+	for i := range 20 {
+		names = append(names, fmt.Sprintf("n%02d", i))
+	}
+	r := newRack(b, hosts, names...)
+	r.settled(names, hosts)
+	// Each host tells how many of its Networks have the newcomer.
+	done := make(chan int, hosts)
+	var sent, deltas, wholes atomic.Int64
+	ready := make(chan struct{}, hosts)
+	newcomer := atomic.Pointer[[]byte]{}
+	for i := range hosts {
+		h := r.dial(i, &api.Hello{})
+		go func() {
+			greeted, seen := false, 0
+			for h.in.Scan() {
+				line := h.in.Bytes()
+				sent.Add(int64(len(line)))
+				if !greeted && bytes.Contains(line, []byte(`{"bookmark"`)) {
+					greeted = true
+					ready <- struct{}{}
+				}
+				if bytes.Contains(line, []byte(`"delta"`)) {
+					deltas.Add(1)
+				} else if bytes.Contains(line, []byte(`"value"`)) {
+					wholes.Add(1)
+				}
+				if name := newcomer.Load(); name != nil && bytes.Contains(line, *name) {
+					if seen++; seen%len(names) == 0 {
+						done <- i
+					}
+				}
+			}
+		}()
+	}
+	for range hosts {
+		<-ready
+	}
+	next := hosts
+	for b.Loop() {
+		b.StopTimer()
+		time.Sleep(2 * time.Second) // what the last one left to do
+		name := fmt.Appendf(nil, `"host":%q`, hostName(next))
+		newcomer.Store(&name)
+		for _, n := range []*atomic.Int64{&sent, &deltas, &wholes} {
+			n.Store(0)
+		}
+		var before, after unix.Rusage
+		_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
+		b.StartTimer()
+		r.add(next)
+		for range hosts {
+			<-done
+		}
+		b.StopTimer()
+		_ = unix.Getrusage(unix.RUSAGE_SELF, &after)
+		b.ReportMetric(float64(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano())/1e9, "cpu-s/op")
+		b.ReportMetric(float64(sent.Load())/1e6, "MB/op")
+		b.ReportMetric(float64(deltas.Load()), "deltas/op")
+		b.ReportMetric(float64(wholes.Load()), "wholes/op")
+		next++
+		b.StartTimer()
+	}
+}
