@@ -364,7 +364,7 @@ const maxWrites = 100
 
 // leftover says that the layout belongs to another Network of the same name.
 func leftover(n *api.Network, l *layout) error {
-	o := ownerOf(l.owner)
+	o := l.of
 	if o.uid == "" || o.uid == n.Metadata.UID {
 		return nil
 	}
@@ -374,7 +374,7 @@ func leftover(n *api.Network, l *layout) error {
 
 // foreignConfig says that flannel's configuration there is not rackweft's.
 func foreignConfig(n *api.Network, vni uint32, l *layout) error {
-	if l.config.Value == nil || ownerOf(l.owner).uid != "" || sameConfig(l.config.Value, flannelConfig(n, vni)) {
+	if l.config.Value == nil || l.of.uid != "" || sameConfig(l.config.Value, flannelConfig(n, vni)) {
 		return nil
 	}
 	return problemf("ForeignConfig", "%s%s/config holds a configuration that is not rackweft's, %.200s: to take that network over, make spec.cidrs, spec.hostPrefix and spec.vni the same; else remove the key",

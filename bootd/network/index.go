@@ -43,6 +43,7 @@ const settle = 20 * time.Millisecond
 type layout struct {
 	config  store.FlannelKey
 	owner   store.FlannelKey
+	of      owner // as owner says
 	subnets map[netip.Prefix]store.FlannelKey
 	hosts   map[netip.Prefix]held
 	view    *View // nil: to be made
@@ -217,9 +218,9 @@ func (l *layout) set(k store.FlannelKey) bool {
 		l.config = k
 		return false
 	case store.FlannelOwner:
-		old := l.owner
-		l.owner = k
-		return ownerOf(old) != ownerOf(k)
+		old := l.of
+		l.owner, l.of = k, ownerOf(k)
+		return old != l.of
 	case store.FlannelSubnet:
 		if k.Value == nil {
 			delete(l.subnets, k.Subnet)
@@ -302,7 +303,7 @@ func (x *Index) view(name string) *View {
 // peers are the leases that hosts are to forward to: those of hosts, and of
 // stock flannelds that claim nothing of a host's.
 func (l *layout) peers() []peer {
-	vni := ownerOf(l.owner).vni
+	vni := l.of.vni
 	var own []netip.Prefix
 	for p := range l.hosts {
 		own = append(own, p)
@@ -341,7 +342,7 @@ func (x *Index) Memberships(uid string) []Membership {
 		l := x.networks[name]
 		h := l.hosts[leases[name]]
 		if v := x.view(name); v != nil {
-			list = append(list, Membership{Network: name, UID: h.Network, VNI: ownerOf(l.owner).vni, Lease: leases[name], Buried: h.Buried, View: v})
+			list = append(list, Membership{Network: name, UID: h.Network, VNI: l.of.vni, Lease: leases[name], Buried: h.Buried, View: v})
 		}
 	}
 	return list
@@ -355,7 +356,7 @@ func (x *Index) layout(network string) *layout {
 	if l == nil {
 		return newLayout()
 	}
-	return &layout{config: l.config, owner: l.owner, subnets: maps.Clone(l.subnets), hosts: maps.Clone(l.hosts)}
+	return &layout{config: l.config, owner: l.owner, of: l.of, subnets: maps.Clone(l.subnets), hosts: maps.Clone(l.hosts)}
 }
 
 // View is the peers of a Network; nil when it has no lease.

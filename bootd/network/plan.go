@@ -47,7 +47,7 @@ func (w *world) plan(n *api.Network, vni uint32, l *layout) plan {
 		p.fault = problemf("NoIPv4", "spec.cidrs has no IPv4 CIDR to cut leases from, which flannel needs: add one")
 		return p
 	}
-	p.owner = ownerOf(l.owner) != owner{n.Metadata.UID, vni}
+	p.owner = l.of != owner{n.Metadata.UID, vni}
 	p.config = l.config.Value == nil || !sameConfig(l.config.Value, want)
 
 	holders := map[string]bool{}

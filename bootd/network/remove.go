@@ -53,7 +53,7 @@ func (c *Controller) clear(ctx context.Context, n *api.Network) (waiting []strin
 		if err != nil {
 			return nil, 0, err
 		}
-		if ownerOf(l.owner).uid != n.Metadata.UID {
+		if l.of.uid != n.Metadata.UID {
 			return nil, 0, nil // nothing there is this Network's
 		}
 		var todo plan
@@ -66,7 +66,7 @@ func (c *Controller) clear(ctx context.Context, n *api.Network) (waiting []strin
 		if len(todo.writes) == 0 {
 			return l.holders(), len(l.subnets), nil
 		}
-		if err := c.write(ctx, n, ownerOf(l.owner).vni, l, todo); err != nil {
+		if err := c.write(ctx, n, l.of.vni, l, todo); err != nil {
 			return nil, 0, err
 		}
 	}

@@ -1,0 +1,208 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+const flannelModule = "github.com/flannel-io/flannel@v0.26.7"
+
+// flanneld is the stock one, built once and kept in the user's cache.
+func flanneld(t *testing.T) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("building flanneld takes minutes")
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "rackweft-test")
+	binary := filepath.Join(dir, "flannel")
+	if _, err := os.Stat(binary); err == nil {
+		return binary
+	}
+	cmd := exec.Command("go", "install", flannelModule)
+	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=")
+	cmd.Dir = t.TempDir()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", flannelModule, err, out)
+	}
+	return binary
+}
+
+// inNamespace runs fn in a new network namespace that has an underlay interface
+// with an address.
+func inNamespace(t *testing.T, address string, fn func() error) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making a network namespace needs root")
+	}
+	errs := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its namespace with flanneld
+		errs <- func() error {
+			ns, err := netns.New()
+			if err != nil {
+				return fmt.Errorf("make a network namespace: %w", err)
+			}
+			defer func() { _ = ns.Close() }()
+			h, err := netlink.NewHandle()
+			if err != nil {
+				return fmt.Errorf("open netlink: %w", err)
+			}
+			defer h.Close()
+			a, err := netlink.ParseAddr(address)
+			if err != nil {
+				return err
+			}
+			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1500}, PeerName: "peer0"}
+			if err := h.LinkAdd(veth); err != nil {
+				return fmt.Errorf("add a link: %w", err)
+			}
+			for _, name := range []string{"lo", "eth0", "peer0"} {
+				l, err := h.LinkByName(name)
+				if err != nil {
+					return err
+				}
+				if err := h.LinkSetUp(l); err != nil {
+					return fmt.Errorf("set %s up: %w", name, err)
+				}
+			}
+			if err := h.AddrAdd(veth, a); err != nil {
+				return fmt.Errorf("add an address: %w", err)
+			}
+			return fn()
+		}()
+	}()
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStockFlanneld has a real flanneld join a Network through the etcd of
+// bootd: it takes what its configuration says, clashes with no host, programs
+// every host, and is a peer of each.
+func TestStockFlanneld(t *testing.T) {
+	binary := flanneld(t)
+	b := newBench(t)
+	b.Create(machine(1), machine(2), machine(3), network("net"))
+	b.settled("net", "Allocated", 3)
+
+	log, err := os.Create(filepath.Join(t.TempDir(), "flanneld.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := filepath.Join(t.TempDir(), "subnet.env")
+	cmd := exec.Command(binary, "-etcd-endpoints="+b.Store.Client().Endpoints()[0], "-etcd-prefix=/coreos.com/network/net",
+		"-iface=eth0", "-iptables-forward-rules=false", "-subnet-file="+env, "-healthz-port=0")
+	cmd.Stdout, cmd.Stderr = log, log
+	var kernel *netlink.Handle
+	inNamespace(t, "198.18.11.1/22", func() error {
+		if kernel, err = netlink.NewHandle(); err != nil {
+			return err
+		}
+		return cmd.Start()
+	})
+	text := func() string { raw, _ := os.ReadFile(log.Name()); return string(raw) }
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		kernel.Close()
+		if t.Failed() {
+			t.Log(text())
+		}
+	})
+
+	public := netip.MustParseAddr("198.18.11.1")
+	var its api.NetworkPeer
+	b.eventually("flanneld is a peer", func() bool {
+		for _, p := range b.c.Index.View("net").Peers() {
+			if p.VTEP == public {
+				its = p
+			}
+		}
+		return its.Lease.IsValid()
+	})
+	hosts := map[string]bool{}
+	for _, p := range b.c.Index.View("net").Peers() {
+		if p.Lease != its.Lease && p.Lease.Overlaps(its.Lease) {
+			t.Errorf("flanneld has %s, %s has %s", its.Lease, p.Host, p.Lease)
+		}
+		hosts[p.Host] = true
+	}
+	if !hosts["r1u01"] || !hosts["r1u03"] || its.Host != "" || its.Lease.Bits() != 24 {
+		t.Errorf("%+v beside %v", its, hosts)
+	}
+	b.eventually("flanneld says what it has", func() bool {
+		raw, err := os.ReadFile(env)
+		return err == nil && strings.Contains(string(raw), "FLANNEL_NETWORK=10.5.0.0/16") && strings.Contains(string(raw), "FLANNEL_MTU=1450")
+	})
+	routes := func() []string {
+		link, err := kernel.LinkByName("flannel.100")
+		if err != nil {
+			return nil
+		}
+		list, _ := kernel.RouteList(link, netlink.FAMILY_V4)
+		var to []string
+		for _, r := range list {
+			to = append(to, r.Dst.String())
+		}
+		slices.Sort(to)
+		return to
+	}
+	b.eventually("flanneld has a route to every host", func() bool { return len(routes()) == 3 })
+
+	// Hosts come and go under it, and it loses none of the others.
+	b.Create(machine(4))
+	b.eventually("a route to the new host", func() bool { return len(routes()) == 4 })
+	gone := b.Machine("r1u02")
+	if err := b.Store.Delete(t.Context(), api.KindOf(gone), "r1u02", ""); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("no route to the deleted host", func() bool { return len(routes()) == 3 })
+	link, err := kernel.LinkByName("flannel.100")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := kernel.NeighList(link.Attrs().Index, 7) // AF_BRIDGE
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := b.Machine("r1u04")
+	if !slices.ContainsFunc(entries, func(n netlink.Neigh) bool {
+		return api.MAC(n.HardwareAddr.String()) == VTEPMAC(m.Metadata.UID, 100) && n.IP.String() == addr(4).String()
+	}) {
+		t.Errorf("the entry of r1u04 is missing in %v", entries)
+	}
+
+	// The Network's deletion ends it in order.
+	for _, name := range []string{"r1u01", "r1u03", "r1u04"} {
+		b.Change(name, func(m *api.Machine) {
+			m.Status.Host = &api.HostStatus{UID: m.Metadata.UID, Epoch: 1, Revision: 1 << 40}
+		})
+	}
+	if err := b.Store.Delete(t.Context(), api.KindOf(new(api.Network)), "net", ""); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("the leases are gone", func() bool { return len(b.layout("net")) == 0 })
+	b.eventually("flanneld notes that", func() bool { return strings.Contains(text(), "Lease has been revoked") })
+	b.eventually("the Network is gone", func() bool {
+		_, err := store.Get[api.Network](t.Context(), b.Store, "net")
+		return errors.Is(err, store.ErrNotFound)
+	})
+}
