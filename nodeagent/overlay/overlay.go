@@ -80,6 +80,9 @@ type Overlay struct {
 	underlay api.Underlay
 	stats    map[string]Stats  // by uid
 	settled  map[string]string // by uid: what was asked for when nothing was left to do
+	// The same of the host's filter.
+	hostSettled string
+	hostRepairs int64
 }
 
 // Stats tell of one Network on this host.
@@ -173,24 +176,46 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 		}
 	}
 	u, underlayErr := o.findUnderlay(host)
+	var jobs []job
+	var networks []network
 	for _, p := range parts {
 		part, ok := p.Value.(*api.NetworkPart)
-		if p.Want == nodeagent.Removed || !ok {
+		switch {
+		case p.Want == nodeagent.Removed || !ok:
 			continue
-		}
-		if underlayErr != nil {
+		case underlayErr != nil:
 			out[p.Key()] = pending(underlayErr)
 			continue
 		}
-		n, left, err := compile(networkName(p.Name), *part, u)
+		n, notes, err := compile(networkName(p.Name), *part, u)
 		if err != nil {
 			out[p.Key()] = api.PartStatus{State: api.PartFailed, Message: err.Error()}
 			continue
 		}
 		n.digest = p.Digest
-		out[p.Key()] = o.reconcileOne(ctx, host, n, left)
+		jobs = append(jobs, job{p.Key(), n, notes})
+		networks = append(networks, n)
+	}
+	err = o.filterHost(host, u, networks)
+	if err != nil {
+		err = fmt.Errorf("filter on the host: %w", err)
+		o.log.Warn("overlay: no Network is changed", "error", err)
+	}
+	for _, j := range jobs {
+		if err != nil {
+			out[j.key] = pending(err)
+			continue
+		}
+		out[j.key] = o.reconcileOne(ctx, host, j.network, j.notes)
 	}
 	return out
+}
+
+// job is a part that can be made true.
+type job struct {
+	key     string
+	network network
+	notes   []string
 }
 
 func (o *Overlay) reconcileOne(ctx context.Context, host place, n network, notes []string) api.PartStatus {
@@ -334,7 +359,7 @@ func did[T fmt.Stringer](w *work, changes []T) {
 }
 
 func (w *work) run() error {
-	steps := []func() error{w.sysctls, w.links, w.linkSysctls, w.peers}
+	steps := []func() error{w.sysctls, w.links, w.linkSysctls, w.filter, w.peers, w.egress}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -349,8 +374,16 @@ func (w *work) linkSysctls() error {
 	return w.setSysctls(linkSysctls(vxlanName(w.network.vni), bridgeName(w.network.vni)))
 }
 
-func (w *work) setSysctls(want []sysctl) error {
-	set, err := setSysctls(w.tenant.ns, want)
+func (w *work) filter() error {
+	changes, err := filter(w.tenant.ns, tenantRules(w.network))
+	did(w, changes)
+	return err
+}
+
+func (w *work) setSysctls(want []sysctl) error { return w.setSysctlsAt(w.tenant, want) }
+
+func (w *work) setSysctlsAt(at place, want []sysctl) error {
+	set, err := setSysctls(at.ns, want)
 	did(w, set)
 	return err
 }
@@ -393,7 +426,7 @@ func (w *work) peers() error {
 // remove takes a Network away, and nothing of its name with another uid.
 func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.PartStatus {
 	path := filepath.Join(o.dir, namespaceName(networkName(p.Name), p.UID))
-	if err := o.removeAt(ctx, path, p.UID); err != nil {
+	if err := o.removeAt(ctx, host, path, p.UID); err != nil {
 		return pending(fmt.Errorf("remove Network %s: %w", networkName(p.Name), err))
 	}
 	o.mu.Lock()
@@ -403,7 +436,7 @@ func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.
 	return api.PartStatus{State: api.PartApplied}
 }
 
-func (o *Overlay) removeAt(ctx context.Context, path, uid string) error {
+func (o *Overlay) removeAt(ctx context.Context, host place, path, uid string) error {
 	tenant, err := openPlace(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return o.unpin(ctx, path)
@@ -420,12 +453,35 @@ func (o *Overlay) removeAt(ctx context.Context, path, uid string) error {
 		return fmt.Errorf("the loopback of %s is marked %q, not %q: it is somebody else's", path, alias, mark(uid))
 	}
 	// The namespace goes in its own time; the VNI must be free at once.
-	for _, l := range links {
-		if l.alias == mark(uid) && l.name != "lo" {
-			if err := tenant.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: l.index}}); err != nil {
-				return fmt.Errorf("remove %s: %w", l.name, err)
-			}
-		}
+	if err := removeMarked(tenant, mark(uid)); err != nil {
+		return err
+	}
+	if err := removeMarked(host, mark(uid)); err != nil {
+		return err
 	}
 	return o.unpin(ctx, path)
+}
+
+// removeMarked takes the interfaces away that are marked so.
+func removeMarked(p place, mark string) error {
+	links, err := listLinks(p.Handle)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.alias != mark || l.name == "lo" {
+			continue
+		}
+		if err := p.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: l.index}}); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove %s: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
+// HostRepairs counts the changes to the host's filter that nothing had asked for.
+func (o *Overlay) HostRepairs() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.hostRepairs
 }

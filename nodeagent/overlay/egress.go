@@ -1,0 +1,246 @@
+package overlay
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Egress is a veth pair from a Network's namespace to the host's. Packets are
+// masqueraded twice: as they leave the namespace, to its own link address,
+// which tells Networks with the same CIDR apart, and as they leave the host.
+const (
+	egressPrefix = "weft"    // of the host's ends
+	egressInside = "egress0" // the tenant's end
+)
+
+// egressPool holds the link addresses, two for each of the 2^24 VNIs, so that
+// none need be allotted or remembered. They are of the reserved class E, which
+// Linux routes, and are never seen outside of the host.
+func egressPool() netip.Prefix { return netip.MustParsePrefix("240.0.0.0/7") }
+
+func egressName(vni uint32) string { return fmt.Sprintf("%s%d", egressPrefix, vni) }
+
+// egressAddresses are those of the host's end and of the tenant's.
+func egressAddresses(vni uint32) (host, tenant netip.Prefix) {
+	base := egressPool().Addr().As4()
+	base[0] |= byte(vni >> 23)
+	base[1], base[2], base[3] = byte(vni>>15), byte(vni>>7), byte(vni<<1)
+	host = netip.PrefixFrom(netip.AddrFrom4(base), 31)
+	return host, netip.PrefixFrom(host.Addr().Next(), 31)
+}
+
+// egressLinks are the pair's two ends; making the tenant's makes both.
+func egressLinks(n network) (host, tenant link) {
+	hostAddr, tenantAddr := egressAddresses(n.vni)
+	host = link{name: egressName(n.vni), kind: "veth", alias: mark(n.uid), mtu: n.mtu, up: true, addresses: []netip.Prefix{hostAddr}}
+	tenant = link{name: egressInside, kind: "veth", alias: mark(n.uid), mtu: n.mtu, up: true, addresses: []netip.Prefix{tenantAddr}}
+	return host, tenant
+}
+
+// egress makes the pair, or takes it away when it is not asked for any more.
+func (w *work) egress() error {
+	host, tenant := egressLinks(w.network)
+	inside, err := listLinks(w.tenant.Handle)
+	if err != nil {
+		return err
+	}
+	outside, err := listLink(w.host.Handle, host.name)
+	if err != nil {
+		return err
+	}
+	_, outer := outside[host.name]
+	end, inner := inside[tenant.name]
+	if !w.network.masquerade {
+		if inner && end.alias == mark(w.network.uid) {
+			did(w, []change{"remove egress"})
+			return w.tenant.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: end.index}})
+		}
+		return nil
+	}
+	if outer != inner {
+		// Half a pair is no pair of ours: one of its ends was moved or renamed.
+		return fmt.Errorf("egress: of %s and %s in %s only one is there; remove it", host.name, tenant.name, w.network.name)
+	}
+	if !inner {
+		if err := w.createEgress(host, tenant); err != nil {
+			return err
+		}
+		inside, outside = map[string]link{}, map[string]link{}
+		if inside, err = listLinks(w.tenant.Handle); err != nil {
+			return err
+		}
+		if outside, err = listLink(w.host.Handle, host.name); err != nil {
+			return err
+		}
+	}
+	if err := w.mend(w.host, []link{host}, outside); err != nil {
+		return err
+	}
+	if err := w.mend(w.tenant, []link{tenant}, inside); err != nil {
+		return err
+	}
+	if err := w.setSysctlsAt(w.host, egressSysctls(host.name)); err != nil {
+		return err
+	}
+	return w.egressRoute(host.addresses[0].Addr())
+}
+
+func (w *work) createEgress(host, tenant link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = host.name, host.mtu
+	did(w, []change{"add egress"})
+	err := w.host.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: tenant.name, PeerMTU: uint32(tenant.mtu), PeerNamespace: netlink.NsFd(w.tenant.ns)})
+	if err != nil {
+		return fmt.Errorf("add egress %s: %w", host.name, err)
+	}
+	return nil
+}
+
+// mend makes interfaces that are there as they should be.
+func (w *work) mend(at place, want []link, seen map[string]link) error {
+	ops, err := diffLinks(want, seen)
+	if err != nil {
+		return err
+	}
+	did(w, ops)
+	return applyLinks(w.host.Handle, at.Handle, at.ns, ops)
+}
+
+// egressRoute is the namespace's way out.
+func (w *work) egressRoute(gateway netip.Addr) error {
+	l, err := w.tenant.LinkByName(egressInside)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", egressInside, err)
+	}
+	routes, err := again(func() ([]netlink.Route, error) {
+		return w.tenant.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: l.Attrs().Index, Protocol: Protocol}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	})
+	if err != nil {
+		return fmt.Errorf("list the routes of %s: %w", egressInside, err)
+	}
+	right := func(r netlink.Route) bool { return isDefault(r) && toAddr(r.Gw) == gateway && r.Priority == 0 }
+	if len(routes) == 1 && right(routes[0]) {
+		return nil
+	}
+	did(w, []change{"set the egress route"})
+	for _, r := range routes {
+		if err := w.tenant.RouteDel(&r); err != nil {
+			return fmt.Errorf("remove %s: %w", r, err)
+		}
+	}
+	everything := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+	err = w.tenant.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: everything, Gw: gateway.AsSlice(), Protocol: Protocol})
+	if err != nil {
+		return fmt.Errorf("set the egress route: %w", err)
+	}
+	return nil
+}
+
+func isDefault(r netlink.Route) bool {
+	if r.Dst == nil {
+		return true
+	}
+	ones, _ := r.Dst.Mask.Size()
+	return ones == 0
+}
+
+// listLink is listLinks of one name, on a host that may have thousands.
+func listLink(h *netlink.Handle, name string) (map[string]link, error) {
+	l, err := h.LinkByName(name)
+	if _, missing := err.(netlink.LinkNotFoundError); missing {
+		return map[string]link{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	s := seenLink(l)
+	addrs, err := again(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("list the addresses of %s: %w", name, err)
+	}
+	for _, a := range addrs {
+		bits, _ := a.Mask.Size()
+		s.addresses = append(s.addresses, netip.PrefixFrom(toAddr(a.IP), bits))
+	}
+	slices.SortFunc(s.addresses, compareAddress)
+	return map[string]link{name: s}, nil
+}
+
+// egressSysctls are those of the host's ends, and of the uplinks, where the
+// answers come in.
+func egressSysctls(name string) []sysctl {
+	return []sysctl{
+		{"net/ipv4/conf/" + name + "/forwarding", "1"},
+		{"net/ipv4/conf/" + name + "/send_redirects", "0"},
+		{"net/ipv4/conf/" + name + "/accept_redirects", "0"},
+		{"net/ipv6/conf/" + name + "/disable_ipv6", "1"},
+	}
+}
+
+// uplinks are the interfaces that the host's default routes leave by, and its
+// underlay's, sorted.
+func uplinks(host place, u underlay) ([]string, error) {
+	names := []string{u.name}
+	routes, err := again(func() ([]netlink.Route, error) { return host.RouteList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("list the host's routes: %w", err)
+	}
+	for _, r := range routes {
+		if !isDefault(r) {
+			continue
+		}
+		for _, index := range append(hops(r), r.LinkIndex) {
+			if l, err := host.LinkByIndex(index); err == nil {
+				names = append(names, l.Attrs().Name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+func hops(r netlink.Route) []int {
+	var list []int
+	for _, hop := range r.MultiPath {
+		list = append(list, hop.LinkIndex)
+	}
+	return list
+}
+
+// connected are the host's own subnets, which no tenant may reach: the
+// underlay, the provisioning network, the BMCs.
+func connected(host place) ([]netip.Prefix, error) {
+	addrs, err := again(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("list the host's addresses: %w", err)
+	}
+	var list []netip.Prefix
+	for _, a := range addrs {
+		bits, _ := a.Mask.Size()
+		if p := netip.PrefixFrom(toAddr(a.IP), bits).Masked(); !p.Addr().IsLoopback() && !egressPool().Contains(p.Addr()) {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, compareAddress)
+	return slices.Compact(list), nil
+}
+
+// isRouter reports whether the host forwards anyhow: then it is not ours to
+// keep it from doing so.
+func isRouter(host place) (router bool, err error) {
+	err = within(host.ns, func() error {
+		value, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/forwarding")
+		router = strings.TrimSpace(string(value)) == "1"
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("read whether the host forwards: %w", err)
+	}
+	return router, nil
+}

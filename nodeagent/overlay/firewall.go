@@ -1,0 +1,456 @@
+package overlay
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// tableName is the nftables table, of family inet, that is ours in every
+// namespace that we filter in. No other table is looked at.
+const tableName = "rackweft"
+
+// ruleset is what the table should be in one namespace.
+type ruleset struct {
+	chains []chain
+	// vteps are set where UDP 8472 is filtered.
+	vteps *vteps
+}
+
+type chain struct {
+	name     string
+	kind     nftables.ChainType
+	hook     *nftables.ChainHook
+	priority *nftables.ChainPriority
+	policy   nftables.ChainPolicy
+	rules    []rule
+}
+
+// rule is a list of terms. Its digest, in a comment, is what tells it apart:
+// the kernel keeps no rule as it was written.
+type rule []term
+
+// term is a piece of a rule, as nft(8) writes it and as the kernel has it.
+type term struct {
+	text  string
+	exprs []expr.Any
+}
+
+func (r rule) comment() string {
+	var texts []string
+	for _, t := range r {
+		texts = append(texts, t.text)
+	}
+	sum := sha256.Sum256([]byte(strings.Join(texts, " ")))
+	return hex.EncodeToString(sum[:8])
+}
+
+func accept() term { return verdict("accept", expr.VerdictAccept) }
+func drop() term   { return verdict("drop", expr.VerdictDrop) }
+
+func verdict(text string, kind expr.VerdictKind) term {
+	return term{text, []expr.Any{&expr.Verdict{Kind: kind}}}
+}
+
+func masquerade() term { return term{"masquerade", []expr.Any{&expr.Masq{}}} }
+
+// iif and oif match an interface's name; a trailing * any that begins so.
+func iif(name string) term { return interfaceTerm("iifname", expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
+func oif(name string) term { return interfaceTerm("oifname", expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
+func notOIF(name string) term {
+	return interfaceTerm("oifname !=", expr.MetaKeyOIFNAME, expr.CmpOpNeq, name)
+}
+
+func interfaceTerm(text string, key expr.MetaKey, op expr.CmpOp, name string) term {
+	data, wild := []byte(name), strings.HasSuffix(name, "*")
+	if wild {
+		data = data[:len(data)-1]
+	} else {
+		data = append(data, make([]byte, unix.IFNAMSIZ-len(data))...)
+	}
+	return term{text + " " + name, []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: data}}}
+}
+
+func protocol(name string, number byte) term {
+	return term{"meta l4proto " + name, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}}}
+}
+
+func icmpTerm() term { return protocol("icmp", unix.IPPROTO_ICMP) }
+
+func port(name string, number byte, dport uint16) term {
+	t := protocol(name, number)
+	t.text = fmt.Sprintf("%s dport %d", name, dport)
+	t.exprs = append(t.exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, dport)})
+	return t
+}
+
+func udp(dport uint16) term { return port("udp", unix.IPPROTO_UDP, dport) }
+func tcp(dport uint16) term { return port("tcp", unix.IPPROTO_TCP, dport) }
+
+func nfproto(number byte) expr.Any {
+	return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}
+}
+
+// Offsets of addresses in the IPv4 header.
+const (
+	ipv4Source      = 12
+	ipv4Destination = 16
+	ipv6Source      = 8
+)
+
+func source(p netip.Prefix) term       { return ipv4Term("ip saddr", ipv4Source, p) }
+func destination4(p netip.Prefix) term { return ipv4Term("ip daddr", ipv4Destination, p) }
+
+func ipv4Term(text string, offset uint32, p netip.Prefix) term {
+	mask := toAddress(p).Mask
+	return term{text + " " + p.String(), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(unix.NFPROTO_IPV4),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()},
+	}}
+}
+
+// answers matches packets of connections that were let through.
+func answers() term {
+	bits := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
+	return term{"ct state established,related", []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: bits, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}}
+}
+
+// vtep is who may send to a VNI.
+type vtep struct {
+	addr netip.Addr
+	vni  uint32
+}
+
+// vteps are the elements of the sets vtep4 and vtep6: address and VNI together,
+// so that a host cannot send into a Network that it is no member of.
+type vteps struct {
+	want map[vtep]bool
+	// ours says of which VNIs all is known: others are left alone.
+	ours func(vni uint32) bool
+}
+
+// The registers of 32 bits begin at 8 (NFT_REG32_00).
+const reg32 = 8
+
+func vtepSet(t *nftables.Table, v6 bool) *nftables.Set {
+	name, addr := "vtep4", nftables.TypeIPAddr
+	if v6 {
+		name, addr = "vtep6", nftables.TypeIP6Addr
+	}
+	return &nftables.Set{Table: t, Name: name, Concatenation: true, KeyType: nftables.MustConcatSetType(addr, nftables.TypeMark)}
+}
+
+// fromVTEP matches a VXLAN packet by its outer source and its VNI (RFC 7348 §5:
+// the three octets after flags and reserved ones).
+func fromVTEP(v6 bool) term {
+	family, offset, size, set := byte(unix.NFPROTO_IPV4), uint32(ipv4Source), uint32(4), "vtep4"
+	if v6 {
+		family, offset, size, set = unix.NFPROTO_IPV6, ipv6Source, 16, "vtep6"
+	}
+	const udpHeader, vniOffset = 8, 4
+	return term{"saddr . vni @" + set, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(family),
+		&expr.Payload{DestRegister: reg32, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Payload{DestRegister: reg32 + size/4, Base: expr.PayloadBaseTransportHeader, Offset: udpHeader + vniOffset, Len: 3},
+		&expr.Lookup{SourceRegister: reg32, SetName: set},
+	}}
+}
+
+func (v vtep) key() []byte {
+	b := binary.BigEndian.AppendUint32(v.addr.AsSlice(), v.vni<<8)
+	return b
+}
+
+func vtepOf(key []byte) (vtep, bool) {
+	if len(key) != 8 && len(key) != 20 {
+		return vtep{}, false
+	}
+	addr, _ := netip.AddrFromSlice(key[:len(key)-4])
+	return vtep{addr, binary.BigEndian.Uint32(key[len(key)-4:]) >> 8}, true
+}
+
+// egressRules are what tenants that leave the host may do.
+type egressRules struct {
+	networks []network
+	uplinks  []string
+	closed   []netip.Prefix // where none may go, but for those that a Network allows
+	router   bool           // the host forwards for others, too
+}
+
+// hostRules filter in the host's own namespace.
+func hostRules(v *vteps, e *egressRules) *ruleset {
+	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,
+		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []rule{
+			{iif(egressPrefix + "*"), drop()},
+			{udp(Port), fromVTEP(false), accept()},
+			{udp(Port), fromVTEP(true), accept()},
+			{udp(Port), drop()},
+		}}
+	if e == nil {
+		return &ruleset{chains: []chain{input}, vteps: v}
+	}
+	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
+		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []rule{
+			{iif(egressPrefix + "*"), udp(Port), drop()},
+			{iif(egressPrefix + "*"), oif(egressPrefix + "*"), drop()},
+		}}
+	for _, n := range e.networks {
+		for _, p := range n.allow {
+			if p.Addr().Is4() {
+				forward.rules = append(forward.rules, rule{iif(egressName(n.vni)), destination4(p), accept()})
+			}
+		}
+	}
+	for _, p := range e.closed {
+		forward.rules = append(forward.rules, rule{iif(egressPrefix + "*"), destination4(p), drop()})
+	}
+	forward.rules = append(forward.rules,
+		rule{oif(egressPrefix + "*"), answers(), accept()},
+		rule{oif(egressPrefix + "*"), drop()})
+	if !e.router {
+		// Forwarding is on at the uplinks for the answers' sake: for nothing else.
+		for _, name := range e.uplinks {
+			forward.rules = append(forward.rules, rule{iif(name), notOIF(egressPrefix + "*"), drop()})
+		}
+	}
+	nat := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
+		priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept, rules: []rule{
+			{source(egressPool()), notOIF(egressPrefix + "*"), masquerade()},
+		}}
+	return &ruleset{chains: []chain{input, forward, nat}, vteps: v}
+}
+
+// tenantRules filter in a Network's namespace: what is not named is dropped.
+func tenantRules(n network) *ruleset {
+	bridge, vxlan := bridgeName(n.vni), vxlanName(n.vni)
+	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,
+		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []rule{
+			{iif("lo"), accept()},
+			{icmpTerm(), accept()},
+			// What guests are served at their gateway: addresses, names, config.
+			{iif(bridge), udp(67), accept()},
+			{iif(bridge), udp(53), accept()},
+			{iif(bridge), tcp(53), accept()},
+			{iif(bridge), tcp(80), accept()},
+		}}
+	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
+		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []rule{
+			{udp(Port), drop()}, // a guest must not speak to VTEPs
+		}}
+	let := func(terms ...term) {
+		for _, cidr := range n.cidrs {
+			if cidr.Addr().Is4() {
+				forward.rules = append(forward.rules, append(append(rule{}, terms...), source(cidr), accept()))
+			}
+		}
+		if len(n.cidrs) == 0 {
+			forward.rules = append(forward.rules, append(append(rule{}, terms...), accept()))
+		}
+	}
+	let(iif(bridge), oif(vxlan))
+	let(iif(vxlan), oif(bridge))
+	let(iif(bridge), oif(bridge))
+	chains := []chain{input}
+	if n.masquerade {
+		let(iif(bridge), oif(egressInside))
+		forward.rules = append(forward.rules, rule{iif(egressInside), oif(bridge), answers(), accept()})
+		chains = append(chains, chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
+			priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept, rules: []rule{{oif(egressInside), masquerade()}}})
+	}
+	return &ruleset{chains: append(chains, forward)}
+}
+
+// filter makes the table in the namespace what want says and reports what it
+// changed; no ruleset at all removes it.
+func filter(ns netns.NsHandle, want *ruleset) (changes []change, err error) {
+	c, err := nftables.New(nftables.WithNetNSFd(int(ns)), nftables.AsLasting())
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	defer func() { err = errors.Join(err, c.CloseLasting()) }()
+	tables, err := again(func() ([]*nftables.Table, error) { return c.ListTablesOfFamily(nftables.TableFamilyINet) })
+	if err != nil {
+		return nil, fmt.Errorf("list the nftables tables: %w", err)
+	}
+	there := slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName })
+	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	if want == nil {
+		if !there {
+			return nil, nil
+		}
+		c.DelTable(table)
+		return []change{"remove nftables table"}, flush(c)
+	}
+	if !there {
+		c.AddTable(table)
+		if err := flush(c); err != nil {
+			return nil, err
+		}
+		changes = append(changes, "add nftables table")
+	}
+	// Elements come before the rules that ask for them.
+	if want.vteps != nil {
+		set, err := setVTEPs(c, table, *want.vteps)
+		changes = append(changes, set...)
+		if err != nil {
+			return changes, err
+		}
+	}
+	set, err := setChains(c, table, want.chains)
+	return append(changes, set...), err
+}
+
+// change tells of one, for the log.
+type change string
+
+func (c change) String() string { return string(c) }
+
+func flush(c *nftables.Conn) error {
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("change the nftables table %s: %w", tableName, err)
+	}
+	return nil
+}
+
+// setChains replaces all chains in one transaction when any differs.
+func setChains(c *nftables.Conn, table *nftables.Table, want []chain) ([]change, error) {
+	all, err := again(func() ([]*nftables.Chain, error) { return c.ListChainsOfTableFamily(table.Family) })
+	if err != nil {
+		return nil, fmt.Errorf("list the nftables chains: %w", err)
+	}
+	seen := slices.DeleteFunc(all, func(ch *nftables.Chain) bool { return ch.Table.Name != tableName })
+	alike, err := chainsAlike(c, table, want, seen)
+	if err != nil || alike {
+		return nil, err
+	}
+	for _, ch := range seen {
+		ch.Table = table
+		c.FlushChain(ch)
+	}
+	for _, ch := range seen {
+		c.DelChain(ch)
+	}
+	for _, w := range want {
+		ch := c.AddChain(&nftables.Chain{Name: w.name, Table: table, Hooknum: w.hook, Priority: w.priority, Type: w.kind, Policy: &w.policy})
+		for _, r := range w.rules {
+			added := &nftables.Rule{Table: table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment())}
+			for _, t := range r {
+				added.Exprs = append(added.Exprs, t.exprs...)
+			}
+			c.AddRule(added)
+		}
+	}
+	return []change{"replace nftables chains"}, flush(c)
+}
+
+func chainsAlike(c *nftables.Conn, table *nftables.Table, want []chain, seen []*nftables.Chain) (bool, error) {
+	if len(seen) != len(want) {
+		return false, nil
+	}
+	for _, w := range want {
+		i := slices.IndexFunc(seen, func(s *nftables.Chain) bool { return s.Name == w.name })
+		if i < 0 || !chainAlike(w, seen[i]) {
+			return false, nil
+		}
+		rules, err := again(func() ([]*nftables.Rule, error) { return c.GetRules(table, seen[i]) })
+		if err != nil {
+			return false, fmt.Errorf("list the nftables rules: %w", err)
+		}
+		if !slices.EqualFunc(w.rules, rules, func(r rule, s *nftables.Rule) bool {
+			comment, _ := userdata.GetString(s.UserData, userdata.TypeComment)
+			return comment == r.comment()
+		}) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func chainAlike(w chain, s *nftables.Chain) bool {
+	return s.Hooknum != nil && *s.Hooknum == *w.hook && s.Priority != nil && *s.Priority == *w.priority &&
+		s.Type == w.kind && s.Policy != nil && *s.Policy == w.policy
+}
+
+// setVTEPs makes the sets' elements those that are wanted.
+func setVTEPs(c *nftables.Conn, table *nftables.Table, v vteps) ([]change, error) {
+	sets, err := again(func() ([]*nftables.Set, error) { return c.GetSets(table) })
+	if err != nil {
+		return nil, fmt.Errorf("list the nftables sets: %w", err)
+	}
+	var changes []change
+	for _, v6 := range []bool{false, true} {
+		set := vtepSet(table, v6)
+		var seen []nftables.SetElement
+		if slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == set.Name }) {
+			if seen, err = again(func() ([]nftables.SetElement, error) { return c.GetSetElements(set) }); err != nil {
+				return changes, fmt.Errorf("list the nftables set %s: %w", set.Name, err)
+			}
+		} else {
+			if err := c.AddSet(set, nil); err != nil {
+				return changes, fmt.Errorf("add the nftables set %s: %w", set.Name, err)
+			}
+			if err := flush(c); err != nil {
+				return changes, err
+			}
+		}
+		add, del := diffVTEPs(v, seen, v6)
+		changes = append(changes, slices.Repeat([]change{"add VTEP"}, len(add))...)
+		changes = append(changes, slices.Repeat([]change{"remove VTEP"}, len(del))...)
+		if err := errors.Join(inChunks(c, set, add, c.SetAddElements), inChunks(c, set, del, c.SetDeleteElements)); err != nil {
+			return changes, err
+		}
+	}
+	return changes, nil
+}
+
+func diffVTEPs(v vteps, seen []nftables.SetElement, v6 bool) (add, del []nftables.SetElement) {
+	there := map[vtep]bool{}
+	for _, e := range seen {
+		have, ok := vtepOf(e.Key)
+		there[have] = ok
+		if ok && !v.want[have] && v.ours(have.vni) {
+			del = append(del, nftables.SetElement{Key: e.Key})
+		}
+	}
+	for w := range v.want {
+		if w.addr.Is6() == v6 && !there[w] {
+			add = append(add, nftables.SetElement{Key: w.key()})
+		}
+	}
+	slices.SortFunc(add, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })
+	return add, del
+}
+
+// inChunks keeps each message within the 64 KiB that an attribute may have,
+// and each transaction within the socket's buffer.
+func inChunks(c *nftables.Conn, set *nftables.Set, elements []nftables.SetElement, do func(*nftables.Set, []nftables.SetElement) error) error {
+	for part := range slices.Chunk(elements, 1000) {
+		if err := do(set, part); err != nil {
+			return fmt.Errorf("change the nftables set %s: %w", set.Name, err)
+		}
+		if err := flush(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
