@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding"
 	stdjson "encoding/json"
 	"errors"
 	"fmt"
@@ -36,10 +37,27 @@ func fieldError(err error) FieldError {
 		name := semantic.JSONPointer.LastToken()
 		return FieldError{Pointer: pointer, Message: fmt.Sprintf("unknown field %q%s", name, known(semantic.GoType))}
 	}
+	// A type that reads text was given something else, such as an unquoted 0123.
+	if k := semantic.JSONKind; k == '0' || k == 't' || k == 'f' {
+		if _, isText := reflect.New(textType(semantic.GoType)).Interface().(encoding.TextUnmarshaler); isText {
+			return FieldError{Pointer: pointer, Message: fmt.Sprintf("a %s is not text: put it in quotes", jsonWord(k))}
+		}
+	}
 	if semantic.Err != nil {
 		return FieldError{Pointer: pointer, Message: semantic.Err.Error()}
 	}
 	return FieldError{Pointer: pointer, Message: fmt.Sprintf("a %s is not %s", jsonWord(semantic.JSONKind), goWord(semantic.GoType))}
+}
+
+// textType is the type that a value would be read into, without its pointers.
+func textType(t reflect.Type) reflect.Type {
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == nil {
+		return reflect.TypeFor[struct{}]()
+	}
+	return t
 }
 
 func cause(inner, outer error) string {

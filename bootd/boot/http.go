@@ -79,6 +79,9 @@ func unsolicited(m *api.Machine) string {
 	if m.Status.Attempt != nil && m.Status.Attempt.Result == api.ResultFailed {
 		return fmt.Sprintf("Machine %s: its last BootAttempt failed: %s", m.Metadata.Name, m.Status.Attempt.Message)
 	}
+	if m.Status.Conditions.Is(api.CondConnected) {
+		return fmt.Sprintf("Machine %s: no BootAttempt is open for this boot, and its host still holds its stream; waiting for that to end", m.Metadata.Name)
+	}
 	return fmt.Sprintf("Machine %s: no BootAttempt is open for this boot; asking its BMC whether it was reset", m.Metadata.Name)
 }
 

@@ -71,6 +71,9 @@ func interfaceNames() string {
 			names = append(names, i.Name)
 		}
 	}
+	if len(names) == 0 {
+		return "; this machine has none but the loopback"
+	}
 	return "; this machine has " + strings.Join(names, ", ")
 }
 

@@ -343,6 +343,47 @@ func TestBrakes(t *testing.T) {
 	}
 }
 
+func TestPowerBrake(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.machine("r1u02", 2)
+	b.steps("r1u01", false)
+	b.steps("r1u02", false)
+	_, err := store.Mutate(t.Context(), b.store, "site", func(s *api.Site) error { s.Spec.Limits.Power.PerRack = 1; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.mutate("r1u01", func(m *api.Machine) { m.Status.Conditions.Set(time.Now(), condShuttingDown, api.True, "Asked", "") })
+	b.bmc.did = nil
+	if _, err := AddRequestTo(b, "r1u02", api.Request{ID: "x", Verb: api.VerbPower, Argument: "reset"}); err != nil {
+		t.Fatal(err)
+	}
+	m := b.steps("r1u02", false)
+	if h := m.Status.Conditions.Get(api.CondHeld); len(b.bmc.did) != 0 || h == nil || h.Reason != "LimitPerRack" || m.Status.Requests[0].State != api.RequestPending {
+		t.Fatalf("BMC told %v, held %+v, request %+v", b.bmc.did, h, m.Status.Requests[0])
+	}
+	b.mutate("r1u01", func(m *api.Machine) { m.Status.Conditions.Remove(condShuttingDown) })
+	m = b.steps("r1u02", false)
+	if !slices.Equal(b.bmc.did, []string{"reset"}) || m.Status.Requests[0].State != api.RequestDone {
+		t.Errorf("BMC told %v, request %+v", b.bmc.did, m.Status.Requests[0])
+	}
+}
+
+// TestInspectTellsWhatCameOfIt: the request ends when the inventory was read, or with the BMC's own words.
+func TestInspectTellsWhatCameOfIt(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.steps("r1u01", false)
+	b.bmc.dialErr = fmt.Errorf("login: %w", hardware.ErrUnauthorized)
+	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbInspect}); err != nil {
+		t.Fatal(err)
+	}
+	r := b.steps("r1u01", false).Status.Requests[0]
+	if r.State != api.RequestFailed || !strings.Contains(r.Message, "refuses the credentials") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestPausedTouchesNothing(t *testing.T) {
 	b := newBench(t)
 	_, err := store.Mutate(t.Context(), b.store, "site", func(s *api.Site) error { s.Spec.Paused = true; return nil })

@@ -123,6 +123,11 @@ func (c *Controller) inspect(ctx context.Context, m *api.Machine) (time.Duration
 			return 0, err
 		}
 	}
+	return heldOr(c.readInventory(ctx, m))
+}
+
+// readInventory asks the BMC what the Machine is made of, and writes it down.
+func (c *Controller) readInventory(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	var inv hardware.Inventory
 	var power hardware.PowerState
 	wait, err := c.withBMC(ctx, m, "inspect", func(ctx context.Context, b BMC) (err error) {
@@ -133,7 +138,7 @@ func (c *Controller) inspect(ctx context.Context, m *api.Machine) (time.Duration
 		return err
 	})
 	if err != nil {
-		return heldOr(wait, err)
+		return wait, err
 	}
 	status, message := inspected(m, inv)
 	return 0, c.mutate(ctx, m, func(m *api.Machine) {
@@ -302,6 +307,47 @@ func (c *Controller) checkPower(ctx context.Context, m *api.Machine) (time.Durat
 	return every, c.mutate(ctx, m, func(m *api.Machine) { m.Status.Power = string(power) })
 }
 
+// condShuttingDown stands while a Machine that is to be Off still has power.
+const condShuttingDown = "ShuttingDown"
+
+// powerBrake says why the Machine's power may not be changed now; an empty
+// reason means that it may. Machines that are being provisioned have a brake of
+// their own.
+func (c *Controller) powerBrake(m *api.Machine) (reason, message string) {
+	s := site(c.Cache)
+	if s.Paused {
+		return "Paused", "the Site is paused: set spec.paused of the Site to false"
+	}
+	total, inRack := 0, 0
+	for _, other := range store.CachedList[api.Machine](c.Cache) {
+		if other.Metadata.UID == m.Metadata.UID || !powerInMotion(other) {
+			continue
+		}
+		total++
+		if other.Spec.Location.Rack == m.Spec.Location.Rack {
+			inRack++
+		}
+	}
+	limit := s.Limits.Power
+	if total >= limit.Total {
+		return "LimitTotal", fmt.Sprintf("the power of %d machines is being changed, as many as the Site's limits.power.total allows", total)
+	}
+	if rack := m.Spec.Location.Rack; rack != "" && inRack >= limit.PerRack {
+		return "LimitPerRack", fmt.Sprintf("the power of %d machines of rack %s is being changed, as many as the Site's limits.power.perRack allows", inRack, rack)
+	}
+	return "", ""
+}
+
+// powerInMotion reports whether the Machine is being shut down or a power verb
+// is being carried out on it.
+func powerInMotion(m *api.Machine) bool {
+	if m.Status.Conditions.Is(condShuttingDown) {
+		return true
+	}
+	r := pending(m)
+	return r != nil && r.State == api.RequestRunning && r.Verb == api.VerbPower
+}
+
 // turnOff shuts a Machine down: gracefully first, by force after two minutes.
 func (c *Controller) turnOff(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	if m.Spec.BMC == nil {
@@ -319,11 +365,11 @@ func (c *Controller) turnOff(ctx context.Context, m *api.Machine) (time.Duration
 	if m.Status.Power == string(hardware.PowerOff) && m.Status.Phase == api.PhaseAvailable {
 		return 0, nil
 	}
-	if site(c.Cache).Paused {
-		return c.hold(ctx, m, "Paused", "the Site is paused: set spec.paused of the Site to false")
+	if reason, message := c.powerBrake(m); reason != "" {
+		return c.hold(ctx, m, reason, message)
 	}
 	var power hardware.PowerState
-	asked := m.Status.Conditions.Get("ShuttingDown")
+	asked := m.Status.Conditions.Get(condShuttingDown)
 	wait, err := c.withBMC(ctx, m, "power off", func(ctx context.Context, b BMC) (err error) {
 		if power, err = b.PowerState(ctx); err != nil || power == hardware.PowerOff {
 			return err
@@ -342,11 +388,12 @@ func (c *Controller) turnOff(ctx context.Context, m *api.Machine) (time.Duration
 	return 5 * time.Second, c.mutate(ctx, m, func(m *api.Machine) {
 		m.Status.Power = string(power)
 		if power != hardware.PowerOff {
-			m.Status.Conditions.Set(time.Now(), "ShuttingDown", api.True, "Asked", "asked to shut down; forced off after 2m")
+			m.Status.Conditions.Set(time.Now(), condShuttingDown, api.True, "Asked", "asked to shut down; forced off after 2m")
 			return
 		}
 		m.Status.Phase = api.PhaseAvailable
-		m.Status.Conditions.Remove("ShuttingDown")
+		m.Status.Conditions.Remove(condShuttingDown)
+		m.Status.Conditions.Remove(api.CondHeld)
 	})
 }
 

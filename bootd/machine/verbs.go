@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
 
@@ -77,8 +79,8 @@ func (c *Controller) serve(ctx context.Context, m *api.Machine, r *api.Request) 
 		return 0, c.finish(ctx, m, r, errors.New("the Site is paused"))
 	}
 	if r.State == api.RequestPending {
-		if err := c.setRequest(ctx, m, r.ID, api.RequestRunning, ""); err != nil {
-			return 0, err
+		if wait, err := c.begin(ctx, m, r); err != nil || wait > 0 {
+			return wait, err
 		}
 	}
 	switch r.Verb {
@@ -94,21 +96,43 @@ func (c *Controller) serve(ctx context.Context, m *api.Machine, r *api.Request) 
 		}
 		return 0, c.finish(ctx, m, r, nil)
 	case api.VerbInspect:
-		if err := c.mutate(ctx, m, func(m *api.Machine) { m.Status.Conditions.Remove(api.CondInspected) }); err != nil {
-			return 0, err
-		}
-		return 0, c.finish(ctx, m, r, nil)
+		_, err := c.readInventory(ctx, m)
+		return 0, c.finish(ctx, m, r, c.said(m, err))
 	}
-	_, err := c.withBMC(ctx, m, string(r.Verb)+" "+r.Argument, func(ctx context.Context, b BMC) error { return ask(ctx, b, r) })
-	if errors.Is(err, errHeld) {
-		fresh := m.Status.Conditions.Get(api.CondBMC)
-		err = errors.New("the BMC could not be used: see condition " + api.CondBMC)
-		if fresh != nil && fresh.Status == api.False {
-			err = errors.New(fresh.Message)
-		}
-	}
-	return 0, c.finish(ctx, m, r, err)
+	_, err := c.withBMC(ctx, m, words(r), func(ctx context.Context, b BMC) error { return ask(ctx, b, r) })
+	return 0, c.finish(ctx, m, r, c.said(m, err))
 }
+
+// begin marks a request as Running, when the brakes allow it. They are counted
+// under the lock, and the mark is in the cache before the next one counts.
+func (c *Controller) begin(ctx context.Context, m *api.Machine, r *api.Request) (time.Duration, error) {
+	if r.Verb == api.VerbPower {
+		c.opening.Lock()
+		defer c.opening.Unlock()
+		if reason, message := c.powerBrake(m); reason != "" {
+			return c.hold(ctx, m, reason, message)
+		}
+	}
+	return 0, c.setRequest(ctx, m, r.ID, api.RequestRunning, "")
+}
+
+// said is what the BMC condition says of an error that stands there already.
+func (c *Controller) said(m *api.Machine, err error) error {
+	if !errors.Is(err, errHeld) {
+		return err
+	}
+	now, ok := store.Cached[api.Machine](c.Cache, m.Metadata.Name)
+	if !ok {
+		return err
+	}
+	if cond := now.Status.Conditions.Get(api.CondBMC); cond != nil && cond.Status == api.False {
+		return errors.New(cond.Message)
+	}
+	return err
+}
+
+// words are a request as a person says it: "power reset", "inspect".
+func words(r *api.Request) string { return strings.TrimSpace(string(r.Verb) + " " + r.Argument) }
 
 func ask(ctx context.Context, b BMC, r *api.Request) error {
 	switch {
@@ -133,9 +157,9 @@ func (c *Controller) finish(ctx context.Context, m *api.Machine, r *api.Request,
 	state, message := api.RequestDone, ""
 	if err != nil {
 		state, message = api.RequestFailed, err.Error()
-		c.Record.Event(m, api.Warning, "RequestFailed", fmt.Sprintf("%s %s: %s", r.Verb, r.Argument, err))
+		c.Record.Event(m, api.Warning, "RequestFailed", fmt.Sprintf("%s: %s", words(r), err))
 	} else {
-		c.Record.Event(m, api.Normal, "RequestDone", fmt.Sprintf("%s %s, asked for by %s", r.Verb, r.Argument, r.By))
+		c.Record.Event(m, api.Normal, "RequestDone", fmt.Sprintf("%s, asked for by %s", words(r), r.By))
 	}
 	return c.setRequest(ctx, m, r.ID, state, message)
 }
