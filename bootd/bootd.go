@@ -278,6 +278,8 @@ func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return d.followSubnets(ctx) })
 	g.Go(func() error { return d.ifaces.run(ctx, d.log, func() { d.addressesChanged(ctx) }) })
 	g.Go(func() error { return d.lead(ctx) })
+	g.Go(func() error { return d.serveFlannel(ctx) })
+	g.Go(func() error { return d.followFlannel(ctx) })
 	g.Go(func() error { return d.ready(ctx, ready) })
 	g.Go(func() error { d.notify.Watchdog(ctx, d.answers); return nil })
 	return nil

@@ -55,6 +55,8 @@ type StoreConfig struct {
 	CA        string   `json:"ca,omitzero"`
 	Cert      string   `json:"cert,omitzero"`
 	Key       string   `json:"key,omitzero"`
+	// FlannelListen lets stock flannelds join Networks, on this address: :2379.
+	FlannelListen string `json:"flannelListen,omitzero"`
 }
 
 // TokenConfig is a person's bearer token, by its digest.
@@ -126,6 +128,11 @@ func (c *Config) validate(path string) error {
 	}
 	if err := new(slog.Level).UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("%s: logLevel %q: it may be debug, info, warn or error", path, c.LogLevel)
+	}
+	if l := c.Store.FlannelListen; l != "" {
+		if _, err := port(l); err != nil {
+			return fmt.Errorf("%s: store.flannelListen %q: %w", path, l, err)
+		}
 	}
 	for i, t := range c.Tokens {
 		if t.Name == "" || t.SHA256 == "" || (t.Role != "admin" && t.Role != "operator" && t.Role != "viewer") {

@@ -3,6 +3,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -94,8 +95,8 @@ func inNamespace(t *testing.T, address string, fn func() error) {
 	}
 }
 
-// TestStockFlanneld has a real flanneld join a Network through the etcd of
-// bootd: it takes what its configuration says, clashes with no host, programs
+// TestStockFlanneld has a real flanneld join a Network through the Gate before
+// the etcd of bootd: it takes what its configuration says, clashes with no host, programs
 // every host, and is a peer of each.
 func TestStockFlanneld(t *testing.T) {
 	binary := flanneld(t)
@@ -108,14 +109,20 @@ func TestStockFlanneld(t *testing.T) {
 		t.Fatal(err)
 	}
 	env := filepath.Join(t.TempDir(), "subnet.env")
-	cmd := exec.Command(binary, "-etcd-endpoints="+b.Store.Client().Endpoints()[0], "-etcd-prefix=/coreos.com/network/net",
-		"-iface=eth0", "-iptables-forward-rules=false", "-subnet-file="+env, "-healthz-port=0")
+	files := b.certificate("net")
+	cmd := exec.Command(binary, "-etcd-endpoints=https://127.0.0.1:2379", "-etcd-prefix=/coreos.com/network/net",
+		"-etcd-cafile="+files+"/ca.crt", "-etcd-certfile="+files+"/client.crt", "-etcd-keyfile="+files+"/client.key", "-iface=eth0", "-iptables-forward-rules=false", "-subnet-file="+env, "-healthz-port=0")
 	cmd.Stdout, cmd.Stderr = log, log
 	var kernel *netlink.Handle
 	inNamespace(t, "198.18.11.1/22", func() error {
 		if kernel, err = netlink.NewHandle(); err != nil {
 			return err
 		}
+		l, err := net.Listen("tcp", "127.0.0.1:2379")
+		if err != nil {
+			return err
+		}
+		b.serve(l)
 		return cmd.Start()
 	})
 	text := func() string { raw, _ := os.ReadFile(log.Name()); return string(raw) }

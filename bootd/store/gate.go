@@ -1,0 +1,322 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+// Gate is etcd as a stock flanneld sees it: the keys, watches and leases of one
+// Network, that of its client certificate, and nothing else. It reads all of
+// the Network's keys and writes leases that are no host's.
+//
+// It stands in front of etcd rather than using etcd's own users: those would
+// hold for bootd's socket too, and could keep a tenant neither from writing a
+// key that makes every flanneld drop its peers, nor from taking a host's lease.
+type Gate struct {
+	Store *Store
+	// Network says which Network a client certificate is for.
+	Network func(*x509.Certificate) (string, error)
+	Log     *slog.Logger
+
+	mu     sync.Mutex
+	leases map[int64]string // etcd leases → the Network whose flanneld was granted them
+}
+
+// Serve answers on l until ctx ends. conf must ask for client certificates.
+func (g *Gate) Serve(ctx context.Context, l net.Listener, conf *tls.Config) error {
+	g.mu.Lock()
+	g.leases = map[int64]string{}
+	g.mu.Unlock()
+	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(conf)), grpc.MaxRecvMsgSize(1<<20), grpc.MaxConcurrentStreams(64))
+	pb.RegisterKVServer(s, &gateKV{g: g})
+	pb.RegisterWatchServer(s, &gateWatch{g: g})
+	pb.RegisterLeaseServer(s, &gateLease{g: g})
+	stop := context.AfterFunc(ctx, s.Stop)
+	defer stop()
+	if err := s.Serve(l); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve etcd to flannelds on %s: %w", l.Addr(), err)
+	}
+	return ctx.Err()
+}
+
+func (g *Gate) upstream() *grpc.ClientConn { return g.Store.client.ActiveConnection() }
+
+// prefix is that of the caller's Network.
+func (g *Gate) prefix(ctx context.Context) (network, prefix string, err error) {
+	p, ok := peer.FromContext(ctx)
+	info, isTLS := credentials.TLSInfo{}, false
+	if ok {
+		info, isTLS = p.AuthInfo.(credentials.TLSInfo)
+	}
+	if !isTLS || len(info.State.VerifiedChains) == 0 {
+		return "", "", status.Error(codes.Unauthenticated, "a client certificate of a Network is required")
+	}
+	network, err = g.Network(info.State.PeerCertificates[0])
+	if err != nil {
+		g.Log.Warn("a flanneld is refused", "peer", p.Addr, "error", err)
+		return "", "", status.Error(codes.PermissionDenied, err.Error())
+	}
+	return network, FlannelPrefix + network + "/", nil
+}
+
+// read checks that a range lies within the caller's Network.
+func (g *Gate) read(ctx context.Context, key, end []byte) error {
+	network, prefix, err := g.prefix(ctx)
+	if err != nil {
+		return err
+	}
+	last := []byte(clientv3.GetPrefixRangeEnd(prefix))
+	toTheEnd := bytes.Equal(end, []byte{0}) // etcd's sign for every key from there on
+	if !bytes.HasPrefix(key, []byte(prefix)) || toTheEnd || len(end) > 0 && bytes.Compare(end, last) > 0 {
+		return status.Errorf(codes.PermissionDenied, "this certificate is for the keys under %s, those of Network %s", prefix, network)
+	}
+	return nil
+}
+
+// write checks that a key is a lease of the caller's Network, and no host's.
+func (g *Gate) write(ctx context.Context, key []byte) error {
+	network, prefix, err := g.prefix(ctx)
+	if err != nil {
+		return err
+	}
+	rest, ok := bytes.CutPrefix(key, []byte(prefix+string(FlannelSubnet)+"/"))
+	subnet, parsed := ParseFlannelSubnet(string(rest))
+	if !ok || !parsed {
+		return status.Errorf(codes.PermissionDenied, "%q is no lease of Network %s: a flanneld writes %ssubnets/ADDRESS-LENGTH", key, network, prefix)
+	}
+	host := FlannelID{Network: network, Kind: FlannelHost, Subnet: subnet}.String()
+	resp, err := g.Store.client.Get(ctx, host, clientv3.WithCountOnly())
+	if err != nil {
+		return err
+	}
+	if resp.Count > 0 {
+		return status.Errorf(codes.PermissionDenied, "%s is the lease of a host that runs nodeagent: stop the flanneld there", subnet)
+	}
+	return nil
+}
+
+func (g *Gate) put(ctx context.Context, r *pb.PutRequest) error {
+	if err := g.write(ctx, r.Key); err != nil {
+		return err
+	}
+	var attrs struct{ PublicIP, BackendType string }
+	if err := json.Unmarshal(r.Value, &attrs); err != nil || net.ParseIP(attrs.PublicIP).To4() == nil {
+		return status.Errorf(codes.InvalidArgument, "%q is no lease: every flanneld of this Network would drop its peers", r.Value)
+	}
+	return g.owns(ctx, r.Lease)
+}
+
+// owns checks that an etcd lease was granted to the caller's Network.
+func (g *Gate) owns(ctx context.Context, id int64) error {
+	network, _, err := g.prefix(ctx)
+	if err != nil || id == 0 {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.leases[id] != network {
+		return status.Errorf(codes.PermissionDenied, "etcd lease %x was granted to somebody else, or before bootd was started", id)
+	}
+	return nil
+}
+
+type gateKV struct {
+	pb.UnimplementedKVServer
+	g *Gate
+}
+
+func (k *gateKV) client() pb.KVClient { return pb.NewKVClient(k.g.upstream()) }
+
+func (k *gateKV) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if err := k.g.read(ctx, r.Key, r.RangeEnd); err != nil {
+		return nil, err
+	}
+	return k.client().Range(ctx, r)
+}
+
+func (k *gateKV) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
+	if err := k.g.put(ctx, r); err != nil {
+		return nil, err
+	}
+	return k.client().Put(ctx, r)
+}
+
+func (k *gateKV) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	if len(r.RangeEnd) > 0 {
+		return nil, status.Error(codes.PermissionDenied, "a flanneld deletes one lease at a time")
+	}
+	if err := k.g.write(ctx, r.Key); err != nil {
+		return nil, err
+	}
+	return k.client().DeleteRange(ctx, r)
+}
+
+func (k *gateKV) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	for _, c := range r.Compare {
+		if err := k.g.read(ctx, c.Key, c.RangeEnd); err != nil {
+			return nil, err
+		}
+	}
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			if err := k.op(ctx, op); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return k.client().Txn(ctx, r)
+}
+
+func (k *gateKV) op(ctx context.Context, op *pb.RequestOp) error {
+	if r := op.GetRequestRange(); r != nil {
+		return k.g.read(ctx, r.Key, r.RangeEnd)
+	}
+	if r := op.GetRequestPut(); r != nil {
+		return k.g.put(ctx, r)
+	}
+	return status.Error(codes.PermissionDenied, "a flanneld reads and puts in a transaction, and nothing else")
+}
+
+func (k *gateKV) Compact(context.Context, *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	return nil, status.Error(codes.PermissionDenied, "bootd compacts its etcd itself")
+}
+
+type gateWatch struct {
+	pb.UnimplementedWatchServer
+	g *Gate
+}
+
+// Watch passes a stream on, of which every watch is checked.
+func (w *gateWatch) Watch(down pb.Watch_WatchServer) error {
+	group, ctx := errgroup.WithContext(down.Context())
+	up, err := pb.NewWatchClient(w.g.upstream()).Watch(ctx)
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return pass(up.Recv, down.Send) })
+	for {
+		r, err := down.Recv()
+		if err == nil {
+			if c := r.GetCreateRequest(); c != nil {
+				err = w.g.read(ctx, c.Key, c.RangeEnd)
+			}
+		}
+		if err == nil {
+			err = up.Send(r)
+		}
+		if err != nil {
+			group.Go(func() error { return err }) // ends up, and with it the other direction
+			return group.Wait()
+		}
+	}
+}
+
+// pass hands on what one side says until it ends.
+func pass[T any](recv func() (T, error), send func(T) error) error {
+	for {
+		m, err := recv()
+		if err == nil {
+			err = send(m)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+type gateLease struct {
+	pb.UnimplementedLeaseServer
+	g *Gate
+}
+
+func (l *gateLease) client() pb.LeaseClient { return pb.NewLeaseClient(l.g.upstream()) }
+
+func (l *gateLease) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	network, _, err := l.g.prefix(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.ID = 0 // etcd chooses: an id tells nothing of other tenants
+	resp, err := l.client().LeaseGrant(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	l.g.mu.Lock()
+	defer l.g.mu.Unlock()
+	if len(l.g.leases) > maxGateLeases {
+		clear(l.g.leases) // flannelds ask for another with each renewal, and never say that one is done with
+	}
+	l.g.leases[resp.ID] = network
+	return resp, nil
+}
+
+// maxGateLeases bounds what is remembered of leases: flanneld uses one at once
+// after it was granted, and never again.
+const maxGateLeases = 10000
+
+func (l *gateLease) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	if err := l.g.owns(ctx, r.ID); err != nil {
+		return nil, err
+	}
+	return l.client().LeaseRevoke(ctx, r)
+}
+
+func (l *gateLease) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	if _, _, err := l.g.prefix(ctx); err != nil {
+		return nil, err
+	}
+	r.Keys = false
+	return l.client().LeaseTimeToLive(ctx, r)
+}
+
+func (l *gateLease) LeaseLeases(context.Context, *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+	return nil, status.Error(codes.PermissionDenied, "leases of other tenants are not listed")
+}
+
+func (l *gateLease) LeaseKeepAlive(down pb.Lease_LeaseKeepAliveServer) error {
+	ctx := down.Context()
+	up, err := l.client().LeaseKeepAlive(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		r, err := down.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = l.g.owns(ctx, r.ID)
+		}
+		if err == nil {
+			err = up.Send(r)
+		}
+		var resp *pb.LeaseKeepAliveResponse
+		if err == nil {
+			resp, err = up.Recv()
+		}
+		if err == nil {
+			err = down.Send(resp)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
