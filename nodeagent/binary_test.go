@@ -292,7 +292,7 @@ func TestDaemon(t *testing.T) {
 	b.waitFor("the HostSpec is applied", func() bool { return b.status.Revision == b.revision })
 
 	out, err := exec.Command(bin, "status", "--state-dir", h.state, "--run-dir", h.run).CombinedOutput()
-	for _, want := range []string{"r1u07", "connected " + b.url(), "base", "Applied", "no handler for network parts", "v0.0.1-test"} {
+	for _, want := range []string{"r1u07", "connected " + b.url(), "base", "Applied", "underlay is not known", "v0.0.1-test"} {
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("nodeagent status (%v) lacks %q:\n%s", err, want, out)
 		}

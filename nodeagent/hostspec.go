@@ -344,6 +344,15 @@ func kindOf(name string) string {
 	return kind
 }
 
+// underlay is the base part's, also when that is gone: absence removes nothing.
+func (s *hostSpec) underlay() api.Underlay {
+	value, err := api.DecodePart(api.PartBase, s.index.Parts[api.PartBase].value)
+	if err != nil {
+		return api.Underlay{}
+	}
+	return value.(*api.BasePart).Underlay
+}
+
 // parts lists what a handler of that kind is to make true, sorted by key.
 // Parts that cannot be decoded are left out, and named in the map.
 func (s *hostSpec) parts(kind string) ([]Part, map[string]error) {

@@ -17,7 +17,8 @@ import (
 )
 
 // listNICs asks the kernel for the interfaces of this network namespace, all
-// but loopback and those that rackweft makes by the thousand (taps, VXLAN).
+// but loopback and those that rackweft makes by the thousand (taps, VXLAN, what
+// bears its mark).
 func listNICs() ([]api.HostNIC, error) {
 	links, err := again(netlink.LinkList)
 	if err != nil {
@@ -36,7 +37,7 @@ func listNICs() ([]api.HostNIC, error) {
 	nics := []api.HostNIC{}
 	for _, l := range links {
 		a := l.Attrs()
-		if a.Flags&net.FlagLoopback != 0 || l.Type() == "tuntap" || l.Type() == "vxlan" {
+		if a.Flags&net.FlagLoopback != 0 || l.Type() == "tuntap" || l.Type() == "vxlan" || strings.HasPrefix(a.Alias, "rackweft:") {
 			continue
 		}
 		nic := api.HostNIC{Name: a.Name, MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0 && a.RawFlags&unix.IFF_RUNNING != 0,

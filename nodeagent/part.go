@@ -50,6 +50,12 @@ type Handler interface {
 	Reconcile(ctx context.Context, parts []Part) map[string]api.PartStatus
 }
 
+// Underlaid is a Handler that builds on the host's underlay: it is told of it
+// before each Reconcile.
+type Underlaid interface {
+	SetUnderlay(api.Underlay)
+}
+
 // worker runs one handler.
 type worker struct {
 	agent   *Agent
@@ -71,13 +77,18 @@ func (w *worker) run(ctx context.Context) {
 
 func (w *worker) pass(ctx context.Context) error {
 	var parts []Part
+	var underlay api.Underlay
 	var generation int64
 	err := w.agent.do(ctx, func() {
 		parts, _ = w.agent.spec.parts(w.handler.Kind())
+		underlay = w.agent.spec.underlay()
 		generation = w.agent.generation
 	})
 	if err != nil {
 		return err
+	}
+	if h, ok := w.handler.(Underlaid); ok {
+		h.SetUnderlay(underlay)
 	}
 	got := w.handler.Reconcile(ctx, parts)
 	if ctx.Err() != nil {

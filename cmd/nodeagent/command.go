@@ -45,7 +45,7 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&s.stateDir, "state-dir", "/var/lib/rackweft/nodeagent", "identity and cached HostSpec")
-	root.PersistentFlags().StringVar(&s.runDir, "run-dir", "/run/rackweft/nodeagent", "status of the running agent")
+	root.PersistentFlags().StringVar(&s.runDir, "run-dir", defaultRunDir, "status of the running agent")
 	root.PersistentFlags().StringVar(&s.config, "config", "/etc/rackweft/nodeagent.yaml", "configuration file")
 	root.AddCommand(
 		&cobra.Command{Use: "run", Short: "Run the agent (the default)", Args: noArguments, RunE: run},
@@ -56,6 +56,7 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 				_, err := fmt.Fprintln(stdout, s.version)
 				return err
 			}},
+		namespaceCommand(),
 	)
 	return root
 }
@@ -80,6 +81,7 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	agent, err := nodeagent.New(nodeagent.Options{
 		Config: config, StateDir: s.stateDir, RunDir: s.runDir, Version: s.version,
 		Log: log, Notify: systemd.NewNotifier(log),
+		Handlers: []nodeagent.Handler{newOverlay(s, log)},
 	})
 	if err != nil {
 		return usageError{err}

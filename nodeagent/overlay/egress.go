@@ -71,7 +71,6 @@ func (w *work) egress() error {
 		if err := w.createEgress(host, tenant); err != nil {
 			return err
 		}
-		inside, outside = map[string]link{}, map[string]link{}
 		if inside, err = listLinks(w.tenant.Handle); err != nil {
 			return err
 		}

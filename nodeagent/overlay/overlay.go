@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -316,10 +317,17 @@ func (o *Overlay) openTenant(ctx context.Context, path string) (place, error) {
 		return tenant, err
 	}
 	// A file that pins nothing is left when its mount was lost.
-	if err := errors.Join(o.unpin(ctx, path), o.pin(ctx, path)); err != nil {
+	if err := errors.Join(o.unpinIfThere(ctx, path), o.pin(ctx, path)); err != nil {
 		return tenant, err
 	}
 	return openPlace(path)
+}
+
+func (o *Overlay) unpinIfThere(ctx context.Context, path string) error {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return o.unpin(ctx, path)
 }
 
 // note keeps the counters.
@@ -439,7 +447,7 @@ func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.
 func (o *Overlay) removeAt(ctx context.Context, host place, path, uid string) error {
 	tenant, err := openPlace(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return o.unpin(ctx, path)
+		return o.unpinIfThere(ctx, path)
 	}
 	if err != nil {
 		return err
