@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/rackweft/rackweft/bootd/ca"
 )
 
 const (
@@ -33,27 +35,55 @@ func (d *daemon) writeAdmin() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.log.Warn("the administrator's certificate cannot be read and is made anew", "error", err)
 	}
-	cert, key, err := d.ca.IssuePerson("admin", "admin", adminLife)
-	if err != nil {
-		return fmt.Errorf("make the administrator's certificate: %w", err)
-	}
 	server, err := d.adminURL()
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make the administrator's directory: %w", err)
+	if err := writePerson(d.ca, dir, "admin", "admin", server); err != nil {
+		return err
 	}
-	config := fmt.Sprintf("# weftctl reads this as ~/.config/rackweft/weftctl.yaml; files are beside it.\nserver: %s\nca: ca.crt\ncert: admin.crt\nkey: admin.key\n", server)
+	d.log.Info("to administer from another machine, copy this directory there as ~/.config/rackweft", "directory", dir, "server", server)
+	return nil
+}
+
+// IssuePerson makes a client certificate for a person, valid for a year, and a
+// configuration for weftctl beside it, in a new directory out. server may be
+// empty: the person then edits the configuration. bootd may be running.
+func IssuePerson(stateDir, name, role, server, out string) error {
+	if _, err := os.Stat(filepath.Join(stateDir, "ca")); err != nil {
+		return fmt.Errorf("find the site's CA: %w (start bootd once, or name its --state-dir)", err)
+	}
+	if _, err := os.Stat(out); err == nil {
+		return fmt.Errorf("%s exists already: name a new directory with --out", out)
+	}
+	authority, err := ca.Open(stateDir)
+	if err != nil {
+		return err
+	}
+	if server == "" {
+		server = "https://localhost:8443"
+	}
+	return writePerson(authority, out, name, role, server)
+}
+
+// writePerson issues a certificate and writes all that weftctl needs to use it.
+func writePerson(authority *ca.Authority, dir, name, role, server string) error {
+	cert, key, err := authority.IssuePerson(name, role, adminLife)
+	if err != nil {
+		return fmt.Errorf("make the certificate of %s: %w", name, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the directory of %s: %w", name, err)
+	}
+	config := fmt.Sprintf("# weftctl reads this as ~/.config/rackweft/weftctl.yaml; files are beside it.\nserver: %s\nca: ca.crt\ncert: %s.crt\nkey: %[2]s.key\n", server, name)
 	for _, f := range []struct {
 		name    string
 		content []byte
-	}{{"ca.crt", d.ca.CertPEM()}, {"weftctl.yaml", []byte(config)}, {"admin.key", key}, {"admin.crt", cert}} {
+	}{{"ca.crt", authority.CertPEM()}, {"weftctl.yaml", []byte(config)}, {name + ".key", key}, {name + ".crt", cert}} {
 		if err := writeSecretly(filepath.Join(dir, f.name), f.content); err != nil {
-			return fmt.Errorf("write the administrator's certificate: %w", err)
+			return fmt.Errorf("write the certificate of %s: %w", name, err)
 		}
 	}
-	d.log.Info("to administer from another machine, copy this directory there as ~/.config/rackweft", "directory", dir, "server", server)
 	return nil
 }
 

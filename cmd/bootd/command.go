@@ -56,6 +56,41 @@ func command() *cobra.Command {
 	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where everything that lasts is kept")
 	f.StringVar(&run, "run-dir", "/run/rackweft", "where the socket of the API is")
 	f.StringSliceVar(&interfaces, "interface", nil, "interface on a provisioning network (repeatable)")
+	c.AddCommand(certificateCommand())
+	c.CompletionOptions.DisableDefaultCmd = true
+	return c
+}
+
+func certificateCommand() *cobra.Command {
+	var state, role, server, out string
+	c := &cobra.Command{
+		Use:   "certificate NAME",
+		Short: "Issue a person's client certificate, with a configuration for weftctl",
+		Long: "Issues a client certificate, valid for a year, from the site's CA. The directory that it\n" +
+			"writes is copied to ~/.config/rackweft where that person works.",
+		Example: "  bootd certificate alice --role operator --server https://198.18.8.1:8443 --out /root/alice",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{errors.New("name one person: bootd certificate NAME --role ROLE")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if out == "" {
+				out = args[0]
+			}
+			if err := bootd.IssuePerson(state, args[0], role, server, out); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s may act as %s with what is in %s\n", args[0], role, out)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where bootd keeps the site's CA")
+	f.StringVar(&role, "role", "viewer", "viewer, operator or admin")
+	f.StringVar(&server, "server", "", "URL of bootd for the configuration, such as https://198.18.8.1:8443")
+	f.StringVar(&out, "out", "", "new directory to write to (default: NAME)")
 	return c
 }
 
