@@ -165,9 +165,22 @@ func (h *Hub) changed(c store.Change) {
 		}
 		return
 	}
+	if _, ok := c.New.(*api.Network); ok && statusOnly(c) {
+		return // it counts leases, which the hosts are told of one by one
+	}
 	for _, s := range h.streams {
 		s.mark()
 	}
+}
+
+// statusOnly reports whether nothing changed but the status of an object that
+// is not being deleted.
+func statusOnly(c store.Change) bool {
+	if c.Old == nil || c.New == nil {
+		return false
+	}
+	old, now := c.Old.Meta(), c.New.Meta()
+	return old.UID == now.UID && old.Generation == now.Generation && now.DeletionTimestamp == nil
 }
 
 // leasesChanged marks the streams of hosts whose Networks changed.

@@ -34,9 +34,11 @@ func newRack(t testing.TB, hosts int, networks ...string) *rack {
 	r := &rack{bench: &bench{Site: testsite.Open(t), t: t}}
 	r.Create(&api.Site{Base: testsite.Named("site")}, &api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601}},
 		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/16")}, MTU: 9000}})
+	var machines []api.Object
 	for i := range hosts {
-		r.add(i)
+		machines = append(machines, newMachine(i))
 	}
+	r.Create(machines...)
 	for _, n := range networks {
 		r.Create(&api.Network{Base: testsite.Named(n), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}})
 	}
@@ -48,11 +50,15 @@ func hostName(i int) string { return fmt.Sprintf("r%du%02d", i/100, i%100) }
 
 func (r *rack) add(i int) {
 	r.t.Helper()
+	r.Create(newMachine(i))
+}
+
+func newMachine(i int) *api.Machine {
 	m := &api.Machine{Base: testsite.Named(hostName(i)), Spec: api.MachineSpec{Zone: "yellow", Links: []api.Link{
 		{Name: "prod0", MAC: api.MAC(fmt.Sprintf("52:54:00:01:%02x:%02x", i>>8, i&255)), Subnet: "prod", Addresses: []netip.Addr{netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}},
 	}}}
 	m.Status.HostKey, m.Status.Phase = key, api.PhaseActive
-	r.Create(m)
+	return m
 }
 
 // start runs all that a bootd does for Networks.
@@ -337,12 +343,17 @@ func TestVanishedNetworkIsNoTombstone(t *testing.T) {
 	}
 }
 
-// BenchmarkJoin measures from a Machine becoming Active to the last of 500 hosts
-// having been sent the deltas of all 20 Networks.
+// BenchmarkJoin measures from a Machine becoming Active to the last of many hosts
+// having been sent the deltas of all Networks.
 func BenchmarkJoin(b *testing.B) {
-	const hosts = 500
+	for _, c := range []struct{ hosts, networks int }{{50, 1}, {500, 20}, {1000, 1}} {
+		b.Run(fmt.Sprintf("hosts=%d/networks=%d", c.hosts, c.networks), func(b *testing.B) { benchmarkJoin(b, c.hosts, c.networks) })
+	}
+}
+
+func benchmarkJoin(b *testing.B, hosts, networks int) {
 	var names []string
-	for i := range 20 {
+	for i := range networks {
 		names = append(names, fmt.Sprintf("n%02d", i))
 	}
 	r := newRack(b, hosts, names...)
@@ -391,7 +402,9 @@ func BenchmarkJoin(b *testing.B) {
 		var before, after unix.Rusage
 		_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
 		b.StartTimer()
-		r.add(next)
+		if err := r.Store.Create(b.Context(), newMachine(next)); err != nil {
+			b.Fatal(err)
+		}
 		for range hosts {
 			<-done
 		}
