@@ -42,6 +42,7 @@ func TestRack(t *testing.T) {
 		t.FailNow() // nothing below can hold
 	}
 	t.Run("what the host reports", func(t *testing.T) { hostReports(t, r.For(t)) })
+	t.Run("networks", func(t *testing.T) { networks(t, r.For(t)) })
 	t.Run("what people get wrong", func(t *testing.T) { badInput(t, r.For(t)) })
 	t.Run("strangers on the wire", func(t *testing.T) { strangers(t, r.For(t)) })
 	t.Run("bad luck", func(t *testing.T) {
@@ -179,6 +180,41 @@ func hostReports(t *testing.T, r *rig.Rig) {
 		if err != nil || !strings.Contains(out, want) {
 			t.Errorf("explain says nothing of %s (%v):\n%s", want, err, out)
 		}
+	}
+}
+
+// networks brings two Networks with the same CIDR to both hosts, under systemd's sandbox, and takes one away
+// again: only its tombstone does that.
+func networks(t *testing.T, r *rig.Rig) {
+	r.Apply(r.File("networks.yaml", `apiVersion: rackweft/v1alpha1
+kind: Network
+metadata: {name: customer-a}
+spec: {zone: yellow, cidrs: [10.5.0.0/16], egress: masquerade}
+---
+apiVersion: rackweft/v1alpha1
+kind: Network
+metadata: {name: customer-b}
+spec: {zone: yellow, cidrs: [10.5.0.0/16]}
+`))
+	state := func(m *api.Machine, network string) api.PartState {
+		return m.Status.Host.Parts[api.NetworkPartName(network)].State
+	}
+	for _, name := range []string{bios, uefi} {
+		r.WaitMachine(name, "both Networks applied", func(m *api.Machine) bool {
+			return state(m, "customer-a") == api.PartApplied && state(m, "customer-b") == api.PartApplied && m.Status.Conditions.Is(api.CondApplied)
+		})
+	}
+	if out, err := r.Weftctl("delete", "network", "customer-a"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, name := range []string{bios, uefi} {
+		m := r.WaitMachine(name, "customer-a removed", func(m *api.Machine) bool { return state(m, "customer-a") == "" })
+		if state(m, "customer-b") != api.PartApplied {
+			t.Errorf("%s: customer-b is %q after customer-a went", name, state(m, "customer-b"))
+		}
+	}
+	if out, err := r.Weftctl("wait", "network/customer-a", "--for=delete", "--timeout", "60s"); err != nil {
+		t.Errorf("the Network outlives its tombstone: %v\n%s", err, out)
 	}
 }
 
