@@ -84,7 +84,7 @@ func (w *work) egress() error {
 	if err := w.mend(w.tenant, []link{tenant}, inside); err != nil {
 		return err
 	}
-	if err := w.setSysctlsAt(w.host, egressSysctls(host.name)); err != nil {
+	if err := w.setSysctls(w.host, egressSysctls(host.name)); err != nil {
 		return err
 	}
 	return w.egressRoute(host.addresses[0].Addr())

@@ -320,7 +320,14 @@ func (o *Overlay) openTenant(ctx context.Context, path string) (place, error) {
 	if err := errors.Join(o.unpinIfThere(ctx, path), o.pin(ctx, path)); err != nil {
 		return tenant, err
 	}
-	return openPlace(path)
+	if tenant, err = openPlace(path); err != nil {
+		return tenant, err
+	}
+	if _, err := setSysctls(tenant.ns, newSysctls()); err != nil {
+		tenant.close()
+		return tenant, err
+	}
+	return tenant, nil
 }
 
 func (o *Overlay) unpinIfThere(ctx context.Context, path string) error {
@@ -367,7 +374,7 @@ func did[T fmt.Stringer](w *work, changes []T) {
 }
 
 func (w *work) run() error {
-	steps := []func() error{w.sysctls, w.links, w.linkSysctls, w.filter, w.peers, w.egress}
+	steps := []func() error{w.links, w.sysctls, w.filter, w.peers, w.egress}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -376,23 +383,17 @@ func (w *work) run() error {
 	return nil
 }
 
-func (w *work) sysctls() error { return w.setSysctls(wantSysctls()) }
+func (w *work) sysctls() error { return w.setSysctls(w.tenant, wantSysctls(w.network)) }
 
-func (w *work) linkSysctls() error {
-	return w.setSysctls(linkSysctls(vxlanName(w.network.vni), bridgeName(w.network.vni)))
+func (w *work) setSysctls(at place, want []sysctl) error {
+	set, err := setSysctls(at.ns, want)
+	did(w, set)
+	return err
 }
 
 func (w *work) filter() error {
 	changes, err := filter(w.tenant.ns, tenantRules(w.network))
 	did(w, changes)
-	return err
-}
-
-func (w *work) setSysctls(want []sysctl) error { return w.setSysctlsAt(w.tenant, want) }
-
-func (w *work) setSysctlsAt(at place, want []sysctl) error {
-	set, err := setSysctls(at.ns, want)
-	did(w, set)
 	return err
 }
 

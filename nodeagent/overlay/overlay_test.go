@@ -48,6 +48,11 @@ func TestNetworksReachTheirOwn(t *testing.T) {
 func TestNoLeaks(t *testing.T) {
 	f := newFabric(t, 3, false)
 	networks := []tenant{red(), green(), blue()}
+	for i := range 17 {
+		if !testing.Short() {
+			networks = append(networks, tenant{name: fmt.Sprint("t", i), uid: fmt.Sprint("uid-", i), vni: uint32(2000 + i), second: 5, third: byte(i % 3)})
+		}
+	}
 	f.reconcile(networks...)
 	type guest struct {
 		tenant tenant
