@@ -88,7 +88,7 @@ func try(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	disk := filepath.Join(dir, "disk")
 	if err := makeDisk(disk); err != nil {
 		return err
@@ -100,7 +100,7 @@ func try(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	for n := range o.boots {
 		if err := boot(ctx, o, disk, n+1, log); err != nil {
 			return fmt.Errorf("boot %d: %w (console: %s)", n+1, err, o.console)
@@ -124,7 +124,7 @@ func boot(ctx context.Context, o options, disk string, n int, log io.Writer) err
 	if err != nil {
 		return fmt.Errorf("start the servers: %w", err)
 	}
-	defer server.Close()
+	defer func() { _ = server.Close() }()
 	digest, err := fileDigest(filepath.Join(o.image, "rootfs.squashfs"))
 	if err != nil {
 		return err
@@ -155,8 +155,10 @@ func boot(ctx context.Context, o options, disk string, n int, log io.Writer) err
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	defer cmd.Wait() //nolint:errcheck // killed below, once the console has told enough
-	defer cmd.Process.Kill()
+	defer func() { // the console has told enough
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
 	if o.verbose {
 		log = io.MultiWriter(log, os.Stderr)
 	}
@@ -232,7 +234,9 @@ func follow(output io.Reader, log io.Writer, server *server, w watch, n int) err
 		if b != '\n' {
 			continue
 		}
-		fmt.Fprintf(log, "%7.2f %s", w.elapsed(), text)
+		if _, err := fmt.Fprintf(log, "%7.2f %s", w.elapsed(), text); err != nil {
+			return fmt.Errorf("write the console log: %w", err)
+		}
 		line = line[:0]
 		if !seen && failed.MatchString(text) && strings.Contains(text, "READY") {
 			return fmt.Errorf("not what the config asked for: %s", strings.TrimSpace(text))
@@ -250,7 +254,7 @@ func fileDigest(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	h := sha256.New()
 	if _, err := io.Copy(h, f); err != nil {
 		return "", fmt.Errorf("digest %s: %w", path, err)

@@ -12,10 +12,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -37,6 +40,7 @@ type server struct {
 	faults       bool
 	plain, tls   net.Listener
 	http, https  *http.Server
+	serving      sync.WaitGroup
 	ca           string
 	mu           sync.Mutex
 	seen         []event
@@ -60,8 +64,7 @@ func serve(image string, boot int, faults bool, command string) (*server, error)
 		return nil, err
 	}
 	if s.tls, err = loopbackPort(); err != nil {
-		s.plain.Close()
-		return nil, err
+		return nil, errors.Join(err, s.plain.Close())
 	}
 	open := http.NewServeMux()
 	open.HandleFunc("/blobs/", s.rootfs)
@@ -72,14 +75,22 @@ func serve(image string, boot int, faults bool, command string) (*server, error)
 	s.http = &http.Server{Handler: open, ReadHeaderTimeout: time.Minute}
 	s.https = &http.Server{Handler: closed, ReadHeaderTimeout: time.Minute,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}}}
-	go s.http.Serve(s.plain)
-	go s.https.ServeTLS(s.tls, "", "")
+	s.serving.Go(func() { report(s.http.Serve(s.plain)) })
+	s.serving.Go(func() { report(s.https.ServeTLS(s.tls, "", "")) })
 	return s, nil
 }
 
-func (s *server) Close() {
-	s.http.Close()
-	s.https.Close()
+func report(err error) {
+	if !errors.Is(err, http.ErrServerClosed) {
+		fmt.Fprintln(os.Stderr, "try: serve:", err)
+	}
+}
+
+// Close stops both servers and waits for them.
+func (s *server) Close() error {
+	err := errors.Join(s.http.Close(), s.https.Close())
+	s.serving.Wait()
+	return err
 }
 
 func (s *server) URL(path string) string { return s.url("http", s.plain, path) }
@@ -209,7 +220,7 @@ func (s *server) payload(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no token", http.StatusForbidden)
 		return
 	}
-	fmt.Fprint(w, payload)
+	_, _ = io.WriteString(w, payload) // a client that went away is told by its console
 }
 
 const mountUnit = `[Unit]
@@ -252,7 +263,7 @@ ip -br address
 
 func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(v)
+	_ = json.NewEncoder(w).Encode(v) // as above
 }
 
 func dataURL(text string) string {
