@@ -53,9 +53,10 @@ type Hub struct {
 	// Silence and Grace are 30 s and 1 min unless set.
 	Silence, Grace time.Duration
 
-	mu      sync.Mutex
-	streams map[string]*stream
-	quotas  map[string]*quota // of hosts that are or were connected, by name
+	mu       sync.Mutex
+	streams  map[string]*stream
+	stopping bool              // Run has ended
+	quotas   map[string]*quota // of hosts that are or were connected, by name
 }
 
 // quota bounds what one host can make bootd do, over all of its streams. A host
@@ -137,6 +138,7 @@ func (h *Hub) Count() int {
 // grace period it clears the HostConnected of hosts that did not come back to a
 // restarted bootd: a stale True would hold their next boot for ever.
 func (h *Hub) Run(ctx context.Context) error {
+	defer h.stop()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		select {
@@ -151,6 +153,14 @@ func (h *Hub) Run(ctx context.Context) error {
 		g.Go(func() error { return h.Compiler.Networks.Subscribe(ctx, h.leasesChanged) })
 	}
 	return g.Wait()
+}
+
+// stop makes the streams that end from now on end silently: it is bootd that
+// goes away, not its hosts, and they are back before clearStale looks.
+func (h *Hub) stop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stopping = true
 }
 
 func (h *Hub) changed(c store.Change) {
@@ -342,8 +352,9 @@ func (h *Hub) detach(ctx context.Context, s *stream) {
 	if current {
 		delete(h.streams, s.peer.Name)
 	}
+	silent := !current || h.stopping
 	h.mu.Unlock()
-	if !current {
+	if silent {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)

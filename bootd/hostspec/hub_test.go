@@ -381,3 +381,17 @@ func FuzzHostFrame(f *testing.F) {
 		}
 	})
 }
+
+// TestStopIsSilent: a bootd that stops says nothing of its hosts; they are not what went away.
+func TestStopIsSilent(t *testing.T) {
+	b := newBench(t)
+	h := b.connect(b.peer(), &api.Hello{})
+	h.until(bookmark)
+	b.eventually("connected", connected)
+	b.hub.stop()
+	_ = h.conn.Close()
+	<-h.end
+	if m := b.Machine(name); !connected(m) || b.hub.Count() != 0 || b.Happened("HostDisconnected") != 0 {
+		t.Errorf("%d streams, conditions %+v, events %+v", b.hub.Count(), m.Status.Conditions, b.Events())
+	}
+}
