@@ -111,6 +111,15 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	if m.Spec.BMC != nil && !m.Status.Conditions.Is(api.CondInspected) && !m.Status.Attempt.Open() {
 		return c.inspect(ctx, m)
 	}
+	wait, err := c.toState(ctx, m)
+	if err != nil {
+		return wait, err
+	}
+	return c.recheckBMC(ctx, m, wait)
+}
+
+// toState takes the next step towards the state that the spec asks for.
+func (c *Controller) toState(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	switch m.Spec.State {
 	case api.StateMaintenance:
 		return c.maintain(ctx, m)
@@ -119,6 +128,27 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	default:
 		return c.activate(ctx, m)
 	}
+}
+
+// recheckBMC asks a BMC that failed before whether it is well again, when its
+// back-off is over: nothing else may need it for a long time. It returns when
+// to look again, at the latest after wait (0 means never).
+func (c *Controller) recheckBMC(ctx context.Context, m *api.Machine, wait time.Duration) (time.Duration, error) {
+	now, ok := store.Cached[api.Machine](c.Cache, m.Metadata.Name)
+	if !ok || now.Spec.BMC == nil {
+		return wait, nil
+	}
+	if cond := now.Status.Conditions.Get(api.CondBMC); cond == nil || cond.Status != api.False {
+		return wait, nil
+	}
+	again, err := heldOr(c.withBMC(ctx, now, "read the power state", func(ctx context.Context, b BMC) error {
+		_, err := b.PowerState(ctx)
+		return err
+	}))
+	if err != nil || again == 0 || (wait > 0 && wait < again) {
+		return wait, err
+	}
+	return again, nil
 }
 
 // mutate changes the Machine's status in the store, when fn changes anything,

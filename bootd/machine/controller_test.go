@@ -369,6 +369,39 @@ func TestPowerBrake(t *testing.T) {
 	}
 }
 
+// TestMendedBMCIsNoticed: also on an Active Machine, which needs its BMC for nothing.
+func TestMendedBMCIsNoticed(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.steps("r1u01", false)
+	b.advance("r1u01", api.StageJoined)
+	b.applied("r1u01")
+	b.steps("r1u01", false)
+	b.bmc.dialErr = fmt.Errorf("login: %w", hardware.ErrUnauthorized)
+	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbInspect}); err != nil {
+		t.Fatal(err)
+	}
+	if m := b.steps("r1u01", false); m.Status.Conditions.Is(api.CondBMC) || m.Status.Phase != api.PhaseActive {
+		t.Fatalf("phase %s, conditions %+v", m.Status.Phase, m.Status.Conditions)
+	}
+	dials := b.bmc.dials
+	b.steps("r1u01", false)
+	if b.bmc.dials != dials {
+		t.Errorf("the refused password was tried %d times more", b.bmc.dials-dials)
+	}
+	b.bmc.dialErr = nil
+	_, err := store.Mutate(t.Context(), b.store, "bmc", func(s *api.Secret) error {
+		s.Spec.Data = map[string]string{"username": "admin", "password": "secret-2"}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := b.steps("r1u01", false); !m.Status.Conditions.Is(api.CondBMC) {
+		t.Errorf("conditions %+v", m.Status.Conditions)
+	}
+}
+
 // TestInspectTellsWhatCameOfIt: the request ends when the inventory was read, or with the BMC's own words.
 func TestInspectTellsWhatCameOfIt(t *testing.T) {
 	b := newBench(t)

@@ -156,8 +156,8 @@ func ask(ctx context.Context, b BMC, r *api.Request) error {
 func (c *Controller) finish(ctx context.Context, m *api.Machine, r *api.Request, err error) error {
 	state, message := api.RequestDone, ""
 	if err != nil {
-		state, message = api.RequestFailed, err.Error()
-		c.Record.Event(m, api.Warning, "RequestFailed", fmt.Sprintf("%s: %s", words(r), err))
+		state, message = api.RequestFailed, strings.TrimPrefix(err.Error(), words(r)+": ")
+		c.Record.Event(m, api.Warning, "RequestFailed", words(r)+": "+message)
 	} else {
 		c.Record.Event(m, api.Normal, "RequestDone", fmt.Sprintf("%s, asked for by %s", words(r), r.By))
 	}
