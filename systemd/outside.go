@@ -13,7 +13,7 @@ import (
 // die with it: it was started by systemd in a sandbox such as
 // nodeagent.service's. What must outlive it is then done by RunOutside.
 func PrivateMounts() bool {
-	if _, err := os.Stat("/run/systemd/system"); err != nil { // sd_booted(3)
+	if !Booted() {
 		return false
 	}
 	own, err := os.Readlink("/proc/self/ns/mnt")
@@ -40,4 +40,35 @@ func RunOutside(ctx context.Context, description string, argv ...string) error {
 		return fmt.Errorf("%s: systemd-run is not installed: it is part of systemd", description)
 	}
 	return fmt.Errorf("%s: run %s as a unit of its own: %w: %s", description, argv[0], err, strings.Join(strings.Fields(string(out)), " "))
+}
+
+// Service is a transient unit that lives on when its starter ends.
+type Service struct {
+	Name        string // with its suffix, .service
+	Description string
+	Slice       string   // the unit's place among the cgroups
+	Properties  []string // such as CPUWeight=200: see systemd.resource-control(5)
+}
+
+// StartOutside starts a service and returns when its program runs.
+func StartOutside(ctx context.Context, s Service, argv ...string) error {
+	// --collect also forgets a unit that has failed, so that its name is free again.
+	args := []string{"--quiet", "--collect", "--service-type=exec", "--unit=" + s.Name, "--slice=" + s.Slice, "--description=" + s.Description}
+	for _, p := range s.Properties {
+		args = append(args, "--property="+p)
+	}
+	out, err := exec.CommandContext(ctx, "systemd-run", append(append(args, "--"), argv...)...).CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%s: systemd-run is not installed: it is part of systemd", s.Description)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: start %s: %w: %s", s.Description, s.Name, err, strings.Join(strings.Fields(string(out)), " "))
+	}
+	return nil
+}
+
+// Booted reports whether systemd is the machine's pid 1 (sd_booted(3)).
+func Booted() bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil
 }

@@ -37,7 +37,18 @@ func TestRunOutside(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no such luck") {
 		t.Errorf("the error is %v", err)
 	}
+	service := Service{Name: "a.service", Description: "a test", Slice: "s.slice", Properties: []string{"CPUWeight=7"}}
+	if err := StartOutside(ctx, service, "true"); err != nil {
+		t.Error(err)
+	}
+	args, err = os.ReadFile(filepath.Join(dir, "args"))
+	if err != nil || !strings.Contains(string(args), "--unit=a.service\n--slice=s.slice\n--description=a test\n--property=CPUWeight=7\n--\ntrue\n") {
+		t.Errorf("systemd-run was given:\n%s (%v)", args, err)
+	}
 	t.Setenv("PATH", "/nowhere")
+	if err := StartOutside(ctx, service, "true"); err == nil || !strings.Contains(err.Error(), "not installed") {
+		t.Errorf("the error is %v", err)
+	}
 	if err := RunOutside(ctx, "a test", "true"); err == nil || !strings.Contains(err.Error(), "not installed") {
 		t.Errorf("the error is %v", err)
 	}

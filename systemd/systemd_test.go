@@ -16,8 +16,9 @@ import (
 
 func TestUnit(t *testing.T) {
 	for name, want := range map[string][]string{
-		"bootd.service":     {"ExecStart=/usr/local/bin/bootd", "/etc/rackweft/bootd.yaml"},
-		"nodeagent.service": {"ExecStart=/opt/rackweft/bin/nodeagent", "/etc/rackweft/nodeagent.yaml", "CAP_SYS_ADMIN"},
+		"bootd.service":             {"ExecStart=/usr/local/bin/bootd", "/etc/rackweft/bootd.yaml"},
+		"nodeagent.service":         {"ExecStart=/opt/rackweft/bin/nodeagent", "/etc/rackweft/nodeagent.yaml", "CAP_SYS_ADMIN"},
+		"nodeagent-speaker.service": {"ExecStart=/opt/rackweft/bin/nodeagent speaker", "ConditionPathExists=/var/lib/rackweft/nodeagent/speaker.json"},
 	} {
 		text, err := Unit(name)
 		if err != nil {
@@ -32,7 +33,7 @@ func TestUnit(t *testing.T) {
 		}
 	}
 	_, err := Unit("other.service")
-	if err == nil || !strings.Contains(err.Error(), "bootd.service, nodeagent.service") {
+	if err == nil || !strings.Contains(err.Error(), "bootd.service, nodeagent-speaker.service, nodeagent.service") {
 		t.Errorf("an unknown unit gives %v; want an error that names those that exist", err)
 	}
 }
