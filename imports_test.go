@@ -37,23 +37,29 @@ func rooms() map[string][]string {
 		"cmd/nodeagent":  {"api", "nodeagent", "systemd", "bgp"},
 		"cmd/weftctl":    {"api", "lab", "cmd/weftctl"},
 		"docs":           {"api"}, // its test
+
+		"nodeagent/overlay/dhcp": {},
 	}
 }
 
-// owners names the one room that may import each heavy dependency.
-func owners() map[string]string {
-	return map[string]string{
-		"github.com/osrg/gobgp/":             "bgp",
-		"go.etcd.io/etcd/":                   "bootd/store",
-		"github.com/danielgtaylor/huma/":     "bootd/server",
-		"github.com/insomniacslk/dhcp/":      "bootd/dhcp",
-		"github.com/pin/tftp/":               "bootd/tftp",
-		"github.com/coreos/butane/":          "ignition",
-		"github.com/coreos/ignition/":        "ignition",
-		"github.com/bmc-toolbox/":            "hardware",
-		"github.com/stmcginnis/gofish":       "hardware",
-		"github.com/coreos/go-systemd/":      "systemd",
-		"github.com/go-json-experiment/json": "api",
+// owners names the rooms that may import each heavy dependency.
+func owners() map[string][]string {
+	return map[string][]string{
+		"github.com/osrg/gobgp/":             {"bgp"},
+		"go.etcd.io/etcd/":                   {"bootd/store"},
+		"github.com/danielgtaylor/huma/":     {"bootd/server"},
+		"github.com/insomniacslk/dhcp/":      {"bootd/dhcp", "nodeagent/overlay/dhcp"},
+		"github.com/miekg/dns":               {"nodeagent/overlay/dhcp"},
+		"github.com/mdlayher/ndp":            {"nodeagent/overlay/dhcp"},
+		"github.com/mdlayher/packet":         {"nodeagent/overlay/dhcp"},
+		"github.com/pin/tftp/":               {"bootd/tftp"},
+		"github.com/coreos/butane/":          {"ignition"},
+		"github.com/coreos/ignition/":        {"ignition"},
+		"github.com/bmc-toolbox/":            {"hardware"},
+		"github.com/stmcginnis/gofish":       {"hardware"},
+		"github.com/coreos/go-systemd/":      {"systemd"},
+		"github.com/go-json-experiment/json": {"api"},
+		"golang.zx2c4.com/wireguard":         {"nodeagent/wireguard"},
 	}
 }
 
@@ -126,9 +132,10 @@ func faults(file, imported string) []string {
 			found = append(found, "imports run downwards only: see docs/architecture.md")
 		}
 	}
-	for prefix, owner := range owners() {
-		if !test && strings.HasPrefix(imported, prefix) && !within(dir, owner) {
-			found = append(found, "only "+owner+" may")
+	for prefix, rooms := range owners() {
+		owned := slices.ContainsFunc(rooms, func(room string) bool { return within(dir, room) })
+		if !test && strings.HasPrefix(imported, prefix) && !owned {
+			found = append(found, "only "+strings.Join(rooms, " and ")+" may")
 		}
 	}
 	return found

@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,21 @@ func decodeAndValidate(text string) FieldErrors {
 	return o.Validate()
 }
 
+func TestRates(t *testing.T) {
+	for text, pointer := range map[string]string{
+		`"limits":{"inbound":"100M","outbound":"10M"},"guestLimits":{"outbound":"1M"}`: "",
+		`"limits":{"inbound":"0"}`:        "",
+		`"limits":{"inbound":"10"}`:       "/spec/limits/inbound",
+		`"guestLimits":{"outbound":"-1"}`: "/spec/guestLimits/outbound",
+		`"guestLimits":{"outbound":"1x"}`: "/spec/guestLimits/outbound",
+	} {
+		got := decodeAndValidate(`{"apiVersion":"rackweft/v1alpha1","kind":"Network","metadata":{"name":"n"},"spec":{"zone":"yellow","cidrs":["10.5.0.0/16"],` + text + `}}`)
+		if pointer == "" && len(got) > 0 || pointer != "" && (len(got) != 1 || got[0].Pointer != pointer) {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
+}
+
 func TestEveryKindHasItsName(t *testing.T) {
 	for _, k := range Kinds() {
 		o := k.New()
@@ -162,5 +178,52 @@ func TestSkew(t *testing.T) {
 		if got := Skew(d); got != want {
 			t.Errorf("Skew(%s) = %q, want %q", d, got, want)
 		}
+	}
+}
+
+// TestNetworkIPv6 gives a Network an IPv6 CIDR.
+func TestNetworkIPv6(t *testing.T) {
+	for _, c := range []struct {
+		cidrs   string
+		length  int // as set; 0 for the default
+		want    int
+		pointer string // of the fault, "" for none
+	}{
+		{"10.5.0.0/16", 0, 0, ""},
+		{"10.5.0.0/16 fd00::/48", 0, 64, ""},
+		{"10.5.0.0/16 fd00::/62", 0, 64, ""},
+		{"10.5.0.0/16 fd00::/63", 0, 71, ""},
+		{"10.5.0.0/16 fd00::/64", 0, 72, ""},
+		{"10.5.0.0/16 fd00::/120", 0, 126, ""},
+		{"10.5.0.0/16 fd00::/126", 0, 126, "/spec/hostPrefix6"},
+		{"10.5.0.0/16 fd00::/48", 80, 80, ""},
+		{"10.5.0.0/16 fd00::/48", 49, 49, "/spec/hostPrefix6"},
+		{"10.5.0.0/16 fd00::/48", 127, 127, "/spec/hostPrefix6"},
+		{"10.5.0.0/16", 64, 64, "/spec/hostPrefix6"},
+		{"fd00::/48 10.5.0.0/16 fd01::/48", 0, 64, "/spec/cidrs/2"},
+	} {
+		n := &Network{Spec: NetworkSpec{Zone: "yellow", HostPrefix6: c.length}}
+		n.Metadata.Name = "net"
+		for _, text := range strings.Fields(c.cidrs) {
+			n.Spec.CIDRs = append(n.Spec.CIDRs, netip.MustParsePrefix(text))
+		}
+		n.SetDefaults()
+		faults := n.Validate()
+		if n.Spec.HostPrefix6 != c.want {
+			t.Errorf("%s: /%d, want /%d", c.cidrs, n.Spec.HostPrefix6, c.want)
+		}
+		if c.pointer == "" && len(faults) > 0 || c.pointer != "" && (len(faults) != 1 || faults[0].Pointer != c.pointer) {
+			t.Errorf("%s, /%d: %v", c.cidrs, c.length, faults)
+		}
+	}
+}
+
+func TestNetworkAllow(t *testing.T) {
+	n := &Network{Spec: NetworkSpec{Zone: "yellow", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16")}, Allow: []string{"a", "net", "b", "a"}}}
+	n.Metadata.Name = "net"
+	n.SetDefaults()
+	faults := n.Validate()
+	if len(faults) != 2 || faults[0].Pointer != "/spec/allow/1" || faults[1].Pointer != "/spec/allow/3" {
+		t.Errorf("%v", faults)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strconv"
@@ -227,10 +228,60 @@ func (c *Client) Verb(ctx context.Context, machine string, r Request) (*Request,
 	return out, nil
 }
 
+// GuestVerb asks for something to be done to a Guest, and returns it as it then
+// stands.
+func (c *Client) GuestVerb(ctx context.Context, guest, verb string, a GuestAction) (*Guest, error) {
+	out := new(Guest)
+	if err := c.call(ctx, http.MethodPost, "/v1/guests/"+url.PathEscape(guest)+"/"+verb, a, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // Explain tells why a Machine is as it is.
 func (c *Client) Explain(ctx context.Context, machine string) (*Explanation, error) {
 	out := new(Explanation)
 	if err := c.call(ctx, http.MethodGet, "/v1/machines/"+url.PathEscape(machine)+"/explain", nil, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// NetworkPeers tells who has a lease of a Network.
+func (c *Client) NetworkPeers(ctx context.Context, network string) (*NetworkPeers, error) {
+	out := new(NetworkPeers)
+	if err := c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(network)+"/peers", nil, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ZoneSessions lists a Zone's BGP sessions.
+func (c *Client) ZoneSessions(ctx context.Context, zone string) (*ZoneSessions, error) {
+	out := new(ZoneSessions)
+	return out, c.call(ctx, http.MethodGet, "/v1/zones/"+url.PathEscape(zone)+"/bgp/sessions", nil, out)
+}
+
+// ZoneRoutes lists a Zone's routes.
+func (c *Client) ZoneRoutes(ctx context.Context, zone string) (*ZoneRoutes, error) {
+	out := new(ZoneRoutes)
+	return out, c.call(ctx, http.MethodGet, "/v1/zones/"+url.PathEscape(zone)+"/bgp/routes", nil, out)
+}
+
+// TestPolicy says what a Zone's policies make of a prefix from a host, or from
+// an uplink by its address.
+func (c *Client) TestPolicy(ctx context.Context, zone, from string, prefix netip.Prefix) (*BGPTest, error) {
+	q := url.Values{"from": {from}, "prefix": {prefix.String()}}
+	out := new(BGPTest)
+	return out, c.call(ctx, http.MethodGet, "/v1/zones/"+url.PathEscape(zone)+"/bgp/test?"+q.Encode(), nil, out)
+}
+
+// NetworkPath tells what becomes of a packet of a Network. An end is a Guest,
+// NETWORK/GUEST, or an address.
+func (c *Client) NetworkPath(ctx context.Context, network, from, to string) (*NetworkPath, error) {
+	out := new(NetworkPath)
+	query := url.Values{"from": {from}, "to": {to}}
+	if err := c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(network)+"/explain?"+query.Encode(), nil, out); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -272,7 +323,17 @@ func (c *Client) PutBlob(ctx context.Context, digest SHA256, r io.Reader) error 
 // Console opens a Machine's serial console through its BMC. Raw bytes flow
 // both ways until either end closes.
 func (c *Client) Console(ctx context.Context, machine string) (io.ReadWriteCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/v1/machines/"+url.PathEscape(machine)+"/console", nil)
+	return c.upgrade(ctx, "/v1/machines/"+url.PathEscape(machine)+"/console")
+}
+
+// GuestConsole opens a Guest's serial console through its host, as Console does.
+// A console has one user at a time.
+func (c *Client) GuestConsole(ctx context.Context, guest string) (io.ReadWriteCloser, error) {
+	return c.upgrade(ctx, "/v1/guests/"+url.PathEscape(guest)+"/console")
+}
+
+func (c *Client) upgrade(ctx context.Context, path string) (io.ReadWriteCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -3,8 +3,10 @@ package api
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -153,4 +155,21 @@ func (b *Base) defaultType(kind string) {
 	if b.Kind == "" {
 		b.Kind = kind
 	}
+}
+
+// ListenPort checks an address to listen on, [address]:port, and returns its
+// port (1-65535).
+func ListenPort(listen string) (int, error) {
+	host, p, err := net.SplitHostPort(listen)
+	if err != nil {
+		return 0, errors.New("write :port or address:port")
+	}
+	n, err := strconv.ParseUint(p, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is no port", p)
+	}
+	if _, err := netip.ParseAddr(host); host != "" && err != nil {
+		return 0, fmt.Errorf("%q is no address", host)
+	}
+	return int(n), nil
 }

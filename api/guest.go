@@ -1,6 +1,13 @@
 package api
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
 
 // Guest is one KVM virtual machine on a Network.
 type Guest struct {
@@ -18,7 +25,32 @@ type GuestSpec struct {
 	Disks     []Disk        `json:"disks,omitempty"`
 	Ignition  GuestIgnition `json:"ignition,omitzero"`
 	Placement Placement     `json:"placement,omitzero"`
-	State     string        `json:"state,omitzero" enum:"Running,Stopped"`
+	State     string        `json:"state,omitzero" enum:"Running,Paused,Stopped"`
+	// Machine is the board that the Guest sees. A microvm starts faster and has
+	// no PCI: no watchdog, no UEFI.
+	Machine     string      `json:"machine,omitzero" enum:"q35,microvm"`
+	Firmware    string      `json:"firmware,omitzero" enum:"bios,uefi"`
+	SecureBoot  bool        `json:"secureBoot,omitzero" doc:"Boots only what is signed by the keys of Microsoft's and the distributions' shim; needs uefi."`
+	Tuning      GuestTuning `json:"tuning,omitzero"`
+	Limits      GuestLimits `json:"limits,omitzero"`
+	Restart     string      `json:"restart,omitzero" enum:"Always,OnFailure,Never" doc:"What follows when the Guest has ended by itself although it should be Running."`
+	StopTimeout Duration    `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take until the Guest is forced off; 2m."`
+}
+
+// GuestTuning binds a Guest to parts of its host.
+type GuestTuning struct {
+	CPUSet    string `json:"cpuSet,omitzero" doc:"Processors of the host that it may use, such as 2-5,8. When there is one for each of its own, each is bound to one."`
+	NUMANode  *int   `json:"numaNode,omitempty" doc:"Node that its memory is taken from."`
+	HugePages bool   `json:"hugePages,omitzero" doc:"Its memory is huge pages, reserved when it starts."`
+}
+
+// GuestLimits say what a Guest may take from its neighbours.
+type GuestLimits struct {
+	CPUWeight int `json:"cpuWeight,omitzero" doc:"Share of the processors when they are short: 1 to 10000; 100."`
+	IOWeight  int `json:"ioWeight,omitzero" doc:"The same of the disks."`
+	// Receive and Send are in bytes per second; 0 is without limit.
+	Receive Quantity `json:"receive,omitzero" doc:"Bytes per second from its Network."`
+	Send    Quantity `json:"send,omitzero" doc:"Bytes per second into its Network."`
 }
 
 // Disk is one disk of a Guest.
@@ -26,7 +58,12 @@ type Disk struct {
 	Name   string   `json:"name"`
 	Size   Quantity `json:"size"`
 	Retain bool     `json:"retain,omitzero" doc:"Kept when the Guest is made anew; pins it to its host."`
+	Format string   `json:"format,omitzero" enum:"qcow2,raw" doc:"raw is faster, and takes no snapshots; qcow2."`
 }
+
+// MaxDiskName is the length of a virtio disk's serial number, by which the
+// Guest finds it: /dev/disk/by-id/virtio-NAME.
+const MaxDiskName = 20
 
 // GuestIgnition is what a Guest is configured with.
 type GuestIgnition struct {
@@ -42,18 +79,66 @@ type Placement struct {
 
 // GuestStatus is what rackweft observed and chose.
 type GuestStatus struct {
-	Host       string       `json:"host,omitzero"`
-	Addresses  []netip.Addr `json:"addresses,omitempty"`
-	MAC        MAC          `json:"mac,omitzero"`
-	State      string       `json:"state,omitzero"`
-	Conditions Conditions   `json:"conditions,omitempty"`
+	Host      string       `json:"host,omitzero"`
+	HostUID   string       `json:"hostUID,omitzero" doc:"Of the Machine: another of the same name is another host."`
+	Addresses []netip.Addr `json:"addresses,omitempty" doc:"IPv4 first; kept for the Guest's life."`
+	MAC       MAC          `json:"mac,omitzero"`
+	State     string       `json:"state,omitzero" doc:"Running, Paused, Stopped or Unknown, as its host last said."`
+	// Move is under way while it is set: the Guest is stopped where it is, and
+	// started elsewhere once it has stopped.
+	Move *GuestMove `json:"move,omitempty"`
+	// Left are hosts that are to take away what they have of the Guest.
+	Left []GuestPlace `json:"left,omitempty"`
+	// Request is the last verb that its host was asked for.
+	Request    *GuestRequest `json:"request,omitempty"`
+	Conditions Conditions    `json:"conditions,omitempty"`
 }
+
+// GuestMove is why and when a Guest leaves its host.
+type GuestMove struct {
+	Reason  string    `json:"reason"`
+	To      string    `json:"to,omitzero" doc:"The host that it must go to; any unless set."`
+	Asked   bool      `json:"asked,omitzero" doc:"By a person: it goes on although its host is not to be left any more."`
+	Started time.Time `json:"started"`
+}
+
+// What may be asked of a Guest, beside its spec: POST /v1/guests/NAME/VERB.
+const (
+	GuestVerbReset   = GuestReset
+	GuestVerbRestart = GuestRestart
+	GuestVerbMove    = "move"
+)
+
+// GuestAction is the body of such a request.
+type GuestAction struct {
+	ID        string `json:"id,omitzero" doc:"The same request is carried out once."`
+	To        string `json:"to,omitzero" doc:"move: the host to go to; any that can have it unless set."`
+	LoseDisks bool   `json:"loseDisks,omitzero" doc:"move: disks with retain stay behind, and begin anew."`
+}
+
+// GuestPlace is a host that a Guest was on.
+type GuestPlace struct {
+	Host    string `json:"host"`
+	HostUID string `json:"hostUID"`
+	// Since is the store's revision from which the host's word counts that
+	// nothing is left.
+	Since int64 `json:"since,omitzero"`
+}
+
+// Conditions of a Guest.
+const (
+	CondPlaced = "Placed" // it has a host, or why none
+)
 
 // SetDefaults implements Object.
 func (g *Guest) SetDefaults() {
 	g.defaultType("Guest")
-	if g.Spec.State == "" {
-		g.Spec.State = "Running"
+	for field, value := range map[*string]string{
+		&g.Spec.State: "Running", &g.Spec.Machine: "q35", &g.Spec.Firmware: "bios", &g.Spec.Restart: "Always",
+	} {
+		if *field == "" {
+			*field = value
+		}
 	}
 }
 
@@ -66,7 +151,8 @@ func (g *Guest) Validate() FieldErrors {
 	if g.Spec.Memory.Value() < 64<<20 {
 		e.add(at("spec", "memory"), "a Guest has at least 64Mi")
 	}
-	e.oneOf(at("spec", "state"), g.Spec.State, "Running", "Stopped")
+	e.oneOf(at("spec", "state"), g.Spec.State, "Running", "Paused", "Stopped")
+	g.Spec.validateMachine(&e)
 	names := map[string]bool{}
 	for i, d := range g.Spec.Disks {
 		e.name(at("spec", "disks", i, "name"), d.Name)
@@ -77,9 +163,76 @@ func (g *Guest) Validate() FieldErrors {
 		if d.Size.Value() < 1<<20 {
 			e.add(at("spec", "disks", i, "size"), "a disk has at least 1Mi")
 		}
+		if len(d.Name) > MaxDiskName {
+			e.add(at("spec", "disks", i, "name"), "it is also the disk's serial number, which has at most %d characters", MaxDiskName)
+		}
+		if d.Format != "" {
+			e.oneOf(at("spec", "disks", i, "format"), d.Format, "qcow2", "raw")
+		}
 	}
 	for i, l := range g.Spec.Ignition.Layers {
 		e.name(at("spec", "ignition", "layers", i), l)
 	}
 	return e
+}
+
+func (s *GuestSpec) validateMachine(e *FieldErrors) {
+	e.oneOf(at("spec", "machine"), s.Machine, "q35", "microvm")
+	e.oneOf(at("spec", "firmware"), s.Firmware, "bios", "uefi")
+	e.oneOf(at("spec", "restart"), s.Restart, "Always", "OnFailure", "Never")
+	if s.Machine == "microvm" && s.Firmware == "uefi" {
+		e.add(at("spec", "firmware"), "a microvm has no UEFI: write machine: q35")
+	}
+	if s.SecureBoot && s.Firmware != "uefi" {
+		e.add(at("spec", "secureBoot"), "Secure Boot is UEFI's: write firmware: uefi")
+	}
+	if s.StopTimeout < 0 {
+		e.add(at("spec", "stopTimeout"), "a timeout is not negative")
+	}
+	if _, err := ParseCPUSet(s.Tuning.CPUSet); err != nil {
+		e.add(at("spec", "tuning", "cpuSet"), "%s", err)
+	}
+	if n := s.Tuning.NUMANode; n != nil {
+		e.between(at("spec", "tuning", "numaNode"), *n, 0, 1023)
+	}
+	if s.Limits.CPUWeight != 0 {
+		e.between(at("spec", "limits", "cpuWeight"), s.Limits.CPUWeight, 1, 10000)
+	}
+	if s.Limits.IOWeight != 0 {
+		e.between(at("spec", "limits", "ioWeight"), s.Limits.IOWeight, 1, 10000)
+	}
+	if s.Limits.Receive.Value() < 0 {
+		e.add(at("spec", "limits", "receive"), "a limit is not negative")
+	}
+	if s.Limits.Send.Value() < 0 {
+		e.add(at("spec", "limits", "send"), "a limit is not negative")
+	}
+}
+
+// maxCPU is more than any host has.
+const maxCPU = 8191
+
+// ParseCPUSet reads a list of processors as taskset(1) writes it, such as
+// 2-5,8, in rising order without repetition. An empty text is no processors.
+func ParseCPUSet(text string) ([]int, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var list []int
+	for item := range strings.SplitSeq(text, ",") {
+		from, to, ranged := strings.Cut(item, "-")
+		if !ranged {
+			to = from
+		}
+		first, err := strconv.ParseUint(from, 10, 16)
+		last, err2 := strconv.ParseUint(to, 10, 16)
+		if err != nil || err2 != nil || first > last || last > maxCPU {
+			return nil, fmt.Errorf("%q is no list of processors: write it like 2-5,8", text)
+		}
+		for cpu := first; cpu <= last; cpu++ {
+			list = append(list, int(cpu))
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list), nil
 }

@@ -31,6 +31,13 @@ const (
 	PartBGP  = "bgp"
 )
 
+// By these numbers (rtnetlink(7), rtm_protocol) hosts mark routes of their own:
+// those of Networks, and those learned by BGP.
+const (
+	RouteProtocol    = 216
+	BGPRouteProtocol = 217
+)
+
 // NetworkPartName is the name of a Network's part.
 func NetworkPartName(network string) string { return "network/" + network }
 
@@ -59,78 +66,28 @@ type Underlay struct {
 	Interface string       `json:"interface,omitzero"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	MTU       int          `json:"mtu,omitzero"`
+	// Closed are the prefixes of every Subnet of the Site: no tenant may reach
+	// them, by whatever way.
+	Closed []netip.Prefix `json:"closed,omitempty"`
+	// Encryption is how hosts of the Zone encrypt what they carry for each other.
+	Encryption *Encryption `json:"encryption,omitempty"`
 }
 
-// NetworkPart is a Network as one host needs it.
-type NetworkPart struct {
-	UID        string         `json:"uid"`
-	VNI        uint32         `json:"vni"`
-	MTU        int            `json:"mtu"`
-	CIDRs      []netip.Prefix `json:"cidrs,omitempty"`
-	Lease      netip.Prefix   `json:"lease"`
-	MAC        MAC            `json:"mac" doc:"Of this host's VTEP."`
-	Peers      []NetworkPeer  `json:"peers,omitempty"`
-	Egress     string         `json:"egress,omitzero"`
-	Advertise  bool           `json:"advertise,omitzero"`
-	AllowCIDRs []netip.Prefix `json:"allowCIDRs,omitempty"`
+// WireGuardPort is the UDP port of every host of an encrypted Zone.
+const WireGuardPort = 51820
+
+// Encryption is a Zone's WireGuard mesh as one host needs it. A host that has
+// it sends no VXLAN in clear and takes none.
+type Encryption struct {
+	Port  int              `json:"port" doc:"UDP port of every host."`
+	Peers []EncryptionPeer `json:"peers,omitempty"`
 }
 
-// NetworkPeer is another host of the same Network.
-type NetworkPeer struct {
-	Host  string       `json:"host"`
-	Lease netip.Prefix `json:"lease"`
-	VTEP  netip.Addr   `json:"vtep"`
-	MAC   MAC          `json:"mac"`
-}
-
-// GuestPart is a Guest as its host needs it.
-type GuestPart struct {
-	UID     string      `json:"uid"`
-	Network string      `json:"network"`
-	Address netip.Addr  `json:"address"`
-	MAC     MAC         `json:"mac"`
-	CPUs    int         `json:"cpus"`
-	Memory  Quantity    `json:"memory"`
-	Image   string      `json:"image" doc:"Digest of the disk blob."`
-	Disks   []Disk      `json:"disks,omitempty"`
-	Config  GuestConfig `json:"config,omitzero"`
-	State   string      `json:"state"`
-}
-
-// GuestConfig says where the host fetches the Guest's config.
-type GuestConfig struct {
-	URL   string `json:"url"`
-	Token string `json:"token"`
-}
-
-// BGPPart is what the host's speaker is.
-type BGPPart struct {
-	ASN       uint32         `json:"asn"`
-	RouterID  netip.Addr     `json:"routerID"`
-	Role      string         `json:"role" enum:"client,reflector"`
-	ClusterID netip.Addr     `json:"clusterID,omitzero"`
-	Neighbors []BGPNeighbor  `json:"neighbors,omitempty"`
-	Originate []netip.Prefix `json:"originate,omitempty"`
-	Accept    []BGPAccept    `json:"accept,omitempty" doc:"What this reflector takes, by client."`
-}
-
-// BGPNeighbor is one session.
-type BGPNeighbor struct {
-	Name     string         `json:"name"`
-	Address  netip.Addr     `json:"address"`
-	ASN      uint32         `json:"asn"`
-	Role     string         `json:"role" enum:"reflector,client,uplink"`
-	Passive  bool           `json:"passive,omitzero"`
-	Password string         `json:"password,omitzero" doc:"TCP MD5 key (RFC 2385)."`
-	Import   []PrefixFilter `json:"import,omitempty"`
-	Export   []PrefixFilter `json:"export,omitempty"`
-}
-
-// BGPAccept bounds what one client may originate.
-type BGPAccept struct {
-	Client   string         `json:"client"`
-	Prefixes []netip.Prefix `json:"prefixes"`
-	NextHops []netip.Addr   `json:"nextHops"`
+// EncryptionPeer is another host of the Zone.
+type EncryptionPeer struct {
+	Host      string       `json:"host"`
+	PublicKey string       `json:"publicKey" doc:"Base64, as wg(8) prints it."`
+	Addresses []netip.Addr `json:"addresses" doc:"Of its underlay: where it is reached, and what it may send from."`
 }
 
 // SetDefaults implements Object.

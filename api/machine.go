@@ -128,6 +128,8 @@ const (
 	CondProvision  = "Provisioned"   // the last BootAttempt reached Active
 	CondConnected  = "HostConnected" // nodeagent holds its stream
 	CondApplied    = "HostApplied"   // every HostSpec part is applied
+	CondDrained    = "Drained"       // Guests have left a host whose power is to be touched; there while they leave
+	CondFenced     = "Fenced"        // a lost host was switched off, so that its Guests may run elsewhere
 	CondHeld       = "Held"          // a brake or a policy holds the Machine back
 )
 
@@ -322,7 +324,10 @@ type HostStatus struct {
 	AttemptID    string                `json:"attemptID,omitzero" doc:"The BootAttempt that it joined in."`
 	ClockSkew    Duration              `json:"clockSkew,omitzero" doc:"Host clock minus bootd's when it connected."`
 	Stateless    bool                  `json:"stateless,omitzero" doc:"No filesystem labelled rackweft-data: state goes with a reboot."`
+	CPUs         int                   `json:"cpus,omitzero" doc:"Processors that its kernel runs on."`
+	Memory       Quantity              `json:"memory,omitzero" doc:"That its kernel has."`
 	NICs         []HostNIC             `json:"nics,omitempty"`
+	WireGuardKey string                `json:"wireGuardKey,omitzero" doc:"Its public key, base64 as wg(8) prints it."`
 	Epoch        int64                 `json:"epoch,omitzero"`
 	Revision     int64                 `json:"revision,omitzero" doc:"HostSpec revision that it has applied."`
 	Parts        map[string]PartStatus `json:"parts,omitempty"`
@@ -330,6 +335,8 @@ type HostStatus struct {
 	// Connected and LastHeartbeat are kept in memory and filled in at reading.
 	Connected     bool      `json:"connected,omitzero"`
 	LastHeartbeat time.Time `json:"lastHeartbeat,omitzero"`
+	// BGP is kept in memory and filled in at reading, without routes.
+	BGP *BGPStatus `json:"bgp,omitempty"`
 }
 
 // HostNIC is one interface as the kernel shows it.
@@ -358,6 +365,17 @@ type PartStatus struct {
 	State   PartState `json:"state"`
 	Message string    `json:"message,omitzero"`
 	Time    time.Time `json:"time,omitzero"`
+	// Guest is what is seen of the Guest of a guest part.
+	Guest *GuestObserved `json:"guest,omitempty"`
+}
+
+// DrainAnnotation on a Machine, when it is "true", asks that everything leaves
+// it: Guests, and traffic that has another way.
+const DrainAnnotation = "rackweft/drain"
+
+// Draining reports whether Guests are to leave the host.
+func (m *Machine) Draining() bool {
+	return m.Metadata.Annotations[DrainAnnotation] == "true" || m.Spec.State != StateActive || m.Status.Phase == PhaseDraining
 }
 
 // SetDefaults implements Object.

@@ -1,6 +1,9 @@
 package api
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Network is a tenant's overlay: one VXLAN VNI, CIDRs cut into one lease per
 // host, flannel's scheme.
@@ -15,11 +18,25 @@ type NetworkSpec struct {
 	Zone       string         `json:"zone"`
 	CIDRs      []netip.Prefix `json:"cidrs"`
 	HostPrefix int            `json:"hostPrefix,omitzero" doc:"Length of each host's IPv4 lease; 24 unless set."`
-	VNI        uint32         `json:"vni,omitzero" doc:"Pins the VNI that rackweft would choose."`
-	Egress     string         `json:"egress,omitzero" enum:"none,masquerade" doc:"How guests reach out of the Network; none unless set."`
-	Advertise  bool           `json:"advertise,omitzero" doc:"Route each host's lease into the Zone by BGP."`
-	Allow      []string       `json:"allow,omitempty" doc:"Networks that may talk to this one."`
+	// HostPrefix6 is meaningful with an IPv6 CIDR only.
+	HostPrefix6 int      `json:"hostPrefix6,omitzero" doc:"Length of each host's IPv6 lease; 64 unless set, or 8 more than the IPv6 CIDR's where that is longer than /62."`
+	VNI         uint32   `json:"vni,omitzero" doc:"Pins the VNI that rackweft would choose."`
+	Egress      string   `json:"egress,omitzero" enum:"none,masquerade" doc:"How guests reach out of the Network; none unless set."`
+	Advertise   bool     `json:"advertise,omitzero" doc:"Route each host's lease into the Zone by BGP."`
+	Allow       []string `json:"allow,omitempty" doc:"Networks of the same Zone whose guests may open connections to this one's."`
+	Direct      bool     `json:"direct,omitzero" doc:"Hosts on one underlay link route to each other without VXLAN; for CIDRs that nothing else in the Zone has."`
+	Limits      Rates    `json:"limits,omitzero" doc:"What the guests on one host may receive and send together; no limit unless set."`
+	GuestLimits Rates    `json:"guestLimits,omitzero" doc:"What each guest may receive and send that has no limit of its own; no limit unless set."`
 }
+
+// Rates are limits in bytes per second; zero is no limit.
+type Rates struct {
+	Inbound  Quantity `json:"inbound,omitzero" doc:"Bytes per second, such as 100M."`
+	Outbound Quantity `json:"outbound,omitzero" doc:"Bytes per second, such as 100M."`
+}
+
+// IsZero reports whether there is no limit.
+func (r Rates) IsZero() bool { return r.Inbound.IsZero() && r.Outbound.IsZero() }
 
 // NetworkStatus is what rackweft observed and chose.
 type NetworkStatus struct {
@@ -37,6 +54,24 @@ func (n *Network) SetDefaults() {
 	if n.Spec.Egress == "" {
 		n.Spec.Egress = "none"
 	}
+	if c, ok := n.Spec.CIDR6(); ok && n.Spec.HostPrefix6 == 0 {
+		n.Spec.HostPrefix6 = 64
+		if c.Bits() > 62 {
+			n.Spec.HostPrefix6 = min(c.Bits()+8, maxHostPrefix6)
+		}
+	}
+}
+
+// maxHostPrefix6 leaves a host four addresses, as the longest IPv4 lease does.
+const maxHostPrefix6 = 126
+
+// CIDR6 returns the IPv6 CIDR; false when there is none.
+func (s NetworkSpec) CIDR6() (netip.Prefix, bool) {
+	i := slices.IndexFunc(s.CIDRs, func(c netip.Prefix) bool { return c.Addr().Is6() })
+	if i < 0 {
+		return netip.Prefix{}, false
+	}
+	return s.CIDRs[i], true
 }
 
 // Validate implements Object.
@@ -52,12 +87,86 @@ func (n *Network) Validate() FieldErrors {
 			e.add(at("spec", "hostPrefix"), "/%d does not cut %s (cidrs entry %d) into host leases: choose a length between /%d and /30", n.Spec.HostPrefix, c, i, c.Bits()+1)
 		}
 	}
+	n.validate6(&e)
 	if n.Spec.VNI != 0 {
 		e.between(at("spec", "vni"), int(n.Spec.VNI), 1, 1<<24-1)
 	}
 	e.oneOf(at("spec", "egress"), n.Spec.Egress, "none", "masquerade")
+	e.rates("limits", n.Spec.Limits)
+	e.rates("guestLimits", n.Spec.GuestLimits)
 	for i, a := range n.Spec.Allow {
 		e.name(at("spec", "allow", i), a)
+		if a == n.Metadata.Name {
+			e.add(at("spec", "allow", i), "a Network's own guests always reach each other: take %s out", a)
+		}
+		if slices.Contains(n.Spec.Allow[:i], a) {
+			e.add(at("spec", "allow", i), "%s stands in the list already", a)
+		}
 	}
 	return e
+}
+
+// leastLimit is one frame of a small MTU per second.
+const leastLimit = 1000
+
+func (e *FieldErrors) rates(field string, r Rates) {
+	check := func(name string, q Quantity) {
+		if v := q.Value(); !q.IsZero() && v < leastLimit {
+			e.add(at("spec", field, name), "%d bytes per second let no connection through: choose at least %d, such as 10M, or leave the limit out", v, leastLimit)
+		}
+	}
+	check("inbound", r.Inbound)
+	check("outbound", r.Outbound)
+}
+
+// validate6 holds a Network to one IPv6 CIDR that is cut into leases.
+func (n *Network) validate6(e *FieldErrors) {
+	first, ok := n.Spec.CIDR6()
+	if !ok {
+		if n.Spec.HostPrefix6 != 0 {
+			e.add(at("spec", "hostPrefix6"), "spec.cidrs has no IPv6 CIDR to cut: add one, or leave hostPrefix6 out")
+		}
+		return
+	}
+	for i, c := range n.Spec.CIDRs {
+		if c.Addr().Is6() && c != first {
+			e.add(at("spec", "cidrs", i), "a Network has one IPv6 CIDR, and %s is the first: widen that instead", first)
+		}
+	}
+	if l := n.Spec.HostPrefix6; l < first.Bits()+2 || l > maxHostPrefix6 {
+		e.add(at("spec", "hostPrefix6"), "/%d does not cut %s into four or more host leases, of which the first is never given to a host: choose /%d or longer, at most /%d, or a larger CIDR", l, first, first.Bits()+2, maxHostPrefix6)
+	}
+}
+
+// NetworkPeers is who has a lease of a Network, and how it stands there.
+type NetworkPeers struct {
+	Network string          `json:"network"`
+	UID     string          `json:"uid"`
+	VNI     uint32          `json:"vni,omitzero"`
+	Peers   []NetworkMember `json:"peers" doc:"By lease."`
+}
+
+// MemberKind says whose a lease is.
+type MemberKind string
+
+// Whose a lease may be.
+const (
+	MemberHost        MemberKind = "host"        // a host's own
+	MemberGuest       MemberKind = "guest"       // of a Guest that moved to the host with its address
+	MemberFlanneld    MemberKind = "flanneld"    // a stock flanneld's, which renews it
+	MemberReservation MemberKind = "reservation" // written by a person or another program; it never expires
+)
+
+// NetworkMember is one lease of a Network.
+type NetworkMember struct {
+	Kind      MemberKind   `json:"kind" enum:"host,guest,flanneld,reservation"`
+	Host      string       `json:"host" doc:"The Machine; of others the address of their VTEP, or empty when no VXLAN of this Network is behind the lease."`
+	Guest     string       `json:"guest,omitzero" doc:"The Guest that moved."`
+	Lease     netip.Prefix `json:"lease"`
+	Lease6    netip.Prefix `json:"lease6,omitzero"`
+	VTEP      netip.Addr   `json:"vtep,omitzero"`
+	MAC       MAC          `json:"mac,omitzero"`
+	State     PartState    `json:"state,omitzero" doc:"What the host last said of the Network; empty when it has said nothing of it."`
+	Message   string       `json:"message,omitzero"`
+	Connected bool         `json:"connected,omitzero" doc:"Whether the host holds its stream to this bootd."`
 }

@@ -22,10 +22,13 @@ type SiteSpec struct {
 	NTP     []netip.Addr `json:"ntp,omitempty"`
 	DNS     []netip.Addr `json:"dns,omitempty"`
 	SSHKeys []string     `json:"sshKeys,omitempty" doc:"Public keys for the user core on every host."`
+	// HostMetrics is written into each host's configuration when it is provisioned.
+	HostMetrics string `json:"hostMetrics,omitzero" doc:"Where each host serves its metrics, as [address]:port; nowhere unless set."`
 	// VNIRange bounds the VXLAN identifiers that rackweft chooses.
-	VNIRange VNIRange `json:"vniRange,omitzero" doc:"VNIs that rackweft may choose, as low-high."`
-	Trust    Trust    `json:"trust,omitzero"`
-	Limits   Limits   `json:"limits,omitzero"`
+	VNIRange VNIRange     `json:"vniRange,omitzero" doc:"VNIs that rackweft may choose, as low-high."`
+	Trust    Trust        `json:"trust,omitzero"`
+	Limits   Limits       `json:"limits,omitzero"`
+	Guests   GuestHosting `json:"guests,omitzero" doc:"What hosts give to Guests."`
 	// AttemptWindow is how long a BootAttempt may go without progress.
 	AttemptWindow Duration `json:"attemptWindow,omitzero" doc:"How long a BootAttempt may go without progress; 30m unless set."`
 	Paused        bool     `json:"paused,omitzero" doc:"Stops every power change and every new BootAttempt."`
@@ -58,6 +61,18 @@ type Limit struct {
 	Total   int `json:"total,omitzero" minimum:"0" doc:"100 unless set."`
 }
 
+// GuestHosting is how much of a host is given to Guests.
+type GuestHosting struct {
+	CPUOvercommit    int      `json:"cpuOvercommit,omitzero" doc:"Virtual processors for every hundred of a host; 400."`
+	MemoryOvercommit int      `json:"memoryOvercommit,omitzero" doc:"Memory of Guests for every hundred of what a host gives to them; 100."`
+	HostMemory       Quantity `json:"hostMemory,omitzero" doc:"Memory that a host keeps for itself; 1Gi."`
+	// DrainDeadline ends every drain: what is still there then is switched off with the host.
+	DrainDeadline Duration `json:"drainDeadline,omitzero" doc:"How long Guests may take to leave a host before it is switched off or provisioned anew; 15m."`
+	// FenceAfter is the policy for lost hosts. A host is only taken for lost once
+	// its BMC has confirmed that it has no power.
+	FenceAfter Duration `json:"fenceAfter,omitzero" doc:"How long a host may be silent before it is switched off through its BMC and its Guests are started elsewhere; never unless set."`
+}
+
 // SiteStatus is what rackweft observed.
 type SiteStatus struct {
 	Epoch      int64      `json:"epoch,omitzero" doc:"Raised by a restore; hosts list again."`
@@ -76,6 +91,18 @@ func (s *Site) SetDefaults() {
 	if s.Spec.AttemptWindow == 0 {
 		s.Spec.AttemptWindow = Duration(30 * time.Minute)
 	}
+	if s.Spec.Guests.CPUOvercommit == 0 {
+		s.Spec.Guests.CPUOvercommit = 400
+	}
+	if s.Spec.Guests.MemoryOvercommit == 0 {
+		s.Spec.Guests.MemoryOvercommit = 100
+	}
+	if s.Spec.Guests.DrainDeadline == 0 {
+		s.Spec.Guests.DrainDeadline = Duration(15 * time.Minute)
+	}
+	if s.Spec.Guests.HostMemory.IsZero() {
+		s.Spec.Guests.HostMemory = Bytes(1 << 30)
+	}
 	for _, l := range []*Limit{&s.Spec.Limits.Provisioning, &s.Spec.Limits.Power} {
 		if l.PerRack == 0 {
 			l.PerRack = 8
@@ -92,9 +119,25 @@ func (s *Site) Validate() FieldErrors {
 	if s.Metadata.Name != SiteName {
 		e.add(at("metadata", "name"), "the Site is a singleton: its name is %q", SiteName)
 	}
+	if s.Spec.HostMetrics != "" {
+		if _, err := ListenPort(s.Spec.HostMetrics); err != nil {
+			e.add(at("spec", "hostMetrics"), "%q is nothing to listen on: %s", s.Spec.HostMetrics, err)
+		}
+	}
 	e.oneOf(at("spec", "trust", "minimum"), string(s.Spec.Trust.Minimum), "mac", "token", "tpm")
 	if w := time.Duration(s.Spec.AttemptWindow); w < time.Minute || w > 24*time.Hour {
 		e.add(at("spec", "attemptWindow"), "%s is not between 1m and 24h", w)
+	}
+	e.between(at("spec", "guests", "cpuOvercommit"), s.Spec.Guests.CPUOvercommit, 10, 10000)
+	e.between(at("spec", "guests", "memoryOvercommit"), s.Spec.Guests.MemoryOvercommit, 10, 1000)
+	if d := time.Duration(s.Spec.Guests.DrainDeadline); d < 0 || d > 24*time.Hour {
+		e.add(at("spec", "guests", "drainDeadline"), "%s is not between 0 and 24h", d)
+	}
+	if d := time.Duration(s.Spec.Guests.FenceAfter); d != 0 && d < 2*time.Minute {
+		e.add(at("spec", "guests", "fenceAfter"), "%s is too soon: a host that restarts, or whose bootd does, is silent for a minute; 2m is the least", d)
+	}
+	if s.Spec.Guests.HostMemory.Value() < 0 {
+		e.add(at("spec", "guests", "hostMemory"), "memory is not negative")
 	}
 	for name, l := range map[string]Limit{"provisioning": s.Spec.Limits.Provisioning, "power": s.Spec.Limits.Power} {
 		e.between(at("spec", "limits", name, "perRack"), l.PerRack, 1, 10000)

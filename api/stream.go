@@ -15,6 +15,8 @@ type HostFrame struct {
 	Renew string `json:"renew,omitzero"`
 	// Event is something that happened on the host.
 	Event *Event `json:"event,omitempty"`
+	// BGP is how the host's speaker stands.
+	BGP *BGPStatus `json:"bgp,omitempty"`
 }
 
 // Hello is the first frame: what the host has cached, so that only the
@@ -43,9 +45,26 @@ type ServerFrame struct {
 	Bookmark    *Bookmark   `json:"bookmark,omitempty"`
 	Pong        *Ping       `json:"pong,omitempty"`
 	Certificate string      `json:"certificate,omitzero" doc:"PEM, in answer to renew."`
+	// Audit passes on to a reflector what another host has received from it.
+	Audit *BGPAudit `json:"audit,omitempty"`
+	// Open asks for a channel, by which a person reaches something on the host.
+	Open *Channel `json:"open,omitempty"`
 	// Refused ends the stream; the message says why and what to do.
 	Refused string `json:"refused,omitzero"`
 }
+
+// Channel is opened by the host that is asked for it, with a request of its own:
+// POST /v1/hosts/NAME/channels/ID, whose bodies are the raw bytes of both ways.
+// The request ?refused=WHY says that the host has nothing to open.
+type Channel struct {
+	ID    string `json:"id" doc:"Good once, for ten seconds, for this host."`
+	Kind  string `json:"kind" enum:"console"`
+	Guest string `json:"guest"`
+	UID   string `json:"uid" doc:"The Guest's."`
+}
+
+// ChannelConsole is the Kind of a Guest's serial console.
+const ChannelConsole = "console"
 
 // PartUpdate is a whole part, or a delta to the part whose digest is Base.
 type PartUpdate struct {
@@ -101,6 +120,12 @@ type AgentConfig struct {
 	AttemptID string   `json:"attemptID"`
 	// JoinTokenFile holds the one-time token; nodeagent removes the file once it has joined.
 	JoinTokenFile string `json:"joinTokenFile,omitzero"`
+	// HostSpec is the least that nodeagent acts upon: what it has cached from
+	// before this boot is not, for its Guests may run elsewhere by now.
+	HostSpec Bookmark `json:"hostSpec,omitzero"`
+	// Metrics is where nodeagent serves /metrics over HTTP, as address:port;
+	// nowhere unless set.
+	Metrics string `json:"metrics,omitzero"`
 }
 
 // EventType is Normal or Warning.

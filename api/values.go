@@ -82,6 +82,9 @@ func ParseQuantity(s string) (Quantity, error) {
 	return Quantity{q}, nil
 }
 
+// Bytes is a number of bytes.
+func Bytes(n int64) Quantity { return Quantity{*resource.NewQuantity(n, resource.BinarySI)} }
+
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (q *Quantity) UnmarshalText(b []byte) error {
 	v, err := ParseQuantity(string(b))
@@ -93,7 +96,10 @@ func (q *Quantity) UnmarshalText(b []byte) error {
 }
 
 // MarshalText implements encoding.TextMarshaler.
-func (q Quantity) MarshalText() ([]byte, error) { return []byte(q.q.String()), nil }
+func (q Quantity) MarshalText() ([]byte, error) { return []byte(q.String()), nil }
+
+// String writes the quantity as Kubernetes does.
+func (q Quantity) String() string { return q.q.String() }
 
 // Value is the quantity rounded up to a whole number (bytes, for memory).
 func (q Quantity) Value() int64 { return q.q.Value() }

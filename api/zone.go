@@ -1,6 +1,11 @@
 package api
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
 
 // Zone is an isolation domain: hosts, an ASN, route reflectors, and uplinks to
 // its border leafs.
@@ -12,25 +17,53 @@ type Zone struct {
 
 // ZoneSpec is the desired Zone.
 type ZoneSpec struct {
-	ASN        uint32         `json:"asn"`
+	ASN        uint32         `json:"asn" doc:"Of every host of the Zone, and of no other Zone."`
 	Reflectors Reflectors     `json:"reflectors,omitzero"`
-	Prefixes   []netip.Prefix `json:"prefixes,omitempty" doc:"What may be originated in this Zone."`
+	Prefixes   []netip.Prefix `json:"prefixes,omitempty" doc:"What may be originated in this Zone; no other Zone's overlap them."`
 	Uplinks    []Uplink       `json:"uplinks,omitempty"`
+	BGP        ZoneBGP        `json:"bgp,omitzero"`
+	Encryption string         `json:"encryption,omitzero" enum:"none,wireguard" doc:"Of what the hosts of the Zone carry for each other's Networks; none unless set."`
 }
+
+// The values of a Zone's encryption.
+const (
+	EncryptionNone      = "none"
+	EncryptionWireGuard = "wireguard"
+)
 
 // Reflectors says which hosts reflect routes.
 type Reflectors struct {
 	Count    int      `json:"count,omitzero" doc:"Chosen in different racks; 2 unless set."`
 	Machines []string `json:"machines,omitempty" doc:"Named instead of chosen."`
+	// ReplaceAfter is how long a chosen reflector may be without its stream.
+	ReplaceAfter Duration `json:"replaceAfter,omitzero" doc:"How long a chosen reflector may be out of bootd's reach before another takes its place; 10m unless set."`
+}
+
+// DefaultReplaceAfter is Reflectors.ReplaceAfter unless set.
+const DefaultReplaceAfter = 10 * time.Minute
+
+// ZoneBGP is how the Zone's speakers speak.
+type ZoneBGP struct {
+	GracefulRestart Duration `json:"gracefulRestart,omitzero" doc:"How long routes are kept while a speaker restarts (RFC 4724); 2m unless set. A change drops every session."`
+	LongLived       Duration `json:"longLived,omitzero" doc:"How much longer they are kept as stale (RFC 9494); not at all unless set. A change drops every session."`
+	StaleHold       Duration `json:"staleHold,omitzero" doc:"How long a host that has lost every reflector keeps its routes; 10m unless set, -1s is for ever."`
+	HoldTime        Duration `json:"holdTime,omitzero" doc:"Of sessions between hosts; 90s unless set, 3s at least."`
+	// BMP are stations that the reflectors tell of every route (RFC 7854).
+	BMP []netip.AddrPort `json:"bmp,omitempty" doc:"Monitoring stations that the reflectors tell of every route (RFC 7854)."`
 }
 
 // Uplink is a BGP peer outside the Zone: its VRF on a border leaf.
 type Uplink struct {
-	Address netip.Addr     `json:"address"`
-	ASN     uint32         `json:"asn"`
-	Import  []PrefixFilter `json:"import,omitempty" doc:"What is taken from it; nothing unless listed."`
-	Export  []PrefixFilter `json:"export,omitempty" doc:"What is told to it; the Zone's prefixes unless listed."`
-	Secret  string         `json:"secret,omitzero" doc:"A Secret with the MD5 key under password."`
+	Address     netip.Addr     `json:"address"`
+	ASN         uint32         `json:"asn"`
+	Import      []PrefixFilter `json:"import,omitempty" doc:"What is taken from it; nothing unless listed."`
+	Export      []PrefixFilter `json:"export,omitempty" doc:"What is told to it; the Zone's prefixes unless listed."`
+	KeepNextHop bool           `json:"keepNextHop,omitzero" doc:"Tell it the hosts as next hops, not the reflectors: for an uplink on the hosts' own segment."`
+	PrivateASNs []uint32       `json:"privateASNs,omitempty" doc:"Private ASNs, beside its own, that may be in the path of its routes."`
+	HoldTime    Duration       `json:"holdTime,omitzero" doc:"9s unless set, 3s at least."`
+	MaxPrefixes int            `json:"maxPrefixes,omitzero" minimum:"0" doc:"More of one family end the session; 10000 unless set."`
+	Hops        int            `json:"hops,omitzero" minimum:"0" maximum:"255" doc:"How far it may be; 1, unless set, is the same segment, with GTSM (RFC 5082)."`
+	Secret      string         `json:"secret,omitzero" doc:"A Secret with the MD5 key under password."`
 }
 
 // PrefixFilter matches a prefix exactly, or down to a length.
@@ -41,9 +74,31 @@ type PrefixFilter struct {
 
 // ZoneStatus is what rackweft observed and chose.
 type ZoneStatus struct {
-	Reflectors []string   `json:"reflectors,omitempty"`
-	Conditions Conditions `json:"conditions,omitempty"`
+	Reflectors []ReflectorStatus `json:"reflectors,omitempty"`
+	Conditions Conditions        `json:"conditions,omitempty"`
 }
+
+// ReflectorStatus is one host that reflects the Zone's routes. All of them are
+// peers of every host, whatever their state: a new one serves before an old one
+// goes.
+type ReflectorStatus struct {
+	Machine string         `json:"machine"`
+	UID     string         `json:"uid" doc:"The Machine's."`
+	State   ReflectorState `json:"state" enum:"Starting,Joining,Serving,Leaving"`
+	Since   time.Time      `json:"since" doc:"When it came into this state."`
+	Reason  string         `json:"reason,omitzero" doc:"Why it is Leaving."`
+}
+
+// ReflectorState is how far a reflector has come.
+type ReflectorState string
+
+// The states of a reflector.
+const (
+	ReflectorStarting ReflectorState = "Starting" // chosen; its speaker has not become a reflector yet
+	ReflectorJoining  ReflectorState = "Joining"  // it reflects; the other hosts are connecting
+	ReflectorServing  ReflectorState = "Serving"
+	ReflectorLeaving  ReflectorState = "Leaving" // it goes as soon as another serves in its place
+)
 
 // SetDefaults implements Object.
 func (z *Zone) SetDefaults() {
@@ -51,32 +106,161 @@ func (z *Zone) SetDefaults() {
 	if z.Spec.Reflectors.Count == 0 {
 		z.Spec.Reflectors.Count = 2
 	}
+	if z.Spec.Encryption == "" {
+		z.Spec.Encryption = EncryptionNone
+	}
 }
 
 // Validate implements Object.
 func (z *Zone) Validate() FieldErrors {
 	e := z.common("Zone")
-	if z.Spec.ASN == 0 || z.Spec.ASN == 23456 || z.Spec.ASN == 65535 || z.Spec.ASN == 4294967295 {
+	if reservedASN(z.Spec.ASN) {
 		e.add(at("spec", "asn"), "%d is reserved (RFC 7607, 6793, 7300): use a private ASN, 64512-65534 or 4200000000-4294967294", z.Spec.ASN)
 	}
-	e.between(at("spec", "reflectors", "count"), z.Spec.Reflectors.Count, 1, 8)
-	for i, m := range z.Spec.Reflectors.Machines {
-		e.name(at("spec", "reflectors", "machines", i), m)
+	z.validateReflectors(&e)
+	z.validatePrefixes(&e)
+	for i := range z.Spec.Uplinks {
+		z.validateUplink(&e, i)
 	}
-	e.prefixes(at("spec", "prefixes"), z.Spec.Prefixes)
-	for i, u := range z.Spec.Uplinks {
-		here := at("spec", "uplinks", i)
-		if !u.Address.IsValid() {
-			e.add(append(here, "address"), "an address is required")
+	e.oneOf(at("spec", "encryption"), z.Spec.Encryption, EncryptionNone, EncryptionWireGuard)
+	b := z.Spec.BGP
+	e.seconds(at("spec", "bgp", "gracefulRestart"), b.GracefulRestart, 1, 4095)
+	e.seconds(at("spec", "bgp", "longLived"), b.LongLived, 1, 1<<24-1)
+	e.seconds(at("spec", "bgp", "holdTime"), b.HoldTime, 3, 65535)
+	for i, station := range b.BMP {
+		if !station.IsValid() || station.Port() == 0 {
+			e.add(at("spec", "bgp", "bmp", i), "an address and a port are required, such as 198.18.8.5:11019")
 		}
-		if u.ASN == 0 || u.ASN == z.Spec.ASN {
-			e.add(append(here, "asn"), "an uplink is external: its ASN differs from the Zone's %d", z.Spec.ASN)
-		}
-		e.optionalName(append(here, "secret"), u.Secret)
-		validateFilters(&e, append(here, "import"), u.Import)
-		validateFilters(&e, append(here, "export"), u.Export)
 	}
 	return e
+}
+
+// reservedASN reports whether an ASN is nobody's to use.
+func reservedASN(asn uint32) bool {
+	return asn == 0 || asn == 23456 || asn == 65535 || asn == 4294967295
+}
+
+func (z *Zone) validateReflectors(e *FieldErrors) {
+	const most = 8
+	r := z.Spec.Reflectors
+	e.between(at("spec", "reflectors", "count"), r.Count, 1, most)
+	if len(r.Machines) > most {
+		e.add(at("spec", "reflectors", "machines"), "%d are named: every host peers with each of them, %d at most", len(r.Machines), most)
+	}
+	for i, m := range r.Machines {
+		e.name(at("spec", "reflectors", "machines", i), m)
+		if j := slices.Index(r.Machines, m); j < i {
+			e.add(at("spec", "reflectors", "machines", i), "%s is entry %d already", m, j)
+		}
+	}
+	if d := r.ReplaceAfter.Or(DefaultReplaceAfter); d < time.Minute || d > 24*time.Hour {
+		e.add(at("spec", "reflectors", "replaceAfter"), "%s is not between 1m and 24h", d)
+	}
+}
+
+func (z *Zone) validatePrefixes(e *FieldErrors) {
+	e.prefixes(at("spec", "prefixes"), z.Spec.Prefixes)
+	for i, p := range z.Spec.Prefixes {
+		if m, bad := martian(p); bad {
+			e.add(at("spec", "prefixes", i), "%s has addresses of %s, which are no unicast that a host could have", p, m)
+		}
+	}
+}
+
+// martian finds what of a prefix can never be routed to a host (RFC 6890). The
+// defaults overlap all of it.
+func martian(p netip.Prefix) (netip.Prefix, bool) {
+	if !p.IsValid() {
+		return netip.Prefix{}, false
+	}
+	for _, text := range []string{"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/96", "::ffff:0:0/96", "fe80::/10", "ff00::/8"} {
+		if m := netip.MustParsePrefix(text); m.Overlaps(p) {
+			return m, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+func (z *Zone) validateUplink(e *FieldErrors, i int) {
+	u := z.Spec.Uplinks[i]
+	here := func(parts ...any) []any { return append(at("spec", "uplinks", i), parts...) }
+	switch {
+	case !u.Address.IsValid():
+		e.add(here("address"), "an address is required")
+	case !u.Address.IsGlobalUnicast() || u.Address.Is4In6() || u.Address.Zone() != "":
+		e.add(here("address"), "%s is no unicast address that every reflector could reach: use one of the uplink's own on its link to the Zone", u.Address)
+	}
+	for j, other := range z.Spec.Uplinks[:i] {
+		if other.Address == u.Address {
+			e.add(here("address"), "%s is that of entry %d already", u.Address, j)
+		}
+	}
+	if reservedASN(u.ASN) || u.ASN == z.Spec.ASN {
+		e.add(here("asn"), "an uplink is external: its ASN differs from the Zone's %d, and is none of the reserved", z.Spec.ASN)
+	}
+	for j, asn := range u.PrivateASNs {
+		if !(asn >= 64512 && asn <= 65534 || asn >= 4200000000 && asn <= 4294967294) || asn == z.Spec.ASN {
+			e.add(here("privateASNs", j), "%d is no private ASN of another network (RFC 6996): only those need to be listed", asn)
+		}
+	}
+	e.seconds(here("holdTime"), u.HoldTime, 3, 65535)
+	e.optionalName(here("secret"), u.Secret)
+	validateFilters(e, here("import"), u.Import)
+	validateFilters(e, here("export"), u.Export)
+	// What would void the Zone's isolation: its own prefixes from outside, and
+	// others' to the outside.
+	for j, f := range u.Import {
+		if own, ok := covering(z.Spec.Prefixes, f.Prefix); ok {
+			e.add(here("import", j, "prefix"), "%s lies in %s of spec.prefixes: a Zone's own prefixes are not taken from outside", f.Prefix, own)
+		}
+	}
+	for j, f := range u.Export {
+		if _, ok := covering(z.Spec.Prefixes, f.Prefix); !ok && f.Prefix.IsValid() {
+			e.add(here("export", j, "prefix"), "%s lies in none of spec.prefixes: nothing else is told to an uplink", f.Prefix)
+		}
+	}
+}
+
+// covering finds the prefix of a list that another lies in.
+func covering(list []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
+	for _, q := range list {
+		if p.IsValid() && q.Bits() <= p.Bits() && q.Contains(p.Addr()) {
+			return q, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// seconds checks a duration that BGP counts in whole seconds; zero is unset.
+func (e *FieldErrors) seconds(where []any, d Duration, low, high int) {
+	if d == 0 {
+		return
+	}
+	if t := time.Duration(d); t%time.Second != 0 || t < time.Duration(low)*time.Second || t > time.Duration(high)*time.Second {
+		e.add(where, "%s is not a number of whole seconds between %ds and %ds", t, low, high)
+	}
+}
+
+// DefaultExport is what an uplink is told that lists nothing: the Zone's
+// prefixes as they are, as aggregates.
+func (z *Zone) DefaultExport() []PrefixFilter {
+	list := make([]PrefixFilter, len(z.Spec.Prefixes))
+	for i, p := range z.Spec.Prefixes {
+		list[i] = PrefixFilter{Prefix: p}
+	}
+	return list
+}
+
+// Community is the large community (RFC 8092) that is on every route of the
+// Zone, and on no other Zone's, for each has its own ASN.
+func (z *Zone) Community() string { return fmt.Sprintf("%d:1:1", z.Spec.ASN) }
+
+// Matches reports whether a prefix passes the filter.
+func (f PrefixFilter) Matches(p netip.Prefix) bool {
+	if f.LE == 0 {
+		return f.Prefix == p
+	}
+	return f.Prefix.Bits() <= p.Bits() && p.Bits() <= f.LE && f.Prefix.Contains(p.Addr())
 }
 
 func validateFilters(e *FieldErrors, where []any, filters []PrefixFilter) {

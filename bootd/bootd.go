@@ -21,12 +21,14 @@ import (
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/image"
 	"github.com/rackweft/rackweft/bootd/lease"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/systemd"
 )
@@ -154,11 +156,11 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	httpPort, err := port(d.config.Listen.HTTP)
+	httpPort, err := api.ListenPort(d.config.Listen.HTTP)
 	if err != nil {
 		return err
 	}
-	apiPort, err := port(d.config.Listen.API)
+	apiPort, err := api.ListenPort(d.config.Listen.API)
 	if err != nil {
 		return err
 	}
@@ -166,22 +168,29 @@ func (d *daemon) build(ctx context.Context) error {
 		return fmt.Errorf("register the journals' metrics: %w", err)
 	}
 	d.tracker = &machine.Tracker{Store: d.store, Cache: d.cache}
+	epoch, err := d.epoch(ctx)
+	if err != nil {
+		return err
+	}
 	d.decider, err = boot.New(boot.Config{
 		Store: d.store, Cache: d.cache, Leases: d.leases, Tracker: d.tracker,
-		CA: d.ca, Tokens: ca.NewTokens(d.keyring), Record: d.record,
+		CA: d.ca, Tokens: ca.NewTokens(d.keyring), Record: d.record, Epoch: epoch,
 		HTTPPort: httpPort, APIPort: apiPort, Advertise: d.config.Advertise,
 		Agent: agent, Interfaces: d.ifaces.get, Neighbour: neighbour, Source: source, Metrics: d.metrics, Log: d.log,
 	})
 	if err != nil {
 		return err
 	}
-	epoch, err := d.epoch(ctx)
+	sessions, err := d.sessionKeys(ctx)
 	if err != nil {
 		return err
 	}
+	bgp := &hostspec.BGP{Key: sessions.Key, Secret: func(ctx context.Context, name string) (map[string]string, error) {
+		return store.OpenSecret(ctx, d.store, name)
+	}}
 	d.hub = &hostspec.Hub{
 		Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Log: d.log,
-		Compiler: &hostspec.Compiler{Cache: d.cache, Networks: d.nets, Epoch: epoch, API: d.decider.APIFor},
+		Compiler: &hostspec.Compiler{Cache: d.cache, Networks: d.nets, BGP: bgp, Epoch: epoch, API: d.decider.APIFor},
 	}
 	return nil
 }
@@ -190,6 +199,10 @@ func (d *daemon) build(ctx context.Context) error {
 // fetch it by digest.
 func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 	unit, err := systemd.Unit("nodeagent.service")
+	if err != nil {
+		return boot.Agent{}, err
+	}
+	speaker, err := systemd.Unit("nodeagent-speaker.service")
 	if err != nil {
 		return boot.Agent{}, err
 	}
@@ -202,7 +215,7 @@ func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 	if _, err := io.Copy(sum, f); err != nil {
 		return boot.Agent{}, fmt.Errorf("read nodeagent: %w", err)
 	}
-	agent := boot.Agent{Digest: api.SHA256(hex.EncodeToString(sum.Sum(nil))), Unit: unit}
+	agent := boot.Agent{Digest: api.SHA256(hex.EncodeToString(sum.Sum(nil))), Unit: unit, Speaker: speaker}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return boot.Agent{}, fmt.Errorf("read nodeagent: %w", err)
 	}
@@ -228,6 +241,30 @@ func (d *daemon) epoch(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("the store's epoch %q is no number", raw)
 	}
 	return epoch, nil
+}
+
+// sessionKeys opens the Site's key for BGP sessions, which is made at first. It
+// is sealed anew at each start, so that an old seal key may go.
+func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
+	const name = "bgp-session-key"
+	sealed, err := d.store.GetRaw(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if sealed == nil {
+		fresh, err := ca.NewSessionKey(d.keyring)
+		if err != nil {
+			return nil, err
+		}
+		if sealed, err = d.store.CreateRaw(ctx, name, fresh); err != nil { // another bootd may be faster
+			return nil, err
+		}
+	}
+	keys, again, err := ca.OpenSessionKeys(d.keyring, sealed)
+	if err != nil {
+		return nil, err
+	}
+	return keys, d.store.PutRaw(ctx, name, again)
 }
 
 // renewer signs fresh certificates for hosts that hold their stream.
@@ -305,6 +342,8 @@ func (d *daemon) lead(ctx context.Context) error {
 		}
 		images := &image.Controller{Store: d.store, Cache: d.cache, Blobs: d.blobs, Event: d.record.Event, Log: d.log}
 		networks := &network.Controller{Store: d.store, Cache: d.cache, Index: d.nets, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
+		guests := &guest.Controller{Store: d.store, Cache: d.cache, Lease: d.nets.Lease, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
+		zones := &zone.Controller{Store: d.store, Cache: d.cache, Compiler: d.hub.Compiler, Sessions: d.hub.BGP, Event: d.record.Event, Log: d.log}
 		d.leading.Store(true)
 		defer d.leading.Store(false)
 		d.reportSubnets(ctx)
@@ -312,6 +351,11 @@ func (d *daemon) lead(ctx context.Context) error {
 		g.Go(func() error { return machines.Run(ctx) })
 		g.Go(func() error { return images.Run(ctx) })
 		g.Go(func() error { return networks.Run(ctx) })
+		g.Go(func() error { return guests.Run(ctx) })
+		g.Go(func() error {
+			return d.nets.Subscribe(ctx, func(ch network.Change) { guests.LeasesChanged(ch.Networks) })
+		})
+		g.Go(func() error { return zones.Run(ctx) })
 		return g.Wait()
 	})
 }

@@ -7,11 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"sigs.k8s.io/yaml"
 
@@ -114,7 +111,7 @@ func (c *Config) setDefaults() {
 
 func (c *Config) validate(path string) error {
 	for _, l := range []struct{ name, listen string }{{"api", c.Listen.API}, {"http", c.Listen.HTTP}, {"tftp", c.Listen.TFTP}} {
-		if _, err := port(l.listen); err != nil {
+		if _, err := api.ListenPort(l.listen); err != nil {
 			return fmt.Errorf("%s: listen.%s %q: %w", path, l.name, l.listen, err)
 		}
 	}
@@ -130,7 +127,7 @@ func (c *Config) validate(path string) error {
 		return fmt.Errorf("%s: logLevel %q: it may be debug, info, warn or error", path, c.LogLevel)
 	}
 	if l := c.Store.FlannelListen; l != "" {
-		if _, err := port(l); err != nil {
+		if _, err := api.ListenPort(l); err != nil {
 			return fmt.Errorf("%s: store.flannelListen %q: %w", path, l, err)
 		}
 	}
@@ -140,20 +137,4 @@ func (c *Config) validate(path string) error {
 		}
 	}
 	return nil
-}
-
-// port is the port of a listen address.
-func port(listen string) (int, error) {
-	host, p, err := net.SplitHostPort(listen)
-	if err != nil {
-		return 0, errors.New("write :port or address:port")
-	}
-	n, err := strconv.ParseUint(p, 10, 16)
-	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is no port", p)
-	}
-	if _, err := netip.ParseAddr(host); host != "" && err != nil {
-		return 0, fmt.Errorf("%q is no address", host)
-	}
-	return int(n), nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/server"
 	"github.com/rackweft/rackweft/bootd/tftp"
+	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
 )
 
@@ -118,7 +119,7 @@ func listenAddr(listen string) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("listen %q: %w", listen, err)
 	}
-	p, err := port(listen)
+	p, err := api.ListenPort(listen)
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("listen %q: %w", listen, err)
 	}
@@ -151,7 +152,8 @@ func (d *daemon) apiServer() (*server.Server, error) {
 	}
 	return server.New(server.Config{
 		Listen: d.config.Listen.API, Socket: filepath.Join(d.config.RunDir, "bootd.sock"), TLS: d.ca.ServerTLS(), Tokens: tokens,
-		Store: d.store, Cache: d.cache, Blobs: d.blobs, Hub: d.hub, Compiler: d.hub.Compiler, Decider: d.decider,
+		Store: d.store, Cache: d.cache, Blobs: d.blobs, Hub: d.hub, Compiler: d.hub.Compiler, Networks: d.nets, Decider: d.decider,
+		Zones:  &zone.Views{Cache: d.cache, Compiler: d.hub.Compiler, Sessions: d.hub.BGP},
 		Events: d.record.events, Decisions: d.record.decisions, AuditLog: d.record.audit, Audit: d.record.Audit, Console: d.console, Metrics: d.metrics, Registerer: d.metrics, Log: d.log,
 	})
 }

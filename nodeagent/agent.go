@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"crypto/ecdh"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -26,6 +27,9 @@ type Options struct {
 	Notify   *systemd.Notifier
 	// Handlers make parts true, one per kind. The base part has its own.
 	Handlers []Handler
+	// Encrypter is asked by the base part's. An agent without one says so where
+	// a Zone is to be encrypted.
+	Encrypter Encrypter
 }
 
 // Agent is the host daemon.
@@ -38,9 +42,13 @@ type Agent struct {
 	notify   *systemd.Notifier
 	timing   timing
 	facts    facts
+	// Both are set before the workers run.
+	encrypter    Encrypter
+	wireGuardKey *ecdh.PrivateKey
 
 	calls  chan func()
-	status mailbox
+	status mailbox[api.HostStatus]
+	bgp    mailbox[api.BGPStatus]
 	events chan api.Event
 	// publishSoon is reset to publish what changed.
 	publishSoon *time.Timer
@@ -98,11 +106,11 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		config: o.Config, stateDir: o.StateDir, runDir: o.RunDir, version: o.Version, log: o.Log, notify: o.Notify,
-		timing: defaultTiming(),
-		calls:  make(chan func()), status: mailbox{changed: make(chan struct{}, 1)}, events: make(chan api.Event, 16),
+		timing: defaultTiming(), encrypter: o.Encrypter,
+		calls: make(chan func()), status: newMailbox[api.HostStatus](), bgp: newMailbox[api.BGPStatus](), events: make(chan api.Event, 16),
 		observedBy: map[string]observation{}, parts: map[string]api.PartStatus{}, link: Link{State: LinkJoining, Since: time.Now()},
 	}
-	for _, h := range append([]Handler{baseHandler{nics: listNICs}}, o.Handlers...) {
+	for _, h := range append([]Handler{baseHandler{nics: listNICs, encrypt: a.encrypt}}, o.Handlers...) {
 		if a.handles(h.Kind()) {
 			return nil, fmt.Errorf("two handlers of %s parts", h.Kind())
 		}
@@ -113,6 +121,8 @@ func New(o Options) (*Agent, error) {
 
 func (a *Agent) identityPath() string { return filepath.Join(a.stateDir, "identity.json") }
 func (a *Agent) joinKeyPath() string  { return filepath.Join(a.stateDir, "join-key.json") }
+
+func (a *Agent) wireGuardKeyPath() string { return filepath.Join(a.stateDir, "wireguard.key") }
 
 func (a *Agent) handles(kind string) bool {
 	return slices.ContainsFunc(a.workers, func(w *worker) bool { return w.handler.Kind() == kind })
@@ -138,9 +148,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	group.Go(func() { watchNICs(ctx, a.log, func(nics []api.HostNIC) { a.sawNICs(ctx, nics) }) })
 	group.Go(func() { a.reach(ctx) })
+	group.Go(func() { a.serveMetrics(ctx) })
 	group.Go(func() { a.notify.Watchdog(ctx, func() bool { return a.alive(ctx) }) })
 	for _, w := range a.workers {
 		group.Go(func() { w.run(ctx) })
+		if r, ok := w.handler.(Runner); ok {
+			group.Go(func() { r.Run(ctx, w) })
+		}
 	}
 	a.loop(ctx)
 	a.notify.Stopping()
@@ -154,6 +168,9 @@ func (a *Agent) load() {
 	if a.facts, err = readFacts(a.stateDir); err != nil {
 		a.log.Warn("some facts of the host cannot be read", "error", err)
 	}
+	if a.wireGuardKey, err = wireGuardKey(a.wireGuardKeyPath()); err != nil {
+		a.log.Warn("key of the host", "error", err)
+	}
 	var faults []error
 	a.spec, faults = loadHostSpec(filepath.Join(a.stateDir, "hostspec"))
 	for _, f := range faults {
@@ -161,9 +178,17 @@ func (a *Agent) load() {
 	}
 	a.applied = api.Bookmark{Epoch: a.spec.index.Epoch, Revision: a.spec.index.Revision}
 	if n := len(a.spec.index.Parts); n > 0 {
+		if a.stale() {
+			a.log.Info("the cached HostSpec is from before this boot: it waits for bootd's word", "revision", a.applied.Revision, "needed", a.config.HostSpec.Revision)
+			return
+		}
 		a.log.Info("working from the cached HostSpec", "epoch", a.applied.Epoch, "revision", a.applied.Revision, "parts", n)
 	}
 }
+
+// stale reports whether the HostSpec is from before this boot, and not to be
+// acted upon: bootd may have started elsewhere what it names.
+func (a *Agent) stale() bool { return a.spec.before(a.config.HostSpec) }
 
 // reach joins, if need be, and then keeps the stream.
 func (a *Agent) reach(ctx context.Context) {
@@ -286,6 +311,9 @@ func (a *Agent) handle(f api.ServerFrame) error {
 	if f.Certificate != "" {
 		a.renewed(f.Certificate)
 	}
+	if f.Audit != nil {
+		a.audit(*f.Audit)
+	}
 	committed, err := a.spec.handle(f)
 	if err != nil || !committed {
 		return err
@@ -297,6 +325,15 @@ func (a *Agent) handle(f api.ServerFrame) error {
 	a.kick()
 	a.changed()
 	return nil
+}
+
+// audit hands on what another host has received of this one.
+func (a *Agent) audit(x api.BGPAudit) {
+	for _, w := range a.workers {
+		if h, ok := w.handler.(Auditor); ok {
+			h.Audit(x)
+		}
+	}
 }
 
 // dropUnhandledTombstones forgets parts that no handler of this build ever
@@ -329,14 +366,21 @@ func (a *Agent) save() {
 	a.event(api.Normal, "CacheSaved", "the HostSpec is on disk again")
 }
 
-// event tells bootd of something that happened; when too many wait, the new
-// one is only logged.
+// event tells bootd of something that happened to the host.
 func (a *Agent) event(typ api.EventType, reason, message string) {
-	e := api.Event{Time: time.Now().UTC(), Kind: "Machine", Name: a.config.Machine, UID: a.config.UID, Type: typ, Reason: reason, Message: message}
+	a.tell(api.Event{Kind: "Machine", Name: a.config.Machine, UID: a.config.UID, Type: typ, Reason: reason, Message: message})
+}
+
+// tell hands an event to the stream; when too many wait, the new one is only
+// logged.
+func (a *Agent) tell(e api.Event) {
+	if e.Time.IsZero() {
+		e.Time = time.Now().UTC()
+	}
 	select {
 	case a.events <- e:
 	default:
-		a.log.Warn("event not reported", "reason", reason, "message", message)
+		a.log.Warn("event not reported", "kind", e.Kind, "name", e.Name, "reason", e.Reason, "message", e.Message)
 	}
 }
 
@@ -427,7 +471,8 @@ func (a *Agent) publish() {
 	a.parts = a.partStatuses()
 	host := api.HostStatus{
 		UID: a.config.UID, AgentVersion: a.version, OS: a.facts.OS, Kernel: a.facts.Kernel, BootID: a.facts.BootID,
-		ClockSkew: api.Duration(a.skew), Stateless: a.facts.Stateless, NICs: a.nics,
+		ClockSkew: api.Duration(a.skew), Stateless: a.facts.Stateless,
+		CPUs: a.facts.CPUs, Memory: api.Bytes(a.facts.Memory), NICs: a.nics, WireGuardKey: publicKey(a.wireGuardKey),
 		Epoch: a.applied.Epoch, Revision: a.applied.Revision, Parts: a.parts,
 	}
 	if a.id != nil {
@@ -443,36 +488,38 @@ func (a *Agent) publish() {
 }
 
 // mailbox holds the newest status for the stream.
-type mailbox struct {
+type mailbox[T any] struct {
 	changed chan struct{}
 	mu      sync.Mutex
-	host    *api.HostStatus
+	newest  *T
 	raw     []byte
 }
 
+func newMailbox[T any]() mailbox[T] { return mailbox[T]{changed: make(chan struct{}, 1)} }
+
 // put replaces the status; the same again is no news.
-func (m *mailbox) put(host api.HostStatus) {
-	raw, err := json.Marshal(host)
+func (m *mailbox[T]) put(status T) {
+	raw, err := json.Marshal(status)
 	m.mu.Lock()
 	same := err == nil && string(raw) == string(m.raw)
-	m.host, m.raw = &host, raw
+	m.newest, m.raw = &status, raw
 	m.mu.Unlock()
 	if !same {
 		m.signal()
 	}
 }
 
-func (m *mailbox) signal() {
+func (m *mailbox[T]) signal() {
 	select {
 	case m.changed <- struct{}{}:
 	default:
 	}
 }
 
-func (m *mailbox) get() *api.HostStatus {
+func (m *mailbox[T]) get() *T {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.host
+	return m.newest
 }
 
 // renewal returns a certificate request when it is time for one, by bootd's

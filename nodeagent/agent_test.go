@@ -3,6 +3,8 @@ package nodeagent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -51,7 +53,14 @@ func TestJoinStreamAndReport(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(h.state, "join-key.json")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the key of the join is still there: %v", err)
 	}
-	status, err := ReadStatus(h.state, h.run)
+	var status Status
+	var err error
+	for range 1000 { // it is written after what bootd is told
+		if status, err = ReadStatus(h.state, h.run); err == nil && status.Link.State == LinkConnected {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err != nil || status.Link.State != LinkConnected || !status.Joined {
 		t.Errorf("the local status is %+v, %v", status, err)
 	}
@@ -342,6 +351,48 @@ func (r *recorder) set(refuse bool) {
 
 // Absence orphans, a tombstone with the uid removes, one with another uid does
 // not touch the namesake.
+// A host that booted anew does nothing of what it has cached from before: it
+// may run elsewhere by now. It is ready for systemd all the same.
+func TestHostSpecFromBeforeTheBoot(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	b.parts["network/blue"] = api.Part(`{"uid":"n1"}`)
+	h := newHost(t, b)
+	_, stop := runAgent(t, h, passes{})
+	b.waitFor("the part is applied", applied(b, "network/blue"))
+	stop()
+	b.stop()
+
+	h.config.HostSpec = api.Bookmark{Epoch: 1, Revision: 11}
+	seen := passes{make(chan []Part, 100)}
+	log, _ := runAgent(t, h, seen)
+	log.waitFor(t, "from before this boot")
+	time.Sleep(500 * time.Millisecond) // some resyncs
+	if n := len(seen.parts); n > 0 {
+		t.Fatalf("its handler was called %d times", n)
+	}
+	b.revision = 11
+	b.start(nil)
+	if parts := <-seen.parts; len(parts) != 1 || parts[0].Name != "network/blue" {
+		t.Errorf("then it is called with %+v", parts)
+	}
+}
+
+// passes is a handler that applies everything, and passes on what it was asked.
+type passes struct{ parts chan []Part }
+
+func (passes) Kind() string { return "network" }
+
+func (p passes) Reconcile(_ context.Context, parts []Part) map[string]api.PartStatus {
+	if p.parts != nil {
+		p.parts <- parts
+	}
+	out := map[string]api.PartStatus{}
+	for _, part := range parts {
+		out[part.Key()] = api.PartStatus{State: api.PartApplied}
+	}
+	return out
+}
+
 func TestAbsenceIsNotDeletion(t *testing.T) {
 	b := newFakeBootd(t).start(nil)
 	h := newHost(t, b)
@@ -438,4 +489,77 @@ func TestFullDisk(t *testing.T) {
 	b.waitFor("it is cached once there is room", func() bool {
 		return slices.ContainsFunc(b.events, func(e api.Event) bool { return e.Reason == "CacheSaved" })
 	})
+}
+
+// runner is a recorder that works beside Reconcile.
+type runner struct {
+	*recorder
+	host  chan Host
+	ended chan struct{}
+}
+
+func (r *runner) Run(ctx context.Context, host Host) {
+	defer close(r.ended)
+	r.host <- host
+	<-ctx.Done()
+}
+
+// A Runner is run, may ask for another pass and tell of events, and is waited for.
+func TestRunner(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	b.parts["guest/web"] = api.Part(`{"uid":"g1"}`)
+	r := &runner{recorder: newRecorder("guest"), host: make(chan Host, 1), ended: make(chan struct{})}
+	_, stop := runAgent(t, h, r)
+	host := <-r.host
+	b.waitFor("the guest is applied", applied(b, "guest/web"))
+	r.set(true)
+	host.Changed()
+	b.waitFor("the handler was asked again", func() bool { return b.status.Parts["guest/web"].State == api.PartFailed })
+	host.Event(api.Event{Kind: "Guest", Name: "web", UID: "g1", Type: api.Warning, Reason: "Crashed", Message: "gone"})
+	b.waitFor("the event is told", func() bool {
+		return slices.ContainsFunc(b.events, func(e api.Event) bool {
+			return e.Kind == "Guest" && e.UID == "g1" && e.Reason == "Crashed" && !e.Time.IsZero()
+		})
+	})
+	stop()
+	select {
+	case <-r.ended:
+	default:
+		t.Error("the agent has ended before its runner")
+	}
+}
+
+// asker is a runner that reads from bootd through its agent.
+type asker struct {
+	*recorder
+	said chan string
+}
+
+func (r *asker) Run(ctx context.Context, host Host) {
+	agent := host.(*worker).agent
+	for ctx.Err() == nil {
+		body, err := agent.Get(ctx, "/v1/blobs/sha256:abc")
+		if err != nil {
+			sleep(ctx, 10*time.Millisecond)
+			continue
+		}
+		raw, err := io.ReadAll(body)
+		_ = body.Close()
+		_, missing := agent.Get(ctx, "/v1/blobs/sha256:xyz")
+		r.said <- fmt.Sprint(string(raw), err, " ", missing)
+		return
+	}
+}
+
+func TestGet(t *testing.T) {
+	b := newFakeBootd(t).start(nil)
+	h := newHost(t, b)
+	r := &asker{recorder: newRecorder("guest"), said: make(chan string, 1)}
+	_, stop := runAgent(t, h, r)
+	defer stop()
+	said := <-r.said
+	if !strings.HasPrefix(said, "octets<nil> ") || !strings.Contains(said, "404") || !strings.Contains(said, "no such blob") {
+		t.Errorf("bootd's answers: %s", said)
+	}
 }

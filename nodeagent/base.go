@@ -11,32 +11,37 @@ import (
 )
 
 // baseHandler verifies the underlay: the operating system sets it up (Ignition
-// wrote its network units), the agent only looks.
+// wrote its network units), the agent only looks, and has it encrypted.
 type baseHandler struct {
-	nics func() ([]api.HostNIC, error)
+	nics    func() ([]api.HostNIC, error)
+	encrypt func(context.Context, api.Underlay) error
 }
 
 func (baseHandler) Kind() string { return api.PartBase }
 
-func (h baseHandler) Reconcile(_ context.Context, parts []Part) map[string]api.PartStatus {
+func (h baseHandler) Reconcile(ctx context.Context, parts []Part) map[string]api.PartStatus {
 	out := map[string]api.PartStatus{}
 	for _, p := range parts {
-		out[p.Key()] = h.status(p)
+		out[p.Key()] = h.status(ctx, p)
 	}
 	return out
 }
 
-func (h baseHandler) status(p Part) api.PartStatus {
+func (h baseHandler) status(ctx context.Context, p Part) api.PartStatus {
 	base, ok := p.Value.(*api.BasePart)
 	if p.Want == Removed || !ok {
 		return api.PartStatus{State: api.PartApplied}
 	}
+	unencrypted := h.encrypt(ctx, base.Underlay) // whatever else is wrong
 	nics, err := h.nics()
 	if err != nil {
 		return api.PartStatus{State: api.PartPending, Message: err.Error()}
 	}
 	if fault := checkUnderlay(base.Underlay, nics); fault != "" {
 		return api.PartStatus{State: api.PartPending, Message: fault}
+	}
+	if unencrypted != nil {
+		return api.PartStatus{State: api.PartPending, Message: "underlay is not encrypted: " + unencrypted.Error()}
 	}
 	return api.PartStatus{State: api.PartApplied}
 }

@@ -124,6 +124,7 @@ type fakeBootd struct {
 	joinAnswer func(r *api.JoinResponse)
 	stream     func(n int, s *fakeStream) bool // true: the stream is dealt with
 	streams    int
+	channel    http.HandlerFunc // of channels; set before start
 	renewals   int
 	epoch      int64
 	revision   int64
@@ -158,6 +159,16 @@ func (b *fakeBootd) start(l net.Listener) *fakeBootd {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/join", b.serveJoin)
 	mux.HandleFunc("POST /v1/hosts/"+testMachine+"/stream", b.serveStream)
+	if b.channel != nil {
+		mux.HandleFunc("POST /v1/hosts/"+testMachine+"/channels/{id}", b.channel)
+	}
+	mux.HandleFunc("GET /v1/blobs/{digest}", func(w http.ResponseWriter, r *http.Request) {
+		if len(r.TLS.PeerCertificates) == 0 || r.PathValue("digest") != "sha256:abc" {
+			http.Error(w, `{"title":"Not Found","status":404,"detail":"no such blob"}`, http.StatusNotFound)
+			return
+		}
+		_, _ = w.Write([]byte("octets"))
+	})
 	pool := x509.NewCertPool()
 	pool.AddCert(b.site.cert)
 	b.http = httptest.NewUnstartedServer(mux)
@@ -442,10 +453,16 @@ func (l *logBuffer) has(s string) bool {
 // ends or stop is called.
 func runAgent(t testing.TB, h *host, handlers ...Handler) (log *logBuffer, stop func()) {
 	t.Helper()
+	return runAgentWith(t, h, func(o *Options) { o.Handlers = handlers })
+}
+
+func runAgentWith(t testing.TB, h *host, change func(*Options)) (log *logBuffer, stop func()) {
+	t.Helper()
 	log = new(logBuffer)
 	logger := slog.New(slog.NewTextHandler(log, nil))
-	a, err := New(Options{Config: h.config, StateDir: h.state, RunDir: h.run, Version: "test", Log: logger,
-		Notify: systemd.NewNotifier(logger), Handlers: handlers})
+	o := Options{Config: h.config, StateDir: h.state, RunDir: h.run, Version: "test", Log: logger, Notify: systemd.NewNotifier(logger)}
+	change(&o)
+	a, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

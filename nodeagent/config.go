@@ -58,6 +58,11 @@ func validate(c api.AgentConfig) error {
 	if _, err := parseCertificates(c.CA); err != nil {
 		add("/ca", "the site's CA: %s", err)
 	}
+	if c.Metrics != "" {
+		if _, err := api.ListenPort(c.Metrics); err != nil {
+			add("/metrics", "%q is nothing to listen on: %s", c.Metrics, err)
+		}
+	}
 	return e.OrNil()
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"unsafe"
 
@@ -18,6 +19,8 @@ const dataLabel = "rackweft-data"
 type facts struct {
 	OS, Kernel, BootID string
 	Stateless          bool
+	CPUs               int
+	Memory             int64 // bytes
 }
 
 // readFacts leaves empty what cannot be read, and says so in the error.
@@ -32,7 +35,11 @@ func readFacts(stateDir string) (facts, error) {
 	f.BootID = strings.TrimSpace(string(boot))
 	label, err4 := filesystemLabel(stateDir)
 	f.Stateless = label != dataLabel
-	return f, errors.Join(err1, err2, err3, err4)
+	f.CPUs = runtime.NumCPU()
+	var info unix.Sysinfo_t
+	err5 := unix.Sysinfo(&info)
+	f.Memory = int64(info.Totalram) * int64(info.Unit)
+	return f, errors.Join(err1, err2, err3, err4, err5)
 }
 
 // prettyName reads PRETTY_NAME out of os-release(5).

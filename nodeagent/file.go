@@ -9,9 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeFile replaces a file so that a reader, or a machine that loses power,
-// sees the old content or the new and nothing between.
-func writeFile(path string, data []byte) error {
+// WriteFile replaces a file, readable for its owner alone, so that a reader, or
+// a machine that loses power, sees the old content or the new and nothing
+// between.
+func WriteFile(path string, data []byte) error {
 	temp := path + ".tmp"
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

@@ -136,7 +136,7 @@ func (s *hostSpec) save() error {
 		if _, err := readPart(path, e.Digest); err == nil {
 			continue
 		}
-		if err := errors.Join(os.RemoveAll(path), writeFile(path, e.value)); err != nil {
+		if err := errors.Join(os.RemoveAll(path), WriteFile(path, e.value)); err != nil {
 			return fmt.Errorf("cache part %s: %w", name, err)
 		}
 	}
@@ -144,7 +144,7 @@ func (s *hostSpec) save() error {
 	if err != nil {
 		return fmt.Errorf("encode the HostSpec's index: %w", err)
 	}
-	if err := writeFile(filepath.Join(s.dir, "index"), []byte(api.PartDigest(body)+"\n"+string(body))); err != nil {
+	if err := WriteFile(filepath.Join(s.dir, "index"), []byte(api.PartDigest(body)+"\n"+string(body))); err != nil {
 		return fmt.Errorf("cache the HostSpec's index: %w", err)
 	}
 	s.dirty = false
@@ -325,6 +325,11 @@ func (s *hostSpec) removed(t api.Tombstone) {
 // buried reports whether a tombstone names this very part.
 func (s *hostSpec) buried(name string, e entry) bool {
 	return slices.Contains(s.index.Tombstones, api.Tombstone{Part: name, UID: e.UID})
+}
+
+// before reports whether the HostSpec is older than a bookmark.
+func (s *hostSpec) before(mark api.Bookmark) bool {
+	return s.index.Epoch < mark.Epoch || s.index.Epoch == mark.Epoch && s.index.Revision < mark.Revision
 }
 
 // kinds of all the parts and tombstones that are known.

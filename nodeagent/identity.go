@@ -53,7 +53,7 @@ func (id *identity) save(path string) error {
 	if err != nil {
 		return fmt.Errorf("encode the host's identity: %w", err)
 	}
-	if err := writeFile(path, raw); err != nil {
+	if err := WriteFile(path, raw); err != nil {
 		return fmt.Errorf("keep the host's identity: %w", err)
 	}
 	return nil
@@ -104,7 +104,7 @@ func joinKey(path, attemptID string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode the join key: %w", err)
 	}
-	if err := writeFile(path, raw); err != nil {
+	if err := WriteFile(path, raw); err != nil {
 		return "", fmt.Errorf("keep the join key: %w", err)
 	}
 	return key, nil

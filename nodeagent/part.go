@@ -3,6 +3,7 @@ package nodeagent
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/rackweft/rackweft/api"
 )
@@ -56,6 +57,36 @@ type Underlaid interface {
 	SetUnderlay(api.Underlay)
 }
 
+// Opener is a Handler that has something that people reach by a channel.
+type Opener interface {
+	// Open opens it, or tells them why not.
+	Open(ctx context.Context, c api.Channel) (io.ReadWriteCloser, error)
+}
+
+// Runner is a Handler that works on between the calls of Reconcile: it is run
+// beside them, from the agent's start to its end.
+type Runner interface {
+	// Run lasts until ctx is done and all that it started has ended.
+	Run(ctx context.Context, host Host)
+}
+
+// Auditor is a Handler that hears what other hosts have received of this one.
+type Auditor interface {
+	// Audit must not block.
+	Audit(api.BGPAudit)
+}
+
+// Host is what a Runner may ask of its agent, from any goroutine.
+type Host interface {
+	// Changed asks for another Reconcile soon; many make one.
+	Changed()
+	// Event tells bootd of something that happened. An event without a time
+	// gets the present one. When too many wait, the new one is only logged.
+	Event(api.Event)
+	// BGP tells bootd how the host's speaker stands. The same again is not sent.
+	BGP(api.BGPStatus)
+}
+
 // worker runs one handler.
 type worker struct {
 	agent   *Agent
@@ -79,12 +110,18 @@ func (w *worker) pass(ctx context.Context) error {
 	var parts []Part
 	var underlay api.Underlay
 	var generation int64
+	stale := false
 	err := w.agent.do(ctx, func() {
+		if stale = w.agent.stale(); stale {
+			w.passed = true
+			w.agent.noteApplied()
+			return
+		}
 		parts, _ = w.agent.spec.parts(w.handler.Kind())
 		underlay = w.agent.spec.underlay()
 		generation = w.agent.generation
 	})
-	if err != nil {
+	if err != nil || stale {
 		return err
 	}
 	if h, ok := w.handler.(Underlaid); ok {
@@ -104,6 +141,15 @@ func (w *worker) kick() {
 	default:
 	}
 }
+
+// Changed implements Host.
+func (w *worker) Changed() { w.kick() }
+
+// Event implements Host.
+func (w *worker) Event(e api.Event) { w.agent.tell(e) }
+
+// BGP implements Host.
+func (w *worker) BGP(s api.BGPStatus) { w.agent.bgp.put(s) }
 
 // unhandled is the status of a part that this build has no handler for.
 func unhandled(kind, version string) api.PartStatus {

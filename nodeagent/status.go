@@ -92,7 +92,7 @@ func (s Status) write(runDir string) error {
 	if err != nil {
 		return fmt.Errorf("encode the status: %w", err)
 	}
-	if err := writeFile(statusPath(runDir), append(raw, '\n')); err != nil {
+	if err := WriteFile(statusPath(runDir), append(raw, '\n')); err != nil {
 		return fmt.Errorf("write the status: %w", err)
 	}
 	return nil

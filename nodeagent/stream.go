@@ -97,6 +97,8 @@ func (a *Agent) session(ctx context.Context, base string) error {
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	channels := newChannels(a, base)
+	defer channels.wait()
 	silence := time.AfterFunc(a.timing.silence, func() {
 		cancel(fmt.Errorf("no word from bootd for %s", a.timing.silence))
 	})
@@ -122,7 +124,7 @@ func (a *Agent) session(ctx context.Context, base string) error {
 		<-written
 	}()
 
-	err = a.receive(ctx, client, req, base, silence)
+	err = a.receive(ctx, client, req, channels, silence)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause // why it was cancelled tells more than that it was
 	}
@@ -130,7 +132,7 @@ func (a *Agent) session(ctx context.Context, base string) error {
 }
 
 // receive sends the request and reads bootd's frames until the stream ends.
-func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Request, base string, silence *time.Timer) error {
+func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Request, channels *channels, silence *time.Timer) error {
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
@@ -140,14 +142,14 @@ func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Requ
 		raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // the status is news enough
 		return fmt.Errorf("bootd answers %d: %w", resp.StatusCode, problem(resp.StatusCode, raw))
 	}
-	if err := a.connected(ctx, base, resp.Header.Get("Date")); err != nil {
+	if err := a.connected(ctx, channels.base, resp.Header.Get("Date")); err != nil {
 		return err
 	}
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxFrame)
 	for lines.Scan() {
 		silence.Reset(a.timing.silence)
-		if err := a.frame(ctx, lines.Bytes()); err != nil {
+		if err := a.frame(ctx, lines.Bytes(), channels); err != nil {
 			return err
 		}
 	}
@@ -159,7 +161,7 @@ func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Requ
 
 // frame handles one line. Fields that this build does not know are left aside:
 // bootd may be newer.
-func (a *Agent) frame(ctx context.Context, line []byte) error {
+func (a *Agent) frame(ctx context.Context, line []byte, channels *channels) error {
 	line = bytes.TrimSpace(line)
 	if len(line) == 0 {
 		return nil
@@ -167,6 +169,10 @@ func (a *Agent) frame(ctx context.Context, line []byte) error {
 	var f api.ServerFrame
 	if err := json.Unmarshal(line, &f); err != nil {
 		return fmt.Errorf("a frame of bootd cannot be read (%.80q): %w", line, err)
+	}
+	if f.Open != nil {
+		channels.open(ctx, *f.Open)
+		return nil
 	}
 	var fault error
 	if err := a.do(ctx, func() { fault = a.handle(f) }); err != nil {
@@ -188,11 +194,14 @@ func (a *Agent) writeFrames(ctx context.Context, w io.Writer) error {
 	ping := time.NewTicker(a.timing.ping)
 	defer ping.Stop()
 	a.status.signal() // each stream begins with a status
+	a.bgp.signal()
 	for {
 		var f api.HostFrame
 		select {
 		case <-a.status.changed:
 			f.Status = a.status.get()
+		case <-a.bgp.changed:
+			f.BGP = a.bgp.get()
 		case e := <-a.events:
 			f.Event = &e
 		case <-ping.C:

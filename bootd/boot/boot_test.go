@@ -62,7 +62,7 @@ func newBench(t *testing.T) *bench {
 	b.d, err = New(Config{
 		Store: b.Store, Cache: b.Cache, Leases: b.Leases, Tracker: &machine.Tracker{Store: b.Store, Cache: b.Cache},
 		CA: b.CA, Tokens: b.Tokens, Record: b, HTTPPort: 8080, APIPort: 8443,
-		Agent: Agent{Digest: digest("9"), Unit: "[Service]\nExecStart=/opt/rackweft/bin/nodeagent\n"},
+		Agent: Agent{Digest: digest("9"), Unit: "[Service]\nExecStart=/opt/rackweft/bin/nodeagent\n", Speaker: "[Service]\nExecStart=/opt/rackweft/bin/nodeagent speaker\n"},
 		Interfaces: func() map[string][]netip.Prefix {
 			return map[string][]netip.Prefix{
 				"eth0": prefixes("198.18.9.1/24"),
@@ -455,7 +455,7 @@ func TestConfig(t *testing.T) {
 				}
 				return a
 			}
-			body, typ, err := b.d.ConfigFor(t.Context(), pick(c.machine, host), pick(c.token, right), addr(pick(c.from, at)), pick(c.accept, accept))
+			body, typ, sent, err := b.d.ConfigFor(t.Context(), pick(c.machine, host), pick(c.token, right), addr(pick(c.from, at)), pick(c.accept, accept))
 			if testsite.Status(err) != c.status {
 				t.Fatalf("answer %v, want %d", err, c.status)
 			}
@@ -475,6 +475,10 @@ func TestConfig(t *testing.T) {
 			if config.Ignition.Version != c.version || !strings.HasSuffix(typ, "version="+c.version) {
 				t.Errorf("version %s, type %s", config.Ignition.Version, typ)
 			}
+			if b.Machine(host).Status.Attempt.Reached(api.StageConfig) {
+				t.Error("the stage is reached before the config was sent")
+			}
+			sent()
 			if m := b.Machine(host); m.Status.Attempt.Trust != api.TrustToken || !m.Status.Attempt.Reached(api.StageConfig) {
 				t.Errorf("attempt %+v", m.Status.Attempt)
 			}
@@ -742,16 +746,16 @@ func TestNothingLeaks(t *testing.T) {
 	_, _, err = b.d.Pointer(ctx, boots(hostMAC, at.String()), accept)
 	step("pointer", err)
 	config, join := b.Tokens.Token(ca.PurposeConfig, m.Metadata.UID, "try-1"), b.Tokens.Token(ca.PurposeJoin, m.Metadata.UID, "try-1")
-	_, _, _ = b.d.ConfigFor(ctx, host, "stolen-token", at, accept)
-	_, _, _ = b.d.ConfigFor(ctx, config, config, at, accept)
+	_, _, _, _ = b.d.ConfigFor(ctx, host, "stolen-token", at, accept)
+	_, _, _, _ = b.d.ConfigFor(ctx, config, config, at, accept)
 	broken, _ := store.Get[api.Layer](ctx, b.Store, "base")
 	butane := broken.Spec.Butane
 	b.layer("storage: {{ secret \"vault\" \"password\" }}\n")
-	if _, _, err = b.d.ConfigFor(ctx, host, config, at, accept); testsite.Status(err) != 503 || strings.Contains(err.Error(), secret) {
+	if _, _, _, err = b.d.ConfigFor(ctx, host, config, at, accept); testsite.Status(err) != 503 || strings.Contains(err.Error(), secret) {
 		t.Fatalf("a broken Layer: %v", err)
 	}
 	b.layer(butane)
-	_, _, err = b.d.ConfigFor(ctx, host, config, at, accept)
+	_, _, _, err = b.d.ConfigFor(ctx, host, config, at, accept)
 	step("config", err)
 	_, _ = b.d.Join(ctx, "stolen-token", at, api.JoinRequest{Machine: host})
 	csr, _ := b.Request()

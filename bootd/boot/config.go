@@ -28,14 +28,15 @@ const (
 // ConfigFor answers Ignition's second fetch, over TLS: the whole config,
 // against the token of this BootAttempt. Errors are *api.Problem: 503 where
 // waiting may help (Ignition asks for ever), 403 where it cannot (the boot
-// fails).
-func (d *Decider) ConfigFor(ctx context.Context, name, token string, peer netip.Addr, accept string) (body []byte, contentTyp string, err error) {
+// fails). sent is to be called when the whole body is on its way: Ignition does
+// not ask again for a config that broke off, so the stage is not reached before.
+func (d *Decider) ConfigFor(ctx context.Context, name, token string, peer netip.Addr, accept string) (body []byte, contentTyp string, sent func(), err error) {
 	m, reason, err := d.bearer(ctx, name, token, ca.PurposeConfig)
 	if err != nil {
-		return nil, "", err
+		return nil, "", nil, err
 	}
 	if reason != "" {
-		return nil, "", d.refuse(m, peer, "config", http.StatusForbidden, reason, strangerText(name))
+		return nil, "", nil, d.refuse(m, peer, "config", http.StatusForbidden, reason, strangerText(name))
 	}
 	if m.Status.Attempt.Reached(api.StageJoined) {
 		reason = "the host has joined in this BootAttempt already"
@@ -43,16 +44,19 @@ func (d *Decider) ConfigFor(ctx context.Context, name, token string, peer netip.
 		reason = err.Error()
 	}
 	if reason != "" {
-		return nil, "", d.refuse(m, peer, "config", http.StatusForbidden, reason, reason)
+		return nil, "", nil, d.refuse(m, peer, "config", http.StatusForbidden, reason, reason)
 	}
 	result, err := d.compile(ctx, m, peer, accept)
 	d.compiled(ctx, m, err)
 	if err != nil {
-		return nil, "", d.refuse(m, peer, "config", http.StatusServiceUnavailable, err.Error(), err.Error())
+		return nil, "", nil, d.refuse(m, peer, "config", http.StatusServiceUnavailable, err.Error(), err.Error())
 	}
 	d.decide(m, "", peer, "config", "served", fmt.Sprintf("token of BootAttempt %d, Ignition %s", m.Status.Attempt.Number, result.Version))
-	d.reached(ctx, m, api.StageConfig, func(m *api.Machine) { m.Status.Attempt.Trust = api.TrustToken })
-	return result.Config, contentType(result.Version), nil
+	sent = func() {
+		// The peer may have hung up by now: it has what it wanted.
+		d.reached(context.WithoutCancel(ctx), m, api.StageConfig, func(m *api.Machine) { m.Status.Attempt.Trust = api.TrustToken })
+	}
+	return result.Config, contentType(result.Version), sent, nil
 }
 
 // strangerText is all that a caller without the right token is told: the rest
@@ -246,7 +250,8 @@ func (d *Decider) system(m *api.Machine, server netip.Addr) (ignition.System, er
 	}
 	config, err := json.MarshalIndent(api.AgentConfig{
 		Machine: m.Metadata.Name, UID: m.Metadata.UID, API: d.apiURLs(server), CA: string(d.CA.CertPEM()),
-		AttemptID: m.Status.Attempt.ID, JoinTokenFile: tokenPath,
+		AttemptID: m.Status.Attempt.ID, JoinTokenFile: tokenPath, Metrics: site.HostMetrics,
+		HostSpec: api.Bookmark{Epoch: d.Epoch, Revision: d.Cache.Revision()},
 	}, "", "  ")
 	if err != nil {
 		return ignition.System{}, fmt.Errorf("encode nodeagent's config: %w", err)
@@ -257,6 +262,7 @@ func (d *Decider) system(m *api.Machine, server netip.Addr) (ignition.System, er
 		ignition.File{Path: configPath, Mode: 0o644, Contents: append(config, '\n')},
 		ignition.File{Path: tokenPath, Mode: 0o600, Contents: []byte(token + "\n")},
 	)
+	files = append(files, kernelFiles()...)
 	if len(site.NTP) > 0 {
 		files = append(files, ignition.File{Path: "/etc/systemd/timesyncd.conf.d/10-rackweft.conf", Mode: 0o644,
 			Contents: []byte("[Time]\nNTP=" + strings.Join(addrs(site.NTP), " ") + "\n")})
@@ -264,8 +270,9 @@ func (d *Decider) system(m *api.Machine, server netip.Addr) (ignition.System, er
 	return ignition.System{
 		Files:  files,
 		Remote: []ignition.RemoteFile{{Path: agentPath, Mode: 0o755, URL: d.httpURL(server) + "/blobs/sha256/" + string(d.Agent.Digest), SHA256: string(d.Agent.Digest)}},
-		Units:  []ignition.Unit{{Name: "nodeagent.service", Contents: d.Agent.Unit, Enabled: true}},
-		Users:  []ignition.User{{Name: "core", SSHKeys: site.SSHKeys}},
+		Units: []ignition.Unit{{Name: "nodeagent.service", Contents: d.Agent.Unit, Enabled: true},
+			{Name: "nodeagent-speaker.service", Contents: d.Agent.Speaker, Enabled: true}},
+		Users: []ignition.User{{Name: "core", SSHKeys: site.SSHKeys}},
 	}, nil
 }
 

@@ -26,6 +26,9 @@ type Config struct {
 	CA      *ca.Authority
 	Tokens  *ca.Tokens
 	Record  machine.Recorder
+	// Epoch is the store's; with the cache's revision it tells hosts from where on
+	// a HostSpec counts.
+	Epoch int64
 	// HTTPPort and APIPort are where bootd's boot and API servers listen.
 	HTTPPort, APIPort int
 	// Advertise are further API URLs that hosts may use, tried first.
@@ -47,8 +50,9 @@ type Config struct {
 
 // Agent is the nodeagent that is handed to hosts.
 type Agent struct {
-	Digest api.SHA256
-	Unit   string // nodeagent.service
+	Digest  api.SHA256
+	Unit    string // nodeagent.service
+	Speaker string // nodeagent-speaker.service
 }
 
 // Decider answers the boot servers and the first calls of a new host.

@@ -51,7 +51,7 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 			return store.ErrUnchanged
 		case "":
 			m.Status.HostKey = key
-			m.Status.Attempt.Joined = time.Now().UTC()
+			m.Status.Attempt.Joined, m.Status.Attempt.Trust = time.Now().UTC(), api.TrustToken // a bootd that was killed may not have noted it before
 			machine.Advance(m, attempt, api.StageJoined, time.Now(), machine.Window(d.Cache))
 		default:
 			second = true

@@ -4,9 +4,12 @@
 package hostspec
 
 import (
+	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
@@ -19,15 +22,26 @@ type Compiler struct {
 	Cache *store.Cache
 	// Networks has the leases of every Network; there are none without it.
 	Networks *network.Index
+	// BGP makes bgp parts; there are none without it.
+	BGP *BGP
 	// Epoch is raised by a restore.
 	Epoch int64
 	// API lists the URLs of bootd that hosts are to know.
 	API func(m *api.Machine) []string
+
+	closed closed
+	meshes meshes
 }
 
-// Compile makes the HostSpec of a Machine. Equal objects give equal parts.
-func (c *Compiler) Compile(m *api.Machine) (*api.HostSpec, error) {
-	s, err := c.compile(m)
+// With is a Compiler out of other objects.
+func (c *Compiler) With(cache *store.Cache) *Compiler {
+	return &Compiler{Cache: cache, Networks: c.Networks, BGP: c.BGP, Epoch: c.Epoch, API: c.API}
+}
+
+// Compile makes the HostSpec of a Machine as people may see it: keys are masked.
+// Equal objects give equal parts.
+func (c *Compiler) Compile(ctx context.Context, m *api.Machine) (*api.HostSpec, error) {
+	s, err := c.compile(ctx, m)
 	if err != nil {
 		return nil, err
 	}
@@ -35,20 +49,29 @@ func (c *Compiler) Compile(m *api.Machine) (*api.HostSpec, error) {
 	h.SetDefaults()
 	h.Metadata = api.Metadata{Name: m.Metadata.Name, UID: m.Metadata.UID}
 	for name, p := range s.parts {
-		h.Parts[name] = p.Value()
+		if h.Parts[name], err = masked(name, p.Value()); err != nil {
+			return nil, err
+		}
 	}
 	return h, nil
 }
 
 // compile makes a HostSpec whose large parts are put together only when sent.
-func (c *Compiler) compile(m *api.Machine) (*hostSpec, error) {
+func (c *Compiler) compile(ctx context.Context, m *api.Machine) (*hostSpec, error) {
 	s := &hostSpec{epoch: c.Epoch, revision: c.Cache.Revision(), parts: map[string]part{}, buried: map[api.Tombstone]int64{}}
-	base, err := api.EncodePart(c.base(m))
+	b := c.base(m)
+	base, err := api.EncodePart(b)
 	if err != nil {
 		return nil, fmt.Errorf("compile the base part of %s: %w", m.Metadata.Name, err)
 	}
 	s.parts[api.PartBase] = whole(base)
-	if err := c.networks(m, s); err != nil {
+	if err := c.networks(m, b.Underlay, s); err != nil {
+		return nil, err
+	}
+	if err := c.guests(m, s); err != nil {
+		return nil, err
+	}
+	if err := c.bgp(ctx, m, s); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -56,13 +79,32 @@ func (c *Compiler) compile(m *api.Machine) (*hostSpec, error) {
 
 func (c *Compiler) base(m *api.Machine) api.BasePart {
 	b := api.BasePart{UID: m.Metadata.UID, Zone: m.Spec.Zone, Labels: maps.Clone(m.Metadata.Labels), Underlay: network.Underlay(c.Cache, m)}
+	b.Underlay.Encryption = c.encryption(m)
 	if s, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok {
 		b.NTP = s.Spec.NTP
 	}
+	b.Underlay.Closed = c.closed.of(c.Cache)
 	if c.API != nil {
 		b.API = c.API(m)
 	}
 	return b
+}
+
+// closed is what no tenant may reach: the same for every host, and so found once
+// for all that are compiled at one revision.
+type closed struct {
+	mu       sync.Mutex
+	revision int64
+	prefixes []netip.Prefix
+}
+
+func (x *closed) of(c *store.Cache) []netip.Prefix {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if now := c.Revision(); now != x.revision || now == 0 {
+		x.revision, x.prefixes = now, network.Closed(c)
+	}
+	return x.prefixes
 }
 
 // hostSpec is a HostSpec on its way to a host.

@@ -26,6 +26,10 @@ const (
 	// grace is how long after its start bootd waits for hosts to come back before
 	// it says that they are not connected.
 	grace = time.Minute
+	// maxAudits bounds what waits to be passed on to a reflector.
+	maxAudits = 512
+	// maxOpens bounds the channels that a host was not asked for yet.
+	maxOpens = 16
 	// maxFrame bounds one frame of a host.
 	maxFrame = 1 << 20
 )
@@ -50,13 +54,17 @@ type Hub struct {
 	Signer   Signer
 	Record   Recorder
 	Log      *slog.Logger
-	// Silence and Grace are 30 s and 1 min unless set.
-	Silence, Grace time.Duration
+	// Silence, Grace and Lag are 30 s, 1 min and 15 s unless set.
+	Silence, Grace, Lag time.Duration
+	// Gather is 1 s unless set: so long are hosts that join an encrypted Zone
+	// gathered before its others are told.
+	Gather time.Duration
 
 	mu       sync.Mutex
 	streams  map[string]*stream
 	stopping bool              // Run has ended
 	quotas   map[string]*quota // of hosts that are or were connected, by name
+	bgp      map[string]*api.BGPStatus
 }
 
 // quota bounds what one host can make bootd do, over all of its streams. A host
@@ -92,15 +100,20 @@ type Conn struct {
 }
 
 type stream struct {
-	peer  Peer
-	quota *quota
-	dirty chan struct{} // the host's HostSpec may have changed; capacity 1
-	close context.CancelCauseFunc
+	peer   Peer
+	quota  *quota
+	dirty  chan struct{}     // the host's HostSpec may have changed; capacity 1
+	audits chan api.BGPAudit // of other hosts, for this one that reflects
+	opens  chan api.Channel  // that it is to open
+	close  context.CancelCauseFunc
 
-	greeted bool // the first bookmark went out; transmit's own
+	greeted bool      // the first bookmark went out; transmit's own
+	audited time.Time // when its audits were last passed on; the Hub's mu
 
-	mu   sync.Mutex
-	seen time.Time
+	mu       sync.Mutex
+	seen     time.Time
+	reported *api.HostStatus // what the host last said of itself; never changed
+	behind   time.Time       // since when it has not applied what it should; zero: it has
 }
 
 func (s *stream) touch() {
@@ -127,6 +140,23 @@ func (h *Hub) Heartbeat(name string) (time.Time, bool) {
 	return s.lastSeen(), true
 }
 
+// Open asks a host, by its Machine's name and uid, to open a channel. The error
+// tells a person why not.
+func (h *Hub) Open(name, uid string, c api.Channel) error {
+	h.mu.Lock()
+	s := h.streams[name]
+	h.mu.Unlock()
+	if s == nil || s.peer.UID != uid {
+		return fmt.Errorf("host %s is not connected to this bootd: weftctl describe machine %s says since when", name, name)
+	}
+	select {
+	case s.opens <- c:
+		return nil
+	default:
+		return fmt.Errorf("host %s takes nothing at the moment: try again", name)
+	}
+}
+
 // Count is how many hosts are connected to this bootd.
 func (h *Hub) Count() int {
 	h.mu.Lock()
@@ -148,7 +178,16 @@ func (h *Hub) Run(ctx context.Context) error {
 		}
 		return nil
 	})
-	g.Go(func() error { return h.Cache.Subscribe(ctx, h.changed) })
+	mesh := make(chan struct{}, 1)
+	g.Go(func() error { return h.tellMeshes(ctx, mesh) })
+	g.Go(func() error {
+		return h.Cache.Subscribe(ctx, func(c store.Change) {
+			h.changed(c)
+			if h.meshChanged(c) {
+				signal(mesh)
+			}
+		})
+	})
 	if h.Compiler.Networks != nil {
 		g.Go(func() error { return h.Compiler.Networks.Subscribe(ctx, h.leasesChanged) })
 	}
@@ -167,30 +206,50 @@ func (h *Hub) changed(c store.Change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if c.Kind.Name == "Machine" {
-		if s := h.streams[c.Name]; s != nil {
+		h.machineChanged(c)
+	}
+	if c.Kind.Name == "Guest" {
+		h.guestChanged(c)
+	}
+	if h.concernsAll(c) {
+		for _, s := range h.streams {
 			s.mark()
 		}
-		if c.New == nil {
-			delete(h.quotas, c.Name)
-		}
-		return
-	}
-	if _, ok := c.New.(*api.Network); ok && statusOnly(c) {
-		return // it counts leases, which the hosts are told of one by one
-	}
-	for _, s := range h.streams {
-		s.mark()
 	}
 }
 
-// statusOnly reports whether nothing changed but the status of an object that
-// is not being deleted.
-func statusOnly(c store.Change) bool {
-	if c.Old == nil || c.New == nil {
-		return false
+// machineChanged takes what concerns the one host, and those that peer with it.
+func (h *Hub) machineChanged(c store.Change) {
+	if s := h.streams[c.Name]; s != nil {
+		s.mark()
 	}
-	old, now := c.Old.Meta(), c.New.Meta()
-	return old.UID == now.UID && old.Generation == now.Generation && now.DeletionTimestamp == nil
+	if c.New == nil {
+		delete(h.quotas, c.Name)
+		delete(h.bgp, c.Name)
+	}
+	h.neighborsChanged(c)
+}
+
+// concernsAll reports whether the HostSpecs of more than one host may change.
+func (h *Hub) concernsAll(c store.Change) bool {
+	switch c.Kind.Name {
+	case "Guest":
+		return false
+	case "Zone":
+		old, _ := c.Old.(*api.Zone)
+		now, _ := c.New.(*api.Zone)
+		return old == nil || now == nil || old.Metadata.UID != now.Metadata.UID || old.Metadata.Generation != now.Metadata.Generation || !sameReflectors(old, now)
+	case "Machine":
+		old, _ := c.Old.(*api.Machine)
+		now, _ := c.New.(*api.Machine)
+		return network.ClosedChanges(h.Cache, old, now)
+	case "Network":
+		// Leases are counted in its status, and the hosts are told of them one by one.
+		old, _ := c.Old.(*api.Network)
+		now, _ := c.New.(*api.Network)
+		return now == nil || now.Metadata.DeletionTimestamp != nil || !network.SameToAllow(old, now)
+	}
+	return true
 }
 
 // leasesChanged marks the streams of hosts whose Networks changed.
@@ -202,6 +261,11 @@ func (h *Hub) leasesChanged(c network.Change) {
 			s.mark()
 		}
 	}
+	for name := range c.Networks {
+		if n, ok := store.Cached[api.Network](h.Cache, name); ok && n.Spec.Advertise {
+			h.markReflectors(n.Spec.Zone) // they accept what its hosts have leases of
+		}
+	}
 }
 
 func orDefault(d, fallback time.Duration) time.Duration {
@@ -211,9 +275,12 @@ func orDefault(d, fallback time.Duration) time.Duration {
 	return fallback
 }
 
-func (s *stream) mark() {
+func (s *stream) mark() { signal(s.dirty) }
+
+// signal fills a channel of capacity 1.
+func signal(c chan<- struct{}) {
 	select {
-	case s.dirty <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -223,7 +290,7 @@ func (h *Hub) clearStale(ctx context.Context) {
 		if _, here := h.Heartbeat(m.Metadata.Name); here || !m.Status.Conditions.Is(api.CondConnected) {
 			continue
 		}
-		h.setDisconnected(ctx, m.Metadata.Name, m.Metadata.UID, "Silent", "it did not come back after bootd was restarted")
+		h.setDisconnected(ctx, &stream{peer: Peer{Name: m.Metadata.Name, UID: m.Metadata.UID}}, "Silent", "it did not come back after bootd was restarted")
 	}
 }
 
@@ -338,11 +405,12 @@ func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) *stream {
 	if h.quotas[p.Name] == nil {
 		h.quotas[p.Name] = newQuota()
 	}
-	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: make(chan struct{}, 1), close: cancel, seen: time.Now()}
+	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: make(chan struct{}, 1), audits: make(chan api.BGPAudit, maxAudits), opens: make(chan api.Channel, maxOpens), close: cancel, seen: time.Now()}
 	if old := h.streams[p.Name]; old != nil {
 		old.close(errReplaced)
 	}
 	h.streams[p.Name] = s
+	delete(h.bgp, p.Name) // what was reported on another stream, by another host perhaps
 	return s
 }
 
@@ -359,15 +427,22 @@ func (h *Hub) detach(ctx context.Context, s *stream) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	h.setDisconnected(ctx, s.peer.Name, s.peer.UID, "Disconnected", "its stream ended at "+time.Now().UTC().Format(time.RFC3339))
+	h.setDisconnected(ctx, s, "Disconnected", "its stream ended at "+time.Now().UTC().Format(time.RFC3339))
 	h.event(s, api.Warning, "HostDisconnected", "its stream ended")
 }
 
 // setDisconnected leaves a host alone that has opened another stream meanwhile.
-func (h *Hub) setDisconnected(ctx context.Context, name, uid, reason, message string) {
-	h.mutate(ctx, name, uid, func(m *api.Machine) bool {
-		if _, here := h.Heartbeat(name); here {
+// Its last word goes into the store with it.
+func (h *Hub) setDisconnected(ctx context.Context, s *stream, reason, message string) {
+	s.mu.Lock()
+	reported := s.reported
+	s.mu.Unlock()
+	h.mutate(ctx, s.peer.Name, s.peer.UID, func(m *api.Machine) bool {
+		if _, here := h.Heartbeat(s.peer.Name); here {
 			return false
+		}
+		if reported != nil && m.Status.Host != nil {
+			m.Status.Host = reported
 		}
 		return m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, reason, message)
 	})
@@ -388,6 +463,11 @@ func (h *Hub) mutate(ctx context.Context, name, uid string, fn func(*api.Machine
 
 // event records what happens to a host, within its quota.
 func (h *Hub) event(s *stream, typ api.EventType, reason, message string) {
+	h.eventOf(s, h.object(s.peer.Name), typ, reason, message)
+}
+
+// eventOf records what a host tells of an object, within the host's quota.
+func (h *Hub) eventOf(s *stream, o api.Object, typ api.EventType, reason, message string) {
 	q := s.quota
 	q.mu.Lock()
 	ok := q.events.Allow()
@@ -404,7 +484,7 @@ func (h *Hub) event(s *stream, typ api.EventType, reason, message string) {
 	if dropped > 0 {
 		message = fmt.Sprintf("%s (%d events before it came too fast and were dropped)", message, dropped)
 	}
-	h.Record.Event(h.object(s.peer.Name), typ, reason, message)
+	h.Record.Event(o, typ, reason, message)
 }
 
 // transmit sends what changes, and what receive answers.
@@ -416,6 +496,14 @@ func (h *Hub) transmit(ctx context.Context, s *stream, has held, replies <-chan 
 			return nil
 		case f := <-replies:
 			if err := send(f); err != nil {
+				return err
+			}
+		case a := <-s.audits:
+			if err := send(api.ServerFrame{Audit: &a}); err != nil {
+				return err
+			}
+		case o := <-s.opens:
+			if err := send(api.ServerFrame{Open: &o}); err != nil {
 				return err
 			}
 		case <-s.dirty:
@@ -437,7 +525,7 @@ func (h *Hub) update(ctx context.Context, s *stream, has held, send func(api.Ser
 	if !ok {
 		return has, nil // the cache is behind: its next change marks the stream
 	}
-	spec, err := h.Compiler.compile(m)
+	spec, err := h.Compiler.compile(ctx, m)
 	if err != nil {
 		return held{}, err
 	}

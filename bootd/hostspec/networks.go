@@ -2,7 +2,6 @@ package hostspec
 
 import (
 	"fmt"
-	"net/netip"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
@@ -12,11 +11,15 @@ import (
 // networks adds the parts of the Networks that a host has a lease of, and
 // tombstones of those that it is to give up. A Network that merely is not in
 // the cache leaves neither: the host keeps it running.
-func (c *Compiler) networks(m *api.Machine, s *hostSpec) error {
+func (c *Compiler) networks(m *api.Machine, underlay api.Underlay, s *hostSpec) error {
 	if c.Networks == nil {
 		return nil
 	}
-	underlay, vtep := network.Underlay(c.Cache, m), network.VTEP(c.Cache, m)
+	vtep := network.VTEP(c.Cache, m)
+	var site api.SiteSpec
+	if s, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok {
+		site = s.Spec
+	}
 	for _, l := range c.Networks.Memberships(m.Metadata.UID) {
 		name := api.NetworkPartName(l.Network)
 		n, ok := store.Cached[api.Network](c.Cache, l.Network)
@@ -28,10 +31,13 @@ func (c *Compiler) networks(m *api.Machine, s *hostSpec) error {
 		if !ok {
 			continue
 		}
+		allow, _ := network.Allow(c.Cache, n)
 		part, err := l.View.NewPart(m.Metadata.UID, api.NetworkPart{
 			UID: l.UID, VNI: l.VNI, MTU: network.MTU(underlay, vtep), CIDRs: n.Spec.CIDRs,
-			Lease: l.Lease, MAC: network.VTEPMAC(m.Metadata.UID, l.VNI),
-			Egress: n.Spec.Egress, Advertise: n.Spec.Advertise, AllowCIDRs: c.allowed(n),
+			Lease: l.Lease, Lease6: l.Lease6, Moved: l.Moved, MAC: network.VTEPMAC(m.Metadata.UID, l.VNI),
+			Egress: n.Spec.Egress, Advertise: n.Spec.Advertise, Allow: allow, Direct: n.Spec.Direct && underlay.Encryption == nil,
+			Limits: n.Spec.Limits, GuestLimits: n.Spec.GuestLimits,
+			DNS: site.DNS, Domain: domain(l.Network, site.Domain),
 		})
 		if err != nil {
 			return fmt.Errorf("compile part %s of %s: %w", name, m.Metadata.Name, err)
@@ -41,16 +47,10 @@ func (c *Compiler) networks(m *api.Machine, s *hostSpec) error {
 	return nil
 }
 
-// allowed lists the CIDRs of the Networks that may talk to one: those of its own
-// Zone. What overlaps cannot be told apart, and is left out.
-func (c *Compiler) allowed(n *api.Network) []netip.Prefix {
-	var list []netip.Prefix
-	for _, name := range n.Spec.Allow {
-		other, ok := store.Cached[api.Network](c.Cache, name)
-		if !ok || other.Spec.Zone != n.Spec.Zone || name == n.Metadata.Name || network.Overlap(n.Spec.CIDRs, other.Spec.CIDRs) {
-			continue
-		}
-		list = append(list, other.Spec.CIDRs...)
+// domain is that of a Network's guests: a name below the Site's, where it has one.
+func domain(network, site string) string {
+	if site == "" {
+		return ""
 	}
-	return list
+	return network + "." + site
 }

@@ -1,7 +1,6 @@
 package hostspec
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -38,6 +37,8 @@ func (h *Hub) receive(ctx context.Context, s *stream, in *frames, replies chan<-
 func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.ServerFrame {
 	switch {
 	case f.Ping != nil:
+		h.overdue(ctx, s)
+		h.audit(s)
 		return &api.ServerFrame{Pong: &api.Ping{Time: time.Now().UTC()}}
 	case f.Status != nil:
 		h.report(ctx, s, f.Status)
@@ -46,50 +47,13 @@ func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.Serv
 		if typ != api.Warning {
 			typ = api.Normal
 		}
-		h.event(s, typ, clip(f.Event.Reason, 64), clip(f.Event.Message, 1024))
+		h.eventOf(s, h.subject(s, f.Event), typ, clip(f.Event.Reason, 64), clip(f.Event.Message, 1024))
+	case f.BGP != nil:
+		h.bgpReport(s, f.BGP)
 	case f.Renew != "":
 		return h.renew(s, f.Renew)
 	}
 	return nil
-}
-
-// report takes over what the host says of itself.
-func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
-	m, ok := store.Cached[api.Machine](h.Cache, s.peer.Name)
-	if !ok {
-		return
-	}
-	spec, err := h.Compiler.compile(m)
-	if err != nil {
-		h.Log.Warn("compile HostSpec", "host", s.peer.Name, "error", err)
-		return
-	}
-	applied, reason, message := judge(spec, status)
-	next, err := bounded(spec, status)
-	if err != nil {
-		h.event(s, api.Warning, "StatusRefused", err.Error())
-		return
-	}
-	next.UID = s.peer.UID
-	h.mutate(ctx, s.peer.Name, s.peer.UID, func(m *api.Machine) bool {
-		changed := m.Status.Conditions.Set(time.Now(), api.CondApplied, applied, reason, clip(message, 1024))
-		if old := m.Status.Host; old != nil {
-			next.Reported = old.Reported
-		}
-		if same(m.Status.Host, next) {
-			return changed
-		}
-		next.Reported = time.Now().UTC()
-		m.Status.Host = next
-		return true
-	})
-}
-
-// same compares as the store would: an empty list is none.
-func same(a, b *api.HostStatus) bool {
-	x, xerr := json.Marshal(a)
-	y, yerr := json.Marshal(b)
-	return xerr == nil && yerr == nil && bytes.Equal(x, y)
 }
 
 // What is kept of a host's status, which is stored with its Machine: etcd takes
@@ -105,8 +69,8 @@ const (
 // than are kept, those of its HostSpec come first.
 func bounded(spec *hostSpec, status *api.HostStatus) (*api.HostStatus, error) {
 	next := *status
-	next.Connected, next.LastHeartbeat, next.Reported = false, time.Time{}, time.Time{}
-	for _, text := range []*string{&next.AgentVersion, &next.OS, &next.Kernel, &next.BootID, &next.AttemptID} {
+	next.Connected, next.LastHeartbeat, next.Reported, next.BGP = false, time.Time{}, time.Time{}, nil
+	for _, text := range []*string{&next.AgentVersion, &next.OS, &next.Kernel, &next.BootID, &next.AttemptID, &next.WireGuardKey} {
 		*text = clip(*text, 128)
 	}
 	next.NICs = slices.Clone(status.NICs[:min(len(status.NICs), maxStatusNICs)])
@@ -145,7 +109,7 @@ func boundedParts(spec *hostSpec, parts map[string]api.PartStatus) map[string]ap
 	kept := map[string]api.PartStatus{}
 	for _, name := range names[:min(len(names), maxStatusParts)] {
 		p := parts[name]
-		kept[name] = api.PartStatus{Digest: clip(p.Digest, 80), State: api.PartState(clip(string(p.State), 16)), Message: clip(p.Message, 256), Time: p.Time}
+		kept[name] = api.PartStatus{Digest: clip(p.Digest, 80), State: api.PartState(clip(string(p.State), 16)), Message: clip(p.Message, 256), Time: p.Time, Guest: boundedGuest(p.Guest)}
 	}
 	return kept
 }
@@ -178,6 +142,8 @@ func clip(s string, n int) string {
 	return s
 }
 
+const reasonApplying = "Applying"
+
 // judge compares what the host has applied with what it should have.
 func judge(spec *hostSpec, status *api.HostStatus) (applied api.ConditionStatus, reason, message string) {
 	var waiting, failed []string
@@ -185,6 +151,7 @@ func judge(spec *hostSpec, status *api.HostStatus) (applied api.ConditionStatus,
 	for name := range now {
 		p, ok := status.Parts[name]
 		switch {
+		case strings.HasPrefix(name, api.GuestPartName("")): // a Guest's fault is the Guest's own
 		case ok && p.State == api.PartFailed:
 			failed = append(failed, name+": "+p.Message)
 		case !ok || p.State != api.PartApplied || p.Digest != now[name]:
@@ -197,9 +164,29 @@ func judge(spec *hostSpec, status *api.HostStatus) (applied api.ConditionStatus,
 	case len(failed) > 0:
 		return api.False, "PartFailed", strings.Join(failed, "; ")
 	case len(waiting) > 0:
-		return api.False, "Applying", "not applied yet: " + strings.Join(waiting, "; ")
+		return api.False, reasonApplying, "not applied yet: " + strings.Join(waiting, "; ")
 	}
 	return api.True, "Applied", fmt.Sprintf("%d parts are applied", len(spec.parts))
+}
+
+// subject is what a host's event is about: a Guest that is on it, a Network that
+// it has a lease of, or the host itself. Of anything else it cannot speak.
+func (h *Hub) subject(s *stream, e *api.Event) api.Object {
+	switch e.Kind {
+	case "Guest":
+		if g, ok := store.Cached[api.Guest](h.Cache, e.Name); ok && g.Metadata.UID == e.UID && g.Status.HostUID == s.peer.UID {
+			return g
+		}
+	case "Network":
+		n, ok := store.Cached[api.Network](h.Cache, e.Name)
+		if !ok || n.Metadata.UID != e.UID || h.Compiler.Networks == nil {
+			break
+		}
+		if _, _, member := h.Compiler.Networks.Lease(s.peer.UID, e.Name); member {
+			return n
+		}
+	}
+	return h.object(s.peer.Name)
 }
 
 // renew signs a fresh certificate for a host that holds its stream.

@@ -39,8 +39,9 @@ func openAttempt(m *api.Machine, now time.Time, reason string, retry int, stage 
 	m.Status.Phase = api.PhaseProvisioning
 	m.Status.HostKey = ""
 	m.Status.BootAsked = time.Time{}
-	m.Status.Conditions.Remove(api.CondHeld)
-	m.Status.Conditions.Remove(api.CondApplied)
+	for _, over := range []string{api.CondHeld, api.CondApplied, api.CondDrained, api.CondFenced} {
+		m.Status.Conditions.Remove(over)
+	}
 	m.Status.Conditions.Set(now, api.CondProvision, api.False, "Provisioning", fmt.Sprintf("BootAttempt %d: %s", number, reason))
 }
 

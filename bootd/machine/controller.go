@@ -68,6 +68,14 @@ func (c *Controller) changed(ch store.Change) {
 		c.loop.Add(ch.Name)
 		return
 	}
+	if ch.Kind.Name == "Guest" {
+		for _, o := range []api.Object{ch.Old, ch.New} {
+			if g, ok := o.(*api.Guest); ok && g.Status.Host != "" {
+				c.loop.Add(g.Status.Host)
+			}
+		}
+		return
+	}
 	for _, m := range store.CachedList[api.Machine](c.Cache) {
 		c.loop.Add(m.Metadata.Name)
 	}
@@ -392,17 +400,21 @@ func (c *Controller) retry(ctx context.Context, m *api.Machine) (time.Duration, 
 func (c *Controller) watch(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	connected := m.Status.Conditions.Get(api.CondConnected)
 	if connected != nil && connected.Status == api.True {
-		if m.Status.Phase == api.PhaseActive && m.Status.Conditions.Get(api.CondHeld) == nil {
+		if m.Status.Phase == api.PhaseActive && m.Status.Conditions.Get(api.CondHeld) == nil && m.Status.Conditions.Get(api.CondDrained) == nil {
 			return 0, nil
 		}
 		return 0, c.mutate(ctx, m, func(m *api.Machine) {
 			m.Status.Phase = api.PhaseActive
 			m.Status.Conditions.Remove(api.CondHeld)
+			m.Status.Conditions.Remove(api.CondDrained)
 		})
 	}
 	a := m.Status.Attempt
 	if asked := m.Status.BootAsked; asked.After(a.Finished) && time.Since(asked) < 4*bootAskedEvery {
 		return c.confirm(ctx, m, a.Finished, "it was reset")
+	}
+	if connected != nil && c.lost(m, time.Since(connected.Time)) {
+		return c.fence(ctx, m)
 	}
 	const patience = time.Minute
 	if connected != nil && time.Since(connected.Time) < patience {

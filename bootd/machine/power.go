@@ -353,6 +353,9 @@ func (c *Controller) turnOff(ctx context.Context, m *api.Machine) (time.Duration
 	if m.Spec.BMC == nil {
 		return 0, nil
 	}
+	if done, err := c.drain(ctx, m); err != nil || !done {
+		return drainEvery, err
+	}
 	if m.Status.Attempt != nil {
 		return 0, c.mutate(ctx, m, func(m *api.Machine) {
 			Fail(m, time.Now(), "state is Off")

@@ -90,6 +90,9 @@ func (c *Controller) serve(ctx context.Context, m *api.Machine, r *api.Request) 
 		if m.Status.Attempt != nil && m.Status.Attempt.Request == r.ID {
 			return 0, c.finish(ctx, m, r, nil)
 		}
+		if done, err := c.drain(ctx, m); err != nil || !done {
+			return drainEvery, err
+		}
 		wait, err := c.open(ctx, m, "reprovision asked for by "+r.By, 0, api.StageRequested)
 		if err != nil || wait > 0 {
 			return wait, err

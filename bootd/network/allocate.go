@@ -53,6 +53,41 @@ func freeSubnets(cidrs []netip.Prefix, bits, n int, taken []netip.Prefix) []neti
 	return free
 }
 
+// freeSubnets6 chooses up to n IPv6 host subnets that overlap none of the taken
+// ones, the lowest first, and leaves out the first of the CIDR as with IPv4.
+func freeSubnets6(cidr netip.Prefix, bits, n int, taken []netip.Prefix) []netip.Prefix {
+	used := map[netip.Prefix]bool{}
+	var larger []netip.Prefix // of another length than they would get now: rare
+	for _, t := range taken {
+		if t.Bits() < bits {
+			larger = append(larger, t)
+		} else {
+			used[netip.PrefixFrom(t.Addr(), bits).Masked()] = true
+		}
+	}
+	var free []netip.Prefix
+	for p := following(netip.PrefixFrom(cidr.Addr(), bits)); cidr.Contains(p.Addr()) && len(free) < n; p = following(p) {
+		if i := slices.IndexFunc(larger, p.Overlaps); i >= 0 {
+			p = netip.PrefixFrom(lastOf(larger[i]), bits).Masked()
+		} else if !used[p] {
+			free = append(free, p)
+		}
+	}
+	return free
+}
+
+// following is the prefix of the same length behind p; invalid behind the last.
+func following(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(lastOf(p).Next(), p.Bits()) }
+
+// lastOf is the last address of an IPv6 prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	a := p.Addr().As16()
+	for i := p.Bits(); i < 128; i++ {
+		a[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom16(a)
+}
+
 // span is the addresses from first to before end.
 type span struct{ first, end uint64 }
 

@@ -54,7 +54,7 @@ const (
 func (c *Controller) Run(ctx context.Context) error {
 	c.loop = reconcile.New(c.reconcile, c.Log)
 	var kinds []api.Kind
-	for _, name := range []string{"Network", "Machine", "Subnet", "Site"} {
+	for _, name := range []string{"Network", "Machine", "Guest", "Subnet", "Site"} {
 		k, err := api.LookupKind(name)
 		if err != nil {
 			return err
@@ -79,11 +79,24 @@ func (c *Controller) changed(ch store.Change) {
 	switch {
 	case ch.Kind.Name == "Network":
 		c.loop.Add(ch.Name)
+		c.networkChanged(ch)
+	case ch.Kind.Name == "Guest":
+		c.guestChanged(ch)
 	case ch.Kind.Name == "Machine":
 		c.machineChanged(ch)
 	case ch.Old == nil || ch.New == nil || ch.Old.Meta().Generation != ch.New.Meta().Generation:
 		c.addAll(func(*api.Network) bool { return true })
 	}
+}
+
+// networkChanged makes those due that allow a Network.
+func (c *Controller) networkChanged(ch store.Change) {
+	old, _ := ch.Old.(*api.Network)
+	now, _ := ch.New.(*api.Network)
+	if SameToAllow(old, now) {
+		return
+	}
+	c.addAll(func(n *api.Network) bool { return slices.Contains(n.Spec.Allow, ch.Name) })
 }
 
 func (c *Controller) machineChanged(ch store.Change) {
@@ -213,7 +226,7 @@ func (c *Controller) report(ctx context.Context, n *api.Network, vni uint32, lea
 		if n.Status.Leases != leases {
 			n.Status.Leases, changed = leases, true
 		}
-		return changed
+		return c.reportAllowed(n) || changed
 	})
 	if err != nil || !news {
 		return err
@@ -233,7 +246,7 @@ func (c *Controller) allocate(ctx context.Context, n *api.Network) (vni uint32, 
 	}
 	// The Index tells cheaply that nothing is to be done, nearly always so. What
 	// is to be written is decided on what etcd has.
-	w := c.world(ctx)
+	w := c.world(ctx, n.Metadata.Name)
 	todo := w.plan(n, vni, c.Index.layout(n.Metadata.Name))
 	if todo.done() {
 		return vni, todo.leases, todo.fault
@@ -384,6 +397,7 @@ func foreignConfig(n *api.Network, vni uint32, l *layout) error {
 func names(list []string) string {
 	const most = 8
 	slices.Sort(list)
+	list = slices.Compact(list)
 	if len(list) > most {
 		return strings.Join(list[:most], ", ") + fmt.Sprintf(" and %d more", len(list)-most)
 	}

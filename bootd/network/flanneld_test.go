@@ -152,7 +152,7 @@ func TestStockFlanneld(t *testing.T) {
 		}
 		hosts[p.Host] = true
 	}
-	if !hosts["r1u01"] || !hosts["r1u03"] || its.Host != "" || its.Lease.Bits() != 24 {
+	if !hosts["r1u01"] || !hosts["r1u03"] || its.Host != public.String() || its.Lease.Bits() != 24 {
 		t.Errorf("%+v beside %v", its, hosts)
 	}
 	b.eventually("flanneld says what it has", func() bool {
@@ -197,6 +197,8 @@ func TestStockFlanneld(t *testing.T) {
 		t.Errorf("the entry of r1u04 is missing in %v", entries)
 	}
 
+	b.followsGuest(kernel, routes)
+
 	// The Network's deletion ends it in order.
 	for _, name := range []string{"r1u01", "r1u03", "r1u04"} {
 		b.Change(name, func(m *api.Machine) {
@@ -212,4 +214,60 @@ func TestStockFlanneld(t *testing.T) {
 		_, err := store.Get[api.Network](t.Context(), b.Store, "net")
 		return errors.Is(err, store.ErrNotFound)
 	})
+}
+
+// followsGuest takes a Guest of r1u01 to r1u03, to r1u04, and home: flanneld's
+// route goes with it, and it loses no host by that.
+func (b *bench) followsGuest(kernel *netlink.Handle, routes func() []string) {
+	b.t.Helper()
+	link, err := kernel.LinkByName("flannel.100")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	home, _ := store.ParseFlannelSubnet(b.ownLease("net", "r1u01"))
+	guest := guestLease(netip.AddrFrom4([4]byte{10, 5, home.Addr().As4()[2], 8}))
+	// leads reports whether all that flanneld needs for a lease is in the kernel,
+	// and leads to a host.
+	leads := func(lease netip.Prefix, host int) bool {
+		mac := VTEPMAC(b.Machine(fmt.Sprintf("r1u%02d", host)).Metadata.UID, 100)
+		neighbours, err := kernel.NeighList(link.Attrs().Index, netlink.FAMILY_V4)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		entries, err := kernel.NeighList(link.Attrs().Index, 7) // AF_BRIDGE
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		has := func(list []netlink.Neigh, ip netip.Addr) bool {
+			return slices.ContainsFunc(list, func(n netlink.Neigh) bool {
+				return api.MAC(n.HardwareAddr.String()) == mac && n.IP.String() == ip.String()
+			})
+		}
+		return slices.Contains(routes(), lease.String()) && has(neighbours, lease.Addr()) && has(entries, addr(host))
+	}
+	hosts := func() bool {
+		for _, i := range []int{1, 3, 4} {
+			lease, _ := store.ParseFlannelSubnet(b.ownLease("net", fmt.Sprintf("r1u%02d", i)))
+			if !leads(lease, i) {
+				return false
+			}
+		}
+		return true
+	}
+	b.Create(newGuest("g"))
+	for _, host := range []int{3, 4} {
+		b.place("g", fmt.Sprintf("r1u%02d", host), guest.Addr())
+		b.eventually(fmt.Sprintf("flanneld has followed the Guest to r1u%02d", host), func() bool { return leads(guest, host) && hosts() })
+	}
+	b.place("g", "r1u01", guest.Addr())
+	b.eventually("the Guest is at home", func() bool { return !slices.Contains(routes(), guest.String()) })
+	// It takes one change after the other: when it has a later one, it is done.
+	b.put("net/subnets/10.5.77.0-24", string(leaseValue(100, netip.MustParseAddr("198.18.11.77"), "56:aa:bb:cc:dd:77")))
+	b.eventually("a route to a reservation", func() bool { return slices.Contains(routes(), "10.5.77.0/24") })
+	if !hosts() {
+		b.t.Error("flanneld has lost a host with the Guest's lease")
+	}
+	if err := b.Store.Delete(b.t.Context(), api.KindOf(new(api.Guest)), "g", ""); err != nil {
+		b.t.Fatal(err)
+	}
 }

@@ -305,8 +305,10 @@ func (x *Index) view(name string) *View {
 func (l *layout) peers() []peer {
 	vni := l.of.vni
 	var own []netip.Prefix
-	for p := range l.hosts {
-		own = append(own, p)
+	for p, h := range l.hosts {
+		if h.Guest == "" {
+			own = append(own, p)
+		}
 	}
 	mine := spans(own)
 	var list []peer
@@ -316,7 +318,11 @@ func (l *layout) peers() []peer {
 		if !ok || !ours && overlaps(mine, subnet) {
 			continue
 		}
-		list = append(list, peer{NetworkPeer: api.NetworkPeer{Host: h.Machine, Lease: subnet, VTEP: addr, MAC: mac}, uid: h.UID})
+		host := h.Machine
+		if host == "" {
+			host = addr.String()
+		}
+		list = append(list, peer{NetworkPeer: api.NetworkPeer{Host: host, Lease: subnet, Lease6: h.Lease6, VTEP: addr, MAC: mac}, uid: h.UID})
 	}
 	return list
 }
@@ -327,7 +333,9 @@ type Membership struct {
 	UID     string // the Network's
 	VNI     uint32
 	Lease   netip.Prefix // the host's own
-	Buried  int64        // revision from which the host is to give the Network up; 0: it is a member
+	Lease6  netip.Prefix
+	Moved   []netip.Prefix // further leases, of Guests that came with their address
+	Buried  int64          // revision from which the host is to give the Network up; 0: it is a member
 	View    *View
 }
 
@@ -342,10 +350,23 @@ func (x *Index) Memberships(uid string) []Membership {
 		l := x.networks[name]
 		h := l.hosts[leases[name]]
 		if v := x.view(name); v != nil {
-			list = append(list, Membership{Network: name, UID: h.Network, VNI: l.of.vni, Lease: leases[name], Buried: h.Buried, View: v})
+			list = append(list, Membership{Network: name, UID: h.Network, VNI: l.of.vni, Lease: leases[name], Lease6: h.Lease6, Moved: v.moved(uid, leases[name]), Buried: h.Buried, View: v})
 		}
 	}
 	return list
+}
+
+// Lease is a host's own in one Network, by its Machine's uid; false when it has
+// none, or is to give it up.
+func (x *Index) Lease(uid, network string) (lease, lease6 netip.Prefix, ok bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	lease, ok = x.hosts[uid][network]
+	if !ok {
+		return lease, lease6, false
+	}
+	h := x.networks[network].hosts[lease]
+	return lease, h.Lease6, h.Buried == 0
 }
 
 // layout is a copy of what stands of a Network.

@@ -61,7 +61,10 @@ type hostRecord struct {
 	Network string `json:"network"` // uid
 	Machine string `json:"machine"` // name
 	UID     string `json:"uid"`     // the Machine's
-	// Guest is set on an extra lease that follows a moved Guest.
+	// Lease6 is the IPv6 lease beside it. It is here alone: flanneld, which is
+	// an IPv4 member, knows of none.
+	Lease6 netip.Prefix `json:"lease6,omitzero"`
+	// Guest is set on an extra lease that follows a moved Guest, by its name.
 	Guest string `json:"guest,omitzero"`
 	// Buried is the revision at which the host was told to give the Network up;
 	// the lease goes when the host has said that it did.

@@ -1,7 +1,9 @@
 package network
 
 import (
+	"cmp"
 	"net/netip"
+	"slices"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -40,50 +42,66 @@ func Underlay(c *store.Cache, m *api.Machine) api.Underlay {
 	return api.Underlay{}
 }
 
-// VTEP is the address that other hosts reach a host's VTEP by: the first that
-// its production link is pinned to, or else that the host reports there. IPv4
-// comes first. It is the zero Addr when there is none.
+// VTEP is the address that other hosts reach a host's VTEP by, the first of its
+// Addresses. It is the zero Addr when there is none.
 func VTEP(c *store.Cache, m *api.Machine) netip.Addr {
+	addrs, _ := Addresses(c, m)
+	if len(addrs) == 0 {
+		return netip.Addr{}
+	}
+	return addrs[0]
+}
+
+// Addresses are those of a host's underlay, IPv4 first: the ones that its
+// production link is pinned to, or else that the host reports there.
+func Addresses(c *store.Cache, m *api.Machine) (addrs []netip.Addr, pinned bool) {
 	u := Underlay(c, m)
-	addrs := u.Addresses
-	if len(addrs) == 0 && m.Status.Host != nil {
-		for _, nic := range m.Status.Host.NICs {
-			if nic.Name != u.Interface || u.Interface == "" {
-				continue
-			}
-			for _, p := range nic.Addresses {
-				if a := p.Addr(); !a.IsLinkLocalUnicast() {
-					addrs = append(addrs, a)
-				}
+	addrs, pinned = slices.Clone(u.Addresses), len(u.Addresses) > 0
+	if !pinned && m.Status.Host != nil {
+		addrs = reported(m.Status.Host, u.Interface)
+	}
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return cmp.Compare(a.BitLen(), b.BitLen()) })
+	return addrs, pinned
+}
+
+func reported(h *api.HostStatus, link string) []netip.Addr {
+	var addrs []netip.Addr
+	for _, nic := range h.NICs {
+		if nic.Name != link || link == "" {
+			continue
+		}
+		for _, p := range nic.Addresses {
+			if a := p.Addr(); !a.IsLinkLocalUnicast() {
+				addrs = append(addrs, a)
 			}
 		}
 	}
-	var found netip.Addr
-	for _, a := range addrs {
-		if a.Is4() {
-			return a
-		}
-		if !found.IsValid() {
-			found = a
-		}
-	}
-	return found
+	return addrs
 }
 
 const (
 	defaultMTU = 1500
 	overheadV4 = 50 // outer IPv4, UDP, VXLAN and the inner Ethernet header
 	overheadV6 = 70
+	// sealedV4 and sealedV6 are what WireGuard puts around that: an IP and a UDP
+	// header, and 32 bytes of its own.
+	sealedV4 = 60
+	sealedV6 = 80
 )
 
-// MTU is a Network's on a host: what its underlay leaves.
+// MTU is a Network's on a host: what its underlay, and the encryption of that,
+// leave.
 func MTU(u api.Underlay, vtep netip.Addr) int {
 	mtu := u.MTU
 	if mtu == 0 {
 		mtu = defaultMTU
 	}
+	overhead, sealed := overheadV4, sealedV4
 	if vtep.Is6() {
-		return mtu - overheadV6
+		overhead, sealed = overheadV6, sealedV6
 	}
-	return mtu - overheadV4
+	if u.Encryption != nil {
+		overhead += sealed
+	}
+	return mtu - overhead
 }

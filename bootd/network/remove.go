@@ -46,8 +46,7 @@ func (c *Controller) remove(ctx context.Context, n *api.Network) (time.Duration,
 
 // clear brings a deleted Network's leases to an end, as far as its hosts have.
 func (c *Controller) clear(ctx context.Context, n *api.Network) (waiting []string, leases int, err error) {
-	w := c.world(ctx)
-	machines := w.byUID()
+	w := c.world(ctx, n.Metadata.Name)
 	for range maxRounds {
 		l, err := c.read(ctx, n.Metadata.Name)
 		if err != nil {
@@ -57,9 +56,7 @@ func (c *Controller) clear(ctx context.Context, n *api.Network) (waiting []strin
 			return nil, 0, nil // nothing there is this Network's
 		}
 		var todo plan
-		for _, h := range l.records() {
-			w.keep(n, 0, l, h, machines[h.UID], &todo, nil)
-		}
+		w.stand(n, l.of.vni, l, nil, &todo, new(faults))
 		if len(l.hosts) == 0 {
 			return nil, 0, c.Store.DropFlannel(ctx, n.Metadata.Name, l.owner.Revision)
 		}

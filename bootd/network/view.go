@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -99,6 +100,17 @@ func (v *View) NewPart(uid string, p api.NetworkPart) (*Part, error) {
 // alone reports whether nobody but the host has a lease.
 func (v *View) alone(uid string) bool {
 	return len(v.own[uid]) == len(v.peers)
+}
+
+// moved lists a host's leases beside its own.
+func (v *View) moved(uid string, own netip.Prefix) []netip.Prefix {
+	var list []netip.Prefix
+	for _, i := range v.own[uid] {
+		if lease := v.peers[i].Lease; lease != own {
+			list = append(list, lease)
+		}
+	}
+	return list
 }
 
 // pieces yields the encoded part in order.

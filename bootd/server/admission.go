@@ -72,8 +72,10 @@ func admit(w world, o, current api.Object) verdict {
 		v.zone(w, o)
 	case *api.Network:
 		v.network(w, o, current)
+	case *api.Guest:
+		v.guest(o, current)
 	case *api.Secret:
-		v.secret(o, current)
+		v.secret(w, o, current)
 	}
 	for _, r := range references(o) {
 		if !w.has(r.kind, r.name) && !(r.kind == api.KindOf(o).Name && r.name == o.Meta().Name) {
@@ -85,7 +87,8 @@ func admit(w world, o, current api.Object) verdict {
 
 // secret keeps a Secret that was read, and so has no values, from wiping the
 // one that has.
-func (v *verdict) secret(o *api.Secret, current api.Object) {
+func (v *verdict) secret(w world, o *api.Secret, current api.Object) {
+	v.uplinkKey(w, o)
 	old, ok := current.(*api.Secret)
 	if ok && len(o.Spec.Data) == 0 && len(old.Status.Digests) > 0 {
 		v.fail("/spec/data", "no values are given, but the stored Secret has some: a read never shows them, so write all of them anew, or delete the Secret")
@@ -120,6 +123,13 @@ func (v *verdict) machine(w world, m *api.Machine) {
 	for i, l := range m.Spec.Links {
 		if s := w.subnet(l.Subnet); s != nil {
 			v.link(m, i, s)
+		}
+	}
+	for _, z := range w.zones {
+		for _, u := range z.Spec.Uplinks {
+			if i := slices.IndexFunc(addresses, func(a pinned) bool { return a.address == u.Address }); i >= 0 {
+				v.fail(addresses[i].pointer, "address %s is that of an uplink of Zone %s", u.Address, z.Metadata.Name)
+			}
 		}
 	}
 }
@@ -170,6 +180,8 @@ func (v *verdict) subnet(w world, s *api.Subnet) {
 		}
 	}
 	v.linked(w, s)
+	v.apart(w, s)
+	v.routed(w, s)
 }
 
 // linked refuses a change of a Subnet that Machines on it contradict.
@@ -187,14 +199,6 @@ func (v *verdict) linked(w world, s *api.Subnet) {
 					v.fail("/spec/prefixes", "%s of Machine %s (%s) is in none of them", a, m.Metadata.Name, api.Pointer("spec", "links", i, "addresses", j))
 				}
 			}
-		}
-	}
-}
-
-func (v *verdict) zone(w world, z *api.Zone) {
-	for _, other := range w.zones {
-		if other.Metadata.Name != z.Metadata.Name && other.Spec.ASN == z.Spec.ASN {
-			v.fail("/spec/asn", "ASN %d is that of Zone %s", z.Spec.ASN, other.Metadata.Name)
 		}
 	}
 }

@@ -173,8 +173,13 @@ func (s *Server) authorizeHost(c *call, rt route) error {
 		return refused
 	}
 	if rt.stream {
-		return nil // the hub checks the key, again and again
+		return nil // the hub checks the key, again and again, and whoever holds a channel once
 	}
+	return s.checkKey(c)
+}
+
+// checkKey refuses a host whose certificate is revoked.
+func (s *Server) checkKey(c *call) error {
 	m, err := store.Get[api.Machine](c.r.Context(), s.conf.Store, c.who.host.Name)
 	if errors.Is(err, store.ErrNotFound) {
 		return problem(http.StatusForbidden, "no Machine is called %s any more", c.who.host.Name)

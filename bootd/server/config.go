@@ -16,6 +16,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/journal"
+	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -24,17 +25,34 @@ type Hub interface {
 	Serve(ctx context.Context, p hostspec.Peer, c hostspec.Conn) error
 	// Heartbeat is when the host was last heard of; false when it is not connected.
 	Heartbeat(name string) (time.Time, bool)
+	// Open asks a host to open a channel.
+	Open(name, uid string, c api.Channel) error
+	// Reported is what a host last said of itself, newer than the store has it; it
+	// must not be changed.
+	Reported(name string) (*api.HostStatus, bool)
+	// BGP is what the host has last reported of its speaker, nil for nothing.
+	BGP(name string) *api.BGPStatus
 }
 
 // Compiler makes HostSpecs.
 type Compiler interface {
-	Compile(m *api.Machine) (*api.HostSpec, error)
+	Compile(ctx context.Context, m *api.Machine) (*api.HostSpec, error)
+}
+
+// Zones knows of the Zones' BGP.
+type Zones interface {
+	// Drops says as sentences which sessions would drop if o were stored.
+	Drops(ctx context.Context, o api.Object) ([]string, error)
+	ZoneSessions(ctx context.Context, zone string) (*api.ZoneSessions, error)
+	ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, error)
+	TestPolicy(ctx context.Context, zone, from string, p netip.Prefix) (*api.BGPTest, error)
 }
 
 // Decider answers machines that boot, and tells how. Its errors are
 // *api.Problem where the machine is to be told.
 type Decider interface {
-	ConfigFor(ctx context.Context, name, token string, peer netip.Addr, accept string) (body []byte, contentType string, err error)
+	// ConfigFor is a Machine's config; sent is called when all of it is on its way.
+	ConfigFor(ctx context.Context, name, token string, peer netip.Addr, accept string) (body []byte, contentType string, sent func(), err error)
 	Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error)
 	// Origins says which Layer each part of the Machine's config comes from.
 	Origins(m *api.Machine) (origins []api.Origin, warnings []string, err error)
@@ -63,6 +81,8 @@ type Config struct {
 	Blobs    *blob.Store
 	Hub      Hub
 	Compiler Compiler
+	Networks *network.Index
+	Zones    Zones
 	Decider  Decider
 	// Events, Decisions and AuditLog are read only; what is new in the audit
 	// goes to Audit.
@@ -85,7 +105,7 @@ func (c Config) check() error {
 		return errors.New("the API server has neither an address nor a socket to listen on")
 	case c.Listen != "" && c.TLS == nil:
 		return fmt.Errorf("the API server has no certificate for %s", c.Listen)
-	case c.Store == nil || c.Cache == nil || c.Blobs == nil || c.Hub == nil || c.Compiler == nil ||
+	case c.Store == nil || c.Cache == nil || c.Blobs == nil || c.Hub == nil || c.Compiler == nil || c.Networks == nil || c.Zones == nil ||
 		c.Decider == nil || c.Events == nil || c.Decisions == nil || c.AuditLog == nil || c.Console == nil || c.Metrics == nil || c.Log == nil:
 		return errors.New("the API server's config is incomplete")
 	}

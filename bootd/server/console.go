@@ -18,9 +18,8 @@ import (
 // console joins the client's connection and the Machine's serial console until
 // either end closes, or the Server stops.
 func (s *Server) console(c *call) error {
-	if c.r.ProtoMajor != 1 || !strings.EqualFold(c.r.Header.Get("Upgrade"), api.ConsoleProtocol) {
-		c.w.Header().Set("Upgrade", api.ConsoleProtocol)
-		return problem(http.StatusUpgradeRequired, "a console is opened with an HTTP/1.1 Upgrade to %s; \"weftctl console %s\" does that", api.ConsoleProtocol, c.name())
+	if err := c.upgradable("weftctl console " + c.name()); err != nil {
+		return err
 	}
 	m, err := store.Get[api.Machine](c.r.Context(), s.conf.Store, c.name())
 	if err != nil {
@@ -35,6 +34,20 @@ func (s *Server) console(c *call) error {
 	if err != nil {
 		return problem(http.StatusBadGateway, "open the console of %s: %s", m.Metadata.Name, err)
 	}
+	return c.joinTo(ctx, far)
+}
+
+// upgradable refuses a request that is none for an Upgrade, and says what makes one.
+func (c *call) upgradable(command string) error {
+	if c.r.ProtoMajor == 1 && strings.EqualFold(c.r.Header.Get("Upgrade"), api.ConsoleProtocol) {
+		return nil
+	}
+	c.w.Header().Set("Upgrade", api.ConsoleProtocol)
+	return problem(http.StatusUpgradeRequired, "a console is opened with an HTTP/1.1 Upgrade to %s; %q does that", api.ConsoleProtocol, command)
+}
+
+// joinTo upgrades the client's connection and joins it to far, which it closes.
+func (c *call) joinTo(ctx context.Context, far io.ReadWriteCloser) error {
 	near, buffered, err := c.rc.Hijack()
 	if err != nil {
 		return errors.Join(fmt.Errorf("take over the connection: %w", err), far.Close())

@@ -44,13 +44,16 @@ func (s *Server) ignition(c *call) error {
 	if err != nil {
 		return err
 	}
-	body, contentType, err := s.conf.Decider.ConfigFor(c.r.Context(), c.name(), token, peerOf(c.r), c.r.Header.Get("Accept"))
+	body, contentType, sent, err := s.conf.Decider.ConfigFor(c.r.Context(), c.name(), token, peerOf(c.r), c.r.Header.Get("Accept"))
 	if err != nil {
 		return s.unknownCaller(c, err)
 	}
 	c.w.Header().Set("Content-Type", contentType)
 	c.w.Header().Set("Cache-Control", "no-store")
 	c.write(http.StatusOK, body)
+	if c.rc.Flush() == nil {
+		sent()
+	}
 	return nil
 }
 

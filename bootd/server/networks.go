@@ -1,7 +1,6 @@
 package server
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -20,8 +19,12 @@ func (v *verdict) network(w world, n *api.Network, current api.Object) {
 			v.networks(n, other)
 		}
 	}
+	v.allowed(w, n)
 	if n.Spec.Advertise {
 		v.advertised(w, n)
+	}
+	if n.Spec.Direct {
+		v.direct(w, n)
 	}
 	if old, ok := current.(*api.Network); ok {
 		v.networkChange(old, n)
@@ -40,11 +43,9 @@ func (v *verdict) cidrs(n *api.Network) {
 			}
 		}
 		switch {
-		case !c.Addr().Is4():
-			v.warnings = append(v.warnings, fmt.Sprintf("%s: no leases are cut from IPv6 CIDRs yet", at))
-		case c.Addr().IsLinkLocalUnicast() || c.Addr().IsMulticast() || c.Addr().IsLoopback() || c.Addr().IsUnspecified():
-			v.fail(at, "%s is not for unicast between hosts: choose a private CIDR, such as one of 10.0.0.0/8", c)
-		case n.Spec.HostPrefix < c.Bits()+2:
+		case c.Addr().Is4In6() || c.Addr().IsLinkLocalUnicast() || c.Addr().IsMulticast() || c.Addr().IsLoopback() || c.Addr().IsUnspecified():
+			v.fail(at, "%s is not for unicast between hosts: choose a private CIDR, such as one of 10.0.0.0/8 or fd00::/8", c)
+		case c.Addr().Is4() && n.Spec.HostPrefix < c.Bits()+2:
 			v.fail("/spec/hostPrefix", "/%d cuts %s into fewer than the four leases that flannel wants, and the first is never given to a host: choose /%d or longer, or a larger CIDR", n.Spec.HostPrefix, c, c.Bits()+2)
 		}
 		v4 = v4 || c.Addr().Is4()
@@ -65,14 +66,104 @@ func (v *verdict) networks(n, other *api.Network) {
 	if overlap && sameZone && n.Spec.Advertise && other.Spec.Advertise {
 		v.fail("/spec/advertise", "its CIDRs overlap those of Network %s (%s), which is advertised in Zone %s too: routes would mix them", name, prefixes(other.Spec.CIDRs), n.Spec.Zone)
 	}
+	if overlap && sameZone && (n.Spec.Direct || other.Spec.Direct) {
+		v.directOverlap(n, other)
+	}
 	at := slices.Index(n.Spec.Allow, name)
+	allows := slices.Contains(other.Spec.Allow, n.Metadata.Name)
 	switch {
 	case at >= 0 && !sameZone:
 		v.fail(api.Pointer("spec", "allow", at), "Network %s is in Zone %s, and this one in %s: Networks talk to each other within a Zone only", name, other.Spec.Zone, n.Spec.Zone)
 	case at >= 0 && overlap:
 		v.fail(api.Pointer("spec", "allow", at), "its CIDRs overlap those of Network %s (%s): which of the two an address is in could not be told", name, prefixes(other.Spec.CIDRs))
-	case overlap && sameZone && slices.Contains(other.Spec.Allow, n.Metadata.Name):
+	case allows && !sameZone:
+		v.fail("/spec/zone", "Network %s of Zone %s names this one in its spec.allow, and Networks talk to each other within a Zone only: take it out there, or choose that Zone", name, other.Spec.Zone)
+	case allows && overlap:
 		v.fail("/spec/cidrs", "they overlap those of Network %s (%s), whose spec.allow names this Network: which of the two an address is in could not be told", name, prefixes(other.Spec.CIDRs))
+	}
+}
+
+// allowed refuses Networks of overlapping CIDRs in one list, be it this
+// Network's or another's that names it.
+func (v *verdict) allowed(w world, n *api.Network) {
+	byName := map[string]*api.Network{}
+	for _, other := range w.networks {
+		byName[other.Metadata.Name] = other
+	}
+	byName[n.Metadata.Name] = n
+	for i, name := range n.Spec.Allow {
+		for _, before := range n.Spec.Allow[:i] {
+			a, b := byName[name], byName[before]
+			if a != nil && b != nil && a != b && network.Overlap(a.Spec.CIDRs, b.Spec.CIDRs) {
+				v.fail(api.Pointer("spec", "allow", i), "the CIDRs of Network %s (%s) overlap those of Network %s (%s), which is allowed too: which of the two a guest is in could not be told",
+					name, prefixes(a.Spec.CIDRs), before, prefixes(b.Spec.CIDRs))
+			}
+		}
+	}
+	for _, other := range w.networks {
+		if other.Metadata.Name == n.Metadata.Name || !slices.Contains(other.Spec.Allow, n.Metadata.Name) {
+			continue
+		}
+		for _, name := range other.Spec.Allow {
+			if also := byName[name]; also != nil && also != n && network.Overlap(n.Spec.CIDRs, also.Spec.CIDRs) {
+				v.fail("/spec/cidrs", "they overlap those of Network %s (%s), and spec.allow of Network %s names both: which of the two a guest is in could not be told",
+					name, prefixes(also.Spec.CIDRs), other.Metadata.Name)
+			}
+		}
+	}
+}
+
+// directOverlap refuses a direct Network beside another of the same addresses:
+// what has no VXLAN header around it does not say whose it is.
+func (v *verdict) directOverlap(n, other *api.Network) {
+	if n.Spec.Direct {
+		v.fail("/spec/direct", "its CIDRs overlap those of Network %s (%s) in Zone %s: without VXLAN the two would mix", other.Metadata.Name, prefixes(other.Spec.CIDRs), n.Spec.Zone)
+		return
+	}
+	v.fail("/spec/cidrs", "they overlap those of Network %s (%s), which is direct in Zone %s: without VXLAN the two would mix", other.Metadata.Name, prefixes(other.Spec.CIDRs), n.Spec.Zone)
+}
+
+// direct keeps a Network that goes without VXLAN off all that is routed there
+// already. Zone prefixes that it is advertised in are its own.
+func (v *verdict) direct(w world, n *api.Network) {
+	for _, s := range w.subnets {
+		if network.Overlap(n.Spec.CIDRs, s.Spec.Prefixes) {
+			v.fail("/spec/direct", "its CIDRs overlap Subnet %s (%s), whose addresses would be taken for guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
+		}
+	}
+	for _, z := range w.zones {
+		if z.Metadata.Name == n.Spec.Zone && !n.Spec.Advertise && network.Overlap(n.Spec.CIDRs, z.Spec.Prefixes) {
+			v.fail("/spec/direct", "its CIDRs overlap spec.prefixes of Zone %s (%s), which others originate: choose other CIDRs, or set spec.advertise", n.Spec.Zone, prefixes(z.Spec.Prefixes))
+		}
+	}
+}
+
+// routed refuses prefixes of a Subnet that a Network is routed at, by BGP or
+// directly.
+func (v *verdict) routed(w world, s *api.Subnet) {
+	for _, n := range w.networks {
+		if !n.Spec.Direct && !n.Spec.Advertise {
+			continue
+		}
+		for i, p := range s.Spec.Prefixes {
+			if network.Overlap(n.Spec.CIDRs, []netip.Prefix{p}) {
+				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps Network %s (%s), which is routed in Zone %s (spec.direct or spec.advertise): its traffic would be drawn to guests", p, n.Metadata.Name, prefixes(n.Spec.CIDRs), n.Spec.Zone)
+			}
+		}
+	}
+}
+
+// originated refuses prefixes of a Zone that a direct Network has for itself.
+func (v *verdict) originated(w world, z *api.Zone) {
+	for _, n := range w.networks {
+		if n.Spec.Zone != z.Metadata.Name || !n.Spec.Direct || n.Spec.Advertise {
+			continue
+		}
+		for i, p := range z.Spec.Prefixes {
+			if network.Overlap(n.Spec.CIDRs, []netip.Prefix{p}) {
+				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps Network %s (%s), which is direct in this Zone: its guests would mix with what is originated there", p, n.Metadata.Name, prefixes(n.Spec.CIDRs))
+			}
+		}
 	}
 }
 
@@ -87,10 +178,8 @@ func (v *verdict) advertised(w world, n *api.Network) {
 		if z.Metadata.Name != n.Spec.Zone {
 			continue
 		}
-		for i, c := range n.Spec.CIDRs {
-			if !covered(z.Spec.Prefixes, c) {
-				v.warnings = append(v.warnings, fmt.Sprintf("%s: %s is in none of spec.prefixes of Zone %s, so it is not advertised", api.Pointer("spec", "cidrs", i), c, n.Spec.Zone))
-			}
+		if c, out := outside(n, z); out {
+			v.fail("/spec/advertise", "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there: have an admin add it, or take another CIDR", c, n.Spec.Zone, prefixes(z.Spec.Prefixes))
 		}
 	}
 }
@@ -108,6 +197,9 @@ func (v *verdict) networkChange(old, n *api.Network) {
 	}
 	if n.Spec.HostPrefix != old.Spec.HostPrefix {
 		v.fail("/spec/hostPrefix", "%d leases are /%d: their length stays so while there are any", old.Status.Leases, old.Spec.HostPrefix)
+	}
+	if had := old.Spec.HostPrefix6; had != 0 && n.Spec.HostPrefix6 != had {
+		v.fail("/spec/hostPrefix6", "IPv6 leases are /%d: their length stays so while there are any; write it into spec.hostPrefix6", had)
 	}
 	for _, c := range old.Spec.CIDRs {
 		if !covered(n.Spec.CIDRs, c) {

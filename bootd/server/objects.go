@@ -64,7 +64,7 @@ func (s *Server) read(ctx context.Context, k api.Kind, name string) (api.Object,
 		return nil, problem(http.StatusNotFound, "no %s is called %q", k.Name, name)
 	}
 	if k.Computed {
-		return s.compile(name)
+		return s.compile(ctx, name)
 	}
 	o, err := s.conf.Store.Get(ctx, k, name)
 	if err != nil {
@@ -73,12 +73,12 @@ func (s *Server) read(ctx context.Context, k api.Kind, name string) (api.Object,
 	return s.fill(o), nil
 }
 
-func (s *Server) compile(name string) (api.Object, error) {
+func (s *Server) compile(ctx context.Context, name string) (api.Object, error) {
 	m, ok := store.Cached[api.Machine](s.conf.Cache, name)
 	if !ok || machine.IsDiscovered(m) {
 		return nil, problem(http.StatusNotFound, "HostSpec %q does not exist: no Machine of that name is registered", name)
 	}
-	return s.conf.Compiler.Compile(m)
+	return s.conf.Compiler.Compile(ctx, m)
 }
 
 // fill adds what is kept in memory only.
@@ -88,7 +88,15 @@ func (s *Server) fill(o api.Object) api.Object {
 		return o
 	}
 	host := *m.Status.Host
+	if reported, ok := s.conf.Hub.Reported(m.Metadata.Name); ok && reported.UID == m.Metadata.UID {
+		host = *reported // newer than the store has it
+	}
 	host.LastHeartbeat, host.Connected = s.conf.Hub.Heartbeat(m.Metadata.Name)
+	if b := s.conf.Hub.BGP(m.Metadata.Name); b != nil {
+		short := *b
+		short.Routes, short.Omitted = nil, 0
+		host.BGP = &short
+	}
 	m.Status.Host = &host
 	return m
 }
@@ -142,7 +150,7 @@ func (s *Server) list(c *call, k api.Kind) error {
 // has nothing to do can be so old that no watch can go on from it.
 func (s *Server) objects(ctx context.Context, k api.Kind) ([]api.Object, int64, error) {
 	if k.Computed {
-		return s.compileAll()
+		return s.compileAll(ctx)
 	}
 	objects, revision, err := s.conf.Store.List(ctx, k)
 	for i := range objects {
@@ -151,14 +159,14 @@ func (s *Server) objects(ctx context.Context, k api.Kind) ([]api.Object, int64, 
 	return objects, revision, err
 }
 
-func (s *Server) compileAll() ([]api.Object, int64, error) {
+func (s *Server) compileAll(ctx context.Context) ([]api.Object, int64, error) {
 	revision := s.conf.Cache.Revision()
 	var all []api.Object
 	for _, m := range store.CachedList[api.Machine](s.conf.Cache) {
 		if machine.IsDiscovered(m) {
 			continue
 		}
-		h, err := s.conf.Compiler.Compile(m)
+		h, err := s.conf.Compiler.Compile(ctx, m)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -229,6 +237,13 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		c.w.Header().Add("Warning", warning(w))
 	}
 	if dry {
+		drops, err := s.conf.Zones.Drops(ctx, next)
+		if err != nil {
+			return err
+		}
+		for _, d := range drops {
+			c.w.Header().Add("Warning", warning(d))
+		}
 		redact(next)
 		return c.json(http.StatusOK, next)
 	}

@@ -53,6 +53,7 @@ type Server struct {
 	streams     context.Context
 	stopStreams context.CancelFunc
 	hijacked    sync.WaitGroup
+	channels    *channels
 }
 
 // New prepares a Server; Run serves.
@@ -63,7 +64,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{
 		conf: c, log: c.Log, mux: http.NewServeMux(), tokens: hashTokens(c.Tokens), metrics: newMetrics(),
 		failures: newLimiter(1, 10), boots: newLimiter(5, 50),
-		listening: make(chan struct{}),
+		listening: make(chan struct{}), channels: newChannels(),
 	}
 	s.streams, s.stopStreams = context.WithCancel(context.Background())
 	if c.Registerer != nil {

@@ -29,7 +29,9 @@ import (
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/journal"
+	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 // rig is a Server on a real store, with everything around it.
@@ -75,14 +77,14 @@ func (b *lockedBuffer) String() string {
 // fakeDecider lets in one token.
 type fakeDecider struct{ token string }
 
-func (d *fakeDecider) ConfigFor(_ context.Context, name, token string, peer netip.Addr, accept string) ([]byte, string, error) {
+func (d *fakeDecider) ConfigFor(_ context.Context, name, token string, peer netip.Addr, accept string) ([]byte, string, func(), error) {
 	switch {
 	case name == "broken":
-		return nil, "", errors.New("the inner parts of bootd")
+		return nil, "", nil, errors.New("the inner parts of bootd")
 	case token != d.token:
-		return nil, "", &api.Problem{Status: http.StatusForbidden, Title: "Forbidden", Detail: "the token is not this BootAttempt's"}
+		return nil, "", nil, &api.Problem{Status: http.StatusForbidden, Title: "Forbidden", Detail: "the token is not this BootAttempt's"}
 	}
-	return fmt.Appendf(nil, "%s %s %s", name, peer, accept), "application/vnd.coreos.ignition+json", nil
+	return fmt.Appendf(nil, "%s %s %s", name, peer, accept), "application/vnd.coreos.ignition+json", func() {}, nil
 }
 
 func (d *fakeDecider) Join(_ context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error) {
@@ -104,6 +106,9 @@ const (
 	viewerToken   = "viewer-token"
 	operatorToken = "operator-token"
 )
+
+// sessionKey is every BGP session's.
+const sessionKey = "session-key"
 
 func digestOf(text string) api.SHA256 {
 	sum := sha256.Sum256([]byte(text))
@@ -136,13 +141,16 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	audits, err := journal.Open[api.AuditRecord](r.dir, "audit", journal.Options{})
 	must(t, err)
 	r.socket = filepath.Join(r.dir, "bootd.sock")
-	compiler := &hostspec.Compiler{Cache: r.cache}
+	networks := network.NewIndex(r.store, log)
+	wg.Go(func() { _ = networks.Run(ctx) })
+	compiler := &hostspec.Compiler{Cache: r.cache, BGP: &hostspec.BGP{Key: func(one, other string) string { return sessionKey }}}
+	hub := &hostspec.Hub{Store: r.store, Cache: r.cache, Compiler: compiler, Record: recorder{}, Log: log}
 	metrics := prometheus.NewRegistry()
 	conf := Config{
 		Listen: "127.0.0.1:0", Socket: r.socket, TLS: r.authority.ServerTLS(),
 		Tokens: []Token{{"vera", "viewer", digestOf(viewerToken)}, {"otto", "operator", digestOf(operatorToken)}},
-		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Compiler: compiler, Decider: r.decider,
-		Hub:    &hostspec.Hub{Store: r.store, Cache: r.cache, Compiler: compiler, Record: recorder{}, Log: log},
+		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Compiler: compiler, Networks: networks, Decider: r.decider,
+		Hub: hub, Zones: &zone.Views{Cache: r.cache, Compiler: compiler, Sessions: hub.BGP},
 		Events: r.events, Decisions: r.decisions, AuditLog: audits,
 		Console: func(context.Context, *api.Machine) (io.ReadWriteCloser, error) {
 			near, far := net.Pipe()
@@ -438,6 +446,8 @@ func TestRoles(t *testing.T) {
 		{"GET", "/v1/blobs/sha256:" + string(digestOf("other")), everybody},
 		{"DELETE", "/v1/blobs/sha256:" + string(digestOf("other")), operators},
 		{"POST", "/v1/hosts/r2/stream", nil},
+		{"POST", "/v1/hosts/r2/channels/x", nil},
+		{"GET", "/v1/guests/web/console", operators},
 		{"GET", "/healthz", append(everybody, "host", "nobody")},
 		{"GET", "/openapi.json", append(everybody, "host", "nobody")},
 	} {

@@ -102,6 +102,9 @@ func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 				return w.end(x.err)
 			}
 			w.revision = x.event.Revision
+			if x.event.Type == api.Synced {
+				continue // the next bookmark says so
+			}
 			err = w.object(x.event.Type, x.event.Object, strconv.FormatInt(x.event.Revision, 10))
 		}
 		if err != nil {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/rackweft/rackweft/api"
 )
 
@@ -277,4 +279,38 @@ func BenchmarkCachedMachineByMAC(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestQuietWatch: a watch of a kind that nobody changes moves on with the store.
+func TestQuietWatch(t *testing.T) {
+	s := open(t, Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	zones := api.KindOf(new(api.Zone))
+	_, from, err := s.List(ctx, zones)
+	if err != nil {
+		t.Fatal(err)
+	}
+	create(t, s, machine("r1u07"))
+	// Etcd says how far it is every minute, and when it is asked.
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	asking.Go(func() {
+		for ctx.Err() == nil {
+			_ = s.Client().RequestProgress(clientv3.WithRequireLeader(ctx))
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	for e, err := range s.Watch(ctx, zones, from) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Type != api.Synced || e.Object != nil {
+			t.Fatalf("%+v", e)
+		}
+		if e.Revision > from {
+			break
+		}
+	}
+	cancel()
 }

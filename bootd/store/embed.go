@@ -95,6 +95,8 @@ func etcdConfig(conf Config, socket string, logger *zap.Logger) *embed.Config {
 	c.MaxWalFiles = 2
 	c.QuotaBackendBytes = conf.Quota
 	c.MaxRequestBytes = requestBytes
+	// A quiet watch moves on with the store, so that it can be taken up again.
+	c.WatchProgressNotifyInterval = time.Minute
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = conf.KeepHistory.String()
 	c.BootstrapDefragThresholdMegabytes = 64

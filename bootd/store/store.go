@@ -259,3 +259,24 @@ func (s *Store) PutRaw(ctx context.Context, key string, value []byte) error {
 	}
 	return nil
 }
+
+// CreateRaw writes a small value of bootd's own unless there is one, and
+// returns the one that then stands.
+func (s *Store) CreateRaw(ctx context.Context, key string, value []byte) ([]byte, error) {
+	path := internalPrefix + "raw/" + key
+	resp, err := s.write(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(path), "=", 0)).
+			Then(clientv3.OpPut(path, string(value))).Else(clientv3.OpGet(path)).Commit()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", key, err)
+	}
+	if resp.Succeeded {
+		return value, nil
+	}
+	kvs := resp.Responses[0].GetResponseRange().Kvs
+	if len(kvs) == 0 {
+		return nil, fmt.Errorf("write %s: it is there and is not", key)
+	}
+	return kvs[0].Value, nil
+}

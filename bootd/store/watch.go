@@ -14,9 +14,10 @@ import (
 
 // Event is one change of one object.
 type Event struct {
-	Type api.WatchType // Added, Modified or Deleted
+	Type api.WatchType // Added, Modified, Deleted or Synced
 	// Object is as it stands after the change, or as it stood before it was
-	// deleted; then its resourceVersion is that of the deletion.
+	// deleted; then its resourceVersion is that of the deletion. It is nil for
+	// Synced: every change up to Revision has been yielded.
 	Object   api.Object
 	Revision int64
 }
@@ -37,6 +38,9 @@ func (s *Store) Watch(ctx context.Context, k api.Kind, from int64) iter.Seq2[Eve
 		for resp, err := range s.follow(ctx, prefix(k), from, clientv3.WithPrevKV()) {
 			if err != nil {
 				yield(Event{}, fmt.Errorf("watch %s: %w", k.Plural, err))
+				return
+			}
+			if resp.IsProgressNotify() && !yield(Event{Type: api.Synced, Revision: resp.Header.Revision}, nil) {
 				return
 			}
 			for _, e := range resp.Events {
@@ -84,7 +88,7 @@ func (s *Store) event(k api.Kind, e *clientv3.Event) (Event, error) {
 // The caller cancels ctx when it has seen enough.
 func (s *Store) follow(ctx context.Context, prefix string, after int64, opts ...clientv3.OpOption) iter.Seq2[clientv3.WatchResponse, error] {
 	return func(yield func(clientv3.WatchResponse, error) bool) {
-		opts := append(opts, clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+		opts := append(opts, clientv3.WithPrefix(), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify())
 		if after > 0 {
 			opts = append(opts, clientv3.WithRev(after+1))
 		}

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rackweft/rackweft/nodeagent"
+	"github.com/rackweft/rackweft/nodeagent/guest"
+	"github.com/rackweft/rackweft/nodeagent/wireguard"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -56,7 +59,9 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 				_, err := fmt.Fprintln(stdout, s.version)
 				return err
 			}},
+		speakerCommand(&s, stderr),
 		namespaceCommand(),
+		guestCommand(),
 	)
 	return root
 }
@@ -78,10 +83,20 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 		return usageError{err}
 	}
 	log := logger(stderr)
-	agent, err := nodeagent.New(nodeagent.Options{
+	// agent and guests ask and are asked once the agent runs its handlers.
+	var agent *nodeagent.Agent
+	var guests *guest.Handler
+	network := newOverlay(s, func(w http.ResponseWriter, r *http.Request, uid string) { guests.ServeConfig(w, r, uid) }, log)
+	get := func(ctx context.Context, path string) (*nodeagent.Content, error) { return agent.Get(ctx, path) }
+	guests, err = newGuests(s, config.Machine, network, get, log)
+	if err != nil {
+		return err
+	}
+	agent, err = nodeagent.New(nodeagent.Options{
 		Config: config, StateDir: s.stateDir, RunDir: s.runDir, Version: s.version,
 		Log: log, Notify: systemd.NewNotifier(log),
-		Handlers: []nodeagent.Handler{newOverlay(s, log)},
+		Handlers:  []nodeagent.Handler{network, guests, newSpeaker(s, log)},
+		Encrypter: wireguard.New(wireguard.Kernel(), log),
 	})
 	if err != nil {
 		return usageError{err}

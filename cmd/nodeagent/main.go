@@ -1,4 +1,9 @@
 // Command nodeagent is rackweft's host daemon.
+//
+// Its speaker's neighbours have TCP MD5 keys, which a listener for MPTCP,
+// Go's default, does not know.
+//
+//go:debug multipathtcp=0
 package main
 
 import (

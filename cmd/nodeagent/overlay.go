@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 
@@ -17,8 +18,10 @@ import (
 // where ip-netns(8) looks. Agents with another have them to themselves.
 const defaultRunDir = "/run/rackweft/nodeagent"
 
-func newOverlay(s settings, log *slog.Logger) *overlay.Overlay {
-	o := overlay.Options{Log: log}
+// newOverlay makes the handler of network parts. serve answers guests that fetch
+// their config.
+func newOverlay(s settings, serve func(w http.ResponseWriter, r *http.Request, guest string), log *slog.Logger) *overlay.Overlay {
+	o := overlay.Options{Log: log, Config: serve, EnvDir: filepath.Join(s.runDir, "networks"), ProbeFile: filepath.Join(s.runDir, "vxlan-checksums.json")}
 	if s.runDir != defaultRunDir {
 		o.NamespaceDir = filepath.Join(s.runDir, "netns")
 	}

@@ -2,11 +2,11 @@ package overlay
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
+	"sync"
 	"testing"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/nodeagent"
@@ -23,104 +23,93 @@ func manyPeers(n tenant, count int) nodeagent.Part {
 	return nodeagent.Part{Name: api.NetworkPartName(n.name), UID: n.uid, Digest: fmt.Sprint(count), Value: value}
 }
 
-var peerCounts = []int{1000, 5000, 10000}
-
-// BenchmarkProgram is the time from a part with so many new peers to a kernel
-// that has them.
-func BenchmarkProgram(b *testing.B) {
-	for _, count := range peerCounts {
-		b.Run(fmt.Sprint(count), func(b *testing.B) {
-			h := newFabric(b, 1, false).hosts[0]
-			none, many := manyPeers(red(), 0), manyPeers(red(), count)
-			for b.Loop() {
-				b.StopTimer()
-				h.reconcile(none)
-				b.StartTimer()
-				h.reconcile(many)
-			}
-		})
+// BenchmarkPorts is a pass over a Network with a hundred guests on this host
+// that finds nothing to do, and the attaching of one more.
+func BenchmarkPorts(b *testing.B) {
+	f := newFabric(b, 1, false)
+	h := f.hosts[0]
+	part := f.part(red(), 1)
+	h.reconcile(part)
+	port := func(i int) nodeagent.Port {
+		return nodeagent.Port{Network: "red", Guest: fmt.Sprint("g", i), UID: fmt.Sprint("many-", i), MAC: api.MAC(fmt.Sprintf("02:00:00:01:00:%02x", i)),
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 5, 1, byte(2 * i)})}}
 	}
-}
-
-// BenchmarkUnchanged is a full list and diff that finds nothing to do.
-func BenchmarkUnchanged(b *testing.B) {
-	for _, count := range peerCounts {
-		b.Run(fmt.Sprint(count), func(b *testing.B) {
-			h := newFabric(b, 1, false).hosts[0]
-			many := manyPeers(red(), count)
-			h.reconcile(many)
-			for b.Loop() {
-				h.reconcile(many)
-			}
-		})
+	const guests = 100
+	for i := range guests {
+		at, err := h.overlay.Attach(b.Context(), port(i+1))
+		must(b, err)
+		b.Cleanup(func() { _ = at.Tap.Close() })
+		h.ports = append(h.ports, port(i+1))
 	}
-}
-
-// BenchmarkFlannelModel programs the same peers as flannel's backend does: a
-// socket per call, and a gateway in every route.
-func BenchmarkFlannelModel(b *testing.B) {
-	for _, count := range peerCounts {
-		b.Run(fmt.Sprint(count), func(b *testing.B) {
-			h := newFabric(b, 1, false).hosts[0]
-			part := manyPeers(red(), count).Value.(*api.NetworkPart)
-			for b.Loop() {
-				b.StopTimer()
-				h.reconcile(manyPeers(red(), 0))
-				p := h.tenant(red())
-				l, err := p.LinkByName(vxlanName(101))
-				must(b, err)
-				b.StartTimer()
-				must(b, within(p.ns, func() error { return flannelPeers(l.Attrs().Index, part.Peers) }))
-				b.StopTimer()
-				must(b, p.LinkDel(l))
-				b.StartTimer()
-			}
-		})
-	}
-}
-
-// flannelPeers is pkg/backend/vxlan/{device,vxlan_network}.go of flannel v0.26.
-func flannelPeers(index int, peers []api.NetworkPeer) error {
-	for _, p := range peers {
-		gateway, hw := p.Lease.Addr().AsSlice(), p.MAC.HardwareAddr()
-		if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, Type: unix.RTN_UNICAST, IP: gateway, HardwareAddr: hw}); err != nil {
-			return err
-		}
-		if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, IP: p.VTEP.AsSlice(), HardwareAddr: hw}); err != nil {
-			return err
-		}
-		r := &netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_UNIVERSE, Dst: ipNet(p.Lease), Gw: gateway}
-		r.SetFlag(unix.RTNH_F_ONLINK)
-		if err := netlink.RouteReplace(r); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// BenchmarkNetworks is a pass over 500 Networks of three hosts: the first,
-// which makes them, and those after it, which find nothing to do.
-func BenchmarkNetworks(b *testing.B) {
-	const count = 500
-	f := newFabric(b, 3, false)
-	var parts []nodeagent.Part
-	var tombstones []nodeagent.Part
-	for i := range count {
-		n := tenant{name: fmt.Sprint("t", i), uid: fmt.Sprint("uid-", i), vni: uint32(2000 + i), second: 5}
-		parts, tombstones = append(parts, f.part(n, 1)), append(tombstones, removed(n))
-	}
-	b.Run("made", func(b *testing.B) {
-		for b.Loop() {
-			f.hosts[0].reconcile(parts...)
-			b.StopTimer()
-			f.hosts[0].reconcile(tombstones...)
-			b.StartTimer()
-		}
-	})
-	f.hosts[0].reconcile(parts...)
+	h.overlay.SetPorts(h.ports)
 	b.Run("unchanged", func(b *testing.B) {
 		for b.Loop() {
-			f.hosts[0].reconcile(parts...)
+			h.reconcile(part)
 		}
 	})
+	b.Run("attach", func(b *testing.B) {
+		for b.Loop() {
+			at, err := h.overlay.Attach(b.Context(), port(guests+1))
+			must(b, err)
+			must(b, at.Tap.Close())
+		}
+	})
+}
+
+// BenchmarkTapFilter is TCP from a guest to its gateway, through a veth pair
+// that bears a tap's name, without a filter and with one.
+func BenchmarkTapFilter(b *testing.B) {
+	for _, filtered := range []bool{false, true} {
+		b.Run(fmt.Sprint("filtered=", filtered), func(b *testing.B) {
+			f := newFabric(b, 1, false)
+			h := f.hosts[0]
+			f.reconcile(red())
+			g, addr := f.guest(red(), 1, 8)
+			nic, err := g.LinkByName("eth0")
+			must(b, err)
+			p := h.tenant(red())
+			if filtered {
+				port := nodeagent.Port{Network: "red", Guest: "g", UID: "g", MAC: api.MAC(nic.Attrs().HardwareAddr.String()), Addresses: []netip.Addr{addr}}
+				end, err := p.LinkByName("tap8")
+				must(b, err)
+				must(b, p.LinkSetName(end, tapName("g")))
+				h.overlay.SetPorts([]nodeagent.Port{port})
+				f.reconcile(red())
+			}
+			gateway := netip.AddrPortFrom(first(red().lease(1)), 80).String()
+			sink(b, p, gateway)
+			var c net.Conn
+			must(b, within(g.ns, func() (err error) {
+				c, err = net.Dial("tcp4", gateway)
+				return err
+			}))
+			defer func() { _ = c.Close() }()
+			buf := make([]byte, 1<<20)
+			b.SetBytes(int64(len(buf)))
+			for b.Loop() {
+				_, err := c.Write(buf)
+				must(b, err)
+			}
+		})
+	}
+}
+
+// sink takes what one TCP connection brings.
+func sink(b *testing.B, p place, address string) {
+	b.Helper()
+	var listener net.Listener
+	must(b, within(p.ns, func() (err error) {
+		listener, err = net.Listen("tcp4", address)
+		return err
+	}))
+	var taker sync.WaitGroup
+	taker.Go(func() {
+		c, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer func() { _ = c.Close() }()
+		_, _ = io.Copy(io.Discard, c)
+	})
+	b.Cleanup(func() { _ = listener.Close(); taker.Wait() })
 }

@@ -109,12 +109,12 @@ func TestDiffEntriesExhaustively(t *testing.T) {
 				seen.neighbours[gateway] = []mac{p.mac, wrongMAC}[n-1]
 			}
 			if n := next(3); n > 0 {
-				seen.nexthops[nexthopID(gateway)] = []netip.Addr{gateway, elsewhere}[n-1]
+				seen.nexthops[nexthopID(p.lease)] = []netip.Addr{gateway, elsewhere}[n-1]
 			}
 			// A route goes with its nexthop.
 			n := next(4)
-			if _, ok := seen.nexthops[nexthopID(gateway)]; n == 1 && ok {
-				seen.routes[destination{Prefix: p.lease}] = nexthopID(gateway)
+			if _, ok := seen.nexthops[nexthopID(p.lease)]; n == 1 && ok {
+				seen.routes[destination{Prefix: p.lease}] = nexthopID(p.lease)
 			}
 			if n == 2 {
 				seen.routes[destination{Prefix: p.lease}] = 0
@@ -199,7 +199,7 @@ func TestDiffLinks(t *testing.T) {
 	}{
 		{name: "in order", change: func(map[string]link) {}},
 		{name: "nothing there", change: func(m map[string]link) { clear(m); m["lo"] = link{name: "lo", kind: "device"} },
-			ops: "set alias of lo; set up lo; " + made + "; add br-7; set alias of br-7; set up br-7; add address to br-7 10.5.1.1/24; add address to br-7 169.254.1.1/32"},
+			ops: "set alias of lo; set up lo; " + made + "; add br-7; set alias of br-7; set MTU of br-7; set up br-7; add address to br-7 10.5.1.1/24; add address to br-7 169.254.1.1/32; add address to br-7 169.254.169.254/32"},
 		{name: "no VXLAN", change: func(m map[string]link) { delete(m, "flannel.7") }, ops: made},
 		{name: "unmarked", change: set("flannel.7", func(l *link) { l.alias = "" }), ops: "set alias of flannel.7"},
 		{name: "theirs", change: set("flannel.7", func(l *link) { l.alias = "x" }), err: "flannel.7 is marked"},
@@ -258,7 +258,19 @@ func TestCompile(t *testing.T) {
 		{name: "no lease", change: func(p *api.NetworkPart) { p.Lease = netip.Prefix{} }, err: "missing"},
 		{name: "unmasked lease", change: func(p *api.NetworkPart) { p.Lease = netip.MustParsePrefix("10.5.1.9/24") }, err: "meant is 10.5.1.0/24"},
 		{name: "a /32", change: func(p *api.NetworkPart) { p.Lease = netip.MustParsePrefix("10.5.1.9/32") }, err: "8-31"},
-		{name: "IPv6 lease", change: func(p *api.NetworkPart) { p.Lease = netip.MustParsePrefix("fd00::/64") }, err: "only IPv4"},
+		{name: "IPv6 lease", change: func(p *api.NetworkPart) { p.Lease = netip.MustParsePrefix("fd00::/64") }, err: "lease6"},
+		{name: "unmasked lease6", change: func(p *api.NetworkPart) { p.Lease6 = netip.MustParsePrefix("fd00::9/64") }, err: "meant is fd00::/64"},
+		{name: "IPv4 as lease6", change: func(p *api.NetworkPart) { p.Lease6 = netip.MustParsePrefix("10.5.1.0/24") }, err: "not IPv6"},
+		{name: "link-local lease6", change: func(p *api.NetworkPart) { p.Lease6 = netip.MustParsePrefix("fe80::/64") }, err: "not routed"},
+		{name: "a /127 as lease6", change: func(p *api.NetworkPart) { p.Lease6 = netip.MustParsePrefix("fd00::2/127") }, err: "8-126"},
+		{name: "both families", change: func(p *api.NetworkPart) {
+			p.Lease6, p.Peers[0].Lease6 = netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("fd00:2::/64")
+		}, mtu: 1450, source: "198.18.0.1", peers: 1},
+		{name: "IPv6 and a small MTU", change: func(p *api.NetworkPart) { p.MTU, p.Lease6 = 1279, netip.MustParsePrefix("fd00:1::/64") },
+			mtu: 1279, source: "198.18.0.1", peers: 1, note: "no IPv6: it needs an MTU of 1280"},
+		{name: "peer with this host's lease6", change: func(p *api.NetworkPart) {
+			p.Lease6, p.Peers[0].Lease6 = netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("fd00:1::/64")
+		}, mtu: 1450, source: "198.18.0.1", note: "its lease6 fd00:1::/64 begins where that of this host does"},
 		{name: "peer at this host", change: func(p *api.NetworkPart) {
 			p.Peers = append(p.Peers, peerPart("x", "10.5.3.0/24", "198.18.0.1", "02:00:00:00:00:03"))
 		}, mtu: 1450, source: "198.18.0.1", peers: 1, note: "peer x is left out: its VTEP 198.18.0.1 is this host's"},
@@ -270,6 +282,10 @@ func TestCompile(t *testing.T) {
 		}, mtu: 1450, source: "198.18.0.1", peers: 1, note: "its MAC 02:00:00:00:00:02 is that of b"},
 		{name: "second lease of a peer", change: func(p *api.NetworkPart) {
 			p.Peers = append(p.Peers, peerPart("b", "10.5.3.8/31", "198.18.0.2", "02:00:00:00:00:02"))
+		}, mtu: 1450, source: "198.18.0.1", peers: 2},
+		{name: "a moved Guest with an IPv6 address", change: func(p *api.NetworkPart) {
+			p.Peers = append(p.Peers, peerPart("b", "10.5.3.8/31", "198.18.0.2", "02:00:00:00:00:02"))
+			p.Peers[1].Lease6 = netip.MustParsePrefix("fd00::8/128")
 		}, mtu: 1450, source: "198.18.0.1", peers: 2},
 		{name: "peer of the other family", change: func(p *api.NetworkPart) {
 			p.Peers = append(p.Peers, peerPart("x", "10.5.3.0/24", "2001:db8::3", "02:00:00:00:00:03"))

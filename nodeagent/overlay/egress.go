@@ -1,8 +1,8 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -11,9 +11,10 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Egress is a veth pair from a Network's namespace to the host's. Packets are
-// masqueraded twice: as they leave the namespace, to its own link address,
-// which tells Networks with the same CIDR apart, and as they leave the host.
+// Egress is a veth pair from a Network's namespace to the host's, for what is
+// masqueraded and for what is routed. Packets are masqueraded twice: as they
+// leave the namespace, to its own link address, which tells Networks with the
+// same CIDR apart, and as they leave the host.
 const (
 	egressPrefix = "weft"    // of the host's ends
 	egressInside = "egress0" // the tenant's end
@@ -56,7 +57,7 @@ func (w *work) egress() error {
 	}
 	_, outer := outside[host.name]
 	end, inner := inside[tenant.name]
-	if !w.network.masquerade {
+	if !w.network.leaves() {
 		if inner && end.alias == mark(w.network.uid) {
 			did(w, []change{"remove egress"})
 			return w.tenant.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: end.index}})
@@ -78,16 +79,22 @@ func (w *work) egress() error {
 			return err
 		}
 	}
+	before := w.changes
 	if err := w.mend(w.host, []link{host}, outside); err != nil {
 		return err
 	}
 	if err := w.mend(w.tenant, []link{tenant}, inside); err != nil {
 		return err
 	}
+	if w.changes > before {
+		if err := errors.Join(w.host.carry(host.name), w.tenant.carry(tenant.name)); err != nil {
+			return err
+		}
+	}
 	if err := w.setSysctls(w.host, egressSysctls(host.name)); err != nil {
 		return err
 	}
-	return w.egressRoute(host.addresses[0].Addr())
+	return w.setRoutes(inside[tenant.name].index, tenant.name, egressRoutes(w.network, inside[tenant.name].index))
 }
 
 func (w *work) createEgress(host, tenant link) error {
@@ -111,34 +118,22 @@ func (w *work) mend(at place, want []link, seen map[string]link) error {
 	return applyLinks(w.host.Handle, at.Handle, at.ns, ops)
 }
 
-// egressRoute is the namespace's way out.
-func (w *work) egressRoute(gateway netip.Addr) error {
-	l, err := w.tenant.LinkByName(egressInside)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", egressInside, err)
+// egressRoutes are the namespace's ways out.
+func egressRoutes(n network, index int) []netlink.Route {
+	host, _ := egressAddresses(n.vni)
+	by := func(dst netip.Prefix) netlink.Route {
+		return netlink.Route{LinkIndex: index, Dst: toAddress(dst).IPNet, Gw: host.Addr().AsSlice(), Protocol: Protocol}
 	}
-	routes, err := again(func() ([]netlink.Route, error) {
-		return w.tenant.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: l.Attrs().Index, Protocol: Protocol}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
-	})
-	if err != nil {
-		return fmt.Errorf("list the routes of %s: %w", egressInside, err)
+	var list []netlink.Route
+	if n.masquerade || n.advertise {
+		list = append(list, by(netip.PrefixFrom(netip.IPv4Unspecified(), 0)))
 	}
-	right := func(r netlink.Route) bool { return isDefault(r) && toAddr(r.Gw) == gateway && r.Priority == 0 }
-	if len(routes) == 1 && right(routes[0]) {
-		return nil
-	}
-	did(w, []change{"set the egress route"})
-	for _, r := range routes {
-		if err := w.tenant.RouteDel(&r); err != nil {
-			return fmt.Errorf("remove %s: %w", r, err)
+	for _, p := range n.peers {
+		if p.direct {
+			list = append(list, by(p.lease))
 		}
 	}
-	everything := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
-	err = w.tenant.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: everything, Gw: gateway.AsSlice(), Protocol: Protocol})
-	if err != nil {
-		return fmt.Errorf("set the egress route: %w", err)
-	}
-	return nil
+	return list
 }
 
 func isDefault(r netlink.Route) bool {
@@ -212,8 +207,8 @@ func hops(r netlink.Route) []int {
 	return list
 }
 
-// connected are the host's own subnets, which no tenant may reach: the
-// underlay, the provisioning network, the BMCs.
+// connected are the host's own subnets, which no tenant may reach, whatever
+// bootd knows of them.
 func connected(host place) ([]netip.Prefix, error) {
 	addrs, err := again(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
@@ -228,6 +223,22 @@ func connected(host place) ([]netip.Prefix, error) {
 	}
 	slices.SortFunc(list, compareAddress)
 	return slices.Compact(list), nil
+}
+
+// outermost leaves prefixes out that others contain, and sorts the rest.
+func outermost(list []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for i := range list {
+		list[i] = list[i].Masked()
+	}
+	slices.SortFunc(list, compareAddress)
+	for _, p := range list {
+		if !p.IsValid() || slices.ContainsFunc(out, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) }) {
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // isRouter reports whether the host forwards anyhow: then it is not ours to

@@ -46,7 +46,7 @@ type (
 		nexthop uint32 // 0: it has a gateway of its own
 	}
 	// destination is what the kernel tells routes of one table apart by. Ours
-	// have metric 0.
+	// have metric 0 in IPv4, and in IPv6, where 0 cannot be, its default.
 	destination struct {
 		netip.Prefix
 		metric uint32
@@ -57,6 +57,7 @@ type (
 const (
 	ndaProtocol = 12
 	rtaNHID     = 30
+	metric6     = 1024 // of IPv6 routes for which none is asked
 )
 
 func (m mac) String() string { return net.HardwareAddr(m[:]).String() }
@@ -87,20 +88,34 @@ func (e entries) count() int { return len(e.fdb) + len(e.neighbours) + len(e.nex
 func wantEntries(peers []peer) entries {
 	e := newEntries(len(peers))
 	for _, p := range peers {
-		gateway := p.lease.Addr()
 		e.fdb[p.mac] = []fdbEntry{{mac: p.mac, dst: p.vtep, state: unix.NUD_PERMANENT}}
-		e.neighbours[gateway] = p.mac
-		e.nexthops[nexthopID(gateway)] = gateway
-		e.routes[destination{Prefix: p.lease}] = nexthopID(gateway)
+		e.reach(p.mac, nexthopID(p.lease), destination{Prefix: p.lease})
+		if p.direct {
+			delete(e.routes, destination{Prefix: p.lease}) // the rest stands ready
+		}
+		if p.lease6.IsValid() {
+			e.reach(p.mac, nexthopID6(p.lease), destination{p.lease6, metric6})
+		}
 	}
 	return e
 }
 
+// reach adds what leads to a lease, whose first address is its gateway.
+func (e entries) reach(m mac, id uint32, dst destination) {
+	e.neighbours[dst.Addr()] = m
+	e.nexthops[id] = dst.Addr()
+	e.routes[dst] = id
+}
+
 // nexthopID is the gateway's address: unique in the namespace, no state needed.
-func nexthopID(gateway netip.Addr) uint32 {
-	b := gateway.As4()
+func nexthopID(lease netip.Prefix) uint32 {
+	b := lease.Addr().As4()
 	return binary.BigEndian.Uint32(b[:])
 }
+
+// nexthopID6 is for the IPv6 lease beside an IPv4 one, whose first address is
+// even: no lease is longer than a /31.
+func nexthopID6(lease netip.Prefix) uint32 { return nexthopID(lease) | 1 }
 
 // verb is what an entryOp does.
 type verb int
@@ -372,11 +387,11 @@ func (c *rtnl) listEntries(ifindex, size int) (entries, error) {
 	}{
 		{"fdb", message{typ: unix.RTM_GETNEIGH, body: ndmsg(unix.AF_BRIDGE, ifindex, 0, 0)},
 			func() { clear(e.fdb) }, func(b []byte) { e.seeFDB(b, ifindex) }},
-		{"neighbours", message{typ: unix.RTM_GETNEIGH, body: ndmsg(unix.AF_INET, ifindex, 0, 0)},
+		{"neighbours", message{typ: unix.RTM_GETNEIGH, body: ndmsg(unix.AF_UNSPEC, ifindex, 0, 0)},
 			func() { clear(e.neighbours) }, func(b []byte) { e.seeNeighbour(b, ifindex) }},
 		{"nexthops", message{typ: unix.RTM_GETNEXTHOP, body: make([]byte, 8)},
 			func() { clear(e.nexthops) }, func(b []byte) { e.seeNexthop(b, ifindex) }},
-		{"routes", message{typ: unix.RTM_GETROUTE, body: append([]byte{unix.AF_INET}, make([]byte, 11)...)},
+		{"routes", message{typ: unix.RTM_GETROUTE, body: make([]byte, 12)},
 			func() { clear(e.routes) }, func(b []byte) { e.seeRoute(b, ifindex) }},
 	}
 	for _, l := range lists {
@@ -454,11 +469,14 @@ func (e entries) seeNexthop(b []byte, ifindex int) {
 }
 
 func (e entries) seeRoute(b []byte, ifindex int) {
-	if len(b) < unix.SizeofRtMsg || b[0] != unix.AF_INET || b[5] != Protocol || b[4] != unix.RT_TABLE_MAIN {
+	if len(b) < unix.SizeofRtMsg || b[0] != unix.AF_INET && b[0] != unix.AF_INET6 || b[5] != Protocol || b[4] != unix.RT_TABLE_MAIN {
 		return
 	}
 	var id, oif, metric uint32
 	dst := netip.IPv4Unspecified()
+	if b[0] == unix.AF_INET6 {
+		dst = netip.IPv6Unspecified()
+	}
 	eachAttr(b[unix.SizeofRtMsg:], func(typ uint16, v []byte) {
 		switch typ {
 		case unix.RTA_DST:

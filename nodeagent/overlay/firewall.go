@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -38,8 +39,8 @@ type chain struct {
 	rules    []rule
 }
 
-// rule is a list of terms. Its digest, in a comment, is what tells it apart:
-// the kernel keeps no rule as it was written.
+// rule is a list of terms. Its digest is kept as a comment, for people and for
+// a cheap first look; what counts is what the kernel executes.
 type rule []term
 
 // term is a piece of a rule, as nft(8) writes it and as the kernel has it.
@@ -88,7 +89,8 @@ func protocol(name string, number byte) term {
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}}}
 }
 
-func icmpTerm() term { return protocol("icmp", unix.IPPROTO_ICMP) }
+func icmpTerm() term  { return protocol("icmp", unix.IPPROTO_ICMP) }
+func icmp6Term() term { return protocol("ipv6-icmp", unix.IPPROTO_ICMPV6) }
 
 func port(name string, number byte, dport uint16) term {
 	t := protocol(name, number)
@@ -105,24 +107,33 @@ func nfproto(number byte) expr.Any {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}
 }
 
-// Offsets of addresses in the IPv4 header.
+// Offsets of addresses in the headers of IPv4 and IPv6.
 const (
 	ipv4Source      = 12
 	ipv4Destination = 16
 	ipv6Source      = 8
+	ipv6Destination = 24
 )
 
-func source(p netip.Prefix) term       { return ipv4Term("ip saddr", ipv4Source, p) }
-func destination4(p netip.Prefix) term { return ipv4Term("ip daddr", ipv4Destination, p) }
+// from and to match packets by their addresses.
+func from(p netip.Prefix) term { return addressTerm("saddr", ipv4Source, ipv6Source, p) }
+func to(p netip.Prefix) term   { return addressTerm("daddr", ipv4Destination, ipv6Destination, p) }
 
-func ipv4Term(text string, offset uint32, p netip.Prefix) term {
-	mask := toAddress(p).Mask
+func addressTerm(text string, offset4, offset6 uint32, p netip.Prefix) term {
+	text, family, offset, size := "ip "+text, byte(unix.NFPROTO_IPV4), offset4, uint32(4)
+	if p.Addr().Is6() {
+		text, family, offset, size = "ip6"+text[2:], unix.NFPROTO_IPV6, offset6, 16
+	}
 	return term{text + " " + p.String(), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(unix.NFPROTO_IPV4),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(family),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: toAddress(p).Mask, Xor: make([]byte, size)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()},
 	}}
+}
+
+func isIPv6() term {
+	return term{"meta nfproto ipv6", []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(unix.NFPROTO_IPV6)}}
 }
 
 // answers matches packets of connections that were let through.
@@ -149,9 +160,6 @@ type vteps struct {
 	ours func(vni uint32) bool
 }
 
-// The registers of 32 bits begin at 8 (NFT_REG32_00).
-const reg32 = 8
-
 func vtepSet(t *nftables.Table, v6 bool) *nftables.Set {
 	name, addr := "vtep4", nftables.TypeIPAddr
 	if v6 {
@@ -163,16 +171,19 @@ func vtepSet(t *nftables.Table, v6 bool) *nftables.Set {
 // fromVTEP matches a VXLAN packet by its outer source and its VNI (RFC 7348 §5:
 // the three octets after flags and reserved ones).
 func fromVTEP(v6 bool) term {
-	family, offset, size, set := byte(unix.NFPROTO_IPV4), uint32(ipv4Source), uint32(4), "vtep4"
+	// The key stands in registers side by side. The kernel tells them by these
+	// names: 9 is NFT_REG32_01, behind the first 4 bytes of NFT_REG_1; NFT_REG_2
+	// is behind all 16.
+	family, offset, size, behind, set := byte(unix.NFPROTO_IPV4), uint32(ipv4Source), uint32(4), uint32(9), "vtep4"
 	if v6 {
-		family, offset, size, set = unix.NFPROTO_IPV6, ipv6Source, 16, "vtep6"
+		family, offset, size, behind, set = unix.NFPROTO_IPV6, ipv6Source, 16, 2, "vtep6"
 	}
 	const udpHeader, vniOffset = 8, 4
 	return term{"saddr . vni @" + set, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(family),
-		&expr.Payload{DestRegister: reg32, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
-		&expr.Payload{DestRegister: reg32 + size/4, Base: expr.PayloadBaseTransportHeader, Offset: udpHeader + vniOffset, Len: 3},
-		&expr.Lookup{SourceRegister: reg32, SetName: set},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Payload{DestRegister: behind, Base: expr.PayloadBaseTransportHeader, Offset: udpHeader + vniOffset, Len: 3},
+		&expr.Lookup{SourceRegister: 1, SetName: set},
 	}}
 }
 
@@ -192,8 +203,9 @@ func vtepOf(key []byte) (vtep, bool) {
 // egressRules are what tenants that leave the host may do.
 type egressRules struct {
 	networks []network
+	underlay string
 	uplinks  []string
-	closed   []netip.Prefix // where none may go, but for those that a Network allows
+	closed   []netip.Prefix // where none may go
 	router   bool           // the host forwards for others, too
 }
 
@@ -213,17 +225,16 @@ func hostRules(v *vteps, e *egressRules) *ruleset {
 		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []rule{
 			{iif(egressPrefix + "*"), udp(Port), drop()},
 			{iif(egressPrefix + "*"), oif(egressPrefix + "*"), drop()},
+			// Egress has no IPv6. It is refused here, too, should the host forward it.
+			{iif(egressPrefix + "*"), isIPv6(), drop()},
 		}}
-	for _, n := range e.networks {
-		for _, p := range n.allow {
-			if p.Addr().Is4() {
-				forward.rules = append(forward.rules, rule{iif(egressName(n.vni)), destination4(p), accept()})
-			}
-		}
-	}
+	forward.rules = append(forward.rules, directHostRules(e.networks, e.underlay)...)
+	answering, entering := advertisedHostRules(e.networks)
+	forward.rules = append(forward.rules, answering...)
 	for _, p := range e.closed {
-		forward.rules = append(forward.rules, rule{iif(egressPrefix + "*"), destination4(p), drop()})
+		forward.rules = append(forward.rules, rule{iif(egressPrefix + "*"), to(p), drop()})
 	}
+	forward.rules = append(forward.rules, entering...)
 	forward.rules = append(forward.rules,
 		rule{oif(egressPrefix + "*"), answers(), accept()},
 		rule{oif(egressPrefix + "*"), drop()})
@@ -235,7 +246,7 @@ func hostRules(v *vteps, e *egressRules) *ruleset {
 	}
 	nat := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
 		priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept, rules: []rule{
-			{source(egressPool()), notOIF(egressPrefix + "*"), masquerade()},
+			{from(egressPool()), notOIF(egressPrefix + "*"), masquerade()},
 		}}
 	return &ruleset{chains: []chain{input, forward, nat}, vteps: v}
 }
@@ -247,8 +258,10 @@ func tenantRules(n network) *ruleset {
 		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []rule{
 			{iif("lo"), accept()},
 			{icmpTerm(), accept()},
-			// What guests are served at their gateway: addresses, names, config.
-			{iif(bridge), udp(67), accept()},
+			{icmp6Term(), accept()}, // neighbour discovery and router solicitations, too
+			// What guests are served at their gateway: names, config. Their addresses
+			// come from packet sockets, before this; what the kernel saw of DHCP it
+			// would only refuse.
 			{iif(bridge), udp(53), accept()},
 			{iif(bridge), tcp(53), accept()},
 			{iif(bridge), tcp(80), accept()},
@@ -259,9 +272,7 @@ func tenantRules(n network) *ruleset {
 		}}
 	let := func(terms ...term) {
 		for _, cidr := range n.cidrs {
-			if cidr.Addr().Is4() {
-				forward.rules = append(forward.rules, append(append(rule{}, terms...), source(cidr), accept()))
-			}
+			forward.rules = append(forward.rules, append(append(rule{}, terms...), from(cidr), accept()))
 		}
 		if len(n.cidrs) == 0 {
 			forward.rules = append(forward.rules, append(append(rule{}, terms...), accept()))
@@ -271,12 +282,31 @@ func tenantRules(n network) *ruleset {
 	let(iif(vxlan), oif(bridge))
 	let(iif(bridge), oif(bridge))
 	chains := []chain{input}
-	if n.masquerade {
+	if n.direct {
+		forward.rules = append(forward.rules, directTenantRules(n)...)
+	}
+	if n.advertise {
+		forward.rules = append(forward.rules, advertisedTenantRules(n)...)
+	}
+	if n.masquerade || n.advertise {
+		for _, cidr := range only4(n.cidrs) { // what is no lease is nowhere, and not outside
+			forward.rules = append(forward.rules, rule{iif(bridge), oif(egressInside), to(cidr), drop()})
+		}
 		let(iif(bridge), oif(egressInside))
 		forward.rules = append(forward.rules, rule{iif(egressInside), oif(bridge), answers(), accept()})
-		chains = append(chains, chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
-			priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept, rules: []rule{{oif(egressInside), masquerade()}}})
 	}
+	if n.masquerade {
+		nat := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
+			priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept}
+		for _, cidr := range only4(n.cidrs) {
+			if n.direct {
+				nat.rules = append(nat.rules, rule{oif(egressInside), to(cidr), accept()})
+			}
+		}
+		nat.rules = append(nat.rules, rule{oif(egressInside), masquerade()})
+		chains = append(chains, nat)
+	}
+	forward.rules = append(forward.rules, passageRules(n)...)
 	return &ruleset{chains: append(chains, forward)}
 }
 
@@ -353,11 +383,7 @@ func setChains(c *nftables.Conn, table *nftables.Table, want []chain) ([]change,
 	for _, w := range want {
 		ch := c.AddChain(&nftables.Chain{Name: w.name, Table: table, Hooknum: w.hook, Priority: w.priority, Type: w.kind, Policy: &w.policy})
 		for _, r := range w.rules {
-			added := &nftables.Rule{Table: table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment())}
-			for _, t := range r {
-				added.Exprs = append(added.Exprs, t.exprs...)
-			}
-			c.AddRule(added)
+			c.AddRule(ruleOf(table, ch, r))
 		}
 	}
 	return []change{"replace nftables chains"}, flush(c)
@@ -376,14 +402,29 @@ func chainsAlike(c *nftables.Conn, table *nftables.Table, want []chain, seen []*
 		if err != nil {
 			return false, fmt.Errorf("list the nftables rules: %w", err)
 		}
-		if !slices.EqualFunc(w.rules, rules, func(r rule, s *nftables.Rule) bool {
-			comment, _ := userdata.GetString(s.UserData, userdata.TypeComment)
-			return comment == r.comment()
-		}) {
+		if !slices.EqualFunc(w.rules, rules, ruleAlike) {
 			return false, nil
 		}
 	}
 	return true, nil
+}
+
+// ruleAlike compares a rule with what the kernel executes, as it says itself.
+func ruleAlike(w rule, s *nftables.Rule) bool {
+	comment, _ := userdata.GetString(s.UserData, userdata.TypeComment)
+	if comment != w.comment() {
+		return false
+	}
+	i := 0
+	for _, t := range w {
+		for _, e := range t.exprs {
+			if i == len(s.Exprs) || !reflect.DeepEqual(e, s.Exprs[i]) {
+				return false
+			}
+			i++
+		}
+	}
+	return i == len(s.Exprs)
 }
 
 func chainAlike(w chain, s *nftables.Chain) bool {

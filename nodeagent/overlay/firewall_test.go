@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/nodeagent"
@@ -23,22 +25,7 @@ import (
 func vxlanPacket(vni uint32, vtep mac, from, to netip.Addr, text string) []byte {
 	b := binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, vni<<8) // RFC 7348 §5
 	b = append(append(b, vtep[:]...), 2, 6, 6, 6, 6, 6, 0x08, 0x00)
-	udp := binary.BigEndian.AppendUint16(nil, 4000)
-	udp = binary.BigEndian.AppendUint16(udp, probePort)
-	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(text)))
-	udp = append(append(udp, 0, 0), text...) // no checksum
-	ip := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0}
-	binary.BigEndian.PutUint16(ip[2:], uint16(20+len(udp)))
-	ip = append(append(ip, from.AsSlice()...), to.AsSlice()...)
-	var sum uint32
-	for i := 0; i < len(ip); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
-	}
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum))
-	return append(append(b, ip...), udp...)
+	return append(b, checksummed(ipv4Packet(from, to, unix.IPPROTO_UDP, udpDatagram(4000, probePort, []byte(text))))...)
 }
 
 func sendTo(t testing.TB, p place, to netip.AddrPort, payload []byte) {
@@ -148,7 +135,6 @@ func TestEgress(t *testing.T) {
 			t.Errorf("%s does not get out: %v", n.name, err)
 		}
 	}
-	const moment = 100 * time.Millisecond
 	if ping(2, internet, moment) == nil {
 		t.Error("green gets out, and was not to")
 	}
@@ -237,7 +223,10 @@ func (p place) rules(t testing.TB) string {
 		rules, err := c.GetRules(table, ch)
 		must(t, err)
 		for i, r := range rules {
-			lines = append(lines, fmt.Sprint(ch.Name, i, string(r.UserData), len(r.Exprs)))
+			lines = append(lines, fmt.Sprint(ch.Name, i, string(r.UserData)))
+			for _, e := range r.Exprs {
+				lines = append(lines, fmt.Sprintf("%s %d %T %+v", ch.Name, i, e, e))
+			}
 		}
 	}
 	sets, err := c.GetSets(table)
@@ -290,6 +279,29 @@ func TestFilterDriftIsMended(t *testing.T) {
 		}},
 		{"a VTEP of no Network", h.place, func(c *nftables.Conn) {
 			must(t, c.SetAddElements(vtepSet(table, false), []nftables.SetElement{{Key: vtep{netip.MustParseAddr("198.18.0.2"), 4711}.key()}}))
+		}},
+		{"a rule that does other than its comment says", h.place, func(c *nftables.Conn) {
+			rules, err := c.GetRules(table, input)
+			must(t, err)
+			last := rules[len(rules)-1]
+			last.Table, last.Chain = table, input
+			last.Exprs[len(last.Exprs)-1] = &expr.Verdict{Kind: expr.VerdictAccept}
+			c.ReplaceRule(last)
+		}},
+		{"a rule's address", h.tenant(n), func(c *nftables.Conn) {
+			forward := &nftables.Chain{Name: "forward", Table: table}
+			rules, err := c.GetRules(table, forward)
+			must(t, err)
+			for _, r := range rules {
+				for _, e := range r.Exprs {
+					if b, ok := e.(*expr.Bitwise); ok && b.Len == 4 {
+						b.Mask = make([]byte, 4)
+						r.Table, r.Chain = table, forward
+						c.ReplaceRule(r)
+						return
+					}
+				}
+			}
 		}},
 		{"an open policy", h.tenant(n), func(c *nftables.Conn) {
 			open := nftables.ChainPolicyAccept

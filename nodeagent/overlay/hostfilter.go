@@ -1,11 +1,17 @@
 package overlay
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
 
 // filterHost keeps VXLAN packets of strangers out and tenants off the host. It
@@ -22,21 +28,34 @@ func (o *Overlay) filterHost(host place, u underlay, networks []network) error {
 	if err != nil {
 		return err
 	}
-	egress := slices.DeleteFunc(slices.Clone(networks), func(n network) bool { return !n.masquerade })
-	forwards := len(egress) > 0 || had && !complete
+	forwards := slices.ContainsFunc(networks, network.leaves) || had && !complete
 	rules, err := o.hostRuleset(host, u, networks, forwards, complete)
 	if err != nil {
 		return err
 	}
-	changes, err := filter(host.ns, rules)
-	if err != nil {
-		return err
+	var changes []change
+	steps := []func() error{
+		func() error { set, err := filter(host.ns, rules); changes = append(changes, set...); return err },
+		func() error {
+			if !had && !forwards {
+				return nil
+			}
+			set, err := o.forwardAtUplinks(host, u, forwards)
+			for _, s := range set {
+				changes = append(changes, change(s.String()))
+			}
+			return err
+		},
 	}
-	set, err := forwardAtUplinks(host, u, had, forwards)
-	for _, s := range set {
-		changes = append(changes, change(s.String()))
+	if !forwards {
+		slices.Reverse(steps) // forwarding never goes on without the filter, and the table remembers what to undo
 	}
-	o.noteHost(networks, u, changes, err)
+	for _, step := range steps {
+		if err = step(); err != nil {
+			break
+		}
+	}
+	o.noteHost("filter", networks, u, changes, err)
 	return err
 }
 
@@ -66,20 +85,42 @@ func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwar
 	}
 	v.ours = func(vni uint32) bool { return complete || known[vni] }
 	if !forwards {
-		return hostRules(v, nil), nil
+		return sealed(hostRules(v, nil), u), nil
 	}
-	e := &egressRules{networks: networks}
+	e := &egressRules{networks: networks, underlay: u.name}
 	var err error
 	if e.uplinks, err = uplinks(host, u); err != nil {
 		return nil, err
 	}
-	if e.closed, err = connected(host); err != nil {
+	own, err := connected(host)
+	if err != nil {
 		return nil, err
 	}
+	e.closed = outermost(append(own, u.closed...))
 	if e.router, err = isRouter(host); err != nil {
 		return nil, err
 	}
-	return hostRules(v, e), nil
+	return sealed(hostRules(v, e), u), nil
+}
+
+// sealed keeps VXLAN in clear from going out and from being taken in where the
+// underlay is encrypted, whatever becomes of routes and devices; and lets
+// nothing else out of the WireGuard device.
+func sealed(r *ruleset, u underlay) *ruleset {
+	if !u.encrypted {
+		return r
+	}
+	const name = wireguard.Name
+	guard := func(at string, hook *nftables.ChainHook, rules ...rule) chain {
+		return chain{name: "sealed-" + at, kind: nftables.ChainTypeFilter, hook: hook,
+			priority: nftables.ChainPriorityRaw, policy: nftables.ChainPolicyAccept, rules: rules}
+	}
+	r.chains = append(r.chains,
+		guard("input", nftables.ChainHookInput,
+			rule{iif(name), udp(Port), accept()}, rule{iif(name), drop()}, rule{udp(Port), drop()}),
+		guard("output", nftables.ChainHookOutput, rule{notOIF(name), udp(Port), drop()}),
+		guard("forward", nftables.ChainHookForward, rule{iif(name), drop()}, rule{oif(name), drop()}))
+	return r
 }
 
 // hasForward tells from our table whether this host forwards for Networks.
@@ -96,29 +137,134 @@ func hasForward(host place) (bool, error) {
 }
 
 // forwardAtUplinks lets the answers to tenants in, and only while there are
-// such tenants. A host that is a router anyhow stays one.
-func forwardAtUplinks(host place, u underlay, had, forwards bool) ([]sysctl, error) {
-	if !had && !forwards {
-		return nil, nil
-	}
+// such tenants. A host that is a router anyhow stays one. Interfaces that did
+// not forward before are remembered in a set beside the rules, which lives as
+// long as the sysctl does (and in the agent, should the table be flushed); those
+// alone are put back.
+func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) ([]sysctl, error) {
 	router, err := isRouter(host)
 	if err != nil || router {
 		return nil, err
 	}
-	names, err := uplinks(host, u)
+	c, err := nftables.New(nftables.WithNetNSFd(int(host.ns)))
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	set := &nftables.Set{Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}, Name: "forwarding", KeyType: nftables.TypeIFName}
+	ours, err := listInterfaces(c, set)
 	if err != nil {
 		return nil, err
 	}
-	value := map[bool]string{false: "0", true: "1"}[forwards]
+	var names []string
+	if forwards {
+		if names, err = uplinks(host, u); err != nil {
+			return nil, err
+		}
+	}
+	var changed []sysctl
+	kept := slices.DeleteFunc(slices.Clone(ours), func(name string) bool { return !slices.Contains(names, name) })
+	for _, name := range names {
+		off, err := differing(host.ns, []sysctl{forwarding(name, "1")})
+		if err != nil {
+			return nil, err
+		}
+		if len(off) > 0 || slices.Contains(o.forwarding, name) {
+			kept = append(kept, name)
+		}
+	}
+	slices.Sort(kept)
+	kept = slices.Compact(kept)
+	for _, name := range kept {
+		if slices.Contains(ours, name) {
+			continue
+		}
+		if err := remember(c, set, name); err != nil {
+			return changed, fmt.Errorf("remember that %s is to forward: %w", name, err)
+		}
+	}
+	for _, name := range ours {
+		if slices.Contains(kept, name) {
+			continue
+		}
+		back, err := setSysctls(host.ns, ifThere(host, forwarding(name, "0")))
+		changed = append(changed, back...)
+		if err != nil {
+			return changed, err
+		}
+		if err := forget(c, set, name); err != nil {
+			return changed, fmt.Errorf("forget that %s is to forward: %w", name, err)
+		}
+	}
+	o.forwarding = kept
 	var want []sysctl
 	for _, name := range names {
-		want = append(want, sysctl{"net/ipv4/conf/" + name + "/forwarding", value})
+		want = append(want, forwarding(name, "1"))
 	}
-	return setSysctls(host.ns, want)
+	on, err := setSysctls(host.ns, want)
+	return append(changed, on...), err
+}
+
+func forwarding(name, value string) sysctl {
+	return sysctl{"net/ipv4/conf/" + name + "/forwarding", value}
+}
+
+// ifThere is the sysctl of an interface that may have gone.
+func ifThere(host place, s sysctl) []sysctl {
+	there := within(host.ns, func() error { _, err := os.Stat(filepath.Join("/proc/sys", s.path)); return err }) == nil
+	if !there {
+		return nil
+	}
+	return []sysctl{s}
+}
+
+// listInterfaces lists a set of interfaces' names; one that is not there is empty.
+func listInterfaces(c *nftables.Conn, set *nftables.Set) ([]string, error) {
+	tables, err := again(func() ([]*nftables.Table, error) { return c.ListTablesOfFamily(set.Table.Family) })
+	if err != nil {
+		return nil, fmt.Errorf("list the nftables tables: %w", err)
+	}
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == set.Table.Name }) {
+		return nil, nil
+	}
+	sets, err := again(func() ([]*nftables.Set, error) { return c.GetSets(set.Table) })
+	if err != nil {
+		return nil, fmt.Errorf("list the nftables sets: %w", err)
+	}
+	if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == set.Name }) {
+		return nil, nil
+	}
+	elements, err := again(func() ([]nftables.SetElement, error) { return c.GetSetElements(set) })
+	if err != nil {
+		return nil, fmt.Errorf("list the nftables set %s: %w", set.Name, err)
+	}
+	var names []string
+	for _, e := range elements {
+		names = append(names, string(bytes.TrimRight(e.Key, "\x00")))
+	}
+	return names, nil
+}
+
+// remember puts an interface into the set, which is made when it is not there.
+func remember(c *nftables.Conn, set *nftables.Set, name string) error {
+	if err := c.AddSet(set, []nftables.SetElement{{Key: interfaceKey(name)}}); err != nil {
+		return err
+	}
+	return flush(c)
+}
+
+func forget(c *nftables.Conn, set *nftables.Set, name string) error {
+	if err := c.SetDeleteElements(set, []nftables.SetElement{{Key: interfaceKey(name)}}); err != nil {
+		return err
+	}
+	return flush(c)
+}
+
+func interfaceKey(name string) []byte {
+	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
 }
 
 // noteHost counts what was repaired.
-func (o *Overlay) noteHost(networks []network, u underlay, changes []change, err error) {
+func (o *Overlay) noteHost(what string, networks []network, u underlay, changes []change, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var b strings.Builder
@@ -126,12 +272,13 @@ func (o *Overlay) noteHost(networks []network, u underlay, changes []change, err
 		fmt.Fprint(&b, n.uid, n.digest)
 	}
 	asked := fmt.Sprint(b.String(), u)
-	if o.hostSettled == asked && len(changes) > 0 {
+	if o.hostSettled[what] == asked && len(changes) > 0 {
 		o.hostRepairs += int64(len(changes))
-		o.log.Warn("overlay: repaired the host's filter", "changes", len(changes), "first", changes[0])
+		o.log.Warn("overlay: repaired the host's "+what, "changes", len(changes), "first", changes[0])
+		o.drift.tell(network{}, len(changes), changes[0].String())
 	}
-	o.hostSettled = ""
+	delete(o.hostSettled, what)
 	if err == nil {
-		o.hostSettled = asked
+		o.hostSettled[what] = asked
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/nodeagent/overlay/dhcp"
 )
 
 // link is an interface of a Network, as wanted or as seen. The fields of a
@@ -23,7 +25,7 @@ type link struct {
 	mtu       int
 	mac       mac // zero when wanted: any
 	up        bool
-	addresses []netip.Prefix // IPv4, sorted
+	addresses []netip.Prefix // sorted
 
 	vni      uint32
 	underlay int        // index of the interface that carries it, in the host's namespace
@@ -31,14 +33,19 @@ type link struct {
 	port     int
 	learning bool
 
-	index int // when seen
+	index   int // when seen
+	traffic Traffic
 }
 
 // gatewayMAC and gatewayAddress are every guest's gateway, on every host, so
 // that a guest that moves finds them again.
 func gatewayMAC() mac { return mac{0x02, 0x00, 0xa9, 0xfe, 0x01, 0x01} }
 
-func gatewayAddress() netip.Prefix { return netip.MustParsePrefix("169.254.1.1/32") }
+func gatewayAddress() netip.Prefix { return netip.PrefixFrom(dhcp.Gateway4(), 32) }
+
+// gatewayAddress6 is the same in IPv6. What is link-local is the bridge's own
+// on each host: bridges are routed between, never joined.
+func gatewayAddress6() netip.Prefix { return netip.PrefixFrom(dhcp.Gateway6(), 64) }
 
 // vxlanName is flannel's.
 func vxlanName(vni uint32) string { return fmt.Sprintf("flannel.%d", vni) }
@@ -56,11 +63,14 @@ func wantLinks(n network) []link {
 		addresses: []netip.Prefix{vtep},
 		vni:       n.vni, underlay: n.underlay, source: n.source, port: Port}
 	bridge := link{name: bridgeName(n.vni), kind: "bridge", alias: mark(n.uid), mtu: n.mtu, mac: gatewayMAC(), up: true,
-		addresses: []netip.Prefix{gatewayAddress()}}
+		addresses: []netip.Prefix{gatewayAddress(), metadataAddress()}}
 	if first := n.lease.Addr().Next(); n.lease.Bits() < 31 {
 		bridge.addresses = append(bridge.addresses, netip.PrefixFrom(first, n.lease.Bits()))
-		slices.SortFunc(bridge.addresses, compareAddress)
 	}
+	if n.lease6.IsValid() {
+		bridge.addresses = append(bridge.addresses, gatewayAddress6(), netip.PrefixFrom(n.lease6.Addr().Next(), n.lease6.Bits()))
+	}
+	slices.SortFunc(bridge.addresses, compareAddress)
 	return []link{{name: "lo", kind: "device", alias: mark(n.uid), up: true}, vxlan, bridge}
 }
 
@@ -116,6 +126,9 @@ func diffLinks(want []link, seen map[string]link) ([]linkOp, error) {
 			// As the kernel makes it: mark, MTU and MAC come with it or right after.
 			ops = append(ops, linkOp{verb: addLink, want: w}, linkOp{verb: setAlias, want: w})
 			s = link{alias: w.alias, mtu: w.mtu, mac: w.mac}
+			if w.kind == "bridge" {
+				s.mtu = 0
+			}
 		}
 		ops = append(ops, diffLink(w, s)...)
 	}
@@ -167,13 +180,13 @@ func again[T any](list func() (T, error)) (T, error) {
 	return got, err
 }
 
-// listLinks lists the interfaces of h's namespace with their IPv4 addresses.
+// listLinks lists the interfaces of h's namespace with their addresses.
 func listLinks(h *netlink.Handle) (map[string]link, error) {
 	list, err := again(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the links: %w", err)
 	}
-	addrs, err := again(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_V4) })
+	addrs, err := again(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses: %w", err)
 	}
@@ -199,6 +212,9 @@ func seenLink(l netlink.Link) link {
 	a := l.Attrs()
 	s := link{name: a.Name, kind: l.Type(), alias: a.Alias, mtu: a.MTU, up: a.Flags&net.FlagUp != 0, index: a.Index}
 	copy(s.mac[:], a.HardwareAddr)
+	if a.Statistics != nil {
+		s.traffic = trafficOf(*a.Statistics)
+	}
 	if v, ok := l.(*netlink.Vxlan); ok {
 		s.vni, s.underlay, s.port, s.learning = uint32(v.VxlanId), v.VtepDevIndex, v.Port, v.Learning
 		s.source = toAddr(v.SrcAddr)
@@ -262,6 +278,8 @@ func createLink(host *netlink.Handle, ns netns.NsHandle, w link) error {
 		err = host.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(w.vni), VtepDevIndex: w.underlay,
 			SrcAddr: w.source.AsSlice(), Port: w.port, Learning: w.learning})
 	case "bridge":
+		// Until its MTU has been changed a bridge takes over the least of its ports'.
+		attrs.MTU = 0
 		err = host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	default:
 		return fmt.Errorf("no rackweft link is a %s", w.kind)
@@ -272,6 +290,23 @@ func createLink(host *netlink.Handle, ns netns.NsHandle, w link) error {
 	return err
 }
 
+// carry has interfaces send at once that have just come up. Until the kernel
+// has taken note of a carrier, which it does in its own time (linkwatch: within
+// a second or two), it drops what is to go out there. From Linux 6.8 on a
+// question for one interface makes it look.
+func (p place) carry(names ...string) error {
+	for _, name := range names {
+		if _, err := p.LinkByName(name); err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) {
+			return fmt.Errorf("look at %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 func toAddress(p netip.Prefix) *netlink.Addr {
-	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD // there is nobody to ask: peers have leases of their own
+	}
+	return a
 }

@@ -19,6 +19,9 @@ import (
 // namespacePrefix begins the names of rackweft's network namespaces.
 const namespacePrefix = "rackweft-"
 
+// ownNamespace is the process's network namespace.
+const ownNamespace = "/proc/self/ns/net"
+
 // namespaceName tells a Network from another that had its name before.
 func namespaceName(network, uid string) string {
 	sum := sha256.Sum256([]byte(uid))

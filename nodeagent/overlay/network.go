@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
 
 // network is one Network as this host should have it: checked, and in the
@@ -19,20 +20,48 @@ type network struct {
 	mtu        int
 	mac        mac
 	lease      netip.Prefix
-	underlay   int // index of the interface
+	lease6     netip.Prefix   // may be invalid
+	moved      []netip.Prefix // leases of guests that moved here
+	underlay   int            // index of the interface
 	source     netip.Addr
 	peers      []peer
 	cidrs      []netip.Prefix
 	masquerade bool
-	allow      []netip.Prefix
+	direct     bool
+	advertise  bool
+	allowed    []api.NetworkAllow // as the part has it
+	passages   []passage
+	dns        []netip.Addr
+	domain     string
+	// limits are of all guests here together, guestLimits of each.
+	limits, guestLimits limits
 }
 
 type peer struct {
-	host  string
-	lease netip.Prefix
-	vtep  netip.Addr
-	mac   mac
+	host   string
+	lease  netip.Prefix
+	lease6 netip.Prefix // may be invalid
+	vtep   netip.Addr
+	mac    mac
+	direct bool // reached by a route of the host
 }
+
+// leaves reports whether the Network has a way into the host's namespace.
+func (n network) leaves() bool { return n.masquerade || n.routed() }
+
+func (n network) directPeers() (count int) {
+	for _, p := range n.peers {
+		if p.direct {
+			count++
+		}
+	}
+	return count
+}
+
+// limits are in bytes per second; 0 is without limit.
+type limits struct{ in, out int64 }
+
+func limitsOf(r api.Rates) limits { return limits{r.Inbound.Value(), r.Outbound.Value()} }
 
 // underlay is the interface that carries the Networks.
 type underlay struct {
@@ -40,6 +69,10 @@ type underlay struct {
 	index     int
 	mtu       int
 	addresses []netip.Addr
+	connected []netip.Prefix // of its link
+	closed    []netip.Prefix // to tenants
+	encrypted bool           // VXLAN goes through package wireguard's device only
+	sealed    bool           // and that is there
 }
 
 // The outer headers of VXLAN: Ethernet, IP, UDP, VXLAN (RFC 7348 §5), less the
@@ -52,11 +85,17 @@ const (
 // minMTU is what every IPv4 host must take (RFC 791).
 const minMTU = 576
 
+// minMTU6 is the same of IPv6 (RFC 8200 §5): Linux takes it off interfaces that
+// have less.
+const minMTU6 = 1280
+
 // compile checks a part against the underlay. The notes name what was left out
 // or made smaller; an error means that nothing can be made of it.
 func compile(name string, part api.NetworkPart, u underlay) (n network, notes []string, err error) {
-	n = network{name: name, uid: part.UID, vni: part.VNI, lease: part.Lease, underlay: u.index,
-		cidrs: part.CIDRs, masquerade: part.Egress == "masquerade", allow: part.AllowCIDRs}
+	n = network{name: name, uid: part.UID, vni: part.VNI, lease: part.Lease, lease6: part.Lease6, underlay: u.index,
+		limits: limitsOf(part.Limits), guestLimits: limitsOf(part.GuestLimits),
+		cidrs: part.CIDRs, masquerade: part.Egress == "masquerade", direct: part.Direct, advertise: part.Advertise, allowed: part.Allow,
+		dns: part.DNS, domain: part.Domain}
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if n.uid == "" {
@@ -67,6 +106,9 @@ func compile(name string, part api.NetworkPart, u underlay) (n network, notes []
 	}
 	if fit := leaseFault(n.lease); fit != "" {
 		fault("lease %s: %s", n.lease, fit)
+	}
+	if fit := lease6Fault(n.lease6, 126); fit != "" { // one address is the gateway's
+		fault("lease6 %s: %s", n.lease6, fit)
 	}
 	var ok bool
 	if n.mac, ok = parseMAC(part.MAC); !ok {
@@ -83,6 +125,20 @@ func compile(name string, part api.NetworkPart, u underlay) (n network, notes []
 	if err != nil {
 		return n, nil, err
 	}
+	for _, p := range part.Moved {
+		if fault := leaseFault(p); fault != "" {
+			notes = append(notes, fmt.Sprintf("moved lease %s is left out: %s", p, fault))
+			continue
+		}
+		n.moved = append(n.moved, p)
+	}
+	if n.lease6.IsValid() && n.mtu < minMTU6 {
+		n.lease6 = netip.Prefix{}
+		notes = append(notes, fmt.Sprintf("no IPv6: it needs an MTU of %d, and %d is what there is", minMTU6, n.mtu))
+	}
+	if n.masquerade && n.lease6.IsValid() {
+		notes = append(notes, "egress is IPv4 only: a host cannot forward IPv6 for tenants alone")
+	}
 	peers, left := checkPeers(part.Peers, n, u)
 	n.peers = peers
 	return n, append(notes, left...), nil
@@ -93,11 +149,28 @@ func leaseFault(lease netip.Prefix) string {
 	case !lease.IsValid():
 		return "it is missing"
 	case !lease.Addr().Is4():
-		return "only IPv4 leases are carried yet"
+		return "it is not IPv4; an IPv6 lease stands beside it, as lease6"
 	case lease != lease.Masked():
 		return fmt.Sprintf("it has bits beyond its length; meant is %s", lease.Masked())
 	case lease.Bits() < 8 || lease.Bits() > 31:
 		return "its length is outside of 8-31" // flannel reads no /32
+	}
+	return ""
+}
+
+// lease6Fault is leaseFault of an IPv6 lease, which may be missing.
+func lease6Fault(lease netip.Prefix, longest int) string {
+	switch {
+	case lease == netip.Prefix{}:
+		return ""
+	case !lease.IsValid() || !lease.Addr().Is6() || lease.Addr().Is4In6():
+		return "it is not IPv6"
+	case lease != lease.Masked():
+		return fmt.Sprintf("it has bits beyond its length; meant is %s", lease.Masked())
+	case lease.Bits() < 8 || lease.Bits() > longest:
+		return fmt.Sprintf("its length is outside of 8-%d", longest)
+	case lease.Addr().IsMulticast() || lease.Addr().IsLinkLocalUnicast():
+		return "it is not routed"
 	}
 	return ""
 }
@@ -137,6 +210,9 @@ func fitMTU(asked int, source netip.Addr, u underlay) (int, []string, error) {
 	if !source.Is4() {
 		overhead = overheadIPv6
 	}
+	if u.encrypted {
+		overhead += wireguard.Overhead(source)
+	}
 	most := u.mtu - overhead
 	if most < minMTU {
 		return 0, nil, fmt.Errorf("underlay %s has MTU %d, which leaves %d to a Network: it needs at least %d", u.name, u.mtu, most, minMTU)
@@ -147,7 +223,7 @@ func fitMTU(asked int, source netip.Addr, u underlay) (int, []string, error) {
 	case asked < minMTU:
 		return 0, nil, fmt.Errorf("MTU %d is less than %d", asked, minMTU)
 	case asked > most:
-		return most, []string{fmt.Sprintf("MTU %d does not fit underlay %s (%d less %d of VXLAN): using %d", asked, u.name, u.mtu, overhead, most)}, nil
+		return most, []string{fmt.Sprintf("MTU %d does not fit underlay %s (%d less %d of headers): using %d", asked, u.name, u.mtu, overhead, most)}, nil
 	}
 	return asked, nil, nil
 }
@@ -156,8 +232,11 @@ func fitMTU(asked int, source netip.Addr, u underlay) (int, []string, error) {
 func checkPeers(list []api.NetworkPeer, n network, u underlay) (peers []peer, notes []string) {
 	gateways := map[netip.Addr]string{n.lease.Addr(): "this host"}
 	vteps := map[mac]peer{n.mac: {host: "this host"}}
+	if n.lease6.IsValid() {
+		gateways[n.lease6.Addr()] = "this host"
+	}
 	for _, p := range list {
-		got := peer{host: p.Host, lease: p.Lease, vtep: p.VTEP}
+		got := peer{host: p.Host, lease: p.Lease, lease6: p.Lease6, vtep: p.VTEP}
 		m, ok := parseMAC(p.MAC)
 		got.mac = m
 		fault := leaseFault(p.Lease)
@@ -168,6 +247,10 @@ func checkPeers(list []api.NetworkPeer, n network, u underlay) (peers []peer, no
 			fault = fmt.Sprintf("%q is no unicast MAC address", p.MAC)
 		case gateways[p.Lease.Addr()] != "":
 			fault = fmt.Sprintf("its lease %s begins where that of %s does", p.Lease, gateways[p.Lease.Addr()])
+		case lease6Fault(p.Lease6, 128) != "": // a moved Guest's is its address
+			fault = fmt.Sprintf("lease6 %s: %s", p.Lease6, lease6Fault(p.Lease6, 128))
+		case p.Lease6.IsValid() && gateways[p.Lease6.Addr()] != "":
+			fault = fmt.Sprintf("its lease6 %s begins where that of %s does", p.Lease6, gateways[p.Lease6.Addr()])
 		case taken && other.vtep != p.VTEP:
 			fault = fmt.Sprintf("its MAC %s is that of %s", m, other.host)
 		case slices.Contains(u.addresses, p.VTEP):
@@ -179,7 +262,13 @@ func checkPeers(list []api.NetworkPeer, n network, u underlay) (peers []peer, no
 			notes = append(notes, fmt.Sprintf("peer %s is left out: %s", p.Host, fault))
 			continue
 		}
+		if !n.lease6.IsValid() {
+			got.lease6 = netip.Prefix{} // the namespace speaks no IPv6
+		}
 		gateways[p.Lease.Addr()], vteps[m] = p.Host, got
+		if p.Lease6.IsValid() {
+			gateways[p.Lease6.Addr()] = p.Host
+		}
 		peers = append(peers, got)
 	}
 	return peers, notes

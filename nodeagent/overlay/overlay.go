@@ -23,11 +23,14 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -35,6 +38,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/nodeagent"
+	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
 
 const (
@@ -42,16 +46,8 @@ const (
 	Port = 8472
 	// Protocol marks rackweft's routes, neighbours and nexthops
 	// (rtnetlink(7), rtm_protocol).
-	Protocol = 216
-	// ProtocolName is what ip(8) calls it where ProtocolFile is installed.
-	ProtocolName = "rackweft"
+	Protocol = api.RouteProtocol
 )
-
-// ProtocolFile is the file, under /etc/iproute2/rt_protos.d, that tells ip(8)
-// the name of Protocol.
-func ProtocolFile() (name, text string) {
-	return "rackweft.conf", fmt.Sprintf("%d\t%s\n", Protocol, ProtocolName)
-}
 
 // Options make an Overlay. All fields but Log have defaults.
 type Options struct {
@@ -61,51 +57,80 @@ type Options struct {
 	// HostNamespace is a file of the network namespace that has the underlay;
 	// by default the process's own.
 	HostNamespace string
+	// EnvDir is where each Network has its NAME.env, as flanneld writes it; no
+	// files if empty.
+	EnvDir string
+	// ResolvConf names the host's resolvers; /etc/resolv.conf by default.
+	ResolvConf string
 	// Pin makes a network namespace and pins it at a path, Unpin takes it away.
 	// They default to PinNamespace and UnpinNamespace; an agent in a private
 	// mount namespace needs ones that work outside of it.
 	Pin, Unpin func(ctx context.Context, path string) error
-	Log        *slog.Logger
+	// ProbeFile keeps what was found out of this kernel, for the next agent of
+	// the same boot; without it each agent finds out anew.
+	ProbeFile string
+	// Config answers a request to 169.254.169.254, port 80, by the Guest with that
+	// uid; "" stands for a source that is no Guest's of the Network here. It ends
+	// with the request's context. Guests are not answered without it.
+	Config func(w http.ResponseWriter, r *http.Request, uid string)
+	Log    *slog.Logger
 }
 
 // Overlay makes the Networks of one host true. It is the nodeagent.Handler of
-// network parts.
+// network parts, a nodeagent.Runner, and a prometheus.Collector.
 type Overlay struct {
 	dir   string
 	host  string
+	env   string
 	pin   func(ctx context.Context, path string) error
 	unpin func(ctx context.Context, path string) error
 	log   *slog.Logger
+	// config is the Options' Config.
+	config func(w http.ResponseWriter, r *http.Request, uid string)
+
+	serving serving
+
+	// kernel is held while a tenant's namespace is worked on: Reconcile, SetPorts
+	// and Attach come from different goroutines. It is taken before mu.
+	kernel sync.Mutex
 
 	mu       sync.Mutex
 	underlay api.Underlay
-	stats    map[string]Stats  // by uid
-	settled  map[string]string // by uid: what was asked for when nothing was left to do
-	// The same of the host's filter.
-	hostSettled string
-	hostRepairs int64
-}
+	stats    map[string]Stats   // by uid
+	settled  map[string]string  // by stage and uid: what was asked for when nothing was left to do
+	networks map[string]network // by name: those that were made since the agent's start
+	ports    portTable
+	// portsKnown: SetPorts was called since the agent's start.
+	portsKnown bool
+	// As settled and Stats.Repairs, of the host's filter.
+	hostSettled map[string]string
+	forwarding  []string // interfaces that forward for our sake; only Reconcile looks
+	// probeFile, probed and wrongChecksums are checksumsAreWrong's.
+	probeFile      string
+	probed         bool
+	wrongChecksums bool
+	// noHostRoutes: the last pass left none, and none is asked for.
+	noHostRoutes bool
+	hostRepairs  int64
+	drift        repairs
+	encrypted    bool // as the last pass saw the underlay
 
-// Stats tell of one Network on this host.
-type Stats struct {
-	Network   string
-	VNI       uint32
-	Namespace string
-	Peers     int
-	Entries   int   // FDB, neighbours, nexthops and routes in the kernel
-	Repairs   int64 // changes made although nothing else had been asked for, since the agent's start
+	metrics metrics
 }
 
 // New prepares an Overlay; nothing is touched before Reconcile.
 func New(o Options) *Overlay {
-	v := &Overlay{dir: o.NamespaceDir, host: o.HostNamespace, pin: o.Pin, unpin: o.Unpin, log: o.Log,
-		stats: map[string]Stats{}, settled: map[string]string{}}
+	v := &Overlay{dir: o.NamespaceDir, host: o.HostNamespace, env: o.EnvDir, pin: o.Pin, unpin: o.Unpin, log: o.Log, probeFile: o.ProbeFile, config: o.Config,
+		stats: map[string]Stats{}, settled: map[string]string{}, hostSettled: map[string]string{},
+		networks: map[string]network{}, ports: portTable{},
+		drift: repairs{told: map[string]toldRepair{}, now: time.Now}, metrics: newMetrics()}
 	if v.dir == "" {
 		v.dir = "/run/netns"
 	}
 	if v.host == "" {
-		v.host = "/proc/self/ns/net"
+		v.host = ownNamespace
 	}
+	v.serving = newServing(v.dialHost, o.ResolvConf)
 	if v.pin == nil {
 		v.pin = func(_ context.Context, path string) error { return PinNamespace(path) }
 	}
@@ -124,13 +149,6 @@ func (o *Overlay) SetUnderlay(u api.Underlay) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.underlay = u
-}
-
-// Stats lists the Networks that the last Reconcile saw, by name.
-func (o *Overlay) Stats() []Stats {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return slices.SortedFunc(maps.Values(o.stats), func(a, b Stats) int { return strings.Compare(a.Network, b.Network) })
 }
 
 // place is a network namespace that is open for work.
@@ -177,6 +195,7 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 		}
 	}
 	u, underlayErr := o.findUnderlay(host)
+	o.noteEncryption(u)
 	var jobs []job
 	var networks []network
 	for _, p := range parts {
@@ -194,8 +213,18 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 			continue
 		}
 		n.digest = p.Digest
-		jobs = append(jobs, job{p.Key(), n, notes})
-		networks = append(networks, n)
+		jobs = append(jobs, newJob(p.Key(), n, notes))
+	}
+	joinNetworks(jobs)
+	settleDirect(jobs, u)
+	settleAdvertised(jobs, u)
+	if len(jobs) > 0 && o.checksumsAreWrong() {
+		for i := range jobs {
+			jobs[i].note(api.PartApplied, "this kernel sends wrong checksums inside VXLAN: their offload is off")
+		}
+	}
+	for _, j := range jobs {
+		networks = append(networks, j.network)
 	}
 	err = o.filterHost(host, u, networks)
 	if err != nil {
@@ -207,33 +236,76 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 			out[j.key] = pending(err)
 			continue
 		}
-		out[j.key] = o.reconcileOne(ctx, host, j.network, j.notes)
+		out[j.key] = o.reconcileOne(ctx, host, j, networks, alone)
+	}
+	if err == nil && underlayErr == nil {
+		if err := o.hostRoutes(host, u, networks); err != nil {
+			o.log.Warn("overlay: routes of Networks are not as they should be", "error", err)
+			for _, j := range jobs {
+				if j.network.routed() {
+					out[j.key] = pending(err)
+				}
+			}
+		}
+	}
+	// Passages need both namespaces.
+	for _, j := range jobs {
+		if err == nil && len(j.network.passages) > 0 && out[j.key].State != api.PartPending {
+			out[j.key] = o.reconcileOne(ctx, host, j, networks, joined)
+		}
+	}
+	for _, j := range jobs {
+		if out[j.key].State == api.PartApplied && u.encrypted && !u.sealed {
+			out[j.key] = pending(errUnsealed)
+		}
 	}
 	return out
 }
+
+// errUnsealed is of Networks that are made, but reach no other host.
+var errUnsealed = errors.New("nothing goes to other hosts: their Zone is encrypted, and this host has no " + wireguard.Name + " (the part " + api.PartBase + " says why)")
 
 // job is a part that can be made true.
 type job struct {
 	key     string
 	network network
 	notes   []string
+	state   api.PartState // when all is done that can be
 }
 
-func (o *Overlay) reconcileOne(ctx context.Context, host place, n network, notes []string) api.PartStatus {
+func newJob(key string, n network, notes []string) job {
+	j := job{key: key, network: n, notes: notes, state: api.PartApplied}
+	if slices.ContainsFunc(notes, func(note string) bool { return strings.HasPrefix(note, "peer ") }) {
+		j.state = api.PartFailed
+	}
+	return j
+}
+
+// note says what is amiss. The first fault makes the state.
+func (j *job) note(state api.PartState, text string) {
+	j.notes = append(j.notes, text)
+	if j.state == api.PartApplied {
+		j.state = state
+	}
+}
+
+// stage is a part of the work on one Network.
+type stage string
+
+const (
+	alone  stage = "alone"  // what it is by itself
+	joined stage = "joined" // what needs other Networks' namespaces
+)
+
+func (o *Overlay) reconcileOne(ctx context.Context, host place, j job, all []network, s stage) api.PartStatus {
 	if ctx.Err() != nil {
 		return pending(ctx.Err())
 	}
-	if err := o.ensure(ctx, host, n); err != nil {
-		o.log.Warn("overlay: not as it should be", "network", n.name, "error", err)
+	if err := o.ensure(ctx, host, j.network, all, s); err != nil {
+		o.log.Warn("overlay: not as it should be", "network", j.network.name, "error", err)
 		return pending(err)
 	}
-	state := api.PartApplied
-	for _, note := range notes {
-		if strings.HasPrefix(note, "peer ") {
-			state = api.PartFailed
-		}
-	}
-	return api.PartStatus{State: state, Message: summary(notes)}
+	return api.PartStatus{State: j.state, Message: summary(j.notes)}
 }
 
 func networkName(part string) string { return strings.TrimPrefix(part, "network/") }
@@ -262,6 +334,8 @@ func (o *Overlay) findUnderlay(host place) (underlay, error) {
 		if err != nil {
 			return underlay{}, err
 		}
+		u.encrypted = want.Encryption != nil
+		u.sealed = slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == wireguard.Name })
 		if want.Interface != "" || len(u.addresses) > 0 {
 			return u, upAndAddressed(l, u, want)
 		}
@@ -273,10 +347,14 @@ func (o *Overlay) findUnderlay(host place) (underlay, error) {
 }
 
 func seeUnderlay(host place, l netlink.Link, want api.Underlay) (underlay, error) {
-	u := underlay{name: l.Attrs().Name, index: l.Attrs().Index, mtu: l.Attrs().MTU}
+	u := underlay{name: l.Attrs().Name, index: l.Attrs().Index, mtu: l.Attrs().MTU, closed: want.Closed}
 	addrs, err := again(func() ([]netlink.Addr, error) { return host.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return u, fmt.Errorf("list the addresses of %s: %w", u.name, err)
+	}
+	for _, a := range addrs {
+		bits, _ := a.Mask.Size()
+		u.connected = append(u.connected, netip.PrefixFrom(toAddr(a.IP), bits).Masked())
 	}
 	for _, w := range want.Addresses {
 		if slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return toAddr(a.IP) == w }) {
@@ -296,19 +374,44 @@ func upAndAddressed(l netlink.Link, u underlay, want api.Underlay) error {
 	return nil
 }
 
-// ensure makes one Network true and counts what it had to repair.
-func (o *Overlay) ensure(ctx context.Context, host place, n network) error {
-	path := filepath.Join(o.dir, namespaceName(n.name, n.uid))
+// ensure makes a stage of one Network true and counts what it had to repair.
+func (o *Overlay) ensure(ctx context.Context, host place, n network, all []network, s stage) error {
+	o.kernel.Lock()
+	defer o.kernel.Unlock()
+	path := o.pathOf(n)
 	tenant, err := o.openTenant(ctx, path)
 	if err != nil {
 		return err
 	}
 	defer tenant.close()
-	work := &work{host: host, tenant: tenant, network: n}
-	err = work.run()
-	o.note(work, filepath.Base(path), err)
-	return err
+	work := &work{host: host, tenant: tenant, network: n, dir: o.dir, wrongChecksums: o.wrongChecksums}
+	work.unknown = func(vni uint32) (bool, error) {
+		if slices.ContainsFunc(all, func(n network) bool { return n.vni == vni }) {
+			return false, nil
+		}
+		complete, err := o.complete(all)
+		return !complete, err
+	}
+	work.ports, work.complete = o.portsOf(n.name)
+	for _, step := range work.steps(s) {
+		if err = step(); err != nil {
+			break
+		}
+	}
+	o.note(work, s, filepath.Base(path), err)
+	if err != nil || s != alone {
+		return err
+	}
+	return errors.Join(o.serve(tenant, n), writeEnv(o.env, n))
 }
+
+func (o *Overlay) noteEncryption(u underlay) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.encrypted = u.encrypted && u.sealed
+}
+
+func (o *Overlay) pathOf(n network) string { return filepath.Join(o.dir, namespaceName(n.name, n.uid)) }
 
 // openTenant opens a Network's namespace; one that is not there is made.
 func (o *Overlay) openTenant(ctx context.Context, path string) (place, error) {
@@ -337,32 +440,56 @@ func (o *Overlay) unpinIfThere(ctx context.Context, path string) error {
 	return o.unpin(ctx, path)
 }
 
+func settledKey(at stage, uid string) string { return string(at) + " " + uid }
+
 // note keeps the counters.
-func (o *Overlay) note(w *work, namespace string, err error) {
+func (o *Overlay) note(w *work, at stage, namespace string, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n := w.network
-	asked := fmt.Sprint(n.digest, n.underlay, n.source, n.mtu)
+	asked := fmt.Sprint(n.digest, n.underlay, n.source, n.mtu, n.passages, n.direct, n.directPeers(), n.advertise)
 	s := o.stats[n.uid]
-	if o.settled[n.uid] == asked && w.changes > 0 {
+	done := settledKey(at, n.uid)
+	if o.settled[done] == asked && w.changes > 0 {
 		s.Repairs += int64(w.changes)
 		o.log.Warn("overlay: repaired", "network", n.name, "changes", w.changes, "first", w.first)
+		o.drift.tell(n, w.changes, w.first)
 	}
-	delete(o.settled, n.uid)
+	delete(o.settled, done)
 	if err == nil {
-		o.settled[n.uid] = asked
+		o.settled[done] = asked
 	}
-	s.Network, s.VNI, s.Namespace, s.Peers, s.Entries = n.name, n.vni, namespace, len(n.peers), w.entries
+	s.Network, s.VNI, s.Namespace, s.Peers = n.name, n.vni, namespace, len(n.peers)
+	s.Offload = !w.wrongChecksums
+	if w.listed {
+		s.Entries = w.entries
+	}
+	if w.seen {
+		s.Traffic, s.Drops, s.Ports = w.traffic, w.drops, w.stats
+	}
 	o.stats[n.uid] = s
+	o.networks[n.name] = n
 }
 
 // work is one pass over one Network.
 type work struct {
 	host, tenant place
 	network      network
-	entries      int
-	changes      int
-	first        string // of the changes
+	ports        []guestPort
+	complete     bool   // ports are all that there are
+	dir          string // of the tenants' namespaces
+
+	unknown func(vni uint32) (bool, error)
+	listed  bool
+	entries int
+	seen    bool // traffic and stats are set
+	traffic Traffic
+	drops   Drops
+	stats   []PortStats
+	changes int
+	first   string // of the changes
+	// wrongChecksums: see checksumsAreWrong.
+	wrongChecksums bool
 }
 
 // did counts changes.
@@ -373,15 +500,14 @@ func did[T fmt.Stringer](w *work, changes []T) {
 	w.changes += len(changes)
 }
 
-func (w *work) run() error {
-	steps := []func() error{w.links, w.sysctls, w.filter, w.peers, w.egress}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
-		}
+func (w *work) steps(s stage) []func() error {
+	if s == joined {
+		return []func() error{w.passages}
 	}
-	return nil
+	return []func() error{w.firstSysctls, w.links, w.offload, w.sysctls, w.filter, w.guestPorts, w.reach}
 }
+
+func (w *work) firstSysctls() error { return w.setSysctls(w.tenant, firstSysctls(w.network)) }
 
 func (w *work) sysctls() error { return w.setSysctls(w.tenant, wantSysctls(w.network)) }
 
@@ -402,6 +528,9 @@ func (w *work) links() error {
 	if err != nil {
 		return err
 	}
+	if err := w.oldPassages(seen); err != nil {
+		return err
+	}
 	ops, err := diffLinks(wantLinks(w.network), seen)
 	if err != nil {
 		return err
@@ -409,6 +538,10 @@ func (w *work) links() error {
 	did(w, ops)
 	return applyLinks(w.host.Handle, w.tenant.Handle, w.tenant.ns, ops)
 }
+
+// reach sets the ways out. Egress is first, since a direct route takes the place
+// of one by VXLAN and has to make room for it; its faults leave the peers be.
+func (w *work) reach() error { return errors.Join(w.egress(), w.peers()) }
 
 func (w *work) peers() error {
 	vxlan, err := w.tenant.LinkByName(vxlanName(w.network.vni))
@@ -428,20 +561,27 @@ func (w *work) peers() error {
 	want := wantEntries(w.network.peers)
 	ops := diffEntries(want, seen)
 	did(w, ops)
-	w.entries = want.count()
+	w.entries, w.listed = want.count(), true
 	return c.applyEntries(index, ops)
 }
 
 // remove takes a Network away, and nothing of its name with another uid.
 func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.PartStatus {
-	path := filepath.Join(o.dir, namespaceName(networkName(p.Name), p.UID))
-	if err := o.removeAt(ctx, host, path, p.UID); err != nil {
-		return pending(fmt.Errorf("remove Network %s: %w", networkName(p.Name), err))
+	o.kernel.Lock()
+	defer o.kernel.Unlock()
+	name := networkName(p.Name)
+	path := filepath.Join(o.dir, namespaceName(name, p.UID))
+	o.serving.stop(p.UID) // its sockets would hold the namespace
+	if err := errors.Join(removeEnv(o.env, name, p.UID), o.removeAt(ctx, host, path, p.UID)); err != nil {
+		return pending(fmt.Errorf("remove Network %s: %w", name, err))
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.stats, p.UID)
-	delete(o.settled, p.UID)
+	delete(o.drift.told, p.UID)
+	delete(o.settled, settledKey(alone, p.UID))
+	delete(o.settled, settledKey(joined, p.UID))
+	maps.DeleteFunc(o.networks, func(_ string, n network) bool { return n.uid == p.UID })
 	return api.PartStatus{State: api.PartApplied}
 }
 

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -43,60 +42,6 @@ func TestNetworksReachTheirOwn(t *testing.T) {
 	}
 }
 
-// Guests of Networks with the same CIDR and the same leases hear their own
-// Network, and nothing from the others.
-func TestNoLeaks(t *testing.T) {
-	f := newFabric(t, 3, false)
-	networks := []tenant{red(), green(), blue()}
-	for i := range 17 {
-		if !testing.Short() {
-			networks = append(networks, tenant{name: fmt.Sprint("t", i), uid: fmt.Sprint("uid-", i), vni: uint32(2000 + i), second: 5, third: byte(i % 3)})
-		}
-	}
-	f.reconcile(networks...)
-	type guest struct {
-		tenant tenant
-		place  place
-		addr   netip.Addr
-		heard  func() []string
-	}
-	var guests []guest
-	for _, n := range networks {
-		for i := range f.hosts {
-			p, addr := f.guest(n, i+1, 8)
-			guests = append(guests, guest{n, p, addr, listen(t, p)})
-		}
-	}
-	targets := []netip.Addr{netip.MustParseAddr("255.255.255.255"), netip.MustParseAddr("224.0.0.251"), netip.MustParseAddr("10.5.255.255")}
-	for _, g := range guests {
-		targets = append(targets, g.addr)
-	}
-	for _, from := range guests {
-		send(t, from.place, fmt.Sprint(from.tenant.name, " ", from.addr), targets)
-	}
-	for _, to := range guests {
-		want := map[string]bool{}
-		for _, from := range guests {
-			if from.tenant == to.tenant && from.addr != to.addr {
-				want[fmt.Sprint(from.tenant.name, " ", from.addr)] = true
-			}
-		}
-		for deadline := time.Now().Add(patience); len(want) > 0 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-			for _, s := range to.heard() {
-				delete(want, s)
-			}
-		}
-		for s := range want {
-			t.Errorf("%s in %s never heard %q", to.addr, to.tenant.name, s)
-		}
-		for _, s := range to.heard() {
-			if !strings.HasPrefix(s, to.tenant.name+" ") {
-				t.Errorf("%s in %s heard %q: a leak", to.addr, to.tenant.name, s)
-			}
-		}
-	}
-}
-
 const probePort = 7777
 
 // listen gathers what arrives in a namespace by UDP.
@@ -107,6 +52,11 @@ func listen(t testing.TB, p place) func() []string {
 		conn, err = net.ListenPacket("udp4", fmt.Sprintf(":%d", probePort))
 		return err
 	}))
+	return gather(t, conn)
+}
+
+// gather reads until the test is over.
+func gather(t testing.TB, conn net.PacketConn) func() []string {
 	var mu sync.Mutex
 	var heard []string
 	var reader sync.WaitGroup
@@ -265,7 +215,7 @@ func TestDriftIsMended(t *testing.T) {
 				return err
 			}
 			defer c.close()
-			return c.applyEntries(l.Attrs().Index, []entryOp{{remove, nexthop{id: nexthopID(red().lease(2).Addr())}}})
+			return c.applyEntries(l.Attrs().Index, []entryOp{{remove, nexthop{id: nexthopID(red().lease(2))}}})
 		})},
 		{"nexthop elsewhere, and one of nobody", onLink(vxlan, func(p place, l netlink.Link) error {
 			c, err := dialRTNL(p.ns)
@@ -274,7 +224,7 @@ func TestDriftIsMended(t *testing.T) {
 			}
 			defer c.close()
 			return c.applyEntries(l.Attrs().Index, []entryOp{
-				{replace, nexthop{nexthopID(red().lease(2).Addr()), netip.MustParseAddr("10.5.9.0")}},
+				{replace, nexthop{nexthopID(red().lease(2)), netip.MustParseAddr("10.5.9.0")}},
 				{create, nexthop{77, netip.MustParseAddr("10.5.9.1")}}})
 		})},
 		{"namespace unpinned", onLink(vxlan, func(p place, l netlink.Link) error {
@@ -335,7 +285,7 @@ func (p place) summary(t testing.TB) string {
 	must(t, err)
 	var lines []string
 	for _, l := range links {
-		l.index = 0
+		l.index, l.traffic = 0, Traffic{}
 		lines = append(lines, fmt.Sprintf("%+v", l))
 	}
 	slices.Sort(lines)

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
@@ -38,6 +39,7 @@ type testHost struct {
 	dir      string // of its tenants' namespaces
 	underlay netip.Addr
 	overlay  *Overlay
+	ports    []nodeagent.Port // of its guests
 }
 
 const underlayMTU = 1500
@@ -131,7 +133,7 @@ func (h *testHost) cleanup() {
 
 // restart is a new agent.
 func (h *testHost) restart() {
-	h.overlay = New(Options{NamespaceDir: h.dir, HostNamespace: h.path, Log: slog.New(slog.DiscardHandler)})
+	h.overlay = New(Options{NamespaceDir: h.dir, HostNamespace: h.path, ProbeFile: filepath.Join(h.fabric.dir, "probe.json"), Log: slog.New(slog.DiscardHandler)})
 	h.overlay.SetUnderlay(api.Underlay{Interface: "eth0", Addresses: []netip.Addr{h.underlay}})
 }
 
@@ -142,10 +144,26 @@ type tenant struct {
 	second    byte // 10.<second>.<third+i>.0/24
 	third     byte
 	egress    string
+	v6        bool // host i has fd00:<second>:0:<third+i>::/64, too
 }
 
 func (n tenant) lease(i int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, n.second, n.third + byte(i), 0}), 24)
+}
+
+func (n tenant) lease6(i int) netip.Prefix {
+	if !n.v6 {
+		return netip.Prefix{}
+	}
+	return netip.MustParsePrefix(fmt.Sprintf("fd00:%x:0:%x::/64", n.second, n.third+byte(i)))
+}
+
+func (n tenant) cidrs() []netip.Prefix {
+	list := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, n.second, 0, 0}), 16)}
+	if n.v6 {
+		list = append(list, netip.MustParsePrefix(fmt.Sprintf("fd00:%x::/48", n.second)))
+	}
+	return list
 }
 
 func (n tenant) mac(i int) api.MAC {
@@ -158,11 +176,10 @@ func (f *fabric) part(n tenant, i int) nodeagent.Part {
 	if f.hosts[0].underlay.Is6() {
 		mtu = underlayMTU - overheadIPv6
 	}
-	value := &api.NetworkPart{UID: n.uid, VNI: n.vni, MTU: mtu, Lease: n.lease(i), MAC: n.mac(i), Egress: n.egress,
-		CIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, n.second, 0, 0}), 16)}}
+	value := &api.NetworkPart{UID: n.uid, VNI: n.vni, MTU: mtu, Lease: n.lease(i), Lease6: n.lease6(i), MAC: n.mac(i), Egress: n.egress, CIDRs: n.cidrs()}
 	for j, h := range f.hosts {
 		if j+1 != i {
-			value.Peers = append(value.Peers, api.NetworkPeer{Host: h.name, Lease: n.lease(j + 1), VTEP: h.underlay, MAC: n.mac(j + 1)})
+			value.Peers = append(value.Peers, api.NetworkPeer{Host: h.name, Lease: n.lease(j + 1), Lease6: n.lease6(j + 1), VTEP: h.underlay, MAC: n.mac(j + 1)})
 		}
 	}
 	return nodeagent.Part{Name: api.NetworkPartName(n.name), UID: n.uid, Digest: "1", Value: value}
@@ -217,7 +234,18 @@ func (f *fabric) guest(n tenant, i int, last byte) (place, netip.Addr) {
 	must(f.t, g.AddrAdd(l, toAddress(netip.PrefixFrom(addr, 32))))
 	must(f.t, g.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(gatewayAddress()), Scope: netlink.SCOPE_LINK}))
 	must(f.t, g.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gatewayAddress().Addr().AsSlice()}))
+	if n.v6 {
+		must(f.t, g.AddrAdd(l, toAddress(netip.PrefixFrom(n.guest6(i, last), 128))))
+		must(f.t, g.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gatewayAddress6().Addr().AsSlice()}))
+	}
 	return g, addr
+}
+
+// guest6 is the address that guest gives beside the IPv4 one.
+func (n tenant) guest6(i int, last byte) netip.Addr {
+	b := n.lease6(i).Addr().As16()
+	b[15] = last
+	return netip.AddrFrom16(b)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet { return toAddress(p).IPNet }
@@ -227,16 +255,22 @@ func first(lease netip.Prefix) netip.Addr { return lease.Addr().Next() }
 
 // pinger sends ICMP echo requests from an address in a namespace.
 type pinger struct {
-	conn *icmp.PacketConn
-	id   int
-	seq  int
+	conn           *icmp.PacketConn
+	id             int
+	seq            int
+	protocol       int
+	request, reply icmp.Type
 }
 
 func newPinger(t testing.TB, ns netns.NsHandle, source netip.Addr) *pinger {
 	t.Helper()
-	p := &pinger{id: os.Getpid() & 0xffff}
+	p := &pinger{id: os.Getpid() & 0xffff, protocol: unix.IPPROTO_ICMP, request: ipv4.ICMPTypeEcho, reply: ipv4.ICMPTypeEchoReply}
+	network := "ip4:icmp"
+	if source.Is6() {
+		p.protocol, p.request, p.reply, network = unix.IPPROTO_ICMPV6, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply, "ip6:ipv6-icmp"
+	}
 	must(t, within(ns, func() (err error) {
-		p.conn, err = icmp.ListenPacket("ip4:icmp", source.String())
+		p.conn, err = icmp.ListenPacket(network, source.String())
 		return err
 	}))
 	t.Cleanup(func() { _ = p.conn.Close() })
@@ -247,8 +281,8 @@ var errNoReply = errors.New("no reply")
 
 // ping waits for the reply to one request with size bytes of data.
 func (p *pinger) ping(to netip.Addr, size int, wait time.Duration) error {
-	p.seq++
-	request, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: p.id, Seq: p.seq, Data: make([]byte, size)}}).Marshal(nil)
+	p.seq = (p.seq + 1) & 0xffff // as on the wire
+	request, err := (&icmp.Message{Type: p.request, Body: &icmp.Echo{ID: p.id, Seq: p.seq, Data: make([]byte, size)}}).Marshal(nil)
 	if err != nil {
 		return err
 	}
@@ -267,12 +301,12 @@ func (p *pinger) ping(to netip.Addr, size int, wait time.Duration) error {
 		if err != nil {
 			return err
 		}
-		m, err := icmp.ParseMessage(1, b[:n])
+		m, err := icmp.ParseMessage(p.protocol, b[:n])
 		if err != nil {
 			continue
 		}
 		echo, ok := m.Body.(*icmp.Echo)
-		if ok && m.Type == ipv4.ICMPTypeEchoReply && echo.ID == p.id && echo.Seq == p.seq && from.String() == to.String() {
+		if ok && m.Type == p.reply && echo.ID == p.id && echo.Seq == p.seq && from.String() == to.String() {
 			return nil
 		}
 	}

@@ -204,11 +204,12 @@ func TestDiff(t *testing.T) {
      username: '***'
 --- zone/red at bootd
 +++ zone/red in stdin
-@@ -0,0 +1,4 @@
+@@ -0,0 +1,5 @@
 +spec:
 +  asn: 64603
 +  reflectors:
 +    count: 2
++  encryption: none
 --- machine/r1u07 at bootd
 +++ machine/r1u07 in stdin
 @@ -1,5 +1,5 @@

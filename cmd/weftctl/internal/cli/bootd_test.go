@@ -39,7 +39,10 @@ type bootd struct {
 	refuse   map[string]*api.Problem
 	warnings map[string][]string // by plural/name
 	explain  *api.Explanation
+	peers    *api.NetworkPeers
+	path     func(from, to string) *api.NetworkPath
 	console  func(*bufio.ReadWriter)
+	bgp      map[string]any // answers, by path and query
 }
 
 func newBootd(t *testing.T) *bootd {
@@ -74,8 +77,21 @@ func (b *bootd) routes() http.Handler {
 		}
 		b.json(w, b.explain)
 	})
+	mux.HandleFunc("GET /v1/networks/{name}/peers", func(w http.ResponseWriter, _ *http.Request) { b.json(w, b.peers) })
+	mux.HandleFunc("GET /v1/networks/{name}/explain", func(w http.ResponseWriter, r *http.Request) {
+		b.json(w, b.path(r.URL.Query().Get("from"), r.URL.Query().Get("to")))
+	})
 	mux.HandleFunc("GET /v1/machines/{name}/console", b.openConsole)
+	mux.HandleFunc("GET /v1/guests/{name}/console", b.openConsole)
+	mux.HandleFunc("GET /v1/zones/{name}/bgp/{what}", func(w http.ResponseWriter, r *http.Request) {
+		if v, ok := b.bgp[r.URL.RequestURI()]; ok {
+			b.json(w, v)
+			return
+		}
+		b.problem(w, &api.Problem{Status: 404, Title: "Not Found", Detail: r.URL.RequestURI()})
+	})
 	mux.HandleFunc("POST /v1/machines/{name}/{verb}", b.verb)
+	mux.HandleFunc("POST /v1/guests/{name}/{verb}", b.guestVerb)
 	mux.HandleFunc("GET /v1/blobs/{digest}", b.blob) // HEAD too
 	mux.HandleFunc("PUT /v1/blobs/{digest}", b.blob)
 	mux.HandleFunc("GET /v1/{plural}", b.list)
@@ -179,6 +195,24 @@ func (b *bootd) put(w http.ResponseWriter, r *http.Request) {
 		b.keep(o)
 	}
 	b.json(w, o)
+}
+
+// guestVerb keeps what was asked for as an annotation.
+func (b *bootd) guestVerb(w http.ResponseWriter, r *http.Request) {
+	var a api.GuestAction
+	if err := json.NewDecoder(r.Body).Decode(&a); err != nil {
+		b.t.Error(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g, ok := b.objects["guests/"+r.PathValue("name")].(*api.Guest)
+	if !ok {
+		b.problem(w, &api.Problem{Status: 404, Title: "Not Found", Detail: "there is none"})
+		return
+	}
+	g.Metadata.Annotations = map[string]string{"asked": fmt.Sprint(r.PathValue("verb"), " ", a.To, " ", a.LoseDisks, " ", a.ID != "")}
+	b.keep(g)
+	b.json(w, g)
 }
 
 // hideValues seals a Secret and reports whether it holds what it held.

@@ -32,12 +32,14 @@ func (a *app) completeObjects(c *cobra.Command, args []string, toComplete string
 	return words, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeMachines offers the Machines' names for one argument.
-func (a *app) completeMachines(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+// completeOne offers the names of a kind for the first word.
+func (a *app) completeOne(plural string) cobra.CompletionFunc {
+	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return a.names(c.Context(), plural), cobra.ShellCompDirectiveNoFileComp
 	}
-	return a.names(c.Context(), "machines"), cobra.ShellCompDirectiveNoFileComp
 }
 
 // names are those of a kind at bootd; none when it cannot be asked.

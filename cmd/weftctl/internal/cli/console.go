@@ -13,15 +13,11 @@ import (
 
 func (a *app) consoleCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "console MACHINE",
-		Short: "Open a Machine's serial console",
-		Long: `console joins this terminal and a Machine's serial console through its BMC. As in ssh, at the beginning of a line:
-
-  ~.  detach
-  ~~  send one ~
-  ~?  tell these`,
+		Use:               "console MACHINE",
+		Short:             "Open a Machine's serial console",
+		Long:              "console joins this terminal and a Machine's serial console through its BMC." + consoleEscapes,
 		Args:              exactly(1, "MACHINE"),
-		ValidArgsFunction: a.completeMachines,
+		ValidArgsFunction: a.completeOne("machines"),
 		RunE: func(c *cobra.Command, args []string) error {
 			client, err := a.client()
 			if err != nil {
@@ -31,12 +27,23 @@ func (a *app) consoleCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("console of machine/%s: %w", args[0], err)
 			}
-			a.note("joined to the console of %s; detach with ~. at the beginning of a line", args[0])
-			err = a.console(c.Context(), far)
-			a.note("\ndetached from %s", args[0])
-			return err
+			return a.attach(c.Context(), far, args[0])
 		},
 	}
+}
+
+const consoleEscapes = ` As in ssh, at the beginning of a line:
+
+  ~.  detach
+  ~~  send one ~
+  ~?  tell these`
+
+// attach joins the terminal to a console, and tells of it.
+func (a *app) attach(ctx context.Context, far io.ReadWriteCloser, name string) error {
+	a.note("joined to the console of %s; detach with ~. at the beginning of a line", name)
+	err := a.console(ctx, far)
+	a.note("\ndetached from %s", name)
+	return err
 }
 
 // console copies both ways until either end closes, ~. is typed or ctx ends. The terminal is always restored.

@@ -48,8 +48,8 @@ r1u08   yellow   -        Active   -       -       -         -
 	b.run(t, "", "get", "machines", "-l", "tier!=app", "-o", "name").want(t, 0, "machine/r1u08\n")
 	b.run(t, "", "get", "machines", "-l", "tier=none").want(t, 0, "", "there are none")
 	b.run(t, "", "get", "all").want(t, 0, `ZONES
-NAME     ASN     PREFIXES   REFLECTORS   UPLINKS   AGE
-yellow   64601   -          -            0         -
+NAME     ASN     PREFIXES   REFLECTORS   UPLINKS   READY   AGE
+yellow   64601   -          -            0         -       -
 
 MACHINES
 NAME    ZONE     RACK/U   PHASE    STAGE   POWER   ADDRESS   AGE
@@ -66,6 +66,7 @@ spec:
   asn: 64601
   reflectors:
     count: 2
+  encryption: none
 `)
 	var list struct {
 		Items []json.RawMessage `json:"items"`
@@ -260,10 +261,10 @@ func TestDescribe(t *testing.T) {
 	}
 	zone := new(api.Zone)
 	zone.Metadata.Name, zone.Spec.ASN = "yellow", 64601
-	zone.Status.Reflectors = []string{"r1u07"}
+	zone.Status.Reflectors = []api.ReflectorStatus{{Machine: "r1u07", State: api.ReflectorServing}}
 	zone.Status.Conditions = api.Conditions{{Type: "Ready", Status: api.True}}
 	b.store(zone)
-	if r := b.run(t, "", "describe", "zone/yellow"); !strings.Contains(r.out, "Status\n  reflectors:\n    - r1u07\n\nConditions\n") {
+	if r := b.run(t, "", "describe", "zone/yellow"); !strings.Contains(r.out, "Status\n  reflectors:\n    - machine: r1u07\n      uid: \"\"\n      state: Serving\n") {
 		t.Errorf("%s", r.out)
 	}
 }
@@ -377,6 +378,9 @@ func TestConsole(t *testing.T) {
 	}
 	b.console = func(rw *bufio.ReadWriter) { _, _ = rw.WriteString("bye"); _ = rw.Flush() }
 	if r := b.run(t, "", "console", "r1u07"); r.code != 0 || r.out != "bye" {
+		t.Errorf("%+v", r)
+	}
+	if r := b.run(t, "", "guest", "console", "web"); r.code != 0 || r.out != "bye" || !strings.Contains(r.err, "joined to the console of web") {
 		t.Errorf("%+v", r)
 	}
 	b.refuse["GET /v1/machines/r1u07/console"] = &api.Problem{Status: 502, Title: "Bad Gateway", Detail: "open the console of r1u07: refused"}

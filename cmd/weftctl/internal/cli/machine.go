@@ -122,7 +122,7 @@ func (a *app) machineBootCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "boot NAME", Short: "Show what a Machine would boot",
 		Args:              exactly(1, "NAME"),
-		ValidArgsFunction: a.completeMachines,
+		ValidArgsFunction: a.completeOne("machines"),
 		RunE: func(c *cobra.Command, args []string) error {
 			client, err := a.client()
 			if err != nil {

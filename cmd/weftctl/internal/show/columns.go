@@ -120,9 +120,22 @@ func (p Printer) zone() []column {
 	return []column{
 		of("ASN", func(z *api.Zone) string { return strconv.FormatUint(uint64(z.Spec.ASN), 10) }),
 		of("PREFIXES", func(z *api.Zone) string { return join(z.Spec.Prefixes) }),
-		of("REFLECTORS", func(z *api.Zone) string { return strings.Join(z.Status.Reflectors, ",") }),
+		of("REFLECTORS", reflectors),
 		of("UPLINKS", func(z *api.Zone) string { return strconv.Itoa(len(z.Spec.Uplinks)) }),
+		p.condition("READY", "Ready", func(o api.Object) api.Conditions { return o.(*api.Zone).Status.Conditions }),
 	}
+}
+
+// reflectors are a Zone's, with the states of those that do not simply serve.
+func reflectors(z *api.Zone) string {
+	var list []string
+	for _, r := range z.Status.Reflectors {
+		if r.State != api.ReflectorServing {
+			r.Machine += "(" + string(r.State) + ")"
+		}
+		list = append(list, r.Machine)
+	}
+	return strings.Join(list, ",")
 }
 
 func (p Printer) subnet() []column {

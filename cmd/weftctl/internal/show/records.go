@@ -3,6 +3,7 @@ package show
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -98,6 +99,47 @@ func (p Printer) Origins(w io.Writer, list []api.Origin) error {
 		table.Rows = append(table.Rows, []string{"  " + terminal.Clean(o.Path), o.Layer, strings.Join(o.Overrides, ", ")})
 	}
 	return table.Print(w, p.bold)
+}
+
+// Peers prints the leases of a Network; wide adds what programs go by.
+func (p Printer) Peers(w io.Writer, list []api.NetworkMember, wide bool) error {
+	table := Table{Header: []string{"HOST", "LEASE", "VTEP", "STATE", "MESSAGE"}}
+	if wide {
+		table.Header = []string{"HOST", "KIND", "LEASE", "IPV6 LEASE", "VTEP", "MAC", "AGENT", "STATE", "MESSAGE"}
+	}
+	for _, m := range list {
+		host, state := m.Host, string(m.State)
+		switch m.Kind {
+		case api.MemberGuest:
+			host += " (guest " + m.Guest + ")"
+		case api.MemberFlanneld, api.MemberReservation:
+			host = strings.TrimSpace(host + " (" + string(m.Kind) + ")")
+		}
+		if m.State == api.PartFailed || m.State == api.PartPending || m.State == api.PartOrphaned {
+			state = p.Paint(terminal.Yellow, state)
+		}
+		row := []string{host, m.Lease.String(), address(m.VTEP), state, m.Message}
+		if wide {
+			agent := ""
+			if m.Kind == api.MemberHost {
+				agent = map[bool]string{true: "connected", false: "away"}[m.Connected]
+			}
+			row = []string{m.Host, strings.TrimSpace(string(m.Kind) + " " + m.Guest), m.Lease.String(), prefix(m.Lease6), address(m.VTEP), string(m.MAC), agent, state, m.Message}
+		}
+		for i := range row[:len(row)-1] {
+			row[i] = orDash(terminal.Columns, row[i])
+		}
+		row[len(row)-1] = terminal.Clean(m.Message)
+		table.Rows = append(table.Rows, row)
+	}
+	return table.Print(w, p.bold)
+}
+
+func prefix(p netip.Prefix) string {
+	if !p.IsValid() {
+		return ""
+	}
+	return p.String()
 }
 
 // Conditions prints conditions, those that are not as they should be in colour.

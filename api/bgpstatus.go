@@ -1,0 +1,122 @@
+package api
+
+import (
+	"net/netip"
+	"time"
+)
+
+// BGPStatus is what a host reports of its speaker: at first, when a session
+// changes its state, and else every few seconds while counters move. It is kept
+// in memory only.
+type BGPStatus struct {
+	Role       string       `json:"role,omitzero" enum:"client,reflector"`
+	Sessions   []BGPSession `json:"sessions,omitempty"`
+	Problem    string       `json:"problem,omitzero" doc:"What of its part the speaker could not apply."`
+	Kernel     int          `json:"kernel,omitzero" doc:"Routes that stand in the kernel."`
+	Unresolved int          `json:"unresolved,omitzero" doc:"Routes whose next hop the kernel cannot reach."`
+	// Routes are the best ones of a reflector, by prefix, at most MaxBGPRoutes;
+	// other hosts report none.
+	Routes  []BGPRoute `json:"routes,omitempty" doc:"The best ones of a reflector, by prefix."`
+	Omitted int        `json:"omitted,omitzero" doc:"Routes beyond those that are listed."`
+	// Reported is bootd's, filled in at receipt.
+	Reported time.Time `json:"reported,omitzero" doc:"When bootd received it."`
+}
+
+// MaxBGPRoutes is how many routes a report lists.
+const MaxBGPRoutes = 2000
+
+// BGPSession is one session as one end of it sees it.
+type BGPSession struct {
+	Peer       string     `json:"peer" doc:"Name of the neighbour in the bgp part."`
+	Address    netip.Addr `json:"address,omitzero"`
+	Role       string     `json:"role,omitzero" enum:"reflector,client,uplink"`
+	State      string     `json:"state" enum:"idle,connect,active,opensent,openconfirm,established,limited" doc:"limited: ended for too many prefixes, and tried again within a minute."`
+	Since      time.Time  `json:"since,omitzero" doc:"When it came into this state. A host tells it by its own clock, bootd by bootd's."`
+	Received   int        `json:"received,omitzero" doc:"Prefixes of both families."`
+	Accepted   int        `json:"accepted,omitzero" doc:"Those of Received that policy let in."`
+	Advertised int        `json:"advertised,omitzero"`
+	Flaps      int        `json:"flaps,omitzero" doc:"How often it was lost since the speaker started."`
+	LastError  string     `json:"lastError,omitzero" doc:"Why it was lost, or does not come up."`
+	Digest     string     `json:"digest,omitzero" doc:"Over the prefixes and next hops received, of reflectors and uplinks only."`
+}
+
+// BGPAudit has a reflector compare what a neighbour has received with what it
+// was told, and tell it all again where they differ.
+type BGPAudit struct {
+	Neighbor string `json:"neighbor"`
+	Received int    `json:"received"`
+	Digest   string `json:"digest"`
+}
+
+// BGPEstablished is the State of a session that works.
+const BGPEstablished = "established"
+
+// BGPRoute is one route of a Zone.
+type BGPRoute struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	NextHop netip.Addr   `json:"nextHop"`
+	From    string       `json:"from" doc:"Name of the neighbour that told it; empty for the reflector's own."`
+	ASPath  []uint32     `json:"asPath,omitempty"`
+	Stale   bool         `json:"stale,omitzero" doc:"Kept over a restart of the neighbour (RFC 4724, 9494)."`
+}
+
+// ZoneSessions is what bootd knows of a Zone's sessions.
+type ZoneSessions struct {
+	Zone     string        `json:"zone"`
+	Sessions []ZoneSession `json:"sessions"`
+}
+
+// ZoneSession is one session that is to be, and what its ends say of it.
+type ZoneSession struct {
+	Host    string      `json:"host" doc:"The reflector."`
+	Session BGPSession  `json:"session" doc:"As the reflector reports it; its state is empty when that has reported nothing."`
+	Other   *BGPSession `json:"other,omitempty" doc:"As the other host reports it."`
+	// Message says what is wrong, where the ends alone do not.
+	Message string `json:"message,omitzero"`
+}
+
+// ZoneRoutes is what the reflectors of a Zone have.
+type ZoneRoutes struct {
+	Zone   string      `json:"zone"`
+	Routes []ZoneRoute `json:"routes"`
+	// Omitted counts what the reflectors did not list.
+	Omitted int `json:"omitted,omitzero"`
+}
+
+// ZoneRoute is a route that a host is to originate, or that an uplink told.
+type ZoneRoute struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	NextHop netip.Addr   `json:"nextHop,omitzero"`
+	Origin  string       `json:"origin" doc:"The host that originates it, or the uplink."`
+	Network string       `json:"network,omitzero" doc:"The Network that has it as a lease."`
+	Wanted  bool         `json:"wanted" doc:"A host is to originate it."`
+	At      []string     `json:"at,omitempty" doc:"The reflectors that report to have it."`
+	Stale   bool         `json:"stale,omitzero"`
+}
+
+// BGPTest is what the Zone's policies make of one prefix from one host, or from
+// an uplink.
+type BGPTest struct {
+	Zone   string       `json:"zone"`
+	From   string       `json:"from"`
+	Prefix netip.Prefix `json:"prefix"`
+	// Accepted says whether any reflector takes it.
+	Accepted   bool            `json:"accepted"`
+	Reason     string          `json:"reason" doc:"What decides, in a sentence."`
+	Reflectors []BGPTestAnswer `json:"reflectors,omitempty"`
+}
+
+// BGPTestAnswer is what one reflector makes of it.
+type BGPTestAnswer struct {
+	Reflector string          `json:"reflector"`
+	Accepted  bool            `json:"accepted"`
+	Reason    string          `json:"reason"`
+	Told      []BGPTestExport `json:"told,omitempty" doc:"Who is told."`
+}
+
+// BGPTestExport is one neighbour, or all hosts, that a route is told to or not.
+type BGPTestExport struct {
+	To     string `json:"to"`
+	Told   bool   `json:"told"`
+	Reason string `json:"reason"`
+}

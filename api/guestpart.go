@@ -1,0 +1,71 @@
+package api
+
+import "net/netip"
+
+// GuestPart is a Guest as its host needs it. What is empty has the default that
+// Guest documents.
+type GuestPart struct {
+	UID         string       `json:"uid"`
+	Network     string       `json:"network,omitzero" doc:"Name of the Network's part; a Guest without one has no NIC."`
+	Addresses   []netip.Addr `json:"addresses,omitempty" doc:"IPv4 first."`
+	MAC         MAC          `json:"mac,omitzero"`
+	CPUs        int          `json:"cpus"`
+	Memory      Quantity     `json:"memory"`
+	Machine     string       `json:"machine,omitzero" enum:"q35,microvm"`
+	Firmware    string       `json:"firmware,omitzero" enum:"bios,uefi"`
+	SecureBoot  bool         `json:"secureBoot,omitzero"`
+	Tuning      GuestTuning  `json:"tuning,omitzero"`
+	Limits      GuestLimits  `json:"limits,omitzero"`
+	Kernel      *GuestKernel `json:"kernel,omitempty" doc:"Started directly, in place of the firmware's boot."`
+	Disks       []GuestDisk  `json:"disks,omitempty" doc:"In the order in which they are tried for booting."`
+	Config      GuestConfig  `json:"config,omitzero"`
+	Restart     string       `json:"restart,omitzero" enum:"Always,OnFailure,Never"`
+	StopTimeout Duration     `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take; 2m."`
+	// Request is something to be done once: the host remembers the last ID.
+	Request *GuestRequest `json:"request,omitempty"`
+	State   string        `json:"state" enum:"Running,Paused,Stopped"`
+}
+
+// GuestKernel is a kernel that QEMU loads itself. Both are digests of blobs.
+type GuestKernel struct {
+	Kernel    SHA256   `json:"kernel"`
+	Initrd    SHA256   `json:"initrd,omitzero"`
+	Arguments []string `json:"arguments,omitempty"`
+}
+
+// GuestDisk is a Disk as the host needs it.
+type GuestDisk struct {
+	Name   string   `json:"name"`
+	Size   Quantity `json:"size"`
+	Retain bool     `json:"retain,omitzero"`
+	Format string   `json:"format,omitzero" enum:"qcow2,raw"`
+	Image  SHA256   `json:"image,omitzero" doc:"Digest of the blob that it begins as, qcow2 or raw; without one it begins empty."`
+}
+
+// GuestConfig is what a Guest configures itself with.
+type GuestConfig struct {
+	URL string `json:"url,omitzero" doc:"Where the Guest fetches its Ignition config."`
+	// IgnitionVersion is that of the pointer, which the Guest's Ignition must read.
+	IgnitionVersion string `json:"ignitionVersion,omitzero"`
+}
+
+// What a GuestRequest may ask for.
+const (
+	GuestReset   = "reset"   // as the button does, at once
+	GuestRestart = "restart" // a graceful stop and a start, by which changes of the machine take effect
+)
+
+// GuestRequest is a verb: done once for each ID.
+type GuestRequest struct {
+	ID   string `json:"id"`
+	Verb string `json:"verb" enum:"reset,restart"`
+}
+
+// GuestObserved is what a host sees of a Guest.
+type GuestObserved struct {
+	State       string     `json:"state" enum:"Running,Paused,Stopped,Unknown"`
+	Accelerator string     `json:"accelerator,omitzero" enum:"kvm,tcg"`
+	Restarts    int        `json:"restarts,omitzero" doc:"By the restart policy, since the agent started."`
+	Request     string     `json:"request,omitzero" doc:"ID of the last request that was done."`
+	Conditions  Conditions `json:"conditions,omitempty"`
+}

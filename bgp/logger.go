@@ -1,0 +1,98 @@
+package bgp
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+
+	gobgplog "github.com/osrg/gobgp/v3/pkg/log"
+)
+
+// logger passes on what GoBGP has to say, and keeps why sessions ended: it is
+// told nowhere else.
+type logger struct {
+	log *slog.Logger
+
+	mu      sync.Mutex
+	reasons map[string]string // by address of the neighbour
+	keyless map[string]string // neighbours whose MD5 key the kernel did not take, and why
+}
+
+func newLogger(log *slog.Logger) *logger {
+	return &logger{log: log, reasons: map[string]string{}, keyless: map[string]string{}}
+}
+
+// reason is why the neighbour's last session ended, or "".
+func (l *logger) reason(address string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reasons[address]
+}
+
+func (l *logger) say(level slog.Level, msg string, fields gobgplog.Fields) {
+	var args []any
+	for _, k := range slices.Sorted(maps.Keys(fields)) {
+		args = append(args, k, fmt.Sprint(fields[k]))
+	}
+	l.log.Log(context.Background(), level, "bgp: "+msg, args...)
+}
+
+// Panic implements GoBGP's Logger.
+func (l *logger) Panic(msg string, f gobgplog.Fields) {
+	l.say(slog.LevelError, msg, f)
+	panic("gobgp: " + msg)
+}
+
+// Fatal implements GoBGP's Logger. GoBGP uses it for a policy that it does not
+// take, and answers an error, too.
+func (l *logger) Fatal(msg string, f gobgplog.Fields) { l.say(slog.LevelError, msg, f) }
+
+// Error implements GoBGP's Logger.
+func (l *logger) Error(msg string, f gobgplog.Fields) { l.say(slog.LevelError, msg, f) }
+
+// Warn implements GoBGP's Logger.
+func (l *logger) Warn(msg string, f gobgplog.Fields) {
+	if msg == "failed to set md5" {
+		l.mu.Lock()
+		l.keyless[fmt.Sprint(f["Key"])] = fmt.Sprint(f["Err"])
+		l.mu.Unlock()
+	}
+	l.say(slog.LevelWarn, msg, f)
+}
+
+// withoutKey answers, once, why the kernel has no MD5 key for the neighbour.
+// GoBGP goes on without one, and would take a connection that has none.
+func (l *logger) withoutKey(address string) (string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	why, failed := l.keyless[address]
+	delete(l.keyless, address)
+	return why, failed
+}
+
+// Info implements GoBGP's Logger. Of what GoBGP says at this level, only
+// sessions that come and go are for people.
+func (l *logger) Info(msg string, f gobgplog.Fields) {
+	switch msg {
+	case "Peer Down":
+		l.mu.Lock()
+		l.reasons[fmt.Sprint(f["Key"])] = fmt.Sprint(f["Reason"])
+		l.mu.Unlock()
+	case "Peer Up", "peer graceful restart":
+	default:
+		return
+	}
+	l.say(slog.LevelInfo, msg, f)
+}
+
+// Debug implements GoBGP's Logger.
+func (l *logger) Debug(string, gobgplog.Fields) {}
+
+// SetLevel implements GoBGP's Logger.
+func (l *logger) SetLevel(gobgplog.LogLevel) {}
+
+// GetLevel implements GoBGP's Logger.
+func (l *logger) GetLevel() gobgplog.LogLevel { return gobgplog.InfoLevel }

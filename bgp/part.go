@@ -1,0 +1,201 @@
+package bgp
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bgp/fib"
+)
+
+// Defaults of the part, as package api documents them.
+const (
+	defaultPort            = 179
+	defaultGracefulRestart = 2 * time.Minute
+	defaultStaleHold       = 10 * time.Minute
+	defaultHoldTime        = 90 * time.Second
+	uplinkHoldTime         = 9 * time.Second
+	defaultMaxPrefixes     = 10000
+	defaultMetric          = 4096
+	maxRestartTime         = 4095 * time.Second // 12 bits, RFC 4724, section 3
+	maxLongLived           = 1 << 24 * time.Second
+	maxPassword            = 80 // TCP_MD5SIG_MAXKEYLEN of linux/tcp.h
+)
+
+// parsePart reads a part and fills its defaults in. An error names what is
+// wrong with it; such a part is not applied.
+func parsePart(raw []byte) (api.BGPPart, error) {
+	var p api.BGPPart
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return p, fmt.Errorf("decode the bgp part: %w", err)
+	}
+	setDefaults(&p)
+	if err := validate(p); err != nil {
+		return p, fmt.Errorf("bgp part of Zone %s: %w", p.Zone, err)
+	}
+	return p, nil
+}
+
+func setDefaults(p *api.BGPPart) {
+	fill(&p.Port, defaultPort)
+	fill(&p.Table, unix.RT_TABLE_MAIN)
+	fill(&p.Metric, defaultMetric)
+	fill(&p.GracefulRestart, api.Duration(defaultGracefulRestart))
+	fill(&p.StaleHold, api.Duration(defaultStaleHold))
+	if !p.ClusterID.IsValid() {
+		p.ClusterID = p.RouterID
+	}
+	accepted := map[string]int{}
+	for _, a := range p.Accept {
+		accepted[a.Client] += len(a.Prefixes)
+	}
+	for i := range p.Neighbors {
+		n := &p.Neighbors[i]
+		if n.Role == api.BGPUplink {
+			fill(&n.HoldTime, api.Duration(uplinkHoldTime))
+		}
+		fill(&n.HoldTime, api.Duration(defaultHoldTime))
+		fill(&n.KeepAlive, n.HoldTime/3)
+		if n.Role == api.BGPClient {
+			fill(&n.MaxPrefixes, clientLimit(accepted[n.Name]))
+		}
+		fill(&n.MaxPrefixes, defaultMaxPrefixes)
+		fill(&n.Hops, 1)
+		if len(n.Families) == 0 {
+			n.Families = []string{"ipv4", "ipv6"}
+		}
+	}
+}
+
+// clientLimit leaves room for what a client may not originate but does, and
+// moves in powers of two: a change of it costs (see server.updatePeer).
+func clientLimit(accepted int) int {
+	limit := 16
+	for limit < 2*accepted+10 {
+		limit *= 2
+	}
+	return limit
+}
+
+func fill[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+func validate(p api.BGPPart) error {
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	check(p.ASN != 0, "the ASN is missing")
+	check(p.RouterID.Is4(), "routerID %s is no IPv4 address", p.RouterID)
+	check(p.ClusterID.Is4(), "clusterID %s is no IPv4 address", p.ClusterID)
+	check(p.Role == api.BGPClient || p.Role == api.BGPReflector, "role %q is neither client nor reflector", p.Role)
+	_, err := bgp.ParseLargeCommunity(p.Community)
+	check(err == nil, "community %q is no large community: it is written 64601:1:7", p.Community)
+	check(p.Port > 0 && p.Port < 1<<16, "port %d is out of range", p.Port)
+	check(p.Table > 0 && int64(p.Table) < 1<<32 && p.Table != unix.RT_TABLE_LOCAL, "table %d is none for routes", p.Table)
+	check(p.Metric > 0 && int64(p.Metric) < 1<<32, "metric %d is out of range", p.Metric)
+	check(inSeconds(p.GracefulRestart, time.Second, maxRestartTime), "gracefulRestart %s is not whole seconds up to %s", time.Duration(p.GracefulRestart), maxRestartTime)
+	check(inSeconds(p.LongLived, 0, maxLongLived), "longLived %s is not whole seconds up to %s", time.Duration(p.LongLived), maxLongLived)
+	for _, a := range slices.Concat(p.Listen, p.NextHops) {
+		check(a.IsValid() && a.Zone() == "" && !a.Is4In6(), "%s is no address", a)
+	}
+	for _, x := range slices.Concat(p.Originate, p.Aggregates, p.ZoneNextHops) {
+		check(validPrefix(x), "%s is no masked prefix", x)
+	}
+	names, addresses := map[string]bool{}, map[netip.Addr]bool{}
+	for _, n := range p.Neighbors {
+		if err := validateNeighbor(p, n); err != nil {
+			faults = append(faults, fmt.Errorf("neighbor %q: %w", n.Name, err))
+		}
+		check(!names[n.Name], "two neighbors are called %q", n.Name)
+		check(!addresses[n.Address], "two neighbors have the address %s", n.Address)
+		names[n.Name], addresses[n.Address] = true, true
+	}
+	clients := map[string]bool{}
+	for _, a := range p.Accept {
+		check(!clients[a.Client], "accept names %q twice", a.Client)
+		clients[a.Client] = true
+		for _, x := range a.Prefixes {
+			check(validPrefix(x), "accept of %q: %s is no masked prefix", a.Client, x)
+		}
+		for _, x := range a.NextHops {
+			check(x.IsValid() && x.Zone() == "", "accept of %q: %s is no address", a.Client, x)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func validateNeighbor(p api.BGPPart, n api.BGPNeighbor) error {
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	check(n.Name != "", "it has no name")
+	check(n.Address.IsValid() && n.Address.Zone() == "" && !n.Address.Is4In6() && !n.Address.IsUnspecified(), "%s is no address of a neighbor", n.Address)
+	check(!n.Source.IsValid() || n.Source.BitLen() == n.Address.BitLen(), "source %s is not of the family of %s", n.Source, n.Address)
+	switch n.Role {
+	case api.BGPReflector:
+		check(n.ASN == p.ASN, "a reflector has the Zone's ASN %d, not %d", p.ASN, n.ASN)
+	case api.BGPClient:
+		check(n.ASN == p.ASN, "a client has the Zone's ASN %d, not %d", p.ASN, n.ASN)
+		check(p.Role == api.BGPReflector, "only a reflector has clients")
+	case api.BGPUplink:
+		check(n.ASN != 0 && n.ASN != p.ASN, "an uplink has an ASN of its own, not %d", n.ASN)
+		check(p.Role == api.BGPReflector, "only a reflector has uplinks")
+	default:
+		check(false, "role %q is none of reflector, client and uplink", n.Role)
+	}
+	check(len(n.Password) <= maxPassword, "the password is longer than %d bytes", maxPassword)
+	check(inSeconds(n.HoldTime, 3*time.Second, 65535*time.Second), "holdTime %s is not whole seconds from 3s on", time.Duration(n.HoldTime))
+	check(inSeconds(n.KeepAlive, time.Second, time.Duration(n.HoldTime)), "keepAlive %s is not whole seconds up to holdTime", time.Duration(n.KeepAlive))
+	check(n.MaxPrefixes > 0 && int64(n.MaxPrefixes) < 1<<31, "maxPrefixes %d is out of range", n.MaxPrefixes)
+	check(n.Hops > 0 && n.Hops < 256, "hops %d is not 1 to 255", n.Hops)
+	for _, f := range n.Families {
+		check(f == "ipv4" || f == "ipv6", "family %q is neither ipv4 nor ipv6", f)
+	}
+	for _, f := range slices.Concat(n.Import, n.Export) {
+		check(validPrefix(f.Prefix) && (f.LE == 0 || f.LE >= f.Prefix.Bits() && f.LE <= f.Prefix.Addr().BitLen()), "%s le %d is no filter", f.Prefix, f.LE)
+	}
+	return errors.Join(faults...)
+}
+
+func validPrefix(p netip.Prefix) bool {
+	return p.IsValid() && p == p.Masked() && !p.Addr().Is4In6()
+}
+
+func inSeconds(d api.Duration, low, high time.Duration) bool {
+	v := time.Duration(d)
+	return v >= low && v <= high && v%time.Second == 0
+}
+
+// needsRestart reports whether the change from a to b is one that GoBGP takes
+// only when it starts.
+func needsRestart(a, b api.BGPPart) bool {
+	return a.ASN != b.ASN || a.RouterID != b.RouterID || a.Port != b.Port || !slices.Equal(a.Listen, b.Listen) ||
+		a.Table != b.Table || a.Metric != b.Metric
+}
+
+// FIBOptions are those of the routes that a speaker with this part has in the
+// kernel. When the part cannot be read they are the defaults.
+func FIBOptions(raw []byte) (fib.Options, error) {
+	part, err := parsePart(raw)
+	if err != nil {
+		return fib.Options{Table: unix.RT_TABLE_MAIN, Metric: defaultMetric}, err
+	}
+	return fib.Options{Table: part.Table, Metric: part.Metric}, nil
+}

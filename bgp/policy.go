@@ -1,0 +1,321 @@
+package bgp
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	gobgp "github.com/osrg/gobgp/v3/api"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Names of the two policies. They never change: GoBGP falls back to accepting
+// everything when an assigned policy is gone.
+const (
+	importPolicy = "import"
+	exportPolicy = "export"
+)
+
+// gracefulShutdown is the well-known community of RFC 8326.
+const gracefulShutdown = "65535:0"
+
+// policy is a part as GoBGP's global policy: statements in order, of which the
+// first that matches decides. What none accepts is rejected.
+//
+// Its shape follows its cost. Import statements are run over once for each path
+// that comes in, so there is one per client and family. Export statements are
+// run over once for each path and neighbour: those of uplinks and reflectors,
+// which are few, come first and end in a rejection, so that clients need no
+// neighbour set, which GoBGP searches linearly.
+type policy struct {
+	sets    []*gobgp.DefinedSet
+	imports []*gobgp.Statement
+	exports []*gobgp.Statement
+
+	// What decides over a neighbour, as text: it is reset where that changes.
+	in  map[string]string
+	out map[string]string
+	own string // over what this host originates
+}
+
+func compilePolicy(p api.BGPPart) *policy {
+	c := &policy{in: map[string]string{}, out: map[string]string{}}
+	by := map[string][]api.BGPNeighbor{}
+	for _, n := range p.Neighbors {
+		by[n.Role] = append(by[n.Role], n)
+	}
+	for role, list := range by {
+		var addresses []string
+		for _, n := range list {
+			addresses = append(addresses, n.Address.String())
+		}
+		c.neighborSet(role+"s", addresses...)
+	}
+	c.sets = append(c.sets,
+		&gobgp.DefinedSet{DefinedType: gobgp.DefinedType_LARGE_COMMUNITY, Name: "zone", List: []string{"^" + regexp.QuoteMeta(p.Community) + "$"}},
+		&gobgp.DefinedSet{DefinedType: gobgp.DefinedType_COMMUNITY, Name: "drained", List: []string{"^" + gracefulShutdown + "$"}})
+	c.compileImport(p, by)
+	c.compileExport(p, by)
+	return c
+}
+
+// martians are never taken, from nobody.
+func martians() []api.PrefixFilter {
+	var all []api.PrefixFilter
+	for _, s := range []string{"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"} {
+		all = append(all, api.PrefixFilter{Prefix: netip.MustParsePrefix(s), LE: 32})
+	}
+	for _, s := range []string{"::/8", "fe80::/10", "ff00::/8"} {
+		all = append(all, api.PrefixFilter{Prefix: netip.MustParsePrefix(s), LE: 128})
+	}
+	return all
+}
+
+func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
+	mark := func(kind gobgp.CommunityAction_Type) *gobgp.CommunityAction {
+		return &gobgp.CommunityAction{Type: kind, Communities: []string{p.Community}}
+	}
+	// Aggregates carry no community of the Zone: they are for uplinks alone.
+	for _, set := range c.prefixSets("aggregates", exactly(p.Aggregates)) {
+		c.imports = append(c.imports, &gobgp.Statement{Name: "in-" + set,
+			Conditions: &gobgp.Conditions{RouteType: gobgp.Conditions_ROUTE_TYPE_LOCAL, PrefixSet: matchAny(set)},
+			Actions:    accept(nil)})
+	}
+	c.imports = append(c.imports, &gobgp.Statement{Name: "in-own",
+		Conditions: &gobgp.Conditions{RouteType: gobgp.Conditions_ROUTE_TYPE_LOCAL},
+		Actions:    accept(&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})})
+	for _, set := range c.prefixSets("martians", martians()) {
+		c.imports = append(c.imports, &gobgp.Statement{Name: "in-" + set, Conditions: &gobgp.Conditions{PrefixSet: matchAny(set)}, Actions: reject()})
+	}
+	c.own = fmt.Sprint(p.Community, p.Aggregates, p.Drain)
+
+	// Preference is the Zone's to give, but between reflectors; a drained host
+	// gets the least that GoBGP can set.
+	preference := &gobgp.Conditions{}
+	if len(by[api.BGPReflector]) > 0 {
+		preference.NeighborSet = &gobgp.MatchSet{Type: gobgp.MatchSet_INVERT, Name: "reflectors"}
+	}
+	c.imports = append(c.imports,
+		&gobgp.Statement{Name: "in-preference", Conditions: preference, Actions: &gobgp.Actions{LocalPref: &gobgp.LocalPrefAction{Value: 100}}},
+		&gobgp.Statement{Name: "in-drained", Conditions: &gobgp.Conditions{CommunitySet: matchAny("drained")}, Actions: &gobgp.Actions{LocalPref: &gobgp.LocalPrefAction{Value: 1}}})
+
+	hops := texts(p.ZoneNextHops)
+	for _, n := range by[api.BGPReflector] {
+		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, nil)
+	}
+	for _, n := range by[api.BGPUplink] {
+		foreign := c.foreignASNs(p, n)
+		c.importFrom(n, n.Import, append([]string{n.Address.String()}, hops...), &gobgp.Conditions{AsPathSet: foreign},
+			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
+	}
+	accepted := map[string]api.BGPAccept{}
+	for _, a := range p.Accept {
+		accepted[a.Client] = a
+	}
+	for _, n := range by[api.BGPClient] {
+		a := accepted[n.Name]
+		c.importFrom(n, exactly(a.Prefixes), texts(a.NextHops), &gobgp.Conditions{},
+			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
+	}
+}
+
+// importFrom takes from n what matches filters and more, with a next hop out
+// of hops; of nothing or of no next hop, nothing.
+func (c *policy) importFrom(n api.BGPNeighbor, filters []api.PrefixFilter, hops []string, more *gobgp.Conditions, actions *gobgp.Actions) {
+	c.in[n.Name] = fmt.Sprint(c.own, n.Address, filters, hops, more, actions)
+	if len(hops) == 0 { // GoBGP takes an empty list for any
+		return
+	}
+	from := c.neighborSet("from-"+n.Name, n.Address.String())
+	for _, set := range c.prefixSets("from-"+n.Name, filters) {
+		c.imports = append(c.imports, &gobgp.Statement{Name: "in-" + set,
+			Conditions: &gobgp.Conditions{PrefixSet: matchAny(set), NeighborSet: matchAny(from), NextHopInList: hops,
+				LargeCommunitySet: more.LargeCommunitySet, AsPathSet: more.AsPathSet},
+			Actions: accept(actions)})
+	}
+}
+
+// foreignASNs matches a path without a private ASN (RFC 6996) that n may not
+// have in it. As a regular expression over the path's text a range is too
+// long, so the digits are spelt out.
+func (c *policy) foreignASNs(p api.BGPPart, n api.BGPNeighbor) *gobgp.MatchSet {
+	allowed := append([]uint32{n.ASN}, n.PrivateASNs...)
+	allowed = slices.DeleteFunc(allowed, func(a uint32) bool { return a == p.ASN })
+	name := "private-" + n.Name
+	c.sets = append(c.sets, &gobgp.DefinedSet{DefinedType: gobgp.DefinedType_AS_PATH, Name: name, List: []string{onlyPublic(allowed)}})
+	return matchAny(name)
+}
+
+// onlyPublic is the expression for a path, as "64600 3320 {1,2}", whose every
+// ASN is public or allowed.
+func onlyPublic(allowed []uint32) string {
+	public := []string{
+		`[1-9][0-9]{0,3}`, `[1-5][0-9]{4}`, `6[0-3][0-9]{3}`, `64[0-4][0-9]{2}`, `6450[0-9]|6451[01]|65535`, // up to 64511
+		`6553[6-9]|655[4-9][0-9]|65[6-9][0-9]{2}|6[6-9][0-9]{3}|[7-9][0-9]{4}`, // 65536 to 99999
+		`[1-9][0-9]{5,8}`, `[1-3][0-9]{9}`, `4[01][0-9]{8}`, `429496729[5-9]`,
+	}
+	for _, a := range allowed {
+		public = append(public, fmt.Sprint(a))
+	}
+	one := "(" + strings.Join(public, "|") + ")"
+	return "^" + one + "( " + one + ")*$"
+}
+
+func (c *policy) compileExport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
+	if p.Drain {
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-drain",
+			Conditions: &gobgp.Conditions{RouteType: gobgp.Conditions_ROUTE_TYPE_LOCAL},
+			Actions: &gobgp.Actions{Community: &gobgp.CommunityAction{Type: gobgp.CommunityAction_ADD, Communities: []string{gracefulShutdown}},
+				LocalPref: &gobgp.LocalPrefAction{Value: 1}}})
+	}
+	for _, n := range by[api.BGPUplink] {
+		c.exportToUplink(p, n)
+	}
+	c.rejectRest("uplinks", by[api.BGPUplink])
+	if len(by[api.BGPReflector]) > 0 {
+		only := &gobgp.Conditions{NeighborSet: matchAny("reflectors"), LargeCommunitySet: matchAny("zone")}
+		if p.Role == api.BGPClient {
+			only.RouteType = gobgp.Conditions_ROUTE_TYPE_LOCAL
+		}
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflectors", Conditions: only, Actions: accept(nil)})
+	}
+	c.rejectRest("reflectors", by[api.BGPReflector])
+	// Only clients are left.
+	if p.Role == api.BGPReflector {
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-clients", Conditions: &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, Actions: accept(nil)})
+	}
+	for _, n := range p.Neighbors {
+		c.out[n.Name] = fmt.Sprint(p.Role, p.Drain, p.Community, n.Role)
+		if n.Role == api.BGPUplink {
+			c.out[n.Name] += fmt.Sprint(p.Aggregates, n.Export, n.KeepNextHop)
+		}
+	}
+}
+
+// exportToUplink tells n of the Zone's own routes, whose path is this Zone's
+// ASN alone: what one uplink says is never told to another.
+func (c *policy) exportToUplink(p api.BGPPart, n api.BGPNeighbor) {
+	to := c.neighborSet("to-"+n.Name, n.Address.String())
+	actions := func() *gobgp.Actions {
+		a := accept(&gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_REMOVE, Communities: []string{"^" + regexp.QuoteMeta(p.Community) + "$"}}})
+		if p.Drain && !n.KeepNextHop {
+			a.Community = &gobgp.CommunityAction{Type: gobgp.CommunityAction_ADD, Communities: []string{gracefulShutdown}}
+		}
+		return a
+	}
+	var aggregates []api.PrefixFilter
+	for _, x := range p.Aggregates {
+		if matches(n.Export, x) {
+			aggregates = append(aggregates, api.PrefixFilter{Prefix: x})
+		}
+	}
+	for _, set := range c.prefixSets("aggregates-to-"+n.Name, aggregates) {
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-" + set,
+			Conditions: &gobgp.Conditions{PrefixSet: matchAny(set), NeighborSet: matchAny(to), RouteType: gobgp.Conditions_ROUTE_TYPE_LOCAL},
+			Actions:    actions()})
+	}
+	for _, set := range c.prefixSets("to-"+n.Name, n.Export) {
+		a := actions()
+		if n.KeepNextHop {
+			a.Nexthop = &gobgp.NexthopAction{Unchanged: true}
+		}
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-" + set,
+			Conditions: &gobgp.Conditions{PrefixSet: matchAny(set), NeighborSet: matchAny(to), LargeCommunitySet: matchAny("zone"),
+				AsPathLength: &gobgp.AsPathLength{Type: gobgp.AsPathLength_LE, Length: 1}},
+			Actions: a})
+	}
+}
+
+func (c *policy) rejectRest(set string, of []api.BGPNeighbor) {
+	if len(of) > 0 { // GoBGP takes an empty set for any
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-no-more-" + set, Conditions: &gobgp.Conditions{NeighborSet: matchAny(set)}, Actions: reject()})
+	}
+}
+
+func (c *policy) neighborSet(name string, addresses ...string) string {
+	c.sets = append(c.sets, &gobgp.DefinedSet{DefinedType: gobgp.DefinedType_NEIGHBOR, Name: name, List: addresses})
+	return name
+}
+
+// prefixSets makes a set of each family that filters have, and names them.
+func (c *policy) prefixSets(name string, filters []api.PrefixFilter) []string {
+	var names []string
+	for _, v4 := range []bool{true, false} {
+		var family []api.PrefixFilter
+		for _, f := range filters {
+			if f.Prefix.Addr().Is4() == v4 {
+				family = append(family, f)
+			}
+		}
+		if len(family) == 0 {
+			continue
+		}
+		set := name + "-ipv6"
+		if v4 {
+			set = name + "-ipv4"
+		}
+		c.sets = append(c.sets, &gobgp.DefinedSet{DefinedType: gobgp.DefinedType_PREFIX, Name: set, Prefixes: flatten(family)})
+		names = append(names, set)
+	}
+	return names
+}
+
+// flatten writes filters as GoBGP's prefixes. GoBGP looks at the longest entry
+// alone that covers a route, so each has to repeat what shorter ones allow.
+func flatten(filters []api.PrefixFilter) []*gobgp.Prefix {
+	var out []*gobgp.Prefix
+	seen := map[string]bool{}
+	for _, f := range filters {
+		for _, g := range filters {
+			low, high := g.Prefix.Bits(), max(g.LE, g.Prefix.Bits())
+			if !g.Prefix.Contains(f.Prefix.Addr()) || g.Prefix.Bits() > f.Prefix.Bits() || high < f.Prefix.Bits() {
+				continue
+			}
+			p := &gobgp.Prefix{IpPrefix: f.Prefix.String(), MaskLengthMin: uint32(max(low, f.Prefix.Bits())), MaskLengthMax: uint32(high)}
+			if text := p.String(); !seen[text] {
+				seen[text] = true
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+// matches reports whether one of the filters takes p.
+func matches(filters []api.PrefixFilter, p netip.Prefix) bool {
+	return slices.ContainsFunc(filters, func(f api.PrefixFilter) bool {
+		return f.Prefix.Contains(p.Addr()) && p.Bits() >= f.Prefix.Bits() && p.Bits() <= max(f.LE, f.Prefix.Bits())
+	})
+}
+
+func exactly(prefixes []netip.Prefix) []api.PrefixFilter {
+	var out []api.PrefixFilter
+	for _, p := range prefixes {
+		out = append(out, api.PrefixFilter{Prefix: p})
+	}
+	return out
+}
+
+func texts[T fmt.Stringer](list []T) []string {
+	var out []string
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return out
+}
+
+func matchAny(set string) *gobgp.MatchSet {
+	return &gobgp.MatchSet{Type: gobgp.MatchSet_ANY, Name: set}
+}
+
+func accept(a *gobgp.Actions) *gobgp.Actions {
+	if a == nil {
+		a = &gobgp.Actions{}
+	}
+	return &gobgp.Actions{RouteAction: gobgp.RouteAction_ACCEPT, LargeCommunity: a.LargeCommunity, Community: a.Community, Nexthop: a.Nexthop}
+}
+
+func reject() *gobgp.Actions { return &gobgp.Actions{RouteAction: gobgp.RouteAction_REJECT} }

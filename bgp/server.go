@@ -1,0 +1,425 @@
+package bgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	gobgp "github.com/osrg/gobgp/v3/api"
+	"github.com/osrg/gobgp/v3/pkg/server"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+const (
+	// connectRetry is between attempts to connect; GoBGP waits up to twice as long.
+	connectRetry = 3 * time.Second
+	// limitPause is before a session that had too many prefixes is tried again.
+	limitPause = time.Minute
+	// stagger is between the neighbours that a reflector begins to answer: many
+	// that come up at once were seen to miss routes.
+	stagger = 10 * time.Millisecond
+	// warnPercent of maxPrefixes is warned of.
+	warnPercent = 75
+)
+
+// bgpServer is GoBGP, made what a part says. It is for one goroutine.
+type bgpServer struct {
+	*server.BgpServer
+	log        *logger
+	restarting bool // neighbours are told so
+
+	part      api.BGPPart // as applied; zero before the first
+	policy    *policy
+	sessions  map[string]api.BGPNeighbor // by name
+	originate map[netip.Prefix]bool      // of what GoBGP has
+	stations  map[netip.AddrPort]bool
+}
+
+// startServer starts GoBGP for p: what needsRestart names is fixed from here on.
+func startServer(ctx context.Context, p api.BGPPart, restarting bool, log *logger) (*bgpServer, error) {
+	s := &bgpServer{BgpServer: server.NewBgpServer(server.LoggerOption(log)), log: log, restarting: restarting,
+		sessions: map[string]api.BGPNeighbor{}, originate: map[netip.Prefix]bool{}, stations: map[netip.AddrPort]bool{}}
+	go s.Serve() // until the process ends: it knows no other end
+	listen := int32(p.Port)
+	if len(p.Listen) == 0 {
+		listen = -1
+	}
+	err := s.StartBgp(ctx, &gobgp.StartBgpRequest{Global: &gobgp.Global{
+		Asn: p.ASN, RouterId: p.RouterID.String(), ListenPort: listen, ListenAddresses: texts(p.Listen),
+		Families:         []uint32{0, 1}, // of IPv4 and IPv6 unicast; all others cost memory
+		UseMultiplePaths: true,
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("start BGP: %w", err)
+	}
+	empty := &gobgp.SetPoliciesRequest{Policies: []*gobgp.Policy{{Name: importPolicy}, {Name: exportPolicy}}}
+	if err := s.SetPolicies(ctx, empty); err != nil {
+		return nil, fmt.Errorf("set policies: %w", err)
+	}
+	for name, direction := range map[string]gobgp.PolicyDirection{importPolicy: gobgp.PolicyDirection_IMPORT, exportPolicy: gobgp.PolicyDirection_EXPORT} {
+		err := s.SetPolicyAssignment(ctx, &gobgp.SetPolicyAssignmentRequest{Assignment: &gobgp.PolicyAssignment{
+			Name: "global", Direction: direction, DefaultAction: gobgp.RouteAction_REJECT, Policies: []*gobgp.Policy{{Name: name}}}})
+		if err != nil {
+			return nil, fmt.Errorf("assign the %s policy: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+// apply makes GoBGP what p says. Sessions of neighbours that p does not change
+// stay up. What failed is tried again by the next apply.
+func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
+	policy := compilePolicy(p)
+	var faults []error
+	fail := func(err error) {
+		if err != nil {
+			faults = append(faults, err)
+		}
+	}
+	s.removeNeighbors(ctx, p, fail)
+	if err := s.setPolicy(ctx, policy); err != nil {
+		return errors.Join(append(faults, err)...) // without its policy no neighbour comes
+	}
+	old := s.policy
+	s.policy = policy
+	fail(s.announce(ctx, p, old == nil || old.own != policy.own))
+	first := s.part.ASN == 0
+	for _, n := range p.Neighbors {
+		had, known := s.sessions[n.Name]
+		if known {
+			n = duringSession(had, n)
+		}
+		var err error
+		switch {
+		case !known:
+			if err = s.addPeer(ctx, p, n); first && n.Passive {
+				pause(ctx, stagger)
+			}
+		case needsUpdate(had, n):
+			err = s.updatePeer(ctx, p, n)
+		}
+		if err == nil {
+			s.sessions[n.Name] = n
+		}
+		fail(err)
+		if known && old != nil {
+			fail(s.reset(ctx, n, old.in[n.Name] != policy.in[n.Name], old.out[n.Name] != policy.out[n.Name]))
+		}
+	}
+	fail(s.monitor(ctx, p))
+	s.part = p
+	return errors.Join(faults...)
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+func (s *bgpServer) setPolicy(ctx context.Context, p *policy) error {
+	err := s.SetPolicies(ctx, &gobgp.SetPoliciesRequest{DefinedSets: p.sets, Policies: []*gobgp.Policy{
+		{Name: importPolicy, Statements: p.imports}, {Name: exportPolicy, Statements: p.exports}}})
+	if err != nil {
+		return fmt.Errorf("set policies: %w", err)
+	}
+	return nil
+}
+
+// removeNeighbors ends the sessions that p does not have, or not so.
+func (s *bgpServer) removeNeighbors(ctx context.Context, p api.BGPPart, fail func(error)) {
+	restart := s.part.GracefulRestart != p.GracefulRestart || s.part.LongLived != p.LongLived || s.part.ClusterID != p.ClusterID
+	for name, had := range s.sessions {
+		i := slices.IndexFunc(p.Neighbors, func(n api.BGPNeighbor) bool { return n.Name == name })
+		if i >= 0 && !restart && !needsSession(had, p.Neighbors[i]) {
+			continue
+		}
+		if err := s.DeletePeer(ctx, &gobgp.DeletePeerRequest{Address: had.Address.String()}); err != nil {
+			fail(fmt.Errorf("remove neighbor %s: %w", name, err))
+			continue
+		}
+		delete(s.sessions, name)
+	}
+}
+
+// needsSession reports whether a change takes a new session. Who reflects is
+// none: GoBGP is told that every host is a client, and policy decides over what
+// is reflected. A host that comes to reflect would be cut off otherwise, for
+// GoBGP ends a session with a hard reset (RFC 8538).
+func needsSession(a, b api.BGPNeighbor) bool {
+	return a.Address != b.Address || a.Source != b.Source || a.ASN != b.ASN ||
+		a.Password != b.Password || a.Hops != b.Hops || !slices.Equal(a.Families, b.Families)
+}
+
+// duringSession is what n can be while the session with it stands. Who connects
+// matters to the next session, and a reflector that becomes a client may not
+// have heard of it yet: until then it tells all routes.
+func duringSession(had, n api.BGPNeighbor) api.BGPNeighbor {
+	n.Passive = had.Passive
+	n.MaxPrefixes = max(n.MaxPrefixes, had.MaxPrefixes)
+	return n
+}
+
+// betweenSessions makes a neighbour whose session is down what duringSession
+// has put off. Where the other one is to connect it is added anew, which forgets
+// its routes: of two that connect both, GoBGP lets neither through.
+func (s *bgpServer) betweenSessions(ctx context.Context, name string) error {
+	had := s.sessions[name]
+	i := slices.IndexFunc(s.part.Neighbors, func(n api.BGPNeighbor) bool { return n.Name == name })
+	if i < 0 {
+		return nil
+	}
+	n := s.part.Neighbors[i]
+	var err error
+	switch {
+	case had.Passive != n.Passive:
+		if err := s.DeletePeer(ctx, &gobgp.DeletePeerRequest{Address: had.Address.String()}); err != nil {
+			return fmt.Errorf("turn the session with %s around: %w", name, err)
+		}
+		delete(s.sessions, name)
+		err = s.addPeer(ctx, s.part, n)
+	case had.MaxPrefixes != n.MaxPrefixes:
+		err = s.updatePeer(ctx, s.part, n)
+	default:
+		return nil
+	}
+	if err == nil {
+		s.sessions[name] = n
+	}
+	return err
+}
+
+func needsUpdate(a, b api.BGPNeighbor) bool {
+	return a.MaxPrefixes != b.MaxPrefixes || a.HoldTime != b.HoldTime || a.KeepAlive != b.KeepAlive
+}
+
+func (s *bgpServer) addPeer(ctx context.Context, p api.BGPPart, n api.BGPNeighbor) error {
+	if err := s.AddPeer(ctx, &gobgp.AddPeerRequest{Peer: s.peer(p, n)}); err != nil {
+		return fmt.Errorf("add neighbor %s: %w", n.Name, err)
+	}
+	if why, failed := s.log.withoutKey(n.Address.String()); failed {
+		err := s.DeletePeer(ctx, &gobgp.DeletePeerRequest{Address: n.Address.String()})
+		return errors.Join(fmt.Errorf("neighbor %s: the kernel takes no MD5 key: %s", n.Name, why), err)
+	}
+	return nil
+}
+
+// updatePeer changes a neighbour without dropping its session. GoBGP forgets
+// meanwhile that graceful restart was agreed on for it, until the next session.
+func (s *bgpServer) updatePeer(ctx context.Context, p api.BGPPart, n api.BGPNeighbor) error {
+	if _, err := s.UpdatePeer(ctx, &gobgp.UpdatePeerRequest{Peer: s.peer(p, n)}); err != nil {
+		return fmt.Errorf("update neighbor %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// reset runs the policy over a neighbour's routes again.
+func (s *bgpServer) reset(ctx context.Context, n api.BGPNeighbor, in, out bool) error {
+	direction := gobgp.ResetPeerRequest_BOTH
+	switch {
+	case !in && !out:
+		return nil
+	case !out:
+		direction = gobgp.ResetPeerRequest_IN
+	case !in:
+		direction = gobgp.ResetPeerRequest_OUT
+	}
+	err := s.ResetPeer(ctx, &gobgp.ResetPeerRequest{Address: n.Address.String(), Soft: true, Direction: direction})
+	if err != nil {
+		return fmt.Errorf("apply the policy to neighbor %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// peer is a neighbour as GoBGP wants it.
+func (s *bgpServer) peer(p api.BGPPart, n api.BGPNeighbor) *gobgp.Peer {
+	restart := seconds(p.GracefulRestart)
+	out := &gobgp.Peer{
+		Conf: &gobgp.PeerConf{NeighborAddress: n.Address.String(), PeerAsn: n.ASN, AuthPassword: n.Password, Description: n.Name},
+		Timers: &gobgp.Timers{Config: &gobgp.TimersConfig{HoldTime: seconds64(n.HoldTime), KeepaliveInterval: seconds64(n.KeepAlive),
+			ConnectRetry: uint64(connectRetry / time.Second), IdleHoldTimeAfterReset: 1}},
+		Transport:      &gobgp.Transport{PassiveMode: n.Passive, RemotePort: uint32(p.Port)},
+		RouteReflector: &gobgp.RouteReflector{RouteReflectorClient: n.ASN == p.ASN, RouteReflectorClusterId: p.ClusterID.String()},
+		GracefulRestart: &gobgp.GracefulRestart{Enabled: true, RestartTime: restart, DeferralTime: min(30, max(1, restart/2)),
+			NotificationEnabled: true, LonglivedEnabled: p.LongLived > 0, LocalRestarting: s.restarting},
+	}
+	if n.Source.IsValid() {
+		out.Transport.LocalAddress = n.Source.String()
+	}
+	if n.Hops == 1 {
+		out.TtlSecurity = &gobgp.TtlSecurity{Enabled: true, TtlMin: 255}
+	} else if n.Role == api.BGPUplink {
+		out.EbgpMultihop = &gobgp.EbgpMultihop{Enabled: true, MultihopTtl: uint32(n.Hops)}
+	}
+	for _, f := range n.Families {
+		family := toFamily(f == "ipv4")
+		out.AfiSafis = append(out.AfiSafis, &gobgp.AfiSafi{
+			Config:            &gobgp.AfiSafiConfig{Family: family, Enabled: true},
+			MpGracefulRestart: &gobgp.MpGracefulRestart{Config: &gobgp.MpGracefulRestartConfig{Enabled: true}},
+			LongLivedGracefulRestart: &gobgp.LongLivedGracefulRestart{Config: &gobgp.LongLivedGracefulRestartConfig{
+				Enabled: p.LongLived > 0, RestartTime: seconds(p.LongLived)}},
+			PrefixLimits: &gobgp.PrefixLimit{Family: family, MaxPrefixes: uint32(n.MaxPrefixes), ShutdownThresholdPct: warnPercent},
+		})
+	}
+	return out
+}
+
+func toFamily(v4 bool) *gobgp.Family {
+	if v4 {
+		return &gobgp.Family{Afi: gobgp.Family_AFI_IP, Safi: gobgp.Family_SAFI_UNICAST}
+	}
+	return &gobgp.Family{Afi: gobgp.Family_AFI_IP6, Safi: gobgp.Family_SAFI_UNICAST}
+}
+
+func seconds(d api.Duration) uint32   { return uint32(time.Duration(d) / time.Second) }
+func seconds64(d api.Duration) uint64 { return uint64(seconds(d)) }
+
+// announce makes GoBGP originate what p says; all of it again when its policy
+// has changed.
+func (s *bgpServer) announce(ctx context.Context, p api.BGPPart, again bool) error {
+	want := map[netip.Prefix]bool{}
+	for _, x := range p.Originate {
+		want[x] = ownNextHop(p, x).IsValid()
+	}
+	moved := !slices.Equal(s.part.NextHops, p.NextHops)
+	var faults []error
+	for x, routed := range want {
+		if !routed || s.originate[x] && !again && !moved {
+			continue
+		}
+		if err := s.originatePath(ctx, x, ownNextHop(p, x)); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	for x := range s.originate {
+		if want[x] || slices.Contains(p.Aggregates, x) {
+			continue
+		}
+		if err := s.withdraw(ctx, x); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// ownNextHop is the part's of x's family; it may be invalid.
+func ownNextHop(p api.BGPPart, x netip.Prefix) netip.Addr {
+	i := slices.IndexFunc(p.NextHops, func(a netip.Addr) bool { return a.Is4() == x.Addr().Is4() })
+	if i < 0 {
+		return netip.Addr{}
+	}
+	return p.NextHops[i]
+}
+
+// aggregate originates those of the aggregates that are active, and no others,
+// with the session's own address as the next hop.
+func (s *bgpServer) aggregate(ctx context.Context, active map[netip.Prefix]bool) error {
+	var faults []error
+	for _, x := range s.part.Aggregates {
+		switch {
+		case slices.Contains(s.part.Originate, x) || active[x] == s.originate[x]:
+		case active[x]:
+			faults = append(faults, s.originatePath(ctx, x, unspecified(x)))
+		default:
+			faults = append(faults, s.withdraw(ctx, x))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func unspecified(x netip.Prefix) netip.Addr {
+	if x.Addr().Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+func (s *bgpServer) originatePath(ctx context.Context, x netip.Prefix, hop netip.Addr) error {
+	path, err := newPath(x, hop)
+	if err == nil {
+		_, err = s.AddPath(ctx, &gobgp.AddPathRequest{TableType: gobgp.TableType_GLOBAL, Path: path})
+	}
+	if err != nil {
+		return fmt.Errorf("originate %s: %w", x, err)
+	}
+	s.originate[x] = true
+	return nil
+}
+
+func (s *bgpServer) withdraw(ctx context.Context, x netip.Prefix) error {
+	path, err := newPath(x, unspecified(x))
+	if err == nil {
+		err = s.DeletePath(ctx, &gobgp.DeletePathRequest{TableType: gobgp.TableType_GLOBAL, Path: path})
+	}
+	if err != nil {
+		return fmt.Errorf("withdraw %s: %w", x, err)
+	}
+	delete(s.originate, x)
+	return nil
+}
+
+func newPath(x netip.Prefix, hop netip.Addr) (*gobgp.Path, error) {
+	nlri, err := anypb.New(&gobgp.IPAddressPrefix{Prefix: x.Addr().String(), PrefixLen: uint32(x.Bits())})
+	if err != nil {
+		return nil, err
+	}
+	origin, err := anypb.New(&gobgp.OriginAttribute{Origin: 0})
+	if err != nil {
+		return nil, err
+	}
+	family := toFamily(x.Addr().Is4())
+	var next *anypb.Any
+	if x.Addr().Is4() {
+		next, err = anypb.New(&gobgp.NextHopAttribute{NextHop: hop.String()})
+	} else {
+		next, err = anypb.New(&gobgp.MpReachNLRIAttribute{Family: family, NextHops: []string{hop.String()}, Nlris: []*anypb.Any{nlri}})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &gobgp.Path{Family: family, Nlri: nlri, Pattrs: []*anypb.Any{origin, next}}, nil
+}
+
+// monitor tells the monitoring stations, and no others.
+func (s *bgpServer) monitor(ctx context.Context, p api.BGPPart) error {
+	var faults []error
+	for a := range s.stations {
+		if slices.Contains(p.BMP, a) {
+			continue
+		}
+		if err := s.DeleteBmp(ctx, &gobgp.DeleteBmpRequest{Address: a.Addr().String(), Port: uint32(a.Port())}); err != nil {
+			faults = append(faults, fmt.Errorf("drop monitoring station %s: %w", a, err))
+			continue
+		}
+		delete(s.stations, a)
+	}
+	for _, a := range p.BMP {
+		if s.stations[a] {
+			continue
+		}
+		err := s.AddBmp(ctx, &gobgp.AddBmpRequest{Address: a.Addr().String(), Port: uint32(a.Port()), Policy: gobgp.AddBmpRequest_BOTH,
+			SysName: p.RouterID.String(), SysDescr: "rackweft"})
+		if err != nil {
+			faults = append(faults, fmt.Errorf("add monitoring station %s: %w", a, err))
+			continue
+		}
+		s.stations[a] = true
+	}
+	return errors.Join(faults...)
+}
+
+// reopen tries sessions again that were ended for too many prefixes.
+func (s *bgpServer) reopen(ctx context.Context, n api.BGPNeighbor) {
+	if err := s.EnablePeer(ctx, &gobgp.EnablePeerRequest{Address: n.Address.String()}); err != nil && !strings.Contains(err.Error(), "already") {
+		s.log.Warn("cannot try a session again", map[string]interface{}{"Key": n.Address.String(), "Error": err})
+	}
+}

@@ -1,0 +1,523 @@
+package bgp
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	gobgp "github.com/osrg/gobgp/v3/api"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bgp/fib"
+)
+
+const (
+	lookInterval   = time.Second      // at the part's file and the sessions
+	resyncInterval = 30 * time.Second // of routes and kernel as a whole
+	settleDelay    = 100 * time.Millisecond
+	kernelDelay    = 300 * time.Millisecond
+	untold         = 30 * time.Second // a neighbour takes to tell its routes, if it does not say that it has
+	rearranging    = 3 * time.Second  // others take to tell what one told that is a neighbour no more
+	lookupPrefixes = 256              // more that changed are read with all others
+)
+
+// Options make a speaker.
+type Options struct {
+	Part    string // the file with the bgp part
+	Socket  string // the unix socket that it serves its state on
+	Version string
+	Log     *slog.Logger
+	Notify  Notifier
+}
+
+// Notifier is told how the speaker fares.
+type Notifier interface {
+	Ready()
+	Status(line string)
+	// Watchdog returns when ctx is done; healthy says that the speaker works.
+	Watchdog(ctx context.Context, healthy func() bool)
+}
+
+// speaker is the one of this process. Its loop owns everything but events.
+type speaker struct {
+	options Options
+	log     *logger
+	ops     chan func()
+	kernel  chan struct{} // the kernel's other routes have changed
+	events  events
+
+	server  *bgpServer
+	fib     *fib.FIB
+	started time.Time
+	raw     []byte // the part's file as last seen
+	status  Status
+	learned map[netip.Prefix][]netip.Addr
+	counts  map[string]int // routes let in, by the neighbour's address
+
+	lastUp     time.Time
+	held       bool                // as the last look saw it
+	rearranged time.Time           // when the part last took a neighbour away
+	complete   map[netip.Addr]bool // neighbours that told all their routes
+	limited    map[string]time.Time
+	retry      bool // apply failed in part
+}
+
+// events are what GoBGP's own goroutines leave for the loop.
+type events struct {
+	wake chan struct{}
+
+	mu       sync.Mutex
+	dirty    map[netip.Prefix]bool
+	complete []netip.Addr
+	peers    bool
+}
+
+// ErrRestart says that the speaker has to be started anew to be what its part
+// says. Neighbours take it for a restart.
+var ErrRestart = errors.New("the part changes what a speaker is started with")
+
+// Run is a speaker until ctx is done. Afterwards the process has to end: GoBGP
+// does not stop without telling its neighbours good-bye, and it is the loss of
+// the connection that they take for a restart.
+func Run(ctx context.Context, o Options) error {
+	s := &speaker{options: o, log: newLogger(o.Log), ops: make(chan func()), kernel: make(chan struct{}, 1), started: time.Now(),
+		learned: map[netip.Prefix][]netip.Addr{}, complete: map[netip.Addr]bool{}, limited: map[string]time.Time{},
+		events: events{wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{}}}
+	s.status = Status{PID: os.Getpid(), Version: o.Version, Started: s.started}
+	ctx, cancel := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel()
+	listener, err := listen(o.Socket)
+	if err != nil {
+		return err
+	}
+	beside.Go(func() { s.serve(ctx, listener) })
+	beside.Go(func() { s.watchKernel(ctx) })
+	beside.Go(func() { o.Notify.Watchdog(ctx, func() bool { return s.alive(ctx) }) })
+	return s.loop(ctx)
+}
+
+func (s *speaker) watchKernel(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := fib.Watch(ctx, s.kernel); err != nil {
+			s.options.Log.Warn("bgp: look at the kernel's routes anew", "error", err)
+			select {
+			case s.kernel <- struct{}{}: // something may have been missed
+			default:
+			}
+			pause(ctx, time.Second)
+		}
+	}
+}
+
+func (s *speaker) loop(ctx context.Context) error {
+	look, resync := time.NewTicker(lookInterval), time.NewTicker(resyncInterval)
+	defer look.Stop()
+	defer resync.Stop()
+	var routes, kernel <-chan time.Time // armed while something waits
+	if err := s.look(ctx); err != nil {
+		return err
+	}
+	s.options.Notify.Ready()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case op := <-s.ops:
+			op()
+		case <-s.events.wake:
+			if routes == nil {
+				routes = time.After(settleDelay)
+			}
+		case <-s.kernel:
+			if kernel == nil {
+				kernel = time.After(kernelDelay)
+			}
+		case <-routes:
+			routes = nil
+			s.takeEvents(ctx)
+		case <-kernel:
+			kernel = nil
+			s.resyncKernel()
+		case <-look.C:
+			if err := s.look(ctx); err != nil {
+				return err
+			}
+		case <-resync.C:
+			s.resync(ctx)
+		}
+	}
+}
+
+// look applies the part's file if it has changed, and looks at the sessions.
+func (s *speaker) look(ctx context.Context) error {
+	raw, err := os.ReadFile(s.options.Part)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // what runs goes on
+	case err != nil:
+		s.status.Refused = err.Error()
+	case string(raw) != string(s.raw) || s.retry:
+		if err := s.apply(ctx, raw); err != nil {
+			return err
+		}
+	}
+	if s.server != nil {
+		s.lookAtSessions(ctx)
+	}
+	s.options.Notify.Status(s.status.Line())
+	return nil
+}
+
+func (s *speaker) apply(ctx context.Context, raw []byte) error {
+	s.raw, s.retry = raw, false
+	sum := sha256.Sum256(raw)
+	s.status.Part = hex.EncodeToString(sum[:])
+	part, err := parsePart(raw)
+	if err != nil {
+		s.status.Refused = err.Error()
+		s.options.Log.Error("bgp: the part is refused; what runs goes on", "file", s.options.Part, "error", err)
+		return nil
+	}
+	s.status.Refused, s.status.Problem = "", ""
+	if s.server == nil {
+		if err := s.start(ctx, part); err != nil {
+			return err
+		}
+	} else if needsRestart(s.server.part, part) {
+		s.options.Log.Info("bgp: starting anew, for what the part changes is fixed from the start", "file", s.options.Part)
+		return ErrRestart
+	}
+	if lacksOne(part.Neighbors, s.server.part.Neighbors) {
+		s.rearranged = time.Now()
+	}
+	if err := s.server.apply(ctx, part); err != nil {
+		s.retry = true
+		s.status.Problem = err.Error()
+		s.options.Log.Warn("bgp: not all of the part is applied", "error", err)
+	}
+	s.status.Zone, s.status.Role, s.status.ASN, s.status.RouterID = part.Zone, part.Role, part.ASN, part.RouterID
+	s.resync(ctx)
+	return nil
+}
+
+// lacksOne reports whether one of before is not among now.
+func lacksOne(now, before []api.BGPNeighbor) bool {
+	return slices.ContainsFunc(before, func(b api.BGPNeighbor) bool {
+		return !slices.ContainsFunc(now, func(n api.BGPNeighbor) bool { return n.Name == b.Name })
+	})
+}
+
+// start begins as a restarting speaker if the kernel still forwards by routes
+// of an earlier one.
+func (s *speaker) start(ctx context.Context, part api.BGPPart) error {
+	f, err := fib.Open(fib.Options{Table: part.Table, Metric: part.Metric, Log: s.options.Log})
+	if err != nil {
+		return err
+	}
+	if err := f.Refresh(); err != nil {
+		return err
+	}
+	restarting := f.Known() > 0
+	server, err := startServer(ctx, part, restarting, s.log)
+	if err != nil {
+		return err
+	}
+	s.fib, s.server, s.status.Settled, s.lastUp = f, server, !restarting, time.Now()
+	s.options.Log.Info("bgp: started", "zone", part.Zone, "role", part.Role, "restarting", restarting, "routes", f.Known())
+	return s.watch(ctx)
+}
+
+func (s *speaker) watch(ctx context.Context) error {
+	err := s.server.WatchEvent(ctx, &gobgp.WatchEventRequest{
+		Peer: &gobgp.WatchEventRequest_Peer{},
+		Table: &gobgp.WatchEventRequest_Table{Filters: []*gobgp.WatchEventRequest_Table_Filter{
+			{Type: gobgp.WatchEventRequest_Table_Filter_BEST, Init: true},
+			{Type: gobgp.WatchEventRequest_Table_Filter_EOR, Init: true},
+		}},
+	}, s.events.note)
+	if err != nil {
+		return fmt.Errorf("watch GoBGP: %w", err)
+	}
+	return nil
+}
+
+// note is called by GoBGP, whose queue grows while it lasts.
+func (e *events) note(r *gobgp.WatchEventResponse) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.peers = e.peers || r.GetPeer() != nil
+	for _, p := range r.GetTable().GetPaths() {
+		var x gobgp.IPAddressPrefix
+		if p.Nlri == nil || p.Nlri.UnmarshalTo(&x) != nil {
+			if addr, err := netip.ParseAddr(p.NeighborIp); err == nil {
+				e.complete = append(e.complete, addr) // an end-of-RIB has no prefix
+			}
+			continue
+		}
+		if addr, err := netip.ParseAddr(x.Prefix); err == nil {
+			e.dirty[netip.PrefixFrom(addr, int(x.PrefixLen))] = true
+		}
+	}
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (e *events) take() (dirty map[netip.Prefix]bool, complete []netip.Addr, peers bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	dirty, complete, peers = e.dirty, e.complete, e.peers
+	e.dirty, e.complete, e.peers = map[netip.Prefix]bool{}, nil, false
+	return dirty, complete, peers
+}
+
+func (s *speaker) takeEvents(ctx context.Context) {
+	dirty, complete, peers := s.events.take()
+	if peers {
+		s.lookAtSessions(ctx)
+	}
+	for _, addr := range complete {
+		s.complete[addr] = true
+	}
+	switch {
+	case len(dirty) > lookupPrefixes:
+		s.readRoutes(ctx, nil)
+	case len(dirty) > 0:
+		s.readRoutes(ctx, slices.Collect(maps.Keys(dirty)))
+	}
+	s.syncKernel(ctx)
+}
+
+// resync compares everything with everything.
+func (s *speaker) resync(ctx context.Context) {
+	if s.server == nil {
+		return
+	}
+	s.readRoutes(ctx, nil)
+	s.resyncKernel()
+	s.syncKernel(ctx)
+}
+
+func (s *speaker) resyncKernel() {
+	if s.fib == nil {
+		return
+	}
+	if err := s.fib.Refresh(); err != nil {
+		s.options.Log.Warn("bgp: the kernel does not tell its routes", "error", err)
+		return
+	}
+	s.syncKernel(context.Background())
+}
+
+// readRoutes reads what was learned of the prefixes, of all without any.
+func (s *speaker) readRoutes(ctx context.Context, prefixes []netip.Prefix) {
+	table, err := s.server.list(ctx, gobgp.TableType_GLOBAL, "", prefixes)
+	if err != nil {
+		s.options.Log.Warn("bgp: routes are not read", "error", err)
+		return
+	}
+	if prefixes == nil {
+		s.learned = map[netip.Prefix][]netip.Addr{}
+		s.counts = map[string]int{}
+		for _, list := range table {
+			for _, r := range list {
+				s.counts[r.Neighbor]++
+			}
+		}
+	}
+	for _, p := range prefixes {
+		delete(s.learned, p)
+	}
+	for prefix, list := range table {
+		if hops := learned(list, s.isOwn); len(hops) > 0 {
+			s.learned[prefix] = hops
+		}
+	}
+	s.aggregate(ctx)
+}
+
+func (s *speaker) isOwn(a netip.Addr) bool { return slices.Contains(s.server.part.NextHops, a) }
+
+// aggregate announces the aggregates that something of the Zone lies within.
+func (s *speaker) aggregate(ctx context.Context) {
+	active := map[netip.Prefix]bool{}
+	s.status.Aggregates = nil
+	for _, x := range s.server.part.Aggregates {
+		within := func(p netip.Prefix) bool { return p != x && p.Bits() >= x.Bits() && x.Contains(p.Addr()) }
+		for p := range s.learned {
+			active[x] = active[x] || within(p)
+		}
+		if active[x] = active[x] || slices.ContainsFunc(s.server.part.Originate, within); active[x] {
+			s.status.Aggregates = append(s.status.Aggregates, x)
+		}
+	}
+	if err := s.server.aggregate(ctx, active); err != nil {
+		s.options.Log.Warn("bgp: aggregates are not as they should be", "error", err)
+	}
+}
+
+// syncKernel gives the kernel what was learned.
+func (s *speaker) syncKernel(context.Context) {
+	if s.server == nil {
+		return
+	}
+	want := make([]fib.Route, 0, len(s.learned)+len(s.status.Aggregates))
+	for prefix, hops := range s.learned {
+		want = append(want, fib.Route{Prefix: prefix, NextHops: hops})
+	}
+	for _, x := range s.status.Aggregates {
+		if _, also := s.learned[x]; !also {
+			want = append(want, fib.Route{Prefix: x})
+		}
+	}
+	state, err := s.fib.Sync(want, !s.status.Settled || s.holds(time.Now()))
+	if err != nil {
+		s.options.Log.Warn("bgp: the kernel's routes are not as they should be", "error", err)
+		return
+	}
+	if state.Repairs > s.status.FIB.Repairs {
+		s.options.Log.Warn("bgp: repaired routes of the kernel", "changes", state.Repairs-s.status.FIB.Repairs)
+	}
+	s.status.FIB, s.status.Learned = state, len(s.learned)
+}
+
+// holds reports whether the kernel keeps what nobody announces any more: until
+// the hold is over, without any session, or while the first has not told all;
+// and while others come to tell what a neighbour that was taken away told.
+func (s *speaker) holds(now time.Time) bool {
+	if now.Sub(s.rearranged) < rearranging {
+		return true
+	}
+	told := func(n Session) bool { return n.Established() && (s.complete[n.Address] || now.Sub(n.Since) > untold) }
+	if slices.ContainsFunc(s.status.Sessions, told) {
+		return false
+	}
+	hold := time.Duration(s.server.part.StaleHold)
+	return hold < 0 || now.Before(s.lastUp.Add(hold))
+}
+
+// lookAtSessions reads the sessions, and does what time has come for.
+func (s *speaker) lookAtSessions(ctx context.Context) {
+	now := time.Now()
+	s.status.Sessions = s.sessions(ctx, now)
+	up := slices.ContainsFunc(s.status.Sessions, Session.Established)
+	if up {
+		s.lastUp = now
+	}
+	s.status.HeldSince, s.status.HeldUntil = time.Time{}, time.Time{}
+	if !up && s.fib.Known() > 0 {
+		s.status.HeldSince = s.lastUp
+		if hold := time.Duration(s.server.part.StaleHold); hold >= 0 {
+			s.status.HeldUntil = s.lastUp.Add(hold)
+		}
+	}
+	settled, held := s.status.Settled || s.settled(now), s.holds(now)
+	over := s.held && !held
+	s.held = held
+	if settled != s.status.Settled || over {
+		s.status.Settled = settled
+		s.syncKernel(ctx)
+	}
+}
+
+// settled reports whether every neighbour has told all its routes since the
+// start, or has had the time to.
+func (s *speaker) settled(now time.Time) bool {
+	if now.After(s.started.Add(time.Duration(s.server.part.GracefulRestart))) {
+		return true
+	}
+	for _, n := range s.status.Sessions {
+		if !n.Established() || !s.complete[n.Address] {
+			return false
+		}
+	}
+	return len(s.status.Sessions) > 0
+}
+
+func (s *speaker) sessions(ctx context.Context, now time.Time) []Session {
+	names := map[string]api.BGPNeighbor{}
+	for _, n := range s.server.sessions {
+		names[n.Address.String()] = n
+	}
+	var out []Session
+	err := s.server.ListPeer(ctx, &gobgp.ListPeerRequest{}, func(p *gobgp.Peer) {
+		n, ok := names[p.Conf.NeighborAddress]
+		if !ok {
+			return
+		}
+		session := Session{Name: n.Name, Address: n.Address, Role: n.Role, State: strings.ToLower(p.State.SessionState.String()),
+			Reason: s.log.reason(p.Conf.NeighborAddress), Flaps: p.State.Flops, Accepted: s.counts[n.Address.String()]}
+		if session.Established() && p.Timers.GetState().GetUptime() != nil {
+			session.Since = p.Timers.State.Uptime.AsTime()
+		}
+		for _, a := range p.AfiSafis {
+			session.Received += int(a.State.GetReceived())
+		}
+		s.mind(ctx, n, p, &session, now)
+		out = append(out, session)
+	})
+	if err != nil {
+		s.options.Log.Warn("bgp: sessions are not read", "error", err)
+	}
+	slices.SortFunc(out, func(a, b Session) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// mind forgets what a session that is down had told, and tries one again that
+// was ended for too many prefixes.
+func (s *speaker) mind(ctx context.Context, n api.BGPNeighbor, p *gobgp.Peer, session *Session, now time.Time) {
+	if !session.Established() {
+		delete(s.complete, n.Address)
+		if err := s.server.betweenSessions(ctx, n.Name); err != nil {
+			s.retry = true
+			s.options.Log.Warn("bgp: a neighbor is not what the part says", "error", err)
+		}
+	}
+	if p.State.AdminState != gobgp.PeerState_PFX_CT {
+		delete(s.limited, n.Name)
+		return
+	}
+	session.State = "limited"
+	since, known := s.limited[n.Name]
+	switch {
+	case !known:
+		s.limited[n.Name] = now
+		s.options.Log.Error("bgp: session ended: too many prefixes; it is tried again in a while",
+			"neighbor", n.Name, "limit", n.MaxPrefixes, "pause", limitPause)
+	case now.Sub(since) >= limitPause:
+		s.limited[n.Name] = now
+		s.server.reopen(ctx, n)
+	}
+}
+
+// alive is what feeds the watchdog: the loop answers.
+func (s *speaker) alive(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	return s.do(ctx, func() {}) == nil
+}
+
+// do runs f in the loop.
+func (s *speaker) do(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case s.ops <- func() { defer close(done); f() }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,84 @@
+package bgp
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/rackweft/rackweft/bgp/fib"
+)
+
+// Status is what a speaker shows.
+type Status struct {
+	PID      int        `json:"pid"`
+	Version  string     `json:"version"`
+	Started  time.Time  `json:"started"`
+	Zone     string     `json:"zone,omitzero"`
+	Role     string     `json:"role,omitzero"`
+	ASN      uint32     `json:"asn,omitzero"`
+	RouterID netip.Addr `json:"routerID,omitzero"`
+
+	Part    string `json:"part,omitzero" doc:"SHA-256 of the file that was applied, or was refused."`
+	Refused string `json:"refused,omitzero" doc:"Why the file is not applied: the speaker goes on with what it had."`
+	Problem string `json:"problem,omitzero" doc:"What failed of it, and is tried again."`
+
+	Settled bool `json:"settled" doc:"Every neighbor has told all its routes since the start, or has had the time to."`
+	// HeldSince is since when there is no session at all; the kernel keeps its
+	// routes until HeldUntil, for ever without one.
+	HeldSince time.Time `json:"heldSince,omitzero"`
+	HeldUntil time.Time `json:"heldUntil,omitzero"`
+
+	Sessions   []Session      `json:"sessions"`
+	Originate  []netip.Prefix `json:"originate,omitempty"`
+	Aggregates []netip.Prefix `json:"aggregates,omitempty" doc:"Those that are announced now."`
+	Learned    int            `json:"learned" doc:"Prefixes for the kernel."`
+	FIB        fib.State      `json:"fib"`
+	Healed     int64          `json:"healed" doc:"Times that a neighbor was told all routes again because it missed some."`
+}
+
+// Session is one neighbour.
+type Session struct {
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+	Role    string     `json:"role"`
+	State   string     `json:"state" enum:"idle,connect,active,opensent,openconfirm,established,limited" doc:"limited: ended for too many prefixes, and tried again within a minute."`
+	Since   time.Time  `json:"since,omitzero" doc:"Of an established session."`
+	Reason  string     `json:"reason,omitzero" doc:"Why it last ended, while this speaker ran."`
+	Flaps   uint32     `json:"flaps,omitzero"`
+	// Received are the routes that it has told, Accepted those that the policy let in.
+	Received int `json:"received"`
+	Accepted int `json:"accepted"`
+	// Digest is over prefixes and next hops that were received, of reflectors
+	// and uplinks only, and only where it was asked for.
+	Digest string `json:"digest,omitzero"`
+}
+
+// Established reports whether the session is up.
+func (s Session) Established() bool { return s.State == "established" }
+
+// Line is the Status in one line.
+func (s Status) Line() string {
+	if s.Zone == "" && s.Refused == "" {
+		return "Waiting for the host's bgp part"
+	}
+	up := 0
+	for _, n := range s.Sessions {
+		if n.Established() {
+			up++
+		}
+	}
+	line := fmt.Sprintf("%d of %d sessions up, %d routes learned, %d in the kernel", up, len(s.Sessions), s.Learned, s.FIB.Installed)
+	if s.FIB.Unsettled > 0 {
+		line += fmt.Sprintf(", %d not as they should be (%s: %s)", s.FIB.Unsettled, s.FIB.Unresolved[0].Prefix, s.FIB.Unresolved[0].Reason)
+	}
+	if !s.HeldSince.IsZero() {
+		line += fmt.Sprintf("; no session since %s, the kernel's routes are held", s.HeldSince.UTC().Format("15:04:05 MST"))
+	}
+	if s.Refused != "" {
+		line += "; the part is refused: " + s.Refused
+	}
+	if s.Problem != "" {
+		line += "; " + s.Problem
+	}
+	return line
+}

@@ -1,0 +1,53 @@
+package ca
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+)
+
+// SessionKeys derives the TCP MD5 key (RFC 2385) of every pair of hosts that
+// peer, out of one key of the Site. The keys are nowhere stored. The Site's key
+// is, sealed: were it derived from the seal key, a change of that would drop
+// every session at once.
+type SessionKeys struct{ site []byte }
+
+const sessionKeySize = 32
+
+// sessionAAD binds the sealed key to its use.
+const sessionAAD = "site/bgp-session-key"
+
+// NewSessionKey makes the Site's key; it comes sealed.
+func NewSessionKey(k *Keyring) ([]byte, error) {
+	key := make([]byte, sessionKeySize)
+	if _, err := rand.Read(key); err != nil {
+		return nil, fmt.Errorf("make the Site's key for BGP sessions: %w", err)
+	}
+	return k.Seal(key, []byte(sessionAAD))
+}
+
+// OpenSessionKeys opens what NewSessionKey made. It returns the same key sealed
+// anew too, with the key that seals now: an old seal key may go once that is
+// stored.
+func OpenSessionKeys(k *Keyring, sealed []byte) (keys *SessionKeys, again []byte, err error) {
+	plain, err := k.Open(sealed, []byte(sessionAAD))
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the Site's key for BGP sessions: %w", err)
+	}
+	again, err = k.Seal(plain, []byte(sessionAAD))
+	return &SessionKeys{plain}, again, err
+}
+
+// Key is the one key between two Machines, by their uids in any order: 43
+// letters, digits, dashes and underscores.
+func (s *SessionKeys) Key(one, other string) string {
+	h := hmac.New(sha256.New, s.site)
+	for _, uid := range []string{min(one, other), max(one, other)} {
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(uid))))
+		h.Write([]byte(uid))
+	}
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
+}

@@ -1,0 +1,92 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/ignition"
+)
+
+// Configs compiles what Guests configure themselves with.
+type Configs struct {
+	Store *store.Store
+	Cache *store.Cache
+}
+
+// Compile makes a Guest's Ignition config, for the version that its Image reads.
+func (c Configs) Compile(ctx context.Context, g *api.Guest) (ignition.Result, error) {
+	img, ok := store.Cached[api.Image](c.Cache, g.Spec.Image)
+	if !ok {
+		return ignition.Result{}, fmt.Errorf("there is no Image %s", g.Spec.Image)
+	}
+	var layers []ignition.Layer
+	for _, name := range g.Spec.Ignition.Layers {
+		l, ok := store.Cached[api.Layer](c.Cache, name)
+		if !ok {
+			return ignition.Result{}, fmt.Errorf("no Layer is called %q", name)
+		}
+		layers = append(layers, ignition.Layer{Name: name, Butane: l.Spec.Butane})
+	}
+	version, err := ignition.NegotiateVersion("", img.Spec.IgnitionVersion)
+	if err != nil {
+		return ignition.Result{}, err
+	}
+	result, err := ignition.Compile(ignition.Input{
+		Layers: layers, Facts: c.facts(g, img), Secret: c.secrets(ctx), Version: version,
+		System: ignition.System{Files: []ignition.File{{Path: "/etc/hostname", Contents: []byte(g.Metadata.Name + "\n")}}},
+	})
+	if err != nil {
+		return result, fmt.Errorf("compile the config of Guest %s: %w", g.Metadata.Name, err)
+	}
+	return result, nil
+}
+
+// facts is what a Layer's template sees: of the Site no more than its domain, for
+// a Guest is a tenant's.
+func (c Configs) facts(g *api.Guest, img *api.Image) map[string]any {
+	variables := maps.Clone(g.Spec.Ignition.Variables)
+	if variables == nil {
+		variables = map[string]string{}
+	}
+	labels := maps.Clone(g.Metadata.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	domain := ""
+	if site, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok && site.Spec.Domain != "" {
+		domain = g.Spec.Network + "." + site.Spec.Domain
+	}
+	return map[string]any{
+		"Guest": map[string]any{
+			"Name": g.Metadata.Name, "UID": g.Metadata.UID, "Labels": labels, "Network": g.Spec.Network,
+			"Addresses": g.Status.Addresses, "MAC": g.Status.MAC, "Domain": domain,
+		},
+		"Image":     map[string]any{"Name": img.Metadata.Name, "Version": img.Spec.Version, "OS": img.Spec.OS},
+		"Variables": variables,
+	}
+}
+
+// SecretLabel on a Secret, when it is "true", lets Guests be given it: of the
+// Site's own, such as those of BMCs, a tenant gets none.
+const SecretLabel = "rackweft/guests"
+
+func (c Configs) secrets(ctx context.Context) func(name, key string) (string, error) {
+	return func(name, key string) (string, error) {
+		s, ok := store.Cached[api.Secret](c.Cache, name)
+		if !ok || s.Metadata.Labels[SecretLabel] != "true" {
+			return "", fmt.Errorf("no Secret %s is for Guests: one that is has the label %s: \"true\"", name, SecretLabel)
+		}
+		data, err := store.OpenSecret(ctx, c.Store, name)
+		if err != nil {
+			return "", err
+		}
+		value, ok := data[key]
+		if !ok {
+			return "", fmt.Errorf("the Secret %s has no key %q", name, key)
+		}
+		return value, nil
+	}
+}

@@ -1,0 +1,570 @@
+// Package guest owns where Guests run: their place, their MAC and addresses,
+// their moves from host to host, and their end. Hosts do the rest.
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/reconcile"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Ready is the condition that a Guest is what its spec says.
+const Ready = "Ready"
+
+// Finalizer keeps a deleted Guest until its host has taken it away.
+const Finalizer = "rackweft/guest"
+
+// Controller places Guests.
+type Controller struct {
+	Store *store.Store
+	Cache *store.Cache
+	// Lease is a host's, by its Machine's uid, in a Network; false when it has none.
+	Lease func(uid, network string) (lease, lease6 netip.Prefix, ok bool)
+	// Epoch is the store's: what a host reported in another counts for nothing.
+	Epoch int64
+	Event func(o api.Object, typ api.EventType, reason, message string)
+	Log   *slog.Logger
+
+	loop *reconcile.Loop
+	// placing is held from the look at all Guests until the cache has the choice.
+	placing sync.Mutex
+}
+
+const (
+	// recheck is how often a Guest that waits for something is looked at again.
+	recheck = 10 * time.Second
+	// recheckReady is how often one that waits for nothing is.
+	recheckReady = 5 * time.Minute
+)
+
+// Run works until ctx ends. It runs on the elected bootd only.
+func (c *Controller) Run(ctx context.Context) error {
+	c.loop = reconcile.New(c.reconcile, c.Log)
+	var kinds []api.Kind
+	for _, name := range []string{"Guest", "Machine", "Network", "Site", "Image"} {
+		k, err := api.LookupKind(name)
+		if err != nil {
+			return err
+		}
+		kinds = append(kinds, k)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.Cache.Subscribe(ctx, c.changed, kinds...) })
+	g.Go(func() error { c.loop.Run(ctx, 4); return ctx.Err() })
+	return g.Wait()
+}
+
+// LeasesChanged makes due the Guests that wait for a host to become a member of
+// a Network.
+func (c *Controller) LeasesChanged(networks map[string]bool) {
+	c.addAll(func(g *api.Guest) bool { return waits(g) && networks[g.Spec.Network] })
+}
+
+// changed makes due what a change may matter to.
+func (c *Controller) changed(ch store.Change) {
+	switch ch.Kind.Name {
+	case "Guest":
+		c.loop.Add(ch.Name)
+		if old, ok := ch.Old.(*api.Guest); ok && (ch.New == nil || ch.New.(*api.Guest).Status.Host != old.Status.Host) {
+			c.addAll(waits) // there is room where it was
+		}
+	case "Machine":
+		room := offer(ch.Old) != offer(ch.New)
+		c.addAll(func(g *api.Guest) bool { return concerns(g, ch.Name) || room && waits(g) })
+	case "Image":
+		c.addAll(func(g *api.Guest) bool { return g.Spec.Image == ch.Name })
+	default:
+		c.addAll(waits)
+	}
+}
+
+// waits reports whether a Guest would have another host if there were one.
+func waits(g *api.Guest) bool {
+	placed := g.Status.Conditions.Get(api.CondPlaced)
+	return g.Status.Host == "" || placed != nil && placed.Reason == nowhereToGo
+}
+
+const nowhereToGo = "NowhereToGo"
+
+// offered is what of a Machine matters to Guests that are not on it.
+type offered struct {
+	uid, zone, labels string
+	active, draining  bool
+	cpus              int
+	memory            int64
+}
+
+func offer(o api.Object) offered {
+	m, ok := o.(*api.Machine)
+	if !ok {
+		return offered{}
+	}
+	cpus, memory := capacity(m)
+	return offered{m.Metadata.UID, m.Spec.Zone, fmt.Sprint(m.Metadata.Labels), m.Status.Phase == api.PhaseActive, m.Draining(), cpus, memory}
+}
+
+// concerns reports whether a Guest is on a host, or was.
+func concerns(g *api.Guest, host string) bool {
+	return g.Status.Host == host || slices.ContainsFunc(g.Status.Left, func(p api.GuestPlace) bool { return p.Host == host })
+}
+
+func (c *Controller) addAll(which func(*api.Guest) bool) {
+	if c.loop == nil {
+		return
+	}
+	for _, g := range store.CachedList[api.Guest](c.Cache) {
+		if which(g) {
+			c.loop.Add(g.Metadata.Name)
+		}
+	}
+}
+
+// reconcile takes one step with one Guest. A Guest that is not in the cache is
+// left alone: only its deletion, which its finalizer makes visible, ends it.
+func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration, error) {
+	g, ok := store.Cached[api.Guest](c.Cache, name)
+	if !ok {
+		return 0, nil
+	}
+	if again, err := c.forget(ctx, g); err != nil || again {
+		return recheck, err
+	}
+	switch {
+	case g.Metadata.DeletionTimestamp != nil:
+		return recheck, c.end(ctx, g)
+	case !slices.Contains(g.Metadata.Finalizers, Finalizer):
+		return 0, c.write(ctx, g, func(g *api.Guest) bool { // the change makes it due again
+			g.Metadata.Finalizers = append(g.Metadata.Finalizers, Finalizer)
+			return true
+		})
+	case g.Status.Host == "":
+		return recheck, c.place(ctx, g, "")
+	}
+	return c.follow(ctx, g)
+}
+
+// write changes a Guest that is still the same, and waits until the cache has it.
+func (c *Controller) write(ctx context.Context, g *api.Guest, change func(*api.Guest) bool) error {
+	fresh, err := store.Mutate(ctx, c.Store, g.Metadata.Name, func(fresh *api.Guest) error {
+		if fresh.Metadata.UID != g.Metadata.UID || !change(fresh) {
+			return store.ErrUnchanged
+		}
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("write Guest %s: %w", g.Metadata.Name, err)
+	}
+	revision, err := strconv.ParseInt(fresh.Metadata.ResourceVersion, 10, 64)
+	if err != nil {
+		return fmt.Errorf("write Guest %s: %w", g.Metadata.Name, err)
+	}
+	return c.Cache.WaitRevision(ctx, revision)
+}
+
+// condition writes one, with an event when it is news.
+func (c *Controller) condition(ctx context.Context, g *api.Guest, typ string, status api.ConditionStatus, reason, message string) error {
+	news := false
+	err := c.write(ctx, g, func(g *api.Guest) bool {
+		old := g.Status.Conditions.Get(typ)
+		news = old == nil || old.Status != status || old.Reason != reason
+		return g.Status.Conditions.Set(time.Now(), typ, status, reason, message)
+	})
+	if err != nil || !news {
+		return err
+	}
+	severity := api.Normal
+	if status == api.False {
+		severity = api.Warning
+	}
+	c.Event(g, severity, reason, message)
+	return nil
+}
+
+// end takes a deleted Guest from its host; it is gone when no host has it.
+func (c *Controller) end(ctx context.Context, g *api.Guest) error {
+	if g.Status.Host != "" {
+		return c.write(ctx, g, func(g *api.Guest) bool { return leave(g) })
+	}
+	if len(g.Status.Left) > 0 {
+		return nil // forget looks after them
+	}
+	return c.write(ctx, g, func(g *api.Guest) bool {
+		before := len(g.Metadata.Finalizers)
+		g.Metadata.Finalizers = slices.DeleteFunc(g.Metadata.Finalizers, func(f string) bool { return f == Finalizer })
+		return len(g.Metadata.Finalizers) != before
+	})
+}
+
+// leave has the Guest's host take away what it has of it.
+func leave(g *api.Guest) bool {
+	if g.Status.Host == "" {
+		return false
+	}
+	g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID})
+	g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = "", "", nil, ""
+	return true
+}
+
+// forget drops hosts that have nothing left of the Guest. It reports whether
+// something was written.
+func (c *Controller) forget(ctx context.Context, g *api.Guest) (bool, error) {
+	if len(g.Status.Left) == 0 {
+		return false, nil
+	}
+	written := false
+	err := c.write(ctx, g, func(fresh *api.Guest) bool {
+		version, err := strconv.ParseInt(fresh.Metadata.ResourceVersion, 10, 64)
+		if err != nil {
+			return false
+		}
+		written = false
+		fresh.Status.Left = slices.DeleteFunc(fresh.Status.Left, func(p api.GuestPlace) bool {
+			gone := c.nothingLeft(ctx, fresh, p)
+			written = written || gone
+			return gone
+		})
+		for i := range fresh.Status.Left {
+			if p := &fresh.Status.Left[i]; p.Since == 0 {
+				p.Since, written = version, true
+			}
+		}
+		return written
+	})
+	return written, err
+}
+
+// nothingLeft reports whether a host has said, after it was told to take the
+// Guest away, that it has; or whether there is no such host any more.
+func (c *Controller) nothingLeft(ctx context.Context, g *api.Guest, p api.GuestPlace) bool {
+	m, ok := store.Cached[api.Machine](c.Cache, p.Host)
+	if !ok || m.Metadata.UID != p.HostUID {
+		return c.deleted(ctx, p.Host, p.HostUID)
+	}
+	h := m.Status.Host
+	if h == nil || p.Since == 0 || h.UID != p.HostUID || h.Epoch != c.Epoch || h.Revision < p.Since {
+		return false
+	}
+	// nodeagent reports what a tombstone is taking away as PART@UID.
+	_, leaving := h.Parts[api.GuestPartName(g.Metadata.Name)+"@"+g.Metadata.UID]
+	return !leaving
+}
+
+// deleted makes sure that a Machine is no more: of a cache that is behind it must
+// not be concluded.
+func (c *Controller) deleted(ctx context.Context, name, uid string) bool {
+	m, err := store.Get[api.Machine](ctx, c.Store, name)
+	return errors.Is(err, store.ErrNotFound) || err == nil && m.Metadata.UID != uid
+}
+
+// place gives a Guest a host, and what it keeps for its life: MAC and addresses.
+func (c *Controller) place(ctx context.Context, g *api.Guest, to string) error {
+	c.placing.Lock()
+	defer c.placing.Unlock()
+	n, ok := store.Cached[api.Network](c.Cache, g.Spec.Network)
+	if !ok || n.Metadata.DeletionTimestamp != nil {
+		return c.condition(ctx, g, api.CondPlaced, api.False, "NoNetwork", fmt.Sprintf("there is no Network %s: apply it", g.Spec.Network))
+	}
+	m, refused := choose(g, c.hosting(), c.candidates(g, n, to))
+	if m == nil {
+		message := fmt.Sprintf("no host of Zone %s can have it: %s", n.Spec.Zone, refused)
+		if len(refused.order) == 0 {
+			message = fmt.Sprintf("Zone %s has no Machines", n.Spec.Zone)
+		}
+		return c.condition(ctx, g, api.CondPlaced, api.False, "NoHost", message)
+	}
+	addrs, err := c.addresses(g, m)
+	if err != nil {
+		return c.condition(ctx, g, api.CondPlaced, api.False, "NoAddress", err.Error())
+	}
+	err = c.write(ctx, g, func(g *api.Guest) bool {
+		g.Status.Host, g.Status.HostUID, g.Status.Addresses, g.Status.MAC = m.Metadata.Name, m.Metadata.UID, addrs, MAC(g.Metadata.UID)
+		g.Status.Move = nil
+		g.Status.Conditions.Set(time.Now(), api.CondPlaced, api.True, "Placed", on(m, addrs))
+		return true
+	})
+	if err == nil {
+		c.Event(g, api.Normal, "Placed", on(m, addrs))
+	}
+	return err
+}
+
+func (c *Controller) hosting() api.GuestHosting {
+	site, ok := store.Cached[api.Site](c.Cache, api.SiteName)
+	if !ok {
+		site = new(api.Site)
+		site.SetDefaults()
+	}
+	return site.Spec.Guests
+}
+
+// candidates are the Machines of the Network's Zone; only the one to go to, when
+// a person named it. A host that still has something of the Guest is none.
+func (c *Controller) candidates(g *api.Guest, n *api.Network, to string) []candidate {
+	on := map[string][]*api.Guest{}
+	for _, other := range store.CachedList[api.Guest](c.Cache) {
+		if other.Metadata.UID != g.Metadata.UID {
+			on[other.Status.HostUID] = append(on[other.Status.HostUID], other)
+		}
+	}
+	var list []candidate
+	for _, m := range store.CachedList[api.Machine](c.Cache) {
+		left := slices.ContainsFunc(g.Status.Left, func(p api.GuestPlace) bool { return p.HostUID == m.Metadata.UID })
+		if m.Spec.Zone != n.Spec.Zone || left || to != "" && m.Metadata.Name != to {
+			continue
+		}
+		_, _, member := c.Lease(m.Metadata.UID, g.Spec.Network)
+		list = append(list, candidate{machine: m, member: member, guests: on[m.Metadata.UID]})
+	}
+	return list
+}
+
+// addresses are those that a Guest has, or new ones out of its host's leases.
+func (c *Controller) addresses(g *api.Guest, m *api.Machine) ([]netip.Addr, error) {
+	if len(g.Status.Addresses) > 0 {
+		return g.Status.Addresses, nil
+	}
+	taken := map[netip.Addr]bool{}
+	for _, other := range store.CachedList[api.Guest](c.Cache) {
+		if other.Spec.Network == g.Spec.Network {
+			for _, a := range other.Status.Addresses {
+				taken[a] = true
+			}
+		}
+	}
+	lease, lease6, _ := c.Lease(m.Metadata.UID, g.Spec.Network)
+	v4, ok := address(lease, taken)
+	if !ok {
+		return nil, fmt.Errorf("every address of the lease %s that %s has in Network %s is a Guest's: set a smaller spec.hostPrefix in a Network of its own, or add hosts", lease, m.Metadata.Name, g.Spec.Network)
+	}
+	list := []netip.Addr{v4}
+	if v6, ok := address6(lease6, lease, v4); ok && !taken[v6] {
+		list = append(list, v6)
+	}
+	return list, nil
+}
+
+// follow looks after a Guest that has a host.
+func (c *Controller) follow(ctx context.Context, g *api.Guest) (time.Duration, error) {
+	m, ok := store.Cached[api.Machine](c.Cache, g.Status.Host)
+	if !ok || m.Metadata.UID != g.Status.HostUID {
+		return recheck, c.hostGone(ctx, g)
+	}
+	if down(m) {
+		return recheck, c.abandon(ctx, g, m)
+	}
+	seen := observed(m, g)
+	if g.Status.Move != nil {
+		return recheck, c.move(ctx, g, m, seen)
+	}
+	if err := c.stay(ctx, g, m); err != nil {
+		return recheck, err
+	}
+	return recheckReady, c.report(ctx, g, m, seen)
+}
+
+// hostGone is for a Guest whose Machine was deleted, and its disks with it.
+func (c *Controller) hostGone(ctx context.Context, g *api.Guest) error {
+	if !c.deleted(ctx, g.Status.Host, g.Status.HostUID) {
+		return nil // the cache is behind
+	}
+	asked := g.Status.Move != nil && g.Status.Move.Asked
+	if d := retained(g); d != "" && !asked {
+		return c.condition(ctx, g, api.CondPlaced, api.False, "HostDeleted",
+			fmt.Sprintf("its host %s was deleted, which had its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", g.Status.Host, d, g.Metadata.Name))
+	}
+	c.Event(g, api.Warning, "HostDeleted", fmt.Sprintf("its host %s was deleted: it is placed anew", g.Status.Host))
+	return c.write(ctx, g, func(g *api.Guest) bool {
+		g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = "", "", nil, ""
+		return true
+	})
+}
+
+// down reports whether a host runs nothing for certain: its BMC has said that it
+// has no power.
+func down(m *api.Machine) bool {
+	return m.Status.Conditions.Is(api.CondFenced) || m.Status.Phase == api.PhaseAvailable && m.Status.Power == "Off"
+}
+
+// abandon starts a Guest elsewhere whose host has no power. When that comes back
+// it takes away what it has of the Guest, before it starts anything: nodeagent
+// acts upon no HostSpec from before its boot.
+func (c *Controller) abandon(ctx context.Context, g *api.Guest, m *api.Machine) error {
+	to := ""
+	if g.Status.Move != nil {
+		to = g.Status.Move.To
+	}
+	if d := retained(g); d != "" && (g.Status.Move == nil || !g.Status.Move.Asked) {
+		return c.condition(ctx, g, Ready, api.False, "HostDown",
+			fmt.Sprintf("its host %s has no power, and has its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))
+	}
+	c.Event(g, api.Warning, "HostDown", fmt.Sprintf("its host %s has no power: it starts elsewhere", m.Metadata.Name))
+	return c.relocate(ctx, g, to)
+}
+
+// relocate leaves a host on which the Guest does not run any more.
+func (c *Controller) relocate(ctx context.Context, g *api.Guest, to string) error {
+	if err := c.write(ctx, g, leave); err != nil {
+		return err
+	}
+	fresh, ok := store.Cached[api.Guest](c.Cache, g.Metadata.Name)
+	if !ok || fresh.Metadata.UID != g.Metadata.UID {
+		return nil
+	}
+	return c.place(ctx, fresh, to)
+}
+
+// retained names a disk that pins a Guest, or "".
+func retained(g *api.Guest) string {
+	i := slices.IndexFunc(g.Spec.Disks, func(d api.Disk) bool { return d.Retain })
+	if i < 0 {
+		return ""
+	}
+	return g.Spec.Disks[i].Name
+}
+
+// stay keeps a Guest where it is, unless its host is to be left.
+func (c *Controller) stay(ctx context.Context, g *api.Guest, m *api.Machine) error {
+	if m.Draining() {
+		return c.depart(ctx, g, m)
+	}
+	if placed := g.Status.Conditions.Get(api.CondPlaced); placed != nil && placed.Reason == "Placed" {
+		return nil
+	}
+	return c.condition(ctx, g, api.CondPlaced, api.True, "Placed", on(m, g.Status.Addresses))
+}
+
+func on(m *api.Machine, addrs []netip.Addr) string {
+	if len(addrs) == 0 {
+		return "on " + m.Metadata.Name
+	}
+	return fmt.Sprintf("on %s, as %s", m.Metadata.Name, addrs[0])
+}
+
+// depart begins to move a Guest from a host that is to be left, if there is
+// somewhere to go.
+func (c *Controller) depart(ctx context.Context, g *api.Guest, m *api.Machine) error {
+	if d := retained(g); d != "" {
+		return c.condition(ctx, g, api.CondPlaced, api.True, "Pinned",
+			fmt.Sprintf("on %s, which is to be left; its disk %s (retain) keeps it there: to go on without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))
+	}
+	n, ok := store.Cached[api.Network](c.Cache, g.Spec.Network)
+	if !ok {
+		return nil
+	}
+	if to, refused := choose(g, c.hosting(), c.candidates(g, n, "")); to == nil {
+		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo,
+			fmt.Sprintf("on %s, which is to be left; no other host can have it: %s", m.Metadata.Name, refused))
+	}
+	c.Event(g, api.Normal, "Moving", fmt.Sprintf("from %s, which is to be left", m.Metadata.Name))
+	return c.write(ctx, g, func(g *api.Guest) bool {
+		if g.Status.Move != nil || g.Status.HostUID != m.Metadata.UID {
+			return false
+		}
+		g.Status.Move = &api.GuestMove{Reason: "Drain", Started: time.Now().UTC()}
+		return true
+	})
+}
+
+// move goes on with a move: its host is told to stop the Guest, and when it says
+// that it has, the Guest is placed anew. It never runs on two hosts.
+func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, seen api.PartStatus) error {
+	if !g.Status.Move.Asked && !m.Draining() {
+		return c.write(ctx, g, func(g *api.Guest) bool { g.Status.Move = nil; return true })
+	}
+	if !c.stopped(g, seen) {
+		return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("it is being stopped on %s: %s", m.Metadata.Name, saying(seen)))
+	}
+	return c.relocate(ctx, g, g.Status.Move.To)
+}
+
+// stopped reports whether the host has the part that says Stopped, and made it
+// so: an earlier word that it was stopped counts for nothing.
+func (c *Controller) stopped(g *api.Guest, seen api.PartStatus) bool {
+	p, err := Part(c.Cache, g)
+	if err != nil {
+		return false
+	}
+	raw, err := api.EncodePart(p)
+	if err != nil || seen.Digest != api.PartDigest(raw) {
+		return false
+	}
+	return seen.State == api.PartApplied && seen.Guest != nil && seen.Guest.State == stopped
+}
+
+// observed is what the host last said of a Guest.
+func observed(m *api.Machine, g *api.Guest) api.PartStatus {
+	h := m.Status.Host
+	if h == nil || h.UID != m.Metadata.UID {
+		return api.PartStatus{}
+	}
+	return h.Parts[api.GuestPartName(g.Metadata.Name)]
+}
+
+func saying(seen api.PartStatus) string {
+	switch {
+	case seen.Message != "":
+		return seen.Message
+	case seen.State == "":
+		return "the host has not said anything of it"
+	case seen.Guest != nil:
+		return "it is " + seen.Guest.State
+	}
+	return string(seen.State)
+}
+
+// report takes over what the host sees.
+func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, seen api.PartStatus) error {
+	state := "Unknown"
+	if seen.Guest != nil {
+		state = seen.Guest.State
+	}
+	status, reason, message := api.True, state, fmt.Sprintf("%s on %s", state, m.Metadata.Name)
+	if _, err := Part(c.Cache, g); err != nil {
+		status, reason, message = api.False, "NoImage", err.Error()
+	} else if seen.State != api.PartApplied || state != g.Spec.State {
+		status, reason, message = api.False, "NotApplied", fmt.Sprintf("%s is not done with it: %s", m.Metadata.Name, saying(seen))
+		if seen.State == api.PartFailed {
+			reason = "Failed"
+		}
+	}
+	news := false
+	err := c.write(ctx, g, func(g *api.Guest) bool {
+		old := g.Status.Conditions.Get(Ready)
+		news = old == nil || old.Status != status || old.Reason != reason
+		changed := g.Status.Conditions.Set(time.Now(), Ready, status, reason, message)
+		if g.Status.State != state {
+			g.Status.State, changed = state, true
+		}
+		if seen.Guest != nil {
+			for _, cond := range seen.Guest.Conditions {
+				if cond.Type != Ready && cond.Type != api.CondPlaced {
+					changed = g.Status.Conditions.Set(cond.Time, cond.Type, cond.Status, cond.Reason, cond.Message) || changed
+				}
+			}
+		}
+		return changed
+	})
+	if err == nil && news && reason != "NotApplied" {
+		typ := api.Normal
+		if status == api.False {
+			typ = api.Warning
+		}
+		c.Event(g, typ, reason, message)
+	}
+	return err
+}

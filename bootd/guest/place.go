@@ -1,0 +1,200 @@
+package guest
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// What QEMU takes beside the memory of its guest: its own code and heap, page
+// tables and dirty bitmaps (in proportion), stacks and buffers of each
+// processor's thread.
+const (
+	overheadFixed  = 64 << 20
+	overheadPerCPU = 8 << 20
+	overheadShare  = 64 // one part in so many of the guest's memory
+)
+
+// footprint is what a Guest takes of its host's memory, in bytes.
+func footprint(s *api.GuestSpec) int64 {
+	memory := s.Memory.Value()
+	return memory + memory/overheadShare + overheadFixed + int64(s.CPUs)*overheadPerCPU
+}
+
+// candidate is a host as placement sees it.
+type candidate struct {
+	machine *api.Machine
+	member  bool // it has a lease of the Guest's Network
+	guests  []*api.Guest
+}
+
+// room is what a host gives to Guests, and what those on it take.
+type room struct {
+	cpus, usedCPUs     int // in hundredths of the host's
+	memory, usedMemory int64
+}
+
+func (c candidate) room(h api.GuestHosting) room {
+	var r room
+	cpus, memory := capacity(c.machine)
+	r.cpus = cpus * h.CPUOvercommit
+	r.memory = max(0, memory-h.HostMemory.Value()) / 100 * int64(h.MemoryOvercommit)
+	for _, g := range c.guests {
+		r.usedCPUs += g.Spec.CPUs * 100
+		r.usedMemory += footprint(&g.Spec)
+	}
+	return r
+}
+
+// capacity is what the host's kernel has said; before that, what its BMC has.
+func capacity(m *api.Machine) (cpus int, memory int64) {
+	if h := m.Status.Host; h != nil && h.CPUs > 0 {
+		return h.CPUs, h.Memory.Value()
+	}
+	if i := m.Status.Inventory; i != nil {
+		return i.CPUs.Cores, i.MemoryMiB << 20
+	}
+	return 0, 0
+}
+
+// refusals gathers why hosts do not do, for the person who waits.
+type refusals struct {
+	order []string
+	hosts map[string][]string
+}
+
+func (r *refusals) add(why, host string) {
+	if r.hosts == nil {
+		r.hosts = map[string][]string{}
+	}
+	if r.hosts[why] == nil {
+		r.order = append(r.order, why)
+	}
+	r.hosts[why] = append(r.hosts[why], host)
+}
+
+func (r *refusals) String() string {
+	var words []string
+	for _, why := range r.order {
+		words = append(words, fmt.Sprintf("%s (%s)", why, few(r.hosts[why])))
+	}
+	return strings.Join(words, "; ")
+}
+
+// few names some of a list.
+func few(names []string) string {
+	const most = 4
+	if more := len(names) - most; more > 0 {
+		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", more)
+	}
+	return strings.Join(names, ", ")
+}
+
+// choose picks a host for a Guest: one that may have it, in the rack with the
+// fewest of its anti-affinity group, with the largest share of memory left.
+// Equal ones are told apart by name, so that the same question has one answer.
+func choose(g *api.Guest, hosting api.GuestHosting, all []candidate) (*api.Machine, *refusals) {
+	refused := new(refusals)
+	var fit []candidate
+	racks := map[string]int{}
+	for _, c := range all {
+		if together(g, c.guests) {
+			racks[c.machine.Spec.Location.Rack]++
+		}
+		if why := unfit(g, hosting, c); why != "" {
+			refused.add(why, c.machine.Metadata.Name)
+			continue
+		}
+		fit = append(fit, c)
+	}
+	if len(fit) == 0 {
+		return nil, refused
+	}
+	free := func(c candidate) float64 {
+		r := c.room(hosting)
+		return 1 - float64(r.usedMemory+footprint(&g.Spec))/float64(r.memory)
+	}
+	best := slices.MinFunc(fit, func(a, b candidate) int {
+		return cmp.Or(
+			cmp.Compare(racks[a.machine.Spec.Location.Rack], racks[b.machine.Spec.Location.Rack]),
+			cmp.Compare(free(b), free(a)),
+			strings.Compare(a.machine.Metadata.Name, b.machine.Metadata.Name))
+	})
+	return best.machine, nil
+}
+
+// together reports whether one of the Guests is of g's anti-affinity group.
+func together(g *api.Guest, guests []*api.Guest) bool {
+	word := g.Spec.Placement.AntiAffinity
+	return word != "" && slices.ContainsFunc(guests, func(o *api.Guest) bool {
+		return o.Metadata.UID != g.Metadata.UID && o.Spec.Placement.AntiAffinity == word
+	})
+}
+
+// unfit says why a host may not have a Guest, or "".
+func unfit(g *api.Guest, hosting api.GuestHosting, c candidate) string {
+	m := c.machine
+	for key, value := range g.Spec.Placement.Labels {
+		if m.Metadata.Labels[key] != value {
+			return fmt.Sprintf("label %s is not %q", key, value)
+		}
+	}
+	r := c.room(hosting)
+	switch {
+	case m.Status.Phase != api.PhaseActive:
+		return "not Active"
+	case m.Draining():
+		return "being drained"
+	case !c.member:
+		return "without a lease of Network " + g.Spec.Network
+	case together(g, c.guests):
+		return "has a Guest of anti-affinity " + g.Spec.Placement.AntiAffinity
+	case r.memory == 0:
+		return "has not said how much memory it has"
+	case r.usedMemory+footprint(&g.Spec) > r.memory:
+		return fmt.Sprintf("lacks %.1f GiB of memory", float64(footprint(&g.Spec))/(1<<30))
+	case r.usedCPUs+g.Spec.CPUs*100 > r.cpus:
+		return fmt.Sprintf("lacks %d processors", g.Spec.CPUs)
+	}
+	return ""
+}
+
+// address chooses a Guest's IPv4 address out of its host's lease: always an even
+// one, so that its /31 is its own. The lease's first pair is the VTEP's and the
+// bridge's.
+func address(lease netip.Prefix, taken map[netip.Addr]bool) (netip.Addr, bool) {
+	a := lease.Masked().Addr().Next().Next()
+	for ; lease.Contains(a); a = a.Next().Next() {
+		last := a.Next()
+		if !lease.Contains(last) {
+			return netip.Addr{}, false
+		}
+		if broadcast := !lease.Contains(last.Next()); broadcast {
+			return netip.Addr{}, false // the last pair has the lease's broadcast address
+		}
+		if !taken[a] {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// address6 is the IPv6 address that goes with an IPv4 one: as far into the lease.
+func address6(lease6, lease netip.Prefix, v4 netip.Addr) (netip.Addr, bool) {
+	if !lease6.IsValid() {
+		return netip.Addr{}, false
+	}
+	first, own := lease.Masked().Addr().As4(), v4.As4()
+	offset := uint32(own[0])<<24 | uint32(own[1])<<16 | uint32(own[2])<<8 | uint32(own[3])
+	offset -= uint32(first[0])<<24 | uint32(first[1])<<16 | uint32(first[2])<<8 | uint32(first[3])
+	raw := lease6.Masked().Addr().As16()
+	for i, b := range []byte{byte(offset >> 24), byte(offset >> 16), byte(offset >> 8), byte(offset)} {
+		raw[12+i] |= b
+	}
+	a := netip.AddrFrom16(raw)
+	return a, lease6.Contains(a)
+}

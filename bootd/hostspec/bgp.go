@@ -1,0 +1,483 @@
+package hostspec
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// BGP is what bgp parts are made with, beside the objects. It is safe for
+// concurrent use.
+type BGP struct {
+	// Key is the MD5 key between two Machines, by their uids in any order.
+	Key func(one, other string) string
+	// Secret opens a Secret.
+	Secret func(ctx context.Context, name string) (map[string]string, error)
+
+	mu      sync.Mutex
+	opened  map[string]opened // Secrets, by name
+	members memberMemo
+}
+
+// opened is a Secret as it stood at a version.
+type opened struct {
+	version string
+	values  map[string]string
+}
+
+// memberMemo is every Zone's members as they stood at a revision: a change of a
+// Zone has all of its hosts compiled at once.
+type memberMemo struct {
+	cache    *store.Cache
+	revision int64
+	zones    map[string][]Member
+}
+
+// UplinkPassword is the key of an uplink's Secret that has its MD5 key, and
+// MaxUplinkPassword how long that may be (the kernel's TCP_MD5SIG_MAXKEYLEN).
+const (
+	UplinkPassword    = "password"
+	MaxUplinkPassword = 80
+)
+
+// DrainAnnotation on a Machine asks its neighbours for any other path than
+// through it (RFC 8326), and keeps it from being a reflector.
+const DrainAnnotation = "rackweft/bgp-drain"
+
+// Draining reports whether a host is to be left by traffic.
+func Draining(m *api.Machine) bool {
+	return m.Metadata.Annotations[DrainAnnotation] == "true" || m.Spec.State != api.StateActive || m.Status.Phase == api.PhaseDraining
+}
+
+// Member is a Machine of a Zone as its speakers see it.
+type Member struct {
+	Machine *api.Machine
+	// Addresses are of its underlay: one IPv4, and one IPv6 where it has one.
+	Addresses []netip.Addr
+	Subnet    *api.Subnet
+	// Fault says why it takes no part in BGP; it has no Addresses then.
+	Fault string
+}
+
+// V4 is the address that sessions run over.
+func (m Member) V4() netip.Addr { return m.Addresses[0] }
+
+// Members lists the Machines of a Zone, by name. They are shared, and must not
+// be changed.
+func (c *Compiler) Members(zone string) []Member {
+	if c.BGP == nil {
+		return membersOf(c.Cache)[zone]
+	}
+	b := c.BGP
+	revision := c.Cache.Revision()
+	b.mu.Lock()
+	known := b.members
+	b.mu.Unlock()
+	if known.cache == c.Cache && known.revision == revision {
+		return known.zones[zone]
+	}
+	fresh := memberMemo{c.Cache, revision, membersOf(c.Cache)}
+	b.mu.Lock()
+	b.members = fresh
+	b.mu.Unlock()
+	return fresh.zones[zone]
+}
+
+// membersOf finds the members of all Zones. An address that a host merely
+// reports is its word alone: it counts only where it could be the host's, and
+// nobody else has or reports it.
+func membersOf(cache *store.Cache) map[string][]Member {
+	machines := store.CachedList[api.Machine](cache)
+	taken := takenAddresses(cache, machines)
+	reported := map[netip.Addr]int{}
+	for _, m := range machines {
+		if _, s := underlay(cache, m); s != nil {
+			for _, a := range reportedAddresses(cache, m) {
+				reported[a]++
+			}
+		}
+	}
+	zones := map[string][]Member{}
+	for _, m := range machines {
+		if m.Spec.Zone == "" || m.Metadata.DeletionTimestamp != nil || m.Metadata.Labels[api.DiscoveredLabel] == "true" {
+			continue
+		}
+		member := Member{Machine: m}
+		link, s := underlay(cache, m)
+		member.Subnet = s
+		switch {
+		case s == nil:
+			member.Fault = "it has no link on a production Subnet of Zone " + m.Spec.Zone
+		case s.Spec.Zone != m.Spec.Zone:
+			member.Fault = fmt.Sprintf("its link %s is on Subnet %s of Zone %s", link.Name, s.Metadata.Name, s.Spec.Zone)
+		case len(link.Addresses) > 0:
+			member.Addresses = oneOfEach(link.Addresses)
+		default:
+			member.Addresses, member.Fault = usable(s, reportedAddresses(cache, m), taken, reported)
+		}
+		if member.Fault == "" && (len(member.Addresses) == 0 || !member.Addresses[0].Is4()) {
+			member.Addresses, member.Fault = nil, fmt.Sprintf("its link %s has no IPv4 address: pin one out of Subnet %s", link.Name, s.Metadata.Name)
+		}
+		zones[m.Spec.Zone] = append(zones[m.Spec.Zone], member)
+	}
+	return zones
+}
+
+// underlay is a Machine's first link on a production Subnet, as
+// network.Underlay finds it.
+func underlay(cache *store.Cache, m *api.Machine) (api.Link, *api.Subnet) {
+	for _, l := range m.Spec.Links {
+		if s, ok := store.Cached[api.Subnet](cache, l.Subnet); ok && s.Spec.Purpose == api.Production {
+			return l, s
+		}
+	}
+	return api.Link{}, nil
+}
+
+// reportedAddresses are those that a host says are on its underlay.
+func reportedAddresses(cache *store.Cache, m *api.Machine) []netip.Addr {
+	u := network.Underlay(cache, m)
+	if m.Status.Host == nil || u.Interface == "" || len(u.Addresses) > 0 {
+		return nil
+	}
+	var list []netip.Addr
+	for _, nic := range m.Status.Host.NICs {
+		if nic.Name != u.Interface {
+			continue
+		}
+		for _, p := range nic.Addresses {
+			if a := p.Addr(); a.IsGlobalUnicast() && !a.Is4In6() && !slices.Contains(list, a) {
+				list = append(list, a)
+			}
+		}
+	}
+	return list
+}
+
+// takenAddresses are those that something in particular has.
+func takenAddresses(cache *store.Cache, machines []*api.Machine) map[netip.Addr]string {
+	taken := map[netip.Addr]string{}
+	for _, s := range store.CachedList[api.Subnet](cache) {
+		taken[s.Spec.Gateway] = "the gateway of Subnet " + s.Metadata.Name
+	}
+	for _, z := range store.CachedList[api.Zone](cache) {
+		for _, u := range z.Spec.Uplinks {
+			taken[u.Address] = "an uplink of Zone " + z.Metadata.Name
+		}
+	}
+	for _, m := range machines {
+		for _, l := range m.Spec.Links {
+			for _, a := range l.Addresses {
+				taken[a] = "pinned by Machine " + m.Metadata.Name
+			}
+		}
+	}
+	return taken
+}
+
+func usable(s *api.Subnet, reported []netip.Addr, taken map[netip.Addr]string, times map[netip.Addr]int) ([]netip.Addr, string) {
+	var good []netip.Addr
+	fault := ""
+	for _, a := range reported {
+		_, inside := s.Prefix(a)
+		switch {
+		case !inside:
+		case taken[a] != "":
+			fault = fmt.Sprintf("it reports the address %s, which is %s: pin one of its own", a, taken[a])
+		case times[a] > 1:
+			fault = fmt.Sprintf("it reports the address %s, and so does another Machine: pin each its own", a)
+		default:
+			good = append(good, a)
+		}
+	}
+	if good = oneOfEach(good); len(good) > 0 && good[0].Is4() {
+		return good, ""
+	}
+	return nil, fault
+}
+
+// oneOfEach is the first address of each family, IPv4 first.
+func oneOfEach(list []netip.Addr) []netip.Addr {
+	var both []netip.Addr
+	for _, is4 := range []bool{true, false} {
+		if i := slices.IndexFunc(list, func(a netip.Addr) bool { return a.Is4() == is4 && !a.IsLinkLocalUnicast() }); i >= 0 {
+			both = append(both, list[i])
+		}
+	}
+	return both
+}
+
+// NoPart says why a host has no bgp part now. One that it holds already goes on.
+type NoPart struct{ Reason string }
+
+func (e *NoPart) Error() string { return e.Reason }
+
+// bgp adds the bgp part.
+func (c *Compiler) bgp(ctx context.Context, m *api.Machine, s *hostSpec) error {
+	if c.BGP == nil {
+		return nil
+	}
+	part, err := c.BGPPart(ctx, m)
+	var none *NoPart
+	if errors.As(err, &none) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	raw, err := api.EncodePart(part)
+	if err != nil {
+		return fmt.Errorf("compile the bgp part of %s: %w", m.Metadata.Name, err)
+	}
+	s.parts[api.PartBGP] = whole(raw)
+	return nil
+}
+
+// BGPPart compiles the bgp part of a host; a *NoPart when it has none.
+func (c *Compiler) BGPPart(ctx context.Context, m *api.Machine) (*api.BGPPart, error) {
+	z, ok := store.Cached[api.Zone](c.Cache, m.Spec.Zone)
+	if !ok {
+		return nil, &NoPart{"it is in no Zone"}
+	}
+	members := c.Members(z.Metadata.Name)
+	i := slices.IndexFunc(members, func(o Member) bool { return o.Machine.Metadata.UID == m.Metadata.UID })
+	if i < 0 {
+		return nil, &NoPart{"it is no host of Zone " + z.Metadata.Name}
+	}
+	if members[i].Fault != "" {
+		return nil, &NoPart{members[i].Fault}
+	}
+	b := &bgpCompiler{c: c, zone: z, self: members[i], members: members}
+	return b.part(ctx)
+}
+
+// bgpCompiler makes the bgp part of one host.
+type bgpCompiler struct {
+	c       *Compiler
+	zone    *api.Zone
+	self    Member
+	members []Member
+}
+
+func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
+	s := b.zone.Spec
+	p := &api.BGPPart{
+		Zone: b.zone.Metadata.Name, ASN: s.ASN, RouterID: b.self.V4(), Role: api.BGPClient, Community: b.zone.Community(),
+		// Clients listen too: a host that becomes a reflector must not have to
+		// open its speaker anew.
+		Listen: []netip.Addr{b.self.V4()}, NextHops: b.self.Addresses, ZoneNextHops: b.zoneNextHops(),
+		Originate:       b.originate(b.self.Machine),
+		GracefulRestart: s.BGP.GracefulRestart, LongLived: s.BGP.LongLived, StaleHold: s.BGP.StaleHold,
+		Drain: Draining(b.self.Machine),
+	}
+	if !b.reflects(b.self) {
+		for _, other := range b.members {
+			if b.reflects(other) {
+				p.Neighbors = append(p.Neighbors, b.host(other, api.BGPReflector))
+			}
+		}
+		return p, nil
+	}
+	// Reflectors peer with each other, so each is a cluster of its own: of two
+	// with one cluster id, either would drop what the other reflects (RFC 4456, 8).
+	p.Role, p.ClusterID, p.BMP = api.BGPReflector, b.self.V4(), s.BGP.BMP
+	for _, other := range b.members {
+		switch {
+		case other.Fault != "" || other.Machine == b.self.Machine:
+		case b.reflects(other):
+			p.Neighbors = append(p.Neighbors, b.host(other, api.BGPReflector))
+		default:
+			p.Neighbors = append(p.Neighbors, b.host(other, api.BGPClient))
+			p.Accept = append(p.Accept, api.BGPAccept{Client: other.Machine.Metadata.Name, Prefixes: b.originate(other.Machine), NextHops: other.Addresses})
+		}
+	}
+	for _, u := range s.Uplinks {
+		n, ok, err := b.uplink(ctx, u)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			p.Neighbors = append(p.Neighbors, n)
+			p.Aggregates = s.Prefixes
+		}
+	}
+	return p, nil
+}
+
+// reflects reports whether a member is one of the Zone's reflectors, whatever
+// its state.
+func (b *bgpCompiler) reflects(m Member) bool {
+	return m.Fault == "" && slices.ContainsFunc(b.zone.Status.Reflectors, func(r api.ReflectorStatus) bool {
+		return r.Machine == m.Machine.Metadata.Name && r.UID == m.Machine.Metadata.UID
+	})
+}
+
+// farHops is how far hosts on different Subnets may be from each other.
+const farHops = 16
+
+// host is another host as a neighbour. Clients connect to reflectors; of two
+// reflectors the first by name connects.
+func (b *bgpCompiler) host(other Member, role string) api.BGPNeighbor {
+	self, peer := b.self.Machine.Metadata, other.Machine.Metadata
+	n := api.BGPNeighbor{
+		Name: peer.Name, Address: other.V4(), Source: b.self.V4(), ASN: b.zone.Spec.ASN, Role: role,
+		Passive:  role == api.BGPClient || b.reflects(b.self) && self.Name > peer.Name,
+		Password: b.c.BGP.Key(self.UID, peer.UID),
+		HoldTime: b.zone.Spec.BGP.HoldTime,
+	}
+	if role == api.BGPReflector {
+		n.Import = b.routable()
+	}
+	if p, ok := b.self.Subnet.Prefix(b.self.V4()); !ok || !p.Contains(other.V4()) {
+		n.Hops = farHops
+	}
+	return n
+}
+
+// routable is all that a route of the Zone may lead to: what its hosts
+// originate, and what its uplinks may tell.
+func (b *bgpCompiler) routable() []api.PrefixFilter {
+	var list []api.PrefixFilter
+	for _, p := range b.zone.Spec.Prefixes {
+		list = append(list, api.PrefixFilter{Prefix: p, LE: p.Addr().BitLen()})
+	}
+	for _, u := range b.zone.Spec.Uplinks {
+		for _, f := range u.Import {
+			if !slices.Contains(list, f) {
+				list = append(list, f)
+			}
+		}
+	}
+	return list
+}
+
+// uplink is a border leaf as a neighbour; not ok while its Secret is not there.
+func (b *bgpCompiler) uplink(ctx context.Context, u api.Uplink) (n api.BGPNeighbor, ok bool, err error) {
+	n = api.BGPNeighbor{
+		Name: u.Address.String(), Address: u.Address, ASN: u.ASN, Role: api.BGPUplink,
+		Import: u.Import, Export: u.Export, KeepNextHop: u.KeepNextHop, PrivateASNs: u.PrivateASNs,
+		HoldTime: u.HoldTime, MaxPrefixes: u.MaxPrefixes, Hops: u.Hops,
+	}
+	if u.Address.Is4() {
+		n.Source = b.self.V4()
+	}
+	if len(n.Export) == 0 {
+		n.Export = b.zone.DefaultExport()
+	}
+	if u.Secret == "" {
+		return n, true, nil
+	}
+	s, ok := store.Cached[api.Secret](b.c.Cache, u.Secret)
+	if !ok || s.Status.Digests[UplinkPassword] == "" {
+		return n, false, nil // never without its key
+	}
+	n.Password, err = b.c.BGP.password(ctx, s)
+	return n, true, err
+}
+
+// password opens an uplink's Secret, once for each version of it.
+func (b *BGP) password(ctx context.Context, s *api.Secret) (string, error) {
+	name, version := s.Metadata.Name, s.Metadata.UID+"/"+s.Metadata.ResourceVersion
+	b.mu.Lock()
+	known, ok := b.opened[name]
+	b.mu.Unlock()
+	if ok && known.version == version {
+		return known.values[UplinkPassword], nil
+	}
+	values, err := b.Secret(ctx, name)
+	switch {
+	case errors.Is(err, ca.ErrUnknownKey) || errors.Is(err, ca.ErrTampered):
+		return "", &NoPart{fmt.Sprintf("Secret %s of an uplink cannot be opened: %s", name, err)}
+	case err != nil:
+		return "", fmt.Errorf("open the Secret of an uplink: %w", err)
+	case len(values[UplinkPassword]) > MaxUplinkPassword:
+		return "", &NoPart{fmt.Sprintf("the %s in Secret %s has %d bytes, and an MD5 key has %d at most", UplinkPassword, name, len(values[UplinkPassword]), MaxUplinkPassword)}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.opened == nil {
+		b.opened = map[string]opened{}
+	}
+	b.opened[name] = opened{version, values}
+	return values[UplinkPassword], nil
+}
+
+// zoneNextHops are the Zone's production Subnets, and the uplinks that are in
+// none of them.
+func (b *bgpCompiler) zoneNextHops() []netip.Prefix {
+	var list []netip.Prefix
+	for _, s := range store.CachedList[api.Subnet](b.c.Cache) {
+		if s.Spec.Purpose == api.Production && s.Spec.Zone == b.zone.Metadata.Name {
+			list = append(list, s.Spec.Prefixes...)
+		}
+	}
+	for _, u := range b.zone.Spec.Uplinks {
+		if !slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(u.Address) }) {
+			list = append(list, netip.PrefixFrom(u.Address, u.Address.BitLen()))
+		}
+	}
+	return list
+}
+
+// originate is what a host may tell of.
+func (b *bgpCompiler) originate(m *api.Machine) []netip.Prefix {
+	list := slices.Collect(maps.Keys(b.c.Originates(b.zone, m)))
+	slices.SortFunc(list, netip.Prefix.Compare)
+	return list
+}
+
+// Originates is what a host of a Zone may tell of, and the Networks that it is
+// from: its IPv4 leases of those that are advertised, those of Guests that came
+// with their address among them, as far as they lie within the Zone's prefixes.
+// IPv6 leases are not routed out of a host.
+func (c *Compiler) Originates(z *api.Zone, m *api.Machine) map[netip.Prefix]string {
+	if c.Networks == nil {
+		return nil
+	}
+	from := map[netip.Prefix]string{}
+	for _, l := range c.Networks.Memberships(m.Metadata.UID) {
+		n, ok := store.Cached[api.Network](c.Cache, l.Network)
+		if !ok || n.Metadata.UID != l.UID || !n.Spec.Advertise || n.Spec.Zone != z.Metadata.Name || l.Buried > 0 || n.Metadata.DeletionTimestamp != nil {
+			continue
+		}
+		for _, lease := range append([]netip.Prefix{l.Lease}, l.Moved...) {
+			if lease.Addr().Is4() && within(z.Spec.Prefixes, lease) {
+				from[lease] = l.Network
+			}
+		}
+	}
+	return from
+}
+
+// within reports whether a prefix lies in one of a list.
+func within(list []netip.Prefix, p netip.Prefix) bool {
+	return p.IsValid() && slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
+}
+
+// masked is a HostSpec's part as people see it: without keys.
+func masked(name string, part api.Part) (api.Part, error) {
+	if name != api.PartBGP || !strings.Contains(string(part), `"password"`) {
+		return part, nil
+	}
+	var p api.BGPPart
+	if err := json.Unmarshal(part, &p); err != nil {
+		return nil, fmt.Errorf("mask the keys of a bgp part: %w", err)
+	}
+	for i := range p.Neighbors {
+		if p.Neighbors[i].Password != "" {
+			p.Neighbors[i].Password = "(not shown)"
+		}
+	}
+	return api.EncodePart(p)
+}

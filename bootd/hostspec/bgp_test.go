@@ -1,0 +1,351 @@
+package hostspec
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
+	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+var update = flag.Bool("update", false, "write the golden parts anew")
+
+func prefixList(texts ...string) []netip.Prefix {
+	var list []netip.Prefix
+	for _, p := range texts {
+		list = append(list, netip.MustParsePrefix(p))
+	}
+	return list
+}
+
+// newZone is a rack whose hosts have bgp parts: the first two are reflectors,
+// and each has leases of the advertised Networks blue and green, of green
+// outside of the Zone's prefixes.
+func newZone(t testing.TB, hosts int) *rack {
+	t.Helper()
+	r := &rack{bench: &bench{Site: testsite.Open(t), t: t}}
+	r.bgp = &BGP{
+		Key: func(one, other string) string { return "key" },
+		Secret: func(ctx context.Context, name string) (map[string]string, error) {
+			return store.OpenSecret(ctx, r.Store, name)
+		},
+	}
+	zone := &api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.5.0.0/16", "fd00:5::/48"),
+		BGP: api.ZoneBGP{GracefulRestart: api.Duration(time.Minute), BMP: []netip.AddrPort{netip.MustParseAddrPort("198.18.0.250:11019")}},
+		Uplinks: []api.Uplink{
+			{Address: netip.MustParseAddr("198.18.0.254"), ASN: 64600, Secret: "leaf", Import: []api.PrefixFilter{{Prefix: netip.MustParsePrefix("0.0.0.0/0")}}},
+			{Address: netip.MustParseAddr("192.0.2.1"), ASN: 64600, Hops: 3, KeepNextHop: true, Export: []api.PrefixFilter{{Prefix: netip.MustParsePrefix("10.5.0.0/16"), LE: 24}}},
+		}}}
+	r.Create(&api.Site{Base: testsite.Named("site")}, zone, &api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
+		&api.Secret{Base: testsite.Named("leaf"), Spec: api.SecretSpec{Data: map[string]string{"password": "hush"}}},
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.0.0/24", "fd00:8::/64")}},
+		&api.Subnet{Base: testsite.Named("far"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.1.0/24")}},
+		&api.Subnet{Base: testsite.Named("redprod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: prefixList("198.18.2.0/24"), Gateway: netip.MustParseAddr("198.18.2.1")}},
+		&api.Network{Base: testsite.Named("blue"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/17", "fd00:5::/56"), Advertise: true}},
+		&api.Network{Base: testsite.Named("green"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.9.0.0/16"), Advertise: true}},
+		&api.Network{Base: testsite.Named("quiet"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.128.0/17")}})
+	for i := range hosts {
+		m := newMachine(i + 1)
+		m.Spec.Links[0].Addresses = append(m.Spec.Links[0].Addresses, netip.MustParseAddr(fmt.Sprintf("fd00:8::%d", i+1)))
+		r.Create(m)
+	}
+	r.reflect(1, 2)
+	r.start()
+	r.settled([]string{"blue", "green", "quiet"}, hosts)
+	return r
+}
+
+// reflect makes hosts the Zone's reflectors.
+func (r *rack) reflect(hosts ...int) {
+	r.t.Helper()
+	r.editZone(func(z *api.Zone) {
+		z.Status.Reflectors = nil
+		for _, i := range hosts {
+			m := r.Machine(hostName(i))
+			z.Status.Reflectors = append(z.Status.Reflectors, api.ReflectorStatus{Machine: m.Metadata.Name, UID: m.Metadata.UID, State: api.ReflectorServing})
+		}
+	})
+}
+
+func (r *rack) editZone(fn func(*api.Zone)) {
+	r.t.Helper()
+	if _, err := store.Mutate(r.t.Context(), r.Store, "yellow", func(z *api.Zone) error { fn(z); return nil }); err != nil {
+		r.t.Fatal(err)
+	}
+	r.Sync()
+}
+
+func (r *rack) part(i int) *api.BGPPart {
+	r.t.Helper()
+	p, err := r.hub.Compiler.BGPPart(r.t.Context(), r.Machine(hostName(i)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+func (r *rack) encoded(i int) string {
+	r.t.Helper()
+	raw, err := api.EncodePart(r.part(i))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return string(raw)
+}
+
+// TestBGPPart compares whole parts with those in testdata.
+func TestBGPPart(t *testing.T) {
+	r := newZone(t, 4)
+	r.Change(hostName(4), func(m *api.Machine) { // in another row, behind routers
+		m.Spec.Links[0].Subnet, m.Spec.Links[0].Addresses = "far", []netip.Addr{netip.MustParseAddr("198.18.1.4")}
+		m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"}
+	})
+	for i, name := range map[int]string{1: "reflector", 3: "client", 4: "far"} {
+		got := new(bytes.Buffer)
+		if err := json.Indent(got, []byte(r.encoded(i)), "", "  "); err != nil {
+			t.Fatal(err)
+		}
+		got.WriteByte('\n')
+		path := filepath.Join("testdata", "bgp-"+name+".json")
+		if *update {
+			if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got.Bytes(), want) {
+			t.Errorf("%s is\n%s", path, got)
+		}
+	}
+}
+
+// TestBGPPartsStay: what one host does changes the parts of those alone that
+// have to do with it.
+func TestBGPPartsStay(t *testing.T) {
+	r := newZone(t, 5)
+	for _, c := range []struct {
+		name   string
+		change func()
+		want   string // the hosts whose parts are others then
+	}{
+		{"a client's rack", func() { r.Change(hostName(3), func(m *api.Machine) { m.Spec.Location.Rack = "r9" }) }, ""},
+		{"a client is re-provisioned", func() { r.Change(hostName(3), func(m *api.Machine) { m.Status.Phase = api.PhaseProvisioning }) }, ""},
+		{"a client's address", func() {
+			r.Change(hostName(3), func(m *api.Machine) { m.Spec.Links[0].Addresses[0] = netip.MustParseAddr("198.18.0.99") })
+		}, "1 2 3"},
+		{"a client is drained", func() {
+			r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"} })
+		}, "4"},
+		{"a reflector moves on", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorLeaving }) }, ""},
+		{"one more reflector", func() { r.reflect(1, 2, 5) }, "1 2 3 4 5"},
+		{"an uplink's export", func() {
+			r.editZone(func(z *api.Zone) { z.Spec.Uplinks[1].Export[0].LE = 28 })
+		}, "1 2 5"},
+	} {
+		var before, after [6]string
+		for i := 1; i <= 5; i++ {
+			before[i] = r.encoded(i)
+		}
+		c.change()
+		var changed []string
+		for i := 1; i <= 5; i++ {
+			if after[i] = r.encoded(i); after[i] != before[i] {
+				changed = append(changed, fmt.Sprint(i))
+			}
+		}
+		if got := strings.Join(changed, " "); got != c.want {
+			t.Errorf("%s: the parts of %q change, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// TestUplinkSecret: an uplink is never told of without its key.
+func TestUplinkSecret(t *testing.T) {
+	r := newZone(t, 2)
+	password := func() string {
+		for _, n := range r.part(1).Neighbors {
+			if n.Address == netip.MustParseAddr("198.18.0.254") {
+				return "with " + n.Password
+			}
+		}
+		return "none"
+	}
+	if got := password(); got != "with hush" {
+		t.Error(got)
+	}
+	set := func(data map[string]string) {
+		t.Helper()
+		_, err := store.Mutate(t.Context(), r.Store, "leaf", func(s *api.Secret) error { s.Spec.Data = data; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Sync()
+	}
+	set(map[string]string{"password": "other"})
+	if got := password(); got != "with other" {
+		t.Error(got)
+	}
+	set(map[string]string{"token": "x"})
+	if got := password(); got != "none" {
+		t.Error(got)
+	}
+	set(map[string]string{"password": strings.Repeat("x", 81)})
+	if _, err := r.hub.Compiler.BGPPart(t.Context(), r.Machine(hostName(1))); err == nil || !strings.Contains(err.Error(), "80 at most") {
+		t.Errorf("%v", err)
+	}
+	// The HostSpec that people see has no key in it.
+	set(map[string]string{"password": "other"})
+	spec, err := r.hub.Compiler.Compile(t.Context(), r.Machine(hostName(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if shown := string(spec.Parts[api.PartBGP]); strings.Contains(shown, "other") || strings.Contains(shown, `"key"`) || !strings.Contains(shown, "(not shown)") {
+		t.Error(shown)
+	}
+}
+
+// TestMembers: a host's word on its own address counts for as much as it must.
+func TestMembers(t *testing.T) {
+	s := testsite.Open(t)
+	s.Create(&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Uplinks: []api.Uplink{{Address: netip.MustParseAddr("198.18.8.2"), ASN: 64600}}}},
+		&api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.8.0/24", "fd00:8::/64"), Gateway: netip.MustParseAddr("198.18.8.1")}},
+		&api.Subnet{Base: testsite.Named("pxe"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: prefixList("198.18.0.0/24")}})
+	mac := 0
+	host := func(name, pinned string, reported ...string) {
+		mac++
+		m := &api.Machine{Base: testsite.Named(name), Spec: api.MachineSpec{Zone: "yellow", Links: []api.Link{{Name: "prod0", MAC: api.MAC(fmt.Sprintf("52:54:00:00:00:%02x", mac)), Subnet: "prod"}}}}
+		for _, a := range strings.Fields(pinned) {
+			m.Spec.Links[0].Addresses = append(m.Spec.Links[0].Addresses, netip.MustParseAddr(a))
+		}
+		nic := api.HostNIC{Name: "prod0"}
+		for _, p := range reported {
+			nic.Addresses = append(nic.Addresses, netip.MustParsePrefix(p))
+		}
+		m.Status.Host = &api.HostStatus{NICs: []api.HostNIC{nic, {Name: "eth9", Addresses: prefixList("198.18.8.77/24")}}}
+		s.Create(m)
+	}
+	host("pinned", "198.18.8.7 fd00:8::7", "198.18.8.99/24")
+	host("reports", "", "fe80::1/64", "fd00:8::9/64", "198.18.8.9/24", "198.18.8.10/24")
+	host("elsewhere", "", "192.0.2.9/24")
+	host("gateway", "", "198.18.8.1/24")
+	host("uplink", "", "198.18.8.2/24")
+	host("others", "", "198.18.8.7/24")
+	host("twin1", "", "198.18.8.50/24")
+	host("twin2", "", "198.18.8.50/24")
+	host("both", "", "198.18.8.7/24", "198.18.8.51/24")
+	host("six", "fd00:8::6")
+	mac++
+	s.Create(&api.Machine{Base: testsite.Named("nowhere"), Spec: api.MachineSpec{Zone: "yellow", Links: []api.Link{{Name: "eth0", MAC: "52:54:00:00:01:01", Subnet: "pxe"}}}},
+		&api.Machine{Base: testsite.Named("stray"), Spec: api.MachineSpec{Zone: "red", Links: []api.Link{{Name: "eth0", MAC: "52:54:00:00:01:02", Subnet: "prod", Addresses: []netip.Addr{netip.MustParseAddr("198.18.8.80")}}}}},
+		&api.Machine{Base: testsite.Named("alone"), Spec: api.MachineSpec{Links: []api.Link{{Name: "eth0", MAC: "52:54:00:00:01:03"}}}})
+	want := map[string]string{
+		"pinned": "[198.18.8.7 fd00:8::7]", "reports": "[198.18.8.9 fd00:8::9]", "elsewhere": "no IPv4 address", "gateway": "the gateway of Subnet prod",
+		"uplink": "an uplink of Zone yellow", "others": "pinned by Machine pinned", "twin1": "so does another", "twin2": "so does another",
+		"both": "[198.18.8.51]", "six": "no IPv4 address", "nowhere": "no link on a production Subnet", "stray": "on Subnet prod of Zone yellow",
+	}
+	c := &Compiler{Cache: s.Cache}
+	for _, m := range slices.Concat(c.Members("yellow"), c.Members("red"), c.Members("")) {
+		name := m.Machine.Metadata.Name
+		got := m.Fault
+		if got == "" {
+			got = fmt.Sprint(m.Addresses)
+		}
+		if want[name] == "" || !strings.Contains(got, want[name]) {
+			t.Errorf("%s: %s, want %s", name, got, want[name])
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 {
+		t.Errorf("not there: %v", want)
+	}
+}
+
+// TestBGPStream connects hosts and looks at who is told of what.
+func TestBGPStream(t *testing.T) {
+	r := newZone(t, 3)
+	reflector, client := r.dial(1, &api.Hello{}), r.dial(3, &api.Hello{})
+	var one, three cached
+	one.follow(reflector, func() bool { return one.parts[api.PartBGP] != nil })
+	// It originates its subnet as soon as that is cut; after that nothing here concerns it.
+	three.follow(client, func() bool { return strings.Contains(string(three.parts[api.PartBGP]), `"originate"`) })
+	if !strings.Contains(string(one.parts[api.PartBGP]), `"password":"hush"`) {
+		t.Errorf("the host is not given its key: %s", one.parts[api.PartBGP])
+	}
+
+	// A host joins: the reflector accepts what it is given, as soon as it is.
+	r.Create(newMachine(4))
+	accepts := func() bool {
+		var p api.BGPPart
+		if err := json.Unmarshal(one.parts[api.PartBGP], &p); err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(p.Accept, func(a api.BGPAccept) bool { return a.Client == hostName(4) })
+		return i >= 0 && len(p.Accept[i].Prefixes) == 1 && network.Overlap(p.Accept[i].Prefixes, prefixList("10.5.0.0/17"))
+	}
+	before := string(three.parts[api.PartBGP])
+	one.follow(reflector, accepts)
+	if got := r.encoded(3); got != before {
+		t.Errorf("the client's part changed:\n%s\n%s", before, got)
+	}
+
+	// A client's report stays in memory, and what it received goes to the reflector.
+	// Its clock is an hour ahead.
+	r.Change(hostName(3), func(m *api.Machine) {
+		m.Status.Host = &api.HostStatus{UID: m.Metadata.UID, ClockSkew: api.Duration(time.Hour)}
+	})
+	since := time.Now().Add(-time.Minute)
+	client.send(api.HostFrame{BGP: &api.BGPStatus{Role: "client", Sessions: []api.BGPSession{
+		{Peer: hostName(1), Role: api.BGPReflector, State: api.BGPEstablished, Since: since.Add(time.Hour), Received: 7, Digest: "abc", LastError: strings.Repeat("x", 1000)}, {Peer: hostName(2), Role: api.BGPReflector, State: "idle", Digest: "abc"}}}})
+	frames := reflector.until(func(f api.ServerFrame) bool { return f.Audit != nil })
+	if a := frames[len(frames)-1].Audit; *a != (api.BGPAudit{Neighbor: hostName(3), Received: 7, Digest: "abc"}) {
+		t.Errorf("%+v", a)
+	}
+	status := r.hub.BGP(hostName(3))
+	if status == nil || len(status.Sessions) != 2 || len(status.Sessions[0].LastError) > 260 || status.Reported.IsZero() {
+		t.Errorf("%+v", status)
+	}
+	if status != nil && !status.Sessions[0].Since.Equal(since) {
+		t.Errorf("a session is up since %s, want %s", status.Sessions[0].Since, since)
+	}
+	if m := r.Machine(hostName(3)); m.Status.Host != nil && m.Status.Host.BGP != nil {
+		t.Errorf("it is stored: %+v", m.Status.Host.BGP)
+	}
+	if r.hub.BGP(hostName(2)) != nil {
+		t.Error("a host that is not connected has sessions")
+	}
+}
+
+// BenchmarkBGPPart compiles what a change of a Zone of 100 hosts makes due: the
+// part of each host, and that of a reflector alone.
+func BenchmarkBGPPart(b *testing.B) {
+	const hosts = 100
+	r := newZone(b, hosts)
+	machines := store.CachedList[api.Machine](r.Cache)
+	for name, some := range map[string][]*api.Machine{"reflector": machines[:1], "all": machines} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				for _, m := range some {
+					if _, err := r.hub.Compiler.BGPPart(b.Context(), m); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,160 @@
+package hostspec
+
+import (
+	"slices"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// neighborsChanged marks the streams of the hosts to which a Machine is a
+// neighbour. The caller holds mu.
+func (h *Hub) neighborsChanged(c store.Change) {
+	if h.Compiler.BGP == nil {
+		return
+	}
+	old, _ := c.Old.(*api.Machine)
+	now, _ := c.New.(*api.Machine)
+	if sameNeighbor(h.Cache, old, now) {
+		return
+	}
+	for _, m := range []*api.Machine{old, now} {
+		if m == nil || m.Spec.Zone == "" {
+			continue
+		}
+		z, ok := store.Cached[api.Zone](h.Cache, m.Spec.Zone)
+		if ok && slices.ContainsFunc(z.Status.Reflectors, func(r api.ReflectorStatus) bool { return r.Machine == c.Name }) {
+			h.markZone(z.Metadata.Name)
+		} else {
+			h.markReflectors(m.Spec.Zone)
+		}
+	}
+}
+
+// sameReflectors reports whether the same hosts reflect; how far each has come is
+// in no part.
+func sameReflectors(a, b *api.Zone) bool {
+	return slices.EqualFunc(a.Status.Reflectors, b.Status.Reflectors, func(x, y api.ReflectorStatus) bool {
+		return x.Machine == y.Machine && x.UID == y.UID
+	})
+}
+
+// sameNeighbor reports whether a Machine is to others what it was.
+func sameNeighbor(cache *store.Cache, old, now *api.Machine) bool {
+	if old == nil || now == nil {
+		return false
+	}
+	a, b := old.Metadata, now.Metadata
+	return a.UID == b.UID && a.Generation == b.Generation && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) &&
+		slices.Equal(reportedAddresses(cache, old), reportedAddresses(cache, now))
+}
+
+// markReflectors marks the streams of a Zone's reflectors. The caller holds mu.
+func (h *Hub) markReflectors(zone string) {
+	z, ok := store.Cached[api.Zone](h.Cache, zone)
+	if !ok {
+		return
+	}
+	for _, r := range z.Status.Reflectors {
+		if s := h.streams[r.Machine]; s != nil {
+			s.mark()
+		}
+	}
+}
+
+// markZone marks the streams of a Zone's hosts. The caller holds mu.
+func (h *Hub) markZone(zone string) {
+	for name, s := range h.streams {
+		if m, ok := store.Cached[api.Machine](h.Cache, name); ok && m.Spec.Zone == zone {
+			s.mark()
+		}
+	}
+}
+
+// maxSessions bounds what is kept of one host's report.
+const maxSessions = 4096
+
+// bgpReport keeps what a host says of its speaker.
+func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
+	kept, skew := *r, h.skew(s.peer.Name)
+	kept.Role, kept.Problem = clip(r.Role, 16), clip(r.Problem, 512)
+	kept.Sessions = slices.Clone(r.Sessions[:min(len(r.Sessions), maxSessions)])
+	for i := range kept.Sessions {
+		x := &kept.Sessions[i]
+		x.Peer, x.Role, x.State, x.LastError, x.Digest = clip(x.Peer, 64), clip(x.Role, 16), clip(x.State, 16), clip(x.LastError, 256), clip(x.Digest, 80)
+		if !x.Since.IsZero() {
+			x.Since = x.Since.Add(-skew)
+		}
+	}
+	kept.Routes = slices.Clone(r.Routes[:min(len(r.Routes), api.MaxBGPRoutes)])
+	for i := range kept.Routes {
+		x := &kept.Routes[i]
+		x.From, x.ASPath = clip(x.From, 64), x.ASPath[:min(len(x.ASPath), 64)]
+	}
+	kept.Omitted += len(r.Routes) - len(kept.Routes)
+	kept.Reported = time.Now().UTC()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.streams[s.peer.Name] != s {
+		return // another stream of the host is newer
+	}
+	if h.bgp == nil {
+		h.bgp = map[string]*api.BGPStatus{}
+	}
+	h.bgp[s.peer.Name] = &kept
+	h.relayAudits(s)
+}
+
+// skew is how far a host's clock is ahead, as it found out when it connected.
+func (h *Hub) skew(host string) time.Duration {
+	m, ok := store.Cached[api.Machine](h.Cache, host)
+	if !ok || m.Status.Host == nil {
+		return 0
+	}
+	return time.Duration(m.Status.Host.ClockSkew)
+}
+
+// auditEvery is how often a reflector hears what a host has received of it. It
+// looks only when it hears the same twice.
+const auditEvery = 2 * time.Minute
+
+// relayAudits tells the reflectors what a host says that it has received of
+// them: BGP has no message for that, and GoBGP has been seen to leave routes out
+// when many sessions come up at once. The caller holds mu.
+func (h *Hub) relayAudits(s *stream) {
+	report := h.bgp[s.peer.Name]
+	if report == nil || h.streams[s.peer.Name] != s || time.Since(s.audited) < auditEvery {
+		return
+	}
+	for _, x := range report.Sessions {
+		to := h.streams[x.Peer]
+		if to == nil || x.Role != api.BGPReflector || x.State != api.BGPEstablished || x.Digest == "" {
+			continue
+		}
+		s.audited = time.Now()
+		select {
+		case to.audits <- api.BGPAudit{Neighbor: s.peer.Name, Received: x.Received, Digest: x.Digest}:
+		default: // it is said again
+		}
+	}
+}
+
+// audit is relayAudits for a host that has nothing new to report.
+func (h *Hub) audit(s *stream) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.relayAudits(s)
+}
+
+// BGP is what a host has last reported of its speaker to this bootd, nil when
+// that is nothing or the host is not connected. It is shared, and must not be
+// changed.
+func (h *Hub) BGP(host string) *api.BGPStatus {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.streams[host] == nil {
+		return nil
+	}
+	return h.bgp[host]
+}

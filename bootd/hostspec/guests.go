@@ -1,0 +1,69 @@
+package hostspec
+
+import (
+	"fmt"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/guest"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// guests adds the parts of the Guests that are on a host, and tombstones of
+// those that have left it. A Guest that cannot be compiled leaves neither: the
+// host keeps it as it is.
+func (c *Compiler) guests(m *api.Machine, s *hostSpec) error {
+	for _, g := range store.CachedList[api.Guest](c.Cache) {
+		name := api.GuestPartName(g.Metadata.Name)
+		for _, p := range g.Status.Left {
+			if p.HostUID == m.Metadata.UID {
+				s.bury(api.Tombstone{Part: name, UID: g.Metadata.UID}, p.Since)
+			}
+		}
+		if g.Status.HostUID != m.Metadata.UID {
+			continue
+		}
+		part, err := guest.Part(c.Cache, g)
+		if err != nil {
+			continue // the Guest's condition says so
+		}
+		raw, err := api.EncodePart(part)
+		if err != nil {
+			return fmt.Errorf("compile part %s of %s: %w", name, m.Metadata.Name, err)
+		}
+		s.parts[name] = whole(raw)
+	}
+	return nil
+}
+
+// guestChanged marks the streams of the hosts that a Guest is on, or was.
+func (h *Hub) guestChanged(c store.Change) {
+	for _, o := range []api.Object{c.Old, c.New} {
+		g, ok := o.(*api.Guest)
+		if !ok {
+			continue
+		}
+		for _, p := range append([]api.GuestPlace{{Host: g.Status.Host}}, g.Status.Left...) {
+			if s := h.streams[p.Host]; s != nil {
+				s.mark()
+			}
+		}
+	}
+}
+
+// maxGuestConditions is more than nodeagent knows.
+const maxGuestConditions = 16
+
+// boundedGuest is a copy of what a host sees of a Guest that is fit to be stored.
+func boundedGuest(g *api.GuestObserved) *api.GuestObserved {
+	if g == nil {
+		return nil
+	}
+	next := *g
+	next.State, next.Accelerator, next.Request = clip(g.State, 16), clip(g.Accelerator, 16), clip(g.Request, 64)
+	next.Conditions = nil
+	for _, c := range g.Conditions[:min(len(g.Conditions), maxGuestConditions)] {
+		next.Conditions = append(next.Conditions, api.Condition{Type: clip(c.Type, 64), Status: api.ConditionStatus(clip(string(c.Status), 16)),
+			Reason: clip(c.Reason, 64), Message: clip(c.Message, 256), Time: c.Time})
+	}
+	return &next
+}

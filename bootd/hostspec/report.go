@@ -1,0 +1,166 @@
+package hostspec
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// A host that joins changes a part of every other, and each of those says so:
+// that it is at work, and when it is done, with a digest and a revision. Nobody
+// waits for these, and a write for each would make a join cost as many as there
+// are hosts. They stay in memory, as heartbeats do; a host that does not come
+// through is written down when it is overdue.
+
+// lag is how long a host that had applied everything may take for what changed.
+const lag = 15 * time.Second
+
+// Reported is what a host has last said of itself to this bootd; false when it
+// is not connected to it, or has said nothing. It is shared, and must not be
+// changed. What the store has may be older in digests, times and revision.
+func (h *Hub) Reported(name string) (*api.HostStatus, bool) {
+	h.mu.Lock()
+	s := h.streams[name]
+	h.mu.Unlock()
+	if s == nil {
+		return nil, false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reported, s.reported != nil
+}
+
+// report takes over what the host says of itself.
+func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
+	spec, ok := h.specOf(ctx, s)
+	if !ok {
+		return
+	}
+	next, err := bounded(spec, status)
+	if err != nil {
+		h.event(s, api.Warning, "StatusRefused", err.Error())
+		return
+	}
+	if fault := h.keyFault(s.peer.Name, next.WireGuardKey); fault != "" {
+		h.event(s, api.Warning, "KeyRefused", fault)
+		next.WireGuardKey = ""
+	}
+	next.UID, next.Reported = s.peer.UID, time.Now().UTC()
+	s.mu.Lock()
+	s.reported = next
+	s.mu.Unlock()
+	h.take(ctx, s, spec, status, next)
+}
+
+// overdue looks again at a host that has not yet applied what it should.
+func (h *Hub) overdue(ctx context.Context, s *stream) {
+	s.mu.Lock()
+	reported, since := s.reported, s.behind
+	s.mu.Unlock()
+	if since.IsZero() || time.Since(since) < orDefault(h.Lag, lag) {
+		return
+	}
+	if spec, ok := h.specOf(ctx, s); ok {
+		h.take(ctx, s, spec, reported, reported)
+	}
+}
+
+func (h *Hub) specOf(ctx context.Context, s *stream) (*hostSpec, bool) {
+	m, ok := store.Cached[api.Machine](h.Cache, s.peer.Name)
+	if !ok {
+		return nil, false
+	}
+	spec, err := h.Compiler.compile(ctx, m)
+	if err != nil {
+		h.Log.Warn("compile HostSpec", "host", s.peer.Name, "error", err)
+		return nil, false
+	}
+	return spec, true
+}
+
+// take writes down what is worth it of a report: next is what is kept of it.
+func (h *Hub) take(ctx context.Context, s *stream, spec *hostSpec, status, next *api.HostStatus) {
+	applied, reason, message := judge(spec, status)
+	soon := s.soon(reason, orDefault(h.Lag, lag))
+	h.mutate(ctx, s.peer.Name, s.peer.UID, func(m *api.Machine) bool {
+		old := m.Status.Host
+		// A host that was started anew has applied nothing.
+		soon := soon && m.Status.Conditions.Is(api.CondApplied) && old != nil && old.BootID == next.BootID
+		changed := !soon && m.Status.Conditions.Set(time.Now(), api.CondApplied, applied, reason, clip(message, 1024))
+		if !changed && !news(old, next, soon, len(spec.tombstones) > 0) {
+			return false
+		}
+		m.Status.Host = next
+		return true
+	})
+}
+
+// soon reports whether a host is at work for less than patience.
+func (s *stream) soon(reason string, patience time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if reason != reasonApplying {
+		s.behind = time.Time{}
+		return false
+	}
+	if s.behind.IsZero() {
+		s.behind = time.Now()
+	}
+	return time.Since(s.behind) < patience
+}
+
+// news reports whether a host's status says more than the one that is stored. soon
+// is said of a host that is at work and will be done; buried of one that has a
+// tombstone, for the end of which its revision counts.
+func news(old, next *api.HostStatus, soon, buried bool) bool {
+	if old == nil {
+		return true
+	}
+	a, b := *old, *next
+	a.Reported, b.Reported = time.Time{}, time.Time{}
+	if !buried {
+		a.Revision, b.Revision = 0, 0
+	}
+	a.Parts, b.Parts = maps.Clone(old.Parts), maps.Clone(next.Parts)
+	if soon {
+		for name, p := range b.Parts {
+			stored, known := a.Parts[name]
+			switch {
+			case p.State != api.PartPending || ofGuest(name):
+			case known:
+				b.Parts[name] = stored
+			default:
+				delete(b.Parts, name)
+			}
+		}
+	}
+	for _, parts := range []map[string]api.PartStatus{a.Parts, b.Parts} {
+		for name, p := range parts {
+			p.Time = time.Time{}
+			// A Guest's is one host's alone; a join changes that of bgp for the
+			// reflectors alone, whose readiness is judged by it.
+			if !ofGuest(name) && name != api.PartBGP {
+				p.Digest = ""
+			}
+			parts[name] = p
+		}
+	}
+	return !same(&a, &b)
+}
+
+// ofGuest reports whether a part is a Guest's, whose controller waits for each
+// step.
+func ofGuest(part string) bool { return strings.HasPrefix(part, api.GuestPartName("")) }
+
+// same compares as the store would: an empty list is none.
+func same(a, b *api.HostStatus) bool {
+	x, xerr := json.Marshal(a)
+	y, yerr := json.Marshal(b)
+	return xerr == nil && yerr == nil && bytes.Equal(x, y)
+}

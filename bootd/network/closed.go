@@ -1,0 +1,50 @@
+package network
+
+import (
+	"net/netip"
+	"net/url"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Closed lists what no tenant may reach: the prefixes of every Subnet of the
+// Site, and every BMC that is outside of them all. It is sorted.
+func Closed(c *store.Cache) []netip.Prefix {
+	var list []netip.Prefix
+	for _, s := range store.CachedList[api.Subnet](c) {
+		list = append(list, s.Spec.Prefixes...)
+	}
+	subnets := len(list)
+	for _, m := range store.CachedList[api.Machine](c) {
+		if a, ok := bmcAddress(m); ok && !slices.ContainsFunc(list[:subnets], func(p netip.Prefix) bool { return p.Contains(a) }) {
+			list = append(list, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	slices.SortFunc(list, comparePrefix)
+	return slices.Compact(list)
+}
+
+// ClosedChanges reports whether a change of a Machine may change what is closed.
+func ClosedChanges(c *store.Cache, old, now *api.Machine) bool {
+	was, _ := bmcAddress(old)
+	is, _ := bmcAddress(now)
+	inside := func(a netip.Addr) bool {
+		return !a.IsValid() || slices.ContainsFunc(store.CachedList[api.Subnet](c), func(s *api.Subnet) bool { _, ok := s.Prefix(a); return ok })
+	}
+	return was != is && !(inside(was) && inside(is))
+}
+
+// bmcAddress is false for a BMC with a name instead.
+func bmcAddress(m *api.Machine) (netip.Addr, bool) {
+	if m == nil || m.Spec.BMC == nil {
+		return netip.Addr{}, false
+	}
+	u, err := url.Parse(m.Spec.BMC.Address)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	a, err := netip.ParseAddr(u.Hostname())
+	return a.Unmap().WithZone(""), err == nil
+}

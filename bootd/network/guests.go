@@ -1,0 +1,167 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// A Guest keeps its address for its life. On a host whose lease the address is
+// not in, an extra lease of a /31 leads there; flannel's longest, for it cannot
+// read a /32 and then drops every peer (ParseSubnetKey in pkg/subnet/subnet.go).
+
+// place is where a moved Guest is.
+type place struct {
+	guest   string
+	machine *api.Machine
+	lease6  netip.Prefix // of its IPv6 address, if it has one
+}
+
+// guestLease is the extra lease of an IPv4 address.
+func guestLease(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, 31).Masked() }
+
+// places says which extra leases there should be. A Guest that has no host, or
+// one that is no member, has none.
+func (w *world) places(n *api.Network, l *layout) map[netip.Prefix]place {
+	if n.Metadata.DeletionTimestamp != nil {
+		return nil
+	}
+	homes := map[string]held{} // by Machine's name
+	for _, h := range l.hosts {
+		if h.Guest == "" && h.Buried == 0 {
+			homes[h.Machine] = h
+		}
+	}
+	machines := map[string]*api.Machine{}
+	for _, m := range w.machines {
+		machines[m.Metadata.Name] = m
+	}
+	places := map[netip.Prefix]place{}
+	for _, g := range w.guests {
+		home, ok := homes[g.Status.Host]
+		m := machines[g.Status.Host]
+		if g.Spec.Network != n.Metadata.Name || !ok || m == nil || m.Metadata.UID != home.UID || !stays(n, m) {
+			continue
+		}
+		if uid := g.Status.HostUID; uid != "" && uid != home.UID {
+			continue // its host was made anew, and the Guest is not on that
+		}
+		p := place{guest: g.Metadata.Name, machine: m}
+		var lease netip.Prefix
+		for _, a := range g.Status.Addresses {
+			switch {
+			case home.key.Subnet.Contains(a) || home.Lease6.IsValid() && home.Lease6.Contains(a):
+			case a.Is4() && !lease.IsValid() && within(n.Spec.CIDRs, guestLease(a)):
+				lease = guestLease(a)
+			case a.Is6() && !p.lease6.IsValid() && within(n.Spec.CIDRs, netip.PrefixFrom(a, 128)):
+				p.lease6 = netip.PrefixFrom(a, 128)
+			}
+		}
+		if _, taken := places[lease]; lease.IsValid() && !taken {
+			places[lease] = p
+		}
+	}
+	return places
+}
+
+// guestAddresses are those of a Network's Guests, wherever they are: no host is
+// given a lease that has one of them.
+func (w *world) guestAddresses(n *api.Network) []netip.Addr {
+	var all []netip.Addr
+	for _, g := range w.guests {
+		if g.Spec.Network == n.Metadata.Name {
+			all = append(all, g.Status.Addresses...)
+		}
+	}
+	return all
+}
+
+// maxDrops bounds what one transaction takes of a host; the rest is the next's.
+const maxDrops = 40
+
+// follow brings the extra leases to where the Guests are. What is to be dropped
+// is returned by the uid of the host that loses it.
+func (w *world) follow(n *api.Network, vni uint32, l *layout, byUID map[string]*api.Machine, p *plan, f *faults) map[string][]store.FlannelWrite {
+	places := w.places(n, l)
+	drops := map[string][]store.FlannelWrite{}
+	for _, h := range l.records() {
+		if _, stands := places[h.key.Subnet]; h.Guest == "" || stands || len(drops[h.UID]) >= maxDrops {
+			continue
+		}
+		if n.Metadata.DeletionTimestamp == nil && !w.left(h, byUID) {
+			continue
+		}
+		drops[h.UID] = append(drops[h.UID], p.end(l, h)...)
+	}
+	for _, lease := range slices.SortedFunc(maps.Keys(places), comparePrefix) {
+		w.put(n, vni, l, lease, places[lease], p, f)
+	}
+	return drops
+}
+
+// left makes sure that an extra lease leads to nobody: of a cache that is behind
+// it must not be concluded.
+func (w *world) left(h held, byUID map[string]*api.Machine) bool {
+	if byUID[h.UID] == nil && !w.deleted(h.hostRecord) {
+		return false
+	}
+	return w.current(h.Guest)
+}
+
+// put makes an extra lease what it should be. One that was another host's is
+// written over in place, which every flanneld follows.
+func (w *world) put(n *api.Network, vni uint32, l *layout, lease netip.Prefix, at place, p *plan, f *faults) {
+	h, known := l.hosts[lease]
+	if _, stands := l.subnets[lease]; stands && !known {
+		f.reserved = append(f.reserved, at.guest)
+		return
+	}
+	record := hostRecord{Network: n.Metadata.UID, Machine: at.machine.Metadata.Name, UID: at.machine.Metadata.UID, Lease6: at.lease6, Guest: at.guest}
+	group := w.lease(n, vni, l, lease, at.machine, record != h.hostRecord, p, f)
+	if record != h.hostRecord {
+		h.hostRecord = record
+		h.key.FlannelID = store.FlannelID{Network: n.Metadata.Name, Kind: store.FlannelHost, Subnet: lease}
+		group = append(group, h.write())
+	}
+	p.add(group)
+}
+
+// currentGuest reports whether the cache has a Guest as the store does. If it
+// has not yet, the Network is looked at again when it has.
+func (c *Controller) currentGuest(ctx context.Context, network, name string) bool {
+	stored, err := store.Get[api.Guest](ctx, c.Store, name)
+	cached, ok := store.Cached[api.Guest](c.Cache, name)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return !ok
+	case err != nil:
+		return false
+	case ok && cached.Metadata.ResourceVersion == stored.Metadata.ResourceVersion:
+		return true
+	}
+	revision, err := strconv.ParseInt(stored.Metadata.ResourceVersion, 10, 64)
+	if err == nil && c.Cache.WaitRevision(ctx, revision) == nil {
+		c.loop.Add(network)
+	}
+	return false
+}
+
+// guestChanged makes due what a Guest's place matters to.
+func (c *Controller) guestChanged(ch store.Change) {
+	old, _ := ch.Old.(*api.Guest)
+	now, _ := ch.New.(*api.Guest)
+	if old != nil && now != nil && old.Spec.Network == now.Spec.Network && old.Status.Host == now.Status.Host && old.Status.HostUID == now.Status.HostUID && slices.Equal(old.Status.Addresses, now.Status.Addresses) {
+		return
+	}
+	for _, g := range []*api.Guest{old, now} {
+		if g != nil {
+			c.loop.Add(g.Spec.Network)
+		}
+	}
+}

@@ -1,0 +1,201 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// channelTime is how long a host has to open a channel that it is asked for.
+const channelTime = 10 * time.Second
+
+// channels pair the person who asks for something on a host with the request by
+// which the host opens it.
+type channels struct {
+	mu      sync.Mutex
+	waiting map[string]*waiter // by the channel's id
+	users   map[string]string  // who has the console of a Guest, by its uid
+}
+
+func newChannels() *channels {
+	return &channels{waiting: map[string]*waiter{}, users: map[string]string{}}
+}
+
+// waiter waits for a host.
+type waiter struct {
+	host   string // uid
+	opened chan *hostEnd
+	gone   chan struct{} // closed when nobody waits any more
+}
+
+// hostEnd is a host's request. Its handler returns when done is closed; until
+// then it may be used.
+type hostEnd struct {
+	c       *call
+	refused string
+	done    chan struct{}
+}
+
+func (e *hostEnd) Read(p []byte) (int, error) { return e.c.r.Body.Read(p) }
+
+func (e *hostEnd) Write(p []byte) (int, error) {
+	n, err := e.c.w.Write(p)
+	if err == nil {
+		err = e.c.rc.Flush()
+	}
+	return n, err
+}
+
+// Close ends what is being read and written.
+func (e *hostEnd) Close() error {
+	_ = e.c.rc.SetReadDeadline(time.Now())
+	_ = e.c.rc.SetWriteDeadline(time.Now())
+	return nil
+}
+
+// expect makes an id that the host with that uid may use once.
+func (s *channels) expect(host string) (id string, w *waiter) {
+	id, w = rand.Text(), &waiter{host: host, opened: make(chan *hostEnd), gone: make(chan struct{})}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting[id] = w
+	return id, w
+}
+
+// forget ends the wait for a host.
+func (s *channels) forget(id string, w *waiter) {
+	s.mu.Lock()
+	delete(s.waiting, id)
+	s.mu.Unlock()
+	close(w.gone)
+}
+
+// claim is for a host that brings an id; nil for one that nobody has given it.
+func (s *channels) claim(id, host string) *waiter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.waiting[id]
+	if w == nil || w.host != host {
+		return nil
+	}
+	delete(s.waiting, id)
+	return w
+}
+
+// use makes a person the one who has a Guest's console, or says who is.
+func (s *channels) use(guest, who string) (other string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other, taken := s.users[guest]; taken {
+		return other, false
+	}
+	s.users[guest] = who
+	return "", true
+}
+
+func (s *channels) leave(guest string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.users, guest)
+}
+
+// guestConsole joins the client's connection and a Guest's serial console, by a
+// channel that the Guest's host opens.
+func (s *Server) guestConsole(c *call) error {
+	if err := c.upgradable("weftctl guest console " + c.name()); err != nil {
+		return err
+	}
+	g, err := store.Get[api.Guest](c.r.Context(), s.conf.Store, c.name())
+	if err != nil {
+		return err
+	}
+	if g.Status.Host == "" {
+		return problem(http.StatusConflict, "Guest %s has no host: weftctl describe guest %s says why", c.name(), c.name())
+	}
+	if other, ok := s.channels.use(g.Metadata.UID, c.who.name); !ok {
+		return problem(http.StatusConflict, "%s has the console of Guest %s open: it has one user at a time", other, c.name())
+	}
+	defer s.channels.leave(g.Metadata.UID)
+	s.hijacked.Add(1)
+	defer s.hijacked.Done()
+	ctx, cancel := s.lasting(c)
+	defer cancel()
+	far, err := s.openChannel(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer close(far.done)
+	if far.refused != "" {
+		return problem(http.StatusBadGateway, "host %s: %s", g.Status.Host, far.refused)
+	}
+	return c.joinTo(ctx, far)
+}
+
+// openChannel has a Guest's host open its console. Whoever gets it closes done.
+func (s *Server) openChannel(ctx context.Context, g *api.Guest) (*hostEnd, error) {
+	id, w := s.channels.expect(g.Status.HostUID)
+	defer s.channels.forget(id, w)
+	err := s.conf.Hub.Open(g.Status.Host, g.Status.HostUID, api.Channel{ID: id, Kind: api.ChannelConsole, Guest: g.Metadata.Name, UID: g.Metadata.UID})
+	if err != nil {
+		return nil, problem(http.StatusBadGateway, "%s", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, channelTime)
+	defer cancel()
+	select {
+	case far := <-w.opened:
+		return far, nil
+	case <-ctx.Done():
+		return nil, problem(http.StatusGatewayTimeout, "host %s has not opened the console within %s: see nodeagent's log there", g.Status.Host, channelTime)
+	}
+}
+
+// hostChannel takes a channel that a host was asked for, and lasts as long as
+// somebody uses it.
+func (s *Server) hostChannel(c *call) error {
+	if c.who.host == nil {
+		return problem(http.StatusForbidden, "a channel is opened by a host: show the certificate of host:%s", c.name())
+	}
+	if err := s.checkKey(c); err != nil {
+		return err
+	}
+	w := s.channels.claim(c.r.PathValue("id"), c.who.host.UID)
+	if w == nil {
+		return problem(http.StatusNotFound, "nobody waits for this channel (any more)")
+	}
+	_, cancel := s.lasting(c)
+	defer cancel()
+	end := &hostEnd{c: c, refused: clip(c.r.URL.Query().Get("refused")), done: make(chan struct{})}
+	if end.refused == "" {
+		if err := c.begin(); err != nil {
+			return err
+		}
+	}
+	select {
+	case w.opened <- end:
+		<-end.done // whoever waits for it ends with the host's request, or the Server
+	case <-w.gone:
+	}
+	if end.refused != "" {
+		return c.empty(http.StatusOK)
+	}
+	return nil
+}
+
+// begin answers with the header, so that bytes flow both ways.
+func (c *call) begin() error {
+	if err := c.rc.EnableFullDuplex(); err != nil && c.r.ProtoMajor == 1 {
+		return err
+	}
+	c.w.Header().Set("Content-Type", "application/octet-stream")
+	c.status = http.StatusOK
+	c.w.WriteHeader(http.StatusOK)
+	return c.rc.Flush()
+}
+
+// clip bounds what a host may say to a person.
+func clip(text string) string { return text[:min(len(text), 500)] }

@@ -1,0 +1,39 @@
+package server
+
+import (
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// guest holds a Guest to what it has: addresses that are its Network's, and
+// disks that only grow.
+func (v *verdict) guest(g *api.Guest, current api.Object) {
+	old, ok := current.(*api.Guest)
+	if !ok {
+		return
+	}
+	if g.Spec.Network != old.Spec.Network && len(old.Status.Addresses) > 0 {
+		v.fail("/spec/network", "it has its addresses (%s) from Network %s for its life: delete the Guest and make it anew", old.Status.Addresses[0], old.Spec.Network)
+	}
+	for i, d := range g.Spec.Disks {
+		at := slices.IndexFunc(old.Spec.Disks, func(o api.Disk) bool { return o.Name == d.Name })
+		if at < 0 {
+			continue
+		}
+		was := old.Spec.Disks[at]
+		if d.Size.Value() < was.Size.Value() {
+			v.fail(api.Pointer("spec", "disks", i, "size"), "disk %s has %s and never shrinks: give a smaller one another name", d.Name, was.Size)
+		}
+		if format(d) != format(was) {
+			v.fail(api.Pointer("spec", "disks", i, "format"), "disk %s is %s and stays so: give one of another format another name", d.Name, format(was))
+		}
+	}
+}
+
+func format(d api.Disk) string {
+	if d.Format == "" {
+		return "qcow2"
+	}
+	return d.Format
+}

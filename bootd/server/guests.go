@@ -1,0 +1,96 @@
+package server
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/google/uuid"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/guest"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+func (s *Server) guestRoutes() []route {
+	var routes []route
+	for _, v := range []struct{ verb, summary string }{
+		{api.GuestVerbReset, "Reset a Guest, as its button would"},
+		{api.GuestVerbRestart, "Stop a Guest gracefully and start it, by which changes of its spec take effect"},
+		{api.GuestVerbMove, "Stop a Guest and start it on another host, with its addresses"},
+	} {
+		routes = append(routes, route{method: "POST", path: "/v1/guests/{name}/" + v.verb, tag: "Guest", role: operator, audited: true,
+			summary: v.summary, in: api.GuestAction{}, out: api.Guest{}, status: http.StatusAccepted,
+			handle: func(c *call) error { return s.guestVerb(c, v.verb) }})
+	}
+	routes = append(routes,
+		route{method: "GET", path: "/v1/guests/{name}/console", tag: "Guest", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
+			summary: "Open a Guest's serial console through its host: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: s.guestConsole},
+		route{method: "POST", path: "/v1/hosts/{name}/channels/{id}", tag: "Host", host: ownName, stream: true, query: []parameter{{"refused", "Why the host has nothing to open.", "string"}},
+			summary: "A channel that bootd has asked the host for: raw bytes both ways", inType: "application/octet-stream", outType: "application/octet-stream", handle: s.hostChannel})
+	return append(routes, route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/config", tag: "Host", host: ownName,
+		summary: "The Ignition config of a Guest that is on the host", outType: "application/vnd.coreos.ignition+json", handle: s.guestConfig})
+}
+
+// guestConfig hands a host what one of its Guests configures itself with.
+func (s *Server) guestConfig(c *call) error {
+	if c.who.host == nil {
+		return problem(http.StatusForbidden, "it is for the Guest's host alone: show the certificate of host:%s", c.name())
+	}
+	name := c.r.PathValue("guest")
+	g, ok := store.Cached[api.Guest](s.conf.Cache, name)
+	if !ok || g.Status.HostUID != c.who.host.UID {
+		return problem(http.StatusNotFound, "no Guest %q is on %s", name, c.name())
+	}
+	result, err := guest.Configs{Store: s.conf.Store, Cache: s.conf.Cache}.Compile(c.r.Context(), g)
+	if err != nil {
+		return problem(http.StatusServiceUnavailable, "%s", err)
+	}
+	c.w.Header().Set("Content-Type", "application/vnd.coreos.ignition+json;version="+result.Version)
+	c.w.Header().Set("Cache-Control", "no-store")
+	c.write(http.StatusOK, result.Config)
+	return nil
+}
+
+// guestVerb writes a verb into the Guest's status; one with the id of the last
+// changes nothing.
+func (s *Server) guestVerb(c *call, verb string) error {
+	raw, err := c.body(maxBoot)
+	if err != nil {
+		return err
+	}
+	var a api.GuestAction
+	if len(raw) > 0 {
+		if err := api.DecodeStrict(raw, &a); err != nil {
+			return err
+		}
+	}
+	if len(a.ID) > 64 {
+		return problem(http.StatusUnprocessableEntity, "id has at most 64 characters")
+	}
+	if a.ID == "" {
+		a.ID = uuid.NewString()
+	}
+	if _, ok := store.Cached[api.Machine](s.conf.Cache, a.To); a.To != "" && !ok {
+		return problem(http.StatusUnprocessableEntity, "there is no Machine %s to move to", a.To)
+	}
+	g, err := store.Mutate(c.r.Context(), s.conf.Store, c.name(), func(g *api.Guest) error {
+		if g.Status.Request != nil && g.Status.Request.ID == a.ID {
+			return store.ErrUnchanged
+		}
+		if err := guest.Ask(g, verb, a); err != nil {
+			return problem(http.StatusUnprocessableEntity, "%s", err)
+		}
+		c.changed = true
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return problem(http.StatusNotFound, "Guest %q does not exist", c.name())
+	}
+	if err != nil {
+		return err
+	}
+	if c.changed {
+		c.diff = []api.Change{{Pointer: "/status", New: verb + " " + a.To}}
+	}
+	return c.json(http.StatusAccepted, g)
+}

@@ -1,0 +1,155 @@
+package server
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+)
+
+// zone judges a Zone by all that would join it to another one: an ASN, a
+// prefix, an uplink or a segment that both have.
+func (v *verdict) zone(w world, z *api.Zone) {
+	for _, other := range w.zones {
+		if other.Metadata.Name != z.Metadata.Name {
+			v.zones(z, other)
+		}
+	}
+	for _, s := range w.subnets {
+		for i, p := range z.Spec.Prefixes {
+			if why := taboo(z.Metadata.Name, p, s); why != "" {
+				v.fail(api.Pointer("spec", "prefixes", i), "%s", why)
+			}
+		}
+		for i, u := range z.Spec.Uplinks {
+			if _, in := s.Prefix(u.Address); in && foreign(s, z.Metadata.Name) {
+				v.fail(api.Pointer("spec", "uplinks", i, "address"), "%s is in Subnet %s of Zone %s: an uplink there would join the two Zones", u.Address, s.Metadata.Name, s.Spec.Zone)
+			}
+		}
+	}
+	for _, m := range w.machines {
+		_, taken := pointersOf(m)
+		for i, u := range z.Spec.Uplinks {
+			if slices.ContainsFunc(taken, func(a pinned) bool { return a.address == u.Address }) {
+				v.fail(api.Pointer("spec", "uplinks", i, "address"), "%s is pinned by Machine %s: an uplink is a border leaf, outside the Zone", u.Address, m.Metadata.Name)
+			}
+		}
+	}
+	for _, n := range w.networks {
+		if c, out := outside(n, z); out {
+			v.fail("/spec/prefixes", "%s of Network %s, which is advertised, lies in none of them: add it, or take spec.advertise from the Network", c, n.Metadata.Name)
+		}
+	}
+	v.originated(w, z)
+	for _, o := range w.objects["Secret"] {
+		if s, ok := o.(*api.Secret); ok && s.Status.Digests[hostspec.UplinkPassword] == "" {
+			for i, u := range z.Spec.Uplinks {
+				if u.Secret == s.Metadata.Name {
+					v.fail(api.Pointer("spec", "uplinks", i, "secret"), "Secret %s has no %s, which is to be the session's MD5 key", u.Secret, hostspec.UplinkPassword)
+				}
+			}
+		}
+	}
+}
+
+// zones judges a Zone by another one.
+func (v *verdict) zones(z, other *api.Zone) {
+	name := other.Metadata.Name
+	if other.Spec.ASN == z.Spec.ASN {
+		v.fail("/spec/asn", "ASN %d is that of Zone %s: each Zone has its own, for what marks its routes is made of it", z.Spec.ASN, name)
+	}
+	for i, p := range z.Spec.Prefixes {
+		for _, q := range other.Spec.Prefixes {
+			if p.Overlaps(q) {
+				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps %s of Zone %s: what is in both, each could draw from the other", p, q, name)
+			}
+		}
+	}
+	for i, u := range z.Spec.Uplinks {
+		if u.ASN == other.Spec.ASN {
+			v.fail(api.Pointer("spec", "uplinks", i, "asn"), "%d is the ASN of Zone %s: Zones meet at the core's firewall, they do not peer", u.ASN, name)
+		}
+		if slices.ContainsFunc(other.Spec.Uplinks, func(o api.Uplink) bool { return o.Address == u.Address }) {
+			v.fail(api.Pointer("spec", "uplinks", i, "address"), "%s is an uplink of Zone %s: each Zone has a VRF of its own on the border leafs, with an address of its own", u.Address, name)
+		}
+	}
+	for _, u := range other.Spec.Uplinks {
+		if u.ASN == z.Spec.ASN {
+			v.fail("/spec/asn", "%d is the ASN of an uplink of Zone %s", z.Spec.ASN, name)
+		}
+	}
+}
+
+// foreign reports whether a Subnet is the segment of another Zone's hosts.
+func foreign(s *api.Subnet, zone string) bool {
+	return s.Spec.Purpose == api.Production && s.Spec.Zone != zone
+}
+
+// taboo says why a Zone's prefix must not be over a Subnet; "" where it may be.
+func taboo(zone string, p netip.Prefix, s *api.Subnet) string {
+	if s.Spec.Purpose == api.Production && s.Spec.Zone == zone {
+		return ""
+	}
+	for _, q := range s.Spec.Prefixes {
+		if p.Overlaps(q) {
+			of := fmt.Sprintf("%s Subnet %s", s.Spec.Purpose, s.Metadata.Name)
+			if s.Spec.Zone != "" {
+				of += " of Zone " + s.Spec.Zone
+			}
+			return fmt.Sprintf("%s overlaps %s of %s: routes of Zone %s could draw its traffic", p, q, of, zone)
+		}
+	}
+	return ""
+}
+
+// outside finds a CIDR of a Network of the Zone that is advertised and not in
+// the Zone's prefixes.
+func outside(n *api.Network, z *api.Zone) (netip.Prefix, bool) {
+	if n.Spec.Zone != z.Metadata.Name || !n.Spec.Advertise || n.Metadata.DeletionTimestamp != nil {
+		return netip.Prefix{}, false
+	}
+	for _, c := range n.Spec.CIDRs {
+		if !covered(z.Spec.Prefixes, c) {
+			return c, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// apart keeps a Subnet out of Zones that are not its own.
+func (v *verdict) apart(w world, s *api.Subnet) {
+	for _, z := range w.zones {
+		for _, p := range z.Spec.Prefixes {
+			if why := taboo(z.Metadata.Name, p, s); why != "" {
+				v.fail("/spec/prefixes", "%s", why)
+			}
+		}
+		for _, u := range z.Spec.Uplinks {
+			if _, in := s.Prefix(u.Address); in && foreign(s, z.Metadata.Name) {
+				v.fail("/spec/prefixes", "%s, an uplink of Zone %s, is in it: this Subnet is of Zone %s, and the uplink would join the two", u.Address, z.Metadata.Name, s.Spec.Zone)
+			}
+		}
+	}
+}
+
+// uplinkKey refuses to take the key of an uplink's session away.
+func (v *verdict) uplinkKey(w world, s *api.Secret) {
+	if len(s.Spec.Data) == 0 {
+		return
+	}
+	for _, z := range w.zones {
+		for i, u := range z.Spec.Uplinks {
+			if u.Secret != s.Metadata.Name {
+				continue
+			}
+			switch n := len(s.Spec.Data[hostspec.UplinkPassword]); {
+			case n == 0:
+				v.fail("/spec/data", "%s is missing: %s of Zone %s takes the session's MD5 key from it", hostspec.UplinkPassword, api.Pointer("spec", "uplinks", i, "secret"), z.Metadata.Name)
+			case n > hostspec.MaxUplinkPassword:
+				v.fail("/spec/data/"+hostspec.UplinkPassword, "it has %d bytes, and an MD5 key has %d at most: %s of Zone %s", n, hostspec.MaxUplinkPassword, api.Pointer("spec", "uplinks", i, "secret"), z.Metadata.Name)
+			}
+		}
+	}
+}

@@ -1,0 +1,382 @@
+package zone
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// candidate is a Machine of a Zone as one that reflects, or could.
+type candidate struct {
+	name, uid, rack string
+	// fault keeps it out of BGP altogether.
+	fault string
+	// retire is why it should reflect no more, or not begin to: it is drained,
+	// provisioned anew, or too long out of reach.
+	retire string
+	// unfit is why it may not be chosen now, though it could go on reflecting.
+	unfit string
+	// settled says that it has been well for a while.
+	settled bool
+	// applied says that its speaker is the reflector that its part says;
+	// connected, that the other hosts have their sessions with it.
+	applied, connected bool
+}
+
+func (c *candidate) fit() bool { return c.fault == "" && c.retire == "" && c.unfit == "" }
+
+// Reasons for which a reflector leaves, beside those of candidate.retire.
+const (
+	reasonNotNamed  = "NotNamed"  // spec.reflectors.machines names others
+	reasonNotNeeded = "NotNeeded" // spec.reflectors.count is less
+	reasonSameRack  = "SameRack"  // another rack has a host for it
+)
+
+// joining is how long a reflector may wait for all of its clients before it
+// counts as serving: a host that is away must not hold a replacement up.
+const joining = time.Minute
+
+// choice is who reflects, and what changed by it.
+type choice struct {
+	reflectors []api.ReflectorStatus
+	news       []news
+	missing    []string // named, and no host of the Zone
+	lacking    int      // as many more are wanted than there are hosts for
+	crowded    []string // reflectors that share a rack
+}
+
+// news is one thing that happened to a reflector.
+type news struct {
+	typ             api.EventType
+	reason, message string
+}
+
+// choose decides who reflects. It depends on nothing else than its arguments,
+// and what it returns chosen again is the same: a reflector stays until it is
+// gone, retired, not wanted, or another can do its work from a free rack. Who
+// is to go stays beside its replacement until that serves; only who is no host
+// of the Zone any more goes at once.
+func choose(spec api.Reflectors, now time.Time, was []api.ReflectorStatus, all []candidate) choice {
+	c := &chooser{spec: spec, now: now, all: map[string]*candidate{}}
+	for i := range all {
+		c.all[all[i].name] = &all[i]
+	}
+	c.keep(was)
+	if len(spec.Machines) > 0 {
+		c.want = len(spec.Machines)
+		c.named()
+	} else {
+		c.want = spec.Count
+		c.retireUnwell()
+		c.recover()
+		c.shrink()
+		c.grow(all)
+		c.spread(all)
+	}
+	c.advance()
+	c.release()
+	c.finish()
+	return c.choice
+}
+
+type chooser struct {
+	choice
+	spec api.Reflectors
+	now  time.Time
+	all  map[string]*candidate
+	want int
+}
+
+func (c *chooser) say(typ api.EventType, reason, message string) {
+	c.news = append(c.news, news{typ, reason, message})
+}
+
+// keep takes over who is still a host of the Zone.
+func (c *chooser) keep(was []api.ReflectorStatus) {
+	for _, r := range was {
+		m := c.all[r.Machine]
+		if m == nil || m.uid != r.UID {
+			c.say(api.Warning, "ReflectorGone", r.Machine+" is no host of the Zone any more")
+			continue
+		}
+		c.reflectors = append(c.reflectors, r)
+	}
+}
+
+func (c *chooser) of(r api.ReflectorStatus) *candidate { return c.all[r.Machine] }
+
+func (c *chooser) move(r *api.ReflectorStatus, to api.ReflectorState, reason string) {
+	r.State, r.Since, r.Reason = to, c.now, reason
+}
+
+func (c *chooser) leave(r *api.ReflectorStatus, reason string) {
+	if r.State == api.ReflectorLeaving {
+		return
+	}
+	c.move(r, api.ReflectorLeaving, reason)
+	c.say(api.Normal, "ReflectorLeaving", r.Machine+" is to reflect no more: "+reason)
+}
+
+func (c *chooser) start(m *candidate, why string) {
+	c.reflectors = append(c.reflectors, api.ReflectorStatus{Machine: m.name, UID: m.uid, State: api.ReflectorStarting, Since: c.now})
+	c.say(api.Normal, "ReflectorChosen", m.name+" is to reflect: "+why)
+}
+
+func (c *chooser) has(name string) *api.ReflectorStatus {
+	i := slices.IndexFunc(c.reflectors, func(r api.ReflectorStatus) bool { return r.Machine == name })
+	if i < 0 {
+		return nil
+	}
+	return &c.reflectors[i]
+}
+
+// count is how many are in one of the states.
+func (c *chooser) count(states ...api.ReflectorState) int {
+	n := 0
+	for _, r := range c.reflectors {
+		if slices.Contains(states, r.State) {
+			n++
+		}
+	}
+	return n
+}
+
+// staying is how many are not to leave.
+func (c *chooser) staying() int { return len(c.reflectors) - c.count(api.ReflectorLeaving) }
+
+// named makes the reflectors those that a person names, well or not.
+func (c *chooser) named() {
+	for _, name := range c.spec.Machines {
+		m := c.all[name]
+		switch r := c.has(name); {
+		case m == nil:
+			c.missing = append(c.missing, name)
+		case r == nil:
+			c.start(m, "it is named")
+		case r.State == api.ReflectorLeaving:
+			c.back(r, "it is named")
+		}
+	}
+	for i := range c.reflectors {
+		if !slices.Contains(c.spec.Machines, c.reflectors[i].Machine) {
+			c.leave(&c.reflectors[i], reasonNotNamed)
+		}
+	}
+}
+
+// back lets one that was to leave stay: all hosts are its peers still.
+func (c *chooser) back(r *api.ReflectorStatus, why string) {
+	c.move(r, api.ReflectorJoining, "")
+	c.say(api.Normal, "ReflectorStays", r.Machine+" stays: "+why)
+}
+
+// retireUnwell has those leave that should. One that has not begun goes at once,
+// and so does one whose clients are served by others.
+func (c *chooser) retireUnwell() {
+	serving := c.count(api.ReflectorServing)
+	c.reflectors = slices.DeleteFunc(c.reflectors, func(r api.ReflectorStatus) bool {
+		m := c.of(r)
+		gone := m.fault+m.retire != "" && (r.State == api.ReflectorStarting || r.State == api.ReflectorJoining && serving > 0)
+		if gone {
+			c.say(api.Normal, "ReflectorDropped", r.Machine+" never served: "+cmp.Or(m.retire, m.fault))
+		}
+		return gone
+	})
+	for i := range c.reflectors {
+		r := &c.reflectors[i]
+		if m := c.of(*r); m.fault != "" || m.retire != "" {
+			c.leave(r, cmp.Or(m.retire, m.fault))
+		}
+	}
+}
+
+// recover lets one that is well again stay, if nobody serves in its place yet.
+// What only begins to is given up for it.
+func (c *chooser) recover() {
+	for i := range c.reflectors {
+		r := &c.reflectors[i]
+		m := c.of(*r)
+		if r.State != api.ReflectorLeaving || m.fault+m.retire != "" || c.count(api.ReflectorServing) >= c.want ||
+			r.Reason == reasonSameRack && c.staying() >= c.want {
+			continue
+		}
+		c.back(r, "it is well again, and none serves in its place yet")
+		r.State = api.ReflectorServing // its sessions never went
+		if c.staying() > c.want {
+			c.dropYoungest()
+			c.recover() // the list has moved
+			return
+		}
+	}
+}
+
+// dropYoungest drops what has begun last and does not serve yet.
+func (c *chooser) dropYoungest() {
+	for i, r := range slices.Backward(c.reflectors) {
+		if r.State == api.ReflectorStarting || r.State == api.ReflectorJoining {
+			c.reflectors = slices.Delete(c.reflectors, i, i+1)
+			c.say(api.Normal, "ReflectorDropped", r.Machine+" is not needed any more")
+			return
+		}
+	}
+}
+
+// shrink has those leave that are too many: first what shares a rack, then the
+// youngest.
+func (c *chooser) shrink() {
+	for c.staying() > c.want {
+		at := c.sharing()
+		if at < 0 {
+			for i, r := range c.reflectors {
+				if r.State != api.ReflectorLeaving && (at < 0 || worse(r, c.reflectors[at])) {
+					at = i
+				}
+			}
+		}
+		c.leave(&c.reflectors[at], reasonNotNeeded)
+	}
+}
+
+// worse orders reflectors by what is lost with them.
+func worse(a, b api.ReflectorStatus) bool {
+	if serves := a.State == api.ReflectorServing; serves != (b.State == api.ReflectorServing) {
+		return !serves
+	}
+	if !a.Since.Equal(b.Since) {
+		return a.Since.After(b.Since)
+	}
+	return a.Machine > b.Machine
+}
+
+// sharing finds the worst of the staying reflectors that share a rack; -1 for
+// none. Of a Machine without a rack nothing is known, so it shares none.
+func (c *chooser) sharing() int {
+	worst := -1
+	for i, r := range c.reflectors {
+		rack := c.of(r).rack
+		if r.State == api.ReflectorLeaving || rack == "" || len(c.racks()[rack]) < 2 {
+			continue
+		}
+		if worst < 0 || worse(r, c.reflectors[worst]) {
+			worst = i
+		}
+	}
+	return worst
+}
+
+// racks are the staying reflectors by their racks.
+func (c *chooser) racks() map[string][]string {
+	racks := map[string][]string{}
+	for _, r := range c.reflectors {
+		if rack := c.of(r).rack; r.State != api.ReflectorLeaving && rack != "" {
+			racks[rack] = append(racks[rack], r.Machine)
+		}
+	}
+	return racks
+}
+
+// grow chooses as many as are lacking: in free racks as long as there are any.
+func (c *chooser) grow(all []candidate) {
+	for c.staying() < c.want {
+		best := c.best(all, func(m *candidate) bool { return m.fit() })
+		if best == nil {
+			c.lacking = c.want - c.staying()
+			return
+		}
+		c.start(best, "an Active host in "+inRack(best.rack))
+	}
+}
+
+func inRack(rack string) string {
+	if rack == "" {
+		return "no rack that is known"
+	}
+	return "rack " + rack
+}
+
+// best is the first that is not chosen, by its rack: a free one, an unknown
+// one, one that is shared; then by name.
+func (c *chooser) best(all []candidate, may func(*candidate) bool) *candidate {
+	racks := c.racks()
+	rank := func(m *candidate) int {
+		switch {
+		case m.rack == "":
+			return 1
+		case len(racks[m.rack]) == 0:
+			return 0
+		}
+		return 1 + len(racks[m.rack])
+	}
+	var best *candidate
+	for i := range all {
+		m := &all[i]
+		if c.has(m.name) != nil || !may(m) {
+			continue
+		}
+		if best == nil || cmp.Or(cmp.Compare(rank(m), rank(best)), strings.Compare(m.name, best.name)) < 0 {
+			best = m
+		}
+	}
+	return best
+}
+
+// spread moves one of those that share a rack into a free one, when all else is
+// well and a host there has been well for a while.
+func (c *chooser) spread(all []candidate) {
+	at := c.sharing()
+	if at < 0 || c.count(api.ReflectorServing) != c.want || len(c.reflectors) != c.want {
+		return
+	}
+	racks := c.racks()
+	best := c.best(all, func(m *candidate) bool {
+		return m.fit() && m.settled && m.rack != "" && len(racks[m.rack]) == 0
+	})
+	if best == nil {
+		return
+	}
+	c.leave(&c.reflectors[at], reasonSameRack)
+	c.start(best, "it is in "+inRack(best.rack)+", which has no reflector")
+}
+
+// advance moves on what has come further.
+func (c *chooser) advance() {
+	for i := range c.reflectors {
+		r := &c.reflectors[i]
+		m := c.of(*r)
+		if r.State == api.ReflectorStarting && m.applied {
+			c.move(r, api.ReflectorJoining, "")
+		}
+		if r.State == api.ReflectorJoining && m.applied && (m.connected || c.now.Sub(r.Since) >= joining) {
+			c.move(r, api.ReflectorServing, "")
+			c.say(api.Normal, "ReflectorServing", r.Machine+" reflects the Zone's routes")
+		}
+	}
+}
+
+// release lets go who is to leave, once as many others serve as should. Where
+// fewer can, whoever is left reflects on.
+func (c *chooser) release() {
+	enough := max(c.want-len(c.missing), 1)
+	if c.count(api.ReflectorServing) < enough {
+		return
+	}
+	c.reflectors = slices.DeleteFunc(c.reflectors, func(r api.ReflectorStatus) bool {
+		if r.State == api.ReflectorLeaving {
+			c.say(api.Normal, "ReflectorRemoved", r.Machine+" reflects no more: "+r.Reason)
+		}
+		return r.State == api.ReflectorLeaving
+	})
+}
+
+func (c *chooser) finish() {
+	slices.SortFunc(c.reflectors, func(a, b api.ReflectorStatus) int { return strings.Compare(a.Machine, b.Machine) })
+	for _, names := range c.racks() {
+		if len(names) > 1 {
+			c.crowded = append(c.crowded, names...)
+		}
+	}
+	slices.Sort(c.crowded)
+}

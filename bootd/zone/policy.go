@@ -1,0 +1,247 @@
+package zone
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// TestPolicy says what the reflectors of a Zone would do with a prefix that a
+// host, or an uplink by its address, told them of, and whom they would tell. It
+// looks at nothing but the parts that hosts are given.
+func (v *Views) TestPolicy(ctx context.Context, zone, from string, prefix netip.Prefix) (*api.BGPTest, error) {
+	z, err := v.zone(zone)
+	if err != nil {
+		return nil, err
+	}
+	prefix = prefix.Masked()
+	out := &api.BGPTest{Zone: zone, From: from, Prefix: prefix}
+	source, reason := v.source(z, from)
+	if reason != "" {
+		out.Reason = reason
+		return out, nil
+	}
+	all, faults, err := reflectors(ctx, v.Compiler, z)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range all {
+		a := judgeAt(r, source, prefix)
+		out.Reflectors = append(out.Reflectors, a)
+		if a.Accepted && !out.Accepted {
+			out.Accepted, out.Reason = true, a.Reason
+		}
+	}
+	for _, r := range z.Status.Reflectors {
+		if reason := faults[r.Machine]; reason != "" {
+			out.Reflectors = append(out.Reflectors, api.BGPTestAnswer{Reflector: r.Machine, Reason: "it has no bgp part: " + reason})
+		}
+	}
+	switch {
+	case len(z.Status.Reflectors) == 0:
+		out.Reason = "the Zone has no reflector: see `weftctl describe zone " + zone + "`"
+	case !out.Accepted:
+		out.Reason = v.whyNot(z, source, prefix)
+	}
+	return out, nil
+}
+
+// source is who tells of a prefix.
+type source struct {
+	name   string
+	host   *hostspec.Member
+	uplink *api.Uplink
+}
+
+func (v *Views) source(z *api.Zone, from string) (source, string) {
+	for _, m := range v.Compiler.Members(z.Metadata.Name) {
+		if m.Machine.Metadata.Name != from {
+			continue
+		}
+		if m.Fault != "" {
+			return source{}, fmt.Sprintf("%s takes no part in BGP: %s", from, m.Fault)
+		}
+		return source{name: from, host: &m}, ""
+	}
+	for _, u := range z.Spec.Uplinks {
+		if u.Address.String() == from {
+			return source{name: from, uplink: &u}, ""
+		}
+	}
+	if m, ok := store.Cached[api.Machine](v.Cache, from); ok {
+		return source{}, fmt.Sprintf("%s is in %s: no reflector of Zone %s has a session with it", from, zoneText(m.Spec.Zone), z.Metadata.Name)
+	}
+	return source{}, fmt.Sprintf("%s is neither a Machine nor the address of an uplink of Zone %s", from, z.Metadata.Name)
+}
+
+// hop is the next hop that a source would give.
+func (s source) hop(p netip.Prefix) (netip.Addr, bool) {
+	if s.uplink != nil {
+		return s.uplink.Address, s.uplink.Address.Is4() == p.Addr().Is4()
+	}
+	i := slices.IndexFunc(s.host.Addresses, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return s.host.Addresses[i], true
+}
+
+// judgeAt is what one reflector makes of it.
+func judgeAt(r reflector, from source, prefix netip.Prefix) api.BGPTestAnswer {
+	a := api.BGPTestAnswer{Reflector: r.name}
+	if r.name == from.name {
+		a.Accepted = slices.Contains(r.part.Originate, prefix)
+		a.Reason = "it originates " + prefix.String() + " itself"
+		if !a.Accepted {
+			a.Reason = fmt.Sprintf("it originates %s, and not %s", listed(r.part.Originate), prefix)
+		}
+	} else {
+		a.Accepted, a.Reason = accepts(r, from, prefix)
+	}
+	if a.Accepted {
+		a.Told = told(r, from, prefix)
+	}
+	return a
+}
+
+// accepts follows the import rules of package bgp.
+func accepts(r reflector, from source, prefix netip.Prefix) (bool, string) {
+	at := slices.IndexFunc(r.part.Neighbors, func(n api.BGPNeighbor) bool { return n.Name == from.name })
+	if at < 0 {
+		return false, "it has no session with " + from.name
+	}
+	n := r.part.Neighbors[at]
+	hop, has := from.hop(prefix)
+	if n.Role == api.BGPClient {
+		i := slices.IndexFunc(r.part.Accept, func(a api.BGPAccept) bool { return a.Client == n.Name })
+		switch {
+		case i < 0:
+			return false, from.name + " may originate nothing"
+		case !slices.Contains(r.part.Accept[i].Prefixes, prefix):
+			return false, fmt.Sprintf("%s may originate %s, and not %s", from.name, listed(r.part.Accept[i].Prefixes), prefix)
+		case !has || !slices.Contains(r.part.Accept[i].NextHops, hop):
+			return false, fmt.Sprintf("%s has no address of the family of %s to be its next hop", from.name, prefix)
+		}
+		return true, fmt.Sprintf("%s may originate %s with next hop %s", from.name, prefix, listed(r.part.Accept[i].NextHops))
+	}
+	i := slices.IndexFunc(n.Import, func(f api.PrefixFilter) bool { return f.Matches(prefix) })
+	if i < 0 {
+		return false, fmt.Sprintf("%s matches nothing of what is taken from %s: %s", prefix, from.name, filters(n.Import))
+	}
+	if !has {
+		return true, fmt.Sprintf("%s is taken from %s, with a next hop of the Zone's", prefix, from.name)
+	}
+	return true, fmt.Sprintf("%s is taken from %s (%s), with next hop %s", prefix, from.name, filters(n.Import[i:i+1]), hop)
+}
+
+// told follows the export rules of package bgp.
+func told(r reflector, from source, prefix netip.Prefix) []api.BGPTestExport {
+	var list []api.BGPTestExport
+	clients, ofReflector := 0, false
+	for _, n := range r.part.Neighbors {
+		ofReflector = ofReflector || n.Name == from.name && n.Role == api.BGPReflector
+		if n.Role == api.BGPClient && n.Name != from.name {
+			clients++
+		}
+	}
+	if clients > 0 {
+		list = append(list, api.BGPTestExport{To: fmt.Sprintf("its %d other clients", clients), Told: true, Reason: "it carries the Zone's community " + r.part.Community})
+	}
+	for _, n := range r.part.Neighbors {
+		switch {
+		case n.Name == from.name || n.Role == api.BGPClient:
+		case n.Role == api.BGPReflector && ofReflector:
+			list = append(list, api.BGPTestExport{To: n.Name, Reason: "what one reflector tells is not told to another"})
+		case n.Role == api.BGPReflector:
+			list = append(list, api.BGPTestExport{To: n.Name, Told: true, Reason: "reflectors tell each other all of the Zone's routes"})
+		default:
+			list = append(list, toldUplink(r, n, from, prefix))
+		}
+	}
+	return list
+}
+
+func toldUplink(r reflector, n api.BGPNeighbor, from source, prefix netip.Prefix) api.BGPTestExport {
+	x := api.BGPTestExport{To: n.Name}
+	if from.uplink != nil {
+		x.Reason = "what one uplink tells is never told to another"
+		return x
+	}
+	var aggregates []netip.Prefix
+	for _, a := range r.part.Aggregates {
+		exported := slices.ContainsFunc(n.Export, func(f api.PrefixFilter) bool { return f.Matches(a) })
+		if exported && a.Bits() <= prefix.Bits() && a.Contains(prefix.Addr()) {
+			aggregates = append(aggregates, a)
+		}
+	}
+	x.Told = slices.ContainsFunc(n.Export, func(f api.PrefixFilter) bool { return f.Matches(prefix) })
+	switch {
+	case x.Told:
+		x.Reason = "its export lists " + filters(n.Export)
+	case len(aggregates) > 0:
+		x.Reason = fmt.Sprintf("its export lists %s: it is told the aggregate %s instead", filters(n.Export), listed(aggregates))
+	default:
+		x.Reason = fmt.Sprintf("its export lists %s, and not %s", filters(n.Export), prefix)
+	}
+	return x
+}
+
+// whyNot looks for what a person would do about a prefix that no reflector
+// takes.
+func (v *Views) whyNot(z *api.Zone, from source, prefix netip.Prefix) string {
+	if from.uplink != nil {
+		return fmt.Sprintf("import of uplink %s does not list it: %s", from.name, filters(from.uplink.Import))
+	}
+	inside := slices.ContainsFunc(z.Spec.Prefixes, func(p netip.Prefix) bool { return p.Bits() <= prefix.Bits() && p.Contains(prefix.Addr()) })
+	if !inside {
+		return fmt.Sprintf("it lies in none of spec.prefixes of Zone %s (%s)", z.Metadata.Name, listed(z.Spec.Prefixes))
+	}
+	for _, m := range v.Compiler.Members(z.Metadata.Name) {
+		if network, ok := v.Compiler.Originates(z, m.Machine)[prefix]; ok && m.Machine.Metadata.Name != from.name {
+			return fmt.Sprintf("it is the lease of %s on Network %s, and not that of %s", m.Machine.Metadata.Name, network, from.name)
+		}
+	}
+	for _, n := range store.CachedList[api.Network](v.Cache) {
+		for _, c := range n.Spec.CIDRs {
+			switch {
+			case n.Spec.Zone != z.Metadata.Name || !c.Overlaps(prefix):
+			case !n.Spec.Advertise:
+				return fmt.Sprintf("it is in Network %s, which is not advertised: set its spec.advertise", n.Metadata.Name)
+			default:
+				return fmt.Sprintf("it is in Network %s, of which %s has no such lease: each host originates its own lease, whole", n.Metadata.Name, from.name)
+			}
+		}
+	}
+	return "no Network of the Zone has it"
+}
+
+func listed[T fmt.Stringer](list []T) string {
+	if len(list) == 0 {
+		return "nothing"
+	}
+	texts := make([]string, len(list))
+	for i, x := range list {
+		texts[i] = x.String()
+	}
+	return strings.Join(texts, ", ")
+}
+
+func filters(list []api.PrefixFilter) string {
+	if len(list) == 0 {
+		return "nothing"
+	}
+	texts := make([]string, len(list))
+	for i, f := range list {
+		texts[i] = f.Prefix.String()
+		if f.LE != 0 {
+			texts[i] += fmt.Sprintf(" le %d", f.LE)
+		}
+	}
+	return strings.Join(texts, ", ")
+}

@@ -1,0 +1,289 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/cmd/weftctl/internal/show"
+	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
+)
+
+// drainAnnotation is bootd's (bootd/hostspec).
+const drainAnnotation = "rackweft/bgp-drain"
+
+func (a *app) bgpCommand() *cobra.Command {
+	return group("bgp", "See a Zone's BGP, and take hosts out of traffic",
+		a.bgpSessionsCommand(), a.bgpRoutesCommand(), a.bgpTestCommand(),
+		a.bgpDrainCommand("drain HOST…", "Have a host's neighbours prefer any other path (RFC 8326), before maintenance", true),
+		a.bgpDrainCommand("undrain HOST…", "Have a drained host take traffic again", false))
+}
+
+// zoneView is a command that shows something of a Zone.
+func (a *app) zoneView(c *cobra.Command, show func(ctx context.Context, client *api.Client, zone, output string) error) *cobra.Command {
+	var output string
+	c.Args = exactly(1, "ZONE")
+	c.ValidArgsFunction = a.completeOne("zones")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		client, err := a.outputClient(output)
+		if err != nil {
+			return err
+		}
+		return show(c.Context(), client, args[0], output)
+	}
+	a.outputFlag(c, &output)
+	return c
+}
+
+func (a *app) outputFlag(c *cobra.Command, output *string) {
+	c.Flags().StringVarP(output, "output", "o", "table", "table or json")
+	complete(c, "output", "table", "json")
+}
+
+func (a *app) outputClient(output string) (*api.Client, error) {
+	if output != "table" && output != "json" {
+		return nil, usagef("-o %s: it may be table or json", output)
+	}
+	return a.client()
+}
+
+// completeNames offers the names of a kind for every word.
+func (a *app) completeNames(plural string) cobra.CompletionFunc {
+	return func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.names(c.Context(), plural), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func (a *app) bgpSessionsCommand() *cobra.Command {
+	down := false
+	c := a.zoneView(&cobra.Command{
+		Use: "sessions ZONE", Short: "List the BGP sessions of a Zone, as both ends see them",
+		Long: `sessions lists every session of a Zone's reflectors: with the other hosts, with each other, and with the
+uplinks. A session that only one end calls established is shown with what the other says.`,
+	}, func(ctx context.Context, client *api.Client, zone, output string) error {
+		v, err := client.ZoneSessions(ctx, zone)
+		if err != nil {
+			return fmt.Errorf("sessions of zone/%s: %w", zone, err)
+		}
+		if output == "json" {
+			return a.indented(v)
+		}
+		return a.printSessions(v, down)
+	})
+	c.Flags().BoolVar(&down, "down", false, "only those that are not established")
+	return c
+}
+
+func (a *app) printSessions(v *api.ZoneSessions, down bool) error {
+	p := a.printer()
+	table := show.Table{Header: []string{"REFLECTOR", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "FLAPS", "REMARK"}}
+	for _, s := range v.Sessions {
+		up := s.Session.State == api.BGPEstablished
+		if down && up {
+			continue
+		}
+		state, received, accepted, flaps := "-", "-", "-", "-"
+		if s.Session.State != "" {
+			state, flaps = a.sessionState(s.Session.State), strconv.Itoa(s.Session.Flaps)
+			received, accepted = strconv.Itoa(s.Session.Received), strconv.Itoa(s.Session.Accepted)
+		}
+		table.Rows = append(table.Rows, []string{s.Host, terminal.Clean(s.Session.Peer), terminal.Clean(s.Session.Role), state, cmp.Or(p.Age(s.Session.Since), "-"), received, accepted, flaps, remark(s)})
+	}
+	if len(table.Rows) == 0 {
+		what := "has no session: see `weftctl describe zone " + v.Zone + "`"
+		if down && len(v.Sessions) > 0 {
+			what = fmt.Sprintf("has all its %s", count(len(v.Sessions), "session"))
+		}
+		a.note("zone/%s %s", v.Zone, what)
+		return nil
+	}
+	return table.Print(a.out, a.bold)
+}
+
+func (a *app) sessionState(state string) string {
+	colour := terminal.Yellow
+	if state == api.BGPEstablished {
+		colour = terminal.Green
+	}
+	return a.out.Paint(colour, terminal.Clean(state))
+}
+
+// remark is what the ends say beyond the session's state.
+func remark(s api.ZoneSession) string {
+	var all []string
+	if s.Message != "" {
+		all = append(all, s.Message)
+	}
+	if s.Session.State != api.BGPEstablished && s.Session.LastError != "" {
+		all = append(all, s.Session.LastError)
+	}
+	if o := s.Other; o != nil && o.State != s.Session.State {
+		all = append(all, strings.TrimSuffix(fmt.Sprintf("%s says %s: %s", s.Session.Peer, o.State, o.LastError), ": "))
+	}
+	return terminal.Clean(strings.Join(all, "; "))
+}
+
+func (a *app) bgpRoutesCommand() *cobra.Command {
+	return a.zoneView(&cobra.Command{
+		Use: "routes ZONE", Short: "List the routes of a Zone: who is to originate them, and which reflectors have them",
+	}, func(ctx context.Context, client *api.Client, zone, output string) error {
+		v, err := client.ZoneRoutes(ctx, zone)
+		if err != nil {
+			return fmt.Errorf("routes of zone/%s: %w", zone, err)
+		}
+		if output == "json" {
+			return a.indented(v)
+		}
+		table := show.Table{Header: []string{"PREFIX", "NEXT HOP", "ORIGIN", "NETWORK", "AT", "REMARK"}}
+		for _, r := range v.Routes {
+			hop, remark := "-", ""
+			if r.NextHop.IsValid() {
+				hop = r.NextHop.String()
+			}
+			switch {
+			case r.Stale:
+				remark = "stale: kept while its origin restarts"
+			case r.Wanted && len(r.At) == 0:
+				remark = "no reflector reports it"
+			}
+			table.Rows = append(table.Rows, []string{r.Prefix.String(), hop, terminal.Clean(r.Origin), cmp.Or(r.Network, "-"), cmp.Or(strings.Join(r.At, ","), "-"), remark})
+		}
+		if v.Omitted > 0 {
+			defer a.note("%s more at the reflectors", count(v.Omitted, "route"))
+		}
+		return table.Print(a.out, a.bold)
+	})
+}
+
+func (a *app) bgpTestCommand() *cobra.Command {
+	var from, zone, output string
+	c := &cobra.Command{
+		Use: "policy-test PREFIX --from HOST|UPLINK [--zone ZONE]", Short: "Tell what a Zone's reflectors would do with a prefix, and why",
+		Long: `policy-test asks what would happen if a host, or an uplink by its address, told the Zone's reflectors of a
+prefix: which of them would take it, whom they would tell, and by which rule. It looks at the policies that
+hosts are given, and sends no route. It fails when no reflector would take the prefix.`,
+		Example: `  weftctl bgp policy-test 10.5.3.0/24 --from r1u07
+  weftctl bgp policy-test 0.0.0.0/0 --from 198.18.8.1 --zone yellow`,
+		Args: exactly(1, "PREFIX"),
+		RunE: func(c *cobra.Command, args []string) error {
+			prefix, err := netip.ParsePrefix(args[0])
+			if err != nil {
+				return usagef("%q is no prefix: write it as 10.5.3.0/24", args[0])
+			}
+			if from == "" {
+				return usagef("say who tells of it with --from HOST, or --from and the address of an uplink")
+			}
+			client, err := a.outputClient(output)
+			if err != nil {
+				return err
+			}
+			return a.policyTest(c.Context(), client, zone, from, prefix, output)
+		},
+	}
+	c.Flags().StringVar(&from, "from", "", "the host that tells of the prefix, or the address of an uplink")
+	c.Flags().StringVar(&zone, "zone", "", "the Zone; the host's own unless given")
+	_ = c.RegisterFlagCompletionFunc("from", a.completeNames("machines")) // fails for a flag that is not there
+	_ = c.RegisterFlagCompletionFunc("zone", a.completeNames("zones"))
+	a.outputFlag(c, &output)
+	return c
+}
+
+func (a *app) policyTest(ctx context.Context, client *api.Client, zone, from string, prefix netip.Prefix, output string) error {
+	if zone == "" {
+		m, err := api.Get[api.Machine](ctx, client, from)
+		switch {
+		case api.IsStatus(err, http.StatusNotFound):
+			return usagef("no Machine is called %s: for an uplink, say the Zone with --zone", from)
+		case err != nil:
+			return fmt.Errorf("find the Zone of machine/%s: %w", from, err)
+		case m.Spec.Zone == "":
+			return fmt.Errorf("machine/%s is in no Zone: set its spec.zone", from)
+		}
+		zone = m.Spec.Zone
+	}
+	v, err := client.TestPolicy(ctx, zone, from, prefix)
+	if err != nil {
+		return fmt.Errorf("test the policies of zone/%s: %w", zone, err)
+	}
+	if output == "json" {
+		err = a.indented(v)
+	} else {
+		err = a.printTest(v)
+	}
+	if err == nil && !v.Accepted {
+		return errQuiet
+	}
+	return err
+}
+
+func (a *app) printTest(v *api.BGPTest) error {
+	verdict := func(yes bool, good, bad string) string {
+		if yes {
+			return a.out.Paint(terminal.Green, good)
+		}
+		return a.out.Paint(terminal.Red, bad)
+	}
+	err := a.printf("%s  %s\n  %s\n", a.bold(fmt.Sprintf("%s from %s in Zone %s", v.Prefix, v.From, v.Zone)), verdict(v.Accepted, "accepted", "denied"), v.Reason)
+	for _, r := range v.Reflectors {
+		_ = a.printf("\n%s  %s\n  %s\n", a.bold(r.Reflector), verdict(r.Accepted, "accepts", "denies"), r.Reason)
+		for _, t := range r.Told {
+			err = a.printf("  %s %s: %s\n", verdict(t.Told, "tells", "does not tell"), t.To, t.Reason)
+		}
+	}
+	return err
+}
+
+func (a *app) bgpDrainCommand(use, short string, drain bool) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short,
+		Args:              atLeast(1, "HOST…"),
+		ValidArgsFunction: a.completeNames("machines"),
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			for _, name := range args {
+				if err := a.drain(c.Context(), client, name, drain); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// drain marks a Machine, or takes the mark away; who writes it meanwhile is not
+// overwritten.
+func (a *app) drain(ctx context.Context, client *api.Client, name string, drain bool) error {
+	m, err := api.Get[api.Machine](ctx, client, name)
+	if err != nil {
+		return fmt.Errorf("machine/%s: %w", name, err)
+	}
+	word := "draining: see that `weftctl bgp routes` and its traffic move before you stop it"
+	if !drain {
+		word = "not drained any more"
+	}
+	if (m.Metadata.Annotations[drainAnnotation] == "true") == drain {
+		return a.printf("machine/%s unchanged\n", name)
+	}
+	if drain {
+		if m.Metadata.Annotations == nil {
+			m.Metadata.Annotations = map[string]string{}
+		}
+		m.Metadata.Annotations[drainAnnotation] = "true"
+	} else {
+		delete(m.Metadata.Annotations, drainAnnotation)
+	}
+	if _, err := client.Put(ctx, m, false); err != nil {
+		return fmt.Errorf("machine/%s: %w", name, err)
+	}
+	return a.printf("machine/%s %s\n", name, word)
+}

@@ -1,0 +1,110 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+func (a *app) guestCommand() *cobra.Command {
+	return group("guest", "Ask something of Guests",
+		a.guestStateCommand("start", "Have Guests run", "Running"),
+		a.guestStateCommand("stop", "Have Guests stop, gracefully", "Stopped"),
+		a.guestVerbCommand(api.GuestVerbRestart, "Stop Guests gracefully and start them, by which changes take effect"),
+		a.guestVerbCommand(api.GuestVerbReset, "Reset Guests at once, as their button would"),
+		a.guestMoveCommand(),
+		a.guestConsoleCommand(),
+	)
+}
+
+func (a *app) guestConsoleCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "console NAME",
+		Short: "Open a Guest's serial console",
+		Long:  "console joins this terminal and a Guest's serial console through its host. It has one user at a time." + consoleEscapes,
+		Args:  exactly(1, "NAME"), ValidArgsFunction: a.completeOne("guests"),
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			far, err := client.GuestConsole(c.Context(), args[0])
+			if err != nil {
+				return fmt.Errorf("console of guest/%s: %w", args[0], err)
+			}
+			return a.attach(c.Context(), far, args[0])
+		},
+	}
+}
+
+// eachGuest runs fn for each of the named Guests, up to the first error.
+func (a *app) eachGuest(use, short string, fn func(ctx context.Context, client *api.Client, name string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short,
+		Args: atLeast(1, "NAME…"),
+		ValidArgsFunction: func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+			return a.names(c.Context(), "guests"), cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			for _, name := range args {
+				if err := fn(c.Context(), client, name); err != nil {
+					return fmt.Errorf("%s guest/%s: %w", c.Name(), name, err)
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) guestStateCommand(verb, short, state string) *cobra.Command {
+	return a.eachGuest(verb+" NAME…", short, func(ctx context.Context, client *api.Client, name string) error {
+		g, err := api.Get[api.Guest](ctx, client, name)
+		if err != nil {
+			return err
+		}
+		if g.Spec.State == state {
+			return a.printf("guest/%s is to be %s already\n", name, state)
+		}
+		g.Spec.State = state
+		if _, err := client.Put(ctx, g, false); err != nil {
+			return err
+		}
+		return a.printf("guest/%s is to be %s\n", name, state)
+	})
+}
+
+func (a *app) guestVerbCommand(verb, short string) *cobra.Command {
+	return a.eachGuest(verb+" NAME…", short, func(ctx context.Context, client *api.Client, name string) error {
+		if _, err := client.GuestVerb(ctx, name, verb, api.GuestAction{ID: uuid.NewString()}); err != nil {
+			return err
+		}
+		return a.printf("guest/%s %s asked for\n", name, verb)
+	})
+}
+
+func (a *app) guestMoveCommand() *cobra.Command {
+	var action api.GuestAction
+	c := a.eachGuest("move NAME…", "Stop Guests and start them on other hosts, with their addresses", func(ctx context.Context, client *api.Client, name string) error {
+		one := action
+		one.ID = uuid.NewString()
+		g, err := client.GuestVerb(ctx, name, api.GuestVerbMove, one)
+		if err != nil {
+			return err
+		}
+		return a.printf("guest/%s leaves %s\n", name, g.Status.Host)
+	})
+	c.Flags().StringVar(&action.To, "to", "", "the host to go to; any that can have it unless set")
+	c.Flags().BoolVar(&action.LoseDisks, "lose-disks", false, "disks with retain stay behind, and begin anew")
+	_ = c.RegisterFlagCompletionFunc("to", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.names(c.Context(), "machines"), cobra.ShellCompDirectiveNoFileComp
+	}) // the flag is there
+	return c
+}

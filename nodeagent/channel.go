@@ -1,0 +1,119 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// maxChannels is how many channels a host has open at once.
+const maxChannels = 32
+
+// channels are those that bootd has asked for over one stream: they end with it.
+type channels struct {
+	agent *Agent
+	base  string // bootd's URL
+	slots chan struct{}
+	group sync.WaitGroup
+}
+
+func newChannels(a *Agent, base string) *channels {
+	return &channels{agent: a, base: base, slots: make(chan struct{}, maxChannels)}
+}
+
+func (s *channels) wait() { s.group.Wait() }
+
+// open begins a channel that lasts until either end closes, or ctx ends.
+func (s *channels) open(ctx context.Context, c api.Channel) {
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		s.agent.log.Warn("bootd asks for too many channels", "kind", c.Kind, "guest", c.Guest)
+		return
+	}
+	s.group.Go(func() {
+		defer func() { <-s.slots }()
+		if err := s.carry(ctx, c); err != nil && ctx.Err() == nil {
+			s.agent.log.Warn("a channel has failed", "kind", c.Kind, "guest", c.Guest, "error", err)
+		}
+	})
+}
+
+// carry joins what the channel is for to a request of its own.
+func (s *channels) carry(ctx context.Context, c api.Channel) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	client, err := s.agent.client(ctx, s.base)
+	if err != nil {
+		return err
+	}
+	defer client.CloseIdleConnections()
+	path := s.base + "/v1/hosts/" + url.PathEscape(s.agent.config.Machine) + "/channels/" + url.PathEscape(c.ID)
+	end, err := s.agent.opener(ctx, c)
+	if err != nil {
+		return errors.Join(err, refuseChannel(ctx, client, path, err))
+	}
+	body, out := io.Pipe()
+	closeAll := context.AfterFunc(ctx, func() { _, _ = end.Close(), body.Close() })
+	defer closeAll()
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer func() { _, _ = end.Close(), body.Close() }()
+	sending.Go(func() { // what it says last goes out before bootd closes
+		_, err := io.Copy(out, end)
+		_ = out.CloseWithError(err)
+	})
+	resp, err := postChannel(ctx, client, path, body)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	_, err = io.Copy(end, resp.Body)
+	if ctx.Err() != nil {
+		return nil // this end was closed
+	}
+	return err
+}
+
+func postChannel(ctx context.Context, client *http.Client, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/octet-stream")
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // the status is news enough
+	return nil, fmt.Errorf("bootd answers %d: %w", resp.StatusCode, problem(resp.StatusCode, raw))
+}
+
+// refuseChannel says why there is no channel.
+func refuseChannel(ctx context.Context, client *http.Client, path string, why error) error {
+	resp, err := postChannel(ctx, client, path+"?refused="+url.QueryEscape(oneLine(why)), http.NoBody)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// opener has the handler open what a channel is for.
+func (a *Agent) opener(ctx context.Context, c api.Channel) (io.ReadWriteCloser, error) {
+	for _, w := range a.workers {
+		if o, ok := w.handler.(Opener); ok {
+			return o.Open(ctx, c)
+		}
+	}
+	return nil, fmt.Errorf("nodeagent %s has nothing that is called %s", a.version, c.Kind)
+}

@@ -1,0 +1,262 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent"
+)
+
+// Conditions of a Guest on its host.
+const (
+	conditionResponsive  = "Responsive"   // QEMU answers
+	conditionAccelerated = "Accelerated"  // it runs under KVM
+	conditionStorage     = "StorageReady" // False while a disk error holds it
+	conditionCurrent     = "Current"      // it runs as it is written down
+)
+
+// guest is one Guest. Its goroutine owns what is not under mu.
+type guest struct {
+	h        *Handler
+	name     string
+	uid      string
+	dir, run string
+	log      *slog.Logger
+	wake     chan struct{}
+	events   chan event
+
+	mu         sync.Mutex
+	want       nodeagent.Part
+	status     api.PartStatus
+	undo       context.CancelFunc // gives up what is being done for an earlier want; nil for nothing
+	gone       bool               // nothing is left of it
+	access     *access            // by which its config is served; nil while no run of it is known
+	configTold time.Time          // when an event last told of its config
+
+	record     *record  // nil until it is read or made
+	running    *running // nil when no QEMU is known
+	stop       *stopping
+	conditions api.Conditions
+	backoff    time.Duration // of the next restart
+	notBefore  time.Time     // that it is started
+	restarts   int
+	told       string // the last failure that an event told of
+	ioFailed   time.Time
+	sized      string // digest of the disks that were given their size
+}
+
+func newGuest(h *Handler, name, uid string) *guest {
+	return &guest{h: h, name: name, uid: uid, dir: h.disks.GuestDir(uid), run: filepath.Join(h.o.RunDir, uid),
+		log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64),
+		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
+}
+
+// ask says what the Guest should be and answers what it is.
+func (g *guest) ask(p nodeagent.Part) api.PartStatus {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.want.Want == nodeagent.Removed && p.Want != nodeagent.Removed {
+		return g.status // the tombstone counts, whatever else has its uid
+	}
+	if g.want.Want != p.Want || g.want.Digest != p.Digest || g.want.Value == nil && p.Value != nil {
+		g.want = p
+		g.status = api.PartStatus{State: api.PartPending, Message: "being looked at", Guest: g.status.Guest}
+		if g.undo != nil {
+			g.undo()
+		}
+		g.kick()
+	}
+	return g.status
+}
+
+func (g *guest) kick() {
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (g *guest) over() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gone
+}
+
+// begin takes what is wanted; ctx ends when something else is.
+func (g *guest) begin(ctx context.Context) (context.Context, nodeagent.Part) {
+	ctx, cancel := context.WithCancel(ctx)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.undo = cancel
+	return ctx, g.want
+}
+
+// finish publishes the status of one look at what was wanted.
+func (g *guest) finish(p nodeagent.Part, s api.PartStatus, gone bool) {
+	g.mu.Lock()
+	g.undo()
+	g.undo = nil
+	same := g.want.Want == p.Want && g.want.Digest == p.Digest
+	changed := same && !alike(g.status, s)
+	if same {
+		g.status, g.gone = s, gone
+	}
+	g.mu.Unlock()
+	if changed {
+		g.h.changed()
+	}
+	if !same {
+		g.kick()
+	}
+}
+
+func alike(a, b api.PartStatus) bool {
+	if a.State != b.State || a.Message != b.Message || (a.Guest == nil) != (b.Guest == nil) {
+		return false
+	}
+	if a.Guest == nil {
+		return true
+	}
+	return fmt.Sprint(*a.Guest) == fmt.Sprint(*b.Guest)
+}
+
+// work looks after the Guest until ctx is done or it is removed. QEMU runs on.
+func (g *guest) work(ctx context.Context) {
+	defer g.letGo()
+	for ctx.Err() == nil && !g.over() {
+		next := g.look(ctx)
+		timer := time.NewTimer(next)
+		select {
+		case <-g.wake:
+		case e := <-g.events:
+			g.heed(e)
+		case <-g.ended():
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// look compares what is with what is wanted, takes a step, and says when to
+// look again.
+func (g *guest) look(ctx context.Context) time.Duration {
+	step, p := g.begin(ctx)
+	next, err := g.step(step, p)
+	g.settleAccess()
+	gone := p.Want == nodeagent.Removed && err == nil && next == 0
+	if next == 0 {
+		next = g.h.timing.look
+	}
+	s := api.PartStatus{State: api.PartApplied, Guest: g.observed()}
+	var waits pending
+	switch {
+	case gone:
+		s.Guest = nil
+	case errors.As(err, &waits):
+		s.State, s.Message = api.PartPending, waits.Error()
+	case err != nil:
+		s.State, s.Message = api.PartPending, err.Error()
+		next = min(next, g.h.timing.retry)
+		if step.Err() == nil && g.told != s.Message {
+			g.told = s.Message
+			g.h.event(g, api.Warning, "Failed", s.Message)
+		}
+	default:
+		g.told = ""
+	}
+	if failed := new(fatal); errors.As(err, failed) {
+		s.State = api.PartFailed
+	}
+	g.finish(p, s, gone)
+	return next
+}
+
+// pending is something that takes its time and is no failure.
+type pending string
+
+func (p pending) Error() string { return string(p) }
+
+// fatal is what only a person puts right.
+type fatal struct{ error }
+
+func (f fatal) Unwrap() error { return f.error }
+
+// step makes one step to what is wanted. It returns when to look again, 0 when
+// nothing is left to do.
+func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, error) {
+	part, _ := p.Value.(*api.GuestPart)
+	if p.Want == nodeagent.Removed {
+		return g.remove(ctx, part)
+	}
+	if err := g.loadRecord(part); err != nil {
+		return 0, err
+	}
+	if err := g.remember(part); err != nil {
+		return 0, err
+	}
+	if err := g.find(ctx); err != nil {
+		return 0, err
+	}
+	g.rotate()
+	if p.Want == nodeagent.Orphaned {
+		return 0, g.heedState(ctx) // as it is
+	}
+	if part.State == "Stopped" {
+		return g.beStopped(ctx, part)
+	}
+	return g.beRunning(ctx, part)
+}
+
+// remember notes what is asked for: what a tombstone must know, and which
+// images are in use.
+func (g *guest) remember(part *api.GuestPart) error {
+	same := digest(*part) == digest(g.record.Part)
+	stopped := part.State == "Stopped" && g.record.Ended != nil
+	if same && !stopped {
+		return nil
+	}
+	return g.change(func(r *record) {
+		r.Part = *part
+		if stopped {
+			r.Ended = nil // whoever stops it may start it
+		}
+	})
+}
+
+// observed is the Guest as it is.
+func (g *guest) observed() *api.GuestObserved {
+	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts, Conditions: append(api.Conditions{}, g.conditions...)}
+	if g.record != nil {
+		o.Request = g.record.Request
+	}
+	if g.running == nil {
+		return o
+	}
+	switch g.running.state {
+	case "running":
+		o.State = "Running"
+	case "":
+		o.State = "Unknown"
+	default:
+		o.State = "Paused"
+	}
+	if g.record != nil && g.record.Launched != nil {
+		o.Accelerator = string(g.record.Launched.Accelerator)
+	}
+	return o
+}
+
+func (g *guest) condition(typ string, ok bool, reason, message string) {
+	status := api.False
+	if ok {
+		status = api.True
+	}
+	g.conditions.Set(time.Now(), typ, status, reason, message)
+}

@@ -1,0 +1,229 @@
+package launch
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// detachWord is the last argument of a shim.
+const detachWord = "detach"
+
+// Exec is the launched process: it becomes what the agent at the socket says,
+// and returns only when it cannot. args are the socket's path and, for a shim,
+// the word of Detached.
+func Exec(args []string) error {
+	if len(args) == 2 && args[1] == detachWord {
+		return shim(args[0])
+	}
+	if len(args) != 1 {
+		return errors.New("one argument is needed: the path of a socket")
+	}
+	// Namespaces and the like are a thread's; this one becomes the program. No
+	// package net here, nor anything else that has the runtime poll: its files
+	// would be in the way.
+	runtime.LockOSThread()
+	socket, err := connect(args[0])
+	if err != nil {
+		return fmt.Errorf("reach the agent: %w", err)
+	}
+	err = become(socket)
+	_, _ = unix.Write(socket, []byte(err.Error())) // the agent may be gone
+	return err
+}
+
+// shim starts the process over again without waiting for it.
+func shim(path string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// All arguments but the word, whatever comes before the path.
+	cmd := exec.Command(self, os.Args[1:len(os.Args)-1]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Dir = filepath.Dir(path)
+	return cmd.Start()
+}
+
+func connect(path string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	return fd, unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+}
+
+func become(socket int) error {
+	task, files, err := receive(socket)
+	if err != nil {
+		return fmt.Errorf("receive the task: %w", err)
+	}
+	if err := arrange(task, files); err != nil {
+		return err
+	}
+	if err := leaveIdentity(task.Dir); err != nil {
+		return fmt.Errorf("leave word of who this is: %w", err)
+	}
+	if err := unprivileged(task); err != nil {
+		return err
+	}
+	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/"}
+	return fmt.Errorf("run %s: %w", task.Path, syscall.Exec(task.Path, append([]string{task.Path}, task.Args...), env))
+}
+
+// received are a task's files by what they are for.
+type received struct {
+	files, kept []int
+	log         int
+}
+
+func receive(socket int) (Task, received, error) {
+	header, fds, err := receiveHeader(socket)
+	if err != nil {
+		return Task{}, received{}, err
+	}
+	var size, files, kept int
+	if _, err := fmt.Sscanf(header, "%d %d %d\n", &size, &files, &kept); err != nil {
+		return Task{}, received{}, err
+	}
+	if size <= 0 || size > 1<<20 || files < 0 || kept < 0 || len(fds) != files+kept+1 {
+		return Task{}, received{}, fmt.Errorf("%d files came with %q", len(fds), header)
+	}
+	raw := make([]byte, size)
+	for got := 0; got < size; {
+		n, err := unix.Read(socket, raw[got:])
+		if err != nil || n == 0 {
+			return Task{}, received{}, fmt.Errorf("the agent ended in its midst: %w", err)
+		}
+		got += n
+	}
+	var task Task
+	err = json.Unmarshal(raw, &task)
+	return task, received{files: fds[:files], kept: fds[files : files+kept], log: fds[files+kept]}, err
+}
+
+// receiveHeader reads up to the newline, and the files that come with it.
+func receiveHeader(socket int) (string, []int, error) {
+	var text []byte
+	var fds []int
+	one, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4*maxFiles))
+	for len(text) < 64 {
+		n, oobn, _, _, err := unix.Recvmsg(socket, one, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != nil {
+			return "", nil, err
+		}
+		if n == 0 {
+			return "", nil, errors.New("the agent hung up")
+		}
+		messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+		if err != nil {
+			return "", nil, err
+		}
+		for _, m := range messages {
+			got, err := unix.ParseUnixRights(&m)
+			if err != nil {
+				return "", nil, err
+			}
+			fds = append(fds, got...)
+		}
+		text = append(text, one[0])
+		if one[0] == '\n' {
+			return string(text), fds, nil
+		}
+	}
+	return "", nil, errors.New("the header does not end")
+}
+
+// arrange gives the files the numbers that the program knows them by.
+func arrange(task Task, in received) error {
+	// All that came is below: it was given the lowest numbers.
+	for i, fd := range in.files {
+		if fd >= task.FirstFile {
+			return fmt.Errorf("file %d came as number %d, from %d on is the program's", i, fd, task.FirstFile)
+		}
+		if err := unix.Dup3(fd, task.FirstFile+i, 0); err != nil {
+			return fmt.Errorf("give file %d its number: %w", i, err)
+		}
+	}
+	for _, fd := range in.kept {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			return err
+		}
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	for fd, to := range []int{null, in.log, in.log} {
+		if err := unix.Dup3(to, fd, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leaveIdentity comes before anything runs: whoever finds the directory's lock
+// held finds who holds it.
+func leaveIdentity(dir string) error {
+	id, err := identify(os.Getpid())
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, processFile)
+	fd, err := unix.Open(path+".tmp", unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = unix.Write(fd, raw)
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		return err
+	}
+	return unix.Rename(path+".tmp", path)
+}
+
+// unprivileged gives up all that the program does not need.
+func unprivileged(task Task) error {
+	if len(task.CPUs) > 0 {
+		var set unix.CPUSet
+		for _, cpu := range task.CPUs {
+			set.Set(cpu)
+		}
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			return fmt.Errorf("keep to processors %v: %w", task.CPUs, err)
+		}
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil { // it would hold the guest's memory
+		return fmt.Errorf("give up core dumps: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	unix.Umask(0o077)
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("leave the host's network: %w", err)
+	}
+	if err := syscall.Setgroups(task.Groups); err != nil {
+		return fmt.Errorf("give up the groups: %w", err)
+	}
+	if err := syscall.Setresgid(task.GID, task.GID, task.GID); err != nil {
+		return fmt.Errorf("become group %d: %w", task.GID, err)
+	}
+	if err := syscall.Setresuid(task.UID, task.UID, task.UID); err != nil {
+		return fmt.Errorf("become user %d: %w", task.UID, err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("give up new privileges: %w", err)
+	}
+	return nil
+}

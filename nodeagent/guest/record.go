@@ -1,0 +1,161 @@
+package guest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
+)
+
+// record is what the host must still know of a Guest after a reboot.
+type record struct {
+	Name string        `json:"name"`
+	User int           `json:"user"` // that its QEMU runs as
+	Part api.GuestPart `json:"part"` // the last that was asked for
+	// Launched is the last start, nil when there was none.
+	Launched *launched `json:"launched,omitempty"`
+	// Expected is whether QEMU should be there: when it is not, it has crashed.
+	Expected bool `json:"expected,omitzero"`
+	// Ended is how the last run ended, nil while it lasts or when that is not known.
+	Ended   *ended `json:"ended,omitempty"`
+	Request string `json:"request,omitzero"` // ID of the last one that was done
+	// Access is what the last start may fetch its config with, nil without one.
+	Access *access `json:"access,omitempty"`
+}
+
+type launched struct {
+	BootID      string           `json:"bootID"`
+	Time        time.Time        `json:"time"`
+	Accelerator qemu.Accelerator `json:"accelerator"`
+	Reason      string           `json:"reason,omitzero"` // of the accelerator
+	Machine     string           `json:"machine"`         // digest of what only a start changes
+}
+
+type ended struct {
+	Reason string    `json:"reason"`
+	Failed bool      `json:"failed"`
+	Time   time.Time `json:"time"`
+}
+
+const recordFile = "record.json"
+
+// readRecord reads a Guest's record. fs.ErrNotExist means that it has none.
+func readRecord(dir string) (record, error) {
+	path := filepath.Join(dir, recordFile)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return record{}, err
+	}
+	var r record
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return record{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+// write replaces the record: after a loss of power the old one is there or the
+// new one.
+func (r record) write(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, recordFile)
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(raw)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err != nil {
+		_ = os.Remove(path + ".tmp")
+		return fmt.Errorf("write the Guest's record: %w", err)
+	}
+	return nil
+}
+
+// images are what must not be collected while the Guest is.
+func (r record) images() []api.SHA256 {
+	var list []api.SHA256
+	for _, d := range r.Part.Disks {
+		list = append(list, d.Image)
+	}
+	if k := r.Part.Kernel; k != nil {
+		list = append(list, k.Kernel, k.Initrd)
+	}
+	return list
+}
+
+func (r record) retained() []string {
+	var names []string
+	for _, d := range r.Part.Disks {
+		if d.Retain {
+			names = append(names, d.Name)
+		}
+	}
+	return names
+}
+
+// loadRecord reads the Guest's record, or begins one with a user of its own.
+func (g *guest) loadRecord(part *api.GuestPart) error {
+	if g.record != nil {
+		return nil
+	}
+	r, err := readRecord(g.dir)
+	if err == nil {
+		g.record = &r
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	g.h.users.Lock()
+	defer g.h.users.Unlock()
+	others, err := g.h.records()
+	if err != nil {
+		return err
+	}
+	r = record{Name: g.name, User: freeUser(g.h.o.FirstUser, others), Part: *part}
+	if err := r.write(g.dir); err != nil {
+		return err
+	}
+	g.record = &r
+	return nil
+}
+
+func freeUser(first int, others []record) int {
+	taken := map[int]bool{}
+	for _, o := range others {
+		taken[o.User] = true
+	}
+	for taken[first] {
+		first++
+	}
+	return first
+}
+
+// change writes the record after an edit; an edit that cannot be written is
+// not made.
+func (g *guest) change(edit func(*record)) error {
+	next := *g.record
+	edit(&next)
+	if err := next.write(g.dir); err != nil {
+		return err
+	}
+	g.record = &next
+	return nil
+}

@@ -1,0 +1,504 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent"
+	"github.com/rackweft/rackweft/nodeagent/guest/launch"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
+)
+
+// TestMain lets the test's own binary be a launched process, and an agent.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "launched" {
+		if err := launch.Exec(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if len(os.Args) == 3 && os.Args[1] == "agent" {
+		agentProcess(os.Args[2])
+		os.Exit(0)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(built.dir)
+	os.Exit(code)
+}
+
+// agentProcess is a handler in a process of its own that does what DIR/parts says.
+func agentProcess(dir string) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	h := New(options(dir))
+	h.timing = shortTiming()
+	var d desk
+	_ = d.read(dir)
+	d.serve(ctx, h, func() { _ = d.read(dir) })
+}
+
+func shortTiming() timing {
+	t := defaultTiming()
+	t.look, t.retry, t.again, t.force, t.answer = 300*time.Millisecond, 300*time.Millisecond, 3*time.Second, 500*time.Millisecond, 1500*time.Millisecond
+	t.minBackoff = 50 * time.Millisecond
+	return t
+}
+
+func options(dir string) Options {
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	fetch := func(_ context.Context, d api.SHA256) (io.ReadCloser, error) {
+		return os.Open(filepath.Join(dir, "blobs", string(d)))
+	}
+	return Options{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Fetch: fetch, Launch: []string{self, "launched"}, Accelerator: qemu.TCG}
+}
+
+// desk stands for the agent: it has the parts, and a handler reconcile them.
+type desk struct {
+	mu     sync.Mutex
+	parts  []nodeagent.Part
+	status map[string]api.PartStatus
+	events []api.Event
+	again  chan struct{}
+}
+
+// written is a part as DIR/parts has it.
+type written struct {
+	Name, UID, Digest string
+	Want              nodeagent.Want
+	Value             *api.GuestPart
+}
+
+func (d *desk) read(dir string) error {
+	raw, err := os.ReadFile(filepath.Join(dir, "parts"))
+	if err != nil {
+		return err
+	}
+	var list []written
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.parts = nil
+	for _, w := range list {
+		d.parts = append(d.parts, nodeagent.Part{Name: w.Name, UID: w.UID, Digest: w.Digest, Want: w.Want, Value: w.Value})
+	}
+	return nil
+}
+
+// Changed implements nodeagent.Host.
+func (d *desk) Changed() {
+	select {
+	case d.again <- struct{}{}:
+	default:
+	}
+}
+
+// Event implements nodeagent.Host.
+func (d *desk) Event(e api.Event) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.events = append(d.events, e)
+}
+
+// BGP implements nodeagent.Host.
+func (d *desk) BGP(api.BGPStatus) {}
+
+// serve reconciles until ctx is done.
+func (d *desk) serve(ctx context.Context, h *Handler, before func()) {
+	d.mu.Lock()
+	d.again = make(chan struct{}, 1)
+	d.mu.Unlock()
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() { h.Run(ctx, d) })
+	for ctx.Err() == nil {
+		if before != nil {
+			before()
+		}
+		d.mu.Lock()
+		parts := append([]nodeagent.Part{}, d.parts...)
+		d.mu.Unlock()
+		status := h.Reconcile(ctx, parts)
+		d.mu.Lock()
+		d.status = status
+		d.mu.Unlock()
+		select {
+		case <-d.again:
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// host is a host in a directory of its own.
+type host struct {
+	t    *testing.T
+	dir  string
+	desk desk
+	stop func()
+
+	accelerator qemu.Accelerator
+	with        func(*Options) // more of them; nil for none
+	handler     *Handler       // of the last run
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: QEMU runs as other users")
+	}
+	dir, err := os.MkdirTemp("", "guest") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{t: t, dir: dir, stop: func() {}, accelerator: qemu.TCG}
+	t.Cleanup(func() {
+		h.stop()
+		h.sweep()
+		if t.Failed() {
+			h.show()
+		}
+		_ = os.RemoveAll(dir)
+	})
+	return h
+}
+
+// sweep ends all QEMUs of the host.
+func (h *host) sweep() {
+	runs, _ := filepath.Glob(filepath.Join(h.dir, "run", "*"))
+	for _, dir := range runs {
+		if id, err := launch.ReadIdentity(dir); err == nil {
+			end(id)
+		}
+	}
+}
+
+// end kills a QEMU, if it lives.
+func end(id launch.Identity) {
+	p, err := launch.Open(id)
+	if err != nil {
+		return
+	}
+	defer p.Close()
+	_ = p.Signal(unix.SIGKILL)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	_ = p.Wait(ctx)
+}
+
+func (h *host) show() {
+	logs, _ := filepath.Glob(filepath.Join(h.dir, "state", "guests", "*", "*.log"))
+	for _, path := range logs {
+		raw, _ := os.ReadFile(path)
+		h.t.Logf("%s: %s", path, raw[max(0, len(raw)-1500):])
+	}
+}
+
+// run starts a handler; stop ends it.
+func (h *host) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	o := options(h.dir)
+	o.Accelerator = h.accelerator
+	if h.with != nil {
+		h.with(&o)
+	}
+	handler := New(o)
+	handler.timing = shortTiming()
+	h.handler = handler
+	done := make(chan struct{})
+	go func() { h.desk.serve(ctx, handler, nil); close(done) }()
+	h.stop = func() {
+		cancel()
+		<-done
+		h.desk.mu.Lock()
+		h.desk.status = nil
+		h.desk.mu.Unlock()
+		h.stop = func() {}
+	}
+}
+
+// want asks for parts, by name.
+func (h *host) want(parts ...nodeagent.Part) {
+	h.desk.mu.Lock()
+	defer h.desk.mu.Unlock()
+	h.desk.parts = parts
+	if h.desk.again != nil {
+		h.desk.Changed()
+	}
+}
+
+// write asks for parts of agents that are processes.
+func (h *host) write(parts ...nodeagent.Part) {
+	h.t.Helper()
+	var list []written
+	for _, p := range parts {
+		value, _ := p.Value.(*api.GuestPart)
+		list = append(list, written{p.Name, p.UID, p.Digest, p.Want, value})
+	}
+	raw, err := json.Marshal(list)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(h.dir, "parts.new"), raw, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(filepath.Join(h.dir, "parts.new"), filepath.Join(h.dir, "parts"))
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) status(key string) api.PartStatus {
+	h.desk.mu.Lock()
+	defer h.desk.mu.Unlock()
+	return h.desk.status[key]
+}
+
+func (h *host) saw(reason string) func() bool {
+	return func() bool {
+		h.desk.mu.Lock()
+		defer h.desk.mu.Unlock()
+		for _, e := range h.desk.events {
+			if e.Reason == reason {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func (h *host) wait(what string, f func() bool) {
+	h.t.Helper()
+	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	h.desk.mu.Lock()
+	defer h.desk.mu.Unlock()
+	raw, _ := json.MarshalIndent(h.desk.status, "", " ")
+	h.t.Fatalf("never came true: %s; status: %s", what, raw)
+}
+
+func (h *host) is(key string, state api.PartState, guest string) func() bool {
+	return func() bool {
+		s := h.status(key)
+		return s.State == state && s.Guest != nil && s.Guest.State == guest
+	}
+}
+
+// blob puts a file where bootd's would be.
+func (h *host) blob(content []byte) api.SHA256 {
+	h.t.Helper()
+	sum := sha256.Sum256(content)
+	digest := api.SHA256(hex.EncodeToString(sum[:]))
+	dir := filepath.Join(h.dir, "blobs")
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, string(digest)), content, 0o600)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return digest
+}
+
+func (h *host) record(uid string) record {
+	h.t.Helper()
+	r, err := readRecord(h.guestDir(uid))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return r
+}
+
+func (h *host) guestDir(uid string) string { return filepath.Join(h.dir, "state", "guests", uid) }
+func (h *host) runDir(uid string) string   { return filepath.Join(h.dir, "run", uid) }
+
+// console is all that a Guest has said.
+func (h *host) console(uid string) string {
+	raw, _ := os.ReadFile(filepath.Join(h.guestDir(uid), "console.log"))
+	return string(raw)
+}
+
+// tell has a Guest do something and returns what came of it.
+func (h *host) tell(uid, command string) string {
+	h.t.Helper()
+	before := len(h.console(uid))
+	conn, err := net.Dial("unix", filepath.Join(h.runDir(uid), "console.sock"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := fmt.Fprintf(conn, "%s\r", command); err != nil {
+		h.t.Fatal(err)
+	}
+	var answer string
+	h.wait(command, func() bool {
+		said := h.console(uid)
+		_, after, found := strings.Cut(said[min(before, len(said)):], "@did "+command+": ")
+		answer, _, _ = strings.Cut(after, "\r\n")
+		return found && strings.Contains(after, "\n")
+	})
+	return strings.TrimSpace(answer)
+}
+
+// part is a Guest's part that differs with each call.
+func part(name, uid string, value *api.GuestPart, edits ...func(*api.GuestPart)) nodeagent.Part {
+	v := *value
+	for _, edit := range edits {
+		edit(&v)
+	}
+	v.UID = uid
+	return nodeagent.Part{Name: "guest/" + name, UID: uid, Digest: digest(v), Value: &v}
+}
+
+func removed(name, uid string) nodeagent.Part {
+	return nodeagent.Part{Name: "guest/" + name, UID: uid, Want: nodeagent.Removed}
+}
+
+func quantity(s string) api.Quantity {
+	q, err := api.ParseQuantity(s)
+	if err != nil {
+		panic(err)
+	}
+	return q
+}
+
+// bare is a Guest whose firmware finds nothing to boot: it starts at once.
+func bare(*host) *api.GuestPart {
+	return &api.GuestPart{CPUs: 1, Memory: quantity("64Mi"), State: "Running", StopTimeout: api.Duration(time.Second),
+		Disks: []api.GuestDisk{{Name: "root", Size: quantity("1Mi")}}}
+}
+
+// built is what the Guests boot, made once per run.
+var built struct {
+	once           sync.Once
+	dir            string
+	err            error
+	kernel, initrd []byte
+}
+
+// linux is a Guest with Debian's kernel and the init of testdata.
+func linux(h *host, arguments ...string) *api.GuestPart {
+	h.t.Helper()
+	built.once.Do(func() { built.err = build() })
+	if built.err != nil {
+		h.t.Fatal(built.err)
+	}
+	p := bare(h)
+	p.Memory = quantity("192Mi")
+	p.StopTimeout = api.Duration(time.Minute)
+	p.Kernel = &api.GuestKernel{Kernel: h.blob(built.kernel), Initrd: h.blob(built.initrd),
+		Arguments: append([]string{"console=ttyS0", "panic=-1", "quiet", "rdinit=/init"}, arguments...)}
+	return p
+}
+
+// modules in the order in which they are loaded.
+var modules = []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
+	"virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "qemu_fw_cfg", "button", "evdev"}
+
+func build() error {
+	image, err := exec.Command("../../lab/image/build").Output()
+	if err != nil {
+		return fmt.Errorf("the lab's image, for its kernel: %w", err)
+	}
+	from := strings.TrimSpace(string(image))
+	if built.dir, err = os.MkdirTemp("", "guest-init"); err != nil {
+		return err
+	}
+	if built.kernel, err = os.ReadFile(filepath.Join(from, "vmlinuz")); err != nil {
+		return err
+	}
+	root := filepath.Join(built.dir, "root")
+	args := []string{"-q", "-n", "-d", root, filepath.Join(from, "rootfs.squashfs")}
+	for _, m := range modules {
+		args = append(args, "usr/lib/modules/*/kernel/*/"+m+".ko", "usr/lib/modules/*/kernel/*/*/"+m+".ko")
+	}
+	if out, err := exec.Command("unsquashfs", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("unsquashfs: %w: %s", err, out)
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(built.dir, "init"), "./testdata/init")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the init: %w: %s", err, out)
+	}
+	init, err := os.ReadFile(filepath.Join(built.dir, "init"))
+	if err != nil {
+		return err
+	}
+	var archive cpio
+	archive.dir("dev")
+	archive.dir("modules")
+	archive.file("init", init)
+	archive.file("modules/order", []byte(strings.Join(modules, ".ko ")+".ko"))
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		archive.file("modules/"+d.Name(), raw)
+		return err
+	})
+	built.initrd = archive.end()
+	return err
+}
+
+// cpio writes the newc format (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
+type cpio struct {
+	bytes.Buffer
+	inode int
+}
+
+func (c *cpio) dir(name string)                  { c.entry(name, 0o40755, nil) }
+func (c *cpio) file(name string, content []byte) { c.entry(name, 0o100755, content) }
+
+func (c *cpio) entry(name string, mode int, content []byte) {
+	c.inode++
+	fmt.Fprintf(c, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+		c.inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0, name)
+	c.pad()
+	c.Write(content)
+	c.pad()
+}
+
+func (c *cpio) pad() { c.Write(make([]byte, -c.Len()&3)) }
+
+func (c *cpio) end() []byte {
+	c.entry("TRAILER!!!", 0, nil)
+	return c.Bytes()
+}
+
+func (h *host) dial(uid, socket string) net.Conn {
+	h.t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(h.runDir(uid), socket))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return conn
+}

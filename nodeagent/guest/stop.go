@@ -1,0 +1,217 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Why a Guest is being stopped.
+const (
+	stopAsked   = "asked"   // State: Stopped
+	stopRestart = "restart" // a request
+	stopForced  = "forced"  // it has ended, or goes for good: no grace
+)
+
+// stopping is a stop under way: a ladder whose steps have their times.
+type stopping struct {
+	why      string
+	began    time.Time
+	asked    int       // how often the Guest was asked
+	forced   int       // steps of force that were taken
+	lastStep time.Time // of the last of either
+}
+
+// stopTimeout is how long a Guest has by default.
+const stopTimeout = 2 * time.Minute
+
+// climb takes the next step of the ladder once it is due, and says when to look
+// again: the Guest is asked, twice, since a Guest that boots drops the first;
+// after the deadline QEMU is told to quit, then gets SIGTERM, then SIGKILL.
+func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
+	now, t := time.Now(), g.h.timing
+	if g.stop == nil {
+		if err := g.expect(false); err != nil {
+			return 0, err
+		}
+		g.stop = &stopping{why: why, began: now}
+	}
+	s := g.stop
+	if why == stopForced {
+		s.why = stopForced
+	}
+	deadline := s.began.Add(g.record.Part.StopTimeout.Or(stopTimeout))
+	graceful := s.why != stopForced && (g.running.state == "running" || g.running.state == "paused" || g.running.state == "") && now.Before(deadline)
+	switch {
+	case graceful && s.asked < 2 && now.Sub(s.lastStep) >= t.again:
+		s.asked++
+		s.lastStep = now
+		g.askToStop(ctx, s.asked)
+		return min(t.again, time.Until(deadline)), pending("stopping: it has been asked to shut down")
+	case graceful:
+		return min(time.Until(deadline), t.again), pending(fmt.Sprintf("stopping: it has until %s to shut down", deadline.UTC().Format(time.RFC3339)))
+	case s.forced == 0 || now.Sub(s.lastStep) >= t.force:
+		s.forced++
+		s.lastStep = now
+		g.force(ctx, s)
+	}
+	return t.force, pending("stopping: QEMU has been told to end")
+}
+
+// askToStop asks through the guest agent where one runs, else presses the power
+// button.
+func (g *guest) askToStop(ctx context.Context, time int) {
+	g.log.Info("asked to shut down", "time", time)
+	if g.running.state == "paused" { // what does not run does not hear
+		if err := g.command(ctx, "cont", nil, nil); err != nil {
+			g.log.Warn("cannot resume it for its shutdown", "error", err)
+		}
+	}
+	if g.agentShutdown() == nil {
+		return
+	}
+	if err := g.command(ctx, "system_powerdown", nil, nil); err != nil {
+		g.log.Warn("cannot press its power button", "error", err)
+	}
+}
+
+// agentShutdown tells the guest agent to shut down. It answers nothing to that
+// (qemu-ga's schema: "no response on success"), so it is asked for its name first.
+func (g *guest) agentShutdown() error {
+	const patience = time.Second
+	conn, err := net.DialTimeout("unix", filepath.Join(g.run, "agent.sock"), patience)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	mark := time.Now().UnixNano() >> 10 // fits a JSON number that every agent reads
+	if _, err := fmt.Fprintf(conn, "{\"execute\":\"guest-sync\",\"arguments\":{\"id\":%d}}\n", mark); err != nil {
+		return err
+	}
+	in := json.NewDecoder(&limited{conn, 1 << 16})
+	for { // what an earlier client left is skipped
+		var answer struct{ Return json.Number }
+		if err := in.Decode(&answer); err != nil {
+			return err
+		}
+		if answer.Return.String() == fmt.Sprint(mark) {
+			break
+		}
+	}
+	_, err = fmt.Fprintln(conn, `{"execute":"guest-shutdown","arguments":{"mode":"powerdown"}}`)
+	return err
+}
+
+// limited ends what a Guest may say.
+type limited struct {
+	conn net.Conn
+	left int
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		return 0, fmt.Errorf("the guest agent says too much")
+	}
+	n, err := l.conn.Read(p[:min(len(p), l.left)])
+	l.left -= n
+	return n, err
+}
+
+// force takes the next step of force.
+func (g *guest) force(ctx context.Context, s *stopping) {
+	step := s.forced
+	if step == 1 {
+		if err := g.command(ctx, "quit", nil, nil); err == nil {
+			return
+		}
+		s.forced, step = 2, 2 // it does not listen
+	}
+	signal := unix.SIGTERM
+	if step > 2 {
+		signal = unix.SIGKILL
+	}
+	g.log.Warn("QEMU is sent a signal", "signal", signal.String())
+	if err := g.running.process.Signal(signal); err != nil {
+		g.log.Error("cannot signal QEMU", "signal", signal.String(), "error", err)
+	}
+}
+
+// beStopped stops the Guest.
+func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if g.running != nil {
+		why := stopAsked
+		if !alive(g.running.state) {
+			why = stopForced
+		}
+		return g.climb(ctx, why)
+	}
+	if g.stop != nil {
+		g.stop = nil
+		g.h.event(g, api.Normal, "Stopped", "it is stopped")
+	}
+	g.notBefore, g.backoff = time.Time{}, 0
+	return 0, g.doneRequest(part)
+}
+
+// alive says whether a Guest in this state may still be asked to shut down. One
+// that does not answer is given its time, too.
+func alive(state string) bool {
+	switch state {
+	case "running", "paused", "suspended", "":
+		return true
+	}
+	return false
+}
+
+// remove takes the Guest away, and all it has on disk but for what is retained.
+func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if _, err := os.Stat(g.dir); os.IsNotExist(err) {
+		return 0, os.RemoveAll(g.run)
+	}
+	if g.record == nil {
+		r, err := readRecord(g.dir)
+		if os.IsNotExist(err) { // it was hardly begun, or is half removed
+			r, err = record{Name: g.name}, nil
+			if part != nil {
+				r.Part = *part
+			}
+		}
+		if err != nil {
+			return 0, err
+		}
+		g.record = &r
+	}
+	if g.stop == nil {
+		g.stop = &stopping{why: stopForced, began: time.Now()}
+	}
+	if err := g.find(ctx); err != nil {
+		return 0, err
+	}
+	if g.running != nil {
+		return g.climb(ctx, stopForced)
+	}
+	lock, err := g.lock()
+	if err != nil {
+		return 0, err
+	}
+	if lock == nil {
+		return g.h.timing.retry, pending("a QEMU of it is just being started")
+	}
+	defer func() { _ = lock.Close() }()
+	if err := g.h.disks.Remove(g.record.Part.Network, g.record.Name, g.uid, g.record.retained()); err != nil {
+		return 0, err
+	}
+	g.h.event(g, api.Normal, "Removed", "it is removed, and its disks")
+	return 0, os.RemoveAll(g.run)
+}

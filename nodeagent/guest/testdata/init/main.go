@@ -1,0 +1,272 @@
+// Command init is all that runs in the Guests of the tests: it counts on the
+// console and does what it is told there.
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+		_ = os.MkdirAll(dir, 0o755)
+	}
+	_ = unix.Mount("proc", "/proc", "proc", 0, "")
+	_ = unix.Mount("sysfs", "/sys", "sysfs", 0, "")
+	_ = unix.Mount("devtmpfs", "/dev", "devtmpfs", 0, "")
+	console, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
+	if err != nil {
+		panic(err)
+	}
+	say := func(format string, args ...any) { fmt.Fprintf(console, "\r\n@"+format+"\r\n", args...) }
+	order, _ := os.ReadFile("/modules/order")
+	for name := range strings.FieldsSeq(string(order)) {
+		f, err := os.Open("/modules/" + name)
+		if err == nil {
+			err = unix.FinitModule(int(f.Fd()), parameters(strings.TrimSuffix(name, ".ko")), 0)
+			_ = f.Close()
+		}
+		if err != nil {
+			say("module %s: %v", name, err)
+		}
+	}
+	time.Sleep(200 * time.Millisecond) // devices come up
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	say("up %s", strings.TrimSpace(string(boot)))
+	go buttons(say)
+	command, _ := os.ReadFile("/proc/cmdline")
+	if strings.Contains(string(command), "qga") {
+		go agent(say)
+	}
+	go func() {
+		for n := 1; ; n++ {
+			say("tick %d", n)
+			time.Sleep(100 * time.Millisecond)
+		}
+	}()
+	in := bufio.NewScanner(console)
+	for in.Scan() {
+		words := strings.Fields(in.Text())
+		if len(words) == 0 {
+			continue
+		}
+		say("got %s", strings.Join(words, " "))
+		time.Sleep(100 * time.Millisecond) // it is out before this may be over
+		say("did %s: %s", strings.Join(words, " "), obey(words))
+	}
+	select {}
+}
+
+// parameters are a module's on the kernel's command line, as modprobe finds them.
+func parameters(module string) string {
+	line, _ := os.ReadFile("/proc/cmdline")
+	var list []string
+	for word := range strings.FieldsSeq(string(line)) {
+		if p, ok := strings.CutPrefix(word, module+"."); ok {
+			list = append(list, p)
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+func obey(words []string) string {
+	words = append(words, "", "")
+	switch words[0] {
+	case "disk":
+		size, err := os.ReadFile("/sys/block/" + byName(words[1]) + "/size")
+		return strings.TrimSpace(string(size)) + text(err)
+	case "read":
+		raw, err := os.ReadFile("/dev/" + byName(words[1]))
+		word, _, _ := strings.Cut(string(raw[:min(64, len(raw))]), "\x00")
+		return word + text(err)
+	case "write":
+		f, err := os.OpenFile("/dev/"+byName(words[1]), os.O_WRONLY|unix.O_SYNC, 0)
+		if err == nil {
+			_, err = f.WriteString(words[2] + "\x00")
+			_ = f.Close()
+		}
+		return "ok" + text(err)
+	case "fill":
+		f, err := os.OpenFile("/dev/"+byName(words[1]), os.O_WRONLY|unix.O_SYNC, 0)
+		if err == nil {
+			block := []byte(strings.Repeat("rackweft", 1<<17))
+			for range 8 {
+				if _, err = f.Write(block); err != nil {
+					break
+				}
+			}
+			_ = f.Close()
+		}
+		return "ok" + text(err)
+	case "config":
+		a, err := os.ReadFile("/sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw")
+		b, err2 := os.ReadFile("/sys/firmware/qemu_fw_cfg/by_name/opt/org.flatcar-linux/config/raw")
+		return fmt.Sprintf("%t %s", string(a) == string(b), a) + text(err) + text(err2)
+	case "network":
+		return "ok" + text(network(words[1]))
+	case "fetch":
+		return fetch(words[1])
+	case "panic": // as the driver of pvpanic does (QEMU's docs/specs/pvpanic.txt), which the lab's kernel lacks
+		const pvpanic = 0x505
+		runtime.LockOSThread()
+		if _, _, errno := unix.Syscall(unix.SYS_IOPERM, pvpanic, 1, 1); errno != 0 {
+			return errno.Error()
+		}
+		outb(pvpanic, 1)
+	case "off":
+		off()
+	}
+	return "?"
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return " (" + err.Error() + ")"
+}
+
+func byName(serial string) string {
+	all, _ := filepath.Glob("/sys/block/*/serial")
+	for _, path := range all {
+		if raw, _ := os.ReadFile(path); strings.TrimSpace(string(raw)) == serial {
+			return filepath.Base(filepath.Dir(path))
+		}
+	}
+	return "none"
+}
+
+// network gives eth0 an address, and its gateway.
+func network(address string) error {
+	l, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	addr, err := netlink.ParseAddr(address + "/32")
+	if err != nil {
+		return err
+	}
+	gateway := net.IPv4(169, 254, 1, 1)
+	return errors.Join(netlink.LinkSetUp(l), netlink.AddrAdd(l, addr),
+		netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: &net.IPNet{IP: gateway, Mask: net.CIDRMask(32, 32)}}),
+		netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway}))
+}
+
+// fetch does as Ignition does: it goes where its pointer says. With a token it
+// shows that instead.
+func fetch(token string) string {
+	raw, err := os.ReadFile("/sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw")
+	if err != nil {
+		return err.Error()
+	}
+	var pointer struct {
+		Ignition struct {
+			Config struct {
+				Replace struct {
+					Source      string
+					HTTPHeaders []struct{ Name, Value string }
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal(raw, &pointer); err != nil {
+		return err.Error()
+	}
+	at := pointer.Ignition.Config.Replace
+	req, err := http.NewRequest(http.MethodGet, at.Source, nil)
+	if err != nil {
+		return err.Error()
+	}
+	for _, h := range at.HTTPHeaders {
+		req.Header.Set(h.Name, h.Value)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	client := http.Client{Timeout: 20 * time.Second}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	return fmt.Sprintf("%d %s %s %s", resp.StatusCode, resp.Header.Get("Retry-After"), resp.Header.Get("Content-Type"), strings.TrimSpace(string(body))) + text(err)
+}
+
+// outb writes to a port.
+func outb(port uint16, value byte)
+
+func off() {
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func buttons(say func(string, ...any)) {
+	all, _ := filepath.Glob("/dev/input/event*")
+	for _, path := range all {
+		go func() {
+			f, err := os.Open(path)
+			if err != nil {
+				return
+			}
+			for buffer := make([]byte, 24); ; {
+				if _, err := f.Read(buffer); err != nil {
+					return
+				}
+				const evKey, keyPower = 1, 116
+				if binary.LittleEndian.Uint16(buffer[16:]) == evKey && binary.LittleEndian.Uint16(buffer[18:]) == keyPower {
+					say("power button")
+					off()
+				}
+			}
+		}()
+	}
+}
+
+func agent(say func(string, ...any)) {
+	all, _ := filepath.Glob("/dev/vport*")
+	if len(all) == 0 {
+		say("no channel for an agent")
+		return
+	}
+	var f *os.File
+	for ; ; time.Sleep(50 * time.Millisecond) {
+		var err error
+		if f == nil {
+			if f, err = os.OpenFile(all[0], os.O_RDWR, 0); err != nil {
+				continue
+			}
+		}
+		in := json.NewDecoder(f)
+		for {
+			var m struct {
+				Execute   string
+				Arguments struct{ ID json.Number }
+			}
+			if in.Decode(&m) != nil {
+				break // nobody is connected
+			}
+			switch m.Execute {
+			case "guest-sync":
+				fmt.Fprintf(f, "{\"return\": %s}\n", m.Arguments.ID)
+			case "guest-shutdown":
+				say("told by the agent's channel")
+				off()
+			}
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// serveMetrics serves the agent's metrics, and those of the handlers that have
+// some, where the configuration says. An address that cannot be had now is
+// tried again: the interface may still come up.
+func (a *Agent) serveMetrics(ctx context.Context) {
+	if a.config.Metrics == "" {
+		return
+	}
+	pause := backoff{min: a.timing.minBackoff, max: a.timing.maxBackoff}
+	warned := false
+	for ctx.Err() == nil {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.Metrics)
+		if err == nil {
+			a.serveMetricsOn(ctx, listener)
+			return
+		}
+		if !warned {
+			warned = true
+			a.log.Warn("metrics are not served yet", "address", a.config.Metrics, "error", err)
+		}
+		pause.wait(ctx)
+	}
+}
+
+func (a *Agent) serveMetricsOn(ctx context.Context, listener net.Listener) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry(ctx), promhttp.HandlerOpts{MaxRequestsInFlight: 2, Timeout: 10 * time.Second}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 8 << 10}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	a.log.Info("metrics", "address", listener.Addr().String())
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		a.log.Error("metrics are not served any more", "error", err)
+	}
+}
+
+// registry holds what /metrics shows: a Handler that is a
+// prometheus.Collector too is shown with the rest.
+func (a *Agent) registry(ctx context.Context) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(newAgentCollector(ctx, a), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, w := range a.workers {
+		c, ok := w.handler.(prometheus.Collector)
+		if !ok {
+			continue
+		}
+		if err := r.Register(c); err != nil {
+			a.log.Error("metrics of a handler are left out", "kind", w.handler.Kind(), "error", err)
+		}
+	}
+	return r
+}
+
+// agentCollector shows how the agent stands.
+type agentCollector struct {
+	ctx                                          context.Context // of the server that asks
+	agent                                        *Agent
+	info, connected, parts, known, applied, skew *prometheus.Desc
+}
+
+func newAgentCollector(ctx context.Context, a *Agent) *agentCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, labels, nil)
+	}
+	return &agentCollector{ctx: ctx, agent: a,
+		info:      desc("rackweft_agent_info", "Which nodeagent this is; always 1.", "machine", "version"),
+		connected: desc("rackweft_agent_connected", "Whether the stream to bootd is open."),
+		parts:     desc("rackweft_agent_parts", "Parts of the HostSpec, by kind and state.", "kind", "state"),
+		known:     desc("rackweft_agent_hostspec_known_revision", "Revision of the HostSpec that the host has."),
+		applied:   desc("rackweft_agent_hostspec_applied_revision", "Revision of the HostSpec that every handler has passed."),
+		skew:      desc("rackweft_agent_clock_skew_seconds", "The host's clock minus bootd's, when it connected."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *agentCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.info, c.connected, c.parts, c.known, c.applied, c.skew} {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	_ = c.agent.do(c.ctx, func() { // an agent that ends shows nothing
+		a := c.agent
+		gauge(c.info, 1, a.config.Machine, a.version)
+		connected := 0.0
+		if a.link.State == LinkConnected {
+			connected = 1
+		}
+		gauge(c.connected, connected)
+		gauge(c.known, float64(a.spec.index.Revision))
+		gauge(c.applied, float64(a.applied.Revision))
+		gauge(c.skew, a.skew.Seconds())
+		for of, n := range countStates(a.parts) {
+			gauge(c.parts, float64(n), of.kind, string(of.state))
+		}
+	})
+}
+
+type kindState struct {
+	kind  string
+	state api.PartState
+}
+
+func countStates(parts map[string]api.PartStatus) map[kindState]int {
+	count := map[kindState]int{}
+	for name, p := range parts {
+		count[kindState{kindOf(name), p.State}]++
+	}
+	return count
+}

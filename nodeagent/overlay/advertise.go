@@ -1,0 +1,67 @@
+package overlay
+
+import (
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// An advertised Network is routed: guests leave by the veth pair of egress with
+// their own addresses, unless they are masqueraded too, and whoever is told of
+// this host's leases by BGP reaches the guests. As with direct ones its CIDRs are
+// the zone's then, and no other such Network of this host may have any of them.
+// IPv6 is not routed out: the pair has none.
+
+// settleAdvertised finds out which Networks are routed.
+func settleAdvertised(jobs []job, u underlay) {
+	var taken []network
+	for _, j := range jobs {
+		if j.network.direct && !j.network.advertise {
+			taken = append(taken, j.network)
+		}
+	}
+	for i := range jobs { // by VNI, see joinNetworks
+		n := &jobs[i].network
+		if !n.advertise {
+			continue
+		}
+		if fault := directFault(*n, taken, u); fault != "" {
+			n.advertise = false
+			jobs[i].note(api.PartFailed, "it is not routed to and from the zone: "+fault)
+			continue
+		}
+		taken = append(taken, *n)
+	}
+}
+
+// advertisedHostRules let what is routed in and out. Other tenants were turned
+// away before; what is closed stays so for connections that guests open.
+func advertisedHostRules(networks []network) (answering, entering []rule) {
+	for _, n := range networks {
+		if !n.advertise {
+			continue
+		}
+		end := egressName(n.vni)
+		answering = append(answering, rule{iif(end), answers(), towardsOpener(), accept()})
+		for _, lease := range n.leases() {
+			entering = append(entering, rule{oif(end), to(lease), accept()})
+		}
+	}
+	return answering, entering
+}
+
+// advertisedTenantRules let guests out with their own addresses, and what comes
+// for them in.
+func advertisedTenantRules(n network) []rule {
+	bridge := bridgeName(n.vni)
+	var rules []rule
+	for _, lease := range n.leases() {
+		rules = append(rules, rule{iif(egressInside), oif(bridge), to(lease), accept()})
+	}
+	return rules
+}
+
+// routed reports whether the host's own table leads to the Network.
+func (n network) routed() bool { return n.direct || n.advertise }
+
+func anyRouted(networks []network) bool { return slices.ContainsFunc(networks, network.routed) }

@@ -1,0 +1,237 @@
+package dhcp
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+)
+
+// rig is a Network's namespace with its bridge, guests around it, and a
+// namespace outside of it that has the resolvers.
+type rig struct {
+	t       testing.TB
+	tenant  string
+	outside string
+	network Network
+	server  *Server
+	log     *logs
+}
+
+const patience = 20 * time.Second
+
+func newRig(t testing.TB, guests ...Guest) *rig {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root can make network namespaces")
+	}
+	r := &rig{t: t, tenant: addNamespace(t), outside: addNamespace(t), log: &logs{},
+		network: Network{MTU: 1410, Domain: "tenant.example", Guests: guests, Resolvers: []netip.Addr{resolver()}}}
+	ip(t, r.outside, "addr", "add", resolver().String()+"/32", "dev", "lo")
+	ip(t, r.tenant, "link", "add", "br-7", "address", "02:00:a9:fe:01:01", "mtu", "1410", "type", "bridge")
+	ip(t, r.tenant, "link", "set", "br-7", "up")
+	ip(t, r.tenant, "addr", "add", Gateway4().String()+"/32", "dev", "br-7")
+	ip(t, r.tenant, "addr", "add", "10.5.3.1/24", "dev", "br-7")
+	ip(t, r.tenant, "addr", "add", Gateway6().String()+"/64", "dev", "br-7", "nodad")
+	sysctl(t, r.tenant, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	return r
+}
+
+func resolver() netip.Addr { return netip.MustParseAddr("198.18.53.53") }
+
+// one and two are guests.
+func one() Guest {
+	return Guest{Name: "one", MAC: MAC{2, 0, 0, 0, 0, 1}, Addresses: []netip.Addr{netip.MustParseAddr("10.5.3.2"), netip.MustParseAddr("fd00:5:3::2")}}
+}
+
+func two() Guest {
+	return Guest{Name: "two", MAC: MAC{2, 0, 0, 0, 0, 2}, Addresses: []netip.Addr{netip.MustParseAddr("10.5.3.4"), netip.MustParseAddr("fd00:5:3::4")}}
+}
+
+// serve runs a Server until the test ends.
+func (r *rig) serve() {
+	r.t.Helper()
+	f := NewForwarder(func(ctx context.Context, network, address string) (c net.Conn, err error) {
+		err = within(r.outside, func() error {
+			c, err = new(net.Dialer).DialContext(ctx, network, address)
+			return err
+		})
+		return c, err
+	}, filepath.Join(r.t.TempDir(), "resolv.conf"))
+	s, err := Open(Options{Within: func(f func() error) error { return within(r.tenant, f) }, Bridge: "br-7", Forwarder: f,
+		Log: slog.New(slog.NewTextHandler(r.log, nil))}, r.network)
+	must(r.t, err)
+	r.server = s
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	r.t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			r.t.Errorf("the server ended: %v", err)
+		}
+		if r.t.Failed() {
+			r.t.Logf("log of the server:\n%s", r.log)
+		}
+	})
+}
+
+// plug makes the namespace of a guest, with nothing configured on its eth0.
+func (r *rig) plug(mac MAC) string {
+	r.t.Helper()
+	name, port := addNamespace(r.t), "p"+random()
+	ip(r.t, r.tenant, "link", "add", port, "type", "veth", "peer", "name", "eth0", "address", mac.String(), "netns", name)
+	ip(r.t, r.tenant, "link", "set", port, "master", "br-7", "up")
+	sysctl(r.t, name, "net.ipv6.conf.eth0.accept_dad=0")
+	ip(r.t, name, "link", "set", "eth0", "up")
+	// The bridge learns in its own time that the port has a carrier.
+	eventually(r.t, "eth0 is up and forwarded from", func() bool {
+		return strings.Contains(ip(r.t, name, "link", "show", "eth0"), "state UP") &&
+			strings.Contains(run(r.t, "bridge", "-n", r.tenant, "link", "show", "dev", port), "state forwarding")
+	})
+	return name
+}
+
+// configured plugs a guest in and gives it its addresses by hand.
+func (r *rig) configured(g Guest) string {
+	r.t.Helper()
+	ns := r.plug(g.MAC)
+	ip(r.t, ns, "addr", "add", g.Addresses[0].String()+"/32", "dev", "eth0")
+	ip(r.t, ns, "route", "add", Gateway4().String(), "dev", "eth0")
+	ip(r.t, ns, "route", "add", "default", "via", Gateway4().String())
+	return ns
+}
+
+func addNamespace(t testing.TB) string {
+	t.Helper()
+	name := "rwgd-" + random()
+	run(t, "ip", "netns", "add", name)
+	t.Cleanup(func() { run(t, "ip", "netns", "del", name) })
+	ip(t, name, "link", "set", "lo", "up")
+	return name
+}
+
+func random() string { return strings.ToLower(rand.Text()[:8]) }
+
+func ip(t testing.TB, ns string, args ...string) string {
+	t.Helper()
+	return run(t, "ip", append([]string{"-n", ns}, args...)...)
+}
+
+func sysctl(t testing.TB, ns string, settings ...string) {
+	t.Helper()
+	must(t, within(ns, func() error {
+		for _, s := range settings {
+			name, value, _ := strings.Cut(s, "=")
+			if err := os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// within runs f on a thread that is in a namespace.
+func within(name string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends
+		ns, err := netns.GetFromName(name)
+		if err == nil {
+			defer func() { _ = ns.Close() }()
+			err = netns.Set(ns)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// background runs a program in a namespace until the test ends, in a mount
+// namespace and with a host name of its own, and collects what it writes.
+func background(t testing.TB, ns, script string, args ...string) *logs {
+	t.Helper()
+	cmd := exec.Command("ip", append([]string{"netns", "exec", ns, "unshare", "--uts", "sh", "-ec", script, "sh"}, args...)...)
+	out := &logs{}
+	cmd.Stdout, cmd.Stderr = out, out
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s in %s wrote:\n%s", script, ns, out)
+		}
+	})
+	return out
+}
+
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if is() {
+			return
+		}
+	}
+	t.Fatalf("it did not come to this: %s", what)
+}
+
+func need(t testing.TB, programs ...string) {
+	t.Helper()
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Fatalf("%s is missing: run lab/deps", p)
+		}
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// logs is text that grows.
+type logs struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logs) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *logs) has(format string, args ...any) bool {
+	return strings.Contains(l.String(), fmt.Sprintf(format, args...))
+}

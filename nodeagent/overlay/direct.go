@@ -1,0 +1,197 @@
+package overlay
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// A Network that is routed directly leaves its namespace by the veth pair of
+// egress, without masquerading, and the host routes it to the peers that are on
+// the underlay's own link: `<lease> via <VTEP>`, as flannel's DirectRouting
+// does. Its CIDRs are the zone's then, and so no other Network of this host may
+// have any of them, nor may they be anybody's subnet. Peers that are further
+// away, IPv6 leases and IPv6 underlays stay with VXLAN, and from every peer
+// both are taken: each host decides for what it sends. Where the underlay is
+// encrypted everything stays with VXLAN.
+
+// settleDirect finds out which Networks and peers are routed directly. It runs
+// when passages are known: what comes from another Network must stay in this
+// one's VXLAN, where alone its source says nothing wrong.
+func settleDirect(jobs []job, u underlay) {
+	var taken []network
+	for i := range jobs { // by VNI, see joinNetworks
+		n := &jobs[i].network
+		if !n.direct {
+			continue
+		}
+		if fault := directFault(*n, taken, u); fault != "" {
+			n.direct = false
+			jobs[i].note(api.PartFailed, "all peers are reached by VXLAN: "+fault)
+			continue
+		}
+		if len(n.passages) > 0 || !n.source.Is4() || u.encrypted {
+			n.direct = false
+			continue
+		}
+		taken = append(taken, *n)
+		for k, p := range n.peers {
+			n.peers[k].direct = p.vtep.Is4() && within4(p.lease, n.cidrs) && slices.ContainsFunc(u.connected, func(c netip.Prefix) bool { return c.Contains(p.vtep) })
+		}
+	}
+}
+
+func directFault(n network, taken []network, u underlay) string {
+	if !within4(n.lease, n.cidrs) {
+		return fmt.Sprintf("lease %s is in none of the Network's CIDRs", n.lease)
+	}
+	for _, c := range n.cidrs {
+		for _, closed := range append(slices.Clone(u.closed), u.connected...) {
+			if c.Overlaps(closed) {
+				return fmt.Sprintf("its CIDR %s overlaps with the subnet %s", c, closed)
+			}
+		}
+		for _, other := range taken {
+			if i := slices.IndexFunc(other.cidrs, c.Overlaps); i >= 0 {
+				return fmt.Sprintf("its CIDR %s overlaps with %s of Network %s, which is routed directly, too", c, other.cidrs[i], other.name)
+			}
+		}
+	}
+	return ""
+}
+
+func within4(p netip.Prefix, cidrs []netip.Prefix) bool {
+	return p.Addr().Is4() && slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Bits() <= p.Bits() && c.Contains(p.Addr()) })
+}
+
+func only4(list []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(list), func(p netip.Prefix) bool { return !p.Addr().Is4() })
+}
+
+// leases are those of this host.
+func (n network) leases() []netip.Prefix { return append([]netip.Prefix{n.lease}, n.moved...) }
+
+// directHostRules let a Network out to the underlay and in from it, as far as
+// source and destination are its own, and keep every other one away from it.
+func directHostRules(networks []network, underlay string) []rule {
+	var rules []rule
+	networks = slices.DeleteFunc(slices.Clone(networks), func(n network) bool { return !n.direct })
+	for _, n := range networks {
+		end := egressName(n.vni)
+		for _, source := range only4(n.cidrs) {
+			for _, cidr := range only4(n.cidrs) {
+				rules = append(rules, rule{iif(end), oif(underlay), from(source), to(cidr), accept()})
+			}
+			for _, lease := range n.leases() {
+				rules = append(rules, rule{iif(underlay), oif(end), from(source), to(lease), accept()})
+			}
+		}
+	}
+	for _, n := range networks {
+		for _, cidr := range only4(n.cidrs) {
+			rules = append(rules, rule{iif(egressPrefix + "*"), to(cidr), drop()})
+		}
+	}
+	return rules
+}
+
+// directTenantRules let guests reach the pair, and be reached by it.
+func directTenantRules(n network) []rule {
+	bridge := bridgeName(n.vni)
+	var rules []rule
+	for _, source := range only4(n.cidrs) {
+		for _, cidr := range only4(n.cidrs) {
+			rules = append(rules, rule{iif(bridge), oif(egressInside), from(source), to(cidr), accept()},
+				rule{iif(egressInside), oif(bridge), from(source), to(cidr), accept()})
+		}
+	}
+	return rules
+}
+
+// hostRoutes brings the routes of direct and advertised Networks about in the host's own
+// table. It comes last: the pairs must be there.
+func (o *Overlay) hostRoutes(host place, u underlay, networks []network) error {
+	routed := anyRouted(networks)
+	if !routed && o.noHostRoutes {
+		return nil
+	}
+	complete, err := o.complete(networks)
+	if err != nil {
+		return err
+	}
+	want, err := wantHostRoutes(host, u, networks)
+	if err != nil {
+		return err
+	}
+	seen, err := again(func() ([]netlink.Route, error) {
+		return host.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
+	})
+	if err != nil {
+		return fmt.Errorf("list the host's routes: %w", err)
+	}
+	var changes []change
+	for _, r := range want {
+		if slices.ContainsFunc(seen, func(s netlink.Route) bool { return sameRoute(s, r) && s.Type == r.Type }) {
+			continue
+		}
+		changes = append(changes, change("set the host's route "+toPrefix(r.Dst).String()))
+		if err := host.RouteReplace(&r); err != nil {
+			return fmt.Errorf("set the host's route to %s: %w", toPrefix(r.Dst), err)
+		}
+	}
+	for _, s := range seen {
+		if !complete || slices.ContainsFunc(want, func(r netlink.Route) bool { return sameKey(s, r) }) {
+			continue
+		}
+		changes = append(changes, change("remove the host's route "+toPrefix(s.Dst).String()))
+		if err := host.RouteDel(&s); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove the host's route to %s: %w", toPrefix(s.Dst), err)
+		}
+	}
+	o.noHostRoutes = !routed && complete
+	o.noteHost("routes", networks, u, changes, nil)
+	return nil
+}
+
+// wantHostRoutes has what is of no lease end here: else it would leave by the
+// host's default route.
+func wantHostRoutes(host place, u underlay, networks []network) ([]netlink.Route, error) {
+	var list []netlink.Route
+	for _, n := range networks {
+		if !n.routed() {
+			continue
+		}
+		end, err := host.LinkByName(egressName(n.vni))
+		if _, missing := err.(netlink.LinkNotFoundError); missing {
+			continue // its own status says why
+		}
+		if err != nil {
+			return nil, fmt.Errorf("find %s: %w", egressName(n.vni), err)
+		}
+		_, inside := egressAddresses(n.vni)
+		for _, lease := range n.leases() {
+			list = append(list, netlink.Route{Dst: toAddress(lease).IPNet, Gw: inside.Addr().AsSlice(), LinkIndex: end.Attrs().Index, Protocol: Protocol, Type: unix.RTN_UNICAST})
+		}
+		for _, p := range n.peers {
+			if p.direct {
+				list = append(list, netlink.Route{Dst: toAddress(p.lease).IPNet, Gw: p.vtep.AsSlice(), LinkIndex: u.index, Protocol: Protocol, Type: unix.RTN_UNICAST})
+			}
+		}
+		for _, cidr := range only4(n.cidrs) {
+			list = append(list, netlink.Route{Dst: toAddress(cidr.Masked()).IPNet, Protocol: Protocol, Type: unix.RTN_UNREACHABLE, Priority: lastMetric})
+		}
+	}
+	// The narrow ones come first: nothing is unreachable meanwhile.
+	slices.SortStableFunc(list, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
+	return list, nil
+}
+
+// lastMetric leaves the place to any route to the same prefix.
+const lastMetric = 1 << 31

@@ -1,0 +1,81 @@
+package overlay
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// envFile is what flanneld writes to /run/flannel/subnet.env, for tools that
+// read that: the first address of the lease stands for the host's own. The
+// mark in front is a comment to all of them.
+func envFile(n network) []byte {
+	var v4, v6 []string
+	for _, c := range n.cidrs {
+		if c.Addr().Is4() {
+			v4 = append(v4, c.String())
+		} else {
+			v6 = append(v6, c.String())
+		}
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# %s\n", mark(n.uid))
+	fmt.Fprintf(&b, "FLANNEL_NETWORK=%s\n", strings.Join(v4, ","))
+	fmt.Fprintf(&b, "FLANNEL_SUBNET=%s\n", netip.PrefixFrom(n.lease.Addr().Next(), n.lease.Bits()))
+	if n.lease6.IsValid() {
+		fmt.Fprintf(&b, "FLANNEL_IPV6_NETWORK=%s\n", strings.Join(v6, ","))
+		fmt.Fprintf(&b, "FLANNEL_IPV6_SUBNET=%s\n", netip.PrefixFrom(n.lease6.Addr().Next(), n.lease6.Bits()))
+	}
+	fmt.Fprintf(&b, "FLANNEL_MTU=%d\n", n.mtu)
+	fmt.Fprintf(&b, "FLANNEL_IPMASQ=%v\n", n.masquerade)
+	return b.Bytes()
+}
+
+// writeEnv makes a Network's file in dir, if that is not empty, what it should
+// be; readers see the old or the new.
+func writeEnv(dir string, n network) error {
+	if dir == "" {
+		return nil
+	}
+	path, want := filepath.Join(dir, n.name+".env"), envFile(n)
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, want) {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("tell tools of the Network: %w", err)
+	}
+	temp := filepath.Join(dir, "."+n.name+".env")
+	err := os.WriteFile(temp, want, 0o644)
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		_ = os.Remove(temp)
+		return fmt.Errorf("tell tools of the Network: %w", err)
+	}
+	return nil
+}
+
+// removeEnv removes the file of the Network with that uid, not that of its successor.
+func removeEnv(dir, name, uid string) error {
+	if dir == "" {
+		return nil
+	}
+	path := filepath.Join(dir, name+".env")
+	have, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && bytes.HasPrefix(have, []byte("# "+mark(uid)+"\n")) {
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return fmt.Errorf("remove what tools were told of the Network: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// metadataAddress is where guests fetch their config, on every Network.
+func metadataAddress() netip.Prefix { return netip.MustParsePrefix("169.254.169.254/32") }
+
+const (
+	metadataPort = 80
+	// metadataConns is how many connections one address may have open.
+	metadataConns = 4
+	// metadataTime is what one request may take, with what a slow bootd takes of it.
+	metadataTime = 2 * time.Minute
+)
+
+// configServer answers the guests of one Network on this host that fetch their
+// config.
+type configServer struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	http   *http.Server
+	done   chan struct{} // closed when it accepts no more
+
+	entering sync.Mutex // held while a request is let in
+	handling sync.WaitGroup
+}
+
+// serveConfigs sees to it that a Network's guests are answered while one of them
+// has a config to fetch. It is called with serving.mu held.
+func (o *Overlay) serveConfigs(n network, s *served, ports []guestPort) error {
+	wanted := o.config != nil && slices.ContainsFunc(ports, func(p guestPort) bool { return p.config })
+	if s.configs != nil && (!wanted || s.configs.ended()) {
+		s.configs.end()
+		s.configs = nil
+	}
+	if !wanted || s.configs != nil {
+		return nil
+	}
+	listener, err := o.listenConfigs(n)
+	if err != nil {
+		return fmt.Errorf("serve configs on %s: %w", bridgeName(n.vni), err)
+	}
+	s.configs = o.startConfigs(n, listener)
+	return nil
+}
+
+func (o *Overlay) listenConfigs(n network) (l net.Listener, err error) {
+	config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) {
+			// The address may not be there yet: a bridge gets it when it is made.
+			err = errors.Join(unix.BindToDevice(int(fd), bridgeName(n.vni)), unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1))
+		}), err)
+	}}
+	config.SetMultipathTCP(false)
+	err = withinPath(o.pathOf(n), func() error {
+		l, err = config.Listen(context.Background(), "tcp4", netip.AddrPortFrom(metadataAddress().Addr(), metadataPort).String())
+		return err
+	})
+	return l, err
+}
+
+func (o *Overlay) startConfigs(n network, listener net.Listener) *configServer {
+	ctx, cancel := context.WithCancel(o.serving.ctx)
+	s := &configServer{ctx: ctx, cancel: cancel, done: make(chan struct{})}
+	s.http = &http.Server{Handler: s.handler(o, n.name), BaseContext: func(net.Listener) context.Context { return ctx },
+		ReadTimeout: 10 * time.Second, WriteTimeout: metadataTime, MaxHeaderBytes: 8 << 10,
+		ErrorLog: log.New(io.Discard, "", 0)} // guests can cause them
+	s.http.SetKeepAlivesEnabled(false)
+	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() })
+	o.serving.running.Go(func() {
+		defer close(s.done)
+		defer stop()
+		err := s.http.Serve(&fairListener{Listener: listener, open: map[netip.Addr]int{}})
+		if ctx.Err() == nil {
+			o.log.Warn("overlay: configs are not served until the next pass", "network", n.name, "error", err)
+		}
+		s.finish()
+	})
+	return s
+}
+
+// handler tells the Options' Config whose request it is.
+func (s *configServer) handler(o *Overlay, network string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.enter() {
+			return
+		}
+		defer s.handling.Done()
+		o.config(w, r, o.guestAt(network, r.RemoteAddr))
+	})
+}
+
+// enter counts a request, unless the server has ended.
+func (s *configServer) enter() bool {
+	s.entering.Lock()
+	defer s.entering.Unlock()
+	if s.ctx.Err() != nil {
+		return false
+	}
+	s.handling.Add(1)
+	return true
+}
+
+// end breaks all connections off and waits until nothing of the server runs.
+func (s *configServer) end() {
+	s.finish()
+	<-s.done
+}
+
+// finish breaks all connections off and waits for what answers them.
+func (s *configServer) finish() {
+	s.entering.Lock() // whoever was entering is in, and nobody follows
+	s.cancel()
+	s.entering.Unlock()
+	_ = s.http.Close()
+	s.handling.Wait()
+}
+
+func (s *configServer) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// guestAt is the uid of the guest that has an address here, or "". The taps'
+// filters see to it that nobody else sends from there.
+func (o *Overlay) guestAt(network, remote string) string {
+	from, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return ""
+	}
+	ports, _ := o.portsOf(network)
+	i := slices.IndexFunc(ports, func(p guestPort) bool { return slices.Contains(p.addresses, from.Addr().Unmap()) })
+	if i < 0 {
+		return ""
+	}
+	return ports[i].uid
+}
+
+// fairListener closes the connections of an address that has enough of them.
+type fairListener struct {
+	net.Listener
+	mu   sync.Mutex
+	open map[netip.Addr]int
+}
+
+func (l *fairListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		from, ok := c.RemoteAddr().(*net.TCPAddr)
+		if ok && l.take(from.AddrPort().Addr()) {
+			return &fairConn{Conn: c, done: sync.OnceFunc(func() { l.give(from.AddrPort().Addr()) })}, nil
+		}
+		_ = c.Close()
+	}
+}
+
+func (l *fairListener) take(a netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[a] >= metadataConns {
+		return false
+	}
+	l.open[a]++
+	return true
+}
+
+func (l *fairListener) give(a netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[a]--; l.open[a] == 0 {
+		delete(l.open, a)
+	}
+}
+
+type fairConn struct {
+	net.Conn
+	done func()
+}
+
+func (c *fairConn) Close() error {
+	defer c.done()
+	return c.Conn.Close()
+}

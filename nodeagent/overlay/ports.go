@@ -1,0 +1,246 @@
+package overlay
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+
+	"github.com/rackweft/rackweft/nodeagent"
+)
+
+// tapPrefix begins the names of guests' taps.
+const tapPrefix = "tap"
+
+// tapName is derived from the Guest's uid, and fits IFNAMSIZ.
+func tapName(uid string) string {
+	sum := sha256.Sum256([]byte(uid))
+	return tapPrefix + hex.EncodeToString(sum[:6])
+}
+
+// guestPort is a Guest's place on its Network: checked, and in the kernel's terms.
+type guestPort struct {
+	network, guest, uid string
+	tap                 string // the interface's name
+	mac                 mac
+	addresses           []netip.Addr
+	limits              limits
+	config              bool // it has a config to fetch
+}
+
+// compilePort checks what the guest handler asks for.
+func compilePort(p nodeagent.Port) (guestPort, error) {
+	out := guestPort{network: p.Network, guest: p.Guest, uid: p.UID, tap: tapName(p.UID),
+		addresses: slices.Clone(p.Addresses), limits: limits{p.Inbound, p.Outbound}, config: p.Config}
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if p.Network == "" {
+		fault("it names no Network")
+	}
+	if p.UID == "" {
+		fault("it has no uid")
+	}
+	var ok bool
+	if out.mac, ok = parseMAC(p.MAC); !ok {
+		fault("%q is no unicast MAC address", p.MAC)
+	}
+	if out.mac == gatewayMAC() {
+		fault("its MAC address %s is the gateway's", out.mac)
+	}
+	for _, a := range p.Addresses {
+		if !isGuests(a) {
+			fault("%s is no address for a guest", a)
+		}
+	}
+	if p.Inbound < 0 || p.Outbound < 0 {
+		fault("a limit is negative")
+	}
+	if len(faults) > 0 {
+		return out, fmt.Errorf("port of Guest %s: %w", p.Guest, errors.Join(faults...))
+	}
+	return out, nil
+}
+
+// isGuests tells addresses that a guest may have from those that its filter
+// treats differently.
+func isGuests(a netip.Addr) bool {
+	return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsLoopback() &&
+		!a.IsMulticast() && !a.IsLinkLocalUnicast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// portTable is who is plugged in where, by name of the Network, sorted by the
+// taps' names.
+type portTable map[string][]guestPort
+
+// compilePorts leaves out what would harm another guest, and says so.
+func compilePorts(list []nodeagent.Port) (portTable, []error) {
+	table := portTable{}
+	var faults []error
+	for _, asked := range list {
+		p, err := compilePort(asked)
+		if err == nil {
+			err = table.conflict(p)
+		}
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		table.put(p)
+	}
+	return table, faults
+}
+
+// conflict tells of another Guest that has what p asks for.
+func (t portTable) conflict(p guestPort) error {
+	for _, other := range t[p.network] {
+		if other.tap == p.tap && other.uid == p.uid {
+			continue
+		}
+		shared := slices.ContainsFunc(p.addresses, func(a netip.Addr) bool { return slices.Contains(other.addresses, a) })
+		if shared || other.mac == p.mac || other.tap == p.tap {
+			return fmt.Errorf("port of Guest %s: it shares its MAC, an address or its tap with Guest %s of Network %s", p.guest, other.guest, p.network)
+		}
+	}
+	return nil
+}
+
+// put adds a port or takes the place of the same Guest's.
+func (t portTable) put(p guestPort) {
+	list := slices.DeleteFunc(slices.Clone(t[p.network]), func(other guestPort) bool { return other.tap == p.tap })
+	list = append(list, p)
+	slices.SortFunc(list, func(a, b guestPort) int { return cmp.Compare(a.tap, b.tap) })
+	t[p.network] = list
+}
+
+// SetPorts says which ports of guests there are to be: all of them. The taps
+// that are there follow at once, or at the next Reconcile where that fails; a
+// tap that no port asks for is closed, and goes with its QEMU. Before the
+// first call after the agent's start no tap is touched but those of Attach.
+func (o *Overlay) SetPorts(ports []nodeagent.Port) {
+	table, faults := compilePorts(ports)
+	for _, err := range faults {
+		o.log.Warn("overlay: a port is left out", "error", err)
+	}
+	o.kernel.Lock()
+	defer o.kernel.Unlock()
+	for _, n := range o.replacePorts(table) {
+		if err := o.portsNow(n); err != nil {
+			o.log.Warn("overlay: ports are not as they should be yet", "network", n.name, "error", err)
+		}
+	}
+}
+
+// replacePorts returns the Networks whose ports have changed.
+func (o *Overlay) replacePorts(table portTable) []network {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var changed []network
+	for name, n := range o.networks {
+		if !o.portsKnown || !slices.EqualFunc(o.ports[name], table[name], guestPort.equal) {
+			changed = append(changed, n)
+		}
+	}
+	o.ports, o.portsKnown = table, true
+	return changed
+}
+
+// limited is the port with the Network's limits where it has none of its own.
+func (p guestPort) limited(of limits) guestPort {
+	p.limits = limits{cmp.Or(p.limits.in, of.in), cmp.Or(p.limits.out, of.out)}
+	return p
+}
+
+func (p guestPort) equal(q guestPort) bool {
+	return p.guest == q.guest && p.uid == q.uid && p.tap == q.tap && p.mac == q.mac &&
+		slices.Equal(p.addresses, q.addresses) && p.limits == q.limits && p.config == q.config
+}
+
+// portsNow brings the ports of a Network about without the rest of it.
+func (o *Overlay) portsNow(n network) error {
+	tenant, err := openPlace(o.pathOf(n))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the next Reconcile makes it
+	}
+	if err != nil {
+		return err
+	}
+	defer tenant.close()
+	w := &work{tenant: tenant, network: n}
+	w.ports, w.complete = o.portsOf(n.name)
+	if err := errors.Join(w.guestPorts(), o.serve(tenant, n)); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if s, there := o.stats[n.uid]; there {
+		s.Traffic, s.Drops, s.Ports = w.traffic, w.drops, w.stats
+		o.stats[n.uid] = s
+	}
+	return nil
+}
+
+// portsOf lists a Network's ports. Until SetPorts was called they are not
+// known, and nothing is to be concluded from one that is not there.
+func (o *Overlay) portsOf(network string) (ports []guestPort, known bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.ports[network], o.portsKnown
+}
+
+// Attach makes a Guest's tap and opens its only queue: the tap is filtered and
+// plugged in when Attach returns, and goes when the queue is closed. The port
+// need not have been named by SetPorts before. It fails while the Network is
+// not there, or while another queue of the tap is open.
+func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.Attachment, error) {
+	p, err := compilePort(asked)
+	if err != nil {
+		return nodeagent.Attachment{}, err
+	}
+	o.kernel.Lock()
+	defer o.kernel.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nodeagent.Attachment{}, err
+	}
+	n, err := o.admit(p)
+	if err != nil {
+		return nodeagent.Attachment{}, err
+	}
+	path := o.pathOf(n)
+	tenant, err := openPlace(path)
+	if err != nil {
+		return nodeagent.Attachment{}, fmt.Errorf("attach Guest %s to Network %s: %w", p.guest, p.network, err)
+	}
+	defer tenant.close()
+	tap, err := openQueue(tenant.ns, p.tap)
+	if err != nil {
+		return nodeagent.Attachment{}, fmt.Errorf("attach Guest %s to Network %s: %w", p.guest, p.network, err)
+	}
+	w := &work{tenant: tenant, network: n, ports: []guestPort{p}}
+	if err := w.guestPorts(); err != nil {
+		return nodeagent.Attachment{}, errors.Join(fmt.Errorf("attach Guest %s to Network %s: %w", p.guest, p.network, err), tap.Close())
+	}
+	if err := o.serve(tenant, n); err != nil {
+		o.log.Warn("overlay: guests are not served until the next pass", "network", n.name, "error", err)
+	}
+	return nodeagent.Attachment{Tap: tap, Interface: p.tap, Namespace: path, MTU: n.mtu}, nil
+}
+
+// admit puts a port into the table and answers its Network.
+func (o *Overlay) admit(p guestPort) (network, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, there := o.networks[p.network]
+	if !there {
+		return n, fmt.Errorf("attach Guest %s: Network %s is not on this host yet; its part says why", p.guest, p.network)
+	}
+	if err := o.ports.conflict(p); err != nil {
+		return n, err
+	}
+	o.ports.put(p)
+	return n, nil
+}

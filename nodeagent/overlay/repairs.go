@@ -1,0 +1,49 @@
+package overlay
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent"
+)
+
+// repairInterval is the least time between two events about the repairs of one
+// thing: what somebody else undoes at every pass must not fill bootd's events.
+const repairInterval = 10 * time.Minute
+
+// repairs tells bootd of drift that was mended. Overlay.mu guards it.
+type repairs struct {
+	host nodeagent.Host // nil while the agent does not run the Overlay
+	told map[string]toldRepair
+	now  func() time.Time
+}
+
+type toldRepair struct {
+	at     time.Time
+	untold int // changes since, of which no event tells
+}
+
+// tell is of a Network; without one, of the host's filter.
+func (r *repairs) tell(n network, changes int, first string) {
+	event := api.Event{Kind: "Network", Name: n.name, UID: n.uid, Type: api.Warning, Reason: "Repaired"}
+	what := "Network " + n.name
+	if n.uid == "" {
+		event.Kind, what = "Machine", "the host's filter"
+	}
+	was := r.told[n.uid]
+	if r.host == nil || !was.at.IsZero() && r.now().Sub(was.at) < repairInterval {
+		was.untold += changes
+		r.told[n.uid] = was
+		return
+	}
+	event.Message = fmt.Sprintf("%s was not as it had been left, and was mended: %s", what, first)
+	if changes > 1 {
+		event.Message += fmt.Sprintf(" and %d more changes", changes-1)
+	}
+	if was.untold > 0 {
+		event.Message += fmt.Sprintf("; %d more since the last event", was.untold)
+	}
+	r.told[n.uid] = toldRepair{at: r.now()}
+	r.host.Event(event)
+}

@@ -1,0 +1,203 @@
+package overlay
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"reflect"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/nodeagent"
+	"github.com/rackweft/rackweft/nodeagent/overlay/dhcp"
+)
+
+// serving is what runs for the guests of this host: one Server for each
+// Network that has any here.
+type serving struct {
+	forwarder *dhcp.Forwarder
+
+	mu      sync.Mutex
+	ctx     context.Context // of Run; nil before it and after it
+	running sync.WaitGroup
+	servers map[string]*served // by the Network's uid
+}
+
+func newServing(dial func(ctx context.Context, network, address string) (net.Conn, error), resolvConf string) serving {
+	if resolvConf == "" {
+		resolvConf = "/etc/resolv.conf"
+	}
+	return serving{forwarder: dhcp.NewForwarder(dial, resolvConf), servers: map[string]*served{}}
+}
+
+// served is a Server that runs.
+type served struct {
+	*dhcp.Server
+	namespace uint64 // inode
+	told      dhcp.Network
+	stop      context.CancelFunc
+	done      chan struct{}
+	configs   *configServer // nil while no guest has one to fetch
+}
+
+// end stops the Server and waits until it holds nothing of the namespace.
+func (s *served) end() {
+	if s.configs != nil {
+		s.configs.end()
+	}
+	s.stop()
+	<-s.done
+}
+
+func (s *served) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Run implements nodeagent.Runner: it serves the guests at their gateways
+// until ctx is done, and tells of what it mends.
+func (o *Overlay) Run(ctx context.Context, host nodeagent.Host) {
+	o.tellRepairsTo(host)
+	defer o.tellRepairsTo(nil)
+	o.serving.mu.Lock()
+	o.serving.ctx = ctx
+	o.serving.mu.Unlock()
+	host.Changed() // what was made true before is not served yet
+	<-ctx.Done()
+	o.serving.mu.Lock()
+	o.serving.ctx = nil
+	o.serving.mu.Unlock()
+	o.serving.running.Wait()
+}
+
+func (o *Overlay) tellRepairsTo(host nodeagent.Host) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.drift.host = host
+}
+
+// toServe is what the guests on those ports are told.
+func toServe(n network, ports []guestPort) dhcp.Network {
+	out := dhcp.Network{MTU: n.mtu, Domain: n.domain, Resolvers: n.dns}
+	for _, p := range ports {
+		g := dhcp.Guest{Name: p.guest, MAC: dhcp.MAC(p.mac)}
+		for _, a := range p.addresses {
+			if a.Is4() || n.lease6.IsValid() { // without it the gateway has no IPv6
+				g.Addresses = append(g.Addresses, a)
+			}
+		}
+		out.Guests = append(out.Guests, g)
+	}
+	return out
+}
+
+// serve sees to it that the guests on the Network's ports are served, and
+// nobody where there are none.
+func (o *Overlay) serve(tenant place, n network) error {
+	ports, _ := o.portsOf(n.name)
+	s := &o.serving
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx == nil || s.ctx.Err() != nil {
+		return nil
+	}
+	have := s.servers[n.uid]
+	if len(ports) == 0 {
+		s.drop(n.uid)
+		return nil
+	}
+	want := toServe(n, ports)
+	namespace, bridge, err := whereToServe(tenant, n)
+	if err != nil {
+		return err
+	}
+	if have != nil && (have.ended() || have.namespace != namespace || have.Index() != bridge || have.IPv6() != want.IPv6()) {
+		s.drop(n.uid)
+		have = nil
+	}
+	switch {
+	case have == nil:
+		if have, err = o.startServer(n, want, namespace); err != nil {
+			return err
+		}
+	case !reflect.DeepEqual(have.told, want):
+		have.Set(want)
+		have.told = want
+	}
+	return o.serveConfigs(n, have, ports)
+}
+
+// whereToServe tells a namespace and a bridge from those that stood in their
+// place before.
+func whereToServe(tenant place, n network) (namespace uint64, bridge int, err error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(tenant.ns), &stat); err != nil {
+		return 0, 0, fmt.Errorf("look at the network namespace: %w", err)
+	}
+	l, err := tenant.LinkByName(bridgeName(n.vni))
+	if err != nil {
+		return 0, 0, fmt.Errorf("find %s: %w", bridgeName(n.vni), err)
+	}
+	return stat.Ino, l.Attrs().Index, nil
+}
+
+// startServer is called with serving.mu held.
+func (o *Overlay) startServer(n network, want dhcp.Network, namespace uint64) (*served, error) {
+	path := o.pathOf(n)
+	server, err := dhcp.Open(dhcp.Options{Bridge: bridgeName(n.vni), Forwarder: o.serving.forwarder, Log: o.log,
+		Within: func(f func() error) error { return withinPath(path, f) }}, want)
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(o.serving.ctx)
+	s := &served{Server: server, namespace: namespace, told: want, stop: stop, done: make(chan struct{})}
+	o.serving.servers[n.uid] = s
+	o.serving.running.Go(func() {
+		defer close(s.done)
+		defer stop()
+		if err := server.Run(ctx); err != nil {
+			o.log.Warn("overlay: guests are not served until the next pass", "network", n.name, "error", err)
+		}
+	})
+	return s, nil
+}
+
+// stop lets go of a Network that is to be removed.
+func (s *serving) stop(uid string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drop(uid)
+}
+
+func (s *serving) drop(uid string) {
+	if have := s.servers[uid]; have != nil {
+		have.end()
+		delete(s.servers, uid)
+	}
+}
+
+func withinPath(path string, f func() error) error {
+	ns, err := openNamespace(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	return within(ns, f)
+}
+
+// dialHost connects from the host's namespace.
+func (o *Overlay) dialHost(ctx context.Context, network, address string) (c net.Conn, err error) {
+	if o.host == ownNamespace {
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	err = withinPath(o.host, func() error {
+		c, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return c, err
+}

@@ -1,0 +1,154 @@
+package speaker
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bgp"
+	"github.com/rackweft/rackweft/nodeagent"
+)
+
+const (
+	askInterval   = 5 * time.Second  // how the speaker stands
+	routeInterval = 30 * time.Second // a reflector's routes, which are many
+	auditInterval = time.Minute      // digests of what reflectors have told
+)
+
+// Run implements nodeagent.Runner: it reports to bootd how the speaker stands.
+func (s *Speaker) Run(ctx context.Context, host nodeagent.Host) {
+	tick := time.NewTicker(askInterval)
+	defer tick.Stop()
+	r := reporter{host: host, client: s.client, heard: map[string]string{}}
+	r.report(ctx)
+	for {
+		select {
+		case <-tick.C:
+			r.report(ctx)
+		case a := <-s.audits:
+			r.audit(ctx, a)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reporter remembers what it has told.
+type reporter struct {
+	host   nodeagent.Host
+	client *bgp.Client
+
+	states  map[string]bool // whether a session was up
+	routes  []api.BGPRoute
+	omitted int
+	read    time.Time // of routes
+	learned int
+
+	audited time.Time         // when digests were read
+	digests map[string]string // of what reflectors and uplinks told, by name
+	heard   map[string]string // digests of what this reflector's peers received
+}
+
+func (r *reporter) report(ctx context.Context) {
+	status, err := r.status(ctx)
+	if err != nil || status.Zone == "" {
+		return // a host without a Zone has no speaker; that one is missing tells the part's status
+	}
+	r.events(status)
+	if status.Role == api.BGPReflector && (time.Since(r.read) > routeInterval || status.Learned != r.learned) {
+		if err := r.readRoutes(ctx, status); err != nil {
+			return
+		}
+	}
+	out := toStatus(status, r.routes, r.omitted)
+	for i := range out.Sessions {
+		if x := &out.Sessions[i]; x.State == api.BGPEstablished {
+			x.Digest = r.digests[x.Peer]
+		}
+	}
+	r.host.BGP(out)
+}
+
+// status asks for digests too when it is time: they cost a look at every route.
+func (r *reporter) status(ctx context.Context) (bgp.Status, error) {
+	if time.Since(r.audited) < auditInterval {
+		return r.client.Status(ctx)
+	}
+	status, err := r.client.StatusWithDigests(ctx)
+	if err != nil {
+		return status, err
+	}
+	r.audited, r.digests = time.Now(), map[string]string{}
+	for _, n := range status.Sessions {
+		r.digests[n.Name] = n.Digest
+	}
+	return status, nil
+}
+
+// audit has the speaker look whether a peer has what it was told. A peer whose
+// routes still change would only seem to lack some, so it is believed when it
+// says the same twice.
+func (r *reporter) audit(ctx context.Context, a api.BGPAudit) {
+	if r.heard[a.Neighbor] != a.Digest {
+		r.heard[a.Neighbor] = a.Digest
+		return
+	}
+	got, err := r.client.Audit(ctx, a.Neighbor, a.Digest)
+	if err != nil || !got.Healed {
+		return // a neighbour that is gone meanwhile needs nothing
+	}
+	r.host.Event(api.Event{Type: api.Warning, Reason: "RoutesRetold",
+		Message: fmt.Sprintf("%s had received %d routes, and not just the %d that it was told: it was told all of them again", a.Neighbor, a.Received, got.Count)})
+}
+
+// events tells of every session that came or went.
+func (r *reporter) events(status bgp.Status) {
+	states := map[string]bool{}
+	for _, n := range status.Sessions {
+		states[n.Name] = n.Established()
+		was, known := r.states[n.Name]
+		switch {
+		case was && !n.Established():
+			r.host.Event(api.Event{Kind: "Zone", Name: status.Zone, Type: api.Warning, Reason: "SessionDown",
+				Message: fmt.Sprintf("the session with %s %s (%s) is down: %s", n.Role, n.Name, n.Address, cmp.Or(n.Reason, "the speaker restarted"))})
+		case known && !was && n.Established():
+			r.host.Event(api.Event{Kind: "Zone", Name: status.Zone, Type: api.Normal, Reason: "SessionUp",
+				Message: fmt.Sprintf("the session with %s %s (%s) is up", n.Role, n.Name, n.Address)})
+		}
+	}
+	r.states = states
+}
+
+func (r *reporter) readRoutes(ctx context.Context, status bgp.Status) error {
+	names := map[string]string{}
+	for _, n := range status.Sessions {
+		names[n.Address.String()] = n.Name
+	}
+	all, err := r.client.Routes(ctx, "", "")
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(x bgp.Route) bool { return !x.Best })
+	r.routes, r.read, r.learned = nil, time.Now(), status.Learned
+	r.omitted = max(0, len(all)-api.MaxBGPRoutes)
+	for _, x := range all[:len(all)-r.omitted] {
+		r.routes = append(r.routes, api.BGPRoute{Prefix: x.Prefix, NextHop: x.NextHop, From: names[x.Neighbor], ASPath: x.ASPath, Stale: x.Stale})
+	}
+	return nil
+}
+
+// toStatus is what bootd is told.
+func toStatus(s bgp.Status, routes []api.BGPRoute, omitted int) api.BGPStatus {
+	out := api.BGPStatus{Role: s.Role, Kernel: s.FIB.Installed, Unresolved: s.FIB.Unsettled}
+	if s.Role == api.BGPReflector {
+		out.Routes, out.Omitted = routes, omitted
+	}
+	for _, n := range s.Sessions {
+		out.Sessions = append(out.Sessions, api.BGPSession{Peer: n.Name, Address: n.Address, Role: n.Role, State: n.State, Since: n.Since,
+			Received: n.Received, Accepted: n.Accepted, Flaps: int(n.Flaps), LastError: n.Reason})
+	}
+	return out
+}
