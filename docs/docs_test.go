@@ -77,6 +77,10 @@ func TestNothingIsLeftOut(t *testing.T) {
 		{"configuration.md", "../bootd/server/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
 		{"configuration.md", "../bootd/boot/record.go", "", "", `"(rackweft_\w+)"`, "`%"},
 		{"configuration.md", "../bootd/record.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../nodeagent/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../nodeagent/overlay/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../nodeagent/guest/config.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"guests.md", "../bootd/guest/config.go", `"Guest": map`, `"Image":`, `"(\w+)":\s*[gd]`, ".Guest.%"},
 	} {
 		page, err := os.ReadFile(c.page)
 		if err != nil {
