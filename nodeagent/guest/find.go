@@ -221,8 +221,6 @@ func (g *guest) heed(e event) {
 		if json.Unmarshal(e.Data, &data) == nil && data.Guest {
 			g.h.event(g, api.Normal, "Rebooted", "it has rebooted by itself")
 		}
-	case "WATCHDOG":
-		g.h.event(g, api.Warning, "Watchdog", "its watchdog has reset it: it had hung")
 	case "SHUTDOWN":
 		var data struct{ Reason string }
 		if json.Unmarshal(e.Data, &data) == nil {
@@ -280,21 +278,23 @@ func (g *guest) noteVanished() {
 	if bootID() != r.Launched.BootID {
 		return // the host has rebooted: it is started again whatever its restart policy
 	}
-	g.noteEnd("its QEMU has ended unexpectedly: see "+filepath.Join(g.dir, "qemu.log"), true)
+	g.noteEnd(ended{Word: "Crashed", Failed: true, Reason: "its QEMU has ended unexpectedly: see " + filepath.Join(g.dir, "qemu.log")})
 }
 
 // noteEnd writes down that the Guest has ended by itself.
-func (g *guest) noteEnd(reason string, failed bool) {
-	typ, word := api.Normal, "Ended"
-	if failed {
-		typ, word = api.Warning, "Crashed"
+func (g *guest) noteEnd(e ended) {
+	e.Time = time.Now().UTC()
+	typ := api.Normal
+	edit := func(r *record) { r.Ended = &e }
+	if e.Failed {
+		typ = api.Warning
+		edit = func(r *record) { r.Ended, r.Crash = &e, &e }
 	}
-	err := g.change(func(r *record) { r.Ended = &ended{Reason: reason, Failed: failed, Time: time.Now().UTC()} })
-	if err != nil {
+	if err := g.change(edit); err != nil {
 		g.log.Warn("the end of a run is not on disk", "error", err)
-		g.record.Ended = &ended{Reason: reason, Failed: failed, Time: time.Now().UTC()}
+		edit(g.record)
 	}
-	g.h.event(g, typ, word, reason)
+	g.h.event(g, typ, e.Word, e.Reason)
 	if time.Since(g.record.launchTime()) > g.h.timing.settled {
 		g.backoff = 0
 	}

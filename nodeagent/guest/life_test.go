@@ -85,15 +85,6 @@ func TestLife(t *testing.T) {
 		t.Errorf("the power button was pressed %d times", n)
 	}
 
-	// A panic is told, and followed by a start.
-	h.tellOnly(uid1, "panic")
-	h.wait("its panic is noticed", h.saw("Crashed"))
-	h.wait("it boots after the panic", func() bool { return boots() == before+3 })
-	h.wait("it runs", h.is("guest/web", api.PartApplied, "Running"))
-	if n := h.status("guest/web").Guest.Restarts; n != 1 {
-		t.Errorf("it was started again %d times", n)
-	}
-
 	// With another policy it may stay off; the word of a person starts it.
 	g.Restart = "OnFailure"
 	h.want(part("web", uid1, g))

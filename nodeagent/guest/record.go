@@ -24,6 +24,7 @@ type record struct {
 	Expected bool `json:"expected,omitzero"`
 	// Ended is how the last run ended, nil while it lasts or when that is not known.
 	Ended   *ended `json:"ended,omitempty"`
+	Crash   *ended `json:"crash,omitempty"` // the last end that was a failure
 	Request string `json:"request,omitzero"` // ID of the last one that was done
 	// Access is what the last start may fetch its config with, nil without one.
 	Access *access `json:"access,omitempty"`
@@ -38,6 +39,7 @@ type launched struct {
 }
 
 type ended struct {
+	Word   string    `json:"word,omitzero"` // of the event and the condition
 	Reason string    `json:"reason"`
 	Failed bool      `json:"failed"`
 	Time   time.Time `json:"time"`

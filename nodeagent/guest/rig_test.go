@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -419,29 +421,46 @@ func linux(h *host, arguments ...string) *api.GuestPart {
 	return p
 }
 
-// modules in the order in which they are loaded.
+// modules in the order in which they are loaded at boot.
 var modules = []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
 	"virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "qemu_fw_cfg", "button", "evdev"}
 
-func build() error {
-	image, err := exec.Command("../../lab/image/build").Output()
-	if err != nil {
-		return fmt.Errorf("the lab's image, for its kernel: %w", err)
+// moreModules are loaded when a test asks for them.
+var moreModules = []string{"watchdog", "i6300esb", "pvpanic", "pvpanic-mmio", "virtio_balloon", "virtio-rng",
+	"fscache", "netfs", "9pnet", "9pnet_virtio", "9p", "cdrom", "isofs"}
+
+// debianKernel is what Debian 12 runs on iron: the lab's own kernel is the one
+// for clouds, which has neither a watchdog's driver nor 9p.
+func debianKernel() (string, error) {
+	patterns := []string{"./boot/vmlinuz*"}
+	for _, m := range slices.Concat(modules, moreModules) {
+		patterns = append(patterns, "*/"+m+".ko")
 	}
-	from := strings.TrimSpace(string(image))
+	out, err := exec.Command("../../lab/unpack", append([]string{"linux-image-amd64"}, patterns...)...).Output()
+	var failed *exec.ExitError
+	if errors.As(err, &failed) {
+		err = fmt.Errorf("%w: %s", err, failed.Stderr)
+	}
+	if err != nil {
+		return "", fmt.Errorf("unpack Debian's kernel: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+func build() error {
+	from, err := debianKernel()
+	if err != nil {
+		return err
+	}
 	if built.dir, err = os.MkdirTemp("", "guest-init"); err != nil {
 		return err
 	}
-	if built.kernel, err = os.ReadFile(filepath.Join(from, "vmlinuz")); err != nil {
+	kernels, err := filepath.Glob(filepath.Join(from, "boot", "vmlinuz*"))
+	if err != nil || len(kernels) != 1 {
+		return fmt.Errorf("the package holds the kernels %q: %w", kernels, err)
+	}
+	if built.kernel, err = os.ReadFile(kernels[0]); err != nil {
 		return err
-	}
-	root := filepath.Join(built.dir, "root")
-	args := []string{"-q", "-n", "-d", root, filepath.Join(from, "rootfs.squashfs")}
-	for _, m := range modules {
-		args = append(args, "usr/lib/modules/*/kernel/*/"+m+".ko", "usr/lib/modules/*/kernel/*/*/"+m+".ko")
-	}
-	if out, err := exec.Command("unsquashfs", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("unsquashfs: %w: %s", err, out)
 	}
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(built.dir, "init"), "./testdata/init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -457,7 +476,7 @@ func build() error {
 	archive.dir("modules")
 	archive.file("init", init)
 	archive.file("modules/order", []byte(strings.Join(modules, ".ko ")+".ko"))
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(filepath.Join(from, "lib"), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}

@@ -105,11 +105,8 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 	}
 	paused := part.State == "Paused"
 	switch state := g.running.state; {
-	case state == "shutdown":
-		g.noteEnd("it has shut down by itself", false)
-		return g.climb(ctx, stopForced)
-	case state == "guest-panicked", state == "internal-error":
-		g.noteEnd("its kernel has panicked, or its processor failed ("+state+"): see its console", true)
+	case endOf(state) != nil:
+		g.noteEnd(*endOf(state))
 		return g.climb(ctx, stopForced)
 	case state == "prelaunch" && !paused, state == "paused" && !paused:
 		if err := g.configure(ctx, part); err != nil {
@@ -128,6 +125,21 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return 0, g.configure(ctx, part)
 	}
 	return 0, nil
+}
+
+// endOf is how a Guest has ended in a state of QEMU's, nil for one that has not.
+func endOf(state string) *ended {
+	switch state {
+	case "shutdown":
+		return &ended{Word: "Ended", Reason: "it has shut down by itself"}
+	case "guest-panicked":
+		return &ended{Word: "Panicked", Failed: true, Reason: "its kernel has panicked: see its console"}
+	case "watchdog":
+		return &ended{Word: "Hung", Failed: true, Reason: "it has hung: nothing in it has fed its watchdog in time; see its console"}
+	case "internal-error":
+		return &ended{Word: "Crashed", Failed: true, Reason: "its processor has failed: see its console"}
+	}
+	return nil
 }
 
 // heedState reports what keeps a QEMU that lives from running its Guest.
@@ -184,6 +196,17 @@ func (g *guest) noteCurrent(part *api.GuestPart) {
 	}
 	g.condition(conditionCurrent, current, reason, message)
 	g.condition(conditionAccelerated, l.Accelerator == qemu.KVM, strings.ToUpper(string(l.Accelerator)), l.Reason)
+	g.noteSteady()
+}
+
+// noteSteady tells of a failure until a run has been good for some time.
+func (g *guest) noteSteady() {
+	c := g.record.Crash
+	if c == nil || time.Since(c.Time) > g.h.timing.settled {
+		g.condition(conditionSteady, true, "Runs", "")
+		return
+	}
+	g.condition(conditionSteady, false, c.Word, fmt.Sprintf("at %s: %s", c.Time.Format(time.RFC3339), c.Reason))
 }
 
 // doneRequest notes that a part's request is done.

@@ -192,7 +192,7 @@ func (vm VM) base(l *line) {
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-S", // the agent looks at it before it runs
 		// Why it stopped stays to be asked, also by an agent that was away.
-		"-action", "reboot=reset,shutdown=pause,panic=pause,watchdog=reset",
+		"-action", "reboot=reset,shutdown=pause,panic=pause,watchdog=pause",
 		"-name", "guest="+vm.Name+",debug-threads=on", "-uuid", vm.UUID,
 		"-smp", fmt.Sprintf("cpus=%d,sockets=1,cores=%d,threads=1", vm.CPUs, vm.CPUs),
 		"-rtc", "base=utc,driftfix=slew", "-boot", "strict=on")

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -35,12 +34,7 @@ func main() {
 	say := func(format string, args ...any) { fmt.Fprintf(console, "\r\n@"+format+"\r\n", args...) }
 	order, _ := os.ReadFile("/modules/order")
 	for name := range strings.FieldsSeq(string(order)) {
-		f, err := os.Open("/modules/" + name)
-		if err == nil {
-			err = unix.FinitModule(int(f.Fd()), parameters(strings.TrimSuffix(name, ".ko")), 0)
-			_ = f.Close()
-		}
-		if err != nil {
+		if err := load(strings.TrimSuffix(name, ".ko")); err != nil {
 			say("module %s: %v", name, err)
 		}
 	}
@@ -71,6 +65,15 @@ func main() {
 	select {}
 }
 
+func load(module string) error {
+	f, err := os.Open("/modules/" + module + ".ko")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	return unix.FinitModule(int(f.Fd()), parameters(module), 0)
+}
+
 // parameters are a module's on the kernel's command line, as modprobe finds them.
 func parameters(module string) string {
 	line, _ := os.ReadFile("/proc/cmdline")
@@ -84,7 +87,7 @@ func parameters(module string) string {
 }
 
 func obey(words []string) string {
-	words = append(words, "", "")
+	words = append(words, "", "", "", "")
 	switch words[0] {
 	case "disk":
 		size, err := os.ReadFile("/sys/block/" + byName(words[1]) + "/size")
@@ -120,17 +123,10 @@ func obey(words []string) string {
 		return "ok" + text(network(words[1]))
 	case "fetch":
 		return fetch(words[1])
-	case "panic": // as the driver of pvpanic does (QEMU's docs/specs/pvpanic.txt), which the lab's kernel lacks
-		const pvpanic = 0x505
-		runtime.LockOSThread()
-		if _, _, errno := unix.Syscall(unix.SYS_IOPERM, pvpanic, 1, 1); errno != 0 {
-			return errno.Error()
-		}
-		outb(pvpanic, 1)
 	case "off":
 		off()
 	}
-	return "?"
+	return obeyHardware(words)
 }
 
 func text(err error) string {
@@ -206,9 +202,6 @@ func fetch(token string) string {
 	body, err := io.ReadAll(resp.Body)
 	return fmt.Sprintf("%d %s %s %s", resp.StatusCode, resp.Header.Get("Retry-After"), resp.Header.Get("Content-Type"), strings.TrimSpace(string(body))) + text(err)
 }
-
-// outb writes to a port.
-func outb(port uint16, value byte)
 
 func off() {
 	unix.Sync()
