@@ -1,6 +1,6 @@
 # rackweft: iron in, fabric out.
 #
-#   make lab         a whole rack on this machine, from powered off to Active (root)
+#   make lab         a whole rack on this machine, from powered off to Active (root); GUESTS=1: its hosts have QEMU
 #   make lab-down    takes it down again and leaves nothing behind
 #   make test        everything: lint, unit, race, protocol tests, the rack end to end (root)
 #   make test-short  the inner loop, under two minutes
@@ -26,7 +26,7 @@ image: deps
 	@lab/image/build >/dev/null
 
 lab: deps build
-	@image=$$(lab/image/build) && exec bin/weftctl lab up --bin bin --dir $(LABDIR) --image "$$image"
+	@image=$$(lab/image/build $(if $(GUESTS),--guests)) && exec bin/weftctl lab up --bin bin --dir $(LABDIR) --image "$$image"
 
 lab-down: build
 	@bin/weftctl lab down --dir $(LABDIR)
@@ -40,7 +40,7 @@ lint:
 
 test: deps build
 	@$(MAKE) --no-print-directory lint
-	@lab/image/build >/dev/null
+	@lab/image/build --guests >/dev/null
 	$(GO) test -race -timeout 40m $$($(GO) list ./... | grep -v '/lab/e2e$$')
 	$(GO) test -timeout 5m -run '^TestResidentSet$$' ./bootd/store # the race detector needs memory of its own
 	$(GO) test -timeout 30m -v ./lab/e2e

@@ -46,12 +46,17 @@ func Build(tb testing.TB) Binaries {
 
 // Image is the folder of the netboot image, which is built if the cache has none of its content; that takes
 // minutes. RACKWEFT_IMAGE names a folder that has one already.
-func Image(tb testing.TB) string {
+func Image(tb testing.TB) string { return buildImage(tb, "RACKWEFT_IMAGE") }
+
+// GuestsImage is the same with QEMU in it, for hosts that carry Guests; RACKWEFT_GUESTS_IMAGE.
+func GuestsImage(tb testing.TB) string { return buildImage(tb, "RACKWEFT_GUESTS_IMAGE", "--guests") }
+
+func buildImage(tb testing.TB, variable string, args ...string) string {
 	tb.Helper()
-	if dir := os.Getenv("RACKWEFT_IMAGE"); dir != "" {
+	if dir := os.Getenv(variable); dir != "" {
 		return absolute(tb, dir)
 	}
-	cmd := exec.CommandContext(tb.Context(), filepath.Join(moduleRoot(tb), "lab", "image", "build"))
+	cmd := exec.CommandContext(tb.Context(), filepath.Join(moduleRoot(tb), "lab", "image", "build"), args...)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	output, err := cmd.Output()

@@ -39,6 +39,8 @@ type Options struct {
 	// BootdConfig is bootd's configuration file; unless set, one that offers hosts bootd's address on the
 	// production network.
 	BootdConfig []byte
+	// Guests has the machines boot the image that has QEMU in it.
+	Guests bool
 	// BootdFlags come after the rack's own.
 	BootdFlags []string
 }
@@ -71,7 +73,12 @@ func Up(tb testing.TB, o Options) *Rig {
 	if testing.Short() {
 		tb.Skip("boots machines, which takes minutes")
 	}
-	r := &Rig{Binaries: Build(tb), ImageDir: Image(tb), tb: tb}
+	r := &Rig{Binaries: Build(tb), tb: tb}
+	if o.Guests {
+		r.ImageDir = GuestsImage(tb)
+	} else {
+		r.ImageDir = Image(tb)
+	}
 	r.build(o)
 	ctx, cancel := context.WithTimeout(tb.Context(), startPatience)
 	defer cancel()

@@ -1,22 +1,17 @@
 package guest
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/lab/guestos"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
@@ -44,9 +40,7 @@ func TestMain(m *testing.M) {
 		agentProcess(os.Args[2])
 		os.Exit(0)
 	}
-	code := m.Run()
-	_ = os.RemoveAll(built.dir)
-	os.Exit(code)
+	os.Exit(m.Run())
 }
 
 // agentProcess is a handler in a process of its own that does what DIR/parts says.
@@ -401,7 +395,6 @@ func bare(*host) *api.GuestPart {
 // built is what the Guests boot, made once per run.
 var built struct {
 	once           sync.Once
-	dir            string
 	err            error
 	kernel, initrd []byte
 }
@@ -409,7 +402,7 @@ var built struct {
 // linux is a Guest with Debian's kernel and the init of testdata.
 func linux(h *host, arguments ...string) *api.GuestPart {
 	h.t.Helper()
-	built.once.Do(func() { built.err = build() })
+	built.once.Do(func() { built.kernel, built.initrd, built.err = guestos.Build(h.t.Context(), "../..") })
 	if built.err != nil {
 		h.t.Fatal(built.err)
 	}
@@ -417,100 +410,8 @@ func linux(h *host, arguments ...string) *api.GuestPart {
 	p.Memory = quantity("192Mi")
 	p.StopTimeout = api.Duration(time.Minute)
 	p.Kernel = &api.GuestKernel{Kernel: h.blob(built.kernel), Initrd: h.blob(built.initrd),
-		Arguments: append([]string{"console=ttyS0", "panic=-1", "quiet", "rdinit=/init"}, arguments...)}
+		Arguments: append(guestos.Arguments(), arguments...)}
 	return p
-}
-
-// modules in the order in which they are loaded at boot.
-var modules = []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
-	"virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "qemu_fw_cfg", "button", "evdev"}
-
-// moreModules are loaded when a test asks for them.
-var moreModules = []string{"watchdog", "i6300esb", "pvpanic", "pvpanic-mmio", "virtio_balloon", "virtio-rng",
-	"fscache", "netfs", "9pnet", "9pnet_virtio", "9p", "cdrom", "isofs"}
-
-// debianKernel is what Debian 12 runs on iron: the lab's own kernel is the one
-// for clouds, which has neither a watchdog's driver nor 9p.
-func debianKernel() (string, error) {
-	patterns := []string{"./boot/vmlinuz*"}
-	for _, m := range slices.Concat(modules, moreModules) {
-		patterns = append(patterns, "*/"+m+".ko")
-	}
-	out, err := exec.Command("../../lab/unpack", append([]string{"linux-image-amd64"}, patterns...)...).Output()
-	var failed *exec.ExitError
-	if errors.As(err, &failed) {
-		err = fmt.Errorf("%w: %s", err, failed.Stderr)
-	}
-	if err != nil {
-		return "", fmt.Errorf("unpack Debian's kernel: %w", err)
-	}
-	return strings.TrimSpace(string(out)), nil
-}
-
-func build() error {
-	from, err := debianKernel()
-	if err != nil {
-		return err
-	}
-	if built.dir, err = os.MkdirTemp("", "guest-init"); err != nil {
-		return err
-	}
-	kernels, err := filepath.Glob(filepath.Join(from, "boot", "vmlinuz*"))
-	if err != nil || len(kernels) != 1 {
-		return fmt.Errorf("the package holds the kernels %q: %w", kernels, err)
-	}
-	if built.kernel, err = os.ReadFile(kernels[0]); err != nil {
-		return err
-	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(built.dir, "init"), "./testdata/init")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the init: %w: %s", err, out)
-	}
-	init, err := os.ReadFile(filepath.Join(built.dir, "init"))
-	if err != nil {
-		return err
-	}
-	var archive cpio
-	archive.dir("dev")
-	archive.dir("modules")
-	archive.file("init", init)
-	archive.file("modules/order", []byte(strings.Join(modules, ".ko ")+".ko"))
-	err = filepath.WalkDir(filepath.Join(from, "lib"), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		raw, err := os.ReadFile(path)
-		archive.file("modules/"+d.Name(), raw)
-		return err
-	})
-	built.initrd = archive.end()
-	return err
-}
-
-// cpio writes the newc format (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
-type cpio struct {
-	bytes.Buffer
-	inode int
-}
-
-func (c *cpio) dir(name string)                  { c.entry(name, 0o40755, nil) }
-func (c *cpio) file(name string, content []byte) { c.entry(name, 0o100755, content) }
-
-func (c *cpio) entry(name string, mode int, content []byte) {
-	c.inode++
-	fmt.Fprintf(c, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
-		c.inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0, name)
-	c.pad()
-	c.Write(content)
-	c.pad()
-}
-
-func (c *cpio) pad() { c.Write(make([]byte, -c.Len()&3)) }
-
-func (c *cpio) end() []byte {
-	c.entry("TRAILER!!!", 0, nil)
-	return c.Bytes()
 }
 
 func (h *host) dial(uid, socket string) net.Conn {

@@ -1,0 +1,124 @@
+// Package guestos makes what the Guests of the tests boot: Debian's kernel, and
+// an initrd with an init that does what it is told on its console.
+package guestos
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Arguments are the kernel's.
+func Arguments() []string { return []string{"console=ttyS0", "panic=-1", "quiet", "rdinit=/init"} }
+
+// modules in the order in which they are loaded at boot.
+func modules() []string {
+	return []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
+		"virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "qemu_fw_cfg", "button", "evdev"}
+}
+
+// moreModules are loaded when a test asks for them.
+func moreModules() []string {
+	return []string{"watchdog", "i6300esb", "pvpanic", "pvpanic-mmio", "virtio_balloon", "virtio-rng",
+		"fscache", "netfs", "9pnet", "9pnet_virtio", "9p", "cdrom", "isofs"}
+}
+
+// Build makes them. root is where go.mod is.
+func Build(ctx context.Context, root string) (kernel, initrd []byte, err error) {
+	from, err := debianKernel(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	kernels, err := filepath.Glob(filepath.Join(from, "boot", "vmlinuz*"))
+	if err != nil || len(kernels) != 1 {
+		return nil, nil, fmt.Errorf("the package holds the kernels %q: %w", kernels, err)
+	}
+	if kernel, err = os.ReadFile(kernels[0]); err != nil {
+		return nil, nil, err
+	}
+	dir, err := os.MkdirTemp("", "guestos")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	init := filepath.Join(dir, "init")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", init, "./lab/guestos/testdata/init")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, nil, fmt.Errorf("build the init: %w: %s", err, out)
+	}
+	initrd, err = pack(init, filepath.Join(from, "lib"))
+	return kernel, initrd, err
+}
+
+// debianKernel is what Debian 12 runs on iron: the lab's own kernel is the one
+// for clouds, which has neither a watchdog's driver nor 9p.
+func debianKernel(ctx context.Context, root string) (string, error) {
+	patterns := []string{"./boot/vmlinuz*"}
+	for _, m := range slices.Concat(modules(), moreModules()) {
+		patterns = append(patterns, "*/"+m+".ko")
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(root, "lab", "unpack"), append([]string{"linux-image-amd64"}, patterns...)...).Output()
+	var failed *exec.ExitError
+	if errors.As(err, &failed) {
+		err = fmt.Errorf("%w: %s", err, failed.Stderr)
+	}
+	if err != nil {
+		return "", fmt.Errorf("unpack Debian's kernel: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// pack makes the initrd of an init and the modules below a directory.
+func pack(init, below string) ([]byte, error) {
+	content, err := os.ReadFile(init)
+	if err != nil {
+		return nil, err
+	}
+	var archive cpio
+	archive.dir("dev")
+	archive.dir("modules")
+	archive.file("init", content)
+	archive.file("modules/order", []byte(strings.Join(modules(), ".ko ")+".ko"))
+	err = filepath.WalkDir(below, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		archive.file("modules/"+d.Name(), raw)
+		return err
+	})
+	return archive.end(), err
+}
+
+// cpio writes the newc format (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
+type cpio struct {
+	bytes.Buffer
+	inode int
+}
+
+func (c *cpio) dir(name string)                  { c.entry(name, 0o40755, nil) }
+func (c *cpio) file(name string, content []byte) { c.entry(name, 0o100755, content) }
+
+func (c *cpio) entry(name string, mode int, content []byte) {
+	c.inode++
+	_, _ = fmt.Fprintf(c, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+		c.inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0, name)
+	c.pad()
+	c.Write(content)
+	c.pad()
+}
+
+func (c *cpio) pad() { c.Write(make([]byte, -c.Len()&3)) }
+
+func (c *cpio) end() []byte {
+	c.entry("TRAILER!!!", 0, nil)
+	return c.Bytes()
+}
