@@ -105,6 +105,25 @@ func TestRates(t *testing.T) {
 	}
 }
 
+func TestDiskLimits(t *testing.T) {
+	for text, pointer := range map[string]string{
+		`"diskBytes":"100Mi","diskOperations":500`: "",
+		`"diskBytes":"2P"`:                         "/spec/limits/diskBytes",
+		`"diskBytes":"-1"`:                         "/spec/limits/diskBytes",
+		`"diskOperations":-1`:                      "/spec/limits/diskOperations",
+	} {
+		o, err := DecodeObject([]byte(`{"apiVersion":"rackweft/v1alpha1","kind":"Guest","metadata":{"name":"g"},"spec":{"network":"n","cpus":1,"memory":"1Gi","image":"i","limits":{` + text + `}}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.SetDefaults()
+		got := o.Validate()
+		if pointer == "" && len(got) > 0 || pointer != "" && (len(got) != 1 || got[0].Pointer != pointer) {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
+}
+
 func TestEveryKindHasItsName(t *testing.T) {
 	for _, k := range Kinds() {
 		o := k.New()

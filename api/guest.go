@@ -51,6 +51,10 @@ type GuestLimits struct {
 	// Receive and Send are in bytes per second; 0 is without limit.
 	Receive Quantity `json:"receive,omitzero" doc:"Bytes per second from its Network."`
 	Send    Quantity `json:"send,omitzero" doc:"Bytes per second into its Network."`
+	// DiskBytes and DiskOperations are per second, of all its disks together; 0 is
+	// without limit.
+	DiskBytes      Quantity `json:"diskBytes,omitzero" doc:"Bytes per second that it reads and writes, on all its disks together."`
+	DiskOperations int      `json:"diskOperations,omitzero" doc:"Reads and writes per second, on all its disks together."`
 }
 
 // Disk is one disk of a Guest.
@@ -207,7 +211,14 @@ func (s *GuestSpec) validateMachine(e *FieldErrors) {
 	if s.Limits.Send.Value() < 0 {
 		e.add(at("spec", "limits", "send"), "a limit is not negative")
 	}
+	if n := s.Limits.DiskBytes.Value(); n < 0 || n > maxDiskLimit {
+		e.add(at("spec", "limits", "diskBytes"), "it is from 0, which is no limit, to 1P")
+	}
+	e.between(at("spec", "limits", "diskOperations"), s.Limits.DiskOperations, 0, 1_000_000_000)
 }
+
+// maxDiskLimit is the largest that QEMU takes (THROTTLE_VALUE_MAX).
+const maxDiskLimit = 1_000_000_000_000_000
 
 // maxCPU is more than any host has.
 const maxCPU = 8191

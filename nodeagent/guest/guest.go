@@ -49,7 +49,7 @@ type guest struct {
 	restarts   int
 	told       string // the last failure that an event told of
 	ioFailed   time.Time
-	sized      string // digest of the disks that were given their size
+	configured string // digest of what configure has done
 }
 
 func newGuest(h *Handler, name, uid string) *guest {

@@ -170,9 +170,11 @@ func TestMicroVM(t *testing.T) {
 	h := newHost(t)
 	g := linux(h)
 	g.Machine, g.StopTimeout = "microvm", api.Duration(time.Second)
+	g.Limits.DiskOperations = 1000
 	h.run()
 	h.want(part("small", "u2", g))
 	h.wait("it counts", func() bool { return strings.Contains(h.console("u2"), "@tick 3") })
+	h.wait("its disk is limited", func() bool { return h.throttles("u2")["disk-root"].Operations == 1000 })
 	g.State = "Stopped"
 	h.want(part("small", "u2", g))
 	h.wait("it is forced off", h.is("guest/small", api.PartApplied, "Stopped"))

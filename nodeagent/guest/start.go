@@ -58,7 +58,7 @@ func digest(v any) string {
 // machineDigest is over what takes effect at a start only.
 func machineDigest(p api.GuestPart) string {
 	p.State, p.Restart, p.StopTimeout, p.Request, p.Config = "", "", 0, nil, api.GuestConfig{}
-	p.Limits.Receive, p.Limits.Send = api.Quantity{}, api.Quantity{}
+	p.Limits.Receive, p.Limits.Send, p.Limits.DiskBytes, p.Limits.DiskOperations = api.Quantity{}, api.Quantity{}, api.Quantity{}, 0
 	p.Disks = slices.Clone(p.Disks)
 	for i := range p.Disks {
 		p.Disks[i].Size, p.Disks[i].Retain = api.Quantity{}, false
@@ -312,7 +312,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	}
 	files.close() // a QEMU that ends hangs up now
 	files = nil
-	g.conditions, g.sized = nil, ""
+	g.conditions, g.configured = nil, ""
 	err = g.adopt(ctx)
 	if err != nil || g.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
@@ -538,51 +538,109 @@ func (g *guest) openChannels(_ context.Context, _ *api.GuestPart, vm *qemu.VM, f
 	return err
 }
 
-// configure does what is done through the monitor: disks get their size, and
-// processors their place.
+// configure does what is done through the monitor: disks get their size and
+// limits, and processors their place.
 func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
-	wanted := digest(part.Disks)
-	if g.sized == wanted {
+	limits := diskLimits(part)
+	wanted := digest([]any{part.Disks, limits})
+	if g.configured == wanted {
 		return nil
 	}
-	if err := g.growDisks(ctx, part); err != nil {
+	disks, err := g.queryDisks(ctx)
+	if err != nil {
 		return err
+	}
+	for _, d := range part.Disks {
+		seen, ok := disks[d.Name]
+		if !ok {
+			continue // it comes with the next start
+		}
+		if err := g.growDisk(ctx, d, seen.Image.Size); err != nil {
+			return err
+		}
+		if seen.throttle == limits {
+			continue
+		}
+		args := throttleArguments{ID: seen.device, Group: "guest", throttle: limits}
+		if err := g.command(ctx, "block_set_io_throttle", args, nil); err != nil {
+			return fmt.Errorf("limit disk %s: %w", d.Name, err)
+		}
 	}
 	if err := g.pin(ctx, part); err != nil {
 		return err
 	}
-	g.sized = wanted
+	g.configured = wanted
 	return nil
 }
 
-func (g *guest) growDisks(ctx context.Context, part *api.GuestPart) error {
+// throttle is what QEMU calls a disk's limits. Those of reads or writes alone
+// are not used.
+type throttle struct {
+	Bytes           int64 `json:"bps"`
+	ReadBytes       int64 `json:"bps_rd"`
+	WriteBytes      int64 `json:"bps_wr"`
+	Operations      int64 `json:"iops"`
+	ReadOperations  int64 `json:"iops_rd"`
+	WriteOperations int64 `json:"iops_wr"`
+}
+
+// throttleArguments are those of block_set_io_throttle. The disks of a group
+// share its limits.
+type throttleArguments struct {
+	ID    string `json:"id"`
+	Group string `json:"group"`
+	throttle
+}
+
+func diskLimits(part *api.GuestPart) throttle {
+	return throttle{Bytes: part.Limits.DiskBytes.Value(), Operations: int64(part.Limits.DiskOperations)}
+}
+
+// attachedDisk is what QEMU has as a disk.
+type attachedDisk struct {
+	Node  string `json:"node-name"`
+	Image struct {
+		Size int64 `json:"virtual-size"`
+	} `json:"image"`
+	throttle
+	device string // QOM path of what it is plugged into
+}
+
+// queryDisks asks for the disks that QEMU has, by name.
+func (g *guest) queryDisks(ctx context.Context) (map[string]attachedDisk, error) {
 	var blocks []struct {
-		Inserted *struct {
-			Node  string `json:"node-name"`
-			Image struct {
-				Size int64 `json:"virtual-size"`
-			} `json:"image"`
-		} `json:"inserted"`
+		Device   string        `json:"qdev"`
+		Inserted *attachedDisk `json:"inserted"`
 	}
 	if err := g.command(ctx, "query-block", nil, &blocks); err != nil {
-		return err
+		return nil, err
 	}
-	for _, d := range part.Disks {
-		for _, b := range blocks {
-			if b.Inserted == nil || b.Inserted.Node != qemu.DiskNode(d.Name) || b.Inserted.Image.Size == d.Size.Value() {
-				continue
-			}
-			if b.Inserted.Image.Size > d.Size.Value() {
-				g.log.Warn("a disk is larger than it is to be, and stays so", "disk", d.Name, "bytes", b.Inserted.Image.Size)
-				continue
-			}
-			args := map[string]any{"node-name": b.Inserted.Node, "size": d.Size.Value()}
-			if err := g.command(ctx, "block_resize", args, nil); err != nil {
-				return fmt.Errorf("grow disk %s: %w", d.Name, err)
-			}
-			g.h.event(g, api.Normal, "DiskGrown", fmt.Sprintf("disk %s has grown to %d bytes", d.Name, d.Size.Value()))
+	disks := map[string]attachedDisk{}
+	for _, b := range blocks {
+		if b.Inserted == nil {
+			continue
+		}
+		if name, ok := strings.CutPrefix(b.Inserted.Node, qemu.DiskNode("")); ok {
+			b.Inserted.device = b.Device
+			disks[name] = *b.Inserted
 		}
 	}
+	return disks, nil
+}
+
+// growDisk makes a disk as large as it is to be, if it is smaller.
+func (g *guest) growDisk(ctx context.Context, d api.GuestDisk, size int64) error {
+	if size > d.Size.Value() {
+		g.log.Warn("a disk is larger than it is to be, and stays so", "disk", d.Name, "bytes", size)
+	}
+	if size >= d.Size.Value() {
+		return nil
+	}
+	args := map[string]any{"node-name": qemu.DiskNode(d.Name), "size": d.Size.Value()}
+	if err := g.command(ctx, "block_resize", args, nil); err != nil {
+		return fmt.Errorf("grow disk %s: %w", d.Name, err)
+	}
+	g.h.event(g, api.Normal, "DiskGrown", fmt.Sprintf("disk %s has grown to %d bytes", d.Name, d.Size.Value()))
 	return nil
 }
 
