@@ -31,6 +31,7 @@ type GuestSpec struct {
 	Machine     string      `json:"machine,omitzero" enum:"q35,microvm"`
 	Firmware    string      `json:"firmware,omitzero" enum:"bios,uefi"`
 	SecureBoot  bool        `json:"secureBoot,omitzero" doc:"Boots only what is signed by the keys of Microsoft's and the distributions' shim; needs uefi."`
+	TPM         bool        `json:"tpm,omitzero" doc:"It has a TPM 2.0 of its own, whose state is kept with its disks; needs q35."`
 	Tuning      GuestTuning `json:"tuning,omitzero"`
 	Limits      GuestLimits `json:"limits,omitzero"`
 	Restart     string      `json:"restart,omitzero" enum:"Always,OnFailure,Never" doc:"What follows when the Guest has ended by itself although it should be Running."`
@@ -189,6 +190,9 @@ func (s *GuestSpec) validateMachine(e *FieldErrors) {
 	}
 	if s.SecureBoot && s.Firmware != "uefi" {
 		e.add(at("spec", "secureBoot"), "Secure Boot is UEFI's: write firmware: uefi")
+	}
+	if s.TPM && s.Machine == "microvm" {
+		e.add(at("spec", "tpm"), "a microvm has no TPM: write machine: q35")
 	}
 	if s.StopTimeout < 0 {
 		e.add(at("spec", "stopTimeout"), "a timeout is not negative")

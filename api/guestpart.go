@@ -14,6 +14,7 @@ type GuestPart struct {
 	Machine     string       `json:"machine,omitzero" enum:"q35,microvm"`
 	Firmware    string       `json:"firmware,omitzero" enum:"bios,uefi"`
 	SecureBoot  bool         `json:"secureBoot,omitzero"`
+	TPM         bool         `json:"tpm,omitzero"`
 	Tuning      GuestTuning  `json:"tuning,omitzero"`
 	Limits      GuestLimits  `json:"limits,omitzero"`
 	Kernel      *GuestKernel `json:"kernel,omitempty" doc:"Started directly, in place of the firmware's boot."`

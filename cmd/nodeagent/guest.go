@@ -59,6 +59,9 @@ func opened(c *nodeagent.Content, err error) (io.ReadCloser, error) {
 func startUnit(ctx context.Context, g guest.Service, argv []string) error {
 	unit := systemd.Service{Name: "rackweft-guest-" + g.UID + ".service", Description: "Guest " + g.Guest, Slice: "rackweft-guests.slice",
 		Properties: []string{"KillMode=mixed", "TimeoutStopSec=30s", "LimitMEMLOCK=infinity", "LimitCORE=0"}}
+	if g.TPM { // it ends with QEMU, which has the only connection to it
+		unit.Name, unit.Description = "rackweft-guest-"+g.UID+"-tpm.service", "TPM of Guest "+g.Guest
+	}
 	if g.CPUWeight > 0 {
 		unit.Properties = append(unit.Properties, fmt.Sprintf("CPUWeight=%d", g.CPUWeight))
 	}

@@ -59,7 +59,12 @@ func (g *guest) letGo() {
 // lock takes the Guest's lock, which a QEMU of its holds as long as it lives.
 // nil without an error: one lives.
 func (g *guest) lock() (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(g.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	return takeLock(filepath.Join(g.dir, "lock"))
+}
+
+// takeLock locks a file, nil without an error when somebody else has it locked.
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +76,7 @@ func (g *guest) lock() (*os.File, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, nil
 	}
-	return nil, fmt.Errorf("the Guest's lock: %w", err)
+	return nil, fmt.Errorf("the lock %s: %w", path, err)
 }
 
 // find makes running true: it adopts a QEMU that lives, forgets one that has

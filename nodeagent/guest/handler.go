@@ -45,7 +45,8 @@ type Options struct {
 	StateDir string // disks, images, records: kept over reboots
 	RunDir   string // sockets: gone with a reboot; a short path
 	Program  string // QEMU; qemu-system-x86_64
-	// FirstUser is the first of the 65,536 user ids that QEMUs run as, one each.
+	// FirstUser is the first of the 65,536 user ids that QEMUs run as, one each;
+	// those of their TPMs come behind.
 	FirstUser int
 	Log       *slog.Logger
 	Fetch     disk.Fetch
@@ -64,7 +65,8 @@ type Options struct {
 // Service is what the unit of a Guest has of its own.
 type Service struct {
 	Guest, UID          string
-	CPUWeight, IOWeight int // 0 for the default
+	TPM                 bool // it is the Guest's TPM that is started
+	CPUWeight, IOWeight int  // 0 for the default
 }
 
 // defaultFirstUser is above what systemd gives to containers and below 2^31.

@@ -16,7 +16,7 @@ import (
 // record is what the host must still know of a Guest after a reboot.
 type record struct {
 	Name string        `json:"name"`
-	User int           `json:"user"` // that its QEMU runs as
+	User int           `json:"user"` // that its QEMU runs as; see tpmUser
 	Part api.GuestPart `json:"part"` // the last that was asked for
 	// Launched is the last start, nil when there was none.
 	Launched *launched `json:"launched,omitempty"`
@@ -24,7 +24,7 @@ type record struct {
 	Expected bool `json:"expected,omitzero"`
 	// Ended is how the last run ended, nil while it lasts or when that is not known.
 	Ended   *ended `json:"ended,omitempty"`
-	Crash   *ended `json:"crash,omitempty"` // the last end that was a failure
+	Crash   *ended `json:"crash,omitempty"`  // the last end that was a failure
 	Request string `json:"request,omitzero"` // ID of the last one that was done
 	// Access is what the last start may fetch its config with, nil without one.
 	Access *access `json:"access,omitempty"`
@@ -36,6 +36,7 @@ type launched struct {
 	Accelerator qemu.Accelerator `json:"accelerator"`
 	Reason      string           `json:"reason,omitzero"` // of the accelerator
 	Machine     string           `json:"machine"`         // digest of what only a start changes
+	TPM         bool             `json:"tpm,omitzero"`
 }
 
 type ended struct {

@@ -37,6 +37,8 @@ func checkPart(p *api.GuestPart) error {
 		return fmt.Errorf("no machine is called %q", p.Machine)
 	case p.Firmware == "uefi" && p.Machine == qemu.MicroVM:
 		return errors.New("a microvm has no UEFI")
+	case p.TPM && p.Machine == qemu.MicroVM:
+		return errors.New("a microvm has no TPM")
 	case !slices.Contains([]string{"Running", "Paused", "Stopped"}, p.State):
 		return fmt.Errorf("no state is called %q", p.State)
 	case len(cpus) > 0 && len(cpus) < p.CPUs && p.Tuning.HugePages:
@@ -197,6 +199,7 @@ func (g *guest) noteCurrent(part *api.GuestPart) {
 	g.condition(conditionCurrent, current, reason, message)
 	g.condition(conditionAccelerated, l.Accelerator == qemu.KVM, strings.ToUpper(string(l.Accelerator)), l.Reason)
 	g.noteSteady()
+	g.noteTPM()
 }
 
 // noteSteady tells of a failure until a run has been good for some time.
@@ -297,7 +300,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	}
 	err = g.change(func(r *record) {
 		r.Expected, r.Access = false, access
-		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part)}
+		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part), TPM: part.TPM}
 	})
 	if err != nil {
 		return err
@@ -368,7 +371,7 @@ func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Acceler
 		files.add(closer(o.Close))
 		vm.Disks = append(vm.Disks, qemu.Disk{Name: d.Name, File: o.File, Format: o.Format, Base: o.Base, BaseFormat: o.BaseFormat})
 	}
-	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels} {
+	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.openTPM} {
 		if err := open(ctx, part, &vm, files); err != nil {
 			return vm, err
 		}

@@ -209,6 +209,11 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return g.h.timing.retry, pending("a QEMU of it is just being started")
 	}
 	defer func() { _ = lock.Close() }()
+	tpm, err := g.lockTPM(ctx) // its emulator may be just about to end
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = tpm.Close() }()
 	if err := g.h.disks.Remove(g.record.Part.Network, g.record.Name, g.uid, g.record.retained()); err != nil {
 		return 0, err
 	}

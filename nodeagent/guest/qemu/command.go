@@ -48,6 +48,7 @@ type VM struct {
 	Kernel      *Kernel
 	Disks       []Disk // in boot order
 	NIC         *NIC
+	TPM         *os.File // a socket that is connected to swtpm's control channel; nil for none
 	// Ignition is the pointer config, nil for none. QEMU opens it anew, so it
 	// must be readable for everyone.
 	Ignition *os.File
@@ -257,6 +258,10 @@ func (vm VM) board(l *line) {
 		l.json("-object", object{{"qom-type", "iothread"}, {"id", "io"}})
 		l.json("-device", object{{"driver", "i6300esb"}, {"id", "watchdog"}})
 		l.json("-device", object{{"driver", "pvpanic"}})
+	}
+	if vm.TPM != nil {
+		l.add("-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", l.number(vm.TPM)), "-tpmdev", "emulator,id=tpm0,chardev=tpm")
+		l.json("-device", object{{"driver", "tpm-crb"}, {"tpmdev", "tpm0"}})
 	}
 }
 

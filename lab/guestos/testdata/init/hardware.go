@@ -49,6 +49,8 @@ func obeyHardware(words []string) string {
 		defer func() { _ = f.Close() }()
 		n, err := f.Read(make([]byte, 16))
 		return fmt.Sprintf("%d bytes", n) + text(err)
+	case "tpm":
+		return tpm(words[1])
 	case "hang": // after the driver's heartbeat the watchdog fires
 		_, err := os.OpenFile("/dev/watchdog", os.O_WRONLY, 0)
 		if err != nil {
