@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +25,7 @@ type GuestSpec struct {
 	Image     string        `json:"image"`
 	Disks     []Disk        `json:"disks,omitempty"`
 	Ignition  GuestIgnition `json:"ignition,omitzero"`
+	Shares    []Share       `json:"shares,omitempty"`
 	Placement Placement     `json:"placement,omitzero"`
 	State     string        `json:"state,omitzero" enum:"Running,Paused,Stopped"`
 	// Machine is the board that the Guest sees. A microvm starts faster and has
@@ -69,6 +71,29 @@ type Disk struct {
 // MaxDiskName is the length of a virtio disk's serial number, by which the
 // Guest finds it: /dev/disk/by-id/virtio-NAME.
 const MaxDiskName = 20
+
+// Share is a directory that a Guest sees, to be read only: the 9p share of that
+// name.
+type Share struct {
+	Name   string            `json:"name" doc:"The 9p tag by which the Guest mounts it; at most 31 characters."`
+	Secret string            `json:"secret,omitzero" doc:"Its keys are the files. The Secret has the label rackweft/guests: \"true\"."`
+	Files  map[string]string `json:"files,omitempty" doc:"The files by name, in place of a Secret's."`
+}
+
+// Limits of Shares.
+const (
+	maxShares    = 8
+	maxShareName = 31      // of QEMU's 9p tags
+	maxShareSize = 1 << 18 // of files that stand in the Guest, bytes
+)
+
+// ValidateFileName checks the name of a file of a Share.
+func ValidateFileName(name string) error {
+	if len(name) > 253 || strings.Trim(name, ".") == "" || !regexp.MustCompile(`^[-._a-zA-Z0-9]+$`).MatchString(name) {
+		return fmt.Errorf("%q is no name for a file: up to 253 letters, digits, '.', '-' and '_', not dots alone", name)
+	}
+	return nil
+}
 
 // GuestIgnition is what a Guest is configured with.
 type GuestIgnition struct {
@@ -175,10 +200,43 @@ func (g *Guest) Validate() FieldErrors {
 			e.oneOf(at("spec", "disks", i, "format"), d.Format, "qcow2", "raw")
 		}
 	}
+	g.Spec.validateShares(&e)
 	for i, l := range g.Spec.Ignition.Layers {
 		e.name(at("spec", "ignition", "layers", i), l)
 	}
 	return e
+}
+
+func (s *GuestSpec) validateShares(e *FieldErrors) {
+	if len(s.Shares) > maxShares {
+		e.add(at("spec", "shares"), "a Guest has at most %d shares", maxShares)
+	}
+	names := map[string]bool{}
+	for i, share := range s.Shares {
+		here := func(parts ...any) []any { return append(at("spec", "shares", i), parts...) }
+		e.name(here("name"), share.Name)
+		if len(share.Name) > maxShareName {
+			e.add(here("name"), "it is also the 9p tag, which has at most %d characters", maxShareName)
+		}
+		if names[share.Name] {
+			e.add(here("name"), "two shares are called %q", share.Name)
+		}
+		names[share.Name] = true
+		if (share.Secret == "") == (len(share.Files) == 0) {
+			e.add(here(), "a share holds either a Secret or files: give one of them")
+		}
+		e.optionalName(here("secret"), share.Secret)
+		size := 0
+		for name, content := range share.Files {
+			if err := ValidateFileName(name); err != nil {
+				e.add(here("files", name), "%s", err)
+			}
+			size += len(content)
+		}
+		if size > maxShareSize {
+			e.add(here("files"), "%d bytes are more than 256 KiB: put them into an Image", size)
+		}
+	}
 }
 
 func (s *GuestSpec) validateMachine(e *FieldErrors) {

@@ -19,6 +19,7 @@ type GuestPart struct {
 	Limits      GuestLimits  `json:"limits,omitzero"`
 	Kernel      *GuestKernel `json:"kernel,omitempty" doc:"Started directly, in place of the firmware's boot."`
 	Disks       []GuestDisk  `json:"disks,omitempty" doc:"In the order in which they are tried for booting."`
+	Shares      []GuestShare `json:"shares,omitempty"`
 	Config      GuestConfig  `json:"config,omitzero"`
 	Restart     string       `json:"restart,omitzero" enum:"Always,OnFailure,Never"`
 	StopTimeout Duration     `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take; 2m."`
@@ -41,6 +42,18 @@ type GuestDisk struct {
 	Retain bool     `json:"retain,omitzero"`
 	Format string   `json:"format,omitzero" enum:"qcow2,raw"`
 	Image  SHA256   `json:"image,omitzero" doc:"Digest of the blob that it begins as, qcow2 or raw; without one it begins empty."`
+}
+
+// GuestShare is a Share as its host needs it, which fetches what it holds.
+type GuestShare struct {
+	Name    string `json:"name"`
+	Version string `json:"version" doc:"Changes with what it holds."`
+}
+
+// GuestShareContent is what a share holds.
+type GuestShareContent struct {
+	Version string            `json:"version"`
+	Files   map[string]string `json:"files" doc:"What is in them, by their names."`
 }
 
 // GuestConfig is what a Guest configures itself with.

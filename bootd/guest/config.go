@@ -73,11 +73,19 @@ func (c Configs) facts(g *api.Guest, img *api.Image) map[string]any {
 // Site's own, such as those of BMCs, a tenant gets none.
 const SecretLabel = "rackweft/guests"
 
+// guestSecret finds a Secret that Guests may be given.
+func guestSecret(c *store.Cache, name string) (*api.Secret, error) {
+	s, ok := store.Cached[api.Secret](c, name)
+	if !ok || s.Metadata.Labels[SecretLabel] != "true" {
+		return nil, fmt.Errorf("no Secret %s is for Guests: one that is has the label %s: \"true\"", name, SecretLabel)
+	}
+	return s, nil
+}
+
 func (c Configs) secrets(ctx context.Context) func(name, key string) (string, error) {
 	return func(name, key string) (string, error) {
-		s, ok := store.Cached[api.Secret](c.Cache, name)
-		if !ok || s.Metadata.Labels[SecretLabel] != "true" {
-			return "", fmt.Errorf("no Secret %s is for Guests: one that is has the label %s: \"true\"", name, SecretLabel)
+		if _, err := guestSecret(c.Cache, name); err != nil {
+			return "", err
 		}
 		data, err := store.OpenSecret(ctx, c.Store, name)
 		if err != nil {

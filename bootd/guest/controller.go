@@ -53,7 +53,7 @@ const (
 func (c *Controller) Run(ctx context.Context) error {
 	c.loop = reconcile.New(c.reconcile, c.Log)
 	var kinds []api.Kind
-	for _, name := range []string{"Guest", "Machine", "Network", "Site", "Image"} {
+	for _, name := range []string{"Guest", "Machine", "Network", "Site", "Image", "Secret"} {
 		k, err := api.LookupKind(name)
 		if err != nil {
 			return err
@@ -85,6 +85,10 @@ func (c *Controller) changed(ch store.Change) {
 		c.addAll(func(g *api.Guest) bool { return concerns(g, ch.Name) || room && waits(g) })
 	case "Image":
 		c.addAll(func(g *api.Guest) bool { return g.Spec.Image == ch.Name })
+	case "Secret":
+		c.addAll(func(g *api.Guest) bool {
+			return slices.ContainsFunc(g.Spec.Shares, func(s api.Share) bool { return s.Secret == ch.Name })
+		})
 	default:
 		c.addAll(waits)
 	}
@@ -535,7 +539,7 @@ func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, s
 	}
 	status, reason, message := api.True, state, fmt.Sprintf("%s on %s", state, m.Metadata.Name)
 	if _, err := Part(c.Cache, g); err != nil {
-		status, reason, message = api.False, "NoImage", err.Error()
+		status, reason, message = api.False, "Incomplete", err.Error()
 	} else if seen.State != api.PartApplied || state != g.Spec.State {
 		status, reason, message = api.False, "NotApplied", fmt.Sprintf("%s is not done with it: %s", m.Metadata.Name, saying(seen))
 		if seen.State == api.PartFailed {

@@ -375,5 +375,5 @@ func TestWhatAGuestWaitsFor(t *testing.T) {
 	b.Create(&api.Network{Base: testsite.Named("green"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.6.0.0/16")}}})
 	b.placed("lost")
 	b.change("web", func(g *api.Guest) { g.Spec.Image = "none" })
-	b.because("web", Ready, "NoImage")
+	b.because("web", Ready, "Incomplete")
 }

@@ -30,7 +30,12 @@ func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	if err := boot(&p, g, img); err != nil {
 		return p, err
 	}
-	return p, nil
+	if p.State == stopped { // then what it would have beside its disks holds up no move
+		return p, nil
+	}
+	var err error
+	p.Shares, err = shares(c, g)
+	return p, err
 }
 
 // ConfigURL is where a Guest fetches its config: nodeagent answers there, inside

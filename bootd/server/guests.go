@@ -28,18 +28,43 @@ func (s *Server) guestRoutes() []route {
 		route{method: "POST", path: "/v1/hosts/{name}/channels/{id}", tag: "Host", host: ownName, stream: true, query: []parameter{{"refused", "Why the host has nothing to open.", "string"}},
 			summary: "A channel that bootd has asked the host for: raw bytes both ways", inType: "application/octet-stream", outType: "application/octet-stream", handle: s.hostChannel})
 	return append(routes, route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/config", tag: "Host", host: ownName,
-		summary: "The Ignition config of a Guest that is on the host", outType: "application/vnd.coreos.ignition+json", handle: s.guestConfig})
+		summary: "The Ignition config of a Guest that is on the host", outType: "application/vnd.coreos.ignition+json", handle: s.guestConfig},
+		route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/shares/{share}", tag: "Host", host: ownName,
+			summary: "What a share of a Guest that is on the host holds", out: api.GuestShareContent{}, handle: s.guestShare})
 }
 
-// guestConfig hands a host what one of its Guests configures itself with.
-func (s *Server) guestConfig(c *call) error {
+// guestOf is a Guest that is on the host that asks.
+func (s *Server) guestOf(c *call) (*api.Guest, error) {
 	if c.who.host == nil {
-		return problem(http.StatusForbidden, "it is for the Guest's host alone: show the certificate of host:%s", c.name())
+		return nil, problem(http.StatusForbidden, "it is for the Guest's host alone: show the certificate of host:%s", c.name())
 	}
 	name := c.r.PathValue("guest")
 	g, ok := store.Cached[api.Guest](s.conf.Cache, name)
 	if !ok || g.Status.HostUID != c.who.host.UID {
-		return problem(http.StatusNotFound, "no Guest %q is on %s", name, c.name())
+		return nil, problem(http.StatusNotFound, "no Guest %q is on %s", name, c.name())
+	}
+	return g, nil
+}
+
+// guestShare hands a host what one of its Guests is to see.
+func (s *Server) guestShare(c *call) error {
+	g, err := s.guestOf(c)
+	if err != nil {
+		return err
+	}
+	content, err := guest.Configs{Store: s.conf.Store, Cache: s.conf.Cache}.Share(c.r.Context(), g, c.r.PathValue("share"))
+	if err != nil {
+		return problem(http.StatusServiceUnavailable, "%s", err)
+	}
+	c.w.Header().Set("Cache-Control", "no-store")
+	return c.json(http.StatusOK, content)
+}
+
+// guestConfig hands a host what one of its Guests configures itself with.
+func (s *Server) guestConfig(c *call) error {
+	g, err := s.guestOf(c)
+	if err != nil {
+		return err
 	}
 	result, err := guest.Configs{Store: s.conf.Store, Cache: s.conf.Cache}.Compile(c.r.Context(), g)
 	if err != nil {

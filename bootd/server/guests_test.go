@@ -116,9 +116,26 @@ func TestGuestConfig(t *testing.T) {
 	if !strings.Contains(body, "web%20open-sesame") || !strings.Contains(body, "/etc/hostname") || !strings.Contains(body, `"version":"3.4.0"`) {
 		t.Errorf("the config is %s", body)
 	}
+	fresh, err = store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error {
+		g.Spec.Shares = []api.Share{{Name: "tls", Secret: "open"}, {Name: "conf", Files: map[string]string{"a": "b"}}, {Name: "other", Secret: "shut"}}
+		return nil
+	})
+	must(t, err)
+	r.sync(t, fresh)
+	for share, want := range map[string]string{"tls": `"files":{"key":"open-sesame"}`, "conf": `"files":{"a":"b"}`} {
+		if body, err = fetch(host, "/v1/hosts/r1/guests/web/shares/"+share); err != nil || !strings.Contains(body, want) {
+			t.Errorf("share %s is %s, %v", share, body, err)
+		}
+	}
+	_, err = fetch(host, "/v1/hosts/r1/guests/web/shares/other")
+	wantStatus(t, err, http.StatusServiceUnavailable, "no Secret shut is for Guests")
+	_, err = fetch(host, "/v1/hosts/r1/guests/web/shares/none")
+	wantStatus(t, err, http.StatusServiceUnavailable, "no share of Guest web")
 	for name, client := range map[string]*api.Client{"an admin": c, "an operator": r.bearer(operatorToken), "another host": r.hostClient("r2")} {
-		if body, err := fetch(client, "/v1/hosts/r1/guests/web/config"); !api.IsStatus(err, http.StatusForbidden) {
-			t.Errorf("%s gets %s, %v", name, body, err)
+		for _, path := range []string{"config", "shares/tls"} {
+			if body, err := fetch(client, "/v1/hosts/r1/guests/web/"+path); !api.IsStatus(err, http.StatusForbidden) {
+				t.Errorf("%s gets %s, %v", name, body, err)
+			}
 		}
 	}
 	fresh, err = store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error { g.Spec.Ignition.Layers = []string{"bad"}; return nil })

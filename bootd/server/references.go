@@ -52,6 +52,9 @@ func references(o api.Object) []reference {
 		for i, l := range o.Spec.Ignition.Layers {
 			add("Layer", l, "spec", "ignition", "layers", i)
 		}
+		for i, s := range o.Spec.Shares {
+			add("Secret", s.Secret, "spec", "shares", i, "secret")
+		}
 	}
 	return list
 }

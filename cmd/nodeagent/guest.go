@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +18,9 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/systemd"
 )
+
+// maxShare is more than a Secret's values are in JSON, bytes.
+const maxShare = 4 << 20
 
 // launchWord is the command that becomes a QEMU.
 const launchWord = "guest-exec"
@@ -39,6 +43,14 @@ func newGuests(s settings, machine string, network guest.Plugger, get func(ctx c
 				return guest.Config{}, err
 			}
 			return guest.Config{ReadCloser: c.ReadCloser, Type: c.Type}, nil
+		},
+		Share: func(ctx context.Context, name, share string) (s api.GuestShareContent, err error) {
+			c, err := get(ctx, "/v1/hosts/"+url.PathEscape(machine)+"/guests/"+url.PathEscape(name)+"/shares/"+url.PathEscape(share))
+			if err != nil {
+				return s, err
+			}
+			defer func() { _ = c.Close() }()
+			return s, json.NewDecoder(io.LimitReader(c, maxShare)).Decode(&s)
 		},
 	}
 	if systemd.Booted() {

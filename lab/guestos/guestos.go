@@ -27,7 +27,7 @@ func modules() []string {
 // moreModules are loaded when a test asks for them.
 func moreModules() []string {
 	return []string{"watchdog", "i6300esb", "pvpanic", "pvpanic-mmio", "virtio_balloon", "virtio-rng",
-		"fscache", "netfs", "9pnet", "9pnet_virtio", "9p", "cdrom", "isofs"}
+		"netfs", "fscache", "9pnet", "9pnet_virtio", "9p", "cdrom", "isofs"}
 }
 
 // Build makes them. root is where go.mod is.

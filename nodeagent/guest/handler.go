@@ -51,7 +51,9 @@ type Options struct {
 	Log       *slog.Logger
 	Fetch     disk.Fetch
 	// Config reads the Ignition config of a Guest, by its name, from bootd.
-	Config  func(ctx context.Context, guest string) (Config, error)
+	Config func(ctx context.Context, guest string) (Config, error)
+	// Share reads what a share of a Guest, both by their names, holds.
+	Share   func(ctx context.Context, guest, share string) (api.GuestShareContent, error)
 	Network Plugger
 	// Launch is the command that runs launch.Exec.
 	Launch []string
@@ -143,6 +145,11 @@ func New(o Options) *Handler {
 	if o.Config == nil {
 		o.Config = func(context.Context, string) (Config, error) {
 			return Config{}, errors.New("this nodeagent asks no bootd for configs")
+		}
+	}
+	if o.Share == nil {
+		o.Share = func(context.Context, string, string) (api.GuestShareContent, error) {
+			return api.GuestShareContent{}, errors.New("this nodeagent asks no bootd for shares")
 		}
 	}
 	return &Handler{o: o, disks: disk.NewStore(o.StateDir, o.Fetch), timing: defaultTiming(),

@@ -1,10 +1,13 @@
 package guest
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -12,6 +15,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
+	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
 // must has a Guest do something that it can.
@@ -162,6 +166,122 @@ func TestTPM(t *testing.T) {
 	h.want(removed("web", uid1))
 	h.wait("it is removed", func() bool {
 		_, err := os.Stat(h.guestDir(uid1))
+		return os.IsNotExist(err)
+	})
+}
+
+// shelf stands for bootd: it has what a share holds, or is away.
+type shelf struct {
+	mu      sync.Mutex
+	content *api.GuestShareContent
+}
+
+func (s *shelf) share(_ context.Context, guest, share string) (api.GuestShareContent, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.content == nil || guest != "web" || share != "tls" {
+		return api.GuestShareContent{}, errors.New("nobody is at home")
+	}
+	return *s.content, nil
+}
+
+func (s *shelf) put(content *api.GuestShareContent) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.content = content
+}
+
+// A Guest reads what is handed in, as it is now, and nothing else; it writes
+// nothing. Its balloon and its source of entropy are there.
+func TestShares(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a kernel under emulation")
+	}
+	t.Parallel()
+	h := newHost(t)
+	shelf := new(shelf)
+	h.with = func(o *Options) { o.Share = shelf.share }
+	h.run()
+	g := linux(h)
+	g.StopTimeout = 1
+	g.Shares = []api.GuestShare{{Name: "tls", Version: "1"}}
+	h.want(part("web", uid1, g))
+	h.wait("it waits for what it is to read", func() bool {
+		s := h.status("guest/web")
+		return s.State == api.PartPending && strings.Contains(s.Message, "share tls: nobody is at home")
+	})
+	shelf.put(&api.GuestShareContent{Version: "1", Files: map[string]string{"tls.crt": "first", "old": "gone soon"}})
+	h.wait("it boots", func() bool { return strings.Contains(h.console(uid1), "@up ") })
+	h.must(uid1, "load netfs fscache 9pnet 9pnet_virtio 9p virtio_balloon virtio-rng", "ok")
+	const mount = "mount 9p tls /share trans=virtio,version=9p2000.L"
+	h.must(uid1, mount, "ok")
+	h.must(uid1, "list /share", "old tls.crt")
+	h.must(uid1, "cat /share/tls.crt", "first")
+
+	// Another version of it, once bootd has it.
+	g.Shares = []api.GuestShare{{Name: "tls", Version: "2"}}
+	h.want(part("web", uid1, g))
+	h.wait("bootd is behind", func() bool { return strings.Contains(h.status("guest/web").Message, "another version") })
+	shelf.put(&api.GuestShareContent{Version: "2", Files: map[string]string{"tls.crt": "second", "tls.key": "new"}})
+	h.wait("it has it", h.is("guest/web", api.PartApplied, "Running"))
+	h.must(uid1, "list /share", "tls.crt tls.key")
+	h.must(uid1, "cat /share/tls.crt", "second")
+	if c := h.status("guest/web").Guest.Conditions; !c.Is(conditionCurrent) {
+		t.Errorf("a restart is due: %+v", c)
+	}
+
+	// It is read-only for the Guest's root, and no link leads out of it.
+	for _, command := range []string{"touch /share/mine", "touch /share/tls.crt"} {
+		if got := h.tell(uid1, command); !strings.Contains(got, "read-only file system") {
+			t.Errorf("%s: %s", command, got)
+		}
+	}
+	outside := filepath.Join(h.dir, "outside")
+	h.try(os.WriteFile(outside, []byte("the host's"), 0o644))
+	dir := filepath.Join(h.runDir(uid1), "shares", "tls")
+	h.try(os.Symlink(outside, filepath.Join(dir, "link")))
+	h.try(os.Symlink(h.dir, filepath.Join(dir, "dir")))
+	for _, command := range []string{"cat /share/link", "list /share/dir", "cat /share/../" + outside} {
+		if got := h.tell(uid1, command); !strings.Contains(got, "no such file") {
+			t.Errorf("%s: %s", command, got)
+		}
+	}
+	for _, at := range []struct {
+		path string
+		mode os.FileMode
+	}{{h.runDir(uid1), 0o700}, {dir, 0o750}, {filepath.Join(dir, "tls.key"), 0o440}} {
+		info, err := os.Stat(at.path)
+		h.try(err)
+		if info.Mode().Perm() != at.mode || info.Sys().(*syscall.Stat_t).Uid != 0 {
+			t.Errorf("%s is %v", at.path, info.Mode())
+		}
+	}
+
+	h.must(uid1, "random", "16 bytes")
+	monitor, err := qmp.Dial(t.Context(), filepath.Join(h.runDir(uid1), "monitor.sock"), nil)
+	h.try(err)
+	defer monitor.Close()
+	smaller := quantity("160Mi")
+	h.try(monitor.Execute(t.Context(), "balloon", map[string]any{"value": smaller.Value()}, nil))
+	h.wait("its balloon is blown up", func() bool {
+		var info struct{ Actual int64 }
+		return monitor.Execute(t.Context(), "query-balloon", nil, &info) == nil && info.Actual == smaller.Value()
+	})
+
+	// It starts again without bootd, with what the host has.
+	shelf.put(nil)
+	h.stop()
+	h.run()
+	g.Request = &api.GuestRequest{ID: "1", Verb: api.GuestRestart}
+	h.want(part("web", uid1, g))
+	h.wait("it boots again", func() bool { return strings.Count(h.console(uid1), "@up ") == 2 })
+	h.must(uid1, "load netfs fscache 9pnet 9pnet_virtio 9p", "ok")
+	h.must(uid1, mount, "ok")
+	h.must(uid1, "cat /share/tls.crt", "second")
+
+	h.want(removed("web", uid1))
+	h.wait("nothing is left", func() bool {
+		_, err := os.Stat(h.runDir(uid1))
 		return os.IsNotExist(err)
 	})
 }

@@ -39,6 +39,8 @@ func checkPart(p *api.GuestPart) error {
 		return errors.New("a microvm has no UEFI")
 	case p.TPM && p.Machine == qemu.MicroVM:
 		return errors.New("a microvm has no TPM")
+	case slices.ContainsFunc(p.Shares, func(s api.GuestShare) bool { return api.ValidateName(s.Name) != nil }):
+		return errors.New("a share's name is none")
 	case !slices.Contains([]string{"Running", "Paused", "Stopped"}, p.State):
 		return fmt.Errorf("no state is called %q", p.State)
 	case len(cpus) > 0 && len(cpus) < p.CPUs && p.Tuning.HugePages:
@@ -61,6 +63,10 @@ func digest(v any) string {
 func machineDigest(p api.GuestPart) string {
 	p.State, p.Restart, p.StopTimeout, p.Request, p.Config = "", "", 0, nil, api.GuestConfig{}
 	p.Limits.Receive, p.Limits.Send, p.Limits.DiskBytes, p.Limits.DiskOperations = api.Quantity{}, api.Quantity{}, api.Quantity{}, 0
+	p.Shares = slices.Clone(p.Shares)
+	for i := range p.Shares {
+		p.Shares[i].Version = ""
+	}
 	p.Disks = slices.Clone(p.Disks)
 	for i := range p.Disks {
 		p.Disks[i].Size, p.Disks[i].Retain = api.Quantity{}, false
@@ -124,7 +130,10 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 		}
 		return time.Millisecond, pending("pausing")
 	case state == "running":
-		return 0, g.configure(ctx, part)
+		if err := g.configure(ctx, part); err != nil {
+			return 0, err
+		}
+		return 0, g.settleShares(ctx, part)
 	}
 	return 0, nil
 }
@@ -371,7 +380,7 @@ func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Acceler
 		files.add(closer(o.Close))
 		vm.Disks = append(vm.Disks, qemu.Disk{Name: d.Name, File: o.File, Format: o.Format, Base: o.Base, BaseFormat: o.BaseFormat})
 	}
-	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.openTPM} {
+	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.openShares, g.openTPM} {
 		if err := open(ctx, part, &vm, files); err != nil {
 			return vm, err
 		}

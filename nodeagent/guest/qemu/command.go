@@ -48,6 +48,7 @@ type VM struct {
 	Kernel      *Kernel
 	Disks       []Disk // in boot order
 	NIC         *NIC
+	Shares      []Share
 	TPM         *os.File // a socket that is connected to swtpm's control channel; nil for none
 	// Ignition is the pointer config, nil for none. QEMU opens it anew, so it
 	// must be readable for everyone.
@@ -87,6 +88,12 @@ type NIC struct {
 	MTU   int
 	Tap   *os.File
 	VHost *os.File // of /dev/vhost-net, nil where there is none
+}
+
+// Share is a directory that the Guest may read as a 9p share.
+type Share struct {
+	Tag string
+	Dir *os.File // opened anew, so it must be readable for QEMU's user
 }
 
 // DiskNode is the name by which QMP knows a disk's format layer.
@@ -174,6 +181,11 @@ func (vm VM) Command() (args []string, files []*os.File, err error) {
 		vm.disk(l, d, i)
 	}
 	vm.nic(l)
+	for _, s := range vm.Shares {
+		id := "share-" + s.Tag
+		l.add("-fsdev", fmt.Sprintf("local,id=%s,path=%s,security_model=none,readonly=on", id, l.reopened(s.Dir)))
+		l.json("-device", object{{"driver", vm.virtio("9p")}, {"fsdev", id}, {"mount_tag", s.Tag}})
+	}
 	if vm.Ignition != nil {
 		// The names that Fedora CoreOS's and Flatcar's Ignition look for.
 		path := l.reopened(vm.Ignition)

@@ -1,0 +1,67 @@
+package guest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// shares are a Guest's for its part: what they hold is fetched by the host, and
+// lies in no HostSpec.
+func shares(c *store.Cache, g *api.Guest) ([]api.GuestShare, error) {
+	var list []api.GuestShare
+	for _, s := range g.Spec.Shares {
+		version, err := shareVersion(c, s)
+		if err != nil {
+			return nil, fmt.Errorf("share %s: %w", s.Name, err)
+		}
+		list = append(list, api.GuestShare{Name: s.Name, Version: version})
+	}
+	return list, nil
+}
+
+// shareVersion tells what a share holds apart. Of a Secret's values it has the
+// digests that are keyed.
+func shareVersion(c *store.Cache, s api.Share) (string, error) {
+	content := s.Files
+	if s.Secret != "" {
+		secret, err := guestSecret(c, s.Secret)
+		if err != nil {
+			return "", err
+		}
+		for key := range secret.Status.Digests {
+			if err := api.ValidateFileName(key); err != nil {
+				return "", fmt.Errorf("the keys of Secret %s are to be files: %w", s.Secret, err)
+			}
+		}
+		content = secret.Status.Digests
+	}
+	raw, err := json.Marshal(content)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(append([]byte(s.Secret+" "), raw...))
+	return hex.EncodeToString(sum[:16]), nil
+}
+
+// Share is what a share of a Guest holds. Its version may be an earlier one than
+// what it holds, and never a later one.
+func (c Configs) Share(ctx context.Context, g *api.Guest, name string) (api.GuestShareContent, error) {
+	i := slices.IndexFunc(g.Spec.Shares, func(s api.Share) bool { return s.Name == name })
+	if i < 0 {
+		return api.GuestShareContent{}, fmt.Errorf("no share of Guest %s is called %q", g.Metadata.Name, name)
+	}
+	s := g.Spec.Shares[i]
+	version, err := shareVersion(c.Cache, s)
+	if err != nil || s.Secret == "" {
+		return api.GuestShareContent{Version: version, Files: s.Files}, err
+	}
+	values, err := store.OpenSecret(ctx, c.Store, s.Secret)
+	return api.GuestShareContent{Version: version, Files: values}, err
+}
