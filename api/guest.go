@@ -64,7 +64,7 @@ type GuestLimits struct {
 type Disk struct {
 	Name   string   `json:"name"`
 	Size   Quantity `json:"size"`
-	Retain bool     `json:"retain,omitzero" doc:"Kept when the Guest is made anew; pins it to its host."`
+	Retain bool     `json:"retain,omitzero" doc:"Kept when the Guest is made anew, and lost only on a person's word."`
 	Format string   `json:"format,omitzero" enum:"qcow2,raw" doc:"raw is faster, and takes no snapshots; qcow2."`
 }
 
@@ -114,9 +114,10 @@ type GuestStatus struct {
 	Addresses []netip.Addr `json:"addresses,omitempty" doc:"IPv4 first; kept for the Guest's life."`
 	MAC       MAC          `json:"mac,omitzero"`
 	State     string       `json:"state,omitzero" doc:"Running, Paused, Stopped or Unknown, as its host last said."`
-	// Move is under way while it is set: the Guest is stopped where it is, and
-	// started elsewhere once it has stopped.
+	// Move is under way while it is set.
 	Move *GuestMove `json:"move,omitempty"`
+	// LastMove is how the one before ended.
+	LastMove *GuestMoved `json:"lastMove,omitempty"`
 	// Left are hosts that are to take away what they have of the Guest.
 	Left []GuestPlace `json:"left,omitempty"`
 	// Request is the last verb that its host was asked for.
@@ -124,12 +125,37 @@ type GuestStatus struct {
 	Conditions Conditions    `json:"conditions,omitempty"`
 }
 
-// GuestMove is why and when a Guest leaves its host.
+// GuestMove is a move under way: status.host is where the Guest runs until the
+// move switches it over, by one write.
 type GuestMove struct {
-	Reason  string    `json:"reason"`
-	To      string    `json:"to,omitzero" doc:"The host that it must go to; any unless set."`
-	Asked   bool      `json:"asked,omitzero" doc:"By a person: it goes on although its host is not to be left any more."`
+	ID        string `json:"id,omitzero"`
+	Reason    string `json:"reason"`
+	To        string `json:"to,omitzero" doc:"The host that it must go to; any unless set."`
+	Asked     bool   `json:"asked,omitzero" doc:"By a person: it goes on although its host is not to be left any more."`
+	LoseDisks bool   `json:"loseDisks,omitzero" doc:"Its disks begin anew elsewhere."`
+	Step      string `json:"step,omitzero" enum:"Choosing,Transfer,Back,Stopping"`
+	// Target is the host that it is being copied to: nothing runs there yet.
+	Target   *GuestPlace `json:"target,omitempty"`
+	Started  time.Time   `json:"started"`
+	Deadline time.Time   `json:"deadline,omitzero" doc:"When it is given up: the Guest then goes on where it was."`
+}
+
+// Steps of a GuestMove.
+const (
+	MoveChoosing = "Choosing" // no host that can have it was found yet
+	MoveTransfer = "Transfer" // its disks are being copied
+	MoveBack     = "Back"     // it is given up: its host is to take it back
+	MoveStopping = "Stopping" // it is being stopped, to be placed anew without its disks
+)
+
+// GuestMoved is a move that is over.
+type GuestMoved struct {
+	From    string    `json:"from"`
+	To      string    `json:"to,omitzero"`
+	Done    bool      `json:"done" doc:"False: it was given up, and the Guest has stayed."`
+	Message string    `json:"message,omitzero"`
 	Started time.Time `json:"started"`
+	Ended   time.Time `json:"ended"`
 }
 
 // What may be asked of a Guest, beside its spec: POST /v1/guests/NAME/VERB.
@@ -143,7 +169,7 @@ const (
 type GuestAction struct {
 	ID        string `json:"id,omitzero" doc:"The same request is carried out once."`
 	To        string `json:"to,omitzero" doc:"move: the host to go to; any that can have it unless set."`
-	LoseDisks bool   `json:"loseDisks,omitzero" doc:"move: disks with retain stay behind, and begin anew."`
+	LoseDisks bool   `json:"loseDisks,omitzero" doc:"move: its disks stay behind, and begin anew."`
 }
 
 // GuestPlace is a host that a Guest was on.
@@ -153,6 +179,9 @@ type GuestPlace struct {
 	// Since is the store's revision from which the host's word counts that
 	// nothing is left.
 	Since int64 `json:"since,omitzero"`
+	// Held is the ID of the move by which the Guest left: the host keeps its copy
+	// of the disks until the Guest is on its new host.
+	Held string `json:"held,omitzero"`
 }
 
 // Conditions of a Guest.

@@ -26,6 +26,37 @@ type GuestPart struct {
 	// Request is something to be done once: the host remembers the last ID.
 	Request *GuestRequest `json:"request,omitempty"`
 	State   string        `json:"state" enum:"Running,Paused,Stopped"`
+	// Transfer is the host's share in a move of the Guest.
+	Transfer *GuestTransfer `json:"transfer,omitempty"`
+}
+
+// MovePort is the TCP port on which a host takes in what a Guest that moves to
+// it has, from the one host that it comes from.
+const MovePort = 16514
+
+// GuestTransfer is one host's share in a move. While it lasts, State is what the
+// Guest is to be where it runs.
+type GuestTransfer struct {
+	ID   string `json:"id" doc:"Of the move."`
+	Role string `json:"role" enum:"Source,Target,Back,Left"`
+	// Peer is the other host: whoever cannot prove to be it is refused.
+	Peer    HostIdentity `json:"peer"`
+	Address netip.Addr   `json:"address,omitzero" doc:"Of the target's underlay, where it listens on port 16514."`
+}
+
+// Roles in a GuestTransfer.
+const (
+	TransferSource = "Source" // gives the Guest up and sends what it has
+	TransferTarget = "Target" // takes it in, and runs nothing
+	TransferBack   = "Back"   // the move is given up: the source has the Guest again
+	TransferLeft   = "Left"   // the Guest is the target's; what is here is kept until a tombstone
+)
+
+// HostIdentity is who a host proves to be with its certificate.
+type HostIdentity struct {
+	Host string `json:"host"`
+	UID  string `json:"uid" doc:"Of the Machine."`
+	Key  string `json:"key,omitzero" doc:"SHA-256 of its public key."`
 }
 
 // GuestKernel is a kernel that QEMU loads itself. Both are digests of blobs.
@@ -82,4 +113,21 @@ type GuestObserved struct {
 	Restarts    int        `json:"restarts,omitzero" doc:"By the restart policy, since the agent started."`
 	Request     string     `json:"request,omitzero" doc:"ID of the last request that was done."`
 	Conditions  Conditions `json:"conditions,omitempty"`
+	// Transfer is how far the host is with its share in a move.
+	Transfer *GuestTransferred `json:"transfer,omitempty"`
 }
+
+// GuestTransferred is how far a host is with its share in a move.
+type GuestTransferred struct {
+	ID      string `json:"id"`
+	State   string `json:"state" enum:"Working,Sent,Received,Back"`
+	Message string `json:"message,omitzero"`
+}
+
+// States of a GuestTransferred.
+const (
+	TransferWorking  = "Working"
+	TransferSent     = "Sent"     // the target has all, and nothing runs here until bootd says Back
+	TransferReceived = "Received" // all of it is here, on disk
+	TransferredBack  = "Back"     // it runs here again, or may
+)

@@ -68,6 +68,8 @@ type GuestHosting struct {
 	HostMemory       Quantity `json:"hostMemory,omitzero" doc:"Memory that a host keeps for itself; 1Gi."`
 	// DrainDeadline ends every drain: what is still there then is switched off with the host.
 	DrainDeadline Duration `json:"drainDeadline,omitzero" doc:"How long Guests may take to leave a host before it is switched off or provisioned anew; 15m."`
+	// MoveDeadline ends every move: the Guest then goes on where it was.
+	MoveDeadline Duration `json:"moveDeadline,omitzero" doc:"How long a Guest may take to move to another host, its disks included; then it goes on where it was; 10m."`
 	// FenceAfter is the policy for lost hosts. A host is only taken for lost once
 	// its BMC has confirmed that it has no power.
 	FenceAfter Duration `json:"fenceAfter,omitzero" doc:"How long a host may be silent before it is switched off through its BMC and its Guests are started elsewhere; never unless set."`
@@ -99,6 +101,9 @@ func (s *Site) SetDefaults() {
 	}
 	if s.Spec.Guests.DrainDeadline == 0 {
 		s.Spec.Guests.DrainDeadline = Duration(15 * time.Minute)
+	}
+	if s.Spec.Guests.MoveDeadline == 0 {
+		s.Spec.Guests.MoveDeadline = Duration(10 * time.Minute)
 	}
 	if s.Spec.Guests.HostMemory.IsZero() {
 		s.Spec.Guests.HostMemory = Bytes(1 << 30)
@@ -132,6 +137,9 @@ func (s *Site) Validate() FieldErrors {
 	e.between(at("spec", "guests", "memoryOvercommit"), s.Spec.Guests.MemoryOvercommit, 10, 1000)
 	if d := time.Duration(s.Spec.Guests.DrainDeadline); d < 0 || d > 24*time.Hour {
 		e.add(at("spec", "guests", "drainDeadline"), "%s is not between 0 and 24h", d)
+	}
+	if d := time.Duration(s.Spec.Guests.MoveDeadline); d < time.Minute || d > 7*24*time.Hour {
+		e.add(at("spec", "guests", "moveDeadline"), "%s is not between 1m and 168h", d)
 	}
 	if d := time.Duration(s.Spec.Guests.FenceAfter); d != 0 && d < 2*time.Minute {
 		e.add(at("spec", "guests", "fenceAfter"), "%s is too soon: a host that restarts, or whose bootd does, is silent for a minute; 2m is the least", d)

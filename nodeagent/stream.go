@@ -72,19 +72,11 @@ func (a *Agent) endpoints(ctx context.Context) []string {
 // client trusts the CA of the configuration and the one that the join brought,
 // and shows the host's certificate.
 func (a *Agent) client(ctx context.Context, base string) (*http.Client, error) {
-	var id identity
-	if err := a.do(ctx, func() { id = *a.id }); err != nil {
+	c, err := a.Credentials(ctx)
+	if err != nil {
 		return nil, err
 	}
-	roots, err := parseCertificates(a.config.CA + "\n" + id.CA)
-	if err != nil {
-		return nil, fmt.Errorf("the site's CA: %w", err)
-	}
-	own, err := id.pair()
-	if err != nil {
-		return nil, fmt.Errorf("the host's certificate: %w", err)
-	}
-	return newClient(base, roots, own, a.timing.dial)
+	return newClient(base, c.Roots, &c.Certificate, a.timing.dial)
 }
 
 // session is one stream, from its request to its end; the error says why it

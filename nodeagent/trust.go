@@ -1,13 +1,19 @@
 package nodeagent
 
 import (
+	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
+
+	"github.com/rackweft/rackweft/api"
 )
 
 // newClient makes an HTTP/2 client that trusts bootd at base by the site's CA
@@ -41,15 +47,23 @@ func newClient(base string, roots []*x509.Certificate, own *tls.Certificate, dia
 }
 
 // verifyServer accepts a chain that leads to one of the roots and is valid for
-// host at any one instant. The clock of a new machine may be decades off, and
-// after a reboot without bootd it may be so again: the host judges no time by
-// it. A chain is valid at some instant exactly when it is so at the latest
-// NotBefore among its certificates, so those are the instants to try.
+// host at any one instant.
 func verifyServer(chain, roots []*x509.Certificate, host string) error {
 	if len(chain) == 0 {
 		return errors.New("bootd showed no certificate")
 	}
-	opts := x509.VerifyOptions{DNSName: host, Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool()}
+	if err := verifyChain(chain, roots, x509.VerifyOptions{DNSName: host}); err != nil {
+		return fmt.Errorf("%s is not the bootd of this site (the CA in nodeagent.yaml decides): %w", host, err)
+	}
+	return nil
+}
+
+// verifyChain asks no clock: that of a new machine may be decades off, and after
+// a reboot without bootd it may be so again. A chain is valid at some instant
+// exactly when it is so at the latest NotBefore among its certificates, so those
+// are the instants to try.
+func verifyChain(chain, roots []*x509.Certificate, opts x509.VerifyOptions) error {
+	opts.Roots, opts.Intermediates = x509.NewCertPool(), x509.NewCertPool()
 	for _, c := range roots {
 		opts.Roots.AddCert(c)
 	}
@@ -67,5 +81,64 @@ func verifyServer(chain, roots []*x509.Certificate, host string) error {
 			first = err
 		}
 	}
-	return fmt.Errorf("%s is not the bootd of this site (the CA in nodeagent.yaml decides): %w", host, first)
+	return first
+}
+
+// Credentials are what a host proves to others with which host it is.
+type Credentials struct {
+	Certificate tls.Certificate
+	Roots       []*x509.Certificate // of the site's CA
+}
+
+// Credentials are the host's own; an error when it has not joined yet.
+func (a *Agent) Credentials(ctx context.Context) (Credentials, error) {
+	var id *identity
+	if err := a.do(ctx, func() {
+		if a.id != nil {
+			own := *a.id
+			id = &own
+		}
+	}); err != nil {
+		return Credentials{}, err
+	}
+	if id == nil {
+		return Credentials{}, errors.New("the host has not joined yet: it cannot prove which host it is")
+	}
+	return id.credentials(a.config.CA)
+}
+
+// credentials trust the CA of the configuration and the one that the join brought.
+func (id *identity) credentials(ca string) (Credentials, error) {
+	roots, err := parseCertificates(ca + "\n" + id.CA)
+	if err != nil {
+		return Credentials{}, fmt.Errorf("the site's CA: %w", err)
+	}
+	own, err := id.pair()
+	if err != nil {
+		return Credentials{}, fmt.Errorf("the host's certificate: %w", err)
+	}
+	return Credentials{Certificate: *own, Roots: roots}, nil
+}
+
+// HostOf tells which host of the site a certificate is of. Its key is the one
+// that bootd knows the host by.
+func (c Credentials) HostOf(chain []*x509.Certificate) (api.HostIdentity, error) {
+	if len(chain) == 0 {
+		return api.HostIdentity{}, errors.New("the other side showed no certificate")
+	}
+	if err := verifyChain(chain, c.Roots, x509.VerifyOptions{KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		return api.HostIdentity{}, fmt.Errorf("the other side is no host of this site: %w", err)
+	}
+	leaf := chain[0]
+	name, isHost := strings.CutPrefix(leaf.Subject.CommonName, "host:")
+	if !isHost || len(leaf.URIs) != 1 {
+		return api.HostIdentity{}, fmt.Errorf("the other side is %q, and no host", leaf.Subject.CommonName)
+	}
+	u := leaf.URIs[0]
+	uid, named := strings.CutPrefix(u.Path, "/"+name+"/")
+	if u.Scheme != "rackweft" || u.Host != "host" || !named {
+		return api.HostIdentity{}, fmt.Errorf("the certificate of %q names %s, which is another", leaf.Subject.CommonName, u)
+	}
+	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	return api.HostIdentity{Host: name, UID: uid, Key: hex.EncodeToString(sum[:])}, nil
 }

@@ -97,7 +97,8 @@ func (c *Controller) changed(ch store.Change) {
 // waits reports whether a Guest would have another host if there were one.
 func waits(g *api.Guest) bool {
 	placed := g.Status.Conditions.Get(api.CondPlaced)
-	return g.Status.Host == "" || placed != nil && placed.Reason == nowhereToGo
+	choosing := g.Status.Move != nil && g.Status.Move.Step == api.MoveChoosing
+	return g.Status.Host == "" || choosing || placed != nil && placed.Reason == nowhereToGo
 }
 
 const nowhereToGo = "NowhereToGo"
@@ -119,8 +120,11 @@ func offer(o api.Object) offered {
 	return offered{m.Metadata.UID, m.Spec.Zone, fmt.Sprint(m.Metadata.Labels), m.Status.Phase == api.PhaseActive, m.Draining(), cpus, memory}
 }
 
-// concerns reports whether a Guest is on a host, or was.
+// concerns reports whether a Guest is on a host, was, or goes there.
 func concerns(g *api.Guest, host string) bool {
+	if move := g.Status.Move; move != nil && move.Target != nil && move.Target.Host == host {
+		return true
+	}
 	return g.Status.Host == host || slices.ContainsFunc(g.Status.Left, func(p api.GuestPlace) bool { return p.Host == host })
 }
 
@@ -202,7 +206,7 @@ func (c *Controller) condition(ctx context.Context, g *api.Guest, typ string, st
 // end takes a deleted Guest from its host; it is gone when no host has it.
 func (c *Controller) end(ctx context.Context, g *api.Guest) error {
 	if g.Status.Host != "" {
-		return c.write(ctx, g, func(g *api.Guest) bool { return leave(g) })
+		return c.write(ctx, g, leave)
 	}
 	if len(g.Status.Left) > 0 {
 		return nil // forget looks after them
@@ -220,6 +224,7 @@ func leave(g *api.Guest) bool {
 		return false
 	}
 	g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID})
+	giveUp(g)
 	g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = "", "", nil, ""
 	return true
 }
@@ -243,7 +248,11 @@ func (c *Controller) forget(ctx context.Context, g *api.Guest) (bool, error) {
 			return gone
 		})
 		for i := range fresh.Status.Left {
-			if p := &fresh.Status.Left[i]; p.Since == 0 {
+			p := &fresh.Status.Left[i]
+			if p.Held != "" && c.mayGo(fresh, *p) {
+				p.Held, written = "", true
+			}
+			if p.Since == 0 && p.Held == "" {
 				p.Since, written = version, true
 			}
 		}
@@ -260,7 +269,7 @@ func (c *Controller) nothingLeft(ctx context.Context, g *api.Guest, p api.GuestP
 		return c.deleted(ctx, p.Host, p.HostUID)
 	}
 	h := m.Status.Host
-	if h == nil || p.Since == 0 || h.UID != p.HostUID || h.Epoch != c.Epoch || h.Revision < p.Since {
+	if h == nil || p.Held != "" || p.Since == 0 || h.UID != p.HostUID || h.Epoch != c.Epoch || h.Revision < p.Since {
 		return false
 	}
 	// nodeagent reports what a tombstone is taking away as PART@UID.
@@ -321,8 +330,12 @@ func (c *Controller) hosting() api.GuestHosting {
 func (c *Controller) candidates(g *api.Guest, n *api.Network, to string) []candidate {
 	on := map[string][]*api.Guest{}
 	for _, other := range store.CachedList[api.Guest](c.Cache) {
-		if other.Metadata.UID != g.Metadata.UID {
-			on[other.Status.HostUID] = append(on[other.Status.HostUID], other)
+		if other.Metadata.UID == g.Metadata.UID {
+			continue
+		}
+		on[other.Status.HostUID] = append(on[other.Status.HostUID], other)
+		if move := other.Status.Move; move != nil && move.Target != nil {
+			on[move.Target.HostUID] = append(on[move.Target.HostUID], other)
 		}
 	}
 	var list []candidate
@@ -386,14 +399,17 @@ func (c *Controller) hostGone(ctx context.Context, g *api.Guest) error {
 	if !c.deleted(ctx, g.Status.Host, g.Status.HostUID) {
 		return nil // the cache is behind
 	}
-	asked := g.Status.Move != nil && g.Status.Move.Asked
-	if d := retained(g); d != "" && !asked {
+	if c.received(g) {
+		return c.arrive(ctx, g) // the target has all of it
+	}
+	if d := retained(g); d != "" && !losing(g) {
 		return c.condition(ctx, g, api.CondPlaced, api.False, "HostDeleted",
 			fmt.Sprintf("its host %s was deleted, which had its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", g.Status.Host, d, g.Metadata.Name))
 	}
 	c.Event(g, api.Warning, "HostDeleted", fmt.Sprintf("its host %s was deleted: it is placed anew", g.Status.Host))
 	return c.write(ctx, g, func(g *api.Guest) bool {
-		g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = "", "", nil, ""
+		giveUp(g)
+		g.Status.Host, g.Status.HostUID, g.Status.State = "", "", ""
 		return true
 	})
 }
@@ -408,11 +424,17 @@ func down(m *api.Machine) bool {
 // it takes away what it has of the Guest, before it starts anything: nodeagent
 // acts upon no HostSpec from before its boot.
 func (c *Controller) abandon(ctx context.Context, g *api.Guest, m *api.Machine) error {
-	to := ""
-	if g.Status.Move != nil {
-		to = g.Status.Move.To
+	if c.received(g) {
+		return c.arrive(ctx, g)
 	}
-	if d := retained(g); d != "" && (g.Status.Move == nil || !g.Status.Move.Asked) {
+	to := ""
+	if move := g.Status.Move; move != nil {
+		to = move.To
+	}
+	if d := retained(g); d != "" && !losing(g) {
+		if move := g.Status.Move; move != nil && move.Step == api.MoveTransfer {
+			return c.callBack(ctx, g, fmt.Sprintf("its host %s has no power", m.Metadata.Name))
+		}
 		return c.condition(ctx, g, Ready, api.False, "HostDown",
 			fmt.Sprintf("its host %s has no power, and has its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))
 	}
@@ -457,57 +479,6 @@ func on(m *api.Machine, addrs []netip.Addr) string {
 		return "on " + m.Metadata.Name
 	}
 	return fmt.Sprintf("on %s, as %s", m.Metadata.Name, addrs[0])
-}
-
-// depart begins to move a Guest from a host that is to be left, if there is
-// somewhere to go.
-func (c *Controller) depart(ctx context.Context, g *api.Guest, m *api.Machine) error {
-	if d := retained(g); d != "" {
-		return c.condition(ctx, g, api.CondPlaced, api.True, "Pinned",
-			fmt.Sprintf("on %s, which is to be left; its disk %s (retain) keeps it there: to go on without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))
-	}
-	n, ok := store.Cached[api.Network](c.Cache, g.Spec.Network)
-	if !ok {
-		return nil
-	}
-	if to, refused := choose(g, c.hosting(), c.candidates(g, n, "")); to == nil {
-		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo,
-			fmt.Sprintf("on %s, which is to be left; no other host can have it: %s", m.Metadata.Name, refused))
-	}
-	c.Event(g, api.Normal, "Moving", fmt.Sprintf("from %s, which is to be left", m.Metadata.Name))
-	return c.write(ctx, g, func(g *api.Guest) bool {
-		if g.Status.Move != nil || g.Status.HostUID != m.Metadata.UID {
-			return false
-		}
-		g.Status.Move = &api.GuestMove{Reason: "Drain", Started: time.Now().UTC()}
-		return true
-	})
-}
-
-// move goes on with a move: its host is told to stop the Guest, and when it says
-// that it has, the Guest is placed anew. It never runs on two hosts.
-func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, seen api.PartStatus) error {
-	if !g.Status.Move.Asked && !m.Draining() {
-		return c.write(ctx, g, func(g *api.Guest) bool { g.Status.Move = nil; return true })
-	}
-	if !c.stopped(g, seen) {
-		return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("it is being stopped on %s: %s", m.Metadata.Name, saying(seen)))
-	}
-	return c.relocate(ctx, g, g.Status.Move.To)
-}
-
-// stopped reports whether the host has the part that says Stopped, and made it
-// so: an earlier word that it was stopped counts for nothing.
-func (c *Controller) stopped(g *api.Guest, seen api.PartStatus) bool {
-	p, err := Part(c.Cache, g)
-	if err != nil {
-		return false
-	}
-	raw, err := api.EncodePart(p)
-	if err != nil || seen.Digest != api.PartDigest(raw) {
-		return false
-	}
-	return seen.State == api.PartApplied && seen.Guest != nil && seen.Guest.State == stopped
 }
 
 // observed is what the host last said of a Guest.

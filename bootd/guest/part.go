@@ -5,11 +5,75 @@ import (
 	"fmt"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Part is a Guest as its host needs it. One that is on its way to another host
-// is to be stopped. The error says what it lacks.
+// PartOn is a Guest as a host needs it, by the uid of its Machine: the one that
+// it is on, the one that it is being copied to, or one that keeps the copy that
+// it has left. It is nil for any other. The error says what the Guest lacks.
+func PartOn(c *store.Cache, g *api.Guest, hostUID string) (*api.GuestPart, error) {
+	p, err := Part(c, g)
+	switch {
+	case hostUID == "":
+		return nil, nil
+	case g.Status.HostUID == hostUID:
+		return &p, err
+	case Has(g, hostUID):
+		p.Transfer = share(c, g, api.TransferTarget)
+		fleeting(&p)
+		return &p, err
+	}
+	for _, left := range g.Status.Left {
+		if left.HostUID == hostUID && left.Held != "" {
+			p.State, p.Request = stopped, nil
+			p.Transfer = &api.GuestTransfer{ID: left.Held, Role: api.TransferLeft}
+			fleeting(&p)
+			return &p, nil // it runs nothing of it, whatever it lacks
+		}
+	}
+	return nil, nil
+}
+
+// Has reports whether a host, by its Machine's uid, has a Guest or takes it in.
+func Has(g *api.Guest, hostUID string) bool {
+	move := g.Status.Move
+	return g.Status.HostUID == hostUID || move != nil && move.Step == api.MoveTransfer && move.Target.HostUID == hostUID
+}
+
+// fleeting has none of the disks outlive the Guest on this host: a copy that is
+// not the Guest's own yet, or not any more, does not.
+func fleeting(p *api.GuestPart) {
+	for i := range p.Disks {
+		p.Disks[i].Retain = false
+	}
+}
+
+// share is a host's in the move under way.
+func share(c *store.Cache, g *api.Guest, role string) *api.GuestTransfer {
+	move := g.Status.Move
+	t := &api.GuestTransfer{ID: move.ID, Role: role}
+	target, known := store.Cached[api.Machine](c, move.Target.Host)
+	if !known || target.Metadata.UID != move.Target.HostUID {
+		return t
+	}
+	t.Address = network.VTEP(c, target)
+	t.Peer = identity(target)
+	if role == api.TransferTarget {
+		t.Peer = api.HostIdentity{Host: g.Status.Host, UID: g.Status.HostUID}
+		if source, ok := store.Cached[api.Machine](c, g.Status.Host); ok && source.Metadata.UID == g.Status.HostUID {
+			t.Peer = identity(source)
+		}
+	}
+	return t
+}
+
+func identity(m *api.Machine) api.HostIdentity {
+	return api.HostIdentity{Host: m.Metadata.Name, UID: m.Metadata.UID, Key: m.Status.HostKey}
+}
+
+// Part is a Guest as the host needs it that it is on. One that is to begin anew
+// elsewhere is to be stopped. The error says what it lacks.
 func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	p := api.GuestPart{
 		UID: g.Metadata.UID, Network: g.Spec.Network, Addresses: g.Status.Addresses, MAC: g.Status.MAC,
@@ -17,8 +81,16 @@ func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 		Tuning: g.Spec.Tuning, Limits: g.Spec.Limits, Restart: g.Spec.Restart, StopTimeout: g.Spec.StopTimeout, State: g.Spec.State,
 	}
 	p.Request = g.Status.Request
-	if g.Status.Move != nil {
-		p.State = stopped
+	if move := g.Status.Move; move != nil {
+		switch move.Step {
+		case api.MoveChoosing:
+		case api.MoveTransfer:
+			p.Transfer = share(c, g, api.TransferSource)
+		case api.MoveBack:
+			p.Transfer = share(c, g, api.TransferBack)
+		default:
+			p.State = stopped
+		}
 	}
 	img, ok := store.Cached[api.Image](c, g.Spec.Image)
 	if !ok {

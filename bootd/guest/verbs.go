@@ -35,12 +35,27 @@ func askMove(g *api.Guest, a api.GuestAction) error {
 	if a.To == g.Status.Host {
 		return fmt.Errorf("guest %s is on %s already", name, a.To)
 	}
-	if d := retained(g); d != "" && !a.LoseDisks {
-		return fmt.Errorf("guest %s has disk %s (retain), which is on %s: it would begin anew elsewhere; to have it so, weftctl guest move %s --lose-disks", name, d, g.Status.Host, name)
+	move := g.Status.Move
+	if a.LoseDisks {
+		askLosing(g, a)
+		return nil
 	}
-	if g.Status.Move != nil && g.Status.Move.Asked {
-		return fmt.Errorf("guest %s is being moved since %s", name, g.Status.Move.Started.Format(time.TimeOnly))
+	if move != nil && (move.Asked || move.Step != api.MoveChoosing) {
+		return fmt.Errorf("guest %s is being moved since %s", name, move.Started.Format(time.TimeOnly))
 	}
-	g.Status.Move = &api.GuestMove{Reason: "Asked", To: a.To, Asked: true, Started: time.Now().UTC()}
+	g.Status.Move = &api.GuestMove{Reason: "Asked", To: a.To, Asked: true, Step: api.MoveChoosing, Started: time.Now().UTC()}
 	return nil
+}
+
+// askLosing has a Guest begin anew elsewhere. What a transfer has begun is called
+// back first.
+func askLosing(g *api.Guest, a api.GuestAction) {
+	next := &api.GuestMove{Reason: "Asked", To: a.To, Asked: true, LoseDisks: true, Step: api.MoveStopping, Started: time.Now().UTC()}
+	if old := g.Status.Move; old != nil && (old.Step == api.MoveTransfer || old.Step == api.MoveBack) {
+		if old.Step == api.MoveTransfer {
+			g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: old.Target.Host, HostUID: old.Target.HostUID})
+		}
+		next.ID, next.Target, next.Step = old.ID, old.Target, api.MoveBack
+	}
+	g.Status.Move = next
 }

@@ -15,15 +15,12 @@ func (c *Compiler) guests(m *api.Machine, s *hostSpec) error {
 	for _, g := range store.CachedList[api.Guest](c.Cache) {
 		name := api.GuestPartName(g.Metadata.Name)
 		for _, p := range g.Status.Left {
-			if p.HostUID == m.Metadata.UID {
+			if p.HostUID == m.Metadata.UID && p.Held == "" {
 				s.bury(api.Tombstone{Part: name, UID: g.Metadata.UID}, p.Since)
 			}
 		}
-		if g.Status.HostUID != m.Metadata.UID {
-			continue
-		}
-		part, err := guest.Part(c.Cache, g)
-		if err != nil {
+		part, err := guest.PartOn(c.Cache, g, m.Metadata.UID)
+		if err != nil || part == nil {
 			continue // the Guest's condition says so
 		}
 		raw, err := api.EncodePart(part)
@@ -35,14 +32,18 @@ func (c *Compiler) guests(m *api.Machine, s *hostSpec) error {
 	return nil
 }
 
-// guestChanged marks the streams of the hosts that a Guest is on, or was.
+// guestChanged marks the streams of the hosts that a Guest is on, was, or goes to.
 func (h *Hub) guestChanged(c store.Change) {
 	for _, o := range []api.Object{c.Old, c.New} {
 		g, ok := o.(*api.Guest)
 		if !ok {
 			continue
 		}
-		for _, p := range append([]api.GuestPlace{{Host: g.Status.Host}}, g.Status.Left...) {
+		places := append([]api.GuestPlace{{Host: g.Status.Host}}, g.Status.Left...)
+		if move := g.Status.Move; move != nil && move.Target != nil {
+			places = append(places, *move.Target)
+		}
+		for _, p := range places {
 			if s := h.streams[p.Host]; s != nil {
 				s.mark()
 			}
@@ -60,6 +61,9 @@ func boundedGuest(g *api.GuestObserved) *api.GuestObserved {
 	}
 	next := *g
 	next.State, next.Accelerator, next.Request = clip(g.State, 16), clip(g.Accelerator, 16), clip(g.Request, 64)
+	if t := g.Transfer; t != nil {
+		next.Transfer = &api.GuestTransferred{ID: clip(t.ID, 64), State: clip(t.State, 16), Message: clip(t.Message, 256)}
+	}
 	next.Conditions = nil
 	for _, c := range g.Conditions[:min(len(g.Conditions), maxGuestConditions)] {
 		next.Conditions = append(next.Conditions, api.Condition{Type: clip(c.Type, 64), Status: api.ConditionStatus(clip(string(c.Status), 16)),

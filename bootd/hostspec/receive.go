@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -174,7 +175,7 @@ func judge(spec *hostSpec, status *api.HostStatus) (applied api.ConditionStatus,
 func (h *Hub) subject(s *stream, e *api.Event) api.Object {
 	switch e.Kind {
 	case "Guest":
-		if g, ok := store.Cached[api.Guest](h.Cache, e.Name); ok && g.Metadata.UID == e.UID && g.Status.HostUID == s.peer.UID {
+		if g, ok := store.Cached[api.Guest](h.Cache, e.Name); ok && g.Metadata.UID == e.UID && guest.Has(g, s.peer.UID) {
 			return g
 		}
 	case "Network":

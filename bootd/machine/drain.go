@@ -24,16 +24,20 @@ func (c *Controller) guestsOn(m *api.Machine, which func(*api.Guest) bool) []str
 	return names
 }
 
-// movable reports whether a Guest can go on elsewhere: it leaves no disk behind.
-func movable(g *api.Guest) bool {
+// anyGuest is every Guest.
+func anyGuest(*api.Guest) bool { return true }
+
+// expendable reports whether a Guest can begin anew elsewhere when its host is
+// lost: it leaves no disk behind that is to be kept.
+func expendable(g *api.Guest) bool {
 	return !slices.ContainsFunc(g.Spec.Disks, func(d api.Disk) bool { return d.Retain })
 }
 
-// drain has the Guests of a host stop there, and start elsewhere, before its
-// power is touched; those whose disks keep them go down and up with it. It is over when none is left, at its deadline, or when the
-// host is not there to be asked; done tells.
+// drain has the Guests of a host move elsewhere, before its power is touched. It
+// is over when none is left, at its deadline, or when the host is not there to be
+// asked; done tells.
 func (c *Controller) drain(ctx context.Context, m *api.Machine) (done bool, err error) {
-	left := c.guestsOn(m, movable)
+	left := c.guestsOn(m, anyGuest)
 	leaving := m.Status.Conditions.Get(api.CondDrained)
 	if len(left) == 0 || !m.Status.Conditions.Is(api.CondConnected) {
 		return true, c.drained(ctx, m, leaving)
@@ -83,7 +87,7 @@ const drainEvery = 5 * time.Second
 // and there are Guests that can go on elsewhere.
 func (c *Controller) lost(m *api.Machine, silent time.Duration) bool {
 	after := time.Duration(site(c.Cache).Guests.FenceAfter)
-	return after > 0 && silent >= after && m.Spec.BMC != nil && len(c.guestsOn(m, movable)) > 0
+	return after > 0 && silent >= after && m.Spec.BMC != nil && len(c.guestsOn(m, expendable)) > 0
 }
 
 // fence switches a lost host off and makes sure of it, so that its Guests can be
@@ -112,7 +116,7 @@ func (c *Controller) fence(ctx context.Context, m *api.Machine) (time.Duration, 
 	if power != hardware.PowerOff {
 		return drainEvery, nil // it takes a moment; ask again
 	}
-	guests := c.guestsOn(m, movable)
+	guests := c.guestsOn(m, expendable)
 	c.Record.Event(m, api.Warning, "Fenced", fmt.Sprintf("it is silent, and its BMC confirms that it has no power now: %s start elsewhere", some(guests)))
 	return drainEvery, c.mutate(ctx, m, func(m *api.Machine) {
 		m.Status.Power = string(power)

@@ -16,7 +16,7 @@ func (s *Server) guestRoutes() []route {
 	for _, v := range []struct{ verb, summary string }{
 		{api.GuestVerbReset, "Reset a Guest, as its button would"},
 		{api.GuestVerbRestart, "Stop a Guest gracefully and start it, by which changes of its spec take effect"},
-		{api.GuestVerbMove, "Stop a Guest and start it on another host, with its addresses"},
+		{api.GuestVerbMove, "Move a Guest to another host, with its addresses and its disks"},
 	} {
 		routes = append(routes, route{method: "POST", path: "/v1/guests/{name}/" + v.verb, tag: "Guest", role: operator, audited: true,
 			summary: v.summary, in: api.GuestAction{}, out: api.Guest{}, status: http.StatusAccepted,

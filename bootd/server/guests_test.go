@@ -48,20 +48,24 @@ func TestGuestVerbs(t *testing.T) {
 		want   string
 	}{
 		{"reset", api.GuestAction{To: "r2"}, "neither a host nor disks"},
-		{"move", api.GuestAction{}, "disk data (retain)"},
 		{"move", api.GuestAction{To: "r1"}, "is on r1 already"},
 		{"move", api.GuestAction{To: "r9"}, "no Machine r9"},
 	} {
 		_, err = ask(bad.verb, bad.action)
 		wantStatus(t, err, http.StatusUnprocessableEntity, bad.want)
 	}
-	got, err = ask("move", api.GuestAction{To: "r2", LoseDisks: true})
+	got, err = ask("move", api.GuestAction{To: "r2"})
 	must(t, err)
-	if m := got.Status.Move; m == nil || !m.Asked || m.To != "r2" {
+	if m := got.Status.Move; m == nil || !m.Asked || m.To != "r2" || m.LoseDisks {
 		t.Errorf("the move is %+v", m)
 	}
-	_, err = ask("move", api.GuestAction{LoseDisks: true})
+	_, err = ask("move", api.GuestAction{})
 	wantStatus(t, err, http.StatusUnprocessableEntity, "is being moved")
+	got, err = ask("move", api.GuestAction{LoseDisks: true}) // a person's word goes over it
+	must(t, err)
+	if m := got.Status.Move; m == nil || !m.LoseDisks || m.Step != api.MoveStopping {
+		t.Errorf("the move is %+v", m)
+	}
 	_, err = c.GuestVerb(context.Background(), "db", "reset", api.GuestAction{})
 	wantStatus(t, err, http.StatusNotFound, "db")
 	_, err = r.bearer(viewerToken).GuestVerb(context.Background(), "web", "reset", api.GuestAction{})

@@ -88,7 +88,8 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	var guests *guest.Handler
 	network := newOverlay(s, func(w http.ResponseWriter, r *http.Request, uid string) { guests.ServeConfig(w, r, uid) }, log)
 	get := func(ctx context.Context, path string) (*nodeagent.Content, error) { return agent.Get(ctx, path) }
-	guests, err = newGuests(s, config.Machine, network, get, log)
+	own := func(ctx context.Context) (nodeagent.Credentials, error) { return agent.Credentials(ctx) }
+	guests, err = newGuests(s, config.Machine, network, get, own, log)
 	if err != nil {
 		return err
 	}

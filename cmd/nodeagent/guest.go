@@ -16,6 +16,7 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
+	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -25,15 +26,16 @@ const maxShare = 4 << 20
 // launchWord is the command that becomes a QEMU.
 const launchWord = "guest-exec"
 
-// newGuests makes the handler of a Machine's guest parts. get reads from bootd.
-func newGuests(s settings, machine string, network guest.Plugger, get func(ctx context.Context, path string) (*nodeagent.Content, error), log *slog.Logger) (*guest.Handler, error) {
+// newGuests makes the handler of a Machine's guest parts. get reads from bootd;
+// own is what the host shows other hosts.
+func newGuests(s settings, machine string, network guest.Plugger, get func(ctx context.Context, path string) (*nodeagent.Content, error), own transfer.Credentials, log *slog.Logger) (*guest.Handler, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find nodeagent's own file: %w", err)
 	}
 	o := guest.Options{
 		StateDir: filepath.Join(s.stateDir, "guests"), RunDir: filepath.Join(s.runDir, "guests"),
-		Log: log, Network: network, Launch: []string{self, launchWord},
+		Log: log, Network: network, Credentials: own, Launch: []string{self, launchWord},
 		Fetch: func(ctx context.Context, digest api.SHA256) (io.ReadCloser, error) {
 			return opened(get(ctx, "/v1/blobs/sha256:"+string(digest)))
 		},

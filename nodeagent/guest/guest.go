@@ -3,7 +3,6 @@ package guest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -51,11 +50,16 @@ type guest struct {
 	told       string // the last failure that an event told of
 	ioFailed   time.Time
 	configured string // digest of what configure has done
+
+	transferred *api.GuestTransferred // its share in a move; nil without one
+	sent        string                // ID of the move of which the target has all
+	receiving   chan struct{}         // holds a token while files come
+	orders      chan order            // of the connections of a move
 }
 
 func newGuest(h *Handler, name, uid string) *guest {
 	return &guest{h: h, name: name, uid: uid, dir: h.disks.GuestDir(uid), run: filepath.Join(h.o.RunDir, uid),
-		log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64),
+		log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
 }
 
@@ -125,12 +129,13 @@ func alike(a, b api.PartStatus) bool {
 	if a.Guest == nil {
 		return true
 	}
-	return fmt.Sprint(*a.Guest) == fmt.Sprint(*b.Guest)
+	return digest(*a.Guest) == digest(*b.Guest)
 }
 
 // work looks after the Guest until ctx is done or it is removed. QEMU runs on.
 func (g *guest) work(ctx context.Context) {
 	defer g.letGo()
+	defer g.h.arrivals.forget(g)
 	for ctx.Err() == nil && !g.over() {
 		next := g.look(ctx)
 		timer := time.NewTimer(next)
@@ -138,6 +143,8 @@ func (g *guest) work(ctx context.Context) {
 		case <-g.wake:
 		case e := <-g.events:
 			g.heed(e)
+		case o := <-g.orders:
+			g.obey(o)
 		case <-g.ended():
 		case <-timer.C:
 		case <-ctx.Done():
@@ -195,9 +202,13 @@ func (f fatal) Unwrap() error { return f.error }
 func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, error) {
 	part, _ := p.Value.(*api.GuestPart)
 	if p.Want == nodeagent.Removed {
+		g.h.arrivals.forget(g)
 		return g.remove(ctx, part)
 	}
 	if err := g.loadRecord(part); err != nil {
+		return 0, err
+	}
+	if err := g.whole(part); err != nil {
 		return 0, err
 	}
 	if err := g.remember(part); err != nil {
@@ -210,10 +221,10 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 	if p.Want == nodeagent.Orphaned {
 		return 0, g.heedState(ctx) // as it is
 	}
-	if part.State == "Stopped" {
-		return g.beStopped(ctx, part)
+	if next, done, err := g.share(ctx, part); done || err != nil {
+		return next, err
 	}
-	return g.beRunning(ctx, part)
+	return g.beAsWritten(ctx, part)
 }
 
 // remember notes what is asked for: what a tombstone must know, and which
@@ -235,6 +246,7 @@ func (g *guest) remember(part *api.GuestPart) error {
 // observed is the Guest as it is.
 func (g *guest) observed() *api.GuestObserved {
 	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts, Conditions: append(api.Conditions{}, g.conditions...)}
+	o.Transfer = g.transferred
 	if g.record != nil {
 		o.Request = g.record.Request
 	}

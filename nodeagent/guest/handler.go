@@ -30,6 +30,7 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/disk"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
+	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
 // Plugger gives Guests their place on a Network.
@@ -55,6 +56,8 @@ type Options struct {
 	// Share reads what a share of a Guest, both by their names, holds.
 	Share   func(ctx context.Context, guest, share string) (api.GuestShareContent, error)
 	Network Plugger
+	// Credentials are what the host proves to others with which host it is.
+	Credentials transfer.Credentials
 	// Launch is the command that runs launch.Exec.
 	Launch []string
 	// Start starts such a command outside of the agent. The default is a
@@ -91,7 +94,12 @@ type Handler struct {
 
 	users sync.Mutex // held while one is picked and written down
 
-	configs configs
+	configs  configs
+	arrivals arrivals
+
+	// reached hears of each point of a move at which a crash would leave
+	// something else behind; tests crash there.
+	reached func(point string)
 }
 
 // hostBox holds the agent once it runs the handler.
@@ -116,6 +124,7 @@ func (b *hostBox) get() nodeagent.Host {
 type timing struct {
 	look       time.Duration // between two looks at a Guest that nothing happens to
 	retry      time.Duration // until what failed is tried again
+	tell       time.Duration // between two words of how far a transfer is
 	again      time.Duration // until a Guest is asked again to stop
 	force      time.Duration // between quit, TERM and KILL
 	answer     time.Duration // what QEMU may take to answer
@@ -126,7 +135,7 @@ type timing struct {
 }
 
 func defaultTiming() timing {
-	return timing{look: 30 * time.Second, retry: 10 * time.Second, again: 10 * time.Second, force: 5 * time.Second,
+	return timing{look: 30 * time.Second, retry: 10 * time.Second, tell: 5 * time.Second, again: 10 * time.Second, force: 5 * time.Second,
 		answer: 5 * time.Second, minBackoff: time.Second, maxBackoff: 5 * time.Minute, settled: 10 * time.Minute,
 		collect: 10 * time.Minute}
 }
@@ -142,6 +151,11 @@ func New(o Options) *Handler {
 	if o.Start == nil {
 		o.Start = func(ctx context.Context, _ Service, argv []string) error { return launch.Detached(ctx, argv) }
 	}
+	if o.Credentials == nil {
+		o.Credentials = func(context.Context) (nodeagent.Credentials, error) {
+			return nodeagent.Credentials{}, errors.New("this nodeagent has no certificate to show other hosts")
+		}
+	}
 	if o.Config == nil {
 		o.Config = func(context.Context, string) (Config, error) {
 			return Config{}, errors.New("this nodeagent asks no bootd for configs")
@@ -153,7 +167,7 @@ func New(o Options) *Handler {
 		}
 	}
 	return &Handler{o: o, disks: disk.NewStore(o.StateDir, o.Fetch), timing: defaultTiming(),
-		spawn: make(chan *guest), guests: map[string]*guest{}, configs: newConfigs()}
+		spawn: make(chan *guest), guests: map[string]*guest{}, configs: newConfigs(), arrivals: newArrivals(), reached: func(string) {}}
 }
 
 // Kind implements nodeagent.Handler.
@@ -164,6 +178,7 @@ func (h *Handler) Run(ctx context.Context, host nodeagent.Host) {
 	h.host.set(host)
 	var group sync.WaitGroup
 	defer group.Wait()
+	group.Go(func() { h.takeIn(ctx) })
 	collect := time.NewTicker(h.timing.collect)
 	defer collect.Stop()
 	for {
@@ -225,10 +240,16 @@ func guestName(part string) string { return strings.TrimPrefix(part, "guest/") }
 
 func portOf(p nodeagent.Part) (nodeagent.Port, bool) {
 	part, ok := p.Value.(*api.GuestPart)
-	if !ok || p.Want == nodeagent.Removed || part.Network == "" {
+	if !ok || p.Want == nodeagent.Removed || part.Network == "" || elsewhere(part) {
 		return nodeagent.Port{}, false
 	}
 	return nodePort(guestName(p.Name), part), true
+}
+
+// elsewhere reports whether a Guest is another host's: it has no port here.
+func elsewhere(part *api.GuestPart) bool {
+	t := part.Transfer
+	return t != nil && (t.Role == api.TransferTarget || t.Role == api.TransferLeft)
 }
 
 func nodePort(guest string, part *api.GuestPart) nodeagent.Port {
@@ -353,7 +374,7 @@ func (h *Handler) unnamed(parts []nodeagent.Part) []nodeagent.Port {
 	var ports []nodeagent.Port
 	for _, r := range records {
 		named := slices.ContainsFunc(parts, func(p nodeagent.Part) bool { return p.UID == r.Part.UID })
-		if !named && r.Expected && r.Part.Network != "" {
+		if !named && r.Expected && r.Part.Network != "" && !elsewhere(&r.Part) {
 			ports = append(ports, nodePort(r.Name, &r.Part))
 		}
 	}

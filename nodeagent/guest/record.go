@@ -26,6 +26,11 @@ type record struct {
 	Ended   *ended `json:"ended,omitempty"`
 	Crash   *ended `json:"crash,omitempty"`  // the last end that was a failure
 	Request string `json:"request,omitzero"` // ID of the last one that was done
+	// Given is the ID of the move by which the Guest was given up: it does not run
+	// here until bootd has said Back to that.
+	Given string `json:"given,omitzero"`
+	// Received is the ID of the move of which all has come.
+	Received string `json:"received,omitzero"`
 	// Access is what the last start may fetch its config with, nil without one.
 	Access *access `json:"access,omitempty"`
 }

@@ -49,9 +49,28 @@ func agentProcess(dir string) {
 	defer stop()
 	h := New(options(dir))
 	h.timing = shortTiming()
+	h.reached = func(point string) {
+		if point == os.Getenv(crashAt) {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
 	var d desk
 	_ = d.read(dir)
-	d.serve(ctx, h, func() { _ = d.read(dir) })
+	d.serve(ctx, h, func() { _ = d.read(dir); d.tell(dir) })
+}
+
+// crashAt is the variable that says at which point an agent kills itself.
+const crashAt = "GUEST_TEST_CRASH_AT"
+
+// tell writes the statuses down for the test.
+func (d *desk) tell(dir string) {
+	d.mu.Lock()
+	raw, err := json.Marshal(d.status)
+	d.mu.Unlock()
+	if err == nil {
+		_ = nodeagent.WriteFile(filepath.Join(dir, "status"), raw)
+	}
 }
 
 func shortTiming() timing {
@@ -69,7 +88,7 @@ func options(dir string) Options {
 	fetch := func(_ context.Context, d api.SHA256) (io.ReadCloser, error) {
 		return os.Open(filepath.Join(dir, "blobs", string(d)))
 	}
-	return Options{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	return Options{Credentials: credentials(dir), StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		Fetch: fetch, Launch: []string{self, "launched"}, Accelerator: qemu.TCG}
 }
 

@@ -61,7 +61,7 @@ func digest(v any) string {
 
 // machineDigest is over what takes effect at a start only.
 func machineDigest(p api.GuestPart) string {
-	p.State, p.Restart, p.StopTimeout, p.Request, p.Config = "", "", 0, nil, api.GuestConfig{}
+	p.State, p.Restart, p.StopTimeout, p.Request, p.Config, p.Transfer = "", "", 0, nil, api.GuestConfig{}, nil
 	p.Limits.Receive, p.Limits.Send, p.Limits.DiskBytes, p.Limits.DiskOperations = api.Quantity{}, api.Quantity{}, api.Quantity{}, 0
 	p.Shares = slices.Clone(p.Shares)
 	for i := range p.Shares {

@@ -84,6 +84,21 @@ func (g *guest) tpmState() (*os.File, error) {
 	return os.Open(dir)
 }
 
+// ownTPM gives the TPM's state that came from another host to its user here.
+func (g *guest) ownTPM() error {
+	dir := filepath.Join(g.dir, "tpm")
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, g.record.tpmUser(), g.record.tpmUser())
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // lockTPM takes the lock on the TPM's state. A swtpm that has not ended with its
 // QEMU is ended.
 func (g *guest) lockTPM(ctx context.Context) (*os.File, error) {

@@ -92,17 +92,19 @@ func (a *app) guestVerbCommand(verb, short string) *cobra.Command {
 
 func (a *app) guestMoveCommand() *cobra.Command {
 	var action api.GuestAction
-	c := a.eachGuest("move NAME…", "Stop Guests and start them on other hosts, with their addresses", func(ctx context.Context, client *api.Client, name string) error {
+	c := a.eachGuest("move NAME…", "Move Guests to other hosts, with their addresses and disks", func(ctx context.Context, client *api.Client, name string) error {
 		one := action
 		one.ID = uuid.NewString()
 		g, err := client.GuestVerb(ctx, name, api.GuestVerbMove, one)
 		if err != nil {
 			return err
 		}
-		return a.printf("guest/%s leaves %s\n", name, g.Status.Host)
+		return a.printf("guest/%s leaves %s: weftctl describe guest %s says how far it is\n", name, g.Status.Host, name)
 	})
+	c.Long = "move stops Guests, copies their disks to another host, and starts them there. Those that have not got there\n" +
+		"within Site.spec.guests.moveDeadline go on where they were."
 	c.Flags().StringVar(&action.To, "to", "", "the host to go to; any that can have it unless set")
-	c.Flags().BoolVar(&action.LoseDisks, "lose-disks", false, "disks with retain stay behind, and begin anew")
+	c.Flags().BoolVar(&action.LoseDisks, "lose-disks", false, "its disks stay behind, and begin anew")
 	_ = c.RegisterFlagCompletionFunc("to", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return a.names(c.Context(), "machines"), cobra.ShellCompDirectiveNoFileComp
 	}) // the flag is there

@@ -30,7 +30,7 @@ func TestGuestVerbs(t *testing.T) {
 			t.Errorf("%s: asked for %q", verb, got)
 		}
 	}
-	b.run(t, "", "guest", "move", "web", "--to", "r1u08", "--lose-disks").want(t, 0, "guest/web leaves r1u07\n")
+	b.run(t, "", "guest", "move", "web", "--to", "r1u08", "--lose-disks").want(t, 0, "guest/web leaves r1u07: weftctl describe guest web says how far it is\n")
 	if got := asked(); got != "move r1u08 true true" {
 		t.Errorf("asked for %q", got)
 	}

@@ -1,0 +1,313 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// A move, in Guest.status.move. The host in status.host is the only one that may
+// run the Guest; the one write that changes it is arrive's.
+//
+//	Choosing ─▶ Transfer ─▶ status.host is the target, and the move over
+//	                 └────▶ Back ─▶ over, with the Guest where it was
+//	Stopping ─▶ placed anew, without its disks
+//
+// In Transfer the source gives the Guest up: it notes on disk that it runs it no
+// more until it is told Back, before it says Sent. The target runs nothing until
+// status.host names it. So there are two facts to wait for, Sent and Received,
+// each of which stands once it was said, and whoever crashes in between has
+// neither started nor lost anything.
+
+// movePause is how long a Guest is left alone after a move that was given up,
+// unless a person asks.
+const movePause = 5 * time.Minute
+
+// depart begins to move a Guest from a host that is to be left, if there is
+// somewhere to go.
+func (c *Controller) depart(ctx context.Context, g *api.Guest, m *api.Machine) error {
+	if last := g.Status.LastMove; last != nil && !last.Done && time.Since(last.Ended) < movePause {
+		return c.condition(ctx, g, api.CondPlaced, api.True, "MoveFailed",
+			fmt.Sprintf("on %s, which is to be left; it is tried again %s after: %s", m.Metadata.Name, movePause, last.Message))
+	}
+	n, ok := store.Cached[api.Network](c.Cache, g.Spec.Network)
+	if !ok {
+		return nil
+	}
+	if to, refused := choose(g, c.hosting(), c.candidates(g, n, "")); to == nil {
+		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo,
+			fmt.Sprintf("on %s, which is to be left; no other host can have it: %s", m.Metadata.Name, refused))
+	}
+	c.Event(g, api.Normal, "Moving", fmt.Sprintf("from %s, which is to be left", m.Metadata.Name))
+	return c.write(ctx, g, func(g *api.Guest) bool {
+		if g.Status.Move != nil || g.Status.HostUID != m.Metadata.UID {
+			return false
+		}
+		g.Status.Move = &api.GuestMove{Reason: "Drain", Step: api.MoveChoosing, Started: time.Now().UTC()}
+		return true
+	})
+}
+
+// move takes the next step of a move.
+func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, seen api.PartStatus) error {
+	move := g.Status.Move
+	switch move.Step {
+	case api.MoveChoosing:
+		return c.chooseTarget(ctx, g, m)
+	case api.MoveTransfer:
+		return c.transfer(ctx, g, m)
+	case api.MoveBack:
+		if said(seen, move.ID) != api.TransferredBack {
+			return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("its move was given up; %s is to take it back: %s", m.Metadata.Name, saying(seen)))
+		}
+		return c.write(ctx, g, func(g *api.Guest) bool {
+			if g.Status.Move.LoseDisks {
+				g.Status.Move.Step = api.MoveStopping
+				return true
+			}
+			g.Status.Move = nil
+			return true
+		})
+	}
+	if !c.stopped(g, seen) {
+		return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("it is being stopped on %s: %s", m.Metadata.Name, saying(seen)))
+	}
+	return c.relocate(ctx, g, move.To)
+}
+
+// chooseTarget finds a host and has both begin.
+func (c *Controller) chooseTarget(ctx context.Context, g *api.Guest, m *api.Machine) error {
+	move := g.Status.Move
+	switch {
+	case !move.Asked && !m.Draining():
+		return c.write(ctx, g, func(g *api.Guest) bool { g.Status.Move = nil; return true })
+	case time.Since(move.Started) > c.moveDeadline():
+		return c.give(ctx, g, "no host could have it")
+	}
+	c.placing.Lock()
+	defer c.placing.Unlock()
+	n, ok := store.Cached[api.Network](c.Cache, g.Spec.Network)
+	if !ok {
+		return nil
+	}
+	var elsewhere []candidate
+	for _, other := range c.candidates(g, n, move.To) {
+		if other.machine.Metadata.UID != g.Status.HostUID {
+			elsewhere = append(elsewhere, other)
+		}
+	}
+	target, refused := choose(g, c.hosting(), elsewhere)
+	if target == nil {
+		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo, fmt.Sprintf("on %s; it is to move, and no other host can have it: %s", m.Metadata.Name, refused))
+	}
+	return c.write(ctx, g, func(g *api.Guest) bool {
+		if g.Status.Move == nil || g.Status.Move.Step != api.MoveChoosing || g.Status.HostUID != m.Metadata.UID {
+			return false
+		}
+		move := g.Status.Move
+		move.ID, move.Step, move.Deadline = uuid.NewString(), api.MoveTransfer, move.Started.Add(c.moveDeadline())
+		move.Target = &api.GuestPlace{Host: target.Metadata.Name, HostUID: target.Metadata.UID}
+		return true
+	})
+}
+
+func (c *Controller) moveDeadline() time.Duration { return time.Duration(c.hosting().MoveDeadline) }
+
+// transfer waits for both hosts, and switches over or gives up.
+func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine) error {
+	move := g.Status.Move
+	target, known := store.Cached[api.Machine](c.Cache, move.Target.Host)
+	known = known && target.Metadata.UID == move.Target.HostUID
+	s := standing{now: time.Now(), deadline: move.Deadline, stay: !move.Asked && !m.Draining()}
+	seen := observed(m, g)
+	s.sent = said(seen, move.ID) == api.TransferSent
+	there := api.PartStatus{}
+	if known {
+		there = observed(target, g)
+		s.received = said(there, move.ID) == api.TransferReceived
+		s.lost = target.Status.Phase != api.PhaseActive || target.Draining()
+	}
+	s.lost = s.lost || !known
+	switch next, why := s.next(); next {
+	case api.MoveBack:
+		return c.callBack(ctx, g, why)
+	case arrived:
+		return c.arrive(ctx, g)
+	}
+	return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("from %s: %s; to %s: %s", m.Metadata.Name, working(seen, move.ID), move.Target.Host, working(there, move.ID)))
+}
+
+// standing is all that a transfer's next step depends on.
+type standing struct {
+	sent, received bool // what the hosts have said of this very move
+	stay           bool // nobody wants it to go any more
+	lost           bool // the target is not there any more to take it
+	now, deadline  time.Time
+}
+
+// arrived is the step after Transfer: status.host changes, and the move is over.
+const arrived = "Arrived"
+
+// next is Transfer while there is something to wait for. A host that has sent all
+// goes on waiting for the target until the deadline: nothing runs meanwhile.
+func (s standing) next() (step, why string) {
+	switch {
+	case s.sent && s.received:
+		return arrived, ""
+	case s.lost:
+		return api.MoveBack, "the host that it was to go to cannot have it any more"
+	case s.stay:
+		return api.MoveBack, "its host is not to be left any more"
+	case s.now.After(s.deadline):
+		return api.MoveBack, "its deadline has passed"
+	}
+	return api.MoveTransfer, ""
+}
+
+// said is what a host has said of its share in a move.
+func said(seen api.PartStatus, id string) string {
+	if seen.Guest == nil || seen.Guest.Transfer == nil || seen.Guest.Transfer.ID != id || id == "" {
+		return ""
+	}
+	return seen.Guest.Transfer.State
+}
+
+func working(seen api.PartStatus, id string) string {
+	if said(seen, id) == "" {
+		return "it has not begun"
+	}
+	if t := seen.Guest.Transfer; t.State == api.TransferWorking {
+		return t.Message
+	}
+	return seen.Guest.Transfer.State
+}
+
+// received reports whether the target of a move has all of the Guest. When the
+// source is known to run nothing any more, that is enough.
+func (c *Controller) received(g *api.Guest) bool {
+	move := g.Status.Move
+	if move == nil || move.Step != api.MoveTransfer {
+		return false
+	}
+	target, ok := store.Cached[api.Machine](c.Cache, move.Target.Host)
+	return ok && target.Metadata.UID == move.Target.HostUID && !down(target) && said(observed(target, g), move.ID) == api.TransferReceived
+}
+
+// arrive is the one write by which a Guest's host changes to the target.
+func (c *Controller) arrive(ctx context.Context, g *api.Guest) error {
+	id := g.Status.Move.ID
+	err := c.write(ctx, g, func(g *api.Guest) bool {
+		move := g.Status.Move
+		if move == nil || move.ID != id || move.Step != api.MoveTransfer {
+			return false
+		}
+		g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID, Held: id})
+		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Done: true, Started: move.Started, Ended: time.Now().UTC()}
+		g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = move.Target.Host, move.Target.HostUID, nil, ""
+		g.Status.Conditions.Remove(api.CondPlaced) // stay writes it anew
+		return true
+	})
+	if fresh, ok := store.Cached[api.Guest](c.Cache, g.Metadata.Name); err == nil && ok {
+		c.Event(fresh, api.Normal, "Moved", fmt.Sprintf("from %s to %s, with its disks", g.Status.Host, fresh.Status.Host))
+	}
+	return err
+}
+
+// callBack gives a transfer up: the source is to have the Guest again, and the
+// target to forget it.
+func (c *Controller) callBack(ctx context.Context, g *api.Guest, why string) error {
+	id := g.Status.Move.ID
+	if detail := c.lastWords(g); detail != "" {
+		why += ": " + detail
+	}
+	c.Event(g, api.Warning, "MoveFailed", fmt.Sprintf("it goes on on %s: %s", g.Status.Host, why))
+	return c.write(ctx, g, func(g *api.Guest) bool {
+		move := g.Status.Move
+		if move == nil || move.ID != id || move.Step != api.MoveTransfer {
+			return false
+		}
+		g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: move.Target.Host, HostUID: move.Target.HostUID})
+		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Message: why, Started: move.Started, Ended: time.Now().UTC()}
+		move.Step = api.MoveBack
+		return true
+	})
+}
+
+// lastWords are what the source was at when its time was over.
+func (c *Controller) lastWords(g *api.Guest) string {
+	m, ok := store.Cached[api.Machine](c.Cache, g.Status.Host)
+	if !ok || said(observed(m, g), g.Status.Move.ID) != api.TransferWorking {
+		return ""
+	}
+	return observed(m, g).Guest.Transfer.Message
+}
+
+// give ends a move that had not begun.
+func (c *Controller) give(ctx context.Context, g *api.Guest, why string) error {
+	c.Event(g, api.Warning, "MoveFailed", fmt.Sprintf("it stays on %s: %s", g.Status.Host, why))
+	return c.write(ctx, g, func(g *api.Guest) bool {
+		move := g.Status.Move
+		if move == nil || move.Step != api.MoveChoosing {
+			return false
+		}
+		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.To, Message: why, Started: move.Started, Ended: time.Now().UTC()}
+		g.Status.Move = nil
+		return true
+	})
+}
+
+// giveUp ends a move whose Guest goes another way: its target forgets it.
+func giveUp(g *api.Guest) {
+	move := g.Status.Move
+	if move != nil && move.Step == api.MoveTransfer {
+		g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: move.Target.Host, HostUID: move.Target.HostUID})
+	}
+	g.Status.Move = nil
+}
+
+// losing reports whether a person has said that the Guest's disks may be lost.
+func losing(g *api.Guest) bool { return g.Status.Move != nil && g.Status.Move.LoseDisks }
+
+// mayGo reports whether a host that a Guest was moved from may take away its
+// copy: the Guest is on its new host as it should be, or is deleted; and the
+// host knows that its copy is no longer one to retain.
+func (c *Controller) mayGo(g *api.Guest, left api.GuestPlace) bool {
+	m, ok := store.Cached[api.Machine](c.Cache, left.Host)
+	if !ok || m.Metadata.UID != left.HostUID {
+		return true // nothingLeft makes sure of it
+	}
+	if !c.applied(g, m) {
+		return false
+	}
+	if g.Metadata.DeletionTimestamp != nil {
+		return true
+	}
+	now, ok := store.Cached[api.Machine](c.Cache, g.Status.Host)
+	if !ok || now.Metadata.UID != g.Status.HostUID || !c.applied(g, now) {
+		return false
+	}
+	return observed(now, g).Guest.State == g.Spec.State
+}
+
+// applied reports whether a host has made the Guest's part so as it is now.
+func (c *Controller) applied(g *api.Guest, m *api.Machine) bool {
+	p, err := PartOn(c.Cache, g, m.Metadata.UID)
+	if err != nil || p == nil {
+		return false
+	}
+	raw, err := api.EncodePart(p)
+	seen := observed(m, g)
+	return err == nil && seen.Digest == api.PartDigest(raw) && seen.State == api.PartApplied && seen.Guest != nil
+}
+
+// stopped reports whether the host has the part that says Stopped, and made it
+// so: an earlier word that it was stopped counts for nothing.
+func (c *Controller) stopped(g *api.Guest, seen api.PartStatus) bool {
+	m, ok := store.Cached[api.Machine](c.Cache, g.Status.Host)
+	return ok && c.applied(g, m) && seen.Guest != nil && seen.Guest.State == stopped
+}
