@@ -45,9 +45,20 @@ type BGPPart struct {
 	// of the reflector throws away what no longer route covers. An uplink is
 	// told of one only where its Export lists it.
 	Aggregates []netip.Prefix `json:"aggregates,omitempty"`
+	// Loopbacks are this host's own addresses, and Services those that it has
+	// with other hosts. They stand on lo, and each is announced as a prefix of
+	// its own, a service's while its check passes.
+	Loopbacks []netip.Addr `json:"loopbacks,omitempty"`
+	Services  []BGPService `json:"services,omitempty"`
 	// Accept bounds each client of this reflector. A client without an entry
 	// may originate nothing.
 	Accept []BGPAccept `json:"accept,omitempty"`
+
+	// AllPaths has the Zone's hosts tell each other every path that they have to
+	// a prefix, not the best alone (RFC 7911), so that a client can use several.
+	// A neighbour that does not know of it is told the best. A change of it drops
+	// every session.
+	AllPaths bool `json:"allPaths,omitzero"`
 
 	// GracefulRestart is for how long neighbours keep this host's routes, and
 	// the kernel of this host its own, while its speaker restarts (RFC 4724);
@@ -115,6 +126,16 @@ type BGPNeighbor struct {
 	Hops int `json:"hops,omitzero"`
 	// Families are "ipv4" and "ipv6"; both unless set.
 	Families []string `json:"families,omitempty"`
+}
+
+// BGPService is a Service of the Zone as one host has it.
+type BGPService struct {
+	Name      string        `json:"name"`
+	Addresses []netip.Addr  `json:"addresses"`
+	Check     *ServiceCheck `json:"check,omitempty" doc:"Of each address by itself; always announced without one."`
+	// LastResort has an address whose check fails announced as worse than any
+	// other host's (GRACEFUL_SHUTDOWN, RFC 8326), and not withdrawn.
+	LastResort bool `json:"lastResort,omitzero"`
 }
 
 // BGPAccept bounds what one client may originate: exactly these prefixes, with

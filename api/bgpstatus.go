@@ -9,11 +9,12 @@ import (
 // changes its state, and else every few seconds while counters move. It is kept
 // in memory only.
 type BGPStatus struct {
-	Role       string       `json:"role,omitzero" enum:"client,reflector"`
-	Sessions   []BGPSession `json:"sessions,omitempty"`
-	Problem    string       `json:"problem,omitzero" doc:"What of its part the speaker could not apply."`
-	Kernel     int          `json:"kernel,omitzero" doc:"Routes that stand in the kernel."`
-	Unresolved int          `json:"unresolved,omitzero" doc:"Routes whose next hop the kernel cannot reach."`
+	Role       string             `json:"role,omitzero" enum:"client,reflector"`
+	Sessions   []BGPSession       `json:"sessions,omitempty"`
+	Problem    string             `json:"problem,omitzero" doc:"What of its part the speaker could not apply."`
+	Kernel     int                `json:"kernel,omitzero" doc:"Routes that stand in the kernel."`
+	Unresolved int                `json:"unresolved,omitzero" doc:"Routes whose next hop the kernel cannot reach."`
+	Services   []BGPServiceStatus `json:"services,omitempty"`
 	// Routes are the best ones of a reflector, by prefix, at most MaxBGPRoutes;
 	// other hosts report none.
 	Routes  []BGPRoute `json:"routes,omitempty" doc:"The best ones of a reflector, by prefix."`
@@ -39,6 +40,24 @@ type BGPSession struct {
 	LastError  string     `json:"lastError,omitzero" doc:"Why it was lost, or does not come up."`
 	Digest     string     `json:"digest,omitzero" doc:"Over the prefixes and next hops received, of reflectors and uplinks only."`
 }
+
+// BGPServiceStatus is one address of a Service on one host.
+type BGPServiceStatus struct {
+	Service   string     `json:"service"`
+	Address   netip.Addr `json:"address"`
+	State     string     `json:"state" enum:"checking,announced,lastResort,withdrawn"`
+	Since     time.Time  `json:"since" doc:"When it came into this state."`
+	Failures  int        `json:"failures,omitzero" doc:"How often it came to fail since the speaker started."`
+	LastError string     `json:"lastError,omitzero" doc:"Why its check failed last, or why it cannot be announced."`
+}
+
+// The states of a Service's address on a host.
+const (
+	ServiceChecking   = "checking" // not looked at yet; not announced
+	ServiceAnnounced  = "announced"
+	ServiceLastResort = "lastResort" // its check fails; announced as worse than any other host's
+	ServiceWithdrawn  = "withdrawn"
+)
 
 // BGPAudit has a reflector compare what a neighbour has received with what it
 // was told, and tell it all again where they differ.
@@ -89,9 +108,15 @@ type ZoneRoute struct {
 	NextHop netip.Addr   `json:"nextHop,omitzero"`
 	Origin  string       `json:"origin" doc:"The host that originates it, or the uplink."`
 	Network string       `json:"network,omitzero" doc:"The Network that has it as a lease."`
-	Wanted  bool         `json:"wanted" doc:"A host is to originate it."`
-	At      []string     `json:"at,omitempty" doc:"The reflectors that report to have it."`
-	Stale   bool         `json:"stale,omitzero"`
+	Service string       `json:"service,omitzero" doc:"The Service that has it as an address."`
+	// Loopback says that it is the host's own address.
+	Loopback bool `json:"loopback,omitzero"`
+	Wanted   bool `json:"wanted" doc:"A host is to originate it."`
+	// State is of a Service's address, as the host reports it.
+	State  string   `json:"state,omitzero" enum:"checking,announced,lastResort,withdrawn"`
+	Reason string   `json:"reason,omitzero" doc:"Why it is not announced as it should be."`
+	At     []string `json:"at,omitempty" doc:"The reflectors that report to have it."`
+	Stale  bool     `json:"stale,omitzero"`
 }
 
 // BGPTest is what the Zone's policies make of one prefix from one host, or from

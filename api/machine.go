@@ -33,8 +33,10 @@ type MachineSpec struct {
 	Location Location `json:"location,omitzero"`
 	Profile  string   `json:"profile,omitzero"`
 	Links    []Link   `json:"links"`
-	BMC      *BMC     `json:"bmc,omitempty"`
-	Boot     Boot     `json:"boot,omitzero"`
+	// Loopbacks are at most one of each family.
+	Loopbacks []netip.Addr `json:"loopbacks,omitempty" doc:"Pins the host's own addresses, which it has on lo and announces in its Zone; chosen out of the Zone's loopbacks unless set."`
+	BMC       *BMC         `json:"bmc,omitempty"`
+	Boot      Boot         `json:"boot,omitzero"`
 	// Variables override the Profile's.
 	Variables map[string]string `json:"variables,omitempty" doc:"Override the Profile's."`
 	State     MachineState      `json:"state,omitzero" enum:"Active,Off,Maintenance"`
@@ -411,8 +413,21 @@ func (m *Machine) Validate() FieldErrors {
 		e.add(at("spec", "boot", "file"), "%q is no boot file name of at most 127 bytes", m.Spec.Boot.File)
 	}
 	m.validateLinks(&e)
+	m.validateLoopbacks(&e)
 	m.validateBMC(&e)
 	return e
+}
+
+func (m *Machine) validateLoopbacks(e *FieldErrors) {
+	for i, a := range m.Spec.Loopbacks {
+		here := at("spec", "loopbacks", i)
+		if !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
+			e.add(here, "%s is no unicast address: choose one in the prefixes of the Machine's Zone", a)
+		}
+		if i > 0 && a.Is4() == m.Spec.Loopbacks[i-1].Is4() || i > 1 {
+			e.add(here, "one IPv4 and one IPv6 address at most: other addresses are for spec.services of the Zone")
+		}
+	}
 }
 
 func (m *Machine) validateLinks(e *FieldErrors) {

@@ -21,6 +21,9 @@ type ZoneSpec struct {
 	Reflectors Reflectors     `json:"reflectors,omitzero"`
 	Prefixes   []netip.Prefix `json:"prefixes,omitempty" doc:"What may be originated in this Zone; no other Zone's overlap them."`
 	Uplinks    []Uplink       `json:"uplinks,omitempty"`
+	// Loopbacks are out of Prefixes.
+	Loopbacks  []netip.Prefix `json:"loopbacks,omitempty" doc:"Out of each, every host of the Zone gets an address of its own, which it has on lo and announces."`
+	Services   []Service      `json:"services,omitempty" doc:"Addresses that hosts of the Zone announce while what is behind them answers."`
 	BGP        ZoneBGP        `json:"bgp,omitzero"`
 	Encryption string         `json:"encryption,omitzero" enum:"none,wireguard" doc:"Of what the hosts of the Zone carry for each other's Networks; none unless set."`
 }
@@ -48,9 +51,16 @@ type ZoneBGP struct {
 	LongLived       Duration `json:"longLived,omitzero" doc:"How much longer they are kept as stale (RFC 9494); not at all unless set. A change drops every session."`
 	StaleHold       Duration `json:"staleHold,omitzero" doc:"How long a host that has lost every reflector keeps its routes; 10m unless set, -1s is for ever."`
 	HoldTime        Duration `json:"holdTime,omitzero" doc:"Of sessions between hosts; 90s unless set, 3s at least."`
+	Paths           string   `json:"paths,omitzero" enum:"all,best" doc:"What reflectors tell hosts of: all paths to a prefix (RFC 7911), which they share packets over, or the best alone, which is cheaper in large Zones; all unless set. A change drops every session."`
 	// BMP are stations that the reflectors tell of every route (RFC 7854).
 	BMP []netip.AddrPort `json:"bmp,omitempty" doc:"Monitoring stations that the reflectors tell of every route (RFC 7854)."`
 }
+
+// The values of a Zone's paths.
+const (
+	PathsAll  = "all"
+	PathsBest = "best"
+)
 
 // Uplink is a BGP peer outside the Zone: its VRF on a border leaf.
 type Uplink struct {
@@ -75,6 +85,7 @@ type PrefixFilter struct {
 // ZoneStatus is what rackweft observed and chose.
 type ZoneStatus struct {
 	Reflectors []ReflectorStatus `json:"reflectors,omitempty"`
+	Loopbacks  []LoopbackStatus  `json:"loopbacks,omitempty"`
 	Conditions Conditions        `json:"conditions,omitempty"`
 }
 
@@ -87,6 +98,14 @@ type ReflectorStatus struct {
 	State   ReflectorState `json:"state" enum:"Starting,Joining,Serving,Leaving"`
 	Since   time.Time      `json:"since" doc:"When it came into this state."`
 	Reason  string         `json:"reason,omitzero" doc:"Why it is Leaving."`
+}
+
+// LoopbackStatus is what was chosen out of spec.loopbacks for one host. It keeps
+// its addresses for as long as it is in the Zone.
+type LoopbackStatus struct {
+	Machine   string       `json:"machine"`
+	UID       string       `json:"uid" doc:"The Machine's."`
+	Addresses []netip.Addr `json:"addresses"`
 }
 
 // ReflectorState is how far a reflector has come.
@@ -109,6 +128,9 @@ func (z *Zone) SetDefaults() {
 	if z.Spec.Encryption == "" {
 		z.Spec.Encryption = EncryptionNone
 	}
+	for i := range z.Spec.Services {
+		z.Spec.Services[i].setDefaults()
+	}
 }
 
 // Validate implements Object.
@@ -122,8 +144,13 @@ func (z *Zone) Validate() FieldErrors {
 	for i := range z.Spec.Uplinks {
 		z.validateUplink(&e, i)
 	}
+	z.validateLoopbacks(&e)
+	z.validateServices(&e)
 	e.oneOf(at("spec", "encryption"), z.Spec.Encryption, EncryptionNone, EncryptionWireGuard)
 	b := z.Spec.BGP
+	if b.Paths != "" {
+		e.oneOf(at("spec", "bgp", "paths"), b.Paths, PathsAll, PathsBest)
+	}
 	e.seconds(at("spec", "bgp", "gracefulRestart"), b.GracefulRestart, 1, 4095)
 	e.seconds(at("spec", "bgp", "longLived"), b.LongLived, 1, 1<<24-1)
 	e.seconds(at("spec", "bgp", "holdTime"), b.HoldTime, 3, 65535)

@@ -38,7 +38,7 @@ func BenchmarkReflector(b *testing.B) {
 		for _, each := range []int{1, 5, 10} {
 			taken := map[string][]cost{}
 			for range runs {
-				for _, d := range []string{"ours", "bird", "frr", "gobgpd"} {
+				for _, d := range []string{"ours", allPaths, "bird", "frr", "gobgpd"} {
 					taken[d] = append(taken[d], measure(b, d, clients, each))
 				}
 			}
@@ -46,6 +46,9 @@ func BenchmarkReflector(b *testing.B) {
 		}
 	}
 }
+
+// allPaths is ours with clients that ask for all paths (RFC 7911).
+const allPaths = "all-paths"
 
 // cost is what one run took of a daemon.
 type cost struct{ converge, cpu, rss float64 } // seconds, seconds, MiB
@@ -73,8 +76,8 @@ func printBench(shape string, taken map[string][]cost) {
 		if ours > m.bar*bird {
 			verdict = "short"
 		}
-		_, _ = fmt.Printf("BENCH bgp-reflector-%s-%s ours=%.2f%s bird=%.2f%s frr=%.2f%s gobgpd=%.2f%s ratio=%.2f bar=<=%.1f %s\n",
-			shape, m.name, ours, m.unit, bird, m.unit, median("frr"), m.unit, median("gobgpd"), m.unit, ours/bird, m.bar, verdict)
+		_, _ = fmt.Printf("BENCH bgp-reflector-%s-%s ours=%.2f%s bird=%.2f%s frr=%.2f%s gobgpd=%.2f%s all-paths=%.2f%s ratio=%.2f bar=<=%.1f %s\n",
+			shape, m.name, ours, m.unit, bird, m.unit, median("frr"), m.unit, median("gobgpd"), m.unit, median(allPaths), m.unit, ours/bird, m.bar, verdict)
 	}
 }
 
@@ -93,7 +96,7 @@ func measure(b *testing.B, daemon string, clients, each int) cost {
 	h.in("ip", "route", "add", "local", "198.18.128.0/17", "dev", "lo")
 	begin(b, h, daemon, clients, each)
 	defer h.kill()
-	s := &swarm{clients: clients, each: each}
+	s := &swarm{clients: clients, each: each, allPaths: daemon == allPaths}
 	pid := h.process.Process.Pid // ip-netns(8) has become it
 	time.Sleep(2 * time.Second)  // it is up
 	before := cpuSeconds(b, pid)
@@ -114,8 +117,8 @@ func clientPrefix(i, j int) netip.Prefix {
 
 func begin(b *testing.B, h *host, daemon string, clients, each int) {
 	switch daemon {
-	case "ours":
-		p := api.BGPPart{Zone: "bench", ASN: zoneASN, RouterID: h.address, Role: api.BGPReflector, Community: mark, Listen: []netip.Addr{h.address}}
+	case "ours", allPaths:
+		p := api.BGPPart{Zone: "bench", AllPaths: daemon == allPaths, ASN: zoneASN, RouterID: h.address, Role: api.BGPReflector, Community: mark, Listen: []netip.Addr{h.address}}
 		for i := range clients {
 			name := fmt.Sprintf("c%d", i)
 			p.Neighbors = append(p.Neighbors, api.BGPNeighbor{Name: name, Address: clientAddress(i), ASN: zoneASN, Role: api.BGPClient, Passive: true, Hops: 2, Families: []string{"ipv4"}})
@@ -165,7 +168,10 @@ func residentMiB(b *testing.B, pid int) float64 {
 }
 
 // swarm is the clients: they speak as little BGP as will do.
-type swarm struct{ clients, each int }
+type swarm struct {
+	clients, each int
+	allPaths      bool
+}
 
 func (s *swarm) run(namespace string) error {
 	conns := make([]net.Conn, s.clients)
@@ -242,6 +248,10 @@ func (s *swarm) client(i int, c net.Conn) error {
 	id := clientAddress(i).AsSlice()
 	asn := binary.BigEndian.AppendUint32(nil, zoneASN)
 	capabilities := append([]byte{2, 12, 1, 4, 0, 1, 0, 1, 65, 4}, asn...)
+	if s.allPaths {
+		capabilities = append(capabilities, 69, 4, 0, 1, 1, 1) // ADD-PATH: receive IPv4 unicast
+		capabilities[1] += 6
+	}
 	open := append([]byte{4, 0xfc, 0x59, 0, 180}, id...) // AS 64601, hold time
 	open = append(append(open, byte(len(capabilities))), capabilities...)
 	if _, err := c.Write(append(message(1, open), message(4, nil)...)); err != nil {
@@ -275,7 +285,7 @@ func (s *swarm) client(i int, c net.Conn) error {
 				}
 			}
 		case 2:
-			count(body, seen)
+			s.count(body, seen)
 		case 3:
 			return fmt.Errorf("notification %v", body)
 		}
@@ -283,11 +293,16 @@ func (s *swarm) client(i int, c net.Conn) error {
 	return nil
 }
 
-// count notes the prefixes of an update (RFC 4271, section 4.3), all /32.
-func count(body []byte, seen map[[4]byte]bool) {
+// count notes the prefixes of an update (RFC 4271, section 4.3), all /32 and
+// with a path's identifier before it where all paths are told.
+func (s *swarm) count(body []byte, seen map[[4]byte]bool) {
 	withdrawn := int(binary.BigEndian.Uint16(body))
 	attrs := int(binary.BigEndian.Uint16(body[2+withdrawn:]))
-	for nlri := body[4+withdrawn+attrs:]; len(nlri) >= 5; nlri = nlri[5:] {
-		seen[[4]byte(nlri[1:5])] = true
+	identifier := 0
+	if s.allPaths {
+		identifier = 4
+	}
+	for nlri := body[4+withdrawn+attrs:]; len(nlri) >= identifier+5; nlri = nlri[identifier+5:] {
+		seen[[4]byte(nlri[identifier+1:identifier+5])] = true
 	}
 }

@@ -104,16 +104,22 @@ func validate(p api.BGPPart) error {
 	check(p.Role == api.BGPClient || p.Role == api.BGPReflector, "role %q is neither client nor reflector", p.Role)
 	_, err := bgp.ParseLargeCommunity(p.Community)
 	check(err == nil, "community %q is no large community: it is written 64601:1:7", p.Community)
+	check(p.Community != reflectedMark(p), "community %s is what marks reflected paths: take another", p.Community)
 	check(p.Port > 0 && p.Port < 1<<16, "port %d is out of range", p.Port)
 	check(p.Table > 0 && int64(p.Table) < 1<<32 && p.Table != unix.RT_TABLE_LOCAL, "table %d is none for routes", p.Table)
 	check(p.Metric > 0 && int64(p.Metric) < 1<<32, "metric %d is out of range", p.Metric)
 	check(inSeconds(p.GracefulRestart, time.Second, maxRestartTime), "gracefulRestart %s is not whole seconds up to %s", time.Duration(p.GracefulRestart), maxRestartTime)
 	check(inSeconds(p.LongLived, 0, maxLongLived), "longLived %s is not whole seconds up to %s", time.Duration(p.LongLived), maxLongLived)
-	for _, a := range slices.Concat(p.Listen, p.NextHops) {
+	for _, a := range slices.Concat(p.Listen, p.NextHops, ownAddresses(p)) {
 		check(a.IsValid() && a.Zone() == "" && !a.Is4In6(), "%s is no address", a)
 	}
 	for _, x := range slices.Concat(p.Originate, p.Aggregates, p.ZoneNextHops) {
 		check(validPrefix(x), "%s is no masked prefix", x)
+	}
+	for _, s := range p.Services {
+		c := s.Check
+		check(c == nil || (c.Type == api.CheckTCP || c.Type == api.CheckHTTP) && c.Port > 0 && c.Port < 1<<16 && c.Interval > 0 && c.Timeout > 0 && c.Rise > 0 && c.Fall > 0,
+			"the check of service %q is not whole: %+v", s.Name, c)
 	}
 	names, addresses := map[string]bool{}, map[netip.Addr]bool{}
 	for _, n := range p.Neighbors {
@@ -136,6 +142,15 @@ func validate(p api.BGPPart) error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// ownAddresses are those that belong on lo.
+func ownAddresses(p api.BGPPart) []netip.Addr {
+	list := slices.Clone(p.Loopbacks)
+	for _, s := range p.Services {
+		list = append(list, s.Addresses...)
+	}
+	return list
 }
 
 func validateNeighbor(p api.BGPPart, n api.BGPNeighbor) error {

@@ -55,12 +55,23 @@ func compilePolicy(p api.BGPPart) *policy {
 		c.neighborSet(role+"s", addresses...)
 	}
 	c.sets = append(c.sets,
-		&gobgp.DefinedSet{DefinedType: gobgp.DefinedType_LARGE_COMMUNITY, Name: "zone", List: []string{"^" + regexp.QuoteMeta(p.Community) + "$"}},
+		&gobgp.DefinedSet{DefinedType: gobgp.DefinedType_LARGE_COMMUNITY, Name: "zone", List: []string{only(p.Community)}},
+		&gobgp.DefinedSet{DefinedType: gobgp.DefinedType_LARGE_COMMUNITY, Name: "reflected", List: []string{only(reflectedMark(p))}},
 		&gobgp.DefinedSet{DefinedType: gobgp.DefinedType_COMMUNITY, Name: "drained", List: []string{"^" + gracefulShutdown + "$"}})
 	c.compileImport(p, by)
 	c.compileExport(p, by)
 	return c
 }
+
+// only matches one community.
+func only(community string) string { return "^" + regexp.QuoteMeta(community) + "$" }
+
+// reflectsAll reports whether this is a reflector that tells all of its paths.
+func reflectsAll(p api.BGPPart) bool { return p.Role == api.BGPReflector && p.AllPaths }
+
+// reflectedMark is on what one reflector has told another: where all paths are
+// told, each would come to a third in as many ways as there are reflectors.
+func reflectedMark(p api.BGPPart) string { return fmt.Sprintf("%d:1:2", p.ASN) }
 
 // martians are never taken, from nobody.
 func martians() []api.PrefixFilter {
@@ -104,7 +115,11 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 
 	hops := texts(p.ZoneNextHops)
 	for _, n := range by[api.BGPReflector] {
-		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, nil)
+		var actions *gobgp.Actions
+		if reflectsAll(p) {
+			actions = &gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_ADD, Communities: []string{reflectedMark(p)}}}
+		}
+		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, actions)
 	}
 	for _, n := range by[api.BGPUplink] {
 		foreign := c.foreignASNs(p, n)
@@ -176,6 +191,10 @@ func (c *policy) compileExport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	}
 	c.rejectRest("uplinks", by[api.BGPUplink])
 	if len(by[api.BGPReflector]) > 0 {
+		if reflectsAll(p) {
+			c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflected",
+				Conditions: &gobgp.Conditions{NeighborSet: matchAny("reflectors"), LargeCommunitySet: matchAny("reflected")}, Actions: reject()})
+		}
 		only := &gobgp.Conditions{NeighborSet: matchAny("reflectors"), LargeCommunitySet: matchAny("zone")}
 		if p.Role == api.BGPClient {
 			only.RouteType = gobgp.Conditions_ROUTE_TYPE_LOCAL
@@ -200,7 +219,7 @@ func (c *policy) compileExport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 func (c *policy) exportToUplink(p api.BGPPart, n api.BGPNeighbor) {
 	to := c.neighborSet("to-"+n.Name, n.Address.String())
 	actions := func() *gobgp.Actions {
-		a := accept(&gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_REMOVE, Communities: []string{"^" + regexp.QuoteMeta(p.Community) + "$"}}})
+		a := accept(&gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_REMOVE, Communities: []string{only(p.Community), only(reflectedMark(p))}}})
 		if p.Drain && !n.KeepNextHop {
 			a.Community = &gobgp.CommunityAction{Type: gobgp.CommunityAction_ADD, Communities: []string{gracefulShutdown}}
 		}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -26,7 +27,14 @@ import (
 // speakerEnvironment makes the test's binary a speaker: with its directory.
 const speakerEnvironment = "RACKWEFT_TEST_SPEAKER"
 
+// webEnvironment makes it a web server: with what it listens on.
+const webEnvironment = "RACKWEFT_TEST_WEB"
+
 func TestMain(m *testing.M) {
+	if at := os.Getenv(webEnvironment); at != "" {
+		fmt.Fprintln(os.Stderr, "web:", http.ListenAndServe(at, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+		os.Exit(1)
+	}
 	dir := os.Getenv(speakerEnvironment)
 	if dir == "" {
 		os.Exit(m.Run())
@@ -150,6 +158,18 @@ func (h *host) speak() {
 	self, err := os.Executable()
 	must(h.rig.t, err)
 	h.begin([]string{speakerEnvironment + "=" + h.dir}, self)
+}
+
+// web starts a web server on the host, beside its daemon. What it answers ends
+// it.
+func (h *host) web() (stop func()) {
+	h.rig.t.Helper()
+	self, err := os.Executable()
+	must(h.rig.t, err)
+	server := &host{rig: h.rig, name: h.name, dir: h.rig.t.TempDir()}
+	server.begin([]string{webEnvironment + "=:8080"}, self)
+	h.rig.t.Cleanup(server.kill)
+	return server.kill
 }
 
 // give writes the host's part, as the agent does.

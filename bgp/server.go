@@ -11,6 +11,7 @@ import (
 
 	gobgp "github.com/osrg/gobgp/v3/api"
 	"github.com/osrg/gobgp/v3/pkg/server"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/rackweft/rackweft/api"
@@ -24,6 +25,10 @@ const (
 	// stagger is between the neighbours that a reflector begins to answer: many
 	// that come up at once were seen to miss routes.
 	stagger = 10 * time.Millisecond
+	// mostPaths of one prefix is as many as GoBGP can be told. Where there are
+	// more, it confuses over sessions which of them it has sent, and does not
+	// withdraw the others.
+	mostPaths = 255
 	// warnPercent of maxPrefixes is warned of.
 	warnPercent = 75
 )
@@ -38,13 +43,14 @@ type bgpServer struct {
 	policy    *policy
 	sessions  map[string]api.BGPNeighbor // by name
 	originate map[netip.Prefix]bool      // of what GoBGP has
+	served    map[netip.Addr]service     // of what GoBGP has; originate has none of it
 	stations  map[netip.AddrPort]bool
 }
 
 // startServer starts GoBGP for p: what needsRestart names is fixed from here on.
 func startServer(ctx context.Context, p api.BGPPart, restarting bool, log *logger) (*bgpServer, error) {
 	s := &bgpServer{BgpServer: server.NewBgpServer(server.LoggerOption(log)), log: log, restarting: restarting,
-		sessions: map[string]api.BGPNeighbor{}, originate: map[netip.Prefix]bool{}, stations: map[netip.AddrPort]bool{}}
+		sessions: map[string]api.BGPNeighbor{}, originate: map[netip.Prefix]bool{}, served: map[netip.Addr]service{}, stations: map[netip.AddrPort]bool{}}
 	go s.Serve() // until the process ends: it knows no other end
 	listen := int32(p.Port)
 	if len(p.Listen) == 0 {
@@ -88,7 +94,11 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 	}
 	old := s.policy
 	s.policy = policy
-	fail(s.announce(ctx, p, old == nil || old.own != policy.own))
+	again := old == nil || old.own != policy.own || !slices.Equal(s.part.NextHops, p.NextHops)
+	fail(s.announce(ctx, p, again))
+	if again {
+		fail(s.serve(ctx, p, s.served, true))
+	}
 	first := s.part.ASN == 0
 	for _, n := range p.Neighbors {
 		had, known := s.sessions[n.Name]
@@ -137,7 +147,7 @@ func (s *bgpServer) setPolicy(ctx context.Context, p *policy) error {
 
 // removeNeighbors ends the sessions that p does not have, or not so.
 func (s *bgpServer) removeNeighbors(ctx context.Context, p api.BGPPart, fail func(error)) {
-	restart := s.part.GracefulRestart != p.GracefulRestart || s.part.LongLived != p.LongLived || s.part.ClusterID != p.ClusterID
+	restart := s.part.AllPaths != p.AllPaths || s.part.GracefulRestart != p.GracefulRestart || s.part.LongLived != p.LongLived || s.part.ClusterID != p.ClusterID
 	for name, had := range s.sessions {
 		i := slices.IndexFunc(p.Neighbors, func(n api.BGPNeighbor) bool { return n.Name == name })
 		if i >= 0 && !restart && !needsSession(had, p.Neighbors[i]) {
@@ -260,10 +270,15 @@ func (s *bgpServer) peer(p api.BGPPart, n api.BGPNeighbor) *gobgp.Peer {
 	} else if n.Role == api.BGPUplink {
 		out.EbgpMultihop = &gobgp.EbgpMultihop{Enabled: true, MultihopTtl: uint32(n.Hops)}
 	}
+	paths := &gobgp.AddPathsConfig{}
+	if p.AllPaths && n.ASN == p.ASN {
+		paths.Receive, paths.SendMax = true, mostPaths
+	}
 	for _, f := range n.Families {
 		family := toFamily(f == "ipv4")
 		out.AfiSafis = append(out.AfiSafis, &gobgp.AfiSafi{
 			Config:            &gobgp.AfiSafiConfig{Family: family, Enabled: true},
+			AddPaths:          &gobgp.AddPaths{Config: paths},
 			MpGracefulRestart: &gobgp.MpGracefulRestart{Config: &gobgp.MpGracefulRestartConfig{Enabled: true}},
 			LongLivedGracefulRestart: &gobgp.LongLivedGracefulRestart{Config: &gobgp.LongLivedGracefulRestartConfig{
 				Enabled: p.LongLived > 0, RestartTime: seconds(p.LongLived)}},
@@ -283,17 +298,49 @@ func toFamily(v4 bool) *gobgp.Family {
 func seconds(d api.Duration) uint32   { return uint32(time.Duration(d) / time.Second) }
 func seconds64(d api.Duration) uint64 { return uint64(seconds(d)) }
 
-// announce makes GoBGP originate what p says; all of it again when its policy
-// has changed.
+// service is how an address is announced.
+type service struct {
+	last bool // as worse than anybody else's
+}
+
+// serve makes GoBGP originate these of the host's own and its services'
+// addresses, and no others; all of them again where asked to.
+func (s *bgpServer) serve(ctx context.Context, p api.BGPPart, want map[netip.Addr]service, again bool) error {
+	var faults []error
+	for a, how := range want {
+		had, known := s.served[a]
+		hop := ownNextHop(p, api.HostPrefix(a))
+		if known && had == how && !again || !hop.IsValid() {
+			continue
+		}
+		if err := s.addPath(ctx, api.HostPrefix(a), hop, how.last); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		s.served[a] = how
+	}
+	for a := range s.served {
+		if _, ok := want[a]; ok {
+			continue
+		}
+		if err := s.deletePath(ctx, api.HostPrefix(a)); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		delete(s.served, a)
+	}
+	return errors.Join(faults...)
+}
+
+// announce makes GoBGP originate what p says; all of it again where asked to.
 func (s *bgpServer) announce(ctx context.Context, p api.BGPPart, again bool) error {
 	want := map[netip.Prefix]bool{}
 	for _, x := range p.Originate {
 		want[x] = ownNextHop(p, x).IsValid()
 	}
-	moved := !slices.Equal(s.part.NextHops, p.NextHops)
 	var faults []error
 	for x, routed := range want {
-		if !routed || s.originate[x] && !again && !moved {
+		if !routed || s.originate[x] && !again {
 			continue
 		}
 		if err := s.originatePath(ctx, x, ownNextHop(p, x)); err != nil {
@@ -344,18 +391,38 @@ func unspecified(x netip.Prefix) netip.Addr {
 }
 
 func (s *bgpServer) originatePath(ctx context.Context, x netip.Prefix, hop netip.Addr) error {
-	path, err := newPath(x, hop)
-	if err == nil {
-		_, err = s.AddPath(ctx, &gobgp.AddPathRequest{TableType: gobgp.TableType_GLOBAL, Path: path})
-	}
-	if err != nil {
-		return fmt.Errorf("originate %s: %w", x, err)
+	if err := s.addPath(ctx, x, hop, false); err != nil {
+		return err
 	}
 	s.originate[x] = true
 	return nil
 }
 
 func (s *bgpServer) withdraw(ctx context.Context, x netip.Prefix) error {
+	if err := s.deletePath(ctx, x); err != nil {
+		return err
+	}
+	delete(s.originate, x)
+	return nil
+}
+
+// addPath has GoBGP originate x; as a last resort, neighbours and this host
+// prefer any other path to it (RFC 8326).
+func (s *bgpServer) addPath(ctx context.Context, x netip.Prefix, hop netip.Addr, last bool) error {
+	path, err := newPath(x, hop)
+	if err == nil && last {
+		err = addAttributes(path, &gobgp.LocalPrefAttribute{LocalPref: 1}, &gobgp.CommunitiesAttribute{Communities: []uint32{65535 << 16}})
+	}
+	if err == nil {
+		_, err = s.AddPath(ctx, &gobgp.AddPathRequest{TableType: gobgp.TableType_GLOBAL, Path: path})
+	}
+	if err != nil {
+		return fmt.Errorf("originate %s: %w", x, err)
+	}
+	return nil
+}
+
+func (s *bgpServer) deletePath(ctx context.Context, x netip.Prefix) error {
 	path, err := newPath(x, unspecified(x))
 	if err == nil {
 		err = s.DeletePath(ctx, &gobgp.DeletePathRequest{TableType: gobgp.TableType_GLOBAL, Path: path})
@@ -363,7 +430,17 @@ func (s *bgpServer) withdraw(ctx context.Context, x netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("withdraw %s: %w", x, err)
 	}
-	delete(s.originate, x)
+	return nil
+}
+
+func addAttributes(path *gobgp.Path, attributes ...proto.Message) error {
+	for _, a := range attributes {
+		packed, err := anypb.New(a)
+		if err != nil {
+			return err
+		}
+		path.Pattrs = append(path.Pattrs, packed)
+	}
 	return nil
 }
 

@@ -57,13 +57,15 @@ type speaker struct {
 	kernel  chan struct{} // the kernel's other routes have changed
 	events  events
 
-	server  *bgpServer
-	fib     *fib.FIB
-	started time.Time
-	raw     []byte // the part's file as last seen
-	status  Status
-	learned map[netip.Prefix][]netip.Addr
-	counts  map[string]int // routes let in, by the neighbour's address
+	server   *bgpServer
+	fib      *fib.FIB
+	services *serviceChecks
+	started  time.Time
+	raw      []byte // the part's file as last seen
+	status   Status
+	learned  map[netip.Prefix][]netip.Addr
+	counts   map[string]int        // routes let in, by the neighbour's address
+	onLo     map[netip.Prefix]bool // this host's own and its services' addresses
 
 	lastUp     time.Time
 	held       bool                // as the last look saw it
@@ -93,7 +95,8 @@ var ErrRestart = errors.New("the part changes what a speaker is started with")
 func Run(ctx context.Context, o Options) error {
 	s := &speaker{options: o, log: newLogger(o.Log), ops: make(chan func()), kernel: make(chan struct{}, 1), started: time.Now(),
 		learned: map[netip.Prefix][]netip.Addr{}, complete: map[netip.Addr]bool{}, limited: map[string]time.Time{},
-		events: events{wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{}}}
+		services: &serviceChecks{wake: make(chan struct{}, 1), all: map[serviceKey]*serviceCheck{}},
+		events:   events{wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{}}}
 	s.status = Status{PID: os.Getpid(), Version: o.Version, Started: s.started}
 	ctx, cancel := context.WithCancel(ctx)
 	var beside sync.WaitGroup
@@ -105,6 +108,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	beside.Go(func() { s.serve(ctx, listener) })
 	beside.Go(func() { s.watchKernel(ctx) })
+	defer s.services.stop()
 	beside.Go(func() { o.Notify.Watchdog(ctx, func() bool { return s.alive(ctx) }) })
 	return s.loop(ctx)
 }
@@ -141,6 +145,8 @@ func (s *speaker) loop(ctx context.Context) error {
 			if routes == nil {
 				routes = time.After(settleDelay)
 			}
+		case <-s.services.wake:
+			s.announceServices(ctx)
 		case <-s.kernel:
 			if kernel == nil {
 				kernel = time.After(kernelDelay)
@@ -207,6 +213,8 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 		s.status.Problem = err.Error()
 		s.options.Log.Warn("bgp: not all of the part is applied", "error", err)
 	}
+	s.services.watch(ctx, part.Services)
+	s.announceServices(ctx)
 	s.status.Zone, s.status.Role, s.status.ASN, s.status.RouterID = part.Zone, part.Role, part.ASN, part.RouterID
 	s.resync(ctx)
 	return nil
@@ -342,7 +350,7 @@ func (s *speaker) readRoutes(ctx context.Context, prefixes []netip.Prefix) {
 		delete(s.learned, p)
 	}
 	for prefix, list := range table {
-		if hops := learned(list, s.isOwn); len(hops) > 0 {
+		if hops := learned(list, s.isOwn); len(hops) > 0 && !s.onLo[prefix] {
 			s.learned[prefix] = hops
 		}
 	}
@@ -360,7 +368,7 @@ func (s *speaker) aggregate(ctx context.Context) {
 		for p := range s.learned {
 			active[x] = active[x] || within(p)
 		}
-		if active[x] = active[x] || slices.ContainsFunc(s.server.part.Originate, within); active[x] {
+		if active[x] = active[x] || slices.ContainsFunc(s.server.part.Originate, within) || s.servesWithin(x); active[x] {
 			s.status.Aggregates = append(s.status.Aggregates, x)
 		}
 	}

@@ -1,10 +1,13 @@
 package bgp
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp/fib"
 )
 
@@ -31,9 +34,12 @@ type Status struct {
 	Sessions   []Session      `json:"sessions"`
 	Originate  []netip.Prefix `json:"originate,omitempty"`
 	Aggregates []netip.Prefix `json:"aggregates,omitempty" doc:"Those that are announced now."`
+	Loopbacks  []netip.Addr   `json:"loopbacks,omitempty" doc:"This host's own addresses, which are on lo and announced."`
 	Learned    int            `json:"learned" doc:"Prefixes for the kernel."`
 	FIB        fib.State      `json:"fib"`
-	Healed     int64          `json:"healed" doc:"Times that a neighbor was told all routes again because it missed some."`
+	// Services are the addresses of services that this host has.
+	Services []api.BGPServiceStatus `json:"services,omitempty"`
+	Healed   int64                  `json:"healed" doc:"Times that a neighbor was told all routes again because it missed some."`
 }
 
 // Session is one neighbour.
@@ -70,6 +76,10 @@ func (s Status) Line() string {
 	line := fmt.Sprintf("%d of %d sessions up, %d routes learned, %d in the kernel", up, len(s.Sessions), s.Learned, s.FIB.Installed)
 	if s.FIB.Unsettled > 0 {
 		line += fmt.Sprintf(", %d not as they should be (%s: %s)", s.FIB.Unsettled, s.FIB.Unresolved[0].Prefix, s.FIB.Unresolved[0].Reason)
+	}
+	if i := slices.IndexFunc(s.Services, func(x api.BGPServiceStatus) bool { return x.State != api.ServiceAnnounced }); i >= 0 {
+		x := s.Services[i]
+		line += fmt.Sprintf("; %s of service %s is %s: %s", x.Address, x.Service, x.State, cmp.Or(x.LastError, "not looked at yet"))
 	}
 	if !s.HeldSince.IsZero() {
 		line += fmt.Sprintf("; no session since %s, the kernel's routes are held", s.HeldSince.UTC().Format("15:04:05 MST"))

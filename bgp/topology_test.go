@@ -171,7 +171,7 @@ func (d *domain) neighbor(h, other *host, role string) api.BGPNeighbor {
 func (d *domain) part(h *host) api.BGPPart {
 	p := api.BGPPart{Zone: d.name, ASN: d.asn, RouterID: h.address, Role: api.BGPClient, Community: fmt.Sprintf("%d:1:1", d.asn),
 		Listen: []netip.Addr{h.address}, NextHops: []netip.Addr{h.address}, ZoneNextHops: prefixes(fmt.Sprintf("198.18.%d.0/24", d.segment)),
-		Originate: []netip.Prefix{h.lease()}, GracefulRestart: api.Duration(time.Minute)}
+		Originate: []netip.Prefix{h.lease()}, GracefulRestart: api.Duration(time.Minute), AllPaths: true}
 	if !slices.Contains(d.reflectors, h) {
 		for _, r := range d.reflectors {
 			p.Neighbors = append(p.Neighbors, d.neighbor(h, r, api.BGPReflector))
@@ -437,6 +437,31 @@ func TestTopology(t *testing.T) {
 		}
 	})
 	took("new reflector")
+	t.Run("both uplinks are used", func(t *testing.T) {
+		eventually(t, func() error {
+			routes := y3.routes()
+			for _, l := range yellow.leafs {
+				if !strings.Contains(routes, "nexthop via "+l.address.String()+" ") {
+					return fmt.Errorf("y3 does not go by %s:\n%s", l.name, routes)
+				}
+			}
+			return nil
+		})
+		sent := func(leaf *host) int {
+			n, err := strconv.Atoi(strings.TrimSpace(leaf.in("cat", "/sys/class/net/core/statistics/tx_packets")))
+			must(t, err)
+			return n
+		}
+		before := []int{sent(yellow.leafs[0]), sent(yellow.leafs[1])}
+		// By which leaf it goes depends on the address; the firewall denies them all.
+		y3.in("sh", "-c", "for i in $(seq 64); do ping -q -c 1 -w 1 -I "+y3.service()+" 198.19.90.$i & done; wait")
+		for i, l := range yellow.leafs {
+			if n := sent(l) - before[i]; n < 8 {
+				t.Errorf("of packets to 64 addresses %d went by %s", n, l.name)
+			}
+		}
+	})
+	took("both uplinks")
 	t.Run("an uplink is lost", func(t *testing.T) {
 		f := flow(t, [2]*host{y3, r3})
 		leaf := yellow.leafs[0]

@@ -51,7 +51,7 @@ func key(a, b *host) string { return a.name + b.name }
 func (z *zone) part(h *host) api.BGPPart {
 	p := api.BGPPart{Zone: "yellow", ASN: zoneASN, RouterID: h.address, Role: api.BGPClient, Community: mark,
 		NextHops: []netip.Addr{h.address, h.v6()}, ZoneNextHops: prefixes("198.18.9.0/24", "2001:db8::/64"),
-		Originate: h.own(), GracefulRestart: api.Duration(40 * time.Second)}
+		Originate: h.own(), GracefulRestart: api.Duration(40 * time.Second), AllPaths: true}
 	if slices.Contains(z.reflectors, h) {
 		p.Role, p.Listen = api.BGPReflector, []netip.Addr{h.address}
 		p.Neighbors = append(p.Neighbors, z.uplinks[h.name]...)
@@ -90,11 +90,22 @@ func (z *zone) bird(h *host, routes string) {
 	for _, r := range z.reflectors {
 		text += fmt.Sprintf(`protocol bgp %s {
   local %s as %d; neighbor %s as %d; password "%s"; ttl security on; graceful restart on; connect delay time 1; connect retry time 3; error wait time 2, 4;
-  ipv4 { import all; export where source = RTS_STATIC; next hop keep; };
+  ipv4 { import all; export where source = RTS_STATIC; next hop keep; add paths rx; };
 }
 `, r.name, h.address, zoneASN, r.address, zoneASN, key(r, h))
 	}
 	h.begin(nil, "bird", "-f", "-c", write(z.t, filepath.Join(h.dir, "bird.conf"), text), "-s", filepath.Join(h.dir, "ctl"))
+}
+
+// frrClient makes h a client that runs FRR, without a kernel to program.
+func (z *zone) frrClient(h *host) {
+	z.t.Helper()
+	bgpd := need(z.t, "/usr/lib/frr/bgpd")
+	text := fmt.Sprintf("router bgp %d\n bgp router-id %s\n bgp graceful-restart\n", zoneASN, h.address)
+	for _, r := range z.reflectors {
+		text += fmt.Sprintf(" neighbor %[1]s remote-as %[2]d\n neighbor %[1]s timers connect 3\n neighbor %[1]s ttl-security hops 1\n neighbor %[1]s password %[3]s\n", r.address, zoneASN, key(r, h))
+	}
+	h.begin(nil, bgpd, "-Z", "-S", "-n", "-f", write(z.t, filepath.Join(h.dir, "bgpd.conf"), text), "-i", filepath.Join(h.dir, "pid"), "--vty_socket", h.dir, "-P", "0", "--log", "stdout")
 }
 
 // frr makes h a border leaf of AS 64600 that runs FRR.

@@ -277,7 +277,8 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 		// Clients listen too: a host that becomes a reflector must not have to
 		// open its speaker anew.
 		Listen: []netip.Addr{b.self.V4()}, NextHops: b.self.Addresses, ZoneNextHops: b.zoneNextHops(),
-		Originate:       b.originate(b.self.Machine),
+		Originate: b.originate(b.self.Machine), Loopbacks: Loopbacks(b.zone, b.self.Machine), Services: services(b.zone, b.self.Machine),
+		AllPaths:        s.BGP.Paths != api.PathsBest,
 		GracefulRestart: s.BGP.GracefulRestart, LongLived: s.BGP.LongLived, StaleHold: s.BGP.StaleHold,
 		Drain: Draining(b.self.Machine),
 	}
@@ -299,7 +300,7 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 			p.Neighbors = append(p.Neighbors, b.host(other, api.BGPReflector))
 		default:
 			p.Neighbors = append(p.Neighbors, b.host(other, api.BGPClient))
-			p.Accept = append(p.Accept, api.BGPAccept{Client: other.Machine.Metadata.Name, Prefixes: b.originate(other.Machine), NextHops: other.Addresses})
+			p.Accept = append(p.Accept, api.BGPAccept{Client: other.Machine.Metadata.Name, Prefixes: b.accepted(other.Machine), NextHops: other.Addresses})
 		}
 	}
 	for _, u := range s.Uplinks {
@@ -430,22 +431,75 @@ func (b *bgpCompiler) zoneNextHops() []netip.Prefix {
 	return list
 }
 
-// originate is what a host may tell of.
+// originate is what a host tells of for as long as its part says so.
 func (b *bgpCompiler) originate(m *api.Machine) []netip.Prefix {
-	list := slices.Collect(maps.Keys(b.c.Originates(b.zone, m)))
+	return sorted(b.c.leases(b.zone, m))
+}
+
+// accepted is what a host may tell of.
+func (b *bgpCompiler) accepted(m *api.Machine) []netip.Prefix {
+	return sorted(b.c.Originates(b.zone, m))
+}
+
+func sorted(of map[netip.Prefix]Origin) []netip.Prefix {
+	list := slices.Collect(maps.Keys(of))
 	slices.SortFunc(list, netip.Prefix.Compare)
 	return list
 }
 
-// Originates is what a host of a Zone may tell of, and the Networks that it is
-// from: its IPv4 leases of those that are advertised, those of Guests that came
-// with their address among them, as far as they lie within the Zone's prefixes.
-// IPv6 leases are not routed out of a host.
-func (c *Compiler) Originates(z *api.Zone, m *api.Machine) map[netip.Prefix]string {
-	if c.Networks == nil {
-		return nil
+// Origin is why a host may tell of a prefix: it is its lease of a Network, an
+// address of a service, or else the host's own.
+type Origin struct{ Network, Service string }
+
+// Originates is what a host of a Zone may tell of.
+func (c *Compiler) Originates(z *api.Zone, m *api.Machine) map[netip.Prefix]Origin {
+	from := c.leases(z, m)
+	for _, a := range Loopbacks(z, m) {
+		from[api.HostPrefix(a)] = Origin{}
 	}
-	from := map[netip.Prefix]string{}
+	for _, s := range services(z, m) {
+		for _, a := range s.Addresses {
+			from[api.HostPrefix(a)] = Origin{Service: s.Name}
+		}
+	}
+	return from
+}
+
+// Loopbacks are a host's own addresses: those that it pins, else those that were
+// chosen for it.
+func Loopbacks(z *api.Zone, m *api.Machine) []netip.Addr {
+	list := m.Spec.Loopbacks
+	if i := slices.IndexFunc(z.Status.Loopbacks, func(l api.LoopbackStatus) bool { return l.UID == m.Metadata.UID }); i >= 0 && len(list) == 0 {
+		list = z.Status.Loopbacks[i].Addresses
+	}
+	var own []netip.Addr
+	for _, a := range list {
+		if within(z.Spec.Prefixes, api.HostPrefix(a)) {
+			own = append(own, a)
+		}
+	}
+	return own
+}
+
+// services are those of a Zone that a host has.
+func services(z *api.Zone, m *api.Machine) []api.BGPService {
+	var list []api.BGPService
+	for _, s := range z.Spec.Services {
+		if s.Selects(m) {
+			list = append(list, api.BGPService{Name: s.Name, Addresses: s.Addresses, Check: s.Check, LastResort: s.OnFailure == api.OnFailureLastResort})
+		}
+	}
+	return list
+}
+
+// leases are a host's IPv4 leases of Networks that are advertised, those of
+// Guests that came with their address among them, as far as they lie within the
+// Zone's prefixes. IPv6 leases are not routed out of a host.
+func (c *Compiler) leases(z *api.Zone, m *api.Machine) map[netip.Prefix]Origin {
+	from := map[netip.Prefix]Origin{}
+	if c.Networks == nil {
+		return from
+	}
 	for _, l := range c.Networks.Memberships(m.Metadata.UID) {
 		n, ok := store.Cached[api.Network](c.Cache, l.Network)
 		if !ok || n.Metadata.UID != l.UID || !n.Spec.Advertise || n.Spec.Zone != z.Metadata.Name || l.Buried > 0 || n.Metadata.DeletionTimestamp != nil {
@@ -453,7 +507,7 @@ func (c *Compiler) Originates(z *api.Zone, m *api.Machine) map[netip.Prefix]stri
 		}
 		for _, lease := range append([]netip.Prefix{l.Lease}, l.Moved...) {
 			if lease.Addr().Is4() && within(z.Spec.Prefixes, lease) {
-				from[lease] = l.Network
+				from[lease] = Origin{Network: l.Network}
 			}
 		}
 	}

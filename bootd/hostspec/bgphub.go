@@ -1,6 +1,7 @@
 package hostspec
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -40,6 +41,13 @@ func sameReflectors(a, b *api.Zone) bool {
 	})
 }
 
+// sameLoopbacks reports whether the same addresses are chosen for the same hosts.
+func sameLoopbacks(a, b *api.Zone) bool {
+	return slices.EqualFunc(a.Status.Loopbacks, b.Status.Loopbacks, func(x, y api.LoopbackStatus) bool {
+		return x.UID == y.UID && slices.Equal(x.Addresses, y.Addresses)
+	})
+}
+
 // sameNeighbor reports whether a Machine is to others what it was.
 func sameNeighbor(cache *store.Cache, old, now *api.Machine) bool {
 	if old == nil || now == nil {
@@ -47,7 +55,7 @@ func sameNeighbor(cache *store.Cache, old, now *api.Machine) bool {
 	}
 	a, b := old.Metadata, now.Metadata
 	return a.UID == b.UID && a.Generation == b.Generation && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) &&
-		slices.Equal(reportedAddresses(cache, old), reportedAddresses(cache, now))
+		maps.Equal(a.Labels, b.Labels) && slices.Equal(reportedAddresses(cache, old), reportedAddresses(cache, now))
 }
 
 // markReflectors marks the streams of a Zone's reflectors. The caller holds mu.
@@ -72,7 +80,7 @@ func (h *Hub) markZone(zone string) {
 	}
 }
 
-// maxSessions bounds what is kept of one host's report.
+// maxSessions bounds what is kept of one host's report, its services as well.
 const maxSessions = 4096
 
 // bgpReport keeps what a host says of its speaker.
@@ -83,6 +91,14 @@ func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
 	for i := range kept.Sessions {
 		x := &kept.Sessions[i]
 		x.Peer, x.Role, x.State, x.LastError, x.Digest = clip(x.Peer, 64), clip(x.Role, 16), clip(x.State, 16), clip(x.LastError, 256), clip(x.Digest, 80)
+		if !x.Since.IsZero() {
+			x.Since = x.Since.Add(-skew)
+		}
+	}
+	kept.Services = slices.Clone(r.Services[:min(len(r.Services), maxSessions)])
+	for i := range kept.Services {
+		x := &kept.Services[i]
+		x.Service, x.State, x.LastError = clip(x.Service, 64), clip(x.State, 16), clip(x.LastError, 256)
 		if !x.Since.IsZero() {
 			x.Since = x.Since.Add(-skew)
 		}

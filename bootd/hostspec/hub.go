@@ -238,7 +238,7 @@ func (h *Hub) concernsAll(c store.Change) bool {
 	case "Zone":
 		old, _ := c.Old.(*api.Zone)
 		now, _ := c.New.(*api.Zone)
-		return old == nil || now == nil || old.Metadata.UID != now.Metadata.UID || old.Metadata.Generation != now.Metadata.Generation || !sameReflectors(old, now)
+		return old == nil || now == nil || old.Metadata.UID != now.Metadata.UID || old.Metadata.Generation != now.Metadata.Generation || !sameReflectors(old, now) || !sameLoopbacks(old, now)
 	case "Machine":
 		old, _ := c.Old.(*api.Machine)
 		now, _ := c.New.(*api.Machine)

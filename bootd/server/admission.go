@@ -125,6 +125,7 @@ func (v *verdict) machine(w world, m *api.Machine) {
 			v.link(m, i, s)
 		}
 	}
+	v.loopbacks(w, m)
 	for _, z := range w.zones {
 		for _, u := range z.Spec.Uplinks {
 			if i := slices.IndexFunc(addresses, func(a pinned) bool { return a.address == u.Address }); i >= 0 {
@@ -182,6 +183,7 @@ func (v *verdict) subnet(w world, s *api.Subnet) {
 	v.linked(w, s)
 	v.apart(w, s)
 	v.routed(w, s)
+	v.keepsOff(w, s.Spec.Prefixes, "prefixes", func(announced) bool { return true })
 }
 
 // linked refuses a change of a Subnet that Machines on it contradict.
@@ -224,6 +226,9 @@ func pointersOf(m *api.Machine) (map[api.MAC]string, []pinned) {
 		for j, a := range l.Addresses {
 			addresses = append(addresses, pinned{a, api.Pointer("spec", "links", i, "addresses", j)})
 		}
+	}
+	for i, a := range m.Spec.Loopbacks {
+		addresses = append(addresses, pinned{a, api.Pointer("spec", "loopbacks", i)})
 	}
 	return macs, addresses
 }

@@ -20,6 +20,7 @@ func (v *verdict) network(w world, n *api.Network, current api.Object) {
 		}
 	}
 	v.allowed(w, n)
+	v.keepsOff(w, n.Spec.CIDRs, "cidrs", func(a announced) bool { return a.zone == n.Spec.Zone })
 	if n.Spec.Advertise {
 		v.advertised(w, n)
 	}

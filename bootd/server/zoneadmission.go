@@ -43,6 +43,7 @@ func (v *verdict) zone(w world, z *api.Zone) {
 		}
 	}
 	v.originated(w, z)
+	v.services(w, z)
 	for _, o := range w.objects["Secret"] {
 		if s, ok := o.(*api.Secret); ok && s.Status.Digests[hostspec.UplinkPassword] == "" {
 			for i, u := range z.Spec.Uplinks {

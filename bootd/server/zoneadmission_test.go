@@ -50,6 +50,26 @@ func TestZoneAdmission(t *testing.T) {
 		m.Spec.Links = append(m.Spec.Links, api.Link{Name: "prod", VLAN: &api.VLAN{Link: "eth0", ID: 8}, Subnet: "prod", Addresses: []netip.Addr{addr(address)}})
 		return m
 	}
+	serves := func(address string) func(*api.Zone) {
+		return func(z *api.Zone) {
+			z.Spec.Services = append(z.Spec.Services, api.Service{Name: "dns", Addresses: []netip.Addr{addr(address)}})
+		}
+	}
+	pool := func(text string) func(*api.Zone) {
+		return func(z *api.Zone) { z.Spec.Loopbacks = prefixList(text) }
+	}
+	chosen := func(machine, address string) func(*api.Zone) {
+		return func(z *api.Zone) {
+			z.Status.Loopbacks = []api.LoopbackStatus{{Machine: machine, UID: "u", Addresses: []netip.Addr{addr(address)}}}
+		}
+	}
+	own := func(name, address string) *api.Machine {
+		m := machine("198.18.8.7")
+		m.Metadata.Name = name
+		m.Spec.Loopbacks = []netip.Addr{addr(address)}
+		return m
+	}
+	wide := over("10.5.0.0/16", "198.18.0.0/16")
 	secret := func(keys ...string) *api.Secret {
 		s := &api.Secret{Spec: api.SecretSpec{Data: map[string]string{}}, Status: api.SecretStatus{Digests: map[string]string{}}}
 		s.Metadata.Name = "leaf"
@@ -92,6 +112,20 @@ func TestZoneAdmission(t *testing.T) {
 		{"a Secret that loses it", []api.Object{zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf"))}, secret("token"), "/spec/data", "password is missing"},
 		{"a key that is too long", []api.Object{zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf"))}, long, "/spec/data/password", "80 at most"},
 		{"a good key", []api.Object{secret("password")}, zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf")), "", ""},
+		{"a service", []api.Object{tenant("yellow", "10.6.0.0/16", false), tenant("red", "10.5.0.0/16", false), prod}, zone("yellow", 64601, wide, serves("10.5.200.1"), pool("10.5.201.0/24")), "", ""},
+		{"a service on a segment", []api.Object{prod}, zone("yellow", 64601, wide, serves("198.18.8.50")), "/spec/services/0/addresses/0", "Subnet prod"},
+		{"a service among guests", []api.Object{tenant("yellow", "10.5.0.0/16", false)}, zone("yellow", 64601, wide, serves("10.5.200.1")), "/spec/services/0/addresses/0", "Network net"},
+		{"guests around a service", []api.Object{zone("yellow", 64601, wide, serves("10.5.200.1"))}, tenant("yellow", "10.5.0.0/16", true), "/spec/cidrs/0", "service dns of Zone yellow"},
+		{"guests of another Zone there", []api.Object{zone("yellow", 64601, wide, serves("10.5.200.1"))}, tenant("red", "10.5.0.0/16", false), "", ""},
+		{"a segment around a service", []api.Object{zone("yellow", 64601, wide, serves("198.18.9.50"))}, subnet("more", "yellow", "198.18.9.0/24"), "/spec/prefixes/0", "service dns"},
+		{"loopbacks among guests", []api.Object{tenant("yellow", "10.5.0.0/16", false)}, zone("yellow", 64601, wide, pool("10.5.201.0/24")), "/spec/loopbacks/0", "Network net"},
+		{"a loopback", []api.Object{prod, zone("yellow", 64601, wide, pool("10.5.201.0/24"), chosen("r1", "10.5.201.7"))}, own("r1", "10.5.201.7"), "", ""},
+		{"another's loopback", []api.Object{prod, zone("yellow", 64601, wide, pool("10.5.201.0/24"), chosen("r2", "10.5.201.7"))}, own("r1", "10.5.201.7"), "/spec/loopbacks/0", "chosen for Machine r2"},
+		{"a loopback outside", []api.Object{prod, zone("yellow", 64601, wide)}, own("r1", "10.6.0.1"), "/spec/loopbacks/0", "none of spec.prefixes"},
+		{"a loopback on a segment", []api.Object{prod, zone("yellow", 64601, wide)}, own("r1", "198.18.8.77"), "/spec/loopbacks/0", "Subnet prod"},
+		{"a service's address as loopback", []api.Object{prod, zone("yellow", 64601, wide, serves("10.5.200.1"))}, own("r1", "10.5.200.1"), "/spec/loopbacks/0", "service dns"},
+		{"a loopback's address as service", []api.Object{own("r1", "10.5.200.1")}, zone("yellow", 64601, wide, serves("10.5.200.1")), "/spec/services/0/addresses/0", "Machine r1"},
+		{"a Zone that leaves a loopback", []api.Object{own("r1", "10.5.200.1")}, zone("yellow", 64601, over("10.6.0.0/16")), "/spec/prefixes", "loopback of Machine r1"},
 		{"a Secret to come", nil, zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf")), "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

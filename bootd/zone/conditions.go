@@ -19,6 +19,8 @@ const (
 	Spread  = "Spread"  // no two reflectors share a rack
 	Members = "Members" // every Machine of the Zone can take part in BGP
 	Uplinks = "Uplinks" // the sessions out of the Zone have their keys, and stand
+
+	Services = "Services" // some host announces each address of each service
 )
 
 // verdict is one condition.
@@ -46,6 +48,7 @@ func (c *Controller) judge(ctx context.Context, z *api.Zone, members []hostspec.
 		{Spread, spread(z, picked)},
 		{Members, membership(z, members)},
 		{Uplinks, c.uplinks(ctx, z, members)},
+		{Services, c.services(z, members)},
 	} {
 		if x.status == "" {
 			if z.Status.Conditions.Get(x.typ) != nil {

@@ -94,8 +94,9 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 			return store.ErrUnchanged
 		}
 		picked = choose(fresh.Spec.Reflectors, now, fresh.Status.Reflectors, all)
-		changed := !sameReflectors(fresh.Status.Reflectors, picked.reflectors)
-		fresh.Status.Reflectors = picked.reflectors
+		loopbacks := chooseLoopbacks(fresh, members)
+		changed := !sameReflectors(fresh.Status.Reflectors, picked.reflectors) || !slices.EqualFunc(fresh.Status.Loopbacks, loopbacks, sameLoopback)
+		fresh.Status.Reflectors, fresh.Status.Loopbacks = picked.reflectors, loopbacks
 		if !c.judge(ctx, fresh, members, all, picked, now) && !changed {
 			return store.ErrUnchanged
 		}

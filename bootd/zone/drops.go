@@ -158,6 +158,8 @@ func everySession(host string, a, b *api.BGPPart) string {
 		return "the cluster id of " + host + " changes"
 	case a.GracefulRestart != b.GracefulRestart:
 		return "gracefulRestart changes"
+	case a.AllPaths != b.AllPaths:
+		return "paths changes"
 	case a.LongLived != b.LongLived:
 		return "longLived changes"
 	case a.Table != b.Table || a.Metric != b.Metric:

@@ -96,10 +96,11 @@ func (s source) hop(p netip.Prefix) (netip.Addr, bool) {
 func judgeAt(r reflector, from source, prefix netip.Prefix) api.BGPTestAnswer {
 	a := api.BGPTestAnswer{Reflector: r.name}
 	if r.name == from.name {
-		a.Accepted = slices.Contains(r.part.Originate, prefix)
+		own := mayOriginate(r.part)
+		a.Accepted = slices.Contains(own, prefix)
 		a.Reason = "it originates " + prefix.String() + " itself"
 		if !a.Accepted {
-			a.Reason = fmt.Sprintf("it originates %s, and not %s", listed(r.part.Originate), prefix)
+			a.Reason = fmt.Sprintf("it originates %s, and not %s", listed(own), prefix)
 		}
 	} else {
 		a.Accepted, a.Reason = accepts(r, from, prefix)
@@ -108,6 +109,21 @@ func judgeAt(r reflector, from source, prefix netip.Prefix) api.BGPTestAnswer {
 		a.Told = told(r, from, prefix)
 	}
 	return a
+}
+
+// mayOriginate is what a host itself tells of, services as if their checks
+// passed.
+func mayOriginate(p *api.BGPPart) []netip.Prefix {
+	list := slices.Clone(p.Originate)
+	for _, a := range p.Loopbacks {
+		list = append(list, api.HostPrefix(a))
+	}
+	for _, s := range p.Services {
+		for _, a := range s.Addresses {
+			list = append(list, api.HostPrefix(a))
+		}
+	}
+	return list
 }
 
 // accepts follows the import rules of package bgp.
@@ -203,8 +219,20 @@ func (v *Views) whyNot(z *api.Zone, from source, prefix netip.Prefix) string {
 		return fmt.Sprintf("it lies in none of spec.prefixes of Zone %s (%s)", z.Metadata.Name, listed(z.Spec.Prefixes))
 	}
 	for _, m := range v.Compiler.Members(z.Metadata.Name) {
-		if network, ok := v.Compiler.Originates(z, m.Machine)[prefix]; ok && m.Machine.Metadata.Name != from.name {
-			return fmt.Sprintf("it is the lease of %s on Network %s, and not that of %s", m.Machine.Metadata.Name, network, from.name)
+		origin, ok := v.Compiler.Originates(z, m.Machine)[prefix]
+		switch {
+		case !ok || m.Machine.Metadata.Name == from.name:
+		case origin.Network != "":
+			return fmt.Sprintf("it is the lease of %s on Network %s, and not that of %s", m.Machine.Metadata.Name, origin.Network, from.name)
+		case origin.Service != "":
+			return fmt.Sprintf("it is an address of service %s, which the labels of %s do not select: see spec.services of Zone %s", origin.Service, from.name, z.Metadata.Name)
+		default:
+			return fmt.Sprintf("it is the loopback of %s, and not that of %s", m.Machine.Metadata.Name, from.name)
+		}
+	}
+	for _, s := range z.Spec.Services {
+		if slices.ContainsFunc(s.Addresses, func(a netip.Addr) bool { return api.HostPrefix(a) == prefix }) {
+			return fmt.Sprintf("it is an address of service %s, and no Machine of the Zone has its labels %s", s.Name, labelsText(s.Hosts))
 		}
 	}
 	for _, n := range store.CachedList[api.Network](v.Cache) {

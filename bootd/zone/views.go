@@ -124,7 +124,8 @@ func (v *Views) ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, e
 		if m.Fault != "" {
 			continue
 		}
-		for prefix, network := range v.Compiler.Originates(z, m.Machine) {
+		states := v.services(m.Machine.Metadata.Name)
+		for prefix, origin := range v.Compiler.Originates(z, m.Machine) {
 			hop := m.V4()
 			if !prefix.Addr().Is4() {
 				hop = netip.Addr{}
@@ -132,7 +133,9 @@ func (v *Views) ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, e
 					hop = m.Addresses[1]
 				}
 			}
-			found[key{prefix, m.Machine.Metadata.Name}] = &api.ZoneRoute{Prefix: prefix, NextHop: hop, Origin: m.Machine.Metadata.Name, Network: network, Wanted: true}
+			state := states[prefix.Addr()]
+			found[key{prefix, m.Machine.Metadata.Name}] = &api.ZoneRoute{Prefix: prefix, NextHop: hop, Origin: m.Machine.Metadata.Name, Wanted: true,
+				Network: origin.Network, Service: origin.Service, Loopback: origin == hostspec.Origin{}, State: state.State, Reason: state.LastError}
 		}
 	}
 	out := &api.ZoneRoutes{Zone: zone, Routes: []api.ZoneRoute{}}
@@ -159,6 +162,17 @@ func (v *Views) ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, e
 		return cmp.Or(a.Prefix.Compare(b.Prefix), strings.Compare(a.Origin, b.Origin))
 	})
 	return out, nil
+}
+
+// services are how the addresses of a host's services stand there.
+func (v *Views) services(host string) map[netip.Addr]api.BGPServiceStatus {
+	by := map[netip.Addr]api.BGPServiceStatus{}
+	if status := v.Sessions(host); status != nil {
+		for _, s := range status.Services {
+			by[s.Address] = s
+		}
+	}
+	return by
 }
 
 // byAddress are the hosts of a Zone by the next hops that they may have.

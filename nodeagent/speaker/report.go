@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -41,11 +42,12 @@ type reporter struct {
 	host   nodeagent.Host
 	client *bgp.Client
 
-	states  map[string]bool // whether a session was up
-	routes  []api.BGPRoute
-	omitted int
-	read    time.Time // of routes
-	learned int
+	states   map[string]bool       // whether a session was up
+	services map[serviceKey]string // their states
+	routes   []api.BGPRoute
+	omitted  int
+	read     time.Time // of routes
+	learned  int
 
 	audited time.Time         // when digests were read
 	digests map[string]string // of what reflectors and uplinks told, by name
@@ -58,6 +60,7 @@ func (r *reporter) report(ctx context.Context) {
 		return // a host without a Zone has no speaker; that one is missing tells the part's status
 	}
 	r.events(status)
+	r.serviceEvents(status)
 	if status.Role == api.BGPReflector && (time.Since(r.read) > routeInterval || status.Learned != r.learned) {
 		if err := r.readRoutes(ctx, status); err != nil {
 			return
@@ -122,6 +125,37 @@ func (r *reporter) events(status bgp.Status) {
 	r.states = states
 }
 
+// serviceKey is one address of one service.
+type serviceKey struct {
+	service string
+	address netip.Addr
+}
+
+// serviceEvents tells of every address of a service that is announced no more,
+// and of those that are again.
+func (r *reporter) serviceEvents(status bgp.Status) {
+	states := map[serviceKey]string{}
+	for _, x := range status.Services {
+		key := serviceKey{x.Service, x.Address}
+		states[key] = x.State
+		was := r.services[key]
+		switch {
+		case x.State == was:
+		case x.State == api.ServiceWithdrawn || x.State == api.ServiceLastResort:
+			how := "withdrawn"
+			if x.State == api.ServiceLastResort {
+				how = "announced as a last resort only"
+			}
+			r.host.Event(api.Event{Kind: "Zone", Name: status.Zone, Type: api.Warning, Reason: "ServiceDown",
+				Message: fmt.Sprintf("%s of service %s is %s: %s", x.Address, x.Service, how, x.LastError)})
+		case x.State == api.ServiceAnnounced && (was == api.ServiceWithdrawn || was == api.ServiceLastResort):
+			r.host.Event(api.Event{Kind: "Zone", Name: status.Zone, Type: api.Normal, Reason: "ServiceUp",
+				Message: fmt.Sprintf("%s of service %s is announced again", x.Address, x.Service)})
+		}
+	}
+	r.services = states
+}
+
 func (r *reporter) readRoutes(ctx context.Context, status bgp.Status) error {
 	names := map[string]string{}
 	for _, n := range status.Sessions {
@@ -142,7 +176,7 @@ func (r *reporter) readRoutes(ctx context.Context, status bgp.Status) error {
 
 // toStatus is what bootd is told.
 func toStatus(s bgp.Status, routes []api.BGPRoute, omitted int) api.BGPStatus {
-	out := api.BGPStatus{Role: s.Role, Kernel: s.FIB.Installed, Unresolved: s.FIB.Unsettled}
+	out := api.BGPStatus{Role: s.Role, Kernel: s.FIB.Installed, Unresolved: s.FIB.Unsettled, Services: s.Services}
 	if s.Role == api.BGPReflector {
 		out.Routes, out.Omitted = routes, omitted
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
 	"github.com/rackweft/rackweft/bgp/fib"
+	"github.com/rackweft/rackweft/bgp/loopback"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -153,7 +154,7 @@ func toPartStatus(s bgp.Status, digest string) api.PartStatus {
 	return out
 }
 
-// remove ends the speaker, and its routes with it.
+// remove ends the speaker, and its routes and addresses with it.
 func (s *Speaker) remove(ctx context.Context) api.PartStatus {
 	old, err := os.ReadFile(s.options.Part)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -166,6 +167,9 @@ func (s *Speaker) remove(ctx context.Context) api.PartStatus {
 		return pending(fmt.Errorf("the speaker still answers on %s: stop it", s.options.Socket))
 	}
 	if err := flush(old, s.options.Log); err != nil {
+		return pending(err)
+	}
+	if err := loopback.Sync(nil); err != nil {
 		return pending(err)
 	}
 	if err := os.Remove(s.options.Part); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -141,7 +141,7 @@ func (a *app) bgpRoutesCommand() *cobra.Command {
 		if output == "json" {
 			return a.indented(v)
 		}
-		table := show.Table{Header: []string{"PREFIX", "NEXT HOP", "ORIGIN", "NETWORK", "AT", "REMARK"}}
+		table := show.Table{Header: []string{"PREFIX", "NEXT HOP", "ORIGIN", "FOR", "AT", "REMARK"}}
 		for _, r := range v.Routes {
 			hop, remark := "-", ""
 			if r.NextHop.IsValid() {
@@ -150,16 +150,31 @@ func (a *app) bgpRoutesCommand() *cobra.Command {
 			switch {
 			case r.Stale:
 				remark = "stale: kept while its origin restarts"
+			case r.State != "" && r.State != api.ServiceAnnounced:
+				remark = strings.TrimSuffix(r.State+": "+r.Reason, ": ")
 			case r.Wanted && len(r.At) == 0:
 				remark = "no reflector reports it"
 			}
-			table.Rows = append(table.Rows, []string{r.Prefix.String(), hop, terminal.Clean(r.Origin), cmp.Or(r.Network, "-"), cmp.Or(strings.Join(r.At, ","), "-"), remark})
+			table.Rows = append(table.Rows, []string{r.Prefix.String(), hop, terminal.Clean(r.Origin), routeFor(r), cmp.Or(strings.Join(r.At, ","), "-"), terminal.Clean(remark)})
 		}
 		if v.Omitted > 0 {
 			defer a.note("%s more at the reflectors", count(v.Omitted, "route"))
 		}
 		return table.Print(a.out, a.bold)
 	})
+}
+
+// routeFor says what a route is there for.
+func routeFor(r api.ZoneRoute) string {
+	switch {
+	case r.Network != "":
+		return "network/" + r.Network
+	case r.Service != "":
+		return "service " + r.Service
+	case r.Loopback:
+		return "loopback"
+	}
+	return "-"
 }
 
 func (a *app) bgpTestCommand() *cobra.Command {

@@ -40,10 +40,14 @@ func TestBGPRoutes(t *testing.T) {
 	b.bgp = map[string]any{"/v1/zones/yellow/bgp/routes": api.ZoneRoutes{Zone: "yellow", Omitted: 5, Routes: []api.ZoneRoute{
 		{Prefix: netip.MustParsePrefix("0.0.0.0/0"), NextHop: netip.MustParseAddr("198.18.8.1"), Origin: "198.18.8.1", At: []string{"r1u01", "r2u01"}},
 		{Prefix: netip.MustParsePrefix("10.5.3.0/24"), NextHop: netip.MustParseAddr("198.18.8.7"), Origin: "r1u07", Network: "blue", Wanted: true},
+		{Prefix: netip.MustParsePrefix("10.5.9.7/32"), NextHop: netip.MustParseAddr("198.18.8.7"), Origin: "r1u07", Loopback: true, Wanted: true, At: []string{"r1u01"}},
+		{Prefix: netip.MustParsePrefix("10.5.9.200/32"), NextHop: netip.MustParseAddr("198.18.8.7"), Origin: "r1u07", Service: "dns", Wanted: true, State: api.ServiceWithdrawn, Reason: "connection refused"},
 	}}}
-	b.run(t, "", "bgp", "routes", "yellow").want(t, 0, `PREFIX        NEXT HOP     ORIGIN       NETWORK   AT            REMARK
-0.0.0.0/0     198.18.8.1   198.18.8.1   -         r1u01,r2u01   
-10.5.3.0/24   198.18.8.7   r1u07        blue      -             no reflector reports it
+	b.run(t, "", "bgp", "routes", "yellow").want(t, 0, `PREFIX          NEXT HOP     ORIGIN       FOR            AT            REMARK
+0.0.0.0/0       198.18.8.1   198.18.8.1   -              r1u01,r2u01   
+10.5.3.0/24     198.18.8.7   r1u07        network/blue   -             no reflector reports it
+10.5.9.7/32     198.18.8.7   r1u07        loopback       r1u01         
+10.5.9.200/32   198.18.8.7   r1u07        service dns    -             withdrawn: connection refused
 `, "5 routes more")
 }
 

@@ -1,0 +1,100 @@
+// Package health looks again and again whether a service answers at an address
+// of this host, and tells when that changes.
+package health
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Watch looks at addr as the check says, whose fields are all set, until ctx is
+// done. It calls told after the first look, and whenever the check comes to
+// pass or to fail since; fault is why it fails.
+func Watch(ctx context.Context, addr netip.Addr, check api.ServiceCheck, told func(passes bool, fault error)) {
+	j := judge{rise: check.Rise, fall: check.Fall}
+	tick := time.NewTicker(time.Duration(check.Interval))
+	defer tick.Stop()
+	for {
+		fault := look(ctx, addr, check)
+		if ctx.Err() != nil {
+			return
+		}
+		if j.take(fault == nil) {
+			told(j.passes, fault)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// judge holds on to what it found until several looks in a row say otherwise.
+// The first look is believed: who restarts must not have a service that is well
+// withdrawn meanwhile.
+type judge struct {
+	rise, fall int
+	known      bool
+	passes     bool
+	against    int // looks in a row that say otherwise
+}
+
+// take counts a look, and reports whether the judgement changes by it.
+func (j *judge) take(passes bool) bool {
+	if !j.known {
+		j.known, j.passes = true, passes
+		return true
+	}
+	if passes == j.passes {
+		j.against = 0
+		return false
+	}
+	j.against++
+	if passes && j.against < j.rise || !passes && j.against < j.fall {
+		return false
+	}
+	j.passes, j.against = passes, 0
+	return true
+}
+
+func look(ctx context.Context, addr netip.Addr, check api.ServiceCheck) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(check.Timeout))
+	defer cancel()
+	if check.Type == api.CheckHTTP {
+		return lookHTTP(ctx, addr, check)
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(addr.String(), strconv.Itoa(check.Port)))
+	if err != nil {
+		return err
+	}
+	_ = conn.Close() // it opened, which is all that was asked
+	return nil
+}
+
+func lookHTTP(ctx context.Context, addr netip.Addr, check api.ServiceCheck) error {
+	r, err := check.Request(addr)
+	if err != nil {
+		return err
+	}
+	// Each look opens a connection of its own, by no proxy, and follows nothing:
+	// it is about this host.
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	response, err := client.Do(r.WithContext(ctx))
+	if err != nil {
+		return err
+	}
+	_ = response.Body.Close() // unread: what counts has come
+	if response.StatusCode < 200 || response.StatusCode > 399 {
+		return fmt.Errorf("%s answers %s", r.URL, response.Status)
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+package bgp
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bgp/health"
+	"github.com/rackweft/rackweft/bgp/loopback"
+)
+
+// serviceKey is one address of one service.
+type serviceKey struct {
+	service string
+	address netip.Addr
+}
+
+// serviceCheck is how one stands.
+type serviceCheck struct {
+	cancel context.CancelFunc
+	check  *api.ServiceCheck // nil passes always
+	last   bool
+
+	known    bool // it was looked at; what follows is void before that
+	passes   bool
+	since    time.Time
+	failures int
+	fault    string // of the last time that it came to fail
+}
+
+// serviceChecks looks at what is behind services' addresses, with a goroutine
+// for each that has a check.
+type serviceChecks struct {
+	wake    chan struct{} // one came to pass or to fail
+	running sync.WaitGroup
+
+	mu  sync.Mutex
+	all map[serviceKey]*serviceCheck
+}
+
+// watch begins with the checks of these services, and ends all others. One that
+// stays as it is goes on.
+func (c *serviceChecks) watch(ctx context.Context, services []api.BGPService) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	want := map[serviceKey]bool{}
+	for _, s := range services {
+		for _, a := range s.Addresses {
+			key := serviceKey{s.Name, a}
+			want[key] = true
+			had, known := c.all[key]
+			if known && reflect.DeepEqual(had.check, s.Check) {
+				had.last = s.LastResort
+				continue
+			}
+			if known {
+				had.cancel()
+			}
+			c.begin(ctx, key, s)
+		}
+	}
+	for key, had := range c.all {
+		if !want[key] {
+			had.cancel()
+			delete(c.all, key)
+		}
+	}
+}
+
+// begin starts to look at one address. The caller holds mu.
+func (c *serviceChecks) begin(ctx context.Context, key serviceKey, s api.BGPService) {
+	ctx, cancel := context.WithCancel(ctx)
+	one := &serviceCheck{cancel: cancel, check: s.Check, last: s.LastResort, since: time.Now()}
+	c.all[key] = one
+	if s.Check == nil {
+		one.known, one.passes = true, true
+		return
+	}
+	c.running.Go(func() {
+		health.Watch(ctx, key.address, *s.Check, func(passes bool, fault error) { c.note(one, passes, fault) })
+	})
+}
+
+func (c *serviceChecks) note(one *serviceCheck, passes bool, fault error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	one.known, one.passes, one.since = true, passes, time.Now()
+	if !passes {
+		one.failures++
+		one.fault = fault.Error()
+	}
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// stop ends all checks and waits for them.
+func (c *serviceChecks) stop() {
+	c.mu.Lock()
+	for _, one := range c.all {
+		one.cancel()
+	}
+	c.mu.Unlock()
+	c.running.Wait()
+}
+
+// stand answers how each address stands, by service and address, and how those
+// that are to be announced are.
+func (c *serviceChecks) stand() ([]api.BGPServiceStatus, map[netip.Addr]service) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []api.BGPServiceStatus
+	announce := map[netip.Addr]service{}
+	for _, key := range slices.SortedFunc(maps.Keys(c.all), serviceKey.compare) {
+		one := c.all[key]
+		x := api.BGPServiceStatus{Service: key.service, Address: key.address, State: api.ServiceChecking, Since: one.since, Failures: one.failures, LastError: one.fault}
+		switch {
+		case !one.known:
+		case one.passes:
+			x.State = api.ServiceAnnounced
+			announce[key.address] = service{}
+		case one.last:
+			x.State = api.ServiceLastResort
+			announce[key.address] = service{last: true}
+		default:
+			x.State = api.ServiceWithdrawn
+		}
+		list = append(list, x)
+	}
+	return list, announce
+}
+
+func (k serviceKey) compare(o serviceKey) int {
+	return cmp.Or(strings.Compare(k.service, o.service), k.address.Compare(o.address))
+}
+
+// announceServices has lo hold the host's own and its services' addresses, and announces
+// those that answer. An address stays on lo while its check fails: the check
+// asks there.
+func (s *speaker) announceServices(ctx context.Context) {
+	if s.server == nil {
+		return
+	}
+	own := ownAddresses(s.server.part)
+	s.onLo = map[netip.Prefix]bool{}
+	for _, a := range own {
+		s.onLo[api.HostPrefix(a)] = true
+		delete(s.learned, api.HostPrefix(a))
+	}
+	if err := loopback.Sync(own); err != nil {
+		s.retry = true
+		s.status.Problem = err.Error()
+		s.options.Log.Warn("bgp: lo has not all addresses that it should", "error", err)
+	}
+	before := s.status.Services
+	list, announce := s.services.stand()
+	for i := range list {
+		if x := &list[i]; !ownNextHop(s.server.part, api.HostPrefix(x.Address)).IsValid() {
+			x.State, x.LastError = api.ServiceWithdrawn, "this host has no address of its family to be the next hop"
+			delete(announce, x.Address)
+		}
+	}
+	for _, a := range s.server.part.Loopbacks {
+		announce[a] = service{}
+	}
+	if err := s.server.serve(ctx, s.server.part, announce, false); err != nil {
+		s.retry = true
+		s.status.Problem = err.Error()
+		s.options.Log.Warn("bgp: services are not announced as they should be", "error", err)
+	}
+	s.status.Loopbacks, s.status.Services = s.server.part.Loopbacks, list
+	for _, x := range list {
+		i := slices.IndexFunc(before, func(o api.BGPServiceStatus) bool { return o.Service == x.Service && o.Address == x.Address })
+		if i < 0 || before[i].State != x.State {
+			s.options.Log.Info("bgp: service", "name", x.Service, "address", x.Address, "state", x.State, "error", x.LastError)
+		}
+	}
+	s.aggregate(ctx)
+}
+
+// servesWithin reports whether an address within x is announced.
+func (s *speaker) servesWithin(x netip.Prefix) bool {
+	for a := range s.server.served {
+		if x.Contains(a) && x != api.HostPrefix(a) {
+			return true
+		}
+	}
+	return false
+}

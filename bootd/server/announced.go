@@ -1,0 +1,125 @@
+package server
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// announced is an address that hosts announce for themselves, or what such are
+// chosen from.
+type announced struct {
+	prefix  netip.Prefix
+	pointer string // in its object
+	what    string
+	zone    string
+}
+
+// announcedIn is what a Zone's spec has of them.
+func announcedIn(z *api.Zone) []announced {
+	var list []announced
+	for i, p := range z.Spec.Loopbacks {
+		list = append(list, announced{p, api.Pointer("spec", "loopbacks", i), "spec.loopbacks of Zone " + z.Metadata.Name, z.Metadata.Name})
+	}
+	for i, s := range z.Spec.Services {
+		for j, a := range s.Addresses {
+			list = append(list, announced{api.HostPrefix(a), api.Pointer("spec", "services", i, "addresses", j), "service " + s.Name + " of Zone " + z.Metadata.Name, z.Metadata.Name})
+		}
+	}
+	return list
+}
+
+// announcedBy is what a Machine pins of them.
+func announcedBy(m *api.Machine) []announced {
+	var list []announced
+	for i, a := range m.Spec.Loopbacks {
+		list = append(list, announced{api.HostPrefix(a), api.Pointer("spec", "loopbacks", i), "Machine " + m.Metadata.Name, m.Spec.Zone})
+	}
+	return list
+}
+
+// keepsOff refuses prefixes of an object that lie over addresses which hosts
+// announce, of those that concern it.
+func (v *verdict) keepsOff(w world, prefixes []netip.Prefix, field string, concerns func(announced) bool) {
+	var all []announced
+	for _, z := range w.zones {
+		all = append(all, announcedIn(z)...)
+	}
+	for _, m := range w.machines {
+		all = append(all, announcedBy(m)...)
+	}
+	for _, a := range all {
+		i := slices.IndexFunc(prefixes, a.prefix.Overlaps)
+		if i >= 0 && concerns(a) {
+			v.fail(api.Pointer("spec", field, i), "%s overlaps %s of %s, which hosts of Zone %s announce as their own", prefixes[i], a.prefix, a.what, a.zone)
+		}
+	}
+}
+
+// beside refuses addresses that hosts are to announce where something else has
+// them: a Subnet, or a Network of the Zone.
+func (v *verdict) beside(w world, own []announced) {
+	for _, a := range own {
+		for _, s := range w.subnets {
+			if slices.ContainsFunc(s.Spec.Prefixes, a.prefix.Overlaps) {
+				v.fail(a.pointer, "%s overlaps Subnet %s (%s): what is announced must not be on any segment", a.prefix, s.Metadata.Name, prefixes(s.Spec.Prefixes))
+			}
+		}
+		for _, n := range w.networks {
+			if n.Spec.Zone == a.zone && slices.ContainsFunc(n.Spec.CIDRs, a.prefix.Overlaps) {
+				v.fail(a.pointer, "%s overlaps Network %s (%s), whose guests have such addresses", a.prefix, n.Metadata.Name, prefixes(n.Spec.CIDRs))
+			}
+		}
+	}
+}
+
+// services judges the addresses that a Zone has its hosts announce.
+func (v *verdict) services(w world, z *api.Zone) {
+	own := announcedIn(z)
+	v.beside(w, own)
+	for _, m := range w.machines {
+		if m.Spec.Zone != z.Metadata.Name {
+			continue
+		}
+		for _, a := range m.Spec.Loopbacks {
+			if !covered(z.Spec.Prefixes, api.HostPrefix(a)) {
+				v.fail("/spec/prefixes", "%s, a loopback of Machine %s, lies in none of them: add it, or take it from the Machine", a, m.Metadata.Name)
+			}
+			for _, o := range own {
+				if o.prefix == api.HostPrefix(a) {
+					v.fail(o.pointer, "%s is pinned as a loopback by Machine %s", a, m.Metadata.Name)
+				}
+			}
+		}
+	}
+}
+
+// loopbacks judges the addresses that a Machine pins for itself.
+func (v *verdict) loopbacks(w world, m *api.Machine) {
+	own := announcedBy(m)
+	v.beside(w, own)
+	if m.Spec.Zone == "" && len(own) > 0 {
+		v.fail("/spec/loopbacks", "they are announced in a Zone, and this Machine is in none: set spec.zone")
+	}
+	for _, z := range w.zones {
+		if z.Metadata.Name != m.Spec.Zone {
+			continue
+		}
+		for _, a := range own {
+			if !covered(z.Spec.Prefixes, a.prefix) {
+				v.fail(a.pointer, "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there", a.prefix.Addr(), z.Metadata.Name, prefixes(z.Spec.Prefixes))
+			}
+			for _, o := range announcedIn(z) {
+				if o.prefix == a.prefix {
+					v.fail(a.pointer, "%s is that of %s", a.prefix.Addr(), o.what)
+				}
+			}
+			for _, l := range z.Status.Loopbacks {
+				if l.Machine != m.Metadata.Name && slices.Contains(l.Addresses, a.prefix.Addr()) {
+					v.fail(a.pointer, "%s was chosen for Machine %s: take another, or one outside of spec.loopbacks of Zone %s", a.prefix.Addr(), l.Machine, z.Metadata.Name)
+				}
+			}
+		}
+	}
+}

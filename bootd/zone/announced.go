@@ -1,0 +1,173 @@
+package zone
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+)
+
+// chooseLoopbacks gives each host of a Zone that pins none an address out of
+// each of spec.loopbacks. Who has one keeps it, for as long as it lies in there.
+// The first address of each is left out: some take it for the subnet's own.
+func chooseLoopbacks(z *api.Zone, members []hostspec.Member) []api.LoopbackStatus {
+	taken := map[netip.Addr]bool{}
+	for _, m := range members {
+		for _, a := range m.Machine.Spec.Loopbacks {
+			taken[a] = true
+		}
+	}
+	chosen := map[string]map[netip.Prefix]netip.Addr{} // by uid and pool
+	for _, m := range members {
+		if len(m.Machine.Spec.Loopbacks) > 0 {
+			continue
+		}
+		uid := m.Machine.Metadata.UID
+		chosen[uid] = map[netip.Prefix]netip.Addr{}
+		i := slices.IndexFunc(z.Status.Loopbacks, func(l api.LoopbackStatus) bool { return l.UID == uid })
+		if i < 0 {
+			continue
+		}
+		for _, a := range z.Status.Loopbacks[i].Addresses {
+			at := slices.IndexFunc(z.Spec.Loopbacks, func(p netip.Prefix) bool { return p.Contains(a) })
+			if at >= 0 && !taken[a] {
+				chosen[uid][z.Spec.Loopbacks[at]], taken[a] = a, true
+			}
+		}
+	}
+	for _, pool := range z.Spec.Loopbacks {
+		next := pool.Addr().Next()
+		for _, m := range members {
+			of, needs := chosen[m.Machine.Metadata.UID]
+			if _, has := of[pool]; !needs || has {
+				continue
+			}
+			for taken[next] {
+				next = next.Next()
+			}
+			if !pool.Contains(next) {
+				break // the condition tells of it
+			}
+			of[pool], taken[next] = next, true
+		}
+	}
+	var list []api.LoopbackStatus
+	for _, m := range members {
+		l := api.LoopbackStatus{Machine: m.Machine.Metadata.Name, UID: m.Machine.Metadata.UID}
+		for _, pool := range z.Spec.Loopbacks {
+			if a, ok := chosen[l.UID][pool]; ok {
+				l.Addresses = append(l.Addresses, a)
+			}
+		}
+		if len(l.Addresses) > 0 {
+			list = append(list, l)
+		}
+	}
+	return list
+}
+
+func sameLoopback(a, b api.LoopbackStatus) bool {
+	return a.Machine == b.Machine && a.UID == b.UID && slices.Equal(a.Addresses, b.Addresses)
+}
+
+// services says whether every address of every service is announced, and every
+// host has its own.
+func (c *Controller) services(z *api.Zone, members []hostspec.Member) verdict {
+	if len(z.Spec.Services) == 0 && len(z.Spec.Loopbacks) == 0 {
+		return verdict{}
+	}
+	if short := withoutLoopback(z, members); short != "" {
+		return no("LoopbacksExhausted", "%s has no address left for %s: make it larger", listed(z.Spec.Loopbacks), short)
+	}
+	var unserved, silent, degraded []string
+	for i := range z.Spec.Services {
+		how, what := c.serviceStands(&z.Spec.Services[i], members)
+		switch how {
+		case "Unserved":
+			unserved = append(unserved, what)
+		case "NotReported":
+			silent = append(silent, what)
+		case "Degraded":
+			degraded = append(degraded, what)
+		}
+	}
+	switch {
+	case len(unserved) > 0:
+		return no("Unserved", "%s", strings.Join(unserved, "; "))
+	case len(silent) > 0:
+		return verdict{api.Unknown, "NotReported", strings.Join(silent, "; ")}
+	case len(degraded) > 0:
+		return no("Degraded", "%s", strings.Join(degraded, "; "))
+	}
+	return yes("Announced", "%d services, %d loopbacks", len(z.Spec.Services), len(z.Status.Loopbacks))
+}
+
+// withoutLoopback names a host that has not an address of its own out of each
+// pool.
+func withoutLoopback(z *api.Zone, members []hostspec.Member) string {
+	for _, m := range members {
+		if len(m.Machine.Spec.Loopbacks) == 0 && len(hostspec.Loopbacks(z, m.Machine)) < len(z.Spec.Loopbacks) {
+			return m.Machine.Metadata.Name
+		}
+	}
+	return ""
+}
+
+// serviceStands says whether each of a service's addresses is announced: by all
+// of its hosts, by some, or by none. Hosts whose streams another bootd holds
+// are not heard here.
+func (c *Controller) serviceStands(s *api.Service, members []hostspec.Member) (reason, message string) {
+	hosts, heard, announced, wrong := 0, 0, map[netip.Addr]int{}, map[string]string{}
+	for _, m := range members {
+		if m.Fault != "" || hostspec.Draining(m.Machine) || !s.Selects(m.Machine) {
+			continue
+		}
+		hosts++
+		status := c.Sessions(m.Machine.Metadata.Name)
+		if status == nil {
+			continue
+		}
+		heard++
+		for _, x := range status.Services {
+			switch {
+			case x.Service != s.Name:
+			case x.State == api.ServiceAnnounced:
+				announced[x.Address]++
+			default:
+				wrong[m.Machine.Metadata.Name] = firstOf(x.LastError, x.State)
+			}
+		}
+	}
+	lacks := slices.IndexFunc(s.Addresses, func(a netip.Addr) bool { return announced[a] == 0 })
+	switch {
+	case hosts == 0:
+		return "Unserved", fmt.Sprintf("service %s has no host: no Machine of the Zone that is in use has the labels %s", s.Name, labelsText(s.Hosts))
+	case lacks >= 0 && heard < hosts:
+		return "NotReported", fmt.Sprintf("%d of the %d hosts of service %s have not reported", hosts-heard, hosts, s.Name)
+	case lacks >= 0:
+		return "Unserved", fmt.Sprintf("%s of service %s is announced by none of its %d hosts%s", s.Addresses[lacks], s.Name, hosts, firstWrong(wrong))
+	case len(wrong) > 0:
+		return "Degraded", fmt.Sprintf("service %s is not announced by %d of its %d hosts%s", s.Name, len(wrong), hosts, firstWrong(wrong))
+	}
+	return "", ""
+}
+
+func labelsText(labels map[string]string) string {
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		list = append(list, k+"="+labels[k])
+	}
+	return strings.Join(list, ",")
+}
+
+// firstWrong has the reason of the first host by name.
+func firstWrong(wrong map[string]string) string {
+	for _, name := range slices.Sorted(maps.Keys(wrong)) {
+		return fmt.Sprintf(" (%s: %s)", name, wrong[name])
+	}
+	return ""
+}
