@@ -97,7 +97,7 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 		Config: config, StateDir: s.stateDir, RunDir: s.runDir, Version: s.version,
 		Log: log, Notify: systemd.NewNotifier(log),
 		Handlers:  []nodeagent.Handler{network, guests, newSpeaker(s, log)},
-		Encrypter: wireguard.New(wireguard.Kernel(), log),
+		Encrypter: network.Guard(wireguard.New(wireguard.Kernel(), log)),
 	})
 	if err != nil {
 		return usageError{err}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -29,7 +30,7 @@ type sealedHost struct {
 	*testHost
 	key       *ecdh.PrivateKey
 	driver    wireguard.Driver
-	encrypter *wireguard.Encrypter
+	encrypter nodeagent.Encrypter
 	log       bytes.Buffer
 }
 
@@ -67,7 +68,7 @@ func newKey(t *testing.T) *ecdh.PrivateKey {
 func (s *sealedHost) restart() {
 	s.testHost.restart()
 	s.log.Reset()
-	s.encrypter = wireguard.New(s.driver, slog.New(slog.NewTextHandler(&s.log, nil)))
+	s.encrypter = s.overlay.Guard(wireguard.New(s.driver, slog.New(slog.NewTextHandler(&s.log, nil))))
 }
 
 // underlayOf is what bootd tells of a host's underlay; hosts without a key are
@@ -288,6 +289,7 @@ func testEncryptedUnderlay(t *testing.T, v6 bool) {
 	f.reaches(red())
 
 	f.driftIsMended(both)
+	f.portIsClosed(both)
 	f.hostWithoutKey(both)
 
 	// Switched off, nothing is left.
@@ -479,6 +481,38 @@ func (f *sealedFabric) driftIsMended(networks []tenant) {
 		}
 		s.log.Reset()
 	}
+}
+
+// portIsClosed: a host without a VXLAN device answers in clear that its port is
+// closed, but not with what it was sent. That is so before its first Networks, too.
+func (f *sealedFabric) portIsClosed(networks []tenant) {
+	t := f.t
+	t.Helper()
+	s := f.members[1]
+	quoted := func(when string) {
+		t.Helper()
+		f.wire.since()
+		send(t, f.members[0].tenant(red()), words, []netip.Addr{first(red().lease(2))})
+		if inner, _, sealed := f.wire.after(); inner != 0 || sealed == 0 {
+			t.Errorf("%s: %d frames with a tenant's words on the wire, %d sealed", when, inner, sealed)
+		}
+	}
+	for _, n := range networks {
+		l, err := s.tenant(n).LinkByName(vxlanName(n.vni))
+		must(t, err)
+		must(t, s.tenant(n).LinkDel(l))
+	}
+	quoted("no VXLAN device")
+
+	c, err := nftables.New(nftables.WithNetNSFd(int(s.ns)))
+	must(t, err)
+	c.DelTable(&nftables.Table{Name: tableName, Family: nftables.TableFamilyINet})
+	must(t, c.Flush())
+	must(t, s.encrypt(f.underlayOf(s, true)))
+	quoted("the filter of a new host")
+	f.pass(true, networks...)
+	f.reaches(red())
+	s.log.Reset()
 }
 
 // hostWithoutKey is out of reach, in clear, too. Its own kernel has no

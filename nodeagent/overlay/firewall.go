@@ -146,6 +146,35 @@ func answers() term {
 	}}
 }
 
+// icmpError is an error by which a host answers a packet that it cannot take.
+type icmpError struct {
+	family, protocol, kind byte
+	proto, dport           uint32 // where it quotes the packet's protocol and UDP port, from the start of the ICMP header
+}
+
+// refusals are the errors of a packet's last host, of ICMP (RFC 792) and of
+// ICMPv6 (RFC 4443 §3): destination unreachable, and time exceeded (of fragments).
+func refusals() []icmpError {
+	const header, inIPv4, inIPv6 = 8, 9, 6
+	v4 := icmpError{unix.NFPROTO_IPV4, unix.IPPROTO_ICMP, 3, header + inIPv4, header + 20 + 2}
+	v6 := icmpError{unix.NFPROTO_IPV6, unix.IPPROTO_ICMPV6, 1, header + inIPv6, header + 40 + 2}
+	late4, late6 := v4, v6
+	late4.kind, late6.kind = 11, 3
+	return []icmpError{v4, late4, v6, late6}
+}
+
+// aboutVXLAN matches such an error when it quotes a packet for a VTEP.
+func aboutVXLAN(e icmpError) term {
+	is := func(offset, size uint32, data ...byte) []expr.Any {
+		return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}}
+	}
+	return term{fmt.Sprintf("l4proto %d type %d about udp dport %d", e.protocol, e.kind, Port), slices.Concat([]expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(e.family),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{e.protocol}},
+	}, is(0, 1, e.kind), is(e.proto, 1, unix.IPPROTO_UDP), is(e.dport, 2, binary.BigEndian.AppendUint16(nil, Port)...))}
+}
+
 // vtep is who may send to a VNI.
 type vtep struct {
 	addr netip.Addr

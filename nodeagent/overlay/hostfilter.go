@@ -2,6 +2,9 @@ package overlay
 
 import (
 	"bytes"
+	"context"
+	"crypto/ecdh"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +14,8 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
 
@@ -24,7 +29,9 @@ func (o *Overlay) filterHost(host place, u underlay, networks []network) error {
 	if len(networks) == 0 && !complete {
 		return nil // of what runs here nothing is known: it stays as it is
 	}
-	had, err := hasForward(host)
+	o.kernel.Lock()
+	defer o.kernel.Unlock()
+	had, err := hasChain(host, "forward") // the host forwards for Networks
 	if err != nil {
 		return err
 	}
@@ -72,7 +79,7 @@ func (o *Overlay) complete(networks []network) (bool, error) {
 }
 
 func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwards, complete bool) (*ruleset, error) {
-	if len(networks) == 0 {
+	if len(networks) == 0 && !u.encrypted {
 		return nil, nil
 	}
 	v := &vteps{want: map[vtep]bool{}}
@@ -104,27 +111,73 @@ func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwar
 }
 
 // sealed keeps VXLAN in clear from going out and from being taken in where the
-// underlay is encrypted, whatever becomes of routes and devices; and lets
-// nothing else out of the WireGuard device.
+// underlay is encrypted, whatever becomes of routes and devices, and errors that
+// quote it, too; and lets nothing else out of the WireGuard device.
 func sealed(r *ruleset, u underlay) *ruleset {
 	if !u.encrypted {
 		return r
 	}
 	const name = wireguard.Name
 	guard := func(at string, hook *nftables.ChainHook, rules ...rule) chain {
-		return chain{name: "sealed-" + at, kind: nftables.ChainTypeFilter, hook: hook,
+		return chain{name: at, kind: nftables.ChainTypeFilter, hook: hook,
 			priority: nftables.ChainPriorityRaw, policy: nftables.ChainPolicyAccept, rules: rules}
 	}
+	out := []rule{{notOIF(name), udp(Port), drop()}}
+	for _, e := range refusals() {
+		out = append(out, rule{aboutVXLAN(e), drop()})
+	}
 	r.chains = append(r.chains,
-		guard("input", nftables.ChainHookInput,
+		guard("sealed-input", nftables.ChainHookInput,
 			rule{iif(name), udp(Port), accept()}, rule{iif(name), drop()}, rule{udp(Port), drop()}),
-		guard("output", nftables.ChainHookOutput, rule{notOIF(name), udp(Port), drop()}),
-		guard("forward", nftables.ChainHookForward, rule{iif(name), drop()}, rule{oif(name), drop()}))
+		guard("sealed-output", nftables.ChainHookOutput, out...),
+		guard("sealed-forward", nftables.ChainHookForward, rule{iif(name), drop()}, rule{oif(name), drop()}))
 	return r
 }
 
-// hasForward tells from our table whether this host forwards for Networks.
-func hasForward(host place) (bool, error) {
+// Guard has e encrypt the underlay once the host's filter keeps it sealed.
+// Other hosts may send as soon as the WireGuard device is up, and to a host
+// without a VXLAN device yet: its kernel would answer them in clear that the
+// port is closed, and quote what they sent.
+func (o *Overlay) Guard(e nodeagent.Encrypter) nodeagent.Encrypter { return guarded{o, e} }
+
+type guarded struct {
+	overlay   *Overlay
+	encrypter nodeagent.Encrypter
+}
+
+// Encrypt implements nodeagent.Encrypter. It asks for encryption even when the
+// filter fails: without it all would go out in clear.
+func (g guarded) Encrypt(ctx context.Context, key *ecdh.PrivateKey, u api.Underlay) error {
+	var err error
+	if u.Encryption != nil {
+		err = g.overlay.seal()
+	}
+	return errors.Join(err, g.encrypter.Encrypt(ctx, key, u))
+}
+
+// seal filters on a host that does not yet. What is there already is for
+// Reconcile to mend.
+func (o *Overlay) seal() error {
+	host, err := openPlace(o.host)
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	o.kernel.Lock()
+	defer o.kernel.Unlock()
+	there, err := hasChain(host, "input")
+	if err != nil || there {
+		return err
+	}
+	v := &vteps{ours: func(uint32) bool { return false }}
+	if _, err := filter(host.ns, sealed(hostRules(v, nil), underlay{encrypted: true})); err != nil {
+		return fmt.Errorf("filter on the host: %w", err)
+	}
+	return nil
+}
+
+// hasChain tells whether our table of this host has a chain.
+func hasChain(host place, name string) (bool, error) {
 	c, err := nftables.New(nftables.WithNetNSFd(int(host.ns)))
 	if err != nil {
 		return false, fmt.Errorf("open nftables: %w", err)
@@ -133,7 +186,7 @@ func hasForward(host place) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list the nftables chains: %w", err)
 	}
-	return slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name == tableName && ch.Name == "forward" }), nil
+	return slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name == tableName && ch.Name == name }), nil
 }
 
 // forwardAtUplinks lets the answers to tenants in, and only while there are

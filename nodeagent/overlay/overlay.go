@@ -319,12 +319,13 @@ func (o *Overlay) findUnderlay(host place) (underlay, error) {
 	o.mu.Lock()
 	want := o.underlay
 	o.mu.Unlock()
+	none := underlay{encrypted: want.Encryption != nil}
 	if want.Interface == "" && len(want.Addresses) == 0 {
-		return underlay{}, errors.New("the host's underlay is not known: give the Machine a link in a production Subnet")
+		return none, errors.New("the host's underlay is not known: give the Machine a link in a production Subnet")
 	}
 	links, err := again(host.LinkList)
 	if err != nil {
-		return underlay{}, fmt.Errorf("list the host's links: %w", err)
+		return none, fmt.Errorf("list the host's links: %w", err)
 	}
 	for _, l := range links {
 		if want.Interface != "" && l.Attrs().Name != want.Interface {
@@ -332,18 +333,18 @@ func (o *Overlay) findUnderlay(host place) (underlay, error) {
 		}
 		u, err := seeUnderlay(host, l, want)
 		if err != nil {
-			return underlay{}, err
+			return none, err
 		}
-		u.encrypted = want.Encryption != nil
+		u.encrypted = none.encrypted
 		u.sealed = slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == wireguard.Name })
 		if want.Interface != "" || len(u.addresses) > 0 {
 			return u, upAndAddressed(l, u, want)
 		}
 	}
 	if want.Interface == "" {
-		return underlay{}, fmt.Errorf("no interface of the host has %s", want.Addresses[0])
+		return none, fmt.Errorf("no interface of the host has %s", want.Addresses[0])
 	}
-	return underlay{}, fmt.Errorf("underlay %s: there is no such interface", want.Interface)
+	return none, fmt.Errorf("underlay %s: there is no such interface", want.Interface)
 }
 
 func seeUnderlay(host place, l netlink.Link, want api.Underlay) (underlay, error) {
