@@ -80,6 +80,7 @@ func TestNothingIsLeftOut(t *testing.T) {
 		{"configuration.md", "../nodeagent/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
 		{"configuration.md", "../nodeagent/overlay/metrics.go", "", "", `"(rackweft_\w+)"`, "`%"},
 		{"configuration.md", "../nodeagent/guest/config.go", "", "", `"(rackweft_\w+)"`, "`%"},
+		{"configuration.md", "../nodeagent/guest/usage.go", "", "", `"(rackweft_\w+)"`, "`%"},
 		{"guests.md", "../bootd/guest/config.go", `"Guest": map`, `"Image":`, `"(\w+)":\s*[gd]`, ".Guest.%"},
 	} {
 		page, err := os.ReadFile(c.page)

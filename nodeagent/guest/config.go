@@ -64,12 +64,6 @@ func newConfigs() configs {
 			Help: "Requests of Guests for their config, by result: served, refused, unavailable, broken."}, []string{"result"})}
 }
 
-// Describe implements prometheus.Collector.
-func (h *Handler) Describe(out chan<- *prometheus.Desc) { h.configs.requests.Describe(out) }
-
-// Collect implements prometheus.Collector.
-func (h *Handler) Collect(out chan<- prometheus.Metric) { h.configs.requests.Collect(out) }
-
 // settleAccess brings together what the record says of the Guest's access and
 // what ServeConfig has seen. Without a run that is known there is none.
 func (g *guest) settleAccess() {

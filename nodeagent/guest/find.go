@@ -48,6 +48,7 @@ func (g *guest) letGo() {
 		return
 	}
 	g.running = nil
+	g.show()
 	if r.monitor != nil {
 		r.monitor.Close()
 	}
@@ -191,6 +192,7 @@ func (g *guest) askState(ctx context.Context) error {
 		err = r.monitor.Execute(ctx, "query-status", nil, &status)
 	}
 	r.state = status.Status
+	g.show()
 	switch {
 	case errors.Is(err, errStranger):
 		return err

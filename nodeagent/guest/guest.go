@@ -39,6 +39,7 @@ type guest struct {
 	gone       bool               // nothing is left of it
 	access     *access            // by which its config is served; nil while no run of it is known
 	configTold time.Time          // when an event last told of its config
+	seen       glimpse            // of its run, for who measures it
 
 	record     *record  // nil until it is read or made
 	running    *running // nil when no QEMU is known

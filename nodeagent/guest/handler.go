@@ -39,6 +39,8 @@ type Plugger interface {
 	SetPorts([]nodeagent.Port)
 	// Attach opens a queue of a port's tap.
 	Attach(context.Context, nodeagent.Port) (nodeagent.Attachment, error)
+	// Traffic is what has gone through the taps, by the Guests' uids.
+	Traffic() map[string]api.LinkUsage
 }
 
 // Options make a Handler.
@@ -96,6 +98,7 @@ type Handler struct {
 
 	configs  configs
 	arrivals arrivals
+	meter    *meter
 
 	// reached hears of each point of a move at which a crash would leave
 	// something else behind; tests crash there.
@@ -167,7 +170,7 @@ func New(o Options) *Handler {
 		}
 	}
 	return &Handler{o: o, disks: disk.NewStore(o.StateDir, o.Fetch), timing: defaultTiming(),
-		spawn: make(chan *guest), guests: map[string]*guest{}, configs: newConfigs(), arrivals: newArrivals(), reached: func(string) {}}
+		spawn: make(chan *guest), guests: map[string]*guest{}, configs: newConfigs(), meter: newMeter(), arrivals: newArrivals(), reached: func(string) {}}
 }
 
 // Kind implements nodeagent.Handler.

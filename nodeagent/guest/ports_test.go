@@ -20,6 +20,8 @@ func (s *switchboard) Attach(context.Context, nodeagent.Port) (nodeagent.Attachm
 	return nodeagent.Attachment{}, errors.New("nobody attaches here")
 }
 
+func (s *switchboard) Traffic() map[string]api.LinkUsage { return nil }
+
 // A Guest that runs keeps its port although no part names it: the agent's cache
 // may be lost. One that is removed, or that ran no more, does not.
 func TestPortsWithoutParts(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 )
 
 // metrics are what /metrics shows: of each Network as Stats has it, which costs
-// a scrape no look at the kernel.
+// a scrape no look at the kernel but for what the taps have counted.
 type metrics struct {
 	peers, entries, ports, repairs                         *prometheus.Desc
 	receivedBytes, receivedPackets, sentBytes, sentPackets *prometheus.Desc
@@ -56,6 +56,7 @@ func (o *Overlay) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	list := o.Stats()
+	o.countPorts(list)
 	for _, s := range list {
 		m.collect(out, s)
 	}
@@ -92,6 +93,8 @@ func (m metrics) collect(out chan<- prometheus.Metric, s Stats) {
 	for _, p := range s.Ports {
 		count(m.portReceived, p.Traffic.InBytes, p.Guest)
 		count(m.portSent, p.Traffic.OutBytes, p.Guest)
+		count(m.portDrops, p.Traffic.InDropped, p.Guest, "received")
+		count(m.portDrops, p.Traffic.OutDropped, p.Guest, "transmitted")
 		count(m.portDrops, p.Drops.Spoofed, p.Guest, "spoofed")
 		count(m.portDrops, p.Drops.LimitedIn, p.Guest, "limited_in")
 		count(m.portDrops, p.Drops.LimitedOut, p.Guest, "limited_out")

@@ -70,6 +70,11 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("no %s", want)
 		}
 	}
+	before := h.overlay.Traffic()[g.port.UID]
+	must(t, g.ping(other.addr, 1000, patience))
+	if now := h.overlay.Traffic()[g.port.UID]; now.SentBytes < before.SentBytes+1000 || now.ReceivedBytes < before.ReceivedBytes+1000 || now.Dropped < 1 {
+		t.Errorf("without another pass the tap has counted %+v, and before a ping %+v", now, before)
+	}
 	h.setUnderlay(func(u *api.Underlay) { u.Encryption = new(api.Encryption) })
 	h.overlay.Reconcile(context.Background(), nil)
 	sealed := h.scrape()

@@ -2,10 +2,13 @@ package overlay
 
 import (
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/rackweft/rackweft/api"
 )
 
 // Stats tell of one Network on this host, as of the last Reconcile.
@@ -53,6 +56,50 @@ func (o *Overlay) Stats() []Stats {
 		list[i].Ports = slices.Clone(list[i].Ports)
 	}
 	return list
+}
+
+// countPorts has the kernel count again what went through the taps: one list of
+// links for each Network that has any. What cannot be read stays as it was.
+func (o *Overlay) countPorts(list []Stats) {
+	for i := range list {
+		if len(list[i].Ports) == 0 {
+			continue
+		}
+		tenant, err := openPlace(filepath.Join(o.dir, list[i].Namespace))
+		if err != nil {
+			continue
+		}
+		links, err := again(tenant.LinkList)
+		tenant.close()
+		if err != nil {
+			continue
+		}
+		counted := map[string]Traffic{}
+		for _, l := range links {
+			if s := l.Attrs().Statistics; s != nil {
+				counted[l.Attrs().Name] = trafficOf(*s).reversed()
+			}
+		}
+		for j, p := range list[i].Ports {
+			if t, there := counted[p.Interface]; there {
+				list[i].Ports[j].Traffic = t
+			}
+		}
+	}
+}
+
+// Traffic is what has gone through the Guests' taps, by the Guests' uids.
+func (o *Overlay) Traffic() map[string]api.LinkUsage {
+	list := o.Stats()
+	o.countPorts(list)
+	out := map[string]api.LinkUsage{}
+	for _, s := range list {
+		for _, p := range s.Ports {
+			out[p.UID] = api.LinkUsage{ReceivedBytes: p.Traffic.InBytes, SentBytes: p.Traffic.OutBytes,
+				Dropped: p.Traffic.InDropped + p.Traffic.OutDropped + p.Drops.Spoofed + p.Drops.LimitedIn + p.Drops.LimitedOut}
+		}
+	}
+	return out
 }
 
 // trafficOf takes what an interface receives for inbound.
