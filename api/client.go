@@ -256,6 +256,17 @@ func (c *Client) NetworkPeers(ctx context.Context, network string) (*NetworkPeer
 	return out, nil
 }
 
+// Usage is what hosts and Guests use at the moment; of one host and its Guests
+// unless host is empty. It may take some seconds.
+func (c *Client) Usage(ctx context.Context, host string) (*Usage, error) {
+	path := "/v1/usage"
+	if host != "" {
+		path += "?host=" + url.QueryEscape(host)
+	}
+	out := new(Usage)
+	return out, c.call(ctx, http.MethodGet, path, nil, out)
+}
+
 // ZoneSessions lists a Zone's BGP sessions.
 func (c *Client) ZoneSessions(ctx context.Context, zone string) (*ZoneSessions, error) {
 	out := new(ZoneSessions)

@@ -17,6 +17,8 @@ type HostFrame struct {
 	Event *Event `json:"event,omitempty"`
 	// BGP is how the host's speaker stands.
 	BGP *BGPStatus `json:"bgp,omitempty"`
+	// Usage is sent while bootd asks for it.
+	Usage *HostUsage `json:"usage,omitempty"`
 }
 
 // Hello is the first frame: what the host has cached, so that only the
@@ -49,6 +51,8 @@ type ServerFrame struct {
 	Audit *BGPAudit `json:"audit,omitempty"`
 	// Open asks for a channel, by which a person reaches something on the host.
 	Open *Channel `json:"open,omitempty"`
+	// Usage asks for what the host and its Guests use.
+	Usage *UsageRequest `json:"usage,omitempty"`
 	// Refused ends the stream; the message says why and what to do.
 	Refused string `json:"refused,omitzero"`
 }

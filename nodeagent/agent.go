@@ -42,6 +42,7 @@ type Agent struct {
 	notify   *systemd.Notifier
 	timing   timing
 	facts    facts
+	began    time.Time
 	// Both are set before the workers run.
 	encrypter    Encrypter
 	wireGuardKey *ecdh.PrivateKey
@@ -106,7 +107,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		config: o.Config, stateDir: o.StateDir, runDir: o.RunDir, version: o.Version, log: o.Log, notify: o.Notify,
-		timing: defaultTiming(), encrypter: o.Encrypter,
+		timing: defaultTiming(), encrypter: o.Encrypter, began: time.Now(),
 		calls: make(chan func()), status: newMailbox[api.HostStatus](), bgp: newMailbox[api.BGPStatus](), events: make(chan api.Event, 16),
 		observedBy: map[string]observation{}, parts: map[string]api.PartStatus{}, link: Link{State: LinkJoining, Since: time.Now()},
 	}

@@ -135,6 +135,7 @@ type fakeBootd struct {
 	events     []api.Event
 	statuses   int
 	status     api.HostStatus
+	usages     []api.HostUsage
 	clients    map[string]bool // client certificates seen, by serial
 }
 
@@ -343,6 +344,8 @@ func (b *fakeBootd) take(s *fakeStream, line []byte) {
 		b.statuses++
 	case f.Event != nil:
 		b.events = append(b.events, *f.Event)
+	case f.Usage != nil:
+		b.usages = append(b.usages, *f.Usage)
 	case f.Ping != nil:
 		s.send(api.ServerFrame{Pong: &api.Ping{Time: time.Now()}})
 	case f.Renew != "":

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -91,6 +92,9 @@ func (a *Agent) session(ctx context.Context, base string) error {
 	defer cancel(nil)
 	channels := newChannels(a, base)
 	defer channels.wait()
+	usage := newUsageWatch()
+	var measuring sync.WaitGroup
+	defer measuring.Wait()
 	silence := time.AfterFunc(a.timing.silence, func() {
 		cancel(fmt.Errorf("no word from bootd for %s", a.timing.silence))
 	})
@@ -103,10 +107,13 @@ func (a *Agent) session(ctx context.Context, base string) error {
 	}
 	req.Header.Set("Content-Type", "application/x-ndjson")
 
+	measuring.Go(func() {
+		usage.run(ctx, a.usage, func(err error) { a.log.Warn("usage is not reported", "error", err) })
+	})
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
-		err := a.writeFrames(ctx, pipe)
+		err := a.writeFrames(ctx, pipe, usage.reports)
 		cancel(err)
 		_ = pipe.CloseWithError(err)
 	}()
@@ -116,7 +123,7 @@ func (a *Agent) session(ctx context.Context, base string) error {
 		<-written
 	}()
 
-	err = a.receive(ctx, client, req, channels, silence)
+	err = a.receive(ctx, client, req, asked{channels, usage}, silence)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause // why it was cancelled tells more than that it was
 	}
@@ -124,7 +131,7 @@ func (a *Agent) session(ctx context.Context, base string) error {
 }
 
 // receive sends the request and reads bootd's frames until the stream ends.
-func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Request, channels *channels, silence *time.Timer) error {
+func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Request, asked asked, silence *time.Timer) error {
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
@@ -134,14 +141,14 @@ func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Requ
 		raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // the status is news enough
 		return fmt.Errorf("bootd answers %d: %w", resp.StatusCode, problem(resp.StatusCode, raw))
 	}
-	if err := a.connected(ctx, channels.base, resp.Header.Get("Date")); err != nil {
+	if err := a.connected(ctx, asked.channels.base, resp.Header.Get("Date")); err != nil {
 		return err
 	}
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxFrame)
 	for lines.Scan() {
 		silence.Reset(a.timing.silence)
-		if err := a.frame(ctx, lines.Bytes(), channels); err != nil {
+		if err := a.frame(ctx, lines.Bytes(), asked); err != nil {
 			return err
 		}
 	}
@@ -151,9 +158,15 @@ func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Requ
 	return errors.New("bootd closed the stream")
 }
 
+// asked is what bootd asks for over one stream, and what ends with it.
+type asked struct {
+	channels *channels
+	usage    *usageWatch
+}
+
 // frame handles one line. Fields that this build does not know are left aside:
 // bootd may be newer.
-func (a *Agent) frame(ctx context.Context, line []byte, channels *channels) error {
+func (a *Agent) frame(ctx context.Context, line []byte, asked asked) error {
 	line = bytes.TrimSpace(line)
 	if len(line) == 0 {
 		return nil
@@ -163,7 +176,11 @@ func (a *Agent) frame(ctx context.Context, line []byte, channels *channels) erro
 		return fmt.Errorf("a frame of bootd cannot be read (%.80q): %w", line, err)
 	}
 	if f.Open != nil {
-		channels.open(ctx, *f.Open)
+		asked.channels.open(ctx, *f.Open)
+		return nil
+	}
+	if f.Usage != nil {
+		asked.usage.ask(*f.Usage)
 		return nil
 	}
 	var fault error
@@ -174,7 +191,7 @@ func (a *Agent) frame(ctx context.Context, line []byte, channels *channels) erro
 }
 
 // writeFrames sends the hello, then pings, statuses and events as they come.
-func (a *Agent) writeFrames(ctx context.Context, w io.Writer) error {
+func (a *Agent) writeFrames(ctx context.Context, w io.Writer, usage <-chan *api.HostUsage) error {
 	out := json.NewEncoder(w)
 	var hello api.Hello
 	if err := a.do(ctx, func() { hello = a.hello() }); err != nil {
@@ -194,6 +211,7 @@ func (a *Agent) writeFrames(ctx context.Context, w io.Writer) error {
 			f.Status = a.status.get()
 		case <-a.bgp.changed:
 			f.BGP = a.bgp.get()
+		case f.Usage = <-usage:
 		case e := <-a.events:
 			f.Event = &e
 		case <-ping.C:

@@ -65,6 +65,7 @@ type Hub struct {
 	stopping bool              // Run has ended
 	quotas   map[string]*quota // of hosts that are or were connected, by name
 	bgp      map[string]*api.BGPStatus
+	measured chan struct{} // closed at the next report of what a host uses
 }
 
 // quota bounds what one host can make bootd do, over all of its streams. A host
@@ -105,6 +106,7 @@ type stream struct {
 	dirty  chan struct{}     // the host's HostSpec may have changed; capacity 1
 	audits chan api.BGPAudit // of other hosts, for this one that reflects
 	opens  chan api.Channel  // that it is to open
+	usages chan api.UsageRequest
 	close  context.CancelCauseFunc
 
 	greeted bool      // the first bookmark went out; transmit's own
@@ -114,6 +116,7 @@ type stream struct {
 	seen     time.Time
 	reported *api.HostStatus // what the host last said of itself; never changed
 	behind   time.Time       // since when it has not applied what it should; zero: it has
+	usage    usage           // the Hub's mu
 }
 
 func (s *stream) touch() {
@@ -405,7 +408,7 @@ func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) *stream {
 	if h.quotas[p.Name] == nil {
 		h.quotas[p.Name] = newQuota()
 	}
-	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: make(chan struct{}, 1), audits: make(chan api.BGPAudit, maxAudits), opens: make(chan api.Channel, maxOpens), close: cancel, seen: time.Now()}
+	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: make(chan struct{}, 1), audits: make(chan api.BGPAudit, maxAudits), opens: make(chan api.Channel, maxOpens), usages: make(chan api.UsageRequest, 1), close: cancel, seen: time.Now()}
 	if old := h.streams[p.Name]; old != nil {
 		old.close(errReplaced)
 	}
@@ -504,6 +507,10 @@ func (h *Hub) transmit(ctx context.Context, s *stream, has held, replies <-chan 
 			}
 		case o := <-s.opens:
 			if err := send(api.ServerFrame{Open: &o}); err != nil {
+				return err
+			}
+		case u := <-s.usages:
+			if err := send(api.ServerFrame{Usage: &u}); err != nil {
 				return err
 			}
 		case <-s.dirty:

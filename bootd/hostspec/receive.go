@@ -51,6 +51,8 @@ func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.Serv
 		h.eventOf(s, h.subject(s, f.Event), typ, clip(f.Event.Reason, 64), clip(f.Event.Message, 1024))
 	case f.BGP != nil:
 		h.bgpReport(s, f.BGP)
+	case f.Usage != nil:
+		h.usageReport(s, f.Usage)
 	case f.Renew != "":
 		return h.renew(s, f.Renew)
 	}

@@ -32,6 +32,8 @@ type Hub interface {
 	Reported(name string) (*api.HostStatus, bool)
 	// BGP is what the host has last reported of its speaker, nil for nothing.
 	BGP(name string) *api.BGPStatus
+	// Usage asks hosts for what they use; those that are not connected are left out.
+	Usage(ctx context.Context, names []string) map[string]hostspec.UsageSample
 }
 
 // Compiler makes HostSpecs.

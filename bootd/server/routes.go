@@ -74,6 +74,7 @@ func (s *Server) routes() []route {
 	all = append(all, s.networkRoutes()...)
 	all = append(all, s.guestRoutes()...)
 	all = append(all, s.zoneRoutes()...)
+	all = append(all, s.usageRoutes()...)
 	all = append(all, s.blobRoutes()...)
 	all = append(all, s.journalRoutes()...)
 	all = append(all, s.hostRoutes()...)

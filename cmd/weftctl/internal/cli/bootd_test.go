@@ -43,6 +43,7 @@ type bootd struct {
 	path     func(from, to string) *api.NetworkPath
 	console  func(*bufio.ReadWriter)
 	bgp      map[string]any // answers, by path and query
+	usage    func(host string) (api.Usage, bool)
 }
 
 func newBootd(t *testing.T) *bootd {
@@ -90,6 +91,7 @@ func (b *bootd) routes() http.Handler {
 		}
 		b.problem(w, &api.Problem{Status: 404, Title: "Not Found", Detail: r.URL.RequestURI()})
 	})
+	mux.HandleFunc("GET /v1/usage", b.serveUsage)
 	mux.HandleFunc("POST /v1/machines/{name}/{verb}", b.verb)
 	mux.HandleFunc("POST /v1/guests/{name}/{verb}", b.guestVerb)
 	mux.HandleFunc("GET /v1/blobs/{digest}", b.blob) // HEAD too
