@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -386,6 +387,7 @@ func (h *host) tell(uid, command string) string {
 // part is a Guest's part that differs with each call.
 func part(name, uid string, value *api.GuestPart, edits ...func(*api.GuestPart)) nodeagent.Part {
 	v := *value
+	v.Disks = slices.Clone(v.Disks) // the test goes on changing them
 	for _, edit := range edits {
 		edit(&v)
 	}
