@@ -32,6 +32,7 @@ type GuestSpec struct {
 	// no PCI: no watchdog, no UEFI.
 	Machine     string      `json:"machine,omitzero" enum:"q35,microvm"`
 	Firmware    string      `json:"firmware,omitzero" enum:"bios,uefi"`
+	Display     string      `json:"display,omitzero" enum:"vga,none" doc:"What VNC shows: vga, which only a q35 has and has by default, or none."`
 	SecureBoot  bool        `json:"secureBoot,omitzero" doc:"Boots only what is signed by the keys of Microsoft's and the distributions' shim; needs uefi."`
 	TPM         bool        `json:"tpm,omitzero" doc:"It has a TPM 2.0 of its own, whose state is kept with its disks; needs q35."`
 	Tuning      GuestTuning `json:"tuning,omitzero"`
@@ -199,6 +200,12 @@ func (g *Guest) SetDefaults() {
 			*field = value
 		}
 	}
+	if g.Spec.Display == "" {
+		g.Spec.Display = "none"
+		if g.Spec.Machine == "q35" {
+			g.Spec.Display = "vga"
+		}
+	}
 }
 
 // Validate implements Object.
@@ -271,9 +278,13 @@ func (s *GuestSpec) validateShares(e *FieldErrors) {
 func (s *GuestSpec) validateMachine(e *FieldErrors) {
 	e.oneOf(at("spec", "machine"), s.Machine, "q35", "microvm")
 	e.oneOf(at("spec", "firmware"), s.Firmware, "bios", "uefi")
+	e.oneOf(at("spec", "display"), s.Display, "vga", "none")
 	e.oneOf(at("spec", "restart"), s.Restart, "Always", "OnFailure", "Never")
 	if s.Machine == "microvm" && s.Firmware == "uefi" {
 		e.add(at("spec", "firmware"), "a microvm has no UEFI: write machine: q35")
+	}
+	if s.Machine == "microvm" && s.Display == "vga" {
+		e.add(at("spec", "display"), "a microvm has no display: write display: none, or machine: q35")
 	}
 	if s.SecureBoot && s.Firmware != "uefi" {
 		e.add(at("spec", "secureBoot"), "Secure Boot is UEFI's: write firmware: uefi")

@@ -13,6 +13,7 @@ type GuestPart struct {
 	Memory      Quantity     `json:"memory"`
 	Machine     string       `json:"machine,omitzero" enum:"q35,microvm"`
 	Firmware    string       `json:"firmware,omitzero" enum:"bios,uefi"`
+	Display     string       `json:"display,omitzero" enum:"vga,none"`
 	SecureBoot  bool         `json:"secureBoot,omitzero"`
 	TPM         bool         `json:"tpm,omitzero"`
 	Tuning      GuestTuning  `json:"tuning,omitzero"`

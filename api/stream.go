@@ -62,13 +62,17 @@ type ServerFrame struct {
 // The request ?refused=WHY says that the host has nothing to open.
 type Channel struct {
 	ID    string `json:"id" doc:"Good once, for ten seconds, for this host."`
-	Kind  string `json:"kind" enum:"console"`
+	Kind  string `json:"kind" enum:"console,exec,vnc"`
 	Guest string `json:"guest"`
 	UID   string `json:"uid" doc:"The Guest's."`
 }
 
-// ChannelConsole is the Kind of a Guest's serial console.
-const ChannelConsole = "console"
+// The Kinds of Channel.
+const (
+	ChannelConsole = "console" // a Guest's serial console
+	ChannelExec    = "exec"    // bootd sends a GuestExec, the host a GuestExecAnswer
+	ChannelVNC     = "vnc"     // RFB, as a Guest's display speaks it
+)
 
 // PartUpdate is a whole part, or a delta to the part whose digest is Base.
 type PartUpdate struct {

@@ -77,7 +77,7 @@ func identity(m *api.Machine) api.HostIdentity {
 func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	p := api.GuestPart{
 		UID: g.Metadata.UID, Network: g.Spec.Network, Addresses: g.Status.Addresses, MAC: g.Status.MAC,
-		CPUs: g.Spec.CPUs, Memory: g.Spec.Memory, Machine: g.Spec.Machine, Firmware: g.Spec.Firmware, SecureBoot: g.Spec.SecureBoot, TPM: g.Spec.TPM,
+		CPUs: g.Spec.CPUs, Memory: g.Spec.Memory, Machine: g.Spec.Machine, Firmware: g.Spec.Firmware, Display: g.Spec.Display, SecureBoot: g.Spec.SecureBoot, TPM: g.Spec.TPM,
 		Tuning: g.Spec.Tuning, Limits: g.Spec.Limits, Restart: g.Spec.Restart, StopTimeout: g.Spec.StopTimeout, State: g.Spec.State,
 	}
 	p.Request = g.Status.Request

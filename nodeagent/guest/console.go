@@ -1,15 +1,10 @@
 package guest
 
 import (
-	"context"
-	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-
-	"github.com/rackweft/rackweft/api"
 )
 
 // maxConsoleLog is how long the console's log grows before it is set aside; one
@@ -69,22 +64,4 @@ func lookUp(program string) (string, error) {
 		return "", err
 	}
 	return filepath.Abs(path)
-}
-
-// Open implements nodeagent.Opener: a Guest's console.
-func (h *Handler) Open(ctx context.Context, c api.Channel) (io.ReadWriteCloser, error) {
-	if c.Kind != api.ChannelConsole {
-		return nil, fmt.Errorf("this nodeagent opens no channel of kind %q", c.Kind)
-	}
-	h.mu.Lock()
-	g := h.guests[c.UID]
-	h.mu.Unlock()
-	if g == nil {
-		return nil, fmt.Errorf("the host has no Guest %s", c.Guest)
-	}
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(g.run, "console.sock"))
-	if err != nil {
-		return nil, fmt.Errorf("guest %s has no console now: it does not run", c.Guest)
-	}
-	return conn, nil
 }

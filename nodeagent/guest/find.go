@@ -170,6 +170,9 @@ func (g *guest) connect(ctx context.Context, r *running) error {
 		return err
 	}
 	r.monitor = monitor
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.monitor = monitor
 	return nil
 }
 

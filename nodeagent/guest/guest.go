@@ -10,6 +10,8 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/nodeagent"
+	"github.com/rackweft/rackweft/nodeagent/guest/qga"
+	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
 // Conditions of a Guest on its host.
@@ -31,8 +33,10 @@ type guest struct {
 	log      *slog.Logger
 	wake     chan struct{}
 	events   chan event
+	agent    *qga.Client
 
 	mu         sync.Mutex
+	monitor    *qmp.Client // of the last QEMU that was adopted; nil before
 	want       nodeagent.Part
 	status     api.PartStatus
 	undo       context.CancelFunc // gives up what is being done for an earlier want; nil for nothing
@@ -59,7 +63,8 @@ type guest struct {
 }
 
 func newGuest(h *Handler, name, uid string) *guest {
-	return &guest{h: h, name: name, uid: uid, dir: h.disks.GuestDir(uid), run: filepath.Join(h.o.RunDir, uid),
+	run := filepath.Join(h.o.RunDir, uid)
+	return &guest{h: h, name: name, uid: uid, dir: h.disks.GuestDir(uid), run: run, agent: qga.New(filepath.Join(run, "agent.sock")),
 		log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
 }

@@ -131,6 +131,7 @@ type timing struct {
 	again      time.Duration // until a Guest is asked again to stop
 	force      time.Duration // between quit, TERM and KILL
 	answer     time.Duration // what QEMU may take to answer
+	agent      time.Duration // what a guest agent may take to begin a shutdown
 	minBackoff time.Duration // of restarts
 	maxBackoff time.Duration
 	settled    time.Duration // a Guest that ran so long begins the back-off anew
@@ -139,7 +140,7 @@ type timing struct {
 
 func defaultTiming() timing {
 	return timing{look: 30 * time.Second, retry: 10 * time.Second, tell: 5 * time.Second, again: 10 * time.Second, force: 5 * time.Second,
-		answer: 5 * time.Second, minBackoff: time.Second, maxBackoff: 5 * time.Minute, settled: 10 * time.Minute,
+		answer: 5 * time.Second, agent: 5 * time.Second, minBackoff: time.Second, maxBackoff: 5 * time.Minute, settled: 10 * time.Minute,
 		collect: 10 * time.Minute}
 }
 

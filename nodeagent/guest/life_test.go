@@ -133,21 +133,22 @@ func (h *host) tellOnly(uid, command string) {
 	})
 }
 
-func TestAgentChannel(t *testing.T) {
+// The real qemu-ga is asked to shut its Guest down, not the power button.
+func TestAgentShutdown(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a kernel under emulation")
 	}
 	t.Parallel()
 	h := newHost(t)
-	g := linux(h, "qga")
+	g := withAgent(h)
 	h.run()
 	h.want(part("small", "u2", g))
-	h.wait("it counts", func() bool { return strings.Contains(h.console("u2"), "@tick 3") })
+	h.waitAgent("small", "u2")
 	g.State = "Stopped"
 	h.want(part("small", "u2", g))
 	h.wait("it is stopped", h.is("guest/small", api.PartApplied, "Stopped"))
-	if !strings.Contains(h.console("u2"), "@told by the agent's channel") {
-		t.Error("it was not told by its guest agent")
+	if said := h.console("u2"); !strings.Contains(said, "@shutdown -h -P +0") || strings.Contains(said, "@power button") {
+		t.Error("it was not shut down by its guest agent")
 	}
 	// Orphaned, it is not started, and not touched.
 	g.State = "Running"

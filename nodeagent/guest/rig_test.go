@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -418,12 +419,18 @@ var built struct {
 	once           sync.Once
 	err            error
 	kernel, initrd []byte
+	agent          []byte // is put behind initrd
 }
 
 // linux is a Guest with Debian's kernel and the init of testdata.
 func linux(h *host, arguments ...string) *api.GuestPart {
 	h.t.Helper()
-	built.once.Do(func() { built.kernel, built.initrd, built.err = guestos.Build(h.t.Context(), "../..") })
+	built.once.Do(func() {
+		built.kernel, built.initrd, built.err = guestos.Build(h.t.Context(), "../..")
+		if built.err == nil {
+			built.agent, built.err = guestos.Agent(h.t.Context())
+		}
+	})
 	if built.err != nil {
 		h.t.Fatal(built.err)
 	}
@@ -432,6 +439,14 @@ func linux(h *host, arguments ...string) *api.GuestPart {
 	p.StopTimeout = api.Duration(time.Minute)
 	p.Kernel = &api.GuestKernel{Kernel: h.blob(built.kernel), Initrd: h.blob(built.initrd),
 		Arguments: append(guestos.Arguments(), arguments...)}
+	return p
+}
+
+// withAgent is linux with the real qemu-ga, and something for it to run.
+func withAgent(h *host) *api.GuestPart {
+	h.t.Helper()
+	p := linux(h, guestos.AgentArgument)
+	p.Kernel.Initrd = h.blob(append(bytes.Clone(built.initrd), built.agent...))
 	return p
 }
 

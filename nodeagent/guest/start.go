@@ -41,6 +41,8 @@ func checkPart(p *api.GuestPart) error {
 		return errors.New("a microvm has no TPM")
 	case slices.ContainsFunc(p.Shares, func(s api.GuestShare) bool { return api.ValidateName(s.Name) != nil }):
 		return errors.New("a share's name is none")
+	case !slices.Contains([]string{"", "vga", "none"}, p.Display):
+		return fmt.Errorf("no display is called %q", p.Display)
 	case !slices.Contains([]string{"Running", "Paused", "Stopped"}, p.State):
 		return fmt.Errorf("no state is called %q", p.State)
 	case len(cpus) > 0 && len(cpus) < p.CPUs && p.Tuning.HugePages:
@@ -372,6 +374,7 @@ func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Acceler
 	if vm.Machine == "" {
 		vm.Machine = qemu.Q35
 	}
+	vm.Display = vm.Machine == qemu.Q35 && part.Display != "none"
 	for _, d := range part.Disks {
 		o, err := g.h.disks.Open(ctx, disk.Wanted{Network: part.Network, Guest: g.name, UID: g.uid, GuestDisk: d})
 		if err != nil {

@@ -2,11 +2,8 @@ package guest
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -75,57 +72,24 @@ func (g *guest) askToStop(ctx context.Context, time int) {
 			g.log.Warn("cannot resume it for its shutdown", "error", err)
 		}
 	}
-	if g.agentShutdown() == nil {
+	err := g.agentShutdown(ctx)
+	if err == nil {
 		return
 	}
+	g.log.Info("its power button is pressed", "instead", err)
 	if err := g.command(ctx, "system_powerdown", nil, nil); err != nil {
 		g.log.Warn("cannot press its power button", "error", err)
 	}
 }
 
-// agentShutdown tells the guest agent to shut down. It answers nothing to that
-// (qemu-ga's schema: "no response on success"), so it is asked for its name first.
-func (g *guest) agentShutdown() error {
-	const patience = time.Second
-	conn, err := net.DialTimeout("unix", filepath.Join(g.run, "agent.sock"), patience)
-	if err != nil {
+// agentShutdown tells the guest agent to shut down, where one runs and answers soon.
+func (g *guest) agentShutdown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, g.h.timing.agent)
+	defer cancel()
+	if err := g.agentListens(ctx); err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	mark := time.Now().UnixNano() >> 10 // fits a JSON number that every agent reads
-	if _, err := fmt.Fprintf(conn, "{\"execute\":\"guest-sync\",\"arguments\":{\"id\":%d}}\n", mark); err != nil {
-		return err
-	}
-	in := json.NewDecoder(&limited{conn, 1 << 16})
-	for { // what an earlier client left is skipped
-		var answer struct{ Return json.Number }
-		if err := in.Decode(&answer); err != nil {
-			return err
-		}
-		if answer.Return.String() == fmt.Sprint(mark) {
-			break
-		}
-	}
-	_, err = fmt.Fprintln(conn, `{"execute":"guest-shutdown","arguments":{"mode":"powerdown"}}`)
-	return err
-}
-
-// limited ends what a Guest may say.
-type limited struct {
-	conn net.Conn
-	left int
-}
-
-func (l *limited) Read(p []byte) (int, error) {
-	if l.left <= 0 {
-		return 0, fmt.Errorf("the guest agent says too much")
-	}
-	n, err := l.conn.Read(p[:min(len(p), l.left)])
-	l.left -= n
-	return n, err
+	return g.agent.Tell(ctx, "guest-shutdown", map[string]string{"mode": "powerdown"})
 }
 
 // force takes the next step of force.

@@ -50,6 +50,7 @@ type VM struct {
 	NIC         *NIC
 	Shares      []Share
 	TPM         *os.File // a socket that is connected to swtpm's control channel; nil for none
+	Display     bool     // of a Q35, for VNC clients that the monitor is handed
 	// Ignition is the pointer config, nil for none. QEMU opens it anew, so it
 	// must be readable for everyone.
 	Ignition *os.File
@@ -274,6 +275,13 @@ func (vm VM) board(l *line) {
 	if vm.TPM != nil {
 		l.add("-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", l.number(vm.TPM)), "-tpmdev", "emulator,id=tpm0,chardev=tpm")
 		l.json("-device", object{{"driver", "tpm-crb"}, {"tpmdev", "tpm0"}})
+	}
+	if vm.Display {
+		l.add("-vnc", "none") // it listens nowhere
+		l.json("-device", object{{"driver", "VGA"}, {"id", "display"}})
+		// The board has a keyboard; a pointer that is where the viewer's is has to be a tablet.
+		l.json("-device", object{{"driver", "qemu-xhci"}, {"id", "usb"}})
+		l.json("-device", object{{"driver", "usb-tablet"}, {"id", "tablet"}, {"bus", "usb.0"}})
 	}
 }
 

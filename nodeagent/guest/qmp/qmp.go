@@ -12,8 +12,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxMessage is the longest message that is read. The longest known, the answer
@@ -118,13 +121,23 @@ func (c *Client) negotiate(ctx context.Context, greeted <-chan struct{}) error {
 // result may be nil. A refusal is an *Error; when ctx ends first the answer,
 // should it still come, is left aside.
 func (c *Client) Execute(ctx context.Context, command string, arguments, result any) error {
+	return c.execute(ctx, nil, command, arguments, result)
+}
+
+// GiveFile hands QEMU an open file, which it knows by that name until a command
+// uses it up or closefd closes it.
+func (c *Client) GiveFile(ctx context.Context, name string, file *os.File) error {
+	return c.execute(ctx, file, "getfd", map[string]string{"fdname": name}, nil)
+}
+
+func (c *Client) execute(ctx context.Context, file *os.File, command string, arguments, result any) error {
 	answer := make(chan message, 1)
 	id, err := c.register(answer)
 	if err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}
 	defer c.forget(id)
-	if err := c.send(ctx, id, command, arguments); err != nil {
+	if err := c.send(ctx, file, id, command, arguments); err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}
 	select {
@@ -173,9 +186,9 @@ func (c *Client) forget(id uint64) {
 	delete(c.pending, id)
 }
 
-// send writes one command. A command that was written in part would spoil the
+// send writes one command, and a file with its first byte unless that is nil. A command that was written in part would spoil the
 // next, so it ends the connection.
-func (c *Client) send(ctx context.Context, id uint64, command string, arguments any) error {
+func (c *Client) send(ctx context.Context, file *os.File, id uint64, command string, arguments any) error {
 	raw, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
@@ -192,11 +205,27 @@ func (c *Client) send(ctx context.Context, id uint64, command string, arguments 
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := c.conn.Write(append(raw, '\n')); err != nil {
+	if err := c.writeWith(file, append(raw, '\n')); err != nil {
 		_ = c.conn.Close()
 		return err
 	}
 	return nil
+}
+
+func (c *Client) writeWith(file *os.File, raw []byte) error {
+	if file == nil {
+		_, err := c.conn.Write(raw)
+		return err
+	}
+	conn, ok := c.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("files go over unix sockets only")
+	}
+	n, _, err := conn.WriteMsgUnix(raw, unix.UnixRights(int(file.Fd())), nil)
+	if err == nil && n < len(raw) {
+		_, err = conn.Write(raw[n:])
+	}
+	return err
 }
 
 // read takes messages until the connection ends.

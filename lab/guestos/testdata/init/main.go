@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -21,7 +22,11 @@ import (
 )
 
 func main() {
-	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+	if filepath.Base(os.Args[0]) == "shutdown" {
+		shutdown()
+		return
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run"} {
 		_ = os.MkdirAll(dir, 0o755)
 	}
 	_ = unix.Mount("proc", "/proc", "proc", 0, "")
@@ -230,36 +235,24 @@ func buttons(say func(string, ...any)) {
 	}
 }
 
+// agent runs qemu-ga, as long as this does.
 func agent(say func(string, ...any)) {
-	all, _ := filepath.Glob("/dev/vport*")
-	if len(all) == 0 {
-		say("no channel for an agent")
-		return
-	}
-	var f *os.File
-	for ; ; time.Sleep(50 * time.Millisecond) {
-		var err error
-		if f == nil {
-			if f, err = os.OpenFile(all[0], os.O_RDWR, 0); err != nil {
-				continue
-			}
+	for ; ; time.Sleep(100 * time.Millisecond) {
+		ports, _ := filepath.Glob("/dev/vport*")
+		if len(ports) == 0 {
+			say("no channel for an agent")
+			continue
 		}
-		in := json.NewDecoder(f)
-		for {
-			var m struct {
-				Execute   string
-				Arguments struct{ ID json.Number }
-			}
-			if in.Decode(&m) != nil {
-				break // nobody is connected
-			}
-			switch m.Execute {
-			case "guest-sync":
-				fmt.Fprintf(f, "{\"return\": %s}\n", m.Arguments.ID)
-			case "guest-shutdown":
-				say("told by the agent's channel")
-				off()
-			}
-		}
+		out, err := exec.Command("/usr/sbin/qemu-ga", "--method=virtio-serial", "--path="+ports[0], "--statedir=/run").CombinedOutput()
+		say("qemu-ga has ended: %v %s", err, out)
 	}
+}
+
+// shutdown stands where qemu-ga looks for it.
+func shutdown() {
+	if console, err := os.OpenFile("/dev/console", os.O_RDWR, 0); err == nil {
+		fmt.Fprintf(console, "\r\n@shutdown %s\r\n", strings.Join(os.Args[1:], " "))
+		time.Sleep(100 * time.Millisecond) // it is out
+	}
+	off()
 }

@@ -1,0 +1,171 @@
+package guest
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/qga"
+)
+
+// maxExecRequest is more than the JSON of any GuestExec that is right.
+const maxExecRequest = 4 << 20
+
+// agentListens says whether something inside the Guest has the agent's channel
+// open: whoever writes there otherwise waits for nothing.
+func (g *guest) agentListens(ctx context.Context) error {
+	var devices []struct {
+		Label string `json:"label"`
+		Open  bool   `json:"frontend-open"`
+	}
+	if err := g.monitorCommand(ctx, "query-chardev", nil, &devices); err != nil {
+		return err
+	}
+	for _, d := range devices {
+		if d.Label == "agent" && d.Open {
+			return nil
+		}
+	}
+	return fmt.Errorf("no guest agent runs in Guest %s: install qemu-guest-agent (qemu-ga) there", g.name)
+}
+
+// openExec makes a channel by which one command is asked for and answered.
+func (g *guest) openExec(ctx context.Context) (io.ReadWriteCloser, error) {
+	if err := g.agentListens(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	near, far := net.Pipe()
+	x := &execution{Conn: near, cancel: cancel, done: make(chan struct{})}
+	go func() { // Close waits for it
+		defer close(x.done)
+		defer func() { _ = far.Close() }()
+		if err := g.serveExec(ctx, far); err != nil {
+			g.log.Warn("a command's channel has failed", "error", err)
+		}
+	}()
+	return x, nil
+}
+
+// execution is the near end of an exec channel.
+type execution struct {
+	net.Conn
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// Close ends the wait for the command, which goes on inside the Guest.
+func (x *execution) Close() error {
+	x.cancel()
+	err := x.Conn.Close()
+	<-x.done
+	return err
+}
+
+// serveExec reads one GuestExec and writes its answer.
+func (g *guest) serveExec(ctx context.Context, conn net.Conn) error {
+	var e api.GuestExec
+	if err := json.NewDecoder(io.LimitReader(conn, maxExecRequest)).Decode(&e); err != nil {
+		if ctx.Err() != nil {
+			return nil // closed before it was asked for anything
+		}
+		return fmt.Errorf("read the command: %w", err)
+	}
+	var answer api.GuestExecAnswer
+	result, err := g.exec(ctx, e)
+	if ctx.Err() != nil {
+		return nil // nobody waits any more
+	}
+	if answer.Result = result; err != nil {
+		answer.Fault = err.Error()
+	}
+	return json.NewEncoder(conn).Encode(answer)
+}
+
+// execStatus is qemu-ga's GuestExecStatus.
+type execStatus struct {
+	Exited       bool   `json:"exited"`
+	ExitCode     int    `json:"exitcode"`
+	Signal       int    `json:"signal"`
+	Out          string `json:"out-data"`
+	Err          string `json:"err-data"`
+	OutTruncated bool   `json:"out-truncated"`
+	ErrTruncated bool   `json:"err-truncated"`
+}
+
+// exec runs a command inside the Guest and waits for its end.
+func (g *guest) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecResult, error) {
+	if err := e.Check(); err != nil {
+		return nil, err
+	}
+	timeout := e.Timeout.Or(api.ExecTimeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	arguments := map[string]any{"path": e.Command[0], "arg": e.Command[1:], "capture-output": true}
+	if len(e.Env) > 0 {
+		arguments["env"] = e.Env
+	}
+	if len(e.Stdin) > 0 {
+		arguments["input-data"] = base64.StdEncoding.EncodeToString(e.Stdin)
+	}
+	var started struct {
+		PID int64 `json:"pid"`
+	}
+	if err := g.agent.Execute(ctx, "guest-exec", arguments, &started); err != nil {
+		return nil, err
+	}
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		if !pause(ctx, wait) {
+			return nil, fmt.Errorf("the command has not ended within %s: it goes on inside the Guest, as process %d", timeout, started.PID)
+		}
+		var s execStatus
+		err := g.agent.Execute(ctx, "guest-exec-status", map[string]int64{"pid": started.PID}, &s)
+		switch {
+		case ctx.Err() != nil: // told above
+		case errors.Is(err, os.ErrDeadlineExceeded): // the Guest is busy, or boots
+		case errors.As(err, new(*qga.Error)):
+			return nil, fmt.Errorf("the command is lost, its Guest or its agent was started anew: %w", err)
+		case err != nil:
+			return nil, fmt.Errorf("the command is lost: %w", err)
+		case s.Exited:
+			return s.result()
+		}
+	}
+}
+
+// pause waits, and says whether ctx still lasts.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (s execStatus) result() (*api.GuestExecResult, error) {
+	r := &api.GuestExecResult{ExitCode: s.ExitCode, Signal: s.Signal, StdoutTruncated: s.OutTruncated, StderrTruncated: s.ErrTruncated}
+	var errOut, errErr error
+	r.Stdout, errOut = output(s.Out, &r.StdoutTruncated)
+	r.Stderr, errErr = output(s.Err, &r.StderrTruncated)
+	if err := errors.Join(errOut, errErr); err != nil {
+		return nil, fmt.Errorf("the guest agent gives an output that is no base64: %w", err)
+	}
+	return r, nil
+}
+
+// output decodes what a command wrote, up to the bound.
+func output(encoded string, truncated *bool) ([]byte, error) {
+	raw, err := base64.StdEncoding.DecodeString(encoded)
+	if len(raw) > api.MaxExecOutput {
+		raw, *truncated = raw[:api.MaxExecOutput], true
+	}
+	return raw, err
+}
