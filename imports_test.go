@@ -48,6 +48,7 @@ func owners() map[string][]string {
 		"github.com/osrg/gobgp/":             {"bgp"},
 		"go.etcd.io/etcd/":                   {"bootd/store"},
 		"github.com/danielgtaylor/huma/":     {"bootd/server"},
+		"github.com/gorilla/websocket":       {"bootd/server"},
 		"github.com/insomniacslk/dhcp/":      {"bootd/dhcp", "nodeagent/overlay/dhcp"},
 		"github.com/miekg/dns":               {"nodeagent/overlay/dhcp"},
 		"github.com/mdlayher/ndp":            {"nodeagent/overlay/dhcp"},

@@ -334,22 +334,50 @@ func (c *Client) PutBlob(ctx context.Context, digest SHA256, r io.Reader) error 
 // Console opens a Machine's serial console through its BMC. Raw bytes flow
 // both ways until either end closes.
 func (c *Client) Console(ctx context.Context, machine string) (io.ReadWriteCloser, error) {
-	return c.upgrade(ctx, "/v1/machines/"+url.PathEscape(machine)+"/console")
+	return c.upgrade(ctx, ConsoleProtocol, "/v1/machines/"+url.PathEscape(machine)+"/console")
 }
 
 // GuestConsole opens a Guest's serial console through its host, as Console does.
 // A console has one user at a time.
 func (c *Client) GuestConsole(ctx context.Context, guest string) (io.ReadWriteCloser, error) {
-	return c.upgrade(ctx, "/v1/guests/"+url.PathEscape(guest)+"/console")
+	return c.upgrade(ctx, ConsoleProtocol, "/v1/guests/"+url.PathEscape(guest)+"/console")
 }
 
-func (c *Client) upgrade(ctx context.Context, path string) (io.ReadWriteCloser, error) {
+// GuestVNCTicket asks for a ticket to a Guest's display.
+func (c *Client) GuestVNCTicket(ctx context.Context, guest string) (*VNCTicket, error) {
+	out := new(VNCTicket)
+	if err := c.call(ctx, http.MethodPost, "/v1/guests/"+url.PathEscape(guest)+"/vnc", nil, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// GuestVNC opens a Guest's display, with a ticket of its own: RFB flows both
+// ways until either end closes.
+func (c *Client) GuestVNC(ctx context.Context, guest string) (io.ReadWriteCloser, error) {
+	t, err := c.GuestVNCTicket(ctx, guest)
+	if err != nil {
+		return nil, err
+	}
+	return c.upgrade(ctx, VNCProtocol, t.Path)
+}
+
+// GuestExec runs a command inside a Guest, by its guest agent, and waits for its end.
+func (c *Client) GuestExec(ctx context.Context, guest string, e GuestExec) (*GuestExecResult, error) {
+	out := new(GuestExecResult)
+	if err := c.call(ctx, http.MethodPost, "/v1/guests/"+url.PathEscape(guest)+"/exec", e, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *Client) upgrade(ctx context.Context, protocol, path string) (io.ReadWriteCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", ConsoleProtocol)
+	req.Header.Set("Upgrade", protocol)
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
@@ -365,8 +393,11 @@ func (c *Client) upgrade(ctx context.Context, path string) (io.ReadWriteCloser, 
 	return rw, nil
 }
 
-// ConsoleProtocol is the Upgrade token of a console.
-const ConsoleProtocol = "rackweft-console"
+// The Upgrade tokens; raw bytes follow.
+const (
+	ConsoleProtocol = "rackweft-console"
+	VNCProtocol     = "rackweft-vnc" // RFB (RFC 6143)
+)
 
 // upgrader returns a client that speaks HTTP/1.1 only: HTTP/2 has no Upgrade.
 func (c *Client) upgrader() *http.Client {

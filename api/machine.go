@@ -333,6 +333,7 @@ type HostStatus struct {
 	Epoch        int64                 `json:"epoch,omitzero"`
 	Revision     int64                 `json:"revision,omitzero" doc:"HostSpec revision that it has applied."`
 	Parts        map[string]PartStatus `json:"parts,omitempty"`
+	Bootd        string                `json:"bootd,omitzero" doc:"Name of the machine whose bootd received it."`
 	Reported     time.Time             `json:"reported,omitzero" doc:"When bootd received it."`
 	// Connected and LastHeartbeat are kept in memory and filled in at reading.
 	Connected     bool      `json:"connected,omitzero"`

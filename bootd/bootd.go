@@ -188,8 +188,12 @@ func (d *daemon) build(ctx context.Context) error {
 	bgp := &hostspec.BGP{Key: sessions.Key, Secret: func(ctx context.Context, name string) (map[string]string, error) {
 		return store.OpenSecret(ctx, d.store, name)
 	}}
+	name, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("this machine's name: %w", err)
+	}
 	d.hub = &hostspec.Hub{
-		Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Log: d.log,
+		Name: name, Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Log: d.log,
 		Compiler: &hostspec.Compiler{Cache: d.cache, Networks: d.nets, BGP: bgp, Epoch: epoch, API: d.decider.APIFor},
 	}
 	return nil

@@ -54,6 +54,8 @@ type Hub struct {
 	Signer   Signer
 	Record   Recorder
 	Log      *slog.Logger
+	// Name tells this bootd from others in what it writes down of its hosts.
+	Name string
 	// Silence, Grace and Lag are 30 s, 1 min and 15 s unless set.
 	Silence, Grace, Lag time.Duration
 	// Gather is 1 s unless set: so long are hosts that join an encrypted Zone
@@ -143,14 +145,33 @@ func (h *Hub) Heartbeat(name string) (time.Time, bool) {
 	return s.lastSeen(), true
 }
 
-// Open asks a host, by its Machine's name and uid, to open a channel. The error
-// tells a person why not.
-func (h *Hub) Open(name, uid string, c api.Channel) error {
+// Holds says why a host, by its Machine's name and uid, is not connected to this
+// bootd, and which one to ask; nil if it is.
+func (h *Hub) Holds(name, uid string) error {
+	_, err := h.streamOf(name, uid)
+	return err
+}
+
+func (h *Hub) streamOf(name, uid string) (*stream, error) {
 	h.mu.Lock()
 	s := h.streams[name]
 	h.mu.Unlock()
-	if s == nil || s.peer.UID != uid {
-		return fmt.Errorf("host %s is not connected to this bootd: weftctl describe machine %s says since when", name, name)
+	if s != nil && s.peer.UID == uid {
+		return s, nil
+	}
+	m, ok := store.Cached[api.Machine](h.Cache, name)
+	if ok && m.Status.Conditions.Is(api.CondConnected) && m.Status.Host != nil && m.Status.Host.Bootd != "" && m.Status.Host.Bootd != h.Name {
+		return nil, fmt.Errorf("host %s is connected to the bootd on %s, and not to this one (%s): ask that one", name, m.Status.Host.Bootd, h.Name)
+	}
+	return nil, fmt.Errorf("host %s is not connected to this bootd: weftctl describe machine %[1]s says since when", name)
+}
+
+// Open asks a host, by its Machine's name and uid, to open a channel. The error
+// tells a person why not.
+func (h *Hub) Open(name, uid string, c api.Channel) error {
+	s, err := h.streamOf(name, uid)
+	if err != nil {
+		return err
 	}
 	select {
 	case s.opens <- c:

@@ -51,7 +51,7 @@ func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 		h.event(s, api.Warning, "KeyRefused", fault)
 		next.WireGuardKey = ""
 	}
-	next.UID, next.Reported = s.peer.UID, time.Now().UTC()
+	next.UID, next.Bootd, next.Reported = s.peer.UID, h.Name, time.Now().UTC()
 	s.mu.Lock()
 	s.reported = next
 	s.mu.Unlock()

@@ -3,12 +3,12 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // channelTime is how long a host has to open a channel that it is asked for.
@@ -20,10 +20,12 @@ type channels struct {
 	mu      sync.Mutex
 	waiting map[string]*waiter // by the channel's id
 	users   map[string]string  // who has the console of a Guest, by its uid
+	tickets map[string]ticket
+	now     func() time.Time
 }
 
 func newChannels() *channels {
-	return &channels{waiting: map[string]*waiter{}, users: map[string]string{}}
+	return &channels{waiting: map[string]*waiter{}, users: map[string]string{}, tickets: map[string]ticket{}, now: time.Now}
 }
 
 // waiter waits for a host.
@@ -104,43 +106,47 @@ func (s *channels) leave(guest string) {
 	delete(s.users, guest)
 }
 
-// guestConsole joins the client's connection and a Guest's serial console, by a
-// channel that the Guest's host opens.
-func (s *Server) guestConsole(c *call) error {
-	if err := c.upgradable("weftctl guest console " + c.name()); err != nil {
-		return err
-	}
-	g, err := store.Get[api.Guest](c.r.Context(), s.conf.Store, c.name())
-	if err != nil {
-		return err
-	}
-	if g.Status.Host == "" {
-		return problem(http.StatusConflict, "Guest %s has no host: weftctl describe guest %s says why", c.name(), c.name())
-	}
-	if other, ok := s.channels.use(g.Metadata.UID, c.who.name); !ok {
-		return problem(http.StatusConflict, "%s has the console of Guest %s open: it has one user at a time", other, c.name())
-	}
-	defer s.channels.leave(g.Metadata.UID)
-	s.hijacked.Add(1)
-	defer s.hijacked.Done()
-	ctx, cancel := s.lasting(c)
-	defer cancel()
-	far, err := s.openChannel(ctx, g)
-	if err != nil {
-		return err
-	}
-	defer close(far.done)
-	if far.refused != "" {
-		return problem(http.StatusBadGateway, "host %s: %s", g.Status.Host, far.refused)
-	}
-	return c.joinTo(ctx, far)
+// ticketTime is how long a ticket is good.
+const ticketTime = 30 * time.Second
+
+// ticket lets its holder at a Guest's display once.
+type ticket struct {
+	text    string
+	guest   string // uid
+	holder  caller
+	expires time.Time
 }
 
-// openChannel has a Guest's host open its console. Whoever gets it closes done.
-func (s *Server) openChannel(ctx context.Context, g *api.Guest) (*hostEnd, error) {
+// issue makes a ticket for a Guest's display.
+func (s *channels) issue(guest string, holder caller) ticket {
+	now := s.now()
+	t := ticket{text: rand.Text(), guest: guest, holder: holder, expires: now.Add(ticketTime)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.tickets, func(_ string, old ticket) bool { return now.After(old.expires) })
+	s.tickets[t.text] = t
+	return t
+}
+
+// redeem spends a ticket, and gives its holder. Whoever brings it and says who
+// they are is that one.
+func (s *channels) redeem(text, guest string, who caller) (holder caller, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.tickets[text]
+	stranger := who.host != nil || who.role != nobody && who.name != t.holder.name
+	if !ok || t.guest != guest || stranger {
+		return caller{}, false
+	}
+	delete(s.tickets, text)
+	return t.holder, !s.now().After(t.expires)
+}
+
+// openChannel has a Guest's host open something. Whoever gets it closes done.
+func (s *Server) openChannel(ctx context.Context, g *api.Guest, kind string) (*hostEnd, error) {
 	id, w := s.channels.expect(g.Status.HostUID)
 	defer s.channels.forget(id, w)
-	err := s.conf.Hub.Open(g.Status.Host, g.Status.HostUID, api.Channel{ID: id, Kind: api.ChannelConsole, Guest: g.Metadata.Name, UID: g.Metadata.UID})
+	err := s.conf.Hub.Open(g.Status.Host, g.Status.HostUID, api.Channel{ID: id, Kind: kind, Guest: g.Metadata.Name, UID: g.Metadata.UID})
 	if err != nil {
 		return nil, problem(http.StatusBadGateway, "%s", err)
 	}
@@ -148,9 +154,13 @@ func (s *Server) openChannel(ctx context.Context, g *api.Guest) (*hostEnd, error
 	defer cancel()
 	select {
 	case far := <-w.opened:
+		if far.refused != "" {
+			close(far.done)
+			return nil, problem(http.StatusBadGateway, "host %s: %s", g.Status.Host, far.refused)
+		}
 		return far, nil
 	case <-ctx.Done():
-		return nil, problem(http.StatusGatewayTimeout, "host %s has not opened the console within %s: see nodeagent's log there", g.Status.Host, channelTime)
+		return nil, problem(http.StatusGatewayTimeout, "host %s has not opened the channel (%s) within %s: see nodeagent's log there", g.Status.Host, kind, channelTime)
 	}
 }
 

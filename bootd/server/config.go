@@ -25,6 +25,8 @@ type Hub interface {
 	Serve(ctx context.Context, p hostspec.Peer, c hostspec.Conn) error
 	// Heartbeat is when the host was last heard of; false when it is not connected.
 	Heartbeat(name string) (time.Time, bool)
+	// Holds says why a host cannot be asked for a channel, nil if it can.
+	Holds(name, uid string) error
 	// Open asks a host to open a channel.
 	Open(name, uid string, c api.Channel) error
 	// Reported is what a host last said of itself, newer than the store has it; it

@@ -22,11 +22,6 @@ func (s *Server) guestRoutes() []route {
 			summary: v.summary, in: api.GuestAction{}, out: api.Guest{}, status: http.StatusAccepted,
 			handle: func(c *call) error { return s.guestVerb(c, v.verb) }})
 	}
-	routes = append(routes,
-		route{method: "GET", path: "/v1/guests/{name}/console", tag: "Guest", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
-			summary: "Open a Guest's serial console through its host: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: s.guestConsole},
-		route{method: "POST", path: "/v1/hosts/{name}/channels/{id}", tag: "Host", host: ownName, stream: true, query: []parameter{{"refused", "Why the host has nothing to open.", "string"}},
-			summary: "A channel that bootd has asked the host for: raw bytes both ways", inType: "application/octet-stream", outType: "application/octet-stream", handle: s.hostChannel})
 	return append(routes, route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/config", tag: "Host", host: ownName,
 		summary: "The Ignition config of a Guest that is on the host", outType: "application/vnd.coreos.ignition+json", handle: s.guestConfig},
 		route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/shares/{share}", tag: "Host", host: ownName,

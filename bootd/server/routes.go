@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"reflect"
 	"runtime/debug"
 	"slices"
@@ -73,6 +74,7 @@ func (s *Server) routes() []route {
 	all = append(all, s.machineRoutes()...)
 	all = append(all, s.networkRoutes()...)
 	all = append(all, s.guestRoutes()...)
+	all = append(all, s.reachRoutes()...)
 	all = append(all, s.zoneRoutes()...)
 	all = append(all, s.usageRoutes()...)
 	all = append(all, s.blobRoutes()...)
@@ -149,8 +151,18 @@ func (s *Server) audit(c *call) {
 	}
 	s.conf.Audit(api.AuditRecord{
 		Time: time.Now().UTC(), Who: c.who.name, Role: c.who.roleName(), From: c.who.from,
-		Method: c.r.Method, Path: c.r.URL.RequestURI(), Status: c.status, Diff: c.diff,
+		Method: c.r.Method, Path: auditPath(c.r.URL), Status: c.status, Diff: c.diff,
 	})
+}
+
+// auditPath is what was asked for, without what lets somebody in.
+func auditPath(u *url.URL) string {
+	q := u.Query()
+	if !q.Has("ticket") {
+		return u.RequestURI()
+	}
+	q.Del("ticket")
+	return (&url.URL{Path: u.Path, RawQuery: q.Encode()}).RequestURI()
 }
 
 // unknown answers what no route takes: 405 where another method would do.

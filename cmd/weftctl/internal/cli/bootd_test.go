@@ -42,6 +42,7 @@ type bootd struct {
 	peers    *api.NetworkPeers
 	path     func(from, to string) *api.NetworkPath
 	console  func(*bufio.ReadWriter)
+	exec     func(api.GuestExec) api.GuestExecResult
 	bgp      map[string]any // answers, by path and query
 	usage    func(host string) (api.Usage, bool)
 }
@@ -84,6 +85,11 @@ func (b *bootd) routes() http.Handler {
 	})
 	mux.HandleFunc("GET /v1/machines/{name}/console", b.openConsole)
 	mux.HandleFunc("GET /v1/guests/{name}/console", b.openConsole)
+	mux.HandleFunc("POST /v1/guests/{name}/exec", b.guestExec)
+	mux.HandleFunc("POST /v1/guests/{name}/vnc", func(w http.ResponseWriter, r *http.Request) {
+		b.json(w, &api.VNCTicket{Ticket: "T1", Path: "/v1/guests/" + r.PathValue("name") + "/vnc?ticket=T1"})
+	})
+	mux.HandleFunc("GET /v1/guests/{name}/vnc", b.openConsole)
 	mux.HandleFunc("GET /v1/zones/{name}/bgp/{what}", func(w http.ResponseWriter, r *http.Request) {
 		if v, ok := b.bgp[r.URL.RequestURI()]; ok {
 			b.json(w, v)
@@ -215,6 +221,16 @@ func (b *bootd) guestVerb(w http.ResponseWriter, r *http.Request) {
 	g.Metadata.Annotations = map[string]string{"asked": fmt.Sprint(r.PathValue("verb"), " ", a.To, " ", a.LoseDisks, " ", a.ID != "")}
 	b.keep(g)
 	b.json(w, g)
+}
+
+func (b *bootd) guestExec(w http.ResponseWriter, r *http.Request) {
+	var e api.GuestExec
+	if err := json.NewDecoder(r.Body).Decode(&e); err != nil {
+		b.t.Error(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.json(w, b.exec(e))
 }
 
 // hideValues seals a Secret and reports whether it holds what it held.
@@ -363,14 +379,14 @@ func (b *bootd) verb(w http.ResponseWriter, r *http.Request) {
 	b.json(w, request)
 }
 
-func (b *bootd) openConsole(w http.ResponseWriter, _ *http.Request) {
+func (b *bootd) openConsole(w http.ResponseWriter, r *http.Request) {
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		b.t.Errorf("hijack: %v", err)
 		return
 	}
 	defer func() { _ = conn.Close() }()
-	_, _ = rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + api.ConsoleProtocol + "\r\n\r\n")
+	_, _ = rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + r.Header.Get("Upgrade") + "\r\n\r\n")
 	_ = rw.Flush()
 	b.console(rw)
 }

@@ -53,7 +53,7 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 // errQuiet fails a command whose output says all there is to say.
 var errQuiet = errors.New("failed")
 
-// Run runs one command line and returns the exit code: 0 done, 1 failed, 2 usage.
+// Run runs one command line and returns the exit code: 0 done, 1 failed, 2 usage; of guest exec the command's own.
 func Run(ctx context.Context, p Process) int {
 	a := &app{Process: p, out: terminal.New(p.Out, p.Env), err: terminal.New(p.Err, p.Env)}
 	root := a.root()
@@ -64,6 +64,9 @@ func Run(ctx context.Context, p Process) int {
 		return exitDone
 	case errors.Is(err, errQuiet):
 		return exitFailed
+	}
+	if code := exitCode(0); errors.As(err, &code) {
+		return int(code)
 	}
 	a.complain(a.advise(err))
 	if errors.As(err, new(usageError)) || !a.running {

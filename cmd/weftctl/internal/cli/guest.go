@@ -17,28 +17,8 @@ func (a *app) guestCommand() *cobra.Command {
 		a.guestVerbCommand(api.GuestVerbRestart, "Stop Guests gracefully and start them, by which changes take effect"),
 		a.guestVerbCommand(api.GuestVerbReset, "Reset Guests at once, as their button would"),
 		a.guestMoveCommand(),
-		a.guestConsoleCommand(),
+		a.guestConsoleCommand(), a.guestVNCCommand(), a.guestExecCommand(),
 	)
-}
-
-func (a *app) guestConsoleCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "console NAME",
-		Short: "Open a Guest's serial console",
-		Long:  "console joins this terminal and a Guest's serial console through its host. It has one user at a time." + consoleEscapes,
-		Args:  exactly(1, "NAME"), ValidArgsFunction: a.completeOne("guests"),
-		RunE: func(c *cobra.Command, args []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			far, err := client.GuestConsole(c.Context(), args[0])
-			if err != nil {
-				return fmt.Errorf("console of guest/%s: %w", args[0], err)
-			}
-			return a.attach(c.Context(), far, args[0])
-		},
-	}
 }
 
 // eachGuest runs fn for each of the named Guests, up to the first error.

@@ -1,0 +1,242 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+const (
+	// maxExecAnswer is more than the JSON of any GuestExecAnswer that is right.
+	maxExecAnswer = 4 << 20
+	// execSlack is what a host may take to answer, beside the command's own time.
+	execSlack = 30 * time.Second
+	// maxVNCMessage is more than a viewer ever sends at once.
+	maxVNCMessage = 1 << 20
+)
+
+func (s *Server) reachRoutes() []route {
+	const one = "/v1/guests/{name}"
+	return []route{
+		{method: "GET", path: one + "/console", tag: "Guest", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
+			summary: "Open a Guest's serial console through its host: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: s.guestConsole},
+		{method: "POST", path: one + "/exec", tag: "Guest", role: operator, stream: true, audited: true,
+			summary: "Run a command inside a Guest by its guest agent (qemu-ga), and wait for its end", in: api.GuestExec{}, out: api.GuestExecResult{}, handle: s.guestExec},
+		{method: "POST", path: one + "/vnc", tag: "Guest", role: operator, audited: true,
+			summary: "A ticket for a Guest's display, good once and for 30 s", out: api.VNCTicket{}, status: http.StatusCreated, handle: s.vncTicket},
+		{method: "GET", path: one + "/vnc", tag: "Guest", public: true, stream: true, status: http.StatusSwitchingProtocols, audited: true,
+			summary: "Open a Guest's display against a ticket: WebSocket, or HTTP/1.1 Upgrade to " + api.VNCProtocol + ", then RFB",
+			query:   []parameter{{"ticket", "Of POST " + one + "/vnc.", "string"}}, handle: s.guestVNC},
+		{method: "POST", path: "/v1/hosts/{name}/channels/{id}", tag: "Host", host: ownName, stream: true, query: []parameter{{"refused", "Why the host has nothing to open.", "string"}},
+			summary: "A channel that bootd has asked the host for: raw bytes both ways", inType: "application/octet-stream", outType: "application/octet-stream", handle: s.hostChannel},
+	}
+}
+
+// hosted reads a Guest that has a host.
+func (s *Server) hosted(c *call) (*api.Guest, error) {
+	g, err := store.Get[api.Guest](c.r.Context(), s.conf.Store, c.name())
+	if err != nil {
+		return nil, err
+	}
+	if g.Status.Host == "" {
+		return nil, problem(http.StatusConflict, "Guest %s has no host: weftctl describe guest %s says why", c.name(), c.name())
+	}
+	return g, nil
+}
+
+// guestConsole joins the client's connection and a Guest's serial console, by a
+// channel that the Guest's host opens.
+func (s *Server) guestConsole(c *call) error {
+	if err := c.upgradable(api.ConsoleProtocol, "weftctl guest console "+c.name()); err != nil {
+		return err
+	}
+	g, err := s.hosted(c)
+	if err != nil {
+		return err
+	}
+	if other, ok := s.channels.use(g.Metadata.UID, c.who.name); !ok {
+		return problem(http.StatusConflict, "%s has the console of Guest %s open: it has one user at a time", other, c.name())
+	}
+	defer s.channels.leave(g.Metadata.UID)
+	return s.joinChannel(c, g, api.ChannelConsole, func() (io.ReadWriteCloser, error) { return c.upgrade(api.ConsoleProtocol) })
+}
+
+// joinChannel joins the client's connection, once it is upgraded, and a channel
+// of a Guest's host.
+func (s *Server) joinChannel(c *call, g *api.Guest, kind string, upgrade func() (io.ReadWriteCloser, error)) error {
+	s.hijacked.Add(1)
+	defer s.hijacked.Done()
+	ctx, cancel := s.lasting(c)
+	defer cancel()
+	far, err := s.openChannel(ctx, g, kind)
+	if err != nil {
+		return err
+	}
+	defer close(far.done)
+	near, err := upgrade()
+	if err != nil {
+		return errors.Join(err, far.Close())
+	}
+	join(ctx, near, far)
+	return nil
+}
+
+// vncTicket makes a ticket for a Guest's display.
+func (s *Server) vncTicket(c *call) error {
+	g, err := s.hosted(c)
+	if err != nil {
+		return err
+	}
+	if g.Spec.Display == "none" {
+		return problem(http.StatusConflict, "Guest %s has no display: set machine: q35 and display: vga, then weftctl guest restart %[1]s", c.name())
+	}
+	if err := s.conf.Hub.Holds(g.Status.Host, g.Status.HostUID); err != nil { // the ticket would be good for nothing
+		return problem(http.StatusBadGateway, "%s", err)
+	}
+	c.changed = true
+	t := s.channels.issue(g.Metadata.UID, c.who)
+	c.w.Header().Set("Cache-Control", "no-store")
+	path := "/v1/guests/" + url.PathEscape(c.name()) + "/vnc?" + url.Values{"ticket": {t.text}}.Encode()
+	return c.json(http.StatusCreated, api.VNCTicket{Ticket: t.text, Expires: t.expires, Path: path})
+}
+
+// guestVNC joins a viewer and a Guest's display. A browser can show nothing but
+// the ticket, so that is what counts.
+func (s *Server) guestVNC(c *call) error {
+	upgrade := func() (io.ReadWriteCloser, error) { return c.upgrade(api.VNCProtocol) }
+	if c.r.ProtoMajor == 1 && websocket.IsWebSocketUpgrade(c.r) {
+		upgrade = c.websocket
+	} else if err := c.upgradable(api.VNCProtocol, "weftctl guest vnc "+c.name()); err != nil {
+		return err
+	}
+	g, err := s.ticketed(c)
+	if err != nil {
+		return err
+	}
+	return s.joinChannel(c, g, api.ChannelVNC, upgrade)
+}
+
+// ticketed takes the call's ticket, and gives the Guest that it is for.
+func (s *Server) ticketed(c *call) (*api.Guest, error) {
+	who, err := s.identify(c.r)
+	if err != nil {
+		return nil, err
+	}
+	if s.failures.exhausted(peerOf(c.r)) {
+		return nil, problem(http.StatusTooManyRequests, "too many wrong tickets from %s: wait a few seconds", who.from)
+	}
+	g, ok := store.Cached[api.Guest](s.conf.Cache, c.name())
+	if !ok {
+		return nil, s.failed(peerOf(c.r), badTicket)
+	}
+	holder, ok := s.channels.redeem(c.r.URL.Query().Get("ticket"), g.Metadata.UID, who)
+	if !ok {
+		return nil, s.failed(peerOf(c.r), badTicket)
+	}
+	c.who = holder
+	c.who.from = who.from
+	return s.hosted(c)
+}
+
+const badTicket = "the ticket is spent, too old, or another's: POST to the same path gives one that is good once"
+
+// websocket upgrades the client's connection. Pages of any origin may come: it
+// is the ticket that lets them in, and no cookie.
+func (c *call) websocket() (io.ReadWriteCloser, error) {
+	u := websocket.Upgrader{Subprotocols: []string{"binary"}, CheckOrigin: func(*http.Request) bool { return true },
+		Error: func(http.ResponseWriter, *http.Request, int, error) {}} // refuse answers
+	conn, err := u.Upgrade(c.w, c.r, nil)
+	if err != nil {
+		return nil, problem(http.StatusBadRequest, "the WebSocket cannot be opened: %s", err)
+	}
+	c.status, c.changed = http.StatusSwitchingProtocols, true
+	conn.SetReadLimit(maxVNCMessage)
+	return &messages{Conn: conn, in: strings.NewReader("")}, nil
+}
+
+// messages makes a WebSocket a stream of bytes.
+type messages struct {
+	*websocket.Conn
+	in io.Reader // the rest of the message that is being read
+}
+
+func (m *messages) Read(p []byte) (int, error) {
+	for {
+		if n, err := m.in.Read(p); n > 0 || err != io.EOF {
+			return n, err
+		}
+		var err error
+		if _, m.in, err = m.NextReader(); err != nil {
+			return 0, err // for ever, as gorilla has it
+		}
+	}
+}
+
+func (m *messages) Write(p []byte) (int, error) {
+	return len(p), m.WriteMessage(websocket.BinaryMessage, p)
+}
+
+// Close tells the viewer that it is over.
+func (m *messages) Close() error {
+	bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
+	_ = m.WriteControl(websocket.CloseMessage, bye, time.Now().Add(time.Second)) // it may be gone
+	return m.Conn.Close()
+}
+
+// guestExec has a command run inside a Guest.
+func (s *Server) guestExec(c *call) error {
+	raw, err := c.body(maxObject)
+	if err != nil {
+		return err
+	}
+	var e api.GuestExec
+	if err := api.DecodeStrict(raw, &e); err != nil {
+		return err
+	}
+	if err := e.Check(); err != nil {
+		return problem(http.StatusUnprocessableEntity, "%s", err)
+	}
+	g, err := s.hosted(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := s.lasting(c)
+	defer cancel()
+	ctx, cancelTime := context.WithTimeout(ctx, e.Timeout.Or(api.ExecTimeout)+execSlack)
+	defer cancelTime()
+	far, err := s.openChannel(ctx, g, api.ChannelExec)
+	if err != nil {
+		return err
+	}
+	defer close(far.done)
+	c.changed, c.diff = true, []api.Change{{Pointer: "/exec", New: clip(strings.Join(e.Command, " "))}}
+	release := context.AfterFunc(ctx, func() { _ = far.Close() })
+	defer release()
+	answer, err := ask(far, e)
+	switch {
+	case err != nil:
+		return problem(http.StatusBadGateway, "host %s has not told how the command ended; it may have run: %s", g.Status.Host, err)
+	case answer.Result == nil:
+		return problem(http.StatusBadGateway, "host %s: %s", g.Status.Host, clip(answer.Fault))
+	}
+	return c.json(http.StatusOK, answer.Result)
+}
+
+// ask sends a command to a host and reads its answer.
+func ask(far io.ReadWriter, e api.GuestExec) (answer api.GuestExecAnswer, err error) {
+	if err := json.NewEncoder(far).Encode(e); err != nil {
+		return answer, err
+	}
+	err = json.NewDecoder(io.LimitReader(far, maxExecAnswer)).Decode(&answer)
+	return answer, err
+}
