@@ -172,6 +172,41 @@ func TestStreamSendsTheDifference(t *testing.T) {
 	}
 }
 
+// With several bootds each says which one a host's stream is at.
+func TestWhoHoldsAHost(t *testing.T) {
+	b := newBench(t)
+	b.hub.Name = "boot1"
+	p := b.peer()
+	holds := func(part string) {
+		t.Helper()
+		err := b.hub.Holds(p.Name, p.UID)
+		if part == "" && err != nil || part != "" && (err == nil || !strings.Contains(err.Error(), part)) {
+			t.Errorf("%q is wanted: %v", part, err)
+		}
+		if open := b.hub.Open(p.Name, p.UID, api.Channel{}); fmt.Sprint(open) != fmt.Sprint(err) {
+			t.Errorf("a channel: %v", open)
+		}
+	}
+	holds("not connected to this bootd: weftctl describe machine " + p.Name)
+	h := b.connect(p, &api.Hello{})
+	h.until(bookmark)
+	h.send(api.HostFrame{Status: &api.HostStatus{Bootd: "forged"}})
+	b.eventually("it is written down where it is", func(m *api.Machine) bool {
+		return m.Status.Host != nil && m.Status.Host.Bootd == "boot1" && m.Status.Conditions.Is(api.CondConnected)
+	})
+	holds("")
+	if err := b.hub.Holds(p.Name, "another"); err == nil {
+		t.Error("another Machine of its name is connected")
+	}
+	_ = h.conn.Close()
+	<-h.end
+	b.Change(p.Name, func(m *api.Machine) { // as another bootd writes it down
+		m.Status.Host.Bootd = "boot2"
+		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "")
+	})
+	holds("connected to the bootd on boot2, and not to this one (boot1): ask that one")
+}
+
 func TestWhoMayHoldAStream(t *testing.T) {
 	b := newBench(t)
 	for _, c := range []struct {
