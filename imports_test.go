@@ -60,6 +60,7 @@ func owners() map[string][]string {
 		"github.com/stmcginnis/gofish":       {"hardware"},
 		"github.com/coreos/go-systemd/":      {"systemd"},
 		"github.com/go-json-experiment/json": {"api"},
+		"github.com/diskfs/go-diskfs/":       {"nodeagent/guest"},
 		"golang.zx2c4.com/wireguard":         {"nodeagent/wireguard"},
 	}
 }

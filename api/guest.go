@@ -19,15 +19,16 @@ type Guest struct {
 
 // GuestSpec is the desired Guest.
 type GuestSpec struct {
-	Network   string        `json:"network"`
-	CPUs      int           `json:"cpus"`
-	Memory    Quantity      `json:"memory"`
-	Image     string        `json:"image"`
-	Disks     []Disk        `json:"disks,omitempty"`
-	Ignition  GuestIgnition `json:"ignition,omitzero"`
-	Shares    []Share       `json:"shares,omitempty"`
-	Placement Placement     `json:"placement,omitzero"`
-	State     string        `json:"state,omitzero" enum:"Running,Paused,Stopped"`
+	Network   string          `json:"network"`
+	CPUs      int             `json:"cpus"`
+	Memory    Quantity        `json:"memory"`
+	Image     string          `json:"image"`
+	Disks     []Disk          `json:"disks,omitempty"`
+	Ignition  GuestIgnition   `json:"ignition,omitzero"`
+	CloudInit *GuestCloudInit `json:"cloudInit,omitempty" doc:"For an Image that is configured by cloud-init."`
+	Shares    []Share         `json:"shares,omitempty"`
+	Placement Placement       `json:"placement,omitzero"`
+	State     string          `json:"state,omitzero" enum:"Running,Paused,Stopped"`
 	// Machine is the board that the Guest sees. A microvm starts faster and has
 	// no PCI: no watchdog, no UEFI.
 	Machine     string      `json:"machine,omitzero" enum:"q35,microvm"`
@@ -101,6 +102,16 @@ type GuestIgnition struct {
 	Layers    []string          `json:"layers,omitempty"`
 	Variables map[string]string `json:"variables,omitempty"`
 }
+
+// GuestCloudInit is what cloud-init is given besides the Guest's name and
+// network.
+type GuestCloudInit struct {
+	UserData  string            `json:"userData,omitzero" doc:"A #cloud-config, a script, or whatever else cloud-init takes. A template like a Layer."`
+	Variables map[string]string `json:"variables,omitempty"`
+}
+
+// maxUserData is in bytes.
+const maxUserData = 1 << 17
 
 // Placement says where a Guest may run. Its Zone is its Network's.
 type Placement struct {
@@ -237,6 +248,14 @@ func (g *Guest) Validate() FieldErrors {
 		}
 	}
 	g.Spec.validateShares(&e)
+	if c := g.Spec.CloudInit; c != nil {
+		if len(g.Spec.Ignition.Layers) > 0 {
+			e.add(at("spec", "cloudInit"), "a Guest is configured by Ignition or by cloud-init, as its Image is: remove this, or ignition")
+		}
+		if len(c.UserData) > maxUserData {
+			e.add(at("spec", "cloudInit", "userData"), "%d bytes are more than 128 KiB", len(c.UserData))
+		}
+	}
 	for i, l := range g.Spec.Ignition.Layers {
 		e.name(at("spec", "ignition", "layers", i), l)
 	}

@@ -8,12 +8,14 @@ func TestGuestSpec(t *testing.T) {
 		`"tpm":true`:                     "",
 		`"tpm":true,"machine":"microvm"`: "/spec/tpm",
 		`"shares":[{"name":"tls","secret":"web"},{"name":"conf","files":{"a.yaml":"b"}}]`: "",
-		`"shares":[{"name":"tls"}]`:                                           "/spec/shares/0",
-		`"shares":[{"name":"tls","secret":"web","files":{"a":"b"}}]`:          "/spec/shares/0",
-		`"shares":[{"name":"tls","files":{"../a":"b"}}]`:                      "/spec/shares/0/files/..~1a",
-		`"shares":[{"name":"tls","files":{"..":"b"}}]`:                        "/spec/shares/0/files/..",
-		`"shares":[{"name":"tls","secret":"a"},{"name":"tls","secret":"b"}]`:  "/spec/shares/1/name",
-		`"shares":[{"name":"a2345678901234567890123456789012","secret":"a"}]`: "/spec/shares/0/name",
+		`"cloudInit":{"userData":"#cloud-config"}`:                                        "",
+		`"cloudInit":{},"ignition":{"layers":["a"]}`:                                      "/spec/cloudInit",
+		`"shares":[{"name":"tls"}]`:                                                       "/spec/shares/0",
+		`"shares":[{"name":"tls","secret":"web","files":{"a":"b"}}]`:                      "/spec/shares/0",
+		`"shares":[{"name":"tls","files":{"../a":"b"}}]`:                                  "/spec/shares/0/files/..~1a",
+		`"shares":[{"name":"tls","files":{"..":"b"}}]`:                                    "/spec/shares/0/files/..",
+		`"shares":[{"name":"tls","secret":"a"},{"name":"tls","secret":"b"}]`:              "/spec/shares/1/name",
+		`"shares":[{"name":"a2345678901234567890123456789012","secret":"a"}]`:             "/spec/shares/0/name",
 	} {
 		o, err := DecodeObject([]byte(`{"apiVersion":"rackweft/v1alpha1","kind":"Guest","metadata":{"name":"g"},"spec":{"network":"n","cpus":1,"memory":"1Gi","image":"i",` + text + `}}`))
 		if err != nil {

@@ -93,6 +93,14 @@ type GuestConfig struct {
 	URL string `json:"url,omitzero" doc:"Where the Guest fetches its Ignition config."`
 	// IgnitionVersion is that of the pointer, which the Guest's Ignition must read.
 	IgnitionVersion string `json:"ignitionVersion,omitzero"`
+	// CloudInit is for a Guest that is configured by cloud-init: its host makes
+	// the disk that this reads, and fetches the user data.
+	CloudInit *CloudInitSeed `json:"cloudInit,omitempty"`
+}
+
+// CloudInitSeed is what a host does not know by itself of what cloud-init reads.
+type CloudInitSeed struct {
+	Domain string `json:"domain,omitzero" doc:"DNS domain of the Guest's name."`
 }
 
 // What a GuestRequest may ask for.

@@ -22,12 +22,16 @@ const (
 	DiskFile   = "disk"
 )
 
+// CloudInit is what an Image may be configured by, in place of Ignition.
+const CloudInit = "cloud-init"
+
 // ImageSpec is the desired Image.
 type ImageSpec struct {
 	Version         string `json:"version"`
 	Arch            string `json:"arch,omitzero" enum:"amd64,arm64"`
 	OS              string `json:"os,omitzero" doc:"debian, flatcar or fcos: decides the kernel arguments that name the root and the Ignition config."`
 	IgnitionVersion string `json:"ignitionVersion,omitzero" doc:"Highest Ignition spec that the image's Ignition reads, such as 3.6.0."`
+	ConfiguredBy    string `json:"configuredBy,omitzero" enum:"ignition,cloud-init" doc:"What configures a Guest that has it; ignition. Machines are configured by Ignition alone."`
 	// KernelArguments replace those that OS stands for. Each may hold
 	// ${rootfs_url}, ${rootfs_sha256}, ${ignition_url} and ${mac}.
 	KernelArguments []string             `json:"kernelArguments,omitempty" doc:"Instead of those that os stands for; may hold ${rootfs_url}, ${rootfs_sha256}, ${ignition_url}, ${mac}."`
@@ -76,6 +80,9 @@ func (i *Image) Validate() FieldErrors {
 	e.oneOf(at("spec", "os"), i.Spec.OS, "debian", "flatcar", "fcos")
 	if !regexp.MustCompile(`^3\.[1-6]\.0$`).MatchString(i.Spec.IgnitionVersion) {
 		e.add(at("spec", "ignitionVersion"), "%q is not one of 3.1.0 to 3.6.0", i.Spec.IgnitionVersion)
+	}
+	if i.Spec.ConfiguredBy != "" {
+		e.oneOf(at("spec", "configuredBy"), i.Spec.ConfiguredBy, "ignition", CloudInit)
 	}
 	if _, ok := i.Spec.Files[KernelFile]; !ok && i.Spec.Files[DiskFile] == (ImageFile{}) {
 		e.add(at("spec", "files"), "an Image has a kernel or a disk")

@@ -16,12 +16,33 @@ type Configs struct {
 	Cache *store.Cache
 }
 
-// Compile makes a Guest's Ignition config, for the version that its Image reads.
-func (c Configs) Compile(ctx context.Context, g *api.Guest) (ignition.Result, error) {
+// Config is what a Guest configures itself with, and its media type.
+func (c Configs) Config(ctx context.Context, g *api.Guest) (config []byte, mediaType string, err error) {
 	img, ok := store.Cached[api.Image](c.Cache, g.Spec.Image)
 	if !ok {
-		return ignition.Result{}, fmt.Errorf("there is no Image %s", g.Spec.Image)
+		return nil, "", fmt.Errorf("there is no Image %s", g.Spec.Image)
 	}
+	if img.Spec.ConfiguredBy == api.CloudInit {
+		config, err = c.userData(ctx, g, img)
+		return config, "text/cloud-config", err
+	}
+	result, err := c.compile(ctx, g, img)
+	return result.Config, "application/vnd.coreos.ignition+json;version=" + result.Version, err
+}
+
+func (c Configs) userData(ctx context.Context, g *api.Guest, img *api.Image) ([]byte, error) {
+	if g.Spec.CloudInit == nil {
+		return nil, nil
+	}
+	text, err := ignition.UserData(g.Spec.CloudInit.UserData, c.facts(g, img, g.Spec.CloudInit.Variables), c.secrets(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("render the user data of Guest %s: %w", g.Metadata.Name, err)
+	}
+	return text, nil
+}
+
+// compile makes a Guest's Ignition config, for the version that its Image reads.
+func (c Configs) compile(ctx context.Context, g *api.Guest, img *api.Image) (ignition.Result, error) {
 	var layers []ignition.Layer
 	for _, name := range g.Spec.Ignition.Layers {
 		l, ok := store.Cached[api.Layer](c.Cache, name)
@@ -35,7 +56,7 @@ func (c Configs) Compile(ctx context.Context, g *api.Guest) (ignition.Result, er
 		return ignition.Result{}, err
 	}
 	result, err := ignition.Compile(ignition.Input{
-		Layers: layers, Facts: c.facts(g, img), Secret: c.secrets(ctx), Version: version,
+		Layers: layers, Facts: c.facts(g, img, g.Spec.Ignition.Variables), Secret: c.secrets(ctx), Version: version,
 		System: ignition.System{Files: []ignition.File{{Path: "/etc/hostname", Contents: []byte(g.Metadata.Name + "\n")}}},
 	})
 	if err != nil {
@@ -46,8 +67,8 @@ func (c Configs) Compile(ctx context.Context, g *api.Guest) (ignition.Result, er
 
 // facts is what a Layer's template sees: of the Site no more than its domain, for
 // a Guest is a tenant's.
-func (c Configs) facts(g *api.Guest, img *api.Image) map[string]any {
-	variables := maps.Clone(g.Spec.Ignition.Variables)
+func (c Configs) facts(g *api.Guest, img *api.Image, variables map[string]string) map[string]any {
+	variables = maps.Clone(variables)
 	if variables == nil {
 		variables = map[string]string{}
 	}
@@ -55,18 +76,23 @@ func (c Configs) facts(g *api.Guest, img *api.Image) map[string]any {
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	domain := ""
-	if site, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok && site.Spec.Domain != "" {
-		domain = g.Spec.Network + "." + site.Spec.Domain
-	}
 	return map[string]any{
 		"Guest": map[string]any{
 			"Name": g.Metadata.Name, "UID": g.Metadata.UID, "Labels": labels, "Network": g.Spec.Network,
-			"Addresses": g.Status.Addresses, "MAC": g.Status.MAC, "Domain": domain,
+			"Addresses": g.Status.Addresses, "MAC": g.Status.MAC, "Domain": domain(c.Cache, g),
 		},
 		"Image":     map[string]any{"Name": img.Metadata.Name, "Version": img.Spec.Version, "OS": img.Spec.OS},
 		"Variables": variables,
 	}
+}
+
+// domain is that of a Guest's name, empty when the Site has none.
+func domain(c *store.Cache, g *api.Guest) string {
+	site, ok := store.Cached[api.Site](c, api.SiteName)
+	if !ok || site.Spec.Domain == "" {
+		return ""
+	}
+	return g.Spec.Network + "." + site.Spec.Domain
 }
 
 // SecretLabel on a Secret, when it is "true", lets Guests be given it: of the

@@ -96,8 +96,8 @@ func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	if !ok {
 		return p, fmt.Errorf("there is no Image %s: apply it", g.Spec.Image)
 	}
-	if len(g.Spec.Ignition.Layers) > 0 {
-		p.Config = api.GuestConfig{URL: ConfigURL, IgnitionVersion: img.Spec.IgnitionVersion}
+	if err := configured(&p, c, g, img); err != nil {
+		return p, err
 	}
 	if err := boot(&p, g, img); err != nil {
 		return p, err
@@ -108,6 +108,22 @@ func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	var err error
 	p.Shares, err = shares(c, g)
 	return p, err
+}
+
+// configured says how a Guest comes by its config.
+func configured(p *api.GuestPart, c *store.Cache, g *api.Guest, img *api.Image) error {
+	byCloudInit := img.Spec.ConfiguredBy == api.CloudInit
+	switch {
+	case byCloudInit && len(g.Spec.Ignition.Layers) > 0:
+		return fmt.Errorf("the Image %s is configured by cloud-init, which reads no Layers: write cloudInit in place of ignition", img.Metadata.Name)
+	case !byCloudInit && g.Spec.CloudInit != nil:
+		return fmt.Errorf("the Image %s is configured by Ignition: write ignition in place of cloudInit, or configuredBy: cloud-init in the Image", img.Metadata.Name)
+	case byCloudInit:
+		p.Config.CloudInit = &api.CloudInitSeed{Domain: domain(c, g)}
+	case len(g.Spec.Ignition.Layers) > 0:
+		p.Config = api.GuestConfig{URL: ConfigURL, IgnitionVersion: img.Spec.IgnitionVersion}
+	}
+	return nil
 }
 
 // ConfigURL is where a Guest fetches its config: nodeagent answers there, inside

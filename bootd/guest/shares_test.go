@@ -60,3 +60,30 @@ func TestShares(t *testing.T) {
 		t.Errorf("to be stopped it needs %+v: %v", p.Shares, err)
 	}
 }
+
+// An Image says what configures its Guests, and a Guest has to agree.
+func TestConfiguredBy(t *testing.T) {
+	b := newBench(t, "h1")
+	image := func(by string) {
+		t.Helper()
+		if _, err := store.Mutate(t.Context(), b.Store, "debian", func(i *api.Image) error { i.Spec.ConfiguredBy = by; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		b.Sync()
+	}
+	b.create("web", func(g *api.Guest) { g.Spec.CloudInit = &api.GuestCloudInit{UserData: "#cloud-config\n"} })
+	b.placed("web")
+	b.because("web", Ready, "Incomplete")
+	image(api.CloudInit)
+	if p, err := Part(b.Cache, b.guest("web")); err != nil || p.Config.CloudInit == nil || p.Config.URL != "" {
+		t.Errorf("its config is %+v: %v", p.Config, err)
+	}
+	b.change("web", func(g *api.Guest) { g.Spec.CloudInit, g.Spec.Ignition.Layers = nil, []string{"base"} })
+	if _, err := Part(b.Cache, b.guest("web")); err == nil || !strings.Contains(err.Error(), "reads no Layers") {
+		t.Errorf("Layers for cloud-init: %v", err)
+	}
+	image("")
+	if p, err := Part(b.Cache, b.guest("web")); err != nil || p.Config.CloudInit != nil || p.Config.URL != ConfigURL {
+		t.Errorf("its config is %+v: %v", p.Config, err)
+	}
+}

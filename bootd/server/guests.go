@@ -23,7 +23,7 @@ func (s *Server) guestRoutes() []route {
 			handle: func(c *call) error { return s.guestVerb(c, v.verb) }})
 	}
 	return append(routes, route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/config", tag: "Host", host: ownName,
-		summary: "The Ignition config of a Guest that is on the host", outType: "application/vnd.coreos.ignition+json", handle: s.guestConfig},
+		summary: "The config of a Guest that is on the host: Ignition's, or the user data of cloud-init", outType: "application/vnd.coreos.ignition+json", handle: s.guestConfig},
 		route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/shares/{share}", tag: "Host", host: ownName,
 			summary: "What a share of a Guest that is on the host holds", out: api.GuestShareContent{}, handle: s.guestShare})
 }
@@ -61,13 +61,13 @@ func (s *Server) guestConfig(c *call) error {
 	if err != nil {
 		return err
 	}
-	result, err := guest.Configs{Store: s.conf.Store, Cache: s.conf.Cache}.Compile(c.r.Context(), g)
+	config, mediaType, err := guest.Configs{Store: s.conf.Store, Cache: s.conf.Cache}.Config(c.r.Context(), g)
 	if err != nil {
 		return problem(http.StatusServiceUnavailable, "%s", err)
 	}
-	c.w.Header().Set("Content-Type", "application/vnd.coreos.ignition+json;version="+result.Version)
+	c.w.Header().Set("Content-Type", mediaType)
 	c.w.Header().Set("Cache-Control", "no-store")
-	c.write(http.StatusOK, result.Config)
+	c.write(http.StatusOK, config)
 	return nil
 }
 

@@ -142,6 +142,26 @@ func TestGuestConfig(t *testing.T) {
 			}
 		}
 	}
+	image, err := store.Mutate(t.Context(), r.store, "flatcar", func(i *api.Image) error { i.Spec.ConfiguredBy = api.CloudInit; return nil })
+	must(t, err)
+	r.sync(t, image)
+	for text, want := range map[string]string{
+		"#cloud-config\nwho: {{ .Guest.Name }} {{ secret \"open\" \"key\" }} {{ .Variables.a }}": "#cloud-config\nwho: web open-sesame b",
+		"": "",
+	} {
+		changed, err := store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error {
+			g.Spec.CloudInit = &api.GuestCloudInit{UserData: text, Variables: map[string]string{"a": "b"}}
+			return nil
+		})
+		must(t, err)
+		r.sync(t, changed)
+		if body, err = fetch(host, "/v1/hosts/r1/guests/web/config"); err != nil || body != want {
+			t.Errorf("the user data is %q, %v", body, err)
+		}
+	}
+	image, err = store.Mutate(t.Context(), r.store, "flatcar", func(i *api.Image) error { i.Spec.ConfiguredBy = ""; return nil })
+	must(t, err)
+	r.sync(t, image)
 	fresh, err = store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error { g.Spec.Ignition.Layers = []string{"bad"}; return nil })
 	must(t, err)
 	r.sync(t, fresh)

@@ -53,7 +53,8 @@ type Options struct {
 	FirstUser int
 	Log       *slog.Logger
 	Fetch     disk.Fetch
-	// Config reads the Ignition config of a Guest, by its name, from bootd.
+	// Config reads the Ignition config of a Guest, by its name, from bootd, or its
+	// user data for cloud-init.
 	Config func(ctx context.Context, guest string) (Config, error)
 	// Share reads what a share of a Guest, both by their names, holds.
 	Share   func(ctx context.Context, guest, share string) (api.GuestShareContent, error)

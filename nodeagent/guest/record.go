@@ -33,6 +33,7 @@ type record struct {
 	Received string `json:"received,omitzero"`
 	// Access is what the last start may fetch its config with, nil without one.
 	Access *access `json:"access,omitempty"`
+	Seeded bool    `json:"seeded,omitzero"` // cloud-init was given its user data once
 }
 
 type launched struct {

@@ -331,7 +331,10 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil || g.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
 	}
-	return g.change(func(r *record) { r.Expected, r.Ended = true, nil })
+	return g.change(func(r *record) {
+		r.Expected, r.Ended = true, nil
+		r.Seeded = r.Seeded || vm.Seed != nil
+	})
 }
 
 // complaint is what QEMU has said last.
@@ -383,7 +386,7 @@ func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Acceler
 		files.add(closer(o.Close))
 		vm.Disks = append(vm.Disks, qemu.Disk{Name: d.Name, File: o.File, Format: o.Format, Base: o.Base, BaseFormat: o.BaseFormat})
 	}
-	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.openShares, g.openTPM} {
+	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.openShares, g.openSeed, g.openTPM} {
 		if err := open(ctx, part, &vm, files); err != nil {
 			return vm, err
 		}

@@ -48,6 +48,7 @@ type VM struct {
 	Kernel      *Kernel
 	Disks       []Disk // in boot order
 	NIC         *NIC
+	Seed        *os.File // a disk that cloud-init reads, only for reading; nil for none
 	Shares      []Share
 	TPM         *os.File // a socket that is connected to swtpm's control channel; nil for none
 	Display     bool     // of a Q35, for VNC clients that the monitor is handed
@@ -180,6 +181,11 @@ func (vm VM) Command() (args []string, files []*os.File, err error) {
 	vm.board(l)
 	for i, d := range vm.Disks {
 		vm.disk(l, d, i)
+	}
+	if vm.Seed != nil {
+		l.json("-blockdev", object{{"driver", "raw"}, {"node-name", "seed"}, {"read-only", true},
+			{"file", object{{"driver", "file"}, {"filename", l.set(vm.Seed)}, {"read-only", true}}}})
+		l.json("-device", object{{"driver", vm.virtio("blk")}, {"drive", "seed"}})
 	}
 	vm.nic(l)
 	for _, s := range vm.Shares {
