@@ -363,6 +363,11 @@ func (r *Rack) DialContext(ctx context.Context, network, address string) (conn n
 	return conn, entered
 }
 
+// Listen listens on the server that bootd runs on. The address is literal.
+func (r *Rack) Listen(address string) (net.Listener, error) {
+	return r.listen(r.bootdNamespace(), address)
+}
+
 // Dir is the rack's directory.
 func (r *Rack) Dir() string { return r.config.Dir }
 

@@ -46,6 +46,8 @@ func openQueue(ns netns.NsHandle, name string) (*os.File, error) {
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return nil, fmt.Errorf("tap %s has a queue already: a QEMU of this Guest still runs, or another program holds it: %w", name, err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return nil, fmt.Errorf("tap %s: the kernel has no taps: have its module tun loaded at boot, before nodeagent: %w", name, err)
 	case errors.Is(err, unix.EINVAL):
 		return nil, fmt.Errorf("tap %s: an interface of this name is no tap with a single queue; remove it: %w", name, err)
 	}

@@ -126,6 +126,11 @@ func obey(words []string) string {
 		return fmt.Sprintf("%t %s", string(a) == string(b), a) + text(err) + text(err2)
 	case "network":
 		return "ok" + text(network(words[1]))
+	case "reach":
+		return reach(words[1])
+	case "farewell":
+		farewell.Store(&words[1])
+		return "ok"
 	case "fetch":
 		return fetch(words[1])
 	case "off":
@@ -227,7 +232,7 @@ func buttons(say func(string, ...any)) {
 				}
 				const evKey, keyPower = 1, 116
 				if binary.LittleEndian.Uint16(buffer[16:]) == evKey && binary.LittleEndian.Uint16(buffer[18:]) == keyPower {
-					say("power button")
+					say("power button%s", text(leave()))
 					off()
 				}
 			}
