@@ -42,6 +42,9 @@ type GuestSpec struct {
 	StopTimeout Duration    `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take until the Guest is forced off; 2m."`
 }
 
+// GuestStopTimeout is the StopTimeout of a Guest whose spec has none.
+const GuestStopTimeout = 2 * time.Minute
+
 // GuestTuning binds a Guest to parts of its host.
 type GuestTuning struct {
 	CPUSet    string `json:"cpuSet,omitzero" doc:"Processors of the host that it may use, such as 2-5,8. When there is one for each of its own, each is bound to one."`

@@ -24,6 +24,8 @@ type fakeBMC struct {
 	dials     int
 	endpoint  hardware.Endpoint
 	lastReset time.Time // zero: unknown
+
+	ignoresButton bool
 }
 
 func (b *fakeBMC) PowerState(context.Context) (hardware.PowerState, error) { return b.power, nil }
@@ -39,7 +41,9 @@ func (b *fakeBMC) PowerOff(context.Context) error {
 }
 func (b *fakeBMC) GracefulShutdown(context.Context) error {
 	b.did = append(b.did, "shutdown")
-	b.power = hardware.PowerOff
+	if !b.ignoresButton {
+		b.power = hardware.PowerOff
+	}
 	return nil
 }
 func (b *fakeBMC) ForceRestart(context.Context) error {

@@ -62,6 +62,19 @@ func (c *Controller) drain(ctx context.Context, m *api.Machine) (done bool, err 
 	})
 }
 
+// hasToShutDown reports whether a Machine that is to boot anew shuts down before
+// that, for the sake of the Guests that are on it. One that is silent is just
+// reset.
+func (c *Controller) hasToShutDown(m *api.Machine) bool {
+	if m.Spec.BMC == nil || m.Status.Power == string(hardware.PowerOff) {
+		return false
+	}
+	return m.Status.Conditions.Is(condShuttingDown) || m.Status.Conditions.Is(api.CondConnected) && len(c.guestsOn(m, runs)) > 0
+}
+
+// runs reports whether a Guest has anything to lose.
+func runs(g *api.Guest) bool { return g.Status.State != "Stopped" }
+
 // drainDeadline is the reason that a drain is over although Guests are left.
 const drainDeadline = "DrainDeadline"
 

@@ -141,3 +141,43 @@ func TestLostHostIsFenced(t *testing.T) {
 		t.Errorf("it is not booted anew: %+v", m.Status)
 	}
 }
+
+// TestGuestsHaveTheirTime: a host is forced off only when its Guests could shut down.
+func TestGuestsHaveTheirTime(t *testing.T) {
+	b := newBench(t)
+	b.bmc.ignoresButton = true
+	b.guest("web", b.active("r1u01", 1))
+	b.mutate("r1u01", func(m *api.Machine) {
+		m.Spec.State = api.StateOff
+		m.Status.Conditions.Set(time.Now(), api.CondDrained, api.False, drainDeadline, "")
+	})
+	b.steps("r1u01", false)
+	asked := func(ago time.Duration) {
+		b.mutate("r1u01", func(m *api.Machine) { m.Status.Conditions.Get(condShuttingDown).Time = time.Now().Add(-ago) })
+		b.steps("r1u01", false)
+	}
+	asked(3 * time.Minute)
+	if slices.Contains(b.bmc.did, "off") {
+		t.Errorf("its power was cut: %v", b.bmc.did)
+	}
+	asked(5 * time.Minute)
+	if !slices.Contains(b.bmc.did, "off") {
+		t.Errorf("it was never forced off: %v", b.bmc.did)
+	}
+}
+
+// TestGuestsLeftBehind: Guests that did not leave in time are shut down before their host is provisioned anew.
+func TestGuestsLeftBehind(t *testing.T) {
+	b := newBench(t)
+	b.guest("web", b.active("r1u01", 1))
+	b.mutate("r1u01", func(m *api.Machine) {
+		if _, err := AddRequest(m, api.Request{ID: "x", Verb: api.VerbReprovision}); err != nil {
+			t.Error(err)
+		}
+		m.Status.Conditions.Set(time.Now(), api.CondDrained, api.False, drainDeadline, "")
+	})
+	b.steps("r1u01", true)
+	if shutdown, on := slices.Index(b.bmc.did, "shutdown"), slices.Index(b.bmc.did, "on"); shutdown < 0 || on < shutdown || slices.Contains(b.bmc.did, "reset") {
+		t.Errorf("the BMC was asked to %v", b.bmc.did)
+	}
+}

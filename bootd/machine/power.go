@@ -348,7 +348,7 @@ func powerInMotion(m *api.Machine) bool {
 	return r != nil && r.State == api.RequestRunning && r.Verb == api.VerbPower
 }
 
-// turnOff shuts a Machine down: gracefully first, by force after two minutes.
+// turnOff shuts a Machine down that is to be Off.
 func (c *Controller) turnOff(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	if m.Spec.BMC == nil {
 		return 0, nil
@@ -368,36 +368,61 @@ func (c *Controller) turnOff(ctx context.Context, m *api.Machine) (time.Duration
 	if m.Status.Power == string(hardware.PowerOff) && m.Status.Phase == api.PhaseAvailable {
 		return 0, nil
 	}
-	if reason, message := c.powerBrake(m); reason != "" {
-		return c.hold(ctx, m, reason, message)
+	off, wait, err := c.shutDown(ctx, m)
+	if err != nil || !off {
+		return wait, err
 	}
+	return 0, c.mutate(ctx, m, func(m *api.Machine) { m.Status.Phase = api.PhaseAvailable })
+}
+
+// shutDown has a Machine's system shut down, and cuts its power only when it has
+// had its time for that; off tells.
+func (c *Controller) shutDown(ctx context.Context, m *api.Machine) (off bool, wait time.Duration, err error) {
+	if reason, message := c.powerBrake(m); reason != "" {
+		wait, err = c.hold(ctx, m, reason, message)
+		return false, wait, err
+	}
+	patience := c.shutdownTime(m)
 	var power hardware.PowerState
 	asked := m.Status.Conditions.Get(condShuttingDown)
-	wait, err := c.withBMC(ctx, m, "power off", func(ctx context.Context, b BMC) (err error) {
+	wait, err = c.withBMC(ctx, m, "power off", func(ctx context.Context, b BMC) (err error) {
 		if power, err = b.PowerState(ctx); err != nil || power == hardware.PowerOff {
 			return err
 		}
 		if asked == nil {
 			return ignoreUnsupported(b.GracefulShutdown(ctx))
 		}
-		if time.Since(asked.Time) > 2*time.Minute {
+		if time.Since(asked.Time) > patience {
 			return b.PowerOff(ctx)
 		}
 		return nil
 	})
 	if err != nil {
-		return heldOr(wait, err)
+		wait, err = heldOr(wait, err)
+		return false, wait, err
 	}
-	return 5 * time.Second, c.mutate(ctx, m, func(m *api.Machine) {
+	off = power == hardware.PowerOff
+	return off, 5 * time.Second, c.mutate(ctx, m, func(m *api.Machine) {
 		m.Status.Power = string(power)
-		if power != hardware.PowerOff {
-			m.Status.Conditions.Set(time.Now(), condShuttingDown, api.True, "Asked", "asked to shut down; forced off after 2m")
+		if !off {
+			m.Status.Conditions.Set(time.Now(), condShuttingDown, api.True, "Asked", fmt.Sprintf("asked to shut down; forced off after %s", patience))
 			return
 		}
-		m.Status.Phase = api.PhaseAvailable
 		m.Status.Conditions.Remove(condShuttingDown)
 		m.Status.Conditions.Remove(api.CondHeld)
 	})
+}
+
+// shutdownTime is how long a Machine has to shut down: two minutes, after its
+// Guests have had their own time.
+func (c *Controller) shutdownTime(m *api.Machine) time.Duration {
+	longest := time.Duration(0)
+	for _, g := range store.CachedList[api.Guest](c.Cache) {
+		if g.Status.HostUID == m.Metadata.UID && runs(g) {
+			longest = max(longest, g.Spec.StopTimeout.Or(api.GuestStopTimeout))
+		}
+	}
+	return longest + 2*time.Minute
 }
 
 func ignoreUnsupported(err error) error {

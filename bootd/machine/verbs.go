@@ -93,6 +93,11 @@ func (c *Controller) serve(ctx context.Context, m *api.Machine, r *api.Request) 
 		if done, err := c.drain(ctx, m); err != nil || !done {
 			return drainEvery, err
 		}
+		if c.hasToShutDown(m) {
+			if off, wait, err := c.shutDown(ctx, m); err != nil || !off {
+				return wait, err
+			}
+		}
 		wait, err := c.open(ctx, m, "reprovision asked for by "+r.By, 0, api.StageRequested)
 		if err != nil || wait > 0 {
 			return wait, err
