@@ -50,8 +50,18 @@ type Service struct {
 	Properties  []string // such as CPUWeight=200: see systemd.resource-control(5)
 }
 
-// StartOutside starts a service and returns when its program runs.
+// StartOutside starts a service and returns when its program runs. The caller
+// knows that the program of an earlier unit of the name has ended: should that
+// unit still be about to, it is waited for.
 func StartOutside(ctx context.Context, s Service, argv ...string) error {
+	err := startOutside(ctx, s, argv)
+	if err != nil && Stop(ctx, s.Name) == nil { // it fails for a unit that is not there
+		err = startOutside(ctx, s, argv)
+	}
+	return err
+}
+
+func startOutside(ctx context.Context, s Service, argv []string) error {
 	// --collect also forgets a unit that has failed, so that its name is free again.
 	args := []string{"--quiet", "--collect", "--service-type=exec", "--unit=" + s.Name, "--slice=" + s.Slice, "--description=" + s.Description}
 	for _, p := range s.Properties {

@@ -61,8 +61,8 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 			}},
 		speakerCommand(&s, stderr),
 		namespaceCommand(),
-		guestCommand(),
 	)
+	root.AddCommand(guestCommands(&s, stderr)...)
 	return root
 }
 

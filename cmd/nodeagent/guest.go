@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,8 +24,9 @@ import (
 // maxShare is more than a Secret's values are in JSON, bytes.
 const maxShare = 4 << 20
 
-// launchWord is the command that becomes a QEMU.
-const launchWord = "guest-exec"
+// What a Guest's unit runs: the command that becomes its QEMU, and the one that
+// has the Guest shut down.
+const launchWord, shutdownWord = "guest-exec", "guest-shutdown"
 
 // newGuests makes the handler of a Machine's guest parts. get reads from bootd;
 // own is what the host shows other hosts.
@@ -34,7 +36,7 @@ func newGuests(s settings, machine string, network guest.Plugger, get func(ctx c
 		return nil, fmt.Errorf("find nodeagent's own file: %w", err)
 	}
 	o := guest.Options{
-		StateDir: filepath.Join(s.stateDir, "guests"), RunDir: filepath.Join(s.runDir, "guests"),
+		StateDir: s.guestState(), RunDir: s.guestRun(),
 		Log: log, Network: network, Credentials: own, Launch: []string{self, launchWord},
 		Fetch: func(ctx context.Context, digest api.SHA256) (io.ReadCloser, error) {
 			return opened(get(ctx, "/v1/blobs/sha256:"+string(digest)))
@@ -56,10 +58,15 @@ func newGuests(s settings, machine string, network guest.Plugger, get func(ctx c
 		},
 	}
 	if systemd.Booted() {
-		o.Start = startUnit
+		o.Start = func(ctx context.Context, g guest.Service, argv []string) error {
+			return systemd.StartOutside(ctx, guestUnit(s, self, g), argv...)
+		}
 	}
 	return guest.New(o), nil
 }
+
+func (s settings) guestState() string { return filepath.Join(s.stateDir, "guests") }
+func (s settings) guestRun() string   { return filepath.Join(s.runDir, "guests") }
 
 // opened leaves out what is not asked for.
 func opened(c *nodeagent.Content, err error) (io.ReadCloser, error) {
@@ -69,12 +76,22 @@ func opened(c *nodeagent.Content, err error) (io.ReadCloser, error) {
 	return c, nil
 }
 
-// startUnit gives a Guest its own unit, and with it its own cgroup.
-func startUnit(ctx context.Context, g guest.Service, argv []string) error {
-	unit := systemd.Service{Name: "rackweft-guest-" + g.UID + ".service", Description: "Guest " + g.Guest, Slice: "rackweft-guests.slice",
-		Properties: []string{"KillMode=mixed", "TimeoutStopSec=30s", "LimitMEMLOCK=infinity", "LimitCORE=0"}}
+// guestUnit is a Guest's own unit, and with it its own cgroup. When the host goes
+// down, things are stopped in the reverse order of their start: the agent, which
+// would start the Guest again, then the Guest, then what it needs.
+func guestUnit(s settings, self string, g guest.Service) systemd.Service {
+	name := "rackweft-guest-" + g.UID
+	tpm := name + "-tpm.service"
+	unit := systemd.Service{Name: name + ".service", Description: "Guest " + g.Guest, Slice: "rackweft-guests.slice",
+		Properties: []string{"KillMode=mixed", "LimitMEMLOCK=infinity", "LimitCORE=0", "Before=nodeagent.service", "RequiresMountsFor=" + s.stateDir}}
 	if g.TPM { // it ends with QEMU, which has the only connection to it
-		unit.Name, unit.Description = "rackweft-guest-"+g.UID+"-tpm.service", "TPM of Guest "+g.Guest
+		unit.Name, unit.Description = tpm, "TPM of Guest "+g.Guest
+		unit.Properties = append(unit.Properties, "TimeoutStopSec=30s")
+	} else {
+		const killing = 15 * time.Second // what systemd itself may need
+		unit.Properties = append(unit.Properties, "After=network.target", "After="+speakerUnit, "After="+tpm,
+			fmt.Sprintf("ExecStop=%q %s --state-dir %q --run-dir %q %s", self, shutdownWord, s.stateDir, s.runDir, g.UID),
+			fmt.Sprintf("TimeoutStopSec=%d", int((g.StopTimeout+killing).Seconds())))
 	}
 	if g.CPUWeight > 0 {
 		unit.Properties = append(unit.Properties, fmt.Sprintf("CPUWeight=%d", g.CPUWeight))
@@ -82,11 +99,17 @@ func startUnit(ctx context.Context, g guest.Service, argv []string) error {
 	if g.IOWeight > 0 {
 		unit.Properties = append(unit.Properties, fmt.Sprintf("IOWeight=%d", g.IOWeight))
 	}
-	return systemd.StartOutside(ctx, unit, argv...)
+	return unit
 }
 
-// guestCommand is what a Guest's unit runs: nobody types it.
-func guestCommand() *cobra.Command {
-	return &cobra.Command{Use: launchWord + " SOCKET", Short: "Become what the agent at a socket says", Hidden: true, Args: cobra.RangeArgs(1, 2),
-		RunE: func(_ *cobra.Command, args []string) error { return launch.Exec(args) }}
+// guestCommands are what a Guest's unit runs: nobody types them.
+func guestCommands(s *settings, stderr io.Writer) []*cobra.Command {
+	return []*cobra.Command{
+		{Use: launchWord + " SOCKET", Short: "Become what the agent at a socket says", Hidden: true, Args: cobra.RangeArgs(1, 2),
+			RunE: func(_ *cobra.Command, args []string) error { return launch.Exec(args) }},
+		{Use: shutdownWord + " UID", Short: "Have a Guest shut down", Hidden: true, Args: cobra.ExactArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return guest.New(guest.Options{StateDir: s.guestState(), RunDir: s.guestRun(), Log: logger(stderr)}).Shutdown(cmd.Context(), args[0])
+			}},
+	}
 }

@@ -104,15 +104,8 @@ func (g *guest) find(ctx context.Context) error {
 
 // adopt takes up the QEMU that holds the lock, once it is proven which it is.
 func (g *guest) adopt(ctx context.Context) error {
-	id, err := launch.ReadIdentity(g.run)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	var process *launch.Process
-	if err == nil {
-		process, err = launch.Open(id)
-	}
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, launch.ErrGone) {
+	process, err := g.process()
+	if errors.Is(err, launch.ErrGone) {
 		return fmt.Errorf("its lock %s is held, but not by a QEMU that nodeagent knows: see `fuser %[1]s` and end that process", filepath.Join(g.dir, "lock"))
 	}
 	if err != nil {
@@ -129,8 +122,20 @@ func (g *guest) adopt(ctx context.Context) error {
 		g.letGo()
 		return err
 	}
-	g.log.Info("adopted", "pid", id.PID, "state", r.state)
+	g.log.Info("adopted", "pid", process.PID, "state", r.state)
 	return g.expect(g.stop == nil)
+}
+
+// process is the QEMU that was started last, ErrGone when it has ended.
+func (g *guest) process() (*launch.Process, error) {
+	id, err := launch.ReadIdentity(g.run)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, launch.ErrGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	return launch.Open(id)
 }
 
 // expect writes down whether QEMU should be there.
@@ -151,7 +156,7 @@ var errStranger = errors.New("the monitor belongs to another QEMU")
 
 // connect opens the monitor and asks whose it is.
 func (g *guest) connect(ctx context.Context, r *running) error {
-	monitor, err := qmp.Dial(ctx, filepath.Join(g.run, "qmp.sock"), func(e qmp.Event) {
+	monitor, err := qmp.Dial(ctx, filepath.Join(g.run, g.socket), func(e qmp.Event) {
 		select {
 		case g.events <- event{e, r}:
 		default: // a storm; the state is asked for anyway

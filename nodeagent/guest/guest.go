@@ -30,6 +30,7 @@ type guest struct {
 	name     string
 	uid      string
 	dir, run string
+	socket   string // which of QEMU's two monitors is spoken to
 	log      *slog.Logger
 	wake     chan struct{}
 	events   chan event
@@ -65,7 +66,7 @@ type guest struct {
 func newGuest(h *Handler, name, uid string) *guest {
 	run := filepath.Join(h.o.RunDir, uid)
 	return &guest{h: h, name: name, uid: uid, dir: h.disks.GuestDir(uid), run: run, agent: qga.New(filepath.Join(run, "agent.sock")),
-		log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order),
+		socket: "qmp.sock", log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
 }
 

@@ -75,6 +75,8 @@ type Service struct {
 	Guest, UID          string
 	TPM                 bool // it is the Guest's TPM that is started
 	CPUWeight, IOWeight int  // 0 for the default
+	// StopTimeout is how long Shutdown may take; a TPM has none.
+	StopTimeout time.Duration
 }
 
 // defaultFirstUser is above what systemd gives to containers and below 2^31.

@@ -316,7 +316,8 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil {
 		return err
 	}
-	service := Service{Guest: g.name, UID: g.uid, CPUWeight: part.Limits.CPUWeight, IOWeight: part.Limits.IOWeight}
+	service := Service{Guest: g.name, UID: g.uid, CPUWeight: part.Limits.CPUWeight, IOWeight: part.Limits.IOWeight,
+		StopTimeout: part.StopTimeout.Or(api.GuestStopTimeout) + maxForce*g.h.timing.force}
 	launcher := launch.Launcher{Command: g.h.o.Launch, Run: func(ctx context.Context, argv []string) error { return g.h.o.Start(ctx, service, argv) }}
 	_, err = launcher.Start(ctx, launch.Task{Path: program, Args: args, FirstFile: qemu.FirstFile, Dir: g.run,
 		UID: g.record.User, GID: g.record.User, Groups: kvmGroups(verdict.Accelerator), CPUs: cpus,

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 )
 
 // Why a Guest is being stopped.
@@ -27,8 +29,8 @@ type stopping struct {
 	lastStep time.Time // of the last of either
 }
 
-// stopTimeout is how long a Guest has by default.
-const stopTimeout = 2 * time.Minute
+// maxForce is how many steps of force there are: quit, SIGTERM, SIGKILL.
+const maxForce = 3
 
 // climb takes the next step of the ladder once it is due, and says when to look
 // again: the Guest is asked, twice, since a Guest that boots drops the first;
@@ -45,7 +47,7 @@ func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
 	if why == stopForced {
 		s.why = stopForced
 	}
-	deadline := s.began.Add(g.record.Part.StopTimeout.Or(stopTimeout))
+	deadline := s.began.Add(g.record.Part.StopTimeout.Or(api.GuestStopTimeout))
 	graceful := s.why != stopForced && (g.running.state == "running" || g.running.state == "paused" || g.running.state == "") && now.Before(deadline)
 	switch {
 	case graceful && s.asked < 2 && now.Sub(s.lastStep) >= t.again:
@@ -126,6 +128,54 @@ func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Durati
 	}
 	g.notBefore, g.backoff = time.Time{}, 0
 	return 0, g.doneRequest(part)
+}
+
+// Shutdown stops a Guest by its uid, as State Stopped does, and returns when its
+// QEMU has ended. It is what the Guest's unit does when its host goes down: the
+// agent has gone by then.
+func (h *Handler) Shutdown(ctx context.Context, uid string) error {
+	g := newGuest(h, uid, uid)
+	r, err := readRecord(g.dir)
+	if err != nil {
+		return fmt.Errorf("the record of Guest %s: %w", uid, err)
+	}
+	g.name, g.record, g.log = r.Name, &r, h.o.Log.With("guest", r.Name)
+	process, err := g.process()
+	if errors.Is(err, launch.ErrGone) { // a unit does this also when its Guest has ended by itself
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	process.Close()
+	// An agent that lives all the same has the other monitor.
+	g.socket = "monitor.sock"
+	g.stop = &stopping{why: stopAsked, began: time.Now()}
+	defer g.letGo()
+	if err := g.adopt(ctx); err != nil {
+		return err
+	}
+	for {
+		next, err := g.beStopped(ctx, &r.Part)
+		if waits := pending(""); !errors.As(err, &waits) {
+			return err
+		}
+		timer := time.NewTimer(next)
+		select {
+		case <-g.ended():
+			g.log.Info("it has ended, as its host goes down", "after", time.Since(g.stop.began).Round(time.Second))
+			return nil
+		case e := <-g.events:
+			g.heed(e)
+		case <-timer.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		timer.Stop()
+		if err := g.askState(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 // alive says whether a Guest in this state may still be asked to shut down. One
