@@ -71,7 +71,14 @@ type Disk struct {
 	Size   Quantity `json:"size"`
 	Retain bool     `json:"retain,omitzero" doc:"Kept when the Guest is made anew, and lost only on a person's word."`
 	Format string   `json:"format,omitzero" enum:"qcow2,raw" doc:"raw is faster, and takes no snapshots; qcow2."`
+	Bus    string   `json:"bus,omitzero" enum:"virtio-blk,virtio-scsi" doc:"virtio-scsi for what asks for a SCSI disk; virtio-blk."`
 }
+
+// What a Disk is plugged into.
+const (
+	DiskVirtioBlk  = "virtio-blk"
+	DiskVirtioSCSI = "virtio-scsi"
+)
 
 // MaxDiskName is the length of a virtio disk's serial number, by which the
 // Guest finds it: /dev/disk/by-id/virtio-NAME.
@@ -136,8 +143,11 @@ type GuestStatus struct {
 	// Left are hosts that are to take away what they have of the Guest.
 	Left []GuestPlace `json:"left,omitempty"`
 	// Request is the last verb that its host was asked for.
-	Request    *GuestRequest `json:"request,omitempty"`
-	Conditions Conditions    `json:"conditions,omitempty"`
+	Request *GuestRequest `json:"request,omitempty"`
+	// Result is what came of the last that its host has done.
+	Result     *GuestResult    `json:"result,omitempty"`
+	Snapshots  []GuestSnapshot `json:"snapshots,omitempty" doc:"Of all its disks, oldest first."`
+	Conditions Conditions      `json:"conditions,omitempty"`
 }
 
 // GuestMove is a move under way: status.host is where the Guest runs until the
@@ -180,11 +190,43 @@ const (
 	GuestVerbMove    = "move"
 )
 
+// GuestResult is what came of a request that a host has done.
+type GuestResult struct {
+	ID      string    `json:"id"`
+	Verb    string    `json:"verb"`
+	Failed  bool      `json:"failed,omitzero"`
+	Message string    `json:"message,omitzero"`
+	Time    time.Time `json:"time"`
+}
+
+// GuestSnapshot is all disks of a Guest as they were at one moment.
+type GuestSnapshot struct {
+	Name        string      `json:"name"`
+	Time        time.Time   `json:"time"`
+	Disks       []string    `json:"disks"`
+	Consistency Consistency `json:"consistency" enum:"Frozen,Crash,Stopped"`
+	Broken      bool        `json:"broken,omitzero" doc:"Not all disks have it any more: it can be deleted, no more."`
+}
+
+// Consistency is what a copy of disks is worth.
+type Consistency string
+
+// The consistencies of a copy.
+const (
+	ConsistentFrozen  Consistency = "Frozen"  // the Guest's agent held its file systems
+	ConsistentCrash   Consistency = "Crash"   // as after a loss of power
+	ConsistentStopped Consistency = "Stopped" // the Guest did not run
+)
+
+// MaxSnapshots is how many a Guest may have.
+const MaxSnapshots = 16
+
 // GuestAction is the body of such a request.
 type GuestAction struct {
 	ID        string `json:"id,omitzero" doc:"The same request is carried out once."`
 	To        string `json:"to,omitzero" doc:"move: the host to go to; any that can have it unless set."`
 	LoseDisks bool   `json:"loseDisks,omitzero" doc:"move: its disks stay behind, and begin anew."`
+	Snapshot  string `json:"snapshot,omitzero" doc:"snapshot-create, snapshot-revert, snapshot-delete: its name."`
 }
 
 // GuestPlace is a host that a Guest was on.
@@ -248,6 +290,9 @@ func (g *Guest) Validate() FieldErrors {
 		}
 		if d.Format != "" {
 			e.oneOf(at("spec", "disks", i, "format"), d.Format, "qcow2", "raw")
+		}
+		if d.Bus != "" {
+			e.oneOf(at("spec", "disks", i, "bus"), d.Bus, DiskVirtioBlk, DiskVirtioSCSI)
 		}
 	}
 	g.Spec.validateShares(&e)

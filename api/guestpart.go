@@ -73,6 +73,7 @@ type GuestDisk struct {
 	Size   Quantity `json:"size"`
 	Retain bool     `json:"retain,omitzero"`
 	Format string   `json:"format,omitzero" enum:"qcow2,raw"`
+	Bus    string   `json:"bus,omitzero" enum:"virtio-blk,virtio-scsi"`
 	Image  SHA256   `json:"image,omitzero" doc:"Digest of the blob that it begins as, qcow2 or raw; without one it begins empty."`
 }
 
@@ -107,21 +108,33 @@ type CloudInitSeed struct {
 const (
 	GuestReset   = "reset"   // as the button does, at once
 	GuestRestart = "restart" // a graceful stop and a start, by which changes of the machine take effect
+
+	GuestSnapshotCreate = "snapshot-create" // of all disks at one moment
+	GuestSnapshotRevert = "snapshot-revert" // all disks become what they were; of a Stopped Guest only
+	GuestSnapshotDelete = "snapshot-delete"
 )
 
 // GuestRequest is a verb: done once for each ID.
 type GuestRequest struct {
-	ID   string `json:"id"`
-	Verb string `json:"verb" enum:"reset,restart"`
+	ID       string `json:"id"`
+	Verb     string `json:"verb" enum:"reset,restart,snapshot-create,snapshot-revert,snapshot-delete"`
+	Snapshot string `json:"snapshot,omitzero" doc:"Its name, for the verbs about snapshots."`
+}
+
+// AboutSnapshot reports whether the request is for a snapshot.
+func (r *GuestRequest) AboutSnapshot() bool {
+	return r != nil && (r.Verb == GuestSnapshotCreate || r.Verb == GuestSnapshotRevert || r.Verb == GuestSnapshotDelete)
 }
 
 // GuestObserved is what a host sees of a Guest.
 type GuestObserved struct {
-	State       string     `json:"state" enum:"Running,Paused,Stopped,Unknown"`
-	Accelerator string     `json:"accelerator,omitzero" enum:"kvm,tcg"`
-	Restarts    int        `json:"restarts,omitzero" doc:"By the restart policy, since the agent started."`
-	Request     string     `json:"request,omitzero" doc:"ID of the last request that was done."`
-	Conditions  Conditions `json:"conditions,omitempty"`
+	State       string          `json:"state" enum:"Running,Paused,Stopped,Unknown"`
+	Accelerator string          `json:"accelerator,omitzero" enum:"kvm,tcg"`
+	Restarts    int             `json:"restarts,omitzero" doc:"By the restart policy, since the agent started."`
+	Request     string          `json:"request,omitzero" doc:"ID of the last request that was done."`
+	Result      *GuestResult    `json:"result,omitempty" doc:"What came of it."`
+	Snapshots   []GuestSnapshot `json:"snapshots,omitempty"`
+	Conditions  Conditions      `json:"conditions,omitempty"`
 	// Transfer is how far the host is with its share in a move.
 	Transfer *GuestTransferred `json:"transfer,omitempty"`
 }

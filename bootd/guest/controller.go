@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -226,6 +227,8 @@ func leave(g *api.Guest) bool {
 	g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID})
 	giveUp(g)
 	g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = "", "", nil, ""
+	// What was asked of the old host is not asked of the next, and snapshots stay behind.
+	g.Status.Request, g.Status.Result, g.Status.Snapshots = nil, nil, nil
 	return true
 }
 
@@ -410,6 +413,7 @@ func (c *Controller) hostGone(ctx context.Context, g *api.Guest) error {
 	return c.write(ctx, g, func(g *api.Guest) bool {
 		giveUp(g)
 		g.Status.Host, g.Status.HostUID, g.Status.State = "", "", ""
+		g.Status.Request, g.Status.Result, g.Status.Snapshots = nil, nil, nil
 		return true
 	})
 }
@@ -526,6 +530,7 @@ func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, s
 			g.Status.State, changed = state, true
 		}
 		if seen.Guest != nil {
+			changed = takeOver(g, seen.Guest) || changed
 			for _, cond := range seen.Guest.Conditions {
 				if cond.Type != Ready && cond.Type != api.CondPlaced {
 					changed = g.Status.Conditions.Set(cond.Time, cond.Type, cond.Status, cond.Reason, cond.Message) || changed
@@ -542,4 +547,13 @@ func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, s
 		c.Event(g, typ, reason, message)
 	}
 	return err
+}
+
+// takeOver notes what came of requests, and which snapshots there are.
+func takeOver(g *api.Guest, seen *api.GuestObserved) bool {
+	if reflect.DeepEqual(g.Status.Result, seen.Result) && reflect.DeepEqual(g.Status.Snapshots, seen.Snapshots) {
+		return false
+	}
+	g.Status.Result, g.Status.Snapshots = seen.Result, seen.Snapshots
+	return true
 }

@@ -270,6 +270,41 @@ func TestMoveAsked(t *testing.T) {
 	b.eventually("it is where it was asked to", func() bool { return b.guest("web").Status.Host == to })
 }
 
+// What a host says of requests and snapshots is the Guest's, until it has
+// another host.
+func TestResults(t *testing.T) {
+	b := newBench(t, "h1", "h2")
+	b.create("web")
+	b.placed("web")
+	b.obey("web")
+	ask := func(verb string, a api.GuestAction) {
+		t.Helper()
+		b.change("web", func(g *api.Guest) {
+			if err := Ask(g, verb, a); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	ask(api.GuestSnapshotCreate, api.GuestAction{ID: "r1", Snapshot: "s1"})
+	host := b.guest("web").Status.Host
+	b.machine(host, func(m *api.Machine) {
+		seen := m.Status.Host.Parts[api.GuestPartName("web")]
+		seen.Guest.Result = &api.GuestResult{ID: "r1", Verb: api.GuestSnapshotCreate, Message: "made", Time: time.Now().UTC()}
+		seen.Guest.Snapshots = []api.GuestSnapshot{{Name: "s1", Disks: []string{"root"}, Consistency: api.ConsistentCrash}}
+		m.Status.Host.Parts[api.GuestPartName("web")] = seen
+	})
+	b.eventually("the result is the Guest's", func() bool {
+		s := b.guest("web").Status
+		return s.Result != nil && s.Result.Message == "made" && len(s.Snapshots) == 1
+	})
+	ask(api.GuestVerbMove, api.GuestAction{LoseDisks: true})
+	b.obey("web")
+	b.eventually("it has moved", func() bool { s := b.guest("web").Status; return s.Host != host && s.Host != "" })
+	if s := b.guest("web").Status; s.Request != nil || s.Result != nil || s.Snapshots != nil {
+		t.Errorf("the new host is asked for %+v, and has %+v, %+v", s.Request, s.Result, s.Snapshots)
+	}
+}
+
 // A host that was switched off for certain has its Guests started elsewhere; one
 // with a disk there waits.
 func TestHostWithoutPower(t *testing.T) {

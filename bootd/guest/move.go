@@ -209,7 +209,8 @@ func (c *Controller) arrive(ctx context.Context, g *api.Guest) error {
 		g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID, Held: id})
 		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Done: true, Started: move.Started, Ended: time.Now().UTC()}
 		g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = move.Target.Host, move.Target.HostUID, nil, ""
-		g.Status.Conditions.Remove(api.CondPlaced) // stay writes it anew
+		g.Status.Request, g.Status.Result = nil, nil // what the old host has done is not to be done again
+		g.Status.Conditions.Remove(api.CondPlaced)   // stay writes it anew
 		return true
 	})
 	if fresh, ok := store.Cached[api.Guest](c.Cache, g.Metadata.Name); err == nil && ok {

@@ -155,7 +155,7 @@ func boot(p *api.GuestPart, g *api.Guest, img *api.Image) error {
 		disks = []api.Disk{{Name: "root", Size: api.Bytes(rootSize)}}
 	}
 	for i, d := range disks {
-		disk := api.GuestDisk{Name: d.Name, Size: d.Size, Retain: d.Retain, Format: d.Format}
+		disk := api.GuestDisk{Name: d.Name, Size: d.Size, Retain: d.Retain, Format: d.Format, Bus: d.Bus}
 		if i == 0 && isDisk {
 			disk.Image = image
 		}

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -17,6 +18,13 @@ func Ask(g *api.Guest, verb string, a api.GuestAction) error {
 	if g.Status.Host == "" {
 		return fmt.Errorf("guest %s has no host yet: weftctl describe guest %s says why", name, name)
 	}
+	r := &api.GuestRequest{ID: a.ID, Verb: verb, Snapshot: a.Snapshot}
+	if r.AboutSnapshot() {
+		return askSnapshot(g, r, a)
+	}
+	if a.Snapshot != "" {
+		return fmt.Errorf("%s takes no snapshot", verb)
+	}
 	if verb == api.GuestVerbMove {
 		return askMove(g, a)
 	}
@@ -26,7 +34,51 @@ func Ask(g *api.Guest, verb string, a api.GuestAction) error {
 	if g.Spec.State != running {
 		return fmt.Errorf("guest %s is to be %s: only one that is to be Running can be asked to %s", name, g.Spec.State, verb)
 	}
-	g.Status.Request = &api.GuestRequest{ID: a.ID, Verb: verb}
+	g.Status.Request = r
+	return nil
+}
+
+// askSnapshot refuses what the host would refuse, as far as it is known here.
+func askSnapshot(g *api.Guest, r *api.GuestRequest, a api.GuestAction) error {
+	name := g.Metadata.Name
+	if a.To != "" || a.LoseDisks {
+		return fmt.Errorf("%s takes neither a host nor lost disks", r.Verb)
+	}
+	if err := api.ValidateName(r.Snapshot); err != nil {
+		return fmt.Errorf("the snapshot's name: %w", err)
+	}
+	if g.Status.Move != nil {
+		return fmt.Errorf("guest %s is being moved: wait until it has its new host", name)
+	}
+	if q := g.Status.Request; q != nil && (g.Status.Result == nil || g.Status.Result.ID != q.ID) {
+		return fmt.Errorf("host %s is not done with the %s of guest %s: wait for it, see weftctl describe guest %s", g.Status.Host, q.Verb, name, name)
+	}
+	known := slices.ContainsFunc(g.Status.Snapshots, func(s api.GuestSnapshot) bool { return s.Name == r.Snapshot })
+	switch {
+	case r.Verb == api.GuestSnapshotCreate:
+		if err := mayHaveSnapshot(g, r.Snapshot, known); err != nil {
+			return err
+		}
+	case !known:
+		return fmt.Errorf("guest %s has no snapshot %s: weftctl guest snapshot list %s", name, r.Snapshot, name)
+	case r.Verb == api.GuestSnapshotRevert && (g.Spec.State != stopped || g.Status.State != stopped):
+		return fmt.Errorf("guest %s is not stopped, and its disks would change under it: weftctl guest stop %s", name, name)
+	}
+	g.Status.Request = r
+	return nil
+}
+
+func mayHaveSnapshot(g *api.Guest, snapshot string, known bool) error {
+	name := g.Metadata.Name
+	raw := slices.IndexFunc(g.Spec.Disks, func(d api.Disk) bool { return d.Format == "raw" })
+	switch {
+	case raw >= 0:
+		return fmt.Errorf("disk %s of guest %s is raw, which holds no snapshots: weftctl guest export %s copies it", g.Spec.Disks[raw].Name, name, name)
+	case known:
+		return fmt.Errorf("guest %s has a snapshot %s: delete it, or take another name", name, snapshot)
+	case len(g.Status.Snapshots) >= api.MaxSnapshots:
+		return fmt.Errorf("guest %s has %d snapshots, and may have no more: delete one", name, len(g.Status.Snapshots))
+	}
 	return nil
 }
 

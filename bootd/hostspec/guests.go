@@ -54,6 +54,9 @@ func (h *Hub) guestChanged(c store.Change) {
 // maxGuestConditions is more than nodeagent knows.
 const maxGuestConditions = 16
 
+// maxGuestDisks is how many disks of a snapshot are told of.
+const maxGuestDisks = 64
+
 // boundedGuest is a copy of what a host sees of a Guest that is fit to be stored.
 func boundedGuest(g *api.GuestObserved) *api.GuestObserved {
 	if g == nil {
@@ -68,6 +71,17 @@ func boundedGuest(g *api.GuestObserved) *api.GuestObserved {
 	for _, c := range g.Conditions[:min(len(g.Conditions), maxGuestConditions)] {
 		next.Conditions = append(next.Conditions, api.Condition{Type: clip(c.Type, 64), Status: api.ConditionStatus(clip(string(c.Status), 16)),
 			Reason: clip(c.Reason, 64), Message: clip(c.Message, 256), Time: c.Time})
+	}
+	if r := g.Result; r != nil {
+		next.Result = &api.GuestResult{ID: clip(r.ID, 64), Verb: clip(r.Verb, 32), Failed: r.Failed, Message: clip(r.Message, 256), Time: r.Time}
+	}
+	next.Snapshots = nil
+	for _, s := range g.Snapshots[:min(len(g.Snapshots), api.MaxSnapshots)] {
+		bounded := api.GuestSnapshot{Name: clip(s.Name, 64), Time: s.Time, Consistency: api.Consistency(clip(string(s.Consistency), 16)), Broken: s.Broken}
+		for _, d := range s.Disks[:min(len(s.Disks), maxGuestDisks)] {
+			bounded.Disks = append(bounded.Disks, clip(d, api.MaxDiskName))
+		}
+		next.Snapshots = append(next.Snapshots, bounded)
 	}
 	return &next
 }

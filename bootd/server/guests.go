@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -17,6 +18,9 @@ func (s *Server) guestRoutes() []route {
 		{api.GuestVerbReset, "Reset a Guest, as its button would"},
 		{api.GuestVerbRestart, "Stop a Guest gracefully and start it, by which changes of its spec take effect"},
 		{api.GuestVerbMove, "Move a Guest to another host, with its addresses and its disks"},
+		{api.GuestSnapshotCreate, "Take a snapshot of all disks of a Guest at one moment"},
+		{api.GuestSnapshotRevert, "Have all disks of a stopped Guest become what they were"},
+		{api.GuestSnapshotDelete, "Delete a snapshot of a Guest"},
 	} {
 		routes = append(routes, route{method: "POST", path: "/v1/guests/{name}/" + v.verb, tag: "Guest", role: operator, audited: true,
 			summary: v.summary, in: api.GuestAction{}, out: api.Guest{}, status: http.StatusAccepted,
@@ -110,7 +114,7 @@ func (s *Server) guestVerb(c *call, verb string) error {
 		return err
 	}
 	if c.changed {
-		c.diff = []api.Change{{Pointer: "/status", New: verb + " " + a.To}}
+		c.diff = []api.Change{{Pointer: "/status", New: strings.TrimSpace(verb + " " + a.To + a.Snapshot)}}
 	}
 	return c.json(http.StatusAccepted, g)
 }

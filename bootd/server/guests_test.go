@@ -42,17 +42,36 @@ func TestGuestVerbs(t *testing.T) {
 	if again.Status.Request.Verb != "restart" {
 		t.Error("a repeated id is another request")
 	}
+	_, err = ask(api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s1"})
+	wantStatus(t, err, http.StatusUnprocessableEntity, "is not done with the restart")
+	_, err = store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error {
+		g.Status.Result = &api.GuestResult{ID: "a"}
+		g.Status.Snapshots = []api.GuestSnapshot{{Name: "s1"}}
+		return nil
+	})
+	must(t, err)
 	for _, bad := range []struct {
 		verb   string
 		action api.GuestAction
 		want   string
 	}{
+		{"reset", api.GuestAction{Snapshot: "s1"}, "takes no snapshot"},
+		{api.GuestSnapshotCreate, api.GuestAction{}, "the snapshot's name"},
+		{api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s1"}, "take another name"},
+		{api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s2", To: "r2"}, "neither a host"},
+		{api.GuestSnapshotDelete, api.GuestAction{Snapshot: "s2"}, "has no snapshot s2"},
+		{api.GuestSnapshotRevert, api.GuestAction{Snapshot: "s1"}, "weftctl guest stop web"},
 		{"reset", api.GuestAction{To: "r2"}, "neither a host nor disks"},
 		{"move", api.GuestAction{To: "r1"}, "is on r1 already"},
 		{"move", api.GuestAction{To: "r9"}, "no Machine r9"},
 	} {
 		_, err = ask(bad.verb, bad.action)
 		wantStatus(t, err, http.StatusUnprocessableEntity, bad.want)
+	}
+	got, err = ask(api.GuestSnapshotCreate, api.GuestAction{ID: "b", Snapshot: "s2"})
+	must(t, err)
+	if q := got.Status.Request; q == nil || *q != (api.GuestRequest{ID: "b", Verb: api.GuestSnapshotCreate, Snapshot: "s2"}) {
+		t.Errorf("asked: %+v", q)
 	}
 	got, err = ask("move", api.GuestAction{To: "r2"})
 	must(t, err)

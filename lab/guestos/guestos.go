@@ -27,7 +27,9 @@ func modules() []string {
 // moreModules are loaded when a test asks for them.
 func moreModules() []string {
 	return []string{"watchdog", "i6300esb", "pvpanic", "pvpanic-mmio", "virtio_balloon", "virtio-rng",
-		"netfs", "fscache", "9pnet", "9pnet_virtio", "9p", "cdrom", "isofs"}
+		"netfs", "fscache", "9pnet", "9pnet_virtio", "9p", "cdrom", "isofs",
+		"scsi_common", "scsi_mod", "virtio_scsi", "crc64", "crc64-rocksoft", "crct10dif_common", "crc-t10dif", "t10-pi", "sd_mod",
+		"crc32c_generic", "crc16", "mbcache", "jbd2", "ext4"}
 }
 
 // Build makes them. root is where go.mod is.

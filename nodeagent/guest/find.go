@@ -216,10 +216,15 @@ func (g *guest) askState(ctx context.Context) error {
 
 // command runs one command in a limited time.
 func (g *guest) command(ctx context.Context, name string, arguments, result any) error {
+	return g.commandIn(ctx, g.h.timing.answer, name, arguments, result)
+}
+
+// commandIn runs one that may take longer.
+func (g *guest) commandIn(ctx context.Context, limit time.Duration, name string, arguments, result any) error {
 	if g.running.monitor == nil {
 		return errors.New("QEMU does not answer")
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.h.timing.answer)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return g.running.monitor.Execute(ctx, name, arguments, result)
 }

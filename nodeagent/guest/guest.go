@@ -133,10 +133,7 @@ func alike(a, b api.PartStatus) bool {
 	if a.State != b.State || a.Message != b.Message || (a.Guest == nil) != (b.Guest == nil) {
 		return false
 	}
-	if a.Guest == nil {
-		return true
-	}
-	return digest(*a.Guest) == digest(*b.Guest)
+	return digest(a.Guest) == digest(b.Guest)
 }
 
 // work looks after the Guest until ctx is done or it is removed. QEMU runs on.
@@ -225,8 +222,14 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 		return 0, err
 	}
 	g.rotate()
+	if err := g.thaw(ctx); err != nil { // it may still be stopped, say
+		g.log.Warn("after a snapshot", "error", err)
+	}
 	if p.Want == nodeagent.Orphaned {
 		return 0, g.heedState(ctx) // as it is
+	}
+	if next, err := g.snapshots(ctx, part); next != 0 || err != nil {
+		return next, err
 	}
 	if next, done, err := g.share(ctx, part); done || err != nil {
 		return next, err
@@ -255,7 +258,7 @@ func (g *guest) observed() *api.GuestObserved {
 	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts, Conditions: append(api.Conditions{}, g.conditions...)}
 	o.Transfer = g.transferred
 	if g.record != nil {
-		o.Request = g.record.Request
+		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.listed()
 	}
 	if g.running == nil {
 		return o

@@ -31,6 +31,14 @@ type record struct {
 	Given string `json:"given,omitzero"`
 	// Received is the ID of the move of which all has come.
 	Received string `json:"received,omitzero"`
+	// Result is what came of it.
+	Result *api.GuestResult `json:"result,omitempty"`
+	// Begun is what is being done with a snapshot: it is gone through with,
+	// whatever is asked for meanwhile.
+	Begun *begun `json:"begun,omitempty"`
+	// Frozen is set before the Guest's file systems are held, and until they are
+	// let go.
+	Frozen bool `json:"frozen,omitzero"`
 	// Access is what the last start may fetch its config with, nil without one.
 	Access *access `json:"access,omitempty"`
 	Seeded bool    `json:"seeded,omitzero"` // cloud-init was given its user data once
@@ -68,17 +76,24 @@ func readRecord(dir string) (record, error) {
 	return r, nil
 }
 
-// write replaces the record: after a loss of power the old one is there or the
-// new one.
+// write replaces the record.
 func (r record) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	raw, err := json.Marshal(r)
+	if err := writeJSON(filepath.Join(dir, recordFile), r); err != nil {
+		return fmt.Errorf("write the Guest's record: %w", err)
+	}
+	return nil
+}
+
+// writeJSON replaces a file: after a loss of power the old one is there or the
+// new one.
+func writeJSON(path string, v any) error {
+	raw, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, recordFile)
 	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -92,9 +107,8 @@ func (r record) write(dir string) error {
 	}
 	if err != nil {
 		_ = os.Remove(path + ".tmp")
-		return fmt.Errorf("write the Guest's record: %w", err)
 	}
-	return nil
+	return err
 }
 
 // images are what must not be collected while the Guest is.

@@ -371,7 +371,10 @@ func (h *host) tell(uid, command string) string {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	var reading sync.WaitGroup
+	defer reading.Wait()
 	defer func() { _ = conn.Close() }()
+	reading.Go(func() { _, _ = io.Copy(io.Discard, conn) }) // what nobody reads holds up the Guest
 	if _, err := fmt.Fprintf(conn, "%s\r", command); err != nil {
 		h.t.Fatal(err)
 	}

@@ -45,6 +45,10 @@ func checkPart(p *api.GuestPart) error {
 		return fmt.Errorf("no display is called %q", p.Display)
 	case !slices.Contains([]string{"Running", "Paused", "Stopped"}, p.State):
 		return fmt.Errorf("no state is called %q", p.State)
+	case slices.ContainsFunc(p.Disks, func(d api.GuestDisk) bool {
+		return !slices.Contains([]string{"", api.DiskVirtioBlk, api.DiskVirtioSCSI}, d.Bus)
+	}):
+		return errors.New("a disk is on a bus that this nodeagent does not know: it knows virtio-blk and virtio-scsi")
 	case len(cpus) > 0 && len(cpus) < p.CPUs && p.Tuning.HugePages:
 		return fmt.Errorf("%d processors cannot be had from the %d of %s", p.CPUs, len(cpus), p.Tuning.CPUSet)
 	}
@@ -93,7 +97,7 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 	if g.stop != nil { // a stop that has begun is gone through with
 		return g.climb(ctx, g.stop.why)
 	}
-	if r := part.Request; r != nil && r.ID != g.record.Request {
+	if r := part.Request; g.asked(r) {
 		if r.Verb == api.GuestRestart {
 			return g.climb(ctx, stopRestart)
 		}
@@ -223,18 +227,37 @@ func (g *guest) noteSteady() {
 	g.condition(conditionSteady, false, c.Word, fmt.Sprintf("at %s: %s", c.Time.Format(time.RFC3339), c.Reason))
 }
 
+// asked reports whether a request about the Guest's run is yet to be done.
+func (g *guest) asked(r *api.GuestRequest) bool {
+	return r != nil && r.ID != g.record.Request && !r.AboutSnapshot()
+}
+
 // doneRequest notes that a part's request is done.
 func (g *guest) doneRequest(part *api.GuestPart) error {
-	r := part.Request
-	if r == nil || r.ID == g.record.Request {
+	if !g.asked(part.Request) {
 		return nil
 	}
-	return g.change(func(rec *record) { rec.Request = r.ID })
+	return g.result(part.Request, "", nil)
+}
+
+// result writes down what came of a request: a message, or the error that it
+// failed of.
+func (g *guest) result(r *api.GuestRequest, message string, failure error, edits ...func(*record)) error {
+	result := &api.GuestResult{ID: r.ID, Verb: r.Verb, Message: message, Time: time.Now().UTC().Truncate(time.Second)}
+	if failure != nil {
+		result.Failed, result.Message = true, failure.Error()
+	}
+	return g.change(func(rec *record) {
+		rec.Request, rec.Result = r.ID, result
+		for _, edit := range edits {
+			edit(rec)
+		}
+	})
 }
 
 // mayStart starts the Guest unless its restart policy has it stay as it is.
 func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
-	asked := part.Request != nil && part.Request.ID != g.record.Request
+	asked := g.asked(part.Request)
 	if e := g.record.Ended; e != nil && !asked {
 		if part.Restart == "Never" || part.Restart == "OnFailure" && !e.Failed {
 			return 0, pending(fmt.Sprintf("%s, and stays so by its restart policy %s: restart it, or stop and start it", e.Reason, part.Restart))
@@ -310,7 +333,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 		return err
 	}
 	err = g.change(func(r *record) {
-		r.Expected, r.Access = false, access
+		r.Expected, r.Access, r.Frozen = false, access, false
 		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part), TPM: part.TPM}
 	})
 	if err != nil {
@@ -385,7 +408,7 @@ func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Acceler
 			return vm, err
 		}
 		files.add(closer(o.Close))
-		vm.Disks = append(vm.Disks, qemu.Disk{Name: d.Name, File: o.File, Format: o.Format, Base: o.Base, BaseFormat: o.BaseFormat})
+		vm.Disks = append(vm.Disks, qemu.Disk{Name: d.Name, File: o.File, Format: o.Format, SCSI: d.Bus == api.DiskVirtioSCSI, Base: o.Base, BaseFormat: o.BaseFormat})
 	}
 	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.openShares, g.openSeed, g.openTPM} {
 		if err := open(ctx, part, &vm, files); err != nil {

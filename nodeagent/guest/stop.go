@@ -228,6 +228,7 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return 0, err
 	}
 	defer func() { _ = tpm.Close() }()
+	g.dropSnapshots(ctx, lock)
 	if err := g.h.disks.Remove(g.record.Part.Network, g.record.Name, g.uid, g.record.retained()); err != nil {
 		return 0, err
 	}

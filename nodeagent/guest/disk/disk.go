@@ -88,6 +88,9 @@ func (s *Store) Image(ctx context.Context, digest api.SHA256) (*os.File, error) 
 	return os.Open(s.imagePath(digest))
 }
 
+// sharedMode is of files that every Guest may read.
+const sharedMode = 0o444
+
 func (s *Store) download(ctx context.Context, digest api.SHA256) error {
 	if err := os.MkdirAll(filepath.Join(s.dir, "images"), 0o700); err != nil {
 		return full(err)
@@ -99,7 +102,7 @@ func (s *Store) download(ctx context.Context, digest api.SHA256) error {
 	defer func() { _ = in.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = in.Close() }) // frees a read that nothing answers
 	defer stop()
-	return place(s.imagePath(digest), 0o444, func(out *os.File) error {
+	return place(s.imagePath(digest), sharedMode, func(out *os.File) error {
 		sum := sha256.New()
 		if _, err := io.Copy(io.MultiWriter(out, sum), in); err != nil {
 			if ctx.Err() != nil {
@@ -314,14 +317,8 @@ func fillQCOW2(ctx context.Context, path string, o *Opened, size int64) error {
 	}
 	cmd := exec.CommandContext(ctx, "qemu-img", append(args, path, strconv.FormatInt(size, 10))...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LANG=C.UTF-8"}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, exec.ErrNotFound):
-		return errors.New("qemu-img is not installed: it is in Debian's package qemu-utils")
-	case err != nil && strings.Contains(string(out), "No space left"):
-		return fmt.Errorf("%w: %w", syscall.ENOSPC, err)
-	case err != nil:
-		return fmt.Errorf("qemu-img: %w: %s", err, strings.Join(strings.Fields(string(out)), " "))
+	if _, err := cmd.Output(); err != nil {
+		return toolError("qemu-img", err)
 	}
 	return nil
 }

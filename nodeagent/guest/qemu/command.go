@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -79,6 +80,7 @@ type Disk struct {
 	Name   string
 	File   *os.File // for reading and writing
 	Format string   // qcow2 or raw
+	SCSI   bool     // on virtio-scsi, else it is virtio-blk
 	// Base is below a qcow2 disk, nil for none; only for reading.
 	Base       *os.File
 	BaseFormat string
@@ -179,6 +181,7 @@ func (vm VM) Command() (args []string, files []*os.File, err error) {
 	vm.memory(l)
 	vm.channels(l)
 	vm.board(l)
+	vm.scsi(l)
 	for i, d := range vm.Disks {
 		vm.disk(l, d, i)
 	}
@@ -326,6 +329,18 @@ func (vm VM) channels(l *line) {
 	}
 }
 
+// scsi is the controller of the disks that ask for one.
+func (vm VM) scsi(l *line) {
+	if !slices.ContainsFunc(vm.Disks, func(d Disk) bool { return d.SCSI }) {
+		return
+	}
+	device := object{{"driver", vm.virtio("scsi")}, {"id", "scsi"}}
+	if vm.Machine == Q35 {
+		device = append(device, field{"iothread", "io"})
+	}
+	l.json("-device", device)
+}
+
 func (vm VM) disk(l *line, d Disk, index int) {
 	format := object{{"driver", d.Format}, {"node-name", DiskNode(d.Name)}, {"discard", "unmap"}, {"detect-zeroes", "unmap"},
 		{"file", object{{"driver", "file"}, {"filename", l.set(d.File)}, {"discard", "unmap"}, {"aio", "threads"}}}}
@@ -346,7 +361,11 @@ func (vm VM) disk(l *line, d Disk, index int) {
 	// A disk that is full or broken stops the Guest instead of spoiling its file system.
 	device := object{{"driver", vm.virtio("blk")}, {"id", "blk-" + d.Name}, {"drive", DiskNode(d.Name)}, {"serial", d.Name},
 		{"rerror", "stop"}, {"werror", "stop"}}
-	if vm.Machine == Q35 { // virtio-mmio has no ioeventfd for it
+	switch {
+	case d.SCSI:
+		device[0].value = "scsi-hd"
+		device = append(device, field{"bus", "scsi.0"}, field{"scsi-id", index}, field{"rotation_rate", 1}) // 1: it does not turn (SBC-4 6.6.3)
+	case vm.Machine == Q35: // virtio-mmio has no ioeventfd for it
 		device = append(device, field{"iothread", "io"})
 	}
 	if vm.Kernel == nil {

@@ -219,6 +219,9 @@ func (b *bootd) guestVerb(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.Metadata.Annotations = map[string]string{"asked": fmt.Sprint(r.PathValue("verb"), " ", a.To, " ", a.LoseDisks, " ", a.ID != "")}
+	if a.Snapshot != "" {
+		g.Status.Result = &api.GuestResult{ID: a.ID, Message: r.PathValue("verb") + " of " + a.Snapshot, Failed: a.Snapshot == "bad"}
+	}
 	b.keep(g)
 	b.json(w, g)
 }

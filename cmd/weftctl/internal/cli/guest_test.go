@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/rackweft/rackweft/api"
 )
@@ -36,4 +38,25 @@ func TestGuestVerbs(t *testing.T) {
 	}
 	b.run(t, "", "guest", "reset", "db").want(t, 1, "", "reset guest/db: ")
 	b.run(t, "", "guest", "start").want(t, 2, "", "say NAME…")
+}
+
+func TestGuestSnapshots(t *testing.T) {
+	b := newBootd(t)
+	g := &api.Guest{Spec: api.GuestSpec{Network: "blue", Image: "debian", CPUs: 1, Memory: api.Bytes(1 << 30)}, Status: api.GuestStatus{Host: "r1u07",
+		Snapshots: []api.GuestSnapshot{
+			{Name: "before", Time: time.Date(2026, 11, 21, 14, 0, 0, 0, time.UTC), Disks: []string{"root", "etcd"}, Consistency: api.ConsistentFrozen},
+			{Name: "after", Disks: []string{"root"}, Consistency: api.ConsistentCrash, Broken: true}}}}
+	g.Metadata.Name = "web"
+	b.store(g)
+	clock := g.Status.Snapshots[0].Time.Local().Format("2006-01-02 15:04:05")
+	b.run(t, "", "guest", "snapshot", "list", "web").want(t, 0, "NAME     TIME                  CONSISTENCY   DISKS\nbefore   "+clock+"   Frozen        root, etcd\nafter    -                     Broken        root\n")
+	b.run(t, "", "guest", "snapshot", "list", "web", "-o", "xml").want(t, 2, "", "table or json")
+	b.run(t, "", "guest", "snapshot", "create", "web", "new").want(t, 0, "guest/web: snapshot-create of new\n")
+	b.run(t, "", "guest", "snapshot", "revert", "web", "before").want(t, 0, "guest/web: snapshot-revert of before\n")
+	b.run(t, "", "guest", "snapshot", "delete", "web", "bad").want(t, 1, "", "guest/web: snapshot-delete of bad")
+	b.run(t, "", "guest", "snapshot", "delete", "web").want(t, 2, "", "say NAME and SNAPSHOT")
+	b.run(t, "", "guest", "snapshot", "create", "db", "new").want(t, 1, "", "snapshot new of guest/db: ")
+	if r := b.run(t, "", "__complete", "guest", "snapshot", "revert", "web", ""); !strings.Contains(r.out, "before\nafter\n") {
+		t.Errorf("completion says %q", r.out)
+	}
 }

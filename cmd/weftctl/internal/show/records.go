@@ -101,6 +101,19 @@ func (p Printer) Origins(w io.Writer, list []api.Origin) error {
 	return table.Print(w, p.bold)
 }
 
+// Snapshots prints those of a Guest.
+func (p Printer) Snapshots(w io.Writer, list []api.GuestSnapshot) error {
+	table := Table{Header: []string{"NAME", "TIME", "CONSISTENCY", "DISKS"}}
+	for _, s := range list {
+		worth := string(s.Consistency)
+		if s.Broken {
+			worth = p.Paint(terminal.Yellow, "Broken")
+		}
+		table.Rows = append(table.Rows, []string{s.Name, clock(s.Time), worth, strings.Join(s.Disks, ", ")})
+	}
+	return table.Print(w, p.bold)
+}
+
 // Peers prints the leases of a Network; wide adds what programs go by.
 func (p Printer) Peers(w io.Writer, list []api.NetworkMember, wide bool) error {
 	table := Table{Header: []string{"HOST", "LEASE", "VTEP", "STATE", "MESSAGE"}}

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -120,6 +121,10 @@ func obey(words []string) string {
 			_ = f.Close()
 		}
 		return "ok" + text(err)
+	case "discard":
+		return "ok" + text(discard(words[1]))
+	case "pump":
+		return "ok" + text(pump(words[1], words[2]))
 	case "config":
 		a, err := os.ReadFile("/sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw")
 		b, err2 := os.ReadFile("/sys/firmware/qemu_fw_cfg/by_name/opt/org.flatcar-linux/config/raw")
@@ -153,7 +158,54 @@ func byName(serial string) string {
 			return filepath.Base(filepath.Dir(path))
 		}
 	}
+	all, _ = filepath.Glob("/sys/block/*/device/vpd_pg80") // SCSI's unit serial number
+	for _, path := range all {
+		if raw, _ := os.ReadFile(path); len(raw) > 4 && string(raw[4:]) == serial {
+			return filepath.Base(filepath.Dir(filepath.Dir(path)))
+		}
+	}
 	return "none"
+}
+
+// discard gives up a whole disk.
+func discard(name string) error {
+	f, err := os.OpenFile("/dev/"+byName(name), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	span := [2]uint64{0, uint64(size)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&span))); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// pump writes a number to one disk and then to another, on and on: at no moment
+// are they further apart than one.
+func pump(a, b string) error {
+	var files []*os.File
+	for _, name := range []string{a, b} {
+		f, err := os.OpenFile("/dev/"+byName(name), os.O_WRONLY|unix.O_SYNC, 0)
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+	}
+	go func() {
+		for n := 1; ; n++ {
+			for _, f := range files {
+				if _, err := f.WriteAt(fmt.Appendf(nil, "%012d\x00", n), 0); err != nil {
+					return
+				}
+			}
+		}
+	}()
+	return nil
 }
 
 // network gives eth0 an address, and its gateway.

@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+func (a *app) guestSnapshotCommand() *cobra.Command {
+	return group("snapshot", "Take snapshots of Guests' disks, and go back to them",
+		a.snapshotVerbCommand("create", api.GuestSnapshotCreate, "Take a snapshot of all disks of a Guest at one moment",
+			`create takes a snapshot of all disks of a Guest at one moment, whether it runs or not. Where an agent (qemu-ga)
+answers in a Guest that runs, its file systems are at rest meanwhile; else the snapshot is crash-consistent, as after
+a loss of power, and says so. Memory is not kept. A disk that is raw holds no snapshots.`),
+		a.snapshotListCommand(),
+		a.snapshotVerbCommand("revert", api.GuestSnapshotRevert, "Have all disks of a stopped Guest become what they were",
+			`revert has all disks of a Guest become what they were when the snapshot was taken. What was written since is lost,
+unless it is in another snapshot. The Guest must be stopped; the snapshot stays.`),
+		a.snapshotVerbCommand("delete", api.GuestSnapshotDelete, "Delete a snapshot",
+			"delete takes a snapshot out of the disks, whether the Guest runs or not. Their room is used again for what comes."),
+	)
+}
+
+func (a *app) snapshotListCommand() *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "list NAME", Short: "List a Guest's snapshots",
+		Args: exactly(1, "NAME"), ValidArgsFunction: a.completeOne("guests"),
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			g, err := api.Get[api.Guest](c.Context(), client, args[0])
+			if err != nil {
+				return fmt.Errorf("snapshots of guest/%s: %w", args[0], err)
+			}
+			switch output {
+			case "json":
+				return a.indented(g.Status.Snapshots)
+			case "table":
+				return a.printer().Snapshots(a.out, g.Status.Snapshots)
+			}
+			return usagef("-o %s: it may be table or json", output)
+		},
+	}
+	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	complete(c, "output", "table", "json")
+	return c
+}
+
+func (a *app) snapshotVerbCommand(use, verb, short, long string) *cobra.Command {
+	var timeout time.Duration
+	c := &cobra.Command{
+		Use: use + " NAME SNAPSHOT", Short: short, Long: long + " The command waits until it is done.",
+		Args: exactly(2, "NAME and SNAPSHOT"),
+		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			switch {
+			case len(args) == 0:
+				return a.names(c.Context(), "guests"), cobra.ShellCompDirectiveNoFileComp
+			case len(args) == 1 && verb != api.GuestSnapshotCreate:
+				return a.snapshotNames(c.Context(), args[0]), cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(c.Context(), timeout)
+			defer cancel()
+			action := api.GuestAction{ID: uuid.NewString(), Snapshot: args[1]}
+			if _, err := client.GuestVerb(ctx, args[0], verb, action); err != nil {
+				return fmt.Errorf("snapshot %s of guest/%s: %w", args[1], args[0], err)
+			}
+			result, err := guestResult(ctx, client, args[0], action.ID)
+			if errors.Is(err, context.DeadlineExceeded) {
+				return fmt.Errorf("guest/%s: its host has said nothing within %s: it was asked, see weftctl describe guest %[1]s", args[0], timeout)
+			}
+			if err != nil {
+				return err
+			}
+			if result.Failed {
+				return fmt.Errorf("guest/%s: %s", args[0], result.Message)
+			}
+			return a.printf("guest/%s: %s\n", args[0], result.Message)
+		},
+	}
+	c.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait for the host")
+	return c
+}
+
+// guestResult waits for what comes of a request.
+func guestResult(ctx context.Context, client *api.Client, name, id string) (*api.GuestResult, error) {
+	var result *api.GuestResult
+	err := client.Watch(ctx, api.KindOf(new(api.Guest)), func(e api.WatchEvent) error {
+		g, ok := e.Object.(*api.Guest)
+		if !ok || g.Metadata.Name != name {
+			return nil
+		}
+		switch r := g.Status.Result; {
+		case r != nil && r.ID == id:
+			result = r
+			return errReached
+		case e.Type == api.Deleted:
+			return fmt.Errorf("guest/%s was deleted meanwhile", name)
+		case e.Type == api.Modified && (g.Status.Request == nil || g.Status.Request.ID != id):
+			return fmt.Errorf("guest/%s was asked for something else meanwhile", name)
+		}
+		return nil
+	})
+	if errors.Is(err, errReached) {
+		return result, nil
+	}
+	return nil, err
+}
+
+func (a *app) snapshotNames(ctx context.Context, guest string) []string {
+	client, err := a.client()
+	if err != nil {
+		return nil
+	}
+	g, err := api.Get[api.Guest](ctx, client, guest)
+	if err != nil {
+		return nil // a completion says nothing of it
+	}
+	var names []string
+	for _, s := range g.Status.Snapshots {
+		names = append(names, s.Name)
+	}
+	return names
+}

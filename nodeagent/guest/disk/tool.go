@@ -1,0 +1,134 @@
+package disk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// Tool runs QEMU's tools on the disks of a Guest that has no QEMU. A disk's
+// bytes are its guest's, so a tool is as confined as a QEMU: it is the Guest's
+// user, has no network, and is handed its files open. It ends with the agent.
+type Tool struct {
+	User int
+	Lock *os.File // the Guest's; the tool holds it, too
+}
+
+// firstFile is the number of the first of a tool's files.
+const firstFile = 3
+
+// run runs a program. Files may be opened anew as /proc/self/fd/3 and on by
+// the Guest's user, who becomes their owner unless everybody may read them.
+func (t Tool) run(ctx context.Context, files []*os.File, program string, args ...string) ([]byte, error) {
+	for _, f := range files {
+		info, err := f.Stat()
+		if err == nil && info.Mode().Perm() != sharedMode {
+			err = f.Chown(t.User, t.User)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LANG=C.UTF-8"}
+	cmd.Dir = "/"
+	cmd.ExtraFiles = append(slices.Clone(files), t.Lock)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: uint32(t.User), Gid: uint32(t.User)},
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	runtime.LockOSThread() // the signal comes when the thread ends that forked (prctl(2))
+	defer runtime.UnlockOSThread()
+	out, err := cmd.Output()
+	if err == nil {
+		return out, nil
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return nil, toolError(program, err)
+}
+
+// toolError says it in a person's words.
+func toolError(program string, err error) error {
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%s is not installed: it is in Debian's package qemu-utils", program)
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("%s: %w", program, err)
+	}
+	said := strings.Join(strings.Fields(string(exit.Stderr)), " ")
+	if strings.Contains(said, "No space left") {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return fmt.Errorf("%s: %w: %s", program, err, said)
+}
+
+// node is a qcow2 file by its number as QEMU's tools take it. What its header
+// says of a file below it counts for nothing.
+func node(number int) string {
+	return fmt.Sprintf(`json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"/proc/self/fd/%d"}}`, number)
+}
+
+// existing opens a disk that is there already.
+func (s *Store) existing(w Wanted) (*os.File, error) {
+	f, err := os.OpenFile(s.path(w), os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("disk %s does not exist yet: it is made when the Guest starts", w.Name)
+	}
+	return f, err
+}
+
+// Snapshots lists the snapshots inside of a disk.
+func (s *Store) Snapshots(ctx context.Context, t Tool, w Wanted) ([]string, error) {
+	f, err := s.existing(w)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	out, err := t.run(ctx, []*os.File{f}, "qemu-img", "info", "--output=json", node(firstFile))
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", w.Name, err)
+	}
+	var info struct{ Snapshots []struct{ Name string } }
+	if err := json.Unmarshal(out, &info); err != nil {
+		return nil, fmt.Errorf("disk %s: what qemu-img says: %w", w.Name, err)
+	}
+	var names []string
+	for _, s := range info.Snapshots {
+		names = append(names, s.Name)
+	}
+	return names, nil
+}
+
+// SnapshotVerb is what is done with a snapshot inside of a disk.
+type SnapshotVerb string
+
+// The verbs, as qemu-img has them.
+const (
+	Create SnapshotVerb = "-c"
+	Revert SnapshotVerb = "-a"
+	Delete SnapshotVerb = "-d"
+)
+
+// Snapshot does something with a snapshot inside of a qcow2 disk.
+func (s *Store) Snapshot(ctx context.Context, t Tool, w Wanted, verb SnapshotVerb, name string) error {
+	f, err := s.existing(w)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := t.run(ctx, []*os.File{f}, "qemu-img", "snapshot", "-q", string(verb), name, node(firstFile)); err != nil {
+		return fmt.Errorf("disk %s: %w", w.Name, err)
+	}
+	return f.Sync()
+}

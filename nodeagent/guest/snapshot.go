@@ -1,0 +1,475 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/disk"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
+)
+
+// Snapshots are qcow2's own, inside of the disks: a QEMU that runs makes those
+// of all disks in one transaction, and no file comes or goes that a start would
+// have to know of. Each is called by its name and the request that made it, so
+// that one that was hardly begun is told from what was there before.
+
+// snapshot is one that the Guest has.
+type snapshot struct {
+	api.GuestSnapshot
+	Tag string `json:"tag"` // what it is called inside of the disks
+}
+
+func (s snapshot) same(other snapshot) bool { return s.Tag == other.Tag }
+
+// begun is what is being done with a snapshot.
+type begun struct {
+	api.GuestRequest
+	Of snapshot `json:"of"`
+}
+
+// snapshotTime is how long QEMU may take for a snapshot.
+const snapshotTime = 5 * time.Minute
+
+// snapshotsFile lists the Guest's snapshots, oldest first. It goes with the disks
+// when the Guest moves.
+const snapshotsFile = "snapshots.json"
+
+func (g *guest) readSnapshots() ([]snapshot, error) {
+	path := filepath.Join(g.dir, snapshotsFile)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []snapshot
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return list, nil
+}
+
+// editSnapshots replaces the list by an edit of it.
+func (g *guest) editSnapshots(edit func([]snapshot) []snapshot) error {
+	list, err := g.readSnapshots()
+	if err == nil {
+		err = writeJSON(filepath.Join(g.dir, snapshotsFile), edit(list))
+	}
+	if err != nil {
+		return fmt.Errorf("the list of its snapshots: %w", err)
+	}
+	return nil
+}
+
+// listed is what is told of the list.
+func (g *guest) listed() []api.GuestSnapshot {
+	all, err := g.readSnapshots()
+	if err != nil {
+		g.log.Warn("its snapshots cannot be told", "error", err)
+	}
+	var list []api.GuestSnapshot
+	for _, s := range all {
+		list = append(list, s.GuestSnapshot)
+	}
+	return list
+}
+
+// snapshots does what is asked for about snapshots. It returns when to look
+// again; 0 without an error lets the Guest go on as it is to be.
+func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if part.Transfer != nil && part.Transfer.Role != api.TransferSource || g.record.Given != "" {
+		return 0, nil // it is another host's, or about to be
+	}
+	if g.record.Begun == nil {
+		r := part.Request
+		stopping := g.running != nil && part.State == "Stopped"
+		if !r.AboutSnapshot() || r.ID == g.record.Request || stopping || !g.atRest() {
+			return 0, nil
+		}
+		g.h.reached("snapshot: asked for")
+		of, err := g.judge(part, r)
+		if err != nil {
+			return time.Millisecond, g.snapshotFailed(r, err)
+		}
+		if err := g.change(func(rec *record) { rec.Begun = &begun{*r, of} }); err != nil {
+			return 0, err
+		}
+		g.h.reached("snapshot: begun")
+	}
+	if !g.atRest() {
+		return 0, nil
+	}
+	return time.Millisecond, g.goThrough(ctx)
+}
+
+// atRest reports whether the disks may be worked on: by a QEMU that answers and
+// is not about to go, or without one.
+func (g *guest) atRest() bool {
+	if g.running == nil {
+		return true
+	}
+	return g.stop == nil && slices.Contains([]string{"running", "paused", "prelaunch"}, g.running.state)
+}
+
+// judge says what a request is about, or why it cannot be.
+func (g *guest) judge(part *api.GuestPart, r *api.GuestRequest) (snapshot, error) {
+	if err := api.ValidateName(r.Snapshot); err != nil {
+		return snapshot{}, err
+	}
+	all, err := g.readSnapshots()
+	if err != nil {
+		return snapshot{}, err
+	}
+	at := slices.IndexFunc(all, func(s snapshot) bool { return s.Name == r.Snapshot })
+	known := at >= 0
+	var of snapshot
+	if known {
+		of = all[at]
+	}
+	switch {
+	case r.Verb == api.GuestSnapshotCreate && len(all) >= api.MaxSnapshots:
+		return of, fmt.Errorf("the Guest has %d snapshots, and may have no more: delete one", len(all))
+	case r.Verb == api.GuestSnapshotCreate && known:
+		return of, fmt.Errorf("there is a snapshot %s from %s: delete it, or take another name", of.Name, of.Time.Format(time.RFC3339))
+	case r.Verb == api.GuestSnapshotCreate:
+		return g.planned(part, r)
+	case !known:
+		return of, fmt.Errorf("there is no snapshot %s", r.Snapshot)
+	case r.Verb == api.GuestSnapshotRevert:
+		return of, g.judgeRevert(part, of)
+	}
+	return of, nil
+}
+
+// planned is a snapshot as it is to be.
+func (g *guest) planned(part *api.GuestPart, r *api.GuestRequest) (snapshot, error) {
+	s := snapshot{GuestSnapshot: api.GuestSnapshot{Name: r.Snapshot, Time: time.Now().UTC().Truncate(time.Second)}, Tag: r.Snapshot + "@" + r.ID}
+	for _, d := range part.Disks {
+		if d.Format == disk.Raw {
+			return s, fmt.Errorf("disk %s is raw, which holds no snapshots: export it, or give the Guest a qcow2 disk of another name", d.Name)
+		}
+		s.Disks = append(s.Disks, d.Name)
+	}
+	if len(s.Disks) == 0 {
+		return s, errors.New("the Guest has no disks")
+	}
+	return s, nil
+}
+
+func (g *guest) judgeRevert(part *api.GuestPart, of snapshot) error {
+	switch {
+	case g.running != nil || part.State != "Stopped":
+		return errors.New("the Guest runs: stop it first")
+	case of.Broken:
+		return fmt.Errorf("snapshot %s is not whole: a deletion of it broke off; delete it", of.Name)
+	}
+	for _, d := range part.Disks {
+		if !slices.Contains(of.Disks, d.Name) {
+			return fmt.Errorf("disk %s came after snapshot %s, and has nothing to go back to: take it out of spec.disks first", d.Name, of.Name)
+		}
+	}
+	return nil
+}
+
+// goThrough takes what was begun to its end. It may have been begun by an agent
+// that was killed at any point, so every step may be done already.
+func (g *guest) goThrough(ctx context.Context) error {
+	b := g.record.Begun
+	of, err := g.snapshotStep(ctx, b)
+	var waits pending
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx) // it is taken up again
+	case errors.As(err, &waits):
+		return err
+	case err != nil && b.Verb == api.GuestSnapshotRevert: // there is no way back
+		return fmt.Errorf("revert to snapshot %s: %w", of.Name, err)
+	case err != nil:
+		return g.snapshotFailed(&b.GuestRequest, err)
+	}
+	message := describe(b.Verb, of)
+	if err := g.result(&b.GuestRequest, message, nil, func(r *record) { r.Begun = nil }); err != nil {
+		return err
+	}
+	g.h.event(g, api.Normal, "SnapshotDone", message)
+	return nil
+}
+func describe(verb string, of snapshot) string {
+	disks := "disk " + strings.Join(of.Disks, ", ")
+	switch verb {
+	case api.GuestSnapshotRevert:
+		return fmt.Sprintf("reverted to snapshot %s from %s: %s", of.Name, of.Time.Format(time.RFC3339), disks)
+	case api.GuestSnapshotDelete:
+		return fmt.Sprintf("snapshot %s is deleted", of.Name)
+	}
+	return fmt.Sprintf("snapshot %s is made of %s: %s", of.Name, disks, worth(of.Consistency))
+}
+
+// dropSnapshots takes all snapshots out of disks that outlive the Guest.
+func (g *guest) dropSnapshots(ctx context.Context, lock *os.File) {
+	all, err := g.readSnapshots()
+	if err != nil {
+		g.log.Warn("retained disks keep their snapshots", "error", err)
+	}
+	if b := g.record.Begun; b != nil {
+		all = append(all, b.Of)
+	}
+	for _, of := range all {
+		of.Disks = slices.DeleteFunc(slices.Clone(of.Disks), func(name string) bool { return !slices.Contains(g.record.retained(), name) })
+		if err := g.untag(ctx, disk.Tool{User: g.record.User, Lock: lock}, of); err != nil {
+			g.log.Warn("a retained disk keeps its snapshot", "snapshot", of.Tag, "error", err)
+		}
+	}
+}
+
+// worth is a consistency in a person's words.
+func worth(c api.Consistency) string {
+	switch c {
+	case api.ConsistentFrozen:
+		return "its file systems were at rest"
+	case api.ConsistentStopped:
+		return "the Guest did not run"
+	}
+	return "crash-consistent, as after a loss of power"
+}
+
+func (g *guest) snapshotFailed(r *api.GuestRequest, failure error) error {
+	failure = fmt.Errorf("%s %s: %w", strings.ReplaceAll(r.Verb, "-", " "), r.Snapshot, failure)
+	err := g.result(r, "", failure, func(rec *record) { rec.Begun = nil })
+	if err == nil {
+		g.h.event(g, api.Warning, "SnapshotFailed", failure.Error())
+	}
+	return err
+}
+
+// snapshotStep does what was begun, and says what the snapshot is then. A pending
+// is neither a success nor a failure.
+func (g *guest) snapshotStep(ctx context.Context, b *begun) (snapshot, error) {
+	tool, release, err := g.tool()
+	if err != nil {
+		return b.Of, err
+	}
+	defer release()
+	switch b.Verb {
+	case api.GuestSnapshotCreate:
+		of, err := g.createSnapshot(ctx, tool, b.Of)
+		if err != nil {
+			return of, err
+		}
+		g.h.reached("snapshot: made, not listed")
+		return of, g.editSnapshots(func(list []snapshot) []snapshot {
+			if slices.ContainsFunc(list, of.same) {
+				return list
+			}
+			return append(list, of)
+		})
+	case api.GuestSnapshotRevert:
+		for _, name := range b.Of.Disks {
+			if err := g.h.disks.Snapshot(ctx, tool, g.wanted(name), disk.Revert, b.Of.Tag); err != nil {
+				return b.Of, err
+			}
+			g.h.reached("snapshot: a disk is reverted")
+		}
+		return b.Of, nil
+	case api.GuestSnapshotDelete:
+		err := g.editSnapshots(func(list []snapshot) []snapshot { // from now on it is not whole
+			for i := range list {
+				list[i].Broken = list[i].Broken || b.Of.same(list[i])
+			}
+			return list
+		})
+		if err != nil {
+			return b.Of, err
+		}
+		g.h.reached("snapshot: to be deleted")
+		if err := g.untag(ctx, tool, b.Of); err != nil {
+			return b.Of, err
+		}
+		g.h.reached("snapshot: deleted, still listed")
+		return b.Of, g.editSnapshots(func(list []snapshot) []snapshot { return slices.DeleteFunc(list, b.Of.same) })
+	}
+	return b.Of, fmt.Errorf("this nodeagent does not know %q", b.Verb)
+}
+
+// tool works on the Guest's disks that no QEMU has open.
+func (g *guest) tool() (t disk.Tool, release func(), err error) {
+	t.User = g.record.User
+	if g.running != nil {
+		return t, func() {}, nil // which has the lock
+	}
+	if t.Lock, err = g.lock(); err != nil {
+		return t, nil, err
+	}
+	if t.Lock == nil {
+		return t, nil, pending("its disks are in use by what an earlier nodeagent has begun")
+	}
+	return t, func() { _ = t.Lock.Close() }, nil
+}
+
+// wanted is a disk that takes snapshots.
+func (g *guest) wanted(name string) disk.Wanted {
+	return disk.Wanted{Network: g.record.Part.Network, Guest: g.name, UID: g.uid, GuestDisk: api.GuestDisk{Name: name, Format: disk.QCOW2}}
+}
+
+// tags are the snapshots inside of disks.
+type tags struct {
+	open bool // QEMU has the disk
+	all  []string
+}
+
+// inspect looks into the disks of a snapshot.
+func (g *guest) inspect(ctx context.Context, t disk.Tool, of snapshot) (map[string]tags, error) {
+	var nodes []struct {
+		Node  string `json:"node-name"`
+		Image struct {
+			Snapshots []struct{ Name string }
+		}
+	}
+	if g.running != nil {
+		if err := g.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+			return nil, err
+		}
+	}
+	found := map[string]tags{}
+	for _, n := range nodes {
+		if name, ok := strings.CutPrefix(n.Node, qemu.DiskNode("")); ok {
+			has := tags{open: true}
+			for _, s := range n.Image.Snapshots {
+				has.all = append(has.all, s.Name)
+			}
+			found[name] = has
+		}
+	}
+	for _, name := range of.Disks {
+		if found[name].open {
+			continue
+		}
+		all, err := g.h.disks.Snapshots(ctx, t, g.wanted(name))
+		if err != nil {
+			return nil, err
+		}
+		found[name] = tags{all: all}
+	}
+	return found, nil
+}
+
+// createSnapshot makes one of all disks.
+func (g *guest) createSnapshot(ctx context.Context, t disk.Tool, of snapshot) (snapshot, error) {
+	found, err := g.inspect(ctx, t, of)
+	if err != nil {
+		return of, err
+	}
+	of.Consistency = api.ConsistentCrash
+	made := func(name string) bool { return slices.Contains(found[name].all, of.Tag) }
+	lacks := func(name string) bool { return !made(name) }
+	if !slices.ContainsFunc(of.Disks, lacks) {
+		return of, nil // by an agent that was killed behind it, and knew how the Guest was
+	}
+	if err := g.untag(ctx, t, of); err != nil {
+		return of, pending(err.Error())
+	}
+	if g.running == nil {
+		of.Consistency = api.ConsistentStopped
+		for _, name := range of.Disks {
+			err = errors.Join(err, g.h.disks.Snapshot(ctx, t, g.wanted(name), disk.Create, of.Tag))
+			g.h.reached("snapshot: in a disk")
+		}
+	} else {
+		for _, name := range of.Disks {
+			if !found[name].open {
+				return of, fmt.Errorf("disk %s is not in the running Guest yet: restart it first", name)
+			}
+		}
+		of.Consistency = g.freeze(ctx)
+		g.h.reached("snapshot: frozen")
+		err = g.tagAll(ctx, of)
+		if err := g.thaw(ctx); err != nil {
+			g.h.event(g, api.Warning, "NotThawed", err.Error()+"; it is tried again")
+		}
+	}
+	if err == nil {
+		return of, nil
+	}
+	if undo := g.untag(ctx, t, of); undo != nil { // when QEMU has just ended, say: it is looked at again
+		return of, pending(errors.Join(err, undo).Error())
+	}
+	return of, err
+}
+
+// tagAll has QEMU make a snapshot of all disks or of none.
+func (g *guest) tagAll(ctx context.Context, of snapshot) error {
+	type action struct {
+		Type string            `json:"type"`
+		Data map[string]string `json:"data"`
+	}
+	var actions []action
+	for _, name := range of.Disks {
+		actions = append(actions, action{"blockdev-snapshot-internal-sync", map[string]string{"device": qemu.DiskNode(name), "name": of.Tag}})
+	}
+	return g.commandIn(ctx, snapshotTime, "transaction", map[string]any{"actions": actions}, nil)
+}
+
+// untag takes a snapshot out of all disks that have it.
+func (g *guest) untag(ctx context.Context, t disk.Tool, of snapshot) error {
+	found, err := g.inspect(ctx, t, of)
+	if err != nil {
+		return err
+	}
+	for _, name := range of.Disks {
+		switch has := found[name]; {
+		case !slices.Contains(has.all, of.Tag):
+		case has.open:
+			err = g.commandIn(ctx, snapshotTime, "blockdev-snapshot-delete-internal-sync", map[string]string{"device": qemu.DiskNode(name), "name": of.Tag}, nil)
+		default:
+			err = g.h.disks.Snapshot(ctx, t, g.wanted(name), disk.Delete, of.Tag)
+		}
+		if err != nil {
+			return err
+		}
+		g.h.reached("snapshot: out of a disk")
+	}
+	return nil
+}
+
+// freeze brings the Guest's file systems to rest, if an agent in it does that.
+// thaw follows, whatever comes of it.
+func (g *guest) freeze(ctx context.Context) api.Consistency {
+	if g.running.state != "running" || g.agentListens(ctx) != nil {
+		return api.ConsistentCrash
+	}
+	if err := g.change(func(r *record) { r.Frozen = true }); err != nil {
+		return api.ConsistentCrash
+	}
+	var count int
+	if err := g.agent.Execute(ctx, "guest-fsfreeze-freeze", nil, &count); err != nil || count < 1 {
+		g.log.Warn("its file systems do not come to rest", "count", count, "error", err)
+		return api.ConsistentCrash
+	}
+	return api.ConsistentFrozen
+}
+
+// thaw lets the Guest's file systems go on. It is repeated until it succeeds or
+// QEMU has ended.
+func (g *guest) thaw(ctx context.Context) error {
+	if !g.record.Frozen || g.running == nil || g.running.state != "running" {
+		return nil
+	}
+	err := g.agentListens(ctx)
+	if err == nil {
+		err = g.agent.Execute(ctx, "guest-fsfreeze-thaw", nil, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("let its file systems go on: %w", err)
+	}
+	return g.change(func(r *record) { r.Frozen = false })
+}
