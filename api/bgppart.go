@@ -116,8 +116,8 @@ type BGPNeighbor struct {
 	KeepAlive Duration `json:"keepAlive,omitzero" doc:"A third of HoldTime unless set; whole seconds."`
 	// MaxPrefixes of each family end the session when they are passed, with a
 	// warning at three quarters; it is tried again after a minute. Unless set,
-	// 10000, and for a client the power of two from twice what Accept lists and
-	// 10 more on.
+	// 10000, for a reflector with AllPaths 100000, and for a client 512 or the
+	// power of two from twice what Accept lists and 10 more on.
 	MaxPrefixes int `json:"maxPrefixes,omitzero"`
 	// Hops is how far the neighbour may be. 1, unless set, is the same segment:
 	// packets that came through a router are dropped (GTSM, RFC 5082), which

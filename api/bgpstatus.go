@@ -35,7 +35,7 @@ type BGPSession struct {
 	Since      time.Time  `json:"since,omitzero" doc:"When it came into this state. A host tells it by its own clock, bootd by bootd's."`
 	Received   int        `json:"received,omitzero" doc:"Prefixes of both families."`
 	Accepted   int        `json:"accepted,omitzero" doc:"Those of Received that policy let in."`
-	Advertised int        `json:"advertised,omitzero"`
+	Advertised int        `json:"advertised,omitzero" doc:"Paths that it is told, as of the last look at all routes."`
 	Flaps      int        `json:"flaps,omitzero" doc:"How often it was lost since the speaker started."`
 	LastError  string     `json:"lastError,omitzero" doc:"Why it was lost, or does not come up."`
 	Digest     string     `json:"digest,omitzero" doc:"Over the prefixes and next hops received, of reflectors and uplinks only."`

@@ -25,8 +25,8 @@ func TestHostileClients(t *testing.T) {
 	z.bird(hop, "route 198.19.12.0/24 via "+honest.address.String()+";")
 	z.bird(spoof, fmt.Sprintf("route 198.19.13.0/24 via %s { bgp_large_community.add((64602, 1, 7)); bgp_local_pref = 4000; }; route 198.19.77.0/24 via %[1]s { bgp_large_community.add((64601, 1, 7)); };", spoof.address))
 	var routes strings.Builder
-	for i := range 40 {
-		_, _ = fmt.Fprintf(&routes, "route 198.19.14.%d/32 via %s; ", i, many.address)
+	for i := range clientMaxPrefixes + 1 {
+		_, _ = fmt.Fprintf(&routes, "route 198.19.%d.%d/32 via %s; ", 100+i/256, i%256, many.address)
 	}
 	z.bird(many, routes.String())
 	// The last has another's keys.
@@ -52,7 +52,7 @@ func TestHostileClients(t *testing.T) {
 	if s := r1.session("c5"); s.Established() {
 		t.Errorf("a wrong key is taken: %+v", s)
 	}
-	for _, prefix := range []string{"198.19.12.0/24", "198.19.77.0/24", "198.19.14.1"} {
+	for _, prefix := range []string{"198.19.12.0/24", "198.19.77.0/24", "198.19.100.1"} {
 		for _, h := range []*host{r1, honest} {
 			must(t, h.lacks(prefix)())
 		}

@@ -17,12 +17,13 @@ type logger struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	reasons map[string]string // by address of the neighbour
-	keyless map[string]string // neighbours whose MD5 key the kernel did not take, and why
+	reasons map[string]string         // by address of the neighbour
+	losses  map[string]map[string]int // of sessions, by address and reason
+	keyless map[string]string         // neighbours whose MD5 key the kernel did not take, and why
 }
 
 func newLogger(log *slog.Logger) *logger {
-	return &logger{log: log, reasons: map[string]string{}, keyless: map[string]string{}}
+	return &logger{log: log, reasons: map[string]string{}, losses: map[string]map[string]int{}, keyless: map[string]string{}}
 }
 
 // reason is why the neighbour's last session ended, or "".
@@ -30,6 +31,14 @@ func (l *logger) reason(address string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.reasons[address]
+}
+
+// lost is how often the neighbour's sessions have ended, by reason. GoBGP's own
+// count leaves out those that stood for long.
+func (l *logger) lost(address string) map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.losses[address])
 }
 
 func (l *logger) say(level slog.Level, msg string, fields gobgplog.Fields) {
@@ -78,14 +87,22 @@ func (l *logger) withoutKey(address string) (string, bool) {
 func (l *logger) Info(msg string, f gobgplog.Fields) {
 	switch msg {
 	case "Peer Down":
-		l.mu.Lock()
-		l.reasons[fmt.Sprint(f["Key"])] = fmt.Sprint(f["Reason"])
-		l.mu.Unlock()
+		l.noteLoss(fmt.Sprint(f["Key"]), fmt.Sprint(f["Reason"]))
 	case "Peer Up", "peer graceful restart":
 	default:
 		return
 	}
 	l.say(slog.LevelInfo, msg, f)
+}
+
+func (l *logger) noteLoss(address, reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reasons[address] = reason
+	if l.losses[address] == nil {
+		l.losses[address] = map[string]int{}
+	}
+	l.losses[address][reason]++
 }
 
 // Debug implements GoBGP's Logger.

@@ -23,6 +23,8 @@ const (
 	defaultHoldTime        = 90 * time.Second
 	uplinkHoldTime         = 9 * time.Second
 	defaultMaxPrefixes     = 10000
+	clientMaxPrefixes      = 512
+	reflectorMaxPaths      = 10 * defaultMaxPrefixes // it tells each prefix several times
 	defaultMetric          = 4096
 	maxRestartTime         = 4095 * time.Second // 12 bits, RFC 4724, section 3
 	maxLongLived           = 1 << 24 * time.Second
@@ -66,6 +68,9 @@ func setDefaults(p *api.BGPPart) {
 		if n.Role == api.BGPClient {
 			fill(&n.MaxPrefixes, clientLimit(accepted[n.Name]))
 		}
+		if n.Role == api.BGPReflector && p.AllPaths {
+			fill(&n.MaxPrefixes, reflectorMaxPaths)
+		}
 		fill(&n.MaxPrefixes, defaultMaxPrefixes)
 		fill(&n.Hops, 1)
 		if len(n.Families) == 0 {
@@ -74,10 +79,11 @@ func setDefaults(p *api.BGPPart) {
 	}
 }
 
-// clientLimit leaves room for what a client may not originate but does, and
-// moves in powers of two: a change of it costs (see server.updatePeer).
+// clientLimit leaves room for what a client may not originate but does. It
+// begins where few hosts ever come to and moves in powers of two: a change of it
+// costs (see server.updatePeer).
 func clientLimit(accepted int) int {
-	limit := 16
+	limit := clientMaxPrefixes
 	for limit < 2*accepted+10 {
 		limit *= 2
 	}

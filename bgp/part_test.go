@@ -25,7 +25,7 @@ func TestParsePart(t *testing.T) {
 	}
 	c1, leaf := p.Neighbors[0], p.Neighbors[1]
 	if p.Port != 179 || p.Table != 254 || p.Metric != 4096 || time.Duration(p.GracefulRestart) != 2*time.Minute || p.ClusterID != p.RouterID ||
-		c1.HoldTime != api.Duration(90*time.Second) || c1.KeepAlive != api.Duration(30*time.Second) || c1.MaxPrefixes != 32 || c1.Hops != 1 ||
+		c1.HoldTime != api.Duration(90*time.Second) || c1.KeepAlive != api.Duration(30*time.Second) || c1.MaxPrefixes != 512 || c1.Hops != 1 ||
 		leaf.HoldTime != api.Duration(9*time.Second) || leaf.KeepAlive != api.Duration(3*time.Second) || leaf.MaxPrefixes != 10000 {
 		t.Errorf("the defaults are %+v", p)
 	}
@@ -48,6 +48,15 @@ func TestParsePart(t *testing.T) {
 		_, err := parsePart([]byte(strings.Replace(reflectorPart, c.from, c.to, 1)))
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("with %s: %v; want %q", c.to, err, c.want)
+		}
+	}
+}
+
+// A host that gets a lease must not have its session's limit changed by it.
+func TestClientLimit(t *testing.T) {
+	for accepted, want := range map[int]int{0: 512, 2: 512, 251: 512, 252: 1024, 5000: 16384} {
+		if got := clientLimit(accepted); got != want {
+			t.Errorf("of %d prefixes: %d, want %d", accepted, got, want)
 		}
 	}
 }

@@ -66,11 +66,10 @@ func compilePolicy(p api.BGPPart) *policy {
 // only matches one community.
 func only(community string) string { return "^" + regexp.QuoteMeta(community) + "$" }
 
-// reflectsAll reports whether this is a reflector that tells all of its paths.
-func reflectsAll(p api.BGPPart) bool { return p.Role == api.BGPReflector && p.AllPaths }
-
-// reflectedMark is on what one reflector has told another: where all paths are
-// told, each would come to a third in as many ways as there are reflectors.
+// reflectedMark is on what a reflector has told another of other hosts. Where all
+// paths are told it goes to no third one, or each would come there in as many
+// ways as there are between reflectors. A reflector's own routes go one further:
+// others have no session with that host but by which they hear them.
 func reflectedMark(p api.BGPPart) string { return fmt.Sprintf("%d:1:2", p.ASN) }
 
 // martians are never taken, from nobody.
@@ -115,11 +114,7 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 
 	hops := texts(p.ZoneNextHops)
 	for _, n := range by[api.BGPReflector] {
-		var actions *gobgp.Actions
-		if reflectsAll(p) {
-			actions = &gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_ADD, Communities: []string{reflectedMark(p)}}}
-		}
-		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, actions)
+		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, nil)
 	}
 	for _, n := range by[api.BGPUplink] {
 		foreign := c.foreignASNs(p, n)
@@ -191,15 +186,7 @@ func (c *policy) compileExport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	}
 	c.rejectRest("uplinks", by[api.BGPUplink])
 	if len(by[api.BGPReflector]) > 0 {
-		if reflectsAll(p) {
-			c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflected",
-				Conditions: &gobgp.Conditions{NeighborSet: matchAny("reflectors"), LargeCommunitySet: matchAny("reflected")}, Actions: reject()})
-		}
-		only := &gobgp.Conditions{NeighborSet: matchAny("reflectors"), LargeCommunitySet: matchAny("zone")}
-		if p.Role == api.BGPClient {
-			only.RouteType = gobgp.Conditions_ROUTE_TYPE_LOCAL
-		}
-		c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflectors", Conditions: only, Actions: accept(nil)})
+		c.exportToReflectors(p)
 	}
 	c.rejectRest("reflectors", by[api.BGPReflector])
 	// Only clients are left.
@@ -212,6 +199,25 @@ func (c *policy) compileExport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 			c.out[n.Name] += fmt.Sprint(p.Aggregates, n.Export, n.KeepNextHop)
 		}
 	}
+}
+
+// exportToReflectors tells them of this host's own routes, and by a reflector of
+// all others. Where all paths are told, those bear the mark by which they go no
+// further.
+func (c *policy) exportToReflectors(p api.BGPPart) {
+	to := func(set string, typ gobgp.Conditions_RouteType) *gobgp.Conditions {
+		return &gobgp.Conditions{NeighborSet: matchAny("reflectors"), LargeCommunitySet: matchAny(set), RouteType: typ}
+	}
+	c.exports = append(c.exports, &gobgp.Statement{Name: "out-own", Conditions: to("zone", gobgp.Conditions_ROUTE_TYPE_LOCAL), Actions: accept(nil)})
+	if p.Role == api.BGPClient {
+		return
+	}
+	var actions *gobgp.Actions
+	if p.AllPaths {
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflected", Conditions: to("reflected", gobgp.Conditions_ROUTE_TYPE_NONE), Actions: reject()})
+		actions = &gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_ADD, Communities: []string{reflectedMark(p)}}}
+	}
+	c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflectors", Conditions: to("zone", gobgp.Conditions_ROUTE_TYPE_NONE), Actions: accept(actions)})
 }
 
 // exportToUplink tells n of the Zone's own routes, whose path is this Zone's

@@ -74,8 +74,12 @@ func (s *speaker) getStatus(ctx context.Context, q url.Values) (any, error) {
 	if s.server == nil {
 		return s.status, nil
 	}
+	if s.tally.overdue(time.Now()) {
+		s.readRoutes(ctx, nil)
+	}
 	s.lookAtSessions(ctx)
 	status := s.status
+	status.Memory = residentBytes()
 	status.Originate = s.server.part.Originate
 	status.Sessions = slices.Clone(s.status.Sessions)
 	for i, n := range status.Sessions {

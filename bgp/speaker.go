@@ -28,8 +28,10 @@ const (
 	settleDelay    = 100 * time.Millisecond
 	kernelDelay    = 300 * time.Millisecond
 	untold         = 30 * time.Second // a neighbour takes to tell its routes, if it does not say that it has
-	rearranging    = 3 * time.Second  // others take to tell what one told that is a neighbour no more
-	lookupPrefixes = 256              // more that changed are read with all others
+	// rearranging is how long others take to tell what one told that is a
+	// neighbour no more: they may hear of it from bootd later than this host.
+	rearranging    = 10 * time.Second
+	lookupPrefixes = 256 // more that changed are read with all others
 )
 
 // Options make a speaker.
@@ -64,7 +66,8 @@ type speaker struct {
 	raw      []byte // the part's file as last seen
 	status   Status
 	learned  map[netip.Prefix][]netip.Addr
-	counts   map[string]int        // routes let in, by the neighbour's address
+	counts   map[string]int // routes let in, by the neighbour's address
+	tally    *tally
 	onLo     map[netip.Prefix]bool // this host's own and its services' addresses
 
 	lastUp     time.Time
@@ -95,6 +98,7 @@ var ErrRestart = errors.New("the part changes what a speaker is started with")
 func Run(ctx context.Context, o Options) error {
 	s := &speaker{options: o, log: newLogger(o.Log), ops: make(chan func()), kernel: make(chan struct{}, 1), started: time.Now(),
 		learned: map[netip.Prefix][]netip.Addr{}, complete: map[netip.Addr]bool{}, limited: map[string]time.Time{},
+		tally:    newTally(),
 		services: &serviceChecks{wake: make(chan struct{}, 1), all: map[serviceKey]*serviceCheck{}},
 		events:   events{wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{}}}
 	s.status = Status{PID: os.Getpid(), Version: o.Version, Started: s.started}
@@ -345,7 +349,9 @@ func (s *speaker) readRoutes(ctx context.Context, prefixes []netip.Prefix) {
 				s.counts[r.Neighbor]++
 			}
 		}
+		s.tally.count(s.server.part, slices.Collect(maps.Values(s.server.sessions)), table)
 	}
+	s.tally.due = prefixes != nil
 	for _, p := range prefixes {
 		delete(s.learned, p)
 	}
@@ -467,9 +473,11 @@ func (s *speaker) sessions(ctx context.Context, now time.Time) []Session {
 			return
 		}
 		session := Session{Name: n.Name, Address: n.Address, Role: n.Role, State: strings.ToLower(p.State.SessionState.String()),
-			Reason: s.log.reason(p.Conf.NeighborAddress), Flaps: p.State.Flops, Accepted: s.counts[n.Address.String()]}
+			Reason: s.log.reason(p.Conf.NeighborAddress), Losses: s.log.lost(p.Conf.NeighborAddress), Accepted: s.counts[n.Address.String()]}
 		if session.Established() && p.Timers.GetState().GetUptime() != nil {
 			session.Since = p.Timers.State.Uptime.AsTime()
+			s.tally.hear(s.server.part, n, p.State.RemoteCap, session.Since)
+			session.Advertised = s.tally.told[n.Address]
 		}
 		for _, a := range p.AfiSafis {
 			session.Received += int(a.State.GetReceived())

@@ -37,6 +37,7 @@ type Status struct {
 	Loopbacks  []netip.Addr   `json:"loopbacks,omitempty" doc:"This host's own addresses, which are on lo and announced."`
 	Learned    int            `json:"learned" doc:"Prefixes for the kernel."`
 	FIB        fib.State      `json:"fib"`
+	Memory     int64          `json:"memory" doc:"Bytes that the speaker has resident."`
 	// Services are the addresses of services that this host has.
 	Services []api.BGPServiceStatus `json:"services,omitempty"`
 	Healed   int64                  `json:"healed" doc:"Times that a neighbor was told all routes again because it missed some."`
@@ -50,13 +51,26 @@ type Session struct {
 	State   string     `json:"state" enum:"idle,connect,active,opensent,openconfirm,established,limited" doc:"limited: ended for too many prefixes, and tried again within a minute."`
 	Since   time.Time  `json:"since,omitzero" doc:"Of an established session."`
 	Reason  string     `json:"reason,omitzero" doc:"Why it last ended, while this speaker ran."`
-	Flaps   uint32     `json:"flaps,omitzero"`
-	// Received are the routes that it has told, Accepted those that the policy let in.
-	Received int `json:"received"`
-	Accepted int `json:"accepted"`
+	// Losses counts how often it ended while this speaker ran, by reason.
+	Losses map[string]int `json:"losses,omitempty"`
+	// Received are the paths that it has told, Accepted those that the policy
+	// let in, Advertised those that it is told. The latter two are as of the
+	// last look at all routes.
+	Received   int `json:"received"`
+	Accepted   int `json:"accepted"`
+	Advertised int `json:"advertised"`
 	// Digest is over prefixes and next hops that were received, of reflectors
 	// and uplinks only, and only where it was asked for.
 	Digest string `json:"digest,omitzero"`
+}
+
+// Flaps is how often it ended while this speaker ran.
+func (s Session) Flaps() int {
+	n := 0
+	for _, times := range s.Losses {
+		n += times
+	}
+	return n
 }
 
 // Established reports whether the session is up.

@@ -272,6 +272,22 @@ func TestZone(t *testing.T) {
 		}
 		must(t, c1.lacks("198.19.0.0/16")())
 	})
+	t.Run("what each neighbour is told is counted", func(t *testing.T) {
+		for _, h := range []*host{r1, r2, c1} {
+			eventually(t, func() error {
+				for _, n := range h.status().Sessions {
+					told, err := h.client().Routes(t.Context(), "out", n.Name)
+					if err != nil {
+						return err
+					}
+					if n.Advertised != len(told) || n.Advertised == 0 {
+						return fmt.Errorf("%s tells %s of %d paths, and counts %d", h.name, n.Name, len(told), n.Advertised)
+					}
+				}
+				return nil
+			})
+		}
+	})
 	t.Run("audit", func(t *testing.T) {
 		status, err := c2.client().StatusWithDigests(t.Context())
 		must(t, err)
@@ -338,7 +354,7 @@ func TestZone(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		must(t, c1.has("198.19.12.0/24", c2.address.String())())
 		eventually(t, func() error {
-			if s := c1.session("r1"); s.Established() || s.Reason == "" {
+			if s := c1.session("r1"); s.Established() || s.Reason == "" || s.Flaps() == 0 {
 				return fmt.Errorf("r1 is dead, and c1 says %+v", s)
 			}
 			return nil

@@ -182,7 +182,7 @@ func toStatus(s bgp.Status, routes []api.BGPRoute, omitted int) api.BGPStatus {
 	}
 	for _, n := range s.Sessions {
 		out.Sessions = append(out.Sessions, api.BGPSession{Peer: n.Name, Address: n.Address, Role: n.Role, State: n.State, Since: n.Since,
-			Received: n.Received, Accepted: n.Accepted, Flaps: int(n.Flaps), LastError: n.Reason})
+			Received: n.Received, Accepted: n.Accepted, Advertised: n.Advertised, Flaps: n.Flaps(), LastError: n.Reason})
 	}
 	return out
 }

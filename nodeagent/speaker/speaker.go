@@ -38,6 +38,7 @@ type Speaker struct {
 	options Options
 	client  *bgp.Client
 	audits  chan api.BGPAudit
+	metrics metrics
 }
 
 // maxAudits bounds what waits for Run; what is dropped is heard again.
@@ -45,7 +46,13 @@ const maxAudits = 512
 
 // New prepares a Speaker; nothing is touched before Reconcile.
 func New(o Options) *Speaker {
-	return &Speaker{options: o, client: bgp.NewClient(o.Socket), audits: make(chan api.BGPAudit, maxAudits)}
+	return &Speaker{options: o, client: bgp.NewClient(o.Socket), audits: make(chan api.BGPAudit, maxAudits), metrics: newMetrics()}
+}
+
+// hasPart reports whether the speaker has been given one.
+func (s *Speaker) hasPart() bool {
+	_, err := os.Stat(s.options.Part)
+	return err == nil
 }
 
 // Audit implements nodeagent.Auditor.

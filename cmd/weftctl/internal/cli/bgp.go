@@ -83,18 +83,18 @@ uplinks. A session that only one end calls established is shown with what the ot
 
 func (a *app) printSessions(v *api.ZoneSessions, down bool) error {
 	p := a.printer()
-	table := show.Table{Header: []string{"REFLECTOR", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "FLAPS", "REMARK"}}
+	table := show.Table{Header: []string{"REFLECTOR", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "ADVERTISED", "FLAPS", "REMARK"}}
 	for _, s := range v.Sessions {
 		up := s.Session.State == api.BGPEstablished
 		if down && up {
 			continue
 		}
-		state, received, accepted, flaps := "-", "-", "-", "-"
+		state, received, accepted, advertised, flaps := "-", "-", "-", "-", "-"
 		if s.Session.State != "" {
 			state, flaps = a.sessionState(s.Session.State), strconv.Itoa(s.Session.Flaps)
-			received, accepted = strconv.Itoa(s.Session.Received), strconv.Itoa(s.Session.Accepted)
+			received, accepted, advertised = strconv.Itoa(s.Session.Received), strconv.Itoa(s.Session.Accepted), strconv.Itoa(s.Session.Advertised)
 		}
-		table.Rows = append(table.Rows, []string{s.Host, terminal.Clean(s.Session.Peer), terminal.Clean(s.Session.Role), state, cmp.Or(p.Age(s.Session.Since), "-"), received, accepted, flaps, remark(s)})
+		table.Rows = append(table.Rows, []string{s.Host, terminal.Clean(s.Session.Peer), terminal.Clean(s.Session.Role), state, cmp.Or(p.Age(s.Session.Since), "-"), received, accepted, advertised, flaps, remark(s)})
 	}
 	if len(table.Rows) == 0 {
 		what := "has no session: see `weftctl describe zone " + v.Zone + "`"

@@ -12,7 +12,7 @@ import (
 func TestBGPSessions(t *testing.T) {
 	b := newBootd(t)
 	up := func(peer, role string) api.BGPSession {
-		return api.BGPSession{Peer: peer, Role: role, State: api.BGPEstablished, Since: time.Now().Add(-90 * time.Minute), Received: 3, Accepted: 2}
+		return api.BGPSession{Peer: peer, Role: role, State: api.BGPEstablished, Since: time.Now().Add(-90 * time.Minute), Received: 3, Accepted: 2, Advertised: 7}
 	}
 	b.bgp = map[string]any{"/v1/zones/yellow/bgp/sessions": api.ZoneSessions{Zone: "yellow", Sessions: []api.ZoneSession{
 		{Host: "r1u01", Session: up("r1u07", "client")},
@@ -20,11 +20,11 @@ func TestBGPSessions(t *testing.T) {
 		{Host: "r1u01", Session: api.BGPSession{Peer: "198.18.8.1", Role: "uplink", State: "idle", Flaps: 4, LastError: "hold timer expired"}},
 		{Host: "r2u01", Session: api.BGPSession{Peer: "r1u07", Role: "client"}, Message: "r2u01 has reported no session to this bootd"},
 	}}, "/v1/zones/red/bgp/sessions": api.ZoneSessions{Zone: "red"}}
-	b.run(t, "", "bgp", "sessions", "yellow").want(t, 0, `REFLECTOR   PEER         ROLE     STATE         SINCE   RECEIVED   ACCEPTED   FLAPS   REMARK
-r1u01       r1u07        client   established   1h30m   3          2          0       
-r1u01       r1u08        client   established   1h30m   3          2          0       r1u08 says active: no route[31m
-r1u01       198.18.8.1   uplink   idle          -       0          0          4       hold timer expired
-r2u01       r1u07        client   -             -       -          -          -       r2u01 has reported no session to this bootd
+	b.run(t, "", "bgp", "sessions", "yellow").want(t, 0, `REFLECTOR   PEER         ROLE     STATE         SINCE   RECEIVED   ACCEPTED   ADVERTISED   FLAPS   REMARK
+r1u01       r1u07        client   established   1h30m   3          2          7            0       
+r1u01       r1u08        client   established   1h30m   3          2          7            0       r1u08 says active: no route[31m
+r1u01       198.18.8.1   uplink   idle          -       0          0          0            4       hold timer expired
+r2u01       r1u07        client   -             -       -          -          -            -       r2u01 has reported no session to this bootd
 `)
 	if r := b.run(t, "", "bgp", "sessions", "yellow", "--down"); r.code != 0 || strings.Count(r.out, "\n") != 3 {
 		t.Errorf("%+v", r)
