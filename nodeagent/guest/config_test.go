@@ -248,6 +248,10 @@ func TestGuestFetchesConfig(t *testing.T) {
 	if got := h.tell(uid1, "network 10.7.1.8"); got != "ok" {
 		t.Fatalf("its network: %s", got)
 	}
+	_, err := os.Stat(vhostNet)
+	if s := h.status("guest/web"); s.Guest == nil || s.Guest.Conditions.Is(conditionVHost) != (err == nil) {
+		t.Errorf("%s: %v; it is seen as %+v", vhostNet, err, s.Guest)
+	}
 	if got := h.tell(uid1, "fetch"); !strings.HasPrefix(got, "503 5 ") {
 		t.Errorf("without bootd it gets %s", got)
 	}

@@ -20,6 +20,7 @@ const (
 	conditionAccelerated = "Accelerated"  // it runs under KVM
 	conditionStorage     = "StorageReady" // False while a disk error holds it
 	conditionCurrent     = "Current"      // it runs as it is written down
+	conditionVHost       = "VHost"        // of a Guest with a NIC: its packets pass QEMU by
 	conditionTPM         = "TPM"          // of a Guest that has one: it works
 	conditionSteady      = "Steady"       // False for some time after it has crashed, panicked or hung
 )

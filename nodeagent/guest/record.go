@@ -51,6 +51,7 @@ type launched struct {
 	Reason      string           `json:"reason,omitzero"` // of the accelerator
 	Machine     string           `json:"machine"`         // digest of what only a start changes
 	TPM         bool             `json:"tpm,omitzero"`
+	VHost       bool             `json:"vhost,omitzero"` // its packets pass QEMU by
 }
 
 type ended struct {

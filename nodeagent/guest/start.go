@@ -213,8 +213,19 @@ func (g *guest) noteCurrent(part *api.GuestPart) {
 	}
 	g.condition(conditionCurrent, current, reason, message)
 	g.condition(conditionAccelerated, l.Accelerator == qemu.KVM, strings.ToUpper(string(l.Accelerator)), l.Reason)
+	if part.Network != "" {
+		g.noteVHost(l.VHost)
+	}
 	g.noteSteady()
 	g.noteTPM()
+}
+
+func (g *guest) noteVHost(used bool) {
+	if used {
+		g.condition(conditionVHost, true, "Used", "")
+		return
+	}
+	g.condition(conditionVHost, false, "Missing", "the host had no "+vhostNet+" when it was started, and its packets go through QEMU, which costs more: `modprobe vhost_net`, then restart it")
 }
 
 // noteSteady tells of a failure until a run has been good for some time.
@@ -307,6 +318,11 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil {
 		return err
 	}
+	if part.Tuning.HugePages {
+		if err := enoughHugePages(part.Memory.Value()); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(g.run, 0o700); err != nil {
 		return err
 	}
@@ -334,7 +350,8 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	}
 	err = g.change(func(r *record) {
 		r.Expected, r.Access, r.Frozen = false, access, false
-		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part), TPM: part.TPM}
+		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part),
+			TPM: part.TPM, VHost: vm.NIC != nil && vm.NIC.VHost != nil}
 	})
 	if err != nil {
 		return err
@@ -537,6 +554,9 @@ func pointer(c api.GuestConfig, token string) ([]byte, error) {
 	return json.Marshal(config)
 }
 
+// vhostNet is the kernel's own virtio NIC: QEMU is handed it open.
+const vhostNet = "/dev/vhost-net"
+
 func (g *guest) openNIC(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
 	if part.Network == "" {
 		return nil
@@ -551,7 +571,7 @@ func (g *guest) openNIC(ctx context.Context, part *api.GuestPart, vm *qemu.VM, f
 	}
 	files.add(a.Tap)
 	vm.NIC = &qemu.NIC{MAC: string(part.MAC), MTU: a.MTU, Tap: a.Tap}
-	if v, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0); err == nil {
+	if v, err := os.OpenFile(vhostNet, os.O_RDWR, 0); err == nil {
 		files.add(v)
 		vm.NIC.VHost = v
 	}
