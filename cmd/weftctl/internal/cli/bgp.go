@@ -256,49 +256,9 @@ func (a *app) printTest(v *api.BGPTest) error {
 }
 
 func (a *app) bgpDrainCommand(use, short string, drain bool) *cobra.Command {
-	return &cobra.Command{
-		Use: use, Short: short,
-		Args:              atLeast(1, "HOST…"),
-		ValidArgsFunction: a.completeNames("machines"),
-		RunE: func(c *cobra.Command, args []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			for _, name := range args {
-				if err := a.drain(c.Context(), client, name, drain); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
-	}
-}
-
-// drain marks a Machine, or takes the mark away; who writes it meanwhile is not
-// overwritten.
-func (a *app) drain(ctx context.Context, client *api.Client, name string, drain bool) error {
-	m, err := api.Get[api.Machine](ctx, client, name)
-	if err != nil {
-		return fmt.Errorf("machine/%s: %w", name, err)
-	}
 	word := "draining: see that `weftctl bgp routes` and its traffic move before you stop it"
 	if !drain {
 		word = "not drained any more"
 	}
-	if (m.Metadata.Annotations[drainAnnotation] == "true") == drain {
-		return a.printf("machine/%s unchanged\n", name)
-	}
-	if drain {
-		if m.Metadata.Annotations == nil {
-			m.Metadata.Annotations = map[string]string{}
-		}
-		m.Metadata.Annotations[drainAnnotation] = "true"
-	} else {
-		delete(m.Metadata.Annotations, drainAnnotation)
-	}
-	if _, err := client.Put(ctx, m, false); err != nil {
-		return fmt.Errorf("machine/%s: %w", name, err)
-	}
-	return a.printf("machine/%s %s\n", name, word)
+	return a.markCommand(&cobra.Command{Use: use, Short: short}, drainAnnotation, drain, word)
 }

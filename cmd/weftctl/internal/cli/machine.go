@@ -21,6 +21,8 @@ func (a *app) machineCommand() *cobra.Command {
 		a.verbCommand("identify on|off NAME…", "Switch the light that tells a server from its neighbours", api.VerbIdentify, "on", "off"),
 		a.verbCommand("reprovision NAME…", "Boot Machines anew, from power off to Active", api.VerbReprovision),
 		a.verbCommand("inspect NAME…", "Read the inventory again", api.VerbInspect),
+		a.machineDrainCommand(),
+		a.markCommand(&cobra.Command{Use: "undrain HOST…", Short: "Have drained hosts take Guests again"}, api.DrainAnnotation, false, "not drained any more"),
 		a.machineBootCommand(),
 	)
 }
