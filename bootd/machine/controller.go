@@ -271,6 +271,8 @@ func (c *Controller) maintain(ctx context.Context, m *api.Machine) (time.Duratio
 // activate opens and follows BootAttempts until one reaches Active.
 func (c *Controller) activate(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	switch a := m.Status.Attempt; {
+	case a == nil && m.Spec.BMC == nil && m.Spec.Boot.Unsolicited == api.BootAllow && time.Since(m.Status.BootAsked) < 4*bootAskedEvery:
+		return c.open(ctx, m, "it boots by itself (unsolicited boots are allowed)", 0, api.StagePowerOn)
 	case a == nil:
 		return c.open(ctx, m, "state is Active", 0, api.StageRequested)
 	case a.Open():

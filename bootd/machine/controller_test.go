@@ -479,6 +479,22 @@ func TestUnsolicitedBoot(t *testing.T) {
 	}
 }
 
+// A Machine without a BMC begins with the boot that it asks for, where that is allowed.
+func TestFirstBootWithoutBMC(t *testing.T) {
+	for policy, opens := range map[api.UnsolicitedBoot]bool{api.BootAllow: true, api.BootConfirm: false, api.BootRefuse: false} {
+		b := newBench(t)
+		b.machine("r1u01", 1)
+		b.mutate("r1u01", func(m *api.Machine) { m.Spec.BMC, m.Spec.Boot.Unsolicited = nil, policy })
+		if m := b.steps("r1u01", false); m.Status.Attempt != nil || m.Status.Conditions.Get(api.CondHeld).Reason != "NoBMC" {
+			t.Errorf("%s: before it asks: %+v", policy, m.Status.Attempt)
+		}
+		b.mutate("r1u01", func(m *api.Machine) { m.Status.BootAsked = time.Now() })
+		if a := b.steps("r1u01", false).Status.Attempt; (a != nil) != opens || opens && a.Stage != api.StagePowerOn {
+			t.Errorf("%s: when it asks: %+v", policy, a)
+		}
+	}
+}
+
 func TestExpiryRetriesThenFails(t *testing.T) {
 	b := newBench(t)
 	b.machine("r1u01", 1)
