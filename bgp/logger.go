@@ -62,9 +62,16 @@ func (l *logger) Fatal(msg string, f gobgplog.Fields) { l.say(slog.LevelError, m
 // Error implements GoBGP's Logger.
 func (l *logger) Error(msg string, f gobgplog.Fields) { l.say(slog.LevelError, msg, f) }
 
+// unknownWithdrawal is what GoBGP says of every withdrawal of what it has not.
+// It withdraws from everybody itself, also what policy kept from them.
+const unknownWithdrawal = "No matching path for withdraw found, may be path was not installed into table"
+
 // Warn implements GoBGP's Logger.
 func (l *logger) Warn(msg string, f gobgplog.Fields) {
-	if msg == "failed to set md5" {
+	switch msg {
+	case unknownWithdrawal:
+		return
+	case "failed to set md5":
 		l.mu.Lock()
 		l.keyless[fmt.Sprint(f["Key"])] = fmt.Sprint(f["Err"])
 		l.mu.Unlock()

@@ -122,6 +122,11 @@ func validate(p api.BGPPart) error {
 	for _, x := range slices.Concat(p.Originate, p.Aggregates, p.ZoneNextHops) {
 		check(validPrefix(x), "%s is no masked prefix", x)
 	}
+	own := map[netip.Addr]bool{}
+	for _, a := range ownAddresses(p) {
+		check(!own[a] && !slices.Contains(p.Originate, api.HostPrefix(a)), "%s is originated twice", a)
+		own[a] = true
+	}
 	for _, s := range p.Services {
 		c := s.Check
 		check(c == nil || (c.Type == api.CheckTCP || c.Type == api.CheckHTTP) && c.Port > 0 && c.Port < 1<<16 && c.Interval > 0 && c.Timeout > 0 && c.Rise > 0 && c.Fall > 0,

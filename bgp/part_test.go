@@ -43,6 +43,9 @@ func TestParsePart(t *testing.T) {
 		{`"passive":true`, `"password":"` + strings.Repeat("x", 81) + `"`, "longer than 80 bytes"},
 		{`"passive":true`, `"families":["evpn"]`, `family "evpn"`},
 		{`{"zone"`, `{"gracefulRestart":"5000s","zone"`, "gracefulRestart"},
+		{`{"zone"`, `{"loopbacks":["198.19.1.1"],"services":[{"name":"dns","addresses":["198.19.1.1"]}],"zone"`, "originated twice"},
+		{`{"zone"`, `{"loopbacks":["::ffff:198.19.1.1"],"zone"`, "no address"},
+		{`{"zone"`, `{"services":[{"name":"dns","addresses":["198.19.1.1"],"check":{"type":"tcp","port":53}}],"zone"`, "is not whole"},
 		{`{"zone"`, `{"zone":7,"zone"`, "decode"},
 	} {
 		_, err := parsePart([]byte(strings.Replace(reflectorPart, c.from, c.to, 1)))

@@ -177,6 +177,15 @@ func TestServices(t *testing.T) {
 	stop2()
 }
 
+// ask runs a command on the host that may fail, for its daemon is coming up.
+func (h *host) ask(args ...string) (string, error) {
+	out, err := exec.Command("ip", append([]string{"netns", "exec", h.rig.id + h.name}, args...)...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out), nil
+}
+
 func answers(from *host, at string) bool {
 	return exec.Command("ip", "netns", "exec", from.rig.id+from.name, "curl", "-fsS", "-m", "5", "-g", "http://"+at+":8080/").Run() == nil
 }
@@ -184,8 +193,14 @@ func answers(from *host, at string) bool {
 // foreignersHave reports whether BIRD and FRR know of just these ways to an address.
 func (z *zone) foreignersHave(bird, frr *host, address string, by ...*host) func() error {
 	return func() error {
-		birds := bird.in("birdc", "-s", bird.dir+"/ctl", "show", "route", "for", address, "all")
-		frrs := frr.in("vtysh", "--vty_socket", frr.dir, "-c", "show bgp ipv4 unicast "+address+"/32")
+		birds, err := bird.ask("birdc", "-s", bird.dir+"/ctl", "show", "route", "for", address, "all")
+		if err != nil {
+			return err
+		}
+		frrs, err := frr.ask("vtysh", "--vty_socket", frr.dir, "-c", "show bgp ipv4 unicast "+address+"/32")
+		if err != nil {
+			return err
+		}
 		for _, h := range z.clients {
 			want := slices.Contains(by, h)
 			if got := regexp.MustCompile(`BGP.next_hop: `+regexp.QuoteMeta(h.address.String())+`\b`).MatchString(birds) || strings.Contains(birds, "via "+h.address.String()+" ") && h != bird; got != want {

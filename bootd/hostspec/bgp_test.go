@@ -152,6 +152,23 @@ func TestBGPPartsStay(t *testing.T) {
 			r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"} })
 		}, "4"},
 		{"a reflector moves on", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorLeaving }) }, ""},
+		{"a service of labels that no host has", func() {
+			r.editZone(func(z *api.Zone) {
+				z.Spec.Services = []api.Service{{Name: "dns", Addresses: []netip.Addr{netip.MustParseAddr("10.5.254.53")}, Hosts: map[string]string{"tier": "edge"}}}
+			})
+		}, ""},
+		{"a client comes to have it", func() {
+			r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Labels = map[string]string{"tier": "edge"} })
+		}, "1 2 4"},
+		{"a client's loopback", func() {
+			r.editZone(func(z *api.Zone) {
+				m := r.Machine(hostName(3))
+				z.Status.Loopbacks = []api.LoopbackStatus{{Machine: m.Metadata.Name, UID: m.Metadata.UID, Addresses: []netip.Addr{netip.MustParseAddr("10.5.255.3"), netip.MustParseAddr("192.0.2.1")}}}
+			})
+		}, "1 2 3"},
+		{"it pins another", func() {
+			r.Change(hostName(3), func(m *api.Machine) { m.Spec.Loopbacks = []netip.Addr{netip.MustParseAddr("10.5.255.99")} })
+		}, "1 2 3"},
 		{"one more reflector", func() { r.reflect(1, 2, 5) }, "1 2 3 4 5"},
 		{"an uplink's export", func() {
 			r.editZone(func(z *api.Zone) { z.Spec.Uplinks[1].Export[0].LE = 28 })
@@ -303,6 +320,19 @@ func TestBGPStream(t *testing.T) {
 	if got := r.encoded(3); got != before {
 		t.Errorf("the client's part changed:\n%s\n%s", before, got)
 	}
+
+	// It is given labels by which it has a service, and another an address of its own.
+	r.editZone(func(z *api.Zone) {
+		z.Spec.Services = []api.Service{{Name: "dns", Addresses: []netip.Addr{netip.MustParseAddr("10.5.254.53")}, Hosts: map[string]string{"tier": "edge"}}}
+	})
+	r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Labels = map[string]string{"tier": "edge"} })
+	one.follow(reflector, func() bool { return strings.Contains(string(one.parts[api.PartBGP]), `"10.5.254.53/32"`) })
+	r.editZone(func(z *api.Zone) {
+		m := r.Machine(hostName(3))
+		z.Status.Loopbacks = []api.LoopbackStatus{{Machine: m.Metadata.Name, UID: m.Metadata.UID, Addresses: []netip.Addr{netip.MustParseAddr("10.5.255.3")}}}
+	})
+	three.follow(client, func() bool { return strings.Contains(string(three.parts[api.PartBGP]), `"loopbacks":["10.5.255.3"]`) })
+	one.follow(reflector, func() bool { return strings.Contains(string(one.parts[api.PartBGP]), `"10.5.255.3/32"`) })
 
 	// A client's report stays in memory, and what it received goes to the reflector.
 	// Its clock is an hour ahead.

@@ -151,7 +151,9 @@ func (v *Views) ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, e
 			if found[k] == nil {
 				found[k] = &api.ZoneRoute{Prefix: x.Prefix, NextHop: x.NextHop, Origin: k.origin}
 			}
-			found[k].At = append(found[k].At, r.Machine)
+			if !slices.Contains(found[k].At, r.Machine) {
+				found[k].At = append(found[k].At, r.Machine)
+			}
 			found[k].Stale = found[k].Stale || x.Stale
 		}
 	}

@@ -204,6 +204,12 @@ func TestDrops(t *testing.T) {
 		}), nil},
 		{"another ASN", zone(func(z *api.Zone) { z.Spec.ASN = 64700 }), []string{"these 9 BGP sessions drop: ", "1 more", "ASN becomes 64700"}},
 		{"graceful restart", zone(func(z *api.Zone) { z.Spec.BGP.GracefulRestart = api.Duration(time.Hour) }), []string{"these 9 BGP sessions", "gracefulRestart"}},
+		{"the best paths alone", zone(func(z *api.Zone) { z.Spec.BGP.Paths = api.PathsBest }), []string{"these 9 BGP sessions", "paths changes"}},
+		{"all paths, as unless set", zone(func(z *api.Zone) { z.Spec.BGP.Paths = api.PathsAll }), nil},
+		{"a service and loopbacks", zone(func(z *api.Zone) {
+			z.Spec.Loopbacks = prefixes("10.6.9.0/24")
+			z.Spec.Services = []api.Service{{Name: "dns", Addresses: []netip.Addr{netip.MustParseAddr("10.6.8.1")}}}
+		}), nil},
 		{"an uplink goes", zone(func(z *api.Zone) { z.Spec.Uplinks = z.Spec.Uplinks[1:] }), []string{"these 2 BGP sessions drop: 198.18.8.254 and r1u01, 198.18.8.254 and r2u01"}},
 		{"an uplink's key", zone(func(z *api.Zone) { z.Spec.Uplinks[0].Secret = "" }), []string{"these 2 BGP sessions", "MD5 key"}},
 		{"one reflector only", zone(func(z *api.Zone) { z.Spec.Reflectors.Count = 1 }), []string{"these 4 BGP sessions drop: 198.18.8.253 and r2u01, 198.18.8.254 and r2u01, r2u01 and r3u01, r2u01 and r3u02 (they are to be peers no more)"}},

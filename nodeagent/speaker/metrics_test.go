@@ -102,6 +102,24 @@ func TestMetricsOfSpeaker(t *testing.T) {
 	}
 }
 
+func TestBestWays(t *testing.T) {
+	route := func(prefix, hop, from string, best bool) bgp.Route {
+		return bgp.Route{Prefix: netip.MustParsePrefix(prefix), NextHop: netip.MustParseAddr(hop), Neighbor: from, Best: best}
+	}
+	got := bestWays([]bgp.Route{
+		route("198.19.1.0/24", "198.18.9.1", "direct", true), route("198.19.1.0/24", "198.18.9.1", "reflected", true),
+		route("198.19.1.0/24", "198.18.9.2", "other", true), route("198.19.1.0/24", "198.18.9.3", "worse", false),
+		route("198.19.2.0/24", "198.18.9.1", "direct", true),
+	})
+	var from []string
+	for _, r := range got {
+		from = append(from, r.Neighbor)
+	}
+	if text := strings.Join(from, " "); text != "direct other direct" {
+		t.Errorf("reported: %s", text)
+	}
+}
+
 // What happens to a service is told once.
 func TestServiceEvents(t *testing.T) {
 	l := &listener{}

@@ -165,13 +165,29 @@ func (r *reporter) readRoutes(ctx context.Context, status bgp.Status) error {
 	if err != nil {
 		return err
 	}
-	all = slices.DeleteFunc(all, func(x bgp.Route) bool { return !x.Best })
+	all = bestWays(all)
 	r.routes, r.read, r.learned = nil, time.Now(), status.Learned
 	r.omitted = max(0, len(all)-api.MaxBGPRoutes)
 	for _, x := range all[:len(all)-r.omitted] {
 		r.routes = append(r.routes, api.BGPRoute{Prefix: x.Prefix, NextHop: x.NextHop, From: names[x.Neighbor], ASPath: x.ASPath, Stale: x.Stale})
 	}
 	return nil
+}
+
+// bestWays are the best routes, each way to a prefix once: where all paths are
+// told, other reflectors tell the same.
+func bestWays(all []bgp.Route) []bgp.Route {
+	type way struct {
+		prefix netip.Prefix
+		hop    netip.Addr
+	}
+	seen := map[way]bool{}
+	return slices.DeleteFunc(all, func(x bgp.Route) bool {
+		w := way{x.Prefix, x.NextHop}
+		again := seen[w]
+		seen[w] = seen[w] || x.Best
+		return again || !x.Best
+	})
 }
 
 // toStatus is what bootd is told.
