@@ -179,6 +179,15 @@ func (b *lockedBuffer) String() string {
 // network gives the host an overlay with one Network, green: 10.7.1.0/24.
 func (h *host) network(config func(http.ResponseWriter, *http.Request, string)) *overlay.Overlay {
 	h.t.Helper()
+	value := &api.NetworkPart{UID: "green", VNI: 7201, MTU: 1400, Lease: netip.MustParsePrefix("10.7.1.0/24"), MAC: "02:00:00:00:72:01",
+		CIDRs: []netip.Prefix{netip.MustParsePrefix("10.7.0.0/16")}}
+	alone := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1500}}
+	return h.overlay("198.18.0.1", alone, config, nodeagent.Part{Name: "network/green", UID: "green", Digest: "1", Value: value})
+}
+
+// overlay gives the host an underlay of one link, eth0, and Networks over it.
+func (h *host) overlay(address string, eth0 netlink.Link, config func(http.ResponseWriter, *http.Request, string), parts ...nodeagent.Part) *overlay.Overlay {
+	h.t.Helper()
 	dir := filepath.Join(h.dir, "netns")
 	underlay := filepath.Join(dir, "underlay")
 	h.try(overlay.PinNamespace(underlay))
@@ -197,23 +206,20 @@ func (h *host) network(config func(http.ResponseWriter, *http.Request, string)) 
 	k, err := netlink.NewHandleAt(ns)
 	h.try(err)
 	defer k.Close()
-	l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1500}}
-	h.try(k.LinkAdd(l))
-	h.try(k.LinkSetUp(l))
-	at, err := netlink.ParseAddr("198.18.0.1/24")
+	h.try(k.LinkAdd(eth0))
+	h.try(k.LinkSetUp(eth0))
+	at, err := netlink.ParseAddr(address + "/24")
 	h.try(err)
-	h.try(k.AddrAdd(l, at))
+	h.try(k.AddrAdd(eth0, at))
 	o := overlay.New(overlay.Options{NamespaceDir: dir, HostNamespace: underlay, Config: config, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
-	o.SetUnderlay(api.Underlay{Interface: "eth0", Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.1")}})
+	o.SetUnderlay(api.Underlay{Interface: "eth0", Addresses: []netip.Addr{netip.MustParseAddr(address)}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	begun := &desk{again: make(chan struct{}, 1)}
 	go func() { defer close(done); o.Run(ctx, begun) }()
 	h.t.Cleanup(func() { cancel(); <-done })
 	<-begun.again
-	value := &api.NetworkPart{UID: "green", VNI: 7201, MTU: 1400, Lease: netip.MustParsePrefix("10.7.1.0/24"), MAC: "02:00:00:00:72:01",
-		CIDRs: []netip.Prefix{netip.MustParsePrefix("10.7.0.0/16")}}
-	for key, s := range o.Reconcile(ctx, []nodeagent.Part{{Name: "network/green", UID: "green", Digest: "1", Value: value}}) {
+	for key, s := range o.Reconcile(ctx, parts) {
 		if s.State != api.PartApplied {
 			h.t.Fatalf("%s is %+v", key, s)
 		}

@@ -131,6 +131,10 @@ func obey(words []string) string {
 		return fmt.Sprintf("%t %s", string(a) == string(b), a) + text(err) + text(err2)
 	case "network":
 		return "ok" + text(network(words[1]))
+	case "serve":
+		return "ok" + text(serve(words[1]))
+	case "call":
+		return call(words[1])
 	case "reach":
 		return reach(words[1])
 	case "farewell":
@@ -210,6 +214,13 @@ func pump(a, b string) error {
 
 // network gives eth0 an address, and its gateway.
 func network(address string) error {
+	own, err := netlink.LinkByName("lo") // by which it reaches itself
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(own); err != nil {
+		return err
+	}
 	l, err := netlink.LinkByName("eth0")
 	if err != nil {
 		return err

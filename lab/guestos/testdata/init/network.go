@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync/atomic"
 	"syscall"
@@ -22,6 +23,40 @@ func reach(address string) string {
 		return "ok"
 	}
 	return err.Error()
+}
+
+const namePort = "7"
+
+// serve says a name to whoever calls.
+func serve(name string) error {
+	listener, err := net.Listen("tcp", ":"+namePort)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte(name))
+			_ = conn.Close()
+		}
+	}()
+	return nil
+}
+
+// call asks whoever has an address for the name.
+func call(address string) string {
+	const patience = 10 * time.Second
+	conn, err := net.DialTimeout("tcp", net.JoinHostPort(address, namePort), patience)
+	if err != nil {
+		return "nobody"
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	name, err := io.ReadAll(conn)
+	return string(name) + text(err)
 }
 
 // leave says its words where it was told to.
