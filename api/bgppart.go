@@ -7,15 +7,22 @@ const (
 	BGPClient    = "client"
 	BGPReflector = "reflector"
 	BGPUplink    = "uplink" // of a neighbour only
+
+	// BGPNetwork is a speaker inside a Network's namespace. Its neighbours are
+	// the guests on its host, and the speakers of the same Network on other hosts.
+	BGPNetwork = "network"
+	BGPGuest   = "guest"
+	BGPHost    = "host"
 )
 
 // BGPPart is what the host's speaker is. Prefixes are masked, addresses are
 // unmapped. Whatever is not listed is denied, in both directions.
 type BGPPart struct {
 	Zone      string     `json:"zone" doc:"Name of the host's Zone."`
+	Network   string     `json:"network,omitzero" doc:"The Network that the speaker is inside of; role network only."`
 	ASN       uint32     `json:"asn" doc:"Of the Zone: that of every host in it."`
 	RouterID  netip.Addr `json:"routerID" doc:"IPv4, unique in the Zone; the first IPv4 address of the underlay will do."`
-	Role      string     `json:"role" enum:"client,reflector"`
+	Role      string     `json:"role" enum:"client,reflector,network"`
 	ClusterID netip.Addr `json:"clusterID,omitzero" doc:"IPv4, of a reflector: each its own when the reflectors peer; RouterID unless set."`
 
 	// Community is the Zone's large community (RFC 8092), as 64601:1:7. It is
@@ -92,8 +99,9 @@ type BGPNeighbor struct {
 	Source  netip.Addr `json:"source,omitzero" doc:"This host's end; the kernel's choice unless set."`
 	ASN     uint32     `json:"asn"`
 	// Role is what the neighbour is. A reflector has clients, uplinks and other
-	// reflectors; a client has reflectors.
-	Role     string `json:"role" enum:"reflector,client,uplink"`
+	// reflectors; a client has reflectors; a speaker inside a Network has guests
+	// and hosts.
+	Role     string `json:"role" enum:"reflector,client,uplink,guest,host"`
 	Passive  bool   `json:"passive,omitzero" doc:"It connects, this host waits: so are a reflector's clients."`
 	Password string `json:"password,omitzero" doc:"TCP MD5 key (RFC 2385), at most 80 bytes."`
 
@@ -104,6 +112,12 @@ type BGPNeighbor struct {
 	// told what this host originates, and by a reflector all of the Zone's
 	// routes; a client is told all of the Zone's routes and those of uplinks.
 	Export []PrefixFilter `json:"export,omitempty"`
+	// NextHops is where the next hops of a guest's or a host's routes may lie:
+	// nowhere else than the guest's own addresses, or the host's own leases.
+	NextHops []netip.Prefix `json:"nextHops,omitempty"`
+	// Tap is a guest's interface: its filter lets through what comes from the
+	// prefixes that the guest is a best way to.
+	Tap string `json:"tap,omitzero"`
 	// KeepNextHop tells an uplink of hosts' routes with the hosts as next hops,
 	// for an uplink on the hosts' own segment; else the reflector is the next
 	// hop and forwards.

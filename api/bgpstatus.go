@@ -19,8 +19,21 @@ type BGPStatus struct {
 	// other hosts report none.
 	Routes  []BGPRoute `json:"routes,omitempty" doc:"The best ones of a reflector, by prefix."`
 	Omitted int        `json:"omitted,omitzero" doc:"Routes beyond those that are listed."`
+	// Networks are the speakers inside Networks, by name.
+	Networks []BGPNetworkStatus `json:"networks,omitempty" doc:"Of the host's speakers inside Networks, by name."`
 	// Reported is bootd's, filled in at receipt.
 	Reported time.Time `json:"reported,omitzero" doc:"When bootd received it."`
+}
+
+// BGPNetworkStatus is how a speaker inside a Network stands on one host.
+type BGPNetworkStatus struct {
+	Network string `json:"network"`
+	// Sessions are with guests and with the Network's speakers on other hosts.
+	// One that has never come up is left out.
+	Sessions   []BGPSession `json:"sessions,omitempty"`
+	Kernel     int          `json:"kernel,omitzero" doc:"Routes that stand in the kernel."`
+	Unresolved int          `json:"unresolved,omitzero" doc:"Routes whose next hop the kernel cannot reach."`
+	Problem    string       `json:"problem,omitzero" doc:"What of its part the speaker could not apply."`
 }
 
 // MaxBGPRoutes is how many routes a report lists.
@@ -30,7 +43,7 @@ const MaxBGPRoutes = 2000
 type BGPSession struct {
 	Peer       string     `json:"peer" doc:"Name of the neighbour in the bgp part."`
 	Address    netip.Addr `json:"address,omitzero"`
-	Role       string     `json:"role,omitzero" enum:"reflector,client,uplink"`
+	Role       string     `json:"role,omitzero" enum:"reflector,client,uplink,guest,host"`
 	State      string     `json:"state" enum:"idle,connect,active,opensent,openconfirm,established,limited" doc:"limited: ended for too many prefixes, and tried again within a minute."`
 	Since      time.Time  `json:"since,omitzero" doc:"When it came into this state. A host tells it by its own clock, bootd by bootd's."`
 	Received   int        `json:"received,omitzero" doc:"Prefixes of both families."`

@@ -24,6 +24,21 @@ type NetworkPart struct {
 	GuestLimits Rates        `json:"guestLimits,omitzero"`
 	DNS         []netip.Addr `json:"dns,omitempty" doc:"Servers that guests' questions are forwarded to."`
 	Domain      string       `json:"domain,omitzero" doc:"DNS domain of the guests."`
+	// Peering is set where guests may speak BGP to their host.
+	Peering *PeeringPart `json:"peering,omitempty"`
+}
+
+// PeeringPart is how the guests of a Network peer with their host.
+type PeeringPart struct {
+	Zone        string         `json:"zone" doc:"Name of the host's Zone."`
+	ASN         uint32         `json:"asn" doc:"Of the hosts: the Zone's."`
+	Community   string         `json:"community" doc:"The Zone's."`
+	GuestASN    uint32         `json:"guestASN"`
+	Prefixes    []netip.Prefix `json:"prefixes" doc:"These, and what lies within them, guests may announce."`
+	MaxPrefixes int            `json:"maxPrefixes,omitzero" doc:"Of one guest and family."`
+	Password    string         `json:"password,omitzero" doc:"TCP MD5 key (RFC 2385) of every guest's session."`
+	// GracefulRestart is as in BGPPart.
+	GracefulRestart Duration `json:"gracefulRestart,omitzero"`
 }
 
 // NetworkPeer is another host of the same Network.

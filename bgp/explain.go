@@ -58,7 +58,13 @@ func explain(p api.BGPPart, q Question) Verdict {
 	if !matches(n.Import, q.Prefix) {
 		return deny("%s matches nothing of what is imported from %s: %v", q.Prefix, n.Name, n.Import)
 	}
-	in := slices.ContainsFunc(p.ZoneNextHops, func(x netip.Prefix) bool { return x.Contains(hop) })
+	if n.Role == api.BGPGuest || n.Role == api.BGPHost {
+		if !contains(n.NextHops, hop) {
+			return deny("the next hop %s is not %s's own: %v", hop, n.Name, n.NextHops)
+		}
+		return Verdict{true, fmt.Sprintf("%s is taken from %s %s", q.Prefix, n.Role, n.Name)}
+	}
+	in := contains(p.ZoneNextHops, hop)
 	if !in && (n.Role != api.BGPUplink || hop != n.Address) {
 		return deny("its next hop %s is none of the Zone's: %v", hop, p.ZoneNextHops)
 	}
@@ -76,6 +82,10 @@ func explainClient(p api.BGPPart, n api.BGPNeighbor, q Question, hop netip.Addr)
 		return Verdict{Reason: fmt.Sprintf("the next hop %s is not %s's own: %v", hop, n.Name, p.Accept[i].NextHops)}
 	}
 	return Verdict{true, fmt.Sprintf("%s may originate %s", n.Name, q.Prefix)}
+}
+
+func contains(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // private reports whether an ASN is (RFC 6996).

@@ -29,6 +29,7 @@ const (
 	maxRestartTime         = 4095 * time.Second // 12 bits, RFC 4724, section 3
 	maxLongLived           = 1 << 24 * time.Second
 	maxPassword            = 80 // TCP_MD5SIG_MAXKEYLEN of linux/tcp.h
+	defaultGuestPrefixes   = 128
 )
 
 // parsePart reads a part and fills its defaults in. An error names what is
@@ -65,8 +66,11 @@ func setDefaults(p *api.BGPPart) {
 		}
 		fill(&n.HoldTime, api.Duration(defaultHoldTime))
 		fill(&n.KeepAlive, n.HoldTime/3)
-		if n.Role == api.BGPClient {
+		switch n.Role {
+		case api.BGPClient:
 			fill(&n.MaxPrefixes, clientLimit(accepted[n.Name]))
+		case api.BGPGuest:
+			fill(&n.MaxPrefixes, defaultGuestPrefixes)
 		}
 		if n.Role == api.BGPReflector && p.AllPaths {
 			fill(&n.MaxPrefixes, reflectorMaxPaths)
@@ -107,7 +111,8 @@ func validate(p api.BGPPart) error {
 	check(p.ASN != 0, "the ASN is missing")
 	check(p.RouterID.Is4(), "routerID %s is no IPv4 address", p.RouterID)
 	check(p.ClusterID.Is4(), "clusterID %s is no IPv4 address", p.ClusterID)
-	check(p.Role == api.BGPClient || p.Role == api.BGPReflector, "role %q is neither client nor reflector", p.Role)
+	check(slices.Contains([]string{api.BGPClient, api.BGPReflector, api.BGPNetwork}, p.Role), "role %q is none of client, reflector and network", p.Role)
+	check((p.Role == api.BGPNetwork) == (p.Network != ""), "role %q does not go with Network %q", p.Role, p.Network)
 	_, err := bgp.ParseLargeCommunity(p.Community)
 	check(err == nil, "community %q is no large community: it is written 64601:1:7", p.Community)
 	check(p.Community != reflectedMark(p), "community %s is what marks reflected paths: take another", p.Community)
@@ -174,7 +179,15 @@ func validateNeighbor(p api.BGPPart, n api.BGPNeighbor) error {
 	check(n.Name != "", "it has no name")
 	check(n.Address.IsValid() && n.Address.Zone() == "" && !n.Address.Is4In6() && !n.Address.IsUnspecified(), "%s is no address of a neighbor", n.Address)
 	check(!n.Source.IsValid() || n.Source.BitLen() == n.Address.BitLen(), "source %s is not of the family of %s", n.Source, n.Address)
+	inside := n.Role == api.BGPGuest || n.Role == api.BGPHost
+	check(inside == (p.Role == api.BGPNetwork), "a %s has no %s for a neighbor", p.Role, n.Role)
 	switch n.Role {
+	case api.BGPGuest:
+		check(n.ASN != 0 && n.ASN != p.ASN, "a guest has an ASN of its own, not %d", n.ASN)
+		check(n.Passive, "a guest connects, it is not connected to")
+		check(n.Tap != "", "a guest has a tap")
+	case api.BGPHost:
+		check(n.ASN == p.ASN, "a host has the Zone's ASN %d, not %d", p.ASN, n.ASN)
 	case api.BGPReflector:
 		check(n.ASN == p.ASN, "a reflector has the Zone's ASN %d, not %d", p.ASN, n.ASN)
 	case api.BGPClient:
@@ -184,7 +197,7 @@ func validateNeighbor(p api.BGPPart, n api.BGPNeighbor) error {
 		check(n.ASN != 0 && n.ASN != p.ASN, "an uplink has an ASN of its own, not %d", n.ASN)
 		check(p.Role == api.BGPReflector, "only a reflector has uplinks")
 	default:
-		check(false, "role %q is none of reflector, client and uplink", n.Role)
+		check(false, "role %q is none of reflector, client, uplink, guest and host", n.Role)
 	}
 	check(len(n.Password) <= maxPassword, "the password is longer than %d bytes", maxPassword)
 	check(inSeconds(n.HoldTime, 3*time.Second, 65535*time.Second), "holdTime %s is not whole seconds from 3s on", time.Duration(n.HoldTime))
@@ -193,6 +206,9 @@ func validateNeighbor(p api.BGPPart, n api.BGPNeighbor) error {
 	check(n.Hops > 0 && n.Hops < 256, "hops %d is not 1 to 255", n.Hops)
 	for _, f := range n.Families {
 		check(f == "ipv4" || f == "ipv6", "family %q is neither ipv4 nor ipv6", f)
+	}
+	for _, x := range n.NextHops {
+		check(validPrefix(x), "next hops %s are no masked prefix", x)
 	}
 	for _, f := range slices.Concat(n.Import, n.Export) {
 		check(validPrefix(f.Prefix) && (f.LE == 0 || f.LE >= f.Prefix.Bits() && f.LE <= f.Prefix.Addr().BitLen()), "%s le %d is no filter", f.Prefix, f.LE)
@@ -216,6 +232,12 @@ func needsRestart(a, b api.BGPPart) bool {
 		a.Table != b.Table || a.Metric != b.Metric
 }
 
+// fibOptions has routes inside a Network lead onto their links at once: hosts'
+// leases and guests that moved there have no address of the link.
+func fibOptions(p api.BGPPart) fib.Options {
+	return fib.Options{Table: p.Table, Metric: p.Metric, OnLink: p.Role == api.BGPNetwork}
+}
+
 // FIBOptions are those of the routes that a speaker with this part has in the
 // kernel. When the part cannot be read they are the defaults.
 func FIBOptions(raw []byte) (fib.Options, error) {
@@ -223,5 +245,5 @@ func FIBOptions(raw []byte) (fib.Options, error) {
 	if err != nil {
 		return fib.Options{Table: unix.RT_TABLE_MAIN, Metric: defaultMetric}, err
 	}
-	return fib.Options{Table: part.Table, Metric: part.Metric}, nil
+	return fibOptions(part), nil
 }

@@ -116,6 +116,9 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	for _, n := range by[api.BGPReflector] {
 		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, nil)
 	}
+	for _, n := range slices.Concat(by[api.BGPGuest], by[api.BGPHost]) {
+		c.importFrom(n, n.Import, texts(n.NextHops), &gobgp.Conditions{}, &gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
+	}
 	for _, n := range by[api.BGPUplink] {
 		foreign := c.foreignASNs(p, n)
 		c.importFrom(n, n.Import, append([]string{n.Address.String()}, hops...), &gobgp.Conditions{AsPathSet: foreign},
@@ -189,6 +192,9 @@ func (c *policy) compileExport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 		c.exportToReflectors(p)
 	}
 	c.rejectRest("reflectors", by[api.BGPReflector])
+	if p.Role == api.BGPNetwork {
+		c.exportInside(p, by)
+	}
 	// Only clients are left.
 	if p.Role == api.BGPReflector {
 		c.exports = append(c.exports, &gobgp.Statement{Name: "out-clients", Conditions: &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, Actions: accept(nil)})
@@ -218,6 +224,23 @@ func (c *policy) exportToReflectors(p api.BGPPart) {
 		actions = &gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_ADD, Communities: []string{reflectedMark(p)}}}
 	}
 	c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflectors", Conditions: to("zone", gobgp.Conditions_ROUTE_TYPE_NONE), Actions: accept(actions)})
+}
+
+// exportInside tells the other hosts what this one's guests told, and its guests
+// what all of the Network's guests did, in IPv4, by way of this host.
+func (c *policy) exportInside(p api.BGPPart, by map[string][]api.BGPNeighbor) {
+	if len(by[api.BGPHost]) > 0 {
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-hosts",
+			Conditions: &gobgp.Conditions{NeighborSet: matchAny("hosts"), RouteType: gobgp.Conditions_ROUTE_TYPE_EXTERNAL, LargeCommunitySet: matchAny("zone")},
+			Actions:    accept(nil)})
+	}
+	c.rejectRest("hosts", by[api.BGPHost])
+	// Sessions run over IPv4, which has no next hop to give that a guest finds on
+	// its link: in IPv6 it has its default route.
+	a := accept(&gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_REMOVE, Communities: []string{"^" + regexp.QuoteMeta(p.Community) + "$"}}})
+	a.Nexthop = &gobgp.NexthopAction{Self: true}
+	c.exports = append(c.exports, &gobgp.Statement{Name: "out-guests",
+		Conditions: &gobgp.Conditions{LargeCommunitySet: matchAny("zone"), AfiSafiIn: []*gobgp.Family{toFamily(true)}}, Actions: a})
 }
 
 // exportToUplink tells n of the Zone's own routes, whose path is this Zone's

@@ -258,16 +258,24 @@ func (s *bgpServer) peer(p api.BGPPart, n api.BGPNeighbor) *gobgp.Peer {
 		Timers: &gobgp.Timers{Config: &gobgp.TimersConfig{HoldTime: seconds64(n.HoldTime), KeepaliveInterval: seconds64(n.KeepAlive),
 			ConnectRetry: uint64(connectRetry / time.Second), IdleHoldTimeAfterReset: 1}},
 		Transport:      &gobgp.Transport{PassiveMode: n.Passive, RemotePort: uint32(p.Port)},
-		RouteReflector: &gobgp.RouteReflector{RouteReflectorClient: n.ASN == p.ASN, RouteReflectorClusterId: p.ClusterID.String()},
+		RouteReflector: &gobgp.RouteReflector{RouteReflectorClient: n.ASN == p.ASN && p.Role != api.BGPNetwork, RouteReflectorClusterId: p.ClusterID.String()},
 		GracefulRestart: &gobgp.GracefulRestart{Enabled: true, RestartTime: restart, DeferralTime: min(30, max(1, restart/2)),
 			NotificationEnabled: true, LonglivedEnabled: p.LongLived > 0, LocalRestarting: s.restarting},
 	}
 	if n.Source.IsValid() {
 		out.Transport.LocalAddress = n.Source.String()
 	}
-	if n.Hops == 1 {
+	switch {
+	case n.Role == api.BGPGuest:
+		// Calico's BIRD sends with any TTL unless told otherwise. What keeps guests
+		// of other hosts out is the filter of the Network's namespace. All that this
+		// end sends a guest with GTSM takes.
+		out.EbgpMultihop = &gobgp.EbgpMultihop{Enabled: true, MultihopTtl: 255}
+		// All guests have one ASN, and take no route that has it in its path.
+		out.Conf.ReplacePeerAsn = true
+	case n.Hops == 1:
 		out.TtlSecurity = &gobgp.TtlSecurity{Enabled: true, TtlMin: 255}
-	} else if n.Role == api.BGPUplink {
+	case n.Role == api.BGPUplink:
 		out.EbgpMultihop = &gobgp.EbgpMultihop{Enabled: true, MultihopTtl: uint32(n.Hops)}
 	}
 	paths := &gobgp.AddPathsConfig{}

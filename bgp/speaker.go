@@ -20,6 +20,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp/fib"
+	"github.com/rackweft/rackweft/bgp/sources"
 )
 
 const (
@@ -66,7 +67,8 @@ type speaker struct {
 	raw      []byte // the part's file as last seen
 	status   Status
 	learned  map[netip.Prefix][]netip.Addr
-	counts   map[string]int // routes let in, by the neighbour's address
+	guests   map[netip.Prefix][]netip.Addr // guests that are the best ways there
+	counts   map[string]int                // routes let in, by the neighbour's address
 	tally    *tally
 	onLo     map[netip.Prefix]bool // this host's own and its services' addresses
 
@@ -97,7 +99,7 @@ var ErrRestart = errors.New("the part changes what a speaker is started with")
 // the connection that they take for a restart.
 func Run(ctx context.Context, o Options) error {
 	s := &speaker{options: o, log: newLogger(o.Log), ops: make(chan func()), kernel: make(chan struct{}, 1), started: time.Now(),
-		learned: map[netip.Prefix][]netip.Addr{}, complete: map[netip.Addr]bool{}, limited: map[string]time.Time{},
+		learned: map[netip.Prefix][]netip.Addr{}, guests: map[netip.Prefix][]netip.Addr{}, complete: map[netip.Addr]bool{}, limited: map[string]time.Time{},
 		tally:    newTally(),
 		services: &serviceChecks{wake: make(chan struct{}, 1), all: map[serviceKey]*serviceCheck{}},
 		events:   events{wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{}}}
@@ -219,6 +221,7 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	}
 	s.services.watch(ctx, part.Services)
 	s.announceServices(ctx)
+	s.status.Network = part.Network
 	s.status.Zone, s.status.Role, s.status.ASN, s.status.RouterID = part.Zone, part.Role, part.ASN, part.RouterID
 	s.resync(ctx)
 	return nil
@@ -234,7 +237,9 @@ func lacksOne(now, before []api.BGPNeighbor) bool {
 // start begins as a restarting speaker if the kernel still forwards by routes
 // of an earlier one.
 func (s *speaker) start(ctx context.Context, part api.BGPPart) error {
-	f, err := fib.Open(fib.Options{Table: part.Table, Metric: part.Metric, Log: s.options.Log})
+	options := fibOptions(part)
+	options.Log = s.options.Log
+	f, err := fib.Open(options)
 	if err != nil {
 		return err
 	}
@@ -342,7 +347,7 @@ func (s *speaker) readRoutes(ctx context.Context, prefixes []netip.Prefix) {
 		return
 	}
 	if prefixes == nil {
-		s.learned = map[netip.Prefix][]netip.Addr{}
+		s.learned, s.guests = map[netip.Prefix][]netip.Addr{}, map[netip.Prefix][]netip.Addr{}
 		s.counts = map[string]int{}
 		for _, list := range table {
 			for _, r := range list {
@@ -354,10 +359,14 @@ func (s *speaker) readRoutes(ctx context.Context, prefixes []netip.Prefix) {
 	s.tally.due = prefixes != nil
 	for _, p := range prefixes {
 		delete(s.learned, p)
+		delete(s.guests, p)
 	}
 	for prefix, list := range table {
 		if hops := learned(list, s.isOwn); len(hops) > 0 && !s.onLo[prefix] {
 			s.learned[prefix] = hops
+		}
+		if from := bestNeighbors(list); len(from) > 0 && s.server.part.Role == api.BGPNetwork {
+			s.guests[prefix] = from
 		}
 	}
 	s.aggregate(ctx)
@@ -397,7 +406,9 @@ func (s *speaker) syncKernel(context.Context) {
 			want = append(want, fib.Route{Prefix: x})
 		}
 	}
-	state, err := s.fib.Sync(want, !s.status.Settled || s.holds(time.Now()))
+	keep := !s.status.Settled || s.holds(time.Now())
+	s.letThrough(keep)
+	state, err := s.fib.Sync(want, keep)
 	if err != nil {
 		s.options.Log.Warn("bgp: the kernel's routes are not as they should be", "error", err)
 		return
@@ -406,6 +417,32 @@ func (s *speaker) syncKernel(context.Context) {
 		s.options.Log.Warn("bgp: repaired routes of the kernel", "changes", state.Repairs-s.status.FIB.Repairs)
 	}
 	s.status.FIB, s.status.Learned = state, len(s.learned)
+}
+
+// letThrough has the filters of guests' taps let through what comes from the
+// prefixes that packets are sent to those guests for.
+func (s *speaker) letThrough(keep bool) {
+	if s.server.part.Role != api.BGPNetwork {
+		return
+	}
+	taps := map[netip.Addr]string{}
+	for _, n := range s.server.part.Neighbors {
+		if n.Role == api.BGPGuest {
+			taps[n.Address] = n.Tap
+		}
+	}
+	want := map[string][]netip.Prefix{}
+	for prefix, guests := range s.guests {
+		for _, g := range guests {
+			if tap, here := taps[g]; here {
+				want[tap] = append(want[tap], prefix)
+			}
+		}
+	}
+	s.status.Filter = ""
+	if err := sources.Sync(want, keep); err != nil {
+		s.status.Filter = err.Error()
+	}
 }
 
 // holds reports whether the kernel keeps what nobody announces any more: until
@@ -441,7 +478,7 @@ func (s *speaker) lookAtSessions(ctx context.Context) {
 	settled, held := s.status.Settled || s.settled(now), s.holds(now)
 	over := s.held && !held
 	s.held = held
-	if settled != s.status.Settled || over {
+	if settled != s.status.Settled || over || s.status.Filter != "" {
 		s.status.Settled = settled
 		s.syncKernel(ctx)
 	}

@@ -17,6 +17,7 @@ type Status struct {
 	Version  string     `json:"version"`
 	Started  time.Time  `json:"started"`
 	Zone     string     `json:"zone,omitzero"`
+	Network  string     `json:"network,omitzero" doc:"That the speaker is inside of."`
 	Role     string     `json:"role,omitzero"`
 	ASN      uint32     `json:"asn,omitzero"`
 	RouterID netip.Addr `json:"routerID,omitzero"`
@@ -24,6 +25,7 @@ type Status struct {
 	Part    string `json:"part,omitzero" doc:"SHA-256 of the file that was applied, or was refused."`
 	Refused string `json:"refused,omitzero" doc:"Why the file is not applied: the speaker goes on with what it had."`
 	Problem string `json:"problem,omitzero" doc:"What failed of it, and is tried again."`
+	Filter  string `json:"filter,omitzero" doc:"Why not all that guests announce is let through by their filters; it is tried again."`
 
 	Settled bool `json:"settled" doc:"Every neighbor has told all its routes since the start, or has had the time to."`
 	// HeldSince is since when there is no session at all; the kernel keeps its
@@ -76,18 +78,27 @@ func (s Session) Flaps() int {
 // Established reports whether the session is up.
 func (s Session) Established() bool { return s.State == "established" }
 
+// Silent reports whether it is one inside of a Network that never came up: guests
+// need not speak BGP, and hosts without guests have no speaker there.
+func (s Session) Silent() bool {
+	return (s.Role == api.BGPGuest || s.Role == api.BGPHost) && !s.Established() && s.Flaps() == 0 && s.Reason == "" && s.State != "limited"
+}
+
 // Line is the Status in one line.
 func (s Status) Line() string {
 	if s.Zone == "" && s.Refused == "" {
 		return "Waiting for the host's bgp part"
 	}
-	up := 0
+	up, all := 0, 0
 	for _, n := range s.Sessions {
 		if n.Established() {
 			up++
 		}
+		if !n.Silent() {
+			all++
+		}
 	}
-	line := fmt.Sprintf("%d of %d sessions up, %d routes learned, %d in the kernel", up, len(s.Sessions), s.Learned, s.FIB.Installed)
+	line := fmt.Sprintf("%d of %d sessions up, %d routes learned, %d in the kernel", up, all, s.Learned, s.FIB.Installed)
 	if s.FIB.Unsettled > 0 {
 		line += fmt.Sprintf(", %d not as they should be (%s: %s)", s.FIB.Unsettled, s.FIB.Unresolved[0].Prefix, s.FIB.Unresolved[0].Reason)
 	}
@@ -101,8 +112,10 @@ func (s Status) Line() string {
 	if s.Refused != "" {
 		line += "; the part is refused: " + s.Refused
 	}
-	if s.Problem != "" {
-		line += "; " + s.Problem
+	for _, text := range []string{s.Problem, s.Filter} {
+		if text != "" {
+			line += "; " + text
+		}
 	}
 	return line
 }

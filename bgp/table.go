@@ -136,6 +136,17 @@ func learned(routes []Route, own func(netip.Addr) bool) []netip.Addr {
 	return slices.Compact(hops)
 }
 
+// bestNeighbors are who told the best of a prefix' routes, that learned has marked.
+func bestNeighbors(routes []Route) []netip.Addr {
+	var list []netip.Addr
+	for _, r := range routes {
+		if from, err := netip.ParseAddr(r.Neighbor); err == nil && r.Best {
+			list = append(list, from)
+		}
+	}
+	return list
+}
+
 // digest is over what a neighbour told: equal for equal prefixes and next hops.
 func digest(routes map[netip.Prefix][]Route) (count int, sum string) {
 	var lines []string

@@ -48,11 +48,12 @@ type Service struct {
 	Description string
 	Slice       string   // the unit's place among the cgroups
 	Properties  []string // such as CPUWeight=200: see systemd.resource-control(5)
+	Notify      bool     // it says itself when it is ready (sd_notify(3))
 }
 
-// StartOutside starts a service and returns when its program runs. The caller
-// knows that the program of an earlier unit of the name has ended: should that
-// unit still be about to, it is waited for.
+// StartOutside starts a service and returns when its program runs, or when that
+// is ready. The caller knows that the program of an earlier unit of the name has
+// ended: should that unit still be about to, it is waited for.
 func StartOutside(ctx context.Context, s Service, argv ...string) error {
 	err := startOutside(ctx, s, argv)
 	if err != nil && Stop(ctx, s.Name) == nil { // it fails for a unit that is not there
@@ -63,7 +64,11 @@ func StartOutside(ctx context.Context, s Service, argv ...string) error {
 
 func startOutside(ctx context.Context, s Service, argv []string) error {
 	// --collect also forgets a unit that has failed, so that its name is free again.
-	args := []string{"--quiet", "--collect", "--service-type=exec", "--unit=" + s.Name, "--slice=" + s.Slice, "--description=" + s.Description}
+	kind := "exec"
+	if s.Notify {
+		kind = "notify"
+	}
+	args := []string{"--quiet", "--collect", "--service-type=" + kind, "--unit=" + s.Name, "--slice=" + s.Slice, "--description=" + s.Description}
 	for _, p := range s.Properties {
 		args = append(args, "--property="+p)
 	}

@@ -111,23 +111,28 @@ func (f *FIB) request(typ, flags int, k key, h hops) *nl.NetlinkRequest {
 		m.Scope = unix.RT_SCOPE_NOWHERE // whatever it is
 		return r
 	}
-	h.write(m, r)
+	h.write(m, r, f.options.OnLink)
 	return r
 }
 
 // write says where the route leads.
-func (h hops) write(m *nl.RtMsg, r *nl.NetlinkRequest) {
+func (h hops) write(m *nl.RtMsg, r *nl.NetlinkRequest, onLink bool) {
 	m.Scope, m.Type = unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
+	var flags uint8
+	if onLink {
+		flags = unix.RTNH_F_ONLINK
+	}
 	switch len(h) {
 	case 0:
 		m.Type = unix.RTN_BLACKHOLE
 	case 1:
+		m.Flags |= uint32(flags)
 		r.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, h[0].gateway.AsSlice()))
 		r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(h[0].link))))
 	default:
 		var all []byte
 		for _, one := range h {
-			next := &nl.RtNexthop{RtNexthop: unix.RtNexthop{Ifindex: int32(one.link)},
+			next := &nl.RtNexthop{RtNexthop: unix.RtNexthop{Ifindex: int32(one.link), Flags: flags},
 				Children: []nl.NetlinkRequestData{nl.NewRtAttr(unix.RTA_GATEWAY, one.gateway.AsSlice())}}
 			all = append(all, next.Serialize()...)
 		}

@@ -39,6 +39,9 @@ type Route struct {
 type Options struct {
 	Table  int // 254 is main
 	Metric int
+	// OnLink has the kernel take gateways for neighbours on their link, although
+	// no address of the link says so.
+	OnLink bool
 	Log    *slog.Logger
 }
 

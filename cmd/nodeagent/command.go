@@ -86,7 +86,11 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	// agent and guests ask and are asked once the agent runs its handlers.
 	var agent *nodeagent.Agent
 	var guests *guest.Handler
-	network := newOverlay(s, func(w http.ResponseWriter, r *http.Request, uid string) { guests.ServeConfig(w, r, uid) }, log)
+	inside, err := newInside(s, log)
+	if err != nil {
+		return err
+	}
+	network := newOverlay(s, func(w http.ResponseWriter, r *http.Request, uid string) { guests.ServeConfig(w, r, uid) }, inside, log)
 	get := func(ctx context.Context, path string) (*nodeagent.Content, error) { return agent.Get(ctx, path) }
 	own := func(ctx context.Context) (nodeagent.Credentials, error) { return agent.Credentials(ctx) }
 	guests, err = newGuests(s, config.Machine, network, get, own, log)
@@ -96,7 +100,7 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	agent, err = nodeagent.New(nodeagent.Options{
 		Config: config, StateDir: s.stateDir, RunDir: s.runDir, Version: s.version,
 		Log: log, Notify: systemd.NewNotifier(log),
-		Handlers:  []nodeagent.Handler{network, guests, newSpeaker(s, log)},
+		Handlers:  []nodeagent.Handler{network, guests, newSpeaker(s, inside, log)},
 		Encrypter: network.Guard(wireguard.New(wireguard.Kernel(), log)),
 	})
 	if err != nil {

@@ -20,8 +20,8 @@ const defaultRunDir = "/run/rackweft/nodeagent"
 
 // newOverlay makes the handler of network parts. serve answers guests that fetch
 // their config.
-func newOverlay(s settings, serve func(w http.ResponseWriter, r *http.Request, guest string), log *slog.Logger) *overlay.Overlay {
-	o := overlay.Options{Log: log, Config: serve, EnvDir: filepath.Join(s.runDir, "networks"), ProbeFile: filepath.Join(s.runDir, "vxlan-checksums.json")}
+func newOverlay(s settings, serve func(w http.ResponseWriter, r *http.Request, guest string), speakers overlay.Speakers, log *slog.Logger) *overlay.Overlay {
+	o := overlay.Options{Log: log, Config: serve, Speakers: speakers, EnvDir: filepath.Join(s.runDir, "networks"), ProbeFile: filepath.Join(s.runDir, "vxlan-checksums.json")}
 	if s.runDir != defaultRunDir {
 		o.NamespaceDir = filepath.Join(s.runDir, "netns")
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rackweft/rackweft/bgp"
+	"github.com/rackweft/rackweft/nodeagent/guest/launch"
+	"github.com/rackweft/rackweft/nodeagent/overlay"
 	"github.com/rackweft/rackweft/nodeagent/speaker"
 	"github.com/rackweft/rackweft/systemd"
 )
@@ -19,28 +22,93 @@ const speakerUnit = "nodeagent-speaker.service"
 
 func (s settings) speakerPart() string   { return filepath.Join(s.stateDir, "speaker.json") }
 func (s settings) speakerSocket() string { return filepath.Join(s.runDir, "speaker.sock") }
+func (s settings) insideDir() string     { return filepath.Join(s.runDir, "speakers") }
 
 // newSpeaker is the agent's side of the speaker.
-func newSpeaker(s settings, log *slog.Logger) *speaker.Speaker {
-	return speaker.New(speaker.Options{Part: s.speakerPart(), Socket: s.speakerSocket(), Log: log,
+func newSpeaker(s settings, inside *speaker.Inside, log *slog.Logger) *speaker.Speaker {
+	return speaker.New(speaker.Options{Part: s.speakerPart(), Socket: s.speakerSocket(), Inside: inside, Log: log,
 		Start: func(ctx context.Context) error { return systemd.Start(ctx, speakerUnit) },
 		Stop:  func(ctx context.Context) error { return systemd.Stop(ctx, speakerUnit) }})
 }
 
-func speakerCommand(s *settings, stderr io.Writer) *cobra.Command {
-	return &cobra.Command{Use: "speaker", Short: "Run the host's BGP speaker", Args: noArguments,
-		Long: "speaker is what the host's bgp part says, from the file that the agent writes it to.\n" +
-			"It is run by systemd (" + speakerUnit + ").",
-		RunE: func(cmd *cobra.Command, _ []string) error { return runSpeaker(cmd.Context(), *s, stderr) },
+// newInside is the agent's side of the speakers inside of Networks.
+func newInside(s settings, log *slog.Logger) (*speaker.Inside, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find nodeagent's own file: %w", err)
 	}
+	o := speaker.InsideOptions{Dir: s.insideDir(), Log: log,
+		Start: func(ctx context.Context, i speaker.InsideService) error {
+			return launch.Detached(ctx, insideCommand(self, i))
+		},
+		Stop: func(ctx context.Context, uid string) error {
+			return speaker.Kill(ctx, filepath.Join(s.insideDir(), uid, "socket"))
+		},
+	}
+	if systemd.Booted() {
+		o.Start = func(ctx context.Context, i speaker.InsideService) error {
+			return systemd.StartOutside(ctx, insideUnit(s.insideDir(), i), insideCommand(self, i)...)
+		}
+		o.Stop = func(ctx context.Context, uid string) error { return systemd.Stop(ctx, insideUnitName(uid)) }
+	}
+	return speaker.NewInside(o), nil
+}
+
+func insideCommand(self string, i speaker.InsideService) []string {
+	return []string{self, "speaker", "--namespace", i.Namespace, "--part", i.Part, "--socket", i.Socket}
+}
+
+func insideUnitName(uid string) string { return "nodeagent-speaker-" + uid + ".service" }
+
+// insideUnit is nodeagent-speaker.service, but in a Network's namespace.
+func insideUnit(dir string, i speaker.InsideService) systemd.Service {
+	return systemd.Service{Name: insideUnitName(i.UID), Description: "BGP speaker of Network " + i.Network, Slice: "system.slice", Notify: true,
+		Properties: []string{"NetworkNamespacePath=" + i.Namespace, "NotifyAccess=main", "WatchdogSec=30s",
+			"Restart=always", "RestartSec=500ms", "StartLimitIntervalSec=0", "TimeoutStopSec=5s", "LimitCORE=0", "OOMScoreAdjust=-700", "UMask=0077",
+			"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_DAC_OVERRIDE", "NoNewPrivileges=yes",
+			"ProtectSystem=strict", "ReadWritePaths=" + dir, "ProtectHome=yes", "PrivateTmp=yes", "PrivateDevices=yes",
+			"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK", "RestrictNamespaces=yes", "MemoryDenyWriteExecute=yes", "LockPersonality=yes"}}
+}
+
+// speakerFlags say where a speaker is; the host's own has none.
+type speakerFlags struct{ namespace, part, socket string }
+
+func speakerCommand(s *settings, stderr io.Writer) *cobra.Command {
+	var f speakerFlags
+	c := &cobra.Command{Use: "speaker", Short: "Run the host's BGP speaker",
+		Long: "speaker is what the host's bgp part says, from the file that the agent writes it to.\n" +
+			"It is run by systemd (" + speakerUnit + "). With --namespace it is the speaker\n" +
+			"inside of a Network, which the agent has started where guests peer.",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && args[0] == launch.DetachWord {
+				return nil
+			}
+			return noArguments(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return launch.Again("/")
+			}
+			return runSpeaker(cmd.Context(), *s, f, stderr)
+		},
+	}
+	c.Flags().StringVar(&f.namespace, "namespace", "", "path of the network namespace to run in; this process's unless set")
+	c.Flags().StringVar(&f.part, "part", "", "file with the part; in --state-dir unless set")
+	c.Flags().StringVar(&f.socket, "socket", "", "unix socket to show the state on; in --run-dir unless set")
+	return c
 }
 
 // runSpeaker ends with the process: see bgp.Run.
-func runSpeaker(ctx context.Context, s settings, stderr io.Writer) error {
+func runSpeaker(ctx context.Context, s settings, f speakerFlags, stderr io.Writer) error {
+	if f.namespace != "" {
+		if err := overlay.EnterNamespace(f.namespace); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(s.runDir, 0o711); err != nil {
 		return fmt.Errorf("prepare the speaker's directory: %w", err)
 	}
 	log := logger(stderr)
 	notify := systemd.NewNotifier(log)
-	return bgp.Run(ctx, bgp.Options{Part: s.speakerPart(), Socket: s.speakerSocket(), Version: s.version, Log: log, Notify: notify})
+	return bgp.Run(ctx, bgp.Options{Part: cmp.Or(f.part, s.speakerPart()), Socket: cmp.Or(f.socket, s.speakerSocket()), Version: s.version, Log: log, Notify: notify})
 }

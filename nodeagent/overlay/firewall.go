@@ -295,13 +295,14 @@ func tenantRules(n network) *ruleset {
 			{iif(bridge), tcp(53), accept()},
 			{iif(bridge), tcp(80), accept()},
 		}}
+	input.rules = append(input.rules, peeringRules(n)...)
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
 		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []rule{
 			{udp(Port), drop()}, // a guest must not speak to VTEPs
 		}}
 	let := func(terms ...term) {
-		for _, cidr := range n.cidrs {
-			forward.rules = append(forward.rules, append(append(rule{}, terms...), from(cidr), accept()))
+		for _, source := range n.sources() {
+			forward.rules = append(forward.rules, append(append(rule{}, terms...), from(source), accept()))
 		}
 		if len(n.cidrs) == 0 {
 			forward.rules = append(forward.rules, append(append(rule{}, terms...), accept()))
@@ -318,7 +319,7 @@ func tenantRules(n network) *ruleset {
 		forward.rules = append(forward.rules, advertisedTenantRules(n)...)
 	}
 	if n.masquerade || n.advertise {
-		for _, cidr := range only4(n.cidrs) { // what is no lease is nowhere, and not outside
+		for _, cidr := range only4(n.sources()) { // what is no lease is nowhere, and not outside
 			forward.rules = append(forward.rules, rule{iif(bridge), oif(egressInside), to(cidr), drop()})
 		}
 		let(iif(bridge), oif(egressInside))

@@ -115,6 +115,35 @@ func UnpinNamespace(path string) error {
 	return nil
 }
 
+// EnterNamespace has the whole process in the network namespace that is pinned
+// at path: one that is not there yet is run anew in it, with its own arguments,
+// and EnterNamespace returns only in case of an error.
+func EnterNamespace(path string) error {
+	ns, err := openNamespace(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	own, err := openNamespace(ownNamespace)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = own.Close() }()
+	if ns.Equal(own) {
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the own file: %w", err)
+	}
+	runtime.LockOSThread() // the thread that is here becomes the process
+	defer runtime.UnlockOSThread()
+	if err := netns.Set(ns); err != nil {
+		return fmt.Errorf("enter the network namespace %s: %w", path, err)
+	}
+	return fmt.Errorf("run %s anew: %w", self, unix.Exec(self, os.Args, os.Environ()))
+}
+
 // openNamespace opens what is pinned at path. A path that holds no namespace
 // (its mount was lost, or never made) answers fs.ErrNotExist.
 func openNamespace(path string) (netns.NsHandle, error) {

@@ -35,6 +35,7 @@ type network struct {
 	domain     string
 	// limits are of all guests here together, guestLimits of each.
 	limits, guestLimits limits
+	peering             *api.PeeringPart // nil where guests do not peer
 }
 
 type peer struct {
@@ -44,6 +45,14 @@ type peer struct {
 	vtep   netip.Addr
 	mac    mac
 	direct bool // reached by a route of the host
+}
+
+// sources are where what guests send may come from.
+func (n network) sources() []netip.Prefix {
+	if n.peering == nil {
+		return n.cidrs
+	}
+	return slices.Concat(n.cidrs, n.peering.Prefixes)
 }
 
 // leaves reports whether the Network has a way into the host's namespace.
@@ -95,7 +104,7 @@ func compile(name string, part api.NetworkPart, u underlay) (n network, notes []
 	n = network{name: name, uid: part.UID, vni: part.VNI, lease: part.Lease, lease6: part.Lease6, underlay: u.index,
 		limits: limitsOf(part.Limits), guestLimits: limitsOf(part.GuestLimits),
 		cidrs: part.CIDRs, masquerade: part.Egress == "masquerade", direct: part.Direct, advertise: part.Advertise, allowed: part.Allow,
-		dns: part.DNS, domain: part.Domain}
+		dns: part.DNS, domain: part.Domain, peering: part.Peering}
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if n.uid == "" {
@@ -117,6 +126,9 @@ func compile(name string, part api.NetworkPart, u underlay) (n network, notes []
 	n.source, err = sourceOf(part.Peers, u)
 	if err != nil {
 		faults = append(faults, err)
+	}
+	if fit := peeringFault(part); fit != "" {
+		fault("peering: %s", fit)
 	}
 	if len(faults) > 0 {
 		return n, nil, errors.Join(faults...)

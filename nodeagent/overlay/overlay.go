@@ -73,7 +73,9 @@ type Options struct {
 	// uid; "" stands for a source that is no Guest's of the Network here. It ends
 	// with the request's context. Guests are not answered without it.
 	Config func(w http.ResponseWriter, r *http.Request, uid string)
-	Log    *slog.Logger
+	// Speakers run where guests peer; without them guests do not.
+	Speakers Speakers
+	Log      *slog.Logger
 }
 
 // Overlay makes the Networks of one host true. It is the nodeagent.Handler of
@@ -88,7 +90,8 @@ type Overlay struct {
 	// config is the Options' Config.
 	config func(w http.ResponseWriter, r *http.Request, uid string)
 
-	serving serving
+	serving  serving
+	speakers Speakers
 
 	// kernel is held while a tenant's namespace is worked on: Reconcile, SetPorts
 	// and Attach come from different goroutines. It is taken before mu.
@@ -120,7 +123,7 @@ type Overlay struct {
 
 // New prepares an Overlay; nothing is touched before Reconcile.
 func New(o Options) *Overlay {
-	v := &Overlay{dir: o.NamespaceDir, host: o.HostNamespace, env: o.EnvDir, pin: o.Pin, unpin: o.Unpin, log: o.Log, probeFile: o.ProbeFile, config: o.Config,
+	v := &Overlay{dir: o.NamespaceDir, host: o.HostNamespace, env: o.EnvDir, pin: o.Pin, unpin: o.Unpin, log: o.Log, probeFile: o.ProbeFile, config: o.Config, speakers: o.Speakers,
 		stats: map[string]Stats{}, settled: map[string]string{}, hostSettled: map[string]string{},
 		networks: map[string]network{}, ports: portTable{},
 		drift: repairs{told: map[string]toldRepair{}, now: time.Now}, metrics: newMetrics()}
@@ -304,6 +307,12 @@ func (o *Overlay) reconcileOne(ctx context.Context, host place, j job, all []net
 	if err := o.ensure(ctx, host, j.network, all, s); err != nil {
 		o.log.Warn("overlay: not as it should be", "network", j.network.name, "error", err)
 		return pending(err)
+	}
+	if s == alone {
+		if err := o.peer(ctx, j.network); err != nil {
+			o.log.Warn("overlay: guests cannot peer", "network", j.network.name, "error", err)
+			return pending(err)
+		}
 	}
 	return api.PartStatus{State: j.state, Message: summary(j.notes)}
 }
@@ -572,8 +581,8 @@ func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.
 	defer o.kernel.Unlock()
 	name := networkName(p.Name)
 	path := filepath.Join(o.dir, namespaceName(name, p.UID))
-	o.serving.stop(p.UID) // its sockets would hold the namespace
-	if err := errors.Join(removeEnv(o.env, name, p.UID), o.removeAt(ctx, host, path, p.UID)); err != nil {
+	o.serving.stop(p.UID) // its sockets would hold the namespace, as would a speaker's
+	if err := errors.Join(o.silence(ctx, p.UID), removeEnv(o.env, name, p.UID), o.removeAt(ctx, host, path, p.UID)); err != nil {
 		return pending(fmt.Errorf("remove Network %s: %w", name, err))
 	}
 	o.mu.Lock()

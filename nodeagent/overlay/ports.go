@@ -31,6 +31,7 @@ type guestPort struct {
 	addresses           []netip.Addr
 	limits              limits
 	config              bool // it has a config to fetch
+	peers               bool // it may peer with its host; known when it is filtered
 }
 
 // compilePort checks what the guest handler asks for.
@@ -132,6 +133,7 @@ func (o *Overlay) SetPorts(ports []nodeagent.Port) {
 		if err := o.portsNow(n); err != nil {
 			o.log.Warn("overlay: ports are not as they should be yet", "network", n.name, "error", err)
 		}
+		o.peerSoon(n)
 	}
 }
 
@@ -227,6 +229,7 @@ func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.A
 	if err := o.serve(tenant, n); err != nil {
 		o.log.Warn("overlay: guests are not served until the next pass", "network", n.name, "error", err)
 	}
+	o.peerSoon(n)
 	return nodeagent.Attachment{Tap: tap, Interface: p.tap, Namespace: path, MTU: n.mtu}, nil
 }
 

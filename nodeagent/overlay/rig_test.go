@@ -39,6 +39,7 @@ type testHost struct {
 	dir      string // of its tenants' namespaces
 	underlay netip.Addr
 	overlay  *Overlay
+	speakers Speakers         // nil: guests do not peer
 	ports    []nodeagent.Port // of its guests
 }
 
@@ -133,7 +134,7 @@ func (h *testHost) cleanup() {
 
 // restart is a new agent.
 func (h *testHost) restart() {
-	h.overlay = New(Options{NamespaceDir: h.dir, HostNamespace: h.path, ProbeFile: filepath.Join(h.fabric.dir, "probe.json"), Log: slog.New(slog.DiscardHandler)})
+	h.overlay = New(Options{NamespaceDir: h.dir, HostNamespace: h.path, ProbeFile: filepath.Join(h.fabric.dir, "probe.json"), Speakers: h.speakers, Log: slog.New(slog.DiscardHandler)})
 	h.overlay.SetUnderlay(api.Underlay{Interface: "eth0", Addresses: []netip.Addr{h.underlay}})
 }
 

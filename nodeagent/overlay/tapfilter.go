@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables/userdata"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/bgp/sources"
 )
 
 // A guest's tap is filtered by the device itself, in a table of family netdev:
@@ -36,6 +38,7 @@ type tapFilter struct {
 	tap     string
 	out, in []rule
 	policy  nftables.ChainPolicy // of what no rule decides
+	sources bool                 // the guest may send from what it announces
 }
 
 // Of linux/if_ether.h, and of ICMPv6 (RFC 4443, 4861, 3810).
@@ -153,6 +156,18 @@ func target(a netip.Addr) term {
 	return ipv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpEq, whole(a))
 }
 
+// fromSources matches what comes from where the guest announces to be.
+func fromSources(tap string, v4 bool) term {
+	set, offset, size := sources.Set(nil, tap, v4).Name, uint32(ipv6Source), uint32(16)
+	if v4 {
+		offset, size = ipv4Source, 4
+	}
+	return term{"saddr @" + set, []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Lookup{SourceRegister: 1, SetName: set},
+	}}
+}
+
 func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 func counted(name string) term {
@@ -181,7 +196,7 @@ func byFamily(addresses []netip.Addr) (v4, v6 []netip.Addr) {
 
 // openTap lets through what is the guest's own, and nothing else.
 func openTap(p guestPort) tapFilter {
-	return tapFilter{tap: p.tap, out: rulesOut(p), in: rulesIn(p), policy: nftables.ChainPolicyDrop}
+	return tapFilter{tap: p.tap, out: rulesOut(p), in: rulesIn(p), policy: nftables.ChainPolicyDrop, sources: p.peers}
 }
 
 // closedTap lets nothing through.
@@ -224,6 +239,10 @@ func rulesOut(p guestPort) []rule {
 	refuse(ether(etherIPv4), protocol("igmp", unix.IPPROTO_IGMP), inTransport("type", 0, igmpQuery))
 	for _, a := range v4 {
 		let(ether(etherIPv4), inHeader("ip saddr", ipv4Source, a.AsSlice()))
+	}
+	if p.peers {
+		let(ether(etherIPv4), fromSources(p.tap, true))
+		let(ether(etherIPv6), fromSources(p.tap, false))
 	}
 	let(ether(etherIPv4), inHeader("ip saddr", ipv4Source, make([]byte, 4)), udpFrom(dhcpClient), udp(dhcpServer))
 
@@ -295,6 +314,8 @@ type tapTable struct {
 	there    bool
 	chains   map[string]*nftables.Chain
 	counters map[string]uint64
+	sets     map[string]bool
+	wanted   []string // of the sets
 	changes  []change
 }
 
@@ -312,7 +333,7 @@ func openTapTable(ns netns.NsHandle) (*tapTable, error) {
 
 // list reads what is there.
 func (t *tapTable) list() error {
-	t.chains, t.counters = map[string]*nftables.Chain{}, map[string]uint64{}
+	t.chains, t.counters, t.sets = map[string]*nftables.Chain{}, map[string]uint64{}, map[string]bool{}
 	tables, err := again(func() ([]*nftables.Table, error) { return t.ListTablesOfFamily(t.table.Family) })
 	if err != nil {
 		return fmt.Errorf("list the nftables tables: %w", err)
@@ -328,6 +349,15 @@ func (t *tapTable) list() error {
 	for _, ch := range chains {
 		if ch.Table.Name == tableName {
 			t.chains[ch.Name] = ch
+		}
+	}
+	sets, err := again(func() ([]*nftables.Set, error) { return t.GetSets(t.table) })
+	if err != nil {
+		return fmt.Errorf("list the nftables sets: %w", err)
+	}
+	for _, s := range sets {
+		if sources.IsSet(s.Name) {
+			t.sets[s.Name] = true
 		}
 	}
 	objects, err := again(func() ([]nftables.Obj, error) { return t.GetNamedObjects(t.table) })
@@ -359,6 +389,9 @@ func (t *tapTable) set(f tapFilter) error {
 			t.counters[f.tap+name] = 0
 		}
 	}
+	if err := t.setSources(f); err != nil {
+		return err
+	}
 	for _, c := range []chain{
 		{name: f.tap + chainOut, hook: nftables.ChainHookIngress, rules: f.out},
 		{name: f.tap + chainIn, hook: nftables.ChainHookEgress, rules: f.in},
@@ -367,6 +400,27 @@ func (t *tapTable) set(f tapFilter) error {
 		if err := t.setChain(f.tap, c); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// setSources makes the sets that the rules ask for; package sources fills them.
+// Those that they ask for no more go with prune.
+func (t *tapTable) setSources(f tapFilter) error {
+	if !f.sources {
+		return nil
+	}
+	for _, v4 := range []bool{true, false} {
+		s := sources.Set(t.table, f.tap, v4)
+		t.wanted = append(t.wanted, s.Name)
+		if t.sets[s.Name] {
+			continue
+		}
+		if err := t.AddSet(s, nil); err != nil {
+			return fmt.Errorf("add the nftables set %s: %w", s.Name, err)
+		}
+		t.sets[s.Name] = true
+		t.changes = append(t.changes, change("add nftables set "+s.Name))
 	}
 	return nil
 }
@@ -417,6 +471,7 @@ func (t *tapTable) prune(taps []string) {
 		t.there = false
 		clear(t.chains)
 		clear(t.counters)
+		clear(t.sets)
 		return
 	}
 	stray := func(name string) bool {
@@ -425,6 +480,12 @@ func (t *tapTable) prune(taps []string) {
 	for name := range t.chains {
 		if stray(name) {
 			t.removeChain(name)
+		}
+	}
+	for name := range t.sets {
+		if !slices.Contains(t.wanted, name) {
+			t.DelSet(&nftables.Set{Table: t.table, Name: name})
+			delete(t.sets, name)
 		}
 	}
 	for name := range t.counters {

@@ -74,7 +74,9 @@ func (w *work) guestPortsOnce() error {
 	var present []guestPort
 	for _, p := range w.ports {
 		if _, there := seen[p.tap]; there {
-			present = append(present, p.limited(w.network.guestLimits))
+			p = p.limited(w.network.guestLimits)
+			p.peers = w.network.peering != nil
+			present = append(present, p)
 		}
 	}
 	closed := w.strays(seen)

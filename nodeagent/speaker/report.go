@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -23,7 +24,7 @@ const (
 func (s *Speaker) Run(ctx context.Context, host nodeagent.Host) {
 	tick := time.NewTicker(askInterval)
 	defer tick.Stop()
-	r := reporter{host: host, client: s.client, heard: map[string]string{}}
+	r := reporter{host: host, client: s.client, inside: s.options.Inside, heard: map[string]string{}, states: map[string]map[string]bool{}}
 	r.report(ctx)
 	for {
 		select {
@@ -41,8 +42,11 @@ func (s *Speaker) Run(ctx context.Context, host nodeagent.Host) {
 type reporter struct {
 	host   nodeagent.Host
 	client *bgp.Client
+	inside *Inside
 
-	states   map[string]bool       // whether a session was up
+	// states tell whether a session was up, by Network ("" is the host's own
+	// speaker) and name.
+	states   map[string]map[string]bool
 	services map[serviceKey]string // their states
 	routes   []api.BGPRoute
 	omitted  int
@@ -55,24 +59,42 @@ type reporter struct {
 }
 
 func (r *reporter) report(ctx context.Context) {
+	var out api.BGPStatus
+	told := r.own(ctx, &out)
+	if r.inside != nil {
+		for _, s := range r.inside.statuses(ctx) {
+			r.events(s)
+			out.Networks = append(out.Networks, api.BGPNetworkStatus{Network: s.Network, Sessions: toSessions(s), Kernel: s.FIB.Installed,
+				Unresolved: s.FIB.Unsettled, Problem: cmp.Or(s.Refused, s.Problem, s.Filter)})
+			told = true
+		}
+	}
+	if told {
+		r.host.BGP(out)
+	}
+}
+
+// own reports the host's own speaker. A host without a Zone has none; that one
+// is missing tells the part's status.
+func (r *reporter) own(ctx context.Context, out *api.BGPStatus) bool {
 	status, err := r.status(ctx)
 	if err != nil || status.Zone == "" {
-		return // a host without a Zone has no speaker; that one is missing tells the part's status
+		return false
 	}
 	r.events(status)
 	r.serviceEvents(status)
 	if status.Role == api.BGPReflector && (time.Since(r.read) > routeInterval || status.Learned != r.learned) {
 		if err := r.readRoutes(ctx, status); err != nil {
-			return
+			return false
 		}
 	}
-	out := toStatus(status, r.routes, r.omitted)
+	*out = toStatus(status, r.routes, r.omitted)
 	for i := range out.Sessions {
 		if x := &out.Sessions[i]; x.State == api.BGPEstablished {
 			x.Digest = r.digests[x.Peer]
 		}
 	}
-	r.host.BGP(out)
+	return true
 }
 
 // status asks for digests too when it is time: they cost a look at every route.
@@ -109,20 +131,24 @@ func (r *reporter) audit(ctx context.Context, a api.BGPAudit) {
 
 // events tells of every session that came or went.
 func (r *reporter) events(status bgp.Status) {
-	states := map[string]bool{}
+	states, before := map[string]bool{}, r.states[status.Network]
+	kind, name := "Zone", status.Zone
+	if status.Network != "" {
+		kind, name = "Network", status.Network
+	}
 	for _, n := range status.Sessions {
 		states[n.Name] = n.Established()
-		was, known := r.states[n.Name]
+		was, known := before[n.Name]
 		switch {
 		case was && !n.Established():
-			r.host.Event(api.Event{Kind: "Zone", Name: status.Zone, Type: api.Warning, Reason: "SessionDown",
-				Message: fmt.Sprintf("the session with %s %s (%s) is down: %s", n.Role, n.Name, n.Address, cmp.Or(n.Reason, "the speaker restarted"))})
+			r.host.Event(api.Event{Kind: kind, Name: name, Type: api.Warning, Reason: "SessionDown",
+				Message: fmt.Sprintf("the session with %s %s (%s) is down: %s", n.Role, peerName(n), n.Address, cmp.Or(n.Reason, "the speaker restarted"))})
 		case known && !was && n.Established():
-			r.host.Event(api.Event{Kind: "Zone", Name: status.Zone, Type: api.Normal, Reason: "SessionUp",
-				Message: fmt.Sprintf("the session with %s %s (%s) is up", n.Role, n.Name, n.Address)})
+			r.host.Event(api.Event{Kind: kind, Name: name, Type: api.Normal, Reason: "SessionUp",
+				Message: fmt.Sprintf("the session with %s %s (%s) is up", n.Role, peerName(n), n.Address)})
 		}
 	}
-	r.states = states
+	r.states[status.Network] = states
 }
 
 // serviceKey is one address of one service.
@@ -190,14 +216,27 @@ func bestWays(all []bgp.Route) []bgp.Route {
 	})
 }
 
+// peerName is without the role, which a speaker inside of a Network puts before
+// it: a guest may have a host's name.
+func peerName(n bgp.Session) string { return strings.TrimPrefix(n.Name, n.Role+"/") }
+
 // toStatus is what bootd is told.
 func toStatus(s bgp.Status, routes []api.BGPRoute, omitted int) api.BGPStatus {
 	out := api.BGPStatus{Role: s.Role, Kernel: s.FIB.Installed, Unresolved: s.FIB.Unsettled, Services: s.Services}
 	if s.Role == api.BGPReflector {
 		out.Routes, out.Omitted = routes, omitted
 	}
+	out.Sessions = toSessions(s)
+	return out
+}
+
+func toSessions(s bgp.Status) []api.BGPSession {
+	var out []api.BGPSession
 	for _, n := range s.Sessions {
-		out.Sessions = append(out.Sessions, api.BGPSession{Peer: n.Name, Address: n.Address, Role: n.Role, State: n.State, Since: n.Since,
+		if n.Silent() {
+			continue
+		}
+		out = append(out, api.BGPSession{Peer: peerName(n), Address: n.Address, Role: n.Role, State: n.State, Since: n.Since,
 			Received: n.Received, Accepted: n.Accepted, Advertised: n.Advertised, Flaps: n.Flaps(), LastError: n.Reason})
 	}
 	return out

@@ -5,7 +5,6 @@
 package speaker
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -30,7 +29,9 @@ type Options struct {
 	// Start has the speaker started, Stop has it stopped; both take it as it is
 	// when there is nothing to do.
 	Start, Stop func(ctx context.Context) error
-	Log         *slog.Logger
+	// Inside are the speakers inside of Networks, which are reported too; nil is none.
+	Inside *Inside
+	Log    *slog.Logger
 }
 
 // Speaker is the nodeagent.Handler of the bgp part.
@@ -95,7 +96,7 @@ func (s *Speaker) ensure(ctx context.Context, p nodeagent.Part) api.PartStatus {
 	if err != nil {
 		return api.PartStatus{State: api.PartFailed, Message: err.Error()}
 	}
-	if err := s.write(raw); err != nil {
+	if err := writePart(s.options.Part, raw); err != nil {
 		return pending(fmt.Errorf("hand the speaker its part: %w", err))
 	}
 	status, err := s.client.Status(ctx)
@@ -103,22 +104,15 @@ func (s *Speaker) ensure(ctx context.Context, p nodeagent.Part) api.PartStatus {
 		if err := s.options.Start(ctx); err != nil {
 			return pending(fmt.Errorf("start the speaker: %w", err))
 		}
-		if status, err = s.await(ctx, raw); err != nil {
+		if status, err = await(ctx, s.client, raw); err != nil {
 			return pending(err)
 		}
 	} else if status.Part != digest(raw) {
-		if status, err = s.await(ctx, raw); err != nil {
+		if status, err = await(ctx, s.client, raw); err != nil {
 			return pending(err)
 		}
 	}
 	return toPartStatus(status, digest(raw))
-}
-
-func (s *Speaker) write(raw []byte) error {
-	if old, err := os.ReadFile(s.options.Part); err == nil && bytes.Equal(old, raw) {
-		return nil
-	}
-	return nodeagent.WriteFile(s.options.Part, raw)
 }
 
 func digest(raw []byte) string {
@@ -127,14 +121,14 @@ func digest(raw []byte) string {
 }
 
 // await gives the speaker the time to take the part up.
-func (s *Speaker) await(ctx context.Context, raw []byte) (bgp.Status, error) {
+func await(ctx context.Context, client *bgp.Client, raw []byte) (bgp.Status, error) {
 	const patience = 5 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		status, err := s.client.Status(ctx)
+		status, err := client.Status(ctx)
 		if err == nil && status.Part == digest(raw) {
 			return status, nil
 		}

@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// detachWord is the last argument of a shim.
-const detachWord = "detach"
+// DetachWord is the last argument of what Detached starts.
+const DetachWord = "detach"
 
 // Exec is the launched process: it becomes what the agent at the socket says,
 // and returns only when it cannot. args are the socket's path and, for a shim,
 // the word of Detached.
 func Exec(args []string) error {
-	if len(args) == 2 && args[1] == detachWord {
-		return shim(args[0])
+	if len(args) == 2 && args[1] == DetachWord {
+		return Again(filepath.Dir(args[0]))
 	}
 	if len(args) != 1 {
 		return errors.New("one argument is needed: the path of a socket")
@@ -39,16 +39,17 @@ func Exec(args []string) error {
 	return err
 }
 
-// shim starts the process over again without waiting for it.
-func shim(path string) error {
+// Again is the other side of Detached: it starts the process over again in a
+// directory, without Detached's word and without waiting for it.
+func Again(dir string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	// All arguments but the word, whatever comes before the path.
+	// All arguments but the word.
 	cmd := exec.Command(self, os.Args[1:len(os.Args)-1]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Dir = filepath.Dir(path)
+	cmd.Dir = dir
 	return cmd.Start()
 }
 

@@ -57,10 +57,10 @@ type Launcher struct {
 }
 
 // Detached starts a process that lives on when its parent ends, and that
-// somebody else's pid 1 reaps: argv is run by a shim that is gone at once.
+// somebody else's pid 1 reaps: argv is run with DetachWord behind it, which has
+// it call Again and end.
 func Detached(ctx context.Context, argv []string) error {
-	// Exec knows by this word to start itself again and end.
-	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:len(argv):len(argv)], detachWord)...)
+	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:len(argv):len(argv)], DetachWord)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
