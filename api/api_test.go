@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,6 +120,27 @@ func TestDiskLimits(t *testing.T) {
 		o.SetDefaults()
 		got := o.Validate()
 		if pointer == "" && len(got) > 0 || pointer != "" && (len(got) != 1 || got[0].Pointer != pointer) {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
+}
+
+func TestPeering(t *testing.T) {
+	for text, pointer := range map[string]string{
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"],"maxPrefixes":64,"secret":"key"}`: "",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"]},"direct":true`:                   "/spec/peering",
+		`"peering":{"asn":64512}`:                                                  "/spec/peering/prefixes",
+		`"peering":{"prefixes":["10.244.0.0/16"]}`:                                 "/spec/peering/asn",
+		`"peering":{"asn":64512,"prefixes":["0.0.0.0/0"]}`:                         "/spec/peering/prefixes/0",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16","10.5.9.0/24"]}`:       "/spec/peering/prefixes/1",
+		`"peering":{"asn":64512,"prefixes":["fd00:244::/48"]}`:                     "/spec/peering/prefixes/0",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.1/16"]}`:                     "/spec/peering/prefixes/0",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"],"maxPrefixes":10001}`: "/spec/peering/maxPrefixes",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"],"secret":"A"}`:        "/spec/peering/secret",
+	} {
+		got := decodeAndValidate(`{"apiVersion":"rackweft/v1alpha1","kind":"Network","metadata":{"name":"n"},"spec":{"zone":"yellow","cidrs":["10.5.0.0/16"],` + text + `}}`)
+		wrong := slices.ContainsFunc(got, func(e FieldError) bool { return e.Pointer != pointer })
+		if pointer == "" && len(got) > 0 || pointer != "" && (len(got) == 0 || wrong) {
 			t.Errorf("%s: %v", text, got)
 		}
 	}

@@ -96,6 +96,16 @@ type BGPRoute struct {
 type ZoneSessions struct {
 	Zone     string        `json:"zone"`
 	Sessions []ZoneSession `json:"sessions"`
+	// Inside are the sessions inside of Networks whose guests peer.
+	Inside []NetworkSession `json:"inside,omitempty" doc:"Sessions inside of Networks whose guests peer, by Network and host."`
+}
+
+// NetworkSession is a session of a host's speaker inside of a Network: with a
+// guest, or with another host's.
+type NetworkSession struct {
+	Network string     `json:"network"`
+	Host    string     `json:"host"`
+	Session BGPSession `json:"session"`
 }
 
 // ZoneSession is one session that is to be, and what its ends say of it.

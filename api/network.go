@@ -27,6 +27,16 @@ type NetworkSpec struct {
 	Direct      bool     `json:"direct,omitzero" doc:"Hosts on one underlay link route to each other without VXLAN; for CIDRs that nothing else in the Zone has."`
 	Limits      Rates    `json:"limits,omitzero" doc:"What the guests on one host may receive and send together; no limit unless set."`
 	GuestLimits Rates    `json:"guestLimits,omitzero" doc:"What each guest may receive and send that has no limit of its own; no limit unless set."`
+	// Peering lets guests speak BGP to their hosts.
+	Peering *Peering `json:"peering,omitempty" doc:"Guests may speak BGP to their hosts, at 169.254.1.1."`
+}
+
+// Peering is what guests may tell their hosts by BGP.
+type Peering struct {
+	ASN         uint32         `json:"asn" doc:"Of the guests. The hosts have the Zone's."`
+	Prefixes    []netip.Prefix `json:"prefixes" doc:"Guests may announce these and what lies within them, and send from what they announce."`
+	MaxPrefixes int            `json:"maxPrefixes,omitzero" minimum:"0" doc:"More of one guest and family end its session; 128 unless set."`
+	Secret      string         `json:"secret,omitzero" doc:"A Secret with the sessions' MD5 key under password."`
 }
 
 // Rates are limits in bytes per second; zero is no limit.
@@ -92,6 +102,7 @@ func (n *Network) Validate() FieldErrors {
 		e.between(at("spec", "vni"), int(n.Spec.VNI), 1, 1<<24-1)
 	}
 	e.oneOf(at("spec", "egress"), n.Spec.Egress, "none", "masquerade")
+	n.validatePeering(&e)
 	e.rates("limits", n.Spec.Limits)
 	e.rates("guestLimits", n.Spec.GuestLimits)
 	for i, a := range n.Spec.Allow {
@@ -104,6 +115,40 @@ func (n *Network) Validate() FieldErrors {
 		}
 	}
 	return e
+}
+
+// maxPeerPrefixes bounds Peering.MaxPrefixes: each is a route on every host.
+const maxPeerPrefixes = 10000
+
+func (n *Network) validatePeering(e *FieldErrors) {
+	p := n.Spec.Peering
+	if p == nil {
+		return
+	}
+	here := func(parts ...any) []any { return append(at("spec", "peering"), parts...) }
+	if reservedASN(p.ASN) {
+		e.add(here("asn"), "%d is reserved (RFC 7607, 6793, 7300): use a private ASN other than the Zone's, such as Calico's 64512", p.ASN)
+	}
+	if n.Spec.Direct {
+		e.add(here(), "guests of a Network with spec.direct do not peer: the underlay would be sent to what they announce; take one of the two out")
+	}
+	if len(p.Prefixes) == 0 {
+		e.add(here("prefixes"), "at least one prefix is required, such as the guests' pod CIDR")
+	}
+	e.prefixes(here("prefixes"), p.Prefixes)
+	for i, x := range p.Prefixes {
+		if m, bad := martian(x); bad {
+			e.add(here("prefixes", i), "%s has addresses of %s, which are no unicast that a guest could announce", x, m)
+		}
+		if j := slices.IndexFunc(n.Spec.CIDRs, x.Overlaps); j >= 0 {
+			e.add(here("prefixes", i), "%s overlaps %s (cidrs entry %d), which the hosts' leases are cut from: guests announce what lies outside of it", x, n.Spec.CIDRs[j], j)
+		}
+		if _, v6 := n.Spec.CIDR6(); x.IsValid() && x.Addr().Is6() && !v6 {
+			e.add(here("prefixes", i), "%s is IPv6, and spec.cidrs has no IPv6 CIDR: guests have no next hop for it", x)
+		}
+	}
+	e.between(here("maxPrefixes"), p.MaxPrefixes, 0, maxPeerPrefixes)
+	e.optionalName(here("secret"), p.Secret)
 }
 
 // leastLimit is one frame of a small MTU per second.

@@ -387,7 +387,7 @@ func (b *bgpCompiler) uplink(ctx context.Context, u api.Uplink) (n api.BGPNeighb
 	return n, true, err
 }
 
-// password opens an uplink's Secret, once for each version of it.
+// password opens the Secret of an uplink or of guests' sessions, once for each version of it.
 func (b *BGP) password(ctx context.Context, s *api.Secret) (string, error) {
 	name, version := s.Metadata.Name, s.Metadata.UID+"/"+s.Metadata.ResourceVersion
 	b.mu.Lock()
@@ -399,9 +399,9 @@ func (b *BGP) password(ctx context.Context, s *api.Secret) (string, error) {
 	values, err := b.Secret(ctx, name)
 	switch {
 	case errors.Is(err, ca.ErrUnknownKey) || errors.Is(err, ca.ErrTampered):
-		return "", &NoPart{fmt.Sprintf("Secret %s of an uplink cannot be opened: %s", name, err)}
+		return "", &NoPart{fmt.Sprintf("Secret %s cannot be opened: %s", name, err)}
 	case err != nil:
-		return "", fmt.Errorf("open the Secret of an uplink: %w", err)
+		return "", fmt.Errorf("open Secret %s: %w", name, err)
 	case len(values[UplinkPassword]) > MaxUplinkPassword:
 		return "", &NoPart{fmt.Sprintf("the %s in Secret %s has %d bytes, and an MD5 key has %d at most", UplinkPassword, name, len(values[UplinkPassword]), MaxUplinkPassword)}
 	}
@@ -519,19 +519,35 @@ func within(list []netip.Prefix, p netip.Prefix) bool {
 	return p.IsValid() && slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
 }
 
+// notShown stands for a key.
+const notShown = "(not shown)"
+
 // masked is a HostSpec's part as people see it: without keys.
 func masked(name string, part api.Part) (api.Part, error) {
-	if name != api.PartBGP || !strings.Contains(string(part), `"password"`) {
+	if !strings.Contains(string(part), `"password"`) {
 		return part, nil
 	}
-	var p api.BGPPart
-	if err := json.Unmarshal(part, &p); err != nil {
-		return nil, fmt.Errorf("mask the keys of a bgp part: %w", err)
-	}
-	for i := range p.Neighbors {
-		if p.Neighbors[i].Password != "" {
-			p.Neighbors[i].Password = "(not shown)"
+	switch {
+	case name == api.PartBGP:
+		var p api.BGPPart
+		if err := json.Unmarshal(part, &p); err != nil {
+			return nil, fmt.Errorf("mask the keys of a bgp part: %w", err)
 		}
+		for i := range p.Neighbors {
+			if p.Neighbors[i].Password != "" {
+				p.Neighbors[i].Password = notShown
+			}
+		}
+		return api.EncodePart(p)
+	case strings.HasPrefix(name, api.NetworkPartName("")):
+		var p api.NetworkPart
+		if err := json.Unmarshal(part, &p); err != nil {
+			return nil, fmt.Errorf("mask the key of a network part: %w", err)
+		}
+		if p.Peering != nil && p.Peering.Password != "" {
+			p.Peering.Password = notShown
+		}
+		return api.EncodePart(p)
 	}
-	return api.EncodePart(p)
+	return part, nil
 }

@@ -236,6 +236,67 @@ func TestUplinkSecret(t *testing.T) {
 	}
 }
 
+// TestPeering: a Network's hosts get the guests' key, and people do not see it.
+func TestPeering(t *testing.T) {
+	r := newZone(t, 2)
+	peering := func() string {
+		t.Helper()
+		s, err := r.hub.Compiler.compile(t.Context(), r.Machine(hostName(1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		part, there := s.parts["network/quiet"]
+		if !there {
+			return "no part"
+		}
+		var p api.NetworkPart
+		if err := json.Unmarshal(part.Value(), &p); err != nil {
+			t.Fatal(err)
+		}
+		if p.Peering == nil {
+			return "none"
+		}
+		return fmt.Sprintf("%d %d %v %s %q", p.Peering.ASN, p.Peering.GuestASN, p.Peering.Prefixes, p.Peering.Community, p.Peering.Password)
+	}
+	change := func(fn func(*api.Network)) {
+		t.Helper()
+		if _, err := store.Mutate(t.Context(), r.Store, "quiet", func(n *api.Network) error { fn(n); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		r.Sync()
+	}
+	expect := func(want string) {
+		t.Helper()
+		if got := peering(); got != want {
+			t.Errorf("peering is %s, not %s", got, want)
+		}
+	}
+	expect("none")
+	change(func(n *api.Network) { n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: prefixList("10.244.0.0/16")} })
+	expect(`64601 64512 [10.244.0.0/16] 64601:1:1 ""`)
+	change(func(n *api.Network) { n.Spec.Peering.Secret = "guests" })
+	expect("none") // never without its key
+	r.Create(&api.Secret{Base: testsite.Named("guests"), Spec: api.SecretSpec{Data: map[string]string{"password": "whisper"}}})
+	r.Sync()
+	expect(`64601 64512 [10.244.0.0/16] 64601:1:1 "whisper"`)
+	shown, err := r.hub.Compiler.Compile(t.Context(), r.Machine(hostName(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := string(shown.Parts["network/quiet"]); strings.Contains(text, "whisper") || !strings.Contains(text, notShown) || !strings.Contains(text, hostName(2)) {
+		t.Error(text)
+	}
+	change(func(n *api.Network) { n.Spec.Peering.Secret = "leaf" })
+	if _, err := store.Mutate(t.Context(), r.Store, "leaf", func(s *api.Secret) error {
+		s.Spec.Data = map[string]string{"password": strings.Repeat("x", 81)}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.Sync()
+	expect("no part") // what the host has goes on
+}
+
 // TestMembers: a host's word on its own address counts for as much as it must.
 func TestMembers(t *testing.T) {
 	s := testsite.Open(t)

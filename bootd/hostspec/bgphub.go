@@ -80,20 +80,25 @@ func (h *Hub) markZone(zone string) {
 	}
 }
 
-// maxSessions bounds what is kept of one host's report, its services as well.
-const maxSessions = 4096
+// maxSessions and maxNetworks bound what is kept of one host's report: of its
+// own speaker, its services as well, and as many sessions again of those inside of Networks.
+const (
+	maxSessions = 4096
+	maxNetworks = 1024
+)
 
 // bgpReport keeps what a host says of its speaker.
 func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
 	kept, skew := *r, h.skew(s.peer.Name)
 	kept.Role, kept.Problem = clip(r.Role, 16), clip(r.Problem, 512)
-	kept.Sessions = slices.Clone(r.Sessions[:min(len(r.Sessions), maxSessions)])
-	for i := range kept.Sessions {
-		x := &kept.Sessions[i]
-		x.Peer, x.Role, x.State, x.LastError, x.Digest = clip(x.Peer, 64), clip(x.Role, 16), clip(x.State, 16), clip(x.LastError, 256), clip(x.Digest, 80)
-		if !x.Since.IsZero() {
-			x.Since = x.Since.Add(-skew)
-		}
+	kept.Sessions = keptSessions(r.Sessions, maxSessions, skew)
+	kept.Networks = slices.Clone(r.Networks[:min(len(r.Networks), maxNetworks)])
+	room := maxSessions
+	for i := range kept.Networks {
+		x := &kept.Networks[i]
+		x.Network, x.Problem = clip(x.Network, 64), clip(x.Problem, 512)
+		x.Sessions = keptSessions(x.Sessions, room, skew)
+		room -= len(x.Sessions)
 	}
 	kept.Services = slices.Clone(r.Services[:min(len(r.Services), maxSessions)])
 	for i := range kept.Services {
@@ -120,6 +125,18 @@ func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
 	}
 	h.bgp[s.peer.Name] = &kept
 	h.relayAudits(s)
+}
+
+func keptSessions(list []api.BGPSession, most int, skew time.Duration) []api.BGPSession {
+	kept := slices.Clone(list[:min(len(list), most)])
+	for i := range kept {
+		x := &kept[i]
+		x.Peer, x.Role, x.State, x.LastError, x.Digest = clip(x.Peer, 64), clip(x.Role, 16), clip(x.State, 16), clip(x.LastError, 256), clip(x.Digest, 80)
+		if !x.Since.IsZero() {
+			x.Since = x.Since.Add(-skew)
+		}
+	}
+	return kept
 }
 
 // skew is how far a host's clock is ahead, as it found out when it connected.

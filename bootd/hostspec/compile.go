@@ -65,7 +65,7 @@ func (c *Compiler) compile(ctx context.Context, m *api.Machine) (*hostSpec, erro
 		return nil, fmt.Errorf("compile the base part of %s: %w", m.Metadata.Name, err)
 	}
 	s.parts[api.PartBase] = whole(base)
-	if err := c.networks(m, b.Underlay, s); err != nil {
+	if err := c.networks(ctx, m, b.Underlay, s); err != nil {
 		return nil, err
 	}
 	if err := c.guests(m, s); err != nil {

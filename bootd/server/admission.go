@@ -88,7 +88,7 @@ func admit(w world, o, current api.Object) verdict {
 // secret keeps a Secret that was read, and so has no values, from wiping the
 // one that has.
 func (v *verdict) secret(w world, o *api.Secret, current api.Object) {
-	v.uplinkKey(w, o)
+	v.sessionKey(w, o)
 	old, ok := current.(*api.Secret)
 	if ok && len(o.Spec.Data) == 0 && len(old.Status.Digests) > 0 {
 		v.fail("/spec/data", "no values are given, but the stored Secret has some: a read never shows them, so write all of them anew, or delete the Secret")

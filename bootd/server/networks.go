@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/network"
 )
 
@@ -26,6 +27,9 @@ func (v *verdict) network(w world, n *api.Network, current api.Object) {
 	}
 	if n.Spec.Direct {
 		v.direct(w, n)
+	}
+	if n.Spec.Peering != nil {
+		v.peering(w, n)
 	}
 	if old, ok := current.(*api.Network); ok {
 		v.networkChange(old, n)
@@ -72,6 +76,9 @@ func (v *verdict) networks(n, other *api.Network) {
 	}
 	at := slices.Index(n.Spec.Allow, name)
 	allows := slices.Contains(other.Spec.Allow, n.Metadata.Name)
+	if at >= 0 || allows {
+		v.peeringAllowed(n, other)
+	}
 	switch {
 	case at >= 0 && !sameZone:
 		v.fail(api.Pointer("spec", "allow", at), "Network %s is in Zone %s, and this one in %s: Networks talk to each other within a Zone only", name, other.Spec.Zone, n.Spec.Zone)
@@ -81,6 +88,33 @@ func (v *verdict) networks(n, other *api.Network) {
 		v.fail("/spec/zone", "Network %s of Zone %s names this one in its spec.allow, and Networks talk to each other within a Zone only: take it out there, or choose that Zone", name, other.Spec.Zone)
 	case allows && overlap:
 		v.fail("/spec/cidrs", "they overlap those of Network %s (%s), whose spec.allow names this Network: which of the two an address is in could not be told", name, prefixes(other.Spec.CIDRs))
+	}
+}
+
+// peeringAllowed refuses what guests may announce where it is in the CIDRs of a
+// Network that guests talk to: they would draw what is meant for that.
+func (v *verdict) peeringAllowed(n, other *api.Network) {
+	name := other.Metadata.Name
+	if p := n.Spec.Peering; p != nil && network.Overlap(p.Prefixes, other.Spec.CIDRs) {
+		v.fail("/spec/peering/prefixes", "they overlap the CIDRs of Network %s (%s), which talks to this one (spec.allow): guests would draw its packets", name, prefixes(other.Spec.CIDRs))
+	}
+	if p := other.Spec.Peering; p != nil && network.Overlap(p.Prefixes, n.Spec.CIDRs) {
+		v.fail("/spec/cidrs", "they overlap spec.peering.prefixes of Network %s (%s), which talks to this one (spec.allow): its guests would draw this one's packets", name, prefixes(p.Prefixes))
+	}
+}
+
+// peering holds guests to an ASN that is not their hosts'.
+func (v *verdict) peering(w world, n *api.Network) {
+	p := n.Spec.Peering
+	for _, z := range w.zones {
+		if z.Metadata.Name == n.Spec.Zone && z.Spec.ASN == p.ASN {
+			v.fail("/spec/peering/asn", "%d is the ASN of Zone %s, which the hosts have: guests have one of their own", p.ASN, n.Spec.Zone)
+		}
+	}
+	for _, o := range w.objects["Secret"] {
+		if s, ok := o.(*api.Secret); ok && s.Metadata.Name == p.Secret && s.Status.Digests[hostspec.UplinkPassword] == "" {
+			v.fail("/spec/peering/secret", "Secret %s has no %s, which is to be the sessions' MD5 key", p.Secret, hostspec.UplinkPassword)
+		}
 	}
 }
 

@@ -19,6 +19,10 @@ func TestNetworkAdmission(t *testing.T) {
 	other := make("other", "yellow", "10.6.0.0/16")
 	other.Spec.Advertise, other.Spec.Allow = true, []string{"net"}
 	other.Status.VNI = 10001
+	peering := func(asn uint32, texts ...string) *api.Peering {
+		return &api.Peering{ASN: asn, Prefixes: prefixList(texts...)}
+	}
+	other.Spec.Peering = peering(64513, "10.245.0.0/16")
 	abroad := make("abroad", "red", "10.7.0.0/16")
 	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.0.0.0/8")}}
 	zone.Metadata.Name = "yellow"
@@ -59,6 +63,10 @@ func TestNetworkAdmission(t *testing.T) {
 		{"IPv6 not for unicast", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/16", "fe80::/64") }, "/spec/cidrs/1", "fd00::/8"},
 		{"IPv4 in IPv6", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/16", "::ffff:10.0.0.0/112") }, "/spec/cidrs/1", "not for unicast"},
 		{"direct over another", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Direct = prefixList("10.6.8.0/22"), true }, "/spec/", ""},
+		{"peering", 3, func(n *api.Network) { n.Spec.Peering = peering(64512, "10.244.0.0/16") }, "", ""},
+		{"guests with the Zone's ASN", 3, func(n *api.Network) { n.Spec.Peering = peering(64601, "10.244.0.0/16") }, "/spec/peering/asn", "Zone yellow"},
+		{"guests draw what another allows", 3, func(n *api.Network) { n.Spec.Peering = peering(64512, "10.6.8.0/24") }, "/spec/peering/prefixes", "Network other"},
+		{"guests of another draw", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Allow = prefixList("10.245.0.0/16"), []string{"other"} }, "/spec/cidrs", "spec.peering.prefixes of Network other"},
 		{"flannel's own name", 0, func(n *api.Network) { n.Metadata.Name = "subnets" }, "/metadata/name", "flanneld"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

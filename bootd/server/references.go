@@ -46,6 +46,9 @@ func references(o api.Object) []reference {
 		for i, n := range o.Spec.Allow {
 			add("Network", n, "spec", "allow", i)
 		}
+		if p := o.Spec.Peering; p != nil {
+			add("Secret", p.Secret, "spec", "peering", "secret")
+		}
 	case *api.Guest:
 		add("Network", o.Spec.Network, "spec", "network")
 		add("Image", o.Spec.Image, "spec", "image")

@@ -38,6 +38,9 @@ func (v *verdict) zone(w world, z *api.Zone) {
 		}
 	}
 	for _, n := range w.networks {
+		if p := n.Spec.Peering; p != nil && n.Spec.Zone == z.Metadata.Name && p.ASN == z.Spec.ASN {
+			v.fail("/spec/asn", "ASN %d is that of the guests of Network %s (spec.peering): hosts and guests have different ones", z.Spec.ASN, n.Metadata.Name)
+		}
 		if c, out := outside(n, z); out {
 			v.fail("/spec/prefixes", "%s of Network %s, which is advertised, lies in none of them: add it, or take spec.advertise from the Network", c, n.Metadata.Name)
 		}
@@ -135,22 +138,29 @@ func (v *verdict) apart(w world, s *api.Subnet) {
 	}
 }
 
-// uplinkKey refuses to take the key of an uplink's session away.
-func (v *verdict) uplinkKey(w world, s *api.Secret) {
+// sessionKey refuses to take the key of an uplink's or of guests' sessions away.
+func (v *verdict) sessionKey(w world, s *api.Secret) {
 	if len(s.Spec.Data) == 0 {
 		return
 	}
+	check := func(at, of string) {
+		switch n := len(s.Spec.Data[hostspec.UplinkPassword]); {
+		case n == 0:
+			v.fail("/spec/data", "%s is missing: %s of %s takes the session's MD5 key from it", hostspec.UplinkPassword, at, of)
+		case n > hostspec.MaxUplinkPassword:
+			v.fail("/spec/data/"+hostspec.UplinkPassword, "it has %d bytes, and an MD5 key has %d at most: %s of %s", n, hostspec.MaxUplinkPassword, at, of)
+		}
+	}
 	for _, z := range w.zones {
 		for i, u := range z.Spec.Uplinks {
-			if u.Secret != s.Metadata.Name {
-				continue
+			if u.Secret == s.Metadata.Name {
+				check(api.Pointer("spec", "uplinks", i, "secret"), "Zone "+z.Metadata.Name)
 			}
-			switch n := len(s.Spec.Data[hostspec.UplinkPassword]); {
-			case n == 0:
-				v.fail("/spec/data", "%s is missing: %s of Zone %s takes the session's MD5 key from it", hostspec.UplinkPassword, api.Pointer("spec", "uplinks", i, "secret"), z.Metadata.Name)
-			case n > hostspec.MaxUplinkPassword:
-				v.fail("/spec/data/"+hostspec.UplinkPassword, "it has %d bytes, and an MD5 key has %d at most: %s of Zone %s", n, hostspec.MaxUplinkPassword, api.Pointer("spec", "uplinks", i, "secret"), z.Metadata.Name)
-			}
+		}
+	}
+	for _, n := range w.networks {
+		if p := n.Spec.Peering; p != nil && p.Secret == s.Metadata.Name {
+			check("/spec/peering/secret", "Network "+n.Metadata.Name)
 		}
 	}
 }

@@ -78,6 +78,12 @@ func TestZoneAdmission(t *testing.T) {
 		}
 		return s
 	}
+	peering := func(secret string) *api.Network {
+		n := tenant("yellow", "10.5.0.0/16", false)
+		n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: prefixList("10.244.0.0/16"), Secret: secret}
+		return n
+	}
+	withoutData := func(s *api.Secret) *api.Secret { s.Spec.Data = nil; return s }
 	long := secret("password")
 	long.Spec.Data["password"] = strings.Repeat("x", 81)
 	prod := subnet("prod", "yellow", "198.18.8.0/24")
@@ -92,6 +98,9 @@ func TestZoneAdmission(t *testing.T) {
 			zone("yellow", 64601, over("10.5.0.0/16"), uplink("198.18.8.1", 64600, "")), "", ""},
 		{"one ASN", []api.Object{zone("red", 64601)}, zone("yellow", 64601), "/spec/asn", "Zone red"},
 		{"overlap", []api.Object{zone("red", 64602, over("10.5.9.0/24"))}, zone("yellow", 64601, over("192.0.2.0/24", "10.5.0.0/16")), "/spec/prefixes/1", "10.5.9.0/24 of Zone red"},
+		{"its guests' ASN", []api.Object{peering("leaf")}, zone("yellow", 64512), "/spec/asn", "guests of Network net"},
+		{"guests' key is taken away", []api.Object{peering("leaf")}, secret("token"), "/spec/data", "Network net"},
+		{"guests' key is none", []api.Object{zone("yellow", 64601), withoutData(secret("token"))}, peering("leaf"), "/spec/peering/secret", "has no password"},
 		{"an uplink's ASN is another Zone's", []api.Object{zone("red", 64602)}, zone("yellow", 64601, uplink("198.18.8.1", 64602, "")), "/spec/uplinks/0/asn", "do not peer"},
 		{"the ASN is that of another's uplink", []api.Object{zone("red", 64602, uplink("198.18.9.1", 64601, ""))}, zone("yellow", 64601), "/spec/asn", "uplink of Zone red"},
 		{"one uplink for two", []api.Object{zone("red", 64602, uplink("198.18.7.1", 64600, ""))}, zone("yellow", 64601, uplink("198.18.7.1", 64600, "")), "/spec/uplinks/0/address", "a VRF of its own"},

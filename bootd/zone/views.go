@@ -92,7 +92,32 @@ func (v *Views) ZoneSessions(ctx context.Context, zone string) (*api.ZoneSession
 			out.Sessions = append(out.Sessions, s)
 		}
 	}
+	out.Inside = v.inside(zone)
 	return out, nil
+}
+
+// inside are the sessions inside of Networks that the hosts of a Zone report.
+// Of a session between two hosts the first by name is heard.
+func (v *Views) inside(zone string) []api.NetworkSession {
+	var list []api.NetworkSession
+	for _, m := range v.Compiler.Members(zone) {
+		host := m.Machine.Metadata.Name
+		status := v.Sessions(host)
+		if status == nil {
+			continue
+		}
+		for _, n := range status.Networks {
+			for _, s := range n.Sessions {
+				if s.Role == api.BGPGuest || host < s.Peer {
+					list = append(list, api.NetworkSession{Network: n.Network, Host: host, Session: s})
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(list, func(a, b api.NetworkSession) int {
+		return cmp.Or(strings.Compare(a.Network, b.Network), strings.Compare(a.Host, b.Host))
+	})
+	return list
 }
 
 // reported are a host's sessions, by peer.

@@ -140,7 +140,12 @@ func TestSessionsAndRoutes(t *testing.T) {
 	own := b.lease("r3u01", "blue")
 	b.sessions["r1u01"] = &api.BGPStatus{Omitted: 3, Sessions: []api.BGPSession{{Peer: "r3u01", Role: "client", State: api.BGPEstablished, Accepted: 1}},
 		Routes: []api.BGPRoute{{Prefix: own, NextHop: b.compiler.Members("yellow")[2].V4(), From: "r3u01"}, {Prefix: netip.MustParsePrefix("0.0.0.0/0"), NextHop: netip.MustParseAddr("198.18.8.254"), From: "198.18.8.254"}}}
-	b.sessions["r3u01"] = &api.BGPStatus{Sessions: []api.BGPSession{{Peer: "r1u01", State: "active", LastError: "refused"}}}
+	guest, far := api.BGPSession{Peer: "g", Role: api.BGPGuest, State: "idle"}, func(peer string) api.BGPSession {
+		return api.BGPSession{Peer: peer, Role: api.BGPHost, State: api.BGPEstablished}
+	}
+	b.sessions["r3u01"] = &api.BGPStatus{Sessions: []api.BGPSession{{Peer: "r1u01", State: "active", LastError: "refused"}},
+		Networks: []api.BGPNetworkStatus{{Network: "blue", Sessions: []api.BGPSession{guest, far("r3u02")}}}}
+	b.sessions["r3u02"] = &api.BGPStatus{Networks: []api.BGPNetworkStatus{{Network: "blue", Sessions: []api.BGPSession{far("r3u01")}}}}
 	s, err := v.ZoneSessions(t.Context(), "yellow")
 	if err != nil {
 		t.Fatal(err)
@@ -153,6 +158,9 @@ func TestSessionsAndRoutes(t *testing.T) {
 		"r2u01-r3u01:client::false", "r2u01-r3u02:client::false", "r2u01-198.18.8.254:uplink::false", "r2u01-198.18.8.253:uplink::false"}
 	if !slices.Equal(list, want) {
 		t.Errorf("%q", list)
+	}
+	if want := []api.NetworkSession{{Network: "blue", Host: "r3u01", Session: guest}, {Network: "blue", Host: "r3u01", Session: far("r3u02")}}; !slices.Equal(s.Inside, want) {
+		t.Errorf("inside of Networks: %+v", s.Inside)
 	}
 	r, err := v.ZoneRoutes(t.Context(), "yellow")
 	if err != nil {

@@ -66,7 +66,8 @@ func (a *app) bgpSessionsCommand() *cobra.Command {
 	c := a.zoneView(&cobra.Command{
 		Use: "sessions ZONE", Short: "List the BGP sessions of a Zone, as both ends see them",
 		Long: `sessions lists every session of a Zone's reflectors: with the other hosts, with each other, and with the
-uplinks. A session that only one end calls established is shown with what the other says.`,
+uplinks. A session that only one end calls established is shown with what the other says. Sessions with Guests, and
+between hosts for Guests' sake, follow by Network.`,
 	}, func(ctx context.Context, client *api.Client, zone, output string) error {
 		v, err := client.ZoneSessions(ctx, zone)
 		if err != nil {
@@ -96,15 +97,42 @@ func (a *app) printSessions(v *api.ZoneSessions, down bool) error {
 		}
 		table.Rows = append(table.Rows, []string{s.Host, terminal.Clean(s.Session.Peer), terminal.Clean(s.Session.Role), state, cmp.Or(p.Age(s.Session.Since), "-"), received, accepted, advertised, flaps, remark(s)})
 	}
-	if len(table.Rows) == 0 {
+	inside := a.insideSessions(v.Inside, down)
+	if len(table.Rows) == 0 && len(inside.Rows) == 0 {
 		what := "has no session: see `weftctl describe zone " + v.Zone + "`"
-		if down && len(v.Sessions) > 0 {
-			what = fmt.Sprintf("has all its %s", count(len(v.Sessions), "session"))
+		if all := len(v.Sessions) + len(v.Inside); down && all > 0 {
+			what = fmt.Sprintf("has all its %s", count(all, "session"))
 		}
 		a.note("zone/%s %s", v.Zone, what)
 		return nil
 	}
-	return table.Print(a.out, a.bold)
+	if len(table.Rows) > 0 {
+		if err := table.Print(a.out, a.bold); err != nil || len(inside.Rows) == 0 {
+			return err
+		}
+		if _, err := fmt.Fprintln(a.out); err != nil {
+			return err
+		}
+	}
+	return inside.Print(a.out, a.bold)
+}
+
+// insideSessions are those inside of Networks.
+func (a *app) insideSessions(list []api.NetworkSession, down bool) show.Table {
+	p := a.printer()
+	table := show.Table{Header: []string{"NETWORK", "HOST", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "FLAPS", "REMARK"}}
+	for _, x := range list {
+		s, remark := x.Session, ""
+		if s.State == api.BGPEstablished && down {
+			continue
+		}
+		if s.State != api.BGPEstablished {
+			remark = terminal.Clean(s.LastError)
+		}
+		table.Rows = append(table.Rows, []string{terminal.Clean(x.Network), x.Host, terminal.Clean(s.Peer), terminal.Clean(s.Role), a.sessionState(s.State),
+			cmp.Or(p.Age(s.Since), "-"), strconv.Itoa(s.Received), strconv.Itoa(s.Accepted), strconv.Itoa(s.Flaps), remark})
+	}
+	return table
 }
 
 func (a *app) sessionState(state string) string {

@@ -19,6 +19,10 @@ func TestBGPSessions(t *testing.T) {
 		{Host: "r1u01", Session: up("r1u08", "client"), Other: &api.BGPSession{State: "active", LastError: "no route\x1b[31m"}},
 		{Host: "r1u01", Session: api.BGPSession{Peer: "198.18.8.1", Role: "uplink", State: "idle", Flaps: 4, LastError: "hold timer expired"}},
 		{Host: "r2u01", Session: api.BGPSession{Peer: "r1u07", Role: "client"}, Message: "r2u01 has reported no session to this bootd"},
+	}}, "/v1/zones/green/bgp/sessions": api.ZoneSessions{Zone: "green", Sessions: []api.ZoneSession{{Host: "r1u01", Session: up("r1u07", "client")}}, Inside: []api.NetworkSession{
+		{Network: "blue", Host: "r1u07", Session: up("worker-1", "guest")},
+		{Network: "blue", Host: "r1u07", Session: api.BGPSession{Peer: "worker-2", Role: "guest", State: "limited", Flaps: 1, LastError: "too many\x1b[31m"}},
+		{Network: "blue", Host: "r1u07", Session: up("r1u08", "host")},
 	}}, "/v1/zones/red/bgp/sessions": api.ZoneSessions{Zone: "red"}}
 	b.run(t, "", "bgp", "sessions", "yellow").want(t, 0, `REFLECTOR   PEER         ROLE     STATE         SINCE   RECEIVED   ACCEPTED   ADVERTISED   FLAPS   REMARK
 r1u01       r1u07        client   established   1h30m   3          2          7            0       
@@ -27,6 +31,17 @@ r1u01       198.18.8.1   uplink   idle          -       0          0          0 
 r2u01       r1u07        client   -             -       -          -          -            -       r2u01 has reported no session to this bootd
 `)
 	if r := b.run(t, "", "bgp", "sessions", "yellow", "--down"); r.code != 0 || strings.Count(r.out, "\n") != 3 {
+		t.Errorf("%+v", r)
+	}
+	b.run(t, "", "bgp", "sessions", "green").want(t, 0, `REFLECTOR   PEER    ROLE     STATE         SINCE   RECEIVED   ACCEPTED   FLAPS   REMARK
+r1u01       r1u07   client   established   1h30m   3          2          0       
+
+NETWORK   HOST    PEER       ROLE    STATE         SINCE   RECEIVED   ACCEPTED   FLAPS   REMARK
+blue      r1u07   worker-1   guest   established   1h30m   3          2          0       
+blue      r1u07   worker-2   guest   limited       -       0          0          1       too many[31m
+blue      r1u07   r1u08      host    established   1h30m   3          2          0       
+`)
+	if r := b.run(t, "", "bgp", "sessions", "green", "--down"); r.code != 0 || strings.Count(r.out, "\n") != 2 {
 		t.Errorf("%+v", r)
 	}
 	b.run(t, "", "bgp", "sessions", "red").want(t, 0, "", "zone/red has no session")
