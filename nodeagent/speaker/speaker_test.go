@@ -261,7 +261,7 @@ func TestAudit(t *testing.T) {
 
 func TestEvents(t *testing.T) {
 	l := &listener{}
-	r := reporter{host: l}
+	r := reporter{host: l, states: map[string]map[string]bool{}}
 	state := func(s string) bgp.Status {
 		return bgp.Status{Zone: "yellow", Sessions: []bgp.Session{{Name: "r1", Role: "reflector", Address: netip.MustParseAddr("198.18.9.1"), State: s, Reason: "hold timer expired"}}}
 	}
@@ -270,5 +270,29 @@ func TestEvents(t *testing.T) {
 	}
 	if len(l.events) != 2 || l.events[0].Reason != "SessionDown" || !strings.Contains(l.events[0].Message, "hold timer expired") || l.events[1].Reason != "SessionUp" {
 		t.Errorf("events %+v", l.events)
+	}
+	l.events = nil
+	guest := bgp.Status{Zone: "yellow", Network: "blue", Sessions: []bgp.Session{{Name: "guest/r1", Role: "guest", State: "established"}}}
+	r.events(guest)
+	r.events(state("established")) // another speaker's
+	guest.Sessions[0].State = "limited"
+	r.events(guest)
+	if len(l.events) != 1 || l.events[0].Kind != "Network" || l.events[0].Name != "blue" || !strings.Contains(l.events[0].Message, "guest r1 (") {
+		t.Errorf("events %+v", l.events)
+	}
+}
+
+// What never came up inside of a Network is nobody's concern.
+func TestToSessions(t *testing.T) {
+	list := toSessions(bgp.Status{Sessions: []bgp.Session{
+		{Name: "guest/a", Role: "guest", State: "active"}, {Name: "guest/b", Role: "guest", State: "active", Flaps: 1},
+		{Name: "guest/c", Role: "guest", State: "established"}, {Name: "guest/d", Role: "guest", State: "limited"},
+		{Name: "host/e", Role: "host", State: "active"}, {Name: "host/f", Role: "host", State: "established"}, {Name: "r1", Role: "reflector", State: "active"}}})
+	var names []string
+	for _, s := range list {
+		names = append(names, s.Peer)
+	}
+	if got := strings.Join(names, " "); got != "b c d f r1" {
+		t.Error(got)
 	}
 }
