@@ -285,7 +285,7 @@ func TestEvents(t *testing.T) {
 // What never came up inside of a Network is nobody's concern.
 func TestToSessions(t *testing.T) {
 	list := toSessions(bgp.Status{Sessions: []bgp.Session{
-		{Name: "guest/a", Role: "guest", State: "active"}, {Name: "guest/b", Role: "guest", State: "active", Flaps: 1},
+		{Name: "guest/a", Role: "guest", State: "active"}, {Name: "guest/b", Role: "guest", State: "active", Losses: map[string]int{"hold-timer": 1}},
 		{Name: "guest/c", Role: "guest", State: "established"}, {Name: "guest/d", Role: "guest", State: "limited"},
 		{Name: "host/e", Role: "host", State: "active"}, {Name: "host/f", Role: "host", State: "established"}, {Name: "r1", Role: "reflector", State: "active"}}})
 	var names []string
