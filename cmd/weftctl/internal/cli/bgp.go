@@ -120,7 +120,7 @@ func (a *app) printSessions(v *api.ZoneSessions, down bool) error {
 // insideSessions are those inside of Networks.
 func (a *app) insideSessions(list []api.NetworkSession, down bool) show.Table {
 	p := a.printer()
-	table := show.Table{Header: []string{"NETWORK", "HOST", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "FLAPS", "REMARK"}}
+	table := show.Table{Header: []string{"NETWORK", "HOST", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "ADVERTISED", "FLAPS", "REMARK"}}
 	for _, x := range list {
 		s, remark := x.Session, ""
 		if s.State == api.BGPEstablished && down {
@@ -130,7 +130,7 @@ func (a *app) insideSessions(list []api.NetworkSession, down bool) show.Table {
 			remark = terminal.Clean(s.LastError)
 		}
 		table.Rows = append(table.Rows, []string{terminal.Clean(x.Network), x.Host, terminal.Clean(s.Peer), terminal.Clean(s.Role), a.sessionState(s.State),
-			cmp.Or(p.Age(s.Since), "-"), strconv.Itoa(s.Received), strconv.Itoa(s.Accepted), strconv.Itoa(s.Flaps), remark})
+			cmp.Or(p.Age(s.Since), "-"), strconv.Itoa(s.Received), strconv.Itoa(s.Accepted), strconv.Itoa(s.Advertised), strconv.Itoa(s.Flaps), remark})
 	}
 	return table
 }

@@ -33,13 +33,13 @@ r2u01       r1u07        client   -             -       -          -          - 
 	if r := b.run(t, "", "bgp", "sessions", "yellow", "--down"); r.code != 0 || strings.Count(r.out, "\n") != 3 {
 		t.Errorf("%+v", r)
 	}
-	b.run(t, "", "bgp", "sessions", "green").want(t, 0, `REFLECTOR   PEER    ROLE     STATE         SINCE   RECEIVED   ACCEPTED   FLAPS   REMARK
-r1u01       r1u07   client   established   1h30m   3          2          0       
+	b.run(t, "", "bgp", "sessions", "green").want(t, 0, `REFLECTOR   PEER    ROLE     STATE         SINCE   RECEIVED   ACCEPTED   ADVERTISED   FLAPS   REMARK
+r1u01       r1u07   client   established   1h30m   3          2          7            0       
 
-NETWORK   HOST    PEER       ROLE    STATE         SINCE   RECEIVED   ACCEPTED   FLAPS   REMARK
-blue      r1u07   worker-1   guest   established   1h30m   3          2          0       
-blue      r1u07   worker-2   guest   limited       -       0          0          1       too many[31m
-blue      r1u07   r1u08      host    established   1h30m   3          2          0       
+NETWORK   HOST    PEER       ROLE    STATE         SINCE   RECEIVED   ACCEPTED   ADVERTISED   FLAPS   REMARK
+blue      r1u07   worker-1   guest   established   1h30m   3          2          7            0       
+blue      r1u07   worker-2   guest   limited       -       0          0          0            1       too many[31m
+blue      r1u07   r1u08      host    established   1h30m   3          2          7            0       
 `)
 	if r := b.run(t, "", "bgp", "sessions", "green", "--down"); r.code != 0 || strings.Count(r.out, "\n") != 2 {
 		t.Errorf("%+v", r)
