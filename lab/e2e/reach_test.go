@@ -464,7 +464,7 @@ func TestReach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kernel, initrd, err := guestos.Build(t.Context(), root)
+	kernel, initrd, err := guestos.Build(t.Context(), root, guestos.Iron)
 	if err != nil {
 		t.Fatal(err)
 	}

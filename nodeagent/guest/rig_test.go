@@ -77,7 +77,7 @@ func (d *desk) tell(dir string) {
 
 func shortTiming() timing {
 	t := defaultTiming()
-	t.look, t.retry, t.again, t.force, t.answer = 300*time.Millisecond, 300*time.Millisecond, 3*time.Second, 500*time.Millisecond, 1500*time.Millisecond
+	t.look, t.retry, t.again, t.force, t.answer = 300*time.Millisecond, 300*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond, 1500*time.Millisecond
 	t.minBackoff = 50 * time.Millisecond
 	return t
 }
@@ -429,7 +429,7 @@ var built struct {
 func linux(h *host, arguments ...string) *api.GuestPart {
 	h.t.Helper()
 	built.once.Do(func() {
-		built.kernel, built.initrd, built.err = guestos.Build(h.t.Context(), "../..")
+		built.kernel, built.initrd, built.err = guestos.Build(h.t.Context(), "../..", guestos.Iron)
 		if built.err == nil {
 			built.agent, built.err = guestos.Agent(h.t.Context())
 		}

@@ -230,9 +230,9 @@ func network(address string) error {
 		return err
 	}
 	gateway := net.IPv4(169, 254, 1, 1)
-	return errors.Join(netlink.LinkSetUp(l), netlink.AddrAdd(l, addr),
-		netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: &net.IPNet{IP: gateway, Mask: net.CIDRMask(32, 32)}}),
-		netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway}))
+	return errors.Join(netlink.LinkSetUp(l), netlink.AddrReplace(l, addr),
+		netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: &net.IPNet{IP: gateway, Mask: net.CIDRMask(32, 32)}}),
+		netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway}))
 }
 
 // fetch does as Ignition does: it goes where its pointer says. With a token it
