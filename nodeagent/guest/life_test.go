@@ -81,7 +81,7 @@ func TestLife(t *testing.T) {
 		s := h.status("guest/web").Guest
 		return s.Request == "r2" && s.Conditions.Is(conditionCurrent)
 	})
-	if n := strings.Count(h.console(uid1), "@power button"); n < 1 || n > 2 { // asked again if it was slow
+	if n := strings.Count(h.console(uid1), "@power button"); n < 1 { // asked again if it was slow
 		t.Errorf("the power button was pressed %d times", n)
 	}
 

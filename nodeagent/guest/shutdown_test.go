@@ -55,9 +55,15 @@ func TestShutdown(t *testing.T) {
 	}
 
 	h.run() // the host did not go down after all
-	h.wait("it boots anew", func() bool { return strings.Count(h.console(uid1), "@up ") == 2 })
+	h.wait("it boots anew", h.is("guest/web", api.PartApplied, "Running"))
 	if h.saw("Crashed")() {
 		t.Error("a shutdown counts as a crash")
+	}
+	g.State = "Stopped" // while it boots, and does not hear
+	h.want(part("web", uid1, g))
+	h.wait("it is stopped", h.is("guest/web", api.PartApplied, "Stopped"))
+	if strings.Count(h.console(uid1), "@up ") != 2 || strings.Count(h.console(uid1), "@power button") < 2 {
+		t.Error("it was not asked until it heard")
 	}
 	if err := handler.Shutdown(t.Context(), "11111111-0000-4000-8000-000000000000"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a Guest that is not there: %v", err)

@@ -314,6 +314,10 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 		return errors.New("a QEMU of it lives already")
 	}
 	files.add(lock)
+	program, err := lookUp(g.h.o.Program)
+	if err != nil {
+		return fmt.Errorf("QEMU is not installed on this host: its image is to have it (Debian's qemu-system-x86 and qemu-utils): %w", err)
+	}
 	verdict, err := g.h.accelerator(ctx)
 	if err != nil {
 		return err
@@ -340,10 +344,6 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 		return err
 	}
 	files.add(log)
-	program, err := lookUp(g.h.o.Program)
-	if err != nil {
-		return err
-	}
 	cpus, err := api.ParseCPUSet(part.Tuning.CPUSet)
 	if err != nil {
 		return err
@@ -368,7 +368,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	files.close() // a QEMU that ends hangs up now
 	files = nil
 	g.conditions, g.configured = nil, ""
-	err = g.adopt(ctx)
+	err = g.comeUp(ctx)
 	if err != nil || g.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
 	}
@@ -376,6 +376,23 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 		r.Expected, r.Ended = true, nil
 		r.Seeded = r.Seeded || vm.Seed != nil
 	})
+}
+
+// comeUp adopts a QEMU that was just started, and gives it time to answer.
+func (g *guest) comeUp(ctx context.Context) error {
+	const patience, pause = 30 * time.Second, 100 * time.Millisecond
+	err := g.adopt(ctx)
+	for end := time.Now().Add(patience); err == nil && g.running.state == "" && time.Now().Before(end); {
+		select {
+		case <-g.ended():
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+		err = g.askState(ctx)
+	}
+	return err
 }
 
 // complaint is what QEMU has said last.

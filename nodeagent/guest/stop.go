@@ -33,7 +33,7 @@ type stopping struct {
 const maxForce = 3
 
 // climb takes the next step of the ladder once it is due, and says when to look
-// again: the Guest is asked, twice, since a Guest that boots drops the first;
+// again: the Guest is asked again and again, since one that boots does not hear;
 // after the deadline QEMU is told to quit, then gets SIGTERM, then SIGKILL.
 func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
 	now, t := time.Now(), g.h.timing
@@ -50,12 +50,12 @@ func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
 	deadline := s.began.Add(g.record.Part.StopTimeout.Or(api.GuestStopTimeout))
 	graceful := s.why != stopForced && (g.running.state == "running" || g.running.state == "paused" || g.running.state == "") && now.Before(deadline)
 	switch {
-	case graceful && s.asked < 2 && now.Sub(s.lastStep) >= t.again:
-		s.asked++
-		s.lastStep = now
-		g.askToStop(ctx, s.asked)
-		return min(t.again, time.Until(deadline)), pending("stopping: it has been asked to shut down")
 	case graceful:
+		if now.Sub(s.lastStep) >= t.again {
+			s.asked++
+			s.lastStep = now
+			g.askToStop(ctx, s.asked)
+		}
 		return min(time.Until(deadline), t.again), pending(fmt.Sprintf("stopping: it has until %s to shut down", deadline.UTC().Format(time.RFC3339)))
 	case s.forced == 0 || now.Sub(s.lastStep) >= t.force:
 		s.forced++

@@ -398,3 +398,15 @@ func TestProbed(t *testing.T) {
 	}
 	t.Log(c.Reason, c.Message)
 }
+
+func TestNoQEMU(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.with = func(o *Options) { o.Program = "qemu-system-vax" }
+	h.run()
+	h.want(part("web", uid1, bare(h)))
+	h.wait("it says what is missing", func() bool {
+		s := h.status("guest/web")
+		return s.State == api.PartPending && strings.Contains(s.Message, "QEMU is not installed") && strings.Contains(s.Message, "qemu-system-vax")
+	})
+}
