@@ -119,10 +119,10 @@ type ticket struct {
 
 // issue makes a ticket for a Guest's display.
 func (s *channels) issue(guest string, holder caller) ticket {
-	now := s.now()
-	t := ticket{text: rand.Text(), guest: guest, holder: holder, expires: now.Add(ticketTime)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := s.now()
+	t := ticket{text: rand.Text(), guest: guest, holder: holder, expires: now.Add(ticketTime)}
 	maps.DeleteFunc(s.tickets, func(_ string, old ticket) bool { return now.After(old.expires) })
 	s.tickets[t.text] = t
 	return t
