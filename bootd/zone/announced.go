@@ -13,7 +13,6 @@ import (
 
 // chooseLoopbacks gives each host of a Zone that pins none an address out of
 // each of spec.loopbacks. Who has one keeps it, for as long as it lies in there.
-// The first address of each is left out: some take it for the subnet's own.
 func chooseLoopbacks(z *api.Zone, members []hostspec.Member) []api.LoopbackStatus {
 	taken := map[netip.Addr]bool{}
 	for _, m := range members {
@@ -21,53 +20,61 @@ func chooseLoopbacks(z *api.Zone, members []hostspec.Member) []api.LoopbackStatu
 			taken[a] = true
 		}
 	}
-	chosen := map[string]map[netip.Prefix]netip.Addr{} // by uid and pool
+	chosen := keepLoopbacks(z, members, taken)
+	for i, pool := range z.Spec.Loopbacks {
+		fillLoopbacks(pool, i, chosen, taken)
+	}
+	var list []api.LoopbackStatus
+	for _, c := range chosen {
+		c.Addresses = slices.DeleteFunc(c.Addresses, func(a netip.Addr) bool { return !a.IsValid() })
+		if len(c.Addresses) > 0 {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// keepLoopbacks is every host that needs addresses, each with one for each pool
+// in the pools' order: what it has, or an invalid one. What it has is taken.
+func keepLoopbacks(z *api.Zone, members []hostspec.Member, taken map[netip.Addr]bool) []api.LoopbackStatus {
+	has := map[string][]netip.Addr{}
+	for _, l := range z.Status.Loopbacks {
+		has[l.UID] = l.Addresses
+	}
+	var list []api.LoopbackStatus
 	for _, m := range members {
 		if len(m.Machine.Spec.Loopbacks) > 0 {
 			continue
 		}
-		uid := m.Machine.Metadata.UID
-		chosen[uid] = map[netip.Prefix]netip.Addr{}
-		i := slices.IndexFunc(z.Status.Loopbacks, func(l api.LoopbackStatus) bool { return l.UID == uid })
-		if i < 0 {
-			continue
-		}
-		for _, a := range z.Status.Loopbacks[i].Addresses {
-			at := slices.IndexFunc(z.Spec.Loopbacks, func(p netip.Prefix) bool { return p.Contains(a) })
-			if at >= 0 && !taken[a] {
-				chosen[uid][z.Spec.Loopbacks[at]], taken[a] = a, true
+		l := api.LoopbackStatus{Machine: m.Machine.Metadata.Name, UID: m.Machine.Metadata.UID, Addresses: make([]netip.Addr, len(z.Spec.Loopbacks))}
+		for _, a := range has[l.UID] {
+			i := slices.IndexFunc(z.Spec.Loopbacks, func(p netip.Prefix) bool { return p.Contains(a) })
+			if i >= 0 && !taken[a] {
+				l.Addresses[i], taken[a] = a, true
 			}
 		}
-	}
-	for _, pool := range z.Spec.Loopbacks {
-		next := pool.Addr().Next()
-		for _, m := range members {
-			of, needs := chosen[m.Machine.Metadata.UID]
-			if _, has := of[pool]; !needs || has {
-				continue
-			}
-			for taken[next] {
-				next = next.Next()
-			}
-			if !pool.Contains(next) {
-				break // the condition tells of it
-			}
-			of[pool], taken[next] = next, true
-		}
-	}
-	var list []api.LoopbackStatus
-	for _, m := range members {
-		l := api.LoopbackStatus{Machine: m.Machine.Metadata.Name, UID: m.Machine.Metadata.UID}
-		for _, pool := range z.Spec.Loopbacks {
-			if a, ok := chosen[l.UID][pool]; ok {
-				l.Addresses = append(l.Addresses, a)
-			}
-		}
-		if len(l.Addresses) > 0 {
-			list = append(list, l)
-		}
+		list = append(list, l)
 	}
 	return list
+}
+
+// fillLoopbacks gives those that have none the pool's lowest that are free. Its
+// first address is left out: some take it for the subnet's own. Where the pool
+// ends, the condition tells of it.
+func fillLoopbacks(pool netip.Prefix, i int, hosts []api.LoopbackStatus, taken map[netip.Addr]bool) {
+	next := pool.Addr().Next()
+	for _, h := range hosts {
+		if h.Addresses[i].IsValid() {
+			continue
+		}
+		for taken[next] {
+			next = next.Next()
+		}
+		if !pool.Contains(next) {
+			return
+		}
+		h.Addresses[i], taken[next] = next, true
+	}
 }
 
 func sameLoopback(a, b api.LoopbackStatus) bool {

@@ -125,8 +125,12 @@ func TestReconcile(t *testing.T) {
 	s = New(s.options)
 	changed := part()
 	changed.Neighbors[0].MaxPrefixes = 99
+	changed.Loopbacks = []netip.Addr{netip.MustParseAddr("198.19.1.1")}
 	if got := reconcile(changed); got.State != api.PartApplied || u.starts != 1 {
 		t.Errorf("a changed part: %+v after %d starts", got, u.starts)
+	}
+	if got := ip(t, "addr show dev lo"); !strings.Contains(got, "198.19.1.1/32") {
+		t.Errorf("lo lacks the loopback:\n%s", got)
 	}
 	wrong := part()
 	wrong.Community = "none"
@@ -147,8 +151,11 @@ func TestReconcile(t *testing.T) {
 	if got := reconcile(part()); got.State != api.PartApplied || u.starts != 2 {
 		t.Errorf("after its death: %+v, %d starts", got, u.starts)
 	}
+	if got := reconcile(changed); got.State != api.PartApplied {
+		t.Errorf("a changed part: %+v", got)
+	}
 	removed := nodeagent.Part{Name: "bgp", UID: "u", Want: nodeagent.Removed}
-	if got := s.Reconcile(ctx, []nodeagent.Part{removed, {Name: "bgp", UID: "v", Value: part()}}); u.process == nil || got["bgp@u"].State != api.PartApplied {
+	if got := s.Reconcile(ctx, []nodeagent.Part{removed, {Name: "bgp", UID: "v", Value: changed}}); u.process == nil || got["bgp@u"].State != api.PartApplied {
 		t.Errorf("a part's successor: %+v", got)
 	}
 	if got := s.Reconcile(ctx, []nodeagent.Part{removed})[removed.Key()]; got.State != api.PartApplied || u.process != nil {
@@ -156,6 +163,9 @@ func TestReconcile(t *testing.T) {
 	}
 	if got := ip(t, "route show proto 217"); got != "" {
 		t.Errorf("routes are left: %q", got)
+	}
+	if got := ip(t, "addr show dev lo"); strings.Contains(got, "198.19.1.1") || !strings.Contains(got, "198.18.9.1/24") {
+		t.Errorf("lo has\n%s", got)
 	}
 	if _, err := os.Stat(filepath.Join(u.dir, "part")); err == nil {
 		t.Error("the part's file is left")
