@@ -135,11 +135,6 @@ func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Durati
 // agent has gone by then.
 func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 	g := newGuest(h, uid, uid)
-	r, err := readRecord(g.dir)
-	if err != nil {
-		return fmt.Errorf("the record of Guest %s: %w", uid, err)
-	}
-	g.name, g.record, g.log = r.Name, &r, h.o.Log.With("guest", r.Name)
 	process, err := g.process()
 	if errors.Is(err, launch.ErrGone) { // a unit does this also when its Guest has ended by itself
 		return nil
@@ -148,12 +143,19 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 		return err
 	}
 	process.Close()
+	r, err := readRecord(g.dir)
+	if err != nil {
+		return fmt.Errorf("the record of Guest %s: %w", uid, err)
+	}
+	g.name, g.record, g.log = r.Name, &r, h.o.Log.With("guest", r.Name)
 	// An agent that lives all the same has the other monitor.
 	g.socket = "monitor.sock"
 	g.stop = &stopping{why: stopAsked, began: time.Now()}
 	defer g.letGo()
-	if err := g.adopt(ctx); err != nil {
+	if err := g.adopt(ctx); g.running == nil {
 		return err
+	} else if err != nil { // a disk that is full is no reason to cut its power
+		g.log.Warn("its record is not on disk", "error", err)
 	}
 	for {
 		next, err := g.beStopped(ctx, &r.Part)
