@@ -12,7 +12,7 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 LABDIR  ?= /var/lib/rackweft-lab
 
-.PHONY: all build deps image lab lab-down test test-short lint bench bench-lab bench-bgp bench-overlay fuzz clean
+.PHONY: all build deps image lab lab-down test test-short lint bench bench-lab bench-bgp bench-overlay bench-guests fuzz clean
 
 all: build
 
@@ -49,7 +49,7 @@ test-short: build
 	$(GO) vet ./...
 	$(GO) test -short -timeout 2m ./...
 
-bench: bench-lab bench-bgp bench-overlay
+bench: bench-lab bench-bgp bench-overlay bench-guests
 
 # RUNS boots of each kind (3). Figures go to standard output, what explains them to standard error.
 bench-lab: deps
@@ -75,6 +75,14 @@ bench-overlay: deps
 	  awk '/^PART/ { sum[$$2] += $$3; if (++n[$$2] == 2) \
 	      printf "BENCH %s ours=%.3fs limit=1s ratio=%.2f bar=<=1.00 %s\n", $$2, sum[$$2], sum[$$2], sum[$$2] <= 1 ? "ok" : "short"; fflush(); next } \
 	    /^BENCH/ { print; fflush(); next } { print >"/dev/stderr" }'
+
+# The start of a Guest beside the same QEMU by hand and beside virsh, and what a hundred Guests cost their agent.
+bench-guests: deps
+	@command -v libvirtd >/dev/null || apt-get install -y -qq --no-install-recommends libvirt-daemon-system libvirt-clients >/dev/null || true
+	@mkdir -p bin && $(GO) test -c -o bin/bench-guests.test ./nodeagent/guest
+	@set -o pipefail; cd nodeagent/guest && \
+	  ../../bin/bench-guests.test -test.run '^$$' -test.bench '^BenchmarkGuests$$' -test.benchtime 1x -test.timeout 20m | \
+	  awk '/^(BENCH|SKIP)/ { print; fflush(); next } { print >"/dev/stderr" }'
 
 # Every fuzz target for a while each: make fuzz FUZZTIME=5m
 FUZZTIME ?= 30s

@@ -175,7 +175,7 @@ func (d *desk) serve(ctx context.Context, h *Handler, before func()) {
 
 // host is a host in a directory of its own.
 type host struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	desk desk
 	stop func()
@@ -183,9 +183,10 @@ type host struct {
 	accelerator qemu.Accelerator
 	with        func(*Options) // more of them; nil for none
 	handler     *Handler       // of the last run
+	timing      timing
 }
 
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: QEMU runs as other users")
@@ -194,7 +195,7 @@ func newHost(t *testing.T) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, dir: dir, stop: func() {}, accelerator: qemu.TCG}
+	h := &host{t: t, dir: dir, stop: func() {}, accelerator: qemu.TCG, timing: shortTiming()}
 	t.Cleanup(func() {
 		h.stop()
 		h.sweep()
@@ -246,7 +247,7 @@ func (h *host) run() {
 		h.with(&o)
 	}
 	handler := New(o)
-	handler.timing = shortTiming()
+	handler.timing = h.timing
 	h.handler = handler
 	done := make(chan struct{})
 	go func() { h.desk.serve(ctx, handler, nil); close(done) }()
