@@ -105,7 +105,7 @@ func guestUnit(s settings, self string, g guest.Service) systemd.Service {
 // guestCommands are what a Guest's unit runs: nobody types them.
 func guestCommands(s *settings, stderr io.Writer) []*cobra.Command {
 	return []*cobra.Command{
-		{Use: launchWord + " SOCKET", Short: "Become what the agent at a socket says", Hidden: true, Args: cobra.RangeArgs(1, 2),
+		{Use: launchWord + " SOCKET", Short: "Become what the agent at a socket says", Hidden: true, Args: cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error { return launch.Exec(args) }},
 		{Use: shutdownWord + " UID", Short: "Have a Guest shut down", Hidden: true, Args: cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {

@@ -79,18 +79,8 @@ func speakerCommand(s *settings, stderr io.Writer) *cobra.Command {
 		Long: "speaker is what the host's bgp part says, from the file that the agent writes it to.\n" +
 			"It is run by systemd (" + speakerUnit + "). With --namespace it is the speaker\n" +
 			"inside of a Network, which the agent has started where guests peer.",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 && args[0] == launch.DetachWord {
-				return nil
-			}
-			return noArguments(cmd, args)
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 {
-				return launch.Again("/")
-			}
-			return runSpeaker(cmd.Context(), *s, f, stderr)
-		},
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runSpeaker(cmd.Context(), *s, f, stderr) },
 	}
 	c.Flags().StringVar(&f.namespace, "namespace", "", "path of the network namespace to run in; this process's unless set")
 	c.Flags().StringVar(&f.part, "part", "", "file with the part; in --state-dir unless set")

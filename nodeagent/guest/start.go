@@ -372,10 +372,10 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil || g.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
 	}
-	return g.change(func(r *record) {
-		r.Expected, r.Ended = true, nil
-		r.Seeded = r.Seeded || vm.Seed != nil
-	})
+	if vm.Seed == nil || g.record.Seeded {
+		return g.expect(true)
+	}
+	return g.change(func(r *record) { r.Expected, r.Ended, r.Seeded = true, nil, true })
 }
 
 // comeUp adopts a QEMU that was just started, and gives it time to answer.

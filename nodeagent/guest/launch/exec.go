@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"syscall"
@@ -13,16 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DetachWord is the last argument of what Detached starts.
-const DetachWord = "detach"
-
 // Exec is the launched process: it becomes what the agent at the socket says,
-// and returns only when it cannot. args are the socket's path and, for a shim,
-// the word of Detached.
+// and returns only when it cannot. args are the socket's path.
 func Exec(args []string) error {
-	if len(args) == 2 && args[1] == DetachWord {
-		return Again(filepath.Dir(args[0]))
-	}
 	if len(args) != 1 {
 		return errors.New("one argument is needed: the path of a socket")
 	}
@@ -37,20 +29,6 @@ func Exec(args []string) error {
 	err = become(socket)
 	_, _ = unix.Write(socket, []byte(err.Error())) // the agent may be gone
 	return err
-}
-
-// Again is the other side of Detached: it starts the process over again in a
-// directory, without Detached's word and without waiting for it.
-func Again(dir string) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	// All arguments but the word.
-	cmd := exec.Command(self, os.Args[1:len(os.Args)-1]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Dir = dir
-	return cmd.Start()
 }
 
 func connect(path string) (int, error) {

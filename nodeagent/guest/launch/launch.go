@@ -17,8 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,14 +55,13 @@ type Launcher struct {
 }
 
 // Detached starts a process that lives on when its parent ends, and that
-// somebody else's pid 1 reaps: argv is run with DetachWord behind it, which has
-// it call Again and end.
+// somebody else's pid 1 reaps: setsid(1) starts it and is gone at once.
 func Detached(ctx context.Context, argv []string) error {
-	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:len(argv):len(argv)], DetachWord)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("start %s: %w: %s", argv[0], err, strings.TrimSpace(string(out)))
+	cmd := exec.CommandContext(ctx, "setsid", append([]string{"--fork"}, argv...)...)
+	cmd.Dir = "/"
+	// No output is read: that would last until the process has ended, too.
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("start %s: %w", argv[0], err)
 	}
 	return nil
 }
