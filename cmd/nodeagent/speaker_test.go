@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -47,11 +48,15 @@ func TestSpeakerInside(t *testing.T) {
 		_ = overlay.UnpinNamespace(namespace)
 		_ = exec.Command("umount", filepath.Dir(namespace)).Run()
 	})
-	for _, line := range []string{"link set lo up", "addr add 10.5.1.1/24 dev lo"} {
-		if out, err := exec.Command("sh", "-c", fmt.Sprintf("nsenter --net=%s ip %s", namespace, line)).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out)
+	address := func() {
+		t.Helper()
+		for _, line := range []string{"link set lo up", "addr add 10.5.1.1/24 dev lo"} {
+			if out, err := exec.Command("sh", "-c", fmt.Sprintf("nsenter --net=%s ip %s", namespace, line)).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v\n%s", line, err, out)
+			}
 		}
 	}
+	address()
 	s := settings{runDir: filepath.Join(dir, "run"), stateDir: filepath.Join(dir, "state")}
 	self := netip.MustParseAddr("10.5.1.1")
 	part := api.BGPPart{Zone: "yellow", Network: "red", ASN: 64601, RouterID: self, Role: api.BGPNetwork, Community: "64601:1:1", Listen: []netip.Addr{self}, NextHops: []netip.Addr{self}}
@@ -77,21 +82,34 @@ func TestSpeakerInside(t *testing.T) {
 		}
 		pid = status().PID
 	}
-	own, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
-	if err != nil {
-		t.Fatal(err)
+	isThere := func() {
+		t.Helper()
+		own, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", status().PID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.Stat(namespace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !os.SameFile(own, want) {
+			t.Error("the speaker is not in the Network's namespace")
+		}
 	}
-	want, err := os.Stat(namespace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !os.SameFile(own, want) {
-		t.Error("the speaker is not in the Network's namespace")
-	}
+	isThere()
 	inside, err := newInside(s, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The namespace is lost, and made anew.
+	if err := errors.Join(overlay.UnpinNamespace(namespace), overlay.PinNamespace(namespace)); err != nil {
+		t.Fatal(err)
+	}
+	address()
+	if err := inside.Run(t.Context(), "uid", "red", namespace); err != nil {
+		t.Fatal(err)
+	}
+	isThere()
 	for _, want := range []bool{true, false} {
 		if stopped, err := inside.Stop(t.Context(), "uid"); err != nil || stopped != want {
 			t.Errorf("stopped: %v, %v", stopped, err)

@@ -300,17 +300,17 @@ func tenantRules(n network) *ruleset {
 		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []rule{
 			{udp(Port), drop()}, // a guest must not speak to VTEPs
 		}}
-	let := func(terms ...term) {
-		for _, source := range n.sources() {
+	let := func(sources []netip.Prefix, terms ...term) {
+		for _, source := range sources {
 			forward.rules = append(forward.rules, append(append(rule{}, terms...), from(source), accept()))
 		}
 		if len(n.cidrs) == 0 {
 			forward.rules = append(forward.rules, append(append(rule{}, terms...), accept()))
 		}
 	}
-	let(iif(bridge), oif(vxlan))
-	let(iif(vxlan), oif(bridge))
-	let(iif(bridge), oif(bridge))
+	let(n.sources(), iif(bridge), oif(vxlan))
+	let(n.sources(), iif(vxlan), oif(bridge))
+	let(n.sources(), iif(bridge), oif(bridge))
 	chains := []chain{input}
 	if n.direct {
 		forward.rules = append(forward.rules, directTenantRules(n)...)
@@ -322,7 +322,11 @@ func tenantRules(n network) *ruleset {
 		for _, cidr := range only4(n.sources()) { // what is no lease is nowhere, and not outside
 			forward.rules = append(forward.rules, rule{iif(bridge), oif(egressInside), to(cidr), drop()})
 		}
-		let(iif(bridge), oif(egressInside))
+		leaving := n.cidrs
+		if n.masquerade { // what guests announce nobody outside may see: there it may be somebody else's
+			leaving = n.sources()
+		}
+		let(leaving, iif(bridge), oif(egressInside))
 		forward.rules = append(forward.rules, rule{iif(egressInside), oif(bridge), answers(), accept()})
 	}
 	if n.masquerade {

@@ -118,7 +118,10 @@ func (u *insideUnits) session(n tenant, name string) bgp.Session {
 	return bgp.Session{}
 }
 
-const guestASN = 64512 // Calico's
+const (
+	guestASN = 64512 // Calico's
+	blueKey  = "hush"
+)
 
 func peeringOf(prefixes ...string) *api.PeeringPart {
 	p := &api.PeeringPart{Zone: "yellow", ASN: 64601, Community: "64601:1:1", GuestASN: guestASN, MaxPrefixes: 8}
@@ -137,6 +140,9 @@ func (f *fabric) peeringParts(i int, networks ...tenant) []nodeagent.Part {
 		v.Peering = peeringOf("10.244.0.0/16")
 		if n.v6 {
 			v.Peering = peeringOf("10.244.0.0/16", "fd00:244::/48")
+		}
+		if n.name == "blue" {
+			v.Peering.Password = blueKey
 		}
 		parts = append(parts, p)
 	}
@@ -198,8 +204,8 @@ func (g *testGuest) pod(addr string) netip.Addr {
 }
 
 // calico runs BIRD as a Calico node has it: multihop, its blocks as blackholes,
-// graceful restart. more goes into its channel or is another protocol.
-func (g *testGuest) calico(channel, more string, blocks ...string) (stop func()) {
+// graceful restart. channel goes into that of IPv4, session into the protocol.
+func (g *testGuest) calico(channel, session string, blocks ...string) (stop func()) {
 	t := g.host.fabric.t
 	t.Helper()
 	if _, err := exec.LookPath("bird"); err != nil {
@@ -225,13 +231,13 @@ func (g *testGuest) calico(channel, more string, blocks ...string) (stop func())
 	if len(g.port.Addresses) > 1 {
 		_, _ = fmt.Fprintf(&conf, " ipv6 { import all; export where source = RTS_STATIC; gateway recursive; next hop address %s; };\n", g.port.Addresses[1])
 	}
-	conf.WriteString("}\n" + more)
+	conf.WriteString(session + "}\n")
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "conf"), []byte(conf.String()), 0o600))
 	return g.daemon("bird", "-f", "-c", filepath.Join(dir, "conf"), "-s", filepath.Join(dir, "ctl"), "-P", filepath.Join(dir, "pid"))
 }
 
-// frr runs FRR's bgpd with GTSM, without zebra: the guest's default route leads
+// frr runs FRR's bgpd with GTSM and blue's key, without zebra: the guest's default route leads
 // everywhere.
 func (g *testGuest) frr(blocks ...string) {
 	t := g.host.fabric.t
@@ -246,7 +252,7 @@ func (g *testGuest) frr(blocks ...string) {
 	must(t, os.Chmod(dir, 0o777))
 	conf := fmt.Sprintf("router bgp %d\n bgp router-id %s\n no bgp ebgp-requires-policy\n no bgp network import-check\n bgp graceful-restart\n"+
 		" neighbor 169.254.1.1 remote-as 64601\n neighbor 169.254.1.1 ttl-security hops 1\n neighbor 169.254.1.1 disable-connected-check\n"+
-		" neighbor 169.254.1.1 timers connect 1\n address-family ipv4 unicast\n", guestASN, g.addr)
+		" neighbor 169.254.1.1 timers connect 1\n neighbor 169.254.1.1 password %s\n address-family ipv4 unicast\n", guestASN, g.addr, blueKey)
 	for _, b := range blocks {
 		conf += "  network " + b + "\n"
 	}
@@ -336,7 +342,7 @@ func TestGuestsPeer(t *testing.T) {
 	podC, podD := c.pod("10.244.2.5"), d.pod("10.244.1.5")
 	a.calico("", "", "10.244.1.0/26", "fd00:244:0:1::/64")
 	b.calico("", "", "10.244.2.0/26", "fd00:244:0:2::/64")
-	c.calico("", "", "10.244.2.0/26")
+	c.calico("", fmt.Sprintf(" password %q;\n", blueKey), "10.244.2.0/26")
 	d.frr("10.244.1.0/26")
 	eventually(t,
 		f.hosts[0].hasRoute(n, "10.244.1.0/26", "10.5.1.8"), f.hosts[0].hasRoute(n, "10.244.2.0/26", "10.5.2.0"),
@@ -426,6 +432,30 @@ func TestHostileGuest(t *testing.T) {
 	}, f.hosts[0].lacksRoute(n, "10.244.100.0/24"), f.hosts[0].lacksRoute(n, "10.244.119.0/24"))
 	defer stop()
 	eventually(t, reaches(t, victim.place, victim.addr, podR), reaches(t, remote.place, podR, victim.addr))
+}
+
+// What is behind guests leaves a Network behind its host, or not at all: nobody
+// outside knows those addresses, and they may be somebody else's there.
+func TestPeeringSourcesStayInside(t *testing.T) {
+	for _, c := range []struct {
+		masquerade, advertise, want bool
+	}{{true, false, true}, {true, true, true}, {false, true, false}} {
+		n := network{vni: 101, lease: netip.MustParsePrefix("10.5.1.0/24"), cidrs: prefixes("10.5.0.0/16"),
+			masquerade: c.masquerade, advertise: c.advertise, peering: peeringOf("198.18.8.0/24")}
+		leaves := false
+		for _, chain := range tenantRules(n).chains {
+			for _, r := range chain.rules {
+				var text string
+				for _, term := range r {
+					text += term.text + " "
+				}
+				leaves = leaves || strings.Contains(text, "oifname "+egressInside) && strings.Contains(text, "saddr 198.18.8.0/24") && strings.Contains(text, "accept")
+			}
+		}
+		if leaves != c.want {
+			t.Errorf("%+v: it leaves: %v", c, leaves)
+		}
+	}
 }
 
 func dial179(from *testGuest, to netip.Addr) error {

@@ -91,6 +91,12 @@ func (i *Inside) Run(ctx context.Context, uid, network, namespace string) error 
 	}
 	client := bgp.NewClient(i.path(uid, insideSocket))
 	status, err := client.Status(ctx)
+	if err == nil && !isIn(status.PID, namespace) {
+		if err := i.stop(ctx, uid); err != nil {
+			return fmt.Errorf("stop the speaker of Network %s, whose namespace was made anew: %w", network, err)
+		}
+		status, err = client.Status(ctx)
+	}
 	if err != nil || status.Part != digest(raw) {
 		if err != nil {
 			s := InsideService{UID: uid, Network: network, Namespace: namespace, Part: i.path(uid, insidePart), Socket: i.path(uid, insideSocket)}
@@ -106,6 +112,16 @@ func (i *Inside) Run(ctx context.Context, uid, network, namespace string) error 
 		return fmt.Errorf("speaker of Network %s: %s", network, got.Message)
 	}
 	return nil
+}
+
+// isIn reports whether a process is in the namespace at a path. In doubt it is.
+func isIn(pid int, namespace string) bool {
+	own, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return true
+	}
+	want, err := os.Stat(namespace)
+	return err != nil || os.SameFile(own, want)
 }
 
 // Stop implements overlay.Speakers.
@@ -146,7 +162,8 @@ func (i *Inside) statuses(ctx context.Context) []bgp.Status {
 		}
 	}
 	slices.SortFunc(list, func(a, b bgp.Status) int { return strings.Compare(a.Network, b.Network) })
-	return list
+	// Of two Networks of one name one is about to go.
+	return slices.CompactFunc(list, func(a, b bgp.Status) bool { return a.Network == b.Network })
 }
 
 // writePart leaves a file alone that holds just that.

@@ -19,6 +19,9 @@ type metrics struct {
 	up, sessions, prefixes, flaps                  *prometheus.Desc
 	learned, routes, repairs, heals, memory, began *prometheus.Desc
 	services, failures                             *prometheus.Desc
+
+	// Of the speakers inside of Networks.
+	insideSessions, insideFlaps, insideRoutes, insideMemory *prometheus.Desc
 }
 
 func newMetrics() metrics {
@@ -38,24 +41,35 @@ func newMetrics() metrics {
 		began:    desc("rackweft_bgp_start_time_seconds", "When the speaker started, since 1970."),
 		services: desc("rackweft_bgp_service_announced", "Whether an address of a service is announced; as a last resort does not count.", "service", "address"),
 		failures: desc("rackweft_bgp_service_failures_total", "How often an address of a service came to fail its check.", "service", "address"),
+
+		insideSessions: desc("rackweft_network_bgp_sessions", "Sessions of the speaker inside of a Network, by the neighbour's role and the session's state. Of those that never came up there are none.", "network", "role", "state"),
+		insideFlaps:    desc("rackweft_network_bgp_flaps_total", "How often a session of the speaker inside of a Network ended.", "network", "neighbor", "role"),
+		insideRoutes:   desc("rackweft_network_bgp_fib_routes", "Routes of guests in the Network's namespace: programmed, held of those although nobody announces them, or unresolved.", "network", "kind"),
+		insideMemory:   desc("rackweft_network_bgp_resident_bytes", "Memory that the speaker inside of a Network has resident.", "network"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (s *Speaker) Describe(out chan<- *prometheus.Desc) {
 	m := s.metrics
-	for _, d := range []*prometheus.Desc{m.up, m.sessions, m.prefixes, m.flaps, m.learned, m.routes, m.repairs, m.heals, m.memory, m.began, m.services, m.failures} {
+	for _, d := range []*prometheus.Desc{m.up, m.sessions, m.prefixes, m.flaps, m.learned, m.routes, m.repairs, m.heals, m.memory, m.began, m.services, m.failures,
+		m.insideSessions, m.insideFlaps, m.insideRoutes, m.insideMemory} {
 		out <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (s *Speaker) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
+	defer cancel()
+	if s.options.Inside != nil {
+		for _, status := range s.options.Inside.statuses(ctx) {
+			s.metrics.collectInside(out, status)
+		}
+	}
 	if !s.hasPart() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
-	defer cancel()
 	status, err := s.client.Status(ctx)
 	if err != nil {
 		out <- prometheus.MustNewConstMetric(s.metrics.up, prometheus.GaugeValue, 0)
@@ -102,4 +116,26 @@ func (m metrics) collect(out chan<- prometheus.Metric, s bgp.Status) {
 		gauge(m.services, announced, x.Service, x.Address.String())
 		counter(m.failures, float64(x.Failures), x.Service, x.Address.String())
 	}
+}
+
+func (m metrics) collectInside(out chan<- prometheus.Metric, s bgp.Status) {
+	gauge := func(d *prometheus.Desc, value int, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), append([]string{s.Network}, labels...)...)
+	}
+	type group struct{ role, state string }
+	count := map[group]int{}
+	for _, n := range s.Sessions {
+		if n.Silent() {
+			continue
+		}
+		count[group{n.Role, n.State}]++
+		out <- prometheus.MustNewConstMetric(m.insideFlaps, prometheus.CounterValue, float64(n.Flaps()), s.Network, peerName(n), n.Role)
+	}
+	for of, n := range count {
+		gauge(m.insideSessions, n, of.role, of.state)
+	}
+	gauge(m.insideRoutes, s.FIB.Installed, "programmed")
+	gauge(m.insideRoutes, s.FIB.Held, "held")
+	gauge(m.insideRoutes, s.FIB.Unsettled, "unresolved")
+	gauge(m.insideMemory, int(s.Memory))
 }

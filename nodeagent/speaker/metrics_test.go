@@ -136,3 +136,31 @@ func TestServiceEvents(t *testing.T) {
 		t.Errorf("events: %s", text)
 	}
 }
+
+// fixedInside shows one Status of a speaker inside of a Network.
+type fixedInside struct {
+	*Speaker
+	status bgp.Status
+}
+
+func (f fixedInside) Collect(out chan<- prometheus.Metric) { f.metrics.collectInside(out, f.status) }
+
+func TestMetricsInside(t *testing.T) {
+	text := scrape(t, fixedInside{New(Options{}), bgp.Status{Network: "blue", Memory: 4096, FIB: fib.State{Installed: 7, Held: 1, Unsettled: 3},
+		Sessions: []bgp.Session{
+			{Name: "guest/a", Role: "guest", State: "established", Losses: map[string]int{"read-failed": 2}},
+			{Name: "host/a", Role: "host", State: "established"}, {Name: "guest/b", Role: "guest", State: "active"},
+		}}})
+	want := `rackweft_network_bgp_fib_routes{kind="held",network="blue"} 1
+rackweft_network_bgp_fib_routes{kind="programmed",network="blue"} 7
+rackweft_network_bgp_fib_routes{kind="unresolved",network="blue"} 3
+rackweft_network_bgp_flaps_total{neighbor="a",network="blue",role="guest"} 2
+rackweft_network_bgp_flaps_total{neighbor="a",network="blue",role="host"} 0
+rackweft_network_bgp_resident_bytes{network="blue"} 4096
+rackweft_network_bgp_sessions{network="blue",role="guest",state="established"} 1
+rackweft_network_bgp_sessions{network="blue",role="host",state="established"} 1
+`
+	if text != want {
+		t.Errorf("it shows\n%s", text)
+	}
+}
