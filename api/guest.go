@@ -127,6 +127,7 @@ const maxUserData = 1 << 17
 type Placement struct {
 	AntiAffinity string            `json:"antiAffinity,omitzero" doc:"Guests with the same word run on different hosts."`
 	Labels       map[string]string `json:"labels,omitempty" doc:"Labels that the host must have."`
+	Migration    string            `json:"migration,omitzero" enum:"Live,Stop,None" doc:"How it leaves its host: Live, while it runs, where that is possible, else with a stop; Stop, with a stop; None, only when a person moves it. The Site's unless set."`
 }
 
 // GuestStatus is what rackweft observed and chose.
@@ -158,6 +159,9 @@ type GuestMove struct {
 	To        string `json:"to,omitzero" doc:"The host that it must go to; any unless set."`
 	Asked     bool   `json:"asked,omitzero" doc:"By a person: it goes on although its host is not to be left any more."`
 	LoseDisks bool   `json:"loseDisks,omitzero" doc:"Its disks begin anew elsewhere."`
+	Mode      string `json:"mode,omitzero" enum:"Live,Stop" doc:"Whether it runs meanwhile."`
+	Only      bool   `json:"only,omitzero" doc:"Where Live fails, it is not stopped for the move."`
+	Fallback  bool   `json:"fallback,omitzero" doc:"Live has failed: it is stopped for the move."`
 	Step      string `json:"step,omitzero" enum:"Choosing,Transfer,Back,Stopping"`
 	// Target is the host that it is being copied to: nothing runs there yet.
 	Target   *GuestPlace `json:"target,omitempty"`
@@ -177,6 +181,7 @@ const (
 type GuestMoved struct {
 	From    string    `json:"from"`
 	To      string    `json:"to,omitzero"`
+	Mode    string    `json:"mode,omitzero" enum:"Live,Stop"`
 	Done    bool      `json:"done" doc:"False: it was given up, and the Guest has stayed."`
 	Message string    `json:"message,omitzero"`
 	Started time.Time `json:"started"`
@@ -225,6 +230,7 @@ const MaxSnapshots = 16
 type GuestAction struct {
 	ID        string `json:"id,omitzero" doc:"The same request is carried out once."`
 	To        string `json:"to,omitzero" doc:"move: the host to go to; any that can have it unless set."`
+	Mode      string `json:"mode,omitzero" enum:"Live,Stop" doc:"move: Live fails rather than stop the Guest; Stop stops it; unset, as its migration says."`
 	LoseDisks bool   `json:"loseDisks,omitzero" doc:"move: its disks stay behind, and begin anew."`
 	Snapshot  string `json:"snapshot,omitzero" doc:"snapshot-create, snapshot-revert, snapshot-delete: its name."`
 }
@@ -240,6 +246,13 @@ type GuestPlace struct {
 	// of the disks until the Guest is on its new host.
 	Held string `json:"held,omitzero"`
 }
+
+// How Guests migrate.
+const (
+	MigrateLive = "Live"
+	MigrateStop = "Stop"
+	MigrateNone = "None"
+)
 
 // Conditions of a Guest.
 const (
@@ -272,6 +285,9 @@ func (g *Guest) Validate() FieldErrors {
 	e.between(at("spec", "cpus"), g.Spec.CPUs, 1, 512)
 	if g.Spec.Memory.Value() < 64<<20 {
 		e.add(at("spec", "memory"), "a Guest has at least 64Mi")
+	}
+	if g.Spec.Placement.Migration != "" {
+		e.oneOf(at("spec", "placement", "migration"), g.Spec.Placement.Migration, MigrateLive, MigrateStop, MigrateNone)
 	}
 	e.oneOf(at("spec", "state"), g.Spec.State, "Running", "Paused", "Stopped")
 	g.Spec.validateMachine(&e)

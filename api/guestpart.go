@@ -40,6 +40,7 @@ const MovePort = 16514
 type GuestTransfer struct {
 	ID   string `json:"id" doc:"Of the move."`
 	Role string `json:"role" enum:"Source,Target,Back,Left"`
+	Live bool   `json:"live,omitzero" doc:"It runs meanwhile; it is tried once."`
 	// Peer is the other host: whoever cannot prove to be it is refused.
 	Peer    HostIdentity `json:"peer"`
 	Address netip.Addr   `json:"address,omitzero" doc:"Of the target's underlay, where it listens on port 16514."`
@@ -142,7 +143,7 @@ type GuestObserved struct {
 // GuestTransferred is how far a host is with its share in a move.
 type GuestTransferred struct {
 	ID      string `json:"id"`
-	State   string `json:"state" enum:"Working,Sent,Received,Back"`
+	State   string `json:"state" enum:"Working,Sent,Received,Back,Failed"`
 	Message string `json:"message,omitzero"`
 }
 
@@ -152,4 +153,5 @@ const (
 	TransferSent     = "Sent"     // the target has all, and nothing runs here until bootd says Back
 	TransferReceived = "Received" // all of it is here, on disk
 	TransferredBack  = "Back"     // it runs here again, or may
+	TransferFailed   = "Failed"   // it will come to nothing: the move is to be given up
 )

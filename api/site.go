@@ -68,6 +68,8 @@ type GuestHosting struct {
 	HostMemory       Quantity `json:"hostMemory,omitzero" doc:"Memory that a host keeps for itself; 1Gi."`
 	// DrainDeadline ends every drain: what is still there then is switched off with the host.
 	DrainDeadline Duration `json:"drainDeadline,omitzero" doc:"How long Guests may take to leave a host before it is switched off or provisioned anew; 15m."`
+	// Migration is that of Guests that do not say it themselves.
+	Migration string `json:"migration,omitzero" enum:"Live,Stop,None" doc:"How Guests leave their host: Live, while they run, where that is possible, else with a stop; Stop, with a stop; None, only when a person moves them; Live."`
 	// MoveDeadline ends every move: the Guest then goes on where it was.
 	MoveDeadline Duration `json:"moveDeadline,omitzero" doc:"How long a Guest may take to move to another host, its disks included; then it goes on where it was; 10m."`
 	// FenceAfter is the policy for lost hosts. A host is only taken for lost once
@@ -101,6 +103,9 @@ func (s *Site) SetDefaults() {
 	}
 	if s.Spec.Guests.DrainDeadline == 0 {
 		s.Spec.Guests.DrainDeadline = Duration(15 * time.Minute)
+	}
+	if s.Spec.Guests.Migration == "" {
+		s.Spec.Guests.Migration = MigrateLive
 	}
 	if s.Spec.Guests.MoveDeadline == 0 {
 		s.Spec.Guests.MoveDeadline = Duration(10 * time.Minute)
@@ -138,6 +143,7 @@ func (s *Site) Validate() FieldErrors {
 	if d := time.Duration(s.Spec.Guests.DrainDeadline); d < 0 || d > 24*time.Hour {
 		e.add(at("spec", "guests", "drainDeadline"), "%s is not between 0 and 24h", d)
 	}
+	e.oneOf(at("spec", "guests", "migration"), s.Spec.Guests.Migration, MigrateLive, MigrateStop, MigrateNone)
 	if d := time.Duration(s.Spec.Guests.MoveDeadline); d < time.Minute || d > 7*24*time.Hour {
 		e.add(at("spec", "guests", "moveDeadline"), "%s is not between 1m and 168h", d)
 	}

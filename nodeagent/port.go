@@ -19,6 +19,9 @@ type Port struct {
 	// per second; 0 is without limit.
 	Inbound, Outbound int64
 	Config            bool // the Guest has a config to fetch
+	// Silent is asked of Attach for a Guest that runs elsewhere yet: its tap is
+	// plugged into nothing until SetPorts names the port.
+	Silent bool
 }
 
 // Attachment is what a Guest is plugged into.

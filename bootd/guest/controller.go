@@ -437,7 +437,7 @@ func (c *Controller) abandon(ctx context.Context, g *api.Guest, m *api.Machine) 
 	}
 	if d := retained(g); d != "" && !losing(g) {
 		if move := g.Status.Move; move != nil && move.Step == api.MoveTransfer {
-			return c.callBack(ctx, g, fmt.Sprintf("its host %s has no power", m.Metadata.Name))
+			return c.callBack(ctx, g, fmt.Sprintf("its host %s has no power", m.Metadata.Name), false)
 		}
 		return c.condition(ctx, g, Ready, api.False, "HostDown",
 			fmt.Sprintf("its host %s has no power, and has its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))

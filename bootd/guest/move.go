@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -31,6 +32,10 @@ const movePause = 5 * time.Minute
 // depart begins to move a Guest from a host that is to be left, if there is
 // somewhere to go.
 func (c *Controller) depart(ctx context.Context, g *api.Guest, m *api.Machine) error {
+	if c.migration(g) == api.MigrateNone {
+		return c.condition(ctx, g, api.CondPlaced, api.True, "Pinned",
+			fmt.Sprintf("on %s, which is to be left; its migration None keeps it there: weftctl guest move %s", m.Metadata.Name, g.Metadata.Name))
+	}
 	if last := g.Status.LastMove; last != nil && !last.Done && time.Since(last.Ended) < movePause {
 		return c.condition(ctx, g, api.CondPlaced, api.True, "MoveFailed",
 			fmt.Sprintf("on %s, which is to be left; it is tried again %s after: %s", m.Metadata.Name, movePause, last.Message))
@@ -66,11 +71,14 @@ func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, see
 			return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("its move was given up; %s is to take it back: %s", m.Metadata.Name, saying(seen)))
 		}
 		return c.write(ctx, g, func(g *api.Guest) bool {
-			if g.Status.Move.LoseDisks {
-				g.Status.Move.Step = api.MoveStopping
-				return true
+			switch move := g.Status.Move; {
+			case move.LoseDisks:
+				move.Step = api.MoveStopping
+			case move.Fallback:
+				move.Step, move.Mode, move.Fallback, move.ID, move.Target = api.MoveChoosing, api.MigrateStop, false, "", nil
+			default:
+				g.Status.Move = nil
 			}
-			g.Status.Move = nil
 			return true
 		})
 	}
@@ -111,9 +119,27 @@ func (c *Controller) chooseTarget(ctx context.Context, g *api.Guest, m *api.Mach
 		}
 		move := g.Status.Move
 		move.ID, move.Step, move.Deadline = uuid.NewString(), api.MoveTransfer, move.Started.Add(c.moveDeadline())
+		move.Mode = c.mode(g)
+		if move.Mode == api.MigrateLive && !move.Only { // there is to be time to stop it, should it come to that
+			move.Deadline = move.Started.Add(c.moveDeadline() / 2)
+		}
 		move.Target = &api.GuestPlace{Host: target.Metadata.Name, HostUID: target.Metadata.UID}
 		return true
 	})
+}
+
+// migration is how a Guest leaves its host.
+func (c *Controller) migration(g *api.Guest) string {
+	return cmp.Or(g.Spec.Placement.Migration, c.hosting().Migration)
+}
+
+// mode is how a Guest moves now: what has no memory goes as its disks do.
+func (c *Controller) mode(g *api.Guest) string {
+	switch {
+	case g.Spec.State == stopped, g.Status.State == stopped, g.Status.Move.Mode == "" && c.migration(g) == api.MigrateStop:
+		return api.MigrateStop
+	}
+	return cmp.Or(g.Status.Move.Mode, api.MigrateLive)
 }
 
 func (c *Controller) moveDeadline() time.Duration { return time.Duration(c.hosting().MoveDeadline) }
@@ -123,19 +149,23 @@ func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine)
 	move := g.Status.Move
 	target, known := store.Cached[api.Machine](c.Cache, move.Target.Host)
 	known = known && target.Metadata.UID == move.Target.HostUID
-	s := standing{now: time.Now(), deadline: move.Deadline, stay: !move.Asked && !m.Draining()}
+	s := standing{now: time.Now(), deadline: move.Deadline, stay: !move.Asked && !m.Draining(),
+		halted: move.Mode == api.MigrateLive && g.Spec.State == stopped}
 	seen := observed(m, g)
 	s.sent = said(seen, move.ID) == api.TransferSent
+	s.failed = failure(seen, move.ID)
 	there := api.PartStatus{}
 	if known {
 		there = observed(target, g)
 		s.received = said(there, move.ID) == api.TransferReceived
+		s.failed = cmp.Or(s.failed, failure(there, move.ID))
 		s.lost = target.Status.Phase != api.PhaseActive || target.Draining()
 	}
 	s.lost = s.lost || !known
 	switch next, why := s.next(); next {
 	case api.MoveBack:
-		return c.callBack(ctx, g, why)
+		// Whoever still wants it elsewhere has it stopped for that.
+		return c.callBack(ctx, g, why, !s.lost && !s.stay)
 	case arrived:
 		return c.arrive(ctx, g)
 	}
@@ -144,9 +174,11 @@ func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine)
 
 // standing is all that a transfer's next step depends on.
 type standing struct {
-	sent, received bool // what the hosts have said of this very move
-	stay           bool // nobody wants it to go any more
-	lost           bool // the target is not there any more to take it
+	sent, received bool   // what the hosts have said of this very move
+	failed         string // why one of them says that it will come to nothing
+	halted         bool   // it moves live, and is not to run any more
+	stay           bool   // nobody wants it to go any more
+	lost           bool   // the target is not there any more to take it
 	now, deadline  time.Time
 }
 
@@ -163,6 +195,10 @@ func (s standing) next() (step, why string) {
 		return api.MoveBack, "the host that it was to go to cannot have it any more"
 	case s.stay:
 		return api.MoveBack, "its host is not to be left any more"
+	case s.failed != "":
+		return api.MoveBack, s.failed
+	case s.halted:
+		return api.MoveBack, "it is to be stopped"
 	case s.now.After(s.deadline):
 		return api.MoveBack, "its deadline has passed"
 	}
@@ -175,6 +211,14 @@ func said(seen api.PartStatus, id string) string {
 		return ""
 	}
 	return seen.Guest.Transfer.State
+}
+
+// failure is why a host says that a move will come to nothing, or "".
+func failure(seen api.PartStatus, id string) string {
+	if said(seen, id) != api.TransferFailed {
+		return ""
+	}
+	return cmp.Or(seen.Guest.Transfer.Message, "it has failed")
 }
 
 func working(seen api.PartStatus, id string) string {
@@ -207,34 +251,40 @@ func (c *Controller) arrive(ctx context.Context, g *api.Guest) error {
 			return false
 		}
 		g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID, Held: id})
-		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Done: true, Started: move.Started, Ended: time.Now().UTC()}
+		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Mode: move.Mode, Done: true, Started: move.Started, Ended: time.Now().UTC()}
 		g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = move.Target.Host, move.Target.HostUID, nil, ""
 		g.Status.Request, g.Status.Result = nil, nil // what the old host has done is not to be done again
 		g.Status.Conditions.Remove(api.CondPlaced)   // stay writes it anew
 		return true
 	})
 	if fresh, ok := store.Cached[api.Guest](c.Cache, g.Metadata.Name); err == nil && ok {
-		c.Event(fresh, api.Normal, "Moved", fmt.Sprintf("from %s to %s, with its disks", g.Status.Host, fresh.Status.Host))
+		how := map[string]string{api.MigrateLive: "while it ran", api.MigrateStop: "with a stop"}[g.Status.Move.Mode]
+		c.Event(fresh, api.Normal, "Moved", fmt.Sprintf("from %s to %s, %s", g.Status.Host, fresh.Status.Host, how))
 	}
 	return err
 }
 
 // callBack gives a transfer up: the source is to have the Guest again, and the
-// target to forget it.
-func (c *Controller) callBack(ctx context.Context, g *api.Guest, why string) error {
+// target to forget it. A live move may be followed by one with a stop.
+func (c *Controller) callBack(ctx context.Context, g *api.Guest, why string, again bool) error {
 	id := g.Status.Move.ID
 	if detail := c.lastWords(g); detail != "" {
 		why += ": " + detail
 	}
-	c.Event(g, api.Warning, "MoveFailed", fmt.Sprintf("it goes on on %s: %s", g.Status.Host, why))
+	again = again && g.Status.Move.Mode == api.MigrateLive && !g.Status.Move.Only
+	if again {
+		c.Event(g, api.Normal, "NotLive", fmt.Sprintf("it cannot go to %s while it runs, and is stopped for it: %s", g.Status.Move.Target.Host, why))
+	} else {
+		c.Event(g, api.Warning, "MoveFailed", fmt.Sprintf("it goes on on %s: %s", g.Status.Host, why))
+	}
 	return c.write(ctx, g, func(g *api.Guest) bool {
 		move := g.Status.Move
 		if move == nil || move.ID != id || move.Step != api.MoveTransfer {
 			return false
 		}
 		g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: move.Target.Host, HostUID: move.Target.HostUID})
-		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Message: why, Started: move.Started, Ended: time.Now().UTC()}
-		move.Step = api.MoveBack
+		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Mode: move.Mode, Message: why, Started: move.Started, Ended: time.Now().UTC()}
+		move.Step, move.Fallback = api.MoveBack, again
 		return true
 	})
 }

@@ -147,7 +147,7 @@ func TestMoveIsGivenUp(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, "h1")
-			b.create("web", data)
+			b.create("web", data, func(g *api.Guest) { g.Spec.Placement.Migration = api.MigrateStop })
 			b.placed("web")
 			b.addHost("h2")
 			b.drain("h1", true)
@@ -251,21 +251,94 @@ func TestLosingDisksInAMove(t *testing.T) {
 // The next step of a transfer, for all that it depends on.
 func TestNextStep(t *testing.T) {
 	now := time.Now()
-	for bits := range 32 {
+	for bits := range 128 {
 		on := func(bit int) bool { return bits>>bit&1 == 1 }
 		s := standing{sent: on(0), received: on(1), stay: on(2), lost: on(3), now: now, deadline: now.Add(time.Minute)}
 		if on(4) {
 			s.deadline = now.Add(-time.Minute)
 		}
+		s.halted = on(5)
+		if on(6) {
+			s.failed = "QEMU has ended"
+		}
 		want := api.MoveTransfer
 		switch {
 		case s.sent && s.received:
 			want = arrived
-		case s.stay, s.lost, on(4):
+		case s.stay, s.lost, s.halted, on(4), on(6):
 			want = api.MoveBack
 		}
 		if got, why := s.next(); got != want || (got == api.MoveBack) != (why != "") {
 			t.Errorf("%+v: %s, %q", s, got, why)
 		}
 	}
+}
+
+// A live move that fails is gone through with a stop, unless a person wanted it
+// live or not at all.
+func TestLiveFallsBack(t *testing.T) {
+	b := newBench(t, "h1")
+	b.create("web", data)
+	b.placed("web")
+	b.obey("web")
+	b.because("web", Ready, "Running")
+	b.addHost("h2")
+	b.change("web", func(g *api.Guest) {
+		if err := Ask(g, api.GuestVerbMove, api.GuestAction{}); err != nil {
+			t.Error(err)
+		}
+	})
+	g := b.transfer("web")
+	first := g.Status.Move
+	if p, err := PartOn(b.Cache, g, g.Status.HostUID); err != nil || first.Mode != api.MigrateLive || !p.Transfer.Live {
+		t.Fatalf("it is moved %s, %v", first.Mode, err)
+	}
+	b.says("h2", "web", first.ID, api.TransferFailed)
+	b.eventually("it is called back", func() bool { return b.guest("web").Status.Move.Step == api.MoveBack })
+	b.says("h1", "web", first.ID, api.TransferredBack)
+	b.because("web", api.CondPlaced, "NowhereToGo") // the target has not forgotten it yet
+	b.gone("h2")
+	next := b.transfer("web").Status.Move
+	if next.ID == first.ID || next.Mode != api.MigrateStop || !next.Started.Equal(first.Started) {
+		t.Errorf("it is moved with %+v after %+v", next, first)
+	}
+	b.says("h1", "web", next.ID, api.TransferSent)
+	b.says("h2", "web", next.ID, api.TransferReceived)
+	b.eventually("it is there", func() bool { return b.guest("web").Status.Host == "h2" })
+	b.change("web", func(g *api.Guest) { g.Status.Left, g.Status.State = nil, running })
+
+	b.change("web", func(g *api.Guest) {
+		if err := Ask(g, api.GuestVerbMove, api.GuestAction{Mode: api.MigrateLive}); err != nil {
+			t.Error(err)
+		}
+	})
+	only := b.transfer("web").Status.Move
+	b.says("h2", "web", only.ID, api.TransferFailed)
+	b.eventually("it is called back", func() bool { return b.guest("web").Status.Move.Step == api.MoveBack })
+	b.says("h2", "web", only.ID, api.TransferredBack)
+	b.eventually("it stays", func() bool { return b.guest("web").Status.Move == nil })
+}
+
+// How a Guest moves, by what it says itself and by what the Site does.
+func TestMigration(t *testing.T) {
+	b := newBench(t, "h1")
+	for name, migration := range map[string]string{"site": "", "stop": api.MigrateStop, "none": api.MigrateNone} {
+		b.create(name, func(g *api.Guest) { g.Spec.Placement.Migration = migration })
+		b.placed(name)
+		b.obey(name)
+	}
+	b.addHost("h2")
+	b.drain("h1", true)
+	for name, mode := range map[string]string{"site": api.MigrateLive, "stop": api.MigrateStop} {
+		if move := b.transfer(name).Status.Move; move.Mode != mode {
+			t.Errorf("%s is moved %s", name, move.Mode)
+		}
+	}
+	b.because("none", api.CondPlaced, "Pinned")
+	b.change("none", func(g *api.Guest) {
+		if err := Ask(g, api.GuestVerbMove, api.GuestAction{}); err != nil {
+			t.Error(err)
+		}
+	})
+	b.transfer("none")
 }

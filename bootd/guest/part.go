@@ -52,7 +52,7 @@ func fleeting(p *api.GuestPart) {
 // share is a host's in the move under way.
 func share(c *store.Cache, g *api.Guest, role string) *api.GuestTransfer {
 	move := g.Status.Move
-	t := &api.GuestTransfer{ID: move.ID, Role: role}
+	t := &api.GuestTransfer{ID: move.ID, Role: role, Live: move.Mode == api.MigrateLive}
 	target, known := store.Cached[api.Machine](c, move.Target.Host)
 	if !known || target.Metadata.UID != move.Target.HostUID {
 		return t

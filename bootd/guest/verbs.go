@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -28,8 +29,8 @@ func Ask(g *api.Guest, verb string, a api.GuestAction) error {
 	if verb == api.GuestVerbMove {
 		return askMove(g, a)
 	}
-	if a.To != "" || a.LoseDisks {
-		return fmt.Errorf("%s takes neither a host nor disks", verb)
+	if a.To != "" || a.LoseDisks || a.Mode != "" {
+		return fmt.Errorf("%s takes neither a host nor disks nor a mode", verb)
 	}
 	if g.Spec.State != running {
 		return fmt.Errorf("guest %s is to be %s: only one that is to be Running can be asked to %s", name, g.Spec.State, verb)
@@ -88,6 +89,14 @@ func askMove(g *api.Guest, a api.GuestAction) error {
 		return fmt.Errorf("guest %s is on %s already", name, a.To)
 	}
 	move := g.Status.Move
+	switch {
+	case a.Mode != "" && a.Mode != api.MigrateLive && a.Mode != api.MigrateStop:
+		return fmt.Errorf("%q is no mode of a move: Live or Stop", a.Mode)
+	case a.Mode == api.MigrateLive && a.LoseDisks:
+		return errors.New("a Guest that begins anew does not move live: leave one of the two away")
+	case a.Mode == api.MigrateLive && g.Spec.State == stopped:
+		return fmt.Errorf("guest %s is to be Stopped: it cannot move live", name)
+	}
 	if a.LoseDisks {
 		askLosing(g, a)
 		return nil
@@ -95,7 +104,7 @@ func askMove(g *api.Guest, a api.GuestAction) error {
 	if move != nil && (move.Asked || move.Step != api.MoveChoosing) {
 		return fmt.Errorf("guest %s is being moved since %s", name, move.Started.Format(time.TimeOnly))
 	}
-	g.Status.Move = &api.GuestMove{Reason: "Asked", To: a.To, Asked: true, Step: api.MoveChoosing, Started: time.Now().UTC()}
+	g.Status.Move = &api.GuestMove{Reason: "Asked", To: a.To, Asked: true, Mode: a.Mode, Only: a.Mode == api.MigrateLive, Step: api.MoveChoosing, Started: time.Now().UTC()}
 	return nil
 }
 

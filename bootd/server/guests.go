@@ -39,7 +39,7 @@ func (s *Server) guestOf(c *call) (*api.Guest, error) {
 	}
 	name := c.r.PathValue("guest")
 	g, ok := store.Cached[api.Guest](s.conf.Cache, name)
-	if !ok || g.Status.HostUID != c.who.host.UID {
+	if !ok || !guest.Has(g, c.who.host.UID) {
 		return nil, problem(http.StatusNotFound, "no Guest %q is on %s", name, c.name())
 	}
 	return g, nil

@@ -64,6 +64,9 @@ func TestGuestVerbs(t *testing.T) {
 		{"reset", api.GuestAction{To: "r2"}, "neither a host nor disks"},
 		{"move", api.GuestAction{To: "r1"}, "is on r1 already"},
 		{"move", api.GuestAction{To: "r9"}, "no Machine r9"},
+		{"move", api.GuestAction{Mode: "Warm"}, "Live or Stop"},
+		{"move", api.GuestAction{Mode: "Live", LoseDisks: true}, "begins anew"},
+		{"restart", api.GuestAction{Mode: "Live"}, "nor a mode"},
 	} {
 		_, err = ask(bad.verb, bad.action)
 		wantStatus(t, err, http.StatusUnprocessableEntity, bad.want)
@@ -159,6 +162,20 @@ func TestGuestConfig(t *testing.T) {
 			if body, err := fetch(client, "/v1/hosts/r1/guests/web/"+path); !api.IsStatus(err, http.StatusForbidden) {
 				t.Errorf("%s gets %s, %v", name, body, err)
 			}
+		}
+	}
+	// The host that it moves to makes its machine before it is there.
+	m2, err := api.Get[api.Machine](t.Context(), c, "r2")
+	must(t, err)
+	for step, want := range map[string]bool{api.MoveTransfer: true, api.MoveBack: false} {
+		moving, err := store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error {
+			g.Status.Move = &api.GuestMove{Step: step, Target: &api.GuestPlace{Host: "r2", HostUID: m2.Metadata.UID}}
+			return nil
+		})
+		must(t, err)
+		r.sync(t, moving)
+		if _, err := fetch(r.hostClient("r2"), "/v1/hosts/r2/guests/web/config"); (err == nil) != want {
+			t.Errorf("in step %s its target gets %v", step, err)
 		}
 	}
 	image, err := store.Mutate(t.Context(), r.store, "flatcar", func(i *api.Image) error { i.Spec.ConfiguredBy = api.CloudInit; return nil })

@@ -292,6 +292,9 @@ func (g *guest) died() {
 // noteVanished finds out how a run ended that the record knows as lasting.
 func (g *guest) noteVanished() {
 	r := g.record
+	if elsewhere(&r.Part) { // it has never run here
+		return
+	}
 	if r.Launched == nil || r.Ended != nil || !r.Expected || g.stop != nil {
 		return
 	}

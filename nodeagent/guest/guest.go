@@ -59,6 +59,7 @@ type guest struct {
 	configured string // digest of what configure has done
 
 	transferred *api.GuestTransferred // its share in a move; nil without one
+	began       string                // ID of the live move that a QEMU was started for
 	sent        string                // ID of the move of which the target has all
 	receiving   chan struct{}         // holds a token while files come
 	orders      chan order            // of the connections of a move

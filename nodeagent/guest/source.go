@@ -40,10 +40,13 @@ func (g *guest) share(ctx context.Context, part *api.GuestPart) (next time.Durat
 		return next, true, err
 	case t.Role == api.TransferBack && (g.record.Given == "" || g.record.Given == t.ID):
 		g.h.reached("source: to take it back")
+		if err := g.callOff(ctx); err != nil { // what is left of it does the Guest no harm
+			g.log.Warn("a move is not quite taken back", "error", err)
+		}
 		err := g.give("")
 		if err == nil {
 			g.h.reached("source: taken back, not said")
-			g.transferred = &api.GuestTransferred{ID: t.ID, State: api.TransferredBack}
+			g.tellShare(t, api.TransferredBack, "")
 		}
 		return 0, err != nil, err
 	case t.Role == api.TransferSource && (g.record.Given == "" || g.record.Given == t.ID):
@@ -81,6 +84,9 @@ func (g *guest) whole(part *api.GuestPart) error {
 // beSource stops the Guest and sends what it has, once the target is there.
 func (g *guest) beSource(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
+	if t.Live {
+		return g.live(ctx, part)
+	}
 	if g.record.Given != t.ID {
 		next, err := g.beAsWritten(ctx, part)
 		why := g.askTarget(ctx, t)
@@ -110,7 +116,7 @@ func (g *guest) beSource(ctx context.Context, part *api.GuestPart) (time.Duratio
 	}
 	g.h.reached("source: sent, not said")
 	g.sent = t.ID
-	g.transferred = &api.GuestTransferred{ID: t.ID, State: api.TransferSent}
+	g.tellShare(t, api.TransferSent, "")
 	return 0, nil
 }
 
@@ -137,7 +143,8 @@ func (g *guest) askTarget(ctx context.Context, t *api.GuestTransfer) error {
 	if err != nil {
 		return err
 	}
-	return c.Close()
+	_ = c.Close() // it has answered
+	return nil
 }
 
 func (g *guest) reach(ctx context.Context, t *api.GuestTransfer, kind string) (*transfer.Conn, transfer.Answer, error) {
@@ -149,7 +156,7 @@ func (g *guest) reach(ctx context.Context, t *api.GuestTransfer, kind string) (*
 	if err != nil {
 		return nil, transfer.Answer{}, err
 	}
-	return transfer.Dial(ctx, g.h.o.Credentials, t.Address, t.Peer, transfer.Request{ID: t.ID, Kind: kind, Bytes: room})
+	return g.reachFor(ctx, t, transfer.Request{Kind: kind, Bytes: room})
 }
 
 // send sends all that the Guest has on disk, and waits until the target has it
@@ -244,9 +251,15 @@ func goesAlong(name string) bool {
 // ownFiles of a Guest's directory are this host's.
 func ownFiles() []string { return []string{recordFile, "lock", incomingDir} }
 
+// tellShare notes how far this host is with its share. What was told before may
+// be being read.
+func (g *guest) tellShare(t *api.GuestTransfer, state, message string) {
+	g.transferred = &api.GuestTransferred{ID: t.ID, State: state, Message: message}
+}
+
 // transferring publishes how far a transfer is: one step of it may take minutes.
 func (g *guest) transferring(t *api.GuestTransfer, message string) {
-	g.transferred = &api.GuestTransferred{ID: t.ID, State: api.TransferWorking, Message: message}
+	g.tellShare(t, api.TransferWorking, message)
 	g.mu.Lock()
 	g.status.State, g.status.Message, g.status.Guest = api.PartPending, message, g.observed()
 	g.mu.Unlock()

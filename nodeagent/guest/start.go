@@ -122,6 +122,11 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 	case endOf(state) != nil:
 		g.noteEnd(*endOf(state))
 		return g.climb(ctx, stopForced)
+	case state == postmigrate: // the move was given up
+		if err := g.command(ctx, "cont", nil, nil); err != nil {
+			return 0, fmt.Errorf("let it go on: %w", err)
+		}
+		return time.Millisecond, pending("going on")
 	case state == "prelaunch" && !paused, state == "paused" && !paused:
 		if err := g.configure(ctx, part); err != nil {
 			return 0, err
@@ -436,6 +441,7 @@ func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Acceler
 		vm.Machine = qemu.Q35
 	}
 	vm.Display = vm.Machine == qemu.Q35 && part.Display != "none"
+	vm.Incoming = elsewhere(part)
 	for _, d := range part.Disks {
 		o, err := g.h.disks.Open(ctx, disk.Wanted{Network: part.Network, Guest: g.name, UID: g.uid, GuestDisk: d})
 		if err != nil {
@@ -582,6 +588,7 @@ func (g *guest) openNIC(ctx context.Context, part *api.GuestPart, vm *qemu.VM, f
 		return errors.New("this nodeagent has no Networks")
 	}
 	port := nodePort(g.name, part)
+	port.Silent = elsewhere(part)
 	a, err := g.h.o.Network.Attach(ctx, port)
 	if err != nil {
 		return fmt.Errorf("its place on Network %s: %w", part.Network, err)

@@ -23,6 +23,12 @@ const incomingDir = "incoming"
 // beTarget takes a Guest in, and runs nothing of it.
 func (g *guest) beTarget(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
+	if g.failed(t) {
+		return 0, nil // it is called back
+	}
+	if t.Live {
+		return g.beIncoming(ctx, part)
+	}
 	if g.running != nil {
 		return g.climb(ctx, stopForced)
 	}
@@ -30,17 +36,17 @@ func (g *guest) beTarget(ctx context.Context, part *api.GuestPart) (time.Duratio
 	if g.record.Received == t.ID {
 		g.h.reached("target: received, not said")
 		_ = g.h.arrivals.expect(g, t) // to answer a source that has not heard it; bootd hears it from here
-		g.transferred = &api.GuestTransferred{ID: t.ID, State: api.TransferReceived}
+		g.tellShare(t, api.TransferReceived, "")
 		return 0, nil
 	}
-	g.transferred = &api.GuestTransferred{ID: t.ID, State: api.TransferWorking, Message: "fetching its image"}
+	g.tellShare(t, api.TransferWorking, "fetching its image")
 	if err := g.fetchImages(ctx); err != nil {
-		g.transferred.Message = err.Error()
+		g.tellShare(t, api.TransferWorking, err.Error())
 		return 0, err
 	}
-	g.transferred.Message = "waiting for " + t.Peer.Host
+	g.tellShare(t, api.TransferWorking, "waiting for "+t.Peer.Host)
 	if err := g.h.arrivals.expect(g, t); err != nil {
-		g.transferred.Message = err.Error()
+		g.tellShare(t, api.TransferWorking, err.Error())
 		return g.h.timing.retry, err
 	}
 	return 0, nil
@@ -220,17 +226,43 @@ func (h *Handler) arrives(ctx context.Context, c *transfer.Conn, r transfer.Requ
 
 func (e arrival) answer(ctx context.Context, c *transfer.Conn, r transfer.Request) error {
 	g := e.guest
-	received, err := g.order(ctx, e, order{id: r.ID})
+	if e.transfer.Live {
+		return e.answerLive(ctx, c, r)
+	}
+	received, err := g.order(ctx, e, func() (bool, error) { return g.record.Received == r.ID, nil })
 	if err == nil && !received {
 		err = room(g.dir, r.Bytes)
 	}
 	if r.Kind != transfer.Ready && r.Kind != transfer.Files {
-		err = fmt.Errorf("this nodeagent knows no %q", r.Kind)
+		err = fmt.Errorf("%q is not asked for in this move", r.Kind)
 	}
 	if err := errors.Join(err, c.Reply(transfer.Answer{Received: received}, err)); err != nil || received || r.Kind == transfer.Ready {
 		return err
 	}
 	err = g.receive(ctx, e, c)
+	return errors.Join(err, c.Reply(transfer.Answer{}, err))
+}
+
+func (e arrival) answerLive(ctx context.Context, c *transfer.Conn, r transfer.Request) error {
+	g := e.guest
+	switch r.Kind {
+	case transfer.Ready:
+		var err error
+		_, gone := g.order(ctx, e, func() (bool, error) {
+			var own string
+			if own, err = g.machineFacts(ctx); err == nil && own != r.Machine {
+				err = fmt.Errorf("%w: its machine would be another: %s here, %s there", transfer.ErrFinal, own, r.Machine)
+			}
+			return false, nil
+		})
+		err = errors.Join(gone, err)
+		return errors.Join(err, c.Reply(transfer.Answer{}, err))
+	case transfer.Disk:
+		return g.takeDisk(ctx, c)
+	case transfer.Memory:
+		return g.takeMemory(ctx, e, c)
+	}
+	err := fmt.Errorf("%q is not asked for in this move", r.Kind)
 	return errors.Join(err, c.Reply(transfer.Answer{}, err))
 }
 
@@ -276,28 +308,27 @@ func (g *guest) receive(ctx context.Context, e arrival, c *transfer.Conn) error 
 		return errors.Join(err, os.RemoveAll(dir))
 	}
 	g.h.reached("target: received, not in place")
-	_, err = g.order(ctx, e, order{id: e.transfer.ID, files: dir})
+	_, err = g.order(ctx, e, func() (bool, error) { return true, g.commit(e.transfer.ID, dir) })
 	g.h.reached("target: in place, not answered")
 	return err
 }
 
 var errNotExpected = errors.New("the move was given up")
 
-// order is what a connection has the Guest's own goroutine do.
+// order is what a connection has the Guest's own goroutine do, at once.
 type order struct {
-	id    string
-	files string // the directory of what has come; "" only asks
-	done  chan result
+	do   func() (bool, error)
+	done chan result
 }
 
 type result struct {
-	received bool
-	err      error
+	yes bool
+	err error
 }
 
 // order gives an order and waits for its result.
-func (g *guest) order(ctx context.Context, e arrival, o order) (received bool, err error) {
-	o.done = make(chan result, 1)
+func (g *guest) order(ctx context.Context, e arrival, do func() (bool, error)) (bool, error) {
+	o := order{do: do, done: make(chan result, 1)}
 	select {
 	case g.orders <- o:
 	case <-e.ended.Done():
@@ -305,32 +336,34 @@ func (g *guest) order(ctx context.Context, e arrival, o order) (received bool, e
 	case <-ctx.Done():
 		return false, context.Cause(ctx)
 	}
-	r := <-o.done // it is at once
-	return r.received, r.err
+	r := <-o.done
+	return r.yes, r.err
 }
 
-// obey does an order.
+// obey does an order. Those that are expected have a record.
 func (g *guest) obey(o order) {
-	r := result{received: g.record != nil && g.record.Received == o.id}
-	if o.files != "" && !r.received {
-		r.err = g.commit(o)
-		r.received = r.err == nil
-	}
+	var r result
+	r.yes, r.err = o.do()
 	o.done <- r
 }
 
 // commit puts in place what has come. From then on it may be run here, if bootd
 // says so.
-func (g *guest) commit(o order) error {
-	if g.record == nil || g.record.Part.Transfer == nil || g.record.Part.Transfer.ID != o.id {
+func (g *guest) commit(id, dir string) error {
+	if g.record.Received == id {
+		return nil
+	}
+	if t := g.record.Part.Transfer; t == nil || t.ID != id {
 		return errNotExpected
 	}
-	if err := g.replaceWith(o.files); err != nil {
+	if err := g.replaceWith(dir); err != nil {
 		return err
 	}
 	if err := g.ownTPM(); err != nil {
 		return err
 	}
 	g.h.reached("target: in place, not written down")
-	return g.change(func(r *record) { r.Received = o.id })
+	err := g.change(func(r *record) { r.Received = id })
+	g.kick()
+	return err
 }

@@ -208,7 +208,7 @@ func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.A
 	if err := ctx.Err(); err != nil {
 		return nodeagent.Attachment{}, err
 	}
-	n, err := o.admit(p)
+	n, err := o.admit(p, asked.Silent)
 	if err != nil {
 		return nodeagent.Attachment{}, err
 	}
@@ -222,6 +222,10 @@ func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.A
 	if err != nil {
 		return nodeagent.Attachment{}, fmt.Errorf("attach Guest %s to Network %s: %w", p.guest, p.network, err)
 	}
+	attached := nodeagent.Attachment{Tap: tap, Interface: p.tap, Namespace: path, MTU: n.mtu}
+	if asked.Silent {
+		return attached, nil
+	}
 	w := &work{tenant: tenant, network: n, ports: []guestPort{p}}
 	if err := w.guestPorts(); err != nil {
 		return nodeagent.Attachment{}, errors.Join(fmt.Errorf("attach Guest %s to Network %s: %w", p.guest, p.network, err), tap.Close())
@@ -230,11 +234,11 @@ func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.A
 		o.log.Warn("overlay: guests are not served until the next pass", "network", n.name, "error", err)
 	}
 	o.peerSoon(n)
-	return nodeagent.Attachment{Tap: tap, Interface: p.tap, Namespace: path, MTU: n.mtu}, nil
+	return attached, nil
 }
 
-// admit puts a port into the table and answers its Network.
-func (o *Overlay) admit(p guestPort) (network, error) {
+// admit puts a port into the table, unless it is silent, and answers its Network.
+func (o *Overlay) admit(p guestPort, silent bool) (network, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n, there := o.networks[p.network]
@@ -244,6 +248,8 @@ func (o *Overlay) admit(p guestPort) (network, error) {
 	if err := o.ports.conflict(p); err != nil {
 		return n, err
 	}
-	o.ports.put(p)
+	if !silent {
+		o.ports.put(p)
+	}
 	return n, nil
 }

@@ -53,6 +53,8 @@ type VM struct {
 	Shares      []Share
 	TPM         *os.File // a socket that is connected to swtpm's control channel; nil for none
 	Display     bool     // of a Q35, for VNC clients that the monitor is handed
+	// Incoming has it wait for the state of a machine that runs elsewhere.
+	Incoming bool
 	// Ignition is the pointer config, nil for none. QEMU opens it anew, so it
 	// must be readable for everyone.
 	Ignition *os.File
@@ -195,6 +197,9 @@ func (vm VM) Command() (args []string, files []*os.File, err error) {
 		id := "share-" + s.Tag
 		l.add("-fsdev", fmt.Sprintf("local,id=%s,path=%s,security_model=none,readonly=on", id, l.reopened(s.Dir)))
 		l.json("-device", object{{"driver", vm.virtio("9p")}, {"fsdev", id}, {"mount_tag", s.Tag}})
+	}
+	if vm.Incoming {
+		l.add("-incoming", "defer")
 	}
 	if vm.Ignition != nil {
 		// The names that Fedora CoreOS's and Flatcar's Ignition look for.

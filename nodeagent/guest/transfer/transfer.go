@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -32,12 +33,20 @@ type Request struct {
 	Kind string `json:"kind"`
 	// Bytes is how much room all of it takes on the source.
 	Bytes int64 `json:"bytes,omitzero"`
+	// Machine is what the source runs, for a Guest that runs meanwhile: the
+	// target must have the same.
+	Machine string `json:"machine,omitzero"`
+	Disk    string `json:"disk,omitzero"` // its name
 }
 
 // Kinds of Request.
 const (
 	Ready = "ready" // whether the target would take it; nothing follows
 	Files = "files" // a tree follows, then the target's second Answer
+	// Disk is followed by NBD with the target's QEMU, Memory by the state of the
+	// source's, then the target's second Answer.
+	Disk   = "disk"
+	Memory = "memory"
 )
 
 // Answer is what the target says to it.
@@ -45,7 +54,12 @@ type Answer struct {
 	Error string `json:"error,omitzero"`
 	// Received says that the target has all of the Guest already.
 	Received bool `json:"received,omitzero"`
+	// Final says that the same would be answered again.
+	Final bool `json:"final,omitzero"`
 }
+
+// ErrFinal is an error that trying again does not change.
+var ErrFinal = errors.New("the hosts do not fit")
 
 // maxLine bounds a line of JSON, in bytes.
 const maxLine = 16 << 10
@@ -178,7 +192,7 @@ func (c *Conn) say(v any) error {
 // Reply answers the other side; err is told to it.
 func (c *Conn) Reply(a Answer, err error) error {
 	if err != nil {
-		a.Error = clip(err.Error())
+		a.Error, a.Final = clip(err.Error()), errors.Is(err, ErrFinal)
 	}
 	return c.say(a)
 }
@@ -190,6 +204,9 @@ func (c *Conn) Answer() (Answer, error) {
 	var a Answer
 	if err := line(c.in, &a); err != nil {
 		return a, fmt.Errorf("%s does not answer: %w", c.Peer.Host, err)
+	}
+	if a.Final {
+		return a, fmt.Errorf("%s: %s%w", c.Peer.Host, clip(a.Error), final{})
 	}
 	if a.Error != "" {
 		return a, fmt.Errorf("%s: %s", c.Peer.Host, clip(a.Error))
@@ -204,6 +221,50 @@ func line(in *bufio.Reader, into any) error {
 		return err
 	}
 	return json.Unmarshal(bytes.TrimSpace(raw), into)
+}
+
+// final is an ErrFinal that the other side has put into words.
+type final struct{}
+
+func (final) Error() string        { return "" }
+func (final) Is(target error) bool { return target == ErrFinal }
+
+// Join carries bytes both ways until both have ended or one has failed, and
+// closes both.
+func (c *Conn) Join(ctx context.Context, other net.Conn) {
+	stop := context.AfterFunc(ctx, func() { _, _ = c.NetConn().Close(), other.Close() })
+	defer stop()
+	var group sync.WaitGroup
+	group.Go(func() {
+		_, err := io.Copy(other, c)
+		if half, ok := other.(*net.UnixConn); err == nil && ok {
+			_ = half.CloseWrite() // whoever reads there ends, too
+		} else {
+			_ = other.Close()
+		}
+	})
+	if _, err := io.Copy(c.Conn, other); err != nil {
+		_ = c.NetConn().Close()
+	}
+	_ = c.CloseWrite() // the other side ends, too
+	group.Wait()
+	_, _ = c.Close(), other.Close()
+}
+
+// Push carries all that comes from other, waits for the target's answer, and
+// closes both.
+func (c *Conn) Push(ctx context.Context, other net.Conn) error {
+	stop := context.AfterFunc(ctx, func() { _, _ = c.NetConn().Close(), other.Close() })
+	defer stop()
+	defer func() { _, _ = c.Close(), other.Close() }()
+	if _, err := io.Copy(c.Conn, other); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	_, err := c.Answer()
+	return err
 }
 
 // Serve takes connections until ctx ends; serve is called for each, and waited

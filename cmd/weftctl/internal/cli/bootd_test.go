@@ -218,7 +218,7 @@ func (b *bootd) guestVerb(w http.ResponseWriter, r *http.Request) {
 		b.problem(w, &api.Problem{Status: 404, Title: "Not Found", Detail: "there is none"})
 		return
 	}
-	g.Metadata.Annotations = map[string]string{"asked": fmt.Sprint(r.PathValue("verb"), " ", a.To, " ", a.LoseDisks, " ", a.ID != "")}
+	g.Metadata.Annotations = map[string]string{"asked": fmt.Sprint(r.PathValue("verb"), " ", a.To+a.Mode, " ", a.LoseDisks, " ", a.ID != "")}
 	if a.Snapshot != "" {
 		g.Status.Result = &api.GuestResult{ID: a.ID, Message: r.PathValue("verb") + " of " + a.Snapshot, Failed: a.Snapshot == "bad"}
 	}

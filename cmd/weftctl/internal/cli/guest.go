@@ -73,19 +73,30 @@ func (a *app) guestVerbCommand(verb, short string) *cobra.Command {
 
 func (a *app) guestMoveCommand() *cobra.Command {
 	var action api.GuestAction
+	var live, stop bool
 	c := a.eachGuest("move NAME…", "Move Guests to other hosts, with their addresses and disks", func(ctx context.Context, client *api.Client, name string) error {
 		one := action
 		one.ID = uuid.NewString()
+		switch {
+		case live && (stop || action.LoseDisks):
+			return usagef("--live goes with neither --stop nor --lose-disks")
+		case live:
+			one.Mode = api.MigrateLive
+		case stop:
+			one.Mode = api.MigrateStop
+		}
 		g, err := client.GuestVerb(ctx, name, api.GuestVerbMove, one)
 		if err != nil {
 			return err
 		}
 		return a.printf("guest/%s leaves %s: weftctl describe guest %s says how far it is\n", name, g.Status.Host, name)
 	})
-	c.Long = "move stops Guests, copies their disks to another host, and starts them there. Those that have not got there\n" +
-		"within Site.spec.guests.moveDeadline go on where they were."
+	c.Long = "move has Guests go on on another host, with their disks: while they run, where that is possible and their migration is\n" +
+		"Live, else with a stop. Those that have not got there within Site.spec.guests.moveDeadline go on where they were."
 	c.Flags().StringVar(&action.To, "to", "", "the host to go to; any that can have it unless set")
 	c.Flags().BoolVar(&action.LoseDisks, "lose-disks", false, "its disks stay behind, and begin anew")
+	c.Flags().BoolVar(&live, "live", false, "only while they run: one that cannot stays")
+	c.Flags().BoolVar(&stop, "stop", false, "stop them for it")
 	_ = c.RegisterFlagCompletionFunc("to", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return a.names(c.Context(), "machines"), cobra.ShellCompDirectiveNoFileComp
 	}) // the flag is there

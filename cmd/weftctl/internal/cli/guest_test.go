@@ -36,6 +36,13 @@ func TestGuestVerbs(t *testing.T) {
 	if got := asked(); got != "move r1u08 true true" {
 		t.Errorf("asked for %q", got)
 	}
+	for flag, mode := range map[string]string{"--live": "Live", "--stop": "Stop"} {
+		b.run(t, "", "guest", "move", "web", flag).want(t, 0, "guest/web leaves r1u07: weftctl describe guest web says how far it is\n")
+		if got := asked(); got != "move "+mode+" false true" {
+			t.Errorf("asked for %q", got)
+		}
+	}
+	b.run(t, "", "guest", "move", "web", "--live", "--stop").want(t, 2, "", "--live goes with neither")
 	b.run(t, "", "guest", "reset", "db").want(t, 1, "", "reset guest/db: ")
 	b.run(t, "", "guest", "start").want(t, 2, "", "say NAME…")
 }
