@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/lab/guestos"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
@@ -168,6 +169,32 @@ func TestTPM(t *testing.T) {
 		_, err := os.Stat(h.guestDir(uid1))
 		return os.IsNotExist(err)
 	})
+}
+
+// UEFI measures into the TPM what it boots.
+func TestTPMWithUEFI(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a kernel under emulation")
+	}
+	if _, err := os.Stat(ovmfCode); err != nil {
+		t.Skipf("needs OVMF, Debian's package ovmf: %v", err)
+	}
+	t.Parallel()
+	h := newHost(t)
+	g := linux(h)
+	kernel, initrd, err := guestos.Build(t.Context(), "../..", guestos.Cloud) // it takes a while by UEFI as it is
+	h.try(err)
+	g.Kernel.Kernel, g.Kernel.Initrd = h.blob(kernel), h.blob(initrd)
+	g.Memory, g.Firmware, g.TPM, g.StopTimeout = quantity("256Mi"), "uefi", true, 1
+	h.run()
+	h.want(part("web", uid1, g))
+	h.wait("it boots", func() bool { return strings.Contains(h.console(uid1), "@up ") })
+	got := h.tell(uid1, "cat /sys/class/tpm/tpm0/pcr-sha256/0")
+	if len(got) != 64 || strings.Trim(got, "0") == "" {
+		t.Errorf("the register of the firmware holds %s", got)
+	}
+	h.want(removed("web", uid1))
+	h.wait("it is removed", func() bool { _, err := os.Stat(h.guestDir(uid1)); return os.IsNotExist(err) })
 }
 
 // shelf stands for bootd: it has what a share holds, or is away.
