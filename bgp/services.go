@@ -176,7 +176,12 @@ func (s *speaker) announceServices(ctx context.Context) {
 		s.status.Problem = err.Error()
 		s.options.Log.Warn("bgp: services are not announced as they should be", "error", err)
 	}
-	s.status.Loopbacks, s.status.Services = s.server.part.Loopbacks, list
+	s.status.Services, s.status.Loopbacks = list, nil
+	for _, a := range s.server.part.Loopbacks {
+		if _, announced := s.server.served[a]; announced {
+			s.status.Loopbacks = append(s.status.Loopbacks, a)
+		}
+	}
 	for _, x := range list {
 		i := slices.IndexFunc(before, func(o api.BGPServiceStatus) bool { return o.Service == x.Service && o.Address == x.Address })
 		if i < 0 || before[i].State != x.State {

@@ -105,6 +105,9 @@ func TestServices(t *testing.T) {
 		if !answers(c3, vip) || !answers(c3, "["+vip6+"]") {
 			t.Error("the service does not answer")
 		}
+		if got := c1.status().Loopbacks; fmt.Sprint(got) != "["+own+"]" {
+			t.Errorf("of its own addresses c1 announces %v", got)
+		}
 		// It is told of by each reflector once for each host, in no way twice.
 		all, err := c3.client().Routes(t.Context(), "in", "r1")
 		must(t, err)
