@@ -371,6 +371,16 @@ func (c *Client) GuestExec(ctx context.Context, guest string, e GuestExec) (*Gue
 	return out, nil
 }
 
+// GuestExport streams a copy of a Guest's disks: ExportLines and data. The caller
+// closes it.
+func (c *Client) GuestExport(ctx context.Context, guest string, e GuestExport) (io.ReadCloser, error) {
+	resp, err := c.Do(ctx, http.MethodPost, "/v1/guests/"+url.PathEscape(guest)+"/export", e)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
 func (c *Client) upgrade(ctx context.Context, protocol, path string) (io.ReadWriteCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
 	if err != nil {

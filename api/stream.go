@@ -62,7 +62,7 @@ type ServerFrame struct {
 // The request ?refused=WHY says that the host has nothing to open.
 type Channel struct {
 	ID    string `json:"id" doc:"Good once, for ten seconds, for this host."`
-	Kind  string `json:"kind" enum:"console,exec,vnc"`
+	Kind  string `json:"kind" enum:"console,exec,vnc,export"`
 	Guest string `json:"guest"`
 	UID   string `json:"uid" doc:"The Guest's."`
 }
@@ -71,6 +71,7 @@ type Channel struct {
 const (
 	ChannelConsole = "console" // a Guest's serial console
 	ChannelExec    = "exec"    // bootd sends a GuestExec, the host a GuestExecAnswer
+	ChannelExport  = "export"  // bootd sends a GuestExport, the host ExportLines
 	ChannelVNC     = "vnc"     // RFB, as a Guest's display speaks it
 )
 

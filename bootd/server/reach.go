@@ -32,6 +32,8 @@ func (s *Server) reachRoutes() []route {
 			summary: "Open a Guest's serial console through its host: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: s.guestConsole},
 		{method: "POST", path: one + "/exec", tag: "Guest", role: operator, stream: true, audited: true,
 			summary: "Run a command inside a Guest by its guest agent (qemu-ga), and wait for its end", in: api.GuestExec{}, out: api.GuestExecResult{}, handle: s.guestExec},
+		{method: "POST", path: one + "/export", tag: "Guest", role: operator, stream: true, audited: true,
+			summary: "A copy of a Guest's disks as they are at one moment: lines of ExportLine, data between them", in: api.GuestExport{}, outType: "application/octet-stream", handle: s.guestExport},
 		{method: "POST", path: one + "/vnc", tag: "Guest", role: operator, audited: true,
 			summary: "A ticket for a Guest's display, good once and for 30 s", out: api.VNCTicket{}, status: http.StatusCreated, handle: s.vncTicket},
 		{method: "GET", path: one + "/vnc", tag: "Guest", public: true, stream: true, status: http.StatusSwitchingProtocols, audited: true,
@@ -239,4 +241,58 @@ func ask(far io.ReadWriter, e api.GuestExec) (answer api.GuestExecAnswer, err er
 	}
 	err = json.NewDecoder(io.LimitReader(far, maxExecAnswer)).Decode(&answer)
 	return answer, err
+}
+
+// guestExport passes on what a Guest's host exports of its disks, as fast as the
+// client takes it.
+func (s *Server) guestExport(c *call) error {
+	raw, err := c.body(maxBoot)
+	if err != nil {
+		return err
+	}
+	var e api.GuestExport
+	if len(raw) > 0 {
+		if err := api.DecodeStrict(raw, &e); err != nil {
+			return err
+		}
+	}
+	e.SetDefaults()
+	if err := e.Check(); err != nil {
+		return problem(http.StatusUnprocessableEntity, "%s", err)
+	}
+	g, err := s.hosted(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := s.lasting(c)
+	defer cancel()
+	far, err := s.openChannel(ctx, g, api.ChannelExport)
+	if err != nil {
+		return err
+	}
+	defer close(far.done)
+	defer func() { _ = far.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = far.Close() })
+	defer stop()
+	c.changed = true
+	c.diff = []api.Change{{Pointer: "/spec/disks", New: "export " + e.Disk}}
+	if err := json.NewEncoder(far).Encode(e); err != nil {
+		return problem(http.StatusBadGateway, "host %s has gone away: %s", g.Status.Host, err)
+	}
+	if err := c.begin(); err != nil {
+		return err
+	}
+	_, _ = io.Copy(flushing{c}, far) // whoever reads it sees by its last line whether it is whole
+	return nil
+}
+
+// flushing sends what is written at once.
+type flushing struct{ c *call }
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.c.w.Write(p)
+	if err == nil {
+		err = f.c.rc.Flush()
+	}
+	return n, err
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -274,4 +275,73 @@ func (endless) Read(p []byte) (int, error) {
 		p[i] = 'A'
 	}
 	return len(p), nil
+}
+
+// An export is the host's bytes, as they come, for an operator.
+func TestGuestExport(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	put(t, c, newMachine("r1", "52:54:00:00:00:01"))
+	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16")}}
+	n.Metadata.Name = "net"
+	g := &api.Guest{Spec: api.GuestSpec{Network: "net", Image: "debian", CPUs: 1, Memory: api.Bytes(1 << 30)}}
+	g.Metadata.Name = "web"
+	put(t, c, n, g)
+	export := func(e api.GuestExport) (io.ReadCloser, error) {
+		return r.bearer(operatorToken).GuestExport(t.Context(), "web", e)
+	}
+	_, err := export(api.GuestExport{})
+	wantStatus(t, err, http.StatusConflict, "has no host")
+	m, err := api.Get[api.Machine](t.Context(), c, "r1")
+	must(t, err)
+	_, err = store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error {
+		g.Status.Host, g.Status.HostUID = "r1", m.Metadata.UID
+		return nil
+	})
+	must(t, err)
+	_, err = export(api.GuestExport{Format: "vmdk"})
+	wantStatus(t, err, http.StatusUnprocessableEntity, "qcow2 or raw")
+	_, err = export(api.GuestExport{Rate: api.Bytes(1)})
+	wantStatus(t, err, http.StatusUnprocessableEntity, "at least 1Mi")
+	_, err = r.bearer(viewerToken).GuestExport(t.Context(), "web", api.GuestExport{})
+	wantStatus(t, err, http.StatusForbidden, "role")
+
+	h := r.streamingHost("r1")
+	type answer struct {
+		stream io.ReadCloser
+		err    error
+	}
+	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	for _, whole := range []bool{true, false} {
+		got := make(chan answer, 1)
+		go func() { s, err := export(api.GuestExport{Disk: "root"}); got <- answer{s, err} }()
+		asked := <-h.opens
+		if asked.Kind != api.ChannelExport || asked.Guest != "web" {
+			t.Errorf("the host is asked for %+v", asked)
+		}
+		to, from := h.open(asked.ID)
+		var e api.GuestExport
+		must(t, json.NewDecoder(from.Body).Decode(&e))
+		if e.Disk != "root" || e.Format != "qcow2" || e.Rate.Value() != api.ExportRate {
+			t.Errorf("the host is asked to export %+v", e)
+		}
+		go func() {
+			_, _ = to.Write(big)
+			if whole {
+				_ = to.Close()
+			} else {
+				_ = from.Body.Close() // the host goes away
+				_ = to.CloseWithError(io.ErrUnexpectedEOF)
+			}
+		}()
+		a := <-got
+		must(t, a.err)
+		if raw, _ := io.ReadAll(a.stream); whole && !bytes.Equal(raw, big) || len(raw) > len(big) {
+			t.Errorf("%d bytes come, %d were sent", len(raw), len(big))
+		}
+		_ = a.stream.Close()
+	}
+	if n := len(r.auditsOf("/v1/guests/web/export")); n < 2 {
+		t.Errorf("%d exports were audited", n)
+	}
 }

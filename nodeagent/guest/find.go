@@ -262,6 +262,7 @@ func (g *guest) storageFailed(raw json.RawMessage) {
 	if json.Unmarshal(raw, &data) != nil {
 		return
 	}
+	data.Node = strings.TrimPrefix(data.Node, mirrorNode("")) // while it is exported
 	reason, message := "IOError", fmt.Sprintf("disk %s: %s fails: %s; the Guest is paused and tried again every %s", strings.TrimPrefix(data.Node, "disk-"), data.Operation, data.Reason, g.h.timing.retry)
 	if data.NoSpace {
 		reason = "NoSpace"

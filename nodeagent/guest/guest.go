@@ -63,12 +63,15 @@ type guest struct {
 	sent        string                // ID of the move of which the target has all
 	receiving   chan struct{}         // holds a token while files come
 	orders      chan order            // of the connections of a move
+	tasks       chan task             // of exports
+	left        chan struct{}         // closed when the goroutine has ended
+	exporting   bool                  // an export of this agent's is under way
 }
 
 func newGuest(h *Handler, name, uid string) *guest {
 	run := filepath.Join(h.o.RunDir, uid)
 	return &guest{h: h, name: name, uid: uid, dir: h.disks.GuestDir(uid), run: run, agent: qga.New(filepath.Join(run, "agent.sock")),
-		socket: "qmp.sock", log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order),
+		socket: "qmp.sock", log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
 }
 
@@ -141,6 +144,7 @@ func alike(a, b api.PartStatus) bool {
 // work looks after the Guest until ctx is done or it is removed. QEMU runs on.
 func (g *guest) work(ctx context.Context) {
 	defer g.letGo()
+	defer close(g.left)
 	defer g.h.arrivals.forget(g)
 	for ctx.Err() == nil && !g.over() {
 		next := g.look(ctx)
@@ -151,6 +155,12 @@ func (g *guest) work(ctx context.Context) {
 			g.heed(e)
 		case o := <-g.orders:
 			g.obey(o)
+		case t := <-g.tasks:
+			if g.over() {
+				t.done <- errors.New("the Guest is removed")
+				break
+			}
+			t.done <- t.run(t.ctx)
 		case <-g.ended():
 		case <-timer.C:
 		case <-ctx.Done():
@@ -226,6 +236,11 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 	g.rotate()
 	if err := g.thaw(ctx); err != nil { // it may still be stopped, say
 		g.log.Warn("after a snapshot", "error", err)
+	}
+	if g.record.Export != nil && !g.exporting {
+		if err := g.endExport(ctx); err != nil { // it may still be stopped, say
+			g.log.Warn("after an export", "error", err)
+		}
 	}
 	if p.Want == nodeagent.Orphaned {
 		return 0, g.heedState(ctx) // as it is

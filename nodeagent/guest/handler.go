@@ -139,12 +139,13 @@ type timing struct {
 	maxBackoff time.Duration
 	settled    time.Duration // a Guest that ran so long begins the back-off anew
 	collect    time.Duration // between two collections of images
+	export     time.Duration // between two looks at how far an export is
 }
 
 func defaultTiming() timing {
 	return timing{look: 30 * time.Second, retry: 10 * time.Second, tell: 5 * time.Second, again: 10 * time.Second, force: 5 * time.Second,
 		answer: 5 * time.Second, agent: 5 * time.Second, minBackoff: time.Second, maxBackoff: 5 * time.Minute, settled: 10 * time.Minute,
-		collect: 10 * time.Minute}
+		collect: 10 * time.Minute, export: 250 * time.Millisecond}
 }
 
 // New prepares a handler; nothing is touched before Run.

@@ -57,6 +57,10 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 		g.fail(t, "it has snapshots, which a mirror leaves behind")
 		return 0, err
 	}
+	if g.exporting {
+		g.fail(t, "its disks are being exported: move it when that is over")
+		return 0, nil
+	}
 	if err := g.callOff(ctx); err != nil { // what an agent before this one has left
 		return 0, err
 	}

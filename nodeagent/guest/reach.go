@@ -32,6 +32,8 @@ func (h *Handler) Open(ctx context.Context, c api.Channel) (io.ReadWriteCloser, 
 		return g.openDisplay(ctx)
 	case api.ChannelExec:
 		return g.openExec(ctx)
+	case api.ChannelExport:
+		return g.openExport(ctx)
 	}
 	return nil, fmt.Errorf("this nodeagent opens no channel of kind %q", c.Kind)
 }

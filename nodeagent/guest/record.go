@@ -39,6 +39,9 @@ type record struct {
 	// Frozen is set before the Guest's file systems are held, and until they are
 	// let go.
 	Frozen bool `json:"frozen,omitzero"`
+	// Export names the disks that are being exported: what is left of that in
+	// QEMU and on disk is taken away when nobody sees to it any more.
+	Export []string `json:"export,omitempty"`
 	// Access is what the last start may fetch its config with, nil without one.
 	Access *access `json:"access,omitempty"`
 	Seeded bool    `json:"seeded,omitzero"` // cloud-init was given its user data once

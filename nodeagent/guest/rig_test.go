@@ -57,6 +57,11 @@ func agentProcess(dir string) {
 			select {}
 		}
 	}
+	var exporting sync.WaitGroup
+	defer exporting.Wait()
+	if os.Getenv(exportOf) != "" {
+		exporting.Go(func() { exportAsTold(ctx, h) })
+	}
 	var d desk
 	_ = d.read(dir)
 	d.serve(ctx, h, func() { _ = d.read(dir); d.tell(dir) })
@@ -78,7 +83,7 @@ func (d *desk) tell(dir string) {
 func shortTiming() timing {
 	t := defaultTiming()
 	t.look, t.retry, t.again, t.force, t.answer = 300*time.Millisecond, 300*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond, 1500*time.Millisecond
-	t.minBackoff = 50 * time.Millisecond
+	t.minBackoff, t.export = 50*time.Millisecond, 20*time.Millisecond
 	return t
 }
 

@@ -126,6 +126,9 @@ func (g *guest) judge(part *api.GuestPart, r *api.GuestRequest) (snapshot, error
 	if err := api.ValidateName(r.Snapshot); err != nil {
 		return snapshot{}, err
 	}
+	if g.exporting {
+		return snapshot{}, errors.New("its disks are being exported: wait until that is over")
+	}
 	all, err := g.readSnapshots()
 	if err != nil {
 		return snapshot{}, err

@@ -273,6 +273,9 @@ func (g *guest) result(r *api.GuestRequest, message string, failure error, edits
 
 // mayStart starts the Guest unless its restart policy has it stay as it is.
 func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if g.exporting {
+		return g.h.timing.retry, pending("it starts when the export of its disks is over")
+	}
 	asked := g.asked(part.Request)
 	if e := g.record.Ended; e != nil && !asked {
 		if part.Restart == "Never" || part.Restart == "OnFailure" && !e.Failed {
@@ -627,6 +630,9 @@ func (g *guest) openChannels(_ context.Context, _ *api.GuestPart, vm *qemu.VM, f
 // configure does what is done through the monitor: disks get their size and
 // limits, and processors their place.
 func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
+	if g.exporting {
+		return nil // the disks are below filters: it waits
+	}
 	limits := diskLimits(part)
 	wanted := digest([]any{part.Disks, limits})
 	if g.configured == wanted {

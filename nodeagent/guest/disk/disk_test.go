@@ -302,5 +302,8 @@ func FuzzHeader(f *testing.F) {
 		if err == nil && h.size < 0 {
 			t.Errorf("a size of %d", h.size)
 		}
+		if size, err := virtualSize(bytes.NewReader(raw)); err == nil && size < 0 {
+			t.Errorf("a virtual size of %d", size)
+		}
 	})
 }

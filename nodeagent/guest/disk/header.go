@@ -72,3 +72,16 @@ func length(image io.ReaderAt) (int64, error) {
 	}
 	return s.Seek(0, io.SeekEnd)
 }
+
+// virtualSize reads the size of a disk's own file, whatever is below it.
+func virtualSize(f io.ReaderAt) (int64, error) {
+	var raw [headerV2]byte
+	if _, err := f.ReadAt(raw[:], 0); err != nil {
+		return 0, err
+	}
+	size := binary.BigEndian.Uint64(raw[sizeOffset:])
+	if string(raw[:4]) != qcow2Magic || size > 1<<60 {
+		return 0, errors.New("it is no qcow2 file")
+	}
+	return int64(size), nil
+}

@@ -18,7 +18,7 @@ import (
 // user, has no network, and is handed its files open. It ends with the agent.
 type Tool struct {
 	User int
-	Lock *os.File // the Guest's; the tool holds it, too
+	Lock *os.File // the Guest's, which the tool holds, too; nil where another keeps QEMU off
 }
 
 // firstFile is the number of the first of a tool's files.
@@ -39,7 +39,10 @@ func (t Tool) run(ctx context.Context, files []*os.File, program string, args ..
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LANG=C.UTF-8"}
 	cmd.Dir = "/"
-	cmd.ExtraFiles = append(slices.Clone(files), t.Lock)
+	cmd.ExtraFiles = slices.Clone(files)
+	if t.Lock != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, t.Lock)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uint32(t.User), Gid: uint32(t.User)},
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
@@ -131,4 +134,81 @@ func (s *Store) Snapshot(ctx context.Context, t Tool, w Wanted, verb SnapshotVer
 		return fmt.Errorf("disk %s: %w", w.Name, err)
 	}
 	return f.Sync()
+}
+
+// Existing opens a disk that is there already, with what is below it.
+func (s *Store) Existing(ctx context.Context, w Wanted) (Opened, error) {
+	f, err := s.existing(w)
+	if err != nil {
+		return Opened{}, err
+	}
+	_ = f.Close() // only to know that it is there
+	return s.Open(ctx, w)
+}
+
+// Room is what a copy of the disk takes at most, in bytes.
+func (o Opened) Room() int64 {
+	var all int64
+	for _, f := range []*os.File{o.File, o.Base} {
+		if f == nil {
+			continue
+		}
+		if info, err := f.Stat(); err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				all += st.Blocks * 512
+			}
+		}
+	}
+	return all
+}
+
+// Size is the disk's, in bytes.
+func (o Opened) Size() (int64, error) {
+	if o.Format == Raw {
+		return length(o.File)
+	}
+	return virtualSize(o.File)
+}
+
+// NewFile makes an empty disk in place of whatever is at the path.
+func NewFile(ctx context.Context, path, format string, size int64) (*os.File, error) {
+	err := place(path, 0o600, func(out *os.File) error {
+		if format == Raw {
+			return out.Truncate(size)
+		}
+		return fillQCOW2(ctx, out.Name(), new(Opened), size)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.OpenFile(path, os.O_RDWR, 0)
+}
+
+// CopyTo copies a disk that no QEMU has open to one that NewFile has made, at
+// most rate bytes per second.
+func (o Opened) CopyTo(ctx context.Context, t Tool, to *os.File, format string, rate int64) error {
+	files := []*os.File{o.File, to}
+	source := protocol(o.Format, firstFile)
+	if o.Format == QCOW2 {
+		source["backing"] = nil
+	}
+	if o.Base != nil {
+		files = append(files, o.Base)
+		base := protocol(o.BaseFormat, firstFile+2)
+		if o.BaseFormat == QCOW2 {
+			base["backing"] = nil
+		}
+		source["backing"] = base
+	}
+	raw, err := json.Marshal(source)
+	if err != nil {
+		return err
+	}
+	target := fmt.Sprintf("driver=%s,file.driver=file,file.filename=/proc/self/fd/%d", format, firstFile+1)
+	_, err = t.run(ctx, files, "qemu-img", "convert", "-n", "--target-is-zero", "-r", fmt.Sprint(rate), "json:"+string(raw), "--target-image-opts", target)
+	return err
+}
+
+func protocol(format string, number int) map[string]any {
+	return map[string]any{"driver": format, "file": map[string]any{"driver": "file", "filename": fmt.Sprintf("/proc/self/fd/%d", number)}}
 }

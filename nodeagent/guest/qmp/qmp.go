@@ -130,6 +130,11 @@ func (c *Client) GiveFile(ctx context.Context, name string, file *os.File) error
 	return c.execute(ctx, file, "getfd", map[string]string{"fdname": name}, nil)
 }
 
+// ExecuteWith is Execute for a command that takes an open file.
+func (c *Client) ExecuteWith(ctx context.Context, file *os.File, command string, arguments, result any) error {
+	return c.execute(ctx, file, command, arguments, result)
+}
+
 func (c *Client) execute(ctx context.Context, file *os.File, command string, arguments, result any) error {
 	answer := make(chan message, 1)
 	id, err := c.register(answer)

@@ -43,6 +43,7 @@ type bootd struct {
 	path     func(from, to string) *api.NetworkPath
 	console  func(*bufio.ReadWriter)
 	exec     func(api.GuestExec) api.GuestExecResult
+	export   func(http.ResponseWriter)
 	bgp      map[string]any // answers, by path and query
 	usage    func(host string) (api.Usage, bool)
 }
@@ -99,6 +100,7 @@ func (b *bootd) routes() http.Handler {
 	})
 	mux.HandleFunc("GET /v1/usage", b.serveUsage)
 	mux.HandleFunc("POST /v1/machines/{name}/{verb}", b.verb)
+	mux.HandleFunc("POST /v1/guests/{name}/export", func(w http.ResponseWriter, _ *http.Request) { b.export(w) })
 	mux.HandleFunc("POST /v1/guests/{name}/{verb}", b.guestVerb)
 	mux.HandleFunc("GET /v1/blobs/{digest}", b.blob) // HEAD too
 	mux.HandleFunc("PUT /v1/blobs/{digest}", b.blob)

@@ -18,7 +18,7 @@ func (a *app) guestCommand() *cobra.Command {
 		a.guestVerbCommand(api.GuestVerbReset, "Reset Guests at once, as their button would"),
 		a.guestMoveCommand(),
 		a.guestConsoleCommand(), a.guestVNCCommand(), a.guestExecCommand(),
-		a.guestSnapshotCommand(),
+		a.guestSnapshotCommand(), a.guestExportCommand(),
 	)
 }
 

@@ -1,0 +1,539 @@
+package guest
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/disk"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
+	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
+)
+
+// An export is a copy of disks at one moment, made beside them and then sent.
+//
+// Below a QEMU that runs, a job (copy-NAME) mirrors each disk to a file until
+// they are the same; then all jobs are ended at one moment, and that is the
+// copy's. A mirror that cannot write fails by itself, and holds up no write of
+// the Guest's, as a backup job would. A filter that is put in by hand above a disk
+// in an iothread (copy-before-write) has QEMU 7.2 abort under load. The record
+// names the disks before any of this is there, and until all of it is gone.
+
+// task is what the Guest's own goroutine does for another.
+type task struct {
+	ctx  context.Context
+	run  func(context.Context) error
+	done chan error
+}
+
+// do has the Guest's goroutine run fn between two looks.
+func (g *guest) do(ctx context.Context, fn func(context.Context) error) error {
+	t := task{ctx, fn, make(chan error, 1)}
+	select {
+	case g.tasks <- t:
+		return <-t.done
+	case <-g.left:
+		return errors.New("nodeagent ends")
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// openExport makes a channel that takes a GuestExport and gives ExportLines.
+func (g *guest) openExport(ctx context.Context) (io.ReadWriteCloser, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	near, far := net.Pipe()
+	x := &execution{Conn: near, cancel: cancel, done: make(chan struct{})}
+	go func() { // Close waits for it
+		defer close(x.done)
+		defer func() { _ = far.Close() }()
+		stop := context.AfterFunc(ctx, func() { _ = far.Close() })
+		defer stop()
+		if err := g.serveExport(ctx, far); err != nil {
+			g.log.Warn("an export has failed", "error", err)
+		}
+	}()
+	return x, nil
+}
+
+// serveExport reads what is wanted and sends it. The other end learns of a
+// failure, if it is there.
+func (g *guest) serveExport(ctx context.Context, conn net.Conn) error {
+	var e api.GuestExport
+	if err := json.NewDecoder(io.LimitReader(conn, 1<<16)).Decode(&e); err != nil {
+		return err
+	}
+	out := bufio.NewWriterSize(conn, 64<<10)
+	say := json.NewEncoder(out)
+	err := e.Check()
+	if err == nil {
+		err = g.exportDisks(ctx, e, out, say)
+	}
+	last := api.ExportLine{End: true}
+	if err != nil {
+		last = api.ExportLine{Fault: err.Error()}
+	}
+	return errors.Join(err, say.Encode(last), out.Flush())
+}
+
+// exported is a disk of an export under way.
+type exported struct {
+	name        string
+	copy        *os.File
+	format      string
+	size        int64 // of the disk
+	consistency api.Consistency
+	source      disk.Opened // of a Guest that does not run
+}
+
+func (g *guest) exportDisks(ctx context.Context, e api.GuestExport, out *bufio.Writer, say *json.Encoder) (err error) {
+	var disks []exported
+	running := false
+	err = g.do(ctx, func(ctx context.Context) error {
+		running = g.running != nil
+		disks, err = g.beginExport(ctx, e)
+		return err
+	})
+	defer func() {
+		for _, d := range disks {
+			d.source.Close()
+			_ = d.copy.Close() // it is removed
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// Whatever fails of it is tried again by every look.
+		_ = g.do(context.WithoutCancel(ctx), func(ctx context.Context) error {
+			g.exporting = false
+			return g.endExport(ctx)
+		})
+	}()
+	g.h.reached("export: begun")
+	tell := func(progress string) error {
+		return errors.Join(say.Encode(api.ExportLine{Progress: progress}), out.Flush())
+	}
+	if running {
+		err = g.followJobs(ctx, disks, tell)
+		if err == nil {
+			err = g.do(ctx, func(ctx context.Context) error { return g.finishJobs(ctx, disks) })
+		}
+	} else {
+		err = g.copyStopped(ctx, disks, e.Rate.Value(), tell)
+	}
+	if err != nil {
+		return err
+	}
+	g.h.reached("export: copied")
+	for _, d := range disks {
+		if err := sendExported(ctx, d, out, say); err != nil {
+			return fmt.Errorf("send disk %s: %w", d.name, err)
+		}
+	}
+	g.h.event(g, api.Normal, "Exported", fmt.Sprintf("%d of its disks were exported: %s", len(disks), worth(disks[0].consistency)))
+	return nil
+}
+
+func (g *guest) exportDir() string { return filepath.Join(g.dir, "export") }
+
+// beginExport makes the files, and has a QEMU that runs begin to fill them.
+func (g *guest) beginExport(ctx context.Context, e api.GuestExport) (disks []exported, err error) {
+	switch {
+	case g.record == nil || g.record.Given != "" || g.record.Part.Transfer != nil:
+		return nil, errors.New("the Guest is being moved, or is not here yet")
+	case g.record.Export != nil:
+		return nil, errors.New("its disks are being exported already")
+	case g.record.Begun != nil || !g.atRest():
+		return nil, errors.New("the Guest is starting, stopping, or held by a disk error: try again")
+	}
+	var names []string
+	for _, d := range g.record.Part.Disks {
+		if e.Disk == "" || e.Disk == d.Name {
+			names = append(names, d.Name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("the Guest has no disk %s", e.Disk)
+	}
+	if err := g.change(func(r *record) { r.Export = names }); err != nil {
+		return nil, err
+	}
+	g.exporting = true
+	disks, err = g.makeCopies(ctx, e, names)
+	if err == nil && g.running != nil {
+		err = g.beginJobs(ctx, disks, e.Rate.Value())
+	}
+	if err != nil {
+		g.exporting = false
+		err = errors.Join(err, g.endExport(context.WithoutCancel(ctx)))
+	}
+	return disks, err
+}
+
+// makeCopies makes empty files for the copies, when there is room for them.
+func (g *guest) makeCopies(ctx context.Context, e api.GuestExport, names []string) (disks []exported, err error) {
+	if err := os.MkdirAll(g.exportDir(), 0o700); err != nil {
+		return nil, err
+	}
+	var need int64
+	for _, want := range g.record.Part.Disks {
+		if !slices.Contains(names, want.Name) {
+			continue
+		}
+		w := disk.Wanted{Network: g.record.Part.Network, Guest: g.name, UID: g.uid, GuestDisk: want}
+		source, err := g.h.disks.Existing(ctx, w)
+		if err != nil {
+			return disks, err
+		}
+		d := exported{name: want.Name, format: e.Format, source: source, consistency: api.ConsistentStopped}
+		need += source.Room()
+		if d.size, err = source.Size(); err == nil {
+			d.copy, err = disk.NewFile(ctx, g.copyPath(d.name), e.Format, d.size)
+		}
+		disks = append(disks, d)
+		if err != nil {
+			return disks, fmt.Errorf("disk %s: %w", d.name, err)
+		}
+	}
+	free, err := freeBytes(g.dir)
+	if err == nil && need+spare > free {
+		err = fmt.Errorf("%w: a copy takes up to %d MiB, and %d are free", disk.ErrFull, need>>20, free>>20)
+	}
+	return disks, err
+}
+
+func (g *guest) copyPath(name string) string { return filepath.Join(g.exportDir(), name+".part") }
+
+func freeBytes(dir string) (int64, error) {
+	var fs unix.Statfs_t
+	err := unix.Statfs(dir, &fs)
+	return int64(fs.Bavail) * fs.Bsize, err
+}
+
+// copyStopped copies the disks of a Guest that does not run, and does not start
+// meanwhile.
+func (g *guest) copyStopped(ctx context.Context, disks []exported, rate int64, tell func(string) error) error {
+	for _, d := range disks {
+		if err := tell("copying disk " + d.name); err != nil {
+			return err
+		}
+		if err := d.source.CopyTo(ctx, disk.Tool{User: g.record.User}, d.copy, d.format, rate); err != nil {
+			return fmt.Errorf("disk %s: %w", d.name, err)
+		}
+	}
+	return nil
+}
+
+// copyNode is the job of a disk's export, and the node that it writes to.
+func copyNode(name string) string { return "copy-" + name }
+
+// mirrorNode is the filter above a disk that is exported.
+func mirrorNode(name string) string { return "mirror-" + name }
+
+// exportSet marks the files that QEMU was given for an export.
+const exportSet = "export"
+
+// beginJobs has QEMU begin to mirror.
+func (g *guest) beginJobs(ctx context.Context, disks []exported, rate int64) error {
+	for _, d := range disks {
+		if err := g.beginJob(ctx, d, rate/int64(len(disks))); err != nil {
+			return fmt.Errorf("disk %s: %w", d.name, err)
+		}
+		g.h.reached("export: a job has begun")
+	}
+	return nil
+}
+
+func (g *guest) beginJob(ctx context.Context, d exported, rate int64) error {
+	var set struct {
+		ID int `json:"fdset-id"`
+	}
+	err := g.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error {
+		return m.ExecuteWith(ctx, d.copy, "add-fd", map[string]string{"opaque": exportSet}, &set)
+	})
+	if err != nil {
+		return err
+	}
+	file := map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set.ID), "discard": "unmap"}
+	err = g.command(ctx, "blockdev-add", map[string]any{"driver": d.format, "node-name": copyNode(d.name), "discard": "unmap", "file": file}, nil)
+	if err != nil {
+		return err
+	}
+	return g.command(ctx, "blockdev-mirror", map[string]any{"job-id": copyNode(d.name), "device": qemu.DiskNode(d.name), "target": copyNode(d.name),
+		"filter-node-name": mirrorNode(d.name), "sync": "full", "speed": rate, "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false}, nil)
+}
+
+// finishTime is how long a Guest may wait for the last bytes of its copies.
+const finishTime = 10 * time.Second
+
+// finishJobs ends all jobs at one moment: that is what the copies hold. Between
+// two of them nothing may be written.
+func (g *guest) finishJobs(ctx context.Context, disks []exported) (err error) {
+	if !g.atRest() || g.running == nil {
+		return errors.New("the Guest is being stopped")
+	}
+	consistency := g.freeze(ctx)
+	defer func() {
+		if thaw := g.thaw(context.WithoutCancel(ctx)); thaw != nil {
+			g.h.event(g, api.Warning, "NotThawed", thaw.Error()+"; it is tried again")
+		}
+	}()
+	if g.running.state == "running" && len(disks) > 1 {
+		if err := g.command(ctx, "stop", nil, nil); err != nil {
+			return err
+		}
+		defer func() { // an agent that comes here no more leaves that to its successor
+			err = errors.Join(err, g.command(context.WithoutCancel(ctx), "cont", nil, nil))
+		}()
+		g.h.reached("export: paused")
+	}
+	for i, d := range disks {
+		disks[i].consistency = consistency
+		if err := g.command(ctx, "block-job-cancel", map[string]string{"device": copyNode(d.name)}, nil); err != nil {
+			return fmt.Errorf("disk %s: %w", d.name, err)
+		}
+	}
+	return g.awaitJobs(ctx, disks)
+}
+
+// awaitJobs waits until the last bytes are copied.
+func (g *guest) awaitJobs(ctx context.Context, disks []exported) error {
+	ctx, cancel := context.WithTimeout(ctx, finishTime)
+	defer cancel()
+	for {
+		var all []job
+		if err := g.command(ctx, "query-jobs", nil, &all); err != nil {
+			return err
+		}
+		jobs, done := exportJobs(all), 0
+		for _, d := range disks {
+			j, there := jobs[d.name]
+			if !there || j.Error != "" {
+				return fmt.Errorf("disk %s: its copy has failed: %s", d.name, j.Error)
+			}
+			if j.Status == "concluded" {
+				done++
+			}
+		}
+		if done == len(disks) {
+			return nil
+		}
+		if !pause(ctx, 5*time.Millisecond) {
+			return fmt.Errorf("the last bytes were not copied within %s", finishTime)
+		}
+	}
+}
+
+// exportJobs are the jobs of exports, by their disks.
+func exportJobs(all []job) map[string]job {
+	mine := map[string]job{}
+	for _, j := range all {
+		if name, ok := strings.CutPrefix(j.ID, copyNode("")); ok {
+			mine[name] = j
+		}
+	}
+	return mine
+}
+
+// followJobs waits until the copies are the same as the disks. What was written
+// while they were made is copied as fast as it goes, or it would never end.
+func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(string) error) error {
+	tick := time.NewTicker(g.h.timing.export)
+	defer tick.Stop()
+	hurried := map[string]bool{}
+	for {
+		var all []job
+		if err := g.monitorCommand(ctx, "query-jobs", nil, &all); err != nil {
+			return err
+		}
+		jobs, ready, current, total := exportJobs(all), 0, int64(0), int64(0)
+		for _, d := range disks {
+			j, there := jobs[d.name]
+			switch {
+			case !there:
+				return fmt.Errorf("disk %s is not being copied any more: the Guest was restarted", d.name)
+			case j.Error != "" || j.Status == "concluded":
+				return fmt.Errorf("disk %s: %s", d.name, j.Error)
+			case j.Status == "ready":
+				ready++
+			case j.Current >= d.size && !hurried[d.name]:
+				hurried[d.name] = true
+				if err := g.monitorCommand(ctx, "block-job-set-speed", map[string]any{"device": j.ID, "speed": 0}, nil); err != nil {
+					return err
+				}
+			}
+			current, total = current+j.Current, total+j.Total
+		}
+		if ready == len(disks) {
+			return nil
+		}
+		free, err := freeBytes(g.dir)
+		if err == nil && free < spare/2 {
+			err = fmt.Errorf("%w: the export leaves the Guests %d MiB", disk.ErrFull, free>>20)
+		}
+		if err == nil {
+			err = tell(fmt.Sprintf("copying: %d of %d MiB", current>>20, total>>20))
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// endExport takes away what is left of an export: in QEMU, if it runs, and on
+// disk. Each step may be done already.
+func (g *guest) endExport(ctx context.Context) error {
+	if g.record == nil || g.record.Export == nil {
+		return nil
+	}
+	if g.running != nil {
+		for _, name := range g.record.Export {
+			if err := g.endJob(ctx, name); err != nil {
+				return fmt.Errorf("end the export of disk %s: %w", name, err)
+			}
+		}
+		if err := g.takeBack(ctx); err != nil {
+			return fmt.Errorf("end the export: %w", err)
+		}
+	}
+	g.h.reached("export: out of QEMU")
+	copies, err := filepath.Glob(filepath.Join(g.exportDir(), "*.part"))
+	if err != nil {
+		return err
+	}
+	for _, path := range copies { // QEMU may have it open for some time: it closes what it is to only while its Guest runs (monitor/fds.c)
+		if err := os.Truncate(path, 0); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(g.exportDir()); err != nil {
+		return err
+	}
+	g.configured = "" // what had to wait
+	return g.change(func(r *record) { r.Export = nil })
+}
+
+func (g *guest) endJob(ctx context.Context, name string) error {
+	if err := g.cancelJob(ctx, name); err != nil {
+		return err
+	}
+	g.h.reached("export: a job is gone")
+	var nodes []struct {
+		Name string `json:"node-name"`
+	}
+	if err := g.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if n.Name == copyNode(name) {
+			return g.command(ctx, "blockdev-del", map[string]string{"node-name": n.Name}, nil)
+		}
+	}
+	return nil
+}
+
+// cancelJob ends a disk's job, and forgets it.
+func (g *guest) cancelJob(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, g.h.timing.answer)
+	defer cancel()
+	for {
+		var all []job
+		if err := g.command(ctx, "query-jobs", nil, &all); err != nil {
+			return err
+		}
+		switch j, there := exportJobs(all)[name]; {
+		case !there:
+			return nil
+		case j.Status == "concluded":
+			return g.command(ctx, "job-dismiss", map[string]string{"id": j.ID}, nil)
+		case slices.Contains([]string{"running", "paused", "ready", "standby"}, j.Status):
+			if err := g.command(ctx, "block-job-cancel", map[string]any{"device": j.ID, "force": true}, nil); err != nil {
+				return err
+			}
+		}
+		if !pause(ctx, 20*time.Millisecond) {
+			return errors.New("its job does not end")
+		}
+	}
+}
+
+// takeBack closes the files that QEMU was given.
+func (g *guest) takeBack(ctx context.Context) error {
+	var sets []struct {
+		ID  int `json:"fdset-id"`
+		FDs []struct {
+			Opaque string `json:"opaque"`
+		} `json:"fds"`
+	}
+	if err := g.command(ctx, "query-fdsets", nil, &sets); err != nil {
+		return err
+	}
+	for _, s := range sets {
+		if len(s.FDs) == 0 || s.FDs[0].Opaque != exportSet {
+			continue
+		}
+		if err := g.command(ctx, "remove-fd", map[string]int{"fdset-id": s.ID}, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendExported sends a copy without its holes.
+func sendExported(ctx context.Context, d exported, out *bufio.Writer, say *json.Encoder) error {
+	size, err := d.copy.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if err := say.Encode(api.ExportLine{Disk: &api.ExportDisk{Name: d.name, Format: d.format, Size: size, Consistency: d.consistency}}); err != nil {
+		return err
+	}
+	buffer := make([]byte, api.MaxExportData)
+	for at := int64(0); at < size; {
+		from, err := unix.Seek(int(d.copy.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // a hole up to its end
+		}
+		if err != nil {
+			return err
+		}
+		if at, err = unix.Seek(int(d.copy.Fd()), from, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		for from < at {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			n, err := d.copy.ReadAt(buffer[:min(int64(len(buffer)), at-from)], from)
+			if n == 0 {
+				return fmt.Errorf("read the copy: %w", err)
+			}
+			if err := say.Encode(api.ExportLine{Data: &api.ExportData{Offset: from, Length: n}}); err != nil {
+				return err
+			}
+			if _, err := out.Write(buffer[:n]); err != nil {
+				return err
+			}
+			from += int64(n)
+		}
+	}
+	return nil
+}
