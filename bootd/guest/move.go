@@ -245,20 +245,25 @@ func (c *Controller) received(g *api.Guest) bool {
 // arrive is the one write by which a Guest's host changes to the target.
 func (c *Controller) arrive(ctx context.Context, g *api.Guest) error {
 	id := g.Status.Move.ID
+	how := map[string]string{api.MigrateLive: "while it ran", api.MigrateStop: "with a stop"}[g.Status.Move.Mode]
+	if m, ok := store.Cached[api.Machine](c.Cache, g.Status.Host); ok && said(observed(m, g), id) == api.TransferSent {
+		if detail := observed(m, g).Guest.Transfer.Message; detail != "" {
+			how += ": " + detail
+		}
+	}
 	err := c.write(ctx, g, func(g *api.Guest) bool {
 		move := g.Status.Move
 		if move == nil || move.ID != id || move.Step != api.MoveTransfer {
 			return false
 		}
 		g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID, Held: id})
-		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Mode: move.Mode, Done: true, Started: move.Started, Ended: time.Now().UTC()}
+		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Mode: move.Mode, Done: true, Message: how, Started: move.Started, Ended: time.Now().UTC()}
 		g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = move.Target.Host, move.Target.HostUID, nil, ""
 		g.Status.Request, g.Status.Result = nil, nil // what the old host has done is not to be done again
 		g.Status.Conditions.Remove(api.CondPlaced)   // stay writes it anew
 		return true
 	})
 	if fresh, ok := store.Cached[api.Guest](c.Cache, g.Metadata.Name); err == nil && ok {
-		how := map[string]string{api.MigrateLive: "while it ran", api.MigrateStop: "with a stop"}[g.Status.Move.Mode]
 		c.Event(fresh, api.Normal, "Moved", fmt.Sprintf("from %s to %s, %s", g.Status.Host, fresh.Status.Host, how))
 	}
 	return err

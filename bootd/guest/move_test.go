@@ -102,7 +102,7 @@ func TestDrain(t *testing.T) {
 	b.says("h1", "web", id, api.TransferSent)
 	b.eventually("it is on the other host", func() bool { return b.guest("web").Status.Host == "h2" })
 	now := b.guest("web")
-	if now.Status.Addresses[0] != was.Status.Addresses[0] || now.Status.MAC != was.Status.MAC || now.Status.Move != nil || !now.Status.LastMove.Done {
+	if now.Status.Addresses[0] != was.Status.Addresses[0] || now.Status.MAC != was.Status.MAC || now.Status.Move != nil || !now.Status.LastMove.Done || !strings.Contains(now.Status.LastMove.Message, "at work") {
 		t.Errorf("it is now %+v, and was %+v", now.Status, was.Status)
 	}
 	if p, err := PartOn(b.Cache, now, now.Status.HostUID); err != nil || p.State != running || p.Transfer != nil || !p.Disks[1].Retain {

@@ -38,11 +38,14 @@ import (
 func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
 	if g.record.Given == t.ID {
+		if g.failed(t) {
+			return 0, nil
+		}
 		if g.running == nil || g.running.state != postmigrate {
 			g.fail(t, "its memory has not got through")
 			return 0, nil
 		}
-		g.tellShare(t, api.TransferSent, "")
+		g.tellShare(t, api.TransferSent, g.howLive(ctx))
 		return 0, nil
 	}
 	next, err := g.beAsWritten(ctx, part)
@@ -83,7 +86,7 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 		return time.Millisecond, errors.Join(err, g.callOff(context.WithoutCancel(ctx)))
 	}
 	g.running.state = postmigrate
-	g.tellShare(t, api.TransferSent, "")
+	g.tellShare(t, api.TransferSent, g.howLive(ctx))
 	return 0, nil
 }
 
@@ -354,9 +357,19 @@ func (m *migration) sendMemory(ctx context.Context) error {
 const downtime = 200 * time.Millisecond
 
 type migrated struct {
-	Status string
-	Desc   string `json:"error-desc"`
-	RAM    struct{ Transferred, Remaining, Total int64 }
+	Status   string
+	Desc     string `json:"error-desc"`
+	RAM      struct{ Transferred, Remaining, Total int64 }
+	Downtime int64 // milliseconds that the Guest has stood still until all was sent
+}
+
+// howLive tells what a migration has taken.
+func (g *guest) howLive(ctx context.Context) string {
+	var s migrated
+	if err := g.command(ctx, "query-migrate", nil, &s); err != nil {
+		return "" // nobody depends on it
+	}
+	return fmt.Sprintf("%d MiB of memory sent, the last of it in %d ms", s.RAM.Transferred>>20, s.Downtime)
 }
 
 // migrating reports whether the migration has come to a state.

@@ -39,6 +39,11 @@ func TestLiveMove(t *testing.T) {
 	p.from.write(p.part(api.TransferSource))
 	p.to.write(p.part(api.TransferTarget))
 	p.wait("all is there", func() bool { return p.said(p.from) == api.TransferSent && p.said(p.to) == api.TransferReceived })
+	if s := p.status(p.from).Guest.Transfer.Message; !strings.Contains(s, "MiB of memory sent") {
+		t.Errorf("of it is said %q", s)
+	} else {
+		t.Log(s)
+	}
 	last := p.from.lastTick(moverUID)
 	p.from.write(p.part(api.TransferLeft))
 	p.to.write(p.part(""))

@@ -874,3 +874,29 @@ func TestForeignTapStays(t *testing.T) {
 	h.overlay.SetPorts(nil)
 	f.reconcile(red())
 }
+
+// A guest that is on its way here has a tap that nothing reaches, and its host
+// does not know it, until its port is named.
+func TestSilentPort(t *testing.T) {
+	f := newFabric(t, 1, false)
+	h := f.hosts[0]
+	f.reconcile(red())
+	g := f.plugIn(red(), 1, 8)
+	gate := gatewayAddress().Addr()
+	g.stop()
+	h.overlay.SetPorts(nil)
+	before := h.tenant(red()).everything(t)
+	g.port.Silent = true
+	g.begin()
+	for range 2 { // also when the overlay looks again
+		if g.ping(gate, 56, moment) == nil {
+			t.Error("it reaches its gateway")
+		}
+		if now := h.tenant(red()).everything(t); strings.Contains(now, "10.5.1.8") && !strings.Contains(before, "10.5.1.8") {
+			t.Errorf("its host knows it:\n%s", now)
+		}
+		f.reconcile(red())
+	}
+	h.overlay.SetPorts(h.ports)
+	must(t, g.ping(gate, 56, patience))
+}
