@@ -343,6 +343,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil {
 		return err
 	}
+	g.h.reached("create: disks made")
 	args, handed, err := vm.Command()
 	if err != nil {
 		return err
@@ -373,6 +374,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil {
 		return err
 	}
+	g.h.reached("create: launched")
 	files.close() // a QEMU that ends hangs up now
 	files = nil
 	g.conditions, g.configured = nil, ""
@@ -380,6 +382,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil || g.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
 	}
+	g.h.reached("create: adopted, not expected")
 	if vm.Seed == nil || g.record.Seeded {
 		return g.expect(true)
 	}

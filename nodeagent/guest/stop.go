@@ -230,10 +230,12 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return 0, err
 	}
 	defer func() { _ = tpm.Close() }()
+	g.h.reached("delete: QEMU is gone")
 	g.dropSnapshots(ctx, lock)
 	if err := g.h.disks.Remove(g.record.Part.Network, g.record.Name, g.uid, g.record.retained()); err != nil {
 		return 0, err
 	}
+	g.h.reached("delete: disks are gone")
 	g.h.event(g, api.Normal, "Removed", "it is removed, and its disks")
 	return 0, os.RemoveAll(g.run)
 }
