@@ -85,7 +85,7 @@ spec:
   files:
     kernel: {source: %s}
     initrd: {source: %s}
-`, strings.Join(guestos.Arguments(), ", "), r.File("guest-kernel", string(kernel)), r.File("guest-initrd", string(initrd)))))
+`, strings.Join(append(guestos.Arguments(), guestos.CalmArgument), ", "), r.File("guest-kernel", string(kernel)), r.File("guest-initrd", string(initrd)))))
 }
 
 // waitGuest waits until a Guest runs on a host, any if that is empty, and its init has come up.

@@ -52,10 +52,14 @@ func main() {
 	if strings.Contains(string(command), "qga") {
 		go agent(say)
 	}
+	pause := 100 * time.Millisecond
+	if strings.Contains(string(command), "calm") {
+		pause = 10 * time.Second
+	}
 	go func() {
 		for n := 1; ; n++ {
 			say("tick %d", n)
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(pause)
 		}
 	}()
 	in := bufio.NewScanner(console)
