@@ -15,6 +15,13 @@ const (
 	BGPHost    = "host"
 )
 
+// The families that a session may have.
+const (
+	FamilyIPv4 = "ipv4"
+	FamilyIPv6 = "ipv6"
+	FamilyEVPN = "evpn"
+)
+
 // BGPPart is what the host's speaker is. Prefixes are masked, addresses are
 // unmapped. Whatever is not listed is denied, in both directions.
 type BGPPart struct {
@@ -66,6 +73,11 @@ type BGPPart struct {
 	// A neighbour that does not know of it is told the best. A change of it drops
 	// every session.
 	AllPaths bool `json:"allPaths,omitzero"`
+
+	// EVPN has the speaker know the family, and speak it with the Zone's other
+	// hosts; with an uplink where its Families say so. A reflector passes the routes
+	// on, and no host makes anything of them. A change of it starts the speaker anew.
+	EVPN bool `json:"evpn,omitzero"`
 
 	// GracefulRestart is for how long neighbours keep this host's routes, and
 	// the kernel of this host its own, while its speaker restarts (RFC 4724);
@@ -131,14 +143,16 @@ type BGPNeighbor struct {
 	// MaxPrefixes of each family end the session when they are passed, with a
 	// warning at three quarters; it is tried again after a minute. Unless set,
 	// 10000, for a reflector with AllPaths 100000, and for a client 512 or the
-	// power of two from twice what Accept lists and 10 more on.
+	// power of two from twice what Accept lists and 10 more on. Of EVPN, hosts may
+	// tell as many as that or 10000, other reflectors 100000.
 	MaxPrefixes int `json:"maxPrefixes,omitzero"`
 	// Hops is how far the neighbour may be. 1, unless set, is the same segment:
 	// packets that came through a router are dropped (GTSM, RFC 5082), which
 	// the neighbour has to have, too. 2 to 255 lets packets travel so far and
 	// drops none.
 	Hops int `json:"hops,omitzero"`
-	// Families are "ipv4" and "ipv6"; both unless set.
+	// Families are "ipv4", "ipv6" and "evpn"; the first two unless set, and the third
+	// too between hosts of a Zone that speaks it.
 	Families []string `json:"families,omitempty"`
 }
 

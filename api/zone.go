@@ -52,6 +52,7 @@ type ZoneBGP struct {
 	StaleHold       Duration `json:"staleHold,omitzero" doc:"How long a host that has lost every reflector keeps its routes; 10m unless set, -1s is for ever."`
 	HoldTime        Duration `json:"holdTime,omitzero" doc:"Of sessions between hosts; 90s unless set, 3s at least."`
 	Paths           string   `json:"paths,omitzero" enum:"all,best" doc:"What reflectors tell hosts of: all paths to a prefix (RFC 7911), which they share packets over, or the best alone, which is cheaper in large Zones; all unless set. A change drops every session."`
+	EVPN            bool     `json:"evpn,omitzero" doc:"Hosts speak EVPN too (RFC 7432, 8365): reflectors pass the routes of VTEPs on, and rackweft makes nothing of them. A change drops every session."`
 	// BMP are stations that the reflectors tell of every route (RFC 7854).
 	BMP []netip.AddrPort `json:"bmp,omitempty" doc:"Monitoring stations that the reflectors tell of every route (RFC 7854)."`
 }
@@ -74,6 +75,7 @@ type Uplink struct {
 	MaxPrefixes int            `json:"maxPrefixes,omitzero" minimum:"0" doc:"More of one family end the session; 10000 unless set."`
 	Hops        int            `json:"hops,omitzero" minimum:"0" maximum:"255" doc:"How far it may be; 1, unless set, is the same segment, with GTSM (RFC 5082)."`
 	Secret      string         `json:"secret,omitzero" doc:"A Secret with the MD5 key under password."`
+	EVPN        bool           `json:"evpn,omitzero" doc:"It is a VTEP by its address, and is told of those of the Zone; only with bgp.evpn. A change drops its sessions."`
 }
 
 // PrefixFilter matches a prefix exactly, or down to a length.
@@ -229,6 +231,9 @@ func (z *Zone) validateUplink(e *FieldErrors, i int) {
 		if !(asn >= 64512 && asn <= 65534 || asn >= 4200000000 && asn <= 4294967294) || asn == z.Spec.ASN {
 			e.add(here("privateASNs", j), "%d is no private ASN of another network (RFC 6996): only those need to be listed", asn)
 		}
+	}
+	if u.EVPN && !z.Spec.BGP.EVPN {
+		e.add(here("evpn"), "the Zone's hosts do not speak EVPN: set spec.bgp.evpn too, which drops every session of the Zone once")
 	}
 	e.seconds(here("holdTime"), u.HoldTime, 3, 65535)
 	e.optionalName(here("secret"), u.Secret)

@@ -66,6 +66,8 @@ func TestZoneValidate(t *testing.T) {
 		{"a path of another host", serving(func(s *Service) { s.Check.Path = "http://192.0.2.1/" }), "/spec/services/0/check/path", "/healthz"},
 		{"a check that takes too long", serving(func(s *Service) { s.Check.Timeout = Duration(time.Minute) }), "/spec/services/0/check/timeout", "the interval"},
 		{"a last resort that is never needed", serving(func(s *Service) { s.Check, s.OnFailure = nil, OnFailureLastResort }), "/spec/services/0/onFailure", "never fails"},
+		{"EVPN with an uplink alone", func(z *ZoneSpec) { z.Uplinks[0].EVPN = true }, "/spec/uplinks/0/evpn", "spec.bgp.evpn"},
+		{"EVPN", func(z *ZoneSpec) { z.BGP.EVPN, z.Uplinks[0].EVPN = true, true }, "", ""},
 		{"le shorter than the prefix", func(z *ZoneSpec) { z.Uplinks[0].Import = []PrefixFilter{{Prefix: prefix("192.0.2.0/24"), LE: 16}} }, "/spec/uplinks/0/import/0/le", "24"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -78,7 +78,10 @@ func setDefaults(p *api.BGPPart) {
 		fill(&n.MaxPrefixes, defaultMaxPrefixes)
 		fill(&n.Hops, 1)
 		if len(n.Families) == 0 {
-			n.Families = []string{"ipv4", "ipv6"}
+			n.Families = []string{api.FamilyIPv4, api.FamilyIPv6}
+			if p.EVPN && n.Role != api.BGPUplink {
+				n.Families = append(n.Families, api.FamilyEVPN)
+			}
 		}
 	}
 }
@@ -92,6 +95,18 @@ func clientLimit(accepted int) int {
 		limit *= 2
 	}
 	return limit
+}
+
+// evpnLimit is how many EVPN routes n may tell: a VTEP has one for each MAC
+// address behind it.
+func evpnLimit(n api.BGPNeighbor) int {
+	switch n.Role {
+	case api.BGPUplink:
+		return n.MaxPrefixes
+	case api.BGPReflector:
+		return max(n.MaxPrefixes, reflectorMaxPaths)
+	}
+	return max(n.MaxPrefixes, defaultMaxPrefixes)
 }
 
 func fill[T comparable](field *T, value T) {
@@ -115,6 +130,7 @@ func validate(p api.BGPPart) error {
 	check((p.Role == api.BGPNetwork) == (p.Network != ""), "role %q does not go with Network %q", p.Role, p.Network)
 	_, err := bgp.ParseLargeCommunity(p.Community)
 	check(err == nil, "community %q is no large community: it is written 64601:1:7", p.Community)
+	check(!p.EVPN || p.Role != api.BGPNetwork, "a speaker inside a Network does not speak EVPN")
 	check(p.Community != reflectedMark(p), "community %s is what marks reflected paths: take another", p.Community)
 	check(p.Port > 0 && p.Port < 1<<16, "port %d is out of range", p.Port)
 	check(p.Table > 0 && int64(p.Table) < 1<<32 && p.Table != unix.RT_TABLE_LOCAL, "table %d is none for routes", p.Table)
@@ -205,7 +221,8 @@ func validateNeighbor(p api.BGPPart, n api.BGPNeighbor) error {
 	check(n.MaxPrefixes > 0 && int64(n.MaxPrefixes) < 1<<31, "maxPrefixes %d is out of range", n.MaxPrefixes)
 	check(n.Hops > 0 && n.Hops < 256, "hops %d is not 1 to 255", n.Hops)
 	for _, f := range n.Families {
-		check(f == "ipv4" || f == "ipv6", "family %q is neither ipv4 nor ipv6", f)
+		check(slices.Contains([]string{api.FamilyIPv4, api.FamilyIPv6, api.FamilyEVPN}, f), "family %q is none of ipv4, ipv6 and evpn", f)
+		check(f != api.FamilyEVPN || p.EVPN, "this speaker does not know the family evpn")
 	}
 	for _, x := range n.NextHops {
 		check(validPrefix(x), "next hops %s are no masked prefix", x)
@@ -229,7 +246,7 @@ func inSeconds(d api.Duration, low, high time.Duration) bool {
 // only when it starts.
 func needsRestart(a, b api.BGPPart) bool {
 	return a.ASN != b.ASN || a.RouterID != b.RouterID || a.Port != b.Port || !slices.Equal(a.Listen, b.Listen) ||
-		a.Table != b.Table || a.Metric != b.Metric
+		a.Table != b.Table || a.Metric != b.Metric || a.EVPN != b.EVPN
 }
 
 // fibOptions has routes inside a Network lead onto their links at once: hosts'

@@ -115,6 +115,9 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	hops := texts(p.ZoneNextHops)
 	for _, n := range by[api.BGPReflector] {
 		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, nil)
+		if p.Role == api.BGPReflector { // a client has no use for them until it reflects
+			c.importEVPN(n, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, nil)
+		}
 	}
 	for _, n := range slices.Concat(by[api.BGPGuest], by[api.BGPHost]) {
 		c.importFrom(n, n.Import, texts(n.NextHops), &gobgp.Conditions{}, &gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
@@ -122,6 +125,8 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	for _, n := range by[api.BGPUplink] {
 		foreign := c.foreignASNs(p, n)
 		c.importFrom(n, n.Import, append([]string{n.Address.String()}, hops...), &gobgp.Conditions{AsPathSet: foreign},
+			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
+		c.importEVPN(n, []string{n.Address.String()}, &gobgp.Conditions{AsPathSet: foreign},
 			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
 	}
 	accepted := map[string]api.BGPAccept{}
@@ -132,6 +137,7 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 		a := accepted[n.Name]
 		c.importFrom(n, exactly(a.Prefixes), texts(a.NextHops), &gobgp.Conditions{},
 			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
+		c.importEVPN(n, texts(a.NextHops), &gobgp.Conditions{}, &gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
 	}
 }
 
@@ -149,6 +155,19 @@ func (c *policy) importFrom(n api.BGPNeighbor, filters []api.PrefixFilter, hops 
 				LargeCommunitySet: more.LargeCommunitySet, AsPathSet: more.AsPathSet},
 			Actions: accept(actions)})
 	}
+}
+
+// importEVPN takes EVPN routes from n, where it speaks them, with a next hop out
+// of hops: a set of prefixes matches none of them. It comes after importFrom.
+func (c *policy) importEVPN(n api.BGPNeighbor, hops []string, more *gobgp.Conditions, actions *gobgp.Actions) {
+	if !slices.Contains(n.Families, api.FamilyEVPN) || len(hops) == 0 {
+		return
+	}
+	c.in[n.Name] += fmt.Sprint(" evpn ", hops, more, actions)
+	c.imports = append(c.imports, &gobgp.Statement{Name: "in-evpn-from-" + n.Name,
+		Conditions: &gobgp.Conditions{AfiSafiIn: []*gobgp.Family{evpn()}, NeighborSet: matchAny("from-" + n.Name), NextHopInList: hops,
+			LargeCommunitySet: more.LargeCommunitySet, AsPathSet: more.AsPathSet},
+		Actions: accept(actions)})
 }
 
 // foreignASNs matches a path without a private ASN (RFC 6996) that n may not
@@ -218,6 +237,11 @@ func (c *policy) exportToReflectors(p api.BGPPart) {
 	if p.Role == api.BGPClient {
 		return
 	}
+	if p.EVPN { // whose best paths alone are told, and by two reflectors to a third one too
+		routes := to("zone", gobgp.Conditions_ROUTE_TYPE_NONE)
+		routes.AfiSafiIn = []*gobgp.Family{evpn()}
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-evpn", Conditions: routes, Actions: accept(nil)})
+	}
 	var actions *gobgp.Actions
 	if p.AllPaths {
 		c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflected", Conditions: to("reflected", gobgp.Conditions_ROUTE_TYPE_NONE), Actions: reject()})
@@ -272,6 +296,14 @@ func (c *policy) exportToUplink(p api.BGPPart, n api.BGPNeighbor) {
 		}
 		c.exports = append(c.exports, &gobgp.Statement{Name: "out-" + set,
 			Conditions: &gobgp.Conditions{PrefixSet: matchAny(set), NeighborSet: matchAny(to), LargeCommunitySet: matchAny("zone"),
+				AsPathLength: &gobgp.AsPathLength{Type: gobgp.AsPathLength_LE, Length: 1}},
+			Actions: a})
+	}
+	if slices.Contains(n.Families, api.FamilyEVPN) {
+		a := actions()
+		a.Nexthop = &gobgp.NexthopAction{Unchanged: true} // the VTEP's
+		c.exports = append(c.exports, &gobgp.Statement{Name: "out-evpn-" + to,
+			Conditions: &gobgp.Conditions{AfiSafiIn: []*gobgp.Family{evpn()}, NeighborSet: matchAny(to), LargeCommunitySet: matchAny("zone"),
 				AsPathLength: &gobgp.AsPathLength{Type: gobgp.AsPathLength_LE, Length: 1}},
 			Actions: a})
 	}

@@ -58,7 +58,7 @@ func startServer(ctx context.Context, p api.BGPPart, restarting bool, log *logge
 	}
 	err := s.StartBgp(ctx, &gobgp.StartBgpRequest{Global: &gobgp.Global{
 		Asn: p.ASN, RouterId: p.RouterID.String(), ListenPort: listen, ListenAddresses: texts(p.Listen),
-		Families:         []uint32{0, 1}, // of IPv4 and IPv6 unicast; all others cost memory
+		Families:         globalFamilies(p),
 		UseMultiplePaths: true,
 	}})
 	if err != nil {
@@ -76,6 +76,16 @@ func startServer(ctx context.Context, p api.BGPPart, restarting bool, log *logge
 		}
 	}
 	return s, nil
+}
+
+// globalFamilies are those that GoBGP keeps tables of, by its own numbers: each
+// costs memory.
+func globalFamilies(p api.BGPPart) []uint32 {
+	const ipv4Unicast, ipv6Unicast, evpn = 0, 1, 9
+	if p.EVPN {
+		return []uint32{ipv4Unicast, ipv6Unicast, evpn}
+	}
+	return []uint32{ipv4Unicast, ipv6Unicast}
 }
 
 // apply makes GoBGP what p says. Sessions of neighbours that p does not change
@@ -278,19 +288,21 @@ func (s *bgpServer) peer(p api.BGPPart, n api.BGPNeighbor) *gobgp.Peer {
 	case n.Role == api.BGPUplink:
 		out.EbgpMultihop = &gobgp.EbgpMultihop{Enabled: true, MultihopTtl: uint32(n.Hops)}
 	}
-	paths := &gobgp.AddPathsConfig{}
-	if p.AllPaths && n.ASN == p.ASN {
-		paths.Receive, paths.SendMax = true, mostPaths
-	}
 	for _, f := range n.Families {
-		family := toFamily(f == "ipv4")
+		family, limit, paths := toFamily(f == api.FamilyIPv4), n.MaxPrefixes, &gobgp.AddPathsConfig{}
+		switch {
+		case f == api.FamilyEVPN: // whose routes are each VTEP's own, by their RD
+			family, limit = evpn(), evpnLimit(n)
+		case p.AllPaths && n.ASN == p.ASN:
+			paths.Receive, paths.SendMax = true, mostPaths
+		}
 		out.AfiSafis = append(out.AfiSafis, &gobgp.AfiSafi{
 			Config:            &gobgp.AfiSafiConfig{Family: family, Enabled: true},
 			AddPaths:          &gobgp.AddPaths{Config: paths},
 			MpGracefulRestart: &gobgp.MpGracefulRestart{Config: &gobgp.MpGracefulRestartConfig{Enabled: true}},
 			LongLivedGracefulRestart: &gobgp.LongLivedGracefulRestart{Config: &gobgp.LongLivedGracefulRestartConfig{
 				Enabled: p.LongLived > 0, RestartTime: seconds(p.LongLived)}},
-			PrefixLimits: &gobgp.PrefixLimit{Family: family, MaxPrefixes: uint32(n.MaxPrefixes), ShutdownThresholdPct: warnPercent},
+			PrefixLimits: &gobgp.PrefixLimit{Family: family, MaxPrefixes: uint32(limit), ShutdownThresholdPct: warnPercent},
 		})
 	}
 	return out
@@ -301,6 +313,15 @@ func toFamily(v4 bool) *gobgp.Family {
 		return &gobgp.Family{Afi: gobgp.Family_AFI_IP, Safi: gobgp.Family_SAFI_UNICAST}
 	}
 	return &gobgp.Family{Afi: gobgp.Family_AFI_IP6, Safi: gobgp.Family_SAFI_UNICAST}
+}
+
+func evpn() *gobgp.Family {
+	return &gobgp.Family{Afi: gobgp.Family_AFI_L2VPN, Safi: gobgp.Family_SAFI_EVPN}
+}
+
+// isUnicast reports whether a family is one that routes for the kernel are of.
+func isUnicast(f *gobgp.Family) bool {
+	return f.GetSafi() == gobgp.Family_SAFI_UNICAST
 }
 
 func seconds(d api.Duration) uint32   { return uint32(time.Duration(d) / time.Second) }

@@ -276,6 +276,9 @@ func (e *events) note(r *gobgp.WatchEventResponse) {
 	defer e.mu.Unlock()
 	e.peers = e.peers || r.GetPeer() != nil
 	for _, p := range r.GetTable().GetPaths() {
+		if !isUnicast(p.Family) {
+			continue
+		}
 		var x gobgp.IPAddressPrefix
 		if p.Nlri == nil || p.Nlri.UnmarshalTo(&x) != nil {
 			if addr, err := netip.ParseAddr(p.NeighborIp); err == nil {
@@ -517,7 +520,11 @@ func (s *speaker) sessions(ctx context.Context, now time.Time) []Session {
 			session.Advertised = s.tally.told[n.Address]
 		}
 		for _, a := range p.AfiSafis {
-			session.Received += int(a.State.GetReceived())
+			if isUnicast(a.State.GetFamily()) {
+				session.Received += int(a.State.GetReceived())
+			} else {
+				session.EVPN += int(a.State.GetReceived())
+			}
 		}
 		s.mind(ctx, n, p, &session, now)
 		out = append(out, session)

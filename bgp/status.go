@@ -61,6 +61,7 @@ type Session struct {
 	Received   int `json:"received"`
 	Accepted   int `json:"accepted"`
 	Advertised int `json:"advertised"`
+	EVPN       int `json:"evpn,omitzero" doc:"EVPN routes that it has told, which the others do not count."`
 	// Digest is over prefixes and next hops that were received, of reflectors
 	// and uplinks only, and only where it was asked for.
 	Digest string `json:"digest,omitzero"`

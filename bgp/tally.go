@@ -56,9 +56,14 @@ func (t *tally) hear(p api.BGPPart, n api.BGPNeighbor, capabilities []*anypb.Any
 		}
 		switch c := m.(type) {
 		case *gobgp.MultiProtocolCapability:
-			h.families[c.Family.GetAfi() == gobgp.Family_AFI_IP] = true
+			if isUnicast(c.Family) {
+				h.families[c.Family.GetAfi() == gobgp.Family_AFI_IP] = true
+			}
 		case *gobgp.AddPathCapability:
 			for _, x := range c.Tuples {
+				if !isUnicast(x.Family) {
+					continue
+				}
 				if x.Mode == gobgp.AddPathCapabilityTuple_RECEIVE || x.Mode == gobgp.AddPathCapabilityTuple_BOTH {
 					h.many[x.Family.GetAfi() == gobgp.Family_AFI_IP] = p.AllPaths && n.ASN == p.ASN
 				}

@@ -279,6 +279,7 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 		Listen: []netip.Addr{b.self.V4()}, NextHops: b.self.Addresses, ZoneNextHops: b.zoneNextHops(),
 		Originate: b.originate(b.self.Machine), Loopbacks: Loopbacks(b.zone, b.self.Machine), Services: services(b.zone, b.self.Machine),
 		AllPaths:        s.BGP.Paths != api.PathsBest,
+		EVPN:            s.BGP.EVPN,
 		GracefulRestart: s.BGP.GracefulRestart, LongLived: s.BGP.LongLived, StaleHold: s.BGP.StaleHold,
 		Drain: Draining(b.self.Machine),
 	}
@@ -372,6 +373,9 @@ func (b *bgpCompiler) uplink(ctx context.Context, u api.Uplink) (n api.BGPNeighb
 	}
 	if u.Address.Is4() {
 		n.Source = b.self.V4()
+	}
+	if u.EVPN && b.zone.Spec.BGP.EVPN {
+		n.Families = []string{api.FamilyIPv4, api.FamilyIPv6, api.FamilyEVPN}
 	}
 	if len(n.Export) == 0 {
 		n.Export = b.zone.DefaultExport()

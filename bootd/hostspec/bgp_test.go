@@ -134,6 +134,27 @@ func TestBGPPart(t *testing.T) {
 	}
 }
 
+// TestBGPPartEVPN: all hosts of the Zone know the family before they speak it with
+// an uplink, and no uplink has it that does not say so.
+func TestBGPPartEVPN(t *testing.T) {
+	r := newZone(t, 3)
+	families := func() (lists [][]string) {
+		for _, n := range r.part(1).Neighbors {
+			if n.Role == api.BGPUplink {
+				lists = append(lists, n.Families)
+			}
+		}
+		return lists
+	}
+	if got := families(); r.part(1).EVPN || r.part(3).EVPN || len(got) != 2 || got[0] != nil {
+		t.Errorf("EVPN is not off: %v", got)
+	}
+	r.editZone(func(z *api.Zone) { z.Spec.BGP.EVPN, z.Spec.Uplinks[1].EVPN = true, true })
+	if got := families(); !r.part(1).EVPN || !r.part(3).EVPN || got[0] != nil || !slices.Contains(got[1], api.FamilyEVPN) {
+		t.Errorf("EVPN is not on, with the second uplink alone: %v", got)
+	}
+}
+
 // TestBGPPartsStay: what one host does changes the parts of those alone that
 // have to do with it.
 func TestBGPPartsStay(t *testing.T) {

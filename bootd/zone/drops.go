@@ -160,6 +160,8 @@ func everySession(host string, a, b *api.BGPPart) string {
 		return "gracefulRestart changes"
 	case a.AllPaths != b.AllPaths:
 		return "paths changes"
+	case a.EVPN != b.EVPN:
+		return "evpn changes"
 	case a.LongLived != b.LongLived:
 		return "longLived changes"
 	case a.Table != b.Table || a.Metric != b.Metric:

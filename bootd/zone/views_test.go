@@ -213,6 +213,8 @@ func TestDrops(t *testing.T) {
 		{"another ASN", zone(func(z *api.Zone) { z.Spec.ASN = 64700 }), []string{"these 9 BGP sessions drop: ", "1 more", "ASN becomes 64700"}},
 		{"graceful restart", zone(func(z *api.Zone) { z.Spec.BGP.GracefulRestart = api.Duration(time.Hour) }), []string{"these 9 BGP sessions", "gracefulRestart"}},
 		{"the best paths alone", zone(func(z *api.Zone) { z.Spec.BGP.Paths = api.PathsBest }), []string{"these 9 BGP sessions", "paths changes"}},
+		{"EVPN", zone(func(z *api.Zone) { z.Spec.BGP.EVPN = true }), []string{"these 9 BGP sessions", "evpn changes"}},
+		{"EVPN with an uplink", zone(func(z *api.Zone) { z.Spec.BGP.EVPN, z.Spec.Uplinks[0].EVPN = true, true }), []string{"these 9 BGP sessions", "evpn changes"}},
 		{"all paths, as unless set", zone(func(z *api.Zone) { z.Spec.BGP.Paths = api.PathsAll }), nil},
 		{"a service and loopbacks", zone(func(z *api.Zone) {
 			z.Spec.Loopbacks = prefixes("10.6.9.0/24")
