@@ -127,8 +127,10 @@ func TestDiskLimits(t *testing.T) {
 
 func TestPeering(t *testing.T) {
 	for text, pointer := range map[string]string{
-		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"],"maxPrefixes":64,"secret":"key"}`: "",
-		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"]},"direct":true`:                   "/spec/peering",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"],"maxPrefixes":64,"secret":"key"}`:   "",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"]},"direct":true`:                     "/spec/peering",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"],"advertise":true}`:                  "/spec/peering/advertise",
+		`"peering":{"asn":64512,"prefixes":["10.244.0.0/16"],"advertise":true},"advertise":true`: "",
 		`"peering":{"asn":64512}`:                                                  "/spec/peering/prefixes",
 		`"peering":{"prefixes":["10.244.0.0/16"]}`:                                 "/spec/peering/asn",
 		`"peering":{"asn":64512,"prefixes":["0.0.0.0/0"]}`:                         "/spec/peering/prefixes/0",

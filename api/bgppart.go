@@ -1,6 +1,9 @@
 package api
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // What a BGP speaker is, and what a neighbour is to it.
 const (
@@ -64,6 +67,8 @@ type BGPPart struct {
 	// its own, a service's while its check passes.
 	Loopbacks []netip.Addr `json:"loopbacks,omitempty"`
 	Services  []BGPService `json:"services,omitempty"`
+	// Inside are the Networks whose guests' routes this host tells the Zone of.
+	Inside []BGPInside `json:"inside,omitempty"`
 	// Accept bounds each client of this reflector. A client without an entry
 	// may originate nothing.
 	Accept []BGPAccept `json:"accept,omitempty"`
@@ -166,10 +171,32 @@ type BGPService struct {
 	LastResort bool `json:"lastResort,omitzero"`
 }
 
-// BGPAccept bounds what one client may originate: exactly these prefixes, with
-// one of these next hops.
+// BGPInside is a Network whose guests tell this host of prefixes that it tells
+// the Zone of, as its own.
+type BGPInside struct {
+	UID         string         `json:"uid" doc:"Of the Network."`
+	Prefixes    []netip.Prefix `json:"prefixes" doc:"IPv4. Only what lies within one of them is told of."`
+	MaxPrefixes int            `json:"maxPrefixes,omitzero" doc:"Of more, the first by address are told of; 128 unless set."`
+}
+
+// Covers reports whether a prefix lies within one of the Network's.
+func (n BGPInside) Covers(p netip.Prefix) bool {
+	return slices.ContainsFunc(n.Prefixes, func(w netip.Prefix) bool { return w.Bits() <= p.Bits() && w.Contains(p.Addr()) })
+}
+
+// BGPAccept bounds what one client may originate: exactly these prefixes, and
+// what lies Within others, with one of these next hops.
 type BGPAccept struct {
 	Client   string         `json:"client" doc:"Name of the neighbour."`
 	Prefixes []netip.Prefix `json:"prefixes"`
 	NextHops []netip.Addr   `json:"nextHops"`
+	// Within are the prefixes of Networks whose guests' routes the client tells
+	// of, and MaxWithin how many those are at most.
+	Within    []netip.Prefix `json:"within,omitempty"`
+	MaxWithin int            `json:"maxWithin,omitzero"`
+}
+
+// Allows reports whether the client may originate a prefix.
+func (a BGPAccept) Allows(p netip.Prefix) bool {
+	return slices.Contains(a.Prefixes, p) || BGPInside{Prefixes: a.Within}.Covers(p)
 }

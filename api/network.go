@@ -37,6 +37,7 @@ type Peering struct {
 	Prefixes    []netip.Prefix `json:"prefixes" doc:"Guests may announce these and what lies within them, and send from what they announce."`
 	MaxPrefixes int            `json:"maxPrefixes,omitzero" minimum:"0" doc:"More of one guest and family end its session; 128 unless set."`
 	Secret      string         `json:"secret,omitzero" doc:"A Secret with the sessions' MD5 key under password."`
+	Advertise   bool           `json:"advertise,omitzero" doc:"Tell the Zone of the IPv4 prefixes that guests announce; with spec.advertise only."`
 }
 
 // Rates are limits in bytes per second; zero is no limit.
@@ -70,6 +71,24 @@ func (n *Network) SetDefaults() {
 			n.Spec.HostPrefix6 = min(c.Bits()+8, maxHostPrefix6)
 		}
 	}
+}
+
+// Routed are the prefixes that the hosts of the Zone may be told of: the leases'
+// with Advertise, and those of what guests announce with Peering.Advertise.
+func (s NetworkSpec) Routed() []netip.Prefix {
+	if !s.Advertise {
+		return nil
+	}
+	return slices.Concat(s.CIDRs, s.AdvertisedPeering())
+}
+
+// AdvertisedPeering are the prefixes within which hosts tell the Zone of what
+// guests announce. IPv6 is not routed out of a Network.
+func (s NetworkSpec) AdvertisedPeering() []netip.Prefix {
+	if !s.Advertise || s.Peering == nil || !s.Peering.Advertise {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(s.Peering.Prefixes), func(p netip.Prefix) bool { return !p.Addr().Is4() })
 }
 
 // maxHostPrefix6 leaves a host four addresses, as the longest IPv4 lease does.
@@ -117,6 +136,9 @@ func (n *Network) Validate() FieldErrors {
 	return e
 }
 
+// DefaultPeerPrefixes is Peering.MaxPrefixes where it is not set.
+const DefaultPeerPrefixes = 128
+
 // maxPeerPrefixes bounds Peering.MaxPrefixes: each is a route on every host.
 const maxPeerPrefixes = 10000
 
@@ -131,6 +153,9 @@ func (n *Network) validatePeering(e *FieldErrors) {
 	}
 	if n.Spec.Direct {
 		e.add(here(), "guests of a Network with spec.direct do not peer: the underlay would be sent to what they announce; take one of the two out")
+	}
+	if p.Advertise && !n.Spec.Advertise {
+		e.add(here("advertise"), "what guests announce is routed to the Zone as the hosts' leases are: set spec.advertise too")
 	}
 	if len(p.Prefixes) == 0 {
 		e.add(here("prefixes"), "at least one prefix is required, such as the guests' pod CIDR")

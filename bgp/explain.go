@@ -76,8 +76,8 @@ func explainClient(p api.BGPPart, n api.BGPNeighbor, q Question, hop netip.Addr)
 	switch {
 	case i < 0:
 		return Verdict{Reason: fmt.Sprintf("%s may originate nothing", n.Name)}
-	case !slices.Contains(p.Accept[i].Prefixes, q.Prefix):
-		return Verdict{Reason: fmt.Sprintf("%s may not originate %s, only %v", n.Name, q.Prefix, p.Accept[i].Prefixes)}
+	case !p.Accept[i].Allows(q.Prefix):
+		return Verdict{Reason: fmt.Sprintf("%s may not originate %s, only %v", n.Name, q.Prefix, slices.Concat(p.Accept[i].Prefixes, p.Accept[i].Within))}
 	case !slices.Contains(p.Accept[i].NextHops, hop):
 		return Verdict{Reason: fmt.Sprintf("the next hop %s is not %s's own: %v", hop, n.Name, p.Accept[i].NextHops)}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -29,7 +30,7 @@ const (
 	maxRestartTime         = 4095 * time.Second // 12 bits, RFC 4724, section 3
 	maxLongLived           = 1 << 24 * time.Second
 	maxPassword            = 80 // TCP_MD5SIG_MAXKEYLEN of linux/tcp.h
-	defaultGuestPrefixes   = 128
+	defaultGuestPrefixes   = api.DefaultPeerPrefixes
 )
 
 // parsePart reads a part and fills its defaults in. An error names what is
@@ -55,9 +56,12 @@ func setDefaults(p *api.BGPPart) {
 	if !p.ClusterID.IsValid() {
 		p.ClusterID = p.RouterID
 	}
+	for i := range p.Inside {
+		fill(&p.Inside[i].MaxPrefixes, defaultGuestPrefixes)
+	}
 	accepted := map[string]int{}
 	for _, a := range p.Accept {
-		accepted[a.Client] += len(a.Prefixes)
+		accepted[a.Client] += len(a.Prefixes) + a.MaxWithin
 	}
 	for i := range p.Neighbors {
 		n := &p.Neighbors[i]
@@ -143,6 +147,13 @@ func validate(p api.BGPPart) error {
 	for _, x := range slices.Concat(p.Originate, p.Aggregates, p.ZoneNextHops) {
 		check(validPrefix(x), "%s is no masked prefix", x)
 	}
+	for _, n := range p.Inside {
+		check(n.UID != "" && n.UID == filepath.Base(n.UID) && n.UID != "." && n.UID != "..", "uid %q of a Network is none", n.UID)
+		check(n.MaxPrefixes > 0, "maxPrefixes %d of Network %s is out of range", n.MaxPrefixes, n.UID)
+		for _, x := range n.Prefixes {
+			check(validPrefix(x) && x.Addr().Is4() && x.Bits() > 0, "%s is no IPv4 prefix for guests of Network %s", x, n.UID)
+		}
+	}
 	own := map[netip.Addr]bool{}
 	for _, a := range ownAddresses(p) {
 		check(!own[a] && !slices.Contains(p.Originate, api.HostPrefix(a)), "%s is originated twice", a)
@@ -166,7 +177,7 @@ func validate(p api.BGPPart) error {
 	for _, a := range p.Accept {
 		check(!clients[a.Client], "accept names %q twice", a.Client)
 		clients[a.Client] = true
-		for _, x := range a.Prefixes {
+		for _, x := range slices.Concat(a.Prefixes, a.Within) {
 			check(validPrefix(x), "accept of %q: %s is no masked prefix", a.Client, x)
 		}
 		for _, x := range a.NextHops {

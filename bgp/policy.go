@@ -135,7 +135,7 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	}
 	for _, n := range by[api.BGPClient] {
 		a := accepted[n.Name]
-		c.importFrom(n, exactly(a.Prefixes), texts(a.NextHops), &gobgp.Conditions{},
+		c.importFrom(n, acceptable(a), texts(a.NextHops), &gobgp.Conditions{},
 			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
 		c.importEVPN(n, texts(a.NextHops), &gobgp.Conditions{}, &gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
 	}
@@ -369,6 +369,15 @@ func matches(filters []api.PrefixFilter, p netip.Prefix) bool {
 	return slices.ContainsFunc(filters, func(f api.PrefixFilter) bool {
 		return f.Prefix.Contains(p.Addr()) && p.Bits() >= f.Prefix.Bits() && p.Bits() <= max(f.LE, f.Prefix.Bits())
 	})
+}
+
+// acceptable is what a client may originate.
+func acceptable(a api.BGPAccept) []api.PrefixFilter {
+	list := exactly(a.Prefixes)
+	for _, p := range a.Within {
+		list = append(list, api.PrefixFilter{Prefix: p, LE: p.Addr().BitLen()})
+	}
+	return list
 }
 
 func exactly(prefixes []netip.Prefix) []api.PrefixFilter {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -44,13 +45,14 @@ type bgpServer struct {
 	sessions  map[string]api.BGPNeighbor // by name
 	originate map[netip.Prefix]bool      // of what GoBGP has
 	served    map[netip.Addr]service     // of what GoBGP has; originate has none of it
+	guests    map[netip.Prefix]bool      // of guests inside of Networks, of what GoBGP has; originate has none of it
 	stations  map[netip.AddrPort]bool
 }
 
 // startServer starts GoBGP for p: what needsRestart names is fixed from here on.
 func startServer(ctx context.Context, p api.BGPPart, restarting bool, log *logger) (*bgpServer, error) {
 	s := &bgpServer{BgpServer: server.NewBgpServer(server.LoggerOption(log)), log: log, restarting: restarting,
-		sessions: map[string]api.BGPNeighbor{}, originate: map[netip.Prefix]bool{}, served: map[netip.Addr]service{}, stations: map[netip.AddrPort]bool{}}
+		sessions: map[string]api.BGPNeighbor{}, originate: map[netip.Prefix]bool{}, served: map[netip.Addr]service{}, guests: map[netip.Prefix]bool{}, stations: map[netip.AddrPort]bool{}}
 	go s.Serve() // until the process ends: it knows no other end
 	listen := int32(p.Port)
 	if len(p.Listen) == 0 {
@@ -108,6 +110,7 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 	fail(s.announce(ctx, p, again))
 	if again {
 		fail(s.serve(ctx, p, s.served, true))
+		fail(s.tell(ctx, p, maps.Clone(s.guests), true))
 	}
 	first := s.part.ASN == 0
 	for _, n := range p.Neighbors {
@@ -357,6 +360,34 @@ func (s *bgpServer) serve(ctx context.Context, p api.BGPPart, want map[netip.Add
 			continue
 		}
 		delete(s.served, a)
+	}
+	return errors.Join(faults...)
+}
+
+// tell makes GoBGP originate these prefixes of guests, and no others; all of
+// them again where asked to.
+func (s *bgpServer) tell(ctx context.Context, p api.BGPPart, want map[netip.Prefix]bool, again bool) error {
+	var faults []error
+	for x := range want {
+		hop := ownNextHop(p, x)
+		if s.guests[x] && !again || !hop.IsValid() {
+			continue
+		}
+		if err := s.addPath(ctx, x, hop, false); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		s.guests[x] = true
+	}
+	for x := range s.guests {
+		if want[x] {
+			continue
+		}
+		if err := s.deletePath(ctx, x); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		delete(s.guests, x)
 	}
 	return errors.Join(faults...)
 }

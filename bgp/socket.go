@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -80,7 +81,7 @@ func (s *speaker) getStatus(ctx context.Context, q url.Values) (any, error) {
 	s.lookAtSessions(ctx)
 	status := s.status
 	status.Memory = residentBytes()
-	status.Originate = s.server.part.Originate
+	status.Originate = slices.Concat(s.server.part.Originate, slices.SortedFunc(maps.Keys(s.server.guests), netip.Prefix.Compare))
 	status.Sessions = slices.Clone(s.status.Sessions)
 	for i, n := range status.Sessions {
 		if q.Get("digest") == "" || n.Role == api.BGPClient || !n.Established() {

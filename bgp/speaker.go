@@ -37,8 +37,11 @@ const (
 
 // Options make a speaker.
 type Options struct {
-	Part    string // the file with the bgp part
-	Socket  string // the unix socket that it serves its state on
+	Part   string // the file with the bgp part
+	Socket string // the unix socket that it serves its state on
+	// Inside has a directory for each Network whose guests peer, named for its
+	// uid, with the part and the socket of the speaker in it.
+	Inside  string
 	Version string
 	Log     *slog.Logger
 	Notify  Notifier
@@ -186,6 +189,7 @@ func (s *speaker) look(ctx context.Context) error {
 		}
 	}
 	if s.server != nil {
+		s.tellOfGuests(ctx)
 		s.lookAtSessions(ctx)
 	}
 	s.options.Notify.Status(s.status.Line())
@@ -221,6 +225,7 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	}
 	s.services.watch(ctx, part.Services)
 	s.announceServices(ctx)
+	s.tellOfGuests(ctx)
 	s.status.Network = part.Network
 	s.status.Zone, s.status.Role, s.status.ASN, s.status.RouterID = part.Zone, part.Role, part.ASN, part.RouterID
 	s.resync(ctx)
@@ -386,7 +391,7 @@ func (s *speaker) aggregate(ctx context.Context) {
 		for p := range s.learned {
 			active[x] = active[x] || within(p)
 		}
-		if active[x] = active[x] || slices.ContainsFunc(s.server.part.Originate, within) || s.servesWithin(x); active[x] {
+		if active[x] = active[x] || slices.ContainsFunc(s.server.part.Originate, within) || s.servesWithin(x) || slices.ContainsFunc(slices.Collect(maps.Keys(s.server.guests)), within); active[x] {
 			s.status.Aggregates = append(s.status.Aggregates, x)
 		}
 	}
@@ -404,7 +409,7 @@ func (s *speaker) syncKernel(context.Context) {
 	for prefix, hops := range s.learned {
 		want = append(want, fib.Route{Prefix: prefix, NextHops: hops})
 	}
-	for _, x := range s.status.Aggregates {
+	for _, x := range thrownAway(s.server.part, s.status.Aggregates) {
 		if _, also := s.learned[x]; !also {
 			want = append(want, fib.Route{Prefix: x})
 		}
@@ -420,6 +425,15 @@ func (s *speaker) syncKernel(context.Context) {
 		s.options.Log.Warn("bgp: repaired routes of the kernel", "changes", state.Repairs-s.status.FIB.Repairs)
 	}
 	s.status.FIB, s.status.Learned = state, len(s.learned)
+}
+
+// thrownAway are those of the aggregates that the kernel throws away what no
+// longer route covers of. What guests may announce within leads into their
+// Network's namespace, which does so.
+func thrownAway(p api.BGPPart, aggregates []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(aggregates), func(x netip.Prefix) bool {
+		return slices.ContainsFunc(p.Inside, func(n api.BGPInside) bool { return n.Covers(x) })
+	})
 }
 
 // letThrough has the filters of guests' taps let through what comes from the
@@ -444,6 +458,9 @@ func (s *speaker) letThrough(keep bool) {
 	}
 	s.status.Filter = ""
 	if err := sources.Sync(want, keep); err != nil {
+		s.status.Filter = err.Error()
+	}
+	if err := s.handOver(want, keep); err != nil && s.status.Filter == "" {
 		s.status.Filter = err.Error()
 	}
 }

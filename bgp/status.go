@@ -27,6 +27,8 @@ type Status struct {
 	Problem string `json:"problem,omitzero" doc:"What failed of it, and is tried again."`
 	Filter  string `json:"filter,omitzero" doc:"Why not all that guests announce is let through by their filters; it is tried again."`
 
+	Guests string `json:"guests,omitzero" doc:"Why the Zone is not told of all that guests announce."`
+
 	Settled bool `json:"settled" doc:"Every neighbor has told all its routes since the start, or has had the time to."`
 	// HeldSince is since when there is no session at all; the kernel keeps its
 	// routes until HeldUntil, for ever without one.
@@ -113,7 +115,7 @@ func (s Status) Line() string {
 	if s.Refused != "" {
 		line += "; the part is refused: " + s.Refused
 	}
-	for _, text := range []string{s.Problem, s.Filter} {
+	for _, text := range []string{s.Problem, s.Filter, s.Guests} {
 		if text != "" {
 			line += "; " + text
 		}

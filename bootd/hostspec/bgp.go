@@ -1,10 +1,12 @@
 package hostspec
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -278,6 +280,7 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 		// open its speaker anew.
 		Listen: []netip.Addr{b.self.V4()}, NextHops: b.self.Addresses, ZoneNextHops: b.zoneNextHops(),
 		Originate: b.originate(b.self.Machine), Loopbacks: Loopbacks(b.zone, b.self.Machine), Services: services(b.zone, b.self.Machine),
+		Inside:          b.c.inside(b.zone, b.self.Machine),
 		AllPaths:        s.BGP.Paths != api.PathsBest,
 		EVPN:            s.BGP.EVPN,
 		GracefulRestart: s.BGP.GracefulRestart, LongLived: s.BGP.LongLived, StaleHold: s.BGP.StaleHold,
@@ -301,7 +304,7 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 			p.Neighbors = append(p.Neighbors, b.host(other, api.BGPReflector))
 		default:
 			p.Neighbors = append(p.Neighbors, b.host(other, api.BGPClient))
-			p.Accept = append(p.Accept, api.BGPAccept{Client: other.Machine.Metadata.Name, Prefixes: b.accepted(other.Machine), NextHops: other.Addresses})
+			p.Accept = append(p.Accept, b.accept(other))
 		}
 	}
 	for _, u := range s.Uplinks {
@@ -440,9 +443,14 @@ func (b *bgpCompiler) originate(m *api.Machine) []netip.Prefix {
 	return sorted(b.c.leases(b.zone, m))
 }
 
-// accepted is what a host may tell of.
-func (b *bgpCompiler) accepted(m *api.Machine) []netip.Prefix {
-	return sorted(b.c.Originates(b.zone, m))
+// accept is what a client may tell of.
+func (b *bgpCompiler) accept(client Member) api.BGPAccept {
+	a := api.BGPAccept{Client: client.Machine.Metadata.Name, Prefixes: sorted(b.c.Originates(b.zone, client.Machine)), NextHops: client.Addresses}
+	for _, x := range b.c.inside(b.zone, client.Machine) {
+		a.Within = append(a.Within, x.Prefixes...)
+		a.MaxWithin += x.MaxPrefixes
+	}
+	return a
 }
 
 func sorted(of map[netip.Prefix]Origin) []netip.Prefix {
@@ -501,14 +509,7 @@ func services(z *api.Zone, m *api.Machine) []api.BGPService {
 // Zone's prefixes. IPv6 leases are not routed out of a host.
 func (c *Compiler) leases(z *api.Zone, m *api.Machine) map[netip.Prefix]Origin {
 	from := map[netip.Prefix]Origin{}
-	if c.Networks == nil {
-		return from
-	}
-	for _, l := range c.Networks.Memberships(m.Metadata.UID) {
-		n, ok := store.Cached[api.Network](c.Cache, l.Network)
-		if !ok || n.Metadata.UID != l.UID || !n.Spec.Advertise || n.Spec.Zone != z.Metadata.Name || l.Buried > 0 || n.Metadata.DeletionTimestamp != nil {
-			continue
-		}
+	for l := range c.advertised(z, m) {
 		for _, lease := range append([]netip.Prefix{l.Lease}, l.Moved...) {
 			if lease.Addr().Is4() && within(z.Spec.Prefixes, lease) {
 				from[lease] = Origin{Network: l.Network}
@@ -516,6 +517,38 @@ func (c *Compiler) leases(z *api.Zone, m *api.Machine) map[netip.Prefix]Origin {
 		}
 	}
 	return from
+}
+
+// advertised are a host's memberships of Networks that are advertised.
+func (c *Compiler) advertised(z *api.Zone, m *api.Machine) iter.Seq2[network.Membership, *api.Network] {
+	return func(yield func(network.Membership, *api.Network) bool) {
+		if c.Networks == nil {
+			return
+		}
+		for _, l := range c.Networks.Memberships(m.Metadata.UID) {
+			n, ok := store.Cached[api.Network](c.Cache, l.Network)
+			if !ok || n.Metadata.UID != l.UID || !n.Spec.Advertise || n.Spec.Zone != z.Metadata.Name || l.Buried > 0 || n.Metadata.DeletionTimestamp != nil {
+				continue
+			}
+			if !yield(l, n) {
+				return
+			}
+		}
+	}
+}
+
+// inside are the Networks whose guests' routes a host tells of, as far as they
+// lie within the Zone's prefixes, by uid.
+func (c *Compiler) inside(z *api.Zone, m *api.Machine) []api.BGPInside {
+	var list []api.BGPInside
+	for l, n := range c.advertised(z, m) {
+		at := slices.DeleteFunc(n.Spec.AdvertisedPeering(), func(p netip.Prefix) bool { return !within(z.Spec.Prefixes, p) })
+		if len(at) > 0 {
+			list = append(list, api.BGPInside{UID: l.UID, Prefixes: at, MaxPrefixes: cmp.Or(n.Spec.Peering.MaxPrefixes, api.DefaultPeerPrefixes)})
+		}
+	}
+	slices.SortFunc(list, func(a, b api.BGPInside) int { return strings.Compare(a.UID, b.UID) })
+	return list
 }
 
 // within reports whether a prefix lies in one of a list.

@@ -257,6 +257,38 @@ func TestUplinkSecret(t *testing.T) {
 	}
 }
 
+// TestAdvertisedPeering: a host tells of what its guests announce, and its
+// reflectors take that, where the Network says so.
+func TestAdvertisedPeering(t *testing.T) {
+	r := newZone(t, 4)
+	for _, advertise := range []bool{false, true, false} {
+		_, err := store.Mutate(t.Context(), r.Store, "blue", func(n *api.Network) error {
+			n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: prefixList("10.5.128.0/20", "10.244.0.0/16"), MaxPrefixes: 8, Advertise: advertise}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Sync()
+		inside, within := "", "[] 0"
+		if advertise { // 10.244.0.0/16 is not the Zone's
+			inside, within = "[10.5.128.0/20] 8 ", "[10.5.128.0/20] 8"
+		}
+		var told string
+		for _, x := range r.part(4).Inside {
+			told += fmt.Sprint(x.Prefixes, " ", x.MaxPrefixes, " ")
+		}
+		if told != inside {
+			t.Errorf("advertise %v: the host tells of %s, not of %s", advertise, told, inside)
+		}
+		for _, a := range r.part(1).Accept {
+			if got := fmt.Sprint(a.Within, " ", a.MaxWithin); a.Client == hostName(4) && got != within {
+				t.Errorf("advertise %v: of the host is taken %s, not %s", advertise, got, within)
+			}
+		}
+	}
+}
+
 // TestPeering: a Network's hosts get the guests' key, and people do not see it.
 func TestPeering(t *testing.T) {
 	r := newZone(t, 2)

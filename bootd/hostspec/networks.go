@@ -66,7 +66,7 @@ func (c *Compiler) peering(ctx context.Context, n *api.Network) (*api.PeeringPar
 		return nil, nil
 	}
 	out := &api.PeeringPart{Zone: z.Metadata.Name, ASN: z.Spec.ASN, Community: z.Community(), GuestASN: p.ASN,
-		Prefixes: p.Prefixes, MaxPrefixes: p.MaxPrefixes, GracefulRestart: z.Spec.BGP.GracefulRestart}
+		Prefixes: p.Prefixes, MaxPrefixes: p.MaxPrefixes, Advertise: p.Advertise, GracefulRestart: z.Spec.BGP.GracefulRestart}
 	if p.Secret == "" {
 		return out, nil
 	}

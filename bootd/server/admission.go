@@ -183,7 +183,7 @@ func (v *verdict) subnet(w world, s *api.Subnet) {
 	v.linked(w, s)
 	v.apart(w, s)
 	v.routed(w, s)
-	v.keepsOff(w, s.Spec.Prefixes, "prefixes", func(announced) bool { return true })
+	v.keepsOff(w, s.Spec.Prefixes, "/spec/prefixes", func(announced) bool { return true })
 }
 
 // linked refuses a change of a Subnet that Machines on it contradict.

@@ -3,6 +3,7 @@ package server
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/rackweft/rackweft/api"
 )
@@ -41,7 +42,7 @@ func announcedBy(m *api.Machine) []announced {
 
 // keepsOff refuses prefixes of an object that lie over addresses which hosts
 // announce, of those that concern it.
-func (v *verdict) keepsOff(w world, prefixes []netip.Prefix, field string, concerns func(announced) bool) {
+func (v *verdict) keepsOff(w world, prefixes []netip.Prefix, at string, concerns func(announced) bool) {
 	var all []announced
 	for _, z := range w.zones {
 		all = append(all, announcedIn(z)...)
@@ -52,7 +53,7 @@ func (v *verdict) keepsOff(w world, prefixes []netip.Prefix, field string, conce
 	for _, a := range all {
 		i := slices.IndexFunc(prefixes, a.prefix.Overlaps)
 		if i >= 0 && concerns(a) {
-			v.fail(api.Pointer("spec", field, i), "%s overlaps %s of %s, which hosts of Zone %s announce as their own", prefixes[i], a.prefix, a.what, a.zone)
+			v.fail(at+"/"+strconv.Itoa(i), "%s overlaps %s of %s, which hosts of Zone %s announce as their own", prefixes[i], a.prefix, a.what, a.zone)
 		}
 	}
 }
@@ -67,7 +68,7 @@ func (v *verdict) beside(w world, own []announced) {
 			}
 		}
 		for _, n := range w.networks {
-			if n.Spec.Zone == a.zone && slices.ContainsFunc(n.Spec.CIDRs, a.prefix.Overlaps) {
+			if n.Spec.Zone == a.zone && slices.ContainsFunc(slices.Concat(n.Spec.CIDRs, n.Spec.AdvertisedPeering()), a.prefix.Overlaps) {
 				v.fail(a.pointer, "%s overlaps Network %s (%s), whose guests have such addresses", a.prefix, n.Metadata.Name, prefixes(n.Spec.CIDRs))
 			}
 		}

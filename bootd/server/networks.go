@@ -21,7 +21,8 @@ func (v *verdict) network(w world, n *api.Network, current api.Object) {
 		}
 	}
 	v.allowed(w, n)
-	v.keepsOff(w, n.Spec.CIDRs, "cidrs", func(a announced) bool { return a.zone == n.Spec.Zone })
+	v.keepsOff(w, n.Spec.CIDRs, "/spec/cidrs", func(a announced) bool { return a.zone == n.Spec.Zone })
+	v.keepsOff(w, n.Spec.AdvertisedPeering(), "/spec/peering/prefixes", func(a announced) bool { return a.zone == n.Spec.Zone })
 	if n.Spec.Advertise {
 		v.advertised(w, n)
 	}
@@ -74,6 +75,9 @@ func (v *verdict) networks(n, other *api.Network) {
 	if overlap && sameZone && (n.Spec.Direct || other.Spec.Direct) {
 		v.directOverlap(n, other)
 	}
+	if sameZone {
+		v.peeringAdvertised(n, other)
+	}
 	at := slices.Index(n.Spec.Allow, name)
 	allows := slices.Contains(other.Spec.Allow, n.Metadata.Name)
 	if at >= 0 || allows {
@@ -101,6 +105,26 @@ func (v *verdict) peeringAllowed(n, other *api.Network) {
 	if p := other.Spec.Peering; p != nil && network.Overlap(p.Prefixes, n.Spec.CIDRs) {
 		v.fail("/spec/cidrs", "they overlap spec.peering.prefixes of Network %s (%s), which talks to this one (spec.allow): its guests would draw this one's packets", name, prefixes(p.Prefixes))
 	}
+}
+
+// peeringAdvertised refuses what guests announce to the Zone where it is another
+// Network's there.
+func (v *verdict) peeringAdvertised(n, other *api.Network) {
+	name := other.Metadata.Name
+	if in := inZone(other); network.Overlap(n.Spec.AdvertisedPeering(), in) {
+		v.fail("/spec/peering/prefixes", "they overlap what Network %s is routed at in Zone %s (%s), and spec.peering.advertise tells the Zone of them: routes would mix the two", name, n.Spec.Zone, prefixes(in))
+	}
+	if at := other.Spec.AdvertisedPeering(); network.Overlap(at, n.Spec.CIDRs) && (n.Spec.Advertise || n.Spec.Direct) {
+		v.fail("/spec/cidrs", "they overlap spec.peering.prefixes of Network %s (%s), which are advertised in Zone %s: routes would mix the two", name, prefixes(at), n.Spec.Zone)
+	}
+}
+
+// inZone are the prefixes that a Network is routed at, by BGP or directly.
+func inZone(n *api.Network) []netip.Prefix {
+	if n.Spec.Direct && !n.Spec.Advertise {
+		return n.Spec.CIDRs
+	}
+	return n.Spec.Routed()
 }
 
 // peering holds guests to an ASN that is not their hosts'.
@@ -177,12 +201,10 @@ func (v *verdict) direct(w world, n *api.Network) {
 // directly.
 func (v *verdict) routed(w world, s *api.Subnet) {
 	for _, n := range w.networks {
-		if !n.Spec.Direct && !n.Spec.Advertise {
-			continue
-		}
+		at := inZone(n)
 		for i, p := range s.Spec.Prefixes {
-			if network.Overlap(n.Spec.CIDRs, []netip.Prefix{p}) {
-				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps Network %s (%s), which is routed in Zone %s (spec.direct or spec.advertise): its traffic would be drawn to guests", p, n.Metadata.Name, prefixes(n.Spec.CIDRs), n.Spec.Zone)
+			if network.Overlap(at, []netip.Prefix{p}) {
+				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps Network %s (%s), which is routed in Zone %s (spec.direct or spec.advertise): its traffic would be drawn to guests", p, n.Metadata.Name, prefixes(at), n.Spec.Zone)
 			}
 		}
 	}
@@ -208,13 +230,20 @@ func (v *verdict) advertised(w world, n *api.Network) {
 		if network.Overlap(n.Spec.CIDRs, s.Spec.Prefixes) {
 			v.fail("/spec/advertise", "its CIDRs overlap Subnet %s (%s): advertising them would draw that Subnet's traffic to guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
 		}
+		if network.Overlap(n.Spec.AdvertisedPeering(), s.Spec.Prefixes) {
+			v.fail("/spec/peering/advertise", "spec.peering.prefixes overlap Subnet %s (%s): advertising them would draw that Subnet's traffic to guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
+		}
 	}
 	for _, z := range w.zones {
 		if z.Metadata.Name != n.Spec.Zone {
 			continue
 		}
 		if c, out := outside(n, z); out {
-			v.fail("/spec/advertise", "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there: have an admin add it, or take another CIDR", c, n.Spec.Zone, prefixes(z.Spec.Prefixes))
+			at := "/spec/advertise"
+			if slices.Contains(n.Spec.AdvertisedPeering(), c) {
+				at = "/spec/peering/advertise"
+			}
+			v.fail(at, "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there: have an admin add it, or take another", c, n.Spec.Zone, prefixes(z.Spec.Prefixes))
 		}
 	}
 }

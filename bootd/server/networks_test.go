@@ -22,13 +22,21 @@ func TestNetworkAdmission(t *testing.T) {
 	peering := func(asn uint32, texts ...string) *api.Peering {
 		return &api.Peering{ASN: asn, Prefixes: prefixList(texts...)}
 	}
+	told := func(texts ...string) *api.Peering {
+		p := peering(64512, texts...)
+		p.Advertise = true
+		return p
+	}
 	other.Spec.Peering = peering(64513, "10.245.0.0/16")
+	other.Spec.Peering.Advertise = true
 	abroad := make("abroad", "red", "10.7.0.0/16")
 	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.0.0.0/8")}}
 	zone.Metadata.Name = "yellow"
 	subnet := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.8.0/24")}}
 	subnet.Metadata.Name = "prod"
-	w := worldOf(zone, subnet, other, abroad)
+	second := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("10.99.8.0/24")}}
+	second.Metadata.Name = "second"
+	w := worldOf(zone, subnet, second, other, abroad)
 
 	for _, c := range []struct {
 		name    string
@@ -64,6 +72,17 @@ func TestNetworkAdmission(t *testing.T) {
 		{"IPv4 in IPv6", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/16", "::ffff:10.0.0.0/112") }, "/spec/cidrs/1", "not for unicast"},
 		{"direct over another", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Direct = prefixList("10.6.8.0/22"), true }, "/spec/", ""},
 		{"peering", 3, func(n *api.Network) { n.Spec.Peering = peering(64512, "10.244.0.0/16") }, "", ""},
+		{"what guests announce outside of the Zone", 0, func(n *api.Network) {
+			n.Spec.Advertise, n.Spec.Peering = true, told("172.30.0.0/16")
+		}, "/spec/peering/advertise", "172.30.0.0/16 is in none of spec.prefixes"},
+		{"what guests announce is a Subnet's", 0, func(n *api.Network) {
+			n.Spec.Advertise, n.Spec.Peering = true, told("10.99.8.0/25")
+		}, "/spec/peering/advertise", "Subnet second"},
+		{"what guests of another announce too", 0, func(n *api.Network) {
+			n.Spec.Advertise, n.Spec.Peering = true, told("10.245.8.0/24")
+		}, "/spec/peering/prefixes", "Network other"},
+		{"and nobody outside hears it", 0, func(n *api.Network) { n.Spec.Advertise, n.Spec.Peering = true, peering(64512, "10.245.8.0/24") }, "", ""},
+		{"what guests announce", 0, func(n *api.Network) { n.Spec.Advertise, n.Spec.Peering = true, told("10.244.0.0/16", "fd00::/48") }, "", ""},
 		{"guests with the Zone's ASN", 3, func(n *api.Network) { n.Spec.Peering = peering(64601, "10.244.0.0/16") }, "/spec/peering/asn", "Zone yellow"},
 		{"guests draw what another allows", 3, func(n *api.Network) { n.Spec.Peering = peering(64512, "10.6.8.0/24") }, "/spec/peering/prefixes", "Network other"},
 		{"guests of another draw", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Allow = prefixList("10.245.0.0/16"), []string{"other"} }, "/spec/cidrs", "spec.peering.prefixes of Network other"},

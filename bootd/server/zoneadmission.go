@@ -108,13 +108,13 @@ func taboo(zone string, p netip.Prefix, s *api.Subnet) string {
 	return ""
 }
 
-// outside finds a CIDR of a Network of the Zone that is advertised and not in
+// outside finds a prefix of a Network of the Zone that is advertised and not in
 // the Zone's prefixes.
 func outside(n *api.Network, z *api.Zone) (netip.Prefix, bool) {
 	if n.Spec.Zone != z.Metadata.Name || !n.Spec.Advertise || n.Metadata.DeletionTimestamp != nil {
 		return netip.Prefix{}, false
 	}
-	for _, c := range n.Spec.CIDRs {
+	for _, c := range n.Spec.Routed() {
 		if !covered(z.Spec.Prefixes, c) {
 			return c, true
 		}

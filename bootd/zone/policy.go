@@ -97,7 +97,7 @@ func judgeAt(r reflector, from source, prefix netip.Prefix) api.BGPTestAnswer {
 	a := api.BGPTestAnswer{Reflector: r.name}
 	if r.name == from.name {
 		own := mayOriginate(r.part)
-		a.Accepted = slices.Contains(own, prefix)
+		a.Accepted = slices.Contains(own, prefix) || slices.ContainsFunc(r.part.Inside, func(n api.BGPInside) bool { return n.Covers(prefix) })
 		a.Reason = "it originates " + prefix.String() + " itself"
 		if !a.Accepted {
 			a.Reason = fmt.Sprintf("it originates %s, and not %s", listed(own), prefix)
@@ -139,8 +139,8 @@ func accepts(r reflector, from source, prefix netip.Prefix) (bool, string) {
 		switch {
 		case i < 0:
 			return false, from.name + " may originate nothing"
-		case !slices.Contains(r.part.Accept[i].Prefixes, prefix):
-			return false, fmt.Sprintf("%s may originate %s, and not %s", from.name, listed(r.part.Accept[i].Prefixes), prefix)
+		case !r.part.Accept[i].Allows(prefix):
+			return false, fmt.Sprintf("%s may originate %s, and not %s", from.name, listed(slices.Concat(r.part.Accept[i].Prefixes, r.part.Accept[i].Within)), prefix)
 		case !has || !slices.Contains(r.part.Accept[i].NextHops, hop):
 			return false, fmt.Sprintf("%s has no address of the family of %s to be its next hop", from.name, prefix)
 		}

@@ -100,5 +100,5 @@ func runSpeaker(ctx context.Context, s settings, f speakerFlags, stderr io.Write
 	}
 	log := logger(stderr)
 	notify := systemd.NewNotifier(log)
-	return bgp.Run(ctx, bgp.Options{Part: cmp.Or(f.part, s.speakerPart()), Socket: cmp.Or(f.socket, s.speakerSocket()), Version: s.version, Log: log, Notify: notify})
+	return bgp.Run(ctx, bgp.Options{Part: cmp.Or(f.part, s.speakerPart()), Socket: cmp.Or(f.socket, s.speakerSocket()), Inside: s.insideDir(), Version: s.version, Log: log, Notify: notify})
 }

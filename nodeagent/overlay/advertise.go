@@ -10,7 +10,9 @@ import (
 // their own addresses, unless they are masqueraded too, and whoever is told of
 // this host's leases by BGP reaches the guests. As with direct ones its CIDRs are
 // the zone's then, and no other such Network of this host may have any of them.
-// IPv6 is not routed out: the pair has none.
+// IPv6 is not routed out: the pair has none. Where the zone is told of what
+// guests announce, all of the prefixes that they may announce within lead into
+// the namespace, which knows the guests; routes that other hosts tell of come first.
 
 // settleAdvertised finds out which Networks are routed.
 func settleAdvertised(jobs []job, u underlay) {
@@ -43,8 +45,8 @@ func advertisedHostRules(networks []network) (answering, entering []rule) {
 		}
 		end := egressName(n.vni)
 		answering = append(answering, rule{iif(end), answers(), towardsOpener(), accept()})
-		for _, lease := range n.leases() {
-			entering = append(entering, rule{oif(end), to(lease), accept()})
+		for _, at := range append(n.leases(), n.told()...) {
+			entering = append(entering, rule{oif(end), to(at), accept()})
 		}
 	}
 	return answering, entering
@@ -55,8 +57,8 @@ func advertisedHostRules(networks []network) (answering, entering []rule) {
 func advertisedTenantRules(n network) []rule {
 	bridge := bridgeName(n.vni)
 	var rules []rule
-	for _, lease := range n.leases() {
-		rules = append(rules, rule{iif(egressInside), oif(bridge), to(lease), accept()})
+	for _, at := range append(n.leases(), n.told()...) {
+		rules = append(rules, rule{iif(egressInside), oif(bridge), to(at), accept()})
 	}
 	return rules
 }

@@ -322,7 +322,7 @@ func tenantRules(n network) *ruleset {
 		for _, cidr := range only4(n.sources()) { // what is no lease is nowhere, and not outside
 			forward.rules = append(forward.rules, rule{iif(bridge), oif(egressInside), to(cidr), drop()})
 		}
-		leaving := n.cidrs
+		leaving := slices.Concat(n.cidrs, n.told())
 		if n.masquerade { // what guests announce nobody outside may see: there it may be somebody else's
 			leaving = n.sources()
 		}

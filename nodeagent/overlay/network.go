@@ -55,6 +55,15 @@ func (n network) sources() []netip.Prefix {
 	return slices.Concat(n.cidrs, n.peering.Prefixes)
 }
 
+// told are the prefixes within which the zone is told of what guests announce.
+// IPv6 is not routed out.
+func (n network) told() []netip.Prefix {
+	if !n.advertise || n.peering == nil || !n.peering.Advertise {
+		return nil
+	}
+	return only4(n.peering.Prefixes)
+}
+
 // leaves reports whether the Network has a way into the host's namespace.
 func (n network) leaves() bool { return n.masquerade || n.routed() }
 

@@ -26,15 +26,16 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/speaker"
 )
 
-// speakerEnvironment makes the test's binary a speaker: with its part and socket.
+// speakerEnvironment makes the test's binary a speaker: with its part and
+// socket, and the directory of those inside of Networks.
 const speakerEnvironment = "RACKWEFT_TEST_SPEAKER"
 
 func TestMain(m *testing.M) {
-	part, socket, ok := strings.Cut(os.Getenv(speakerEnvironment), "|")
-	if !ok {
+	paths := strings.Split(os.Getenv(speakerEnvironment), "|")
+	if len(paths) != 3 {
 		os.Exit(m.Run())
 	}
-	err := bgp.Run(context.Background(), bgp.Options{Part: part, Socket: socket, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Notify: silentNotifier{}})
+	err := bgp.Run(context.Background(), bgp.Options{Part: paths[0], Socket: paths[1], Inside: paths[2], Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Notify: silentNotifier{}})
 	fmt.Fprintln(os.Stderr, "speaker:", err)
 	os.Exit(1)
 }
@@ -83,7 +84,7 @@ func (u *insideUnits) start(_ context.Context, s speaker.InsideService) error {
 	defer func() { _ = log.Close() }()
 	u.starts++
 	p := exec.Command("nsenter", "--net="+s.Namespace, self)
-	p.Env = append(os.Environ(), speakerEnvironment+"="+s.Part+"|"+s.Socket)
+	p.Env = append(os.Environ(), speakerEnvironment+"="+s.Part+"|"+s.Socket+"|")
 	p.Stdout, p.Stderr = log, log
 	u.processes[s.UID] = p
 	return p.Start()
@@ -434,14 +435,163 @@ func TestHostileGuest(t *testing.T) {
 	eventually(t, reaches(t, victim.place, victim.addr, podR), reaches(t, remote.place, podR, victim.addr))
 }
 
+// speak runs the host's own speaker.
+func (h *testHost) speak(t *testing.T, part api.BGPPart, inside string) (change func(api.BGPPart), client *bgp.Client) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sp")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	file, socket := filepath.Join(dir, "part.json"), filepath.Join(dir, "socket")
+	change = func(p api.BGPPart) {
+		raw, err := api.EncodePart(p)
+		must(t, err)
+		must(t, os.WriteFile(file+".next", raw, 0o600))
+		must(t, os.Rename(file+".next", file))
+	}
+	change(part)
+	self, err := os.Executable()
+	must(t, err)
+	log, err := os.Create(filepath.Join(dir, "log"))
+	must(t, err)
+	defer func() { _ = log.Close() }()
+	p := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(h.ns)), self)
+	p.Env = append(os.Environ(), speakerEnvironment+"="+file+"|"+socket+"|"+inside)
+	p.Stdout, p.Stderr = log, log
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(t, p.Start())
+	t.Cleanup(func() {
+		_ = p.Process.Kill()
+		_ = p.Wait()
+		if t.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			t.Logf("log of the speaker of %s:\n%s", h.name, text)
+		}
+	})
+	return change, bgp.NewClient(socket)
+}
+
+// What guests announce their host tells the zone of, where the Network says so:
+// a router of the zone reaches what is behind a guest, and hears of nothing else.
+// The agent does nothing meanwhile.
+func TestAdvertisedPeering(t *testing.T) {
+	f := newFabric(t, 2, false)
+	n := plain()
+	router := f.router()
+	in := f.hosts[0].runSpeakers(t)
+	f.hosts[1].runSpeakers(t)
+	parts := func(i int) nodeagent.Part {
+		p := f.peeringParts(i, n)[0]
+		v := p.Value.(*api.NetworkPart)
+		v.Advertise, v.Peering.Advertise, p.Digest = true, true, "told"
+		return p
+	}
+	pass := func() {
+		t.Helper()
+		for i, h := range f.hosts {
+			h.reconcile(parts(i + 1))
+		}
+	}
+	pass()
+	g := f.plugIn(n, 1, 8)
+	pass()
+	pod := g.pod("10.244.1.5")
+	client, reflector, leaf := f.hosts[0].underlay, f.hosts[1].underlay, netip.MustParseAddr("198.18.0.254")
+	part := api.BGPPart{Zone: "yellow", ASN: 64601, Community: "64601:1:1", RouterID: client, Role: api.BGPClient, Listen: []netip.Addr{client},
+		NextHops: []netip.Addr{client}, ZoneNextHops: prefixes("198.18.0.0/24"),
+		Neighbors: []api.BGPNeighbor{{Name: "h2", Address: reflector, Source: client, ASN: 64601, Role: api.BGPReflector}},
+		Inside:    []api.BGPInside{{UID: n.uid, Prefixes: prefixes("10.244.0.0/16"), MaxPrefixes: 2}}}
+	change, speaks := f.hosts[0].speak(t, part, in.dir)
+	f.hosts[1].speak(t, api.BGPPart{Zone: "yellow", ASN: 64601, Community: "64601:1:1", RouterID: reflector, Role: api.BGPReflector, Listen: []netip.Addr{reflector},
+		NextHops: []netip.Addr{reflector}, ZoneNextHops: prefixes("198.18.0.0/24"),
+		Neighbors: []api.BGPNeighbor{{Name: "h1", Address: client, Source: reflector, ASN: 64601, Role: api.BGPClient, Passive: true},
+			{Name: "leaf", Address: leaf, Source: reflector, ASN: 64601, Role: api.BGPClient, Passive: true}},
+		Accept: []api.BGPAccept{{Client: "h1", NextHops: []netip.Addr{client}, Within: prefixes("10.244.0.0/16"), MaxWithin: 2}}}, "")
+	f.bird(router, leaf, reflector)
+	zone := func(want ...string) func() error {
+		return func() error {
+			out, err := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(router.ns)), "ip", "route", "show", "proto", "bird").CombinedOutput()
+			var got []string
+			for line := range strings.Lines(string(out)) {
+				if prefix, via, _ := strings.Cut(line, " "); strings.HasPrefix(via, "via "+client.String()+" ") {
+					got = append(got, prefix)
+				}
+			}
+			if slices.Sort(got); err != nil || !slices.Equal(got, want) {
+				s, _ := speaks.Status(context.Background())
+				return fmt.Errorf("the zone is told of %v, not of %v (%v): %s\n%s", got, want, err, s.Line(), out)
+			}
+			return nil
+		}
+	}
+	noGrace := " graceful restart off;\n"
+	stop := g.calico("", noGrace, "10.244.1.0/26", "198.51.100.0/24", "10.30.2.0/24")
+	eventually(t, zone("10.244.1.0/26"), reaches(t, router, netip.MustParseAddr("198.19.9.9"), pod), reaches(t, g.place, pod, netip.MustParseAddr("198.19.9.9")))
+	if reaches(t, router, netip.MustParseAddr("198.19.9.9"), netip.MustParseAddr("10.244.9.9"))() == nil {
+		t.Error("what nobody announces is reached")
+	}
+
+	part.Inside = nil // the Network says so no more
+	change(part)
+	eventually(t, zone())
+	part.Inside = []api.BGPInside{{UID: n.uid, Prefixes: prefixes("10.244.0.0/16"), MaxPrefixes: 2}}
+	change(part)
+	eventually(t, zone("10.244.1.0/26"))
+
+	stop() // the guest goes
+	eventually(t, zone())
+	g.calico("", noGrace, "10.244.1.0/26", "10.244.2.0/26", "10.244.3.0/26") // one too many
+	eventually(t, zone("10.244.1.0/26", "10.244.2.0/26"), func() error {
+		if s, err := speaks.Status(context.Background()); err != nil || !strings.Contains(s.Line(), "1 prefixes more") {
+			return fmt.Errorf("the speaker says %s (%v)", s.Line(), err)
+		}
+		return nil
+	})
+}
+
+// bird runs a router of the zone, a client of its reflector.
+func (f *fabric) bird(at place, self, reflector netip.Addr) {
+	t := f.t
+	t.Helper()
+	if _, err := exec.LookPath("bird"); err != nil {
+		t.Skip("bird is not installed: see lab/deps")
+	}
+	conf := fmt.Sprintf(`router id %s;
+protocol device { scan time 2; }
+protocol kernel { ipv4 { import none; export all; }; }
+protocol bgp zone {
+ local %[1]s as 64601; neighbor %s as 64601; direct; ttl security on;
+ connect delay time 1; connect retry time 1; error wait time 1,2;
+ ipv4 { import all; export none; };
+}
+`, self, reflector)
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "conf"), []byte(conf), 0o600))
+	log, err := os.Create(filepath.Join(dir, "log"))
+	must(t, err)
+	defer func() { _ = log.Close() }()
+	p := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(at.ns)), "bird", "-f", "-c", filepath.Join(dir, "conf"), "-s", filepath.Join(dir, "ctl"), "-P", filepath.Join(dir, "pid"))
+	p.Stdout, p.Stderr = log, log
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(t, p.Start())
+	t.Cleanup(func() {
+		_ = p.Process.Kill()
+		_ = p.Wait()
+		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
+			t.Logf("log of bird:\n%s", text)
+		}
+	})
+}
+
 // What is behind guests leaves a Network behind its host, or not at all: nobody
 // outside knows those addresses, and they may be somebody else's there.
 func TestPeeringSourcesStayInside(t *testing.T) {
 	for _, c := range []struct {
 		masquerade, advertise, want bool
-	}{{true, false, true}, {true, true, true}, {false, true, false}} {
+		told                        bool
+	}{{true, false, true, false}, {true, true, true, false}, {false, true, false, false}, {false, true, true, true}, {false, false, false, true}} {
 		n := network{vni: 101, lease: netip.MustParsePrefix("10.5.1.0/24"), cidrs: prefixes("10.5.0.0/16"),
 			masquerade: c.masquerade, advertise: c.advertise, peering: peeringOf("198.18.8.0/24")}
+		n.peering.Advertise = c.told
 		leaves := false
 		for _, chain := range tenantRules(n).chains {
 			for _, r := range chain.rules {
