@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/disk"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
@@ -60,6 +61,10 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 		g.fail(t, "it has snapshots, which a mirror leaves behind")
 		return 0, err
 	}
+	if d, err := g.overAnother(part); err != nil || d != "" {
+		g.fail(t, "disk "+d+" does not lie over its Image as that is now, and a mirror is of what lies above")
+		return 0, err
+	}
 	if g.exporting {
 		g.fail(t, "its disks are being exported: move it when that is over")
 		return 0, nil
@@ -88,6 +93,20 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 	g.running.state = postmigrate
 	g.tellShare(t, api.TransferSent, g.howLive(ctx))
 	return 0, nil
+}
+
+// overAnother names a disk that the target would make over another image.
+func (g *guest) overAnother(part *api.GuestPart) (string, error) {
+	for _, d := range part.Disks {
+		if d.Format == disk.Raw {
+			continue
+		}
+		base, err := g.h.disks.Base(g.wanted(d.Name))
+		if err != nil || base != d.Image {
+			return d.Name, err
+		}
+	}
+	return "", nil
 }
 
 // States of QEMU's (RunState) in a migration.

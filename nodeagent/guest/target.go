@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/disk"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
@@ -54,7 +55,11 @@ func (g *guest) beTarget(ctx context.Context, part *api.GuestPart) (time.Duratio
 
 // fetchImages has all images here before the source stops the Guest.
 func (g *guest) fetchImages(ctx context.Context) error {
-	for _, digest := range g.record.images() {
+	return g.fetch(ctx, g.record.images())
+}
+
+func (g *guest) fetch(ctx context.Context, images []api.SHA256) error {
+	for _, digest := range images {
 		if digest == "" {
 			continue
 		}
@@ -65,6 +70,16 @@ func (g *guest) fetchImages(ctx context.Context) error {
 		_ = f.Close() // it was only to be there
 	}
 	return nil
+}
+
+// fetchBases has the images here that disks which have come lie over: they may be
+// others than the Guest's Image of today.
+func (g *guest) fetchBases(ctx context.Context, dir string) error {
+	bases, err := disk.Bases(dir)
+	if err != nil {
+		return err
+	}
+	return g.fetch(ctx, bases)
 }
 
 // arrivals are the Guests that this host is to take in. It listens only while
@@ -304,7 +319,11 @@ func (g *guest) receive(ctx context.Context, e arrival, c *transfer.Conn) error 
 		return err
 	}
 	err = transfer.Receive(c, root, func(int64) { g.h.reached("target: receiving") })
-	if err = errors.Join(err, root.Close()); err != nil {
+	err = errors.Join(err, root.Close())
+	if err == nil {
+		err = g.fetchBases(ctx, dir)
+	}
+	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
 	g.h.reached("target: received, not in place")

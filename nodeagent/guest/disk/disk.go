@@ -7,6 +7,7 @@
 //	images/DIGEST                    base images, read-only
 //	retained/NETWORK/GUEST/DISK      disks that wait for their Guest's successor
 //	guests/UID/disks/NAME.FORMAT     disks of the Guests that are
+//	….base                           beside a qcow2 disk over an image: its digest
 //
 // A disk comes to be under another name and is renamed when it is whole.
 package disk
@@ -227,40 +228,97 @@ func (s *Store) open(ctx context.Context, w Wanted, o *Opened) error {
 	if err := api.ValidateName(w.Name); err != nil {
 		return err // it becomes a file's name
 	}
-	var err error
-	if w.Image != "" {
-		if o.Base, err = s.Image(ctx, w.Image); err != nil {
-			return err
-		}
-		if o.BaseFormat, err = FormatOf(o.Base); err != nil {
-			return fmt.Errorf("image %s: %w", w.Image, err)
-		}
-	}
 	if _, err := os.Stat(s.path(w)); errors.Is(err, fs.ErrNotExist) {
-		if err := s.make(ctx, w, o); err != nil {
+		if err := s.make(ctx, w); err != nil {
 			return err
 		}
 	}
-	if o.Format == Raw && o.Base != nil { // it was copied
-		_ = o.Base.Close()
-		o.Base = nil
+	if err := s.openBase(ctx, s.path(w), o); err != nil {
+		return err
 	}
+	var err error
 	o.File, err = os.OpenFile(s.path(w), os.O_RDWR, 0)
 	return err
 }
 
-func (s *Store) make(ctx context.Context, w Wanted, o *Opened) error {
-	dir := filepath.Dir(s.path(w))
+// baseSuffix is of the file that names a disk's base. The disk's own header is
+// its Guest's, and w.Image what a new disk begins as: the Image may have changed
+// since, and a disk over another base is lost.
+const baseSuffix = ".base"
+
+// openBase opens the image that a disk lies over, if there is one.
+func (s *Store) openBase(ctx context.Context, path string, o *Opened) error {
+	digest, err := readBase(path)
+	if err != nil || digest == "" {
+		return err
+	}
+	if o.Base, err = s.Image(ctx, digest); err != nil {
+		return err
+	}
+	if o.BaseFormat, err = FormatOf(o.Base); err != nil {
+		return fmt.Errorf("image %s: %w", digest, err)
+	}
+	return nil
+}
+
+// readBase reads the digest of a disk's base, "" for none.
+func readBase(path string) (api.SHA256, error) {
+	raw, err := os.ReadFile(path + baseSuffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return api.SHA256(raw), err
+}
+
+// Bases are the images that the disks under a Guest's directory lie over.
+func Bases(dir string) ([]api.SHA256, error) {
+	return basesIn(filepath.Join(dir, "disks", "*"+baseSuffix))
+}
+
+func basesIn(pattern string) ([]api.SHA256, error) {
+	paths, err := filepath.Glob(pattern)
+	if err != nil {
+		return nil, err
+	}
+	var list []api.SHA256
+	for _, path := range paths {
+		digest, err := readBase(strings.TrimSuffix(path, baseSuffix))
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, digest)
+	}
+	return list, nil
+}
+
+// Base is the image that a Guest's disk lies over, "" for none, or when there is
+// no such disk yet.
+func (s *Store) Base(w Wanted) (api.SHA256, error) { return readBase(s.path(w)) }
+
+func (s *Store) make(ctx context.Context, w Wanted) error {
+	path := s.path(w)
+	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return full(err)
 	}
 	if w.Retain {
-		err := os.Rename(s.retainedPath(w), s.path(w))
+		err := move(s.retainedPath(w), path)
 		if err == nil {
 			return errors.Join(syncDir(dir), syncDir(filepath.Dir(s.retainedPath(w))))
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("take over the disk that was retained: %w", err)
+		}
+	}
+	var o Opened
+	defer func() { o.Close() }()
+	if w.Image != "" {
+		var err error
+		if o.Base, err = s.Image(ctx, w.Image); err != nil {
+			return err
+		}
+		if o.BaseFormat, err = FormatOf(o.Base); err != nil {
+			return fmt.Errorf("image %s: %w", w.Image, err)
 		}
 	}
 	size := w.Size.Value()
@@ -273,10 +331,52 @@ func (s *Store) make(ctx context.Context, w Wanted, o *Opened) error {
 			return fmt.Errorf("its image has %d bytes, it is to have %d: give it at least the image's size", h.size, size)
 		}
 	}
-	if o.Format == Raw {
-		return place(s.path(w), 0o600, func(out *os.File) error { return fillRaw(ctx, out, o, size) })
+	if w.format() == Raw {
+		return place(path, 0o600, func(out *os.File) error { return fillRaw(ctx, out, &o, size) })
 	}
-	return place(s.path(w), 0o600, func(out *os.File) error { return fillQCOW2(ctx, out.Name(), o, size) })
+	if err := writeBase(path, w.Image); err != nil {
+		return err
+	}
+	return place(path, 0o600, func(out *os.File) error { return fillQCOW2(ctx, out.Name(), &o, size) })
+}
+
+// writeBase writes down what a disk that is about to be made lies over.
+func writeBase(path string, digest api.SHA256) error {
+	if digest == "" {
+		return removeIfThere(path + baseSuffix) // of one that was not made in the end
+	}
+	return place(path+baseSuffix, 0o600, func(out *os.File) error { _, err := out.WriteString(string(digest)); return err })
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// move gives a disk another place, where none may be yet, and its base is named
+// beside it at every instant.
+func move(from, to string) error {
+	if _, err := os.Stat(from); err != nil {
+		return err
+	}
+	if _, err := os.Stat(to); err == nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: unix.EEXIST}
+	}
+	if err := removeIfThere(to + baseSuffix); err != nil {
+		return err
+	}
+	if err := os.Link(from+baseSuffix, to+baseSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return full(err)
+	}
+	if err := syncDir(filepath.Dir(to)); err != nil {
+		return err
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE); err != nil {
+		return err
+	}
+	return removeIfThere(from + baseSuffix)
 }
 
 func fillRaw(ctx context.Context, out *os.File, o *Opened, size int64) error {
@@ -365,7 +465,7 @@ func (s *Store) retain(w Wanted) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		return full(err)
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, s.path(w), unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	err := move(s.path(w), to)
 	if errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("%s is there already, retained from an earlier Guest of this name: move one of the two away", to)
 	}
@@ -375,14 +475,21 @@ func (s *Store) retain(w Wanted) error {
 	return syncDir(filepath.Dir(to))
 }
 
-// Collect removes images that are not in keep, and what downloads left behind,
-// unless one is running.
+// Collect removes images that are not in keep and that no disk lies over, and
+// what downloads left behind, unless one is running.
 func (s *Store) Collect(keep []api.SHA256) (removed []string, err error) {
 	select {
 	case s.one <- struct{}{}:
 		defer func() { <-s.one }()
 	default:
 		return nil, nil
+	}
+	for _, disks := range []string{"guests/*/disks/*", "guests/*/incoming/disks/*", "retained/*/*/*"} {
+		list, err := basesIn(filepath.Join(s.dir, disks+baseSuffix))
+		if err != nil {
+			return nil, err
+		}
+		keep = append(keep, list...)
 	}
 	entries, err := os.ReadDir(filepath.Join(s.dir, "images"))
 	if errors.Is(err, fs.ErrNotExist) {

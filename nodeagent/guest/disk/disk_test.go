@@ -226,6 +226,64 @@ func TestRetain(t *testing.T) {
 	}
 }
 
+// TestBaseStays: a disk lies over the image that it was made over, whatever its
+// Image has become since, and wherever it goes.
+func TestBaseStays(t *testing.T) {
+	var b blobs
+	s := NewStore(t.TempDir(), b.fetch)
+	older, newer := b.put(bytes.Repeat([]byte("older"), 1<<10)), b.put(bytes.Repeat([]byte("newer"), 1<<10))
+	over := func(uid string, image api.SHA256) Wanted {
+		return wanted("root", "1Mi", func(w *Wanted) { w.UID, w.Image, w.Retain = uid, image, true })
+	}
+	wants := func(when string, w Wanted, want string) {
+		t.Helper()
+		o := open(t, s, w)
+		got := make([]byte, 5)
+		if o.Base == nil {
+			t.Fatalf("%s: over nothing", when)
+		}
+		if _, err := o.Base.ReadAt(got, 0); err != nil || string(got) != want {
+			t.Errorf("%s: over %q, want %q: %v", when, got, want, err)
+		}
+	}
+	wants("new", over("u1", older), "older")
+	wants("its Image has changed", over("u1", newer), "older")
+	if got, err := s.Base(over("u1", newer)); got != older || err != nil {
+		t.Errorf("its base is %s: %v", got, err)
+	}
+	if err := s.Remove("red", "web", "u1", []string{"root"}); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := s.Collect(nil); err != nil || len(removed) > 0 && removed[0] == string(older) {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	wants("taken over", over("u2", newer), "older")
+	wants("another's", over("u3", newer), "newer")
+
+	// An agent that ended in mid-move, before the disk itself was moved.
+	w := over("u2", newer)
+	if err := os.Link(s.path(w)+baseSuffix, s.retainedPath(w)+baseSuffix); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove("red", "web", "u2", []string{"root"}); err != nil {
+		t.Fatal(err)
+	}
+	wants("after a crash", over("u4", newer), "older")
+	if removed, err := s.Collect(nil); err != nil || len(removed) != 0 {
+		t.Errorf("removed %q of images that disks lie over, %v", removed, err)
+	}
+
+	// One without a base does not get what was written for another.
+	empty := wanted("data", "1Mi")
+	if err := os.WriteFile(s.path(wanted("data", "1Mi", func(w *Wanted) { w.UID = "u4" }))+baseSuffix, []byte(older), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	empty.UID = "u4"
+	if o := open(t, s, empty); o.Base != nil {
+		t.Error("an empty disk lies over an image")
+	}
+}
+
 func TestCollect(t *testing.T) {
 	var b blobs
 	s := NewStore(t.TempDir(), b.fetch)
