@@ -177,7 +177,10 @@ func TestGate(t *testing.T) {
 	if err := b.Store.Delete(ctx, api.KindOf(new(api.Network)), "other", ""); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("the Network is gone", func() bool { return len(b.layout("other")) == 0 })
+	b.eventually("the Network is gone", func() bool { // its finalizer goes after its layout
+		_, err := store.Get[api.Network](ctx, b.Store, "other")
+		return errors.Is(err, store.ErrNotFound) && len(b.layout("other")) == 0
+	})
 	b.Create(network("other"))
 	b.settled("other", "Allocated", 0)
 	if _, err := b.client(l.Addr().String(), stale).Get(ctx, key("other/config")); status.Code(err) != codes.PermissionDenied {
