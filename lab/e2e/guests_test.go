@@ -64,6 +64,7 @@ spec: {network: customer-a, cpus: 1, memory: 192Mi, image: small, stopTimeout: 5
 	t.Run("its unit", func(t *testing.T) { guestUnit(t, from.For(t), web) })
 	t.Run("agent killed", func(t *testing.T) { agentKilled(t, r.For(t), from.For(t), web) })
 	t.Run("restart", func(t *testing.T) { guestRestart(t, r.For(t), from.For(t), web) })
+	t.Run("zone", func(t *testing.T) { zone(t, r.For(t), from.For(t)) })
 	t.Run("drain", func(t *testing.T) { drainHost(t, r.For(t), from.For(t), to.For(t), web) })
 	t.Run("host shuts down", func(t *testing.T) { hostShutsDown(t, r.For(t), to.For(t), web, db) })
 }
@@ -237,9 +238,7 @@ func guestRestart(t *testing.T, r *rig.Rig, h *host, g *api.Guest) {
 
 // drainHost has the Guest leave its host for the other.
 func drainHost(t *testing.T, r *rig.Rig, from, to *host, g *api.Guest) {
-	editor := r.File("editor", "#!/bin/sh\nexec sed -i 's|^metadata:|&\\n  annotations: {"+api.DrainAnnotation+": \"true\"}|' \"$@\"\n")
-	t.Setenv("EDITOR", "sh "+editor)
-	if out, err := r.Weftctl("edit", "machine", from.name); err != nil {
+	if out, err := r.Weftctl("machine", "drain", "--wait", from.name); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	after := waitGuest(t, r, g.Metadata.Name, to.name)

@@ -43,7 +43,6 @@ func TestRack(t *testing.T) {
 	}
 	t.Run("what the host reports", func(t *testing.T) { hostReports(t, r.For(t)) })
 	t.Run("networks", func(t *testing.T) { networks(t, r.For(t)) })
-	t.Run("zone", func(t *testing.T) { zone(t, r.For(t)) })
 	t.Run("what people get wrong", func(t *testing.T) { badInput(t, r.For(t)) })
 	t.Run("strangers on the wire", func(t *testing.T) { strangers(t, r.For(t)) })
 	t.Run("bad luck", func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,8 +19,9 @@ import (
 const leafRoute = "198.18.200.0/24"
 
 // zone has both hosts reflect for each other and for a border leaf, which is BIRD beside bootd, at the gateway of
-// their Subnet. The leaf reaches what a Network advertises, and nothing once that is gone.
-func zone(t *testing.T, r *rig.Rig) {
+// their Subnet. The leaf reaches what a Network advertises, also while a speaker is killed, and nothing once that is
+// gone.
+func zone(t *testing.T, r *rig.Rig, h *host) {
 	l := startLeaf(t, r)
 	r.Apply(r.File("zone-with-leaf.yaml", `apiVersion: rackweft/v1alpha1
 kind: Zone
@@ -71,6 +73,7 @@ spec: {zone: yellow, cidrs: [198.18.64.0/20], advertise: true}
 	if bothHave(t, r, foreign) == nil {
 		t.Errorf("%s of the leaf is in the Zone", foreign)
 	}
+	t.Run("speaker killed", func(t *testing.T) { speakerKilled(t, r.For(t), h.For(t), l, leases[h.name].Addr().Next()) })
 
 	if out, err := r.Weftctl("delete", "network", "customer-c"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -80,6 +83,40 @@ spec: {zone: yellow, cidrs: [198.18.64.0/20], advertise: true}
 			return fmt.Errorf("the leaf has\n%s", out)
 		}
 		return nil
+	})
+}
+
+// speakerKilled: the leaf and the kernel keep the host's routes until its speaker is back.
+func speakerKilled(t *testing.T, r *rig.Rig, h *host, l *leaf, inside netip.Addr) {
+	const unit = "nodeagent-speaker.service"
+	speaker, agent := mainPID(h, unit), mainPID(h, "nodeagent.service")
+	h.run("kill -9 " + speaker)
+	killed := time.Now()
+	again := func() bool {
+		now := mainPID(h, unit)
+		return now != speaker && now != "0" && allEstablished(t, r, 3) == nil && sessionsSince(t, r, h.name, killed)
+	}
+	sent := 0
+	for done := false; !done; sent++ {
+		if err := l.reaches(inside); err != nil {
+			t.Fatalf("packet %d, %s after the speaker of %s was killed: %v", sent, time.Since(killed), h.name, err)
+		}
+		done = again()
+		if time.Since(killed) > rig.Patience {
+			t.Fatal(r.Rack.Explain(h.name, fmt.Errorf("its sessions never come back: %w", allEstablished(t, r, 3))))
+		}
+	}
+	t.Logf("%d packets and none lost until all sessions were back", sent)
+	if now := mainPID(h, "nodeagent.service"); now != agent {
+		t.Errorf("nodeagent was %s and is %s", agent, now)
+	}
+}
+
+// sessionsSince reports whether a host's sessions with uplinks came up after then: what bootd knows is seconds old.
+func sessionsSince(t *testing.T, r *rig.Rig, host string, then time.Time) bool {
+	v, err := r.Client.ZoneSessions(t.Context(), "yellow")
+	return err == nil && !slices.ContainsFunc(v.Sessions, func(s api.ZoneSession) bool {
+		return s.Host == host && s.Session.Role == api.BGPUplink && !s.Session.Since.After(then)
 	})
 }
 
