@@ -97,7 +97,7 @@ func TestManyMetrics(t *testing.T) {
 	}
 	all := make(chan prometheus.Metric, 1<<16)
 	o.Collect(all)
-	if len(all) != 500*(12+2*5)+4 {
+	if len(all) != 500*(12+2*7)+4 {
 		t.Errorf("%d metrics", len(all))
 	}
 }
