@@ -531,9 +531,9 @@ func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, s
 		}
 		if seen.Guest != nil {
 			changed = takeOver(g, seen.Guest) || changed
-			for _, cond := range seen.Guest.Conditions {
+			for _, cond := range seen.Guest.Conditions { // their times are of the host's clock, which may be off
 				if cond.Type != Ready && cond.Type != api.CondPlaced {
-					changed = g.Status.Conditions.Set(cond.Time, cond.Type, cond.Status, cond.Reason, cond.Message) || changed
+					changed = g.Status.Conditions.Set(time.Now(), cond.Type, cond.Status, cond.Reason, cond.Message) || changed
 				}
 			}
 		}
