@@ -129,7 +129,7 @@ func faults(file, imported string) []string {
 		case room == "":
 			found = append(found, "no room is called "+dir)
 		case within(below, dir) || within(below, room) && !strings.HasPrefix(room, "cmd"):
-		case test && room == "hardware" && below == "lab/bmc": // the lab's BMC is a peer to test against
+		case test && (room == "hardware" || room == "bootd") && within(below, "lab/bmc"): // the lab's BMC is a peer to test against
 		case test && room == "nodeagent" && below == "lab/guestos": // what its Guests boot
 		case !slices.ContainsFunc(allowed, func(a string) bool { return within(below, a) }):
 			found = append(found, "imports run downwards only: see docs/architecture.md")

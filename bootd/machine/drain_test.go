@@ -1,6 +1,8 @@
 package machine
 
 import (
+	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +11,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/lab/bmc"
+	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
 
 // active makes a Machine Active, its host connected.
@@ -139,6 +143,45 @@ func TestLostHostIsFenced(t *testing.T) {
 	b.leaves("web")
 	if m = b.steps("r1u01", true); m.Status.Attempt.Number != number+1 || m.Status.Conditions.Get(api.CondFenced) != nil {
 		t.Errorf("it is not booted anew: %+v", m.Status)
+	}
+}
+
+// TestFencedByRedfish: the lab's own BMC switches a lost host off; one that does not
+// let bootd in leaves its Guests where they are.
+func TestFencedByRedfish(t *testing.T) {
+	b := newBench(t)
+	b.guest("web", b.active("r1u01", 1))
+	server := bmctest.Start(t)
+	if err := server.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.c.Dial = func(ctx context.Context, e hardware.Endpoint) (BMC, error) {
+		return hardware.Dial(ctx, e, slog.New(slog.DiscardHandler))
+	}
+	if _, err := store.Mutate(t.Context(), b.store, "site", func(s *api.Site) error { s.Spec.Guests.FenceAfter = api.Duration(5 * time.Minute); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	credentials := func(password string) {
+		t.Helper()
+		if _, err := store.Mutate(t.Context(), b.store, "bmc", func(s *api.Secret) error {
+			s.Spec.Data = map[string]string{"username": bmctest.Username, "password": password}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	credentials("wrong")
+	b.mutate("r1u01", func(m *api.Machine) {
+		m.Spec.BMC.Address, m.Spec.BMC.TLS.Fingerprint = server.URL, server.BMC.Fingerprint()
+		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "Disconnected", "")
+		m.Status.Conditions.Get(api.CondConnected).Time = time.Now().Add(-time.Hour)
+	})
+	if m := b.steps("r1u01", false); m.Status.Conditions.Is(api.CondFenced) || server.Power() != bmc.On {
+		t.Fatalf("fenced without a way in: %+v", m.Status.Conditions)
+	}
+	credentials(bmctest.Password)
+	if m := b.steps("r1u01", false); !m.Status.Conditions.Is(api.CondFenced) || server.Power() != bmc.Off {
+		t.Fatalf("the server is %s: %+v", server.Power(), m.Status.Conditions)
 	}
 }
 

@@ -1,0 +1,122 @@
+// Package bmctest has a lab's BMC without a machine behind it, for tests of what
+// speaks to BMCs.
+package bmctest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/rackweft/rackweft/lab/bmc"
+)
+
+// What a BMC that Start has started lets in.
+const (
+	Username = "admin"
+	Password = "s3cret"
+)
+
+// Server is what stands behind the BMC: a variable for power, an echo for a console.
+type Server struct {
+	// BMC is the BMC, and URL where it answers.
+	BMC *bmc.Server
+	URL string
+
+	mu       sync.Mutex
+	power    bmc.Power
+	override bmc.Override
+	booted   []bmc.Target
+}
+
+func (s *Server) Power() bmc.Power {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.power
+}
+
+func (s *Server) Override() bmc.Override {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.override
+}
+
+func (s *Server) SetOverride(_ context.Context, o bmc.Override) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.override = o
+	return nil
+}
+
+func (s *Server) boot(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.power = bmc.On
+	s.booted = append(s.booted, s.override.Target)
+	if s.override.Once {
+		s.override = bmc.Override{Target: bmc.None}
+	}
+	return nil
+}
+
+func (s *Server) off(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.power = bmc.Off
+	return nil
+}
+
+func (s *Server) PowerOn(ctx context.Context) error     { return s.boot(ctx) }
+func (s *Server) Reset(ctx context.Context) error       { return s.boot(ctx) }
+func (s *Server) PowerOff(ctx context.Context) error    { return s.off(ctx) }
+func (s *Server) PressButton(ctx context.Context) error { return s.off(ctx) }
+func (s *Server) NMI(context.Context) error             { return nil }
+
+func (s *Server) DialConsole(context.Context) (net.Conn, error) {
+	near, far := net.Pipe()
+	go func() {
+		defer func() { _ = far.Close() }()
+		_, _ = io.Copy(far, far)
+	}()
+	return near, nil
+}
+
+// Booted are the devices that it has booted from.
+func (s *Server) Booted() []bmc.Target {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.booted)
+}
+
+// Start starts a BMC, of a server without power, on the loopback. It lasts as
+// long as the test.
+func Start(tb testing.TB) *Server {
+	tb.Helper()
+	s := &Server{power: bmc.Off, override: bmc.Override{Target: bmc.None}}
+	controller, err := bmc.New(bmc.Config{
+		Dir: tb.TempDir(), Address: net.IPv4(127, 0, 0, 1), Username: Username, Password: Password, MaxSessions: 2,
+		Inventory: bmc.Inventory{UUID: "77777777-0000-4000-8000-000000000007", Serial: "LAB7", Manufacturer: "rackweft", Model: "lab",
+			BIOSVersion: "1", Firmware: bmc.UEFI, CPUs: 2, CPUModel: "QEMU", MemoryMiB: 2048,
+			NICs: []bmc.NIC{{Name: "NIC 1", MAC: "52:54:00:01:07:00"}}, DiskSerial: "LABDISK", DiskBytes: 8 << 30},
+	}, s, slog.New(slog.DiscardHandler))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.BMC, s.URL = controller, "https://"+listener.Addr().String()
+	served := make(chan error, 1)
+	go func() { served <- controller.Serve(listener) }()
+	tb.Cleanup(func() {
+		if err := errors.Join(controller.Close(), <-served); err != nil {
+			tb.Error(err)
+		}
+	})
+	return s
+}
