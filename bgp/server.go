@@ -38,7 +38,8 @@ const (
 type bgpServer struct {
 	*server.BgpServer
 	log        *logger
-	restarting bool // neighbours are told so
+	restarting bool  // neighbours are told so
+	gate       *gate // nil: neighbours are told what there is for them
 
 	part      api.BGPPart // as applied; zero before the first
 	policy    *policy
@@ -113,6 +114,9 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 		fail(s.tell(ctx, p, maps.Clone(s.guests), true))
 	}
 	first := s.part.ASN == 0
+	if door, ok := gateDoor(p); ok && first {
+		fail(s.shutGate(ctx, p, door))
+	}
 	for _, n := range p.Neighbors {
 		had, known := s.sessions[n.Name]
 		if known {
@@ -135,7 +139,9 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 			fail(s.reset(ctx, n, old.in[n.Name] != policy.in[n.Name], old.out[n.Name] != policy.out[n.Name]))
 		}
 	}
-	fail(s.monitor(ctx, p))
+	if s.gate == nil { // stations have no use for a neighbour of this process
+		fail(s.monitor(ctx, p))
+	}
 	s.part = p
 	return errors.Join(faults...)
 }
@@ -272,7 +278,7 @@ func (s *bgpServer) peer(p api.BGPPart, n api.BGPNeighbor) *gobgp.Peer {
 			ConnectRetry: uint64(connectRetry / time.Second), IdleHoldTimeAfterReset: 1}},
 		Transport:      &gobgp.Transport{PassiveMode: n.Passive, RemotePort: uint32(p.Port)},
 		RouteReflector: &gobgp.RouteReflector{RouteReflectorClient: n.ASN == p.ASN && p.Role != api.BGPNetwork, RouteReflectorClusterId: p.ClusterID.String()},
-		GracefulRestart: &gobgp.GracefulRestart{Enabled: true, RestartTime: restart, DeferralTime: min(30, max(1, restart/2)),
+		GracefulRestart: &gobgp.GracefulRestart{Enabled: true, RestartTime: restart, DeferralTime: deferralTime(p),
 			NotificationEnabled: true, LonglivedEnabled: p.LongLived > 0, LocalRestarting: s.restarting},
 	}
 	if n.Source.IsValid() {
@@ -326,6 +332,10 @@ func evpn() *gobgp.Family {
 func isUnicast(f *gobgp.Family) bool {
 	return f.GetSafi() == gobgp.Family_SAFI_UNICAST
 }
+
+// deferralTime is how many seconds a restarting speaker waits for neighbours to
+// tell their routes, before it tells any.
+func deferralTime(p api.BGPPart) uint32 { return min(30, max(1, seconds(p.GracefulRestart)/2)) }
 
 func seconds(d api.Duration) uint32   { return uint32(time.Duration(d) / time.Second) }
 func seconds64(d api.Duration) uint64 { return uint64(seconds(d)) }

@@ -75,6 +75,8 @@ type speaker struct {
 	tally    *tally
 	onLo     map[netip.Prefix]bool // this host's own and its services' addresses
 
+	shut       time.Time // when the gate was
+	news       time.Time // when a route or a session last came or went
 	lastUp     time.Time
 	held       bool                // as the last look saw it
 	rearranged time.Time           // when the part last took a neighbour away
@@ -139,12 +141,15 @@ func (s *speaker) loop(ctx context.Context) error {
 	look, resync := time.NewTicker(lookInterval), time.NewTicker(resyncInterval)
 	defer look.Stop()
 	defer resync.Stop()
-	var routes, kernel <-chan time.Time // armed while something waits
+	var routes, kernel, gate <-chan time.Time // armed while something waits
 	if err := s.look(ctx); err != nil {
 		return err
 	}
 	s.options.Notify.Ready()
 	for {
+		if gate == nil && s.deferring() {
+			gate = time.After(quiet)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -163,6 +168,9 @@ func (s *speaker) loop(ctx context.Context) error {
 		case <-routes:
 			routes = nil
 			s.takeEvents(ctx)
+		case <-gate:
+			gate = nil
+			s.tellAtLast(ctx)
 		case <-kernel:
 			kernel = nil
 			s.resyncKernel()
@@ -218,7 +226,11 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	if lacksOne(part.Neighbors, s.server.part.Neighbors) {
 		s.rearranged = time.Now()
 	}
-	if err := s.server.apply(ctx, part); err != nil {
+	err = s.server.apply(ctx, part)
+	if s.shut.IsZero() {
+		s.shut = time.Now()
+	}
+	if err != nil {
 		s.retry = true
 		s.status.Problem = err.Error()
 		s.options.Log.Warn("bgp: not all of the part is applied", "error", err)
@@ -226,7 +238,7 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	s.services.watch(ctx, part.Services)
 	s.announceServices(ctx)
 	s.tellOfGuests(ctx)
-	s.status.Network = part.Network
+	s.status.Network, s.status.Deferring = part.Network, s.deferring()
 	s.status.Zone, s.status.Role, s.status.ASN, s.status.RouterID = part.Zone, part.Role, part.ASN, part.RouterID
 	s.resync(ctx)
 	return nil
@@ -311,6 +323,7 @@ func (e *events) take() (dirty map[netip.Prefix]bool, complete []netip.Addr, pee
 
 func (s *speaker) takeEvents(ctx context.Context) {
 	dirty, complete, peers := s.events.take()
+	s.news = time.Now()
 	if peers {
 		s.lookAtSessions(ctx)
 	}
@@ -500,8 +513,35 @@ func (s *speaker) lookAtSessions(ctx context.Context) {
 	s.held = held
 	if settled != s.status.Settled || over || s.status.Filter != "" {
 		s.status.Settled = settled
+		s.server.restarting = s.deferring() || !settled
 		s.syncKernel(ctx)
 	}
+}
+
+func (s *speaker) deferring() bool { return s.server != nil && s.server.gate != nil }
+
+// tellAtLast opens the gate, once all neighbours have told their routes, or have
+// had the time to.
+func (s *speaker) tellAtLast(ctx context.Context) {
+	now := time.Now()
+	patience := time.Duration(deferralTime(s.server.part)) * time.Second
+	if s.status.Settled { // since the start: nobody has routes by this one
+		patience = min(patience, freshDeferral)
+	}
+	if late := now.Sub(s.shut) > patience; !late {
+		if now.Sub(s.news) < quiet {
+			return
+		}
+		s.lookAtSessions(ctx)
+		if slices.ContainsFunc(s.status.Sessions, func(n Session) bool { return !n.told }) {
+			return
+		}
+	}
+	if err := s.server.openGate(ctx); err != nil {
+		s.options.Log.Warn("bgp: neighbors may be told late of what there is", "error", err)
+	}
+	s.status.Deferring = false
+	s.options.Log.Info("bgp: neighbors are told", "after", now.Sub(s.started).Round(time.Millisecond), "sessions", len(s.status.Sessions))
 }
 
 // settled reports whether every neighbour has told all its routes since the
@@ -536,7 +576,11 @@ func (s *speaker) sessions(ctx context.Context, now time.Time) []Session {
 			s.tally.hear(s.server.part, n, p.State.RemoteCap, session.Since)
 			session.Advertised = s.tally.told[n.Address]
 		}
+		session.told = session.Established()
 		for _, a := range p.AfiSafis {
+			if r := a.MpGracefulRestart.GetState(); r.GetReceived() && !r.GetEndOfRibReceived() {
+				session.told = false
+			}
 			if isUnicast(a.State.GetFamily()) {
 				session.Received += int(a.State.GetReceived())
 			} else {

@@ -30,6 +30,8 @@ type Status struct {
 	Guests string `json:"guests,omitzero" doc:"Why the Zone is not told of all that guests announce."`
 
 	Settled bool `json:"settled" doc:"Every neighbor has told all its routes since the start, or has had the time to."`
+	// Deferring says that no neighbor is told anything yet (RFC 4724, section 4.1).
+	Deferring bool `json:"deferring,omitzero" doc:"Neighbors are told nothing yet: others are to tell their routes first."`
 	// HeldSince is since when there is no session at all; the kernel keeps its
 	// routes until HeldUntil, for ever without one.
 	HeldSince time.Time `json:"heldSince,omitzero"`
@@ -67,6 +69,8 @@ type Session struct {
 	// Digest is over prefixes and next hops that were received, of reflectors
 	// and uplinks only, and only where it was asked for.
 	Digest string `json:"digest,omitzero"`
+
+	told bool // all its routes, as far as it says when that is
 }
 
 // Flaps is how often it ended while this speaker ran.
@@ -108,6 +112,9 @@ func (s Status) Line() string {
 	if i := slices.IndexFunc(s.Services, func(x api.BGPServiceStatus) bool { return x.State != api.ServiceAnnounced }); i >= 0 {
 		x := s.Services[i]
 		line += fmt.Sprintf("; %s of service %s is %s: %s", x.Address, x.Service, x.State, cmp.Or(x.LastError, "not looked at yet"))
+	}
+	if s.Deferring {
+		line += "; tells nobody anything before the others have told their routes"
 	}
 	if !s.HeldSince.IsZero() {
 		line += fmt.Sprintf("; no session since %s, the kernel's routes are held", s.HeldSince.UTC().Format("15:04:05 MST"))

@@ -1,0 +1,177 @@
+package bgp
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	gobgp "github.com/osrg/gobgp/v3/api"
+	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+const (
+	// freshDeferral is how long a speaker whose kernel has no routes of its own
+	// waits for neighbours before it tells anybody anything: as long as those take
+	// to connect that are there.
+	freshDeferral = 2*connectRetry + 2*time.Second
+	// quiet is how long no route has come, and no session, when all have told theirs.
+	quiet = 300 * time.Millisecond
+	// gateTimeout is for a connection within this process.
+	gateTimeout = 5 * time.Second
+)
+
+// gate keeps GoBGP from telling neighbours anything until those have told their
+// routes that a starting speaker passes on (RFC 4724, section 4.1, the deferral
+// of route selection). GoBGP waits for the End-of-RIB of those alone that are
+// there already: the first one back would hear that there is nothing more, and
+// forget what it forwards by to others that are late. It would have each route
+// told by itself to everybody, too, where all at once cost a fraction.
+//
+// So the gate is one more neighbour, of this process itself, and GoBGP waits
+// for its End-of-RIB as well. Of the only family that it speaks nobody has
+// routes.
+type gate struct {
+	conn   net.Conn
+	opened chan error // receives once: GoBGP has told all, or the connection has ended
+}
+
+// gateAddress is what the gate connects from.
+func gateAddress() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 179}) }
+
+// gateDoor is where the gate connects to, if a part's speaker passes on what
+// neighbours tell.
+func gateDoor(p api.BGPPart) (netip.AddrPort, bool) {
+	i := slices.IndexFunc(p.Listen, netip.Addr.Is4)
+	if i < 0 || len(p.Neighbors) == 0 || p.Role != api.BGPReflector && p.Role != api.BGPNetwork {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(p.Listen[i], uint16(p.Port)), true
+}
+
+// shutGate has neighbours that are added from here on told nothing before
+// openGate.
+func (s *bgpServer) shutGate(ctx context.Context, p api.BGPPart, door netip.AddrPort) error {
+	family := &gobgp.Family{Afi: gobgp.Family_AFI_IP, Safi: gobgp.Family_SAFI_FLOW_SPEC_UNICAST}
+	err := s.AddPeer(ctx, &gobgp.AddPeerRequest{Peer: &gobgp.Peer{
+		Conf:            &gobgp.PeerConf{NeighborAddress: gateAddress().String(), PeerAsn: p.ASN},
+		Transport:       &gobgp.Transport{PassiveMode: true},
+		Timers:          &gobgp.Timers{Config: &gobgp.TimersConfig{HoldTime: 90, KeepaliveInterval: 30, IdleHoldTimeAfterReset: 1}},
+		GracefulRestart: &gobgp.GracefulRestart{Enabled: true, RestartTime: 1, DeferralTime: deferralTime(p), LocalRestarting: true},
+		AfiSafis: []*gobgp.AfiSafi{{Config: &gobgp.AfiSafiConfig{Family: family, Enabled: true},
+			MpGracefulRestart: &gobgp.MpGracefulRestart{Config: &gobgp.MpGracefulRestartConfig{Enabled: true}}}},
+	}})
+	if err != nil {
+		return fmt.Errorf("add the speaker's own neighbor: %w", err)
+	}
+	g, err := dialGate(ctx, door, p.ASN)
+	if err != nil {
+		return errors.Join(fmt.Errorf("connect to GoBGP on %s: %w", door, err), s.dropGate(ctx))
+	}
+	s.gate, s.restarting = g, true
+	return nil
+}
+
+func (s *bgpServer) dropGate(ctx context.Context) error {
+	if err := s.DeletePeer(ctx, &gobgp.DeletePeerRequest{Address: gateAddress().String()}); err != nil {
+		return fmt.Errorf("remove the speaker's own neighbor: %w", err)
+	}
+	return nil
+}
+
+// openGate has GoBGP tell every neighbour what there is for it.
+func (s *bgpServer) openGate(ctx context.Context) error {
+	err := s.gate.open()
+	s.gate, s.restarting = nil, false
+	return errors.Join(err, s.dropGate(ctx), s.monitor(ctx, s.part))
+}
+
+// dialGate returns once the session is up.
+func dialGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: gateAddress().AsSlice()}, Timeout: gateTimeout}
+	conn, err := d.DialContext(ctx, "tcp", speaker.String())
+	if err != nil {
+		return nil, err
+	}
+	g := &gate{conn: conn, opened: make(chan error, 1)}
+	if err := g.establish(asn); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	go func() { g.opened <- g.await(bgp.BGP_MSG_UPDATE) }() // open waits for it
+	return g, nil
+}
+
+func (g *gate) establish(asn uint32) error {
+	if err := g.conn.SetDeadline(time.Now().Add(gateTimeout)); err != nil {
+		return err
+	}
+	family := bgp.RF_FS_IPv4_UC
+	capabilities := []bgp.ParameterCapabilityInterface{
+		bgp.NewCapMultiProtocol(family), bgp.NewCapFourOctetASNumber(asn),
+		bgp.NewCapGracefulRestart(false, false, 1, []*bgp.CapGracefulRestartTuple{bgp.NewCapGracefulRestartTuple(family, false)})}
+	const noHoldTime = 0
+	open := bgp.NewBGPOpenMessage(bgp.AS_TRANS, noHoldTime, gateAddress().String(), []bgp.OptionParameterInterface{bgp.NewOptionParameterCapability(capabilities)})
+	for _, m := range []*bgp.BGPMessage{open, bgp.NewBGPKeepAliveMessage()} {
+		if err := g.send(m); err != nil {
+			return err
+		}
+	}
+	if err := g.await(bgp.BGP_MSG_KEEPALIVE); err != nil {
+		return err
+	}
+	return g.conn.SetDeadline(time.Time{})
+}
+
+// open says End-of-RIB, waits for GoBGP's, which it sends with everything else,
+// and ends the session.
+func (g *gate) open() error {
+	err := g.send(bgp.NewEndOfRib(bgp.RF_FS_IPv4_UC))
+	if err == nil {
+		// Where somebody has still not told all, GoBGP's own timer ends the wait.
+		err = g.conn.SetReadDeadline(time.Now().Add(gateTimeout))
+	}
+	if err != nil {
+		return errors.Join(err, g.conn.Close())
+	}
+	if err = <-g.opened; errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil
+	}
+	return errors.Join(err, g.conn.Close())
+}
+
+func (g *gate) send(m *bgp.BGPMessage) error {
+	raw, err := m.Serialize()
+	if err != nil {
+		return err
+	}
+	_, err = g.conn.Write(raw)
+	return err
+}
+
+// await reads up to the first message of this type.
+func (g *gate) await(typ uint8) error {
+	header := make([]byte, bgp.BGP_HEADER_LENGTH)
+	for {
+		if _, err := io.ReadFull(g.conn, header); err != nil {
+			return err
+		}
+		body := make([]byte, max(0, int(binary.BigEndian.Uint16(header[16:]))-len(header)))
+		if _, err := io.ReadFull(g.conn, body); err != nil {
+			return err
+		}
+		switch header[18] {
+		case typ:
+			return nil
+		case bgp.BGP_MSG_NOTIFICATION:
+			return fmt.Errorf("GoBGP ends the session: notification %v", body)
+		}
+	}
+}

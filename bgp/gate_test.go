@@ -1,0 +1,50 @@
+package bgp
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// A reflector that restarts is the only one, and a host finds its way back to it
+// later than others: these must not hear meanwhile that there are no more routes.
+func TestReflectorWaitsForClients(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	t.Parallel()
+	need(t, "nft")
+	z := newZone(t, 3)
+	z.reflectors = z.reflectors[:1]
+	r1, c1, c2, c3 := z.reflectors[0], z.clients[0], z.clients[1], z.clients[2]
+	for _, c := range z.clients {
+		c.in("ip", "addr", "add", c.service()+"/32", "dev", "lo")
+	}
+	z.tell()
+	for _, h := range []*host{r1, c1, c2, c3} {
+		h.speak()
+	}
+	eventually(t, c1.has("198.19.12.0/24", c2.address.String()), c2.has("198.19.11.0/24", c1.address.String()),
+		c3.has("198.19.12.0/24", c2.address.String()))
+
+	f := flow(t, [2]*host{c1, c2}, [2]*host{c3, c2})
+	r1.kill()
+	c2.in("nft", "add table ip late; add chain ip late out { type filter hook output priority 0; }; add rule ip late out tcp dport 179 drop")
+	r1.speak()
+	eventually(t, up(c1, "r1"), up(c3, "r1"))
+	time.Sleep(2 * time.Second) // whatever r1 has to say has been said
+	c2.in("nft", "delete table ip late")
+	eventually(t, up(c2, "r1"), func() error {
+		if s := r1.status(); !s.Settled || s.Deferring {
+			return fmt.Errorf("r1 has not settled: %s", s.Line())
+		}
+		return nil
+	})
+	time.Sleep(time.Second)
+	if n := f.lost(); n > 0 {
+		t.Errorf("%d packets are lost", n)
+	}
+	for _, h := range []*host{c1, c3} {
+		must(t, h.has("198.19.12.0/24", c2.address.String())())
+	}
+}
