@@ -50,8 +50,12 @@ func BenchmarkReflector(b *testing.B) {
 // allPaths is ours with clients that ask for all paths (RFC 7911).
 const allPaths = "all-paths"
 
-// cost is what one run took of a daemon.
+// cost is what one run took of a daemon: until all had all, and what was
+// resident once it had had the time to give back what only that took.
 type cost struct{ converge, cpu, rss float64 } // seconds, seconds, MiB
+
+// rest is that time.
+const rest = 3 * time.Second
 
 func printBench(shape string, taken map[string][]cost) {
 	for _, m := range []struct {
@@ -101,10 +105,16 @@ func measure(b *testing.B, daemon string, clients, each int) cost {
 	time.Sleep(2 * time.Second)  // it is up
 	before := cpuSeconds(b, pid)
 	began := time.Now()
-	if err := s.run(r.id + "r"); err != nil {
+	var c cost
+	err := s.run(r.id+"r", func() {
+		c = cost{converge: time.Since(began).Seconds(), cpu: cpuSeconds(b, pid) - before}
+		time.Sleep(rest)
+		c.rss = residentMiB(b, pid)
+	})
+	if err != nil {
 		b.Fatalf("%s, %d clients with %d prefixes: %v", daemon, clients, each, err)
 	}
-	return cost{time.Since(began).Seconds(), cpuSeconds(b, pid) - before, residentMiB(b, pid)}
+	return c
 }
 
 func clientAddress(i int) netip.Addr {
@@ -173,7 +183,9 @@ type swarm struct {
 	allPaths      bool
 }
 
-func (s *swarm) run(namespace string) error {
+// run has all of them connect, and calls done once each has all routes: they stay
+// connected until it returns.
+func (s *swarm) run(namespace string, done func()) error {
 	conns := make([]net.Conn, s.clients)
 	defer func() {
 		for _, c := range conns {
@@ -203,7 +215,11 @@ func (s *swarm) run(namespace string) error {
 	for err := range faults {
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	done()
+	return nil
 }
 
 // dial connects from the namespace, one after the other.

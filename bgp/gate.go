@@ -89,9 +89,9 @@ func (s *bgpServer) dropGate(ctx context.Context) error {
 
 // openGate has GoBGP tell every neighbour what there is for it.
 func (s *bgpServer) openGate(ctx context.Context) error {
-	err := s.gate.open()
+	g := s.gate
 	s.gate, s.restarting = nil, false
-	return errors.Join(err, s.dropGate(ctx), s.monitor(ctx, s.part))
+	return errors.Join(s.setPolicy(ctx, s.policy), g.open(), s.dropGate(ctx), s.monitor(ctx, s.part))
 }
 
 // dialGate returns once the session is up.

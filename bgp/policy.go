@@ -85,9 +85,7 @@ func martians() []api.PrefixFilter {
 }
 
 func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
-	mark := func(kind gobgp.CommunityAction_Type) *gobgp.CommunityAction {
-		return &gobgp.CommunityAction{Type: kind, Communities: []string{p.Community}}
-	}
+	mark := &gobgp.CommunityAction{Type: gobgp.CommunityAction_REPLACE, Communities: []string{p.Community}}
 	// Aggregates carry no community of the Zone: they are for uplinks alone.
 	for _, set := range c.prefixSets("aggregates", exactly(p.Aggregates)) {
 		c.imports = append(c.imports, &gobgp.Statement{Name: "in-" + set,
@@ -96,38 +94,38 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	}
 	c.imports = append(c.imports, &gobgp.Statement{Name: "in-own",
 		Conditions: &gobgp.Conditions{RouteType: gobgp.Conditions_ROUTE_TYPE_LOCAL},
-		Actions:    accept(&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})})
+		Actions:    accept(&gobgp.Actions{LargeCommunity: mark})})
 	for _, set := range c.prefixSets("martians", martians()) {
 		c.imports = append(c.imports, &gobgp.Statement{Name: "in-" + set, Conditions: &gobgp.Conditions{PrefixSet: matchAny(set)}, Actions: reject()})
 	}
 	c.own = fmt.Sprint(p.Community, p.Aggregates, p.Drain)
 
-	// Preference is the Zone's to give, but between reflectors; a drained host
-	// gets the least that GoBGP can set.
-	preference := &gobgp.Conditions{}
+	// Preference and the Zone's community are this speaker's to give, but between
+	// reflectors; a drained host gets the least that GoBGP can set. Both are given
+	// at once, before it is known who may tell what: each statement that changes a
+	// route adds a layer to it, which GoBGP goes through for each neighbour.
+	marked := &gobgp.Conditions{}
 	if len(by[api.BGPReflector]) > 0 {
-		preference.NeighborSet = &gobgp.MatchSet{Type: gobgp.MatchSet_INVERT, Name: "reflectors"}
+		marked.NeighborSet = &gobgp.MatchSet{Type: gobgp.MatchSet_INVERT, Name: "reflectors"}
 	}
 	c.imports = append(c.imports,
-		&gobgp.Statement{Name: "in-preference", Conditions: preference, Actions: &gobgp.Actions{LocalPref: &gobgp.LocalPrefAction{Value: 100}}},
+		&gobgp.Statement{Name: "in-mark", Conditions: marked, Actions: &gobgp.Actions{LocalPref: &gobgp.LocalPrefAction{Value: 100}, LargeCommunity: mark}},
 		&gobgp.Statement{Name: "in-drained", Conditions: &gobgp.Conditions{CommunitySet: matchAny("drained")}, Actions: &gobgp.Actions{LocalPref: &gobgp.LocalPrefAction{Value: 1}}})
 
 	hops := texts(p.ZoneNextHops)
 	for _, n := range by[api.BGPReflector] {
-		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, nil)
+		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")})
 		if p.Role == api.BGPReflector { // a client has no use for them until it reflects
-			c.importEVPN(n, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")}, nil)
+			c.importEVPN(n, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")})
 		}
 	}
 	for _, n := range slices.Concat(by[api.BGPGuest], by[api.BGPHost]) {
-		c.importFrom(n, n.Import, texts(n.NextHops), &gobgp.Conditions{}, &gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
+		c.importFrom(n, n.Import, texts(n.NextHops), &gobgp.Conditions{})
 	}
 	for _, n := range by[api.BGPUplink] {
 		foreign := c.foreignASNs(p, n)
-		c.importFrom(n, n.Import, append([]string{n.Address.String()}, hops...), &gobgp.Conditions{AsPathSet: foreign},
-			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
-		c.importEVPN(n, []string{n.Address.String()}, &gobgp.Conditions{AsPathSet: foreign},
-			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
+		c.importFrom(n, n.Import, append([]string{n.Address.String()}, hops...), &gobgp.Conditions{AsPathSet: foreign})
+		c.importEVPN(n, []string{n.Address.String()}, &gobgp.Conditions{AsPathSet: foreign})
 	}
 	accepted := map[string]api.BGPAccept{}
 	for _, a := range p.Accept {
@@ -135,16 +133,15 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	}
 	for _, n := range by[api.BGPClient] {
 		a := accepted[n.Name]
-		c.importFrom(n, acceptable(a), texts(a.NextHops), &gobgp.Conditions{},
-			&gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
-		c.importEVPN(n, texts(a.NextHops), &gobgp.Conditions{}, &gobgp.Actions{LargeCommunity: mark(gobgp.CommunityAction_REPLACE)})
+		c.importFrom(n, acceptable(a), texts(a.NextHops), &gobgp.Conditions{})
+		c.importEVPN(n, texts(a.NextHops), &gobgp.Conditions{})
 	}
 }
 
 // importFrom takes from n what matches filters and more, with a next hop out
 // of hops; of nothing or of no next hop, nothing.
-func (c *policy) importFrom(n api.BGPNeighbor, filters []api.PrefixFilter, hops []string, more *gobgp.Conditions, actions *gobgp.Actions) {
-	c.in[n.Name] = fmt.Sprint(c.own, n.Address, filters, hops, more, actions)
+func (c *policy) importFrom(n api.BGPNeighbor, filters []api.PrefixFilter, hops []string, more *gobgp.Conditions) {
+	c.in[n.Name] = fmt.Sprint(c.own, n.Role, n.Address, filters, hops, more)
 	if len(hops) == 0 { // GoBGP takes an empty list for any
 		return
 	}
@@ -153,21 +150,21 @@ func (c *policy) importFrom(n api.BGPNeighbor, filters []api.PrefixFilter, hops 
 		c.imports = append(c.imports, &gobgp.Statement{Name: "in-" + set,
 			Conditions: &gobgp.Conditions{PrefixSet: matchAny(set), NeighborSet: matchAny(from), NextHopInList: hops,
 				LargeCommunitySet: more.LargeCommunitySet, AsPathSet: more.AsPathSet},
-			Actions: accept(actions)})
+			Actions: accept(nil)})
 	}
 }
 
 // importEVPN takes EVPN routes from n, where it speaks them, with a next hop out
 // of hops: a set of prefixes matches none of them. It comes after importFrom.
-func (c *policy) importEVPN(n api.BGPNeighbor, hops []string, more *gobgp.Conditions, actions *gobgp.Actions) {
+func (c *policy) importEVPN(n api.BGPNeighbor, hops []string, more *gobgp.Conditions) {
 	if !slices.Contains(n.Families, api.FamilyEVPN) || len(hops) == 0 {
 		return
 	}
-	c.in[n.Name] += fmt.Sprint(" evpn ", hops, more, actions)
+	c.in[n.Name] += fmt.Sprint(" evpn ", hops, more)
 	c.imports = append(c.imports, &gobgp.Statement{Name: "in-evpn-from-" + n.Name,
 		Conditions: &gobgp.Conditions{AfiSafiIn: []*gobgp.Family{evpn()}, NeighborSet: matchAny("from-" + n.Name), NextHopInList: hops,
 			LargeCommunitySet: more.LargeCommunitySet, AsPathSet: more.AsPathSet},
-		Actions: accept(actions)})
+		Actions: accept(nil)})
 }
 
 // foreignASNs matches a path without a private ASN (RFC 6996) that n may not

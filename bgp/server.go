@@ -101,7 +101,11 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 			faults = append(faults, err)
 		}
 	}
+	first := s.part.ASN == 0
 	s.removeNeighbors(ctx, p, fail)
+	if door, ok := gateDoor(p); ok && first && s.gate == nil {
+		fail(s.shutGate(ctx, p, door))
+	}
 	if err := s.setPolicy(ctx, policy); err != nil {
 		return errors.Join(append(faults, err)...) // without its policy no neighbour comes
 	}
@@ -112,10 +116,6 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 	if again {
 		fail(s.serve(ctx, p, s.served, true))
 		fail(s.tell(ctx, p, maps.Clone(s.guests), true))
-	}
-	first := s.part.ASN == 0
-	if door, ok := gateDoor(p); ok && first {
-		fail(s.shutGate(ctx, p, door))
 	}
 	for _, n := range p.Neighbors {
 		had, known := s.sessions[n.Name]
@@ -155,9 +155,15 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// setPolicy makes p GoBGP's. While the gate is shut nothing is let out, for where
+// all paths are told GoBGP would note for each of them whom it has told it.
 func (s *bgpServer) setPolicy(ctx context.Context, p *policy) error {
+	exports := p.exports
+	if s.gate != nil {
+		exports = nil
+	}
 	err := s.SetPolicies(ctx, &gobgp.SetPoliciesRequest{DefinedSets: p.sets, Policies: []*gobgp.Policy{
-		{Name: importPolicy, Statements: p.imports}, {Name: exportPolicy, Statements: p.exports}}})
+		{Name: importPolicy, Statements: p.imports}, {Name: exportPolicy, Statements: exports}}})
 	if err != nil {
 		return fmt.Errorf("set policies: %w", err)
 	}
@@ -251,8 +257,10 @@ func (s *bgpServer) updatePeer(ctx context.Context, p api.BGPPart, n api.BGPNeig
 	return nil
 }
 
-// reset runs the policy over a neighbour's routes again.
+// reset runs the policy over a neighbour's routes again. What it is told while
+// the gate is shut would end in an End-of-RIB: that waits for openGate.
 func (s *bgpServer) reset(ctx context.Context, n api.BGPNeighbor, in, out bool) error {
+	out = out && s.gate == nil
 	direction := gobgp.ResetPeerRequest_BOTH
 	switch {
 	case !in && !out:

@@ -69,6 +69,8 @@ func (s *speaker) handle(f func(context.Context, url.Values) (any, error)) http.
 	}
 }
 
+var errDeferring = errors.New("nobody is told anything yet: the speaker has just started")
+
 var errNoPart = errors.New("the speaker has no part yet: see the host's HostSpec")
 
 func (s *speaker) getStatus(ctx context.Context, q url.Values) (any, error) {
@@ -175,6 +177,9 @@ type Audit struct {
 func (s *speaker) postAudit(ctx context.Context, v url.Values) (any, error) {
 	if s.server == nil {
 		return nil, errNoPart
+	}
+	if s.deferring() {
+		return nil, errDeferring
 	}
 	name := v.Get("neighbor")
 	table, err := s.tableFor(ctx, "out", name)

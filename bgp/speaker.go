@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -24,15 +25,22 @@ import (
 )
 
 const (
-	lookInterval   = time.Second      // at the part's file and the sessions
-	resyncInterval = 30 * time.Second // of routes and kernel as a whole
-	settleDelay    = 100 * time.Millisecond
-	kernelDelay    = 300 * time.Millisecond
-	untold         = 30 * time.Second // a neighbour takes to tell its routes, if it does not say that it has
+	lookInterval = time.Second // at the part's file and the sessions
+	// lookShare is which part of the time looking at the sessions may take where
+	// they are many; that one comes or goes is seen at once.
+	lookShare        = 500
+	mostLookInterval = 10 * time.Second
+	resyncInterval   = 30 * time.Second // of routes and kernel as a whole
+	settleDelay      = 100 * time.Millisecond
+	kernelDelay      = 300 * time.Millisecond
+	untold           = 30 * time.Second // a neighbour takes to tell its routes, if it does not say that it has
 	// rearranging is how long others take to tell what one told that is a
 	// neighbour no more: they may hear of it from bootd later than this host.
 	rearranging    = 10 * time.Second
 	lookupPrefixes = 256 // more that changed are read with all others
+	// gcAtRest and gcAtStart are how much garbage there may be, in percent of what
+	// is used: the host's memory is its guests', but a start makes very much of it.
+	gcAtRest, gcAtStart = 50, 200
 )
 
 // Options make a speaker.
@@ -77,12 +85,15 @@ type speaker struct {
 
 	shut       time.Time // when the gate was
 	news       time.Time // when a route or a session last came or went
+	untidy     bool      // much has come since memory was last given back
 	lastUp     time.Time
 	held       bool                // as the last look saw it
 	rearranged time.Time           // when the part last took a neighbour away
 	complete   map[netip.Addr]bool // neighbours that told all their routes
 	limited    map[string]time.Time
-	retry      bool // apply failed in part
+	looked     time.Time     // when the sessions last were
+	looking    time.Duration // took so long
+	retry      bool          // apply failed in part
 }
 
 // events are what GoBGP's own goroutines leave for the loop.
@@ -109,6 +120,7 @@ func Run(ctx context.Context, o Options) error {
 		services: &serviceChecks{wake: make(chan struct{}, 1), all: map[serviceKey]*serviceCheck{}},
 		events:   events{wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{}}}
 	s.status = Status{PID: os.Getpid(), Version: o.Version, Started: s.started}
+	debug.SetGCPercent(gcAtRest)
 	ctx, cancel := context.WithCancel(ctx)
 	var beside sync.WaitGroup
 	defer beside.Wait()
@@ -198,10 +210,23 @@ func (s *speaker) look(ctx context.Context) error {
 	}
 	if s.server != nil {
 		s.tellOfGuests(ctx)
-		s.lookAtSessions(ctx)
+		if now := time.Now(); now.Sub(s.looked) >= min(mostLookInterval, lookShare*s.looking) {
+			s.lookAtSessions(ctx)
+		}
 	}
+	s.tidy(time.Now())
 	s.options.Notify.Status(s.status.Line())
 	return nil
+}
+
+// tidy gives back what a burst of routes took of the host's memory, which is its
+// guests': left alone, Go does so over minutes.
+func (s *speaker) tidy(now time.Time) {
+	if s.untidy && !s.deferring() && now.Sub(s.news) > time.Second {
+		s.untidy = false
+		debug.SetGCPercent(gcAtRest)
+		debug.FreeOSMemory()
+	}
 }
 
 func (s *speaker) apply(ctx context.Context, raw []byte) error {
@@ -229,6 +254,9 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	err = s.server.apply(ctx, part)
 	if s.shut.IsZero() {
 		s.shut = time.Now()
+		if s.deferring() {
+			debug.SetGCPercent(gcAtStart)
+		}
 	}
 	if err != nil {
 		s.retry = true
@@ -324,6 +352,7 @@ func (e *events) take() (dirty map[netip.Prefix]bool, complete []netip.Addr, pee
 func (s *speaker) takeEvents(ctx context.Context) {
 	dirty, complete, peers := s.events.take()
 	s.news = time.Now()
+	s.untidy = s.untidy || len(dirty) > lookupPrefixes
 	if peers {
 		s.lookAtSessions(ctx)
 	}
@@ -496,9 +525,11 @@ func (s *speaker) holds(now time.Time) bool {
 // lookAtSessions reads the sessions, and does what time has come for.
 func (s *speaker) lookAtSessions(ctx context.Context) {
 	now := time.Now()
+	was := slices.ContainsFunc(s.status.Sessions, Session.Established)
 	s.status.Sessions = s.sessions(ctx, now)
+	s.looked, s.looking = now, time.Since(now)
 	up := slices.ContainsFunc(s.status.Sessions, Session.Established)
-	if up {
+	if was || up {
 		s.lastUp = now
 	}
 	s.status.HeldSince, s.status.HeldUntil = time.Time{}, time.Time{}
@@ -540,7 +571,7 @@ func (s *speaker) tellAtLast(ctx context.Context) {
 	if err := s.server.openGate(ctx); err != nil {
 		s.options.Log.Warn("bgp: neighbors may be told late of what there is", "error", err)
 	}
-	s.status.Deferring = false
+	s.status.Deferring, s.news, s.untidy = false, now, true
 	s.options.Log.Info("bgp: neighbors are told", "after", now.Sub(s.started).Round(time.Millisecond), "sessions", len(s.status.Sessions))
 }
 
@@ -574,7 +605,9 @@ func (s *speaker) sessions(ctx context.Context, now time.Time) []Session {
 		if session.Established() && p.Timers.GetState().GetUptime() != nil {
 			session.Since = p.Timers.State.Uptime.AsTime()
 			s.tally.hear(s.server.part, n, p.State.RemoteCap, session.Since)
-			session.Advertised = s.tally.told[n.Address]
+			if !s.deferring() {
+				session.Advertised = s.tally.told[n.Address]
+			}
 		}
 		session.told = session.Established()
 		for _, a := range p.AfiSafis {

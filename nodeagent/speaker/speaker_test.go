@@ -230,8 +230,17 @@ func TestReport(t *testing.T) {
 func TestAudit(t *testing.T) {
 	s, _ := newBench(t)
 	p := part()
+	p.GracefulRestart = api.Duration(2 * time.Second) // half of which it waits for c1
 	if got := s.Reconcile(t.Context(), []nodeagent.Part{{Name: "bgp", Value: p}})["bgp"]; got.State != api.PartApplied {
 		t.Fatalf("%+v", got)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if status, err := s.client.Status(t.Context()); err == nil && !status.Deferring {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the speaker tells nobody anything")
+		}
 	}
 	l := &listener{}
 	r := reporter{host: l, client: s.client, heard: map[string]string{}}
