@@ -69,6 +69,10 @@ type Underlay struct {
 	// Closed are the prefixes of every Subnet of the Site: no tenant may reach
 	// them, by whatever way.
 	Closed []netip.Prefix `json:"closed,omitempty"`
+	// Transit are the IPv4 prefixes that the host forwards to by this interface,
+	// for others than itself: a reflector that tells uplinks of its Zone's
+	// aggregates has what is for them come to itself.
+	Transit []netip.Prefix `json:"transit,omitempty"`
 	// Encryption is how hosts of the Zone encrypt what they carry for each other.
 	Encryption *Encryption `json:"encryption,omitempty"`
 }

@@ -328,6 +328,22 @@ func (b *bgpCompiler) reflects(m Member) bool {
 	})
 }
 
+// transit is what a host is the next hop for to uplinks, without having it: the
+// Zone's prefixes, for a reflector of a Zone with an uplink that is not told the
+// hosts' own next hops.
+func (c *Compiler) transit(m *api.Machine) []netip.Prefix {
+	z, ok := store.Cached[api.Zone](c.Cache, m.Spec.Zone)
+	if !ok || z.Spec.ASN == 0 {
+		return nil
+	}
+	reflects := slices.ContainsFunc(z.Status.Reflectors, func(r api.ReflectorStatus) bool { return r.UID == m.Metadata.UID })
+	told := slices.ContainsFunc(z.Spec.Uplinks, func(u api.Uplink) bool { return !u.KeepNextHop })
+	if !reflects || !told {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(z.Spec.Prefixes), func(p netip.Prefix) bool { return !p.Addr().Is4() })
+}
+
 // farHops is how far hosts on different Subnets may be from each other.
 const farHops = 16
 

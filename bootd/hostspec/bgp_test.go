@@ -493,3 +493,30 @@ func BenchmarkBGPPart(b *testing.B) {
 		})
 	}
 }
+
+// TestTransit: a reflector forwards to the Zone's prefixes, where uplinks are told
+// of it as the next hop.
+func TestTransit(t *testing.T) {
+	r := newZone(t, 3)
+	transit := func(i int) string {
+		t.Helper()
+		s, err := r.hub.Compiler.compile(t.Context(), r.Machine(hostName(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b api.BasePart
+		if err := json.Unmarshal(s.parts[api.PartBase].Value(), &b); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(b.Underlay.Transit)
+	}
+	for i, want := range map[int]string{1: "[10.5.0.0/16]", 2: "[10.5.0.0/16]", 3: "[]"} {
+		if got := transit(i); got != want {
+			t.Errorf("%s forwards to %s, want %s", hostName(i), got, want)
+		}
+	}
+	r.editZone(func(z *api.Zone) { z.Spec.Uplinks = z.Spec.Uplinks[1:] })
+	if got := transit(1); got != "[]" {
+		t.Errorf("the one uplink left is told of each host, and %s forwards to %s", hostName(1), got)
+	}
+}

@@ -84,6 +84,7 @@ func (c *Compiler) base(m *api.Machine) api.BasePart {
 		b.NTP = s.Spec.NTP
 	}
 	b.Underlay.Closed = c.closed.of(c.Cache)
+	b.Underlay.Transit = c.transit(m)
 	if c.API != nil {
 		b.API = c.API(m)
 	}

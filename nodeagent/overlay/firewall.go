@@ -92,6 +92,16 @@ func protocol(name string, number byte) term {
 func icmpTerm() term  { return protocol("icmp", unix.IPPROTO_ICMP) }
 func icmp6Term() term { return protocol("ipv6-icmp", unix.IPPROTO_ICMPV6) }
 
+// redirect matches an ICMP redirect (RFC 792).
+func redirect() term {
+	const typ = 5
+	t := icmpTerm()
+	t.text = "icmp type redirect"
+	t.exprs = append(t.exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{typ}})
+	return t
+}
+
 func port(name string, number byte, dport uint16) term {
 	t := protocol(name, number)
 	t.text = fmt.Sprintf("%s dport %d", name, dport)
@@ -235,6 +245,7 @@ type egressRules struct {
 	underlay string
 	uplinks  []string
 	closed   []netip.Prefix // where none may go
+	transit  []netip.Prefix // that others send to by way of this host, and its underlay
 	router   bool           // the host forwards for others, too
 }
 
@@ -268,7 +279,11 @@ func hostRules(v *vteps, e *egressRules) *ruleset {
 		rule{oif(egressPrefix + "*"), answers(), accept()},
 		rule{oif(egressPrefix + "*"), drop()})
 	if !e.router {
-		// Forwarding is on at the uplinks for the answers' sake: for nothing else.
+		// Forwarding is on at the uplinks for the answers' sake, and for what is in
+		// transit by the underlay: for nothing else.
+		for _, p := range e.transit {
+			forward.rules = append(forward.rules, rule{iif(e.underlay), oif(e.underlay), to(p), accept()})
+		}
 		for _, name := range e.uplinks {
 			forward.rules = append(forward.rules, rule{iif(name), notOIF(egressPrefix + "*"), drop()})
 		}
@@ -277,7 +292,14 @@ func hostRules(v *vteps, e *egressRules) *ruleset {
 		priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept, rules: []rule{
 			{from(egressPool()), notOIF(egressPrefix + "*"), masquerade()},
 		}}
-	return &ruleset{chains: []chain{input, forward, nat}, vteps: v}
+	chains := []chain{input, forward, nat}
+	if len(e.transit) > 0 {
+		// Who sends by way of this host stays with it: what a redirect would have it
+		// remember outlives the route that it is about.
+		chains = append(chains, chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput,
+			priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []rule{{oif(e.underlay), redirect(), drop()}}})
+	}
+	return &ruleset{chains: chains, vteps: v}
 }
 
 // tenantRules filter in a Network's namespace: what is not named is dropped.

@@ -31,11 +31,11 @@ func (o *Overlay) filterHost(host place, u underlay, networks []network) error {
 	}
 	o.kernel.Lock()
 	defer o.kernel.Unlock()
-	had, err := hasChain(host, "forward") // the host forwards for Networks
+	had, err := hasChain(host, "forward") // the host forwards for Networks or its Zone
 	if err != nil {
 		return err
 	}
-	forwards := slices.ContainsFunc(networks, network.leaves) || had && !complete
+	forwards := slices.ContainsFunc(networks, network.leaves) || len(u.transit) > 0 || had && !complete
 	rules, err := o.hostRuleset(host, u, networks, forwards, complete)
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (o *Overlay) complete(networks []network) (bool, error) {
 }
 
 func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwards, complete bool) (*ruleset, error) {
-	if len(networks) == 0 && !u.encrypted {
+	if len(networks) == 0 && !u.encrypted && !forwards {
 		return nil, nil
 	}
 	v := &vteps{want: map[vtep]bool{}}
@@ -94,7 +94,7 @@ func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwar
 	if !forwards {
 		return sealed(hostRules(v, nil), u), nil
 	}
-	e := &egressRules{networks: networks, underlay: u.name}
+	e := &egressRules{networks: networks, underlay: u.name, transit: u.transit}
 	var err error
 	if e.uplinks, err = uplinks(host, u); err != nil {
 		return nil, err
@@ -189,8 +189,8 @@ func hasChain(host place, name string) (bool, error) {
 	return slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name == tableName && ch.Name == name }), nil
 }
 
-// forwardAtUplinks lets the answers to tenants in, and only while there are
-// such tenants. A host that is a router anyhow stays one. Interfaces that did
+// forwardAtUplinks lets the answers to tenants in, and what the host is in
+// transit for, and only while there is either. A host that is a router anyhow stays one. Interfaces that did
 // not forward before are remembered in a set beside the rules, which lives as
 // long as the sysctl does (and in the agent, should the table be flushed); those
 // alone are put back.

@@ -89,6 +89,7 @@ type underlay struct {
 	addresses []netip.Addr
 	connected []netip.Prefix // of its link
 	closed    []netip.Prefix // to tenants
+	transit   []netip.Prefix // forwarded to for others
 	encrypted bool           // VXLAN goes through package wireguard's device only
 	sealed    bool           // and that is there
 }

@@ -357,7 +357,7 @@ func (o *Overlay) findUnderlay(host place) (underlay, error) {
 }
 
 func seeUnderlay(host place, l netlink.Link, want api.Underlay) (underlay, error) {
-	u := underlay{name: l.Attrs().Name, index: l.Attrs().Index, mtu: l.Attrs().MTU, closed: want.Closed}
+	u := underlay{name: l.Attrs().Name, index: l.Attrs().Index, mtu: l.Attrs().MTU, closed: want.Closed, transit: want.Transit}
 	addrs, err := again(func() ([]netlink.Addr, error) { return host.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return u, fmt.Errorf("list the addresses of %s: %w", u.name, err)
