@@ -52,6 +52,7 @@ type BGPSession struct {
 	Flaps      int        `json:"flaps,omitzero" doc:"How often it was lost since the speaker started."`
 	LastError  string     `json:"lastError,omitzero" doc:"Why it was lost, or does not come up."`
 	Digest     string     `json:"digest,omitzero" doc:"Over the prefixes and next hops received, of reflectors and uplinks only."`
+	Digested   time.Time  `json:"digested,omitzero" doc:"When Digest was taken, by the host's own clock."`
 }
 
 // BGPServiceStatus is one address of a Service on one host.
@@ -78,6 +79,8 @@ type BGPAudit struct {
 	Neighbor string `json:"neighbor"`
 	Received int    `json:"received"`
 	Digest   string `json:"digest"`
+	// Digested tells one digest from the next that is the same.
+	Digested time.Time `json:"digested"`
 }
 
 // BGPEstablished is the State of a session that works.

@@ -25,6 +25,9 @@ const (
 	freshDeferral = 2*connectRetry + 2*time.Second
 	// quiet is how long no route has come, and no session, when all have told theirs.
 	quiet = 300 * time.Millisecond
+	// gateHoldTime, in seconds, is longer than the gate is ever shut: it sends no
+	// keepalives. (With none at all GoBGP gives its writes no time.)
+	gateHoldTime = 600
 	// gateTimeout is for a connection within this process.
 	gateTimeout = 5 * time.Second
 )
@@ -64,7 +67,7 @@ func (s *bgpServer) shutGate(ctx context.Context, p api.BGPPart, door netip.Addr
 	err := s.AddPeer(ctx, &gobgp.AddPeerRequest{Peer: &gobgp.Peer{
 		Conf:            &gobgp.PeerConf{NeighborAddress: gateAddress().String(), PeerAsn: p.ASN},
 		Transport:       &gobgp.Transport{PassiveMode: true},
-		Timers:          &gobgp.Timers{Config: &gobgp.TimersConfig{HoldTime: 90, KeepaliveInterval: 30, IdleHoldTimeAfterReset: 1}},
+		Timers:          &gobgp.Timers{Config: &gobgp.TimersConfig{HoldTime: gateHoldTime, KeepaliveInterval: gateHoldTime / 3, IdleHoldTimeAfterReset: 1}},
 		GracefulRestart: &gobgp.GracefulRestart{Enabled: true, RestartTime: 1, DeferralTime: deferralTime(p), LocalRestarting: true},
 		AfiSafis: []*gobgp.AfiSafi{{Config: &gobgp.AfiSafiConfig{Family: family, Enabled: true},
 			MpGracefulRestart: &gobgp.MpGracefulRestart{Config: &gobgp.MpGracefulRestartConfig{Enabled: true}}}},
@@ -117,8 +120,7 @@ func (g *gate) establish(asn uint32) error {
 	capabilities := []bgp.ParameterCapabilityInterface{
 		bgp.NewCapMultiProtocol(family), bgp.NewCapFourOctetASNumber(asn),
 		bgp.NewCapGracefulRestart(false, false, 1, []*bgp.CapGracefulRestartTuple{bgp.NewCapGracefulRestartTuple(family, false)})}
-	const noHoldTime = 0
-	open := bgp.NewBGPOpenMessage(bgp.AS_TRANS, noHoldTime, gateAddress().String(), []bgp.OptionParameterInterface{bgp.NewOptionParameterCapability(capabilities)})
+	open := bgp.NewBGPOpenMessage(bgp.AS_TRANS, gateHoldTime, gateAddress().String(), []bgp.OptionParameterInterface{bgp.NewOptionParameterCapability(capabilities)})
 	for _, m := range []*bgp.BGPMessage{open, bgp.NewBGPKeepAliveMessage()} {
 		if err := g.send(m); err != nil {
 			return err

@@ -1,7 +1,10 @@
 package bgp
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -43,6 +46,11 @@ func TestReflectorWaitsForClients(t *testing.T) {
 	time.Sleep(time.Second)
 	if n := f.lost(); n > 0 {
 		t.Errorf("%d packets are lost", n)
+	}
+	log, err := os.ReadFile(filepath.Join(r1.dir, "log"))
+	must(t, err)
+	if bytes.Contains(log, []byte("level=ERROR")) || bytes.Contains(log, []byte("may be told late")) {
+		t.Errorf("r1 says\n%s", log)
 	}
 	for _, h := range []*host{c1, c3} {
 		must(t, h.has("198.19.12.0/24", c2.address.String())())

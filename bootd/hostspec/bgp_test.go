@@ -455,9 +455,9 @@ func TestBGPStream(t *testing.T) {
 	})
 	since := time.Now().Add(-time.Minute)
 	client.send(api.HostFrame{BGP: &api.BGPStatus{Role: "client", Sessions: []api.BGPSession{
-		{Peer: hostName(1), Role: api.BGPReflector, State: api.BGPEstablished, Since: since.Add(time.Hour), Received: 7, Digest: "abc", LastError: strings.Repeat("x", 1000)}, {Peer: hostName(2), Role: api.BGPReflector, State: "idle", Digest: "abc"}}}})
+		{Peer: hostName(1), Role: api.BGPReflector, State: api.BGPEstablished, Since: since.Add(time.Hour), Received: 7, Digest: "abc", Digested: since, LastError: strings.Repeat("x", 1000)}, {Peer: hostName(2), Role: api.BGPReflector, State: "idle", Digest: "abc"}}}})
 	frames := reflector.until(func(f api.ServerFrame) bool { return f.Audit != nil })
-	if a := frames[len(frames)-1].Audit; *a != (api.BGPAudit{Neighbor: hostName(3), Received: 7, Digest: "abc"}) {
+	if a := frames[len(frames)-1].Audit; a.Neighbor != hostName(3) || a.Received != 7 || a.Digest != "abc" || !a.Digested.Equal(since) {
 		t.Errorf("%+v", a)
 	}
 	status := r.hub.BGP(hostName(3))

@@ -167,7 +167,7 @@ func (h *Hub) relayAudits(s *stream) {
 		}
 		s.audited = time.Now()
 		select {
-		case to.audits <- api.BGPAudit{Neighbor: s.peer.Name, Received: x.Received, Digest: x.Digest}:
+		case to.audits <- api.BGPAudit{Neighbor: s.peer.Name, Received: x.Received, Digest: x.Digest, Digested: x.Digested}:
 		default: // it is said again
 		}
 	}

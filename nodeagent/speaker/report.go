@@ -24,7 +24,7 @@ const (
 func (s *Speaker) Run(ctx context.Context, host nodeagent.Host) {
 	tick := time.NewTicker(askInterval)
 	defer tick.Stop()
-	r := reporter{host: host, client: s.client, inside: s.options.Inside, heard: map[string]string{}, states: map[string]map[string]bool{}}
+	r := reporter{host: host, client: s.client, inside: s.options.Inside, heard: map[string]api.BGPAudit{}, states: map[string]map[string]bool{}}
 	r.report(ctx)
 	for {
 		select {
@@ -53,9 +53,9 @@ type reporter struct {
 	read     time.Time // of routes
 	learned  int
 
-	audited time.Time         // when digests were read
-	digests map[string]string // of what reflectors and uplinks told, by name
-	heard   map[string]string // digests of what this reflector's peers received
+	audited time.Time               // when digests were read
+	digests map[string]string       // of what reflectors and uplinks told, by name
+	heard   map[string]api.BGPAudit // what this reflector's peers received, as they last said
 }
 
 func (r *reporter) report(ctx context.Context) {
@@ -91,7 +91,9 @@ func (r *reporter) own(ctx context.Context, out *api.BGPStatus) bool {
 	*out = toStatus(status, r.routes, r.omitted)
 	for i := range out.Sessions {
 		if x := &out.Sessions[i]; x.State == api.BGPEstablished {
-			x.Digest = r.digests[x.Peer]
+			if x.Digest = r.digests[x.Peer]; x.Digest != "" {
+				x.Digested = r.audited
+			}
 		}
 	}
 	return true
@@ -115,10 +117,11 @@ func (r *reporter) status(ctx context.Context) (bgp.Status, error) {
 
 // audit has the speaker look whether a peer has what it was told. A peer whose
 // routes still change would only seem to lack some, so it is believed when it
-// says the same twice.
+// has looked twice and found the same.
 func (r *reporter) audit(ctx context.Context, a api.BGPAudit) {
-	if r.heard[a.Neighbor] != a.Digest {
-		r.heard[a.Neighbor] = a.Digest
+	before := r.heard[a.Neighbor]
+	r.heard[a.Neighbor] = a
+	if before.Digest != a.Digest || before.Digested.Equal(a.Digested) {
 		return
 	}
 	got, err := r.client.Audit(ctx, a.Neighbor, a.Digest)

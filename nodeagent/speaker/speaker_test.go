@@ -243,7 +243,7 @@ func TestAudit(t *testing.T) {
 		}
 	}
 	l := &listener{}
-	r := reporter{host: l, client: s.client, heard: map[string]string{}}
+	r := reporter{host: l, client: s.client, heard: map[string]api.BGPAudit{}}
 	healed := func() int64 {
 		t.Helper()
 		status, err := s.client.Status(t.Context())
@@ -252,12 +252,14 @@ func TestAudit(t *testing.T) {
 		}
 		return status.Healed
 	}
-	for i, digest := range []string{"one", "two"} {
-		if r.audit(t.Context(), api.BGPAudit{Neighbor: "c1", Digest: digest}); healed() != 0 {
-			t.Errorf("healed at report %d, while the peer's routes change", i)
+	look := func(minute int) time.Time { return time.Date(2026, 11, 30, 0, minute, 0, 0, time.UTC) }
+	for i, a := range []api.BGPAudit{{Digest: "one", Digested: look(0)}, {Digest: "two", Digested: look(2)}, {Digest: "two", Digested: look(2)}} {
+		a.Neighbor = "c1"
+		if r.audit(t.Context(), a); healed() != 0 {
+			t.Errorf("healed at report %d, while the peer's routes change, or one look is told twice", i)
 		}
 	}
-	r.audit(t.Context(), api.BGPAudit{Neighbor: "c1", Received: 7, Digest: "two"})
+	r.audit(t.Context(), api.BGPAudit{Neighbor: "c1", Received: 7, Digest: "two", Digested: look(4)})
 	if healed() != 1 || len(l.events) != 1 || l.events[0].Reason != "RoutesRetold" {
 		t.Errorf("healed %d times, %+v", healed(), l.events)
 	}
@@ -268,6 +270,7 @@ func TestAudit(t *testing.T) {
 	}
 	for _, a := range []api.BGPAudit{{Neighbor: "c1", Digest: right.Digest}, {Neighbor: "nobody", Digest: "x"}} {
 		r.audit(t.Context(), a)
+		a.Digested = look(6)
 		r.audit(t.Context(), a)
 	}
 	if healed() != 2 || len(l.events) != 1 {
