@@ -97,7 +97,7 @@ func TestServices(t *testing.T) {
 	}
 	// One who has no part in the service says that it has.
 	z.bird(bird, "route 198.19.14.0/24 via "+bird.address.String()+"; route "+vip+"/32 via "+bird.address.String()+";")
-	z.frrClient(frr)
+	z.frrClient(frr, "bgp graceful-restart")
 
 	t.Run("all clients share packets between its hosts", func(t *testing.T) {
 		eventually(t, c3.goes(vip, c1, c2), c3.goes(vip6, c1, c2), r1.goes(vip, c1, c2), c3.goes(own, c1), c2.goes(own, c1),

@@ -97,11 +97,12 @@ func (z *zone) bird(h *host, routes string) {
 	h.begin(nil, "bird", "-f", "-c", write(z.t, filepath.Join(h.dir, "bird.conf"), text), "-s", filepath.Join(h.dir, "ctl"))
 }
 
-// frrClient makes h a client that runs FRR, without a kernel to program.
-func (z *zone) frrClient(h *host) {
+// frrClient makes h a client that runs FRR, without a kernel to program. restarts
+// is what it makes of graceful ones.
+func (z *zone) frrClient(h *host, restarts string) {
 	z.t.Helper()
 	bgpd := need(z.t, "/usr/lib/frr/bgpd")
-	text := fmt.Sprintf("router bgp %d\n bgp router-id %s\n bgp graceful-restart\n", zoneASN, h.address)
+	text := fmt.Sprintf("router bgp %d\n bgp router-id %s\n %s\n", zoneASN, h.address, restarts)
 	for _, r := range z.reflectors {
 		text += fmt.Sprintf(" neighbor %[1]s remote-as %[2]d\n neighbor %[1]s timers connect 3\n neighbor %[1]s ttl-security hops 1\n neighbor %[1]s password %[3]s\n", r.address, zoneASN, key(r, h))
 	}
