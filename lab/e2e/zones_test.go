@@ -488,6 +488,24 @@ func TestZones(t *testing.T) {
 			}
 		}
 	})
+	t.Run("people see it", func(t *testing.T) {
+		for args, want := range map[string][]string{
+			"bgp sessions yellow":                {reflector.name, clients[0].name, yellow.leafs[1].address, "established"},
+			"bgp routes yellow":                  {loop[clients[0]].String() + "/32", "yellow-tenants", "0.0.0.0/0", clients[1].name},
+			"get zones":                          {"yellow", "64601", "red"},
+			"describe zone yellow":               {named[0], named[1], "Serving"},
+			"describe machine " + reflector.name: {"bgp Applied", "the session with client "},
+		} {
+			code, out, said := s.weftctl(strings.Fields(args)...)
+			for _, w := range want {
+				if code != 0 || !strings.Contains(out, w) {
+					t.Errorf("weftctl %s says nothing of %q: %d\n%s%s", args, w, code, out, said)
+					break
+				}
+			}
+			t.Logf("weftctl %s\n%s", args, out)
+		}
+	})
 	t.Run("what is foreign is not taken", func(t *testing.T) {
 		for args, want := range map[string]int{
 			"policy-test 198.18.250.0/24 --zone yellow --from " + yellow.leafs[0].address: 1,
