@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -54,5 +55,28 @@ func TestReflectorWaitsForClients(t *testing.T) {
 	}
 	for _, h := range []*host{c1, c3} {
 		must(t, h.has("198.19.12.0/24", c2.address.String())())
+	}
+}
+
+// GoBGP answers nothing while it tells everybody everything: that is no reason to
+// be killed by the watchdog, unless it never ends.
+func TestAliveWhileOpening(t *testing.T) {
+	for name, c := range map[string]struct {
+		since time.Time
+		want  bool
+	}{
+		"it hangs":            {time.Time{}, false},
+		"it tells":            {time.Now().Add(-time.Minute), true},
+		"it tells for longer": {time.Now().Add(-2 * mostOpening), false},
+	} {
+		s := &speaker{ops: make(chan func())} // whose loop does not answer
+		if !c.since.IsZero() {
+			s.opening.Store(c.since.UnixNano())
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if got := s.alive(ctx); got != c.want {
+			t.Errorf("%s: alive is %v", name, got)
+		}
+		cancel()
 	}
 }

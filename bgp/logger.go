@@ -92,6 +92,9 @@ func (l *logger) withoutKey(address string) (string, bool) {
 // Info implements GoBGP's Logger. Of what GoBGP says at this level, only
 // sessions that come and go are for people.
 func (l *logger) Info(msg string, f gobgplog.Fields) {
+	if f["Key"] == gateAddress().String() {
+		return // it comes and goes with each start
+	}
 	switch msg {
 	case "Peer Down":
 		l.noteLoss(fmt.Sprint(f["Key"]), fmt.Sprint(f["Reason"]))

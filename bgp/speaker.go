@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	gobgp "github.com/osrg/gobgp/v3/api"
@@ -37,7 +38,8 @@ const (
 	// rearranging is how long others take to tell what one told that is a
 	// neighbour no more: they may hear of it from bootd later than this host.
 	rearranging    = 10 * time.Second
-	lookupPrefixes = 256 // more that changed are read with all others
+	mostOpening    = 5 * time.Minute // may it take to tell all neighbours all there is
+	lookupPrefixes = 256             // more that changed are read with all others
 	// gcAtRest and gcAtStart are how much garbage there may be, in percent of what
 	// is used: the host's memory is its guests', but a start makes very much of it.
 	gcAtRest, gcAtStart = 50, 200
@@ -63,13 +65,14 @@ type Notifier interface {
 	Watchdog(ctx context.Context, healthy func() bool)
 }
 
-// speaker is the one of this process. Its loop owns everything but events.
+// speaker is the one of this process. Its loop owns everything but events and opening.
 type speaker struct {
 	options Options
 	log     *logger
 	ops     chan func()
 	kernel  chan struct{} // the kernel's other routes have changed
 	events  events
+	opening atomic.Int64 // since when, in ns since 1970, the gate is being opened; 0 when it is not
 
 	server   *bgpServer
 	fib      *fib.FIB
@@ -560,15 +563,21 @@ func (s *speaker) tellAtLast(ctx context.Context) {
 		patience = min(patience, freshDeferral)
 	}
 	if late := now.Sub(s.shut) > patience; !late {
-		if now.Sub(s.news) < quiet {
+		calm := s.news.Add(quiet)
+		if now.Before(calm) {
 			return
 		}
-		s.lookAtSessions(ctx)
+		if s.looked.Before(calm) {
+			s.lookAtSessions(ctx)
+		}
 		if slices.ContainsFunc(s.status.Sessions, func(n Session) bool { return !n.told }) {
 			return
 		}
 	}
-	if err := s.server.openGate(ctx); err != nil {
+	s.opening.Store(now.UnixNano())
+	err := s.server.openGate(ctx)
+	s.opening.Store(0)
+	if err != nil {
 		s.options.Log.Warn("bgp: neighbors may be told late of what there is", "error", err)
 	}
 	s.status.Deferring, s.news, s.untidy = false, now, true
@@ -657,8 +666,13 @@ func (s *speaker) mind(ctx context.Context, n api.BGPNeighbor, p *gobgp.Peer, se
 	}
 }
 
-// alive is what feeds the watchdog: the loop answers.
+// alive is what feeds the watchdog: the loop answers. GoBGP does not while it
+// tells everybody all there is, which takes it some 10 µs for each route and
+// neighbour.
 func (s *speaker) alive(ctx context.Context) bool {
+	if since := s.opening.Load(); since != 0 && time.Since(time.Unix(0, since)) < mostOpening {
+		return true
+	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	return s.do(ctx, func() {}) == nil

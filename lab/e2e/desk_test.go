@@ -36,6 +36,24 @@ type desk struct {
 	hosts      []*deskHost
 }
 
+// deskBasics is what every desk's bootd is told. The Image os is its test's.
+const deskBasics = `
+apiVersion: rackweft/v1alpha1
+kind: Site
+metadata: {name: site}
+spec: {domain: desk.test}
+---
+apiVersion: rackweft/v1alpha1
+kind: Subnet
+metadata: {name: pxe}
+spec: {purpose: provisioning, interface: pxe, prefixes: [198.18.0.0/24], gateway: 198.18.0.1, mode: proxy}
+---
+apiVersion: rackweft/v1alpha1
+kind: Profile
+metadata: {name: worker}
+spec: {image: os}
+`
+
 // deskHost is one of the hosts; number N has 198.18.0.N on the provisioning
 // segment, and the MAC 52:54:00:01:N:00 there.
 type deskHost struct {

@@ -121,17 +121,7 @@ func (d *desk) image(name string, content []byte) string {
 	return fmt.Sprintf("{source: %s, sha256: %x}", d.write(name, string(content)), sum)
 }
 
-const deskSite = `
-apiVersion: rackweft/v1alpha1
-kind: Site
-metadata: {name: site}
-spec: {domain: desk.test}
----
-apiVersion: rackweft/v1alpha1
-kind: Subnet
-metadata: {name: pxe}
-spec: {purpose: provisioning, interface: pxe, prefixes: [198.18.0.0/24], gateway: 198.18.0.1, mode: proxy}
----
+const reachSite = deskBasics + `---
 apiVersion: rackweft/v1alpha1
 kind: Subnet
 metadata: {name: prod}
@@ -141,11 +131,6 @@ apiVersion: rackweft/v1alpha1
 kind: Zone
 metadata: {name: yellow}
 spec: {asn: 64601, prefixes: [198.18.64.0/18]}
----
-apiVersion: rackweft/v1alpha1
-kind: Profile
-metadata: {name: worker}
-spec: {image: os}
 ---
 apiVersion: rackweft/v1alpha1
 kind: Machine
@@ -198,7 +183,7 @@ func TestReach(t *testing.T) {
 		t.Fatal(err)
 	}
 	arguments := append(guestos.Arguments(), guestos.AgentArgument)
-	d.apply(fmt.Sprintf(deskSite, strings.Join(arguments, ", "), d.image("kernel", kernel), d.image("initrd", append(initrd, agent...))))
+	d.apply(fmt.Sprintf(reachSite, strings.Join(arguments, ", "), d.image("kernel", kernel), d.image("initrd", append(initrd, agent...))))
 	h := d.host(reachHost, 7)
 	d.segment("prod", "198.18.8.1/24")
 	d.wire(h.ns, "prod", h.mac(1), "prod", "198.18.8.7/24")

@@ -146,22 +146,7 @@ spec:
 
 // manifests are of everything.
 func (s *zoneSite) manifests() string {
-	text := `
-apiVersion: rackweft/v1alpha1
-kind: Site
-metadata: {name: site}
-spec: {domain: desk.test}
----
-apiVersion: rackweft/v1alpha1
-kind: Subnet
-metadata: {name: pxe}
-spec: {purpose: provisioning, interface: pxe, prefixes: [198.18.0.0/24], gateway: 198.18.0.1, mode: proxy}
----
-apiVersion: rackweft/v1alpha1
-kind: Profile
-metadata: {name: worker}
-spec: {image: os}
----
+	text := deskBasics + `---
 apiVersion: rackweft/v1alpha1
 kind: Image
 metadata: {name: os}
