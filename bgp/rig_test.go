@@ -30,7 +30,14 @@ const speakerEnvironment = "RACKWEFT_TEST_SPEAKER"
 // webEnvironment makes it a web server: with what it listens on.
 const webEnvironment = "RACKWEFT_TEST_WEB"
 
+// stationEnvironment makes it a monitoring station: with what it listens on.
+const stationEnvironment = "RACKWEFT_TEST_STATION"
+
 func TestMain(m *testing.M) {
+	if at := os.Getenv(stationEnvironment); at != "" {
+		fmt.Fprintln(os.Stderr, "station:", station(at))
+		os.Exit(1)
+	}
 	if at := os.Getenv(webEnvironment); at != "" {
 		fmt.Fprintln(os.Stderr, "web:", http.ListenAndServe(at, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
 		os.Exit(1)

@@ -561,7 +561,7 @@ func (s *bgpServer) monitor(ctx context.Context, p api.BGPPart) error {
 		if s.stations[a] {
 			continue
 		}
-		err := s.AddBmp(ctx, &gobgp.AddBmpRequest{Address: a.Addr().String(), Port: uint32(a.Port()), Policy: gobgp.AddBmpRequest_BOTH,
+		err := s.AddBmp(ctx, &gobgp.AddBmpRequest{Address: a.Addr().String(), Port: uint32(a.Port()), Policy: gobgp.AddBmpRequest_ALL,
 			SysName: p.RouterID.String(), SysDescr: "rackweft"})
 		if err != nil {
 			faults = append(faults, fmt.Errorf("add monitoring station %s: %w", a, err))
