@@ -70,8 +70,10 @@ type program struct {
 	ended chan struct{}
 }
 
-func (p *program) kill() {
-	_ = p.cmd.Process.Kill()
+func (p *program) kill() { p.end(syscall.SIGKILL) }
+
+func (p *program) end(signal syscall.Signal) {
+	_ = p.cmd.Process.Signal(signal)
 	<-p.ended
 	_ = p.log.Close()
 }

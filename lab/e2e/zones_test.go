@@ -555,11 +555,11 @@ func TestZones(t *testing.T) {
 			f.lost(t)
 		}
 	})
-	t.Run("speakers are killed", func(t *testing.T) {
-		for _, h := range []*deskHost{clients[0], reflector} {
+	t.Run("speakers are restarted and killed", func(t *testing.T) {
+		for signal, h := range map[syscall.Signal]*deskHost{syscall.SIGTERM: clients[0], syscall.SIGKILL: reflector} {
 			flows := streams(t)
 			killed := time.Now()
-			h.speaker.kill()
+			h.speaker.end(signal)
 			time.Sleep(500 * time.Millisecond) // as its unit has it
 			h.startSpeaker()
 			s.wait("its sessions are new", func(context.Context) error {
