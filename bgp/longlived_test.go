@@ -21,7 +21,7 @@ func TestLongLived(t *testing.T) {
 		t.Skip("takes half a minute")
 	}
 	t.Parallel()
-	vtysh := need(t, "vtysh")
+	need(t, "vtysh")
 	z := newZone(t, 3)
 	z.reflectors = z.reflectors[:1]
 	r1, c1, c2, foreign := z.reflectors[0], z.clients[0], z.clients[1], z.clients[2]
@@ -36,11 +36,11 @@ func TestLongLived(t *testing.T) {
 	prefix, via := c1.own()[0].String(), c1.address.String()
 	inFRR := func(want bool) func() error {
 		return func() error {
-			got := foreign.in(vtysh, "--vty_socket", foreign.dir, "-c", "show ip bgp")
-			if strings.Contains(got, prefix) != want {
-				return fmt.Errorf("FRR has\n%s\n%s of %s: %s", got, "as its neighbor's status", r1.name, r1.status().Line())
+			got, err := foreign.ask("vtysh", "--vty_socket", foreign.dir, "-c", "show ip bgp")
+			if err == nil && strings.Contains(got, prefix) != want {
+				err = fmt.Errorf("FRR has\n%s\n%s: %s", got, r1.name, r1.status().Line())
 			}
-			return nil
+			return err
 		}
 	}
 	stale := func(want bool) func() error {
