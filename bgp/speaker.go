@@ -552,38 +552,6 @@ func (s *speaker) lookAtSessions(ctx context.Context) {
 	}
 }
 
-func (s *speaker) deferring() bool { return s.server != nil && s.server.gate != nil }
-
-// tellAtLast opens the gate, once all neighbours have told their routes, or have
-// had the time to.
-func (s *speaker) tellAtLast(ctx context.Context) {
-	now := time.Now()
-	patience := time.Duration(deferralTime(s.server.part)) * time.Second
-	if s.status.Settled { // since the start: nobody has routes by this one
-		patience = min(patience, freshDeferral)
-	}
-	if late := now.Sub(s.shut) > patience; !late {
-		calm := s.news.Add(quiet)
-		if now.Before(calm) {
-			return
-		}
-		if s.looked.Before(calm) {
-			s.lookAtSessions(ctx)
-		}
-		if slices.ContainsFunc(s.status.Sessions, func(n Session) bool { return !n.told }) {
-			return
-		}
-	}
-	s.opening.Store(now.UnixNano())
-	err := s.server.openGate(ctx)
-	s.opening.Store(0)
-	if err != nil {
-		s.options.Log.Warn("bgp: neighbors may be told late of what there is", "error", err)
-	}
-	s.status.Deferring, s.news, s.untidy = false, now, true
-	s.options.Log.Info("bgp: neighbors are told", "after", now.Sub(s.started).Round(time.Millisecond), "sessions", len(s.status.Sessions))
-}
-
 // settled reports whether every neighbour has told all its routes since the
 // start, or has had the time to.
 func (s *speaker) settled(now time.Time) bool {
