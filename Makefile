@@ -43,7 +43,7 @@ test: deps build
 	@lab/image/build --guests >/dev/null
 	$(GO) test -race -timeout 40m $$($(GO) list ./... | grep -v '/lab/e2e$$')
 	$(GO) test -timeout 5m -run '^TestResidentSet$$' ./bootd/store # the race detector needs memory of its own
-	$(GO) test -timeout 30m -v ./lab/e2e
+	$(GO) test -timeout 75m -v ./lab/e2e
 
 test-short: build
 	$(GO) vet ./...
