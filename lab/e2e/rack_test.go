@@ -129,15 +129,6 @@ func killedInEveryStage(t *testing.T, r *rig.Rig) {
 		}
 		if stage := m.Status.Attempt.Stage; !killed[stage] {
 			killed[stage] = true
-			// Ignition tries again what does not begin, not what breaks off. The kills
-			// are in step with one machine: the other must not be fetching files.
-			for fetching := true; fetching && ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
-				other, err := api.Get[api.Machine](ctx, r.Client, bios)
-				fetching = err != nil // bootd is only coming up
-				if err == nil && other.Status.Attempt != nil {
-					fetching = slices.Contains([]api.Stage{api.StageRootfs, api.StageConfig}, other.Status.Attempt.Stage)
-				}
-			}
 			return r.Rack.KillBootd()
 		}
 		return nil
