@@ -10,15 +10,21 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/lab/rig"
@@ -35,12 +41,14 @@ const (
 // to them what happens to machines.
 func TestRack(t *testing.T) {
 	r := rig.Up(t, rig.Options{Manifests: withoutStranger, NoManifests: true})
-	addSecretLayer(t, r)
+	key := newKey(t)
+	addLayers(t, r, key)
 	r.Apply(manifests(t, r)...)
 	t.Run("killed in every stage", func(t *testing.T) { killedInEveryStage(t, r.For(t)) })
 	if t.Failed() {
 		t.FailNow() // nothing below can hold
 	}
+	t.Run("a file that broke off", func(t *testing.T) { fileBrokeOff(t, r.For(t), key) })
 	t.Run("what the host reports", func(t *testing.T) { hostReports(t, r.For(t)) })
 	t.Run("networks", func(t *testing.T) { networks(t, r.For(t)) })
 	t.Run("what people get wrong", func(t *testing.T) { badInput(t, r.For(t)) })
@@ -79,17 +87,18 @@ func manifests(t *testing.T, r *rig.Rig) []string {
 			r.File("all-machines.yaml", string(content))
 		}
 		if name == "profile.yaml" {
-			content = bytes.Replace(content, []byte("layers: [site,"), []byte("layers: [secretive, site,"), 1)
+			content = bytes.Replace(content, []byte("layers: [site,"), []byte("layers: [secretive, login, site,"), 1)
 		}
 		paths = append(paths, r.File("e2e-"+name, string(withoutStranger(name, content))))
 	}
 	return paths
 }
 
-// addSecretLayer makes every host get a file with a Secret in it.
-func addSecretLayer(t *testing.T, r *rig.Rig) {
+// addLayers makes every host get a file with a Secret in it, one from a server that breaks off, and lets root in.
+func addLayers(t *testing.T, r *rig.Rig, key ssh.Signer) {
 	t.Helper()
-	r.Apply(r.File("secretive.yaml", `apiVersion: rackweft/v1alpha1
+	r.Apply(r.File("layers.yaml", login(key)+`---
+apiVersion: rackweft/v1alpha1
 kind: Secret
 metadata: {name: app}
 spec: {data: {key: `+password+`}}
@@ -105,7 +114,54 @@ spec:
           mode: 0600
           contents:
             inline: {{ secret "app" "key" }}
+        - path: /etc/app.data
+          contents:
+            source: http://`+breakingOff(t, r)+`/
 `))
+}
+
+// wholeFile is what breakingOff serves.
+const wholeFile = "the first half\nthe second half\n"
+
+// breakingOff serves a file, of which it sends each client a half at first. It returns its address.
+func breakingOff(t *testing.T, r *rig.Rig) string {
+	t.Helper()
+	listener, err := r.Rack.Listen("198.18.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served sync.Map
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		client, _, _ := net.SplitHostPort(req.RemoteAddr)
+		if _, before := served.LoadOrStore(client, true); before {
+			_, _ = io.WriteString(w, wholeFile)
+			return
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(wholeFile)))
+		_, _ = io.WriteString(w, wholeFile[:len(wholeFile)/2])
+		_ = http.NewResponseController(w).Flush() // what breaks off before it begins is tried again by Ignition
+		panic(http.ErrAbortHandler)
+	}))
+	server.Listener = listener
+	server.Start()
+	t.Cleanup(server.Close)
+	return listener.Addr().String()
+}
+
+// fileBrokeOff: the initrd began Ignition's files stage again, and what Ignition printed then, all of its config, is
+// not on the host for everybody who may read its journal.
+func fileBrokeOff(t *testing.T, r *rig.Rig, key ssh.Signer) {
+	h := dialHost(t, r, uefi, key)
+	if got := h.run("cat /etc/app.data"); got != strings.TrimSpace(wholeFile) {
+		t.Errorf("the file is %q", got)
+	}
+	journal := h.run("journalctl --no-pager --boot --quiet")
+	if !strings.Contains(journal, "files of the Ignition config failed, trying again") {
+		t.Error("the journal says nothing of the second try: nothing was tested")
+	}
+	if strings.Contains(journal, "Full config") || strings.Contains(journal, password) {
+		t.Error("the journal has the Ignition config")
+	}
 }
 
 // killedInEveryStage kills bootd with SIGKILL at each stage that the UEFI machine comes to. It comes back by

@@ -479,7 +479,7 @@ func TestZones(t *testing.T) {
 			"bgp routes yellow":                  {loop[clients[0]].String() + "/32", "yellow-tenants", "0.0.0.0/0", clients[1].name},
 			"get zones":                          {"yellow", "64601", "red"},
 			"describe zone yellow":               {named[0], named[1], "Serving"},
-			"describe machine " + reflector.name: {"bgp Applied", "the session with client "},
+			"describe machine " + reflector.name: {"bgp Applied", "sessions up"},
 		} {
 			code, out, said := s.weftctl(strings.Fields(args)...)
 			for _, w := range want {
@@ -574,6 +574,13 @@ func TestZones(t *testing.T) {
 			for _, f := range flows {
 				f.lost(t)
 			}
+			s.wait("the flap is told with its reason", func(context.Context) error {
+				code, out, said := s.weftctl("describe", "machine", h.name)
+				if code != 0 || !strings.Contains(out, "is down: the speaker restarted") {
+					return fmt.Errorf("%d %s%s", code, out, said)
+				}
+				return nil
+			})
 		}
 	})
 	t.Run("both reflectors are replaced", func(t *testing.T) {

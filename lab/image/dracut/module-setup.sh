@@ -34,6 +34,8 @@ install() {
 
     inst_script "$moddir/rackweft-network" /usr/lib/rackweft/network
     inst_script "$moddir/rackweft-rootfs" /usr/lib/rackweft/rootfs
+    inst_script "$moddir/rackweft-root" /usr/lib/rackweft/root
+    inst_script "$moddir/rackweft-files" /usr/lib/rackweft/files
     inst_script "$moddir/rackweft-enable" /usr/lib/rackweft/enable
     inst_script "$moddir/rackweft-failed" /usr/lib/rackweft/failed
     # Ignition asks this whether there is a disk to install to.
@@ -47,6 +49,8 @@ install() {
         inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
     done
     inst_simple "$moddir/online.conf" "$systemdsystemunitdir/ignition-fetch.service.d/online.conf"
+    inst_simple "$moddir/secrets.conf" "$systemdsystemunitdir/ignition-.service.d/secrets.conf"
+    inst_simple "$moddir/files.conf" "$systemdsystemunitdir/ignition-files.service.d/rackweft.conf"
     inst_simple "$moddir/wait-online.conf" "$systemdsystemunitdir/systemd-networkd-wait-online.service.d/rackweft.conf"
     inst_simple "$moddir/networkd.conf" "$systemdsystemunitdir/systemd-networkd.service.d/rackweft.conf"
     inst_simple "$moddir/parse-etc.conf" "$systemdsystemunitdir/initrd-parse-etc.service.d/rackweft.conf"

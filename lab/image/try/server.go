@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -34,18 +35,19 @@ const (
 // server plays bootd: rootfs and pointer over HTTP, the config and its files
 // over HTTPS under a CA that only the pointer names.
 type server struct {
-	image        string
-	command      string
-	boot         int
-	faults       bool
-	plain, tls   net.Listener
-	http, https  *http.Server
-	serving      sync.WaitGroup
-	ca           string
-	mu           sync.Mutex
-	seen         []event
-	rootfsServed int
-	configServed int
+	image         string
+	command       string
+	boot          int
+	faults        bool
+	plain, tls    net.Listener
+	http, https   *http.Server
+	serving       sync.WaitGroup
+	ca            string
+	mu            sync.Mutex
+	seen          []event
+	rootfsServed  int
+	configServed  int
+	payloadServed int
 }
 
 type event struct {
@@ -219,6 +221,17 @@ func (s *server) payload(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Authorization") != "Bearer "+token {
 		http.Error(w, "no token", http.StatusForbidden)
 		return
+	}
+	s.mu.Lock()
+	s.payloadServed++
+	n := s.payloadServed
+	s.mu.Unlock()
+	s.note("payload (%d)", n)
+	if s.faults && n == 1 {
+		w.Header().Set("Content-Length", strconv.Itoa(len(payload)))
+		_, _ = io.WriteString(w, payload[:len(payload)/2])
+		_ = http.NewResponseController(w).Flush() // else nothing is sent, which is no fault to a client that tries again
+		panic(http.ErrAbortHandler)
 	}
 	_, _ = io.WriteString(w, payload) // a client that went away is told by its console
 }
