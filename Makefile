@@ -12,6 +12,10 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 LABDIR  ?= /var/lib/rackweft-lab
 
+# The rows of a benchmark, each as soon as it is there (mawk, Debian's awk, waits
+# for more); all else goes to standard error.
+ROWS = sed -u -n -E -e '/^(BENCH|SKIP)/p' -e '/^(BENCH|SKIP)/!w /dev/stderr'
+
 .PHONY: all build deps image lab lab-down test test-short lint bench bench-lab bench-bgp bench-overlay bench-guests fuzz clean
 
 all: build
@@ -57,14 +61,14 @@ bench-lab: deps
 	@mkdir -p bin && $(GO) test -c -o bin/bench-lab.test ./lab/bench
 	@set -o pipefail; cd lab/bench && \
 	  ../../bin/bench-lab.test -test.run '^$$' -test.bench '^BenchmarkLab$$' -test.benchtime 1x -test.timeout 60m | \
-	  awk '/^BENCH/ { print; fflush(); next } { print >"/dev/stderr" }'
+	  $(ROWS)
 
 # A reflector with 50, 200 and 400 clients beside BIRD, FRR and gobgpd, and 10,000 routes into the kernel.
 bench-bgp: deps
 	@mkdir -p bin && $(GO) test -c -o bin/bench-bgp.test ./bgp && $(GO) test -c -o bin/bench-fib.test ./bgp/fib
 	@set -o pipefail; { RACKWEFT_BENCH_RUNS=3 bin/bench-bgp.test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 90m && \
 	  bin/bench-fib.test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 10m; } | \
-	  awk '/^BENCH/ { print; fflush(); next } { print >"/dev/stderr" }'
+	  $(ROWS)
 
 # Networks beside flanneld and beside what ip(8) makes. From a change in bootd to programmed on 50 hosts is the sum of
 # two 99th percentiles, each measured alone: until the last host is told, and until its kernel has it.
@@ -82,7 +86,7 @@ bench-guests: deps
 	@mkdir -p bin && $(GO) test -c -o bin/bench-guests.test ./nodeagent/guest
 	@set -o pipefail; cd nodeagent/guest && \
 	  ../../bin/bench-guests.test -test.run '^$$' -test.bench '^BenchmarkGuests$$' -test.benchtime 1x -test.timeout 20m | \
-	  awk '/^(BENCH|SKIP)/ { print; fflush(); next } { print >"/dev/stderr" }'
+	  $(ROWS)
 
 # Every fuzz target for a while each: make fuzz FUZZTIME=5m
 FUZZTIME ?= 30s

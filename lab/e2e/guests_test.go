@@ -68,6 +68,7 @@ spec: {network: customer-a, cpus: 1, memory: 192Mi, image: small, stopTimeout: 5
 	t.Run("agent killed", func(t *testing.T) { agentKilled(t, r.For(t), from.For(t), web) })
 	t.Run("restart", func(t *testing.T) { guestRestart(t, r.For(t), from.For(t), web) })
 	t.Run("zone", func(t *testing.T) { zone(t, r.For(t), from.For(t)) })
+	t.Run("peering", func(t *testing.T) { peering(t, r.For(t), from.For(t), to.For(t)) })
 	t.Run("drain", func(t *testing.T) { drainHost(t, r.For(t), from.For(t), to.For(t), web) })
 	t.Run("host shuts down", func(t *testing.T) { hostShutsDown(t, r.For(t), to.For(t), web, db) })
 }
