@@ -74,7 +74,7 @@ spec: {network: customer-a, cpus: 1, memory: 192Mi, image: small, stopTimeout: 5
 }
 
 // emulatedBoot is the most processor time that the Guests' system may take to boot, emulated, where hosts are emulated
-// too. Where it took 5 s, a Guest in an emulated host was not up after rig.Patience, where it took 3.7 s not after minutes.
+// too. Where it took 3.7 to 5 s, a Guest in an emulated host was up at some times, and at others not after rig.Patience.
 const emulatedBoot = 3 * time.Second
 
 // emulationInEmulation skips the test where it is too slow. RACKWEFT_E2E_GUESTS=1 has it tried anyway.
