@@ -14,6 +14,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/bootd/image"
+	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/ignition"
 )
@@ -50,10 +51,8 @@ func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine)
 	if m.Spec.State != api.StateActive {
 		return httpboot.Script{}, fmt.Errorf("the Machine %s has state %s: nothing is booted", m.Metadata.Name, m.Spec.State)
 	}
-	// Until Ignition has its pointer no token has left, so a boot that starts
-	// over is the same BootAttempt. After that it is a new boot.
-	if !current(m) || m.Status.Attempt.Reached(api.StagePointer) {
-		if err := d.Tracker.BootAsked(ctx, m.Metadata.Name); err != nil {
+	if !machine.Covers(m, time.Now()) {
+		if err := d.Tracker.BootAsked(ctx, m); err != nil {
 			d.Log.Warn("record an unsolicited boot", "machine", m.Metadata.Name, "error", err)
 		}
 		return httpboot.Script{}, errors.New(unsolicited(m))

@@ -92,9 +92,7 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 		return c.expireDiscovered(ctx, m)
 	}
 	if a := m.Status.Attempt; a.Open() && time.Now().After(a.Deadline) {
-		message := overdue(m)
-		c.Record.Event(m, api.Warning, "BootFailed", message)
-		return 0, c.mutate(ctx, m, func(m *api.Machine) { Fail(m, time.Now(), message) })
+		return 0, c.expire(ctx, m)
 	}
 	if r := pending(m); r != nil {
 		return c.serve(ctx, m, r)
@@ -124,6 +122,22 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 		return wait, err
 	}
 	return c.recheckBMC(ctx, m, wait)
+}
+
+// expire fails an attempt whose window is over, unless it made progress since
+// it was looked at.
+func (c *Controller) expire(ctx context.Context, m *api.Machine) error {
+	message, failed := overdue(m), false
+	err := c.mutate(ctx, m, func(fresh *api.Machine) {
+		failed = attemptID(fresh) == attemptID(m) && fresh.Status.Attempt.Open() && time.Now().After(fresh.Status.Attempt.Deadline)
+		if failed {
+			Fail(fresh, time.Now(), message)
+		}
+	})
+	if err == nil && failed {
+		c.Record.Event(m, api.Warning, "BootFailed", message)
+	}
+	return err
 }
 
 // toState takes the next step towards the state that the spec asks for.
@@ -263,6 +277,9 @@ func (c *Controller) maintain(ctx context.Context, m *api.Machine) (time.Duratio
 		return 0, nil
 	}
 	return 0, c.mutate(ctx, m, func(m *api.Machine) {
+		if m.Spec.State != api.StateMaintenance {
+			return
+		}
 		Fail(m, time.Now(), "put into Maintenance")
 		m.Status.Phase = api.PhaseMaintenance
 	})
@@ -361,18 +378,19 @@ func (c *Controller) follow(ctx context.Context, m *api.Machine) (time.Duration,
 		return c.powerUp(ctx, m)
 	}
 	if ready(m) {
+		done := false
 		err := c.mutate(ctx, m, func(m *api.Machine) {
-			if m.Status.Attempt.Open() && ready(m) {
+			if done = m.Status.Attempt.Open() && ready(m); done {
 				Advance(m, m.Status.Attempt.ID, api.StageApplied, time.Now(), Window(c.Cache))
 				succeed(m, time.Now())
 			}
 		})
-		if err == nil {
+		if err == nil && done {
 			c.Record.Event(m, api.Normal, "Active", fmt.Sprintf("Active %s after BootAttempt %d was opened", time.Since(a.Started).Round(time.Second), a.Number))
 		}
 		return 0, err
 	}
-	if asked := m.Status.BootAsked; asked.After(a.Started) && time.Since(asked) < 4*bootAskedEvery {
+	if asked := m.Status.BootAsked; a.Reached(api.StagePointer) && asked.After(a.Started) && time.Since(asked) < 4*bootAskedEvery {
 		at, ok := reachedAt(a, api.StagePointer)
 		if !ok {
 			at = a.Started

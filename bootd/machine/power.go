@@ -358,6 +358,9 @@ func (c *Controller) turnOff(ctx context.Context, m *api.Machine) (time.Duration
 	}
 	if m.Status.Attempt != nil {
 		return 0, c.mutate(ctx, m, func(m *api.Machine) {
+			if m.Spec.State != api.StateOff {
+				return
+			}
 			Fail(m, time.Now(), "state is Off")
 			archive(m)
 			m.Status.Phase = api.PhaseDeprovisioning

@@ -59,18 +59,33 @@ func (t *Tracker) Reached(ctx context.Context, name, attempt string, stage api.S
 // bootAskedEvery bounds how often an unanswered boot is written down.
 const bootAskedEvery = 10 * time.Second
 
-// BootAsked records that the Machine network-boots and no open BootAttempt
-// covers it: the controller decides whether to open one.
-func (t *Tracker) BootAsked(ctx context.Context, name string) error {
+// Covers reports whether the Machine's BootAttempt covers a boot that asks for
+// its script now. Until Ignition has its pointer no token has left, so a boot
+// that starts over is the same BootAttempt; after that it is another boot.
+func Covers(m *api.Machine, now time.Time) bool {
+	a := m.Status.Attempt
+	return a.Open() && now.Before(a.Deadline) && !a.Reached(api.StagePointer)
+}
+
+// BootAsked records that the Machine network-boots and that its BootAttempt,
+// as seen by the caller, does not cover it: the controller decides whether to
+// open another. The caller's view may be old. An attempt that was opened since
+// must not take the boot that it was opened for as a reset.
+func (t *Tracker) BootAsked(ctx context.Context, seen *api.Machine) error {
+	name := seen.Metadata.Name
 	m, ok := store.Cached[api.Machine](t.Cache, name)
 	if !ok || time.Since(m.Status.BootAsked) < bootAskedEvery {
 		return nil
 	}
-	_, err := store.Mutate(ctx, t.Store, name, func(m *api.Machine) error {
-		if time.Since(m.Status.BootAsked) < bootAskedEvery {
+	_, err := store.Mutate(ctx, t.Store, name, func(fresh *api.Machine) error {
+		now := time.Now()
+		switch {
+		case fresh.Metadata.UID != seen.Metadata.UID, attemptID(fresh) != attemptID(seen), Covers(fresh, now):
+			return store.ErrUnchanged
+		case now.Sub(fresh.Status.BootAsked) < bootAskedEvery:
 			return store.ErrUnchanged
 		}
-		m.Status.BootAsked = time.Now().UTC()
+		fresh.Status.BootAsked = now.UTC()
 		return nil
 	})
 	if err != nil {
