@@ -28,8 +28,14 @@ const (
 	// gateHoldTime, in seconds, is longer than the gate is ever shut: it sends no
 	// keepalives. (With none at all GoBGP gives its writes no time.)
 	gateHoldTime = 600
-	// gateTimeout is for a connection within this process.
-	gateTimeout = 5 * time.Second
+	// gateTimeout is for a session within this process to come up. The watchdog's
+	// patience is longer.
+	gateTimeout = 10 * time.Second
+	// openTimeout is for GoBGP to answer the gate's End-of-RIB.
+	openTimeout = 5 * time.Second
+	// gateRetry is between attempts to connect: GoBGP closes what comes before the
+	// neighbor has left its idle state.
+	gateRetry = 20 * time.Millisecond
 )
 
 // gate keeps GoBGP from telling neighbours anything until those have told their
@@ -63,16 +69,7 @@ func gateDoor(p api.BGPPart) (netip.AddrPort, bool) {
 // shutGate has neighbours that are added from here on told nothing before
 // openGate.
 func (s *bgpServer) shutGate(ctx context.Context, p api.BGPPart, door netip.AddrPort) error {
-	family := &gobgp.Family{Afi: gobgp.Family_AFI_IP, Safi: gobgp.Family_SAFI_FLOW_SPEC_UNICAST}
-	err := s.AddPeer(ctx, &gobgp.AddPeerRequest{Peer: &gobgp.Peer{
-		Conf:            &gobgp.PeerConf{NeighborAddress: gateAddress().String(), PeerAsn: p.ASN},
-		Transport:       &gobgp.Transport{PassiveMode: true},
-		Timers:          &gobgp.Timers{Config: &gobgp.TimersConfig{HoldTime: gateHoldTime, KeepaliveInterval: gateHoldTime / 3, IdleHoldTimeAfterReset: 1}},
-		GracefulRestart: &gobgp.GracefulRestart{Enabled: true, RestartTime: 1, DeferralTime: deferralTime(p), LocalRestarting: true},
-		AfiSafis: []*gobgp.AfiSafi{{Config: &gobgp.AfiSafiConfig{Family: family, Enabled: true},
-			MpGracefulRestart: &gobgp.MpGracefulRestart{Config: &gobgp.MpGracefulRestartConfig{Enabled: true}}}},
-	}})
-	if err != nil {
+	if err := s.AddPeer(ctx, &gobgp.AddPeerRequest{Peer: gatePeer(p)}); err != nil {
 		return fmt.Errorf("add the speaker's own neighbor: %w", err)
 	}
 	g, err := dialGate(ctx, door, p.ASN)
@@ -81,6 +78,19 @@ func (s *bgpServer) shutGate(ctx context.Context, p api.BGPPart, door netip.Addr
 	}
 	s.gate, s.restarting = g, true
 	return nil
+}
+
+// gatePeer is the gate as GoBGP sees it.
+func gatePeer(p api.BGPPart) *gobgp.Peer {
+	family := &gobgp.Family{Afi: gobgp.Family_AFI_IP, Safi: gobgp.Family_SAFI_FLOW_SPEC_UNICAST}
+	return &gobgp.Peer{
+		Conf:            &gobgp.PeerConf{NeighborAddress: gateAddress().String(), PeerAsn: p.ASN},
+		Transport:       &gobgp.Transport{PassiveMode: true},
+		Timers:          &gobgp.Timers{Config: &gobgp.TimersConfig{HoldTime: gateHoldTime, KeepaliveInterval: gateHoldTime / 3, IdleHoldTimeAfterReset: 1}},
+		GracefulRestart: &gobgp.GracefulRestart{Enabled: true, RestartTime: 1, DeferralTime: deferralTime(p), LocalRestarting: true},
+		AfiSafis: []*gobgp.AfiSafi{{Config: &gobgp.AfiSafiConfig{Family: family, Enabled: true},
+			MpGracefulRestart: &gobgp.MpGracefulRestart{Config: &gobgp.MpGracefulRestartConfig{Enabled: true}}}},
+	}
 }
 
 func (s *bgpServer) dropGate(ctx context.Context) error {
@@ -129,15 +139,36 @@ func (s *speaker) tellAtLast(ctx context.Context) {
 	s.options.Log.Info("bgp: neighbors are told", "after", now.Sub(s.started).Round(time.Millisecond), "sessions", len(s.status.Sessions))
 }
 
-// dialGate returns once the session is up.
+// dialGate returns once the session is up. It tries until then: when GoBGP's
+// neighbor leaves its idle state is up to the scheduler.
 func dialGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, error) {
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: gateAddress().AsSlice()}, Timeout: gateTimeout}
+	ctx, cancel := context.WithTimeout(ctx, gateTimeout)
+	defer cancel()
+	for {
+		g, err := tryGate(ctx, speaker, asn)
+		if err == nil {
+			return g, nil
+		}
+		if pause(ctx, gateRetry); ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// tryGate has until ctx is done.
+func tryGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: gateAddress().AsSlice()}}
 	conn, err := d.DialContext(ctx, "tcp", speaker.String())
 	if err != nil {
 		return nil, err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	g := &gate{conn: conn, opened: make(chan error, 1)}
-	if err := g.establish(asn); err != nil {
+	err = g.establish(asn)
+	if late := !stop(); late { // the connection's deadline has passed, or is about to
+		err = errors.Join(err, ctx.Err())
+	}
+	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	go func() { g.opened <- g.await(bgp.BGP_MSG_UPDATE) }() // open waits for it
@@ -145,9 +176,6 @@ func dialGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, e
 }
 
 func (g *gate) establish(asn uint32) error {
-	if err := g.conn.SetDeadline(time.Now().Add(gateTimeout)); err != nil {
-		return err
-	}
 	family := bgp.RF_FS_IPv4_UC
 	capabilities := []bgp.ParameterCapabilityInterface{
 		bgp.NewCapMultiProtocol(family), bgp.NewCapFourOctetASNumber(asn),
@@ -158,10 +186,7 @@ func (g *gate) establish(asn uint32) error {
 			return err
 		}
 	}
-	if err := g.await(bgp.BGP_MSG_KEEPALIVE); err != nil {
-		return err
-	}
-	return g.conn.SetDeadline(time.Time{})
+	return g.await(bgp.BGP_MSG_KEEPALIVE)
 }
 
 // open says End-of-RIB, waits for GoBGP's, which it sends with everything else,
@@ -170,7 +195,7 @@ func (g *gate) open() error {
 	err := g.send(bgp.NewEndOfRib(bgp.RF_FS_IPv4_UC))
 	if err == nil {
 		// Where somebody has still not told all, GoBGP's own timer ends the wait.
-		err = g.conn.SetReadDeadline(time.Now().Add(gateTimeout))
+		err = g.conn.SetReadDeadline(time.Now().Add(openTimeout))
 	}
 	if err != nil {
 		return errors.Join(err, g.conn.Close())

@@ -3,11 +3,20 @@ package bgp
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
+
+	gobgp "github.com/osrg/gobgp/v3/api"
+
+	"github.com/rackweft/rackweft/api"
 )
 
 // A reflector that restarts is the only one, and a host finds its way back to it
@@ -55,6 +64,45 @@ func TestReflectorWaitsForClients(t *testing.T) {
 	}
 	for _, h := range []*host{c1, c3} {
 		must(t, h.has("198.19.12.0/24", c2.address.String())())
+	}
+}
+
+// GoBGP closes what connects before the neighbor has left its idle state, which
+// takes it longer on a busy host: it stays idle here until it is enabled.
+func TestGateMeetsIdleNeighbor(t *testing.T) {
+	t.Parallel()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	door := free.Addr().(*net.TCPAddr).AddrPort()
+	must(t, free.Close())
+	p := api.BGPPart{ASN: 64601, RouterID: door.Addr(), Role: api.BGPReflector, Listen: []netip.Addr{door.Addr()}, Port: int(door.Port()),
+		GracefulRestart: api.Duration(time.Minute), Neighbors: []api.BGPNeighbor{{Name: "c1"}}}
+	s, err := startServer(t.Context(), p, false, newLogger(slog.New(slog.DiscardHandler)))
+	must(t, err)
+	idle := gatePeer(p)
+	idle.Conf.AdminDown = true
+	must(t, s.AddPeer(t.Context(), &gobgp.AddPeerRequest{Peer: idle}))
+	if g, err := tryGate(t.Context(), door, p.ASN); err == nil {
+		_ = g.conn.Close()
+		t.Fatal("an idle neighbor takes a connection")
+	}
+	enabled := make(chan error, 1)
+	go func() {
+		pause(t.Context(), 10*gateRetry)
+		enabled <- s.EnablePeer(t.Context(), &gobgp.EnablePeerRequest{Address: gateAddress().String()})
+	}()
+	g, err := dialGate(t.Context(), door, p.ASN)
+	must(t, errors.Join(err, <-enabled))
+	must(t, errors.Join(g.open(), s.dropGate(t.Context())))
+}
+
+// Whom GoBGP never lets in ends with the reason, and so does whoever is told to stop.
+func TestGateGivesUp(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*gateRetry)
+	defer cancel()
+	if _, err := dialGate(ctx, netip.MustParseAddrPort("127.0.0.1:1"), 64601); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("nobody listens: %v", err)
 	}
 }
 
