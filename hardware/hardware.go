@@ -109,6 +109,8 @@ type driver interface {
 	inventory(context.Context) (Inventory, error)
 	lastReset(context.Context) (ResetEvidence, error)
 	identify(context.Context, bool) error
+	assetTag(context.Context) (string, error)
+	setAssetTag(context.Context, string) error
 	console(context.Context) (io.ReadWriteCloser, error)
 	fingerprint() string
 	close(context.Context) error
@@ -221,6 +223,25 @@ func (b *BMC) LastReset(ctx context.Context) (evidence ResetEvidence, err error)
 // Identify switches the locator light.
 func (b *BMC) Identify(ctx context.Context, on bool) error {
 	return b.do(ctx, "switch the locator light", func() error { return b.driver.identify(ctx, on) })
+}
+
+// AssetTag reads the asset tag that the firmware shows in SMBIOS, without trailing blanks. ErrUnsupported when the BMC
+// has no such property.
+func (b *BMC) AssetTag(ctx context.Context) (tag string, err error) {
+	err = b.do(ctx, "read the asset tag", func() error {
+		tag, err = b.driver.assetTag(ctx)
+		return err
+	})
+	return tag, err
+}
+
+// SetAssetTag writes the asset tag, at most MaxAssetTag printable ASCII characters, and reads it back. The firmware puts
+// it into SMBIOS at its next POST, so call it before the power action. ErrUnsupported when the BMC does not take it.
+func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
+	if err := checkAssetTag(tag); err != nil {
+		return fmt.Errorf("write the asset tag of BMC %s: %w", b.address, err)
+	}
+	return b.do(ctx, "write the asset tag", func() error { return b.driver.setAssetTag(ctx, tag) })
 }
 
 // Console opens the serial console; ctx bounds the opening only. It ends with the session. ErrUnsupported

@@ -302,7 +302,7 @@ func (r *Rack) loadPassword() (string, error) {
 
 func (r *Rack) addMachine(c MachineConfig) (*Machine, error) {
 	m := &Machine{rack: r, config: c, dir: filepath.Join(r.config.Dir, c.Name), log: r.log.With("machine", c.Name),
-		uuid: systemUUID(r.config.Name, c.Name), direct: c.Direct}
+		uuid: systemUUID(r.config.Name, c.Name), direct: c.Direct, tag: c.Name}
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -313,7 +313,7 @@ func (r *Rack) addMachine(c MachineConfig) (*Machine, error) {
 	controller, err := bmc.New(bmc.Config{
 		Dir: m.dir, Address: c.BMCAddress(), Username: BMCUser, Password: r.password,
 		Inventory: bmc.Inventory{
-			UUID: m.uuid, Serial: m.serial(), SKU: "LAB-1", Manufacturer: manufacturer, Model: product, AssetTag: c.Name,
+			UUID: m.uuid, Serial: m.serial(), SKU: "LAB-1", Manufacturer: manufacturer, Model: product,
 			BIOSVersion: m.biosVersion(), Firmware: mode, CPUs: c.CPUs, CPUModel: "QEMU virtual CPU", MemoryMiB: c.MemoryMiB,
 			NICs:       []bmc.NIC{{Name: "NIC 1", MAC: c.MAC(0)}, {Name: "NIC 2", MAC: c.MAC(1)}},
 			DiskSerial: DiskSerial, DiskBytes: diskBytes,

@@ -31,6 +31,8 @@ type Machine struct {
 	boot      *boot      // nil while the power is off
 	override  bmc.Override
 	unplugged bool
+	tag       string // the asset tag; a QEMU shows the one it was started with
+	staleTag  bool   // the firmware shows its own tag, whatever the BMC was given
 	cause     string // who asked for what comes next; empty: the server itself
 	direct    *DirectBoot
 	poweredOn time.Time
@@ -41,6 +43,7 @@ type boot struct {
 	process *child
 	monitor *qmp
 	target  bmc.Target // that the process was started with
+	tag     string     // likewise
 	events  chan qmpMessage
 	reset   chan struct{} // one token when a reset has been dealt with
 	gone    chan struct{} // closed when the process has ended and everybody was told
@@ -171,6 +174,37 @@ func (m *Machine) orderBoot(ctx context.Context, b *boot, target bmc.Target) err
 	return nil
 }
 
+// AssetTag is the tag that the BMC keeps.
+func (m *Machine) AssetTag() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.tag
+}
+
+// SetAssetTag changes the tag. The firmware shows it from the next power-on, or reset by the BMC.
+func (m *Machine) SetAssetTag(tag string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tag = tag
+}
+
+// SetStaleTag makes firmware that shows a tag of its own in SMBIOS, whatever the BMC was given.
+func (m *Machine) SetStaleTag(stale bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.staleTag = stale
+}
+
+// shownTag is the tag that a QEMU started now has in its SMBIOS.
+func (m *Machine) shownTag() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.staleTag {
+		return m.config.Name
+	}
+	return m.tag
+}
+
 // PowerOn starts the machine. It returns once the processor runs.
 func (m *Machine) PowerOn(ctx context.Context) error { return m.powerOn(ctx, "a person") }
 
@@ -209,7 +243,8 @@ func (m *Machine) start(ctx context.Context, cause string) error {
 
 // launch starts QEMU, attaches the monitor and lets the processor run.
 func (m *Machine) launch(ctx context.Context, target bmc.Target) (*boot, error) {
-	argv := inside(m.rack.netNamespace(), m.qemuArguments(target)...)
+	tag := m.shownTag()
+	argv := inside(m.rack.netNamespace(), m.qemuArguments(target, tag)...)
 	output, err := os.OpenFile(m.path("qemu.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -224,7 +259,7 @@ func (m *Machine) launch(ctx context.Context, target bmc.Target) (*boot, error) 
 	if err != nil {
 		return nil, err
 	}
-	b := &boot{process: process, target: target,
+	b := &boot{process: process, target: target, tag: tag,
 		events: make(chan qmpMessage, 64), reset: make(chan struct{}, 1), gone: make(chan struct{})}
 	if err := m.attach(ctx, b); err != nil {
 		process.kill()
@@ -510,7 +545,7 @@ func (m behindBMC) PressButton(ctx context.Context) error {
 }
 
 // Reset resets in place. HTTP boot needs a new QEMU before and after: whether OVMF offers PXE is part of
-// its command line, and the URL is in its variables.
+// its command line, and the URL is in its variables. So does another asset tag.
 func (m behindBMC) Reset(ctx context.Context) error {
 	m.power.Lock()
 	defer m.power.Unlock()
@@ -518,7 +553,7 @@ func (m behindBMC) Reset(ctx context.Context) error {
 	if b == nil {
 		return bmc.ErrOff
 	}
-	if b.target != bmc.UefiHTTP && m.Override().Target != bmc.UefiHTTP {
+	if b.target != bmc.UefiHTTP && m.Override().Target != bmc.UefiHTTP && b.tag == m.shownTag() {
 		return m.resetInPlace(ctx, causeBMC)
 	}
 	if err := m.powerOff(ctx, causeBMC); err != nil {

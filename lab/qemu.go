@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -53,7 +54,7 @@ func systemUUID(rack, machine string) string {
 
 // qemuArguments is the whole machine. Paths are relative to the machine's directory, QEMU's working
 // directory, which keeps its sockets under the 108 bytes of a unix address.
-func (m *Machine) qemuArguments(target bmc.Target) []string {
+func (m *Machine) qemuArguments(target bmc.Target, tag string) []string {
 	disk, pxe := m.bootIndexes(target)
 	c := m.config
 	args := []string{
@@ -70,7 +71,7 @@ func (m *Machine) qemuArguments(target bmc.Target) []string {
 		"-smbios", "type=0,vendor=" + manufacturer + ",version=" + m.biosVersion(),
 		"-smbios", fmt.Sprintf("type=1,manufacturer=%s,product=%s,serial=%s,uuid=%s,sku=%s", manufacturer, product, m.serial(), m.uuid, "LAB-1"),
 		"-smbios", fmt.Sprintf("type=2,manufacturer=%s,product=%s,serial=%s", manufacturer, product, m.serial()),
-		"-smbios", fmt.Sprintf("type=3,manufacturer=%s,serial=%s,asset=%s", manufacturer, m.serial(), c.Name),
+		"-smbios", fmt.Sprintf("type=3,manufacturer=%s,serial=%s,asset=%s", manufacturer, m.serial(), escapeOption(tag)),
 		"-boot", "strict=on",
 		"-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy,addr=0x6",
 		"-drive", "if=none,id=data,file=disk.qcow2,format=qcow2,discard=unmap",
@@ -128,6 +129,9 @@ func (m *Machine) optionROM() string {
 	}
 	return ",romfile="
 }
+
+// escapeOption doubles commas, which separate QEMU's options.
+func escapeOption(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
 func (m *Machine) biosVersion() string {
 	if m.config.Firmware == BIOS {

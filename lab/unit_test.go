@@ -139,9 +139,9 @@ func TestParseStartTime(t *testing.T) {
 func TestDirectBootHasNoFirmware(t *testing.T) {
 	for _, firmware := range []Firmware{BIOS, UEFI} {
 		m := &Machine{rack: &Rack{}, config: MachineConfig{Name: "m1", Unit: 1, Firmware: firmware, CPUs: 2, MemoryMiB: 2048}}
-		through := m.qemuArguments(bmc.Pxe)
+		through := m.qemuArguments(bmc.Pxe, "a,tag")
 		m.SetDirect(&DirectBoot{Kernel: "/k", Initrd: "/i", Append: "a b=c"})
-		args := m.qemuArguments(bmc.Pxe)
+		args := m.qemuArguments(bmc.Pxe, "a,tag")
 		if got := args[len(args)-6:]; !slices.Equal(got, []string{"-kernel", "/k", "-initrd", "/i", "-append", "a b=c"}) {
 			t.Errorf("%s: %q", firmware, got)
 		}
@@ -149,9 +149,22 @@ func TestDirectBootHasNoFirmware(t *testing.T) {
 			t.Errorf("%s: firmware is in the way: %s", firmware, all)
 		}
 		m.SetDirect(nil)
-		if again := m.qemuArguments(bmc.Pxe); !slices.Equal(again, through) {
+		if again := m.qemuArguments(bmc.Pxe, "a,tag"); !slices.Equal(again, through) {
 			t.Errorf("%s: not as before: %q", firmware, again)
 		}
+	}
+}
+
+func TestAssetTagReachesSMBIOS(t *testing.T) {
+	m := &Machine{rack: &Rack{}, config: MachineConfig{Name: "m1", Unit: 1, Firmware: BIOS, CPUs: 2, MemoryMiB: 2048}, tag: "m1"}
+	shown := func() string { return strings.Join(m.qemuArguments(bmc.Pxe, m.shownTag()), " ") }
+	m.SetAssetTag("one,two")
+	if all := shown(); !strings.Contains(all, ",asset=one,,two ") {
+		t.Errorf("QEMU is given %s", all)
+	}
+	m.SetStaleTag(true)
+	if all := shown(); !strings.Contains(all, ",asset=m1 ") {
+		t.Errorf("firmware with a tag of its own: QEMU is given %s", all)
 	}
 }
 

@@ -60,6 +60,9 @@ type Machine interface {
 	Override() Override
 	// SetOverride takes effect at the next boot, also while the server runs.
 	SetOverride(ctx context.Context, o Override) error
+	// AssetTag is the tag that the firmware shows in SMBIOS from its next power-on.
+	AssetTag() string
+	SetAssetTag(tag string)
 	PowerOn(ctx context.Context) error
 	// PowerOff takes the power away at once.
 	PowerOff(ctx context.Context) error
@@ -98,15 +101,15 @@ type NIC struct {
 
 // Inventory is what the BMC tells about its server.
 type Inventory struct {
-	UUID, Serial, SKU, Manufacturer, Model, AssetTag string
-	BIOSVersion                                      string
-	Firmware                                         Firmware
-	CPUs                                             int
-	CPUModel                                         string
-	MemoryMiB                                        int
-	NICs                                             []NIC
-	DiskSerial                                       string
-	DiskBytes                                        int64
+	UUID, Serial, SKU, Manufacturer, Model string
+	BIOSVersion                            string
+	Firmware                               Firmware
+	CPUs                                   int
+	CPUModel                               string
+	MemoryMiB                              int
+	NICs                                   []NIC
+	DiskSerial                             string
+	DiskBytes                              int64
 }
 
 // Config is what a BMC is made of.

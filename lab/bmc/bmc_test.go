@@ -32,6 +32,7 @@ type fakeMachine struct {
 	notify   func(bmc.Event)
 	power    bmc.Power
 	override bmc.Override
+	tag      string
 	booted   []bmc.Target // what each boot was told to use
 	buttons  int
 }
@@ -53,6 +54,18 @@ func (m *fakeMachine) SetOverride(_ context.Context, o bmc.Override) error {
 	defer m.mu.Unlock()
 	m.override = o
 	return nil
+}
+
+func (m *fakeMachine) AssetTag() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.tag
+}
+
+func (m *fakeMachine) SetAssetTag(tag string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tag = tag
 }
 
 func (m *fakeMachine) become(power bmc.Power, e bmc.EventKind) error {

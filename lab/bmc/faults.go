@@ -15,6 +15,24 @@ type faults struct {
 	failures    int
 	status      int
 	body        string
+	assetTag    AssetTagFault
+}
+
+// AssetTagFault is how a BMC treats a write of its server's asset tag.
+type AssetTagFault int
+
+// The zero value is a BMC that takes the tag and keeps it.
+const (
+	AssetTagKept      AssetTagFault = iota
+	AssetTagRefused                 // 400 PropertyNotWritable
+	AssetTagForgotten               // 200, and the old tag stays
+)
+
+// SetAssetTagFault makes the BMC treat writes of the asset tag that way.
+func (s *Server) SetAssetTagFault(f AssetTagFault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults.assetTag = f
 }
 
 // SetUnreachable makes the BMC stop accepting: connections in use break, new ones hang until the client

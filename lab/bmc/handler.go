@@ -167,12 +167,19 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request) {
 		Resolution: "None."})
 }
 
-// patchSystem takes the boot override and the indicator; nothing is changed unless all of it is good.
+// patchSystem takes the boot override, the asset tag and the indicator; nothing is changed unless all of it is good.
 func (s *Server) patchSystem(r *http.Request, body map[string]any) (*message, error) {
 	indicator := map[string]any{}
+	tag := s.machine.AssetTag()
 	for name, value := range body {
 		switch name {
 		case "Boot":
+		case "AssetTag":
+			text, ok := value.(string)
+			if !ok || len(text) > maxAssetTag {
+				return badValue(name, value), nil
+			}
+			tag = text
 		case "IndicatorLED", "LocationIndicatorActive":
 			indicator[name] = value
 		default:
@@ -188,7 +195,27 @@ func (s *Server) patchSystem(r *http.Request, body map[string]any) (*message, er
 			return refused, err
 		}
 	}
-	return s.patchIndicator(indicator), nil
+	if refused := s.patchIndicator(indicator); refused != nil {
+		return refused, nil
+	}
+	return s.patchAssetTag(tag), nil
+}
+
+// maxAssetTag is HPE's: 32 characters.
+const maxAssetTag = 32
+
+func (s *Server) patchAssetTag(tag string) *message {
+	s.mu.Lock()
+	fault := s.faults.assetTag
+	s.mu.Unlock()
+	switch {
+	case tag == s.machine.AssetTag():
+	case fault == AssetTagRefused:
+		return notWritable("AssetTag")
+	case fault != AssetTagForgotten:
+		s.machine.SetAssetTag(tag)
+	}
+	return nil
 }
 
 func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message, error) {

@@ -34,6 +34,12 @@ func unknownProperty(name string) *message {
 		Resolution: "Remove the unknown property from the request body and resubmit the request."}
 }
 
+func notWritable(name string) *message {
+	return &message{ID: "Base.1.16.PropertyNotWritable", Severity: "Warning", Args: []string{name},
+		Text:       fmt.Sprintf("The property '%s' is a read only property and cannot be assigned a value.", name),
+		Resolution: "Remove the property from the request body and resubmit the request."}
+}
+
 func badValue(name string, value any) *message {
 	return &message{ID: "Base.1.16.PropertyValueNotInList", Severity: "Warning", Args: []string{fmt.Sprint(value), name},
 		Text:       fmt.Sprintf("The value '%v' for the property '%s' is not in the list of acceptable values.", value, name),

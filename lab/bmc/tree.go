@@ -135,7 +135,7 @@ func (s *Server) addSystem(t tree) {
 
 	system := resource{
 		"SystemType": "Physical", "UUID": inv.UUID, "SerialNumber": inv.Serial, "SKU": inv.SKU,
-		"Manufacturer": inv.Manufacturer, "Model": inv.Model, "AssetTag": inv.AssetTag, "BiosVersion": inv.BIOSVersion,
+		"Manufacturer": inv.Manufacturer, "Model": inv.Model, "AssetTag": s.machine.AssetTag(), "BiosVersion": inv.BIOSVersion,
 		"HostName": "", "PowerState": power, "Status": enabled(), "Boot": s.bootResource(),
 		"BootProgress": resource{"LastState": bootProgress(power)},
 		"IndicatorLED": indicator, "IndicatorLED@Redfish.AllowableValues": allow("Off", "Lit", "Blinking"),
@@ -278,7 +278,7 @@ func (s *Server) addChassis(t tree) {
 	s.mu.Unlock()
 	t.add(root+"/Chassis/1", "#Chassis.v1_23_0.Chassis", "Computer System Chassis", resource{
 		"ChassisType": "RackMount", "Manufacturer": inv.Manufacturer, "Model": inv.Model, "SerialNumber": inv.Serial,
-		"SKU": inv.SKU, "AssetTag": inv.AssetTag, "PowerState": s.machine.Power(), "IndicatorLED": indicator, "Status": enabled(),
+		"SKU": inv.SKU, "AssetTag": s.machine.AssetTag(), "PowerState": s.machine.Power(), "IndicatorLED": indicator, "Status": enabled(),
 		"NetworkAdapters": link(root + "/Chassis/1/NetworkAdapters"),
 		"Links":           resource{"ComputerSystems": links(systemPath), "ManagedBy": links(root + "/Managers/1")},
 	})

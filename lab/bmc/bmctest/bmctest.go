@@ -31,6 +31,7 @@ type Server struct {
 	power    bmc.Power
 	override bmc.Override
 	booted   []bmc.Target
+	tag      string
 }
 
 func (s *Server) Power() bmc.Power {
@@ -50,6 +51,18 @@ func (s *Server) SetOverride(_ context.Context, o bmc.Override) error {
 	defer s.mu.Unlock()
 	s.override = o
 	return nil
+}
+
+func (s *Server) AssetTag() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tag
+}
+
+func (s *Server) SetAssetTag(tag string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tag = tag
 }
 
 func (s *Server) boot(context.Context) error {
