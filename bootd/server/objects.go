@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/admission"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
 )
@@ -229,11 +230,11 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		return err
 	}
 	next := merge(body, current)
-	verdict := admit(s.world(), next, current)
-	if len(verdict.errors) > 0 {
-		return invalid(next, verdict.errors)
+	verdict := admission.Judge(admission.Now(s.conf.Cache), next, current)
+	if len(verdict.Errors) > 0 {
+		return invalid(next, verdict.Errors)
 	}
-	for _, w := range verdict.warnings {
+	for _, w := range verdict.Warnings {
 		c.w.Header().Add("Warning", warning(w))
 	}
 	if dry {
@@ -247,7 +248,7 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		redact(next)
 		return c.json(http.StatusOK, next)
 	}
-	return s.store(c, k, body, next, current, verdict.takeover)
+	return s.store(c, k, body, next, current, verdict.Takeover)
 }
 
 // store writes what was admitted and answers with it. The caller holds writing.
@@ -300,7 +301,7 @@ func (s *Server) delete(c *call, k api.Kind) error {
 	if err != nil {
 		return err
 	}
-	if who := s.world().referrers(k, c.name()); len(who) > 0 {
+	if who := admission.Now(s.conf.Cache).Referrers(k, c.name()); len(who) > 0 {
 		return problem(http.StatusConflict, "%s %q is still referred to by %s: change or delete that first", k.Name, c.name(), strings.Join(who, ", "))
 	}
 	if err := s.conf.Store.Delete(ctx, k, c.name(), c.r.URL.Query().Get("resourceVersion")); err != nil {

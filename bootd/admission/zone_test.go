@@ -1,4 +1,4 @@
-package server
+package admission
 
 import (
 	"net/netip"
@@ -138,12 +138,12 @@ func TestZoneAdmission(t *testing.T) {
 		{"a Secret to come", nil, zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf")), "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := admit(worldOf(c.stands...), c.object, nil)
-			if c.pointer == "" && len(v.errors) > 0 {
-				t.Fatalf("refused: %v", v.errors)
+			v := Judge(worldOf(c.stands...), c.object, nil)
+			if c.pointer == "" && len(v.Errors) > 0 {
+				t.Fatalf("refused: %v", v.Errors)
 			}
-			if c.pointer != "" && (len(v.errors) != 1 || v.errors[0].Pointer != c.pointer || !strings.Contains(v.errors[0].Message, c.words)) {
-				t.Errorf("%v", v.errors)
+			if c.pointer != "" && (len(v.Errors) != 1 || v.Errors[0].Pointer != c.pointer || !strings.Contains(v.Errors[0].Message, c.words)) {
+				t.Errorf("%v", v.Errors)
 			}
 		})
 	}

@@ -1,4 +1,4 @@
-package server
+package admission
 
 import (
 	"net/netip"
@@ -42,7 +42,7 @@ func announcedBy(m *api.Machine) []announced {
 
 // keepsOff refuses prefixes of an object that lie over addresses which hosts
 // announce, of those that concern it.
-func (v *verdict) keepsOff(w world, prefixes []netip.Prefix, at string, concerns func(announced) bool) {
+func (v *Verdict) keepsOff(w World, prefixes []netip.Prefix, at string, concerns func(announced) bool) {
 	var all []announced
 	for _, z := range w.zones {
 		all = append(all, announcedIn(z)...)
@@ -60,7 +60,7 @@ func (v *verdict) keepsOff(w world, prefixes []netip.Prefix, at string, concerns
 
 // beside refuses addresses that hosts are to announce where something else has
 // them: a Subnet, or a Network of the Zone.
-func (v *verdict) beside(w world, own []announced) {
+func (v *Verdict) beside(w World, own []announced) {
 	for _, a := range own {
 		for _, s := range w.subnets {
 			if slices.ContainsFunc(s.Spec.Prefixes, a.prefix.Overlaps) {
@@ -76,7 +76,7 @@ func (v *verdict) beside(w world, own []announced) {
 }
 
 // services judges the addresses that a Zone has its hosts announce.
-func (v *verdict) services(w world, z *api.Zone) {
+func (v *Verdict) services(w World, z *api.Zone) {
 	own := announcedIn(z)
 	v.beside(w, own)
 	for _, m := range w.machines {
@@ -97,7 +97,7 @@ func (v *verdict) services(w world, z *api.Zone) {
 }
 
 // loopbacks judges the addresses that a Machine pins for itself.
-func (v *verdict) loopbacks(w world, m *api.Machine) {
+func (v *Verdict) loopbacks(w World, m *api.Machine) {
 	own := announcedBy(m)
 	v.beside(w, own)
 	if m.Spec.Zone == "" && len(own) > 0 {

@@ -1,4 +1,4 @@
-package server
+package admission
 
 import (
 	"fmt"
@@ -11,7 +11,7 @@ import (
 
 // zone judges a Zone by all that would join it to another one: an ASN, a
 // prefix, an uplink or a segment that both have.
-func (v *verdict) zone(w world, z *api.Zone) {
+func (v *Verdict) zone(w World, z *api.Zone) {
 	for _, other := range w.zones {
 		if other.Metadata.Name != z.Metadata.Name {
 			v.zones(z, other)
@@ -59,7 +59,7 @@ func (v *verdict) zone(w world, z *api.Zone) {
 }
 
 // zones judges a Zone by another one.
-func (v *verdict) zones(z, other *api.Zone) {
+func (v *Verdict) zones(z, other *api.Zone) {
 	name := other.Metadata.Name
 	if other.Spec.ASN == z.Spec.ASN {
 		v.fail("/spec/asn", "ASN %d is that of Zone %s: each Zone has its own, for what marks its routes is made of it", z.Spec.ASN, name)
@@ -123,7 +123,7 @@ func outside(n *api.Network, z *api.Zone) (netip.Prefix, bool) {
 }
 
 // apart keeps a Subnet out of Zones that are not its own.
-func (v *verdict) apart(w world, s *api.Subnet) {
+func (v *Verdict) apart(w World, s *api.Subnet) {
 	for _, z := range w.zones {
 		for _, p := range z.Spec.Prefixes {
 			if why := taboo(z.Metadata.Name, p, s); why != "" {
@@ -134,33 +134,6 @@ func (v *verdict) apart(w world, s *api.Subnet) {
 			if _, in := s.Prefix(u.Address); in && foreign(s, z.Metadata.Name) {
 				v.fail("/spec/prefixes", "%s, an uplink of Zone %s, is in it: this Subnet is of Zone %s, and the uplink would join the two", u.Address, z.Metadata.Name, s.Spec.Zone)
 			}
-		}
-	}
-}
-
-// sessionKey refuses to take the key of an uplink's or of guests' sessions away.
-func (v *verdict) sessionKey(w world, s *api.Secret) {
-	if len(s.Spec.Data) == 0 {
-		return
-	}
-	check := func(at, of string) {
-		switch n := len(s.Spec.Data[hostspec.UplinkPassword]); {
-		case n == 0:
-			v.fail("/spec/data", "%s is missing: %s of %s takes the session's MD5 key from it", hostspec.UplinkPassword, at, of)
-		case n > hostspec.MaxUplinkPassword:
-			v.fail("/spec/data/"+hostspec.UplinkPassword, "it has %d bytes, and an MD5 key has %d at most: %s of %s", n, hostspec.MaxUplinkPassword, at, of)
-		}
-	}
-	for _, z := range w.zones {
-		for i, u := range z.Spec.Uplinks {
-			if u.Secret == s.Metadata.Name {
-				check(api.Pointer("spec", "uplinks", i, "secret"), "Zone "+z.Metadata.Name)
-			}
-		}
-	}
-	for _, n := range w.networks {
-		if p := n.Spec.Peering; p != nil && p.Secret == s.Metadata.Name {
-			check("/spec/peering/secret", "Network "+n.Metadata.Name)
 		}
 	}
 }

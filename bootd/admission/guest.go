@@ -1,4 +1,4 @@
-package server
+package admission
 
 import (
 	"slices"
@@ -8,7 +8,7 @@ import (
 
 // guest holds a Guest to what it has: addresses that are its Network's, and
 // disks that only grow.
-func (v *verdict) guest(g *api.Guest, current api.Object) {
+func (v *Verdict) guest(g *api.Guest, current api.Object) {
 	old, ok := current.(*api.Guest)
 	if !ok {
 		return

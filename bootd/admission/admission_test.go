@@ -1,6 +1,9 @@
-package server
+package admission
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -45,8 +48,8 @@ func prefixList(texts ...string) []netip.Prefix {
 	return list
 }
 
-func worldOf(objects ...api.Object) world {
-	w := world{objects: map[string][]api.Object{}}
+func worldOf(objects ...api.Object) World {
+	w := World{objects: map[string][]api.Object{}}
 	for _, o := range objects {
 		w.objects[api.KindOf(o).Name] = append(w.objects[api.KindOf(o).Name], o)
 		switch o := o.(type) {
@@ -118,19 +121,19 @@ func TestAdmission(t *testing.T) {
 		{"VNI in use", network, "/spec/vni", "Network net1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := admit(worldOf(fixtures()...), c.object, nil)
+			v := Judge(worldOf(fixtures()...), c.object, nil)
 			if c.pointer == "" {
-				if len(v.errors) > 0 {
-					t.Errorf("refused: %v", v.errors)
+				if len(v.Errors) > 0 {
+					t.Errorf("refused: %v", v.Errors)
 				}
 				return
 			}
-			for _, e := range v.errors {
+			for _, e := range v.Errors {
 				if e.Pointer != c.pointer || !strings.Contains(e.Message, c.words) {
 					t.Errorf("got %v, want %s: …%s…", e, c.pointer, c.words)
 				}
 			}
-			if len(v.errors) == 0 {
+			if len(v.Errors) == 0 {
 				t.Error("taken")
 			}
 		})
@@ -140,11 +143,11 @@ func TestAdmission(t *testing.T) {
 func TestAdmissionWarnsOfWhatIsMissing(t *testing.T) {
 	all := fixtures()
 	m := all[len(all)-1]
-	if v := admit(worldOf(all...), m, nil); len(v.warnings) > 0 {
-		t.Errorf("all is there, and yet: %v", v.warnings)
+	if v := Judge(worldOf(all...), m, nil); len(v.Warnings) > 0 {
+		t.Errorf("all is there, and yet: %v", v.Warnings)
 	}
-	v := admit(worldOf(), m, nil)
-	text := strings.Join(v.warnings, "\n")
+	v := Judge(worldOf(), m, nil)
+	text := strings.Join(v.Warnings, "\n")
 	for _, w := range []string{`/spec/zone: Zone "yellow"`, `/spec/profile: Profile "worker"`, `/spec/links/1/subnet: Subnet "prod"`, `/spec/bmc/credentials: Secret "bmc"`} {
 		if !strings.Contains(text, w) {
 			t.Errorf("%s is missing in: %s", w, text)
@@ -152,15 +155,17 @@ func TestAdmissionWarnsOfWhatIsMissing(t *testing.T) {
 	}
 }
 
-func TestDifference(t *testing.T) {
-	old, now := newMachine("r1", "52:54:00:00:00:01"), newMachine("r1", "52:54:00:00:00:01", "52:54:00:00:00:02")
-	now.Metadata.Labels = map[string]string{"a/b": "c"}
-	now.Status.Phase = api.PhaseActive
-	got := difference(old, now)
-	if len(got) != 2 || got[0].Pointer != "/metadata/labels" || got[1].Pointer != "/spec/links/1" || got[1].Old != nil {
-		t.Errorf("%+v", got)
+func newMachine(name string, macs ...api.MAC) *api.Machine {
+	m := new(api.Machine)
+	m.Metadata.Name = name
+	for i, mac := range macs {
+		m.Spec.Links = append(m.Spec.Links, api.Link{Name: fmt.Sprintf("eth%d", i), MAC: mac})
 	}
-	if got := difference(nil, now); len(got) != 1 || got[0].Pointer != "" || got[0].Old != nil {
-		t.Errorf("created: %+v", got)
-	}
+	m.SetDefaults()
+	return m
+}
+
+func digestOf(text string) api.SHA256 {
+	sum := sha256.Sum256([]byte(text))
+	return api.SHA256(hex.EncodeToString(sum[:]))
 }

@@ -1,4 +1,4 @@
-package server
+package admission
 
 import (
 	"fmt"
@@ -65,9 +65,9 @@ func references(o api.Object) []reference {
 // maxReferrers bounds how many are named.
 const maxReferrers = 5
 
-// referrers names the other objects that refer to one. What was only
+// Referrers names the other objects that refer to one. What was only
 // discovered holds nothing back.
-func (w world) referrers(k api.Kind, name string) []string {
+func (w World) Referrers(k api.Kind, name string) []string {
 	var who []string
 	more := 0
 	for _, other := range api.Kinds() {

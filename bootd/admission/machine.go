@@ -1,0 +1,121 @@
+package admission
+
+import (
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/machine"
+)
+
+func (v *Verdict) machine(w World, m *api.Machine) {
+	macs, addresses := pointersOf(m)
+	for _, other := range w.machines {
+		if other.Metadata.Name == m.Metadata.Name {
+			continue
+		}
+		v.macs(m, other, macs)
+		if machine.IsDiscovered(other) {
+			continue
+		}
+		_, taken := pointersOf(other)
+		for _, a := range addresses {
+			if slices.ContainsFunc(taken, func(b pinned) bool { return a.address == b.address }) {
+				v.fail(a.pointer, "address %s is pinned by Machine %s", a.address, other.Metadata.Name)
+			}
+		}
+		if m.Spec.BMC != nil && other.Spec.BMC != nil && endpoint(m.Spec.BMC) == endpoint(other.Spec.BMC) {
+			v.fail("/spec/bmc/address", "BMC %s is that of Machine %s", m.Spec.BMC.Address, other.Metadata.Name)
+		}
+	}
+	for i, a := range addresses {
+		if slices.ContainsFunc(addresses[:i], func(b pinned) bool { return a.address == b.address }) {
+			v.fail(a.pointer, "address %s stands in this Machine already", a.address)
+		}
+	}
+	for i, l := range m.Spec.Links {
+		if s := w.subnet(l.Subnet); s != nil {
+			v.link(m, i, s)
+		}
+	}
+	v.loopbacks(w, m)
+	for _, z := range w.zones {
+		for _, u := range z.Spec.Uplinks {
+			if i := slices.IndexFunc(addresses, func(a pinned) bool { return a.address == u.Address }); i >= 0 {
+				v.fail(addresses[i].pointer, "address %s is that of an uplink of Zone %s", u.Address, z.Metadata.Name)
+			}
+		}
+	}
+}
+
+// macs refuses a MAC that another Machine has; a discovered one is taken over.
+func (v *Verdict) macs(m, other *api.Machine, macs map[api.MAC]string) {
+	for _, mac := range other.MACs() {
+		pointer, shared := macs[mac]
+		switch {
+		case !shared:
+		case machine.IsDiscovered(other):
+			if !slices.Contains(v.Takeover, other.Metadata.Name) {
+				v.Takeover = append(v.Takeover, other.Metadata.Name)
+			}
+		default:
+			v.fail(pointer, "MAC %s is in use by Machine %s", mac, other.Metadata.Name)
+		}
+	}
+}
+
+// link judges a Machine's link by the Subnet that it is on.
+func (v *Verdict) link(m *api.Machine, i int, s *api.Subnet) {
+	if s.Spec.Purpose == api.Production && s.Spec.Zone != m.Spec.Zone {
+		v.fail(api.Pointer("spec", "links", i, "subnet"), "Subnet %s belongs to Zone %s, and this Machine is in %s: a Machine has production links in its own Zone only",
+			s.Metadata.Name, s.Spec.Zone, zoneText(m.Spec.Zone))
+	}
+	for j, a := range m.Spec.Links[i].Addresses {
+		if _, inside := s.Prefix(a); !inside {
+			v.fail(api.Pointer("spec", "links", i, "addresses", j), "%s is in none of the prefixes of Subnet %s (%s)", a, s.Metadata.Name, prefixes(s.Spec.Prefixes))
+		}
+	}
+}
+
+type pinned struct {
+	address netip.Addr
+	pointer string
+}
+
+// pointersOf says where a Machine's spec names each MAC and pinned address.
+func pointersOf(m *api.Machine) (map[api.MAC]string, []pinned) {
+	macs := map[api.MAC]string{}
+	var addresses []pinned
+	for i, l := range m.Spec.Links {
+		if l.MAC != "" {
+			macs[l.MAC] = api.Pointer("spec", "links", i, "mac")
+		}
+		if l.Bond != nil {
+			for j, mac := range l.Bond.Members {
+				macs[mac] = api.Pointer("spec", "links", i, "bond", "members", j)
+			}
+		}
+		for j, a := range l.Addresses {
+			addresses = append(addresses, pinned{a, api.Pointer("spec", "links", i, "addresses", j)})
+		}
+	}
+	for i, a := range m.Spec.Loopbacks {
+		addresses = append(addresses, pinned{a, api.Pointer("spec", "loopbacks", i)})
+	}
+	return macs, addresses
+}
+
+// endpoint is a BMC's address in one spelling.
+func endpoint(b *api.BMC) string {
+	u, err := url.Parse(b.Address)
+	if err != nil {
+		return b.Address
+	}
+	host, port := strings.ToLower(u.Hostname()), u.Port()
+	if port == "" {
+		port = "443"
+	}
+	return host + " " + port
+}

@@ -1,0 +1,278 @@
+package admission
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/network"
+)
+
+// network judges a Network by the others, and by what its hosts already have.
+func (v *Verdict) network(w World, n *api.Network, current api.Object) {
+	if n.Metadata.Name == "subnets" {
+		v.fail("/metadata/name", "a stock flanneld with its default prefix would take the leases of a Network of this name for its own: choose another")
+	}
+	v.cidrs(n)
+	for _, other := range w.networks {
+		if other.Metadata.Name != n.Metadata.Name {
+			v.networks(n, other)
+		}
+	}
+	v.allowed(w, n)
+	v.keepsOff(w, n.Spec.CIDRs, "/spec/cidrs", func(a announced) bool { return a.zone == n.Spec.Zone })
+	v.keepsOff(w, n.Spec.AdvertisedPeering(), "/spec/peering/prefixes", func(a announced) bool { return a.zone == n.Spec.Zone })
+	if n.Spec.Advertise {
+		v.advertised(w, n)
+	}
+	if n.Spec.Direct {
+		v.direct(w, n)
+	}
+	if n.Spec.Peering != nil {
+		v.peering(w, n)
+	}
+	if old, ok := current.(*api.Network); ok {
+		v.networkChange(old, n)
+	}
+}
+
+// cidrs holds a Network to what flannel can cut (CheckNetworkConfig in its
+// pkg/subnet/config.go, v0.26.7).
+func (v *Verdict) cidrs(n *api.Network) {
+	v4 := false
+	for i, c := range n.Spec.CIDRs {
+		at := api.Pointer("spec", "cidrs", i)
+		for j, d := range n.Spec.CIDRs[:i] {
+			if c.Overlaps(d) {
+				v.fail(at, "%s overlaps %s (cidrs entry %d)", c, d, j)
+			}
+		}
+		switch {
+		case c.Addr().Is4In6() || c.Addr().IsLinkLocalUnicast() || c.Addr().IsMulticast() || c.Addr().IsLoopback() || c.Addr().IsUnspecified():
+			v.fail(at, "%s is not for unicast between hosts: choose a private CIDR, such as one of 10.0.0.0/8 or fd00::/8", c)
+		case c.Addr().Is4() && n.Spec.HostPrefix < c.Bits()+2:
+			v.fail("/spec/hostPrefix", "/%d cuts %s into fewer than the four leases that flannel wants, and the first is never given to a host: choose /%d or longer, or a larger CIDR", n.Spec.HostPrefix, c, c.Bits()+2)
+		}
+		v4 = v4 || c.Addr().Is4()
+	}
+	if !v4 && len(n.Spec.CIDRs) > 0 {
+		v.fail("/spec/cidrs", "at least one IPv4 CIDR is required: hosts' leases are cut from it")
+	}
+}
+
+// networks judges a Network by another one.
+func (v *Verdict) networks(n, other *api.Network) {
+	name := other.Metadata.Name
+	if n.Spec.VNI != 0 && (other.Spec.VNI == n.Spec.VNI || other.Status.VNI == n.Spec.VNI) {
+		v.fail("/spec/vni", "VNI %d is that of Network %s", n.Spec.VNI, name)
+	}
+	overlap := network.Overlap(n.Spec.CIDRs, other.Spec.CIDRs)
+	sameZone := n.Spec.Zone == other.Spec.Zone
+	if overlap && sameZone && n.Spec.Advertise && other.Spec.Advertise {
+		v.fail("/spec/advertise", "its CIDRs overlap those of Network %s (%s), which is advertised in Zone %s too: routes would mix them", name, prefixes(other.Spec.CIDRs), n.Spec.Zone)
+	}
+	if overlap && sameZone && (n.Spec.Direct || other.Spec.Direct) {
+		v.directOverlap(n, other)
+	}
+	if sameZone {
+		v.peeringAdvertised(n, other)
+	}
+	at := slices.Index(n.Spec.Allow, name)
+	allows := slices.Contains(other.Spec.Allow, n.Metadata.Name)
+	if at >= 0 || allows {
+		v.peeringAllowed(n, other)
+	}
+	switch {
+	case at >= 0 && !sameZone:
+		v.fail(api.Pointer("spec", "allow", at), "Network %s is in Zone %s, and this one in %s: Networks talk to each other within a Zone only", name, other.Spec.Zone, n.Spec.Zone)
+	case at >= 0 && overlap:
+		v.fail(api.Pointer("spec", "allow", at), "its CIDRs overlap those of Network %s (%s): which of the two an address is in could not be told", name, prefixes(other.Spec.CIDRs))
+	case allows && !sameZone:
+		v.fail("/spec/zone", "Network %s of Zone %s names this one in its spec.allow, and Networks talk to each other within a Zone only: take it out there, or choose that Zone", name, other.Spec.Zone)
+	case allows && overlap:
+		v.fail("/spec/cidrs", "they overlap those of Network %s (%s), whose spec.allow names this Network: which of the two an address is in could not be told", name, prefixes(other.Spec.CIDRs))
+	}
+}
+
+// peeringAllowed refuses what guests may announce where it is in the CIDRs of a
+// Network that guests talk to: they would draw what is meant for that.
+func (v *Verdict) peeringAllowed(n, other *api.Network) {
+	name := other.Metadata.Name
+	if p := n.Spec.Peering; p != nil && network.Overlap(p.Prefixes, other.Spec.CIDRs) {
+		v.fail("/spec/peering/prefixes", "they overlap the CIDRs of Network %s (%s), which talks to this one (spec.allow): guests would draw its packets", name, prefixes(other.Spec.CIDRs))
+	}
+	if p := other.Spec.Peering; p != nil && network.Overlap(p.Prefixes, n.Spec.CIDRs) {
+		v.fail("/spec/cidrs", "they overlap spec.peering.prefixes of Network %s (%s), which talks to this one (spec.allow): its guests would draw this one's packets", name, prefixes(p.Prefixes))
+	}
+}
+
+// peeringAdvertised refuses what guests announce to the Zone where it is another
+// Network's there.
+func (v *Verdict) peeringAdvertised(n, other *api.Network) {
+	name := other.Metadata.Name
+	if in := inZone(other); network.Overlap(n.Spec.AdvertisedPeering(), in) {
+		v.fail("/spec/peering/prefixes", "they overlap what Network %s is routed at in Zone %s (%s), and spec.peering.advertise tells the Zone of them: routes would mix the two", name, n.Spec.Zone, prefixes(in))
+	}
+	if at := other.Spec.AdvertisedPeering(); network.Overlap(at, n.Spec.CIDRs) && (n.Spec.Advertise || n.Spec.Direct) {
+		v.fail("/spec/cidrs", "they overlap spec.peering.prefixes of Network %s (%s), which are advertised in Zone %s: routes would mix the two", name, prefixes(at), n.Spec.Zone)
+	}
+}
+
+// inZone are the prefixes that a Network is routed at, by BGP or directly.
+func inZone(n *api.Network) []netip.Prefix {
+	if n.Spec.Direct && !n.Spec.Advertise {
+		return n.Spec.CIDRs
+	}
+	return n.Spec.Routed()
+}
+
+// peering holds guests to an ASN that is not their hosts'.
+func (v *Verdict) peering(w World, n *api.Network) {
+	p := n.Spec.Peering
+	for _, z := range w.zones {
+		if z.Metadata.Name == n.Spec.Zone && z.Spec.ASN == p.ASN {
+			v.fail("/spec/peering/asn", "%d is the ASN of Zone %s, which the hosts have: guests have one of their own", p.ASN, n.Spec.Zone)
+		}
+	}
+	for _, o := range w.objects["Secret"] {
+		if s, ok := o.(*api.Secret); ok && s.Metadata.Name == p.Secret && s.Status.Digests[hostspec.UplinkPassword] == "" {
+			v.fail("/spec/peering/secret", "Secret %s has no %s, which is to be the sessions' MD5 key", p.Secret, hostspec.UplinkPassword)
+		}
+	}
+}
+
+// allowed refuses Networks of overlapping CIDRs in one list, be it this
+// Network's or another's that names it.
+func (v *Verdict) allowed(w World, n *api.Network) {
+	byName := map[string]*api.Network{}
+	for _, other := range w.networks {
+		byName[other.Metadata.Name] = other
+	}
+	byName[n.Metadata.Name] = n
+	for i, name := range n.Spec.Allow {
+		for _, before := range n.Spec.Allow[:i] {
+			a, b := byName[name], byName[before]
+			if a != nil && b != nil && a != b && network.Overlap(a.Spec.CIDRs, b.Spec.CIDRs) {
+				v.fail(api.Pointer("spec", "allow", i), "the CIDRs of Network %s (%s) overlap those of Network %s (%s), which is allowed too: which of the two a guest is in could not be told",
+					name, prefixes(a.Spec.CIDRs), before, prefixes(b.Spec.CIDRs))
+			}
+		}
+	}
+	for _, other := range w.networks {
+		if other.Metadata.Name == n.Metadata.Name || !slices.Contains(other.Spec.Allow, n.Metadata.Name) {
+			continue
+		}
+		for _, name := range other.Spec.Allow {
+			if also := byName[name]; also != nil && also != n && network.Overlap(n.Spec.CIDRs, also.Spec.CIDRs) {
+				v.fail("/spec/cidrs", "they overlap those of Network %s (%s), and spec.allow of Network %s names both: which of the two a guest is in could not be told",
+					name, prefixes(also.Spec.CIDRs), other.Metadata.Name)
+			}
+		}
+	}
+}
+
+// directOverlap refuses a direct Network beside another of the same addresses:
+// what has no VXLAN header around it does not say whose it is.
+func (v *Verdict) directOverlap(n, other *api.Network) {
+	if n.Spec.Direct {
+		v.fail("/spec/direct", "its CIDRs overlap those of Network %s (%s) in Zone %s: without VXLAN the two would mix", other.Metadata.Name, prefixes(other.Spec.CIDRs), n.Spec.Zone)
+		return
+	}
+	v.fail("/spec/cidrs", "they overlap those of Network %s (%s), which is direct in Zone %s: without VXLAN the two would mix", other.Metadata.Name, prefixes(other.Spec.CIDRs), n.Spec.Zone)
+}
+
+// direct keeps a Network that goes without VXLAN off all that is routed there
+// already. Zone prefixes that it is advertised in are its own.
+func (v *Verdict) direct(w World, n *api.Network) {
+	for _, s := range w.subnets {
+		if network.Overlap(n.Spec.CIDRs, s.Spec.Prefixes) {
+			v.fail("/spec/direct", "its CIDRs overlap Subnet %s (%s), whose addresses would be taken for guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
+		}
+	}
+	for _, z := range w.zones {
+		if z.Metadata.Name == n.Spec.Zone && !n.Spec.Advertise && network.Overlap(n.Spec.CIDRs, z.Spec.Prefixes) {
+			v.fail("/spec/direct", "its CIDRs overlap spec.prefixes of Zone %s (%s), which others originate: choose other CIDRs, or set spec.advertise", n.Spec.Zone, prefixes(z.Spec.Prefixes))
+		}
+	}
+}
+
+// routed refuses prefixes of a Subnet that a Network is routed at, by BGP or
+// directly.
+func (v *Verdict) routed(w World, s *api.Subnet) {
+	for _, n := range w.networks {
+		at := inZone(n)
+		for i, p := range s.Spec.Prefixes {
+			if network.Overlap(at, []netip.Prefix{p}) {
+				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps Network %s (%s), which is routed in Zone %s (spec.direct or spec.advertise): its traffic would be drawn to guests", p, n.Metadata.Name, prefixes(at), n.Spec.Zone)
+			}
+		}
+	}
+}
+
+// originated refuses prefixes of a Zone that a direct Network has for itself.
+func (v *Verdict) originated(w World, z *api.Zone) {
+	for _, n := range w.networks {
+		if n.Spec.Zone != z.Metadata.Name || !n.Spec.Direct || n.Spec.Advertise {
+			continue
+		}
+		for i, p := range z.Spec.Prefixes {
+			if network.Overlap(n.Spec.CIDRs, []netip.Prefix{p}) {
+				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps Network %s (%s), which is direct in this Zone: its guests would mix with what is originated there", p, n.Metadata.Name, prefixes(n.Spec.CIDRs))
+			}
+		}
+	}
+}
+
+// advertised keeps routes of tenants off the Site's own addresses.
+func (v *Verdict) advertised(w World, n *api.Network) {
+	for _, s := range w.subnets {
+		if network.Overlap(n.Spec.CIDRs, s.Spec.Prefixes) {
+			v.fail("/spec/advertise", "its CIDRs overlap Subnet %s (%s): advertising them would draw that Subnet's traffic to guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
+		}
+		if network.Overlap(n.Spec.AdvertisedPeering(), s.Spec.Prefixes) {
+			v.fail("/spec/peering/advertise", "spec.peering.prefixes overlap Subnet %s (%s): advertising them would draw that Subnet's traffic to guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
+		}
+	}
+	for _, z := range w.zones {
+		if z.Metadata.Name != n.Spec.Zone {
+			continue
+		}
+		if c, out := outside(n, z); out {
+			at := "/spec/advertise"
+			if slices.Contains(n.Spec.AdvertisedPeering(), c) {
+				at = "/spec/peering/advertise"
+			}
+			v.fail(at, "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there: have an admin add it, or take another", c, n.Spec.Zone, prefixes(z.Spec.Prefixes))
+		}
+	}
+}
+
+// networkChange refuses what would break leases that hosts have.
+func (v *Verdict) networkChange(old, n *api.Network) {
+	if vni := old.Status.VNI; vni != 0 && n.Spec.VNI != 0 && n.Spec.VNI != vni {
+		v.fail("/spec/vni", "the VNI is %d and stays so for the Network's life: delete the Network and create it anew for another", vni)
+	}
+	if old.Status.Leases == 0 {
+		return
+	}
+	if n.Spec.Zone != old.Spec.Zone {
+		v.fail("/spec/zone", "%d leases are given to hosts of Zone %s: a Network stays in its Zone", old.Status.Leases, old.Spec.Zone)
+	}
+	if n.Spec.HostPrefix != old.Spec.HostPrefix {
+		v.fail("/spec/hostPrefix", "%d leases are /%d: their length stays so while there are any", old.Status.Leases, old.Spec.HostPrefix)
+	}
+	if had := old.Spec.HostPrefix6; had != 0 && n.Spec.HostPrefix6 != had {
+		v.fail("/spec/hostPrefix6", "IPv6 leases are /%d: their length stays so while there are any; write it into spec.hostPrefix6", had)
+	}
+	for _, c := range old.Spec.CIDRs {
+		if !covered(n.Spec.CIDRs, c) {
+			v.fail("/spec/cidrs", "%s is gone, and hosts may have leases of it (%d in all): CIDRs may be added or widened, not taken away", c, old.Status.Leases)
+		}
+	}
+}
+
+// covered reports whether a CIDR lies within one of a list.
+func covered(list []netip.Prefix, c netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Bits() <= c.Bits() && p.Contains(c.Addr()) })
+}

@@ -1,0 +1,43 @@
+package admission
+
+import (
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/hostspec"
+)
+
+// secret keeps a Secret that was read, and so has no values, from wiping the
+// one that has.
+func (v *Verdict) secret(w World, o *api.Secret, current api.Object) {
+	v.sessionKey(w, o)
+	old, ok := current.(*api.Secret)
+	if ok && len(o.Spec.Data) == 0 && len(old.Status.Digests) > 0 {
+		v.fail("/spec/data", "no values are given, but the stored Secret has some: a read never shows them, so write all of them anew, or delete the Secret")
+	}
+}
+
+// sessionKey refuses to take the key of an uplink's or of guests' sessions away.
+func (v *Verdict) sessionKey(w World, s *api.Secret) {
+	if len(s.Spec.Data) == 0 {
+		return
+	}
+	check := func(at, of string) {
+		switch n := len(s.Spec.Data[hostspec.UplinkPassword]); {
+		case n == 0:
+			v.fail("/spec/data", "%s is missing: %s of %s takes the session's MD5 key from it", hostspec.UplinkPassword, at, of)
+		case n > hostspec.MaxUplinkPassword:
+			v.fail("/spec/data/"+hostspec.UplinkPassword, "it has %d bytes, and an MD5 key has %d at most: %s of %s", n, hostspec.MaxUplinkPassword, at, of)
+		}
+	}
+	for _, z := range w.zones {
+		for i, u := range z.Spec.Uplinks {
+			if u.Secret == s.Metadata.Name {
+				check(api.Pointer("spec", "uplinks", i, "secret"), "Zone "+z.Metadata.Name)
+			}
+		}
+	}
+	for _, n := range w.networks {
+		if p := n.Spec.Peering; p != nil && p.Secret == s.Metadata.Name {
+			check("/spec/peering/secret", "Network "+n.Metadata.Name)
+		}
+	}
+}

@@ -1,0 +1,46 @@
+package admission
+
+import (
+	"github.com/rackweft/rackweft/api"
+)
+
+func (v *Verdict) subnet(w World, s *api.Subnet) {
+	for _, other := range w.subnets {
+		if other.Metadata.Name == s.Metadata.Name {
+			continue
+		}
+		for i, p := range s.Spec.Prefixes {
+			for _, q := range other.Spec.Prefixes {
+				if p.Overlaps(q) {
+					v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps %s of Subnet %s", p, q, other.Metadata.Name)
+				}
+			}
+		}
+		if s.Spec.Interface != "" && s.Spec.Interface == other.Spec.Interface && s.Spec.Purpose == api.Provisioning && other.Spec.Purpose == api.Provisioning {
+			v.fail("/spec/interface", "Subnet %s is a provisioning Subnet on %s already: one interface serves one", other.Metadata.Name, s.Spec.Interface)
+		}
+	}
+	v.linked(w, s)
+	v.apart(w, s)
+	v.routed(w, s)
+	v.keepsOff(w, s.Spec.Prefixes, "/spec/prefixes", func(announced) bool { return true })
+}
+
+// linked refuses a change of a Subnet that Machines on it contradict.
+func (v *Verdict) linked(w World, s *api.Subnet) {
+	for _, m := range w.machines {
+		for i, l := range m.Spec.Links {
+			if l.Subnet != s.Metadata.Name {
+				continue
+			}
+			if s.Spec.Purpose == api.Production && s.Spec.Zone != m.Spec.Zone {
+				v.fail("/spec/zone", "Machine %s, which links to this Subnet, is in %s", m.Metadata.Name, zoneText(m.Spec.Zone))
+			}
+			for j, a := range l.Addresses {
+				if _, inside := s.Prefix(a); !inside {
+					v.fail("/spec/prefixes", "%s of Machine %s (%s) is in none of them", a, m.Metadata.Name, api.Pointer("spec", "links", i, "addresses", j))
+				}
+			}
+		}
+	}
+}
