@@ -2,6 +2,7 @@
 package rackweft
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -19,6 +20,7 @@ const module = "github.com/rackweft/rackweft/"
 // The longest prefix of a package's path counts.
 func rooms() map[string][]string {
 	return map[string][]string{
+		"internal":        {},
 		"api":             {},
 		"systemd":         {"api"},
 		"ignition":        {"api"},
@@ -68,6 +70,26 @@ func owners() map[string][]string {
 
 func TestImportsRunDownwards(t *testing.T) {
 	checked := 0
+	eachFile(t, parser.ImportsOnly, func(file string, f *ast.File) {
+		for _, spec := range f.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checked++
+			for _, complaint := range faults(file, imported) {
+				t.Errorf("%s imports %s: %s", file, imported, complaint)
+			}
+		}
+	})
+	if checked < 500 {
+		t.Errorf("only %d imports were checked: the walk does not see the tree", checked)
+	}
+}
+
+// eachFile parses every Go file of the tree's rooms.
+func eachFile(t *testing.T, mode parser.Mode, look func(file string, f *ast.File)) {
+	t.Helper()
 	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -78,27 +100,15 @@ func TestImportsRunDownwards(t *testing.T) {
 		if !strings.HasSuffix(file, ".go") || filepath.Dir(file) == "." {
 			return nil
 		}
-		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, mode)
 		if err != nil {
 			return err
 		}
-		for _, spec := range f.Imports {
-			imported, err := strconv.Unquote(spec.Path.Value)
-			if err != nil {
-				return err
-			}
-			checked++
-			for _, complaint := range faults(filepath.ToSlash(file), imported) {
-				t.Errorf("%s imports %s: %s", file, imported, complaint)
-			}
-		}
+		look(filepath.ToSlash(file), f)
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	if checked < 500 {
-		t.Errorf("only %d imports were checked: the walk does not see the tree", checked)
 	}
 }
 
@@ -114,6 +124,7 @@ func TestFaultsAreFound(t *testing.T) {
 		{"bootd/machine/x.go", "go.etcd.io/etcd/client/v3"},
 		{"nodeagent/x.go", "github.com/osrg/gobgp/v3/pkg/server"},
 		{"attic/x.go", module + "api"},
+		{"internal/x.go", module + "api"},
 	} {
 		if len(faults(c.file, c.imported)) == 0 {
 			t.Errorf("%s may import %s, and must not", c.file, c.imported)
@@ -131,6 +142,7 @@ func faults(file, imported string) []string {
 		case room == "":
 			found = append(found, "no room is called "+dir)
 		case within(below, dir) || within(below, room) && !strings.HasPrefix(room, "cmd"):
+		case within(below, "internal"): // small tools that every room shares
 		case test && (room == "hardware" || room == "bootd") && within(below, "lab/bmc"): // the lab's BMC is a peer to test against
 		case test && room == "nodeagent" && below == "lab/guestos": // what its Guests boot
 		case !slices.ContainsFunc(allowed, func(a string) bool { return within(below, a) }):

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // speakerEnvironment makes the test's binary a speaker: with its directory.
@@ -99,7 +100,7 @@ func (r *rig) namespace(name string) {
 
 func (r *rig) run(args ...string) string {
 	r.t.Helper()
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	out, err := command.Output(exec.Command(args[0], args[1:]...))
 	if err != nil {
 		r.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
 	}

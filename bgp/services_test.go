@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // nextHops are those of a prefix in the host's kernel, sorted.
@@ -182,7 +183,7 @@ func TestServices(t *testing.T) {
 
 // ask runs a command on the host that may fail, for its daemon is coming up.
 func (h *host) ask(args ...string) (string, error) {
-	out, err := exec.Command("ip", append([]string{"netns", "exec", h.rig.id + h.name}, args...)...).CombinedOutput()
+	out, err := command.Output(exec.Command("ip", append([]string{"netns", "exec", h.rig.id + h.name}, args...)...))
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
 	}

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // Accelerator is what QEMU runs the machines' processors with.
@@ -97,7 +99,7 @@ func describe(ctx context.Context, kernel string) (verdict, error) {
 	if err != nil {
 		return verdict{}, err
 	}
-	version, err := exec.CommandContext(ctx, "qemu-system-x86_64", "--version").Output()
+	version, err := command.Output(exec.CommandContext(ctx, "qemu-system-x86_64", "--version"))
 	if err != nil {
 		return verdict{}, fmt.Errorf("ask QEMU for its version: %w", err)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // buildAgent builds the real binary.
@@ -291,7 +292,7 @@ func TestDaemon(t *testing.T) {
 	expect("WATCHDOG=1")
 	b.waitFor("the HostSpec is applied", func() bool { return b.status.Revision == b.revision })
 
-	out, err := exec.Command(bin, "status", "--state-dir", h.state, "--run-dir", h.run).CombinedOutput()
+	out, err := command.Output(exec.Command(bin, "status", "--state-dir", h.state, "--run-dir", h.run))
 	for _, want := range []string{"r1u07", "connected " + b.url(), "base", "Applied", "underlay is not known", "v0.0.1-test"} {
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("nodeagent status (%v) lacks %q:\n%s", err, want, out)
@@ -317,8 +318,8 @@ func TestDaemon(t *testing.T) {
 	if err := p.cmd.Wait(); err != nil {
 		t.Errorf("SIGTERM: %v", err)
 	}
-	out, err = exec.Command(bin, "status", "--state-dir", h.state, "--run-dir", h.run).CombinedOutput()
-	if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "not running") {
+	out, err = command.Output(exec.Command(bin, "status", "--state-dir", h.state, "--run-dir", h.run))
+	if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(err.Error(), "not running") {
 		t.Errorf("nodeagent status when it does not run: %v\n%s", err, out)
 	}
 }
@@ -366,9 +367,11 @@ func TestCommandLine(t *testing.T) {
 	}
 	for _, tt := range tests {
 		cmd := exec.Command(bin, tt.args...)
-		out, _ := cmd.CombinedOutput()
-		if code := cmd.ProcessState.ExitCode(); code != tt.code || !strings.Contains(string(out), tt.want) {
-			t.Errorf("nodeagent %v exits with %d, want %d and %q:\n%s", tt.args, code, tt.code, tt.want, out)
+		var said bytes.Buffer // by standard output or standard error
+		cmd.Stdout, cmd.Stderr = &said, &said
+		_ = cmd.Run() // its exit code is looked at
+		if code := cmd.ProcessState.ExitCode(); code != tt.code || !strings.Contains(said.String(), tt.want) {
+			t.Errorf("nodeagent %v exits with %d, want %d and %q:\n%s", tt.args, code, tt.code, tt.want, &said)
 		}
 	}
 }

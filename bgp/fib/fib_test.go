@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // bench is a network namespace of the test's own thread, with eth0 at
@@ -41,7 +43,7 @@ func bench(t testing.TB) {
 
 func ip(t testing.TB, line string) string {
 	t.Helper()
-	out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput()
+	out, err := command.Output(exec.Command("ip", strings.Fields(line)...))
 	if err != nil {
 		t.Fatalf("ip %s: %v\n%s", line, err, out)
 	}

@@ -9,11 +9,13 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 func ip(t *testing.T, line string) string {
 	t.Helper()
-	out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput()
+	out, err := command.Output(exec.Command("ip", strings.Fields(line)...))
 	if err != nil {
 		t.Fatalf("ip %s: %v\n%s", line, err, out)
 	}

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 func TestSpans(t *testing.T) {
@@ -53,7 +55,7 @@ func TestSync(t *testing.T) {
 	t.Cleanup(func() { _ = ns.Close() })
 	nft := func(line string) string {
 		t.Helper()
-		out, err := exec.Command("nft", line).CombinedOutput()
+		out, err := command.Output(exec.Command("nft", line))
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", line, err, out)
 		}

@@ -26,6 +26,8 @@ import (
 	"github.com/pin/tftp/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/vishvananda/netns"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // segment is one Ethernet segment: a bridge br0 with 198.18.0.1/24 in a namespace of its own.
@@ -76,7 +78,7 @@ func (s *segment) ip(args ...string) {
 
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
+	out, err := command.Output(exec.Command(name, args...))
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
@@ -338,8 +340,8 @@ func TestPerfdhcp(t *testing.T) {
 	run(t, "ip", "-n", relay, "addr", "add", "198.18.0.2/24", "dev", "eth0")
 	perfdhcp := func(rate int) (drops, rps string) {
 		// What other tests delay by taking the CPU away is late, not lost: -d, -W.
-		out, err := exec.Command("ip", "netns", "exec", relay, "perfdhcp", "-4", "-l", "eth0",
-			"-r", strconv.Itoa(rate), "-R", "200", "-p", "4", "-d", "5", "-W", "1000000", "198.18.0.1").CombinedOutput()
+		out, err := command.Output(exec.Command("ip", "netns", "exec", relay, "perfdhcp", "-4", "-l", "eth0",
+			"-r", strconv.Itoa(rate), "-R", "200", "-p", "4", "-d", "5", "-W", "1000000", "198.18.0.1"))
 		if err != nil && len(out) == 0 {
 			t.Fatalf("perfdhcp: %v", err)
 		}

@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 type fakeDecider struct {
@@ -161,7 +163,7 @@ func curl(t *testing.T, args ...string) string {
 	if err != nil {
 		t.Skip("curl is not installed")
 	}
-	out, err := exec.CommandContext(t.Context(), path, append([]string{"-sS", "--max-time", "60"}, args...)...).CombinedOutput()
+	out, err := command.Output(exec.CommandContext(t.Context(), path, append([]string{"-sS", "--max-time", "60"}, args...)...))
 	if err != nil {
 		t.Fatalf("curl %v: %v\n%s", args, err, out)
 	}

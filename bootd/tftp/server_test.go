@@ -22,6 +22,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // bench is a server on a free port of loopback and all that it told.
@@ -131,7 +133,7 @@ func client(t *testing.T, name string, args ...string) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	return exec.CommandContext(ctx, path, args...).CombinedOutput()
+	return command.Output(exec.CommandContext(ctx, path, args...))
 }
 
 func TestForeignClients(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"github.com/vincent-petithory/dataurl"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/lab/rig"
 )
 
@@ -200,19 +201,19 @@ func (d *desk) write(name, content string) string {
 	return path
 }
 
-func (d *desk) run(command ...string) string {
+func (d *desk) run(args ...string) string {
 	d.t.Helper()
-	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+	out, err := command.Output(exec.Command(args[0], args[1:]...))
 	if err != nil {
-		d.t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
+		d.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
 }
 
 // in runs a command in a namespace.
-func (d *desk) in(ns string, command ...string) string {
+func (d *desk) in(ns string, args ...string) string {
 	d.t.Helper()
-	return d.run(append([]string{"nsenter", "--net=/run/netns/" + ns}, command...)...)
+	return d.run(append([]string{"nsenter", "--net=/run/netns/" + ns}, args...)...)
 }
 
 // start runs a program in a namespace. Not by ip-netns(8), which has a mount

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -86,7 +87,7 @@ func dialSSH(ctx context.Context, r *rig.Rig, address string, config *ssh.Client
 	return ssh.NewClient(c, channels, requests), nil
 }
 
-// run runs a shell's command and returns what it says.
+// run runs a shell's command and returns its standard output.
 func (h *host) run(command string) string {
 	h.t.Helper()
 	session, err := h.client.NewSession()
@@ -94,9 +95,11 @@ func (h *host) run(command string) string {
 		h.t.Fatalf("%s: %v", h.name, err)
 	}
 	defer func() { _ = session.Close() }()
-	out, err := session.CombinedOutput(command)
+	var complaints bytes.Buffer
+	session.Stderr = &complaints
+	out, err := session.Output(command)
 	if err != nil {
-		h.t.Fatalf("%s: %s: %v\n%s", h.name, command, err, out)
+		h.t.Fatalf("%s: %s: %v\n%s%s", h.name, command, err, out, &complaints)
 	}
 	return strings.TrimSpace(string(out))
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/lab/rig"
 )
 
@@ -214,7 +215,7 @@ protocol kernel { ipv4 { export where source = RTS_BGP; }; }
 }
 
 func (l *leaf) run(name string, args ...string) (string, error) {
-	out, err := exec.CommandContext(l.t.Context(), "nsenter", append([]string{"--net=" + l.namespace, name}, args...)...).CombinedOutput()
+	out, err := command.Output(exec.CommandContext(l.t.Context(), "nsenter", append([]string{"--net=" + l.namespace, name}, args...)...))
 	return string(out), err
 }
 

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // AgentArgument is the kernel argument by which the init runs qemu-ga.
@@ -26,7 +28,7 @@ func Agent(ctx context.Context) ([]byte, error) {
 			return nil, fmt.Errorf("install Debian's qemu-guest-agent: %w", err)
 		}
 		archive.file(path, raw)
-		out, err := exec.CommandContext(ctx, "ldd", from).Output()
+		out, err := command.Output(exec.CommandContext(ctx, "ldd", from))
 		if err != nil {
 			return nil, fmt.Errorf("ldd %s: %w", from, err)
 		}

@@ -5,13 +5,14 @@ package guestos
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // Arguments are the kernel's.
@@ -83,11 +84,7 @@ func unpack(ctx context.Context, root string, k Kernel) (string, error) {
 	for _, m := range wanted {
 		patterns = append(patterns, "*/"+m+".ko")
 	}
-	out, err := exec.CommandContext(ctx, filepath.Join(root, "lab", "unpack"), append([]string{string(k)}, patterns...)...).Output()
-	var failed *exec.ExitError
-	if errors.As(err, &failed) {
-		err = fmt.Errorf("%w: %s", err, failed.Stderr)
-	}
+	out, err := command.Output(exec.CommandContext(ctx, filepath.Join(root, "lab", "unpack"), append([]string{string(k)}, patterns...)...))
 	if err != nil {
 		return "", fmt.Errorf("unpack Debian's kernel: %w", err)
 	}

@@ -1,7 +1,6 @@
 package rig
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // Binaries is a folder with bootd, nodeagent and weftctl.
@@ -57,11 +58,9 @@ func buildImage(tb testing.TB, variable string, args ...string) string {
 		return absolute(tb, dir)
 	}
 	cmd := exec.CommandContext(tb.Context(), filepath.Join(moduleRoot(tb), "lab", "image", "build"), args...)
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	output, err := cmd.Output()
+	output, err := command.Output(cmd)
 	if err != nil {
-		tb.Fatalf("build the netboot image: %v\n%s", err, said.Bytes())
+		tb.Fatalf("build the netboot image: %v", err)
 	}
 	return strings.TrimSpace(string(output))
 }

@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
@@ -327,7 +328,7 @@ func startLibvirt(b *testing.B) *libvirt {
 }
 
 func (l *libvirt) virsh(args ...string) (string, error) {
-	out, err := exec.Command("virsh", append([]string{"-q", "-c", "qemu:///system?socket=" + l.socket}, args...)...).CombinedOutput()
+	out, err := command.Output(exec.Command("virsh", append([]string{"-q", "-c", "qemu:///system?socket=" + l.socket}, args...)...))
 	return string(out), err
 }
 

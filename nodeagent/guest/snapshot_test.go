@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -102,10 +103,10 @@ func (h *host) journal(uid, disk, tag string) bool {
 	}
 	out := filepath.Join(h.t.TempDir(), "copy")
 	file := fmt.Sprintf(`json:{"driver":"qcow2","file":{"driver":"file","filename":%q}%s}`, filepath.Join(h.guestDir(uid), "disks", disk+".qcow2"), base)
-	if said, err := exec.Command("qemu-img", "convert", "-l", tag, "-O", "raw", file, out).CombinedOutput(); err != nil {
-		h.t.Fatalf("qemu-img convert: %v: %s", err, said)
+	if _, err := command.Output(exec.Command("qemu-img", "convert", "-l", tag, "-O", "raw", file, out)); err != nil {
+		h.t.Fatalf("qemu-img convert: %v", err)
 	}
-	said, err := exec.Command("dumpe2fs", "-h", out).Output()
+	said, err := command.Output(exec.Command("dumpe2fs", "-h", out))
 	if err != nil || !strings.Contains(string(said), "has_journal") {
 		h.t.Fatalf("dumpe2fs: %v: %s", err, said)
 	}
@@ -241,7 +242,7 @@ func TestSnapshots(t *testing.T) {
 	// What outlives the Guest does so without its snapshots.
 	h.want(removed("web", uid1))
 	h.wait("it is removed", func() bool { return h.status("guest/web@"+uid1).State == api.PartApplied })
-	out, err := exec.Command("qemu-img", "snapshot", "-l", filepath.Join(h.dir, "state", "retained", "-", "web", "etcd.qcow2")).CombinedOutput()
+	out, err := command.Output(exec.Command("qemu-img", "snapshot", "-l", filepath.Join(h.dir, "state", "retained", "-", "web", "etcd.qcow2")))
 	if err != nil || strings.Contains(string(out), "third") {
 		t.Errorf("the retained disk: %v: %s", err, out)
 	}

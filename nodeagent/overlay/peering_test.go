@@ -22,6 +22,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
+	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/speaker"
 )
@@ -189,7 +190,7 @@ func (g *testGuest) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getp
 func (g *testGuest) run(line string) string {
 	t := g.host.fabric.t
 	t.Helper()
-	out, err := exec.Command("nsenter", append([]string{"--net=" + g.path()}, strings.Fields(line)...)...).CombinedOutput()
+	out, err := command.Output(exec.Command("nsenter", append([]string{"--net=" + g.path()}, strings.Fields(line)...)...))
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", line, err, out)
 	}
@@ -286,9 +287,9 @@ func eventually(t testing.TB, checks ...func() error) {
 func (h *testHost) guestRoutes(n tenant) string {
 	out := ""
 	for _, family := range []string{"-4", "-6"} {
-		b, err := exec.Command("nsenter", "--net="+h.tenantPath(n), "ip", family, "route", "show", "proto", "217").CombinedOutput()
+		b, err := command.Output(exec.Command("nsenter", "--net="+h.tenantPath(n), "ip", family, "route", "show", "proto", "217"))
 		if err != nil {
-			return err.Error() + string(b)
+			return err.Error()
 		}
 		out += string(b)
 	}
@@ -509,7 +510,7 @@ func TestAdvertisedPeering(t *testing.T) {
 	f.bird(router, leaf, reflector)
 	zone := func(want ...string) func() error {
 		return func() error {
-			out, err := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(router.ns)), "ip", "route", "show", "proto", "bird").CombinedOutput()
+			out, err := command.Output(exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(router.ns)), "ip", "route", "show", "proto", "bird"))
 			var got []string
 			for line := range strings.Lines(string(out)) {
 				if prefix, via, _ := strings.Cut(line, " "); strings.HasPrefix(via, "via "+client.String()+" ") {

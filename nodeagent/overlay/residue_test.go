@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -21,7 +22,7 @@ func (p place) kernel(t testing.TB) string {
 		ip nexthop; bridge fdb; ip neighbour show nud permanent; cd /proc/sys/net
 		grep -rs "" ipv4/ip_forward ipv4/conf ipv6/conf || true # some can only be written`
 	cmd := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(p.ns)), "sh", "-c", script)
-	out, err := cmd.CombinedOutput()
+	out, err := command.Output(cmd)
 	if err != nil {
 		t.Fatalf("look at the namespace: %v\n%s", err, out)
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
+	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -97,7 +98,7 @@ func newBench(t *testing.T) (*Speaker, *unit) {
 
 func ip(t *testing.T, line string) string {
 	t.Helper()
-	out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput()
+	out, err := command.Output(exec.Command("ip", strings.Fields(line)...))
 	if err != nil {
 		t.Fatalf("ip %s: %v\n%s", line, err, out)
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // probePatience is ample for KVM, which is there in a tenth of a second.
@@ -33,7 +35,7 @@ type Verdict struct {
 
 // Version asks a QEMU for its version.
 func Version(ctx context.Context, program string) (string, error) {
-	out, err := exec.CommandContext(ctx, program, "--version").Output()
+	out, err := command.Output(exec.CommandContext(ctx, program, "--version"))
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("%s is not installed: it is in Debian's package qemu-system-x86", program)
 	}

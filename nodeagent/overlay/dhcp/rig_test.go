@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // rig is a Network's namespace with its bridge, guests around it, and a
@@ -145,7 +147,7 @@ func sysctl(t testing.TB, ns string, settings ...string) {
 
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
+	out, err := command.Output(exec.Command(name, args...))
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
