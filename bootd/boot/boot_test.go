@@ -306,6 +306,43 @@ func TestScript(t *testing.T) {
 	}
 }
 
+// TestStrangersChangeNothing: whoever only says the Machine's MAC or name, from
+// an address that is not the Machine's, leaves it as it is.
+func TestStrangersChangeNothing(t *testing.T) {
+	b := newBench(t)
+	stranger := b.lease("52:54:00:ff:00:01")
+	b.lease(hostMAC)
+	for _, stage := range []api.Stage{"", api.StageDHCP, api.StagePointer, api.StageJoined} {
+		for _, from := range []netip.Addr{stranger, addr("198.18.0.250")} {
+			b.Change(host, func(m *api.Machine) {
+				m.Status.Attempt, m.Status.BootAsked = nil, time.Time{}
+				if stage != "" {
+					m.Status.Attempt = testsite.Attempt("try-1", stage)
+				}
+			})
+			before := b.Machine(host).Metadata.ResourceVersion
+			if _, err := b.d.Script(t.Context(), boots(hostMAC, from.String())); err == nil {
+				t.Errorf("%s at stage %q got a script", from, stage)
+			}
+			if _, _, err := b.d.Pointer(t.Context(), boots(hostMAC, from.String()), accept); err == nil {
+				t.Errorf("%s at stage %q got the pointer", from, stage)
+			}
+			b.d.Fetched(t.Context(), from, "snponly.efi")
+			b.d.FetchedBlob(t.Context(), from, digest("a"))
+			for range 100 {
+				_, _, _, _ = b.d.ConfigFor(t.Context(), host, "made-up", from, accept)
+			}
+			b.Sync()
+			if now := b.Machine(host).Metadata.ResourceVersion; now != before {
+				t.Errorf("%s at stage %q changed the Machine: %+v", from, stage, b.Machine(host).Status)
+			}
+		}
+	}
+	if !b.d.ledger.admit(api.Decision{Machine: host, Question: "script", Answer: "served"}, false) {
+		t.Error("strangers used up what is kept of the Machine's own decisions")
+	}
+}
+
 // edit changes the Profile and the Image, and returns what undoes it.
 func (b *bench) edit(profile func(*api.Profile), img func(*api.Image)) (restore func()) {
 	b.t.Helper()

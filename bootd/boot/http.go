@@ -26,7 +26,10 @@ const holdFor = 5 * time.Second
 // BootAttempt is open; all others wait and are told why.
 func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Script, error) {
 	mac := api.MAC(c.MAC.String())
-	m, _ := store.CachedMachineByMAC(d.Cache, mac)
+	m, err := d.asker(c)
+	if err != nil {
+		return httpboot.Script{}, d.held(nil, mac, c.Addr, "script", err)
+	}
 	script, err := d.script(ctx, c, m)
 	if err != nil {
 		return httpboot.Script{}, d.held(m, mac, c.Addr, "script", err)
@@ -34,6 +37,17 @@ func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Scrip
 	d.decide(m, mac, c.Addr, "script", "served", "BootAttempt "+strconv.Itoa(m.Status.Attempt.Number)+" is open")
 	d.reached(ctx, m, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{c.Addr} })
 	return script, nil
+}
+
+// asker is the registered Machine that a request by MAC comes from. Anyone may
+// say any MAC: whoever does not have an address of the Machine changes nothing
+// of it, and is written down as the stranger that it is.
+func (d *Decider) asker(c httpboot.Client) (*api.Machine, error) {
+	m, ok := store.CachedMachineByMAC(d.Cache, api.MAC(c.MAC.String()))
+	if !ok || isDiscovered(m) {
+		return nil, fmt.Errorf("no Machine has MAC %s: apply one to register it", c.MAC)
+	}
+	return m, d.belongs(c.Addr, m)
 }
 
 // held records why a machine waits, and makes the answer: 503, ask again.
@@ -45,9 +59,6 @@ func (d *Decider) held(m *api.Machine, mac api.MAC, peer netip.Addr, question st
 
 // script makes the boot script, or says why the machine has to wait.
 func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine) (httpboot.Script, error) {
-	if m == nil || isDiscovered(m) {
-		return httpboot.Script{}, fmt.Errorf("no Machine has MAC %s: apply one to register it", c.MAC)
-	}
 	if m.Spec.State != api.StateActive {
 		return httpboot.Script{}, fmt.Errorf("the Machine %s has state %s: nothing is booted", m.Metadata.Name, m.Spec.State)
 	}
@@ -172,7 +183,10 @@ func osArguments(os string) []string {
 // while its BootAttempt is open and nobody has joined in it.
 func (d *Decider) Pointer(ctx context.Context, c httpboot.Client, accept string) ([]byte, string, error) {
 	mac := api.MAC(c.MAC.String())
-	m, _ := store.CachedMachineByMAC(d.Cache, mac)
+	m, err := d.asker(c)
+	if err != nil {
+		return nil, "", d.held(nil, mac, c.Addr, "pointer", err)
+	}
 	body, version, err := d.pointer(c, m, accept)
 	if err != nil {
 		return nil, "", d.held(m, mac, c.Addr, "pointer", err)
@@ -185,15 +199,10 @@ func (d *Decider) Pointer(ctx context.Context, c httpboot.Client, accept string)
 // pointer makes the pointer, or says why the machine has to wait.
 func (d *Decider) pointer(c httpboot.Client, m *api.Machine, accept string) (body []byte, version string, err error) {
 	switch {
-	case m == nil || isDiscovered(m):
-		return nil, "", fmt.Errorf("no Machine has MAC %s: apply one to register it", c.MAC)
 	case !current(m):
 		return nil, "", fmt.Errorf("the Machine %s has no BootAttempt open", m.Metadata.Name)
 	case m.Status.Attempt.Reached(api.StageJoined):
 		return nil, "", fmt.Errorf("the host of Machine %s has joined in this BootAttempt already", m.Metadata.Name)
-	}
-	if err := d.belongs(c.Addr, m); err != nil {
-		return nil, "", err
 	}
 	_, img, err := d.profile(m)
 	if err != nil {

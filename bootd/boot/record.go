@@ -39,6 +39,12 @@ func (m *metrics) register(r prometheus.Registerer) error {
 // down: the journal is bounded, and what strangers send must not push out of it
 // what explains a Machine.
 func (d *Decider) decide(m *api.Machine, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
+	return d.record(m, m == nil || isDiscovered(m), mac, peer, question, answer, reason)
+}
+
+// record is decide for an asker that is a stranger or not, whatever Machine it
+// asks about: strangers share a quota, and use up none of the Machine's.
+func (d *Decider) record(m *api.Machine, stranger bool, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
 	x := api.Decision{MAC: mac, Question: question, Answer: answer, Reason: reason}
 	if peer.IsValid() {
 		x.Peer = peer.String()
@@ -50,10 +56,10 @@ func (d *Decider) decide(m *api.Machine, mac api.MAC, peer netip.Addr, question,
 		}
 	}
 	who := "machine"
-	if m == nil || isDiscovered(m) {
+	if stranger {
 		who = "stranger"
 	}
-	if !d.ledger.admit(x, who == "stranger") {
+	if !d.ledger.admit(x, stranger) {
 		d.metrics.unrecorded.WithLabelValues(who).Inc()
 		return false
 	}
@@ -64,7 +70,8 @@ func (d *Decider) decide(m *api.Machine, mac api.MAC, peer netip.Addr, question,
 // refuse records why a caller of the API is refused, and makes the answer.
 func (d *Decider) refuse(m *api.Machine, peer netip.Addr, question string, status int, reason, told string) error {
 	d.metrics.refusals.WithLabelValues(question).Inc()
-	if d.decide(m, "", peer, question, fmt.Sprintf("refused (%d)", status), reason) && m != nil {
+	stranger := m == nil || d.belongs(peer, m) != nil && !pins(m, peer)
+	if d.record(m, stranger, "", peer, question, fmt.Sprintf("refused (%d)", status), reason) && m != nil {
 		d.Record.Event(m, api.Warning, "BootRefused", fmt.Sprintf("%s asked for %s: %s", peer, question, reason))
 	}
 	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: told}
