@@ -97,10 +97,11 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.record, err = openRecorder(filepath.Join(d.config.StateDir, "journal"), d.log); err != nil {
 		return err
 	}
-	if d.leases, err = lease.New(ctx, store.NewLeaseBackend(d.store), time.Now); err != nil {
+	d.cache = store.NewCache(d.store, d.log)
+	registered := func(mac string) bool { _, ok := store.RegisteredByMAC(d.cache, api.MAC(mac)); return ok }
+	if d.leases, err = lease.New(ctx, store.NewLeaseBackend(d.store), time.Now, registered); err != nil {
 		return err
 	}
-	d.cache = store.NewCache(d.store, d.log)
 	d.nets = network.NewIndex(d.store, d.log)
 	return d.build(ctx)
 }

@@ -181,17 +181,30 @@ func (d *Decider) Boot(ctx context.Context, c dhcp.Client) (dhcp.Boot, error) {
 func (d *Decider) Release(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
 	mac := api.MAC(c.MAC.String())
 	m, _ := store.CachedMachineByMAC(d.Cache, mac)
+	released, err := d.Leases.Release(ctx, string(mac), addr)
+	if err != nil {
+		return err
+	}
+	if !released {
+		d.decide(m, mac, addr, "dhcp", "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and nobody else may release it: anyone can forge a RELEASE")
+		return nil
+	}
 	d.decide(m, mac, addr, "dhcp", "released "+addr.String(), "the client gave it back")
-	return d.Leases.Release(ctx, string(mac), addr)
+	return nil
 }
 
 // Decline implements dhcp.Decider.
 func (d *Decider) Decline(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
 	mac := api.MAC(c.MAC.String())
 	m, _ := store.CachedMachineByMAC(d.Cache, mac)
-	if err := d.Leases.Decline(ctx, string(mac), addr); err != nil {
+	quarantined, err := d.Leases.Decline(ctx, string(mac), addr)
+	if err != nil {
 		d.decide(m, mac, addr, "dhcp", "cannot replace "+addr.String(), err.Error())
 		return err
+	}
+	if !quarantined {
+		d.decide(m, mac, addr, "dhcp", "decline of "+addr.String()+" ignored", "the client does not hold the address, or a quarter of the range is in quarantine already")
+		return nil
 	}
 	d.decide(m, mac, addr, "dhcp", "quarantined "+addr.String(), "the client found the address in use by somebody else")
 	return nil

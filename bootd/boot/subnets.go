@@ -53,7 +53,7 @@ func (d *Decider) ApplySubnets(ctx context.Context) error {
 // usable picks the pools that a lease table takes, and says what is wrong with
 // the others. It asks a table of its own: the real one must not be disturbed.
 func usable(ctx context.Context, pools []lease.Subnet) (good []lease.Subnet, faults map[string]error, err error) {
-	scratch, err := lease.New(ctx, noLeases{}, time.Now)
+	scratch, err := lease.New(ctx, noLeases{}, time.Now, func(string) bool { return false })
 	if err != nil {
 		return nil, nil, err
 	}

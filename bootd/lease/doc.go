@@ -4,9 +4,12 @@
 // durable. An offer is a promise for a minute and lives in memory only. A lease is written before it is
 // granted, so that no two bootds, one after the other, give one address to two machines.
 //
-// Three rules keep the pool honest where anyone can forge a MAC:
+// Four rules keep the pool honest where anyone can forge a MAC:
 //
 //   - A reserved or unavailable address is given to nobody else.
+//   - An address that was leased to a registered MAC is kept for that MAC while it is registered, also
+//     after the lease ran out. RELEASE and DECLINE carry no proof of who sent them, so for a registered
+//     MAC they change nothing, and neither does a REQUEST for another address.
 //   - Unregistered MACs together hold at most Subnet.Limit addresses, each for at most Subnet.ShortLease.
 //   - At most a quarter of a pool can be in quarantine: a client that declines whatever it is offered
 //     cannot use the pool up.

@@ -22,7 +22,8 @@ type slot struct {
 
 	pool *pool         // nil outside of every dynamic range
 	at   int           // index in pool.busy, or -1
-	idle *list.Element // in pool.idle, or nil
+	list *list.List    // pool.idle or pool.spared, or nil
+	idle *list.Element // in list, or nil
 }
 
 // pool chooses among the dynamic addresses of one subnet. Addresses that were never used come first, then
@@ -34,13 +35,15 @@ type pool struct {
 	next    netip.Addr          // all before it have a slot or are blocked
 	busy    busyHeap            // slots that are held, leased or in quarantine
 	idle    *list.List          // of *slot, the longest idle first
+	spared  *list.List          // of *slot: idle too, but kept for the MAC that they were leased to
+	kept    func(*slot) bool    // by Table.kept
 
 	unknown     int // busy slots of unregistered MACs
 	quarantined int // busy slots in quarantine
 }
 
-func newPool(s Subnet) *pool {
-	return &pool{subnet: s, next: s.Range.First, idle: list.New()}
+func newPool(s Subnet, kept func(*slot) bool) *pool {
+	return &pool{subnet: s, next: s.Range.First, idle: list.New(), spared: list.New(), kept: kept}
 }
 
 // usable tells whether the pool may give an address away.
@@ -70,8 +73,8 @@ func (p *pool) exhaustedError() error {
 	if p.subnet.Range == (Range{}) {
 		return fmt.Errorf("subnet %s: %w: it has no range, so only machines with a reservation get one", p.subnet.Name, ErrExhausted)
 	}
-	return fmt.Errorf("subnet %s: %w: all %d of %s are taken, %d of them by unregistered machines and %d in quarantine: widen its range",
-		p.subnet.Name, ErrExhausted, p.size, p.subnet.Range, p.unknown, p.quarantined)
+	return fmt.Errorf("subnet %s: %w: all %d of %s are taken, %d of them by unregistered machines, %d in quarantine and %d kept for registered machines that are off: widen its range",
+		p.subnet.Name, ErrExhausted, p.size, p.subnet.Range, p.unknown, p.quarantined, p.spared.Len())
 }
 
 // settle moves what has run out from busy to idle.
@@ -98,14 +101,40 @@ func (p *pool) place(s *slot, now time.Time) {
 	}
 }
 
-// rest makes s the youngest of the idle.
-func (p *pool) rest(s *slot) { s.idle = p.idle.PushBack(s) }
+// rest makes s the youngest of the idle, or of those that are kept.
+func (p *pool) rest(s *slot) {
+	s.list = p.idle
+	if p.kept(s) {
+		s.list = p.spared
+	}
+	s.idle = s.list.PushBack(s)
+}
+
+// oldest returns the slot that has been idle for longest and is not kept. Slots were sorted when they
+// became idle, and MACs are registered and deleted later: those in spared are looked at again only when
+// nothing else is left.
+func (p *pool) oldest() *slot {
+	for e := p.idle.Front(); e != nil; e = p.idle.Front() {
+		s := e.Value.(*slot)
+		if !p.kept(s) {
+			return s
+		}
+		p.remove(s)
+		p.rest(s)
+	}
+	for e := p.spared.Front(); e != nil; e = e.Next() {
+		if s := e.Value.(*slot); !p.kept(s) {
+			return s
+		}
+	}
+	return nil
+}
 
 // remove takes s out of busy and idle. It must be called before its holder changes.
 func (p *pool) remove(s *slot) {
 	if s.idle != nil {
-		p.idle.Remove(s.idle)
-		s.idle = nil
+		s.list.Remove(s.idle)
+		s.list, s.idle = nil, nil
 		return
 	}
 	if s.at < 0 {

@@ -14,9 +14,10 @@ import (
 
 // Table is all leases of a site. Its methods may be called concurrently.
 type Table struct {
-	now     func() time.Time
-	backend Backend
-	writes  group
+	now        func() time.Time
+	backend    Backend
+	writes     group
+	registered func(mac string) bool
 
 	mu          sync.Mutex
 	slots       map[netip.Addr]*slot
@@ -29,10 +30,11 @@ type Table struct {
 
 type owner struct{ subnet, mac string }
 
-// New reads all leases from the backend. The table gives no addresses away before SetSubnets.
-func New(ctx context.Context, b Backend, now func() time.Time) (*Table, error) {
+// New reads all leases from the backend. The table gives no addresses away before SetSubnets. registered
+// reports whether a MAC belongs to a registered Machine; it is called with the table locked.
+func New(ctx context.Context, b Backend, now func() time.Time, registered func(mac string) bool) (*Table, error) {
 	t := &Table{
-		now: now, backend: b,
+		now: now, backend: b, registered: registered,
 		slots: map[netip.Addr]*slot{}, byMAC: map[string][]*slot{}, pools: map[string]*pool{},
 	}
 	t.writes.apply = t.apply
@@ -64,7 +66,7 @@ func (t *Table) SetSubnets(subnets []Subnet) error {
 				return fmt.Errorf("subnet %s: range %s overlaps %s of subnet %s", s.Name, s.Range, other.Range, other.Name)
 			}
 		}
-		pools[s.Name] = newPool(s)
+		pools[s.Name] = newPool(s, t.kept)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -94,7 +96,7 @@ func (t *Table) SetReservations(reservations []Reservation, unavailable []netip.
 // rebuild sorts all slots into the pools anew.
 func (t *Table) rebuild() {
 	for _, p := range t.pools {
-		*p = *newPool(p.subnet)
+		*p = *newPool(p.subnet, p.kept)
 		p.blocked = t.blocked(p.subnet)
 		if p.subnet.Range != (Range{}) {
 			p.size = int(number(p.subnet.Range.Last)) - int(number(p.subnet.Range.First)) + 1 - len(p.blocked)
@@ -102,7 +104,7 @@ func (t *Table) rebuild() {
 	}
 	all := make([]*slot, 0, len(t.slots))
 	for _, s := range t.slots {
-		s.pool, s.idle, s.at = nil, nil, -1
+		s.pool, s.list, s.idle, s.at = nil, nil, nil, -1
 		all = append(all, s)
 	}
 	slices.SortFunc(all, func(a, b *slot) int { return a.until.Compare(b.until) })
@@ -176,7 +178,7 @@ func (t *Table) choose(p *pool, h Holder, wanted netip.Addr) (*slot, error) {
 		return nil, p.limitError()
 	}
 	if p.usable(wanted) {
-		if s := t.slot(wanted); s.at < 0 {
+		if s := t.slot(wanted); s.at < 0 && !t.kept(s) {
 			s.pool = p
 			return s, nil
 		}
@@ -188,10 +190,24 @@ func (t *Table) choose(p *pool, h Holder, wanted netip.Addr) (*slot, error) {
 			return s, nil
 		}
 	}
-	if oldest := p.idle.Front(); oldest != nil {
-		return oldest.Value.(*slot), nil
+	if oldest := p.oldest(); oldest != nil {
+		return oldest, nil
 	}
 	return nil, p.exhaustedError()
+}
+
+// kept reports whether an address is kept for the registered MAC that it was last leased to.
+func (t *Table) kept(s *slot) bool {
+	return s.mac != "" && s.lease.MAC == s.mac && t.registered(s.mac)
+}
+
+// own returns the address that is kept for a registered MAC in p.
+func (t *Table) own(mac string, p *pool) *slot {
+	s := t.former(mac, p)
+	if s == nil || !t.kept(s) {
+		return nil
+	}
+	return s
 }
 
 // Commit grants addr for at most d, durably when it returns. Commits that run together are written
@@ -277,6 +293,12 @@ func (t *Table) grantable(p *pool, h Holder, addr netip.Addr) error {
 	if !p.usable(addr) {
 		return fmt.Errorf("%w: %s is not in the range %s of subnet %s", ErrUnavailable, addr, p.subnet.Range, p.subnet.Name)
 	}
+	if own := t.own(h.MAC, p); own != nil && own.addr != addr {
+		return fmt.Errorf("%w: %s has %s in subnet %s, not %s", ErrUnavailable, h.MAC, own.addr, p.subnet.Name, addr)
+	}
+	if s != nil && s.mac != h.MAC && t.kept(s) {
+		return fmt.Errorf("%w: %s is kept for the registered %s", ErrUnavailable, addr, s.mac)
+	}
 	if s == nil || s.at < 0 {
 		if !p.admits(h) {
 			return p.limitError()
@@ -302,49 +324,55 @@ func (t *Table) squatted(r Reservation) error {
 		ErrUnavailable, r.Address, r.MAC, s.mac, s.lease.Expires.UTC().Format(time.RFC3339))
 }
 
-// Release ends a lease. The address stays the MAC's favourite. A release by another MAC is ignored.
-func (t *Table) Release(ctx context.Context, mac string, addr netip.Addr) error {
+// Release ends a lease and reports whether it did. The address stays the MAC's favourite. A release by
+// another MAC is ignored, and so is one in the name of a registered MAC: anyone can send it, and who has
+// the address decides who may boot as the Machine.
+func (t *Table) Release(ctx context.Context, mac string, addr netip.Addr) (bool, error) {
 	mac = canonical(mac)
 	t.mu.Lock()
 	s := t.slots[addr]
-	if s == nil || s.mac != mac || s.lease.MAC != mac {
+	if s == nil || s.mac != mac || s.lease.MAC != mac || t.registered(mac) {
 		t.mu.Unlock()
-		return nil
+		return false, nil
 	}
 	l := s.lease
 	l.Expires = t.now()
 	s.writing++
 	t.mu.Unlock()
 	if err := t.write(ctx, &change{slot: s, lease: l, told: l}); err != nil {
-		return fmt.Errorf("release %s of %s: %w", addr, mac, err)
+		return false, fmt.Errorf("release %s of %s: %w", addr, mac, err)
 	}
-	return nil
+	return true, nil
 }
 
-// Decline puts an address into quarantine for 10 minutes, because mac found something else using it. It
-// is ignored unless mac holds the address. A reserved address cannot be replaced by another: the error
-// wraps ErrReserved and says what to look for.
-func (t *Table) Decline(ctx context.Context, mac string, addr netip.Addr) error {
+// Decline puts an address into quarantine for 10 minutes, because mac found something else using it, and
+// reports whether it did. It is ignored unless mac holds the address. A reserved address and that of a registered MAC cannot be
+// replaced by another: the error wraps ErrReserved and says what to look for.
+func (t *Table) Decline(ctx context.Context, mac string, addr netip.Addr) (bool, error) {
 	mac = canonical(mac)
-	if r, ok := t.reservation(addr); ok && r.MAC == mac {
-		return fmt.Errorf("%w: %s is reserved for %s, which found another device using it: find that device with \"arping %s\"",
+	if t.isReserved(mac, addr) {
+		return false, fmt.Errorf("%w: %s is reserved for %s, which found another device using it: find that device with \"arping %s\"",
 			ErrReserved, addr, mac, addr)
 	}
 	c := t.quarantine(mac, addr)
 	if c == nil {
-		return nil
+		return false, nil
 	}
 	if err := t.write(ctx, c); err != nil {
-		return fmt.Errorf("quarantine %s: %w", addr, err)
+		return false, fmt.Errorf("quarantine %s: %w", addr, err)
 	}
-	return nil
+	return !c.remove, nil
 }
 
-func (t *Table) reservation(addr netip.Addr) (Reservation, bool) {
+// isReserved reports whether addr can be given to no MAC but this one.
+func (t *Table) isReserved(mac string, addr netip.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r, ok := t.reservedFor[addr]
-	return r, ok
+	if r, ok := t.reservedFor[addr]; ok && r.MAC == mac {
+		return true
+	}
+	s := t.slots[addr]
+	return s != nil && s.mac == mac && t.registered(mac)
 }
 
 func (t *Table) quarantine(mac string, addr netip.Addr) *change {

@@ -73,6 +73,8 @@ type fixture struct {
 	t       *testing.T
 	backend *memory
 	clock   *clock
+	// machines are the MACs of registered Machines, whose addresses are kept.
+	machines map[string]bool
 }
 
 func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -98,7 +100,7 @@ func newFixture(t *testing.T, subnets ...Subnet) *fixture {
 // restart makes a new table from what the backend has.
 func (f *fixture) restart(subnets ...Subnet) {
 	f.t.Helper()
-	table, err := New(f.t.Context(), f.backend, f.clock.now)
+	table, err := New(f.t.Context(), f.backend, f.clock.now, func(mac string) bool { return f.machines[mac] })
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -264,7 +266,7 @@ func TestReservations(t *testing.T) {
 		t.Errorf("%s is with two", a)
 	}
 
-	err = f.Decline(t.Context(), mac(1), ip("198.18.0.7"))
+	_, err = f.Decline(t.Context(), mac(1), ip("198.18.0.7"))
 	wantErr(t, err, ErrReserved, "arping 198.18.0.7")
 	if a := f.offer(known(1)); a != ip("198.18.0.7") {
 		t.Errorf("after a decline of its reservation: %s", a)
@@ -287,7 +289,7 @@ func TestMACFlood(t *testing.T) {
 		granted++
 		switch granted % 3 {
 		case 0:
-			if err := f.Decline(t.Context(), mac(n), a); err != nil {
+			if _, err := f.Decline(t.Context(), mac(n), a); err != nil {
 				t.Fatal(err)
 			}
 		case 1:
@@ -330,13 +332,13 @@ func TestRegistrationLiftsLimit(t *testing.T) {
 func TestReleaseAndDecline(t *testing.T) {
 	f := newFixture(t, pxe())
 	a := f.acquire(known(1))
-	if err := f.Release(t.Context(), mac(2), a); err != nil {
+	if _, err := f.Release(t.Context(), mac(2), a); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := f.Lookup(a); !ok {
 		t.Fatal("another MAC released the lease")
 	}
-	if err := f.Release(t.Context(), mac(1), a); err != nil {
+	if _, err := f.Release(t.Context(), mac(1), a); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := f.Lookup(a); ok {
@@ -350,13 +352,13 @@ func TestReleaseAndDecline(t *testing.T) {
 		t.Errorf("after its release machine 1 got %s instead of %s", b, a)
 	}
 
-	if err := f.Decline(t.Context(), mac(2), a); err != nil {
+	if _, err := f.Decline(t.Context(), mac(2), a); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := f.Lookup(a); !ok {
 		t.Fatal("another MAC declined the address")
 	}
-	if err := f.Decline(t.Context(), mac(1), a); err != nil {
+	if _, err := f.Decline(t.Context(), mac(1), a); err != nil {
 		t.Fatal(err)
 	}
 	f.restart(pxe())
@@ -373,7 +375,7 @@ func TestReleaseAndDecline(t *testing.T) {
 
 	// One machine that declines everything cannot use the pool up.
 	for range 50 {
-		if err := f.Decline(t.Context(), mac(4), f.acquire(known(4))); err != nil {
+		if _, err := f.Decline(t.Context(), mac(4), f.acquire(known(4))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -529,14 +531,14 @@ func TestNoAddressTwice(t *testing.T) {
 			f.SetReservations(reservations, nil)
 		case 1, 2:
 			for _, l := range f.ByMAC(h.MAC) {
-				if err := f.Release(t.Context(), h.MAC, l.Address); err != nil {
+				if _, err := f.Release(t.Context(), h.MAC, l.Address); err != nil {
 					t.Fatal(err)
 				}
 				delete(promised, l.Address)
 			}
 		case 3:
 			for _, l := range f.ByMAC(h.MAC) {
-				if err := f.Decline(t.Context(), h.MAC, l.Address); err == nil {
+				if _, err := f.Decline(t.Context(), h.MAC, l.Address); err == nil {
 					delete(promised, l.Address)
 				}
 			}
@@ -614,9 +616,9 @@ func (f *fixture) check() {
 	for _, slots := range f.byMAC {
 		owned -= len(slots)
 	}
-	if busy != len(p.busy) || idle != p.idle.Len() || unknown != p.unknown || quarantined != p.quarantined || owned != 0 {
+	if busy != len(p.busy) || idle != p.idle.Len()+p.spared.Len() || unknown != p.unknown || quarantined != p.quarantined || owned != 0 {
 		f.t.Fatalf("%d busy of %d, %d idle of %d, %d unknown of %d, %d quarantined of %d, %d owned too many",
-			len(p.busy), busy, p.idle.Len(), idle, p.unknown, unknown, p.quarantined, quarantined, owned)
+			len(p.busy), busy, p.idle.Len()+p.spared.Len(), idle, p.unknown, unknown, p.quarantined, quarantined, owned)
 	}
 	if unknown+quarantined > max(p.limit(), quarantined) {
 		f.t.Fatalf("%d unregistered and %d in quarantine, limit %d", unknown, quarantined, p.limit())
@@ -625,7 +627,7 @@ func (f *fixture) check() {
 
 func BenchmarkOfferCommit(b *testing.B) {
 	backend := &memory{leases: map[netip.Addr]Lease{}}
-	table, err := New(b.Context(), backend, time.Now)
+	table, err := New(b.Context(), backend, time.Now, func(string) bool { return true })
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -320,6 +320,16 @@ func CachedMachineByMAC(c *Cache, mac api.MAC) (*api.Machine, bool) {
 	return t.objects[names[0]].(*api.Machine), true
 }
 
+// RegisteredByMAC is CachedMachineByMAC without the Machines that bootd itself
+// made of MACs that nobody has registered.
+func RegisteredByMAC(c *Cache, mac api.MAC) (*api.Machine, bool) {
+	m, ok := CachedMachineByMAC(c, mac)
+	if !ok || m.Metadata.Labels[api.DiscoveredLabel] == "true" {
+		return nil, false
+	}
+	return m, true
+}
+
 // CachedObject returns an object of any kind; see Cached.
 func (c *Cache) CachedObject(k api.Kind, name string) (api.Object, bool) {
 	t := c.byPlural[k.Plural]

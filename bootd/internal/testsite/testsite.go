@@ -62,7 +62,8 @@ func Open(t testing.TB) *Site {
 		}
 	})
 	<-s.Cache.Synced()
-	s.Leases, err = lease.New(t.Context(), store.NewLeaseBackend(s.Store), time.Now)
+	registered := func(mac string) bool { _, ok := store.RegisteredByMAC(s.Cache, api.MAC(mac)); return ok }
+	s.Leases, err = lease.New(t.Context(), store.NewLeaseBackend(s.Store), time.Now, registered)
 	s.must(err)
 	return s
 }
