@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // A speaker inside of a Network writes the prefixes that its own guests are the
@@ -47,11 +48,7 @@ func (s *speaker) handOver(byTap map[string][]netip.Prefix, keep bool) error {
 		return fmt.Errorf("encode what guests announce: %w", err)
 	}
 	// Who reads it meets the old one or the new one.
-	next := path + ".next"
-	if err := os.WriteFile(next, raw, 0o600); err != nil {
-		return fmt.Errorf("hand over what guests announce: %w", err)
-	}
-	if err := os.Rename(next, path); err != nil {
+	if err := file.Replace(path, raw, file.Options{}); err != nil {
 		return fmt.Errorf("hand over what guests announce: %w", err)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 const (
@@ -80,26 +81,9 @@ func writePerson(authority *ca.Authority, dir, name, role, server string) error 
 		name    string
 		content []byte
 	}{{"ca.crt", authority.CertPEM()}, {"weftctl.yaml", []byte(config)}, {name + ".key", key}, {name + ".crt", cert}} {
-		if err := writeSecretly(filepath.Join(dir, f.name), f.content); err != nil {
+		if err := file.Replace(filepath.Join(dir, f.name), f.content, file.Options{}); err != nil {
 			return fmt.Errorf("write the certificate of %s: %w", name, err)
 		}
-	}
-	return nil
-}
-
-// writeSecretly replaces a file as a whole, readable by its owner only.
-func writeSecretly(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // flannelLife is how long a stock flanneld's certificate is valid.
@@ -86,6 +87,6 @@ func (d *daemon) certifyNetwork(c store.Change) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make a directory for it: %w", err)
 	}
-	return errors.Join(writeSecretly(filepath.Join(dir, "ca.crt"), d.ca.CertPEM()),
-		writeSecretly(filepath.Join(dir, "client.key"), key), writeSecretly(filepath.Join(dir, "client.crt"), cert))
+	return errors.Join(file.Replace(filepath.Join(dir, "ca.crt"), d.ca.CertPEM(), file.Options{}),
+		file.Replace(filepath.Join(dir, "client.key"), key, file.Options{}), file.Replace(filepath.Join(dir, "client.crt"), cert, file.Options{}))
 }

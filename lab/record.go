@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // record is Dir/rack.json: everything that the rack has made outside of Dir, written as it is made, so
@@ -74,10 +76,7 @@ func (r *record) write() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(r.path+".new", append(body, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(r.path+".new", r.path)
+	return file.Replace(r.path, append(body, '\n'), file.Options{})
 }
 
 func (r *record) addProcess(what string, pid int) error {

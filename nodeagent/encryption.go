@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // Encrypter encrypts what this host carries for other hosts of its Zone.
@@ -41,7 +42,7 @@ func wireGuardKey(path string) (*ecdh.PrivateKey, error) {
 		return nil, errors.Join(err, made)
 	}
 	text := base64.StdEncoding.EncodeToString(key.Bytes()) + "\n"
-	if kept := WriteFile(path, []byte(text)); kept != nil {
+	if kept := file.Replace(path, []byte(text), file.Options{}); kept != nil {
 		err = errors.Join(err, fmt.Errorf("keep the host's WireGuard key: %w", kept))
 	}
 	return key, err

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // hostSpec is what the host knows of its HostSpec. Frames gather in a batch,
@@ -136,7 +137,7 @@ func (s *hostSpec) save() error {
 		if _, err := readPart(path, e.Digest); err == nil {
 			continue
 		}
-		if err := errors.Join(os.RemoveAll(path), WriteFile(path, e.value)); err != nil {
+		if err := errors.Join(os.RemoveAll(path), file.Replace(path, e.value, file.Options{})); err != nil {
 			return fmt.Errorf("cache part %s: %w", name, err)
 		}
 	}
@@ -144,7 +145,7 @@ func (s *hostSpec) save() error {
 	if err != nil {
 		return fmt.Errorf("encode the HostSpec's index: %w", err)
 	}
-	if err := WriteFile(filepath.Join(s.dir, "index"), []byte(api.PartDigest(body)+"\n"+string(body))); err != nil {
+	if err := file.Replace(filepath.Join(s.dir, "index"), []byte(api.PartDigest(body)+"\n"+string(body)), file.Options{}); err != nil {
 		return fmt.Errorf("cache the HostSpec's index: %w", err)
 	}
 	s.dirty = false

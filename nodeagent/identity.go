@@ -14,6 +14,8 @@ import (
 	"io/fs"
 	"os"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // identity is what makes the machine a host. It is one file, replaced as a
@@ -53,7 +55,7 @@ func (id *identity) save(path string) error {
 	if err != nil {
 		return fmt.Errorf("encode the host's identity: %w", err)
 	}
-	if err := WriteFile(path, raw); err != nil {
+	if err := file.Replace(path, raw, file.Options{}); err != nil {
 		return fmt.Errorf("keep the host's identity: %w", err)
 	}
 	return nil
@@ -104,7 +106,7 @@ func joinKey(path, attemptID string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode the join key: %w", err)
 	}
-	if err := WriteFile(path, raw); err != nil {
+	if err := file.Replace(path, raw, file.Options{}); err != nil {
 		return "", fmt.Errorf("keep the join key: %w", err)
 	}
 	return key, nil

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // LinkState is how the host stands with bootd.
@@ -92,7 +93,7 @@ func (s Status) write(runDir string) error {
 	if err != nil {
 		return fmt.Errorf("encode the status: %w", err)
 	}
-	if err := WriteFile(statusPath(runDir), append(raw, '\n')); err != nil {
+	if err := file.Replace(statusPath(runDir), append(raw, '\n'), file.Options{}); err != nil {
 		return fmt.Errorf("write the status: %w", err)
 	}
 	return nil

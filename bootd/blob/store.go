@@ -29,6 +29,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // Options of a Store.
@@ -289,9 +291,5 @@ func (s *Store) path(d Digest) string { return filepath.Join(s.dir, "sha256", d.
 
 // syncNames makes renames and removals durable.
 func (s *Store) syncNames() error {
-	dir, err := os.Open(filepath.Join(s.dir, "sha256"))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return file.SyncDir(filepath.Join(s.dir, "sha256"))
 }

@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // Authority is the Site's CA. It is safe for concurrent use.
@@ -89,7 +91,7 @@ func create(dir string) error {
 			return err
 		}
 	}
-	return syncDir(parent)
+	return file.SyncDir(parent)
 }
 
 // fill writes a new CA into a directory.
@@ -107,11 +109,11 @@ func fill(dir string) error {
 		return err
 	}
 	for name, content := range map[string][]byte{"ca.crt": certPEM, "ca.key": keyPEM} {
-		if err := writeFile(filepath.Join(dir, name), content); err != nil {
+		if err := file.Replace(filepath.Join(dir, name), content, file.Options{}); err != nil {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return nil
 }
 
 func selfSign(key *ecdsa.PrivateKey) ([]byte, error) {

@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // What opening a sealed value can fail with.
@@ -130,7 +132,8 @@ func generateKey(stateDir, path string) ([][]byte, error) {
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("make a seal key: %w", err)
 	}
-	if err := createFile(path, []byte(base64.StdEncoding.EncodeToString(key)+"\n")); err != nil {
+	err := file.Create(path, []byte(base64.StdEncoding.EncodeToString(key)+"\n"), file.Options{})
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make a seal key: %w", err)
 	}
 	return readKeys(path) // of two that start at once, one makes it

@@ -15,6 +15,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // EnsureServer makes bootd's certificate name just these DNS names and
@@ -35,7 +37,7 @@ func (a *Authority) EnsureServer(names []string, addrs []netip.Addr) (issued boo
 	if err != nil {
 		return false, fmt.Errorf("issue bootd's certificate: %w", err)
 	}
-	if err := replaceFile(path, raw); err != nil {
+	if err := file.Replace(path, raw, file.Options{}); err != nil {
 		return false, fmt.Errorf("store bootd's certificate: %w", err)
 	}
 	pair, err := tls.X509KeyPair(raw, raw)

@@ -9,6 +9,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // Sync says when records reach the disk for good.
@@ -165,7 +167,7 @@ func (j *Journal[T]) begin(first uint64) error {
 		return err
 	}
 	if j.opts.Sync == Each {
-		if err := syncDir(j.dir); err != nil {
+		if err := file.SyncDir(j.dir); err != nil {
 			return errors.Join(err, f.Close(), os.Remove(path))
 		}
 	}
@@ -175,14 +177,6 @@ func (j *Journal[T]) begin(first uint64) error {
 	j.file = f
 	j.segments = append(j.segments, segment{path: path, first: first})
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Append adds a record. It fails only if v cannot be a record (it does not marshal, or is longer than a
@@ -285,7 +279,7 @@ func (j *Journal[T]) Flush() error {
 		j.mu.Unlock()
 		return nil
 	}
-	file, retired := j.file, j.retired
+	current, retired := j.file, j.retired
 	j.retired, j.dirty = nil, false
 	j.mu.Unlock()
 
@@ -294,9 +288,9 @@ func (j *Journal[T]) Flush() error {
 	for _, f := range retired {
 		errs = append(errs, f.Sync(), f.Close())
 	}
-	errs = append(errs, file.Sync())
+	errs = append(errs, current.Sync())
 	if len(retired) > 0 {
-		errs = append(errs, syncDir(j.dir))
+		errs = append(errs, file.SyncDir(j.dir))
 	}
 	return errors.Join(errs...)
 }

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 	"github.com/rackweft/rackweft/lab/guestos"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
@@ -76,7 +77,7 @@ func (d *desk) tell(dir string) {
 	raw, err := json.Marshal(d.status)
 	d.mu.Unlock()
 	if err == nil {
-		_ = nodeagent.WriteFile(filepath.Join(dir, "status"), raw)
+		_ = file.Replace(filepath.Join(dir, "status"), raw, file.Options{})
 	}
 }
 

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
@@ -104,7 +104,7 @@ func (g *guest) fillShare(name string, content api.GuestShareContent) error {
 		return err
 	}
 	// What is there while a fill is under way has no version.
-	if err := os.Remove(g.shareVersion(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := file.Remove(g.shareVersion(name)); err != nil {
 		return err
 	}
 	dir := filepath.Join(g.sharesDir(), name)
@@ -125,21 +125,13 @@ func (g *guest) fillShare(name string, content api.GuestShareContent) error {
 			return err
 		}
 	}
-	return os.WriteFile(g.shareVersion(name), []byte(content.Version), 0o600)
+	return file.Replace(g.shareVersion(name), []byte(content.Version), file.Options{})
 }
 
 // placeShared puts a file that QEMU may read in place of what is there.
 func (g *guest) placeShared(path, text string) error {
-	temp := filepath.Join(g.sharesDir(), "new.part") // where no Guest sees it
-	err := os.WriteFile(temp, []byte(text), 0o600)
-	if err == nil {
-		err = os.Chown(temp, 0, g.record.User)
-	}
-	if err == nil {
-		err = os.Chmod(temp, 0o440)
-	}
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	return err
+	return file.Replace(path, []byte(text), file.Options{
+		Mode: 0o440, Owner: &file.Owner{UID: 0, GID: g.record.User},
+		Temp: g.sharesDir(), // where no Guest sees it
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
@@ -240,6 +241,9 @@ func goesAlong(name string) bool {
 	if slices.Contains(ownFiles(), name) {
 		return false
 	}
+	if strings.HasPrefix(filepath.Base(name), file.Preparing) {
+		return false
+	}
 	for _, end := range []string{".log", ".log.1", ".lock", ".tmp", ".part"} {
 		if strings.HasSuffix(name, end) {
 			return false
@@ -289,9 +293,5 @@ func (g *guest) replaceWith(dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	d, err := os.Open(g.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return file.SyncDir(g.dir)
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 	"github.com/rackweft/rackweft/nodeagent/guest/disk"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
@@ -513,10 +514,7 @@ func (g *guest) openFirmware(_ context.Context, part *api.GuestPart, vm *qemu.VM
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		content, err := os.ReadFile(template)
 		if err == nil {
-			err = os.WriteFile(path+".tmp", content, 0o600)
-		}
-		if err == nil {
-			err = os.Rename(path+".tmp", path)
+			err = file.Replace(path, content, file.Options{})
 		}
 		if err != nil {
 			return fmt.Errorf("UEFI's variables: %w", err)

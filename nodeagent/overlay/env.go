@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // envFile is what flanneld writes to /run/flannel/subnet.env, for tools that
@@ -49,13 +51,7 @@ func writeEnv(dir string, n network) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("tell tools of the Network: %w", err)
 	}
-	temp := filepath.Join(dir, "."+n.name+".env")
-	err := os.WriteFile(temp, want, 0o644)
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		_ = os.Remove(temp)
+	if err := file.Replace(path, want, file.Options{Mode: 0o644}); err != nil {
 		return fmt.Errorf("tell tools of the Network: %w", err)
 	}
 	return nil

@@ -17,7 +17,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
-	"github.com/rackweft/rackweft/nodeagent"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // Inside runs the speakers inside of Networks. Each has a directory of its own
@@ -171,7 +171,7 @@ func writePart(path string, raw []byte) error {
 	if old, err := os.ReadFile(path); err == nil && string(old) == string(raw) {
 		return nil
 	}
-	return nodeagent.WriteFile(path, raw)
+	return file.Replace(path, raw, file.Options{})
 }
 
 // Kill ends the process that listens on a socket, without a word to its

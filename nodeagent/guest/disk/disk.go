@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // Formats of disks.
@@ -120,34 +121,7 @@ func (s *Store) download(ctx context.Context, digest api.SHA256) error {
 
 // place makes a file that is whole or not there.
 func place(path string, mode fs.FileMode, fill func(*os.File) error) error {
-	temp := path + ".part"
-	out, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return full(err)
-	}
-	err = fill(out)
-	if err == nil {
-		err = out.Chmod(mode)
-	}
-	if err == nil {
-		err = out.Sync()
-	}
-	if err = errors.Join(err, out.Close()); err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		_ = os.Remove(temp) // on a full disk it would only take room
-		return full(err)
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return full(file.ReplaceWith(path, file.Options{Mode: mode}, fill))
 }
 
 // full says it in a person's words when there is no room.
@@ -304,7 +278,7 @@ func (s *Store) make(ctx context.Context, w Wanted) error {
 	if w.Retain {
 		err := move(s.retainedPath(w), path)
 		if err == nil {
-			return errors.Join(syncDir(dir), syncDir(filepath.Dir(s.retainedPath(w))))
+			return errors.Join(file.SyncDir(dir), file.SyncDir(filepath.Dir(s.retainedPath(w))))
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("take over the disk that was retained: %w", err)
@@ -370,7 +344,7 @@ func move(from, to string) error {
 	if err := os.Link(from+baseSuffix, to+baseSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return full(err)
 	}
-	if err := syncDir(filepath.Dir(to)); err != nil {
+	if err := file.SyncDir(filepath.Dir(to)); err != nil {
 		return err
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE); err != nil {
@@ -472,7 +446,7 @@ func (s *Store) retain(w Wanted) error {
 	if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(to))
+	return file.SyncDir(filepath.Dir(to))
 }
 
 // Collect removes images that are not in keep and that no disk lies over, and

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // blobs stand for bootd's store, and count.
@@ -165,7 +166,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	left, err := filepath.Glob(filepath.Join(s.dir, "*", "*.part"))
+	left, err := filepath.Glob(filepath.Join(s.dir, "*", file.Preparing+"*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q, %v", left, err)
 	}
@@ -298,7 +299,7 @@ func TestCollect(t *testing.T) {
 		}
 		_ = f.Close()
 	}
-	if err := os.WriteFile(s.imagePath(a)+".part", nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(s.dir, "images", file.Preparing+string(a)), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if removed, err := s.Collect([]api.SHA256{c}); err != nil || len(removed) != 2 {
