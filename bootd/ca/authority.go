@@ -73,6 +73,9 @@ func create(dir string) error {
 		return err
 	}
 	if err := fill(fresh); err != nil {
+		if empty, there := isFresh(dir); there == nil && !empty {
+			return os.RemoveAll(fresh) // the other one was faster, and swept this one away
+		}
 		return errors.Join(err, os.RemoveAll(fresh))
 	}
 	if err := os.Rename(fresh, dir); err != nil {

@@ -110,9 +110,9 @@ func temporary(path string) (*os.File, error) {
 		made := err == nil
 		if errors.Is(err, fs.ErrExist) {
 			f, err = os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it got its own name just now
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // it got its own name just now
+			}
 		}
 		if err != nil {
 			return nil, err

@@ -144,6 +144,9 @@ func TestFailedReplace(t *testing.T) {
 	if got := read(t, path); got != "old" {
 		t.Errorf("it holds %q", got)
 	}
+	if err := Replace(filepath.Join(dir, "nothing", "f"), nil, Options{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a directory: %v", err)
+	}
 	onlyFiles(t, dir, "f")
 }
 
