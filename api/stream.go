@@ -135,6 +135,9 @@ type AgentConfig struct {
 	// Metrics is where nodeagent serves /metrics over HTTP, as address:port;
 	// nowhere unless set.
 	Metrics string `json:"metrics,omitzero"`
+	// Kernel is the digest of the kernel that the machine boots. nodeagent tries
+	// KVM with it where the host has no file of its kernel.
+	Kernel SHA256 `json:"kernel,omitzero"`
 }
 
 // EventType is Normal or Warning.

@@ -12,10 +12,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/kvm"
 )
 
 // Accelerator is what QEMU runs the machines' processors with.
@@ -42,9 +42,9 @@ type verdict struct {
 }
 
 // PickAccelerator picks KVM only where it works: /dev/kvm can exist and still hang a stock kernel, so the
-// kernel that is shipped is booted under it until it starts its init. The verdict is kept in cacheDir for
+// kernel that is shipped is booted under it until it runs an init. The verdict is kept in cacheDir for
 // this boot of this machine, this QEMU and this kernel, and the reason is logged.
-func PickAccelerator(ctx context.Context, kernel, initrd, cacheDir string, log *slog.Logger) (Accelerator, error) {
+func PickAccelerator(ctx context.Context, kernel, cacheDir string, log *slog.Logger) (Accelerator, error) {
 	if forced := os.Getenv(AcceleratorEnv); forced != "" {
 		if a := Accelerator(forced); a == KVM || a == TCG {
 			log.Info("accelerator "+forced, "reason", AcceleratorEnv+" says so")
@@ -66,7 +66,9 @@ func PickAccelerator(ctx context.Context, kernel, initrd, cacheDir string, log *
 		return known.Accelerator, nil
 	}
 	wanted.Accelerator, wanted.Reason = KVM, "the kernel starts its init under KVM"
-	if err := probe(ctx, KVM, kernel, initrd); err != nil {
+	limited, cancel := context.WithTimeout(ctx, probeDeadline)
+	defer cancel()
+	if err := kvm.Kernel(limited, "qemu-system-x86_64", string(KVM), kernel); err != nil {
 		if ctx.Err() != nil {
 			return "", fmt.Errorf("pick an accelerator: %w", ctx.Err())
 		}
@@ -138,52 +140,4 @@ func writeVerdict(path string, v verdict) error {
 		return err
 	}
 	return os.WriteFile(path, append(body, '\n'), 0o644)
-}
-
-// probe boots the kernel until it says that it starts its init (init/main.c, run_init_process).
-func probe(ctx context.Context, accelerator Accelerator, kernel, initrd string) error {
-	ctx, cancel := context.WithTimeout(ctx, probeDeadline)
-	defer cancel()
-	cpu := "host"
-	if accelerator == TCG {
-		cpu = emulatedCPU
-	}
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-accel", string(accelerator), "-cpu", cpu, "-m", "1024",
-		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 loglevel=7 panic=-1", "-serial", "stdio")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	output, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	var complaint strings.Builder
-	cmd.Stderr = &complaint
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	reached := sawInit(output)
-	cancel() // kills QEMU, whatever it is at
-	err = cmd.Wait()
-	if reached {
-		return nil
-	}
-	if complaint.Len() > 0 {
-		return fmt.Errorf("QEMU says: %s", strings.TrimSpace(complaint.String()))
-	}
-	return fmt.Errorf("the kernel did not start its init within %s (%w)", probeDeadline, err)
-}
-
-func sawInit(console io.Reader) bool {
-	var seen strings.Builder
-	buffer := make([]byte, 4096)
-	for {
-		n, err := console.Read(buffer)
-		seen.Write(buffer[:n])
-		if strings.Contains(seen.String(), "as init process") {
-			return true
-		}
-		if err != nil || seen.Len() > 1<<20 {
-			return false
-		}
-	}
 }

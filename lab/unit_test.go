@@ -276,12 +276,12 @@ func TestPickAccelerator(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	for _, want := range []Accelerator{KVM, TCG} {
 		t.Setenv(AcceleratorEnv, string(want))
-		if got, err := PickAccelerator(t.Context(), "/none", "/none", t.TempDir(), log); got != want || err != nil {
+		if got, err := PickAccelerator(t.Context(), "/none", t.TempDir(), log); got != want || err != nil {
 			t.Errorf("%s, %v; want %s", got, err, want)
 		}
 	}
 	t.Setenv(AcceleratorEnv, "xen")
-	if _, err := PickAccelerator(t.Context(), "/none", "/none", t.TempDir(), log); err == nil {
+	if _, err := PickAccelerator(t.Context(), "/none", t.TempDir(), log); err == nil {
 		t.Error("xen was accepted")
 	}
 }
@@ -325,15 +325,6 @@ func TestVerdictIsKeptForWhatItHolds(t *testing.T) {
 		if _, ok := cached(path, other); ok {
 			t.Errorf("the verdict was taken for %+v", other)
 		}
-	}
-}
-
-func TestSawInit(t *testing.T) {
-	if !sawInit(strings.NewReader("[ 1.0] Run /init as init process\n")) {
-		t.Error("the kernel's line was missed")
-	}
-	if sawInit(strings.NewReader("Booting from ROM...\n")) {
-		t.Error("seen where there is none")
 	}
 }
 

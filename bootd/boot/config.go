@@ -131,7 +131,7 @@ func (d *Decider) compile(ctx context.Context, m *api.Machine, peer netip.Addr, 
 	if err != nil {
 		return ignition.Result{}, err
 	}
-	system, err := d.system(m, server)
+	system, err := d.system(m, img, server)
 	if err != nil {
 		return ignition.Result{}, err
 	}
@@ -238,7 +238,7 @@ func fqdn(m *api.Machine, site api.SiteSpec) string {
 
 // system is what rackweft itself puts on every host: its name, its network, and
 // nodeagent with what it needs to join.
-func (d *Decider) system(m *api.Machine, server netip.Addr) (ignition.System, error) {
+func (d *Decider) system(m *api.Machine, img *api.Image, server netip.Addr) (ignition.System, error) {
 	site := d.site()
 	links, err := d.links(m, site)
 	if err != nil {
@@ -251,7 +251,7 @@ func (d *Decider) system(m *api.Machine, server netip.Addr) (ignition.System, er
 	config, err := json.MarshalIndent(api.AgentConfig{
 		Machine: m.Metadata.Name, UID: m.Metadata.UID, API: d.apiURLs(server), CA: string(d.CA.CertPEM()),
 		AttemptID: m.Status.Attempt.ID, JoinTokenFile: tokenPath, Metrics: site.HostMetrics,
-		HostSpec: api.Bookmark{Epoch: d.Epoch, Revision: d.Cache.Revision()},
+		HostSpec: api.Bookmark{Epoch: d.Epoch, Revision: d.Cache.Revision()}, Kernel: img.Spec.Files[api.KernelFile].SHA256,
 	}, "", "  ")
 	if err != nil {
 		return ignition.System{}, fmt.Errorf("encode nodeagent's config: %w", err)

@@ -9,17 +9,22 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 	"github.com/rackweft/rackweft/systemd"
 )
 
+// acceleratorVariable of the environment is --accelerator for a unit's drop-in.
+const acceleratorVariable = "NODEAGENT_ACCELERATOR"
+
 // settings are the flags.
-type settings struct{ config, stateDir, runDir, version string }
+type settings struct{ config, stateDir, runDir, version, accelerator string }
 
 // usageError is a fault in the command line or the configuration file.
 type usageError struct{ error }
@@ -50,6 +55,8 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 	root.PersistentFlags().StringVar(&s.stateDir, "state-dir", "/var/lib/rackweft/nodeagent", "identity and cached HostSpec")
 	root.PersistentFlags().StringVar(&s.runDir, "run-dir", defaultRunDir, "status of the running agent")
 	root.PersistentFlags().StringVar(&s.config, "config", "/etc/rackweft/nodeagent.yaml", "configuration file")
+	root.PersistentFlags().StringVar(&s.accelerator, "accelerator", os.Getenv(acceleratorVariable),
+		"kvm or tcg: what Guests run on. Default: "+acceleratorVariable+", else KVM where a kernel boots under it")
 	root.AddCommand(
 		&cobra.Command{Use: "run", Short: "Run the agent (the default)", Args: noArguments, RunE: run},
 		&cobra.Command{Use: "status", Short: "Show how this host stands with bootd", Args: noArguments,
@@ -78,6 +85,9 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(32 << 20)
 
+	if !slices.Contains([]string{"", string(qemu.KVM), string(qemu.TCG)}, s.accelerator) {
+		return usageError{fmt.Errorf("invalid accelerator %q: want kvm or tcg (--accelerator, or %s)", s.accelerator, acceleratorVariable)}
+	}
 	config, err := nodeagent.LoadConfig(s.config)
 	if err != nil {
 		return usageError{err}
@@ -93,7 +103,7 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	network := newOverlay(s, func(w http.ResponseWriter, r *http.Request, uid string) { guests.ServeConfig(w, r, uid) }, inside, log)
 	get := func(ctx context.Context, path string) (*nodeagent.Content, error) { return agent.Get(ctx, path) }
 	own := func(ctx context.Context) (nodeagent.Credentials, error) { return agent.Credentials(ctx) }
-	guests, err = newGuests(s, config.Machine, network, get, own, log)
+	guests, err = newGuests(s, config, network, get, own, log)
 	if err != nil {
 		return err
 	}

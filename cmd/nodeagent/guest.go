@@ -17,6 +17,7 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 	"github.com/rackweft/rackweft/systemd"
 )
@@ -28,9 +29,9 @@ const maxShare = 4 << 20
 // has the Guest shut down.
 const launchWord, shutdownWord = "guest-exec", "guest-shutdown"
 
-// newGuests makes the handler of a Machine's guest parts. get reads from bootd;
+// newGuests makes the handler of the Machine's guest parts. get reads from bootd;
 // own is what the host shows other hosts.
-func newGuests(s settings, machine string, network guest.Plugger, get func(ctx context.Context, path string) (*nodeagent.Content, error), own transfer.Credentials, log *slog.Logger) (*guest.Handler, error) {
+func newGuests(s settings, config api.AgentConfig, network guest.Plugger, get func(ctx context.Context, path string) (*nodeagent.Content, error), own transfer.Credentials, log *slog.Logger) (*guest.Handler, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find nodeagent's own file: %w", err)
@@ -38,18 +39,19 @@ func newGuests(s settings, machine string, network guest.Plugger, get func(ctx c
 	o := guest.Options{
 		StateDir: s.guestState(), RunDir: s.guestRun(),
 		Log: log, Network: network, Credentials: own, Launch: []string{self, launchWord},
+		Accelerator: qemu.Accelerator(s.accelerator), Kernel: config.Kernel,
 		Fetch: func(ctx context.Context, digest api.SHA256) (io.ReadCloser, error) {
 			return opened(get(ctx, "/v1/blobs/sha256:"+string(digest)))
 		},
 		Config: func(ctx context.Context, name string) (guest.Config, error) {
-			c, err := get(ctx, "/v1/hosts/"+url.PathEscape(machine)+"/guests/"+url.PathEscape(name)+"/config")
+			c, err := get(ctx, "/v1/hosts/"+url.PathEscape(config.Machine)+"/guests/"+url.PathEscape(name)+"/config")
 			if err != nil {
 				return guest.Config{}, err
 			}
 			return guest.Config{ReadCloser: c.ReadCloser, Type: c.Type}, nil
 		},
 		Share: func(ctx context.Context, name, share string) (s api.GuestShareContent, err error) {
-			c, err := get(ctx, "/v1/hosts/"+url.PathEscape(machine)+"/guests/"+url.PathEscape(name)+"/shares/"+url.PathEscape(share))
+			c, err := get(ctx, "/v1/hosts/"+url.PathEscape(config.Machine)+"/guests/"+url.PathEscape(name)+"/shares/"+url.PathEscape(share))
 			if err != nil {
 				return s, err
 			}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/lab"
 	"github.com/rackweft/rackweft/lab/rig"
 )
 
@@ -250,7 +251,9 @@ func (h *deskHost) dirs() []string {
 }
 
 func (h *deskHost) startAgent() {
-	h.agent = h.start(h.ns, h.name+"-nodeagent", append([]string{h.bin.Path("nodeagent"), "run", "--config", filepath.Join(h.dir, "nodeagent.yaml")}, h.dirs()...)...)
+	// Its Guests run on what a person has the lab's machines run on, else on what it finds.
+	h.agent = h.start(h.ns, h.name+"-nodeagent", append([]string{h.bin.Path("nodeagent"), "run", "--config", filepath.Join(h.dir, "nodeagent.yaml"),
+		"--accelerator=" + os.Getenv(lab.AcceleratorEnv)}, h.dirs()...)...)
 }
 
 // startSpeaker is what systemd does on a host.

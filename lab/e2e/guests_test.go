@@ -98,7 +98,7 @@ func emulationInEmulation(t *testing.T) {
 		}
 	}
 	at := func(name string) string { return filepath.Join(dir, name) }
-	accelerator, err := lab.PickAccelerator(t.Context(), at("kernel"), at("initrd"), dir, slog.New(slog.DiscardHandler))
+	accelerator, err := lab.PickAccelerator(t.Context(), at("kernel"), dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -187,7 +187,7 @@ func TestReach(t *testing.T) {
 	h := d.host(reachHost, 7)
 	d.segment("prod", "198.18.8.1/24")
 	d.wire(h.ns, "prod", h.mac(1), "prod", "198.18.8.7/24")
-	h.boot()
+	h.boot() // KVM is tried with the Image's kernel, which is the Guest's
 	d.wait("the Guest runs", func(ctx context.Context) error {
 		g, err := api.Get[api.Guest](ctx, d.client, deskGuest)
 		if err != nil || g.Status.State == "Running" {

@@ -68,6 +68,9 @@ type Options struct {
 	Start func(ctx context.Context, s Service, argv []string) error
 	// Accelerator is used without asking whether KVM works.
 	Accelerator qemu.Accelerator
+	// Kernel is the digest of the kernel that this host has booted. KVM is tried
+	// with it where the host has no file of it.
+	Kernel api.SHA256
 }
 
 // Service is what the unit of a Guest has of its own.
@@ -302,28 +305,6 @@ func (h *Handler) forget(parts []nodeagent.Part) {
 			delete(h.guests, uid)
 		}
 	}
-}
-
-// accelerator is found out once, and again after the agent's start.
-func (h *Handler) accelerator(ctx context.Context) (qemu.Verdict, error) {
-	if h.o.Accelerator != "" {
-		return qemu.Verdict{Accelerator: h.o.Accelerator, Reason: "it was asked for"}, nil
-	}
-	h.probing.Lock() // for some seconds at most
-	defer h.probing.Unlock()
-	if h.used != nil {
-		return *h.used, nil
-	}
-	if err := os.MkdirAll(h.o.RunDir, 0o700); err != nil {
-		return qemu.Verdict{}, err
-	}
-	v, err := qemu.Probe(ctx, h.o.Program, h.o.RunDir)
-	if err != nil {
-		return v, err
-	}
-	h.o.Log.Info("accelerator", "accelerator", v.Accelerator, "reason", v.Reason)
-	h.used = &v
-	return v, nil
 }
 
 // collect removes the images that no Guest's record names.

@@ -2,36 +2,47 @@ package qemu
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/kvm"
 )
 
-// probePatience is ample for KVM, which is there in a tenth of a second.
-const probePatience = 10 * time.Second
-
-// reached is what the payload prints to the serial port in the end.
-const reached = "rackweft: 64-bit"
+// How long a trial may take. Under KVM a kernel needs two seconds, emulated ten;
+// a boot sector is through at once.
+const (
+	kernelPatience   = 30 * time.Second
+	emulatedPatience = 3 * time.Minute
+	sectorPatience   = 10 * time.Second
+)
 
 // Verdict is which accelerator a host has, and why.
 type Verdict struct {
 	BootID      string      `json:"bootID"`
 	QEMU        string      `json:"qemu"`
+	Tried       string      `json:"tried"` // what was booted to find out
 	Accelerator Accelerator `json:"accelerator"`
 	Reason      string      `json:"reason"`
+	// Provisional is set when the kernel to try could not be had for now.
+	Provisional bool `json:"-"`
 }
+
+// TrialKernel is a kernel that boots wherever KVM works.
+type TrialKernel struct {
+	Name string // for people
+	Path string
+	Done func() // is called when it was tried; may be nil
+}
+
+// ErrNoKernel says that a host has no kernel to try, and will have none.
+var ErrNoKernel = errors.New("there is no kernel to try")
 
 // Version asks a QEMU for its version.
 func Version(ctx context.Context, program string) (string, error) {
@@ -46,11 +57,11 @@ func Version(ctx context.Context, program string) (string, error) {
 	return line, nil
 }
 
-// Probe finds out whether KVM works: a /dev/kvm may open, and QEMU answer, on a
-// host where no kernel gets through its boot. So a small payload is booted that
-// does what a kernel does first. The verdict is kept in dir for this boot of
-// the host and this QEMU.
-func Probe(ctx context.Context, program, dir string) (Verdict, error) {
+// Probe finds out whether KVM works: a /dev/kvm may open, QEMU answer and a boot
+// sector run on a host where no kernel gets through its boot. So a kernel is
+// booted until it runs its init. find finds it; without one a boot sector has to
+// do. The verdict is kept in dir for this boot of the host and this QEMU.
+func Probe(ctx context.Context, program, dir string, find func(context.Context) (TrialKernel, error)) (Verdict, error) {
 	v, err := describe(ctx, program)
 	if err != nil {
 		return Verdict{}, err
@@ -59,12 +70,12 @@ func Probe(ctx context.Context, program, dir string) (Verdict, error) {
 	if known, ok := cached(cache, v); ok {
 		return known, nil
 	}
-	v.Accelerator, v.Reason = KVM, "a payload boots under KVM"
-	if err := tryKVM(ctx, program); err != nil {
-		if ctx.Err() != nil {
-			return Verdict{}, context.Cause(ctx)
-		}
-		v.Accelerator, v.Reason = TCG, err.Error()
+	v.judge(ctx, program, find)
+	if ctx.Err() != nil {
+		return Verdict{}, context.Cause(ctx)
+	}
+	if v.Provisional {
+		return v, nil
 	}
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -94,102 +105,64 @@ func cached(path string, wanted Verdict) (Verdict, bool) {
 	if json.Unmarshal(raw, &known) != nil {
 		return Verdict{}, false
 	}
-	return known, known.BootID == wanted.BootID && known.QEMU == wanted.QEMU && (known.Accelerator == KVM || known.Accelerator == TCG)
+	return known, known.BootID == wanted.BootID && known.QEMU == wanted.QEMU && known.Tried != "" && (known.Accelerator == KVM || known.Accelerator == TCG)
 }
 
-// tryKVM returns nil where KVM works, or what it lacks.
-func tryKVM(ctx context.Context, program string) error {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+// judge tries what there is to try, and fills in what follows.
+func (v *Verdict) judge(ctx context.Context, program string, find func(context.Context) (TrialKernel, error)) {
+	device, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		return fmt.Errorf("there is no KVM: %w (see the firmware's setting for virtualisation)", err)
+		v.Accelerator, v.Tried, v.Reason = TCG, "/dev/kvm", fmt.Sprintf("there is no KVM: %v (see the firmware's setting for virtualisation)", err)
+		return
 	}
-	_ = f.Close()
-	if err := boot(ctx, program, "kvm", "host", probePatience); err != nil {
-		return fmt.Errorf("/dev/kvm opens, but %w", err)
+	_ = device.Close()
+	kernel, err := find(ctx)
+	if err == nil && kernel.Done != nil {
+		defer kernel.Done()
 	}
-	return nil
+	v.Provisional = err != nil && !errors.Is(err, ErrNoKernel)
+	within := func(patience time.Duration, try func(context.Context) error) error {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return try(ctx)
+	}
+	v.conclude(kernel.Name, err, trials{
+		kernel: func() error {
+			return within(kernelPatience, func(ctx context.Context) error { return kvm.Kernel(ctx, program, string(KVM), kernel.Path) })
+		},
+		emulated: func() error {
+			return within(emulatedPatience, func(ctx context.Context) error { return kvm.Kernel(ctx, program, string(TCG), kernel.Path) })
+		},
+		sector: func() error {
+			return within(sectorPatience, func(ctx context.Context) error { return kvm.Sector(ctx, program, string(KVM)) })
+		},
+	})
 }
 
-// boot runs the payload to its end.
-func boot(ctx context.Context, program, accelerator, cpu string, patience time.Duration) error {
-	disk, err := payload()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = disk.Close() }()
-	limited, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	cmd := exec.CommandContext(limited, program, "-no-user-config", "-nodefaults", "-display", "none", "-machine", "q35",
-		"-accel", accelerator, "-cpu", cpu, "-m", "64", "-add-fd", "fd=3,set=3",
-		"-blockdev", `{"driver":"raw","node-name":"disk","read-only":true,"file":{"driver":"file","filename":"/dev/fdset/3","read-only":true}}`,
-		"-device", "virtio-blk-pci,drive=disk,bootindex=1", "-serial", "stdio")
-	cmd.ExtraFiles = []*os.File{disk}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	var complaint strings.Builder
-	cmd.Stderr = &complaint
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ok := says(out, reached)
-	late := limited.Err() != nil
-	cancel() // kills QEMU, whatever it is at
-	err = cmd.Wait()
-	switch {
-	case ok:
-		return nil
-	case late:
-		return fmt.Errorf("a payload does not get through its boot within %s", patience)
-	default:
-		return fmt.Errorf("QEMU ends (%w): %s", err, strings.Join(strings.Fields(complaint.String()), " "))
-	}
-}
+// trials boot a kernel under KVM, the same emulated, and a boot sector under KVM.
+type trials struct{ kernel, emulated, sector func() error }
 
-// payload is the boot sector on a disk, of a size that SeaBIOS takes.
-func payload() (*os.File, error) {
-	sector, err := hex.DecodeString(bootSector)
-	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.MemfdCreate("probe", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), "probe")
-	defer func() { _ = f.Close() }()
-	content := append(sector, make([]byte, 1<<20-len(sector))...)
-	content[510], content[511] = 0x55, 0xaa
-	if _, err := f.WriteAt(content, 0); err != nil {
-		return nil, err
-	}
-	// QEMU takes a file out of an fdset by its access mode.
-	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
-}
-
-// says reads until the text comes; it does not when reading ends before.
-func says(r io.Reader, text string) bool {
-	var seen strings.Builder
-	for buffer := make([]byte, 4096); seen.Len() < 1<<20; {
-		n, err := r.Read(buffer)
-		seen.Write(buffer[:n])
-		if strings.Contains(seen.String(), text) {
-			return true
+// conclude makes the verdict. missing says why there is no kernel.
+func (v *Verdict) conclude(kernel string, missing error, try trials) {
+	if missing == nil {
+		hung := try.kernel()
+		if hung == nil {
+			v.Accelerator, v.Tried, v.Reason = KVM, kernel, kernel+" starts its init under KVM"
+			return
 		}
-		if err != nil {
-			return false
+		v.Accelerator, v.Tried, v.Reason = TCG, kernel, fmt.Sprintf("/dev/kvm opens, but %s does not boot under KVM: %v", kernel, hung)
+		if try.sector() != nil {
+			return
 		}
+		// A kernel that says nothing on a serial port, say, proves nothing.
+		err := try.emulated()
+		if err == nil {
+			return
+		}
+		missing = fmt.Errorf("%s does not boot emulated either: %w", kernel, err)
+	} else if err := try.sector(); err != nil {
+		v.Accelerator, v.Tried, v.Reason = TCG, "a boot sector", fmt.Sprintf("/dev/kvm opens, but %v", err)
+		return
 	}
-	return false
+	v.Accelerator, v.Tried, v.Reason = KVM, "a boot sector", fmt.Sprintf("a boot sector runs under KVM; no kernel could be tried: %v", missing)
 }
-
-// bootSector is testdata/probe.S, without the signature at its end.
-const bootSector = "" +
-	"ea057c0000fa31c08ed88ec08ed0bc007cfcfbb280b441bbaa5552cd135afec280fa9075f0b80102bb0080b90100ba80" +
-	"00cd137227813efe8155aa751f8b1e6c04f43b1e6c0474f9fa660f0116087d0f20c00c010f22c0ea5f7c0800f4ebfd66" +
-	"b810008ed88ec08ed0bf001000000f22df31c0b9000c0000f3abc7050010000003200000c7050020000003300000c705" +
-	"00300000830000000f20e00c200f22e0b9800000c00f3280cc010f300f20c00d000000800f22c0eabe7c00001800488d" +
-	"351000000066baf803ac84c07403eeebf8faf4ebfc7261636b776566743a2036342d6269740a00900000000000000000" +
-	"ffff0000009acf00ffff00000092cf0000000000009a20001f00e87c"

@@ -3,8 +3,8 @@ package qemu
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -13,27 +13,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rackweft/rackweft/internal/kvm"
+	"github.com/rackweft/rackweft/lab/guestos"
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
 const program = "qemu-system-x86_64"
 
-func TestProbe(t *testing.T) {
-	if err := boot(t.Context(), program, "tcg", "max", 30*time.Second); err != nil {
-		t.Errorf("the payload under emulation: %v", err)
-	}
-	if err := boot(t.Context(), program, "nonesuch", "max", 30*time.Second); err == nil || !strings.Contains(err.Error(), "nonesuch") {
-		t.Errorf("an accelerator that is not there: %v", err)
-	}
-	if err := boot(t.Context(), program, "tcg", "max", time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not get through") {
-		t.Errorf("without time: %v", err)
-	}
+func TestVerdictIsKept(t *testing.T) {
 	dir := t.TempDir()
 	v, err := describe(t.Context(), program)
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.Accelerator, v.Reason = KVM, "it is said to"
+	v.Accelerator, v.Tried, v.Reason = KVM, "a kernel", "it is said to"
 	for _, c := range []struct {
 		edit func(*Verdict)
 		used bool
@@ -42,6 +35,7 @@ func TestProbe(t *testing.T) {
 		{func(v *Verdict) { v.QEMU = "QEMU 1.0" }, false},
 		{func(v *Verdict) { v.BootID = "x" }, false},
 		{func(v *Verdict) { v.Accelerator = "" }, false},
+		{func(v *Verdict) { v.Tried = "" }, false}, // an earlier nodeagent's
 	} {
 		kept := v
 		c.edit(&kept)
@@ -59,43 +53,85 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-func TestProbeAnswers(t *testing.T) {
+func TestProbe(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes 10 s where KVM hangs")
+		t.Skip("boots a kernel")
 	}
-	dir := t.TempDir()
-	v, err := Probe(t.Context(), program, dir)
-	if err != nil || v.Reason == "" {
-		t.Fatalf("%+v: %v", v, err)
-	}
-	t.Log(v.Reason)
-	if again, err := Probe(t.Context(), program, dir); err != nil || again != v {
-		t.Errorf("asked again: %+v: %v", again, err)
-	}
-}
-
-// The bytes are what the source says.
-func TestBootSector(t *testing.T) {
-	dir := t.TempDir()
-	object, binary := filepath.Join(dir, "o"), filepath.Join(dir, "b")
-	for _, argv := range [][]string{
-		{"as", "--64", "testdata/probe.S", "-o", object},
-		{"ld", "-Ttext", "0x7c00", "-e", "_start", "--oformat", "binary", object, "-o", binary},
-	} {
-		if _, err := exec.LookPath(argv[0]); err != nil {
-			t.Skip("needs the assembler of Debian's package binutils")
-		}
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	want, err := os.ReadFile(binary)
+	kernel, _, err := guestos.Build(t.Context(), "../../..", guestos.Cloud)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := hex.DecodeString(bootSector)
-	if err != nil || len(want) != 512 || !bytes.Equal(got, bytes.TrimRight(want[:510], "\x00")) {
-		t.Errorf("bootSector is not testdata/probe.S: %v", err)
+	path := filepath.Join(t.TempDir(), "vmlinuz")
+	if err := os.WriteFile(path, kernel, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir, asked, done := t.TempDir(), 0, 0
+	find := func(context.Context) (TrialKernel, error) {
+		asked++
+		return TrialKernel{Name: "a kernel", Path: path, Done: func() { done++ }}, nil
+	}
+	v, err := Probe(t.Context(), program, dir, find)
+	if err != nil || v.Reason == "" || v.Provisional || asked != done {
+		t.Fatalf("%+v: %v; asked %d, done %d", v, err, asked, done)
+	}
+	t.Log(v.Reason)
+	before := asked
+	if again, err := Probe(t.Context(), program, dir, find); err != nil || again != v || asked != before {
+		t.Errorf("asked again: %+v: %v", again, err)
+	}
+	if _, err := os.Stat("/dev/kvm"); err == nil && v.Tried != "a kernel" {
+		t.Errorf("there is a kernel, and %s was tried", v.Tried)
+	}
+	// What Guests do is what the verdict says.
+	if v.Accelerator == KVM {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := kvm.Kernel(ctx, program, "kvm", path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Without a kernel a boot sector is tried, and the verdict says so; it is not
+// kept when there may be a kernel the next time.
+func TestProbeWithoutKernel(t *testing.T) {
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		t.Skipf("KVM is not tried where there is none: %v", err)
+	}
+	for _, missing := range []error{ErrNoKernel, errors.New("bootd is away")} {
+		dir := t.TempDir()
+		v, err := Probe(t.Context(), program, dir, func(context.Context) (TrialKernel, error) { return TrialKernel{}, missing })
+		if err != nil || v.Tried != "a boot sector" || v.Provisional == errors.Is(missing, ErrNoKernel) {
+			t.Errorf("%+v: %v", v, err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "accelerator.json")); (err == nil) == v.Provisional {
+			t.Errorf("%v: provisional %t, kept: %v", missing, v.Provisional, err)
+		}
+	}
+}
+
+// What follows from the trials, for every machine there may be.
+func TestConclude(t *testing.T) {
+	hangs := errors.New("it hangs")
+	for _, c := range []struct {
+		name                              string
+		missing, kernel, emulated, sector error
+		want                              Accelerator
+		tried, says                       string
+	}{
+		{name: "KVM works", want: KVM, tried: "vmlinuz", says: "vmlinuz starts its init under KVM"},
+		{name: "the sector passes where no Linux boots", kernel: hangs, want: TCG, tried: "vmlinuz", says: "vmlinuz does not boot under KVM: it hangs"},
+		{name: "nothing runs", kernel: hangs, sector: hangs, emulated: errors.New("it is not asked"), want: TCG, tried: "vmlinuz", says: "does not boot under KVM"},
+		{name: "a kernel that boots nowhere", kernel: hangs, emulated: hangs, want: KVM, tried: "a boot sector", says: "no kernel could be tried: vmlinuz does not boot emulated either: it hangs"},
+		{name: "no kernel", missing: ErrNoKernel, kernel: hangs, want: KVM, tried: "a boot sector", says: "no kernel could be tried: there is no kernel to try"},
+		{name: "no kernel and no KVM", missing: ErrNoKernel, sector: hangs, want: TCG, tried: "a boot sector", says: "/dev/kvm opens, but it hangs"},
+	} {
+		var v Verdict
+		of := func(err error) func() error { return func() error { return err } }
+		v.conclude("vmlinuz", c.missing, trials{kernel: of(c.kernel), emulated: of(c.emulated), sector: of(c.sector)})
+		if v.Accelerator != c.want || v.Tried != c.tried || !strings.Contains(v.Reason, c.says) {
+			t.Errorf("%s: %+v", c.name, v)
+		}
 	}
 }
 

@@ -130,7 +130,7 @@ func (a *app) labRunCommand() *cobra.Command {
 }
 
 func (a *app) labRun(ctx context.Context, o labOptions, log *slog.Logger) error {
-	accelerator, err := lab.PickAccelerator(ctx, filepath.Join(o.image, "vmlinuz"), filepath.Join(o.image, "initrd"), filepath.Dir(o.image), log)
+	accelerator, err := lab.PickAccelerator(ctx, filepath.Join(o.image, "vmlinuz"), filepath.Dir(o.image), log)
 	if err != nil {
 		return err
 	}
