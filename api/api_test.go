@@ -53,7 +53,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown field", `"zone":"yellow"`, `"zome":"yellow"`, "/spec/zome", "it may be one of zone"},
 		{"unknown nested field", `"name":"pxe0"`, `"nam":"pxe0"`, "/spec/links/0/nam", "unknown field"},
 		{"wrong type", `"zone":"yellow"`, `"zone":7`, "/spec/zone", "a number is not text"},
-		{"bad MAC", `52-54-00-01-07-00`, `52-54-00`, "/spec/links/0/mac", "no MAC address"},
+		{"bad MAC", `52-54-00-01-07-00`, `52-54-00`, "/spec/links/0/mac", "invalid MAC address"},
 		{"unquoted digits", `"52-54-00-01-07-00"`, `7`, "/spec/links/0/mac", "put it in quotes"},
 		{"bad address", `198.18.8.7`, `198.18.8`, "/spec/links/2/addresses/0", "198.18.8"},
 		{"unknown kind", `"kind":"Machine"`, `"kind":"Server"`, "/kind", "Machine"},

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"encoding"
 	stdjson "encoding/json"
 	"errors"
@@ -12,15 +13,58 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// DecodeStrict decodes one JSON value into v. Unknown fields, duplicate names
-// and trailing data are errors; an error is a FieldError whose pointer names
-// the field at fault.
+// DecodeStrict decodes one JSON value into v. Unknown fields, duplicate names,
+// long lists and trailing data are errors; an error is a FieldError whose
+// pointer names the field at fault.
 func DecodeStrict(data []byte, v any) error {
-	err := json.Unmarshal(data, v, json.RejectUnknownMembers(true))
+	if err := short(data); err != nil {
+		return err
+	}
+	err := json.Unmarshal(data, v, json.RejectUnknownMembers(true), json.WithUnmarshalers(json.JoinUnmarshalers(
+		strict(ParseAddr), strict(ParsePrefix), strict(ParseAddrPort))))
 	if err == nil {
 		return nil
 	}
 	return fieldError(err)
+}
+
+// maxEntries bounds each list and map: validation and admission compare the
+// entries of a list with each other.
+const maxEntries = 1024
+
+// short finds a list or map that is too long. What is no JSON is left to the
+// decoder.
+func short(data []byte) error {
+	d := jsontext.NewDecoder(bytes.NewReader(data), jsontext.AllowDuplicateNames(true))
+	for {
+		if _, err := d.ReadToken(); err != nil {
+			return nil
+		}
+		kind, n := d.StackIndex(d.StackDepth())
+		if kind == '{' {
+			n /= 2
+		}
+		if n > maxEntries {
+			return FieldError{Pointer: string(d.StackPointer().Parent()), Message: fmt.Sprintf("it has more than %d entries", maxEntries)}
+		}
+	}
+}
+
+// strict reads a type of net/netip by the parser that takes one spelling of a
+// value only.
+func strict[T any](parse func(string) (T, error)) *json.Unmarshalers {
+	return json.UnmarshalFunc(func(raw []byte, v *T) error {
+		if jsontext.Value(raw).Kind() != '"' {
+			return json.SkipFunc // refused by the decoder, in its words
+		}
+		text, err := jsontext.AppendUnquote(nil, raw)
+		if err != nil || len(text) == 0 {
+			*v = *new(T)
+			return err
+		}
+		*v, err = parse(string(text))
+		return err
+	})
 }
 
 func fieldError(err error) FieldError {
@@ -35,7 +79,7 @@ func fieldError(err error) FieldError {
 	pointer := string(semantic.JSONPointer)
 	if errors.Is(semantic.Err, json.ErrUnknownName) {
 		name := semantic.JSONPointer.LastToken()
-		return FieldError{Pointer: pointer, Message: fmt.Sprintf("unknown field %q%s", name, known(semantic.GoType))}
+		return FieldError{Pointer: pointer, Message: fmt.Sprintf("unknown field %s%s", quote(name), known(semantic.GoType))}
 	}
 	// A type that reads text was given something else, such as an unquoted 0123.
 	if k := semantic.JSONKind; k == '0' || k == 't' || k == 'f' {
@@ -133,7 +177,7 @@ func DecodeObject(data []byte) (Object, error) {
 		return nil, fieldError(err)
 	}
 	if t.APIVersion != "" && t.APIVersion != Version {
-		return nil, FieldError{Pointer: "/apiVersion", Message: fmt.Sprintf("%q is not known: write %s", t.APIVersion, Version)}
+		return nil, FieldError{Pointer: "/apiVersion", Message: fmt.Sprintf("%s is not known: write %s", quote(t.APIVersion), Version)}
 	}
 	for _, k := range Kinds() {
 		if k.Name == t.Kind {
@@ -149,7 +193,7 @@ func DecodeObject(data []byte) (Object, error) {
 	for _, k := range Kinds() {
 		names = append(names, k.Name)
 	}
-	return nil, FieldError{Pointer: "/kind", Message: fmt.Sprintf("%q is no kind: it may be one of %s", t.Kind, strings.Join(names, ", "))}
+	return nil, FieldError{Pointer: "/kind", Message: fmt.Sprintf("%s is no kind: it may be one of %s", quote(t.Kind), strings.Join(names, ", "))}
 }
 
 // Encode writes an object as JSON; equal objects give equal bytes.

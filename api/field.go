@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"strconv"
 	"strings"
 )
@@ -43,9 +42,16 @@ func (e FieldErrors) OrNil() error {
 	return e
 }
 
+// maxFaults is how many faults of one object are named: lists that are compared
+// entry by entry could have a million.
+const maxFaults = 100
+
 // add records a fault at the pointer that the parts make: strings are object
 // keys, ints are list indexes.
 func (e *FieldErrors) add(at []any, format string, args ...any) {
+	if len(*e) >= maxFaults {
+		return
+	}
 	*e = append(*e, FieldError{Pointer: Pointer(at...), Message: fmt.Sprintf(format, args...)})
 }
 
@@ -68,10 +74,22 @@ func ValidateName(name string) error {
 	if name == "" {
 		return errors.New("a name is required")
 	}
-	if len(name) > 63 || !regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`).MatchString(name) {
-		return fmt.Errorf("%q is no RFC 1123 label: up to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit", name)
+	if !isLabel(name) {
+		return fmt.Errorf("invalid name %s: want an RFC 1123 label, up to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit", quote(name))
 	}
 	return nil
+}
+
+func isLabel(s string) bool {
+	if len(s) == 0 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
+			return false
+		}
+	}
+	return true
 }
 
 func (e *FieldErrors) name(where []any, name string) {
@@ -87,13 +105,31 @@ func (e *FieldErrors) optionalName(where []any, name string) {
 	}
 }
 
+// domain checks a DNS domain.
+func (e *FieldErrors) domain(where []any, domain string) {
+	ok := len(domain) <= 253
+	for label := range strings.SplitSeq(domain, ".") {
+		if !ok || !isLabel(label) {
+			e.add(where, "invalid domain %s: want labels of a-z, 0-9 and '-' joined by dots, such as dc1.example", quote(domain))
+			return
+		}
+	}
+}
+
+// interfaceName checks a name that Linux takes for a network interface.
+func (e *FieldErrors) interfaceName(where []any, name string) {
+	if name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n:") {
+		e.add(where, "invalid interface name %s: want 1 to 15 characters without '/', ':' or space", quote(name))
+	}
+}
+
 func (e *FieldErrors) oneOf(where []any, got string, want ...string) {
 	for _, w := range want {
 		if got == w {
 			return
 		}
 	}
-	e.add(where, "%q is none of %s", got, strings.Join(want, ", "))
+	e.add(where, "%s is not one of %s", quote(got), strings.Join(want, ", "))
 }
 
 func (e *FieldErrors) between(where []any, got, low, high int) {
@@ -134,15 +170,15 @@ func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 func (b *Base) common(kind string) FieldErrors {
 	var e FieldErrors
 	if b.APIVersion != Version {
-		e.add(at("apiVersion"), "%q is not known: write %s", b.APIVersion, Version)
+		e.add(at("apiVersion"), "%s is not known: write %s", quote(b.APIVersion), Version)
 	}
 	if b.Kind != kind {
-		e.add(at("kind"), "%q is not %s", b.Kind, kind)
+		e.add(at("kind"), "%s is not %s", quote(b.Kind), kind)
 	}
 	e.name(at("metadata", "name"), b.Metadata.Name)
 	for k := range b.Metadata.Labels {
 		if k == "" || len(k) > 253 {
-			e.add(at("metadata", "labels"), "label key %q must have 1 to 253 characters", k)
+			e.add(at("metadata", "labels"), "label key %s must have 1 to 253 characters", quote(k))
 		}
 	}
 	return e

@@ -283,8 +283,8 @@ func (g *Guest) Validate() FieldErrors {
 	e.name(at("spec", "network"), g.Spec.Network)
 	e.name(at("spec", "image"), g.Spec.Image)
 	e.between(at("spec", "cpus"), g.Spec.CPUs, 1, 512)
-	if g.Spec.Memory.Value() < 64<<20 {
-		e.add(at("spec", "memory"), "a Guest has at least 64Mi")
+	if m := g.Spec.Memory.Value(); m < 64<<20 || m > maxMemory {
+		e.add(at("spec", "memory"), "it is not between 64Mi and 16Ti")
 	}
 	if g.Spec.Placement.Migration != "" {
 		e.oneOf(at("spec", "placement", "migration"), g.Spec.Placement.Migration, MigrateLive, MigrateStop, MigrateNone)
@@ -298,8 +298,8 @@ func (g *Guest) Validate() FieldErrors {
 			e.add(at("spec", "disks", i, "name"), "two disks are called %q", d.Name)
 		}
 		names[d.Name] = true
-		if d.Size.Value() < 1<<20 {
-			e.add(at("spec", "disks", i, "size"), "a disk has at least 1Mi")
+		if n := d.Size.Value(); n < 1<<20 || n > maxDisk {
+			e.add(at("spec", "disks", i, "size"), "it is not between 1Mi and 1Pi")
 		}
 		if len(d.Name) > MaxDiskName {
 			e.add(at("spec", "disks", i, "name"), "it is also the disk's serial number, which has at most %d characters", MaxDiskName)
@@ -390,11 +390,11 @@ func (s *GuestSpec) validateMachine(e *FieldErrors) {
 	if s.Limits.IOWeight != 0 {
 		e.between(at("spec", "limits", "ioWeight"), s.Limits.IOWeight, 1, 10000)
 	}
-	if s.Limits.Receive.Value() < 0 {
-		e.add(at("spec", "limits", "receive"), "a limit is not negative")
+	if n := s.Limits.Receive.Value(); n < 0 || n > mostLimit {
+		e.add(at("spec", "limits", "receive"), "it is not between 0, which is no limit, and 1T")
 	}
-	if s.Limits.Send.Value() < 0 {
-		e.add(at("spec", "limits", "send"), "a limit is not negative")
+	if n := s.Limits.Send.Value(); n < 0 || n > mostLimit {
+		e.add(at("spec", "limits", "send"), "it is not between 0, which is no limit, and 1T")
 	}
 	if n := s.Limits.DiskBytes.Value(); n < 0 || n > maxDiskLimit {
 		e.add(at("spec", "limits", "diskBytes"), "it is from 0, which is no limit, to 1P")
@@ -405,14 +405,27 @@ func (s *GuestSpec) validateMachine(e *FieldErrors) {
 // maxDiskLimit is the largest that QEMU takes (THROTTLE_VALUE_MAX).
 const maxDiskLimit = 1_000_000_000_000_000
 
-// maxCPU is more than any host has.
-const maxCPU = 8191
+// Bounds of a Guest, far above what a host has: placement adds them up.
+const (
+	maxMemory = 16 << 40
+	maxDisk   = 1 << 50
+)
+
+// Bounds of a list of processors.
+const (
+	maxCPU    = 8191 // more than any host has
+	maxCPUSet = 1024 // characters
+)
 
 // ParseCPUSet reads a list of processors as taskset(1) writes it, such as
-// 2-5,8, in rising order without repetition. An empty text is no processors.
+// 2-5,8, and returns it in rising order without repetition. An empty text is no
+// processors.
 func ParseCPUSet(text string) ([]int, error) {
 	if text == "" {
 		return nil, nil
+	}
+	if len(text) > maxCPUSet {
+		return nil, fmt.Errorf("invalid list of processors %s: it has %d characters, at most %d are read", quote(text), len(text), maxCPUSet)
 	}
 	var list []int
 	for item := range strings.SplitSeq(text, ",") {
@@ -423,7 +436,7 @@ func ParseCPUSet(text string) ([]int, error) {
 		first, err := strconv.ParseUint(from, 10, 16)
 		last, err2 := strconv.ParseUint(to, 10, 16)
 		if err != nil || err2 != nil || first > last || last > maxCPU {
-			return nil, fmt.Errorf("%q is no list of processors: write it like 2-5,8", text)
+			return nil, fmt.Errorf("invalid list of processors %s: want one such as 2-5,8, at most %d", quote(text), maxCPU)
 		}
 		for cpu := first; cpu <= last; cpu++ {
 			list = append(list, int(cpu))

@@ -1,8 +1,6 @@
 package api
 
 import (
-	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -83,7 +81,7 @@ type BMC struct {
 
 // BMCTLS pins the BMC's certificate.
 type BMCTLS struct {
-	Fingerprint string `json:"fingerprint,omitzero" doc:"sha256:<hex> of the certificate; the first one seen is kept in status unless set."`
+	Fingerprint Fingerprint `json:"fingerprint,omitzero" doc:"sha256:<hex> of the certificate; the first one seen is kept in status unless set."`
 }
 
 // UnsolicitedBoot says what happens when a known Machine network-boots and
@@ -446,9 +444,7 @@ func (m *Machine) validateLinks(e *FieldErrors) {
 	}
 	for i, l := range m.Spec.Links {
 		here := at("spec", "links", i)
-		if l.Name == "" || len(l.Name) > 15 || strings.ContainsAny(l.Name, "/ \t\n:") {
-			e.add(append(here, "name"), "%q is no interface name: 1 to 15 characters without '/', ':' or space", l.Name)
-		}
+		e.interfaceName(append(here, "name"), l.Name)
 		if j, taken := names[l.Name]; taken {
 			e.add(append(here, "name"), "link %d is called %q too", j, l.Name)
 		}
@@ -503,20 +499,6 @@ func (m *Machine) validateBMC(e *FieldErrors) {
 	}
 	e.oneOf(at("spec", "bmc", "protocol"), b.Protocol, "redfish")
 	e.name(at("spec", "bmc", "credentials"), b.Credentials)
-	if f := b.TLS.Fingerprint; f != "" {
-		if err := validateFingerprint(f); err != nil {
-			e.add(at("spec", "bmc", "tls", "fingerprint"), "%s", err)
-		}
-	}
-}
-
-func validateFingerprint(f string) error {
-	digits, ok := strings.CutPrefix(f, "sha256:")
-	raw, err := hex.DecodeString(strings.ReplaceAll(digits, ":", ""))
-	if !ok || err != nil || len(raw) != 32 {
-		return fmt.Errorf("%q is no fingerprint: write sha256: and 64 hexadecimal digits", f)
-	}
-	return nil
 }
 
 // MACs lists every MAC that the spec names, links first, then bond members.

@@ -176,13 +176,18 @@ func (n *Network) validatePeering(e *FieldErrors) {
 	e.optionalName(here("secret"), p.Secret)
 }
 
-// leastLimit is one frame of a small MTU per second.
-const leastLimit = 1000
+// Bounds of a limit, in bytes per second.
+const (
+	leastLimit = 1000 // one frame of a small MTU
+	mostLimit  = 1_000_000_000_000
+)
 
 func (e *FieldErrors) rates(field string, r Rates) {
 	check := func(name string, q Quantity) {
 		if v := q.Value(); !q.IsZero() && v < leastLimit {
 			e.add(at("spec", field, name), "%d bytes per second let no connection through: choose at least %d, such as 10M, or leave the limit out", v, leastLimit)
+		} else if v > mostLimit {
+			e.add(at("spec", field, name), "%s bytes per second are more than 1T: leave the limit out", q)
 		}
 	}
 	check("inbound", r.Inbound)

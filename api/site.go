@@ -129,9 +129,12 @@ func (s *Site) Validate() FieldErrors {
 	if s.Metadata.Name != SiteName {
 		e.add(at("metadata", "name"), "the Site is a singleton: its name is %q", SiteName)
 	}
+	if s.Spec.Domain != "" {
+		e.domain(at("spec", "domain"), s.Spec.Domain)
+	}
 	if s.Spec.HostMetrics != "" {
 		if _, err := ListenPort(s.Spec.HostMetrics); err != nil {
-			e.add(at("spec", "hostMetrics"), "%q is nothing to listen on: %s", s.Spec.HostMetrics, err)
+			e.add(at("spec", "hostMetrics"), "%s is nothing to listen on: %s", quote(s.Spec.HostMetrics), err)
 		}
 	}
 	e.oneOf(at("spec", "trust", "minimum"), string(s.Spec.Trust.Minimum), "mac", "token", "tpm")
@@ -150,8 +153,8 @@ func (s *Site) Validate() FieldErrors {
 	if d := time.Duration(s.Spec.Guests.FenceAfter); d != 0 && d < 2*time.Minute {
 		e.add(at("spec", "guests", "fenceAfter"), "%s is too soon: a host that restarts, or whose bootd does, is silent for a minute; 2m is the least", d)
 	}
-	if s.Spec.Guests.HostMemory.Value() < 0 {
-		e.add(at("spec", "guests", "hostMemory"), "memory is not negative")
+	if m := s.Spec.Guests.HostMemory.Value(); m < 0 || m > maxMemory {
+		e.add(at("spec", "guests", "hostMemory"), "it is not between 0 and 16Ti")
 	}
 	for name, l := range map[string]Limit{"provisioning": s.Spec.Limits.Provisioning, "power": s.Spec.Limits.Power} {
 		e.between(at("spec", "limits", name, "perRack"), l.PerRack, 1, 10000)

@@ -80,6 +80,9 @@ func (s *Subnet) Validate() FieldErrors {
 		e.add(at("spec", "zone"), "only a production Subnet belongs to a Zone; this one is %s", s.Spec.Purpose)
 	}
 	e.optionalName(at("spec", "zone"), s.Spec.Zone)
+	if s.Spec.Interface != "" {
+		e.interfaceName(at("spec", "interface"), s.Spec.Interface)
+	}
 	if len(s.Spec.Prefixes) == 0 {
 		e.add(at("spec", "prefixes"), "at least one prefix is required")
 	}
@@ -98,6 +101,10 @@ func (s *Subnet) Validate() FieldErrors {
 func (s *Subnet) validateRange(e *FieldErrors) {
 	r := s.Spec.Range
 	if r.IsZero() {
+		return
+	}
+	if !r.First.Is4() {
+		e.add(at("spec", "range"), "%s-%s is IPv6, and dynamic addresses are IPv4", r.First, r.Last)
 		return
 	}
 	for _, p := range s.Spec.Prefixes {

@@ -86,7 +86,7 @@ func TestManifestsAreGood(t *testing.T) {
 			case *api.Machine:
 				kinds["Machine"]++
 				m := r.Machine(o.Metadata.Name)
-				if o.Spec.BMC.TLS.Fingerprint != m.BMC().Fingerprint() || string(o.Spec.Links[0].MAC) != m.Config().MAC(0) {
+				if o.Spec.BMC.TLS.Fingerprint != api.Fingerprint(m.BMC().Fingerprint()) || string(o.Spec.Links[0].MAC) != m.Config().MAC(0) {
 					t.Errorf("%s: fingerprint %s, MAC %s", o.Metadata.Name, o.Spec.BMC.TLS.Fingerprint, o.Spec.Links[0].MAC)
 				}
 			case *api.Secret:

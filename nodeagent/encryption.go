@@ -60,10 +60,12 @@ func newWireGuardKey() (*ecdh.PrivateKey, error) {
 	return ecdh.X25519().NewPrivateKey(b)
 }
 
-// parseWireGuardKey never repeats the text in its error.
+// parseWireGuardKey takes the one spelling that wg(8) prints. It never repeats
+// the text in its error.
 func parseWireGuardKey(text string) (*ecdh.PrivateKey, error) {
-	b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
-	if err != nil || len(b) != 32 || b[0]&7 != 0 || b[31]&192 != 64 {
+	text = strings.TrimSuffix(text, "\n")
+	b, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(b) != 32 || b[0]&7 != 0 || b[31]&192 != 64 || base64.StdEncoding.EncodeToString(b) != text {
 		return nil, errors.New("the host's WireGuard key is damaged: a new one is made")
 	}
 	return ecdh.X25519().NewPrivateKey(b)

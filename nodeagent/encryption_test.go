@@ -33,7 +33,7 @@ func TestWireGuardKey(t *testing.T) {
 	if err != nil || publicKey(first) != base64.StdEncoding.EncodeToString(public) {
 		t.Errorf("the public key is %s (%v)", publicKey(first), err)
 	}
-	for _, text := range []string{"", "x", strings.Repeat("A", 44), base64.StdEncoding.EncodeToString([]byte("short")), strings.Repeat("//", 21) + "/="} {
+	for _, text := range []string{"", "x", strings.Replace(spelled, "=", " =", 1), "\n" + spelled, strings.Repeat("A", 44), base64.StdEncoding.EncodeToString([]byte("short")), strings.Repeat("//", 21) + "/="} {
 		writeTest(t, path, text)
 		key, err := wireGuardKey(path)
 		if err == nil || key == nil || key.Equal(first) || text != "" && strings.Contains(err.Error(), text) {
@@ -43,17 +43,26 @@ func TestWireGuardKey(t *testing.T) {
 			t.Errorf("after %q the new key is not kept: %v", text, err)
 		}
 	}
+	writeTest(t, path, spelled)
+	if key, err := wireGuardKey(path); err != nil || base64.StdEncoding.EncodeToString(key.Bytes()) != spelled {
+		t.Errorf("%s in its file: %v", spelled, err)
+	}
 	// A disk that takes nothing: there is a key all the same.
 	if key, err := wireGuardKey(filepath.Join(path, "no", "directory")); key == nil || err == nil {
 		t.Errorf("%v, %v", key, err)
 	}
 }
 
+// spelled is a private key as wg(8) prints it.
+const spelled = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
+
 func FuzzParseWireGuardKey(f *testing.F) {
 	f.Add("")
-	f.Add("yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n")
+	f.Add(spelled + "\n")
+	f.Add(strings.Replace(spelled, "k=", "l=", 1)) // a stray bit
+	f.Add(spelled[:20] + "\r\n" + spelled[20:])
 	f.Fuzz(func(t *testing.T, text string) {
-		if key, err := parseWireGuardKey(text); err == nil && base64.StdEncoding.EncodeToString(key.Bytes()) != strings.TrimSpace(text) {
+		if key, err := parseWireGuardKey(text); err == nil && base64.StdEncoding.EncodeToString(key.Bytes()) != strings.TrimSuffix(text, "\n") {
 			t.Errorf("%q is read as %x", text, key.Bytes())
 		}
 	})

@@ -67,7 +67,7 @@ func TestLoadConfig(t *testing.T) {
 		{"twice", good + "machine: r1u08\n", "machine"},
 		{"no YAML", "machine: [", "nodeagent.yaml"},
 		{"empty", "", "/machine"},
-		{"bad name", strings.Replace(good, "r1u07", "R1_U7", 1), "/machine: \"R1_U7\" is no RFC 1123 label"},
+		{"bad name", strings.Replace(good, "r1u07", "R1_U7", 1), "/machine: invalid name \"R1_U7\""},
 		{"plain http", strings.Replace(good, "https:", "http:", 1), "/api/0: "},
 		{"no CA", strings.Split(good, "ca: |")[0], "/ca: "},
 		{"no attempt", strings.Replace(good, "attemptID: a1", "attemptID: ''", 1), "/attemptID"},

@@ -50,15 +50,20 @@ func (c candidate) room(h api.GuestHosting) room {
 	return r
 }
 
+// What a host may say of itself and be believed: placement computes with it.
+const (
+	maxCPUs   = 1 << 13
+	maxMemory = 1 << 50
+)
+
 // capacity is what the host's kernel has said; before that, what its BMC has.
 func capacity(m *api.Machine) (cpus int, memory int64) {
 	if h := m.Status.Host; h != nil && h.CPUs > 0 {
-		return h.CPUs, h.Memory.Value()
+		cpus, memory = h.CPUs, h.Memory.Value()
+	} else if i := m.Status.Inventory; i != nil {
+		cpus, memory = i.CPUs.Cores, min(i.MemoryMiB, maxMemory>>20)<<20
 	}
-	if i := m.Status.Inventory; i != nil {
-		return i.CPUs.Cores, i.MemoryMiB << 20
-	}
-	return 0, 0
+	return max(0, min(cpus, maxCPUs)), max(0, min(memory, maxMemory))
 }
 
 // refusals gathers why hosts do not do, for the person who waits.

@@ -137,3 +137,19 @@ func TestAddress(t *testing.T) {
 		t.Error("an address outside of the IPv6 lease was given")
 	}
 }
+
+// What a host says of itself must not overflow what placement computes.
+func TestCapacityIsBounded(t *testing.T) {
+	m := host("h", "r", 1).machine
+	for _, c := range []struct {
+		cpus, cores int
+		memory, mib int64
+	}{{1 << 62, 0, 1<<63 - 1, 0}, {-1, 0, -1, 0}, {0, 1 << 62, 0, 1<<63 - 1}, {0, -1, 0, -1}} {
+		m.Status.Host = &api.HostStatus{CPUs: c.cpus, Memory: api.Bytes(c.memory)}
+		m.Status.Inventory = &api.Inventory{CPUs: api.InventoryCPUs{Cores: c.cores}, MemoryMiB: c.mib}
+		r := candidate{machine: m}.room(api.GuestHosting{CPUOvercommit: 10000, MemoryOvercommit: 1000})
+		if r.cpus < 0 || r.memory < 0 {
+			t.Errorf("%+v: %+v", c, r)
+		}
+	}
+}

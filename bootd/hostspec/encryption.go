@@ -2,7 +2,6 @@ package hostspec
 
 import (
 	"context"
-	"encoding/base64"
 	"net/netip"
 	"slices"
 	"strings"
@@ -149,8 +148,8 @@ func (h *Hub) keyFault(host, key string) string {
 	if m, ok := store.Cached[api.Machine](h.Cache, host); key == "" || ok && m.Status.Host != nil && m.Status.Host.WireGuardKey == key {
 		return ""
 	}
-	if raw, err := base64.StdEncoding.DecodeString(key); err != nil || len(raw) != 32 {
-		return "its WireGuard key is none: it must be 32 bytes in base64"
+	if err := api.ValidateWireGuardKey(key); err != nil {
+		return err.Error()
 	}
 	for _, m := range store.CachedList[api.Machine](h.Cache) {
 		if m.Metadata.Name != host && m.Status.Host != nil && m.Status.Host.WireGuardKey == key {

@@ -82,7 +82,9 @@ func TestHostsOfAnEncryptedZoneKnowEachOther(t *testing.T) {
 	// A key that is another's, or none, counts for nothing.
 	c := r.dial(2, &api.Hello{})
 	c.baseUntil(knows(hostName(0), hostName(1)))
-	for _, key := range []string{keyOf(3), "c2hvcnQ="} {
+	topBit := slices.Repeat([]byte{3}, 32)
+	topBit[31] |= 0x80
+	for _, key := range []string{keyOf(3), "c2hvcnQ=", keyOf(3)[:42] + "N=", base64.StdEncoding.EncodeToString(topBit)} {
 		c.send(api.HostFrame{Status: &api.HostStatus{WireGuardKey: key, BootID: key}})
 		r.eventually("the report is taken", func() bool { h := r.Machine(hostName(2)).Status.Host; return h != nil && h.BootID == key })
 		if got := r.Machine(hostName(2)).Status.Host.WireGuardKey; got != "" {

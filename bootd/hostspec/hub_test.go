@@ -394,6 +394,18 @@ func TestStatusIsBounded(t *testing.T) {
 	}
 }
 
+// Of two spellings of an address, a host could take one that another has.
+func TestStatusHasOneSpellingOfAnAddress(t *testing.T) {
+	b := newBench(t)
+	s := b.hub.attach(b.peer(), func(error) {})
+	status := api.HostStatus{NICs: []api.HostNIC{{Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("::ffff:198.18.0.1/120"), {}, netip.MustParsePrefix("198.18.0.1/24")}}}}
+	b.hub.handle(t.Context(), s, &api.HostFrame{Status: &status})
+	got := b.Machine(name).Status.Host
+	if got == nil || len(got.NICs) != 1 || !slices.Equal(got.NICs[0].Addresses, status.NICs[0].Addresses[2:]) {
+		t.Errorf("kept is %+v", got)
+	}
+}
+
 func TestCompileIsDeterministic(t *testing.T) {
 	b := newBench(t)
 	first, err := b.hub.Compiler.Compile(t.Context(), b.Machine(name))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -79,7 +80,10 @@ func bounded(spec *hostSpec, status *api.HostStatus) (*api.HostStatus, error) {
 	next.NICs = slices.Clone(status.NICs[:min(len(status.NICs), maxStatusNICs)])
 	for i := range next.NICs {
 		n := &next.NICs[i]
-		n.Name, n.Addresses = clip(n.Name, 15), n.Addresses[:min(len(n.Addresses), maxStatusAddresses)]
+		n.Name = clip(n.Name, 15)
+		// One spelling of each address, or two hosts could have the same.
+		n.Addresses = slices.DeleteFunc(slices.Clone(n.Addresses), func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() })
+		n.Addresses = n.Addresses[:min(len(n.Addresses), maxStatusAddresses)]
 	}
 	next.Parts = boundedParts(spec, status.Parts)
 	raw, err := json.Marshal(next)

@@ -172,7 +172,7 @@ func TestFencedByRedfish(t *testing.T) {
 	}
 	credentials("wrong")
 	b.mutate("r1u01", func(m *api.Machine) {
-		m.Spec.BMC.Address, m.Spec.BMC.TLS.Fingerprint = server.URL, server.BMC.Fingerprint()
+		m.Spec.BMC.Address, m.Spec.BMC.TLS.Fingerprint = server.URL, api.Fingerprint(server.BMC.Fingerprint())
 		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "Disconnected", "")
 		m.Status.Conditions.Get(api.CondConnected).Time = time.Now().Add(-time.Hour)
 	})

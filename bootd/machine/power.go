@@ -94,7 +94,7 @@ func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.End
 	if secret["username"] == "" || secret["password"] == "" {
 		return hardware.Endpoint{}, fmt.Errorf("%w: Secret %s needs username and password", hardware.ErrUnauthorized, b.Credentials)
 	}
-	fingerprint := b.TLS.Fingerprint
+	fingerprint := string(b.TLS.Fingerprint)
 	if fingerprint == "" && m.Status.BMC.LearnedFrom == b.Address {
 		fingerprint = m.Status.BMC.Fingerprint
 	}

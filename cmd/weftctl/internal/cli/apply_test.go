@@ -70,11 +70,11 @@ spec:
 	write(t, dir, "b.yaml", "kind: Zone\nmetadata: {name: red}\nspec: {asn: 64601}\n---\nkind: Zone\nmetadata: {name: red}\nspec: {asn: 64602}\n")
 	write(t, dir, "c.yaml", "kind: HostSpec\nmetadata: {name: a}\n")
 	r := b.run(t, "", "apply", "-f", "a.yaml", "-f", "b.yaml", "-f", "c.yaml")
-	want := `a.yaml:5: /spec/links/0/mac: "52:54" is no MAC address: write six octets, such as 52:54:00:01:07:00
+	want := `a.yaml:5: /spec/links/0/mac: invalid MAC address "52:54": want six octets, such as 52:54:00:01:07:00
     5 |     - {name: pxe0, mac: "52:54"}
 a.yaml:10: /spec/zome: unknown field "zome": it may be one of zone, location, profile, links, loopbacks, bmc, boot, variables, state
    10 |   zome: yellow
-a.yaml:14: /metadata/name: "Yellow" is no RFC 1123 label: up to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit
+a.yaml:14: /metadata/name: invalid name "Yellow": want an RFC 1123 label, up to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit
    14 | metadata: {name: Yellow}
 a.yaml:16: /spec/asn: 0 is reserved (RFC 7607, 6793, 7300): use a private ASN, 64512-65534 or 4200000000-4294967294
    16 |   asn: 0

@@ -183,7 +183,7 @@ func TestImageImport(t *testing.T) {
 	b.run(t, "", "image", "import", "deb3", "nope").want(t, 2, "", "nope: no such file")
 	b.run(t, "", "image", "import", "deb3", t.TempDir()).want(t, 2, "", "no kernel, initrd, rootfs or disk among")
 	b.run(t, "", "image", "import", "deb3", "initrd").want(t, 2, "", "an Image has a kernel or a disk")
-	b.run(t, "", "image", "import", "deb3", "vmlinuz", "--os", "beos").want(t, 2, "", `"beos" is none of debian`)
+	b.run(t, "", "image", "import", "deb3", "vmlinuz", "--os", "beos").want(t, 2, "", `"beos" is not one of debian`)
 	b.run(t, "", "image", "import", "deb4", "vmlinuz", "--dry-run").want(t, 0, "image/deb4 created (dry run)\n")
 }
 

@@ -82,11 +82,11 @@ func TestFaultsOfAnObject(t *testing.T) {
 	_, err := api.DecodeObject(parse(t, machines)[0].JSON)
 	faults := parse(t, machines)[0].Place(err)
 	want := Faults{{File: "machines.yaml", Line: 8, Text: `    - {name: pxe0, mac: "52-54", subnet: pxe}`, Pointer: "/spec/links/0/mac",
-		Message: `"52-54" is no MAC address: write six octets, such as 52:54:00:01:07:00`}}
+		Message: `invalid MAC address "52-54": want six octets, such as 52:54:00:01:07:00`}}
 	if diff := cmp.Diff(want, faults); diff != "" {
 		t.Error(diff)
 	}
-	if got, want := faults[0].Error(), `machines.yaml:8: /spec/links/0/mac: "52-54" is no MAC address`; !strings.HasPrefix(got, want) {
+	if got, want := faults[0].Error(), `machines.yaml:8: /spec/links/0/mac: invalid MAC address "52-54"`; !strings.HasPrefix(got, want) {
 		t.Errorf("%s", got)
 	}
 }
