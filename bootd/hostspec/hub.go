@@ -396,21 +396,25 @@ func (h *Hub) object(name string) api.Object {
 // refusal says why a host may not hold a stream; empty when it may. The cache
 // may be a moment behind a join, so a refusal is checked against the store.
 func (h *Hub) refusal(ctx context.Context, p Peer) (string, error) {
-	if m, ok := store.Cached[api.Machine](h.Cache, p.Name); ok && refused(m, p) == "" {
+	if m, ok := store.Cached[api.Machine](h.Cache, p.Name); ok && Refused(m, p) == "" {
 		return "", nil
 	}
 	m, err := store.Get[api.Machine](ctx, h.Store, p.Name)
 	if errors.Is(err, store.ErrNotFound) {
-		return fmt.Sprintf("no Machine is called %s any more", p.Name), nil
+		return Refused(nil, p), nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("check host %s: %w", p.Name, err)
 	}
-	return refused(m, p), nil
+	return Refused(m, p), nil
 }
 
-func refused(m *api.Machine, p Peer) string {
+// Refused says why a host's certificate is good for nothing any more; empty when it is good. m is the
+// Machine of its name as it is now, nil when there is none.
+func Refused(m *api.Machine, p Peer) string {
 	switch {
+	case m == nil:
+		return fmt.Sprintf("no Machine is called %s any more", p.Name)
 	case m.Metadata.UID != p.UID:
 		return fmt.Sprintf("Machine %s was made anew since this host joined: reprovision it", p.Name)
 	case m.Status.HostKey != p.Key:

@@ -172,23 +172,21 @@ func (s *Server) authorizeHost(c *call, rt route) error {
 	if rt.host == nil || !rt.host(s, c) {
 		return refused
 	}
-	if rt.stream {
-		return nil // the hub checks the key, again and again, and whoever holds a channel once
-	}
 	return s.checkKey(c)
 }
 
-// checkKey refuses a host whose certificate is revoked.
+// checkKey refuses a host whose certificate is revoked. It asks the store: the cache may be a moment
+// behind a revocation.
 func (s *Server) checkKey(c *call) error {
 	m, err := store.Get[api.Machine](c.r.Context(), s.conf.Store, c.who.host.Name)
 	if errors.Is(err, store.ErrNotFound) {
-		return problem(http.StatusForbidden, "no Machine is called %s any more", c.who.host.Name)
+		m, err = nil, nil
 	}
 	if err != nil {
 		return err
 	}
-	if m.Metadata.UID != c.who.host.UID || m.Status.HostKey != c.who.host.Key {
-		return problem(http.StatusForbidden, "the certificate of host %s is revoked: it joined in an earlier BootAttempt, or the attempt failed", m.Metadata.Name)
+	if reason := hostspec.Refused(m, *c.who.host); reason != "" {
+		return problem(http.StatusForbidden, "%s", reason)
 	}
 	return nil
 }

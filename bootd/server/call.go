@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -29,6 +30,10 @@ type call struct {
 	// changed says that the audit is to hear of this call, with diff.
 	changed bool
 	diff    []api.Change
+
+	// deadlines guards those of the connection; once cut they are not moved any more.
+	deadlines sync.Mutex
+	isCut     bool
 }
 
 func (c *call) name() string { return c.r.PathValue("name") }
@@ -84,16 +89,31 @@ func (c *call) empty(status int) error {
 
 // extend gives the client more time to send or to take something.
 func (c *call) extend(d time.Duration) {
-	end := time.Now().Add(d)
+	c.setDeadline(time.Now().Add(d))
+}
+
+func (c *call) setDeadline(end time.Time) {
+	c.deadlines.Lock()
+	defer c.deadlines.Unlock()
+	if c.isCut {
+		return
+	}
 	_ = c.rc.SetReadDeadline(end)
 	_ = c.rc.SetWriteDeadline(end)
+}
+
+// cut ends what is being read and written, for good.
+func (c *call) cut() {
+	c.setDeadline(time.Now())
+	c.deadlines.Lock()
+	defer c.deadlines.Unlock()
+	c.isCut = true
 }
 
 // lasting makes the call one that may go on for ever, until the client leaves
 // or the Server stops.
 func (s *Server) lasting(c *call) (context.Context, context.CancelFunc) {
-	_ = c.rc.SetReadDeadline(time.Time{})
-	_ = c.rc.SetWriteDeadline(time.Time{})
+	c.setDeadline(time.Time{})
 	ctx, cancel := context.WithCancel(c.r.Context())
 	release := context.AfterFunc(s.streams, cancel)
 	return ctx, func() { release(); cancel() }

@@ -55,8 +55,7 @@ func (e *hostEnd) Write(p []byte) (int, error) {
 
 // Close ends what is being read and written.
 func (e *hostEnd) Close() error {
-	_ = e.c.rc.SetReadDeadline(time.Now())
-	_ = e.c.rc.SetWriteDeadline(time.Now())
+	e.c.cut()
 	return nil
 }
 
@@ -169,9 +168,6 @@ func (s *Server) openChannel(ctx context.Context, g *api.Guest, kind string) (*h
 func (s *Server) hostChannel(c *call) error {
 	if c.who.host == nil {
 		return problem(http.StatusForbidden, "a channel is opened by a host: show the certificate of host:%s", c.name())
-	}
-	if err := s.checkKey(c); err != nil {
-		return err
 	}
 	w := s.channels.claim(c.r.PathValue("id"), c.who.host.UID)
 	if w == nil {

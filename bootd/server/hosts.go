@@ -94,6 +94,7 @@ func (s *Server) hostStream(c *call) error {
 	if c.who.host == nil {
 		return problem(http.StatusForbidden, "a stream is held by a host: show the certificate of host:%s", c.name())
 	}
+	s.lasts.leave(c) // the hub ends a stream by itself, and tells the host why
 	ctx, cancel := s.lasting(c)
 	defer cancel()
 	// HTTP/1.1 would otherwise read the whole request before it answers.

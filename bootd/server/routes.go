@@ -92,6 +92,7 @@ func (s *Server) serve(rt route, w http.ResponseWriter, r *http.Request) {
 		open := s.metrics.streams.WithLabelValues(rt.String())
 		open.Inc()
 		defer open.Dec()
+		defer s.lasts.leave(c)
 	}
 	if err := s.guarded(c, rt); err != nil {
 		s.refuse(c, err)
@@ -120,6 +121,9 @@ func (s *Server) answer(c *call, rt route) error {
 		if c.who, err = s.identify(c.r); err != nil {
 			return err
 		}
+	}
+	if rt.stream && c.who.host != nil {
+		s.lasts.enter(c) // before it is authorized, so that no revocation falls in between
 	}
 	if err := s.authorize(c, rt); err != nil {
 		return err

@@ -54,6 +54,7 @@ type Server struct {
 	stopStreams context.CancelFunc
 	hijacked    sync.WaitGroup
 	channels    *channels
+	lasts       *lasting
 }
 
 // New prepares a Server; Run serves.
@@ -64,7 +65,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{
 		conf: c, log: c.Log, mux: http.NewServeMux(), tokens: hashTokens(c.Tokens), metrics: newMetrics(),
 		failures: newLimiter(1, 10), boots: newLimiter(5, 50),
-		listening: make(chan struct{}), channels: newChannels(),
+		listening: make(chan struct{}), channels: newChannels(), lasts: newLasting(),
 	}
 	s.streams, s.stopStreams = context.WithCancel(context.Background())
 	if c.Registerer != nil {
@@ -119,6 +120,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return h.ServeTLS(remote, "", "")
 		})
 	}
+	g.Go(func() error { return s.followHosts(gctx) })
 	close(s.listening)
 	<-gctx.Done()
 	s.stopStreams()

@@ -145,6 +145,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	wg.Go(func() { _ = networks.Run(ctx) })
 	compiler := &hostspec.Compiler{Cache: r.cache, BGP: &hostspec.BGP{Key: func(one, other string) string { return sessionKey }}}
 	hub := &hostspec.Hub{Store: r.store, Cache: r.cache, Compiler: compiler, Record: recorder{}, Log: log}
+	wg.Go(func() { _ = hub.Run(ctx) })
 	metrics := prometheus.NewRegistry()
 	conf := Config{
 		Listen: "127.0.0.1:0", Socket: r.socket, TLS: r.authority.ServerTLS(),
