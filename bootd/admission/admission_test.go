@@ -48,20 +48,10 @@ func prefixList(texts ...string) []netip.Prefix {
 	return list
 }
 
-func worldOf(objects ...api.Object) World {
-	w := World{objects: map[string][]api.Object{}}
+func worldOf(objects ...api.Object) *World {
+	w := NewWorld()
 	for _, o := range objects {
-		w.objects[api.KindOf(o).Name] = append(w.objects[api.KindOf(o).Name], o)
-		switch o := o.(type) {
-		case *api.Machine:
-			w.machines = append(w.machines, o)
-		case *api.Subnet:
-			w.subnets = append(w.subnets, o)
-		case *api.Zone:
-			w.zones = append(w.zones, o)
-		case *api.Network:
-			w.networks = append(w.networks, o)
-		}
+		w.Set(api.KindOf(o).Name, o.Meta().Name, o)
 	}
 	return w
 }

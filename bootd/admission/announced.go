@@ -42,12 +42,13 @@ func announcedBy(m *api.Machine) []announced {
 
 // keepsOff refuses prefixes of an object that lie over addresses which hosts
 // announce, of those that concern it.
-func (v *Verdict) keepsOff(w World, prefixes []netip.Prefix, at string, concerns func(announced) bool) {
+func (v *Verdict) keepsOff(w *World, prefixes []netip.Prefix, at string, concerns func(announced) bool) {
 	var all []announced
-	for _, z := range w.zones {
+	f := found{}.over(w, layer{what: announcedPrefixes}, prefixes...)
+	for _, z := range sorted[*api.Zone](w, f) {
 		all = append(all, announcedIn(z)...)
 	}
-	for _, m := range w.machines {
+	for _, m := range sorted[*api.Machine](w, f) {
 		all = append(all, announcedBy(m)...)
 	}
 	for _, a := range all {
@@ -60,15 +61,16 @@ func (v *Verdict) keepsOff(w World, prefixes []netip.Prefix, at string, concerns
 
 // beside refuses addresses that hosts are to announce where something else has
 // them: a Subnet, or a Network of the Zone.
-func (v *Verdict) beside(w World, own []announced) {
+func (v *Verdict) beside(w *World, own []announced) {
 	for _, a := range own {
-		for _, s := range w.subnets {
+		f := found{}.over(w, layer{what: subnetPrefixes}, a.prefix).over(w, layer{guestPrefixes, a.zone}, a.prefix)
+		for _, s := range sorted[*api.Subnet](w, f) {
 			if slices.ContainsFunc(s.Spec.Prefixes, a.prefix.Overlaps) {
 				v.fail(a.pointer, "%s overlaps Subnet %s (%s): what is announced must not be on any segment", a.prefix, s.Metadata.Name, prefixes(s.Spec.Prefixes))
 			}
 		}
-		for _, n := range w.networks {
-			if n.Spec.Zone == a.zone && slices.ContainsFunc(slices.Concat(n.Spec.CIDRs, n.Spec.AdvertisedPeering()), a.prefix.Overlaps) {
+		for _, n := range sorted[*api.Network](w, f) {
+			if n.Spec.Zone == a.zone && slices.ContainsFunc(guests(n), a.prefix.Overlaps) {
 				v.fail(a.pointer, "%s overlaps Network %s (%s), whose guests have such addresses", a.prefix, n.Metadata.Name, prefixes(n.Spec.CIDRs))
 			}
 		}
@@ -76,10 +78,10 @@ func (v *Verdict) beside(w World, own []announced) {
 }
 
 // services judges the addresses that a Zone has its hosts announce.
-func (v *Verdict) services(w World, z *api.Zone) {
+func (v *Verdict) services(w *World, z *api.Zone) {
 	own := announcedIn(z)
 	v.beside(w, own)
-	for _, m := range w.machines {
+	for _, m := range sorted[*api.Machine](w, found{}.with(w, byLoopbacks, z.Metadata.Name)) {
 		if m.Spec.Zone != z.Metadata.Name {
 			continue
 		}
@@ -97,30 +99,38 @@ func (v *Verdict) services(w World, z *api.Zone) {
 }
 
 // loopbacks judges the addresses that a Machine pins for itself.
-func (v *Verdict) loopbacks(w World, m *api.Machine) {
+func (v *Verdict) loopbacks(w *World, m *api.Machine) {
 	own := announcedBy(m)
 	v.beside(w, own)
 	if m.Spec.Zone == "" && len(own) > 0 {
 		v.fail("/spec/loopbacks", "they are announced in a Zone, and this Machine is in none: set spec.zone")
 	}
-	for _, z := range w.zones {
-		if z.Metadata.Name != m.Spec.Zone {
-			continue
+	z := w.zone(m.Spec.Zone)
+	if z == nil {
+		return
+	}
+	taken := announcedIn(z)
+	for _, a := range own {
+		if !covered(z.Spec.Prefixes, a.prefix) {
+			v.fail(a.pointer, "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there", a.prefix.Addr(), z.Metadata.Name, prefixes(z.Spec.Prefixes))
 		}
-		for _, a := range own {
-			if !covered(z.Spec.Prefixes, a.prefix) {
-				v.fail(a.pointer, "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there", a.prefix.Addr(), z.Metadata.Name, prefixes(z.Spec.Prefixes))
+		for _, o := range taken {
+			if o.prefix == a.prefix {
+				v.fail(a.pointer, "%s is that of %s", a.prefix.Addr(), o.what)
 			}
-			for _, o := range announcedIn(z) {
-				if o.prefix == a.prefix {
-					v.fail(a.pointer, "%s is that of %s", a.prefix.Addr(), o.what)
-				}
-			}
-			for _, l := range z.Status.Loopbacks {
-				if l.Machine != m.Metadata.Name && slices.Contains(l.Addresses, a.prefix.Addr()) {
-					v.fail(a.pointer, "%s was chosen for Machine %s: take another, or one outside of spec.loopbacks of Zone %s", a.prefix.Addr(), l.Machine, z.Metadata.Name)
-				}
-			}
+		}
+		v.chosen(w, m, z, a)
+	}
+}
+
+// chosen refuses a loopback that was chosen for another Machine of the Zone.
+func (v *Verdict) chosen(w *World, m *api.Machine, z *api.Zone, a announced) {
+	if _, any := (found{}.with(w, byChosen, a.prefix.Addr().String()))[id{"Zone", z.Metadata.Name}]; !any {
+		return
+	}
+	for _, l := range z.Status.Loopbacks {
+		if l.Machine != m.Metadata.Name && slices.Contains(l.Addresses, a.prefix.Addr()) {
+			v.fail(a.pointer, "%s was chosen for Machine %s: take another, or one outside of spec.loopbacks of Zone %s", a.prefix.Addr(), l.Machine, z.Metadata.Name)
 		}
 	}
 }

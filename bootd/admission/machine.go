@@ -10,9 +10,9 @@ import (
 	"github.com/rackweft/rackweft/bootd/machine"
 )
 
-func (v *Verdict) machine(w World, m *api.Machine) {
+func (v *Verdict) machine(w *World, m *api.Machine) {
 	macs, addresses := pointersOf(m)
-	for _, other := range w.machines {
+	for _, other := range w.rivals(m) {
 		if other.Metadata.Name == m.Metadata.Name {
 			continue
 		}
@@ -41,13 +41,28 @@ func (v *Verdict) machine(w World, m *api.Machine) {
 		}
 	}
 	v.loopbacks(w, m)
-	for _, z := range w.zones {
+	zones := found{}
+	for _, a := range addresses {
+		zones.with(w, byUplink, a.address.String())
+	}
+	for _, z := range sorted[*api.Zone](w, zones) {
 		for _, u := range z.Spec.Uplinks {
 			if i := slices.IndexFunc(addresses, func(a pinned) bool { return a.address == u.Address }); i >= 0 {
 				v.fail(addresses[i].pointer, "address %s is that of an uplink of Zone %s", u.Address, z.Metadata.Name)
 			}
 		}
 	}
+}
+
+// rivals are the Machines that have something of this one's.
+func (w *World) rivals(m *api.Machine) []*api.Machine {
+	f := found{}
+	for _, k := range machineKeys(m) {
+		if k.what != byLoopbacks {
+			f.with(w, k.what, k.value)
+		}
+	}
+	return sorted[*api.Machine](w, f)
 }
 
 // macs refuses a MAC that another Machine has; a discovered one is taken over.

@@ -10,12 +10,12 @@ import (
 )
 
 // network judges a Network by the others, and by what its hosts already have.
-func (v *Verdict) network(w World, n *api.Network, current api.Object) {
+func (v *Verdict) network(w *World, n *api.Network, current api.Object) {
 	if n.Metadata.Name == "subnets" {
 		v.fail("/metadata/name", "a stock flanneld with its default prefix would take the leases of a Network of this name for its own: choose another")
 	}
 	v.cidrs(n)
-	for _, other := range w.networks {
+	for _, other := range sorted[*api.Network](w, w.networkRivals(n)) {
 		if other.Metadata.Name != n.Metadata.Name {
 			v.networks(n, other)
 		}
@@ -59,6 +59,20 @@ func (v *Verdict) cidrs(n *api.Network) {
 	if !v4 && len(n.Spec.CIDRs) > 0 {
 		v.fail("/spec/cidrs", "at least one IPv4 CIDR is required: hosts' leases are cut from it")
 	}
+}
+
+// networkRivals are the Networks that may have something of this one's, or
+// that it has to do with.
+func (w *World) networkRivals(n *api.Network) found {
+	f := found{}.networks(n.Spec.Allow...).with(w, referrer+"Network", n.Metadata.Name)
+	f.over(w, layer{what: routedPrefixes}, guests(n)...)
+	if n.Spec.VNI != 0 {
+		f.with(w, byVNI, number(n.Spec.VNI))
+	}
+	if n.Spec.Direct {
+		f.over(w, layer{guestPrefixes, n.Spec.Zone}, n.Spec.CIDRs...)
+	}
+	return f
 }
 
 // networks judges a Network by another one.
@@ -128,43 +142,40 @@ func inZone(n *api.Network) []netip.Prefix {
 }
 
 // peering holds guests to an ASN that is not their hosts'.
-func (v *Verdict) peering(w World, n *api.Network) {
+func (v *Verdict) peering(w *World, n *api.Network) {
 	p := n.Spec.Peering
-	for _, z := range w.zones {
-		if z.Metadata.Name == n.Spec.Zone && z.Spec.ASN == p.ASN {
-			v.fail("/spec/peering/asn", "%d is the ASN of Zone %s, which the hosts have: guests have one of their own", p.ASN, n.Spec.Zone)
-		}
+	if z := w.zone(n.Spec.Zone); z != nil && z.Spec.ASN == p.ASN {
+		v.fail("/spec/peering/asn", "%d is the ASN of Zone %s, which the hosts have: guests have one of their own", p.ASN, n.Spec.Zone)
 	}
-	for _, o := range w.objects["Secret"] {
-		if s, ok := o.(*api.Secret); ok && s.Metadata.Name == p.Secret && s.Status.Digests[hostspec.UplinkPassword] == "" {
-			v.fail("/spec/peering/secret", "Secret %s has no %s, which is to be the sessions' MD5 key", p.Secret, hostspec.UplinkPassword)
-		}
+	if s := w.secret(p.Secret); s != nil && s.Status.Digests[hostspec.UplinkPassword] == "" {
+		v.fail("/spec/peering/secret", "Secret %s has no %s, which is to be the sessions' MD5 key", p.Secret, hostspec.UplinkPassword)
 	}
 }
 
 // allowed refuses Networks of overlapping CIDRs in one list, be it this
 // Network's or another's that names it.
-func (v *Verdict) allowed(w World, n *api.Network) {
-	byName := map[string]*api.Network{}
-	for _, other := range w.networks {
-		byName[other.Metadata.Name] = other
+func (v *Verdict) allowed(w *World, n *api.Network) {
+	byName := func(name string) *api.Network {
+		if name == n.Metadata.Name {
+			return n
+		}
+		return w.network(name)
 	}
-	byName[n.Metadata.Name] = n
 	for i, name := range n.Spec.Allow {
 		for _, before := range n.Spec.Allow[:i] {
-			a, b := byName[name], byName[before]
+			a, b := byName(name), byName(before)
 			if a != nil && b != nil && a != b && network.Overlap(a.Spec.CIDRs, b.Spec.CIDRs) {
 				v.fail(api.Pointer("spec", "allow", i), "the CIDRs of Network %s (%s) overlap those of Network %s (%s), which is allowed too: which of the two a guest is in could not be told",
 					name, prefixes(a.Spec.CIDRs), before, prefixes(b.Spec.CIDRs))
 			}
 		}
 	}
-	for _, other := range w.networks {
+	for _, other := range referrersOf[*api.Network](w, "Network", n.Metadata.Name) {
 		if other.Metadata.Name == n.Metadata.Name || !slices.Contains(other.Spec.Allow, n.Metadata.Name) {
 			continue
 		}
 		for _, name := range other.Spec.Allow {
-			if also := byName[name]; also != nil && also != n && network.Overlap(n.Spec.CIDRs, also.Spec.CIDRs) {
+			if also := byName(name); also != nil && also != n && network.Overlap(n.Spec.CIDRs, also.Spec.CIDRs) {
 				v.fail("/spec/cidrs", "they overlap those of Network %s (%s), and spec.allow of Network %s names both: which of the two a guest is in could not be told",
 					name, prefixes(also.Spec.CIDRs), other.Metadata.Name)
 			}
@@ -184,23 +195,21 @@ func (v *Verdict) directOverlap(n, other *api.Network) {
 
 // direct keeps a Network that goes without VXLAN off all that is routed there
 // already. Zone prefixes that it is advertised in are its own.
-func (v *Verdict) direct(w World, n *api.Network) {
-	for _, s := range w.subnets {
+func (v *Verdict) direct(w *World, n *api.Network) {
+	for _, s := range sorted[*api.Subnet](w, found{}.over(w, layer{what: subnetPrefixes}, n.Spec.CIDRs...)) {
 		if network.Overlap(n.Spec.CIDRs, s.Spec.Prefixes) {
 			v.fail("/spec/direct", "its CIDRs overlap Subnet %s (%s), whose addresses would be taken for guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
 		}
 	}
-	for _, z := range w.zones {
-		if z.Metadata.Name == n.Spec.Zone && !n.Spec.Advertise && network.Overlap(n.Spec.CIDRs, z.Spec.Prefixes) {
-			v.fail("/spec/direct", "its CIDRs overlap spec.prefixes of Zone %s (%s), which others originate: choose other CIDRs, or set spec.advertise", n.Spec.Zone, prefixes(z.Spec.Prefixes))
-		}
+	if z := w.zone(n.Spec.Zone); z != nil && !n.Spec.Advertise && network.Overlap(n.Spec.CIDRs, z.Spec.Prefixes) {
+		v.fail("/spec/direct", "its CIDRs overlap spec.prefixes of Zone %s (%s), which others originate: choose other CIDRs, or set spec.advertise", n.Spec.Zone, prefixes(z.Spec.Prefixes))
 	}
 }
 
 // routed refuses prefixes of a Subnet that a Network is routed at, by BGP or
 // directly.
-func (v *Verdict) routed(w World, s *api.Subnet) {
-	for _, n := range w.networks {
+func (v *Verdict) routed(w *World, s *api.Subnet) {
+	for _, n := range sorted[*api.Network](w, found{}.over(w, layer{what: routedPrefixes}, s.Spec.Prefixes...)) {
 		at := inZone(n)
 		for i, p := range s.Spec.Prefixes {
 			if network.Overlap(at, []netip.Prefix{p}) {
@@ -211,8 +220,8 @@ func (v *Verdict) routed(w World, s *api.Subnet) {
 }
 
 // originated refuses prefixes of a Zone that a direct Network has for itself.
-func (v *Verdict) originated(w World, z *api.Zone) {
-	for _, n := range w.networks {
+func (v *Verdict) originated(w *World, z *api.Zone) {
+	for _, n := range referrersOf[*api.Network](w, "Zone", z.Metadata.Name) {
 		if n.Spec.Zone != z.Metadata.Name || !n.Spec.Direct || n.Spec.Advertise {
 			continue
 		}
@@ -225,8 +234,8 @@ func (v *Verdict) originated(w World, z *api.Zone) {
 }
 
 // advertised keeps routes of tenants off the Site's own addresses.
-func (v *Verdict) advertised(w World, n *api.Network) {
-	for _, s := range w.subnets {
+func (v *Verdict) advertised(w *World, n *api.Network) {
+	for _, s := range sorted[*api.Subnet](w, found{}.over(w, layer{what: subnetPrefixes}, n.Spec.Routed()...)) {
 		if network.Overlap(n.Spec.CIDRs, s.Spec.Prefixes) {
 			v.fail("/spec/advertise", "its CIDRs overlap Subnet %s (%s): advertising them would draw that Subnet's traffic to guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
 		}
@@ -234,17 +243,16 @@ func (v *Verdict) advertised(w World, n *api.Network) {
 			v.fail("/spec/peering/advertise", "spec.peering.prefixes overlap Subnet %s (%s): advertising them would draw that Subnet's traffic to guests", s.Metadata.Name, prefixes(s.Spec.Prefixes))
 		}
 	}
-	for _, z := range w.zones {
-		if z.Metadata.Name != n.Spec.Zone {
-			continue
+	z := w.zone(n.Spec.Zone)
+	if z == nil {
+		return
+	}
+	if c, out := outside(n, z); out {
+		at := "/spec/advertise"
+		if slices.Contains(n.Spec.AdvertisedPeering(), c) {
+			at = "/spec/peering/advertise"
 		}
-		if c, out := outside(n, z); out {
-			at := "/spec/advertise"
-			if slices.Contains(n.Spec.AdvertisedPeering(), c) {
-				at = "/spec/peering/advertise"
-			}
-			v.fail(at, "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there: have an admin add it, or take another", c, n.Spec.Zone, prefixes(z.Spec.Prefixes))
-		}
+		v.fail(at, "%s is in none of spec.prefixes of Zone %s (%s), and nothing else is routed there: have an admin add it, or take another", c, n.Spec.Zone, prefixes(z.Spec.Prefixes))
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 
 // secret keeps a Secret that was read, and so has no values, from wiping the
 // one that has.
-func (v *Verdict) secret(w World, o *api.Secret, current api.Object) {
+func (v *Verdict) secret(w *World, o *api.Secret, current api.Object) {
 	v.sessionKey(w, o)
 	old, ok := current.(*api.Secret)
 	if ok && len(o.Spec.Data) == 0 && len(old.Status.Digests) > 0 {
@@ -16,7 +16,7 @@ func (v *Verdict) secret(w World, o *api.Secret, current api.Object) {
 }
 
 // sessionKey refuses to take the key of an uplink's or of guests' sessions away.
-func (v *Verdict) sessionKey(w World, s *api.Secret) {
+func (v *Verdict) sessionKey(w *World, s *api.Secret) {
 	if len(s.Spec.Data) == 0 {
 		return
 	}
@@ -28,14 +28,14 @@ func (v *Verdict) sessionKey(w World, s *api.Secret) {
 			v.fail("/spec/data/"+hostspec.UplinkPassword, "it has %d bytes, and an MD5 key has %d at most: %s of %s", n, hostspec.MaxUplinkPassword, at, of)
 		}
 	}
-	for _, z := range w.zones {
+	for _, z := range referrersOf[*api.Zone](w, "Secret", s.Metadata.Name) {
 		for i, u := range z.Spec.Uplinks {
 			if u.Secret == s.Metadata.Name {
 				check(api.Pointer("spec", "uplinks", i, "secret"), "Zone "+z.Metadata.Name)
 			}
 		}
 	}
-	for _, n := range w.networks {
+	for _, n := range referrersOf[*api.Network](w, "Secret", s.Metadata.Name) {
 		if p := n.Spec.Peering; p != nil && p.Secret == s.Metadata.Name {
 			check("/spec/peering/secret", "Network "+n.Metadata.Name)
 		}

@@ -4,8 +4,9 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func (v *Verdict) subnet(w World, s *api.Subnet) {
-	for _, other := range w.subnets {
+func (v *Verdict) subnet(w *World, s *api.Subnet) {
+	rivals := found{}.over(w, layer{what: subnetPrefixes}, s.Spec.Prefixes...).with(w, byInterface, s.Spec.Interface)
+	for _, other := range sorted[*api.Subnet](w, rivals) {
 		if other.Metadata.Name == s.Metadata.Name {
 			continue
 		}
@@ -27,8 +28,8 @@ func (v *Verdict) subnet(w World, s *api.Subnet) {
 }
 
 // linked refuses a change of a Subnet that Machines on it contradict.
-func (v *Verdict) linked(w World, s *api.Subnet) {
-	for _, m := range w.machines {
+func (v *Verdict) linked(w *World, s *api.Subnet) {
+	for _, m := range referrersOf[*api.Machine](w, "Subnet", s.Metadata.Name) {
 		for i, l := range m.Spec.Links {
 			if l.Subnet != s.Metadata.Name {
 				continue

@@ -11,13 +11,14 @@ import (
 
 // zone judges a Zone by all that would join it to another one: an ASN, a
 // prefix, an uplink or a segment that both have.
-func (v *Verdict) zone(w World, z *api.Zone) {
-	for _, other := range w.zones {
+func (v *Verdict) zone(w *World, z *api.Zone) {
+	for _, other := range sorted[*api.Zone](w, w.zoneRivals(z)) {
 		if other.Metadata.Name != z.Metadata.Name {
 			v.zones(z, other)
 		}
 	}
-	for _, s := range w.subnets {
+	segments := found{}.over(w, layer{what: subnetPrefixes}, slices.Concat(z.Spec.Prefixes, uplinks(z))...)
+	for _, s := range sorted[*api.Subnet](w, segments) {
 		for i, p := range z.Spec.Prefixes {
 			if why := taboo(z.Metadata.Name, p, s); why != "" {
 				v.fail(api.Pointer("spec", "prefixes", i), "%s", why)
@@ -29,7 +30,11 @@ func (v *Verdict) zone(w World, z *api.Zone) {
 			}
 		}
 	}
-	for _, m := range w.machines {
+	pinning := found{}
+	for _, u := range z.Spec.Uplinks {
+		pinning.with(w, byAddress, u.Address.String())
+	}
+	for _, m := range sorted[*api.Machine](w, pinning) {
 		_, taken := pointersOf(m)
 		for i, u := range z.Spec.Uplinks {
 			if slices.ContainsFunc(taken, func(a pinned) bool { return a.address == u.Address }) {
@@ -37,7 +42,7 @@ func (v *Verdict) zone(w World, z *api.Zone) {
 			}
 		}
 	}
-	for _, n := range w.networks {
+	for _, n := range referrersOf[*api.Network](w, "Zone", z.Metadata.Name) {
 		if p := n.Spec.Peering; p != nil && n.Spec.Zone == z.Metadata.Name && p.ASN == z.Spec.ASN {
 			v.fail("/spec/asn", "ASN %d is that of the guests of Network %s (spec.peering): hosts and guests have different ones", z.Spec.ASN, n.Metadata.Name)
 		}
@@ -47,15 +52,21 @@ func (v *Verdict) zone(w World, z *api.Zone) {
 	}
 	v.originated(w, z)
 	v.services(w, z)
-	for _, o := range w.objects["Secret"] {
-		if s, ok := o.(*api.Secret); ok && s.Status.Digests[hostspec.UplinkPassword] == "" {
-			for i, u := range z.Spec.Uplinks {
-				if u.Secret == s.Metadata.Name {
-					v.fail(api.Pointer("spec", "uplinks", i, "secret"), "Secret %s has no %s, which is to be the session's MD5 key", u.Secret, hostspec.UplinkPassword)
-				}
-			}
+	for i, u := range z.Spec.Uplinks {
+		if s := w.secret(u.Secret); s != nil && s.Status.Digests[hostspec.UplinkPassword] == "" {
+			v.fail(api.Pointer("spec", "uplinks", i, "secret"), "Secret %s has no %s, which is to be the session's MD5 key", u.Secret, hostspec.UplinkPassword)
 		}
 	}
+}
+
+// zoneRivals are the Zones that may have something of this one's.
+func (w *World) zoneRivals(z *api.Zone) found {
+	f := found{}.over(w, layer{what: zonePrefixes}, z.Spec.Prefixes...)
+	f.with(w, byASN, number(z.Spec.ASN)).with(w, byUplinkASN, number(z.Spec.ASN))
+	for _, u := range z.Spec.Uplinks {
+		f.with(w, byASN, number(u.ASN)).with(w, byUplink, u.Address.String())
+	}
+	return f
 }
 
 // zones judges a Zone by another one.
@@ -123,8 +134,9 @@ func outside(n *api.Network, z *api.Zone) (netip.Prefix, bool) {
 }
 
 // apart keeps a Subnet out of Zones that are not its own.
-func (v *Verdict) apart(w World, s *api.Subnet) {
-	for _, z := range w.zones {
+func (v *Verdict) apart(w *World, s *api.Subnet) {
+	near := found{}.over(w, layer{what: zonePrefixes}, s.Spec.Prefixes...).over(w, layer{what: uplinkAddresses}, s.Spec.Prefixes...)
+	for _, z := range sorted[*api.Zone](w, near) {
 		for _, p := range z.Spec.Prefixes {
 			if why := taboo(z.Metadata.Name, p, s); why != "" {
 				v.fail("/spec/prefixes", "%s", why)

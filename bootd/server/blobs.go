@@ -113,11 +113,11 @@ func (s *Server) deleteBlob(c *call) error {
 		return err
 	}
 	// With the writes of Images, so that none comes to name it meanwhile.
-	s.writing.Lock()
-	defer s.writing.Unlock()
-	if err := s.catchUp(c.r.Context()); err != nil {
+	w, err := s.beginAlone(c.r.Context())
+	if err != nil {
 		return err
 	}
+	defer w.end()
 	if _, err := s.conf.Blobs.Stat(d); err != nil {
 		return err
 	}

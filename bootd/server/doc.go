@@ -3,6 +3,10 @@
 //
 // It is served over TLS on :8443, where hosts and people show a client
 // certificate or a bearer token, and on a unix socket that only root can open,
-// where everybody is the admin "root". Package admission judges writes of
-// objects one after the other, each against a cache that has seen the one before.
+// where everybody is the admin "root".
+//
+// Package admission judges each write by a view of the cache that has seen every
+// write before it that could matter. Machines, Guests, Profiles, Layers and
+// Images are written side by side unless they claim the same thing, such as a
+// MAC (turns.go); other kinds are written alone.
 package server

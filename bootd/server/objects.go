@@ -213,12 +213,12 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 	if e := body.Validate(); len(e) > 0 {
 		return invalid(body, e)
 	}
-	s.writing.Lock()
-	defer s.writing.Unlock()
 	ctx := c.r.Context()
-	if err := s.catchUp(ctx); err != nil {
+	w, err := s.begin(ctx, body)
+	if err != nil {
 		return err
 	}
+	defer w.end()
 	current, err := s.current(ctx, k, body.Meta().Name)
 	if err != nil {
 		return err
@@ -230,12 +230,12 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		return err
 	}
 	next := merge(body, current)
-	verdict := admission.Judge(admission.Now(s.conf.Cache), next, current)
+	verdict := admission.Judge(s.world, next, current)
 	if len(verdict.Errors) > 0 {
 		return invalid(next, verdict.Errors)
 	}
-	for _, w := range verdict.Warnings {
-		c.w.Header().Add("Warning", warning(w))
+	for _, text := range verdict.Warnings {
+		c.w.Header().Add("Warning", warning(text))
 	}
 	if dry {
 		drops, err := s.conf.Zones.Drops(ctx, next)
@@ -248,12 +248,12 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		redact(next)
 		return c.json(http.StatusOK, next)
 	}
-	return s.store(c, k, body, next, current, verdict.Takeover)
+	return s.store(c, w, body, next, current, verdict.Takeover)
 }
 
-// store writes what was admitted and answers with it. The caller holds writing.
-func (s *Server) store(c *call, k api.Kind, body, next, current api.Object, takeover []string) error {
-	ctx := c.r.Context()
+// store writes what was admitted and answers with it.
+func (s *Server) store(c *call, w *write, body, next, current api.Object, takeover []string) error {
+	ctx, k := c.r.Context(), api.KindOf(next)
 	// First, for the MAC must never be found with a Machine that is only
 	// discovered; should bootd die here, the Machine is discovered again.
 	for _, name := range takeover {
@@ -282,7 +282,7 @@ func (s *Server) store(c *call, k api.Kind, body, next, current api.Object, take
 		}
 		next = o
 	}
-	s.wrote(next.Meta().ResourceVersion)
+	w.wrote(next.Meta().ResourceVersion)
 	if current == nil || current.Meta().ResourceVersion != next.Meta().ResourceVersion {
 		c.changed, c.diff = true, difference(current, next)
 	}
@@ -291,17 +291,17 @@ func (s *Server) store(c *call, k api.Kind, body, next, current api.Object, take
 }
 
 func (s *Server) delete(c *call, k api.Kind) error {
-	s.writing.Lock()
-	defer s.writing.Unlock()
 	ctx := c.r.Context()
-	if err := s.catchUp(ctx); err != nil {
+	w, err := s.beginDelete(ctx, k, c.name())
+	if err != nil {
 		return err
 	}
+	defer w.end()
 	o, err := s.read(ctx, k, c.name())
 	if err != nil {
 		return err
 	}
-	if who := admission.Now(s.conf.Cache).Referrers(k, c.name()); len(who) > 0 {
+	if who := s.world.Referrers(k, c.name()); len(who) > 0 {
 		return problem(http.StatusConflict, "%s %q is still referred to by %s: change or delete that first", k.Name, c.name(), strings.Join(who, ", "))
 	}
 	if err := s.conf.Store.Delete(ctx, k, c.name(), c.r.URL.Query().Get("resourceVersion")); err != nil {
@@ -310,9 +310,10 @@ func (s *Server) delete(c *call, k api.Kind) error {
 	c.changed, c.diff = true, difference(o, nil)
 	left, err := s.current(ctx, k, c.name())
 	if err == nil && left != nil {
+		w.wrote(left.Meta().ResourceVersion)
 		return c.json(http.StatusAccepted, s.fill(left)) // finalizers are at work
 	}
-	s.deleted(ctx)
+	s.deleted(ctx, w)
 	return c.empty(http.StatusNoContent)
 }
 
@@ -325,28 +326,11 @@ func (s *Server) current(ctx context.Context, k api.Kind, name string) (api.Obje
 	return o, err
 }
 
-// catchUp waits until the cache has seen the last write, so that admission
-// does not judge by what stood before it. The caller holds writing.
-func (s *Server) catchUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := s.conf.Cache.WaitRevision(ctx, s.lastWrite); err != nil {
-		return problem(http.StatusServiceUnavailable, "nothing can be written now: %s", err)
-	}
-	return nil
-}
-
-func (s *Server) wrote(version string) {
-	if revision, err := strconv.ParseInt(version, 10, 64); err == nil {
-		s.lastWrite = max(s.lastWrite, revision)
-	}
-}
-
 // deleted finds out at which revision the cache has seen a deletion: any list
 // tells the store's, and there is one Site at most.
-func (s *Server) deleted(ctx context.Context) {
+func (s *Server) deleted(ctx context.Context, w *write) {
 	if _, revision, err := s.conf.Store.List(ctx, api.KindOf(new(api.Site))); err == nil {
-		s.lastWrite = max(s.lastWrite, revision)
+		w.revision = max(w.revision, revision)
 	}
 }
 

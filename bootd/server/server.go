@@ -10,10 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/rackweft/rackweft/bootd/admission"
 )
 
 const (
@@ -43,9 +46,9 @@ type Server struct {
 	failures *limiter // of authentication, by address
 	boots    *limiter // calls without an identity, by address
 
-	// writing serialises admission and write.
-	writing   sync.Mutex
-	lastWrite int64 // revision that the cache must have seen before the next
+	world  *admission.World
+	turns  *turns
+	behind atomic.Int64 // revision that the cache must have before anything is judged
 
 	listening chan struct{} // closed when addr is set
 	addr      net.Addr
@@ -66,6 +69,7 @@ func New(c Config) (*Server, error) {
 		conf: c, log: c.Log, mux: http.NewServeMux(), tokens: hashTokens(c.Tokens), metrics: newMetrics(),
 		failures: newLimiter(1, 10), boots: newLimiter(5, 50),
 		listening: make(chan struct{}), channels: newChannels(), lasts: newLasting(),
+		turns: newTurns(), world: admission.Follow(c.Cache),
 	}
 	s.streams, s.stopStreams = context.WithCancel(context.Background())
 	if c.Registerer != nil {

@@ -31,6 +31,7 @@ type Cache struct {
 	revision int64
 	moved    chan struct{} // closed when revision moves, and made anew
 	feeds    map[*feed]struct{}
+	mirrors  []func(Change)
 
 	synced   chan struct{}
 	syncOnce sync.Once
@@ -210,8 +211,12 @@ func (c *Cache) set(t *table, name string, o api.Object, revision int64) {
 		t.objects[name] = o
 	}
 	c.index(name, old, o)
+	x := Change{Kind: t.kind, Name: name, Old: old, New: o, Revision: revision}
+	for _, fn := range c.mirrors {
+		fn(x)
+	}
 	for f := range c.feeds {
-		f.put(Change{Kind: t.kind, Name: name, Old: old, New: o, Revision: revision})
+		f.put(x)
 	}
 }
 

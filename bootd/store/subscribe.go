@@ -53,16 +53,32 @@ func (c *Cache) Subscribe(ctx context.Context, fn func(Change), kinds ...api.Kin
 func (c *Cache) attach(f *feed) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.each(f.put)
+	c.feeds[f] = struct{}{}
+}
+
+// Mirror calls fn with every object that is in the cache, and from then on with
+// each change before the cache's revision says that it was taken: what fn keeps
+// is never behind Revision. fn runs under the cache's lock, so it must be quick
+// and must not call the cache. It is called for as long as the cache lives.
+func (c *Cache) Mirror(fn func(Change)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.each(fn)
+	c.mirrors = append(c.mirrors, fn)
+}
+
+// each calls fn with every object as if it were new. The caller holds mu.
+func (c *Cache) each(fn func(Change)) {
 	for _, k := range api.Kinds() {
 		t := c.byPlural[k.Plural]
 		if t == nil {
 			continue
 		}
 		for _, name := range t.names {
-			f.put(Change{Kind: t.kind, Name: name, New: t.objects[name], Revision: c.revision})
+			fn(Change{Kind: t.kind, Name: name, New: t.objects[name], Revision: c.revision})
 		}
 	}
-	c.feeds[f] = struct{}{}
 }
 
 func (c *Cache) detach(f *feed) {

@@ -1,0 +1,283 @@
+package admission
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/index"
+)
+
+// World is what is stored when an object is judged, with an index for each
+// question that a rule asks: what a verdict costs depends on the object, not on
+// how many others there are. An index finds whom to look at, the rule decides.
+// A World is safe for concurrent use. Its objects are shared and not changed.
+type World struct {
+	mu      sync.RWMutex
+	objects map[id]api.Object
+	keyed   index.Keyed[key, id]
+	over    map[layer]*index.Prefixes[id]
+}
+
+type id struct{ kind, name string }
+
+// key is something by which a rule finds objects.
+type key struct{ what, value string }
+
+// What keys are about.
+const (
+	referrer    = "refers to " // and a kind: the object that is named
+	byMAC       = "MAC"        // Machines, discovered ones too
+	byAddress   = "address"    // Machines that pin it
+	byBMC       = "BMC"        // Machines
+	byLoopbacks = "loopbacks"  // Machines of a Zone that pin any
+	byInterface = "interface"  // provisioning Subnets
+	byASN       = "ASN"        // Zones
+	byUplinkASN = "uplink ASN" // Zones
+	byUplink    = "uplink"     // Zones, by the address
+	byChosen    = "chosen"     // Zones that have chosen the address for a host
+	byVNI       = "VNI"        // Networks
+)
+
+// layer is a set of prefixes that are looked through at once.
+type layer struct{ what, zone string }
+
+// The layers; those of one Zone have its name beside them.
+const (
+	subnetPrefixes    = "Subnets"
+	zonePrefixes      = "Zones"
+	uplinkAddresses   = "uplinks"   // Zones
+	routedPrefixes    = "routed"    // Networks that a Zone has routes to
+	guestPrefixes     = "guests"    // Networks of one Zone
+	announcedPrefixes = "announced" // Zones and Machines
+)
+
+// NewWorld returns an empty World.
+func NewWorld() *World {
+	return &World{objects: map[id]api.Object{}, over: map[layer]*index.Prefixes[id]{}}
+}
+
+// Follow returns a World that is what the cache has, at each moment.
+func Follow(c *store.Cache) *World {
+	w := NewWorld()
+	c.Mirror(func(ch store.Change) { w.Set(ch.Kind.Name, ch.Name, ch.New) })
+	return w
+}
+
+// Set puts an object in the place of the one that has its name; nil takes that
+// one away.
+func (w *World) Set(kind, name string, o api.Object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := id{kind, name}
+	if old := w.objects[at]; old != nil {
+		for _, k := range keys(old) {
+			w.keyed.Remove(k, at)
+		}
+		for l, list := range layers(old) {
+			for _, p := range list {
+				w.over[l].Remove(p, at)
+			}
+		}
+		delete(w.objects, at)
+	}
+	if o == nil {
+		return
+	}
+	w.objects[at] = o
+	for _, k := range keys(o) {
+		w.keyed.Add(k, at)
+	}
+	for l, list := range layers(o) {
+		if w.over[l] == nil {
+			w.over[l] = new(index.Prefixes[id])
+		}
+		for _, p := range list {
+			w.over[l].Add(p, at)
+		}
+	}
+}
+
+// keys lists all by which rules find an object.
+func keys(o api.Object) []key {
+	var list []key
+	for _, r := range api.References(o) {
+		list = append(list, key{referrer + r.Kind, r.Name})
+	}
+	switch o := o.(type) {
+	case *api.Machine:
+		list = append(list, machineKeys(o)...)
+	case *api.Subnet:
+		if o.Spec.Purpose == api.Provisioning && o.Spec.Interface != "" {
+			list = append(list, key{byInterface, o.Spec.Interface})
+		}
+	case *api.Zone:
+		list = append(list, key{byASN, number(o.Spec.ASN)})
+		for _, u := range o.Spec.Uplinks {
+			list = append(list, key{byUplinkASN, number(u.ASN)}, key{byUplink, u.Address.String()})
+		}
+		for _, l := range o.Status.Loopbacks {
+			for _, a := range l.Addresses {
+				list = append(list, key{byChosen, a.String()})
+			}
+		}
+	case *api.Network:
+		list = append(list, key{byVNI, number(o.Spec.VNI)}, key{byVNI, number(o.Status.VNI)})
+	}
+	return list
+}
+
+func machineKeys(m *api.Machine) []key {
+	var list []key
+	for _, mac := range m.MACs() {
+		list = append(list, key{byMAC, string(mac)})
+	}
+	_, addresses := pointersOf(m)
+	for _, a := range addresses {
+		list = append(list, key{byAddress, a.address.String()})
+	}
+	if m.Spec.BMC != nil {
+		list = append(list, key{byBMC, endpoint(m.Spec.BMC)})
+	}
+	if len(m.Spec.Loopbacks) > 0 {
+		list = append(list, key{byLoopbacks, m.Spec.Zone})
+	}
+	return list
+}
+
+// Claims lists what no other object may have together with this one. Verdicts
+// on objects that are apart depend on no others than those with one of their
+// claims; on any other object, a verdict may depend on all.
+func Claims(o api.Object) (claims []string, apart bool) {
+	kind := api.KindOf(o).Name
+	switch o := o.(type) {
+	case *api.Machine:
+		for _, k := range machineKeys(o) {
+			if k.what != byLoopbacks {
+				claims = append(claims, k.what+" "+k.value)
+			}
+		}
+	case *api.Guest, *api.Profile, *api.Layer, *api.Image:
+	default:
+		return nil, false
+	}
+	return append(claims, kind+"/"+o.Meta().Name), true
+}
+
+// layers lists the prefixes by which rules find an object.
+func layers(o api.Object) map[layer][]netip.Prefix {
+	switch o := o.(type) {
+	case *api.Machine:
+		return map[layer][]netip.Prefix{{what: announcedPrefixes}: prefixesOf(announcedBy(o))}
+	case *api.Subnet:
+		return map[layer][]netip.Prefix{{what: subnetPrefixes}: o.Spec.Prefixes}
+	case *api.Zone:
+		return map[layer][]netip.Prefix{
+			{what: zonePrefixes}:      o.Spec.Prefixes,
+			{what: uplinkAddresses}:   uplinks(o),
+			{what: announcedPrefixes}: prefixesOf(announcedIn(o)),
+		}
+	case *api.Network:
+		return map[layer][]netip.Prefix{
+			{what: routedPrefixes}:                   inZone(o),
+			{what: guestPrefixes, zone: o.Spec.Zone}: guests(o),
+		}
+	}
+	return nil
+}
+
+func prefixesOf(all []announced) []netip.Prefix {
+	list := make([]netip.Prefix, len(all))
+	for i, a := range all {
+		list[i] = a.prefix
+	}
+	return list
+}
+
+func uplinks(z *api.Zone) []netip.Prefix {
+	list := make([]netip.Prefix, len(z.Spec.Uplinks))
+	for i, u := range z.Spec.Uplinks {
+		list[i] = api.HostPrefix(u.Address)
+	}
+	return list
+}
+
+// guests are the prefixes that guests of a Network have addresses of, as its
+// Zone sees them.
+func guests(n *api.Network) []netip.Prefix {
+	return slices.Concat(n.Spec.CIDRs, n.Spec.AdvertisedPeering())
+}
+
+func number(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+// found is a set of objects that a rule has to look at.
+type found map[id]struct{}
+
+// with adds the objects that have a key.
+func (f found) with(w *World, what, value string) found {
+	w.keyed.Collect(key{what, value}, f)
+	return f
+}
+
+// over adds the objects of a layer that overlap any of the prefixes.
+func (f found) over(w *World, l layer, prefixes ...netip.Prefix) found {
+	if x := w.over[l]; x != nil {
+		for _, p := range prefixes {
+			x.Collect(p, f)
+		}
+	}
+	return f
+}
+
+// networks adds Networks by name, be they there or not.
+func (f found) networks(names ...string) found {
+	for _, n := range names {
+		f[id{"Network", n}] = struct{}{}
+	}
+	return f
+}
+
+// sorted are the objects of one type among those found, by name.
+func sorted[P api.Object](w *World, f found) []P {
+	var list []P
+	for at := range f {
+		if o, ok := w.objects[at].(P); ok {
+			list = append(list, o)
+		}
+	}
+	slices.SortFunc(list, func(a, b P) int { return cmp.Compare(a.Meta().Name, b.Meta().Name) })
+	return list
+}
+
+func (w *World) subnet(name string) *api.Subnet { return object[*api.Subnet](w, id{"Subnet", name}) }
+func (w *World) zone(name string) *api.Zone     { return object[*api.Zone](w, id{"Zone", name}) }
+func (w *World) network(name string) *api.Network {
+	return object[*api.Network](w, id{"Network", name})
+}
+func (w *World) secret(name string) *api.Secret { return object[*api.Secret](w, id{"Secret", name}) }
+
+// object is nil when there is none.
+func object[P api.Object](w *World, at id) P {
+	o, _ := w.objects[at].(P)
+	return o
+}
+
+// referrersOf are the objects of one type that name another.
+func referrersOf[P api.Object](w *World, kind, name string) []P {
+	return sorted[P](w, found{}.with(w, referrer+kind, name))
+}
+
+func (w *World) has(kind, name string) bool { return w.objects[id{kind, name}] != nil }
+
+// compareIDs is the order of kinds, and then of names.
+func compareIDs(a, b id) int {
+	place := func(kind string) int {
+		return slices.IndexFunc(api.Kinds(), func(k api.Kind) bool { return k.Name == kind })
+	}
+	return cmp.Or(place(a.kind)-place(b.kind), strings.Compare(a.name, b.name))
+}

@@ -1,0 +1,92 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/admission"
+)
+
+// cacheTime bounds how long a write waits for the cache.
+const cacheTime = 5 * time.Second
+
+// write is one change under way: no other may be judged by what stood before it.
+type write struct {
+	s        *Server
+	release  func()
+	revision int64 // of what was written; 0 for nothing
+}
+
+// begin waits until an object may be judged and written: until every write that
+// could change the verdict is in the cache. The caller calls end.
+func (s *Server) begin(ctx context.Context, o api.Object) (*write, error) {
+	claims, apart := admission.Claims(o)
+	if !apart {
+		return s.beginAlone(ctx)
+	}
+	release, err := s.turns.take(ctx, claims)
+	return s.begun(ctx, release, err)
+}
+
+// beginAlone waits until nothing else is written.
+func (s *Server) beginAlone(ctx context.Context) (*write, error) {
+	release, err := s.turns.takeAll(ctx)
+	return s.begun(ctx, release, err)
+}
+
+// beginDelete waits until an object may be deleted: until no object is written
+// that may come to name it. Only Zones name Machines, and those are written
+// alone.
+func (s *Server) beginDelete(ctx context.Context, k api.Kind, name string) (*write, error) {
+	o := k.New()
+	o.Meta().Name = name
+	switch o.(type) {
+	case *api.Machine, *api.Guest:
+		return s.begin(ctx, o)
+	}
+	return s.beginAlone(ctx)
+}
+
+func (s *Server) begun(ctx context.Context, release func(), err error) (*write, error) {
+	if err != nil {
+		return nil, err
+	}
+	limited, cancel := context.WithTimeout(ctx, cacheTime)
+	defer cancel()
+	select {
+	case <-s.conf.Cache.Synced():
+	case <-limited.Done():
+	}
+	if err := s.conf.Cache.WaitRevision(limited, s.behind.Load()); err != nil {
+		release()
+		return nil, problem(http.StatusServiceUnavailable, "nothing can be written now: %s", err)
+	}
+	return &write{s: s, release: release}, nil
+}
+
+// wrote notes the resourceVersion that a write made.
+func (w *write) wrote(version string) {
+	if revision, err := strconv.ParseInt(version, 10, 64); err == nil {
+		w.revision = max(w.revision, revision)
+	}
+}
+
+// end lets others be judged once the cache has what was written. Where it does
+// not get it in time, the next write waits for it.
+func (w *write) end() {
+	defer w.release()
+	ctx, cancel := context.WithTimeout(context.Background(), cacheTime) // a client that leaves changes nothing
+	defer cancel()
+	if w.s.conf.Cache.WaitRevision(ctx, w.revision) == nil {
+		return
+	}
+	for {
+		old := w.s.behind.Load()
+		if old >= w.revision || w.s.behind.CompareAndSwap(old, w.revision) {
+			return
+		}
+	}
+}

@@ -1,0 +1,200 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// TestOneWins puts objects in parallel of which each has something that only one
+// may have, beside others that are in nobody's way.
+func TestOneWins(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64999, Prefixes: prefixList("10.200.0.0/16")}}
+	zone.Metadata.Name = "yellow"
+	pxe := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: prefixList("198.18.0.0/24")}}
+	pxe.Metadata.Name = "pxe"
+	put(t, c, zone, pxe)
+	machine := func(i int) *api.Machine {
+		m := newMachine(fmt.Sprintf("m%d", i), api.MAC(fmt.Sprintf("52:54:00:00:01:%02x", i)))
+		m.Spec.Links[0].Subnet = "pxe"
+		return m
+	}
+	for _, x := range []struct {
+		what   string
+		object func(i int) api.Object
+	}{
+		{"MAC", func(i int) api.Object { m := machine(i); m.Spec.Links[0].MAC = "52:54:00:00:00:01"; return m }},
+		{"address", func(i int) api.Object {
+			m := machine(i)
+			m.Spec.Links[0].Addresses = []netip.Addr{netip.MustParseAddr("198.18.0.7")}
+			return m
+		}},
+		{"BMC", func(i int) api.Object {
+			m := machine(i)
+			m.Spec.BMC = &api.BMC{Address: []string{"https://198.18.1.1", "https://198.18.1.1:443/"}[i%2], Credentials: "bmc"}
+			return m
+		}},
+		{"loopback", func(i int) api.Object {
+			m := machine(i)
+			m.Spec.Zone, m.Spec.Loopbacks = "yellow", []netip.Addr{netip.MustParseAddr("10.200.0.7")}
+			return m
+		}},
+		{"ASN", func(i int) api.Object {
+			z := &api.Zone{Spec: api.ZoneSpec{ASN: 64601}}
+			z.Metadata.Name = fmt.Sprintf("z%d", i)
+			return z
+		}},
+		{"prefix", func(i int) api.Object {
+			s := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Management, Prefixes: prefixList(fmt.Sprintf("198.19.0.0/%d", 16+i))}}
+			s.Metadata.Name = fmt.Sprintf("s%d", i)
+			return s
+		}},
+		{"VNI", func(i int) api.Object {
+			n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList(fmt.Sprintf("10.%d.0.0/16", i)), VNI: 10017}}
+			n.Metadata.Name = fmt.Sprintf("n%d", i)
+			return n
+		}},
+	} {
+		t.Run(x.what, func(t *testing.T) {
+			var wg sync.WaitGroup
+			var won atomic.Pointer[api.Object]
+			for i := range 12 {
+				wg.Go(func() {
+					o := x.object(i)
+					_, err := c.Put(t.Context(), o, false)
+					switch {
+					case err == nil && !won.CompareAndSwap(nil, &o):
+						t.Errorf("%s and %s both have the %s", (*won.Load()).Meta().Name, o.Meta().Name, x.what)
+					case err != nil:
+						wantStatus(t, err, http.StatusUnprocessableEntity)
+					}
+				})
+				wg.Go(func() {
+					o := machine(100 + i)
+					if _, err := c.Put(t.Context(), o, false); err != nil {
+						t.Errorf("one that is in nobody's way: %v", err)
+					}
+				})
+			}
+			wg.Wait()
+			if won.Load() == nil {
+				t.Fatal("none has it")
+			}
+			o := *won.Load()
+			must(t, c.Delete(t.Context(), api.KindOf(o), o.Meta().Name))
+		})
+	}
+}
+
+// TestWhatIsGivenUpIsFree hands one MAC from Machine to Machine: who is told that
+// it was given up, may take it at once.
+func TestWhatIsGivenUpIsFree(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	for i := range 20 {
+		name := fmt.Sprintf("m%d", i%2)
+		put(t, c, newMachine(name, "52:54:00:00:00:01"))
+		put(t, c, newMachine(name, api.MAC(fmt.Sprintf("52:54:00:00:02:%02x", i))))
+	}
+}
+
+// TestDeletedUnderItsReferrer deletes a Profile while Machines come that name it:
+// there is a Machine that does, or it is gone.
+func TestDeletedUnderItsReferrer(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	for round := range 10 {
+		profile := &api.Profile{Spec: api.ProfileSpec{Image: "debian"}}
+		profile.Metadata.Name = fmt.Sprintf("p%d", round)
+		put(t, c, profile)
+		m := newMachine(fmt.Sprintf("m%d", round), api.MAC(fmt.Sprintf("52:54:00:00:03:%02x", round)))
+		m.Spec.Profile = profile.Metadata.Name
+		var wg sync.WaitGroup
+		var deleted error
+		var warned bool
+		wg.Go(func() { deleted = c.Delete(t.Context(), kindOf(t, "profile"), profile.Metadata.Name) })
+		wg.Go(func() {
+			resp, err := c.Do(t.Context(), http.MethodPut, "/v1/machines/"+m.Metadata.Name, m)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			warned = strings.Contains(resp.Header.Get("Warning"), "does not exist yet")
+			must(t, resp.Body.Close())
+		})
+		wg.Wait()
+		if gone := deleted == nil; gone != warned {
+			t.Errorf("the Profile is deleted: %v (%v); the Machine was warned: %v", gone, deleted, warned)
+		}
+	}
+}
+
+func TestTurns(t *testing.T) { synctest.Test(t, testTurns) }
+
+func testTurns(t *testing.T) {
+	ctx := t.Context()
+	turns := newTurns()
+	begun := func(take func() (func(), error)) <-chan func() {
+		c := make(chan func(), 1)
+		go func() {
+			done, err := take()
+			must(t, err)
+			c <- done
+		}()
+		return c
+	}
+	one := func(claims ...string) func() (func(), error) {
+		return func() (func(), error) { return turns.take(ctx, claims) }
+	}
+	all := func() (func(), error) { return turns.takeAll(ctx) }
+	waits := func(what string, c <-chan func()) {
+		t.Helper()
+		synctest.Wait()
+		if len(c) > 0 {
+			t.Errorf("%s did not wait", what)
+		}
+	}
+	first := <-begun(one("a", "b"))
+	beside := <-begun(one("c"))
+	same := begun(one("b", "d"))
+	waits("one with the same claim", same)
+	alone := begun(all)
+	waits("one that wants everything", alone)
+	late := begun(one("e"))
+	waits("one that came after that", late)
+	first()
+	waits("one that wants everything", alone)
+	beside()
+	done := <-alone
+	waits("one with the same claim", same)
+	waits("one that came after", late)
+	done()
+	(<-same)()
+	(<-late)()
+
+	holds := <-begun(one("a"))
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := turns.takeAll(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if _, err := turns.take(gone, []string{"a"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	(<-begun(one("b")))() // nobody waits for those that left
+	holds()
+	if turns.running != 0 || len(turns.held) != 0 || turns.waiting != 0 || turns.alone {
+		t.Errorf("%+v", turns)
+	}
+}
