@@ -97,9 +97,9 @@ type ZoneStatus struct {
 type ReflectorStatus struct {
 	Machine string         `json:"machine"`
 	UID     string         `json:"uid" doc:"The Machine's."`
-	State   ReflectorState `json:"state" enum:"Starting,Joining,Serving,Leaving"`
+	State   ReflectorState `json:"state" enum:"Starting,Joining,Serving,Leaving,Withdrawn"`
 	Since   time.Time      `json:"since" doc:"When it came into this state."`
-	Reason  string         `json:"reason,omitzero" doc:"Why it is Leaving."`
+	Reason  string         `json:"reason,omitzero" doc:"Why it is Leaving or Withdrawn."`
 }
 
 // LoopbackStatus is what was chosen out of spec.loopbacks for one host. It keeps
@@ -115,11 +115,22 @@ type ReflectorState string
 
 // The states of a reflector.
 const (
-	ReflectorStarting ReflectorState = "Starting" // chosen; its speaker has not become a reflector yet
-	ReflectorJoining  ReflectorState = "Joining"  // it reflects; the other hosts are connecting
+	ReflectorStarting ReflectorState = "Starting" // chosen; its speaker has not become a reflector yet, and uplinks have no session with it
+	ReflectorJoining  ReflectorState = "Joining"  // it reflects; the other hosts and the uplinks are connecting
 	ReflectorServing  ReflectorState = "Serving"
 	ReflectorLeaving  ReflectorState = "Leaving" // it goes as soon as another serves in its place
+	// A ReflectorWithdrawn has no session with uplinks any more. It still forwards
+	// what they send by it, for as long as they take to follow.
+	ReflectorWithdrawn ReflectorState = "Withdrawn"
 )
+
+// Goes reports whether such a reflector is to reflect no more.
+func (s ReflectorState) Goes() bool { return s == ReflectorLeaving || s == ReflectorWithdrawn }
+
+// HasUplinks reports whether such a reflector has sessions with the Zone's uplinks.
+func (s ReflectorState) HasUplinks() bool {
+	return s != ReflectorStarting && s != ReflectorWithdrawn
+}
 
 // SetDefaults implements Object.
 func (z *Zone) SetDefaults() {

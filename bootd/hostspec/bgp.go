@@ -14,7 +14,6 @@ import (
 	"sync"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
 )
@@ -45,13 +44,6 @@ type memberMemo struct {
 	revision int64
 	zones    map[string][]Member
 }
-
-// UplinkPassword is the key of an uplink's Secret that has its MD5 key, and
-// MaxUplinkPassword how long that may be (the kernel's TCP_MD5SIG_MAXKEYLEN).
-const (
-	UplinkPassword    = "password"
-	MaxUplinkPassword = 80
-)
 
 // DrainAnnotation on a Machine asks its neighbours for any other path than
 // through it (RFC 8326), and keeps it from being a reflector.
@@ -307,15 +299,8 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 			p.Accept = append(p.Accept, b.accept(other))
 		}
 	}
-	for _, u := range s.Uplinks {
-		n, ok, err := b.uplink(ctx, u)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			p.Neighbors = append(p.Neighbors, n)
-			p.Aggregates = s.Prefixes
-		}
+	if err := b.uplinks(ctx, p); err != nil {
+		return nil, err
 	}
 	return p, nil
 }
@@ -326,22 +311,6 @@ func (b *bgpCompiler) reflects(m Member) bool {
 	return m.Fault == "" && slices.ContainsFunc(b.zone.Status.Reflectors, func(r api.ReflectorStatus) bool {
 		return r.Machine == m.Machine.Metadata.Name && r.UID == m.Machine.Metadata.UID
 	})
-}
-
-// transit is what a host is the next hop for to uplinks, without having it: the
-// Zone's prefixes, for a reflector of a Zone with an uplink that is not told the
-// hosts' own next hops.
-func (c *Compiler) transit(m *api.Machine) []netip.Prefix {
-	z, ok := store.Cached[api.Zone](c.Cache, m.Spec.Zone)
-	if !ok || z.Spec.ASN == 0 {
-		return nil
-	}
-	reflects := slices.ContainsFunc(z.Status.Reflectors, func(r api.ReflectorStatus) bool { return r.UID == m.Metadata.UID })
-	told := slices.ContainsFunc(z.Spec.Uplinks, func(u api.Uplink) bool { return !u.KeepNextHop })
-	if !reflects || !told {
-		return nil
-	}
-	return slices.DeleteFunc(slices.Clone(z.Spec.Prefixes), func(p netip.Prefix) bool { return !p.Addr().Is4() })
 }
 
 // farHops is how far hosts on different Subnets may be from each other.
@@ -381,60 +350,6 @@ func (b *bgpCompiler) routable() []api.PrefixFilter {
 		}
 	}
 	return list
-}
-
-// uplink is a border leaf as a neighbour; not ok while its Secret is not there.
-func (b *bgpCompiler) uplink(ctx context.Context, u api.Uplink) (n api.BGPNeighbor, ok bool, err error) {
-	n = api.BGPNeighbor{
-		Name: u.Address.String(), Address: u.Address, ASN: u.ASN, Role: api.BGPUplink,
-		Import: u.Import, Export: u.Export, KeepNextHop: u.KeepNextHop, PrivateASNs: u.PrivateASNs,
-		HoldTime: u.HoldTime, MaxPrefixes: u.MaxPrefixes, Hops: u.Hops,
-	}
-	if u.Address.Is4() {
-		n.Source = b.self.V4()
-	}
-	if u.EVPN && b.zone.Spec.BGP.EVPN {
-		n.Families = []string{api.FamilyIPv4, api.FamilyIPv6, api.FamilyEVPN}
-	}
-	if len(n.Export) == 0 {
-		n.Export = b.zone.DefaultExport()
-	}
-	if u.Secret == "" {
-		return n, true, nil
-	}
-	s, ok := store.Cached[api.Secret](b.c.Cache, u.Secret)
-	if !ok || s.Status.Digests[UplinkPassword] == "" {
-		return n, false, nil // never without its key
-	}
-	n.Password, err = b.c.BGP.password(ctx, s)
-	return n, true, err
-}
-
-// password opens the Secret of an uplink or of guests' sessions, once for each version of it.
-func (b *BGP) password(ctx context.Context, s *api.Secret) (string, error) {
-	name, version := s.Metadata.Name, s.Metadata.UID+"/"+s.Metadata.ResourceVersion
-	b.mu.Lock()
-	known, ok := b.opened[name]
-	b.mu.Unlock()
-	if ok && known.version == version {
-		return known.values[UplinkPassword], nil
-	}
-	values, err := b.Secret(ctx, name)
-	switch {
-	case errors.Is(err, ca.ErrUnknownKey) || errors.Is(err, ca.ErrTampered):
-		return "", &NoPart{fmt.Sprintf("Secret %s cannot be opened: %s", name, err)}
-	case err != nil:
-		return "", fmt.Errorf("open Secret %s: %w", name, err)
-	case len(values[UplinkPassword]) > MaxUplinkPassword:
-		return "", &NoPart{fmt.Sprintf("the %s in Secret %s has %d bytes, and an MD5 key has %d at most", UplinkPassword, name, len(values[UplinkPassword]), MaxUplinkPassword)}
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.opened == nil {
-		b.opened = map[string]opened{}
-	}
-	b.opened[name] = opened{version, values}
-	return values[UplinkPassword], nil
 }
 
 // zoneNextHops are the Zone's production Subnets, and the uplinks that are in

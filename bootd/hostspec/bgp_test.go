@@ -173,6 +173,8 @@ func TestBGPPartsStay(t *testing.T) {
 			r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"} })
 		}, "4"},
 		{"a reflector moves on", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorLeaving }) }, ""},
+		{"a reflector leaves its uplinks", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorWithdrawn }) }, "1"},
+		{"it stays", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorServing }) }, "1"},
 		{"a service of labels that no host has", func() {
 			r.editZone(func(z *api.Zone) {
 				z.Spec.Services = []api.Service{{Name: "dns", Addresses: []netip.Addr{netip.MustParseAddr("10.5.254.53")}, Hosts: map[string]string{"tier": "edge"}}}
@@ -494,29 +496,75 @@ func BenchmarkBGPPart(b *testing.B) {
 	}
 }
 
+// A reflector forwards before uplinks have a session with it, and until these have
+// followed to others: what they send by it meanwhile must not be lost. The host is
+// told of each step.
+func TestForwardsBeforeAndAfterUplinks(t *testing.T) {
+	r := newZone(t, 3)
+	kind, err := api.LookupKind("Zone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		state   api.ReflectorState
+		uplinks int
+	}{
+		{api.ReflectorStarting, 0}, {api.ReflectorJoining, 2}, {api.ReflectorServing, 2}, {api.ReflectorLeaving, 2}, {api.ReflectorWithdrawn, 0},
+	} {
+		before, err := store.Get[api.Zone](t.Context(), r.Store, "yellow")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = step.state })
+		after, err := store.Get[api.Zone](t.Context(), r.Store, "yellow")
+		if err != nil {
+			t.Fatal(err)
+		}
+		had := before.Status.Reflectors[0].State.HasUplinks()
+		if told := r.hub.concernsAll(store.Change{Kind: kind, Name: "yellow", Old: before, New: after}); told != (had != (step.uplinks > 0)) {
+			t.Errorf("%s, from %s: hosts are told: %v", step.state, before.Status.Reflectors[0].State, told)
+		}
+		p := r.part(1)
+		got := 0
+		for _, n := range p.Neighbors {
+			if n.Role == api.BGPUplink {
+				got++
+			}
+		}
+		if got != step.uplinks || p.Role != api.BGPReflector || len(p.Accept) != 1 {
+			t.Errorf("%s: %d uplinks, want %d; %s with %d clients", step.state, got, step.uplinks, p.Role, len(p.Accept))
+		}
+		if forwards := r.transit(1); forwards != "[10.5.0.0/16]" || len(p.Aggregates) == 0 {
+			t.Errorf("%s: it forwards to %s, and throws away the rest of %s", step.state, forwards, p.Aggregates)
+		}
+	}
+}
+
+// transit is what a host forwards to.
+func (r *rack) transit(i int) string {
+	r.t.Helper()
+	s, err := r.hub.Compiler.compile(r.t.Context(), r.Machine(hostName(i)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var b api.BasePart
+	if err := json.Unmarshal(s.parts[api.PartBase].Value(), &b); err != nil {
+		r.t.Fatal(err)
+	}
+	return fmt.Sprint(b.Underlay.Transit)
+}
+
 // TestTransit: a reflector forwards to the Zone's prefixes, where uplinks are told
 // of it as the next hop.
 func TestTransit(t *testing.T) {
 	r := newZone(t, 3)
-	transit := func(i int) string {
-		t.Helper()
-		s, err := r.hub.Compiler.compile(t.Context(), r.Machine(hostName(i)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var b api.BasePart
-		if err := json.Unmarshal(s.parts[api.PartBase].Value(), &b); err != nil {
-			t.Fatal(err)
-		}
-		return fmt.Sprint(b.Underlay.Transit)
-	}
 	for i, want := range map[int]string{1: "[10.5.0.0/16]", 2: "[10.5.0.0/16]", 3: "[]"} {
-		if got := transit(i); got != want {
+		if got := r.transit(i); got != want {
 			t.Errorf("%s forwards to %s, want %s", hostName(i), got, want)
 		}
 	}
 	r.editZone(func(z *api.Zone) { z.Spec.Uplinks = z.Spec.Uplinks[1:] })
-	if got := transit(1); got != "[]" {
+	if got := r.transit(1); got != "[]" {
 		t.Errorf("the one uplink left is told of each host, and %s forwards to %s", hostName(1), got)
 	}
 }

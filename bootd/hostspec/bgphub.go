@@ -33,11 +33,11 @@ func (h *Hub) neighborsChanged(c store.Change) {
 	}
 }
 
-// sameReflectors reports whether the same hosts reflect; how far each has come is
-// in no part.
+// sameReflectors reports whether the same hosts reflect, and the same have uplinks:
+// how far else each has come is in no part.
 func sameReflectors(a, b *api.Zone) bool {
 	return slices.EqualFunc(a.Status.Reflectors, b.Status.Reflectors, func(x, y api.ReflectorStatus) bool {
-		return x.Machine == y.Machine && x.UID == y.UID
+		return x.Machine == y.Machine && x.UID == y.UID && x.State.HasUplinks() == y.State.HasUplinks()
 	})
 }
 

@@ -2,6 +2,7 @@ package zone
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +25,10 @@ type candidate struct {
 	// applied says that its speaker is the reflector that its part says;
 	// connected, that the other hosts have their sessions with it.
 	applied, connected bool
+	// uplinks are what it has of uplinks: sessions, and routes that pass by them.
+	// It is unheard when it is connected and has not said.
+	uplinks []string
+	unheard bool
 }
 
 func (c *candidate) fit() bool { return c.fault == "" && c.retire == "" && c.unfit == "" }
@@ -39,6 +44,10 @@ const (
 // counts as serving: a host that is away must not hold a replacement up.
 const joining = time.Minute
 
+// following is how long the Zone's uplinks may take to send nothing any more by a
+// reflector that they have no session with.
+const following = 10 * time.Second
+
 // choice is who reflects, and what changed by it.
 type choice struct {
 	reflectors []api.ReflectorStatus
@@ -46,6 +55,8 @@ type choice struct {
 	missing    []string // named, and no host of the Zone
 	lacking    int      // as many more are wanted than there are hosts for
 	crowded    []string // reflectors that share a rack
+	// held says what others lack for whom to leave, by its name.
+	held map[string]string
 }
 
 // news is one thing that happened to a reflector.
@@ -57,10 +68,11 @@ type news struct {
 // choose decides who reflects. It depends on nothing else than its arguments,
 // and what it returns chosen again is the same: a reflector stays until it is
 // gone, retired, not wanted, or another can do its work from a free rack. Who
-// is to go stays beside its replacement until that serves; only who is no host
-// of the Zone any more goes at once.
+// is to go stays beside its replacement until that serves and carries what comes by
+// the uplinks, and then until these have followed; only who is no host of the
+// Zone any more goes at once.
 func choose(spec api.Reflectors, now time.Time, was []api.ReflectorStatus, all []candidate) choice {
-	c := &chooser{spec: spec, now: now, all: map[string]*candidate{}}
+	c := &chooser{choice: choice{held: map[string]string{}}, spec: spec, now: now, all: map[string]*candidate{}}
 	for i := range all {
 		c.all[all[i].name] = &all[i]
 	}
@@ -113,10 +125,14 @@ func (c *chooser) move(r *api.ReflectorStatus, to api.ReflectorState, reason str
 }
 
 func (c *chooser) leave(r *api.ReflectorStatus, reason string) {
-	if r.State == api.ReflectorLeaving {
+	if r.State.Goes() {
 		return
 	}
-	c.move(r, api.ReflectorLeaving, reason)
+	to := api.ReflectorLeaving
+	if r.State == api.ReflectorStarting {
+		to = api.ReflectorWithdrawn // uplinks have not begun to send by it
+	}
+	c.move(r, to, reason)
 	c.say(api.Normal, "ReflectorLeaving", r.Machine+" is to reflect no more: "+reason)
 }
 
@@ -145,7 +161,9 @@ func (c *chooser) count(states ...api.ReflectorState) int {
 }
 
 // staying is how many are not to leave.
-func (c *chooser) staying() int { return len(c.reflectors) - c.count(api.ReflectorLeaving) }
+func (c *chooser) staying() int {
+	return len(c.reflectors) - c.count(api.ReflectorLeaving, api.ReflectorWithdrawn)
+}
 
 // named makes the reflectors those that a person names, well or not.
 func (c *chooser) named() {
@@ -156,7 +174,7 @@ func (c *chooser) named() {
 			c.missing = append(c.missing, name)
 		case r == nil:
 			c.start(m, "it is named")
-		case r.State == api.ReflectorLeaving:
+		case r.State.Goes():
 			c.back(r, "it is named")
 		}
 	}
@@ -199,12 +217,15 @@ func (c *chooser) recover() {
 	for i := range c.reflectors {
 		r := &c.reflectors[i]
 		m := c.of(*r)
-		if r.State != api.ReflectorLeaving || m.fault+m.retire != "" || c.count(api.ReflectorServing) >= c.want ||
-			r.Reason == reasonSameRack && c.staying() >= c.want {
+		if !r.State.Goes() || m.fault+m.retire != "" || c.count(api.ReflectorServing) >= c.want ||
+			(r.Reason == reasonSameRack || r.Reason == reasonNotNeeded) && c.staying() >= c.want {
 			continue
 		}
+		withdrawn := r.State == api.ReflectorWithdrawn
 		c.back(r, "it is well again, and none serves in its place yet")
-		r.State = api.ReflectorServing // its sessions never went
+		if !withdrawn {
+			r.State = api.ReflectorServing // its sessions never went
+		}
 		if c.staying() > c.want {
 			c.dropYoungest()
 			c.recover() // the list has moved
@@ -231,7 +252,7 @@ func (c *chooser) shrink() {
 		at := c.sharing()
 		if at < 0 {
 			for i, r := range c.reflectors {
-				if r.State != api.ReflectorLeaving && (at < 0 || worse(r, c.reflectors[at])) {
+				if !r.State.Goes() && (at < 0 || worse(r, c.reflectors[at])) {
 					at = i
 				}
 			}
@@ -257,7 +278,7 @@ func (c *chooser) sharing() int {
 	worst := -1
 	for i, r := range c.reflectors {
 		rack := c.of(r).rack
-		if r.State == api.ReflectorLeaving || rack == "" || len(c.racks()[rack]) < 2 {
+		if r.State.Goes() || rack == "" || len(c.racks()[rack]) < 2 {
 			continue
 		}
 		if worst < 0 || worse(r, c.reflectors[worst]) {
@@ -271,7 +292,7 @@ func (c *chooser) sharing() int {
 func (c *chooser) racks() map[string][]string {
 	racks := map[string][]string{}
 	for _, r := range c.reflectors {
-		if rack := c.of(r).rack; r.State != api.ReflectorLeaving && rack != "" {
+		if rack := c.of(r).rack; !r.State.Goes() && rack != "" {
 			racks[rack] = append(racks[rack], r.Machine)
 		}
 	}
@@ -341,34 +362,97 @@ func (c *chooser) spread(all []candidate) {
 	c.start(best, "it is in "+inRack(best.rack)+", which has no reflector")
 }
 
-// advance moves on what has come further.
+// advance moves on what has come further, by one step: with each, the part may be
+// another, which the host has still to apply.
 func (c *chooser) advance() {
 	for i := range c.reflectors {
 		r := &c.reflectors[i]
 		m := c.of(*r)
-		if r.State == api.ReflectorStarting && m.applied {
+		since := c.now.Sub(r.Since)
+		switch {
+		case !m.applied || since <= 0:
+		case r.State == api.ReflectorStarting:
 			c.move(r, api.ReflectorJoining, "")
-		}
-		if r.State == api.ReflectorJoining && m.applied && (m.connected || c.now.Sub(r.Since) >= joining) {
+		case r.State == api.ReflectorJoining && (m.connected && c.lacks(*r, c.reflectors) == "" || since >= joining):
 			c.move(r, api.ReflectorServing, "")
 			c.say(api.Normal, "ReflectorServing", r.Machine+" reflects the Zone's routes")
 		}
 	}
 }
 
+// lacks is something of uplinks that others among the reflectors have and r has
+// not, "" when there is nothing.
+func (c *chooser) lacks(r api.ReflectorStatus, others []api.ReflectorStatus) string {
+	m := c.of(r)
+	if m.unheard && c.now.Sub(r.Since) >= joining {
+		return "" // it reports to another bootd
+	}
+	for _, other := range others {
+		for _, x := range c.of(other).uplinks {
+			if !slices.Contains(m.uplinks, x) {
+				return x
+			}
+		}
+	}
+	return ""
+}
+
 // release lets go who is to leave, once as many others serve as should. Where
-// fewer can, whoever is left reflects on.
+// fewer can, whoever is left reflects on. What uplinks send by it is carried by
+// the others first, then the uplinks are left, then it ceases to forward.
 func (c *chooser) release() {
 	enough := max(c.want-len(c.missing), 1)
 	if c.count(api.ReflectorServing) < enough {
 		return
 	}
 	c.reflectors = slices.DeleteFunc(c.reflectors, func(r api.ReflectorStatus) bool {
-		if r.State == api.ReflectorLeaving {
+		gone := r.State == api.ReflectorLeaving && c.carriesNothing(r) || r.State == api.ReflectorWithdrawn && c.followed(r)
+		if gone {
 			c.say(api.Normal, "ReflectorRemoved", r.Machine+" reflects no more: "+r.Reason)
 		}
-		return r.State == api.ReflectorLeaving
+		return gone
 	})
+	for i := range c.reflectors {
+		r := &c.reflectors[i]
+		if r.State == api.ReflectorLeaving && c.carried(*r, enough) {
+			c.move(r, api.ReflectorWithdrawn, r.Reason)
+			c.say(api.Normal, "ReflectorWithdrawn", r.Machine+" is withdrawn from the uplinks, by which others carry now")
+		}
+	}
+}
+
+// carriesNothing reports whether no uplink has a session with a reflector, as far
+// as is known.
+func (c *chooser) carriesNothing(r api.ReflectorStatus) bool {
+	m := c.of(r)
+	return len(m.uplinks) == 0 && (!m.unheard || c.now.Sub(r.Since) >= joining)
+}
+
+// carried reports whether enough others have what r has of uplinks.
+func (c *chooser) carried(r api.ReflectorStatus, enough int) bool {
+	if c.of(r).unheard {
+		return false
+	}
+	n := 0
+	for _, other := range c.reflectors {
+		if other.State != api.ReflectorServing {
+			continue
+		}
+		what := c.lacks(other, []api.ReflectorStatus{r})
+		if what == "" {
+			n++
+		} else if c.held[r.Machine] == "" {
+			c.held[r.Machine] = fmt.Sprintf(" once %s has %s", other.Machine, what)
+		}
+	}
+	return n >= enough
+}
+
+// followed reports whether no uplink sends anything any more by a reflector that
+// is Withdrawn.
+func (c *chooser) followed(r api.ReflectorStatus) bool {
+	since := c.now.Sub(r.Since)
+	return c.of(r).applied && since >= following || since >= joining
 }
 
 func (c *chooser) finish() {

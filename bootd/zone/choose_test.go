@@ -15,7 +15,7 @@ import (
 var start = time.Date(2026, 11, 21, 4, 0, 0, 0, time.UTC)
 
 // hosts makes well candidates out of words such as "a/r1": the name and the
-// rack, and perhaps what is the matter with it.
+// rack, and perhaps what is the matter with it, and what it has of uplinks.
 func hosts(words ...string) []candidate {
 	var all []candidate
 	for _, w := range words {
@@ -24,8 +24,13 @@ func hosts(words ...string) []candidate {
 		if len(parts) > 1 {
 			m.rack = parts[1]
 		}
+		if len(parts) > 3 {
+			m.uplinks = strings.Split(parts[3], "+")
+		}
 		if len(parts) > 2 {
 			switch what := parts[2]; what {
+			case "unheard":
+				m.unheard = true
 			case "fault":
 				m.fault = what
 			case "unfit":
@@ -102,7 +107,7 @@ func TestChoose(t *testing.T) {
 		{"it comes back too late", two, standing("a:Leaving:Silent", "b", "c"), hosts("a/r1", "b/r2", "c/r1"), "b c"},
 		{"all are dead", two, standing("a", "b"), hosts("a/r1/Silent", "b/r2/Silent"), "a:Leaving b:Leaving"},
 		{"one in another Zone goes at once", two, standing("a", "b"), hosts("b/r2", "c/r1/slow"), "b c:Starting"},
-		{"one made anew goes at once", two, standing("a", "b"), hosts("a/r1/anew", "b/r2", "c/r3"), "a b"},
+		{"one made anew goes at once", two, standing("a", "b"), hosts("a/r1/anew", "b/r2", "c/r3"), "a:Starting b"},
 		{"a replacement that fails is dropped", two, standing("a:Leaving:Silent", "b", "c:Starting"), hosts("a/r1/Silent", "b/r2", "c/r1/Failed", "d/r1/slow"), "a:Leaving b d:Starting"},
 
 		{"shared rack, and a free one", two, standing("a", "b"), hosts("a/r1", "b/r1", "c/r2/slow"), "a b:Leaving c:Starting"},
@@ -111,12 +116,25 @@ func TestChoose(t *testing.T) {
 		{"no racks are known", two, standing("a", "b"), hosts("a", "b", "c"), "a b"},
 
 		{"fewer wanted: of a shared rack first", api.Reflectors{Count: 2}, standing("a", "b", "c"), hosts("a/r1", "b/r1", "c/r2"), "a c"},
+		{"fewer wanted, and none serves yet", api.Reflectors{Count: 1}, standing("a:Joining", "b:Starting"), hosts("a/r1/lonely", "b/r2/slow"), "a b:Withdrawn"},
 		{"more wanted", api.Reflectors{Count: 3}, standing("a", "b"), hosts("a/r1", "b/r2", "c/r1/slow", "d/r3/slow"), "a b d:Starting"},
 
 		{"named", api.Reflectors{Count: 2, Machines: []string{"c"}}, standing("a", "b"), hosts("a/r1", "b/r1", "c/r1/slow"), "a:Leaving b:Leaving c:Starting"},
 		{"named, and serving", api.Reflectors{Count: 2, Machines: []string{"c"}}, standing("a:Leaving", "b:Leaving", "c:Joining"), hosts("a/r1", "b/r1", "c/r1"), "c"},
 		{"named, and dead", api.Reflectors{Count: 2, Machines: []string{"a", "b"}}, standing("a", "b"), hosts("a/r1/Silent", "b/r1", "c/r2"), "a b"},
 		{"named, and none", api.Reflectors{Count: 2, Machines: []string{"a", "x"}}, standing("a"), hosts("a/r1"), "a"},
+		{"uplinks do not carry yet", two, standing("a", "b:Joining"), hosts("a/r1//u1+u2", "b/r2/lonely/u1"), "a b"}, // its time is over
+		{"a dead one has no uplinks", two, standing("a:Leaving:Silent", "b", "c"), hosts("a/r1/Silent", "b/r2//u1", "c/r1//u1"), "b c"},
+		{"uplinks come by it alone", two, standing("a:Leaving:Draining", "b", "c"), hosts("a/r1/Draining/u1+u2", "b/r2//u1+u2", "c/r1//u1"), "a:Leaving b c"},
+		{"uplinks come by others too", two, standing("a:Leaving:Draining", "b", "c"), hosts("a/r1/Draining/u1+u2", "b/r2//u2+u1", "c/r1//u1+u2"), "a:Withdrawn b c"},
+		{"uplinks come by none", two, standing("a:Leaving:Draining", "b", "c"), hosts("a/r1/Draining", "b/r2", "c/r1"), "b c"},
+		{"those of another bootd", two, standing("a:Leaving:Draining", "b", "c"), hosts("a/r1/Draining/u1", "b/r2/unheard", "c/r1/unheard"), "a:Withdrawn b c"},
+		{"one of another bootd", two, standing("a:Leaving:Draining", "b", "c"), hosts("a/r1/unheard", "b/r2//u1", "c/r1//u1"), "b c"},
+		{"both replaced, and one carries", api.Reflectors{Count: 2, Machines: []string{"c", "d"}}, standing("a:Leaving", "b:Leaving", "c", "d"), hosts("a/r1//u1", "b/r2//u1", "c/r1//u1", "d/r2"), "a:Leaving b:Leaving c d"},
+		{"both replaced, and both carry", api.Reflectors{Count: 2, Machines: []string{"c", "d"}}, standing("a:Leaving", "b:Leaving", "c", "d"), hosts("a/r1//u1", "b/r2//u1", "c/r1//u1", "d/r2//u1"), "a:Withdrawn b:Withdrawn c d"},
+		{"withdrawn for long", two, standing("a:Withdrawn:Draining", "b", "c"), hosts("a/r1/slow", "b/r2", "c/r1"), "b c"},
+		{"withdrawn, and another dies", two, standing("a:Withdrawn:NotNeeded", "b", "c:Leaving:Silent"), hosts("a/r1", "b/r2", "c/r3/Silent"), "a:Joining b c:Leaving"},
+		{"withdrawn, and named again", api.Reflectors{Count: 2, Machines: []string{"a", "b"}}, standing("a:Withdrawn:NotNamed", "b", "c"), hosts("a/r1/slow", "b/r2//u1", "c/r3//u1"), "a:Joining b c:Leaving"},
 		{"chosen anew from named", two, standing("a"), hosts("a/r1", "b/r1/slow"), "a b:Starting"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -129,6 +147,50 @@ func TestChoose(t *testing.T) {
 				t.Errorf("chosen again: %s", written(again.reflectors))
 			}
 		})
+	}
+}
+
+// A replacement goes step by step: who is new serves when it carries what comes by
+// the uplinks, who is old leaves these first, and forwards until they have
+// followed.
+func TestChooseCarries(t *testing.T) {
+	spec := api.Reflectors{Count: 1, Machines: []string{"b"}}
+	was, now := standing("a"), start
+	for _, step := range []struct {
+		after time.Duration
+		old   string // a, and b
+		new   string
+		want  string
+	}{
+		{0, "a/r1//u1+u2", "b/r2/slow", "a:Leaving b:Starting"},
+		{time.Second, "a/r1//u1+u2", "b/r2/lonely", "a:Leaving b:Joining"},
+		{time.Second, "a/r1//u1+u2", "b/r2", "a:Leaving b:Joining"},
+		{time.Second, "a/r1/unheard", "b/r2/unheard", "a:Leaving b"}, // bootd was started anew
+		{time.Second, "a/r1/unheard", "b/r2//u1+u2", "a:Leaving b"},
+		{time.Second, "a/r1//u1+u2", "b/r2//u1", "a:Leaving b"},
+		{time.Second, "a/r1//u1+u2", "b/r2//u1+u2", "a:Withdrawn b"},
+		{following, "a/r1/slow", "b/r2//u1+u2", "a:Withdrawn b"}, // it has not heard of it yet
+		{time.Second, "a/r1", "b/r2//u1+u2", "b"},
+	} {
+		now = now.Add(step.after)
+		next := choose(spec, now, was, hosts(step.old, step.new))
+		if got := written(next.reflectors); got != step.want {
+			t.Fatalf("%s and %s: %s, want %s (%v)", step.old, step.new, got, step.want, next.news)
+		}
+		was = next.reflectors
+	}
+	// It does not wait for longer than hosts take.
+	was = standing("a:Withdrawn:NotNamed", "b")
+	was[0].Since = now
+	if got := written(choose(spec, now.Add(following-time.Second), was, hosts("a/r1", "b/r2//u1")).reflectors); got != "a:Withdrawn b" {
+		t.Errorf("uplinks have had no time to follow: %s", got)
+	}
+	if got := written(choose(spec, now.Add(joining), was, hosts("a/r1/slow", "b/r2//u1")).reflectors); got != "b" {
+		t.Errorf("a host that reports nothing: %s", got)
+	}
+	held := choose(spec, now, standing("a:Leaving:NotNamed", "b"), hosts("a/r1//u1", "b/r2")).held["a"]
+	if held != " once b has u1" {
+		t.Errorf("why a stays: %q", held)
 	}
 }
 
@@ -151,7 +213,7 @@ func TestChooseUnderChurn(t *testing.T) {
 				spec.Count = 1 + random.IntN(3)
 			}
 			next := choose(spec, now, was, all)
-			checkChoice(t, spec, was, next, all)
+			checkChoice(t, spec, now, was, next, all)
 			if t.Failed() {
 				t.Fatalf("seed %d, step %d: %s became %s; %v", seed, step, written(was), written(next.reflectors), next.news)
 			}
@@ -176,6 +238,8 @@ func disturb(random *rand.Rand, all []candidate) {
 	m := &all[random.IntN(len(all))]
 	fresh := hosts(m.name + "/" + m.rack)[0]
 	fresh.uid = m.uid
+	fresh.uplinks = []string{"u1", "u2"}[:random.IntN(3)]
+	fresh.unheard = random.IntN(10) == 0
 	switch random.IntN(8) {
 	case 0:
 		fresh.retire = "Silent"
@@ -191,7 +255,7 @@ func disturb(random *rand.Rand, all []candidate) {
 	*m = fresh
 }
 
-func checkChoice(t *testing.T, spec api.Reflectors, was []api.ReflectorStatus, next choice, all []candidate) {
+func checkChoice(t *testing.T, spec api.Reflectors, now time.Time, was []api.ReflectorStatus, next choice, all []candidate) {
 	t.Helper()
 	of := func(name string) candidate {
 		return all[slices.IndexFunc(all, func(m candidate) bool { return m.name == name })]
@@ -209,7 +273,7 @@ func checkChoice(t *testing.T, spec api.Reflectors, was []api.ReflectorStatus, n
 		if r.State == api.ReflectorServing {
 			serving++
 		}
-		if r.State != api.ReflectorLeaving {
+		if !r.State.Goes() {
 			staying++
 		}
 	}
@@ -218,16 +282,17 @@ func checkChoice(t *testing.T, spec api.Reflectors, was []api.ReflectorStatus, n
 	}
 	before := len(was)
 	for _, r := range was {
-		m, now := of(r.Machine), state[r.Machine]
+		m, then := of(r.Machine), state[r.Machine]
 		well := m.uid == r.UID && m.fault+m.retire == ""
-		if now.Machine == "" && m.uid == r.UID && r.State == api.ReflectorServing && serving < spec.Count {
+		if then.Machine == "" && m.uid == r.UID && r.State == api.ReflectorServing && serving < spec.Count {
 			t.Errorf("%s went before others served", r.Machine)
 		}
-		if r.State == api.ReflectorServing && well && now.State == api.ReflectorLeaving && before <= spec.Count && now.Reason != reasonSameRack {
-			t.Errorf("%s, which is well, is to leave: %s", r.Machine, now.Reason)
+		if r.State == api.ReflectorServing && well && then.State.Goes() && before <= spec.Count && then.Reason != reasonSameRack {
+			t.Errorf("%s, which is well, is to leave: %s", r.Machine, then.Reason)
 		}
 	}
-	if again := choose(spec, start, next.reflectors, all); len(again.news) > 0 && !slices.ContainsFunc(again.news, func(n news) bool { return n.reason == "ReflectorServing" }) {
+	serves := slices.ContainsFunc(next.news, func(n news) bool { return n.reason == "ReflectorServing" }) // and another may be moved for its rack
+	if again := choose(spec, now, next.reflectors, all); len(again.news) > 0 && !serves {
 		t.Errorf("chosen again: %s; %v", written(again.reflectors), again.news)
 	}
 }

@@ -86,9 +86,11 @@ func (c *Controller) ready(z *api.Zone, all []candidate, picked choice) verdict 
 		case api.ReflectorStarting:
 			waiting = append(waiting, r.Machine+" has not applied its part yet")
 		case api.ReflectorJoining:
-			waiting = append(waiting, r.Machine+" waits for the other hosts' sessions")
+			waiting = append(waiting, r.Machine+" waits for the other hosts' sessions, and for the uplinks'")
 		case api.ReflectorLeaving:
-			waiting = append(waiting, fmt.Sprintf("%s leaves (%s)", r.Machine, r.Reason))
+			waiting = append(waiting, fmt.Sprintf("%s leaves (%s)", r.Machine, r.Reason)+picked.held[r.Machine])
+		case api.ReflectorWithdrawn:
+			waiting = append(waiting, fmt.Sprintf("%s is withdrawn from the uplinks and forwards what they still send by it (%s)", r.Machine, r.Reason))
 		}
 	}
 	if len(waiting) > 0 {
@@ -102,7 +104,7 @@ func lack(z *api.Zone, all []candidate, picked choice) string {
 	const most = 5
 	var why []string
 	for _, m := range all {
-		reflects := slices.ContainsFunc(picked.reflectors, func(r api.ReflectorStatus) bool { return r.Machine == m.name && r.State != api.ReflectorLeaving })
+		reflects := slices.ContainsFunc(picked.reflectors, func(r api.ReflectorStatus) bool { return r.Machine == m.name && !r.State.Goes() })
 		if !reflects && len(why) <= most {
 			why = append(why, fmt.Sprintf("%s (%s)", m.name, firstOf(m.fault, m.retire, m.unfit, "it leaves")))
 		}

@@ -90,7 +90,9 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 	wrote := false
 	fresh, err := store.Mutate(ctx, c.Store, name, func(fresh *api.Zone) error {
 		wrote = false
-		if fresh.Metadata.UID != z.Metadata.UID {
+		// How hosts stand was looked up for the reflectors of the cache. The change
+		// that it has not heard of yet makes the Zone due again.
+		if fresh.Metadata.UID != z.Metadata.UID || !sameReflectors(fresh.Status.Reflectors, z.Status.Reflectors) {
 			return store.ErrUnchanged
 		}
 		picked = choose(fresh.Spec.Reflectors, now, fresh.Status.Reflectors, all)
@@ -142,7 +144,8 @@ func (c *Controller) candidates(ctx context.Context, z *api.Zone, members []host
 		if at < 0 || m.Fault != "" {
 			continue
 		}
-		if s := z.Status.Reflectors[at].State; s == api.ReflectorStarting || s == api.ReflectorJoining {
+		all[i].uplinks, all[i].unheard = c.carried(m.Machine)
+		if s := z.Status.Reflectors[at].State; s != api.ReflectorServing && s != api.ReflectorLeaving {
 			all[i].applied = c.applied(ctx, m.Machine)
 			all[i].connected = all[i].applied && c.connected(m.Machine.Metadata.Name, members)
 		}
@@ -192,6 +195,29 @@ func (c *Controller) applied(ctx context.Context, m *api.Machine) bool {
 	}
 	p := m.Status.Host.Parts[api.PartBGP]
 	return p.State == api.PartApplied && p.Digest == api.PartDigest(raw)
+}
+
+// carried are the sessions that a host reports with uplinks, and the ways in which
+// routes pass by them. A host is unheard that holds its stream and has not
+// reported any session yet, as all are to a bootd that has just started.
+func (c *Controller) carried(m *api.Machine) (uplinks []string, unheard bool) {
+	status := c.Sessions(m.Metadata.Name)
+	if status == nil {
+		return nil, m.Status.Conditions.Is(api.CondConnected)
+	}
+	for _, s := range status.Sessions {
+		if s.Role != api.BGPUplink || s.State != api.BGPEstablished {
+			continue
+		}
+		uplinks = append(uplinks, "a session with uplink "+s.Peer)
+		if s.Accepted > 0 {
+			uplinks = append(uplinks, "routes of uplink "+s.Peer)
+		}
+		if s.Advertised > 0 {
+			uplinks = append(uplinks, "routes told to uplink "+s.Peer)
+		}
+	}
+	return uplinks, false
 }
 
 // connected reports whether every host that could be is a peer of a reflector,

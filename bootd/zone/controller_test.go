@@ -78,6 +78,12 @@ func (b *bench) host(rack, unit int, change ...func(*api.Machine)) string {
 // apply has a host report what it should be, and its sessions with all others.
 func (b *bench) apply(name string) {
 	b.t.Helper()
+	b.applyAndTell(name, 1)
+}
+
+// applyAndTell is apply of a host that tells each uplink so many routes.
+func (b *bench) applyAndTell(name string, routes int) {
+	b.t.Helper()
 	m := b.Machine(name)
 	part, err := b.compiler.BGPPart(b.t.Context(), m)
 	if err != nil {
@@ -89,7 +95,11 @@ func (b *bench) apply(name string) {
 	}
 	status := &api.BGPStatus{Role: part.Role}
 	for _, n := range part.Neighbors {
-		status.Sessions = append(status.Sessions, api.BGPSession{Peer: n.Name, Role: n.Role, State: api.BGPEstablished})
+		session := api.BGPSession{Peer: n.Name, Role: n.Role, State: api.BGPEstablished}
+		if n.Role == api.BGPUplink {
+			session.Accepted, session.Advertised = 1, routes
+		}
+		status.Sessions = append(status.Sessions, session)
 	}
 	b.mu.Lock()
 	b.sessions[name] = status
@@ -224,6 +234,39 @@ func TestReplacement(t *testing.T) {
 			t.Errorf("%d events %s, want %d: %+v", got, reason, n, b.Events())
 		}
 	}
+}
+
+// A reflector leaves its uplinks when another carries what comes by them, as both
+// report, and says meanwhile what it waits for.
+func TestReplacementCarries(t *testing.T) {
+	b := newBench(t)
+	b.edit(func(z *api.Zone) {
+		z.Spec.Reflectors.Machines = []string{"r1u01"}
+		z.Spec.Uplinks = []api.Uplink{{Address: netip.MustParseAddr("198.18.8.1"), ASN: 64600}}
+	})
+	b.host(1, 1)
+	b.host(2, 1)
+	b.settled("r1u01:Starting")
+	b.apply("r1u01")
+	b.settled("r1u01:Joining")
+	b.apply("r1u01")
+	b.settled("r1u01")
+	b.edit(func(z *api.Zone) { z.Spec.Reflectors.Machines = []string{"r2u01"} })
+	b.settled("r1u01:Leaving r2u01:Starting")
+	b.apply("r2u01")
+	b.settled("r1u01:Leaving r2u01:Joining")
+	b.applyAndTell("r2u01", 0)
+	// It has had its time, and the uplink sends it nothing.
+	b.edit(func(z *api.Zone) { z.Status.Reflectors[1].Since = time.Now().Add(-2 * joining) })
+	b.settled("r1u01:Leaving r2u01")
+	for want := "r1u01 leaves (NotNamed) once r2u01 has routes told to uplink 198.18.8.1"; !strings.Contains(b.condition(Ready, "Changing"), want); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	b.apply("r2u01")
+	b.settled("r1u01:Withdrawn r2u01")
+	b.edit(func(z *api.Zone) { z.Status.Reflectors[0].Since = time.Now().Add(-following) })
+	b.apply("r1u01")
+	b.settled("r2u01")
 }
 
 // TestNothingChangesWithoutNeed: restarts of hosts' streams, newcomers and a

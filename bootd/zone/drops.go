@@ -95,12 +95,13 @@ func atRest(z *api.Zone, members []hostspec.Member) []api.ReflectorStatus {
 		all[i].applied, all[i].connected = true, true
 	}
 	list := z.Status.Reflectors
-	for range 2 * (len(list) + z.Spec.Reflectors.Count + 1) { // each round one step for each, and it comes to rest
+	for range 3 * (len(list) + z.Spec.Reflectors.Count + 1) { // each round one step for each, and it comes to rest
 		next := choose(z.Spec.Reflectors, now, list, all)
-		if len(next.news) == 0 {
-			return next.reflectors
+		if sameReflectors(next.reflectors, list) {
+			return list
 		}
 		list = next.reflectors
+		now = now.Add(time.Minute) // time is not what it waits for
 	}
 	return list
 }
