@@ -414,9 +414,7 @@ func (r *Rack) takeDown(ctx context.Context) error {
 	if r.spawner != nil {
 		r.spawner.close()
 	}
-	for _, n := range r.record.Namespaces {
-		errs = append(errs, n.remove(r.record.BootID))
-	}
+	errs = append(errs, r.record.removeNamespaces())
 	errs = append(errs, removeSockets(r.config.Dir))
 	if err := errors.Join(errs...); err != nil {
 		// rack.json stays, so that Clean can try again.

@@ -59,7 +59,7 @@ type machineData struct {
 
 // writeManifests renders the manifests into Dir/manifests. They hold the BMC password: 0600.
 func (r *Rack) writeManifests() error {
-	data := manifestData{Domain: r.config.Name + ".lab.example", DiskSerial: DiskSerial, Username: BMCUser, Password: r.password,
+	data := manifestData{Domain: r.config.Name + ".example", DiskSerial: DiskSerial, Username: BMCUser, Password: r.password,
 		Image: imageData{Name: ImageName}}
 	for _, m := range r.machines {
 		data.Machines = append(data.Machines, machineData{m.config, m.bmc.Fingerprint()})

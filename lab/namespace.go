@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/namespace"
 )
 
 const namespaceDir = "/run/netns"
@@ -29,13 +31,13 @@ func createNamespace(r *record, name string) error {
 	if err := r.setNamespace(name, 0); err != nil {
 		return fmt.Errorf("record namespace %s: %w", name, err)
 	}
-	// netns, not `ip netns add`: that would leave a mount over /run/netns behind.
-	err := onLockedThread(func() error {
-		handle, err := netns.NewNamed(name)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = handle.Close() }()
+	if err := r.shareMounts(); err != nil {
+		return err
+	}
+	if err := namespace.Pin(path); err != nil {
+		return fmt.Errorf("create network namespace %s: %w", name, err)
+	}
+	err := inNamespace(name, func() error {
 		return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // no such file: a kernel without IPv6
@@ -49,6 +51,34 @@ func createNamespace(r *record, name string) error {
 		return fmt.Errorf("record namespace %s: %w", name, err)
 	}
 	return nil
+}
+
+// shareMounts prepares the directory, and records whether its mount is to go again.
+func (r *record) shareMounts() error {
+	made, err := namespace.ShareMounts(namespaceDir)
+	if err != nil {
+		return fmt.Errorf("prepare %s for network namespaces: %w", namespaceDir, err)
+	}
+	if !made {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.MountsDir = true
+	return r.write()
+}
+
+// removeNamespaces removes what is recorded, and the mount of their directory
+// with them where the rack made it and nobody else has taken it into use.
+func (f rackFile) removeNamespaces() error {
+	var errs []error
+	for _, n := range f.Namespaces {
+		errs = append(errs, n.remove(f.BootID))
+	}
+	if f.MountsDir && errors.Join(errs...) == nil {
+		errs = append(errs, namespace.UnshareMounts(namespaceDir))
+	}
+	return errors.Join(errs...)
 }
 
 func namespaceInode(name string) (uint64, error) {
@@ -72,12 +102,20 @@ func (n namespaceRecord) remove(recordedBoot string) error {
 	if id, err := bootID(); err != nil || id != recordedBoot {
 		return err // another boot: whatever has that name now is not ours
 	}
-	if n.Inode != 0 && n.Inode != inode {
-		return nil
+	path := filepath.Join(namespaceDir, n.Name)
+	pins, err := namespace.Pins(path)
+	if err != nil {
+		return err
+	}
+	if pins && n.Inode != 0 && n.Inode != inode {
+		return nil // somebody else's, of the same name
+	}
+	if !pins { // only the name is left
+		return namespace.Unpin(path)
 	}
 	err = inNamespace(n.Name, removeLinks)
-	if err := netns.DeleteNamed(n.Name); err != nil {
-		return fmt.Errorf("delete network namespace %s: %w", n.Name, err)
+	if err := namespace.Unpin(path); err != nil {
+		return err
 	}
 	if err != nil && n.Inode != 0 {
 		return fmt.Errorf("empty network namespace %s: %w", n.Name, err)

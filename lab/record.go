@@ -29,6 +29,7 @@ type rackFile struct {
 	BootID     string            `json:"bootID"`
 	Owner      processRecord     `json:"owner"`
 	Namespaces []namespaceRecord `json:"namespaces"`
+	MountsDir  bool              `json:"mountsDir,omitzero"` // it has made /run/netns a mount point
 	Processes  []processRecord   `json:"processes"`
 }
 
@@ -210,9 +211,7 @@ func Clean(dir string) error {
 	for _, p := range file.Processes {
 		errs = append(errs, p.kill(file.BootID))
 	}
-	for _, n := range file.Namespaces {
-		errs = append(errs, n.remove(file.BootID))
-	}
+	errs = append(errs, file.removeNamespaces())
 	errs = append(errs, removeSockets(dir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean %s: %w", dir, err)

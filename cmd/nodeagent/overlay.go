@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent/overlay"
 	"github.com/rackweft/rackweft/systemd"
 )
@@ -47,9 +48,9 @@ func namespaceCommand() *cobra.Command {
 	netns := &cobra.Command{Use: "netns", Short: "Pin or unpin a network namespace", Hidden: true}
 	netns.AddCommand(
 		&cobra.Command{Use: "pin PATH", Short: "Make a network namespace and pin it", Args: cobra.ExactArgs(1),
-			RunE: func(_ *cobra.Command, args []string) error { return overlay.PinNamespace(args[0]) }},
+			RunE: func(_ *cobra.Command, args []string) error { return namespace.Pin(args[0]) }},
 		&cobra.Command{Use: "unpin PATH", Short: "Take a pinned network namespace away", Args: cobra.ExactArgs(1),
-			RunE: func(_ *cobra.Command, args []string) error { return overlay.UnpinNamespace(args[0]) }},
+			RunE: func(_ *cobra.Command, args []string) error { return namespace.Unpin(args[0]) }},
 	)
 	return netns
 }

@@ -13,7 +13,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
-	"github.com/rackweft/rackweft/nodeagent/overlay"
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -40,18 +40,18 @@ func TestSpeakerInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	namespace := filepath.Join(dir, "netns", "red")
-	if err := overlay.PinNamespace(namespace); err != nil {
+	path := filepath.Join(dir, "netns", "red")
+	if err := namespace.Pin(path); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = overlay.UnpinNamespace(namespace)
-		_ = exec.Command("umount", filepath.Dir(namespace)).Run()
+		_ = namespace.Unpin(path)
+		_ = exec.Command("umount", filepath.Dir(path)).Run()
 	})
 	address := func() {
 		t.Helper()
 		for _, line := range []string{"link set lo up", "addr add 10.5.1.1/24 dev lo"} {
-			if out, err := exec.Command("sh", "-c", fmt.Sprintf("nsenter --net=%s ip %s", namespace, line)).CombinedOutput(); err != nil {
+			if out, err := exec.Command("sh", "-c", fmt.Sprintf("nsenter --net=%s ip %s", path, line)).CombinedOutput(); err != nil {
 				t.Fatalf("%s: %v\n%s", line, err, out)
 			}
 		}
@@ -74,7 +74,7 @@ func TestSpeakerInside(t *testing.T) {
 		if runs, err := inside.Give("uid", part); err != nil || runs != (pid != 0) {
 			t.Fatalf("the part is given: %v, runs: %v", err, runs)
 		}
-		if err := inside.Run(t.Context(), "uid", "red", namespace); err != nil {
+		if err := inside.Run(t.Context(), "uid", "red", path); err != nil {
 			t.Fatal(err)
 		}
 		if got := status().PID; pid != 0 && got != pid || got == 0 {
@@ -88,7 +88,7 @@ func TestSpeakerInside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, err := os.Stat(namespace)
+		want, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,11 +102,11 @@ func TestSpeakerInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The namespace is lost, and made anew.
-	if err := errors.Join(overlay.UnpinNamespace(namespace), overlay.PinNamespace(namespace)); err != nil {
+	if err := errors.Join(namespace.Unpin(path), namespace.Pin(path)); err != nil {
 		t.Fatal(err)
 	}
 	address()
-	if err := inside.Run(t.Context(), "uid", "red", namespace); err != nil {
+	if err := inside.Run(t.Context(), "uid", "red", path); err != nil {
 		t.Fatal(err)
 	}
 	isThere()

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/overlay"
 )
@@ -190,13 +191,13 @@ func (h *host) overlay(address string, eth0 netlink.Link, config func(http.Respo
 	h.t.Helper()
 	dir := filepath.Join(h.dir, "netns")
 	underlay := filepath.Join(dir, "underlay")
-	h.try(overlay.PinNamespace(underlay))
+	h.try(namespace.Pin(underlay))
 	h.t.Cleanup(func() {
 		h.stop()
 		h.sweep()
 		pinned, _ := os.ReadDir(dir)
 		for _, f := range pinned {
-			_ = overlay.UnpinNamespace(filepath.Join(dir, f.Name()))
+			_ = namespace.Unpin(filepath.Join(dir, f.Name()))
 		}
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 	})

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
-	"github.com/rackweft/rackweft/nodeagent/overlay"
 )
 
 // fabric is a switch: a bridge in a namespace that goes with the test.
@@ -35,11 +35,11 @@ func newFabric(t *testing.T) fabric {
 	}
 	path := filepath.Join(dir, "switch")
 	t.Cleanup(func() {
-		_ = overlay.UnpinNamespace(path)
+		_ = namespace.Unpin(path)
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 		_ = os.RemoveAll(dir)
 	})
-	if err := overlay.PinNamespace(path); err != nil {
+	if err := namespace.Pin(path); err != nil {
 		t.Fatal(err)
 	}
 	ns, err := netns.GetFromPath(path)

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -286,7 +287,7 @@ func networksByHand(b *testing.B, f *fabric, parts []nodeagent.Part) float64 {
 	}
 	took := time.Since(start).Seconds()
 	for i := range parts {
-		must(b, UnpinNamespace(filepath.Join(dir, strconv.Itoa(i))))
+		must(b, namespace.Unpin(filepath.Join(dir, strconv.Itoa(i))))
 	}
 	_ = unix.Unmount(dir, unix.MNT_DETACH)
 	return took
@@ -295,7 +296,7 @@ func networksByHand(b *testing.B, f *fabric, parts []nodeagent.Part) float64 {
 // byHand makes one Network with ip(8) and bridge(8) alone.
 func (f *fabric) byHand(h *testHost, path string, n api.NetworkPart) {
 	f.t.Helper()
-	must(f.t, PinNamespace(path))
+	must(f.t, namespace.Pin(path))
 	ns, err := openNamespace(path)
 	must(f.t, err)
 	defer func() { _ = ns.Close() }()
@@ -376,7 +377,7 @@ func (f *fabric) handmade() span {
 		value := *f.part(n, i+3).Value.(*api.NetworkPart)
 		path := filepath.Join(f.dir, fmt.Sprint("hand", i))
 		f.byHand(h, path, value)
-		f.t.Cleanup(func() { _ = UnpinNamespace(path) })
+		f.t.Cleanup(func() { _ = namespace.Unpin(path) })
 		p, err := openPlace(path)
 		must(f.t, err)
 		f.t.Cleanup(p.close)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -52,67 +51,6 @@ func within(ns netns.NsHandle, f func() error) error {
 		done <- err
 	}()
 	return <-done
-}
-
-// PinNamespace makes a network namespace and holds it at path by a bind mount,
-// as ip-netns(8) does. The mount is the caller's mount namespace's: from
-// within a sandbox it must be made outside (see Options.Pin).
-func PinNamespace(path string) error {
-	dir := filepath.Dir(path)
-	if err := shareMounts(dir); err != nil {
-		return fmt.Errorf("prepare %s for network namespaces: %w", dir, err)
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o444)
-	if err != nil {
-		return fmt.Errorf("pin a network namespace: %w", err)
-	}
-	_ = f.Close()
-	if err := mountNewNamespace(path); err != nil {
-		return errors.Join(fmt.Errorf("pin a network namespace at %s: %w", path, err), os.Remove(path))
-	}
-	return nil
-}
-
-func mountNewNamespace(path string) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends in the new namespace
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("unshare: %w", err)
-			return
-		}
-		done <- unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, "")
-	}()
-	return <-done
-}
-
-// shareMounts makes dir a mount point that shares what is mounted in it with
-// other mount namespaces, as ip-netns(8) does.
-func shareMounts(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	err := unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
-	if !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	// It is no mount point yet.
-	if err := unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return err
-	}
-	return unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
-}
-
-// UnpinNamespace takes away what PinNamespace made. The namespace goes with
-// its last process or open file.
-func UnpinNamespace(path string) error {
-	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unpin the network namespace %s: %w", path, err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("unpin the network namespace %s: %w", path, err)
-	}
-	return nil
 }
 
 // EnterNamespace has the whole process in the network namespace that is pinned

@@ -37,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
@@ -63,7 +64,7 @@ type Options struct {
 	// ResolvConf names the host's resolvers; /etc/resolv.conf by default.
 	ResolvConf string
 	// Pin makes a network namespace and pins it at a path, Unpin takes it away.
-	// They default to PinNamespace and UnpinNamespace; an agent in a private
+	// They default to those of internal/namespace; an agent in a private
 	// mount namespace needs ones that work outside of it.
 	Pin, Unpin func(ctx context.Context, path string) error
 	// ProbeFile keeps what was found out of this kernel, for the next agent of
@@ -135,10 +136,10 @@ func New(o Options) *Overlay {
 	}
 	v.serving = newServing(v.dialHost, o.ResolvConf)
 	if v.pin == nil {
-		v.pin = func(_ context.Context, path string) error { return PinNamespace(path) }
+		v.pin = func(_ context.Context, path string) error { return namespace.Pin(path) }
 	}
 	if v.unpin == nil {
-		v.unpin = func(_ context.Context, path string) error { return UnpinNamespace(path) }
+		v.unpin = func(_ context.Context, path string) error { return namespace.Unpin(path) }
 	}
 	return v
 }

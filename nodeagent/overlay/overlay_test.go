@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -231,7 +232,7 @@ func TestDriftIsMended(t *testing.T) {
 			if err := p.LinkDel(l); err != nil {
 				return err
 			}
-			return UnpinNamespace(h.tenantPath(red()))
+			return namespace.Unpin(h.tenantPath(red()))
 		})},
 		{"namespace's mount lost", onLink(vxlan, func(p place, l netlink.Link) error {
 			if err := p.LinkDel(l); err != nil {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -54,7 +55,8 @@ func newFabric(t testing.TB, hosts int, v6 bool) *fabric {
 	f := &fabric{t: t, dir: t.TempDir()}
 	// The directory's own mount goes last.
 	t.Cleanup(func() { _ = unix.Unmount(f.dir, unix.MNT_DETACH) })
-	must(t, shareMounts(f.dir))
+	_, err := namespace.ShareMounts(f.dir)
+	must(t, err)
 	f.bridge = f.namespace("fabric")
 	must(t, f.bridge.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
 	f.up(f.bridge, "br0")
@@ -68,8 +70,8 @@ func newFabric(t testing.TB, hosts int, v6 bool) *fabric {
 func (f *fabric) namespace(name string) place {
 	f.t.Helper()
 	path := filepath.Join(f.dir, name)
-	must(f.t, PinNamespace(path))
-	f.t.Cleanup(func() { _ = UnpinNamespace(path) })
+	must(f.t, namespace.Pin(path))
+	f.t.Cleanup(func() { _ = namespace.Unpin(path) })
 	p, err := openPlace(path)
 	must(f.t, err)
 	f.t.Cleanup(p.close)
@@ -127,7 +129,7 @@ func (h *testHost) address(name string, p netip.Prefix) {
 func (h *testHost) cleanup() {
 	names, _ := namespaces(h.dir)
 	for _, name := range names {
-		_ = UnpinNamespace(filepath.Join(h.dir, name))
+		_ = namespace.Unpin(filepath.Join(h.dir, name))
 	}
 	_ = unix.Unmount(h.dir, unix.MNT_DETACH)
 }

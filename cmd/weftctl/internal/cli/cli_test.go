@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -80,8 +81,18 @@ func TestWhereBootdIs(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	env = map[string]string{}
-	if c := get(); c.Server != defaultServer {
+	if c := get(); c.Server != localServer(defaultServer, labServer) {
 		t.Errorf("%+v", c)
+	}
+	// A lab is found where no bootd of the machine's own is.
+	own, rack := "unix://"+filepath.Join(home, "own.sock"), "unix://"+filepath.Join(home, "rack.sock")
+	for _, c := range []struct{ make, want string }{{"", own}, {"rack.sock", rack}, {"own.sock", own}} {
+		if c.make != "" {
+			write(t, home, c.make, "")
+		}
+		if got := localServer(own, rack); got != c.want {
+			t.Errorf("with %q: %s, want %s", c.make, got, c.want)
+		}
 	}
 }
 
@@ -220,6 +231,51 @@ func TestLabOptionsAreHandedOn(t *testing.T) {
 	}
 	if got != given {
 		t.Errorf("%+v, want %+v", got, given)
+	}
+}
+
+// TestNextSteps: the commands are short, and reach the rack as they stand.
+func TestNextSteps(t *testing.T) {
+	report := lab.Report{Machines: []lab.MachineReport{{Name: "r1u01"}, {Name: "r1u03"}}, BootdSocket: "/d/bootd/run/bootd.sock"}
+	steps := func(env map[string]string) string {
+		t.Helper()
+		var out bytes.Buffer
+		p := Process{Env: func(k string) string { return env[k] }, Out: &out}
+		a := &app{Process: p, out: terminal.New(&out, p.Env)}
+		if err := a.nextSteps(report, "/d"); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	const export = "\n  export RACKWEFT_SERVER=unix:///d/bootd/run/bootd.sock\n"
+	got := steps(nil)
+	if !strings.Contains(got, export) || !strings.Contains(got, " explain machine r1u01\n") || !strings.Contains(got, " lab down --dir /d\n") || strings.Contains(got, "--server") {
+		t.Errorf("another directory:\n%s", got)
+	}
+	if got := steps(map[string]string{"RACKWEFT_SERVER": "unix:///d/bootd/run/bootd.sock"}); strings.Contains(got, "export") {
+		t.Errorf("where weftctl asks the rack already:\n%s", got)
+	}
+}
+
+func TestOwnName(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", t.TempDir())
+	for dir, want := range map[string]string{
+		filepath.Dir(self):               "./" + filepath.Base(self),
+		filepath.Dir(filepath.Dir(self)): filepath.Join(filepath.Base(filepath.Dir(self)), filepath.Base(self)),
+		t.TempDir():                      self,
+	} {
+		t.Chdir(dir)
+		if got := ownName(); got != want {
+			t.Errorf("in %s: %s, want %s", dir, got, want)
+		}
+	}
+	t.Setenv("PATH", filepath.Dir(self))
+	if got := ownName(); got != filepath.Base(self) {
+		t.Errorf("on the path: %s", got)
 	}
 }
 

@@ -20,7 +20,10 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-const defaultServer = "unix:///run/rackweft/bootd.sock"
+const (
+	defaultServer = "unix:///run/rackweft/bootd.sock"
+	labServer     = "unix://" + defaultLabDir + "/bootd/run/bootd.sock"
+)
 
 // connection says where bootd is and who asks: flags first, then the environment, then the configuration
 // file, then the defaults.
@@ -35,7 +38,7 @@ type connection struct {
 
 func (c *connection) flags(root *cobra.Command, env func(string) string) {
 	f := root.PersistentFlags()
-	f.StringVar(&c.Server, "server", "", "unix:///path or https://host:8443 (RACKWEFT_SERVER; default "+defaultServer+")")
+	f.StringVar(&c.Server, "server", "", "unix:///path or https://host:8443 (RACKWEFT_SERVER; default "+defaultServer+", else that of the lab)")
 	f.StringVar(&c.CA, "ca", "", "the site's CA certificate (PEM)")
 	f.StringVar(&c.Cert, "cert", "", "client certificate (PEM)")
 	f.StringVar(&c.Key, "key", "", "key of the client certificate (PEM)")
@@ -79,7 +82,7 @@ func (c connection) resolve(env func(string) string) (connection, error) {
 		}
 	}
 	first(&c.Token, file.Token)
-	first(&c.Server, env("RACKWEFT_SERVER"), file.Server, defaultServer)
+	first(&c.Server, env("RACKWEFT_SERVER"), file.Server, localServer(defaultServer, labServer))
 	first(&c.CA, file.CA)
 	if c.Cert == "" && c.Key == "" { // a pair: halves of two places do not fit
 		c.Cert, c.Key = file.Cert, file.Key
@@ -88,6 +91,16 @@ func (c connection) resolve(env func(string) string) (connection, error) {
 		return c, usagef("--cert and --key go together: one of them is missing")
 	}
 	return c, nil
+}
+
+// localServer is the first whose socket is there, or just the first.
+func localServer(servers ...string) string {
+	for _, s := range servers {
+		if _, err := os.Stat(strings.TrimPrefix(s, "unix://")); err == nil {
+			return s
+		}
+	}
+	return servers[0]
 }
 
 func readConnection(path string) (connection, error) {

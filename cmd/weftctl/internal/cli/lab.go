@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -250,22 +251,52 @@ func (a *app) nextSteps(r lab.Report, dir string) error {
 		return nil
 	}
 	first, last := r.Machines[0].Name, r.Machines[len(r.Machines)-1].Name
-	self, err := os.Executable()
-	if err != nil {
-		self = "weftctl"
-	}
-	weftctl := self + " --server unix://" + r.BootdSocket
-	down := self + " lab down"
+	weftctl := ownName()
+	down := weftctl + " lab down"
 	if dir != defaultLabDir {
 		down += " --dir " + dir
 	}
-	steps := []string{
-		a.bold("Three things to try next:"),
+	steps := []string{a.bold("Three things to try next:")}
+	server := "unix://" + r.BootdSocket
+	if c, err := a.connection.resolve(a.Env); err != nil || c.Server != server {
+		steps = append(steps, "  export RACKWEFT_SERVER="+server)
+	}
+	steps = append(steps,
 		fmt.Sprintf("  %s explain machine %s", weftctl, first),
 		fmt.Sprintf("  %s machine reprovision %s && %s get machines --watch", weftctl, last, weftctl),
 		fmt.Sprintf("  %s console %s", weftctl, first),
 		"",
-		"and when done: " + down,
-	}
+		"and when done: "+down,
+	)
 	return a.printf("%s\n", strings.Join(steps, "\n"))
+}
+
+// ownName is the shortest by which a shell here finds this very program.
+func ownName() string {
+	self, err := os.Executable()
+	if err != nil {
+		return "weftctl"
+	}
+	base := filepath.Base(self)
+	if found, err := exec.LookPath(base); err == nil && sameFile(found, self) {
+		return base
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		return self
+	}
+	below, err := filepath.Rel(here, self)
+	if err != nil || strings.HasPrefix(below, "..") {
+		return self
+	}
+	if !strings.Contains(below, "/") {
+		below = "./" + below
+	}
+	return below
+}
+
+func sameFile(a, b string) bool {
+	x, xErr := os.Stat(a)
+	y, yErr := os.Stat(b)
+	return xErr == nil && yErr == nil && os.SameFile(x, y)
 }
