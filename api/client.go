@@ -32,6 +32,21 @@ type ClientConfig struct {
 	Token             string
 }
 
+// OutcomeHeader of the answer to a PUT or POST of an object says what the write
+// did, or would do.
+const OutcomeHeader = "Rackweft-Outcome"
+
+// What a write did.
+const (
+	OutcomeCreated    = "created"
+	OutcomeConfigured = "configured"
+	OutcomeUnchanged  = "unchanged"
+)
+
+// idleConns is how many connections a unix socket keeps for the next calls. Over
+// TLS one connection carries them all.
+const idleConns = 64
+
 // Client talks to bootd. It is safe for concurrent use.
 type Client struct {
 	base  string
@@ -44,7 +59,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 	if path, ok := strings.CutPrefix(c.Server, "unix://"); ok {
 		var d net.Dialer
 		dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
-		return &Client{base: "http://bootd", http: &http.Client{Transport: &http.Transport{DialContext: dial}}}, nil
+		return &Client{base: "http://bootd", http: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: idleConns, IdleConnTimeout: 90 * time.Second}}}, nil
 	}
 	if !strings.HasPrefix(c.Server, "https://") {
 		return nil, fmt.Errorf("server %q: write unix:///path or https://host:8443", c.Server)

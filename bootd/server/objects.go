@@ -245,6 +245,7 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		for _, d := range drops {
 			c.w.Header().Add("Warning", warning(d))
 		}
+		c.w.Header().Set(api.OutcomeHeader, foreseen(current, next))
 		redact(next)
 		return c.json(http.StatusOK, next)
 	}
@@ -283,11 +284,33 @@ func (s *Server) store(c *call, w *write, body, next, current api.Object, takeov
 		next = o
 	}
 	w.wrote(next.Meta().ResourceVersion)
+	done := api.OutcomeUnchanged
 	if current == nil || current.Meta().ResourceVersion != next.Meta().ResourceVersion {
 		c.changed, c.diff = true, difference(current, next)
+		done = outcome(current, c.diff)
 	}
+	c.w.Header().Set(api.OutcomeHeader, done)
 	redact(next)
 	return c.json(status, s.fill(next))
+}
+
+func outcome(current api.Object, diff []api.Change) string {
+	switch {
+	case current == nil:
+		return api.OutcomeCreated
+	case len(diff) == 0: // its status moved meanwhile
+		return api.OutcomeUnchanged
+	}
+	return api.OutcomeConfigured
+}
+
+// foreseen is the outcome of a write that is not made. Values of a Secret are
+// compared when they are sealed, so those are taken for new ones.
+func foreseen(current, next api.Object) string {
+	if secret, ok := next.(*api.Secret); ok && current != nil && len(secret.Spec.Data) > 0 {
+		return api.OutcomeConfigured
+	}
+	return outcome(current, difference(current, next))
 }
 
 func (s *Server) delete(c *call, k api.Kind) error {

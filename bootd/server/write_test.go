@@ -109,6 +109,39 @@ func TestWhatIsGivenUpIsFree(t *testing.T) {
 	}
 }
 
+// TestOutcome looks at what an answer says that the write did.
+func TestOutcome(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	m := newMachine("r1", "52:54:00:00:00:01")
+	off := newMachine("r1", "52:54:00:00:00:01")
+	off.Spec.State = api.StateOff
+	secret := func(password string) api.Object {
+		s := &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"password": password}}}
+		s.Metadata.Name = "bmc"
+		return s
+	}
+	for i, x := range []struct {
+		object api.Object
+		dry    bool
+		want   string
+	}{
+		{m, true, "created"}, {m, false, "created"}, {m, true, "unchanged"}, {m, false, "unchanged"},
+		{off, true, "configured"}, {off, false, "configured"},
+		{secret("a"), true, "created"}, {secret("a"), false, "created"}, {secret("a"), false, "unchanged"},
+		{secret("a"), true, "configured"}, // nobody can say before it is sealed
+		{secret("b"), false, "configured"},
+	} {
+		path := fmt.Sprintf("/v1/%s/%s?dryRun=%t", api.KindOf(x.object).Plural, x.object.Meta().Name, x.dry)
+		resp, err := c.Do(t.Context(), http.MethodPut, path, x.object)
+		must(t, err)
+		must(t, resp.Body.Close())
+		if got := resp.Header.Get(api.OutcomeHeader); got != x.want {
+			t.Errorf("%d: PUT %s: %q, want %q", i, path, got, x.want)
+		}
+	}
+}
+
 // TestDeletedUnderItsReferrer deletes a Profile while Machines come that name it:
 // there is a Machine that does, or it is gone.
 func TestDeletedUnderItsReferrer(t *testing.T) {

@@ -1,13 +1,9 @@
 package cli
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,7 +31,8 @@ func (a *app) applyCommand() *cobra.Command {
 		Use:   "apply -f FILE|DIRECTORY|-",
 		Short: "Create objects, or change them to what files say",
 		Long: `apply reads objects from YAML or JSON files (several documents to a file are fine), checks all of them,
-and sends them in an order in which each finds what it names. What stands already is left alone.
+and sends them in an order in which each finds what it names. What stands already is left alone. Objects of
+one kind are sent side by side; one that is refused keeps none of the others back.
 
 Files that an Image names by a local path (relative to the YAML file) are uploaded.`,
 		Example: `  weftctl apply -f site.yaml -f machines/
@@ -67,23 +64,7 @@ func (a *app) apply(ctx context.Context, client *api.Client, files []string, dry
 	if err := missingBlobs(ctx, client, inputs); err != nil {
 		return err
 	}
-	failed := 0
-	for _, in := range inputs {
-		err := a.applyOne(ctx, client, in, dryRun, inputs)
-		var problem *api.Problem
-		if errors.As(err, &problem) {
-			failed++
-			a.refused(in, err, problem)
-			continue // the others may well be taken
-		}
-		if err != nil {
-			return fmt.Errorf("apply %s: %w", in.title(), err)
-		}
-	}
-	if failed > 0 {
-		return fmt.Errorf("bootd took %d of %s", len(inputs)-failed, count(len(inputs), "object"))
-	}
-	return nil
+	return a.sendAll(ctx, client, inputs, dryRun)
 }
 
 // refused tells why bootd did not take an object, at the fields at fault.
@@ -169,115 +150,6 @@ func duplicates(inputs []input) manifest.Faults {
 		seen[in.title()] = in
 	}
 	return faults
-}
-
-// applyOne makes one object stand. beside are those that are applied with it.
-func (a *app) applyOne(ctx context.Context, client *api.Client, in input, dryRun bool, beside []input) error {
-	if !dryRun {
-		if err := a.upload(ctx, client, in.uploads); err != nil {
-			return err
-		}
-	}
-	before, err := client.Get(ctx, in.kind, in.object.Meta().Name)
-	if err != nil && !api.IsStatus(err, http.StatusNotFound) {
-		return err
-	}
-	after, warnings, err := put(ctx, client, in.object, dryRun)
-	if err != nil {
-		return err
-	}
-	for _, w := range warnings {
-		if dryRun && comesToo(w, beside) {
-			continue
-		}
-		a.warn("%s", warningAt(in.document, in.title(), w))
-	}
-	verb := outcome(before, after, dryRun)
-	if dryRun {
-		verb += " (dry run)"
-	}
-	return a.printf("%s %s\n", in.title(), verb)
-}
-
-// comesToo reports whether bootd misses, in a dry run, what is applied together with it.
-func comesToo(warning string, beside []input) bool {
-	return slices.ContainsFunc(beside, func(in input) bool {
-		return strings.Contains(warning, fmt.Sprintf(": %s %q does not exist", in.kind.Name, in.object.Meta().Name))
-	})
-}
-
-// outcome says what a write did.
-func outcome(before, after api.Object, dryRun bool) string {
-	if before == nil || before.Meta().UID != after.Meta().UID && !dryRun {
-		return "created"
-	}
-	if _, secret := after.(*api.Secret); secret {
-		// Values are never read back: the store's revision tells whether they changed.
-		if !dryRun && before.Meta().ResourceVersion == after.Meta().ResourceVersion {
-			return "unchanged"
-		}
-		return "configured"
-	}
-	if sameWish(before, after) {
-		return "unchanged"
-	}
-	return "configured"
-}
-
-// wish is what people set of an object, each part as the JSON that it is encoded to; status moves by itself.
-type wish struct {
-	Labels      json.RawMessage `json:"labels,omitempty"`
-	Annotations json.RawMessage `json:"annotations,omitempty"`
-	Spec        json.RawMessage `json:"spec,omitempty"`
-}
-
-func wishOf(o api.Object) (wish, error) {
-	raw, err := api.Encode(o)
-	if err != nil {
-		return wish{}, err
-	}
-	var all struct {
-		Metadata wish            `json:"metadata"`
-		Spec     json.RawMessage `json:"spec"`
-	}
-	if err := json.Unmarshal(raw, &all); err != nil {
-		return wish{}, fmt.Errorf("read %s back: %w", o.Meta().Name, err)
-	}
-	all.Metadata.Spec = all.Spec
-	return all.Metadata, nil
-}
-
-// sameWish relies on equal objects being encoded to equal bytes.
-func sameWish(x, y api.Object) bool {
-	one, err := wishOf(x)
-	if err != nil {
-		return false
-	}
-	other, err := wishOf(y)
-	return err == nil && bytes.Equal(one.Spec, other.Spec) && bytes.Equal(one.Labels, other.Labels) && bytes.Equal(one.Annotations, other.Annotations)
-}
-
-// put is api.Client.Put with the warnings that bootd sends along.
-func put(ctx context.Context, client *api.Client, o api.Object, dryRun bool) (api.Object, []string, error) {
-	k := api.KindOf(o)
-	path := "/v1/" + k.Plural + "/" + url.PathEscape(o.Meta().Name)
-	if dryRun {
-		path += "?dryRun=true"
-	}
-	resp, err := client.Do(ctx, http.MethodPut, path, o)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	after := k.New()
-	if err := json.NewDecoder(resp.Body).Decode(after); err != nil {
-		return nil, nil, fmt.Errorf("decode the answer: %w", err)
-	}
-	var warnings []string
-	for _, w := range resp.Header.Values("Warning") {
-		warnings = append(warnings, warningText(w))
-	}
-	return after, warnings, nil
 }
 
 // warningText is the quoted text of a Warning header, as in `299 rackweft "text"` (RFC 7234, 5.5).

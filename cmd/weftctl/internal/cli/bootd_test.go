@@ -46,6 +46,7 @@ type bootd struct {
 	export   func(http.ResponseWriter)
 	bgp      map[string]any // answers, by path and query
 	usage    func(host string) (api.Usage, bool)
+	putting  func(key string) (answered func()) // plural/name
 }
 
 func newBootd(t *testing.T) *bootd {
@@ -178,9 +179,12 @@ func (b *bootd) put(w http.ResponseWriter, r *http.Request) {
 		b.problem(w, &api.Problem{Status: 400, Title: "Bad Request", Detail: err.Error()})
 		return
 	}
+	key := r.PathValue("plural") + "/" + r.PathValue("name")
+	if b.putting != nil {
+		defer b.putting(key)()
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	key := r.PathValue("plural") + "/" + r.PathValue("name")
 	for _, text := range b.warnings[key] {
 		w.Header().Add("Warning", "299 rackweft "+strconv.QuoteToASCII(text))
 	}
@@ -201,10 +205,28 @@ func (b *bootd) put(w http.ResponseWriter, r *http.Request) {
 	if secret, ok := o.(*api.Secret); ok {
 		same = hideValues(secret, current)
 	}
+	outcome := api.OutcomeConfigured
+	switch _, secret := o.(*api.Secret); {
+	case current == nil:
+		outcome = api.OutcomeCreated
+	case same && !(dry && secret):
+		outcome = api.OutcomeUnchanged
+	}
 	if !dry && !same {
 		b.keep(o)
 	}
+	w.Header().Set(api.OutcomeHeader, outcome)
 	b.json(w, o)
+}
+
+// sameWish relies on equal objects being encoded to equal bytes.
+func sameWish(x, y api.Object) bool {
+	one, err := wishOf(x)
+	if err != nil {
+		return false
+	}
+	other, err := wishOf(y)
+	return err == nil && bytes.Equal(one.Spec, other.Spec) && bytes.Equal(one.Labels, other.Labels) && bytes.Equal(one.Annotations, other.Annotations)
 }
 
 // guestVerb keeps what was asked for as an annotation.

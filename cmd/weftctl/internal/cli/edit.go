@@ -119,3 +119,26 @@ func (a *app) openEditor(ctx context.Context, path string) ([]byte, error) {
 	}
 	return os.ReadFile(path)
 }
+
+// wish is what people set of an object, each part as the JSON that it is encoded to; status moves by itself.
+type wish struct {
+	Labels      json.RawMessage `json:"labels,omitempty"`
+	Annotations json.RawMessage `json:"annotations,omitempty"`
+	Spec        json.RawMessage `json:"spec,omitempty"`
+}
+
+func wishOf(o api.Object) (wish, error) {
+	raw, err := api.Encode(o)
+	if err != nil {
+		return wish{}, err
+	}
+	var all struct {
+		Metadata wish            `json:"metadata"`
+		Spec     json.RawMessage `json:"spec"`
+	}
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return wish{}, fmt.Errorf("read %s back: %w", o.Meta().Name, err)
+	}
+	all.Metadata.Spec = all.Spec
+	return all.Metadata, nil
+}

@@ -93,10 +93,12 @@ func (a *app) importImage(ctx context.Context, client *api.Client, name string, 
 		return usagef("image %s: %w", name, err)
 	}
 	in := input{object: image, kind: api.KindOf(image), document: document, uploads: uploads}
-	if err := a.applyOne(ctx, client, in, o.dryRun, nil); err != nil {
-		return fmt.Errorf("import image %s: %w", name, err)
+	b := a.batch(client, []input{in}, o.dryRun)
+	s := b.one(ctx, in)
+	if s.err != nil {
+		return fmt.Errorf("import image %s: %w", name, s.err)
 	}
-	return nil
+	return b.print(in, s)
 }
 
 // documentOf is an object as the YAML that a person would have written.
