@@ -345,7 +345,11 @@ func (d *daemon) lead(ctx context.Context) error {
 				return hardware.Dial(ctx, e, d.log)
 			},
 		}
-		images := &image.Controller{Store: d.store, Cache: d.cache, Blobs: d.blobs, Event: d.record.Event, Log: d.log}
+		sources, err := d.sources()
+		if err != nil {
+			return err
+		}
+		images := &image.Controller{Store: d.store, Cache: d.cache, Blobs: d.blobs, Event: d.record.Event, Log: d.log, Sources: sources}
 		networks := &network.Controller{Store: d.store, Cache: d.cache, Index: d.nets, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
 		guests := &guest.Controller{Store: d.store, Cache: d.cache, Lease: d.nets.Lease, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
 		zones := &zone.Controller{Store: d.store, Cache: d.cache, Compiler: d.hub.Compiler, Sessions: d.hub.BGP, Event: d.record.Event, Log: d.log}

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/image"
 )
 
 // Config is /etc/rackweft/bootd.yaml: listeners, store and paths. Everything
@@ -26,6 +27,8 @@ type Config struct {
 	IPXE       string        `json:"ipxe,omitzero"`      // directory with undionly.kpxe, snponly.efi, …
 	Nodeagent  string        `json:"nodeagent,omitzero"` // the binary that hosts install; beside bootd's own unless set
 	Tokens     []TokenConfig `json:"tokens,omitempty"`
+	// Images says where bootd may fetch the files of Images from.
+	Images ImagesConfig `json:"images,omitzero"`
 	// Reserve is what blobs leave free on the file system for etcd.
 	Reserve api.Quantity `json:"reserve,omitzero"`
 	// LogLevel is debug, info, warn or error.
@@ -54,6 +57,13 @@ type StoreConfig struct {
 	Key       string   `json:"key,omitzero"`
 	// FlannelListen lets stock flannelds join Networks, on this address: :2379.
 	FlannelListen string `json:"flannelListen,omitzero"`
+}
+
+// ImagesConfig opens sources of Images that are closed by default: bootd reaches what
+// the people who write Images may not.
+type ImagesConfig struct {
+	// Allow lists prefixes, addresses and host names, each with a :port or without.
+	Allow []string `json:"allow,omitempty"`
 }
 
 // TokenConfig is a person's bearer token, by its digest.
@@ -125,6 +135,9 @@ func (c *Config) validate(path string) error {
 	}
 	if err := new(slog.Level).UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("%s: logLevel %q: it may be debug, info, warn or error", path, c.LogLevel)
+	}
+	if _, err := image.ParseAllow(c.Images.Allow); err != nil {
+		return fmt.Errorf("%s: images.allow: %w", path, err)
 	}
 	if l := c.Store.FlannelListen; l != "" {
 		if _, err := api.ListenPort(l); err != nil {

@@ -14,7 +14,7 @@ func TestLoadConfig(t *testing.T) {
 	}{
 		{name: "empty"},
 		{name: "comments only", yaml: "# nothing\n"},
-		{name: "everything", yaml: "interfaces: [eth1]\nlisten: {api: '198.18.0.1:8443', http: ':8081', tftp: ':6969'}\nadvertise: ['https://boot.example:8443']\nstore: {endpoints: ['https://198.18.0.9:2379']}\nipxe: /srv/ipxe\nnodeagent: /srv/nodeagent\nreserve: 1Gi\nlogLevel: debug\ntokens: [{name: ann, role: viewer, sha256: " + digest + "}]\n"},
+		{name: "everything", yaml: "interfaces: [eth1]\nlisten: {api: '198.18.0.1:8443', http: ':8081', tftp: ':6969'}\nadvertise: ['https://boot.example:8443']\nstore: {endpoints: ['https://198.18.0.9:2379']}\nipxe: /srv/ipxe\nnodeagent: /srv/nodeagent\nreserve: 1Gi\nimages: {allow: ['127.0.0.1', '198.18.0.0/24', 'mirror.example:8080']}\nlogLevel: debug\ntokens: [{name: ann, role: viewer, sha256: " + digest + "}]\n"},
 		{name: "unknown field", yaml: "listn: {}\n", fault: "/listn"},
 		{name: "unknown field inside", yaml: "listen: {apis: ':1'}\n", fault: "/listen/apis"},
 		{name: "written twice", yaml: "ipxe: a\nipxe: b\n", fault: "ipxe"},
@@ -26,6 +26,7 @@ func TestLoadConfig(t *testing.T) {
 		{name: "advertise", yaml: "advertise: ['http://boot.example']\n", fault: "https://host:8443"},
 		{name: "a token's role", yaml: "tokens: [{name: ann, role: king, sha256: " + digest + "}]\n", fault: "tokens[0]"},
 		{name: "a token in the clear", yaml: "tokens: [{name: ann, role: viewer, sha256: hunter2}]\n", fault: "sha256"},
+		{name: "what Images may fetch from", yaml: "images: {allow: ['http://mirror/']}\n", fault: "images.allow"},
 		{name: "log level", yaml: "logLevel: loud\n", fault: "loud"},
 		{name: "reserve", yaml: "reserve: lots\n", fault: "lots"},
 		{name: "a negative reserve", yaml: "reserve: '-1Gi'\n", fault: "reserve"},

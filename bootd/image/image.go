@@ -1,18 +1,17 @@
 // Package image owns the readiness of Images: every file that an Image names is
 // held as a blob and has the digest that the Image says. Files with an http(s)
-// source are fetched; the others are uploaded by weftctl.
+// source are fetched; the others are uploaded by weftctl: bootd opens no path that
+// an Image names.
 package image
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -36,8 +35,14 @@ type Controller struct {
 	Blobs *blob.Store
 	Event func(o api.Object, typ api.EventType, reason, message string)
 	Log   *slog.Logger
+	// Sources says where files may be fetched from.
+	Sources Sources
+	// Withhold is how long after the start of a fetch it is not shown that it failed: how
+	// long it took would say whether a port is open. Default: 30 s.
+	Withhold time.Duration
 
 	loop    *reconcile.Loop
+	client  *http.Client
 	mu      sync.Mutex
 	fetches map[fetchKey]failure // that went wrong, so that a source is not asked all the time
 }
@@ -49,6 +54,7 @@ type fetchKey struct {
 
 type failure struct {
 	err   error
+	shown time.Time // err is not shown before
 	until time.Time // it is not tried again before
 	fails int
 }
@@ -72,6 +78,7 @@ func (c *Controller) Run(ctx context.Context) error {
 func (c *Controller) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.client = c.Sources.client()
 	c.fetches = map[fetchKey]failure{}
 }
 
@@ -120,7 +127,7 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 	}
 	if news {
 		typ := api.Normal
-		if status != api.True {
+		if status != api.True && reason != reasonFetching {
 			typ = api.Warning
 		}
 		c.Event(fresh, typ, reason, message)
@@ -128,18 +135,17 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 	return wait, nil
 }
 
-// errFetch says that a source could not be read.
-var errFetch = errors.New("fetch")
+// reasonFetching is the reason of Ready while a fetch has neither succeeded nor failed.
+const reasonFetching = "Fetching"
 
 func reasonOf(err error) string {
-	var mismatch *blob.MismatchError
 	switch {
-	case errors.As(err, &mismatch):
-		return "DigestMismatch"
 	case errors.Is(err, blob.ErrNoSpace):
 		return "NoSpace"
 	case errors.Is(err, errFetch):
 		return "FetchFailed"
+	case errors.Is(err, errFetching):
+		return reasonFetching
 	}
 	return "FileMissing"
 }
@@ -176,92 +182,4 @@ func (c *Controller) file(ctx context.Context, f api.ImageFile) (int64, error) {
 		return 0, fmt.Errorf("blob sha256:%s is not held: upload it with \"weftctl image import\" or \"weftctl apply\"", f.SHA256)
 	}
 	return c.fetch(ctx, fetchKey{f.Source, digest})
-}
-
-// fetch downloads a file, unless that went wrong a moment ago.
-func (c *Controller) fetch(ctx context.Context, key fetchKey) (int64, error) {
-	c.mu.Lock()
-	last, failed := c.fetches[key]
-	c.mu.Unlock()
-	if failed && time.Now().Before(last.until) {
-		return 0, last.err
-	}
-	size, err := c.download(ctx, key)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err == nil {
-		delete(c.fetches, key)
-		return size, nil
-	}
-	c.fetches[key] = failure{err: err, fails: last.fails + 1, until: time.Now().Add(min(15*time.Second<<min(last.fails, 6), 10*time.Minute))}
-	return 0, err
-}
-
-const (
-	// headerTime is how long a source may think, stallTime how long it may send
-	// nothing.
-	headerTime = 30 * time.Second
-	stallTime  = time.Minute
-)
-
-func (c *Controller) download(ctx context.Context, key fetchKey) (int64, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	quiet := time.AfterFunc(headerTime, func() { cancel(errors.New("the server is silent")) })
-	defer quiet.Stop()
-	where := shown(key.source)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, key.source, nil)
-	if err != nil {
-		return 0, fmt.Errorf("%w %s: it is no URL", errFetch, where)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, fmt.Errorf("%w %s: %w", errFetch, where, plain(ctx, err))
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("%w %s: the server answers %s", errFetch, where, resp.Status)
-	}
-	_, size, err := c.Blobs.Put(ctx, &progress{r: resp.Body, alive: func() { quiet.Reset(stallTime) }}, key.want)
-	if err != nil {
-		return 0, fmt.Errorf("%w %s: %w", errFetch, where, plain(ctx, err))
-	}
-	return size, nil
-}
-
-// shown is a source as people may read it: what stands behind a ? may be a
-// password.
-func shown(source string) string {
-	where, _, hides := strings.Cut(source, "?")
-	if hides {
-		where += "?…"
-	}
-	return where
-}
-
-// plain takes the URL, which may hold a password, out of an error, and puts in
-// why the request was broken off.
-func plain(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
-	}
-	return err
-}
-
-// progress tells of every byte that comes.
-type progress struct {
-	r     io.Reader
-	alive func()
-}
-
-func (p *progress) Read(b []byte) (int, error) {
-	n, err := p.r.Read(b)
-	if n > 0 {
-		p.alive()
-	}
-	return n, err
 }
