@@ -320,6 +320,9 @@ func (g *Guest) Validate() FieldErrors {
 			e.add(at("spec", "cloudInit", "userData"), "%d bytes are more than 128 KiB", len(c.UserData))
 		}
 	}
+	if n := len(g.Spec.Ignition.Layers); n > maxLayers {
+		e.add(at("spec", "ignition", "layers"), "%d are listed, %d at most", n, maxLayers)
+	}
 	for i, l := range g.Spec.Ignition.Layers {
 		e.name(at("spec", "ignition", "layers", i), l)
 	}

@@ -147,6 +147,9 @@ type Profile struct {
 	Status ProfileStatus `json:"status,omitzero"`
 }
 
+// maxLayers is how many Layers one config may be made of.
+const maxLayers = 64
+
 // ProfileSpec is the desired Profile.
 type ProfileSpec struct {
 	Image           string            `json:"image"`
@@ -174,6 +177,9 @@ func (p *Profile) SetDefaults() { p.defaultType("Profile") }
 func (p *Profile) Validate() FieldErrors {
 	e := p.common("Profile")
 	e.name(at("spec", "image"), p.Spec.Image)
+	if n := len(p.Spec.Layers); n > maxLayers {
+		e.add(at("spec", "layers"), "%d are listed, %d at most", n, maxLayers)
+	}
 	for i, l := range p.Spec.Layers {
 		e.name(at("spec", "layers", i), l)
 		if slices.Contains(p.Spec.Layers[:i], l) {

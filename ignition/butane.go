@@ -68,12 +68,19 @@ type header struct {
 
 // fromButane compiles a rendered layer, which must need no newer spec than
 // target.
-func fromButane(doc document, target spec) (config types.Config, warnings []string, err error) {
+func fromButane(doc document, target spec, b *budget) (config types.Config, warnings []string, err error) {
 	if empty, err := doc.empty(); empty || err != nil {
 		return types.Config{}, nil, err
 	}
+	var whole yaml.Node
+	if err := yaml.Unmarshal(doc.text, &whole); err != nil {
+		return types.Config{}, nil, yamlError(doc, err)
+	}
+	if line, err := b.read(&whole); err != nil {
+		return types.Config{}, nil, doc.errorf(line, "%s", err)
+	}
 	var head header
-	if err := yaml.Unmarshal(doc.text, &head); err != nil {
+	if err := whole.Decode(&head); err != nil {
 		return types.Config{}, nil, yamlError(doc, err)
 	}
 	chosen, err := choose(doc, head, target)
@@ -175,7 +182,20 @@ func readReport(doc document, verdict report.Report) (warnings []string, faults 
 			warnings = append(warnings, doc.errorf(int(line), "%s%s", where, entry.Message).Error())
 		}
 	}
-	return warnings, errors.Join(errs...)
+	if more := len(warnings) - maxFaults; more > 0 {
+		warnings = append(warnings[:maxFaults], doc.errorf(0, "%d more warnings", more).Error())
+	}
+	return warnings, join(doc, errs)
+}
+
+// maxFaults is how many faults of one layer are named.
+const maxFaults = 10
+
+func join(doc document, errs []error) error {
+	if more := len(errs) - maxFaults; more > 0 {
+		errs = append(errs[:maxFaults:maxFaults], doc.errorf(0, "%d more faults", more))
+	}
+	return errors.Join(errs...)
 }
 
 // yamlError splits what the YAML reader says into one error per line.
@@ -192,7 +212,7 @@ func yamlError(doc document, err error) error {
 	if len(errs) == 0 {
 		return doc.errorf(0, "%s", message)
 	}
-	return errors.Join(errs...)
+	return join(doc, errs)
 }
 
 // dataURL encodes contents in the shortest way that needs no compression.

@@ -39,9 +39,9 @@ type Input struct {
 	Layers []Layer
 	// Facts is the template data, usually a map[string]any.
 	Facts any
-	// Secret answers the template function `secret NAME KEY`. With nil, a layer
-	// that asks for one is an error.
-	Secret func(name, key string) (string, error)
+	// Secret answers the template function `secret NAME KEY` of a layer, once for
+	// each key. With nil, a layer that asks for one is an error.
+	Secret func(layer, name, key string) (string, error)
 	// System is rackweft's own content. It wins over every layer.
 	System System
 	// Version is the Ignition spec version to produce, one of Versions.
@@ -74,11 +74,11 @@ func Compile(in Input) (Result, error) {
 		return Result{}, err
 	}
 
-	vault := newVault(in.Secret)
+	vault, b := newVault(in.Secret), newBudget()
 	parts := make([]part, 0, len(in.Layers)+1)
 	var warnings []string
 	for _, layer := range in.Layers {
-		config, warned, err := compileLayer(layer, in.Facts, vault, target)
+		config, warned, err := compileLayer(layer, in.Facts, vault, b, target)
 		if err != nil {
 			return Result{}, err
 		}
@@ -143,15 +143,15 @@ func checkNames(layers []Layer) error {
 
 // compileLayer takes one layer from its template to a config of the newest
 // spec that Ignition can merge.
-func compileLayer(layer Layer, facts any, vault *vault, target spec) (types.Config, []string, error) {
-	secrets := vault.reader()
-	config, warnings, err := translateLayer(layer, facts, secrets.get, target)
-	if err == nil || !secrets.read || secrets.failed {
+func compileLayer(layer Layer, facts any, vault *vault, b *budget, target spec) (types.Config, []string, error) {
+	secrets := vault.reader(layer.Name)
+	config, warnings, err := translateLayer(layer, facts, secrets.get, b, target)
+	if err == nil || !secrets.read() || secrets.failed {
 		return config, warnings, err
 	}
 	// The message may quote a Secret, whole, cut short or encoded. The same
 	// layer with harmless values tells whether the Secret matters at all.
-	if _, _, err := translateLayer(layer, facts, placeholder, target); err != nil {
+	if _, _, err := translateLayer(layer, facts, placeholder, newBudget(), target); err != nil {
 		return types.Config{}, nil, err
 	}
 	return types.Config{}, nil, &layerError{
@@ -163,12 +163,12 @@ func compileLayer(layer Layer, facts any, vault *vault, target spec) (types.Conf
 
 func placeholder(string, string) (string, error) { return "secret", nil }
 
-func translateLayer(layer Layer, facts any, secret secretFunc, target spec) (types.Config, []string, error) {
-	doc, err := render(layer, facts, secret)
+func translateLayer(layer Layer, facts any, secret secretFunc, b *budget, target spec) (types.Config, []string, error) {
+	doc, err := render(layer, facts, secret, b)
 	if err != nil {
 		return types.Config{}, nil, err
 	}
-	config, warnings, err := fromButane(doc, target)
+	config, warnings, err := fromButane(doc, target, b)
 	if err != nil {
 		return types.Config{}, nil, err
 	}

@@ -54,8 +54,8 @@ func facts() map[string]any {
 	}
 }
 
-func secrets(values map[string]string) func(name, key string) (string, error) {
-	return func(name, key string) (string, error) {
+func secrets(values map[string]string) func(layer, name, key string) (string, error) {
+	return func(_, name, key string) (string, error) {
 		value, ok := values[name+"/"+key]
 		if !ok {
 			return "", errors.New("no such Secret")
@@ -242,11 +242,18 @@ func TestCompileErrors(t *testing.T) {
 		{"no value", one("a: x\nb: {{ index .Variables \"x\" }}"), "", System{}, `layer "worker" line 2: a value is missing here`},
 		{"join no list", one("{{ .Machine.name | join \",\" }}"), "", System{}, `line 1: join: the value is not a list`},
 		{"secret not allowed", one("a: {{ secret \"a\" \"b\" }}"), "", System{}, `layer "worker" line 1: secret: this machine may not be given Secrets`},
-		{"endless loop", one("{{ range 9999999999 }}{{ end }}"), "", System{}, `the template writes more than 2 MiB`},
+		{"endless loop", one("{{ range 9999999999 }}{{ end }}"), "", System{}, `layer "worker" line 1: the template takes too long: all layers together may take 100000 steps`},
+		{"endless writing", one("{{ $s := printf \"%999d\" 1 }}{{ range 9999999 }}{{ $s }}{{ end }}"), "", System{}, `the template writes too much: all layers together may write 2 MiB`},
 		{"branching recursion", one(`{{ define "x" }}{{ if lt (len .) 40 }}{{ template "x" (print . "x") }}{{ template "x" (print . "x") }}{{ end }}{{ end }}{{ template "x" "" }}`),
-			"", System{}, `the template writes more than 2 MiB`},
-		{"endless recursion", one(`{{ define "x" }}{{ template "x" }}{{ end }}{{ template "x" }}`), "", System{}, `exceeded maximum template depth`},
-		{"doubling", one("{{ $s := \"xx\" }}{{ range 99 }}{{ $s = printf \"%s%s\" $s $s }}{{ end }}"), "", System{}, `makes a value of more than 1 MiB`},
+			"", System{}, `layer "worker" line 1: template "x" calls itself: use range instead`},
+		{"endless recursion", one(`{{ define "x" }}{{ template "x" }}{{ end }}{{ template "x" }}`), "", System{}, `template "x" calls itself`},
+		{"recursion of two", one("{{ define \"x\" }}{{ template \"y\" }}{{ end }}\n{{ define \"y\" }}{{ if true }}{{ else }}{{ template \"x\" }}{{ end }}{{ end }}"), "", System{}, `calls itself`},
+		{"the payment", one("{{ step 1 }}"), "", System{}, `function "step" not defined`},
+		{"wide verbs", one("{{ printf \"%1000000d\" 1 }}"), "", System{}, `printf: takes widths up to 999`},
+		{"precise verbs", one("{{ printf \"%.1000000d\" 1 }}"), "", System{}, `printf: takes widths up to 999`},
+		{"verbs that share an argument", one("{{ printf \"%[1]s%[1]s\" 1 }}"), "", System{}, `printf: takes widths up to 999, and neither * nor [n]`},
+		{"many verbs", one("{{ printf \"" + strings.Repeat("%d", 101) + "\" }}"), "", System{}, `printf: takes up to 100 verbs`},
+		{"doubling", one("{{ $s := \"xx\" }}{{ range 99 }}{{ $s = printf \"%s%s\" $s $s }}{{ end }}"), "", System{}, `takes values of more than 1 MiB`},
 		{"NUL", one("a: \x00"), "", System{}, `layer "worker": holds a NUL byte`},
 
 		{"YAML syntax", one("storage:\n  files: [\n"), "", System{}, `layer "worker" line 2: did not find expected node content`},

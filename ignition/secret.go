@@ -8,41 +8,51 @@ import (
 	"strings"
 )
 
+// secretFunc is the template function `secret NAME KEY`.
 type secretFunc func(name, key string) (string, error)
 
 // vault hands out Secrets and remembers them, so that no message shows one.
 type vault struct {
-	lookup secretFunc
+	lookup func(layer, name, key string) (string, error)
 	used   map[string]string // "NAME/KEY" → value
 }
 
-func newVault(lookup secretFunc) *vault {
+func newVault(lookup func(layer, name, key string) (string, error)) *vault {
 	return &vault{lookup: lookup, used: map[string]string{}}
 }
 
 // secretReader is one layer's view of the vault.
 type secretReader struct {
 	vault  *vault
-	read   bool // the layer was given a Secret
-	failed bool // the layer asked for a Secret that it may not have
+	layer  string
+	known  map[[2]string]string // what the layer was given
+	failed bool                 // the layer asked for a Secret that it may not have
 }
 
-func (v *vault) reader() *secretReader { return &secretReader{vault: v} }
+func (v *vault) reader(layer string) *secretReader {
+	return &secretReader{vault: v, layer: layer, known: map[[2]string]string{}}
+}
 
 func (r *secretReader) get(name, key string) (string, error) {
+	if value, ok := r.known[[2]string{name, key}]; ok {
+		return value, nil
+	}
 	if r.vault.lookup == nil {
 		r.failed = true
 		return "", errors.New("this machine may not be given Secrets")
 	}
-	value, err := r.vault.lookup(name, key)
+	value, err := r.vault.lookup(r.layer, name, key)
 	if err != nil {
 		r.failed = true
 		return "", fmt.Errorf("%s, key %s: %w", name, key, err)
 	}
-	r.read = true
+	r.known[[2]string{name, key}] = value
 	r.vault.used[name+"/"+key] = value
 	return value, nil
 }
+
+// read reports whether the layer was given a Secret.
+func (r *secretReader) read() bool { return len(r.known) > 0 }
 
 func (v *vault) names() []string {
 	return slices.Sorted(maps.Keys(v.used))

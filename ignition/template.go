@@ -17,11 +17,6 @@ import (
 	"text/template/parse"
 )
 
-const (
-	maxRendered = 2 << 20 // bytes of one rendered layer, line marks included
-	maxValue    = 1 << 20 // bytes that one function may return
-)
-
 // document is a rendered layer that still knows its source lines.
 type document struct {
 	layer string
@@ -60,30 +55,33 @@ func (d document) empty() (bool, error) {
 
 // render runs a layer's template. What it writes carries marks, "\x00LINE\x00",
 // by which each line of the result is traced to the layer's source.
-func render(layer Layer, facts any, secret secretFunc) (document, error) {
+func render(layer Layer, facts any, secret secretFunc, b *budget) (document, error) {
 	if strings.Contains(layer.Butane, "\x00") {
 		return document{}, &layerError{layer.Name, 0, "holds a NUL byte, so it is no text"}
 	}
 	if !strings.Contains(layer.Butane, "{{") {
 		return document{layer: layer.Name, text: []byte(layer.Butane)}, nil
 	}
-	funcs := functions(secret)
-	tmpl, err := template.New("layer").Option("missingkey=error").Funcs(funcs).Parse(layer.Butane)
+	tmpl, err := template.New("layer").Option("missingkey=error").Funcs(functions(secret, b)).Parse(layer.Butane)
 	if err != nil {
 		return document{}, templateError(layer, err, facts)
 	}
 	marks := newMarker(layer.Butane)
-	for _, t := range tmpl.Templates() {
+	if name, at, ok := recursive(tmpl); ok {
+		return document{}, &layerError{layer.Name, marks.line(at), fmt.Sprintf("template %q calls itself: use range instead", name)}
+	}
+	for _, t := range tmpl.Funcs(b.functions()).Templates() {
 		if t.Tree != nil {
 			marks.list(t.Root)
 			marks.count(t.Root)
+			charge(t.Root)
 		}
 	}
-	var out limitedBuffer
+	out := rendering{budget: b}
 	if err := tmpl.Execute(&out, facts); err != nil {
 		return document{}, templateError(layer, err, facts)
 	}
-	return unmark(layer.Name, out.Bytes())
+	return unmark(layer.Name, []byte(out.String()))
 }
 
 // marker puts line marks into a parsed template.
@@ -123,15 +121,17 @@ func (m marker) list(list *parse.ListNode) {
 	}
 }
 
-// count makes every pass through list write a mark, so that loops and
-// recursion that write nothing run into maxRendered as well.
+// count has every pass through list begin with a mark, which a value needs that
+// is the first to be written in it.
 func (m marker) count(list *parse.ListNode) {
 	mark := &parse.TextNode{NodeType: parse.NodeText, Pos: list.Pos, Text: m.text(nil, list.Pos)}
 	list.Nodes = append([]parse.Node{mark}, list.Nodes...)
 }
 
+func (m marker) line(pos parse.Pos) int { return sort.SearchInts(m.breaks, int(pos)) + 1 }
+
 func (m marker) text(text []byte, pos parse.Pos) []byte {
-	line := sort.SearchInts(m.breaks, int(pos)) + 1
+	line := m.line(pos)
 	marked := fmt.Appendf(nil, "\x00%d\x00", line)
 	for _, b := range text {
 		marked = append(marked, b)
@@ -174,47 +174,65 @@ func unmark(layer string, marked []byte) (document, error) {
 	return doc, nil
 }
 
-// limitedBuffer stops a template that writes without end.
-type limitedBuffer struct{ bytes.Buffer }
-
-func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > maxRendered {
-		return 0, fmt.Errorf("the template writes more than %d MiB", maxRendered>>20)
-	}
-	return b.Buffer.Write(p)
-}
-
 // functions are what a layer may call besides text/template's own. None reads
-// a file, the environment or the clock.
-func functions(secret secretFunc) template.FuncMap {
+// a file, the environment or the clock. Those that make a value pay for it: a
+// loop could double one for ever.
+func functions(secret secretFunc, b *budget) template.FuncMap {
+	// paid is a function whose result is at most some times what it takes.
+	paid := func(fn func(args ...any) string) func(args ...any) (string, error) {
+		return func(args ...any) (string, error) {
+			if err := b.take(args...); err != nil {
+				return "", err
+			}
+			return b.make(fn(args...))
+		}
+	}
+	one := func(fn func(string) string) func(v any) (string, error) {
+		return func(v any) (string, error) {
+			if err := b.take(v); err != nil {
+				return "", err
+			}
+			return b.make(fn(toString(v)))
+		}
+	}
 	return template.FuncMap{
 		"secret":  secret,
-		"quote":   func(v any) (string, error) { return toJSON(toString(v)) }, // JSON strings are YAML strings
-		"json":    toJSON,
-		"b64":     func(v any) (string, error) { return capped(base64.StdEncoding.EncodeToString([]byte(toString(v)))) },
-		"lower":   func(v any) string { return strings.ToLower(toString(v)) },
-		"upper":   func(v any) string { return strings.ToUpper(toString(v)) },
-		"indent":  indent,
-		"join":    join,
+		"quote":   func(v any) (string, error) { return b.json(toString(v)) }, // JSON strings are YAML strings
+		"json":    b.json,
+		"b64":     one(func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }),
+		"lower":   one(strings.ToLower),
+		"upper":   one(strings.ToUpper),
+		"indent":  b.indent,
+		"join":    b.join,
 		"default": orDefault,
 
-		// text/template's own, bounded: a loop could double a value for ever.
-		"print":    func(args ...any) (string, error) { return capped(fmt.Sprint(args...)) },
-		"printf":   func(format string, args ...any) (string, error) { return capped(fmt.Sprintf(format, args...)) },
-		"println":  func(args ...any) (string, error) { return capped(fmt.Sprintln(args...)) },
-		"html":     func(args ...any) (string, error) { return capped(template.HTMLEscaper(args...)) },
-		"js":       func(args ...any) (string, error) { return capped(template.JSEscaper(args...)) },
-		"urlquery": func(args ...any) (string, error) { return capped(template.URLQueryEscaper(args...)) },
+		// text/template's own, bounded.
+		"print":    paid(fmt.Sprint),
+		"println":  paid(fmt.Sprintln),
+		"html":     paid(template.HTMLEscaper),
+		"js":       paid(template.JSEscaper),
+		"urlquery": paid(template.URLQueryEscaper),
+		"printf": func(format string, args ...any) (string, error) {
+			if err := checkFormat(format); err != nil {
+				return "", err
+			}
+			return paid(func(args ...any) string { return fmt.Sprintf(format, args[1:]...) })(append([]any{format}, args...)...)
+		},
 	}
 }
 
 const functionNames = "b64, default, indent, join, json, lower, quote, secret, upper and text/template's own"
 
-func capped(s string) (string, error) {
-	if len(s) > maxValue {
-		return "", fmt.Errorf("makes a value of more than %d MiB", maxValue>>20)
+// checkFormat refuses formats that make much of little: a verb may be as wide
+// as 999, and use each argument once.
+func checkFormat(format string) error {
+	if regexp.MustCompile(`%[-+# 0]*(\d{4}|\d*\.\d{4}|\d*\.?\*|\d*\.?\[)`).MatchString(format) {
+		return errors.New("takes widths up to 999, and neither * nor [n]")
 	}
-	return s, nil
+	if n := strings.Count(format, "%"); n > 100 {
+		return fmt.Errorf("takes up to 100 verbs, not %d", n)
+	}
+	return nil
 }
 
 func toString(v any) string {
@@ -229,36 +247,52 @@ func toString(v any) string {
 	return fmt.Sprint(v)
 }
 
-func toJSON(v any) (string, error) {
+func (b *budget) json(v any) (string, error) {
+	if err := b.take(v); err != nil {
+		return "", err
+	}
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
 		return "", err
 	}
-	return capped(strings.TrimSuffix(out.String(), "\n"))
+	return b.make(strings.TrimSuffix(out.String(), "\n"))
 }
 
 // indent puts n spaces before each line, the first one too: `{{ .X | indent 4 }}`.
-func indent(n int, v any) (string, error) {
+func (b *budget) indent(n int, v any) (string, error) {
 	if n < 0 || n > 100 {
 		return "", fmt.Errorf("%d spaces: give 0 to 100", n)
 	}
+	text := strings.TrimSuffix(toString(v), "\n")
+	if err := b.take(text); err != nil {
+		return "", err
+	}
+	if len(text)+n*(1+strings.Count(text, "\n")) > maxValue {
+		return "", fmt.Errorf("makes a value of more than %d MiB", maxValue>>20)
+	}
 	pad := strings.Repeat(" ", n)
-	return capped(pad + strings.ReplaceAll(strings.TrimSuffix(toString(v), "\n"), "\n", "\n"+pad))
+	return b.make(pad + strings.ReplaceAll(text, "\n", "\n"+pad))
 }
 
 // join writes a list with sep between: `{{ .Site.dns | join " " }}`.
-func join(sep string, list any) (string, error) {
+func (b *budget) join(sep string, list any) (string, error) {
 	v := reflect.ValueOf(list)
 	if v.Kind() != reflect.Slice && v.Kind() != reflect.Array {
 		return "", errors.New("the value is not a list")
 	}
-	items := make([]string, v.Len())
-	for i := range items {
-		items[i] = toString(v.Index(i).Interface())
+	var out strings.Builder
+	for i := range v.Len() {
+		if i > 0 {
+			out.WriteString(sep)
+		}
+		out.WriteString(toString(v.Index(i).Interface()))
+		if out.Len() > maxValue {
+			return "", fmt.Errorf("makes a value of more than %d MiB", maxValue>>20)
+		}
 	}
-	return capped(strings.Join(items, sep))
+	return b.make(out.String())
 }
 
 // orDefault returns v unless it is missing, empty, zero or false:
@@ -304,7 +338,7 @@ func explain(message string, facts any) string {
 		return fmt.Sprintf("%s: what should hold %s is empty", expr, field)
 	}
 	if called, ok := match(`(?s)^error calling (.*)$`, cause); ok {
-		return called
+		return strings.TrimPrefix(strings.TrimPrefix(called, stepName+": "), rangedName+": ")
 	}
 	return expr + ": " + cause
 }

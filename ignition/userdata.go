@@ -12,11 +12,11 @@ const userDataName = "cloudInit.userData"
 
 // UserData renders the user data of cloud-init, a template like a Layer. Errors
 // hold the value of no Secret.
-func UserData(text string, facts any, secret func(name, key string) (string, error)) ([]byte, error) {
+func UserData(text string, facts any, secret func(layer, name, key string) (string, error)) ([]byte, error) {
 	layer := Layer{Name: userDataName, Butane: text}
-	secrets := newVault(secret).reader()
+	secrets := newVault(secret).reader(userDataName)
 	doc, err := renderUserData(layer, facts, secrets.get)
-	if err == nil || !secrets.read || secrets.failed {
+	if err == nil || !secrets.read() || secrets.failed {
 		return doc.text, err
 	}
 	// As in compileLayer: the message may quote a Secret.
@@ -28,7 +28,7 @@ func UserData(text string, facts any, secret func(name, key string) (string, err
 }
 
 func renderUserData(layer Layer, facts any, secret secretFunc) (document, error) {
-	doc, err := render(layer, facts, secret)
+	doc, err := render(layer, facts, secret, newBudget())
 	if err != nil {
 		return document{}, err
 	}

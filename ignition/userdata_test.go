@@ -7,7 +7,7 @@ import (
 
 func TestUserData(t *testing.T) {
 	facts := map[string]any{"Guest": map[string]any{"Name": "web"}}
-	secret := func(name, key string) (string, error) { return "s3cret: [\n", nil }
+	secret := func(layer, name, key string) (string, error) { return "s3cret: [\n", nil }
 	for text, want := range map[string]string{
 		"":                "",
 		"#cloud-config\n": "#cloud-config\n",
@@ -40,7 +40,7 @@ func FuzzUserData(f *testing.F) {
 	f.Add("#!/bin/sh\n{{ .Guest.Name }}")
 	f.Fuzz(func(t *testing.T, text string) {
 		const value = "correct horse: battery\tstaple"
-		_, err := UserData(text, map[string]any{"Guest": map[string]any{"Name": "web"}}, func(string, string) (string, error) { return value, nil })
+		_, err := UserData(text, map[string]any{"Guest": map[string]any{"Name": "web"}}, func(string, string, string) (string, error) { return value, nil })
 		if err != nil && strings.Contains(err.Error(), value) && !strings.Contains(text, value) {
 			t.Errorf("the error shows a Secret: %v", err)
 		}

@@ -155,7 +155,7 @@ func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	masked := func(name, key string) (string, error) { return "masked-" + name + "-" + key, nil }
+	masked := func(_, name, key string) (string, error) { return "masked-" + name + "-" + key, nil }
 	r, err := ignition.Compile(ignition.Input{Layers: layers, Facts: d.facts(m, p, img), Secret: masked, Version: img.Spec.IgnitionVersion})
 	if err != nil {
 		return nil, nil, err
@@ -181,11 +181,11 @@ func (d *Decider) layers(p *api.Profile) ([]ignition.Layer, error) {
 
 // secrets is what templates may ask for, or nil where the Site asks for more
 // trust than the Machine has reached.
-func (d *Decider) secrets(ctx context.Context) func(name, key string) (string, error) {
+func (d *Decider) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
 	if d.site().Trust.Minimum == api.TrustTPM {
 		return nil
 	}
-	return func(name, key string) (string, error) {
+	return func(_, name, key string) (string, error) {
 		data, err := store.OpenSecret(ctx, d.Store, name)
 		if err != nil {
 			return "", err

@@ -108,8 +108,8 @@ func guestSecret(c *store.Cache, name string) (*api.Secret, error) {
 	return s, nil
 }
 
-func (c Configs) secrets(ctx context.Context) func(name, key string) (string, error) {
-	return func(name, key string) (string, error) {
+func (c Configs) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
+	return func(_, name, key string) (string, error) {
 		if _, err := guestSecret(c.Cache, name); err != nil {
 			return "", err
 		}
