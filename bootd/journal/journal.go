@@ -53,6 +53,7 @@ type Journal[T any] struct {
 	changed  chan struct{} // closed by the next record, or by Close
 
 	flushing sync.Mutex // before mu
+	durable  uint64     // the newest record that is on the disk; guarded by flushing
 	stop     chan struct{}
 	flusher  sync.WaitGroup
 }
@@ -79,6 +80,7 @@ func Open[T any](dir, name string, opts Options) (*Journal[T], error) {
 	if err := j.open(); err != nil {
 		return nil, fmt.Errorf("open journal %s in %s: %w", name, dir, err)
 	}
+	j.durable = j.seq
 	if opts.Sync == Batched {
 		j.flusher.Go(j.flushLoop)
 	}
@@ -186,26 +188,34 @@ func (j *Journal[T]) Append(ctx context.Context, v T) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("append to journal %s: %w", j.name, err)
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.closed {
-		return fmt.Errorf("append to journal %s: %w", j.name, ErrClosed)
-	}
-	line, err := json.Marshal(Record[T]{Seq: j.seq + 1, Time: time.Now().UTC(), Lost: j.lost, Data: v})
+	seq, err := j.add(v)
 	if err != nil {
 		return fmt.Errorf("append to journal %s: %w", j.name, err)
 	}
+	if j.opts.Sync == Each {
+		j.settle(seq)
+	}
+	return nil
+}
+
+// add writes a record, which is not on the disk by that, and returns its number;
+// 0 for one that could not be written.
+func (j *Journal[T]) add(v T) (uint64, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return 0, ErrClosed
+	}
+	line, err := json.Marshal(Record[T]{Seq: j.seq + 1, Time: time.Now().UTC(), Lost: j.lost, Data: v})
+	if err != nil {
+		return 0, err
+	}
 	if len(line) >= maxRecord || int64(len(line)) >= j.opts.MaxBytes {
-		return fmt.Errorf("append to journal %s: a record of %d bytes is too long: the most is %d", j.name, len(line), min(maxRecord, j.opts.MaxBytes)-1)
+		return 0, fmt.Errorf("a record of %d bytes is too long: the most is %d", len(line), min(maxRecord, j.opts.MaxBytes)-1)
 	}
 	if err := j.write(append(line, '\n')); err != nil {
-		j.lost++
-		j.allLost++
-		if j.lost == 1 {
-			j.opts.Log.Error("journal: records are lost until this is mended: free space on the file system, or mend the disk",
-				"journal", j.name, "dir", j.dir, "error", err)
-		}
-		return nil
+		j.lose(1, err)
+		return 0, nil
 	}
 	if j.lost > 0 {
 		j.opts.Log.Warn("journal: records are kept again", "journal", j.name, "lost", j.lost)
@@ -215,7 +225,36 @@ func (j *Journal[T]) Append(ctx context.Context, v T) error {
 	j.dirty = true
 	close(j.changed)
 	j.changed = make(chan struct{})
-	return nil
+	return j.seq, nil
+}
+
+// lose counts records that the disk has not taken. The caller holds mu.
+func (j *Journal[T]) lose(n uint64, err error) {
+	if j.lost == 0 {
+		j.opts.Log.Error("journal: records are lost until this is mended: free space on the file system, or mend the disk",
+			"journal", j.name, "dir", j.dir, "error", err)
+	}
+	j.lost += n
+	j.allLost += n
+}
+
+// settle returns when a record is on the disk. One sync does for all that were
+// written before it began, so appends that come together wait for two at most.
+func (j *Journal[T]) settle(seq uint64) {
+	j.flushing.Lock()
+	defer j.flushing.Unlock()
+	if j.durable >= seq {
+		return
+	}
+	before := j.durable
+	err := j.flush()
+	if err == nil {
+		return
+	}
+	// The kernel tells of a failed write once: a further sync would prove nothing.
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lose(j.durable-before, err)
 }
 
 // write adds a line, or leaves the journal as it was.
@@ -228,17 +267,10 @@ func (j *Journal[T]) write(line []byte) error {
 		cur = &j.segments[len(j.segments)-1]
 	}
 	// Always at the end of the last whole record: half a line of a failed write is overwritten.
-	_, err := j.file.WriteAt(line, cur.size)
-	if err == nil && j.opts.Sync == Each {
-		err = j.file.Sync()
-	}
-	if err != nil {
+	if _, err := j.file.WriteAt(line, cur.size); err != nil {
 		return errors.Join(err, j.file.Truncate(cur.size))
 	}
 	cur.size += int64(len(line))
-	if j.opts.Sync == Each {
-		j.closeRetired()
-	}
 	return nil
 }
 
@@ -269,18 +301,20 @@ func (j *Journal[T]) flushLoop() {
 
 // Flush brings all records to the disk. Appends go on meanwhile.
 func (j *Journal[T]) Flush() error {
-	if j.opts.Sync == Each {
-		return nil // they are there
-	}
 	j.flushing.Lock()
 	defer j.flushing.Unlock()
+	return j.flush()
+}
+
+// flush is called with flushing held.
+func (j *Journal[T]) flush() error {
 	j.mu.Lock()
 	if !j.dirty && len(j.retired) == 0 {
 		j.mu.Unlock()
 		return nil
 	}
 	current, retired := j.file, j.retired
-	j.retired, j.dirty = nil, false
+	j.retired, j.dirty, j.durable = nil, false, j.seq
 	j.mu.Unlock()
 
 	// Only flush closes what is or was the current file, and only one flush runs.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -373,6 +374,64 @@ func TestConcurrent(t *testing.T) {
 	}
 	if len(all) != 2000 {
 		t.Errorf("%d records", len(all))
+	}
+}
+
+// TestEachIsOnTheDisk appends from many sides, through changes of files: what was
+// appended when Append returns, a sync that began later has covered.
+func TestEachIsOnTheDisk(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, Options{MaxBytes: 4 << 10, MaxFiles: 100, Sync: Each})
+	appendN(t, j, 1, 3)
+	var returned atomic.Uint64
+	returned.Store(3)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 20 {
+				if err := j.Append(t.Context(), event{Machine: "m"}); err != nil {
+					t.Error(err)
+				}
+				least := returned.Add(1)
+				j.flushing.Lock()
+				if j.durable < least {
+					t.Errorf("%d appends have returned, and %d records are on the disk", least, j.durable)
+				}
+				j.flushing.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if len(j.retired) > 0 {
+		t.Errorf("%d full files are still open", len(j.retired))
+	}
+}
+
+// TestSyncFails closes the file under the journal, so that a sync fails: the
+// records are counted as lost, and the next one tells.
+func TestSyncFails(t *testing.T) {
+	j, err := Open[event](t.TempDir(), "events", Options{Sync: Each})
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendN(t, j, 1, 2)
+	broken, err := os.Open("/proc/self/status") // what cannot be synced
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.mu.Lock()
+	j.retired = append(j.retired, broken)
+	j.mu.Unlock()
+	appendN(t, j, 3, 3)
+	if j.Lost() != 1 {
+		t.Errorf("%d records are lost", j.Lost())
+	}
+	appendN(t, j, 4, 4)
+	if all := query(t, j, Query[event]{}); len(all) != 4 || all[3].Lost != 1 {
+		t.Errorf("%+v", all)
+	}
+	if err := j.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

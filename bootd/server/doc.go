@@ -3,7 +3,7 @@
 //
 // It is served over TLS on :8443, where hosts and people show a client
 // certificate or a bearer token, and on a unix socket that only root can open,
-// where everybody is the admin "root".
+// where everybody is the admin "root" and finds profiles of bootd, too.
 //
 // Package admission judges each write by a view of the cache that has seen every
 // write before it that could matter. Machines, Guests, Profiles, Layers and

@@ -156,8 +156,12 @@ func (s *Server) httpServer(trusted bool) *http.Server {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(trusted)
+	handler := http.Handler(s.mux)
+	if trusted {
+		handler = s.profiled()
+	}
 	return &http.Server{
-		Handler:           s.mux,
+		Handler:           handler,
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter},
 		ReadHeaderTimeout: headerTime,
