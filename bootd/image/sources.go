@@ -52,7 +52,7 @@ func parseAllowed(text string) (Allowed, error) {
 	}
 	host, port, err := net.SplitHostPort(text)
 	if err != nil {
-		if strings.ContainsAny(text, ":/ ") || text == "" {
+		if strings.ContainsAny(text, ":/ ") || canonical(text) == "" {
 			return Allowed{}, errors.New("no host")
 		}
 		return Allowed{Name: canonical(text)}, nil

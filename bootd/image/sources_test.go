@@ -79,7 +79,7 @@ func TestAllow(t *testing.T) {
 			t.Errorf("%s, host %s, %s: %v", c.entry, c.host, c.to, err)
 		}
 	}
-	for _, bad := range []string{"", "http://x", "x/8", "a b", ":80", "x:0", "x:http", "x:99999", "1.2.3.4/99"} {
+	for _, bad := range []string{"", ".", "http://x", "x/8", "a b", ":80", "x:0", "x:http", "x:99999", "1.2.3.4/99"} {
 		if _, err := ParseAllow([]string{bad}); err == nil {
 			t.Errorf("%q passes", bad)
 		}
