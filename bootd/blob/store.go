@@ -3,10 +3,13 @@
 //
 //	DIR/lock              held while a Store is open
 //	DIR/sha256/<64 hex>   the blobs
+//	DIR/damaged/<64 hex>  what was found not to be what its name says
 //	DIR/tmp/              what is being written; emptied by Open
 //
 // A blob appears under its name by a rename, after its bytes have reached the disk and their digest has
-// been found right, so that whatever can be opened is whole, also after a power failure.
+// been found right, so that whatever can be opened is whole, also after a power failure. Disks change
+// what they hold, and so do people: a blob's digest is looked at again when it is first used after Open,
+// when its file was touched, and by Scrub.
 //
 // Blobs share a file system with etcd, which stops for good when it is full. Therefore a Store leaves
 // Options.Reserve bytes of it to others.
@@ -21,6 +24,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,6 +41,11 @@ import (
 type Options struct {
 	// Reserve is how many bytes of the file system Put leaves free; 0 for none.
 	Reserve int64
+	// ScrubRate is how many bytes a second Scrub reads; 32 MiB if 0. ScrubEvery is how long it rests between
+	// two passes; a day if 0.
+	ScrubRate  int64
+	ScrubEvery time.Duration
+	Log        *slog.Logger
 }
 
 // Store is a directory of blobs. Its methods may be used concurrently.
@@ -46,6 +55,13 @@ type Store struct {
 	lock *os.File
 	free func(dir string) (int64, error) // bytes that an unprivileged user may still write
 	bufs sync.Pool                       // of *[]byte
+
+	naming    sync.Mutex // held while a name comes, goes or changes its meaning; before mu
+	mu        sync.Mutex
+	sound     map[Digest]stamp
+	damaged   map[Digest]*DamagedError
+	checking  map[Digest]*verification
+	followers map[*follower]bool
 }
 
 // Info describes a blob.
@@ -60,10 +76,10 @@ type Info struct {
 const checkEvery = 4 << 20
 
 // Open makes dir if there is none, takes it for this process alone, and removes what a crash has left
-// half-written.
+// half-written. A file system that is full or read-only does not keep it from being opened.
 func Open(dir string, opts Options) (*Store, error) {
 	for _, sub := range []string{"sha256", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o750); err != nil {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o750); err != nil && !unwritable(err) {
 			return nil, fmt.Errorf("open blob store: %w", err)
 		}
 	}
@@ -71,14 +87,29 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open blob store %s: %w", dir, err)
 	}
+	if opts.ScrubRate <= 0 {
+		opts.ScrubRate = 32 << 20
+	}
+	if opts.ScrubEvery <= 0 {
+		opts.ScrubEvery = 24 * time.Hour
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
 	s := &Store{
+		sound: map[Digest]stamp{}, damaged: map[Digest]*DamagedError{},
+		checking: map[Digest]*verification{}, followers: map[*follower]bool{},
 		dir:  dir,
 		opts: opts,
 		lock: lock,
 		free: freeBytes,
 		bufs: sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }},
 	}
-	if err := s.sweep(); err != nil {
+	err = s.sweep()
+	if err == nil || unwritable(err) {
+		err = s.remember()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open blob store %s: %w", dir, err), lock.Close())
 	}
 	return s, nil
@@ -89,6 +120,12 @@ func (s *Store) Close() error { return s.lock.Close() }
 
 func takeLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if unwritable(err) {
+		f, err = os.Open(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.Open(filepath.Dir(path)) // nobody can make the file
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -99,8 +136,16 @@ func takeLock(path string) (*os.File, error) {
 	return f, nil
 }
 
+// unwritable reports whether a file system is full or read-only.
+func unwritable(err error) bool {
+	return errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
+
 func (s *Store) sweep() error {
 	left, err := os.ReadDir(filepath.Join(s.dir, "tmp"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it could not be made
+	}
 	if err != nil {
 		return err
 	}
@@ -114,7 +159,7 @@ func (s *Store) sweep() error {
 
 // Put stores all of r and returns its digest and size. With want it checks that this is the digest, and
 // otherwise stores nothing and returns a *MismatchError; without want ("") any content is right. A blob
-// that is there already is not written again; if want tells so beforehand, r is not even read.
+// that is there already, and whole, is not written again; if want tells so beforehand, r is not even read.
 //
 // When less than the reserve would stay free it stores nothing and returns an error that is ErrNoSpace.
 // It ends between two reads when ctx does. Memory use does not depend on the size.
@@ -123,8 +168,12 @@ func (s *Store) Put(ctx context.Context, r io.Reader, want Digest) (Digest, int6
 		if _, err := ParseDigest(string(want)); err != nil {
 			return "", 0, fmt.Errorf("put blob: %w", err)
 		}
-		if info, err := s.Stat(want); err == nil {
-			return want, info.Size, nil
+		if f, is, err := s.verified(want); err == nil {
+			return want, is.size, f.Close()
+		}
+		// What is damaged takes room that the new content may need.
+		if err := os.RemoveAll(s.damagedPath(want)); err != nil && !unwritable(err) {
+			return "", 0, fmt.Errorf("put blob: %w", err)
 		}
 	}
 	d, n, err := s.put(ctx, r, want)
@@ -165,11 +214,26 @@ func (s *Store) put(ctx context.Context, r io.Reader, want Digest) (_ Digest, _ 
 	if err := tmp.Close(); err != nil {
 		return "", 0, err
 	}
-	if err := os.Rename(tmp.Name(), s.path(d)); err != nil {
+	if renamed, err = s.name(tmp.Name(), d); err != nil {
 		return "", 0, err
 	}
-	renamed = true
-	return d, n, s.syncNames()
+	s.mended(d)
+	return d, n, nil
+}
+
+// name gives what was written its name, in the place of whatever has it.
+func (s *Store) name(tmp string, d Digest) (renamed bool, err error) {
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	if st, err := os.Lstat(s.path(d)); err == nil && !st.Mode().IsRegular() {
+		if err := os.RemoveAll(s.path(d)); err != nil { // a directory in its place is not replaced by a rename
+			return false, err
+		}
+	}
+	if err := os.Rename(tmp, s.path(d)); err != nil {
+		return false, err
+	}
+	return true, s.syncNames()
 }
 
 func ignoreClosed(err error) error {
@@ -211,32 +275,32 @@ func (s *Store) copy(ctx context.Context, f *os.File, sum hash.Hash, r io.Reader
 }
 
 // Get opens a blob for reading; the caller closes it. It is a plain file, so that net/http can send it
-// with sendfile(2). A missing blob is an error that is fs.ErrNotExist.
+// with sendfile(2). A missing blob is an error that is fs.ErrNotExist, and a damaged one ErrDamaged too.
 func (s *Store) Get(d Digest) (*os.File, Info, error) {
 	if _, err := ParseDigest(string(d)); err != nil {
 		return nil, Info{}, fmt.Errorf("get blob: %w", err)
 	}
-	f, err := os.Open(s.path(d))
+	f, is, err := s.verified(d)
 	if err != nil {
 		return nil, Info{}, fmt.Errorf("get blob: %w", err)
 	}
-	st, err := f.Stat()
-	if err != nil {
-		return nil, Info{}, errors.Join(fmt.Errorf("get blob: %w", err), f.Close())
-	}
-	return f, Info{Digest: d, Size: st.Size(), ModTime: st.ModTime()}, nil
+	return f, Info{Digest: d, Size: is.size, ModTime: time.Unix(is.written.Unix())}, nil
 }
 
-// Stat describes a blob. A missing one is an error that is fs.ErrNotExist.
+// Stat describes a blob without reading it. A missing one is an error that is fs.ErrNotExist; one that is
+// known to be damaged is ErrDamaged too.
 func (s *Store) Stat(d Digest) (Info, error) {
 	if _, err := ParseDigest(string(d)); err != nil {
 		return Info{}, fmt.Errorf("stat blob: %w", err)
 	}
-	st, err := os.Stat(s.path(d))
-	if err != nil {
+	if err := s.known(d); err != nil {
 		return Info{}, fmt.Errorf("stat blob: %w", err)
 	}
-	return Info{Digest: d, Size: st.Size(), ModTime: st.ModTime()}, nil
+	info, _, err := s.stat(d)
+	if err = s.found(d, stamp{}, err); err != nil {
+		return Info{}, fmt.Errorf("stat blob: %w", err)
+	}
+	return info, nil
 }
 
 // Has tells whether a blob is there.
@@ -253,9 +317,15 @@ func (s *Store) Delete(d Digest) error {
 	if _, err := ParseDigest(string(d)); err != nil {
 		return fmt.Errorf("delete blob: %w", err)
 	}
-	if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	if err := errors.Join(os.RemoveAll(s.path(d)), os.RemoveAll(s.damagedPath(d))); err != nil {
 		return fmt.Errorf("delete blob: %w", err)
 	}
+	s.mu.Lock()
+	delete(s.damaged, d)
+	delete(s.sound, d)
+	s.mu.Unlock()
 	if err := s.syncNames(); err != nil {
 		return fmt.Errorf("delete blob: %w", err)
 	}
@@ -265,6 +335,9 @@ func (s *Store) Delete(d Digest) error {
 // List describes all blobs, ordered by digest. Files that are no blobs are passed over.
 func (s *Store) List() ([]Info, error) {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "sha256"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // it could not be made
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list blobs: %w", err)
 	}
@@ -280,6 +353,9 @@ func (s *Store) List() ([]Info, error) {
 		}
 		if err != nil {
 			return nil, fmt.Errorf("list blobs: %w", err)
+		}
+		if s.known(d) != nil {
+			continue
 		}
 		infos = append(infos, Info{Digest: d, Size: st.Size(), ModTime: st.ModTime()})
 	}

@@ -71,8 +71,20 @@ func (c *Controller) Run(ctx context.Context) error {
 	g.Go(func() error {
 		return c.Cache.Subscribe(ctx, func(ch store.Change) { c.loop.Add(ch.Name) }, images)
 	})
+	g.Go(func() error { return c.Blobs.Follow(ctx, c.blobChanged) })
 	g.Go(func() error { c.loop.Run(ctx, 2); return ctx.Err() })
 	return g.Wait()
+}
+
+// blobChanged makes the Images due that name a blob.
+func (c *Controller) blobChanged(d blob.Digest) {
+	for _, img := range store.CachedList[api.Image](c.Cache) {
+		for _, f := range img.Spec.Files {
+			if string(f.SHA256) == d.Hex() {
+				c.loop.Add(img.Metadata.Name)
+			}
+		}
+	}
 }
 
 func (c *Controller) forget() {
@@ -146,6 +158,8 @@ func reasonOf(err error) string {
 		return "FetchFailed"
 	case errors.Is(err, errFetching):
 		return reasonFetching
+	case errors.Is(err, blob.ErrDamaged):
+		return "Damaged"
 	}
 	return "FileMissing"
 }
@@ -179,6 +193,9 @@ func (c *Controller) file(ctx context.Context, f api.ImageFile) (int64, error) {
 		return 0, err
 	}
 	if !strings.HasPrefix(f.Source, "http://") && !strings.HasPrefix(f.Source, "https://") {
+		if errors.Is(err, blob.ErrDamaged) {
+			return 0, err
+		}
 		return 0, fmt.Errorf("blob sha256:%s is not held: upload it with \"weftctl image import\" or \"weftctl apply\"", f.SHA256)
 	}
 	return c.fetch(ctx, fetchKey{f.Source, digest})

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -28,13 +30,15 @@ type bench struct {
 	t     *testing.T
 	blobs *blob.Store
 	c     *Controller
+
+	blobDir string
 }
 
 func newBench(t *testing.T, reserve int64) *bench {
 	t.Helper()
-	b := &bench{Site: testsite.Open(t), t: t}
+	b := &bench{Site: testsite.Open(t), t: t, blobDir: t.TempDir()}
 	var err error
-	if b.blobs, err = blob.Open(t.TempDir(), blob.Options{Reserve: reserve}); err != nil {
+	if b.blobs, err = blob.Open(b.blobDir, blob.Options{Reserve: reserve}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = b.blobs.Close() })
@@ -165,4 +169,51 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("it ended with %v", err)
 	}
+}
+
+// TestDamagedFile: an Image whose file is found damaged on the disk says so, and
+// is Ready again once it was imported again.
+func TestDamagedFile(t *testing.T) {
+	b := newBench(t, 0)
+	kernel := strings.Repeat("kernel", 1000)
+	d, _, err := b.blobs.Put(t.Context(), strings.NewReader(kernel), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Create(&api.Image{Base: testsite.Named("lab"), Spec: api.ImageSpec{Version: "1", Files: map[string]api.ImageFile{"kernel": {SHA256: digest(kernel)}}}})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.c.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	until := func(status api.ConditionStatus, reason string) {
+		t.Helper()
+		var last *api.Condition
+		for range 600 {
+			img, err := store.Get[api.Image](t.Context(), b.Store, "lab")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if last = img.Status.Conditions.Get(Ready); last != nil && last.Status == status && last.Reason == reason {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Fatalf("it stays %+v, want %s %s", last, status, reason)
+	}
+	until(api.True, "Complete")
+	path, err := filepath.Glob(filepath.Join(b.blobDir, "sha256", "*"))
+	if err != nil || len(path) != 1 {
+		t.Fatal(path, err)
+	}
+	if err := os.Truncate(path[0], 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := b.blobs.Get(d); !errors.Is(err, blob.ErrDamaged) {
+		t.Errorf("it is served: %v", err)
+	}
+	until(api.False, "Damaged")
+	if _, _, err := b.blobs.Put(t.Context(), strings.NewReader(kernel), d); err != nil {
+		t.Fatal(err)
+	}
+	until(api.True, "Complete")
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -118,7 +119,7 @@ func (s *Server) deleteBlob(c *call) error {
 		return err
 	}
 	defer w.end()
-	if _, err := s.conf.Blobs.Stat(d); err != nil {
+	if _, err := s.conf.Blobs.Stat(d); err != nil && !errors.Is(err, blob.ErrDamaged) {
 		return err
 	}
 	if names := s.imagesWith(d); len(names) > 0 {
