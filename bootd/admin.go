@@ -30,7 +30,7 @@ const (
 func (d *daemon) writeAdmin() error {
 	dir := filepath.Join(d.config.StateDir, "admin")
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "admin.crt"), filepath.Join(dir, "admin.key"))
-	if err == nil && time.Until(pair.Leaf.NotAfter) > adminRenew {
+	if err == nil && time.Until(pair.Leaf.NotAfter) > adminRenew && d.ca.Issued(pair.Leaf) {
 		return nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

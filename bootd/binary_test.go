@@ -34,6 +34,7 @@ type rig struct {
 	ns   string
 	exe  string
 	conf string
+	last *process // started last
 }
 
 func newRig(t *testing.T) *rig {
@@ -120,6 +121,7 @@ func (r *rig) start(run string, args ...string) *process {
 			p.code = exit.ExitCode()
 		}
 	}()
+	r.last = p
 	r.t.Cleanup(func() {
 		_ = p.cmd.Process.Kill() // the process that ip(8) has become
 		<-p.done
@@ -211,6 +213,9 @@ func (r *rig) busy() (release func()) {
 	r.t.Cleanup(func() { _ = c.Close() })
 	return func() { _ = c.Close() }
 }
+
+// configFault is the exit code of what starting again does not mend.
+const configFault = 2
 
 func TestFaultsAtTheStart(t *testing.T) {
 	r := newRig(t)

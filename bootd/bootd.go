@@ -57,8 +57,19 @@ type daemon struct {
 	leading atomic.Bool // this bootd runs the controllers
 }
 
-// Run is bootd, until ctx ends or a part of it fails.
-func Run(ctx context.Context, config Config, log *slog.Logger) (err error) {
+// Run is bootd, until ctx ends or a part of it fails. One that serves a copy of
+// the store, because its own cannot be written, begins again when it can be.
+func Run(ctx context.Context, config Config, log *slog.Logger) error {
+	for {
+		err := run(ctx, config, log)
+		if !errors.Is(err, errRoom) {
+			return err
+		}
+		log.Info("the state directory can be written again: bootd opens it again")
+	}
+}
+
+func run(ctx context.Context, config Config, log *slog.Logger) (err error) {
 	d := &daemon{config: config, log: log, metrics: prometheus.NewRegistry(), notify: systemd.NewNotifier(log), ifaces: &interfaces{}}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(ctx); err != nil {
@@ -78,20 +89,17 @@ func (d *daemon) open(ctx context.Context) error {
 		return fmt.Errorf("read the interfaces: %w", err)
 	}
 	var err error
-	if d.store, err = d.openStore(ctx); err != nil {
+	if err := d.openSite(ctx); err != nil {
 		return err
 	}
-	if d.ca, err = ca.Open(d.config.StateDir); err != nil {
+	if err := d.tolerate("keep bootd's certificate", d.certify()); err != nil {
 		return err
 	}
-	if err := d.certify(); err != nil {
-		return err
-	}
-	if err := d.writeAdmin(); err != nil {
+	if err := d.tolerate("leave the administrator's certificate", d.writeAdmin()); err != nil {
 		return err
 	}
 	reserve := d.config.Reserve.Value()
-	if d.blobs, err = blob.Open(filepath.Join(d.config.StateDir, "blobs"), blob.Options{Reserve: reserve}); err != nil {
+	if d.blobs, err = blob.Open(filepath.Join(d.config.StateDir, "blobs"), blob.Options{Reserve: reserve, Log: d.log.With("component", "blobs")}); err != nil {
 		return err
 	}
 	if d.record, err = openRecorder(filepath.Join(d.config.StateDir, "journal"), d.log); err != nil {
@@ -106,21 +114,10 @@ func (d *daemon) open(ctx context.Context) error {
 	return d.build(ctx)
 }
 
-// openStore opens the keyring first: the store seals Secrets with it. The
-// store's lock on the state directory keeps a second bootd out of everything.
-func (d *daemon) openStore(ctx context.Context) (*store.Store, error) {
-	var err error
-	if d.keyring, err = ca.LoadKeyring(d.config.StateDir, os.Getenv("CREDENTIALS_DIRECTORY")); err != nil {
-		return nil, err
-	}
-	if d.keyring.Generated {
-		d.log.Warn("Secrets are sealed with a key that bootd made itself and keeps beside them: give it one of your own as the systemd credential rackweft-seal-key",
-			"file", filepath.Join(d.config.StateDir, "seal.key"))
-	}
-	s := d.config.Store
-	return store.Open(ctx, store.Config{
-		Dir: d.config.StateDir, Endpoints: s.Endpoints, CAFile: s.CA, CertFile: s.Cert, KeyFile: s.Key,
-	}, d.keyring, d.log)
+// storeConfig says where the store is.
+func (c Config) storeConfig() store.Config {
+	s := c.Store
+	return store.Config{Dir: c.StateDir, Scratch: c.RunDir, Endpoints: s.Endpoints, CAFile: s.CA, CertFile: s.Cert, KeyFile: s.Key}
 }
 
 // certify makes sure that the server certificate names every address by which
@@ -165,8 +162,10 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.metrics.Register(d.record.metrics()); err != nil {
-		return fmt.Errorf("register the journals' metrics: %w", err)
+	for _, m := range []prometheus.Collector{d.record.metrics(), damagedBlobs(d.blobs)} {
+		if err := d.metrics.Register(m); err != nil {
+			return fmt.Errorf("register the metrics of journals and blobs: %w", err)
+		}
 	}
 	d.tracker = &machine.Tracker{Store: d.store, Cache: d.cache}
 	epoch, err := d.epoch(ctx)
@@ -227,7 +226,8 @@ func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 	// One that is held already is not written again: a full disk must not keep
 	// bootd from starting.
 	if _, _, err := d.blobs.Put(ctx, f, blob.Digest("sha256:"+string(agent.Digest))); err != nil {
-		return boot.Agent{}, fmt.Errorf("import nodeagent: %w", err)
+		err = fmt.Errorf("import nodeagent: %w", err)
+		return agent, d.tolerate("have nodeagent for the hosts", err)
 	}
 	return agent, nil
 }
@@ -239,7 +239,7 @@ func (d *daemon) epoch(ctx context.Context) (int64, error) {
 		return 0, err
 	}
 	if len(raw) == 0 {
-		return 1, d.store.PutRaw(ctx, "epoch", []byte("1"))
+		return 1, d.tolerate("write the epoch", d.store.PutRaw(ctx, "epoch", []byte("1")))
 	}
 	var epoch int64
 	if _, err := fmt.Sscan(string(raw), &epoch); err != nil {
@@ -249,9 +249,9 @@ func (d *daemon) epoch(ctx context.Context) (int64, error) {
 }
 
 // sessionKeys opens the Site's key for BGP sessions, which is made at first. It
-// is sealed anew at each start, so that an old seal key may go.
+// is sealed again with a seal key that is new, so that the old one may go.
 func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
-	const name = "bgp-session-key"
+	const name = sessionKey
 	sealed, err := d.store.GetRaw(ctx, name)
 	if err != nil {
 		return nil, err
@@ -266,10 +266,13 @@ func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 		}
 	}
 	keys, again, err := ca.OpenSessionKeys(d.keyring, sealed)
-	if err != nil {
-		return nil, err
+	if errors.Is(err, ca.ErrUnknownKey) {
+		return nil, d.words().fault(partSealKey, err.Error())
 	}
-	return keys, d.store.PutRaw(ctx, name, again)
+	if err != nil || again == nil {
+		return keys, err
+	}
+	return keys, d.tolerate("seal the key for BGP sessions with the new seal key", d.store.PutRaw(ctx, name, again))
 }
 
 // renewer signs fresh certificates for hosts that hold their stream.
@@ -319,7 +322,11 @@ func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return d.hub.Run(ctx) })
 	g.Go(func() error { return d.followSubnets(ctx) })
 	g.Go(func() error { return d.ifaces.run(ctx, d.log, func() { d.addressesChanged(ctx) }) })
-	g.Go(func() error { return d.lead(ctx) })
+	g.Go(func() error { return d.followRoom(ctx) })
+	g.Go(func() error { return d.blobs.Scrub(ctx) })
+	if d.store.Stale() == nil { // controllers write, and power what they cannot write down
+		g.Go(func() error { return d.lead(ctx) })
+	}
 	g.Go(func() error { return d.serveFlannel(ctx) })
 	g.Go(func() error { return d.followFlannel(ctx) })
 	g.Go(func() error { return d.ready(ctx, ready) })
@@ -379,7 +386,7 @@ func (d *daemon) ensureSite(ctx context.Context) error {
 	s.Metadata.Name = api.SiteName
 	s.SetDefaults()
 	if err := d.store.Create(ctx, s); err != nil && !errors.Is(err, store.ErrExists) {
-		return fmt.Errorf("make the Site: %w", err)
+		return d.tolerate("make the Site", err)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/journal"
 )
 
@@ -81,6 +82,13 @@ func (r *recorder) metrics() prometheus.Collector {
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "rackweft_records_lost_total", Help: "Events, decisions and audit records that could not be written.",
 	}, func() float64 { return float64(r.events.Lost() + r.decisions.Lost() + r.audit.Lost()) })
+}
+
+// damagedBlobs counts the blobs that are not served because of the disk.
+func damagedBlobs(b *blob.Store) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "rackweft_blobs_damaged", Help: "Blobs whose content on the disk is not what their digest says; they are not served.",
+	}, func() float64 { return float64(b.Damaged()) })
 }
 
 func (r *recorder) append(err error) {

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -33,24 +34,44 @@ type Authority struct {
 	server atomic.Pointer[tls.Certificate]
 }
 
+// ErrNoCA says that a state directory has no CA.
+var ErrNoCA = errors.New("there is no CA")
+
+// Find loads the CA from <stateDir>/ca; ErrNoCA when there is none.
+func Find(stateDir string) (*Authority, error) {
+	a := &Authority{dir: filepath.Join(stateDir, "ca"), now: time.Now}
+	fresh, err := isFresh(a.dir)
+	if err == nil && fresh {
+		err = fmt.Errorf("%w in %s", ErrNoCA, a.dir)
+	}
+	if err == nil {
+		err = a.load()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the site's CA: %w", err)
+	}
+	return a, nil
+}
+
+// Fingerprint names the CA: the digest of its certificate.
+func (a *Authority) Fingerprint() string {
+	sum := sha256.Sum256(a.cert.Raw)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
 // Open loads the CA from <stateDir>/ca, or makes it when the directory does
 // not exist. One that is incomplete or damaged is an error: a new CA would lock
 // out every host that trusts the old one.
 func Open(stateDir string) (*Authority, error) {
-	a := &Authority{dir: filepath.Join(stateDir, "ca"), now: time.Now}
-	fresh, err := isFresh(a.dir)
-	if err != nil {
-		return nil, fmt.Errorf("open the site's CA: %w", err)
+	a, err := Find(stateDir)
+	if !errors.Is(err, ErrNoCA) {
+		return a, err
 	}
-	if fresh {
-		if err := create(a.dir); err != nil {
-			return nil, fmt.Errorf("make the site's CA in %s: %w", a.dir, err)
-		}
+	dir := filepath.Join(stateDir, "ca")
+	if err := create(dir); err != nil {
+		return nil, fmt.Errorf("make the site's CA in %s: %w", dir, err)
 	}
-	if err := a.load(); err != nil {
-		return nil, fmt.Errorf("open the site's CA: %w", err)
-	}
-	return a, nil
+	return Find(stateDir)
 }
 
 func isFresh(dir string) (bool, error) {
@@ -178,11 +199,11 @@ func (a *Authority) load() error {
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		return fmt.Errorf("%s is damaged, or ca.key is not the key of ca.crt: restore both from a backup: %w", a.dir, err)
+		return fmt.Errorf("%s is damaged, or ca.key is not the key of ca.crt: %w", a.dir, err)
 	}
 	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok || !pair.Leaf.IsCA {
-		return fmt.Errorf("%s holds no CA with an ECDSA key: restore ca.crt and ca.key from a backup", a.dir)
+		return fmt.Errorf("%s holds no CA with an ECDSA key", a.dir)
 	}
 	a.key, a.cert, a.pem = key, pair.Leaf, certPEM
 	a.pool = x509.NewCertPool()
@@ -194,8 +215,7 @@ func (a *Authority) read(name string) ([]byte, error) {
 	path := filepath.Join(a.dir, name)
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is missing: restore it from a backup. "+
-			"Only if no host was ever joined may %s be removed as a whole: bootd then makes a new CA", path, a.dir)
+		return nil, fmt.Errorf("%s is missing", path)
 	}
 	return raw, err
 }

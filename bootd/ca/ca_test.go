@@ -91,9 +91,9 @@ func TestOpenRefusesHalfACA(t *testing.T) {
 		name, words string
 		damage      func(t *testing.T, dir string) error
 	}{
-		{"key missing", "ca.key is missing: restore it", func(t *testing.T, d string) error { return os.Remove(d + "/ca.key") }},
-		{"certificate missing", "ca.crt is missing: restore it", func(t *testing.T, d string) error { return os.Remove(d + "/ca.crt") }},
-		{"only bootd's certificate", "ca.crt is missing: restore it", func(t *testing.T, d string) error {
+		{"key missing", "ca.key is missing", func(t *testing.T, d string) error { return os.Remove(d + "/ca.key") }},
+		{"certificate missing", "ca.crt is missing", func(t *testing.T, d string) error { return os.Remove(d + "/ca.crt") }},
+		{"only bootd's certificate", "ca.crt is missing", func(t *testing.T, d string) error {
 			return errors.Join(os.Remove(d+"/ca.crt"), os.Remove(d+"/ca.key"), os.WriteFile(d+"/server.pem", nil, 0o600))
 		}},
 		{"key of another CA", "ca.key is not the key of ca.crt", func(t *testing.T, d string) error {

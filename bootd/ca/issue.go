@@ -98,6 +98,12 @@ func (a *Authority) client(public any, ttl time.Duration, name func(*x509.Certif
 	return sign(template, a.cert, public, a.key)
 }
 
+// Issued reports whether the CA has signed a client's certificate, valid now.
+func (a *Authority) Issued(cert *x509.Certificate) bool {
+	_, err := cert.Verify(x509.VerifyOptions{Roots: a.pool, CurrentTime: a.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return err == nil
+}
+
 func hostURI(name, uid string) *url.URL {
 	return &url.URL{Scheme: "rackweft", Host: "host", Path: "/" + name + "/" + uid}
 }

@@ -24,6 +24,7 @@ import (
 // What opening a sealed value can fail with.
 var (
 	ErrUnknownKey = errors.New("it is sealed with a key that this bootd does not have")
+	ErrNoKey      = errors.New("there is no seal key")
 	ErrTampered   = errors.New("the sealed value is damaged, or belongs to another object")
 )
 
@@ -63,6 +64,18 @@ type sealKey struct {
 // first seals, further ones open what was sealed before. Keys in seal.key still
 // open when a credential has taken its place.
 func LoadKeyring(stateDir, credentialsDir string) (*Keyring, error) {
+	k, err := FindKeyring(stateDir, credentialsDir)
+	if !errors.Is(err, ErrNoKey) {
+		return k, err
+	}
+	if err := generateKey(stateDir); err != nil {
+		return nil, fmt.Errorf("make a seal key: %w", err)
+	}
+	return FindKeyring(stateDir, credentialsDir) // of two that start at once, one makes it
+}
+
+// FindKeyring is LoadKeyring where no key is made: ErrNoKey when there is none.
+func FindKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 	var keys [][]byte
 	if credentialsDir != "" {
 		given, err := readKeys(filepath.Join(credentialsDir, CredentialName))
@@ -71,7 +84,7 @@ func LoadKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 		}
 		keys = given
 	}
-	path := filepath.Join(stateDir, "seal.key")
+	path := keyFile(stateDir)
 	kept, err := readKeys(path)
 	switch {
 	case err == nil:
@@ -81,9 +94,7 @@ func LoadKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	case len(keys) == 0:
-		if kept, err = generateKey(stateDir, path); err != nil {
-			return nil, err
-		}
+		return nil, fmt.Errorf("%w in %s", ErrNoKey, path)
 	}
 	k := &Keyring{Generated: len(keys) == 0}
 	for _, key := range append(keys, kept...) {
@@ -95,6 +106,8 @@ func LoadKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 	}
 	return k, nil
 }
+
+func keyFile(stateDir string) string { return filepath.Join(stateDir, "seal.key") }
 
 func readKeys(path string) ([][]byte, error) {
 	raw, err := os.ReadFile(path)
@@ -119,24 +132,20 @@ func readKeys(path string) ([][]byte, error) {
 	return keys, nil
 }
 
-// generateKey makes the first key, unless there is data that another one must
-// have sealed.
-func generateKey(stateDir, path string) ([][]byte, error) {
-	if _, err := os.Stat(filepath.Join(stateDir, "etcd")); err == nil {
-		return nil, fmt.Errorf("the seal key is missing, but %s holds a store: restore %s from a backup, or pass the key as systemd's credential %s", stateDir, path, CredentialName)
-	}
+// generateKey makes the first key.
+func generateKey(stateDir string) error {
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make a seal key: %w", err)
+		return err
 	}
 	key := make([]byte, chacha20poly1305.KeySize)
 	if _, err := rand.Read(key); err != nil {
-		return nil, fmt.Errorf("make a seal key: %w", err)
+		return err
 	}
-	err := file.Create(path, []byte(base64.StdEncoding.EncodeToString(key)+"\n"), file.Options{})
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make a seal key: %w", err)
+	err := file.Create(keyFile(stateDir), []byte(base64.StdEncoding.EncodeToString(key)+"\n"), file.Options{})
+	if errors.Is(err, fs.ErrExist) {
+		return nil
 	}
-	return readKeys(path) // of two that start at once, one makes it
+	return err
 }
 
 func derive(key []byte) (sealKey, error) {
@@ -196,3 +205,17 @@ func (k *Keyring) Digest(plain []byte) string {
 
 // KeyID names the key that seals, for status and logs.
 func (k *Keyring) KeyID() string { return hex.EncodeToString(k.keys[0].id[:]) }
+
+// KeyIDs names every key: the one that seals first.
+func (k *Keyring) KeyIDs() []string {
+	ids := make([]string, len(k.keys))
+	for i, key := range k.keys {
+		ids[i] = hex.EncodeToString(key.id[:])
+	}
+	return ids
+}
+
+// Sealing reports whether a sealed value is sealed with the key that seals now.
+func (k *Keyring) Sealing(sealed []byte) bool {
+	return len(sealed) >= minSealed && sealed[0] == sealVersion && bytes.Equal(sealed[1:headerSize], k.keys[0].id[:])
+}

@@ -143,11 +143,6 @@ func TestKeysThatAreRefused(t *testing.T) {
 		{"empty", "holds no key", func(t *testing.T, d string) { write(t, d+"/seal.key", "\n# nothing\n", 0o600) }},
 		{"short", "key 2 is none", func(t *testing.T, d string) { write(t, d+"/seal.key", keyLine(1)+"AAAA\n", 0o600) }},
 		{"bad credential", CredentialName, func(t *testing.T, d string) { write(t, d+"/"+CredentialName, "password", 0o400) }},
-		{"lost", "restore", func(t *testing.T, d string) {
-			if err := os.Mkdir(d+"/etcd", 0o700); err != nil {
-				t.Fatal(err)
-			}
-		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()

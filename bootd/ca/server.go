@@ -21,7 +21,8 @@ import (
 
 // EnsureServer makes bootd's certificate name just these DNS names and
 // addresses. It is kept in <stateDir>/ca/server.pem and issued anew only when
-// they change; issued reports that it was. Connections under way go on.
+// they change; issued reports that it was, and is true too when only the file
+// could not be written. Connections under way go on.
 func (a *Authority) EnsureServer(names []string, addrs []netip.Addr) (issued bool, err error) {
 	names, ips := sans(names, addrs)
 	path := filepath.Join(a.dir, "server.pem")
@@ -37,14 +38,14 @@ func (a *Authority) EnsureServer(names []string, addrs []netip.Addr) (issued boo
 	if err != nil {
 		return false, fmt.Errorf("issue bootd's certificate: %w", err)
 	}
-	if err := file.Replace(path, raw, file.Options{}); err != nil {
-		return false, fmt.Errorf("store bootd's certificate: %w", err)
-	}
 	pair, err := tls.X509KeyPair(raw, raw)
 	if err != nil {
 		return false, fmt.Errorf("read bootd's new certificate: %w", err)
 	}
 	a.server.Store(&pair)
+	if err := file.Replace(path, raw, file.Options{}); err != nil {
+		return true, fmt.Errorf("store bootd's certificate: %w", err)
+	}
 	return true, nil
 }
 

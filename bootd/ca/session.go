@@ -29,15 +29,17 @@ func NewSessionKey(k *Keyring) ([]byte, error) {
 	return k.Seal(key, []byte(sessionAAD))
 }
 
-// OpenSessionKeys opens what NewSessionKey made. It returns the same key sealed
-// anew too, with the key that seals now: an old seal key may go once that is
-// stored.
+// OpenSessionKeys opens what NewSessionKey made. When another key than the one
+// that seals now has sealed it, again is the same sealed with that: the old seal
+// key may go once it is stored.
 func OpenSessionKeys(k *Keyring, sealed []byte) (keys *SessionKeys, again []byte, err error) {
 	plain, err := k.Open(sealed, []byte(sessionAAD))
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the Site's key for BGP sessions: %w", err)
 	}
-	again, err = k.Seal(plain, []byte(sessionAAD))
+	if !k.Sealing(sealed) {
+		again, err = k.Seal(plain, []byte(sessionAAD))
+	}
 	return &SessionKeys{plain}, again, err
 }
 

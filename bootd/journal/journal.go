@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/internal/file"
 )
@@ -87,19 +90,27 @@ func Open[T any](dir, name string, opts Options) (*Journal[T], error) {
 	return j, nil
 }
 
+// open begins or continues the newest file. One that cannot be written, for the
+// file system is full or read-only, is still read; records are lost and counted.
 func (j *Journal[T]) open() error {
-	if err := os.MkdirAll(j.dir, 0o750); err != nil {
+	if err := os.MkdirAll(j.dir, 0o750); err != nil && !unwritable(err) {
 		return err
 	}
 	var err error
-	if j.segments, err = findSegments(j.dir, j.name); err != nil {
+	if j.segments, err = findSegments(j.dir, j.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if len(j.segments) == 0 {
-		return j.begin(1)
+		if err := j.begin(1); !unwritable(err) {
+			return err
+		}
+		return nil
 	}
 	last := &j.segments[len(j.segments)-1]
 	j.file, err = os.OpenFile(last.path, os.O_RDWR, 0)
+	if errors.Is(err, unix.EROFS) {
+		j.file, err = os.Open(last.path)
+	}
 	if err != nil {
 		return err
 	}
@@ -135,7 +146,15 @@ func (j *Journal[T]) repair(last *segment) error {
 	if j.recovered.CutBytes == 0 {
 		return nil
 	}
+	if unix.Access(last.path, unix.W_OK) != nil {
+		return nil // readers go by last.size
+	}
 	return errors.Join(j.file.Truncate(good), j.file.Sync())
+}
+
+// unwritable reports whether a file system is full or read-only.
+func unwritable(err error) bool {
+	return errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, fs.ErrNotExist)
 }
 
 // Recovered is what Open has found.
@@ -259,6 +278,11 @@ func (j *Journal[T]) settle(seq uint64) {
 
 // write adds a line, or leaves the journal as it was.
 func (j *Journal[T]) write(line []byte) error {
+	if len(j.segments) == 0 {
+		if err := j.begin(j.seq + 1); err != nil {
+			return err
+		}
+	}
 	cur := &j.segments[len(j.segments)-1]
 	if cur.size > 0 && cur.size+int64(len(line)) > j.opts.MaxBytes {
 		if err := j.begin(j.seq + 1); err != nil {
@@ -343,7 +367,9 @@ func (j *Journal[T]) Close() error {
 	j.flusher.Wait()
 	err := j.Flush()
 	j.closeRetired()
-	err = errors.Join(err, j.file.Close())
+	if j.file != nil {
+		err = errors.Join(err, j.file.Close())
+	}
 	if err != nil {
 		return fmt.Errorf("close journal %s: %w", j.name, err)
 	}

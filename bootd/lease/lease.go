@@ -78,6 +78,8 @@ var (
 	ErrExhausted   = errors.New("no free address")
 	ErrUnavailable = errors.New("address not available") // to a REQUEST, a reason for a NAK
 	ErrReserved    = errors.New("address reserved")
+	// ErrUnwritable is a Backend's error when it can be read and not written.
+	ErrUnwritable = errors.New("leases cannot be written")
 )
 
 const (

@@ -223,12 +223,36 @@ func (t *Table) Commit(ctx context.Context, h Holder, subnet string, addr netip.
 		return c.told, nil
 	}
 	if err := t.write(ctx, c); err != nil {
+		if l, ok := t.unwritten(c); ok && errors.Is(err, ErrUnwritable) {
+			return l, nil
+		}
 		return Lease{}, fmt.Errorf("lease %s to %s: %w", addr, h.MAC, err)
 	}
 	if c.lost {
 		return Lease{}, fmt.Errorf("%w: writing the lease of %s took longer than it is held", ErrUnavailable, addr)
 	}
 	return c.told, nil
+}
+
+// unwritten is what a holder can be granted without a write: its reserved
+// address, or the rest of the lease that is written.
+func (t *Table) unwritten(c *change) (Lease, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s, l := c.slot, c.told
+	if s.mac != l.MAC {
+		return Lease{}, false
+	}
+	if r, ok := t.reserved[owner{l.Subnet, l.MAC}]; !ok || r.Address != l.Address {
+		if s.stored.MAC != l.MAC || s.stored.Expires.Sub(t.now()) < holdTime {
+			return Lease{}, false
+		}
+		if s.stored.Expires.Before(l.Expires) {
+			l.Expires = s.stored.Expires
+		}
+	}
+	t.grant(s, l)
+	return l, true
 }
 
 // prepare checks a commit and holds its address. The change has no slot if nothing need be written.

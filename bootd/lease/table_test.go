@@ -462,6 +462,31 @@ func TestBackendFailure(t *testing.T) {
 	}
 }
 
+// TestUnwritableBackend grants what needs no write: a reserved address, and the
+// rest of a lease that is written.
+func TestUnwritableBackend(t *testing.T) {
+	f := newFixture(t, pxe())
+	f.SetReservations([]Reservation{{MAC: mac(7), Subnet: "pxe", Address: ip("198.18.0.7")}}, nil)
+	a := f.acquire(known(1))
+	f.backend.err = fmt.Errorf("%w: disk full", ErrUnwritable)
+	f.clock.advance(50 * time.Minute) // 40 of the 90 that are written remain
+	if l := f.commit(known(1), a, time.Hour); l.Expires != f.clock.t.Add(40*time.Minute) || l.Address != a {
+		t.Errorf("the rest of a lease: %+v", l)
+	}
+	if l := f.commit(known(7), ip("198.18.0.7"), time.Hour); l.Expires != f.clock.t.Add(time.Hour) {
+		t.Errorf("a reserved address: %+v", l)
+	}
+	_, err := f.Commit(t.Context(), known(2), "pxe", f.offer(known(2)), time.Hour)
+	wantErr(t, err, ErrUnwritable, "disk full")
+	f.clock.advance(40*time.Minute - time.Second)
+	_, err = f.Commit(t.Context(), known(1), "pxe", a, time.Hour)
+	wantErr(t, err, ErrUnwritable)
+	f.backend.err = nil
+	if l := f.commit(known(1), a, time.Hour); l.Expires != f.clock.t.Add(time.Hour) {
+		t.Errorf("written again: %+v", l)
+	}
+}
+
 // TestGroupCommit holds one write back until 499 more have gathered behind it.
 func TestGroupCommit(t *testing.T) {
 	s := pxe()

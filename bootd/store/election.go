@@ -96,7 +96,7 @@ func (s *Store) leave(session *concurrency.Session) {
 // dropElections forgets who led before a restart. With embedded etcd the lock
 // on the state directory proves that nobody else leads.
 func (s *Store) dropElections(ctx context.Context) error {
-	_, err := s.commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+	_, err := s.commit(Urgent(ctx), func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return s.client.Txn(ctx).Then(clientv3.OpDelete(electionPrefix, clientv3.WithPrefix())).Commit()
 	})
 	if err != nil {

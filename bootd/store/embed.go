@@ -137,3 +137,9 @@ func (e *embedded) closeDir() {
 		_ = e.dir.Close()
 	}
 }
+
+// Exists reports whether a state directory holds a store.
+func Exists(dir string) bool {
+	logs, err := filepath.Glob(filepath.Join(dir, "etcd", "member", "wal", "*.wal"))
+	return err == nil && len(logs) > 0
+}

@@ -20,11 +20,17 @@ var (
 	ErrCompacted = errors.New("the revision is no longer kept: list again")
 	// ErrNoSpace says that the disk or the store's quota is full. Reads go on.
 	ErrNoSpace = errors.New("the store has no space left")
+	// ErrReadOnly says that the file system cannot be written. Reads go on.
+	ErrReadOnly = errors.New("the store can only be read")
 	// ErrTooLarge says that one object exceeds MaxObjectBytes.
 	ErrTooLarge = errors.New("the object is too large")
 	// ErrUnchanged is returned by a Mutate function that has nothing to write.
 	ErrUnchanged = errors.New("unchanged")
 )
+
+// Unwritable reports whether an error says that the store can be read but not
+// written: what can wait is then left for later.
+func Unwritable(err error) bool { return errors.Is(err, ErrNoSpace) || errors.Is(err, ErrReadOnly) }
 
 // NotFoundError names the object that does not exist. It is an ErrNotFound.
 type NotFoundError struct{ Kind, Name string }

@@ -93,6 +93,9 @@ func (g *Gate) read(ctx context.Context, key, end []byte) error {
 
 // write checks that a key is a lease of the caller's Network, and no host's.
 func (g *Gate) write(ctx context.Context, key []byte) error {
+	if err := g.Store.stale; err != nil {
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
 	network, prefix, err := g.prefix(ctx)
 	if err != nil {
 		return err

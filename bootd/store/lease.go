@@ -72,6 +72,9 @@ func (b *LeaseBackend) Apply(ctx context.Context, put, del []lease.Lease) error 
 	_, err := commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return b.store.client.Txn(ctx).Then(ops...).Commit()
 	})
+	if Unwritable(err) {
+		return fmt.Errorf("write %d leases: %w: %w", len(ops), lease.ErrUnwritable, err)
+	}
 	if err != nil {
 		return fmt.Errorf("write %d leases: %w", len(ops), err)
 	}

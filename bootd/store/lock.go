@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,10 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Lock takes a state directory for this process, as Open does, until it is
+// closed.
+func Lock(dir string) (io.Closer, error) { return lockDir(dir) }
+
 // lockDir takes the state directory for this process; closing the file gives
 // it back, and so does the end of the process, however it ends.
 func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "bootd.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	path := filepath.Join(dir, "bootd.lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		f, err = os.Open(path)
+	}
+	if unwritable(dir, 0) != nil && errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOSPC) {
+		f, err = os.Open(dir) // no bootd can make the file
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}

@@ -9,7 +9,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"golang.org/x/sys/unix"
 )
 
 // space looks after the room that etcd has: it refuses writes while the file
@@ -42,21 +41,15 @@ func (sp *space) stop() {
 }
 
 // check reports an ErrNoSpace when the file system has less than the reserve.
-func (sp *space) check() error {
+func (sp *space) check(ctx context.Context) error {
 	s := sp.store
-	if s.server == nil {
+	if s.server == nil || isUrgent(ctx) {
 		return nil
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.conf.Dir, &st); err != nil {
-		return fmt.Errorf("measure the space in %s: %w", s.conf.Dir, err)
+	if s.stale != nil {
+		return s.stale
 	}
-	free := int64(st.Bavail) * st.Bsize
-	if free >= s.conf.Reserve {
-		return nil
-	}
-	return fmt.Errorf("%w: %s has %d MiB free and must keep %d MiB: free some of that file system; reads go on meanwhile",
-		ErrNoSpace, s.conf.Dir, free>>20, s.conf.Reserve>>20)
+	return unwritable(s.conf.Dir, s.conf.Reserve)
 }
 
 func (sp *space) quotaError() error {

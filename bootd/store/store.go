@@ -49,6 +49,10 @@ type Config struct {
 	// etcd to be written to; 96 MiB when 0. Etcd cannot go on when its log
 	// cannot grow by a segment of 64 MiB, so writes are refused before that.
 	Reserve int64
+	// Scratch is where embedded etcd works on a copy of its data while Dir cannot
+	// be written: what is stored can then still be read. Without it a store on
+	// such a file system is not opened.
+	Scratch string
 	// KeepHistory is for how long a watch can go back; 5m when 0.
 	KeepHistory time.Duration
 	// SessionTTL is how long a lost leader is waited for; 10s when 0.
@@ -93,11 +97,16 @@ type Store struct {
 
 	lock   *os.File
 	server *embedded // nil with an external cluster
+	stale  error     // why etcd works on a copy; nil when it does not
 	client *clientv3.Client
 	space  *space
 
 	close func() error
 }
+
+// SealWith gives the store what seals Secrets, before the first one is written:
+// whether a key is the store's own may only be known from the store.
+func (s *Store) SealWith(sealer Sealer) { s.sealer = sealer }
 
 // Open locks the state directory, starts etcd or connects to it, and returns
 // when it answers. A second bootd on the same directory is refused.
@@ -131,7 +140,7 @@ func (s *Store) open(ctx context.Context) error {
 	}
 	s.space = newSpace(s)
 	switch err := s.Ready(ctx); {
-	case errors.Is(err, ErrNoSpace):
+	case Unwritable(err):
 		// Machines can still boot from what is there.
 		s.log.Error("the store can only be read", "error", err)
 	case err != nil:
@@ -158,8 +167,15 @@ func (s *Store) connect() error {
 }
 
 func (s *Store) embed(ctx context.Context) error {
+	conf := s.conf
+	if s.stale = unwritable(conf.Dir, etcdFloor); s.stale != nil {
+		var err error
+		if conf.Dir, err = s.copyAside(); err != nil {
+			return err
+		}
+	}
 	var err error
-	if s.server, err = startEmbedded(ctx, s.conf, s.log); err != nil {
+	if s.server, err = startEmbedded(ctx, conf, s.log); err != nil {
 		return err
 	}
 	s.where = "embedded"
@@ -198,6 +214,9 @@ func (s *Store) shutdown() error {
 	if s.server != nil {
 		s.server.stop()
 	}
+	if s.stale != nil {
+		errs = append(errs, os.RemoveAll(s.copyDir()))
+	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 	}
@@ -214,14 +233,14 @@ func (s *Store) Ready(ctx context.Context) error {
 	if _, err := s.client.Get(limited, internalPrefix, clientv3.WithCountOnly()); err != nil {
 		return s.explain(ctx, err)
 	}
-	return s.space.check()
+	return s.space.check(ctx)
 }
 
 type transaction func(context.Context) (*clientv3.TxnResponse, error)
 
 // write runs a transaction that takes room, unless there is none.
 func (s *Store) write(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
-	if err := s.space.check(); err != nil {
+	if err := s.space.check(ctx); err != nil {
 		return nil, err
 	}
 	return s.commit(ctx, txn)
@@ -229,6 +248,9 @@ func (s *Store) write(ctx context.Context, txn transaction) (*clientv3.TxnRespon
 
 // commit runs a transaction; one that deletes is welcome when there is no room.
 func (s *Store) commit(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
+	if s.stale != nil && !isUrgent(ctx) {
+		return nil, s.stale
+	}
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	resp, err := txn(limited)
@@ -247,6 +269,33 @@ func (s *Store) GetRaw(ctx context.Context, key string) ([]byte, error) {
 		return nil, nil
 	}
 	return resp.Kvs[0].Value, nil
+}
+
+// Empty reports whether the store holds nothing of a Site yet.
+func (s *Store) Empty(ctx context.Context) (bool, error) {
+	for _, prefix := range []string{objectPrefix, internalPrefix + "raw/"} {
+		limited, cancel := context.WithTimeout(ctx, requestTimeout)
+		resp, err := s.client.Get(limited, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		cancel()
+		if err != nil {
+			return false, fmt.Errorf("look whether the store is empty: %w", s.explain(ctx, err))
+		}
+		if resp.Count > 0 {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// DeleteRaw forgets a value of bootd's own.
+func (s *Store) DeleteRaw(ctx context.Context, key string) error {
+	_, err := s.commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).Then(clientv3.OpDelete(internalPrefix + "raw/" + key)).Commit()
+	})
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", key, err)
+	}
+	return nil
 }
 
 // PutRaw writes a small value of bootd's own.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +19,8 @@ type usageError struct{ error }
 
 func exitCode(err error) int {
 	var usage usageError
-	if errors.As(err, &usage) {
+	var site *bootd.SiteError
+	if errors.As(err, &usage) || errors.As(err, &site) {
 		return 2
 	}
 	return 1
@@ -56,8 +58,51 @@ func command() *cobra.Command {
 	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where everything that lasts is kept")
 	f.StringVar(&run, "run-dir", "/run/rackweft", "where the socket of the API is")
 	f.StringSliceVar(&interfaces, "interface", nil, "interface on a provisioning network (repeatable)")
-	c.AddCommand(certificateCommand())
+	c.AddCommand(certificateCommand(), recreateCommand())
 	c.CompletionOptions.DisableDefaultCmd = true
+	return c
+}
+
+func recreateCommand() *cobra.Command {
+	var config, state string
+	c := &cobra.Command{
+		Use:       "recreate ca|seal-key|store",
+		Short:     "Give up a lost CA, seal key or store, so that bootd makes a new one",
+		ValidArgs: bootd.RecreateParts(),
+		Long: "Makes bootd start with a new CA, seal key or store in the place of one that is lost or another\n" +
+			"Site's. What is in its place is moved aside. Try a backup first: hosts know bootd by its CA,\n" +
+			"Secrets can only be opened with their seal key, and the store holds every object.",
+		Example: "  bootd recreate ca",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 || !slices.Contains(bootd.RecreateParts(), args[0]) {
+				return usageError{errors.New("say what is lost: bootd recreate ca, seal-key or store")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			conf, err := bootd.LoadConfig(config, cmd.Flags().Changed("config"))
+			if err != nil {
+				return usageError{err}
+			}
+			conf.StateDir = state
+			log, err := logger(conf.LogLevel)
+			if err != nil {
+				return usageError{err}
+			}
+			aside, err := bootd.Recreate(cmd.Context(), conf, args[0], log)
+			if err != nil {
+				return err
+			}
+			if aside != "" {
+				aside = "; what was there is now " + aside
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "the next start of bootd makes a new %s%s\n", args[0], aside)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&config, "config", defaultConfig, "configuration file; need not exist")
+	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where everything that lasts is kept")
 	return c
 }
 

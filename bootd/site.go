@@ -1,0 +1,284 @@
+package bootd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// identity says which store, CA and seal key make one Site. The store holds it,
+// and the state directory a copy, so that a part that is missing, or is another
+// Site's, is known from one that was never there.
+type identity struct {
+	Site    string `json:"site,omitzero"`    // chosen at first start
+	CA      string `json:"ca,omitzero"`      // the certificate's fingerprint
+	SealKey string `json:"sealKey,omitzero"` // the id of the key that seals
+}
+
+// identityKey is where the store holds its identity, identityFile where the
+// state directory has the copy.
+const (
+	identityKey  = "identity"
+	identityFile = "site.json"
+)
+
+// parts is what this bootd has of a Site besides the store.
+type parts struct {
+	ca       string   // fingerprint; "" without a CA
+	sealKeys []string // ids
+	copy     *identity
+}
+
+// sessionKey is where the store holds the sealed key for BGP sessions.
+const sessionKey = "bgp-session-key"
+
+// A part of a Site, as "bootd recreate" names it.
+const (
+	partStore   = "store"
+	partCA      = "ca"
+	partSealKey = "seal-key"
+)
+
+// SiteError says that the parts of a Site do not belong together: one is
+// missing, or is another Site's. Starting again does not help.
+type SiteError struct {
+	Part string // store, ca or seal-key
+	// What is wrong, what is lost with it, and what to do.
+	What, Lost, Do string
+}
+
+func (e *SiteError) Error() string { return e.What + ". " + e.Lost + ". " + e.Do }
+
+// judge compares what this bootd has with what the store says that it belongs
+// to. stored is nil when the store says nothing; fresh tells that it is empty.
+func (p parts) judge(stored *identity, fresh bool, where siteWords) error {
+	if stored == nil && fresh {
+		if p.copy != nil && p.copy.Site != "" {
+			return where.fault(partStore, "the store is empty, while "+identityFile+" says that it holds Site "+p.copy.Site)
+		}
+		return nil
+	}
+	if stored == nil { // of a version that did not write it
+		stored = &identity{CA: "unknown", SealKey: "unknown"}
+		if p.ca != "" {
+			stored.CA = p.ca
+		}
+		if len(p.sealKeys) > 0 {
+			stored.SealKey = p.sealKeys[0]
+		}
+	}
+	foreignCA := p.ca != "" && stored.CA != "" && p.ca != stored.CA
+	foreignKey := len(p.sealKeys) > 0 && stored.SealKey != "" && !slices.Contains(p.sealKeys, stored.SealKey)
+	ours := p.copy != nil && p.copy.Site != "" && p.copy.Site != stored.Site
+	switch {
+	case foreignCA && foreignKey || ours && (foreignCA || foreignKey):
+		return where.fault(partStore, fmt.Sprintf("the store is that of another Site: it belongs with CA %s and seal key %s, and here are CA %s and seal key %s",
+			stored.CA, stored.SealKey, orNone(p.ca), orNone(first(p.sealKeys))))
+	case ours:
+		return where.fault(partStore, fmt.Sprintf("the store is that of Site %s, and %s names Site %s", stored.Site, identityFile, p.copy.Site))
+	case stored.CA != "" && p.ca == "":
+		return where.fault(partCA, "the Site's CA is missing, while the store belongs with CA "+stored.CA)
+	case foreignCA:
+		return where.fault(partCA, fmt.Sprintf("the CA is that of another Site: its fingerprint is %s, and the store belongs with CA %s", p.ca, stored.CA))
+	case stored.SealKey != "" && len(p.sealKeys) == 0:
+		return where.fault(partSealKey, "the seal key is missing, while the store is sealed with key "+stored.SealKey)
+	case foreignKey:
+		return where.fault(partSealKey, fmt.Sprintf("the seal key is another Site's: its id is %s, and the store is sealed with key %s", p.sealKeys[0], stored.SealKey))
+	}
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func first(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return list[0]
+}
+
+// siteWords are the places that messages name.
+type siteWords struct {
+	dir      string
+	external bool
+}
+
+func (w siteWords) fault(part, what string) error {
+	e := &SiteError{Part: part, What: what}
+	paths := map[string]string{
+		partStore: filepath.Join(w.dir, "etcd"), partCA: filepath.Join(w.dir, "ca"), partSealKey: filepath.Join(w.dir, "seal.key"),
+	}
+	if w.external {
+		paths[partStore] = "store.endpoints"
+	}
+	switch part {
+	case partStore:
+		e.Lost = "Without its store every object is lost, from Machines to Guests, and every lease"
+	case partCA:
+		e.Lost = "Without that CA no host and no person's certificate is recognized, and hosts do not recognize bootd"
+	case partSealKey:
+		e.Lost = "Without that key no Secret can be opened, and hosts drop their BGP sessions"
+	}
+	e.Do = fmt.Sprintf("Restore a backup with \"bootd restore FILE --state-dir %s\"", w.dir)
+	switch {
+	case part == partStore && w.external:
+		e.Do += ", or correct " + paths[part]
+	case part == partStore:
+		e.Do += ", or put back " + paths[part]
+	case w.external:
+		e.Do += ", or copy " + paths[part] + " from the bootd that has the Site"
+	default:
+		e.Do += ", or put back " + paths[part]
+	}
+	e.Do += fmt.Sprintf(". To give it up, run \"bootd recreate %s --state-dir %s\" with bootd stopped: %s", part, w.dir, map[string]string{
+		partStore:   "bootd then starts with an empty store and the CA and seal key that are here",
+		partCA:      "bootd then makes a new CA, and every host must be provisioned again",
+		partSealKey: "bootd then makes a new key, and every Secret must be applied again",
+	}[part])
+	return e
+}
+
+func (d *daemon) words() siteWords {
+	return siteWords{dir: d.config.StateDir, external: len(d.config.Store.Endpoints) > 0}
+}
+
+// checkDir finds an embedded store that is gone before etcd makes a new one.
+func (d *daemon) checkDir(p parts) error {
+	if d.words().external || store.Exists(d.config.StateDir) {
+		return nil
+	}
+	if p.copy != nil && p.copy.Site != "" {
+		return d.words().fault(partStore, "the store is missing, while "+identityFile+" says that it holds Site "+p.copy.Site)
+	}
+	if p.copy == nil && p.ca != "" { // of a version that wrote no copy
+		return d.words().fault(partStore, "the store is missing, while the CA of a Site is here")
+	}
+	return nil
+}
+
+// readParts finds what this bootd has of a Site, and makes nothing.
+func (d *daemon) readParts() (parts, error) {
+	var p parts
+	var err error
+	if p.copy, err = readIdentity(d.config.StateDir); err != nil {
+		return p, err
+	}
+	keyring, err := ca.FindKeyring(d.config.StateDir, os.Getenv("CREDENTIALS_DIRECTORY"))
+	if err != nil && !errors.Is(err, ca.ErrNoKey) {
+		return p, d.words().fault(partSealKey, err.Error())
+	}
+	if err == nil {
+		p.sealKeys = keyring.KeyIDs()
+	}
+	authority, err := ca.Find(d.config.StateDir)
+	if err != nil && !errors.Is(err, ca.ErrNoCA) {
+		return p, d.words().fault(partCA, err.Error())
+	}
+	if err == nil {
+		p.ca = authority.Fingerprint()
+	}
+	return p, nil
+}
+
+func readIdentity(dir string) (*identity, error) {
+	path := filepath.Join(dir, identityFile)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read which Site this bootd is of: %w", err)
+	}
+	id := new(identity)
+	if err := json.Unmarshal(raw, id); err != nil {
+		return nil, fmt.Errorf("%s is damaged; remove it where the CA, the seal key and the store are known to belong together: %w", path, err)
+	}
+	return id, nil
+}
+
+// openSite opens the store, the seal key and the CA, once it is known that they
+// belong together. At first start it makes them.
+func (d *daemon) openSite(ctx context.Context) error {
+	p, err := d.readParts()
+	if err != nil {
+		return err
+	}
+	if err := d.checkDir(p); err != nil {
+		return err
+	}
+	if d.store, err = store.Open(ctx, d.config.storeConfig(), nil, d.log); err != nil {
+		return err
+	}
+	stored, err := d.checkSite(ctx, p)
+	if err != nil {
+		return err
+	}
+	if d.keyring, err = ca.LoadKeyring(d.config.StateDir, os.Getenv("CREDENTIALS_DIRECTORY")); err != nil {
+		return err
+	}
+	d.store.SealWith(d.keyring)
+	if d.keyring.Generated {
+		d.log.Warn("Secrets are sealed with a key that bootd made itself and keeps beside them: give it one of your own as the systemd credential rackweft-seal-key",
+			"file", filepath.Join(d.config.StateDir, "seal.key"))
+	}
+	if d.ca, err = ca.Open(d.config.StateDir); err != nil {
+		return err
+	}
+	return d.identify(ctx, stored, p.copy)
+}
+
+// checkSite compares the store's identity with what is here.
+func (d *daemon) checkSite(ctx context.Context, p parts) (*identity, error) {
+	raw, err := d.store.GetRaw(ctx, identityKey)
+	if err != nil {
+		return nil, err
+	}
+	var stored *identity
+	if raw != nil {
+		stored = new(identity)
+		if err := json.Unmarshal(raw, stored); err != nil {
+			return nil, fmt.Errorf("the store's identity is damaged: %w", err)
+		}
+	}
+	fresh, err := d.store.Empty(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return stored, p.judge(stored, fresh, d.words())
+}
+
+// identify writes down what belongs together, in the store and beside it.
+func (d *daemon) identify(ctx context.Context, stored, copied *identity) error {
+	now := identity{Site: uuid.NewString(), CA: d.ca.Fingerprint(), SealKey: d.keyring.KeyIDs()[0]}
+	if stored != nil && stored.Site != "" {
+		now.Site = stored.Site
+	}
+	raw, err := json.Marshal(now)
+	if err != nil {
+		return fmt.Errorf("encode the Site's identity: %w", err)
+	}
+	if stored == nil || *stored != now {
+		if err := d.store.PutRaw(ctx, identityKey, raw); err != nil {
+			return d.tolerate("write which CA and seal key the store belongs with", err)
+		}
+	}
+	if copied != nil && *copied == now {
+		return nil
+	}
+	return d.tolerate("have a copy of which Site this bootd is of", d.writeIdentity(now))
+}

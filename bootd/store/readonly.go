@@ -1,0 +1,170 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// etcdFloor is how many bytes must be free for etcd to be started on its own
+	// data: with less the first page that its database grows by can end it.
+	etcdFloor = 16 << 20
+	// roomEvery is how often a file system that was full or read-only is looked at.
+	roomEvery = 2 * time.Second
+)
+
+// unwritable says why a directory cannot be written, or that less than reserve
+// bytes are free.
+func unwritable(dir string, reserve int64) error {
+	if err := unix.Access(dir, unix.W_OK); err != nil {
+		if !errors.Is(err, unix.EROFS) {
+			return fmt.Errorf("%w: %s cannot be written: %w", ErrReadOnly, dir, err)
+		}
+		return fmt.Errorf("%w: the file system of %s is read-only: see the kernel's log for why, and mount it writable; what is there is served meanwhile",
+			ErrReadOnly, dir)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("measure the space in %s: %w", dir, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < reserve {
+		return fmt.Errorf("%w: %s has %d MiB free and must keep %d MiB: free some of that file system; reads go on meanwhile",
+			ErrNoSpace, dir, free>>20, reserve>>20)
+	}
+	return nil
+}
+
+type urgentKey struct{}
+
+// Urgent makes writes with the context use the reserve: a few bytes that say
+// what is wrong. What is written to a copy of the store goes away with it.
+func Urgent(ctx context.Context) context.Context { return context.WithValue(ctx, urgentKey{}, true) }
+
+func isUrgent(ctx context.Context) bool { return ctx.Value(urgentKey{}) != nil }
+
+// Stale says why the store serves a copy, to which nothing can be written; nil
+// when it does not. See AwaitRoom.
+func (s *Store) Stale() error { return s.stale }
+
+// ErrRemounted says that the file system can be written again, and not by this
+// process: it has mounts of its own, which a new process gets anew.
+var ErrRemounted = errors.New("the file system was mounted writable: bootd must be started again to see that")
+
+// AwaitRoom returns when a store that serves a copy can be opened again on its
+// own data, or when ctx ends.
+func (s *Store) AwaitRoom(ctx context.Context) error {
+	wasReadOnly := superReadOnly(s.conf.Dir)
+	for {
+		if unwritable(s.conf.Dir, s.conf.Reserve) == nil {
+			return nil
+		}
+		if wasReadOnly && !superReadOnly(s.conf.Dir) && errors.Is(unwritable(s.conf.Dir, 0), ErrReadOnly) {
+			return ErrRemounted
+		}
+		if err := sleep(ctx, roomEvery); err != nil {
+			return err
+		}
+	}
+}
+
+// superReadOnly reports whether the file system of a directory is itself
+// read-only, apart from how it is mounted for this process.
+func superReadOnly(dir string) bool {
+	var st unix.Stat_t
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || unix.Stat(dir, &st) != nil {
+		return false
+	}
+	device := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	for line := range strings.Lines(string(raw)) {
+		// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+		before, after, ok := strings.Cut(line, " - ")
+		of, fs := strings.Fields(before), strings.Fields(after)
+		if ok && len(of) > 2 && of[2] == device && len(fs) > 2 {
+			return slices.Contains(strings.Split(fs[2], ","), "ro")
+		}
+	}
+	return false
+}
+
+func (s *Store) copyDir() string { return filepath.Join(s.conf.Scratch, "store-copy") }
+
+// copyAside copies etcd's data to where it can be written, and returns what
+// stands for the state directory there.
+func (s *Store) copyAside() (string, error) {
+	from := filepath.Join(s.conf.Dir, "etcd")
+	if !Exists(s.conf.Dir) || s.conf.Scratch == "" {
+		return "", fmt.Errorf("start etcd: %w", s.stale)
+	}
+	dir := s.copyDir()
+	if err := os.RemoveAll(dir); err != nil {
+		return "", fmt.Errorf("remove an old copy of the store: %w", err)
+	}
+	if err := copyTree(from, filepath.Join(dir, "etcd")); err != nil {
+		return "", errors.Join(fmt.Errorf("%w; and its data cannot be copied to %s to be read there: %w", s.stale, dir, err), os.RemoveAll(dir))
+	}
+	s.log.Warn("etcd works on a copy of its data until the state directory can be written", "directory", s.conf.Dir, "copy", dir)
+	return dir, nil
+}
+
+// copyTree copies regular files; those that etcd only prepares are left out.
+func copyTree(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		switch {
+		case d.IsDir():
+			return os.MkdirAll(target, 0o700)
+		case !d.Type().IsRegular() || filepath.Ext(path) == ".tmp":
+			return nil
+		}
+		return copySparse(path, target)
+	})
+}
+
+// copySparse leaves holes where the file holds zeros: etcd's log is mostly that.
+func copySparse(from, to string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	block, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
+	var size int64
+	for {
+		n, err := io.ReadFull(in, block)
+		if n > 0 && string(block[:n]) != string(zeros[:n]) {
+			if _, err := out.WriteAt(block[:n], size); err != nil {
+				return err
+			}
+		}
+		size += int64(n)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return out.Truncate(size)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
