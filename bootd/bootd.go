@@ -62,10 +62,16 @@ type daemon struct {
 func Run(ctx context.Context, config Config, log *slog.Logger) error {
 	for {
 		err := run(ctx, config, log)
-		if !errors.Is(err, errRoom) {
+		switch {
+		case ctx.Err() != nil:
+			return err
+		case errors.Is(err, errRoom):
+			log.Info("bootd begins again", "reason", errRoom)
+		case errors.Is(err, errChoking):
+			log.Error("bootd begins again, with a copy of its store", "reason", errChoking)
+		default:
 			return err
 		}
-		log.Info("the state directory can be written again: bootd opens it again")
 	}
 }
 

@@ -13,8 +13,11 @@ import (
 )
 
 // errRoom ends a bootd that serves a copy of its store once its own can be
-// written.
-var errRoom = errors.New("the state directory can be written again")
+// written, errChoking one that had better serve a copy. Both are begun again.
+var (
+	errRoom    = errors.New("the state directory can be written again")
+	errChoking = errors.New("the state directory cannot be written any more")
+)
 
 // tolerate passes over the error of a write that the state directory had no
 // room for, or that it does not take: bootd serves what it has. The log says it.
@@ -33,7 +36,7 @@ func (d *daemon) tolerate(what string, err error) error {
 // storeWritable is the Site's condition that changes can be stored.
 const storeWritable = "StoreWritable"
 
-const roomEvery = 5 * time.Second
+const roomEvery = time.Second
 
 // followRoom says whether the store can be written: in the log and on the Site,
 // each time that it changes. For a store that serves a copy it ends with errRoom
@@ -49,6 +52,9 @@ func (d *daemon) followRoom(ctx context.Context) error {
 	known, tick := "", time.NewTicker(roomEvery)
 	defer tick.Stop()
 	for {
+		if d.store.Choking() {
+			return errChoking
+		}
 		err := d.store.Ready(ctx)
 		if now := fmt.Sprint(store.Unwritable(err)); now != known && ctx.Err() == nil {
 			if store.Unwritable(err) {

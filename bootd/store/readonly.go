@@ -97,6 +97,12 @@ func superReadOnly(dir string) bool {
 	return false
 }
 
+// Choking reports that etcd has so little room that it may end the process with
+// its next write: the store is better closed, and opened on a copy.
+func (s *Store) Choking() bool {
+	return s.server != nil && s.stale == nil && unwritable(s.conf.Dir, etcdFloor) != nil
+}
+
 func (s *Store) copyDir() string { return filepath.Join(s.conf.Scratch, "store-copy") }
 
 // copyAside copies etcd's data to where it can be written, and returns what
