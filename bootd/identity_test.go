@@ -8,14 +8,15 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/command"
 )
 
 // command runs bootd with a verb on the rig's state.
 func (r *rig) command(args ...string) string {
 	r.t.Helper()
-	out, err := exec.Command(r.exe, append(args, "--config", r.conf, "--state-dir", filepath.Join(r.dir, "s"))...).CombinedOutput()
+	out, err := command.Output(exec.Command(r.exe, append(args, "--config", r.conf, "--state-dir", filepath.Join(r.dir, "s"))...))
 	if err != nil {
-		r.t.Fatalf("bootd %s: %v\n%s", strings.Join(args, " "), err, out)
+		r.t.Fatalf("bootd %s: %v", strings.Join(args, " "), err)
 	}
 	return string(out)
 }
