@@ -103,10 +103,6 @@ func (s *Subnet) validateRange(e *FieldErrors) {
 	if r.IsZero() {
 		return
 	}
-	if !r.First.Is4() {
-		e.add(at("spec", "range"), "%s-%s is IPv6, and dynamic addresses are IPv4", r.First, r.Last)
-		return
-	}
 	for _, p := range s.Spec.Prefixes {
 		if p.Contains(r.First) && p.Contains(r.Last) {
 			return
