@@ -25,8 +25,9 @@ func TestLongLived(t *testing.T) {
 	z := newZone(t, 3)
 	z.reflectors = z.reflectors[:1]
 	r1, c1, c2, foreign := z.reflectors[0], z.clients[0], z.clients[1], z.clients[2]
+	const restart, stay = 10 * time.Second, 20 * time.Second
 	z.extra = func(_ *host, p *api.BGPPart) {
-		p.GracefulRestart, p.LongLived = api.Duration(4*time.Second), api.Duration(15*time.Second)
+		p.GracefulRestart, p.LongLived = api.Duration(restart), api.Duration(stay)
 	}
 	z.tell()
 	for _, h := range []*host{r1, c1, c2} {
@@ -67,7 +68,7 @@ func TestLongLived(t *testing.T) {
 	must(t, c2.has(prefix, via)())
 	t.Logf("stale after %.1f s", time.Since(killed).Seconds())
 	eventually(t, c2.lacks(prefix))
-	if kept := time.Since(killed); kept < 15*time.Second {
+	if kept := time.Since(killed); kept < stay {
 		t.Errorf("kept for no more than %s", kept)
 	}
 	c1.speak()

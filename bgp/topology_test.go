@@ -262,19 +262,33 @@ type traffic struct {
 
 // flow begins to send from each first to its second host, 50 a second.
 func flow(t testing.TB, pairs ...[2]*host) *traffic {
+	t.Helper()
 	f := &traffic{t: t, flows: map[string]*exec.Cmd{}, out: map[string]*strings.Builder{}}
 	for _, p := range pairs {
-		name := p[0].name + " to " + p[1].name
-		c := exec.Command("ip", "netns", "exec", p[0].rig.id+p[0].name, "ping", "-n", "-q", "-i", "0.02", "-I", p[0].service(), p[1].service())
-		f.out[name] = &strings.Builder{}
-		c.Stdout, c.Stderr = f.out[name], f.out[name]
-		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		must(t, c.Start())
-		t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
-		f.flows[name] = c
+		f.add(p[0].name+" to "+p[1].name, p[0], "-I", p[0].service(), p[1].service())
 	}
 	time.Sleep(300 * time.Millisecond)
 	return f
+}
+
+// flowTo begins to send from a host to an address.
+func flowTo(t testing.TB, from *host, to string) *traffic {
+	t.Helper()
+	f := &traffic{t: t, flows: map[string]*exec.Cmd{}, out: map[string]*strings.Builder{}}
+	f.add(from.name+" to "+to, from, to)
+	time.Sleep(300 * time.Millisecond)
+	return f
+}
+
+func (f *traffic) add(name string, from *host, args ...string) {
+	f.t.Helper()
+	c := exec.Command("ip", append([]string{"netns", "exec", from.rig.id + from.name, "ping", "-n", "-q", "-i", "0.02"}, args...)...)
+	f.out[name] = &strings.Builder{}
+	c.Stdout, c.Stderr = f.out[name], f.out[name]
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(f.t, c.Start())
+	f.t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	f.flows[name] = c
 }
 
 // lost ends the traffic and tells how many packets came to nothing. The last
@@ -399,9 +413,12 @@ func TestTopology(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		y2.kill()
 		time.Sleep(2 * time.Second)
-		if y3.status().HeldSince.IsZero() {
-			t.Errorf("y3 does not hold its routes: %s", y3.status().Line())
-		}
+		eventually(t, func() error {
+			if s := y3.status(); s.HeldSince.IsZero() {
+				return fmt.Errorf("y3 does not hold its routes: %s", s.Line())
+			}
+			return nil
+		})
 		y1.speak()
 		y2.speak()
 		eventually(t, yellow.whole)

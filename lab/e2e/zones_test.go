@@ -394,10 +394,13 @@ func TestZones(t *testing.T) {
 			return nil
 		})
 		for _, l := range yellow.leafs {
-			got := s.in(l.ns, "ip", "route", "show", "proto", "bgp")
-			if !strings.HasPrefix(got, yellow.prefix+" ") || strings.Count(got, "/") != 1 {
-				t.Errorf("the leaf at %s has\n%s", l.address, got)
-			}
+			s.wait("the leaf at "+l.address+" has the aggregate", func(context.Context) error {
+				got := s.in(l.ns, "ip", "route", "show", "proto", "bgp")
+				if !strings.HasPrefix(got, yellow.prefix+" ") || strings.Count(got, "/") != 1 {
+					return fmt.Errorf("it has\n%s", got)
+				}
+				return nil
+			})
 		}
 	})
 	t.Run("people see it", func(t *testing.T) {
@@ -408,14 +411,16 @@ func TestZones(t *testing.T) {
 			"describe zone yellow":               {named[0], named[1], "Serving"},
 			"describe machine " + reflector.name: {"bgp Applied", "sessions up"},
 		} {
-			code, out, said := s.weftctl(strings.Fields(args)...)
-			for _, w := range want {
-				if code != 0 || !strings.Contains(out, w) {
-					t.Errorf("weftctl %s says nothing of %q: %d\n%s%s", args, w, code, out, said)
-					break
+			s.wait("weftctl "+args, func(context.Context) error {
+				code, out, said := s.weftctl(strings.Fields(args)...)
+				for _, w := range want {
+					if code != 0 || !strings.Contains(out, w) {
+						return fmt.Errorf("it says nothing of %q: %d\n%s%s", w, code, out, said)
+					}
 				}
-			}
-			t.Logf("weftctl %s\n%s", args, out)
+				t.Logf("weftctl %s\n%s", args, out)
+				return nil
+			})
 		}
 	})
 	t.Run("what is foreign is not taken", func(t *testing.T) {
