@@ -156,6 +156,7 @@ type ProfileSpec struct {
 	KernelArguments []string          `json:"kernelArguments,omitempty"`
 	Layers          []string          `json:"layers,omitempty" doc:"Layers by name, merged in this order."`
 	Variables       map[string]string `json:"variables,omitempty" doc:"What templates see as .Variables."`
+	Trust           Trust             `json:"trust,omitzero"`
 	Install         *Install          `json:"install,omitempty" doc:"null boots live; else the image's disk is written first."`
 }
 
@@ -176,6 +177,7 @@ func (p *Profile) SetDefaults() { p.defaultType("Profile") }
 // Validate implements Object.
 func (p *Profile) Validate() FieldErrors {
 	e := p.common("Profile")
+	e.trust(p.Spec.Trust.Minimum)
 	e.name(at("spec", "image"), p.Spec.Image)
 	if n := len(p.Spec.Layers); n > maxLayers {
 		e.add(at("spec", "layers"), "%d are listed, %d at most", n, maxLayers)

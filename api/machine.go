@@ -35,6 +35,7 @@ type MachineSpec struct {
 	Loopbacks []netip.Addr `json:"loopbacks,omitempty" doc:"Pins the host's own addresses, which it has on lo and announces in its Zone; chosen out of the Zone's loopbacks unless set."`
 	BMC       *BMC         `json:"bmc,omitempty"`
 	Boot      Boot         `json:"boot,omitzero"`
+	Trust     Trust        `json:"trust,omitzero"`
 	// Variables override the Profile's.
 	Variables map[string]string `json:"variables,omitempty" doc:"Override the Profile's."`
 	State     MachineState      `json:"state,omitzero" enum:"Active,Off,Maintenance"`
@@ -44,8 +45,8 @@ type MachineSpec struct {
 type Location struct {
 	Rack   string `json:"rack,omitzero"`
 	Unit   int    `json:"unit,omitzero"`
-	Switch string `json:"switch,omitzero"`
-	Port   string `json:"port,omitzero"`
+	Switch string `json:"switch,omitzero" doc:"For trust level address: the relay's address, or the remote ID that it sends (text, a MAC, or 0x and hexadecimal digits)."`
+	Port   string `json:"port,omitzero" doc:"For trust level address: the circuit ID that the relay sends, or what stands in it before a colon (text, or 0x and hexadecimal digits)."`
 }
 
 // Link is one network interface: a NIC (by MAC), a bond of NICs, or a VLAN.
@@ -131,6 +132,7 @@ const (
 	CondDrained    = "Drained"       // Guests have left a host whose power is to be touched; there while they leave
 	CondFenced     = "Fenced"        // a lost host was switched off, so that its Guests may run elsewhere
 	CondHeld       = "Held"          // a brake or a policy holds the Machine back
+	CondTrust      = "Trusted"       // the last boot proved what is required, and nothing else took what it was given
 )
 
 // DiscoveredLabel marks a Machine that bootd made because an unknown MAC asked
@@ -152,12 +154,14 @@ type MachineStatus struct {
 	BootAsked time.Time `json:"bootAsked,omitzero" doc:"When it last network-booted with no BootAttempt open for it."`
 	// HostKey is the SHA-256 of the public key that joined: a certificate over
 	// any other key is refused, however long it is valid.
-	HostKey    string        `json:"hostKey,omitzero" doc:"SHA-256 of the host's public key; certificates over any other key are refused."`
-	Attempt    *BootAttempt  `json:"attempt,omitempty" doc:"The BootAttempt under way, or the last."`
-	History    []BootAttempt `json:"history,omitempty" doc:"Earlier BootAttempts, newest first, at most five."`
-	Requests   []Request     `json:"requests,omitempty" doc:"Verbs that people asked for, newest last, at most ten."`
-	Host       *HostStatus   `json:"host,omitempty"`
-	Conditions Conditions    `json:"conditions,omitempty"`
+	HostKey  string        `json:"hostKey,omitzero" doc:"SHA-256 of the host's public key; certificates over any other key are refused."`
+	Attempt  *BootAttempt  `json:"attempt,omitempty" doc:"The BootAttempt under way, or the last."`
+	History  []BootAttempt `json:"history,omitempty" doc:"Earlier BootAttempts, newest first, at most five."`
+	Requests []Request     `json:"requests,omitempty" doc:"Verbs that people asked for, newest last, at most ten."`
+	// AssetTag is there while a nonce takes its place, or may do.
+	AssetTag   *SavedAssetTag `json:"assetTag,omitempty" doc:"The system's own AssetTag, while a BootAttempt's nonce takes its place."`
+	Host       *HostStatus    `json:"host,omitempty"`
+	Conditions Conditions     `json:"conditions,omitempty"`
 }
 
 // BMCStatus is what was learned of the BMC.
@@ -223,10 +227,15 @@ type BootAttempt struct {
 	Stage      Stage         `json:"stage"`
 	Stages     []StageTime   `json:"stages,omitempty"`
 	Trust      TrustLevel    `json:"trust,omitzero" doc:"What the Machine has proved so far."`
+	TrustWhy   string        `json:"trustWhy,omitzero" doc:"How it has proved that."`
+	Nonce      *Nonce        `json:"nonce,omitempty" doc:"There when trust level nonce is required."`
+	Port       *BootPort     `json:"port,omitempty" doc:"Where its address was leased, as a relay says."`
+	Takers     []Taker       `json:"takers,omitempty" doc:"Who took the pointer and the config, and who came for them again; at most 16."`
 	Joined     time.Time     `json:"joined,omitzero"`
 	Finished   time.Time     `json:"finished,omitzero"`
 	Result     AttemptResult `json:"result,omitzero"`
 	Message    string        `json:"message,omitzero"`
+	Cause      FailureCause  `json:"cause,omitzero" enum:"SecondTaker" doc:"What kind of failure it was, where that makes a difference."`
 }
 
 // MaxRetries is how many BootAttempts may fail in a row before bootd leaves the
@@ -411,6 +420,7 @@ func (m *Machine) Validate() FieldErrors {
 	if strings.ContainsAny(m.Spec.Boot.File, "\n\r\x00") || len(m.Spec.Boot.File) > 127 {
 		e.add(at("spec", "boot", "file"), "%q is no boot file name of at most 127 bytes", m.Spec.Boot.File)
 	}
+	e.trust(m.Spec.Trust.Minimum)
 	m.validateLinks(&e)
 	m.validateLoopbacks(&e)
 	m.validateBMC(&e)

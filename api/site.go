@@ -26,27 +26,12 @@ type SiteSpec struct {
 	HostMetrics string `json:"hostMetrics,omitzero" doc:"Where each host serves its metrics, as [address]:port; nowhere unless set."`
 	// VNIRange bounds the VXLAN identifiers that rackweft chooses.
 	VNIRange VNIRange     `json:"vniRange,omitzero" doc:"VNIs that rackweft may choose, as low-high."`
-	Trust    Trust        `json:"trust,omitzero"`
+	Trust    SiteTrust    `json:"trust,omitzero"`
 	Limits   Limits       `json:"limits,omitzero"`
 	Guests   GuestHosting `json:"guests,omitzero" doc:"What hosts give to Guests."`
 	// AttemptWindow is how long a BootAttempt may go without progress.
 	AttemptWindow Duration `json:"attemptWindow,omitzero" doc:"How long a BootAttempt may go without progress; 30m unless set."`
 	Paused        bool     `json:"paused,omitzero" doc:"Stops every power change and every new BootAttempt."`
-}
-
-// TrustLevel says how far a Machine has proved who it is.
-type TrustLevel string
-
-// Trust levels, from the least to the most.
-const (
-	TrustMAC   TrustLevel = "mac"   // it has a known MAC
-	TrustToken TrustLevel = "token" // it holds the token of a BootAttempt that bootd opened
-	TrustTPM   TrustLevel = "tpm"   // its TPM has attested the boot
-)
-
-// Trust is what a Machine must reach before it is given Secrets.
-type Trust struct {
-	Minimum TrustLevel `json:"minimum,omitzero" enum:"mac,token,tpm"`
 }
 
 // Limits are the brakes: how many machines may be in motion at once.
@@ -91,6 +76,10 @@ func (s *Site) SetDefaults() {
 	}
 	if s.Spec.Trust.Minimum == "" {
 		s.Spec.Trust.Minimum = TrustToken
+	}
+	if s.Spec.Trust.Retries == nil {
+		retries := DefaultTrustRetries
+		s.Spec.Trust.Retries = &retries
 	}
 	if s.Spec.AttemptWindow == 0 {
 		s.Spec.AttemptWindow = Duration(30 * time.Minute)
@@ -137,7 +126,10 @@ func (s *Site) Validate() FieldErrors {
 			e.add(at("spec", "hostMetrics"), "%s is nothing to listen on: %s", quote(s.Spec.HostMetrics), err)
 		}
 	}
-	e.oneOf(at("spec", "trust", "minimum"), string(s.Spec.Trust.Minimum), "mac", "token", "tpm")
+	e.trust(s.Spec.Trust.Minimum)
+	if r := s.Spec.Trust.Retries; r != nil {
+		e.between(at("spec", "trust", "retries"), *r, 0, 100)
+	}
 	if w := time.Duration(s.Spec.AttemptWindow); w < time.Minute || w > 24*time.Hour {
 		e.add(at("spec", "attemptWindow"), "%s is not between 1m and 24h", w)
 	}

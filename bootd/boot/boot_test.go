@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +39,8 @@ type bench struct {
 	t          *testing.T
 	d          *Decider
 	neighbours map[string]api.MAC // interface and address
+	conns      atomic.Int64
+	at         string
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -130,6 +134,45 @@ func (b *bench) lease(mac string) netip.Addr {
 		b.t.Fatal(err)
 	}
 	return a.Address
+}
+
+// asks is a request for the pointer of attempt try-1, with the key of its script,
+// on a connection of its own.
+func (b *bench) asks(from string) httpboot.PointerRequest {
+
+	m := b.Machine(host)
+	m.Status.Attempt = testsite.Attempt("try-1", "")
+	return httpboot.PointerRequest{Machine: host, Key: b.d.secret(m, ca.PurposePointer, api.TrustMAC), Accept: accept, Peer: addr(from), Conn: fmt.Sprint(b.conns.Add(1))}
+}
+
+// fetches is a request for the config of attempt try-1, with the key and token of
+// its pointer, on a connection of its own.
+func (b *bench) fetches(from string) ConfigRequest {
+
+	m := b.Machine(host)
+	m.Status.Attempt = testsite.Attempt("try-1", "")
+	return ConfigRequest{Machine: host, Key: b.d.secret(m, ca.PurposeConfigURL, api.TrustMAC), Token: b.d.secret(m, ca.PurposeConfig, api.TrustMAC),
+		Accept: accept, Peer: addr(from), Conn: fmt.Sprint(b.conns.Add(1))}
+}
+
+// pointer fetches the pointer whole.
+func (b *bench) pointer(r httpboot.PointerRequest) (httpboot.Pointer, error) {
+	p, err := b.d.Pointer(b.t.Context(), r)
+	if err == nil {
+		p.Sent(true)
+	}
+	b.Sync()
+	return p, err
+}
+
+// config fetches the config whole.
+func (b *bench) config(r ConfigRequest) (HostConfig, error) {
+	c, err := b.d.ConfigFor(b.t.Context(), r)
+	if err == nil {
+		c.Sent(true)
+	}
+	b.Sync()
+	return c, err
 }
 
 func (b *bench) attempt(stage api.Stage) *api.Machine {
@@ -324,13 +367,13 @@ func TestStrangersChangeNothing(t *testing.T) {
 			if _, err := b.d.Script(t.Context(), boots(hostMAC, from.String())); err == nil {
 				t.Errorf("%s at stage %q got a script", from, stage)
 			}
-			if _, _, err := b.d.Pointer(t.Context(), boots(hostMAC, from.String()), accept); err == nil {
+			if _, err := b.d.Pointer(t.Context(), b.asks(from.String())); err == nil {
 				t.Errorf("%s at stage %q got the pointer", from, stage)
 			}
 			b.d.Fetched(t.Context(), from, "snponly.efi")
 			b.d.FetchedBlob(t.Context(), from, digest("a"))
 			for range 100 {
-				_, _, _, _ = b.d.ConfigFor(t.Context(), host, "made-up", from, accept)
+				_, _ = b.d.ConfigFor(t.Context(), ConfigRequest{Machine: host, Token: "made-up", Peer: from, Accept: accept})
 			}
 			b.Sync()
 			if now := b.Machine(host).Metadata.ResourceVersion; now != before {
@@ -400,51 +443,75 @@ func TestPointer(t *testing.T) {
 	b.neighbours["eth2 198.18.1.50"] = hostMAC
 	b.neighbours["eth2 198.18.1.51"] = "52:54:00:ff:00:01"
 	for _, c := range []struct {
-		name, from, accept, held string
-		machine                  func(*api.Machine)
+		name, from, accept, held, refused string
+		machine                           func(*api.Machine)
+		ask                               func(*httpboot.PointerRequest)
 	}{
 		{name: "served"},
-		{name: "asked again", machine: func(m *api.Machine) { m.Status.Attempt.Stage = api.StagePointer }},
 		{name: "proxied Subnet", from: "198.18.1.50"},
 		{name: "proxied Subnet, another's MAC", from: "198.18.1.51", held: "none of Machine r1u07"},
 		{name: "MAC not leased", from: "198.18.0.200", held: "leased to nobody"},
 		{name: "address leased to another", from: other, held: "none of Machine r1u07"},
-		{name: "joined already", machine: func(m *api.Machine) { m.Status.Attempt.Stage = api.StageJoined }, held: "joined in this BootAttempt already"},
-		{name: "window over", machine: func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) }, held: "no BootAttempt open"},
-		{name: "no attempt", machine: func(m *api.Machine) { m.Status.Attempt = nil }, held: "no BootAttempt open"},
+		{name: "joined already", machine: func(m *api.Machine) { m.Status.Attempt.Stage = api.StageJoined }, held: "two came for the pointer"},
+		{name: "window over", machine: func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) }, refused: "not valid here and now"},
+		{name: "no attempt", machine: func(m *api.Machine) { m.Status.Attempt = nil }, refused: "not valid here and now"},
+		{name: "attempt over", machine: func(m *api.Machine) { m.Status.Attempt.Result = api.ResultFailed }, held: "a BootAttempt that is over"},
+		{name: "another attempt is open", machine: func(m *api.Machine) {
+			m.Status.History = []api.BootAttempt{*testsite.Attempt("try-1", api.StageDHCP)}
+			m.Status.Attempt = testsite.Attempt("try-2", api.StageDHCP)
+		}, held: "a BootAttempt that is over"},
 		{name: "Ignition is too old", accept: "application/vnd.coreos.ignition+json;version=2.3.0", held: "understands Ignition up to 2.3.0"},
+		{name: "a guessed key", ask: func(r *httpboot.PointerRequest) { r.Key = "guessed" }, refused: "not valid here and now"},
+		{name: "no key", ask: func(r *httpboot.PointerRequest) { r.Key = "" }, refused: "not valid here and now"},
+		{name: "the token in place of the key", ask: func(r *httpboot.PointerRequest) { r.Key = b.fetches(at).Token }, refused: "not valid here and now"},
+		{name: "another Machine", ask: func(r *httpboot.PointerRequest) { r.Machine = "nobody" }, refused: "not valid here and now"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			b.d.takes = newTakes()
 			b.Change(host, func(m *api.Machine) {
-				m.Status.Attempt = testsite.Attempt("try-1", api.StageInitrd)
+				m.Status.Attempt, m.Status.History = testsite.Attempt("try-1", api.StageInitrd), nil
 				if c.machine != nil {
 					c.machine(m)
 				}
 			})
-			from, asked := at, accept
+			r := b.asks(at)
 			if c.from != "" {
-				from = c.from
+				r.Peer = addr(c.from)
 			}
 			if c.accept != "" {
-				asked = c.accept
+				r.Accept = c.accept
 			}
-			body, typ, err := b.d.Pointer(t.Context(), boots(hostMAC, from), asked)
+			if c.ask != nil {
+				c.ask(&r)
+			}
+			p, err := b.d.Pointer(t.Context(), r)
 			var hold *httpboot.Hold
-			if c.held != "" {
+			var refusal *httpboot.Refusal
+			switch {
+			case c.held != "":
 				if !errors.As(err, &hold) || !strings.Contains(hold.Reason, c.held) {
 					t.Errorf("answer %v, want held: %s", err, c.held)
 				}
 				return
-			}
-			if err != nil {
+			case c.refused != "":
+				if !errors.As(err, &refusal) || !strings.Contains(refusal.Reason, c.refused) {
+					t.Errorf("answer %v, want refused: %s", err, c.refused)
+				}
+				return
+			case err != nil:
 				t.Fatal(err)
 			}
-			token := b.Tokens.Token(ca.PurposeConfig, b.Machine(host).Metadata.UID, "try-1")
-			if !strings.Contains(string(body), token) || strings.Contains(string(body), secret) || !strings.Contains(typ, "version=3.4.0") {
-				t.Errorf("%s: %s", typ, body)
+			f := b.fetches(at)
+			if body := string(p.Config); !strings.Contains(body, f.Token) || !strings.Contains(body, f.Key) || strings.Contains(body, secret) || !strings.Contains(p.ContentType, "version=3.4.0") {
+				t.Errorf("%s: %s", p.ContentType, body)
 			}
-			if !b.Machine(host).Status.Attempt.Reached(api.StagePointer) {
-				t.Error("the stage is not recorded")
+			if b.Machine(host).Status.Attempt.Reached(api.StagePointer) {
+				t.Error("the stage is reached before the pointer has arrived")
+			}
+			p.Sent(true)
+			a := b.Machine(host).Status.Attempt
+			if !a.Reached(api.StagePointer) || len(a.Takers) != 1 || a.Takers[0].Address != r.Peer || a.Takers[0].MAC != hostMAC {
+				t.Errorf("attempt %+v", a)
 			}
 		})
 	}
@@ -454,31 +521,41 @@ func TestConfig(t *testing.T) {
 	b := newBench(t)
 	at := b.lease(hostMAC).String()
 	other := b.lease("52:54:00:ff:00:01").String()
-	uid := b.Machine(host).Metadata.UID
-	right := b.Tokens.Token(ca.PurposeConfig, uid, "try-1")
+	m := b.Machine(host)
+	m.Status.Attempt = testsite.Attempt("try-0", "")
 	for _, c := range []struct {
-		name, machine, token, from, accept string
-		change                             func(*api.Machine)
-		trust                              api.TrustLevel
-		status                             int
-		told, recorded, version            string
+		name                    string
+		ask                     func(*ConfigRequest)
+		change                  func(*api.Machine)
+		trust                   api.TrustLevel
+		status                  int
+		told, recorded, version string
+		from, accept            string
+		doesNotCompile          bool
 	}{
 		{name: "served", version: "3.4.0"},
 		{name: "the image's version is the limit", accept: "application/vnd.coreos.ignition+json;version=3.6.0", version: "3.5.0"},
 		{name: "no Accept", accept: "*/*", version: "3.5.0"},
-		{name: "Ignition is too old", accept: "application/vnd.coreos.ignition+json;version=2.3.0", status: 503, told: "2.3.0", recorded: "2.3.0"},
-		{name: "no such Machine", machine: "nobody", status: 403, told: "not valid", recorded: `no Machine is called "nobody"`},
-		{name: "no name at all", machine: "../site", status: 403, told: "not valid", recorded: ""},
-		{name: "token of another attempt", token: b.Tokens.Token(ca.PurposeConfig, uid, "try-0"), status: 403, told: "not valid", recorded: "not this BootAttempt's"},
-		{name: "token of another purpose", token: b.Tokens.Token(ca.PurposeJoin, uid, "try-1"), status: 403, told: "not valid", recorded: "not this BootAttempt's"},
+		{name: "Ignition is too old", accept: "application/vnd.coreos.ignition+json;version=2.3.0", status: 503, told: "2.3.0", recorded: "2.3.0", doesNotCompile: true},
+		{name: "no such Machine", ask: func(r *ConfigRequest) { r.Machine = "nobody" }, status: 403, told: "not valid", recorded: `no Machine is called "nobody"`},
+		{name: "no name at all", ask: func(r *ConfigRequest) { r.Machine = "../site" }, status: 403, told: "not valid", recorded: ""},
+		{name: "token of another attempt", ask: func(r *ConfigRequest) { r.Token = b.d.secret(m, ca.PurposeConfig, api.TrustMAC) }, status: 403, told: "not valid", recorded: "not this BootAttempt's"},
+		{name: "token of another purpose", ask: func(r *ConfigRequest) { r.Token = b.joinToken() }, status: 403, told: "not valid", recorded: "not this BootAttempt's"},
+		{name: "URL of another attempt", ask: func(r *ConfigRequest) { r.Key = b.d.secret(m, ca.PurposeConfigURL, api.TrustMAC) }, status: 403, told: "not valid", recorded: "URL is not this BootAttempt's"},
+		{name: "URL of another level", ask: func(r *ConfigRequest) {
+			now := b.Machine(host)
+			r.Key = b.d.secret(now, ca.PurposeConfigURL, api.TrustNonce)
+		}, status: 403, told: "not valid", recorded: "URL is not this BootAttempt's"},
 		{name: "after the window", change: func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) }, status: 403, told: "not valid", recorded: "window is over"},
-		{name: "after the attempt", change: func(m *api.Machine) { m.Status.Attempt.Result = api.ResultFailed }, status: 403, told: "not valid", recorded: "no BootAttempt is open"},
+		{name: "after the attempt", change: func(m *api.Machine) { m.Status.Attempt.Result = api.ResultFailed }, status: 403, told: "not valid", recorded: "which is over"},
 		{name: "wrong address", from: other, status: 403, told: "none of Machine", recorded: "none of Machine"},
 		{name: "production address", from: "198.18.8.7", status: 403, told: "leased to nobody", recorded: "leased to nobody"},
-		{name: "joined already", change: func(m *api.Machine) { m.Status.Attempt.Stage = api.StageJoined }, status: 403, told: "joined", recorded: "joined"},
-		{name: "Secrets need a TPM", trust: api.TrustTPM, status: 503, told: "base", recorded: "base"},
+		{name: "joined already", change: func(m *api.Machine) { m.Status.Attempt.Stage = api.StageJoined }, status: 503, told: "two came for the config", recorded: "two came for the config"},
+		{name: "a TPM is required", trust: api.TrustTPM, status: 503, told: "trust level tpm is required (by the Site)", recorded: "trust level tpm"},
+		{name: "the nonce is required", trust: api.TrustNonce, status: 503, told: "has reached token", recorded: "has reached token"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			b.d.takes = newTakes()
 			b.Change(host, func(m *api.Machine) {
 				m.Status.Attempt = testsite.Attempt("try-1", api.StagePointer)
 				if c.change != nil {
@@ -486,13 +563,17 @@ func TestConfig(t *testing.T) {
 				}
 			})
 			b.trust(c.trust)
-			pick := func(a, fallback string) string {
-				if a == "" {
-					return fallback
-				}
-				return a
+			r := b.fetches(at)
+			if c.from != "" {
+				r.Peer = addr(c.from)
 			}
-			body, typ, sent, err := b.d.ConfigFor(t.Context(), pick(c.machine, host), pick(c.token, right), addr(pick(c.from, at)), pick(c.accept, accept))
+			if c.accept != "" {
+				r.Accept = c.accept
+			}
+			if c.ask != nil {
+				c.ask(&r)
+			}
+			answer, err := b.d.ConfigFor(t.Context(), r)
 			if testsite.Status(err) != c.status {
 				t.Fatalf("answer %v, want %d", err, c.status)
 			}
@@ -500,30 +581,36 @@ func TestConfig(t *testing.T) {
 				if !strings.Contains(err.Error(), c.told) || !strings.Contains(b.Why("config"), c.recorded) {
 					t.Errorf("told %q, recorded %q", err, b.Why("config"))
 				}
-				if m := b.Machine(host); c.status == 503 && m.Status.Conditions.Get(machine.CondConfig).Status != api.False {
+				if m := b.Machine(host); c.doesNotCompile && m.Status.Conditions.Get(machine.CondConfig).Status != api.False {
 					t.Errorf("conditions %+v", m.Status.Conditions)
 				}
 				return
 			}
 			var config struct{ Ignition struct{ Version string } }
-			if err := json.Unmarshal(body, &config); err != nil {
+			if err := json.Unmarshal(answer.Body, &config); err != nil {
 				t.Fatal(err)
 			}
-			if config.Ignition.Version != c.version || !strings.HasSuffix(typ, "version="+c.version) {
-				t.Errorf("version %s, type %s", config.Ignition.Version, typ)
+			if config.Ignition.Version != c.version || !strings.HasSuffix(answer.ContentType, "version="+c.version) {
+				t.Errorf("version %s, type %s", config.Ignition.Version, answer.ContentType)
 			}
 			if b.Machine(host).Status.Attempt.Reached(api.StageConfig) {
-				t.Error("the stage is reached before the config was sent")
+				t.Error("the stage is reached before the config has arrived")
 			}
-			sent()
-			if m := b.Machine(host); m.Status.Attempt.Trust != api.TrustToken || !m.Status.Attempt.Reached(api.StageConfig) {
-				t.Errorf("attempt %+v", m.Status.Attempt)
+			answer.Sent(true)
+			if a := b.Machine(host).Status.Attempt; a.Trust != api.TrustToken || a.TrustWhy == "" || !a.Reached(api.StageConfig) {
+				t.Errorf("attempt %+v", a)
 			}
-			if !strings.Contains(string(body), secret) || !strings.Contains(string(body), "Address=198.18.8.7") && !strings.Contains(string(body), "198.18.8.7") {
+			if body := string(answer.Body); !strings.Contains(body, secret) || !strings.Contains(body, "198.18.8.7") {
 				t.Errorf("config %s", body)
 			}
 		})
 	}
+}
+
+func (b *bench) joinToken() string {
+	m := b.Machine(host)
+	m.Status.Attempt = testsite.Attempt("try-1", "")
+	return b.d.secret(m, ca.PurposeJoin, api.TrustMAC)
 }
 
 func (b *bench) trust(level api.TrustLevel) {
@@ -542,7 +629,7 @@ func TestJoin(t *testing.T) {
 	b := newBench(t)
 	at := b.lease(hostMAC)
 	uid := b.Machine(host).Metadata.UID
-	token := b.Tokens.Token(ca.PurposeJoin, uid, "try-1")
+	token := b.joinToken()
 	csr, key := b.Request()
 	second, _ := b.Request()
 	join := func(token string, peer netip.Addr, csr string) (*api.JoinResponse, error) {
@@ -555,7 +642,7 @@ func TestJoin(t *testing.T) {
 		status           int
 	}{
 		{"wrong token", "x", csr, at, 403},
-		{"the token of the config", b.Tokens.Token(ca.PurposeConfig, uid, "try-1"), csr, at, 403},
+		{"the token of the config", b.fetches(at.String()).Token, csr, at, 403},
 		{"another address", token, csr, addr("198.18.0.77"), 403},
 		{"no request", token, "junk", at, 400},
 		{"leased address", token, csr, at, 0},
@@ -596,8 +683,11 @@ func TestJoin(t *testing.T) {
 			t.Fatalf("answer %v", err)
 		}
 		m := b.Machine(host)
-		if m.Status.Attempt.Result != api.ResultFailed || m.Status.HostKey != "" {
+		if m.Status.Attempt.Result != api.ResultFailed || m.Status.Attempt.Cause != api.CauseSecondTaker || m.Status.HostKey != "" {
 			t.Errorf("%+v", m.Status)
+		}
+		if b.Happened("SecondTaker") != 1 || m.Status.Conditions.Get(api.CondTrust).Reason != "SecondTaker" {
+			t.Errorf("events %v, conditions %v", b.Events(), m.Status.Conditions)
 		}
 		if _, err := join(token, at, csr); testsite.Status(err) != http.StatusForbidden {
 			t.Errorf("the first key joins again: %v", err)
@@ -615,8 +705,7 @@ func TestRefusalIsMadeOnTheStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token := b.Tokens.Token(ca.PurposeConfig, b.Machine(host).Metadata.UID, "try-1")
-	m, reason, err := stale.bearer(t.Context(), host, token, ca.PurposeConfig)
+	m, _, reason, err := stale.bearer(t.Context(), host, b.fetches("198.18.0.100").Token, ca.PurposeConfig)
 	if err != nil || reason != "" || m == nil {
 		t.Errorf("a cache that is behind refuses for good: %q, %v", reason, err)
 	}
@@ -775,24 +864,31 @@ func TestNothingLeaks(t *testing.T) {
 		b.Sync()
 	}
 	b.d.Fetched(ctx, at, "snponly.efi")
-	_, err := b.d.Script(ctx, boots(hostMAC, at.String()))
+	script := boots(hostMAC, at.String())
+	script.Query = url.Values{"asset": {b.Tokens.Nonce(m.Metadata.UID, "try-1")}}
+	_, err := b.d.Script(ctx, script)
 	step("script", err)
 	for _, d := range []string{"a", "b", "c", "9"} {
 		b.d.FetchedBlob(ctx, at, digest(d))
 	}
-	_, _, err = b.d.Pointer(ctx, boots(hostMAC, at.String()), accept)
+	_, err = b.pointer(b.asks(at.String()))
 	step("pointer", err)
-	config, join := b.Tokens.Token(ca.PurposeConfig, m.Metadata.UID, "try-1"), b.Tokens.Token(ca.PurposeJoin, m.Metadata.UID, "try-1")
-	_, _, _, _ = b.d.ConfigFor(ctx, host, "stolen-token", at, accept)
-	_, _, _, _ = b.d.ConfigFor(ctx, config, config, at, accept)
+	r := b.fetches(at.String())
+	config, join, key, pointer := r.Token, b.joinToken(), r.Key, b.asks(at.String()).Key
+	stolen := r
+	stolen.Token = "stolen-token"
+	_, _ = b.d.ConfigFor(ctx, stolen)
+	stolen.Machine, stolen.Token = config, config
+	_, _ = b.d.ConfigFor(ctx, stolen)
+	_, _ = b.d.Pointer(ctx, httpboot.PointerRequest{Machine: host, Key: config, Peer: at, Accept: accept})
 	broken, _ := store.Get[api.Layer](ctx, b.Store, "base")
 	butane := broken.Spec.Butane
 	b.layer("storage: {{ secret \"vault\" \"password\" }}\n")
-	if _, _, _, err = b.d.ConfigFor(ctx, host, config, at, accept); testsite.Status(err) != 503 || strings.Contains(err.Error(), secret) {
+	if _, err = b.config(r); testsite.Status(err) != 503 || strings.Contains(err.Error(), secret) {
 		t.Fatalf("a broken Layer: %v", err)
 	}
 	b.layer(butane)
-	_, _, _, err = b.d.ConfigFor(ctx, host, config, at, accept)
+	_, err = b.config(r)
 	step("config", err)
 	_, _ = b.d.Join(ctx, "stolen-token", at, api.JoinRequest{Machine: host})
 	csr, _ := b.Request()
@@ -808,7 +904,8 @@ func TestNothingLeaks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for what, value := range map[string]string{"a Secret": secret, "the config token": config, "the join token": join, "a wrong token": "stolen-token"} {
+	for what, value := range map[string]string{"a Secret": secret, "the config token": config, "the join token": join, "a wrong token": "stolen-token",
+		"the key of the config's URL": key, "the key of the pointer's URL": pointer, "the nonce": b.Tokens.Nonce(m.Metadata.UID, "try-1")} {
 		if strings.Contains(string(all), value) {
 			t.Errorf("%s stands in the records", what)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/trust"
 	"github.com/rackweft/rackweft/ignition"
 )
 
@@ -25,38 +26,76 @@ const (
 	tokenPath  = "/etc/rackweft/join-token"
 )
 
+// ConfigRequest is Ignition's second fetch.
+type ConfigRequest struct {
+	Machine, Key string // from the URL
+	Token        string
+	Accept       string // the HTTP header
+	Peer         netip.Addr
+	Conn         string // names the connection
+}
+
+// HostConfig is a Machine's whole config.
+type HostConfig struct {
+	Body        []byte
+	ContentType string
+	// Sent is to be called once, when the response was written: whether anything
+	// of it has arrived, or may have.
+	Sent func(arrived bool)
+}
+
 // ConfigFor answers Ignition's second fetch, over TLS: the whole config,
-// against the token of this BootAttempt. Errors are *api.Problem: 503 where
-// waiting may help (Ignition asks for ever), 403 where it cannot (the boot
-// fails). sent is to be called when the whole body is on its way: Ignition does
-// not ask again for a config that broke off, so the stage is not reached before.
-func (d *Decider) ConfigFor(ctx context.Context, name, token string, peer netip.Addr, accept string) (body []byte, contentTyp string, sent func(), err error) {
-	m, reason, err := d.bearer(ctx, name, token, ca.PurposeConfig)
+// against the token of this BootAttempt, to one client once. Errors are
+// *api.Problem: 503 where waiting may help (Ignition asks for ever), 403 where
+// it cannot (the boot fails).
+func (d *Decider) ConfigFor(ctx context.Context, r ConfigRequest) (HostConfig, error) {
+	m, chain, err := d.mayHaveConfig(ctx, r)
 	if err != nil {
-		return nil, "", nil, err
+		return HostConfig{}, err
 	}
-	if reason != "" {
-		return nil, "", nil, d.refuse(m, peer, "config", http.StatusForbidden, reason, strangerText(name))
+	v := d.proved(m, r.Peer, trust.Config, chain)
+	if !v.OK() {
+		d.notReached(ctx, m, v)
+		return HostConfig{}, d.refuse(m, r.Peer, theConfig, http.StatusServiceUnavailable, v.Missing, v.Missing)
 	}
-	if m.Status.Attempt.Reached(api.StageJoined) {
-		reason = "the host has joined in this BootAttempt already"
-	} else if err := d.belongs(peer, m); err != nil {
-		reason = err.Error()
-	}
-	if reason != "" {
-		return nil, "", nil, d.refuse(m, peer, "config", http.StatusForbidden, reason, reason)
-	}
-	result, err := d.compile(ctx, m, peer, accept)
+	result, err := d.compile(ctx, m, r.Peer, r.Accept)
 	d.compiled(ctx, m, err)
 	if err != nil {
-		return nil, "", nil, d.refuse(m, peer, "config", http.StatusServiceUnavailable, err.Error(), err.Error())
+		return HostConfig{}, d.refuse(m, r.Peer, theConfig, http.StatusServiceUnavailable, err.Error(), err.Error())
 	}
-	d.decide(m, "", peer, "config", "served", fmt.Sprintf("token of BootAttempt %d, Ignition %s", m.Status.Attempt.Number, result.Version))
-	sent = func() {
-		// The peer may have hung up by now: it has what it wanted.
-		d.reached(context.WithoutCancel(ctx), m, api.StageConfig, func(m *api.Machine) { m.Status.Attempt.Trust = api.TrustToken })
+	sent, why := d.give(ctx, m, giving{what: theConfig, stage: api.StageConfig, peer: r.Peer, conn: r.Conn, verdict: v})
+	if why != "" {
+		d.metrics.refusals.WithLabelValues(theConfig).Inc()
+		return HostConfig{}, problem(http.StatusServiceUnavailable, why)
 	}
-	return result.Config, contentType(result.Version), sent, nil
+	d.decide(m, "", r.Peer, theConfig, "served", fmt.Sprintf("token of BootAttempt %d, Ignition %s", m.Status.Attempt.Number, result.Version))
+	return HostConfig{Body: result.Config, ContentType: contentType(result.Version), Sent: sent}, nil
+}
+
+// mayHaveConfig finds the Machine whose config a request may have, as far as
+// that follows from who asks.
+func (d *Decider) mayHaveConfig(ctx context.Context, r ConfigRequest) (*api.Machine, api.TrustLevel, error) {
+	m, chain, reason, err := d.bearer(ctx, r.Machine, r.Token, ca.PurposeConfig)
+	if err != nil {
+		return nil, "", err
+	}
+	if reason == "" && !d.Tokens.Verify(r.Key, ca.PurposeConfigURL.At(string(chain)), m.Metadata.UID, m.Status.Attempt.ID) {
+		reason = "the URL is not this BootAttempt's"
+	}
+	if reason != "" {
+		if m != nil && d.late(m, d.taker(theConfig, r.Peer), r.Token, ca.PurposeConfig) {
+			return nil, "", problem(http.StatusForbidden, strangerText(r.Machine))
+		}
+		return nil, "", d.refuse(m, r.Peer, theConfig, http.StatusForbidden, reason, strangerText(r.Machine))
+	}
+	if err := d.belongs(r.Peer, m); err != nil {
+		return nil, "", d.refuse(m, r.Peer, theConfig, http.StatusForbidden, err.Error(), err.Error())
+	}
+	return m, chain, nil
+}
+
+func problem(status int, detail string) error {
+	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: detail}
 }
 
 // strangerText is all that a caller without the right token is told: the rest
@@ -65,35 +104,42 @@ func strangerText(name string) string {
 	return fmt.Sprintf("the token is not valid here and now; \"weftctl explain machine %s\" tells why", name)
 }
 
-// bearer finds the Machine whose open BootAttempt the token is of, or says what
-// is wrong with the token. A refusal is final for the machine that asks, and the
-// cache may be a moment behind, so it is made on what the store says.
-func (d *Decider) bearer(ctx context.Context, name, token string, purpose ca.Purpose) (m *api.Machine, reason string, err error) {
+// bearer finds the Machine whose open BootAttempt the secret is of, and the level
+// at which it was given, or says what is wrong with it. A refusal is final for
+// the machine that asks, and the cache may be a moment behind, so it is made on
+// what the store says.
+func (d *Decider) bearer(ctx context.Context, name, secret string, purpose ca.Purpose) (m *api.Machine, level api.TrustLevel, reason string, err error) {
 	if err := api.ValidateName(name); err != nil {
-		return nil, "what it calls itself is no Machine's name", nil // not repeated: it may be anything, a token too
+		return nil, "", "what it calls itself is no Machine's name", nil // not repeated: it may be anything, a token too
 	}
-	if m, ok := store.Cached[api.Machine](d.Cache, name); ok && d.unfit(m, token, purpose) == "" {
-		return m, "", nil
+	if m, ok := store.Cached[api.Machine](d.Cache, name); ok {
+		if level, reason := d.fit(m, secret, purpose); reason == "" {
+			return m, level, "", nil
+		}
 	}
 	m, err = store.Get[api.Machine](ctx, d.Store, name)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, fmt.Sprintf("no Machine is called %q", name), nil
+		return nil, "", fmt.Sprintf("no Machine is called %q", name), nil
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("read Machine %s: %w", name, err)
+		return nil, "", "", fmt.Errorf("read Machine %s: %w", name, err)
 	}
-	return m, d.unfit(m, token, purpose), nil
+	level, reason = d.fit(m, secret, purpose)
+	return m, level, reason, nil
 }
 
-// unfit says why a token is none for the Machine now; empty when it is one.
-func (d *Decider) unfit(m *api.Machine, token string, purpose ca.Purpose) string {
-	switch {
-	case !current(m):
-		return "no BootAttempt is open, or its window is over: reprovision the Machine"
-	case !d.Tokens.Verify(token, purpose, m.Metadata.UID, m.Status.Attempt.ID):
-		return "the token is not this BootAttempt's"
+// fit is the level at which a secret of the Machine's open attempt was given, or
+// why it is none.
+func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level api.TrustLevel, reason string) {
+	if !current(m) {
+		return "", "no BootAttempt is open, or its window is over: reprovision the Machine"
 	}
-	return ""
+	uid, attempt := m.Metadata.UID, m.Status.Attempt.ID
+	level, ok := d.presented(secret, purpose, uid, attempt)
+	if !ok {
+		return "", "the token is not this BootAttempt's"
+	}
+	return level, ""
 }
 
 // compiled writes into a condition why the config cannot be compiled, and that
@@ -179,12 +225,9 @@ func (d *Decider) layers(p *api.Profile) ([]ignition.Layer, error) {
 	return layers, nil
 }
 
-// secrets is what templates may ask for, or nil where the Site asks for more
-// trust than the Machine has reached.
+// secrets is what templates may ask for. Whether the boot has proved enough for
+// that was decided before.
 func (d *Decider) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
-	if d.site().Trust.Minimum == api.TrustTPM {
-		return nil
-	}
 	return func(_, name, key string) (string, error) {
 		data, err := store.OpenSecret(ctx, d.Store, name)
 		if err != nil {
@@ -256,7 +299,7 @@ func (d *Decider) system(m *api.Machine, img *api.Image, server netip.Addr) (ign
 	if err != nil {
 		return ignition.System{}, fmt.Errorf("encode nodeagent's config: %w", err)
 	}
-	token := d.Tokens.Token(ca.PurposeJoin, m.Metadata.UID, m.Status.Attempt.ID)
+	token := d.secret(m, ca.PurposeJoin, api.TrustMAC)
 	files = append(files,
 		ignition.File{Path: "/etc/hostname", Mode: 0o644, Contents: []byte(m.Metadata.Name + "\n")},
 		ignition.File{Path: configPath, Mode: 0o644, Contents: append(config, '\n')},

@@ -60,6 +60,7 @@ type Decider struct {
 	Config
 	discover *discovery
 	ledger   *ledger
+	takes    *takes
 	metrics  *metrics
 
 	applying sync.Mutex       // one ApplySubnets at a time
@@ -68,7 +69,7 @@ type Decider struct {
 
 // New makes a Decider.
 func New(c Config) (*Decider, error) {
-	d := &Decider{Config: c, discover: newDiscovery(), ledger: newLedger(), metrics: newMetrics()}
+	d := &Decider{Config: c, discover: newDiscovery(), ledger: newLedger(), takes: newTakes(), metrics: newMetrics()}
 	if c.Metrics != nil {
 		if err := d.metrics.register(c.Metrics); err != nil {
 			return nil, fmt.Errorf("register the boot metrics: %w", err)

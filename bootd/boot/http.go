@@ -16,7 +16,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/image"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
-	"github.com/rackweft/rackweft/ignition"
+	"github.com/rackweft/rackweft/bootd/trust"
 )
 
 // holdFor is how long a machine that is held waits before it asks again.
@@ -79,7 +79,21 @@ func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine)
 	if err != nil {
 		return httpboot.Script{}, err
 	}
-	return d.buildScript(m, p, img, server, api.MAC(c.MAC.String())), nil
+	chain := d.shown(m, c)
+	v := d.proved(m, c.Addr, trust.Script, chain)
+	if !v.OK() {
+		d.notReached(ctx, m, v)
+		return httpboot.Script{}, errors.New(v.Missing)
+	}
+	return d.buildScript(m, p, img, server, bootFacts{mac: api.MAC(c.MAC.String()), ignition: d.pointerURL(server, m, chain)}), nil
+}
+
+// shown is the trust level that a request for a script shows by itself.
+func (d *Decider) shown(m *api.Machine, c httpboot.Client) api.TrustLevel {
+	if d.Tokens.VerifyNonce(c.Query.Get("asset"), m.Metadata.UID, m.Status.Attempt.ID) {
+		return api.TrustNonce
+	}
+	return api.TrustMAC
 }
 
 func unsolicited(m *api.Machine) string {
@@ -117,13 +131,14 @@ func bootable(p *api.Profile, img *api.Image) error {
 	return nil
 }
 
-func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, mac api.MAC) httpboot.Script {
+func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, facts bootFacts) httpboot.Script {
 	base := d.httpURL(server)
 	asset := func(name string) string { return base + "/blobs/sha256/" + string(img.Spec.Files[name].SHA256) }
+	facts.rootfs = asset(api.RootfsFile)
 	s := httpboot.Script{
 		Title:  fmt.Sprintf("%s boots %s %s (BootAttempt %d)", m.Metadata.Name, p.Spec.Image, img.Spec.Version, m.Status.Attempt.Number),
 		Kernel: asset(api.KernelFile),
-		Args:   append(imageArguments(img, bootFacts{rootfs: asset(api.RootfsFile), ignition: pointerURL(base, mac), mac: mac}), p.Spec.KernelArguments...),
+		Args:   append(imageArguments(img, facts), p.Spec.KernelArguments...),
 	}
 	if _, ok := img.Spec.Files[api.InitrdFile]; ok {
 		s.Initrd = []httpboot.Initrd{{URL: asset(api.InitrdFile), Name: "initrd"}}
@@ -131,8 +146,10 @@ func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, se
 	return s
 }
 
-func pointerURL(base string, mac api.MAC) string {
-	return base + "/ignition/pointer/" + strings.ReplaceAll(string(mac), ":", "-")
+// pointerURL is where the boot that gets a script finds its pointer: nobody else
+// can guess it, and in no other attempt, nor at another level, is it the same.
+func (d *Decider) pointerURL(server netip.Addr, m *api.Machine, chain api.TrustLevel) string {
+	return d.httpURL(server) + "/ignition/pointer/" + m.Metadata.Name + "/" + d.secret(m, ca.PurposePointer, chain)
 }
 
 // bootFacts fill an Image's kernel arguments.
@@ -176,52 +193,6 @@ func osArguments(os string) []string {
 	}
 	return []string{"rackweft.rootfs=${rootfs_url}", "rackweft.rootfs.sha256=${rootfs_sha256}", "ignition.firstboot", "ignition.platform.id=metal",
 		"ignition.config.url=${ignition_url}", "BOOTIF=${mac}", "systemd.firstboot=off"}
-}
-
-// Pointer implements httpboot.Decider: where the config is and the token for
-// it. It is given only to the address that is leased to the Machine's MAC,
-// while its BootAttempt is open and nobody has joined in it.
-func (d *Decider) Pointer(ctx context.Context, c httpboot.Client, accept string) ([]byte, string, error) {
-	mac := api.MAC(c.MAC.String())
-	m, err := d.asker(c)
-	if err != nil {
-		return nil, "", d.held(nil, mac, c.Addr, "pointer", err)
-	}
-	body, version, err := d.pointer(c, m, accept)
-	if err != nil {
-		return nil, "", d.held(m, mac, c.Addr, "pointer", err)
-	}
-	d.decide(m, mac, c.Addr, "pointer", "served", "Ignition "+version)
-	d.reached(ctx, m, api.StagePointer)
-	return body, contentType(version), nil
-}
-
-// pointer makes the pointer, or says why the machine has to wait.
-func (d *Decider) pointer(c httpboot.Client, m *api.Machine, accept string) (body []byte, version string, err error) {
-	switch {
-	case !current(m):
-		return nil, "", fmt.Errorf("the Machine %s has no BootAttempt open", m.Metadata.Name)
-	case m.Status.Attempt.Reached(api.StageJoined):
-		return nil, "", fmt.Errorf("the host of Machine %s has joined in this BootAttempt already", m.Metadata.Name)
-	}
-	_, img, err := d.profile(m)
-	if err != nil {
-		return nil, "", err
-	}
-	server, err := d.serverFor(c.Addr)
-	if err != nil {
-		return nil, "", err
-	}
-	if version, err = ignition.NegotiateVersion(accept, img.Spec.IgnitionVersion); err != nil {
-		return nil, "", err
-	}
-	body, err = ignition.Pointer(ignition.PointerConfig{
-		URL:     d.apiURL(server) + "/v1/ignition/" + m.Metadata.Name,
-		CAs:     [][]byte{d.CA.CertPEM()},
-		Token:   d.Tokens.Token(ca.PurposeConfig, m.Metadata.UID, m.Status.Attempt.ID),
-		Version: version,
-	})
-	return body, version, err
 }
 
 func contentType(version string) string {

@@ -13,6 +13,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/trust"
 )
 
 // HostCertificate is how long a host's certificate is valid; nodeagent renews
@@ -23,12 +24,16 @@ const HostCertificate = 30 * 24 * time.Hour
 // The same key again is the same join (nodeagent was killed before it had
 // stored the answer); another key fails the BootAttempt and revokes both.
 func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error) {
-	m, reason, err := d.bearer(ctx, r.Machine, token, ca.PurposeJoin)
+	m, _, reason, err := d.bearer(ctx, r.Machine, token, ca.PurposeJoin)
 	if err != nil {
 		return nil, err
 	}
+	t := d.taker(theJoin, peer)
 	refuse := func(status int, reason, told string) error { return d.refuse(m, peer, "join", status, reason, told) }
 	if reason != "" {
+		if m != nil && d.late(m, t, token, ca.PurposeJoin) {
+			return nil, problem(http.StatusForbidden, strangerText(r.Machine))
+		}
 		return nil, refuse(http.StatusForbidden, reason, strangerText(r.Machine))
 	}
 	if err := d.belongs(peer, m); err != nil && !pins(m, peer) {
@@ -43,7 +48,7 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 	second := false
 	m, err = store.Mutate(ctx, d.Store, m.Metadata.Name, func(m *api.Machine) error {
 		second = false
-		if !m.Status.Attempt.Open() || m.Status.Attempt.ID != attempt {
+		if !current(m) || m.Status.Attempt.ID != attempt {
 			return errors.New("the BootAttempt ended meanwhile")
 		}
 		switch m.Status.HostKey {
@@ -51,11 +56,13 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 			return store.ErrUnchanged
 		case "":
 			m.Status.HostKey = key
-			m.Status.Attempt.Joined, m.Status.Attempt.Trust = time.Now().UTC(), api.TrustToken // a bootd that was killed may not have noted it before
+			m.Status.Attempt.Joined = t.Time
+			machine.Take(m, attempt, t)
+			machine.Trusted(m, d.proved(m, peer, trust.Join, api.TrustMAC)) // a bootd that was killed may not have noted it before
 			machine.Advance(m, attempt, api.StageJoined, time.Now(), machine.Window(d.Cache))
 		default:
 			second = true
-			machine.Fail(m, time.Now(), fmt.Sprintf("a second join, from %s, with another key: both are revoked; somebody else holds the join token", peer))
+			machine.SecondTaker(m, attempt, t)
 		}
 		return nil
 	})
@@ -63,8 +70,8 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 		return nil, fmt.Errorf("record the join of %s: %w", r.Machine, err)
 	}
 	if second {
-		reason = "a second join in one BootAttempt: the attempt has failed and both joins are revoked"
-		return nil, refuse(http.StatusForbidden, reason, reason)
+		d.witness(m, t, "SecondTaker", "refused", machine.SecondText(m.Status.Attempt, t))
+		return nil, problem(http.StatusForbidden, "a second join in one BootAttempt: the attempt has failed and both joins are revoked")
 	}
 	cert, err := d.CA.SignHost([]byte(r.CSR), m.Metadata.Name, m.Metadata.UID, HostCertificate)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 )
 
 type metrics struct {
-	refusals, unrecorded *prometheus.CounterVec
+	refusals, unrecorded, seconds *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -23,11 +23,13 @@ func newMetrics() *metrics {
 			Name: "rackweft_boot_refusals_total", Help: "Booting machines that were refused or held, by what they asked for."}, []string{"question"}),
 		unrecorded: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "rackweft_boot_unrecorded_total", Help: "Decisions that were made but not written down, because they repeat or come too fast, by who asked."}, []string{"who"}),
+		seconds: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rackweft_boot_second_takers_total", Help: "Requests for what another has taken in the same BootAttempt, or with a secret of one that is over, by what was asked for."}, []string{"what"}),
 	}
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{m.refusals, m.unrecorded} {
+	for _, c := range []prometheus.Collector{m.refusals, m.unrecorded, m.seconds} {
 		if err := r.Register(c); err != nil {
 			return err
 		}
@@ -93,6 +95,7 @@ type ledger struct {
 	mu        sync.Mutex
 	said      map[asked]answer
 	machines  map[string]*rate.Limiter
+	witnessed map[string]*rate.Limiter
 	strangers map[asked]time.Time // bounded by what crowd lets in within strangerAfter
 	crowd     *rate.Limiter
 	now       func() time.Time
@@ -107,7 +110,7 @@ type answer struct {
 
 func newLedger() *ledger {
 	return &ledger{
-		said: map[asked]answer{}, machines: map[string]*rate.Limiter{}, strangers: map[asked]time.Time{},
+		said: map[asked]answer{}, machines: map[string]*rate.Limiter{}, witnessed: map[string]*rate.Limiter{}, strangers: map[asked]time.Time{},
 		crowd: rate.NewLimiter(1, 200), now: time.Now,
 	}
 }
@@ -137,6 +140,22 @@ func (l *ledger) admit(x api.Decision, stranger bool) bool {
 	}
 	l.said[key] = answer{text, now}
 	return true
+}
+
+// witness bounds what is written down of those who cannot be the Machine: 100 at
+// once, then one a second, and nothing else counts against that.
+func (l *ledger) witness(machine string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limit := l.witnessed[machine]
+	if limit == nil {
+		if len(l.witnessed) >= maxSaid {
+			clear(l.witnessed)
+		}
+		limit = rate.NewLimiter(1, 100)
+		l.witnessed[machine] = limit
+	}
+	return limit.AllowN(l.now(), 1)
 }
 
 func (l *ledger) stranger(x api.Decision) bool {

@@ -3,6 +3,7 @@ package ca
 import (
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/base32"
 	"encoding/base64"
 	"encoding/binary"
 )
@@ -14,7 +15,16 @@ type Purpose string
 const (
 	PurposeConfig Purpose = "config" // fetch the Machine's Ignition config
 	PurposeJoin   Purpose = "join"   // join as the Machine's host
+
+	PurposePointer   Purpose = "pointer"    // find the pointer: part of its URL
+	PurposeConfigURL Purpose = "config-url" // find the config: part of its URL
+	PurposeBoot      Purpose = "boot"       // find the boot script over TLS: part of the URL that a BMC is given
+	purposeNonce     Purpose = "nonce"
 )
+
+// At is the purpose at one trust level: a secret that was given at one level is
+// none at another.
+func (p Purpose) At(level string) Purpose { return p + Purpose("@"+level) }
 
 // Tokens derives the tokens of BootAttempts. They are nowhere stored: a bootd
 // that was killed derives the same ones again.
@@ -51,12 +61,44 @@ func (t *Tokens) Verify(got string, purpose Purpose, machineUID, attemptID strin
 	return ok
 }
 
+// NonceLength is the length of a nonce: as long as an AssetTag may be.
+const NonceLength = 32
+
+// Nonce is the value of one BootAttempt of one Machine that its BMC writes to
+// the system's AssetTag: NonceLength capital letters and digits.
+func (t *Tokens) Nonce(machineUID, attemptID string) string {
+	return nonce(t.keys[0], machineUID, attemptID)
+}
+
+// VerifyNonce reports, in constant time, whether the value is the BootAttempt's
+// nonce.
+func (t *Tokens) VerifyNonce(got, machineUID, attemptID string) bool {
+	if machineUID == "" || attemptID == "" {
+		return false
+	}
+	ok := false
+	for _, key := range t.keys {
+		if hmac.Equal([]byte(got), []byte(nonce(key, machineUID, attemptID))) {
+			ok = true
+		}
+	}
+	return ok
+}
+
+func nonce(key []byte, machineUID, attemptID string) string {
+	return base32.StdEncoding.EncodeToString(sum(key, purposeNonce, machineUID, attemptID)[:20]) // 20 bytes make 32 characters
+}
+
 func token(key []byte, purpose Purpose, machineUID, attemptID string) string {
+	return base64.RawURLEncoding.EncodeToString(sum(key, purpose, machineUID, attemptID))
+}
+
+func sum(key []byte, purpose Purpose, machineUID, attemptID string) []byte {
 	h := hmac.New(sha256.New, key)
 	for _, part := range []string{string(purpose), machineUID, attemptID} {
 		// With its length before it, no part runs into the next.
 		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
 		h.Write([]byte(part))
 	}
-	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
+	return h.Sum(nil)
 }

@@ -19,8 +19,26 @@ import (
 type Decider interface {
 	// Script is the iPXE script for c.
 	Script(ctx context.Context, c Client) (Script, error)
-	// Pointer is the first Ignition config for c, in a version that accept (the HTTP header) takes.
-	Pointer(ctx context.Context, c Client, accept string) (config []byte, contentType string, err error)
+	// Pointer is the first Ignition config of a machine.
+	Pointer(ctx context.Context, r PointerRequest) (Pointer, error)
+}
+
+// PointerRequest is a request for a machine's first Ignition config.
+type PointerRequest struct {
+	Machine string     // from the URL
+	Key     string     // from the URL: only the machine's script has it
+	Accept  string     // the HTTP header: which versions of Ignition configs the client takes
+	Peer    netip.Addr // who asks
+	Conn    string     // names the connection
+}
+
+// Pointer is a machine's first Ignition config.
+type Pointer struct {
+	Config      []byte
+	ContentType string
+	// Sent is called once, when the response was written: whether anything of the
+	// config has arrived, or may have.
+	Sent func(arrived bool)
 }
 
 // Assets opens blobs by digest ("sha256:" and 64 lower-case hexadecimal digits). It decides which of them
@@ -61,15 +79,11 @@ type Client struct {
 	UserAgent string
 }
 
-// newClient reads the MAC from the path, if it has one, or else from the query.
+// newClient reads what the query tells.
 func newClient(r *http.Request) (Client, error) {
 	query := r.URL.Query()
 	c := Client{Addr: peerOf(r).Addr(), Query: query, UserAgent: r.UserAgent()}
-	text := r.PathValue("mac")
-	if text == "" {
-		text = query.Get("mac")
-	}
-	if text != "" {
+	if text := query.Get("mac"); text != "" {
 		mac, err := net.ParseMAC(text)
 		if err != nil || len(mac) != 6 {
 			return c, fmt.Errorf("%q is no MAC address: write it as 52:54:00:01:07:00 or 52-54-00-01-07-00", clip(text, 64))

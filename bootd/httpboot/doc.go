@@ -7,7 +7,9 @@
 //	GET /ipxe/script             this machine's script
 //	GET /ipxe/FILE, /FILE        iPXE binaries, for UEFI HTTP boot
 //	GET /blobs/sha256/HEX        kernels, initrds, root file systems
-//	GET /ignition/pointer[/MAC]  the first Ignition config, which only points to the second
+//	GET /ignition/pointer/MACHINE/KEY
+//	                             the first Ignition config, which only points to the second; only the
+//	                             machine's script has the key
 //	GET /healthz
 //
 // Nothing here is secret and nobody is authenticated: anyone on the network can claim any MAC.

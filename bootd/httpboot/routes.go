@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/receipt"
 )
 
 func (s *Server) routes() http.Handler {
@@ -23,8 +25,7 @@ func (s *Server) routes() http.Handler {
 	handle("/ipxe/{file...}", s.file)
 	handle("/{file}", s.file)
 	handle("/blobs/sha256/{hex}", s.blob)
-	handle("/ignition/pointer", s.pointer)
-	handle("/ignition/pointer/{mac}", s.pointer)
+	handle("/ignition/pointer/{machine}/{key}", s.pointer)
 	handle("/healthz", s.healthz)
 	return mux
 }
@@ -80,20 +81,27 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) pointer(w http.ResponseWriter, r *http.Request) {
-	c, err := newClient(r)
-	if err != nil {
-		say(w, r, http.StatusBadRequest, err.Error())
+	if r.Method != http.MethodGet { // a HEAD takes nothing, and Ignition sends none
+		say(w, r, http.StatusMethodNotAllowed, "GET it")
 		return
 	}
-	config, contentType, err := s.cfg.Decider.Pointer(r.Context(), c, r.Header.Get("Accept"))
+	conn := receipt.Of(r.Context())
+	ask := PointerRequest{
+		Machine: r.PathValue("machine"), Key: r.PathValue("key"), Accept: r.Header.Get("Accept"),
+		Peer: peerOf(r).Addr(), Conn: conn.ID(),
+	}
+	p, err := s.cfg.Decider.Pointer(r.Context(), ask)
 	if err != nil {
-		s.fail(w, r, c, "Ignition pointer", err)
+		s.fail(w, r, Client{Addr: ask.Peer}, "Ignition pointer", err)
 		return
 	}
-	if contentType == "" { // an empty header would lock up old firmware
-		contentType = "application/json"
+	if p.ContentType == "" { // an empty header would lock up old firmware
+		p.ContentType = "application/json"
 	}
-	reply(w, r, http.StatusOK, contentType, config)
+	mark := conn.Mark()
+	reply(w, r, http.StatusOK, p.ContentType, p.Config)
+	_ = http.NewResponseController(w).Flush() // when the client is gone, nothing arrives
+	p.Sent(mark.Arrived(r.Context()))
 }
 
 // fail tells a client why it gets nothing.

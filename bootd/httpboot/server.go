@@ -14,6 +14,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
+
+	"github.com/rackweft/rackweft/internal/receipt"
 )
 
 // Config says where and how a Server works. Decider and Assets must be set.
@@ -41,6 +43,7 @@ type Server struct {
 	metrics    *metrics
 	complaints *rate.Limiter // anyone can ask for anything, which must not flood the log
 
+	conns receipt.Conns
 	ready chan struct{}
 	addr  netip.AddrPort
 }
@@ -107,6 +110,7 @@ func (s *Server) Run(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           s.routes(),
 		ConnState:         limited.connState,
+		ConnContext:       s.conns.Context,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      s.cfg.WriteTimeout, // transferWriter moves it on

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,7 +34,8 @@ type fakeDecider struct {
 	script Script
 	err    error
 	client Client
-	accept string
+	ask    PointerRequest
+	sent   []bool
 }
 
 func (d *fakeDecider) set(s Script, err error) {
@@ -48,10 +50,10 @@ func (d *fakeDecider) last() Client {
 	return d.client
 }
 
-func (d *fakeDecider) lastAccept() string {
+func (d *fakeDecider) lastPointer() (PointerRequest, []bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.accept
+	return d.ask, slices.Clone(d.sent)
 }
 
 func (d *fakeDecider) Script(_ context.Context, c Client) (Script, error) {
@@ -64,11 +66,15 @@ func (d *fakeDecider) Script(_ context.Context, c Client) (Script, error) {
 	return d.script, d.err
 }
 
-func (d *fakeDecider) Pointer(_ context.Context, c Client, accept string) ([]byte, string, error) {
+func (d *fakeDecider) Pointer(_ context.Context, r PointerRequest) (Pointer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.client, d.accept = c, accept
-	return []byte(`{"ignition":{"version":"3.5.0"}}`), "", d.err
+	d.ask = r
+	return Pointer{Config: []byte(`{"ignition":{"version":"3.5.0"}}`), Sent: func(arrived bool) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.sent = append(d.sent, arrived)
+	}}, d.err
 }
 
 // fakeAssets are files in a directory.
@@ -283,18 +289,36 @@ func TestScriptStatus(t *testing.T) {
 func TestPointer(t *testing.T) {
 	d := &fakeDecider{}
 	b := start(t, Config{Decider: d})
-	for _, path := range []string{"/ignition/pointer", "/ignition/pointer/52-54-00-01-07-00", "/ignition/pointer?mac=52:54:00:01:07:00"} {
-		got := curl(t, "-i", "-H", "Accept: application/vnd.coreos.ignition+json;version=3.5.0, */*;q=0.1", b.base+path)
-		if !strings.Contains(got, "Content-Type: application/json") || !strings.Contains(got, `"version":"3.5.0"`) {
-			t.Errorf("%s: %s", path, got)
-		}
-		c, accept := d.last(), d.lastAccept()
-		if has := c.MAC != nil; has != (path != "/ignition/pointer") || !strings.HasPrefix(accept, "application/vnd.coreos") {
-			t.Errorf("%s: client %+v, accept %q", path, c, accept)
+	const path = "/ignition/pointer/r1u07/aKey-_"
+	got := curl(t, "-i", "-H", "Accept: application/vnd.coreos.ignition+json;version=3.5.0, */*;q=0.1", b.base+path)
+	if !strings.Contains(got, "Content-Type: application/json") || !strings.Contains(got, `"version":"3.5.0"`) {
+		t.Error(got)
+	}
+	first, _ := d.lastPointer()
+	if first.Machine != "r1u07" || first.Key != "aKey-_" || first.Peer != netip.MustParseAddr("127.0.0.1") || !strings.HasPrefix(first.Accept, "application/vnd.coreos") || first.Conn == "" {
+		t.Errorf("asked %+v", first)
+	}
+	curl(t, b.base+path)
+	second, sent := d.lastPointer()
+	if second.Conn == first.Conn {
+		t.Error("two connections have one name")
+	}
+	if !slices.Equal(sent, []bool{true, true}) {
+		t.Errorf("arrived: %v", sent)
+	}
+	if got := curl(t, "--head", b.base+path); !strings.Contains(got, "405 ") {
+		t.Errorf("HEAD: %s", got)
+	}
+	if _, after := d.lastPointer(); len(after) != 2 {
+		t.Error("a HEAD takes the pointer")
+	}
+	for _, none := range []string{"/ignition/pointer", "/ignition/pointer/52-54-00-01-07-00", "/ignition/pointer?mac=52:54:00:01:07:00"} {
+		if got := curl(t, "-i", b.base+none); !strings.Contains(got, "404 ") {
+			t.Errorf("%s: %s", none, got)
 		}
 	}
 	d.set(Script{}, &Hold{Reason: "no BootAttempt"})
-	if got := curl(t, "-i", b.base+"/ignition/pointer?held=script"); !strings.Contains(got, "503 ") || !strings.Contains(got, "Retry-After: 5") {
+	if got := curl(t, "-i", b.base+path+"?held=script"); !strings.Contains(got, "503 ") || !strings.Contains(got, "Retry-After: 5") {
 		t.Errorf("held: %s", got)
 	}
 }
@@ -325,7 +349,7 @@ func TestFiles(t *testing.T) {
 func TestNoEmptyHeaders(t *testing.T) {
 	b := start(t, Config{Files: fstest.MapFS{"x.efi": {Data: []byte("MZ")}}})
 	digest := b.assets.put([]byte("kernel"))
-	for _, path := range []string{"/boot.ipxe", "/ipxe/x.efi", "/ipxe/none", "/ipxe/script", "/ignition/pointer", "/blobs/sha256/" + digest[7:], "/healthz", "/a/b/c"} {
+	for _, path := range []string{"/boot.ipxe", "/ipxe/x.efi", "/ipxe/none", "/ipxe/script", "/ignition/pointer/r1u07/key", "/blobs/sha256/" + digest[7:], "/healthz", "/a/b/c"} {
 		for _, method := range []string{"HEAD", "GET", "POST"} {
 			resp := curl(t, "-i", "-X", method, "--http1.1", "-H", "Connection: close", "--head", b.base+path)
 			head, _, _ := strings.Cut(resp, "\r\n\r\n")
@@ -520,7 +544,7 @@ func TestMetricsLeaveTheRegistry(t *testing.T) {
 
 func FuzzRequest(f *testing.F) {
 	f.Add("/ipxe/script?mac=52:54:00:01:07:00&uuid=x")
-	f.Add("/ignition/pointer/52-54-00-01-07-00")
+	f.Add("/ignition/pointer/r1u07/aKey-_")
 	f.Add("/blobs/sha256/..%2f..%2fetc%2fpasswd")
 	f.Add("/ipxe/%00")
 	s, err := New(Config{Decider: &fakeDecider{}, Assets: &fakeAssets{dir: f.TempDir()}, Files: os.DirFS(f.TempDir())})

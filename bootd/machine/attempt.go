@@ -95,6 +95,7 @@ func succeed(m *api.Machine, now time.Time) {
 	a.Message = fmt.Sprintf("Active %s after power-on", now.Sub(a.Started).Round(time.Second))
 	m.Status.Phase = api.PhaseActive
 	m.Status.Conditions.Set(now, api.CondProvision, api.True, "Active", a.Message)
+	m.Status.Conditions.Set(now, api.CondTrust, api.True, "Reached", fmt.Sprintf("trust level %s: %s", a.Trust, a.TrustWhy))
 }
 
 // ready reports whether the host that joined in the attempt runs its HostSpec.

@@ -311,6 +311,9 @@ func (c *Controller) open(ctx context.Context, m *api.Machine, reason string, re
 	if reason, message := c.brake(m); reason != "" {
 		return c.hold(ctx, m, reason, message)
 	}
+	if Required(c.Cache, m).Level == api.TrustNonce && m.Spec.BMC != nil {
+		stage = api.StageRequested // the firmware reads the AssetTag at a reset
+	}
 	seen := attemptID(m)
 	after, err := store.Mutate(ctx, c.Store, m.Metadata.Name, func(fresh *api.Machine) error {
 		if fresh.Metadata.UID != m.Metadata.UID || attemptID(fresh) != seen {
@@ -320,6 +323,7 @@ func (c *Controller) open(ctx context.Context, m *api.Machine, reason string, re
 			Fail(fresh, time.Now(), "superseded: "+reason)
 		}
 		openAttempt(fresh, time.Now(), reason, retry, stage, Window(c.Cache))
+		c.wantNonce(fresh)
 		if r := pending(fresh); r != nil && r.Verb == api.VerbReprovision {
 			fresh.Status.Attempt.Request = r.ID
 		}
@@ -403,17 +407,44 @@ func (c *Controller) follow(ctx context.Context, m *api.Machine) (time.Duration,
 // retry opens another attempt after a failed one, a few times.
 func (c *Controller) retry(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	a := m.Status.Attempt
-	if a.Retry >= api.MaxRetries {
-		if m.Status.BootAsked.After(a.Finished) && time.Since(m.Status.BootAsked) < 4*bootAskedEvery && m.Spec.Boot.Unsolicited == api.BootAllow {
+	asked := m.Status.BootAsked.After(a.Finished) && time.Since(m.Status.BootAsked) < 4*bootAskedEvery
+	allowed := asked && m.Spec.Boot.Unsolicited == api.BootAllow
+	if a.Retry >= retries(site(c.Cache), a) {
+		if a.Cause == api.CauseSecondTaker {
+			return 0, c.giveUp(ctx, m)
+		}
+		if allowed {
 			return c.open(ctx, m, "unsolicited boot, allowed by policy", a.Retry, api.StagePowerOn)
 		}
 		return 0, nil
+	}
+	if m.Spec.BMC == nil && allowed {
+		return c.open(ctx, m, "it boots by itself (unsolicited boots are allowed) after: "+a.Message, a.Retry+1, api.StagePowerOn)
 	}
 	wait := time.Until(a.Finished.Add(30 * time.Second << a.Retry))
 	if wait > 0 {
 		return wait, nil
 	}
-	return c.open(ctx, m, fmt.Sprintf("retry %d of %d after: %s", a.Retry+1, api.MaxRetries, a.Message), a.Retry+1, api.StageRequested)
+	return c.open(ctx, m, fmt.Sprintf("retry %d of %d after: %s", a.Retry+1, retries(site(c.Cache), a), a.Message), a.Retry+1, api.StageRequested)
+}
+
+// giveUp says once that no further attempt is opened, and what to do.
+func (c *Controller) giveUp(ctx context.Context, m *api.Machine) error {
+	const reason = "TooManySecondTakers"
+	if old := m.Status.Conditions.Get(api.CondTrust); old != nil && old.Reason == reason {
+		return nil
+	}
+	news := false
+	err := c.mutate(ctx, m, func(fresh *api.Machine) {
+		a := fresh.Status.Attempt
+		if news = attemptID(fresh) == attemptID(m) && a.Result == api.ResultFailed; news {
+			fresh.Status.Conditions.Set(time.Now(), api.CondTrust, api.False, reason, a.Message+". "+remedy(fresh))
+		}
+	})
+	if err == nil && news {
+		c.Record.Event(m, api.Warning, reason, remedy(m))
+	}
+	return err
 }
 
 // watch keeps an Active Machine Active.

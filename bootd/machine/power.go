@@ -257,11 +257,17 @@ func (c *Controller) confirm(ctx context.Context, m *api.Machine, after time.Tim
 	}
 	switch m.Spec.Boot.Unsolicited {
 	case api.BootRefuse:
+		if m.Status.Attempt.Open() {
+			return 0, c.twoBoot(ctx, m)
+		}
 		return c.hold(ctx, m, "UnsolicitedBootRefused", serve+": spec.boot.unsolicited is refuse")
 	case api.BootAllow:
 		return c.open(ctx, m, what+" (unsolicited boots are allowed)", retry, api.StagePowerOn)
 	}
 	if m.Spec.BMC == nil {
+		if m.Status.Attempt.Open() {
+			return 0, c.twoBoot(ctx, m)
+		}
 		return c.hold(ctx, m, "UnsolicitedBootUnconfirmed", serve+": it has no BMC that could confirm a reset; weftctl machine reprovision asks for the boot, or set spec.boot.unsolicited to allow")
 	}
 	if retry > api.MaxRetries {
@@ -275,12 +281,36 @@ func (c *Controller) confirm(ctx context.Context, m *api.Machine, after time.Tim
 	switch {
 	case err != nil:
 		return heldOr(wait, err)
+	case !since && m.Status.Attempt.Open():
+		return 0, c.twoBoot(ctx, m)
 	case !known:
 		return c.hold(ctx, m, "UnsolicitedBootUnconfirmed", serve+": its BMC tells no time of the last reset; weftctl machine reprovision asks for the boot, or set spec.boot.unsolicited to allow")
 	case !since:
 		return c.hold(ctx, m, "UnsolicitedBootForged", serve+": its BMC says that it was not reset; something else may be using its MAC")
 	}
 	return c.open(ctx, m, what+" (confirmed by its BMC)", retry, api.StagePowerOn)
+}
+
+// twoBoot fails an attempt whose pointer was taken, and in which something asks
+// for a boot script all the same although no reset is known: two boot with the
+// Machine's MAC.
+func (c *Controller) twoBoot(ctx context.Context, m *api.Machine) error {
+	t := api.Taker{What: "script", Time: time.Now().UTC()}
+	if len(m.Status.Addresses) > 0 {
+		t.Address = m.Status.Addresses[0]
+	}
+	message := ""
+	err := c.mutate(ctx, m, func(fresh *api.Machine) {
+		message = ""
+		if attemptID(fresh) == attemptID(m) && fresh.Status.Attempt.Open() {
+			SecondTaker(fresh, attemptID(m), t)
+			message = fresh.Status.Attempt.Message
+		}
+	})
+	if err == nil && message != "" {
+		c.Record.Event(m, api.Warning, string(api.CauseSecondTaker), message)
+	}
+	return err
 }
 
 // checkPower looks whether an Active Machine whose host is silent still has

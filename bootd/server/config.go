@@ -14,6 +14,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/blob"
+	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/network"
@@ -55,8 +56,8 @@ type Zones interface {
 // Decider answers machines that boot, and tells how. Its errors are
 // *api.Problem where the machine is to be told.
 type Decider interface {
-	// ConfigFor is a Machine's config; sent is called when all of it is on its way.
-	ConfigFor(ctx context.Context, name, token string, peer netip.Addr, accept string) (body []byte, contentType string, sent func(), err error)
+	// ConfigFor is a Machine's config.
+	ConfigFor(ctx context.Context, r boot.ConfigRequest) (boot.HostConfig, error)
 	Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error)
 	// Origins says which Layer each part of the Machine's config comes from.
 	Origins(m *api.Machine) (origins []api.Origin, warnings []string, err error)

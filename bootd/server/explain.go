@@ -10,6 +10,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/trust"
 )
 
 const (
@@ -32,6 +33,7 @@ func (s *Server) explain(c *call) error {
 	if m != nil {
 		s.fill(m)
 		who, x.Machine, x.Summary = m.Metadata.Name, m, summarize(m, s.site(), time.Now())
+		x.Summary = append(x.Summary, trusted(m, machine.Required(s.conf.Cache, m))...)
 		s.explainConfig(&x, m)
 		if x.Events, err = newest(c.r.Context(), s.conf.Events, explainEvents, eventsOf("Machine", m.Metadata.Name)); err != nil {
 			return err
@@ -168,6 +170,30 @@ func attempt(a *api.BootAttempt, now time.Time) string {
 		return fmt.Sprintf("%s, stands at stage %s, and its window is over: it is about to fail.", head, a.Stage)
 	}
 	return fmt.Sprintf("%s and stands at stage %s; it waits for %s, for another %s.", head, a.Stage, next(a.Stage), left)
+}
+
+// trusted says what the Machine's last boot has proved, how, and what it has to.
+func trusted(m *api.Machine, r trust.Requirement) []string {
+	a := m.Status.Attempt
+	if a == nil || machine.IsDiscovered(m) {
+		return nil
+	}
+	level, why := a.Trust, a.TrustWhy
+	if level == "" {
+		level = api.TrustMAC
+	}
+	if why != "" {
+		why = ": " + why
+	}
+	lines := []string{fmt.Sprintf("BootAttempt %d has reached trust level %s%s; %s is required (by %s).", a.Number, level, why, r.Level, r.Of)}
+	for _, t := range a.Takers {
+		did := "took"
+		if t.Second {
+			did = "came second for, and was refused,"
+		}
+		lines = append(lines, fmt.Sprintf("%s (MAC %s) %s the %s at %s.", t.Address, t.MAC, did, t.What, clock(t.Time)))
+	}
+	return lines
 }
 
 // next says what follows a stage.

@@ -7,14 +7,16 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/internal/receipt"
 )
 
 // hostRoutes are what machines call while they boot, and hosts as long as they
 // live.
 func (s *Server) hostRoutes() []route {
 	return []route{
-		{method: "GET", path: "/v1/ignition/{name}", tag: "Host", public: true, summary: "A Machine's Ignition config, against the token of its BootAttempt",
+		{method: "GET", path: "/v1/ignition/{name}/{key}", tag: "Host", public: true, summary: "A Machine's Ignition config, against the token of its BootAttempt",
 			outType: "application/vnd.coreos.ignition+json", handle: s.ignition},
 		{method: "POST", path: "/v1/join", tag: "Host", public: true, summary: "Join as a Machine's host, once, against the join token of its BootAttempt",
 			in: api.JoinRequest{}, out: api.JoinResponse{}, handle: s.join},
@@ -40,20 +42,26 @@ func (s *Server) bootToken(c *call) (string, error) {
 }
 
 func (s *Server) ignition(c *call) error {
+	if c.r.Method != http.MethodGet { // a HEAD takes nothing, and Ignition sends none
+		return problem(http.StatusMethodNotAllowed, "GET it")
+	}
 	token, err := s.bootToken(c)
 	if err != nil {
 		return err
 	}
-	body, contentType, sent, err := s.conf.Decider.ConfigFor(c.r.Context(), c.name(), token, peerOf(c.r), c.r.Header.Get("Accept"))
+	conn := receipt.Of(c.r.Context())
+	config, err := s.conf.Decider.ConfigFor(c.r.Context(), boot.ConfigRequest{
+		Machine: c.name(), Key: c.r.PathValue("key"), Token: token, Accept: c.r.Header.Get("Accept"), Peer: peerOf(c.r), Conn: conn.ID(),
+	})
 	if err != nil {
 		return s.unknownCaller(c, err)
 	}
-	c.w.Header().Set("Content-Type", contentType)
+	c.w.Header().Set("Content-Type", config.ContentType)
 	c.w.Header().Set("Cache-Control", "no-store")
-	c.write(http.StatusOK, body)
-	if c.rc.Flush() == nil {
-		sent()
-	}
+	mark := conn.Mark()
+	c.write(http.StatusOK, config.Body)
+	_ = c.rc.Flush() // when the client is gone, nothing arrives
+	config.Sent(mark.Arrived(c.r.Context()))
 	return nil
 }
 

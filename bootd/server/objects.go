@@ -230,6 +230,9 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		return err
 	}
 	next := merge(body, current)
+	if err := s.mayLower(c, next, current); err != nil {
+		return err
+	}
 	verdict := admission.Judge(s.world, next, current)
 	if len(verdict.Errors) > 0 {
 		return invalid(next, verdict.Errors)
@@ -324,6 +327,9 @@ func (s *Server) delete(c *call, k api.Kind) error {
 	if err != nil {
 		return err
 	}
+	if err := s.mayLower(c, nil, o); err != nil {
+		return err
+	}
 	if who := s.world.Referrers(k, c.name()); len(who) > 0 {
 		return problem(http.StatusConflict, "%s %q is still referred to by %s: change or delete that first", k.Name, c.name(), strings.Join(who, ", "))
 	}
@@ -355,6 +361,18 @@ func (s *Server) deleted(ctx context.Context, w *write) {
 	if _, revision, err := s.conf.Store.List(ctx, api.KindOf(new(api.Site))); err == nil {
 		w.revision = max(w.revision, revision)
 	}
+}
+
+// mayLower refuses a change that lowers the trust level that boots must reach to
+// everyone but an admin.
+func (s *Server) mayLower(c *call, next, current api.Object) error {
+	if c.who.role >= admin || current == nil {
+		return nil
+	}
+	if why := admission.LowersTrust(s.world, next, current); why != "" {
+		return problem(http.StatusForbidden, "%s: role admin is needed; %s is %s", why, c.who.name, c.who.role)
+	}
+	return nil
 }
 
 // agree refuses a write to another object, or another state of it, than the

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/bootd/admission"
+	"github.com/rackweft/rackweft/internal/receipt"
 )
 
 const (
@@ -45,6 +46,7 @@ type Server struct {
 
 	failures *limiter // of authentication, by address
 	boots    *limiter // calls without an identity, by address
+	conns    receipt.Conns
 
 	world  *admission.World
 	turns  *turns
@@ -171,6 +173,7 @@ func (s *Server) httpServer(trusted bool) *http.Server {
 		BaseContext: func(net.Listener) context.Context {
 			return context.WithValue(context.Background(), trustedKey{}, trusted)
 		},
+		ConnContext: s.conns.Context,
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/blob"
+	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/journal"
@@ -75,16 +77,24 @@ func (b *lockedBuffer) String() string {
 }
 
 // fakeDecider lets in one token.
-type fakeDecider struct{ token string }
+type fakeDecider struct {
+	token   string
+	arrived atomic.Int32
+}
 
-func (d *fakeDecider) ConfigFor(_ context.Context, name, token string, peer netip.Addr, accept string) ([]byte, string, func(), error) {
+func (d *fakeDecider) ConfigFor(_ context.Context, r boot.ConfigRequest) (boot.HostConfig, error) {
 	switch {
-	case name == "broken":
-		return nil, "", nil, errors.New("the inner parts of bootd")
-	case token != d.token:
-		return nil, "", nil, &api.Problem{Status: http.StatusForbidden, Title: "Forbidden", Detail: "the token is not this BootAttempt's"}
+	case r.Machine == "broken":
+		return boot.HostConfig{}, errors.New("the inner parts of bootd")
+	case r.Token != d.token || r.Key != "key" || r.Conn == "":
+		return boot.HostConfig{}, &api.Problem{Status: http.StatusForbidden, Title: "Forbidden", Detail: "the token is not this BootAttempt's"}
 	}
-	return fmt.Appendf(nil, "%s %s %s", name, peer, accept), "application/vnd.coreos.ignition+json", func() {}, nil
+	body := fmt.Appendf(nil, "%s %s %s", r.Machine, r.Peer, r.Accept)
+	return boot.HostConfig{Body: body, ContentType: "application/vnd.coreos.ignition+json", Sent: func(arrived bool) {
+		if arrived {
+			d.arrived.Add(1)
+		}
+	}}, nil
 }
 
 func (d *fakeDecider) Join(_ context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error) {
@@ -684,10 +694,12 @@ func TestBootCalls(t *testing.T) {
 		status                    int
 		words                     string
 	}{
-		{"GET", "/v1/ignition/r1", "boot-token", "", 200, "r1 127.0.0.1 application/vnd.coreos.ignition+json;version=3.6.0"},
-		{"GET", "/v1/ignition/r1", "wrong", "", 403, "not this BootAttempt's"},
-		{"GET", "/v1/ignition/r1", "", "", 401, "bearer"},
-		{"GET", "/v1/ignition/broken", "boot-token", "", 503, "its log says why"},
+		{"GET", "/v1/ignition/r1/key", "boot-token", "", 200, "r1 127.0.0.1 application/vnd.coreos.ignition+json;version=3.6.0"},
+		{"GET", "/v1/ignition/r1/key", "wrong", "", 403, "not this BootAttempt's"},
+		{"GET", "/v1/ignition/r1/key", "", "", 401, "bearer"},
+		{"GET", "/v1/ignition/broken/key", "boot-token", "", 503, "its log says why"},
+		{"HEAD", "/v1/ignition/r1/key", "boot-token", "", 405, ""},
+		{"GET", "/v1/ignition/r1/other", "boot-token", "", 403, ""},
 		{"POST", "/v1/join", "boot-token", `{"machine":"r1","csr":"x","time":"1980-01-01T00:00:00Z"}`, 200, `"attemptID":"127.0.0.1"`},
 		{"POST", "/v1/join", "wrong", `{"machine":"r1","csr":"x","time":"1980-01-01T00:00:00Z"}`, 403, "Join refused"},
 		{"POST", "/v1/join", "boot-token", `{"machine":"r1","pony":1}`, 400, "/pony"},
@@ -697,8 +709,11 @@ func TestBootCalls(t *testing.T) {
 			t.Errorf("%s %s: %d %s", c.method, c.path, status, answer)
 		}
 	}
+	if n := r.decider.arrived.Load(); n != 1 {
+		t.Errorf("%d configs arrived", n)
+	}
 	for range 200 {
-		if status, _ := call("GET", "/v1/ignition/r1", "wrong", ""); status == http.StatusServiceUnavailable {
+		if status, _ := call("GET", "/v1/ignition/r1/key", "wrong", ""); status == http.StatusServiceUnavailable {
 			return // and not a 4xx, at which Ignition gives up
 		}
 	}

@@ -298,7 +298,12 @@ func (h *deskHost) boot() {
 		})
 		return out
 	}
-	fetch("http://198.18.0.1:8080/ipxe/script?mac=" + h.mac(0))
+	script := fetch("http://198.18.0.1:8080/ipxe/script?mac=" + h.mac(0))
+	_, after, found := strings.Cut(string(script), "ignition.config.url=")
+	if !found {
+		h.t.Fatalf("the script is %s", script)
+	}
+	pointerURL := strings.Fields(after)[0]
 	type resource struct {
 		Source      string
 		HTTPHeaders []struct{ Name, Value string }
@@ -314,7 +319,7 @@ func (h *deskHost) boot() {
 			}
 		}
 	}
-	pointer := fetch("-H", "Accept: application/vnd.coreos.ignition+json;version=3.4.0", "http://198.18.0.1:8080/ignition/pointer/"+h.mac(0))
+	pointer := fetch("-H", "Accept: application/vnd.coreos.ignition+json;version=3.4.0", pointerURL)
 	if err := json.Unmarshal(pointer, &config); err != nil {
 		h.t.Fatal(err)
 	}

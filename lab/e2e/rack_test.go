@@ -338,10 +338,11 @@ func strangers(t *testing.T, r *rig.Rig) {
 		name, method, url, token, body string
 		want                           int
 	}{
-		{"the pointer of an Active machine", "GET", "http://198.18.0.1:8080/ignition/pointer/52-54-00-01-02-00", "", "", 503},
+		{"the pointer of an Active machine by its MAC", "GET", "http://198.18.0.1:8080/ignition/pointer/52-54-00-01-02-00", "", "", 404},
+		{"the pointer of an Active machine with a made-up key", "GET", "http://198.18.0.1:8080/ignition/pointer/" + uefi + "/bWFkZSB1cA", "", "", 403},
 		{"the script of an Active machine", "GET", "http://198.18.0.1:8080/ipxe/script?mac=52-54-00-01-02-00", "", "", 503},
-		{"the config without a token", "GET", "https://198.18.0.1:8443/v1/ignition/" + uefi, "", "", 401},
-		{"the config with a made-up token", "GET", "https://198.18.0.1:8443/v1/ignition/" + uefi, "bWFkZSB1cA", "", 403},
+		{"the config without a token", "GET", "https://198.18.0.1:8443/v1/ignition/" + uefi + "/bWFkZSB1cA", "", "", 401},
+		{"the config with a made-up token", "GET", "https://198.18.0.1:8443/v1/ignition/" + uefi + "/bWFkZSB1cA", "bWFkZSB1cA", "", 403},
 		{"a join with a made-up token", "POST", "https://198.18.0.1:8443/v1/join", "bWFkZSB1cA", `{"machine":"` + uefi + `","csr":"x","time":"2026-01-01T00:00:00Z"}`, 403},
 		{"the Machines", "GET", "https://198.18.0.1:8443/v1/machines", "", "", 401},
 		{"a host's stream", "POST", "https://198.18.0.1:8443/v1/hosts/" + uefi + "/stream", "", `{"hello":{"uid":"` + uid + `"}}`, 401},

@@ -1,0 +1,112 @@
+package api
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// TrustLevel says how far a boot has proved that it is the Machine's.
+type TrustLevel string
+
+// The trust levels.
+const (
+	TrustMAC     TrustLevel = "mac"     // it uses a known MAC, and an address leased to it
+	TrustToken   TrustLevel = "token"   // it holds the token of a BootAttempt that bootd opened
+	TrustAddress TrustLevel = "address" // its address was leased at the planned switch port, as a named relay says
+	TrustNonce   TrustLevel = "nonce"   // it sent the value that this BootAttempt wrote to the system's AssetTag
+	TrustBMC     TrustLevel = "bmc"     // it presented, over TLS, the boot URL that its BMC was given
+	TrustTPM     TrustLevel = "tpm"     // its TPM has attested the boot
+)
+
+// TrustLevels lists the levels from the least to the most.
+func TrustLevels() []TrustLevel {
+	return []TrustLevel{TrustMAC, TrustToken, TrustAddress, TrustNonce, TrustBMC, TrustTPM}
+}
+
+// Index is the level's place in TrustLevels, or -1.
+func (l TrustLevel) Index() int { return slices.Index(TrustLevels(), l) }
+
+// AtLeast reports whether l is other, or more.
+func (l TrustLevel) AtLeast(other TrustLevel) bool { return l.Index() >= other.Index() }
+
+// Trust is what a boot must prove.
+type Trust struct {
+	Minimum TrustLevel `json:"minimum,omitzero" enum:"mac,token,address,nonce,bmc,tpm" doc:"What a boot must have proved before it is given Secrets or a join token. The strictest of Site, Profile and Machine counts; only an admin lowers it."`
+}
+
+// SiteTrust is the Site's Trust, and what follows when a boot was shared.
+type SiteTrust struct {
+	Minimum TrustLevel `json:"minimum,omitzero" enum:"mac,token,address,nonce,bmc,tpm" doc:"What a boot must have proved before it is given Secrets or a join token. The strictest of Site, Profile and Machine counts. Default: token."`
+	Retries *int       `json:"retries,omitempty" minimum:"0" doc:"How many BootAttempts in a row bootd opens by itself after one whose pointer, config or join token was taken twice; then the Machine stays Failed. Default: 2."`
+}
+
+// DefaultTrustRetries is the default of SiteTrust.Retries.
+const DefaultTrustRetries = 2
+
+// FailureCause says what kind of failure ended a BootAttempt, where that makes
+// a difference.
+type FailureCause string
+
+// CauseSecondTaker ends an attempt in which two took what only the Machine may
+// have.
+const CauseSecondTaker FailureCause = "SecondTaker"
+
+// Taker is somebody who took, or came for, what a BootAttempt gives once.
+type Taker struct {
+	What    string     `json:"what" enum:"pointer,config,join,script"`
+	Address netip.Addr `json:"address,omitzero"`
+	MAC     MAC        `json:"mac,omitzero" doc:"That the address was leased to."`
+	Time    time.Time  `json:"time"`
+	Second  bool       `json:"second,omitzero" doc:"Another had taken it before; it was refused."`
+}
+
+// MaxTakers bounds the Takers that are kept of one BootAttempt.
+const MaxTakers = 16
+
+// NonceState says how far a BootAttempt's nonce is.
+type NonceState string
+
+// The states of a nonce.
+const (
+	NoncePending NonceState = "Pending" // to be written to the AssetTag before the Machine is powered on
+	NonceWritten NonceState = "Written" // the BMC has taken it
+	NonceProved  NonceState = "Proved"  // the boot has sent it
+	NonceFailed  NonceState = "Failed"  // the BMC does not take it: the level cannot be reached in this attempt
+)
+
+// Nonce is the state of the value that a BootAttempt writes to the system's
+// AssetTag. The value itself is derived from the attempt and stored nowhere.
+type Nonce struct {
+	State   NonceState `json:"state" enum:"Pending,Written,Proved,Failed"`
+	Message string     `json:"message,omitzero"`
+	Time    time.Time  `json:"time,omitzero"`
+}
+
+// SavedAssetTag is the AssetTag that a system had before a nonce took its
+// place. It is put back when the nonce is spent.
+type SavedAssetTag struct {
+	Value   string `json:"value" doc:"The tag to put back; may be empty."`
+	Attempt string `json:"attempt" doc:"The BootAttempt whose nonce took its place."`
+}
+
+// BootPort is where a relay says that a boot's DHCP request came in.
+type BootPort struct {
+	Address   netip.Addr `json:"address" doc:"That was leased there."`
+	Relay     netip.Addr `json:"relay" doc:"That said so, in a packet that it sent to bootd itself."`
+	CircuitID string     `json:"circuitID,omitzero" doc:"Of DHCP option 82, as text, or as 0x and hexadecimal digits."`
+	RemoteID  string     `json:"remoteID,omitzero" doc:"Of DHCP option 82, as text, or as 0x and hexadecimal digits."`
+	Time      time.Time  `json:"time"`
+}
+
+// trust checks a minimum; one that is not set asks for nothing.
+func (e *FieldErrors) trust(minimum TrustLevel) {
+	if minimum == "" {
+		return
+	}
+	var levels []string
+	for _, l := range TrustLevels() {
+		levels = append(levels, string(l))
+	}
+	e.oneOf(at("spec", "trust", "minimum"), string(minimum), levels...)
+}
