@@ -43,7 +43,7 @@ type SubnetSpec struct {
 	NTP       []netip.Addr   `json:"ntp,omitempty" doc:"The Site's unless set."`
 	MTU       int            `json:"mtu,omitzero"`
 	Mode      SubnetMode     `json:"mode,omitzero" enum:"authoritative,proxy"`
-	Relays    []netip.Addr   `json:"relays,omitempty" doc:"The only relays listened to (giaddr); any inside the prefixes unless set."`
+	Relays    []netip.Addr   `json:"relays,omitempty" doc:"The only relays listened to (giaddr); any inside the prefixes unless set. What they say in option 82 counts for trust level address, in packets that they send from one of these addresses."`
 	LeaseTime Duration       `json:"leaseTime,omitzero" doc:"1h unless set; unregistered clients get at most 10m."`
 }
 

@@ -16,6 +16,9 @@ import (
 // ScriptPath is the first-stage iPXE script under bootd's boot server.
 const ScriptPath = "/boot.ipxe"
 
+// leased is what became of an address that a client has now.
+const leased = "leased"
+
 // Offer implements dhcp.Decider.
 func (d *Decider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
 	return d.answer(ctx, c, "offered", func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
@@ -29,7 +32,7 @@ func (d *Decider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (
 	if s, err := d.subnetOf(c); err == nil && s.Spec.Mode == api.Proxy {
 		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server gives the addresses", dhcp.ErrNotMine, s.Metadata.Name)
 	}
-	return d.answer(ctx, c, "leased", func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
+	return d.answer(ctx, c, leased, func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
 		l, err := d.Leases.Commit(ctx, h, s.Metadata.Name, addr, time.Duration(s.Spec.LeaseTime))
 		if errors.Is(err, lease.ErrUnavailable) || errors.Is(err, lease.ErrReserved) {
 			return netip.Addr{}, 0, &dhcp.Refusal{Reason: err.Error()}
@@ -76,6 +79,9 @@ func (d *Decider) answer(ctx context.Context, c dhcp.Client, did string, pick fu
 		return dhcp.Answer{}, err
 	}
 	d.decide(m, mac, addr, "dhcp", did+" "+addr.String(), leaseReason(h, s)+"; "+boot.Reason)
+	if registered && did == leased {
+		d.seenAt(ctx, m, addr, d.portOf(c, s, addr))
+	}
 	if registered && c.Kind != dhcp.None {
 		d.reached(ctx, m, api.StageDHCP, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{addr} })
 	}

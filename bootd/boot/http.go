@@ -90,7 +90,7 @@ func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine)
 
 // shown is the trust level that a request for a script shows by itself.
 func (d *Decider) shown(m *api.Machine, c httpboot.Client) api.TrustLevel {
-	if d.Tokens.VerifyNonce(c.Query.Get("asset"), m.Metadata.UID, m.Status.Attempt.ID) {
+	if d.Tokens.VerifyNonce(strings.TrimSpace(c.Query.Get("asset")), m.Metadata.UID, m.Status.Attempt.ID) {
 		return api.TrustNonce
 	}
 	return api.TrustMAC

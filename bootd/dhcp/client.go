@@ -59,6 +59,8 @@ type Client struct {
 
 	Interface string     // that the packet came in on
 	Index     int        // of Interface
+	Source    netip.Addr // that the packet came from: a relay's, for what it passes on
+	Unicast   bool       // the packet was sent to an address of Interface, not to everybody
 	Local     netip.Addr // the server's own address that the packet was sent to, or that Interface has
 }
 

@@ -47,6 +47,7 @@ func (s *Server) handle(ctx context.Context, in inbound) (outbound, error) {
 	s.metrics.packet(typeName(req.MessageType()))
 	c := newClient(req)
 	c.Interface, c.Index = in.link.name, in.link.index
+	c.Source, c.Unicast = in.from.Addr(), in.local.IsValid()
 	c.Local = in.local
 	if !c.Local.IsValid() {
 		c.Local = in.link.primary()

@@ -565,3 +565,21 @@ func (d *echoDecider) Boot(ctx context.Context, c Client) (Boot, error) {
 }
 func (d *echoDecider) Release(context.Context, Client, netip.Addr) error { return nil }
 func (d *echoDecider) Decline(context.Context, Client, netip.Addr) error { return nil }
+
+// TestWhoSentIt: a Decider learns from where a packet came, and whether it was
+// sent to this server alone.
+func TestWhoSentIt(t *testing.T) {
+	d := &fakeDecider{address: netip.MustParseAddr("198.18.3.107")}
+	s, l := testServer(t, d)
+	for _, local := range []netip.Addr{{}, netip.MustParseAddr("198.18.1.1")} {
+		req := packet(dhcpv4.MessageTypeDiscover, map[uint8]string{82: "\x01\x09Ethernet7\x02\x05leaf1"}, relay("198.18.3.1"))
+		in := inbound{data: req.ToBytes(), link: l, local: local, from: netip.MustParseAddrPort("198.18.3.2:67")}
+		if _, err := s.handle(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		c := d.client
+		if c.Source != netip.MustParseAddr("198.18.3.2") || c.Relay != netip.MustParseAddr("198.18.3.1") || c.Unicast != local.IsValid() || c.CircuitID != "Ethernet7" || c.RemoteID != "leaf1" {
+			t.Errorf("sent to %v: %+v", local, c)
+		}
+	}
+}
