@@ -353,7 +353,7 @@ func (d *daemon) lead(ctx context.Context) error {
 	return d.store.Elect(ctx, "controllers", id, func(ctx context.Context) error {
 		d.log.Info("elected: running the controllers")
 		machines := &machine.Controller{
-			Store: d.store, Cache: d.cache, Record: d.record, Log: d.log,
+			Store: d.store, Cache: d.cache, Record: d.record, Log: d.log, Nonce: ca.NewTokens(d.keyring).Nonce,
 			Dial: func(ctx context.Context, e hardware.Endpoint) (machine.BMC, error) {
 				return hardware.Dial(ctx, e, d.log)
 			},

@@ -8,21 +8,22 @@ import (
 	"net/http"
 	"strings"
 	"time"
+	"unicode"
 )
 
-// MaxAssetTag is the longest asset tag in bytes that every vendor takes: HPE's field has 32.
-const MaxAssetTag = 32
+// maxAssetTag is the longest asset tag in bytes that is sent. Vendors' fields are shorter, HPE's has 32, and refuse by
+// themselves; an old tag must go back as it was read.
+const maxAssetTag = 255
 
 // tagResource is a resource that carries an asset tag.
 type tagResource struct {
 	path, etag, tag string
 }
 
-// checkAssetTag refuses what SMBIOS (DSP0134 §6.1.3: strings without control characters) or a vendor's field cannot carry.
+// checkAssetTag refuses what no SMBIOS string carries (DSP0134 §6.1.3).
 func checkAssetTag(tag string) error {
-	printable := strings.IndexFunc(tag, func(c rune) bool { return c < ' ' || c > '~' }) < 0
-	if len(tag) > MaxAssetTag || !printable {
-		return fmt.Errorf("invalid asset tag of %d bytes: want at most %d printable ASCII characters", len(tag), MaxAssetTag)
+	if len(tag) > maxAssetTag || strings.ContainsFunc(tag, unicode.IsControl) {
+		return fmt.Errorf("invalid asset tag of %d bytes: want at most %d, without control characters", len(tag), maxAssetTag)
 	}
 	return nil
 }

@@ -235,8 +235,8 @@ func (b *BMC) AssetTag(ctx context.Context) (tag string, err error) {
 	return tag, err
 }
 
-// SetAssetTag writes the asset tag, at most MaxAssetTag printable ASCII characters, and reads it back. The firmware puts
-// it into SMBIOS at its next POST, so call it before the power action. ErrUnsupported when the BMC does not take it.
+// SetAssetTag writes the asset tag, at most 255 bytes without control characters, and reads it back. The firmware
+// puts it into SMBIOS at its next POST, so call it before the power action. ErrUnsupported when the BMC does not take it.
 func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
 	if err := checkAssetTag(tag); err != nil {
 		return fmt.Errorf("write the asset tag of BMC %s: %w", b.address, err)

@@ -26,6 +26,8 @@ type BMC interface {
 	Inventory(context.Context) (hardware.Inventory, error)
 	LastReset(context.Context) (hardware.ResetEvidence, error)
 	Identify(context.Context, bool) error
+	AssetTag(context.Context) (string, error)
+	SetAssetTag(context.Context, string) error
 	Fingerprint() string
 	Close(context.Context) error
 }
@@ -42,7 +44,9 @@ type Controller struct {
 	Cache  *store.Cache
 	Dial   func(context.Context, hardware.Endpoint) (BMC, error)
 	Record Recorder
-	Log    *slog.Logger
+	// Nonce derives the value that a BootAttempt writes to the system's AssetTag.
+	Nonce func(machineUID, attemptID string) string
+	Log   *slog.Logger
 
 	loop *reconcile.Loop
 	// opening serialises the opening of BootAttempts, so that the brakes count
@@ -91,6 +95,9 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	if IsDiscovered(m) {
 		return c.expireDiscovered(ctx, m)
 	}
+	if m.Metadata.DeletionTimestamp != nil {
+		return c.remove(ctx, m)
+	}
 	if a := m.Status.Attempt; a.Open() && time.Now().After(a.Deadline) {
 		return 0, c.expire(ctx, m)
 	}
@@ -119,6 +126,9 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	}
 	wait, err := c.toState(ctx, m)
 	if err != nil {
+		return wait, err
+	}
+	if wait, err = c.putTagBack(ctx, name, wait); err != nil {
 		return wait, err
 	}
 	return c.recheckBMC(ctx, m, wait)

@@ -26,6 +26,10 @@ type fakeBMC struct {
 	lastReset time.Time // zero: unknown
 
 	ignoresButton bool
+
+	tag    string
+	tagErr error // of every write of the tag
+	taken  bool  // writes that fail have been carried out all the same
 }
 
 func (b *fakeBMC) PowerState(context.Context) (hardware.PowerState, error) { return b.power, nil }
@@ -64,6 +68,14 @@ func (b *fakeBMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
 func (b *fakeBMC) Identify(_ context.Context, on bool) error {
 	b.did = append(b.did, fmt.Sprint("identify ", on))
 	return nil
+}
+func (b *fakeBMC) AssetTag(context.Context) (string, error) { return b.tag, nil }
+func (b *fakeBMC) SetAssetTag(_ context.Context, tag string) error {
+	b.did = append(b.did, "tag "+tag)
+	if b.tagErr == nil || b.taken {
+		b.tag = tag
+	}
+	return b.tagErr
 }
 func (b *fakeBMC) Fingerprint() string         { return "sha256:" + strings.Repeat("ab", 32) }
 func (b *fakeBMC) Close(context.Context) error { return nil }
@@ -118,6 +130,7 @@ func newBench(t *testing.T) *bench {
 // restart forgets all that the controller has in memory, as a killed bootd does.
 func (b *bench) restart() {
 	b.c = &Controller{Store: b.store, Cache: b.cache, Record: b.events, Log: slog.New(slog.DiscardHandler),
+		Nonce: func(_, attempt string) string { return "nonce-" + attempt },
 		Dial: func(_ context.Context, e hardware.Endpoint) (BMC, error) {
 			b.bmc.dials++
 			b.bmc.endpoint = e

@@ -188,6 +188,9 @@ func (c *Controller) powerUp(ctx context.Context, m *api.Machine) (time.Duration
 	if site(c.Cache).Paused {
 		return c.hold(ctx, m, "Paused", "the Site is paused: set spec.paused of the Site to false")
 	}
+	if nonceDue(m) {
+		return c.writeNonce(ctx, m)
+	}
 	did := ""
 	wait, err := c.withBMC(ctx, m, "power on", func(ctx context.Context, b BMC) (err error) {
 		did, err = bootFromNetwork(ctx, b, m)
@@ -212,7 +215,7 @@ func bootFromNetwork(ctx context.Context, b BMC, m *api.Machine) (did string, er
 	}
 	if power == hardware.PowerOn {
 		// A bootd that was killed after the power command must not repeat it.
-		since, known, err := resetSince(ctx, b, m.Status.Attempt.Started)
+		since, known, err := resetSince(ctx, b, actFrom(m.Status.Attempt))
 		if err == nil && known && since {
 			return "already reset in this BootAttempt", nil
 		}
@@ -231,6 +234,14 @@ func bootFromNetwork(ctx context.Context, b BMC, m *api.Machine) (did string, er
 		return "reset", b.ForceRestart(ctx)
 	}
 	return "powered on", b.PowerOn(ctx)
+}
+
+// actFrom is from when on a reset may be the attempt's own: one from before its nonce was written did not show it.
+func actFrom(a *api.BootAttempt) time.Time {
+	if a.Nonce != nil && a.Nonce.State == api.NonceWritten {
+		return a.Nonce.Time
+	}
+	return a.Started
 }
 
 // resetSince reports whether the BMC says that the Machine was reset after t,

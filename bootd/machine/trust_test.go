@@ -150,9 +150,9 @@ func TestNonceIsWanted(t *testing.T) {
 		want                   api.NonceState
 	}{
 		{name: "not asked for"},
-		{name: "Site", site: api.TrustNonce, want: api.NoncePending},
-		{name: "Profile", profile: api.TrustNonce, want: api.NoncePending},
-		{name: "Machine", machine: api.TrustNonce, want: api.NoncePending},
+		{name: "Site", site: api.TrustNonce, want: api.NonceWritten},
+		{name: "Profile", profile: api.TrustNonce, want: api.NonceWritten},
+		{name: "Machine", machine: api.TrustNonce, want: api.NonceWritten},
 		{name: "more is asked for", site: api.TrustNonce, machine: api.TrustBMC},
 		{name: "no BMC", machine: api.TrustNonce, noBMC: true, want: api.NonceFailed},
 	} {
