@@ -16,7 +16,7 @@ LABDIR  ?= /var/lib/rackweft-lab
 # for more); all else goes to standard error.
 ROWS = sed -u -n -E -e '/^(BENCH|SKIP)/p' -e '/^(BENCH|SKIP)/!w /dev/stderr'
 
-.PHONY: all build deps image lab lab-down test test-short lint bench bench-lab bench-bgp bench-overlay bench-guests fuzz clean
+.PHONY: all build deps image lab lab-down test test-short lint bench bench-lab bench-apply bench-bgp bench-overlay bench-guests fuzz clean
 
 all: build
 
@@ -53,7 +53,7 @@ test-short: build
 	$(GO) vet ./...
 	$(GO) test -short -timeout 2m ./...
 
-bench: bench-lab bench-bgp bench-overlay bench-guests
+bench: bench-lab bench-apply bench-bgp bench-overlay bench-guests
 
 # RUNS boots of each kind (3). Figures go to standard output, what explains them to standard error.
 bench-lab: deps
@@ -61,6 +61,13 @@ bench-lab: deps
 	@mkdir -p bin && $(GO) test -c -o bin/bench-lab.test ./lab/bench
 	@set -o pipefail; cd lab/bench && \
 	  ../../bin/bench-lab.test -test.run '^$$' -test.bench '^BenchmarkLab$$' -test.benchtime 1x -test.timeout 60m | \
+	  $(ROWS)
+
+# Machines by weftctl into bootd and a watcher's patience beside etcd alone. RUNS (5) of each; the bars are for two idle cores.
+bench-apply:
+	@mkdir -p bin && $(GO) test -c -o bin/bench-apply.test ./lab/applybench
+	@set -o pipefail; cd lab/applybench && \
+	  ../../bin/bench-apply.test -test.run '^$$' -test.bench '^BenchmarkApply$$' -test.benchtime 1x -test.timeout 30m | \
 	  $(ROWS)
 
 # A reflector with 50, 200 and 400 clients beside BIRD, FRR and gobgpd, and 10,000 routes into the kernel.

@@ -60,9 +60,27 @@ func Pointer(parts ...any) string {
 	var b strings.Builder
 	for _, p := range parts {
 		b.WriteByte('/')
-		b.WriteString(strings.NewReplacer("~", "~0", "/", "~1").Replace(fmt.Sprint(p)))
+		b.WriteString(token(p))
 	}
 	return b.String()
+}
+
+// token is built for every field of every object that is looked at, so it must
+// cost nothing where there is nothing to escape.
+func token(part any) string {
+	var text string
+	switch part := part.(type) {
+	case string:
+		text = part
+	case int:
+		return strconv.Itoa(part)
+	default:
+		text = fmt.Sprint(part)
+	}
+	if strings.ContainsAny(text, "~/") {
+		text = strings.ReplaceAll(strings.ReplaceAll(text, "~", "~0"), "/", "~1")
+	}
+	return text
 }
 
 func at(parts ...any) []any { return parts }

@@ -403,11 +403,40 @@ func (d *daemon) followSubnets(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.cache.Subscribe(ctx, func(c store.Change) {
-		if specChanged(c) {
-			d.applySubnets(ctx)
+	due := make(chan struct{}, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return d.cache.Subscribe(ctx, func(c store.Change) {
+			if specChanged(c) && (c.Kind.Name != "Machine" || boot.ReservesOther(c.Old, c.New)) {
+				select {
+				case due <- struct{}{}:
+				default:
+				}
+			}
+		}, kinds...)
+	})
+	g.Go(func() error { return d.applySubnetsWhenDue(ctx, due) })
+	return g.Wait()
+}
+
+// gatherSubnets is how long changes are gathered after some were applied: the
+// lease table is made again as a whole.
+const gatherSubnets = 100 * time.Millisecond
+
+func (d *daemon) applySubnetsWhenDue(ctx context.Context, due <-chan struct{}) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-due:
 		}
-	}, kinds...)
+		d.applySubnets(ctx)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(gatherSubnets):
+		}
+	}
 }
 
 func (d *daemon) applySubnets(ctx context.Context) {

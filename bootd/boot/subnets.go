@@ -166,23 +166,42 @@ func (d *Decider) excluded(s *api.Subnet) []netip.Addr {
 func (d *Decider) reservations() []lease.Reservation {
 	var all []lease.Reservation
 	for _, m := range store.CachedList[api.Machine](d.Cache) {
-		for _, l := range m.Spec.Links {
-			s, ok := store.Cached[api.Subnet](d.Cache, l.Subnet)
-			if !ok || s.Spec.Purpose != api.Provisioning {
-				continue
+		for _, r := range reservationsOf(m) {
+			if s, ok := store.Cached[api.Subnet](d.Cache, r.Subnet); ok && s.Spec.Purpose == api.Provisioning {
+				all = append(all, r)
 			}
-			mac := l.MAC
-			if l.Bond != nil && len(l.Bond.Members) > 0 {
-				mac = l.Bond.Members[0]
-			}
-			at := slices.IndexFunc(l.Addresses, netip.Addr.Is4)
-			if mac == "" || at < 0 {
-				continue
-			}
-			all = append(all, lease.Reservation{Subnet: l.Subnet, MAC: string(mac), Address: l.Addresses[at], Machine: m.Metadata.Name})
 		}
 	}
 	return all
+}
+
+// reservationsOf are a Machine's reservations, if their Subnets are provisioning ones.
+func reservationsOf(m *api.Machine) []lease.Reservation {
+	var list []lease.Reservation
+	for _, l := range m.Spec.Links {
+		mac := l.MAC
+		if l.Bond != nil && len(l.Bond.Members) > 0 {
+			mac = l.Bond.Members[0]
+		}
+		at := slices.IndexFunc(l.Addresses, netip.Addr.Is4)
+		if mac == "" || at < 0 {
+			continue
+		}
+		list = append(list, lease.Reservation{Subnet: l.Subnet, MAC: string(mac), Address: l.Addresses[at], Machine: m.Metadata.Name})
+	}
+	return list
+}
+
+// ReservesOther reports whether a Machine that was changed, or is new or gone,
+// pins other addresses than before.
+func ReservesOther(old, now api.Object) bool {
+	of := func(o api.Object) []lease.Reservation {
+		if m, ok := o.(*api.Machine); ok {
+			return reservationsOf(m)
+		}
+		return nil
+	}
+	return !slices.Equal(of(old), of(now))
 }
 
 // subnetOf finds the provisioning Subnet that a DHCP client is on: by its relay

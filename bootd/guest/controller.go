@@ -19,6 +19,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/reconcile"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/index"
 )
 
 // Ready is the condition that a Guest is what its spec says.
@@ -38,7 +39,8 @@ type Controller struct {
 	Event func(o api.Object, typ api.EventType, reason, message string)
 	Log   *slog.Logger
 
-	loop *reconcile.Loop
+	loop  *reconcile.Loop
+	there index.Keyed[string, string] // host → Guests; used by changed alone
 	// placing is held from the look at all Guests until the cache has the choice.
 	placing sync.Mutex
 }
@@ -52,7 +54,7 @@ const (
 
 // Run works until ctx ends. It runs on the elected bootd only.
 func (c *Controller) Run(ctx context.Context) error {
-	c.loop = reconcile.New(c.reconcile, c.Log)
+	c.loop, c.there = reconcile.New(c.reconcile, c.Log), index.Keyed[string, string]{}
 	var kinds []api.Kind
 	for _, name := range []string{"Guest", "Machine", "Network", "Site", "Image", "Secret"} {
 		k, err := api.LookupKind(name)
@@ -78,12 +80,16 @@ func (c *Controller) changed(ch store.Change) {
 	switch ch.Kind.Name {
 	case "Guest":
 		c.loop.Add(ch.Name)
+		c.placed(ch)
 		if old, ok := ch.Old.(*api.Guest); ok && (ch.New == nil || ch.New.(*api.Guest).Status.Host != old.Status.Host) {
 			c.addAll(waits) // there is room where it was
 		}
 	case "Machine":
 		room := offer(ch.Old) != offer(ch.New)
-		c.addAll(func(g *api.Guest) bool { return concerns(g, ch.Name) || room && waits(g) })
+		c.addThere(ch.Name)
+		if room {
+			c.addAll(waits)
+		}
 	case "Image":
 		c.addAll(func(g *api.Guest) bool { return g.Spec.Image == ch.Name })
 	case "Secret":
@@ -117,16 +123,46 @@ func offer(o api.Object) offered {
 	if !ok {
 		return offered{}
 	}
+	if m.Status.Phase != api.PhaseActive {
+		return offered{} // whatever else changes, it takes none
+	}
 	cpus, memory := capacity(m)
 	return offered{m.Metadata.UID, m.Spec.Zone, fmt.Sprint(m.Metadata.Labels), m.Status.Phase == api.PhaseActive, m.Draining(), cpus, memory}
 }
 
-// concerns reports whether a Guest is on a host, was, or goes there.
-func concerns(g *api.Guest, host string) bool {
-	if move := g.Status.Move; move != nil && move.Target != nil && move.Target.Host == host {
-		return true
+// places are the hosts that a Guest is on, was, or goes to.
+func places(o api.Object) []string {
+	g, ok := o.(*api.Guest)
+	if !ok {
+		return nil
 	}
-	return g.Status.Host == host || slices.ContainsFunc(g.Status.Left, func(p api.GuestPlace) bool { return p.Host == host })
+	list := []string{g.Status.Host}
+	if move := g.Status.Move; move != nil && move.Target != nil {
+		list = append(list, move.Target.Host)
+	}
+	for _, p := range g.Status.Left {
+		list = append(list, p.Host)
+	}
+	return list
+}
+
+// placed keeps there current. Only changed may call it.
+func (c *Controller) placed(ch store.Change) {
+	for _, host := range places(ch.Old) {
+		c.there.Remove(host, ch.Name)
+	}
+	for _, host := range places(ch.New) {
+		c.there.Add(host, ch.Name)
+	}
+}
+
+// addThere makes due the Guests of a host.
+func (c *Controller) addThere(host string) {
+	found := map[string]struct{}{}
+	c.there.Collect(host, found)
+	for name := range found {
+		c.loop.Add(name)
+	}
 }
 
 func (c *Controller) addAll(which func(*api.Guest) bool) {

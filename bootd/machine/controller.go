@@ -80,8 +80,32 @@ func (c *Controller) changed(ch store.Change) {
 		}
 		return
 	}
-	for _, m := range store.CachedList[api.Machine](c.Cache) {
-		c.loop.Add(m.Metadata.Name)
+	if ch.Kind.Name == "Site" {
+		for _, m := range store.CachedList[api.Machine](c.Cache) {
+			c.loop.Add(m.Metadata.Name)
+		}
+		return
+	}
+	if ch.Kind.Name != "Image" && sameSpec(ch.Old, ch.New) {
+		return // an Image has to be Ready, of the others the spec alone matters
+	}
+	c.referrersDue(ch.Kind.Name, ch.Name)
+}
+
+func sameSpec(a, b api.Object) bool {
+	return a != nil && b != nil && a.Meta().UID == b.Meta().UID && a.Meta().Generation == b.Meta().Generation
+}
+
+// referrersDue makes the Machines due that name an object, be it by their
+// Profile.
+func (c *Controller) referrersDue(kind, name string) {
+	for _, o := range c.Cache.CachedReferrers(kind, name) {
+		switch o := o.(type) {
+		case *api.Machine:
+			c.loop.Add(o.Metadata.Name)
+		case *api.Profile:
+			c.referrersDue("Profile", o.Metadata.Name)
+		}
 	}
 }
 

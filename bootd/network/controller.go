@@ -103,7 +103,7 @@ func (c *Controller) machineChanged(ch store.Change) {
 	old, _ := ch.Old.(*api.Machine)
 	now, _ := ch.New.(*api.Machine)
 	was, is := c.standing(old), c.standing(now)
-	if was != is {
+	if was != is && (was.active || is.active) { // only those are given leases
 		c.addAll(func(n *api.Network) bool { return n.Spec.Zone == was.zone || n.Spec.Zone == is.zone })
 	}
 	for _, m := range []*api.Machine{old, now} {

@@ -54,6 +54,16 @@ func (l *Loop) Add(name string) {
 	l.add(name)
 }
 
+// AddSoon makes a name due after a delay, unless it is due earlier: what is added
+// meanwhile is one. It never blocks.
+func (l *Loop) AddSoon(name string, d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed && !l.queued[name] {
+		l.addAfter(name, d)
+	}
+}
+
 func (l *Loop) add(name string) {
 	if l.closed || l.queued[name] {
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -71,6 +72,34 @@ func TestBackoffAndRequeue(t *testing.T) {
 			if at[i] != want[i] {
 				t.Fatalf("ran at %v, want %v", at, want)
 			}
+		}
+	})
+}
+
+// TestAddSoon gathers what is added in a row, and keeps to what is due earlier.
+func TestAddSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var at []time.Duration
+		l := New(func(context.Context, string) (time.Duration, error) {
+			at = append(at, time.Since(start))
+			return time.Hour, nil
+		}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { l.Run(ctx, 1) })
+		for range 10 {
+			l.AddSoon("a", time.Second)
+			time.Sleep(50 * time.Millisecond)
+		}
+		time.Sleep(time.Minute)
+		l.AddSoon("a", time.Second)
+		l.Add("a")
+		time.Sleep(time.Minute)
+		cancel()
+		wg.Wait()
+		if want := []time.Duration{time.Second, time.Minute + 500*time.Millisecond}; !slices.Equal(at, want) {
+			t.Errorf("it ran at %v, want %v", at, want)
 		}
 	})
 }

@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/index"
 )
 
 // Cache is the store's objects in memory, kept current by one watch. Reads
@@ -28,6 +29,7 @@ type Cache struct {
 	byPlural map[string]*table
 	byType   map[reflect.Type]*table // *api.Machine → its table
 	macs     map[api.MAC][]string    // → the Machines that name it, sorted
+	refs     index.Keyed[ref, ref]   // what is named → who names it
 	revision int64
 	moved    chan struct{} // closed when revision moves, and made anew
 	feeds    map[*feed]struct{}
@@ -43,6 +45,8 @@ type table struct {
 	objects map[string]api.Object
 	names   []string // sorted
 }
+
+type ref struct{ kind, name string }
 
 // NewCache prepares a cache; it is empty until Run has filled it.
 func NewCache(s *Store, log *slog.Logger) *Cache {
@@ -211,6 +215,7 @@ func (c *Cache) set(t *table, name string, o api.Object, revision int64) {
 		t.objects[name] = o
 	}
 	c.index(name, old, o)
+	c.indexRefs(ref{t.kind.Name, name}, old, o)
 	x := Change{Kind: t.kind, Name: name, Old: old, New: o, Revision: revision}
 	for _, fn := range c.mirrors {
 		fn(x)
@@ -237,6 +242,38 @@ func (c *Cache) index(name string, old, now api.Object) {
 			}
 		}
 	}
+}
+
+// indexRefs keeps refs current.
+func (c *Cache) indexRefs(at ref, old, now api.Object) {
+	if old != nil {
+		for _, r := range api.References(old) {
+			c.refs.Remove(ref{r.Kind, r.Name}, at)
+		}
+	}
+	if now != nil {
+		for _, r := range api.References(now) {
+			c.refs.Add(ref{r.Kind, r.Name}, at)
+		}
+	}
+}
+
+// CachedReferrers returns the objects whose spec names another one, which need
+// not be there, in no order. They are shared and must not be changed.
+func (c *Cache) CachedReferrers(kind, name string) []api.Object {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	found := map[ref]struct{}{}
+	c.refs.Collect(ref{kind, name}, found)
+	list := make([]api.Object, 0, len(found))
+	for _, t := range c.byPlural {
+		for at := range found {
+			if at.kind == t.kind.Name {
+				list = append(list, t.objects[at.name])
+			}
+		}
+	}
+	return list
 }
 
 // advance moves the revision on. The caller holds mu.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -313,4 +315,49 @@ func TestQuietWatch(t *testing.T) {
 		}
 	}
 	cancel()
+}
+
+// TestReferrers follows who names what while objects come, change and go.
+func TestReferrers(t *testing.T) {
+	s := open(t, Config{})
+	create(t, s, machine("before"))
+	if _, err := Mutate(t.Context(), s, "before", func(m *api.Machine) error { m.Spec.Zone = "yellow"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	c := runCache(t, s)
+	var mirrored []string
+	c.Mirror(func(x Change) { mirrored = append(mirrored, x.Name) })
+	names := func(kind, name string) string {
+		waitCache(t, s, c)
+		var list []string
+		for _, o := range c.CachedReferrers(kind, name) {
+			list = append(list, o.Meta().Name)
+		}
+		slices.Sort(list)
+		return strings.Join(list, " ")
+	}
+	after := machine("after")
+	after.Spec.Zone, after.Spec.Profile = "yellow", "worker"
+	create(t, s, after)
+	profile := &api.Profile{Base: api.Base{Metadata: api.Metadata{Name: "worker"}}, Spec: api.ProfileSpec{Image: "debian", Layers: []string{"a", "b"}}}
+	create(t, s, profile)
+	for _, x := range []struct{ kind, name, want string }{
+		{"Zone", "yellow", "after before"}, {"Profile", "worker", "after"}, {"Layer", "b", "worker"}, {"Image", "debian", "worker"}, {"Subnet", "yellow", ""},
+	} {
+		if got := names(x.kind, x.name); got != x.want {
+			t.Errorf("%s %s is named by %q, want %q", x.kind, x.name, got, x.want)
+		}
+	}
+	if _, err := Mutate(t.Context(), s, "before", func(m *api.Machine) error { m.Spec.Zone = "red"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), kindOf(t, "machine"), "after", ""); err != nil {
+		t.Fatal(err)
+	}
+	if got := names("Zone", "yellow") + "/" + names("Zone", "red") + "/" + names("Profile", "worker"); got != "/before/" {
+		t.Errorf("after changes: %q", got)
+	}
+	if got := strings.Join(mirrored, " "); got != "before after worker before after" {
+		t.Errorf("the mirror has seen %q", got)
+	}
 }

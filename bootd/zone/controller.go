@@ -54,6 +54,10 @@ func (c *Controller) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// gather is how long changes of Machines are gathered: a Zone is judged by all of
+// its Machines, and many may change at once.
+const gather = 500 * time.Millisecond
+
 // changed makes due what a change may matter to.
 func (c *Controller) changed(ch store.Change) {
 	switch ch.Kind.Name {
@@ -62,12 +66,12 @@ func (c *Controller) changed(ch store.Change) {
 	case "Machine":
 		for _, o := range []api.Object{ch.Old, ch.New} {
 			if m, ok := o.(*api.Machine); ok && m.Spec.Zone != "" {
-				c.loop.Add(m.Spec.Zone)
+				c.loop.AddSoon(m.Spec.Zone, gather)
 			}
 		}
-		for _, z := range store.CachedList[api.Zone](c.Cache) {
-			if slices.Contains(z.Spec.Reflectors.Machines, ch.Name) {
-				c.loop.Add(z.Metadata.Name) // it may be of another Zone
+		for _, o := range c.Cache.CachedReferrers("Machine", ch.Name) {
+			if z, ok := o.(*api.Zone); ok {
+				c.loop.AddSoon(z.Metadata.Name, gather) // it may be of another Zone
 			}
 		}
 	default:
