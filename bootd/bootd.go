@@ -54,6 +54,7 @@ type daemon struct {
 	decider *boot.Decider
 	hub     *hostspec.Hub
 	dhcp    dhcpFaults
+	pinned  pinned
 	leading atomic.Bool // this bootd runs the controllers
 }
 
@@ -327,6 +328,7 @@ func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 	}
 	g.Go(func() error { return d.hub.Run(ctx) })
 	g.Go(func() error { return d.followSubnets(ctx) })
+	g.Go(func() error { return d.pinned.follow(ctx, d.cache) })
 	g.Go(func() error { return d.ifaces.run(ctx, d.log, func() { d.addressesChanged(ctx) }) })
 	g.Go(func() error { return d.followRoom(ctx) })
 	g.Go(func() error { return d.blobs.Scrub(ctx) })

@@ -14,8 +14,12 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/budget"
 	"github.com/rackweft/rackweft/internal/file"
 )
+
+// flannelConns is how many connections flannelds may have open together.
+const flannelConns = 2048
 
 // flannelLife is how long a stock flanneld's certificate is valid.
 const flannelLife = 10 * 365 * 24 * time.Hour
@@ -35,7 +39,8 @@ func (d *daemon) serveFlannel(ctx context.Context) error {
 	conf := d.ca.ServerTLS()
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
 	gate := &store.Gate{Store: d.store, Network: d.networkOf, Log: d.log.With("component", "flannel")}
-	return gate.Serve(ctx, l, conf)
+	// Whoever shows no certificate of a Network is a stranger: three quarters are not for those.
+	return gate.Serve(ctx, budget.Listen(l, budget.Limits{Total: flannelConns, PerPeer: 16, Reserve: flannelConns - flannelConns/4, Known: d.known}), conf)
 }
 
 // networkOf is the Network that a certificate is for, while it is the same.

@@ -41,7 +41,7 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 		return nil, err
 	}
 	tftpServer, err := tftp.New(tftp.Config{
-		Listen: tftpAddr, Source: tftp.FS(files), Log: d.log, Metrics: d.metrics,
+		Listen: tftpAddr, Source: tftp.FS(files), Known: d.known, Log: d.log, Metrics: d.metrics,
 		Observe: func(t tftp.Transfer) {
 			if t.Err == nil {
 				d.decider.Fetched(ctx, t.Peer.Addr(), t.File)
@@ -52,7 +52,7 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 		return nil, err
 	}
 	httpServer, err := httpboot.New(httpboot.Config{
-		Listen: httpAddr, Decider: d.decider, Assets: assets{d}, Files: files, Log: d.log, Metrics: d.metrics,
+		Listen: httpAddr, Decider: d.decider, Assets: assets{d}, Files: files, Known: d.known, Log: d.log, Metrics: d.metrics,
 		Observe: func(t httpboot.Transfer) { d.observe(ctx, t) },
 	})
 	if err != nil {
@@ -151,7 +151,7 @@ func (d *daemon) apiServer() (*server.Server, error) {
 		tokens[i] = server.Token(t)
 	}
 	return server.New(server.Config{
-		Listen: d.config.Listen.API, Socket: filepath.Join(d.config.RunDir, "bootd.sock"), TLS: d.ca.ServerTLS(), Tokens: tokens,
+		Listen: d.config.Listen.API, Known: d.known, Socket: filepath.Join(d.config.RunDir, "bootd.sock"), TLS: d.ca.ServerTLS(), Tokens: tokens,
 		Store: d.store, Cache: d.cache, Blobs: d.blobs, Hub: d.hub, Compiler: d.hub.Compiler, Networks: d.nets, Decider: d.decider,
 		Zones:  &zone.Views{Cache: d.cache, Compiler: d.hub.Compiler, Sessions: d.hub.BGP},
 		Events: d.record.events, Decisions: d.record.decisions, AuditLog: d.record.audit, Audit: d.record.Audit, Console: d.console, Metrics: d.metrics, Registerer: d.metrics, Log: d.log,

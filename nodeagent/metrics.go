@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/budget"
 )
 
 // serveMetrics serves the agent's metrics, and those of the handlers that have
@@ -40,11 +41,11 @@ func (a *Agent) serveMetrics(ctx context.Context) {
 func (a *Agent) serveMetricsOn(ctx context.Context, listener net.Listener) {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry(ctx), promhttp.HandlerOpts{MaxRequestsInFlight: 2, Timeout: 10 * time.Second}))
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 8 << 10}
+	server := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 8 << 10}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	a.log.Info("metrics", "address", listener.Addr().String())
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(budget.Listen(listener, budget.Limits{Total: 64, PerPeer: 16})); !errors.Is(err, http.ErrServerClosed) {
 		a.log.Error("metrics are not served any more", "error", err)
 	}
 }

@@ -31,7 +31,7 @@ func newMetrics() *metrics {
 		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "rackweft_httpboot_refused_connections_total",
-			Help: "Connections closed at once, by the limit that was reached (total, peer).",
+			Help: "Connections closed at once, by the limit that was reached (total, peer, strangers), and idle ones closed to make room (idle).",
 		}, []string{"limit"}),
 		conns: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "rackweft_httpboot_connections",

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"github.com/rackweft/rackweft/internal/budget"
 	"github.com/rackweft/rackweft/internal/receipt"
 )
 
@@ -25,9 +26,12 @@ type Config struct {
 	Assets  Assets
 	Files   fs.FS // the iPXE binaries, by name; nil for none
 
-	MaxConns        int           // open connections; 4096 if 0
-	MaxConnsPerPeer int           // of one address; 32 if 0
-	WriteTimeout    time.Duration // in which a client must take 512 KiB; 60 s if 0
+	MaxConns        int // open connections; 4096 if 0
+	MaxConnsPerPeer int // of one address; 32 if 0
+	// Known reports whether an address is a registered Machine's: a quarter of MaxConns is for those alone.
+	// nil: none is.
+	Known        func(netip.Addr) bool
+	WriteTimeout time.Duration // in which a client must take 512 KiB; 60 s if 0
 
 	// Observe is called once for every GET of a file or blob, when it has ended. Progress is called at most
 	// once a second while it runs; the Transfer has the last word. Both must return quickly.
@@ -106,15 +110,19 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("httpboot: %w: find out who uses the port with ss -ltnp 'sport = :%d'", err, s.cfg.Listen.Port())
 	}
 	s.addr = l.Addr().(*net.TCPAddr).AddrPort()
-	limited := newLimitedListener(l, s.cfg.MaxConns, s.cfg.MaxConnsPerPeer, s.metrics)
+	limited := budget.Listen(l, budget.Limits{
+		Total: s.cfg.MaxConns, PerPeer: s.cfg.MaxConnsPerPeer, Reserve: s.cfg.MaxConns / 4, Known: s.cfg.Known,
+		Refused: func(limit string) { s.metrics.refused.WithLabelValues(limit).Inc() },
+		Closed:  func(string) { s.metrics.refused.WithLabelValues("idle").Inc() },
+		Open:    func(n int) { s.metrics.conns.Set(float64(n)) },
+	})
 	server := &http.Server{
 		Handler:           s.routes(),
-		ConnState:         limited.connState,
 		ConnContext:       s.conns.Context,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      s.cfg.WriteTimeout, // transferWriter moves it on
-		IdleTimeout:       2 * time.Minute,
+		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },

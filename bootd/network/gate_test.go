@@ -20,6 +20,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/budget"
 )
 
 // certificate issues a flanneld's and returns the directory that it is in.
@@ -185,5 +186,36 @@ func TestGate(t *testing.T) {
 	b.settled("other", "Allocated", 0)
 	if _, err := b.client(l.Addr().String(), stale).Get(ctx, key("other/config")); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a certificate of the Network before it: %v", err)
+	}
+}
+
+// TestGateInACrowd fills what strangers may have of the Gate with connections that show no certificate.
+func TestGateInACrowd(t *testing.T) {
+	b := newBench(t)
+	b.Create(machine(1), network("net"))
+	b.settled("net", "Allocated", 1)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.serve(budget.Listen(inner, budget.Limits{Total: 32, PerPeer: 16, Reserve: 24, Idle: time.Millisecond}))
+	before := b.client(inner.Addr().String(), b.certificate("net"))
+	key := store.FlannelPrefix + "net/config"
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if _, err := before.Get(ctx, key); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+	}
+	for _, c := range []*clientv3.Client{before, b.client(inner.Addr().String(), b.certificate("net"))} {
+		if r, err := c.Get(ctx, key); err != nil || len(r.Kvs) != 1 {
+			t.Errorf("%v, %v", r, err)
+		}
 	}
 }

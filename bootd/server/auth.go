@@ -89,6 +89,7 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 	if r.TLS != nil {
 		who, err := certified(r)
 		if err == nil {
+			vouch(r)
 			return who, nil
 		}
 		if !errors.Is(err, ca.ErrNoCertificate) {
@@ -104,6 +105,7 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 		return caller{}, p
 	}
 	if t, ok := s.match(bearer); ok {
+		vouch(r)
 		return caller{name: t.name, role: t.role, from: peer.String()}, nil
 	}
 	return caller{}, s.failed(peer, "the bearer token is not known: check it, and the tokens in bootd's config")

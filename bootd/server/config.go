@@ -74,6 +74,9 @@ type Token struct {
 type Config struct {
 	// Listen is the TCP address of the TLS listener; none when empty.
 	Listen string
+	// Known reports whether an address is a registered Machine's: of the connections
+	// to Listen most are for those, and for who has proved who they are. nil: none is.
+	Known func(netip.Addr) bool
 	// Socket is the path of the unix socket; none when empty.
 	Socket string
 	// TLS is for the TLS listener: it verifies client certificates that are

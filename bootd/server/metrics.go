@@ -12,6 +12,8 @@ type metrics struct {
 	latency      *prometheus.HistogramVec
 	streams      *prometheus.GaugeVec
 	authFailures prometheus.Counter
+	refused      *prometheus.CounterVec
+	conns        prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -29,11 +31,16 @@ func newMetrics() *metrics {
 		authFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "rackweft_api_authentication_failures_total", Help: "Requests whose certificate or token was refused.",
 		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rackweft_api_refused_connections_total",
+			Help: "Connections closed at once, by the limit that was reached (total, peer, strangers), and idle ones closed to make room (idle).",
+		}, []string{"limit"}),
+		conns: prometheus.NewGauge(prometheus.GaugeOpts{Name: "rackweft_api_connections", Help: "Open TLS connections."}),
 	}
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{m.requests, m.latency, m.streams, m.authFailures} {
+	for _, c := range []prometheus.Collector{m.requests, m.latency, m.streams, m.authFailures, m.refused, m.conns} {
 		if err := r.Register(c); err != nil {
 			return err
 		}

@@ -145,6 +145,7 @@ func (s *Server) ticketed(c *call) (*api.Guest, error) {
 	if !ok {
 		return nil, s.failed(peerOf(c.r), badTicket)
 	}
+	vouch(c.r)
 	c.who = holder
 	c.who.from = who.from
 	return s.hosted(c)

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rackweft/rackweft/internal/budget"
+
 	"github.com/rackweft/rackweft/bootd/admission"
 	"github.com/rackweft/rackweft/internal/receipt"
 )
@@ -31,6 +33,10 @@ const (
 	// asked whether it is still there.
 	pingAfter   = 15 * time.Second
 	headerBytes = 64 << 10
+	// maxConns is how many TLS connections are open at once: each host holds one.
+	// maxStrangers of them have not proved who they are, and come from no Machine's
+	// address.
+	maxConns, maxStrangers, maxConnsPerPeer = 16384, 1024, 128
 	// stopTime is how long ordinary requests may take to end at a stop.
 	stopTime = 4 * time.Second
 )
@@ -151,7 +157,18 @@ func (s *Server) stop(servers []*http.Server) {
 	wg.Wait()
 }
 
-type trustedKey struct{}
+type (
+	trustedKey struct{}
+	connKey    struct{}
+)
+
+// vouch says of a caller's connection that it has proved who it is, so that
+// strangers' connections do not take its place.
+func vouch(r *http.Request) {
+	if c, ok := r.Context().Value(connKey{}).(net.Conn); ok {
+		budget.Trust(c)
+	}
+}
 
 func (s *Server) httpServer(trusted bool) *http.Server {
 	protocols := new(http.Protocols)
@@ -173,7 +190,9 @@ func (s *Server) httpServer(trusted bool) *http.Server {
 		BaseContext: func(net.Listener) context.Context {
 			return context.WithValue(context.Background(), trustedKey{}, trusted)
 		},
-		ConnContext: s.conns.Context,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(s.conns.Context(ctx, c), connKey{}, c)
+		},
 	}
 }
 
@@ -189,7 +208,12 @@ func (s *Server) listenTLS(ctx context.Context) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for the API on %s: %w", s.conf.Listen, err)
 	}
-	return l, nil
+	return budget.Listen(l, budget.Limits{
+		Total: maxConns, PerPeer: maxConnsPerPeer, Reserve: maxConns - maxStrangers, Known: s.conf.Known,
+		Refused: func(limit string) { s.metrics.refused.WithLabelValues(limit).Inc() },
+		Closed:  func(string) { s.metrics.refused.WithLabelValues("idle").Inc() },
+		Open:    func(n int) { s.metrics.conns.Set(float64(n)) },
+	}), nil
 }
 
 // listenUnix makes the socket in a directory of its own and moves it to its

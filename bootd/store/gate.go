@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -19,8 +20,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/rackweft/rackweft/internal/budget"
 )
 
 // Gate is etcd as a stock flanneld sees it: the keys, watches and leases of one
@@ -45,7 +49,10 @@ func (g *Gate) Serve(ctx context.Context, l net.Listener, conf *tls.Config) erro
 	g.mu.Lock()
 	g.leases = map[int64]string{}
 	g.mu.Unlock()
-	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(conf)), grpc.MaxRecvMsgSize(1<<20), grpc.MaxConcurrentStreams(64))
+	s := grpc.NewServer(grpc.Creds(vouching{credentials.NewTLS(conf)}), grpc.MaxRecvMsgSize(1<<20), grpc.MaxConcurrentStreams(64),
+		grpc.ConnectionTimeout(handshakeTime), grpc.MaxHeaderListSize(64<<10),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: idleTime, Timeout: handshakeTime}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}))
 	pb.RegisterKVServer(s, &gateKV{g: g})
 	pb.RegisterWatchServer(s, &gateWatch{g: g})
 	pb.RegisterLeaseServer(s, &gateLease{g: g})
@@ -55,6 +62,30 @@ func (g *Gate) Serve(ctx context.Context, l net.Listener, conf *tls.Config) erro
 		return fmt.Errorf("serve etcd to flannelds on %s: %w", l.Addr(), err)
 	}
 	return ctx.Err()
+}
+
+const (
+	// handshakeTime bounds how a connection begins, idleTime how long one without a call may stay.
+	handshakeTime = 10 * time.Second
+	idleTime      = 2 * time.Minute
+)
+
+// vouching says of a connection whose certificate is good that it is no stranger's.
+type vouching struct {
+	credentials.TransportCredentials
+}
+
+func (v vouching) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secured, info, err := v.TransportCredentials.ServerHandshake(c)
+	if err == nil {
+		budget.Trust(c)
+	}
+	return secured, info, err
+}
+
+// Clone implements credentials.TransportCredentials.
+func (v vouching) Clone() credentials.TransportCredentials {
+	return vouching{v.TransportCredentials.Clone()}
 }
 
 func (g *Gate) upstream() *grpc.ClientConn { return g.Store.client.ActiveConnection() }

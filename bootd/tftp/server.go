@@ -26,14 +26,19 @@ import (
 	"github.com/pin/tftp/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
+
+	"github.com/rackweft/rackweft/internal/budget"
 )
 
 // Config says where and how a Server works. Only Source must be set.
 type Config struct {
 	Listen   netip.AddrPort // UDP; port 69 of all IPv4 addresses if zero. Firmware knows only port 69.
 	Source   Source
-	Parallel int           // transfers at the same time, 1 or more; 256 if 0. Three times as many may wait for one to end.
-	PerPeer  int           // requests of one address in hand; 8 if 0
+	Parallel int // transfers at the same time, 1 or more; 256 if 0. Three times as many may wait for one to end.
+	PerPeer  int // requests of one address in hand; 8 if 0
+	// Known reports whether an address is a registered Machine's: a quarter of the transfers, and of those
+	// that wait, is for those alone. nil: none is.
+	Known    func(netip.Addr) bool
 	MaxBlock int           // largest block in bytes, 512 to 65464, that a client can ask for; 1468 if 0: any path takes it
 	Timeout  time.Duration // until a block is sent again; 1 s if 0
 	Retries  int           // times that a block is sent again before the transfer fails; 8 if 0
@@ -58,8 +63,9 @@ type Transfer struct {
 type Server struct {
 	cfg        Config
 	metrics    *metrics
-	admitted   *limiter
+	admitted   *budget.Slots
 	slots      chan struct{}
+	strangers  chan struct{} // the slots that strangers may have
 	complaints *rate.Limiter // anyone can ask for anything, which must not flood the log
 
 	ready chan struct{}
@@ -91,8 +97,9 @@ func New(cfg Config) (*Server, error) {
 	return &Server{
 		cfg:        cfg,
 		metrics:    newMetrics(),
-		admitted:   newLimiter(4*cfg.Parallel, cfg.PerPeer),
+		admitted:   budget.NewSlots(budget.Limits{Total: 4 * cfg.Parallel, PerPeer: cfg.PerPeer, Reserve: cfg.Parallel, Known: cfg.Known}),
 		slots:      make(chan struct{}, cfg.Parallel),
+		strangers:  make(chan struct{}, cfg.Parallel-cfg.Parallel/4),
 		complaints: rate.NewLimiter(5, 50),
 		ready:      make(chan struct{}),
 	}, nil
@@ -168,11 +175,12 @@ func listen(at netip.AddrPort) (*net.UDPConn, error) {
 // read handles one read request; the error that it returns is sent to the client.
 func (s *Server) read(ctx context.Context, asked string, w io.ReaderFrom) error {
 	peer := peerOf(w)
-	if !s.admitted.take(peer.Addr()) {
+	admitted, limit := s.admitted.Take(peer.Addr())
+	if limit != "" {
 		s.metrics.ended("busy", 0)
 		return errors.New("too many requests")
 	}
-	defer s.admitted.release(peer.Addr())
+	defer s.admitted.Release(admitted)
 
 	name, err := cleanName(asked)
 	if err != nil {
@@ -180,12 +188,13 @@ func (s *Server) read(ctx context.Context, asked string, w io.ReaderFrom) error 
 		s.complain(slog.LevelWarn, asked, peer, err)
 		return errors.New("bad file name")
 	}
-	if err := s.slot(ctx); err != nil {
+	done, err := s.slot(ctx, admitted.Known())
+	if err != nil {
 		s.metrics.ended("busy", 0)
 		s.complain(slog.LevelWarn, name, peer, err)
 		return err
 	}
-	defer func() { <-s.slots }()
+	defer done()
 
 	file, err := s.cfg.Source(ctx, peer, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -205,18 +214,37 @@ func (s *Server) read(ctx context.Context, asked string, w io.ReaderFrom) error 
 	return err
 }
 
-// slot waits for one of the Parallel transfers to end.
-func (s *Server) slot(ctx context.Context) error {
-	wait := time.NewTimer(slotWait)
-	defer wait.Stop()
+// slot waits for one of the Parallel transfers to end. A stranger waits for one of strangers first.
+func (s *Server) slot(ctx context.Context, known bool) (done func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, slotWait)
+	defer cancel()
+	if !known {
+		if err := s.enter(ctx, s.strangers); err != nil {
+			return nil, err
+		}
+	}
+	leave := func() {
+		if !known {
+			<-s.strangers
+		}
+	}
+	if err := s.enter(ctx, s.slots); err != nil {
+		leave()
+		return nil, err
+	}
+	return func() { <-s.slots; leave() }, nil
+}
+
+func (s *Server) enter(ctx context.Context, slots chan<- struct{}) error {
 	select {
-	case s.slots <- struct{}{}:
+	case slots <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return errors.New("the server stops")
-	case <-wait.C:
-		return fmt.Errorf("%d transfers are running: try again", s.cfg.Parallel)
 	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return errors.New("the server stops")
+	}
+	return fmt.Errorf("%d transfers are running: try again", cap(slots))
 }
 
 func (s *Server) send(ctx context.Context, peer netip.AddrPort, name string, file io.ReadSeeker, w io.ReaderFrom) error {

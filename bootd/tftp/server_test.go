@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -225,7 +226,12 @@ type raw struct {
 
 func dial(t *testing.T, to netip.AddrPort) *raw {
 	t.Helper()
-	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	return dialFrom(t, "127.0.0.1", to)
+}
+
+func dialFrom(t *testing.T, address string, to netip.AddrPort) *raw {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(address), 0)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -367,6 +373,22 @@ func TestTooManyRequestsOfOnePeer(t *testing.T) {
 	}
 	if b.count("busy") != 1 {
 		t.Errorf("busy = %v", b.count("busy"))
+	}
+}
+
+// TestSilentCrowd fills the transfers with clients that answer nothing: a registered machine is served.
+func TestSilentCrowd(t *testing.T) {
+	const machine = "127.9.9.9"
+	b := start(t, Config{Source: FS(fstest.MapFS{"f": {Data: content(100)}}), Parallel: 8, Timeout: 4 * time.Second, Retries: 1,
+		Known: func(a netip.Addr) bool { return a == netip.MustParseAddr(machine) }})
+	for n := range 100 {
+		dialFrom(t, fmt.Sprintf("127.1.%d.1", n), b.Addr()).send(1, "f\x00octet\x00")
+	}
+	until(t, "strangers have all that they may", func() bool { return len(b.strangers) == cap(b.strangers) })
+	c := dialFrom(t, machine, b.Addr())
+	c.send(1, "f\x00octet\x00")
+	if op, rest := c.receive(); op != 3 || len(rest) != 2+100 {
+		t.Errorf("the registered machine is answered op %d, %d bytes", op, len(rest))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/budget"
 	"github.com/rackweft/rackweft/nodeagent/guest/disk"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
@@ -199,7 +200,9 @@ func (h *Handler) takeIn(ctx context.Context) {
 			}
 			serving, end := context.WithCancel(ctx)
 			open[at] = end
-			group.Go(func() { transfer.Serve(serving, l, h.o.Credentials, h.refused, h.arrives) })
+			group.Go(func() {
+				transfer.Serve(serving, budget.Listen(l, budget.Limits{Total: 64, PerPeer: 16, Reserve: 48}), h.o.Credentials, h.refused, h.arrives)
+			})
 		}
 		retry := time.After(h.timing.retry) // for those that could not be listened at
 		if len(open) == len(wanted) {

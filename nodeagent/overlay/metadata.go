@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/budget"
 )
 
 // metadataAddress is where guests fetch their config, on every Network.
@@ -86,7 +88,7 @@ func (o *Overlay) startConfigs(n network, listener net.Listener) *configServer {
 	o.serving.running.Go(func() {
 		defer close(s.done)
 		defer stop()
-		err := s.http.Serve(&fairListener{Listener: listener, open: map[netip.Addr]int{}})
+		err := s.http.Serve(budget.Listen(listener, budget.Limits{PerPeer: metadataConns, Idle: metadataTime}))
 		if ctx.Err() == nil {
 			o.log.Warn("overlay: configs are not served until the next pass", "network", n.name, "error", err)
 		}
@@ -154,53 +156,4 @@ func (o *Overlay) guestAt(network, remote string) string {
 		return ""
 	}
 	return ports[i].uid
-}
-
-// fairListener closes the connections of an address that has enough of them.
-type fairListener struct {
-	net.Listener
-	mu   sync.Mutex
-	open map[netip.Addr]int
-}
-
-func (l *fairListener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		from, ok := c.RemoteAddr().(*net.TCPAddr)
-		if ok && l.take(from.AddrPort().Addr()) {
-			return &fairConn{Conn: c, done: sync.OnceFunc(func() { l.give(from.AddrPort().Addr()) })}, nil
-		}
-		_ = c.Close()
-	}
-}
-
-func (l *fairListener) take(a netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open[a] >= metadataConns {
-		return false
-	}
-	l.open[a]++
-	return true
-}
-
-func (l *fairListener) give(a netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open[a]--; l.open[a] == 0 {
-		delete(l.open, a)
-	}
-}
-
-type fairConn struct {
-	net.Conn
-	done func()
-}
-
-func (c *fairConn) Close() error {
-	defer c.done()
-	return c.Conn.Close()
 }

@@ -19,11 +19,13 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/budget"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -155,13 +157,17 @@ func handshake(ctx context.Context, raw net.Conn, side func(net.Conn, *tls.Confi
 		_ = raw.Close()
 		return nil, err
 	}
+	budget.Trust(raw) // a move is not ended by who has no certificate
 	return &Conn{Conn: conn, Peer: peer, in: bufio.NewReaderSize(conn, maxLine)}, nil
 }
 
 // mindful has the kernel notice a side that is gone, whether it waits for that
 // side or sends to it.
 func mindful(c net.Conn) error {
-	t, ok := c.(*net.TCPConn)
+	t, ok := c.(interface {
+		syscall.Conn
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	})
 	if !ok {
 		return nil
 	}
