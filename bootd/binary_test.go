@@ -215,7 +215,7 @@ func (r *rig) busy() (release func()) {
 }
 
 // configFault is the exit code of what starting again does not mend.
-const configFault = 2
+const configFault = 78
 
 func TestFaultsAtTheStart(t *testing.T) {
 	r := newRig(t)
@@ -227,9 +227,10 @@ func TestFaultsAtTheStart(t *testing.T) {
 		code int
 		line string
 	}{
-		{"unknown flag", []string{"--interfaces", "br0"}, 2, "bootd: unknown flag: --interfaces"},
-		{"unknown field", []string{"--config", r.dir + "/typo.yaml"}, 2, "bootd: " + r.dir + "/typo.yaml: /listn: "},
-		{"no configuration where one is named", []string{"--config", "/nowhere.yaml"}, 2, "bootd: read the configuration: open /nowhere.yaml: no such file or directory"},
+		{"unknown flag", []string{"--interfaces", "br0"}, configFault, "bootd: unknown flag: --interfaces"},
+		{"unknown field", []string{"--config", r.dir + "/typo.yaml"}, configFault, "bootd: " + r.dir + "/typo.yaml: /listn: "},
+		{"unknown argument", []string{"br0"}, configFault, `bootd: unknown command "br0" for "bootd"`},
+		{"no configuration where one is named", []string{"--config", "/nowhere.yaml"}, configFault, "bootd: read the configuration: open /nowhere.yaml: no such file or directory"},
 		{"no such interface", []string{"--interface", "eth9"}, 1, "bootd: listen on eth9: no such interface; this machine has br0"},
 		{"no nodeagent", []string{"--config", r.dir + "/bare.yaml"}, 1, `bootd: open nodeagent, which hosts are to install: open /nowhere: no such file or directory (name it with "nodeagent" in the configuration)`},
 	} {

@@ -358,11 +358,13 @@ func TestCommandLine(t *testing.T) {
 	}{
 		{[]string{"version"}, 0, "v0.0.1-test"},
 		{[]string{"--help"}, 0, "status"},
-		{[]string{"--bogus"}, 2, "bogus"},
-		{[]string{"bogus"}, 2, `"bogus" is not known`},
-		{[]string{"status", "extra"}, 2, "extra"},
-		{[]string{"run", "--config", filepath.Join(dir, "none.yaml")}, 2, "none.yaml"},
-		{[]string{"--config", filepath.Join(dir, "bad.yaml")}, 2, `unknown field "bogus"`},
+		{[]string{"--bogus"}, 78, "bogus"},
+		{[]string{"bogus"}, 78, `"bogus" is not known`},
+		{[]string{"status", "extra"}, 78, "extra"},
+		{[]string{"netns", "pin"}, 78, "accepts 1 arg(s)"},
+		{[]string{"run", "--accelerator", "xen"}, 78, "invalid accelerator \"xen\": want kvm or tcg"},
+		{[]string{"run", "--config", filepath.Join(dir, "none.yaml")}, 78, "none.yaml"},
+		{[]string{"--config", filepath.Join(dir, "bad.yaml")}, 78, `unknown field "bogus"`},
 		{[]string{"status", "--run-dir", dir, "--state-dir", dir}, 1, "has not run"},
 	}
 	for _, tt := range tests {

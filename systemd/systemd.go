@@ -6,6 +6,7 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 )
 
@@ -19,6 +20,34 @@ func Unit(name string) (string, error) {
 		return "", fmt.Errorf("no unit is called %q: there are %s", name, strings.Join(Units(), ", "))
 	}
 	return string(text), nil
+}
+
+// Properties returns the [Service] section of a unit file as properties of a
+// transient unit (see Service), in its order and without those that are named.
+func Properties(unit string, without ...string) ([]string, error) {
+	text, err := Unit(unit)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	section := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || line[0] == '#' || line[0] == ';':
+		case line[0] == '[':
+			section = line
+		case section == "[Service]":
+			name, _, ok := strings.Cut(line, "=")
+			if !ok || strings.HasSuffix(line, "\\") {
+				return nil, fmt.Errorf("%s: %q is not one setting on one line", unit, line)
+			}
+			if !slices.Contains(without, name) {
+				list = append(list, line)
+			}
+		}
+	}
+	return list, nil
 }
 
 // Units names the unit files, sorted.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,7 +26,8 @@ func TestUnit(t *testing.T) {
 			t.Fatal(err)
 		}
 		want = append(want, "Type=notify", "WatchdogSec=30s", "Restart=always", "ProtectSystem=strict", "NoNewPrivileges=yes",
-			"MemoryDenyWriteExecute=yes", "WantedBy=multi-user.target")
+			"MemoryDenyWriteExecute=yes", "WantedBy=multi-user.target",
+			"\nRestartPreventExitStatus=78\n") // 2 is a panic's, and the watchdog's
 		for _, w := range want {
 			if !strings.Contains(text, w) {
 				t.Errorf("%s lacks %q", name, w)
@@ -35,6 +37,34 @@ func TestUnit(t *testing.T) {
 	_, err := Unit("other.service")
 	if err == nil || !strings.Contains(err.Error(), "bootd.service, nodeagent-speaker.service, nodeagent.service") {
 		t.Errorf("an unknown unit gives %v; want an error that names those that exist", err)
+	}
+}
+
+func TestProperties(t *testing.T) {
+	for _, name := range Units() {
+		all, err := Properties(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := Unit(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		section, _, _ := strings.Cut(text[strings.Index(text, "[Service]"):], "[Install]")
+		if got, want := len(all), len(regexp.MustCompile(`(?m)^\w+=`).FindAllString(section, -1)); got != want || got < 20 {
+			t.Errorf("%s has %d properties, want %d", name, got, want)
+		}
+		some, err := Properties(name, "Type", "SystemCallFilter")
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := slices.DeleteFunc(all, func(p string) bool { return strings.HasPrefix(p, "Type=") || strings.HasPrefix(p, "SystemCallFilter=") })
+		if !slices.Equal(some, left) {
+			t.Errorf("%s without two: %q", name, some)
+		}
+	}
+	if _, err := Properties("other.service"); err == nil {
+		t.Error("an unknown unit has properties")
 	}
 }
 

@@ -10,21 +10,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rackweft/rackweft/bootd"
+	"github.com/rackweft/rackweft/internal/exit"
 )
 
 const defaultConfig = "/etc/rackweft/bootd.yaml"
-
-// usageError is a mistake on the command line or in the configuration.
-type usageError struct{ error }
-
-func exitCode(err error) int {
-	var usage usageError
-	var site *bootd.SiteError
-	if errors.As(err, &usage) || errors.As(err, &site) {
-		return 2
-	}
-	return 1
-}
 
 func command() *cobra.Command {
 	var config, state, run string
@@ -41,18 +30,21 @@ func command() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, err := bootd.LoadConfig(config, cmd.Flags().Changed("config"))
 			if err != nil {
-				return usageError{err}
+				return exit.Fault(err)
 			}
 			conf.Interfaces = append(conf.Interfaces, interfaces...)
 			conf.StateDir, conf.RunDir, conf.Version = state, run, version
 			log, err := logger(conf.LogLevel)
 			if err != nil {
-				return usageError{err}
+				return exit.Fault(err)
 			}
-			return bootd.Run(cmd.Context(), conf, log)
+			err = bootd.Run(cmd.Context(), conf, log)
+			if errors.As(err, new(*bootd.SiteError)) {
+				return exit.Fault(err) // only a person can give back what is lost
+			}
+			return err
 		},
 	}
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	f := c.Flags()
 	f.StringVar(&config, "config", defaultConfig, "configuration file; need not exist")
 	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where everything that lasts is kept")
@@ -60,6 +52,7 @@ func command() *cobra.Command {
 	f.StringSliceVar(&interfaces, "interface", nil, "interface on a provisioning network (repeatable)")
 	c.AddCommand(certificateCommand(), recreateCommand())
 	c.CompletionOptions.DisableDefaultCmd = true
+	exit.Faults(c)
 	return c
 }
 
@@ -75,19 +68,19 @@ func recreateCommand() *cobra.Command {
 		Example: "  bootd recreate ca",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 || !slices.Contains(bootd.RecreateParts(), args[0]) {
-				return usageError{errors.New("say what is lost: bootd recreate ca, seal-key or store")}
+				return errors.New("say what is lost: bootd recreate ca, seal-key or store")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			conf, err := bootd.LoadConfig(config, cmd.Flags().Changed("config"))
 			if err != nil {
-				return usageError{err}
+				return exit.Fault(err)
 			}
 			conf.StateDir = state
 			log, err := logger(conf.LogLevel)
 			if err != nil {
-				return usageError{err}
+				return exit.Fault(err)
 			}
 			aside, err := bootd.Recreate(cmd.Context(), conf, args[0], log)
 			if err != nil {
@@ -116,7 +109,7 @@ func certificateCommand() *cobra.Command {
 		Example: "  bootd certificate alice --role operator --server https://198.18.8.1:8443 --out /root/alice",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usageError{errors.New("name one person: bootd certificate NAME --role ROLE")}
+				return errors.New("name one person: bootd certificate NAME --role ROLE")
 			}
 			return nil
 		},

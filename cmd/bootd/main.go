@@ -9,6 +9,8 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"github.com/rackweft/rackweft/internal/exit"
 )
 
 // version is set by the Makefile.
@@ -26,6 +28,6 @@ func main() {
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "bootd: %s\n", err)
-		os.Exit(exitCode(err))
+		os.Exit(exit.Code(err))
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rackweft/rackweft/internal/exit"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
@@ -26,19 +27,6 @@ const acceleratorVariable = "NODEAGENT_ACCELERATOR"
 // settings are the flags.
 type settings struct{ config, stateDir, runDir, version, accelerator string }
 
-// usageError is a fault in the command line or the configuration file.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-// exitCode is 2 for a usageError, else 1.
-func exitCode(err error) int {
-	if errors.As(err, new(usageError)) {
-		return 2
-	}
-	return 1
-}
-
 func command(version string, stdout, stderr io.Writer) *cobra.Command {
 	s := settings{version: buildVersion(version)}
 	run := func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), s, stderr) }
@@ -51,7 +39,6 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&s.stateDir, "state-dir", "/var/lib/rackweft/nodeagent", "identity and cached HostSpec")
 	root.PersistentFlags().StringVar(&s.runDir, "run-dir", defaultRunDir, "status of the running agent")
 	root.PersistentFlags().StringVar(&s.config, "config", "/etc/rackweft/nodeagent.yaml", "configuration file")
@@ -70,6 +57,7 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 		namespaceCommand(),
 	)
 	root.AddCommand(guestCommands(&s, stderr)...)
+	exit.Faults(root)
 	return root
 }
 
@@ -77,7 +65,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return usageError{fmt.Errorf("%q is not known: see `nodeagent --help`", args[0])}
+	return fmt.Errorf("%q is not known: see `nodeagent --help`", args[0])
 }
 
 func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
@@ -86,11 +74,11 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	debug.SetMemoryLimit(32 << 20)
 
 	if !slices.Contains([]string{"", string(qemu.KVM), string(qemu.TCG)}, s.accelerator) {
-		return usageError{fmt.Errorf("invalid accelerator %q: want kvm or tcg (--accelerator, or %s)", s.accelerator, acceleratorVariable)}
+		return exit.Fault(fmt.Errorf("invalid accelerator %q: want kvm or tcg (--accelerator, or %s)", s.accelerator, acceleratorVariable))
 	}
 	config, err := nodeagent.LoadConfig(s.config)
 	if err != nil {
-		return usageError{err}
+		return exit.Fault(err)
 	}
 	log := logger(stderr)
 	// agent and guests ask and are asked once the agent runs its handlers.
@@ -114,7 +102,7 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 		Encrypter: network.Guard(wireguard.New(wireguard.Kernel(), log)),
 	})
 	if err != nil {
-		return usageError{err}
+		return exit.Fault(err)
 	}
 	return agent.Run(ctx)
 }

@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/rackweft/rackweft/internal/exit"
 )
 
 // version is set by the linker: -ldflags "-X main.version=v1.2.3".
@@ -22,7 +24,7 @@ func main() {
 	code := 0
 	if err := command(version, os.Stdout, os.Stderr).ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "nodeagent:", err)
-		code = exitCode(err)
+		code = exit.Code(err)
 	}
 	stop()
 	os.Exit(code)

@@ -47,7 +47,11 @@ func newInside(s settings, log *slog.Logger) (*speaker.Inside, error) {
 	}
 	if systemd.Booted() {
 		o.Start = func(ctx context.Context, i speaker.InsideService) error {
-			return systemd.StartOutside(ctx, insideUnit(s.insideDir(), i), insideCommand(self, i)...)
+			unit, err := insideUnit(s.insideDir(), i)
+			if err != nil {
+				return err
+			}
+			return systemd.StartOutside(ctx, unit, insideCommand(self, i)...)
 		}
 		o.Stop = func(ctx context.Context, uid string) error { return systemd.Stop(ctx, insideUnitName(uid)) }
 	}
@@ -60,14 +64,22 @@ func insideCommand(self string, i speaker.InsideService) []string {
 
 func insideUnitName(uid string) string { return "nodeagent-speaker-" + uid + ".service" }
 
-// insideUnit is nodeagent-speaker.service, but in a Network's namespace.
-func insideUnit(dir string, i speaker.InsideService) systemd.Service {
+// insideUnit is nodeagent-speaker.service, but in a Network's namespace: all of
+// its sandbox holds here, too, for tenants' guests talk to this speaker. What
+// differs is its command, its directories and its namespace.
+func insideUnit(dir string, i speaker.InsideService) (systemd.Service, error) {
+	shared, err := systemd.Properties(speakerUnit, insideDiffers()...)
+	if err != nil {
+		return systemd.Service{}, err
+	}
 	return systemd.Service{Name: insideUnitName(i.UID), Description: "BGP speaker of Network " + i.Network, Slice: "system.slice", Notify: true,
-		Properties: []string{"NetworkNamespacePath=" + i.Namespace, "NotifyAccess=main", "WatchdogSec=30s",
-			"Restart=always", "RestartSec=500ms", "StartLimitIntervalSec=0", "TimeoutStopSec=5s", "LimitCORE=0", "OOMScoreAdjust=-700", "UMask=0077",
-			"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_DAC_OVERRIDE", "NoNewPrivileges=yes",
-			"ProtectSystem=strict", "ReadWritePaths=" + dir, "ProtectHome=yes", "PrivateTmp=yes", "PrivateDevices=yes",
-			"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK", "RestrictNamespaces=yes", "MemoryDenyWriteExecute=yes", "LockPersonality=yes"}}
+		Properties: append(shared, "NetworkNamespacePath="+i.Namespace, "ReadWritePaths="+dir, "StartLimitIntervalSec=0")}, nil
+}
+
+// insideDiffers are the settings of nodeagent-speaker.service that a speaker
+// inside of a Network has not, or has from systemd.Service.
+func insideDiffers() []string {
+	return []string{"Type", "ExecStart", "StateDirectory", "StateDirectoryMode", "RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve"}
 }
 
 // speakerFlags say where a speaker is; the host's own has none.

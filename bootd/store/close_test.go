@@ -1,0 +1,52 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+)
+
+// sheet collects a log that goroutines of etcd's write, too.
+type sheet struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
+
+func (s *sheet) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all.Write(b)
+}
+
+func (s *sheet) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all.String()
+}
+
+// Etcd calls it an error four times that its listeners end when it is closed.
+func TestCloseIsNoError(t *testing.T) {
+	log := new(sheet)
+	s, err := Open(t.Context(), Config{Dir: t.TempDir()}, newSealer(t), slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	create(t, s, machine("r1u01"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for range s.Watch(ctx, kindOf(t, "machine"), 0) { // until the store ends
+		}
+	})
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	watching.Wait()
+	if got := log.String(); got != "" {
+		t.Errorf("closing it in order is logged as\n%s", got)
+	}
+}

@@ -1,0 +1,124 @@
+package e2e
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/rackweft/rackweft/lab"
+	"github.com/rackweft/rackweft/lab/rig"
+)
+
+// daemon is one of the units, and how its command line or its configuration is
+// made wrong on a host, and right again.
+type daemon struct{ unit, spoil, mend string }
+
+func daemons() []daemon {
+	const dropIn = "/run/systemd/system/nodeagent-speaker.service.d"
+	return []daemon{
+		{"bootd.service", "echo 'bogus: 1' >>/etc/rackweft/bootd.yaml", "sed -i /^bogus/d /etc/rackweft/bootd.yaml"},
+		{"nodeagent.service", "cp /etc/rackweft/nodeagent.yaml /root/ && echo '{\"bogus\": 1}' >/etc/rackweft/nodeagent.yaml", "cp /root/nodeagent.yaml /etc/rackweft/"},
+		{"nodeagent-speaker.service", "mkdir -p " + dropIn + " && printf '[Service]\\nExecStart=\\nExecStart=/opt/rackweft/bin/nodeagent speaker --bogus\\n' >" + dropIn + "/bogus.conf && systemctl daemon-reload",
+			"rm -r " + dropIn + " && systemctl daemon-reload"},
+	}
+}
+
+// TestUnits runs the daemons under a real systemd, on a machine of the rack: what
+// would only fail the same again stays stopped, and whatever else ends them,
+// panic and watchdog included, has them started again.
+func TestUnits(t *testing.T) {
+	key := newKey(t)
+	r := rig.Up(t, rig.Options{Machines: lab.DefaultMachines()[:1], Manifests: func(name string, content []byte) []byte {
+		switch name {
+		case "profile.yaml":
+			return bytes.Replace(content, []byte("layers: [site,"), []byte("layers: [login, site,"), 1)
+		case "layers.yaml":
+			return append(append(content, "\n---\n"...), login(key)...)
+		}
+		return content
+	}})
+	r.WaitActive(bios)
+	h := dialHost(t, r, bios, key)
+	installBootd(t, r, h)
+	for _, d := range daemons() {
+		h.wait(d.unit+" runs", func() bool { return h.show(d.unit, "SubState") == "running" })
+	}
+	for _, d := range daemons() {
+		t.Run("fault "+d.unit, func(t *testing.T) { faultStaysStopped(t, h.For(t), d) })
+	}
+	for _, d := range daemons() {
+		t.Run("panic "+d.unit, func(t *testing.T) {
+			h := h.For(t)
+			// Go prints all stacks and exits as after a panic.
+			h.comesBack([]daemon{d}, "QUIT", "status=2/INVALIDARGUMENT")
+		})
+	}
+	t.Run("watchdog", func(t *testing.T) { h.For(t).comesBack(daemons(), "STOP", "Watchdog timeout") })
+}
+
+// show is a property of a unit.
+func (h *host) show(unit, property string) string {
+	return h.run("systemctl show -P " + property + " " + unit)
+}
+
+// copy writes a file of this machine's to the host.
+func (h *host) copy(from, to string) {
+	h.t.Helper()
+	f, err := os.Open(from)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	session, err := h.client.NewSession()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer func() { _ = session.Close() }()
+	session.Stdin = f
+	if err := session.Run("cat >" + to); err != nil {
+		h.t.Fatalf("%s: write %s: %v", h.name, to, err)
+	}
+}
+
+// installBootd has the host run a bootd of its own, which serves nobody.
+func installBootd(t *testing.T, r *rig.Rig, h *host) {
+	t.Helper()
+	h.copy(r.Binaries.Path("bootd"), "/usr/local/bin/bootd")
+	h.copy("../../systemd/bootd.service", "/etc/systemd/system/bootd.service")
+	h.run("chmod 755 /usr/local/bin/bootd && printf 'nodeagent: /opt/rackweft/bin/nodeagent\\nipxe: /etc/rackweft\\nreserve: 1Mi\\n' >/etc/rackweft/bootd.yaml")
+	h.run("systemctl daemon-reload && systemctl start bootd.service")
+}
+
+func faultStaysStopped(t *testing.T, h *host, d daemon) {
+	h.run(d.spoil)
+	h.run("systemctl restart " + d.unit + " || true")
+	h.wait("it fails", func() bool { return h.show(d.unit, "ActiveState") == "failed" })
+	// One that is to be started again is "activating", by way of "auto-restart".
+	if state, code := h.show(d.unit, "SubState"), h.show(d.unit, "ExecMainStatus"); state != "failed" || code != "78" {
+		t.Errorf("%s is %s with exit code %s:\n%s", d.unit, state, code, h.run("journalctl -n 20 --no-pager -u "+d.unit))
+	}
+	h.run(d.mend)
+	h.run("systemctl start " + d.unit)
+	h.wait("it runs again", func() bool { return h.show(d.unit, "SubState") == "running" })
+}
+
+// comesBack ends daemons by a signal, waits until each has been started again, and
+// looks whether the journal says that it ended so.
+func (h *host) comesBack(list []daemon, signal, says string) {
+	h.t.Helper()
+	before := map[string]string{}
+	for _, d := range list {
+		before[d.unit] = mainPID(h, d.unit)
+		h.run("kill -" + signal + " " + before[d.unit])
+	}
+	for _, d := range list {
+		h.wait(d.unit+" runs again", func() bool {
+			now := mainPID(h, d.unit)
+			return now != before[d.unit] && now != "0" && h.show(d.unit, "SubState") == "running"
+		})
+		if journal := h.run("journalctl --no-pager -o cat _PID=1 UNIT=" + d.unit); !strings.Contains(journal, says) {
+			h.t.Errorf("%s was not ended so, there is no %q:\n%s", d.unit, says, journal)
+		}
+	}
+}
