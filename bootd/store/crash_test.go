@@ -40,8 +40,11 @@ func helper(dir, mode string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 3
 	}
-	if mode == "rack" {
+	switch mode {
+	case "rack":
 		return rack(ctx, s)
+	case "change":
+		return changing(ctx, s)
 	}
 	for i := 0; ; i++ {
 		m := new(api.Machine)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 )
@@ -38,18 +37,25 @@ func (s *Store) Elect(ctx context.Context, name, id string, run func(context.Con
 // lead stands for election once and runs while it leads. lost says that the
 // lead, or the way to it, was lost.
 func (s *Store) lead(ctx context.Context, name, id string, run func(context.Context) error) (lost bool, err error) {
-	// The session's own context must outlive ctx: resigning needs it.
-	session, err := s.session(ctx)
+	// The tenure must outlive ctx: resigning needs it.
+	t, err := s.newTenure(ctx)
 	if err != nil {
-		return true, err
+		return true, fmt.Errorf("stand for election: %w", err)
 	}
-	defer s.leave(session)
+	defer t.end()
+	session, err := concurrency.NewSession(s.client, concurrency.WithLease(t.lease))
+	if err != nil {
+		return true, fmt.Errorf("stand for election: %w", err)
+	}
+	defer session.Orphan()
 	election := concurrency.NewElection(session, electionPrefix+name)
 
-	leading, cancel := context.WithCancelCause(ctx)
+	leading, cancel := context.WithCancelCause(context.WithValue(ctx, tenureKey{}, t))
 	defer cancel(nil)
-	stop := context.AfterFunc(session.Ctx(), func() { cancel(errLost) })
-	defer stop()
+	for _, end := range []context.Context{session.Ctx(), t.lost} {
+		stop := context.AfterFunc(end, func() { cancel(errLost) })
+		defer stop()
+	}
 
 	if err := election.Campaign(leading, id); err != nil {
 		if ctx.Err() != nil {
@@ -60,45 +66,32 @@ func (s *Store) lead(ctx context.Context, name, id string, run func(context.Cont
 	s.log.Info("leading", "election", name, "id", id)
 	err = run(leading)
 	if errors.Is(context.Cause(leading), errLost) {
-		return true, errLost
+		return true, fmt.Errorf("the lead was lost: %w", errLost)
 	}
 	return false, err
 }
 
-var errLost = errors.New("the lead was lost: etcd did not hear from this bootd in time")
+type tenureKey struct{}
 
-func (s *Store) session(ctx context.Context) (*concurrency.Session, error) {
-	limited, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	lease, err := s.client.Grant(limited, int64(max(s.conf.SessionTTL/time.Second, 1)))
-	if err != nil {
-		return nil, fmt.Errorf("stand for election: %w", s.explain(ctx, err))
+// CheckLead is nil while the leader whose context this is leads for certain, by
+// this machine's own clock. It is for what cannot be taken back, such as a
+// command to a BMC, just before it is done: the context of a leader that was
+// stopped and goes on may end only after that.
+func CheckLead(ctx context.Context) error {
+	t, _ := ctx.Value(tenureKey{}).(*tenure)
+	if t == nil {
+		return errors.New("this is done by the elected bootd only")
 	}
-	session, err := concurrency.NewSession(s.client, concurrency.WithLease(lease.ID))
-	if err != nil {
-		return nil, fmt.Errorf("stand for election: %w", err)
+	if err := t.check(); err != nil {
+		return fmt.Errorf("the lead is lost: %w", err)
 	}
-	return session, nil
-}
-
-// leave gives up the lead and the place in the queue at once; without it the
-// next one waits for SessionTTL.
-func (s *Store) leave(session *concurrency.Session) {
-	session.Orphan()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	_, err := s.client.Revoke(ctx, session.Lease())
-	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		s.log.Warn("the lead could not be given up; it ends by itself", "error", err)
-	}
+	return nil
 }
 
 // dropElections forgets who led before a restart. With embedded etcd the lock
 // on the state directory proves that nobody else leads.
 func (s *Store) dropElections(ctx context.Context) error {
-	_, err := s.commit(Urgent(ctx), func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).Then(clientv3.OpDelete(electionPrefix, clientv3.WithPrefix())).Commit()
-	})
+	_, err := s.commit(Urgent(ctx), transaction{then: []clientv3.Op{clientv3.OpDelete(electionPrefix, clientv3.WithPrefix())}})
 	if err != nil {
 		return fmt.Errorf("forget earlier elections: %w", err)
 	}

@@ -26,6 +26,10 @@ type embedded struct {
 }
 
 func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedded, error) {
+	data := filepath.Join(conf.Dir, "etcd")
+	if err := checkData(data); err != nil {
+		return nil, damagedStore(conf.Dir, err)
+	}
 	e := &embedded{fatal: newFatal(conf, log), bridge: newBridge(log.With("component", "etcd"), zapcore.WarnLevel)}
 	socket, err := e.socketPath(conf.Dir)
 	if err != nil {
@@ -38,6 +42,11 @@ func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedde
 	// Etcd calls Fatal, on whatever goroutine, for files that it cannot read.
 	started := make(chan error, 1)
 	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				started <- damagedStore(conf.Dir, fmt.Errorf("etcd: %v", p))
+			}
+		}()
 		etcd, err := embed.StartEtcd(c)
 		e.etcd = etcd
 		started <- err
@@ -46,16 +55,16 @@ func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedde
 	case err = <-started:
 	case err = <-e.fatal.early:
 		// What is left of the start cannot be stopped; the caller is about to exit.
-		return nil, fmt.Errorf("start etcd: its data in %s cannot be used: restore a backup if the cause cannot be removed: %w", c.Dir, err)
+		return nil, notStarted(conf.Dir, err)
 	}
 	if err != nil {
 		e.closeDir()
-		return nil, fmt.Errorf("start etcd on %s: %w", c.Dir, err)
+		return nil, notStarted(conf.Dir, err)
 	}
 	select {
 	case <-e.etcd.Server.ReadyNotify():
 	case err = <-e.fatal.early:
-		return nil, fmt.Errorf("start etcd on %s: %w", c.Dir, err)
+		return nil, notStarted(conf.Dir, err)
 	case <-ctx.Done():
 		e.stop()
 		return nil, ctx.Err()

@@ -22,6 +22,9 @@ var (
 	ErrNoSpace = errors.New("the store has no space left")
 	// ErrReadOnly says that the file system cannot be written. Reads go on.
 	ErrReadOnly = errors.New("the store can only be read")
+	// ErrNotHolder says that another bootd may have the Site: this one must not
+	// serve it, and can write nothing.
+	ErrNotHolder = errors.New("this bootd does not hold the Site")
 	// ErrTooLarge says that one object exceeds MaxObjectBytes.
 	ErrTooLarge = errors.New("the object is too large")
 	// ErrUnchanged is returned by a Mutate function that has nothing to write.

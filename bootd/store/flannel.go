@@ -113,9 +113,7 @@ func (s *Store) WriteFlannel(ctx context.Context, writes ...FlannelWrite) error 
 		then = append(then, clientv3.OpPut(key, string(w.Value)))
 		commit = s.write
 	}
-	resp, err := commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).If(when...).Then(then...).Commit()
-	})
+	resp, err := commit(ctx, transaction{when: when, then: then})
 	if err != nil {
 		return fmt.Errorf("write leases: %w", err)
 	}
@@ -129,9 +127,9 @@ func (s *Store) WriteFlannel(ctx context.Context, writes ...FlannelWrite) error 
 // revision.
 func (s *Store) DropFlannel(ctx context.Context, network string, at int64) error {
 	owner := FlannelID{Network: network, Kind: FlannelOwner}.String()
-	resp, err := s.commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(owner), "=", at)).
-			Then(clientv3.OpDelete(FlannelPrefix+network+"/", clientv3.WithPrefix())).Commit()
+	resp, err := s.commit(ctx, transaction{
+		when: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(owner), "=", at)},
+		then: []clientv3.Op{clientv3.OpDelete(FlannelPrefix+network+"/", clientv3.WithPrefix())},
 	})
 	if err != nil {
 		return fmt.Errorf("delete the leases of Network %s: %w", network, err)
@@ -263,7 +261,7 @@ func (s *Store) PutVNI(ctx context.Context, old, claim VNIClaim) error {
 	if err != nil {
 		return fmt.Errorf("encode the claim of VNI %d: %w", claim.VNI, err)
 	}
-	return s.swapVNI(ctx, claim.VNI, old.at, clientv3.OpPut(vniKey(claim.VNI), string(raw)))
+	return s.swapVNI(ctx, claim.VNI, old.at, clientv3.OpPut(vniKey(claim.VNI), summed(vniKey(claim.VNI), raw)))
 }
 
 // DropVNI forgets a claim that was listed.
@@ -278,9 +276,7 @@ func (s *Store) swapVNI(ctx context.Context, vni uint32, at int64, op clientv3.O
 	if op.IsDelete() {
 		commit = s.commit
 	}
-	resp, err := commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(vniKey(vni)), "=", at)).Then(op).Commit()
-	})
+	resp, err := commit(ctx, transaction{when: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(vniKey(vni)), "=", at)}, then: []clientv3.Op{op}})
 	if err != nil {
 		return fmt.Errorf("claim VNI %d: %w", vni, err)
 	}

@@ -127,6 +127,9 @@ func (g *Gate) write(ctx context.Context, key []byte) error {
 	if err := g.Store.stale; err != nil {
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
+	if err := g.Store.Holding(); err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
 	network, prefix, err := g.prefix(ctx)
 	if err != nil {
 		return err

@@ -57,7 +57,7 @@ func (b *LeaseBackend) Apply(ctx context.Context, put, del []lease.Lease) error 
 		if err != nil {
 			return fmt.Errorf("encode the lease of %s: %w", l.Address, err)
 		}
-		ops = append(ops, clientv3.OpPut(leaseKey(l), string(raw)))
+		ops = append(ops, clientv3.OpPut(leaseKey(l), summed(leaseKey(l), raw)))
 	}
 	for _, l := range del {
 		ops = append(ops, clientv3.OpDelete(leaseKey(l)))
@@ -69,9 +69,7 @@ func (b *LeaseBackend) Apply(ctx context.Context, put, del []lease.Lease) error 
 	if len(put) == 0 {
 		commit = b.store.commit
 	}
-	_, err := commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return b.store.client.Txn(ctx).Then(ops...).Commit()
-	})
+	_, err := commit(ctx, transaction{then: ops})
 	if Unwritable(err) {
 		return fmt.Errorf("write %d leases: %w: %w", len(ops), lease.ErrUnwritable, err)
 	}
@@ -87,7 +85,11 @@ func decodeLease(kv *mvccpb.KeyValue) (lease.Lease, error) {
 	subnet, address, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), leasePrefix), "/")
 	addr, err := netip.ParseAddr(address)
 	var r leaseRecord
-	if err := errors.Join(err, json.Unmarshal(kv.Value, &r)); err != nil {
+	value, sumErr := opened(string(kv.Key), kv.Value)
+	if err := errors.Join(err, sumErr); err != nil {
+		return lease.Lease{}, err
+	}
+	if err := json.Unmarshal(value, &r); err != nil {
 		return lease.Lease{}, fmt.Errorf("%s holds no lease: %w", kv.Key, err)
 	}
 	return lease.Lease{Subnet: subnet, Address: addr, MAC: r.MAC, Machine: r.Machine, Hostname: r.Hostname, Expires: r.Expires}, nil

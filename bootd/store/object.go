@@ -273,7 +273,7 @@ func (s *Store) put(ctx context.Context, k api.Kind, o api.Object, at int64) (in
 	if len(raw) > MaxObjectBytes {
 		return 0, fmt.Errorf("%w: %d bytes are more than %d", ErrTooLarge, len(raw), MaxObjectBytes)
 	}
-	return s.swap(ctx, k, o.Meta().Name, at, clientv3.OpPut(key(k, o.Meta().Name), string(raw)))
+	return s.swap(ctx, k, o.Meta().Name, at, clientv3.OpPut(key(k, o.Meta().Name), summed(key(k, o.Meta().Name), raw)))
 }
 
 func (s *Store) remove(ctx context.Context, k api.Kind, name string, at int64) error {
@@ -287,12 +287,9 @@ func (s *Store) remove(ctx context.Context, k api.Kind, name string, at int64) e
 // the revision that op made.
 func (s *Store) swap(ctx context.Context, k api.Kind, name string, at int64, op clientv3.Op) (int64, error) {
 	path := key(k, name)
-	run := func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).
-			If(clientv3.Compare(clientv3.ModRevision(path), "=", at)).
-			Then(op).
-			Else(clientv3.OpGet(path, clientv3.WithKeysOnly())).
-			Commit()
+	run := transaction{
+		when: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(path), "=", at)},
+		then: []clientv3.Op{op}, instead: []clientv3.Op{clientv3.OpGet(path, clientv3.WithKeysOnly())},
 	}
 	commit := s.write
 	if op.IsDelete() {
@@ -377,7 +374,11 @@ func nameOf(kv *mvccpb.KeyValue) string {
 // newer version has written and this one does not know is passed over.
 func decode(k api.Kind, kv *mvccpb.KeyValue) (api.Object, error) {
 	o := k.New()
-	if err := json.Unmarshal(kv.Value, o); err != nil {
+	value, err := opened(string(kv.Key), kv.Value)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(value, o); err != nil {
 		return nil, fmt.Errorf("%s holds no %s: %w", kv.Key, k.Name, err)
 	}
 	o.SetDefaults()

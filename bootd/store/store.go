@@ -98,6 +98,7 @@ type Store struct {
 	lock   *os.File
 	server *embedded // nil with an external cluster
 	stale  error     // why etcd works on a copy; nil when it does not
+	hold   *hold     // of the Site, with an external cluster
 	client *clientv3.Client
 	space  *space
 
@@ -208,6 +209,9 @@ func (s *Store) shutdown() error {
 	if s.space != nil {
 		s.space.stop()
 	}
+	if s.hold != nil {
+		s.hold.end()
+	}
 	if s.client != nil {
 		errs = append(errs, s.client.Close())
 	}
@@ -236,7 +240,12 @@ func (s *Store) Ready(ctx context.Context) error {
 	return s.space.check(ctx)
 }
 
-type transaction func(context.Context) (*clientv3.TxnResponse, error)
+// transaction is what is done when something holds, or instead of it.
+type transaction struct {
+	when    []clientv3.Cmp
+	then    []clientv3.Op
+	instead []clientv3.Op
+}
 
 // write runs a transaction that takes room, unless there is none.
 func (s *Store) write(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
@@ -253,7 +262,10 @@ func (s *Store) commit(ctx context.Context, txn transaction) (*clientv3.TxnRespo
 	}
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := txn(limited)
+	if s.hold != nil {
+		return s.hold.commit(ctx, limited, txn)
+	}
+	resp, err := s.client.Txn(limited).If(txn.when...).Then(txn.then...).Else(txn.instead...).Commit()
 	return resp, s.explain(ctx, err)
 }
 
@@ -268,7 +280,7 @@ func (s *Store) GetRaw(ctx context.Context, key string) ([]byte, error) {
 	if len(resp.Kvs) == 0 {
 		return nil, nil
 	}
-	return resp.Kvs[0].Value, nil
+	return opened(string(resp.Kvs[0].Key), resp.Kvs[0].Value)
 }
 
 // Empty reports whether the store holds nothing of a Site yet.
@@ -289,9 +301,7 @@ func (s *Store) Empty(ctx context.Context) (bool, error) {
 
 // DeleteRaw forgets a value of bootd's own.
 func (s *Store) DeleteRaw(ctx context.Context, key string) error {
-	_, err := s.commit(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).Then(clientv3.OpDelete(internalPrefix + "raw/" + key)).Commit()
-	})
+	_, err := s.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(internalPrefix + "raw/" + key)}})
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", key, err)
 	}
@@ -300,9 +310,8 @@ func (s *Store) DeleteRaw(ctx context.Context, key string) error {
 
 // PutRaw writes a small value of bootd's own.
 func (s *Store) PutRaw(ctx context.Context, key string, value []byte) error {
-	_, err := s.write(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).Then(clientv3.OpPut(internalPrefix+"raw/"+key, string(value))).Commit()
-	})
+	path := internalPrefix + "raw/" + key
+	_, err := s.write(ctx, transaction{then: []clientv3.Op{clientv3.OpPut(path, summed(path, value))}})
 	if err != nil {
 		return fmt.Errorf("write %s: %w", key, err)
 	}
@@ -313,9 +322,9 @@ func (s *Store) PutRaw(ctx context.Context, key string, value []byte) error {
 // returns the one that then stands.
 func (s *Store) CreateRaw(ctx context.Context, key string, value []byte) ([]byte, error) {
 	path := internalPrefix + "raw/" + key
-	resp, err := s.write(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(path), "=", 0)).
-			Then(clientv3.OpPut(path, string(value))).Else(clientv3.OpGet(path)).Commit()
+	resp, err := s.write(ctx, transaction{
+		when: []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(path), "=", 0)},
+		then: []clientv3.Op{clientv3.OpPut(path, summed(path, value))}, instead: []clientv3.Op{clientv3.OpGet(path)},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write %s: %w", key, err)
@@ -327,5 +336,5 @@ func (s *Store) CreateRaw(ctx context.Context, key string, value []byte) ([]byte
 	if len(kvs) == 0 {
 		return nil, fmt.Errorf("write %s: it is there and is not", key)
 	}
-	return kvs[0].Value, nil
+	return opened(path, kvs[0].Value)
 }

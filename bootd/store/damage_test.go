@@ -1,0 +1,394 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	bolt "go.etcd.io/bbolt"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// written is a real store that was killed in the middle of its work, and what it
+// had acknowledged.
+type written struct {
+	dir   string
+	names map[string]string // Machine → the value it was given last
+	wal   string            // the newest file of the log
+	used  int64             // bytes of it
+	tries int
+}
+
+func newWritten(t *testing.T) *written {
+	t.Helper()
+	w := &written{dir: t.TempDir(), names: map[string]string{}}
+	for _, part := range []int{1200, 60} { // past a snapshot, then a short log behind it
+		cmd, out := startHelper(t, w.dir, "change", os.Stderr)
+		for n := 0; out.Scan(); n++ {
+			name, value, _ := strings.Cut(out.Text(), " ")
+			w.names[name] = value
+			if n == part {
+				if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		_ = cmd.Wait()
+	}
+	logs, err := filepath.Glob(filepath.Join(w.dir, "etcd", "member", "wal", "*.wal"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	w.wal = logs[len(logs)-1]
+	content, err := os.ReadFile(w.wal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for w.used = int64(len(content)); content[w.used-1] == 0; w.used-- {
+	}
+	return w
+}
+
+// changing is the helper that changes objects over and over, and prints each
+// change once it was acknowledged.
+func changing(ctx context.Context, s *Store) int {
+	for i := 0; ; i++ {
+		name, value := fmt.Sprintf("m%d", i%50), fmt.Sprintf("%d-%d", os.Getpid(), i)
+		m := new(api.Machine)
+		m.Metadata.Name = name
+		m.Metadata.Annotations = map[string]string{"value": value}
+		err := s.Create(ctx, m)
+		if errors.Is(err, ErrExists) {
+			_, err = Mutate(ctx, s, name, func(m *api.Machine) error {
+				m.Metadata.Annotations = map[string]string{"value": value}
+				return nil
+			})
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 4
+		}
+		fmt.Println(name, value)
+	}
+}
+
+// try opens a copy of the store in which one file is changed. It must either
+// hold everything that was acknowledged, or say what is damaged and what to do.
+func (w *written) try(t *testing.T, what, file string, change func(b []byte) []byte) (refused bool) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = change(b)
+	w.tries++
+	if dir := w.with(t, file, b, os.Link); w.tries%10 != 0 { // a whole start takes its time
+		if err := checkData(filepath.Join(dir, "etcd")); err != nil {
+			if !strings.Contains(err.Error(), dir) {
+				t.Errorf("%s: the error names no file: %v", what, err)
+			}
+			return true
+		}
+	}
+	dir := w.with(t, file, b, copySparse)
+	s, err := Open(t.Context(), Config{Dir: dir}, newSealer(t), slog.New(slog.DiscardHandler))
+	if err != nil {
+		var damaged *DamagedError
+		if !errors.As(err, &damaged) || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "bootd restore FILE") {
+			t.Errorf("%s: the error does not help: %v", what, err)
+		}
+		return true
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	}()
+	for name, value := range w.names {
+		m, err := Get[api.Machine](t.Context(), s, name)
+		if err != nil || m.Metadata.Annotations["value"] != value {
+			t.Errorf("%s: it starts, and %s is not as it was acknowledged: want %s, got %+v, %v", what, name, value, m, err)
+			return false
+		}
+	}
+	if _, err := Mutate(t.Context(), s, "m1", func(m *api.Machine) error { m.Metadata.Labels = map[string]string{"a": "b"}; return nil }); err != nil {
+		t.Errorf("%s: it starts, and takes nothing: %v", what, err)
+	}
+	return false
+}
+
+// with is a state directory with the store, in which one file is other content,
+// or gone.
+func (w *written) with(t *testing.T, file string, content []byte, copy func(from, to string) error) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, sub := range []string{"wal", "snap"} {
+		from := filepath.Join("etcd", "member", sub)
+		if err := os.MkdirAll(filepath.Join(dir, from), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(filepath.Join(w.dir, from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			path := filepath.Join(w.dir, from, e.Name())
+			to := filepath.Join(dir, from, e.Name())
+			switch {
+			case path != file && filepath.Ext(path) != ".tmp":
+				err = copy(path, to)
+			case path == file && content != nil:
+				err = os.WriteFile(to, content, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return dir
+}
+
+func flipped(at int64, bit int) func([]byte) []byte {
+	return func(b []byte) []byte { b[at] ^= 1 << bit; return b }
+}
+
+func cutTo(n int64) func([]byte) []byte { return func(b []byte) []byte { return b[:n] } }
+
+func zeroed(at int64) func([]byte) []byte {
+	return func(b []byte) []byte {
+		at = at / sector * sector
+		clear(b[at:min(at+sector, int64(len(b)))])
+		return b
+	}
+}
+
+// TestDamagedStore turns bits, cuts and zeroes parts of every kind of file.
+func TestDamagedStore(t *testing.T) {
+	if testing.Short() {
+		t.Skip("opens a store many times")
+	}
+	w := newWritten(t)
+	if w.try(t, "nothing", w.wal, func(b []byte) []byte { return b }) {
+		t.Fatal("the undamaged store is refused")
+	}
+	rng := rand.New(rand.NewPCG(7, 11))
+	refused, all := 0, 0
+	try := func(what, file string, change func([]byte) []byte) {
+		t.Helper()
+		all++
+		if w.try(t, filepath.Base(file)+": "+what, file, change) {
+			refused++
+		}
+	}
+
+	for _, at := range w.frames(t, 6) { // the newest records: length, kind, checksum and content
+		for _, off := range []int64{0, 1, 6, 7, 9, 11, 20} {
+			try(fmt.Sprintf("bit of byte %d", at+off), w.wal, flipped(at+off, rng.IntN(8)))
+		}
+		try(fmt.Sprintf("cut to %d", at), w.wal, cutTo(at))
+		try(fmt.Sprintf("cut to %d", at+13), w.wal, cutTo(at+13))
+	}
+	// Zeros in the last write look like one that was torn; before that they do not.
+	for _, at := range w.frames(t, 18)[:6] {
+		try(fmt.Sprintf("a sector at %d", at), w.wal, zeroed(at))
+	}
+	for range 25 {
+		at := rng.Int64N(w.used)
+		try(fmt.Sprintf("bit of byte %d", at), w.wal, flipped(at, rng.IntN(8)))
+	}
+	for _, at := range []int64{w.used / 2, w.used / 3} {
+		try(fmt.Sprintf("a sector at %d", at), w.wal, zeroed(at))
+	}
+	try("a bit behind its end", w.wal, flipped(w.used+100_000, 3))
+	try("empty", w.wal, cutTo(0))
+	try("gone", w.wal, func([]byte) []byte { return nil })
+
+	db := filepath.Join(w.dir, "etcd", "member", "snap", "db")
+	st, err := os.Stat(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for page := int64(0); page < st.Size()/4096; page++ {
+		if page > 8 && rng.IntN(int(st.Size()/4096)) > 12 {
+			continue
+		}
+		at := page*4096 + rng.Int64N(16)
+		try(fmt.Sprintf("bit of byte %d", at), db, flipped(at, rng.IntN(8)))
+		at = page*4096 + 16 + rng.Int64N(200)
+		try(fmt.Sprintf("bit of byte %d", at), db, flipped(at, rng.IntN(8)))
+		at = page*4096 + rng.Int64N(4096)
+		try(fmt.Sprintf("bit of byte %d", at), db, flipped(at, rng.IntN(8)))
+	}
+	for _, size := range []int64{0, 1, 4095, 4096, 8192, 12_000, st.Size() / 2, st.Size() - 4096} {
+		try(fmt.Sprintf("cut to %d", size), db, cutTo(size))
+	}
+	try("gone", db, func([]byte) []byte { return nil })
+	try("something else", db, func(b []byte) []byte { return []byte(strings.Repeat("something else\n", len(b)/15)) })
+
+	snaps, err := filepath.Glob(filepath.Join(w.dir, "etcd", "member", "snap", "*.snap"))
+	if err != nil || len(snaps) == 0 {
+		t.Fatal("there is no snapshot", err)
+	}
+	for _, snap := range snaps {
+		st, err := os.Stat(snap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			at := rng.Int64N(st.Size())
+			try(fmt.Sprintf("bit of byte %d", at), snap, flipped(at, rng.IntN(8)))
+		}
+		for _, size := range []int64{0, 10, st.Size() - 1} {
+			try(fmt.Sprintf("cut to %d", size), snap, cutTo(size))
+		}
+		try("gone", snap, func([]byte) []byte { return nil })
+	}
+	t.Logf("%d of %d were refused, the others lost nothing", refused, all)
+	if refused < all/3 || refused == all {
+		t.Errorf("%d of %d were refused", refused, all)
+	}
+}
+
+// frames are where the newest records of the log begin.
+func (w *written) frames(t *testing.T, n int) []int64 {
+	t.Helper()
+	b, err := os.ReadFile(w.wal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var at []int64
+	for next := int64(0); binary.LittleEndian.Uint64(b[next:]) != 0; {
+		at = append(at, next)
+		_, size, err := frame(b[next:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		next += int64(size)
+	}
+	return at[max(0, len(at)-n):]
+}
+
+// TestTornWrite takes what a loss of power leaves of a write that was never
+// acknowledged: the store starts, and the log is whole again.
+func TestTornWrite(t *testing.T) {
+	w := newWritten(t)
+	torn := func(b []byte) []byte {
+		// A record whose second sector never came to the disk.
+		at := (w.used + 7) / 8 * 8
+		content := make([]byte, 2000)
+		for i := range content {
+			content[i] = 'x'
+		}
+		rec := append([]byte{0x08, 2, 0x10, 1, 0x1a, 0xd0, 0x0f}, content...)
+		binary.LittleEndian.PutUint64(b[at:], uint64(len(rec))|(0x80|uint64((8-len(rec)%8)%8))<<56)
+		copy(b[at+8:], rec)
+		next := (at/sector + 2) * sector
+		clear(b[next : next+sector])
+		return b
+	}
+	if w.try(t, "torn", w.wal, torn) {
+		t.Error("a torn write keeps the store from being opened")
+	}
+}
+
+// smallDatabase is one as bbolt writes it.
+func smallDatabase(f *testing.F) []byte {
+	f.Helper()
+	path := filepath.Join(f.TempDir(), "db")
+	db, err := bolt.Open(path, 0o600, &bolt.Options{NoFreelistSync: true})
+	if err != nil {
+		f.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		for _, name := range []string{"key", "meta", "lease"} {
+			b, err := tx.CreateBucket([]byte(name))
+			if err != nil {
+				return err
+			}
+			for i := 1; name == "key" && i < 100; i++ {
+				key := append(binary.BigEndian.AppendUint64(nil, uint64(i)), "_\x00\x00\x00\x00\x00\x00\x00\x00"...)
+				value, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte("k"), ModRevision: int64(i), CreateRevision: 1, Version: int64(i), Value: []byte(summed("k", []byte(`{"a":1}`)))})
+				if err == nil {
+					err = b.Put(key, value)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+		return tx.Bucket([]byte("meta")).Put([]byte("consistent_index"), binary.BigEndian.AppendUint64(nil, 7))
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		f.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if applied, err := checkDatabaseIn(bytes.NewReader(raw), int64(len(raw))); err != nil || applied != 7 {
+		f.Fatalf("bbolt's own database: %d, %v", applied, err)
+	}
+	return raw
+}
+
+func FuzzCheckDatabase(f *testing.F) {
+	f.Add([]byte("nothing"))
+	f.Add(smallDatabase(f))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, at := range []int{pageHeader, 4096 + pageHeader} { // so that what lies behind is reached
+			if len(b) >= at+metaSize {
+				sum := fnv.New64a()
+				_, _ = sum.Write(b[at : at+56])
+				binary.LittleEndian.PutUint64(b[at+56:], sum.Sum64())
+			}
+		}
+		_, _ = checkDatabaseIn(bytes.NewReader(b), int64(len(b)))
+	})
+}
+
+func FuzzCheckLog(f *testing.F) {
+	f.Add([]byte{4, 0, 0, 0, 0, 0, 0, 0x84, 8, 4, 16, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if end, err := new(raftLog).read(b, false); err == nil && end > len(b) {
+			t.Errorf("it ends at %d of %d", end, len(b))
+		}
+		full := append(b, make([]byte, 4096)...)
+		for at := 0; at < len(b); at += 8 {
+			new(raftLog).torn(full, at)
+		}
+	})
+}
+
+func FuzzSummed(f *testing.F) {
+	f.Add("k", []byte(`{"a":1}`), 3)
+	f.Fuzz(func(t *testing.T, key string, object []byte, at int) {
+		stored := []byte(summed(key, object))
+		back, err := opened(key, stored)
+		if err != nil || string(back) != string(object) {
+			t.Skip() // what looks like a checksum by itself
+		}
+		if len(stored) == len(object) || at < 0 {
+			return
+		}
+		stored[at%len(stored)] ^= 1
+		if back, err := opened(key, stored); err == nil && len(back) != len(stored) {
+			t.Errorf("%q is taken for whole", stored)
+		}
+	})
+}

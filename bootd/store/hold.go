@@ -1,0 +1,236 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+)
+
+// holderKey is the bootd that serves the Site of an external store. With
+// embedded etcd the lock on the state directory says the same.
+const holderKey = internalPrefix + "holder"
+
+// Holder says who holds the Site, for people.
+type Holder struct {
+	Host     string    `json:"host"`
+	PID      int       `json:"pid"`
+	StateDir string    `json:"stateDir"`
+	Since    time.Time `json:"since"`
+	// Instance names a state directory of a running kernel.
+	Instance string `json:"instance"`
+}
+
+func (h Holder) String() string {
+	return fmt.Sprintf("%s (pid %d, %s) since %s", h.Host, h.PID, h.StateDir, h.Since.UTC().Format(time.RFC3339))
+}
+
+// hold is the Site while it is this bootd's.
+type hold struct {
+	store  *Store
+	tenure *tenure
+	fence  clientv3.Cmp // true while no other bootd has held the Site since
+}
+
+// commit runs a transaction if the Site is still held: of a bootd that was cut
+// off and does not know it yet, nothing is written.
+func (h *hold) commit(ctx, limited context.Context, txn transaction) (*clientv3.TxnResponse, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	resp, err := h.store.client.Txn(limited).If(h.fence).Then(clientv3.OpTxn(txn.when, txn.then, txn.instead)).Commit()
+	if err != nil {
+		return nil, h.store.explain(ctx, err)
+	}
+	if !resp.Succeeded {
+		h.tenure.lose(errLost)
+		return nil, fmt.Errorf("%w: another one has it", ErrNotHolder)
+	}
+	inner := (*clientv3.TxnResponse)(resp.Responses[0].GetResponseTxn())
+	inner.Header = resp.Header
+	return inner, nil
+}
+
+func (h *hold) check() error {
+	if err := h.tenure.check(); err != nil {
+		return fmt.Errorf("%w any more: %w", ErrNotHolder, err)
+	}
+	return nil
+}
+
+func (h *hold) end() { h.tenure.end() }
+
+// Hold returns when this bootd is the one that serves the Site. Until then it
+// only reads; waiting is called with each bootd that has it. With embedded etcd
+// it returns at once.
+func (s *Store) Hold(ctx context.Context, waiting func(Holder)) error {
+	if s.server != nil {
+		return nil
+	}
+	me, err := s.holder()
+	if err != nil {
+		return err
+	}
+	waited := false
+	for {
+		kv, revision, err := s.readHolder(ctx)
+		if err != nil && waited && ctx.Err() == nil { // a standby has time
+			s.log.Warn("nobody can tell who holds the Site; this is tried again", "error", err)
+			err = sleep(ctx, time.Second)
+			if err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return err
+		}
+		var held bool
+		switch {
+		case kv == nil:
+			held, err = s.take(ctx, me, 0)
+		case s.isDead(kv, me):
+			held, err = s.take(ctx, me, kv.CreateRevision)
+		default:
+			waited = true
+			waiting(holderOf(kv))
+			err = s.awaitRelease(ctx, revision)
+		}
+		if held || err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Store) holder() (Holder, error) {
+	me := Holder{PID: os.Getpid(), StateDir: s.conf.Dir, Since: time.Now().UTC().Truncate(time.Second)}
+	var err error
+	if me.Host, err = os.Hostname(); err != nil {
+		return me, fmt.Errorf("this machine's name: %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return me, fmt.Errorf("read the boot id: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(s.conf.Dir, &st); err != nil {
+		return me, fmt.Errorf("look at %s: %w", s.conf.Dir, err)
+	}
+	me.Instance = fmt.Sprintf("%s/%d/%d", strings.TrimSpace(string(boot)), st.Dev, st.Ino)
+	return me, nil
+}
+
+func holderOf(kv *mvccpb.KeyValue) (h Holder) {
+	if json.Unmarshal(kv.Value, &h) != nil {
+		h.Host = "a bootd of another version"
+	}
+	return h
+}
+
+// isDead: the lock on the state directory, which this process has, proves that
+// an earlier one on it is dead. Its lease need not be waited for.
+func (s *Store) isDead(kv *mvccpb.KeyValue, me Holder) bool {
+	return holderOf(kv).Instance == me.Instance
+}
+
+func (s *Store) readHolder(ctx context.Context) (*mvccpb.KeyValue, int64, error) {
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := s.client.Get(limited, holderKey)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read who holds the Site: %w", s.explain(ctx, err))
+	}
+	if len(resp.Kvs) == 0 {
+		return nil, resp.Header.Revision, nil
+	}
+	return resp.Kvs[0], resp.Header.Revision, nil
+}
+
+// take takes the Site, whose key is at a create revision (0: absent).
+func (s *Store) take(ctx context.Context, me Holder, at int64) (held bool, err error) {
+	raw, err := json.Marshal(me)
+	if err != nil {
+		return false, fmt.Errorf("encode who holds the Site: %w", err)
+	}
+	t, err := s.newTenure(ctx)
+	if err != nil {
+		return false, fmt.Errorf("take the Site: %w", err)
+	}
+	defer func() {
+		if !held {
+			t.end()
+		}
+	}()
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	ops := []clientv3.Op{clientv3.OpPut(holderKey, string(raw), clientv3.WithLease(t.lease))}
+	if at != 0 { // etcd takes no two changes of a key in one transaction, and a put keeps the old create revision
+		resp, err := s.client.Txn(limited).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", at)).Then(clientv3.OpDelete(holderKey)).Commit()
+		if err != nil || !resp.Succeeded {
+			return false, s.explain(ctx, err)
+		}
+	}
+	resp, err := s.client.Txn(limited).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", 0)).Then(ops...).Commit()
+	if err != nil {
+		return false, fmt.Errorf("take the Site: %w", s.explain(ctx, err))
+	}
+	if !resp.Succeeded {
+		return false, nil // another one was faster
+	}
+	s.hold = &hold{store: s, tenure: t, fence: clientv3.Compare(clientv3.CreateRevision(holderKey), "=", resp.Header.Revision)}
+	return true, nil
+}
+
+// awaitRelease returns when the Site may be free, or its holder another.
+func (s *Store) awaitRelease(ctx context.Context, after int64) error {
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for resp, err := range s.follow(watching, holderKey, after) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return sleep(ctx, time.Second) // and look again
+		}
+		if len(resp.Events) > 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// Holding is nil while this bootd may serve the Site, by its own clock. It costs
+// next to nothing.
+func (s *Store) Holding() error {
+	if s.hold == nil {
+		if s.server == nil {
+			return ErrNotHolder
+		}
+		return nil
+	}
+	return s.hold.check()
+}
+
+// KeepHold returns an ErrNotHolder when the Site is lost to this bootd, or ctx's
+// error when that ends. The Site is given up by Close.
+func (s *Store) KeepHold(ctx context.Context) error {
+	if s.hold == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.hold.tenure.lost.Done():
+	}
+	if errors.Is(context.Cause(s.hold.tenure.lost), context.Canceled) {
+		return context.Canceled
+	}
+	return s.hold.check()
+}

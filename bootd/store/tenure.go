@@ -1,0 +1,121 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+)
+
+// tenure is an etcd lease that this process lives by. It ends for its holder
+// before it can end for etcd, by this machine's own clock alone: etcd counts
+// from when it heard of a renewal, and the holder from when it sent it.
+type tenure struct {
+	store *Store
+	lease clientv3.LeaseID
+	ttl   time.Duration
+	until atomic.Int64 // by sinceBoot
+	lost  context.Context
+	lose  context.CancelCauseFunc
+	done  sync.WaitGroup
+}
+
+// margin is how long before its end a tenure is given up: what was begun within
+// it may still be on its way. It is a tenth of the lease, at most a second.
+func (t *tenure) margin() time.Duration { return min(t.ttl/10, time.Second) }
+
+var errLost = errors.New("etcd did not hear from this bootd in time")
+
+// sinceBoot is a clock that nobody sets, and that goes on while the machine
+// sleeps.
+func sinceBoot() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic(fmt.Sprintf("the kernel has no clock since its boot: %v", err)) // Linux has had it since 2.6.39
+	}
+	return time.Duration(ts.Nano())
+}
+
+// newTenure is granted a lease and renews it until end or ctx does.
+func (s *Store) newTenure(ctx context.Context) (*tenure, error) {
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	sent := sinceBoot()
+	resp, err := s.client.Grant(limited, int64(max(s.conf.SessionTTL/time.Second, 1)))
+	if err != nil {
+		return nil, s.explain(ctx, err)
+	}
+	t := &tenure{store: s, lease: resp.ID, ttl: time.Duration(resp.TTL) * time.Second}
+	t.until.Store(int64(sent + t.ttl))
+	t.lost, t.lose = context.WithCancelCause(context.Background())
+	t.done.Go(t.renew)
+	return t, nil
+}
+
+// check is nil while the lease cannot have ended.
+func (t *tenure) check() error {
+	if t.lost.Err() != nil {
+		return context.Cause(t.lost)
+	}
+	if t.left() <= 0 {
+		return errLost
+	}
+	return nil
+}
+
+func (t *tenure) left() time.Duration {
+	return time.Duration(t.until.Load()) - sinceBoot() - t.margin()
+}
+
+// renew keeps the lease, and says at once when it is lost.
+func (t *tenure) renew() {
+	wait := t.ttl / 4
+	for {
+		// A timer that is late, for the process was stopped, finds no time left.
+		if err := sleep(t.lost, min(wait, max(t.left(), 0))); err != nil {
+			return
+		}
+		if t.left() <= 0 {
+			t.lose(errLost)
+			return
+		}
+		wait = t.ttl / 4
+		if err := t.renewOnce(); errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			t.lose(errLost)
+			return
+		} else if err != nil {
+			wait = t.ttl / 20
+		}
+	}
+}
+
+func (t *tenure) renewOnce() error {
+	ctx, cancel := context.WithTimeout(t.lost, max(t.left(), time.Millisecond))
+	defer cancel()
+	sent := sinceBoot()
+	resp, err := t.store.client.KeepAliveOnce(ctx, t.lease)
+	if err != nil {
+		return err
+	}
+	t.until.Store(int64(sent + time.Duration(resp.TTL)*time.Second))
+	return nil
+}
+
+// end stops renewing and gives the lease up at once, with all that hangs on it.
+// Without that the next holder waits for the lease's end.
+func (t *tenure) end() {
+	t.lose(context.Canceled)
+	t.done.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_, err := t.store.client.Revoke(ctx, t.lease)
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		t.store.log.Warn("a lease in etcd could not be given up; it ends by itself", "error", err)
+	}
+}
