@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,12 +56,14 @@ type daemon struct {
 	hub     *hostspec.Hub
 	dhcp    dhcpFaults
 	pinned  pinned
-	leading atomic.Bool // this bootd runs the controllers
+	waiting sync.WaitGroup // for the Site
+	leading atomic.Bool    // this bootd runs the controllers
 }
 
 // Run is bootd, until ctx ends or a part of it fails. One that serves a copy of
 // the store, because its own cannot be written, begins again when it can be.
 func Run(ctx context.Context, config Config, log *slog.Logger) error {
+	log = slog.New(terse{log.Handler()})
 	for {
 		err := run(ctx, config, log)
 		switch {
@@ -68,6 +71,8 @@ func Run(ctx context.Context, config Config, log *slog.Logger) error {
 			return err
 		case errors.Is(err, errRoom):
 			log.Info("bootd begins again", "reason", errRoom)
+		case errors.Is(err, store.ErrNotHolder):
+			log.Error("another bootd may serve the Site: this one has stopped to serve it", "reason", err)
 		case errors.Is(err, errChoking):
 			log.Error("bootd begins again, with a copy of its store", "reason", errChoking)
 		default:
@@ -274,7 +279,7 @@ func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 	}
 	keys, again, err := ca.OpenSessionKeys(d.keyring, sealed)
 	if errors.Is(err, ca.ErrUnknownKey) {
-		return nil, d.words().fault(partSealKey, err.Error())
+		return nil, d.config.place().fault(partSealKey, err.Error())
 	}
 	if err != nil || again == nil {
 		return keys, err
@@ -298,6 +303,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	g, running := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.cache.Run(running) })
 	g.Go(func() error { return d.nets.Run(running) })
+	g.Go(func() error { return d.store.KeepHold(running) })
 	g.Go(func() error { return d.start(running, g) })
 	err := g.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
@@ -354,6 +360,9 @@ func (d *daemon) lead(ctx context.Context) error {
 	id := fmt.Sprintf("%s/%d", host, os.Getpid())
 	return d.store.Elect(ctx, "controllers", id, func(ctx context.Context) error {
 		d.log.Info("elected: running the controllers")
+		// A BMC's command cannot be taken back: it is not sent after the lead is lost.
+		leading := ctx
+		ctx = hardware.WithPermit(ctx, func() error { return store.CheckLead(leading) })
 		machines := &machine.Controller{
 			Store: d.store, Cache: d.cache, Record: d.record, Log: d.log, Nonce: ca.NewTokens(d.keyring).Nonce,
 			Dial: func(ctx context.Context, e hardware.Endpoint) (machine.BMC, error) {

@@ -170,7 +170,7 @@ func (d *daemon) startDHCP(ctx context.Context, name string) (*dhcpServer, error
 	server, err := dhcp.New(dhcp.Config{
 		Interfaces: []string{name}, ServerIDs: own, Log: d.log,
 		Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"interface": name}, d.metrics),
-	}, d.decider)
+	}, held{d.decider, d.store})
 	if err != nil {
 		return nil, err
 	}

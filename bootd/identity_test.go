@@ -130,4 +130,16 @@ func TestPartsOfASite(t *testing.T) {
 	p = r.start("r")
 	p.says("msg=ready")
 	p.stop()
+
+	// A store that is there and damaged: systemd may try again, and each time the
+	// last line says what to do.
+	db := filepath.Join(state, "etcd", "member", "snap", "db")
+	if err := os.Truncate(db, 10_000); err != nil {
+		t.Fatal(err)
+	}
+	p = r.start("r")
+	if code := p.exit(); code != 1 || !strings.HasPrefix(p.last(), "bootd: the store is damaged: check "+db+": it is cut short") ||
+		!strings.Contains(p.last(), "bootd restore FILE --state-dir "+state) || strings.Contains(p.out.String(), "goroutine ") {
+		t.Errorf("exit %d:\n%s", code, p.out)
+	}
 }

@@ -24,96 +24,110 @@ func RecreateParts() []string { return []string{partCA, partSealKey, partStore} 
 // next start of bootd makes a new one. What is there in its place is moved
 // aside; aside is its path, "" when nothing was there. bootd must be stopped.
 func Recreate(ctx context.Context, config Config, part string, log *slog.Logger) (aside string, err error) {
-	d := &daemon{config: config, log: log}
 	switch part {
 	case partStore:
-		return d.giveUpStore()
+		return config.place().giveUpStore()
 	case partCA, partSealKey:
-		return d.giveUp(ctx, part)
+		return giveUp(ctx, config, part, log)
 	}
 	return "", fmt.Errorf("%q is no part of a Site: want ca, seal-key or store", part)
 }
 
 // giveUpStore makes an empty store welcome to the CA and the seal key.
-func (d *daemon) giveUpStore() (aside string, err error) {
-	lock, err := store.Lock(d.config.StateDir)
+func (w place) giveUpStore() (aside string, err error) {
+	lock, err := store.Lock(w.dir)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	if !d.words().external {
-		if aside, err = d.moveAside("etcd"); err != nil {
+	if !w.external {
+		if aside, err = w.moveAside("etcd"); err != nil {
 			return "", err
 		}
 	}
-	return aside, d.writeIdentity(identity{})
+	return aside, w.writeIdentity(identity{})
 }
 
 // giveUp makes the store welcome another CA or seal key.
-func (d *daemon) giveUp(ctx context.Context, part string) (aside string, err error) {
-	p, err := d.readIdentityOnly()
+func giveUp(ctx context.Context, config Config, part string, log *slog.Logger) (aside string, err error) {
+	w := config.place()
+	// A CA and a seal key that cannot be read are what is being given up.
+	id, err := readIdentity(w.dir)
 	if err != nil {
 		return "", err
 	}
-	if err := d.checkDir(p); err != nil {
+	if err := w.checkDir(parts{copy: id}); err != nil {
 		return "", err
 	}
-	if d.store, err = store.Open(ctx, d.config.storeConfig(), nil, d.log); err != nil {
+	s, err := store.Open(ctx, config.storeConfig(), nil, log)
+	if err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, d.store.Close()) }()
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if err := holdNow(ctx, s); err != nil {
+		return "", err
+	}
+	if err := forget(ctx, s, w, part); err != nil {
+		return "", err
+	}
+	return w.moveAside(map[string]string{partCA: "ca", partSealKey: "seal.key"}[part])
+}
+
+// holdNow takes the Site, and does not wait for another bootd that has it.
+func holdNow(ctx context.Context, s *store.Store) error {
+	var other *store.Holder
+	trying, stop := context.WithCancel(ctx)
+	defer stop()
+	err := s.Hold(trying, func(h store.Holder) { other = &h; stop() })
+	if err != nil && other != nil {
+		return fmt.Errorf("another bootd serves the Site, %s: stop it first", other)
+	}
+	return err
+}
+
+// forget makes the store welcome another CA or seal key.
+func forget(ctx context.Context, s *store.Store, w place, part string) error {
 	id := identity{Site: uuid.NewString()}
-	raw, err := d.store.GetRaw(ctx, identityKey)
+	raw, err := s.GetRaw(ctx, identityKey)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if raw != nil {
 		if err := json.Unmarshal(raw, &id); err != nil {
-			return "", fmt.Errorf("the store's identity is damaged: %w", err)
+			return fmt.Errorf("the store's identity is damaged: %w", err)
 		}
 	}
-	name := "ca"
 	if part == partCA {
 		id.CA = ""
 	} else {
-		name, id.SealKey = "seal.key", ""
-		if err := d.store.DeleteRaw(ctx, sessionKey); err != nil {
-			return "", err
+		id.SealKey = ""
+		if err := s.DeleteRaw(ctx, sessionKey); err != nil {
+			return err
 		}
 	}
 	if raw, err = json.Marshal(id); err != nil {
-		return "", fmt.Errorf("encode the Site's identity: %w", err)
+		return fmt.Errorf("encode the Site's identity: %w", err)
 	}
-	if err := d.store.PutRaw(ctx, identityKey, raw); err != nil {
-		return "", err
+	if err := s.PutRaw(ctx, identityKey, raw); err != nil {
+		return err
 	}
-	if aside, err = d.moveAside(name); err != nil {
-		return "", err
-	}
-	return aside, d.writeIdentity(id)
+	return w.writeIdentity(id)
 }
 
-// readIdentityOnly passes over a CA and a seal key that cannot be read: they are
-// what is being given up.
-func (d *daemon) readIdentityOnly() (parts, error) {
-	id, err := readIdentity(d.config.StateDir)
-	return parts{copy: id}, err
-}
-
-func (d *daemon) writeIdentity(id identity) error {
+func (w place) writeIdentity(id identity) error {
 	raw, err := json.Marshal(id)
 	if err != nil {
 		return fmt.Errorf("encode the Site's identity: %w", err)
 	}
-	if err := file.Replace(filepath.Join(d.config.StateDir, identityFile), append(raw, '\n'), file.Options{}); err != nil {
+	if err := file.Replace(filepath.Join(w.dir, identityFile), append(raw, '\n'), file.Options{}); err != nil {
 		return fmt.Errorf("write which Site this bootd is of: %w", err)
 	}
 	return nil
 }
 
 // moveAside renames what has a name in the state directory.
-func (d *daemon) moveAside(name string) (string, error) {
-	from := filepath.Join(d.config.StateDir, name)
+func (w place) moveAside(name string) (string, error) {
+	from := filepath.Join(w.dir, name)
 	if _, err := os.Lstat(from); errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"syscall"
 	"time"
 
@@ -43,7 +44,7 @@ const roomEvery = time.Second
 // when the directory can be written again.
 func (d *daemon) followRoom(ctx context.Context) error {
 	if d.store.Stale() != nil {
-		d.noteRoom(ctx, d.store.Stale())
+		noteRoom(ctx, d.store, d.log, d.store.Stale())
 		if err := d.store.AwaitRoom(ctx); err != nil {
 			return err
 		}
@@ -62,7 +63,7 @@ func (d *daemon) followRoom(ctx context.Context) error {
 			} else if known != "" {
 				d.log.Info("the store can be written again")
 			}
-			if d.noteRoom(ctx, err) {
+			if noteRoom(ctx, d.store, d.log, err) {
 				known = now
 			}
 		}
@@ -75,7 +76,7 @@ func (d *daemon) followRoom(ctx context.Context) error {
 }
 
 // noteRoom writes the Site's condition, out of the reserve when it must.
-func (d *daemon) noteRoom(ctx context.Context, fault error) (noted bool) {
+func noteRoom(ctx context.Context, s *store.Store, log *slog.Logger, fault error) (noted bool) {
 	status, reason, message := api.True, "Writable", ""
 	switch {
 	case errors.Is(fault, store.ErrNoSpace):
@@ -85,14 +86,34 @@ func (d *daemon) noteRoom(ctx context.Context, fault error) (noted bool) {
 	case fault != nil:
 		return false // the store does not answer at all
 	}
-	_, err := store.Mutate(store.Urgent(ctx), d.store, api.SiteName, func(s *api.Site) error {
+	_, err := store.Mutate(store.Urgent(ctx), s, api.SiteName, func(s *api.Site) error {
 		if !s.Status.Conditions.Set(time.Now(), storeWritable, status, reason, message) {
 			return store.ErrUnchanged
 		}
 		return nil
 	})
 	if err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
-		d.log.Warn("the Site does not say whether the store can be written", "error", err)
+		log.Warn("the Site does not say whether the store can be written", "error", err)
 	}
 	return err == nil
 }
+
+// terse leaves out of the log the warnings of everything that has to wait while
+// nothing can be stored: followRoom has said it once.
+type terse struct{ slog.Handler }
+
+func (t terse) Handle(ctx context.Context, r slog.Record) error {
+	waits := false
+	r.Attrs(func(a slog.Attr) bool {
+		err, ok := a.Value.Any().(error)
+		waits = waits || ok && store.Unwritable(err)
+		return !waits
+	})
+	if waits && r.Level == slog.LevelWarn {
+		return nil
+	}
+	return t.Handler.Handle(ctx, r)
+}
+
+func (t terse) WithAttrs(attrs []slog.Attr) slog.Handler { return terse{t.Handler.WithAttrs(attrs)} }
+func (t terse) WithGroup(name string) slog.Handler       { return terse{t.Handler.WithGroup(name)} }

@@ -41,7 +41,7 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 		return nil, err
 	}
 	tftpServer, err := tftp.New(tftp.Config{
-		Listen: tftpAddr, Source: tftp.FS(files), Known: d.known, Log: d.log, Metrics: d.metrics,
+		Listen: tftpAddr, Source: heldFiles(d.store, tftp.FS(files)), Known: d.known, Log: d.log, Metrics: d.metrics,
 		Observe: func(t tftp.Transfer) {
 			if t.Err == nil {
 				d.decider.Fetched(ctx, t.Peer.Addr(), t.File)
@@ -52,7 +52,7 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 		return nil, err
 	}
 	httpServer, err := httpboot.New(httpboot.Config{
-		Listen: httpAddr, Decider: d.decider, Assets: assets{d}, Files: files, Known: d.known, Log: d.log, Metrics: d.metrics,
+		Listen: httpAddr, Decider: held{d.decider, d.store}, Assets: assets{d}, Files: files, Known: d.known, Log: d.log, Metrics: d.metrics,
 		Observe: func(t httpboot.Transfer) { d.observe(ctx, t) },
 	})
 	if err != nil {
@@ -99,6 +99,9 @@ func (d *daemon) observe(ctx context.Context, t httpboot.Transfer) {
 type assets struct{ d *daemon }
 
 func (a assets) Asset(_ context.Context, digest string) (httpboot.Asset, error) {
+	if err := a.d.store.Holding(); err != nil {
+		return httpboot.Asset{}, err
+	}
 	parsed, err := blob.ParseDigest(digest)
 	if err != nil {
 		return httpboot.Asset{}, fmt.Errorf("%w: %s", fs.ErrNotExist, err)

@@ -61,7 +61,7 @@ func (e *SiteError) Error() string { return e.What + ". " + e.Lost + ". " + e.Do
 
 // judge compares what this bootd has with what the store says that it belongs
 // to. stored is nil when the store says nothing; fresh tells that it is empty.
-func (p parts) judge(stored *identity, fresh bool, where siteWords) error {
+func (p parts) judge(stored *identity, fresh bool, where place) error {
 	if stored == nil && fresh {
 		if p.copy != nil && p.copy.Site != "" {
 			return where.fault(partStore, "the store is empty, while "+identityFile+" says that it holds Site "+p.copy.Site)
@@ -112,13 +112,13 @@ func first(list []string) string {
 	return list[0]
 }
 
-// siteWords are the places that messages name.
-type siteWords struct {
+// place is where the parts of a Site are.
+type place struct {
 	dir      string
 	external bool
 }
 
-func (w siteWords) fault(part, what string) error {
+func (w place) fault(part, what string) error {
 	e := &SiteError{Part: part, What: what}
 	paths := map[string]string{
 		partStore: filepath.Join(w.dir, "etcd"), partCA: filepath.Join(w.dir, "ca"), partSealKey: filepath.Join(w.dir, "seal.key"),
@@ -153,41 +153,41 @@ func (w siteWords) fault(part, what string) error {
 	return e
 }
 
-func (d *daemon) words() siteWords {
-	return siteWords{dir: d.config.StateDir, external: len(d.config.Store.Endpoints) > 0}
+func (c Config) place() place {
+	return place{dir: c.StateDir, external: len(c.Store.Endpoints) > 0}
 }
 
 // checkDir finds an embedded store that is gone before etcd makes a new one.
-func (d *daemon) checkDir(p parts) error {
-	if d.words().external || store.Exists(d.config.StateDir) {
+func (w place) checkDir(p parts) error {
+	if w.external || store.Exists(w.dir) {
 		return nil
 	}
 	if p.copy != nil && p.copy.Site != "" {
-		return d.words().fault(partStore, "the store is missing, while "+identityFile+" says that it holds Site "+p.copy.Site)
+		return w.fault(partStore, "the store is missing, while "+identityFile+" says that it holds Site "+p.copy.Site)
 	}
 	if p.copy == nil && p.ca != "" { // of a version that wrote no copy
-		return d.words().fault(partStore, "the store is missing, while the CA of a Site is here")
+		return w.fault(partStore, "the store is missing, while the CA of a Site is here")
 	}
 	return nil
 }
 
 // readParts finds what this bootd has of a Site, and makes nothing.
-func (d *daemon) readParts() (parts, error) {
+func (w place) readParts() (parts, error) {
 	var p parts
 	var err error
-	if p.copy, err = readIdentity(d.config.StateDir); err != nil {
+	if p.copy, err = readIdentity(w.dir); err != nil {
 		return p, err
 	}
-	keyring, err := ca.FindKeyring(d.config.StateDir, os.Getenv("CREDENTIALS_DIRECTORY"))
+	keyring, err := ca.FindKeyring(w.dir, os.Getenv("CREDENTIALS_DIRECTORY"))
 	if err != nil && !errors.Is(err, ca.ErrNoKey) {
-		return p, d.words().fault(partSealKey, err.Error())
+		return p, w.fault(partSealKey, err.Error())
 	}
 	if err == nil {
 		p.sealKeys = keyring.KeyIDs()
 	}
-	authority, err := ca.Find(d.config.StateDir)
+	authority, err := ca.Find(w.dir)
 	if err != nil && !errors.Is(err, ca.ErrNoCA) {
-		return p, d.words().fault(partCA, err.Error())
+		return p, w.fault(partCA, err.Error())
 	}
 	if err == nil {
 		p.ca = authority.Fingerprint()
@@ -205,8 +205,8 @@ func readIdentity(dir string) (*identity, error) {
 		return nil, fmt.Errorf("read which Site this bootd is of: %w", err)
 	}
 	id := new(identity)
-	if err := json.Unmarshal(raw, id); err != nil {
-		return nil, fmt.Errorf("%s is damaged; remove it where the CA, the seal key and the store are known to belong together: %w", path, err)
+	if json.Unmarshal(raw, id) != nil {
+		return nil, nil // a copy: the store has it too, and without the store its CA tells enough
 	}
 	return id, nil
 }
@@ -214,17 +214,26 @@ func readIdentity(dir string) (*identity, error) {
 // openSite opens the store, the seal key and the CA, once it is known that they
 // belong together. At first start it makes them.
 func (d *daemon) openSite(ctx context.Context) error {
-	p, err := d.readParts()
+	here := d.config.place()
+	p, err := here.readParts()
 	if err != nil {
 		return err
 	}
-	if err := d.checkDir(p); err != nil {
+	if err := here.checkDir(p); err != nil {
 		return err
 	}
 	if d.store, err = store.Open(ctx, d.config.storeConfig(), nil, d.log); err != nil {
 		return err
 	}
-	stored, err := d.checkSite(ctx, p)
+	// Before it waits, bootd says that it never could take over. What it finds when
+	// it has the Site counts: the other one may have made it meanwhile.
+	if _, err := here.check(ctx, d.store, p); err != nil {
+		return err
+	}
+	if err := d.hold(ctx); err != nil {
+		return err
+	}
+	stored, err := here.check(ctx, d.store, p)
 	if err != nil {
 		return err
 	}
@@ -242,9 +251,9 @@ func (d *daemon) openSite(ctx context.Context) error {
 	return d.identify(ctx, stored, p.copy)
 }
 
-// checkSite compares the store's identity with what is here.
-func (d *daemon) checkSite(ctx context.Context, p parts) (*identity, error) {
-	raw, err := d.store.GetRaw(ctx, identityKey)
+// check compares the store's identity with what is here.
+func (w place) check(ctx context.Context, st *store.Store, p parts) (*identity, error) {
+	raw, err := st.GetRaw(ctx, identityKey)
 	if err != nil {
 		return nil, err
 	}
@@ -255,11 +264,11 @@ func (d *daemon) checkSite(ctx context.Context, p parts) (*identity, error) {
 			return nil, fmt.Errorf("the store's identity is damaged: %w", err)
 		}
 	}
-	fresh, err := d.store.Empty(ctx)
+	fresh, err := st.Empty(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return stored, p.judge(stored, fresh, d.words())
+	return stored, p.judge(stored, fresh, w)
 }
 
 // identify writes down what belongs together, in the store and beside it.
@@ -280,5 +289,5 @@ func (d *daemon) identify(ctx context.Context, stored, copied *identity) error {
 	if copied != nil && *copied == now {
 		return nil
 	}
-	return d.tolerate("have a copy of which Site this bootd is of", d.writeIdentity(now))
+	return d.tolerate("have a copy of which Site this bootd is of", d.config.place().writeIdentity(now))
 }

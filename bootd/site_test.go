@@ -43,7 +43,7 @@ func TestJudge(t *testing.T) {
 		{"a second bootd with keys of its own", parts{"ca2", keys("k2"), nil}, stored, false, partStore},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := c.have.judge(c.stored, c.fresh, siteWords{dir: "/state"})
+			err := c.have.judge(c.stored, c.fresh, place{dir: "/state"})
 			var site *SiteError
 			switch {
 			case c.part == "" && err != nil:

@@ -241,6 +241,9 @@ func (t *transport) exchange(req *http.Request, body []byte, etag string) (reply
 		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 		out.ContentLength = int64(len(body))
 	}
+	if err := permitted(t.ctx, req.Method, req.URL.Path); err != nil {
+		return reply{}, err
+	}
 	response, err := t.plain.RoundTrip(out)
 	if err != nil {
 		return reply{}, t.failed(err)

@@ -62,6 +62,7 @@ func codeOf(err error) int {
 		{store.ErrConflict, http.StatusConflict},
 		{store.ErrCompacted, http.StatusGone},
 		{store.ErrNoSpace, http.StatusInsufficientStorage},
+		{store.ErrNotHolder, http.StatusServiceUnavailable},
 		{store.ErrReadOnly, http.StatusInsufficientStorage},
 		{blob.ErrNoSpace, http.StatusInsufficientStorage},
 		{store.ErrTooLarge, http.StatusRequestEntityTooLarge},

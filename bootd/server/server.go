@@ -180,7 +180,7 @@ func (s *Server) httpServer(trusted bool) *http.Server {
 		handler = s.profiled()
 	}
 	return &http.Server{
-		Handler:           handler,
+		Handler:           s.whileHeld(handler),
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter},
 		ReadHeaderTimeout: headerTime,

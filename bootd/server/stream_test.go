@@ -278,6 +278,50 @@ func TestBlobs(t *testing.T) {
 	wantStatus(t, err, http.StatusBadRequest, "sha256:")
 }
 
+// TestDamagedBlob: what the disk has changed is not given to anyone, is asked for
+// again by who uploads, and is mended by that.
+func TestDamagedBlob(t *testing.T) {
+	r := newRig(t)
+	c := r.person("oli", "operator")
+	content := strings.Repeat("kernel ", 1<<10)
+	digest := digestOf(content)
+	path := "/v1/blobs/sha256:" + string(digest)
+	must(t, c.PutBlob(t.Context(), digest, strings.NewReader(content)))
+	image := fixtures()[4].(*api.Image)
+	image.Spec.Files = map[string]api.ImageFile{"kernel": {SHA256: digest}}
+	put(t, c, image)
+	damage := func() {
+		t.Helper()
+		must(t, os.Truncate(filepath.Join(r.dir, "blobs", "sha256", string(digest)), 100))
+		_, err := c.Do(t.Context(), http.MethodGet, path, nil)
+		wantStatus(t, err, http.StatusNotFound, "is damaged", "import it again")
+		has, err := c.HasBlob(t.Context(), digest)
+		must(t, err)
+		if has {
+			t.Error("bootd says that it has it")
+		}
+	}
+	damage()
+	must(t, c.PutBlob(t.Context(), digest, strings.NewReader(content)))
+	resp, err := c.Do(t.Context(), http.MethodGet, path, nil)
+	must(t, err)
+	raw, err := io.ReadAll(resp.Body)
+	must(t, errors.Join(err, resp.Body.Close()))
+	if string(raw) != content {
+		t.Errorf("%d bytes are mended", len(raw))
+	}
+	damage()
+	_, err = c.Do(t.Context(), http.MethodDelete, path, nil)
+	wantStatus(t, err, http.StatusConflict, "Image debian")
+	must(t, c.Delete(t.Context(), kindOf(t, "image"), "debian"))
+	resp, err = c.Do(t.Context(), http.MethodDelete, path, nil)
+	must(t, err)
+	must(t, resp.Body.Close())
+	if n := r.blobs.Damaged(); n != 0 {
+		t.Errorf("%d blobs are damaged", n)
+	}
+}
+
 func TestBlobNoSpace(t *testing.T) {
 	full, err := blob.Open(t.TempDir(), blob.Options{Reserve: 1 << 60})
 	must(t, err)

@@ -1,0 +1,113 @@
+package bootd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/rackweft/rackweft/bootd/boot"
+	"github.com/rackweft/rackweft/bootd/dhcp"
+	"github.com/rackweft/rackweft/bootd/httpboot"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/tftp"
+)
+
+// hold returns when this bootd is the one that serves the Site. With an external
+// store another one may have it: then nothing is served and nothing written
+// until that one is gone.
+func (d *daemon) hold(ctx context.Context) error {
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	told := false
+	err := d.store.Hold(ctx, func(h store.Holder) {
+		d.log.Warn("another bootd serves this Site: this one serves nothing and takes over when that one is gone",
+			"host", h.Host, "pid", h.PID, "stateDir", h.StateDir, "since", h.Since.UTC().Format(time.RFC3339))
+		d.notify.Status(fmt.Sprintf("Standing by: %s serves the Site", h))
+		if !told { // systemd need not wait for the other one's end
+			told = true
+			d.notify.Ready()
+			d.waiting.Go(func() { d.notify.Watchdog(waiting, func() bool { return true }) })
+		}
+	})
+	stop()
+	d.waiting.Wait()
+	if err != nil {
+		return fmt.Errorf("wait for the Site: %w", err)
+	}
+	if told {
+		d.log.Info("the other bootd is gone: this one takes the Site over")
+		d.notify.Status("Taking the Site over")
+	}
+	return nil
+}
+
+// held keeps a bootd that may have lost the Site from answering: one that was
+// stopped and goes on would answer from what it last knew.
+type held struct {
+	*boot.Decider
+	store *store.Store
+}
+
+// allowed is what every answer begins with.
+func (h held) allowed() error {
+	if err := h.store.Holding(); err != nil {
+		return fmt.Errorf("%w: %w", dhcp.ErrNotMine, err)
+	}
+	return nil
+}
+
+func (h held) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
+	if err := h.allowed(); err != nil {
+		return dhcp.Answer{}, err
+	}
+	return h.Decider.Offer(ctx, c)
+}
+
+func (h held) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (dhcp.Answer, error) {
+	if err := h.allowed(); err != nil {
+		return dhcp.Answer{}, err
+	}
+	answer, err := h.Decider.Request(ctx, c, addr)
+	return answer, errors.Join(err, h.allowed())
+}
+
+func (h held) Inform(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
+	if err := h.allowed(); err != nil {
+		return dhcp.Answer{}, err
+	}
+	return h.Decider.Inform(ctx, c)
+}
+
+func (h held) Boot(ctx context.Context, c dhcp.Client) (dhcp.Boot, error) {
+	if err := h.allowed(); err != nil {
+		return dhcp.Boot{}, err
+	}
+	return h.Decider.Boot(ctx, c)
+}
+
+func (h held) Script(ctx context.Context, c httpboot.Client) (httpboot.Script, error) {
+	if err := h.store.Holding(); err != nil {
+		return httpboot.Script{}, err
+	}
+	return h.Decider.Script(ctx, c)
+}
+
+func (h held) Pointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error) {
+	if err := h.store.Holding(); err != nil {
+		return httpboot.Pointer{}, err
+	}
+	return h.Decider.Pointer(ctx, r)
+}
+
+// heldFiles is a source of files while the Site is held.
+func heldFiles(s *store.Store, files tftp.Source) tftp.Source {
+	return func(ctx context.Context, peer netip.AddrPort, name string) (io.ReadSeekCloser, error) {
+		if err := s.Holding(); err != nil {
+			return nil, err
+		}
+		return files(ctx, peer, name)
+	}
+}
