@@ -1,0 +1,459 @@
+package bootd_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"github.com/vincent-petithory/dataurl"
+	"github.com/vishvananda/netns"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/lab/bmc/bmctest"
+)
+
+const vault = "correct-horse-battery-staple"
+
+// site is a bootd that serves the segment br0 with Machines that boot there.
+type site struct {
+	*rig
+	c     *api.Client
+	roots *x509.CertPool
+	ports atomic.Int32
+}
+
+func newSite(t *testing.T) *site {
+	s := &site{rig: newRig(t)}
+	p := s.start("r")
+	p.says("msg=ready")
+	s.c = s.client("r")
+	ca, err := os.ReadFile(filepath.Join(s.dir, "s", "ca", "ca.crt"))
+	if err != nil {
+		ca, err = os.ReadFile(filepath.Join(s.dir, "s", "admin", "ca.crt"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.roots = x509.NewCertPool()
+	s.roots.AppendCertsFromPEM(ca)
+	image := &api.Image{Spec: api.ImageSpec{Version: "1", OS: "debian", IgnitionVersion: "3.5.0", Files: map[string]api.ImageFile{}}}
+	for _, name := range []string{"kernel", "initrd", "rootfs"} {
+		sum := sha256.Sum256([]byte(name))
+		digest := api.SHA256(hex.EncodeToString(sum[:]))
+		if err := s.c.PutBlob(t.Context(), digest, strings.NewReader(name)); err != nil {
+			t.Fatal(err)
+		}
+		image.Spec.Files[name] = api.ImageFile{SHA256: digest}
+	}
+	subnet := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "br0", Prefixes: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/24")}}}
+	if err := subnet.Spec.Range.UnmarshalText([]byte("198.18.0.100-198.18.0.199")); err != nil {
+		t.Fatal(err)
+	}
+	s.put("site", new(api.Site))
+	s.put("pxe", subnet)
+	s.put("bmc", &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"username": bmctest.Username, "password": bmctest.Password}}})
+	s.put("vault", &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"password": vault}}})
+	s.put("base", &api.Layer{Spec: api.LayerSpec{Butane: "storage:\n  files:\n    - path: /etc/vault\n      mode: 0600\n      contents:\n        inline: {{ secret \"vault\" \"password\" | quote }}\n"}})
+	s.put("img", image)
+	s.put("worker", &api.Profile{Spec: api.ProfileSpec{Image: "img", Layers: []string{"base"}}})
+	s.condition(s.c, "True", "Serving")
+	return s
+}
+
+func (s *site) put(name string, o api.Object) {
+	s.t.Helper()
+	o.Meta().Name = name
+	o.SetDefaults()
+	if _, err := s.c.Put(s.t.Context(), o, false); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// within runs fn on a thread that is in a network namespace.
+func within(ns string, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: nobody else may get this thread
+		h, err := netns.GetFromName(ns)
+		if err == nil {
+			err = errors.Join(netns.Set(h), h.Close())
+		}
+		if err == nil {
+			err = fn()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// victim is a Machine that boots on br0.
+type victim struct {
+	*site
+	t         *testing.T
+	name, mac string
+	bmc       *bmctest.Server
+}
+
+func (s *site) victim(t *testing.T, n int, trust api.TrustLevel) *victim {
+	v := &victim{site: s, t: t, name: fmt.Sprintf("r1u%02d", n), mac: fmt.Sprintf("52:54:00:01:%02x:00", n)}
+	if err := within(s.ns, func() error { v.bmc = bmctest.Start(t); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	m := &api.Machine{Spec: api.MachineSpec{Profile: "worker", Links: []api.Link{{Name: "pxe0", MAC: api.MAC(v.mac), Subnet: "pxe"}},
+		BMC: &api.BMC{Address: v.bmc.URL, Credentials: "bmc"}, Trust: api.Trust{Minimum: trust}}}
+	m.Metadata.Name = v.name
+	m.SetDefaults()
+	if _, err := s.c.Put(t.Context(), m, false); err != nil {
+		t.Fatal(err)
+	}
+	v.poweredOn(1)
+	return v
+}
+
+func (v *victim) machine() *api.Machine {
+	v.t.Helper()
+	m, err := api.Get[api.Machine](v.t.Context(), v.c, v.name)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return m
+}
+
+// wait waits until the Machine is so.
+func (v *victim) wait(what string, is func(*api.Machine) bool) *api.Machine {
+	v.t.Helper()
+	var m *api.Machine
+	for range 1200 {
+		if m = v.machine(); is(m) {
+			return m
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	v.t.Fatalf("%s: never; attempt %+v, history %+v, conditions %+v", what, m.Status.Attempt, m.Status.History, m.Status.Conditions)
+	return nil
+}
+
+// poweredOn waits until the BootAttempt of that number has had its power
+// command, and then as long as firmware takes at the least: BMCs tell resets in
+// whole seconds.
+func (v *victim) poweredOn(number int) {
+	v.t.Helper()
+	v.wait(fmt.Sprintf("BootAttempt %d powered on", number), func(m *api.Machine) bool {
+		a := m.Status.Attempt
+		return a != nil && a.Number == number && a.Open() && a.Reached(api.StagePowerOn)
+	})
+	time.Sleep(5 * time.Second)
+}
+
+func (v *victim) events(reason string) int {
+	v.t.Helper()
+	n := 0
+	if err := v.c.Events(v.t.Context(), "Machine", v.name, false, func(e api.Event) error {
+		if e.Reason == reason {
+			n++
+		}
+		return nil
+	}); err != nil {
+		v.t.Fatal(err)
+	}
+	return n
+}
+
+// party is somebody on the segment: the Machine itself, or who forges its MAC.
+type party struct {
+	v       *victim
+	ns      string
+	address netip.Addr
+	secrets atomic.Int32 // that it got
+}
+
+// party puts a MAC on the segment.
+func (v *victim) party(mac string) *party {
+	v.t.Helper()
+	n := v.ports.Add(1)
+	p := &party{v: v, ns: fmt.Sprintf("%s-p%d", v.ns, n)}
+	port := fmt.Sprintf("port%d", n)
+	v.run("ip", "netns", "add", p.ns)
+	v.t.Cleanup(func() { v.run("ip", "netns", "del", p.ns) })
+	v.run("ip", "-n", v.ns, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", p.ns)
+	v.run("ip", "-n", v.ns, "link", "set", port, "master", "br0", "up")
+	v.run("ip", "-n", p.ns, "link", "set", "eth0", "address", mac, "up")
+	return p
+}
+
+// lease does DHCP as iPXE does.
+func (p *party) lease() {
+	p.v.t.Helper()
+	var lease *nclient4.Lease
+	err := within(p.ns, func() error {
+		c, err := nclient4.New("eth0", nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(10))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		lease, err = c.Request(context.Background(), dhcpv4.WithOption(dhcpv4.OptClassIdentifier("PXEClient:Arch:00000:UNDI:002001")),
+			dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.OptionUserClassInformation, []byte("iPXE"))), dhcpv4.WithBroadcast(true))
+		return err
+	})
+	if err != nil {
+		p.v.t.Fatalf("DHCP: %v", err)
+	}
+	p.address, _ = netip.AddrFromSlice(lease.ACK.YourIPAddr.To4())
+	p.v.run("ip", "-n", p.ns, "addr", "replace", p.address.String()+"/24", "dev", "eth0")
+}
+
+// client makes every request on a connection of its own.
+func (p *party) client(cert *tls.Certificate) *http.Client {
+	conf := &tls.Config{RootCAs: p.v.roots}
+	if cert != nil {
+		conf.Certificates = []tls.Certificate{*cert}
+	}
+	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: conf,
+		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
+			err = within(p.ns, func() error { c, err = new(net.Dialer).DialContext(ctx, network, address); return err })
+			return c, err
+		}}}
+}
+
+func (p *party) do(method, at, token, body string) (status int, answer string) {
+	p.v.t.Helper()
+	req, err := http.NewRequestWithContext(p.v.t.Context(), method, at, strings.NewReader(body))
+	if err != nil {
+		p.v.t.Error(err)
+		return 0, ""
+	}
+	req.Header.Set("Accept", "application/vnd.coreos.ignition+json;version=3.5.0, */*;q=0.1")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := p.client(nil).Do(req)
+	if err != nil {
+		p.v.t.Errorf("%s %s: %v", method, at, err)
+		return 0, ""
+	}
+	defer func() { _ = resp.Body.Close() }()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.v.t.Errorf("%s %s: %v", method, at, err)
+	}
+	if strings.Contains(string(raw), "/etc/vault") { // the config, with what only it holds
+		p.secrets.Add(1)
+	}
+	return resp.StatusCode, string(raw)
+}
+
+// loot is what a boot is given, step by step.
+type loot struct{ pointer, config, token, join string }
+
+// script asks for the boot script; pointer is empty when it was held.
+func (p *party) script(l *loot, asset string) int {
+	p.v.t.Helper()
+	status, text := p.do("GET", "http://198.18.0.1:8080/ipxe/script?mac="+p.v.mac+"&asset="+url.QueryEscape(asset), "", "")
+	if _, after, ok := strings.Cut(text, "ignition.config.url="); ok && status == http.StatusOK {
+		l.pointer = strings.Fields(after)[0]
+	}
+	return status
+}
+
+func (p *party) fetchPointer(l *loot) int {
+	p.v.t.Helper()
+	status, text := p.do("GET", l.pointer, "", "")
+	var c struct {
+		Ignition struct {
+			Config struct {
+				Replace struct {
+					Source      string
+					HTTPHeaders []struct{ Name, Value string }
+				}
+			}
+		}
+	}
+	if status == http.StatusOK {
+		if err := json.Unmarshal([]byte(text), &c); err != nil || len(c.Ignition.Config.Replace.HTTPHeaders) == 0 {
+			p.v.t.Fatalf("the pointer is %s", text)
+		}
+		l.config = c.Ignition.Config.Replace.Source
+		_, l.token, _ = strings.Cut(c.Ignition.Config.Replace.HTTPHeaders[0].Value, " ")
+	}
+	return status
+}
+
+func (p *party) fetchConfig(l *loot) int {
+	p.v.t.Helper()
+	status, text := p.do("GET", l.config, l.token, "")
+	var c struct {
+		Storage struct {
+			Files []struct {
+				Path     string
+				Contents struct{ Source string }
+			}
+		}
+	}
+	if status != http.StatusOK {
+		return status
+	}
+	if err := json.Unmarshal([]byte(text), &c); err != nil {
+		p.v.t.Fatal(err)
+	}
+	for _, f := range c.Storage.Files {
+		if f.Path == "/etc/rackweft/join-token" {
+			content, err := dataurl.DecodeString(f.Contents.Source)
+			if err != nil {
+				p.v.t.Fatal(err)
+			}
+			l.join = strings.TrimSpace(string(content.Data))
+		}
+	}
+	return status
+}
+
+// join joins with a key of its own; cert is nil when it was refused.
+func (p *party) join(l *loot) (cert *tls.Certificate, status int) {
+	p.v.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		p.v.t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		p.v.t.Fatal(err)
+	}
+	body, err := json.Marshal(api.JoinRequest{Machine: p.v.name, CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), Time: time.Now()})
+	if err != nil {
+		p.v.t.Fatal(err)
+	}
+	status, text := p.do("POST", "https://198.18.0.1:8443/v1/join", l.join, string(body))
+	if status != http.StatusOK {
+		return nil, status
+	}
+	var answer api.JoinResponse
+	if err := json.Unmarshal([]byte(text), &answer); err != nil {
+		p.v.t.Fatal(err)
+	}
+	block, _ := pem.Decode([]byte(answer.Certificate))
+	return &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}, status
+}
+
+// serve is the host at work: it holds its stream and applies whatever it is
+// sent, until the test ends or bootd refuses it.
+func (p *party) serve(cert *tls.Certificate, m *api.Machine) <-chan string {
+	out, in := io.Pipe()
+	ctx, cancel := context.WithCancel(context.Background())
+	refused := make(chan string, 1)
+	var done sync.WaitGroup
+	p.v.t.Cleanup(func() { cancel(); _ = in.Close(); done.Wait() })
+	send := json.NewEncoder(in)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://198.18.0.1:8443/v1/hosts/"+p.v.name+"/stream", out)
+	if err != nil {
+		p.v.t.Fatal(err)
+	}
+	client := p.client(cert)
+	client.Timeout = 0
+	done.Go(func() {
+		_ = send.Encode(api.HostFrame{Hello: &api.Hello{UID: m.Metadata.UID, AgentVersion: "test", Time: time.Now()}})
+	})
+	done.Go(func() {
+		defer func() { _ = in.Close() }()
+		resp, err := client.Do(req)
+		if err != nil {
+			refused <- err.Error()
+			return
+		}
+		defer func() { _ = resp.Body.Close() }()
+		if resp.StatusCode != http.StatusOK {
+			refused <- resp.Status
+			return
+		}
+		refused <- apply(json.NewDecoder(resp.Body), send, m)
+	})
+	return refused
+}
+
+// apply reports every part as applied, and returns why the stream ended.
+func apply(from *json.Decoder, to *json.Encoder, m *api.Machine) string {
+	parts := map[string]api.PartStatus{}
+	for {
+		var f api.ServerFrame
+		if err := from.Decode(&f); err != nil {
+			return err.Error()
+		}
+		switch {
+		case f.Refused != "":
+			return f.Refused
+		case f.Part != nil:
+			parts[f.Part.Name] = api.PartStatus{Digest: f.Part.Digest, State: api.PartApplied}
+		case f.Bookmark != nil:
+			status := &api.HostStatus{UID: m.Metadata.UID, AttemptID: m.Status.Attempt.ID, Epoch: f.Bookmark.Epoch, Revision: f.Bookmark.Revision, Parts: parts}
+			if err := to.Encode(api.HostFrame{Status: status}); err != nil {
+				return err.Error()
+			}
+		}
+	}
+}
+
+// boot goes all the way from DHCP to Active in the attempt that is open.
+func (p *party) boot() {
+	p.v.t.Helper()
+	var l loot
+	p.lease()
+	for range 200 {
+		if p.script(&l, p.v.bmc.AssetTag()) == http.StatusOK && l.pointer != "" {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	p.goOn(&l)
+}
+
+// goOn goes on from the script to Active.
+func (p *party) goOn(l *loot) {
+	p.v.t.Helper()
+	if status := p.fetchPointer(l); status != http.StatusOK {
+		p.v.t.Fatalf("the pointer: %d", status)
+	}
+	if status := p.fetchConfig(l); status != http.StatusOK {
+		p.v.t.Fatalf("the config: %d", status)
+	}
+	p.active(l)
+}
+
+func (p *party) active(l *loot) {
+	p.v.t.Helper()
+	cert, status := p.join(l)
+	if cert == nil {
+		p.v.t.Fatalf("the join: %d", status)
+	}
+	refused := p.serve(cert, p.v.machine())
+	p.v.wait("Active", func(m *api.Machine) bool {
+		select {
+		case why := <-refused:
+			p.v.t.Fatalf("the stream ended: %s", why)
+		default:
+		}
+		return m.Status.Phase == api.PhaseActive
+	})
+}
