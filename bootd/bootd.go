@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,8 +55,7 @@ type daemon struct {
 	hub     *hostspec.Hub
 	dhcp    dhcpFaults
 	pinned  pinned
-	waiting sync.WaitGroup // for the Site
-	leading atomic.Bool    // this bootd runs the controllers
+	leading atomic.Bool // this bootd runs the controllers
 }
 
 // Run is bootd, until ctx ends or a part of it fails. One that serves a copy of
@@ -104,10 +102,10 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := d.openSite(ctx); err != nil {
 		return err
 	}
-	if err := d.tolerate("keep bootd's certificate", d.certify()); err != nil {
+	if err := tolerate(d.log, "keep bootd's certificate", d.certify()); err != nil {
 		return err
 	}
-	if err := d.tolerate("leave the administrator's certificate", d.writeAdmin()); err != nil {
+	if err := tolerate(d.log, "leave the administrator's certificate", d.writeAdmin()); err != nil {
 		return err
 	}
 	reserve := d.config.Reserve.Value()
@@ -239,7 +237,7 @@ func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 	// bootd from starting.
 	if _, _, err := d.blobs.Put(ctx, f, blob.Digest("sha256:"+string(agent.Digest))); err != nil {
 		err = fmt.Errorf("import nodeagent: %w", err)
-		return agent, d.tolerate("have nodeagent for the hosts", err)
+		return agent, tolerate(d.log, "have nodeagent for the hosts", err)
 	}
 	return agent, nil
 }
@@ -251,7 +249,7 @@ func (d *daemon) epoch(ctx context.Context) (int64, error) {
 		return 0, err
 	}
 	if len(raw) == 0 {
-		return 1, d.tolerate("write the epoch", d.store.PutRaw(ctx, "epoch", []byte("1")))
+		return 1, tolerate(d.log, "write the epoch", d.store.PutRaw(ctx, "epoch", []byte("1")))
 	}
 	var epoch int64
 	if _, err := fmt.Sscan(string(raw), &epoch); err != nil {
@@ -284,7 +282,7 @@ func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 	if err != nil || again == nil {
 		return keys, err
 	}
-	return keys, d.tolerate("seal the key for BGP sessions with the new seal key", d.store.PutRaw(ctx, name, again))
+	return keys, tolerate(d.log, "seal the key for BGP sessions with the new seal key", d.store.PutRaw(ctx, name, again))
 }
 
 // renewer signs fresh certificates for hosts that hold their stream.
@@ -403,7 +401,7 @@ func (d *daemon) ensureSite(ctx context.Context) error {
 	s.Metadata.Name = api.SiteName
 	s.SetDefaults()
 	if err := d.store.Create(ctx, s); err != nil && !errors.Is(err, store.ErrExists) {
-		return d.tolerate("make the Site", err)
+		return tolerate(d.log, "make the Site", err)
 	}
 	return nil
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/rackweft/rackweft/bootd/boot"
@@ -13,33 +15,35 @@ import (
 	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/tftp"
+	"github.com/rackweft/rackweft/systemd"
 )
 
 // hold returns when this bootd is the one that serves the Site. With an external
 // store another one may have it: then nothing is served and nothing written
 // until that one is gone.
-func (d *daemon) hold(ctx context.Context) error {
+func hold(ctx context.Context, s *store.Store, notify *systemd.Notifier, log *slog.Logger) error {
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
+	var feeding sync.WaitGroup
 	told := false
-	err := d.store.Hold(ctx, func(h store.Holder) {
-		d.log.Warn("another bootd serves this Site: this one serves nothing and takes over when that one is gone",
+	err := s.Hold(ctx, func(h store.Holder) {
+		log.Warn("another bootd serves this Site: this one serves nothing and takes over when that one is gone",
 			"host", h.Host, "pid", h.PID, "stateDir", h.StateDir, "since", h.Since.UTC().Format(time.RFC3339))
-		d.notify.Status(fmt.Sprintf("Standing by: %s serves the Site", h))
+		notify.Status(fmt.Sprintf("Standing by: %s serves the Site", h))
 		if !told { // systemd need not wait for the other one's end
 			told = true
-			d.notify.Ready()
-			d.waiting.Go(func() { d.notify.Watchdog(waiting, func() bool { return true }) })
+			notify.Ready()
+			feeding.Go(func() { notify.Watchdog(waiting, func() bool { return true }) })
 		}
 	})
 	stop()
-	d.waiting.Wait()
+	feeding.Wait()
 	if err != nil {
 		return fmt.Errorf("wait for the Site: %w", err)
 	}
 	if told {
-		d.log.Info("the other bootd is gone: this one takes the Site over")
-		d.notify.Status("Taking the Site over")
+		log.Info("the other bootd is gone: this one takes the Site over")
+		notify.Status("Serving the Site")
 	}
 	return nil
 }

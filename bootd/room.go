@@ -22,7 +22,7 @@ var (
 
 // tolerate passes over the error of a write that the state directory had no
 // room for, or that it does not take: bootd serves what it has. The log says it.
-func (d *daemon) tolerate(what string, err error) error {
+func tolerate(log *slog.Logger, what string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -30,7 +30,7 @@ func (d *daemon) tolerate(what string, err error) error {
 	if !full && !store.Unwritable(err) && !errors.Is(err, blob.ErrNoSpace) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	d.log.Error("the state directory cannot be written: bootd goes on without", "lacks", what, "error", err)
+	log.Error("the state directory cannot be written: bootd goes on without", "lacks", what, "error", err)
 	return nil
 }
 

@@ -230,7 +230,7 @@ func (d *daemon) openSite(ctx context.Context) error {
 	if _, err := here.check(ctx, d.store, p); err != nil {
 		return err
 	}
-	if err := d.hold(ctx); err != nil {
+	if err := hold(ctx, d.store, d.notify, d.log); err != nil {
 		return err
 	}
 	stored, err := here.check(ctx, d.store, p)
@@ -283,11 +283,11 @@ func (d *daemon) identify(ctx context.Context, stored, copied *identity) error {
 	}
 	if stored == nil || *stored != now {
 		if err := d.store.PutRaw(ctx, identityKey, raw); err != nil {
-			return d.tolerate("write which CA and seal key the store belongs with", err)
+			return tolerate(d.log, "write which CA and seal key the store belongs with", err)
 		}
 	}
 	if copied != nil && *copied == now {
 		return nil
 	}
-	return d.tolerate("have a copy of which Site this bootd is of", d.config.place().writeIdentity(now))
+	return tolerate(d.log, "have a copy of which Site this bootd is of", d.config.place().writeIdentity(now))
 }

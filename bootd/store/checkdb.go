@@ -32,9 +32,9 @@ const (
 // database is one that is being checked.
 type database struct {
 	r     io.ReaderAt
-	page  int64  // size
-	pages uint64 // the first number that no page has
-	seen  map[uint64]bool
+	page  int64    // size
+	pages uint64   // the first number that no page has
+	seen  []uint64 // a bit for each page
 	// visit is called with every key of a top-level bucket.
 	visit func(bucket string, key, value []byte) error
 }
@@ -57,7 +57,7 @@ func checkDatabase(path string) (applied uint64, err error) {
 }
 
 func checkDatabaseIn(r io.ReaderAt, size int64) (applied uint64, err error) {
-	d := &database{r: r, seen: map[uint64]bool{}, visit: func(bucket string, key, value []byte) error {
+	d := &database{r: r, visit: func(bucket string, key, value []byte) error {
 		switch {
 		case bucket == "key":
 			return checkRevision(key, value)
@@ -102,6 +102,7 @@ func (d *database) open(size int64) (root uint64, err error) {
 	if d.pages > uint64(size/d.page) {
 		return 0, fmt.Errorf("it is cut short: it has %d bytes, and its %d pages need %d", size, d.pages, d.pages*uint64(d.page))
 	}
+	d.seen = make([]uint64, d.pages/64+1)
 	return best.root, nil
 }
 
@@ -195,7 +196,7 @@ func (d *database) tree(id uint64, low, high []byte, depth int, fn func(flags ui
 
 // read reads a page with what overflows it. A page is of one tree only.
 func (d *database) read(id uint64) ([]byte, error) {
-	if id < 2 || id >= d.pages || d.seen[id] {
+	if id < 2 || id >= d.pages || d.seen[id/64]&(1<<(id%64)) != 0 {
 		return nil, fmt.Errorf("page %d is named and cannot be: its page or the one that names it is damaged", id)
 	}
 	head := make([]byte, pageHeader)
@@ -207,10 +208,11 @@ func (d *database) read(id uint64) ([]byte, error) {
 		return nil, fmt.Errorf("page %d is damaged: its header says page %d with %d more", id, binary.LittleEndian.Uint64(head), more)
 	}
 	for i := range more + 1 {
-		if d.seen[id+i] {
+		word, bit := &d.seen[(id+i)/64], uint64(1)<<((id+i)%64)
+		if *word&bit != 0 {
 			return nil, fmt.Errorf("page %d is damaged: it overlaps another", id)
 		}
-		d.seen[id+i] = true
+		*word |= bit
 	}
 	b := make([]byte, int64(more+1)*d.page)
 	if _, err := d.r.ReadAt(b, int64(id)*d.page); err != nil {

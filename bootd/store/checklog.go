@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,9 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -54,14 +57,14 @@ func checkLog(dir string) (*raftLog, error) {
 		if i > 0 && sequence(path) != sequence(files[i-1])+1 {
 			return nil, &fs.PathError{Op: "check", Path: path, Err: errors.New("the file of the log before it is missing")}
 		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		end, err := l.read(content, i == len(files)-1)
-		if err == nil && end < len(content) && i == len(files)-1 {
-			err = erase(path, content, end)
-		}
+		newest := i == len(files)-1
+		err := mapped(path, func(content []byte) error {
+			end, err := l.read(content, newest)
+			if err == nil && newest {
+				err = erase(path, content, end)
+			}
+			return err
+		})
 		if err != nil {
 			return nil, &fs.PathError{Op: "check", Path: path, Err: err}
 		}
@@ -70,6 +73,40 @@ func checkLog(dir string) (*raftLog, error) {
 		return nil, &fs.PathError{Op: "check", Path: files[len(files)-1], Err: fmt.Errorf("it ends with entry %d, and entry %d was committed", l.last, l.commit)}
 	}
 	return l, nil
+}
+
+// mapped calls fn with a file's content. A file of the log has 64 MB, which should
+// not become bootd's own memory; what the disk cannot give is an error.
+func mapped(path string, fn func([]byte) error) (err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() == 0 {
+		return fn(nil)
+	}
+	content, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map it: %w", err)
+	}
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if p := recover(); p != nil {
+			fault, ok := p.(interface{ Addr() uintptr })
+			if !ok {
+				panic(p)
+			}
+			err = fmt.Errorf("it cannot be read (fault at %#x)", fault.Addr())
+		}
+		err = errors.Join(err, unix.Munmap(content))
+	}()
+	return fn(content)
 }
 
 func sequence(path string) (seq uint64) {
@@ -202,7 +239,7 @@ func (l *raftLog) content(rec *walpb.Record) error {
 		if l.metadata != nil && string(l.metadata) != string(rec.Data) {
 			return errors.New("it is of another member")
 		}
-		l.metadata = rec.Data
+		l.metadata = bytes.Clone(rec.Data)
 	case walEntry:
 		var e raftpb.Entry
 		if err := proto.Unmarshal(rec.Data, &e); err != nil || len(e.ProtoReflect().GetUnknown()) > 0 {

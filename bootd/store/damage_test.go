@@ -362,6 +362,27 @@ func FuzzCheckDatabase(f *testing.F) {
 	})
 }
 
+// TestFaultInAMap: a disk that cannot give a part of a mapped file ends nothing.
+func TestFaultInAMap(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := mapped(path, func(b []byte) error {
+		if err := os.Truncate(path, 0); err != nil { // the kernel answers as for a failed read
+			return err
+		}
+		sum := 0
+		for _, c := range b {
+			sum += int(c)
+		}
+		return fmt.Errorf("the sum is %d", sum)
+	})
+	if err == nil || !strings.Contains(err.Error(), "cannot be read") {
+		t.Errorf("%v", err)
+	}
+}
+
 func FuzzCheckLog(f *testing.F) {
 	f.Add([]byte{4, 0, 0, 0, 0, 0, 0, 0x84, 8, 4, 16, 0, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
