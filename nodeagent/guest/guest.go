@@ -51,6 +51,7 @@ type guest struct {
 	running    *running // nil when no QEMU is known
 	stop       *stopping
 	conditions api.Conditions
+	hearing    hearing
 	backoff    time.Duration // of the next restart
 	notBefore  time.Time     // that it is started
 	restarts   int

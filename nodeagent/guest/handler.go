@@ -141,13 +141,15 @@ type timing struct {
 	minBackoff time.Duration // of restarts
 	maxBackoff time.Duration
 	settled    time.Duration // a Guest that ran so long begins the back-off anew
+	silence    time.Duration // a Guest that runs so long without a sign of life may hang
+	words      time.Duration // in which firmware and a kernel that hangs print
 	collect    time.Duration // between two collections of images
 	export     time.Duration // between two looks at how far an export is
 }
 
 func defaultTiming() timing {
 	return timing{look: 30 * time.Second, retry: 10 * time.Second, tell: 5 * time.Second, again: 10 * time.Second, force: 5 * time.Second,
-		answer: 5 * time.Second, agent: 5 * time.Second, minBackoff: time.Second, maxBackoff: 5 * time.Minute, settled: 10 * time.Minute,
+		answer: 5 * time.Second, agent: 5 * time.Second, minBackoff: time.Second, maxBackoff: 5 * time.Minute, settled: 10 * time.Minute, silence: 5 * time.Minute, words: time.Minute,
 		collect: 10 * time.Minute, export: 250 * time.Millisecond}
 }
 

@@ -56,6 +56,7 @@ type launched struct {
 	Machine     string           `json:"machine"`         // digest of what only a start changes
 	TPM         bool             `json:"tpm,omitzero"`
 	VHost       bool             `json:"vhost,omitzero"` // its packets pass QEMU by
+	Moved       bool             `json:"moved,omitzero"` // it has run before, on another host
 }
 
 type ended struct {

@@ -110,6 +110,9 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 		}
 	}
 	g.noteCurrent(part)
+	if g.record.Launched != nil {
+		g.hearing.note(ctx, g)
+	}
 	return g.follow(ctx, part)
 }
 
@@ -361,7 +364,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	err = g.change(func(r *record) {
 		r.Expected, r.Access, r.Frozen = false, access, false
 		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part),
-			TPM: part.TPM, VHost: vm.NIC != nil && vm.NIC.VHost != nil}
+			TPM: part.TPM, VHost: vm.NIC != nil && vm.NIC.VHost != nil, Moved: vm.Incoming}
 	})
 	if err != nil {
 		return err
