@@ -35,6 +35,7 @@ type fakeDecider struct {
 	err    error
 	client Client
 	ask    PointerRequest
+	asked  chan struct{} // if there is one, Pointer sends to it, and waits to receive
 	sent   []bool
 }
 
@@ -67,6 +68,10 @@ func (d *fakeDecider) Script(_ context.Context, c Client) (Script, error) {
 }
 
 func (d *fakeDecider) Pointer(_ context.Context, r PointerRequest) (Pointer, error) {
+	if d.asked != nil {
+		d.asked <- struct{}{}
+		<-d.asked
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ask = r
@@ -564,4 +569,37 @@ func FuzzRequest(f *testing.F) {
 			t.Fatalf("%q: %d %s", target, w.Code, w.Body)
 		}
 	})
+}
+
+// TestPointerToNobody: the client is gone before anything was sent to it, as one
+// that waited in vain for an answer.
+func TestPointerToNobody(t *testing.T) {
+	d := &fakeDecider{asked: make(chan struct{})}
+	b := start(t, Config{Decider: d})
+	conn, err := net.Dial("tcp", strings.TrimPrefix(b.base, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "GET /ignition/pointer/r1u07/aKey HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-d.asked
+	if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(); err != nil { // a reset
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // on the loopback; later it is just as well
+	d.asked <- struct{}{}
+	for range 1000 {
+		if _, sent := d.lastPointer(); len(sent) > 0 {
+			if sent[0] {
+				t.Error("what went to nobody has arrived")
+			}
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("nobody was told how it ended")
 }

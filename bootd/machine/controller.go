@@ -483,8 +483,16 @@ func (c *Controller) giveUp(ctx context.Context, m *api.Machine) error {
 
 // watch keeps an Active Machine Active.
 func (c *Controller) watch(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	a := m.Status.Attempt
 	connected := m.Status.Conditions.Get(api.CondConnected)
+	asked := m.Status.BootAsked.After(a.Finished) && time.Since(m.Status.BootAsked) < 4*bootAskedEvery
 	if connected != nil && connected.Status == api.True {
+		if asked {
+			return 4 * bootAskedEvery, c.askedBeside(ctx, m)
+		}
+		if asks(m) {
+			return 0, c.mutate(ctx, m, askedNoMore)
+		}
 		if m.Status.Phase == api.PhaseActive && m.Status.Conditions.Get(api.CondHeld) == nil && m.Status.Conditions.Get(api.CondDrained) == nil {
 			return 0, nil
 		}
@@ -494,8 +502,7 @@ func (c *Controller) watch(ctx context.Context, m *api.Machine) (time.Duration, 
 			m.Status.Conditions.Remove(api.CondDrained)
 		})
 	}
-	a := m.Status.Attempt
-	if asked := m.Status.BootAsked; asked.After(a.Finished) && time.Since(asked) < 4*bootAskedEvery {
+	if asked {
 		return c.confirm(ctx, m, a.Finished, "it was reset")
 	}
 	if connected != nil && c.lost(m, time.Since(connected.Time)) {

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -138,4 +139,50 @@ func retries(site api.SiteSpec, a *api.BootAttempt) int {
 func remedy(m *api.Machine) string {
 	return fmt.Sprintf("bootd opens no further BootAttempt by itself: find what else uses its MAC (the addresses stand in \"weftctl explain machine %[1]s\"; look for the port on the switch), "+
 		"or require trust level address, nonce or bmc (spec.trust.minimum), then weftctl machine reprovision %[1]s", m.Metadata.Name)
+}
+
+// bootAskedPatience is how long something may ask for boots beside a host that
+// holds its stream, before that is more than a host that was just reset and
+// whose stream has not been missed yet.
+const bootAskedPatience = 2 * time.Minute
+
+// bootAsked is the reason of the condition meanwhile.
+const bootAsked = "BootAsked"
+
+// askedBeside says that something with the MAC and address of an Active Machine
+// asks for a boot while its host holds its stream: one of the two is not the
+// Machine. Nothing is done about it, or whoever forges a MAC could stop any host.
+func (c *Controller) askedBeside(ctx context.Context, m *api.Machine) error {
+	const beside = "BootAskedBesideHost"
+	old := m.Status.Conditions.Get(api.CondTrust)
+	switch {
+	case old != nil && old.Reason == beside:
+		return nil
+	case old == nil || old.Reason != bootAsked:
+		return c.mutate(ctx, m, func(m *api.Machine) {
+			m.Status.Conditions.Set(time.Now(), api.CondTrust, api.Unknown, bootAsked, "something with its MAC and address asks for a boot script while its host holds its stream: it may have been reset just now")
+		})
+	case time.Since(old.Time) < bootAskedPatience:
+		return nil
+	}
+	message := "something with its MAC and address has been asking for a boot script for minutes while its host holds its stream: one of the two is not this Machine; " +
+		"find which port uses the MAC, and weftctl machine reprovision " + m.Metadata.Name + " when it is not the host's"
+	c.Record.Event(m, api.Warning, beside, message)
+	return c.mutate(ctx, m, func(m *api.Machine) {
+		m.Status.Conditions.Set(time.Now(), api.CondTrust, api.False, beside, message)
+	})
+}
+
+// asks reports whether the Machine's condition says that something asks for a
+// boot, which it may have stopped to do.
+func asks(m *api.Machine) bool {
+	c := m.Status.Conditions.Get(api.CondTrust)
+	return c != nil && c.Reason == bootAsked
+}
+
+// askedNoMore takes that back.
+func askedNoMore(m *api.Machine) {
+	if a := m.Status.Attempt; asks(m) && a != nil {
+		m.Status.Conditions.Set(time.Now(), api.CondTrust, api.True, "Reached", fmt.Sprintf("trust level %s: %s", a.Trust, a.TrustWhy))
+	}
 }

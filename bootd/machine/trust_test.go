@@ -184,3 +184,47 @@ func TestNonceIsWanted(t *testing.T) {
 		})
 	}
 }
+
+// TestAskedBesideHost: an Active Machine's host holds its stream, and something
+// asks for boots with its MAC. A host that was just reset does so too, for a
+// moment.
+func TestAskedBesideHost(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	b.steps("r1u01", false)
+	b.advance("r1u01", api.StageJoined)
+	b.applied("r1u01")
+	b.steps("r1u01", false)
+	ask := func(when time.Time) *api.Condition {
+		b.mutate("r1u01", func(m *api.Machine) { m.Status.BootAsked = when })
+		m := b.steps("r1u01", false)
+		if m.Status.Phase != api.PhaseActive || m.Status.Attempt.Number != 1 || m.Status.Attempt.Result != api.ResultActive {
+			t.Errorf("the host is stopped by it: %+v", m.Status.Attempt)
+		}
+		return m.Status.Conditions.Get(api.CondTrust)
+	}
+	if c := ask(time.Now()); c.Status != api.Unknown || c.Reason != bootAsked {
+		t.Errorf("at once: %+v", c)
+	}
+	if c := ask(b.get("r1u01").Status.Attempt.Finished); c.Status != api.True || c.Reason != "Reached" {
+		t.Errorf("when it has stopped: %+v", c)
+	}
+	ask(time.Now())
+	b.mutate("r1u01", func(m *api.Machine) {
+		m.Status.Conditions.Get(api.CondTrust).Time = time.Now().Add(-bootAskedPatience)
+	})
+	for range 2 {
+		if c := ask(time.Now()); c.Status != api.False || c.Reason != "BootAskedBesideHost" || !strings.Contains(c.Message, "one of the two is not this Machine") {
+			t.Errorf("after minutes: %+v", c)
+		}
+	}
+	said := 0
+	for _, e := range b.events.list {
+		if strings.HasPrefix(e, "BootAskedBesideHost") {
+			said++
+		}
+	}
+	if said != 1 {
+		t.Errorf("said %d times: %v", said, b.events.list)
+	}
+}
