@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/coreos/go-semver/semver"
+
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 const mediaType = "application/vnd.coreos.ignition+json"
@@ -27,7 +29,7 @@ func NegotiateVersion(accept, imageMax string) (string, error) {
 	var image *semver.Version
 	if imageMax != "" {
 		if image, err = semver.NewVersion(imageMax); err != nil {
-			return "", fmt.Errorf("the image's ignitionVersion %q is not a version such as 3.4.0", clip(imageMax))
+			return "", fmt.Errorf("the image's ignitionVersion %q is not a version such as 3.4.0", text.Clip(imageMax, 80))
 		}
 	}
 	if asked == nil && image == nil {
@@ -46,7 +48,7 @@ func NegotiateVersion(accept, imageMax string) (string, error) {
 		who, limit = "the image", image
 	}
 	return "", fmt.Errorf("%s understands Ignition up to %s, rackweft needs %s or newer: use an image with Ignition 2.3 or newer",
-		who, clip(limit.String()), versions[0])
+		who, text.Clip(limit.String(), 80), versions[0])
 }
 
 // acceptedVersion reads an Accept header (RFC 9110 §12.5.1). It returns the
@@ -63,7 +65,7 @@ func acceptedVersion(accept string) (*semver.Version, error) {
 		}
 		kind, params, err := mime.ParseMediaType(element)
 		if err != nil || !strings.Contains(kind, "/") {
-			return nil, fmt.Errorf("%q is not a media range", clip(element))
+			return nil, fmt.Errorf("%q is not a media range", text.Clip(element, 80))
 		}
 		if refused, err := zeroQuality(params); err != nil || refused {
 			if err != nil {
@@ -87,32 +89,32 @@ func acceptedVersion(accept string) (*semver.Version, error) {
 		}
 	}
 	if newest == nil && !wildcard {
-		return nil, fmt.Errorf("the client takes %q only, not Ignition configs", clip(accept))
+		return nil, fmt.Errorf("the client takes %q only, not Ignition configs", text.Clip(accept, 80))
 	}
 	return newest, nil
 }
 
 func mediaVersion(params map[string]string) (*semver.Version, error) {
-	text, named := params["version"]
+	wanted, named := params["version"]
 	if !named {
 		return nil, nil
 	}
-	version, err := semver.NewVersion(text)
+	version, err := semver.NewVersion(wanted)
 	if err != nil {
-		return nil, fmt.Errorf("%q is not an Ignition version such as 3.4.0", clip(text))
+		return nil, fmt.Errorf("%q is not an Ignition version such as 3.4.0", text.Clip(wanted, 80))
 	}
 	return version, nil
 }
 
 // zeroQuality tells whether a media range is refused with q=0.
 func zeroQuality(params map[string]string) (bool, error) {
-	text, given := params["q"]
+	weight, given := params["q"]
 	if !given {
 		return false, nil
 	}
-	q, err := strconv.ParseFloat(text, 64)
+	q, err := strconv.ParseFloat(weight, 64)
 	if err != nil || !(q >= 0 && q <= 1) {
-		return false, fmt.Errorf("q=%q is not a quality from 0 to 1", clip(text))
+		return false, fmt.Errorf("q=%q is not a quality from 0 to 1", text.Clip(weight, 80))
 	}
 	return q == 0, nil
 }
@@ -133,12 +135,4 @@ func splitList(list string) []string {
 		}
 	}
 	return append(elements, list[start:])
-}
-
-// clip keeps what a stranger sent from filling a log.
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
-	}
-	return s
 }

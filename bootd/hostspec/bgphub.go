@@ -7,6 +7,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // neighborsChanged marks the streams of the hosts to which a Machine is a
@@ -90,20 +91,20 @@ const (
 // bgpReport keeps what a host says of its speaker.
 func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
 	kept, skew := *r, h.skew(s.peer.Name)
-	kept.Role, kept.Problem = clip(r.Role, 16), clip(r.Problem, 512)
+	kept.Role, kept.Problem = text.Clip(r.Role, 16), text.Clip(r.Problem, 512)
 	kept.Sessions = keptSessions(r.Sessions, maxSessions, skew)
 	kept.Networks = slices.Clone(r.Networks[:min(len(r.Networks), maxNetworks)])
 	room := maxSessions
 	for i := range kept.Networks {
 		x := &kept.Networks[i]
-		x.Network, x.Problem = clip(x.Network, 64), clip(x.Problem, 512)
+		x.Network, x.Problem = text.Clip(x.Network, 64), text.Clip(x.Problem, 512)
 		x.Sessions = keptSessions(x.Sessions, room, skew)
 		room -= len(x.Sessions)
 	}
 	kept.Services = slices.Clone(r.Services[:min(len(r.Services), maxSessions)])
 	for i := range kept.Services {
 		x := &kept.Services[i]
-		x.Service, x.State, x.LastError = clip(x.Service, 64), clip(x.State, 16), clip(x.LastError, 256)
+		x.Service, x.State, x.LastError = text.Clip(x.Service, 64), text.Clip(x.State, 16), text.Clip(x.LastError, 256)
 		if !x.Since.IsZero() {
 			x.Since = x.Since.Add(-skew)
 		}
@@ -111,7 +112,7 @@ func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
 	kept.Routes = slices.Clone(r.Routes[:min(len(r.Routes), api.MaxBGPRoutes)])
 	for i := range kept.Routes {
 		x := &kept.Routes[i]
-		x.From, x.ASPath = clip(x.From, 64), x.ASPath[:min(len(x.ASPath), 64)]
+		x.From, x.ASPath = text.Clip(x.From, 64), x.ASPath[:min(len(x.ASPath), 64)]
 	}
 	kept.Omitted += len(r.Routes) - len(kept.Routes)
 	kept.Reported = time.Now().UTC()
@@ -131,7 +132,7 @@ func keptSessions(list []api.BGPSession, most int, skew time.Duration) []api.BGP
 	kept := slices.Clone(list[:min(len(list), most)])
 	for i := range kept {
 		x := &kept[i]
-		x.Peer, x.Role, x.State, x.LastError, x.Digest = clip(x.Peer, 64), clip(x.Role, 16), clip(x.State, 16), clip(x.LastError, 256), clip(x.Digest, 80)
+		x.Peer, x.Role, x.State, x.LastError, x.Digest = text.Clip(x.Peer, 64), text.Clip(x.Role, 16), text.Clip(x.State, 16), text.Clip(x.LastError, 256), text.Clip(x.Digest, 80)
 		if !x.Since.IsZero() {
 			x.Since = x.Since.Add(-skew)
 		}

@@ -6,6 +6,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // guests adds the parts of the Guests that are on a host, and tombstones of
@@ -63,23 +64,23 @@ func boundedGuest(g *api.GuestObserved) *api.GuestObserved {
 		return nil
 	}
 	next := *g
-	next.State, next.Accelerator, next.Request = clip(g.State, 16), clip(g.Accelerator, 16), clip(g.Request, 64)
+	next.State, next.Accelerator, next.Request = text.Clip(g.State, 16), text.Clip(g.Accelerator, 16), text.Clip(g.Request, 64)
 	if t := g.Transfer; t != nil {
-		next.Transfer = &api.GuestTransferred{ID: clip(t.ID, 64), State: clip(t.State, 16), Message: clip(t.Message, 256)}
+		next.Transfer = &api.GuestTransferred{ID: text.Clip(t.ID, 64), State: text.Clip(t.State, 16), Message: text.Clip(t.Message, 256)}
 	}
 	next.Conditions = nil
 	for _, c := range g.Conditions[:min(len(g.Conditions), maxGuestConditions)] {
-		next.Conditions = append(next.Conditions, api.Condition{Type: clip(c.Type, 64), Status: api.ConditionStatus(clip(string(c.Status), 16)),
-			Reason: clip(c.Reason, 64), Message: clip(c.Message, 256), Time: c.Time})
+		next.Conditions = append(next.Conditions, api.Condition{Type: text.Clip(c.Type, 64), Status: api.ConditionStatus(text.Clip(string(c.Status), 16)),
+			Reason: text.Clip(c.Reason, 64), Message: text.Clip(c.Message, 256), Time: c.Time})
 	}
 	if r := g.Result; r != nil {
-		next.Result = &api.GuestResult{ID: clip(r.ID, 64), Verb: clip(r.Verb, 32), Failed: r.Failed, Message: clip(r.Message, 256), Time: r.Time}
+		next.Result = &api.GuestResult{ID: text.Clip(r.ID, 64), Verb: text.Clip(r.Verb, 32), Failed: r.Failed, Message: text.Clip(r.Message, 256), Time: r.Time}
 	}
 	next.Snapshots = nil
 	for _, s := range g.Snapshots[:min(len(g.Snapshots), api.MaxSnapshots)] {
-		bounded := api.GuestSnapshot{Name: clip(s.Name, 64), Time: s.Time, Consistency: api.Consistency(clip(string(s.Consistency), 16)), Broken: s.Broken}
+		bounded := api.GuestSnapshot{Name: text.Clip(s.Name, 64), Time: s.Time, Consistency: api.Consistency(text.Clip(string(s.Consistency), 16)), Broken: s.Broken}
 		for _, d := range s.Disks[:min(len(s.Disks), maxGuestDisks)] {
-			bounded.Disks = append(bounded.Disks, clip(d, api.MaxDiskName))
+			bounded.Disks = append(bounded.Disks, text.Clip(d, api.MaxDiskName))
 		}
 		next.Snapshots = append(next.Snapshots, bounded)
 	}

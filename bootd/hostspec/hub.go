@@ -17,6 +17,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 const (
@@ -351,9 +352,9 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 	s := h.attach(p, cancel)
 	defer h.detach(context.WithoutCancel(ctx), s)
 	h.mutate(ctx, p.Name, p.UID, func(m *api.Machine) bool {
-		return m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "nodeagent "+clip(hello.AgentVersion, 64)+" from "+p.Address)
+		return m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "nodeagent "+text.Clip(hello.AgentVersion, 64)+" from "+p.Address)
 	})
-	h.event(s, api.Normal, "HostConnected", fmt.Sprintf("nodeagent %s from %s; its clock %s", clip(hello.AgentVersion, 64), p.Address, api.Skew(time.Until(hello.Time))))
+	h.event(s, api.Normal, "HostConnected", fmt.Sprintf("nodeagent %s from %s; its clock %s", text.Clip(hello.AgentVersion, 64), p.Address, api.Skew(time.Until(hello.Time))))
 
 	replies := make(chan api.ServerFrame, 8)
 	done := make(chan struct{})

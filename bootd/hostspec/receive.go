@@ -12,6 +12,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // receive reads a host's frames until its stream breaks.
@@ -49,7 +50,7 @@ func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.Serv
 		if typ != api.Warning {
 			typ = api.Normal
 		}
-		h.eventOf(s, h.subject(s, f.Event), typ, clip(f.Event.Reason, 64), clip(f.Event.Message, 1024))
+		h.eventOf(s, h.subject(s, f.Event), typ, text.Clip(f.Event.Reason, 64), text.Clip(f.Event.Message, 1024))
 	case f.BGP != nil:
 		h.bgpReport(s, f.BGP)
 	case f.Usage != nil:
@@ -74,13 +75,13 @@ const (
 func bounded(spec *hostSpec, status *api.HostStatus) (*api.HostStatus, error) {
 	next := *status
 	next.Connected, next.LastHeartbeat, next.Reported, next.BGP = false, time.Time{}, time.Time{}, nil
-	for _, text := range []*string{&next.AgentVersion, &next.OS, &next.Kernel, &next.BootID, &next.AttemptID, &next.WireGuardKey} {
-		*text = clip(*text, 128)
+	for _, word := range []*string{&next.AgentVersion, &next.OS, &next.Kernel, &next.BootID, &next.AttemptID, &next.WireGuardKey} {
+		*word = text.Clip(*word, 128)
 	}
 	next.NICs = slices.Clone(status.NICs[:min(len(status.NICs), maxStatusNICs)])
 	for i := range next.NICs {
 		n := &next.NICs[i]
-		n.Name = clip(n.Name, 15)
+		n.Name = text.Clip(n.Name, 15)
 		// One spelling of each address, or two hosts could have the same.
 		n.Addresses = slices.DeleteFunc(slices.Clone(n.Addresses), func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() })
 		n.Addresses = n.Addresses[:min(len(n.Addresses), maxStatusAddresses)]
@@ -116,7 +117,7 @@ func boundedParts(spec *hostSpec, parts map[string]api.PartStatus) map[string]ap
 	kept := map[string]api.PartStatus{}
 	for _, name := range names[:min(len(names), maxStatusParts)] {
 		p := parts[name]
-		kept[name] = api.PartStatus{Digest: clip(p.Digest, 80), State: api.PartState(clip(string(p.State), 16)), Message: clip(p.Message, 256), Time: p.Time, Guest: boundedGuest(p.Guest)}
+		kept[name] = api.PartStatus{Digest: text.Clip(p.Digest, 80), State: api.PartState(text.Clip(string(p.State), 16)), Message: text.Clip(p.Message, 256), Time: p.Time, Guest: boundedGuest(p.Guest)}
 	}
 	return kept
 }
@@ -130,23 +131,6 @@ func (s *hostSpec) names(part string) bool {
 		return ok
 	}
 	return s.parts[name] != nil
-}
-
-// clip bounds a host's word, and keeps control characters out of what people
-// read.
-func clip(s string, n int) string {
-	cut := len(s) > n
-	s = strings.ToValidUTF8(s[:min(len(s), n)], "")
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
-	if cut {
-		s += "…"
-	}
-	return s
 }
 
 const reasonApplying = "Applying"
@@ -200,7 +184,7 @@ func (h *Hub) subject(s *stream, e *api.Event) api.Object {
 func (h *Hub) renew(s *stream, csr string) *api.ServerFrame {
 	cert, key, err := h.Signer.Renew([]byte(csr), s.peer.Name, s.peer.UID)
 	if err != nil {
-		h.event(s, api.Warning, "RenewalRefused", clip(err.Error(), 1024))
+		h.event(s, api.Warning, "RenewalRefused", text.Clip(err.Error(), 1024))
 		return nil
 	}
 	if key != s.peer.Key {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // A host that joins changes a part of every other, and each of those says so:
@@ -92,7 +93,7 @@ func (h *Hub) take(ctx context.Context, s *stream, spec *hostSpec, status, next 
 		old := m.Status.Host
 		// A host that was started anew has applied nothing.
 		soon := soon && m.Status.Conditions.Is(api.CondApplied) && old != nil && old.BootID == next.BootID
-		changed := !soon && m.Status.Conditions.Set(time.Now(), api.CondApplied, applied, reason, clip(message, 1024))
+		changed := !soon && m.Status.Conditions.Set(time.Now(), api.CondApplied, applied, reason, text.Clip(message, 1024))
 		if !changed && !news(old, next, soon, len(spec.tombstones) > 0) {
 			return false
 		}

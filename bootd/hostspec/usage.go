@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // A host reports what it uses only while somebody looks: with thousands of
@@ -102,7 +103,7 @@ func (h *Hub) usageReport(s *stream, u *api.HostUsage) {
 	kept.Guests = slices.Clone(u.Guests[:min(len(u.Guests), api.MaxUsageGuests)])
 	for i := range kept.Guests {
 		g := &kept.Guests[i]
-		g.Name, g.UID = clip(g.Name, 64), clip(g.UID, 64)
+		g.Name, g.UID = text.Clip(g.Name, 64), text.Clip(g.UID, 64)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

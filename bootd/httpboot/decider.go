@@ -8,10 +8,11 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // Decider says what a machine boots. An error that is a *Hold or a *Refusal is told to the client; any
@@ -83,10 +84,10 @@ type Client struct {
 func newClient(r *http.Request) (Client, error) {
 	query := r.URL.Query()
 	c := Client{Addr: peerOf(r).Addr(), Query: query, UserAgent: r.UserAgent()}
-	if text := query.Get("mac"); text != "" {
-		mac, err := net.ParseMAC(text)
+	if asked := query.Get("mac"); asked != "" {
+		mac, err := net.ParseMAC(asked)
 		if err != nil || len(mac) != 6 {
-			return c, fmt.Errorf("%q is no MAC address: write it as 52:54:00:01:07:00 or 52-54-00-01-07-00", clip(text, 64))
+			return c, fmt.Errorf("%q is no MAC address: write it as 52:54:00:01:07:00 or 52-54-00-01-07-00", text.Clip(asked, 64))
 		}
 		c.MAC = mac
 	}
@@ -104,11 +105,4 @@ func peerOf(r *http.Request) netip.AddrPort {
 		return netip.AddrPort{} // net/http always sets it
 	}
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-}
-
-func clip(s string, most int) string {
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "..."
 }

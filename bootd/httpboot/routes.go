@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/internal/receipt"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 func (s *Server) routes() http.Handler {
@@ -148,7 +149,7 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("file")
 	f, st, err := s.openFile(name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) {
-		say(w, r, http.StatusNotFound, fmt.Sprintf("no such boot file: %q", clip(name, 255)))
+		say(w, r, http.StatusNotFound, fmt.Sprintf("no such boot file: %q", text.Clip(name, 255)))
 		return
 	}
 	if err != nil {

@@ -147,6 +147,9 @@ func seconds(d time.Duration) int {
 	return max(1, int((d+time.Second-1)/time.Second))
 }
 
+// maxEcho bounds what is printed of a reason.
+const maxEcho = 400
+
 // echoText makes any text into words that iPXE's echo prints as they are. The caller puts a word before
 // it, so that it cannot begin with a dash.
 func echoText(s string) string {
@@ -161,7 +164,10 @@ func echoText(s string) string {
 		default:
 			return r
 		}
-	}, clip(s, 400))
+	}, s)
+	if len(clean) > maxEcho { // all of it is ASCII
+		clean = clean[:maxEcho] + "..."
+	}
 	words := strings.Fields(strings.ReplaceAll(clean, "${", "$ {"))
 	for i, w := range words {
 		if endsCommand(w) {

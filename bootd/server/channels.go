@@ -9,7 +9,11 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/text"
 )
+
+// maxWords bounds what a host may say to a person, in bytes.
+const maxWords = 500
 
 // channelTime is how long a host has to open a channel that it is asked for.
 const channelTime = 10 * time.Second
@@ -175,7 +179,7 @@ func (s *Server) hostChannel(c *call) error {
 	}
 	_, cancel := s.lasting(c)
 	defer cancel()
-	end := &hostEnd{c: c, refused: clip(c.r.URL.Query().Get("refused")), done: make(chan struct{})}
+	end := &hostEnd{c: c, refused: text.Clip(c.r.URL.Query().Get("refused"), maxWords), done: make(chan struct{})}
 	if end.refused == "" {
 		if err := c.begin(); err != nil {
 			return err
@@ -202,6 +206,3 @@ func (c *call) begin() error {
 	c.w.WriteHeader(http.StatusOK)
 	return c.rc.Flush()
 }
-
-// clip bounds what a host may say to a person.
-func clip(text string) string { return text[:min(len(text), 500)] }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 const (
@@ -222,7 +223,7 @@ func (s *Server) guestExec(c *call) error {
 		return err
 	}
 	defer close(far.done)
-	c.changed, c.diff = true, []api.Change{{Pointer: "/exec", New: clip(strings.Join(e.Command, " "))}}
+	c.changed, c.diff = true, []api.Change{{Pointer: "/exec", New: text.Clip(strings.Join(e.Command, " "), maxWords)}}
 	release := context.AfterFunc(ctx, func() { _ = far.Close() })
 	defer release()
 	answer, err := ask(far, e)
@@ -230,7 +231,7 @@ func (s *Server) guestExec(c *call) error {
 	case err != nil:
 		return problem(http.StatusBadGateway, "host %s has not told how the command ended; it may have run: %s", g.Status.Host, err)
 	case answer.Result == nil:
-		return problem(http.StatusBadGateway, "host %s: %s", g.Status.Host, clip(answer.Fault))
+		return problem(http.StatusBadGateway, "host %s: %s", g.Status.Host, text.Clip(answer.Fault, maxWords))
 	}
 	return c.json(http.StatusOK, answer.Result)
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/budget"
+	"github.com/rackweft/rackweft/internal/text"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -63,8 +64,11 @@ type Answer struct {
 // ErrFinal is an error that trying again does not change.
 var ErrFinal = errors.New("the hosts do not fit")
 
-// maxLine bounds a line of JSON, in bytes.
-const maxLine = 16 << 10
+const (
+	// maxLine bounds a line of JSON, maxError what is told of an error, in bytes.
+	maxLine  = 16 << 10
+	maxError = 1024
+)
 
 // Credentials are the host's own.
 type Credentials func(context.Context) (nodeagent.Credentials, error)
@@ -198,12 +202,10 @@ func (c *Conn) say(v any) error {
 // Reply answers the other side; err is told to it.
 func (c *Conn) Reply(a Answer, err error) error {
 	if err != nil {
-		a.Error, a.Final = clip(err.Error()), errors.Is(err, ErrFinal)
+		a.Error, a.Final = text.Clip(err.Error(), maxError), errors.Is(err, ErrFinal)
 	}
 	return c.say(a)
 }
-
-func clip(s string) string { return s[:min(len(s), 1024)] }
 
 // Answer reads the target's answer, and returns its error as one.
 func (c *Conn) Answer() (Answer, error) {
@@ -212,10 +214,10 @@ func (c *Conn) Answer() (Answer, error) {
 		return a, fmt.Errorf("%s does not answer: %w", c.Peer.Host, err)
 	}
 	if a.Final {
-		return a, fmt.Errorf("%s: %s%w", c.Peer.Host, clip(a.Error), final{})
+		return a, fmt.Errorf("%s: %s%w", c.Peer.Host, text.Clip(a.Error, maxError), final{})
 	}
 	if a.Error != "" {
-		return a, fmt.Errorf("%s: %s", c.Peer.Host, clip(a.Error))
+		return a, fmt.Errorf("%s: %s", c.Peer.Host, text.Clip(a.Error, maxError))
 	}
 	return a, nil
 }

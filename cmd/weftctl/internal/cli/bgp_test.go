@@ -26,7 +26,7 @@ func TestBGPSessions(t *testing.T) {
 	}}, "/v1/zones/red/bgp/sessions": api.ZoneSessions{Zone: "red"}}
 	b.run(t, "", "bgp", "sessions", "yellow").want(t, 0, `REFLECTOR   PEER         ROLE     STATE         SINCE   RECEIVED   ACCEPTED   ADVERTISED   FLAPS   REMARK
 r1u01       r1u07        client   established   1h30m   3          2          7            0       
-r1u01       r1u08        client   established   1h30m   3          2          7            0       r1u08 says active: no route[31m
+r1u01       r1u08        client   established   1h30m   3          2          7            0       r1u08 says active: no route�[31m
 r1u01       198.18.8.1   uplink   idle          -       0          0          0            4       hold timer expired
 r2u01       r1u07        client   -             -       -          -          -            -       r2u01 has reported no session to this bootd
 `)
@@ -38,7 +38,7 @@ r1u01       r1u07   client   established   1h30m   3          2          7      
 
 NETWORK   HOST    PEER       ROLE    STATE         SINCE   RECEIVED   ACCEPTED   ADVERTISED   FLAPS   REMARK
 blue      r1u07   worker-1   guest   established   1h30m   3          2          7            0       
-blue      r1u07   worker-2   guest   limited       -       0          0          0            1       too many[31m
+blue      r1u07   worker-2   guest   limited       -       0          0          0            1       too many�[31m
 blue      r1u07   r1u08      host    established   1h30m   3          2          7            0       
 `)
 	if r := b.run(t, "", "bgp", "sessions", "green", "--down"); r.code != 0 || strings.Count(r.out, "\n") != 2 {

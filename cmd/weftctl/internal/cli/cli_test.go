@@ -354,7 +354,7 @@ func TestLiveLine(t *testing.T) {
 	v.machine(api.WatchEvent{Type: api.Added, Object: m})
 	v.event(api.Event{Name: "r1u01", Message: "kernel\x1b[2J served"})
 	n, all := api.StageKernel.Index()+1, len(api.Stages())
-	want := fmt.Sprintf("r1u01  Provisioning   %s%s  %2d/%d Kernel     1:07  kernel[2J served", strings.Repeat("█", n), strings.Repeat("░", all-n), n, all)
+	want := fmt.Sprintf("r1u01  Provisioning   %s%s  %2d/%d Kernel     1:07  kernel�[2J served", strings.Repeat("█", n), strings.Repeat("░", all-n), n, all)
 	if got := v.line("r1u01", 5); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -56,7 +56,7 @@ func (a *app) console(ctx context.Context, far io.ReadWriteCloser) error {
 		defer func() { _ = term.Restore(int(f.Fd()), state) }()
 	}
 	out := make(chan error, 1)
-	go func() { // ends when far closes
+	go func() { // ends when far closes. A console is the terminal's: its bytes are passed on as they are
 		_, err := io.Copy(a.Out, far)
 		out <- err
 	}()

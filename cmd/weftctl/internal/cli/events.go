@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 func (a *app) eventsCommand() *cobra.Command {
@@ -61,7 +62,7 @@ func (a *app) events(ctx context.Context, client *api.Client, kind, name string,
 			if err != nil {
 				return err
 			}
-			return a.printf("%s\n", raw)
+			return a.out.WriteData(append(text.JSON(raw), '\n'))
 		}
 		return a.printf("%s\n", p.Event(e))
 	})

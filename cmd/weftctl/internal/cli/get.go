@@ -226,8 +226,7 @@ func (a *app) printYAML(o api.Object, separate bool) error {
 	if separate {
 		raw = append([]byte("---\n"), raw...)
 	}
-	_, err = a.out.Write(raw)
-	return err
+	return a.out.WriteData(raw)
 }
 
 func (a *app) printTables(objects []api.Object, wide bool) error {

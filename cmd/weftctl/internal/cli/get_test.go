@@ -208,7 +208,7 @@ func TestExplain(t *testing.T) {
 		Events:    []api.Event{{Time: at, Kind: "Machine", Name: "r1u07", Type: api.Warning, Reason: "Retry", Message: "again"}},
 		Origins:   []api.Origin{{Path: "file /etc/motd", Layer: "site", Overrides: []string{"base"}}}}
 	b.run(t, "", "explain", "machine/r1u07").want(t, 0, `r1u07  Provisioning, DHCP 3/`+itoa(len(api.Stages()))+`
-  It waits for the kernel.[2J
+  It waits for the kernel.�[2J
 
 BootAttempt
   number 2, under way, until 2026-11-21 05:00:00 unless it goes on; opened 2026-11-21 04:00:00: reprovision

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // printJSON prints one object, or a list of them.
@@ -32,5 +33,6 @@ func (a *app) indented(v any) error {
 	if err := json.Indent(&out, raw, "", "  "); err != nil {
 		return err
 	}
-	return a.printf("%s\n", out.Bytes())
+	out.WriteByte('\n')
+	return a.out.WriteData(text.JSON(out.Bytes()))
 }

@@ -19,13 +19,13 @@ func TestNetworkPeers(t *testing.T) {
 	}}
 	b.run(t, "", "network", "peers", "blue").want(t, 0, `HOST                LEASE           VTEP          STATE     MESSAGE
 r1u07               10.5.7.0/24     198.18.8.17   Applied   
-r1u08               10.5.8.0/24     198.18.8.18   Failed    the underlay is down[2J
+r1u08               10.5.8.0/24     198.18.8.18   Failed    the underlay is down�[2J
 r1u07 (guest web)   10.5.8.8/31     198.18.8.17   Applied   
 (reservation)       10.5.200.0/24   -             -         
 `)
 	b.run(t, "", "network", "peers", "blue", "-o", "wide").want(t, 0, `HOST    KIND          LEASE           IPV6 LEASE      VTEP          MAC                 AGENT       STATE     MESSAGE
 r1u07   host          10.5.7.0/24     fd00:5:7::/64   198.18.8.17   02:00:00:00:00:17   connected   Applied   
-r1u08   host          10.5.8.0/24     -               198.18.8.18   02:00:00:00:00:18   away        Failed    the underlay is down[2J
+r1u08   host          10.5.8.0/24     -               198.18.8.18   02:00:00:00:00:18   away        Failed    the underlay is down�[2J
 r1u07   guest web     10.5.8.8/31     -               198.18.8.17   -                   -           Applied   
 -       reservation   10.5.200.0/24   -               -             -                   -           -         
 `)

@@ -7,6 +7,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // YAML writes a value as block-style YAML, its fields in the order of its JSON.
@@ -16,7 +17,7 @@ func YAML(v any) ([]byte, error) {
 		return nil, err
 	}
 	var n yaml.Node
-	if err := yaml.Unmarshal(raw, &n); err != nil { // JSON is YAML
+	if err := yaml.Unmarshal(text.YAML(raw), &n); err != nil { // JSON is YAML
 		return nil, fmt.Errorf("write YAML: %w", err)
 	}
 	plain(&n)

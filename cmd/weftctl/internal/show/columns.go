@@ -275,6 +275,7 @@ func (p Printer) Age(t time.Time) string {
 
 // Phase is a phase in the colour of how it is going.
 func (p Printer) Phase(phase api.Phase) string {
+	phase = api.Phase(terminal.Clean(string(phase)))
 	colour := terminal.Plain
 	switch phase {
 	case api.PhaseActive:

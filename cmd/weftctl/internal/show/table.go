@@ -30,6 +30,9 @@ func (t *Table) Print(w io.Writer, bold func(string) string) error {
 	return t.lines(w, append([][]string{header}, t.Rows...)...)
 }
 
+// cell is one line: a cell that comes from another machine must not look like a row of its own.
+func cell(s string) string { return strings.NewReplacer("\n", " ", "\r", " ", "\t", " ").Replace(s) }
+
 // Add writes one more row below what was printed.
 func (t *Table) Add(w io.Writer, row []string) error {
 	t.measure(row)
@@ -37,11 +40,11 @@ func (t *Table) Add(w io.Writer, row []string) error {
 }
 
 func (t *Table) measure(row []string) {
-	for i, cell := range row {
+	for i, text := range row {
 		if i == len(t.widths) {
 			t.widths = append(t.widths, 0)
 		}
-		t.widths[i] = max(t.widths[i], terminal.Columns(cell))
+		t.widths[i] = max(t.widths[i], terminal.Columns(text))
 	}
 }
 
@@ -50,10 +53,10 @@ const gap = 3
 func (t *Table) lines(w io.Writer, rows ...[]string) error {
 	var b strings.Builder
 	for _, row := range rows {
-		for i, cell := range row {
-			b.WriteString(cell)
+		for i, text := range row {
+			b.WriteString(cell(text))
 			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", t.widths[i]-terminal.Columns(cell)+gap))
+				b.WriteString(strings.Repeat(" ", t.widths[i]-terminal.Columns(text)+gap))
 			}
 		}
 		b.WriteByte('\n')

@@ -26,7 +26,7 @@ func (r *Region) Draw(lines []string) {
 	var b strings.Builder
 	b.WriteString(r.home())
 	for _, line := range lines {
-		fmt.Fprintf(&b, "%s\x1b[K\n", Cut(line, width))
+		fmt.Fprintf(&b, "%s\x1b[K\n", Cut(r.t.clean(oneLine(line)), width))
 	}
 	b.WriteString("\x1b[J") // what is left of a longer block
 	r.drawn = len(lines)
@@ -35,12 +35,16 @@ func (r *Region) Draw(lines []string) {
 
 // Print puts lines above the block for good; the next Draw draws the block anew below them.
 func (r *Region) Print(text string) {
+	text = r.t.clean(text)
 	if r.t.live {
 		text = r.home() + "\x1b[J" + text
 		r.drawn = 0
 	}
 	_, _ = r.t.out.Write([]byte(text))
 }
+
+// oneLine keeps a line from being more: the block's height counts on it.
+func oneLine(s string) string { return strings.NewReplacer("\n", " ", "\r", " ", "\t", " ").Replace(s) }
 
 // home moves to the block's first line.
 func (r *Region) home() string {

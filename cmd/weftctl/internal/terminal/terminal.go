@@ -3,13 +3,18 @@
 package terminal
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // Terminal is an output that may be a terminal.
@@ -18,6 +23,9 @@ type Terminal struct {
 	fd     int
 	live   bool
 	colour bool
+	// mark stands in each escape sequence of this Terminal's own: what it is asked to write comes from other
+	// machines, too, and whoever does not know the mark cannot send one.
+	mark string
 }
 
 // New looks at what out is. NO_COLOR (no-color.org) and TERM=dumb are respected.
@@ -29,14 +37,67 @@ func New(out io.Writer, env func(string) string) *Terminal {
 	}
 	t.fd, t.live = int(f.Fd()), true
 	t.colour = env("NO_COLOR") == ""
+	t.mark = newMark()
 	return t
+}
+
+// newMark is what nobody guesses, as a parameter of an escape sequence.
+func newMark() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return strconv.FormatUint(binary.BigEndian.Uint64(b[:]), 10)
 }
 
 // Live reports whether lines can be redrawn.
 func (t *Terminal) Live() bool { return t.live }
 
-// Write implements io.Writer.
-func (t *Terminal) Write(p []byte) (int, error) { return t.out.Write(p) }
+// Write implements io.Writer. It is the one place through which words of other machines come to be seen:
+// besides the Terminal's own colours, new lines and tabs, nothing is written that is not text.Shown.
+func (t *Terminal) Write(p []byte) (int, error) {
+	if _, err := io.WriteString(t.out, t.clean(string(p))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteData writes a document that programs read, as it is unless a person sees it.
+func (t *Terminal) WriteData(p []byte) error {
+	if t.live {
+		_, err := t.Write(p)
+		return err
+	}
+	_, err := t.out.Write(p)
+	return err
+}
+
+// clean replaces what is not shown, and takes the mark out of the Terminal's own escape sequences.
+func (t *Terminal) clean(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		if rest, ok := t.own(s); ok {
+			own := s[:len(s)-len(rest)]
+			b.WriteString("\x1b[" + own[strings.LastIndexByte(own, ';')+1:])
+			s = rest
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(s)
+		if r == '\n' || r == '\t' || text.Shown(r) || strings.HasPrefix(s, "\r\n") {
+			b.WriteRune(r)
+		} else {
+			b.WriteRune(text.Replacement)
+		}
+		s = s[size:]
+	}
+	return b.String()
+}
+
+// own skips one escape sequence that Paint has made.
+func (t *Terminal) own(s string) (rest string, ok bool) {
+	if t.mark == "" || !strings.HasPrefix(s, "\x1b["+t.mark+";") {
+		return s, false
+	}
+	return skipEscape(s)
+}
 
 // Width is the number of columns; 80 where nobody knows.
 func (t *Terminal) Width() int {
@@ -77,7 +138,7 @@ func (t *Terminal) Paint(c Colour, text string) string {
 	if !t.colour || c == Plain || text == "" {
 		return text
 	}
-	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", c, text)
+	return fmt.Sprintf("\x1b[%[1]s;%[2]dm%[3]s\x1b[%[1]s;0m", t.mark, c, text)
 }
 
 // Columns counts the columns that text takes, colours not counted.
@@ -101,11 +162,12 @@ func Cut(text string, width int) string {
 		return text
 	}
 	var b strings.Builder
-	coloured := false
+	reset := ""
 	for n := 0; len(text) > 0 && n < width-1; {
 		if rest, ok := skipEscape(text); ok {
-			b.WriteString(text[:len(text)-len(rest)])
-			text, coloured = rest, true
+			escape := text[:len(text)-len(rest)]
+			b.WriteString(escape)
+			text, reset = rest, escape[:strings.LastIndexAny(escape, "[;")+1]+"0m" // with the same mark
 			continue
 		}
 		_, size := utf8.DecodeRuneInString(text)
@@ -114,10 +176,7 @@ func Cut(text string, width int) string {
 		n++
 	}
 	b.WriteString("…")
-	if coloured {
-		b.WriteString("\x1b[0m")
-	}
-	return b.String()
+	return b.String() + reset
 }
 
 // skipEscape skips one SGR sequence at the start of text.
@@ -132,18 +191,8 @@ func skipEscape(text string) (string, bool) {
 	return text[end+1:], true
 }
 
-// Clean replaces control characters in text that came from outside, so that it cannot move the cursor.
-func Clean(text string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t':
-			return ' '
-		case r < 0x20 || r >= 0x7f && r < 0xa0 || r == utf8.RuneError:
-			return -1
-		}
-		return r
-	}, text)
-}
+// Clean makes one line of text that came from outside. It takes colours, too: paint afterwards.
+func Clean(s string) string { return text.Line(s) }
 
 // Bar draws how much of a whole is done in width columns.
 func Bar(done, whole int64, width int) string {

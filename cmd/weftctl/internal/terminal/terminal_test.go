@@ -11,7 +11,9 @@ import (
 func noEnv(string) string { return "" }
 
 // live is a terminal of 80 columns and 24 rows that keeps what is written to it.
-func live(out io.Writer) *Terminal { return &Terminal{out: out, fd: -1, live: true, colour: true} }
+func live(out io.Writer) *Terminal {
+	return &Terminal{out: out, fd: -1, live: true, colour: true, mark: newMark()}
+}
 
 func TestWhatIsNoTerminalGetsPlainLines(t *testing.T) {
 	var out bytes.Buffer
@@ -128,7 +130,7 @@ func TestCut(t *testing.T) {
 }
 
 func TestClean(t *testing.T) {
-	if got := Clean("a\x1b[2Jb\nc\rd\u009bе\x00"); got != "a[2Jb cdе" {
+	if got := Clean("a\x1b[2Jb\nc\rd\u009bе\x00"); got != "a�[2Jb c d�е�" {
 		t.Errorf("%q", got)
 	}
 }
