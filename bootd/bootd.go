@@ -428,8 +428,9 @@ func (d *daemon) followSubnets(ctx context.Context) error {
 	return g.Wait()
 }
 
-// gatherSubnets is how long changes are gathered after some were applied: the
-// lease table is made again as a whole.
+// gatherSubnets is how long changes are gathered, at least, after some were
+// applied: the lease table is made again as a whole. In a storm of changes that
+// takes a twentieth of the time.
 const gatherSubnets = 100 * time.Millisecond
 
 func (d *daemon) applySubnetsWhenDue(ctx context.Context, due <-chan struct{}) error {
@@ -439,11 +440,12 @@ func (d *daemon) applySubnetsWhenDue(ctx context.Context, due <-chan struct{}) e
 			return ctx.Err()
 		case <-due:
 		}
+		began := time.Now()
 		d.applySubnets(ctx)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(gatherSubnets):
+		case <-time.After(max(gatherSubnets, 20*time.Since(began))):
 		}
 	}
 }

@@ -119,6 +119,15 @@ func (s *Server) lasting(c *call) (context.Context, context.CancelFunc) {
 	return ctx, func() { release(); cancel() }
 }
 
+// encoded is a line that others may send, too.
+type encoded []byte
+
+// line is a value as one line of JSON.
+func line(v any) ([]byte, error) {
+	raw, err := api.Encode(v)
+	return append(raw, '\n'), err
+}
+
 // lines starts an answer of newline-delimited JSON and returns what sends one
 // line, at once.
 func (c *call) lines() func(v any) error {
@@ -127,12 +136,15 @@ func (c *call) lines() func(v any) error {
 	c.w.WriteHeader(http.StatusOK)
 	_ = c.rc.Flush()
 	return func(v any) error {
-		raw, err := api.Encode(v)
-		if err != nil {
-			return err
+		raw, ok := v.(encoded)
+		if !ok {
+			var err error
+			if raw, err = line(v); err != nil {
+				return err
+			}
 		}
 		_ = c.rc.SetWriteDeadline(time.Now().Add(bodyTime))
-		if _, err := c.w.Write(append(raw, '\n')); err != nil {
+		if _, err := c.w.Write(raw); err != nil {
 			return fmt.Errorf("write to %s: %w", c.who.from, err)
 		}
 		return c.rc.Flush()

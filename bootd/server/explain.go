@@ -31,7 +31,6 @@ func (s *Server) explain(c *call) error {
 	x := api.Explanation{}
 	who := string(mac)
 	if m != nil {
-		s.fill(m)
 		who, x.Machine, x.Summary = m.Metadata.Name, m, summarize(m, s.site(), time.Now())
 		x.Summary = append(x.Summary, trusted(m, machine.Required(s.conf.Cache, m))...)
 		s.explainConfig(&x, m)

@@ -82,7 +82,7 @@ func (s *Server) compile(ctx context.Context, name string) (api.Object, error) {
 	return s.conf.Compiler.Compile(ctx, m)
 }
 
-// fill adds what is kept in memory only.
+// fill adds to a copy what is kept in memory only.
 func (s *Server) fill(o api.Object) api.Object {
 	m, ok := o.(*api.Machine)
 	if !ok || m.Status.Host == nil {
@@ -98,8 +98,9 @@ func (s *Server) fill(o api.Object) api.Object {
 		short.Routes, short.Omitted = nil, 0
 		host.BGP = &short
 	}
-	m.Status.Host = &host
-	return m
+	filled := *m // which may be shared
+	filled.Status.Host = &host
+	return &filled
 }
 
 func (s *Server) get(c *call, k api.Kind) error {

@@ -31,7 +31,7 @@ func (s *Server) watch(c *call, k api.Kind) error {
 	}
 	w := &watcher{server: s, send: c.lines(), revision: from}
 	for _, o := range standing {
-		if err := w.object(api.Added, o, o.Meta().ResourceVersion); err != nil {
+		if err := w.send(s.frame(api.Added, o, o.Meta().ResourceVersion)); err != nil {
 			return err
 		}
 	}
@@ -72,7 +72,7 @@ func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 	changes := make(chan change)
 	go func() {
 		defer close(changes)
-		for e, err := range w.server.conf.Store.Watch(ctx, k, w.revision) {
+		for e, err := range w.server.conf.Cache.Watch(ctx, k, w.revision) {
 			select {
 			case changes <- change{e, err}:
 			case <-ctx.Done():
@@ -105,7 +105,7 @@ func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 			if x.event.Type == api.Synced {
 				continue // the next bookmark says so
 			}
-			err = w.object(x.event.Type, x.event.Object, strconv.FormatInt(x.event.Revision, 10))
+			err = w.event(x.event)
 		}
 		if err != nil {
 			return err
@@ -113,12 +113,26 @@ func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 	}
 }
 
-func (w *watcher) object(t api.WatchType, o api.Object, version string) error {
-	raw, err := api.Encode(w.server.fill(o))
+func (w *watcher) event(e store.Event) error {
+	line, err := e.Encoded(func() ([]byte, error) {
+		return line(w.server.frame(e.Type, e.Object, strconv.FormatInt(e.Revision, 10)))
+	})
 	if err != nil {
 		return err
 	}
-	return w.send(api.WatchFrame{Type: t, ResourceVersion: version, Object: raw})
+	return w.send(encoded(line))
+}
+
+// frame shows an object as it is read.
+func (s *Server) frame(t api.WatchType, o api.Object, version string) any {
+	return shown{t, version, s.fill(o)}
+}
+
+// shown is an api.WatchFrame whose object is not encoded yet.
+type shown struct {
+	Type            api.WatchType `json:"type"`
+	ResourceVersion string        `json:"resourceVersion,omitempty"`
+	Object          api.Object    `json:"object,omitempty"`
 }
 
 func (w *watcher) bookmark() error {

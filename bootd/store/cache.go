@@ -34,6 +34,7 @@ type Cache struct {
 	moved    chan struct{} // closed when revision moves, and made anew
 	feeds    map[*feed]struct{}
 	mirrors  []func(Change)
+	tail     tail
 
 	synced   chan struct{}
 	syncOnce sync.Once
@@ -53,7 +54,7 @@ func NewCache(s *Store, log *slog.Logger) *Cache {
 	c := &Cache{
 		store: s, log: log,
 		byPlural: map[string]*table{}, byType: map[reflect.Type]*table{}, macs: map[api.MAC][]string{},
-		moved: make(chan struct{}), synced: make(chan struct{}), feeds: map[*feed]struct{}{},
+		moved: make(chan struct{}), synced: make(chan struct{}), feeds: map[*feed]struct{}{}, tail: tail{size: tailSize},
 	}
 	for _, k := range api.Kinds() {
 		if k.Computed {
@@ -109,6 +110,7 @@ func (c *Cache) load(ctx context.Context) error {
 	for plural, objects := range found {
 		c.become(c.byPlural[plural], objects, revision)
 	}
+	c.tail.reset(revision)
 	c.advance(revision)
 	c.syncOnce.Do(func() { close(c.synced) })
 	return nil
@@ -146,6 +148,7 @@ type change struct {
 	table    *table
 	name     string
 	object   api.Object // nil: deleted
+	created  bool
 	revision int64
 }
 
@@ -161,7 +164,7 @@ func (c *Cache) take(resp clientv3.WatchResponse) {
 		if t == nil {
 			continue
 		}
-		next := change{table: t, name: nameOf(e.Kv), revision: revision}
+		next := change{table: t, name: nameOf(e.Kv), created: e.IsCreate(), revision: revision}
 		if e.Type != clientv3.EventTypeDelete {
 			if next.object = c.decode(t, e.Kv); next.object == nil {
 				continue
@@ -172,6 +175,7 @@ func (c *Cache) take(resp clientv3.WatchResponse) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, x := range changes {
+		c.tail.add(x, x.table.objects[x.name])
 		c.set(x.table, x.name, x.object, x.revision)
 	}
 	c.advance(revision)

@@ -20,6 +20,9 @@ type Event struct {
 	// Synced: every change up to Revision has been yielded.
 	Object   api.Object
 	Revision int64
+
+	kind string // of an event in a tail
+	memo *memo
 }
 
 // Watch yields every change of a kind after the revision `from` (a List's), or

@@ -56,7 +56,7 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // gather is how long changes of Machines are gathered: a Zone is judged by all of
 // its Machines, and many may change at once.
-const gather = 500 * time.Millisecond
+const gather = time.Second
 
 // changed makes due what a change may matter to.
 func (c *Controller) changed(ch store.Change) {
