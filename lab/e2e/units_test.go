@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -55,6 +56,7 @@ func TestUnits(t *testing.T) {
 		})
 	}
 	t.Run("watchdog", func(t *testing.T) { h.For(t).comesBack(daemons(), "STOP", "Watchdog timeout") })
+	t.Run("speaker inside of a Network", func(t *testing.T) { insideSandbox(t, r.For(t), h.For(t)) })
 }
 
 // show is a property of a unit.
@@ -121,4 +123,27 @@ func (h *host) comesBack(list []daemon, signal, says string) {
 			h.t.Errorf("%s was not ended so, there is no %q:\n%s", d.unit, says, journal)
 		}
 	}
+}
+
+// insideSandbox starts a speaker as nodeagent does inside of a Network: with the
+// properties of the host's own unit, of which a transient unit takes not all that
+// a file may have.
+func insideSandbox(t *testing.T, r *rig.Rig, h *host) {
+	listen := r.Rack.Machine(h.name).Config().ProductionAddress()
+	h.run("ip netns add red && ip -n red link set lo up && ip -n red addr add " + listen.String() + "/32 dev lo && mkdir -p /run/rackweft/nodeagent/speakers && cp /var/lib/rackweft/nodeagent/speaker.json /run/rackweft/nodeagent/speakers/part")
+	h.run(`sed -n '/^\[Service\]/,/^\[Install\]/p' /etc/systemd/system/nodeagent-speaker.service |
+		grep -E '^[A-Z]' | grep -vE '^(Type|ExecStart|StateDirectory|StateDirectoryMode|RuntimeDirectory|RuntimeDirectoryMode|RuntimeDirectoryPreserve)=' | sed 's/^/--property=/' >/root/properties`)
+	h.run(`mapfile -t properties </root/properties
+		systemd-run --quiet --collect --service-type=notify --unit=inside.service "${properties[@]}" \
+		  --property=NetworkNamespacePath=/run/netns/red --property=ReadWritePaths=/run/rackweft/nodeagent/speakers --property=StartLimitIntervalSec=0 \
+		  /opt/rackweft/bin/nodeagent speaker --namespace /run/netns/red --part /run/rackweft/nodeagent/speakers/part --socket /run/rackweft/nodeagent/speakers/socket ||
+		{ journalctl --no-pager -n 30 -u inside.service; exit 1; }`)
+	if state := h.show("inside.service", "SubState"); state != "running" {
+		t.Errorf("it is %s:\n%s", state, h.run("journalctl --no-pager -n 30 -u inside.service"))
+	}
+	status := h.run(fmt.Sprintf("grep -E '^(Seccomp|NoNewPrivs):' /proc/%s/status | tr -s '[:space:]' ' '", mainPID(h, "inside.service")))
+	if status != "NoNewPrivs: 1 Seccomp: 2" {
+		t.Errorf("its process has %q", status)
+	}
+	h.run("systemctl stop inside.service && ip netns del red")
 }
