@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -30,12 +29,11 @@ func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Scrip
 	if err != nil {
 		return httpboot.Script{}, d.held(nil, mac, c.Addr, "script", err)
 	}
-	script, err := d.script(ctx, c, m)
+	script, err := d.script(ctx, m, asking{chain: d.shown(m, c), mac: mac, peer: c.Addr})
 	if err != nil {
 		return httpboot.Script{}, d.held(m, mac, c.Addr, "script", err)
 	}
-	d.decide(m, mac, c.Addr, "script", "served", "BootAttempt "+strconv.Itoa(m.Status.Attempt.Number)+" is open")
-	d.reached(ctx, m, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{c.Addr} })
+	d.served(ctx, m, mac, c.Addr)
 	return script, nil
 }
 
@@ -57,8 +55,15 @@ func (d *Decider) held(m *api.Machine, mac api.MAC, peer netip.Addr, question st
 	return &httpboot.Hold{Reason: why.Error(), RetryAfter: holdFor}
 }
 
+// asking is a request for a boot script.
+type asking struct {
+	chain api.TrustLevel // that it shows by itself
+	mac   api.MAC
+	peer  netip.Addr
+}
+
 // script makes the boot script, or says why the machine has to wait.
-func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine) (httpboot.Script, error) {
+func (d *Decider) script(ctx context.Context, m *api.Machine, b asking) (httpboot.Script, error) {
 	if m.Spec.State != api.StateActive {
 		return httpboot.Script{}, fmt.Errorf("the Machine %s has state %s: nothing is booted", m.Metadata.Name, m.Spec.State)
 	}
@@ -75,22 +80,21 @@ func (d *Decider) script(ctx context.Context, c httpboot.Client, m *api.Machine)
 	if err := bootable(p, img); err != nil {
 		return httpboot.Script{}, err
 	}
-	server, err := d.serverFor(c.Addr)
+	server, err := d.serverFor(b.peer)
 	if err != nil {
 		return httpboot.Script{}, err
 	}
-	chain := d.shown(m, c)
-	v := d.proved(m, c.Addr, trust.Script, chain)
+	v := d.proved(m, b.peer, trust.Script, b.chain)
 	if !v.OK() {
 		d.notReached(ctx, m, v)
 		return httpboot.Script{}, errors.New(v.Missing)
 	}
-	return d.buildScript(m, p, img, server, bootFacts{mac: api.MAC(c.MAC.String()), ignition: d.pointerURL(server, m, chain)}), nil
+	return d.buildScript(m, p, img, server, b), nil
 }
 
 // shown is the trust level that a request for a script shows by itself.
 func (d *Decider) shown(m *api.Machine, c httpboot.Client) api.TrustLevel {
-	if d.Tokens.VerifyNonce(strings.TrimSpace(c.Query.Get("asset")), m.Metadata.UID, m.Status.Attempt.ID) {
+	if m.Status.Attempt != nil && d.Tokens.VerifyNonce(strings.TrimSpace(c.Query.Get("asset")), m.Metadata.UID, m.Status.Attempt.ID) {
 		return api.TrustNonce
 	}
 	return api.TrustMAC
@@ -131,10 +135,19 @@ func bootable(p *api.Profile, img *api.Image) error {
 	return nil
 }
 
-func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, facts bootFacts) httpboot.Script {
-	base := d.httpURL(server)
-	asset := func(name string) string { return base + "/blobs/sha256/" + string(img.Spec.Files[name].SHA256) }
-	facts.rootfs = asset(api.RootfsFile)
+func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, b asking) httpboot.Script {
+	open := func(name string) string {
+		return d.httpURL(server) + "/blobs/sha256/" + string(img.Spec.Files[name].SHA256)
+	}
+	asset := open
+	if b.chain == api.TrustBMC {
+		asset = func(name string) string {
+			return d.BootURL(m, server) + "/blobs/sha256:" + string(img.Spec.Files[name].SHA256)
+		}
+	}
+	// Whoever fetches the root file system compares its digest with what came
+	// with the kernel.
+	facts := bootFacts{mac: b.mac, ignition: d.pointerURL(server, m, b.chain), rootfs: open(api.RootfsFile)}
 	s := httpboot.Script{
 		Title:  fmt.Sprintf("%s boots %s %s (BootAttempt %d)", m.Metadata.Name, p.Spec.Image, img.Spec.Version, m.Status.Attempt.Number),
 		Kernel: asset(api.KernelFile),
@@ -149,7 +162,11 @@ func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, se
 // pointerURL is where the boot that gets a script finds its pointer: nobody else
 // can guess it, and in no other attempt, nor at another level, is it the same.
 func (d *Decider) pointerURL(server netip.Addr, m *api.Machine, chain api.TrustLevel) string {
-	return d.httpURL(server) + "/ignition/pointer/" + m.Metadata.Name + "/" + d.secret(m, ca.PurposePointer, chain)
+	key := m.Metadata.Name + "/" + d.secret(m, ca.PurposePointer, chain)
+	if chain == api.TrustBMC {
+		return d.apiURL(server) + "/v1/pointer/" + key
+	}
+	return d.httpURL(server) + "/ignition/pointer/" + key
 }
 
 // bootFacts fill an Image's kernel arguments.

@@ -27,9 +27,19 @@ const (
 // it. It is given to one client of a BootAttempt, at an address that is leased
 // to the Machine, that has the key of the script.
 func (d *Decider) Pointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error) {
+	return d.givePointer(ctx, r, false)
+}
+
+// givePointer gives the pointer, over TLS or not. What was given over TLS goes on
+// over TLS.
+func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, secure bool) (httpboot.Pointer, error) {
 	m, chain, err := d.pointed(ctx, r)
 	if err != nil {
 		return httpboot.Pointer{}, err
+	}
+	if secure != (chain == api.TrustBMC) {
+		_ = d.refuse(m, r.Peer, thePointer, http.StatusForbidden, "its URL is one of the other server", "") // for the record
+		return httpboot.Pointer{}, &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 	}
 	v := d.proved(m, r.Peer, trust.Pointer, chain)
 	if !v.OK() {

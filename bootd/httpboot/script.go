@@ -41,6 +41,9 @@ var (
 	goodURL = regexp.MustCompile(`^((https?|tftp)://[A-Za-z0-9._~:/?&=%@+,\[\]-]*|/[A-Za-z0-9._~/?&=%@+,-]*)$`)
 )
 
+// Text is the Script as iPXE reads it, or why it cannot be.
+func (s Script) Text() (string, error) { return s.text() }
+
 // text is the Script as iPXE reads it. iPXE has no quotes: it expands ${…}, splits a line at white space,
 // and ends a command at a word that is "||", "&&" or ";", or begins with "#". What would be changed or
 // cut by that is an error here.

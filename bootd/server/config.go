@@ -16,6 +16,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -58,6 +59,11 @@ type Zones interface {
 type Decider interface {
 	// ConfigFor is a Machine's config.
 	ConfigFor(ctx context.Context, r boot.ConfigRequest) (boot.HostConfig, error)
+	// SecureScript, SecureBlob and SecurePointer are for who presents the boot URL
+	// of a Machine's BootAttempt.
+	SecureScript(ctx context.Context, name, key string, peer netip.Addr) (string, error)
+	SecureBlob(ctx context.Context, name, key string, peer netip.Addr, digest api.SHA256) error
+	SecurePointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error)
 	Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error)
 	// Origins says which Layer each part of the Machine's config comes from.
 	Origins(m *api.Machine) (origins []api.Origin, warnings []string, err error)

@@ -9,6 +9,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/internal/receipt"
 )
 
@@ -18,6 +19,12 @@ func (s *Server) hostRoutes() []route {
 	return []route{
 		{method: "GET", path: "/v1/ignition/{name}/{key}", tag: "Host", public: true, summary: "A Machine's Ignition config, against the token of its BootAttempt",
 			outType: "application/vnd.coreos.ignition+json", handle: s.ignition},
+		{method: "GET", path: "/v1/boot/{name}/{key}", tag: "Host", public: true, summary: "A Machine's iPXE script, for who has the boot URL of its BootAttempt",
+			outType: "text/plain", handle: s.secureScript},
+		{method: "GET", path: "/v1/boot/{name}/{key}/blobs/{digest}", tag: "Host", public: true, stream: true, summary: "A blob of the boot, for who has the boot URL",
+			outType: "application/octet-stream", handle: s.secureBlob},
+		{method: "GET", path: "/v1/pointer/{name}/{key}", tag: "Host", public: true, summary: "A Machine's first Ignition config, for who has the script that the boot URL gave",
+			outType: "application/vnd.coreos.ignition+json", handle: s.securePointer},
 		{method: "POST", path: "/v1/join", tag: "Host", public: true, summary: "Join as a Machine's host, once, against the join token of its BootAttempt",
 			in: api.JoinRequest{}, out: api.JoinResponse{}, handle: s.join},
 		{method: "POST", path: "/v1/hosts/{name}/stream", tag: "Host", host: ownName, stream: true,
@@ -26,13 +33,21 @@ func (s *Server) hostRoutes() []route {
 	}
 }
 
+// slowDown bounds how often an address that has no identity yet may call.
+func (s *Server) slowDown(c *call) error {
+	c.who.from = peerOf(c.r).String()
+	if s.boots.allow(peerOf(c.r)) {
+		return nil
+	}
+	// Not 429: Ignition gives up for good at any 4xx, and asks again at a 5xx.
+	c.w.Header().Set("Retry-After", "2")
+	return problem(http.StatusServiceUnavailable, "too many calls from %s: wait a moment", c.who.from)
+}
+
 // bootToken is the token of a caller that has nothing else yet.
 func (s *Server) bootToken(c *call) (string, error) {
-	c.who.from = peerOf(c.r).String()
-	if !s.boots.allow(peerOf(c.r)) {
-		// Not 429: Ignition gives up for good at any 4xx, and asks again at a 5xx.
-		c.w.Header().Set("Retry-After", "2")
-		return "", problem(http.StatusServiceUnavailable, "too many calls from %s: wait a moment", c.who.from)
+	if err := s.slowDown(c); err != nil {
+		return "", err
 	}
 	token, ok := bearerOf(c.r)
 	if !ok || len(token) > 256 {
@@ -41,27 +56,86 @@ func (s *Server) bootToken(c *call) (string, error) {
 	return token, nil
 }
 
-func (s *Server) ignition(c *call) error {
-	if c.r.Method != http.MethodGet { // a HEAD takes nothing, and Ignition sends none
+// once refuses what is not a GET of something that one client has once: a HEAD
+// would take it and get nothing.
+func (s *Server) once(c *call) error {
+	if c.r.Method != http.MethodGet {
 		return problem(http.StatusMethodNotAllowed, "GET it")
+	}
+	return nil
+}
+
+// give sends what one client has once, and tells sent whether any of it has
+// arrived.
+func (s *Server) give(c *call, contentType string, body []byte, sent func(arrived bool)) {
+	c.w.Header().Set("Content-Type", contentType)
+	c.w.Header().Set("Cache-Control", "no-store")
+	mark := receipt.Of(c.r.Context()).Mark()
+	c.write(http.StatusOK, body)
+	_ = c.rc.Flush() // when the client is gone, nothing arrives
+	sent(mark.Arrived(c.r.Context()))
+}
+
+func (s *Server) ignition(c *call) error {
+	if err := s.once(c); err != nil {
+		return err
 	}
 	token, err := s.bootToken(c)
 	if err != nil {
 		return err
 	}
-	conn := receipt.Of(c.r.Context())
 	config, err := s.conf.Decider.ConfigFor(c.r.Context(), boot.ConfigRequest{
-		Machine: c.name(), Key: c.r.PathValue("key"), Token: token, Accept: c.r.Header.Get("Accept"), Peer: peerOf(c.r), Conn: conn.ID(),
+		Machine: c.name(), Key: c.r.PathValue("key"), Token: token, Accept: c.r.Header.Get("Accept"), Peer: peerOf(c.r), Conn: receipt.Of(c.r.Context()).ID(),
 	})
 	if err != nil {
 		return s.unknownCaller(c, err)
 	}
-	c.w.Header().Set("Content-Type", config.ContentType)
+	s.give(c, config.ContentType, config.Body, config.Sent)
+	return nil
+}
+
+// secureScript answers who presents a boot URL. Over the unix socket it is of no
+// use: nobody has an address there.
+func (s *Server) secureScript(c *call) error {
+	if err := s.slowDown(c); err != nil {
+		return err
+	}
+	text, err := s.conf.Decider.SecureScript(c.r.Context(), c.name(), c.r.PathValue("key"), peerOf(c.r))
+	if err != nil {
+		return s.unknownCaller(c, err)
+	}
 	c.w.Header().Set("Cache-Control", "no-store")
-	mark := conn.Mark()
-	c.write(http.StatusOK, config.Body)
-	_ = c.rc.Flush() // when the client is gone, nothing arrives
-	config.Sent(mark.Arrived(c.r.Context()))
+	return c.text(http.StatusOK, text)
+}
+
+func (s *Server) secureBlob(c *call) error {
+	d, err := c.digest()
+	if err != nil {
+		return err
+	}
+	if err := s.slowDown(c); err != nil {
+		return err
+	}
+	if err := s.conf.Decider.SecureBlob(c.r.Context(), c.name(), c.r.PathValue("key"), peerOf(c.r), api.SHA256(d.Hex())); err != nil {
+		return s.unknownCaller(c, err)
+	}
+	return s.getBlob(c)
+}
+
+func (s *Server) securePointer(c *call) error {
+	if err := s.once(c); err != nil {
+		return err
+	}
+	if err := s.slowDown(c); err != nil {
+		return err
+	}
+	p, err := s.conf.Decider.SecurePointer(c.r.Context(), httpboot.PointerRequest{
+		Machine: c.name(), Key: c.r.PathValue("key"), Accept: c.r.Header.Get("Accept"), Peer: peerOf(c.r), Conn: receipt.Of(c.r.Context()).ID(),
+	})
+	if err != nil {
+		return s.unknownCaller(c, err)
+	}
+	s.give(c, p.ContentType, p.Config, p.Sent)
 	return nil
 }
 
@@ -93,7 +167,7 @@ func (s *Server) unknownCaller(c *call, err error) error {
 	if errors.As(err, &p) {
 		return p
 	}
-	s.log.Error("a booting machine could not be answered", "path", c.r.URL.Path, "peer", c.who.from, "error", err)
+	s.log.Error("a booting machine could not be answered", "route", c.r.Pattern, "peer", c.who.from, "error", err)
 	return problem(http.StatusServiceUnavailable, "bootd cannot answer now; its log says why")
 }
 

@@ -30,6 +30,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -95,6 +96,27 @@ func (d *fakeDecider) ConfigFor(_ context.Context, r boot.ConfigRequest) (boot.H
 			d.arrived.Add(1)
 		}
 	}}, nil
+}
+
+func (d *fakeDecider) SecureScript(_ context.Context, _, key string, _ netip.Addr) (string, error) {
+	if key != "key" {
+		return "", problem(http.StatusForbidden, "no")
+	}
+	return "#!ipxe\n", nil
+}
+
+func (d *fakeDecider) SecureBlob(_ context.Context, _, key string, _ netip.Addr, _ api.SHA256) error {
+	if key != "key" {
+		return problem(http.StatusForbidden, "no")
+	}
+	return nil
+}
+
+func (d *fakeDecider) SecurePointer(_ context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error) {
+	if r.Key != "key" {
+		return httpboot.Pointer{}, problem(http.StatusForbidden, "no")
+	}
+	return httpboot.Pointer{Config: []byte("a pointer"), ContentType: "application/json", Sent: func(bool) {}}, nil
 }
 
 func (d *fakeDecider) Join(_ context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error) {
@@ -699,6 +721,13 @@ func TestBootCalls(t *testing.T) {
 		{"GET", "/v1/ignition/r1/key", "", "", 401, "bearer"},
 		{"GET", "/v1/ignition/broken/key", "boot-token", "", 503, "its log says why"},
 		{"HEAD", "/v1/ignition/r1/key", "boot-token", "", 405, ""},
+		{"GET", "/v1/boot/r1/key", "", "", 200, "#!ipxe"},
+		{"GET", "/v1/boot/r1/other", "", "", 403, "no"},
+		{"GET", "/v1/boot/r1/other/blobs/sha256:" + strings.Repeat("a", 64), "", "", 403, "no"},
+		{"GET", "/v1/boot/r1/key/blobs/sha256:" + strings.Repeat("a", 64), "", "", 404, ""},
+		{"GET", "/v1/pointer/r1/key", "", "", 200, "a pointer"},
+		{"GET", "/v1/pointer/r1/other", "", "", 403, "no"},
+		{"HEAD", "/v1/pointer/r1/key", "", "", 405, ""},
 		{"GET", "/v1/ignition/r1/other", "boot-token", "", 403, ""},
 		{"POST", "/v1/join", "boot-token", `{"machine":"r1","csr":"x","time":"1980-01-01T00:00:00Z"}`, 200, `"attemptID":"127.0.0.1"`},
 		{"POST", "/v1/join", "wrong", `{"machine":"r1","csr":"x","time":"1980-01-01T00:00:00Z"}`, 403, "Join refused"},

@@ -1,0 +1,97 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/netip"
+	"strconv"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/httpboot"
+)
+
+// BootURL is where the Machine's BMC is to boot it from, over TLS: nobody else is
+// told it, and it is another one in each BootAttempt. Whoever presents it has
+// reached trust level bmc.
+func (d *Decider) BootURL(m *api.Machine, server netip.Addr) string {
+	return d.apiURL(server) + "/v1/boot/" + m.Metadata.Name + "/" + d.secret(m, ca.PurposeBoot, api.TrustBMC)
+}
+
+// SecureScript is the boot script for who presents the boot URL of the Machine's
+// attempt. Kernel, initrd and pointer come over TLS, too. Errors are
+// *api.Problem.
+func (d *Decider) SecureScript(ctx context.Context, name, key string, peer netip.Addr) (string, error) {
+	m, err := d.secured(ctx, name, key, peer)
+	if err != nil {
+		return "", err
+	}
+	h, err := d.holder(peer)
+	var script httpboot.Script
+	if err == nil {
+		script, err = d.script(ctx, m, asking{chain: api.TrustBMC, mac: h.mac, peer: peer})
+	}
+	var text string
+	if err == nil {
+		text, err = script.Text()
+	}
+	if err != nil {
+		return "", d.refuse(m, peer, "script", http.StatusServiceUnavailable, err.Error(), err.Error())
+	}
+	d.served(ctx, m, h.mac, peer)
+	return text, nil
+}
+
+// served records that a boot has its script.
+func (d *Decider) served(ctx context.Context, m *api.Machine, mac api.MAC, peer netip.Addr) {
+	d.decide(m, mac, peer, "script", "served", "BootAttempt "+strconv.Itoa(m.Status.Attempt.Number)+" is open")
+	d.reached(ctx, m, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{peer} })
+}
+
+// secured finds the Machine whose boot URL a client presents, from an address of
+// the Machine.
+func (d *Decider) secured(ctx context.Context, name, key string, peer netip.Addr) (*api.Machine, error) {
+	m, _, reason, err := d.bearer(ctx, name, key, ca.PurposeBoot)
+	if err != nil {
+		return nil, err
+	}
+	if reason == "" {
+		if err := d.belongs(peer, m); err != nil {
+			reason = err.Error()
+		}
+	} else if m != nil && d.late(m, d.taker("script", peer), key, ca.PurposeBoot) {
+		return nil, problem(http.StatusForbidden, strangerText(name))
+	}
+	if reason != "" {
+		return nil, d.refuse(m, peer, "script", http.StatusForbidden, reason, strangerText(name))
+	}
+	return m, nil
+}
+
+// SecureBlob reports whether a client may have a blob over TLS: one that presents
+// the boot URL, and what anyone may have of the boot server.
+func (d *Decider) SecureBlob(ctx context.Context, name, key string, peer netip.Addr, digest api.SHA256) error {
+	if _, err := d.secured(ctx, name, key, peer); err != nil {
+		return err
+	}
+	if !d.MayFetch(digest) {
+		return problem(http.StatusNotFound, "no Image names this blob")
+	}
+	return nil
+}
+
+// SecurePointer is the pointer of a boot whose script came over TLS. Errors are
+// *api.Problem.
+func (d *Decider) SecurePointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error) {
+	p, err := d.givePointer(ctx, r, true)
+	var hold *httpboot.Hold
+	var refusal *httpboot.Refusal
+	switch {
+	case errors.As(err, &hold):
+		return p, problem(http.StatusServiceUnavailable, hold.Reason)
+	case errors.As(err, &refusal):
+		return p, problem(http.StatusForbidden, refusal.Reason)
+	}
+	return p, err
+}
