@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
@@ -71,20 +70,6 @@ type Hub struct {
 	measured chan struct{} // closed at the next report of what a host uses
 }
 
-// quota bounds what one host can make bootd do, over all of its streams. A host
-// that sends frames faster is read more slowly; events beyond are dropped.
-type quota struct {
-	frames *rate.Limiter
-	events *rate.Limiter
-
-	mu      sync.Mutex
-	dropped int
-}
-
-func newQuota() *quota {
-	return &quota{frames: rate.NewLimiter(5, 50), events: rate.NewLimiter(rate.Every(2*time.Second), 30)}
-}
-
 // Peer is who opened a stream, as its certificate says.
 type Peer struct {
 	Name, UID string
@@ -119,6 +104,8 @@ type stream struct {
 	seen     time.Time
 	reported *api.HostStatus // what the host last said of itself; never changed
 	behind   time.Time       // since when it has not applied what it should; zero: it has
+	refused  bool            // the last status was too large
+	heldBack bool            // reported is to be stored, and was not yet: it came too fast
 	usage    usage           // the Hub's mu
 }
 
@@ -349,7 +336,10 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 	if err != nil {
 		return fmt.Errorf("host %s: %w", p.Name, err)
 	}
-	s := h.attach(p, cancel)
+	s, err := h.attach(p, cancel)
+	if err != nil {
+		return errors.Join(err, send(api.ServerFrame{Refused: err.Error()}))
+	}
 	defer h.detach(context.WithoutCancel(ctx), s)
 	h.mutate(ctx, p.Name, p.UID, func(m *api.Machine) bool {
 		return m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "nodeagent "+text.Clip(hello.AgentVersion, 64)+" from "+p.Address)
@@ -424,8 +414,9 @@ func Refused(m *api.Machine, p Peer) string {
 	return ""
 }
 
-// attach makes a stream the one of its host; the one before it ends.
-func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) *stream {
+// attach makes a stream the one of its host; the one before it ends. A host that
+// opens one after the other is refused.
+func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) (*stream, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.streams == nil {
@@ -434,13 +425,16 @@ func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) *stream {
 	if h.quotas[p.Name] == nil {
 		h.quotas[p.Name] = newQuota()
 	}
+	if !h.quotas[p.Name].streams.Allow() {
+		return nil, fmt.Errorf("host %s opens streams too fast: one in 5 s", p.Name)
+	}
 	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: make(chan struct{}, 1), audits: make(chan api.BGPAudit, maxAudits), opens: make(chan api.Channel, maxOpens), usages: make(chan api.UsageRequest, 1), close: cancel, seen: time.Now()}
 	if old := h.streams[p.Name]; old != nil {
 		old.close(errReplaced)
 	}
 	h.streams[p.Name] = s
 	delete(h.bgp, p.Name) // what was reported on another stream, by another host perhaps
-	return s
+	return s, nil
 }
 
 func (h *Hub) detach(ctx context.Context, s *stream) {
@@ -470,7 +464,7 @@ func (h *Hub) setDisconnected(ctx context.Context, s *stream, reason, message st
 		if _, here := h.Heartbeat(s.peer.Name); here {
 			return false
 		}
-		if reported != nil && m.Status.Host != nil {
+		if reported != nil && m.Status.Host != nil && s.quota.mayStore(reported) {
 			m.Status.Host = reported
 		}
 		return m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, reason, message)

@@ -311,7 +311,7 @@ func TestClearStale(t *testing.T) {
 
 func TestEventsOfAHostAreBounded(t *testing.T) {
 	b := newBench(t)
-	s := b.hub.attach(b.peer(), func(error) {})
+	s := mustAttach(b.t, b.hub, b.peer(), func(error) {})
 	for i := range 1000 {
 		b.hub.handle(t.Context(), s, &api.HostFrame{Event: &api.Event{Reason: "Noise\n" + strings.Repeat("x", 200), Message: fmt.Sprint(i), Type: "Loud"}})
 	}
@@ -330,7 +330,7 @@ func TestEventsOfAHostAreBounded(t *testing.T) {
 // A host speaks of the Guests that are on it, and of no others.
 func TestEventsOfGuests(t *testing.T) {
 	b := newBench(t)
-	s := b.hub.attach(b.peer(), func(error) {})
+	s := mustAttach(b.t, b.hub, b.peer(), func(error) {})
 	for name, host := range map[string]string{"here": b.peer().UID, "elsewhere": "another"} {
 		b.Create(&api.Guest{Base: testsite.Named(name), Spec: api.GuestSpec{Network: "blue", Image: "debian", CPUs: 1, Memory: api.Bytes(1 << 30)}, Status: api.GuestStatus{HostUID: host}})
 	}
@@ -359,7 +359,7 @@ func TestEventsOfGuests(t *testing.T) {
 
 func TestStatusIsBounded(t *testing.T) {
 	b := newBench(t)
-	s := b.hub.attach(b.peer(), func(error) {})
+	s := mustAttach(b.t, b.hub, b.peer(), func(error) {})
 	spec, err := b.hub.Compiler.Compile(t.Context(), b.Machine(name))
 	if err != nil {
 		t.Fatal(err)
@@ -397,7 +397,7 @@ func TestStatusIsBounded(t *testing.T) {
 // Of two spellings of an address, a host could take one that another has.
 func TestStatusHasOneSpellingOfAnAddress(t *testing.T) {
 	b := newBench(t)
-	s := b.hub.attach(b.peer(), func(error) {})
+	s := mustAttach(b.t, b.hub, b.peer(), func(error) {})
 	status := api.HostStatus{NICs: []api.HostNIC{{Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("::ffff:198.18.0.1/120"), {}, netip.MustParsePrefix("198.18.0.1/24")}}}}
 	b.hub.handle(t.Context(), s, &api.HostFrame{Status: &status})
 	got := b.Machine(name).Status.Host
@@ -444,7 +444,7 @@ func FuzzHostFrame(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	b := newBench(f)
-	s := b.hub.attach(b.peer(), func(error) {})
+	s := mustAttach(b.t, b.hub, b.peer(), func(error) {})
 	f.Fuzz(func(t *testing.T, line []byte) {
 		in := &frames{r: bufio.NewReader(bytes.NewReader(append(line, '\n'))), deadline: func(time.Time) error { return nil }}
 		frame, err := in.next()

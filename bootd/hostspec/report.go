@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"strings"
 	"time"
@@ -44,8 +45,10 @@ func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 		return
 	}
 	next, err := bounded(spec, status)
-	if err != nil {
+	if s.refuse(err != nil) {
 		h.event(s, api.Warning, "StatusRefused", err.Error())
+	}
+	if err != nil {
 		return
 	}
 	if fault := h.keyFault(s.peer.Name, next.WireGuardKey); fault != "" {
@@ -59,12 +62,14 @@ func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 	h.take(ctx, s, spec, status, next)
 }
 
-// overdue looks again at a host that has not yet applied what it should.
+// overdue looks again at a host that has not yet applied what it should, or whose
+// status was held back.
 func (h *Hub) overdue(ctx context.Context, s *stream) {
 	s.mu.Lock()
-	reported, since := s.reported, s.behind
+	reported, since, held := s.reported, s.behind, s.heldBack
 	s.mu.Unlock()
-	if since.IsZero() || time.Since(since) < orDefault(h.Lag, lag) {
+	late := !since.IsZero() && time.Since(since) >= orDefault(h.Lag, lag)
+	if reported == nil || !late && !held {
 		return
 	}
 	if spec, ok := h.specOf(ctx, s); ok {
@@ -89,6 +94,7 @@ func (h *Hub) specOf(ctx context.Context, s *stream) (*hostSpec, bool) {
 func (h *Hub) take(ctx context.Context, s *stream, spec *hostSpec, status, next *api.HostStatus) {
 	applied, reason, message := judge(spec, status)
 	soon := s.soon(reason, orDefault(h.Lag, lag))
+	paid, held := false, false
 	h.mutate(ctx, s.peer.Name, s.peer.UID, func(m *api.Machine) bool {
 		old := m.Status.Host
 		// A host that was started anew has applied nothing.
@@ -97,9 +103,16 @@ func (h *Hub) take(ctx context.Context, s *stream, spec *hostSpec, status, next 
 		if !changed && !news(old, next, soon, len(spec.tombstones) > 0) {
 			return false
 		}
+		paid = paid || s.quota.mayStore(next) // once, however often the write is tried
+		if held = !paid; held {
+			return false
+		}
 		m.Status.Host = next
 		return true
 	})
+	if s.holdBack(held) {
+		h.event(s, api.Warning, "StatusHeldBack", fmt.Sprintf("it reports changes of its status faster than they are stored (%d KiB at once, %d KiB a second): the last one is stored later", storedBurst>>10, storedRate>>10))
+	}
 }
 
 // soon reports whether a host is at work for less than patience.
