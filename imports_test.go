@@ -64,6 +64,7 @@ func owners() map[string][]string {
 		"github.com/stmcginnis/gofish":       {"hardware"},
 		"github.com/coreos/go-systemd/":      {"systemd"},
 		"github.com/go-json-experiment/json": {"api"},
+		"filippo.io/age":                     {"bootd/backup"},
 		"github.com/diskfs/go-diskfs/":       {"nodeagent/guest"},
 		"golang.zx2c4.com/wireguard":         {"nodeagent/wireguard"},
 	}

@@ -64,7 +64,8 @@ type GuestHosting struct {
 
 // SiteStatus is what rackweft observed.
 type SiteStatus struct {
-	Epoch      int64      `json:"epoch,omitzero" doc:"Raised by a restore; hosts list again."`
+	Epoch      int64      `json:"epoch,omitzero" doc:"Raised by a restore, by which hosts know the bootd before it from the one after it."`
+	Recovery   *Recovery  `json:"recovery,omitempty" doc:"After a restore: what bootd waits for, and what hosts have that the backup does not know."`
 	Conditions Conditions `json:"conditions,omitempty"`
 }
 

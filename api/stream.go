@@ -19,6 +19,8 @@ type HostFrame struct {
 	BGP *BGPStatus `json:"bgp,omitempty"`
 	// Usage is sent while bootd asks for it.
 	Usage *HostUsage `json:"usage,omitempty"`
+	// Recount answers a bootd that was restored.
+	Recount *Recount `json:"recount,omitempty"`
 }
 
 // Hello is the first frame: what the host has cached, so that only the
@@ -53,6 +55,8 @@ type ServerFrame struct {
 	Open *Channel `json:"open,omitempty"`
 	// Usage asks for what the host and its Guests use.
 	Usage *UsageRequest `json:"usage,omitempty"`
+	// Recount asks for what the host has, after a restore.
+	Recount *RecountRequest `json:"recount,omitempty"`
 	// Refused ends the stream; the message says why and what to do.
 	Refused string `json:"refused,omitzero"`
 }
@@ -97,6 +101,9 @@ type PeerDelta struct {
 type Bookmark struct {
 	Epoch    int64 `json:"epoch"`
 	Revision int64 `json:"revision"`
+	// Hold is of a bootd that was restored: the host goes on as it is, and knows
+	// the epoch from now on. It starts nothing that it was not to start before.
+	Hold bool `json:"hold,omitzero"`
 }
 
 // JoinRequest is what nodeagent sends once per BootAttempt, over TLS with the

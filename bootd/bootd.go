@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/lease"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/recovery"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
@@ -50,12 +52,13 @@ type daemon struct {
 	leases  *lease.Table
 	ifaces  *interfaces
 
-	tracker *machine.Tracker
-	decider *boot.Decider
-	hub     *hostspec.Hub
-	dhcp    dhcpFaults
-	pinned  pinned
-	leading atomic.Bool // this bootd runs the controllers
+	tracker  *machine.Tracker
+	decider  *boot.Decider
+	hub      *hostspec.Hub
+	recovery *recovery.Keeper
+	dhcp     dhcpFaults
+	pinned   pinned
+	leading  atomic.Bool // this bootd runs the controllers
 }
 
 // Run is bootd, until ctx ends or a part of it fails. One that serves a copy of
@@ -97,6 +100,9 @@ func (d *daemon) open(ctx context.Context) error {
 	}
 	if _, err := d.ifaces.read(); err != nil {
 		return fmt.Errorf("read the interfaces: %w", err)
+	}
+	if err := d.restoring(ctx); err != nil {
+		return err
 	}
 	var err error
 	if err := d.openSite(ctx); err != nil {
@@ -202,8 +208,9 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("this machine's name: %w", err)
 	}
+	d.recovery = &recovery.Keeper{Store: d.store, Cache: d.cache, Lease: d.keepLease, Event: d.record.Event, Log: d.log}
 	d.hub = &hostspec.Hub{
-		Name: name, Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Log: d.log,
+		Name: name, Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Recovery: d.recovery, Log: d.log,
 		Compiler: &hostspec.Compiler{Cache: d.cache, Networks: d.nets, BGP: bgp, Epoch: epoch, API: d.decider.APIFor},
 	}
 	return nil
@@ -244,18 +251,28 @@ func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 
 // epoch is the store's epoch, kept beside the objects: a restore raises it.
 func (d *daemon) epoch(ctx context.Context) (int64, error) {
-	raw, err := d.store.GetRaw(ctx, "epoch")
-	if err != nil {
+	epoch, err := readEpoch(ctx, d.store)
+	if err != nil || epoch > 0 {
+		return epoch, err
+	}
+	return 1, tolerate(d.log, "write the epoch", writeEpoch(ctx, d.store, 1))
+}
+
+// readEpoch is the epoch that a store has; 0 when it has none yet.
+func readEpoch(ctx context.Context, s *store.Store) (int64, error) {
+	raw, err := s.GetRaw(ctx, "epoch")
+	if err != nil || len(raw) == 0 {
 		return 0, err
 	}
-	if len(raw) == 0 {
-		return 1, tolerate(d.log, "write the epoch", d.store.PutRaw(ctx, "epoch", []byte("1")))
-	}
-	var epoch int64
-	if _, err := fmt.Sscan(string(raw), &epoch); err != nil {
-		return 0, fmt.Errorf("the store's epoch %q is no number", raw)
+	epoch, err := strconv.ParseInt(string(raw), 10, 64)
+	if err != nil || epoch < 1 {
+		return 0, fmt.Errorf("the store's epoch %q is no number above 0", raw)
 	}
 	return epoch, nil
+}
+
+func writeEpoch(ctx context.Context, s *store.Store, epoch int64) error {
+	return s.PutRaw(ctx, "epoch", strconv.AppendInt(nil, epoch, 10))
 }
 
 // sessionKeys opens the Site's key for BGP sessions, which is made at first. It
@@ -387,6 +404,7 @@ func (d *daemon) lead(ctx context.Context) error {
 			return d.nets.Subscribe(ctx, func(ch network.Change) { guests.LeasesChanged(ch.Networks) })
 		})
 		g.Go(func() error { return zones.Run(ctx) })
+		g.Go(func() error { return d.recovery.Run(ctx) })
 		return g.Wait()
 	})
 }

@@ -38,7 +38,7 @@ func (d *daemon) serveFlannel(ctx context.Context) error {
 	}
 	conf := d.ca.ServerTLS()
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
-	gate := &store.Gate{Store: d.store, Network: d.networkOf, Log: d.log.With("component", "flannel")}
+	gate := &store.Gate{Store: d.store, Network: d.networkOf, Held: func() bool { return store.Held(d.cache) }, Log: d.log.With("component", "flannel")}
 	// Whoever shows no certificate of a Network is a stranger: three quarters are not for those.
 	return gate.Serve(ctx, budget.Listen(l, budget.Limits{Total: flannelConns, PerPeer: 16, Reserve: flannelConns - flannelConns/4, Known: d.known}), conf)
 }

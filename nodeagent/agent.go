@@ -189,7 +189,7 @@ func (a *Agent) load() {
 
 // stale reports whether the HostSpec is from before this boot, and not to be
 // acted upon: bootd may have started elsewhere what it names.
-func (a *Agent) stale() bool { return a.spec.before(a.config.HostSpec) }
+func (a *Agent) stale() bool { return a.spec.stale(a.config.HostSpec) }
 
 // reach joins, if need be, and then keeps the stream.
 func (a *Agent) reach(ctx context.Context) {
@@ -315,7 +315,7 @@ func (a *Agent) handle(f api.ServerFrame) error {
 	if f.Audit != nil {
 		a.audit(*f.Audit)
 	}
-	committed, err := a.spec.handle(f)
+	committed, err := a.spec.handle(f, a.config.HostSpec)
 	if err != nil || !committed {
 		return err
 	}

@@ -31,8 +31,11 @@ type hostSpec struct {
 }
 
 type index struct {
-	Epoch      int64            `json:"epoch"`
-	Revision   int64            `json:"revision"`
+	Epoch    int64 `json:"epoch"`
+	Revision int64 `json:"revision"`
+	// Doubted says that the parts are from before this boot, or before one since,
+	// and that bootd, which was restored, has not said that they hold.
+	Doubted    bool             `json:"doubted,omitzero"`
 	Parts      map[string]entry `json:"parts,omitempty"`
 	Tombstones []api.Tombstone  `json:"tombstones,omitempty"`
 }
@@ -184,9 +187,9 @@ func (s *hostSpec) digests() map[string]string {
 // reset forgets a batch that no bookmark closed: the stream broke.
 func (s *hostSpec) reset() { s.batch = nil }
 
-// handle takes in what a frame says about parts. It reports whether a batch
-// was committed. After an error the stream must be opened anew.
-func (s *hostSpec) handle(f api.ServerFrame) (bool, error) {
+// handle takes in what a frame says about parts; least is the HostSpec that this
+// boot acts upon at the earliest. It reports whether a batch was committed. After an error the stream must be opened anew.
+func (s *hostSpec) handle(f api.ServerFrame, least api.Bookmark) (bool, error) {
 	if s.batch == nil {
 		s.batch = &batch{parts: map[string]entry{}, gone: map[string]bool{}}
 	}
@@ -205,6 +208,9 @@ func (s *hostSpec) handle(f api.ServerFrame) (bool, error) {
 	}
 	b := s.batch
 	s.batch = nil
+	if f.Bookmark.Hold {
+		return s.hold(*f.Bookmark, least)
+	}
 	return s.commit(b, *f.Bookmark)
 }
 
@@ -282,12 +288,41 @@ func applyDelta(p api.Part, d api.PeerDelta) (api.Part, error) {
 	return api.EncodePart(n)
 }
 
-// commit makes a batch the host's knowledge, unless the host knows better.
-func (s *hostSpec) commit(b *batch, mark api.Bookmark) (bool, error) {
+// hold takes the epoch of a bootd that was restored and does not know yet what
+// this host should be: the host goes on with what it has. What it was not to
+// act upon before, for it may run elsewhere by now, it does not act upon now.
+func (s *hostSpec) hold(mark, least api.Bookmark) (bool, error) {
+	if err := s.behind(mark); err != nil {
+		return false, err
+	}
+	s.index.Doubted = s.stale(least)
+	if mark.Epoch > s.index.Epoch {
+		s.index.Tombstones = nil // the restored store may know these objects again
+	}
+	s.index.Epoch, s.index.Revision = mark.Epoch, mark.Revision
+	s.dirty = true
+	return true, nil
+}
+
+// behind refuses a bootd whose history is not the one that this host knows.
+func (s *hostSpec) behind(mark api.Bookmark) error {
 	if mark.Epoch < s.index.Epoch || mark.Epoch == s.index.Epoch && mark.Revision < s.index.Revision {
-		return false, fmt.Errorf("%w: it is at epoch %d revision %d, this host has seen epoch %d revision %d",
+		return fmt.Errorf("%w: it is at epoch %d revision %d, this host has seen epoch %d revision %d",
 			errStale, mark.Epoch, mark.Revision, s.index.Epoch, s.index.Revision)
 	}
+	return nil
+}
+
+// stale reports whether the parts are not to be acted upon, in a boot that acts
+// upon no HostSpec before least.
+func (s *hostSpec) stale(least api.Bookmark) bool { return s.index.Doubted || s.before(least) }
+
+// commit makes a batch the host's knowledge, unless the host knows better.
+func (s *hostSpec) commit(b *batch, mark api.Bookmark) (bool, error) {
+	if err := s.behind(mark); err != nil {
+		return false, err
+	}
+	s.index.Doubted = false
 	if mark.Epoch > s.index.Epoch {
 		s.index.Tombstones = nil // the restored store may know these objects again
 	}

@@ -31,7 +31,7 @@ func tombstone(part, uid string) api.ServerFrame {
 func feed(t testing.TB, s *hostSpec, frames ...api.ServerFrame) {
 	t.Helper()
 	for _, f := range frames {
-		if _, err := s.handle(f); err != nil {
+		if _, err := s.handle(f, api.Bookmark{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -88,7 +88,7 @@ func TestBatches(t *testing.T) {
 			s, _ := loadHostSpec(t.TempDir())
 			var err error
 			for _, f := range tt.frames {
-				if _, err = s.handle(f); err != nil {
+				if _, err = s.handle(f, api.Bookmark{}); err != nil {
 					break
 				}
 			}
@@ -150,7 +150,7 @@ func TestPeerDelta(t *testing.T) {
 	}
 
 	// To another base it does not fit: the part is asked for whole.
-	if _, err := s.handle(update); err == nil || len(s.digests()) != 0 {
+	if _, err := s.handle(update, api.Bookmark{}); err == nil || len(s.digests()) != 0 {
 		t.Errorf("a delta to another base gives %v and announces %v", err, s.digests())
 	}
 	s.reset()
@@ -304,7 +304,7 @@ func FuzzServerFrames(f *testing.F) {
 			if json.Unmarshal([]byte(text), &frame) != nil {
 				continue
 			}
-			if _, err := s.handle(frame); err != nil {
+			if _, err := s.handle(frame, api.Bookmark{}); err != nil {
 				s.reset()
 			}
 		}

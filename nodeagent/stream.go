@@ -93,6 +93,7 @@ func (a *Agent) session(ctx context.Context, base string) error {
 	channels := newChannels(a, base)
 	defer channels.wait()
 	usage := newUsageWatch()
+	recounts := make(chan []api.Recount, 1)
 	var measuring sync.WaitGroup
 	defer measuring.Wait()
 	silence := time.AfterFunc(a.timing.silence, func() {
@@ -113,7 +114,7 @@ func (a *Agent) session(ctx context.Context, base string) error {
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
-		err := a.writeFrames(ctx, pipe, usage.reports)
+		err := a.writeFrames(ctx, pipe, usage.reports, recounts)
 		cancel(err)
 		_ = pipe.CloseWithError(err)
 	}()
@@ -123,7 +124,7 @@ func (a *Agent) session(ctx context.Context, base string) error {
 		<-written
 	}()
 
-	err = a.receive(ctx, client, req, asked{channels, usage}, silence)
+	err = a.receive(ctx, client, req, asked{channels, usage, recounts}, silence)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause // why it was cancelled tells more than that it was
 	}
@@ -162,6 +163,7 @@ func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Requ
 type asked struct {
 	channels *channels
 	usage    *usageWatch
+	recounts chan<- []api.Recount
 }
 
 // frame handles one line. Fields that this build does not know are left aside:
@@ -183,6 +185,9 @@ func (a *Agent) frame(ctx context.Context, line []byte, asked asked) error {
 		asked.usage.ask(*f.Usage)
 		return nil
 	}
+	if f.Recount != nil {
+		return a.answerRecount(ctx, f.Recount.ID, asked.recounts)
+	}
 	var fault error
 	if err := a.do(ctx, func() { fault = a.handle(f) }); err != nil {
 		return err
@@ -191,7 +196,7 @@ func (a *Agent) frame(ctx context.Context, line []byte, asked asked) error {
 }
 
 // writeFrames sends the hello, then pings, statuses and events as they come.
-func (a *Agent) writeFrames(ctx context.Context, w io.Writer, usage <-chan *api.HostUsage) error {
+func (a *Agent) writeFrames(ctx context.Context, w io.Writer, usage <-chan *api.HostUsage, recounts <-chan []api.Recount) error {
 	out := json.NewEncoder(w)
 	var hello api.Hello
 	if err := a.do(ctx, func() { hello = a.hello() }); err != nil {
@@ -204,9 +209,18 @@ func (a *Agent) writeFrames(ctx context.Context, w io.Writer, usage <-chan *api.
 	defer ping.Stop()
 	a.status.signal() // each stream begins with a status
 	a.bgp.signal()
+	var recount []api.Recount // that is on its way
 	for {
+		if len(recount) > 0 {
+			if err := out.Encode(api.HostFrame{Recount: &recount[0]}); err != nil {
+				return fmt.Errorf("send a frame: %w", err)
+			}
+			recount = recount[1:]
+			continue
+		}
 		var f api.HostFrame
 		select {
+		case recount = <-recounts:
 		case <-a.status.changed:
 			f.Status = a.status.get()
 		case <-a.bgp.changed:

@@ -22,6 +22,9 @@ const leased = "leased"
 // Offer implements dhcp.Decider.
 func (d *Decider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
 	return d.answer(ctx, c, "offered", func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
+		if err := d.notYet(c, s, h, netip.Addr{}); err != nil {
+			return netip.Addr{}, 0, err
+		}
 		addr, err := d.Leases.Offer(h, s.Metadata.Name, c.Requested)
 		return addr, time.Duration(s.Spec.LeaseTime), err
 	})
@@ -33,6 +36,9 @@ func (d *Decider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (
 		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server gives the addresses", dhcp.ErrNotMine, s.Metadata.Name)
 	}
 	return d.answer(ctx, c, leased, func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
+		if err := d.notYet(c, s, h, addr); err != nil {
+			return netip.Addr{}, 0, err
+		}
 		l, err := d.Leases.Commit(ctx, h, s.Metadata.Name, addr, time.Duration(s.Spec.LeaseTime))
 		if errors.Is(err, lease.ErrUnavailable) || errors.Is(err, lease.ErrReserved) {
 			return netip.Addr{}, 0, &dhcp.Refusal{Reason: err.Error()}

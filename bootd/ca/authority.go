@@ -68,7 +68,7 @@ func Open(stateDir string) (*Authority, error) {
 		return a, err
 	}
 	dir := filepath.Join(stateDir, "ca")
-	if err := create(dir); err != nil {
+	if err := place(dir, fill); err != nil {
 		return nil, fmt.Errorf("make the site's CA in %s: %w", dir, err)
 	}
 	return Find(stateDir)
@@ -82,9 +82,9 @@ func isFresh(dir string) (bool, error) {
 	return err == nil && len(entries) == 0, err
 }
 
-// create makes a CA in a directory beside its place and moves it there, so
-// that there is never half of one. Of two that start at once, one makes it.
-func create(dir string) error {
+// place fills a directory beside its place and moves it there, so that there is
+// never half of a CA. Of two that start at once, one makes it.
+func place(dir string, fill func(dir string) error) error {
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return err
@@ -225,3 +225,48 @@ func (a *Authority) CertPEM() []byte { return bytes.Clone(a.pem) }
 
 // Pool holds the CA's certificate.
 func (a *Authority) Pool() *x509.CertPool { return a.pool.Clone() }
+
+// Export is the CA's certificate and key, in PEM. It is for backups, which are
+// encrypted themselves.
+func Export(stateDir string) (cert, key []byte, err error) {
+	a := &Authority{dir: filepath.Join(stateDir, "ca"), now: time.Now}
+	if err := a.load(); err != nil {
+		return nil, nil, fmt.Errorf("read the site's CA: %w", err)
+	}
+	if key, err = a.read("ca.key"); err != nil {
+		return nil, nil, fmt.Errorf("read the site's CA: %w", err)
+	}
+	return a.CertPEM(), key, nil
+}
+
+// Import makes the CA of a new state directory out of what Export gave. It is
+// there as a whole or not at all.
+func Import(stateDir string, cert, key []byte) error {
+	dir := filepath.Join(stateDir, "ca")
+	fresh, err := isFresh(dir)
+	if err != nil {
+		return fmt.Errorf("restore the site's CA: %w", err)
+	}
+	if !fresh {
+		return fmt.Errorf("restore the site's CA: %s holds one", dir)
+	}
+	err = place(dir, func(dir string) error {
+		return errors.Join(file.Create(filepath.Join(dir, "ca.crt"), cert, file.Options{}), file.Create(filepath.Join(dir, "ca.key"), key, file.Options{}))
+	})
+	if err != nil {
+		return fmt.Errorf("restore the site's CA: %w", err)
+	}
+	return (&Authority{dir: dir, now: time.Now}).load()
+}
+
+// CheckPair reports what is wrong with a CA's certificate and key.
+func CheckPair(cert, key []byte) error {
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return fmt.Errorf("the site's CA: %w", err)
+	}
+	if !pair.Leaf.IsCA {
+		return errors.New("the site's CA: its certificate is not that of a CA")
+	}
+	return nil
+}

@@ -104,6 +104,9 @@ func (a *Authority) Issued(cert *x509.Certificate) bool {
 	return err == nil
 }
 
+// IssuedAt is when a client's certificate was signed.
+func IssuedAt(cert *x509.Certificate) time.Time { return cert.NotBefore.Add(skew) }
+
 func hostURI(name, uid string) *url.URL {
 	return &url.URL{Scheme: "rackweft", Host: "host", Path: "/" + name + "/" + uid}
 }

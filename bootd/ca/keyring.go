@@ -52,6 +52,7 @@ type Keyring struct {
 
 // sealKey is what is derived from one key, for one use each.
 type sealKey struct {
+	raw    []byte
 	id     [idSize]byte
 	aead   cipher.AEAD
 	digest []byte
@@ -109,11 +110,21 @@ func FindKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 
 func keyFile(stateDir string) string { return filepath.Join(stateDir, "seal.key") }
 
+// CheckKeys reports what is wrong with the content of a key file.
+func CheckKeys(content []byte) error {
+	_, err := parseKeys("seal.key", content)
+	return err
+}
+
 func readKeys(path string) ([][]byte, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the seal key: %w", err)
 	}
+	return parseKeys(path, raw)
+}
+
+func parseKeys(path string, raw []byte) ([][]byte, error) {
 	var keys [][]byte
 	for line := range strings.Lines(string(raw)) {
 		line = strings.TrimSpace(line)
@@ -157,7 +168,7 @@ func derive(key []byte) (sealKey, error) {
 		}
 	}
 	aead, err := chacha20poly1305.NewX(parts["seal"])
-	return sealKey{id: [idSize]byte(parts["key-id"]), aead: aead, digest: parts["digest"], token: parts["boot-token"]}, err
+	return sealKey{raw: key, id: [idSize]byte(parts["key-id"]), aead: aead, digest: parts["digest"], token: parts["boot-token"]}, err
 }
 
 // Seal encrypts plain. Only Open with the same aad gives it back.
@@ -218,4 +229,28 @@ func (k *Keyring) KeyIDs() []string {
 // Sealing reports whether a sealed value is sealed with the key that seals now.
 func (k *Keyring) Sealing(sealed []byte) bool {
 	return len(sealed) >= minSealed && sealed[0] == sealVersion && bytes.Equal(sealed[1:headerSize], k.keys[0].id[:])
+}
+
+// Export is the content of a key file that opens and seals the same: every key,
+// the one that seals first. It is for backups, which are encrypted themselves.
+func (k *Keyring) Export() []byte {
+	var b bytes.Buffer
+	seen := map[[idSize]byte]bool{}
+	for _, key := range k.keys {
+		if !seen[key.id] {
+			b.WriteString(base64.StdEncoding.EncodeToString(key.raw) + "\n")
+		}
+		seen[key.id] = true
+	}
+	return b.Bytes()
+}
+
+// ImportKeyring writes the content of a key file into a new state directory.
+func ImportKeyring(stateDir string, content []byte) error {
+	path := keyFile(stateDir)
+	if err := file.Create(path, content, file.Options{}); err != nil {
+		return fmt.Errorf("write the seal key: %w", err)
+	}
+	_, err := readKeys(path)
+	return err
 }

@@ -183,6 +183,9 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 	if !ok {
 		return 0, nil
 	}
+	if store.Held(c.Cache) {
+		return store.HeldRecheck, nil
+	}
 	if again, err := c.forget(ctx, g); err != nil || again {
 		return recheck, err
 	}
@@ -395,7 +398,7 @@ func (c *Controller) addresses(g *api.Guest, m *api.Machine) ([]netip.Addr, erro
 		return g.Status.Addresses, nil
 	}
 	taken := map[netip.Addr]bool{}
-	for _, other := range store.CachedList[api.Guest](c.Cache) {
+	for _, other := range append(store.CachedList[api.Guest](c.Cache), store.UnknownGuests(c.Cache)...) {
 		if other.Spec.Network == g.Spec.Network {
 			for _, a := range other.Status.Addresses {
 				taken[a] = true

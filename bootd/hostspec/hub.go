@@ -2,6 +2,7 @@ package hostspec
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,6 +47,15 @@ type Signer interface {
 	Renew(csr []byte, name, uid string) (cert []byte, key string, err error)
 }
 
+// Recovery is told of hosts after a restore.
+type Recovery interface {
+	// Reported takes over what a host has.
+	Reported(ctx context.Context, name, uid string, r api.Recount) error
+	// Claim notes a host that the store does not know, and says what it is told;
+	// "" for one that is just refused.
+	Claim(ctx context.Context, h api.RecoveryHost) string
+}
+
 // Hub holds the streams of all hosts that are connected to this bootd.
 type Hub struct {
 	Store    *store.Store
@@ -53,6 +63,7 @@ type Hub struct {
 	Compiler *Compiler
 	Signer   Signer
 	Record   Recorder
+	Recovery Recovery // nil: nothing is ever restored
 	Log      *slog.Logger
 	// Name tells this bootd from others in what it writes down of its hosts.
 	Name string
@@ -75,6 +86,7 @@ type Peer struct {
 	Name, UID string
 	Key       string // SHA-256 of its public key
 	Address   string
+	Issued    time.Time // when its certificate was
 }
 
 // Conn is the two directions of a stream.
@@ -98,6 +110,8 @@ type stream struct {
 	close  context.CancelCauseFunc
 
 	greeted bool      // the first bookmark went out; transmit's own
+	held    bool      // it was told to go on as it is; transmit's own
+	recount *recount  // that is coming in; receive's own
 	audited time.Time // when its audits were last passed on; the Hub's mu
 
 	mu       sync.Mutex
@@ -368,6 +382,9 @@ func (h *Hub) admit(ctx context.Context, p Peer, send func(api.ServerFrame) erro
 	if err != nil {
 		return err
 	}
+	if reason != "" && h.Recovery != nil {
+		reason = cmp.Or(h.Recovery.Claim(ctx, p.Claim()), reason)
+	}
 	if reason != "" {
 		return errors.Join(send(api.ServerFrame{Refused: reason}), errors.New(reason))
 	}
@@ -551,6 +568,9 @@ func (h *Hub) update(ctx context.Context, s *stream, has held, send func(api.Ser
 	m, ok := store.Cached[api.Machine](h.Cache, s.peer.Name)
 	if !ok {
 		return has, nil // the cache is behind: its next change marks the stream
+	}
+	if store.Held(h.Cache) {
+		return has, h.hold(s, send)
 	}
 	spec, err := h.Compiler.compile(ctx, m)
 	if err != nil {

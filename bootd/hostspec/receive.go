@@ -55,6 +55,8 @@ func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.Serv
 		h.bgpReport(s, f.BGP)
 	case f.Usage != nil:
 		h.usageReport(s, f.Usage)
+	case f.Recount != nil:
+		h.recounted(ctx, s, f.Recount)
 	case f.Renew != "":
 		return h.renew(s, f.Renew)
 	}

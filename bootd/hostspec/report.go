@@ -93,6 +93,9 @@ func (h *Hub) specOf(ctx context.Context, s *stream) (*hostSpec, bool) {
 // take writes down what is worth it of a report: next is what is kept of it.
 func (h *Hub) take(ctx context.Context, s *stream, spec *hostSpec, status, next *api.HostStatus) {
 	applied, reason, message := judge(spec, status)
+	if store.Held(h.Cache) { // it was not sent what it should have
+		applied, reason, message = api.Unknown, "Restored", "bootd was restored and waits for its hosts: weftctl restore status"
+	}
 	soon := s.soon(reason, orDefault(h.Lag, lag))
 	paid, held := false, false
 	h.mutate(ctx, s.peer.Name, s.peer.UID, func(m *api.Machine) bool {

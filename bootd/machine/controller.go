@@ -119,6 +119,9 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	if IsDiscovered(m) {
 		return c.expireDiscovered(ctx, m)
 	}
+	if store.Held(c.Cache) {
+		return c.restored(ctx, m)
+	}
 	if m.Metadata.DeletionTimestamp != nil {
 		return c.remove(ctx, m)
 	}

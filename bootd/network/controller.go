@@ -149,6 +149,9 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 	if !ok {
 		return 0, nil
 	}
+	if store.Held(c.Cache) {
+		return store.HeldRecheck, nil
+	}
 	if n.Metadata.DeletionTimestamp != nil {
 		return c.remove(ctx, n)
 	}
@@ -334,15 +337,7 @@ func (c *Controller) freeVNIs(ctx context.Context, n *api.Network) error {
 
 // read is a Network's layout as etcd has it now.
 func (c *Controller) read(ctx context.Context, name string) (*layout, error) {
-	keys, err := c.Store.Flannel(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	l := newLayout()
-	for _, k := range keys {
-		l.set(k)
-	}
-	return l, nil
+	return readLayout(ctx, c.Store, name)
 }
 
 // write makes one transaction out of a plan. It always moves the owner's

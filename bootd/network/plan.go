@@ -369,7 +369,7 @@ func (l *layout) strangers(n *api.Network, vni uint32) map[netip.Addr]store.Flan
 func (c *Controller) world(ctx context.Context, network string) *world {
 	return &world{
 		machines: store.CachedList[api.Machine](c.Cache),
-		guests:   store.CachedList[api.Guest](c.Cache),
+		guests:   append(store.CachedList[api.Guest](c.Cache), store.UnknownGuests(c.Cache)...),
 		current:  func(guest string) bool { return c.currentGuest(ctx, network, guest) },
 		vtep:     func(m *api.Machine) netip.Addr { return VTEP(c.Cache, m) },
 		epoch:    c.Epoch,

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
@@ -47,6 +48,9 @@ type caller struct {
 	from string         // address, or "unix"
 }
 
+// socketPeer is where whoever came by the unix socket comes from.
+const socketPeer = "unix"
+
 // roleName is the role as the audit shows it.
 func (c caller) roleName() string {
 	if c.host != nil {
@@ -83,7 +87,7 @@ func peerOf(r *http.Request) netip.Addr {
 // identify tells who asks. The error is a 401 or 429.
 func (s *Server) identify(r *http.Request) (caller, error) {
 	if trusted, _ := r.Context().Value(trustedKey{}).(bool); trusted {
-		return caller{name: "root", role: admin, from: "unix"}, nil
+		return caller{name: "root", role: admin, from: socketPeer}, nil
 	}
 	peer := peerOf(r)
 	if r.TLS != nil {
@@ -127,7 +131,7 @@ func certified(r *http.Request) (caller, error) {
 	from := peerOf(r).String()
 	if id.Kind == ca.Host {
 		key := ca.CertificateKey(r.TLS.PeerCertificates[0])
-		return caller{name: "host:" + id.Name, from: from, host: &hostspec.Peer{Name: id.Name, UID: id.UID, Key: key, Address: from}}, nil
+		return caller{name: "host:" + id.Name, from: from, host: &hostspec.Peer{Name: id.Name, UID: id.UID, Key: key, Address: from, Issued: ca.IssuedAt(r.TLS.PeerCertificates[0])}}, nil
 	}
 	return caller{name: id.Name, role: roleOf(id.Role), from: from}, nil
 }
@@ -157,6 +161,8 @@ func (s *Server) authorize(c *call, rt route) error {
 	switch {
 	case rt.public:
 		return nil
+	case rt.local && c.who.from != socketPeer:
+		return problem(http.StatusForbidden, "this is answered on bootd's unix socket only: work as root on the machine that bootd runs on")
 	case c.who.host != nil:
 		return s.authorizeHost(c, rt)
 	case c.who.role == nobody && rt.role == nobody:
@@ -188,6 +194,9 @@ func (s *Server) checkKey(c *call) error {
 		return err
 	}
 	if reason := hostspec.Refused(m, *c.who.host); reason != "" {
+		if c.r.Method == http.MethodPost && strings.HasSuffix(c.r.URL.Path, "/stream") {
+			reason = cmp.Or(s.conf.Recovery.Claim(c.r.Context(), c.who.host.Claim()), reason)
+		}
 		return problem(http.StatusForbidden, "%s", reason)
 	}
 	return nil

@@ -104,7 +104,10 @@ type Config struct {
 	Decisions *journal.Journal[api.Decision]
 	AuditLog  *journal.Journal[api.AuditRecord]
 	// Console opens a Machine's serial console.
-	Console func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
+	Console  func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
+	Recovery Recovery
+	// Backup writes everything that a bootd is made of, unencrypted; nil for none.
+	Backup func(ctx context.Context, w io.Writer, blobs bool) error
 	// Audit is told of every change.
 	Audit func(api.AuditRecord)
 	// Metrics is what /metrics shows; Registerer takes the Server's own.
@@ -120,7 +123,7 @@ func (c Config) check() error {
 	case c.Listen != "" && c.TLS == nil:
 		return fmt.Errorf("the API server has no certificate for %s", c.Listen)
 	case c.Store == nil || c.Cache == nil || c.Blobs == nil || c.Hub == nil || c.Compiler == nil || c.Networks == nil || c.Zones == nil ||
-		c.Decider == nil || c.Events == nil || c.Decisions == nil || c.AuditLog == nil || c.Console == nil || c.Metrics == nil || c.Log == nil:
+		c.Decider == nil || c.Events == nil || c.Decisions == nil || c.AuditLog == nil || c.Console == nil || c.Recovery == nil || c.Metrics == nil || c.Log == nil:
 		return errors.New("the API server's config is incomplete")
 	}
 	for _, t := range c.Tokens {

@@ -270,7 +270,7 @@ func (s *Server) store(c *call, w *write, body, next, current api.Object, takeov
 	status := http.StatusOK
 	if current == nil {
 		status = http.StatusCreated
-		if err := s.conf.Store.Create(ctx, next); err != nil {
+		if err := s.create(ctx, next); err != nil {
 			return err
 		}
 	} else {
@@ -319,6 +319,9 @@ func foreseen(current, next api.Object) string {
 
 func (s *Server) delete(c *call, k api.Kind) error {
 	ctx := c.r.Context()
+	if err := s.mayDelete(k); err != nil {
+		return err
+	}
 	w, err := s.beginDelete(ctx, k, c.name())
 	if err != nil {
 		return err

@@ -25,6 +25,7 @@ type route struct {
 	tag          string
 	role         role                      // that a person needs
 	public       bool                      // nobody is asked who they are
+	local        bool                      // on the unix socket only, whoever it is
 	host         func(*Server, *call) bool // whether a host may call it; nil: none may
 	stream       bool                      // lasts as long as the client likes
 	audited      bool                      // may change something
@@ -79,6 +80,8 @@ func (s *Server) routes() []route {
 	all = append(all, s.usageRoutes()...)
 	all = append(all, s.blobRoutes()...)
 	all = append(all, s.journalRoutes()...)
+	all = append(all, s.backupRoutes()...)
+	all = append(all, s.recoveryRoutes()...)
 	all = append(all, s.hostRoutes()...)
 	return append(all, s.serviceRoutes()...)
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/recovery"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
 )
@@ -185,6 +186,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Compiler: compiler, Networks: networks, Decider: r.decider,
 		Hub: hub, Zones: &zone.Views{Cache: r.cache, Compiler: compiler, Sessions: hub.BGP},
 		Events: r.events, Decisions: r.decisions, AuditLog: audits,
+		Recovery: &recovery.Keeper{Store: r.store, Cache: r.cache, Event: func(api.Object, api.EventType, string, string) {}, Log: log},
 		Console: func(context.Context, *api.Machine) (io.ReadWriteCloser, error) {
 			near, far := net.Pipe()
 			r.consoles <- far

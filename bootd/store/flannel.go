@@ -84,6 +84,15 @@ func (s *Store) Flannel(ctx context.Context, network string) ([]FlannelKey, erro
 	return keys, nil
 }
 
+// FlannelAll reads all keys of all Networks.
+func (s *Store) FlannelAll(ctx context.Context) ([]FlannelKey, error) {
+	keys, _, err := s.flannelKeys(ctx, FlannelPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("read the leases of Networks: %w", err)
+	}
+	return keys, nil
+}
+
 func (s *Store) flannelKeys(ctx context.Context, prefix string) ([]FlannelKey, int64, error) {
 	var keys []FlannelKey
 	revision, err := s.scan(ctx, prefix, func(kv *mvccpb.KeyValue) {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -38,7 +39,9 @@ type Gate struct {
 	Store *Store
 	// Network says which Network a client certificate is for.
 	Network func(*x509.Certificate) (string, error)
-	Log     *slog.Logger
+	// Held says that no new lease may be taken; nil for never.
+	Held func() bool
+	Log  *slog.Logger
 
 	mu     sync.Mutex
 	leases map[int64]string // etcd leases → the Network whose flanneld was granted them
@@ -146,6 +149,21 @@ func (g *Gate) write(ctx context.Context, key []byte) error {
 	}
 	if resp.Count > 0 {
 		return status.Errorf(codes.PermissionDenied, "%s is the lease of a host that runs nodeagent: stop the flanneld there", subnet)
+	}
+	if g.Held != nil && g.Held() {
+		return g.renews(ctx, string(key), subnet)
+	}
+	return nil
+}
+
+// renews lets through what is done to a lease that is known.
+func (g *Gate) renews(ctx context.Context, key string, subnet netip.Prefix) error {
+	resp, err := g.Store.client.Get(ctx, key, clientv3.WithCountOnly())
+	if err != nil {
+		return err
+	}
+	if resp.Count == 0 {
+		return status.Errorf(codes.Unavailable, "bootd was restored and does not know yet whether %s is free: weftctl restore status", subnet)
 	}
 	return nil
 }

@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// LockFile is in every state directory that a bootd has used.
+const LockFile = "bootd.lock"
+
 // Lock takes a state directory for this process, as Open does, until it is
 // closed.
 func Lock(dir string) (io.Closer, error) { return lockDir(dir) }
@@ -20,7 +23,7 @@ func Lock(dir string) (io.Closer, error) { return lockDir(dir) }
 // lockDir takes the state directory for this process; closing the file gives
 // it back, and so does the end of the process, however it ends.
 func lockDir(dir string) (*os.File, error) {
-	path := filepath.Join(dir, "bootd.lock")
+	path := filepath.Join(dir, LockFile)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if errors.Is(err, unix.EROFS) {
 		f, err = os.Open(path)

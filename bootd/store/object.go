@@ -22,6 +22,12 @@ import (
 // and resourceVersion. It fails with ErrExists when there is one of that name.
 // A Secret's data is sealed, and cleared in o.
 func (s *Store) Create(ctx context.Context, o api.Object) error {
+	return s.CreateAs(ctx, o, uuid.NewString())
+}
+
+// CreateAs is Create with a uid that is known already: of an object that a
+// restored store does not know, and that hosts have.
+func (s *Store) CreateAs(ctx context.Context, o api.Object, uid string) error {
 	k := api.KindOf(o)
 	name := o.Meta().Name
 	if err := storable(k, name); err != nil {
@@ -29,7 +35,7 @@ func (s *Store) Create(ctx context.Context, o api.Object) error {
 	}
 	o.SetDefaults()
 	m := o.Meta()
-	m.UID, m.Generation, m.ResourceVersion = uuid.NewString(), 1, ""
+	m.UID, m.Generation, m.ResourceVersion = uid, 1, ""
 	m.CreationTimestamp, m.DeletionTimestamp = time.Now().UTC().Truncate(time.Second), nil
 	sealed, err := s.seal(o, nil)
 	if err != nil {
@@ -148,6 +154,29 @@ func (s *Store) mutateOnce(ctx context.Context, k api.Kind, name string, fn func
 		return nil, err
 	}
 	return o, s.replace(ctx, k, kv, o)
+}
+
+// Reidentify gives an object another uid, that of the one of its name that hosts
+// have, and lets fn change its status with it.
+func (s *Store) Reidentify(ctx context.Context, k api.Kind, name, uid string, fn func(api.Object)) error {
+	for try := 0; ; try++ {
+		kv, err := s.read(ctx, k, name)
+		if err != nil {
+			return err
+		}
+		o, err := decode(k, kv)
+		if err != nil {
+			return err
+		}
+		o.Meta().UID, o.Meta().ResourceVersion = uid, ""
+		fn(o)
+		if _, err = s.put(ctx, k, o, kv.ModRevision); !errors.Is(err, ErrConflict) {
+			return err
+		}
+		if err := sleep(ctx, jitter(try)); err != nil {
+			return err
+		}
+	}
 }
 
 // Delete removes an object, or, while it has finalizers, marks it as being
@@ -325,8 +354,12 @@ func (s *Store) read(ctx context.Context, k api.Kind, name string) (*mvccpb.KeyV
 // scan calls fn with every key under a prefix, in order, as they stand at one
 // revision, which is returned. It reads a page at a time.
 func (s *Store) scan(ctx context.Context, from string, fn func(*mvccpb.KeyValue)) (int64, error) {
+	return s.scanAt(ctx, from, 0, fn)
+}
+
+// scanAt is scan at a revision; 0 for now.
+func (s *Store) scanAt(ctx context.Context, from string, revision int64, fn func(*mvccpb.KeyValue)) (int64, error) {
 	end := clientv3.GetPrefixRangeEnd(from)
-	var revision int64
 	for {
 		resp, err := s.page(ctx, from, end, revision)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -299,7 +300,7 @@ func (s *Store) Empty(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// DeleteRaw forgets a value of bootd's own.
+// DeleteRaw forgets a value of bootd's own; one that is not there is no error.
 func (s *Store) DeleteRaw(ctx context.Context, key string) error {
 	_, err := s.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(internalPrefix + "raw/" + key)}})
 	if err != nil {
@@ -316,6 +317,23 @@ func (s *Store) PutRaw(ctx context.Context, key string, value []byte) error {
 		return fmt.Errorf("write %s: %w", key, err)
 	}
 	return nil
+}
+
+// ListRaw reads the values of bootd's own whose keys begin with a prefix, by the
+// rest of their keys.
+func (s *Store) ListRaw(ctx context.Context, prefix string) (map[string][]byte, error) {
+	values := map[string][]byte{}
+	from := internalPrefix + "raw/" + prefix
+	var fault error
+	_, err := s.scan(ctx, from, func(kv *mvccpb.KeyValue) {
+		value, err := opened(string(kv.Key), kv.Value)
+		fault = errors.Join(fault, err)
+		values[strings.TrimPrefix(string(kv.Key), from)] = value
+	})
+	if err := errors.Join(err, fault); err != nil {
+		return nil, fmt.Errorf("list %s: %w", prefix, err)
+	}
+	return values, nil
 }
 
 // CreateRaw writes a small value of bootd's own unless there is one, and

@@ -87,6 +87,9 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 	if !ok || z.Metadata.DeletionTimestamp != nil {
 		return 0, nil
 	}
+	if store.Held(c.Cache) {
+		return store.HeldRecheck, nil
+	}
 	now := time.Now().UTC()
 	members := c.Compiler.Members(name)
 	all := c.candidates(ctx, z, members, now)

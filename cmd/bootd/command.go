@@ -50,7 +50,7 @@ func command() *cobra.Command {
 	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where everything that lasts is kept")
 	f.StringVar(&run, "run-dir", "/run/rackweft", "where the socket of the API is")
 	f.StringSliceVar(&interfaces, "interface", nil, "interface on a provisioning network (repeatable)")
-	c.AddCommand(certificateCommand(), recreateCommand())
+	c.AddCommand(certificateCommand(), recreateCommand(), backupCommand(), restoreCommand())
 	c.CompletionOptions.DisableDefaultCmd = true
 	exit.Faults(c)
 	return c

@@ -133,7 +133,7 @@ Exit codes: 0 done, 1 failed, 2 usage.`,
 	a.connection.flags(root, a.Env)
 	root.AddCommand(
 		a.applyCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.editCommand(), a.diffCommand(), a.waitCommand(),
-		a.explainCommand(), a.eventsCommand(), a.topCommand(), a.consoleCommand(), a.machineCommand(), a.networkCommand(), a.bgpCommand(), a.guestCommand(), a.imageCommand(), a.labCommand(), a.versionCommand(),
+		a.explainCommand(), a.eventsCommand(), a.topCommand(), a.consoleCommand(), a.machineCommand(), a.networkCommand(), a.bgpCommand(), a.guestCommand(), a.imageCommand(), a.restoreCommand(), a.labCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -1,0 +1,53 @@
+package boot
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/dhcp"
+	"github.com/rackweft/rackweft/bootd/lease"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// notYet says why an address may not be given away after a restore: since the
+// backup it may have been leased to somebody whom this bootd does not know. Who
+// uses an address renews it within the lease time, and is known by then. What
+// is pinned is nobody else's, and who has a lease, or uses the address, keeps it.
+func (d *Decider) notYet(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr) error {
+	r := store.Recovery(d.Cache)
+	if r == nil {
+		return nil
+	}
+	quiet := r.Restored.Add(time.Duration(s.Spec.LeaseTime))
+	if !r.Held && time.Now().After(quiet) || d.pinned(h, s) {
+		return nil
+	}
+	for _, l := range d.Leases.ByMAC(h.MAC) {
+		if l.Subnet == s.Metadata.Name && (l.Address == addr || !addr.IsValid()) {
+			return nil
+		}
+	}
+	if addr.IsValid() && c.ClientAddr == addr {
+		return nil // a renewal, by whoever has had it since before the restore
+	}
+	until := "until every Machine is accounted for (weftctl restore status)"
+	if !r.Held {
+		until = "until " + quiet.UTC().Format(time.RFC3339) + ", when every lease from before has been renewed or has ended (weftctl restore finish ends this sooner)"
+	}
+	return fmt.Errorf("%w: bootd was restored, and leases no address that it does not know to be free %s", dhcp.ErrNotMine, until)
+}
+
+// pinned reports whether a Machine's spec gives it an address on a Subnet.
+func (d *Decider) pinned(h lease.Holder, s *api.Subnet) bool {
+	m, ok := store.Cached[api.Machine](d.Cache, h.Machine)
+	return ok && slices.ContainsFunc(m.Spec.Links, func(l api.Link) bool {
+		mac := l.MAC
+		if l.Bond != nil && len(l.Bond.Members) > 0 {
+			mac = l.Bond.Members[0]
+		}
+		return l.Subnet == s.Metadata.Name && string(mac) == h.MAC && slices.ContainsFunc(l.Addresses, netip.Addr.Is4)
+	})
+}

@@ -1,0 +1,134 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Renew makes the leases of a backup ones to begin with: a host that was told to
+// give one up is told again, at a revision of the new history.
+func Renew(ctx context.Context, s *store.Store) error {
+	keys, err := s.FlannelAll(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		var h hostRecord
+		if k.Kind != store.FlannelHost || json.Unmarshal(k.Value, &h) != nil || h.Buried == 0 {
+			continue
+		}
+		h.Buried = 0
+		if err := s.WriteFlannel(ctx, store.FlannelWrite{FlannelID: k.FlannelID, At: k.Revision, Value: encode(h)}); err != nil {
+			return fmt.Errorf("renew the lease %s of Network %s: %w", k.Subnet, k.Network, err)
+		}
+	}
+	return nil
+}
+
+// HostLease is what a host has of a Network, as it says itself.
+type HostLease struct {
+	Machine, UID string // of the host
+	Lease        netip.Prefix
+	Lease6       netip.Prefix
+	VTEP         netip.Addr // may be unknown
+}
+
+// Adopt makes a Network's leases those that its hosts have. What another host is
+// said to have in the store, and does not claim itself, goes to the one that
+// does. It returns sentences about leases that two hosts claim.
+func Adopt(ctx context.Context, s *store.Store, network, uid string, vni uint32, leases []HostLease) (conflicts []string, err error) {
+	claimed := map[netip.Prefix]HostLease{}
+	for _, l := range leases {
+		if other, ok := claimed[l.Lease]; ok {
+			conflicts = append(conflicts, fmt.Sprintf("hosts %s and %s both say that they have lease %s of Network %s: it is left to %s", other.Machine, l.Machine, l.Lease, network, other.Machine))
+			continue
+		}
+		claimed[l.Lease] = l
+	}
+	if err := replaceOwner(ctx, s, network, uid); err != nil {
+		return nil, err
+	}
+	for _, subnet := range slices.SortedFunc(maps.Keys(claimed), comparePrefix) {
+		if err := adoptLease(ctx, s, network, uid, vni, claimed[subnet], claimed); err != nil {
+			return nil, err
+		}
+	}
+	return conflicts, nil
+}
+
+// replaceOwner takes away the leases of an earlier Network of this name, which
+// no host has any more.
+func replaceOwner(ctx context.Context, s *store.Store, network, uid string) error {
+	l, err := readLayout(ctx, s, network)
+	if err != nil || l.of.uid == "" || l.of.uid == uid {
+		return err
+	}
+	return s.DropFlannel(ctx, network, l.owner.Revision)
+}
+
+func adoptLease(ctx context.Context, s *store.Store, network, uid string, vni uint32, h HostLease, claimed map[netip.Prefix]HostLease) error {
+	l, err := readLayout(ctx, s, network)
+	if err != nil {
+		return err
+	}
+	id := func(kind store.FlannelKind, subnet netip.Prefix) store.FlannelID {
+		return store.FlannelID{Network: network, Kind: kind, Subnet: subnet}
+	}
+	writes := []store.FlannelWrite{
+		{FlannelID: store.FlannelID{Network: network, Kind: store.FlannelOwner}, At: l.owner.Revision, Value: encode(ownerRecord{UID: uid, VNI: vni})},
+		{FlannelID: id(store.FlannelHost, h.Lease), At: l.hosts[h.Lease].key.Revision,
+			Value: encode(hostRecord{Network: uid, Machine: h.Machine, UID: h.UID, Lease6: h.Lease6})},
+	}
+	if h.VTEP.IsValid() {
+		writes = append(writes, store.FlannelWrite{FlannelID: id(store.FlannelSubnet, h.Lease), At: l.subnets[h.Lease].Revision,
+			Value: leaseValue(vni, h.VTEP, VTEPMAC(h.UID, vni))})
+	}
+	for _, old := range l.records() { // what the store says that the host has, and it has not
+		if _, stands := claimed[old.key.Subnet]; stands || old.UID != h.UID || old.Guest != "" {
+			continue
+		}
+		writes = append(writes, store.FlannelWrite{FlannelID: old.key.FlannelID, At: old.key.Revision})
+		if k, ok := l.subnets[old.key.Subnet]; ok && !k.TTL {
+			writes = append(writes, store.FlannelWrite{FlannelID: k.FlannelID, At: k.Revision})
+		}
+	}
+	if err := s.WriteFlannel(ctx, writes...); err != nil {
+		return fmt.Errorf("take over lease %s of Network %s: %w", h.Lease, network, err)
+	}
+	return nil
+}
+
+// Reserve keeps a lease for the stock flanneld that a host has as a peer, unless
+// something is known of it.
+func Reserve(ctx context.Context, s *store.Store, vni uint32, f api.HeldFlanneld) error {
+	l, err := readLayout(ctx, s, f.Network)
+	if err != nil {
+		return err
+	}
+	_, known := l.subnets[f.Lease]
+	_, host := l.hosts[f.Lease]
+	if known || host || !f.VTEP.IsValid() || f.Lease != f.Lease.Masked() || !f.Lease.Addr().Is4() {
+		return nil
+	}
+	id := store.FlannelID{Network: f.Network, Kind: store.FlannelSubnet, Subnet: f.Lease}
+	return s.PutExpiring(ctx, store.Record{Key: id.String(), Value: leaseValue(vni, f.VTEP, f.MAC), TTL: true})
+}
+
+func readLayout(ctx context.Context, s *store.Store, network string) (*layout, error) {
+	keys, err := s.Flannel(ctx, network)
+	if err != nil {
+		return nil, err
+	}
+	l := newLayout()
+	for _, k := range keys {
+		l.set(k)
+	}
+	return l, nil
+}

@@ -1,0 +1,244 @@
+package recovery
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/guest"
+	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// report is one host's recount.
+type report struct {
+	machine *api.Machine
+	recount api.Recount
+}
+
+// outcome gathers what is left for people.
+type outcome struct {
+	unknown   []api.RecoveryPart
+	conflicts []string
+}
+
+// settle brings the store to what hosts have, then lets go. Each step may be
+// repeated: the Site stays held until the last write.
+func (k *Keeper) settle(ctx context.Context) error {
+	reports, err := k.reports(ctx)
+	if err != nil {
+		return err
+	}
+	var out outcome
+	for _, step := range []func(context.Context, []report, *outcome) error{k.machines, k.networks, k.guests, k.zones, k.leases} {
+		if err := step(ctx, reports, &out); err != nil {
+			return err
+		}
+	}
+	if raw, err := json.Marshal(out.unknown); err != nil || len(raw) > maxRecord {
+		return fmt.Errorf("hosts have %d Networks and Guests that the backup does not know, more than can be kept: apply their manifests, which is possible now (%w)", len(out.unknown), errors.Join(err))
+	}
+	if err := k.writeOffKeys(ctx); err != nil {
+		return err
+	}
+	err = k.record(ctx, func(r *api.Recovery) bool {
+		if !r.Held {
+			return false
+		}
+		r.Held, r.Unknown, r.Conflicts = false, out.unknown, out.conflicts
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	if site, ok := store.Cached[api.Site](k.Cache, api.SiteName); ok {
+		k.Event(site, api.Normal, "Recovered", fmt.Sprintf("every Machine is accounted for after the restore: %d hosts have reported, %d of their Networks and Guests the backup does not know, %d conflicts", len(reports), len(out.unknown), len(out.conflicts)))
+	}
+	return nil
+}
+
+// reports are those of hosts that are accounted for by them.
+func (k *Keeper) reports(ctx context.Context) ([]report, error) {
+	raw, err := k.Store.ListRaw(ctx, recounts)
+	if err != nil {
+		return nil, err
+	}
+	var list []report
+	for _, name := range slices.Sorted(maps.Keys(raw)) {
+		m, ok := store.Cached[api.Machine](k.Cache, name)
+		var s stored
+		if err := json.Unmarshal(raw[name], &s); err != nil {
+			return nil, fmt.Errorf("read the recount of host %s: %w", name, err)
+		}
+		if !ok || m.Metadata.UID != s.UID || m.Status.Conditions.Get(api.CondAccounted).Reason != api.AccountedReport {
+			continue
+		}
+		list = append(list, report{m, s.Recount})
+	}
+	return list, nil
+}
+
+// machines makes those Active whose hosts run: none of them is provisioned
+// again.
+func (k *Keeper) machines(ctx context.Context, reports []report, _ *outcome) error {
+	for _, r := range reports {
+		_, err := store.Mutate(ctx, k.Store, r.machine.Metadata.Name, func(m *api.Machine) error {
+			if m.Metadata.UID != r.machine.Metadata.UID || !machine.Adopt(m, time.Now()) {
+				return store.ErrUnchanged
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("take over Machine %s: %w", r.machine.Metadata.Name, err)
+		}
+	}
+	return nil
+}
+
+// writeOffKeys revokes the keys of hosts that were written off: whatever comes
+// back by them is not what bootd goes by from now on.
+func (k *Keeper) writeOffKeys(ctx context.Context) error {
+	for _, m := range store.CachedList[api.Machine](k.Cache) {
+		c := m.Status.Conditions.Get(api.CondAccounted)
+		if c == nil || c.Reason != api.AccountedGone || m.Status.HostKey == "" {
+			continue
+		}
+		_, err := store.Mutate(ctx, k.Store, m.Metadata.Name, func(m *api.Machine) error {
+			m.Status.HostKey = ""
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("revoke the key of host %s: %w", m.Metadata.Name, err)
+		}
+	}
+	return nil
+}
+
+// guests brings each Guest to the host that has it.
+func (k *Keeper) guests(ctx context.Context, reports []report, out *outcome) error {
+	by := map[string][]claim{}
+	for _, r := range reports {
+		for _, g := range r.recount.Guests {
+			by[g.Name] = append(by[g.Name], claim{api.GuestPlace{Host: r.machine.Metadata.Name, HostUID: r.machine.Metadata.UID}, g})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		if err := k.guest(ctx, name, by[name], out); err != nil {
+			return fmt.Errorf("take over Guest %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (k *Keeper) guest(ctx context.Context, name string, claims []claim, out *outcome) error {
+	g, err := store.Get[api.Guest](ctx, k.Store, name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	w := locate(g, claims, time.Now())
+	if w.conflict != "" {
+		out.conflicts = append(out.conflicts, w.conflict)
+	}
+	for _, c := range w.others {
+		out.unknown = append(out.unknown, w.part(c))
+		out.conflicts = append(out.conflicts, fmt.Sprintf("host %s has another Guest %s (uid %s): it stays there as it is, and its addresses are kept", c.place.Host, name, c.held.UID))
+	}
+	switch {
+	case w.owner == nil:
+		return nil
+	case g == nil:
+		out.unknown = append(out.unknown, w.part(*w.owner))
+		return nil
+	case g.Metadata.UID != w.uid:
+		out.conflicts = append(out.conflicts, fmt.Sprintf("Guest %s was deleted and made again since the backup: it has the uid that host %s knows, and the spec of the backup: apply its manifest", name, w.owner.place.Host))
+		return k.Store.Reidentify(ctx, api.KindOf(g), name, w.uid, func(o api.Object) {
+			fresh := o.(*api.Guest)
+			fresh.Status = api.GuestStatus{MAC: guest.MAC(w.uid)}
+			w.apply(fresh)
+		})
+	}
+	_, err = store.Mutate(ctx, k.Store, name, func(g *api.Guest) error {
+		g.Status.MAC = guest.MAC(w.uid)
+		w.apply(g)
+		return nil
+	})
+	return err
+}
+
+// zones keeps the loopbacks and reflectors that hosts have been told of.
+func (k *Keeper) zones(ctx context.Context, reports []report, _ *outcome) error {
+	for _, r := range reports {
+		zone := r.machine.Spec.Zone
+		if zone == "" || len(r.recount.Loopbacks) == 0 && !r.recount.Reflector {
+			continue
+		}
+		_, err := store.Mutate(ctx, k.Store, zone, func(z *api.Zone) error {
+			if !adoptInto(z, r) {
+				return store.ErrUnchanged
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("take over Zone %s: %w", zone, err)
+		}
+	}
+	return nil
+}
+
+func adoptInto(z *api.Zone, r report) (changed bool) {
+	name, uid := r.machine.Metadata.Name, r.machine.Metadata.UID
+	if r.recount.Reflector && !slices.ContainsFunc(z.Status.Reflectors, func(s api.ReflectorStatus) bool { return s.UID == uid }) {
+		z.Status.Reflectors = append(z.Status.Reflectors, api.ReflectorStatus{Machine: name, UID: uid, State: api.ReflectorServing, Since: time.Now().UTC()})
+		changed = true
+	}
+	if len(r.recount.Loopbacks) == 0 {
+		return changed
+	}
+	// An address that the backup gives to another host is the one's that has it.
+	for i := range z.Status.Loopbacks {
+		l := &z.Status.Loopbacks[i]
+		if l.UID != uid {
+			l.Addresses = slices.DeleteFunc(slices.Clone(l.Addresses), func(a netip.Addr) bool { return slices.Contains(r.recount.Loopbacks, a) })
+		}
+	}
+	z.Status.Loopbacks = slices.DeleteFunc(z.Status.Loopbacks, func(l api.LoopbackStatus) bool { return l.UID == uid || len(l.Addresses) == 0 })
+	z.Status.Loopbacks = append(z.Status.Loopbacks, api.LoopbackStatus{Machine: name, UID: uid, Addresses: r.recount.Loopbacks})
+	return true
+}
+
+// leases notes the addresses that hosts use of provisioning Subnets.
+func (k *Keeper) leases(ctx context.Context, reports []report, _ *outcome) error {
+	for _, r := range reports {
+		if r.machine.Status.Host == nil {
+			continue
+		}
+		for _, nic := range r.machine.Status.Host.NICs {
+			for _, p := range nic.Addresses {
+				s := k.provisioning(p.Addr())
+				if s == nil || nic.MAC == "" {
+					continue
+				}
+				if err := k.Lease(ctx, r.machine.Metadata.Name, nic.MAC, s, p.Addr()); err != nil {
+					k.Log.Warn("note the address of a host", "host", r.machine.Metadata.Name, "address", p.Addr(), "error", err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// provisioning is the Subnet that bootd gives an address of.
+func (k *Keeper) provisioning(a netip.Addr) *api.Subnet {
+	for _, s := range store.CachedList[api.Subnet](k.Cache) {
+		if _, in := s.Prefix(a); in && a.Is4() && s.Spec.Purpose == api.Provisioning && s.Spec.Mode != api.Proxy {
+			return s
+		}
+	}
+	return nil
+}

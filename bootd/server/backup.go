@@ -1,0 +1,38 @@
+package server
+
+import (
+	"net/http"
+)
+
+// backupTrailer says why a backup broke off: its status went out long before.
+const backupTrailer = "Rackweft-Error"
+
+func (s *Server) backupRoutes() []route {
+	return []route{
+		{method: "GET", path: "/v1/backup", tag: "service", role: admin, local: true, stream: true, audited: true,
+			summary: "Everything that a bootd is made of, every key in clear: for bootd backup, which encrypts it. On bootd's unix socket only",
+			query:   []parameter{{"blobs", "with the files of Images", "boolean"}}, outType: "application/x-tar", handle: s.backup},
+	}
+}
+
+func (s *Server) backup(c *call) error {
+	blobs, err := c.flag("blobs")
+	if err != nil {
+		return err
+	}
+	if s.conf.Backup == nil {
+		return problem(http.StatusNotFound, "this bootd makes no backups")
+	}
+	ctx, cancel := s.lasting(c)
+	defer cancel()
+	c.w.Header().Set("Content-Type", "application/x-tar")
+	c.w.Header().Set("Cache-Control", "no-store")
+	c.changed, c.status = true, http.StatusOK // the audit is to hear of it
+	c.w.WriteHeader(http.StatusOK)
+	if err := s.conf.Backup(ctx, c.w, blobs); err != nil {
+		s.log.Error("a backup broke off", "error", err)
+		c.w.Header().Set(http.TrailerPrefix+backupTrailer, warning(err.Error()))
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,190 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Record is one key as a backup has it.
+type Record struct {
+	Key   string
+	Value []byte
+	TTL   bool // it went with an etcd lease: a stock flanneld's
+}
+
+// rackweftPrefix is all that bootd keeps beside the leases of Networks.
+const rackweftPrefix = "/rackweft/"
+
+// dumped are the prefixes of everything that a Site has in etcd. Elections, who
+// holds the Site, and the mark of a restore under way are this etcd's own.
+func dumped() []string { return []string{rackweftPrefix, FlannelPrefix} }
+
+func ownToEtcd(key string) bool {
+	return strings.HasPrefix(key, electionPrefix) || key == restoringKey || key == holderKey
+}
+
+// Revision is the one that the store stands at.
+func (s *Store) Revision(ctx context.Context) (int64, error) {
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := s.client.Get(limited, internalPrefix, clientv3.WithCountOnly())
+	if err != nil {
+		return 0, fmt.Errorf("read the store's revision: %w", s.explain(ctx, err))
+	}
+	return resp.Header.Revision, nil
+}
+
+// Dump calls fn with every key of the Site, as they all stood at one revision.
+// It must not be older than the store keeps its history.
+func (s *Store) Dump(ctx context.Context, revision int64, fn func(Record) error) error {
+	for _, prefix := range dumped() {
+		var fault error
+		_, err := s.scanAt(ctx, prefix, revision, func(kv *mvccpb.KeyValue) {
+			if fault != nil || ownToEtcd(string(kv.Key)) {
+				return
+			}
+			if _, fault = opened(string(kv.Key), kv.Value); fault == nil {
+				fault = fn(Record{Key: string(kv.Key), Value: kv.Value, TTL: kv.Lease != 0})
+			}
+		})
+		if err := errors.Join(err, fault); err != nil {
+			return fmt.Errorf("read the store: %w", err)
+		}
+	}
+	return nil
+}
+
+// ErrNotEmpty says that a store holds a Site already.
+var ErrNotEmpty = errors.New("the store holds a Site already")
+
+// restoringKey stands while a restore is under way.
+const restoringKey = internalPrefix + "raw/restoring"
+
+// Restoring reports whether a restore into this store was begun and not ended.
+func (s *Store) Restoring(ctx context.Context) (bool, error) {
+	raw, err := s.GetRaw(ctx, "restoring")
+	return len(raw) > 0, err
+}
+
+// BeginRestore prepares a store for Load: one that holds a Site is an
+// ErrNotEmpty, unless what it holds is of a restore that was interrupted.
+func (s *Store) BeginRestore(ctx context.Context) error {
+	again, err := s.Restoring(ctx)
+	if err != nil {
+		return err
+	}
+	for _, prefix := range []string{objectPrefix, internalPrefix + "raw/", vnisPrefix, FlannelPrefix} {
+		if again {
+			if err := s.drop(ctx, prefix); err != nil {
+				return err
+			}
+		}
+		resp, err := s.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			return fmt.Errorf("look whether the store is empty: %w", s.explain(ctx, err))
+		}
+		if resp.Count > 0 {
+			return fmt.Errorf("%w: %d keys are under %s", ErrNotEmpty, resp.Count, prefix)
+		}
+	}
+	return s.PutRaw(ctx, "restoring", []byte("1"))
+}
+
+func (s *Store) drop(ctx context.Context, prefix string) error {
+	_, err := s.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(prefix, clientv3.WithPrefix())}})
+	if err != nil {
+		return fmt.Errorf("remove what an interrupted restore left under %s: %w", prefix, err)
+	}
+	return nil
+}
+
+// EndRestore says that all is in the store: from now on bootd may run on it.
+func (s *Store) EndRestore(ctx context.Context) error { return s.DeleteRaw(ctx, "restoring") }
+
+const (
+	// loadOps and loadBytes bound one transaction of Load.
+	loadOps   = 100
+	loadBytes = 1 << 20
+	// flannelTTL is for how long the lease of a stock flanneld is kept for it,
+	// as flannel itself does (subnetTTL in pkg/subnet/etcd/registry.go).
+	flannelTTL = 24 * 60 * 60
+)
+
+// Loader writes records into a store that BeginRestore has prepared.
+type Loader struct {
+	store *Store
+	ops   []clientv3.Op
+	bytes int
+	lease clientv3.LeaseID
+}
+
+// Loader begins to load.
+func (s *Store) Loader() *Loader { return &Loader{store: s} }
+
+// Add writes a record, at the latest with the next Flush.
+func (l *Loader) Add(ctx context.Context, r Record) error {
+	known := false
+	for _, prefix := range dumped() {
+		known = known || strings.HasPrefix(r.Key, prefix)
+	}
+	if !known || ownToEtcd(r.Key) {
+		return fmt.Errorf("the key %.120q is none of a Site's", r.Key)
+	}
+	var opts []clientv3.OpOption
+	if r.TTL {
+		if err := l.grant(ctx); err != nil {
+			return err
+		}
+		opts = append(opts, clientv3.WithLease(l.lease))
+	}
+	if len(l.ops) >= loadOps || l.bytes+len(r.Value) > loadBytes {
+		if err := l.Flush(ctx); err != nil {
+			return err
+		}
+	}
+	l.ops = append(l.ops, clientv3.OpPut(r.Key, string(r.Value), opts...))
+	l.bytes += len(r.Key) + len(r.Value)
+	return nil
+}
+
+func (l *Loader) grant(ctx context.Context) error {
+	if l.lease != 0 {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	granted, err := l.store.client.Grant(limited, flannelTTL)
+	if err != nil {
+		return fmt.Errorf("keep the leases of flannelds: %w", l.store.explain(ctx, err))
+	}
+	l.lease = granted.ID
+	return nil
+}
+
+// Flush writes what is gathered.
+func (l *Loader) Flush(ctx context.Context) error {
+	if len(l.ops) == 0 {
+		return nil
+	}
+	ops := l.ops
+	l.ops, l.bytes = nil, 0
+	_, err := l.store.write(ctx, transaction{then: ops})
+	if err != nil {
+		return fmt.Errorf("load %d keys: %w", len(ops), err)
+	}
+	return nil
+}
+
+// PutExpiring writes one record with an etcd lease of its own.
+func (s *Store) PutExpiring(ctx context.Context, r Record) error {
+	l := s.Loader()
+	if err := l.Add(ctx, r); err != nil {
+		return err
+	}
+	return l.Flush(ctx)
+}

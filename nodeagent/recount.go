@@ -1,0 +1,113 @@
+package nodeagent
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// recountItems bounds how much one frame of a recount has: bootd takes 1 MiB.
+const recountItems = 500
+
+// recount is what this host has, as frames for a bootd that was restored.
+func (a *Agent) recount(ctx context.Context, id string) ([]api.Recount, error) {
+	var all api.Recount
+	if err := a.do(ctx, func() { all = a.holdings() }); err != nil {
+		return nil, err
+	}
+	return split(all, id), nil
+}
+
+// holdings lists what the cached HostSpec says, whatever this host makes of it,
+// with what is seen of Guests.
+func (a *Agent) holdings() api.Recount {
+	var all api.Recount
+	hosts := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(a.spec.index.Parts)) {
+		e := a.spec.index.Parts[name]
+		value, err := api.DecodePart(name, e.value)
+		if err != nil {
+			a.log.Warn("a part is left out of the recount", "part", name, "error", err)
+			continue
+		}
+		switch p := value.(type) {
+		case *api.NetworkPart:
+			all.Networks = append(all.Networks, api.HeldNetwork{Name: name[len(api.NetworkPartName("")):], UID: p.UID, VNI: p.VNI, Lease: p.Lease, Lease6: p.Lease6})
+			all.Flannelds = append(all.Flannelds, peers(name[len(api.NetworkPartName("")):], p, hosts)...)
+		case *api.GuestPart:
+			g := api.HeldGuest{Name: name[len(api.GuestPartName("")):], UID: p.UID, Network: p.Network, Addresses: p.Addresses, Gone: e.Gone, Transfer: p.Transfer}
+			if seen := a.parts[name].Guest; seen != nil {
+				g.State = seen.State
+			}
+			all.Guests = append(all.Guests, g)
+		case *api.BGPPart:
+			all.Loopbacks, all.Reflector = p.Loopbacks, p.Role == "reflector"
+			for _, n := range p.Neighbors {
+				if n.Role == "client" || n.Role == "reflector" {
+					hosts[n.Name] = true
+				}
+			}
+		case *api.BasePart:
+			if p.Underlay.Encryption != nil {
+				for _, peer := range p.Underlay.Encryption.Peers {
+					hosts[peer.Host] = true
+				}
+			}
+		}
+	}
+	delete(hosts, "")
+	all.Hosts = slices.Sorted(maps.Keys(hosts))
+	return all
+}
+
+// peers notes the hosts of a Network, and returns its stock flannelds.
+func peers(network string, p *api.NetworkPart, hosts map[string]bool) []api.HeldFlanneld {
+	var flannelds []api.HeldFlanneld
+	for _, peer := range p.Peers {
+		if _, err := netip.ParseAddr(peer.Host); err != nil { // a stock flanneld is called by its VTEP's address
+			hosts[peer.Host] = true
+			continue
+		}
+		flannelds = append(flannelds, api.HeldFlanneld{Network: network, Lease: peer.Lease, VTEP: peer.VTEP, MAC: peer.MAC})
+	}
+	return flannelds
+}
+
+// split makes frames that bootd takes; the last one says that it is the last.
+func split(all api.Recount, id string) []api.Recount {
+	var out []api.Recount
+	for first := true; first || len(all.Networks)+len(all.Guests)+len(all.Hosts)+len(all.Flannelds) > 0; first = false {
+		r := api.Recount{ID: id, Incomplete: true, Networks: cut(&all.Networks), Guests: cut(&all.Guests), Hosts: cut(&all.Hosts), Flannelds: cut(&all.Flannelds)}
+		if first {
+			r.Loopbacks, r.Reflector = all.Loopbacks, all.Reflector
+		}
+		out = append(out, r)
+	}
+	out[len(out)-1].Incomplete = false
+	return out
+}
+
+func cut[T any](list *[]T) []T {
+	n := min(len(*list), recountItems)
+	head := (*list)[:n]
+	*list = (*list)[n:]
+	return head
+}
+
+// answerRecount hands a recount to the stream. One that is asked for while
+// another is on its way is left out: bootd asks again with the next stream.
+func (a *Agent) answerRecount(ctx context.Context, id string, to chan<- []api.Recount) error {
+	frames, err := a.recount(ctx, id)
+	if err != nil {
+		return err
+	}
+	a.log.Info("bootd was restored and asks what this host has", "frames", len(frames))
+	select {
+	case to <- frames:
+	default:
+	}
+	return nil
+}
