@@ -150,9 +150,10 @@ func machineKeys(m *api.Machine) []key {
 	return list
 }
 
-// Claims lists what no other object may have together with this one. Verdicts
-// on objects that are apart depend on no others than those with one of their
-// claims; on any other object, a verdict may depend on all.
+// Claims lists what no other object may have together with this one. Objects
+// that are apart may be judged and written side by side where they share no
+// claim: each verdict is what it would be in one order of the writes or the
+// other. The verdict on any other object may depend on all.
 func Claims(o api.Object) (claims []string, apart bool) {
 	kind := api.KindOf(o).Name
 	switch o := o.(type) {

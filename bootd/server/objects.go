@@ -258,7 +258,9 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 
 // store writes what was admitted and answers with it.
 func (s *Server) store(c *call, w *write, body, next, current api.Object, takeover []string) error {
-	ctx, k := c.r.Context(), api.KindOf(next)
+	// A client that leaves does not leave it open whether the write was made.
+	ctx, k := context.WithoutCancel(c.r.Context()), api.KindOf(next)
+	w.failed = true
 	// First, for the MAC must never be found with a Machine that is only
 	// discovered; should bootd die here, the Machine is discovered again.
 	for _, name := range takeover {
@@ -287,6 +289,7 @@ func (s *Server) store(c *call, w *write, body, next, current api.Object, takeov
 		}
 		next = o
 	}
+	w.failed = false
 	w.wrote(next.Meta().ResourceVersion)
 	done := api.OutcomeUnchanged
 	if current == nil || current.Meta().ResourceVersion != next.Meta().ResourceVersion {
@@ -337,16 +340,18 @@ func (s *Server) delete(c *call, k api.Kind) error {
 	if who := s.world.Referrers(k, c.name()); len(who) > 0 {
 		return problem(http.StatusConflict, "%s %q is still referred to by %s: change or delete that first", k.Name, c.name(), strings.Join(who, ", "))
 	}
+	ctx, w.failed = context.WithoutCancel(ctx), true
 	if err := s.conf.Store.Delete(ctx, k, c.name(), c.r.URL.Query().Get("resourceVersion")); err != nil {
 		return err
 	}
+	w.failed = false
 	c.changed, c.diff = true, difference(o, nil)
 	left, err := s.current(ctx, k, c.name())
 	if err == nil && left != nil {
 		w.wrote(left.Meta().ResourceVersion)
 		return c.json(http.StatusAccepted, s.fill(left)) // finalizers are at work
 	}
-	s.deleted(ctx, w)
+	w.barrier(ctx)
 	return c.empty(http.StatusNoContent)
 }
 
@@ -357,14 +362,6 @@ func (s *Server) current(ctx context.Context, k api.Kind, name string) (api.Obje
 		return nil, nil
 	}
 	return o, err
-}
-
-// deleted finds out at which revision the cache has seen a deletion: any list
-// tells the store's, and there is one Site at most.
-func (s *Server) deleted(ctx context.Context, w *write) {
-	if _, revision, err := s.conf.Store.List(ctx, api.KindOf(new(api.Site))); err == nil {
-		w.revision = max(w.revision, revision)
-	}
 }
 
 // mayLower refuses a change that lowers the trust level that boots must reach to

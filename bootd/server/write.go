@@ -18,6 +18,7 @@ type write struct {
 	s        *Server
 	release  func()
 	revision int64 // of what was written; 0 for nothing
+	failed   bool  // the store may have taken what it said that it has not
 }
 
 // begin waits until an object may be judged and written: until every write that
@@ -74,12 +75,23 @@ func (w *write) wrote(version string) {
 	}
 }
 
+// barrier makes the write wait for all that the store has by now: any list tells
+// its revision, and there is one Site at most.
+func (w *write) barrier(ctx context.Context) {
+	if _, revision, err := w.s.conf.Store.List(ctx, api.KindOf(new(api.Site))); err == nil {
+		w.revision = max(w.revision, revision)
+	}
+}
+
 // end lets others be judged once the cache has what was written. Where it does
 // not get it in time, the next write waits for it.
 func (w *write) end() {
 	defer w.release()
 	ctx, cancel := context.WithTimeout(context.Background(), cacheTime) // a client that leaves changes nothing
 	defer cancel()
+	if w.failed {
+		w.barrier(ctx)
+	}
 	if w.s.conf.Cache.WaitRevision(ctx, w.revision) == nil {
 		return
 	}

@@ -11,8 +11,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // TestOneWins puts objects in parallel of which each has something that only one
@@ -106,6 +108,37 @@ func TestWhatIsGivenUpIsFree(t *testing.T) {
 		name := fmt.Sprintf("m%d", i%2)
 		put(t, c, newMachine(name, "52:54:00:00:00:01"))
 		put(t, c, newMachine(name, api.MAC(fmt.Sprintf("52:54:00:00:02:%02x", i))))
+	}
+}
+
+// TestClientsThatLeave has clients hang up in the middle of a write: others still
+// see what it came to.
+func TestClientsThatLeave(t *testing.T) {
+	r := newRig(t)
+	c := r.root()
+	for round := range 40 {
+		mac := api.MAC(fmt.Sprintf("52:54:00:00:04:%02x", round))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(round)*100*time.Microsecond)
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = c.Put(ctx, newMachine(fmt.Sprintf("left%d", round), mac), false) })
+		wg.Go(func() {
+			<-ctx.Done()
+			_, _ = c.Put(t.Context(), newMachine(fmt.Sprintf("next%d", round), mac), false)
+		})
+		wg.Wait()
+		cancel()
+	}
+	r.stop()
+	has := map[api.MAC]string{}
+	for _, m := range store.CachedList[api.Machine](r.cache) {
+		mac := m.Spec.Links[0].MAC
+		if other, twice := has[mac]; twice {
+			t.Errorf("%s and %s both have MAC %s", other, m.Metadata.Name, mac)
+		}
+		has[mac] = m.Metadata.Name
+	}
+	if len(has) != 40 {
+		t.Errorf("%d of 40 MACs are with a Machine", len(has))
 	}
 }
 
