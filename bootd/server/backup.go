@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"strconv"
 )
 
 // backupTrailer says why a backup broke off: its status went out long before.
@@ -29,9 +30,12 @@ func (s *Server) backup(c *call) error {
 	c.w.Header().Set("Cache-Control", "no-store")
 	c.changed, c.status = true, http.StatusOK // the audit is to hear of it
 	c.w.WriteHeader(http.StatusOK)
+	if err := c.rc.Flush(); err != nil { // a short answer that is not flushed has no trailer
+		return err
+	}
 	if err := s.conf.Backup(ctx, c.w, blobs); err != nil {
 		s.log.Error("a backup broke off", "error", err)
-		c.w.Header().Set(http.TrailerPrefix+backupTrailer, warning(err.Error()))
+		c.w.Header().Set(http.TrailerPrefix+backupTrailer, strconv.QuoteToASCII(err.Error()))
 		return err
 	}
 	return nil
