@@ -42,6 +42,47 @@ func notStarted(dir string, err error) error {
 	return damagedStore(dir, fmt.Errorf("etcd cannot use %s: %w", filepath.Join(dir, "etcd", "member"), err))
 }
 
+// checkFirst tells a first start, one that was interrupted too, from a store
+// whose log is gone: etcd makes its database first.
+func checkFirst(member string, isDB bool) error {
+	if !isDB {
+		return nil
+	}
+	path := filepath.Join(member, "snap", "db")
+	applied, err := checkDatabase(path)
+	if st, statErr := os.Stat(path); statErr == nil && st.Size() == 0 {
+		return nil
+	}
+	if err != nil {
+		return &fs.PathError{Op: "check", Path: path, Err: err}
+	}
+	if applied > 0 {
+		return &fs.PathError{Op: "check", Path: filepath.Join(member, "wal"), Err: errors.New("the log is missing")}
+	}
+	return nil
+}
+
+// checkUnborn removes what a first start has left that was interrupted before
+// its first entry: nothing was ever stored, and etcd would wait for members of
+// which it does not know for ever.
+func checkUnborn(member string, log *raftLog, isDB bool) error {
+	wal := filepath.Join(member, "wal")
+	if log.metadata == nil {
+		return &fs.PathError{Op: "check", Path: wal, Err: errors.New("the log is empty")}
+	}
+	if isDB {
+		path := filepath.Join(member, "snap", "db")
+		applied, err := checkDatabase(path)
+		if err != nil {
+			return &fs.PathError{Op: "check", Path: path, Err: err}
+		}
+		if applied > 0 {
+			return &fs.PathError{Op: "check", Path: wal, Err: errors.New("the log holds no entry, and the database does")}
+		}
+	}
+	return os.RemoveAll(member)
+}
+
 // checkData looks for damage that etcd would end the process for, or would not
 // see. It is quick beside what etcd itself reads at its start.
 func checkData(dir string) error {
@@ -50,14 +91,14 @@ func checkData(dir string) error {
 	_, err := os.Lstat(path)
 	isDB := err == nil
 	if !Exists(filepath.Dir(dir)) {
-		if isDB {
-			return &fs.PathError{Op: "check", Path: filepath.Join(member, "wal"), Err: errors.New("the log is missing")}
-		}
-		return nil // the first start
+		return checkFirst(member, isDB)
 	}
 	log, err := checkLog(filepath.Join(member, "wal"))
 	if err != nil {
 		return err
+	}
+	if log.last == 0 {
+		return checkUnborn(member, log, isDB)
 	}
 	if !isDB {
 		if log.first > 1 || log.snapshot > 0 {

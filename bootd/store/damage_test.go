@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -282,6 +283,75 @@ func (w *written) frames(t *testing.T, n int) []int64 {
 		next += int64(size)
 	}
 	return at[max(0, len(at)-n):]
+}
+
+// TestKilledAtFirstStart kills the store at any moment of its first start: the
+// next start is like the first, and never finds it damaged.
+func TestKilledAtFirstStart(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
+	dir := t.TempDir()
+	for i := range 24 {
+		if err := os.RemoveAll(filepath.Join(dir, "etcd")); err != nil {
+			t.Fatal(err)
+		}
+		var stderr strings.Builder
+		cmd, out := startHelper(t, dir, "", &stderr)
+		time.Sleep(time.Duration(i) * 25 * time.Millisecond)
+		if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for out.Scan() {
+			names = append(names, out.Text())
+		}
+		_ = cmd.Wait()
+		s := open(t, Config{Dir: dir})
+		for _, name := range names {
+			if _, err := Get[api.Machine](t.Context(), s, name); err != nil {
+				t.Error(err)
+			}
+		}
+		create(t, s, machine("after"))
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	// What a first start leaves that was killed between its database and its log.
+	wal := filepath.Join(dir, "etcd", "member", "wal")
+	if err := os.RemoveAll(wal); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Config{Dir: dir}, nil, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "the log is missing") {
+		t.Errorf("a store without its log: %v", err)
+	}
+	if err := os.Truncate(filepath.Join(dir, "etcd", "member", "snap", "db"), 0); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, Config{Dir: dir})
+	create(t, s, machine("first"))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// One that was killed between its log and the first entry.
+	logs, err := filepath.Glob(filepath.Join(wal, "*.wal"))
+	if err != nil || len(logs) != 1 {
+		t.Fatal(logs, err)
+	}
+	b, err := os.ReadFile(logs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := 0
+	for rec, size, err := frame(b); err == nil && rec.GetType() != walEntry; rec, size, err = frame(b[at:]) {
+		at += size
+	}
+	clear(b[at:])
+	if err := errors.Join(os.WriteFile(logs[0], b, 0o600), os.RemoveAll(filepath.Join(dir, "etcd", "member", "snap"))); err != nil {
+		t.Fatal(err)
+	}
+	create(t, open(t, Config{Dir: dir}), machine("first-again"))
 }
 
 // TestTornWrite takes what a loss of power leaves of a write that was never

@@ -66,10 +66,10 @@ func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedde
 	case err = <-e.fatal.early:
 		return nil, notStarted(conf.Dir, err)
 	case <-ctx.Done():
-		e.stop()
+		e.abandon()
 		return nil, ctx.Err()
 	case <-time.After(time.Minute):
-		e.stop()
+		e.abandon()
 		return nil, fmt.Errorf("start etcd on %s: it was not ready within a minute: is the disk that slow?", c.Dir)
 	}
 	e.fatal.running()
@@ -139,6 +139,17 @@ func (e *embedded) stop() {
 	e.bridge.mute.Store(true)
 	e.etcd.Close()
 	e.closeDir()
+}
+
+// abandon stops a server that is not ready. It may wait for that for ever: then it
+// is left, and the caller is about to exit.
+func (e *embedded) abandon() {
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); e.stop() }()
+	select {
+	case <-stopped:
+	case <-time.After(5 * time.Second):
+	}
 }
 
 func (e *embedded) closeDir() {

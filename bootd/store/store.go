@@ -170,13 +170,15 @@ func (s *Store) connect() error {
 
 func (s *Store) embed(ctx context.Context) error {
 	conf := s.conf
-	if s.stale = unwritable(conf.Dir, etcdFloor); s.stale != nil {
-		var err error
-		if conf.Dir, err = s.copyAside(); err != nil {
-			return err
-		}
-	}
 	var err error
+	if s.stale = unwritable(conf.Dir, etcdFloor); s.stale != nil {
+		conf.Dir, err = s.copyAside()
+	} else if conf.Scratch != "" {
+		err = os.RemoveAll(s.copyDir()) // a copy that was killed would fill the memory
+	}
+	if err != nil {
+		return err
+	}
 	if s.server, err = startEmbedded(ctx, conf, s.log); err != nil {
 		return err
 	}
@@ -219,7 +221,7 @@ func (s *Store) shutdown() error {
 	if s.server != nil {
 		s.server.stop()
 	}
-	if s.stale != nil {
+	if s.stale != nil && s.conf.Scratch != "" {
 		errs = append(errs, os.RemoveAll(s.copyDir()))
 	}
 	if s.lock != nil {
