@@ -41,18 +41,21 @@ type raftLog struct {
 	term     uint64
 	metadata []byte
 	snapshot uint64 // index of the newest snapshot that the log names
+	// starting tells that etcd was not seen to come up since it last opened the log:
+	// it cuts the newest file behind the last record, and then makes it long again.
+	starting bool
 }
 
 // checkLog reads etcd's log. What a loss of power has torn at its end, and what
 // therefore nobody was told is stored, is erased. Errors say which file is
 // damaged.
-func checkLog(dir string) (*raftLog, error) {
+func checkLog(dir string, starting bool) (*raftLog, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.wal"))
 	if err != nil {
 		return nil, err
 	}
 	slices.Sort(files)
-	l := new(raftLog)
+	l := &raftLog{starting: starting}
 	for i, path := range files {
 		if i > 0 && sequence(path) != sequence(files[i-1])+1 {
 			return nil, &fs.PathError{Op: "check", Path: path, Err: errors.New("the file of the log before it is missing")}
@@ -114,13 +117,14 @@ func sequence(path string) (seq uint64) {
 	return seq
 }
 
-// erase makes what is behind the log's end zeros, as etcd prepares it.
+// erase makes what is behind the log's end zeros, and the file as long as etcd
+// prepares it.
 func erase(path string, content []byte, end int) error {
 	last := len(content)
 	for last > end && content[last-1] == 0 {
 		last--
 	}
-	if last == end {
+	if last == end && len(content) >= walSegment {
 		return nil
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -128,12 +132,15 @@ func erase(path string, content []byte, end int) error {
 		return err
 	}
 	_, err = f.WriteAt(make([]byte, last-end), int64(end))
+	if len(content) < walSegment {
+		err = errors.Join(err, f.Truncate(walSegment))
+	}
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // read takes the records of one file, and returns where they end.
 func (l *raftLog) read(b []byte, newest bool) (end int, err error) {
-	if newest && len(b) < walSegment {
+	if newest && len(b) < walSegment && !l.starting {
 		return 0, fmt.Errorf("it is cut short: it has %d bytes", len(b))
 	}
 	at := 0

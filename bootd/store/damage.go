@@ -83,6 +83,9 @@ func checkUnborn(member string, log *raftLog, isDB bool) error {
 	return os.RemoveAll(member)
 }
 
+// startingFile is there from before etcd opens its data until it has.
+func startingFile(dir string) string { return filepath.Join(dir, "starting") }
+
 // checkData looks for damage that etcd would end the process for, or would not
 // see. It is quick beside what etcd itself reads at its start.
 func checkData(dir string) error {
@@ -93,7 +96,8 @@ func checkData(dir string) error {
 	if !Exists(filepath.Dir(dir)) {
 		return checkFirst(member, isDB)
 	}
-	log, err := checkLog(filepath.Join(member, "wal"))
+	_, starting := os.Lstat(startingFile(dir))
+	log, err := checkLog(filepath.Join(member, "wal"), starting == nil)
 	if err != nil {
 		return err
 	}

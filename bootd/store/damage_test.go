@@ -354,6 +354,43 @@ func TestKilledAtFirstStart(t *testing.T) {
 	create(t, open(t, Config{Dir: dir}), machine("first-again"))
 }
 
+// TestLogThatEtcdWasCutting: etcd cuts its log behind the last record when it
+// opens it, and makes it long again: a start that ends between the two, on a full
+// disk for one, is no damage.
+func TestLogThatEtcdWasCutting(t *testing.T) {
+	w := newWritten(t)
+	end := w.frames(t, 1)[0]
+	if !w.try(t, "cut", w.wal, cutTo(end)) {
+		t.Error("a log that was cut is not refused")
+	}
+	raw, err := os.ReadFile(w.wal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, size, err := frame(raw[end:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(w.wal, end+int64(size)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(startingFile(filepath.Join(w.dir, "etcd")), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, Config{Dir: w.dir})
+	for name, value := range w.names {
+		if m, err := Get[api.Machine](t.Context(), s, name); err != nil || m.Metadata.Annotations["value"] != value {
+			t.Errorf("%s: %+v, %v; want %s", name, m, err, value)
+		}
+	}
+	if _, err := os.Stat(startingFile(filepath.Join(w.dir, "etcd"))); err == nil {
+		t.Error("it is taken for starting for ever")
+	}
+	if st, err := os.Stat(w.wal); err != nil || st.Size() < walSegment {
+		t.Errorf("the log stays short: %v, %v", st, err)
+	}
+}
+
 // TestTornWrite takes what a loss of power leaves of a write that was never
 // acknowledged: the store starts, and the log is whole again.
 func TestTornWrite(t *testing.T) {

@@ -12,6 +12,8 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/rackweft/rackweft/internal/file"
 )
 
 // embedded is an etcd server in this process. It serves no peers and listens
@@ -29,6 +31,12 @@ func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedde
 	data := filepath.Join(conf.Dir, "etcd")
 	if err := checkData(data); err != nil {
 		return nil, damagedStore(conf.Dir, err)
+	}
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return nil, fmt.Errorf("make etcd's directory: %w", err)
+	}
+	if err := file.Replace(startingFile(data), nil, file.Options{}); err != nil {
+		return nil, fmt.Errorf("start etcd in %s: %w", data, err)
 	}
 	e := &embedded{fatal: newFatal(conf, log), bridge: newBridge(log.With("component", "etcd"), zapcore.WarnLevel)}
 	socket, err := e.socketPath(conf.Dir)
@@ -73,6 +81,10 @@ func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedde
 		return nil, fmt.Errorf("start etcd on %s: it was not ready within a minute: is the disk that slow?", c.Dir)
 	}
 	e.fatal.running()
+	if err := file.Remove(startingFile(data)); err != nil {
+		e.stop()
+		return nil, fmt.Errorf("start etcd in %s: %w", data, err)
+	}
 	if err := os.Chmod(socket, 0o600); err != nil {
 		e.stop()
 		return nil, fmt.Errorf("protect etcd's socket: %w", err)
