@@ -27,7 +27,7 @@ func rooms() map[string][]string {
 		"hardware":        {"api"},
 		"bgp":             {"api", "bgp"},
 		"bootd":           {"api", "systemd", "ignition", "hardware", "bgp", "bootd"},
-		"bootd/admission": {"api", "bootd/store", "bootd/network", "bootd/machine", "bootd/hostspec", "bootd/trust"},
+		"bootd/admission": {"api", "ignition", "bootd/store", "bootd/network", "bootd/machine", "bootd/hostspec", "bootd/trust"},
 		"bootd/trust":     {"api"},
 		"bootd/dhcp":      {},
 		"bootd/tftp":      {},

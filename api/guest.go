@@ -88,7 +88,7 @@ const MaxDiskName = 20
 // name.
 type Share struct {
 	Name   string            `json:"name" doc:"The 9p tag by which the Guest mounts it; at most 31 characters."`
-	Secret string            `json:"secret,omitzero" doc:"Its keys are the files. The Secret has the label rackweft/guests: \"true\"."`
+	Secret string            `json:"secret,omitzero" doc:"Its keys are the files. spec.uses.guests of the Secret names the Guest."`
 	Files  map[string]string `json:"files,omitempty" doc:"The files by name, in place of a Secret's."`
 }
 

@@ -352,3 +352,53 @@ func FuzzTime(f *testing.F) {
 		}
 	})
 }
+
+func TestSecretPermits(t *testing.T) {
+	uses := &SecretUses{Layers: []string{"base"}, Guests: []string{"web"}, BMC: []string{"198.18.0.7", "198.18.1.0/24", "fd00::/64", "bmc.dc1.example"}, Uplinks: []string{"yellow"}, Networks: []string{"blue"}}
+	for _, c := range []struct {
+		use       SecretUse
+		uses, old bool // with these uses; with none set
+	}{
+		{UseLayer("base"), true, false}, {UseLayer("bas"), false, false}, {UseLayer("*"), false, false}, {UseLayer(""), false, false},
+		{UseGuest("web"), true, false}, {UseGuest("base"), false, false},
+		{UseUplink("yellow"), true, true}, {UseUplink("red"), false, true},
+		{UseNetwork("blue"), true, true}, {UseNetwork("yellow"), false, true},
+		{UseBMC("https://198.18.0.7"), true, true}, {UseBMC("https://198.18.0.7:8443/"), true, true}, {UseBMC("https://198.18.0.8"), false, true},
+		{UseBMC("https://198.18.1.99"), true, true}, {UseBMC("https://[fd00::9]"), true, true}, {UseBMC("https://[fd01::9]"), false, true},
+		{UseBMC("https://[::ffff:198.18.1.9]"), true, true}, {UseBMC("https://BMC.dc1.example"), true, true}, {UseBMC("https://bmc.dc1.example.evil.example"), false, true},
+		{UseBMC("https://198.18.0.7@evil.example"), false, true}, {UseBMC(":"), false, true}, {UseBMC(""), false, true},
+	} {
+		for _, with := range []struct {
+			uses *SecretUses
+			want bool
+		}{{uses, c.uses}, {nil, c.old}, {new(SecretUses), false}} {
+			s := &Secret{Spec: SecretSpec{Uses: with.uses}}
+			s.Metadata.Name = "s"
+			if err := s.Permits(c.use); (err == nil) != with.want || err != nil && !strings.Contains(err.Error(), "Secret s is not for "+c.use.String()) {
+				t.Errorf("%s with %+v: %v", c.use, with.uses, err)
+			}
+		}
+	}
+}
+
+func TestSecretUses(t *testing.T) {
+	for text, pointer := range map[string]string{
+		`{}`:                                "",
+		`{"layers":["base","site"]}`:        "",
+		`{"layers":["base","base"]}`:        "/spec/uses/layers/1",
+		`{"layers":["*"]}`:                  "/spec/uses/layers/0",
+		`{"guests":["*"],"operators":true}`: "",
+		`{"networks":["A"]}`:                "/spec/uses/networks/0",
+		`{"bmc":["198.18.0.0/24","198.18.0.7","fd00::1","bmc-1.example"]}`: "",
+		`{"bmc":["198.18.0.1/24"]}`:                                        "/spec/uses/bmc/0",
+		`{"bmc":["https://198.18.0.1"]}`:                                   "/spec/uses/bmc/0",
+		`{"bmc":["*"],"operators":true}`:                                   "/spec/uses/bmc/0",
+		`{"bmc":["::ffff:198.18.0.0/96"]}`:                                 "/spec/uses/bmc/0",
+		`{"machines":["r1"]}`:                                              "/spec/uses/machines",
+	} {
+		got := decodeAndValidate(`{"apiVersion":"rackweft/v1alpha1","kind":"Secret","metadata":{"name":"s"},"spec":{"data":{"a":"b"},"uses":` + text + `}}`)
+		if pointer == "" && len(got) > 0 || pointer != "" && (len(got) != 1 || got[0].Pointer != pointer) {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
+}

@@ -201,8 +201,8 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bgp := &hostspec.BGP{Key: sessions.Key, Secret: func(ctx context.Context, name string) (map[string]string, error) {
-		return store.OpenSecret(ctx, d.store, name)
+	bgp := &hostspec.BGP{Key: sessions.Key, Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
+		return store.OpenSecret(ctx, d.store, name, use)
 	}}
 	name, err := os.Hostname()
 	if err != nil {

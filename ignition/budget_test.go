@@ -126,3 +126,19 @@ func BenchmarkHostile(b *testing.B) {
 		})
 	}
 }
+
+func TestSecretsOf(t *testing.T) {
+	for text, want := range map[string]string{
+		`a: {{ secret "a" "k" | quote }} {{ secret "b" "k" }} {{ secret "a" "l" }}`:                                    "a b",
+		`{{ if eq (secret "a" "k") "x" }}{{ else }}{{ range .L }}{{ with secret "b" "k" }}{{ end }}{{ end }}{{ end }}`: "a b",
+		`{{ define "t" }}{{ secret "a" "k" }}{{ end }}{{ template "t" (secret "b" "k") }}`:                             "a b",
+		`{{ $n := "a" }}{{ secret $n "k" }}`:                                                                           "",
+		`secret "a" "k"`:                                                                                               "",
+		`{{ secret "a"`:                                                                                                "",
+		`{{ (secret "a" "k").x }}`:                                                                                     "a",
+	} {
+		if got := strings.Join(SecretsOf(text), " "); got != want {
+			t.Errorf("%s asks for %q, want %q", text, got, want)
+		}
+	}
+}

@@ -39,6 +39,7 @@ func Judge(w *World, o, current api.Object) Verdict {
 	case *api.Secret:
 		v.secret(w, o, current)
 	}
+	v.stops(w, o)
 	for _, r := range api.References(o) {
 		if !w.has(r.Kind, r.Name) && !(r.Kind == api.KindOf(o).Name && r.Name == o.Meta().Name) {
 			v.Warnings = append(v.Warnings, fmt.Sprintf("%s: %s %q does not exist yet", r.Pointer, r.Kind, r.Name))

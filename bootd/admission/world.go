@@ -22,6 +22,7 @@ type World struct {
 	objects map[id]api.Object
 	keyed   index.Keyed[key, id]
 	over    map[layer]*index.Prefixes[id]
+	asks    map[id][]string // Secrets that the templates of Layers and Guests ask for
 }
 
 type id struct{ kind, name string }
@@ -42,6 +43,12 @@ const (
 	byUplink    = "uplink"     // Zones, by the address
 	byChosen    = "chosen"     // Zones that have chosen the address for a host
 	byVNI       = "VNI"        // Networks
+	byProfile   = "profile"    // Machines, by Profile/Zone
+	keyedZone   = "keyed"      // Zones and Networks that give their hosts a key
+	asks        = "asks"       // Layers and Guests, by the Secret that a template asks for
+	givenLayer  = "given Layer"
+	givenGuest  = "given Guest"
+	givenGuests = "given Guests" // Secrets that any Guest is given
 )
 
 // layer is a set of prefixes that are looked through at once.
@@ -59,7 +66,7 @@ const (
 
 // NewWorld returns an empty World.
 func NewWorld() *World {
-	return &World{objects: map[id]api.Object{}, over: map[layer]*index.Prefixes[id]{}}
+	return &World{objects: map[id]api.Object{}, over: map[layer]*index.Prefixes[id]{}, asks: map[id][]string{}}
 }
 
 // Follow returns a World that is what the cache has, at each moment.
@@ -79,6 +86,10 @@ func (w *World) Set(kind, name string, o api.Object) {
 		for _, k := range keys(old) {
 			w.keyed.Remove(k, at)
 		}
+		for _, secret := range w.asks[at] {
+			w.keyed.Remove(key{asks, secret}, at)
+		}
+		delete(w.asks, at)
 		for l, list := range layers(old) {
 			for _, p := range list {
 				w.over[l].Remove(p, at)
@@ -93,6 +104,12 @@ func (w *World) Set(kind, name string, o api.Object) {
 	for _, k := range keys(o) {
 		w.keyed.Add(k, at)
 	}
+	if list := asked(o); len(list) > 0 {
+		w.asks[at] = list
+		for _, secret := range list {
+			w.keyed.Add(key{asks, secret}, at)
+		}
+	}
 	for l, list := range layers(o) {
 		if w.over[l] == nil {
 			w.over[l] = new(index.Prefixes[id])
@@ -105,7 +122,7 @@ func (w *World) Set(kind, name string, o api.Object) {
 
 // keys lists all by which rules find an object.
 func keys(o api.Object) []key {
-	var list []key
+	list := secretKeys(o)
 	for _, r := range api.References(o) {
 		list = append(list, key{referrer + r.Kind, r.Name})
 	}

@@ -90,7 +90,7 @@ func newBench(t *testing.T) *bench {
 	b.Create(
 		&api.Site{Base: testsite.Named("site"), Spec: api.SiteSpec{Domain: "dc1.example", DNS: []netip.Addr{addr("198.18.8.1")}}},
 		&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601}},
-		&api.Secret{Base: testsite.Named("vault"), Spec: api.SecretSpec{Data: map[string]string{"password": secret}}},
+		&api.Secret{Base: testsite.Named("vault"), Spec: api.SecretSpec{Data: map[string]string{"password": secret}, Uses: &api.SecretUses{Layers: []string{"base"}}}},
 		&api.Subnet{Base: testsite.Named("pxe"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth1", Prefixes: prefixes("198.18.0.0/24"), Range: span("198.18.0.100", "198.18.0.109"), Gateway: addr("198.18.0.1")}},
 		&api.Subnet{Base: testsite.Named("other-dhcp"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth2", Mode: api.Proxy, Prefixes: prefixes("198.18.1.0/24")}},
 		&api.Subnet{Base: testsite.Named("far"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: prefixes("198.18.3.0/24"), Range: span("198.18.3.100", "198.18.3.109"), Relays: []netip.Addr{addr("198.18.3.1")}}},
@@ -888,6 +888,19 @@ func TestNothingLeaks(t *testing.T) {
 		t.Fatalf("a broken Layer: %v", err)
 	}
 	b.layer(butane)
+	uses := func(layers ...string) {
+		t.Helper()
+		_, err := store.Mutate(ctx, b.Store, "vault", func(s *api.Secret) error { s.Spec.Uses = &api.SecretUses{Layers: layers}; return nil })
+		step("uses", err)
+	}
+	uses("other")
+	if _, err = b.config(r); testsite.Status(err) != 503 || !strings.Contains(err.Error(), "Secret vault is not for Layer base") {
+		t.Fatalf("a Layer that is not given the Secret: %v", err)
+	}
+	if _, _, err := b.d.Origins(b.Machine(host)); err == nil || !strings.Contains(err.Error(), "Secret vault is not for Layer base") {
+		t.Errorf("explained is %v", err)
+	}
+	uses("other", "base")
 	_, err = b.config(r)
 	step("config", err)
 	_, _ = b.d.Join(ctx, "stolen-token", at, api.JoinRequest{Machine: host})

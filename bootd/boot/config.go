@@ -201,8 +201,7 @@ func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	masked := func(_, name, key string) (string, error) { return "masked-" + name + "-" + key, nil }
-	r, err := ignition.Compile(ignition.Input{Layers: layers, Facts: d.facts(m, p, img), Secret: masked, Version: img.Spec.IgnitionVersion})
+	r, err := ignition.Compile(ignition.Input{Layers: layers, Facts: d.facts(m, p, img), Secret: d.masked, Version: img.Spec.IgnitionVersion})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -211,6 +210,21 @@ func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
 		origins = append(origins, api.Origin{Path: o.Path, Layer: o.Layer, Overrides: o.Overrides})
 	}
 	return origins, r.Warnings, nil
+}
+
+// masked answers as the Secrets would, without a value.
+func (d *Decider) masked(layer, name, key string) (string, error) {
+	s, ok := store.Cached[api.Secret](d.Cache, name)
+	if !ok {
+		return "", fmt.Errorf("no Secret is called %q", name)
+	}
+	if err := s.Permits(api.UseLayer(layer)); err != nil {
+		return "", err
+	}
+	if _, ok := s.Status.Digests[key]; !ok {
+		return "", fmt.Errorf("the Secret %s has no key %q", name, key)
+	}
+	return "masked-" + name + "-" + key, nil
 }
 
 func (d *Decider) layers(p *api.Profile) ([]ignition.Layer, error) {
@@ -228,8 +242,8 @@ func (d *Decider) layers(p *api.Profile) ([]ignition.Layer, error) {
 // secrets is what templates may ask for. Whether the boot has proved enough for
 // that was decided before.
 func (d *Decider) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
-	return func(_, name, key string) (string, error) {
-		data, err := store.OpenSecret(ctx, d.Store, name)
+	return func(layer, name, key string) (string, error) {
+		data, err := store.OpenSecret(ctx, d.Store, name, api.UseLayer(layer))
 		if err != nil {
 			return "", err
 		}

@@ -34,7 +34,7 @@ func (c Configs) userData(ctx context.Context, g *api.Guest, img *api.Image) ([]
 	if g.Spec.CloudInit == nil {
 		return nil, nil
 	}
-	text, err := ignition.UserData(g.Spec.CloudInit.UserData, c.facts(g, img, g.Spec.CloudInit.Variables), c.secrets(ctx))
+	text, err := ignition.UserData(g.Spec.CloudInit.UserData, c.facts(g, img, g.Spec.CloudInit.Variables), c.secrets(ctx, g))
 	if err != nil {
 		return nil, fmt.Errorf("render the user data of Guest %s: %w", g.Metadata.Name, err)
 	}
@@ -56,7 +56,7 @@ func (c Configs) compile(ctx context.Context, g *api.Guest, img *api.Image) (ign
 		return ignition.Result{}, err
 	}
 	result, err := ignition.Compile(ignition.Input{
-		Layers: layers, Facts: c.facts(g, img, g.Spec.Ignition.Variables), Secret: c.secrets(ctx), Version: version,
+		Layers: layers, Facts: c.facts(g, img, g.Spec.Ignition.Variables), Secret: c.secrets(ctx, g), Version: version,
 		System: ignition.System{Files: []ignition.File{{Path: "/etc/hostname", Contents: []byte(g.Metadata.Name + "\n")}}},
 	})
 	if err != nil {
@@ -95,25 +95,10 @@ func domain(c *store.Cache, g *api.Guest) string {
 	return g.Spec.Network + "." + site.Spec.Domain
 }
 
-// SecretLabel on a Secret, when it is "true", lets Guests be given it: of the
-// Site's own, such as those of BMCs, a tenant gets none.
-const SecretLabel = "rackweft/guests"
-
-// guestSecret finds a Secret that Guests may be given.
-func guestSecret(c *store.Cache, name string) (*api.Secret, error) {
-	s, ok := store.Cached[api.Secret](c, name)
-	if !ok || s.Metadata.Labels[SecretLabel] != "true" {
-		return nil, fmt.Errorf("no Secret %s is for Guests: one that is has the label %s: \"true\"", name, SecretLabel)
-	}
-	return s, nil
-}
-
-func (c Configs) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
+// secrets is what a Guest's templates may ask for.
+func (c Configs) secrets(ctx context.Context, g *api.Guest) func(layer, name, key string) (string, error) {
 	return func(_, name, key string) (string, error) {
-		if _, err := guestSecret(c.Cache, name); err != nil {
-			return "", err
-		}
-		data, err := store.OpenSecret(ctx, c.Store, name)
+		data, err := store.OpenSecret(ctx, c.Store, name, api.UseGuest(g.Metadata.Name))
 		if err != nil {
 			return "", err
 		}

@@ -17,7 +17,7 @@ import (
 func shares(c *store.Cache, g *api.Guest) ([]api.GuestShare, error) {
 	var list []api.GuestShare
 	for _, s := range g.Spec.Shares {
-		version, err := shareVersion(c, s)
+		version, err := shareVersion(c, g, s)
 		if err != nil {
 			return nil, fmt.Errorf("share %s: %w", s.Name, err)
 		}
@@ -28,11 +28,14 @@ func shares(c *store.Cache, g *api.Guest) ([]api.GuestShare, error) {
 
 // shareVersion tells what a share holds apart. Of a Secret's values it has the
 // digests that are keyed.
-func shareVersion(c *store.Cache, s api.Share) (string, error) {
+func shareVersion(c *store.Cache, g *api.Guest, s api.Share) (string, error) {
 	content := s.Files
 	if s.Secret != "" {
-		secret, err := guestSecret(c, s.Secret)
-		if err != nil {
+		secret, ok := store.Cached[api.Secret](c, s.Secret)
+		if !ok {
+			return "", fmt.Errorf("no Secret is called %q", s.Secret)
+		}
+		if err := secret.Permits(api.UseGuest(g.Metadata.Name)); err != nil {
 			return "", err
 		}
 		for key := range secret.Status.Digests {
@@ -58,10 +61,10 @@ func (c Configs) Share(ctx context.Context, g *api.Guest, name string) (api.Gues
 		return api.GuestShareContent{}, fmt.Errorf("no share of Guest %s is called %q", g.Metadata.Name, name)
 	}
 	s := g.Spec.Shares[i]
-	version, err := shareVersion(c.Cache, s)
+	version, err := shareVersion(c.Cache, g, s)
 	if err != nil || s.Secret == "" {
 		return api.GuestShareContent{Version: version, Files: s.Files}, err
 	}
-	values, err := store.OpenSecret(ctx, c.Store, s.Secret)
+	values, err := store.OpenSecret(ctx, c.Store, s.Secret, api.UseGuest(g.Metadata.Name))
 	return api.GuestShareContent{Version: version, Files: values}, err
 }

@@ -18,9 +18,9 @@ func TestShares(t *testing.T) {
 	b.because("web", Ready, "Incomplete")
 	secret := &api.Secret{Base: testsite.Named("web-tls"), Spec: api.SecretSpec{Data: map[string]string{"tls.key": "first"}}}
 	b.Create(secret)
-	b.eventually("it waits for the label", func() bool {
+	b.eventually("it waits for the Secret to name it", func() bool {
 		c := b.guest("web").Status.Conditions.Get(Ready)
-		return c != nil && strings.Contains(c.Message, SecretLabel)
+		return c != nil && strings.Contains(c.Message, "spec.uses.guests")
 	})
 	edit := func(fn func(*api.Secret)) {
 		t.Helper()
@@ -41,13 +41,13 @@ func TestShares(t *testing.T) {
 		}
 		return p.Shares[0].Version
 	}
-	labelled := func(s *api.Secret, value string) {
-		s.Metadata.Labels, s.Spec.Data = map[string]string{SecretLabel: "true"}, map[string]string{"tls.key": value}
+	given := func(s *api.Secret, value string) {
+		s.Spec.Uses, s.Spec.Data = &api.SecretUses{Guests: []string{"web"}}, map[string]string{"tls.key": value}
 	}
-	edit(func(s *api.Secret) { labelled(s, "first") })
+	edit(func(s *api.Secret) { given(s, "first") })
 	b.because("web", Ready, "NotApplied")
 	first := version()
-	edit(func(s *api.Secret) { labelled(s, "second") })
+	edit(func(s *api.Secret) { given(s, "second") })
 	if version() == first {
 		t.Error("another value is the same version")
 	}

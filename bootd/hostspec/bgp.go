@@ -23,8 +23,8 @@ import (
 type BGP struct {
 	// Key is the MD5 key between two Machines, by their uids in any order.
 	Key func(one, other string) string
-	// Secret opens a Secret.
-	Secret func(ctx context.Context, name string) (map[string]string, error)
+	// Secret opens a Secret for a use.
+	Secret func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error)
 
 	mu      sync.Mutex
 	opened  map[string]opened // Secrets, by name

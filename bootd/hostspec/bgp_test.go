@@ -38,8 +38,8 @@ func newZone(t testing.TB, hosts int) *rack {
 	r := &rack{bench: &bench{Site: testsite.Open(t), t: t}}
 	r.bgp = &BGP{
 		Key: func(one, other string) string { return "key" },
-		Secret: func(ctx context.Context, name string) (map[string]string, error) {
-			return store.OpenSecret(ctx, r.Store, name)
+		Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
+			return store.OpenSecret(ctx, r.Store, name, use)
 		},
 	}
 	zone := &api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.5.0.0/16", "fd00:5::/48"),
@@ -340,6 +340,17 @@ func TestPeering(t *testing.T) {
 	}
 	if text := string(shown.Parts["network/quiet"]); strings.Contains(text, "whisper") || !strings.Contains(text, notShown) || !strings.Contains(text, hostName(2)) {
 		t.Error(text)
+	}
+	for _, networks := range [][]string{{"loud"}, {"quiet"}} {
+		if _, err := store.Mutate(t.Context(), r.Store, "guests", func(s *api.Secret) error { s.Spec.Uses = &api.SecretUses{Networks: networks}; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		r.Sync()
+		if networks[0] == "quiet" {
+			expect(`64601 64512 [10.244.0.0/16] 64601:1:1 "whisper"`)
+		} else {
+			expect("none")
+		}
 	}
 	change(func(n *api.Network) { n.Spec.Peering.Secret = "leaf" })
 	if _, err := store.Mutate(t.Context(), r.Store, "leaf", func(s *api.Secret) error {

@@ -83,16 +83,18 @@ func (b *bgpCompiler) uplink(ctx context.Context, u api.Uplink) (n api.BGPNeighb
 	if u.Secret == "" {
 		return n, true, nil
 	}
+	use := api.UseUplink(b.zone.Metadata.Name)
 	s, ok := store.Cached[api.Secret](b.c.Cache, u.Secret)
-	if !ok || s.Status.Digests[UplinkPassword] == "" {
+	if !ok || s.Status.Digests[UplinkPassword] == "" || s.Permits(use) != nil {
 		return n, false, nil // never without its key
 	}
-	n.Password, err = b.c.BGP.password(ctx, s)
+	n.Password, err = b.c.BGP.password(ctx, s, use)
 	return n, true, err
 }
 
-// password opens the Secret of an uplink or of guests' sessions, once for each version of it.
-func (b *BGP) password(ctx context.Context, s *api.Secret) (string, error) {
+// password opens the Secret of an uplink or of guests' sessions, once for each version of it. The caller
+// has found that s permits the use.
+func (b *BGP) password(ctx context.Context, s *api.Secret, use api.SecretUse) (string, error) {
 	name, version := s.Metadata.Name, s.Metadata.UID+"/"+s.Metadata.ResourceVersion
 	b.mu.Lock()
 	known, ok := b.opened[name]
@@ -100,8 +102,11 @@ func (b *BGP) password(ctx context.Context, s *api.Secret) (string, error) {
 	if ok && known.version == version {
 		return known.values[UplinkPassword], nil
 	}
-	values, err := b.Secret(ctx, name)
+	values, err := b.Secret(ctx, name, use)
+	var refused *api.NotPermittedError
 	switch {
+	case errors.As(err, &refused): // the store is ahead of the cache
+		return "", &NoPart{err.Error()}
 	case errors.Is(err, ca.ErrUnknownKey) || errors.Is(err, ca.ErrTampered):
 		return "", &NoPart{fmt.Sprintf("Secret %s cannot be opened: %s", name, err)}
 	case err != nil:

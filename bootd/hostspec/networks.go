@@ -58,7 +58,7 @@ func (c *Compiler) networks(ctx context.Context, m *api.Machine, underlay api.Un
 }
 
 // peering is how a Network's guests peer; nil where they do not, be it that
-// their Secret is not there yet: never without its key.
+// their Secret is not there yet or not for them: never without its key.
 func (c *Compiler) peering(ctx context.Context, n *api.Network) (*api.PeeringPart, error) {
 	p := n.Spec.Peering
 	z, ok := store.Cached[api.Zone](c.Cache, n.Spec.Zone)
@@ -70,12 +70,13 @@ func (c *Compiler) peering(ctx context.Context, n *api.Network) (*api.PeeringPar
 	if p.Secret == "" {
 		return out, nil
 	}
+	use := api.UseNetwork(n.Metadata.Name)
 	s, ok := store.Cached[api.Secret](c.Cache, p.Secret)
-	if !ok || s.Status.Digests[UplinkPassword] == "" || c.BGP == nil {
+	if !ok || s.Status.Digests[UplinkPassword] == "" || s.Permits(use) != nil || c.BGP == nil {
 		return nil, nil
 	}
 	var err error
-	out.Password, err = c.BGP.password(ctx, s)
+	out.Password, err = c.BGP.password(ctx, s, use)
 	return out, err
 }
 

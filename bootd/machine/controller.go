@@ -241,8 +241,12 @@ func (c *Controller) missing(m *api.Machine) string {
 		}
 	}
 	if b := m.Spec.BMC; b != nil {
-		if _, ok := store.Cached[api.Secret](c.Cache, b.Credentials); !ok {
+		s, ok := store.Cached[api.Secret](c.Cache, b.Credentials)
+		if !ok {
 			return fmt.Sprintf("spec.bmc.credentials: no Secret is called %q", b.Credentials)
+		}
+		if err := s.Permits(api.UseBMC(b.Address)); err != nil {
+			return "spec.bmc.credentials: " + err.Error()
 		}
 	}
 	if m.Spec.Profile == "" {

@@ -87,7 +87,11 @@ func (c *Controller) useBMC(ctx context.Context, m *api.Machine, fn func(context
 // Endpoint is how the Machine's BMC is reached, password included.
 func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.Endpoint, error) {
 	b := m.Spec.BMC
-	secret, err := store.OpenSecret(ctx, s, b.Credentials)
+	secret, err := store.OpenSecret(ctx, s, b.Credentials, api.UseBMC(b.Address))
+	var refused *api.NotPermittedError
+	if errors.As(err, &refused) {
+		return hardware.Endpoint{}, fmt.Errorf("%w: %w", hardware.ErrUnauthorized, err)
+	}
 	if err != nil {
 		return hardware.Endpoint{}, fmt.Errorf("open Secret %s: %w", b.Credentials, err)
 	}

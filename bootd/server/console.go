@@ -25,6 +25,9 @@ func (s *Server) console(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := s.reaches(c, m); err != nil {
+		return err
+	}
 	// Early, while a stop still waits for the request itself.
 	s.hijacked.Add(1)
 	defer s.hijacked.Done()

@@ -45,7 +45,11 @@ func visible(o api.Object) any {
 		for key, digest := range secret.Status.Digests {
 			data[key] = sealed(digest)
 		}
-		spec = map[string]any{"data": data}
+		shown := map[string]any{"data": data}
+		if fields, ok := all.Spec.(map[string]any); ok && fields["uses"] != nil {
+			shown["uses"] = fields["uses"]
+		}
+		spec = shown
 	}
 	metadata := map[string]any{}
 	if len(all.Metadata.Labels) > 0 {

@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -105,7 +104,7 @@ func TestGuestConfig(t *testing.T) {
 	img := &api.Image{Spec: api.ImageSpec{Version: "1", IgnitionVersion: "3.4.0", Files: map[string]api.ImageFile{"kernel": {SHA256: digestOf("kernel")}}}}
 	img.Metadata.Name = "flatcar"
 	open, shut := &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"key": "open-sesame"}}}, &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"key": "shut"}}}
-	open.Metadata.Name, open.Metadata.Labels, shut.Metadata.Name = "open", map[string]string{guest.SecretLabel: "true"}, "shut"
+	open.Metadata.Name, open.Spec.Uses, shut.Metadata.Name = "open", &api.SecretUses{Guests: []string{"web"}}, "shut"
 	layer := func(name, secret string) *api.Layer {
 		l := &api.Layer{Spec: api.LayerSpec{Butane: "storage: {files: [{path: /etc/key, contents: {inline: '{{ .Guest.Name }} {{ secret \"" + secret + "\" \"key\" }}'}}]}\n"}}
 		l.Metadata.Name = name
@@ -154,7 +153,7 @@ func TestGuestConfig(t *testing.T) {
 		}
 	}
 	_, err = fetch(host, "/v1/hosts/r1/guests/web/shares/other")
-	wantStatus(t, err, http.StatusServiceUnavailable, "no Secret shut is for Guests")
+	wantStatus(t, err, http.StatusServiceUnavailable, "Secret shut is not for Guest web")
 	_, err = fetch(host, "/v1/hosts/r1/guests/web/shares/none")
 	wantStatus(t, err, http.StatusServiceUnavailable, "no share of Guest web")
 	for name, client := range map[string]*api.Client{"an admin": c, "an operator": r.bearer(operatorToken), "another host": r.hostClient("r2")} {
@@ -202,7 +201,7 @@ func TestGuestConfig(t *testing.T) {
 	must(t, err)
 	r.sync(t, fresh)
 	_, err = fetch(host, "/v1/hosts/r1/guests/web/config")
-	wantStatus(t, err, http.StatusServiceUnavailable, "no Secret shut is for Guests")
+	wantStatus(t, err, http.StatusServiceUnavailable, "Secret shut is not for Guest web")
 }
 
 // sync returns when the cache has an object as it stands.

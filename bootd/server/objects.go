@@ -234,6 +234,11 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 	if err := s.mayLower(c, next, current); err != nil {
 		return err
 	}
+	if c.who.role < admin {
+		if why := admission.OnlyAdmins(s.world, next, current); why != "" {
+			return problem(http.StatusForbidden, "%s", why)
+		}
+	}
 	verdict := admission.Judge(s.world, next, current)
 	if len(verdict.Errors) > 0 {
 		return invalid(next, verdict.Errors)

@@ -51,10 +51,24 @@ func (s *Server) hosted(c *call) (*api.Guest, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.reaches(c, g); err != nil {
+		return nil, err
+	}
 	if g.Status.Host == "" {
 		return nil, problem(http.StatusConflict, "Guest %s has no host: weftctl describe guest %s says why", c.name(), c.name())
 	}
 	return g, nil
+}
+
+// reaches refuses an operator what is given Secrets that are not for operators.
+func (s *Server) reaches(c *call, o api.Object) error {
+	if c.who.role >= admin {
+		return nil
+	}
+	if why := s.world.Reached(o); why != "" {
+		return problem(http.StatusForbidden, "%s", why)
+	}
+	return nil
 }
 
 // guestConsole joins the client's connection and a Guest's serial console, by a

@@ -566,7 +566,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	plain, err := store.OpenSecret(t.Context(), r.store, "bmc")
+	plain, err := store.OpenSecret(t.Context(), r.store, "bmc", api.UseBMC("https://198.18.0.7"))
 	must(t, err)
 	if plain["password"] != other {
 		t.Errorf("stored: %q", plain)

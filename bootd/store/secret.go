@@ -10,9 +10,9 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// OpenSecret returns a Secret's values in the clear, for bootd's own use: they
+// OpenSecret returns a Secret's values in the clear, for a use that the Secret permits: they
 // must not be logged, stored or sent to anyone who is not entitled to them.
-func OpenSecret(ctx context.Context, s *Store, name string) (map[string]string, error) {
+func OpenSecret(ctx context.Context, s *Store, name string, use api.SecretUse) (map[string]string, error) {
 	k := api.KindOf(new(api.Secret))
 	if err := storable(k, name); err != nil {
 		return nil, err
@@ -26,6 +26,9 @@ func OpenSecret(ctx context.Context, s *Store, name string) (map[string]string, 
 		return nil, err
 	}
 	secret := o.(*api.Secret)
+	if err := secret.Permits(use); err != nil {
+		return nil, err
+	}
 	values := make(map[string]string, len(secret.Spec.Data))
 	for field, text := range secret.Spec.Data {
 		sealed, err := base64.StdEncoding.DecodeString(text)

@@ -307,6 +307,7 @@ func TestSecretsAreSealed(t *testing.T) {
 	s := open(t, Config{Dir: dir})
 	cache := runCache(t, s)
 	const password = "correct-horse-battery-staple"
+	bmc := api.UseBMC("https://198.18.0.7")
 	secret := new(api.Secret)
 	secret.Metadata.Name = "bmc"
 	secret.Spec.Data = map[string]string{"username": "admin", "password": password}
@@ -319,8 +320,12 @@ func TestSecretsAreSealed(t *testing.T) {
 	if err != nil || len(first.Spec.Data) != 0 || len(first.Status.Digests) != 2 {
 		t.Errorf("Get: %+v, %v", first, err)
 	}
-	if values, err := OpenSecret(ctx, s, "bmc"); err != nil || values["password"] != password || values["username"] != "admin" {
+	if values, err := OpenSecret(ctx, s, "bmc", bmc); err != nil || values["password"] != password || values["username"] != "admin" {
 		t.Errorf("OpenSecret: %v, %v", values, err)
+	}
+	var refused *api.NotPermittedError
+	if values, err := OpenSecret(ctx, s, "bmc", api.UseLayer("worker")); values != nil || !errors.As(err, &refused) {
+		t.Errorf("opened for what it is not for: %v, %v", values, err)
 	}
 
 	t.Run("the same again is no change", func(t *testing.T) {
@@ -335,7 +340,7 @@ func TestSecretsAreSealed(t *testing.T) {
 		if err != nil || after.Metadata.Generation != 1 {
 			t.Errorf("%+v %v", after.Metadata, err)
 		}
-		if values, err := OpenSecret(ctx, s, "bmc"); err != nil || values["password"] != password {
+		if values, err := OpenSecret(ctx, s, "bmc", bmc); err != nil || values["password"] != password {
 			t.Errorf("%v %v", values, err)
 		}
 	})
@@ -347,7 +352,7 @@ func TestSecretsAreSealed(t *testing.T) {
 		if err != nil || after.Metadata.Generation != 2 || len(after.Status.Digests) != 1 || after.Spec.Data != nil {
 			t.Errorf("%+v %v", after, err)
 		}
-		if values, err := OpenSecret(ctx, s, "bmc"); err != nil || values["password"] != password+"2" || len(values) != 1 {
+		if values, err := OpenSecret(ctx, s, "bmc", bmc); err != nil || values["password"] != password+"2" || len(values) != 1 {
 			t.Errorf("%v %v", values, err)
 		}
 	})
@@ -359,7 +364,7 @@ func TestSecretsAreSealed(t *testing.T) {
 		if _, err := s.client.Put(ctx, objectPrefix+"secrets/thief", string(raw.Kvs[0].Value)); err != nil {
 			t.Fatal(err)
 		}
-		if values, err := OpenSecret(ctx, s, "thief"); err == nil {
+		if values, err := OpenSecret(ctx, s, "thief", bmc); err == nil {
 			t.Errorf("opened: %v", values)
 		}
 	})

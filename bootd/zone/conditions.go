@@ -172,6 +172,9 @@ func (c *Controller) uplinks(ctx context.Context, z *api.Zone, members []hostspe
 		case s.Status.Digests[hostspec.UplinkPassword] == "":
 			return no("SecretMissing", "Secret %s has no password, which is the MD5 key of uplink %s: add it; until then no session is tried", u.Secret, u.Address)
 		}
+		if err := s.Permits(api.UseUplink(z.Metadata.Name)); err != nil {
+			return no("SecretNotPermitted", "%s; until then no session with uplink %s is tried", err, u.Address)
+		}
 	}
 	up, reported := map[string]int{}, 0
 	wrong := map[string]string{}

@@ -42,8 +42,8 @@ func newBench(t *testing.T) *bench {
 		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixes("198.18.8.0/24")}})
 	b.compiler = &hostspec.Compiler{Cache: b.Cache, BGP: &hostspec.BGP{
 		Key: func(one, other string) string { return "key" },
-		Secret: func(ctx context.Context, name string) (map[string]string, error) {
-			return store.OpenSecret(ctx, b.Store, name)
+		Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
+			return store.OpenSecret(ctx, b.Store, name, use)
 		},
 	}}
 	c := &Controller{Store: b.Store, Cache: b.Cache, Compiler: b.compiler, Sessions: b.reported, Event: b.Event, Log: b.Log}
@@ -339,6 +339,17 @@ func TestConditions(t *testing.T) {
 	b.condition(Uplinks, "SecretMissing")
 	secret := &api.Secret{Base: testsite.Named("leaf"), Spec: api.SecretSpec{Data: map[string]string{"password": "hush"}}}
 	b.Create(secret)
+	b.condition(Uplinks, "Down")
+	uses := func(u *api.SecretUses) {
+		t.Helper()
+		_, err := store.Mutate(t.Context(), b.Store, "leaf", func(s *api.Secret) error { s.Spec.Uses = u; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	uses(&api.SecretUses{Uplinks: []string{"red"}})
+	b.condition(Uplinks, "SecretNotPermitted")
+	uses(&api.SecretUses{Uplinks: []string{"yellow"}})
 	b.condition(Uplinks, "Down")
 	names := []string{"r1u01", "r2u01"}
 	for _, n := range names {

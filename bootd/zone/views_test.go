@@ -46,8 +46,8 @@ func newSite(t *testing.T) (*bench, *Views) {
 	t.Cleanup(func() { cancel(); done.Wait() })
 	b.compiler = &hostspec.Compiler{Cache: b.Cache, Networks: index, BGP: &hostspec.BGP{
 		Key: func(one, other string) string { return "key" },
-		Secret: func(ctx context.Context, name string) (map[string]string, error) {
-			return store.OpenSecret(ctx, b.Store, name)
+		Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
+			return store.OpenSecret(ctx, b.Store, name, use)
 		},
 	}}
 	b.edit(func(z *api.Zone) {

@@ -101,7 +101,7 @@ func addLayers(t *testing.T, r *rig.Rig, key ssh.Signer) {
 apiVersion: rackweft/v1alpha1
 kind: Secret
 metadata: {name: app}
-spec: {data: {key: `+password+`}}
+spec: {data: {key: `+password+`}, uses: {layers: [secretive]}}
 ---
 apiVersion: rackweft/v1alpha1
 kind: Layer
@@ -491,7 +491,7 @@ func badBMCs(t *testing.T, r *rig.Rig) {
 	mended := func() {
 		t.Helper()
 		for _, password := range []string{"wrong", r.Rack.BMCPassword()} {
-			r.Apply(r.File("secret.yaml", "apiVersion: rackweft/v1alpha1\nkind: Secret\nmetadata: {name: r1-bmc}\nspec: {data: {username: admin, password: "+password+"}}\n"))
+			r.Apply(r.File("secret.yaml", "apiVersion: rackweft/v1alpha1\nkind: Secret\nmetadata: {name: r1-bmc}\nspec: {data: {username: admin, password: "+password+"}, uses: {bmc: [198.18.1.0/24]}}\n"))
 		}
 		r.WaitMachine(stranger, "BMCReachable is True", func(m *api.Machine) bool { return m.Status.Conditions.Is(api.CondBMC) })
 	}

@@ -37,7 +37,7 @@ spec:
 apiVersion: rackweft/v1alpha1
 kind: Secret
 metadata: {name: leaf}
-spec: {data: {password: `+leafKey+`}}
+spec: {data: {password: `+leafKey+`}, uses: {uplinks: [yellow]}}
 ---
 apiVersion: rackweft/v1alpha1
 kind: Network

@@ -163,7 +163,7 @@ spec:
 apiVersion: rackweft/v1alpha1
 kind: Secret
 metadata: {name: %[1]s-leaf}
-spec: {data: {password: %[1]s-key}}
+spec: {data: {password: %[1]s-key}, uses: {uplinks: [%[1]s]}}
 ---
 apiVersion: rackweft/v1alpha1
 kind: Subnet

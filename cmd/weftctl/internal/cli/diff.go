@@ -101,7 +101,11 @@ func maskedSecret(s *api.Secret) any {
 			data[key] = "***"
 		}
 	}
-	return map[string]any{"data": data}
+	spec := map[string]any{"data": data}
+	if s.Spec.Uses != nil {
+		spec["uses"] = s.Spec.Uses
+	}
+	return spec
 }
 
 func (a *app) paintDiff(text string) string {

@@ -1,0 +1,279 @@
+package admission
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/rackweft/rackweft/api"
+)
+
+// Whoever writes what a Machine boots, or what a Guest is configured with, can
+// have it tell whatever it is given. So what a Secret is given to is written by
+// admins, unless the Secret says that operators may know it: the Layers that are
+// given it; the Profiles that list these, with their other Layers and their
+// Image; the Machines that boot these Profiles; and the Guests that are given
+// it. A host knows the keys of its Zone's uplinks and of its Networks' peering,
+// and all that its Guests are given: so the Machines of such a Zone, and what
+// they boot, are written by admins too.
+
+// OnlyAdmins says why an operator may not write an object in the place of
+// current, which may be nil; "" when one may.
+func OnlyAdmins(w *World, o, current api.Object) string {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	if why := w.pointed(o, current); why != "" {
+		return why
+	}
+	if current != nil && sameButState(o, current) {
+		return ""
+	}
+	g := given{w, w.zonesGiven()}
+	for _, x := range []api.Object{current, o} {
+		if x == nil {
+			continue
+		}
+		if why := g.to(x); why != "" {
+			return why + ": only an admin writes this, unless spec.uses.operators of the Secret is true"
+		}
+	}
+	return ""
+}
+
+// Reached says why an operator may not reach into a Guest or a Machine; "" when
+// one may.
+func (w *World) Reached(o api.Object) string {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	if why := (given{w, w.zonesGiven()}).to(o); why != "" {
+		return why + ": only an admin reaches into it, unless spec.uses.operators of the Secret is true"
+	}
+	return ""
+}
+
+// sameButState reports whether nothing differs but whether it should run.
+func sameButState(a, b api.Object) bool {
+	x, xerr := api.Encode(withoutState(a))
+	y, yerr := api.Encode(withoutState(b))
+	return xerr == nil && yerr == nil && bytes.Equal(x, y)
+}
+
+func withoutState(o api.Object) any {
+	switch o := o.(type) {
+	case *api.Machine:
+		spec := o.Spec
+		spec.State = ""
+		return spec
+	case *api.Guest:
+		spec := o.Spec
+		spec.State = ""
+		return spec
+	case *api.Layer:
+		return o.Spec
+	case *api.Profile:
+		return o.Spec
+	case *api.Image:
+		return o.Spec
+	}
+	return o
+}
+
+// pointed says that an operator has a Secret sent somewhere, and the Secret does
+// not say that it may.
+func (w *World) pointed(o, current api.Object) string {
+	switch o := o.(type) {
+	case *api.Machine:
+		old, _ := current.(*api.Machine)
+		if o.Spec.BMC == nil || old != nil && old.Spec.BMC != nil && *old.Spec.BMC == *o.Spec.BMC {
+			return ""
+		}
+		return w.unsaid("spec.bmc.credentials", o.Spec.BMC.Credentials, api.UseBMC(o.Spec.BMC.Address))
+	case *api.Network:
+		old, _ := current.(*api.Network)
+		p := o.Spec.Peering
+		if p == nil || p.Secret == "" || old != nil && old.Spec.Peering != nil && old.Spec.Peering.Secret == p.Secret && old.Spec.Zone == o.Spec.Zone {
+			return ""
+		}
+		return w.unsaid("spec.peering.secret", p.Secret, api.UseNetwork(o.Metadata.Name))
+	}
+	return ""
+}
+
+func (w *World) unsaid(field, name string, use api.SecretUse) string {
+	s := w.secret(name)
+	switch {
+	case s == nil:
+		return fmt.Sprintf("%s: there is no Secret %s whose spec.uses could name %s: have an admin create it first", field, name, use)
+	case s.Spec.Uses == nil:
+		return fmt.Sprintf("%s: spec.uses of Secret %s is not set, so only an admin says that %s is given it", field, name, use)
+	case s.Permits(use) != nil:
+		return fmt.Sprintf("%s: %s", field, s.Permits(use))
+	}
+	return ""
+}
+
+// given finds out what is given a Secret that operators are not to know. Each
+// answer says why, and is empty for what is given none.
+type given struct {
+	w     *World
+	zones map[string]string
+}
+
+// kept reports whether a Secret is given to a use, and is not for operators.
+func kept(s *api.Secret, use api.SecretUse) bool {
+	return s != nil && !forOperators(s) && s.Permits(use) == nil
+}
+
+func forOperators(s *api.Secret) bool { return s.Spec.Uses != nil && s.Spec.Uses.Operators }
+
+// zonesGiven are the Zones whose hosts know a Secret.
+func (w *World) zonesGiven() map[string]string {
+	zones := map[string]string{}
+	say := func(zone, format string, args ...any) {
+		if zones[zone] == "" {
+			zones[zone] = fmt.Sprintf("hosts of Zone %s know %s", zone, fmt.Sprintf(format, args...))
+		}
+	}
+	keyed := found{}.with(w, keyedZone, "")
+	for _, z := range sorted[*api.Zone](w, keyed) {
+		for _, u := range z.Spec.Uplinks {
+			if kept(w.secret(u.Secret), api.UseUplink(z.Metadata.Name)) {
+				say(z.Metadata.Name, "Secret %s, the key of uplink %s", u.Secret, u.Address)
+			}
+		}
+	}
+	for _, n := range sorted[*api.Network](w, keyed) {
+		if p := n.Spec.Peering; kept(w.secret(p.Secret), api.UseNetwork(n.Metadata.Name)) {
+			say(n.Spec.Zone, "Secret %s, the key of Network %s", p.Secret, n.Metadata.Name)
+		}
+	}
+	for _, s := range sorted[*api.Secret](w, found{}.with(w, givenGuests, "")) {
+		for _, name := range s.Spec.Uses.Guests {
+			g := object[*api.Guest](w, id{"Guest", name})
+			if g == nil {
+				continue
+			}
+			if n := w.network(g.Spec.Network); n != nil {
+				say(n.Spec.Zone, "Secret %s, which Guest %s is given", s.Metadata.Name, name)
+			}
+		}
+	}
+	return zones
+}
+
+func (g given) to(o api.Object) string {
+	switch o := o.(type) {
+	case *api.Machine:
+		if why := g.zones[o.Spec.Zone]; why != "" {
+			return why
+		}
+		if p := object[*api.Profile](g.w, id{"Profile", o.Spec.Profile}); p != nil {
+			return g.layers(p.Spec.Layers)
+		}
+	case *api.Profile:
+		return g.profile(o)
+	case *api.Layer:
+		if why := g.layer(o.Metadata.Name); why != "" {
+			return why
+		}
+		return g.configs("Layer", o.Metadata.Name)
+	case *api.Image:
+		return g.configs("Image", o.Metadata.Name)
+	case *api.Guest:
+		return g.guest(o.Metadata.Name)
+	}
+	return ""
+}
+
+// configs says what that has a Layer or an Image is given a Secret.
+func (g given) configs(kind, name string) string {
+	for _, p := range referrersOf[*api.Profile](g.w, kind, name) {
+		if why := g.profile(p); why != "" {
+			return fmt.Sprintf("it is in Profile %s, and %s", p.Metadata.Name, why)
+		}
+	}
+	for _, x := range referrersOf[*api.Guest](g.w, kind, name) {
+		if why := g.guest(x.Metadata.Name); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+func (g given) profile(p *api.Profile) string {
+	if why := g.layers(p.Spec.Layers); why != "" {
+		return why
+	}
+	for _, zone := range slices.Sorted(maps.Keys(g.zones)) {
+		if len(found{}.with(g.w, byProfile, p.Metadata.Name+"/"+zone)) > 0 {
+			return g.zones[zone]
+		}
+	}
+	return ""
+}
+
+func (g given) layers(names []string) string {
+	for _, name := range names {
+		if why := g.layer(name); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+func (g given) layer(name string) string {
+	for _, s := range sorted[*api.Secret](g.w, found{}.with(g.w, givenLayer, name)) {
+		return fmt.Sprintf("Layer %s is given Secret %s", name, s.Metadata.Name)
+	}
+	return ""
+}
+
+func (g given) guest(name string) string {
+	for _, s := range sorted[*api.Secret](g.w, found{}.with(g.w, givenGuest, name)) {
+		return fmt.Sprintf("Guest %s is given Secret %s", name, s.Metadata.Name)
+	}
+	return ""
+}
+
+// secretKeys are those by which what is given a Secret is found.
+func secretKeys(o api.Object) []key {
+	var list []key
+	switch o := o.(type) {
+	case *api.Secret:
+		if o.Spec.Uses == nil || o.Spec.Uses.Operators {
+			return nil
+		}
+		for _, l := range o.Spec.Uses.Layers {
+			list = append(list, key{givenLayer, l})
+		}
+		for _, g := range o.Spec.Uses.Guests {
+			list = append(list, key{givenGuest, g}, key{givenGuests, ""})
+		}
+	case *api.Zone:
+		if slices.ContainsFunc(o.Spec.Uplinks, func(u api.Uplink) bool { return u.Secret != "" }) {
+			list = append(list, key{keyedZone, ""})
+		}
+	case *api.Network:
+		if o.Spec.Peering != nil && o.Spec.Peering.Secret != "" {
+			list = append(list, key{keyedZone, ""})
+		}
+	case *api.Machine:
+		if o.Spec.Profile != "" && o.Spec.Zone != "" {
+			list = append(list, key{byProfile, o.Spec.Profile + "/" + o.Spec.Zone})
+		}
+	}
+	return list
+}
+
+// few joins some of a list.
+func few(names []string) string {
+	const most = 5
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if more := len(names) - most; more > 0 {
+		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", more)
+	}
+	return strings.Join(names, ", ")
+}
