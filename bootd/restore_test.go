@@ -146,7 +146,7 @@ func TestRestore(t *testing.T) {
 		t.Errorf("the blobs are %v, %v", kernel, err)
 	}
 	to.open(func(ctx context.Context, st *store.Store) {
-		if v, err := store.OpenSecret(ctx, st, "bmc"); err != nil || v["password"] != "hunter2" {
+		if v, err := store.OpenSecret(ctx, st, "bmc", api.UseBMC("https://198.18.0.7")); err != nil || v["password"] != "hunter2" {
 			t.Errorf("the Secret is %v, %v", v, err)
 		}
 		if e, err := readEpoch(ctx, st); err != nil || e != r.NewEpoch {

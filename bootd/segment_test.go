@@ -76,7 +76,7 @@ func newSite(t *testing.T) *site {
 	s.put("site", new(api.Site))
 	s.put("pxe", subnet)
 	s.put("bmc", &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"username": bmctest.Username, "password": bmctest.Password}}})
-	s.put("vault", &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"password": vault}}})
+	s.put("vault", &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"password": vault}, Uses: &api.SecretUses{Layers: []string{"base"}}}})
 	s.put("base", &api.Layer{Spec: api.LayerSpec{Butane: "storage:\n  files:\n    - path: /etc/vault\n      mode: 0600\n      contents:\n        inline: {{ secret \"vault\" \"password\" | quote }}\n"}})
 	s.put("img", image)
 	s.put("worker", &api.Profile{Spec: api.ProfileSpec{Image: "img", Layers: []string{"base"}}})
