@@ -116,6 +116,8 @@ type victim struct {
 	t         *testing.T
 	name, mac string
 	bmc       *bmctest.Server
+	parties   []*party
+	turn      *party // who is on the segment
 }
 
 func (s *site) victim(t *testing.T, n int, trust api.TrustLevel) *victim {
@@ -187,6 +189,7 @@ func (v *victim) events(reason string) int {
 type party struct {
 	v       *victim
 	ns      string
+	port    string // of br0
 	address netip.Addr
 	secrets atomic.Int32 // that it got
 }
@@ -195,19 +198,37 @@ type party struct {
 func (v *victim) party(mac string) *party {
 	v.t.Helper()
 	n := v.ports.Add(1)
-	p := &party{v: v, ns: fmt.Sprintf("%s-p%d", v.ns, n)}
-	port := fmt.Sprintf("port%d", n)
+	p := &party{v: v, ns: fmt.Sprintf("%s-p%d", v.ns, n), port: fmt.Sprintf("port%d", n)}
+	v.parties = append(v.parties, p)
 	v.run("ip", "netns", "add", p.ns)
 	v.t.Cleanup(func() { v.run("ip", "netns", "del", p.ns) })
-	v.run("ip", "-n", v.ns, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", p.ns)
-	v.run("ip", "-n", v.ns, "link", "set", port, "master", "br0", "up")
+	v.run("ip", "-n", v.ns, "link", "add", p.port, "type", "veth", "peer", "name", "eth0", "netns", p.ns)
+	v.run("ip", "-n", v.ns, "link", "set", p.port, "master", "br0")
 	v.run("ip", "-n", p.ns, "link", "set", "eth0", "address", mac, "up")
 	return p
+}
+
+// mine puts the party on the segment, and the other one off it: the bridge knows
+// one port of a MAC, and whatever the other one's kernel says by itself would
+// take the traffic away from this one.
+func (p *party) mine() {
+	p.v.t.Helper()
+	if p.v.turn == p {
+		return
+	}
+	for _, q := range p.v.parties {
+		if q != p {
+			p.v.run("ip", "-n", p.v.ns, "link", "set", q.port, "down")
+		}
+	}
+	p.v.run("ip", "-n", p.v.ns, "link", "set", p.port, "up")
+	p.v.turn = p
 }
 
 // lease does DHCP as iPXE does.
 func (p *party) lease() {
 	p.v.t.Helper()
+	p.mine()
 	var lease *nclient4.Lease
 	err := within(p.ns, func() error {
 		c, err := nclient4.New("eth0", nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(10))
@@ -241,6 +262,7 @@ func (p *party) client(cert *tls.Certificate) *http.Client {
 
 func (p *party) do(method, at, token, body string) (status int, answer string) {
 	p.v.t.Helper()
+	p.mine()
 	req, err := http.NewRequestWithContext(p.v.t.Context(), method, at, strings.NewReader(body))
 	if err != nil {
 		p.v.t.Error(err)
@@ -361,6 +383,7 @@ func (p *party) join(l *loot) (cert *tls.Certificate, status int) {
 // serve is the host at work: it holds its stream and applies whatever it is
 // sent, until the test ends or bootd refuses it.
 func (p *party) serve(cert *tls.Certificate, m *api.Machine) <-chan string {
+	p.mine()
 	out, in := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
 	refused := make(chan string, 1)

@@ -10,6 +10,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/rackweft/rackweft/internal/receipt"
@@ -148,7 +149,7 @@ func (s *Server) deny(w http.ResponseWriter, r *http.Request, status int, reason
 func (s *Server) file(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("file")
 	f, st, err := s.openFile(name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) {
+	if noSuchFile(err) {
 		say(w, r, http.StatusNotFound, fmt.Sprintf("no such boot file: %q", text.Clip(name, 255)))
 		return
 	}
@@ -163,6 +164,11 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/efi")
 	}
 	s.send(w, r, f, st.ModTime(), Transfer{File: name, Size: st.Size()})
+}
+
+// noSuchFile reports whether an error says that no file can have such a name.
+func noSuchFile(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) || errors.Is(err, syscall.ENAMETOOLONG) || errors.Is(err, syscall.ENOTDIR)
 }
 
 func (s *Server) openFile(name string) (io.ReadSeekCloser, fs.FileInfo, error) {

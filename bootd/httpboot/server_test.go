@@ -547,6 +547,21 @@ func TestMetricsLeaveTheRegistry(t *testing.T) {
 	}
 }
 
+// TestImpossibleNames: what no file can be called is not there, and nothing to
+// complain of.
+func TestImpossibleNames(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "x.efi"), []byte("MZ"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, Config{Files: os.DirFS(dir)})
+	for _, path := range []string{"/" + strings.Repeat("0", 256), "/ipxe/" + strings.Repeat("a/", 2100) + "b", "/ipxe/x.efi/y"} {
+		if got := curl(t, "-o", os.DevNull, "-w", "%{http_code}", b.base+path); got != "404" {
+			t.Errorf("%.20s… of %d bytes: %s", path, len(path), got)
+		}
+	}
+}
+
 func FuzzRequest(f *testing.F) {
 	f.Add("/ipxe/script?mac=52:54:00:01:07:00&uuid=x")
 	f.Add("/ignition/pointer/r1u07/aKey-_")
