@@ -43,7 +43,8 @@ func (v *victim) failedBySecond(number int) {
 func (v *victim) untouched() {
 	v.t.Helper()
 	m := v.machine()
-	if m.Status.Attempt.Number != 1 || !m.Status.Conditions.Is(api.CondTrust) || v.events("SecondTaker") != 0 {
+	cond := m.Status.Conditions.Get(api.CondTrust)
+	if m.Status.Attempt.Number != 1 || cond == nil || cond.Status == api.False || v.events("SecondTaker") != 0 {
 		v.t.Errorf("attempt %+v, conditions %+v", m.Status.Attempt, m.Status.Conditions)
 	}
 }
@@ -113,6 +114,10 @@ func TestHostileNeighbour(t *testing.T) {
 					t.Errorf("the pointer at %s: %d", at, status)
 				}
 			}
+			v.wait("that something asks for a boot is said", func(m *api.Machine) bool {
+				cond := m.Status.Conditions.Get(api.CondTrust)
+				return cond != nil && cond.Reason == "BootAsked"
+			})
 			v.untouched()
 		}},
 		{name: "replay", play: func(t *testing.T, v *victim, real, evil *party) {
