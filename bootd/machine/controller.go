@@ -122,6 +122,9 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	if store.Held(c.Cache) {
 		return c.restored(ctx, m)
 	}
+	if store.Claimed(c.Cache, m) && m.Metadata.DeletionTimestamp == nil {
+		return c.hold(ctx, m, "HostUnknown", fmt.Sprintf("a host of this name runs that bootd has not known since it was restored: weftctl restore accept %s, or write-off %[1]s to have it provisioned over", name))
+	}
 	if m.Metadata.DeletionTimestamp != nil {
 		return c.remove(ctx, m)
 	}

@@ -215,6 +215,11 @@ func (k *Keeper) Claim(ctx context.Context, h api.RecoveryHost) string {
 	if r == nil || !h.Issued.After(r.Backup) || api.ValidateName(h.Name) != nil {
 		return ""
 	}
+	// Once nothing is held, a Machine's own host loses its key in the course of
+	// things: when it is provisioned again, or joins twice.
+	if m, ok := store.Cached[api.Machine](k.Cache, h.Name); ok && !r.Held && m.Metadata.UID == h.UID {
+		return ""
+	}
 	h.Seen = time.Now().UTC()
 	err := k.record(ctx, func(r *api.Recovery) bool {
 		i := slices.IndexFunc(r.Hosts, func(o api.RecoveryHost) bool { return o.Name == h.Name })

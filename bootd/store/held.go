@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -24,6 +25,16 @@ func Recovery(c *Cache) *api.Recovery {
 func Held(c *Cache) bool {
 	r := Recovery(c)
 	return r != nil && r.Held
+}
+
+// Claimed reports whether a host has come, after a restore, that says it is this
+// Machine's and was joined as another of the name: it may run, and nobody has
+// accepted it or written it off.
+func Claimed(c *Cache, m *api.Machine) bool {
+	r := Recovery(c)
+	return r != nil && slices.ContainsFunc(r.Hosts, func(h api.RecoveryHost) bool {
+		return h.Name == m.Metadata.Name && h.Key != "" && h.UID != m.Metadata.UID
+	})
 }
 
 // UnknownGuests are Guests that run on hosts and that a restored Site knows by
