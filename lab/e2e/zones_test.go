@@ -154,7 +154,7 @@ spec:
   arch: amd64
   os: debian
   ignitionVersion: 3.4.0
-  kernelArguments: [quiet]
+  kernelArguments: ["ignition.config.url=${ignition_url}"]
   files: {kernel: ` + s.image("kernel", []byte("a kernel")) + `, initrd: ` + s.image("initrd", []byte("an initrd")) + `}
 `
 	for _, z := range []*deskZone{s.yellow, s.red} {
