@@ -48,6 +48,7 @@ func TestRack(t *testing.T) {
 	if t.Failed() {
 		t.FailNow() // nothing below can hold
 	}
+	t.Run("trust level nonce", func(t *testing.T) { provedByTag(t, r.For(t)) })
 	t.Run("a file that broke off", func(t *testing.T) { fileBrokeOff(t, r.For(t), key) })
 	t.Run("what the host reports", func(t *testing.T) { hostReports(t, r.For(t)) })
 	t.Run("networks", func(t *testing.T) { networks(t, r.For(t)) })
@@ -89,9 +90,30 @@ func manifests(t *testing.T, r *rig.Rig) []string {
 		if name == "profile.yaml" {
 			content = bytes.Replace(content, []byte("layers: [site,"), []byte("layers: [secretive, login, site,"), 1)
 		}
-		paths = append(paths, r.File("e2e-"+name, string(withoutStranger(name, content))))
+		content = withoutStranger(name, content)
+		if name == "machines.yaml" {
+			r.File("proved-machines.yaml", string(content))
+			content = bytes.ReplaceAll(content, []byte("\n  state: Active\n"), []byte("\n  state: Active\n  trust: {minimum: nonce}\n"))
+		}
+		paths = append(paths, r.File("e2e-"+name, string(content)))
 	}
 	return paths
+}
+
+// provedByTag sees that the boot of either firmware sent the value that bootd had written to its AssetTag, through all
+// kills of bootd, and that the tag is the system's own again. Later boots need no more than a token.
+func provedByTag(t *testing.T, r *rig.Rig) {
+	for _, name := range []string{bios, uefi} {
+		m := r.WaitMachine(name, "its own AssetTag", func(m *api.Machine) bool { return m.Status.AssetTag == nil })
+		a := m.Status.Attempt
+		if a.Trust != api.TrustNonce || a.Nonce == nil || a.Nonce.State != api.NonceProved {
+			t.Errorf("%s has reached %s (%s), nonce %+v", name, a.Trust, a.TrustWhy, a.Nonce)
+		}
+		if tag := r.Rack.Machine(name).AssetTag(); tag != name {
+			t.Errorf("the AssetTag of %s is %q, want its own", name, tag)
+		}
+	}
+	r.Apply(filepath.Join(r.Rack.Dir(), "proved-machines.yaml"))
 }
 
 // addLayers makes every host get a file with a Secret in it, one from a server that breaks off, and lets root in.
