@@ -188,7 +188,7 @@ func (s *hostSpec) digests() map[string]string {
 func (s *hostSpec) reset() { s.batch = nil }
 
 // handle takes in what a frame says about parts; least is the HostSpec that this
-// boot acts upon at the earliest. It reports whether a batch was committed. After an error the stream must be opened anew.
+// boot acts upon at the earliest. It reports whether a batch was committed. After an error the stream must be opened again.
 func (s *hostSpec) handle(f api.ServerFrame, least api.Bookmark) (bool, error) {
 	if s.batch == nil {
 		s.batch = &batch{parts: map[string]entry{}, gone: map[string]bool{}}

@@ -129,7 +129,7 @@ func (d *Decider) bearer(ctx context.Context, name, secret string, purpose ca.Pu
 }
 
 // fit is the level at which a secret of the Machine's open attempt was given, or
-// why it is none.
+// the reason why it was not given in that attempt.
 func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level api.TrustLevel, reason string) {
 	if !current(m) {
 		return "", "no BootAttempt is open, or its window is over: reprovision the Machine"

@@ -164,7 +164,7 @@ func (l *raftLog) read(b []byte, newest bool) (end int, err error) {
 	return at, nil
 }
 
-var errZeros = errors.New("there is none")
+var errZeros = errors.New("want a record, found zeros")
 
 // frame decodes the record at the beginning of b, strictly.
 func frame(b []byte) (rec *walpb.Record, size int, err error) {

@@ -133,7 +133,7 @@ func (l *Loader) Add(ctx context.Context, r Record) error {
 		known = known || strings.HasPrefix(r.Key, prefix)
 	}
 	if !known || ownToEtcd(r.Key) {
-		return fmt.Errorf("the key %.120q is none of a Site's", r.Key)
+		return fmt.Errorf("invalid key %.120q: want one that a Site has", r.Key)
 	}
 	var opts []clientv3.OpOption
 	if r.TTL {

@@ -57,7 +57,7 @@ func isUrgent(ctx context.Context) bool { return ctx.Value(urgentKey{}) != nil }
 func (s *Store) Stale() error { return s.stale }
 
 // ErrRemounted says that the file system can be written again, and not by this
-// process: it has mounts of its own, which a new process gets anew.
+// process: it has mounts of its own, and a new process gets new ones.
 var ErrRemounted = errors.New("the file system was mounted writable: bootd must be started again to see that")
 
 // AwaitRoom returns when a store that serves a copy can be opened again on its

@@ -165,7 +165,7 @@ func TestChooseCarries(t *testing.T) {
 		{0, "a/r1//u1+u2", "b/r2/slow", "a:Leaving b:Starting"},
 		{time.Second, "a/r1//u1+u2", "b/r2/lonely", "a:Leaving b:Joining"},
 		{time.Second, "a/r1//u1+u2", "b/r2", "a:Leaving b:Joining"},
-		{time.Second, "a/r1/unheard", "b/r2/unheard", "a:Leaving b"}, // bootd was started anew
+		{time.Second, "a/r1/unheard", "b/r2/unheard", "a:Leaving b"}, // bootd was restarted
 		{time.Second, "a/r1/unheard", "b/r2//u1+u2", "a:Leaving b"},
 		{time.Second, "a/r1//u1+u2", "b/r2//u1", "a:Leaving b"},
 		{time.Second, "a/r1//u1+u2", "b/r2//u1+u2", "a:Withdrawn b"},

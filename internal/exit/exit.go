@@ -24,8 +24,9 @@ type fault struct{ error }
 
 func (f fault) Unwrap() error { return f.error }
 
-// Fault marks an error as one in the command line or the configuration. A file
-// that could not be read for want of memory, say, is none: that may pass.
+// Fault marks an error as one in the command line or the configuration. An error
+// that may pass, such as a file that could not be read for lack of memory, is not
+// marked.
 func Fault(err error) error {
 	passing := []error{unix.EIO, unix.EINTR, unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.ESTALE, unix.ETIMEDOUT}
 	if err == nil || slices.ContainsFunc(passing, func(p error) bool { return errors.Is(err, p) }) {

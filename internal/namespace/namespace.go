@@ -45,10 +45,10 @@ func mountNewNamespace(path string) error {
 }
 
 // ShareMounts makes dir a mount point that shares what is mounted in it with
-// other mount namespaces, as ip-netns(8) does, and reports whether it was none
-// before. A namespace that is pinned in a directory which is none is covered by
-// the mount that the next `ip netns add` makes, and its name cannot be removed
-// any more.
+// other mount namespaces, as ip-netns(8) does. made reports whether it did: dir
+// was no mount point before. In a directory that is no mount point, the mount of
+// the next `ip netns add` covers every pinned namespace, whose name can then not
+// be removed any more.
 func ShareMounts(dir string) (made bool, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, err

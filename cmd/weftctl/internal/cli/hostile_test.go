@@ -93,7 +93,7 @@ func TestHostileWords(t *testing.T) {
 					t.Errorf("%v writes %q", args, out)
 				}
 				if strings.Contains(out, "\nfake   row") {
-					t.Errorf("%v writes a row that is none: %q", args, out)
+					t.Errorf("%v writes a row of the attacker: %q", args, out)
 				}
 			}
 		}
