@@ -55,6 +55,7 @@ type BGPPart struct {
 	ZoneNextHops []netip.Prefix `json:"zoneNextHops"`
 
 	Neighbors []BGPNeighbor `json:"neighbors,omitempty"`
+	Salt      string        `json:"salt,omitzero" doc:"There with an uplink's password, and as secret: it keeps the part's digest, which viewers see, from confirming a guess."`
 	// Originate are the prefixes that this host itself announces.
 	Originate []netip.Prefix `json:"originate,omitempty"`
 	// Aggregates are announced to uplinks by a reflector for as long as it has

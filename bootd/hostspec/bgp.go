@@ -506,6 +506,7 @@ func masked(name string, part api.Part) (api.Part, error) {
 				p.Neighbors[i].Password = notShown
 			}
 		}
+		p.Salt = ""
 		return api.EncodePart(p)
 	case strings.HasPrefix(name, api.NetworkPartName("")):
 		var p api.NetworkPart
@@ -513,7 +514,7 @@ func masked(name string, part api.Part) (api.Part, error) {
 			return nil, fmt.Errorf("mask the key of a network part: %w", err)
 		}
 		if p.Peering != nil && p.Peering.Password != "" {
-			p.Peering.Password = notShown
+			p.Peering.Password, p.Peering.Salt = notShown, ""
 		}
 		return api.EncodePart(p)
 	}

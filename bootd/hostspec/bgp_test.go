@@ -257,6 +257,36 @@ func TestUplinkSecret(t *testing.T) {
 	if shown := string(spec.Parts[api.PartBGP]); strings.Contains(shown, "other") || strings.Contains(shown, `"key"`) || !strings.Contains(shown, "(not shown)") {
 		t.Error(shown)
 	}
+	noGuess(t, r, hostName(1), api.PartBGP, "other", "key")
+}
+
+// noGuess fails when the digest of a part, which the Machine's status shows, confirms guesses of the part's passwords:
+// all that a viewer cannot read is put back into the shown part, but the salt.
+func noGuess(t *testing.T, r *rack, host, name string, guesses ...string) {
+	t.Helper()
+	given, err := r.hub.Compiler.compile(t.Context(), r.Machine(host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown, err := r.hub.Compiler.Compile(t.Context(), r.Machine(host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := []string{string(shown.Parts[name])}
+	for range strings.Count(text[0], notShown) {
+		var next []string
+		for _, one := range text {
+			for _, guess := range guesses {
+				next = append(next, strings.Replace(one, notShown, guess, 1))
+			}
+		}
+		text = next
+	}
+	for _, guess := range text {
+		if api.PartDigest(api.Part(guess)) == given.parts[name].Digest() {
+			t.Errorf("the digest of part %s confirms %s", name, guess)
+		}
+	}
 }
 
 // TestAdvertisedPeering: a host tells of what its guests announce, and its
@@ -341,6 +371,7 @@ func TestPeering(t *testing.T) {
 	if text := string(shown.Parts["network/quiet"]); strings.Contains(text, "whisper") || !strings.Contains(text, notShown) || !strings.Contains(text, hostName(2)) {
 		t.Error(text)
 	}
+	noGuess(t, r, hostName(1), "network/quiet", "whisper")
 	for _, networks := range [][]string{{"loud"}, {"quiet"}} {
 		if _, err := store.Mutate(t.Context(), r.Store, "guests", func(s *api.Secret) error { s.Spec.Uses = &api.SecretUses{Networks: networks}; return nil }); err != nil {
 			t.Fatal(err)

@@ -35,6 +35,9 @@ func (b *bgpCompiler) uplinks(ctx context.Context, p *api.BGPPart) error {
 		if b.hasUplinks() {
 			p.Neighbors = append(p.Neighbors, n)
 		}
+		if n.Password != "" {
+			p.Salt = b.c.BGP.salt(b.self.Machine.Metadata.UID)
+		}
 	}
 	return nil
 }
@@ -91,6 +94,10 @@ func (b *bgpCompiler) uplink(ctx context.Context, u api.Uplink) (n api.BGPNeighb
 	n.Password, err = b.c.BGP.password(ctx, s, use)
 	return n, true, err
 }
+
+// salt is what a part of the object with that uid has beside a password that a person chose. Without it the part's
+// digest would tell whoever sees the rest of the part whether a guess is right.
+func (b *BGP) salt(uid string) string { return b.Key(uid, "digest") }
 
 // password opens the Secret of an uplink or of guests' sessions, once for each version of it. The caller
 // has found that s permits the use.

@@ -77,6 +77,7 @@ func (c *Compiler) peering(ctx context.Context, n *api.Network) (*api.PeeringPar
 	}
 	var err error
 	out.Password, err = c.BGP.password(ctx, s, use)
+	out.Salt = c.BGP.salt(n.Metadata.UID)
 	return out, err
 }
 
