@@ -290,7 +290,7 @@ func TestOfferInFull(t *testing.T) {
 	}
 	wantClient := Client{MAC: testMAC, State: Renewing, Hostname: "host", Relay: netip.MustParseAddr("198.18.0.254"),
 		Link: netip.MustParseAddr("198.18.0.254"), CircuitID: "abc", RemoteID: "xy", Interface: "eth1", Index: 7,
-		Local: netip.MustParseAddr("198.18.1.1")}
+		Local: netip.MustParseAddr("198.18.1.1"), Unicast: true}
 	if diff := cmp.Diff(wantClient, d.client, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("client (-want +got):\n%s", diff)
 	}
