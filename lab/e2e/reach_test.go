@@ -162,7 +162,7 @@ spec:
   arch: amd64
   os: debian
   ignitionVersion: 3.4.0
-  kernelArguments: [%s]
+  kernelArguments: [%s, "ignition.config.url=${ignition_url}"]
   files: {kernel: %s, initrd: %s}
 `
 
