@@ -93,7 +93,7 @@ func manifests(t *testing.T, r *rig.Rig) []string {
 		content = withoutStranger(name, content)
 		if name == "machines.yaml" {
 			r.File("proved-machines.yaml", string(content))
-			content = bytes.ReplaceAll(content, []byte("\n  state: Active\n"), []byte("\n  state: Active\n  trust: {minimum: nonce}\n"))
+			content = bytes.ReplaceAll(content, []byte("\n  state: Active"), []byte("\n  state: Active\n  trust: {minimum: nonce}"))
 		}
 		paths = append(paths, r.File("e2e-"+name, string(content)))
 	}
