@@ -107,7 +107,7 @@ func TestChoose(t *testing.T) {
 		{"it comes back too late", two, standing("a:Leaving:Silent", "b", "c"), hosts("a/r1", "b/r2", "c/r1"), "b c"},
 		{"all are dead", two, standing("a", "b"), hosts("a/r1/Silent", "b/r2/Silent"), "a:Leaving b:Leaving"},
 		{"one in another Zone goes at once", two, standing("a", "b"), hosts("b/r2", "c/r1/slow"), "b c:Starting"},
-		{"one made anew goes at once", two, standing("a", "b"), hosts("a/r1/anew", "b/r2", "c/r3"), "a:Starting b"},
+		{"one that was recreated goes at once", two, standing("a", "b"), hosts("a/r1/anew", "b/r2", "c/r3"), "a:Starting b"},
 		{"a replacement that fails is dropped", two, standing("a:Leaving:Silent", "b", "c:Starting"), hosts("a/r1/Silent", "b/r2", "c/r1/Failed", "d/r1/slow"), "a:Leaving b d:Starting"},
 
 		{"shared rack, and a free one", two, standing("a", "b"), hosts("a/r1", "b/r1", "c/r2/slow"), "a b:Leaving c:Starting"},

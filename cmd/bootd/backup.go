@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -26,13 +27,18 @@ func (p *places) flags(c *cobra.Command) {
 	f.StringVar(&p.run, "run-dir", "/run/rackweft", "where the socket of the API is")
 }
 
-func (p *places) load(c *cobra.Command) (bootd.Config, error) {
+// load reads the configuration, and makes the log of one command.
+func (p *places) load(c *cobra.Command) (bootd.Config, *slog.Logger, error) {
 	conf, err := bootd.LoadConfig(p.config, c.Flags().Changed("config"))
 	if err != nil {
-		return conf, exit.Fault(err)
+		return conf, nil, exit.Fault(err)
 	}
 	conf.StateDir, conf.RunDir, conf.Version = p.state, p.run, version
-	return conf, nil
+	log, err := logger(quieter(conf.LogLevel))
+	if err != nil {
+		return conf, nil, exit.Fault(err)
+	}
+	return conf, log, nil
 }
 
 func backupCommand() *cobra.Command {
@@ -50,13 +56,9 @@ func backupCommand() *cobra.Command {
 			"  bootd backup site.age --blobs --passphrase-file /root/passphrase",
 		Args: oneFile("bootd backup FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			conf, err := at.load(cmd)
+			conf, log, err := at.load(cmd)
 			if err != nil {
 				return err
-			}
-			log, err := logger(quieter(conf.LogLevel))
-			if err != nil {
-				return exit.Fault(err)
 			}
 			to, err := encryptTo(recipients, passphraseFile)
 			if err != nil {
@@ -93,13 +95,9 @@ func restoreCommand() *cobra.Command {
 			"  bootd restore site.age --passphrase-file - --check",
 		Args: oneFile("bootd restore FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			conf, err := at.load(cmd)
+			conf, log, err := at.load(cmd)
 			if err != nil {
 				return err
-			}
-			log, err := logger(quieter(conf.LogLevel))
-			if err != nil {
-				return exit.Fault(err)
 			}
 			with, err := decryptWith(identity, passphraseFile)
 			if err != nil {

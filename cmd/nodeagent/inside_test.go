@@ -44,7 +44,7 @@ func TestInsideUnit(t *testing.T) {
 	verify(t, unit)
 }
 
-// without lists what of a is not in b.
+// without lists the elements of a that are not in b.
 func without(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(p string) bool { return slices.Contains(b, p) })
 }
