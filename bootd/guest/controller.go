@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/reconcile"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/index"
 )
@@ -39,7 +39,7 @@ type Controller struct {
 	Event func(o api.Object, typ api.EventType, reason, message string)
 	Log   *slog.Logger
 
-	loop  *reconcile.Loop
+	loop  *control.Loop
 	there index.Keyed[string, string] // host → Guests; used by changed alone
 	// placing is held from the look at all Guests until the cache has the choice.
 	placing sync.Mutex
@@ -54,7 +54,7 @@ const (
 
 // Run works until ctx ends. It runs on the elected bootd only.
 func (c *Controller) Run(ctx context.Context) error {
-	c.loop, c.there = reconcile.New(c.reconcile, c.Log), index.Keyed[string, string]{}
+	c.loop, c.there = control.New(c.reconcile, c.Log), index.Keyed[string, string]{}
 	var kinds []api.Kind
 	for _, name := range []string{"Guest", "Machine", "Network", "Site", "Image", "Secret"} {
 		k, err := api.LookupKind(name)

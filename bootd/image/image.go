@@ -21,7 +21,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/blob"
-	"github.com/rackweft/rackweft/bootd/reconcile"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -41,7 +41,7 @@ type Controller struct {
 	// long it took would say whether a port is open. Default: 30 s.
 	Withhold time.Duration
 
-	loop    *reconcile.Loop
+	loop    *control.Loop
 	client  *http.Client
 	mu      sync.Mutex
 	fetches map[fetchKey]failure // that went wrong, so that a source is not asked all the time
@@ -61,7 +61,7 @@ type failure struct {
 
 // Run works until ctx ends. It runs on the elected bootd only.
 func (c *Controller) Run(ctx context.Context) error {
-	c.loop = reconcile.New(c.reconcile, c.Log)
+	c.loop = control.New(c.reconcile, c.Log)
 	c.forget()
 	images, err := api.LookupKind("Image")
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/reconcile"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -48,7 +48,7 @@ type Controller struct {
 	Nonce func(machineUID, attemptID string) string
 	Log   *slog.Logger
 
-	loop *reconcile.Loop
+	loop *control.Loop
 	// opening serialises the opening of BootAttempts, so that the brakes count
 	// right: the cache is brought up to date before the next one counts.
 	opening sync.Mutex
@@ -58,7 +58,7 @@ type Controller struct {
 
 // Run works until ctx ends. It runs on the elected bootd only.
 func (c *Controller) Run(ctx context.Context) error {
-	c.loop = reconcile.New(c.Reconcile, c.Log)
+	c.loop = control.New(c.Reconcile, c.Log)
 	c.holds.reset()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.Cache.Subscribe(ctx, c.changed) })

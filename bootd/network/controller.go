@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/reconcile"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -34,7 +34,7 @@ type Controller struct {
 	Event func(o api.Object, typ api.EventType, reason, message string)
 	Log   *slog.Logger
 
-	loop *reconcile.Loop
+	loop *control.Loop
 
 	mu       sync.Mutex
 	restored map[store.FlannelID]time.Time // when each lease was last written
@@ -52,7 +52,7 @@ const (
 
 // Run works until ctx ends. It runs on the elected bootd only.
 func (c *Controller) Run(ctx context.Context) error {
-	c.loop = reconcile.New(c.reconcile, c.Log)
+	c.loop = control.New(c.reconcile, c.Log)
 	var kinds []api.Kind
 	for _, name := range []string{"Network", "Machine", "Guest", "Subnet", "Site"} {
 		k, err := api.LookupKind(name)

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/hostspec"
-	"github.com/rackweft/rackweft/bootd/reconcile"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -27,7 +27,7 @@ type Controller struct {
 	Event    func(o api.Object, typ api.EventType, reason, message string)
 	Log      *slog.Logger
 
-	loop *reconcile.Loop
+	loop *control.Loop
 }
 
 const (
@@ -39,7 +39,7 @@ const (
 
 // Run works until ctx ends. It runs on the elected bootd only.
 func (c *Controller) Run(ctx context.Context) error {
-	c.loop = reconcile.New(c.reconcile, c.Log)
+	c.loop = control.New(c.reconcile, c.Log)
 	var kinds []api.Kind
 	for _, name := range []string{"Zone", "Machine", "Subnet", "Secret"} {
 		k, err := api.LookupKind(name)

@@ -1,7 +1,7 @@
-// Package reconcile owns the level-triggered work loop that every controller
+// Package control owns the level-triggered work loop that every controller
 // runs: names go in, each is reconciled by one worker at a time, and comes back
 // when it is added again, after the delay it asked for, or after a back-off.
-package reconcile
+package control
 
 import (
 	"context"
