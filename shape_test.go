@@ -26,7 +26,6 @@ func outsized() map[string]bool {
 	list := map[string]bool{}
 	for _, name := range []string{
 		"api/client.go",
-		"bgp/speaker.go",
 		"bootd.daemon",
 		"bootd/boot.Decider",
 		"bootd/boot.Decider.record()",

@@ -13,7 +13,6 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +21,6 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp/fib"
-	"github.com/rackweft/rackweft/bgp/sources"
 )
 
 const (
@@ -97,16 +95,6 @@ type speaker struct {
 	looked     time.Time     // when the sessions last were
 	looking    time.Duration // took so long
 	retry      bool          // apply failed in part
-}
-
-// events are what GoBGP's own goroutines leave for the loop.
-type events struct {
-	wake chan struct{}
-
-	mu       sync.Mutex
-	dirty    map[netip.Prefix]bool
-	complete []netip.Addr
-	peers    bool
 }
 
 // ErrRestart says that the speaker has to be started anew to be what its part
@@ -318,40 +306,6 @@ func (s *speaker) watch(ctx context.Context) error {
 	return nil
 }
 
-// note is called by GoBGP, whose queue grows while it lasts.
-func (e *events) note(r *gobgp.WatchEventResponse) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.peers = e.peers || r.GetPeer() != nil
-	for _, p := range r.GetTable().GetPaths() {
-		if !isUnicast(p.Family) {
-			continue
-		}
-		var x gobgp.IPAddressPrefix
-		if p.Nlri == nil || p.Nlri.UnmarshalTo(&x) != nil {
-			if addr, err := netip.ParseAddr(p.NeighborIp); err == nil {
-				e.complete = append(e.complete, addr) // an end-of-RIB has no prefix
-			}
-			continue
-		}
-		if addr, err := netip.ParseAddr(x.Prefix); err == nil {
-			e.dirty[netip.PrefixFrom(addr, int(x.PrefixLen))] = true
-		}
-	}
-	select {
-	case e.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (e *events) take() (dirty map[netip.Prefix]bool, complete []netip.Addr, peers bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	dirty, complete, peers = e.dirty, e.complete, e.peers
-	e.dirty, e.complete, e.peers = map[netip.Prefix]bool{}, nil, false
-	return dirty, complete, peers
-}
-
 func (s *speaker) takeEvents(ctx context.Context) {
 	dirty, complete, peers := s.events.take()
 	s.news = time.Now()
@@ -369,269 +323,6 @@ func (s *speaker) takeEvents(ctx context.Context) {
 		s.readRoutes(ctx, slices.Collect(maps.Keys(dirty)))
 	}
 	s.syncKernel(ctx)
-}
-
-// resync compares everything with everything.
-func (s *speaker) resync(ctx context.Context) {
-	if s.server == nil {
-		return
-	}
-	s.readRoutes(ctx, nil)
-	s.resyncKernel()
-	s.syncKernel(ctx)
-}
-
-func (s *speaker) resyncKernel() {
-	if s.fib == nil {
-		return
-	}
-	if err := s.fib.Refresh(); err != nil {
-		s.options.Log.Warn("bgp: the kernel does not tell its routes", "error", err)
-		return
-	}
-	s.syncKernel(context.Background())
-}
-
-// readRoutes reads what was learned of the prefixes, of all without any.
-func (s *speaker) readRoutes(ctx context.Context, prefixes []netip.Prefix) {
-	table, err := s.server.list(ctx, gobgp.TableType_GLOBAL, "", prefixes)
-	if err != nil {
-		s.options.Log.Warn("bgp: routes are not read", "error", err)
-		return
-	}
-	if prefixes == nil {
-		s.learned, s.guests = map[netip.Prefix][]netip.Addr{}, map[netip.Prefix][]netip.Addr{}
-		s.counts = map[string]int{}
-		for _, list := range table {
-			for _, r := range list {
-				s.counts[r.Neighbor]++
-			}
-		}
-		s.tally.count(s.server.part, slices.Collect(maps.Values(s.server.sessions)), table)
-	}
-	s.tally.due = prefixes != nil
-	for _, p := range prefixes {
-		delete(s.learned, p)
-		delete(s.guests, p)
-	}
-	for prefix, list := range table {
-		if hops := learned(list, s.isOwn); len(hops) > 0 && !s.onLo[prefix] {
-			s.learned[prefix] = hops
-		}
-		if from := bestNeighbors(list); len(from) > 0 && s.server.part.Role == api.BGPNetwork {
-			s.guests[prefix] = from
-		}
-	}
-	s.aggregate(ctx)
-}
-
-func (s *speaker) isOwn(a netip.Addr) bool { return slices.Contains(s.server.part.NextHops, a) }
-
-// aggregate announces the aggregates that something of the Zone lies within.
-func (s *speaker) aggregate(ctx context.Context) {
-	active := map[netip.Prefix]bool{}
-	s.status.Aggregates = nil
-	for _, x := range s.server.part.Aggregates {
-		within := func(p netip.Prefix) bool { return p != x && p.Bits() >= x.Bits() && x.Contains(p.Addr()) }
-		for p := range s.learned {
-			active[x] = active[x] || within(p)
-		}
-		if active[x] = active[x] || slices.ContainsFunc(s.server.part.Originate, within) || s.servesWithin(x) || slices.ContainsFunc(slices.Collect(maps.Keys(s.server.guests)), within); active[x] {
-			s.status.Aggregates = append(s.status.Aggregates, x)
-		}
-	}
-	if err := s.server.aggregate(ctx, active); err != nil {
-		s.options.Log.Warn("bgp: aggregates are not as they should be", "error", err)
-	}
-}
-
-// syncKernel gives the kernel what was learned.
-func (s *speaker) syncKernel(context.Context) {
-	if s.server == nil {
-		return
-	}
-	want := make([]fib.Route, 0, len(s.learned)+len(s.status.Aggregates))
-	for prefix, hops := range s.learned {
-		want = append(want, fib.Route{Prefix: prefix, NextHops: hops})
-	}
-	for _, x := range thrownAway(s.server.part, s.status.Aggregates) {
-		if _, also := s.learned[x]; !also {
-			want = append(want, fib.Route{Prefix: x})
-		}
-	}
-	keep := !s.status.Settled || s.holds(time.Now())
-	s.letThrough(keep)
-	state, err := s.fib.Sync(want, keep)
-	if err != nil {
-		s.options.Log.Warn("bgp: the kernel's routes are not as they should be", "error", err)
-		return
-	}
-	if state.Repairs > s.status.FIB.Repairs {
-		s.options.Log.Warn("bgp: repaired routes of the kernel", "changes", state.Repairs-s.status.FIB.Repairs)
-	}
-	s.status.FIB, s.status.Learned = state, len(s.learned)
-}
-
-// thrownAway are those of the aggregates that the kernel throws away what no
-// longer route covers of. What guests may announce within leads into their
-// Network's namespace, which does so.
-func thrownAway(p api.BGPPart, aggregates []netip.Prefix) []netip.Prefix {
-	return slices.DeleteFunc(slices.Clone(aggregates), func(x netip.Prefix) bool {
-		return slices.ContainsFunc(p.Inside, func(n api.BGPInside) bool { return n.Covers(x) })
-	})
-}
-
-// letThrough has the filters of guests' taps let through what comes from the
-// prefixes that packets are sent to those guests for.
-func (s *speaker) letThrough(keep bool) {
-	if s.server.part.Role != api.BGPNetwork {
-		return
-	}
-	taps := map[netip.Addr]string{}
-	for _, n := range s.server.part.Neighbors {
-		if n.Role == api.BGPGuest {
-			taps[n.Address] = n.Tap
-		}
-	}
-	want := map[string][]netip.Prefix{}
-	for prefix, guests := range s.guests {
-		for _, g := range guests {
-			if tap, here := taps[g]; here {
-				want[tap] = append(want[tap], prefix)
-			}
-		}
-	}
-	s.status.Filter = ""
-	if err := sources.Sync(want, keep); err != nil {
-		s.status.Filter = err.Error()
-	}
-	if err := s.handOver(want, keep); err != nil && s.status.Filter == "" {
-		s.status.Filter = err.Error()
-	}
-}
-
-// holds reports whether the kernel keeps what nobody announces any more: until
-// the hold is over, without any session, or while the first has not told all;
-// and while others come to tell what a neighbour that was taken away told.
-func (s *speaker) holds(now time.Time) bool {
-	if now.Sub(s.rearranged) < rearranging {
-		return true
-	}
-	told := func(n Session) bool { return n.Established() && (s.complete[n.Address] || now.Sub(n.Since) > untold) }
-	if slices.ContainsFunc(s.status.Sessions, told) {
-		return false
-	}
-	hold := time.Duration(s.server.part.StaleHold)
-	return hold < 0 || now.Before(s.lastUp.Add(hold))
-}
-
-// lookAtSessions reads the sessions, and does what time has come for.
-func (s *speaker) lookAtSessions(ctx context.Context) {
-	now := time.Now()
-	was := slices.ContainsFunc(s.status.Sessions, Session.Established)
-	s.status.Sessions = s.sessions(ctx, now)
-	s.looked, s.looking = now, time.Since(now)
-	up := slices.ContainsFunc(s.status.Sessions, Session.Established)
-	if was || up {
-		s.lastUp = now
-	}
-	s.status.HeldSince, s.status.HeldUntil = time.Time{}, time.Time{}
-	if !up && s.fib.Known() > 0 {
-		s.status.HeldSince = s.lastUp
-		if hold := time.Duration(s.server.part.StaleHold); hold >= 0 {
-			s.status.HeldUntil = s.lastUp.Add(hold)
-		}
-	}
-	settled, held := s.status.Settled || s.settled(now), s.holds(now)
-	over := s.held && !held
-	s.held = held
-	if settled != s.status.Settled || over || s.status.Filter != "" {
-		s.status.Settled = settled
-		s.server.restarting = s.deferring() || !settled
-		s.syncKernel(ctx)
-	}
-}
-
-// settled reports whether every neighbour has told all its routes since the
-// start, or has had the time to.
-func (s *speaker) settled(now time.Time) bool {
-	if now.After(s.started.Add(time.Duration(s.server.part.GracefulRestart))) {
-		return true
-	}
-	for _, n := range s.status.Sessions {
-		if !n.Established() || !s.complete[n.Address] {
-			return false
-		}
-	}
-	return len(s.status.Sessions) > 0
-}
-
-func (s *speaker) sessions(ctx context.Context, now time.Time) []Session {
-	names := map[string]api.BGPNeighbor{}
-	for _, n := range s.server.sessions {
-		names[n.Address.String()] = n
-	}
-	var out []Session
-	err := s.server.ListPeer(ctx, &gobgp.ListPeerRequest{}, func(p *gobgp.Peer) {
-		n, ok := names[p.Conf.NeighborAddress]
-		if !ok {
-			return
-		}
-		session := Session{Name: n.Name, Address: n.Address, Role: n.Role, State: strings.ToLower(p.State.SessionState.String()),
-			Reason: s.log.reason(p.Conf.NeighborAddress), Losses: s.log.lost(p.Conf.NeighborAddress), Accepted: s.counts[n.Address.String()]}
-		if session.Established() && p.Timers.GetState().GetUptime() != nil {
-			session.Since = p.Timers.State.Uptime.AsTime()
-			s.tally.hear(s.server.part, n, p.State.RemoteCap, session.Since)
-			if !s.deferring() {
-				session.Advertised = s.tally.told[n.Address]
-			}
-		}
-		session.told = session.Established()
-		for _, a := range p.AfiSafis {
-			if r := a.MpGracefulRestart.GetState(); r.GetReceived() && !r.GetEndOfRibReceived() {
-				session.told = false
-			}
-			if isUnicast(a.State.GetFamily()) {
-				session.Received += int(a.State.GetReceived())
-			} else {
-				session.EVPN += int(a.State.GetReceived())
-			}
-		}
-		s.mind(ctx, n, p, &session, now)
-		out = append(out, session)
-	})
-	if err != nil {
-		s.options.Log.Warn("bgp: sessions are not read", "error", err)
-	}
-	slices.SortFunc(out, func(a, b Session) int { return strings.Compare(a.Name, b.Name) })
-	return out
-}
-
-// mind forgets what a session that is down had told, and tries one again that
-// was ended for too many prefixes.
-func (s *speaker) mind(ctx context.Context, n api.BGPNeighbor, p *gobgp.Peer, session *Session, now time.Time) {
-	if !session.Established() {
-		delete(s.complete, n.Address)
-		if err := s.server.betweenSessions(ctx, n.Name); err != nil {
-			s.retry = true
-			s.options.Log.Warn("bgp: a neighbor is not what the part says", "error", err)
-		}
-	}
-	if p.State.AdminState != gobgp.PeerState_PFX_CT {
-		delete(s.limited, n.Name)
-		return
-	}
-	session.State = "limited"
-	since, known := s.limited[n.Name]
-	switch {
-	case !known:
-		s.limited[n.Name] = now
-		s.options.Log.Error("bgp: session ended: too many prefixes; it is tried again in a while",
-			"neighbor", n.Name, "limit", n.MaxPrefixes, "pause", limitPause)
-	case now.Sub(since) >= limitPause:
-		s.limited[n.Name] = now
-		s.server.reopen(ctx, n)
-	}
 }
 
 // alive is what feeds the watchdog: the loop answers. GoBGP does not while it
