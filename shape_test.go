@@ -48,8 +48,6 @@ func outsized() map[string]bool {
 		"lab/bmc.Server",
 		"nodeagent.Agent",
 		"nodeagent/guest.guest",
-		"nodeagent/guest/live.go",
-		"nodeagent/guest/start.go",
 		"nodeagent/overlay.Overlay",
 		"nodeagent/overlay/overlay.go",
 	} {

@@ -1,13 +1,19 @@
 package guest
 
 import (
+	"context"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
 // maxConsoleLog is how long the console's log grows before it is set aside; one
@@ -94,4 +100,62 @@ func lookUp(program string) (string, error) {
 		return "", err
 	}
 	return filepath.Abs(path)
+}
+
+func (g *guest) openConsole(ctx context.Context) (io.ReadWriteCloser, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(g.run, "console.sock"))
+	if err != nil {
+		return nil, fmt.Errorf("guest %s has no console now: it does not run", g.name)
+	}
+	return conn, nil
+}
+
+// openDisplay has QEMU serve RFB on one end of a pair of sockets: it listens
+// nowhere.
+func (g *guest) openDisplay(ctx context.Context) (io.ReadWriteCloser, error) {
+	near, far, err := socketPair()
+	if err != nil {
+		return nil, fmt.Errorf("sockets for the display: %w", err)
+	}
+	defer func() { _ = far.Close() }() // QEMU has its own
+	err = g.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return g.giveDisplay(ctx, m, far) })
+	if err != nil {
+		return nil, errors.Join(err, near.Close())
+	}
+	return near, nil
+}
+
+func (g *guest) giveDisplay(ctx context.Context, m *qmp.Client, far *os.File) error {
+	var displays []struct{}
+	if err := m.Execute(ctx, "query-vnc-servers", nil, &displays); err != nil {
+		return err
+	}
+	if len(displays) == 0 { // add_client would succeed, and nothing would come of it
+		return fmt.Errorf("guest %s has no display: set machine: q35 and display: vga, then weftctl guest restart %[1]s", g.name)
+	}
+	name := "vnc-" + rand.Text()
+	if err := m.GiveFile(ctx, name, far); err != nil {
+		return err
+	}
+	// skipauth: who comes this way has shown who they are.
+	err := m.Execute(ctx, "add_client", map[string]any{"protocol": "vnc", "fdname": name, "skipauth": true}, nil)
+	if err != nil {
+		return errors.Join(err, m.Execute(ctx, "closefd", map[string]string{"fdname": name}, nil))
+	}
+	return nil
+}
+
+// socketPair makes two ends of one connection.
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "display"), os.NewFile(uintptr(fds[1]), "display")
+	defer func() { _ = ours.Close() }() // near is another one of it
+	near, err := net.FileConn(ours)
+	if err != nil {
+		return nil, nil, errors.Join(err, theirs.Close())
+	}
+	return near, theirs, nil
 }

@@ -18,24 +18,6 @@ import (
 // maxExecRequest is more than the JSON of any GuestExec that is right.
 const maxExecRequest = 4 << 20
 
-// agentListens says whether something inside the Guest has the agent's channel
-// open: whoever writes there otherwise waits for nothing.
-func (g *guest) agentListens(ctx context.Context) error {
-	var devices []struct {
-		Label string `json:"label"`
-		Open  bool   `json:"frontend-open"`
-	}
-	if err := g.monitorCommand(ctx, "query-chardev", nil, &devices); err != nil {
-		return err
-	}
-	for _, d := range devices {
-		if d.Label == "agent" && d.Open {
-			return nil
-		}
-	}
-	return fmt.Errorf("no guest agent runs in Guest %s: install qemu-guest-agent (qemu-ga) there", g.name)
-}
-
 // openExec makes a channel by which one command is asked for and answered.
 func (g *guest) openExec(ctx context.Context) (io.ReadWriteCloser, error) {
 	if err := g.agentListens(ctx); err != nil {

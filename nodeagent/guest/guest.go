@@ -14,17 +14,6 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
-// Conditions of a Guest on its host.
-const (
-	conditionResponsive  = "Responsive"   // QEMU answers
-	conditionAccelerated = "Accelerated"  // it runs under KVM
-	conditionStorage     = "StorageReady" // False while a disk error holds it
-	conditionCurrent     = "Current"      // it runs as it is written down
-	conditionVHost       = "VHost"        // of a Guest with a NIC: its packets pass QEMU by
-	conditionTPM         = "TPM"          // of a Guest that has one: it works
-	conditionSteady      = "Steady"       // False for some time after it has crashed, panicked or hung
-)
-
 // guest is one Guest. Its goroutine owns what is not under mu.
 type guest struct {
 	h        *Handler
@@ -255,22 +244,6 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 	return g.beAsWritten(ctx, part)
 }
 
-// remember notes what is asked for: what a tombstone must know, and which
-// images are in use.
-func (g *guest) remember(part *api.GuestPart) error {
-	same := digest(*part) == digest(g.record.Part)
-	stopped := part.State == "Stopped" && g.record.Ended != nil
-	if same && !stopped {
-		return nil
-	}
-	return g.change(func(r *record) {
-		r.Part = *part
-		if stopped {
-			r.Ended = nil // whoever stops it may start it
-		}
-	})
-}
-
 // observed is the Guest as it is.
 func (g *guest) observed() *api.GuestObserved {
 	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts, Conditions: append(api.Conditions{}, g.conditions...)}
@@ -293,12 +266,4 @@ func (g *guest) observed() *api.GuestObserved {
 		o.Accelerator = string(g.record.Launched.Accelerator)
 	}
 	return o
-}
-
-func (g *guest) condition(typ string, ok bool, reason, message string) {
-	status := api.False
-	if ok {
-		status = api.True
-	}
-	g.conditions.Set(time.Now(), typ, status, reason, message)
 }

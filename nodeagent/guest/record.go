@@ -175,3 +175,60 @@ func (g *guest) change(edit func(*record)) error {
 	g.record = &next
 	return nil
 }
+
+// expect writes down whether QEMU should be there.
+func (g *guest) expect(there bool) error {
+	if g.record.Expected == there {
+		return nil
+	}
+	return g.change(func(r *record) {
+		r.Expected = there
+		if there {
+			r.Ended = nil
+		}
+	})
+}
+
+// remember notes what is asked for: what a tombstone must know, and which
+// images are in use.
+func (g *guest) remember(part *api.GuestPart) error {
+	same := digest(*part) == digest(g.record.Part)
+	stopped := part.State == "Stopped" && g.record.Ended != nil
+	if same && !stopped {
+		return nil
+	}
+	return g.change(func(r *record) {
+		r.Part = *part
+		if stopped {
+			r.Ended = nil // whoever stops it may start it
+		}
+	})
+}
+
+// asked reports whether a request about the Guest's run is yet to be done.
+func (g *guest) asked(r *api.GuestRequest) bool {
+	return r != nil && r.ID != g.record.Request && !r.AboutSnapshot()
+}
+
+// doneRequest notes that a part's request is done.
+func (g *guest) doneRequest(part *api.GuestPart) error {
+	if !g.asked(part.Request) {
+		return nil
+	}
+	return g.result(part.Request, "", nil)
+}
+
+// result writes down what came of a request: a message, or the error that it
+// failed of.
+func (g *guest) result(r *api.GuestRequest, message string, failure error, edits ...func(*record)) error {
+	result := &api.GuestResult{ID: r.ID, Verb: r.Verb, Message: message, Time: time.Now().UTC().Truncate(time.Second)}
+	if failure != nil {
+		result.Failed, result.Message = true, failure.Error()
+	}
+	return g.change(func(rec *record) {
+		rec.Request, rec.Result = r.ID, result
+		for _, edit := range edits {
+			edit(rec)
+		}
+	})
+}

@@ -443,36 +443,3 @@ func (g *guest) untag(ctx context.Context, t disk.Tool, of snapshot) error {
 	}
 	return nil
 }
-
-// freeze brings the Guest's file systems to rest, if an agent in it does that.
-// thaw follows, whatever comes of it.
-func (g *guest) freeze(ctx context.Context) api.Consistency {
-	if g.running.state != "running" || g.agentListens(ctx) != nil {
-		return api.ConsistentCrash
-	}
-	if err := g.change(func(r *record) { r.Frozen = true }); err != nil {
-		return api.ConsistentCrash
-	}
-	var count int
-	if err := g.agent.Execute(ctx, "guest-fsfreeze-freeze", nil, &count); err != nil || count < 1 {
-		g.log.Warn("its file systems do not come to rest", "count", count, "error", err)
-		return api.ConsistentCrash
-	}
-	return api.ConsistentFrozen
-}
-
-// thaw lets the Guest's file systems go on. It is repeated until it succeeds or
-// QEMU has ended.
-func (g *guest) thaw(ctx context.Context) error {
-	if !g.record.Frozen || g.running == nil || g.running.state != "running" {
-		return nil
-	}
-	err := g.agentListens(ctx)
-	if err == nil {
-		err = g.agent.Execute(ctx, "guest-fsfreeze-thaw", nil, nil)
-	}
-	if err != nil {
-		return fmt.Errorf("let its file systems go on: %w", err)
-	}
-	return g.change(func(r *record) { r.Frozen = false })
-}

@@ -13,9 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/nodeagent"
-	"github.com/rackweft/rackweft/nodeagent/guest/launch"
-	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
 // Nothing is measured while nobody asks. A host has a hundred Guests, and one
@@ -26,42 +23,6 @@ const (
 	usageAnswer   = time.Second // that one QEMU may take
 	usageParallel = 8
 )
-
-// glimpse is what others than its goroutine see of a Guest's run.
-type glimpse struct {
-	process launch.Identity // the zero one when it does not run
-	monitor *qmp.Client     // nil when QEMU does not answer
-	network string
-	disks   []string
-}
-
-// show lets others see the run as it is now.
-func (g *guest) show() {
-	var seen glimpse
-	if r := g.running; r != nil {
-		seen.process = r.process.Identity
-		if r.state != "" {
-			seen.monitor = r.monitor
-		}
-		if g.record != nil {
-			seen.network = g.record.Part.Network
-			for _, d := range g.record.Part.Disks {
-				seen.disks = append(seen.disks, d.Name)
-			}
-		}
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.seen = seen
-}
-
-// visible is the run of a Guest that the HostSpec has or had; one that goes may
-// have a successor of its name.
-func (g *guest) visible() (glimpse, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.seen, g.seen.process.PID != 0 && g.want.Want != nodeagent.Removed
-}
 
 // measured is what one Guest has used.
 type measured struct {

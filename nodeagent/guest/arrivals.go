@@ -1,0 +1,216 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/budget"
+	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
+)
+
+// arrivals are the Guests that this host is to take in. It listens only while
+// there are some.
+type arrivals struct {
+	mu       sync.Mutex
+	expected map[string]arrival // by the move's ID
+	faults   map[netip.Addr]error
+	changed  chan struct{}
+}
+
+type arrival struct {
+	guest    *guest
+	transfer api.GuestTransfer
+	ended    context.Context // done when it is expected no more
+	end      context.CancelFunc
+}
+
+func newArrivals() arrivals {
+	return arrivals{expected: map[string]arrival{}, faults: map[netip.Addr]error{}, changed: make(chan struct{}, 1)}
+}
+
+// expect has a Guest be taken in; the error says that nobody can come for now.
+func (a *arrivals) expect(g *guest, t *api.GuestTransfer) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if was, there := a.expected[t.ID]; there && was.guest == g && was.transfer == *t {
+		return a.faults[t.Address]
+	}
+	a.drop(g)
+	next := arrival{guest: g, transfer: *t}
+	next.ended, next.end = context.WithCancel(context.Background())
+	a.expected[t.ID] = next
+	a.signal()
+	return nil
+}
+
+// forget ends what is coming of a Guest.
+func (a *arrivals) forget(g *guest) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.drop(g)
+}
+
+func (a *arrivals) drop(g *guest) {
+	for id, e := range a.expected {
+		if e.guest == g {
+			e.end()
+			delete(a.expected, id)
+			a.signal()
+		}
+	}
+}
+
+func (a *arrivals) signal() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (a *arrivals) find(move string) (arrival, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e, ok := a.expected[move]
+	return e, ok
+}
+
+func (a *arrivals) addresses() map[netip.Addr]bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := map[netip.Addr]bool{}
+	for _, e := range a.expected {
+		all[e.transfer.Address] = true
+	}
+	return all
+}
+
+// failed notes whether an address can be listened at, and tells who waits there.
+func (a *arrivals) failed(at netip.Addr, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil {
+		delete(a.faults, at)
+	} else {
+		a.faults[at] = err
+	}
+	for _, e := range a.expected {
+		if e.transfer.Address == at {
+			e.guest.kick()
+		}
+	}
+}
+
+// takeIn listens where Guests are expected, until ctx ends.
+func (h *Handler) takeIn(ctx context.Context) {
+	var group sync.WaitGroup
+	defer group.Wait()
+	open := map[netip.Addr]context.CancelFunc{}
+	for ctx.Err() == nil {
+		wanted := h.arrivals.addresses()
+		for at, end := range open {
+			if !wanted[at] {
+				end()
+				delete(open, at)
+			}
+		}
+		for at := range wanted {
+			if open[at] != nil {
+				continue
+			}
+			l, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(at, api.MovePort).String())
+			h.arrivals.failed(at, err)
+			if err != nil {
+				h.o.Log.Warn("Guests cannot be taken in", "error", err)
+				continue
+			}
+			serving, end := context.WithCancel(ctx)
+			open[at] = end
+			group.Go(func() {
+				transfer.Serve(serving, budget.Listen(l, budget.Limits{Total: 64, PerPeer: 16, Reserve: 48}), h.o.Credentials, h.refused, h.arrives)
+			})
+		}
+		retry := time.After(h.timing.retry) // for those that could not be listened at
+		if len(open) == len(wanted) {
+			retry = nil
+		}
+		select {
+		case <-h.arrivals.changed:
+		case <-retry:
+		case <-ctx.Done():
+		}
+	}
+	for _, end := range open {
+		end()
+	}
+}
+
+func (h *Handler) refused(from net.Addr, err error) {
+	h.o.Log.Warn("a connection to the port of moves is refused", "from", from.String(), "error", err)
+}
+
+// arrives answers the source of a move.
+func (h *Handler) arrives(ctx context.Context, c *transfer.Conn, r transfer.Request) {
+	e, ok := h.arrivals.find(r.ID)
+	if !ok {
+		_ = c.Reply(transfer.Answer{}, errors.New("it is not ready for this move")) // whoever asks hangs up, or does not
+		return
+	}
+	if err := transfer.Expect(e.transfer.Peer, c.Peer); err != nil {
+		h.refused(c.RemoteAddr(), err)
+		_ = c.Reply(transfer.Answer{}, errors.New("it is not ready for this move"))
+		return
+	}
+	stop := c.CloseWith(e.ended)
+	defer stop()
+	if err := e.answer(ctx, c, r); err != nil {
+		h.o.Log.Warn("what was to come of a Guest has not", "guest", e.guest.name, "error", err)
+	}
+}
+
+func (e arrival) answer(ctx context.Context, c *transfer.Conn, r transfer.Request) error {
+	g := e.guest
+	if e.transfer.Live {
+		return e.answerLive(ctx, c, r)
+	}
+	received, err := g.order(ctx, e, func() (bool, error) { return g.record.Received == r.ID, nil })
+	if err == nil && !received {
+		err = room(g.dir, r.Bytes)
+	}
+	if r.Kind != transfer.Ready && r.Kind != transfer.Files {
+		err = fmt.Errorf("%q is not asked for in this move", r.Kind)
+	}
+	if err := errors.Join(err, c.Reply(transfer.Answer{Received: received}, err)); err != nil || received || r.Kind == transfer.Ready {
+		return err
+	}
+	err = g.receive(ctx, e, c)
+	return errors.Join(err, c.Reply(transfer.Answer{}, err))
+}
+
+func (e arrival) answerLive(ctx context.Context, c *transfer.Conn, r transfer.Request) error {
+	g := e.guest
+	switch r.Kind {
+	case transfer.Ready:
+		var err error
+		_, gone := g.order(ctx, e, func() (bool, error) {
+			var own string
+			if own, err = g.machineFacts(ctx); err == nil && own != r.Machine {
+				err = fmt.Errorf("%w: its machine would be another: %s here, %s there", transfer.ErrFinal, own, r.Machine)
+			}
+			return false, nil
+		})
+		err = errors.Join(gone, err)
+		return errors.Join(err, c.Reply(transfer.Answer{}, err))
+	case transfer.Disk:
+		return g.takeDisk(ctx, c)
+	case transfer.Memory:
+		return g.takeMemory(ctx, e, c)
+	}
+	err := fmt.Errorf("%q is not asked for in this move", r.Kind)
+	return errors.Join(err, c.Reply(transfer.Answer{}, err))
+}

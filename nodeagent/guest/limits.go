@@ -1,0 +1,148 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
+)
+
+// configure does what is done through the monitor: disks get their size and
+// limits, and processors their place.
+func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
+	if g.exporting {
+		return nil // the disks are below filters: it waits
+	}
+	limits := diskLimits(part)
+	wanted := digest([]any{part.Disks, limits})
+	if g.configured == wanted {
+		return nil
+	}
+	disks, err := g.queryDisks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range part.Disks {
+		seen, ok := disks[d.Name]
+		if !ok {
+			continue // it comes with the next start
+		}
+		if err := g.growDisk(ctx, d, seen.Image.Size); err != nil {
+			return err
+		}
+		if seen.throttle == limits {
+			continue
+		}
+		args := throttleArguments{ID: seen.device, Group: "guest", throttle: limits}
+		if err := g.command(ctx, "block_set_io_throttle", args, nil); err != nil {
+			return fmt.Errorf("limit disk %s: %w", d.Name, err)
+		}
+	}
+	if err := g.pin(ctx, part); err != nil {
+		return err
+	}
+	g.configured = wanted
+	return nil
+}
+
+// throttle is what QEMU calls a disk's limits. Those of reads or writes alone
+// are not used.
+type throttle struct {
+	Bytes           int64 `json:"bps"`
+	ReadBytes       int64 `json:"bps_rd"`
+	WriteBytes      int64 `json:"bps_wr"`
+	Operations      int64 `json:"iops"`
+	ReadOperations  int64 `json:"iops_rd"`
+	WriteOperations int64 `json:"iops_wr"`
+}
+
+// throttleArguments are those of block_set_io_throttle. The disks of a group
+// share its limits.
+type throttleArguments struct {
+	ID    string `json:"id"`
+	Group string `json:"group"`
+	throttle
+}
+
+func diskLimits(part *api.GuestPart) throttle {
+	return throttle{Bytes: part.Limits.DiskBytes.Value(), Operations: int64(part.Limits.DiskOperations)}
+}
+
+// attachedDisk is what QEMU has as a disk.
+type attachedDisk struct {
+	Node  string `json:"node-name"`
+	Image struct {
+		Size int64 `json:"virtual-size"`
+	} `json:"image"`
+	throttle
+	device string // QOM path of what it is plugged into
+}
+
+// queryDisks asks for the disks that QEMU has, by name.
+func (g *guest) queryDisks(ctx context.Context) (map[string]attachedDisk, error) {
+	var blocks []struct {
+		Device   string        `json:"qdev"`
+		Inserted *attachedDisk `json:"inserted"`
+	}
+	if err := g.command(ctx, "query-block", nil, &blocks); err != nil {
+		return nil, err
+	}
+	disks := map[string]attachedDisk{}
+	for _, b := range blocks {
+		if b.Inserted == nil {
+			continue
+		}
+		if name, ok := strings.CutPrefix(b.Inserted.Node, qemu.DiskNode("")); ok {
+			b.Inserted.device = b.Device
+			disks[name] = *b.Inserted
+		}
+	}
+	return disks, nil
+}
+
+// growDisk makes a disk as large as it is to be, if it is smaller.
+func (g *guest) growDisk(ctx context.Context, d api.GuestDisk, size int64) error {
+	if size > d.Size.Value() {
+		g.log.Warn("a disk is larger than it is to be, and stays so", "disk", d.Name, "bytes", size)
+	}
+	if size >= d.Size.Value() {
+		return nil
+	}
+	args := map[string]any{"node-name": qemu.DiskNode(d.Name), "size": d.Size.Value()}
+	if err := g.command(ctx, "block_resize", args, nil); err != nil {
+		return fmt.Errorf("grow disk %s: %w", d.Name, err)
+	}
+	g.h.event(g, api.Normal, "DiskGrown", fmt.Sprintf("disk %s has grown to %d bytes", d.Name, d.Size.Value()))
+	return nil
+}
+
+// pin gives each of the Guest's processors one of the host's, when there is one
+// for each.
+func (g *guest) pin(ctx context.Context, part *api.GuestPart) error {
+	cpus, err := api.ParseCPUSet(part.Tuning.CPUSet)
+	if err != nil || len(cpus) != part.CPUs {
+		return err
+	}
+	var threads []struct {
+		Index  int `json:"cpu-index"`
+		Thread int `json:"thread-id"`
+	}
+	if err := g.command(ctx, "query-cpus-fast", nil, &threads); err != nil {
+		return err
+	}
+	for _, t := range threads {
+		if t.Index >= len(cpus) || t.Thread <= 0 {
+			continue
+		}
+		var set unix.CPUSet
+		set.Set(cpus[t.Index])
+		if err := unix.SchedSetaffinity(t.Thread, &set); err != nil {
+			return fmt.Errorf("bind processor %d to the host's %d: %w", t.Index, cpus[t.Index], err)
+		}
+	}
+	return nil
+}

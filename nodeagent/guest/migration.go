@@ -1,0 +1,343 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
+	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
+	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
+)
+
+// States of QEMU's (RunState) in a migration.
+const (
+	postmigrate = "postmigrate" // the source has sent all
+	inmigrate   = "inmigrate"   // the target waits for it
+)
+
+// migrate has the target get all. When it returns without an error the Guest is
+// given up, and has been sent.
+func (g *guest) migrate(ctx context.Context, part *api.GuestPart) error {
+	var group sync.WaitGroup
+	defer group.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	m := &migration{g: g, t: part.Transfer, group: &group, told: time.Now()}
+	for _, d := range part.Disks {
+		if err := m.mirror(ctx, d); err != nil {
+			return fmt.Errorf("mirror disk %s: %w", d.Name, err)
+		}
+	}
+	if err := m.until(ctx, m.mirrored); err != nil {
+		return err
+	}
+	g.h.reached("live source: mirrored")
+	if err := m.sendMemory(ctx); err != nil {
+		return fmt.Errorf("send its memory: %w", err)
+	}
+	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) { return m.migrating(ctx, "pre-switchover") }); err != nil {
+		return err
+	}
+	g.h.reached("live source: stopped, not given up")
+	if err := g.give(m.t.ID); err != nil {
+		return err
+	}
+	g.h.reached("live source: given up")
+	if err := m.endMirrors(ctx); err != nil {
+		return err
+	}
+	if err := g.command(ctx, "migrate-continue", map[string]any{"state": "pre-switchover"}, nil); err != nil {
+		return err
+	}
+	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) { return m.migrating(ctx, "completed") }); err != nil {
+		return err
+	}
+	g.h.reached("live source: completed")
+	select { // the last of it is with the target, or it is not and the target says so
+	case <-m.loaded:
+	case <-time.After(loadPatience):
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// loadPatience is how long a source waits to hear that the target has taken in
+// all. The Guest is the target's anyhow, or called back.
+const loadPatience = 10 * time.Second
+
+// migration is one attempt.
+type migration struct {
+	g      *guest
+	t      *api.GuestTransfer
+	group  *sync.WaitGroup // of what carries bytes
+	told   time.Time
+	loaded chan struct{} // closed when the target has answered of the memory, or is gone
+}
+
+func moveNode(disk string) string { return "move-" + disk }
+
+// plug joins QEMU, under a name, and a connection to the target.
+func (m *migration) plug(ctx context.Context, name string, r transfer.Request) (*transfer.Conn, net.Conn, error) {
+	c, _, err := m.g.reachFor(ctx, m.t, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	end, err := m.g.newSocket(ctx, name)
+	if err != nil {
+		_ = c.Close()
+		return nil, nil, err
+	}
+	return c, end, nil
+}
+
+// mirror begins to copy a disk, and what is written to it meanwhile.
+func (m *migration) mirror(ctx context.Context, d api.GuestDisk) error {
+	node := moveNode(d.Name)
+	c, end, err := m.plug(ctx, node, transfer.Request{Kind: transfer.Disk, Disk: d.Name})
+	if err != nil {
+		return err
+	}
+	m.group.Go(func() { c.Join(ctx, end) })
+	for _, x := range []struct {
+		command   string
+		arguments map[string]any
+	}{
+		{"blockdev-add", map[string]any{"driver": "nbd", "node-name": node, "export": d.Name, "server": map[string]any{"type": "fd", "str": node}}},
+		// What the base has is with the target already (top), and what the Guest
+		// writes goes to both once all else is there (write-blocking).
+		{"blockdev-mirror", map[string]any{"job-id": node, "device": qemu.DiskNode(d.Name), "target": node, "sync": "top",
+			"copy-mode": "write-blocking", "auto-dismiss": false}},
+	} {
+		if err := m.g.command(ctx, x.command, x.arguments, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// until asks often whether something is done, and tells how far it is.
+func (m *migration) until(ctx context.Context, done func(context.Context) (bool, string, error)) error {
+	for {
+		ok, far, err := done(ctx)
+		if ok || err != nil {
+			return err
+		}
+		if time.Since(m.told) >= m.g.h.timing.tell {
+			m.told = time.Now()
+			m.g.transferring(m.t, far)
+		}
+		select {
+		case <-time.After(poll):
+		case <-m.g.ended():
+			return errors.New("its QEMU has ended")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// poll is how often QEMU is asked how far it is: what the Guest stands still for
+// goes up to it.
+const poll = 10 * time.Millisecond
+
+type job struct {
+	ID      string
+	Status  string
+	Current int64  `json:"current-progress"`
+	Total   int64  `json:"total-progress"`
+	Error   string `json:"error"`
+}
+
+// mirrors are the jobs of a move that QEMU has.
+func (g *guest) mirrors(ctx context.Context) ([]job, error) {
+	var all, ours []job
+	if err := g.command(ctx, "query-jobs", nil, &all); err != nil {
+		return nil, err
+	}
+	for _, j := range all {
+		if strings.HasPrefix(j.ID, moveNode("")) {
+			ours = append(ours, j)
+		}
+	}
+	return ours, nil
+}
+
+func (m *migration) mirrored(ctx context.Context) (bool, string, error) {
+	jobs, err := m.g.mirrors(ctx)
+	if err != nil {
+		return false, "", err
+	}
+	ready := true
+	var current, total int64
+	for _, j := range jobs {
+		if j.Error != "" || j.Status == "concluded" {
+			return false, "", fmt.Errorf("%s: %s", j.ID, j.Error)
+		}
+		ready = ready && j.Status == "ready"
+		current, total = current+j.Current, total+j.Total
+	}
+	return ready, fmt.Sprintf("copying its disks while it runs: %d of %d MiB", current>>20, total>>20), nil
+}
+
+// sendMemory begins to.
+func (m *migration) sendMemory(ctx context.Context) error {
+	c, end, err := m.plug(ctx, "move-memory", transfer.Request{Kind: transfer.Memory})
+	if err != nil {
+		return err
+	}
+	m.loaded = make(chan struct{})
+	m.group.Go(func() {
+		defer close(m.loaded)
+		if err := c.Push(ctx, end); err != nil && ctx.Err() == nil {
+			m.g.log.Warn("the memory of a Guest that moves", "error", err)
+		}
+	})
+	for _, x := range []struct {
+		command   string
+		arguments map[string]any
+	}{
+		{"migrate-set-capabilities", map[string]any{"capabilities": []map[string]any{
+			{"capability": "pause-before-switchover", "state": true}, {"capability": "auto-converge", "state": true}}}},
+		{"migrate-set-parameters", map[string]any{"max-bandwidth": int64(1) << 40, "downtime-limit": downtime.Milliseconds()}},
+		{"migrate", map[string]any{"uri": "fd:move-memory"}},
+	} {
+		if err := m.g.command(ctx, x.command, x.arguments, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// downtime is how long what is left of the memory may take to send while the
+// Guest stands still.
+const downtime = 200 * time.Millisecond
+
+type migrated struct {
+	Status   string
+	Desc     string `json:"error-desc"`
+	RAM      struct{ Transferred, Remaining, Total int64 }
+	Downtime int64 // milliseconds that the Guest has stood still until all was sent
+}
+
+// migrating reports whether the migration has come to a state.
+func (m *migration) migrating(ctx context.Context, until string) (bool, string, error) {
+	var s migrated
+	if err := m.g.command(ctx, "query-migrate", nil, &s); err != nil {
+		return false, "", err
+	}
+	switch s.Status {
+	case until:
+		return true, "", nil
+	case "failed", "cancelled", "completed":
+		return false, "", fmt.Errorf("QEMU's migration has %s %s", s.Status, s.Desc)
+	}
+	return false, fmt.Sprintf("copying its memory while it runs: %d MiB sent, %d of %d left", s.RAM.Transferred>>20, s.RAM.Remaining>>20, s.RAM.Total>>20), nil
+}
+
+// endMirrors ends them with the target's disks as the source's are: the Guest
+// writes no more.
+func (m *migration) endMirrors(ctx context.Context) error {
+	jobs, err := m.g.mirrors(ctx)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		if err := m.g.command(ctx, "block-job-cancel", map[string]any{"device": j.ID}, nil); err != nil {
+			return err
+		}
+	}
+	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) {
+		left, err := m.g.mirrors(ctx)
+		for _, j := range left {
+			if j.Error != "" {
+				return false, "", fmt.Errorf("%s: %s", j.ID, j.Error)
+			}
+			if j.Status != "concluded" {
+				return false, "", err
+			}
+		}
+		return true, "", err
+	}); err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		if err := m.g.command(ctx, "job-dismiss", map[string]any{"id": j.ID}, nil); err != nil {
+			return err
+		}
+		// The target's QEMU has its disks to itself.
+		if err := m.g.command(ctx, "blockdev-del", map[string]any{"node-name": j.ID}, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// callOff takes back what a move has begun in QEMU; there may be nothing of it.
+// The Guest goes on if the migration had stopped it.
+func (g *guest) callOff(ctx context.Context) error {
+	if g.running == nil || g.running.monitor == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callOffPatience)
+	defer cancel()
+	for {
+		var s migrated
+		if err := g.command(ctx, "query-migrate", nil, &s); err != nil {
+			return err
+		}
+		jobs, err := g.mirrors(ctx)
+		if err != nil {
+			return err
+		}
+		under := s.Status != "" && s.Status != "none" && s.Status != "failed" && s.Status != "cancelled" && s.Status != "completed"
+		if !under && len(jobs) == 0 {
+			return g.dropNodes(ctx)
+		}
+		if under && s.Status != "cancelling" {
+			if err := g.command(ctx, "migrate_cancel", nil, nil); err != nil {
+				return err
+			}
+		}
+		for _, j := range jobs {
+			command, arguments := "block-job-cancel", map[string]any{"device": j.ID, "force": true}
+			if j.Status == "concluded" {
+				command, arguments = "job-dismiss", map[string]any{"id": j.ID}
+			}
+			var refused *qmp.Error // it may be on its way to the next state
+			if err := g.command(ctx, command, arguments, nil); err != nil && !errors.As(err, &refused) {
+				return err
+			}
+		}
+		select {
+		case <-time.After(poll):
+		case <-ctx.Done():
+			return fmt.Errorf("call a move off: %w", context.Cause(ctx))
+		}
+	}
+}
+
+const callOffPatience = 30 * time.Second
+
+// dropNodes closes QEMU's connections to the target's disks.
+func (g *guest) dropNodes(ctx context.Context) error {
+	var nodes []struct {
+		Name string `json:"node-name"`
+	}
+	if err := g.command(ctx, "query-named-block-nodes", map[string]any{"flat": true}, &nodes); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if strings.HasPrefix(n.Name, moveNode("")) {
+			if err := g.command(ctx, "blockdev-del", map[string]any{"node-name": n.Name}, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,260 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent/guest/launch"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
+)
+
+// beAsWritten is what a Guest does that no move concerns.
+func (g *guest) beAsWritten(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if part.State == "Stopped" {
+		return g.beStopped(ctx, part)
+	}
+	return g.beRunning(ctx, part)
+}
+
+// beRunning makes the Guest run, or be paused.
+func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if g.running == nil {
+		g.stop = nil
+		return g.mayStart(ctx, part)
+	}
+	if g.stop != nil { // a stop that has begun is gone through with
+		return g.climb(ctx, g.stop.why)
+	}
+	if r := part.Request; g.asked(r) {
+		if r.Verb == api.GuestRestart {
+			return g.climb(ctx, stopRestart)
+		}
+		if err := g.command(ctx, "system_reset", nil, nil); err != nil {
+			return 0, fmt.Errorf("reset it: %w", err)
+		}
+		if err := g.doneRequest(part); err != nil {
+			return 0, err
+		}
+	}
+	g.noteCurrent(part)
+	if g.record.Launched != nil {
+		g.hearing.note(ctx, g)
+	}
+	return g.follow(ctx, part)
+}
+
+// follow heeds the state that QEMU is in.
+func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if err := g.heedState(ctx); err != nil {
+		return g.h.timing.retry, err
+	}
+	paused := part.State == "Paused"
+	switch state := g.running.state; {
+	case endOf(state) != nil:
+		g.noteEnd(*endOf(state))
+		return g.climb(ctx, stopForced)
+	case state == postmigrate: // the move was given up
+		if err := g.command(ctx, "cont", nil, nil); err != nil {
+			return 0, fmt.Errorf("let it go on: %w", err)
+		}
+		return time.Millisecond, pending("going on")
+	case state == "prelaunch" && !paused, state == "paused" && !paused:
+		if err := g.configure(ctx, part); err != nil {
+			return 0, err
+		}
+		if err := g.command(ctx, "cont", nil, nil); err != nil {
+			return 0, fmt.Errorf("let it run: %w", err)
+		}
+		return time.Millisecond, pending("starting")
+	case state == "running" && paused:
+		if err := g.command(ctx, "stop", nil, nil); err != nil {
+			return 0, fmt.Errorf("pause it: %w", err)
+		}
+		return time.Millisecond, pending("pausing")
+	case state == "running":
+		if err := g.configure(ctx, part); err != nil {
+			return 0, err
+		}
+		return 0, g.settleShares(ctx, part)
+	}
+	return 0, nil
+}
+
+// endOf is how a Guest has ended in a state of QEMU's, nil for one that has not.
+func endOf(state string) *ended {
+	switch state {
+	case "shutdown":
+		return &ended{Word: "Ended", Reason: "it has shut down by itself"}
+	case "guest-panicked":
+		return &ended{Word: "Panicked", Failed: true, Reason: "its kernel has panicked: see its console"}
+	case "watchdog":
+		return &ended{Word: "Hung", Failed: true, Reason: "it has hung: nothing in it has fed its watchdog in time; see its console"}
+	case "internal-error":
+		return &ended{Word: "Crashed", Failed: true, Reason: "its processor has failed: see its console"}
+	}
+	return nil
+}
+
+// mayStart starts the Guest unless its restart policy has it stay as it is.
+func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if g.exporting {
+		return g.h.timing.retry, pending("it starts when the export of its disks is over")
+	}
+	asked := g.asked(part.Request)
+	if e := g.record.Ended; e != nil && !asked {
+		if part.Restart == "Never" || part.Restart == "OnFailure" && !e.Failed {
+			return 0, pending(fmt.Sprintf("%s, and stays so by its restart policy %s: restart it, or stop and start it", e.Reason, part.Restart))
+		}
+		if wait := time.Until(g.notBefore); wait > 0 {
+			return wait, pending(fmt.Sprintf("%s; it is started again in %s", e.Reason, g.backoff))
+		}
+	}
+	again := g.record.Ended != nil
+	// Before, so that a crash in between does not do it twice.
+	if err := g.doneRequest(part); err != nil {
+		return 0, err
+	}
+	if err := g.start(ctx, part); err != nil {
+		return 0, fmt.Errorf("start: %w", err)
+	}
+	if again {
+		g.restarts++
+	}
+	return time.Millisecond, pending("starting")
+}
+
+// start launches QEMU, paused.
+func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
+	var files opened
+	defer files.close()
+	lock, err := g.lock()
+	if err != nil {
+		return err
+	}
+	if lock == nil {
+		return errors.New("a QEMU of it lives already")
+	}
+	files.add(lock)
+	program, err := lookUp(g.h.o.Program)
+	if err != nil {
+		return fmt.Errorf("QEMU is not installed on this host: its image is to have it (Debian's qemu-system-x86 and qemu-utils): %w", err)
+	}
+	verdict, err := g.h.accelerator(ctx)
+	if err != nil {
+		return err
+	}
+	if part.Tuning.HugePages {
+		if err := enoughHugePages(part.Memory.Value()); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(g.run, 0o700); err != nil {
+		return err
+	}
+	access := newAccess(part)
+	vm, err := g.machine(ctx, part, verdict.Accelerator, access, &files)
+	if err != nil {
+		return err
+	}
+	g.h.reached("create: disks made")
+	args, handed, err := vm.Command()
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(filepath.Join(g.dir, "qemu.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	files.add(log)
+	cpus, err := api.ParseCPUSet(part.Tuning.CPUSet)
+	if err != nil {
+		return err
+	}
+	err = g.change(func(r *record) {
+		r.Expected, r.Access, r.Frozen = false, access, false
+		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part),
+			TPM: part.TPM, VHost: vm.NIC != nil && vm.NIC.VHost != nil, Moved: vm.Incoming}
+	})
+	if err != nil {
+		return err
+	}
+	service := Service{Guest: g.name, UID: g.uid, CPUWeight: part.Limits.CPUWeight, IOWeight: part.Limits.IOWeight,
+		StopTimeout: part.StopTimeout.Or(api.GuestStopTimeout) + maxForce*g.h.timing.force}
+	launcher := launch.Launcher{Command: g.h.o.Launch, Run: func(ctx context.Context, argv []string) error { return g.h.o.Start(ctx, service, argv) }}
+	_, err = launcher.Start(ctx, launch.Task{Path: program, Args: args, FirstFile: qemu.FirstFile, Dir: g.run,
+		UID: g.record.User, GID: g.record.User, Groups: kvmGroups(verdict.Accelerator), CPUs: cpus,
+		Files: handed, Kept: []*os.File{lock}, Log: log})
+	if err != nil {
+		return err
+	}
+	g.h.reached("create: launched")
+	files.close() // a QEMU that ends hangs up now
+	files = nil
+	g.conditions, g.configured = nil, ""
+	err = g.comeUp(ctx)
+	if err != nil || g.running.state == "" {
+		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
+	}
+	g.h.reached("create: adopted, not expected")
+	if vm.Seed == nil || g.record.Seeded {
+		return g.expect(true)
+	}
+	return g.change(func(r *record) { r.Expected, r.Ended, r.Seeded = true, nil, true })
+}
+
+// comeUp adopts a QEMU that was just started, and gives it time to answer.
+func (g *guest) comeUp(ctx context.Context) error {
+	const patience, pause = 30 * time.Second, 100 * time.Millisecond
+	err := g.adopt(ctx)
+	for end := time.Now().Add(patience); err == nil && g.running.state == "" && time.Now().Before(end); {
+		select {
+		case <-g.ended():
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+		err = g.askState(ctx)
+	}
+	return err
+}
+
+// complaint is what QEMU has said last.
+func (g *guest) complaint(err error) string {
+	raw, readErr := os.ReadFile(filepath.Join(g.dir, "qemu.log"))
+	said := strings.Join(strings.Fields(string(raw[max(0, len(raw)-500):])), " ")
+	if readErr != nil || said == "" {
+		return fmt.Sprint(err)
+	}
+	return said
+}
+
+func bootID() string {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw))
+}
+
+// kvmGroups lets QEMU open /dev/kvm where a group may.
+func kvmGroups(a qemu.Accelerator) []int {
+	if a != qemu.KVM {
+		return nil
+	}
+	info, err := os.Stat("/dev/kvm")
+	if err != nil || info.Mode()&0o060 != 0o060 {
+		return nil
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Gid != 0 {
+		return []int{int(st.Gid)}
+	}
+	return nil
+}
