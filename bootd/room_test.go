@@ -155,7 +155,6 @@ func TestFullDisk(t *testing.T) {
 		p = r.start("r")
 	case <-time.After(5 * time.Second):
 	}
-	// Closing etcd may free what it had prepared: then it needs no copy.
 	p.says("the store can only be read")
 	r.siteCondition(c, api.False, "NoSpace")
 	r.served(c, "MiB free")

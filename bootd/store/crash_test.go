@@ -288,3 +288,35 @@ func TestQuotaRecovers(t *testing.T) {
 		}
 	}
 }
+
+// TestStartsWithLittleRoom starts where there is room for some pages and not for
+// the next segment of etcd's log. On its own data etcd gives the end of its log
+// back and takes it again while it prepares that segment, and one of both fails.
+func TestStartsWithLittleRoom(t *testing.T) {
+	dir := smallDisk(t, "300m")
+	s := open(t, Config{Dir: dir})
+	create(t, s, machine("before"))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	ballast := make([]byte, int64(st.Bavail)*st.Bsize-70<<20)
+	if err := os.WriteFile(filepath.Join(dir, "ballast"), ballast, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		s, err := Open(t.Context(), Config{Dir: dir, Scratch: t.TempDir()}, nil, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatalf("start %d: %v", i, err)
+		}
+		if _, err := Get[api.Machine](t.Context(), s, "before"); err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -16,9 +16,13 @@ import (
 )
 
 const (
-	// etcdFloor is how many bytes must be free for etcd to be started on its own
-	// data: with less the first page that its database grows by can end it.
+	// etcdFloor is how many bytes must stay free while etcd runs: with less the
+	// next page that its database grows by can end it.
 	etcdFloor = 16 << 20
+	// startFloor is how many bytes must be free to start etcd on its own data. It
+	// truncates the last segment of its log and allocates it again (ZeroToEnd)
+	// while it prepares the next one, of 64 MB: without room for both it ends.
+	startFloor = etcdFloor + 64<<20
 	// roomEvery is how often a file system that was full or read-only is looked at.
 	roomEvery = 2 * time.Second
 )
@@ -65,7 +69,7 @@ var ErrRemounted = errors.New("the file system was mounted writable: bootd must 
 func (s *Store) AwaitRoom(ctx context.Context) error {
 	wasReadOnly := superReadOnly(s.conf.Dir)
 	for {
-		if unwritable(s.conf.Dir, s.conf.Reserve) == nil {
+		if unwritable(s.conf.Dir, max(s.conf.Reserve, startFloor)) == nil {
 			return nil
 		}
 		if wasReadOnly && !superReadOnly(s.conf.Dir) && errors.Is(unwritable(s.conf.Dir, 0), ErrReadOnly) {

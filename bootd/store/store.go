@@ -171,7 +171,7 @@ func (s *Store) connect() error {
 func (s *Store) embed(ctx context.Context) error {
 	conf := s.conf
 	var err error
-	if s.stale = unwritable(conf.Dir, etcdFloor); s.stale != nil {
+	if s.stale = unwritable(conf.Dir, startFloor); s.stale != nil {
 		conf.Dir, err = s.copyAside()
 	} else if conf.Scratch != "" {
 		err = os.RemoveAll(s.copyDir()) // a copy that was killed would fill the memory
