@@ -17,6 +17,26 @@ type Guest struct {
 	Status GuestStatus `json:"status,omitzero"`
 }
 
+// guestKind describes the kind.
+func guestKind() Kind {
+	return Kind{Name: "Guest", Plural: "guests", Short: []string{"g"}, Writer: RoleOperator,
+		New: func() Object { return new(Guest) }, is: is[*Guest],
+		Conditions: func(o Object) *Conditions { return &o.(*Guest).Status.Conditions },
+		References: func(o Object) []Reference { return o.(*Guest).references() }}
+}
+
+func (g *Guest) references() (l references) {
+	l.add("Network", g.Spec.Network, "spec", "network")
+	l.add("Image", g.Spec.Image, "spec", "image")
+	for i, name := range g.Spec.Ignition.Layers {
+		l.add("Layer", name, "spec", "ignition", "layers", i)
+	}
+	for i, s := range g.Spec.Shares {
+		l.add("Secret", s.Secret, "spec", "shares", i, "secret")
+	}
+	return l
+}
+
 // GuestSpec is the desired Guest.
 type GuestSpec struct {
 	Network   string          `json:"network"`

@@ -21,6 +21,12 @@ type HostSpec struct {
 	Tombstones []Tombstone     `json:"tombstones,omitempty"`
 }
 
+// hostSpecKind describes the kind.
+func hostSpecKind() Kind {
+	return Kind{Name: "HostSpec", Plural: "hostspecs", Short: []string{"hs"}, Computed: true,
+		New: func() Object { return new(HostSpec) }, is: is[*HostSpec]}
+}
+
 // Part is one part of a HostSpec as it goes over the wire. Its name says what
 // it holds: base, network/NAME, guest/NAME or bgp.
 type Part = json.RawMessage

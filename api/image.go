@@ -14,6 +14,13 @@ type Image struct {
 	Status ImageStatus `json:"status,omitzero"`
 }
 
+// imageKind describes the kind.
+func imageKind() Kind {
+	return Kind{Name: "Image", Plural: "images", Short: []string{"img"}, Writer: RoleOperator,
+		New: func() Object { return new(Image) }, is: is[*Image],
+		Conditions: func(o Object) *Conditions { return &o.(*Image).Status.Conditions }}
+}
+
 // The files that an Image may have.
 const (
 	KernelFile = "kernel"
@@ -115,6 +122,13 @@ type Layer struct {
 	Status LayerStatus `json:"status,omitzero"`
 }
 
+// layerKind describes the kind.
+func layerKind() Kind {
+	return Kind{Name: "Layer", Plural: "layers", Writer: RoleOperator,
+		New: func() Object { return new(Layer) }, is: is[*Layer],
+		Conditions: func(o Object) *Conditions { return &o.(*Layer).Status.Conditions }}
+}
+
 // LayerSpec is the desired Layer.
 type LayerSpec struct {
 	Butane string `json:"butane" doc:"Butane YAML; variant and version may be left out. A Go template over the Machine's facts."`
@@ -145,6 +159,22 @@ type Profile struct {
 	Base
 	Spec   ProfileSpec   `json:"spec"`
 	Status ProfileStatus `json:"status,omitzero"`
+}
+
+// profileKind describes the kind.
+func profileKind() Kind {
+	return Kind{Name: "Profile", Plural: "profiles", Short: []string{"prof"}, Writer: RoleOperator,
+		New: func() Object { return new(Profile) }, is: is[*Profile],
+		Conditions: func(o Object) *Conditions { return &o.(*Profile).Status.Conditions },
+		References: func(o Object) []Reference { return o.(*Profile).references() }}
+}
+
+func (p *Profile) references() (l references) {
+	l.add("Image", p.Spec.Image, "spec", "image")
+	for i, name := range p.Spec.Layers {
+		l.add("Layer", name, "spec", "layers", i)
+	}
+	return l
 }
 
 // maxLayers is how many Layers one config may be made of.

@@ -5,13 +5,28 @@ import (
 	"slices"
 )
 
+// Role is what a person may do; each role includes those before it.
+type Role string
+
+// The roles of people.
+const (
+	RoleViewer   Role = "viewer"
+	RoleOperator Role = "operator"
+	RoleAdmin    Role = "admin"
+)
+
 // Kind describes one kind to programs that handle all of them.
 type Kind struct {
 	Name     string   // Machine
 	Plural   string   // machines
 	Short    []string // what a person may type instead
 	Computed bool     // compiled from other objects, never stored or written
+	Writer   Role     // who may write it: what a whole Site depends on is the admin's
 	New      func() Object
+	// References lists the objects that one names; nil for a kind that names none.
+	References func(Object) []Reference
+	// Conditions are those of its status; nil for a kind without.
+	Conditions func(Object) *Conditions
 
 	is func(Object) bool // of this kind
 }
@@ -19,19 +34,8 @@ type Kind struct {
 // Kinds lists every kind in an order in which they can be applied: what is
 // referred to comes before what refers to it.
 func Kinds() []Kind {
-	return []Kind{
-		{Name: "Site", Plural: "sites", New: func() Object { return new(Site) }, is: is[*Site]},
-		{Name: "Secret", Plural: "secrets", New: func() Object { return new(Secret) }, is: is[*Secret]},
-		{Name: "Zone", Plural: "zones", Short: []string{"z"}, New: func() Object { return new(Zone) }, is: is[*Zone]},
-		{Name: "Subnet", Plural: "subnets", Short: []string{"sn"}, New: func() Object { return new(Subnet) }, is: is[*Subnet]},
-		{Name: "Image", Plural: "images", Short: []string{"img"}, New: func() Object { return new(Image) }, is: is[*Image]},
-		{Name: "Layer", Plural: "layers", New: func() Object { return new(Layer) }, is: is[*Layer]},
-		{Name: "Profile", Plural: "profiles", Short: []string{"prof"}, New: func() Object { return new(Profile) }, is: is[*Profile]},
-		{Name: "Machine", Plural: "machines", Short: []string{"m"}, New: func() Object { return new(Machine) }, is: is[*Machine]},
-		{Name: "Network", Plural: "networks", Short: []string{"net"}, New: func() Object { return new(Network) }, is: is[*Network]},
-		{Name: "Guest", Plural: "guests", Short: []string{"g"}, New: func() Object { return new(Guest) }, is: is[*Guest]},
-		{Name: "HostSpec", Plural: "hostspecs", Short: []string{"hs"}, Computed: true, New: func() Object { return new(HostSpec) }, is: is[*HostSpec]},
-	}
+	return []Kind{siteKind(), secretKind(), zoneKind(), subnetKind(), imageKind(), layerKind(), profileKind(), machineKind(), networkKind(), guestKind(),
+		hostSpecKind()}
 }
 
 // LookupKind finds a kind by its name, plural, singular or short name.
@@ -56,3 +60,11 @@ func KindOf(o Object) Kind {
 }
 
 func is[P Object](o Object) bool { _, ok := o.(P); return ok }
+
+// ConditionsOf are the conditions of an object; nil for a kind without.
+func ConditionsOf(o Object) Conditions {
+	if conditions := KindOf(o).Conditions; conditions != nil {
+		return *conditions(o)
+	}
+	return nil
+}

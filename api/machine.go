@@ -15,6 +15,26 @@ type Machine struct {
 	Status MachineStatus `json:"status,omitzero"`
 }
 
+// machineKind describes the kind.
+func machineKind() Kind {
+	return Kind{Name: "Machine", Plural: "machines", Short: []string{"m"}, Writer: RoleOperator,
+		New: func() Object { return new(Machine) }, is: is[*Machine],
+		Conditions: func(o Object) *Conditions { return &o.(*Machine).Status.Conditions },
+		References: func(o Object) []Reference { return o.(*Machine).references() }}
+}
+
+func (m *Machine) references() (l references) {
+	l.add("Zone", m.Spec.Zone, "spec", "zone")
+	l.add("Profile", m.Spec.Profile, "spec", "profile")
+	for i, link := range m.Spec.Links {
+		l.add("Subnet", link.Subnet, "spec", "links", i, "subnet")
+	}
+	if m.Spec.BMC != nil {
+		l.add("Secret", m.Spec.BMC.Credentials, "spec", "bmc", "credentials")
+	}
+	return l
+}
+
 // MachineState is what a Machine should be.
 type MachineState string
 

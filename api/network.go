@@ -13,6 +13,25 @@ type Network struct {
 	Status NetworkStatus `json:"status,omitzero"`
 }
 
+// networkKind describes the kind.
+func networkKind() Kind {
+	return Kind{Name: "Network", Plural: "networks", Short: []string{"net"}, Writer: RoleOperator,
+		New: func() Object { return new(Network) }, is: is[*Network],
+		Conditions: func(o Object) *Conditions { return &o.(*Network).Status.Conditions },
+		References: func(o Object) []Reference { return o.(*Network).references() }}
+}
+
+func (n *Network) references() (l references) {
+	l.add("Zone", n.Spec.Zone, "spec", "zone")
+	for i, name := range n.Spec.Allow {
+		l.add("Network", name, "spec", "allow", i)
+	}
+	if p := n.Spec.Peering; p != nil {
+		l.add("Secret", p.Secret, "spec", "peering", "secret")
+	}
+	return l
+}
+
 // NetworkSpec is the desired Network.
 type NetworkSpec struct {
 	Zone       string         `json:"zone"`

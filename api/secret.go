@@ -15,6 +15,12 @@ type Secret struct {
 	Status SecretStatus `json:"status,omitzero"`
 }
 
+// secretKind describes the kind.
+func secretKind() Kind {
+	return Kind{Name: "Secret", Plural: "secrets", Writer: RoleAdmin,
+		New: func() Object { return new(Secret) }, is: is[*Secret]}
+}
+
 // SecretSpec is what a Secret holds, and what may use it.
 type SecretSpec struct {
 	Data map[string]string `json:"data,omitempty" doc:"Write-only; a read returns names and digests in status. A write with uses and without data keeps what is stored."`

@@ -16,6 +16,13 @@ type Site struct {
 	Status SiteStatus `json:"status,omitzero"`
 }
 
+// siteKind describes the kind.
+func siteKind() Kind {
+	return Kind{Name: "Site", Plural: "sites", Writer: RoleAdmin,
+		New: func() Object { return new(Site) }, is: is[*Site],
+		Conditions: func(o Object) *Conditions { return &o.(*Site).Status.Conditions }}
+}
+
 // SiteSpec is the desired Site.
 type SiteSpec struct {
 	Domain  string       `json:"domain,omitzero" doc:"DNS domain that hosts are in."`

@@ -12,6 +12,19 @@ type Subnet struct {
 	Status SubnetStatus `json:"status,omitzero"`
 }
 
+// subnetKind describes the kind.
+func subnetKind() Kind {
+	return Kind{Name: "Subnet", Plural: "subnets", Short: []string{"sn"}, Writer: RoleAdmin,
+		New: func() Object { return new(Subnet) }, is: is[*Subnet],
+		Conditions: func(o Object) *Conditions { return &o.(*Subnet).Status.Conditions },
+		References: func(o Object) []Reference { return o.(*Subnet).references() }}
+}
+
+func (s *Subnet) references() (l references) {
+	l.add("Zone", s.Spec.Zone, "spec", "zone")
+	return l
+}
+
 // SubnetPurpose says what a Subnet is for.
 type SubnetPurpose string
 

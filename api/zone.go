@@ -15,6 +15,24 @@ type Zone struct {
 	Status ZoneStatus `json:"status,omitzero"`
 }
 
+// zoneKind describes the kind.
+func zoneKind() Kind {
+	return Kind{Name: "Zone", Plural: "zones", Short: []string{"z"}, Writer: RoleAdmin,
+		New: func() Object { return new(Zone) }, is: is[*Zone],
+		Conditions: func(o Object) *Conditions { return &o.(*Zone).Status.Conditions },
+		References: func(o Object) []Reference { return o.(*Zone).references() }}
+}
+
+func (z *Zone) references() (l references) {
+	for i, name := range z.Spec.Reflectors.Machines {
+		l.add("Machine", name, "spec", "reflectors", "machines", i)
+	}
+	for i, u := range z.Spec.Uplinks {
+		l.add("Secret", u.Secret, "spec", "uplinks", i, "secret")
+	}
+	return l
+}
+
 // ZoneSpec is the desired Zone.
 type ZoneSpec struct {
 	ASN        uint32         `json:"asn" doc:"Of every host of the Zone, and of no other Zone."`

@@ -49,11 +49,10 @@ func (s *Server) kindRoutes(k api.Kind) []route {
 	}
 }
 
-// writer is the role that changes a kind: what a whole Site stands on is the
-// admin's.
+// writer is the role that changes a kind: an admin's unless the kind says that an
+// operator may.
 func writer(k api.Kind) role {
-	switch k.Name {
-	case "Machine", "Profile", "Layer", "Image", "Network", "Guest":
+	if k.Writer == api.RoleOperator {
 		return operator
 	}
 	return admin

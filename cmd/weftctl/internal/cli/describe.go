@@ -70,7 +70,7 @@ func (a *app) describe(ctx context.Context, client *api.Client, o api.Object) er
 	if machine, ok := o.(*api.Machine); ok {
 		a.describeMachine(machine, section)
 	}
-	if conditions := conditionsOf(o); len(conditions) > 0 {
+	if conditions := api.ConditionsOf(o); len(conditions) > 0 {
 		section("Conditions")
 		if err := p.Conditions(a.out, conditions); err != nil {
 			return err

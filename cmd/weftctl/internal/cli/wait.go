@@ -85,7 +85,7 @@ func parseGoal(text string) (goal, error) {
 			status = string(api.True)
 		}
 		return goal{text: strings.TrimSuffix(typ+" "+status, " True"), hopeless: never, reached: func(o api.Object) bool {
-			c := conditionsOf(o).Get(typ)
+			c := api.ConditionsOf(o).Get(typ)
 			return c != nil && strings.EqualFold(string(c.Status), status)
 		}}, nil
 	}
@@ -115,31 +115,6 @@ func phaseOf(o api.Object) api.Phase {
 		return m.Status.Phase
 	}
 	return ""
-}
-
-// conditionsOf are the conditions of any kind.
-func conditionsOf(o api.Object) api.Conditions {
-	switch o := o.(type) {
-	case *api.Site:
-		return o.Status.Conditions
-	case *api.Zone:
-		return o.Status.Conditions
-	case *api.Subnet:
-		return o.Status.Conditions
-	case *api.Image:
-		return o.Status.Conditions
-	case *api.Layer:
-		return o.Status.Conditions
-	case *api.Profile:
-		return o.Status.Conditions
-	case *api.Machine:
-		return o.Status.Conditions
-	case *api.Network:
-		return o.Status.Conditions
-	case *api.Guest:
-		return o.Status.Conditions
-	}
-	return nil
 }
 
 var errReached = errors.New("reached")
