@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nft"
 )
 
 // An advertised Network is routed: guests leave by the veth pair of egress with
@@ -38,15 +39,15 @@ func settleAdvertised(jobs []job, u underlay) {
 
 // advertisedHostRules let what is routed in and out. Other tenants were turned
 // away before; what is closed stays so for connections that guests open.
-func advertisedHostRules(networks []network) (answering, entering []rule) {
+func advertisedHostRules(networks []network) (answering, entering []nft.Rule) {
 	for _, n := range networks {
 		if !n.advertise {
 			continue
 		}
 		end := egressName(n.vni)
-		answering = append(answering, rule{iif(end), answers(), towardsOpener(), accept()})
+		answering = append(answering, nft.Rule{nft.IIF(end), nft.Answers(), nft.TowardsOpener(), nft.Accept()})
 		for _, at := range append(n.leases(), n.told()...) {
-			entering = append(entering, rule{oif(end), to(at), accept()})
+			entering = append(entering, nft.Rule{nft.OIF(end), nft.To(at), nft.Accept()})
 		}
 	}
 	return answering, entering
@@ -54,11 +55,11 @@ func advertisedHostRules(networks []network) (answering, entering []rule) {
 
 // advertisedTenantRules let guests out with their own addresses, and what comes
 // for them in.
-func advertisedTenantRules(n network) []rule {
+func advertisedTenantRules(n network) []nft.Rule {
 	bridge := bridgeName(n.vni)
-	var rules []rule
+	var rules []nft.Rule
 	for _, at := range append(n.leases(), n.told()...) {
-		rules = append(rules, rule{iif(egressInside), oif(bridge), to(at), accept()})
+		rules = append(rules, nft.Rule{nft.IIF(egressInside), nft.OIF(bridge), nft.To(at), nft.Accept()})
 	}
 	return rules
 }

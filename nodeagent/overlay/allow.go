@@ -12,11 +12,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nft"
 )
 
 // passage is a veth pair between the namespaces of two Networks on this host,
@@ -153,9 +153,9 @@ func (n *network) passage(p passage) *passage {
 
 // passageRules let the guests of two Networks reach each other, as far as they
 // may.
-func passageRules(n network) []rule {
+func passageRules(n network) []nft.Rule {
 	bridge, vxlan := bridgeName(n.vni), vxlanName(n.vni)
-	var rules []rule
+	var rules []nft.Rule
 	for _, p := range n.passages {
 		end := passageName(p.vni)
 		for _, theirs := range p.cidrs {
@@ -165,26 +165,19 @@ func passageRules(n network) []rule {
 				}
 				// In: here, on to another host, and from another host where it came over.
 				rules = append(rules,
-					rule{iif(end), oif(bridge), from(theirs), to(ours), accept()},
-					rule{iif(end), oif(vxlan), from(theirs), to(ours), accept()},
-					rule{iif(vxlan), oif(bridge), from(theirs), to(ours), accept()})
+					nft.Rule{nft.IIF(end), nft.OIF(bridge), nft.From(theirs), nft.To(ours), nft.Accept()},
+					nft.Rule{nft.IIF(end), nft.OIF(vxlan), nft.From(theirs), nft.To(ours), nft.Accept()},
+					nft.Rule{nft.IIF(vxlan), nft.OIF(bridge), nft.From(theirs), nft.To(ours), nft.Accept()})
 				// Out: of this host's guests only, for their own host judges them.
-				out := rule{iif(bridge), oif(end), from(ours), to(theirs)}
+				out := nft.Rule{nft.IIF(bridge), nft.OIF(end), nft.From(ours), nft.To(theirs)}
 				if !p.out {
-					out = append(out, answers(), towardsOpener())
+					out = append(out, nft.Answers(), nft.TowardsOpener())
 				}
-				rules = append(rules, append(out, accept()))
+				rules = append(rules, append(out, nft.Accept()))
 			}
 		}
 	}
 	return rules
-}
-
-// towardsOpener matches packets to where their connection was opened from.
-func towardsOpener() term {
-	const reply = 1 // IP_CT_DIR_REPLY
-	return term{"ct direction reply", []expr.Any{
-		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{reply}}}}
 }
 
 // oldPassages takes those away that are not wanted any more. What leads to a

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nft"
 )
 
 // A Network that is routed directly leaves its namespace by the veth pair of
@@ -81,36 +82,36 @@ func (n network) leases() []netip.Prefix { return append([]netip.Prefix{n.lease}
 
 // directHostRules let a Network out to the underlay and in from it, as far as
 // source and destination are its own, and keep every other one away from it.
-func directHostRules(networks []network, underlay string) []rule {
-	var rules []rule
+func directHostRules(networks []network, underlay string) []nft.Rule {
+	var rules []nft.Rule
 	networks = slices.DeleteFunc(slices.Clone(networks), func(n network) bool { return !n.direct })
 	for _, n := range networks {
 		end := egressName(n.vni)
 		for _, source := range only4(n.cidrs) {
 			for _, cidr := range only4(n.cidrs) {
-				rules = append(rules, rule{iif(end), oif(underlay), from(source), to(cidr), accept()})
+				rules = append(rules, nft.Rule{nft.IIF(end), nft.OIF(underlay), nft.From(source), nft.To(cidr), nft.Accept()})
 			}
 			for _, lease := range n.leases() {
-				rules = append(rules, rule{iif(underlay), oif(end), from(source), to(lease), accept()})
+				rules = append(rules, nft.Rule{nft.IIF(underlay), nft.OIF(end), nft.From(source), nft.To(lease), nft.Accept()})
 			}
 		}
 	}
 	for _, n := range networks {
 		for _, cidr := range only4(n.cidrs) {
-			rules = append(rules, rule{iif(egressPrefix + "*"), to(cidr), drop()})
+			rules = append(rules, nft.Rule{nft.IIF(egressPrefix + "*"), nft.To(cidr), nft.Drop()})
 		}
 	}
 	return rules
 }
 
 // directTenantRules let guests reach the pair, and be reached by it.
-func directTenantRules(n network) []rule {
+func directTenantRules(n network) []nft.Rule {
 	bridge := bridgeName(n.vni)
-	var rules []rule
+	var rules []nft.Rule
 	for _, source := range only4(n.cidrs) {
 		for _, cidr := range only4(n.cidrs) {
-			rules = append(rules, rule{iif(bridge), oif(egressInside), from(source), to(cidr), accept()},
-				rule{iif(egressInside), oif(bridge), from(source), to(cidr), accept()})
+			rules = append(rules, nft.Rule{nft.IIF(bridge), nft.OIF(egressInside), nft.From(source), nft.To(cidr), nft.Accept()},
+				nft.Rule{nft.IIF(egressInside), nft.OIF(bridge), nft.From(source), nft.To(cidr), nft.Accept()})
 		}
 	}
 	return rules

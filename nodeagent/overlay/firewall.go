@@ -2,21 +2,20 @@ package overlay
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/nft"
 )
 
 // tableName is the nftables table, of family inet, that is ours in every
@@ -36,124 +35,7 @@ type chain struct {
 	hook     *nftables.ChainHook
 	priority *nftables.ChainPriority
 	policy   nftables.ChainPolicy
-	rules    []rule
-}
-
-// rule is a list of terms. Its digest is kept as a comment, for people and for
-// a cheap first look; what counts is what the kernel executes.
-type rule []term
-
-// term is a piece of a rule, as nft(8) writes it and as the kernel has it.
-type term struct {
-	text  string
-	exprs []expr.Any
-}
-
-func (r rule) comment() string {
-	var texts []string
-	for _, t := range r {
-		texts = append(texts, t.text)
-	}
-	sum := sha256.Sum256([]byte(strings.Join(texts, " ")))
-	return hex.EncodeToString(sum[:8])
-}
-
-func accept() term { return verdict("accept", expr.VerdictAccept) }
-func drop() term   { return verdict("drop", expr.VerdictDrop) }
-
-func verdict(text string, kind expr.VerdictKind) term {
-	return term{text, []expr.Any{&expr.Verdict{Kind: kind}}}
-}
-
-func masquerade() term { return term{"masquerade", []expr.Any{&expr.Masq{}}} }
-
-// iif and oif match an interface's name; a trailing * any that begins so.
-func iif(name string) term { return interfaceTerm("iifname", expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
-func oif(name string) term { return interfaceTerm("oifname", expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
-func notOIF(name string) term {
-	return interfaceTerm("oifname !=", expr.MetaKeyOIFNAME, expr.CmpOpNeq, name)
-}
-
-func interfaceTerm(text string, key expr.MetaKey, op expr.CmpOp, name string) term {
-	data, wild := []byte(name), strings.HasSuffix(name, "*")
-	if wild {
-		data = data[:len(data)-1]
-	} else {
-		data = append(data, make([]byte, unix.IFNAMSIZ-len(data))...)
-	}
-	return term{text + " " + name, []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: data}}}
-}
-
-func protocol(name string, number byte) term {
-	return term{"meta l4proto " + name, []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}}}
-}
-
-func icmpTerm() term  { return protocol("icmp", unix.IPPROTO_ICMP) }
-func icmp6Term() term { return protocol("ipv6-icmp", unix.IPPROTO_ICMPV6) }
-
-// redirect matches an ICMP redirect (RFC 792).
-func redirect() term {
-	const typ = 5
-	t := icmpTerm()
-	t.text = "icmp type redirect"
-	t.exprs = append(t.exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{typ}})
-	return t
-}
-
-func port(name string, number byte, dport uint16) term {
-	t := protocol(name, number)
-	t.text = fmt.Sprintf("%s dport %d", name, dport)
-	t.exprs = append(t.exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, dport)})
-	return t
-}
-
-func udp(dport uint16) term { return port("udp", unix.IPPROTO_UDP, dport) }
-func tcp(dport uint16) term { return port("tcp", unix.IPPROTO_TCP, dport) }
-
-func nfproto(number byte) expr.Any {
-	return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}
-}
-
-// Offsets of addresses in the headers of IPv4 and IPv6.
-const (
-	ipv4Source      = 12
-	ipv4Destination = 16
-	ipv6Source      = 8
-	ipv6Destination = 24
-)
-
-// from and to match packets by their addresses.
-func from(p netip.Prefix) term { return addressTerm("saddr", ipv4Source, ipv6Source, p) }
-func to(p netip.Prefix) term   { return addressTerm("daddr", ipv4Destination, ipv6Destination, p) }
-
-func addressTerm(text string, offset4, offset6 uint32, p netip.Prefix) term {
-	text, family, offset, size := "ip "+text, byte(unix.NFPROTO_IPV4), offset4, uint32(4)
-	if p.Addr().Is6() {
-		text, family, offset, size = "ip6"+text[2:], unix.NFPROTO_IPV6, offset6, 16
-	}
-	return term{text + " " + p.String(), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(family),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: toAddress(p).Mask, Xor: make([]byte, size)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()},
-	}}
-}
-
-func isIPv6() term {
-	return term{"meta nfproto ipv6", []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(unix.NFPROTO_IPV6)}}
-}
-
-// answers matches packets of connections that were let through.
-func answers() term {
-	bits := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
-	return term{"ct state established,related", []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: bits, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-	}}
+	rules    []nft.Rule
 }
 
 // icmpError is an error by which a host answers a packet that it cannot take.
@@ -174,13 +56,13 @@ func refusals() []icmpError {
 }
 
 // aboutVXLAN matches such an error when it quotes a packet for a VTEP.
-func aboutVXLAN(e icmpError) term {
+func aboutVXLAN(e icmpError) nft.Term {
 	is := func(offset, size uint32, data ...byte) []expr.Any {
 		return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}}
 	}
-	return term{fmt.Sprintf("l4proto %d type %d about udp dport %d", e.protocol, e.kind, Port), slices.Concat([]expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(e.family),
+	return nft.Term{Text: fmt.Sprintf("l4proto %d type %d about udp dport %d", e.protocol, e.kind, Port), Exprs: slices.Concat([]expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nft.Family(e.family),
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{e.protocol}},
 	}, is(0, 1, e.kind), is(e.proto, 1, unix.IPPROTO_UDP), is(e.dport, 2, binary.BigEndian.AppendUint16(nil, Port)...))}
 }
@@ -209,17 +91,17 @@ func vtepSet(t *nftables.Table, v6 bool) *nftables.Set {
 
 // fromVTEP matches a VXLAN packet by its outer source and its VNI (RFC 7348 §5:
 // the three octets after flags and reserved ones).
-func fromVTEP(v6 bool) term {
+func fromVTEP(v6 bool) nft.Term {
 	// The key stands in registers side by side. The kernel tells them by these
 	// names: 9 is NFT_REG32_01, behind the first 4 bytes of NFT_REG_1; NFT_REG_2
 	// is behind all 16.
-	family, offset, size, behind, set := byte(unix.NFPROTO_IPV4), uint32(ipv4Source), uint32(4), uint32(9), "vtep4"
+	family, offset, size, behind, set := byte(unix.NFPROTO_IPV4), uint32(nft.IPv4Source), uint32(4), uint32(9), "vtep4"
 	if v6 {
-		family, offset, size, behind, set = unix.NFPROTO_IPV6, ipv6Source, 16, 2, "vtep6"
+		family, offset, size, behind, set = unix.NFPROTO_IPV6, nft.IPv6Source, 16, 2, "vtep6"
 	}
 	const udpHeader, vniOffset = 8, 4
-	return term{"saddr . vni @" + set, []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(family),
+	return nft.Term{Text: "saddr . vni @" + set, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nft.Family(family),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
 		&expr.Payload{DestRegister: behind, Base: expr.PayloadBaseTransportHeader, Offset: udpHeader + vniOffset, Len: 3},
 		&expr.Lookup{SourceRegister: 1, SetName: set},
@@ -252,52 +134,52 @@ type egressRules struct {
 // hostRules filter in the host's own namespace.
 func hostRules(v *vteps, e *egressRules) *ruleset {
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,
-		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []rule{
-			{iif(egressPrefix + "*"), drop()},
-			{udp(Port), fromVTEP(false), accept()},
-			{udp(Port), fromVTEP(true), accept()},
-			{udp(Port), drop()},
+		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []nft.Rule{
+			{nft.IIF(egressPrefix + "*"), nft.Drop()},
+			{nft.UDP(Port), fromVTEP(false), nft.Accept()},
+			{nft.UDP(Port), fromVTEP(true), nft.Accept()},
+			{nft.UDP(Port), nft.Drop()},
 		}}
 	if e == nil {
 		return &ruleset{chains: []chain{input}, vteps: v}
 	}
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
-		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []rule{
-			{iif(egressPrefix + "*"), udp(Port), drop()},
-			{iif(egressPrefix + "*"), oif(egressPrefix + "*"), drop()},
+		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []nft.Rule{
+			{nft.IIF(egressPrefix + "*"), nft.UDP(Port), nft.Drop()},
+			{nft.IIF(egressPrefix + "*"), nft.OIF(egressPrefix + "*"), nft.Drop()},
 			// Egress has no IPv6. It is refused here, too, should the host forward it.
-			{iif(egressPrefix + "*"), isIPv6(), drop()},
+			{nft.IIF(egressPrefix + "*"), nft.IPv6(), nft.Drop()},
 		}}
 	forward.rules = append(forward.rules, directHostRules(e.networks, e.underlay)...)
 	answering, entering := advertisedHostRules(e.networks)
 	forward.rules = append(forward.rules, answering...)
 	for _, p := range e.closed {
-		forward.rules = append(forward.rules, rule{iif(egressPrefix + "*"), to(p), drop()})
+		forward.rules = append(forward.rules, nft.Rule{nft.IIF(egressPrefix + "*"), nft.To(p), nft.Drop()})
 	}
 	forward.rules = append(forward.rules, entering...)
 	forward.rules = append(forward.rules,
-		rule{oif(egressPrefix + "*"), answers(), accept()},
-		rule{oif(egressPrefix + "*"), drop()})
+		nft.Rule{nft.OIF(egressPrefix + "*"), nft.Answers(), nft.Accept()},
+		nft.Rule{nft.OIF(egressPrefix + "*"), nft.Drop()})
 	if !e.router {
 		// Forwarding is on at the uplinks for the answers' sake, and for what is in
 		// transit by the underlay: for nothing else.
 		for _, p := range e.transit {
-			forward.rules = append(forward.rules, rule{iif(e.underlay), oif(e.underlay), to(p), accept()})
+			forward.rules = append(forward.rules, nft.Rule{nft.IIF(e.underlay), nft.OIF(e.underlay), nft.To(p), nft.Accept()})
 		}
 		for _, name := range e.uplinks {
-			forward.rules = append(forward.rules, rule{iif(name), notOIF(egressPrefix + "*"), drop()})
+			forward.rules = append(forward.rules, nft.Rule{nft.IIF(name), nft.NotOIF(egressPrefix + "*"), nft.Drop()})
 		}
 	}
 	nat := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
-		priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept, rules: []rule{
-			{from(egressPool()), notOIF(egressPrefix + "*"), masquerade()},
+		priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept, rules: []nft.Rule{
+			{nft.From(egressPool()), nft.NotOIF(egressPrefix + "*"), nft.Masquerade()},
 		}}
 	chains := []chain{input, forward, nat}
 	if len(e.transit) > 0 {
 		// Who sends by way of this host stays with it: what a redirect would have it
 		// remember outlives the route that it is about.
 		chains = append(chains, chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput,
-			priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []rule{{oif(e.underlay), redirect(), drop()}}})
+			priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept, rules: []nft.Rule{{nft.OIF(e.underlay), nft.Redirect(), nft.Drop()}}})
 	}
 	return &ruleset{chains: chains, vteps: v}
 }
@@ -306,33 +188,33 @@ func hostRules(v *vteps, e *egressRules) *ruleset {
 func tenantRules(n network) *ruleset {
 	bridge, vxlan := bridgeName(n.vni), vxlanName(n.vni)
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,
-		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []rule{
-			{iif("lo"), accept()},
-			{icmpTerm(), accept()},
-			{icmp6Term(), accept()}, // neighbour discovery and router solicitations, too
+		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []nft.Rule{
+			{nft.IIF("lo"), nft.Accept()},
+			{nft.ICMP(), nft.Accept()},
+			{nft.ICMPv6(), nft.Accept()}, // neighbour discovery and router solicitations, too
 			// What guests are served at their gateway: names, config. Their addresses
 			// come from packet sockets, before this; what the kernel saw of DHCP it
 			// would only refuse.
-			{iif(bridge), udp(53), accept()},
-			{iif(bridge), tcp(53), accept()},
-			{iif(bridge), tcp(80), accept()},
+			{nft.IIF(bridge), nft.UDP(53), nft.Accept()},
+			{nft.IIF(bridge), nft.TCP(53), nft.Accept()},
+			{nft.IIF(bridge), nft.TCP(80), nft.Accept()},
 		}}
 	input.rules = append(input.rules, peeringRules(n)...)
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
-		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []rule{
-			{udp(Port), drop()}, // a guest must not speak to VTEPs
+		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop, rules: []nft.Rule{
+			{nft.UDP(Port), nft.Drop()}, // a guest must not speak to VTEPs
 		}}
-	let := func(sources []netip.Prefix, terms ...term) {
+	let := func(sources []netip.Prefix, terms ...nft.Term) {
 		for _, source := range sources {
-			forward.rules = append(forward.rules, append(append(rule{}, terms...), from(source), accept()))
+			forward.rules = append(forward.rules, append(append(nft.Rule{}, terms...), nft.From(source), nft.Accept()))
 		}
 		if len(n.cidrs) == 0 {
-			forward.rules = append(forward.rules, append(append(rule{}, terms...), accept()))
+			forward.rules = append(forward.rules, append(append(nft.Rule{}, terms...), nft.Accept()))
 		}
 	}
-	let(n.sources(), iif(bridge), oif(vxlan))
-	let(n.sources(), iif(vxlan), oif(bridge))
-	let(n.sources(), iif(bridge), oif(bridge))
+	let(n.sources(), nft.IIF(bridge), nft.OIF(vxlan))
+	let(n.sources(), nft.IIF(vxlan), nft.OIF(bridge))
+	let(n.sources(), nft.IIF(bridge), nft.OIF(bridge))
 	chains := []chain{input}
 	if n.direct {
 		forward.rules = append(forward.rules, directTenantRules(n)...)
@@ -342,24 +224,24 @@ func tenantRules(n network) *ruleset {
 	}
 	if n.masquerade || n.advertise {
 		for _, cidr := range only4(n.sources()) { // what is no lease is nowhere, and not outside
-			forward.rules = append(forward.rules, rule{iif(bridge), oif(egressInside), to(cidr), drop()})
+			forward.rules = append(forward.rules, nft.Rule{nft.IIF(bridge), nft.OIF(egressInside), nft.To(cidr), nft.Drop()})
 		}
 		leaving := slices.Concat(n.cidrs, n.told())
 		if n.masquerade { // what guests announce nobody outside may see: there it may be somebody else's
 			leaving = n.sources()
 		}
-		let(leaving, iif(bridge), oif(egressInside))
-		forward.rules = append(forward.rules, rule{iif(egressInside), oif(bridge), answers(), accept()})
+		let(leaving, nft.IIF(bridge), nft.OIF(egressInside))
+		forward.rules = append(forward.rules, nft.Rule{nft.IIF(egressInside), nft.OIF(bridge), nft.Answers(), nft.Accept()})
 	}
 	if n.masquerade {
 		nat := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
 			priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept}
 		for _, cidr := range only4(n.cidrs) {
 			if n.direct {
-				nat.rules = append(nat.rules, rule{oif(egressInside), to(cidr), accept()})
+				nat.rules = append(nat.rules, nft.Rule{nft.OIF(egressInside), nft.To(cidr), nft.Accept()})
 			}
 		}
-		nat.rules = append(nat.rules, rule{oif(egressInside), masquerade()})
+		nat.rules = append(nat.rules, nft.Rule{nft.OIF(egressInside), nft.Masquerade()})
 		chains = append(chains, nat)
 	}
 	forward.rules = append(forward.rules, passageRules(n)...)
@@ -466,14 +348,14 @@ func chainsAlike(c *nftables.Conn, table *nftables.Table, want []chain, seen []*
 }
 
 // ruleAlike compares a rule with what the kernel executes, as it says itself.
-func ruleAlike(w rule, s *nftables.Rule) bool {
+func ruleAlike(w nft.Rule, s *nftables.Rule) bool {
 	comment, _ := userdata.GetString(s.UserData, userdata.TypeComment)
-	if comment != w.comment() {
+	if comment != w.Comment() {
 		return false
 	}
 	i := 0
 	for _, t := range w {
-		for _, e := range t.exprs {
+		for _, e := range t.Exprs {
 			if i == len(s.Exprs) || !reflect.DeepEqual(e, s.Exprs[i]) {
 				return false
 			}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nft"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -257,10 +258,10 @@ func TestFilterDriftIsMended(t *testing.T) {
 
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	input := &nftables.Chain{Name: "input", Table: table}
-	addRule := func(c *nftables.Conn, terms ...term) {
+	addRule := func(c *nftables.Conn, terms ...nft.Term) {
 		r := &nftables.Rule{Table: table, Chain: input}
 		for _, t := range terms {
-			r.Exprs = append(r.Exprs, t.exprs...)
+			r.Exprs = append(r.Exprs, t.Exprs...)
 		}
 		c.InsertRule(r)
 	}
@@ -272,7 +273,7 @@ func TestFilterDriftIsMended(t *testing.T) {
 		{"the host's table", h.place, func(c *nftables.Conn) { c.DelTable(table) }},
 		{"the host's chain flushed", h.place, func(c *nftables.Conn) { c.FlushChain(input) }},
 		{"all of the host's rules", h.place, func(c *nftables.Conn) { c.FlushTable(table) }},
-		{"a rule that lets all in", h.place, func(c *nftables.Conn) { addRule(c, udp(Port), accept()) }},
+		{"a rule that lets all in", h.place, func(c *nftables.Conn) { addRule(c, nft.UDP(Port), nft.Accept()) }},
 		{"no VTEPs", h.place, func(c *nftables.Conn) { c.FlushSet(vtepSet(table, false)) }},
 		{"one VTEP too many", h.place, func(c *nftables.Conn) {
 			must(t, c.SetAddElements(vtepSet(table, false), []nftables.SetElement{{Key: vtep{netip.MustParseAddr("198.18.0.99"), n.vni}.key()}}))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nft"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
@@ -118,19 +119,19 @@ func sealed(r *ruleset, u underlay) *ruleset {
 		return r
 	}
 	const name = wireguard.Name
-	guard := func(at string, hook *nftables.ChainHook, rules ...rule) chain {
+	guard := func(at string, hook *nftables.ChainHook, rules ...nft.Rule) chain {
 		return chain{name: at, kind: nftables.ChainTypeFilter, hook: hook,
 			priority: nftables.ChainPriorityRaw, policy: nftables.ChainPolicyAccept, rules: rules}
 	}
-	out := []rule{{notOIF(name), udp(Port), drop()}}
+	out := []nft.Rule{{nft.NotOIF(name), nft.UDP(Port), nft.Drop()}}
 	for _, e := range refusals() {
-		out = append(out, rule{aboutVXLAN(e), drop()})
+		out = append(out, nft.Rule{aboutVXLAN(e), nft.Drop()})
 	}
 	r.chains = append(r.chains,
 		guard("sealed-input", nftables.ChainHookInput,
-			rule{iif(name), udp(Port), accept()}, rule{iif(name), drop()}, rule{udp(Port), drop()}),
+			nft.Rule{nft.IIF(name), nft.UDP(Port), nft.Accept()}, nft.Rule{nft.IIF(name), nft.Drop()}, nft.Rule{nft.UDP(Port), nft.Drop()}),
 		guard("sealed-output", nftables.ChainHookOutput, out...),
-		guard("sealed-forward", nftables.ChainHookForward, rule{iif(name), drop()}, rule{oif(name), drop()}))
+		guard("sealed-forward", nftables.ChainHookForward, nft.Rule{nft.IIF(name), nft.Drop()}, nft.Rule{nft.OIF(name), nft.Drop()}))
 	return r
 }
 

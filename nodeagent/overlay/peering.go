@@ -9,11 +9,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nft"
 )
 
 // Where guests peer, a speaker runs in the Network's namespace on every host
@@ -44,29 +44,20 @@ const (
 // peeringRules let guests reach the speaker at their gateway, and the speakers
 // of the Network reach each other. Those send with the greatest TTL (GTSM, RFC
 // 5082), which nothing has that a host forwards for a guest.
-func peeringRules(n network) []rule {
+func peeringRules(n network) []nft.Rule {
 	if n.peering == nil {
 		return nil
 	}
 	bridge, vxlan := bridgeName(n.vni), vxlanName(n.vni)
-	return []rule{
-		{iif(bridge), to(gatewayAddress()), tcp(bgpPort), accept()},
-		{iif(vxlan), to(own(n.lease)), ttl(255), tcp(bgpPort), accept()},
-		{iif(vxlan), to(own(n.lease)), ttl(255), protocol("tcp", unix.IPPROTO_TCP), answers(), accept()},
+	return []nft.Rule{
+		{nft.IIF(bridge), nft.To(gatewayAddress()), nft.TCP(bgpPort), nft.Accept()},
+		{nft.IIF(vxlan), nft.To(own(n.lease)), nft.TTL(255), nft.TCP(bgpPort), nft.Accept()},
+		{nft.IIF(vxlan), nft.To(own(n.lease)), nft.TTL(255), nft.Protocol("tcp", unix.IPPROTO_TCP), nft.Answers(), nft.Accept()},
 	}
 }
 
 // own is the address of a host in its lease.
 func own(lease netip.Prefix) netip.Prefix { return whole(lease.Addr().Next()) }
-
-func ttl(value byte) term {
-	const offset = 8 // in the header of IPv4
-	return term{fmt.Sprintf("ip ttl %d", value), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, nfproto(unix.NFPROTO_IPV4),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{value}},
-	}}
-}
 
 // peeringFault says why guests cannot peer as the part has it.
 func peeringFault(part api.NetworkPart) string {

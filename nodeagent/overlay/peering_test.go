@@ -598,7 +598,7 @@ func TestPeeringSourcesStayInside(t *testing.T) {
 			for _, r := range chain.rules {
 				var text string
 				for _, term := range r {
-					text += term.text + " "
+					text += term.Text + " "
 				}
 				leaves = leaves || strings.Contains(text, "oifname "+egressInside) && strings.Contains(text, "saddr 198.18.8.0/24") && strings.Contains(text, "accept")
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"github.com/rackweft/rackweft/internal/nft"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -29,8 +30,8 @@ func TestProbe(t *testing.T) {
 		table := c.AddTable(&nftables.Table{Name: "spoil", Family: nftables.TableFamilyIPv4})
 		chain := c.AddChain(&nftables.Chain{Name: "in", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
 		rule := &nftables.Rule{Table: table, Chain: chain}
-		for _, t := range []term{iif("wire0"), udp(Port)} {
-			rule.Exprs = append(rule.Exprs, t.exprs...)
+		for _, t := range []nft.Term{nft.IIF("wire0"), nft.UDP(Port)} {
+			rule.Exprs = append(rule.Exprs, t.Exprs...)
 		}
 		rule.Exprs = append(rule.Exprs, &expr.Immediate{Register: 1, Data: []byte{0xff, 0xfe}},
 			&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 58, Len: 2})

@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/bgp/sources"
+	"github.com/rackweft/rackweft/internal/nft"
 )
 
 // A guest's tap is filtered by the device itself, in a table of family netdev:
@@ -36,7 +36,7 @@ const (
 // tapFilter is what the filter of one tap should be.
 type tapFilter struct {
 	tap     string
-	out, in []rule
+	out, in []nft.Rule
 	policy  nftables.ChainPolicy // of what no rule decides
 	sources bool                 // the guest may send from what it announces
 }
@@ -47,27 +47,22 @@ const (
 	etherARP  = 0x0806
 	etherIPv6 = 0x86dd
 
-	icmpMLDQuery   = 130
-	icmpRouterAsk  = 133
-	icmpRouter     = 134
-	icmpNeighbour  = 135
-	icmpAnswer     = 136
-	icmpRedirect   = 137
-	icmpMLDv2      = 143
-	igmpQuery      = 0x11
-	dhcpServer     = 67
-	dhcpClient     = 68
-	dhcpv6Server   = 547
-	udpSourcePort  = 0
-	dhcpHardware   = 8 + 28 // of UDP: chaddr (RFC 2131 §2)
-	arpSenderMAC   = 8
-	arpSenderIPv4  = 14
-	arpTargetIPv4  = 24
-	icmpTarget     = 8 // of neighbour solicitations and advertisements
-	ipv6Target     = 24
-	ethDestination = 0
-	ethSource      = 6
-	ethType        = 12
+	icmpMLDQuery  = 130
+	icmpRouterAsk = 133
+	icmpRouter    = 134
+	icmpNeighbour = 135
+	icmpAnswer    = 136
+	icmpRedirect  = 137
+	icmpMLDv2     = 143
+	igmpQuery     = 0x11
+	dhcpServer    = 67
+	dhcpClient    = 68
+	dhcpv6Server  = 547
+	dhcpHardware  = 8 + 28 // of UDP: chaddr (RFC 2131 §2)
+	arpSenderMAC  = 8
+	arpSenderIPv4 = 14
+	arpTargetIPv4 = 24
+	icmpTarget    = 8 // of neighbour solicitations and advertisements
 )
 
 // limitBurst is let through at once beside a second's worth: one frame as
@@ -77,108 +72,37 @@ const limitBurst = 1 << 16
 // limitMost is a limit that is none: beyond it the kernel's arithmetic ends.
 const limitMost = 1e10
 
-// match compares bytes of a packet with data.
-func match(text string, base expr.PayloadBase, offset uint32, op expr.CmpOp, data []byte) term {
-	return term{fmt.Sprintf("%s %s", text, hex.EncodeToString(data)), []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))},
-		&expr.Cmp{Op: op, Register: 1, Data: data},
-	}}
-}
-
-func ether(kind uint16) term {
-	return match("ether type", expr.PayloadBaseLLHeader, ethType, expr.CmpOpEq, []byte{byte(kind >> 8), byte(kind)})
-}
-
-func etherSourceNot(m mac) term {
-	return match("ether saddr !=", expr.PayloadBaseLLHeader, ethSource, expr.CmpOpNeq, m[:])
-}
-
-func etherTo(head ...byte) term {
-	return match("ether daddr", expr.PayloadBaseLLHeader, ethDestination, expr.CmpOpEq, head)
-}
-
-func etherHeader(to, from mac, kind uint16) term {
-	return match("ether header", expr.PayloadBaseLLHeader, 0, expr.CmpOpEq, slices.Concat(to[:], from[:], []byte{byte(kind >> 8), byte(kind)}))
-}
-
-func inHeader(text string, offset uint32, data []byte) term {
-	return match(text, expr.PayloadBaseNetworkHeader, offset, expr.CmpOpEq, data)
-}
-
-func inTransport(text string, offset uint32, data ...byte) term {
-	return match(text, expr.PayloadBaseTransportHeader, offset, expr.CmpOpEq, data)
-}
-
-func icmpv6(kind byte) term {
-	t := protocol("icmpv6", unix.IPPROTO_ICMPV6)
-	kindTerm := inTransport("type", 0, kind)
-	return term{t.text + " " + kindTerm.text, append(t.exprs, kindTerm.exprs...)}
-}
-
-func udpFrom(port uint16) term {
-	t := protocol("udp", unix.IPPROTO_UDP)
-	sport := inTransport("sport", udpSourcePort, byte(port>>8), byte(port))
-	return term{t.text + " " + sport.text, append(t.exprs, sport.exprs...)}
-}
-
-// ipv6Within matches an address in the IPv6 header or behind it, or what is not.
-func ipv6Within(text string, base expr.PayloadBase, offset uint32, op expr.CmpOp, p netip.Prefix) term {
-	return term{fmt.Sprintf("%s %d %s", text, op, p), []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: 16},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: toAddress(p).Mask, Xor: make([]byte, 16)},
-		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()},
-	}}
-}
-
-func ipv6From(p netip.Prefix) term {
-	return ipv6Within("ip6 saddr", expr.PayloadBaseNetworkHeader, ipv6Source, expr.CmpOpEq, p)
-}
-
-func ipv6To(p netip.Prefix) term {
-	return ipv6Within("ip6 daddr", expr.PayloadBaseNetworkHeader, ipv6Target, expr.CmpOpEq, p)
-}
-
 func linkLocal() netip.Prefix { return netip.MustParsePrefix("fe80::/10") }
 
 // targetNot matches neighbour discovery about what is none of the addresses
 // and not of the link.
-func targetNot(addresses []netip.Addr) term {
-	t := ipv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpNeq, linkLocal())
+func targetNot(addresses []netip.Addr) nft.Term {
+	t := nft.IPv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpNeq, linkLocal())
 	for _, a := range addresses {
-		not := ipv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpNeq, whole(a))
-		t.text += " " + not.text
-		t.exprs = append(t.exprs, not.exprs...)
+		not := nft.IPv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpNeq, whole(a))
+		t.Text += " " + not.Text
+		t.Exprs = append(t.Exprs, not.Exprs...)
 	}
 	return t
 }
 
-func target(a netip.Addr) term {
-	return ipv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpEq, whole(a))
+func target(a netip.Addr) nft.Term {
+	return nft.IPv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpEq, whole(a))
 }
 
 // fromSources matches what comes from where the guest announces to be.
-func fromSources(tap string, v4 bool) term {
-	set, offset, size := sources.Set(nil, tap, v4).Name, uint32(ipv6Source), uint32(16)
+func fromSources(tap string, v4 bool) nft.Term {
+	set, offset, size := sources.Set(nil, tap, v4).Name, uint32(nft.IPv6Source), uint32(16)
 	if v4 {
-		offset, size = ipv4Source, 4
+		offset, size = nft.IPv4Source, 4
 	}
-	return term{"saddr @" + set, []expr.Any{
+	return nft.Term{Text: "saddr @" + set, Exprs: []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
 		&expr.Lookup{SourceRegister: 1, SetName: set},
 	}}
 }
 
 func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-func counted(name string) term {
-	return term{"counter name " + name, []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: name}}}
-}
-
-// above matches packets beyond so many bytes per second.
-func above(limit int64) term {
-	return term{fmt.Sprintf("limit rate over %d bytes/second burst %d bytes", limit, limitBurst), []expr.Any{
-		&expr.Limit{Type: expr.LimitTypePktBytes, Rate: uint64(limit), Unit: expr.LimitTimeSecond, Burst: limitBurst, Over: true}}}
-}
 
 func isLimit(limit int64) bool { return limit > 0 && limit <= limitMost }
 
@@ -207,102 +131,104 @@ func closedTap(tap string) tapFilter { return tapFilter{tap: tap, policy: nftabl
 func limitBridge(bridge string, l limits) tapFilter {
 	f := tapFilter{tap: bridge, policy: nftables.ChainPolicyAccept}
 	if isLimit(l.out) {
-		f.out = []rule{{above(l.out), counted(bridge + counterLimitedOut), drop()}}
+		f.out = []nft.Rule{{nft.Above(l.out, limitBurst), nft.Counted(bridge + counterLimitedOut), nft.Drop()}}
 	}
 	if isLimit(l.in) {
-		f.in = []rule{{above(l.in), counted(bridge + counterLimitedIn), drop()}}
+		f.in = []nft.Rule{{nft.Above(l.in, limitBurst), nft.Counted(bridge + counterLimitedIn), nft.Drop()}}
 	}
 	return f
 }
 
 // rulesOut are for what the guest sends.
-func rulesOut(p guestPort) []rule {
+func rulesOut(p guestPort) []nft.Rule {
 	v4, v6 := byFamily(p.addresses)
-	var rules []rule
-	let := func(terms ...term) { rules = append(rules, append(terms, accept())) }
-	refuse := func(terms ...term) { rules = append(rules, append(terms, counted(p.tap+counterSpoofed), drop())) }
+	var rules []nft.Rule
+	let := func(terms ...nft.Term) { rules = append(rules, append(terms, nft.Accept())) }
+	refuse := func(terms ...nft.Term) {
+		rules = append(rules, append(terms, nft.Counted(p.tap+counterSpoofed), nft.Drop()))
+	}
 
 	if isLimit(p.limits.out) {
-		rules = append(rules, rule{above(p.limits.out), counted(p.tap + counterLimitedOut), drop()})
+		rules = append(rules, nft.Rule{nft.Above(p.limits.out, limitBurst), nft.Counted(p.tap + counterLimitedOut), nft.Drop()})
 	}
 	// Most of all packets are done with here: three comparisons for each.
 	for _, a := range v4 {
-		let(etherHeader(gatewayMAC(), p.mac, etherIPv4), inHeader("ip saddr", ipv4Source, a.AsSlice()), protocol("tcp", unix.IPPROTO_TCP))
+		let(nft.EtherHeader(gatewayMAC(), p.mac, etherIPv4), nft.InHeader("ip saddr", nft.IPv4Source, a.AsSlice()), nft.Protocol("tcp", unix.IPPROTO_TCP))
 	}
 	for _, a := range v6 {
-		let(etherHeader(gatewayMAC(), p.mac, etherIPv6), ipv6From(whole(a)), protocol("tcp", unix.IPPROTO_TCP))
+		let(nft.EtherHeader(gatewayMAC(), p.mac, etherIPv6), nft.IPv6From(whole(a)), nft.Protocol("tcp", unix.IPPROTO_TCP))
 	}
-	refuse(etherSourceNot(p.mac))
-	refuse(etherTo(0x01, 0x80, 0xc2, 0, 0)) // past the bridge (IEEE 802.1D, 7.12.6)
-	refuse(udp(Port))
-	refuse(ether(etherIPv4), udpFrom(dhcpServer))
-	refuse(ether(etherIPv4), protocol("igmp", unix.IPPROTO_IGMP), inTransport("type", 0, igmpQuery))
+	refuse(nft.EtherSourceNot(p.mac))
+	refuse(nft.EtherTo(0x01, 0x80, 0xc2, 0, 0)) // past the bridge (IEEE 802.1D, 7.12.6)
+	refuse(nft.UDP(Port))
+	refuse(nft.Ether(etherIPv4), nft.UDPFrom(dhcpServer))
+	refuse(nft.Ether(etherIPv4), nft.Protocol("igmp", unix.IPPROTO_IGMP), nft.InTransport("type", 0, igmpQuery))
 	for _, a := range v4 {
-		let(ether(etherIPv4), inHeader("ip saddr", ipv4Source, a.AsSlice()))
+		let(nft.Ether(etherIPv4), nft.InHeader("ip saddr", nft.IPv4Source, a.AsSlice()))
 	}
 	if p.peers {
-		let(ether(etherIPv4), fromSources(p.tap, true))
-		let(ether(etherIPv6), fromSources(p.tap, false))
+		let(nft.Ether(etherIPv4), fromSources(p.tap, true))
+		let(nft.Ether(etherIPv6), fromSources(p.tap, false))
 	}
-	let(ether(etherIPv4), inHeader("ip saddr", ipv4Source, make([]byte, 4)), udpFrom(dhcpClient), udp(dhcpServer))
+	let(nft.Ether(etherIPv4), nft.InHeader("ip saddr", nft.IPv4Source, make([]byte, 4)), nft.UDPFrom(dhcpClient), nft.UDP(dhcpServer))
 
 	// Ethernet and IPv4 (RFC 826); the sender of a probe has no address yet (RFC 5227).
 	for _, a := range append(slices.Clone(v4), netip.IPv4Unspecified()) {
-		let(ether(etherARP), inHeader("arp header", 0, []byte{0, 1, 8, 0, 6, 4}),
-			inHeader("arp sender", arpSenderMAC, append(slices.Clone(p.mac[:]), a.AsSlice()...)))
+		let(nft.Ether(etherARP), nft.InHeader("arp header", 0, []byte{0, 1, 8, 0, 6, 4}),
+			nft.InHeader("arp sender", arpSenderMAC, append(slices.Clone(p.mac[:]), a.AsSlice()...)))
 	}
 	rules6Out(v6, let, refuse)
 	refuse()
 	return rules
 }
 
-func rules6Out(addresses []netip.Addr, let, refuse func(...term)) {
-	refuse(ether(etherIPv6), udpFrom(dhcpv6Server))
+func rules6Out(addresses []netip.Addr, let, refuse func(...nft.Term)) {
+	refuse(nft.Ether(etherIPv6), nft.UDPFrom(dhcpv6Server))
 	for _, routers := range []byte{icmpRouter, icmpRedirect, icmpMLDQuery} {
-		refuse(ether(etherIPv6), icmpv6(routers))
+		refuse(nft.Ether(etherIPv6), nft.ICMPv6Type(routers))
 	}
 	gateway := gatewayAddress6().Addr()
-	refuse(ether(etherIPv6), ipv6From(whole(gateway)))
-	refuse(ether(etherIPv6), icmpv6(icmpAnswer), target(gateway))
-	refuse(ether(etherIPv6), icmpv6(icmpAnswer), targetNot(addresses))
+	refuse(nft.Ether(etherIPv6), nft.IPv6From(whole(gateway)))
+	refuse(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpAnswer), target(gateway))
+	refuse(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpAnswer), targetNot(addresses))
 	for _, a := range addresses {
-		let(ether(etherIPv6), ipv6From(whole(a)))
+		let(nft.Ether(etherIPv6), nft.IPv6From(whole(a)))
 	}
 	// What is of the link goes no further than the gateway.
-	let(ether(etherIPv6), ipv6From(linkLocal()), ipv6To(linkLocal()))
-	let(ether(etherIPv6), ipv6From(linkLocal()), ipv6To(netip.MustParsePrefix("ff02::/16")))
+	let(nft.Ether(etherIPv6), nft.IPv6From(linkLocal()), nft.IPv6To(linkLocal()))
+	let(nft.Ether(etherIPv6), nft.IPv6From(linkLocal()), nft.IPv6To(netip.MustParsePrefix("ff02::/16")))
 	// A guest that has no address yet (RFC 4862 §5.4.2).
-	none := ipv6From(whole(netip.IPv6Unspecified()))
-	refuse(ether(etherIPv6), none, icmpv6(icmpNeighbour), targetNot(addresses))
+	none := nft.IPv6From(whole(netip.IPv6Unspecified()))
+	refuse(nft.Ether(etherIPv6), none, nft.ICMPv6Type(icmpNeighbour), targetNot(addresses))
 	for _, kind := range []byte{icmpNeighbour, icmpRouterAsk, icmpMLDv2} {
-		let(ether(etherIPv6), none, icmpv6(kind))
+		let(nft.Ether(etherIPv6), none, nft.ICMPv6Type(kind))
 	}
 }
 
 // rulesIn are for what the guest is sent: by its gateway, for itself.
-func rulesIn(p guestPort) []rule {
+func rulesIn(p guestPort) []nft.Rule {
 	v4, v6 := byFamily(p.addresses)
-	rules := []rule{{etherSourceNot(gatewayMAC()), drop()}}
-	let := func(terms ...term) { rules = append(rules, append(terms, accept())) }
+	rules := []nft.Rule{{nft.EtherSourceNot(gatewayMAC()), nft.Drop()}}
+	let := func(terms ...nft.Term) { rules = append(rules, append(terms, nft.Accept())) }
 	if isLimit(p.limits.in) {
-		rules = append(rules, rule{etherTo(p.mac[:]...), above(p.limits.in), counted(p.tap + counterLimitedIn), drop()})
+		rules = append(rules, nft.Rule{nft.EtherTo(p.mac[:]...), nft.Above(p.limits.in, limitBurst), nft.Counted(p.tap + counterLimitedIn), nft.Drop()})
 	}
 	// Linux has no way to keep a router from sending IPv6 redirects: a guest would
 	// be told to send to its neighbour itself, which no port lets it do.
-	rules = append(rules, rule{etherHeader(p.mac, gatewayMAC(), etherIPv6), icmpv6(icmpRedirect), drop()})
-	let(etherTo(p.mac[:]...))
+	rules = append(rules, nft.Rule{nft.EtherHeader(p.mac, gatewayMAC(), etherIPv6), nft.ICMPv6Type(icmpRedirect), nft.Drop()})
+	let(nft.EtherTo(p.mac[:]...))
 	// What goes to all on the link, if it is about this guest.
 	for _, a := range v4 {
-		let(ether(etherARP), inHeader("arp target", arpTargetIPv4, a.AsSlice()))
+		let(nft.Ether(etherARP), nft.InHeader("arp target", arpTargetIPv4, a.AsSlice()))
 	}
-	let(ether(etherIPv4), udpFrom(dhcpServer), udp(dhcpClient), inTransport("chaddr", dhcpHardware, p.mac[:]...))
-	let(ether(etherIPv6), icmpv6(icmpRouter))
+	let(nft.Ether(etherIPv4), nft.UDPFrom(dhcpServer), nft.UDP(dhcpClient), nft.InTransport("chaddr", dhcpHardware, p.mac[:]...))
+	let(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpRouter))
 	for _, a := range append(slices.Clone(v6), linkLocal().Addr()) {
 		about := target(a)
 		if a == linkLocal().Addr() {
-			about = ipv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpEq, linkLocal())
+			about = nft.IPv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpEq, linkLocal())
 		}
-		let(ether(etherIPv6), icmpv6(icmpNeighbour), about)
+		let(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpNeighbour), about)
 	}
 	return rules
 }
@@ -501,10 +427,10 @@ func (t *tapTable) drops(tap string) Drops {
 }
 
 // ruleOf is the rule as the kernel takes it.
-func ruleOf(table *nftables.Table, ch *nftables.Chain, r rule) *nftables.Rule {
-	out := &nftables.Rule{Table: table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment())}
+func ruleOf(table *nftables.Table, ch *nftables.Chain, r nft.Rule) *nftables.Rule {
+	out := &nftables.Rule{Table: table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, r.Comment())}
 	for _, t := range r {
-		out.Exprs = append(out.Exprs, t.exprs...)
+		out.Exprs = append(out.Exprs, t.Exprs...)
 	}
 	return out
 }

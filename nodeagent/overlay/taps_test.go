@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nft"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -560,7 +561,7 @@ func TestTapDriftIsMended(t *testing.T) {
 	bridge, err := p.LinkByName(bridgeName(red().vni))
 	must(t, err)
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyNetdev}
-	nft := func(change func(*nftables.Conn)) func() error {
+	changed := func(change func(*nftables.Conn)) func() error {
 		return func() error {
 			c := p.nft(t)
 			change(c)
@@ -572,13 +573,13 @@ func TestTapDriftIsMended(t *testing.T) {
 		name    string
 		breakIt func() error
 	}{
-		{"filter deleted", nft(func(c *nftables.Conn) { c.DelTable(table) })},
-		{"filter flushed", nft(func(c *nftables.Conn) { c.FlushChain(out) })},
-		{"chain deleted", nft(func(c *nftables.Conn) { c.FlushChain(out); c.DelChain(out) })},
-		{"open door", nft(func(c *nftables.Conn) {
-			c.InsertRule(ruleOf(table, out, rule{accept()}))
+		{"filter deleted", changed(func(c *nftables.Conn) { c.DelTable(table) })},
+		{"filter flushed", changed(func(c *nftables.Conn) { c.FlushChain(out) })},
+		{"chain deleted", changed(func(c *nftables.Conn) { c.FlushChain(out); c.DelChain(out) })},
+		{"open door", changed(func(c *nftables.Conn) {
+			c.InsertRule(ruleOf(table, out, nft.Rule{nft.Accept()}))
 		})},
-		{"open policy", nft(func(c *nftables.Conn) {
+		{"open policy", changed(func(c *nftables.Conn) {
 			open := nftables.ChainPolicyAccept
 			c.AddChain(&nftables.Chain{Name: out.Name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
 				Priority: nftables.ChainPriorityFilter, Device: tap.Attrs().Name, Policy: &open})
