@@ -138,7 +138,13 @@ func (q Quantity) MarshalText() ([]byte, error) { return []byte(q.String()), nil
 func (q Quantity) String() string { return q.q.String() }
 
 // Value is the quantity rounded up to a whole number (bytes, for memory).
-func (q Quantity) Value() int64 { return q.q.Value() }
+func (q Quantity) Value() int64 {
+	v := q.q.Value()
+	if v > 0 && q.q.Sign() < 0 {
+		return 0 // it rounds up by adding one to what is left of a fraction: -1e-10 would be 1
+	}
+	return v
+}
 
 // IsZero reports whether the quantity is zero.
 func (q Quantity) IsZero() bool { return q.q.IsZero() }

@@ -22,7 +22,7 @@ func TestQuantityIsBounded(t *testing.T) {
 			t.Errorf("%.40q is read as %s", text, q)
 		}
 	}
-	for text, want := range map[string]int64{"0": 0, "4Gi": 4 << 30, "500M": 500e6, "250m": 1, "1e3": 1000, "1E": 1e18, "7Ei": 7 << 60, "1e-30": 1, "-1": -1, "1.5": 2} {
+	for text, want := range map[string]int64{"0": 0, "4Gi": 4 << 30, "500M": 500e6, "250m": 1, "1e3": 1000, "1E": 1e18, "7Ei": 7 << 60, "1e-30": 1, "-1": -1, "1.5": 2, "-1e-10": 0} {
 		if q, err := ParseQuantity(text); err != nil || q.Value() != want {
 			t.Errorf("%s is read as %d (%v), want %d", text, q.Value(), err, want)
 		}
@@ -187,7 +187,7 @@ func FuzzDuration(f *testing.F) {
 }
 
 func FuzzQuantity(f *testing.F) {
-	for _, s := range []string{"4Gi", "500M", "250m", "1e3", "1e-999999999", "1E-30", "1.5Ki", "-8Ei", "9223372036854775806", "0.000000001", "1e-9", "999999999999999999n"} {
+	for _, s := range []string{"4Gi", "500M", "250m", "1e3", "1e-999999999", "1E-30", "1.5Ki", "-8Ei", "9223372036854775806", "0.000000001", "1e-9", "-1E-10", "999999999999999999n"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
