@@ -1,6 +1,8 @@
-// Package control owns the level-triggered work loop that every controller
-// runs: names go in, each is reconciled by one worker at a time, and comes back
-// when it is added again, after the delay it asked for, or after a back-off.
+// Package control owns the shape that every controller has: which changes make
+// which objects due, one step with one object, and how a step writes. Below it is
+// a level-triggered loop: names go in, each is held by one worker at a time, and
+// comes back when it is added again, after the delay it asked for, or after a
+// back-off.
 package control
 
 import (
@@ -12,8 +14,11 @@ import (
 )
 
 // Func brings one object to its desired state. It returns when to look again
-// at the latest; 0 means when something changes.
+// at the latest: AtOnce, or 0 for when something changes.
 type Func func(ctx context.Context, name string) (time.Duration, error)
+
+// AtOnce is the delay of a step that is to be taken again without a change.
+const AtOnce time.Duration = 1
 
 // Loop runs a Func over a set of names. The zero value is not usable; see New.
 type Loop struct {
@@ -34,8 +39,9 @@ type Loop struct {
 }
 
 type timer struct {
-	at time.Time
-	t  *time.Timer
+	at   time.Time
+	t    *time.Timer
+	soon bool // something was added, and is gathered
 }
 
 // New makes a loop whose errors back off from 1 s to 1 min.
@@ -61,6 +67,7 @@ func (l *Loop) AddSoon(name string, d time.Duration) {
 	defer l.mu.Unlock()
 	if !l.closed && !l.queued[name] {
 		l.addAfter(name, d)
+		l.timers[name].soon = true
 	}
 }
 
@@ -170,7 +177,7 @@ func (l *Loop) done(ctx context.Context, name string, after time.Duration, err e
 	} else {
 		delete(l.fails, name)
 	}
-	if l.again[name] && err == nil {
+	if (l.again[name] || after == AtOnce) && err == nil {
 		delete(l.again, name)
 		l.add(name)
 		return
@@ -179,6 +186,18 @@ func (l *Loop) done(ctx context.Context, name string, after time.Duration, err e
 	if after > 0 {
 		l.addAfter(name, after)
 	}
+}
+
+// idle reports whether no name is due or gathered, and no worker holds one.
+func (l *Loop) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range l.timers {
+		if t.soon {
+			return false
+		}
+	}
+	return len(l.ready) == 0 && len(l.running) == 0
 }
 
 func (l *Loop) backoff(name string) time.Duration {

@@ -32,7 +32,7 @@ type Cache struct {
 	refs     index.Keyed[ref, ref]   // what is named → who names it
 	revision int64
 	moved    chan struct{} // closed when revision moves, and made anew
-	feeds    map[*feed]struct{}
+	feeds    map[*Subscription]struct{}
 	mirrors  []func(Change)
 	tail     tail
 
@@ -54,7 +54,7 @@ func NewCache(s *Store, log *slog.Logger) *Cache {
 	c := &Cache{
 		store: s, log: log,
 		byPlural: map[string]*table{}, byType: map[reflect.Type]*table{}, macs: map[api.MAC][]string{},
-		moved: make(chan struct{}), synced: make(chan struct{}), feeds: map[*feed]struct{}{}, tail: tail{size: tailSize},
+		moved: make(chan struct{}), synced: make(chan struct{}), feeds: map[*Subscription]struct{}{}, tail: tail{size: tailSize},
 	}
 	for _, k := range api.Kinds() {
 		if k.Computed {

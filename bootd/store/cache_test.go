@@ -190,7 +190,7 @@ func TestCacheSurvivesCompaction(t *testing.T) {
 		t.Fatalf("the watch ended with %v", err)
 	}
 	heard := map[string]string{}
-	f := &feed{pending: map[feedKey]*Change{}, wake: make(chan struct{}, 1)}
+	f := c.Subscription()
 	c.attach(f)
 	for _, ok := f.take(); ok; _, ok = f.take() {
 	}

@@ -25,20 +25,46 @@ type Change struct {
 // are joined into one, so a slow fn never holds up the cache and nothing grows
 // without bound. fn is called by the goroutine that called Subscribe.
 func (c *Cache) Subscribe(ctx context.Context, fn func(Change), kinds ...api.Kind) error {
-	f := &feed{pending: map[feedKey]*Change{}, wake: make(chan struct{}, 1)}
+	return c.Subscription(kinds...).Run(ctx, fn)
+}
+
+// Subscription is Subscribe for a caller that asks meanwhile how far it has come.
+func (c *Cache) Subscription(kinds ...api.Kind) *Subscription {
+	s := &Subscription{cache: c, pending: map[feedKey]*Change{}, wake: make(chan struct{}, 1)}
 	for _, k := range kinds {
-		f.plurals = append(f.plurals, k.Plural)
+		s.plurals = append(s.plurals, k.Plural)
 	}
-	c.attach(f)
-	defer c.detach(f)
+	return s
+}
+
+// Subscription is one subscriber's queue: at most one Change for each object.
+type Subscription struct {
+	cache   *Cache
+	plurals []string // empty: all
+	wake    chan struct{}
+
+	mu      sync.Mutex
+	order   []feedKey
+	pending map[feedKey]*Change
+	busy    bool // fn has not returned
+	handed  int  // changes that fn was called with
+	begun   bool // all that was in the cache at first is pending, or was handed to fn
+}
+
+type feedKey struct{ plural, name string }
+
+// Run calls fn as Subscribe does. It may be called once.
+func (s *Subscription) Run(ctx context.Context, fn func(Change)) error {
+	s.cache.attach(s)
+	defer s.cache.detach(s)
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-f.wake:
+		case <-s.wake:
 		}
 		for {
-			change, ok := f.take()
+			change, ok := s.take()
 			if !ok {
 				break
 			}
@@ -50,11 +76,20 @@ func (c *Cache) Subscribe(ctx context.Context, fn func(Change), kinds ...api.Kin
 	}
 }
 
-func (c *Cache) attach(f *feed) {
+// Quiet reports whether fn has returned from every change that the cache has
+// taken, and with how many changes fn was called so far.
+func (s *Subscription) Quiet() (handed int, quiet bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.handed, s.begun && !s.busy && len(s.order) == 0
+}
+
+func (c *Cache) attach(s *Subscription) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.each(f.put)
-	c.feeds[f] = struct{}{}
+	c.each(s.put)
+	c.feeds[s] = struct{}{}
+	s.begin()
 }
 
 // Mirror calls fn with every object that is in the cache, and from then on with
@@ -81,57 +116,54 @@ func (c *Cache) each(fn func(Change)) {
 	}
 }
 
-func (c *Cache) detach(f *feed) {
+func (c *Cache) detach(s *Subscription) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.feeds, f)
+	delete(c.feeds, s)
 }
 
-// feed is one subscriber's queue: at most one Change for each object.
-type feed struct {
-	plurals []string // empty: all
-	wake    chan struct{}
-
-	mu      sync.Mutex
-	order   []feedKey
-	pending map[feedKey]*Change
+func (s *Subscription) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun = true
 }
 
-type feedKey struct{ plural, name string }
-
-func (f *feed) put(c Change) {
-	if len(f.plurals) > 0 && !slices.Contains(f.plurals, c.Kind.Plural) {
+func (s *Subscription) put(c Change) {
+	if len(s.plurals) > 0 && !slices.Contains(s.plurals, c.Kind.Plural) {
 		return
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	k := feedKey{c.Kind.Plural, c.Name}
-	if waiting := f.pending[k]; waiting != nil {
+	if waiting := s.pending[k]; waiting != nil {
 		waiting.New, waiting.Revision = c.New, c.Revision
 		return
 	}
-	f.pending[k] = &c
-	f.order = append(f.order, k)
+	s.pending[k] = &c
+	s.order = append(s.order, k)
 	select {
-	case f.wake <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
 // take returns the oldest Change; one of an object that came and went
 // unheard of is dropped.
-func (f *feed) take() (Change, bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for len(f.order) > 0 {
-		k := f.order[0]
-		f.order = f.order[1:]
-		c := f.pending[k]
-		delete(f.pending, k)
+func (s *Subscription) take() (Change, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy = false
+	for len(s.order) > 0 {
+		k := s.order[0]
+		s.order = s.order[1:]
+		c := s.pending[k]
+		delete(s.pending, k)
 		if c.Old != nil || c.New != nil {
+			s.busy = true
+			s.handed++
 			return *c, true
 		}
 	}
-	f.order = nil
+	s.order = nil
 	return Change{}, false
 }

@@ -1,0 +1,143 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Env is what a controller works on and reports to.
+type Env struct {
+	Store *store.Store
+	Cache *store.Cache
+	Event func(o api.Object, typ api.EventType, reason, message string)
+	Log   *slog.Logger
+}
+
+// Controller brings the objects of one kind to what they should be, one step at a
+// time. T is a pointer to the kind.
+type Controller[T api.Object] struct {
+	Env
+	// Kinds are those whose changes may matter; none for all.
+	Kinds []string
+	// Due names the objects that a change may matter to.
+	Due func(store.Change) []string
+	// Gather is for how long changes of a kind are gathered before the step. Default: none.
+	Gather map[string]time.Duration
+	// Sources make objects due for other reasons than changes, until ctx ends.
+	Sources []func(ctx context.Context, due func(names ...string)) error
+	// Workers is how many steps run at once, each of another object.
+	Workers int
+	// Step takes the next step with one object. It returns when to look again at
+	// the latest: AtOnce, or 0 for when something changes.
+	Step func(ctx context.Context, o T) (again time.Duration, err error)
+	// Gone is called for an object that is due and not in the cache. Default: nothing.
+	Gone func(name string)
+
+	mu    sync.Mutex
+	loop  *Loop
+	heard *store.Subscription
+}
+
+// Run works until ctx ends. It runs on the elected bootd only.
+func (c *Controller[T]) Run(ctx context.Context) error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.heard.Run(ctx, c.changed) })
+	for _, source := range c.Sources {
+		g.Go(func() error { return source(ctx, c.due) })
+	}
+	g.Go(func() error { c.loop.Run(ctx, c.Workers); return ctx.Err() })
+	return g.Wait()
+}
+
+func (c *Controller[T]) begin() error {
+	var kinds []api.Kind
+	for _, name := range c.Kinds {
+		k, err := api.LookupKind(name)
+		if err != nil {
+			return err
+		}
+		kinds = append(kinds, k)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.loop, c.heard = New(c.step, c.Log), c.Cache.Subscription(kinds...)
+	return nil
+}
+
+func (c *Controller[T]) changed(ch store.Change) {
+	gather := c.Gather[ch.Kind.Name]
+	for _, name := range c.Due(ch) {
+		if gather > 0 {
+			c.loop.AddSoon(name, gather)
+		} else {
+			c.loop.Add(name)
+		}
+	}
+}
+
+func (c *Controller[T]) due(names ...string) {
+	for _, name := range names {
+		c.loop.Add(name)
+	}
+}
+
+func (c *Controller[T]) step(ctx context.Context, name string) (time.Duration, error) {
+	var kind T
+	o, ok := c.Cache.CachedObject(api.KindOf(kind), name)
+	if ok {
+		return c.Step(ctx, o.(T))
+	}
+	if c.Gone != nil {
+		c.Gone(name)
+	}
+	return 0, nil
+}
+
+// Idle returns when nothing that is in the store is left to do: every change was
+// judged, no object is due and no step runs. What is due later, as its last step
+// asked for, does not count, and neither does what Sources have not told yet.
+// Tests wait with it before they look that something did not happen.
+func (c *Controller[T]) Idle(ctx context.Context) error {
+	revision, err := c.Store.Revision(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.Cache.WaitRevision(ctx, revision); err != nil {
+		return err
+	}
+	for !c.idle() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// idle looks at the changes before and after the loop: a step that ended in
+// between has made its writes, and what they make due must be seen.
+func (c *Controller[T]) idle() bool {
+	c.mu.Lock()
+	loop, heard := c.loop, c.heard
+	c.mu.Unlock()
+	if loop == nil {
+		return false
+	}
+	before, quiet := heard.Quiet()
+	if !quiet || !loop.idle() {
+		return false
+	}
+	after, quiet := heard.Quiet()
+	return quiet && before == after
+}

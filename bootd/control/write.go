@@ -1,0 +1,57 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// Write changes an object that is still the one that was looked at. change may run
+// several times, and returns false when there is nothing to change. Write returns
+// when the cache has the object as it then is: the next step must not look at it
+// as it was before this one's own writes. An object that is gone is left alone.
+func Write[T api.Object](ctx context.Context, e Env, o T, change func(fresh T) bool) error {
+	kind, name := api.KindOf(o), o.Meta().Name
+	fresh, err := e.Store.Mutate(ctx, kind, name, func(fresh api.Object) error {
+		if fresh.Meta().UID != o.Meta().UID || !change(fresh.(T)) {
+			return store.ErrUnchanged
+		}
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("write %s %s: %w", kind.Name, name, err)
+	}
+	return e.Cache.WaitRevision(ctx, store.RevisionOf(fresh))
+}
+
+// HasFinalizer reports whether an object has a finalizer.
+func HasFinalizer(o api.Object, finalizer string) bool {
+	return slices.Contains(o.Meta().Finalizers, finalizer)
+}
+
+// AddFinalizer puts a finalizer on an object that is being written, unless it is
+// being deleted. It reports whether that changed anything.
+func AddFinalizer(o api.Object, finalizer string) bool {
+	m := o.Meta()
+	if m.DeletionTimestamp != nil || HasFinalizer(o, finalizer) {
+		return false
+	}
+	m.Finalizers = append(m.Finalizers, finalizer)
+	return true
+}
+
+// DropFinalizer takes a finalizer off an object that is being written. It reports
+// whether that changed anything.
+func DropFinalizer(o api.Object, finalizer string) bool {
+	m := o.Meta()
+	before := len(m.Finalizers)
+	m.Finalizers = slices.DeleteFunc(m.Finalizers, func(f string) bool { return f == finalizer })
+	return len(m.Finalizers) != before
+}
