@@ -22,6 +22,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/image"
@@ -378,8 +379,9 @@ func (d *daemon) lead(ctx context.Context) error {
 		// A BMC's command cannot be taken back: it is not sent after the lead is lost.
 		leading := ctx
 		ctx = hardware.WithPermit(ctx, func() error { return store.CheckLead(leading) })
+		env := control.Env{Store: d.store, Cache: d.cache, Event: d.record.Event, Log: d.log}
 		machines := &machine.Controller{
-			Store: d.store, Cache: d.cache, Record: d.record, Log: d.log, Nonce: ca.NewTokens(d.keyring).Nonce,
+			Env: env, Decision: d.record.Decision, Nonce: ca.NewTokens(d.keyring).Nonce,
 			Dial: func(ctx context.Context, e hardware.Endpoint) (machine.BMC, error) {
 				return hardware.Dial(ctx, e, d.log)
 			},
@@ -396,7 +398,7 @@ func (d *daemon) lead(ctx context.Context) error {
 		defer d.leading.Store(false)
 		d.reportSubnets(ctx)
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return machines.Run(ctx) })
+		g.Go(func() error { return machines.Control().Run(ctx) })
 		g.Go(func() error { return images.Run(ctx) })
 		g.Go(func() error { return networks.Run(ctx) })
 		g.Go(func() error { return guests.Run(ctx) })

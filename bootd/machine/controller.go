@@ -3,11 +3,8 @@ package machine
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
@@ -40,15 +37,12 @@ type Recorder interface {
 
 // Controller brings Machines to the state that their spec asks for.
 type Controller struct {
-	Store  *store.Store
-	Cache  *store.Cache
-	Dial   func(context.Context, hardware.Endpoint) (BMC, error)
-	Record Recorder
+	control.Env
+	Dial     func(context.Context, hardware.Endpoint) (BMC, error)
+	Decision func(d api.Decision)
 	// Nonce derives the value that a BootAttempt writes to the system's AssetTag.
 	Nonce func(machineUID, attemptID string) string
-	Log   *slog.Logger
 
-	loop *control.Loop
 	// opening serialises the opening of BootAttempts, so that the brakes count
 	// right: the cache is brought up to date before the next one counts.
 	opening sync.Mutex
@@ -56,66 +50,60 @@ type Controller struct {
 	holds holds
 }
 
-// Run works until ctx ends. It runs on the elected bootd only.
-func (c *Controller) Run(ctx context.Context) error {
-	c.loop = control.New(c.Reconcile, c.Log)
+// Control is the controller as it runs.
+func (c *Controller) Control() *control.Controller[*api.Machine] {
 	c.holds.reset()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.Cache.Subscribe(ctx, c.changed) })
-	g.Go(func() error { c.loop.Run(ctx, 16); return ctx.Err() })
-	return g.Wait()
+	return &control.Controller[*api.Machine]{Env: c.Env, Due: c.due, Workers: 16, Step: c.step, Gone: c.holds.forget}
 }
 
-// changed makes the Machines due that a change may concern.
-func (c *Controller) changed(ch store.Change) {
-	if ch.Kind.Name == "Machine" {
-		c.loop.Add(ch.Name)
-		return
-	}
-	if ch.Kind.Name == "Guest" {
-		for _, o := range []api.Object{ch.Old, ch.New} {
-			if g, ok := o.(*api.Guest); ok && g.Status.Host != "" {
-				c.loop.Add(g.Status.Host)
-			}
-		}
-		return
-	}
-	if ch.Kind.Name == "Site" {
+// due names the Machines that a change may concern.
+func (c *Controller) due(ch store.Change) []string {
+	switch {
+	case ch.Kind.Name == "Machine":
+		return []string{ch.Name}
+	case ch.Kind.Name == "Guest":
+		return hostsOf(ch)
+	case ch.Kind.Name == "Site":
+		var all []string
 		for _, m := range store.CachedList[api.Machine](c.Cache) {
-			c.loop.Add(m.Metadata.Name)
+			all = append(all, m.Metadata.Name)
 		}
-		return
+		return all
+	case ch.Kind.Name != "Image" && sameSpec(ch.Old, ch.New):
+		return nil // an Image has to be Ready, of the others the spec alone matters
 	}
-	if ch.Kind.Name != "Image" && sameSpec(ch.Old, ch.New) {
-		return // an Image has to be Ready, of the others the spec alone matters
+	return c.referrers(ch.Kind.Name, ch.Name)
+}
+
+// hostsOf are the hosts that a Guest was on and is on.
+func hostsOf(ch store.Change) (hosts []string) {
+	for _, o := range []api.Object{ch.Old, ch.New} {
+		if g, ok := o.(*api.Guest); ok && g.Status.Host != "" {
+			hosts = append(hosts, g.Status.Host)
+		}
 	}
-	c.referrersDue(ch.Kind.Name, ch.Name)
+	return hosts
 }
 
 func sameSpec(a, b api.Object) bool {
 	return a != nil && b != nil && a.Meta().UID == b.Meta().UID && a.Meta().Generation == b.Meta().Generation
 }
 
-// referrersDue makes the Machines due that name an object, be it by their
-// Profile.
-func (c *Controller) referrersDue(kind, name string) {
+// referrers are the Machines that name an object, be it by their Profile.
+func (c *Controller) referrers(kind, name string) (machines []string) {
 	for _, o := range c.Cache.CachedReferrers(kind, name) {
 		switch o := o.(type) {
 		case *api.Machine:
-			c.loop.Add(o.Metadata.Name)
+			machines = append(machines, o.Metadata.Name)
 		case *api.Profile:
-			c.referrersDue("Profile", o.Metadata.Name)
+			machines = append(machines, c.referrers("Profile", o.Metadata.Name)...)
 		}
 	}
+	return machines
 }
 
-// Reconcile takes the next step of one Machine.
-func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration, error) {
-	m, ok := store.Cached[api.Machine](c.Cache, name)
-	if !ok {
-		c.holds.forget(name)
-		return 0, nil
-	}
+// step takes the next step of one Machine.
+func (c *Controller) step(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	if IsDiscovered(m) {
 		return c.expireDiscovered(ctx, m)
 	}
@@ -123,7 +111,7 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 		return c.restored(ctx, m)
 	}
 	if store.Claimed(c.Cache, m) && m.Metadata.DeletionTimestamp == nil {
-		return c.hold(ctx, m, "HostUnknown", fmt.Sprintf("a host of this name runs that bootd has not known since it was restored: weftctl restore accept %s, or write-off %[1]s to have it provisioned over", name))
+		return c.hold(ctx, m, "HostUnknown", fmt.Sprintf("a host of this name runs that bootd has not known since it was restored: weftctl restore accept %s, or write-off %[1]s to have it provisioned over", m.Metadata.Name))
 	}
 	if m.Metadata.DeletionTimestamp != nil {
 		return c.remove(ctx, m)
@@ -158,7 +146,7 @@ func (c *Controller) Reconcile(ctx context.Context, name string) (time.Duration,
 	if err != nil {
 		return wait, err
 	}
-	if wait, err = c.putTagBack(ctx, name, wait); err != nil {
+	if wait, err = c.putTagBack(ctx, m.Metadata.Name, wait); err != nil {
 		return wait, err
 	}
 	return c.recheckBMC(ctx, m, wait)
@@ -175,7 +163,7 @@ func (c *Controller) expire(ctx context.Context, m *api.Machine) error {
 		}
 	})
 	if err == nil && failed {
-		c.Record.Event(m, api.Warning, "BootFailed", message)
+		c.Event(m, api.Warning, "BootFailed", message)
 	}
 	return err
 }
@@ -213,21 +201,19 @@ func (c *Controller) recheckBMC(ctx context.Context, m *api.Machine, wait time.D
 	return again, nil
 }
 
-// mutate changes the Machine's status in the store, when fn changes anything,
-// and waits until the cache has it: the next pass must not look at the Machine
-// as it was before this one's own writes.
+// mutate changes the Machine, when fn changes anything. It fails when the Machine
+// is gone: what follows on the change must not be done to its BMC.
 func (c *Controller) mutate(ctx context.Context, m *api.Machine, fn func(*api.Machine)) error {
-	after, err := store.Mutate(ctx, c.Store, m.Metadata.Name, func(fresh *api.Machine) error {
-		if fresh.Metadata.UID != m.Metadata.UID {
-			return store.ErrUnchanged // deleted and made anew: not the one that was looked at
-		}
+	there := false
+	err := control.Write(ctx, c.Env, m, func(fresh *api.Machine) bool {
+		there = true
 		fn(fresh)
-		return nil
+		return true
 	})
-	if err != nil {
-		return fmt.Errorf("write the status of Machine %s: %w", m.Metadata.Name, err)
+	if err == nil && !there {
+		return fmt.Errorf("write Machine %s: %w", m.Metadata.Name, store.ErrNotFound)
 	}
-	return c.Cache.WaitRevision(ctx, revision(after))
+	return err
 }
 
 // missing names the first thing that the spec refers to and that does not
@@ -305,7 +291,7 @@ func (c *Controller) missingOfProfile(name string) string {
 // something changes, and every so often.
 func (c *Controller) hold(ctx context.Context, m *api.Machine, reason, message string) (time.Duration, error) {
 	if old := m.Status.Conditions.Get(api.CondHeld); old == nil || old.Reason != reason {
-		c.Record.Event(m, api.Warning, reason, message)
+		c.Event(m, api.Warning, reason, message)
 	}
 	return 15 * time.Second, c.mutate(ctx, m, func(m *api.Machine) {
 		m.Status.Conditions.Set(time.Now(), api.CondHeld, api.True, reason, message)
@@ -359,9 +345,10 @@ func (c *Controller) open(ctx context.Context, m *api.Machine, reason string, re
 		stage = api.StageRequested // the firmware reads the AssetTag at a reset
 	}
 	seen := attemptID(m)
-	after, err := store.Mutate(ctx, c.Store, m.Metadata.Name, func(fresh *api.Machine) error {
-		if fresh.Metadata.UID != m.Metadata.UID || attemptID(fresh) != seen {
-			return store.ErrUnchanged
+	var opened *api.BootAttempt
+	err := control.Write(ctx, c.Env, m, func(fresh *api.Machine) bool {
+		if opened = nil; attemptID(fresh) != seen {
+			return false
 		}
 		if fresh.Status.Attempt.Open() {
 			Fail(fresh, time.Now(), "superseded: "+reason)
@@ -371,17 +358,18 @@ func (c *Controller) open(ctx context.Context, m *api.Machine, reason string, re
 		if r := pending(fresh); r != nil && r.Verb == api.VerbReprovision {
 			fresh.Status.Attempt.Request = r.ID
 		}
-		return nil
+		opened = fresh.Status.Attempt
+		return true
 	})
 	if err != nil {
 		return 0, fmt.Errorf("open a BootAttempt for %s: %w", m.Metadata.Name, err)
 	}
-	if attemptID(after) == seen {
+	if opened == nil {
 		return 0, nil
 	}
-	c.Record.Event(after, api.Normal, "BootAttempt", fmt.Sprintf("BootAttempt %d opened: %s", after.Status.Attempt.Number, reason))
-	c.Record.Decision(api.Decision{Machine: m.Metadata.Name, Question: "boot", Answer: "opened", Reason: reason, Attempt: attemptID(after)})
-	return 0, c.Cache.WaitRevision(ctx, revision(after))
+	c.Event(m, api.Normal, "BootAttempt", fmt.Sprintf("BootAttempt %d opened: %s", opened.Number, reason))
+	c.Decision(api.Decision{Machine: m.Metadata.Name, Question: "boot", Answer: "opened", Reason: reason, Attempt: opened.ID})
+	return 0, nil
 }
 
 func attemptID(m *api.Machine) string {
@@ -434,7 +422,7 @@ func (c *Controller) follow(ctx context.Context, m *api.Machine) (time.Duration,
 			}
 		})
 		if err == nil && done {
-			c.Record.Event(m, api.Normal, "Active", fmt.Sprintf("Active %s after BootAttempt %d was opened", time.Since(a.Started).Round(time.Second), a.Number))
+			c.Event(m, api.Normal, "Active", fmt.Sprintf("Active %s after BootAttempt %d was opened", time.Since(a.Started).Round(time.Second), a.Number))
 		}
 		return 0, err
 	}
@@ -486,7 +474,7 @@ func (c *Controller) giveUp(ctx context.Context, m *api.Machine) error {
 		}
 	})
 	if err == nil && news {
-		c.Record.Event(m, api.Warning, reason, remedy(m))
+		c.Event(m, api.Warning, reason, remedy(m))
 	}
 	return err
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -129,8 +130,10 @@ func newBench(t *testing.T) *bench {
 
 // restart forgets all that the controller has in memory, as a killed bootd does.
 func (b *bench) restart() {
-	b.c = &Controller{Store: b.store, Cache: b.cache, Record: b.events, Log: slog.New(slog.DiscardHandler),
-		Nonce: func(_, attempt string) string { return "nonce-" + attempt },
+	b.c = &Controller{
+		Env:      control.Env{Store: b.store, Cache: b.cache, Event: b.events.Event, Log: slog.New(slog.DiscardHandler)},
+		Decision: b.events.Decision,
+		Nonce:    func(_, attempt string) string { return "nonce-" + attempt },
 		Dial: func(_ context.Context, e hardware.Endpoint) (BMC, error) {
 			b.bmc.dials++
 			b.bmc.endpoint = e
@@ -166,10 +169,20 @@ func (b *bench) machine(name string, unit int) *api.Machine {
 func (b *bench) step(name string) *api.Machine {
 	b.t.Helper()
 	b.sync()
-	if _, err := b.c.Reconcile(b.t.Context(), name); err != nil {
+	b.reconcile(name)
+	return b.get(name)
+}
+
+// reconcile takes one step with the Machine as the cache has it.
+func (b *bench) reconcile(name string) {
+	b.t.Helper()
+	m, ok := store.Cached[api.Machine](b.cache, name)
+	if !ok {
+		return
+	}
+	if _, err := b.c.step(b.t.Context(), m); err != nil {
 		b.t.Fatal(err)
 	}
-	return b.get(name)
 }
 
 func (b *bench) sync() {
@@ -574,7 +587,7 @@ func TestRequestUnderARunningLoop(t *testing.T) {
 	b.steps("r1u01", false)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = b.c.Run(ctx) }()
+	go func() { defer close(done); _ = b.c.Control().Run(ctx) }()
 	for i := range 20 {
 		id := fmt.Sprint(i)
 		if _, err := AddRequestTo(b, "r1u01", api.Request{ID: id, Verb: api.VerbReprovision, By: "root"}); err != nil {

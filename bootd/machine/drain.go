@@ -48,13 +48,13 @@ func (c *Controller) drain(ctx context.Context, m *api.Machine) (done bool, err 
 	}
 	if leaving != nil && time.Since(leaving.Time) > deadline {
 		message := fmt.Sprintf("after %s these Guests are still on it, and go down with it: %s", deadline, some(left))
-		c.Record.Event(m, api.Warning, drainDeadline, message)
+		c.Event(m, api.Warning, drainDeadline, message)
 		return false, c.mutate(ctx, m, func(m *api.Machine) {
 			m.Status.Conditions.Set(time.Now(), api.CondDrained, api.False, drainDeadline, message)
 		})
 	}
 	if leaving == nil {
-		c.Record.Event(m, api.Normal, "Draining", fmt.Sprintf("%d Guests are to leave: %s", len(left), some(left)))
+		c.Event(m, api.Normal, "Draining", fmt.Sprintf("%d Guests are to leave: %s", len(left), some(left)))
 	}
 	return false, c.mutate(ctx, m, func(m *api.Machine) {
 		m.Status.Phase = api.PhaseDraining
@@ -130,7 +130,7 @@ func (c *Controller) fence(ctx context.Context, m *api.Machine) (time.Duration, 
 		return drainEvery, nil // it takes a moment; ask again
 	}
 	guests := c.guestsOn(m, expendable)
-	c.Record.Event(m, api.Warning, "Fenced", fmt.Sprintf("it is silent, and its BMC confirms that it has no power now: %s start elsewhere", some(guests)))
+	c.Event(m, api.Warning, "Fenced", fmt.Sprintf("it is silent, and its BMC confirms that it has no power now: %s start elsewhere", some(guests)))
 	return drainEvery, c.mutate(ctx, m, func(m *api.Machine) {
 		m.Status.Power = string(power)
 		m.Status.Conditions.Set(time.Now(), api.CondFenced, api.True, "PoweredOff", "its BMC confirmed that it has no power")

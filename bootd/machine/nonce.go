@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -44,7 +44,7 @@ func (c *Controller) writeNonce(ctx context.Context, m *api.Machine) (time.Durat
 	if refused != nil {
 		return 0, c.nonceRefused(ctx, m, refused, own)
 	}
-	c.Record.Decision(api.Decision{Machine: m.Metadata.Name, Question: "nonce", Answer: "written to the AssetTag", Attempt: attempt,
+	c.Decision(api.Decision{Machine: m.Metadata.Name, Question: "nonce", Answer: "written to the AssetTag", Attempt: attempt,
 		Reason: "trust level nonce is required by " + Required(c.Cache, m).Of})
 	return 0, c.mutate(ctx, m, func(fresh *api.Machine) {
 		if a := fresh.Status.Attempt; a.Open() && a.ID == attempt && a.Nonce != nil {
@@ -73,7 +73,7 @@ func (c *Controller) saveTag(ctx context.Context, m *api.Machine, tag string) (s
 			tag = saved.Value
 		}
 		fresh.Status.AssetTag = &api.SavedAssetTag{Value: tag, Attempt: m.Status.Attempt.ID}
-		if !slices.Contains(fresh.Metadata.Finalizers, TagFinalizer) {
+		if !control.HasFinalizer(fresh, TagFinalizer) {
 			fresh.Metadata.Finalizers = append(fresh.Metadata.Finalizers, TagFinalizer)
 		}
 	})
@@ -99,7 +99,7 @@ func (c *Controller) nonceRefused(ctx context.Context, m *api.Machine, why error
 		}
 	})
 	if err == nil && failed {
-		c.Record.Event(m, api.Warning, "LevelNotReached", message)
+		c.Event(m, api.Warning, "LevelNotReached", message)
 	}
 	return err
 }
@@ -147,7 +147,7 @@ func (c *Controller) restoreTag(ctx context.Context, m *api.Machine) (time.Durat
 	if refused != nil {
 		c.tagLost(m, refused.Error())
 	} else {
-		c.Record.Decision(api.Decision{Machine: m.Metadata.Name, Question: "nonce", Answer: "the AssetTag is back", Attempt: saved.Attempt,
+		c.Decision(api.Decision{Machine: m.Metadata.Name, Question: "nonce", Answer: "the AssetTag is back", Attempt: saved.Attempt,
 			Reason: "the nonce is spent"})
 	}
 	return 0, c.mutate(ctx, m, func(fresh *api.Machine) {
@@ -159,12 +159,12 @@ func (c *Controller) restoreTag(ctx context.Context, m *api.Machine) (time.Durat
 
 // tagLost says which tag a person has to put back.
 func (c *Controller) tagLost(m *api.Machine, why string) {
-	c.Record.Event(m, api.Warning, "AssetTagNotRestored", fmt.Sprintf("the system's AssetTag was %q, and a spent nonce is in its place: %s", m.Status.AssetTag.Value, why))
+	c.Event(m, api.Warning, "AssetTagNotRestored", fmt.Sprintf("the system's AssetTag was %q, and a spent nonce is in its place: %s", m.Status.AssetTag.Value, why))
 }
 
 func forgetTag(m *api.Machine) {
 	m.Status.AssetTag = nil
-	m.Metadata.Finalizers = slices.DeleteFunc(m.Metadata.Finalizers, func(f string) bool { return f == TagFinalizer })
+	control.DropFinalizer(m, TagFinalizer)
 }
 
 // remove ends a Machine that is being deleted: whatever was given to it is revoked at once, then its AssetTag is put
@@ -176,7 +176,7 @@ func (c *Controller) remove(ctx context.Context, m *api.Machine) (time.Duration,
 			fresh.Status.HostKey = ""
 		})
 	}
-	if !slices.Contains(m.Metadata.Finalizers, TagFinalizer) {
+	if !control.HasFinalizer(m, TagFinalizer) {
 		return 0, nil
 	}
 	if m.Status.AssetTag != nil && time.Since(*m.Metadata.DeletionTimestamp) < tagPatience {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
@@ -35,7 +34,7 @@ func (c *Controller) withBMC(ctx context.Context, m *api.Machine, doing string, 
 	reason, wait := c.holds.fail(m.Metadata.Name, key, err)
 	message := fmt.Sprintf("%s: %s", doing, err)
 	if old := m.Status.Conditions.Get(api.CondBMC); old == nil || old.Reason != reason {
-		c.Record.Event(m, api.Warning, "BMC"+reason, message)
+		c.Event(m, api.Warning, "BMC"+reason, message)
 		c.Log.Warn("BMC", "machine", m.Metadata.Name, "doing", doing, "error", err)
 	}
 	werr := c.mutate(ctx, m, func(m *api.Machine) {
@@ -203,7 +202,7 @@ func (c *Controller) powerUp(ctx context.Context, m *api.Machine) (time.Duration
 	if err != nil {
 		return heldOr(wait, err)
 	}
-	c.Record.Decision(api.Decision{Machine: m.Metadata.Name, Question: "power", Answer: did, Reason: m.Status.Attempt.Reason, Attempt: m.Status.Attempt.ID})
+	c.Decision(api.Decision{Machine: m.Metadata.Name, Question: "power", Answer: did, Reason: m.Status.Attempt.Reason, Attempt: m.Status.Attempt.ID})
 	return 0, c.mutate(ctx, m, func(fresh *api.Machine) {
 		Advance(fresh, m.Status.Attempt.ID, api.StagePowerOn, time.Now(), Window(c.Cache))
 		fresh.Status.Power = string(hardware.PowerOn)
@@ -323,7 +322,7 @@ func (c *Controller) twoBoot(ctx context.Context, m *api.Machine) error {
 		}
 	})
 	if err == nil && message != "" {
-		c.Record.Event(m, api.Warning, string(api.CauseSecondTaker), message)
+		c.Event(m, api.Warning, string(api.CauseSecondTaker), message)
 	}
 	return err
 }
@@ -539,9 +538,4 @@ func (h *holds) fail(name, key string, err error) (reason string, wait time.Dura
 	x.until = time.Now().Add(wait)
 	h.by[name] = x
 	return reason, wait
-}
-
-func revision(m *api.Machine) int64 {
-	n, _ := strconv.ParseInt(m.Metadata.ResourceVersion, 10, 64)
-	return n
 }

@@ -167,7 +167,7 @@ func (c *Controller) askedBeside(ctx context.Context, m *api.Machine) error {
 	}
 	message := "something with its MAC and address has been asking for a boot script for minutes while its host holds its stream: one of the two is not this Machine; " +
 		"find which port uses the MAC, and weftctl machine reprovision " + m.Metadata.Name + " when it is not the host's"
-	c.Record.Event(m, api.Warning, beside, message)
+	c.Event(m, api.Warning, beside, message)
 	return c.mutate(ctx, m, func(m *api.Machine) {
 		m.Status.Conditions.Set(time.Now(), api.CondTrust, api.False, beside, message)
 	})

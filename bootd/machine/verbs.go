@@ -165,9 +165,9 @@ func (c *Controller) finish(ctx context.Context, m *api.Machine, r *api.Request,
 	state, message := api.RequestDone, ""
 	if err != nil {
 		state, message = api.RequestFailed, strings.TrimPrefix(err.Error(), words(r)+": ")
-		c.Record.Event(m, api.Warning, "RequestFailed", words(r)+": "+message)
+		c.Event(m, api.Warning, "RequestFailed", words(r)+": "+message)
 	} else {
-		c.Record.Event(m, api.Normal, "RequestDone", fmt.Sprintf("%s, asked for by %s", words(r), r.By))
+		c.Event(m, api.Normal, "RequestDone", fmt.Sprintf("%s, asked for by %s", words(r), r.By))
 	}
 	return c.setRequest(ctx, m, r.ID, state, message)
 }
