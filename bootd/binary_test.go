@@ -51,7 +51,7 @@ func newRig(t *testing.T) *rig {
 	r.run("ip", "netns", "add", r.ns)
 	t.Cleanup(func() { r.run("ip", "netns", "del", r.ns) })
 	r.run("ip", "-n", r.ns, "link", "set", "lo", "up")
-	r.run("ip", "-n", r.ns, "link", "add", "br0", "type", "bridge")
+	r.run("ip", "-n", r.ns, "link", "add", "br0", "address", "52:54:00:fd:00:01", "type", "bridge") // else its MAC changes with its ports
 	r.run("ip", "-n", r.ns, "link", "set", "br0", "up")
 	r.run("ip", "-n", r.ns, "addr", "add", "198.18.0.1/24", "dev", "br0")
 	for _, d := range []string{"ipxe", "s"} {

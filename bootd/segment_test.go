@@ -36,6 +36,9 @@ import (
 	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
 
+// bootdAddress is bootd's on br0.
+const bootdAddress = "198.18.0.1"
+
 const vault = "correct-horse-battery-staple"
 
 // site is a bootd that serves the segment br0 with Machines that boot there.
@@ -120,7 +123,9 @@ type victim struct {
 	turn      *party // who is on the segment
 }
 
+// victim registers a Machine, and returns before it is powered on.
 func (s *site) victim(t *testing.T, n int, trust api.TrustLevel) *victim {
+	t.Helper()
 	v := &victim{site: s, t: t, name: fmt.Sprintf("r1u%02d", n), mac: fmt.Sprintf("52:54:00:01:%02x:00", n)}
 	if err := within(s.ns, func() error { v.bmc = bmctest.Start(t); return nil }); err != nil {
 		t.Fatal(err)
@@ -132,7 +137,6 @@ func (s *site) victim(t *testing.T, n int, trust api.TrustLevel) *victim {
 	if _, err := s.c.Put(t.Context(), m, false); err != nil {
 		t.Fatal(err)
 	}
-	v.poweredOn(1)
 	return v
 }
 
@@ -168,7 +172,11 @@ func (v *victim) poweredOn(number int) {
 		a := m.Status.Attempt
 		return a != nil && a.Number == number && a.Open() && a.Reached(api.StagePowerOn)
 	})
-	time.Sleep(5 * time.Second)
+	for _, s := range v.machine().Status.Attempt.Stages {
+		if s.Stage == api.StagePowerOn {
+			time.Sleep(time.Until(s.Time.Add(5 * time.Second)))
+		}
+	}
 }
 
 func (v *victim) events(reason string) int {
@@ -191,15 +199,24 @@ type party struct {
 	ns      string
 	port    string // of br0
 	address netip.Addr
+	server  string       // that DHCP told it to boot from
 	secrets atomic.Int32 // that it got
+	alone   bool         // nobody shares its MAC, so it stays on the segment
 }
 
 // party puts a MAC on the segment.
 func (v *victim) party(mac string) *party {
 	v.t.Helper()
-	n := v.ports.Add(1)
-	p := &party{v: v, ns: fmt.Sprintf("%s-p%d", v.ns, n), port: fmt.Sprintf("port%d", n)}
+	p := v.attach(mac)
 	v.parties = append(v.parties, p)
+	return p
+}
+
+// attach puts a MAC at a port of the segment, which is down.
+func (v *victim) attach(mac string) *party {
+	v.t.Helper()
+	n := v.ports.Add(1)
+	p := &party{v: v, ns: fmt.Sprintf("%s-p%d", v.ns, n), port: fmt.Sprintf("port%d", n), server: bootdAddress}
 	v.run("ip", "netns", "add", p.ns)
 	v.t.Cleanup(func() { v.run("ip", "netns", "del", p.ns) })
 	v.run("ip", "-n", v.ns, "link", "add", p.port, "type", "veth", "peer", "name", "eth0", "netns", p.ns)
@@ -213,7 +230,7 @@ func (v *victim) party(mac string) *party {
 // take the traffic away from this one.
 func (p *party) mine() {
 	p.v.t.Helper()
-	if p.v.turn == p {
+	if p.alone || p.v.turn == p {
 		return
 	}
 	for _, q := range p.v.parties {
@@ -228,28 +245,44 @@ func (p *party) mine() {
 // lease does DHCP as iPXE does.
 func (p *party) lease() {
 	p.v.t.Helper()
+	p.leaseBy(func(ctx context.Context, c *nclient4.Client) (*nclient4.Lease, error) {
+		return c.Request(ctx, asIPXE()...)
+	})
+}
+
+// asIPXE is what iPXE's requests say.
+func asIPXE() []dhcpv4.Modifier {
+	return []dhcpv4.Modifier{dhcpv4.WithOption(dhcpv4.OptClassIdentifier("PXEClient:Arch:00000:UNDI:002001")),
+		dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.OptionUserClassInformation, []byte("iPXE"))), dhcpv4.WithBroadcast(true)}
+}
+
+// leaseBy does DHCP in some way, and keeps what it is told.
+func (p *party) leaseBy(request func(context.Context, *nclient4.Client) (*nclient4.Lease, error), opts ...nclient4.ClientOpt) {
+	p.v.t.Helper()
 	p.mine()
 	var lease *nclient4.Lease
 	err := within(p.ns, func() error {
-		c, err := nclient4.New("eth0", nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(10))
+		c, err := nclient4.New("eth0", append(opts, nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(10))...)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = c.Close() }()
-		lease, err = c.Request(context.Background(), dhcpv4.WithOption(dhcpv4.OptClassIdentifier("PXEClient:Arch:00000:UNDI:002001")),
-			dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.OptionUserClassInformation, []byte("iPXE"))), dhcpv4.WithBroadcast(true))
+		lease, err = request(p.v.t.Context(), c)
 		return err
 	})
 	if err != nil {
 		p.v.t.Fatalf("DHCP: %v", err)
 	}
 	p.address, _ = netip.AddrFromSlice(lease.ACK.YourIPAddr.To4())
+	if boot, err := url.Parse(lease.ACK.BootFileNameOption()); err == nil && boot.Host != "" {
+		p.server = boot.Hostname()
+	}
 	p.v.run("ip", "-n", p.ns, "addr", "replace", p.address.String()+"/24", "dev", "eth0")
 }
 
-// client makes every request on a connection of its own.
-func (p *party) client(cert *tls.Certificate) *http.Client {
-	conf := &tls.Config{RootCAs: p.v.roots}
+// client makes every request on a connection of its own, and trusts some CAs.
+func (p *party) client(roots *x509.CertPool, cert *tls.Certificate) *http.Client {
+	conf := &tls.Config{RootCAs: roots}
 	if cert != nil {
 		conf.Certificates = []tls.Certificate{*cert}
 	}
@@ -260,50 +293,77 @@ func (p *party) client(cert *tls.Certificate) *http.Client {
 		}}}
 }
 
+// do asks as who trusts the Site's CA.
 func (p *party) do(method, at, token, body string) (status int, answer string) {
+	p.v.t.Helper()
+	status, answer, err := p.try(p.v.roots, method, at, token, body)
+	if err != nil {
+		p.v.t.Errorf("%s %s: %v", method, at, err)
+	}
+	return status, answer
+}
+
+// try asks, and counts the Secrets in the answer.
+func (p *party) try(roots *x509.CertPool, method, at, token, body string) (status int, answer string, err error) {
 	p.v.t.Helper()
 	p.mine()
 	req, err := http.NewRequestWithContext(p.v.t.Context(), method, at, strings.NewReader(body))
 	if err != nil {
-		p.v.t.Error(err)
-		return 0, ""
+		return 0, "", err
 	}
 	req.Header.Set("Accept", "application/vnd.coreos.ignition+json;version=3.5.0, */*;q=0.1")
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := p.client(nil).Do(req)
+	resp, err := p.client(roots, nil).Do(req)
 	if err != nil {
-		p.v.t.Errorf("%s %s: %v", method, at, err)
-		return 0, ""
+		return 0, "", err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	raw, err := io.ReadAll(resp.Body)
-	if err != nil {
-		p.v.t.Errorf("%s %s: %v", method, at, err)
-	}
 	if strings.Contains(string(raw), "/etc/vault") { // the config, with what only it holds
 		p.secrets.Add(1)
 	}
-	return resp.StatusCode, string(raw)
+	return resp.StatusCode, string(raw), err
 }
 
 // loot is what a boot is given, step by step.
-type loot struct{ pointer, config, token, join string }
+type loot struct {
+	pointer, config, token, join string
+	roots                        *x509.CertPool // that the pointer names, for the config
+}
 
 // script asks for the boot script; pointer is empty when it was held.
 func (p *party) script(l *loot, asset string) int {
 	p.v.t.Helper()
-	status, text := p.do("GET", "http://198.18.0.1:8080/ipxe/script?mac="+p.v.mac+"&asset="+url.QueryEscape(asset), "", "")
-	if _, after, ok := strings.Cut(text, "ignition.config.url="); ok && status == http.StatusOK {
-		l.pointer = strings.Fields(after)[0]
+	status, text := p.do("GET", "http://"+p.server+":8080/ipxe/script?mac="+p.v.mac+"&asset="+url.QueryEscape(asset), "", "")
+	if status == http.StatusOK {
+		l.pointer = pointerIn(text)
 	}
 	return status
+}
+
+// pointerIn is the URL of the pointer in a boot script; empty when it has none.
+func pointerIn(script string) string {
+	_, after, ok := strings.Cut(script, "ignition.config.url=")
+	if !ok {
+		return ""
+	}
+	return strings.Fields(after)[0]
 }
 
 func (p *party) fetchPointer(l *loot) int {
 	p.v.t.Helper()
 	status, text := p.do("GET", l.pointer, "", "")
+	if status == http.StatusOK {
+		l.follow(p.v.t, text)
+	}
+	return status
+}
+
+// follow reads a pointer as Ignition does.
+func (l *loot) follow(t *testing.T, pointer string) {
+	t.Helper()
 	var c struct {
 		Ignition struct {
 			Config struct {
@@ -312,21 +372,32 @@ func (p *party) fetchPointer(l *loot) int {
 					HTTPHeaders []struct{ Name, Value string }
 				}
 			}
+			Security struct {
+				TLS struct{ CertificateAuthorities []struct{ Source string } }
+			}
 		}
 	}
-	if status == http.StatusOK {
-		if err := json.Unmarshal([]byte(text), &c); err != nil || len(c.Ignition.Config.Replace.HTTPHeaders) == 0 {
-			p.v.t.Fatalf("the pointer is %s", text)
-		}
-		l.config = c.Ignition.Config.Replace.Source
-		_, l.token, _ = strings.Cut(c.Ignition.Config.Replace.HTTPHeaders[0].Value, " ")
+	if err := json.Unmarshal([]byte(pointer), &c); err != nil || len(c.Ignition.Config.Replace.HTTPHeaders) == 0 {
+		t.Fatalf("the pointer is %s", pointer)
 	}
-	return status
+	l.config = c.Ignition.Config.Replace.Source
+	_, l.token, _ = strings.Cut(c.Ignition.Config.Replace.HTTPHeaders[0].Value, " ")
+	l.roots = x509.NewCertPool()
+	for _, ca := range c.Ignition.Security.TLS.CertificateAuthorities {
+		pem, err := dataurl.DecodeString(ca.Source)
+		if err != nil {
+			t.Fatalf("a CA of the pointer %s: %v", pointer, err)
+		}
+		l.roots.AppendCertsFromPEM(pem.Data)
+	}
 }
 
 func (p *party) fetchConfig(l *loot) int {
 	p.v.t.Helper()
-	status, text := p.do("GET", l.config, l.token, "")
+	status, text, err := p.try(l.roots, "GET", l.config, l.token, "")
+	if err != nil {
+		p.v.t.Errorf("GET %s: %v", l.config, err)
+	}
 	var c struct {
 		Storage struct {
 			Files []struct {
@@ -394,7 +465,7 @@ func (p *party) serve(cert *tls.Certificate, m *api.Machine) <-chan string {
 	if err != nil {
 		p.v.t.Fatal(err)
 	}
-	client := p.client(cert)
+	client := p.client(p.v.roots, cert)
 	client.Timeout = 0
 	done.Go(func() {
 		_ = send.Encode(api.HostFrame{Hello: &api.Hello{UID: m.Metadata.UID, AgentVersion: "test", Time: time.Now()}})
