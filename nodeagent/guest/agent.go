@@ -27,7 +27,7 @@ func (g *guest) agentListens(ctx context.Context) error {
 
 // agentShutdown tells the guest agent to shut down, where one runs and answers soon.
 func (g *guest) agentShutdown(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, g.h.timing.agent)
+	ctx, cancel := context.WithTimeout(ctx, g.timing.agent)
 	defer cancel()
 	if err := g.agentListens(ctx); err != nil {
 		return err

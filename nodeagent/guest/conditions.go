@@ -60,7 +60,7 @@ func (g *guest) noteVHost(used bool) {
 // noteSteady tells of a failure until a run has been good for some time.
 func (g *guest) noteSteady() {
 	c := g.record.Crash
-	if c == nil || time.Since(c.Time) > g.h.timing.settled {
+	if c == nil || time.Since(c.Time) > g.timing.settled {
 		g.condition(conditionSteady, true, "Runs", "")
 		return
 	}

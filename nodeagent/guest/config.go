@@ -222,6 +222,6 @@ func (g *guest) configEvent(reason, message string) {
 	}
 	g.mu.Unlock()
 	if !soon {
-		g.h.event(g, api.Warning, reason, message)
+		g.event(api.Warning, reason, message)
 	}
 }

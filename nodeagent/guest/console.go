@@ -23,7 +23,7 @@ const maxConsoleLog = 1 << 20
 // maxLog is how much QEMU itself may have to say.
 const maxLog = 256 << 10
 
-func (g *guest) consoleLog() string { return filepath.Join(g.dir, "console.log") }
+func (i *identity) consoleLog() string { return filepath.Join(i.dir, "console.log") }
 
 // rotate sets a long log aside.
 func (g *guest) rotate() {

@@ -122,7 +122,7 @@ func (g *guest) exportDisks(ctx context.Context, e api.GuestExport, out *bufio.W
 			return g.endExport(ctx)
 		})
 	}()
-	g.h.reached("export: begun")
+	g.reached("export: begun")
 	tell := func(progress string) error {
 		return errors.Join(say.Encode(api.ExportLine{Progress: progress}), out.Flush())
 	}
@@ -137,13 +137,13 @@ func (g *guest) exportDisks(ctx context.Context, e api.GuestExport, out *bufio.W
 	if err != nil {
 		return err
 	}
-	g.h.reached("export: copied")
+	g.reached("export: copied")
 	for _, d := range disks {
 		if err := sendExported(ctx, d, out, say); err != nil {
 			return fmt.Errorf("send disk %s: %w", d.name, err)
 		}
 	}
-	g.h.event(g, api.Normal, "Exported", fmt.Sprintf("%d of its disks were exported: %s", len(disks), worth(disks[0].consistency)))
+	g.event(api.Normal, "Exported", fmt.Sprintf("%d of its disks were exported: %s", len(disks), worth(disks[0].consistency)))
 	return nil
 }
 
@@ -252,7 +252,7 @@ func (g *guest) beginJobs(ctx context.Context, disks []exported, rate int64) err
 		if err := g.beginJob(ctx, d, rate/int64(len(disks))); err != nil {
 			return fmt.Errorf("disk %s: %w", d.name, err)
 		}
-		g.h.reached("export: a job has begun")
+		g.reached("export: a job has begun")
 	}
 	return nil
 }
@@ -288,7 +288,7 @@ func (g *guest) finishJobs(ctx context.Context, disks []exported) (err error) {
 	consistency := g.freeze(ctx)
 	defer func() {
 		if thaw := g.thaw(context.WithoutCancel(ctx)); thaw != nil {
-			g.h.event(g, api.Warning, "NotThawed", thaw.Error()+"; it is tried again")
+			g.event(api.Warning, "NotThawed", thaw.Error()+"; it is tried again")
 		}
 	}()
 	if g.running.state == "running" && len(disks) > 1 {
@@ -298,7 +298,7 @@ func (g *guest) finishJobs(ctx context.Context, disks []exported) (err error) {
 		defer func() { // an agent that comes here no more leaves that to its successor
 			err = errors.Join(err, g.command(context.WithoutCancel(ctx), "cont", nil, nil))
 		}()
-		g.h.reached("export: paused")
+		g.reached("export: paused")
 	}
 	for i, d := range disks {
 		disks[i].consistency = consistency
@@ -351,7 +351,7 @@ func exportJobs(all []job) map[string]job {
 // followJobs waits until the copies are the same as the disks. What was written
 // while they were made is copied as fast as it goes, or it would never end.
 func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(string) error) error {
-	tick := time.NewTicker(g.h.timing.export)
+	tick := time.NewTicker(g.timing.export)
 	defer tick.Stop()
 	hurried := map[string]bool{}
 	for {
@@ -414,7 +414,7 @@ func (g *guest) endExport(ctx context.Context) error {
 			return fmt.Errorf("end the export: %w", err)
 		}
 	}
-	g.h.reached("export: out of QEMU")
+	g.reached("export: out of QEMU")
 	copies, err := filepath.Glob(filepath.Join(g.exportDir(), "*.part"))
 	if err != nil {
 		return err
@@ -435,7 +435,7 @@ func (g *guest) endJob(ctx context.Context, name string) error {
 	if err := g.cancelJob(ctx, name); err != nil {
 		return err
 	}
-	g.h.reached("export: a job is gone")
+	g.reached("export: a job is gone")
 	var nodes []struct {
 		Name string `json:"node-name"`
 	}
@@ -452,7 +452,7 @@ func (g *guest) endJob(ctx context.Context, name string) error {
 
 // cancelJob ends a disk's job, and forgets it.
 func (g *guest) cancelJob(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, g.h.timing.answer)
+	ctx, cancel := context.WithTimeout(ctx, g.timing.answer)
 	defer cancel()
 	for {
 		var all []job

@@ -41,7 +41,7 @@ func (g *guest) heed(e event) {
 		g.renewAccess()
 		var data struct{ Guest bool }
 		if json.Unmarshal(e.Data, &data) == nil && data.Guest {
-			g.h.event(g, api.Normal, "Rebooted", "it has rebooted by itself")
+			g.event(api.Normal, "Rebooted", "it has rebooted by itself")
 		}
 	case "SHUTDOWN":
 		var data struct{ Reason string }
@@ -96,11 +96,11 @@ func (g *guest) noteEnd(e ended) {
 		g.log.Warn("the end of a run is not on disk", "error", err)
 		edit(g.record)
 	}
-	g.h.event(g, typ, e.Word, e.Reason)
-	if time.Since(g.record.launchTime()) > g.h.timing.settled {
+	g.event(typ, e.Word, e.Reason)
+	if time.Since(g.record.launchTime()) > g.timing.settled {
 		g.backoff = 0
 	}
-	g.backoff = min(max(2*g.backoff, g.h.timing.minBackoff), g.h.timing.maxBackoff)
+	g.backoff = min(max(2*g.backoff, g.timing.minBackoff), g.timing.maxBackoff)
 	g.notBefore = time.Now().Add(g.backoff)
 }
 

@@ -3,7 +3,6 @@ package guest
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"path/filepath"
 	"sync"
 	"time"
@@ -16,15 +15,12 @@ import (
 
 // guest is one Guest. Its goroutine owns what is not under mu.
 type guest struct {
-	h        *Handler
-	name     string
-	uid      string
-	dir, run string
-	socket   string // which of QEMU's two monitors is spoken to
-	log      *slog.Logger
-	wake     chan struct{}
-	events   chan event
-	agent    *qga.Client
+	*identity
+	h      *Handler
+	socket string // which of QEMU's two monitors is spoken to
+	wake   chan struct{}
+	events chan event
+	agent  *qga.Client
 
 	mu         sync.Mutex
 	monitor    *qmp.Client // of the last QEMU that was adopted; nil before
@@ -59,9 +55,9 @@ type guest struct {
 }
 
 func newGuest(h *Handler, name, uid string) *guest {
-	run := filepath.Join(h.o.RunDir, uid)
-	return &guest{h: h, name: name, uid: uid, dir: h.disks.GuestDir(uid), run: run, agent: qga.New(filepath.Join(run, "agent.sock")),
-		socket: "qmp.sock", log: h.o.Log.With("guest", name), wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
+	id := newIdentity(h, name, uid)
+	return &guest{identity: id, h: h, agent: qga.New(filepath.Join(id.run, "agent.sock")),
+		socket: "qmp.sock", wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
 }
 
@@ -167,7 +163,7 @@ func (g *guest) look(ctx context.Context) time.Duration {
 	g.settleAccess()
 	gone := p.Want == nodeagent.Removed && err == nil && next == 0
 	if next == 0 {
-		next = g.h.timing.look
+		next = g.timing.look
 	}
 	s := api.PartStatus{State: api.PartApplied, Guest: g.observed()}
 	var waits pending
@@ -178,10 +174,10 @@ func (g *guest) look(ctx context.Context) time.Duration {
 		s.State, s.Message = api.PartPending, waits.Error()
 	case err != nil:
 		s.State, s.Message = api.PartPending, err.Error()
-		next = min(next, g.h.timing.retry)
+		next = min(next, g.timing.retry)
 		if step.Err() == nil && g.told != s.Message {
 			g.told = s.Message
-			g.h.event(g, api.Warning, "Failed", s.Message)
+			g.event(api.Warning, "Failed", s.Message)
 		}
 	default:
 		g.told = ""

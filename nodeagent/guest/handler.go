@@ -373,10 +373,10 @@ func (h *Handler) unnamed(parts []nodeagent.Part) []nodeagent.Port {
 }
 
 // event tells bootd of something that happened to a Guest.
-func (h *Handler) event(g *guest, typ api.EventType, reason, message string) {
-	h.o.Log.Info("guest", "guest", g.name, "reason", reason, "message", message)
+func (h *Handler) event(name, uid string, typ api.EventType, reason, message string) {
+	h.o.Log.Info("guest", "guest", name, "reason", reason, "message", message)
 	if host := h.host.get(); host != nil {
-		host.Event(api.Event{Kind: "Guest", Name: g.name, UID: g.uid, Type: typ, Reason: reason, Message: "Guest " + g.name + ": " + message})
+		host.Event(api.Event{Kind: "Guest", Name: name, UID: uid, Type: typ, Reason: reason, Message: "Guest " + name + ": " + message})
 	}
 }
 

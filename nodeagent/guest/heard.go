@@ -21,24 +21,24 @@ func (h *hearing) note(ctx context.Context, g *guest) {
 	switch {
 	case h.start.Equal(start) || g.record.Launched.Moved:
 		g.condition(conditionHeard, true, "Heard", "")
-	case time.Since(start) < g.h.timing.silence || g.running.state != "running":
+	case time.Since(start) < g.timing.silence || g.running.state != "running":
 	case says(ctx, g, start):
 		h.start = start
 		g.condition(conditionHeard, true, "Heard", "")
 	default:
-		g.condition(conditionHeard, false, "Silent", fmt.Sprintf("since its start at %s it has sent no packet and written to no disk, nor to its serial port after the first %s: it may hang in its boot", start.Format(time.RFC3339), g.h.timing.words))
+		g.condition(conditionHeard, false, "Silent", fmt.Sprintf("since its start at %s it has sent no packet and written to no disk, nor to its serial port after the first %s: it may hang in its boot", start.Format(time.RFC3339), g.timing.words))
 	}
 }
 
 // says reports whether there is a sign of life of the Guest since its start.
 func says(ctx context.Context, g *guest, start time.Time) bool {
-	if info, err := os.Stat(g.consoleLog()); err == nil && info.ModTime().After(start.Add(g.h.timing.words)) {
+	if info, err := os.Stat(g.consoleLog()); err == nil && info.ModTime().After(start.Add(g.timing.words)) {
 		return true
 	}
 	if g.h.o.Network != nil && g.h.o.Network.Traffic()[g.uid].SentBytes > 0 {
 		return true
 	}
-	limited, cancel := context.WithTimeout(ctx, g.h.timing.answer)
+	limited, cancel := context.WithTimeout(ctx, g.timing.answer)
 	defer cancel()
 	g.mu.Lock()
 	seen := g.seen

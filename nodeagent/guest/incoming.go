@@ -38,7 +38,7 @@ func (g *guest) beIncoming(ctx context.Context, part *api.GuestPart) (time.Durat
 		g.tellShare(t, api.TransferWorking, "waiting for "+t.Peer.Host)
 		if err := g.h.arrivals.expect(g, t); err != nil {
 			g.tellShare(t, api.TransferWorking, err.Error())
-			return g.h.timing.retry, err
+			return g.timing.retry, err
 		}
 	case "paused", "prelaunch":
 		_, err := g.loaded(ctx, t)
@@ -67,7 +67,7 @@ func (g *guest) startIncoming(ctx context.Context, part *api.GuestPart) (time.Du
 		return 0, fmt.Errorf("start: %w", err)
 	}
 	g.began = t.ID
-	g.h.reached("live target: started")
+	g.reached("live target: started")
 	return time.Millisecond, pending("being taken in")
 }
 
@@ -124,7 +124,7 @@ func (g *guest) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) 
 	default:
 		return false, nil
 	}
-	g.h.reached("live target: loaded, not written down")
+	g.reached("live target: loaded, not written down")
 	var refused *qmp.Error // without disks there is none
 	if err := g.command(ctx, "nbd-server-stop", nil, nil); err != nil && !errors.As(err, &refused) {
 		return false, err
@@ -132,7 +132,7 @@ func (g *guest) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) 
 	if err := g.change(func(r *record) { r.Received = t.ID }); err != nil {
 		return false, err
 	}
-	g.h.reached("live target: received, not said")
+	g.reached("live target: received, not said")
 	g.kick()
 	return true, nil
 }
@@ -167,7 +167,7 @@ func (g *guest) takeMemory(ctx context.Context, e arrival, c *transfer.Conn) err
 	defer func() { _ = end.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = end.Close() })
 	defer stop()
-	g.h.reached("live target: loading")
+	g.reached("live target: loading")
 	if _, err := io.Copy(end, c); err != nil {
 		return fmt.Errorf("its memory: %w", err)
 	}

@@ -59,8 +59,8 @@ func (g *guest) letGo() {
 
 // lock takes the Guest's lock, which a QEMU of its holds as long as it lives.
 // nil without an error: one lives.
-func (g *guest) lock() (*os.File, error) {
-	return takeLock(filepath.Join(g.dir, "lock"))
+func (i *identity) lock() (*os.File, error) {
+	return takeLock(filepath.Join(i.dir, "lock"))
 }
 
 // takeLock locks a file, nil without an error when somebody else has it locked.
@@ -105,8 +105,8 @@ func (g *guest) adopt(ctx context.Context) error {
 }
 
 // process is the QEMU that was started last, ErrGone when it has ended.
-func (g *guest) process() (*launch.Process, error) {
-	id, err := launch.ReadIdentity(g.run)
+func (i *identity) process() (*launch.Process, error) {
+	id, err := launch.ReadIdentity(i.run)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, launch.ErrGone
 	}
@@ -149,7 +149,7 @@ func (g *guest) connect(ctx context.Context, r *running) error {
 // askState asks QEMU for its state, over a new connection if the old one has
 // ended. A QEMU that does not answer is a condition and no error.
 func (g *guest) askState(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, g.h.timing.answer)
+	ctx, cancel := context.WithTimeout(ctx, g.timing.answer)
 	defer cancel()
 	r := g.running
 	if r.monitor != nil && r.monitor.Err() != nil {
@@ -181,7 +181,7 @@ func (g *guest) askState(ctx context.Context) error {
 
 // command runs one command in a limited time.
 func (g *guest) command(ctx context.Context, name string, arguments, result any) error {
-	return g.commandIn(ctx, g.h.timing.answer, name, arguments, result)
+	return g.commandIn(ctx, g.timing.answer, name, arguments, result)
 }
 
 // commandIn runs one that may take longer.
@@ -207,7 +207,7 @@ func (g *guest) withMonitor(ctx context.Context, fn func(context.Context, *qmp.C
 	if monitor == nil || monitor.Err() != nil {
 		return fmt.Errorf("guest %s does not run", g.name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.h.timing.answer)
+	ctx, cancel := context.WithTimeout(ctx, g.timing.answer)
 	defer cancel()
 	return fn(ctx, monitor)
 }
@@ -223,7 +223,7 @@ func (g *guest) newSocket(ctx context.Context, name string) (net.Conn, error) {
 	}
 	theirs, ours := os.NewFile(uintptr(pair[0]), name), os.NewFile(uintptr(pair[1]), name)
 	defer func() { _, _ = theirs.Close(), ours.Close() }() // each side has its own
-	limited, cancel := context.WithTimeout(ctx, g.h.timing.answer)
+	limited, cancel := context.WithTimeout(ctx, g.timing.answer)
 	defer cancel()
 	if err := g.running.monitor.GiveFile(limited, name, theirs); err != nil {
 		return nil, err

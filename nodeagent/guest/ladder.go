@@ -33,7 +33,7 @@ const maxForce = 3
 // again: the Guest is asked again and again, since one that boots does not hear;
 // after the deadline QEMU is told to quit, then gets SIGTERM, then SIGKILL.
 func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
-	now, t := time.Now(), g.h.timing
+	now, t := time.Now(), g.timing
 	if g.stop == nil {
 		if err := g.expect(false); err != nil {
 			return 0, err

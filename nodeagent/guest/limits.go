@@ -116,7 +116,7 @@ func (g *guest) growDisk(ctx context.Context, d api.GuestDisk, size int64) error
 	if err := g.command(ctx, "block_resize", args, nil); err != nil {
 		return fmt.Errorf("grow disk %s: %w", d.Name, err)
 	}
-	g.h.event(g, api.Normal, "DiskGrown", fmt.Sprintf("disk %s has grown to %d bytes", d.Name, d.Size.Value()))
+	g.event(api.Normal, "DiskGrown", fmt.Sprintf("disk %s has grown to %d bytes", d.Name, d.Size.Value()))
 	return nil
 }
 

@@ -74,7 +74,7 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 		return 0, nil
 	case err != nil:
 		g.transferring(t, err.Error())
-		return g.h.timing.retry, nil
+		return g.timing.retry, nil
 	}
 	_ = c.Close() // it has answered
 	if err := g.migrate(ctx, part); err != nil {

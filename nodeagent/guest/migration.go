@@ -37,18 +37,18 @@ func (g *guest) migrate(ctx context.Context, part *api.GuestPart) error {
 	if err := m.until(ctx, m.mirrored); err != nil {
 		return err
 	}
-	g.h.reached("live source: mirrored")
+	g.reached("live source: mirrored")
 	if err := m.sendMemory(ctx); err != nil {
 		return fmt.Errorf("send its memory: %w", err)
 	}
 	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) { return m.migrating(ctx, "pre-switchover") }); err != nil {
 		return err
 	}
-	g.h.reached("live source: stopped, not given up")
+	g.reached("live source: stopped, not given up")
 	if err := g.give(m.t.ID); err != nil {
 		return err
 	}
-	g.h.reached("live source: given up")
+	g.reached("live source: given up")
 	if err := m.endMirrors(ctx); err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (g *guest) migrate(ctx context.Context, part *api.GuestPart) error {
 	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) { return m.migrating(ctx, "completed") }); err != nil {
 		return err
 	}
-	g.h.reached("live source: completed")
+	g.reached("live source: completed")
 	select { // the last of it is with the target, or it is not and the target says so
 	case <-m.loaded:
 	case <-time.After(loadPatience):
@@ -128,7 +128,7 @@ func (m *migration) until(ctx context.Context, done func(context.Context) (bool,
 		if ok || err != nil {
 			return err
 		}
-		if time.Since(m.told) >= m.g.h.timing.tell {
+		if time.Since(m.told) >= m.g.timing.tell {
 			m.told = time.Now()
 			m.g.transferring(m.t, far)
 		}

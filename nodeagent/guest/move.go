@@ -33,13 +33,13 @@ func (g *guest) share(ctx context.Context, part *api.GuestPart) (next time.Durat
 		next, err = g.beStopped(ctx, part)
 		return next, true, err
 	case t.Role == api.TransferBack && (g.record.Given == "" || g.record.Given == t.ID):
-		g.h.reached("source: to take it back")
+		g.reached("source: to take it back")
 		if err := g.callOff(ctx); err != nil { // what is left of it does the Guest no harm
 			g.log.Warn("a move is not quite taken back", "error", err)
 		}
 		err := g.give("")
 		if err == nil {
-			g.h.reached("source: taken back, not said")
+			g.reached("source: taken back, not said")
 			g.tellShare(t, api.TransferredBack, "")
 		}
 		return 0, err != nil, err

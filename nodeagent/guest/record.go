@@ -149,7 +149,7 @@ func (g *guest) loadRecord(part *api.GuestPart) error {
 		return err
 	}
 	g.record = &r
-	g.h.reached("create: recorded")
+	g.reached("create: recorded")
 	return nil
 }
 

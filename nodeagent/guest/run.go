@@ -53,7 +53,7 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 // follow heeds the state that QEMU is in.
 func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if err := g.heedState(ctx); err != nil {
-		return g.h.timing.retry, err
+		return g.timing.retry, err
 	}
 	paused := part.State == "Paused"
 	switch state := g.running.state; {
@@ -105,7 +105,7 @@ func endOf(state string) *ended {
 // mayStart starts the Guest unless its restart policy has it stay as it is.
 func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if g.exporting {
-		return g.h.timing.retry, pending("it starts when the export of its disks is over")
+		return g.timing.retry, pending("it starts when the export of its disks is over")
 	}
 	asked := g.asked(part.Request)
 	if e := g.record.Ended; e != nil && !asked {
@@ -163,7 +163,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil {
 		return err
 	}
-	g.h.reached("create: disks made")
+	g.reached("create: disks made")
 	args, handed, err := vm.Command()
 	if err != nil {
 		return err
@@ -186,7 +186,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 		return err
 	}
 	service := Service{Guest: g.name, UID: g.uid, CPUWeight: part.Limits.CPUWeight, IOWeight: part.Limits.IOWeight,
-		StopTimeout: part.StopTimeout.Or(api.GuestStopTimeout) + maxForce*g.h.timing.force}
+		StopTimeout: part.StopTimeout.Or(api.GuestStopTimeout) + maxForce*g.timing.force}
 	launcher := launch.Launcher{Command: g.h.o.Launch, Run: func(ctx context.Context, argv []string) error { return g.h.o.Start(ctx, service, argv) }}
 	_, err = launcher.Start(ctx, launch.Task{Path: program, Args: args, FirstFile: qemu.FirstFile, Dir: g.run,
 		UID: g.record.User, GID: g.record.User, Groups: kvmGroups(verdict.Accelerator), CPUs: cpus,
@@ -194,7 +194,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil {
 		return err
 	}
-	g.h.reached("create: launched")
+	g.reached("create: launched")
 	files.close() // a QEMU that ends hangs up now
 	files = nil
 	g.conditions, g.configured = nil, ""
@@ -202,7 +202,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil || g.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
 	}
-	g.h.reached("create: adopted, not expected")
+	g.reached("create: adopted, not expected")
 	if vm.Seed == nil || g.record.Seeded {
 		return g.expect(true)
 	}
@@ -227,8 +227,8 @@ func (g *guest) comeUp(ctx context.Context) error {
 }
 
 // complaint is what QEMU has said last.
-func (g *guest) complaint(err error) string {
-	raw, readErr := os.ReadFile(filepath.Join(g.dir, "qemu.log"))
+func (i *identity) complaint(err error) string {
+	raw, readErr := os.ReadFile(filepath.Join(i.dir, "qemu.log"))
 	said := strings.Join(strings.Fields(string(raw[max(0, len(raw)-500):])), " ")
 	if readErr != nil || said == "" {
 		return fmt.Sprint(err)

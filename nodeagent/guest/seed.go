@@ -39,7 +39,7 @@ func (g *guest) openSeed(ctx context.Context, part *api.GuestPart, vm *qemu.VM, 
 		return fmt.Errorf("its user data: %w", err)
 	}
 	if err != nil {
-		g.h.event(g, api.Warning, "ConfigUnavailable", "it starts without its user data: "+err.Error())
+		g.event(api.Warning, "ConfigUnavailable", "it starts without its user data: "+err.Error())
 	}
 	contents, err := g.seed(part, vm.NIC, userData)
 	if err != nil {

@@ -96,7 +96,7 @@ func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Durati
 		if !r.AboutSnapshot() || r.ID == g.record.Request || stopping || !g.atRest() {
 			return 0, nil
 		}
-		g.h.reached("snapshot: asked for")
+		g.reached("snapshot: asked for")
 		of, err := g.judge(part, r)
 		if err != nil {
 			return time.Millisecond, g.snapshotFailed(r, err)
@@ -104,7 +104,7 @@ func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Durati
 		if err := g.change(func(rec *record) { rec.Begun = &begun{*r, of} }); err != nil {
 			return 0, err
 		}
-		g.h.reached("snapshot: begun")
+		g.reached("snapshot: begun")
 	}
 	if !g.atRest() {
 		return 0, nil
@@ -204,7 +204,7 @@ func (g *guest) goThrough(ctx context.Context) error {
 	if err := g.result(&b.GuestRequest, message, nil, func(r *record) { r.Begun = nil }); err != nil {
 		return err
 	}
-	g.h.event(g, api.Normal, "SnapshotDone", message)
+	g.event(api.Normal, "SnapshotDone", message)
 	return nil
 }
 func describe(verb string, of snapshot) string {
@@ -250,7 +250,7 @@ func (g *guest) snapshotFailed(r *api.GuestRequest, failure error) error {
 	failure = fmt.Errorf("%s %s: %w", strings.ReplaceAll(r.Verb, "-", " "), r.Snapshot, failure)
 	err := g.result(r, "", failure, func(rec *record) { rec.Begun = nil })
 	if err == nil {
-		g.h.event(g, api.Warning, "SnapshotFailed", failure.Error())
+		g.event(api.Warning, "SnapshotFailed", failure.Error())
 	}
 	return err
 }
@@ -269,7 +269,7 @@ func (g *guest) snapshotStep(ctx context.Context, b *begun) (snapshot, error) {
 		if err != nil {
 			return of, err
 		}
-		g.h.reached("snapshot: made, not listed")
+		g.reached("snapshot: made, not listed")
 		return of, g.editSnapshots(func(list []snapshot) []snapshot {
 			if slices.ContainsFunc(list, of.same) {
 				return list
@@ -281,7 +281,7 @@ func (g *guest) snapshotStep(ctx context.Context, b *begun) (snapshot, error) {
 			if err := g.h.disks.Snapshot(ctx, tool, g.wanted(name), disk.Revert, b.Of.Tag); err != nil {
 				return b.Of, err
 			}
-			g.h.reached("snapshot: a disk is reverted")
+			g.reached("snapshot: a disk is reverted")
 		}
 		return b.Of, nil
 	case api.GuestSnapshotDelete:
@@ -294,11 +294,11 @@ func (g *guest) snapshotStep(ctx context.Context, b *begun) (snapshot, error) {
 		if err != nil {
 			return b.Of, err
 		}
-		g.h.reached("snapshot: to be deleted")
+		g.reached("snapshot: to be deleted")
 		if err := g.untag(ctx, tool, b.Of); err != nil {
 			return b.Of, err
 		}
-		g.h.reached("snapshot: deleted, still listed")
+		g.reached("snapshot: deleted, still listed")
 		return b.Of, g.editSnapshots(func(list []snapshot) []snapshot { return slices.DeleteFunc(list, b.Of.same) })
 	}
 	return b.Of, fmt.Errorf("this nodeagent does not know %q", b.Verb)
@@ -385,7 +385,7 @@ func (g *guest) createSnapshot(ctx context.Context, t disk.Tool, of snapshot) (s
 		of.Consistency = api.ConsistentStopped
 		for _, name := range of.Disks {
 			err = errors.Join(err, g.h.disks.Snapshot(ctx, t, g.wanted(name), disk.Create, of.Tag))
-			g.h.reached("snapshot: in a disk")
+			g.reached("snapshot: in a disk")
 		}
 	} else {
 		for _, name := range of.Disks {
@@ -394,10 +394,10 @@ func (g *guest) createSnapshot(ctx context.Context, t disk.Tool, of snapshot) (s
 			}
 		}
 		of.Consistency = g.freeze(ctx)
-		g.h.reached("snapshot: frozen")
+		g.reached("snapshot: frozen")
 		err = g.tagAll(ctx, of)
 		if err := g.thaw(ctx); err != nil {
-			g.h.event(g, api.Warning, "NotThawed", err.Error()+"; it is tried again")
+			g.event(api.Warning, "NotThawed", err.Error()+"; it is tried again")
 		}
 	}
 	if err == nil {
@@ -439,7 +439,7 @@ func (g *guest) untag(ctx context.Context, t disk.Tool, of snapshot) error {
 		if err != nil {
 			return err
 		}
-		g.h.reached("snapshot: out of a disk")
+		g.reached("snapshot: out of a disk")
 	}
 	return nil
 }

@@ -26,13 +26,13 @@ func (g *guest) beSource(ctx context.Context, part *api.GuestPart) (time.Duratio
 		why := g.askTarget(ctx, t)
 		if why != nil {
 			g.transferring(t, why.Error())
-			return soonest(next, g.h.timing.retry), err
+			return soonest(next, g.timing.retry), err
 		}
-		g.h.reached("source: not given up yet")
+		g.reached("source: not given up yet")
 		if err := g.give(t.ID); err != nil {
 			return 0, err
 		}
-		g.h.reached("source: given up, still running")
+		g.reached("source: given up, still running")
 	}
 	if g.sent != t.ID {
 		g.transferring(t, "stopping")
@@ -43,12 +43,12 @@ func (g *guest) beSource(ctx context.Context, part *api.GuestPart) (time.Duratio
 	if g.sent == t.ID {
 		return 0, nil
 	}
-	g.h.reached("source: stopped")
+	g.reached("source: stopped")
 	if err := g.send(ctx, t); err != nil {
 		g.transferring(t, err.Error())
 		return 0, err
 	}
-	g.h.reached("source: sent, not said")
+	g.reached("source: sent, not said")
 	g.sent = t.ID
 	g.tellShare(t, api.TransferSent, "")
 	return 0, nil
@@ -113,8 +113,8 @@ func (g *guest) send(ctx context.Context, t *api.GuestTransfer) error {
 	}
 	told := time.Now()
 	err = transfer.Send(ctx, c, g.dir, files, func(sent int64) {
-		g.h.reached("source: sending")
-		if time.Since(told) >= g.h.timing.tell {
+		g.reached("source: sending")
+		if time.Since(told) >= g.timing.tell {
 			told = time.Now()
 			g.transferring(t, fmt.Sprintf("copying its disks: %d of %d MiB", sent>>20, room>>20))
 		}

@@ -22,7 +22,7 @@ func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Durati
 	}
 	if g.stop != nil {
 		g.stop = nil
-		g.h.event(g, api.Normal, "Stopped", "it is stopped")
+		g.event(api.Normal, "Stopped", "it is stopped")
 	}
 	g.notBefore, g.backoff = time.Time{}, 0
 	return 0, g.doneRequest(part)
@@ -32,8 +32,7 @@ func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Durati
 // QEMU has ended. It is what the Guest's unit does when its host goes down: the
 // agent has gone by then.
 func (h *Handler) Shutdown(ctx context.Context, uid string) error {
-	g := newGuest(h, uid, uid)
-	process, err := g.process()
+	process, err := newIdentity(h, uid, uid).process()
 	if errors.Is(err, launch.ErrGone) { // a unit does this also when its Guest has ended by itself
 		return nil
 	}
@@ -41,11 +40,12 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 		return err
 	}
 	process.Close()
-	r, err := readRecord(g.dir)
+	r, err := readRecord(h.disks.GuestDir(uid))
 	if err != nil {
 		return fmt.Errorf("the record of Guest %s: %w", uid, err)
 	}
-	g.name, g.record, g.log = r.Name, &r, h.o.Log.With("guest", r.Name)
+	g := newGuest(h, r.Name, uid)
+	g.record = &r
 	// An agent that lives all the same has the other monitor.
 	g.socket = "monitor.sock"
 	g.stop = &stopping{why: stopAsked, began: time.Now()}
@@ -110,7 +110,7 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return 0, err
 	}
 	if lock == nil {
-		return g.h.timing.retry, pending("a QEMU of it is just being started")
+		return g.timing.retry, pending("a QEMU of it is just being started")
 	}
 	defer func() { _ = lock.Close() }()
 	tpm, err := g.lockTPM(ctx) // its emulator may be just about to end
@@ -118,12 +118,12 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return 0, err
 	}
 	defer func() { _ = tpm.Close() }()
-	g.h.reached("delete: QEMU is gone")
+	g.reached("delete: QEMU is gone")
 	g.dropSnapshots(ctx, lock)
 	if err := g.h.disks.Remove(g.record.Part.Network, g.record.Name, g.uid, g.record.retained()); err != nil {
 		return 0, err
 	}
-	g.h.reached("delete: disks are gone")
-	g.h.event(g, api.Normal, "Removed", "it is removed, and its disks")
+	g.reached("delete: disks are gone")
+	g.event(api.Normal, "Removed", "it is removed, and its disks")
 	return 0, os.RemoveAll(g.run)
 }

@@ -23,8 +23,8 @@ func (g *guest) heedState(ctx context.Context) error {
 		return g.retryStorage(ctx)
 	case "running":
 		c := g.conditions.Get(conditionStorage)
-		if c != nil && c.Status == api.False && time.Since(g.ioFailed) > g.h.timing.retry {
-			g.h.event(g, api.Normal, "StorageRecovered", "its disks can be written again")
+		if c != nil && c.Status == api.False && time.Since(g.ioFailed) > g.timing.retry {
+			g.event(api.Normal, "StorageRecovered", "its disks can be written again")
 			g.condition(conditionStorage, true, "Works", "")
 		}
 		if c != nil && c.Status == api.False {
@@ -49,13 +49,13 @@ func (g *guest) storageFailed(raw json.RawMessage) {
 		return
 	}
 	data.Node = strings.TrimPrefix(data.Node, mirrorNode("")) // while it is exported
-	reason, message := "IOError", fmt.Sprintf("disk %s: %s fails: %s; the Guest is paused and tried again every %s", strings.TrimPrefix(data.Node, "disk-"), data.Operation, data.Reason, g.h.timing.retry)
+	reason, message := "IOError", fmt.Sprintf("disk %s: %s fails: %s; the Guest is paused and tried again every %s", strings.TrimPrefix(data.Node, "disk-"), data.Operation, data.Reason, g.timing.retry)
 	if data.NoSpace {
 		reason = "NoSpace"
-		message = fmt.Sprintf("disk %s: the host's file system is full: make room there; the Guest is paused and tried again every %s", strings.TrimPrefix(data.Node, "disk-"), g.h.timing.retry)
+		message = fmt.Sprintf("disk %s: the host's file system is full: make room there; the Guest is paused and tried again every %s", strings.TrimPrefix(data.Node, "disk-"), g.timing.retry)
 	}
 	if old := g.conditions.Get(conditionStorage); old == nil || old.Status != api.False || old.Reason != reason {
-		g.h.event(g, api.Warning, reason, message)
+		g.event(api.Warning, reason, message)
 	}
 	g.ioFailed = time.Now()
 	g.condition(conditionStorage, false, reason, message)
@@ -66,7 +66,7 @@ func (g *guest) retryStorage(ctx context.Context) error {
 	if c := g.conditions.Get(conditionStorage); c == nil || c.Status != api.False { // the event came while nobody listened
 		g.storageFailed([]byte(`{"node-name":"of it","operation":"I/O","reason":"see the log of its QEMU"}`))
 	}
-	if time.Since(g.ioFailed) >= g.h.timing.retry {
+	if time.Since(g.ioFailed) >= g.timing.retry {
 		g.ioFailed = time.Now()
 		if err := g.command(ctx, "cont", nil, nil); err != nil {
 			return fmt.Errorf("let it try its disk again: %w", err)

@@ -34,7 +34,7 @@ func (g *guest) beTarget(ctx context.Context, part *api.GuestPart) (time.Duratio
 	}
 	g.stop = nil
 	if g.record.Received == t.ID {
-		g.h.reached("target: received, not said")
+		g.reached("target: received, not said")
 		_ = g.h.arrivals.expect(g, t) // to answer a source that has not heard it; bootd hears it from here
 		g.tellShare(t, api.TransferReceived, "")
 		return 0, nil
@@ -47,7 +47,7 @@ func (g *guest) beTarget(ctx context.Context, part *api.GuestPart) (time.Duratio
 	g.tellShare(t, api.TransferWorking, "waiting for "+t.Peer.Host)
 	if err := g.h.arrivals.expect(g, t); err != nil {
 		g.tellShare(t, api.TransferWorking, err.Error())
-		return g.h.timing.retry, err
+		return g.timing.retry, err
 	}
 	return 0, nil
 }
@@ -118,7 +118,7 @@ func (g *guest) receive(ctx context.Context, e arrival, c *transfer.Conn) error 
 	if err != nil {
 		return err
 	}
-	err = transfer.Receive(c, root, func(int64) { g.h.reached("target: receiving") })
+	err = transfer.Receive(c, root, func(int64) { g.reached("target: receiving") })
 	err = errors.Join(err, root.Close())
 	if err == nil {
 		err = g.fetchBases(ctx, dir)
@@ -126,9 +126,9 @@ func (g *guest) receive(ctx context.Context, e arrival, c *transfer.Conn) error 
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
-	g.h.reached("target: received, not in place")
+	g.reached("target: received, not in place")
 	_, err = g.order(ctx, e, func() (bool, error) { return true, g.commit(e.transfer.ID, dir) })
-	g.h.reached("target: in place, not answered")
+	g.reached("target: in place, not answered")
 	return err
 }
 
@@ -181,7 +181,7 @@ func (g *guest) commit(id, dir string) error {
 	if err := g.ownTPM(); err != nil {
 		return err
 	}
-	g.h.reached("target: in place, not written down")
+	g.reached("target: in place, not written down")
 	err := g.change(func(r *record) { r.Received = id })
 	g.kick()
 	return err

@@ -124,7 +124,7 @@ func (g *guest) endTPM(ctx context.Context) error {
 		return err
 	}
 	defer p.Close()
-	grace, cancel := context.WithTimeout(ctx, g.h.timing.force)
+	grace, cancel := context.WithTimeout(ctx, g.timing.force)
 	defer cancel()
 	if p.Wait(grace) == nil {
 		return nil
@@ -170,7 +170,7 @@ func (g *guest) noteTPM() {
 	}
 	message := "its TPM has ended (see " + filepath.Join(g.dir, "tpm.log") + "): restart it for a TPM that works; what that holds is kept"
 	if c := g.conditions.Get(conditionTPM); c == nil || c.Status != api.False {
-		g.h.event(g, api.Warning, "TPMEnded", message)
+		g.event(api.Warning, "TPMEnded", message)
 	}
 	g.condition(conditionTPM, false, "Ended", message)
 }
