@@ -23,8 +23,6 @@ const maxConsoleLog = 1 << 20
 // maxLog is how much QEMU itself may have to say.
 const maxLog = 256 << 10
 
-func (i *identity) consoleLog() string { return filepath.Join(i.dir, "console.log") }
-
 // rotate sets a long log aside.
 func (g *guest) rotate() {
 	path := g.consoleLog()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -57,29 +56,6 @@ func (g *guest) letGo() {
 	r.process.Close()
 }
 
-// lock takes the Guest's lock, which a QEMU of its holds as long as it lives.
-// nil without an error: one lives.
-func (i *identity) lock() (*os.File, error) {
-	return takeLock(filepath.Join(i.dir, "lock"))
-}
-
-// takeLock locks a file, nil without an error when somebody else has it locked.
-func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return f, nil
-	}
-	_ = f.Close()
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, nil
-	}
-	return nil, fmt.Errorf("the lock %s: %w", path, err)
-}
-
 // adopt takes up the QEMU that holds the lock, once it is proven which it is.
 func (g *guest) adopt(ctx context.Context) error {
 	process, err := g.process()
@@ -102,18 +78,6 @@ func (g *guest) adopt(ctx context.Context) error {
 	}
 	g.log.Info("adopted", "pid", process.PID, "state", r.state)
 	return g.expect(g.stop == nil)
-}
-
-// process is the QEMU that was started last, ErrGone when it has ended.
-func (i *identity) process() (*launch.Process, error) {
-	id, err := launch.ReadIdentity(i.run)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, launch.ErrGone
-	}
-	if err != nil {
-		return nil, err
-	}
-	return launch.Open(id)
 }
 
 // errStranger is a process that is no QEMU of this Guest.

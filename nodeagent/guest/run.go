@@ -226,16 +226,6 @@ func (g *guest) comeUp(ctx context.Context) error {
 	return err
 }
 
-// complaint is what QEMU has said last.
-func (i *identity) complaint(err error) string {
-	raw, readErr := os.ReadFile(filepath.Join(i.dir, "qemu.log"))
-	said := strings.Join(strings.Fields(string(raw[max(0, len(raw)-500):])), " ")
-	if readErr != nil || said == "" {
-		return fmt.Sprint(err)
-	}
-	return said
-}
-
 func bootID() string {
 	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
