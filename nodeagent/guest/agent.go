@@ -41,7 +41,7 @@ func (g *guest) freeze(ctx context.Context) api.Consistency {
 	if g.running.state != "running" || g.agentListens(ctx) != nil {
 		return api.ConsistentCrash
 	}
-	if err := g.change(func(r *record) { r.Frozen = true }); err != nil {
+	if err := g.record.change(func(r *record) { r.Frozen = true }); err != nil {
 		return api.ConsistentCrash
 	}
 	var count int
@@ -65,5 +65,5 @@ func (g *guest) thaw(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("let its file systems go on: %w", err)
 	}
-	return g.change(func(r *record) { r.Frozen = false })
+	return g.record.change(func(r *record) { r.Frozen = false })
 }

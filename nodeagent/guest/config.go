@@ -71,7 +71,7 @@ func (g *guest) settleAccess() {
 	if now == nil || g.record.Access == nil || now.Fetched.Equal(g.record.Access.Fetched) {
 		return
 	}
-	if err := g.change(func(r *record) { r.Access = now }); err != nil {
+	if err := g.record.change(func(r *record) { r.Access = now }); err != nil {
 		g.log.Warn("that its config was fetched is not on disk", "error", err)
 	}
 }
@@ -80,7 +80,7 @@ func (g *guest) settleAccess() {
 func (g *guest) agreeAccess() *access {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.record == nil || g.running == nil {
+	if !g.record.known() || g.running == nil {
 		g.access = nil
 		return nil
 	}

@@ -152,7 +152,7 @@ func (g *guest) exportDir() string { return filepath.Join(g.dir, "export") }
 // beginExport makes the files, and has a QEMU that runs begin to fill them.
 func (g *guest) beginExport(ctx context.Context, e api.GuestExport) (disks []exported, err error) {
 	switch {
-	case g.record == nil || g.record.Given != "" || g.record.Part.Transfer != nil:
+	case !g.record.known() || g.record.Given != "" || g.record.Part.Transfer != nil:
 		return nil, errors.New("the Guest is being moved, or is not here yet")
 	case g.record.Export != nil:
 		return nil, errors.New("its disks are being exported already")
@@ -168,7 +168,7 @@ func (g *guest) beginExport(ctx context.Context, e api.GuestExport) (disks []exp
 	if len(names) == 0 {
 		return nil, fmt.Errorf("the Guest has no disk %s", e.Disk)
 	}
-	if err := g.change(func(r *record) { r.Export = names }); err != nil {
+	if err := g.record.change(func(r *record) { r.Export = names }); err != nil {
 		return nil, err
 	}
 	g.exporting = true
@@ -401,7 +401,7 @@ func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(stri
 // endExport takes away what is left of an export: in QEMU, if it runs, and on
 // disk. Each step may be done already.
 func (g *guest) endExport(ctx context.Context) error {
-	if g.record == nil || g.record.Export == nil {
+	if !g.record.known() || g.record.Export == nil {
 		return nil
 	}
 	if g.running != nil {
@@ -428,7 +428,7 @@ func (g *guest) endExport(ctx context.Context) error {
 		return err
 	}
 	g.configured = "" // what had to wait
-	return g.change(func(r *record) { r.Export = nil })
+	return g.record.change(func(r *record) { r.Export = nil })
 }
 
 func (g *guest) endJob(ctx context.Context, name string) error {

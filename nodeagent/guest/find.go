@@ -92,9 +92,9 @@ func (g *guest) noteEnd(e ended) {
 		typ = api.Warning
 		edit = func(r *record) { r.Ended, r.Crash = &e, &e }
 	}
-	if err := g.change(edit); err != nil {
+	if err := g.record.change(edit); err != nil {
 		g.log.Warn("the end of a run is not on disk", "error", err)
-		edit(g.record)
+		edit(g.record.record)
 	}
 	g.event(typ, e.Word, e.Reason)
 	if time.Since(g.record.launchTime()) > g.timing.settled {

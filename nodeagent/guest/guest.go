@@ -32,7 +32,7 @@ type guest struct {
 	configTold time.Time          // when an event last told of its config
 	seen       glimpse            // of its run, for who measures it
 
-	record     *record  // nil until it is read or made
+	record     *ledger
 	running    *running // nil when no QEMU is known
 	stop       *stopping
 	conditions api.Conditions
@@ -56,7 +56,7 @@ type guest struct {
 
 func newGuest(h *Handler, name, uid string) *guest {
 	id := newIdentity(h, name, uid)
-	return &guest{identity: id, h: h, agent: qga.New(filepath.Join(id.run, "agent.sock")),
+	return &guest{identity: id, h: h, record: &ledger{dir: id.dir}, agent: qga.New(filepath.Join(id.run, "agent.sock")),
 		socket: "qmp.sock", wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
 }
@@ -213,7 +213,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 	if err := g.whole(part); err != nil {
 		return 0, err
 	}
-	if err := g.remember(part); err != nil {
+	if err := g.record.remember(part); err != nil {
 		return 0, err
 	}
 	if err := g.find(ctx); err != nil {
@@ -244,7 +244,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 func (g *guest) observed() *api.GuestObserved {
 	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts, Conditions: append(api.Conditions{}, g.conditions...)}
 	o.Transfer = g.transferred
-	if g.record != nil {
+	if g.record.known() {
 		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.listed()
 	}
 	if g.running == nil {
@@ -258,7 +258,7 @@ func (g *guest) observed() *api.GuestObserved {
 	default:
 		o.State = "Paused"
 	}
-	if g.record != nil && g.record.Launched != nil {
+	if g.record.known() && g.record.Launched != nil {
 		o.Accelerator = string(g.record.Launched.Accelerator)
 	}
 	return o

@@ -129,7 +129,7 @@ func (g *guest) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) 
 	if err := g.command(ctx, "nbd-server-stop", nil, nil); err != nil && !errors.As(err, &refused) {
 		return false, err
 	}
-	if err := g.change(func(r *record) { r.Received = t.ID }); err != nil {
+	if err := g.record.change(func(r *record) { r.Received = t.ID }); err != nil {
 		return false, err
 	}
 	g.reached("live target: received, not said")

@@ -77,7 +77,7 @@ func (g *guest) adopt(ctx context.Context) error {
 		return err
 	}
 	g.log.Info("adopted", "pid", process.PID, "state", r.state)
-	return g.expect(g.stop == nil)
+	return g.record.expect(g.stop == nil)
 }
 
 // errStranger is a process that is no QEMU of this Guest.
@@ -211,7 +211,7 @@ func (g *guest) show() {
 		if r.state != "" {
 			seen.monitor = r.monitor
 		}
-		if g.record != nil {
+		if g.record.known() {
 			seen.network = g.record.Part.Network
 			for _, d := range g.record.Part.Disks {
 				seen.disks = append(seen.disks, d.Name)

@@ -35,7 +35,7 @@ const maxForce = 3
 func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
 	now, t := time.Now(), g.timing
 	if g.stop == nil {
-		if err := g.expect(false); err != nil {
+		if err := g.record.expect(false); err != nil {
 			return 0, err
 		}
 		g.stop = &stopping{why: why, began: now}

@@ -45,7 +45,7 @@ func (g *guest) migrate(ctx context.Context, part *api.GuestPart) error {
 		return err
 	}
 	g.reached("live source: stopped, not given up")
-	if err := g.give(m.t.ID); err != nil {
+	if err := g.record.give(m.t.ID); err != nil {
 		return err
 	}
 	g.reached("live source: given up")

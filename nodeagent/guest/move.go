@@ -37,7 +37,7 @@ func (g *guest) share(ctx context.Context, part *api.GuestPart) (next time.Durat
 		if err := g.callOff(ctx); err != nil { // what is left of it does the Guest no harm
 			g.log.Warn("a move is not quite taken back", "error", err)
 		}
-		err := g.give("")
+		err := g.record.give("")
 		if err == nil {
 			g.reached("source: taken back, not said")
 			g.tellShare(t, api.TransferredBack, "")
@@ -58,11 +58,11 @@ func (g *guest) share(ctx context.Context, part *api.GuestPart) (next time.Durat
 }
 
 // give writes down by which move the Guest was given up, "" for none.
-func (g *guest) give(move string) error {
-	if g.record.Given == move {
+func (l *ledger) give(move string) error {
+	if l.Given == move {
 		return nil
 	}
-	return g.change(func(r *record) { r.Given = move })
+	return l.change(func(r *record) { r.Given = move })
 }
 
 // whole reports whether all of a Guest is here that was taken in.

@@ -125,14 +125,23 @@ func (r record) retained() []string {
 	return names
 }
 
+// ledger keeps a Guest's record: what it knows is on disk, but for the end of a
+// run that could not be written.
+type ledger struct {
+	dir     string
+	*record // nil until it is read or made
+}
+
+func (l *ledger) known() bool { return l.record != nil }
+
 // loadRecord reads the Guest's record, or begins one with a user of its own.
 func (g *guest) loadRecord(part *api.GuestPart) error {
-	if g.record != nil {
+	if g.record.known() {
 		return nil
 	}
 	r, err := readRecord(g.dir)
 	if err == nil {
-		g.record = &r
+		g.record.record = &r
 		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -148,7 +157,7 @@ func (g *guest) loadRecord(part *api.GuestPart) error {
 	if err := r.write(g.dir); err != nil {
 		return err
 	}
-	g.record = &r
+	g.record.record = &r
 	g.reached("create: recorded")
 	return nil
 }
@@ -166,22 +175,22 @@ func freeUser(first int, others []record) int {
 
 // change writes the record after an edit; an edit that cannot be written is
 // not made.
-func (g *guest) change(edit func(*record)) error {
-	next := *g.record
+func (l *ledger) change(edit func(*record)) error {
+	next := *l.record
 	edit(&next)
-	if err := next.write(g.dir); err != nil {
+	if err := next.write(l.dir); err != nil {
 		return err
 	}
-	g.record = &next
+	l.record = &next
 	return nil
 }
 
 // expect writes down whether QEMU should be there.
-func (g *guest) expect(there bool) error {
-	if g.record.Expected == there {
+func (l *ledger) expect(there bool) error {
+	if l.Expected == there {
 		return nil
 	}
-	return g.change(func(r *record) {
+	return l.change(func(r *record) {
 		r.Expected = there
 		if there {
 			r.Ended = nil
@@ -191,13 +200,13 @@ func (g *guest) expect(there bool) error {
 
 // remember notes what is asked for: what a tombstone must know, and which
 // images are in use.
-func (g *guest) remember(part *api.GuestPart) error {
-	same := digest(*part) == digest(g.record.Part)
-	stopped := part.State == "Stopped" && g.record.Ended != nil
+func (l *ledger) remember(part *api.GuestPart) error {
+	same := digest(*part) == digest(l.Part)
+	stopped := part.State == "Stopped" && l.Ended != nil
 	if same && !stopped {
 		return nil
 	}
-	return g.change(func(r *record) {
+	return l.change(func(r *record) {
 		r.Part = *part
 		if stopped {
 			r.Ended = nil // whoever stops it may start it
@@ -206,26 +215,26 @@ func (g *guest) remember(part *api.GuestPart) error {
 }
 
 // asked reports whether a request about the Guest's run is yet to be done.
-func (g *guest) asked(r *api.GuestRequest) bool {
-	return r != nil && r.ID != g.record.Request && !r.AboutSnapshot()
+func (l *ledger) asked(r *api.GuestRequest) bool {
+	return r != nil && r.ID != l.Request && !r.AboutSnapshot()
 }
 
 // doneRequest notes that a part's request is done.
-func (g *guest) doneRequest(part *api.GuestPart) error {
-	if !g.asked(part.Request) {
+func (l *ledger) doneRequest(part *api.GuestPart) error {
+	if !l.asked(part.Request) {
 		return nil
 	}
-	return g.result(part.Request, "", nil)
+	return l.result(part.Request, "", nil)
 }
 
 // result writes down what came of a request: a message, or the error that it
 // failed of.
-func (g *guest) result(r *api.GuestRequest, message string, failure error, edits ...func(*record)) error {
+func (l *ledger) result(r *api.GuestRequest, message string, failure error, edits ...func(*record)) error {
 	result := &api.GuestResult{ID: r.ID, Verb: r.Verb, Message: message, Time: time.Now().UTC().Truncate(time.Second)}
 	if failure != nil {
 		result.Failed, result.Message = true, failure.Error()
 	}
-	return g.change(func(rec *record) {
+	return l.change(func(rec *record) {
 		rec.Request, rec.Result = r.ID, result
 		for _, edit := range edits {
 			edit(rec)

@@ -32,14 +32,14 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 	if g.stop != nil { // a stop that has begun is gone through with
 		return g.climb(ctx, g.stop.why)
 	}
-	if r := part.Request; g.asked(r) {
+	if r := part.Request; g.record.asked(r) {
 		if r.Verb == api.GuestRestart {
 			return g.climb(ctx, stopRestart)
 		}
 		if err := g.command(ctx, "system_reset", nil, nil); err != nil {
 			return 0, fmt.Errorf("reset it: %w", err)
 		}
-		if err := g.doneRequest(part); err != nil {
+		if err := g.record.doneRequest(part); err != nil {
 			return 0, err
 		}
 	}
@@ -107,7 +107,7 @@ func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duratio
 	if g.exporting {
 		return g.timing.retry, pending("it starts when the export of its disks is over")
 	}
-	asked := g.asked(part.Request)
+	asked := g.record.asked(part.Request)
 	if e := g.record.Ended; e != nil && !asked {
 		if part.Restart == "Never" || part.Restart == "OnFailure" && !e.Failed {
 			return 0, pending(fmt.Sprintf("%s, and stays so by its restart policy %s: restart it, or stop and start it", e.Reason, part.Restart))
@@ -118,7 +118,7 @@ func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duratio
 	}
 	again := g.record.Ended != nil
 	// Before, so that a crash in between does not do it twice.
-	if err := g.doneRequest(part); err != nil {
+	if err := g.record.doneRequest(part); err != nil {
 		return 0, err
 	}
 	if err := g.start(ctx, part); err != nil {
@@ -177,7 +177,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	if err != nil {
 		return err
 	}
-	err = g.change(func(r *record) {
+	err = g.record.change(func(r *record) {
 		r.Expected, r.Access, r.Frozen = false, access, false
 		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part),
 			TPM: part.TPM, VHost: vm.NIC != nil && vm.NIC.VHost != nil, Moved: vm.Incoming}
@@ -204,9 +204,9 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	}
 	g.reached("create: adopted, not expected")
 	if vm.Seed == nil || g.record.Seeded {
-		return g.expect(true)
+		return g.record.expect(true)
 	}
-	return g.change(func(r *record) { r.Expected, r.Ended, r.Seeded = true, nil, true })
+	return g.record.change(func(r *record) { r.Expected, r.Ended, r.Seeded = true, nil, true })
 }
 
 // comeUp adopts a QEMU that was just started, and gives it time to answer.

@@ -101,7 +101,7 @@ func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Durati
 		if err != nil {
 			return time.Millisecond, g.snapshotFailed(r, err)
 		}
-		if err := g.change(func(rec *record) { rec.Begun = &begun{*r, of} }); err != nil {
+		if err := g.record.change(func(rec *record) { rec.Begun = &begun{*r, of} }); err != nil {
 			return 0, err
 		}
 		g.reached("snapshot: begun")
@@ -201,7 +201,7 @@ func (g *guest) goThrough(ctx context.Context) error {
 		return g.snapshotFailed(&b.GuestRequest, err)
 	}
 	message := describe(b.Verb, of)
-	if err := g.result(&b.GuestRequest, message, nil, func(r *record) { r.Begun = nil }); err != nil {
+	if err := g.record.result(&b.GuestRequest, message, nil, func(r *record) { r.Begun = nil }); err != nil {
 		return err
 	}
 	g.event(api.Normal, "SnapshotDone", message)
@@ -248,7 +248,7 @@ func worth(c api.Consistency) string {
 
 func (g *guest) snapshotFailed(r *api.GuestRequest, failure error) error {
 	failure = fmt.Errorf("%s %s: %w", strings.ReplaceAll(r.Verb, "-", " "), r.Snapshot, failure)
-	err := g.result(r, "", failure, func(rec *record) { rec.Begun = nil })
+	err := g.record.result(r, "", failure, func(rec *record) { rec.Begun = nil })
 	if err == nil {
 		g.event(api.Warning, "SnapshotFailed", failure.Error())
 	}

@@ -29,7 +29,7 @@ func (g *guest) beSource(ctx context.Context, part *api.GuestPart) (time.Duratio
 			return soonest(next, g.timing.retry), err
 		}
 		g.reached("source: not given up yet")
-		if err := g.give(t.ID); err != nil {
+		if err := g.record.give(t.ID); err != nil {
 			return 0, err
 		}
 		g.reached("source: given up, still running")

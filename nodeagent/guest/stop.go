@@ -25,7 +25,7 @@ func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Durati
 		g.event(api.Normal, "Stopped", "it is stopped")
 	}
 	g.notBefore, g.backoff = time.Time{}, 0
-	return 0, g.doneRequest(part)
+	return 0, g.record.doneRequest(part)
 }
 
 // Shutdown stops a Guest by its uid, as State Stopped does, and returns when its
@@ -45,7 +45,7 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 		return fmt.Errorf("the record of Guest %s: %w", uid, err)
 	}
 	g := newGuest(h, r.Name, uid)
-	g.record = &r
+	g.record.record = &r
 	// An agent that lives all the same has the other monitor.
 	g.socket = "monitor.sock"
 	g.stop = &stopping{why: stopAsked, began: time.Now()}
@@ -83,7 +83,7 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 	if _, err := os.Stat(g.dir); os.IsNotExist(err) {
 		return 0, os.RemoveAll(g.run)
 	}
-	if g.record == nil {
+	if !g.record.known() {
 		r, err := readRecord(g.dir)
 		if os.IsNotExist(err) { // it was hardly begun, or is half removed
 			r, err = record{Name: g.name}, nil
@@ -94,7 +94,7 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		if err != nil {
 			return 0, err
 		}
-		g.record = &r
+		g.record.record = &r
 	}
 	if g.stop == nil {
 		g.stop = &stopping{why: stopForced, began: time.Now()}

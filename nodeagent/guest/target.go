@@ -182,7 +182,7 @@ func (g *guest) commit(id, dir string) error {
 		return err
 	}
 	g.reached("target: in place, not written down")
-	err := g.change(func(r *record) { r.Received = id })
+	err := g.record.change(func(r *record) { r.Received = id })
 	g.kick()
 	return err
 }
