@@ -20,49 +20,49 @@ const (
 	conditionSteady      = "Steady"       // False for some time after it has crashed, panicked or hung
 )
 
-func (g *guest) condition(typ string, ok bool, reason, message string) {
+// conditions tell of a Guest's run; a new run begins without any.
+type conditions struct{ list api.Conditions }
+
+func (c *conditions) get(typ string) *api.Condition { return c.list.Get(typ) }
+
+func (c *conditions) clear() { c.list = nil }
+
+func (c *conditions) set(typ string, ok bool, reason, message string) {
 	status := api.False
 	if ok {
 		status = api.True
 	}
-	g.conditions.Set(time.Now(), typ, status, reason, message)
+	c.list.Set(time.Now(), typ, status, reason, message)
 }
 
-// noteCurrent tells whether a restart is due for the Guest to be what its part
-// says.
-func (g *guest) noteCurrent(part *api.GuestPart) {
-	l := g.record.Launched
-	if l == nil {
-		return
-	}
+// noteLaunched tells how the Guest was started, and whether a restart is due for
+// it to be what its part says.
+func (c *conditions) noteLaunched(l *launched, part *api.GuestPart) {
 	current := l.Machine == machineDigest(*part)
 	reason, message := "AsWritten", ""
 	if !current {
 		reason, message = "RestartNeeded", "it was changed since it was started: restart it for the change to take effect"
 	}
-	g.condition(conditionCurrent, current, reason, message)
-	g.condition(conditionAccelerated, l.Accelerator == qemu.KVM, strings.ToUpper(string(l.Accelerator)), l.Reason)
+	c.set(conditionCurrent, current, reason, message)
+	c.set(conditionAccelerated, l.Accelerator == qemu.KVM, strings.ToUpper(string(l.Accelerator)), l.Reason)
 	if part.Network != "" {
-		g.noteVHost(l.VHost)
+		c.noteVHost(l.VHost)
 	}
-	g.noteSteady()
-	g.noteTPM()
 }
 
-func (g *guest) noteVHost(used bool) {
+func (c *conditions) noteVHost(used bool) {
 	if used {
-		g.condition(conditionVHost, true, "Used", "")
+		c.set(conditionVHost, true, "Used", "")
 		return
 	}
-	g.condition(conditionVHost, false, "Missing", "the host had no "+vhostNet+" when it was started, and its packets go through QEMU, which costs more: `modprobe vhost_net`, then restart it")
+	c.set(conditionVHost, false, "Missing", "the host had no "+vhostNet+" when it was started, and its packets go through QEMU, which costs more: `modprobe vhost_net`, then restart it")
 }
 
 // noteSteady tells of a failure until a run has been good for some time.
-func (g *guest) noteSteady() {
-	c := g.record.Crash
-	if c == nil || time.Since(c.Time) > g.timing.settled {
-		g.condition(conditionSteady, true, "Runs", "")
+func (c *conditions) noteSteady(crash *ended, settled time.Duration) {
+	if crash == nil || time.Since(crash.Time) > settled {
+		c.set(conditionSteady, true, "Runs", "")
 		return
 	}
-	g.condition(conditionSteady, false, c.Word, fmt.Sprintf("at %s: %s", c.Time.Format(time.RFC3339), c.Reason))
+	c.set(conditionSteady, false, crash.Word, fmt.Sprintf("at %s: %s", crash.Time.Format(time.RFC3339), crash.Reason))
 }

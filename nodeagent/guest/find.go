@@ -65,7 +65,7 @@ func (g *guest) died() {
 		break
 	}
 	g.letGo()
-	g.conditions = nil
+	g.conditions.clear()
 }
 
 // noteVanished finds out how a run ended that the record knows as lasting.

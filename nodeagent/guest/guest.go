@@ -35,7 +35,7 @@ type guest struct {
 	record     *ledger
 	running    *running // nil when no QEMU is known
 	stop       *stopping
-	conditions api.Conditions
+	conditions *conditions
 	hearing    hearing
 	backoff    time.Duration // of the next restart
 	notBefore  time.Time     // that it is started
@@ -56,7 +56,7 @@ type guest struct {
 
 func newGuest(h *Handler, name, uid string) *guest {
 	id := newIdentity(h, name, uid)
-	return &guest{identity: id, h: h, record: &ledger{dir: id.dir}, agent: qga.New(filepath.Join(id.run, "agent.sock")),
+	return &guest{identity: id, h: h, record: &ledger{dir: id.dir}, conditions: new(conditions), agent: qga.New(filepath.Join(id.run, "agent.sock")),
 		socket: "qmp.sock", wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
 }
@@ -242,7 +242,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 
 // observed is the Guest as it is.
 func (g *guest) observed() *api.GuestObserved {
-	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts, Conditions: append(api.Conditions{}, g.conditions...)}
+	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts, Conditions: append(api.Conditions{}, g.conditions.list...)}
 	o.Transfer = g.transferred
 	if g.record.known() {
 		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.listed()

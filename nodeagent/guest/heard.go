@@ -20,13 +20,13 @@ func (h *hearing) note(ctx context.Context, g *guest) {
 	start := g.record.Launched.Time
 	switch {
 	case h.start.Equal(start) || g.record.Launched.Moved:
-		g.condition(conditionHeard, true, "Heard", "")
+		g.conditions.set(conditionHeard, true, "Heard", "")
 	case time.Since(start) < g.timing.silence || g.running.state != "running":
 	case says(ctx, g, start):
 		h.start = start
-		g.condition(conditionHeard, true, "Heard", "")
+		g.conditions.set(conditionHeard, true, "Heard", "")
 	default:
-		g.condition(conditionHeard, false, "Silent", fmt.Sprintf("since its start at %s it has sent no packet and written to no disk, nor to its serial port after the first %s: it may hang in its boot", start.Format(time.RFC3339), g.timing.words))
+		g.conditions.set(conditionHeard, false, "Silent", fmt.Sprintf("since its start at %s it has sent no packet and written to no disk, nor to its serial port after the first %s: it may hang in its boot", start.Format(time.RFC3339), g.timing.words))
 	}
 }
 

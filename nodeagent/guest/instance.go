@@ -136,9 +136,9 @@ func (g *guest) askState(ctx context.Context) error {
 	case err != nil && context.Cause(ctx) == context.Canceled:
 		return err
 	case err != nil:
-		g.condition(conditionResponsive, false, "NoAnswer", "QEMU does not answer: "+err.Error())
+		g.conditions.set(conditionResponsive, false, "NoAnswer", "QEMU does not answer: "+err.Error())
 	default:
-		g.condition(conditionResponsive, true, "Answers", "")
+		g.conditions.set(conditionResponsive, true, "Answers", "")
 	}
 	return nil
 }

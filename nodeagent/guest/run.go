@@ -43,8 +43,10 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 			return 0, err
 		}
 	}
-	g.noteCurrent(part)
-	if g.record.Launched != nil {
+	if l := g.record.Launched; l != nil {
+		g.conditions.noteLaunched(l, part)
+		g.conditions.noteSteady(g.record.Crash, g.timing.settled)
+		g.noteTPM()
 		g.hearing.note(ctx, g)
 	}
 	return g.follow(ctx, part)
@@ -197,7 +199,8 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	g.reached("create: launched")
 	files.close() // a QEMU that ends hangs up now
 	files = nil
-	g.conditions, g.configured = nil, ""
+	g.conditions.clear()
+	g.configured = ""
 	err = g.comeUp(ctx)
 	if err != nil || g.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))

@@ -22,16 +22,16 @@ func (g *guest) heedState(ctx context.Context) error {
 	case "io-error":
 		return g.retryStorage(ctx)
 	case "running":
-		c := g.conditions.Get(conditionStorage)
+		c := g.conditions.get(conditionStorage)
 		if c != nil && c.Status == api.False && time.Since(g.ioFailed) > g.timing.retry {
 			g.event(api.Normal, "StorageRecovered", "its disks can be written again")
-			g.condition(conditionStorage, true, "Works", "")
+			g.conditions.set(conditionStorage, true, "Works", "")
 		}
 		if c != nil && c.Status == api.False {
 			return pending(c.Message)
 		}
 		if c == nil {
-			g.condition(conditionStorage, true, "Works", "")
+			g.conditions.set(conditionStorage, true, "Works", "")
 		}
 	}
 	return nil
@@ -54,16 +54,16 @@ func (g *guest) storageFailed(raw json.RawMessage) {
 		reason = "NoSpace"
 		message = fmt.Sprintf("disk %s: the host's file system is full: make room there; the Guest is paused and tried again every %s", strings.TrimPrefix(data.Node, "disk-"), g.timing.retry)
 	}
-	if old := g.conditions.Get(conditionStorage); old == nil || old.Status != api.False || old.Reason != reason {
+	if old := g.conditions.get(conditionStorage); old == nil || old.Status != api.False || old.Reason != reason {
 		g.event(api.Warning, reason, message)
 	}
 	g.ioFailed = time.Now()
-	g.condition(conditionStorage, false, reason, message)
+	g.conditions.set(conditionStorage, false, reason, message)
 }
 
 // retryStorage lets a Guest that a disk error holds try again.
 func (g *guest) retryStorage(ctx context.Context) error {
-	if c := g.conditions.Get(conditionStorage); c == nil || c.Status != api.False { // the event came while nobody listened
+	if c := g.conditions.get(conditionStorage); c == nil || c.Status != api.False { // the event came while nobody listened
 		g.storageFailed([]byte(`{"node-name":"of it","operation":"I/O","reason":"see the log of its QEMU"}`))
 	}
 	if time.Since(g.ioFailed) >= g.timing.retry {
@@ -72,5 +72,5 @@ func (g *guest) retryStorage(ctx context.Context) error {
 			return fmt.Errorf("let it try its disk again: %w", err)
 		}
 	}
-	return pending(g.conditions.Get(conditionStorage).Message)
+	return pending(g.conditions.get(conditionStorage).Message)
 }

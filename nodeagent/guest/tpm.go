@@ -165,12 +165,12 @@ func (g *guest) noteTPM() {
 	}
 	if p != nil {
 		p.Close()
-		g.condition(conditionTPM, true, "Works", "")
+		g.conditions.set(conditionTPM, true, "Works", "")
 		return
 	}
 	message := "its TPM has ended (see " + filepath.Join(g.dir, "tpm.log") + "): restart it for a TPM that works; what that holds is kept"
-	if c := g.conditions.Get(conditionTPM); c == nil || c.Status != api.False {
+	if c := g.conditions.get(conditionTPM); c == nil || c.Status != api.False {
 		g.event(api.Warning, "TPMEnded", message)
 	}
-	g.condition(conditionTPM, false, "Ended", message)
+	g.conditions.set(conditionTPM, false, "Ended", message)
 }
