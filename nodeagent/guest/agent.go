@@ -14,7 +14,7 @@ func (g *guest) agentListens(ctx context.Context) error {
 		Label string `json:"label"`
 		Open  bool   `json:"frontend-open"`
 	}
-	if err := g.monitorCommand(ctx, "query-chardev", nil, &devices); err != nil {
+	if err := g.vm.monitorCommand(ctx, "query-chardev", nil, &devices); err != nil {
 		return err
 	}
 	for _, d := range devices {
@@ -38,7 +38,7 @@ func (g *guest) agentShutdown(ctx context.Context) error {
 // freeze brings the Guest's file systems to rest, if an agent in it does that.
 // thaw follows, whatever comes of it.
 func (g *guest) freeze(ctx context.Context) api.Consistency {
-	if g.running.state != "running" || g.agentListens(ctx) != nil {
+	if g.vm.running.state != "running" || g.agentListens(ctx) != nil {
 		return api.ConsistentCrash
 	}
 	if err := g.record.change(func(r *record) { r.Frozen = true }); err != nil {
@@ -55,7 +55,7 @@ func (g *guest) freeze(ctx context.Context) api.Consistency {
 // thaw lets the Guest's file systems go on. It is repeated until it succeeds or
 // QEMU has ended.
 func (g *guest) thaw(ctx context.Context) error {
-	if !g.record.Frozen || g.running == nil || g.running.state != "running" {
+	if !g.record.Frozen || g.vm.running == nil || g.vm.running.state != "running" {
 		return nil
 	}
 	err := g.agentListens(ctx)

@@ -80,7 +80,7 @@ func (g *guest) settleAccess() {
 func (g *guest) agreeAccess() *access {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.record.known() || g.running == nil {
+	if !g.record.known() || g.vm.running == nil {
 		g.access = nil
 		return nil
 	}

@@ -116,7 +116,7 @@ func (g *guest) openDisplay(ctx context.Context) (io.ReadWriteCloser, error) {
 		return nil, fmt.Errorf("sockets for the display: %w", err)
 	}
 	defer func() { _ = far.Close() }() // QEMU has its own
-	err = g.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return g.giveDisplay(ctx, m, far) })
+	err = g.vm.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return g.giveDisplay(ctx, m, far) })
 	if err != nil {
 		return nil, errors.Join(err, near.Close())
 	}

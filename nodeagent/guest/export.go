@@ -102,7 +102,7 @@ func (g *guest) exportDisks(ctx context.Context, e api.GuestExport, out *bufio.W
 	var disks []exported
 	running := false
 	err = g.do(ctx, func(ctx context.Context) error {
-		running = g.running != nil
+		running = g.vm.running != nil
 		disks, err = g.beginExport(ctx, e)
 		return err
 	})
@@ -173,7 +173,7 @@ func (g *guest) beginExport(ctx context.Context, e api.GuestExport) (disks []exp
 	}
 	g.exporting = true
 	disks, err = g.makeCopies(ctx, e, names)
-	if err == nil && g.running != nil {
+	if err == nil && g.vm.running != nil {
 		err = g.beginJobs(ctx, disks, e.Rate.Value())
 	}
 	if err != nil {
@@ -261,18 +261,18 @@ func (g *guest) beginJob(ctx context.Context, d exported, rate int64) error {
 	var set struct {
 		ID int `json:"fdset-id"`
 	}
-	err := g.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error {
+	err := g.vm.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error {
 		return m.ExecuteWith(ctx, d.copy, "add-fd", map[string]string{"opaque": exportSet}, &set)
 	})
 	if err != nil {
 		return err
 	}
 	file := map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set.ID), "discard": "unmap"}
-	err = g.command(ctx, "blockdev-add", map[string]any{"driver": d.format, "node-name": copyNode(d.name), "discard": "unmap", "file": file}, nil)
+	err = g.vm.command(ctx, "blockdev-add", map[string]any{"driver": d.format, "node-name": copyNode(d.name), "discard": "unmap", "file": file}, nil)
 	if err != nil {
 		return err
 	}
-	return g.command(ctx, "blockdev-mirror", map[string]any{"job-id": copyNode(d.name), "device": qemu.DiskNode(d.name), "target": copyNode(d.name),
+	return g.vm.command(ctx, "blockdev-mirror", map[string]any{"job-id": copyNode(d.name), "device": qemu.DiskNode(d.name), "target": copyNode(d.name),
 		"filter-node-name": mirrorNode(d.name), "sync": "full", "speed": rate, "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false}, nil)
 }
 
@@ -282,7 +282,7 @@ const finishTime = 10 * time.Second
 // finishJobs ends all jobs at one moment: that is what the copies hold. Between
 // two of them nothing may be written.
 func (g *guest) finishJobs(ctx context.Context, disks []exported) (err error) {
-	if !g.atRest() || g.running == nil {
+	if !g.atRest() || g.vm.running == nil {
 		return errors.New("the Guest is being stopped")
 	}
 	consistency := g.freeze(ctx)
@@ -291,18 +291,18 @@ func (g *guest) finishJobs(ctx context.Context, disks []exported) (err error) {
 			g.event(api.Warning, "NotThawed", thaw.Error()+"; it is tried again")
 		}
 	}()
-	if g.running.state == "running" && len(disks) > 1 {
-		if err := g.command(ctx, "stop", nil, nil); err != nil {
+	if g.vm.running.state == "running" && len(disks) > 1 {
+		if err := g.vm.command(ctx, "stop", nil, nil); err != nil {
 			return err
 		}
 		defer func() { // an agent that comes here no more leaves that to its successor
-			err = errors.Join(err, g.command(context.WithoutCancel(ctx), "cont", nil, nil))
+			err = errors.Join(err, g.vm.command(context.WithoutCancel(ctx), "cont", nil, nil))
 		}()
 		g.reached("export: paused")
 	}
 	for i, d := range disks {
 		disks[i].consistency = consistency
-		if err := g.command(ctx, "block-job-cancel", map[string]string{"device": copyNode(d.name)}, nil); err != nil {
+		if err := g.vm.command(ctx, "block-job-cancel", map[string]string{"device": copyNode(d.name)}, nil); err != nil {
 			return fmt.Errorf("disk %s: %w", d.name, err)
 		}
 	}
@@ -315,7 +315,7 @@ func (g *guest) awaitJobs(ctx context.Context, disks []exported) error {
 	defer cancel()
 	for {
 		var all []job
-		if err := g.command(ctx, "query-jobs", nil, &all); err != nil {
+		if err := g.vm.command(ctx, "query-jobs", nil, &all); err != nil {
 			return err
 		}
 		jobs, done := exportJobs(all), 0
@@ -356,7 +356,7 @@ func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(stri
 	hurried := map[string]bool{}
 	for {
 		var all []job
-		if err := g.monitorCommand(ctx, "query-jobs", nil, &all); err != nil {
+		if err := g.vm.monitorCommand(ctx, "query-jobs", nil, &all); err != nil {
 			return err
 		}
 		jobs, ready, current, total := exportJobs(all), 0, int64(0), int64(0)
@@ -371,7 +371,7 @@ func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(stri
 				ready++
 			case j.Current >= d.size && !hurried[d.name]:
 				hurried[d.name] = true
-				if err := g.monitorCommand(ctx, "block-job-set-speed", map[string]any{"device": j.ID, "speed": 0}, nil); err != nil {
+				if err := g.vm.monitorCommand(ctx, "block-job-set-speed", map[string]any{"device": j.ID, "speed": 0}, nil); err != nil {
 					return err
 				}
 			}
@@ -404,7 +404,7 @@ func (g *guest) endExport(ctx context.Context) error {
 	if !g.record.known() || g.record.Export == nil {
 		return nil
 	}
-	if g.running != nil {
+	if g.vm.running != nil {
 		for _, name := range g.record.Export {
 			if err := g.endJob(ctx, name); err != nil {
 				return fmt.Errorf("end the export of disk %s: %w", name, err)
@@ -439,12 +439,12 @@ func (g *guest) endJob(ctx context.Context, name string) error {
 	var nodes []struct {
 		Name string `json:"node-name"`
 	}
-	if err := g.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+	if err := g.vm.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
 		return err
 	}
 	for _, n := range nodes {
 		if n.Name == copyNode(name) {
-			return g.command(ctx, "blockdev-del", map[string]string{"node-name": n.Name}, nil)
+			return g.vm.command(ctx, "blockdev-del", map[string]string{"node-name": n.Name}, nil)
 		}
 	}
 	return nil
@@ -456,16 +456,16 @@ func (g *guest) cancelJob(ctx context.Context, name string) error {
 	defer cancel()
 	for {
 		var all []job
-		if err := g.command(ctx, "query-jobs", nil, &all); err != nil {
+		if err := g.vm.command(ctx, "query-jobs", nil, &all); err != nil {
 			return err
 		}
 		switch j, there := exportJobs(all)[name]; {
 		case !there:
 			return nil
 		case j.Status == "concluded":
-			return g.command(ctx, "job-dismiss", map[string]string{"id": j.ID}, nil)
+			return g.vm.command(ctx, "job-dismiss", map[string]string{"id": j.ID}, nil)
 		case slices.Contains([]string{"running", "paused", "ready", "standby"}, j.Status):
-			if err := g.command(ctx, "block-job-cancel", map[string]any{"device": j.ID, "force": true}, nil); err != nil {
+			if err := g.vm.command(ctx, "block-job-cancel", map[string]any{"device": j.ID, "force": true}, nil); err != nil {
 				return err
 			}
 		}
@@ -483,14 +483,14 @@ func (g *guest) takeBack(ctx context.Context) error {
 			Opaque string `json:"opaque"`
 		} `json:"fds"`
 	}
-	if err := g.command(ctx, "query-fdsets", nil, &sets); err != nil {
+	if err := g.vm.command(ctx, "query-fdsets", nil, &sets); err != nil {
 		return err
 	}
 	for _, s := range sets {
 		if len(s.FDs) == 0 || s.FDs[0].Opaque != exportSet {
 			continue
 		}
-		if err := g.command(ctx, "remove-fd", map[string]int{"fdset-id": s.ID}, nil); err != nil {
+		if err := g.vm.command(ctx, "remove-fd", map[string]int{"fdset-id": s.ID}, nil); err != nil {
 			return err
 		}
 	}

@@ -80,7 +80,7 @@ func (h *host) clean(uid string) bool {
 	var jobs []job
 	var nodes json.RawMessage
 	for command, into := range map[string]any{"query-jobs": &jobs, "query-named-block-nodes": &nodes} {
-		if err := g.monitorCommand(h.t.Context(), command, nil, into); err != nil {
+		if err := g.vm.monitorCommand(h.t.Context(), command, nil, into); err != nil {
 			return strings.Contains(err.Error(), "does not run")
 		}
 	}

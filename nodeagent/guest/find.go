@@ -12,12 +12,12 @@ import (
 // find makes running true: it adopts a QEMU that lives, forgets one that has
 // ended, and asks for its state.
 func (g *guest) find(ctx context.Context) error {
-	if r := g.running; r != nil {
+	if r := g.vm.running; r != nil {
 		select {
 		case <-r.exited:
 			g.died()
 		default:
-			return g.askState(ctx)
+			return g.vm.askState(ctx)
 		}
 	}
 	lock, err := g.lock()
@@ -33,7 +33,7 @@ func (g *guest) find(ctx context.Context) error {
 
 // heed takes in an event; the next look does the rest.
 func (g *guest) heed(e event) {
-	if e.run != g.running {
+	if e.run != g.vm.running {
 		return
 	}
 	switch e.Name {
@@ -53,18 +53,26 @@ func (g *guest) heed(e event) {
 	}
 }
 
+// adopt takes up the QEMU that holds the lock.
+func (g *guest) adopt(ctx context.Context) error {
+	if err := g.vm.adopt(ctx); err != nil {
+		return err
+	}
+	return g.record.expect(g.stop == nil)
+}
+
 // died notes that the process has ended under the agent's eyes.
 func (g *guest) died() {
 	for { // what it said last
 		select {
-		case e := <-g.events:
+		case e := <-g.vm.events:
 			g.heed(e)
 			continue
 		default:
 		}
 		break
 	}
-	g.letGo()
+	g.vm.letGo()
 	g.conditions.clear()
 }
 

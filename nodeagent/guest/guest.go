@@ -10,30 +10,25 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/qga"
-	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
 // guest is one Guest. Its goroutine owns what is not under mu.
 type guest struct {
 	*identity
-	h      *Handler
-	socket string // which of QEMU's two monitors is spoken to
-	wake   chan struct{}
-	events chan event
-	agent  *qga.Client
+	h     *Handler
+	wake  chan struct{}
+	agent *qga.Client
 
 	mu         sync.Mutex
-	monitor    *qmp.Client // of the last QEMU that was adopted; nil before
 	want       nodeagent.Part
 	status     api.PartStatus
 	undo       context.CancelFunc // gives up what is being done for an earlier want; nil for nothing
 	gone       bool               // nothing is left of it
 	access     *access            // by which its config is served; nil while no run of it is known
 	configTold time.Time          // when an event last told of its config
-	seen       glimpse            // of its run, for who measures it
 
 	record     *ledger
-	running    *running // nil when no QEMU is known
+	vm         *instance
 	stop       *stopping
 	conditions *conditions
 	hearing    hearing
@@ -56,9 +51,11 @@ type guest struct {
 
 func newGuest(h *Handler, name, uid string) *guest {
 	id := newIdentity(h, name, uid)
-	return &guest{identity: id, h: h, record: &ledger{dir: id.dir}, conditions: new(conditions), agent: qga.New(filepath.Join(id.run, "agent.sock")),
-		socket: "qmp.sock", wake: make(chan struct{}, 1), events: make(chan event, 64), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
+	g := &guest{identity: id, h: h, record: &ledger{dir: id.dir}, conditions: new(conditions), agent: qga.New(filepath.Join(id.run, "agent.sock")),
+		wake: make(chan struct{}, 1), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
+	g.vm = newInstance(id, g.record, g.conditions)
+	return g
 }
 
 // ask says what the Guest should be and answers what it is.
@@ -129,7 +126,7 @@ func alike(a, b api.PartStatus) bool {
 
 // work looks after the Guest until ctx is done or it is removed. QEMU runs on.
 func (g *guest) work(ctx context.Context) {
-	defer g.letGo()
+	defer g.vm.letGo()
 	defer close(g.left)
 	defer g.h.arrivals.forget(g)
 	for ctx.Err() == nil && !g.over() {
@@ -137,7 +134,7 @@ func (g *guest) work(ctx context.Context) {
 		timer := time.NewTimer(next)
 		select {
 		case <-g.wake:
-		case e := <-g.events:
+		case e := <-g.vm.events:
 			g.heed(e)
 		case o := <-g.orders:
 			g.obey(o)
@@ -147,7 +144,7 @@ func (g *guest) work(ctx context.Context) {
 				break
 			}
 			t.done <- t.run(t.ctx)
-		case <-g.ended():
+		case <-g.vm.ended():
 		case <-timer.C:
 		case <-ctx.Done():
 		}
@@ -247,10 +244,10 @@ func (g *guest) observed() *api.GuestObserved {
 	if g.record.known() {
 		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.listed()
 	}
-	if g.running == nil {
+	if g.vm.running == nil {
 		return o
 	}
-	switch g.running.state {
+	switch g.vm.running.state {
 	case "running":
 		o.State = "Running"
 	case "":

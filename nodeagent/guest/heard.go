@@ -21,7 +21,7 @@ func (h *hearing) note(ctx context.Context, g *guest) {
 	switch {
 	case h.start.Equal(start) || g.record.Launched.Moved:
 		g.conditions.set(conditionHeard, true, "Heard", "")
-	case time.Since(start) < g.timing.silence || g.running.state != "running":
+	case time.Since(start) < g.timing.silence || g.vm.running.state != "running":
 	case says(ctx, g, start):
 		h.start = start
 		g.conditions.set(conditionHeard, true, "Heard", "")
@@ -40,9 +40,7 @@ func says(ctx context.Context, g *guest, start time.Time) bool {
 	}
 	limited, cancel := context.WithTimeout(ctx, g.timing.answer)
 	defer cancel()
-	g.mu.Lock()
-	seen := g.seen
-	g.mu.Unlock()
+	seen := g.vm.glimpse()
 	if seen.monitor == nil {
 		return false
 	}

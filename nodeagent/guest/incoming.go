@@ -21,7 +21,7 @@ import (
 func (g *guest) beIncoming(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
 	g.stop = nil
-	if g.running == nil {
+	if g.vm.running == nil {
 		return g.startIncoming(ctx, part)
 	}
 	g.began = t.ID
@@ -30,7 +30,7 @@ func (g *guest) beIncoming(ctx context.Context, part *api.GuestPart) (time.Durat
 		g.tellShare(t, api.TransferReceived, "")
 		return 0, nil
 	}
-	switch g.running.state {
+	switch g.vm.running.state {
 	case inmigrate:
 		if err := g.export(ctx, part); err != nil {
 			return 0, fmt.Errorf("offer its disks to %s: %w", t.Peer.Host, err)
@@ -46,7 +46,7 @@ func (g *guest) beIncoming(ctx context.Context, part *api.GuestPart) (time.Durat
 	case "":
 		return 0, g.heedState(ctx)
 	default:
-		g.fail(t, "its QEMU is "+g.running.state)
+		g.fail(t, "its QEMU is "+g.vm.running.state)
 	}
 	return 0, nil
 }
@@ -76,7 +76,7 @@ func (g *guest) nbdSocket() string { return filepath.Join(g.run, "nbd.sock") }
 // export has QEMU serve its disks at a socket, to be written by the source's.
 func (g *guest) export(ctx context.Context, part *api.GuestPart) error {
 	var exports []struct{ ID string }
-	if err := g.command(ctx, "query-block-exports", nil, &exports); err != nil || len(exports) > 0 || len(part.Disks) == 0 {
+	if err := g.vm.command(ctx, "query-block-exports", nil, &exports); err != nil || len(exports) > 0 || len(part.Disks) == 0 {
 		return err
 	}
 	l, err := launch.Listen(g.nbdSocket())
@@ -89,15 +89,15 @@ func (g *guest) export(ctx context.Context, part *api.GuestPart) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	if err := g.running.monitor.GiveFile(ctx, "move-nbd", f); err != nil {
+	if err := g.vm.running.monitor.GiveFile(ctx, "move-nbd", f); err != nil {
 		return err
 	}
 	address := map[string]any{"type": "fd", "data": map[string]any{"str": "move-nbd"}}
-	if err := g.command(ctx, "nbd-server-start", map[string]any{"addr": address}, nil); err != nil {
+	if err := g.vm.command(ctx, "nbd-server-start", map[string]any{"addr": address}, nil); err != nil {
 		return err
 	}
 	for _, d := range part.Disks {
-		err := g.command(ctx, "block-export-add", map[string]any{"type": "nbd", "id": moveNode(d.Name), "node-name": qemu.DiskNode(d.Name), "name": d.Name, "writable": true}, nil)
+		err := g.vm.command(ctx, "block-export-add", map[string]any{"type": "nbd", "id": moveNode(d.Name), "node-name": qemu.DiskNode(d.Name), "name": d.Name, "writable": true}, nil)
 		if err != nil {
 			return err
 		}
@@ -110,11 +110,11 @@ func (g *guest) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) 
 	if g.record.Received == t.ID {
 		return true, nil
 	}
-	if g.running == nil {
+	if g.vm.running == nil {
 		return false, errors.New("its QEMU has ended: " + g.complaint(nil))
 	}
 	var s migrated
-	if err := g.command(ctx, "query-migrate", nil, &s); err != nil {
+	if err := g.vm.command(ctx, "query-migrate", nil, &s); err != nil {
 		return false, err
 	}
 	switch s.Status {
@@ -126,7 +126,7 @@ func (g *guest) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) 
 	}
 	g.reached("live target: loaded, not written down")
 	var refused *qmp.Error // without disks there is none
-	if err := g.command(ctx, "nbd-server-stop", nil, nil); err != nil && !errors.As(err, &refused) {
+	if err := g.vm.command(ctx, "nbd-server-stop", nil, nil); err != nil && !errors.As(err, &refused) {
 		return false, err
 	}
 	if err := g.record.change(func(r *record) { r.Received = t.ID }); err != nil {
@@ -153,10 +153,10 @@ func (g *guest) takeMemory(ctx context.Context, e arrival, c *transfer.Conn) err
 	var end net.Conn
 	_, err := g.order(ctx, e, func() (bool, error) {
 		var err error
-		if end, err = g.newSocket(ctx, "move-memory"); err != nil {
+		if end, err = g.vm.newSocket(ctx, "move-memory"); err != nil {
 			return false, err
 		}
-		if err = g.command(ctx, "migrate-incoming", map[string]any{"uri": "fd:move-memory"}, nil); err != nil {
+		if err = g.vm.command(ctx, "migrate-incoming", map[string]any{"uri": "fd:move-memory"}, nil); err != nil {
 			_ = end.Close()
 		}
 		return false, err

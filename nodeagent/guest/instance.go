@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,25 @@ type running struct {
 	state   string             // QEMU's RunState, "" when it does not answer
 }
 
+// instance is the QEMU of a Guest: it is found, asked and let go, and outlives
+// whoever does that. What is not under mu is its Guest's goroutine's.
+type instance struct {
+	*identity
+	record     *ledger
+	conditions *conditions
+	socket     string   // which of QEMU's two monitors is spoken to
+	running    *running // nil when no QEMU is known
+	events     chan event
+
+	mu      sync.Mutex
+	monitor *qmp.Client // of the last QEMU that was adopted; nil before
+	seen    glimpse     // of its run, for who measures it
+}
+
+func newInstance(id *identity, record *ledger, conditions *conditions) *instance {
+	return &instance{identity: id, record: record, conditions: conditions, socket: "qmp.sock", events: make(chan event, 64)}
+}
+
 // event is one of QEMU's, of a run.
 type event struct {
 	qmp.Event
@@ -33,21 +53,21 @@ type event struct {
 }
 
 // ended is closed when the process has ended; nil, and so never, without one.
-func (g *guest) ended() <-chan struct{} {
-	if g.running == nil {
+func (i *instance) ended() <-chan struct{} {
+	if i.running == nil {
 		return nil
 	}
-	return g.running.exited
+	return i.running.exited
 }
 
 // letGo forgets the process, and leaves it as it is.
-func (g *guest) letGo() {
-	r := g.running
+func (i *instance) letGo() {
+	r := i.running
 	if r == nil {
 		return
 	}
-	g.running = nil
-	g.show()
+	i.running = nil
+	i.show()
 	if r.monitor != nil {
 		r.monitor.Close()
 	}
@@ -57,10 +77,10 @@ func (g *guest) letGo() {
 }
 
 // adopt takes up the QEMU that holds the lock, once it is proven which it is.
-func (g *guest) adopt(ctx context.Context) error {
-	process, err := g.process()
+func (i *instance) adopt(ctx context.Context) error {
+	process, err := i.process()
 	if errors.Is(err, launch.ErrGone) {
-		return fmt.Errorf("its lock %s is held, but not by a QEMU that nodeagent knows: see `fuser %[1]s` and end that process", filepath.Join(g.dir, "lock"))
+		return fmt.Errorf("its lock %s is held, but not by a QEMU that nodeagent knows: see `fuser %[1]s` and end that process", filepath.Join(i.dir, "lock"))
 	}
 	if err != nil {
 		return err
@@ -71,23 +91,23 @@ func (g *guest) adopt(ctx context.Context) error {
 		defer close(r.exited)
 		_ = process.Wait(watch) // either it has ended or letGo does not care
 	}()
-	g.running = r
-	if err := g.askState(ctx); err != nil {
-		g.letGo()
+	i.running = r
+	if err := i.askState(ctx); err != nil {
+		i.letGo()
 		return err
 	}
-	g.log.Info("adopted", "pid", process.PID, "state", r.state)
-	return g.record.expect(g.stop == nil)
+	i.log.Info("adopted", "pid", process.PID, "state", r.state)
+	return nil
 }
 
 // errStranger is a process that is no QEMU of this Guest.
 var errStranger = errors.New("the monitor belongs to another QEMU")
 
 // connect opens the monitor and asks whose it is.
-func (g *guest) connect(ctx context.Context, r *running) error {
-	monitor, err := qmp.Dial(ctx, filepath.Join(g.run, g.socket), func(e qmp.Event) {
+func (i *instance) connect(ctx context.Context, r *running) error {
+	monitor, err := qmp.Dial(ctx, filepath.Join(i.run, i.socket), func(e qmp.Event) {
 		select {
-		case g.events <- event{e, r}:
+		case i.events <- event{e, r}:
 		default: // a storm; the state is asked for anyway
 		}
 	})
@@ -96,7 +116,7 @@ func (g *guest) connect(ctx context.Context, r *running) error {
 	}
 	var id struct{ UUID string }
 	err = monitor.Execute(ctx, "query-uuid", nil, &id)
-	if err == nil && !strings.EqualFold(id.UUID, machineID(g.uid)) {
+	if err == nil && !strings.EqualFold(id.UUID, machineID(i.uid)) {
 		err = fmt.Errorf("%w: its uuid is %s", errStranger, id.UUID)
 	}
 	if err != nil {
@@ -104,81 +124,81 @@ func (g *guest) connect(ctx context.Context, r *running) error {
 		return err
 	}
 	r.monitor = monitor
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.monitor = monitor
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.monitor = monitor
 	return nil
 }
 
 // askState asks QEMU for its state, over a new connection if the old one has
 // ended. A QEMU that does not answer is a condition and no error.
-func (g *guest) askState(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, g.timing.answer)
+func (i *instance) askState(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, i.timing.answer)
 	defer cancel()
-	r := g.running
+	r := i.running
 	if r.monitor != nil && r.monitor.Err() != nil {
 		r.monitor.Close()
 		r.monitor = nil
 	}
 	var err error
 	if r.monitor == nil {
-		err = g.connect(ctx, r)
+		err = i.connect(ctx, r)
 	}
 	var status struct{ Status string }
 	if err == nil {
 		err = r.monitor.Execute(ctx, "query-status", nil, &status)
 	}
 	r.state = status.Status
-	g.show()
+	i.show()
 	switch {
 	case errors.Is(err, errStranger):
 		return err
 	case err != nil && context.Cause(ctx) == context.Canceled:
 		return err
 	case err != nil:
-		g.conditions.set(conditionResponsive, false, "NoAnswer", "QEMU does not answer: "+err.Error())
+		i.conditions.set(conditionResponsive, false, "NoAnswer", "QEMU does not answer: "+err.Error())
 	default:
-		g.conditions.set(conditionResponsive, true, "Answers", "")
+		i.conditions.set(conditionResponsive, true, "Answers", "")
 	}
 	return nil
 }
 
 // command runs one command in a limited time.
-func (g *guest) command(ctx context.Context, name string, arguments, result any) error {
-	return g.commandIn(ctx, g.timing.answer, name, arguments, result)
+func (i *instance) command(ctx context.Context, name string, arguments, result any) error {
+	return i.commandIn(ctx, i.timing.answer, name, arguments, result)
 }
 
 // commandIn runs one that may take longer.
-func (g *guest) commandIn(ctx context.Context, limit time.Duration, name string, arguments, result any) error {
-	if g.running.monitor == nil {
+func (i *instance) commandIn(ctx context.Context, limit time.Duration, name string, arguments, result any) error {
+	if i.running.monitor == nil {
 		return errors.New("QEMU does not answer")
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return g.running.monitor.Execute(ctx, name, arguments, result)
+	return i.running.monitor.Execute(ctx, name, arguments, result)
 }
 
 // monitorCommand runs one command for whoever reaches a Guest from outside of
 // its goroutine.
-func (g *guest) monitorCommand(ctx context.Context, name string, arguments, result any) error {
-	return g.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return m.Execute(ctx, name, arguments, result) })
+func (i *instance) monitorCommand(ctx context.Context, name string, arguments, result any) error {
+	return i.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return m.Execute(ctx, name, arguments, result) })
 }
 
-func (g *guest) withMonitor(ctx context.Context, fn func(context.Context, *qmp.Client) error) error {
-	g.mu.Lock()
-	monitor := g.monitor
-	g.mu.Unlock()
+func (i *instance) withMonitor(ctx context.Context, fn func(context.Context, *qmp.Client) error) error {
+	i.mu.Lock()
+	monitor := i.monitor
+	i.mu.Unlock()
 	if monitor == nil || monitor.Err() != nil {
-		return fmt.Errorf("guest %s does not run", g.name)
+		return fmt.Errorf("guest %s does not run", i.name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.timing.answer)
+	ctx, cancel := context.WithTimeout(ctx, i.timing.answer)
 	defer cancel()
 	return fn(ctx, monitor)
 }
 
 // newSocket hands QEMU one end of a new socket, and returns the other.
-func (g *guest) newSocket(ctx context.Context, name string) (net.Conn, error) {
-	if g.running == nil || g.running.monitor == nil {
+func (i *instance) newSocket(ctx context.Context, name string) (net.Conn, error) {
+	if i.running == nil || i.running.monitor == nil {
 		return nil, errors.New("QEMU does not answer")
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -187,9 +207,9 @@ func (g *guest) newSocket(ctx context.Context, name string) (net.Conn, error) {
 	}
 	theirs, ours := os.NewFile(uintptr(pair[0]), name), os.NewFile(uintptr(pair[1]), name)
 	defer func() { _, _ = theirs.Close(), ours.Close() }() // each side has its own
-	limited, cancel := context.WithTimeout(ctx, g.timing.answer)
+	limited, cancel := context.WithTimeout(ctx, i.timing.answer)
 	defer cancel()
-	if err := g.running.monitor.GiveFile(limited, name, theirs); err != nil {
+	if err := i.running.monitor.GiveFile(limited, name, theirs); err != nil {
 		return nil, err
 	}
 	return net.FileConn(ours)
@@ -204,23 +224,29 @@ type glimpse struct {
 }
 
 // show lets others see the run as it is now.
-func (g *guest) show() {
+func (i *instance) show() {
 	var seen glimpse
-	if r := g.running; r != nil {
+	if r := i.running; r != nil {
 		seen.process = r.process.Identity
 		if r.state != "" {
 			seen.monitor = r.monitor
 		}
-		if g.record.known() {
-			seen.network = g.record.Part.Network
-			for _, d := range g.record.Part.Disks {
+		if i.record.known() {
+			seen.network = i.record.Part.Network
+			for _, d := range i.record.Part.Disks {
 				seen.disks = append(seen.disks, d.Name)
 			}
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.seen = seen
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.seen = seen
+}
+
+func (i *instance) glimpse() glimpse {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.seen
 }
 
 // visible is the run of a Guest that the HostSpec has or had; one that goes may
@@ -228,5 +254,6 @@ func (g *guest) show() {
 func (g *guest) visible() (glimpse, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.seen, g.seen.process.PID != 0 && g.want.Want != nodeagent.Removed
+	seen := g.vm.glimpse()
+	return seen, seen.process.PID != 0 && g.want.Want != nodeagent.Removed
 }

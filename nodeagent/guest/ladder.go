@@ -45,7 +45,7 @@ func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
 		s.why = stopForced
 	}
 	deadline := s.began.Add(g.record.Part.StopTimeout.Or(api.GuestStopTimeout))
-	graceful := s.why != stopForced && (g.running.state == "running" || g.running.state == "paused" || g.running.state == "") && now.Before(deadline)
+	graceful := s.why != stopForced && (g.vm.running.state == "running" || g.vm.running.state == "paused" || g.vm.running.state == "") && now.Before(deadline)
 	switch {
 	case graceful:
 		if now.Sub(s.lastStep) >= t.again {
@@ -66,8 +66,8 @@ func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
 // button.
 func (g *guest) askToStop(ctx context.Context, time int) {
 	g.log.Info("asked to shut down", "time", time)
-	if g.running.state == "paused" { // what does not run does not hear
-		if err := g.command(ctx, "cont", nil, nil); err != nil {
+	if g.vm.running.state == "paused" { // what does not run does not hear
+		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
 			g.log.Warn("cannot resume it for its shutdown", "error", err)
 		}
 	}
@@ -76,7 +76,7 @@ func (g *guest) askToStop(ctx context.Context, time int) {
 		return
 	}
 	g.log.Info("its power button is pressed", "instead", err)
-	if err := g.command(ctx, "system_powerdown", nil, nil); err != nil {
+	if err := g.vm.command(ctx, "system_powerdown", nil, nil); err != nil {
 		g.log.Warn("cannot press its power button", "error", err)
 	}
 }
@@ -85,7 +85,7 @@ func (g *guest) askToStop(ctx context.Context, time int) {
 func (g *guest) force(ctx context.Context, s *stopping) {
 	step := s.forced
 	if step == 1 {
-		if err := g.command(ctx, "quit", nil, nil); err == nil {
+		if err := g.vm.command(ctx, "quit", nil, nil); err == nil {
 			return
 		}
 		s.forced, step = 2, 2 // it does not listen
@@ -95,7 +95,7 @@ func (g *guest) force(ctx context.Context, s *stopping) {
 		signal = unix.SIGKILL
 	}
 	g.log.Warn("QEMU is sent a signal", "signal", signal.String())
-	if err := g.running.process.Signal(signal); err != nil {
+	if err := g.vm.running.process.Signal(signal); err != nil {
 		g.log.Error("cannot signal QEMU", "signal", signal.String(), "error", err)
 	}
 }

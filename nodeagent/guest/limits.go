@@ -38,7 +38,7 @@ func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
 			continue
 		}
 		args := throttleArguments{ID: seen.device, Group: "guest", throttle: limits}
-		if err := g.command(ctx, "block_set_io_throttle", args, nil); err != nil {
+		if err := g.vm.command(ctx, "block_set_io_throttle", args, nil); err != nil {
 			return fmt.Errorf("limit disk %s: %w", d.Name, err)
 		}
 	}
@@ -88,7 +88,7 @@ func (g *guest) queryDisks(ctx context.Context) (map[string]attachedDisk, error)
 		Device   string        `json:"qdev"`
 		Inserted *attachedDisk `json:"inserted"`
 	}
-	if err := g.command(ctx, "query-block", nil, &blocks); err != nil {
+	if err := g.vm.command(ctx, "query-block", nil, &blocks); err != nil {
 		return nil, err
 	}
 	disks := map[string]attachedDisk{}
@@ -113,7 +113,7 @@ func (g *guest) growDisk(ctx context.Context, d api.GuestDisk, size int64) error
 		return nil
 	}
 	args := map[string]any{"node-name": qemu.DiskNode(d.Name), "size": d.Size.Value()}
-	if err := g.command(ctx, "block_resize", args, nil); err != nil {
+	if err := g.vm.command(ctx, "block_resize", args, nil); err != nil {
 		return fmt.Errorf("grow disk %s: %w", d.Name, err)
 	}
 	g.event(api.Normal, "DiskGrown", fmt.Sprintf("disk %s has grown to %d bytes", d.Name, d.Size.Value()))
@@ -131,7 +131,7 @@ func (g *guest) pin(ctx context.Context, part *api.GuestPart) error {
 		Index  int `json:"cpu-index"`
 		Thread int `json:"thread-id"`
 	}
-	if err := g.command(ctx, "query-cpus-fast", nil, &threads); err != nil {
+	if err := g.vm.command(ctx, "query-cpus-fast", nil, &threads); err != nil {
 		return err
 	}
 	for _, t := range threads {

@@ -33,7 +33,7 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 		if g.failed(t) {
 			return 0, nil
 		}
-		if g.running == nil || g.running.state != postmigrate {
+		if g.vm.running == nil || g.vm.running.state != postmigrate {
 			g.fail(t, "its memory has not got through")
 			return 0, nil
 		}
@@ -44,7 +44,7 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 	if g.failed(t) || err != nil || next != 0 {
 		return next, err
 	}
-	if g.running == nil {
+	if g.vm.running == nil {
 		g.fail(t, "it does not run")
 		return 0, nil
 	}
@@ -81,7 +81,7 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 		g.fail(t, err.Error())
 		return time.Millisecond, errors.Join(err, g.callOff(context.WithoutCancel(ctx)))
 	}
-	g.running.state = postmigrate
+	g.vm.running.state = postmigrate
 	g.tellShare(t, api.TransferSent, g.howLive(ctx))
 	return 0, nil
 }
@@ -106,7 +106,7 @@ func (g *guest) machineFacts(ctx context.Context) (string, error) {
 		QEMU    struct{ Major, Minor, Micro int }
 		Package string
 	}
-	if err := g.command(ctx, "query-version", nil, &version); err != nil {
+	if err := g.vm.command(ctx, "query-version", nil, &version); err != nil {
 		return "", err
 	}
 	l := g.record.Launched
@@ -136,7 +136,7 @@ func processor() string {
 // howLive tells what a migration has taken.
 func (g *guest) howLive(ctx context.Context) string {
 	var s migrated
-	if err := g.command(ctx, "query-migrate", nil, &s); err != nil {
+	if err := g.vm.command(ctx, "query-migrate", nil, &s); err != nil {
 		return "" // nobody depends on it
 	}
 	return fmt.Sprintf("%d MiB of memory sent, the last of it in %d ms", s.RAM.Transferred>>20, s.Downtime)

@@ -52,7 +52,7 @@ func (g *guest) migrate(ctx context.Context, part *api.GuestPart) error {
 	if err := m.endMirrors(ctx); err != nil {
 		return err
 	}
-	if err := g.command(ctx, "migrate-continue", map[string]any{"state": "pre-switchover"}, nil); err != nil {
+	if err := g.vm.command(ctx, "migrate-continue", map[string]any{"state": "pre-switchover"}, nil); err != nil {
 		return err
 	}
 	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) { return m.migrating(ctx, "completed") }); err != nil {
@@ -88,7 +88,7 @@ func (m *migration) plug(ctx context.Context, name string, r transfer.Request) (
 	if err != nil {
 		return nil, nil, err
 	}
-	end, err := m.g.newSocket(ctx, name)
+	end, err := m.g.vm.newSocket(ctx, name)
 	if err != nil {
 		_ = c.Close()
 		return nil, nil, err
@@ -114,7 +114,7 @@ func (m *migration) mirror(ctx context.Context, d api.GuestDisk) error {
 		{"blockdev-mirror", map[string]any{"job-id": node, "device": qemu.DiskNode(d.Name), "target": node, "sync": "top",
 			"copy-mode": "write-blocking", "auto-dismiss": false}},
 	} {
-		if err := m.g.command(ctx, x.command, x.arguments, nil); err != nil {
+		if err := m.g.vm.command(ctx, x.command, x.arguments, nil); err != nil {
 			return err
 		}
 	}
@@ -134,7 +134,7 @@ func (m *migration) until(ctx context.Context, done func(context.Context) (bool,
 		}
 		select {
 		case <-time.After(poll):
-		case <-m.g.ended():
+		case <-m.g.vm.ended():
 			return errors.New("its QEMU has ended")
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -157,7 +157,7 @@ type job struct {
 // mirrors are the jobs of a move that QEMU has.
 func (g *guest) mirrors(ctx context.Context) ([]job, error) {
 	var all, ours []job
-	if err := g.command(ctx, "query-jobs", nil, &all); err != nil {
+	if err := g.vm.command(ctx, "query-jobs", nil, &all); err != nil {
 		return nil, err
 	}
 	for _, j := range all {
@@ -207,7 +207,7 @@ func (m *migration) sendMemory(ctx context.Context) error {
 		{"migrate-set-parameters", map[string]any{"max-bandwidth": int64(1) << 40, "downtime-limit": downtime.Milliseconds()}},
 		{"migrate", map[string]any{"uri": "fd:move-memory"}},
 	} {
-		if err := m.g.command(ctx, x.command, x.arguments, nil); err != nil {
+		if err := m.g.vm.command(ctx, x.command, x.arguments, nil); err != nil {
 			return err
 		}
 	}
@@ -228,7 +228,7 @@ type migrated struct {
 // migrating reports whether the migration has come to a state.
 func (m *migration) migrating(ctx context.Context, until string) (bool, string, error) {
 	var s migrated
-	if err := m.g.command(ctx, "query-migrate", nil, &s); err != nil {
+	if err := m.g.vm.command(ctx, "query-migrate", nil, &s); err != nil {
 		return false, "", err
 	}
 	switch s.Status {
@@ -248,7 +248,7 @@ func (m *migration) endMirrors(ctx context.Context) error {
 		return err
 	}
 	for _, j := range jobs {
-		if err := m.g.command(ctx, "block-job-cancel", map[string]any{"device": j.ID}, nil); err != nil {
+		if err := m.g.vm.command(ctx, "block-job-cancel", map[string]any{"device": j.ID}, nil); err != nil {
 			return err
 		}
 	}
@@ -267,11 +267,11 @@ func (m *migration) endMirrors(ctx context.Context) error {
 		return err
 	}
 	for _, j := range jobs {
-		if err := m.g.command(ctx, "job-dismiss", map[string]any{"id": j.ID}, nil); err != nil {
+		if err := m.g.vm.command(ctx, "job-dismiss", map[string]any{"id": j.ID}, nil); err != nil {
 			return err
 		}
 		// The target's QEMU has its disks to itself.
-		if err := m.g.command(ctx, "blockdev-del", map[string]any{"node-name": j.ID}, nil); err != nil {
+		if err := m.g.vm.command(ctx, "blockdev-del", map[string]any{"node-name": j.ID}, nil); err != nil {
 			return err
 		}
 	}
@@ -281,14 +281,14 @@ func (m *migration) endMirrors(ctx context.Context) error {
 // callOff takes back what a move has begun in QEMU; there may be nothing of it.
 // The Guest goes on if the migration had stopped it.
 func (g *guest) callOff(ctx context.Context) error {
-	if g.running == nil || g.running.monitor == nil {
+	if g.vm.running == nil || g.vm.running.monitor == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callOffPatience)
 	defer cancel()
 	for {
 		var s migrated
-		if err := g.command(ctx, "query-migrate", nil, &s); err != nil {
+		if err := g.vm.command(ctx, "query-migrate", nil, &s); err != nil {
 			return err
 		}
 		jobs, err := g.mirrors(ctx)
@@ -300,7 +300,7 @@ func (g *guest) callOff(ctx context.Context) error {
 			return g.dropNodes(ctx)
 		}
 		if under && s.Status != "cancelling" {
-			if err := g.command(ctx, "migrate_cancel", nil, nil); err != nil {
+			if err := g.vm.command(ctx, "migrate_cancel", nil, nil); err != nil {
 				return err
 			}
 		}
@@ -310,7 +310,7 @@ func (g *guest) callOff(ctx context.Context) error {
 				command, arguments = "job-dismiss", map[string]any{"id": j.ID}
 			}
 			var refused *qmp.Error // it may be on its way to the next state
-			if err := g.command(ctx, command, arguments, nil); err != nil && !errors.As(err, &refused) {
+			if err := g.vm.command(ctx, command, arguments, nil); err != nil && !errors.As(err, &refused) {
 				return err
 			}
 		}
@@ -329,12 +329,12 @@ func (g *guest) dropNodes(ctx context.Context) error {
 	var nodes []struct {
 		Name string `json:"node-name"`
 	}
-	if err := g.command(ctx, "query-named-block-nodes", map[string]any{"flat": true}, &nodes); err != nil {
+	if err := g.vm.command(ctx, "query-named-block-nodes", map[string]any{"flat": true}, &nodes); err != nil {
 		return err
 	}
 	for _, n := range nodes {
 		if strings.HasPrefix(n.Name, moveNode("")) {
-			if err := g.command(ctx, "blockdev-del", map[string]any{"node-name": n.Name}, nil); err != nil {
+			if err := g.vm.command(ctx, "blockdev-del", map[string]any{"node-name": n.Name}, nil); err != nil {
 				return err
 			}
 		}

@@ -25,7 +25,7 @@ func (g *guest) beAsWritten(ctx context.Context, part *api.GuestPart) (time.Dura
 
 // beRunning makes the Guest run, or be paused.
 func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
-	if g.running == nil {
+	if g.vm.running == nil {
 		g.stop = nil
 		return g.mayStart(ctx, part)
 	}
@@ -36,7 +36,7 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 		if r.Verb == api.GuestRestart {
 			return g.climb(ctx, stopRestart)
 		}
-		if err := g.command(ctx, "system_reset", nil, nil); err != nil {
+		if err := g.vm.command(ctx, "system_reset", nil, nil); err != nil {
 			return 0, fmt.Errorf("reset it: %w", err)
 		}
 		if err := g.record.doneRequest(part); err != nil {
@@ -58,12 +58,12 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return g.timing.retry, err
 	}
 	paused := part.State == "Paused"
-	switch state := g.running.state; {
+	switch state := g.vm.running.state; {
 	case endOf(state) != nil:
 		g.noteEnd(*endOf(state))
 		return g.climb(ctx, stopForced)
 	case state == postmigrate: // the move was given up
-		if err := g.command(ctx, "cont", nil, nil); err != nil {
+		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
 			return 0, fmt.Errorf("let it go on: %w", err)
 		}
 		return time.Millisecond, pending("going on")
@@ -71,12 +71,12 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 		if err := g.configure(ctx, part); err != nil {
 			return 0, err
 		}
-		if err := g.command(ctx, "cont", nil, nil); err != nil {
+		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
 			return 0, fmt.Errorf("let it run: %w", err)
 		}
 		return time.Millisecond, pending("starting")
 	case state == "running" && paused:
-		if err := g.command(ctx, "stop", nil, nil); err != nil {
+		if err := g.vm.command(ctx, "stop", nil, nil); err != nil {
 			return 0, fmt.Errorf("pause it: %w", err)
 		}
 		return time.Millisecond, pending("pausing")
@@ -202,7 +202,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	g.conditions.clear()
 	g.configured = ""
 	err = g.comeUp(ctx)
-	if err != nil || g.running.state == "" {
+	if err != nil || g.vm.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
 	}
 	g.reached("create: adopted, not expected")
@@ -216,15 +216,15 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 func (g *guest) comeUp(ctx context.Context) error {
 	const patience, pause = 30 * time.Second, 100 * time.Millisecond
 	err := g.adopt(ctx)
-	for end := time.Now().Add(patience); err == nil && g.running.state == "" && time.Now().Before(end); {
+	for end := time.Now().Add(patience); err == nil && g.vm.running.state == "" && time.Now().Before(end); {
 		select {
-		case <-g.ended():
+		case <-g.vm.ended():
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(pause):
 		}
-		err = g.askState(ctx)
+		err = g.vm.askState(ctx)
 	}
 	return err
 }

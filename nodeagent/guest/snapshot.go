@@ -92,7 +92,7 @@ func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Durati
 	}
 	if g.record.Begun == nil {
 		r := part.Request
-		stopping := g.running != nil && part.State == "Stopped"
+		stopping := g.vm.running != nil && part.State == "Stopped"
 		if !r.AboutSnapshot() || r.ID == g.record.Request || stopping || !g.atRest() {
 			return 0, nil
 		}
@@ -115,10 +115,10 @@ func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Durati
 // atRest reports whether the disks may be worked on: by a QEMU that answers and
 // is not about to go, or without one.
 func (g *guest) atRest() bool {
-	if g.running == nil {
+	if g.vm.running == nil {
 		return true
 	}
-	return g.stop == nil && slices.Contains([]string{"running", "paused", "prelaunch"}, g.running.state)
+	return g.stop == nil && slices.Contains([]string{"running", "paused", "prelaunch"}, g.vm.running.state)
 }
 
 // judge says what a request is about, or why it cannot be.
@@ -171,7 +171,7 @@ func (g *guest) planned(part *api.GuestPart, r *api.GuestRequest) (snapshot, err
 
 func (g *guest) judgeRevert(part *api.GuestPart, of snapshot) error {
 	switch {
-	case g.running != nil || part.State != "Stopped":
+	case g.vm.running != nil || part.State != "Stopped":
 		return errors.New("the Guest runs: stop it first")
 	case of.Broken:
 		return fmt.Errorf("snapshot %s is not whole: a deletion of it broke off; delete it", of.Name)
@@ -307,7 +307,7 @@ func (g *guest) snapshotStep(ctx context.Context, b *begun) (snapshot, error) {
 // tool works on the Guest's disks that no QEMU has open.
 func (g *guest) tool() (t disk.Tool, release func(), err error) {
 	t.User = g.record.User
-	if g.running != nil {
+	if g.vm.running != nil {
 		return t, func() {}, nil // which has the lock
 	}
 	if t.Lock, err = g.lock(); err != nil {
@@ -338,8 +338,8 @@ func (g *guest) inspect(ctx context.Context, t disk.Tool, of snapshot) (map[stri
 			Snapshots []struct{ Name string }
 		}
 	}
-	if g.running != nil {
-		if err := g.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+	if g.vm.running != nil {
+		if err := g.vm.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
 			return nil, err
 		}
 	}
@@ -381,7 +381,7 @@ func (g *guest) createSnapshot(ctx context.Context, t disk.Tool, of snapshot) (s
 	if err := g.untag(ctx, t, of); err != nil {
 		return of, pending(err.Error())
 	}
-	if g.running == nil {
+	if g.vm.running == nil {
 		of.Consistency = api.ConsistentStopped
 		for _, name := range of.Disks {
 			err = errors.Join(err, g.h.disks.Snapshot(ctx, t, g.wanted(name), disk.Create, of.Tag))
@@ -419,7 +419,7 @@ func (g *guest) tagAll(ctx context.Context, of snapshot) error {
 	for _, name := range of.Disks {
 		actions = append(actions, action{"blockdev-snapshot-internal-sync", map[string]string{"device": qemu.DiskNode(name), "name": of.Tag}})
 	}
-	return g.commandIn(ctx, snapshotTime, "transaction", map[string]any{"actions": actions}, nil)
+	return g.vm.commandIn(ctx, snapshotTime, "transaction", map[string]any{"actions": actions}, nil)
 }
 
 // untag takes a snapshot out of all disks that have it.
@@ -432,7 +432,7 @@ func (g *guest) untag(ctx context.Context, t disk.Tool, of snapshot) error {
 		switch has := found[name]; {
 		case !slices.Contains(has.all, of.Tag):
 		case has.open:
-			err = g.commandIn(ctx, snapshotTime, "blockdev-snapshot-delete-internal-sync", map[string]string{"device": qemu.DiskNode(name), "name": of.Tag}, nil)
+			err = g.vm.commandIn(ctx, snapshotTime, "blockdev-snapshot-delete-internal-sync", map[string]string{"device": qemu.DiskNode(name), "name": of.Tag}, nil)
 		default:
 			err = g.h.disks.Snapshot(ctx, t, g.wanted(name), disk.Delete, of.Tag)
 		}

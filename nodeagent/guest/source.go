@@ -37,7 +37,7 @@ func (g *guest) beSource(ctx context.Context, part *api.GuestPart) (time.Duratio
 	if g.sent != t.ID {
 		g.transferring(t, "stopping")
 	}
-	if next, err := g.beStopped(ctx, part); err != nil || g.running != nil {
+	if next, err := g.beStopped(ctx, part); err != nil || g.vm.running != nil {
 		return next, err
 	}
 	if g.sent == t.ID {

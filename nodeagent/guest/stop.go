@@ -13,9 +13,9 @@ import (
 
 // beStopped stops the Guest.
 func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
-	if g.running != nil {
+	if g.vm.running != nil {
 		why := stopAsked
-		if !alive(g.running.state) {
+		if !alive(g.vm.running.state) {
 			why = stopForced
 		}
 		return g.climb(ctx, why)
@@ -47,10 +47,10 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 	g := newGuest(h, r.Name, uid)
 	g.record.record = &r
 	// An agent that lives all the same has the other monitor.
-	g.socket = "monitor.sock"
+	g.vm.socket = "monitor.sock"
 	g.stop = &stopping{why: stopAsked, began: time.Now()}
-	defer g.letGo()
-	if err := g.adopt(ctx); g.running == nil {
+	defer g.vm.letGo()
+	if err := g.adopt(ctx); g.vm.running == nil {
 		return err
 	} else if err != nil { // a disk that is full is no reason to cut its power
 		g.log.Warn("its record is not on disk", "error", err)
@@ -62,17 +62,17 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 		}
 		timer := time.NewTimer(next)
 		select {
-		case <-g.ended():
+		case <-g.vm.ended():
 			g.log.Info("it has ended, as its host goes down", "after", time.Since(g.stop.began).Round(time.Second))
 			return nil
-		case e := <-g.events:
+		case e := <-g.vm.events:
 			g.heed(e)
 		case <-timer.C:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 		timer.Stop()
-		if err := g.askState(ctx); err != nil {
+		if err := g.vm.askState(ctx); err != nil {
 			return err
 		}
 	}
@@ -102,7 +102,7 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 	if err := g.find(ctx); err != nil {
 		return 0, err
 	}
-	if g.running != nil {
+	if g.vm.running != nil {
 		return g.climb(ctx, stopForced)
 	}
 	lock, err := g.lock()

@@ -13,10 +13,10 @@ import (
 
 // heedState reports what keeps a QEMU that lives from running its Guest.
 func (g *guest) heedState(ctx context.Context) error {
-	if g.running == nil {
+	if g.vm.running == nil {
 		return nil
 	}
-	switch g.running.state {
+	switch g.vm.running.state {
 	case "":
 		return pending("QEMU does not answer: it is asked again; see its log " + filepath.Join(g.dir, "qemu.log"))
 	case "io-error":
@@ -68,7 +68,7 @@ func (g *guest) retryStorage(ctx context.Context) error {
 	}
 	if time.Since(g.ioFailed) >= g.timing.retry {
 		g.ioFailed = time.Now()
-		if err := g.command(ctx, "cont", nil, nil); err != nil {
+		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
 			return fmt.Errorf("let it try its disk again: %w", err)
 		}
 	}

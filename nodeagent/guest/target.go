@@ -29,7 +29,7 @@ func (g *guest) beTarget(ctx context.Context, part *api.GuestPart) (time.Duratio
 	if t.Live {
 		return g.beIncoming(ctx, part)
 	}
-	if g.running != nil {
+	if g.vm.running != nil {
 		return g.climb(ctx, stopForced)
 	}
 	g.stop = nil
