@@ -49,7 +49,7 @@ func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Acceler
 		files.add(closer(o.Close))
 		vm.Disks = append(vm.Disks, qemu.Disk{Name: d.Name, File: o.File, Format: o.Format, SCSI: d.Bus == api.DiskVirtioSCSI, Base: o.Base, BaseFormat: o.BaseFormat})
 	}
-	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.openShares, g.openSeed, g.openTPM} {
+	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.shares.open, g.cloudInit.open, g.tpm.start} {
 		if err := open(ctx, part, &vm, files); err != nil {
 			return vm, err
 		}

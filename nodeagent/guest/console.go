@@ -23,18 +23,25 @@ const maxConsoleLog = 1 << 20
 // maxLog is how much QEMU itself may have to say.
 const maxLog = 256 << 10
 
+// console is how a person sees a Guest: its serial console and the log of that,
+// and its display.
+type console struct {
+	*identity
+	vm *instance
+}
+
 // rotate sets a long log aside.
-func (g *guest) rotate() {
-	path := g.consoleLog()
+func (c *console) rotate() {
+	path := c.consoleLog()
 	if info, err := os.Stat(path); err == nil && info.Size() > maxConsoleLog {
 		if err := setAside(path, path+".1", maxConsoleLog); err != nil {
-			g.log.Warn("the console's log cannot be set aside", "error", err)
+			c.log.Warn("the console's log cannot be set aside", "error", err)
 		}
 	}
-	path = filepath.Join(g.dir, "qemu.log")
+	path = filepath.Join(c.dir, "qemu.log")
 	if info, err := os.Stat(path); err == nil && info.Size() > maxLog {
 		if err := os.Truncate(path, 0); err != nil {
-			g.log.Warn("QEMU's log cannot be emptied", "error", err)
+			c.log.Warn("QEMU's log cannot be emptied", "error", err)
 		}
 	}
 }
@@ -100,36 +107,36 @@ func lookUp(program string) (string, error) {
 	return filepath.Abs(path)
 }
 
-func (g *guest) openConsole(ctx context.Context) (io.ReadWriteCloser, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(g.run, "console.sock"))
+func (c *console) open(ctx context.Context) (io.ReadWriteCloser, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(c.run, "console.sock"))
 	if err != nil {
-		return nil, fmt.Errorf("guest %s has no console now: it does not run", g.name)
+		return nil, fmt.Errorf("guest %s has no console now: it does not run", c.name)
 	}
 	return conn, nil
 }
 
 // openDisplay has QEMU serve RFB on one end of a pair of sockets: it listens
 // nowhere.
-func (g *guest) openDisplay(ctx context.Context) (io.ReadWriteCloser, error) {
+func (c *console) openDisplay(ctx context.Context) (io.ReadWriteCloser, error) {
 	near, far, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("sockets for the display: %w", err)
 	}
 	defer func() { _ = far.Close() }() // QEMU has its own
-	err = g.vm.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return g.giveDisplay(ctx, m, far) })
+	err = c.vm.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return c.giveDisplay(ctx, m, far) })
 	if err != nil {
 		return nil, errors.Join(err, near.Close())
 	}
 	return near, nil
 }
 
-func (g *guest) giveDisplay(ctx context.Context, m *qmp.Client, far *os.File) error {
+func (c *console) giveDisplay(ctx context.Context, m *qmp.Client, far *os.File) error {
 	var displays []struct{}
 	if err := m.Execute(ctx, "query-vnc-servers", nil, &displays); err != nil {
 		return err
 	}
 	if len(displays) == 0 { // add_client would succeed, and nothing would come of it
-		return fmt.Errorf("guest %s has no display: set machine: q35 and display: vga, then weftctl guest restart %[1]s", g.name)
+		return fmt.Errorf("guest %s has no display: set machine: q35 and display: vga, then weftctl guest restart %[1]s", c.name)
 	}
 	name := "vnc-" + rand.Text()
 	if err := m.GiveFile(ctx, name, far); err != nil {

@@ -29,6 +29,10 @@ type guest struct {
 
 	record     *ledger
 	vm         *instance
+	console    *console
+	shares     *shares
+	tpm        *tpm
+	cloudInit  *cloudInit
 	stop       *stopping
 	conditions *conditions
 	hearing    hearing
@@ -55,6 +59,10 @@ func newGuest(h *Handler, name, uid string) *guest {
 		wake: make(chan struct{}, 1), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
 		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
 	g.vm = newInstance(id, g.record, g.conditions)
+	g.console = &console{identity: id, vm: g.vm}
+	g.shares = &shares{identity: id, record: g.record, fetch: h.o.Share}
+	g.tpm = &tpm{identity: id, record: g.record, conditions: g.conditions, launch: h.launcher}
+	g.cloudInit = &cloudInit{identity: id, record: g.record, config: h.o.Config}
 	return g
 }
 
@@ -216,7 +224,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 	if err := g.find(ctx); err != nil {
 		return 0, err
 	}
-	g.rotate()
+	g.console.rotate()
 	if err := g.thaw(ctx); err != nil { // it may still be stopped, say
 		g.log.Warn("after a snapshot", "error", err)
 	}

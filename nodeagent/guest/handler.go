@@ -82,6 +82,13 @@ type Service struct {
 	StopTimeout time.Duration
 }
 
+// starter makes the launcher of a process that outlives the agent.
+type starter func(Service) launch.Launcher
+
+func (h *Handler) launcher(s Service) launch.Launcher {
+	return launch.Launcher{Command: h.o.Launch, Run: func(ctx context.Context, argv []string) error { return h.o.Start(ctx, s, argv) }}
+}
+
 // defaultFirstUser is above what systemd gives to containers and below 2^31.
 const defaultFirstUser = 1_900_000_000
 

@@ -19,9 +19,9 @@ func (h *Handler) Open(ctx context.Context, c api.Channel) (io.ReadWriteCloser, 
 	}
 	switch c.Kind {
 	case api.ChannelConsole:
-		return g.openConsole(ctx)
+		return g.console.open(ctx)
 	case api.ChannelVNC:
-		return g.openDisplay(ctx)
+		return g.console.openDisplay(ctx)
 	case api.ChannelExec:
 		return g.openExec(ctx)
 	case api.ChannelExport:

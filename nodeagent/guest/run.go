@@ -46,7 +46,7 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 	if l := g.record.Launched; l != nil {
 		g.conditions.noteLaunched(l, part)
 		g.conditions.noteSteady(g.record.Crash, g.timing.settled)
-		g.noteTPM()
+		g.tpm.note()
 		g.hearing.note(ctx, g)
 	}
 	return g.follow(ctx, part)
@@ -84,7 +84,7 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 		if err := g.configure(ctx, part); err != nil {
 			return 0, err
 		}
-		return 0, g.settleShares(ctx, part)
+		return 0, g.shares.settle(ctx, part)
 	}
 	return 0, nil
 }
@@ -189,8 +189,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	}
 	service := Service{Guest: g.name, UID: g.uid, CPUWeight: part.Limits.CPUWeight, IOWeight: part.Limits.IOWeight,
 		StopTimeout: part.StopTimeout.Or(api.GuestStopTimeout) + maxForce*g.timing.force}
-	launcher := launch.Launcher{Command: g.h.o.Launch, Run: func(ctx context.Context, argv []string) error { return g.h.o.Start(ctx, service, argv) }}
-	_, err = launcher.Start(ctx, launch.Task{Path: program, Args: args, FirstFile: qemu.FirstFile, Dir: g.run,
+	_, err = g.h.launcher(service).Start(ctx, launch.Task{Path: program, Args: args, FirstFile: qemu.FirstFile, Dir: g.run,
 		UID: g.record.User, GID: g.record.User, Groups: kvmGroups(verdict.Accelerator), CPUs: cpus,
 		Files: handed, Kept: []*os.File{lock}, Log: log})
 	if err != nil {

@@ -17,35 +17,40 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// A Guest that is configured by cloud-init finds a small disk, of its data
-// source NoCloud: a file system labelled cidata with meta-data, user-data and
-// network-config. It is made in memory at each start.
-
 // seedWait is what bootd may take to hand over the user data.
 const seedWait = configWait
 
 // maxUserData is more than bootd lets user data be, bytes.
 const maxUserData = 4 << 20
 
-// openSeed makes the disk. User data comes from bootd at each start; a Guest that
+// cloudInit makes what cloud-init finds in a Guest: a small disk, of its data
+// source NoCloud: a file system labelled cidata with meta-data, user-data and
+// network-config. It is made in memory at each start.
+type cloudInit struct {
+	*identity
+	record *ledger
+	config func(ctx context.Context, guest string) (Config, error)
+}
+
+// open makes the disk. User data comes from bootd at each start; a Guest that
 // had it once does not depend on that: cloud-init has done by then what it does
 // once.
-func (g *guest) openSeed(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
+func (c *cloudInit) open(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
 	if part.Config.CloudInit == nil {
 		return nil
 	}
-	userData, err := g.fetchUserData(ctx)
-	if err != nil && !g.record.Seeded {
+	userData, err := c.fetchUserData(ctx)
+	if err != nil && !c.record.Seeded {
 		return fmt.Errorf("its user data: %w", err)
 	}
 	if err != nil {
-		g.event(api.Warning, "ConfigUnavailable", "it starts without its user data: "+err.Error())
+		c.event(api.Warning, "ConfigUnavailable", "it starts without its user data: "+err.Error())
 	}
-	contents, err := g.seed(part, vm.NIC, userData)
+	contents, err := c.files(part, vm.NIC, userData)
 	if err != nil {
 		return err
 	}
-	seed, err := g.seedDisk(contents)
+	seed, err := c.disk(contents)
 	if err != nil {
 		return fmt.Errorf("make the disk for cloud-init: %w", err)
 	}
@@ -54,10 +59,10 @@ func (g *guest) openSeed(ctx context.Context, part *api.GuestPart, vm *qemu.VM, 
 	return nil
 }
 
-func (g *guest) fetchUserData(ctx context.Context) ([]byte, error) {
+func (c *cloudInit) fetchUserData(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, seedWait)
 	defer cancel()
-	config, err := g.h.o.Config(ctx, g.name)
+	config, err := c.config(ctx, c.name)
 	if err != nil {
 		return nil, err
 	}
@@ -69,14 +74,14 @@ func (g *guest) fetchUserData(ctx context.Context) ([]byte, error) {
 	return raw, err
 }
 
-// seed is what the disk's files hold, by their names. All but the user data is
+// files is what the disk's files hold, by their names. All but the user data is
 // JSON, which is YAML.
-func (g *guest) seed(part *api.GuestPart, nic *qemu.NIC, userData []byte) (map[string][]byte, error) {
-	hostname := g.name
+func (c *cloudInit) files(part *api.GuestPart, nic *qemu.NIC, userData []byte) (map[string][]byte, error) {
+	hostname := c.name
 	if d := part.Config.CloudInit.Domain; d != "" {
 		hostname += "." + d
 	}
-	metaData, err := json.Marshal(map[string]string{"instance-id": g.uid, "local-hostname": hostname})
+	metaData, err := json.Marshal(map[string]string{"instance-id": c.uid, "local-hostname": hostname})
 	if err != nil {
 		return nil, err
 	}
@@ -140,10 +145,10 @@ func networkConfig(part *api.GuestPart, mtu int) ([]byte, error) {
 	return json.Marshal(networkV2{Version: 2, Ethernets: map[string]ethernet{"nic0": e}})
 }
 
-// seedDisk is a file in memory with an ISO 9660 file system. Its files are
+// disk is a file in memory with an ISO 9660 file system. Its files are
 // gathered in the run directory, which is in memory, too.
-func (g *guest) seedDisk(contents map[string][]byte) (*os.File, error) {
-	work := filepath.Join(g.run, "seed")
+func (c *cloudInit) disk(contents map[string][]byte) (*os.File, error) {
+	work := filepath.Join(c.run, "seed")
 	if err := os.RemoveAll(work); err != nil {
 		return nil, err
 	}

@@ -13,29 +13,35 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// What a Guest's shares hold is in the run directory, in memory, and nowhere on
-// the host's disk: RUN/shares/NAME/FILE, and the version in RUN/shares/NAME.version.
-
 // shareWait is what bootd may take to hand over a share.
 const shareWait = 10 * time.Second
 
-func (g *guest) sharesDir() string { return filepath.Join(g.run, "shares") }
+// shares keep the directories that QEMU shares with a Guest true to bootd's. What
+// they hold is in the run directory, in memory, and nowhere on the host's disk:
+// RUN/shares/NAME/FILE, and the version in RUN/shares/NAME.version.
+type shares struct {
+	*identity
+	record *ledger
+	fetch  func(ctx context.Context, guest, share string) (api.GuestShareContent, error)
+}
 
-// openShares gives QEMU the directories. A Guest's first start waits until they
+func (sh *shares) root() string { return filepath.Join(sh.run, "shares") }
+
+// open gives QEMU the directories. A Guest's first start waits until they
 // are filled; later ones do not depend on bootd.
-func (g *guest) openShares(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
-	err := g.settleShares(ctx, part)
-	if err != nil && g.record.Launched == nil {
+func (sh *shares) open(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
+	err := sh.settle(ctx, part)
+	if err != nil && sh.record.Launched == nil {
 		return err
 	}
 	if err != nil {
-		g.log.Warn("it starts with shares that are not up to date", "error", err)
+		sh.log.Warn("it starts with shares that are not up to date", "error", err)
 	}
 	for _, s := range part.Shares {
-		if err := g.makeShare(s.Name); err != nil {
+		if err := sh.makeDir(s.Name); err != nil {
 			return fmt.Errorf("share %s: %w", s.Name, err)
 		}
-		dir, err := os.Open(filepath.Join(g.sharesDir(), s.Name))
+		dir, err := os.Open(filepath.Join(sh.root(), s.Name))
 		if err != nil {
 			return fmt.Errorf("share %s: %w", s.Name, err)
 		}
@@ -45,33 +51,33 @@ func (g *guest) openShares(ctx context.Context, part *api.GuestPart, vm *qemu.VM
 	return nil
 }
 
-// settleShares fetches what shares hold that have changed.
-func (g *guest) settleShares(ctx context.Context, part *api.GuestPart) error {
+// settle fetches what shares hold that have changed.
+func (sh *shares) settle(ctx context.Context, part *api.GuestPart) error {
 	var faults []error
 	for _, s := range part.Shares {
-		version, err := os.ReadFile(g.shareVersion(s.Name))
+		version, err := os.ReadFile(sh.version(s.Name))
 		if err == nil && string(version) == s.Version {
 			continue
 		}
-		if err := g.fetchShare(ctx, s); err != nil {
+		if err := sh.update(ctx, s); err != nil {
 			faults = append(faults, fmt.Errorf("share %s: %w", s.Name, err))
 		}
 	}
 	return errors.Join(faults...)
 }
 
-func (g *guest) shareVersion(name string) string {
-	return filepath.Join(g.sharesDir(), name+".version")
+func (sh *shares) version(name string) string {
+	return filepath.Join(sh.root(), name+".version")
 }
 
-func (g *guest) fetchShare(ctx context.Context, s api.GuestShare) error {
+func (sh *shares) update(ctx context.Context, s api.GuestShare) error {
 	ctx, cancel := context.WithTimeout(ctx, shareWait)
 	defer cancel()
-	content, err := g.h.o.Share(ctx, g.name, s.Name)
+	content, err := sh.fetch(ctx, sh.name, s.Name)
 	if err != nil {
 		return err
 	}
-	if err := g.fillShare(s.Name, content); err != nil {
+	if err := sh.fill(s.Name, content); err != nil {
 		return err
 	}
 	if content.Version != s.Version {
@@ -80,36 +86,36 @@ func (g *guest) fetchShare(ctx context.Context, s api.GuestShare) error {
 	return nil
 }
 
-// makeShare makes a share's directory, in which QEMU may read and no more.
-func (g *guest) makeShare(name string) error {
-	dir := filepath.Join(g.sharesDir(), name)
+// makeDir makes a share's directory, in which QEMU may read and no more.
+func (sh *shares) makeDir(name string) error {
+	dir := filepath.Join(sh.root(), name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := os.Chown(dir, 0, g.record.User); err != nil {
+	if err := os.Chown(dir, 0, sh.record.User); err != nil {
 		return err
 	}
 	return os.Chmod(dir, 0o750)
 }
 
-// fillShare makes a share hold just that. Each file is the old one or the new
+// fill makes a share hold just that. Each file is the old one or the new
 // one at any time.
-func (g *guest) fillShare(name string, content api.GuestShareContent) error {
+func (sh *shares) fill(name string, content api.GuestShareContent) error {
 	for file := range content.Files {
 		if err := api.ValidateFileName(file); err != nil {
 			return err
 		}
 	}
-	if err := g.makeShare(name); err != nil {
+	if err := sh.makeDir(name); err != nil {
 		return err
 	}
 	// What is there while a fill is under way has no version.
-	if err := file.Remove(g.shareVersion(name)); err != nil {
+	if err := file.Remove(sh.version(name)); err != nil {
 		return err
 	}
-	dir := filepath.Join(g.sharesDir(), name)
+	dir := filepath.Join(sh.root(), name)
 	for file, text := range content.Files {
-		if err := g.placeShared(filepath.Join(dir, file), text); err != nil {
+		if err := sh.place(filepath.Join(dir, file), text); err != nil {
 			return err
 		}
 	}
@@ -125,13 +131,13 @@ func (g *guest) fillShare(name string, content api.GuestShareContent) error {
 			return err
 		}
 	}
-	return file.Replace(g.shareVersion(name), []byte(content.Version), file.Options{})
+	return file.Replace(sh.version(name), []byte(content.Version), file.Options{})
 }
 
-// placeShared puts a file that QEMU may read in place of what is there.
-func (g *guest) placeShared(path, text string) error {
+// place puts a file that QEMU may read in place of what is there.
+func (sh *shares) place(path, text string) error {
 	return file.Replace(path, []byte(text), file.Options{
-		Mode: 0o440, Owner: &file.Owner{UID: 0, GID: g.record.User},
-		Temp: g.sharesDir(), // where no Guest sees it
+		Mode: 0o440, Owner: &file.Owner{UID: 0, GID: sh.record.User},
+		Temp: sh.root(), // where no Guest sees it
 	})
 }

@@ -88,7 +88,7 @@ func (g *guest) send(ctx context.Context, t *api.GuestTransfer) error {
 		return errors.New("a QEMU of it lives")
 	}
 	defer func() { _ = lock.Close() }()
-	tpm, err := g.lockTPM(ctx) // its swtpm has written all
+	tpm, err := g.tpm.lockState(ctx) // its swtpm has written all
 	if err != nil {
 		return err
 	}

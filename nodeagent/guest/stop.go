@@ -113,7 +113,7 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return g.timing.retry, pending("a QEMU of it is just being started")
 	}
 	defer func() { _ = lock.Close() }()
-	tpm, err := g.lockTPM(ctx) // its emulator may be just about to end
+	tpm, err := g.tpm.lockState(ctx) // its emulator may be just about to end
 	if err != nil {
 		return 0, err
 	}

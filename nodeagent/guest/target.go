@@ -178,7 +178,7 @@ func (g *guest) commit(id, dir string) error {
 	if err := g.replaceWith(dir); err != nil {
 		return err
 	}
-	if err := g.ownTPM(); err != nil {
+	if err := g.tpm.own(); err != nil {
 		return err
 	}
 	g.reached("target: in place, not written down")
