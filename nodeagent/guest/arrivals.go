@@ -101,7 +101,7 @@ func (a *arrivals) failed(at netip.Addr, err error) {
 	}
 	for _, e := range a.expected {
 		if e.transfer.Address == at {
-			e.guest.kick()
+			e.guest.wake.Set()
 		}
 	}
 }

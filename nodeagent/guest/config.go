@@ -8,11 +8,13 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Config is a Guest's Ignition config as bootd has compiled it. Whoever gets it
@@ -64,10 +66,23 @@ func newConfigs() configs {
 			Help: "Requests of Guests for their config, by result: served, refused, unavailable, broken."}, []string{"result"})}
 }
 
-// settleAccess brings together what the record says of the Guest's access and
+// grant is a Guest's leave to fetch its config, which ServeConfig asks for: it is
+// that of its run, while one is known.
+type grant struct {
+	*identity
+	record *ledger
+	vm     *instance
+	wake   wait.Signal // of the Guest, which writes down what was fetched
+
+	mu     sync.Mutex
+	access *access   // nil while no run is known
+	told   time.Time // when an event last told of the config
+}
+
+// settle brings together what the record says of the Guest's access and
 // what ServeConfig has seen. Without a run that is known there is none.
-func (g *guest) settleAccess() {
-	now := g.agreeAccess()
+func (g *grant) settle() {
+	now := g.agree()
 	if now == nil || g.record.Access == nil || now.Fetched.Equal(g.record.Access.Fetched) {
 		return
 	}
@@ -76,8 +91,8 @@ func (g *guest) settleAccess() {
 	}
 }
 
-// agreeAccess makes access that of the run and answers a copy.
-func (g *guest) agreeAccess() *access {
+// agree makes access that of the run and answers a copy.
+func (g *grant) agree() *access {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.record.known() || g.vm.running == nil {
@@ -95,9 +110,9 @@ func (g *guest) agreeAccess() *access {
 	return &now
 }
 
-// renewAccess is for a Guest that boots again in the same QEMU: one that has its
+// renew is for a Guest that boots again in the same QEMU: one that has its
 // system in memory runs its Ignition each time.
-func (g *guest) renewAccess() {
+func (g *grant) renew() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.access != nil {
@@ -106,12 +121,12 @@ func (g *guest) renewAccess() {
 }
 
 // fetched notes that the config was served whole.
-func (g *guest) fetched(token string) {
+func (g *grant) fetched(token string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.access != nil && g.access.Token == token && g.access.Fetched.IsZero() {
 		g.access.Fetched = time.Now().UTC()
-		g.kick()
+		g.wake.Set()
 	}
 }
 
@@ -142,12 +157,12 @@ func (h *Handler) ServeConfig(w http.ResponseWriter, r *http.Request, uid string
 		return
 	}
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), bearer)
-	known, refused := g.admit(token)
+	known, refused := g.grant.admit(token)
 	switch {
 	case !known:
 		h.unavailable(w)
 	case refused != "":
-		g.configEvent("ConfigRefused", "its config is refused to "+r.RemoteAddr+": "+refused)
+		g.grant.tell("ConfigRefused", "its config is refused to "+r.RemoteAddr+": "+refused)
 		h.refuse(w, refused)
 	default:
 		h.sendConfig(w, r, g, token)
@@ -155,7 +170,7 @@ func (h *Handler) ServeConfig(w http.ResponseWriter, r *http.Request, uid string
 }
 
 // admit says whether a run of the Guest is known, and why a token does not do.
-func (g *guest) admit(token string) (known bool, refused string) {
+func (g *grant) admit(token string) (known bool, refused string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch a := g.access; {
@@ -197,7 +212,7 @@ func (h *Handler) sendConfig(w http.ResponseWriter, r *http.Request, g *guest, t
 	config, err := h.o.Config(ctx, g.name)
 	if err != nil {
 		if r.Context().Err() == nil {
-			g.configEvent("ConfigUnavailable", "it waits for its config: "+err.Error())
+			g.grant.tell("ConfigUnavailable", "it waits for its config: "+err.Error())
 		}
 		h.unavailable(w)
 		return
@@ -210,15 +225,15 @@ func (h *Handler) sendConfig(w http.ResponseWriter, r *http.Request, g *guest, t
 		panic(http.ErrAbortHandler) // so that the Guest does not take it for whole
 	}
 	h.configs.requests.WithLabelValues("served").Inc()
-	g.fetched(token)
+	g.grant.fetched(token)
 }
 
-// configEvent tells of the Guest's config, not too often: a Guest can cause it.
-func (g *guest) configEvent(reason, message string) {
+// tell tells of the Guest's config, not too often: a Guest can cause it.
+func (g *grant) tell(reason, message string) {
 	g.mu.Lock()
-	soon := time.Since(g.configTold) < configEvents
+	soon := time.Since(g.told) < configEvents
 	if !soon {
-		g.configTold = time.Now()
+		g.told = time.Now()
 	}
 	g.mu.Unlock()
 	if !soon {

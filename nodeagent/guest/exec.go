@@ -18,9 +18,9 @@ import (
 // maxExecRequest is more than the JSON of any GuestExec that is right.
 const maxExecRequest = 4 << 20
 
-// openExec makes a channel by which one command is asked for and answered.
-func (g *guest) openExec(ctx context.Context) (io.ReadWriteCloser, error) {
-	if err := g.agentListens(ctx); err != nil {
+// open makes a channel by which one command is asked for and answered.
+func (a *guestAgent) open(ctx context.Context) (io.ReadWriteCloser, error) {
+	if err := a.listens(ctx); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -29,8 +29,8 @@ func (g *guest) openExec(ctx context.Context) (io.ReadWriteCloser, error) {
 	go func() { // Close waits for it
 		defer close(x.done)
 		defer func() { _ = far.Close() }()
-		if err := g.serveExec(ctx, far); err != nil {
-			g.log.Warn("a command's channel has failed", "error", err)
+		if err := a.serve(ctx, far); err != nil {
+			a.log.Warn("a command's channel has failed", "error", err)
 		}
 	}()
 	return x, nil
@@ -51,8 +51,8 @@ func (x *execution) Close() error {
 	return err
 }
 
-// serveExec reads one GuestExec and writes its answer.
-func (g *guest) serveExec(ctx context.Context, conn net.Conn) error {
+// serve reads one GuestExec and writes its answer.
+func (a *guestAgent) serve(ctx context.Context, conn net.Conn) error {
 	var e api.GuestExec
 	if err := json.NewDecoder(io.LimitReader(conn, maxExecRequest)).Decode(&e); err != nil {
 		if ctx.Err() != nil {
@@ -61,7 +61,7 @@ func (g *guest) serveExec(ctx context.Context, conn net.Conn) error {
 		return fmt.Errorf("read the command: %w", err)
 	}
 	var answer api.GuestExecAnswer
-	result, err := g.exec(ctx, e)
+	result, err := a.exec(ctx, e)
 	if ctx.Err() != nil {
 		return nil // nobody waits any more
 	}
@@ -83,7 +83,7 @@ type execStatus struct {
 }
 
 // exec runs a command inside the Guest and waits for its end.
-func (g *guest) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecResult, error) {
+func (a *guestAgent) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecResult, error) {
 	if err := e.Check(); err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (g *guest) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecResult
 	var started struct {
 		PID int64 `json:"pid"`
 	}
-	if err := g.agent.Execute(ctx, "guest-exec", arguments, &started); err != nil {
+	if err := a.client.Execute(ctx, "guest-exec", arguments, &started); err != nil {
 		return nil, err
 	}
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
@@ -108,7 +108,7 @@ func (g *guest) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecResult
 			return nil, fmt.Errorf("the command has not ended within %s: it goes on inside the Guest, as process %d", timeout, started.PID)
 		}
 		var s execStatus
-		err := g.agent.Execute(ctx, "guest-exec-status", map[string]int64{"pid": started.PID}, &s)
+		err := a.client.Execute(ctx, "guest-exec-status", map[string]int64{"pid": started.PID}, &s)
 		switch {
 		case ctx.Err() != nil: // told above
 		case errors.Is(err, os.ErrDeadlineExceeded): // the Guest is busy, or boots

@@ -156,7 +156,7 @@ func (g *guest) beginExport(ctx context.Context, e api.GuestExport) (disks []exp
 		return nil, errors.New("the Guest is being moved, or is not here yet")
 	case g.record.Export != nil:
 		return nil, errors.New("its disks are being exported already")
-	case g.record.Begun != nil || !g.atRest():
+	case g.record.Begun != nil || !g.ladder.atRest():
 		return nil, errors.New("the Guest is starting, stopping, or held by a disk error: try again")
 	}
 	var names []string
@@ -282,12 +282,12 @@ const finishTime = 10 * time.Second
 // finishJobs ends all jobs at one moment: that is what the copies hold. Between
 // two of them nothing may be written.
 func (g *guest) finishJobs(ctx context.Context, disks []exported) (err error) {
-	if !g.atRest() || g.vm.running == nil {
+	if !g.ladder.atRest() || g.vm.running == nil {
 		return errors.New("the Guest is being stopped")
 	}
-	consistency := g.freeze(ctx)
+	consistency := g.agent.freeze(ctx)
 	defer func() {
-		if thaw := g.thaw(context.WithoutCancel(ctx)); thaw != nil {
+		if thaw := g.agent.thaw(context.WithoutCancel(ctx)); thaw != nil {
 			g.event(api.Warning, "NotThawed", thaw.Error()+"; it is tried again")
 		}
 	}()
@@ -427,7 +427,7 @@ func (g *guest) endExport(ctx context.Context) error {
 	if err := os.RemoveAll(g.exportDir()); err != nil {
 		return err
 	}
-	g.configured = "" // what had to wait
+	g.limits.configured = "" // what had to wait
 	return g.record.change(func(r *record) { r.Export = nil })
 }
 

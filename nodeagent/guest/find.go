@@ -38,7 +38,7 @@ func (g *guest) heed(e event) {
 	}
 	switch e.Name {
 	case "RESET":
-		g.renewAccess()
+		g.grant.renew()
 		var data struct{ Guest bool }
 		if json.Unmarshal(e.Data, &data) == nil && data.Guest {
 			g.event(api.Normal, "Rebooted", "it has rebooted by itself")
@@ -49,7 +49,7 @@ func (g *guest) heed(e event) {
 			g.log.Info("shut down", "reason", data.Reason)
 		}
 	case "BLOCK_IO_ERROR":
-		g.storageFailed(e.Data)
+		g.storage.fail(e.Data)
 	}
 }
 
@@ -58,7 +58,7 @@ func (g *guest) adopt(ctx context.Context) error {
 	if err := g.vm.adopt(ctx); err != nil {
 		return err
 	}
-	return g.record.expect(g.stop == nil)
+	return g.record.expect(g.ladder.stop == nil)
 }
 
 // died notes that the process has ended under the agent's eyes.
@@ -82,7 +82,7 @@ func (g *guest) noteVanished() {
 	if elsewhere(&r.Part) { // it has never run here
 		return
 	}
-	if r.Launched == nil || r.Ended != nil || !r.Expected || g.stop != nil {
+	if r.Launched == nil || r.Ended != nil || !r.Expected || g.ladder.stop != nil {
 		return
 	}
 	if bootID() != r.Launched.BootID {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/qga"
 )
@@ -15,33 +16,32 @@ import (
 // guest is one Guest. Its goroutine owns what is not under mu.
 type guest struct {
 	*identity
-	h     *Handler
-	wake  chan struct{}
-	agent *qga.Client
+	h    *Handler
+	wake wait.Signal
 
-	mu         sync.Mutex
-	want       nodeagent.Part
-	status     api.PartStatus
-	undo       context.CancelFunc // gives up what is being done for an earlier want; nil for nothing
-	gone       bool               // nothing is left of it
-	access     *access            // by which its config is served; nil while no run of it is known
-	configTold time.Time          // when an event last told of its config
+	mu     sync.Mutex
+	want   nodeagent.Part
+	status api.PartStatus
+	undo   context.CancelFunc // gives up what is being done for an earlier want; nil for nothing
+	gone   bool               // nothing is left of it
 
 	record     *ledger
+	conditions *conditions
 	vm         *instance
+	agent      *guestAgent
+	ladder     *ladder
+	storage    *storage
+	limits     *limits
 	console    *console
+	grant      *grant
 	shares     *shares
 	tpm        *tpm
 	cloudInit  *cloudInit
-	stop       *stopping
-	conditions *conditions
 	hearing    hearing
 	backoff    time.Duration // of the next restart
 	notBefore  time.Time     // that it is started
 	restarts   int
 	told       string // the last failure that an event told of
-	ioFailed   time.Time
-	configured string // digest of what configure has done
 
 	transferred *api.GuestTransferred // its share in a move; nil without one
 	began       string                // ID of the live move that a QEMU was started for
@@ -55,15 +55,23 @@ type guest struct {
 
 func newGuest(h *Handler, name, uid string) *guest {
 	id := newIdentity(h, name, uid)
-	g := &guest{identity: id, h: h, record: &ledger{dir: id.dir}, conditions: new(conditions), agent: qga.New(filepath.Join(id.run, "agent.sock")),
-		wake: make(chan struct{}, 1), receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
-		status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"}}
-	g.vm = newInstance(id, g.record, g.conditions)
-	g.console = &console{identity: id, vm: g.vm}
-	g.shares = &shares{identity: id, record: g.record, fetch: h.o.Share}
-	g.tpm = &tpm{identity: id, record: g.record, conditions: g.conditions, launch: h.launcher}
-	g.cloudInit = &cloudInit{identity: id, record: g.record, config: h.o.Config}
-	return g
+	record, told := &ledger{dir: id.dir}, new(conditions)
+	vm := newInstance(id, record, told)
+	agent := &guestAgent{identity: id, record: record, vm: vm, client: qga.New(filepath.Join(id.run, "agent.sock"))}
+	wake := wait.NewSignal()
+	return &guest{
+		identity: id, h: h, wake: wake, record: record, conditions: told, vm: vm, agent: agent,
+		status:    api.PartStatus{State: api.PartPending, Message: "not looked at yet"},
+		ladder:    &ladder{identity: id, record: record, vm: vm, agent: agent},
+		storage:   &storage{identity: id, vm: vm, conditions: told},
+		limits:    &limits{identity: id, vm: vm},
+		console:   &console{identity: id, vm: vm},
+		grant:     &grant{identity: id, record: record, vm: vm, wake: wake},
+		shares:    &shares{identity: id, record: record, fetch: h.o.Share},
+		tpm:       &tpm{identity: id, record: record, conditions: told, launch: h.launcher},
+		cloudInit: &cloudInit{identity: id, record: record, config: h.o.Config},
+		receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
+	}
 }
 
 // ask says what the Guest should be and answers what it is.
@@ -79,16 +87,9 @@ func (g *guest) ask(p nodeagent.Part) api.PartStatus {
 		if g.undo != nil {
 			g.undo()
 		}
-		g.kick()
+		g.wake.Set()
 	}
 	return g.status
-}
-
-func (g *guest) kick() {
-	select {
-	case g.wake <- struct{}{}:
-	default:
-	}
 }
 
 func (g *guest) over() bool {
@@ -121,7 +122,7 @@ func (g *guest) finish(p nodeagent.Part, s api.PartStatus, gone bool) {
 		g.h.changed()
 	}
 	if !same {
-		g.kick()
+		g.wake.Set()
 	}
 }
 
@@ -165,7 +166,7 @@ func (g *guest) work(ctx context.Context) {
 func (g *guest) look(ctx context.Context) time.Duration {
 	step, p := g.begin(ctx)
 	next, err := g.step(step, p)
-	g.settleAccess()
+	g.grant.settle()
 	gone := p.Want == nodeagent.Removed && err == nil && next == 0
 	if next == 0 {
 		next = g.timing.look
@@ -225,7 +226,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 		return 0, err
 	}
 	g.console.rotate()
-	if err := g.thaw(ctx); err != nil { // it may still be stopped, say
+	if err := g.agent.thaw(ctx); err != nil { // it may still be stopped, say
 		g.log.Warn("after a snapshot", "error", err)
 	}
 	if g.record.Export != nil && !g.exporting {
@@ -234,7 +235,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 		}
 	}
 	if p.Want == nodeagent.Orphaned {
-		return 0, g.heedState(ctx) // as it is
+		return 0, g.storage.check(ctx) // as it is
 	}
 	if next, err := g.snapshots(ctx, part); next != 0 || err != nil {
 		return next, err

@@ -20,7 +20,7 @@ import (
 // beIncoming has a QEMU wait for the state of the source's, with empty disks.
 func (g *guest) beIncoming(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
-	g.stop = nil
+	g.ladder.stop = nil
 	if g.vm.running == nil {
 		return g.startIncoming(ctx, part)
 	}
@@ -44,7 +44,7 @@ func (g *guest) beIncoming(ctx context.Context, part *api.GuestPart) (time.Durat
 		_, err := g.loaded(ctx, t)
 		return 0, err
 	case "":
-		return 0, g.heedState(ctx)
+		return 0, g.storage.check(ctx)
 	default:
 		g.fail(t, "its QEMU is "+g.vm.running.state)
 	}
@@ -133,7 +133,7 @@ func (g *guest) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) 
 		return false, err
 	}
 	g.reached("live target: received, not said")
-	g.kick()
+	g.wake.Set()
 	return true, nil
 }
 

@@ -17,7 +17,7 @@ const (
 	stopForced  = "forced"  // it has ended, or goes for good: no grace
 )
 
-// stopping is a stop under way: a ladder whose steps have their times.
+// stopping is a stop under way.
 type stopping struct {
 	why      string
 	began    time.Time
@@ -29,63 +29,73 @@ type stopping struct {
 // maxForce is how many steps of force there are: quit, SIGTERM, SIGKILL.
 const maxForce = 3
 
+// ladder stops a Guest by steps that have their times: it is asked, and at last
+// forced.
+type ladder struct {
+	*identity
+	record *ledger
+	vm     *instance
+	agent  *guestAgent
+	stop   *stopping // nil when the Guest is not being stopped
+}
+
 // climb takes the next step of the ladder once it is due, and says when to look
 // again: the Guest is asked again and again, since one that boots does not hear;
 // after the deadline QEMU is told to quit, then gets SIGTERM, then SIGKILL.
-func (g *guest) climb(ctx context.Context, why string) (time.Duration, error) {
-	now, t := time.Now(), g.timing
-	if g.stop == nil {
-		if err := g.record.expect(false); err != nil {
+func (l *ladder) climb(ctx context.Context, why string) (time.Duration, error) {
+	now, t := time.Now(), l.timing
+	if l.stop == nil {
+		if err := l.record.expect(false); err != nil {
 			return 0, err
 		}
-		g.stop = &stopping{why: why, began: now}
+		l.stop = &stopping{why: why, began: now}
 	}
-	s := g.stop
+	s := l.stop
 	if why == stopForced {
 		s.why = stopForced
 	}
-	deadline := s.began.Add(g.record.Part.StopTimeout.Or(api.GuestStopTimeout))
-	graceful := s.why != stopForced && (g.vm.running.state == "running" || g.vm.running.state == "paused" || g.vm.running.state == "") && now.Before(deadline)
+	deadline := s.began.Add(l.record.Part.StopTimeout.Or(api.GuestStopTimeout))
+	graceful := s.why != stopForced && (l.vm.running.state == "running" || l.vm.running.state == "paused" || l.vm.running.state == "") && now.Before(deadline)
 	switch {
 	case graceful:
 		if now.Sub(s.lastStep) >= t.again {
 			s.asked++
 			s.lastStep = now
-			g.askToStop(ctx, s.asked)
+			l.askToStop(ctx, s.asked)
 		}
 		return min(time.Until(deadline), t.again), pending(fmt.Sprintf("stopping: it has until %s to shut down", deadline.UTC().Format(time.RFC3339)))
 	case s.forced == 0 || now.Sub(s.lastStep) >= t.force:
 		s.forced++
 		s.lastStep = now
-		g.force(ctx, s)
+		l.force(ctx, s)
 	}
 	return t.force, pending("stopping: QEMU has been told to end")
 }
 
 // askToStop asks through the guest agent where one runs, else presses the power
 // button.
-func (g *guest) askToStop(ctx context.Context, time int) {
-	g.log.Info("asked to shut down", "time", time)
-	if g.vm.running.state == "paused" { // what does not run does not hear
-		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
-			g.log.Warn("cannot resume it for its shutdown", "error", err)
+func (l *ladder) askToStop(ctx context.Context, time int) {
+	l.log.Info("asked to shut down", "time", time)
+	if l.vm.running.state == "paused" { // what does not run does not hear
+		if err := l.vm.command(ctx, "cont", nil, nil); err != nil {
+			l.log.Warn("cannot resume it for its shutdown", "error", err)
 		}
 	}
-	err := g.agentShutdown(ctx)
+	err := l.agent.shutdown(ctx)
 	if err == nil {
 		return
 	}
-	g.log.Info("its power button is pressed", "instead", err)
-	if err := g.vm.command(ctx, "system_powerdown", nil, nil); err != nil {
-		g.log.Warn("cannot press its power button", "error", err)
+	l.log.Info("its power button is pressed", "instead", err)
+	if err := l.vm.command(ctx, "system_powerdown", nil, nil); err != nil {
+		l.log.Warn("cannot press its power button", "error", err)
 	}
 }
 
 // force takes the next step of force.
-func (g *guest) force(ctx context.Context, s *stopping) {
+func (l *ladder) force(ctx context.Context, s *stopping) {
 	step := s.forced
 	if step == 1 {
-		if err := g.vm.command(ctx, "quit", nil, nil); err == nil {
+		if err := l.vm.command(ctx, "quit", nil, nil); err == nil {
 			return
 		}
 		s.forced, step = 2, 2 // it does not listen
@@ -94,9 +104,9 @@ func (g *guest) force(ctx context.Context, s *stopping) {
 	if step > 2 {
 		signal = unix.SIGKILL
 	}
-	g.log.Warn("QEMU is sent a signal", "signal", signal.String())
-	if err := g.vm.running.process.Signal(signal); err != nil {
-		g.log.Error("cannot signal QEMU", "signal", signal.String(), "error", err)
+	l.log.Warn("QEMU is sent a signal", "signal", signal.String())
+	if err := l.vm.running.process.Signal(signal); err != nil {
+		l.log.Error("cannot signal QEMU", "signal", signal.String(), "error", err)
 	}
 }
 

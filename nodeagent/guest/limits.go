@@ -11,18 +11,23 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
+// limits bring a QEMU that runs to what its part says of disks and processors and
+// a start does not settle.
+type limits struct {
+	*identity
+	vm         *instance
+	configured string // digest of what configure has done, "" when it is to look again
+}
+
 // configure does what is done through the monitor: disks get their size and
 // limits, and processors their place.
-func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
-	if g.exporting {
-		return nil // the disks are below filters: it waits
-	}
+func (l *limits) configure(ctx context.Context, part *api.GuestPart) error {
 	limits := diskLimits(part)
 	wanted := digest([]any{part.Disks, limits})
-	if g.configured == wanted {
+	if l.configured == wanted {
 		return nil
 	}
-	disks, err := g.queryDisks(ctx)
+	disks, err := l.queryDisks(ctx)
 	if err != nil {
 		return err
 	}
@@ -31,21 +36,21 @@ func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
 		if !ok {
 			continue // it comes with the next start
 		}
-		if err := g.growDisk(ctx, d, seen.Image.Size); err != nil {
+		if err := l.growDisk(ctx, d, seen.Image.Size); err != nil {
 			return err
 		}
 		if seen.throttle == limits {
 			continue
 		}
 		args := throttleArguments{ID: seen.device, Group: "guest", throttle: limits}
-		if err := g.vm.command(ctx, "block_set_io_throttle", args, nil); err != nil {
+		if err := l.vm.command(ctx, "block_set_io_throttle", args, nil); err != nil {
 			return fmt.Errorf("limit disk %s: %w", d.Name, err)
 		}
 	}
-	if err := g.pin(ctx, part); err != nil {
+	if err := l.pin(ctx, part); err != nil {
 		return err
 	}
-	g.configured = wanted
+	l.configured = wanted
 	return nil
 }
 
@@ -83,12 +88,12 @@ type attachedDisk struct {
 }
 
 // queryDisks asks for the disks that QEMU has, by name.
-func (g *guest) queryDisks(ctx context.Context) (map[string]attachedDisk, error) {
+func (l *limits) queryDisks(ctx context.Context) (map[string]attachedDisk, error) {
 	var blocks []struct {
 		Device   string        `json:"qdev"`
 		Inserted *attachedDisk `json:"inserted"`
 	}
-	if err := g.vm.command(ctx, "query-block", nil, &blocks); err != nil {
+	if err := l.vm.command(ctx, "query-block", nil, &blocks); err != nil {
 		return nil, err
 	}
 	disks := map[string]attachedDisk{}
@@ -105,24 +110,24 @@ func (g *guest) queryDisks(ctx context.Context) (map[string]attachedDisk, error)
 }
 
 // growDisk makes a disk as large as it is to be, if it is smaller.
-func (g *guest) growDisk(ctx context.Context, d api.GuestDisk, size int64) error {
+func (l *limits) growDisk(ctx context.Context, d api.GuestDisk, size int64) error {
 	if size > d.Size.Value() {
-		g.log.Warn("a disk is larger than it is to be, and stays so", "disk", d.Name, "bytes", size)
+		l.log.Warn("a disk is larger than it is to be, and stays so", "disk", d.Name, "bytes", size)
 	}
 	if size >= d.Size.Value() {
 		return nil
 	}
 	args := map[string]any{"node-name": qemu.DiskNode(d.Name), "size": d.Size.Value()}
-	if err := g.vm.command(ctx, "block_resize", args, nil); err != nil {
+	if err := l.vm.command(ctx, "block_resize", args, nil); err != nil {
 		return fmt.Errorf("grow disk %s: %w", d.Name, err)
 	}
-	g.event(api.Normal, "DiskGrown", fmt.Sprintf("disk %s has grown to %d bytes", d.Name, d.Size.Value()))
+	l.event(api.Normal, "DiskGrown", fmt.Sprintf("disk %s has grown to %d bytes", d.Name, d.Size.Value()))
 	return nil
 }
 
 // pin gives each of the Guest's processors one of the host's, when there is one
 // for each.
-func (g *guest) pin(ctx context.Context, part *api.GuestPart) error {
+func (l *limits) pin(ctx context.Context, part *api.GuestPart) error {
 	cpus, err := api.ParseCPUSet(part.Tuning.CPUSet)
 	if err != nil || len(cpus) != part.CPUs {
 		return err
@@ -131,7 +136,7 @@ func (g *guest) pin(ctx context.Context, part *api.GuestPart) error {
 		Index  int `json:"cpu-index"`
 		Thread int `json:"thread-id"`
 	}
-	if err := g.vm.command(ctx, "query-cpus-fast", nil, &threads); err != nil {
+	if err := l.vm.command(ctx, "query-cpus-fast", nil, &threads); err != nil {
 		return err
 	}
 	for _, t := range threads {

@@ -23,7 +23,7 @@ func (h *Handler) Open(ctx context.Context, c api.Channel) (io.ReadWriteCloser, 
 	case api.ChannelVNC:
 		return g.console.openDisplay(ctx)
 	case api.ChannelExec:
-		return g.openExec(ctx)
+		return g.agent.open(ctx)
 	case api.ChannelExport:
 		return g.openExport(ctx)
 	}

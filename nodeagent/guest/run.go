@@ -26,15 +26,15 @@ func (g *guest) beAsWritten(ctx context.Context, part *api.GuestPart) (time.Dura
 // beRunning makes the Guest run, or be paused.
 func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if g.vm.running == nil {
-		g.stop = nil
+		g.ladder.stop = nil
 		return g.mayStart(ctx, part)
 	}
-	if g.stop != nil { // a stop that has begun is gone through with
-		return g.climb(ctx, g.stop.why)
+	if g.ladder.stop != nil { // a stop that has begun is gone through with
+		return g.ladder.climb(ctx, g.ladder.stop.why)
 	}
 	if r := part.Request; g.record.asked(r) {
 		if r.Verb == api.GuestRestart {
-			return g.climb(ctx, stopRestart)
+			return g.ladder.climb(ctx, stopRestart)
 		}
 		if err := g.vm.command(ctx, "system_reset", nil, nil); err != nil {
 			return 0, fmt.Errorf("reset it: %w", err)
@@ -54,14 +54,14 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 
 // follow heeds the state that QEMU is in.
 func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
-	if err := g.heedState(ctx); err != nil {
+	if err := g.storage.check(ctx); err != nil {
 		return g.timing.retry, err
 	}
 	paused := part.State == "Paused"
 	switch state := g.vm.running.state; {
 	case endOf(state) != nil:
 		g.noteEnd(*endOf(state))
-		return g.climb(ctx, stopForced)
+		return g.ladder.climb(ctx, stopForced)
 	case state == postmigrate: // the move was given up
 		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
 			return 0, fmt.Errorf("let it go on: %w", err)
@@ -87,6 +87,14 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return 0, g.shares.settle(ctx, part)
 	}
 	return 0, nil
+}
+
+// configure waits for an export: the disks are below filters then.
+func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
+	if g.exporting {
+		return nil
+	}
+	return g.limits.configure(ctx, part)
 }
 
 // endOf is how a Guest has ended in a state of QEMU's, nil for one that has not.
@@ -199,7 +207,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	files.close() // a QEMU that ends hangs up now
 	files = nil
 	g.conditions.clear()
-	g.configured = ""
+	g.limits.configured = ""
 	err = g.comeUp(ctx)
 	if err != nil || g.vm.running.state == "" {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))

@@ -93,7 +93,7 @@ func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Durati
 	if g.record.Begun == nil {
 		r := part.Request
 		stopping := g.vm.running != nil && part.State == "Stopped"
-		if !r.AboutSnapshot() || r.ID == g.record.Request || stopping || !g.atRest() {
+		if !r.AboutSnapshot() || r.ID == g.record.Request || stopping || !g.ladder.atRest() {
 			return 0, nil
 		}
 		g.reached("snapshot: asked for")
@@ -106,7 +106,7 @@ func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Durati
 		}
 		g.reached("snapshot: begun")
 	}
-	if !g.atRest() {
+	if !g.ladder.atRest() {
 		return 0, nil
 	}
 	return time.Millisecond, g.goThrough(ctx)
@@ -114,11 +114,11 @@ func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Durati
 
 // atRest reports whether the disks may be worked on: by a QEMU that answers and
 // is not about to go, or without one.
-func (g *guest) atRest() bool {
-	if g.vm.running == nil {
+func (l *ladder) atRest() bool {
+	if l.vm.running == nil {
 		return true
 	}
-	return g.stop == nil && slices.Contains([]string{"running", "paused", "prelaunch"}, g.vm.running.state)
+	return l.stop == nil && slices.Contains([]string{"running", "paused", "prelaunch"}, l.vm.running.state)
 }
 
 // judge says what a request is about, or why it cannot be.
@@ -393,10 +393,10 @@ func (g *guest) createSnapshot(ctx context.Context, t disk.Tool, of snapshot) (s
 				return of, fmt.Errorf("disk %s is not in the running Guest yet: restart it first", name)
 			}
 		}
-		of.Consistency = g.freeze(ctx)
+		of.Consistency = g.agent.freeze(ctx)
 		g.reached("snapshot: frozen")
 		err = g.tagAll(ctx, of)
-		if err := g.thaw(ctx); err != nil {
+		if err := g.agent.thaw(ctx); err != nil {
 			g.event(api.Warning, "NotThawed", err.Error()+"; it is tried again")
 		}
 	}

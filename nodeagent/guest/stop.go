@@ -18,10 +18,10 @@ func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Durati
 		if !alive(g.vm.running.state) {
 			why = stopForced
 		}
-		return g.climb(ctx, why)
+		return g.ladder.climb(ctx, why)
 	}
-	if g.stop != nil {
-		g.stop = nil
+	if g.ladder.stop != nil {
+		g.ladder.stop = nil
 		g.event(api.Normal, "Stopped", "it is stopped")
 	}
 	g.notBefore, g.backoff = time.Time{}, 0
@@ -48,7 +48,7 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 	g.record.record = &r
 	// An agent that lives all the same has the other monitor.
 	g.vm.socket = "monitor.sock"
-	g.stop = &stopping{why: stopAsked, began: time.Now()}
+	g.ladder.stop = &stopping{why: stopAsked, began: time.Now()}
 	defer g.vm.letGo()
 	if err := g.adopt(ctx); g.vm.running == nil {
 		return err
@@ -63,7 +63,7 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 		timer := time.NewTimer(next)
 		select {
 		case <-g.vm.ended():
-			g.log.Info("it has ended, as its host goes down", "after", time.Since(g.stop.began).Round(time.Second))
+			g.log.Info("it has ended, as its host goes down", "after", time.Since(g.ladder.stop.began).Round(time.Second))
 			return nil
 		case e := <-g.vm.events:
 			g.heed(e)
@@ -96,14 +96,14 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		}
 		g.record.record = &r
 	}
-	if g.stop == nil {
-		g.stop = &stopping{why: stopForced, began: time.Now()}
+	if g.ladder.stop == nil {
+		g.ladder.stop = &stopping{why: stopForced, began: time.Now()}
 	}
 	if err := g.find(ctx); err != nil {
 		return 0, err
 	}
 	if g.vm.running != nil {
-		return g.climb(ctx, stopForced)
+		return g.ladder.climb(ctx, stopForced)
 	}
 	lock, err := g.lock()
 	if err != nil {

@@ -30,9 +30,9 @@ func (g *guest) beTarget(ctx context.Context, part *api.GuestPart) (time.Duratio
 		return g.beIncoming(ctx, part)
 	}
 	if g.vm.running != nil {
-		return g.climb(ctx, stopForced)
+		return g.ladder.climb(ctx, stopForced)
 	}
-	g.stop = nil
+	g.ladder.stop = nil
 	if g.record.Received == t.ID {
 		g.reached("target: received, not said")
 		_ = g.h.arrivals.expect(g, t) // to answer a source that has not heard it; bootd hears it from here
@@ -183,7 +183,7 @@ func (g *guest) commit(id, dir string) error {
 	}
 	g.reached("target: in place, not written down")
 	err := g.record.change(func(r *record) { r.Received = id })
-	g.kick()
+	g.wake.Set()
 	return err
 }
 
