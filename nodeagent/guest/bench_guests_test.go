@@ -229,7 +229,7 @@ func startByHand(b *testing.B, h *host, part *api.GuestPart, program string) (to
 	h.handler.mu.Unlock()
 	var files opened // anew each time: QEMU's lock on a disk lasts as long as that file is open
 	defer files.close()
-	vm, err := g.machine(b.Context(), part, qemu.TCG, nil, &files)
+	vm, err := g.builder.machine(b.Context(), part, qemu.TCG, nil, &files)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -32,9 +32,19 @@ func (o *opened) close() {
 	}
 }
 
+// builder puts together the machine that QEMU is to be of a Guest.
+type builder struct {
+	*identity
+	disks     *disk.Store
+	network   Plugger // nil on a host without Networks
+	shares    *shares
+	cloudInit *cloudInit
+	tpm       *tpm
+}
+
 // machine opens all that the Guest's machine consists of.
-func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Accelerator, access *access, files *opened) (qemu.VM, error) {
-	vm := qemu.VM{Name: g.name, UUID: machineID(g.uid), Machine: part.Machine, Accelerator: a, CPUs: part.CPUs,
+func (b *builder) machine(ctx context.Context, part *api.GuestPart, a qemu.Accelerator, access *access, files *opened) (qemu.VM, error) {
+	vm := qemu.VM{Name: b.name, UUID: machineID(b.uid), Machine: part.Machine, Accelerator: a, CPUs: part.CPUs,
 		Memory: part.Memory.Value(), HugePages: part.Tuning.HugePages, NUMANode: part.Tuning.NUMANode}
 	if vm.Machine == "" {
 		vm.Machine = qemu.Q35
@@ -42,14 +52,14 @@ func (g *guest) machine(ctx context.Context, part *api.GuestPart, a qemu.Acceler
 	vm.Display = vm.Machine == qemu.Q35 && part.Display != "none"
 	vm.Incoming = elsewhere(part)
 	for _, d := range part.Disks {
-		o, err := g.h.disks.Open(ctx, disk.Wanted{Network: part.Network, Guest: g.name, UID: g.uid, GuestDisk: d})
+		o, err := b.disks.Open(ctx, disk.Wanted{Network: part.Network, Guest: b.name, UID: b.uid, GuestDisk: d})
 		if err != nil {
 			return vm, err
 		}
 		files.add(closer(o.Close))
 		vm.Disks = append(vm.Disks, qemu.Disk{Name: d.Name, File: o.File, Format: o.Format, SCSI: d.Bus == api.DiskVirtioSCSI, Base: o.Base, BaseFormat: o.BaseFormat})
 	}
-	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{g.openKernel, g.openFirmware, g.openNIC, g.openChannels, g.shares.open, g.cloudInit.open, g.tpm.start} {
+	for _, open := range []func(context.Context, *api.GuestPart, *qemu.VM, *opened) error{b.openKernel, b.openFirmware, b.openNIC, b.openChannels, b.shares.open, b.cloudInit.open, b.tpm.start} {
 		if err := open(ctx, part, &vm, files); err != nil {
 			return vm, err
 		}
@@ -61,19 +71,19 @@ type closer func()
 
 func (c closer) Close() error { c(); return nil }
 
-func (g *guest) openKernel(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
+func (b *builder) openKernel(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
 	k := part.Kernel
 	if k == nil {
 		return nil
 	}
-	kernel, err := g.h.disks.Image(ctx, k.Kernel)
+	kernel, err := b.disks.Image(ctx, k.Kernel)
 	if err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}
 	files.add(kernel)
 	vm.Kernel = &qemu.Kernel{Kernel: kernel, Arguments: strings.Join(k.Arguments, " ")}
 	if k.Initrd != "" {
-		if vm.Kernel.Initrd, err = g.h.disks.Image(ctx, k.Initrd); err != nil {
+		if vm.Kernel.Initrd, err = b.disks.Image(ctx, k.Initrd); err != nil {
 			return fmt.Errorf("initrd: %w", err)
 		}
 		files.add(vm.Kernel.Initrd)
@@ -89,7 +99,7 @@ const (
 	ovmfSecureVariables = "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"
 )
 
-func (g *guest) openFirmware(_ context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
+func (b *builder) openFirmware(_ context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
 	if part.Firmware != "uefi" {
 		return nil
 	}
@@ -102,7 +112,7 @@ func (g *guest) openFirmware(_ context.Context, part *api.GuestPart, vm *qemu.VM
 		return fmt.Errorf("UEFI's firmware is missing: install Debian's package ovmf: %w", err)
 	}
 	files.add(c)
-	path := filepath.Join(g.dir, filepath.Base(template))
+	path := filepath.Join(b.dir, filepath.Base(template))
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		content, err := os.ReadFile(template)
 		if err == nil {
@@ -176,16 +186,16 @@ func pointer(c api.GuestConfig, token string) ([]byte, error) {
 // vhostNet is the kernel's own virtio NIC: QEMU is handed it open.
 const vhostNet = "/dev/vhost-net"
 
-func (g *guest) openNIC(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
+func (b *builder) openNIC(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
 	if part.Network == "" {
 		return nil
 	}
-	if g.h.o.Network == nil {
+	if b.network == nil {
 		return errors.New("this nodeagent has no Networks")
 	}
-	port := nodePort(g.name, part)
+	port := nodePort(b.name, part)
 	port.Silent = elsewhere(part)
-	a, err := g.h.o.Network.Attach(ctx, port)
+	a, err := b.network.Attach(ctx, port)
 	if err != nil {
 		return fmt.Errorf("its place on Network %s: %w", part.Network, err)
 	}
@@ -198,9 +208,9 @@ func (g *guest) openNIC(ctx context.Context, part *api.GuestPart, vm *qemu.VM, f
 	return nil
 }
 
-func (g *guest) openChannels(_ context.Context, _ *api.GuestPart, vm *qemu.VM, files *opened) error {
+func (b *builder) openChannels(_ context.Context, _ *api.GuestPart, vm *qemu.VM, files *opened) error {
 	for name, to := range map[string]**os.File{"qmp.sock": &vm.Control, "monitor.sock": &vm.Monitor, "console.sock": &vm.Console, "agent.sock": &vm.Agent} {
-		l, err := launch.Listen(filepath.Join(g.run, name))
+		l, err := launch.Listen(filepath.Join(b.run, name))
 		if err != nil {
 			return err
 		}
@@ -213,7 +223,7 @@ func (g *guest) openChannels(_ context.Context, _ *api.GuestPart, vm *qemu.VM, f
 		*to = f
 	}
 	var err error
-	vm.ConsoleLog, err = os.OpenFile(g.consoleLog(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	vm.ConsoleLog, err = os.OpenFile(b.consoleLog(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err == nil {
 		files.add(vm.ConsoleLog)
 	}

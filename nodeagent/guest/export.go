@@ -22,7 +22,8 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
-// An export is a copy of disks at one moment, made beside them and then sent.
+// exporter sends copies of a Guest's disks as they are at one moment, which are
+// made beside them.
 //
 // Below a QEMU that runs, a job (copy-NAME) mirrors each disk to a file until
 // they are the same; then all jobs are ended at one moment, and that is the
@@ -30,6 +31,19 @@ import (
 // the Guest's, as a backup job would. A filter that is put in by hand above a disk
 // in an iothread (copy-before-write) has QEMU 7.2 abort under load. The record
 // names the disks before any of this is there, and until all of it is gone.
+type exporter struct {
+	*identity
+	record *ledger
+	vm     *instance
+	ladder *ladder
+	agent  *guestAgent
+	limits *limits
+	disks  *disk.Store
+
+	tasks  chan task     // for the Guest's goroutine
+	left   chan struct{} // closed when that has ended
+	active bool          // an export of this agent's is under way
+}
 
 // task is what the Guest's own goroutine does for another.
 type task struct {
@@ -39,20 +53,20 @@ type task struct {
 }
 
 // do has the Guest's goroutine run fn between two looks.
-func (g *guest) do(ctx context.Context, fn func(context.Context) error) error {
+func (ex *exporter) do(ctx context.Context, fn func(context.Context) error) error {
 	t := task{ctx, fn, make(chan error, 1)}
 	select {
-	case g.tasks <- t:
+	case ex.tasks <- t:
 		return <-t.done
-	case <-g.left:
+	case <-ex.left:
 		return errors.New("nodeagent ends")
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-// openExport makes a channel that takes a GuestExport and gives ExportLines.
-func (g *guest) openExport(ctx context.Context) (io.ReadWriteCloser, error) {
+// open makes a channel that takes a GuestExport and gives ExportLines.
+func (ex *exporter) open(ctx context.Context) (io.ReadWriteCloser, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	near, far := net.Pipe()
 	x := &execution{Conn: near, cancel: cancel, done: make(chan struct{})}
@@ -61,16 +75,16 @@ func (g *guest) openExport(ctx context.Context) (io.ReadWriteCloser, error) {
 		defer func() { _ = far.Close() }()
 		stop := context.AfterFunc(ctx, func() { _ = far.Close() })
 		defer stop()
-		if err := g.serveExport(ctx, far); err != nil {
-			g.log.Warn("an export has failed", "error", err)
+		if err := ex.serve(ctx, far); err != nil {
+			ex.log.Warn("an export has failed", "error", err)
 		}
 	}()
 	return x, nil
 }
 
-// serveExport reads what is wanted and sends it. The other end learns of a
+// serve reads what is wanted and sends it. The other end learns of a
 // failure, if it is there.
-func (g *guest) serveExport(ctx context.Context, conn net.Conn) error {
+func (ex *exporter) serve(ctx context.Context, conn net.Conn) error {
 	var e api.GuestExport
 	if err := json.NewDecoder(io.LimitReader(conn, 1<<16)).Decode(&e); err != nil {
 		return err
@@ -79,7 +93,7 @@ func (g *guest) serveExport(ctx context.Context, conn net.Conn) error {
 	say := json.NewEncoder(out)
 	err := e.Check()
 	if err == nil {
-		err = g.exportDisks(ctx, e, out, say)
+		err = ex.export(ctx, e, out, say)
 	}
 	last := api.ExportLine{End: true}
 	if err != nil {
@@ -98,12 +112,12 @@ type exported struct {
 	source      disk.Opened // of a Guest that does not run
 }
 
-func (g *guest) exportDisks(ctx context.Context, e api.GuestExport, out *bufio.Writer, say *json.Encoder) (err error) {
+func (ex *exporter) export(ctx context.Context, e api.GuestExport, out *bufio.Writer, say *json.Encoder) (err error) {
 	var disks []exported
 	running := false
-	err = g.do(ctx, func(ctx context.Context) error {
-		running = g.vm.running != nil
-		disks, err = g.beginExport(ctx, e)
+	err = ex.do(ctx, func(ctx context.Context) error {
+		running = ex.vm.running != nil
+		disks, err = ex.begin(ctx, e)
 		return err
 	})
 	defer func() {
@@ -117,50 +131,50 @@ func (g *guest) exportDisks(ctx context.Context, e api.GuestExport, out *bufio.W
 	}
 	defer func() {
 		// Whatever fails of it is tried again by every look.
-		_ = g.do(context.WithoutCancel(ctx), func(ctx context.Context) error {
-			g.exporting = false
-			return g.endExport(ctx)
+		_ = ex.do(context.WithoutCancel(ctx), func(ctx context.Context) error {
+			ex.active = false
+			return ex.end(ctx)
 		})
 	}()
-	g.reached("export: begun")
+	ex.reached("export: begun")
 	tell := func(progress string) error {
 		return errors.Join(say.Encode(api.ExportLine{Progress: progress}), out.Flush())
 	}
 	if running {
-		err = g.followJobs(ctx, disks, tell)
+		err = ex.followJobs(ctx, disks, tell)
 		if err == nil {
-			err = g.do(ctx, func(ctx context.Context) error { return g.finishJobs(ctx, disks) })
+			err = ex.do(ctx, func(ctx context.Context) error { return ex.finishJobs(ctx, disks) })
 		}
 	} else {
-		err = g.copyStopped(ctx, disks, e.Rate.Value(), tell)
+		err = ex.copyStopped(ctx, disks, e.Rate.Value(), tell)
 	}
 	if err != nil {
 		return err
 	}
-	g.reached("export: copied")
+	ex.reached("export: copied")
 	for _, d := range disks {
 		if err := sendExported(ctx, d, out, say); err != nil {
 			return fmt.Errorf("send disk %s: %w", d.name, err)
 		}
 	}
-	g.event(api.Normal, "Exported", fmt.Sprintf("%d of its disks were exported: %s", len(disks), worth(disks[0].consistency)))
+	ex.event(api.Normal, "Exported", fmt.Sprintf("%d of its disks were exported: %s", len(disks), worth(disks[0].consistency)))
 	return nil
 }
 
-func (g *guest) exportDir() string { return filepath.Join(g.dir, "export") }
+func (ex *exporter) root() string { return filepath.Join(ex.dir, "export") }
 
-// beginExport makes the files, and has a QEMU that runs begin to fill them.
-func (g *guest) beginExport(ctx context.Context, e api.GuestExport) (disks []exported, err error) {
+// begin makes the files, and has a QEMU that runs begin to fill them.
+func (ex *exporter) begin(ctx context.Context, e api.GuestExport) (disks []exported, err error) {
 	switch {
-	case !g.record.known() || g.record.Given != "" || g.record.Part.Transfer != nil:
+	case !ex.record.known() || ex.record.Given != "" || ex.record.Part.Transfer != nil:
 		return nil, errors.New("the Guest is being moved, or is not here yet")
-	case g.record.Export != nil:
+	case ex.record.Export != nil:
 		return nil, errors.New("its disks are being exported already")
-	case g.record.Begun != nil || !g.ladder.atRest():
+	case ex.record.Begun != nil || !ex.ladder.atRest():
 		return nil, errors.New("the Guest is starting, stopping, or held by a disk error: try again")
 	}
 	var names []string
-	for _, d := range g.record.Part.Disks {
+	for _, d := range ex.record.Part.Disks {
 		if e.Disk == "" || e.Disk == d.Name {
 			names = append(names, d.Name)
 		}
@@ -168,54 +182,54 @@ func (g *guest) beginExport(ctx context.Context, e api.GuestExport) (disks []exp
 	if len(names) == 0 {
 		return nil, fmt.Errorf("the Guest has no disk %s", e.Disk)
 	}
-	if err := g.record.change(func(r *record) { r.Export = names }); err != nil {
+	if err := ex.record.change(func(r *record) { r.Export = names }); err != nil {
 		return nil, err
 	}
-	g.exporting = true
-	disks, err = g.makeCopies(ctx, e, names)
-	if err == nil && g.vm.running != nil {
-		err = g.beginJobs(ctx, disks, e.Rate.Value())
+	ex.active = true
+	disks, err = ex.makeCopies(ctx, e, names)
+	if err == nil && ex.vm.running != nil {
+		err = ex.beginJobs(ctx, disks, e.Rate.Value())
 	}
 	if err != nil {
-		g.exporting = false
-		err = errors.Join(err, g.endExport(context.WithoutCancel(ctx)))
+		ex.active = false
+		err = errors.Join(err, ex.end(context.WithoutCancel(ctx)))
 	}
 	return disks, err
 }
 
 // makeCopies makes empty files for the copies, when there is room for them.
-func (g *guest) makeCopies(ctx context.Context, e api.GuestExport, names []string) (disks []exported, err error) {
-	if err := os.MkdirAll(g.exportDir(), 0o700); err != nil {
+func (ex *exporter) makeCopies(ctx context.Context, e api.GuestExport, names []string) (disks []exported, err error) {
+	if err := os.MkdirAll(ex.root(), 0o700); err != nil {
 		return nil, err
 	}
 	var need int64
-	for _, want := range g.record.Part.Disks {
+	for _, want := range ex.record.Part.Disks {
 		if !slices.Contains(names, want.Name) {
 			continue
 		}
-		w := disk.Wanted{Network: g.record.Part.Network, Guest: g.name, UID: g.uid, GuestDisk: want}
-		source, err := g.h.disks.Existing(ctx, w)
+		w := disk.Wanted{Network: ex.record.Part.Network, Guest: ex.name, UID: ex.uid, GuestDisk: want}
+		source, err := ex.disks.Existing(ctx, w)
 		if err != nil {
 			return disks, err
 		}
 		d := exported{name: want.Name, format: e.Format, source: source, consistency: api.ConsistentStopped}
 		need += source.Room()
 		if d.size, err = source.Size(); err == nil {
-			d.copy, err = disk.NewFile(ctx, g.copyPath(d.name), e.Format, d.size)
+			d.copy, err = disk.NewFile(ctx, ex.copyPath(d.name), e.Format, d.size)
 		}
 		disks = append(disks, d)
 		if err != nil {
 			return disks, fmt.Errorf("disk %s: %w", d.name, err)
 		}
 	}
-	free, err := freeBytes(g.dir)
+	free, err := freeBytes(ex.dir)
 	if err == nil && need+spare > free {
 		err = fmt.Errorf("%w: a copy takes up to %d MiB, and %d are free", disk.ErrFull, need>>20, free>>20)
 	}
 	return disks, err
 }
 
-func (g *guest) copyPath(name string) string { return filepath.Join(g.exportDir(), name+".part") }
+func (ex *exporter) copyPath(name string) string { return filepath.Join(ex.root(), name+".part") }
 
 func freeBytes(dir string) (int64, error) {
 	var fs unix.Statfs_t
@@ -225,12 +239,12 @@ func freeBytes(dir string) (int64, error) {
 
 // copyStopped copies the disks of a Guest that does not run, and does not start
 // meanwhile.
-func (g *guest) copyStopped(ctx context.Context, disks []exported, rate int64, tell func(string) error) error {
+func (ex *exporter) copyStopped(ctx context.Context, disks []exported, rate int64, tell func(string) error) error {
 	for _, d := range disks {
 		if err := tell("copying disk " + d.name); err != nil {
 			return err
 		}
-		if err := d.source.CopyTo(ctx, disk.Tool{User: g.record.User}, d.copy, d.format, rate); err != nil {
+		if err := d.source.CopyTo(ctx, disk.Tool{User: ex.record.User}, d.copy, d.format, rate); err != nil {
 			return fmt.Errorf("disk %s: %w", d.name, err)
 		}
 	}
@@ -247,32 +261,32 @@ func mirrorNode(name string) string { return "mirror-" + name }
 const exportSet = "export"
 
 // beginJobs has QEMU begin to mirror.
-func (g *guest) beginJobs(ctx context.Context, disks []exported, rate int64) error {
+func (ex *exporter) beginJobs(ctx context.Context, disks []exported, rate int64) error {
 	for _, d := range disks {
-		if err := g.beginJob(ctx, d, rate/int64(len(disks))); err != nil {
+		if err := ex.beginJob(ctx, d, rate/int64(len(disks))); err != nil {
 			return fmt.Errorf("disk %s: %w", d.name, err)
 		}
-		g.reached("export: a job has begun")
+		ex.reached("export: a job has begun")
 	}
 	return nil
 }
 
-func (g *guest) beginJob(ctx context.Context, d exported, rate int64) error {
+func (ex *exporter) beginJob(ctx context.Context, d exported, rate int64) error {
 	var set struct {
 		ID int `json:"fdset-id"`
 	}
-	err := g.vm.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error {
+	err := ex.vm.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error {
 		return m.ExecuteWith(ctx, d.copy, "add-fd", map[string]string{"opaque": exportSet}, &set)
 	})
 	if err != nil {
 		return err
 	}
 	file := map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set.ID), "discard": "unmap"}
-	err = g.vm.command(ctx, "blockdev-add", map[string]any{"driver": d.format, "node-name": copyNode(d.name), "discard": "unmap", "file": file}, nil)
+	err = ex.vm.command(ctx, "blockdev-add", map[string]any{"driver": d.format, "node-name": copyNode(d.name), "discard": "unmap", "file": file}, nil)
 	if err != nil {
 		return err
 	}
-	return g.vm.command(ctx, "blockdev-mirror", map[string]any{"job-id": copyNode(d.name), "device": qemu.DiskNode(d.name), "target": copyNode(d.name),
+	return ex.vm.command(ctx, "blockdev-mirror", map[string]any{"job-id": copyNode(d.name), "device": qemu.DiskNode(d.name), "target": copyNode(d.name),
 		"filter-node-name": mirrorNode(d.name), "sync": "full", "speed": rate, "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false}, nil)
 }
 
@@ -281,41 +295,41 @@ const finishTime = 10 * time.Second
 
 // finishJobs ends all jobs at one moment: that is what the copies hold. Between
 // two of them nothing may be written.
-func (g *guest) finishJobs(ctx context.Context, disks []exported) (err error) {
-	if !g.ladder.atRest() || g.vm.running == nil {
+func (ex *exporter) finishJobs(ctx context.Context, disks []exported) (err error) {
+	if !ex.ladder.atRest() || ex.vm.running == nil {
 		return errors.New("the Guest is being stopped")
 	}
-	consistency := g.agent.freeze(ctx)
+	consistency := ex.agent.freeze(ctx)
 	defer func() {
-		if thaw := g.agent.thaw(context.WithoutCancel(ctx)); thaw != nil {
-			g.event(api.Warning, "NotThawed", thaw.Error()+"; it is tried again")
+		if thaw := ex.agent.thaw(context.WithoutCancel(ctx)); thaw != nil {
+			ex.event(api.Warning, "NotThawed", thaw.Error()+"; it is tried again")
 		}
 	}()
-	if g.vm.running.state == "running" && len(disks) > 1 {
-		if err := g.vm.command(ctx, "stop", nil, nil); err != nil {
+	if ex.vm.running.state == "running" && len(disks) > 1 {
+		if err := ex.vm.command(ctx, "stop", nil, nil); err != nil {
 			return err
 		}
 		defer func() { // an agent that comes here no more leaves that to its successor
-			err = errors.Join(err, g.vm.command(context.WithoutCancel(ctx), "cont", nil, nil))
+			err = errors.Join(err, ex.vm.command(context.WithoutCancel(ctx), "cont", nil, nil))
 		}()
-		g.reached("export: paused")
+		ex.reached("export: paused")
 	}
 	for i, d := range disks {
 		disks[i].consistency = consistency
-		if err := g.vm.command(ctx, "block-job-cancel", map[string]string{"device": copyNode(d.name)}, nil); err != nil {
+		if err := ex.vm.command(ctx, "block-job-cancel", map[string]string{"device": copyNode(d.name)}, nil); err != nil {
 			return fmt.Errorf("disk %s: %w", d.name, err)
 		}
 	}
-	return g.awaitJobs(ctx, disks)
+	return ex.awaitJobs(ctx, disks)
 }
 
 // awaitJobs waits until the last bytes are copied.
-func (g *guest) awaitJobs(ctx context.Context, disks []exported) error {
+func (ex *exporter) awaitJobs(ctx context.Context, disks []exported) error {
 	ctx, cancel := context.WithTimeout(ctx, finishTime)
 	defer cancel()
 	for {
 		var all []job
-		if err := g.vm.command(ctx, "query-jobs", nil, &all); err != nil {
+		if err := ex.vm.command(ctx, "query-jobs", nil, &all); err != nil {
 			return err
 		}
 		jobs, done := exportJobs(all), 0
@@ -350,13 +364,13 @@ func exportJobs(all []job) map[string]job {
 
 // followJobs waits until the copies are the same as the disks. What was written
 // while they were made is copied as fast as it goes, or it would never end.
-func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(string) error) error {
-	tick := time.NewTicker(g.timing.export)
+func (ex *exporter) followJobs(ctx context.Context, disks []exported, tell func(string) error) error {
+	tick := time.NewTicker(ex.timing.export)
 	defer tick.Stop()
 	hurried := map[string]bool{}
 	for {
 		var all []job
-		if err := g.vm.monitorCommand(ctx, "query-jobs", nil, &all); err != nil {
+		if err := ex.vm.monitorCommand(ctx, "query-jobs", nil, &all); err != nil {
 			return err
 		}
 		jobs, ready, current, total := exportJobs(all), 0, int64(0), int64(0)
@@ -371,7 +385,7 @@ func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(stri
 				ready++
 			case j.Current >= d.size && !hurried[d.name]:
 				hurried[d.name] = true
-				if err := g.vm.monitorCommand(ctx, "block-job-set-speed", map[string]any{"device": j.ID, "speed": 0}, nil); err != nil {
+				if err := ex.vm.monitorCommand(ctx, "block-job-set-speed", map[string]any{"device": j.ID, "speed": 0}, nil); err != nil {
 					return err
 				}
 			}
@@ -380,7 +394,7 @@ func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(stri
 		if ready == len(disks) {
 			return nil
 		}
-		free, err := freeBytes(g.dir)
+		free, err := freeBytes(ex.dir)
 		if err == nil && free < spare/2 {
 			err = fmt.Errorf("%w: the export leaves the Guests %d MiB", disk.ErrFull, free>>20)
 		}
@@ -398,24 +412,24 @@ func (g *guest) followJobs(ctx context.Context, disks []exported, tell func(stri
 	}
 }
 
-// endExport takes away what is left of an export: in QEMU, if it runs, and on
+// end takes away what is left of an export: in QEMU, if it runs, and on
 // disk. Each step may be done already.
-func (g *guest) endExport(ctx context.Context) error {
-	if !g.record.known() || g.record.Export == nil {
+func (ex *exporter) end(ctx context.Context) error {
+	if !ex.record.known() || ex.record.Export == nil {
 		return nil
 	}
-	if g.vm.running != nil {
-		for _, name := range g.record.Export {
-			if err := g.endJob(ctx, name); err != nil {
+	if ex.vm.running != nil {
+		for _, name := range ex.record.Export {
+			if err := ex.endJob(ctx, name); err != nil {
 				return fmt.Errorf("end the export of disk %s: %w", name, err)
 			}
 		}
-		if err := g.takeBack(ctx); err != nil {
+		if err := ex.takeBack(ctx); err != nil {
 			return fmt.Errorf("end the export: %w", err)
 		}
 	}
-	g.reached("export: out of QEMU")
-	copies, err := filepath.Glob(filepath.Join(g.exportDir(), "*.part"))
+	ex.reached("export: out of QEMU")
+	copies, err := filepath.Glob(filepath.Join(ex.root(), "*.part"))
 	if err != nil {
 		return err
 	}
@@ -424,48 +438,48 @@ func (g *guest) endExport(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := os.RemoveAll(g.exportDir()); err != nil {
+	if err := os.RemoveAll(ex.root()); err != nil {
 		return err
 	}
-	g.limits.configured = "" // what had to wait
-	return g.record.change(func(r *record) { r.Export = nil })
+	ex.limits.configured = "" // what had to wait
+	return ex.record.change(func(r *record) { r.Export = nil })
 }
 
-func (g *guest) endJob(ctx context.Context, name string) error {
-	if err := g.cancelJob(ctx, name); err != nil {
+func (ex *exporter) endJob(ctx context.Context, name string) error {
+	if err := ex.cancelJob(ctx, name); err != nil {
 		return err
 	}
-	g.reached("export: a job is gone")
+	ex.reached("export: a job is gone")
 	var nodes []struct {
 		Name string `json:"node-name"`
 	}
-	if err := g.vm.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+	if err := ex.vm.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
 		return err
 	}
 	for _, n := range nodes {
 		if n.Name == copyNode(name) {
-			return g.vm.command(ctx, "blockdev-del", map[string]string{"node-name": n.Name}, nil)
+			return ex.vm.command(ctx, "blockdev-del", map[string]string{"node-name": n.Name}, nil)
 		}
 	}
 	return nil
 }
 
 // cancelJob ends a disk's job, and forgets it.
-func (g *guest) cancelJob(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, g.timing.answer)
+func (ex *exporter) cancelJob(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, ex.timing.answer)
 	defer cancel()
 	for {
 		var all []job
-		if err := g.vm.command(ctx, "query-jobs", nil, &all); err != nil {
+		if err := ex.vm.command(ctx, "query-jobs", nil, &all); err != nil {
 			return err
 		}
 		switch j, there := exportJobs(all)[name]; {
 		case !there:
 			return nil
 		case j.Status == "concluded":
-			return g.vm.command(ctx, "job-dismiss", map[string]string{"id": j.ID}, nil)
+			return ex.vm.command(ctx, "job-dismiss", map[string]string{"id": j.ID}, nil)
 		case slices.Contains([]string{"running", "paused", "ready", "standby"}, j.Status):
-			if err := g.vm.command(ctx, "block-job-cancel", map[string]any{"device": j.ID, "force": true}, nil); err != nil {
+			if err := ex.vm.command(ctx, "block-job-cancel", map[string]any{"device": j.ID, "force": true}, nil); err != nil {
 				return err
 			}
 		}
@@ -476,21 +490,21 @@ func (g *guest) cancelJob(ctx context.Context, name string) error {
 }
 
 // takeBack closes the files that QEMU was given.
-func (g *guest) takeBack(ctx context.Context) error {
+func (ex *exporter) takeBack(ctx context.Context) error {
 	var sets []struct {
 		ID  int `json:"fdset-id"`
 		FDs []struct {
 			Opaque string `json:"opaque"`
 		} `json:"fds"`
 	}
-	if err := g.vm.command(ctx, "query-fdsets", nil, &sets); err != nil {
+	if err := ex.vm.command(ctx, "query-fdsets", nil, &sets); err != nil {
 		return err
 	}
 	for _, s := range sets {
 		if len(s.FDs) == 0 || s.FDs[0].Opaque != exportSet {
 			continue
 		}
-		if err := g.vm.command(ctx, "remove-fd", map[string]int{"fdset-id": s.ID}, nil); err != nil {
+		if err := ex.vm.command(ctx, "remove-fd", map[string]int{"fdset-id": s.ID}, nil); err != nil {
 			return err
 		}
 	}

@@ -88,11 +88,11 @@ func (g *guest) noteVanished() {
 	if bootID() != r.Launched.BootID {
 		return // the host has rebooted: it is started again whatever its restart policy
 	}
-	g.noteEnd(ended{Word: "Crashed", Failed: true, Reason: "its QEMU has ended unexpectedly: see " + filepath.Join(g.dir, "qemu.log")})
+	g.restarts.noteEnd(ended{Word: "Crashed", Failed: true, Reason: "its QEMU has ended unexpectedly: see " + filepath.Join(g.dir, "qemu.log")})
 }
 
 // noteEnd writes down that the Guest has ended by itself.
-func (g *guest) noteEnd(e ended) {
+func (rs *restarts) noteEnd(e ended) {
 	e.Time = time.Now().UTC()
 	typ := api.Normal
 	edit := func(r *record) { r.Ended = &e }
@@ -100,16 +100,16 @@ func (g *guest) noteEnd(e ended) {
 		typ = api.Warning
 		edit = func(r *record) { r.Ended, r.Crash = &e, &e }
 	}
-	if err := g.record.change(edit); err != nil {
-		g.log.Warn("the end of a run is not on disk", "error", err)
-		edit(g.record.record)
+	if err := rs.record.change(edit); err != nil {
+		rs.log.Warn("the end of a run is not on disk", "error", err)
+		edit(rs.record.record)
 	}
-	g.event(typ, e.Word, e.Reason)
-	if time.Since(g.record.launchTime()) > g.timing.settled {
-		g.backoff = 0
+	rs.event(typ, e.Word, e.Reason)
+	if time.Since(rs.record.launchTime()) > rs.timing.settled {
+		rs.backoff = 0
 	}
-	g.backoff = min(max(2*g.backoff, g.timing.minBackoff), g.timing.maxBackoff)
-	g.notBefore = time.Now().Add(g.backoff)
+	rs.backoff = min(max(2*rs.backoff, rs.timing.minBackoff), rs.timing.maxBackoff)
+	rs.notBefore = time.Now().Add(rs.backoff)
 }
 
 func (r *record) launchTime() time.Time {

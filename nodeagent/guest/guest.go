@@ -36,11 +36,11 @@ type guest struct {
 	grant      *grant
 	shares     *shares
 	tpm        *tpm
-	cloudInit  *cloudInit
+	builder    *builder
+	exporter   *exporter
+	snapshots  *snapshots
+	restarts   *restarts
 	hearing    hearing
-	backoff    time.Duration // of the next restart
-	notBefore  time.Time     // that it is started
-	restarts   int
 	told       string // the last failure that an event told of
 
 	transferred *api.GuestTransferred // its share in a move; nil without one
@@ -48,30 +48,29 @@ type guest struct {
 	sent        string                // ID of the move of which the target has all
 	receiving   chan struct{}         // holds a token while files come
 	orders      chan order            // of the connections of a move
-	tasks       chan task             // of exports
-	left        chan struct{}         // closed when the goroutine has ended
-	exporting   bool                  // an export of this agent's is under way
 }
 
 func newGuest(h *Handler, name, uid string) *guest {
 	id := newIdentity(h, name, uid)
-	record, told := &ledger{dir: id.dir}, new(conditions)
-	vm := newInstance(id, record, told)
-	agent := &guestAgent{identity: id, record: record, vm: vm, client: qga.New(filepath.Join(id.run, "agent.sock"))}
-	wake := wait.NewSignal()
-	return &guest{
-		identity: id, h: h, wake: wake, record: record, conditions: told, vm: vm, agent: agent,
-		status:    api.PartStatus{State: api.PartPending, Message: "not looked at yet"},
-		ladder:    &ladder{identity: id, record: record, vm: vm, agent: agent},
-		storage:   &storage{identity: id, vm: vm, conditions: told},
-		limits:    &limits{identity: id, vm: vm},
-		console:   &console{identity: id, vm: vm},
-		grant:     &grant{identity: id, record: record, vm: vm, wake: wake},
-		shares:    &shares{identity: id, record: record, fetch: h.o.Share},
-		tpm:       &tpm{identity: id, record: record, conditions: told, launch: h.launcher},
-		cloudInit: &cloudInit{identity: id, record: record, config: h.o.Config},
-		receiving: make(chan struct{}, 1), orders: make(chan order), tasks: make(chan task), left: make(chan struct{}),
-	}
+	g := &guest{identity: id, h: h, wake: wait.NewSignal(), status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"},
+		record: &ledger{dir: id.dir}, conditions: new(conditions),
+		receiving: make(chan struct{}, 1), orders: make(chan order)}
+	g.vm = newInstance(id, g.record, g.conditions)
+	g.agent = &guestAgent{identity: id, record: g.record, vm: g.vm, client: qga.New(filepath.Join(id.run, "agent.sock"))}
+	g.ladder = &ladder{identity: id, record: g.record, vm: g.vm, agent: g.agent}
+	g.restarts = &restarts{identity: id, record: g.record}
+	g.storage = &storage{identity: id, vm: g.vm, conditions: g.conditions}
+	g.limits = &limits{identity: id, vm: g.vm}
+	g.console = &console{identity: id, vm: g.vm}
+	g.grant = &grant{identity: id, record: g.record, vm: g.vm, wake: g.wake}
+	g.shares = &shares{identity: id, record: g.record, fetch: h.o.Share}
+	g.tpm = &tpm{identity: id, record: g.record, conditions: g.conditions, launch: h.launcher}
+	g.builder = &builder{identity: id, disks: h.disks, network: h.o.Network, shares: g.shares, tpm: g.tpm,
+		cloudInit: &cloudInit{identity: id, record: g.record, config: h.o.Config}}
+	g.exporter = &exporter{identity: id, record: g.record, vm: g.vm, ladder: g.ladder, agent: g.agent, limits: g.limits, disks: h.disks,
+		tasks: make(chan task), left: make(chan struct{})}
+	g.snapshots = &snapshots{identity: id, record: g.record, vm: g.vm, ladder: g.ladder, agent: g.agent, disks: h.disks, export: g.exporter}
+	return g
 }
 
 // ask says what the Guest should be and answers what it is.
@@ -136,7 +135,7 @@ func alike(a, b api.PartStatus) bool {
 // work looks after the Guest until ctx is done or it is removed. QEMU runs on.
 func (g *guest) work(ctx context.Context) {
 	defer g.vm.letGo()
-	defer close(g.left)
+	defer close(g.exporter.left)
 	defer g.h.arrivals.forget(g)
 	for ctx.Err() == nil && !g.over() {
 		next := g.look(ctx)
@@ -147,7 +146,7 @@ func (g *guest) work(ctx context.Context) {
 			g.heed(e)
 		case o := <-g.orders:
 			g.obey(o)
-		case t := <-g.tasks:
+		case t := <-g.exporter.tasks:
 			if g.over() {
 				t.done <- errors.New("the Guest is removed")
 				break
@@ -229,15 +228,15 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 	if err := g.agent.thaw(ctx); err != nil { // it may still be stopped, say
 		g.log.Warn("after a snapshot", "error", err)
 	}
-	if g.record.Export != nil && !g.exporting {
-		if err := g.endExport(ctx); err != nil { // it may still be stopped, say
+	if g.record.Export != nil && !g.exporter.active {
+		if err := g.exporter.end(ctx); err != nil { // it may still be stopped, say
 			g.log.Warn("after an export", "error", err)
 		}
 	}
 	if p.Want == nodeagent.Orphaned {
 		return 0, g.storage.check(ctx) // as it is
 	}
-	if next, err := g.snapshots(ctx, part); next != 0 || err != nil {
+	if next, err := g.snapshots.step(ctx, part); next != 0 || err != nil {
 		return next, err
 	}
 	if next, done, err := g.share(ctx, part); done || err != nil {
@@ -248,10 +247,10 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 
 // observed is the Guest as it is.
 func (g *guest) observed() *api.GuestObserved {
-	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts, Conditions: append(api.Conditions{}, g.conditions.list...)}
+	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts.count, Conditions: append(api.Conditions{}, g.conditions.list...)}
 	o.Transfer = g.transferred
 	if g.record.known() {
-		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.listed()
+		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.snapshots.listed()
 	}
 	if g.vm.running == nil {
 		return o

@@ -48,7 +48,7 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 		g.fail(t, "it does not run")
 		return 0, nil
 	}
-	if list, err := g.readSnapshots(); err != nil || len(list) > 0 {
+	if list, err := g.snapshots.read(); err != nil || len(list) > 0 {
 		g.fail(t, "it has snapshots, which a mirror leaves behind")
 		return 0, err
 	}
@@ -56,7 +56,7 @@ func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, e
 		g.fail(t, "disk "+d+" does not lie over its Image as that is now, and a mirror is of what lies above")
 		return 0, err
 	}
-	if g.exporting {
+	if g.exporter.active {
 		g.fail(t, "its disks are being exported: move it when that is over")
 		return 0, nil
 	}
@@ -92,7 +92,7 @@ func (g *guest) overAnother(part *api.GuestPart) (string, error) {
 		if d.Format == disk.Raw {
 			continue
 		}
-		base, err := g.h.disks.Base(g.wanted(d.Name))
+		base, err := g.h.disks.Base(g.snapshots.wanted(d.Name))
 		if err != nil || base != d.Image {
 			return d.Name, err
 		}

@@ -25,7 +25,7 @@ func (h *Handler) Open(ctx context.Context, c api.Channel) (io.ReadWriteCloser, 
 	case api.ChannelExec:
 		return g.agent.open(ctx)
 	case api.ChannelExport:
-		return g.openExport(ctx)
+		return g.exporter.open(ctx)
 	}
 	return nil, fmt.Errorf("this nodeagent opens no channel of kind %q", c.Kind)
 }

@@ -60,7 +60,7 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 	paused := part.State == "Paused"
 	switch state := g.vm.running.state; {
 	case endOf(state) != nil:
-		g.noteEnd(*endOf(state))
+		g.restarts.noteEnd(*endOf(state))
 		return g.ladder.climb(ctx, stopForced)
 	case state == postmigrate: // the move was given up
 		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
@@ -91,7 +91,7 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 
 // configure waits for an export: the disks are below filters then.
 func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
-	if g.exporting {
+	if g.exporter.active {
 		return nil
 	}
 	return g.limits.configure(ctx, part)
@@ -114,16 +114,12 @@ func endOf(state string) *ended {
 
 // mayStart starts the Guest unless its restart policy has it stay as it is.
 func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
-	if g.exporting {
+	if g.exporter.active {
 		return g.timing.retry, pending("it starts when the export of its disks is over")
 	}
-	asked := g.record.asked(part.Request)
-	if e := g.record.Ended; e != nil && !asked {
-		if part.Restart == "Never" || part.Restart == "OnFailure" && !e.Failed {
-			return 0, pending(fmt.Sprintf("%s, and stays so by its restart policy %s: restart it, or stop and start it", e.Reason, part.Restart))
-		}
-		if wait := time.Until(g.notBefore); wait > 0 {
-			return wait, pending(fmt.Sprintf("%s; it is started again in %s", e.Reason, g.backoff))
+	if !g.record.asked(part.Request) {
+		if wait, err := g.restarts.hold(part.Restart); err != nil {
+			return wait, err
 		}
 	}
 	again := g.record.Ended != nil
@@ -135,7 +131,7 @@ func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duratio
 		return 0, fmt.Errorf("start: %w", err)
 	}
 	if again {
-		g.restarts++
+		g.restarts.count++
 	}
 	return time.Millisecond, pending("starting")
 }
@@ -169,7 +165,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 		return err
 	}
 	access := newAccess(part)
-	vm, err := g.machine(ctx, part, verdict.Accelerator, access, &files)
+	vm, err := g.builder.machine(ctx, part, verdict.Accelerator, access, &files)
 	if err != nil {
 		return err
 	}

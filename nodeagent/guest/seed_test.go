@@ -26,11 +26,11 @@ func TestSeedForCloudInit(t *testing.T) {
 	p := &api.GuestPart{MAC: "02:00:00:07:01:08", Addresses: []netip.Addr{netip.MustParseAddr("10.7.1.8"), netip.MustParseAddr("fd00:7::8")},
 		Config: api.GuestConfig{CloudInit: &api.CloudInitSeed{Domain: "green.dc1.example"}}}
 	const userData = "#cloud-config\nruncmd: [[echo, s3cret]]\n"
-	contents, err := g.cloudInit.files(p, &qemu.NIC{MTU: 1400}, []byte(userData))
+	contents, err := g.builder.cloudInit.files(p, &qemu.NIC{MTU: 1400}, []byte(userData))
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk, err := g.cloudInit.disk(contents)
+	disk, err := g.builder.cloudInit.disk(contents)
 	if err != nil {
 		t.Fatal(err)
 	}

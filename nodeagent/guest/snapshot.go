@@ -17,10 +17,20 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// Snapshots are qcow2's own, inside of the disks: a QEMU that runs makes those
+// snapshots makes a Guest's snapshots, reverts to them and deletes them. They are
+// qcow2's own, inside of the disks: a QEMU that runs makes those
 // of all disks in one transaction, and no file comes or goes that a start would
 // have to know of. Each is called by its name and the request that made it, so
 // that one that was hardly begun is told from what was there before.
+type snapshots struct {
+	*identity
+	record *ledger
+	vm     *instance
+	ladder *ladder
+	agent  *guestAgent
+	disks  *disk.Store
+	export *exporter
+}
 
 // snapshot is one that the Guest has.
 type snapshot struct {
@@ -43,8 +53,8 @@ const snapshotTime = 5 * time.Minute
 // when the Guest moves.
 const snapshotsFile = "snapshots.json"
 
-func (g *guest) readSnapshots() ([]snapshot, error) {
-	path := filepath.Join(g.dir, snapshotsFile)
+func (sn *snapshots) read() ([]snapshot, error) {
+	path := filepath.Join(sn.dir, snapshotsFile)
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -59,11 +69,11 @@ func (g *guest) readSnapshots() ([]snapshot, error) {
 	return list, nil
 }
 
-// editSnapshots replaces the list by an edit of it.
-func (g *guest) editSnapshots(edit func([]snapshot) []snapshot) error {
-	list, err := g.readSnapshots()
+// edit replaces the list by an edit of it.
+func (sn *snapshots) edit(edit func([]snapshot) []snapshot) error {
+	list, err := sn.read()
 	if err == nil {
-		err = writeJSON(filepath.Join(g.dir, snapshotsFile), edit(list))
+		err = writeJSON(filepath.Join(sn.dir, snapshotsFile), edit(list))
 	}
 	if err != nil {
 		return fmt.Errorf("the list of its snapshots: %w", err)
@@ -72,10 +82,10 @@ func (g *guest) editSnapshots(edit func([]snapshot) []snapshot) error {
 }
 
 // listed is what is told of the list.
-func (g *guest) listed() []api.GuestSnapshot {
-	all, err := g.readSnapshots()
+func (sn *snapshots) listed() []api.GuestSnapshot {
+	all, err := sn.read()
 	if err != nil {
-		g.log.Warn("its snapshots cannot be told", "error", err)
+		sn.log.Warn("its snapshots cannot be told", "error", err)
 	}
 	var list []api.GuestSnapshot
 	for _, s := range all {
@@ -84,32 +94,32 @@ func (g *guest) listed() []api.GuestSnapshot {
 	return list
 }
 
-// snapshots does what is asked for about snapshots. It returns when to look
+// step does what is asked for about snapshots. It returns when to look
 // again; 0 without an error lets the Guest go on as it is to be.
-func (g *guest) snapshots(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
-	if part.Transfer != nil && part.Transfer.Role != api.TransferSource || g.record.Given != "" {
+func (sn *snapshots) step(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+	if part.Transfer != nil && part.Transfer.Role != api.TransferSource || sn.record.Given != "" {
 		return 0, nil // it is another host's, or about to be
 	}
-	if g.record.Begun == nil {
+	if sn.record.Begun == nil {
 		r := part.Request
-		stopping := g.vm.running != nil && part.State == "Stopped"
-		if !r.AboutSnapshot() || r.ID == g.record.Request || stopping || !g.ladder.atRest() {
+		stopping := sn.vm.running != nil && part.State == "Stopped"
+		if !r.AboutSnapshot() || r.ID == sn.record.Request || stopping || !sn.ladder.atRest() {
 			return 0, nil
 		}
-		g.reached("snapshot: asked for")
-		of, err := g.judge(part, r)
+		sn.reached("snapshot: asked for")
+		of, err := sn.judge(part, r)
 		if err != nil {
-			return time.Millisecond, g.snapshotFailed(r, err)
+			return time.Millisecond, sn.fail(r, err)
 		}
-		if err := g.record.change(func(rec *record) { rec.Begun = &begun{*r, of} }); err != nil {
+		if err := sn.record.change(func(rec *record) { rec.Begun = &begun{*r, of} }); err != nil {
 			return 0, err
 		}
-		g.reached("snapshot: begun")
+		sn.reached("snapshot: begun")
 	}
-	if !g.ladder.atRest() {
+	if !sn.ladder.atRest() {
 		return 0, nil
 	}
-	return time.Millisecond, g.goThrough(ctx)
+	return time.Millisecond, sn.goThrough(ctx)
 }
 
 // atRest reports whether the disks may be worked on: by a QEMU that answers and
@@ -122,14 +132,14 @@ func (l *ladder) atRest() bool {
 }
 
 // judge says what a request is about, or why it cannot be.
-func (g *guest) judge(part *api.GuestPart, r *api.GuestRequest) (snapshot, error) {
+func (sn *snapshots) judge(part *api.GuestPart, r *api.GuestRequest) (snapshot, error) {
 	if err := api.ValidateName(r.Snapshot); err != nil {
 		return snapshot{}, err
 	}
-	if g.exporting {
+	if sn.export.active {
 		return snapshot{}, errors.New("its disks are being exported: wait until that is over")
 	}
-	all, err := g.readSnapshots()
+	all, err := sn.read()
 	if err != nil {
 		return snapshot{}, err
 	}
@@ -145,17 +155,17 @@ func (g *guest) judge(part *api.GuestPart, r *api.GuestRequest) (snapshot, error
 	case r.Verb == api.GuestSnapshotCreate && known:
 		return of, fmt.Errorf("there is a snapshot %s from %s: delete it, or take another name", of.Name, of.Time.Format(time.RFC3339))
 	case r.Verb == api.GuestSnapshotCreate:
-		return g.planned(part, r)
+		return sn.planned(part, r)
 	case !known:
 		return of, fmt.Errorf("there is no snapshot %s", r.Snapshot)
 	case r.Verb == api.GuestSnapshotRevert:
-		return of, g.judgeRevert(part, of)
+		return of, sn.judgeRevert(part, of)
 	}
 	return of, nil
 }
 
 // planned is a snapshot as it is to be.
-func (g *guest) planned(part *api.GuestPart, r *api.GuestRequest) (snapshot, error) {
+func (sn *snapshots) planned(part *api.GuestPart, r *api.GuestRequest) (snapshot, error) {
 	s := snapshot{GuestSnapshot: api.GuestSnapshot{Name: r.Snapshot, Time: time.Now().UTC().Truncate(time.Second)}, Tag: r.Snapshot + "@" + r.ID}
 	for _, d := range part.Disks {
 		if d.Format == disk.Raw {
@@ -169,9 +179,9 @@ func (g *guest) planned(part *api.GuestPart, r *api.GuestRequest) (snapshot, err
 	return s, nil
 }
 
-func (g *guest) judgeRevert(part *api.GuestPart, of snapshot) error {
+func (sn *snapshots) judgeRevert(part *api.GuestPart, of snapshot) error {
 	switch {
-	case g.vm.running != nil || part.State != "Stopped":
+	case sn.vm.running != nil || part.State != "Stopped":
 		return errors.New("the Guest runs: stop it first")
 	case of.Broken:
 		return fmt.Errorf("snapshot %s is not whole: a deletion of it broke off; delete it", of.Name)
@@ -186,9 +196,9 @@ func (g *guest) judgeRevert(part *api.GuestPart, of snapshot) error {
 
 // goThrough takes what was begun to its end. It may have been begun by an agent
 // that was killed at any point, so every step may be done already.
-func (g *guest) goThrough(ctx context.Context) error {
-	b := g.record.Begun
-	of, err := g.snapshotStep(ctx, b)
+func (sn *snapshots) goThrough(ctx context.Context) error {
+	b := sn.record.Begun
+	of, err := sn.carryOut(ctx, b)
 	var waits pending
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -198,13 +208,13 @@ func (g *guest) goThrough(ctx context.Context) error {
 	case err != nil && b.Verb == api.GuestSnapshotRevert: // there is no way back
 		return fmt.Errorf("revert to snapshot %s: %w", of.Name, err)
 	case err != nil:
-		return g.snapshotFailed(&b.GuestRequest, err)
+		return sn.fail(&b.GuestRequest, err)
 	}
 	message := describe(b.Verb, of)
-	if err := g.record.result(&b.GuestRequest, message, nil, func(r *record) { r.Begun = nil }); err != nil {
+	if err := sn.record.result(&b.GuestRequest, message, nil, func(r *record) { r.Begun = nil }); err != nil {
 		return err
 	}
-	g.event(api.Normal, "SnapshotDone", message)
+	sn.event(api.Normal, "SnapshotDone", message)
 	return nil
 }
 func describe(verb string, of snapshot) string {
@@ -218,19 +228,19 @@ func describe(verb string, of snapshot) string {
 	return fmt.Sprintf("snapshot %s is made of %s: %s", of.Name, disks, worth(of.Consistency))
 }
 
-// dropSnapshots takes all snapshots out of disks that outlive the Guest.
-func (g *guest) dropSnapshots(ctx context.Context, lock *os.File) {
-	all, err := g.readSnapshots()
+// drop takes all snapshots out of disks that outlive the Guest.
+func (sn *snapshots) drop(ctx context.Context, lock *os.File) {
+	all, err := sn.read()
 	if err != nil {
-		g.log.Warn("retained disks keep their snapshots", "error", err)
+		sn.log.Warn("retained disks keep their snapshots", "error", err)
 	}
-	if b := g.record.Begun; b != nil {
+	if b := sn.record.Begun; b != nil {
 		all = append(all, b.Of)
 	}
 	for _, of := range all {
-		of.Disks = slices.DeleteFunc(slices.Clone(of.Disks), func(name string) bool { return !slices.Contains(g.record.retained(), name) })
-		if err := g.untag(ctx, disk.Tool{User: g.record.User, Lock: lock}, of); err != nil {
-			g.log.Warn("a retained disk keeps its snapshot", "snapshot", of.Tag, "error", err)
+		of.Disks = slices.DeleteFunc(slices.Clone(of.Disks), func(name string) bool { return !slices.Contains(sn.record.retained(), name) })
+		if err := sn.untag(ctx, disk.Tool{User: sn.record.User, Lock: lock}, of); err != nil {
+			sn.log.Warn("a retained disk keeps its snapshot", "snapshot", of.Tag, "error", err)
 		}
 	}
 }
@@ -246,31 +256,31 @@ func worth(c api.Consistency) string {
 	return "crash-consistent, as after a loss of power"
 }
 
-func (g *guest) snapshotFailed(r *api.GuestRequest, failure error) error {
+func (sn *snapshots) fail(r *api.GuestRequest, failure error) error {
 	failure = fmt.Errorf("%s %s: %w", strings.ReplaceAll(r.Verb, "-", " "), r.Snapshot, failure)
-	err := g.record.result(r, "", failure, func(rec *record) { rec.Begun = nil })
+	err := sn.record.result(r, "", failure, func(rec *record) { rec.Begun = nil })
 	if err == nil {
-		g.event(api.Warning, "SnapshotFailed", failure.Error())
+		sn.event(api.Warning, "SnapshotFailed", failure.Error())
 	}
 	return err
 }
 
-// snapshotStep does what was begun, and says what the snapshot is then. A pending
+// carryOut does what was begun, and says what the snapshot is then. A pending
 // is neither a success nor a failure.
-func (g *guest) snapshotStep(ctx context.Context, b *begun) (snapshot, error) {
-	tool, release, err := g.tool()
+func (sn *snapshots) carryOut(ctx context.Context, b *begun) (snapshot, error) {
+	tool, release, err := sn.tool()
 	if err != nil {
 		return b.Of, err
 	}
 	defer release()
 	switch b.Verb {
 	case api.GuestSnapshotCreate:
-		of, err := g.createSnapshot(ctx, tool, b.Of)
+		of, err := sn.create(ctx, tool, b.Of)
 		if err != nil {
 			return of, err
 		}
-		g.reached("snapshot: made, not listed")
-		return of, g.editSnapshots(func(list []snapshot) []snapshot {
+		sn.reached("snapshot: made, not listed")
+		return of, sn.edit(func(list []snapshot) []snapshot {
 			if slices.ContainsFunc(list, of.same) {
 				return list
 			}
@@ -278,14 +288,14 @@ func (g *guest) snapshotStep(ctx context.Context, b *begun) (snapshot, error) {
 		})
 	case api.GuestSnapshotRevert:
 		for _, name := range b.Of.Disks {
-			if err := g.h.disks.Snapshot(ctx, tool, g.wanted(name), disk.Revert, b.Of.Tag); err != nil {
+			if err := sn.disks.Snapshot(ctx, tool, sn.wanted(name), disk.Revert, b.Of.Tag); err != nil {
 				return b.Of, err
 			}
-			g.reached("snapshot: a disk is reverted")
+			sn.reached("snapshot: a disk is reverted")
 		}
 		return b.Of, nil
 	case api.GuestSnapshotDelete:
-		err := g.editSnapshots(func(list []snapshot) []snapshot { // from now on it is not whole
+		err := sn.edit(func(list []snapshot) []snapshot { // from now on it is not whole
 			for i := range list {
 				list[i].Broken = list[i].Broken || b.Of.same(list[i])
 			}
@@ -294,23 +304,23 @@ func (g *guest) snapshotStep(ctx context.Context, b *begun) (snapshot, error) {
 		if err != nil {
 			return b.Of, err
 		}
-		g.reached("snapshot: to be deleted")
-		if err := g.untag(ctx, tool, b.Of); err != nil {
+		sn.reached("snapshot: to be deleted")
+		if err := sn.untag(ctx, tool, b.Of); err != nil {
 			return b.Of, err
 		}
-		g.reached("snapshot: deleted, still listed")
-		return b.Of, g.editSnapshots(func(list []snapshot) []snapshot { return slices.DeleteFunc(list, b.Of.same) })
+		sn.reached("snapshot: deleted, still listed")
+		return b.Of, sn.edit(func(list []snapshot) []snapshot { return slices.DeleteFunc(list, b.Of.same) })
 	}
 	return b.Of, fmt.Errorf("this nodeagent does not know %q", b.Verb)
 }
 
 // tool works on the Guest's disks that no QEMU has open.
-func (g *guest) tool() (t disk.Tool, release func(), err error) {
-	t.User = g.record.User
-	if g.vm.running != nil {
+func (sn *snapshots) tool() (t disk.Tool, release func(), err error) {
+	t.User = sn.record.User
+	if sn.vm.running != nil {
 		return t, func() {}, nil // which has the lock
 	}
-	if t.Lock, err = g.lock(); err != nil {
+	if t.Lock, err = sn.lock(); err != nil {
 		return t, nil, err
 	}
 	if t.Lock == nil {
@@ -320,8 +330,8 @@ func (g *guest) tool() (t disk.Tool, release func(), err error) {
 }
 
 // wanted is a disk that takes snapshots.
-func (g *guest) wanted(name string) disk.Wanted {
-	return disk.Wanted{Network: g.record.Part.Network, Guest: g.name, UID: g.uid, GuestDisk: api.GuestDisk{Name: name, Format: disk.QCOW2}}
+func (sn *snapshots) wanted(name string) disk.Wanted {
+	return disk.Wanted{Network: sn.record.Part.Network, Guest: sn.name, UID: sn.uid, GuestDisk: api.GuestDisk{Name: name, Format: disk.QCOW2}}
 }
 
 // tags are the snapshots inside of disks.
@@ -331,15 +341,15 @@ type tags struct {
 }
 
 // inspect looks into the disks of a snapshot.
-func (g *guest) inspect(ctx context.Context, t disk.Tool, of snapshot) (map[string]tags, error) {
+func (sn *snapshots) inspect(ctx context.Context, t disk.Tool, of snapshot) (map[string]tags, error) {
 	var nodes []struct {
 		Node  string `json:"node-name"`
 		Image struct {
 			Snapshots []struct{ Name string }
 		}
 	}
-	if g.vm.running != nil {
-		if err := g.vm.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+	if sn.vm.running != nil {
+		if err := sn.vm.command(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
 			return nil, err
 		}
 	}
@@ -357,7 +367,7 @@ func (g *guest) inspect(ctx context.Context, t disk.Tool, of snapshot) (map[stri
 		if found[name].open {
 			continue
 		}
-		all, err := g.h.disks.Snapshots(ctx, t, g.wanted(name))
+		all, err := sn.disks.Snapshots(ctx, t, sn.wanted(name))
 		if err != nil {
 			return nil, err
 		}
@@ -366,9 +376,9 @@ func (g *guest) inspect(ctx context.Context, t disk.Tool, of snapshot) (map[stri
 	return found, nil
 }
 
-// createSnapshot makes one of all disks.
-func (g *guest) createSnapshot(ctx context.Context, t disk.Tool, of snapshot) (snapshot, error) {
-	found, err := g.inspect(ctx, t, of)
+// create makes one of all disks.
+func (sn *snapshots) create(ctx context.Context, t disk.Tool, of snapshot) (snapshot, error) {
+	found, err := sn.inspect(ctx, t, of)
 	if err != nil {
 		return of, err
 	}
@@ -378,14 +388,14 @@ func (g *guest) createSnapshot(ctx context.Context, t disk.Tool, of snapshot) (s
 	if !slices.ContainsFunc(of.Disks, lacks) {
 		return of, nil // by an agent that was killed behind it, and knew how the Guest was
 	}
-	if err := g.untag(ctx, t, of); err != nil {
+	if err := sn.untag(ctx, t, of); err != nil {
 		return of, pending(err.Error())
 	}
-	if g.vm.running == nil {
+	if sn.vm.running == nil {
 		of.Consistency = api.ConsistentStopped
 		for _, name := range of.Disks {
-			err = errors.Join(err, g.h.disks.Snapshot(ctx, t, g.wanted(name), disk.Create, of.Tag))
-			g.reached("snapshot: in a disk")
+			err = errors.Join(err, sn.disks.Snapshot(ctx, t, sn.wanted(name), disk.Create, of.Tag))
+			sn.reached("snapshot: in a disk")
 		}
 	} else {
 		for _, name := range of.Disks {
@@ -393,24 +403,24 @@ func (g *guest) createSnapshot(ctx context.Context, t disk.Tool, of snapshot) (s
 				return of, fmt.Errorf("disk %s is not in the running Guest yet: restart it first", name)
 			}
 		}
-		of.Consistency = g.agent.freeze(ctx)
-		g.reached("snapshot: frozen")
-		err = g.tagAll(ctx, of)
-		if err := g.agent.thaw(ctx); err != nil {
-			g.event(api.Warning, "NotThawed", err.Error()+"; it is tried again")
+		of.Consistency = sn.agent.freeze(ctx)
+		sn.reached("snapshot: frozen")
+		err = sn.tagAll(ctx, of)
+		if err := sn.agent.thaw(ctx); err != nil {
+			sn.event(api.Warning, "NotThawed", err.Error()+"; it is tried again")
 		}
 	}
 	if err == nil {
 		return of, nil
 	}
-	if undo := g.untag(ctx, t, of); undo != nil { // when QEMU has just ended, say: it is looked at again
+	if undo := sn.untag(ctx, t, of); undo != nil { // when QEMU has just ended, say: it is looked at again
 		return of, pending(errors.Join(err, undo).Error())
 	}
 	return of, err
 }
 
 // tagAll has QEMU make a snapshot of all disks or of none.
-func (g *guest) tagAll(ctx context.Context, of snapshot) error {
+func (sn *snapshots) tagAll(ctx context.Context, of snapshot) error {
 	type action struct {
 		Type string            `json:"type"`
 		Data map[string]string `json:"data"`
@@ -419,12 +429,12 @@ func (g *guest) tagAll(ctx context.Context, of snapshot) error {
 	for _, name := range of.Disks {
 		actions = append(actions, action{"blockdev-snapshot-internal-sync", map[string]string{"device": qemu.DiskNode(name), "name": of.Tag}})
 	}
-	return g.vm.commandIn(ctx, snapshotTime, "transaction", map[string]any{"actions": actions}, nil)
+	return sn.vm.commandIn(ctx, snapshotTime, "transaction", map[string]any{"actions": actions}, nil)
 }
 
 // untag takes a snapshot out of all disks that have it.
-func (g *guest) untag(ctx context.Context, t disk.Tool, of snapshot) error {
-	found, err := g.inspect(ctx, t, of)
+func (sn *snapshots) untag(ctx context.Context, t disk.Tool, of snapshot) error {
+	found, err := sn.inspect(ctx, t, of)
 	if err != nil {
 		return err
 	}
@@ -432,14 +442,14 @@ func (g *guest) untag(ctx context.Context, t disk.Tool, of snapshot) error {
 		switch has := found[name]; {
 		case !slices.Contains(has.all, of.Tag):
 		case has.open:
-			err = g.vm.commandIn(ctx, snapshotTime, "blockdev-snapshot-delete-internal-sync", map[string]string{"device": qemu.DiskNode(name), "name": of.Tag}, nil)
+			err = sn.vm.commandIn(ctx, snapshotTime, "blockdev-snapshot-delete-internal-sync", map[string]string{"device": qemu.DiskNode(name), "name": of.Tag}, nil)
 		default:
-			err = g.h.disks.Snapshot(ctx, t, g.wanted(name), disk.Delete, of.Tag)
+			err = sn.disks.Snapshot(ctx, t, sn.wanted(name), disk.Delete, of.Tag)
 		}
 		if err != nil {
 			return err
 		}
-		g.reached("snapshot: out of a disk")
+		sn.reached("snapshot: out of a disk")
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Durati
 		g.ladder.stop = nil
 		g.event(api.Normal, "Stopped", "it is stopped")
 	}
-	g.notBefore, g.backoff = time.Time{}, 0
+	g.restarts.forget()
 	return 0, g.record.doneRequest(part)
 }
 
@@ -119,7 +119,7 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 	}
 	defer func() { _ = tpm.Close() }()
 	g.reached("delete: QEMU is gone")
-	g.dropSnapshots(ctx, lock)
+	g.snapshots.drop(ctx, lock)
 	if err := g.h.disks.Remove(g.record.Part.Network, g.record.Name, g.uid, g.record.retained()); err != nil {
 		return 0, err
 	}

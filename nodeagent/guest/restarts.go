@@ -1,0 +1,34 @@
+package guest
+
+import (
+	"fmt"
+	"time"
+)
+
+// restarts is when a Guest that has ended by itself is started again: as its
+// restart policy says, and later each time.
+type restarts struct {
+	*identity
+	record    *ledger
+	backoff   time.Duration // of the next one
+	notBefore time.Time
+	count     int
+}
+
+// hold says why a Guest that has ended is not started now, and when to look again.
+func (rs *restarts) hold(policy string) (time.Duration, error) {
+	e := rs.record.Ended
+	if e == nil {
+		return 0, nil
+	}
+	if policy == "Never" || policy == "OnFailure" && !e.Failed {
+		return 0, pending(fmt.Sprintf("%s, and stays so by its restart policy %s: restart it, or stop and start it", e.Reason, policy))
+	}
+	if wait := time.Until(rs.notBefore); wait > 0 {
+		return wait, pending(fmt.Sprintf("%s; it is started again in %s", e.Reason, rs.backoff))
+	}
+	return 0, nil
+}
+
+// forget has the next end be followed by a start soon.
+func (rs *restarts) forget() { rs.notBefore, rs.backoff = time.Time{}, 0 }
