@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"path/filepath"
-	"time"
 
 	"github.com/rackweft/rackweft/api"
 )
@@ -89,32 +88,4 @@ func (g *guest) noteVanished() {
 		return // the host has rebooted: it is started again whatever its restart policy
 	}
 	g.restarts.noteEnd(ended{Word: "Crashed", Failed: true, Reason: "its QEMU has ended unexpectedly: see " + filepath.Join(g.dir, "qemu.log")})
-}
-
-// noteEnd writes down that the Guest has ended by itself.
-func (rs *restarts) noteEnd(e ended) {
-	e.Time = time.Now().UTC()
-	typ := api.Normal
-	edit := func(r *record) { r.Ended = &e }
-	if e.Failed {
-		typ = api.Warning
-		edit = func(r *record) { r.Ended, r.Crash = &e, &e }
-	}
-	if err := rs.record.change(edit); err != nil {
-		rs.log.Warn("the end of a run is not on disk", "error", err)
-		edit(rs.record.record)
-	}
-	rs.event(typ, e.Word, e.Reason)
-	if time.Since(rs.record.launchTime()) > rs.timing.settled {
-		rs.backoff = 0
-	}
-	rs.backoff = min(max(2*rs.backoff, rs.timing.minBackoff), rs.timing.maxBackoff)
-	rs.notBefore = time.Now().Add(rs.backoff)
-}
-
-func (r *record) launchTime() time.Time {
-	if r.Launched == nil {
-		return time.Time{}
-	}
-	return r.Launched.Time
 }

@@ -241,3 +241,10 @@ func (l *ledger) result(r *api.GuestRequest, message string, failure error, edit
 		}
 	})
 }
+
+func (r *record) launchTime() time.Time {
+	if r.Launched == nil {
+		return time.Time{}
+	}
+	return r.Launched.Time
+}

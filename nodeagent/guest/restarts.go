@@ -3,6 +3,8 @@ package guest
 import (
 	"fmt"
 	"time"
+
+	"github.com/rackweft/rackweft/api"
 )
 
 // restarts is when a Guest that has ended by itself is started again: as its
@@ -32,3 +34,24 @@ func (rs *restarts) hold(policy string) (time.Duration, error) {
 
 // forget has the next end be followed by a start soon.
 func (rs *restarts) forget() { rs.notBefore, rs.backoff = time.Time{}, 0 }
+
+// noteEnd writes down that the Guest has ended by itself.
+func (rs *restarts) noteEnd(e ended) {
+	e.Time = time.Now().UTC()
+	typ := api.Normal
+	edit := func(r *record) { r.Ended = &e }
+	if e.Failed {
+		typ = api.Warning
+		edit = func(r *record) { r.Ended, r.Crash = &e, &e }
+	}
+	if err := rs.record.change(edit); err != nil {
+		rs.log.Warn("the end of a run is not on disk", "error", err)
+		edit(rs.record.record)
+	}
+	rs.event(typ, e.Word, e.Reason)
+	if time.Since(rs.record.launchTime()) > rs.timing.settled {
+		rs.backoff = 0
+	}
+	rs.backoff = min(max(2*rs.backoff, rs.timing.minBackoff), rs.timing.maxBackoff)
+	rs.notBefore = time.Now().Add(rs.backoff)
+}
