@@ -24,7 +24,7 @@ type arrivals struct {
 }
 
 type arrival struct {
-	guest    *guest
+	target   *moveTarget
 	transfer api.GuestTransfer
 	ended    context.Context // done when it is expected no more
 	end      context.CancelFunc
@@ -35,14 +35,14 @@ func newArrivals() arrivals {
 }
 
 // expect has a Guest be taken in; the error says that nobody can come for now.
-func (a *arrivals) expect(g *guest, t *api.GuestTransfer) error {
+func (a *arrivals) expect(target *moveTarget, t *api.GuestTransfer) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if was, there := a.expected[t.ID]; there && was.guest == g && was.transfer == *t {
+	if was, there := a.expected[t.ID]; there && was.target == target && was.transfer == *t {
 		return a.faults[t.Address]
 	}
-	a.drop(g)
-	next := arrival{guest: g, transfer: *t}
+	a.drop(target)
+	next := arrival{target: target, transfer: *t}
 	next.ended, next.end = context.WithCancel(context.Background())
 	a.expected[t.ID] = next
 	a.signal()
@@ -50,15 +50,15 @@ func (a *arrivals) expect(g *guest, t *api.GuestTransfer) error {
 }
 
 // forget ends what is coming of a Guest.
-func (a *arrivals) forget(g *guest) {
+func (a *arrivals) forget(target *moveTarget) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.drop(g)
+	a.drop(target)
 }
 
-func (a *arrivals) drop(g *guest) {
+func (a *arrivals) drop(target *moveTarget) {
 	for id, e := range a.expected {
-		if e.guest == g {
+		if e.target == target {
 			e.end()
 			delete(a.expected, id)
 			a.signal()
@@ -101,7 +101,7 @@ func (a *arrivals) failed(at netip.Addr, err error) {
 	}
 	for _, e := range a.expected {
 		if e.transfer.Address == at {
-			e.guest.wake.Set()
+			e.target.wake.Set()
 		}
 	}
 }
@@ -169,18 +169,18 @@ func (h *Handler) arrives(ctx context.Context, c *transfer.Conn, r transfer.Requ
 	stop := c.CloseWith(e.ended)
 	defer stop()
 	if err := e.answer(ctx, c, r); err != nil {
-		h.o.Log.Warn("what was to come of a Guest has not", "guest", e.guest.name, "error", err)
+		h.o.Log.Warn("what was to come of a Guest has not", "guest", e.target.name, "error", err)
 	}
 }
 
 func (e arrival) answer(ctx context.Context, c *transfer.Conn, r transfer.Request) error {
-	g := e.guest
+	dst := e.target
 	if e.transfer.Live {
 		return e.answerLive(ctx, c, r)
 	}
-	received, err := g.order(ctx, e, func() (bool, error) { return g.record.Received == r.ID, nil })
+	received, err := dst.order(ctx, e, func() (bool, error) { return dst.record.Received == r.ID, nil })
 	if err == nil && !received {
-		err = room(g.dir, r.Bytes)
+		err = room(dst.dir, r.Bytes)
 	}
 	if r.Kind != transfer.Ready && r.Kind != transfer.Files {
 		err = fmt.Errorf("%q is not asked for in this move", r.Kind)
@@ -188,18 +188,18 @@ func (e arrival) answer(ctx context.Context, c *transfer.Conn, r transfer.Reques
 	if err := errors.Join(err, c.Reply(transfer.Answer{Received: received}, err)); err != nil || received || r.Kind == transfer.Ready {
 		return err
 	}
-	err = g.receive(ctx, e, c)
+	err = dst.receive(ctx, e, c)
 	return errors.Join(err, c.Reply(transfer.Answer{}, err))
 }
 
 func (e arrival) answerLive(ctx context.Context, c *transfer.Conn, r transfer.Request) error {
-	g := e.guest
+	dst := e.target
 	switch r.Kind {
 	case transfer.Ready:
 		var err error
-		_, gone := g.order(ctx, e, func() (bool, error) {
+		_, gone := dst.order(ctx, e, func() (bool, error) {
 			var own string
-			if own, err = g.machineFacts(ctx); err == nil && own != r.Machine {
+			if own, err = dst.vm.facts(ctx); err == nil && own != r.Machine {
 				err = fmt.Errorf("%w: its machine would be another: %s here, %s there", transfer.ErrFinal, own, r.Machine)
 			}
 			return false, nil
@@ -207,9 +207,9 @@ func (e arrival) answerLive(ctx context.Context, c *transfer.Conn, r transfer.Re
 		err = errors.Join(gone, err)
 		return errors.Join(err, c.Reply(transfer.Answer{}, err))
 	case transfer.Disk:
-		return g.takeDisk(ctx, c)
+		return dst.takeDisk(ctx, c)
 	case transfer.Memory:
-		return g.takeMemory(ctx, e, c)
+		return dst.takeMemory(ctx, e, c)
 	}
 	err := fmt.Errorf("%q is not asked for in this move", r.Kind)
 	return errors.Join(err, c.Reply(transfer.Answer{}, err))

@@ -39,22 +39,16 @@ type guest struct {
 	builder    *builder
 	exporter   *exporter
 	snapshots  *snapshots
+	move       *move
 	restarts   *restarts
 	hearing    hearing
 	told       string // the last failure that an event told of
-
-	transferred *api.GuestTransferred // its share in a move; nil without one
-	began       string                // ID of the live move that a QEMU was started for
-	sent        string                // ID of the move of which the target has all
-	receiving   chan struct{}         // holds a token while files come
-	orders      chan order            // of the connections of a move
 }
 
 func newGuest(h *Handler, name, uid string) *guest {
 	id := newIdentity(h, name, uid)
 	g := &guest{identity: id, h: h, wake: wait.NewSignal(), status: api.PartStatus{State: api.PartPending, Message: "not looked at yet"},
-		record: &ledger{dir: id.dir}, conditions: new(conditions),
-		receiving: make(chan struct{}, 1), orders: make(chan order)}
+		record: &ledger{dir: id.dir}, conditions: new(conditions)}
 	g.vm = newInstance(id, g.record, g.conditions)
 	g.agent = &guestAgent{identity: id, record: g.record, vm: g.vm, client: qga.New(filepath.Join(id.run, "agent.sock"))}
 	g.ladder = &ladder{identity: id, record: g.record, vm: g.vm, agent: g.agent}
@@ -70,7 +64,18 @@ func newGuest(h *Handler, name, uid string) *guest {
 	g.exporter = &exporter{identity: id, record: g.record, vm: g.vm, ladder: g.ladder, agent: g.agent, limits: g.limits, disks: h.disks,
 		tasks: make(chan task), left: make(chan struct{})}
 	g.snapshots = &snapshots{identity: id, record: g.record, vm: g.vm, ladder: g.ladder, agent: g.agent, disks: h.disks, export: g.exporter}
+	g.move = newMove(g)
 	return g
+}
+
+func newMove(g *guest) *move {
+	share := &moveShare{log: g.log, life: g}
+	return &move{identity: g.identity, record: g.record, life: g, share: share, arrivals: &g.h.arrivals,
+		source: &moveSource{identity: g.identity, record: g.record, vm: g.vm, snapshots: g.snapshots, exporter: g.exporter, tpm: g.tpm,
+			disks: g.h.disks, life: g, share: share, credentials: g.h.o.Credentials},
+		target: &moveTarget{identity: g.identity, record: g.record, vm: g.vm, ladder: g.ladder, storage: g.storage, tpm: g.tpm, disks: g.h.disks,
+			life: g, share: share, arrivals: &g.h.arrivals, wake: g.wake, receiving: make(chan struct{}, 1), orders: make(chan order)},
+	}
 }
 
 // ask says what the Guest should be and answers what it is.
@@ -125,6 +130,14 @@ func (g *guest) finish(p nodeagent.Part, s api.PartStatus, gone bool) {
 	}
 }
 
+// publish tells that what is being done takes its time.
+func (g *guest) publish(message string) {
+	g.mu.Lock()
+	g.status.State, g.status.Message, g.status.Guest = api.PartPending, message, g.observed()
+	g.mu.Unlock()
+	g.h.changed()
+}
+
 func alike(a, b api.PartStatus) bool {
 	if a.State != b.State || a.Message != b.Message || (a.Guest == nil) != (b.Guest == nil) {
 		return false
@@ -136,7 +149,7 @@ func alike(a, b api.PartStatus) bool {
 func (g *guest) work(ctx context.Context) {
 	defer g.vm.letGo()
 	defer close(g.exporter.left)
-	defer g.h.arrivals.forget(g)
+	defer g.h.arrivals.forget(g.move.target)
 	for ctx.Err() == nil && !g.over() {
 		next := g.look(ctx)
 		timer := time.NewTimer(next)
@@ -144,8 +157,8 @@ func (g *guest) work(ctx context.Context) {
 		case <-g.wake:
 		case e := <-g.vm.events:
 			g.heed(e)
-		case o := <-g.orders:
-			g.obey(o)
+		case o := <-g.move.target.orders:
+			g.move.target.obey(o)
 		case t := <-g.exporter.tasks:
 			if g.over() {
 				t.done <- errors.New("the Guest is removed")
@@ -209,13 +222,13 @@ func (f fatal) Unwrap() error { return f.error }
 func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, error) {
 	part, _ := p.Value.(*api.GuestPart)
 	if p.Want == nodeagent.Removed {
-		g.h.arrivals.forget(g)
+		g.h.arrivals.forget(g.move.target)
 		return g.remove(ctx, part)
 	}
 	if err := g.loadRecord(part); err != nil {
 		return 0, err
 	}
-	if err := g.whole(part); err != nil {
+	if err := g.move.whole(part); err != nil {
 		return 0, err
 	}
 	if err := g.record.remember(part); err != nil {
@@ -239,7 +252,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 	if next, err := g.snapshots.step(ctx, part); next != 0 || err != nil {
 		return next, err
 	}
-	if next, done, err := g.share(ctx, part); done || err != nil {
+	if next, done, err := g.move.step(ctx, part); done || err != nil {
 		return next, err
 	}
 	return g.beAsWritten(ctx, part)
@@ -248,7 +261,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 // observed is the Guest as it is.
 func (g *guest) observed() *api.GuestObserved {
 	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts.count, Conditions: append(api.Conditions{}, g.conditions.list...)}
-	o.Transfer = g.transferred
+	o.Transfer = g.move.share.told
 	if g.record.known() {
 		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.snapshots.listed()
 	}

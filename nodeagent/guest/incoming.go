@@ -18,68 +18,68 @@ import (
 )
 
 // beIncoming has a QEMU wait for the state of the source's, with empty disks.
-func (g *guest) beIncoming(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+func (dst *moveTarget) beIncoming(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
-	g.ladder.stop = nil
-	if g.vm.running == nil {
-		return g.startIncoming(ctx, part)
+	dst.ladder.stop = nil
+	if dst.vm.running == nil {
+		return dst.startIncoming(ctx, part)
 	}
-	g.began = t.ID
-	if g.record.Received == t.ID {
-		_ = g.h.arrivals.expect(g, t) // it may be asked again
-		g.tellShare(t, api.TransferReceived, "")
+	dst.began = t.ID
+	if dst.record.Received == t.ID {
+		_ = dst.arrivals.expect(dst, t) // it may be asked again
+		dst.share.tell(t, api.TransferReceived, "")
 		return 0, nil
 	}
-	switch g.vm.running.state {
+	switch dst.vm.running.state {
 	case inmigrate:
-		if err := g.export(ctx, part); err != nil {
+		if err := dst.serveDisks(ctx, part); err != nil {
 			return 0, fmt.Errorf("offer its disks to %s: %w", t.Peer.Host, err)
 		}
-		g.tellShare(t, api.TransferWorking, "waiting for "+t.Peer.Host)
-		if err := g.h.arrivals.expect(g, t); err != nil {
-			g.tellShare(t, api.TransferWorking, err.Error())
-			return g.timing.retry, err
+		dst.share.tell(t, api.TransferWorking, "waiting for "+t.Peer.Host)
+		if err := dst.arrivals.expect(dst, t); err != nil {
+			dst.share.tell(t, api.TransferWorking, err.Error())
+			return dst.timing.retry, err
 		}
 	case "paused", "prelaunch":
-		_, err := g.loaded(ctx, t)
+		_, err := dst.loaded(ctx, t)
 		return 0, err
 	case "":
-		return 0, g.storage.check(ctx)
+		return 0, dst.storage.check(ctx)
 	default:
-		g.fail(t, "its QEMU is "+g.vm.running.state)
+		dst.share.fail(t, "its QEMU is "+dst.vm.running.state)
 	}
 	return 0, nil
 }
 
 // startIncoming starts it once for a move.
-func (g *guest) startIncoming(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+func (dst *moveTarget) startIncoming(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
-	if g.began == t.ID || g.record.Received == t.ID {
-		g.fail(t, "its QEMU has ended: "+g.complaint(nil))
+	if dst.began == t.ID || dst.record.Received == t.ID {
+		dst.share.fail(t, "its QEMU has ended: "+dst.complaint(nil))
 		return 0, nil
 	}
-	g.tellShare(t, api.TransferWorking, "starting its QEMU")
-	if err := os.RemoveAll(filepath.Join(g.dir, "disks")); err != nil { // what an earlier attempt has left
+	dst.share.tell(t, api.TransferWorking, "starting its QEMU")
+	if err := os.RemoveAll(filepath.Join(dst.dir, "disks")); err != nil { // what an earlier attempt has left
 		return 0, err
 	}
-	if err := g.start(ctx, part); err != nil {
-		g.tellShare(t, api.TransferWorking, err.Error())
+	if err := dst.life.start(ctx, part); err != nil {
+		dst.share.tell(t, api.TransferWorking, err.Error())
 		return 0, fmt.Errorf("start: %w", err)
 	}
-	g.began = t.ID
-	g.reached("live target: started")
+	dst.began = t.ID
+	dst.reached("live target: started")
 	return time.Millisecond, pending("being taken in")
 }
 
-func (g *guest) nbdSocket() string { return filepath.Join(g.run, "nbd.sock") }
+func (dst *moveTarget) nbdSocket() string { return filepath.Join(dst.run, "nbd.sock") }
 
-// export has QEMU serve its disks at a socket, to be written by the source's.
-func (g *guest) export(ctx context.Context, part *api.GuestPart) error {
+// serveDisks has QEMU serve its disks at a socket, to be written by the source's.
+func (dst *moveTarget) serveDisks(ctx context.Context, part *api.GuestPart) error {
 	var exports []struct{ ID string }
-	if err := g.vm.command(ctx, "query-block-exports", nil, &exports); err != nil || len(exports) > 0 || len(part.Disks) == 0 {
+	if err := dst.vm.command(ctx, "query-block-exports", nil, &exports); err != nil || len(exports) > 0 || len(part.Disks) == 0 {
 		return err
 	}
-	l, err := launch.Listen(g.nbdSocket())
+	l, err := launch.Listen(dst.nbdSocket())
 	if err != nil {
 		return err
 	}
@@ -89,15 +89,15 @@ func (g *guest) export(ctx context.Context, part *api.GuestPart) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	if err := g.vm.running.monitor.GiveFile(ctx, "move-nbd", f); err != nil {
+	if err := dst.vm.running.monitor.GiveFile(ctx, "move-nbd", f); err != nil {
 		return err
 	}
 	address := map[string]any{"type": "fd", "data": map[string]any{"str": "move-nbd"}}
-	if err := g.vm.command(ctx, "nbd-server-start", map[string]any{"addr": address}, nil); err != nil {
+	if err := dst.vm.command(ctx, "nbd-server-start", map[string]any{"addr": address}, nil); err != nil {
 		return err
 	}
 	for _, d := range part.Disks {
-		err := g.vm.command(ctx, "block-export-add", map[string]any{"type": "nbd", "id": moveNode(d.Name), "node-name": qemu.DiskNode(d.Name), "name": d.Name, "writable": true}, nil)
+		err := dst.vm.command(ctx, "block-export-add", map[string]any{"type": "nbd", "id": moveNode(d.Name), "node-name": qemu.DiskNode(d.Name), "name": d.Name, "writable": true}, nil)
 		if err != nil {
 			return err
 		}
@@ -106,40 +106,40 @@ func (g *guest) export(ctx context.Context, part *api.GuestPart) error {
 }
 
 // loaded reports whether QEMU has all of the Guest, and writes it down.
-func (g *guest) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) {
-	if g.record.Received == t.ID {
+func (dst *moveTarget) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) {
+	if dst.record.Received == t.ID {
 		return true, nil
 	}
-	if g.vm.running == nil {
-		return false, errors.New("its QEMU has ended: " + g.complaint(nil))
+	if dst.vm.running == nil {
+		return false, errors.New("its QEMU has ended: " + dst.complaint(nil))
 	}
 	var s migrated
-	if err := g.vm.command(ctx, "query-migrate", nil, &s); err != nil {
+	if err := dst.vm.command(ctx, "query-migrate", nil, &s); err != nil {
 		return false, err
 	}
 	switch s.Status {
 	case "completed":
 	case "failed":
-		return false, errors.New("QEMU cannot take its state: " + g.complaint(nil))
+		return false, errors.New("QEMU cannot take its state: " + dst.complaint(nil))
 	default:
 		return false, nil
 	}
-	g.reached("live target: loaded, not written down")
+	dst.reached("live target: loaded, not written down")
 	var refused *qmp.Error // without disks there is none
-	if err := g.vm.command(ctx, "nbd-server-stop", nil, nil); err != nil && !errors.As(err, &refused) {
+	if err := dst.vm.command(ctx, "nbd-server-stop", nil, nil); err != nil && !errors.As(err, &refused) {
 		return false, err
 	}
-	if err := g.record.change(func(r *record) { r.Received = t.ID }); err != nil {
+	if err := dst.record.change(func(r *record) { r.Received = t.ID }); err != nil {
 		return false, err
 	}
-	g.reached("live target: received, not said")
-	g.wake.Set()
+	dst.reached("live target: received, not said")
+	dst.wake.Set()
 	return true, nil
 }
 
 // takeDisk carries a connection of the source's QEMU to this one's NBD.
-func (g *guest) takeDisk(ctx context.Context, c *transfer.Conn) error {
-	end, err := new(net.Dialer).DialContext(ctx, "unix", g.nbdSocket())
+func (dst *moveTarget) takeDisk(ctx context.Context, c *transfer.Conn) error {
+	end, err := new(net.Dialer).DialContext(ctx, "unix", dst.nbdSocket())
 	if err := errors.Join(err, c.Reply(transfer.Answer{}, err)); err != nil {
 		return err
 	}
@@ -149,14 +149,14 @@ func (g *guest) takeDisk(ctx context.Context, c *transfer.Conn) error {
 
 // takeMemory carries what the source's QEMU sends to this one, and answers when
 // it has all.
-func (g *guest) takeMemory(ctx context.Context, e arrival, c *transfer.Conn) error {
+func (dst *moveTarget) takeMemory(ctx context.Context, e arrival, c *transfer.Conn) error {
 	var end net.Conn
-	_, err := g.order(ctx, e, func() (bool, error) {
+	_, err := dst.order(ctx, e, func() (bool, error) {
 		var err error
-		if end, err = g.vm.newSocket(ctx, "move-memory"); err != nil {
+		if end, err = dst.vm.newSocket(ctx, "move-memory"); err != nil {
 			return false, err
 		}
-		if err = g.vm.command(ctx, "migrate-incoming", map[string]any{"uri": "fd:move-memory"}, nil); err != nil {
+		if err = dst.vm.command(ctx, "migrate-incoming", map[string]any{"uri": "fd:move-memory"}, nil); err != nil {
 			_ = end.Close()
 		}
 		return false, err
@@ -167,13 +167,13 @@ func (g *guest) takeMemory(ctx context.Context, e arrival, c *transfer.Conn) err
 	defer func() { _ = end.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = end.Close() })
 	defer stop()
-	g.reached("live target: loading")
+	dst.reached("live target: loading")
 	if _, err := io.Copy(end, c); err != nil {
 		return fmt.Errorf("its memory: %w", err)
 	}
 	_ = end.Close() // that is all
 	for {
-		received, err := g.order(ctx, e, func() (bool, error) { return g.loaded(ctx, &e.transfer) })
+		received, err := dst.order(ctx, e, func() (bool, error) { return dst.loaded(ctx, &e.transfer) })
 		if received || err != nil {
 			return errors.Join(err, c.Reply(transfer.Answer{Received: received}, err))
 		}

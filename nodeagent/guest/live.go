@@ -27,72 +27,72 @@ import (
 // has sent all (postmigrate), which runs its Guest no more by itself.
 
 // live moves the Guest while it runs.
-func (g *guest) live(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
-	if g.record.Given == t.ID {
-		if g.failed(t) {
+	if src.record.Given == t.ID {
+		if src.share.failed(t) {
 			return 0, nil
 		}
-		if g.vm.running == nil || g.vm.running.state != postmigrate {
-			g.fail(t, "its memory has not got through")
+		if src.vm.running == nil || src.vm.running.state != postmigrate {
+			src.share.fail(t, "its memory has not got through")
 			return 0, nil
 		}
-		g.tellShare(t, api.TransferSent, g.howLive(ctx))
+		src.share.tell(t, api.TransferSent, src.howLive(ctx))
 		return 0, nil
 	}
-	next, err := g.beAsWritten(ctx, part)
-	if g.failed(t) || err != nil || next != 0 {
+	next, err := src.life.beAsWritten(ctx, part)
+	if src.share.failed(t) || err != nil || next != 0 {
 		return next, err
 	}
-	if g.vm.running == nil {
-		g.fail(t, "it does not run")
+	if src.vm.running == nil {
+		src.share.fail(t, "it does not run")
 		return 0, nil
 	}
-	if list, err := g.snapshots.read(); err != nil || len(list) > 0 {
-		g.fail(t, "it has snapshots, which a mirror leaves behind")
+	if list, err := src.snapshots.read(); err != nil || len(list) > 0 {
+		src.share.fail(t, "it has snapshots, which a mirror leaves behind")
 		return 0, err
 	}
-	if d, err := g.overAnother(part); err != nil || d != "" {
-		g.fail(t, "disk "+d+" does not lie over its Image as that is now, and a mirror is of what lies above")
+	if d, err := src.overAnother(part); err != nil || d != "" {
+		src.share.fail(t, "disk "+d+" does not lie over its Image as that is now, and a mirror is of what lies above")
 		return 0, err
 	}
-	if g.exporter.active {
-		g.fail(t, "its disks are being exported: move it when that is over")
+	if src.exporter.active {
+		src.share.fail(t, "its disks are being exported: move it when that is over")
 		return 0, nil
 	}
-	if err := g.callOff(ctx); err != nil { // what an agent before this one has left
+	if err := src.callOff(ctx); err != nil { // what an agent before this one has left
 		return 0, err
 	}
-	machine, err := g.machineFacts(ctx)
+	machine, err := src.vm.facts(ctx)
 	if err != nil {
 		return 0, err
 	}
-	c, _, err := g.reachFor(ctx, t, transfer.Request{Kind: transfer.Ready, Machine: machine})
+	c, _, err := src.reachFor(ctx, t, transfer.Request{Kind: transfer.Ready, Machine: machine})
 	switch {
 	case errors.Is(err, transfer.ErrFinal):
-		g.fail(t, err.Error())
+		src.share.fail(t, err.Error())
 		return 0, nil
 	case err != nil:
-		g.transferring(t, err.Error())
-		return g.timing.retry, nil
+		src.share.working(t, err.Error())
+		return src.timing.retry, nil
 	}
 	_ = c.Close() // it has answered
-	if err := g.migrate(ctx, part); err != nil {
-		g.fail(t, err.Error())
-		return time.Millisecond, errors.Join(err, g.callOff(context.WithoutCancel(ctx)))
+	if err := src.migrate(ctx, part); err != nil {
+		src.share.fail(t, err.Error())
+		return time.Millisecond, errors.Join(err, src.callOff(context.WithoutCancel(ctx)))
 	}
-	g.vm.running.state = postmigrate
-	g.tellShare(t, api.TransferSent, g.howLive(ctx))
+	src.vm.running.state = postmigrate
+	src.share.tell(t, api.TransferSent, src.howLive(ctx))
 	return 0, nil
 }
 
 // overAnother names a disk that the target would make over another image.
-func (g *guest) overAnother(part *api.GuestPart) (string, error) {
+func (src *moveSource) overAnother(part *api.GuestPart) (string, error) {
 	for _, d := range part.Disks {
 		if d.Format == disk.Raw {
 			continue
 		}
-		base, err := g.h.disks.Base(g.snapshots.wanted(d.Name))
+		base, err := src.disks.Base(src.snapshots.wanted(d.Name))
 		if err != nil || base != d.Image {
 			return d.Name, err
 		}
@@ -100,16 +100,16 @@ func (g *guest) overAnother(part *api.GuestPart) (string, error) {
 	return "", nil
 }
 
-// machineFacts tell machines apart whose state does not fit the other.
-func (g *guest) machineFacts(ctx context.Context) (string, error) {
+// facts tell machines apart whose state does not fit the other.
+func (i *instance) facts(ctx context.Context) (string, error) {
 	var version struct {
 		QEMU    struct{ Major, Minor, Micro int }
 		Package string
 	}
-	if err := g.vm.command(ctx, "query-version", nil, &version); err != nil {
+	if err := i.command(ctx, "query-version", nil, &version); err != nil {
 		return "", err
 	}
-	l := g.record.Launched
+	l := i.record.Launched
 	v := version.QEMU
 	facts := fmt.Sprintf("QEMU %d.%d.%d %s, %s", v.Major, v.Minor, v.Micro, version.Package, l.Accelerator)
 	if l.Accelerator == qemu.KVM {
@@ -134,9 +134,9 @@ func processor() string {
 }
 
 // howLive tells what a migration has taken.
-func (g *guest) howLive(ctx context.Context) string {
+func (src *moveSource) howLive(ctx context.Context) string {
 	var s migrated
-	if err := g.vm.command(ctx, "query-migrate", nil, &s); err != nil {
+	if err := src.vm.command(ctx, "query-migrate", nil, &s); err != nil {
 		return "" // nobody depends on it
 	}
 	return fmt.Sprintf("%d MiB of memory sent, the last of it in %d ms", s.RAM.Transferred>>20, s.Downtime)

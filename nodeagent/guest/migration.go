@@ -23,12 +23,12 @@ const (
 
 // migrate has the target get all. When it returns without an error the Guest is
 // given up, and has been sent.
-func (g *guest) migrate(ctx context.Context, part *api.GuestPart) error {
+func (src *moveSource) migrate(ctx context.Context, part *api.GuestPart) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	m := &migration{g: g, t: part.Transfer, group: &group, told: time.Now()}
+	m := &migration{src: src, t: part.Transfer, group: &group, told: time.Now()}
 	for _, d := range part.Disks {
 		if err := m.mirror(ctx, d); err != nil {
 			return fmt.Errorf("mirror disk %s: %w", d.Name, err)
@@ -37,28 +37,28 @@ func (g *guest) migrate(ctx context.Context, part *api.GuestPart) error {
 	if err := m.until(ctx, m.mirrored); err != nil {
 		return err
 	}
-	g.reached("live source: mirrored")
+	src.reached("live source: mirrored")
 	if err := m.sendMemory(ctx); err != nil {
 		return fmt.Errorf("send its memory: %w", err)
 	}
 	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) { return m.migrating(ctx, "pre-switchover") }); err != nil {
 		return err
 	}
-	g.reached("live source: stopped, not given up")
-	if err := g.record.give(m.t.ID); err != nil {
+	src.reached("live source: stopped, not given up")
+	if err := src.record.give(m.t.ID); err != nil {
 		return err
 	}
-	g.reached("live source: given up")
+	src.reached("live source: given up")
 	if err := m.endMirrors(ctx); err != nil {
 		return err
 	}
-	if err := g.vm.command(ctx, "migrate-continue", map[string]any{"state": "pre-switchover"}, nil); err != nil {
+	if err := src.vm.command(ctx, "migrate-continue", map[string]any{"state": "pre-switchover"}, nil); err != nil {
 		return err
 	}
 	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) { return m.migrating(ctx, "completed") }); err != nil {
 		return err
 	}
-	g.reached("live source: completed")
+	src.reached("live source: completed")
 	select { // the last of it is with the target, or it is not and the target says so
 	case <-m.loaded:
 	case <-time.After(loadPatience):
@@ -73,7 +73,7 @@ const loadPatience = 10 * time.Second
 
 // migration is one attempt.
 type migration struct {
-	g      *guest
+	src    *moveSource
 	t      *api.GuestTransfer
 	group  *sync.WaitGroup // of what carries bytes
 	told   time.Time
@@ -84,11 +84,11 @@ func moveNode(disk string) string { return "move-" + disk }
 
 // plug joins QEMU, under a name, and a connection to the target.
 func (m *migration) plug(ctx context.Context, name string, r transfer.Request) (*transfer.Conn, net.Conn, error) {
-	c, _, err := m.g.reachFor(ctx, m.t, r)
+	c, _, err := m.src.reachFor(ctx, m.t, r)
 	if err != nil {
 		return nil, nil, err
 	}
-	end, err := m.g.vm.newSocket(ctx, name)
+	end, err := m.src.vm.newSocket(ctx, name)
 	if err != nil {
 		_ = c.Close()
 		return nil, nil, err
@@ -114,7 +114,7 @@ func (m *migration) mirror(ctx context.Context, d api.GuestDisk) error {
 		{"blockdev-mirror", map[string]any{"job-id": node, "device": qemu.DiskNode(d.Name), "target": node, "sync": "top",
 			"copy-mode": "write-blocking", "auto-dismiss": false}},
 	} {
-		if err := m.g.vm.command(ctx, x.command, x.arguments, nil); err != nil {
+		if err := m.src.vm.command(ctx, x.command, x.arguments, nil); err != nil {
 			return err
 		}
 	}
@@ -128,13 +128,13 @@ func (m *migration) until(ctx context.Context, done func(context.Context) (bool,
 		if ok || err != nil {
 			return err
 		}
-		if time.Since(m.told) >= m.g.timing.tell {
+		if time.Since(m.told) >= m.src.timing.tell {
 			m.told = time.Now()
-			m.g.transferring(m.t, far)
+			m.src.share.working(m.t, far)
 		}
 		select {
 		case <-time.After(poll):
-		case <-m.g.vm.ended():
+		case <-m.src.vm.ended():
 			return errors.New("its QEMU has ended")
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -155,9 +155,9 @@ type job struct {
 }
 
 // mirrors are the jobs of a move that QEMU has.
-func (g *guest) mirrors(ctx context.Context) ([]job, error) {
+func (src *moveSource) mirrors(ctx context.Context) ([]job, error) {
 	var all, ours []job
-	if err := g.vm.command(ctx, "query-jobs", nil, &all); err != nil {
+	if err := src.vm.command(ctx, "query-jobs", nil, &all); err != nil {
 		return nil, err
 	}
 	for _, j := range all {
@@ -169,7 +169,7 @@ func (g *guest) mirrors(ctx context.Context) ([]job, error) {
 }
 
 func (m *migration) mirrored(ctx context.Context) (bool, string, error) {
-	jobs, err := m.g.mirrors(ctx)
+	jobs, err := m.src.mirrors(ctx)
 	if err != nil {
 		return false, "", err
 	}
@@ -195,7 +195,7 @@ func (m *migration) sendMemory(ctx context.Context) error {
 	m.group.Go(func() {
 		defer close(m.loaded)
 		if err := c.Push(ctx, end); err != nil && ctx.Err() == nil {
-			m.g.log.Warn("the memory of a Guest that moves", "error", err)
+			m.src.log.Warn("the memory of a Guest that moves", "error", err)
 		}
 	})
 	for _, x := range []struct {
@@ -207,7 +207,7 @@ func (m *migration) sendMemory(ctx context.Context) error {
 		{"migrate-set-parameters", map[string]any{"max-bandwidth": int64(1) << 40, "downtime-limit": downtime.Milliseconds()}},
 		{"migrate", map[string]any{"uri": "fd:move-memory"}},
 	} {
-		if err := m.g.vm.command(ctx, x.command, x.arguments, nil); err != nil {
+		if err := m.src.vm.command(ctx, x.command, x.arguments, nil); err != nil {
 			return err
 		}
 	}
@@ -228,7 +228,7 @@ type migrated struct {
 // migrating reports whether the migration has come to a state.
 func (m *migration) migrating(ctx context.Context, until string) (bool, string, error) {
 	var s migrated
-	if err := m.g.vm.command(ctx, "query-migrate", nil, &s); err != nil {
+	if err := m.src.vm.command(ctx, "query-migrate", nil, &s); err != nil {
 		return false, "", err
 	}
 	switch s.Status {
@@ -243,17 +243,17 @@ func (m *migration) migrating(ctx context.Context, until string) (bool, string, 
 // endMirrors ends them with the target's disks as the source's are: the Guest
 // writes no more.
 func (m *migration) endMirrors(ctx context.Context) error {
-	jobs, err := m.g.mirrors(ctx)
+	jobs, err := m.src.mirrors(ctx)
 	if err != nil {
 		return err
 	}
 	for _, j := range jobs {
-		if err := m.g.vm.command(ctx, "block-job-cancel", map[string]any{"device": j.ID}, nil); err != nil {
+		if err := m.src.vm.command(ctx, "block-job-cancel", map[string]any{"device": j.ID}, nil); err != nil {
 			return err
 		}
 	}
 	if err := m.until(ctx, func(ctx context.Context) (bool, string, error) {
-		left, err := m.g.mirrors(ctx)
+		left, err := m.src.mirrors(ctx)
 		for _, j := range left {
 			if j.Error != "" {
 				return false, "", fmt.Errorf("%s: %s", j.ID, j.Error)
@@ -267,11 +267,11 @@ func (m *migration) endMirrors(ctx context.Context) error {
 		return err
 	}
 	for _, j := range jobs {
-		if err := m.g.vm.command(ctx, "job-dismiss", map[string]any{"id": j.ID}, nil); err != nil {
+		if err := m.src.vm.command(ctx, "job-dismiss", map[string]any{"id": j.ID}, nil); err != nil {
 			return err
 		}
 		// The target's QEMU has its disks to itself.
-		if err := m.g.vm.command(ctx, "blockdev-del", map[string]any{"node-name": j.ID}, nil); err != nil {
+		if err := m.src.vm.command(ctx, "blockdev-del", map[string]any{"node-name": j.ID}, nil); err != nil {
 			return err
 		}
 	}
@@ -280,27 +280,27 @@ func (m *migration) endMirrors(ctx context.Context) error {
 
 // callOff takes back what a move has begun in QEMU; there may be nothing of it.
 // The Guest goes on if the migration had stopped it.
-func (g *guest) callOff(ctx context.Context) error {
-	if g.vm.running == nil || g.vm.running.monitor == nil {
+func (src *moveSource) callOff(ctx context.Context) error {
+	if src.vm.running == nil || src.vm.running.monitor == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callOffPatience)
 	defer cancel()
 	for {
 		var s migrated
-		if err := g.vm.command(ctx, "query-migrate", nil, &s); err != nil {
+		if err := src.vm.command(ctx, "query-migrate", nil, &s); err != nil {
 			return err
 		}
-		jobs, err := g.mirrors(ctx)
+		jobs, err := src.mirrors(ctx)
 		if err != nil {
 			return err
 		}
 		under := s.Status != "" && s.Status != "none" && s.Status != "failed" && s.Status != "cancelled" && s.Status != "completed"
 		if !under && len(jobs) == 0 {
-			return g.dropNodes(ctx)
+			return src.dropNodes(ctx)
 		}
 		if under && s.Status != "cancelling" {
-			if err := g.vm.command(ctx, "migrate_cancel", nil, nil); err != nil {
+			if err := src.vm.command(ctx, "migrate_cancel", nil, nil); err != nil {
 				return err
 			}
 		}
@@ -310,7 +310,7 @@ func (g *guest) callOff(ctx context.Context) error {
 				command, arguments = "job-dismiss", map[string]any{"id": j.ID}
 			}
 			var refused *qmp.Error // it may be on its way to the next state
-			if err := g.vm.command(ctx, command, arguments, nil); err != nil && !errors.As(err, &refused) {
+			if err := src.vm.command(ctx, command, arguments, nil); err != nil && !errors.As(err, &refused) {
 				return err
 			}
 		}
@@ -325,16 +325,16 @@ func (g *guest) callOff(ctx context.Context) error {
 const callOffPatience = 30 * time.Second
 
 // dropNodes closes QEMU's connections to the target's disks.
-func (g *guest) dropNodes(ctx context.Context) error {
+func (src *moveSource) dropNodes(ctx context.Context) error {
 	var nodes []struct {
 		Name string `json:"node-name"`
 	}
-	if err := g.vm.command(ctx, "query-named-block-nodes", map[string]any{"flat": true}, &nodes); err != nil {
+	if err := src.vm.command(ctx, "query-named-block-nodes", map[string]any{"flat": true}, &nodes); err != nil {
 		return err
 	}
 	for _, n := range nodes {
 		if strings.HasPrefix(n.Name, moveNode("")) {
-			if err := g.vm.command(ctx, "blockdev-del", map[string]any{"node-name": n.Name}, nil); err != nil {
+			if err := src.vm.command(ctx, "blockdev-del", map[string]any{"node-name": n.Name}, nil); err != nil {
 				return err
 			}
 		}

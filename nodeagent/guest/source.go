@@ -12,52 +12,69 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/file"
+	"github.com/rackweft/rackweft/nodeagent/guest/disk"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// beSource stops the Guest and sends what it has, once the target is there.
-func (g *guest) beSource(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+// moveSource gives a Guest up: it sends what the Guest has on disk, or has its QEMU
+// send all while it runs (live.go).
+type moveSource struct {
+	*identity
+	record      *ledger
+	vm          *instance
+	snapshots   *snapshots
+	exporter    *exporter
+	tpm         *tpm
+	disks       *disk.Store
+	life        life
+	share       *moveShare
+	credentials transfer.Credentials
+	sent        string // ID of the move of which the target has all
+}
+
+// step stops the Guest and sends what it has, once the target is there.
+func (src *moveSource) step(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
 	if t.Live {
-		return g.live(ctx, part)
+		return src.live(ctx, part)
 	}
-	if g.record.Given != t.ID {
-		next, err := g.beAsWritten(ctx, part)
-		why := g.askTarget(ctx, t)
+	if src.record.Given != t.ID {
+		next, err := src.life.beAsWritten(ctx, part)
+		why := src.askTarget(ctx, t)
 		if why != nil {
-			g.transferring(t, why.Error())
-			return soonest(next, g.timing.retry), err
+			src.share.working(t, why.Error())
+			return soonest(next, src.timing.retry), err
 		}
-		g.reached("source: not given up yet")
-		if err := g.record.give(t.ID); err != nil {
+		src.reached("source: not given up yet")
+		if err := src.record.give(t.ID); err != nil {
 			return 0, err
 		}
-		g.reached("source: given up, still running")
+		src.reached("source: given up, still running")
 	}
-	if g.sent != t.ID {
-		g.transferring(t, "stopping")
+	if src.sent != t.ID {
+		src.share.working(t, "stopping")
 	}
-	if next, err := g.beStopped(ctx, part); err != nil || g.vm.running != nil {
+	if next, err := src.life.beStopped(ctx, part); err != nil || src.vm.running != nil {
 		return next, err
 	}
-	if g.sent == t.ID {
+	if src.sent == t.ID {
 		return 0, nil
 	}
-	g.reached("source: stopped")
-	if err := g.send(ctx, t); err != nil {
-		g.transferring(t, err.Error())
+	src.reached("source: stopped")
+	if err := src.send(ctx, t); err != nil {
+		src.share.working(t, err.Error())
 		return 0, err
 	}
-	g.reached("source: sent, not said")
-	g.sent = t.ID
-	g.tellShare(t, api.TransferSent, "")
+	src.reached("source: sent, not said")
+	src.sent = t.ID
+	src.share.tell(t, api.TransferSent, "")
 	return 0, nil
 }
 
 // askTarget asks whether the target is there and has room, before anything is
 // stopped for it.
-func (g *guest) askTarget(ctx context.Context, t *api.GuestTransfer) error {
-	c, _, err := g.reach(ctx, t, transfer.Ready)
+func (src *moveSource) askTarget(ctx context.Context, t *api.GuestTransfer) error {
+	c, _, err := src.reach(ctx, t, transfer.Ready)
 	if err != nil {
 		return err
 	}
@@ -65,22 +82,22 @@ func (g *guest) askTarget(ctx context.Context, t *api.GuestTransfer) error {
 	return nil
 }
 
-func (g *guest) reach(ctx context.Context, t *api.GuestTransfer, kind string) (*transfer.Conn, transfer.Answer, error) {
-	files, err := g.files()
+func (src *moveSource) reach(ctx context.Context, t *api.GuestTransfer, kind string) (*transfer.Conn, transfer.Answer, error) {
+	files, err := src.files()
 	if err != nil {
 		return nil, transfer.Answer{}, err
 	}
-	room, err := transfer.Room(g.dir, files)
+	room, err := transfer.Room(src.dir, files)
 	if err != nil {
 		return nil, transfer.Answer{}, err
 	}
-	return g.reachFor(ctx, t, transfer.Request{Kind: kind, Bytes: room})
+	return src.reachFor(ctx, t, transfer.Request{Kind: kind, Bytes: room})
 }
 
 // send sends all that the Guest has on disk, and waits until the target has it
 // on its own.
-func (g *guest) send(ctx context.Context, t *api.GuestTransfer) error {
-	lock, err := g.lock()
+func (src *moveSource) send(ctx context.Context, t *api.GuestTransfer) error {
+	lock, err := src.lock()
 	if err != nil {
 		return err
 	}
@@ -88,12 +105,12 @@ func (g *guest) send(ctx context.Context, t *api.GuestTransfer) error {
 		return errors.New("a QEMU of it lives")
 	}
 	defer func() { _ = lock.Close() }()
-	tpm, err := g.tpm.lockState(ctx) // its swtpm has written all
+	tpm, err := src.tpm.lockState(ctx) // its swtpm has written all
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tpm.Close() }()
-	c, a, err := g.reach(ctx, t, transfer.Files)
+	c, a, err := src.reach(ctx, t, transfer.Files)
 	if err != nil {
 		return err
 	}
@@ -103,20 +120,20 @@ func (g *guest) send(ctx context.Context, t *api.GuestTransfer) error {
 	}
 	stop := c.CloseWith(ctx)
 	defer stop()
-	files, err := g.files()
+	files, err := src.files()
 	if err != nil {
 		return err
 	}
-	room, err := transfer.Room(g.dir, files)
+	room, err := transfer.Room(src.dir, files)
 	if err != nil {
 		return err
 	}
 	told := time.Now()
-	err = transfer.Send(ctx, c, g.dir, files, func(sent int64) {
-		g.reached("source: sending")
-		if time.Since(told) >= g.timing.tell {
+	err = transfer.Send(ctx, c, src.dir, files, func(sent int64) {
+		src.reached("source: sending")
+		if time.Since(told) >= src.timing.tell {
 			told = time.Now()
-			g.transferring(t, fmt.Sprintf("copying its disks: %d of %d MiB", sent>>20, room>>20))
+			src.share.working(t, fmt.Sprintf("copying its disks: %d of %d MiB", sent>>20, room>>20))
 		}
 	})
 	if err != nil {
@@ -132,13 +149,13 @@ func (g *guest) send(ctx context.Context, t *api.GuestTransfer) error {
 
 // files are what of the Guest's directory goes with it: all but what is this
 // host's own, or unfinished.
-func (g *guest) files() ([]string, error) {
+func (src *moveSource) files() ([]string, error) {
 	var list []string
-	err := filepath.WalkDir(g.dir, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(src.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		name, err := filepath.Rel(g.dir, path)
+		name, err := filepath.Rel(src.dir, path)
 		if err != nil {
 			return err
 		}

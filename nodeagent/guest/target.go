@@ -13,6 +13,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/file"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent/guest/disk"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
@@ -20,49 +21,68 @@ import (
 // incomingDir is where a Guest's files are while they come.
 const incomingDir = "incoming"
 
-// beTarget takes a Guest in, and runs nothing of it.
-func (g *guest) beTarget(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
+// moveTarget takes a Guest in: its files, or what its QEMU sends while it runs
+// (incoming.go). Connections come to it from arrivals, by their own goroutines.
+type moveTarget struct {
+	*identity
+	record    *ledger
+	vm        *instance
+	ladder    *ladder
+	storage   *storage
+	tpm       *tpm
+	disks     *disk.Store
+	life      life
+	share     *moveShare
+	arrivals  *arrivals
+	wake      wait.Signal
+	began     string        // ID of the live move that a QEMU was started for
+	receiving chan struct{} // holds a token while files come
+	orders    chan order    // of the connections of a move, for the Guest's goroutine
+}
+
+// step takes a Guest in, and runs nothing of it.
+func (dst *moveTarget) step(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
-	if g.failed(t) {
+	if dst.share.failed(t) {
 		return 0, nil // it is called back
 	}
 	if t.Live {
-		return g.beIncoming(ctx, part)
+		return dst.beIncoming(ctx, part)
 	}
-	if g.vm.running != nil {
-		return g.ladder.climb(ctx, stopForced)
+	if dst.vm.running != nil {
+		return dst.ladder.climb(ctx, stopForced)
 	}
-	g.ladder.stop = nil
-	if g.record.Received == t.ID {
-		g.reached("target: received, not said")
-		_ = g.h.arrivals.expect(g, t) // to answer a source that has not heard it; bootd hears it from here
-		g.tellShare(t, api.TransferReceived, "")
+	dst.ladder.stop = nil
+	if dst.record.Received == t.ID {
+		dst.reached("target: received, not said")
+		_ = dst.arrivals.expect(dst, t) // to answer a source that has not heard it; bootd hears it from here
+		dst.share.tell(t, api.TransferReceived, "")
 		return 0, nil
 	}
-	g.tellShare(t, api.TransferWorking, "fetching its image")
-	if err := g.fetchImages(ctx); err != nil {
-		g.tellShare(t, api.TransferWorking, err.Error())
+	dst.share.tell(t, api.TransferWorking, "fetching its image")
+	if err := dst.fetchImages(ctx); err != nil {
+		dst.share.tell(t, api.TransferWorking, err.Error())
 		return 0, err
 	}
-	g.tellShare(t, api.TransferWorking, "waiting for "+t.Peer.Host)
-	if err := g.h.arrivals.expect(g, t); err != nil {
-		g.tellShare(t, api.TransferWorking, err.Error())
-		return g.timing.retry, err
+	dst.share.tell(t, api.TransferWorking, "waiting for "+t.Peer.Host)
+	if err := dst.arrivals.expect(dst, t); err != nil {
+		dst.share.tell(t, api.TransferWorking, err.Error())
+		return dst.timing.retry, err
 	}
 	return 0, nil
 }
 
 // fetchImages has all images here before the source stops the Guest.
-func (g *guest) fetchImages(ctx context.Context) error {
-	return g.fetch(ctx, g.record.images())
+func (dst *moveTarget) fetchImages(ctx context.Context) error {
+	return dst.fetch(ctx, dst.record.images())
 }
 
-func (g *guest) fetch(ctx context.Context, images []api.SHA256) error {
+func (dst *moveTarget) fetch(ctx context.Context, images []api.SHA256) error {
 	for _, digest := range images {
 		if digest == "" {
 			continue
 		}
-		f, err := g.h.disks.Image(ctx, digest)
+		f, err := dst.disks.Image(ctx, digest)
 		if err != nil {
 			return err
 		}
@@ -73,12 +93,12 @@ func (g *guest) fetch(ctx context.Context, images []api.SHA256) error {
 
 // fetchBases has the images here that disks which have come lie over: they may be
 // others than the Guest's Image of today.
-func (g *guest) fetchBases(ctx context.Context, dir string) error {
+func (dst *moveTarget) fetchBases(ctx context.Context, dir string) error {
 	bases, err := disk.Bases(dir)
 	if err != nil {
 		return err
 	}
-	return g.fetch(ctx, bases)
+	return dst.fetch(ctx, bases)
 }
 
 // spare is what a file system keeps free of Guests that come.
@@ -97,16 +117,16 @@ func room(dir string, bytes int64) error {
 }
 
 // receive takes a Guest's files, and is done when they are in their place.
-func (g *guest) receive(ctx context.Context, e arrival, c *transfer.Conn) error {
+func (dst *moveTarget) receive(ctx context.Context, e arrival, c *transfer.Conn) error {
 	select {
-	case g.receiving <- struct{}{}: // the one before has failed, or is about to
-		defer func() { <-g.receiving }()
+	case dst.receiving <- struct{}{}: // the one before has failed, or is about to
+		defer func() { <-dst.receiving }()
 	case <-e.ended.Done():
 		return errNotExpected
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	dir := filepath.Join(g.dir, incomingDir)
+	dir := filepath.Join(dst.dir, incomingDir)
 	err := os.RemoveAll(dir)
 	if err == nil {
 		err = os.Mkdir(dir, 0o700)
@@ -118,17 +138,17 @@ func (g *guest) receive(ctx context.Context, e arrival, c *transfer.Conn) error 
 	if err != nil {
 		return err
 	}
-	err = transfer.Receive(c, root, func(int64) { g.reached("target: receiving") })
+	err = transfer.Receive(c, root, func(int64) { dst.reached("target: receiving") })
 	err = errors.Join(err, root.Close())
 	if err == nil {
-		err = g.fetchBases(ctx, dir)
+		err = dst.fetchBases(ctx, dir)
 	}
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
-	g.reached("target: received, not in place")
-	_, err = g.order(ctx, e, func() (bool, error) { return true, g.commit(e.transfer.ID, dir) })
-	g.reached("target: in place, not answered")
+	dst.reached("target: received, not in place")
+	_, err = dst.order(ctx, e, func() (bool, error) { return true, dst.commit(e.transfer.ID, dir) })
+	dst.reached("target: in place, not answered")
 	return err
 }
 
@@ -146,10 +166,10 @@ type result struct {
 }
 
 // order gives an order and waits for its result.
-func (g *guest) order(ctx context.Context, e arrival, do func() (bool, error)) (bool, error) {
+func (dst *moveTarget) order(ctx context.Context, e arrival, do func() (bool, error)) (bool, error) {
 	o := order{do: do, done: make(chan result, 1)}
 	select {
-	case g.orders <- o:
+	case dst.orders <- o:
 	case <-e.ended.Done():
 		return false, errNotExpected
 	case <-ctx.Done():
@@ -160,7 +180,7 @@ func (g *guest) order(ctx context.Context, e arrival, do func() (bool, error)) (
 }
 
 // obey does an order. Those that are expected have a record.
-func (g *guest) obey(o order) {
+func (dst *moveTarget) obey(o order) {
 	var r result
 	r.yes, r.err = o.do()
 	o.done <- r
@@ -168,27 +188,27 @@ func (g *guest) obey(o order) {
 
 // commit puts in place what has come. From then on it may be run here, if bootd
 // says so.
-func (g *guest) commit(id, dir string) error {
-	if g.record.Received == id {
+func (dst *moveTarget) commit(id, dir string) error {
+	if dst.record.Received == id {
 		return nil
 	}
-	if t := g.record.Part.Transfer; t == nil || t.ID != id {
+	if t := dst.record.Part.Transfer; t == nil || t.ID != id {
 		return errNotExpected
 	}
-	if err := g.replaceWith(dir); err != nil {
+	if err := dst.replaceWith(dir); err != nil {
 		return err
 	}
-	if err := g.tpm.own(); err != nil {
+	if err := dst.tpm.own(); err != nil {
 		return err
 	}
-	g.reached("target: in place, not written down")
-	err := g.record.change(func(r *record) { r.Received = id })
-	g.wake.Set()
+	dst.reached("target: in place, not written down")
+	err := dst.record.change(func(r *record) { r.Received = id })
+	dst.wake.Set()
 	return err
 }
 
 // replaceWith puts what has come in the place of what is there.
-func (g *guest) replaceWith(dir string) error {
+func (dst *moveTarget) replaceWith(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -199,7 +219,7 @@ func (g *guest) replaceWith(dir string) error {
 		}
 	}
 	for _, e := range entries {
-		to := filepath.Join(g.dir, e.Name())
+		to := filepath.Join(dst.dir, e.Name())
 		if err := os.RemoveAll(to); err != nil {
 			return err
 		}
@@ -210,5 +230,5 @@ func (g *guest) replaceWith(dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	return file.SyncDir(g.dir)
+	return file.SyncDir(dst.dir)
 }
