@@ -2,19 +2,22 @@ package guest
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
+	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
@@ -249,11 +252,35 @@ func (i *instance) glimpse() glimpse {
 	return i.seen
 }
 
-// visible is the run of a Guest that the HostSpec has or had; one that goes may
-// have a successor of its name.
-func (g *guest) visible() (glimpse, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	seen := g.vm.glimpse()
-	return seen, seen.process.PID != 0 && g.want.Want != nodeagent.Removed
+// facts tell machines apart whose state does not fit the other.
+func (i *instance) facts(ctx context.Context) (string, error) {
+	var version struct {
+		QEMU    struct{ Major, Minor, Micro int }
+		Package string
+	}
+	if err := i.command(ctx, "query-version", nil, &version); err != nil {
+		return "", err
+	}
+	l := i.record.Launched
+	v := version.QEMU
+	facts := fmt.Sprintf("QEMU %d.%d.%d %s, %s", v.Major, v.Minor, v.Micro, version.Package, l.Accelerator)
+	if l.Accelerator == qemu.KVM {
+		facts += ", " + processor()
+	}
+	return facts + ", machine " + l.Machine[:12], nil
+}
+
+// processor is what of the host's a Guest under KVM depends on.
+func processor() string {
+	raw, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown processor"
+	}
+	model := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(raw)
+	flags := regexp.MustCompile(`(?m)^flags\s*: (.*)$`).FindSubmatch(raw)
+	if model == nil || flags == nil {
+		return "unknown processor"
+	}
+	sum := sha256.Sum256(flags[1])
+	return fmt.Sprintf("%s (%s)", model[1], hex.EncodeToString(sum[:4]))
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
 // move is a Guest's move from a host to another, as either of them sees it.
@@ -84,14 +83,6 @@ func (mv *move) step(ctx context.Context, part *api.GuestPart) (next time.Durati
 	return 0, false, nil
 }
 
-// give writes down by which move the Guest was given up, "" for none.
-func (l *ledger) give(move string) error {
-	if l.Given == move {
-		return nil
-	}
-	return l.change(func(r *record) { r.Given = move })
-}
-
 // whole reports whether all of a Guest is here that was taken in.
 func (mv *move) whole(part *api.GuestPart) error {
 	was := mv.record.Part.Transfer
@@ -131,10 +122,4 @@ func (sh *moveShare) tell(t *api.GuestTransfer, state, message string) {
 func (sh *moveShare) working(t *api.GuestTransfer, message string) {
 	sh.tell(t, api.TransferWorking, message)
 	sh.life.publish(message)
-}
-
-// reachFor asks the target for something.
-func (src *moveSource) reachFor(ctx context.Context, t *api.GuestTransfer, r transfer.Request) (*transfer.Conn, transfer.Answer, error) {
-	r.ID = t.ID
-	return transfer.Dial(ctx, src.credentials, t.Address, t.Peer, r)
 }

@@ -248,3 +248,11 @@ func (r *record) launchTime() time.Time {
 	}
 	return r.Launched.Time
 }
+
+// give writes down by which move the Guest was given up, "" for none.
+func (l *ledger) give(move string) error {
+	if l.Given == move {
+		return nil
+	}
+	return l.change(func(r *record) { r.Given = move })
+}

@@ -188,3 +188,9 @@ func goesAlong(name string) bool {
 
 // ownFiles of a Guest's directory are this host's.
 func ownFiles() []string { return []string{recordFile, "lock", incomingDir} }
+
+// reachFor asks the target for something.
+func (src *moveSource) reachFor(ctx context.Context, t *api.GuestTransfer, r transfer.Request) (*transfer.Conn, transfer.Answer, error) {
+	r.ID = t.ID
+	return transfer.Dial(ctx, src.credentials, t.Address, t.Peer, r)
+}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/nodeagent"
 )
 
 // Nothing is measured while nobody asks. A host has a hundred Guests, and one
@@ -235,4 +236,13 @@ func (m *meter) collect(out chan<- prometheus.Metric, g measured) {
 		count(m.errors, "write", d.WriteErrors)
 		count(m.errors, "flush", d.FlushErrors)
 	}
+}
+
+// visible is the run of a Guest that the HostSpec has or had; one that goes may
+// have a successor of its name.
+func (g *guest) visible() (glimpse, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	seen := g.vm.glimpse()
+	return seen, seen.process.PID != 0 && g.want.Want != nodeagent.Removed
 }
