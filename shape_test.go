@@ -47,7 +47,6 @@ func outsized() map[string]bool {
 		"lab.Machine",
 		"lab/bmc.Server",
 		"nodeagent.Agent",
-		"nodeagent/guest.guest",
 		"nodeagent/overlay.Overlay",
 		"nodeagent/overlay/overlay.go",
 	} {

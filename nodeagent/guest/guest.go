@@ -41,7 +41,7 @@ type guest struct {
 	snapshots  *snapshots
 	move       *move
 	restarts   *restarts
-	hearing    hearing
+	hearing    *hearing
 	told       string // the last failure that an event told of
 }
 
@@ -54,6 +54,7 @@ func newGuest(h *Handler, name, uid string) *guest {
 	g.ladder = &ladder{identity: id, record: g.record, vm: g.vm, agent: g.agent}
 	g.restarts = &restarts{identity: id, record: g.record}
 	g.storage = &storage{identity: id, vm: g.vm, conditions: g.conditions}
+	g.hearing = &hearing{identity: id, record: g.record, conditions: g.conditions, vm: g.vm, network: h.o.Network}
 	g.limits = &limits{identity: id, vm: g.vm}
 	g.console = &console{identity: id, vm: g.vm}
 	g.grant = &grant{identity: id, record: g.record, vm: g.vm, wake: g.wake}

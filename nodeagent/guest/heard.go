@@ -12,35 +12,42 @@ import (
 // QEMU answers all the same.
 const conditionHeard = "Heard"
 
-// hearing knows the last start of a Guest of which something was heard.
-type hearing struct{ start time.Time }
+// hearing looks for signs of life of a Guest that runs.
+type hearing struct {
+	*identity
+	record     *ledger
+	conditions *conditions
+	vm         *instance
+	network    Plugger   // nil on a host without Networks
+	start      time.Time // the last one of which something was heard
+}
 
 // note looks once the Guest has had time to say something.
-func (h *hearing) note(ctx context.Context, g *guest) {
-	start := g.record.Launched.Time
+func (h *hearing) note(ctx context.Context) {
+	start := h.record.Launched.Time
 	switch {
-	case h.start.Equal(start) || g.record.Launched.Moved:
-		g.conditions.set(conditionHeard, true, "Heard", "")
-	case time.Since(start) < g.timing.silence || g.vm.running.state != "running":
-	case says(ctx, g, start):
+	case h.start.Equal(start) || h.record.Launched.Moved:
+		h.conditions.set(conditionHeard, true, "Heard", "")
+	case time.Since(start) < h.timing.silence || h.vm.running.state != "running":
+	case h.says(ctx, start):
 		h.start = start
-		g.conditions.set(conditionHeard, true, "Heard", "")
+		h.conditions.set(conditionHeard, true, "Heard", "")
 	default:
-		g.conditions.set(conditionHeard, false, "Silent", fmt.Sprintf("since its start at %s it has sent no packet and written to no disk, nor to its serial port after the first %s: it may hang in its boot", start.Format(time.RFC3339), g.timing.words))
+		h.conditions.set(conditionHeard, false, "Silent", fmt.Sprintf("since its start at %s it has sent no packet and written to no disk, nor to its serial port after the first %s: it may hang in its boot", start.Format(time.RFC3339), h.timing.words))
 	}
 }
 
 // says reports whether there is a sign of life of the Guest since its start.
-func says(ctx context.Context, g *guest, start time.Time) bool {
-	if info, err := os.Stat(g.consoleLog()); err == nil && info.ModTime().After(start.Add(g.timing.words)) {
+func (h *hearing) says(ctx context.Context, start time.Time) bool {
+	if info, err := os.Stat(h.consoleLog()); err == nil && info.ModTime().After(start.Add(h.timing.words)) {
 		return true
 	}
-	if g.h.o.Network != nil && g.h.o.Network.Traffic()[g.uid].SentBytes > 0 {
+	if h.network != nil && h.network.Traffic()[h.uid].SentBytes > 0 {
 		return true
 	}
-	limited, cancel := context.WithTimeout(ctx, g.timing.answer)
+	limited, cancel := context.WithTimeout(ctx, h.timing.answer)
 	defer cancel()
-	seen := g.vm.glimpse()
+	seen := h.vm.glimpse()
 	if seen.monitor == nil {
 		return false
 	}

@@ -47,7 +47,7 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 		g.conditions.noteLaunched(l, part)
 		g.conditions.noteSteady(g.record.Crash, g.timing.settled)
 		g.tpm.note()
-		g.hearing.note(ctx, g)
+		g.hearing.note(ctx)
 	}
 	return g.follow(ctx, part)
 }
