@@ -1,12 +1,10 @@
 package boot
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -78,16 +76,6 @@ func New(c Config) (*Decider, error) {
 	return d, nil
 }
 
-// reached records a stage of the Machine's open attempt.
-func (d *Decider) reached(ctx context.Context, m *api.Machine, stage api.Stage, also ...func(*api.Machine)) {
-	if m == nil || !m.Status.Attempt.Open() {
-		return
-	}
-	if err := d.Tracker.Reached(ctx, m.Metadata.Name, m.Status.Attempt.ID, stage, also...); err != nil {
-		d.Log.Warn("record a stage", "machine", m.Metadata.Name, "stage", stage, "error", err)
-	}
-}
-
 // site is the Site's spec, or the defaults while nobody has applied one.
 func (d *Decider) site() api.SiteSpec {
 	if s, ok := store.Cached[api.Site](d.Cache, api.SiteName); ok {
@@ -109,9 +97,4 @@ func (d *Decider) profile(m *api.Machine) (*api.Profile, *api.Image, error) {
 		return nil, nil, fmt.Errorf("the Profile %s: its Image %q does not exist", p.Metadata.Name, p.Spec.Image)
 	}
 	return p, img, nil
-}
-
-// current reports whether the attempt is open and inside its window.
-func current(m *api.Machine) bool {
-	return m.Status.Attempt.Open() && time.Now().Before(m.Status.Attempt.Deadline)
 }

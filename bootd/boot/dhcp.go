@@ -138,13 +138,6 @@ func (d *Decider) complete(c dhcp.Client, s *api.Subnet, h lease.Holder, addr ne
 	return a
 }
 
-func orElse(own, site []netip.Addr) []netip.Addr {
-	if len(own) > 0 {
-		return own
-	}
-	return site
-}
-
 // bootfile chooses the boot file, with what the Machine's spec says of its odd
 // firmware.
 func (d *Decider) bootfile(c dhcp.Client, m *api.Machine, s *api.Subnet) dhcp.Boot {

@@ -87,8 +87,3 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 		API: urls, Time: time.Now().UTC(), AttemptID: attempt,
 	}, nil
 }
-
-// pins reports whether the Machine's spec gives it that address.
-func pins(m *api.Machine, a netip.Addr) bool {
-	return slices.ContainsFunc(m.Spec.Links, func(l api.Link) bool { return slices.Contains(l.Addresses, a) })
-}

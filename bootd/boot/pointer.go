@@ -3,15 +3,11 @@ package boot
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"net/netip"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/httpboot"
-	"github.com/rackweft/rackweft/bootd/machine"
-	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/trust"
 	"github.com/rackweft/rackweft/ignition"
 )
@@ -80,12 +76,6 @@ func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.
 	return nil, "", &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 }
 
-// hold makes the answer that has a machine wait and ask again.
-func (d *Decider) hold(question, reason string) error {
-	d.metrics.refusals.WithLabelValues(question).Inc()
-	return &httpboot.Hold{Reason: reason, RetryAfter: holdFor}
-}
-
 // pointer makes the pointer, or says why the machine has to wait.
 func (d *Decider) pointer(m *api.Machine, r httpboot.PointerRequest, chain api.TrustLevel) (body []byte, version string, err error) {
 	_, img, err := d.profile(m)
@@ -106,65 +96,4 @@ func (d *Decider) pointer(m *api.Machine, r httpboot.PointerRequest, chain api.T
 		Version: version,
 	})
 	return body, version, err
-}
-
-// giving is what is to be given to whom.
-type giving struct {
-	what    string
-	stage   api.Stage // reached when it has arrived
-	peer    netip.Addr
-	conn    string
-	verdict trust.Verdict
-}
-
-// give gives a client its turn at what one client has once, or says why it gets
-// nothing, which is written down then. sent must be called when the response was
-// written.
-func (d *Decider) give(ctx context.Context, m *api.Machine, g giving) (sent func(arrived bool), why string) {
-	t := d.taker(g.what, g.peer)
-	key := takeKey{m.Status.Attempt.ID, g.what}
-	is := d.takes.begin(ctx, key, g.conn)
-	if is == busy {
-		why = fmt.Sprintf("another connection is fetching the %s at this moment", g.what)
-		d.witness(m, t, "TwoAtOnce", "held (503)", fmt.Sprintf("%s (MAC %s) came for the %s while another connection was fetching it", t.Address, t.MAC, g.what))
-		return nil, why
-	}
-	if is == second {
-		return nil, d.second(ctx, m, t)
-	}
-	if is == yours {
-		before, err := d.takenBefore(ctx, m, g.what)
-		if err != nil || before {
-			d.takes.end(key, before)
-		}
-		if err != nil {
-			return nil, err.Error()
-		}
-		if before {
-			return nil, d.second(ctx, m, t)
-		}
-	}
-	return func(arrived bool) {
-		if arrived && is == yours {
-			d.took(ctx, m, t, g.stage, g.verdict)
-		}
-		if !arrived {
-			d.witness(m, t, "BrokeOff", "broke off", fmt.Sprintf("nothing of the %s arrived at %s (MAC %s), so it may be fetched again", t.What, t.Address, t.MAC))
-		}
-		d.takes.end(key, arrived)
-	}, ""
-}
-
-// takenBefore reports, as the store says, whether somebody else has had
-// something of the Machine's attempt: the cache may be a moment behind.
-func (d *Decider) takenBefore(ctx context.Context, m *api.Machine, what string) (bool, error) {
-	fresh, err := store.Get[api.Machine](ctx, d.Store, m.Metadata.Name)
-	if err != nil {
-		return false, fmt.Errorf("read Machine %s: %w", m.Metadata.Name, err)
-	}
-	a := fresh.Status.Attempt
-	if !a.Open() || a.ID != m.Status.Attempt.ID {
-		return false, fmt.Errorf("the BootAttempt of Machine %s ended meanwhile", m.Metadata.Name)
-	}
-	return machine.Taken(fresh, what) || a.Reached(api.StageJoined), nil
 }

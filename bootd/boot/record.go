@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/httpboot"
 )
 
 type metrics struct {
@@ -176,4 +177,36 @@ func (l *ledger) stranger(x api.Decision) bool {
 	}
 	l.strangers[key] = now
 	return true
+}
+
+// held records why a machine waits, and makes the answer: 503, ask again.
+func (d *Decider) held(m *api.Machine, mac api.MAC, peer netip.Addr, question string, why error) error {
+	d.metrics.refusals.WithLabelValues(question).Inc()
+	d.decide(m, mac, peer, question, "held (503)", why.Error())
+	return &httpboot.Hold{Reason: why.Error(), RetryAfter: holdFor}
+}
+
+// hold makes the answer that has a machine wait and ask again.
+func (d *Decider) hold(question, reason string) error {
+	d.metrics.refusals.WithLabelValues(question).Inc()
+	return &httpboot.Hold{Reason: reason, RetryAfter: holdFor}
+}
+
+// holdFor is how long a machine that is held waits before it asks again.
+const holdFor = 5 * time.Second
+
+// witness writes down what somebody did who cannot be the Machine, every time:
+// it is bounded, but repetitions are not left out.
+func (d *Decider) witness(m *api.Machine, t api.Taker, reason, answer, text string) {
+	d.metrics.seconds.WithLabelValues(t.What).Inc()
+	if !d.ledger.witness(m.Metadata.Name) {
+		d.metrics.unrecorded.WithLabelValues("taker").Inc()
+		return
+	}
+	x := api.Decision{Machine: m.Metadata.Name, MAC: t.MAC, Peer: t.Address.String(), Question: t.What, Answer: answer, Reason: text}
+	if m.Status.Attempt != nil {
+		x.Attempt = m.Status.Attempt.ID
+	}
+	d.Record.Decision(x)
+	d.Record.Event(m, api.Warning, reason, text)
 }

@@ -12,13 +12,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/httpboot"
 )
 
-// BootURL is where the Machine's BMC is to boot it from, over TLS: nobody else is
-// told it, and it is another one in each BootAttempt. Whoever presents it has
-// reached trust level bmc.
-func (d *Decider) BootURL(m *api.Machine, server netip.Addr) string {
-	return d.apiURL(server) + "/v1/boot/" + m.Metadata.Name + "/" + d.secret(m, ca.PurposeBoot, api.TrustBMC)
-}
-
 // SecureScript is the boot script for who presents the boot URL of the Machine's
 // attempt. Kernel, initrd and pointer come over TLS, too. Errors are
 // *api.Problem.

@@ -1,0 +1,70 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// bearer finds the Machine whose open BootAttempt the secret is of, and the level
+// at which it was given, or says what is wrong with it. A refusal is final for
+// the machine that asks, and the cache may be a moment behind, so it is made on
+// what the store says.
+func (d *Decider) bearer(ctx context.Context, name, secret string, purpose ca.Purpose) (m *api.Machine, level api.TrustLevel, reason string, err error) {
+	if err := api.ValidateName(name); err != nil {
+		return nil, "", "what it calls itself is no Machine's name", nil // not repeated: it may be anything, a token too
+	}
+	if m, ok := store.Cached[api.Machine](d.Cache, name); ok {
+		if level, reason := d.fit(m, secret, purpose); reason == "" {
+			return m, level, "", nil
+		}
+	}
+	m, err = store.Get[api.Machine](ctx, d.Store, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, "", fmt.Sprintf("no Machine is called %q", name), nil
+	}
+	if err != nil {
+		return nil, "", "", fmt.Errorf("read Machine %s: %w", name, err)
+	}
+	level, reason = d.fit(m, secret, purpose)
+	return m, level, reason, nil
+}
+
+// fit is the level at which a secret of the Machine's open attempt was given, or
+// the reason why it was not given in that attempt.
+func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level api.TrustLevel, reason string) {
+	if !current(m) {
+		return "", "no BootAttempt is open, or its window is over: reprovision the Machine"
+	}
+	uid, attempt := m.Metadata.UID, m.Status.Attempt.ID
+	level, ok := d.presented(secret, purpose, uid, attempt)
+	if !ok {
+		return "", "the token is not this BootAttempt's"
+	}
+	return level, ""
+}
+
+// late records that a secret of an attempt that is over was used, and reports
+// whether it was one.
+func (d *Decider) late(m *api.Machine, t api.Taker, got string, purpose ca.Purpose) bool {
+	number, spent := d.spent(m, got, purpose)
+	if spent {
+		d.witness(m, t, "SpentSecret", "refused", fmt.Sprintf("%s (MAC %s) came for the %s with a secret of BootAttempt %d, which is over", t.Address, t.MAC, t.What, number))
+	}
+	return spent
+}
+
+func problem(status int, detail string) error {
+	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: detail}
+}
+
+// strangerText is all that a caller without the right token is told: the rest
+// is for the people who may read the records.
+func strangerText(name string) string {
+	return fmt.Sprintf("the token is not valid here and now; \"weftctl explain machine %s\" tells why", name)
+}
