@@ -3,6 +3,7 @@ package boot
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -12,28 +13,40 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
+// attempts writes down how far the open BootAttempts have come, and gives what
+// only one client of an attempt may have.
+type attempts struct {
+	store   *store.Store
+	cache   *store.Cache
+	tracker *machine.Tracker
+	peers   *peers
+	book    *book
+	takes   *takes
+	log     *slog.Logger
+}
+
 // reached records a stage of the Machine's open attempt.
-func (d *Decider) reached(ctx context.Context, m *api.Machine, stage api.Stage, also ...func(*api.Machine)) {
+func (as *attempts) reached(ctx context.Context, m *api.Machine, stage api.Stage, also ...func(*api.Machine)) {
 	if m == nil || !m.Status.Attempt.Open() {
 		return
 	}
-	if err := d.Tracker.Reached(ctx, m.Metadata.Name, m.Status.Attempt.ID, stage, also...); err != nil {
-		d.Log.Warn("record a stage", "machine", m.Metadata.Name, "stage", stage, "error", err)
+	if err := as.tracker.Reached(ctx, m.Metadata.Name, m.Status.Attempt.ID, stage, also...); err != nil {
+		as.log.Warn("record a stage", "machine", m.Metadata.Name, "stage", stage, "error", err)
 	}
 }
 
 // proved says what a request of the Machine's boot has proved, and whether that
 // is enough. chain is the level that the request shows by itself.
-func (d *Decider) proved(m *api.Machine, peer netip.Addr, step trust.Step, chain api.TrustLevel) trust.Verdict {
+func (as *attempts) proved(m *api.Machine, peer netip.Addr, step trust.Step, chain api.TrustLevel) trust.Verdict {
 	e := trust.Evidence{Step: step, Chain: chain, Nonce: m.Status.Attempt.Nonce}
 	e.Port, e.Elsewhere = trust.AtPort(m, m.Status.Attempt, peer)
-	return trust.Judge(e, machine.Required(d.Cache, m))
+	return trust.Judge(e, machine.Required(as.cache, m))
 }
 
 // notReached writes into a condition why a boot is held.
-func (d *Decider) notReached(ctx context.Context, m *api.Machine, v trust.Verdict) {
+func (as *attempts) notReached(ctx context.Context, m *api.Machine, v trust.Verdict) {
 	attempt, news := m.Status.Attempt.ID, false
-	after, err := store.Mutate(ctx, d.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+	after, err := store.Mutate(ctx, as.store, m.Metadata.Name, func(fresh *api.Machine) error {
 		a := fresh.Status.Attempt
 		if !a.Open() || a.ID != attempt {
 			return store.ErrUnchanged
@@ -47,15 +60,15 @@ func (d *Decider) notReached(ctx context.Context, m *api.Machine, v trust.Verdic
 	})
 	switch {
 	case err != nil:
-		d.Log.Warn("record that a trust level is not reached", "machine", m.Metadata.Name, "error", err)
+		as.log.Warn("record that a trust level is not reached", "machine", m.Metadata.Name, "error", err)
 	case news:
-		d.Record.Event(after, api.Warning, "LevelNotReached", v.Missing)
+		as.book.recorder.Event(after, api.Warning, "LevelNotReached", v.Missing)
 	}
 }
 
 // compiled writes into a condition why the config cannot be compiled, and that
 // it can again.
-func (d *Decider) compiled(ctx context.Context, m *api.Machine, fault error) {
+func (as *attempts) compiled(ctx context.Context, m *api.Machine, fault error) {
 	old := m.Status.Conditions.Get(machine.CondConfig)
 	if fault == nil && (old == nil || old.Status == api.True) {
 		return
@@ -64,24 +77,24 @@ func (d *Decider) compiled(ctx context.Context, m *api.Machine, fault error) {
 	if fault != nil {
 		status, reason, message = api.False, "CompileFailed", fault.Error()
 	}
-	_, err := store.Mutate(ctx, d.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+	_, err := store.Mutate(ctx, as.store, m.Metadata.Name, func(fresh *api.Machine) error {
 		if fresh.Metadata.UID != m.Metadata.UID || !fresh.Status.Conditions.Set(time.Now(), machine.CondConfig, status, reason, message) {
 			return store.ErrUnchanged
 		}
 		return nil
 	})
 	if err != nil {
-		d.Log.Warn("record whether a config compiles", "machine", m.Metadata.Name, "error", err)
+		as.log.Warn("record whether a config compiles", "machine", m.Metadata.Name, "error", err)
 	}
 }
 
 // seenAt records where an address of the Machine was leased in its open attempt.
-func (d *Decider) seenAt(ctx context.Context, m *api.Machine, address netip.Addr, p *api.BootPort) {
+func (as *attempts) seenAt(ctx context.Context, m *api.Machine, address netip.Addr, p *api.BootPort) {
 	if !m.Status.Attempt.Open() || !movesPort(m, address, p) {
 		return
 	}
 	attempt := m.Status.Attempt.ID
-	_, err := store.Mutate(ctx, d.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+	_, err := store.Mutate(ctx, as.store, m.Metadata.Name, func(fresh *api.Machine) error {
 		if a := fresh.Status.Attempt; !a.Open() || a.ID != attempt || !movesPort(fresh, address, p) {
 			return store.ErrUnchanged
 		}
@@ -89,7 +102,7 @@ func (d *Decider) seenAt(ctx context.Context, m *api.Machine, address netip.Addr
 		return nil
 	})
 	if err != nil {
-		d.Log.Warn("record at which port an address was leased", "machine", m.Metadata.Name, "error", err)
+		as.log.Warn("record at which port an address was leased", "machine", m.Metadata.Name, "error", err)
 	}
 }
 
@@ -123,45 +136,45 @@ type giving struct {
 // give gives a client its turn at what one client has once, or says why it gets
 // nothing, which is written down then. sent must be called when the response was
 // written.
-func (d *Decider) give(ctx context.Context, m *api.Machine, g giving) (sent func(arrived bool), why string) {
-	t := d.taker(g.what, g.peer)
+func (as *attempts) give(ctx context.Context, m *api.Machine, g giving) (sent func(arrived bool), why string) {
+	t := as.peers.taker(g.what, g.peer)
 	key := takeKey{m.Status.Attempt.ID, g.what}
-	is := d.takes.begin(ctx, key, g.conn)
+	is := as.takes.begin(ctx, key, g.conn)
 	if is == busy {
 		why = fmt.Sprintf("another connection is fetching the %s at this moment", g.what)
-		d.witness(m, t, "TwoAtOnce", "held (503)", fmt.Sprintf("%s (MAC %s) came for the %s while another connection was fetching it", t.Address, t.MAC, g.what))
+		as.book.witness(m, t, "TwoAtOnce", "held (503)", fmt.Sprintf("%s (MAC %s) came for the %s while another connection was fetching it", t.Address, t.MAC, g.what))
 		return nil, why
 	}
 	if is == second {
-		return nil, d.second(ctx, m, t)
+		return nil, as.second(ctx, m, t)
 	}
 	if is == yours {
-		before, err := d.takenBefore(ctx, m, g.what)
+		before, err := as.takenBefore(ctx, m, g.what)
 		if err != nil || before {
-			d.takes.end(key, before)
+			as.takes.end(key, before)
 		}
 		if err != nil {
 			return nil, err.Error()
 		}
 		if before {
-			return nil, d.second(ctx, m, t)
+			return nil, as.second(ctx, m, t)
 		}
 	}
 	return func(arrived bool) {
 		if arrived && is == yours {
-			d.took(ctx, m, t, g.stage, g.verdict)
+			as.took(ctx, m, t, g.stage, g.verdict)
 		}
 		if !arrived {
-			d.witness(m, t, "BrokeOff", "broke off", fmt.Sprintf("nothing of the %s arrived at %s (MAC %s), so it may be fetched again", t.What, t.Address, t.MAC))
+			as.book.witness(m, t, "BrokeOff", "broke off", fmt.Sprintf("nothing of the %s arrived at %s (MAC %s), so it may be fetched again", t.What, t.Address, t.MAC))
 		}
-		d.takes.end(key, arrived)
+		as.takes.end(key, arrived)
 	}, ""
 }
 
 // takenBefore reports, as the store says, whether somebody else has had
 // something of the Machine's attempt: the cache may be a moment behind.
-func (d *Decider) takenBefore(ctx context.Context, m *api.Machine, what string) (bool, error) {
-	fresh, err := store.Get[api.Machine](ctx, d.Store, m.Metadata.Name)
+func (as *attempts) takenBefore(ctx context.Context, m *api.Machine, what string) (bool, error) {
+	fresh, err := store.Get[api.Machine](ctx, as.store, m.Metadata.Name)
 	if err != nil {
 		return false, fmt.Errorf("read Machine %s: %w", m.Metadata.Name, err)
 	}
@@ -175,10 +188,10 @@ func (d *Decider) takenBefore(ctx context.Context, m *api.Machine, what string) 
 // took records that a client has what it was given, and what it has proved by
 // that. Should another bootd have given the same to somebody else, there is a
 // second taker.
-func (d *Decider) took(ctx context.Context, m *api.Machine, t api.Taker, stage api.Stage, v trust.Verdict) {
+func (as *attempts) took(ctx context.Context, m *api.Machine, t api.Taker, stage api.Stage, v trust.Verdict) {
 	ctx = context.WithoutCancel(ctx) // it may have hung up by now: it has what it wanted
 	attempt, second := m.Status.Attempt.ID, false
-	after, err := store.Mutate(ctx, d.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+	after, err := store.Mutate(ctx, as.store, m.Metadata.Name, func(fresh *api.Machine) error {
 		second = false
 		if fresh.Metadata.UID != m.Metadata.UID || fresh.Status.Attempt == nil || fresh.Status.Attempt.ID != attempt {
 			return store.ErrUnchanged
@@ -186,7 +199,7 @@ func (d *Decider) took(ctx context.Context, m *api.Machine, t api.Taker, stage a
 		if second = machine.Take(fresh, attempt, t); second {
 			return nil
 		}
-		machine.Advance(fresh, attempt, stage, time.Now(), machine.Window(d.Cache))
+		machine.Advance(fresh, attempt, stage, time.Now(), machine.Window(as.cache))
 		machine.Trusted(fresh, v)
 		if c := fresh.Status.Conditions.Get(api.CondTrust); c != nil && c.Reason == "LevelNotReached" {
 			fresh.Status.Conditions.Set(time.Now(), api.CondTrust, api.True, "Reached", fmt.Sprintf("trust level %s: %s", v.Reached, v.Why))
@@ -195,18 +208,18 @@ func (d *Decider) took(ctx context.Context, m *api.Machine, t api.Taker, stage a
 	})
 	switch {
 	case err != nil:
-		d.Log.Error("record who took what a boot gives", "machine", m.Metadata.Name, "what", t.What, "peer", t.Address, "error", err)
+		as.log.Error("record who took what a boot gives", "machine", m.Metadata.Name, "what", t.What, "peer", t.Address, "error", err)
 	case second:
-		d.witness(after, t, "SecondTaker", "given by two bootds", machine.SecondText(after.Status.Attempt, t))
+		as.book.witness(after, t, "SecondTaker", "given by two bootds", machine.SecondText(after.Status.Attempt, t))
 	}
 }
 
 // second records that somebody came for what another has taken, and fails the
 // attempt.
-func (d *Decider) second(ctx context.Context, m *api.Machine, t api.Taker) string {
+func (as *attempts) second(ctx context.Context, m *api.Machine, t api.Taker) string {
 	attempt := m.Status.Attempt
 	text := machine.SecondText(attempt, t)
-	after, err := store.Mutate(context.WithoutCancel(ctx), d.Store, m.Metadata.Name, func(fresh *api.Machine) error {
+	after, err := store.Mutate(context.WithoutCancel(ctx), as.store, m.Metadata.Name, func(fresh *api.Machine) error {
 		if fresh.Metadata.UID != m.Metadata.UID {
 			return store.ErrUnchanged
 		}
@@ -217,10 +230,10 @@ func (d *Decider) second(ctx context.Context, m *api.Machine, t api.Taker) strin
 		return nil
 	})
 	if err != nil {
-		d.Log.Error("record a second taker", "machine", m.Metadata.Name, "what", t.What, "peer", t.Address, "error", err)
+		as.log.Error("record a second taker", "machine", m.Metadata.Name, "what", t.What, "peer", t.Address, "error", err)
 		after = m
 	}
-	d.witness(after, t, "SecondTaker", "refused", text)
+	as.book.witness(after, t, "SecondTaker", "refused", text)
 	return text
 }
 

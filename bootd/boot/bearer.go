@@ -19,12 +19,12 @@ func (d *Decider) bearer(ctx context.Context, name, secret string, purpose ca.Pu
 	if err := api.ValidateName(name); err != nil {
 		return nil, "", "what it calls itself is no Machine's name", nil // not repeated: it may be anything, a token too
 	}
-	if m, ok := store.Cached[api.Machine](d.Cache, name); ok {
+	if m, ok := store.Cached[api.Machine](d.cache, name); ok {
 		if level, reason := d.fit(m, secret, purpose); reason == "" {
 			return m, level, "", nil
 		}
 	}
-	m, err = store.Get[api.Machine](ctx, d.Store, name)
+	m, err = store.Get[api.Machine](ctx, d.store, name)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, "", fmt.Sprintf("no Machine is called %q", name), nil
 	}
@@ -42,7 +42,7 @@ func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level 
 		return "", "no BootAttempt is open, or its window is over: reprovision the Machine"
 	}
 	uid, attempt := m.Metadata.UID, m.Status.Attempt.ID
-	level, ok := d.presented(secret, purpose, uid, attempt)
+	level, ok := d.keys.presented(secret, purpose, uid, attempt)
 	if !ok {
 		return "", "the token is not this BootAttempt's"
 	}
@@ -52,9 +52,9 @@ func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level 
 // late records that a secret of an attempt that is over was used, and reports
 // whether it was one.
 func (d *Decider) late(m *api.Machine, t api.Taker, got string, purpose ca.Purpose) bool {
-	number, spent := d.spent(m, got, purpose)
+	number, spent := d.keys.spent(m, got, purpose)
 	if spent {
-		d.witness(m, t, "SpentSecret", "refused", fmt.Sprintf("%s (MAC %s) came for the %s with a secret of BootAttempt %d, which is over", t.Address, t.MAC, t.What, number))
+		d.book.witness(m, t, "SpentSecret", "refused", fmt.Sprintf("%s (MAC %s) came for the %s with a secret of BootAttempt %d, which is over", t.Address, t.MAC, t.What, number))
 	}
 	return spent
 }

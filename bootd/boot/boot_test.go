@@ -38,6 +38,7 @@ type bench struct {
 	*testsite.Site
 	t          *testing.T
 	d          *Decider
+	conf       Config
 	neighbours map[string]api.MAC // interface and address
 	conns      atomic.Int64
 	at         string
@@ -62,8 +63,7 @@ func digest(c string) api.SHA256 { return api.SHA256(strings.Repeat(c, 64)) }
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{Site: testsite.Open(t), t: t, neighbours: map[string]api.MAC{}}
-	var err error
-	b.d, err = New(Config{
+	b.conf = Config{
 		Store: b.Store, Cache: b.Cache, Leases: b.Leases, Tracker: &machine.Tracker{Store: b.Store, Cache: b.Cache},
 		CA: b.CA, Tokens: b.Tokens, Record: b, HTTPPort: 8080, APIPort: 8443,
 		Agent: Agent{Digest: digest("9"), Unit: "[Service]\nExecStart=/opt/rackweft/bin/nodeagent\n", Speaker: "[Service]\nExecStart=/opt/rackweft/bin/nodeagent speaker\n"},
@@ -80,7 +80,9 @@ func newBench(t *testing.T) *bench {
 		},
 		Source:  func(netip.Addr) (netip.Addr, error) { return addr("198.18.9.1"), nil },
 		Metrics: prometheus.NewRegistry(), Log: b.Log,
-	})
+	}
+	var err error
+	b.d, err = New(b.conf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +144,7 @@ func (b *bench) asks(from string) httpboot.PointerRequest {
 
 	m := b.Machine(host)
 	m.Status.Attempt = testsite.Attempt("try-1", "")
-	return httpboot.PointerRequest{Machine: host, Key: b.d.secret(m, ca.PurposePointer, api.TrustMAC), Accept: accept, Peer: addr(from), Conn: fmt.Sprint(b.conns.Add(1))}
+	return httpboot.PointerRequest{Machine: host, Key: b.d.keys.secret(m, ca.PurposePointer, api.TrustMAC), Accept: accept, Peer: addr(from), Conn: fmt.Sprint(b.conns.Add(1))}
 }
 
 // fetches is a request for the config of attempt try-1, with the key and token of
@@ -151,7 +153,7 @@ func (b *bench) fetches(from string) ConfigRequest {
 
 	m := b.Machine(host)
 	m.Status.Attempt = testsite.Attempt("try-1", "")
-	return ConfigRequest{Machine: host, Key: b.d.secret(m, ca.PurposeConfigURL, api.TrustMAC), Token: b.d.secret(m, ca.PurposeConfig, api.TrustMAC),
+	return ConfigRequest{Machine: host, Key: b.d.keys.secret(m, ca.PurposeConfigURL, api.TrustMAC), Token: b.d.keys.secret(m, ca.PurposeConfig, api.TrustMAC),
 		Accept: accept, Peer: addr(from), Conn: fmt.Sprint(b.conns.Add(1))}
 }
 
@@ -381,7 +383,7 @@ func TestStrangersChangeNothing(t *testing.T) {
 			}
 		}
 	}
-	if !b.d.ledger.admit(api.Decision{Machine: host, Question: "script", Answer: "served"}, false) {
+	if !b.d.book.ledger.admit(api.Decision{Machine: host, Question: "script", Answer: "served"}, false) {
 		t.Error("strangers used up what is kept of the Machine's own decisions")
 	}
 }
@@ -467,7 +469,7 @@ func TestPointer(t *testing.T) {
 		{name: "another Machine", ask: func(r *httpboot.PointerRequest) { r.Machine = "nobody" }, refused: "not valid here and now"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b.d.takes = newTakes()
+			b.d.attempts.takes = newTakes()
 			b.Change(host, func(m *api.Machine) {
 				m.Status.Attempt, m.Status.History = testsite.Attempt("try-1", api.StageInitrd), nil
 				if c.machine != nil {
@@ -539,12 +541,12 @@ func TestConfig(t *testing.T) {
 		{name: "Ignition is too old", accept: "application/vnd.coreos.ignition+json;version=2.3.0", status: 503, told: "2.3.0", recorded: "2.3.0", doesNotCompile: true},
 		{name: "no such Machine", ask: func(r *ConfigRequest) { r.Machine = "nobody" }, status: 403, told: "not valid", recorded: `no Machine is called "nobody"`},
 		{name: "no name at all", ask: func(r *ConfigRequest) { r.Machine = "../site" }, status: 403, told: "not valid", recorded: ""},
-		{name: "token of another attempt", ask: func(r *ConfigRequest) { r.Token = b.d.secret(m, ca.PurposeConfig, api.TrustMAC) }, status: 403, told: "not valid", recorded: "not this BootAttempt's"},
+		{name: "token of another attempt", ask: func(r *ConfigRequest) { r.Token = b.d.keys.secret(m, ca.PurposeConfig, api.TrustMAC) }, status: 403, told: "not valid", recorded: "not this BootAttempt's"},
 		{name: "token of another purpose", ask: func(r *ConfigRequest) { r.Token = b.joinToken() }, status: 403, told: "not valid", recorded: "not this BootAttempt's"},
-		{name: "URL of another attempt", ask: func(r *ConfigRequest) { r.Key = b.d.secret(m, ca.PurposeConfigURL, api.TrustMAC) }, status: 403, told: "not valid", recorded: "URL is not this BootAttempt's"},
+		{name: "URL of another attempt", ask: func(r *ConfigRequest) { r.Key = b.d.keys.secret(m, ca.PurposeConfigURL, api.TrustMAC) }, status: 403, told: "not valid", recorded: "URL is not this BootAttempt's"},
 		{name: "URL of another level", ask: func(r *ConfigRequest) {
 			now := b.Machine(host)
-			r.Key = b.d.secret(now, ca.PurposeConfigURL, api.TrustNonce)
+			r.Key = b.d.keys.secret(now, ca.PurposeConfigURL, api.TrustNonce)
 		}, status: 403, told: "not valid", recorded: "URL is not this BootAttempt's"},
 		{name: "after the window", change: func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) }, status: 403, told: "not valid", recorded: "window is over"},
 		{name: "after the attempt", change: func(m *api.Machine) { m.Status.Attempt.Result = api.ResultFailed }, status: 403, told: "not valid", recorded: "which is over"},
@@ -555,7 +557,7 @@ func TestConfig(t *testing.T) {
 		{name: "the nonce is required", trust: api.TrustNonce, status: 503, told: "has reached token", recorded: "has reached token"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b.d.takes = newTakes()
+			b.d.attempts.takes = newTakes()
 			b.Change(host, func(m *api.Machine) {
 				m.Status.Attempt = testsite.Attempt("try-1", api.StagePointer)
 				if c.change != nil {
@@ -610,7 +612,7 @@ func TestConfig(t *testing.T) {
 func (b *bench) joinToken() string {
 	m := b.Machine(host)
 	m.Status.Attempt = testsite.Attempt("try-1", "")
-	return b.d.secret(m, ca.PurposeJoin, api.TrustMAC)
+	return b.d.keys.secret(m, ca.PurposeJoin, api.TrustMAC)
 }
 
 func (b *bench) trust(level api.TrustLevel) {
@@ -699,7 +701,7 @@ func TestRefusalIsMadeOnTheStore(t *testing.T) {
 	b := newBench(t)
 	b.attempt(api.StagePointer)
 	// A Decider whose cache is one that never hears of the attempt.
-	conf := b.d.Config
+	conf := b.conf
 	conf.Cache, conf.Metrics = store.NewCache(b.Store, b.Log), nil
 	stale, err := New(conf)
 	if err != nil {
@@ -762,7 +764,7 @@ func TestLedger(t *testing.T) {
 }
 
 func TestDiscoveredAreBounded(t *testing.T) {
-	d := newDiscovery()
+	d := newSightings()
 	now, n := time.Now(), 0
 	for i := range 1000 {
 		if d.due(api.MAC(fmt.Sprint(i)), now) {
@@ -784,7 +786,7 @@ func TestDiscoveredIsSeenAgain(t *testing.T) {
 	b.Sync()
 	name := "discovered-525400ff0001"
 	b.Change(name, func(m *api.Machine) { m.Status.LastSeen = time.Unix(0, 0).UTC() })
-	b.d.discover = newDiscovery()
+	b.d.strangers.seen = newSightings()
 	b.lease(mac)
 	if seen := b.Machine(name).Status.LastSeen; time.Since(seen) > time.Hour {
 		t.Errorf("last seen %s", seen)
@@ -834,7 +836,7 @@ func TestSubnetConditions(t *testing.T) {
 
 func TestAPIForIsStable(t *testing.T) {
 	b := newBench(t)
-	b.d.Advertise = []string{"https://boot.dc1.example:8443"}
+	b.d.own.advertise = []string{"https://boot.dc1.example:8443"}
 	want := []string{"https://boot.dc1.example:8443", "https://198.18.0.2:8443"}
 	before := b.d.APIFor(b.Machine(host))
 	b.lease(hostMAC)

@@ -14,8 +14,20 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-func (d *Decider) compile(ctx context.Context, m *api.Machine, peer netip.Addr, accept string) (ignition.Result, error) {
-	p, img, err := d.profile(m)
+// compiler makes a Machine's config of its Profile's Layers, and of what rackweft
+// itself puts on every host.
+type compiler struct {
+	store *store.Store
+	cache *store.Cache
+	ca    *ca.Authority
+	own   *endpoints
+	keys  keys
+	epoch int64
+	agent Agent
+}
+
+func (c *compiler) compile(ctx context.Context, m *api.Machine, peer netip.Addr, accept string) (ignition.Result, error) {
+	p, img, err := profileOf(c.cache, m)
 	if err != nil {
 		return ignition.Result{}, err
 	}
@@ -23,35 +35,35 @@ func (d *Decider) compile(ctx context.Context, m *api.Machine, peer netip.Addr, 
 	if err != nil {
 		return ignition.Result{}, err
 	}
-	server, err := d.serverFor(peer)
+	server, err := c.own.serverFor(peer)
 	if err != nil {
 		return ignition.Result{}, err
 	}
-	system, err := d.system(m, img, server)
+	system, err := c.system(m, img, server)
 	if err != nil {
 		return ignition.Result{}, err
 	}
-	layers, err := d.layers(p)
+	layers, err := c.layers(p)
 	if err != nil {
 		return ignition.Result{}, err
 	}
 	return ignition.Compile(ignition.Input{
-		Layers: layers, Facts: d.facts(m, p, img), Secret: d.secrets(ctx), System: system, Version: version,
+		Layers: layers, Facts: c.facts(m, p, img), Secret: c.secrets(ctx), System: system, Version: version,
 	})
 }
 
-// Origins tells which Layer each part of the Machine's config comes from, as
+// origins tells which Layer each part of the Machine's config comes from, as
 // far as it can be compiled now.
-func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
-	p, img, err := d.profile(m)
+func (c *compiler) origins(m *api.Machine) ([]api.Origin, []string, error) {
+	p, img, err := profileOf(c.cache, m)
 	if err != nil {
 		return nil, nil, err
 	}
-	layers, err := d.layers(p)
+	layers, err := c.layers(p)
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := ignition.Compile(ignition.Input{Layers: layers, Facts: d.facts(m, p, img), Secret: d.masked, Version: img.Spec.IgnitionVersion})
+	r, err := ignition.Compile(ignition.Input{Layers: layers, Facts: c.facts(m, p, img), Secret: c.masked, Version: img.Spec.IgnitionVersion})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -63,8 +75,8 @@ func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
 }
 
 // masked answers as the Secrets would, without a value.
-func (d *Decider) masked(layer, name, key string) (string, error) {
-	s, ok := store.Cached[api.Secret](d.Cache, name)
+func (c *compiler) masked(layer, name, key string) (string, error) {
+	s, ok := store.Cached[api.Secret](c.cache, name)
 	if !ok {
 		return "", fmt.Errorf("no Secret is called %q", name)
 	}
@@ -77,10 +89,10 @@ func (d *Decider) masked(layer, name, key string) (string, error) {
 	return "masked-" + name + "-" + key, nil
 }
 
-func (d *Decider) layers(p *api.Profile) ([]ignition.Layer, error) {
+func (c *compiler) layers(p *api.Profile) ([]ignition.Layer, error) {
 	var layers []ignition.Layer
 	for _, name := range p.Spec.Layers {
-		l, ok := store.Cached[api.Layer](d.Cache, name)
+		l, ok := store.Cached[api.Layer](c.cache, name)
 		if !ok {
 			return nil, fmt.Errorf("the Profile %s: no Layer is called %q", p.Metadata.Name, name)
 		}
@@ -91,9 +103,9 @@ func (d *Decider) layers(p *api.Profile) ([]ignition.Layer, error) {
 
 // secrets is what templates may ask for. Whether the boot has proved enough for
 // that was decided before.
-func (d *Decider) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
+func (c *compiler) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
 	return func(layer, name, key string) (string, error) {
-		data, err := store.OpenSecret(ctx, d.Store, name, api.UseLayer(layer))
+		data, err := store.OpenSecret(ctx, c.store, name, api.UseLayer(layer))
 		if err != nil {
 			return "", err
 		}
@@ -106,13 +118,13 @@ func (d *Decider) secrets(ctx context.Context) func(layer, name, key string) (st
 }
 
 // facts is what a Layer's template sees.
-func (d *Decider) facts(m *api.Machine, p *api.Profile, img *api.Image) map[string]any {
+func (c *compiler) facts(m *api.Machine, p *api.Profile, img *api.Image) map[string]any {
 	variables := maps.Clone(p.Spec.Variables)
 	if variables == nil {
 		variables = map[string]string{}
 	}
 	maps.Copy(variables, m.Spec.Variables)
-	site := d.site()
+	site := siteOf(c.cache)
 	facts := map[string]any{
 		"Machine": map[string]any{
 			"Name": m.Metadata.Name, "UID": m.Metadata.UID, "Labels": orEmpty(m.Metadata.Labels), "Zone": m.Spec.Zone,
@@ -123,7 +135,7 @@ func (d *Decider) facts(m *api.Machine, p *api.Profile, img *api.Image) map[stri
 		"Profile":   map[string]any{"Name": p.Metadata.Name},
 		"Variables": variables,
 	}
-	if z, ok := store.Cached[api.Zone](d.Cache, m.Spec.Zone); ok {
+	if z, ok := store.Cached[api.Zone](c.cache, m.Spec.Zone); ok {
 		facts["Zone"] = map[string]any{"Name": z.Metadata.Name, "ASN": z.Spec.ASN, "Prefixes": z.Spec.Prefixes, "Labels": orEmpty(z.Metadata.Labels)}
 	}
 	return facts
@@ -145,9 +157,9 @@ func fqdn(m *api.Machine, site api.SiteSpec) string {
 
 // system is what rackweft itself puts on every host: its name, its network, and
 // nodeagent with what it needs to join.
-func (d *Decider) system(m *api.Machine, img *api.Image, server netip.Addr) (ignition.System, error) {
-	site := d.site()
-	links, err := d.links(m, site)
+func (c *compiler) system(m *api.Machine, img *api.Image, server netip.Addr) (ignition.System, error) {
+	site := siteOf(c.cache)
+	links, err := c.links(m, site)
 	if err != nil {
 		return ignition.System{}, err
 	}
@@ -156,14 +168,14 @@ func (d *Decider) system(m *api.Machine, img *api.Image, server netip.Addr) (ign
 		return ignition.System{}, err
 	}
 	config, err := json.MarshalIndent(api.AgentConfig{
-		Machine: m.Metadata.Name, UID: m.Metadata.UID, API: d.apiURLs(server), CA: string(d.CA.CertPEM()),
+		Machine: m.Metadata.Name, UID: m.Metadata.UID, API: c.own.apiURLs(server), CA: string(c.ca.CertPEM()),
 		AttemptID: m.Status.Attempt.ID, JoinTokenFile: tokenPath, Metrics: site.HostMetrics,
-		HostSpec: api.Bookmark{Epoch: d.Epoch, Revision: d.Cache.Revision()}, Kernel: img.Spec.Files[api.KernelFile].SHA256,
+		HostSpec: api.Bookmark{Epoch: c.epoch, Revision: c.cache.Revision()}, Kernel: img.Spec.Files[api.KernelFile].SHA256,
 	}, "", "  ")
 	if err != nil {
 		return ignition.System{}, fmt.Errorf("encode nodeagent's config: %w", err)
 	}
-	token := d.secret(m, ca.PurposeJoin, api.TrustMAC)
+	token := c.keys.secret(m, ca.PurposeJoin, api.TrustMAC)
 	files = append(files,
 		ignition.File{Path: "/etc/hostname", Mode: 0o644, Contents: []byte(m.Metadata.Name + "\n")},
 		ignition.File{Path: configPath, Mode: 0o644, Contents: append(config, '\n')},
@@ -176,15 +188,15 @@ func (d *Decider) system(m *api.Machine, img *api.Image, server netip.Addr) (ign
 	}
 	return ignition.System{
 		Files:  files,
-		Remote: []ignition.RemoteFile{{Path: agentPath, Mode: 0o755, URL: d.httpURL(server) + "/blobs/sha256/" + string(d.Agent.Digest), SHA256: string(d.Agent.Digest)}},
-		Units: []ignition.Unit{{Name: "nodeagent.service", Contents: d.Agent.Unit, Enabled: true},
-			{Name: "nodeagent-speaker.service", Contents: d.Agent.Speaker, Enabled: true}},
+		Remote: []ignition.RemoteFile{{Path: agentPath, Mode: 0o755, URL: c.own.httpURL(server) + "/blobs/sha256/" + string(c.agent.Digest), SHA256: string(c.agent.Digest)}},
+		Units: []ignition.Unit{{Name: "nodeagent.service", Contents: c.agent.Unit, Enabled: true},
+			{Name: "nodeagent-speaker.service", Contents: c.agent.Speaker, Enabled: true}},
 		Users: []ignition.User{{Name: "core", SSHKeys: site.SSHKeys}},
 	}, nil
 }
 
 // links turns the Machine's links into what systemd-networkd is told.
-func (d *Decider) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, error) {
+func (c *compiler) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, error) {
 	var links []ignition.Link
 	for _, l := range m.Spec.Links {
 		out := ignition.Link{Name: l.Name, MAC: string(l.MAC), MTU: l.MTU}
@@ -197,7 +209,7 @@ func (d *Decider) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, err
 		if l.VLAN != nil {
 			out.VLAN = &ignition.VLAN{Link: l.VLAN.Link, ID: l.VLAN.ID}
 		}
-		if err := d.addressing(&out, l, site); err != nil {
+		if err := c.addressing(&out, l, site); err != nil {
 			return nil, err
 		}
 		links = append(links, out)
@@ -207,11 +219,11 @@ func (d *Decider) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, err
 
 // addressing gives a link its addresses: DHCP on a provisioning Subnet, static
 // ones where the spec pins them elsewhere, else DHCP of whoever serves it there.
-func (d *Decider) addressing(out *ignition.Link, l api.Link, site api.SiteSpec) error {
+func (c *compiler) addressing(out *ignition.Link, l api.Link, site api.SiteSpec) error {
 	if l.Subnet == "" {
 		return nil
 	}
-	s, ok := store.Cached[api.Subnet](d.Cache, l.Subnet)
+	s, ok := store.Cached[api.Subnet](c.cache, l.Subnet)
 	if !ok {
 		return fmt.Errorf("link %s: no Subnet is called %q", l.Name, l.Subnet)
 	}

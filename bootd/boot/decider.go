@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -53,32 +52,70 @@ type Agent struct {
 	Speaker string // nodeagent-speaker.service
 }
 
-// Decider answers the boot servers and the first calls of a new host.
+// Decider answers the boot servers and the first calls of a new host. It owns
+// what has an order of its own (script, pointer, config, join) and asks its parts
+// for the rest.
 type Decider struct {
-	Config
-	discover *discovery
-	ledger   *ledger
-	takes    *takes
-	metrics  *metrics
+	*dhcpDecider
+	*subnets
 
-	applying sync.Mutex       // one ApplySubnets at a time
-	faults   map[string]error // of Subnets whose pool cannot be used; under applying
+	store *store.Store
+	cache *store.Cache
+	ca    *ca.Authority
+	agent Agent
+
+	keys     keys
+	peers    *peers
+	own      *endpoints
+	book     *book
+	attempts *attempts
+	scripts  *scripts
+	configs  *compiler
 }
 
 // New makes a Decider.
 func New(c Config) (*Decider, error) {
-	d := &Decider{Config: c, discover: newDiscovery(), ledger: newLedger(), takes: newTakes(), metrics: newMetrics()}
+	keys := keys{c.Tokens}
+	peers := &peers{cache: c.Cache, leases: c.Leases, neighbour: c.Neighbour}
+	own := &endpoints{
+		cache: c.Cache, peers: peers, interfaces: c.Interfaces, source: c.Source,
+		httpPort: c.HTTPPort, apiPort: c.APIPort, advertise: c.Advertise,
+	}
+	book := &book{peers: peers, recorder: c.Record, ledger: newLedger(), metrics: newMetrics()}
 	if c.Metrics != nil {
-		if err := d.metrics.register(c.Metrics); err != nil {
+		if err := book.metrics.register(c.Metrics); err != nil {
 			return nil, fmt.Errorf("register the boot metrics: %w", err)
 		}
 	}
-	return d, nil
+	attempts := &attempts{store: c.Store, cache: c.Cache, tracker: c.Tracker, peers: peers, book: book, takes: newTakes(), log: c.Log}
+	return &Decider{
+		dhcpDecider: &dhcpDecider{
+			cache: c.Cache, leases: c.Leases, own: own, book: book, attempts: attempts,
+			strangers: &strangers{store: c.Store, record: c.Record, log: c.Log, seen: newSightings()},
+		},
+		subnets: &subnets{store: c.Store, cache: c.Cache, leases: c.Leases, own: own},
+		store:   c.Store, cache: c.Cache, ca: c.CA, agent: c.Agent,
+		keys: keys, peers: peers, own: own, book: book, attempts: attempts,
+		scripts: &scripts{cache: c.Cache, tracker: c.Tracker, own: own, keys: keys, attempts: attempts, log: c.Log},
+		configs: &compiler{store: c.Store, cache: c.Cache, ca: c.CA, own: own, keys: keys, epoch: c.Epoch, agent: c.Agent},
+	}, nil
 }
 
-// site is the Site's spec, or the defaults while nobody has applied one.
-func (d *Decider) site() api.SiteSpec {
-	if s, ok := store.Cached[api.Site](d.Cache, api.SiteName); ok {
+// Registered reports whether a registered Machine has an address now.
+func (d *Decider) Registered(peer netip.Addr) bool { return d.peers.registered(peer) }
+
+// APIFor lists the URLs of bootd that a Machine's host is to know.
+func (d *Decider) APIFor(m *api.Machine) []string { return d.own.apiFor(m) }
+
+// Origins tells which Layer each part of the Machine's config comes from, as
+// far as it can be compiled now.
+func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
+	return d.configs.origins(m)
+}
+
+// siteOf is the Site's spec, or the defaults while nobody has applied one.
+func siteOf(cache *store.Cache) api.SiteSpec {
+	if s, ok := store.Cached[api.Site](cache, api.SiteName); ok {
 		return s.Spec
 	}
 	s := new(api.Site)
@@ -86,13 +123,13 @@ func (d *Decider) site() api.SiteSpec {
 	return s.Spec
 }
 
-// profile finds the Machine's Profile and Image.
-func (d *Decider) profile(m *api.Machine) (*api.Profile, *api.Image, error) {
-	p, ok := store.Cached[api.Profile](d.Cache, m.Spec.Profile)
+// profileOf finds the Machine's Profile and Image.
+func profileOf(cache *store.Cache, m *api.Machine) (*api.Profile, *api.Image, error) {
+	p, ok := store.Cached[api.Profile](cache, m.Spec.Profile)
 	if !ok {
 		return nil, nil, fmt.Errorf("the Machine %s: its Profile %q does not exist", m.Metadata.Name, m.Spec.Profile)
 	}
-	img, ok := store.Cached[api.Image](d.Cache, p.Spec.Image)
+	img, ok := store.Cached[api.Image](cache, p.Spec.Image)
 	if !ok {
 		return nil, nil, fmt.Errorf("the Profile %s: its Image %q does not exist", p.Metadata.Name, p.Spec.Image)
 	}

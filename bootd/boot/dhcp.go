@@ -19,19 +19,29 @@ const ScriptPath = "/boot.ipxe"
 // leased is what became of an address that a client has now.
 const leased = "leased"
 
+// dhcpDecider implements dhcp.Decider.
+type dhcpDecider struct {
+	cache     *store.Cache
+	leases    *lease.Table
+	own       *endpoints
+	book      *book
+	attempts  *attempts
+	strangers *strangers
+}
+
 // Offer implements dhcp.Decider.
-func (d *Decider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
+func (d *dhcpDecider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
 	return d.answer(ctx, c, "offered", func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
 		if err := d.notYet(c, s, h, netip.Addr{}); err != nil {
 			return netip.Addr{}, 0, err
 		}
-		addr, err := d.Leases.Offer(h, s.Metadata.Name, c.Requested)
+		addr, err := d.leases.Offer(h, s.Metadata.Name, c.Requested)
 		return addr, time.Duration(s.Spec.LeaseTime), err
 	})
 }
 
 // Request implements dhcp.Decider.
-func (d *Decider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (dhcp.Answer, error) {
+func (d *dhcpDecider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (dhcp.Answer, error) {
 	if s, err := d.subnetOf(c); err == nil && s.Spec.Mode == api.Proxy {
 		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server gives the addresses", dhcp.ErrNotMine, s.Metadata.Name)
 	}
@@ -39,7 +49,7 @@ func (d *Decider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (
 		if err := d.notYet(c, s, h, addr); err != nil {
 			return netip.Addr{}, 0, err
 		}
-		l, err := d.Leases.Commit(ctx, h, s.Metadata.Name, addr, time.Duration(s.Spec.LeaseTime))
+		l, err := d.leases.Commit(ctx, h, s.Metadata.Name, addr, time.Duration(s.Spec.LeaseTime))
 		if errors.Is(err, lease.ErrUnavailable) || errors.Is(err, lease.ErrReserved) {
 			return netip.Addr{}, 0, &dhcp.Refusal{Reason: err.Error()}
 		}
@@ -48,7 +58,7 @@ func (d *Decider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (
 }
 
 // Inform implements dhcp.Decider.
-func (d *Decider) Inform(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
+func (d *dhcpDecider) Inform(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
 	return d.answer(ctx, c, "informed", func(s *api.Subnet, _ lease.Holder) (netip.Addr, time.Duration, error) {
 		if _, inside := s.Prefix(c.ClientAddr); !inside {
 			return netip.Addr{}, 0, fmt.Errorf("%w: its address %s is not inside Subnet %s", dhcp.ErrNotMine, c.ClientAddr, s.Metadata.Name)
@@ -59,17 +69,17 @@ func (d *Decider) Inform(ctx context.Context, c dhcp.Client) (dhcp.Answer, error
 
 // answer builds the whole answer around an address that pick chooses; did says
 // in one word what becomes of the address.
-func (d *Decider) answer(ctx context.Context, c dhcp.Client, did string, pick func(*api.Subnet, lease.Holder) (netip.Addr, time.Duration, error)) (dhcp.Answer, error) {
+func (d *dhcpDecider) answer(ctx context.Context, c dhcp.Client, did string, pick func(*api.Subnet, lease.Holder) (netip.Addr, time.Duration, error)) (dhcp.Answer, error) {
 	mac := api.MAC(c.MAC.String())
-	m, known := store.CachedMachineByMAC(d.Cache, mac)
+	m, known := store.CachedMachineByMAC(d.cache, mac)
 	s, err := d.subnetOf(c)
 	if err != nil {
-		d.decide(m, mac, c.Relay, "dhcp", "silence", err.Error())
+		d.book.decide(m, mac, c.Relay, "dhcp", "silence", err.Error())
 		return dhcp.Answer{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, err)
 	}
 	registered := known && !isDiscovered(m)
 	if !registered && c.Kind != dhcp.None {
-		d.discovered(ctx, mac, s)
+		d.strangers.note(ctx, mac, s)
 	}
 	boot := d.bootfile(c, m, s)
 	if s.Spec.Mode == api.Proxy {
@@ -81,26 +91,26 @@ func (d *Decider) answer(ctx context.Context, c dhcp.Client, did string, pick fu
 	}
 	addr, granted, err := pick(s, h)
 	if err != nil {
-		d.decide(m, mac, netip.Addr{}, "dhcp", "no address", err.Error())
+		d.book.decide(m, mac, netip.Addr{}, "dhcp", "no address", err.Error())
 		return dhcp.Answer{}, err
 	}
-	d.decide(m, mac, addr, "dhcp", did+" "+addr.String(), leaseReason(h, s)+"; "+boot.Reason)
+	d.book.decide(m, mac, addr, "dhcp", did+" "+addr.String(), leaseReason(h, s)+"; "+boot.Reason)
 	if registered && did == leased {
-		d.seenAt(ctx, m, addr, d.portOf(c, s, addr))
+		d.attempts.seenAt(ctx, m, addr, d.portOf(c, s, addr))
 	}
 	if registered && c.Kind != dhcp.None {
-		d.reached(ctx, m, api.StageDHCP, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{addr} })
+		d.attempts.reached(ctx, m, api.StageDHCP, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{addr} })
 	}
 	return d.complete(c, s, h, addr, granted, boot), nil
 }
 
 // proxyAnswer adds the boot file to what another server answers.
-func (d *Decider) proxyAnswer(ctx context.Context, c dhcp.Client, m *api.Machine, s *api.Subnet, boot dhcp.Boot) dhcp.Answer {
-	d.decide(m, api.MAC(c.MAC.String()), netip.Addr{}, "dhcp", bootText(boot), boot.Reason+"; Subnet "+s.Metadata.Name+" is in proxy mode: another server gives the address")
+func (d *dhcpDecider) proxyAnswer(ctx context.Context, c dhcp.Client, m *api.Machine, s *api.Subnet, boot dhcp.Boot) dhcp.Answer {
+	d.book.decide(m, api.MAC(c.MAC.String()), netip.Addr{}, "dhcp", bootText(boot), boot.Reason+"; Subnet "+s.Metadata.Name+" is in proxy mode: another server gives the address")
 	if c.Kind != dhcp.None {
-		d.reached(ctx, m, api.StageDHCP)
+		d.attempts.reached(ctx, m, api.StageDHCP)
 	}
-	server, _ := d.address(s, c.Local, c.Relay) // without one, dhcp names the address that the packet came to
+	server, _ := d.own.address(s, c.Local, c.Relay) // without one, dhcp names the address that the packet came to
 	return dhcp.Answer{Boot: boot, Server: server}
 }
 
@@ -119,10 +129,10 @@ func leaseReason(h lease.Holder, s *api.Subnet) string {
 }
 
 // complete fills in what goes with an address.
-func (d *Decider) complete(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr, granted time.Duration, boot dhcp.Boot) dhcp.Answer {
-	site := d.site()
+func (d *dhcpDecider) complete(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr, granted time.Duration, boot dhcp.Boot) dhcp.Answer {
+	site := siteOf(d.cache)
 	prefix, _ := s.Prefix(addr)
-	server, _ := d.address(s, c.Local, c.Relay) // without one, dhcp names the address that the packet came to
+	server, _ := d.own.address(s, c.Local, c.Relay) // without one, dhcp names the address that the packet came to
 	a := dhcp.Answer{
 		Address: addr, Prefix: netip.PrefixFrom(addr, prefix.Bits()),
 		DNS: orElse(s.Spec.DNS, site.DNS), NTP: orElse(s.Spec.NTP, site.NTP),
@@ -140,17 +150,17 @@ func (d *Decider) complete(c dhcp.Client, s *api.Subnet, h lease.Holder, addr ne
 
 // bootfile chooses the boot file, with what the Machine's spec says of its odd
 // firmware.
-func (d *Decider) bootfile(c dhcp.Client, m *api.Machine, s *api.Subnet) dhcp.Boot {
+func (d *dhcpDecider) bootfile(c dhcp.Client, m *api.Machine, s *api.Subnet) dhcp.Boot {
 	if c.Kind == dhcp.None {
 		return dhcp.Boot{Reason: "it does not boot from the network"}
 	}
-	server, err := d.address(s, c.Local, c.Relay)
+	server, err := d.own.address(s, c.Local, c.Relay)
 	if err != nil {
 		return dhcp.Boot{Reason: err.Error()}
 	}
 	b := dhcp.Bootfile(c, dhcp.Endpoints{
 		TFTP:   server,
-		HTTP:   d.httpURL(server),
+		HTTP:   d.own.httpURL(server),
 		Script: ScriptPath,
 		Files:  dhcp.DefaultFiles(),
 	})
@@ -170,47 +180,47 @@ func (d *Decider) bootfile(c dhcp.Client, m *api.Machine, s *api.Subnet) dhcp.Bo
 }
 
 // Boot implements dhcp.Decider.
-func (d *Decider) Boot(ctx context.Context, c dhcp.Client) (dhcp.Boot, error) {
+func (d *dhcpDecider) Boot(ctx context.Context, c dhcp.Client) (dhcp.Boot, error) {
 	mac := api.MAC(c.MAC.String())
-	m, _ := store.CachedMachineByMAC(d.Cache, mac)
+	m, _ := store.CachedMachineByMAC(d.cache, mac)
 	s, err := d.subnetOf(c)
 	if err != nil {
 		return dhcp.Boot{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, err)
 	}
 	b := d.bootfile(c, m, s)
-	d.decide(m, mac, c.ClientAddr, "dhcp", bootText(b), b.Reason+" (asked on port 4011)")
+	d.book.decide(m, mac, c.ClientAddr, "dhcp", bootText(b), b.Reason+" (asked on port 4011)")
 	return b, nil
 }
 
 // Release implements dhcp.Decider.
-func (d *Decider) Release(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
+func (d *dhcpDecider) Release(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
 	mac := api.MAC(c.MAC.String())
-	m, _ := store.CachedMachineByMAC(d.Cache, mac)
-	released, err := d.Leases.Release(ctx, string(mac), addr)
+	m, _ := store.CachedMachineByMAC(d.cache, mac)
+	released, err := d.leases.Release(ctx, string(mac), addr)
 	if err != nil {
 		return err
 	}
 	if !released {
-		d.decide(m, mac, addr, "dhcp", "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and nobody else may release it: anyone can forge a RELEASE")
+		d.book.decide(m, mac, addr, "dhcp", "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and nobody else may release it: anyone can forge a RELEASE")
 		return nil
 	}
-	d.decide(m, mac, addr, "dhcp", "released "+addr.String(), "the client gave it back")
+	d.book.decide(m, mac, addr, "dhcp", "released "+addr.String(), "the client gave it back")
 	return nil
 }
 
 // Decline implements dhcp.Decider.
-func (d *Decider) Decline(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
+func (d *dhcpDecider) Decline(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
 	mac := api.MAC(c.MAC.String())
-	m, _ := store.CachedMachineByMAC(d.Cache, mac)
-	quarantined, err := d.Leases.Decline(ctx, string(mac), addr)
+	m, _ := store.CachedMachineByMAC(d.cache, mac)
+	quarantined, err := d.leases.Decline(ctx, string(mac), addr)
 	if err != nil {
-		d.decide(m, mac, addr, "dhcp", "cannot replace "+addr.String(), err.Error())
+		d.book.decide(m, mac, addr, "dhcp", "cannot replace "+addr.String(), err.Error())
 		return err
 	}
 	if !quarantined {
-		d.decide(m, mac, addr, "dhcp", "decline of "+addr.String()+" ignored", "the client does not hold the address, or a quarter of the range is in quarantine already")
+		d.book.decide(m, mac, addr, "dhcp", "decline of "+addr.String()+" ignored", "the client does not hold the address, or a quarter of the range is in quarantine already")
 		return nil
 	}
-	d.decide(m, mac, addr, "dhcp", "quarantined "+addr.String(), "the client found the address in use by somebody else")
+	d.book.decide(m, mac, addr, "dhcp", "quarantined "+addr.String(), "the client found the address in use by somebody else")
 	return nil
 }

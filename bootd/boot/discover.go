@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -22,52 +23,60 @@ const (
 	seenEvery = 10 * time.Minute
 )
 
-// discovery remembers which unknown MACs were written down and when.
-type discovery struct {
-	mu   sync.Mutex
-	seen map[api.MAC]time.Time
+// sightings remembers which unknown MACs were written down and when.
+type sightings struct {
+	mu sync.Mutex
+	at map[api.MAC]time.Time
 }
 
-func newDiscovery() *discovery { return &discovery{seen: map[api.MAC]time.Time{}} }
+func newSightings() *sightings { return &sightings{at: map[api.MAC]time.Time{}} }
 
 // due reports whether the MAC is to be written down now.
-func (d *discovery) due(mac api.MAC, now time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if now.Sub(d.seen[mac]) < seenEvery {
+func (s *sightings) due(mac api.MAC, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.at[mac]) < seenEvery {
 		return false
 	}
-	for m, t := range d.seen {
+	for m, t := range s.at {
 		if now.Sub(t) >= seenEvery {
-			delete(d.seen, m)
+			delete(s.at, m)
 		}
 	}
-	if len(d.seen) >= maxDiscovered {
+	if len(s.at) >= maxDiscovered {
 		return false
 	}
-	d.seen[mac] = now
+	s.at[mac] = now
 	return true
 }
 
 func isDiscovered(m *api.Machine) bool { return m != nil && machine.IsDiscovered(m) }
 
-// discovered makes a Machine in phase Discovered of a MAC that nobody has
+// strangers makes Machines of those that nobody has registered.
+type strangers struct {
+	store  *store.Store
+	record machine.Recorder
+	log    *slog.Logger
+	seen   *sightings
+}
+
+// note makes a Machine in phase Discovered of a MAC that nobody has
 // registered, or notes that it was seen again. It is given nothing but an
 // address and a script that waits.
-func (d *Decider) discovered(ctx context.Context, mac api.MAC, s *api.Subnet) {
-	if !d.discover.due(mac, time.Now()) {
+func (x *strangers) note(ctx context.Context, mac api.MAC, s *api.Subnet) {
+	if !x.seen.due(mac, time.Now()) {
 		return
 	}
 	name := "discovered-" + strings.ReplaceAll(string(mac), ":", "")
-	if err := d.discoveredAs(ctx, name, mac, s); err != nil {
-		d.Log.Warn("record a discovered machine", "mac", mac, "error", err)
+	if err := x.noteAs(ctx, name, mac, s); err != nil {
+		x.log.Warn("record a discovered machine", "mac", mac, "error", err)
 	}
 }
 
-func (d *Decider) discoveredAs(ctx context.Context, name string, mac api.MAC, s *api.Subnet) error {
+func (x *strangers) noteAs(ctx context.Context, name string, mac api.MAC, s *api.Subnet) error {
 	// The cache may be a moment behind: a Machine that was just registered must
 	// not get a double.
-	all, _, err := store.List[api.Machine](ctx, d.Store)
+	all, _, err := store.List[api.Machine](ctx, x.store)
 	if err != nil {
 		return err
 	}
@@ -81,7 +90,7 @@ func (d *Decider) discoveredAs(ctx context.Context, name string, mac api.MAC, s 
 	}
 	exists := slices.ContainsFunc(all, func(m *api.Machine) bool { return m.Metadata.Name == name })
 	if exists {
-		_, err := store.Mutate(ctx, d.Store, name, func(m *api.Machine) error {
+		_, err := store.Mutate(ctx, x.store, name, func(m *api.Machine) error {
 			if !isDiscovered(m) {
 				return store.ErrUnchanged
 			}
@@ -100,12 +109,12 @@ func (d *Decider) discoveredAs(ctx context.Context, name string, mac api.MAC, s 
 	m.Spec.Links = []api.Link{{Name: "pxe0", MAC: mac, Subnet: s.Metadata.Name}}
 	m.Status.Phase = api.PhaseDiscovered
 	m.Status.LastSeen = time.Now().UTC()
-	if err := d.Store.Create(ctx, m); err != nil {
+	if err := x.store.Create(ctx, m); err != nil {
 		if errors.Is(err, store.ErrExists) {
 			return nil // another bootd has heard it too
 		}
 		return err
 	}
-	d.Record.Event(m, api.Normal, "Discovered", fmt.Sprintf("MAC %s asked for a boot on Subnet %s; apply a Machine with this MAC to register it", mac, s.Metadata.Name))
+	x.record.Event(m, api.Normal, "Discovered", fmt.Sprintf("MAC %s asked for a boot on Subnet %s; apply a Machine with this MAC to register it", mac, s.Metadata.Name))
 	return nil
 }

@@ -44,7 +44,7 @@ func TestForgedFramesTakeNoAddress(t *testing.T) {
 				t.Errorf("%s: %s is offered %s, %v", c.name, mac, a.Address, err)
 			}
 		}
-		if err := b.d.belongs(own, b.Machine(host)); err != nil {
+		if err := b.d.peers.belongs(own, b.Machine(host)); err != nil {
 			t.Errorf("%s: the Machine is not served at its address any more: %v", c.name, err)
 		}
 		if a, err := b.d.Request(ctx, client(hostMAC), own); err != nil || a.Address != own {

@@ -16,11 +16,11 @@ func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Scrip
 	mac := api.MAC(c.MAC.String())
 	m, err := d.asker(c)
 	if err != nil {
-		return httpboot.Script{}, d.held(nil, mac, c.Addr, "script", err)
+		return httpboot.Script{}, d.book.held(nil, mac, c.Addr, "script", err)
 	}
-	script, err := d.script(ctx, m, asking{chain: d.shown(m, c), mac: mac, peer: c.Addr})
+	script, err := d.scripts.script(ctx, m, asking{chain: d.scripts.shown(m, c), mac: mac, peer: c.Addr})
 	if err != nil {
-		return httpboot.Script{}, d.held(m, mac, c.Addr, "script", err)
+		return httpboot.Script{}, d.book.held(m, mac, c.Addr, "script", err)
 	}
 	d.served(ctx, m, mac, c.Addr)
 	return script, nil
@@ -30,11 +30,11 @@ func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Scrip
 // say any MAC: whoever does not have an address of the Machine changes nothing
 // of it, and is written down as the stranger that it is.
 func (d *Decider) asker(c httpboot.Client) (*api.Machine, error) {
-	m, ok := store.CachedMachineByMAC(d.Cache, api.MAC(c.MAC.String()))
+	m, ok := store.CachedMachineByMAC(d.cache, api.MAC(c.MAC.String()))
 	if !ok || isDiscovered(m) {
 		return nil, fmt.Errorf("no Machine has MAC %s: apply one to register it", c.MAC)
 	}
-	return m, d.belongs(c.Addr, m)
+	return m, d.peers.belongs(c.Addr, m)
 }
 
 func contentType(version string) string {
@@ -43,29 +43,29 @@ func contentType(version string) string {
 
 // Fetched is told of every file that was sent whole over TFTP, by name.
 func (d *Decider) Fetched(ctx context.Context, peer netip.Addr, file string) {
-	m, mac := d.byPeer(peer)
-	d.decide(m, mac, peer, "tftp", "sent "+file, "a boot file")
-	d.reached(ctx, m, api.StageLoader)
+	m, mac := d.peers.byPeer(peer)
+	d.book.decide(m, mac, peer, "tftp", "sent "+file, "a boot file")
+	d.attempts.reached(ctx, m, api.StageLoader)
 }
 
 // FetchedLoader is told of every boot loader that was sent whole over HTTP.
 func (d *Decider) FetchedLoader(ctx context.Context, peer netip.Addr, file string) {
-	m, mac := d.byPeer(peer)
-	d.decide(m, mac, peer, "asset", "sent "+file, "a boot loader by HTTP boot")
-	d.reached(ctx, m, api.StageLoader)
+	m, mac := d.peers.byPeer(peer)
+	d.book.decide(m, mac, peer, "asset", "sent "+file, "a boot loader by HTTP boot")
+	d.attempts.reached(ctx, m, api.StageLoader)
 }
 
 // FetchedBlob is told of every blob that was sent whole over HTTP.
 func (d *Decider) FetchedBlob(ctx context.Context, peer netip.Addr, digest api.SHA256) {
-	m, mac := d.byPeer(peer)
+	m, mac := d.peers.byPeer(peer)
 	if m == nil {
 		return
 	}
-	if digest == d.Agent.Digest {
-		d.decide(m, mac, peer, "asset", "sent nodeagent", "Ignition installs it")
+	if digest == d.agent.Digest {
+		d.book.decide(m, mac, peer, "asset", "sent nodeagent", "Ignition installs it")
 		return
 	}
-	_, img, err := d.profile(m)
+	_, img, err := profileOf(d.cache, m)
 	if err != nil {
 		return
 	}
@@ -74,8 +74,8 @@ func (d *Decider) FetchedBlob(ctx context.Context, peer netip.Addr, digest api.S
 		stage api.Stage
 	}{{api.KernelFile, api.StageKernel}, {api.InitrdFile, api.StageInitrd}, {api.RootfsFile, api.StageRootfs}} {
 		if img.Spec.Files[f.name].SHA256 == digest {
-			d.decide(m, mac, peer, "asset", "sent "+f.name, "Image "+img.Metadata.Name+" "+img.Spec.Version)
-			d.reached(ctx, m, f.stage)
+			d.book.decide(m, mac, peer, "asset", "sent "+f.name, "Image "+img.Metadata.Name+" "+img.Spec.Version)
+			d.attempts.reached(ctx, m, f.stage)
 		}
 	}
 }
@@ -83,10 +83,10 @@ func (d *Decider) FetchedBlob(ctx context.Context, peer netip.Addr, digest api.S
 // MayFetch reports whether a blob may be had without a password on the boot
 // server: only what an Image names, and nodeagent.
 func (d *Decider) MayFetch(digest api.SHA256) bool {
-	if digest == d.Agent.Digest {
+	if digest == d.agent.Digest {
 		return true
 	}
-	for _, img := range store.CachedList[api.Image](d.Cache) {
+	for _, img := range store.CachedList[api.Image](d.cache) {
 		for _, f := range img.Spec.Files {
 			if f.SHA256 == digest {
 				return true

@@ -28,15 +28,17 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 	if err != nil {
 		return nil, err
 	}
-	t := d.taker(theJoin, peer)
-	refuse := func(status int, reason, told string) error { return d.refuse(m, peer, "join", status, reason, told) }
+	t := d.peers.taker(theJoin, peer)
+	refuse := func(status int, reason, told string) error {
+		return d.book.refuse(m, peer, "join", status, reason, told)
+	}
 	if reason != "" {
 		if m != nil && d.late(m, t, token, ca.PurposeJoin) {
 			return nil, problem(http.StatusForbidden, strangerText(r.Machine))
 		}
 		return nil, refuse(http.StatusForbidden, reason, strangerText(r.Machine))
 	}
-	if err := d.belongs(peer, m); err != nil && !pins(m, peer) {
+	if err := d.peers.belongs(peer, m); err != nil && !pins(m, peer) {
 		reason = fmt.Sprintf("%s, and its links do not pin it", err)
 		return nil, refuse(http.StatusForbidden, reason, reason)
 	}
@@ -46,7 +48,7 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 	}
 	attempt := m.Status.Attempt.ID
 	second := false
-	m, err = store.Mutate(ctx, d.Store, m.Metadata.Name, func(m *api.Machine) error {
+	m, err = store.Mutate(ctx, d.store, m.Metadata.Name, func(m *api.Machine) error {
 		second = false
 		if !current(m) || m.Status.Attempt.ID != attempt {
 			return errors.New("the BootAttempt ended meanwhile")
@@ -58,8 +60,8 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 			m.Status.HostKey = key
 			m.Status.Attempt.Joined = t.Time
 			machine.Take(m, attempt, t)
-			machine.Trusted(m, d.proved(m, peer, trust.Join, api.TrustMAC)) // a bootd that was killed may not have noted it before
-			machine.Advance(m, attempt, api.StageJoined, time.Now(), machine.Window(d.Cache))
+			machine.Trusted(m, d.attempts.proved(m, peer, trust.Join, api.TrustMAC)) // a bootd that was killed may not have noted it before
+			machine.Advance(m, attempt, api.StageJoined, time.Now(), machine.Window(d.cache))
 		default:
 			second = true
 			machine.SecondTaker(m, attempt, t)
@@ -70,20 +72,20 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 		return nil, fmt.Errorf("record the join of %s: %w", r.Machine, err)
 	}
 	if second {
-		d.witness(m, t, "SecondTaker", "refused", machine.SecondText(m.Status.Attempt, t))
+		d.book.witness(m, t, "SecondTaker", "refused", machine.SecondText(m.Status.Attempt, t))
 		return nil, problem(http.StatusForbidden, "a second join in one BootAttempt: the attempt has failed and both joins are revoked")
 	}
-	cert, err := d.CA.SignHost([]byte(r.CSR), m.Metadata.Name, m.Metadata.UID, HostCertificate)
+	cert, err := d.ca.SignHost([]byte(r.CSR), m.Metadata.Name, m.Metadata.UID, HostCertificate)
 	if err != nil {
 		return nil, err
 	}
-	d.decide(m, "", peer, "join", "joined", fmt.Sprintf("join token of BootAttempt %d; its clock %s", m.Status.Attempt.Number, api.Skew(time.Until(r.Time))))
-	urls := d.APIFor(m)
-	if server, err := d.serverFor(peer); err == nil && !slices.Contains(urls, d.apiURL(server)) {
-		urls = append(urls, d.apiURL(server))
+	d.book.decide(m, "", peer, "join", "joined", fmt.Sprintf("join token of BootAttempt %d; its clock %s", m.Status.Attempt.Number, api.Skew(time.Until(r.Time))))
+	urls := d.own.apiFor(m)
+	if server, err := d.own.serverFor(peer); err == nil && !slices.Contains(urls, d.own.apiURL(server)) {
+		urls = append(urls, d.own.apiURL(server))
 	}
 	return &api.JoinResponse{
-		Machine: m.Metadata.Name, UID: m.Metadata.UID, Certificate: string(cert), CA: string(d.CA.CertPEM()),
+		Machine: m.Metadata.Name, UID: m.Metadata.UID, Certificate: string(cert), CA: string(d.ca.CertPEM()),
 		API: urls, Time: time.Now().UTC(), AttemptID: attempt,
 	}, nil
 }

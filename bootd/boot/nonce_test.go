@@ -24,7 +24,7 @@ func TestNonceGate(t *testing.T) {
 		t.Fatalf("an AssetTag does not hold %q", right)
 	}
 	fresh := func() {
-		b.d.takes = newTakes()
+		b.d.attempts.takes = newTakes()
 		b.Change(host, func(m *api.Machine) {
 			m.Spec.Trust.Minimum, m.Status.Conditions = api.TrustNonce, nil
 			m.Status.Attempt = testsite.Attempt("try-1", api.StageDHCP)
@@ -71,7 +71,7 @@ func TestNonceGate(t *testing.T) {
 				t.Fatal(err)
 			}
 			m := b.Machine(host)
-			want := "/ignition/pointer/" + host + "/" + b.d.secret(m, ca.PurposePointer, api.TrustNonce)
+			want := "/ignition/pointer/" + host + "/" + b.d.keys.secret(m, ca.PurposePointer, api.TrustNonce)
 			if !slices.ContainsFunc(s.Args, func(a string) bool { return strings.HasSuffix(a, want) }) {
 				t.Errorf("arguments %v", s.Args)
 			}
@@ -81,13 +81,13 @@ func TestNonceGate(t *testing.T) {
 		}
 		m := b.Machine(host)
 		p := b.asks(at)
-		p.Key = b.d.secret(m, ca.PurposePointer, api.TrustNonce)
+		p.Key = b.d.keys.secret(m, ca.PurposePointer, api.TrustNonce)
 		pointer, err := b.pointer(p)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := b.fetches(at)
-		c.Key, c.Token = b.d.secret(m, ca.PurposeConfigURL, api.TrustNonce), b.d.secret(m, ca.PurposeConfig, api.TrustNonce)
+		c.Key, c.Token = b.d.keys.secret(m, ca.PurposeConfigURL, api.TrustNonce), b.d.keys.secret(m, ca.PurposeConfig, api.TrustNonce)
 		if !strings.Contains(string(pointer.Config), c.Key) || !strings.Contains(string(pointer.Config), c.Token) {
 			t.Errorf("the pointer is %s", pointer.Config)
 		}
@@ -115,7 +115,7 @@ func TestNonceGate(t *testing.T) {
 		fresh()
 		b.Change(host, func(m *api.Machine) { m.Spec.Trust.Minimum = "" })
 		s, err := ask(right)
-		if err != nil || !strings.Contains(strings.Join(s.Args, " "), b.d.secret(b.Machine(host), ca.PurposePointer, api.TrustNonce)) {
+		if err != nil || !strings.Contains(strings.Join(s.Args, " "), b.d.keys.secret(b.Machine(host), ca.PurposePointer, api.TrustNonce)) {
 			t.Errorf("%v, %v", s.Args, err)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/lease"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -16,24 +17,31 @@ type holder struct {
 	subnet *api.Subnet
 }
 
+// peers tells who is behind an address.
+type peers struct {
+	cache     *store.Cache
+	leases    *lease.Table
+	neighbour func(iface string, addr netip.Addr) (api.MAC, bool)
+}
+
 // holder tells who has an address: by its lease, and on a Subnet in proxy mode,
 // where another server keeps the leases, by the kernel's neighbour table.
-func (d *Decider) holder(peer netip.Addr) (holder, error) {
-	if l, ok := d.Leases.Lookup(peer); ok {
-		s, ok := store.Cached[api.Subnet](d.Cache, l.Subnet)
+func (p *peers) holder(peer netip.Addr) (holder, error) {
+	if l, ok := p.leases.Lookup(peer); ok {
+		s, ok := store.Cached[api.Subnet](p.cache, l.Subnet)
 		if !ok {
 			return holder{}, fmt.Errorf("address %s is leased on Subnet %s, which does not exist any more", peer, l.Subnet)
 		}
 		return holder{api.MAC(l.MAC), s}, nil
 	}
-	s := d.proxied(peer)
+	s := p.proxied(peer)
 	if s == nil {
 		return holder{}, fmt.Errorf("address %s is leased to nobody by this bootd", peer)
 	}
 	if s.Spec.Interface == "" {
 		return holder{}, fmt.Errorf("the Subnet %s is in proxy mode and has no interface of bootd, so nobody can tell whose address %s is: set its spec.interface", s.Metadata.Name, peer)
 	}
-	mac, ok := d.Neighbour(s.Spec.Interface, peer)
+	mac, ok := p.neighbour(s.Spec.Interface, peer)
 	if !ok {
 		return holder{}, fmt.Errorf("the kernel knows no neighbour %s on interface %s of Subnet %s", peer, s.Spec.Interface, s.Metadata.Name)
 	}
@@ -41,8 +49,8 @@ func (d *Decider) holder(peer netip.Addr) (holder, error) {
 }
 
 // proxied is the provisioning Subnet in proxy mode that contains an address.
-func (d *Decider) proxied(a netip.Addr) *api.Subnet {
-	for _, s := range store.CachedList[api.Subnet](d.Cache) {
+func (p *peers) proxied(a netip.Addr) *api.Subnet {
+	for _, s := range store.CachedList[api.Subnet](p.cache) {
 		if _, inside := s.Prefix(a); inside && s.Spec.Purpose == api.Provisioning && s.Spec.Mode == api.Proxy {
 			return s
 		}
@@ -51,18 +59,18 @@ func (d *Decider) proxied(a netip.Addr) *api.Subnet {
 }
 
 // byPeer finds the Machine that has an address.
-func (d *Decider) byPeer(peer netip.Addr) (*api.Machine, api.MAC) {
-	h, err := d.holder(peer)
+func (p *peers) byPeer(peer netip.Addr) (*api.Machine, api.MAC) {
+	h, err := p.holder(peer)
 	if err != nil {
 		return nil, ""
 	}
-	m, _ := store.CachedMachineByMAC(d.Cache, h.mac)
+	m, _ := store.CachedMachineByMAC(p.cache, h.mac)
 	return m, h.mac
 }
 
 // belongs returns why an address is none of the Machine's; nil when it is.
-func (d *Decider) belongs(peer netip.Addr, m *api.Machine) error {
-	h, err := d.holder(peer)
+func (p *peers) belongs(peer netip.Addr, m *api.Machine) error {
+	h, err := p.holder(peer)
 	if err != nil {
 		return err
 	}
@@ -72,20 +80,20 @@ func (d *Decider) belongs(peer netip.Addr, m *api.Machine) error {
 	return nil
 }
 
-// Registered reports whether a registered Machine has an address now.
-func (d *Decider) Registered(peer netip.Addr) bool {
-	h, err := d.holder(peer)
+// registered reports whether a registered Machine has an address now.
+func (p *peers) registered(peer netip.Addr) bool {
+	h, err := p.holder(peer)
 	if err != nil {
 		return false
 	}
-	_, ok := store.RegisteredByMAC(d.Cache, h.mac)
+	_, ok := store.RegisteredByMAC(p.cache, h.mac)
 	return ok
 }
 
 // taker describes who asks for something.
-func (d *Decider) taker(what string, peer netip.Addr) api.Taker {
+func (p *peers) taker(what string, peer netip.Addr) api.Taker {
 	t := api.Taker{What: what, Address: peer, Time: time.Now().UTC()}
-	if h, err := d.holder(peer); err == nil {
+	if h, err := p.holder(peer); err == nil {
 		t.MAC = h.mac
 	}
 	return t

@@ -34,23 +34,23 @@ func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, se
 		return httpboot.Pointer{}, err
 	}
 	if secure != (chain == api.TrustBMC) {
-		_ = d.refuse(m, r.Peer, thePointer, http.StatusForbidden, "its URL is one of the other server", "") // for the record
+		_ = d.book.refuse(m, r.Peer, thePointer, http.StatusForbidden, "its URL is one of the other server", "") // for the record
 		return httpboot.Pointer{}, &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 	}
-	v := d.proved(m, r.Peer, trust.Pointer, chain)
+	v := d.attempts.proved(m, r.Peer, trust.Pointer, chain)
 	if !v.OK() {
-		d.notReached(ctx, m, v)
-		return httpboot.Pointer{}, d.held(m, "", r.Peer, thePointer, errors.New(v.Missing))
+		d.attempts.notReached(ctx, m, v)
+		return httpboot.Pointer{}, d.book.held(m, "", r.Peer, thePointer, errors.New(v.Missing))
 	}
 	body, version, err := d.pointer(m, r, chain)
 	if err != nil {
-		return httpboot.Pointer{}, d.held(m, "", r.Peer, thePointer, err)
+		return httpboot.Pointer{}, d.book.held(m, "", r.Peer, thePointer, err)
 	}
-	sent, why := d.give(ctx, m, giving{what: thePointer, stage: api.StagePointer, peer: r.Peer, conn: r.Conn, verdict: v})
+	sent, why := d.attempts.give(ctx, m, giving{what: thePointer, stage: api.StagePointer, peer: r.Peer, conn: r.Conn, verdict: v})
 	if why != "" {
-		return httpboot.Pointer{}, d.hold(thePointer, why)
+		return httpboot.Pointer{}, d.book.hold(thePointer, why)
 	}
-	d.decide(m, "", r.Peer, thePointer, "served", "Ignition "+version)
+	d.book.decide(m, "", r.Peer, thePointer, "served", "Ignition "+version)
 	return httpboot.Pointer{Config: body, ContentType: contentType(version), Sent: sent}, nil
 }
 
@@ -62,27 +62,27 @@ func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.
 	case err != nil:
 		return nil, "", err
 	case reason == "":
-		if err := d.belongs(r.Peer, m); err != nil {
-			d.record(m, true, "", r.Peer, thePointer, "held (503)", err.Error())
-			return nil, "", d.hold(thePointer, err.Error())
+		if err := d.peers.belongs(r.Peer, m); err != nil {
+			d.book.record(m, true, "", r.Peer, thePointer, "held (503)", err.Error())
+			return nil, "", d.book.hold(thePointer, err.Error())
 		}
 		return m, chain, nil
 	}
 	// A machine that is still at its last boot is told to wait: it will be reset.
-	if m != nil && d.late(m, d.taker(thePointer, r.Peer), r.Key, ca.PurposePointer) {
-		return nil, "", d.hold(thePointer, "this URL is of a BootAttempt that is over")
+	if m != nil && d.late(m, d.peers.taker(thePointer, r.Peer), r.Key, ca.PurposePointer) {
+		return nil, "", d.book.hold(thePointer, "this URL is of a BootAttempt that is over")
 	}
-	_ = d.refuse(m, r.Peer, thePointer, http.StatusForbidden, reason, "") // for the record
+	_ = d.book.refuse(m, r.Peer, thePointer, http.StatusForbidden, reason, "") // for the record
 	return nil, "", &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 }
 
 // pointer makes the pointer, or says why the machine has to wait.
 func (d *Decider) pointer(m *api.Machine, r httpboot.PointerRequest, chain api.TrustLevel) (body []byte, version string, err error) {
-	_, img, err := d.profile(m)
+	_, img, err := profileOf(d.cache, m)
 	if err != nil {
 		return nil, "", err
 	}
-	server, err := d.serverFor(r.Peer)
+	server, err := d.own.serverFor(r.Peer)
 	if err != nil {
 		return nil, "", err
 	}
@@ -90,9 +90,9 @@ func (d *Decider) pointer(m *api.Machine, r httpboot.PointerRequest, chain api.T
 		return nil, "", err
 	}
 	body, err = ignition.Pointer(ignition.PointerConfig{
-		URL:     d.apiURL(server) + "/v1/ignition/" + m.Metadata.Name + "/" + d.secret(m, ca.PurposeConfigURL, chain),
-		CAs:     [][]byte{d.CA.CertPEM()},
-		Token:   d.secret(m, ca.PurposeConfig, chain),
+		URL:     d.own.apiURL(server) + "/v1/ignition/" + m.Metadata.Name + "/" + d.keys.secret(m, ca.PurposeConfigURL, chain),
+		CAs:     [][]byte{d.ca.CertPEM()},
+		Token:   d.keys.secret(m, ca.PurposeConfig, chain),
 		Version: version,
 	})
 	return body, version, err

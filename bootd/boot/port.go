@@ -16,7 +16,7 @@ import (
 // and that has sent the packet itself, to bootd's own address. Anyone can write
 // option 82 and a relay's address into a packet on a segment that bootd serves
 // itself, so what comes in there is never believed.
-func (d *Decider) portOf(c dhcp.Client, s *api.Subnet, address netip.Addr) *api.BootPort {
+func (d *dhcpDecider) portOf(c dhcp.Client, s *api.Subnet, address netip.Addr) *api.BootPort {
 	named := slices.Contains(s.Spec.Relays, c.Relay) && slices.Contains(s.Spec.Relays, c.Source)
 	if !named || !c.Unicast || d.serves(c.Interface) {
 		return nil
@@ -26,8 +26,8 @@ func (d *Decider) portOf(c dhcp.Client, s *api.Subnet, address netip.Addr) *api.
 
 // serves reports whether bootd answers the DHCP clients on one of its own
 // interfaces.
-func (d *Decider) serves(iface string) bool {
-	return slices.ContainsFunc(store.CachedList[api.Subnet](d.Cache), func(s *api.Subnet) bool {
+func (d *dhcpDecider) serves(iface string) bool {
+	return slices.ContainsFunc(store.CachedList[api.Subnet](d.cache), func(s *api.Subnet) bool {
 		return s.Spec.Purpose == api.Provisioning && s.Spec.Interface == iface
 	})
 }

@@ -47,7 +47,7 @@ func (b *bench) planned() {
 	}); err != nil {
 		b.t.Fatal(err)
 	}
-	b.d.takes = newTakes()
+	b.d.attempts.takes = newTakes()
 	b.Change(host, func(m *api.Machine) {
 		m.Spec.Location.Switch, m.Spec.Location.Port = "198.18.3.1", "Ethernet7"
 		m.Spec.Trust.Minimum = api.TrustAddress

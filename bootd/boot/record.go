@@ -12,6 +12,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/httpboot"
+	"github.com/rackweft/rackweft/bootd/machine"
 )
 
 type metrics struct {
@@ -38,16 +39,24 @@ func (m *metrics) register(r prometheus.Registerer) error {
 	return nil
 }
 
+// book writes down what was decided, for whom and why.
+type book struct {
+	peers    *peers
+	recorder machine.Recorder
+	ledger   *ledger
+	metrics  *metrics
+}
+
 // decide records an answer and its reason, and reports whether it was written
 // down: the journal is bounded, and what strangers send must not push out of it
 // what explains a Machine.
-func (d *Decider) decide(m *api.Machine, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
-	return d.record(m, m == nil || isDiscovered(m), mac, peer, question, answer, reason)
+func (b *book) decide(m *api.Machine, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
+	return b.record(m, m == nil || isDiscovered(m), mac, peer, question, answer, reason)
 }
 
 // record is decide for an asker that is a stranger or not, whatever Machine it
 // asks about: strangers share a quota, and use up none of the Machine's.
-func (d *Decider) record(m *api.Machine, stranger bool, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
+func (b *book) record(m *api.Machine, stranger bool, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
 	x := api.Decision{MAC: mac, Question: question, Answer: answer, Reason: reason}
 	if peer.IsValid() {
 		x.Peer = peer.String()
@@ -62,20 +71,20 @@ func (d *Decider) record(m *api.Machine, stranger bool, mac api.MAC, peer netip.
 	if stranger {
 		who = "stranger"
 	}
-	if !d.ledger.admit(x, stranger) {
-		d.metrics.unrecorded.WithLabelValues(who).Inc()
+	if !b.ledger.admit(x, stranger) {
+		b.metrics.unrecorded.WithLabelValues(who).Inc()
 		return false
 	}
-	d.Record.Decision(x)
+	b.recorder.Decision(x)
 	return true
 }
 
 // refuse records why a caller of the API is refused, and makes the answer.
-func (d *Decider) refuse(m *api.Machine, peer netip.Addr, question string, status int, reason, told string) error {
-	d.metrics.refusals.WithLabelValues(question).Inc()
-	stranger := m == nil || d.belongs(peer, m) != nil && !pins(m, peer)
-	if d.record(m, stranger, "", peer, question, fmt.Sprintf("refused (%d)", status), reason) && m != nil {
-		d.Record.Event(m, api.Warning, "BootRefused", fmt.Sprintf("%s asked for %s: %s", peer, question, reason))
+func (b *book) refuse(m *api.Machine, peer netip.Addr, question string, status int, reason, told string) error {
+	b.metrics.refusals.WithLabelValues(question).Inc()
+	stranger := m == nil || b.peers.belongs(peer, m) != nil && !pins(m, peer)
+	if b.record(m, stranger, "", peer, question, fmt.Sprintf("refused (%d)", status), reason) && m != nil {
+		b.recorder.Event(m, api.Warning, "BootRefused", fmt.Sprintf("%s asked for %s: %s", peer, question, reason))
 	}
 	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: told}
 }
@@ -180,15 +189,15 @@ func (l *ledger) stranger(x api.Decision) bool {
 }
 
 // held records why a machine waits, and makes the answer: 503, ask again.
-func (d *Decider) held(m *api.Machine, mac api.MAC, peer netip.Addr, question string, why error) error {
-	d.metrics.refusals.WithLabelValues(question).Inc()
-	d.decide(m, mac, peer, question, "held (503)", why.Error())
+func (b *book) held(m *api.Machine, mac api.MAC, peer netip.Addr, question string, why error) error {
+	b.metrics.refusals.WithLabelValues(question).Inc()
+	b.decide(m, mac, peer, question, "held (503)", why.Error())
 	return &httpboot.Hold{Reason: why.Error(), RetryAfter: holdFor}
 }
 
 // hold makes the answer that has a machine wait and ask again.
-func (d *Decider) hold(question, reason string) error {
-	d.metrics.refusals.WithLabelValues(question).Inc()
+func (b *book) hold(question, reason string) error {
+	b.metrics.refusals.WithLabelValues(question).Inc()
 	return &httpboot.Hold{Reason: reason, RetryAfter: holdFor}
 }
 
@@ -197,16 +206,16 @@ const holdFor = 5 * time.Second
 
 // witness writes down what somebody did who cannot be the Machine, every time:
 // it is bounded, but repetitions are not left out.
-func (d *Decider) witness(m *api.Machine, t api.Taker, reason, answer, text string) {
-	d.metrics.seconds.WithLabelValues(t.What).Inc()
-	if !d.ledger.witness(m.Metadata.Name) {
-		d.metrics.unrecorded.WithLabelValues("taker").Inc()
+func (b *book) witness(m *api.Machine, t api.Taker, reason, answer, text string) {
+	b.metrics.seconds.WithLabelValues(t.What).Inc()
+	if !b.ledger.witness(m.Metadata.Name) {
+		b.metrics.unrecorded.WithLabelValues("taker").Inc()
 		return
 	}
 	x := api.Decision{Machine: m.Metadata.Name, MAC: t.MAC, Peer: t.Address.String(), Question: t.What, Answer: answer, Reason: text}
 	if m.Status.Attempt != nil {
 		x.Attempt = m.Status.Attempt.ID
 	}
-	d.Record.Decision(x)
-	d.Record.Event(m, api.Warning, reason, text)
+	b.recorder.Decision(x)
+	b.recorder.Event(m, api.Warning, reason, text)
 }

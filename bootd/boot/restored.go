@@ -16,8 +16,8 @@ import (
 // backup it may have been leased to somebody whom this bootd does not know. Who
 // uses an address renews it within the lease time, and is known by then. What
 // is pinned is nobody else's, and who has a lease, or uses the address, keeps it.
-func (d *Decider) notYet(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr) error {
-	r := store.Recovery(d.Cache)
+func (d *dhcpDecider) notYet(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr) error {
+	r := store.Recovery(d.cache)
 	if r == nil {
 		return nil
 	}
@@ -25,7 +25,7 @@ func (d *Decider) notYet(c dhcp.Client, s *api.Subnet, h lease.Holder, addr neti
 	if !r.Held && time.Now().After(quiet) || d.pinned(h, s) {
 		return nil
 	}
-	for _, l := range d.Leases.ByMAC(h.MAC) {
+	for _, l := range d.leases.ByMAC(h.MAC) {
 		if l.Subnet == s.Metadata.Name && (l.Address == addr || !addr.IsValid()) {
 			return nil
 		}
@@ -41,8 +41,8 @@ func (d *Decider) notYet(c dhcp.Client, s *api.Subnet, h lease.Holder, addr neti
 }
 
 // pinned reports whether a Machine's spec gives it an address on a Subnet.
-func (d *Decider) pinned(h lease.Holder, s *api.Subnet) bool {
-	m, ok := store.Cached[api.Machine](d.Cache, h.Machine)
+func (d *dhcpDecider) pinned(h lease.Holder, s *api.Subnet) bool {
+	m, ok := store.Cached[api.Machine](d.cache, h.Machine)
 	return ok && slices.ContainsFunc(m.Spec.Links, func(l api.Link) bool {
 		mac := l.MAC
 		if l.Bond != nil && len(l.Bond.Members) > 0 {

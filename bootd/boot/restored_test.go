@@ -44,8 +44,8 @@ func TestNotYet(t *testing.T) {
 }
 
 // withSite is the bench's Decider as it would be with another Site.
-func withSite(b *bench, site *api.Site) *Decider {
-	c := b.d.Config
-	c.Cache = c.Cache.With(site)
-	return &Decider{Config: c}
+func withSite(b *bench, site *api.Site) *dhcpDecider {
+	d := *b.d.dhcpDecider
+	d.cache = d.cache.With(site)
+	return &d
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,8 +15,19 @@ import (
 	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/bootd/image"
 	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/trust"
 )
+
+// scripts makes the boot scripts.
+type scripts struct {
+	cache    *store.Cache
+	tracker  *machine.Tracker
+	own      *endpoints
+	keys     keys
+	attempts *attempts
+	log      *slog.Logger
+}
 
 // asking is a request for a boot script.
 type asking struct {
@@ -25,56 +37,56 @@ type asking struct {
 }
 
 // script makes the boot script, or says why the machine has to wait.
-func (d *Decider) script(ctx context.Context, m *api.Machine, b asking) (httpboot.Script, error) {
+func (sc *scripts) script(ctx context.Context, m *api.Machine, b asking) (httpboot.Script, error) {
 	if m.Spec.State != api.StateActive {
 		return httpboot.Script{}, fmt.Errorf("the Machine %s has state %s: nothing is booted", m.Metadata.Name, m.Spec.State)
 	}
 	if !machine.Covers(m, time.Now()) {
-		if err := d.Tracker.BootAsked(ctx, m); err != nil {
-			d.Log.Warn("record an unsolicited boot", "machine", m.Metadata.Name, "error", err)
+		if err := sc.tracker.BootAsked(ctx, m); err != nil {
+			sc.log.Warn("record an unsolicited boot", "machine", m.Metadata.Name, "error", err)
 		}
 		return httpboot.Script{}, errors.New(unsolicited(m))
 	}
-	p, img, err := d.profile(m)
+	p, img, err := profileOf(sc.cache, m)
 	if err != nil {
 		return httpboot.Script{}, err
 	}
 	if err := bootable(p, img); err != nil {
 		return httpboot.Script{}, err
 	}
-	server, err := d.serverFor(b.peer)
+	server, err := sc.own.serverFor(b.peer)
 	if err != nil {
 		return httpboot.Script{}, err
 	}
-	v := d.proved(m, b.peer, trust.Script, b.chain)
+	v := sc.attempts.proved(m, b.peer, trust.Script, b.chain)
 	if !v.OK() {
-		d.notReached(ctx, m, v)
+		sc.attempts.notReached(ctx, m, v)
 		return httpboot.Script{}, errors.New(v.Missing)
 	}
-	return d.buildScript(m, p, img, server, b), nil
+	return sc.buildScript(m, p, img, server, b), nil
 }
 
 // shown is the trust level that a request for a script shows by itself.
-func (d *Decider) shown(m *api.Machine, c httpboot.Client) api.TrustLevel {
-	if m.Status.Attempt != nil && d.Tokens.VerifyNonce(strings.TrimSpace(c.Query.Get("asset")), m.Metadata.UID, m.Status.Attempt.ID) {
+func (sc *scripts) shown(m *api.Machine, c httpboot.Client) api.TrustLevel {
+	if m.Status.Attempt != nil && sc.keys.Tokens.VerifyNonce(strings.TrimSpace(c.Query.Get("asset")), m.Metadata.UID, m.Status.Attempt.ID) {
 		return api.TrustNonce
 	}
 	return api.TrustMAC
 }
 
-func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, b asking) httpboot.Script {
+func (sc *scripts) buildScript(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, b asking) httpboot.Script {
 	open := func(name string) string {
-		return d.httpURL(server) + "/blobs/sha256/" + string(img.Spec.Files[name].SHA256)
+		return sc.own.httpURL(server) + "/blobs/sha256/" + string(img.Spec.Files[name].SHA256)
 	}
 	asset := open
 	if b.chain == api.TrustBMC {
 		asset = func(name string) string {
-			return d.BootURL(m, server) + "/blobs/sha256:" + string(img.Spec.Files[name].SHA256)
+			return sc.bootURL(m, server) + "/blobs/sha256:" + string(img.Spec.Files[name].SHA256)
 		}
 	}
 	// Whoever fetches the root file system compares its digest with what came
 	// with the kernel.
-	facts := bootFacts{mac: b.mac, ignition: d.pointerURL(server, m, b.chain), rootfs: open(api.RootfsFile)}
+	facts := bootFacts{mac: b.mac, ignition: sc.pointerURL(server, m, b.chain), rootfs: open(api.RootfsFile)}
 	s := httpboot.Script{
 		Title:  fmt.Sprintf("%s boots %s %s (BootAttempt %d)", m.Metadata.Name, p.Spec.Image, img.Spec.Version, m.Status.Attempt.Number),
 		Kernel: asset(api.KernelFile),
@@ -88,19 +100,19 @@ func (d *Decider) buildScript(m *api.Machine, p *api.Profile, img *api.Image, se
 
 // pointerURL is where the boot that gets a script finds its pointer: nobody else
 // can guess it, and in no other attempt, nor at another level, is it the same.
-func (d *Decider) pointerURL(server netip.Addr, m *api.Machine, chain api.TrustLevel) string {
-	key := m.Metadata.Name + "/" + d.secret(m, ca.PurposePointer, chain)
+func (sc *scripts) pointerURL(server netip.Addr, m *api.Machine, chain api.TrustLevel) string {
+	key := m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposePointer, chain)
 	if chain == api.TrustBMC {
-		return d.apiURL(server) + "/v1/pointer/" + key
+		return sc.own.apiURL(server) + "/v1/pointer/" + key
 	}
-	return d.httpURL(server) + "/ignition/pointer/" + key
+	return sc.own.httpURL(server) + "/ignition/pointer/" + key
 }
 
-// BootURL is where the Machine's BMC is to boot it from, over TLS: nobody else is
+// bootURL is where the Machine's BMC is to boot it from, over TLS: nobody else is
 // told it, and it is another one in each BootAttempt. Whoever presents it has
 // reached trust level bmc.
-func (d *Decider) BootURL(m *api.Machine, server netip.Addr) string {
-	return d.apiURL(server) + "/v1/boot/" + m.Metadata.Name + "/" + d.secret(m, ca.PurposeBoot, api.TrustBMC)
+func (sc *scripts) bootURL(m *api.Machine, server netip.Addr) string {
+	return sc.own.apiURL(server) + "/v1/boot/" + m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposeBoot, api.TrustBMC)
 }
 
 func unsolicited(m *api.Machine) string {

@@ -20,17 +20,17 @@ func (d *Decider) SecureScript(ctx context.Context, name, key string, peer netip
 	if err != nil {
 		return "", err
 	}
-	h, err := d.holder(peer)
+	h, err := d.peers.holder(peer)
 	var script httpboot.Script
 	if err == nil {
-		script, err = d.script(ctx, m, asking{chain: api.TrustBMC, mac: h.mac, peer: peer})
+		script, err = d.scripts.script(ctx, m, asking{chain: api.TrustBMC, mac: h.mac, peer: peer})
 	}
 	var text string
 	if err == nil {
 		text, err = script.Text()
 	}
 	if err != nil {
-		return "", d.refuse(m, peer, "script", http.StatusServiceUnavailable, err.Error(), err.Error())
+		return "", d.book.refuse(m, peer, "script", http.StatusServiceUnavailable, err.Error(), err.Error())
 	}
 	d.served(ctx, m, h.mac, peer)
 	return text, nil
@@ -38,8 +38,8 @@ func (d *Decider) SecureScript(ctx context.Context, name, key string, peer netip
 
 // served records that a boot has its script.
 func (d *Decider) served(ctx context.Context, m *api.Machine, mac api.MAC, peer netip.Addr) {
-	d.decide(m, mac, peer, "script", "served", "BootAttempt "+strconv.Itoa(m.Status.Attempt.Number)+" is open")
-	d.reached(ctx, m, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{peer} })
+	d.book.decide(m, mac, peer, "script", "served", "BootAttempt "+strconv.Itoa(m.Status.Attempt.Number)+" is open")
+	d.attempts.reached(ctx, m, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{peer} })
 }
 
 // secured finds the Machine whose boot URL a client presents, from an address of
@@ -50,14 +50,14 @@ func (d *Decider) secured(ctx context.Context, name, key string, peer netip.Addr
 		return nil, err
 	}
 	if reason == "" {
-		if err := d.belongs(peer, m); err != nil {
+		if err := d.peers.belongs(peer, m); err != nil {
 			reason = err.Error()
 		}
-	} else if m != nil && d.late(m, d.taker("script", peer), key, ca.PurposeBoot) {
+	} else if m != nil && d.late(m, d.peers.taker("script", peer), key, ca.PurposeBoot) {
 		return nil, problem(http.StatusForbidden, strangerText(name))
 	}
 	if reason != "" {
-		return nil, d.refuse(m, peer, "script", http.StatusForbidden, reason, strangerText(name))
+		return nil, d.book.refuse(m, peer, "script", http.StatusForbidden, reason, strangerText(name))
 	}
 	return m, nil
 }

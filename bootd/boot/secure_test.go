@@ -18,14 +18,14 @@ func TestBootURL(t *testing.T) {
 	at := b.lease(hostMAC)
 	stranger := b.lease("52:54:00:ff:00:01")
 	fresh := func(stage api.Stage) *api.Machine {
-		b.d.takes = newTakes()
+		b.d.attempts.takes = newTakes()
 		return b.Change(host, func(m *api.Machine) {
 			m.Spec.Trust.Minimum, m.Status.Conditions = api.TrustBMC, nil
 			m.Status.Attempt = testsite.Attempt("try-1", stage)
 		})
 	}
 	m := fresh(api.StageDHCP)
-	base := b.d.BootURL(m, addr("198.18.0.2"))
+	base := b.d.scripts.bootURL(m, addr("198.18.0.2"))
 	key, ok := strings.CutPrefix(base, "https://198.18.0.2:8443/v1/boot/"+host+"/")
 	if !ok || len(key) < 40 {
 		t.Fatalf("the boot URL is %s", base)
@@ -38,7 +38,7 @@ func TestBootURL(t *testing.T) {
 		"another Machine": func() error { _, err := b.d.SecureScript(t.Context(), "nobody", key, at); return err },
 		"a stranger":      func() error { _, err := b.d.SecureScript(t.Context(), host, key, stranger); return err },
 		"a pointer's key": func() error {
-			_, err := b.d.SecureScript(t.Context(), host, b.d.secret(m, ca.PurposePointer, api.TrustBMC), at)
+			_, err := b.d.SecureScript(t.Context(), host, b.d.keys.secret(m, ca.PurposePointer, api.TrustBMC), at)
 			return err
 		},
 		"a stranger's blob": func() error { return b.d.SecureBlob(t.Context(), host, key, stranger, digest("a")) },
@@ -58,7 +58,7 @@ func TestBootURL(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Sync()
-	pointerKey := b.d.secret(m, ca.PurposePointer, api.TrustBMC)
+	pointerKey := b.d.keys.secret(m, ca.PurposePointer, api.TrustBMC)
 	for _, want := range []string{base + "/blobs/sha256:" + strings.Repeat("a", 64), base + "/blobs/sha256:" + strings.Repeat("b", 64),
 		"ignition.config.url=https://198.18.0.2:8443/v1/pointer/" + host + "/" + pointerKey, "rackweft.rootfs.sha256=" + strings.Repeat("c", 64)} {
 		if !strings.Contains(script, want) {
@@ -81,7 +81,7 @@ func TestBootURL(t *testing.T) {
 	b.Sync()
 	again := httpboot.PointerRequest{Machine: host, Key: pointerKey, Peer: at, Accept: accept, Conn: "another"}
 	get := b.fetches(at.String())
-	get.Key, get.Token = b.d.secret(m, ca.PurposeConfigURL, api.TrustBMC), b.d.secret(m, ca.PurposeConfig, api.TrustBMC)
+	get.Key, get.Token = b.d.keys.secret(m, ca.PurposeConfigURL, api.TrustBMC), b.d.keys.secret(m, ca.PurposeConfig, api.TrustBMC)
 	if !strings.Contains(string(p.Config), get.Token) {
 		t.Errorf("the pointer is %s", p.Config)
 	}

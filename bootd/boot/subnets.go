@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -19,15 +20,26 @@ import (
 // SubnetReady is the condition of a Subnet that bootd does for it what it can.
 const SubnetReady = "Ready"
 
+// subnets keeps the lease table and the Subnets' conditions true to the objects.
+type subnets struct {
+	store  *store.Store
+	cache  *store.Cache
+	leases *lease.Table
+	own    *endpoints
+
+	applying sync.Mutex       // one ApplySubnets at a time
+	faults   map[string]error // of Subnets whose pool cannot be used; under applying
+}
+
 // ApplySubnets tells the lease table what the Subnets and Machines say now. It
 // is called when any of them, or an address of bootd's, has changed. A Subnet
 // that cannot be served is left out and does not harm the others;
 // ReportSubnets says so.
-func (d *Decider) ApplySubnets(ctx context.Context) error {
-	d.applying.Lock()
-	defer d.applying.Unlock()
+func (ss *subnets) ApplySubnets(ctx context.Context) error {
+	ss.applying.Lock()
+	defer ss.applying.Unlock()
 	var pools []lease.Subnet
-	for _, s := range store.CachedList[api.Subnet](d.Cache) {
+	for _, s := range store.CachedList[api.Subnet](ss.cache) {
 		if s.Spec.Purpose != api.Provisioning || s.Spec.Mode == api.Proxy {
 			continue
 		}
@@ -35,16 +47,16 @@ func (d *Decider) ApplySubnets(ctx context.Context) error {
 			Name:     s.Metadata.Name,
 			Prefixes: s.Spec.Prefixes,
 			Range:    lease.Range{First: s.Spec.Range.First, Last: s.Spec.Range.Last},
-			Exclude:  d.excluded(s),
+			Exclude:  ss.excluded(s),
 		})
 	}
 	good, faults, err := usable(ctx, pools)
 	if err != nil {
 		return fmt.Errorf("check the Subnets: %w", err)
 	}
-	d.faults = faults
-	d.Leases.SetReservations(d.reservations(), nil)
-	if err := d.Leases.SetSubnets(good); err != nil {
+	ss.faults = faults
+	ss.leases.SetReservations(ss.reservations(), nil)
+	if err := ss.leases.SetSubnets(good); err != nil {
 		return fmt.Errorf("apply the Subnets: %w", err)
 	}
 	return nil
@@ -79,17 +91,17 @@ func (noLeases) Apply(context.Context, []lease.Lease, []lease.Lease) error { ret
 // ReportSubnets writes into the condition Ready of every Subnet whether it is
 // served, and if not, why. listening returns why DHCP does not answer on an
 // interface; nil when it does. Only one bootd of a group may call it.
-func (d *Decider) ReportSubnets(ctx context.Context, listening func(iface string) error) error {
-	d.applying.Lock()
-	faults := maps.Clone(d.faults)
-	d.applying.Unlock()
+func (ss *subnets) ReportSubnets(ctx context.Context, listening func(iface string) error) error {
+	ss.applying.Lock()
+	faults := maps.Clone(ss.faults)
+	ss.applying.Unlock()
 	var errs []error
-	for _, s := range store.CachedList[api.Subnet](d.Cache) {
-		ready, reason, message := d.judge(s, faults[s.Metadata.Name], listening)
+	for _, s := range store.CachedList[api.Subnet](ss.cache) {
+		ready, reason, message := ss.judge(s, faults[s.Metadata.Name], listening)
 		if c := s.Status.Conditions.Get(SubnetReady); c != nil && c.Status == ready && c.Reason == reason && c.Message == message {
 			continue
 		}
-		_, err := store.Mutate(ctx, d.Store, s.Metadata.Name, func(fresh *api.Subnet) error {
+		_, err := store.Mutate(ctx, ss.store, s.Metadata.Name, func(fresh *api.Subnet) error {
 			if fresh.Metadata.UID != s.Metadata.UID || fresh.Metadata.Generation != s.Metadata.Generation {
 				return store.ErrUnchanged // its change makes it due again
 			}
@@ -104,8 +116,8 @@ func (d *Decider) ReportSubnets(ctx context.Context, listening func(iface string
 }
 
 // judge says how a Subnet stands.
-func (d *Decider) judge(s *api.Subnet, fault error, listening func(string) error) (ready api.ConditionStatus, reason, message string) {
-	iface, here := s.Spec.Interface, d.Interfaces()
+func (ss *subnets) judge(s *api.Subnet, fault error, listening func(string) error) (ready api.ConditionStatus, reason, message string) {
+	iface, here := s.Spec.Interface, ss.own.interfaces()
 	_, has := here[iface]
 	switch {
 	case s.Spec.Purpose != api.Provisioning:
@@ -119,7 +131,7 @@ func (d *Decider) judge(s *api.Subnet, fault error, listening func(string) error
 	case !has:
 		return api.False, "NoInterface", fmt.Sprintf("this bootd has no interface %s (it has %s): name one of them in spec.interface, or none when requests come through a relay",
 			iface, strings.Join(slices.Sorted(maps.Keys(here)), ", "))
-	case !d.inside(s).IsValid():
+	case !ss.own.inside(s).IsValid():
 		return api.False, "NoAddress", fmt.Sprintf("bootd has no address inside %s on interface %s, so clients could not reach it: ip address add … dev %s", prefixText(s.Spec.Prefixes), iface, iface)
 	}
 	if err := listening(iface); err != nil {
@@ -147,12 +159,12 @@ func prefixText(prefixes []netip.Prefix) string {
 }
 
 // excluded lists the addresses that may never be leased.
-func (d *Decider) excluded(s *api.Subnet) []netip.Addr {
+func (ss *subnets) excluded(s *api.Subnet) []netip.Addr {
 	taken := slices.Concat(s.Spec.DNS, s.Spec.NTP, s.Spec.Relays)
 	if s.Spec.Gateway.IsValid() {
 		taken = append(taken, s.Spec.Gateway)
 	}
-	for _, prefixes := range d.Interfaces() {
+	for _, prefixes := range ss.own.interfaces() {
 		for _, p := range prefixes {
 			taken = append(taken, p.Addr())
 		}
@@ -163,11 +175,11 @@ func (d *Decider) excluded(s *api.Subnet) []netip.Addr {
 // reservations are the IPv4 addresses that Machines pin on provisioning
 // Subnets. A bond's goes to its first member; should it boot through another,
 // that one gets a dynamic address.
-func (d *Decider) reservations() []lease.Reservation {
+func (ss *subnets) reservations() []lease.Reservation {
 	var all []lease.Reservation
-	for _, m := range store.CachedList[api.Machine](d.Cache) {
+	for _, m := range store.CachedList[api.Machine](ss.cache) {
 		for _, r := range reservationsOf(m) {
-			if s, ok := store.Cached[api.Subnet](d.Cache, r.Subnet); ok && s.Spec.Purpose == api.Provisioning {
+			if s, ok := store.Cached[api.Subnet](ss.cache, r.Subnet); ok && s.Spec.Purpose == api.Provisioning {
 				all = append(all, r)
 			}
 		}
@@ -206,8 +218,8 @@ func ReservesOther(old, now api.Object) bool {
 
 // subnetOf finds the provisioning Subnet that a DHCP client is on: by its relay
 // when there is one, else by the interface that heard it.
-func (d *Decider) subnetOf(c dhcp.Client) (*api.Subnet, error) {
-	for _, s := range store.CachedList[api.Subnet](d.Cache) {
+func (d *dhcpDecider) subnetOf(c dhcp.Client) (*api.Subnet, error) {
+	for _, s := range store.CachedList[api.Subnet](d.cache) {
 		if s.Spec.Purpose != api.Provisioning {
 			continue
 		}

@@ -128,13 +128,13 @@ func TestSecondTaker(t *testing.T) {
 			}, 1}, // the attempt is over then: the others come with a secret that is spent
 			{"another connection, and bootd was restarted", func(t *testing.T, b *bench, x thing) {
 				x.take("a")(true)
-				b.d.takes = newTakes()
+				b.d.attempts.takes = newTakes()
 				if x.take("a") != nil {
 					t.Error("it got it")
 				}
 			}, 1},
 			{"another bootd at the same time", func(t *testing.T, b *bench, x thing) {
-				conf := b.d.Config
+				conf := b.conf
 				conf.Metrics = nil
 				other, err := New(conf)
 				if err != nil {

@@ -11,15 +11,18 @@ func chains() []api.TrustLevel {
 	return []api.TrustLevel{api.TrustMAC, api.TrustNonce, api.TrustBMC}
 }
 
+// keys are the secrets of BootAttempts.
+type keys struct{ *ca.Tokens }
+
 // secret is a secret of the Machine's attempt at a level.
-func (d *Decider) secret(m *api.Machine, purpose ca.Purpose, level api.TrustLevel) string {
-	return d.Tokens.Token(purpose.At(string(level)), m.Metadata.UID, m.Status.Attempt.ID)
+func (k keys) secret(m *api.Machine, purpose ca.Purpose, level api.TrustLevel) string {
+	return k.Tokens.Token(purpose.At(string(level)), m.Metadata.UID, m.Status.Attempt.ID)
 }
 
 // presented finds the level at which a secret of a BootAttempt was given.
-func (d *Decider) presented(got string, purpose ca.Purpose, uid, attempt string) (level api.TrustLevel, ok bool) {
+func (k keys) presented(got string, purpose ca.Purpose, uid, attempt string) (level api.TrustLevel, ok bool) {
 	for _, l := range chains() {
-		if d.Tokens.Verify(got, purpose.At(string(l)), uid, attempt) {
+		if k.Tokens.Verify(got, purpose.At(string(l)), uid, attempt) {
 			level, ok = l, true
 		}
 	}
@@ -28,14 +31,14 @@ func (d *Decider) presented(got string, purpose ca.Purpose, uid, attempt string)
 
 // spent reports whether a secret is one of an attempt of the Machine that is
 // over, and of which.
-func (d *Decider) spent(m *api.Machine, got string, purpose ca.Purpose) (number int, ok bool) {
+func (k keys) spent(m *api.Machine, got string, purpose ca.Purpose) (number int, ok bool) {
 	old := m.Status.History
 	if a := m.Status.Attempt; a != nil && !a.Open() {
 		old = append([]api.BootAttempt{*a}, old...)
 	}
 	for _, a := range old {
-		_, chained := d.presented(got, purpose, m.Metadata.UID, a.ID)
-		if chained || d.Tokens.Verify(got, purpose, m.Metadata.UID, a.ID) {
+		_, chained := k.presented(got, purpose, m.Metadata.UID, a.ID)
+		if chained || k.Tokens.Verify(got, purpose, m.Metadata.UID, a.ID) {
 			return a.Number, true
 		}
 	}
