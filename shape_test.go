@@ -27,8 +27,6 @@ func outsized() map[string]bool {
 	for _, name := range []string{
 		"api/client.go",
 		"bootd.daemon",
-		"bootd/boot.Decider",
-		"bootd/boot.Decider.record()",
 		"bootd/hostspec.Hub",
 		"bootd/lease/table.go",
 		"bootd/machine.Controller",

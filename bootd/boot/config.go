@@ -38,22 +38,23 @@ func (d *Decider) ConfigFor(ctx context.Context, r ConfigRequest) (HostConfig, e
 	if err != nil {
 		return HostConfig{}, err
 	}
+	who := query{question: theConfig, machine: m, peer: r.Peer}
 	v := d.attempts.proved(m, r.Peer, trust.Config, chain)
 	if !v.OK() {
 		d.attempts.notReached(ctx, m, v)
-		return HostConfig{}, d.book.refuse(m, r.Peer, theConfig, http.StatusServiceUnavailable, v.Missing, v.Missing)
+		return HostConfig{}, d.book.refuse(who, http.StatusServiceUnavailable, v.Missing, v.Missing)
 	}
 	result, err := d.configs.compile(ctx, m, r.Peer, r.Accept)
 	d.attempts.compiled(ctx, m, err)
 	if err != nil {
-		return HostConfig{}, d.book.refuse(m, r.Peer, theConfig, http.StatusServiceUnavailable, err.Error(), err.Error())
+		return HostConfig{}, d.book.refuse(who, http.StatusServiceUnavailable, err.Error(), err.Error())
 	}
 	sent, why := d.attempts.give(ctx, m, giving{what: theConfig, stage: api.StageConfig, peer: r.Peer, conn: r.Conn, verdict: v})
 	if why != "" {
 		d.book.metrics.refusals.WithLabelValues(theConfig).Inc()
 		return HostConfig{}, problem(http.StatusServiceUnavailable, why)
 	}
-	d.book.decide(m, "", r.Peer, theConfig, "served", fmt.Sprintf("token of BootAttempt %d, Ignition %s", m.Status.Attempt.Number, result.Version))
+	d.book.decide(who, "served", fmt.Sprintf("token of BootAttempt %d, Ignition %s", m.Status.Attempt.Number, result.Version))
 	return HostConfig{Body: result.Config, ContentType: contentType(result.Version), Sent: sent}, nil
 }
 
@@ -64,17 +65,18 @@ func (d *Decider) mayHaveConfig(ctx context.Context, r ConfigRequest) (*api.Mach
 	if err != nil {
 		return nil, "", err
 	}
-	if reason == "" && !d.keys.Tokens.Verify(r.Key, ca.PurposeConfigURL.At(string(chain)), m.Metadata.UID, m.Status.Attempt.ID) {
+	who := query{question: theConfig, machine: m, peer: r.Peer}
+	if reason == "" && !d.keys.Verify(r.Key, ca.PurposeConfigURL.At(string(chain)), m.Metadata.UID, m.Status.Attempt.ID) {
 		reason = "the URL is not this BootAttempt's"
 	}
 	if reason != "" {
 		if m != nil && d.late(m, d.peers.taker(theConfig, r.Peer), r.Token, ca.PurposeConfig) {
 			return nil, "", problem(http.StatusForbidden, strangerText(r.Machine))
 		}
-		return nil, "", d.book.refuse(m, r.Peer, theConfig, http.StatusForbidden, reason, strangerText(r.Machine))
+		return nil, "", d.book.refuse(who, http.StatusForbidden, reason, strangerText(r.Machine))
 	}
 	if err := d.peers.belongs(r.Peer, m); err != nil {
-		return nil, "", d.book.refuse(m, r.Peer, theConfig, http.StatusForbidden, err.Error(), err.Error())
+		return nil, "", d.book.refuse(who, http.StatusForbidden, err.Error(), err.Error())
 	}
 	return m, chain, nil
 }

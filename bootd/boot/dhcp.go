@@ -31,87 +31,183 @@ type dhcpDecider struct {
 
 // Offer implements dhcp.Decider.
 func (d *dhcpDecider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
-	return d.answer(ctx, c, "offered", func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
-		if err := d.notYet(c, s, h, netip.Addr{}); err != nil {
-			return netip.Addr{}, 0, err
+	who := d.ask(c)
+	return d.answer(ctx, who, func() (grant, error) {
+		if err := d.notYet(who, netip.Addr{}); err != nil {
+			return grant{}, err
 		}
-		addr, err := d.leases.Offer(h, s.Metadata.Name, c.Requested)
-		return addr, time.Duration(s.Spec.LeaseTime), err
+		addr, err := d.leases.Offer(who.holder(), who.subnet.Metadata.Name, c.Requested)
+		return grant{addr, time.Duration(who.subnet.Spec.LeaseTime), "offered"}, err
 	})
 }
 
 // Request implements dhcp.Decider.
 func (d *dhcpDecider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (dhcp.Answer, error) {
-	if s, err := d.subnetOf(c); err == nil && s.Spec.Mode == api.Proxy {
-		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server gives the addresses", dhcp.ErrNotMine, s.Metadata.Name)
+	who := d.ask(c)
+	if who.proxied() {
+		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server gives the addresses", dhcp.ErrNotMine, who.subnet.Metadata.Name)
 	}
-	return d.answer(ctx, c, leased, func(s *api.Subnet, h lease.Holder) (netip.Addr, time.Duration, error) {
-		if err := d.notYet(c, s, h, addr); err != nil {
-			return netip.Addr{}, 0, err
+	return d.answer(ctx, who, func() (grant, error) {
+		if err := d.notYet(who, addr); err != nil {
+			return grant{}, err
 		}
-		l, err := d.leases.Commit(ctx, h, s.Metadata.Name, addr, time.Duration(s.Spec.LeaseTime))
+		l, err := d.leases.Commit(ctx, who.holder(), who.subnet.Metadata.Name, addr, time.Duration(who.subnet.Spec.LeaseTime))
 		if errors.Is(err, lease.ErrUnavailable) || errors.Is(err, lease.ErrReserved) {
-			return netip.Addr{}, 0, &dhcp.Refusal{Reason: err.Error()}
+			return grant{}, &dhcp.Refusal{Reason: err.Error()}
 		}
-		return l.Address, time.Until(l.Expires).Round(time.Second), err
+		return grant{l.Address, time.Until(l.Expires).Round(time.Second), leased}, err
 	})
 }
 
 // Inform implements dhcp.Decider.
 func (d *dhcpDecider) Inform(ctx context.Context, c dhcp.Client) (dhcp.Answer, error) {
-	return d.answer(ctx, c, "informed", func(s *api.Subnet, _ lease.Holder) (netip.Addr, time.Duration, error) {
-		if _, inside := s.Prefix(c.ClientAddr); !inside {
-			return netip.Addr{}, 0, fmt.Errorf("%w: its address %s is not inside Subnet %s", dhcp.ErrNotMine, c.ClientAddr, s.Metadata.Name)
+	who := d.ask(c)
+	return d.answer(ctx, who, func() (grant, error) {
+		if _, inside := who.subnet.Prefix(c.ClientAddr); !inside {
+			return grant{}, fmt.Errorf("%w: its address %s is not inside Subnet %s", dhcp.ErrNotMine, c.ClientAddr, who.subnet.Metadata.Name)
 		}
-		return c.ClientAddr, 0, nil
+		return grant{c.ClientAddr, 0, "informed"}, nil
 	})
 }
 
-// answer builds the whole answer around an address that pick chooses; did says
-// in one word what becomes of the address.
-func (d *dhcpDecider) answer(ctx context.Context, c dhcp.Client, did string, pick func(*api.Subnet, lease.Holder) (netip.Addr, time.Duration, error)) (dhcp.Answer, error) {
-	mac := api.MAC(c.MAC.String())
-	m, known := store.CachedMachineByMAC(d.cache, mac)
-	s, err := d.subnetOf(c)
+// Boot implements dhcp.Decider.
+func (d *dhcpDecider) Boot(ctx context.Context, c dhcp.Client) (dhcp.Boot, error) {
+	who := d.ask(c)
+	if who.subnet == nil {
+		return dhcp.Boot{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, who.noSubnet)
+	}
+	b := d.bootfile(who)
+	d.book.decide(who.about(c.ClientAddr), bootText(b), b.Reason+" (asked on port 4011)")
+	return b, nil
+}
+
+// Release implements dhcp.Decider.
+func (d *dhcpDecider) Release(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
+	who := d.ask(c).about(addr)
+	released, err := d.leases.Release(ctx, string(who.mac), addr)
 	if err != nil {
-		d.book.decide(m, mac, c.Relay, "dhcp", "silence", err.Error())
-		return dhcp.Answer{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, err)
+		return err
 	}
-	registered := known && !isDiscovered(m)
-	if !registered && c.Kind != dhcp.None {
-		d.strangers.note(ctx, mac, s)
+	if !released {
+		d.book.decide(who, "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and nobody else may release it: anyone can forge a RELEASE")
+		return nil
 	}
-	boot := d.bootfile(c, m, s)
-	if s.Spec.Mode == api.Proxy {
-		return d.proxyAnswer(ctx, c, m, s, boot), nil
-	}
-	h := lease.Holder{MAC: string(mac), Hostname: c.Hostname}
-	if registered {
-		h.Machine, h.Hostname = m.Metadata.Name, m.Metadata.Name
-	}
-	addr, granted, err := pick(s, h)
+	d.book.decide(who, "released "+addr.String(), "the client gave it back")
+	return nil
+}
+
+// Decline implements dhcp.Decider.
+func (d *dhcpDecider) Decline(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
+	who := d.ask(c).about(addr)
+	quarantined, err := d.leases.Decline(ctx, string(who.mac), addr)
 	if err != nil {
-		d.book.decide(m, mac, netip.Addr{}, "dhcp", "no address", err.Error())
+		d.book.decide(who, "cannot replace "+addr.String(), err.Error())
+		return err
+	}
+	if !quarantined {
+		d.book.decide(who, "decline of "+addr.String()+" ignored", "the client does not hold the address, or a quarter of the range is in quarantine already")
+		return nil
+	}
+	d.book.decide(who, "quarantined "+addr.String(), "the client found the address in use by somebody else")
+	return nil
+}
+
+// asker is a DHCP client with all that its answer follows from, each looked for
+// once.
+type asker struct {
+	client   dhcp.Client
+	mac      api.MAC
+	machine  *api.Machine // nil for none
+	subnet   *api.Subnet  // nil when it is on none
+	server   netip.Addr   // bootd's own address that the client is told
+	noSubnet error
+	noServer error
+}
+
+// ask finds the client's Machine, its Subnet and bootd's own address there.
+func (d *dhcpDecider) ask(c dhcp.Client) asker {
+	who := asker{client: c, mac: api.MAC(c.MAC.String())}
+	who.machine, _ = store.CachedMachineByMAC(d.cache, who.mac)
+	who.subnet, who.noSubnet = d.subnetOf(c)
+	if who.subnet != nil {
+		who.server, who.noServer = d.own.address(who.subnet, c.Local, c.Relay)
+	}
+	return who
+}
+
+// about is the question, as it is written down, with the address that it is
+// about, if there is one.
+func (a asker) about(addr netip.Addr) query {
+	return query{question: "dhcp", machine: a.machine, mac: a.mac, peer: addr}
+}
+
+// registered reports whether a person has registered the client's MAC.
+func (a asker) registered() bool { return a.machine != nil && !isDiscovered(a.machine) }
+
+// boots reports whether it is firmware or a boot loader.
+func (a asker) boots() bool { return a.client.Kind != dhcp.None }
+
+// proxied reports whether another server gives the addresses.
+func (a asker) proxied() bool { return a.subnet != nil && a.subnet.Spec.Mode == api.Proxy }
+
+// holder is the client as the lease table knows it.
+func (a asker) holder() lease.Holder {
+	h := lease.Holder{MAC: string(a.mac), Hostname: a.client.Hostname}
+	if a.registered() {
+		h.Machine, h.Hostname = a.machine.Metadata.Name, a.machine.Metadata.Name
+	}
+	return h
+}
+
+// grant is an address that a client has, and for how long.
+type grant struct {
+	address netip.Addr
+	lease   time.Duration
+	did     string // in one word, what becomes of the address
+}
+
+// answer builds the whole answer around an address that pick chooses.
+func (d *dhcpDecider) answer(ctx context.Context, who asker, pick func() (grant, error)) (dhcp.Answer, error) {
+	if who.subnet == nil {
+		d.book.decide(who.about(who.client.Relay), "silence", who.noSubnet.Error())
+		return dhcp.Answer{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, who.noSubnet)
+	}
+	if !who.registered() && who.boots() {
+		d.strangers.note(ctx, who.mac, who.subnet)
+	}
+	boot := d.bootfile(who)
+	if who.proxied() {
+		return d.proxyAnswer(ctx, who, boot), nil
+	}
+	g, err := pick()
+	if err != nil {
+		d.book.decide(who.about(netip.Addr{}), "no address", err.Error())
 		return dhcp.Answer{}, err
 	}
-	d.book.decide(m, mac, addr, "dhcp", did+" "+addr.String(), leaseReason(h, s)+"; "+boot.Reason)
-	if registered && did == leased {
-		d.attempts.seenAt(ctx, m, addr, d.portOf(c, s, addr))
+	d.book.decide(who.about(g.address), g.did+" "+g.address.String(), who.leaseReason()+"; "+boot.Reason)
+	if who.registered() {
+		d.granted(ctx, who, g)
 	}
-	if registered && c.Kind != dhcp.None {
-		d.attempts.reached(ctx, m, api.StageDHCP, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{addr} })
+	return d.complete(who, g, boot), nil
+}
+
+// granted records how far a Machine's boot has come by the address that it has now.
+func (d *dhcpDecider) granted(ctx context.Context, who asker, g grant) {
+	if g.did == leased {
+		d.attempts.seenAt(ctx, who.machine, g.address, d.portOf(who, g.address))
 	}
-	return d.complete(c, s, h, addr, granted, boot), nil
+	if who.boots() {
+		d.attempts.reached(ctx, who.machine, api.StageDHCP, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{g.address} })
+	}
 }
 
 // proxyAnswer adds the boot file to what another server answers.
-func (d *dhcpDecider) proxyAnswer(ctx context.Context, c dhcp.Client, m *api.Machine, s *api.Subnet, boot dhcp.Boot) dhcp.Answer {
-	d.book.decide(m, api.MAC(c.MAC.String()), netip.Addr{}, "dhcp", bootText(boot), boot.Reason+"; Subnet "+s.Metadata.Name+" is in proxy mode: another server gives the address")
-	if c.Kind != dhcp.None {
-		d.attempts.reached(ctx, m, api.StageDHCP)
+func (d *dhcpDecider) proxyAnswer(ctx context.Context, who asker, boot dhcp.Boot) dhcp.Answer {
+	d.book.decide(who.about(netip.Addr{}), bootText(boot), boot.Reason+"; Subnet "+who.subnet.Metadata.Name+" is in proxy mode: another server gives the address")
+	if who.boots() {
+		d.attempts.reached(ctx, who.machine, api.StageDHCP)
 	}
-	server, _ := d.own.address(s, c.Local, c.Relay) // without one, dhcp names the address that the packet came to
-	return dhcp.Answer{Boot: boot, Server: server}
+	return dhcp.Answer{Boot: boot, Server: who.server}
 }
 
 func bootText(b dhcp.Boot) string {
@@ -121,54 +217,51 @@ func bootText(b dhcp.Boot) string {
 	return "boot file " + b.Filename
 }
 
-func leaseReason(h lease.Holder, s *api.Subnet) string {
-	if h.Machine == "" {
-		return "no registered Machine has this MAC: a short lease on Subnet " + s.Metadata.Name
+func (a asker) leaseReason() string {
+	if !a.registered() {
+		return "no registered Machine has this MAC: a short lease on Subnet " + a.subnet.Metadata.Name
 	}
-	return "Machine " + h.Machine + " on Subnet " + s.Metadata.Name
+	return "Machine " + a.machine.Metadata.Name + " on Subnet " + a.subnet.Metadata.Name
 }
 
-// complete fills in what goes with an address.
-func (d *dhcpDecider) complete(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr, granted time.Duration, boot dhcp.Boot) dhcp.Answer {
-	site := siteOf(d.cache)
-	prefix, _ := s.Prefix(addr)
-	server, _ := d.own.address(s, c.Local, c.Relay) // without one, dhcp names the address that the packet came to
+// complete fills in what goes with an address. Without an address of bootd's own,
+// dhcp names the one that the packet came to.
+func (d *dhcpDecider) complete(who asker, g grant, boot dhcp.Boot) dhcp.Answer {
+	site, s := siteOf(d.cache), who.subnet
+	prefix, _ := s.Prefix(g.address)
 	a := dhcp.Answer{
-		Address: addr, Prefix: netip.PrefixFrom(addr, prefix.Bits()),
+		Address: g.address, Prefix: netip.PrefixFrom(g.address, prefix.Bits()),
 		DNS: orElse(s.Spec.DNS, site.DNS), NTP: orElse(s.Spec.NTP, site.NTP),
-		Domain: site.Domain, MTU: s.Spec.MTU, Lease: granted, Boot: boot,
-		Server: server,
+		Domain: site.Domain, MTU: s.Spec.MTU, Lease: g.lease, Boot: boot,
+		Hostname: who.holder().Machine, Server: who.server,
 	}
 	if s.Spec.Gateway.IsValid() {
 		a.Router = []netip.Addr{s.Spec.Gateway}
-	}
-	if h.Machine != "" {
-		a.Hostname = h.Machine
 	}
 	return a
 }
 
 // bootfile chooses the boot file, with what the Machine's spec says of its odd
 // firmware.
-func (d *dhcpDecider) bootfile(c dhcp.Client, m *api.Machine, s *api.Subnet) dhcp.Boot {
-	if c.Kind == dhcp.None {
+func (d *dhcpDecider) bootfile(who asker) dhcp.Boot {
+	if !who.boots() {
 		return dhcp.Boot{Reason: "it does not boot from the network"}
 	}
-	server, err := d.own.address(s, c.Local, c.Relay)
-	if err != nil {
-		return dhcp.Boot{Reason: err.Error()}
+	if who.noServer != nil {
+		return dhcp.Boot{Reason: who.noServer.Error()}
 	}
-	b := dhcp.Bootfile(c, dhcp.Endpoints{
-		TFTP:   server,
-		HTTP:   d.own.httpURL(server),
+	b := dhcp.Bootfile(who.client, dhcp.Endpoints{
+		TFTP:   who.server,
+		HTTP:   d.own.httpURL(who.server),
 		Script: ScriptPath,
 		Files:  dhcp.DefaultFiles(),
 	})
+	m := who.machine
 	if m == nil {
 		return b
 	}
-	if f := m.Spec.Boot.File; f != "" && c.Kind == dhcp.PXE {
-		b.Filename, b.NextServer, b.Reason = f, server, "spec.boot.file of the Machine"
+	if f := m.Spec.Boot.File; f != "" && who.client.Kind == dhcp.PXE {
+		b.Filename, b.NextServer, b.Reason = f, who.server, "spec.boot.file of the Machine"
 	}
 	switch m.Spec.Boot.VendorPXE {
 	case "always":
@@ -177,50 +270,4 @@ func (d *dhcpDecider) bootfile(c dhcp.Client, m *api.Machine, s *api.Subnet) dhc
 		b.Style = dhcp.Plain
 	}
 	return b
-}
-
-// Boot implements dhcp.Decider.
-func (d *dhcpDecider) Boot(ctx context.Context, c dhcp.Client) (dhcp.Boot, error) {
-	mac := api.MAC(c.MAC.String())
-	m, _ := store.CachedMachineByMAC(d.cache, mac)
-	s, err := d.subnetOf(c)
-	if err != nil {
-		return dhcp.Boot{}, fmt.Errorf("%w: %s", dhcp.ErrNotMine, err)
-	}
-	b := d.bootfile(c, m, s)
-	d.book.decide(m, mac, c.ClientAddr, "dhcp", bootText(b), b.Reason+" (asked on port 4011)")
-	return b, nil
-}
-
-// Release implements dhcp.Decider.
-func (d *dhcpDecider) Release(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
-	mac := api.MAC(c.MAC.String())
-	m, _ := store.CachedMachineByMAC(d.cache, mac)
-	released, err := d.leases.Release(ctx, string(mac), addr)
-	if err != nil {
-		return err
-	}
-	if !released {
-		d.book.decide(m, mac, addr, "dhcp", "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and nobody else may release it: anyone can forge a RELEASE")
-		return nil
-	}
-	d.book.decide(m, mac, addr, "dhcp", "released "+addr.String(), "the client gave it back")
-	return nil
-}
-
-// Decline implements dhcp.Decider.
-func (d *dhcpDecider) Decline(ctx context.Context, c dhcp.Client, addr netip.Addr) error {
-	mac := api.MAC(c.MAC.String())
-	m, _ := store.CachedMachineByMAC(d.cache, mac)
-	quarantined, err := d.leases.Decline(ctx, string(mac), addr)
-	if err != nil {
-		d.book.decide(m, mac, addr, "dhcp", "cannot replace "+addr.String(), err.Error())
-		return err
-	}
-	if !quarantined {
-		d.book.decide(m, mac, addr, "dhcp", "decline of "+addr.String()+" ignored", "the client does not hold the address, or a quarter of the range is in quarantine already")
-		return nil
-	}
-	d.book.decide(m, mac, addr, "dhcp", "quarantined "+addr.String(), "the client found the address in use by somebody else")
-	return nil
 }

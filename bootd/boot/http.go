@@ -13,16 +13,17 @@ import (
 // Script implements httpboot.Decider: the boot script of a Machine whose
 // BootAttempt is open; all others wait and are told why.
 func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Script, error) {
-	mac := api.MAC(c.MAC.String())
+	who := query{question: "script", mac: api.MAC(c.MAC.String()), peer: c.Addr}
 	m, err := d.asker(c)
 	if err != nil {
-		return httpboot.Script{}, d.book.held(nil, mac, c.Addr, "script", err)
+		return httpboot.Script{}, d.book.held(who, err)
 	}
-	script, err := d.scripts.script(ctx, m, asking{chain: d.scripts.shown(m, c), mac: mac, peer: c.Addr})
+	who.machine = m
+	script, err := d.scripts.script(ctx, m, asking{chain: d.scripts.shown(m, c), mac: who.mac, peer: c.Addr})
 	if err != nil {
-		return httpboot.Script{}, d.book.held(m, mac, c.Addr, "script", err)
+		return httpboot.Script{}, d.book.held(who, err)
 	}
-	d.served(ctx, m, mac, c.Addr)
+	d.served(ctx, who)
 	return script, nil
 }
 
@@ -43,26 +44,27 @@ func contentType(version string) string {
 
 // Fetched is told of every file that was sent whole over TFTP, by name.
 func (d *Decider) Fetched(ctx context.Context, peer netip.Addr, file string) {
-	m, mac := d.peers.byPeer(peer)
-	d.book.decide(m, mac, peer, "tftp", "sent "+file, "a boot file")
-	d.attempts.reached(ctx, m, api.StageLoader)
+	who := d.peers.query("tftp", peer)
+	d.book.decide(who, "sent "+file, "a boot file")
+	d.attempts.reached(ctx, who.machine, api.StageLoader)
 }
 
 // FetchedLoader is told of every boot loader that was sent whole over HTTP.
 func (d *Decider) FetchedLoader(ctx context.Context, peer netip.Addr, file string) {
-	m, mac := d.peers.byPeer(peer)
-	d.book.decide(m, mac, peer, "asset", "sent "+file, "a boot loader by HTTP boot")
-	d.attempts.reached(ctx, m, api.StageLoader)
+	who := d.peers.query("asset", peer)
+	d.book.decide(who, "sent "+file, "a boot loader by HTTP boot")
+	d.attempts.reached(ctx, who.machine, api.StageLoader)
 }
 
 // FetchedBlob is told of every blob that was sent whole over HTTP.
 func (d *Decider) FetchedBlob(ctx context.Context, peer netip.Addr, digest api.SHA256) {
-	m, mac := d.peers.byPeer(peer)
+	who := d.peers.query("asset", peer)
+	m := who.machine
 	if m == nil {
 		return
 	}
 	if digest == d.agent.Digest {
-		d.book.decide(m, mac, peer, "asset", "sent nodeagent", "Ignition installs it")
+		d.book.decide(who, "sent nodeagent", "Ignition installs it")
 		return
 	}
 	_, img, err := profileOf(d.cache, m)
@@ -74,7 +76,7 @@ func (d *Decider) FetchedBlob(ctx context.Context, peer netip.Addr, digest api.S
 		stage api.Stage
 	}{{api.KernelFile, api.StageKernel}, {api.InitrdFile, api.StageInitrd}, {api.RootfsFile, api.StageRootfs}} {
 		if img.Spec.Files[f.name].SHA256 == digest {
-			d.book.decide(m, mac, peer, "asset", "sent "+f.name, "Image "+img.Metadata.Name+" "+img.Spec.Version)
+			d.book.decide(who, "sent "+f.name, "Image "+img.Metadata.Name+" "+img.Spec.Version)
 			d.attempts.reached(ctx, m, f.stage)
 		}
 	}

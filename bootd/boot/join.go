@@ -29,22 +29,20 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 		return nil, err
 	}
 	t := d.peers.taker(theJoin, peer)
-	refuse := func(status int, reason, told string) error {
-		return d.book.refuse(m, peer, "join", status, reason, told)
-	}
+	who := query{question: theJoin, machine: m, peer: peer}
 	if reason != "" {
 		if m != nil && d.late(m, t, token, ca.PurposeJoin) {
 			return nil, problem(http.StatusForbidden, strangerText(r.Machine))
 		}
-		return nil, refuse(http.StatusForbidden, reason, strangerText(r.Machine))
+		return nil, d.book.refuse(who, http.StatusForbidden, reason, strangerText(r.Machine))
 	}
 	if err := d.peers.belongs(peer, m); err != nil && !pins(m, peer) {
 		reason = fmt.Sprintf("%s, and its links do not pin it", err)
-		return nil, refuse(http.StatusForbidden, reason, reason)
+		return nil, d.book.refuse(who, http.StatusForbidden, reason, reason)
 	}
 	key, err := ca.RequestKey([]byte(r.CSR))
 	if err != nil {
-		return nil, refuse(http.StatusBadRequest, err.Error(), err.Error())
+		return nil, d.book.refuse(who, http.StatusBadRequest, err.Error(), err.Error())
 	}
 	attempt := m.Status.Attempt.ID
 	second := false
@@ -79,7 +77,7 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 	if err != nil {
 		return nil, err
 	}
-	d.book.decide(m, "", peer, "join", "joined", fmt.Sprintf("join token of BootAttempt %d; its clock %s", m.Status.Attempt.Number, api.Skew(time.Until(r.Time))))
+	d.book.decide(who, "joined", fmt.Sprintf("join token of BootAttempt %d; its clock %s", m.Status.Attempt.Number, api.Skew(time.Until(r.Time))))
 	urls := d.own.apiFor(m)
 	if server, err := d.own.serverFor(peer); err == nil && !slices.Contains(urls, d.own.apiURL(server)) {
 		urls = append(urls, d.own.apiURL(server))

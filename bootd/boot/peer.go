@@ -58,14 +58,14 @@ func (p *peers) proxied(a netip.Addr) *api.Subnet {
 	return nil
 }
 
-// byPeer finds the Machine that has an address.
-func (p *peers) byPeer(peer netip.Addr) (*api.Machine, api.MAC) {
-	h, err := p.holder(peer)
-	if err != nil {
-		return nil, ""
+// query is a question that comes from an address, with the Machine that has it.
+func (p *peers) query(question string, peer netip.Addr) query {
+	q := query{question: question, peer: peer}
+	if h, err := p.holder(peer); err == nil {
+		q.mac = h.mac
+		q.machine, _ = store.CachedMachineByMAC(p.cache, h.mac)
 	}
-	m, _ := store.CachedMachineByMAC(p.cache, h.mac)
-	return m, h.mac
+	return q
 }
 
 // belongs returns why an address is none of the Machine's; nil when it is.

@@ -33,24 +33,25 @@ func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, se
 	if err != nil {
 		return httpboot.Pointer{}, err
 	}
+	who := query{question: thePointer, machine: m, peer: r.Peer}
 	if secure != (chain == api.TrustBMC) {
-		_ = d.book.refuse(m, r.Peer, thePointer, http.StatusForbidden, "its URL is one of the other server", "") // for the record
+		_ = d.book.refuse(who, http.StatusForbidden, "its URL is one of the other server", "") // for the record
 		return httpboot.Pointer{}, &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 	}
 	v := d.attempts.proved(m, r.Peer, trust.Pointer, chain)
 	if !v.OK() {
 		d.attempts.notReached(ctx, m, v)
-		return httpboot.Pointer{}, d.book.held(m, "", r.Peer, thePointer, errors.New(v.Missing))
+		return httpboot.Pointer{}, d.book.held(who, errors.New(v.Missing))
 	}
 	body, version, err := d.pointer(m, r, chain)
 	if err != nil {
-		return httpboot.Pointer{}, d.book.held(m, "", r.Peer, thePointer, err)
+		return httpboot.Pointer{}, d.book.held(who, err)
 	}
 	sent, why := d.attempts.give(ctx, m, giving{what: thePointer, stage: api.StagePointer, peer: r.Peer, conn: r.Conn, verdict: v})
 	if why != "" {
 		return httpboot.Pointer{}, d.book.hold(thePointer, why)
 	}
-	d.book.decide(m, "", r.Peer, thePointer, "served", "Ignition "+version)
+	d.book.decide(who, "served", "Ignition "+version)
 	return httpboot.Pointer{Config: body, ContentType: contentType(version), Sent: sent}, nil
 }
 
@@ -58,12 +59,13 @@ func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, se
 // at which the key was given.
 func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.Machine, api.TrustLevel, error) {
 	m, chain, reason, err := d.bearer(ctx, r.Machine, r.Key, ca.PurposePointer)
+	who := query{question: thePointer, machine: m, peer: r.Peer}
 	switch {
 	case err != nil:
 		return nil, "", err
 	case reason == "":
 		if err := d.peers.belongs(r.Peer, m); err != nil {
-			d.book.record(m, true, "", r.Peer, thePointer, "held (503)", err.Error())
+			d.book.record(who, true, "held (503)", err.Error())
 			return nil, "", d.book.hold(thePointer, err.Error())
 		}
 		return m, chain, nil
@@ -72,7 +74,7 @@ func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.
 	if m != nil && d.late(m, d.peers.taker(thePointer, r.Peer), r.Key, ca.PurposePointer) {
 		return nil, "", d.book.hold(thePointer, "this URL is of a BootAttempt that is over")
 	}
-	_ = d.book.refuse(m, r.Peer, thePointer, http.StatusForbidden, reason, "") // for the record
+	_ = d.book.refuse(who, http.StatusForbidden, reason, "") // for the record
 	return nil, "", &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 }
 

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/trust"
 )
@@ -16,7 +15,8 @@ import (
 // and that has sent the packet itself, to bootd's own address. Anyone can write
 // option 82 and a relay's address into a packet on a segment that bootd serves
 // itself, so what comes in there is never believed.
-func (d *dhcpDecider) portOf(c dhcp.Client, s *api.Subnet, address netip.Addr) *api.BootPort {
+func (d *dhcpDecider) portOf(who asker, address netip.Addr) *api.BootPort {
+	c, s := who.client, who.subnet
 	named := slices.Contains(s.Spec.Relays, c.Relay) && slices.Contains(s.Spec.Relays, c.Source)
 	if !named || !c.Unicast || d.serves(c.Interface) {
 		return nil

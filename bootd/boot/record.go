@@ -47,21 +47,29 @@ type book struct {
 	metrics  *metrics
 }
 
+// query is a question and who asks it.
+type query struct {
+	question string
+	machine  *api.Machine // nil when it is not known
+	mac      api.MAC      // "" when it is not known
+	peer     netip.Addr
+}
+
 // decide records an answer and its reason, and reports whether it was written
 // down: the journal is bounded, and what strangers send must not push out of it
 // what explains a Machine.
-func (b *book) decide(m *api.Machine, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
-	return b.record(m, m == nil || isDiscovered(m), mac, peer, question, answer, reason)
+func (b *book) decide(q query, answer, reason string) bool {
+	return b.record(q, q.machine == nil || isDiscovered(q.machine), answer, reason)
 }
 
 // record is decide for an asker that is a stranger or not, whatever Machine it
 // asks about: strangers share a quota, and use up none of the Machine's.
-func (b *book) record(m *api.Machine, stranger bool, mac api.MAC, peer netip.Addr, question, answer, reason string) bool {
-	x := api.Decision{MAC: mac, Question: question, Answer: answer, Reason: reason}
-	if peer.IsValid() {
-		x.Peer = peer.String()
+func (b *book) record(q query, stranger bool, answer, reason string) bool {
+	x := api.Decision{MAC: q.mac, Question: q.question, Answer: answer, Reason: reason}
+	if q.peer.IsValid() {
+		x.Peer = q.peer.String()
 	}
-	if m != nil {
+	if m := q.machine; m != nil {
 		x.Machine = m.Metadata.Name
 		if m.Status.Attempt.Open() {
 			x.Attempt = m.Status.Attempt.ID
@@ -80,11 +88,12 @@ func (b *book) record(m *api.Machine, stranger bool, mac api.MAC, peer netip.Add
 }
 
 // refuse records why a caller of the API is refused, and makes the answer.
-func (b *book) refuse(m *api.Machine, peer netip.Addr, question string, status int, reason, told string) error {
-	b.metrics.refusals.WithLabelValues(question).Inc()
-	stranger := m == nil || b.peers.belongs(peer, m) != nil && !pins(m, peer)
-	if b.record(m, stranger, "", peer, question, fmt.Sprintf("refused (%d)", status), reason) && m != nil {
-		b.recorder.Event(m, api.Warning, "BootRefused", fmt.Sprintf("%s asked for %s: %s", peer, question, reason))
+func (b *book) refuse(q query, status int, reason, told string) error {
+	b.metrics.refusals.WithLabelValues(q.question).Inc()
+	m := q.machine
+	stranger := m == nil || b.peers.belongs(q.peer, m) != nil && !pins(m, q.peer)
+	if b.record(q, stranger, fmt.Sprintf("refused (%d)", status), reason) && m != nil {
+		b.recorder.Event(m, api.Warning, "BootRefused", fmt.Sprintf("%s asked for %s: %s", q.peer, q.question, reason))
 	}
 	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: told}
 }
@@ -189,9 +198,9 @@ func (l *ledger) stranger(x api.Decision) bool {
 }
 
 // held records why a machine waits, and makes the answer: 503, ask again.
-func (b *book) held(m *api.Machine, mac api.MAC, peer netip.Addr, question string, why error) error {
-	b.metrics.refusals.WithLabelValues(question).Inc()
-	b.decide(m, mac, peer, question, "held (503)", why.Error())
+func (b *book) held(q query, why error) error {
+	b.metrics.refusals.WithLabelValues(q.question).Inc()
+	b.decide(q, "held (503)", why.Error())
 	return &httpboot.Hold{Reason: why.Error(), RetryAfter: holdFor}
 }
 

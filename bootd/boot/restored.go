@@ -8,7 +8,6 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/dhcp"
-	"github.com/rackweft/rackweft/bootd/lease"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -16,21 +15,21 @@ import (
 // backup it may have been leased to somebody whom this bootd does not know. Who
 // uses an address renews it within the lease time, and is known by then. What
 // is pinned is nobody else's, and who has a lease, or uses the address, keeps it.
-func (d *dhcpDecider) notYet(c dhcp.Client, s *api.Subnet, h lease.Holder, addr netip.Addr) error {
+func (d *dhcpDecider) notYet(who asker, addr netip.Addr) error {
 	r := store.Recovery(d.cache)
 	if r == nil {
 		return nil
 	}
-	quiet := r.Restored.Add(time.Duration(s.Spec.LeaseTime))
-	if !r.Held && time.Now().After(quiet) || d.pinned(h, s) {
+	quiet := r.Restored.Add(time.Duration(who.subnet.Spec.LeaseTime))
+	if !r.Held && time.Now().After(quiet) || who.pinned() {
 		return nil
 	}
-	for _, l := range d.leases.ByMAC(h.MAC) {
-		if l.Subnet == s.Metadata.Name && (l.Address == addr || !addr.IsValid()) {
+	for _, l := range d.leases.ByMAC(string(who.mac)) {
+		if l.Subnet == who.subnet.Metadata.Name && (l.Address == addr || !addr.IsValid()) {
 			return nil
 		}
 	}
-	if addr.IsValid() && c.ClientAddr == addr {
+	if addr.IsValid() && who.client.ClientAddr == addr {
 		return nil // a renewal, by whoever has had it since before the restore
 	}
 	until := "until every Machine is accounted for (weftctl restore status)"
@@ -40,14 +39,13 @@ func (d *dhcpDecider) notYet(c dhcp.Client, s *api.Subnet, h lease.Holder, addr 
 	return fmt.Errorf("%w: bootd was restored, and leases no address that it does not know to be free %s", dhcp.ErrNotMine, until)
 }
 
-// pinned reports whether a Machine's spec gives it an address on a Subnet.
-func (d *dhcpDecider) pinned(h lease.Holder, s *api.Subnet) bool {
-	m, ok := store.Cached[api.Machine](d.cache, h.Machine)
-	return ok && slices.ContainsFunc(m.Spec.Links, func(l api.Link) bool {
+// pinned reports whether the Machine's spec gives the client an address on its Subnet.
+func (a asker) pinned() bool {
+	return a.registered() && slices.ContainsFunc(a.machine.Spec.Links, func(l api.Link) bool {
 		mac := l.MAC
 		if l.Bond != nil && len(l.Bond.Members) > 0 {
 			mac = l.Bond.Members[0]
 		}
-		return l.Subnet == s.Metadata.Name && string(mac) == h.MAC && slices.ContainsFunc(l.Addresses, netip.Addr.Is4)
+		return l.Subnet == a.subnet.Metadata.Name && mac == a.mac && slices.ContainsFunc(l.Addresses, netip.Addr.Is4)
 	})
 }

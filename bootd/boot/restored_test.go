@@ -7,7 +7,6 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/dhcp"
-	"github.com/rackweft/rackweft/bootd/lease"
 )
 
 // TestNotYet has a restored bootd give no address away that somebody may have
@@ -25,20 +24,22 @@ func TestNotYet(t *testing.T) {
 	s := &api.Subnet{}
 	s.Metadata.Name = "pxe"
 	s.Spec.LeaseTime = api.Duration(time.Hour)
-	stranger := lease.Holder{MAC: "52:54:00:ff:00:09"}
 	a := addr("198.18.0.150")
-	if err := d.notYet(dhcp.Client{}, s, stranger, a); !errors.Is(err, dhcp.ErrNotMine) {
+	stranger := asker{mac: "52:54:00:ff:00:09", subnet: s}
+	renewing := stranger
+	renewing.client.ClientAddr = a
+	if err := d.notYet(stranger, a); !errors.Is(err, dhcp.ErrNotMine) {
 		t.Errorf("a stranger: %v", err)
 	}
-	if err := d.notYet(dhcp.Client{ClientAddr: a}, s, stranger, a); err != nil {
+	if err := d.notYet(renewing, a); err != nil {
 		t.Errorf("a renewal: %v", err)
 	}
 	site.Status.Recovery.Held = false
-	if err := d.notYet(dhcp.Client{}, s, stranger, a); !errors.Is(err, dhcp.ErrNotMine) {
+	if err := d.notYet(stranger, a); !errors.Is(err, dhcp.ErrNotMine) {
 		t.Errorf("within the lease time: %v", err)
 	}
 	site.Status.Recovery.Restored = time.Now().Add(-2 * time.Hour)
-	if err := d.notYet(dhcp.Client{}, s, stranger, a); err != nil {
+	if err := d.notYet(stranger, a); err != nil {
 		t.Errorf("after it: %v", err)
 	}
 }

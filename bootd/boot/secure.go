@@ -30,16 +30,16 @@ func (d *Decider) SecureScript(ctx context.Context, name, key string, peer netip
 		text, err = script.Text()
 	}
 	if err != nil {
-		return "", d.book.refuse(m, peer, "script", http.StatusServiceUnavailable, err.Error(), err.Error())
+		return "", d.book.refuse(query{question: "script", machine: m, peer: peer}, http.StatusServiceUnavailable, err.Error(), err.Error())
 	}
-	d.served(ctx, m, h.mac, peer)
+	d.served(ctx, query{"script", m, h.mac, peer})
 	return text, nil
 }
 
 // served records that a boot has its script.
-func (d *Decider) served(ctx context.Context, m *api.Machine, mac api.MAC, peer netip.Addr) {
-	d.book.decide(m, mac, peer, "script", "served", "BootAttempt "+strconv.Itoa(m.Status.Attempt.Number)+" is open")
-	d.attempts.reached(ctx, m, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{peer} })
+func (d *Decider) served(ctx context.Context, who query) {
+	d.book.decide(who, "served", "BootAttempt "+strconv.Itoa(who.machine.Status.Attempt.Number)+" is open")
+	d.attempts.reached(ctx, who.machine, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{who.peer} })
 }
 
 // secured finds the Machine whose boot URL a client presents, from an address of
@@ -57,7 +57,7 @@ func (d *Decider) secured(ctx context.Context, name, key string, peer netip.Addr
 		return nil, problem(http.StatusForbidden, strangerText(name))
 	}
 	if reason != "" {
-		return nil, d.book.refuse(m, peer, "script", http.StatusForbidden, reason, strangerText(name))
+		return nil, d.book.refuse(query{question: "script", machine: m, peer: peer}, http.StatusForbidden, reason, strangerText(name))
 	}
 	return m, nil
 }
