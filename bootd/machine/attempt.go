@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/trust"
 )
 
 const maxHistory = 5
@@ -116,8 +117,8 @@ func reachedAt(a *api.BootAttempt, stage api.Stage) (time.Time, bool) {
 }
 
 // overdue says what an attempt that made no progress was waiting for, and where
-// to look.
-func overdue(m *api.Machine) string {
+// to look. r is the trust level that the Machine's boots must reach.
+func overdue(m *api.Machine, r trust.Requirement) string {
 	a := m.Status.Attempt
 	waited := a.Deadline.Sub(a.Stages[len(a.Stages)-1].Time).Round(time.Second)
 	hint := map[api.Stage]string{
@@ -136,5 +137,25 @@ func overdue(m *api.Machine) string {
 	if c := m.Status.Conditions.Get(CondConfig); a.Stage == api.StagePointer && c != nil && c.Status == api.False {
 		hint = "Ignition asks for its config, which cannot be made: " + c.Message
 	}
+	if text := untrusted(m, r); text != "" {
+		hint = text
+	}
 	return fmt.Sprintf("no progress for %s after stage %s: %s", waited, a.Stage, hint)
+}
+
+// untrusted says which trust level kept an attempt from going on; empty when none
+// did.
+func untrusted(m *api.Machine, r trust.Requirement) string {
+	stage := m.Status.Attempt.Stage.Index()
+	if stage < api.StageDHCP.Index() || stage > api.StagePointer.Index() {
+		return ""
+	}
+	if c := m.Status.Conditions.Get(api.CondTrust); c != nil && c.Status == api.False && c.Reason == "LevelNotReached" {
+		return c.Message
+	}
+	if r.Level != api.TrustBMC || stage > api.StageLoader.Index() {
+		return ""
+	}
+	return fmt.Sprintf("trust level %s is required (by %s), and nothing presented the boot URL of this BootAttempt over TLS: bootd gives it to no BMC yet; "+
+		"require another level (spec.trust.minimum; lowering it needs an admin)", r.Level, r.Of)
 }

@@ -155,7 +155,7 @@ func (c *Controller) step(ctx context.Context, m *api.Machine) (time.Duration, e
 // expire fails an attempt whose window is over, unless it made progress since
 // it was looked at.
 func (c *Controller) expire(ctx context.Context, m *api.Machine) error {
-	message, failed := overdue(m), false
+	message, failed := overdue(m, Required(c.Cache, m)), false
 	err := c.mutate(ctx, m, func(fresh *api.Machine) {
 		failed = attemptID(fresh) == attemptID(m) && fresh.Status.Attempt.Open() && time.Now().After(fresh.Status.Attempt.Deadline)
 		if failed {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/trust"
 )
 
 func taker(what string) api.Taker {
@@ -226,5 +227,36 @@ func TestAskedBesideHost(t *testing.T) {
 	}
 	if said != 1 {
 		t.Errorf("said %d times: %v", said, b.events.list)
+	}
+}
+
+// TestOverdueForTrust: an attempt that went no further because of its trust level
+// fails with that for a reason.
+func TestOverdueForTrust(t *testing.T) {
+	const held = "trust level nonce is required (by the Site), and this boot has reached mac: it did not send the value"
+	for _, c := range []struct {
+		name     string
+		stage    api.Stage
+		required api.TrustLevel
+		held     string
+		want     string
+	}{
+		{"asked and held", api.StageLoader, api.TrustNonce, held, "no progress for 30m0s after stage Loader: " + held},
+		{"asked over plain HTTP", api.StageLoader, api.TrustBMC, held, "no progress for 30m0s after stage Loader: " + held},
+		{"nothing came over TLS", api.StageDHCP, api.TrustBMC, "", "trust level bmc is required (by the Site), and nothing presented the boot URL of this BootAttempt over TLS"},
+		{"switched off", api.StagePowerOn, api.TrustBMC, "", "none of its MACs"},
+		{"no loader", api.StageDHCP, api.TrustToken, "", "fetched no boot loader"},
+		{"past the script", api.StageInitrd, api.TrustBMC, "", "Ignition never asked for its pointer"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := new(api.Machine)
+			openAttempt(m, time.Now(), "test", 0, c.stage, 30*time.Minute)
+			if c.held != "" {
+				m.Status.Conditions.Set(time.Now(), api.CondTrust, api.False, "LevelNotReached", c.held)
+			}
+			if text := overdue(m, trust.Requirement{Level: c.required, Of: "the Site"}); !strings.Contains(text, c.want) {
+				t.Errorf("it says %q, want %q", text, c.want)
+			}
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/trust"
 )
 
 func TestDiskInstallIsNotBootedLive(t *testing.T) {
@@ -41,7 +42,7 @@ func TestOverdueTellsOfABrokenConfig(t *testing.T) {
 	openAttempt(m, time.Now(), "test", 0, api.StageRequested, time.Minute)
 	Advance(m, m.Status.Attempt.ID, api.StagePointer, time.Now(), time.Minute)
 	m.Status.Conditions.Set(time.Now(), CondConfig, api.False, "CompileFailed", "layer \"base\" line 3")
-	if text := overdue(m); !strings.Contains(text, `layer "base" line 3`) {
+	if text := overdue(m, trust.Requirement{Level: api.TrustToken}); !strings.Contains(text, `layer "base" line 3`) {
 		t.Error(text)
 	}
 }
