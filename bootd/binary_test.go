@@ -26,7 +26,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// rig is the real program in a network namespace of its own, with 198.18.0.1/24
+// rig is the real program in a network namespace of its own, with bootdAddress
 // on br0.
 type rig struct {
 	t    *testing.T
@@ -51,9 +51,9 @@ func newRig(t *testing.T) *rig {
 	r.run("ip", "netns", "add", r.ns)
 	t.Cleanup(func() { r.run("ip", "netns", "del", r.ns) })
 	r.run("ip", "-n", r.ns, "link", "set", "lo", "up")
-	r.run("ip", "-n", r.ns, "link", "add", "br0", "address", "52:54:00:fd:00:01", "type", "bridge") // else its MAC changes with its ports
+	r.run("ip", "-n", r.ns, "link", "add", "br0", "address", bootdMAC, "type", "bridge") // else its MAC changes with its ports
 	r.run("ip", "-n", r.ns, "link", "set", "br0", "up")
-	r.run("ip", "-n", r.ns, "addr", "add", "198.18.0.1/24", "dev", "br0")
+	r.run("ip", "-n", r.ns, "addr", "add", bootdAddress+"/24", "dev", "br0")
 	for _, d := range []string{"ipxe", "s"} {
 		if err := os.Mkdir(filepath.Join(r.dir, d), 0o700); err != nil {
 			t.Fatal(err)

@@ -36,8 +36,11 @@ import (
 	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
 
-// bootdAddress is bootd's on br0.
-const bootdAddress = "198.18.0.1"
+// What bootd has on br0.
+const (
+	bootdAddress = "198.18.0.1"
+	bootdMAC     = "52:54:00:fd:00:01"
+)
 
 const vault = "correct-horse-battery-staple"
 
@@ -196,6 +199,7 @@ func (v *victim) events(reason string) int {
 // party is somebody on the segment: the Machine itself, or who forges its MAC.
 type party struct {
 	v       *victim
+	mac     string
 	ns      string
 	port    string // of br0
 	address netip.Addr
@@ -216,7 +220,7 @@ func (v *victim) party(mac string) *party {
 func (v *victim) attach(mac string) *party {
 	v.t.Helper()
 	n := v.ports.Add(1)
-	p := &party{v: v, ns: fmt.Sprintf("%s-p%d", v.ns, n), port: fmt.Sprintf("port%d", n), server: bootdAddress}
+	p := &party{v: v, mac: mac, ns: fmt.Sprintf("%s-p%d", v.ns, n), port: fmt.Sprintf("port%d", n), server: bootdAddress}
 	v.run("ip", "netns", "add", p.ns)
 	v.t.Cleanup(func() { v.run("ip", "netns", "del", p.ns) })
 	v.run("ip", "-n", v.ns, "link", "add", p.port, "type", "veth", "peer", "name", "eth0", "netns", p.ns)
@@ -398,6 +402,15 @@ func (p *party) fetchConfig(l *loot) int {
 	if err != nil {
 		p.v.t.Errorf("GET %s: %v", l.config, err)
 	}
+	if status == http.StatusOK {
+		l.join = joinTokenIn(p.v.t, text)
+	}
+	return status
+}
+
+// joinTokenIn is the join token in a config.
+func joinTokenIn(t *testing.T, config string) string {
+	t.Helper()
 	var c struct {
 		Storage struct {
 			Files []struct {
@@ -406,22 +419,19 @@ func (p *party) fetchConfig(l *loot) int {
 			}
 		}
 	}
-	if status != http.StatusOK {
-		return status
-	}
-	if err := json.Unmarshal([]byte(text), &c); err != nil {
-		p.v.t.Fatal(err)
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		t.Fatal(err)
 	}
 	for _, f := range c.Storage.Files {
 		if f.Path == "/etc/rackweft/join-token" {
 			content, err := dataurl.DecodeString(f.Contents.Source)
 			if err != nil {
-				p.v.t.Fatal(err)
+				t.Fatal(err)
 			}
-			l.join = strings.TrimSpace(string(content.Data))
+			return strings.TrimSpace(string(content.Data))
 		}
 	}
-	return status
+	return ""
 }
 
 // join joins with a key of its own; cert is nil when it was refused.
