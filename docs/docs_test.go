@@ -3,6 +3,7 @@ package docs_test
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -127,4 +128,56 @@ func pages(t *testing.T) []page {
 		all = append(all, page{name, text})
 	}
 	return all
+}
+
+// Every row of a table of security.md names the test that shows it or says that
+// none does, and every test that it names exists.
+func TestSecurityIsShown(t *testing.T) {
+	text, err := os.ReadFile("security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := testNames(t)
+	rows := 0
+	for _, line := range strings.Split(string(text), "\n") {
+		cells := strings.Split(strings.Trim(line, "| "), "|")
+		shown := strings.TrimSpace(cells[len(cells)-1])
+		if !strings.HasPrefix(line, "|") || strings.HasPrefix(line, "|--") || shown == "shown by" {
+			continue
+		}
+		rows++
+		named := regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(shown, -1)
+		if len(named) == 0 && !strings.Contains(shown, "not tested") {
+			t.Errorf("no test is named, nor that there is none:\n%s", line)
+		}
+		for _, name := range named {
+			if !tests[name] {
+				t.Errorf("no test is called %s:\n%s", name, line)
+			}
+		}
+	}
+	if rows < 20 {
+		t.Errorf("%d rows were found; the page holds more", rows)
+	}
+}
+
+// testNames are the tests of the tree.
+func testNames(t *testing.T) map[string]bool {
+	t.Helper()
+	names := map[string]bool{}
+	declared := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range declared.FindAllSubmatch(source, -1) {
+			names[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
 }
