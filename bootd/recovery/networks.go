@@ -21,22 +21,33 @@ type member struct {
 	held api.HeldNetwork
 }
 
+// reported is what hosts have of all Networks.
+type reported struct {
+	members map[string][]member // by Network
+	owners  map[uint32]string   // the uid of the Network that each VNI is left to
+}
+
 // networks brings VNIs and leases to what hosts have of each Network.
 func (k *Keeper) networks(ctx context.Context, reports []report, out *outcome) error {
-	by := map[string][]member{}
+	claims, err := k.Store.VNIs(ctx)
+	if err != nil {
+		return err
+	}
+	all := reported{members: map[string][]member{}}
 	for _, r := range reports {
 		for _, n := range r.recount.Networks {
-			by[n.Name] = append(by[n.Name], member{r.machine, n})
+			all.members[n.Name] = append(all.members[n.Name], member{r.machine, n})
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(by)) {
-		if err := k.network(ctx, name, by[name], by, out); err != nil {
+	all.owners = vniOwners(claims, all.members)
+	for _, name := range slices.Sorted(maps.Keys(all.members)) {
+		if err := k.network(ctx, name, all, out); err != nil {
 			return fmt.Errorf("take over Network %s: %w", name, err)
 		}
 	}
 	for _, r := range reports {
 		for _, f := range r.recount.Flannelds {
-			if of := by[f.Network]; len(of) > 0 {
+			if of := all.members[f.Network]; len(of) > 0 {
 				if err := network.Reserve(ctx, k.Store, chosen(nil, of).VNI, f); err != nil {
 					return err
 				}
@@ -59,20 +70,44 @@ func chosen(n *api.Network, members []member) api.HeldNetwork {
 	}).held
 }
 
-func (k *Keeper) network(ctx context.Context, name string, members []member, all map[string][]member, out *outcome) error {
+// vniOwners chooses the Network that each VNI is left to: the one that the store
+// gives it to if any host has it, else the one that most hosts have it for.
+func vniOwners(claims map[uint32]store.VNIClaim, members map[string][]member) map[uint32]string {
+	counts := map[uint32]map[string]int{}
+	for _, list := range members {
+		for _, m := range list {
+			if counts[m.held.VNI] == nil {
+				counts[m.held.VNI] = map[string]int{}
+			}
+			counts[m.held.VNI][m.held.UID]++
+		}
+	}
+	owners := map[uint32]string{}
+	for vni, count := range counts {
+		claim := claims[vni]
+		stored := func(uid string) bool { return claim.UID == uid && claim.Freed.IsZero() }
+		owners[vni] = slices.MinFunc(slices.Collect(maps.Keys(count)), func(a, b string) int {
+			return cmp.Or(first(stored(a), stored(b)), cmp.Compare(count[b], count[a]), strings.Compare(a, b))
+		})
+	}
+	return owners
+}
+
+func (k *Keeper) network(ctx context.Context, name string, all reported, out *outcome) error {
+	members := all.members[name]
 	n, err := store.Get[api.Network](ctx, k.Store, name)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
 	it := chosen(n, members)
-	if err := k.claimVNI(ctx, name, it, all, out); err != nil {
+	if it.VNI, err = k.claimVNI(ctx, name, it, all, out); err != nil {
 		return err
 	}
 	var leases []network.HostLease
 	for _, m := range members {
 		if m.held.UID != it.UID {
 			out.conflicts = append(out.conflicts, fmt.Sprintf("host %s has another Network %s (uid %s): it stays there as it is, and its VNI %d is kept", m.host.Metadata.Name, name, m.held.UID, m.held.VNI))
-			if err := k.claimVNI(ctx, name, m.held, all, out); err != nil {
+			if _, err := k.claimVNI(ctx, name, m.held, all, out); err != nil {
 				return err
 			}
 			continue
@@ -101,22 +136,28 @@ func (k *Keeper) network(ctx context.Context, name string, members []member, all
 	return err
 }
 
-// claimVNI gives a VNI to the Network that hosts have it of. One that the store
-// gives it to, and that no host has, gets another.
-func (k *Keeper) claimVNI(ctx context.Context, name string, it api.HeldNetwork, all map[string][]member, out *outcome) error {
+// claimVNI gives a VNI to the Network that hosts have it of, and returns it. One
+// that the store gives it to, and that no host has, gets another. So does a
+// Network whose VNI hosts have of another one, too, which has more right to it:
+// then it is 0.
+func (k *Keeper) claimVNI(ctx context.Context, name string, it api.HeldNetwork, all reported, out *outcome) (uint32, error) {
+	if all.owners[it.VNI] != it.UID {
+		out.conflicts = append(out.conflicts, fmt.Sprintf("hosts have VNI %d for Network %s (uid %s) and for another Network, which keeps it: look at those hosts", it.VNI, name, it.UID))
+		return 0, nil
+	}
 	claims, err := k.Store.VNIs(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	old := claims[it.VNI]
 	if old.UID == it.UID && old.Freed.IsZero() {
-		return nil
+		return it.VNI, nil
 	}
 	if err := k.Store.PutVNI(ctx, old, store.VNIClaim{VNI: it.VNI, Network: name, UID: it.UID}); err != nil {
-		return err
+		return 0, err
 	}
-	if old.UID == "" || old.UID == it.UID || !old.Freed.IsZero() || slices.ContainsFunc(all[old.Network], func(m member) bool { return m.held.UID == old.UID }) {
-		return nil
+	if old.UID == "" || old.UID == it.UID || !old.Freed.IsZero() || slices.ContainsFunc(all.members[old.Network], func(m member) bool { return m.held.UID == old.UID }) {
+		return it.VNI, nil
 	}
 	out.conflicts = append(out.conflicts, fmt.Sprintf("Network %s of the backup had VNI %d, which hosts have for Network %s by now: it gets another", old.Network, it.VNI, name))
 	_, err = store.Mutate(ctx, k.Store, old.Network, func(n *api.Network) error {
@@ -127,9 +168,9 @@ func (k *Keeper) claimVNI(ctx context.Context, name string, it api.HeldNetwork, 
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		return nil
+		err = nil
 	}
-	return err
+	return it.VNI, err
 }
 
 // valid reports whether what a host says of a Network can be so.
