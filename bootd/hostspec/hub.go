@@ -111,7 +111,7 @@ type stream struct {
 
 	greeted bool      // the first bookmark went out; transmit's own
 	held    bool      // it was told to go on as it is; transmit's own
-	recount *recount  // that is coming in; receive's own
+	recount recount   // that is coming in; receive's own
 	audited time.Time // when its audits were last passed on; the Hub's mu
 
 	mu       sync.Mutex

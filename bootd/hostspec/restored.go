@@ -2,20 +2,24 @@ package hostspec
 
 import (
 	"context"
+	"encoding/json"
 
 	"github.com/google/uuid"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// maxRecount bounds what one host may have, over all frames of a recount.
-const maxRecount = 64 << 10
+// maxRecount bounds the bytes of all frames of a recount: more could not be
+// stored.
+const maxRecount = 2 * store.MaxObjectBytes
 
 // recount is a host's, of which more frames may follow.
 type recount struct {
 	api.Recount
-	items int
+	bytes int
+	done  bool // it was handed on, or refused: a stream has one
 }
 
 // hold has a host of a restored Site know the epoch, go on as it is, and say
@@ -36,29 +40,30 @@ func (h *Hub) hold(s *stream, send func(api.ServerFrame) error) error {
 	return nil
 }
 
-// recounted gathers the frames of a recount, and hands it on with the last.
+// recounted gathers the frames of a recount, and hands it on with the last. One
+// that nobody has asked for is not stored.
 func (h *Hub) recounted(ctx context.Context, s *stream, r *api.Recount) {
-	if h.Recovery == nil {
+	c := &s.recount
+	if h.Recovery == nil || c.done || !store.Held(h.Cache) {
 		return
 	}
-	if s.recount == nil || s.recount.ID != r.ID {
-		s.recount = &recount{Recount: api.Recount{ID: r.ID}}
-	}
-	c := s.recount
-	c.items += len(r.Networks) + len(r.Guests) + len(r.Hosts) + len(r.Flannelds)
-	if c.items > maxRecount {
+	raw, err := json.Marshal(r)
+	c.bytes += len(raw)
+	if err != nil || c.bytes > maxRecount {
 		h.event(s, api.Warning, "RecountRefused", "it says that it has more Networks, Guests and peers than a host can")
-		s.recount = nil
+		s.recount = recount{done: true}
 		return
 	}
+	c.ID, c.Reflector = r.ID, c.Reflector || r.Reflector
 	c.Networks, c.Guests = append(c.Networks, r.Networks...), append(c.Guests, r.Guests...)
 	c.Hosts, c.Flannelds = append(c.Hosts, r.Hosts...), append(c.Flannelds, r.Flannelds...)
-	c.Loopbacks, c.Reflector = append(c.Loopbacks, r.Loopbacks...), c.Reflector || r.Reflector
+	c.Loopbacks = append(c.Loopbacks, r.Loopbacks...)
 	if r.Incomplete {
 		return
 	}
-	s.recount = nil
-	if err := h.Recovery.Reported(ctx, s.peer.Name, s.peer.UID, c.Recount); err != nil && ctx.Err() == nil {
+	all := c.Recount
+	s.recount = recount{done: true}
+	if err := h.Recovery.Reported(ctx, s.peer.Name, s.peer.UID, all); err != nil && ctx.Err() == nil {
 		h.event(s, api.Warning, "RecountRefused", text.Clip(err.Error(), 1024))
 	}
 }
