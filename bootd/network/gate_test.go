@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,7 +48,7 @@ func (b *bench) serve(l net.Listener) {
 	}
 	conf := b.CA.ServerTLS()
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
-	g := &store.Gate{Store: b.Store, Log: b.Log, Network: func(c *x509.Certificate) (string, error) {
+	g := &store.Gate{Store: b.Store, Log: b.Log, Held: func() bool { return store.Held(b.Cache) }, Network: func(c *x509.Certificate) (string, error) {
 		name, uid, err := ca.NetworkOf(c)
 		if err != nil {
 			return "", err
@@ -186,6 +187,59 @@ func TestGate(t *testing.T) {
 	b.settled("other", "Allocated", 0)
 	if _, err := b.client(l.Addr().String(), stale).Get(ctx, key("other/config")); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a certificate of the Network before it: %v", err)
+	}
+}
+
+// TestGateHeld has flannelds of a restored Site keep the leases that the backup knows, and get no other until the Site
+// is held no more.
+func TestGateHeld(t *testing.T) {
+	b := newBench(t)
+	b.Create(machine(1), network("net"))
+	b.settled("net", "Allocated", 1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.serve(l)
+	c := b.client(l.Addr().String(), b.certificate("net"))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	const known, fresh = "net/subnets/10.5.9.0-24", "net/subnets/10.5.8.0-24"
+	value := string(leaseValue(100, netip.MustParseAddr("198.18.11.1"), "56:aa:bb:cc:dd:ee"))
+	put := func(key string) error {
+		_, err := c.Put(ctx, store.FlannelPrefix+key, value)
+		return err
+	}
+	if err := put(known); err != nil {
+		t.Fatal(err)
+	}
+	hold := func(held bool) {
+		t.Helper()
+		site, err := store.Mutate(ctx, b.Store, api.SiteName, func(s *api.Site) error {
+			s.Status.Recovery = &api.Recovery{Restored: time.Now(), Held: held}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Cache.WaitRevision(ctx, store.RevisionOf(site)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold(true)
+	if err := put(known); err != nil {
+		t.Errorf("a lease that is known is not renewed: %v", err)
+	}
+	if err := put(fresh); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "weftctl restore status") {
+		t.Errorf("a new lease while the Site is held: %v", err)
+	}
+	_, err = c.Txn(ctx).Then(clientv3.OpPut(store.FlannelPrefix+fresh, value)).Commit()
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("a new lease in a transaction while the Site is held: %v", err)
+	}
+	hold(false)
+	if err := put(fresh); err != nil {
+		t.Errorf("a new lease once the Site is held no more: %v", err)
 	}
 }
 
