@@ -47,6 +47,7 @@ type bootd struct {
 	bgp      map[string]any // answers, by path and query
 	usage    func(host string) (api.Usage, bool)
 	putting  func(key string) (answered func()) // plural/name
+	recovery api.RecoveryStatus
 }
 
 func newBootd(t *testing.T) *bootd {
@@ -100,6 +101,13 @@ func (b *bootd) routes() http.Handler {
 		b.problem(w, &api.Problem{Status: 404, Title: "Not Found", Detail: r.URL.RequestURI()})
 	})
 	mux.HandleFunc("GET /v1/usage", b.serveUsage)
+	mux.HandleFunc("GET /v1/recovery", func(w http.ResponseWriter, _ *http.Request) { b.json(w, b.recovery) })
+	mux.HandleFunc("POST /v1/recovery/", func(w http.ResponseWriter, r *http.Request) {
+		b.mu.Lock()
+		b.requests[len(b.requests)-1] += strings.TrimSuffix("?"+r.URL.RawQuery, "?")
+		b.mu.Unlock()
+		w.WriteHeader(http.StatusNoContent)
+	})
 	mux.HandleFunc("POST /v1/machines/{name}/{verb}", b.verb)
 	mux.HandleFunc("POST /v1/guests/{name}/export", func(w http.ResponseWriter, _ *http.Request) { b.export(w) })
 	mux.HandleFunc("POST /v1/guests/{name}/{verb}", b.guestVerb)
