@@ -171,19 +171,6 @@ func (k *Keeper) account(ctx context.Context, name string, judge func(*api.Machi
 	return nil
 }
 
-// bounded leaves out what cannot be so.
-func bounded(r api.Recount) api.Recount {
-	r.Networks = slices.DeleteFunc(r.Networks[:min(len(r.Networks), maxItems)], func(n api.HeldNetwork) bool { return !valid(n) })
-	r.Guests = slices.DeleteFunc(r.Guests[:min(len(r.Guests), maxItems)], func(g api.HeldGuest) bool {
-		return api.ValidateName(g.Name) != nil || api.ValidateName(g.UID) != nil || g.Network != "" && api.ValidateName(g.Network) != nil || len(g.Addresses) > 4
-	})
-	named := func(n string) bool { return api.ValidateName(n) != nil }
-	r.Hosts = slices.DeleteFunc(r.Hosts[:min(len(r.Hosts), maxItems)], named)
-	r.Flannelds = slices.DeleteFunc(r.Flannelds[:min(len(r.Flannelds), maxItems)], func(f api.HeldFlanneld) bool { return named(f.Network) || f.MAC == "" })
-	r.Loopbacks = r.Loopbacks[:min(len(r.Loopbacks), 16)]
-	return r
-}
-
 // heardOf notes hosts that others know and this bootd does not.
 func (k *Keeper) heardOf(ctx context.Context, names []string) error {
 	var strange []string

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -171,11 +170,4 @@ func (k *Keeper) claimVNI(ctx context.Context, name string, it api.HeldNetwork, 
 		err = nil
 	}
 	return it.VNI, err
-}
-
-// valid reports whether what a host says of a Network can be so.
-func valid(n api.HeldNetwork) bool {
-	v4 := n.Lease.IsValid() && n.Lease.Addr().Is4() && n.Lease == n.Lease.Masked() && n.Lease.Bits() >= 8 && n.Lease.Bits() <= 31
-	v6 := n.Lease6 == netip.Prefix{} || n.Lease6.IsValid() && n.Lease6.Addr().Is6() && n.Lease6 == n.Lease6.Masked()
-	return api.ValidateName(n.Name) == nil && api.ValidateName(n.UID) == nil && n.VNI > 0 && n.VNI < 1<<24 && v4 && v6
 }
