@@ -7,22 +7,62 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// bounded leaves out what cannot be so.
+const (
+	// maxItems bounds each list of a recount.
+	maxItems = 16384
+	// maxAddresses bounds a Guest's addresses, maxLoopbacks a host's.
+	maxAddresses = 4
+	maxLoopbacks = 16
+	// maxWord bounds what has no form of its own: a state, the id of a move.
+	maxWord = 64
+)
+
+// bounded leaves out what cannot be so. What is kept may be stored, compared
+// and shown: an address has one spelling only, a name is one.
 func bounded(r api.Recount) api.Recount {
-	r.Networks = slices.DeleteFunc(r.Networks[:min(len(r.Networks), maxItems)], func(n api.HeldNetwork) bool { return !valid(n) })
-	r.Guests = slices.DeleteFunc(r.Guests[:min(len(r.Guests), maxItems)], func(g api.HeldGuest) bool {
-		return api.ValidateName(g.Name) != nil || api.ValidateName(g.UID) != nil || g.Network != "" && api.ValidateName(g.Network) != nil || len(g.Addresses) > 4
-	})
-	named := func(n string) bool { return api.ValidateName(n) != nil }
-	r.Hosts = slices.DeleteFunc(r.Hosts[:min(len(r.Hosts), maxItems)], named)
-	r.Flannelds = slices.DeleteFunc(r.Flannelds[:min(len(r.Flannelds), maxItems)], func(f api.HeldFlanneld) bool { return named(f.Network) || f.MAC == "" })
-	r.Loopbacks = r.Loopbacks[:min(len(r.Loopbacks), 16)]
+	r.Networks = kept(r.Networks, maxItems, validNetwork)
+	r.Guests = kept(r.Guests, maxItems, validGuest)
+	r.Hosts = kept(r.Hosts, maxItems, validName)
+	r.Flannelds = kept(r.Flannelds, maxItems, validFlanneld)
+	r.Loopbacks = kept(r.Loopbacks, maxLoopbacks, validAddr)
 	return r
 }
 
-// valid reports whether what a host says of a Network can be so.
-func valid(n api.HeldNetwork) bool {
-	v4 := n.Lease.IsValid() && n.Lease.Addr().Is4() && n.Lease == n.Lease.Masked() && n.Lease.Bits() >= 8 && n.Lease.Bits() <= 31
-	v6 := n.Lease6 == netip.Prefix{} || n.Lease6.IsValid() && n.Lease6.Addr().Is6() && n.Lease6 == n.Lease6.Masked()
-	return api.ValidateName(n.Name) == nil && api.ValidateName(n.UID) == nil && n.VNI > 0 && n.VNI < 1<<24 && v4 && v6
+// kept are the valid ones among the first of a list.
+func kept[T any](list []T, most int, valid func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(list[:min(len(list), most)]), func(one T) bool { return !valid(one) })
+}
+
+func validName(name string) bool { return api.ValidateName(name) == nil }
+
+func validAddr(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
+
+// validLease is of IPv4. A shorter one would be a way to all other hosts'.
+func validLease(p netip.Prefix) bool {
+	return p.IsValid() && p.Addr().Is4() && p == p.Masked() && p.Bits() >= 8 && p.Bits() <= 31
+}
+
+func validNetwork(n api.HeldNetwork) bool {
+	v6 := n.Lease6 == netip.Prefix{} || n.Lease6.IsValid() && n.Lease6.Addr().Is6() && !n.Lease6.Addr().Is4In6() && n.Lease6 == n.Lease6.Masked()
+	return validName(n.Name) && validName(n.UID) && n.VNI > 0 && n.VNI < 1<<24 && validLease(n.Lease) && v6
+}
+
+func validGuest(g api.HeldGuest) bool {
+	return validName(g.Name) && validName(g.UID) && (g.Network == "" || validName(g.Network)) && len(g.State) <= maxWord &&
+		len(g.Addresses) <= maxAddresses && !slices.ContainsFunc(g.Addresses, func(a netip.Addr) bool { return !validAddr(a) }) && validTransfer(g.Transfer)
+}
+
+// validTransfer is a share in a move, or none. It has no peer where bootd knew
+// none.
+func validTransfer(t *api.GuestTransfer) bool {
+	if t == nil {
+		return true
+	}
+	peer := t.Peer == api.HostIdentity{} || validName(t.Peer.Host) && validName(t.Peer.UID) && len(t.Peer.Key) <= 2*maxWord
+	roles := []string{api.TransferSource, api.TransferTarget, api.TransferBack, api.TransferLeft}
+	return peer && slices.Contains(roles, t.Role) && validName(t.ID) && (t.Address == netip.Addr{} || validAddr(t.Address))
+}
+
+func validFlanneld(f api.HeldFlanneld) bool {
+	return validName(f.Network) && f.MAC != "" && validLease(f.Lease) && validAddr(f.VTEP)
 }

@@ -40,9 +40,8 @@ const (
 	grace = 30 * time.Second
 	// every is how often the elected bootd looks whether all is known.
 	every = 500 * time.Millisecond
-	// maxHosts and maxItems bound what hosts can put into the store.
+	// maxHosts bounds what hosts can put into the store.
 	maxHosts = 1024
-	maxItems = 16384
 	// maxRecord bounds what is kept of Guests and Networks that only hosts know:
 	// it is one object.
 	maxRecord = 1 << 20
