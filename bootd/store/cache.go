@@ -16,6 +16,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/index"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Cache is the store's objects in memory, kept current by one watch. Reads
@@ -83,7 +84,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		} else {
 			c.log.Warn("the cache stands still until etcd answers again", "error", err)
 		}
-		if err := sleep(ctx, time.Second); err != nil {
+		if err := wait.For(ctx, time.Second); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 const electionPrefix = internalPrefix + "elections/"
@@ -28,7 +30,7 @@ func (s *Store) Elect(ctx context.Context, name, id string, run func(context.Con
 			return err
 		}
 		s.log.Warn("the election is held again", "election", name, "reason", err)
-		if err := sleep(ctx, time.Second); err != nil {
+		if err := wait.For(ctx, time.Second); err != nil {
 			return err
 		}
 	}

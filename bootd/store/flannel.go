@@ -13,6 +13,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // FlannelPrefix is flannel's own (pkg/subnet/etcd in flannel v0.26.7: its
@@ -160,7 +162,7 @@ func (s *Store) FollowFlannel(ctx context.Context, take func(FlannelBatch)) erro
 		if !errors.Is(err, ErrCompacted) {
 			s.log.Warn("leases of Networks stand still until etcd answers again", "error", err)
 		}
-		if err := sleep(ctx, time.Second); err != nil {
+		if err := wait.For(ctx, time.Second); err != nil {
 			return err
 		}
 	}

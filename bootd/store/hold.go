@@ -12,6 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // holderKey is the bootd that serves the Site of an external store. With
@@ -83,7 +85,7 @@ func (s *Store) Hold(ctx context.Context, waiting func(Holder)) error {
 		kv, revision, err := s.readHolder(ctx)
 		if err != nil && waited && ctx.Err() == nil { // a standby has time
 			s.log.Warn("nobody can tell who holds the Site; this is tried again", "error", err)
-			err = sleep(ctx, time.Second)
+			err = wait.For(ctx, time.Second)
 			if err == nil {
 				continue
 			}
@@ -196,7 +198,7 @@ func (s *Store) awaitRelease(ctx context.Context, after int64) error {
 			return ctx.Err()
 		}
 		if err != nil {
-			return sleep(ctx, time.Second) // and look again
+			return wait.For(ctx, time.Second) // and look again
 		}
 		if len(resp.Events) > 0 {
 			return nil

@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Create stores a new object and sets its uid, generation, creationTimestamp
@@ -131,7 +132,7 @@ func (s *Store) Mutate(ctx context.Context, k api.Kind, name string, fn func(api
 		if !errors.Is(err, ErrConflict) {
 			return o, err
 		}
-		if err := sleep(ctx, jitter(try)); err != nil {
+		if err := wait.For(ctx, jitter(try)); err != nil {
 			return nil, err
 		}
 	}
@@ -173,7 +174,7 @@ func (s *Store) Reidentify(ctx context.Context, k api.Kind, name, uid string, fn
 		if _, err = s.put(ctx, k, o, kv.ModRevision); !errors.Is(err, ErrConflict) {
 			return err
 		}
-		if err := sleep(ctx, jitter(try)); err != nil {
+		if err := wait.For(ctx, jitter(try)); err != nil {
 			return err
 		}
 	}
@@ -197,7 +198,7 @@ func (s *Store) Delete(ctx context.Context, k api.Kind, name, resourceVersion st
 		if resourceVersion != "" || !errors.Is(err, ErrConflict) {
 			return err
 		}
-		if err := sleep(ctx, jitter(try)); err != nil {
+		if err := wait.For(ctx, jitter(try)); err != nil {
 			return err
 		}
 	}
@@ -423,17 +424,6 @@ func decode(k api.Kind, kv *mvccpb.KeyValue) (api.Object, error) {
 // jitter is how long to wait before the next try after a conflict.
 func jitter(try int) time.Duration {
 	return rand.N(time.Millisecond << min(try, 7))
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }
 
 // kind is a pointer to one of the kinds.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 const (
@@ -75,7 +77,7 @@ func (s *Store) AwaitRoom(ctx context.Context) error {
 		if wasReadOnly && !superReadOnly(s.conf.Dir) && errors.Is(unwritable(s.conf.Dir, 0), ErrReadOnly) {
 			return ErrRemounted
 		}
-		if err := sleep(ctx, roomEvery); err != nil {
+		if err := wait.For(ctx, roomEvery); err != nil {
 			return err
 		}
 	}

@@ -9,14 +9,16 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // space looks after the room that etcd has: it refuses writes while the file
 // system is nearly full, and brings etcd back from its NOSPACE alarm.
 type space struct {
 	store *Store
-	alarm atomic.Bool   // etcd refuses writes: its quota is used up
-	wake  chan struct{} // the alarm was raised
+	alarm atomic.Bool // etcd refuses writes: its quota is used up
+	wake  wait.Signal // the alarm was raised
 	end   context.CancelFunc
 	done  sync.WaitGroup
 }
@@ -26,7 +28,7 @@ const retryInterval = 10 * time.Second
 
 func newSpace(s *Store) *space {
 	ctx, cancel := context.WithCancel(context.Background())
-	sp := &space{store: s, wake: make(chan struct{}, 1), end: cancel}
+	sp := &space{store: s, wake: wait.NewSignal(), end: cancel}
 	if s.server == nil {
 		return sp // an external cluster is somebody else's to look after
 	}
@@ -64,10 +66,7 @@ func (sp *space) quotaError() error {
 // full notes that etcd refused a write for its quota.
 func (sp *space) full() {
 	sp.alarm.Store(true)
-	select {
-	case sp.wake <- struct{}{}:
-	default:
-	}
+	sp.wake.Set()
 }
 
 func (sp *space) run(ctx context.Context) {
@@ -84,10 +83,8 @@ func (sp *space) run(ctx context.Context) {
 			if !sp.alarm.Load() {
 				break
 			}
-			select {
-			case <-ctx.Done():
+			if wait.For(ctx, retryInterval) != nil {
 				return
-			case <-time.After(retryInterval):
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Change is what became of one object since a subscriber last heard of it.
@@ -30,7 +31,7 @@ func (c *Cache) Subscribe(ctx context.Context, fn func(Change), kinds ...api.Kin
 
 // Subscription is Subscribe for a caller that asks meanwhile how far it has come.
 func (c *Cache) Subscription(kinds ...api.Kind) *Subscription {
-	s := &Subscription{cache: c, pending: map[feedKey]*Change{}, wake: make(chan struct{}, 1)}
+	s := &Subscription{cache: c, pending: map[feedKey]*Change{}, wake: wait.NewSignal()}
 	for _, k := range kinds {
 		s.plurals = append(s.plurals, k.Plural)
 	}
@@ -41,7 +42,7 @@ func (c *Cache) Subscription(kinds ...api.Kind) *Subscription {
 type Subscription struct {
 	cache   *Cache
 	plurals []string // empty: all
-	wake    chan struct{}
+	wake    wait.Signal
 
 	mu      sync.Mutex
 	order   []feedKey

@@ -11,6 +11,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // tenure is an etcd lease that this process lives by. It ends for its holder
@@ -75,22 +77,22 @@ func (t *tenure) left() time.Duration {
 
 // renew keeps the lease, and says at once when it is lost.
 func (t *tenure) renew() {
-	wait := t.ttl / 4
+	pause := t.ttl / 4
 	for {
 		// A timer that is late, for the process was stopped, finds no time left.
-		if err := sleep(t.lost, min(wait, max(t.left(), 0))); err != nil {
+		if err := wait.For(t.lost, min(pause, max(t.left(), 0))); err != nil {
 			return
 		}
 		if t.left() <= 0 {
 			t.lose(errLost)
 			return
 		}
-		wait = t.ttl / 4
+		pause = t.ttl / 4
 		if err := t.renewOnce(); errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			t.lose(errLost)
 			return
 		} else if err != nil {
-			wait = t.ttl / 20
+			pause = t.ttl / 20
 		}
 	}
 }
