@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/internal/file"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // ErrDamaged is what a *DamagedError is.
@@ -88,13 +89,13 @@ func (s *Store) verified(d Digest) (*os.File, stamp, error) {
 			s.mu.Unlock()
 			return f, is, nil
 		}
-		v, wait := s.checking[d]
-		if !wait {
+		v, running := s.checking[d]
+		if !running {
 			v = &verification{done: make(chan struct{})}
 			s.checking[d] = v
 		}
 		s.mu.Unlock()
-		if !wait {
+		if !running {
 			v.err = s.verify(context.Background(), f, d, is, 0)
 			s.mu.Lock()
 			delete(s.checking, d)
@@ -165,7 +166,7 @@ func (s *Store) verify(ctx context.Context, f *os.File, d Digest, is stamp, rate
 			return s.found(d, is, &DamagedError{d, fmt.Sprintf("it cannot be read at byte %d: %v", at, err)})
 		}
 		if rate > 0 {
-			if err := pause(ctx, time.Duration(n)*time.Second/time.Duration(rate)); err != nil {
+			if err := wait.For(ctx, time.Duration(n)*time.Second/time.Duration(rate)); err != nil {
 				return err
 			}
 		}
@@ -178,17 +179,6 @@ func (s *Store) verify(ctx context.Context, f *os.File, d Digest, is stamp, rate
 	defer s.mu.Unlock()
 	s.sound[d] = is
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }
 
 // stat looks at a blob's file without reading it.
@@ -260,22 +250,19 @@ func (s *Store) changed(d Digest) {
 	defer s.mu.Unlock()
 	for f := range s.followers {
 		f.pending[d] = true
-		select {
-		case f.wake <- struct{}{}:
-		default:
-		}
+		f.wake.Set()
 	}
 }
 
 // follower is told of blobs that are found damaged, and of those that are mended.
 type follower struct {
 	pending map[Digest]bool
-	wake    chan struct{}
+	wake    wait.Signal
 }
 
 // Follow calls fn with every blob that is found damaged or is mended, until ctx ends.
 func (s *Store) Follow(ctx context.Context, fn func(Digest)) error {
-	f := &follower{pending: map[Digest]bool{}, wake: make(chan struct{}, 1)}
+	f := &follower{pending: map[Digest]bool{}, wake: wait.NewSignal()}
 	s.mu.Lock()
 	s.followers[f] = true
 	s.mu.Unlock()
@@ -310,7 +297,7 @@ func (s *Store) Scrub(ctx context.Context) error {
 			}
 			s.opts.Log.Warn("the blobs are not all verified", "error", err)
 		}
-		if err := pause(ctx, s.opts.ScrubEvery); err != nil {
+		if err := wait.For(ctx, s.opts.ScrubEvery); err != nil {
 			return err
 		}
 	}
