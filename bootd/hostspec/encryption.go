@@ -11,6 +11,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // meshes keeps the hosts of each encrypted Zone as of one revision: when one
@@ -111,17 +112,15 @@ func (h *Hub) meshChanged(c store.Change) bool {
 const gather = time.Second
 
 // tellMeshes tells the hosts of encrypted Zones of each other, until ctx ends.
-func (h *Hub) tellMeshes(ctx context.Context, dirty <-chan struct{}) error {
+func (h *Hub) tellMeshes(ctx context.Context, dirty wait.Signal) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-dirty:
 		}
-		select {
-		case <-ctx.Done():
+		if wait.For(ctx, orDefault(h.Gather, gather)) != nil {
 			return nil
-		case <-time.After(orDefault(h.Gather, gather)):
 		}
 		h.mu.Lock()
 		for name, s := range h.streams {

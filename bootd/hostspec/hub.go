@@ -18,6 +18,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/text"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 const (
@@ -103,7 +104,7 @@ type Conn struct {
 type stream struct {
 	peer   Peer
 	quota  *quota
-	dirty  chan struct{}     // the host's HostSpec may have changed; capacity 1
+	dirty  wait.Signal       // the host's HostSpec may have changed
 	audits chan api.BGPAudit // of other hosts, for this one that reflects
 	opens  chan api.Channel  // that it is to open
 	usages chan api.UsageRequest
@@ -197,20 +198,18 @@ func (h *Hub) Run(ctx context.Context) error {
 	defer h.stop()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		select {
-		case <-ctx.Done():
-		case <-time.After(orDefault(h.Grace, grace)):
+		if wait.For(ctx, orDefault(h.Grace, grace)) == nil {
 			h.clearStale(ctx)
 		}
 		return nil
 	})
-	mesh := make(chan struct{}, 1)
+	mesh := wait.NewSignal()
 	g.Go(func() error { return h.tellMeshes(ctx, mesh) })
 	g.Go(func() error {
 		return h.Cache.Subscribe(ctx, func(c store.Change) {
 			h.changed(c)
 			if h.meshChanged(c) {
-				signal(mesh)
+				mesh.Set()
 			}
 		})
 	})
@@ -301,15 +300,7 @@ func orDefault(d, fallback time.Duration) time.Duration {
 	return fallback
 }
 
-func (s *stream) mark() { signal(s.dirty) }
-
-// signal fills a channel of capacity 1.
-func signal(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
+func (s *stream) mark() { s.dirty.Set() }
 
 func (h *Hub) clearStale(ctx context.Context) {
 	for _, m := range store.CachedList[api.Machine](h.Cache) {
@@ -445,7 +436,7 @@ func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) (*stream, error) {
 	if !h.quotas[p.Name].streams.Allow() {
 		return nil, fmt.Errorf("host %s opens streams too fast: one in 5 s", p.Name)
 	}
-	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: make(chan struct{}, 1), audits: make(chan api.BGPAudit, maxAudits), opens: make(chan api.Channel, maxOpens), usages: make(chan api.UsageRequest, 1), close: cancel, seen: time.Now()}
+	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: wait.NewSignal(), audits: make(chan api.BGPAudit, maxAudits), opens: make(chan api.Channel, maxOpens), usages: make(chan api.UsageRequest, 1), close: cancel, seen: time.Now()}
 	if old := h.streams[p.Name]; old != nil {
 		old.close(errReplaced)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // agent answers a stream as nodeagent does: of each batch it says that it is at
@@ -19,14 +20,14 @@ type agent struct {
 	mu      sync.Mutex
 	digests map[string]string
 	mark    api.Bookmark
-	fresh   chan struct{} // capacity 1: something changed
-	told    chan string   // host of each peer that it is sent; nil: nobody asks
+	fresh   wait.Signal // something changed
+	told    chan string // host of each peer that it is sent; nil: nobody asks
 }
 
 func (r *rack) agent(i int) *agent {
 	r.t.Helper()
 	a := &agent{host: r.dial(i, &api.Hello{}), uid: r.Machine(hostName(i)).Metadata.UID, digests: map[string]string{},
-		fresh: make(chan struct{}, 1)}
+		fresh: wait.NewSignal()}
 	var both sync.WaitGroup
 	both.Go(a.listen)
 	both.Go(a.talk)
@@ -54,10 +55,7 @@ func (a *agent) listen() {
 			delete(a.digests, f.Gone)
 		case f.Bookmark != nil:
 			a.mark = *f.Bookmark
-			select {
-			case a.fresh <- struct{}{}:
-			default:
-			}
+			a.fresh.Set()
 		}
 		a.mu.Unlock()
 	}
