@@ -15,6 +15,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Index is the leases of every Network in memory, kept current by one watch of
@@ -30,7 +31,7 @@ type Index struct {
 	news     Change
 	feeds    map[*func(Change)]struct{}
 
-	wake     chan struct{}
+	wake     wait.Signal
 	synced   chan struct{}
 	syncOnce sync.Once
 }
@@ -62,7 +63,7 @@ func newLayout() *layout {
 // NewIndex prepares an Index; it is empty until Run has filled it.
 func NewIndex(s *store.Store, log *slog.Logger) *Index {
 	return &Index{store: s, log: log, networks: map[string]*layout{}, hosts: map[string]map[string]netip.Prefix{}, news: newChange(),
-		feeds: map[*func(Change)]struct{}{}, wake: make(chan struct{}, 1), synced: make(chan struct{})}
+		feeds: map[*func(Change)]struct{}{}, wake: wait.NewSignal(), synced: make(chan struct{})}
 }
 
 // Run fills the Index and keeps it current until ctx ends.
@@ -103,10 +104,8 @@ func (x *Index) tell(ctx context.Context) error {
 			return ctx.Err()
 		case <-x.wake:
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(settle):
+		if err := wait.For(ctx, settle); err != nil {
+			return err
 		}
 		x.mu.Lock()
 		news, feeds := x.news, slices.Collect(maps.Keys(x.feeds))
@@ -275,10 +274,7 @@ func (x *Index) touch(name string) {
 // tellOf has subscribers told of a Network.
 func (x *Index) tellOf(name string) {
 	x.news.Networks[name] = true
-	select {
-	case x.wake <- struct{}{}:
-	default:
-	}
+	x.wake.Set()
 }
 
 // view makes the View of a Network, unless there is one. The caller holds mu.
