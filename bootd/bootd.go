@@ -33,6 +33,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -432,15 +433,12 @@ func (d *daemon) followSubnets(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	due := make(chan struct{}, 1)
+	due := wait.NewSignal()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return d.cache.Subscribe(ctx, func(c store.Change) {
 			if specChanged(c) && (c.Kind.Name != "Machine" || boot.ReservesOther(c.Old, c.New)) {
-				select {
-				case due <- struct{}{}:
-				default:
-				}
+				due.Set()
 			}
 		}, kinds...)
 	})
@@ -453,7 +451,7 @@ func (d *daemon) followSubnets(ctx context.Context) error {
 // takes a twentieth of the time.
 const gatherSubnets = 100 * time.Millisecond
 
-func (d *daemon) applySubnetsWhenDue(ctx context.Context, due <-chan struct{}) error {
+func (d *daemon) applySubnetsWhenDue(ctx context.Context, due wait.Signal) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -462,10 +460,8 @@ func (d *daemon) applySubnetsWhenDue(ctx context.Context, due <-chan struct{}) e
 		}
 		began := time.Now()
 		d.applySubnets(ctx)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(max(gatherSubnets, 20*time.Since(began))):
+		if err := wait.For(ctx, max(gatherSubnets, 20*time.Since(began))); err != nil {
+			return err
 		}
 	}
 }
