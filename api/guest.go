@@ -48,7 +48,7 @@ type GuestSpec struct {
 	CloudInit *GuestCloudInit `json:"cloudInit,omitempty" doc:"For an Image that is configured by cloud-init."`
 	Shares    []Share         `json:"shares,omitempty"`
 	Placement Placement       `json:"placement,omitzero"`
-	State     string          `json:"state,omitzero" enum:"Running,Paused,Stopped"`
+	State     GuestState      `json:"state,omitzero" enum:"Running,Paused,Stopped"`
 	// Machine is the board that the Guest sees. A microvm starts faster and has
 	// no PCI: no watchdog, no UEFI.
 	Machine     string      `json:"machine,omitzero" enum:"q35,microvm"`
@@ -156,7 +156,7 @@ type GuestStatus struct {
 	HostUID   string       `json:"hostUID,omitzero" doc:"Of the Machine: another of the same name is another host."`
 	Addresses []netip.Addr `json:"addresses,omitempty" doc:"IPv4 first; kept for the Guest's life."`
 	MAC       MAC          `json:"mac,omitzero"`
-	State     string       `json:"state,omitzero" doc:"Running, Paused, Stopped or Unknown, as its host last said."`
+	State     GuestState   `json:"state,omitzero" doc:"Running, Paused, Stopped or Unknown, as its host last said."`
 	// Move is under way while it is set.
 	Move *GuestMove `json:"move,omitempty"`
 	// LastMove is how the one before ended.
@@ -267,6 +267,17 @@ type GuestPlace struct {
 	Held string `json:"held,omitzero"`
 }
 
+// GuestState is what a Guest should be, or what it is.
+type GuestState string
+
+// States of a Guest.
+const (
+	GuestRunning GuestState = "Running"
+	GuestPaused  GuestState = "Paused"
+	GuestStopped GuestState = "Stopped"
+	GuestUnknown GuestState = "Unknown" // its host cannot tell; nothing should be that
+)
+
 // How Guests migrate.
 const (
 	MigrateLive = "Live"
@@ -282,8 +293,11 @@ const (
 // SetDefaults implements Object.
 func (g *Guest) SetDefaults() {
 	g.defaultType("Guest")
+	if g.Spec.State == "" {
+		g.Spec.State = GuestRunning
+	}
 	for field, value := range map[*string]string{
-		&g.Spec.State: "Running", &g.Spec.Machine: "q35", &g.Spec.Firmware: "bios", &g.Spec.Restart: "Always",
+		&g.Spec.Machine: "q35", &g.Spec.Firmware: "bios", &g.Spec.Restart: "Always",
 	} {
 		if *field == "" {
 			*field = value
@@ -309,7 +323,7 @@ func (g *Guest) Validate() FieldErrors {
 	if g.Spec.Placement.Migration != "" {
 		e.oneOf(at("spec", "placement", "migration"), g.Spec.Placement.Migration, MigrateLive, MigrateStop, MigrateNone)
 	}
-	e.oneOf(at("spec", "state"), g.Spec.State, "Running", "Paused", "Stopped")
+	e.oneOf(at("spec", "state"), string(g.Spec.State), string(GuestRunning), string(GuestPaused), string(GuestStopped))
 	g.Spec.validateMachine(&e)
 	names := map[string]bool{}
 	for i, d := range g.Spec.Disks {

@@ -26,7 +26,7 @@ type GuestPart struct {
 	StopTimeout Duration     `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take; 2m."`
 	// Request is something to be done once: the host remembers the last ID.
 	Request *GuestRequest `json:"request,omitempty"`
-	State   string        `json:"state" enum:"Running,Paused,Stopped"`
+	State   GuestState    `json:"state" enum:"Running,Paused,Stopped"`
 	// Transfer is the host's share in a move of the Guest.
 	Transfer *GuestTransfer `json:"transfer,omitempty"`
 }
@@ -129,7 +129,7 @@ func (r *GuestRequest) AboutSnapshot() bool {
 
 // GuestObserved is what a host sees of a Guest.
 type GuestObserved struct {
-	State       string          `json:"state" enum:"Running,Paused,Stopped,Unknown"`
+	State       GuestState      `json:"state" enum:"Running,Paused,Stopped,Unknown"`
 	Accelerator string          `json:"accelerator,omitzero" enum:"kvm,tcg"`
 	Restarts    int             `json:"restarts,omitzero" doc:"By the restart policy, since the agent started."`
 	Request     string          `json:"request,omitzero" doc:"ID of the last request that was done."`

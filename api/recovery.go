@@ -117,7 +117,7 @@ type HeldGuest struct {
 	UID       string         `json:"uid"`
 	Network   string         `json:"network,omitzero"`
 	Addresses []netip.Addr   `json:"addresses,omitempty"`
-	State     string         `json:"state,omitzero" doc:"As the host sees it; empty when it has not looked."`
+	State     GuestState     `json:"state,omitzero" doc:"As the host sees it; empty when it has not looked."`
 	Gone      bool           `json:"gone,omitzero" doc:"Its HostSpec named it no more: it is Orphaned."`
 	Transfer  *GuestTransfer `json:"transfer,omitempty" doc:"The host's share in a move."`
 }

@@ -540,18 +540,18 @@ func saying(seen api.PartStatus) string {
 	case seen.State == "":
 		return "the host has not said anything of it"
 	case seen.Guest != nil:
-		return "it is " + seen.Guest.State
+		return "it is " + string(seen.Guest.State)
 	}
 	return string(seen.State)
 }
 
 // report takes over what the host sees.
 func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, seen api.PartStatus) error {
-	state := "Unknown"
+	state := api.GuestUnknown
 	if seen.Guest != nil {
 		state = seen.Guest.State
 	}
-	status, reason, message := api.True, state, fmt.Sprintf("%s on %s", state, m.Metadata.Name)
+	status, reason, message := api.True, string(state), fmt.Sprintf("%s on %s", state, m.Metadata.Name)
 	if _, err := Part(c.Cache, g); err != nil {
 		status, reason, message = api.False, "Incomplete", err.Error()
 	} else if seen.State != api.PartApplied || state != g.Spec.State {

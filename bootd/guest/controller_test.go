@@ -173,7 +173,7 @@ func TestLife(t *testing.T) {
 	b.because("web", Ready, "NotApplied")
 	b.obey("web")
 	b.because("web", Ready, "Running")
-	b.change("web", func(g *api.Guest) { g.Spec.State = stopped })
+	b.change("web", func(g *api.Guest) { g.Spec.State = api.GuestStopped })
 	b.because("web", Ready, "NotApplied")
 	b.obey("web")
 	b.because("web", Ready, "Stopped")

@@ -136,7 +136,7 @@ func (c *Controller) migration(g *api.Guest) string {
 // mode is how a Guest moves now: what has no memory goes as its disks do.
 func (c *Controller) mode(g *api.Guest) string {
 	switch {
-	case g.Spec.State == stopped, g.Status.State == stopped, g.Status.Move.Mode == "" && c.migration(g) == api.MigrateStop:
+	case g.Spec.State == api.GuestStopped, g.Status.State == api.GuestStopped, g.Status.Move.Mode == "" && c.migration(g) == api.MigrateStop:
 		return api.MigrateStop
 	}
 	return cmp.Or(g.Status.Move.Mode, api.MigrateLive)
@@ -150,7 +150,7 @@ func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine)
 	target, known := store.Cached[api.Machine](c.Cache, move.Target.Host)
 	known = known && target.Metadata.UID == move.Target.HostUID
 	s := standing{now: time.Now(), deadline: move.Deadline, stay: !move.Asked && !m.Draining(),
-		halted: move.Mode == api.MigrateLive && g.Spec.State == stopped}
+		halted: move.Mode == api.MigrateLive && g.Spec.State == api.GuestStopped}
 	seen := observed(m, g)
 	s.sent = said(seen, move.ID) == api.TransferSent
 	s.failed = failure(seen, move.ID)
@@ -365,5 +365,5 @@ func (c *Controller) applied(g *api.Guest, m *api.Machine) bool {
 // so: an earlier word that it was stopped counts for nothing.
 func (c *Controller) stopped(g *api.Guest, seen api.PartStatus) bool {
 	m, ok := store.Cached[api.Machine](c.Cache, g.Status.Host)
-	return ok && c.applied(g, m) && seen.Guest != nil && seen.Guest.State == stopped
+	return ok && c.applied(g, m) && seen.Guest != nil && seen.Guest.State == api.GuestStopped
 }

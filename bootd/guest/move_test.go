@@ -26,7 +26,7 @@ func (b *bench) says(host, name, id, state string) {
 			m.Status.Host.Parts = map[string]api.PartStatus{}
 		}
 		m.Status.Host.Parts[api.GuestPartName(name)] = api.PartStatus{State: api.PartPending,
-			Guest: &api.GuestObserved{State: stopped, Transfer: &api.GuestTransferred{ID: id, State: state, Message: "at work"}}}
+			Guest: &api.GuestObserved{State: api.GuestStopped, Transfer: &api.GuestTransferred{ID: id, State: state, Message: "at work"}}}
 	})
 }
 
@@ -85,7 +85,7 @@ func TestDrain(t *testing.T) {
 	g := b.transfer("web")
 	id := g.Status.Move.ID
 	source, err := PartOn(b.Cache, g, b.get("h1").Metadata.UID)
-	if err != nil || source.State != running || source.Transfer == nil || source.Transfer.Role != api.TransferSource || source.Transfer.Peer.Host != "h2" || !source.Disks[1].Retain {
+	if err != nil || source.State != api.GuestRunning || source.Transfer == nil || source.Transfer.Role != api.TransferSource || source.Transfer.Peer.Host != "h2" || !source.Disks[1].Retain {
 		t.Fatalf("its host is told %+v, %v", source, err)
 	}
 	target, err := PartOn(b.Cache, g, b.get("h2").Metadata.UID)
@@ -105,7 +105,7 @@ func TestDrain(t *testing.T) {
 	if now.Status.Addresses[0] != was.Status.Addresses[0] || now.Status.MAC != was.Status.MAC || now.Status.Move != nil || !now.Status.LastMove.Done || !strings.Contains(now.Status.LastMove.Message, "at work") {
 		t.Errorf("it is now %+v, and was %+v", now.Status, was.Status)
 	}
-	if p, err := PartOn(b.Cache, now, now.Status.HostUID); err != nil || p.State != running || p.Transfer != nil || !p.Disks[1].Retain {
+	if p, err := PartOn(b.Cache, now, now.Status.HostUID); err != nil || p.State != api.GuestRunning || p.Transfer != nil || !p.Disks[1].Retain {
 		t.Errorf("there it is to be %+v, %v", p, err)
 	}
 	held := func() bool {
@@ -114,7 +114,7 @@ func TestDrain(t *testing.T) {
 	}
 	b.eventually("its old host keeps its copy", held)
 	old, err := PartOn(b.Cache, now, was.Status.HostUID)
-	if err != nil || old == nil || old.Transfer.Role != api.TransferLeft || old.State != stopped || old.Disks[1].Retain {
+	if err != nil || old == nil || old.Transfer.Role != api.TransferLeft || old.State != api.GuestStopped || old.Disks[1].Retain {
 		t.Fatalf("that is told %+v, %v", old, err)
 	}
 	b.obeys("h1", "web")
@@ -157,7 +157,7 @@ func TestMoveIsGivenUp(t *testing.T) {
 			c.why(b)
 			b.eventually("it is called back", func() bool { return b.guest("web").Status.Move.Step == api.MoveBack })
 			g := b.guest("web")
-			if p, err := PartOn(b.Cache, g, g.Status.HostUID); err != nil || p.State != running || p.Transfer.Role != api.TransferBack || p.Transfer.ID != id {
+			if p, err := PartOn(b.Cache, g, g.Status.HostUID); err != nil || p.State != api.GuestRunning || p.Transfer.Role != api.TransferBack || p.Transfer.ID != id {
 				t.Errorf("its host is told %+v, %v", p, err)
 			}
 			if p, err := PartOn(b.Cache, g, b.get("h2").Metadata.UID); p != nil || len(g.Status.Left) != 1 || g.Status.Left[0].Host != "h2" || g.Status.Left[0].Held != "" {
@@ -305,7 +305,7 @@ func TestLiveFallsBack(t *testing.T) {
 	b.says("h1", "web", next.ID, api.TransferSent)
 	b.says("h2", "web", next.ID, api.TransferReceived)
 	b.eventually("it is there", func() bool { return b.guest("web").Status.Host == "h2" })
-	b.change("web", func(g *api.Guest) { g.Status.Left, g.Status.State = nil, running })
+	b.change("web", func(g *api.Guest) { g.Status.Left, g.Status.State = nil, api.GuestRunning })
 
 	b.change("web", func(g *api.Guest) {
 		if err := Ask(g, api.GuestVerbMove, api.GuestAction{Mode: api.MigrateLive}); err != nil {

@@ -26,7 +26,7 @@ func PartOn(c *store.Cache, g *api.Guest, hostUID string) (*api.GuestPart, error
 	}
 	for _, left := range g.Status.Left {
 		if left.HostUID == hostUID && left.Held != "" {
-			p.State, p.Request = stopped, nil
+			p.State, p.Request = api.GuestStopped, nil
 			p.Transfer = &api.GuestTransfer{ID: left.Held, Role: api.TransferLeft}
 			fleeting(&p)
 			return &p, nil // it runs nothing of it, whatever it lacks
@@ -89,7 +89,7 @@ func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 		case api.MoveBack:
 			p.Transfer = share(c, g, api.TransferBack)
 		default:
-			p.State = stopped
+			p.State = api.GuestStopped
 		}
 	}
 	img, ok := store.Cached[api.Image](c, g.Spec.Image)
@@ -102,7 +102,7 @@ func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	if err := boot(&p, g, img); err != nil {
 		return p, err
 	}
-	if p.State == stopped { // then what it would have beside its disks holds up no move
+	if p.State == api.GuestStopped { // then what it would have beside its disks holds up no move
 		return p, nil
 	}
 	var err error
@@ -129,12 +129,6 @@ func configured(p *api.GuestPart, c *store.Cache, g *api.Guest, img *api.Image) 
 // ConfigURL is where a Guest fetches its config: nodeagent answers there, inside
 // its Network, and asks for a token that it makes for each start.
 const ConfigURL = "http://169.254.169.254/ignition"
-
-// The states of a Guest.
-const (
-	running = "Running"
-	stopped = "Stopped"
-)
 
 // rootSize is the disk of a Guest whose spec names none.
 const rootSize = 10 << 30

@@ -55,7 +55,7 @@ func TestShares(t *testing.T) {
 	if _, err := Part(b.Cache, b.guest("web")); err == nil || !strings.Contains(err.Error(), "no name for a file") {
 		t.Errorf("a key that is a path: %v", err)
 	}
-	b.change("web", func(g *api.Guest) { g.Spec.State = stopped })
+	b.change("web", func(g *api.Guest) { g.Spec.State = api.GuestStopped })
 	if p, err := Part(b.Cache, b.guest("web")); err != nil || len(p.Shares) != 0 {
 		t.Errorf("to be stopped it needs %+v: %v", p.Shares, err)
 	}

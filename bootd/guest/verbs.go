@@ -32,7 +32,7 @@ func Ask(g *api.Guest, verb string, a api.GuestAction) error {
 	if a.To != "" || a.LoseDisks || a.Mode != "" {
 		return fmt.Errorf("%s takes neither a host nor disks nor a mode", verb)
 	}
-	if g.Spec.State != running {
+	if g.Spec.State != api.GuestRunning {
 		return fmt.Errorf("guest %s is to be %s: only one that is to be Running can be asked to %s", name, g.Spec.State, verb)
 	}
 	g.Status.Request = r
@@ -62,7 +62,7 @@ func askSnapshot(g *api.Guest, r *api.GuestRequest, a api.GuestAction) error {
 		}
 	case !known:
 		return fmt.Errorf("guest %s has no snapshot %s: weftctl guest snapshot list %s", name, r.Snapshot, name)
-	case r.Verb == api.GuestSnapshotRevert && (g.Spec.State != stopped || g.Status.State != stopped):
+	case r.Verb == api.GuestSnapshotRevert && (g.Spec.State != api.GuestStopped || g.Status.State != api.GuestStopped):
 		return fmt.Errorf("guest %s is not stopped, and its disks would change under it: weftctl guest stop %s", name, name)
 	}
 	g.Status.Request = r
@@ -94,7 +94,7 @@ func askMove(g *api.Guest, a api.GuestAction) error {
 		return fmt.Errorf("%q is no mode of a move: Live or Stop", a.Mode)
 	case a.Mode == api.MigrateLive && a.LoseDisks:
 		return errors.New("a Guest that begins anew does not move live: leave one of the two away")
-	case a.Mode == api.MigrateLive && g.Spec.State == stopped:
+	case a.Mode == api.MigrateLive && g.Spec.State == api.GuestStopped:
 		return fmt.Errorf("guest %s is to be Stopped: it cannot move live", name)
 	}
 	if a.LoseDisks {

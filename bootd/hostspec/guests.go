@@ -64,7 +64,7 @@ func boundedGuest(g *api.GuestObserved) *api.GuestObserved {
 		return nil
 	}
 	next := *g
-	next.State, next.Accelerator, next.Request = text.Clip(g.State, 16), text.Clip(g.Accelerator, 16), text.Clip(g.Request, 64)
+	next.State, next.Accelerator, next.Request = api.GuestState(text.Clip(string(g.State), 16)), text.Clip(g.Accelerator, 16), text.Clip(g.Request, 64)
 	if t := g.Transfer; t != nil {
 		next.Transfer = &api.GuestTransferred{ID: text.Clip(t.ID, 64), State: text.Clip(t.State, 16), Message: text.Clip(t.Message, 256)}
 	}

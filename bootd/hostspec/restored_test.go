@@ -74,7 +74,7 @@ func TestRecountIsBounded(t *testing.T) {
 	for what, c := range map[string]api.Recount{
 		"names":     {Hosts: []string{long, long, long, long}},
 		"loopbacks": {Loopbacks: make([]netip.Addr, 32<<10)},
-		"states":    {Guests: []api.HeldGuest{{State: long}, {State: long}}},
+		"states":    {Guests: []api.HeldGuest{{State: api.GuestState(long)}, {State: api.GuestState(long)}}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			b, r := newBench(t), &reports{}

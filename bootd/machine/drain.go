@@ -73,7 +73,7 @@ func (c *Controller) hasToShutDown(m *api.Machine) bool {
 }
 
 // runs reports whether a Guest has anything to lose.
-func runs(g *api.Guest) bool { return g.Status.State != "Stopped" }
+func runs(g *api.Guest) bool { return g.Status.State != api.GuestStopped }
 
 // drainDeadline is the reason that a drain is over although Guests are left.
 const drainDeadline = "DrainDeadline"

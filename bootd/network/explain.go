@@ -165,7 +165,7 @@ func (w *walk) place(n *api.Network, e *api.PathEnd, does string) (api.NetworkMe
 	case g != nil && placed != "" && placed != m.Host:
 		return m, w.stop(m.Host, fmt.Sprintf("%s is on %s, but its address is in the lease %s of %s", endName(*e), placed, m.Lease, m.Host),
 			"the Guest moved and its own lease has not followed yet: see weftctl describe network "+n.Metadata.Name)
-	case g != nil && g.Status.State != "Running":
+	case g != nil && g.Status.State != api.GuestRunning:
 		return m, w.stop(m.Host, fmt.Sprintf("%s is not running", endName(*e)), fmt.Sprintf("its state is %q: see weftctl describe guest %s", g.Status.State, g.Metadata.Name))
 	}
 	return m, w.healthy(n, m)

@@ -15,7 +15,7 @@ func explainSite() *Paths {
 		n.SetDefaults()
 		return n
 	}
-	guest := func(name, network, host, addr, state string) *api.Guest {
+	guest := func(name, network, host, addr string, state api.GuestState) *api.Guest {
 		g := &api.Guest{Spec: api.GuestSpec{Network: network}, Status: api.GuestStatus{Host: host, State: state}}
 		g.Metadata.Name = name
 		if addr != "" {

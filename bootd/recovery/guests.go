@@ -29,7 +29,9 @@ func (c claim) owns() bool {
 	return c.role() != api.TransferTarget && c.role() != api.TransferLeft
 }
 
-func (c claim) runs() bool { return c.held.State == "Running" || c.held.State == "Paused" }
+func (c claim) runs() bool {
+	return c.held.State == api.GuestRunning || c.held.State == api.GuestPaused
+}
 
 // whereabouts is what becomes of a Guest.
 type whereabouts struct {

@@ -9,7 +9,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func on(host, uid, state string, transfer *api.GuestTransfer) claim {
+func on(host, uid string, state api.GuestState, transfer *api.GuestTransfer) claim {
 	return claim{api.GuestPlace{Host: host, HostUID: host + "-uid"},
 		api.HeldGuest{Name: "web", UID: uid, Network: "blue", State: state, Transfer: transfer, Addresses: []netip.Addr{netip.MustParseAddr("10.5.1.2")}}}
 }

@@ -143,7 +143,7 @@ func benchmarkStart(b *testing.B, binary string) {
 	h.run()
 	g := bare(h)
 	g.StopTimeout = api.Duration(time.Millisecond)
-	set := func(state string) {
+	set := func(state api.GuestState) {
 		g.State = state
 		h.want(part("web", uid1, g))
 	}

@@ -261,7 +261,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 
 // observed is the Guest as it is.
 func (g *guest) observed() *api.GuestObserved {
-	o := &api.GuestObserved{State: "Stopped", Restarts: g.restarts.count, Conditions: append(api.Conditions{}, g.conditions.list...)}
+	o := &api.GuestObserved{State: api.GuestStopped, Restarts: g.restarts.count, Conditions: append(api.Conditions{}, g.conditions.list...)}
 	o.Transfer = g.move.share.told
 	if g.record.known() {
 		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.snapshots.listed()
@@ -271,11 +271,11 @@ func (g *guest) observed() *api.GuestObserved {
 	}
 	switch g.vm.running.state {
 	case "running":
-		o.State = "Running"
+		o.State = api.GuestRunning
 	case "":
-		o.State = "Unknown"
+		o.State = api.GuestUnknown
 	default:
-		o.State = "Paused"
+		o.State = api.GuestPaused
 	}
 	if g.record.known() && g.record.Launched != nil {
 		o.Accelerator = string(g.record.Launched.Accelerator)

@@ -275,7 +275,7 @@ func elsewhere(part *api.GuestPart) bool {
 func nodePort(guest string, part *api.GuestPart) nodeagent.Port {
 	return nodeagent.Port{Network: part.Network, Guest: guest, UID: part.UID, MAC: part.MAC, Addresses: part.Addresses,
 		Inbound: part.Limits.Receive.Value(), Outbound: part.Limits.Send.Value(),
-		Config: part.Config.URL != "" && part.State != "Stopped"}
+		Config: part.Config.URL != "" && part.State != api.GuestStopped}
 }
 
 // guest finds a part's Guest, which gets its goroutine with its first part.

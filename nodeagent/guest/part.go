@@ -32,7 +32,7 @@ func checkPart(p *api.GuestPart) error {
 		return errors.New("a share's name is none")
 	case !slices.Contains([]string{"", "vga", "none"}, p.Display):
 		return fmt.Errorf("no display is called %q", p.Display)
-	case !slices.Contains([]string{"Running", "Paused", "Stopped"}, p.State):
+	case !slices.Contains([]api.GuestState{api.GuestRunning, api.GuestPaused, api.GuestStopped}, p.State):
 		return fmt.Errorf("no state is called %q", p.State)
 	case slices.ContainsFunc(p.Disks, func(d api.GuestDisk) bool {
 		return !slices.Contains([]string{"", api.DiskVirtioBlk, api.DiskVirtioSCSI}, d.Bus)

@@ -202,7 +202,7 @@ func (l *ledger) expect(there bool) error {
 // images are in use.
 func (l *ledger) remember(part *api.GuestPart) error {
 	same := digest(*part) == digest(l.Part)
-	stopped := part.State == "Stopped" && l.Ended != nil
+	stopped := part.State == api.GuestStopped && l.Ended != nil
 	if same && !stopped {
 		return nil
 	}

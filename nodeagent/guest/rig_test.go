@@ -329,7 +329,7 @@ func (h *host) wait(what string, f func() bool) {
 	h.t.Fatalf("never came true: %s; status: %s", what, raw)
 }
 
-func (h *host) is(key string, state api.PartState, guest string) func() bool {
+func (h *host) is(key string, state api.PartState, guest api.GuestState) func() bool {
 	return func() bool {
 		s := h.status(key)
 		return s.State == state && s.Guest != nil && s.Guest.State == guest

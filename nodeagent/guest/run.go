@@ -17,7 +17,7 @@ import (
 
 // beAsWritten is what a Guest does that no move concerns.
 func (g *guest) beAsWritten(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
-	if part.State == "Stopped" {
+	if part.State == api.GuestStopped {
 		return g.beStopped(ctx, part)
 	}
 	return g.beRunning(ctx, part)
@@ -57,7 +57,7 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 	if err := g.storage.check(ctx); err != nil {
 		return g.timing.retry, err
 	}
-	paused := part.State == "Paused"
+	paused := part.State == api.GuestPaused
 	switch state := g.vm.running.state; {
 	case endOf(state) != nil:
 		g.restarts.noteEnd(*endOf(state))

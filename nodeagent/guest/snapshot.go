@@ -102,7 +102,7 @@ func (sn *snapshots) step(ctx context.Context, part *api.GuestPart) (time.Durati
 	}
 	if sn.record.Begun == nil {
 		r := part.Request
-		stopping := sn.vm.running != nil && part.State == "Stopped"
+		stopping := sn.vm.running != nil && part.State == api.GuestStopped
 		if !r.AboutSnapshot() || r.ID == sn.record.Request || stopping || !sn.ladder.atRest() {
 			return 0, nil
 		}
@@ -181,7 +181,7 @@ func (sn *snapshots) planned(part *api.GuestPart, r *api.GuestRequest) (snapshot
 
 func (sn *snapshots) judgeRevert(part *api.GuestPart, of snapshot) error {
 	switch {
-	case sn.vm.running != nil || part.State != "Stopped":
+	case sn.vm.running != nil || part.State != api.GuestStopped:
 		return errors.New("the Guest runs: stop it first")
 	case of.Broken:
 		return fmt.Errorf("snapshot %s is not whole: a deletion of it broke off; delete it", of.Name)

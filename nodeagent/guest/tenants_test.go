@@ -90,7 +90,7 @@ func TestTenantsAcrossHosts(t *testing.T) {
 	hosts := []*host{newHost(t), newHost(t)}
 	uid := func(tenant string, i int) string { return fmt.Sprintf("%s-%d", tenant, i) }
 	address := func(i int) string { return fmt.Sprintf("10.7.%d.8", i) }
-	parts := func(i int, state map[string]string) (list []nodeagent.Part) {
+	parts := func(i int, state map[string]api.GuestState) (list []nodeagent.Part) {
 		for n, tenant := range tenants() {
 			g := linux(hosts[i-1])
 			g.Memory, g.StopTimeout = quantity("128Mi"), 1
@@ -132,11 +132,11 @@ func TestTenantsAcrossHosts(t *testing.T) {
 
 	// Without its own tenant's Guest an address is nobody's.
 	gone := hosts[1]
-	gone.want(parts(2, map[string]string{"blue": "Stopped"})...)
+	gone.want(parts(2, map[string]api.GuestState{"blue": "Stopped"})...)
 	gone.wait("it is stopped", gone.is("guest/blue", api.PartApplied, "Stopped"))
 	hosts[0].must(uid("blue", 1), "call "+address(2), "nobody")
 	hosts[0].must(uid("red", 1), "call "+address(2), uid("red", 2))
-	hosts[0].want(parts(1, map[string]string{"red": "Stopped"})...)
+	hosts[0].want(parts(1, map[string]api.GuestState{"red": "Stopped"})...)
 	hosts[0].wait("it is stopped", hosts[0].is("guest/red", api.PartApplied, "Stopped"))
 	gone.must(uid("red", 2), "call "+address(1), "nobody")
 	hosts[0].must(uid("blue", 1), "call "+address(1), uid("blue", 1))

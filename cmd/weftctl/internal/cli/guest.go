@@ -12,8 +12,8 @@ import (
 
 func (a *app) guestCommand() *cobra.Command {
 	return group("guest", "Ask something of Guests",
-		a.guestStateCommand("start", "Have Guests run", "Running"),
-		a.guestStateCommand("stop", "Have Guests stop, gracefully", "Stopped"),
+		a.guestStateCommand("start", "Have Guests run", api.GuestRunning),
+		a.guestStateCommand("stop", "Have Guests stop, gracefully", api.GuestStopped),
 		a.guestVerbCommand(api.GuestVerbRestart, "Stop Guests gracefully and start them, by which changes take effect"),
 		a.guestVerbCommand(api.GuestVerbReset, "Reset Guests at once, as their button would"),
 		a.guestMoveCommand(),
@@ -45,7 +45,7 @@ func (a *app) eachGuest(use, short string, fn func(ctx context.Context, client *
 	}
 }
 
-func (a *app) guestStateCommand(verb, short, state string) *cobra.Command {
+func (a *app) guestStateCommand(verb, short string, state api.GuestState) *cobra.Command {
 	return a.eachGuest(verb+" NAME…", short, func(ctx context.Context, client *api.Client, name string) error {
 		g, err := api.Get[api.Guest](ctx, client, name)
 		if err != nil {

@@ -15,7 +15,7 @@ func TestGuestVerbs(t *testing.T) {
 	g.Metadata.Name = "web"
 	b.store(g)
 	asked := func() string { return b.objects["guests/web"].Meta().Annotations["asked"] }
-	state := func() string { return b.objects["guests/web"].(*api.Guest).Spec.State }
+	state := func() api.GuestState { return b.objects["guests/web"].(*api.Guest).Spec.State }
 
 	b.run(t, "", "guest", "stop", "web").want(t, 0, "guest/web is to be Stopped\n")
 	if s := state(); s != "Stopped" {
