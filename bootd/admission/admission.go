@@ -25,21 +25,9 @@ func Judge(w *World, o, current api.Object) Verdict {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	v := new(Verdict)
-	switch o := o.(type) {
-	case *api.Machine:
-		v.machine(w, o)
-	case *api.Subnet:
-		v.subnet(w, o)
-	case *api.Zone:
-		v.zone(w, o)
-	case *api.Network:
-		v.network(w, o, current)
-	case *api.Guest:
-		v.guest(o, current)
-	case *api.Secret:
-		v.secret(w, o, current)
+	if judge := rulesOf(api.KindOf(o).Name).judge; judge != nil {
+		judge(v, w, o, current)
 	}
-	v.stops(w, o)
 	for _, r := range api.References(o) {
 		if !w.has(r.Kind, r.Name) && !(r.Kind == api.KindOf(o).Name && r.Name == o.Meta().Name) {
 			v.Warnings = append(v.Warnings, fmt.Sprintf("%s: %s %q does not exist yet", r.Pointer, r.Kind, r.Name))

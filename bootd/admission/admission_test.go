@@ -159,3 +159,21 @@ func digestOf(text string) api.SHA256 {
 	sum := sha256.Sum256([]byte(text))
 	return api.SHA256(hex.EncodeToString(sum[:]))
 }
+
+func TestEveryKindHasRules(t *testing.T) {
+	kinds := map[string]bool{}
+	for _, k := range api.Kinds() {
+		kinds[k.Name] = !k.Computed
+	}
+	for _, r := range table() {
+		if !kinds[r.kind] {
+			t.Errorf("the table has rules of %s, which is no stored kind, or has them twice", r.kind)
+		}
+		delete(kinds, r.kind)
+	}
+	for name, stored := range kinds {
+		if stored {
+			t.Errorf("kind %s has no rules: add it to table()", name)
+		}
+	}
+}

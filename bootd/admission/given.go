@@ -24,8 +24,10 @@ import (
 func OnlyAdmins(w *World, o, current api.Object) string {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	if why := w.pointed(o, current); why != "" {
-		return why
+	if sends := rulesOf(api.KindOf(o).Name).sends; sends != nil {
+		if why := sends(w, o, current); why != "" {
+			return why
+		}
 	}
 	if current != nil && sameButState(o, current) {
 		return ""
@@ -61,44 +63,10 @@ func sameButState(a, b api.Object) bool {
 }
 
 func withoutState(o api.Object) any {
-	switch o := o.(type) {
-	case *api.Machine:
-		spec := o.Spec
-		spec.State = ""
-		return spec
-	case *api.Guest:
-		spec := o.Spec
-		spec.State = ""
-		return spec
-	case *api.Layer:
-		return o.Spec
-	case *api.Profile:
-		return o.Spec
-	case *api.Image:
-		return o.Spec
+	if unstated := rulesOf(api.KindOf(o).Name).unstated; unstated != nil {
+		return unstated(o)
 	}
 	return o
-}
-
-// pointed says that an operator has a Secret sent somewhere, and the Secret does
-// not say that it may.
-func (w *World) pointed(o, current api.Object) string {
-	switch o := o.(type) {
-	case *api.Machine:
-		old, _ := current.(*api.Machine)
-		if o.Spec.BMC == nil || old != nil && old.Spec.BMC != nil && *old.Spec.BMC == *o.Spec.BMC {
-			return ""
-		}
-		return w.unsaid("spec.bmc.credentials", o.Spec.BMC.Credentials, api.UseBMC(o.Spec.BMC.Address))
-	case *api.Network:
-		old, _ := current.(*api.Network)
-		p := o.Spec.Peering
-		if p == nil || p.Secret == "" || old != nil && old.Spec.Peering != nil && old.Spec.Peering.Secret == p.Secret && old.Spec.Zone == o.Spec.Zone {
-			return ""
-		}
-		return w.unsaid("spec.peering.secret", p.Secret, api.UseNetwork(o.Metadata.Name))
-	}
-	return ""
 }
 
 func (w *World) unsaid(field, name string, use api.SecretUse) string {
@@ -164,25 +132,18 @@ func (w *World) zonesGiven() map[string]string {
 }
 
 func (g given) to(o api.Object) string {
-	switch o := o.(type) {
-	case *api.Machine:
-		if why := g.zones[o.Spec.Zone]; why != "" {
-			return why
-		}
-		if p := object[*api.Profile](g.w, id{"Profile", o.Spec.Profile}); p != nil {
-			return g.layers(p.Spec.Layers)
-		}
-	case *api.Profile:
-		return g.profile(o)
-	case *api.Layer:
-		if why := g.layer(o.Metadata.Name); why != "" {
-			return why
-		}
-		return g.configs("Layer", o.Metadata.Name)
-	case *api.Image:
-		return g.configs("Image", o.Metadata.Name)
-	case *api.Guest:
-		return g.guest(o.Metadata.Name)
+	if r := rulesOf(api.KindOf(o).Name); r.given != nil {
+		return r.given(g, o)
+	}
+	return ""
+}
+
+func (g given) machine(m *api.Machine) string {
+	if why := g.zones[m.Spec.Zone]; why != "" {
+		return why
+	}
+	if p := object[*api.Profile](g.w, id{"Profile", m.Spec.Profile}); p != nil {
+		return g.layers(p.Spec.Layers)
 	}
 	return ""
 }
@@ -235,36 +196,6 @@ func (g given) guest(name string) string {
 		return fmt.Sprintf("Guest %s is given Secret %s", name, s.Metadata.Name)
 	}
 	return ""
-}
-
-// secretKeys are those by which what is given a Secret is found.
-func secretKeys(o api.Object) []key {
-	var list []key
-	switch o := o.(type) {
-	case *api.Secret:
-		if o.Spec.Uses == nil || o.Spec.Uses.Operators {
-			return nil
-		}
-		for _, l := range o.Spec.Uses.Layers {
-			list = append(list, key{givenLayer, l})
-		}
-		for _, g := range o.Spec.Uses.Guests {
-			list = append(list, key{givenGuest, g}, key{givenGuests, ""})
-		}
-	case *api.Zone:
-		if slices.ContainsFunc(o.Spec.Uplinks, func(u api.Uplink) bool { return u.Secret != "" }) {
-			list = append(list, key{keyedZone, ""})
-		}
-	case *api.Network:
-		if o.Spec.Peering != nil && o.Spec.Peering.Secret != "" {
-			list = append(list, key{keyedZone, ""})
-		}
-	case *api.Machine:
-		if o.Spec.Profile != "" && o.Spec.Zone != "" {
-			list = append(list, key{byProfile, o.Spec.Profile + "/" + o.Spec.Zone})
-		}
-	}
-	return list
 }
 
 // few joins some of a list.

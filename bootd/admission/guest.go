@@ -4,7 +4,30 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/ignition"
 )
+
+func guestRules() rules {
+	return rules{
+		kind: "Guest",
+		judge: func(v *Verdict, w *World, o, current api.Object) {
+			g := o.(*api.Guest)
+			v.guest(g, current)
+			for _, name := range w.asksOf(g) {
+				v.refused(w, "/spec", name, api.UseGuest(g.Metadata.Name))
+			}
+		},
+		asks:  func(o api.Object) []string { return ignition.SecretsOf(userData(o.(*api.Guest))) },
+		given: func(g given, o api.Object) string { return g.guest(o.Meta().Name) },
+		unstated: func(o api.Object) any {
+			spec := o.(*api.Guest).Spec
+			spec.State = ""
+			return spec
+		},
+		claims:  nothing,
+		unnamed: true,
+	}
+}
 
 // guest holds a Guest to what it has: addresses that are its Network's, and
 // disks that only grow.

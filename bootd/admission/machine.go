@@ -10,6 +10,77 @@ import (
 	"github.com/rackweft/rackweft/bootd/machine"
 )
 
+func machineRules() rules {
+	return rules{
+		kind: "Machine",
+		judge: func(v *Verdict, w *World, o, _ api.Object) {
+			m := o.(*api.Machine)
+			v.machine(w, m)
+			if p := object[*api.Profile](w, id{"Profile", m.Spec.Profile}); p != nil {
+				v.bootStops(w, p.Spec.Layers, []string{m.Metadata.Name})
+			}
+			if b := m.Spec.BMC; b != nil {
+				v.refused(w, "/spec/bmc/credentials", b.Credentials, api.UseBMC(b.Address))
+			}
+		},
+		keys: func(o api.Object) []key {
+			m := o.(*api.Machine)
+			list := machineKeys(m)
+			if m.Spec.Profile != "" && m.Spec.Zone != "" {
+				list = append(list, key{byProfile, m.Spec.Profile + "/" + m.Spec.Zone})
+			}
+			return list
+		},
+		layers: func(o api.Object) map[layer][]netip.Prefix {
+			return map[layer][]netip.Prefix{{what: announcedPrefixes}: prefixesOf(announcedBy(o.(*api.Machine)))}
+		},
+		given: func(g given, o api.Object) string { return g.machine(o.(*api.Machine)) },
+		sends: func(w *World, o, current api.Object) string { return w.bmcSecret(o.(*api.Machine), current) },
+		unstated: func(o api.Object) any {
+			spec := o.(*api.Machine).Spec
+			spec.State = ""
+			return spec
+		},
+		claims: func(o api.Object) (claims []string) {
+			for _, k := range machineKeys(o.(*api.Machine)) {
+				if k.what != byLoopbacks {
+					claims = append(claims, k.what+" "+k.value)
+				}
+			}
+			return claims
+		},
+		unnamed: true, // but by Zones, which are written alone
+	}
+}
+
+// bmcSecret says why an operator may not choose a BMC and the Secret that it is
+// sent; "" when one may.
+func (w *World) bmcSecret(m *api.Machine, current api.Object) string {
+	old, _ := current.(*api.Machine)
+	if m.Spec.BMC == nil || old != nil && old.Spec.BMC != nil && *old.Spec.BMC == *m.Spec.BMC {
+		return ""
+	}
+	return w.unsaid("spec.bmc.credentials", m.Spec.BMC.Credentials, api.UseBMC(m.Spec.BMC.Address))
+}
+
+func machineKeys(m *api.Machine) []key {
+	var list []key
+	for _, mac := range m.MACs() {
+		list = append(list, key{byMAC, string(mac)})
+	}
+	_, addresses := pointersOf(m)
+	for _, a := range addresses {
+		list = append(list, key{byAddress, a.address.String()})
+	}
+	if m.Spec.BMC != nil {
+		list = append(list, key{byBMC, endpoint(m.Spec.BMC)})
+	}
+	if len(m.Spec.Loopbacks) > 0 {
+		list = append(list, key{byLoopbacks, m.Spec.Zone})
+	}
+	return list
+}
+
 func (v *Verdict) machine(w *World, m *api.Machine) {
 	macs, addresses := pointersOf(m)
 	for _, other := range w.rivals(m) {

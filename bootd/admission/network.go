@@ -9,6 +9,46 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 )
 
+func networkRules() rules {
+	return rules{
+		kind: "Network",
+		judge: func(v *Verdict, w *World, o, current api.Object) {
+			n := o.(*api.Network)
+			v.network(w, n, current)
+			if p := n.Spec.Peering; p != nil {
+				v.refused(w, "/spec/peering/secret", p.Secret, api.UseNetwork(n.Metadata.Name))
+			}
+		},
+		keys: func(o api.Object) []key {
+			n := o.(*api.Network)
+			list := []key{{byVNI, number(n.Spec.VNI)}, {byVNI, number(n.Status.VNI)}}
+			if n.Spec.Peering != nil && n.Spec.Peering.Secret != "" {
+				list = append(list, key{keyedZone, ""})
+			}
+			return list
+		},
+		layers: func(o api.Object) map[layer][]netip.Prefix {
+			n := o.(*api.Network)
+			return map[layer][]netip.Prefix{
+				{what: routedPrefixes}:                   inZone(n),
+				{what: guestPrefixes, zone: n.Spec.Zone}: guests(n),
+			}
+		},
+		sends: func(w *World, o, current api.Object) string { return w.peeringSecret(o.(*api.Network), current) },
+	}
+}
+
+// peeringSecret says why an operator may not choose the Secret of a Network's
+// peering; "" when one may.
+func (w *World) peeringSecret(n *api.Network, current api.Object) string {
+	old, _ := current.(*api.Network)
+	p := n.Spec.Peering
+	if p == nil || p.Secret == "" || old != nil && old.Spec.Peering != nil && old.Spec.Peering.Secret == p.Secret && old.Spec.Zone == n.Spec.Zone {
+		return ""
+	}
+	return w.unsaid("spec.peering.secret", p.Secret, api.UseNetwork(n.Metadata.Name))
+}
+
 // network judges a Network by the others, and by what its hosts already have.
 func (v *Verdict) network(w *World, n *api.Network, current api.Object) {
 	if n.Metadata.Name == "subnets" {

@@ -5,6 +5,33 @@ import (
 	"github.com/rackweft/rackweft/bootd/hostspec"
 )
 
+func secretRules() rules {
+	return rules{
+		kind: "Secret",
+		judge: func(v *Verdict, w *World, o, current api.Object) {
+			v.secret(w, o.(*api.Secret), current)
+			v.secretStops(w, o.(*api.Secret))
+		},
+		keys: func(o api.Object) []key { return secretKeys(o.(*api.Secret)) },
+	}
+}
+
+// secretKeys find the Secret that something is given, where operators are not to
+// know it.
+func secretKeys(s *api.Secret) []key {
+	if s.Spec.Uses == nil || s.Spec.Uses.Operators {
+		return nil
+	}
+	var list []key
+	for _, l := range s.Spec.Uses.Layers {
+		list = append(list, key{givenLayer, l})
+	}
+	for _, g := range s.Spec.Uses.Guests {
+		list = append(list, key{givenGuest, g}, key{givenGuests, ""})
+	}
+	return list
+}
+
 // secret keeps a Secret that was read, and so has no values, from wiping the
 // one that has.
 func (v *Verdict) secret(w *World, o *api.Secret, current api.Object) {

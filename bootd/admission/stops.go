@@ -7,37 +7,8 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// stops warns of what does not work any more, or not yet, because a Secret is
-// not for it: boots, BMCs, Guests and sessions.
-func (v *Verdict) stops(w *World, o api.Object) {
-	switch o := o.(type) {
-	case *api.Secret:
-		v.secretStops(w, o)
-	case *api.Layer:
-		v.layerStops(w, o)
-	case *api.Profile:
-		v.bootStops(w, o.Spec.Layers, names(referrersOf[*api.Machine](w, "Profile", o.Metadata.Name)))
-	case *api.Machine:
-		if p := object[*api.Profile](w, id{"Profile", o.Spec.Profile}); p != nil {
-			v.bootStops(w, p.Spec.Layers, []string{o.Metadata.Name})
-		}
-		if b := o.Spec.BMC; b != nil {
-			v.refused(w, "/spec/bmc/credentials", b.Credentials, api.UseBMC(b.Address))
-		}
-	case *api.Guest:
-		for _, name := range w.asksOf(o) {
-			v.refused(w, "/spec", name, api.UseGuest(o.Metadata.Name))
-		}
-	case *api.Zone:
-		for i, u := range o.Spec.Uplinks {
-			v.refused(w, api.Pointer("spec", "uplinks", i, "secret"), u.Secret, api.UseUplink(o.Metadata.Name))
-		}
-	case *api.Network:
-		if p := o.Spec.Peering; p != nil {
-			v.refused(w, "/spec/peering/secret", p.Secret, api.UseNetwork(o.Metadata.Name))
-		}
-	}
-}
+// The functions below warn of what does not work any more, or not yet, because a
+// Secret is not for it: boots, BMCs, Guests and sessions.
 
 func (v *Verdict) warn(format string, args ...any) {
 	v.Warnings = append(v.Warnings, fmt.Sprintf(format, args...))
@@ -196,17 +167,6 @@ func userData(g *api.Guest) string {
 		return ""
 	}
 	return g.Spec.CloudInit.UserData
-}
-
-// asked are the Secrets that an object's own templates ask for.
-func asked(o api.Object) []string {
-	switch o := o.(type) {
-	case *api.Layer:
-		return ignition.SecretsOf(o.Spec.Butane)
-	case *api.Guest:
-		return ignition.SecretsOf(userData(o))
-	}
-	return nil
 }
 
 func names[P api.Object](list []P) []string {

@@ -1,8 +1,26 @@
 package admission
 
 import (
+	"net/netip"
+
 	"github.com/rackweft/rackweft/api"
 )
+
+func subnetRules() rules {
+	return rules{
+		kind:  "Subnet",
+		judge: func(v *Verdict, w *World, o, _ api.Object) { v.subnet(w, o.(*api.Subnet)) },
+		keys: func(o api.Object) []key {
+			if s := o.(*api.Subnet); s.Spec.Purpose == api.Provisioning && s.Spec.Interface != "" {
+				return []key{{byInterface, s.Spec.Interface}}
+			}
+			return nil
+		},
+		layers: func(o api.Object) map[layer][]netip.Prefix {
+			return map[layer][]netip.Prefix{{what: subnetPrefixes}: o.(*api.Subnet).Spec.Prefixes}
+		},
+	}
+}
 
 func (v *Verdict) subnet(w *World, s *api.Subnet) {
 	rivals := found{}.over(w, layer{what: subnetPrefixes}, s.Spec.Prefixes...).with(w, byInterface, s.Spec.Interface)

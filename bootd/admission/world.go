@@ -81,16 +81,16 @@ func Follow(c *store.Cache) *World {
 func (w *World) Set(kind, name string, o api.Object) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	at := id{kind, name}
+	at, of := id{kind, name}, rulesOf(kind)
 	if old := w.objects[at]; old != nil {
-		for _, k := range keys(old) {
+		for _, k := range of.allKeys(old) {
 			w.keyed.Remove(k, at)
 		}
 		for _, secret := range w.asks[at] {
 			w.keyed.Remove(key{asks, secret}, at)
 		}
 		delete(w.asks, at)
-		for l, list := range layers(old) {
+		for l, list := range of.allLayers(old) {
 			for _, p := range list {
 				w.over[l].Remove(p, at)
 			}
@@ -101,16 +101,16 @@ func (w *World) Set(kind, name string, o api.Object) {
 		return
 	}
 	w.objects[at] = o
-	for _, k := range keys(o) {
+	for _, k := range of.allKeys(o) {
 		w.keyed.Add(k, at)
 	}
-	if list := asked(o); len(list) > 0 {
+	if list := of.asked(o); len(list) > 0 {
 		w.asks[at] = list
 		for _, secret := range list {
 			w.keyed.Add(key{asks, secret}, at)
 		}
 	}
-	for l, list := range layers(o) {
+	for l, list := range of.allLayers(o) {
 		if w.over[l] == nil {
 			w.over[l] = new(index.Prefixes[id])
 		}
@@ -120,51 +120,32 @@ func (w *World) Set(kind, name string, o api.Object) {
 	}
 }
 
-// keys lists all by which rules find an object.
-func keys(o api.Object) []key {
-	list := secretKeys(o)
-	for _, r := range api.References(o) {
-		list = append(list, key{referrer + r.Kind, r.Name})
+// allKeys lists all by which rules find an object.
+func (r rules) allKeys(o api.Object) []key {
+	var list []key
+	for _, ref := range api.References(o) {
+		list = append(list, key{referrer + ref.Kind, ref.Name})
 	}
-	switch o := o.(type) {
-	case *api.Machine:
-		list = append(list, machineKeys(o)...)
-	case *api.Subnet:
-		if o.Spec.Purpose == api.Provisioning && o.Spec.Interface != "" {
-			list = append(list, key{byInterface, o.Spec.Interface})
-		}
-	case *api.Zone:
-		list = append(list, key{byASN, number(o.Spec.ASN)})
-		for _, u := range o.Spec.Uplinks {
-			list = append(list, key{byUplinkASN, number(u.ASN)}, key{byUplink, u.Address.String()})
-		}
-		for _, l := range o.Status.Loopbacks {
-			for _, a := range l.Addresses {
-				list = append(list, key{byChosen, a.String()})
-			}
-		}
-	case *api.Network:
-		list = append(list, key{byVNI, number(o.Spec.VNI)}, key{byVNI, number(o.Status.VNI)})
+	if r.keys != nil {
+		list = append(list, r.keys(o)...)
 	}
 	return list
 }
 
-func machineKeys(m *api.Machine) []key {
-	var list []key
-	for _, mac := range m.MACs() {
-		list = append(list, key{byMAC, string(mac)})
+// allLayers lists the prefixes by which rules find an object.
+func (r rules) allLayers(o api.Object) map[layer][]netip.Prefix {
+	if r.layers == nil {
+		return nil
 	}
-	_, addresses := pointersOf(m)
-	for _, a := range addresses {
-		list = append(list, key{byAddress, a.address.String()})
+	return r.layers(o)
+}
+
+// asked are the Secrets that an object's own templates ask for.
+func (r rules) asked(o api.Object) []string {
+	if r.asks == nil {
+		return nil
 	}
-	if m.Spec.BMC != nil {
-		list = append(list, key{byBMC, endpoint(m.Spec.BMC)})
-	}
-	if len(m.Spec.Loopbacks) > 0 {
-		list = append(list, key{byLoopbacks, m.Spec.Zone})
-	}
-	return list
+	return r.asks(o)
 }
 
 // Claims lists what no other object may have together with this one. Objects
@@ -173,41 +154,26 @@ func machineKeys(m *api.Machine) []key {
 // other. The verdict on any other object may depend on all.
 func Claims(o api.Object) (claims []string, apart bool) {
 	kind := api.KindOf(o).Name
-	switch o := o.(type) {
-	case *api.Machine:
-		for _, k := range machineKeys(o) {
-			if k.what != byLoopbacks {
-				claims = append(claims, k.what+" "+k.value)
-			}
-		}
-	case *api.Guest, *api.Profile, *api.Layer, *api.Image:
-	default:
+	r := rulesOf(kind)
+	if r.claims == nil {
 		return nil, false
 	}
-	return append(claims, kind+"/"+o.Meta().Name), true
+	return append(r.claims(o), kind+"/"+o.Meta().Name), true
 }
 
-// layers lists the prefixes by which rules find an object.
-func layers(o api.Object) map[layer][]netip.Prefix {
-	switch o := o.(type) {
-	case *api.Machine:
-		return map[layer][]netip.Prefix{{what: announcedPrefixes}: prefixesOf(announcedBy(o))}
-	case *api.Subnet:
-		return map[layer][]netip.Prefix{{what: subnetPrefixes}: o.Spec.Prefixes}
-	case *api.Zone:
-		return map[layer][]netip.Prefix{
-			{what: zonePrefixes}:      o.Spec.Prefixes,
-			{what: uplinkAddresses}:   uplinks(o),
-			{what: announcedPrefixes}: prefixesOf(announcedIn(o)),
-		}
-	case *api.Network:
-		return map[layer][]netip.Prefix{
-			{what: routedPrefixes}:                   inZone(o),
-			{what: guestPrefixes, zone: o.Spec.Zone}: guests(o),
-		}
+// DeletionClaims are the Claims by which an object may be deleted: as long as
+// they are held, no object is written that may come to name it.
+func DeletionClaims(k api.Kind, name string) (claims []string, apart bool) {
+	if !rulesOf(k.Name).unnamed {
+		return nil, false
 	}
-	return nil
+	o := k.New()
+	o.Meta().Name = name
+	return Claims(o)
 }
+
+// nothing is claimed of an object but its name.
+func nothing(api.Object) []string { return nil }
 
 func prefixesOf(all []announced) []netip.Prefix {
 	list := make([]netip.Prefix, len(all))

@@ -122,7 +122,7 @@ func blind(all map[id]api.Object, judged api.Object) *World {
 	}
 	for _, o := range append(slices.Collect(mapValues(all)), judged) {
 		values[o.Meta().Name] = true
-		for _, k := range keys(o) {
+		for _, k := range rulesOf(api.KindOf(o).Name).allKeys(o) {
 			values[k.value] = true
 		}
 	}

@@ -9,6 +9,44 @@ import (
 	"github.com/rackweft/rackweft/bootd/hostspec"
 )
 
+func zoneRules() rules {
+	return rules{
+		kind: "Zone",
+		judge: func(v *Verdict, w *World, o, _ api.Object) {
+			z := o.(*api.Zone)
+			v.zone(w, z)
+			for i, u := range z.Spec.Uplinks {
+				v.refused(w, api.Pointer("spec", "uplinks", i, "secret"), u.Secret, api.UseUplink(z.Metadata.Name))
+			}
+		},
+		keys: func(o api.Object) []key { return zoneKeys(o.(*api.Zone)) },
+		layers: func(o api.Object) map[layer][]netip.Prefix {
+			z := o.(*api.Zone)
+			return map[layer][]netip.Prefix{
+				{what: zonePrefixes}:      z.Spec.Prefixes,
+				{what: uplinkAddresses}:   uplinks(z),
+				{what: announcedPrefixes}: prefixesOf(announcedIn(z)),
+			}
+		},
+	}
+}
+
+func zoneKeys(z *api.Zone) []key {
+	list := []key{{byASN, number(z.Spec.ASN)}}
+	if slices.ContainsFunc(z.Spec.Uplinks, func(u api.Uplink) bool { return u.Secret != "" }) {
+		list = append(list, key{keyedZone, ""})
+	}
+	for _, u := range z.Spec.Uplinks {
+		list = append(list, key{byUplinkASN, number(u.ASN)}, key{byUplink, u.Address.String()})
+	}
+	for _, l := range z.Status.Loopbacks {
+		for _, a := range l.Addresses {
+			list = append(list, key{byChosen, a.String()})
+		}
+	}
+	return list
+}
+
 // zone judges a Zone by all that would join it to another one: an ASN, a
 // prefix, an uplink or a segment that both have.
 func (v *Verdict) zone(w *World, z *api.Zone) {

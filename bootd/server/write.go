@@ -25,6 +25,17 @@ type write struct {
 // could change the verdict is in the cache. The caller calls end.
 func (s *Server) begin(ctx context.Context, o api.Object) (*write, error) {
 	claims, apart := admission.Claims(o)
+	return s.beginWith(ctx, claims, apart)
+}
+
+// beginDelete waits until an object may be deleted: until no object is written
+// that may come to name it.
+func (s *Server) beginDelete(ctx context.Context, k api.Kind, name string) (*write, error) {
+	claims, apart := admission.DeletionClaims(k, name)
+	return s.beginWith(ctx, claims, apart)
+}
+
+func (s *Server) beginWith(ctx context.Context, claims []string, apart bool) (*write, error) {
 	if !apart {
 		return s.beginAlone(ctx)
 	}
@@ -36,19 +47,6 @@ func (s *Server) begin(ctx context.Context, o api.Object) (*write, error) {
 func (s *Server) beginAlone(ctx context.Context) (*write, error) {
 	release, err := s.turns.takeAll(ctx)
 	return s.begun(ctx, release, err)
-}
-
-// beginDelete waits until an object may be deleted: until no object is written
-// that may come to name it. Only Zones name Machines, and those are written
-// alone.
-func (s *Server) beginDelete(ctx context.Context, k api.Kind, name string) (*write, error) {
-	o := k.New()
-	o.Meta().Name = name
-	switch o.(type) {
-	case *api.Machine, *api.Guest:
-		return s.begin(ctx, o)
-	}
-	return s.beginAlone(ctx)
 }
 
 func (s *Server) begun(ctx context.Context, release func(), err error) (*write, error) {
