@@ -25,6 +25,24 @@ const (
 	FamilyEVPN = "evpn"
 )
 
+// PartBGP is the name of the bgp part.
+const PartBGP = "bgp"
+
+// bgpPart describes the parts that are called bgp.
+func bgpPart() PartKind {
+	return PartKind{Name: PartBGP, New: func() any { return new(BGPPart) },
+		Mask: func(p Part) (Part, error) { return maskPasswords(p, (*BGPPart).mask) }}
+}
+
+func (p *BGPPart) mask() {
+	for i := range p.Neighbors {
+		if p.Neighbors[i].Password != "" {
+			p.Neighbors[i].Password = NotShown
+		}
+	}
+	p.Salt = ""
+}
+
 // BGPPart is what the host's speaker is. Prefixes are masked, addresses are
 // unmapped. Whatever is not listed is denied, in both directions.
 type BGPPart struct {

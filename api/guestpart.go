@@ -2,6 +2,14 @@ package api
 
 import "net/netip"
 
+// GuestPartName is the name of a Guest's part.
+func GuestPartName(guest string) string { return "guest/" + guest }
+
+// guestPart describes the parts of Guests.
+func guestPart() PartKind {
+	return PartKind{Name: "guest", Named: true, New: func() any { return new(GuestPart) }}
+}
+
 // GuestPart is a Guest as its host needs it. What is empty has the default that
 // Guest documents.
 type GuestPart struct {

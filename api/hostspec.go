@@ -1,12 +1,7 @@
 package api
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"net/netip"
-	"strings"
 )
 
 // HostSpec is all that a host should be: compiled from objects, never stored.
@@ -27,16 +22,6 @@ func hostSpecKind() Kind {
 		New: func() Object { return new(HostSpec) }, is: is[*HostSpec]}
 }
 
-// Part is one part of a HostSpec as it goes over the wire. Its name says what
-// it holds: base, network/NAME, guest/NAME or bgp.
-type Part = json.RawMessage
-
-// Names of parts.
-const (
-	PartBase = "base"
-	PartBGP  = "bgp"
-)
-
 // By these numbers (rtnetlink(7), rtm_protocol) hosts mark routes of their own:
 // those of Networks, and those learned by BGP.
 const (
@@ -44,17 +29,19 @@ const (
 	BGPRouteProtocol = 217
 )
 
-// NetworkPartName is the name of a Network's part.
-func NetworkPartName(network string) string { return "network/" + network }
-
-// GuestPartName is the name of a Guest's part.
-func GuestPartName(guest string) string { return "guest/" + guest }
-
 // Tombstone is the only word that removes a Network or a Guest's disks: what
 // merely vanishes from a HostSpec keeps running.
 type Tombstone struct {
 	Part string `json:"part"`
 	UID  string `json:"uid"`
+}
+
+// PartBase is the name of the base part.
+const PartBase = "base"
+
+// basePart describes the parts that are called base.
+func basePart() PartKind {
+	return PartKind{Name: PartBase, New: func() any { return new(BasePart) }}
 }
 
 // BasePart is what every host has.
@@ -112,42 +99,4 @@ func (h *HostSpec) Validate() FieldErrors {
 		}
 	}
 	return e
-}
-
-// DecodePart decodes a part into a pointer to the type that its name stands
-// for. Unknown fields are kept out without an error: a host must live with a
-// newer bootd.
-func DecodePart(name string, part Part) (any, error) {
-	var v any
-	switch kind, rest, _ := strings.Cut(name, "/"); {
-	case name == PartBase:
-		v = new(BasePart)
-	case name == PartBGP:
-		v = new(BGPPart)
-	case kind == "network" && ValidateName(rest) == nil:
-		v = new(NetworkPart)
-	case kind == "guest" && ValidateName(rest) == nil:
-		v = new(GuestPart)
-	default:
-		return nil, fmt.Errorf("no HostSpec part is called %q", name)
-	}
-	if err := json.Unmarshal(part, v); err != nil {
-		return nil, fmt.Errorf("decode HostSpec part %s: %w", name, err)
-	}
-	return v, nil
-}
-
-// EncodePart encodes a part; equal values give equal bytes.
-func EncodePart(v any) (Part, error) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return nil, fmt.Errorf("encode HostSpec part: %w", err)
-	}
-	return b, nil
-}
-
-// PartDigest is the digest by which bootd and host compare parts.
-func PartDigest(p Part) string {
-	sum := sha256.Sum256(p)
-	return hex.EncodeToString(sum[:])
 }

@@ -93,3 +93,40 @@ func nameKinds(v reflect.Value, at []any, found *[]string) {
 		}
 	}
 }
+
+func TestPartKinds(t *testing.T) {
+	for _, k := range PartKinds() {
+		name := k.Name
+		if k.Named {
+			name += "/x"
+		}
+		found, object, err := PartKindOf(name)
+		if err != nil || found.Name != k.Name || (object != "") != k.Named {
+			t.Errorf("%s is of kind %q, object %q: %v", name, found.Name, object, err)
+		}
+		if k.Mask == nil && hasKeys(reflect.TypeOf(k.New())) {
+			t.Errorf("part %s has a password, which people would be shown: it needs a mask", k.Name)
+		}
+	}
+	for _, name := range []string{"", "/", "network", "network/", "network/a/b", "base/x", "bgp/x", "guests/x"} {
+		if _, _, err := PartKindOf(name); err == nil {
+			t.Errorf("a part may be called %q", name)
+		}
+	}
+}
+
+// hasKeys finds a field that is called password.
+func hasKeys(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice:
+		return hasKeys(t.Elem())
+	case reflect.Struct:
+		for i := range t.NumField() {
+			f := t.Field(i)
+			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name == "password" || f.IsExported() && hasKeys(f.Type) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -2,6 +2,21 @@ package api
 
 import "net/netip"
 
+// NetworkPartName is the name of a Network's part.
+func NetworkPartName(network string) string { return "network/" + network }
+
+// networkPart describes the parts of Networks.
+func networkPart() PartKind {
+	return PartKind{Name: "network", Named: true, New: func() any { return new(NetworkPart) },
+		Mask: func(p Part) (Part, error) { return maskPasswords(p, (*NetworkPart).mask) }}
+}
+
+func (p *NetworkPart) mask() {
+	if p.Peering != nil && p.Peering.Password != "" {
+		p.Peering.Password, p.Peering.Salt = NotShown, ""
+	}
+}
+
 // NetworkPart is a Network as one host needs it.
 type NetworkPart struct {
 	UID       string         `json:"uid"`

@@ -3,7 +3,6 @@ package hostspec
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -485,38 +484,4 @@ func (c *Compiler) inside(z *api.Zone, m *api.Machine) []api.BGPInside {
 // within reports whether a prefix lies in one of a list.
 func within(list []netip.Prefix, p netip.Prefix) bool {
 	return p.IsValid() && slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
-}
-
-// notShown stands for a key.
-const notShown = "(not shown)"
-
-// masked is a HostSpec's part as people see it: without keys.
-func masked(name string, part api.Part) (api.Part, error) {
-	if !strings.Contains(string(part), `"password"`) {
-		return part, nil
-	}
-	switch {
-	case name == api.PartBGP:
-		var p api.BGPPart
-		if err := json.Unmarshal(part, &p); err != nil {
-			return nil, fmt.Errorf("mask the keys of a bgp part: %w", err)
-		}
-		for i := range p.Neighbors {
-			if p.Neighbors[i].Password != "" {
-				p.Neighbors[i].Password = notShown
-			}
-		}
-		p.Salt = ""
-		return api.EncodePart(p)
-	case strings.HasPrefix(name, api.NetworkPartName("")):
-		var p api.NetworkPart
-		if err := json.Unmarshal(part, &p); err != nil {
-			return nil, fmt.Errorf("mask the key of a network part: %w", err)
-		}
-		if p.Peering != nil && p.Peering.Password != "" {
-			p.Peering.Password, p.Peering.Salt = notShown, ""
-		}
-		return api.EncodePart(p)
-	}
-	return part, nil
 }

@@ -273,11 +273,11 @@ func noGuess(t *testing.T, r *rack, host, name string, guesses ...string) {
 		t.Fatal(err)
 	}
 	text := []string{string(shown.Parts[name])}
-	for range strings.Count(text[0], notShown) {
+	for range strings.Count(text[0], api.NotShown) {
 		var next []string
 		for _, one := range text {
 			for _, guess := range guesses {
-				next = append(next, strings.Replace(one, notShown, guess, 1))
+				next = append(next, strings.Replace(one, api.NotShown, guess, 1))
 			}
 		}
 		text = next
@@ -368,7 +368,7 @@ func TestPeering(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text := string(shown.Parts["network/quiet"]); strings.Contains(text, "whisper") || !strings.Contains(text, notShown) || !strings.Contains(text, hostName(2)) {
+	if text := string(shown.Parts["network/quiet"]); strings.Contains(text, "whisper") || !strings.Contains(text, api.NotShown) || !strings.Contains(text, hostName(2)) {
 		t.Error(text)
 	}
 	noGuess(t, r, hostName(1), "network/quiet", "whisper")

@@ -49,7 +49,7 @@ func (c *Compiler) Compile(ctx context.Context, m *api.Machine) (*api.HostSpec, 
 	h.SetDefaults()
 	h.Metadata = api.Metadata{Name: m.Metadata.Name, UID: m.Metadata.UID}
 	for name, p := range s.parts {
-		if h.Parts[name], err = masked(name, p.Value()); err != nil {
+		if h.Parts[name], err = api.MaskPart(name, p.Value()); err != nil {
 			return nil, err
 		}
 	}
