@@ -5,11 +5,13 @@ import (
 	"sync"
 
 	gobgp "github.com/osrg/gobgp/v3/api"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // events are what GoBGP's own goroutines leave for the loop.
 type events struct {
-	wake chan struct{}
+	wake wait.Signal
 
 	mu       sync.Mutex
 	dirty    map[netip.Prefix]bool
@@ -37,10 +39,7 @@ func (e *events) note(r *gobgp.WatchEventResponse) {
 			e.dirty[netip.PrefixFrom(addr, int(x.PrefixLen))] = true
 		}
 	}
-	select {
-	case e.wake <- struct{}{}:
-	default:
-	}
+	e.wake.Set()
 }
 
 func (e *events) take() (dirty map[netip.Prefix]bool, complete []netip.Addr, peers bool) {

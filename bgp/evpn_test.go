@@ -12,6 +12,7 @@ import (
 	gobgp "github.com/osrg/gobgp/v3/api"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // vtep is a host with VNI 100, and FRR that tells of it: a client of the Zone, or
@@ -261,7 +262,7 @@ func TestEVPN(t *testing.T) {
 // What is not of IPv4 and IPv6 unicast is neither a route for the kernel nor the
 // end of a neighbour's routes.
 func TestNoteEVPN(t *testing.T) {
-	e := events{wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{}}
+	e := events{wake: wait.NewSignal(), dirty: map[netip.Prefix]bool{}}
 	e.note(&gobgp.WatchEventResponse{Event: &gobgp.WatchEventResponse_Table{Table: &gobgp.WatchEventResponse_TableEvent{
 		Paths: []*gobgp.Path{{Family: evpn(), NeighborIp: "198.18.9.1"}}}}})
 	if dirty, complete, _ := e.take(); len(dirty) > 0 || len(complete) > 0 {

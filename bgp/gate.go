@@ -16,6 +16,7 @@ import (
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 const (
@@ -149,7 +150,7 @@ func dialGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, e
 		if err == nil {
 			return g, nil
 		}
-		if pause(ctx, gateRetry); ctx.Err() != nil {
+		if wait.For(ctx, gateRetry) != nil {
 			return nil, err
 		}
 	}

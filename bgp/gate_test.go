@@ -17,6 +17,7 @@ import (
 	gobgp "github.com/osrg/gobgp/v3/api"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // A reflector that restarts is the only one, and a host finds its way back to it
@@ -88,7 +89,7 @@ func TestGateMeetsIdleNeighbor(t *testing.T) {
 	}
 	enabled := make(chan error, 1)
 	go func() {
-		pause(t.Context(), 10*gateRetry)
+		_ = wait.For(t.Context(), 10*gateRetry)
 		enabled <- s.EnablePeer(t.Context(), &gobgp.EnablePeerRequest{Address: gateAddress().String()})
 	}()
 	g, err := dialGate(t.Context(), door, p.ASN)

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 const (
@@ -126,7 +127,7 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 		switch {
 		case !known:
 			if err = s.addPeer(ctx, p, n); first && n.Passive {
-				pause(ctx, stagger)
+				_ = wait.For(ctx, stagger)
 			}
 		case needsUpdate(had, n):
 			err = s.updatePeer(ctx, p, n)
@@ -144,15 +145,6 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 	}
 	s.part = p
 	return errors.Join(faults...)
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // setPolicy makes p GoBGP's. While the gate is shut nothing is let out, for where

@@ -14,6 +14,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp/health"
 	"github.com/rackweft/rackweft/bgp/loopback"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // serviceKey is one address of one service.
@@ -38,7 +39,7 @@ type serviceCheck struct {
 // serviceChecks looks at what is behind services' addresses, with a goroutine
 // for each that has a check.
 type serviceChecks struct {
-	wake    chan struct{} // one came to pass or to fail
+	wake    wait.Signal // one came to pass or to fail
 	running sync.WaitGroup
 
 	mu  sync.Mutex
@@ -96,10 +97,7 @@ func (c *serviceChecks) note(one *serviceCheck, passes bool, fault error) {
 		one.failures++
 		one.fault = fault.Error()
 	}
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	c.wake.Set()
 }
 
 // stop ends all checks and waits for them.

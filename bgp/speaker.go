@@ -21,6 +21,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp/fib"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 const (
@@ -68,7 +69,7 @@ type speaker struct {
 	options Options
 	log     *logger
 	ops     chan func()
-	kernel  chan struct{} // the kernel's other routes have changed
+	kernel  wait.Signal // the kernel's other routes have changed
 	events  events
 	opening atomic.Int64 // since when, in ns since 1970, the gate is being opened; 0 when it is not
 
@@ -105,11 +106,11 @@ var ErrRestart = errors.New("the part changes what a speaker is started with")
 // does not stop without telling its neighbours good-bye, and it is the loss of
 // the connection that they take for a restart.
 func Run(ctx context.Context, o Options) error {
-	s := &speaker{options: o, log: newLogger(o.Log), ops: make(chan func()), kernel: make(chan struct{}, 1), started: time.Now(),
+	s := &speaker{options: o, log: newLogger(o.Log), ops: make(chan func()), kernel: wait.NewSignal(), started: time.Now(),
 		learned: map[netip.Prefix][]netip.Addr{}, guests: map[netip.Prefix][]netip.Addr{}, complete: map[netip.Addr]bool{}, limited: map[string]time.Time{},
 		tally:    newTally(),
-		services: &serviceChecks{wake: make(chan struct{}, 1), all: map[serviceKey]*serviceCheck{}},
-		events:   events{wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{}}}
+		services: &serviceChecks{wake: wait.NewSignal(), all: map[serviceKey]*serviceCheck{}},
+		events:   events{wake: wait.NewSignal(), dirty: map[netip.Prefix]bool{}}}
 	s.status = Status{PID: os.Getpid(), Version: o.Version, Started: s.started}
 	debug.SetGCPercent(gcAtRest)
 	ctx, cancel := context.WithCancel(ctx)
@@ -131,11 +132,8 @@ func (s *speaker) watchKernel(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := fib.Watch(ctx, s.kernel); err != nil {
 			s.options.Log.Warn("bgp: look at the kernel's routes anew", "error", err)
-			select {
-			case s.kernel <- struct{}{}: // something may have been missed
-			default:
-			}
-			pause(ctx, time.Second)
+			s.kernel.Set()
+			_ = wait.For(ctx, time.Second)
 		}
 	}
 }

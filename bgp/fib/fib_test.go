@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // bench is a network namespace of the test's own thread, with eth0 at
@@ -220,7 +221,7 @@ func TestSyncTakesNoPlace(t *testing.T) {
 func TestWatch(t *testing.T) {
 	bench(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	changed, done := make(chan struct{}, 1), make(chan error, 1)
+	changed, done := wait.NewSignal(), make(chan error, 1)
 	ready := make(chan struct{})
 	self, err := netns.Get()
 	if err != nil {

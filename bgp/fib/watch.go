@@ -5,12 +5,14 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Watch sends on changed, without ever waiting, when a route that is not ours
+// Watch sets changed when a route that is not ours
 // or a link changes, and when it cannot tell. It returns when ctx is done, or
 // with an error when the kernel ends the subscription: then it is started anew.
-func Watch(ctx context.Context, changed chan<- struct{}) error {
+func Watch(ctx context.Context, changed wait.Signal) error {
 	done := make(chan struct{})
 	defer close(done)
 	failed := make(chan error, 2)
@@ -45,10 +47,7 @@ func Watch(ctx context.Context, changed chan<- struct{}) error {
 				return ended(failed)
 			}
 		}
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
+		changed.Set()
 	}
 }
 
