@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -115,7 +116,7 @@ func New(o Options) (*Agent, error) {
 		if a.handles(h.Kind()) {
 			return nil, fmt.Errorf("two handlers of %s parts", h.Kind())
 		}
-		a.workers = append(a.workers, &worker{agent: a, handler: h, wake: make(chan struct{}, 1)})
+		a.workers = append(a.workers, &worker{agent: a, handler: h, wake: wait.NewSignal()})
 	}
 	return a, nil
 }
@@ -251,7 +252,7 @@ func (a *Agent) changed() {
 
 func (a *Agent) kick() {
 	for _, w := range a.workers {
-		w.kick()
+		w.wake.Set()
 	}
 }
 
@@ -490,13 +491,13 @@ func (a *Agent) publish() {
 
 // mailbox holds the newest status for the stream.
 type mailbox[T any] struct {
-	changed chan struct{}
+	changed wait.Signal
 	mu      sync.Mutex
 	newest  *T
 	raw     []byte
 }
 
-func newMailbox[T any]() mailbox[T] { return mailbox[T]{changed: make(chan struct{}, 1)} }
+func newMailbox[T any]() mailbox[T] { return mailbox[T]{changed: wait.NewSignal()} }
 
 // put replaces the status; the same again is no news.
 func (m *mailbox[T]) put(status T) {
@@ -506,14 +507,7 @@ func (m *mailbox[T]) put(status T) {
 	m.newest, m.raw = &status, raw
 	m.mu.Unlock()
 	if !same {
-		m.signal()
-	}
-}
-
-func (m *mailbox[T]) signal() {
-	select {
-	case m.changed <- struct{}{}:
-	default:
+		m.changed.Set()
 	}
 }
 

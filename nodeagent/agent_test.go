@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 func newContext(t testing.TB) (context.Context, context.CancelFunc) {
@@ -541,7 +542,7 @@ func (r *asker) Run(ctx context.Context, host Host) {
 	for ctx.Err() == nil {
 		body, err := agent.Get(ctx, "/v1/blobs/sha256:abc")
 		if err != nil {
-			sleep(ctx, 10*time.Millisecond)
+			_ = wait.For(ctx, 10*time.Millisecond)
 			continue
 		}
 		raw, err := io.ReadAll(body)

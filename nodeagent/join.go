@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // maxFrame bounds what one answer or frame of bootd may take, in bytes.
@@ -45,7 +46,7 @@ func (a *Agent) join(ctx context.Context) (*identity, error) {
 		if errors.As(err, &refused) {
 			a.log.Error("join refused", "error", err)
 			a.setLink(ctx, Link{State: LinkRefused, Error: err.Error()})
-			sleep(ctx, a.timing.refused)
+			_ = wait.For(ctx, a.timing.refused)
 			continue
 		}
 		a.log.Warn("cannot join yet", "error", err)

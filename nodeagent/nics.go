@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -85,7 +86,7 @@ func watchNICs(ctx context.Context, log *slog.Logger, changed func([]api.HostNIC
 		}
 		// ENOBUFS: more events than the socket holds. A new subscription lists anew.
 		log.Warn("the watch of network interfaces broke; listing anew", "error", err)
-		sleep(ctx, time.Second)
+		_ = wait.For(ctx, time.Second)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Want is what is asked for a part.
@@ -91,7 +92,7 @@ type Host interface {
 type worker struct {
 	agent   *Agent
 	handler Handler
-	wake    chan struct{}
+	wake    wait.Signal
 	done    int64 // generation that it has passed; owned by the agent's loop
 	passed  bool  // it has passed once; owned by the agent's loop
 }
@@ -99,10 +100,9 @@ type worker struct {
 // run reconciles until ctx is done.
 func (w *worker) run(ctx context.Context) {
 	for {
-		if w.pass(ctx) != nil {
+		if w.pass(ctx) != nil || w.wake.Wait(ctx, w.agent.timing.resync) != nil {
 			return
 		}
-		sleepUntil(ctx, w.wake, w.agent.timing.resync)
 	}
 }
 
@@ -134,16 +134,8 @@ func (w *worker) pass(ctx context.Context) error {
 	return w.agent.do(ctx, func() { w.agent.observed(w, generation, parts, got) })
 }
 
-// kick asks for another pass; many kicks during one pass make one more.
-func (w *worker) kick() {
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
-}
-
 // Changed implements Host.
-func (w *worker) Changed() { w.kick() }
+func (w *worker) Changed() { w.wake.Set() }
 
 // Event implements Host.
 func (w *worker) Event(e api.Event) { w.agent.tell(e) }

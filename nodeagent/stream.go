@@ -207,8 +207,8 @@ func (a *Agent) writeFrames(ctx context.Context, w io.Writer, usage <-chan *api.
 	}
 	ping := time.NewTicker(a.timing.ping)
 	defer ping.Stop()
-	a.status.signal() // each stream begins with a status
-	a.bgp.signal()
+	a.status.changed.Set() // each stream begins with a status
+	a.bgp.changed.Set()
 	var recount []api.Recount // that is on its way
 	for {
 		if len(recount) > 0 {
