@@ -11,6 +11,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/budget"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
@@ -20,7 +21,7 @@ type arrivals struct {
 	mu       sync.Mutex
 	expected map[string]arrival // by the move's ID
 	faults   map[netip.Addr]error
-	changed  chan struct{}
+	changed  wait.Signal
 }
 
 type arrival struct {
@@ -31,7 +32,7 @@ type arrival struct {
 }
 
 func newArrivals() arrivals {
-	return arrivals{expected: map[string]arrival{}, faults: map[netip.Addr]error{}, changed: make(chan struct{}, 1)}
+	return arrivals{expected: map[string]arrival{}, faults: map[netip.Addr]error{}, changed: wait.NewSignal()}
 }
 
 // expect has a Guest be taken in; the error says that nobody can come for now.
@@ -45,7 +46,7 @@ func (a *arrivals) expect(target *moveTarget, t *api.GuestTransfer) error {
 	next := arrival{target: target, transfer: *t}
 	next.ended, next.end = context.WithCancel(context.Background())
 	a.expected[t.ID] = next
-	a.signal()
+	a.changed.Set()
 	return nil
 }
 
@@ -61,15 +62,8 @@ func (a *arrivals) drop(target *moveTarget) {
 		if e.target == target {
 			e.end()
 			delete(a.expected, id)
-			a.signal()
+			a.changed.Set()
 		}
-	}
-}
-
-func (a *arrivals) signal() {
-	select {
-	case a.changed <- struct{}{}:
-	default:
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/namespace"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/overlay"
 )
@@ -216,7 +217,7 @@ func (h *host) overlay(address string, eth0 netlink.Link, config func(http.Respo
 	o.SetUnderlay(api.Underlay{Interface: "eth0", Addresses: []netip.Addr{netip.MustParseAddr(address)}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	begun := &desk{again: make(chan struct{}, 1)}
+	begun := &desk{again: wait.NewSignal()}
 	go func() { defer close(done); o.Run(ctx, begun) }()
 	h.t.Cleanup(func() { cancel(); <-done })
 	<-begun.again

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent/guest/qga"
 )
 
@@ -103,8 +104,8 @@ func (a *guestAgent) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecR
 	if err := a.client.Execute(ctx, "guest-exec", arguments, &started); err != nil {
 		return nil, err
 	}
-	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		if !pause(ctx, wait) {
+	for delay := 20 * time.Millisecond; ; delay = min(2*delay, time.Second) {
+		if wait.For(ctx, delay) != nil {
 			return nil, fmt.Errorf("the command has not ended within %s: it goes on inside the Guest, as process %d", timeout, started.PID)
 		}
 		var s execStatus
@@ -119,16 +120,6 @@ func (a *guestAgent) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecR
 		case s.Exited:
 			return s.result()
 		}
-	}
-}
-
-// pause waits, and says whether ctx still lasts.
-func pause(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

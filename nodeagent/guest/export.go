@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent/guest/disk"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
@@ -345,7 +346,7 @@ func (ex *exporter) awaitJobs(ctx context.Context, disks []exported) error {
 		if done == len(disks) {
 			return nil
 		}
-		if !pause(ctx, 5*time.Millisecond) {
+		if wait.For(ctx, 5*time.Millisecond) != nil {
 			return fmt.Errorf("the last bytes were not copied within %s", finishTime)
 		}
 	}
@@ -483,7 +484,7 @@ func (ex *exporter) cancelJob(ctx context.Context, name string) error {
 				return err
 			}
 		}
-		if !pause(ctx, 20*time.Millisecond) {
+		if wait.For(ctx, 20*time.Millisecond) != nil {
 			return errors.New("its job does not end")
 		}
 	}

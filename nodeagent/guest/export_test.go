@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // export has a Guest's disks exported to files of the test, by their names.
@@ -302,7 +303,7 @@ const exportOf = "GUEST_TEST_EXPORT"
 
 // exportAsTold exports what the variable says, again and again.
 func exportAsTold(ctx context.Context, h *Handler) {
-	for pause(ctx, 20*time.Millisecond) {
+	for wait.For(ctx, 20*time.Millisecond) == nil {
 		end, err := h.Open(ctx, api.Channel{Kind: api.ChannelExport, UID: os.Getenv(exportOf), Guest: "web"})
 		if err != nil {
 			continue // it is not there yet

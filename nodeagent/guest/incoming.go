@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
@@ -177,9 +178,7 @@ func (dst *moveTarget) takeMemory(ctx context.Context, e arrival, c *transfer.Co
 		if received || err != nil {
 			return errors.Join(err, c.Reply(transfer.Answer{Received: received}, err))
 		}
-		select {
-		case <-time.After(poll):
-		case <-ctx.Done():
+		if wait.For(ctx, poll) != nil {
 			return context.Cause(ctx)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
@@ -314,9 +315,7 @@ func (src *moveSource) callOff(ctx context.Context) error {
 				return err
 			}
 		}
-		select {
-		case <-time.After(poll):
-		case <-ctx.Done():
+		if wait.For(ctx, poll) != nil {
 			return fmt.Errorf("call a move off: %w", context.Cause(ctx))
 		}
 	}

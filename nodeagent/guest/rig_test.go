@@ -24,6 +24,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/file"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/lab/guestos"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
@@ -106,7 +107,7 @@ type desk struct {
 	parts  []nodeagent.Part
 	status map[string]api.PartStatus
 	events []api.Event
-	again  chan struct{}
+	again  wait.Signal
 }
 
 // written is a part as DIR/parts has it.
@@ -135,12 +136,7 @@ func (d *desk) read(dir string) error {
 }
 
 // Changed implements nodeagent.Host.
-func (d *desk) Changed() {
-	select {
-	case d.again <- struct{}{}:
-	default:
-	}
-}
+func (d *desk) Changed() { d.again.Set() }
 
 // Event implements nodeagent.Host.
 func (d *desk) Event(e api.Event) {
@@ -155,7 +151,7 @@ func (d *desk) BGP(api.BGPStatus) {}
 // serve reconciles until ctx is done.
 func (d *desk) serve(ctx context.Context, h *Handler, before func()) {
 	d.mu.Lock()
-	d.again = make(chan struct{}, 1)
+	d.again = wait.NewSignal()
 	d.mu.Unlock()
 	var group sync.WaitGroup
 	defer group.Wait()

@@ -27,6 +27,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/budget"
 	"github.com/rackweft/rackweft/internal/text"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -291,10 +292,7 @@ func Serve(ctx context.Context, l net.Listener, own Credentials, refused func(fr
 			return
 		}
 		if err != nil { // out of files, for one
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-			}
+			_ = wait.For(ctx, 100*time.Millisecond)
 			continue
 		}
 		select {
