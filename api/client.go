@@ -18,6 +18,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // ClientConfig says where bootd is and who is asking.
@@ -471,7 +473,7 @@ type WatchEvent struct {
 // once more, those that are gone as Deleted, and another Synced.
 func (c *Client) Watch(ctx context.Context, k Kind, fn func(WatchEvent) error) error {
 	w := &watch{client: c, kind: k, fn: fn, seen: map[string]Object{}}
-	for wait := time.Duration(0); ; {
+	for pause := time.Duration(0); ; {
 		err := w.run(ctx)
 		var stop stopError
 		switch {
@@ -484,14 +486,12 @@ func (c *Client) Watch(ctx context.Context, k Kind, fn func(WatchEvent) error) e
 		case isFinal(err):
 			return err
 		}
-		wait = min(max(2*wait, 100*time.Millisecond), 5*time.Second)
+		pause = min(max(2*pause, 100*time.Millisecond), 5*time.Second)
 		if w.progress {
-			wait, w.progress = 100*time.Millisecond, false
+			pause, w.progress = 100*time.Millisecond, false
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
+		if err := wait.For(ctx, pause); err != nil {
+			return err
 		}
 	}
 }
