@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Report is what a rack tells of itself.
@@ -78,17 +80,14 @@ func (r *Rack) Serve(ctx context.Context) error {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	down := make(chan struct{}, 1)
+	down := wait.NewSignal()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(r.Report()) // the client may be gone
 	})
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, _ *http.Request) {
-		select {
-		case down <- struct{}{}:
-		default: // asked for already
-		}
+		down.Set()
 		w.WriteHeader(http.StatusAccepted)
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
@@ -156,10 +155,8 @@ func Down(ctx context.Context, dir string) error {
 		if !file.Owner.alive(file.BootID) {
 			return Clean(dir) // it ended without finishing
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("take down the rack in %s: pid %d is still at it: %w", dir, file.Owner.PID, ctx.Err())
-		case <-time.After(50 * time.Millisecond):
+		if err := wait.For(ctx, 50*time.Millisecond); err != nil {
+			return fmt.Errorf("take down the rack in %s: pid %d is still at it: %w", dir, file.Owner.PID, err)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/lab/bmc"
 )
 
@@ -45,7 +46,7 @@ type boot struct {
 	target  bmc.Target // that the process was started with
 	tag     string     // likewise
 	events  chan qmpMessage
-	reset   chan struct{} // one token when a reset has been dealt with
+	reset   wait.Signal   // one token when a reset has been dealt with
 	gone    chan struct{} // closed when the process has ended and everybody was told
 }
 
@@ -260,7 +261,7 @@ func (m *Machine) launch(ctx context.Context, target bmc.Target) (*boot, error) 
 		return nil, err
 	}
 	b := &boot{process: process, target: target, tag: tag,
-		events: make(chan qmpMessage, 64), reset: make(chan struct{}, 1), gone: make(chan struct{})}
+		events: make(chan qmpMessage, 64), reset: wait.NewSignal(), gone: make(chan struct{})}
 	if err := m.attach(ctx, b); err != nil {
 		process.kill()
 		tail, _ := tailFile(m.path("qemu.log"), 0, 5)
@@ -364,10 +365,7 @@ func (m *Machine) observe(b *boot, e qmpMessage) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		m.consumeOverride(ctx, b)
 		cancel()
-		select {
-		case b.reset <- struct{}{}:
-		default:
-		}
+		b.reset.Set()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // PhaseReader reads the phase of a machine from bootd's API. An error of it is no end: bootd may be
@@ -52,10 +53,8 @@ func (r *Rack) WaitPhase(ctx context.Context, read PhaseReader, machine, phase s
 		if err == nil && now == string(api.PhaseFailed) {
 			return r.explain(m, fmt.Errorf("machine %s is Failed, not %s", machine, phase))
 		}
-		select {
-		case <-ctx.Done():
-			return r.explain(m, errors.Join(fmt.Errorf("machine %s is %q, not %s: %w", machine, last, phase, ctx.Err()), lastErr))
-		case <-time.After(250 * time.Millisecond):
+		if err := wait.For(ctx, 250*time.Millisecond); err != nil {
+			return r.explain(m, errors.Join(fmt.Errorf("machine %s is %q, not %s: %w", machine, last, phase, err), lastErr))
 		}
 	}
 }

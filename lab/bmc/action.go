@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/net/websocket"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // action is what a ResetType does to a server that was in state power when it was asked for.
@@ -88,10 +90,7 @@ func (s *Server) attachConsole(socket *websocket.Conn) {
 	}()
 	for ctx.Err() == nil {
 		s.relayConsole(ctx, socket, keys)
-		select {
-		case <-ctx.Done():
-		case <-time.After(250 * time.Millisecond):
-		}
+		_ = wait.For(ctx, 250*time.Millisecond)
 	}
 	_ = socket.Close() // ends the reader
 	<-reader

@@ -17,6 +17,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Power is a server's power state in Redfish's words.
@@ -243,12 +245,7 @@ func (s *Server) Notify(e Event) {
 // later runs do after a delay, unless the BMC is closed first.
 func (s *Server) later(delay time.Duration, what string, do func(context.Context) error) {
 	s.work.Go(func() {
-		select {
-		case <-s.base.Done():
-			return
-		case <-time.After(delay):
-		}
-		if s.base.Err() != nil { // both were ready
+		if wait.For(s.base, delay) != nil {
 			return
 		}
 		ctx, cancel := context.WithTimeout(s.base, time.Minute)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/lab"
 )
 
@@ -256,10 +257,8 @@ func (r *Rig) WaitMachine(machine, what string, is func(*api.Machine) bool) *api
 				return m
 			}
 		} // else bootd may be restarting
-		select {
-		case <-ctx.Done():
+		if wait.For(ctx, 200*time.Millisecond) != nil {
 			r.tb.Fatal(r.Rack.Explain(machine, fmt.Errorf("machine %s: %s: never; it is %s (last answer: %w)", machine, what, describe(last), err)))
-		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }
