@@ -17,6 +17,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
+	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/lab"
 )
 
@@ -138,7 +139,7 @@ func waitRack(ctx context.Context, dir string) (lab.Report, error) {
 		if !errors.Is(err, lab.ErrNotUp) {
 			return report, err
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := wait.For(ctx, 100*time.Millisecond); err != nil {
 			return report, err
 		}
 	}
@@ -151,18 +152,9 @@ func waitReady(ctx context.Context, client *api.Client) error {
 		if err == nil {
 			return resp.Body.Close()
 		}
-		if stop := pause(ctx, 100*time.Millisecond); stop != nil {
+		if stop := wait.For(ctx, 100*time.Millisecond); stop != nil {
 			return fmt.Errorf("bootd is not ready: %w", err)
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
 	}
 }
 

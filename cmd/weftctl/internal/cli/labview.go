@@ -11,6 +11,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // machineError is a machine that did not become Active.
@@ -78,7 +79,7 @@ func followEvents(ctx context.Context, client *api.Client, to chan<- api.Event) 
 			last = e.Time
 			return send(ctx, to, e)
 		})
-		_ = pause(ctx, time.Second)
+		_ = wait.For(ctx, time.Second)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/show"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // topEvery is how often hosts report (bootd/hostspec/usage.go).
@@ -107,10 +108,8 @@ func (a *app) top(ctx context.Context, o topOptions) error {
 		if !o.watch {
 			return err
 		}
-		select {
-		case <-ctx.Done():
+		if wait.For(ctx, topEvery) != nil {
 			return nil // Ctrl-C is how a watch ends
-		case <-time.After(topEvery):
 		}
 	}
 }
