@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 )
 
 // Protocol marks the routes (rtnetlink(7), rtm_protocol).
@@ -132,20 +133,12 @@ func (f *FIB) Refresh() error {
 	return nil
 }
 
-// dumpTries bounds how often a list that changes meanwhile is asked for.
-const dumpTries = 5
-
 // list lists the main table and ours.
 func (f *FIB) list(family int) ([]netlink.Route, error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-	var routes []netlink.Route
-	var err error
-	for range dumpTries {
-		routes, err = f.handle.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE)
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
+	routes, err := kernel.List(func() ([]netlink.Route, error) {
+		return f.handle.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list the routes: %w", err)
 	}
