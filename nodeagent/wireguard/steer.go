@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 )
 
 const (
@@ -60,21 +61,8 @@ func (p *pass) steer(index int, families map[int]bool) error {
 	return errors.Join(faults...)
 }
 
-// again repeats a dump that a change has interrupted.
-func again[T any](list func() (T, error)) (T, error) {
-	const tries = 5
-	var got T
-	var err error
-	for range tries {
-		if got, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return got, err
-}
-
 func (p *pass) listRoutes(family int) ([]netlink.Route, error) {
-	return again(func() ([]netlink.Route, error) {
+	return kernel.List(func() ([]netlink.Route, error) {
 		return p.handle.RouteListFiltered(family, &netlink.Route{Table: table, Protocol: protocol}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
 	})
 }
@@ -134,7 +122,7 @@ func indexRoute(seen []netlink.Route, w netlink.Route) int {
 }
 
 func (p *pass) listRules(family int) ([]netlink.Rule, error) {
-	return again(func() ([]netlink.Rule, error) { return p.handle.RuleList(family) })
+	return kernel.List(func() ([]netlink.Rule, error) { return p.handle.RuleList(family) })
 }
 
 // wantRules are those of a family. The one for what comes from the port is for
