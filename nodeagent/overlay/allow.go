@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 	"github.com/rackweft/rackweft/internal/nft"
 )
 
@@ -308,7 +309,7 @@ func (w *work) passageNeighbours(index int, ipv6 bool) error {
 		if ip.Is6() && !ipv6 {
 			continue
 		}
-		list, err := again(func() ([]netlink.Neigh, error) { return w.tenant.NeighList(index, int(family(ip))) })
+		list, err := kernel.List(func() ([]netlink.Neigh, error) { return w.tenant.NeighList(index, int(family(ip))) })
 		if err != nil {
 			return fmt.Errorf("list its neighbours: %w", err)
 		}
@@ -383,7 +384,7 @@ func sameRoute(a, b netlink.Route) bool {
 
 // routesOf lists our routes of an interface of the namespace.
 func (w *work) routesOf(index int) ([]netlink.Route, error) {
-	list, err := again(func() ([]netlink.Route, error) {
+	list, err := kernel.List(func() ([]netlink.Route, error) {
 		return w.tenant.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: index, Protocol: Protocol}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	})
 	if err != nil {

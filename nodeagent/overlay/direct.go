@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 	"github.com/rackweft/rackweft/internal/nft"
 )
 
@@ -132,7 +133,7 @@ func (o *Overlay) hostRoutes(host place, u underlay, networks []network) error {
 	if err != nil {
 		return err
 	}
-	seen, err := again(func() ([]netlink.Route, error) {
+	seen, err := kernel.List(func() ([]netlink.Route, error) {
 		return host.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
 	})
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/rackweft/rackweft/internal/kernel"
 )
 
 // Egress is a veth pair from a Network's namespace to the host's, for what is
@@ -154,7 +156,7 @@ func listLink(h *netlink.Handle, name string) (map[string]link, error) {
 		return nil, fmt.Errorf("find %s: %w", name, err)
 	}
 	s := seenLink(l)
-	addrs, err := again(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_V4) })
+	addrs, err := kernel.List(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses of %s: %w", name, err)
 	}
@@ -181,7 +183,7 @@ func egressSysctls(name string) []sysctl {
 // underlay's, sorted.
 func uplinks(host place, u underlay) ([]string, error) {
 	names := []string{u.name}
-	routes, err := again(func() ([]netlink.Route, error) { return host.RouteList(nil, netlink.FAMILY_V4) })
+	routes, err := kernel.List(func() ([]netlink.Route, error) { return host.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list the host's routes: %w", err)
 	}
@@ -210,7 +212,7 @@ func hops(r netlink.Route) []int {
 // connected are the host's own subnets, which no tenant may reach, whatever
 // bootd knows of them.
 func connected(host place) ([]netip.Prefix, error) {
-	addrs, err := again(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
+	addrs, err := kernel.List(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list the host's addresses: %w", err)
 	}

@@ -256,7 +256,7 @@ func filter(ns netns.NsHandle, want *ruleset) (changes []change, err error) {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
 	defer func() { err = errors.Join(err, c.CloseLasting()) }()
-	tables, err := again(func() ([]*nftables.Table, error) { return c.ListTablesOfFamily(nftables.TableFamilyINet) })
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, fmt.Errorf("list the nftables tables: %w", err)
 	}
@@ -302,7 +302,7 @@ func flush(c *nftables.Conn) error {
 
 // setChains replaces all chains in one transaction when any differs.
 func setChains(c *nftables.Conn, table *nftables.Table, want []chain) ([]change, error) {
-	all, err := again(func() ([]*nftables.Chain, error) { return c.ListChainsOfTableFamily(table.Family) })
+	all, err := c.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return nil, fmt.Errorf("list the nftables chains: %w", err)
 	}
@@ -336,7 +336,7 @@ func chainsAlike(c *nftables.Conn, table *nftables.Table, want []chain, seen []*
 		if i < 0 || !chainAlike(w, seen[i]) {
 			return false, nil
 		}
-		rules, err := again(func() ([]*nftables.Rule, error) { return c.GetRules(table, seen[i]) })
+		rules, err := c.GetRules(table, seen[i])
 		if err != nil {
 			return false, fmt.Errorf("list the nftables rules: %w", err)
 		}
@@ -372,7 +372,7 @@ func chainAlike(w chain, s *nftables.Chain) bool {
 
 // setVTEPs makes the sets' elements those that are wanted.
 func setVTEPs(c *nftables.Conn, table *nftables.Table, v vteps) ([]change, error) {
-	sets, err := again(func() ([]*nftables.Set, error) { return c.GetSets(table) })
+	sets, err := c.GetSets(table)
 	if err != nil {
 		return nil, fmt.Errorf("list the nftables sets: %w", err)
 	}
@@ -381,7 +381,7 @@ func setVTEPs(c *nftables.Conn, table *nftables.Table, v vteps) ([]change, error
 		set := vtepSet(table, v6)
 		var seen []nftables.SetElement
 		if slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == set.Name }) {
-			if seen, err = again(func() ([]nftables.SetElement, error) { return c.GetSetElements(set) }); err != nil {
+			if seen, err = c.GetSetElements(set); err != nil {
 				return changes, fmt.Errorf("list the nftables set %s: %w", set.Name, err)
 			}
 		} else {

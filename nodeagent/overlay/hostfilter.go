@@ -183,7 +183,7 @@ func hasChain(host place, name string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("open nftables: %w", err)
 	}
-	chains, err := again(func() ([]*nftables.Chain, error) { return c.ListChainsOfTableFamily(nftables.TableFamilyINet) })
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return false, fmt.Errorf("list the nftables chains: %w", err)
 	}
@@ -273,21 +273,21 @@ func ifThere(host place, s sysctl) []sysctl {
 
 // listInterfaces lists a set of interfaces' names; one that is not there is empty.
 func listInterfaces(c *nftables.Conn, set *nftables.Set) ([]string, error) {
-	tables, err := again(func() ([]*nftables.Table, error) { return c.ListTablesOfFamily(set.Table.Family) })
+	tables, err := c.ListTablesOfFamily(set.Table.Family)
 	if err != nil {
 		return nil, fmt.Errorf("list the nftables tables: %w", err)
 	}
 	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == set.Table.Name }) {
 		return nil, nil
 	}
-	sets, err := again(func() ([]*nftables.Set, error) { return c.GetSets(set.Table) })
+	sets, err := c.GetSets(set.Table)
 	if err != nil {
 		return nil, fmt.Errorf("list the nftables sets: %w", err)
 	}
 	if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == set.Name }) {
 		return nil, nil
 	}
-	elements, err := again(func() ([]nftables.SetElement, error) { return c.GetSetElements(set) })
+	elements, err := c.GetSetElements(set)
 	if err != nil {
 		return nil, fmt.Errorf("list the nftables set %s: %w", set.Name, err)
 	}

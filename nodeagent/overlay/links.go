@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/rackweft/rackweft/internal/kernel"
 	"github.com/rackweft/rackweft/nodeagent/overlay/dhcp"
 )
 
@@ -168,25 +169,13 @@ func diffLink(w, s link) []linkOp {
 	return ops
 }
 
-// again repeats a dump that a change has interrupted.
-func again[T any](list func() (T, error)) (T, error) {
-	var got T
-	var err error
-	for range dumpTries {
-		if got, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return got, err
-}
-
 // listLinks lists the interfaces of h's namespace with their addresses.
 func listLinks(h *netlink.Handle) (map[string]link, error) {
-	list, err := again(h.LinkList)
+	list, err := kernel.List(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the links: %w", err)
 	}
-	addrs, err := again(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := kernel.List(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses: %w", err)
 	}

@@ -37,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
@@ -333,7 +334,7 @@ func (o *Overlay) findUnderlay(host place) (underlay, error) {
 	if want.Interface == "" && len(want.Addresses) == 0 {
 		return none, errors.New("the host's underlay is not known: give the Machine a link in a production Subnet")
 	}
-	links, err := again(host.LinkList)
+	links, err := kernel.List(host.LinkList)
 	if err != nil {
 		return none, fmt.Errorf("list the host's links: %w", err)
 	}
@@ -359,7 +360,7 @@ func (o *Overlay) findUnderlay(host place) (underlay, error) {
 
 func seeUnderlay(host place, l netlink.Link, want api.Underlay) (underlay, error) {
 	u := underlay{name: l.Attrs().Name, index: l.Attrs().Index, mtu: l.Attrs().MTU, closed: want.Closed, transit: want.Transit}
-	addrs, err := again(func() ([]netlink.Addr, error) { return host.AddrList(l, netlink.FAMILY_ALL) })
+	addrs, err := kernel.List(func() ([]netlink.Addr, error) { return host.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return u, fmt.Errorf("list the addresses of %s: %w", u.name, err)
 	}

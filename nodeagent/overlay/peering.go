@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 	"github.com/rackweft/rackweft/internal/nft"
 )
 
@@ -144,7 +145,7 @@ func (o *Overlay) silenceIn(ctx context.Context, n network) error {
 	}
 	defer tenant.close()
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := again(func() ([]netlink.Route, error) {
+		routes, err := kernel.List(func() ([]netlink.Route, error) {
 			return tenant.RouteListFiltered(family, &netlink.Route{Protocol: api.BGPRouteProtocol}, netlink.RT_FILTER_PROTOCOL)
 		})
 		if err != nil {

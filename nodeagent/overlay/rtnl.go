@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/kernel"
 )
 
 // rtnl speaks rtnetlink(7) for what there is by the thousand: it packs many
@@ -27,7 +29,6 @@ const (
 	replyBytes    = 1 << 16
 	receiveBuffer = 4 << 20
 	replyTimeout  = 10 * time.Second
-	dumpTries     = 5
 )
 
 // dialRTNL opens a socket in the network namespace ns.
@@ -128,14 +129,11 @@ func (c *rtnl) do(messages []message) (map[int]error, error) {
 // body is only good during the call. A list that changed meanwhile is asked
 // for again: begin is called before each try.
 func (c *rtnl) dump(m message, begin func(), each func(body []byte)) error {
-	for range dumpTries {
+	_, err := kernel.List(func() (struct{}, error) {
 		begin()
-		err := c.dumpOnce(m, each)
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return err
-		}
-	}
-	return netlink.ErrDumpInterrupted
+		return struct{}{}, c.dumpOnce(m, each)
+	})
+	return err
 }
 
 func (c *rtnl) dumpOnce(m message, each func(body []byte)) error {

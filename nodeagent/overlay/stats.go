@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 )
 
 // Stats tell of one Network on this host, as of the last Reconcile.
@@ -69,7 +70,7 @@ func (o *Overlay) countPorts(list []Stats) {
 		if err != nil {
 			continue
 		}
-		links, err := again(tenant.LinkList)
+		links, err := kernel.List(tenant.LinkList)
 		tenant.close()
 		if err != nil {
 			continue

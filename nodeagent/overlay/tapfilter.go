@@ -260,7 +260,7 @@ func openTapTable(ns netns.NsHandle) (*tapTable, error) {
 // list reads what is there.
 func (t *tapTable) list() error {
 	t.chains, t.counters, t.sets = map[string]*nftables.Chain{}, map[string]uint64{}, map[string]bool{}
-	tables, err := again(func() ([]*nftables.Table, error) { return t.ListTablesOfFamily(t.table.Family) })
+	tables, err := t.ListTablesOfFamily(t.table.Family)
 	if err != nil {
 		return fmt.Errorf("list the nftables tables: %w", err)
 	}
@@ -268,7 +268,7 @@ func (t *tapTable) list() error {
 	if !t.there {
 		return nil
 	}
-	chains, err := again(func() ([]*nftables.Chain, error) { return t.ListChainsOfTableFamily(t.table.Family) })
+	chains, err := t.ListChainsOfTableFamily(t.table.Family)
 	if err != nil {
 		return fmt.Errorf("list the nftables chains: %w", err)
 	}
@@ -277,7 +277,7 @@ func (t *tapTable) list() error {
 			t.chains[ch.Name] = ch
 		}
 	}
-	sets, err := again(func() ([]*nftables.Set, error) { return t.GetSets(t.table) })
+	sets, err := t.GetSets(t.table)
 	if err != nil {
 		return fmt.Errorf("list the nftables sets: %w", err)
 	}
@@ -286,7 +286,7 @@ func (t *tapTable) list() error {
 			t.sets[s.Name] = true
 		}
 	}
-	objects, err := again(func() ([]nftables.Obj, error) { return t.GetNamedObjects(t.table) })
+	objects, err := t.GetNamedObjects(t.table)
 	if err != nil {
 		return fmt.Errorf("list the nftables counters: %w", err)
 	}
@@ -359,7 +359,7 @@ func (t *tapTable) setChain(tap string, want chain) error {
 	}
 	if there {
 		seen.Table = t.table
-		rules, err := again(func() ([]*nftables.Rule, error) { return t.GetRules(t.table, seen) })
+		rules, err := t.GetRules(t.table, seen)
 		if err != nil {
 			return fmt.Errorf("list the nftables rules of %s: %w", want.name, err)
 		}

@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/kernel"
 )
 
 const tunDevice = "/dev/net/tun"
@@ -500,7 +502,7 @@ func movedRoute(p netip.Prefix) route {
 func (w *work) bridgeRoutes(bridge int) ([]netip.Prefix, error) {
 	var list []netip.Prefix
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := again(func() ([]netlink.Route, error) {
+		routes, err := kernel.List(func() ([]netlink.Route, error) {
 			return w.tenant.RouteListFiltered(family, &netlink.Route{LinkIndex: bridge, Protocol: Protocol}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 		})
 		if err != nil {
