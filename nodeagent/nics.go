@@ -2,7 +2,6 @@ package nodeagent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -21,11 +21,11 @@ import (
 // but loopback and those that rackweft makes by the thousand (taps, VXLAN, what
 // bears its mark).
 func listNICs() ([]api.HostNIC, error) {
-	links, err := again(netlink.LinkList)
+	links, err := kernel.List(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the network interfaces: %w", err)
 	}
-	addrs, err := again(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := kernel.List(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses: %w", err)
 	}
@@ -60,20 +60,6 @@ func prefix(n *net.IPNet) (netip.Prefix, bool) {
 	addr, ok := netip.AddrFromSlice(n.IP)
 	ones, _ := n.Mask.Size()
 	return netip.PrefixFrom(addr.Unmap(), ones), ok
-}
-
-// again repeats a dump that a change has interrupted. After a few tries the
-// last is taken as it is: the change is on its way as an event.
-func again[T any](list func() ([]T, error)) ([]T, error) {
-	for try := 0; ; try++ {
-		got, err := list()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return got, err
-		}
-		if try == 4 {
-			return got, nil
-		}
-	}
 }
 
 // watchNICs calls changed with the host's NICs at the start, after each change
