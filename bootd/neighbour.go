@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/kernel"
 )
 
 // neighbour looks an address up in the kernel's neighbour table. An entry is
@@ -21,7 +22,7 @@ func neighbour(iface string, addr netip.Addr) (api.MAC, bool) {
 	if addr.Is6() {
 		family = netlink.FAMILY_V6
 	}
-	list, err := netlink.NeighList(link.Index, family)
+	list, err := kernel.List(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Index, family) })
 	if err != nil {
 		return "", false
 	}
