@@ -15,6 +15,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/wait"
+	"github.com/rackweft/rackweft/nodeagent/nics"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -112,7 +113,7 @@ func New(o Options) (*Agent, error) {
 		calls: make(chan func()), status: newMailbox[api.HostStatus](), bgp: newMailbox[api.BGPStatus](), events: make(chan api.Event, 16),
 		observedBy: map[string]observation{}, parts: map[string]api.PartStatus{}, link: Link{State: LinkJoining, Since: time.Now()},
 	}
-	for _, h := range append([]Handler{baseHandler{nics: listNICs, encrypt: a.encrypt}}, o.Handlers...) {
+	for _, h := range append([]Handler{baseHandler{nics: nics.List, encrypt: a.encrypt}}, o.Handlers...) {
 		if a.handles(h.Kind()) {
 			return nil, fmt.Errorf("two handlers of %s parts", h.Kind())
 		}
@@ -148,7 +149,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup
-	group.Go(func() { watchNICs(ctx, a.log, func(nics []api.HostNIC) { a.sawNICs(ctx, nics) }) })
+	group.Go(func() { nics.Watch(ctx, a.log, func(nics []api.HostNIC) { a.sawNICs(ctx, nics) }) })
 	group.Go(func() { a.reach(ctx) })
 	group.Go(func() { a.serveMetrics(ctx) })
 	group.Go(func() { a.notify.Watchdog(ctx, func() bool { return a.alive(ctx) }) })

@@ -1,4 +1,5 @@
-package nodeagent
+// Package nics lists and watches the network interfaces of a host.
+package nics
 
 import (
 	"context"
@@ -17,10 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listNICs asks the kernel for the interfaces of this network namespace, all
+// List asks the kernel for the interfaces of this network namespace, all
 // but loopback and those that rackweft makes by the thousand (taps, VXLAN, what
 // bears its mark).
-func listNICs() ([]api.HostNIC, error) {
+func List() ([]api.HostNIC, error) {
 	links, err := kernel.List(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the network interfaces: %w", err)
@@ -62,11 +63,11 @@ func prefix(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr.Unmap(), ones), ok
 }
 
-// watchNICs calls changed with the host's NICs at the start, after each change
+// Watch calls changed with the host's NICs at the start, after each change
 // and once a minute, until ctx is done.
-func watchNICs(ctx context.Context, log *slog.Logger, changed func([]api.HostNIC)) {
+func Watch(ctx context.Context, log *slog.Logger, changed func([]api.HostNIC)) {
 	for ctx.Err() == nil {
-		err := watchOnce(ctx, changed)
+		err := watch(ctx, changed)
 		if ctx.Err() != nil {
 			return
 		}
@@ -76,7 +77,7 @@ func watchNICs(ctx context.Context, log *slog.Logger, changed func([]api.HostNIC
 	}
 }
 
-func watchOnce(ctx context.Context, changed func([]api.HostNIC)) error {
+func watch(ctx context.Context, changed func([]api.HostNIC)) error {
 	links, addrs := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64)
 	lost := make(chan error, 1)
 	report := func(err error) {
@@ -116,7 +117,7 @@ func watchOnce(ctx context.Context, changed func([]api.HostNIC)) error {
 		case err := <-lost:
 			return err
 		case <-timer.C:
-			nics, err := listNICs()
+			nics, err := List()
 			if err != nil {
 				return err
 			}
