@@ -5,34 +5,14 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/kernel"
 )
 
-// neighbour looks an address up in the kernel's neighbour table. An entry is
-// there for whoever has just sent something: the kernel had to answer.
+// neighbour is the MAC at which the kernel sees an address.
 func neighbour(iface string, addr netip.Addr) (api.MAC, bool) {
-	link, err := net.InterfaceByName(iface)
-	if err != nil {
-		return "", false
-	}
-	family := netlink.FAMILY_V4
-	if addr.Is6() {
-		family = netlink.FAMILY_V6
-	}
-	list, err := kernel.List(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Index, family) })
-	if err != nil {
-		return "", false
-	}
-	for _, n := range list {
-		known := n.State&(netlink.NUD_INCOMPLETE|netlink.NUD_FAILED) == 0 && len(n.HardwareAddr) == 6
-		if a, ok := netip.AddrFromSlice(n.IP); ok && known && a.Unmap() == addr {
-			return api.MAC(n.HardwareAddr.String()), true
-		}
-	}
-	return "", false
+	mac, ok := kernel.Neighbour(iface, addr)
+	return api.MAC(mac.String()), ok
 }
 
 // source is the address that the kernel would use towards a peer. Nothing is

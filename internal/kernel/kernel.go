@@ -1,4 +1,5 @@
-// Package kernel asks the kernel for lists that may change while they are read.
+// Package kernel asks the kernel, over netlink, for lists that may change while
+// they are read.
 package kernel
 
 import (
