@@ -67,6 +67,10 @@ func owners() map[string][]string {
 		"filippo.io/age":                     {"bootd/backup"},
 		"github.com/diskfs/go-diskfs/":       {"nodeagent/guest"},
 		"golang.zx2c4.com/wireguard":         {"nodeagent/wireguard"},
+		"github.com/vishvananda/netlink":     {"internal/kernel", "bgp/fib", "bgp/loopback", "nodeagent/nics", "nodeagent/overlay", "nodeagent/wireguard"},
+		"github.com/vishvananda/netns":       {"nodeagent/overlay", "nodeagent/wireguard", "lab"},
+		"github.com/mdlayher/netlink":        {"nodeagent/overlay/dhcp"},
+		"github.com/google/nftables":         {"internal/nft", "nodeagent/overlay", "bgp/sources"},
 	}
 }
 
@@ -127,6 +131,8 @@ func TestFaultsAreFound(t *testing.T) {
 		{"nodeagent/x.go", "github.com/osrg/gobgp/v3/pkg/server"},
 		{"attic/x.go", module + "api"},
 		{"internal/x.go", module + "api"},
+		{"bootd/x.go", "github.com/vishvananda/netlink"},
+		{"nodeagent/x.go", "github.com/google/nftables/expr"},
 	} {
 		if len(faults(c.file, c.imported)) == 0 {
 			t.Errorf("%s may import %s, and must not", c.file, c.imported)
