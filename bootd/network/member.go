@@ -7,6 +7,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/inet"
 )
 
 // member reports whether a Machine is to have a lease of a Network that it has
@@ -79,15 +80,7 @@ func reported(h *api.HostStatus, link string) []netip.Addr {
 	return addrs
 }
 
-const (
-	defaultMTU = 1500
-	overheadV4 = 50 // outer IPv4, UDP, VXLAN and the inner Ethernet header
-	overheadV6 = 70
-	// sealedV4 and sealedV6 are what WireGuard puts around that: an IP and a UDP
-	// header, and 32 bytes of its own.
-	sealedV4 = 60
-	sealedV6 = 80
-)
+const defaultMTU = 1500
 
 // MTU is a Network's on a host: what its underlay, and the encryption of that,
 // leave.
@@ -96,12 +89,9 @@ func MTU(u api.Underlay, vtep netip.Addr) int {
 	if mtu == 0 {
 		mtu = defaultMTU
 	}
-	overhead, sealed := overheadV4, sealedV4
-	if vtep.Is6() {
-		overhead, sealed = overheadV6, sealedV6
-	}
+	mtu -= inet.VXLANOverhead(vtep)
 	if u.Encryption != nil {
-		overhead += sealed
+		mtu -= inet.WireGuardOverhead(vtep)
 	}
-	return mtu - overhead
+	return mtu
 }
