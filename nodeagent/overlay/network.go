@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/nodeagent/wireguard"
+	"github.com/rackweft/rackweft/internal/inet"
 )
 
 // network is one Network as this host should have it: checked, and in the
@@ -93,13 +93,6 @@ type underlay struct {
 	encrypted bool           // VXLAN goes through package wireguard's device only
 	sealed    bool           // and that is there
 }
-
-// The outer headers of VXLAN: Ethernet, IP, UDP, VXLAN (RFC 7348 §5), less the
-// outer Ethernet header, plus the inner one.
-const (
-	overheadIPv4 = 20 + 8 + 8 + 14
-	overheadIPv6 = 40 + 8 + 8 + 14
-)
 
 // minMTU is what every IPv4 host must take (RFC 791).
 const minMTU = 576
@@ -228,12 +221,9 @@ func sourceOf(peers []api.NetworkPeer, u underlay) (netip.Addr, error) {
 
 // fitMTU never exceeds what the underlay carries.
 func fitMTU(asked int, source netip.Addr, u underlay) (int, []string, error) {
-	overhead := overheadIPv4
-	if !source.Is4() {
-		overhead = overheadIPv6
-	}
+	overhead := inet.VXLANOverhead(source)
 	if u.encrypted {
-		overhead += wireguard.Overhead(source)
+		overhead += inet.WireGuardOverhead(source)
 	}
 	most := u.mtu - overhead
 	if most < minMTU {

@@ -24,6 +24,12 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
+// What VXLAN takes of the underlay's MTU.
+const (
+	overheadIPv4 = 50
+	overheadIPv6 = 70
+)
+
 // fabric is an underlay: a bridge, and hosts as namespaces around it.
 type fabric struct {
 	t      testing.TB

@@ -132,9 +132,3 @@ func TestCompile(t *testing.T) {
 		})
 	}
 }
-
-func TestOverhead(t *testing.T) {
-	if v4, v6 := Overhead(netip.MustParseAddr("198.18.0.1")), Overhead(netip.MustParseAddr("2001:db8::1")); v4 != 60 || v6 != 80 {
-		t.Errorf("%d and %d, want WireGuard's 60 and 80", v4, v6)
-	}
-}

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/inet"
 )
 
 const (
@@ -36,22 +37,8 @@ const (
 	Name = "wg-rackweft"
 	mark = "rackweft:wireguard"
 
-	// What WireGuard puts around a packet: IP, UDP, and its own header and tag
-	// (its whitepaper §5.4.6).
-	overheadIPv4 = 20 + 8 + 32
-	overheadIPv6 = 40 + 8 + 32
-
 	defaultMTU = 1500
 )
-
-// Overhead is what the encryption takes of the MTU between hosts that reach
-// each other by addresses of the family of addr.
-func Overhead(addr netip.Addr) int {
-	if addr.Is4() {
-		return overheadIPv4
-	}
-	return overheadIPv6
-}
 
 // Driver makes the device and speaks to it.
 type Driver struct {
@@ -136,11 +123,11 @@ func (p *pass) mtu(u api.Underlay) int {
 	if mtu == 0 {
 		mtu = defaultMTU
 	}
-	overhead := overheadIPv4
+	outer := netip.IPv4Unspecified()
 	if families(u)[unix.AF_INET6] {
-		overhead = overheadIPv6
+		outer = netip.IPv6Unspecified()
 	}
-	return mtu - overhead
+	return mtu - inet.WireGuardOverhead(outer)
 }
 
 // link finds the device, or makes it.
