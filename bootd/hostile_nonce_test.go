@@ -11,13 +11,17 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// asks asks for the script with each value as AssetTag, and gets it with none.
+// asks asks for the script with each value as AssetTag, and gets it with none; if
+// it did, it would go on to the config.
 func (p *party) asks(tags ...string) {
 	p.v.t.Helper()
 	for _, tag := range tags {
 		var l loot
 		if status := p.script(&l, tag); status != http.StatusServiceUnavailable || l.pointer != "" {
 			p.v.t.Errorf("the script with tag %q: %d", tag, status)
+		}
+		if l.pointer != "" && p.fetchPointer(&l) == http.StatusOK {
+			p.fetchConfig(&l)
 		}
 	}
 }
@@ -39,12 +43,7 @@ func nonceForgeries() []attack {
 	return []attack{
 		{name: "early, and the nonce is required", trust: api.TrustNonce, play: func(t *testing.T, v *victim, real, evil *party) {
 			evil.lease()
-			for _, asset := range []string{"", "guessed", strings.Repeat("A", 32)} {
-				var l loot
-				if status := evil.script(&l, asset); status != http.StatusServiceUnavailable || l.pointer != "" {
-					t.Errorf("the script with tag %q: %d", asset, status)
-				}
-			}
+			evil.asks("", "guessed", strings.Repeat("A", 32))
 			m := v.machine()
 			if cond := m.Status.Conditions.Get(api.CondTrust); cond == nil || cond.Reason != "LevelNotReached" || v.events("LevelNotReached") == 0 {
 				t.Errorf("condition %+v", cond)
@@ -56,15 +55,11 @@ func nonceForgeries() []attack {
 			}
 		}},
 		{name: "between, and the nonce is required", trust: api.TrustNonce, play: func(t *testing.T, v *victim, real, evil *party) {
-			var l, stolen loot
+			var l loot
 			real.lease()
 			real.script(&l, v.bmc.AssetTag())
 			evil.lease()
-			for _, asset := range []string{"", "guessed"} {
-				if status := evil.script(&stolen, asset); status != http.StatusServiceUnavailable || stolen.pointer != "" {
-					t.Errorf("the script with tag %q: %d", asset, status)
-				}
-			}
+			evil.asks("", "guessed")
 			for _, at := range []string{v.mac, v.name + "/key"} {
 				if status, _ := evil.do("GET", "http://198.18.0.1:8080/ignition/pointer/"+at, "", ""); status != http.StatusForbidden && status != http.StatusNotFound {
 					t.Errorf("the pointer at %s: %d", at, status)
