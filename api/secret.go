@@ -21,6 +21,14 @@ func secretKind() Kind {
 		New: func() Object { return new(Secret) }, is: is[*Secret]}
 }
 
+// SessionPassword is the key of a Secret's data that has the MD5 key of BGP
+// sessions, and MaxSessionPassword how long that may be (the kernel's
+// TCP_MD5SIG_MAXKEYLEN).
+const (
+	SessionPassword    = "password"
+	MaxSessionPassword = 80
+)
+
 // SecretSpec is what a Secret holds, and what may use it.
 type SecretSpec struct {
 	Data map[string]string `json:"data,omitempty" doc:"Write-only; a read returns names and digests in status. A write with uses and without data keeps what is stored."`

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/network"
 )
 
@@ -187,8 +186,8 @@ func (v *Verdict) peering(w *World, n *api.Network) {
 	if z := w.zone(n.Spec.Zone); z != nil && z.Spec.ASN == p.ASN {
 		v.fail("/spec/peering/asn", "%d is the ASN of Zone %s, which the hosts have: guests have one of their own", p.ASN, n.Spec.Zone)
 	}
-	if s := w.secret(p.Secret); s != nil && s.Status.Digests[hostspec.UplinkPassword] == "" {
-		v.fail("/spec/peering/secret", "Secret %s has no %s, which is to be the sessions' MD5 key", p.Secret, hostspec.UplinkPassword)
+	if s := w.secret(p.Secret); s != nil && s.Status.Digests[api.SessionPassword] == "" {
+		v.fail("/spec/peering/secret", "Secret %s has no %s, which is to be the sessions' MD5 key", p.Secret, api.SessionPassword)
 	}
 }
 

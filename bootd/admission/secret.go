@@ -2,7 +2,6 @@ package admission
 
 import (
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 )
 
 func secretRules() rules {
@@ -48,11 +47,11 @@ func (v *Verdict) sessionKey(w *World, s *api.Secret) {
 		return
 	}
 	check := func(at, of string) {
-		switch n := len(s.Spec.Data[hostspec.UplinkPassword]); {
+		switch n := len(s.Spec.Data[api.SessionPassword]); {
 		case n == 0:
-			v.fail("/spec/data", "%s is missing: %s of %s takes the session's MD5 key from it", hostspec.UplinkPassword, at, of)
-		case n > hostspec.MaxUplinkPassword:
-			v.fail("/spec/data/"+hostspec.UplinkPassword, "it has %d bytes, and an MD5 key has %d at most: %s of %s", n, hostspec.MaxUplinkPassword, at, of)
+			v.fail("/spec/data", "%s is missing: %s of %s takes the session's MD5 key from it", api.SessionPassword, at, of)
+		case n > api.MaxSessionPassword:
+			v.fail("/spec/data/"+api.SessionPassword, "it has %d bytes, and an MD5 key has %d at most: %s of %s", n, api.MaxSessionPassword, at, of)
 		}
 	}
 	for _, z := range referrersOf[*api.Zone](w, "Secret", s.Metadata.Name) {

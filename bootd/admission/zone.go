@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 )
 
 func zoneRules() rules {
@@ -91,8 +90,8 @@ func (v *Verdict) zone(w *World, z *api.Zone) {
 	v.originated(w, z)
 	v.services(w, z)
 	for i, u := range z.Spec.Uplinks {
-		if s := w.secret(u.Secret); s != nil && s.Status.Digests[hostspec.UplinkPassword] == "" {
-			v.fail(api.Pointer("spec", "uplinks", i, "secret"), "Secret %s has no %s, which is to be the session's MD5 key", u.Secret, hostspec.UplinkPassword)
+		if s := w.secret(u.Secret); s != nil && s.Status.Digests[api.SessionPassword] == "" {
+			v.fail(api.Pointer("spec", "uplinks", i, "secret"), "Secret %s has no %s, which is to be the session's MD5 key", u.Secret, api.SessionPassword)
 		}
 	}
 }

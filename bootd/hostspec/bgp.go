@@ -14,6 +14,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -217,11 +218,11 @@ type NoPart struct{ Reason string }
 func (e *NoPart) Error() string { return e.Reason }
 
 // bgp adds the bgp part.
-func (c *Compiler) bgp(ctx context.Context, m *api.Machine, s *hostSpec) error {
+func (c *Compiler) bgp(ctx context.Context, m *api.Machine, s *part.Spec) error {
 	if c.BGP == nil {
 		return nil
 	}
-	part, err := c.BGPPart(ctx, m)
+	p, err := c.BGPPart(ctx, m)
 	var none *NoPart
 	if errors.As(err, &none) {
 		return nil
@@ -229,12 +230,7 @@ func (c *Compiler) bgp(ctx context.Context, m *api.Machine, s *hostSpec) error {
 	if err != nil {
 		return err
 	}
-	raw, err := api.EncodePart(part)
-	if err != nil {
-		return fmt.Errorf("compile the bgp part of %s: %w", m.Metadata.Name, err)
-	}
-	s.parts[api.PartBGP] = whole(raw)
-	return nil
+	return s.Put(api.PartBGP, p)
 }
 
 // BGPPart compiles the bgp part of a host; a *NoPart when it has none.

@@ -283,7 +283,7 @@ func noGuess(t *testing.T, r *rack, host, name string, guesses ...string) {
 		text = next
 	}
 	for _, guess := range text {
-		if api.PartDigest(api.Part(guess)) == given.parts[name].Digest() {
+		if api.PartDigest(api.Part(guess)) == given.Parts[name].Digest() {
 			t.Errorf("the digest of part %s confirms %s", name, guess)
 		}
 	}
@@ -330,7 +330,7 @@ func TestPeering(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		part, there := s.parts["network/quiet"]
+		part, there := s.Parts["network/quiet"]
 		if !there {
 			return "no part"
 		}
@@ -563,7 +563,7 @@ func TestForwardsBeforeAndAfterUplinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		had := before.Status.Reflectors[0].State.HasUplinks()
-		if told := r.hub.concernsAll(store.Change{Kind: kind, Name: "yellow", Old: before, New: after}); told != (had != (step.uplinks > 0)) {
+		if told := r.hub.Compiler.parts().concerns(store.Change{Kind: kind, Name: "yellow", Old: before, New: after}).All; told != (had != (step.uplinks > 0)) {
 			t.Errorf("%s, from %s: hosts are told: %v", step.state, before.Status.Reflectors[0].State, told)
 		}
 		p := r.part(1)
@@ -590,7 +590,7 @@ func (r *rack) transit(i int) string {
 		r.t.Fatal(err)
 	}
 	var b api.BasePart
-	if err := json.Unmarshal(s.parts[api.PartBase].Value(), &b); err != nil {
+	if err := json.Unmarshal(s.Parts[api.PartBase].Value(), &b); err != nil {
 		r.t.Fatal(err)
 	}
 	return fmt.Sprint(b.Underlay.Transit)

@@ -1,7 +1,6 @@
 package hostspec
 
 import (
-	"maps"
 	"slices"
 	"time"
 
@@ -9,77 +8,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/text"
 )
-
-// neighborsChanged marks the streams of the hosts to which a Machine is a
-// neighbour. The caller holds mu.
-func (h *Hub) neighborsChanged(c store.Change) {
-	if h.Compiler.BGP == nil {
-		return
-	}
-	old, _ := c.Old.(*api.Machine)
-	now, _ := c.New.(*api.Machine)
-	if sameNeighbor(h.Cache, old, now) {
-		return
-	}
-	for _, m := range []*api.Machine{old, now} {
-		if m == nil || m.Spec.Zone == "" {
-			continue
-		}
-		z, ok := store.Cached[api.Zone](h.Cache, m.Spec.Zone)
-		if ok && slices.ContainsFunc(z.Status.Reflectors, func(r api.ReflectorStatus) bool { return r.Machine == c.Name }) {
-			h.markZone(z.Metadata.Name)
-		} else {
-			h.markReflectors(m.Spec.Zone)
-		}
-	}
-}
-
-// sameReflectors reports whether the same hosts reflect, and the same have uplinks:
-// how far else each has come is in no part.
-func sameReflectors(a, b *api.Zone) bool {
-	return slices.EqualFunc(a.Status.Reflectors, b.Status.Reflectors, func(x, y api.ReflectorStatus) bool {
-		return x.Machine == y.Machine && x.UID == y.UID && x.State.HasUplinks() == y.State.HasUplinks()
-	})
-}
-
-// sameLoopbacks reports whether the same addresses are chosen for the same hosts.
-func sameLoopbacks(a, b *api.Zone) bool {
-	return slices.EqualFunc(a.Status.Loopbacks, b.Status.Loopbacks, func(x, y api.LoopbackStatus) bool {
-		return x.UID == y.UID && slices.Equal(x.Addresses, y.Addresses)
-	})
-}
-
-// sameNeighbor reports whether a Machine is to others what it was.
-func sameNeighbor(cache *store.Cache, old, now *api.Machine) bool {
-	if old == nil || now == nil {
-		return false
-	}
-	a, b := old.Metadata, now.Metadata
-	return a.UID == b.UID && a.Generation == b.Generation && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) &&
-		maps.Equal(a.Labels, b.Labels) && slices.Equal(reportedAddresses(cache, old), reportedAddresses(cache, now))
-}
-
-// markReflectors marks the streams of a Zone's reflectors. The caller holds mu.
-func (h *Hub) markReflectors(zone string) {
-	z, ok := store.Cached[api.Zone](h.Cache, zone)
-	if !ok {
-		return
-	}
-	for _, r := range z.Status.Reflectors {
-		if s := h.streams[r.Machine]; s != nil {
-			s.mark()
-		}
-	}
-}
-
-// markZone marks the streams of a Zone's hosts. The caller holds mu.
-func (h *Hub) markZone(zone string) {
-	for name, s := range h.streams {
-		if m, ok := store.Cached[api.Machine](h.Cache, name); ok && m.Spec.Zone == zone {
-			s.mark()
-		}
-	}
-}
 
 // maxSessions and maxNetworks bound what is kept of one host's report: of its
 // own speaker, its services as well, and as many sessions again of those inside of Networks.

@@ -12,13 +12,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// UplinkPassword is the key of an uplink's Secret that has its MD5 key, and
-// MaxUplinkPassword how long that may be (the kernel's TCP_MD5SIG_MAXKEYLEN).
-const (
-	UplinkPassword    = "password"
-	MaxUplinkPassword = 80
-)
-
 // uplinks adds what a reflector is to uplinks. It has the aggregates without the
 // sessions, too: while it is withdrawn from its uplinks it must not send back to
 // them what no longer route covers.
@@ -88,7 +81,7 @@ func (b *bgpCompiler) uplink(ctx context.Context, u api.Uplink) (n api.BGPNeighb
 	}
 	use := api.UseUplink(b.zone.Metadata.Name)
 	s, ok := store.Cached[api.Secret](b.c.Cache, u.Secret)
-	if !ok || s.Status.Digests[UplinkPassword] == "" || s.Permits(use) != nil {
+	if !ok || s.Status.Digests[api.SessionPassword] == "" || s.Permits(use) != nil {
 		return n, false, nil // never without its key
 	}
 	n.Password, err = b.c.BGP.password(ctx, s, use)
@@ -107,7 +100,7 @@ func (b *BGP) password(ctx context.Context, s *api.Secret, use api.SecretUse) (s
 	known, ok := b.opened[name]
 	b.mu.Unlock()
 	if ok && known.version == version {
-		return known.values[UplinkPassword], nil
+		return known.values[api.SessionPassword], nil
 	}
 	values, err := b.Secret(ctx, name, use)
 	var refused *api.NotPermittedError
@@ -118,8 +111,8 @@ func (b *BGP) password(ctx context.Context, s *api.Secret, use api.SecretUse) (s
 		return "", &NoPart{fmt.Sprintf("Secret %s cannot be opened: %s", name, err)}
 	case err != nil:
 		return "", fmt.Errorf("open Secret %s: %w", name, err)
-	case len(values[UplinkPassword]) > MaxUplinkPassword:
-		return "", &NoPart{fmt.Sprintf("the %s in Secret %s has %d bytes, and an MD5 key has %d at most", UplinkPassword, name, len(values[UplinkPassword]), MaxUplinkPassword)}
+	case len(values[api.SessionPassword]) > api.MaxSessionPassword:
+		return "", &NoPart{fmt.Sprintf("the %s in Secret %s has %d bytes, and an MD5 key has %d at most", api.SessionPassword, name, len(values[api.SessionPassword]), api.MaxSessionPassword)}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -127,5 +120,5 @@ func (b *BGP) password(ctx context.Context, s *api.Secret, use api.SecretUse) (s
 		b.opened = map[string]opened{}
 	}
 	b.opened[name] = opened{version, values}
-	return values[UplinkPassword], nil
+	return values[api.SessionPassword], nil
 }

@@ -7,12 +7,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"sync"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -45,10 +44,10 @@ func (c *Compiler) Compile(ctx context.Context, m *api.Machine) (*api.HostSpec, 
 	if err != nil {
 		return nil, err
 	}
-	h := &api.HostSpec{Epoch: s.epoch, Revision: s.revision, Parts: map[string]api.Part{}, Tombstones: s.tombstones}
+	h := &api.HostSpec{Epoch: s.Epoch, Revision: s.Revision, Parts: map[string]api.Part{}, Tombstones: s.Tombstones}
 	h.SetDefaults()
 	h.Metadata = api.Metadata{Name: m.Metadata.Name, UID: m.Metadata.UID}
-	for name, p := range s.parts {
+	for name, p := range s.Parts {
 		if h.Parts[name], err = api.MaskPart(name, p.Value()); err != nil {
 			return nil, err
 		}
@@ -57,100 +56,28 @@ func (c *Compiler) Compile(ctx context.Context, m *api.Machine) (*api.HostSpec, 
 }
 
 // compile makes a HostSpec whose large parts are put together only when sent.
-func (c *Compiler) compile(ctx context.Context, m *api.Machine) (*hostSpec, error) {
-	s := &hostSpec{epoch: c.Epoch, revision: c.Cache.Revision(), parts: map[string]part{}, buried: map[api.Tombstone]int64{}}
-	b := c.base(m)
-	base, err := api.EncodePart(b)
-	if err != nil {
-		return nil, fmt.Errorf("compile the base part of %s: %w", m.Metadata.Name, err)
-	}
-	s.parts[api.PartBase] = whole(base)
-	if err := c.networks(ctx, m, b.Underlay, s); err != nil {
-		return nil, err
-	}
-	if err := c.guests(m, s); err != nil {
-		return nil, err
-	}
-	if err := c.bgp(ctx, m, s); err != nil {
-		return nil, err
+func (c *Compiler) compile(ctx context.Context, m *api.Machine) (*part.Spec, error) {
+	s := part.NewSpec(c.Epoch, c.Cache.Revision())
+	for _, k := range c.parts() {
+		if err := k.Compile(ctx, m, s); err != nil {
+			return nil, fmt.Errorf("compile the %s parts of %s: %w", k.Name, m.Metadata.Name, err)
+		}
 	}
 	return s, nil
-}
-
-func (c *Compiler) base(m *api.Machine) api.BasePart {
-	b := api.BasePart{UID: m.Metadata.UID, Zone: m.Spec.Zone, Labels: maps.Clone(m.Metadata.Labels), Underlay: network.Underlay(c.Cache, m)}
-	b.Underlay.Encryption = c.encryption(m)
-	if s, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok {
-		b.NTP = s.Spec.NTP
-	}
-	b.Underlay.Closed = c.closed.of(c.Cache)
-	b.Underlay.Transit = c.transit(m)
-	if c.API != nil {
-		b.API = c.API(m)
-	}
-	return b
-}
-
-// closed is what no tenant may reach: the same for every host, and so found once
-// for all that are compiled at one revision.
-type closed struct {
-	mu       sync.Mutex
-	revision int64
-	prefixes []netip.Prefix
-}
-
-func (x *closed) of(c *store.Cache) []netip.Prefix {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if now := c.Revision(); now != x.revision || now == 0 {
-		x.revision, x.prefixes = now, network.Closed(c)
-	}
-	return x.prefixes
-}
-
-// hostSpec is a HostSpec on its way to a host.
-type hostSpec struct {
-	epoch, revision int64
-	parts           map[string]part
-	tombstones      []api.Tombstone
-	// buried says for each tombstone from which revision a host's word counts
-	// that nothing is left; 0 when this spec is older than that.
-	buried map[api.Tombstone]int64
-}
-
-// part is one part in the making.
-type part interface {
-	Digest() string
-	Value() api.Part
-}
-
-// whole is a part that is there.
-type whole api.Part
-
-func (w whole) Digest() string  { return api.PartDigest(api.Part(w)) }
-func (w whole) Value() api.Part { return api.Part(w) }
-
-// bury adds a tombstone.
-func (s *hostSpec) bury(t api.Tombstone, from int64) {
-	if s.revision < from {
-		from = 0
-	}
-	s.tombstones = append(s.tombstones, t)
-	s.buried[t] = from
 }
 
 // held is what a host holds of its HostSpec.
 type held struct {
 	digests map[string]string
 	// parts, tombstones: as they were sent on this stream.
-	parts  map[string]part
+	parts  map[string]part.Part
 	buried map[api.Tombstone]int64
 }
 
-// held is what the host holds that has been sent s.
-func (s *hostSpec) held() held {
-	h := held{digests: make(map[string]string, len(s.parts)), parts: s.parts, buried: s.buried}
-	for name, p := range s.parts {
+// heldOf is what the host holds that has been sent s.
+func heldOf(s *part.Spec) held {
+	h := held{digests: make(map[string]string, len(s.Parts)), parts: s.Parts, buried: s.Buried}
+	for name, p := range s.Parts {
 		h.digests[name] = p.Digest()
 	}
 	return h
@@ -158,38 +85,36 @@ func (s *hostSpec) held() held {
 
 // difference lists the frames that bring a host from what it holds to s: parts
 // that changed, parts that are gone, tombstones, then a bookmark.
-func difference(h held, s *hostSpec) []api.ServerFrame {
+func difference(h held, s *part.Spec) []api.ServerFrame {
 	var frames []api.ServerFrame
-	for _, name := range slices.Sorted(maps.Keys(s.parts)) {
-		if digest := s.parts[name].Digest(); h.digests[name] != digest {
-			frames = append(frames, api.ServerFrame{Part: h.update(name, digest, s.parts[name])})
+	for _, name := range slices.Sorted(maps.Keys(s.Parts)) {
+		if digest := s.Parts[name].Digest(); h.digests[name] != digest {
+			frames = append(frames, api.ServerFrame{Part: h.update(name, digest, s.Parts[name])})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.digests)) {
-		if _, stays := s.parts[name]; !stays {
+		if _, stays := s.Parts[name]; !stays {
 			frames = append(frames, api.ServerFrame{Gone: name})
 		}
 	}
 	var fresh []api.Tombstone
-	for _, t := range s.tombstones {
-		if from, told := h.buried[t]; !told || from != s.buried[t] {
+	for _, t := range s.Tombstones {
+		if from, told := h.buried[t]; !told || from != s.Buried[t] {
 			fresh = append(fresh, t)
 		}
 	}
 	if len(fresh) > 0 {
 		frames = append(frames, api.ServerFrame{Tombstones: fresh})
 	}
-	return append(frames, api.ServerFrame{Bookmark: &api.Bookmark{Epoch: s.epoch, Revision: s.revision}})
+	return append(frames, api.ServerFrame{Bookmark: &api.Bookmark{Epoch: s.Epoch, Revision: s.Revision}})
 }
 
-// update is the whole part, or what changed in a Network's peers since the part
-// that was sent on this stream.
-func (h held) update(name, digest string, p part) *api.PartUpdate {
+// update is the whole part, or what changed in it since the part that was sent on
+// this stream.
+func (h held) update(name, digest string, p part.Part) *api.PartUpdate {
 	u := &api.PartUpdate{Name: name, Digest: digest}
-	now, ok := p.(*network.Part)
-	old, known := h.parts[name].(*network.Part)
-	if ok && known {
-		u.Delta = now.Delta(old)
+	if now, ok := p.(part.Changing); ok {
+		u.Delta = now.Delta(h.parts[name])
 	}
 	if u.Delta == nil {
 		u.Value = p.Value()

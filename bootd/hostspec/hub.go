@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/text"
 	"github.com/rackweft/rackweft/internal/wait"
@@ -227,54 +229,33 @@ func (h *Hub) stop() {
 	h.stopping = true
 }
 
+// changed marks the streams of the hosts that a change concerns.
 func (h *Hub) changed(c store.Change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if c.Kind.Name == "Machine" {
-		h.machineChanged(c)
-	}
-	if c.Kind.Name == "Guest" {
-		h.guestChanged(c)
-	}
-	if h.concernsAll(c) {
-		for _, s := range h.streams {
-			s.mark()
-		}
-	}
-}
-
-// machineChanged takes what concerns the one host, and those that peer with it.
-func (h *Hub) machineChanged(c store.Change) {
-	if s := h.streams[c.Name]; s != nil {
-		s.mark()
-	}
-	if c.New == nil {
+	if c.Kind.Name == "Machine" && c.New == nil {
 		delete(h.quotas, c.Name)
 		delete(h.bgp, c.Name)
 	}
-	h.neighborsChanged(c)
+	h.mark(h.Compiler.parts().concerns(c))
 }
 
-// concernsAll reports whether the HostSpecs of more than one host may change.
-func (h *Hub) concernsAll(c store.Change) bool {
-	switch c.Kind.Name {
-	case "Guest":
-		return false
-	case "Zone":
-		old, _ := c.Old.(*api.Zone)
-		now, _ := c.New.(*api.Zone)
-		return old == nil || now == nil || old.Metadata.UID != now.Metadata.UID || old.Metadata.Generation != now.Metadata.Generation || !sameReflectors(old, now) || !sameLoopbacks(old, now)
-	case "Machine":
-		old, _ := c.Old.(*api.Machine)
-		now, _ := c.New.(*api.Machine)
-		return network.ClosedChanges(h.Cache, old, now)
-	case "Network":
-		// Leases are counted in its status, and the hosts are told of them one by one.
-		old, _ := c.Old.(*api.Network)
-		now, _ := c.New.(*api.Network)
-		return now == nil || now.Metadata.DeletionTimestamp != nil || !network.SameToAllow(old, now)
+// mark marks the streams of hosts. The caller holds mu.
+func (h *Hub) mark(hosts part.Hosts) {
+	for _, name := range hosts.Names {
+		if s := h.streams[name]; s != nil {
+			s.mark()
+		}
 	}
-	return true
+	if !hosts.All && len(hosts.Zones) == 0 {
+		return
+	}
+	for name, s := range h.streams {
+		m, ok := store.Cached[api.Machine](h.Cache, name)
+		if hosts.All || ok && slices.Contains(hosts.Zones, m.Spec.Zone) {
+			s.mark()
+		}
+	}
 }
 
 // leasesChanged marks the streams of hosts whose Networks changed.
@@ -288,7 +269,7 @@ func (h *Hub) leasesChanged(c network.Change) {
 	}
 	for name := range c.Networks {
 		if n, ok := store.Cached[api.Network](h.Cache, name); ok && n.Spec.Advertise {
-			h.markReflectors(n.Spec.Zone) // they accept what its hosts have leases of
+			h.mark(part.Hosts{Names: reflectors(h.Cache, n.Spec.Zone)}) // they accept what its hosts have leases of
 		}
 	}
 }
@@ -577,5 +558,5 @@ func (h *Hub) update(ctx context.Context, s *stream, has held, send func(api.Ser
 		}
 	}
 	s.greeted = true
-	return spec.held(), ctx.Err()
+	return heldOf(spec), ctx.Err()
 }

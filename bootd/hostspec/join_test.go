@@ -108,7 +108,7 @@ func TestJoinIsNoStorm(t *testing.T) {
 			r.eventually(hostName(i), func() bool {
 				spec, err := r.hub.Compiler.compile(t.Context(), r.Machine(hostName(i)))
 				said, ok := r.hub.Reported(hostName(i))
-				return err == nil && ok && said.Parts["network/net"].State == api.PartApplied && said.Parts["network/net"].Digest == spec.parts["network/net"].Digest()
+				return err == nil && ok && said.Parts["network/net"].State == api.PartApplied && said.Parts["network/net"].Digest == spec.Parts["network/net"].Digest()
 			})
 		}
 	}
@@ -188,7 +188,7 @@ func TestNews(t *testing.T) {
 		old, next := make(), make()
 		next.Reported = now.Add(time.Minute)
 		c.change(next)
-		if got := news(old, next, c.soon, c.buried); got != c.want {
+		if got := new(Compiler).parts().news(old, next, c.soon, c.buried); got != c.want {
 			t.Errorf("%s: %v", c.name, got)
 		}
 		if next.Reported.Equal(now) || len(old.Parts) != 2 || old.Revision != 7 {

@@ -10,8 +10,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/guest"
-	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/internal/text"
 )
 
@@ -74,7 +73,7 @@ const (
 
 // bounded is a copy of a host's status that is fit to be stored. Of more parts
 // than are kept, those of its HostSpec come first.
-func bounded(spec *hostSpec, status *api.HostStatus) (*api.HostStatus, error) {
+func (t table) bounded(spec *part.Spec, status *api.HostStatus) (*api.HostStatus, error) {
 	next := *status
 	next.Connected, next.LastHeartbeat, next.Reported, next.BGP = false, time.Time{}, time.Time{}, nil
 	for _, word := range []*string{&next.AgentVersion, &next.OS, &next.Kernel, &next.BootID, &next.AttemptID, &next.WireGuardKey} {
@@ -88,7 +87,7 @@ func bounded(spec *hostSpec, status *api.HostStatus) (*api.HostStatus, error) {
 		n.Addresses = slices.DeleteFunc(slices.Clone(n.Addresses), func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() })
 		n.Addresses = n.Addresses[:min(len(n.Addresses), maxStatusAddresses)]
 	}
-	next.Parts = boundedParts(spec, status.Parts)
+	next.Parts = t.boundedParts(spec, status.Parts)
 	raw, err := json.Marshal(next)
 	if err != nil {
 		return nil, fmt.Errorf("its status cannot be encoded: %w", err)
@@ -99,15 +98,15 @@ func bounded(spec *hostSpec, status *api.HostStatus) (*api.HostStatus, error) {
 	return &next, nil
 }
 
-func boundedParts(spec *hostSpec, parts map[string]api.PartStatus) map[string]api.PartStatus {
-	names := make([]string, 0, len(parts))
+func (t table) boundedParts(spec *part.Spec, parts map[string]api.PartStatus) map[string]api.PartStatus {
+	said := make([]string, 0, len(parts))
 	for name := range parts {
 		if len(name) <= 128 {
-			names = append(names, name)
+			said = append(said, name)
 		}
 	}
-	slices.SortFunc(names, func(a, b string) int {
-		inA, inB := spec.names(a), spec.names(b)
+	slices.SortFunc(said, func(a, b string) int {
+		inA, inB := names(spec, a), names(spec, b)
 		if inA != inB {
 			if inA {
 				return -1
@@ -117,34 +116,41 @@ func boundedParts(spec *hostSpec, parts map[string]api.PartStatus) map[string]ap
 		return strings.Compare(a, b)
 	})
 	kept := map[string]api.PartStatus{}
-	for _, name := range names[:min(len(names), maxStatusParts)] {
+	for _, name := range said[:min(len(said), maxStatusParts)] {
 		p := parts[name]
-		kept[name] = api.PartStatus{Digest: text.Clip(p.Digest, 80), State: api.PartState(text.Clip(string(p.State), 16)), Message: text.Clip(p.Message, 256), Time: p.Time, Guest: boundedGuest(p.Guest)}
+		p.Digest, p.State, p.Message = text.Clip(p.Digest, 80), api.PartState(text.Clip(string(p.State), 16)), text.Clip(p.Message, 256)
+		keep := t.of(name).Keep
+		if keep != nil {
+			keep(&p)
+		} else {
+			p.Guest = nil
+		}
+		kept[name] = p
 	}
 	return kept
 }
 
 // names reports whether a host's part is one of the HostSpec or of a tombstone,
 // which nodeagent reports as PART@UID.
-func (s *hostSpec) names(part string) bool {
-	name, uid, buried := strings.Cut(part, "@")
+func names(s *part.Spec, reported string) bool {
+	name, uid, buried := strings.Cut(reported, "@")
 	if buried {
-		_, ok := s.buried[api.Tombstone{Part: name, UID: uid}]
+		_, ok := s.Buried[api.Tombstone{Part: name, UID: uid}]
 		return ok
 	}
-	return s.parts[name] != nil
+	return s.Parts[reported] != nil
 }
 
 const reasonApplying = "Applying"
 
 // judge compares what the host has applied with what it should have.
-func judge(spec *hostSpec, status *api.HostStatus) (applied api.ConditionStatus, reason, message string) {
+func (t table) judge(spec *part.Spec, status *api.HostStatus) (applied api.ConditionStatus, reason, message string) {
 	var waiting, failed []string
-	now := spec.held().digests
+	now := heldOf(spec).digests
 	for name := range now {
 		p, ok := status.Parts[name]
 		switch {
-		case strings.HasPrefix(name, api.GuestPartName("")): // a Guest's fault is the Guest's own
+		case t.of(name).OwnFault:
 		case ok && p.State == api.PartFailed:
 			failed = append(failed, name+": "+p.Message)
 		case !ok || p.State != api.PartApplied || p.Digest != now[name]:
@@ -159,25 +165,14 @@ func judge(spec *hostSpec, status *api.HostStatus) (applied api.ConditionStatus,
 	case len(waiting) > 0:
 		return api.False, reasonApplying, "not applied yet: " + strings.Join(waiting, "; ")
 	}
-	return api.True, "Applied", fmt.Sprintf("%d parts are applied", len(spec.parts))
+	return api.True, "Applied", fmt.Sprintf("%d parts are applied", len(spec.Parts))
 }
 
-// subject is what a host's event is about: a Guest that is on it, a Network that
-// it has a lease of, or the host itself. Of anything else it cannot speak.
+// subject is what a host's event is about: an object of one of its parts, or the
+// host itself. Of anything else it cannot speak.
 func (h *Hub) subject(s *stream, e *api.Event) api.Object {
-	switch e.Kind {
-	case "Guest":
-		if g, ok := store.Cached[api.Guest](h.Cache, e.Name); ok && g.Metadata.UID == e.UID && guest.Has(g, s.peer.UID) {
-			return g
-		}
-	case "Network":
-		n, ok := store.Cached[api.Network](h.Cache, e.Name)
-		if !ok || n.Metadata.UID != e.UID || h.Compiler.Networks == nil {
-			break
-		}
-		if _, _, member := h.Compiler.Networks.Lease(s.peer.UID, e.Name); member {
-			return n
-		}
+	if o := h.Compiler.parts().speaks(s.peer.UID, e); o != nil {
+		return o
 	}
 	return h.object(s.peer.Name)
 }

@@ -6,10 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"strings"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/text"
 )
@@ -44,7 +44,7 @@ func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 	if !ok {
 		return
 	}
-	next, err := bounded(spec, status)
+	next, err := h.Compiler.parts().bounded(spec, status)
 	if s.refuse(err != nil) {
 		h.event(s, api.Warning, "StatusRefused", err.Error())
 	}
@@ -77,7 +77,7 @@ func (h *Hub) overdue(ctx context.Context, s *stream) {
 	}
 }
 
-func (h *Hub) specOf(ctx context.Context, s *stream) (*hostSpec, bool) {
+func (h *Hub) specOf(ctx context.Context, s *stream) (*part.Spec, bool) {
 	m, ok := store.Cached[api.Machine](h.Cache, s.peer.Name)
 	if !ok {
 		return nil, false
@@ -91,8 +91,8 @@ func (h *Hub) specOf(ctx context.Context, s *stream) (*hostSpec, bool) {
 }
 
 // take writes down what is worth it of a report: next is what is kept of it.
-func (h *Hub) take(ctx context.Context, s *stream, spec *hostSpec, status, next *api.HostStatus) {
-	applied, reason, message := judge(spec, status)
+func (h *Hub) take(ctx context.Context, s *stream, spec *part.Spec, status, next *api.HostStatus) {
+	applied, reason, message := h.Compiler.parts().judge(spec, status)
 	if store.Held(h.Cache) { // it was not sent what it should have
 		applied, reason, message = api.Unknown, "Restored", "bootd was restored and waits for its hosts: weftctl restore status"
 	}
@@ -103,7 +103,7 @@ func (h *Hub) take(ctx context.Context, s *stream, spec *hostSpec, status, next 
 		// A host that was started anew has applied nothing.
 		soon := soon && m.Status.Conditions.Is(api.CondApplied) && old != nil && old.BootID == next.BootID
 		changed := !soon && m.Status.Conditions.Set(time.Now(), api.CondApplied, applied, reason, text.Clip(message, 1024))
-		if !changed && !news(old, next, soon, len(spec.tombstones) > 0) {
+		if !changed && !h.Compiler.parts().news(old, next, soon, len(spec.Tombstones) > 0) {
 			return false
 		}
 		paid = paid || s.quota.mayStore(next) // once, however often the write is tried
@@ -135,7 +135,7 @@ func (s *stream) soon(reason string, patience time.Duration) bool {
 // news reports whether a host's status says more than the one that is stored. soon
 // is said of a host that is at work and will be done; buried of one that has a
 // tombstone, for the end of which its revision counts.
-func news(old, next *api.HostStatus, soon, buried bool) bool {
+func (t table) news(old, next *api.HostStatus, soon, buried bool) bool {
 	if old == nil {
 		return true
 	}
@@ -149,7 +149,7 @@ func news(old, next *api.HostStatus, soon, buried bool) bool {
 		for name, p := range b.Parts {
 			stored, known := a.Parts[name]
 			switch {
-			case p.State != api.PartPending || ofGuest(name):
+			case p.State != api.PartPending || t.of(name).Steps:
 			case known:
 				b.Parts[name] = stored
 			default:
@@ -160,9 +160,7 @@ func news(old, next *api.HostStatus, soon, buried bool) bool {
 	for _, parts := range []map[string]api.PartStatus{a.Parts, b.Parts} {
 		for name, p := range parts {
 			p.Time = time.Time{}
-			// A Guest's is one host's alone; a join changes that of bgp for the
-			// reflectors alone, whose readiness is judged by it.
-			if !ofGuest(name) && name != api.PartBGP {
+			if !t.of(name).Digests {
 				p.Digest = ""
 			}
 			parts[name] = p
@@ -170,10 +168,6 @@ func news(old, next *api.HostStatus, soon, buried bool) bool {
 	}
 	return !same(&a, &b)
 }
-
-// ofGuest reports whether a part is a Guest's, whose controller waits for each
-// step.
-func ofGuest(part string) bool { return strings.HasPrefix(part, api.GuestPartName("")) }
 
 // same compares as the store would: an empty list is none.
 func same(a, b *api.HostStatus) bool {

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/part"
 )
 
 // View is the peers of one Network as they stood at one moment. It never
@@ -170,7 +171,8 @@ func (p *Part) Digest() string {
 
 // Delta leads from an earlier part of the same host to this one; nil when more
 // than peers changed, or so many that the whole is as well sent.
-func (p *Part) Delta(old *Part) *api.PeerDelta {
+func (p *Part) Delta(from part.Part) *api.PeerDelta {
+	old, _ := from.(*Part)
 	if old == nil || old.uid != p.uid || !bytes.Equal(old.head, p.head) || !bytes.Equal(old.tail, p.tail) || p.tail == nil {
 		return nil
 	}

@@ -169,7 +169,7 @@ func (c *Controller) uplinks(ctx context.Context, z *api.Zone, members []hostspe
 		switch {
 		case !ok:
 			return no("SecretMissing", "there is no Secret %s, whose password is the MD5 key of uplink %s: create it; until then no session is tried", u.Secret, u.Address)
-		case s.Status.Digests[hostspec.UplinkPassword] == "":
+		case s.Status.Digests[api.SessionPassword] == "":
 			return no("SecretMissing", "Secret %s has no password, which is the MD5 key of uplink %s: add it; until then no session is tried", u.Secret, u.Address)
 		}
 		if err := s.Permits(api.UseUplink(z.Metadata.Name)); err != nil {

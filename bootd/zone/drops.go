@@ -224,7 +224,7 @@ func sentences(all []drop) []string {
 // one only its stored digest could tell.
 func rekeyed(cache *store.Cache, s *api.Secret) []string {
 	old, ok := store.Cached[api.Secret](cache, s.Metadata.Name)
-	if !ok || s.Spec.Data[hostspec.UplinkPassword] == "" || old.Status.Digests[hostspec.UplinkPassword] == "" {
+	if !ok || s.Spec.Data[api.SessionPassword] == "" || old.Status.Digests[api.SessionPassword] == "" {
 		return nil
 	}
 	var list []string

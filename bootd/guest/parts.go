@@ -1,55 +1,71 @@
-package hostspec
+package guest
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/guest"
+	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// guests adds the parts of the Guests that are on a host, and tombstones of
+// Parts describes the parts of Guests. The controller waits for each step of one,
+// and a Guest's fault is its own.
+func Parts(c *store.Cache) part.Kind {
+	return part.Kind{
+		Name: "guest", Object: "Guest", OwnFault: true, Steps: true, Digests: true,
+		Compile:  func(_ context.Context, m *api.Machine, s *part.Spec) error { return compile(c, m, s) },
+		Concerns: func(ch store.Change) part.Hosts { return concerns(c, ch) },
+		Keep:     func(p *api.PartStatus) { p.Guest = bounded(p.Guest) },
+		Speaks: func(hostUID, name, uid string) api.Object {
+			if g, ok := store.Cached[api.Guest](c, name); ok && g.Metadata.UID == uid && Has(g, hostUID) {
+				return g
+			}
+			return nil
+		},
+	}
+}
+
+// compile adds the parts of the Guests that are on a host, and tombstones of
 // those that have left it. A Guest that cannot be compiled leaves neither: the
 // host keeps it as it is.
-func (c *Compiler) guests(m *api.Machine, s *hostSpec) error {
-	for _, g := range store.CachedList[api.Guest](c.Cache) {
+func compile(c *store.Cache, m *api.Machine, s *part.Spec) error {
+	for _, g := range store.CachedList[api.Guest](c) {
 		name := api.GuestPartName(g.Metadata.Name)
 		for _, p := range g.Status.Left {
 			if p.HostUID == m.Metadata.UID && p.Held == "" {
-				s.bury(api.Tombstone{Part: name, UID: g.Metadata.UID}, p.Since)
+				s.Bury(api.Tombstone{Part: name, UID: g.Metadata.UID}, p.Since)
 			}
 		}
-		part, err := guest.PartOn(c.Cache, g, m.Metadata.UID)
-		if err != nil || part == nil {
+		p, err := PartOn(c, g, m.Metadata.UID)
+		if err != nil || p == nil {
 			continue // the Guest's condition says so
 		}
-		raw, err := api.EncodePart(part)
-		if err != nil {
-			return fmt.Errorf("compile part %s of %s: %w", name, m.Metadata.Name, err)
+		if err := s.Put(name, p); err != nil {
+			return fmt.Errorf("part %s: %w", name, err)
 		}
-		s.parts[name] = whole(raw)
 	}
 	return nil
 }
 
-// guestChanged marks the streams of the hosts that a Guest is on, was, or goes to.
-func (h *Hub) guestChanged(c store.Change) {
-	for _, o := range []api.Object{c.Old, c.New} {
-		g, ok := o.(*api.Guest)
-		if !ok {
-			continue
-		}
-		places := append([]api.GuestPlace{{Host: g.Status.Host}}, g.Status.Left...)
-		if move := g.Status.Move; move != nil && move.Target != nil {
-			places = append(places, *move.Target)
-		}
-		for _, p := range places {
-			if s := h.streams[p.Host]; s != nil {
-				s.mark()
-			}
-		}
+// concerns finds the hosts whose parts may differ after a change: those that a
+// Guest is on, was, or goes to.
+func concerns(c *store.Cache, ch store.Change) part.Hosts {
+	var guests []api.Object
+	switch ch.Kind.Name {
+	case "Site":
+		return part.Hosts{All: true} // the domain of Guests
+	case "Guest":
+		guests = []api.Object{ch.Old, ch.New}
+	case "Image", "Secret": // what it boots, and what its shares hold
+		guests = c.CachedReferrers(ch.Kind.Name, ch.Name)
 	}
+	var hosts part.Hosts
+	for _, o := range guests {
+		hosts.Names = append(hosts.Names, places(o)...)
+	}
+	return hosts
 }
 
 // maxGuestConditions is more than nodeagent knows.
@@ -58,8 +74,8 @@ const maxGuestConditions = 16
 // maxGuestDisks is how many disks of a snapshot are told of.
 const maxGuestDisks = 64
 
-// boundedGuest is a copy of what a host sees of a Guest that is fit to be stored.
-func boundedGuest(g *api.GuestObserved) *api.GuestObserved {
+// bounded is a copy of what a host sees of a Guest that is fit to be stored.
+func bounded(g *api.GuestObserved) *api.GuestObserved {
 	if g == nil {
 		return nil
 	}

@@ -1,0 +1,72 @@
+package hostspec
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"sync"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/part"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// basePart makes what every host has.
+func (c *Compiler) basePart() part.Kind {
+	return part.Kind{
+		Name: api.PartBase,
+		Compile: func(_ context.Context, m *api.Machine, s *part.Spec) error {
+			s.Base = c.base(m)
+			return s.Put(api.PartBase, s.Base)
+		},
+		Concerns: c.baseConcerns,
+	}
+}
+
+// baseConcerns finds the hosts whose base part may differ after a change. Those of
+// an encrypted Zone hear of each other from tellMeshes.
+func (c *Compiler) baseConcerns(ch store.Change) part.Hosts {
+	switch ch.Kind.Name {
+	case "Site", "Subnet":
+		return part.Hosts{All: true}
+	case "Zone":
+		return part.Hosts{All: zoneChanges(ch)}
+	case "Machine":
+		old, _ := ch.Old.(*api.Machine)
+		now, _ := ch.New.(*api.Machine)
+		return part.Hosts{All: network.ClosedChanges(c.Cache, old, now), Names: []string{ch.Name}}
+	}
+	return part.Hosts{}
+}
+
+func (c *Compiler) base(m *api.Machine) api.BasePart {
+	b := api.BasePart{UID: m.Metadata.UID, Zone: m.Spec.Zone, Labels: maps.Clone(m.Metadata.Labels), Underlay: network.Underlay(c.Cache, m)}
+	b.Underlay.Encryption = c.encryption(m)
+	if s, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok {
+		b.NTP = s.Spec.NTP
+	}
+	b.Underlay.Closed = c.closed.of(c.Cache)
+	b.Underlay.Transit = c.transit(m)
+	if c.API != nil {
+		b.API = c.API(m)
+	}
+	return b
+}
+
+// closed is what no tenant may reach: the same for every host, and so found once
+// for all that are compiled at one revision.
+type closed struct {
+	mu       sync.Mutex
+	revision int64
+	prefixes []netip.Prefix
+}
+
+func (x *closed) of(c *store.Cache) []netip.Prefix {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if now := c.Revision(); now != x.revision || now == 0 {
+		x.revision, x.prefixes = now, network.Closed(c)
+	}
+	return x.prefixes
+}

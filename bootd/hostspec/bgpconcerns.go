@@ -1,0 +1,108 @@
+package hostspec
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/part"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// bgpPart makes what a host's speaker is. A join changes that of the reflectors
+// alone, whose readiness is judged by its digest.
+func (c *Compiler) bgpPart() part.Kind {
+	return part.Kind{Name: api.PartBGP, Digests: true, Compile: c.bgp, Concerns: c.bgpConcerns}
+}
+
+// bgpConcerns finds the hosts whose bgp part may differ after a change.
+func (c *Compiler) bgpConcerns(ch store.Change) part.Hosts {
+	if c.BGP == nil {
+		return part.Hosts{}
+	}
+	switch ch.Kind.Name {
+	case "Zone":
+		return part.Hosts{All: zoneChanges(ch)}
+	case "Subnet":
+		return part.Hosts{All: true}
+	case "Secret":
+		return part.Hosts{All: c.opensUplink(ch.Name)}
+	case "Machine":
+		old, _ := ch.Old.(*api.Machine)
+		now, _ := ch.New.(*api.Machine)
+		return c.neighbors(old, now)
+	}
+	return part.Hosts{} // what a host announces of a Network changes its Network's part, too
+}
+
+// opensUplink reports whether a Secret is the key of an uplink.
+func (c *Compiler) opensUplink(secret string) bool {
+	return slices.ContainsFunc(c.Cache.CachedReferrers("Secret", secret), func(o api.Object) bool {
+		_, ok := o.(*api.Zone)
+		return ok
+	})
+}
+
+// neighbors are the hosts to which a Machine is a neighbour, before a change or
+// after it.
+func (c *Compiler) neighbors(old, now *api.Machine) part.Hosts {
+	var hosts part.Hosts
+	if sameNeighbor(c.Cache, old, now) {
+		return hosts
+	}
+	for _, m := range []*api.Machine{old, now} {
+		if m == nil || m.Spec.Zone == "" {
+			continue
+		}
+		reflecting := reflectors(c.Cache, m.Spec.Zone)
+		if slices.Contains(reflecting, m.Metadata.Name) {
+			hosts.Zones = append(hosts.Zones, m.Spec.Zone)
+		}
+		hosts.Names = append(hosts.Names, reflecting...)
+	}
+	return hosts
+}
+
+// reflectors are the names of a Zone's reflectors.
+func reflectors(cache *store.Cache, zone string) []string {
+	var names []string
+	if z, ok := store.Cached[api.Zone](cache, zone); ok {
+		for _, r := range z.Status.Reflectors {
+			names = append(names, r.Machine)
+		}
+	}
+	return names
+}
+
+// zoneChanges reports whether a change of a Zone may change parts of its hosts:
+// one of its spec, of who reflects, or of whose loopbacks are whose.
+func zoneChanges(c store.Change) bool {
+	old, _ := c.Old.(*api.Zone)
+	now, _ := c.New.(*api.Zone)
+	return old == nil || now == nil || old.Metadata.UID != now.Metadata.UID || old.Metadata.Generation != now.Metadata.Generation || !sameReflectors(old, now) || !sameLoopbacks(old, now)
+}
+
+// sameReflectors reports whether the same hosts reflect, and the same have uplinks:
+// how far else each has come is in no part.
+func sameReflectors(a, b *api.Zone) bool {
+	return slices.EqualFunc(a.Status.Reflectors, b.Status.Reflectors, func(x, y api.ReflectorStatus) bool {
+		return x.Machine == y.Machine && x.UID == y.UID && x.State.HasUplinks() == y.State.HasUplinks()
+	})
+}
+
+// sameLoopbacks reports whether the same addresses are chosen for the same hosts.
+func sameLoopbacks(a, b *api.Zone) bool {
+	return slices.EqualFunc(a.Status.Loopbacks, b.Status.Loopbacks, func(x, y api.LoopbackStatus) bool {
+		return x.UID == y.UID && slices.Equal(x.Addresses, y.Addresses)
+	})
+}
+
+// sameNeighbor reports whether a Machine is to others what it was.
+func sameNeighbor(cache *store.Cache, old, now *api.Machine) bool {
+	if old == nil || now == nil {
+		return false
+	}
+	a, b := old.Metadata, now.Metadata
+	return a.UID == b.UID && a.Generation == b.Generation && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) &&
+		maps.Equal(a.Labels, b.Labels) && slices.Equal(reportedAddresses(cache, old), reportedAddresses(cache, now))
+}

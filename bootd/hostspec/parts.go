@@ -1,0 +1,78 @@
+package hostspec
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/guest"
+	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/part"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// table lists kinds of parts.
+type table []part.Kind
+
+// parts lists every kind of part. The base comes first: others go by it.
+func (c *Compiler) parts() table {
+	return table{
+		c.basePart(),
+		network.Parts{Cache: c.Cache, Index: c.Networks, Keys: peeringKeys{c.BGP}}.Kind(),
+		guest.Parts(c.Cache),
+		c.bgpPart(),
+	}
+}
+
+// of finds the kind of a part by its name. A host may report any name.
+func (t table) of(name string) part.Kind {
+	word, _, _ := strings.Cut(name, "/")
+	for _, k := range t {
+		if k.Name == word {
+			return k
+		}
+	}
+	return part.Kind{}
+}
+
+// concerns finds the hosts whose HostSpec may differ after a change. A kind of
+// object that no part is made of concerns none.
+func (t table) concerns(c store.Change) part.Hosts {
+	var all part.Hosts
+	for _, k := range t {
+		if k.Concerns == nil {
+			continue
+		}
+		h := k.Concerns(c)
+		all.All = all.All || h.All
+		all.Zones, all.Names = append(all.Zones, h.Zones...), append(all.Names, h.Names...)
+	}
+	return all
+}
+
+// speaks returns the object that a host's event is about; nil when it may not
+// speak of it.
+func (t table) speaks(hostUID string, e *api.Event) api.Object {
+	for _, k := range t {
+		if k.Object != "" && k.Object == e.Kind && k.Speaks != nil {
+			return k.Speaks(hostUID, e.Name, e.UID)
+		}
+	}
+	return nil
+}
+
+// peeringKeys opens the keys of guests' sessions.
+type peeringKeys struct{ bgp *BGP }
+
+func (k peeringKeys) Open(ctx context.Context, s *api.Secret, use api.SecretUse, uid string) (password, salt string, err error) {
+	if k.bgp == nil {
+		return "", "", network.ErrNoKey
+	}
+	password, err = k.bgp.password(ctx, s, use)
+	var none *NoPart
+	if errors.As(err, &none) {
+		return "", "", network.ErrKeyClosed
+	}
+	return password, k.bgp.salt(uid), err
+}
