@@ -64,6 +64,9 @@ const (
 	Unknown ConditionStatus = "Unknown"
 )
 
+// CondReady is the condition of any kind that the object is what its spec says.
+const CondReady = "Ready"
+
 // Condition is one observed fact of an object.
 type Condition struct {
 	Type    string          `json:"type"`

@@ -20,7 +20,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/httpboot"
-	"github.com/rackweft/rackweft/bootd/image"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -88,7 +87,7 @@ func newBench(t *testing.T) *bench {
 	}
 	img := &api.Image{Base: testsite.Named("img"), Spec: api.ImageSpec{Version: "1", OS: "debian", IgnitionVersion: "3.5.0", Files: map[string]api.ImageFile{
 		"kernel": {SHA256: digest("a")}, "initrd": {SHA256: digest("b")}, "rootfs": {SHA256: digest("c")}}}}
-	img.Status.Conditions.Set(time.Now(), image.Ready, api.True, "Complete", "")
+	img.Status.Conditions.Set(time.Now(), api.CondReady, api.True, "Complete", "")
 	b.Create(
 		&api.Site{Base: testsite.Named("site"), Spec: api.SiteSpec{Domain: "dc1.example", DNS: []netip.Addr{addr("198.18.8.1")}}},
 		&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601}},
@@ -302,7 +301,7 @@ func TestScript(t *testing.T) {
 		{name: "missing Profile", machine: func(m *api.Machine) { m.Spec.Profile = "gone" }, held: `Profile "gone" does not exist`},
 		{name: "missing Image", profile: func(p *api.Profile) { p.Spec.Image = "gone" }, held: `Image "gone" does not exist`},
 		{name: "Image is not complete", image: func(i *api.Image) {
-			i.Status.Conditions.Set(time.Now(), image.Ready, api.False, "FileMissing", "file kernel is not held")
+			i.Status.Conditions.Set(time.Now(), api.CondReady, api.False, "FileMissing", "file kernel is not held")
 		}, held: "file kernel is not held"},
 		{name: "Image without a root file system", image: func(i *api.Image) { delete(i.Spec.Files, "rootfs") }, held: `no file "rootfs"`},
 		{name: "Image that is a disk", image: func(i *api.Image) { i.Spec.Files = map[string]api.ImageFile{"disk": {SHA256: digest("d")}} }, held: `no file "kernel"`},
@@ -824,7 +823,7 @@ func TestSubnetConditions(t *testing.T) {
 		"addressless": "False NoAddress", "blind": "False ProxyNeedsInterface", "other-dhcp": "False NotListening",
 	} {
 		s, _ := store.Cached[api.Subnet](b.Cache, name)
-		c := s.Status.Conditions.Get(SubnetReady)
+		c := s.Status.Conditions.Get(api.CondReady)
 		if c == nil || string(c.Status)+" "+c.Reason != want {
 			t.Errorf("Subnet %s: %+v, want %s", name, c, want)
 		}

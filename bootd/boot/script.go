@@ -13,7 +13,6 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/httpboot"
-	"github.com/rackweft/rackweft/bootd/image"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/trust"
@@ -133,7 +132,7 @@ func bootable(p *api.Profile, img *api.Image) error {
 	if p.Spec.Install != nil {
 		return fmt.Errorf("the Profile %s installs to %s, which this bootd cannot do yet: remove spec.install to boot it live", p.Metadata.Name, p.Spec.Install.Disk)
 	}
-	if c := img.Status.Conditions.Get(image.Ready); c == nil || c.Status != api.True {
+	if c := img.Status.Conditions.Get(api.CondReady); c == nil || c.Status != api.True {
 		why := "its files have not been looked at yet"
 		if c != nil {
 			why = c.Message

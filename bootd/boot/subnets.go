@@ -17,9 +17,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// SubnetReady is the condition of a Subnet that bootd does for it what it can.
-const SubnetReady = "Ready"
-
 // subnets keeps the lease table and the Subnets' conditions true to the objects.
 type subnets struct {
 	store  *store.Store
@@ -98,14 +95,14 @@ func (ss *subnets) ReportSubnets(ctx context.Context, listening func(iface strin
 	var errs []error
 	for _, s := range store.CachedList[api.Subnet](ss.cache) {
 		ready, reason, message := ss.judge(s, faults[s.Metadata.Name], listening)
-		if c := s.Status.Conditions.Get(SubnetReady); c != nil && c.Status == ready && c.Reason == reason && c.Message == message {
+		if c := s.Status.Conditions.Get(api.CondReady); c != nil && c.Status == ready && c.Reason == reason && c.Message == message {
 			continue
 		}
 		_, err := store.Mutate(ctx, ss.store, s.Metadata.Name, func(fresh *api.Subnet) error {
 			if fresh.Metadata.UID != s.Metadata.UID || fresh.Metadata.Generation != s.Metadata.Generation {
 				return store.ErrUnchanged // its change makes it due again
 			}
-			fresh.Status.Conditions.Set(time.Now(), SubnetReady, ready, reason, message)
+			fresh.Status.Conditions.Set(time.Now(), api.CondReady, ready, reason, message)
 			return nil
 		})
 		if err != nil && !errors.Is(err, store.ErrNotFound) {

@@ -22,9 +22,6 @@ import (
 	"github.com/rackweft/rackweft/internal/index"
 )
 
-// Ready is the condition that a Guest is what its spec says.
-const Ready = "Ready"
-
 // Finalizer keeps a deleted Guest until its host has taken it away.
 const Finalizer = "rackweft/guest"
 
@@ -478,7 +475,7 @@ func (c *Controller) abandon(ctx context.Context, g *api.Guest, m *api.Machine) 
 		if move := g.Status.Move; move != nil && move.Step == api.MoveTransfer {
 			return c.callBack(ctx, g, fmt.Sprintf("its host %s has no power", m.Metadata.Name), false)
 		}
-		return c.condition(ctx, g, Ready, api.False, "HostDown",
+		return c.condition(ctx, g, api.CondReady, api.False, "HostDown",
 			fmt.Sprintf("its host %s has no power, and has its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))
 	}
 	c.Event(g, api.Warning, "HostDown", fmt.Sprintf("its host %s has no power: it starts elsewhere", m.Metadata.Name))
@@ -562,16 +559,16 @@ func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, s
 	}
 	news := false
 	err := c.write(ctx, g, func(g *api.Guest) bool {
-		old := g.Status.Conditions.Get(Ready)
+		old := g.Status.Conditions.Get(api.CondReady)
 		news = old == nil || old.Status != status || old.Reason != reason
-		changed := g.Status.Conditions.Set(time.Now(), Ready, status, reason, message)
+		changed := g.Status.Conditions.Set(time.Now(), api.CondReady, status, reason, message)
 		if g.Status.State != state {
 			g.Status.State, changed = state, true
 		}
 		if seen.Guest != nil {
 			changed = takeOver(g, seen.Guest) || changed
 			for _, cond := range seen.Guest.Conditions { // their times are of the host's clock, which may be off
-				if cond.Type != Ready && cond.Type != api.CondPlaced {
+				if cond.Type != api.CondReady && cond.Type != api.CondPlaced {
 					changed = g.Status.Conditions.Set(time.Now(), cond.Type, cond.Status, cond.Reason, cond.Message) || changed
 				}
 			}

@@ -170,13 +170,13 @@ func TestLife(t *testing.T) {
 	if g.Status.Host != "h1" || len(g.Status.Addresses) != 1 || g.Status.Addresses[0].String() != "10.5.1.2" || g.Status.MAC != MAC(g.Metadata.UID) {
 		t.Errorf("it is placed as %+v", g.Status)
 	}
-	b.because("web", Ready, "NotApplied")
+	b.because("web", api.CondReady, "NotApplied")
 	b.obey("web")
-	b.because("web", Ready, "Running")
+	b.because("web", api.CondReady, "Running")
 	b.change("web", func(g *api.Guest) { g.Spec.State = api.GuestStopped })
-	b.because("web", Ready, "NotApplied")
+	b.because("web", api.CondReady, "NotApplied")
 	b.obey("web")
-	b.because("web", Ready, "Stopped")
+	b.because("web", api.CondReady, "Stopped")
 
 	if err := b.Store.Delete(t.Context(), guestKind(t), "web", ""); err != nil {
 		t.Fatal(err)
@@ -265,7 +265,7 @@ func TestMoveAsked(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	b.because("web", Ready, "Moving")
+	b.because("web", api.CondReady, "Moving")
 	b.obey("web")
 	b.eventually("it is where it was asked to", func() bool { return b.guest("web").Status.Host == to })
 }
@@ -325,7 +325,7 @@ func TestHostWithoutPower(t *testing.T) {
 	}
 	b.machine("h1", func(m *api.Machine) { m.Status.Conditions.Set(time.Now(), api.CondFenced, api.True, "PoweredOff", "") })
 	b.eventually("it starts elsewhere", func() bool { return b.guest("free").Status.Host == "h2" })
-	b.because("pinned", Ready, "HostDown")
+	b.because("pinned", api.CondReady, "HostDown")
 	if left := b.guest("free").Status.Left; len(left) != 1 || left[0].Host != "h1" {
 		t.Errorf("the dead host is not told to take away what it has: %+v", left)
 	}
@@ -369,5 +369,5 @@ func TestWhatAGuestWaitsFor(t *testing.T) {
 	b.Create(&api.Network{Base: testsite.Named("green"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.6.0.0/16")}}})
 	b.placed("lost")
 	b.change("web", func(g *api.Guest) { g.Spec.Image = "none" })
-	b.because("web", Ready, "Incomplete")
+	b.because("web", api.CondReady, "Incomplete")
 }

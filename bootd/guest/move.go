@@ -68,7 +68,7 @@ func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, see
 		return c.transfer(ctx, g, m)
 	case api.MoveBack:
 		if said(seen, move.ID) != api.TransferredBack {
-			return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("its move was given up; %s is to take it back: %s", m.Metadata.Name, saying(seen)))
+			return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("its move was given up; %s is to take it back: %s", m.Metadata.Name, saying(seen)))
 		}
 		return c.write(ctx, g, func(g *api.Guest) bool {
 			switch move := g.Status.Move; {
@@ -83,7 +83,7 @@ func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, see
 		})
 	}
 	if !c.stopped(g, seen) {
-		return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("it is being stopped on %s: %s", m.Metadata.Name, saying(seen)))
+		return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("it is being stopped on %s: %s", m.Metadata.Name, saying(seen)))
 	}
 	return c.relocate(ctx, g, move.To)
 }
@@ -169,7 +169,7 @@ func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine)
 	case arrived:
 		return c.arrive(ctx, g)
 	}
-	return c.condition(ctx, g, Ready, api.False, "Moving", fmt.Sprintf("from %s: %s; to %s: %s", m.Metadata.Name, working(seen, move.ID), move.Target.Host, working(there, move.ID)))
+	return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("from %s: %s; to %s: %s", m.Metadata.Name, working(seen, move.ID), move.Target.Host, working(there, move.ID)))
 }
 
 // standing is all that a transfer's next step depends on.

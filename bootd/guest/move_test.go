@@ -79,7 +79,7 @@ func TestDrain(t *testing.T) {
 	b.create("web", data)
 	was := b.placed("web")
 	b.obey("web")
-	b.because("web", Ready, "Running")
+	b.because("web", api.CondReady, "Running")
 	b.addHost("h2")
 	b.drain("h1", true)
 	g := b.transfer("web")
@@ -198,7 +198,7 @@ func TestSourceDiesInItsMove(t *testing.T) {
 			})
 			b.steady("web", c.host)
 			if c.host == "h1" {
-				b.because("web", Ready, "HostDown")
+				b.because("web", api.CondReady, "HostDown")
 			}
 		})
 	}
@@ -281,7 +281,7 @@ func TestLiveFallsBack(t *testing.T) {
 	b.create("web", data)
 	b.placed("web")
 	b.obey("web")
-	b.because("web", Ready, "Running")
+	b.because("web", api.CondReady, "Running")
 	b.addHost("h2")
 	b.change("web", func(g *api.Guest) {
 		if err := Ask(g, api.GuestVerbMove, api.GuestAction{}); err != nil {

@@ -15,11 +15,11 @@ func TestShares(t *testing.T) {
 	b := newBench(t, "h1")
 	b.create("web", func(g *api.Guest) { g.Spec.Shares = []api.Share{{Name: "tls", Secret: "web-tls"}} })
 	b.placed("web")
-	b.because("web", Ready, "Incomplete")
+	b.because("web", api.CondReady, "Incomplete")
 	secret := &api.Secret{Base: testsite.Named("web-tls"), Spec: api.SecretSpec{Data: map[string]string{"tls.key": "first"}}}
 	b.Create(secret)
 	b.eventually("it waits for the Secret to name it", func() bool {
-		c := b.guest("web").Status.Conditions.Get(Ready)
+		c := b.guest("web").Status.Conditions.Get(api.CondReady)
 		return c != nil && strings.Contains(c.Message, "spec.uses.guests")
 	})
 	edit := func(fn func(*api.Secret)) {
@@ -45,7 +45,7 @@ func TestShares(t *testing.T) {
 		s.Spec.Uses, s.Spec.Data = &api.SecretUses{Guests: []string{"web"}}, map[string]string{"tls.key": value}
 	}
 	edit(func(s *api.Secret) { given(s, "first") })
-	b.because("web", Ready, "NotApplied")
+	b.because("web", api.CondReady, "NotApplied")
 	first := version()
 	edit(func(s *api.Secret) { given(s, "second") })
 	if version() == first {
@@ -73,7 +73,7 @@ func TestConfiguredBy(t *testing.T) {
 	}
 	b.create("web", func(g *api.Guest) { g.Spec.CloudInit = &api.GuestCloudInit{UserData: "#cloud-config\n"} })
 	b.placed("web")
-	b.because("web", Ready, "Incomplete")
+	b.because("web", api.CondReady, "Incomplete")
 	image(api.CloudInit)
 	if p, err := Part(b.Cache, b.guest("web")); err != nil || p.Config.CloudInit == nil || p.Config.URL != "" {
 		t.Errorf("its config is %+v: %v", p.Config, err)

@@ -87,7 +87,7 @@ func (r *rack) settled(networks []string, leases int) {
 	for range 3000 {
 		if !slices.ContainsFunc(networks, func(name string) bool {
 			n, ok := store.Cached[api.Network](r.Cache, name)
-			return !ok || !n.Status.Conditions.Is(network.Ready) || n.Status.Leases != leases
+			return !ok || !n.Status.Conditions.Is(api.CondReady) || n.Status.Leases != leases
 		}) {
 			return
 		}

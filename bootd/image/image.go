@@ -25,9 +25,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Ready is the condition that all files are held.
-const Ready = "Ready"
-
 // Controller keeps the Ready condition of Images true to the blobs.
 type Controller struct {
 	Store *store.Store
@@ -122,9 +119,9 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 		if fresh.Metadata.UID != img.Metadata.UID || fresh.Metadata.Generation != img.Metadata.Generation {
 			return store.ErrUnchanged // its change makes it due again
 		}
-		old := fresh.Status.Conditions.Get(Ready)
+		old := fresh.Status.Conditions.Get(api.CondReady)
 		news = old == nil || old.Status != status || old.Reason != reason
-		changed := fresh.Status.Conditions.Set(time.Now(), Ready, status, reason, message)
+		changed := fresh.Status.Conditions.Set(time.Now(), api.CondReady, status, reason, message)
 		if !changed && maps.Equal(fresh.Status.Files, files) {
 			return store.ErrUnchanged
 		}

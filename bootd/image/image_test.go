@@ -62,7 +62,7 @@ func (b *bench) condition(name string) *api.Condition {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return img.Status.Conditions.Get(Ready)
+	return img.Status.Conditions.Get(api.CondReady)
 }
 
 // nothing is all that is shown of a source that does not give what it should.
@@ -193,7 +193,7 @@ func TestDamagedFile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if last = img.Status.Conditions.Get(Ready); last != nil && last.Status == status && last.Reason == reason {
+			if last = img.Status.Conditions.Get(api.CondReady); last != nil && last.Status == status && last.Reason == reason {
 				return
 			}
 			time.Sleep(50 * time.Millisecond)

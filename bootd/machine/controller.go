@@ -277,7 +277,7 @@ func (c *Controller) missingOfProfile(name string) string {
 	if !ok {
 		return fmt.Sprintf("Profile %s: no Image is called %q", name, p.Spec.Image)
 	}
-	if ready := img.Status.Conditions.Get("Ready"); ready == nil || ready.Status != api.True {
+	if ready := img.Status.Conditions.Get(api.CondReady); ready == nil || ready.Status != api.True {
 		why := "its files have not been looked at yet"
 		if ready != nil {
 			why = ready.Message

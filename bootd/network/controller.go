@@ -18,9 +18,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Ready is the condition that a Network has its VNI and every member its lease.
-const Ready = "Ready"
-
 // Finalizer keeps a deleted Network until every host has given it up.
 const Finalizer = "rackweft/leases"
 
@@ -220,9 +217,9 @@ func (c *Controller) mutate(ctx context.Context, n *api.Network, fn func(*api.Ne
 func (c *Controller) report(ctx context.Context, n *api.Network, vni uint32, leases int, status api.ConditionStatus, reason, message string) error {
 	news := false
 	fresh, err := c.mutate(ctx, n, func(n *api.Network) bool {
-		old := n.Status.Conditions.Get(Ready)
+		old := n.Status.Conditions.Get(api.CondReady)
 		news = old == nil || old.Status != status || old.Reason != reason
-		changed := n.Status.Conditions.Set(time.Now(), Ready, status, reason, message)
+		changed := n.Status.Conditions.Set(time.Now(), api.CondReady, status, reason, message)
 		if vni != 0 && n.Status.VNI != vni {
 			n.Status.VNI, changed = vni, true
 		}

@@ -97,7 +97,7 @@ func (b *bench) settled(name, reason string, leases int) *api.Network {
 	var n *api.Network
 	b.eventually(fmt.Sprintf("%s with %d leases", reason, leases), func() bool {
 		n = b.network(name)
-		c := n.Status.Conditions.Get(Ready)
+		c := n.Status.Conditions.Get(api.CondReady)
 		return c != nil && c.Reason == reason && n.Status.Leases == leases
 	})
 	return n
@@ -152,7 +152,7 @@ func TestAllocate(t *testing.T) {
 	b := newBench(t)
 	b.Create(machine(1), machine(2), network("net"))
 	n := b.settled("net", "Allocated", 2)
-	if n.Status.VNI != 100 || !n.Status.Conditions.Is(Ready) || !slices.Contains(n.Metadata.Finalizers, Finalizer) {
+	if n.Status.VNI != 100 || !n.Status.Conditions.Is(api.CondReady) || !slices.Contains(n.Metadata.Finalizers, Finalizer) {
 		t.Errorf("%+v", n)
 	}
 	l := b.layout("net")
@@ -223,7 +223,7 @@ func TestConditions(t *testing.T) {
 		b.Create(machine(i + 1))
 	}
 	b.Create(network("tiny", tiny))
-	c := b.settled("tiny", "Exhausted", 3).Status.Conditions.Get(Ready)
+	c := b.settled("tiny", "Exhausted", 3).Status.Conditions.Get(api.CondReady)
 	if !strings.Contains(c.Message, "r1u04, r1u05") || c.Status != api.False {
 		t.Errorf("%+v", c)
 	}
@@ -238,7 +238,7 @@ func TestConditions(t *testing.T) {
 	nowhere := machine(9)
 	nowhere.Spec.Links[0].Addresses = nil
 	b.Create(nowhere)
-	c = b.settled("tiny", "NoUnderlay", 5).Status.Conditions.Get(Ready)
+	c = b.settled("tiny", "NoUnderlay", 5).Status.Conditions.Get(api.CondReady)
 	if !strings.Contains(c.Message, "r1u09") {
 		t.Errorf("%+v", c)
 	}
@@ -249,7 +249,7 @@ func TestConditions(t *testing.T) {
 	b.settled("tiny", "Allocated", 6)
 
 	b.Create(network("pinned", func(n *api.Network) { n.Spec.VNI = 100 }))
-	if c := b.settled("pinned", "VNITaken", 0).Status.Conditions.Get(Ready); !strings.Contains(c.Message, "Network tiny") {
+	if c := b.settled("pinned", "VNITaken", 0).Status.Conditions.Get(api.CondReady); !strings.Contains(c.Message, "Network tiny") {
 		t.Errorf("%+v", c)
 	}
 	for i := range 6 {
@@ -257,7 +257,7 @@ func TestConditions(t *testing.T) {
 	}
 	b.eventually("VNIs are exhausted", func() bool {
 		for i := range 6 {
-			if c := b.network(fmt.Sprint("more", i)).Status.Conditions.Get(Ready); c != nil && c.Reason == "VNIsExhausted" {
+			if c := b.network(fmt.Sprint("more", i)).Status.Conditions.Get(api.CondReady); c != nil && c.Reason == "VNIsExhausted" {
 				return true
 			}
 		}
@@ -458,7 +458,7 @@ func TestDelete(t *testing.T) {
 	// bootd is killed: the tombstone is the Network itself, and its leases.
 	b.stop()
 	b.start()
-	if c := b.settled("net", reasonDeleting, 3).Status.Conditions.Get(Ready); !strings.Contains(c.Message, "r1u01, r1u02") {
+	if c := b.settled("net", reasonDeleting, 3).Status.Conditions.Get(api.CondReady); !strings.Contains(c.Message, "r1u01, r1u02") {
 		t.Errorf("%+v", c)
 	}
 	gaveUp := func(name string) {

@@ -13,9 +13,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Conditions of a Zone.
+// Conditions of a Zone, beside Ready: as many reflectors serve as should.
 const (
-	Ready   = "Ready"   // as many reflectors serve as should
 	Spread  = "Spread"  // no two reflectors share a rack
 	Members = "Members" // every Machine of the Zone can take part in BGP
 	Uplinks = "Uplinks" // the sessions out of the Zone have their keys, and stand
@@ -44,7 +43,7 @@ func (c *Controller) judge(ctx context.Context, z *api.Zone, members []hostspec.
 		typ string
 		verdict
 	}{
-		{Ready, c.ready(z, all, picked)},
+		{api.CondReady, c.ready(z, all, picked)},
 		{Spread, spread(z, picked)},
 		{Members, membership(z, members)},
 		{Uplinks, c.uplinks(ctx, z, members)},

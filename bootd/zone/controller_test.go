@@ -173,7 +173,7 @@ func TestReplacement(t *testing.T) {
 	}
 	b.settled("r1u01:Starting r2u01:Starting")
 	b.serving("r1u01", "r2u01")
-	b.condition(Ready, "Serving")
+	b.condition(api.CondReady, "Serving")
 	client := b.host(2, 9)
 
 	peers := func() string {
@@ -259,7 +259,7 @@ func TestReplacementCarries(t *testing.T) {
 	// It has had its time, and the uplink sends it nothing.
 	b.edit(func(z *api.Zone) { z.Status.Reflectors[1].Since = time.Now().Add(-2 * joining) })
 	b.settled("r1u01:Leaving r2u01")
-	for want := "r1u01 leaves (NotNamed) once r2u01 has routes told to uplink 198.18.8.1"; !strings.Contains(b.condition(Ready, "Changing"), want); {
+	for want := "r1u01 leaves (NotNamed) once r2u01 has routes told to uplink 198.18.8.1"; !strings.Contains(b.condition(api.CondReady, "Changing"), want); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	b.apply("r2u01")
@@ -277,7 +277,7 @@ func TestNothingChangesWithoutNeed(t *testing.T) {
 	b.host(2, 1)
 	b.settled("r1u01:Starting r2u01:Starting")
 	b.serving("r1u01", "r2u01")
-	b.condition(Ready, "Serving")
+	b.condition(api.CondReady, "Serving")
 	before := b.zone("yellow")
 	b.Change("r1u01", func(m *api.Machine) { m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "Silent", "") })
 	b.Change("r1u01", func(m *api.Machine) {
@@ -299,14 +299,14 @@ func TestNothingChangesWithoutNeed(t *testing.T) {
 
 func TestConditions(t *testing.T) {
 	b := newBench(t)
-	if text := b.condition(Ready, "NotEnoughHosts"); !strings.Contains(text, "no other Machine") {
+	if text := b.condition(api.CondReady, "NotEnoughHosts"); !strings.Contains(text, "no other Machine") {
 		t.Error(text)
 	}
 	b.host(1, 1)
 	b.host(1, 2, func(m *api.Machine) { m.Spec.Links[0].Addresses = nil })
 	b.host(1, 3, func(m *api.Machine) { m.Status.Phase = api.PhaseProvisioning })
 	b.settled("r1u01:Starting")
-	for !strings.Contains(b.condition(Ready, "NotEnoughHosts"), "r1u02 (its link prod0 has no IPv4 address: pin one out of Subnet prod), r1u03 (Provisioning)") {
+	for !strings.Contains(b.condition(api.CondReady, "NotEnoughHosts"), "r1u02 (its link prod0 has no IPv4 address: pin one out of Subnet prod), r1u03 (Provisioning)") {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if text := b.condition(Members, "NoUnderlay"); !strings.Contains(text, "1 of 3") || !strings.Contains(text, "r1u02: ") {
@@ -325,13 +325,13 @@ func TestConditions(t *testing.T) {
 	b.condition(Spread, "Spread")
 
 	b.edit(func(z *api.Zone) { z.Spec.Reflectors.Machines = []string{"r1u01", "r9u09"} })
-	b.condition(Ready, "NamedMissing")
+	b.condition(api.CondReady, "NamedMissing")
 	b.host(9, 9, func(m *api.Machine) { m.Spec.Zone, m.Spec.Links[0].Subnet = "red", "" })
-	if text := b.condition(Ready, "NamedElsewhere"); !strings.Contains(text, "Zone red") {
+	if text := b.condition(api.CondReady, "NamedElsewhere"); !strings.Contains(text, "Zone red") {
 		t.Error(text)
 	}
 	b.edit(func(z *api.Zone) { z.Spec.Reflectors.Machines = []string{"r1u01", "r1u02"} })
-	b.condition(Ready, "NoUnderlay")
+	b.condition(api.CondReady, "NoUnderlay")
 	b.edit(func(z *api.Zone) {
 		z.Spec.Reflectors.Machines = nil
 		z.Spec.Uplinks = []api.Uplink{{Address: netip.MustParseAddr("198.18.8.1"), ASN: 64600, Secret: "leaf"}}

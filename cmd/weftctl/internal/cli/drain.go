@@ -74,7 +74,7 @@ func guestsOn(guests []api.Object, host string) []string {
 		what := "guest/" + g.Metadata.Name
 		kind := api.CondPlaced
 		if g.Status.Move != nil {
-			kind = "Ready"
+			kind = api.CondReady
 		}
 		if c := g.Status.Conditions.Get(kind); c != nil && c.Message != "" {
 			what += " (" + c.Message + ")"

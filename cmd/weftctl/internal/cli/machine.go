@@ -175,7 +175,7 @@ func (a *app) bootFacts(m *api.Machine, p *api.Profile, i *api.Image) {
 		}
 	}
 	ready := "no condition yet"
-	if c := i.Status.Conditions.Get("Ready"); c != nil {
+	if c := i.Status.Conditions.Get(api.CondReady); c != nil {
 		ready = strings.TrimSpace(string(c.Status) + " " + c.Message)
 	}
 	list := [][2]string{

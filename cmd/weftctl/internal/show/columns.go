@@ -85,7 +85,7 @@ func (p Printer) ofKind(k api.Kind) []column {
 		return p.image()
 	case "Layer":
 		return []column{of("LINES", func(l *api.Layer) string { return strconv.Itoa(strings.Count(l.Spec.Butane, "\n")) }),
-			p.condition("READY", "Ready", func(o api.Object) api.Conditions { return o.(*api.Layer).Status.Conditions })}
+			p.condition("READY", api.CondReady, func(o api.Object) api.Conditions { return o.(*api.Layer).Status.Conditions })}
 	case "Profile":
 		return p.profile()
 	case "Machine":
@@ -122,7 +122,7 @@ func (p Printer) zone() []column {
 		of("PREFIXES", func(z *api.Zone) string { return join(z.Spec.Prefixes) }),
 		of("REFLECTORS", reflectors),
 		of("UPLINKS", func(z *api.Zone) string { return strconv.Itoa(len(z.Spec.Uplinks)) }),
-		p.condition("READY", "Ready", func(o api.Object) api.Conditions { return o.(*api.Zone).Status.Conditions }),
+		p.condition("READY", api.CondReady, func(o api.Object) api.Conditions { return o.(*api.Zone).Status.Conditions }),
 	}
 }
 
@@ -167,7 +167,7 @@ func (p Printer) image() []column {
 			}
 			return terminal.Size(sum)
 		}),
-		p.condition("READY", "Ready", func(o api.Object) api.Conditions { return o.(*api.Image).Status.Conditions }),
+		p.condition("READY", api.CondReady, func(o api.Object) api.Conditions { return o.(*api.Image).Status.Conditions }),
 		wide(of("IGNITION", func(i *api.Image) string { return i.Spec.IgnitionVersion })),
 	}
 }
