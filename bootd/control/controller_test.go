@@ -181,3 +181,50 @@ func TestFinalizers(t *testing.T) {
 		t.Errorf("finalizers %v", z.Metadata.Finalizers)
 	}
 }
+
+// TestReport: an event is made of what is news, which is not a message alone, and
+// nothing is written of a spec that has changed since.
+func TestReport(t *testing.T) {
+	s := testsite.Open(t)
+	s.Create(zone("a"))
+	z, _ := store.Cached[api.Zone](s.Cache, "a")
+	report := func(f control.Finding) *api.Condition {
+		t.Helper()
+		if err := control.Report(t.Context(), env(s), z, f, nil); err != nil {
+			t.Fatal(err)
+		}
+		now, _ := store.Cached[api.Zone](s.Cache, "a")
+		return now.Status.Conditions.Get(api.CondReady)
+	}
+	report(control.Finding{Status: api.False, Reason: "Changing", Message: "1 of 2"})
+	if c := report(control.Finding{Status: api.False, Reason: "Changing", Message: "2 of 2"}); c == nil || c.Message != "2 of 2" {
+		t.Errorf("the condition is %+v", c)
+	}
+	report(control.Finding{Status: api.True, Reason: "Serving"})
+	report(control.Finding{Status: api.False, Reason: "Leaving", Event: api.Normal})
+	report(control.Finding{Status: api.False, Reason: "Quietly", Silent: true})
+	want := []api.Event{
+		{Name: "a", Type: api.Warning, Reason: "Changing", Message: "1 of 2"},
+		{Name: "a", Type: api.Normal, Reason: "Serving"},
+		{Name: "a", Type: api.Normal, Reason: "Leaving"},
+	}
+	if !slices.Equal(s.Events(), want) {
+		t.Errorf("events %+v, want %+v", s.Events(), want)
+	}
+	old := z
+	if err := control.Write(t.Context(), env(s), z, func(z *api.Zone) bool { z.Spec.ASN++; return true }); err != nil {
+		t.Fatal(err)
+	}
+	z = old
+	if c := report(control.Finding{Status: api.True, Reason: "Old"}); c.Reason != "Quietly" || s.Happened("Old") > 0 {
+		t.Errorf("a finding of an older spec was written: %+v", c)
+	}
+	also := func(z *api.Zone) bool { z.Status.Loopbacks = make([]api.LoopbackStatus, 1); return true }
+	z, _ = store.Cached[api.Zone](s.Cache, "a")
+	if err := control.Report(t.Context(), env(s), z, control.Finding{Status: api.False, Reason: "Quietly"}, also); err != nil {
+		t.Fatal(err)
+	}
+	if now, _ := store.Cached[api.Zone](s.Cache, "a"); len(now.Status.Loopbacks) != 1 {
+		t.Error("what else belongs into the write was not written")
+	}
+}
