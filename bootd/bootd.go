@@ -391,7 +391,7 @@ func (d *daemon) lead(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		images := &image.Controller{Store: d.store, Cache: d.cache, Blobs: d.blobs, Event: d.record.Event, Log: d.log, Sources: sources}
+		images := &image.Controller{Env: env, Blobs: d.blobs, Sources: sources}
 		networks := &network.Controller{Store: d.store, Cache: d.cache, Index: d.nets, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
 		guests := &guest.Controller{Store: d.store, Cache: d.cache, Lease: d.nets.Lease, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
 		zones := &zone.Controller{Store: d.store, Cache: d.cache, Compiler: d.hub.Compiler, Sessions: d.hub.BGP, Event: d.record.Event, Log: d.log}
@@ -400,7 +400,7 @@ func (d *daemon) lead(ctx context.Context) error {
 		d.reportSubnets(ctx)
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return machines.Control().Run(ctx) })
-		g.Go(func() error { return images.Run(ctx) })
+		g.Go(func() error { return images.Control().Run(ctx) })
 		g.Go(func() error { return networks.Run(ctx) })
 		g.Go(func() error { return guests.Run(ctx) })
 		g.Go(func() error {

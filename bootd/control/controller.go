@@ -20,6 +20,9 @@ type Env struct {
 	Log   *slog.Logger
 }
 
+// Source calls due with the names of objects that are due, until ctx ends.
+type Source func(ctx context.Context, due func(names ...string)) error
+
 // Controller brings the objects of one kind to what they should be, one step at a
 // time. T is a pointer to the kind.
 type Controller[T api.Object] struct {
@@ -30,8 +33,8 @@ type Controller[T api.Object] struct {
 	Due func(store.Change) []string
 	// Gather is for how long changes of a kind are gathered before the step. Default: none.
 	Gather map[string]time.Duration
-	// Sources make objects due for other reasons than changes, until ctx ends.
-	Sources []func(ctx context.Context, due func(names ...string)) error
+	// Sources make objects due for other reasons than changes.
+	Sources []Source
 	// Workers is how many steps run at once, each of another object.
 	Workers int
 	// Step takes the next step with one object. It returns when to look again at

@@ -16,10 +16,6 @@ import (
 
 type zones = control.Controller[*api.Zone]
 
-func env(s *testsite.Site) control.Env {
-	return control.Env{Store: s.Store, Cache: s.Cache, Event: s.Event, Log: s.Log}
-}
-
 func zone(name string) *api.Zone {
 	return &api.Zone{Base: testsite.Named(name), Spec: api.ZoneSpec{ASN: 64600 + uint32(name[len(name)-1])}}
 }
@@ -50,7 +46,7 @@ func idle(t *testing.T, c *zones) {
 // by a step's own writes too, and by changes that are gathered.
 func TestIdle(t *testing.T) {
 	s := testsite.Open(t)
-	c := &zones{Env: env(s), Kinds: []string{"Zone", "Subnet"}, Workers: 2, Gather: map[string]time.Duration{"Subnet": 30 * time.Millisecond}}
+	c := &zones{Env: s.Env(), Kinds: []string{"Zone", "Subnet"}, Workers: 2, Gather: map[string]time.Duration{"Subnet": 30 * time.Millisecond}}
 	var mu sync.Mutex
 	steps := map[string]int{}
 	c.Due = func(ch store.Change) []string {
@@ -98,7 +94,7 @@ func TestSteps(t *testing.T) {
 	steps := 0
 	gone := make(chan string, 8)
 	told := make(chan struct{})
-	c := &zones{Env: env(s), Kinds: []string{"Zone"}, Workers: 1, Gone: func(name string) { gone <- name }}
+	c := &zones{Env: s.Env(), Kinds: []string{"Zone"}, Workers: 1, Gone: func(name string) { gone <- name }}
 	c.Due = func(ch store.Change) []string { return []string{ch.Name} }
 	c.Step = func(context.Context, *api.Zone) (time.Duration, error) {
 		if steps++; steps < 3 {
@@ -144,25 +140,25 @@ func TestWrite(t *testing.T) {
 	asn := func(asn uint32) func(*api.Zone) bool {
 		return func(z *api.Zone) bool { z.Spec.ASN = asn; return true }
 	}
-	if err := control.Write(t.Context(), env(s), z, asn(64999)); err != nil {
+	if err := control.Write(t.Context(), s.Env(), z, asn(64999)); err != nil {
 		t.Fatal(err)
 	}
 	if now, _ := store.Cached[api.Zone](s.Cache, "a"); now.Spec.ASN != 64999 {
 		t.Errorf("the cache has ASN %d after the write", now.Spec.ASN)
 	}
 	unchanged := func(z *api.Zone) bool { z.Spec.ASN = 1; return false }
-	if err := control.Write(t.Context(), env(s), z, unchanged); err != nil {
+	if err := control.Write(t.Context(), s.Env(), z, unchanged); err != nil {
 		t.Fatal(err)
 	}
 	other := *z
 	other.Metadata.UID = "another"
-	if err := control.Write(t.Context(), env(s), &other, asn(2)); err != nil {
+	if err := control.Write(t.Context(), s.Env(), &other, asn(2)); err != nil {
 		t.Fatal(err)
 	}
 	if now, err := store.Get[api.Zone](t.Context(), s.Store, "a"); err != nil || now.Spec.ASN != 64999 {
 		t.Errorf("ASN %d, %v: it was changed by what is not to change it", now.Spec.ASN, err)
 	}
-	if err := control.Write(t.Context(), env(s), zone("b"), asn(3)); err != nil {
+	if err := control.Write(t.Context(), s.Env(), zone("b"), asn(3)); err != nil {
 		t.Errorf("a Zone that is gone: %v", err)
 	}
 }
@@ -190,7 +186,7 @@ func TestReport(t *testing.T) {
 	z, _ := store.Cached[api.Zone](s.Cache, "a")
 	report := func(f control.Finding) *api.Condition {
 		t.Helper()
-		if err := control.Report(t.Context(), env(s), z, f, nil); err != nil {
+		if err := control.Report(t.Context(), s.Env(), z, f, nil); err != nil {
 			t.Fatal(err)
 		}
 		now, _ := store.Cached[api.Zone](s.Cache, "a")
@@ -212,7 +208,7 @@ func TestReport(t *testing.T) {
 		t.Errorf("events %+v, want %+v", s.Events(), want)
 	}
 	old := z
-	if err := control.Write(t.Context(), env(s), z, func(z *api.Zone) bool { z.Spec.ASN++; return true }); err != nil {
+	if err := control.Write(t.Context(), s.Env(), z, func(z *api.Zone) bool { z.Spec.ASN++; return true }); err != nil {
 		t.Fatal(err)
 	}
 	z = old
@@ -221,7 +217,7 @@ func TestReport(t *testing.T) {
 	}
 	also := func(z *api.Zone) bool { z.Status.Loopbacks = make([]api.LoopbackStatus, 1); return true }
 	z, _ = store.Cached[api.Zone](s.Cache, "a")
-	if err := control.Report(t.Context(), env(s), z, control.Finding{Status: api.False, Reason: "Quietly"}, also); err != nil {
+	if err := control.Report(t.Context(), s.Env(), z, control.Finding{Status: api.False, Reason: "Quietly"}, also); err != nil {
 		t.Fatal(err)
 	}
 	if now, _ := store.Cached[api.Zone](s.Cache, "a"); len(now.Status.Loopbacks) != 1 {

@@ -9,15 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/blob"
@@ -27,18 +24,14 @@ import (
 
 // Controller keeps the Ready condition of Images true to the blobs.
 type Controller struct {
-	Store *store.Store
-	Cache *store.Cache
+	control.Env
 	Blobs *blob.Store
-	Event func(o api.Object, typ api.EventType, reason, message string)
-	Log   *slog.Logger
 	// Sources says where files may be fetched from.
 	Sources Sources
 	// Withhold is how long after the start of a fetch it is not shown that it failed: how
 	// long it took would say whether a port is open. Default: 30 s.
 	Withhold time.Duration
 
-	loop    *control.Loop
 	client  *http.Client
 	mu      sync.Mutex
 	fetches map[fetchKey]failure // that went wrong, so that a source is not asked all the time
@@ -56,32 +49,28 @@ type failure struct {
 	fails int
 }
 
-// Run works until ctx ends. It runs on the elected bootd only.
-func (c *Controller) Run(ctx context.Context) error {
-	c.loop = control.New(c.reconcile, c.Log)
+// Control is the controller as it runs.
+func (c *Controller) Control() *control.Controller[*api.Image] {
 	c.forget()
-	images, err := api.LookupKind("Image")
-	if err != nil {
-		return err
+	return &control.Controller[*api.Image]{
+		Env: c.Env, Kinds: []string{"Image"}, Workers: 2, Step: c.step,
+		Due: func(ch store.Change) []string { return []string{ch.Name} },
+		Sources: []control.Source{func(ctx context.Context, due func(...string)) error {
+			return c.Blobs.Follow(ctx, func(d blob.Digest) { due(c.naming(d)...) })
+		}},
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		return c.Cache.Subscribe(ctx, func(ch store.Change) { c.loop.Add(ch.Name) }, images)
-	})
-	g.Go(func() error { return c.Blobs.Follow(ctx, c.blobChanged) })
-	g.Go(func() error { c.loop.Run(ctx, 2); return ctx.Err() })
-	return g.Wait()
 }
 
-// blobChanged makes the Images due that name a blob.
-func (c *Controller) blobChanged(d blob.Digest) {
+// naming are the Images that name a blob.
+func (c *Controller) naming(d blob.Digest) (images []string) {
 	for _, img := range store.CachedList[api.Image](c.Cache) {
 		for _, f := range img.Spec.Files {
 			if string(f.SHA256) == d.Hex() {
-				c.loop.Add(img.Metadata.Name)
+				images = append(images, img.Metadata.Name)
 			}
 		}
 	}
+	return images
 }
 
 func (c *Controller) forget() {
@@ -100,48 +89,25 @@ const (
 	recheckReady = 5 * time.Minute
 )
 
-func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration, error) {
-	img, ok := store.Cached[api.Image](c.Cache, name)
-	if !ok {
-		return 0, nil
-	}
+func (c *Controller) step(ctx context.Context, img *api.Image) (time.Duration, error) {
 	files, err := c.collect(ctx, img)
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
-	wait, status, reason, message := recheckReady, api.True, "Complete", fmt.Sprintf("%d files are held", len(files))
+	wait, found := recheckReady, control.Finding{Status: api.True, Reason: "Complete", Message: fmt.Sprintf("%d files are held", len(files))}
 	if err != nil {
-		wait, status, reason, message = recheck, api.False, reasonOf(err), strings.ReplaceAll(err.Error(), "\n", "; ")
+		wait, found = recheck, control.Finding{Status: api.False, Reason: reasonOf(err), Message: strings.ReplaceAll(err.Error(), "\n", "; ")}
 	}
-	news := false
-	fresh, err := store.Mutate(ctx, c.Store, name, func(fresh *api.Image) error {
-		news = false
-		if fresh.Metadata.UID != img.Metadata.UID || fresh.Metadata.Generation != img.Metadata.Generation {
-			return store.ErrUnchanged // its change makes it due again
-		}
-		old := fresh.Status.Conditions.Get(api.CondReady)
-		news = old == nil || old.Status != status || old.Reason != reason
-		changed := fresh.Status.Conditions.Set(time.Now(), api.CondReady, status, reason, message)
-		if !changed && maps.Equal(fresh.Status.Files, files) {
-			return store.ErrUnchanged
+	if found.Reason == reasonFetching {
+		found.Event = api.Normal
+	}
+	return wait, control.Report(ctx, c.Env, img, found, func(fresh *api.Image) bool {
+		if maps.Equal(fresh.Status.Files, files) {
+			return false
 		}
 		fresh.Status.Files = files
-		return nil
+		return true
 	})
-	if errors.Is(err, store.ErrNotFound) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("write the status of Image %s: %w", name, err)
-	}
-	if news {
-		typ := api.Normal
-		if status != api.True && reason != reasonFetching {
-			typ = api.Warning
-		}
-		c.Event(fresh, typ, reason, message)
-	}
-	return wait, nil
 }
 
 // reasonFetching is the reason of Ready while a fetch has neither succeeded nor failed.

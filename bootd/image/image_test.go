@@ -46,7 +46,7 @@ func newBench(t *testing.T, reserve int64) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.c = &Controller{Store: b.Store, Cache: b.Cache, Blobs: b.blobs, Event: b.Event, Log: b.Log, Sources: Sources{Allow: allow}, Withhold: time.Nanosecond}
+	b.c = &Controller{Env: b.Env(), Blobs: b.blobs, Sources: Sources{Allow: allow}, Withhold: time.Nanosecond}
 	b.c.forget()
 	return b
 }
@@ -55,7 +55,11 @@ func newBench(t *testing.T, reserve int64) *bench {
 func (b *bench) condition(name string) *api.Condition {
 	b.t.Helper()
 	b.Sync()
-	if _, err := b.c.reconcile(b.t.Context(), name); err != nil {
+	cached, ok := store.Cached[api.Image](b.Cache, name)
+	if !ok {
+		b.t.Fatalf("there is no Image %s", name)
+	}
+	if _, err := b.c.step(b.t.Context(), cached); err != nil {
 		b.t.Fatal(err)
 	}
 	img, err := store.Get[api.Image](b.t.Context(), b.Store, name)
@@ -161,7 +165,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	b.Create(&api.Image{Base: testsite.Named("slow"), Spec: api.ImageSpec{Version: "1", Files: map[string]api.ImageFile{"kernel": {Source: stalled.URL, SHA256: digest("x")}}}})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- b.c.Run(ctx) }()
+	go func() { done <- b.c.Control().Run(ctx) }()
 	for b.Happened("FileMissing") == 0 {
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -183,7 +187,7 @@ func TestDamagedFile(t *testing.T) {
 	b.Create(&api.Image{Base: testsite.Named("lab"), Spec: api.ImageSpec{Version: "1", Files: map[string]api.ImageFile{"kernel": {SHA256: digest(kernel)}}}})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- b.c.Run(ctx) }()
+	go func() { done <- b.c.Control().Run(ctx) }()
 	defer func() { cancel(); <-done }()
 	until := func(status api.ConditionStatus, reason string) {
 		t.Helper()

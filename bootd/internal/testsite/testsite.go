@@ -20,6 +20,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/lease"
 	"github.com/rackweft/rackweft/bootd/store"
 )
@@ -73,6 +74,11 @@ func (s *Site) must(err error) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// Env is what a controller of the Site works on.
+func (s *Site) Env() control.Env {
+	return control.Env{Store: s.Store, Cache: s.Cache, Event: s.Event, Log: s.Log}
 }
 
 // Named is the beginning of an object.
