@@ -30,7 +30,6 @@ func outsized() map[string]bool {
 		"bootd/hostspec.Hub",
 		"bootd/lease/table.go",
 		"bootd/machine.Controller",
-		"bootd/network.Controller.report()",
 		"bootd/network.adoptLease()",
 		"bootd/network.world.bury()",
 		"bootd/network.world.give()",

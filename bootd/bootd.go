@@ -392,7 +392,7 @@ func (d *daemon) lead(ctx context.Context) error {
 			return err
 		}
 		images := &image.Controller{Env: env, Blobs: d.blobs, Sources: sources}
-		networks := &network.Controller{Store: d.store, Cache: d.cache, Index: d.nets, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
+		networks := &network.Controller{Env: env, Index: d.nets, Epoch: d.hub.Compiler.Epoch}
 		guests := &guest.Controller{Store: d.store, Cache: d.cache, Lease: d.nets.Lease, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
 		zones := &zone.Controller{Store: d.store, Cache: d.cache, Compiler: d.hub.Compiler, Sessions: d.hub.BGP, Event: d.record.Event, Log: d.log}
 		d.leading.Store(true)
@@ -401,7 +401,7 @@ func (d *daemon) lead(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return machines.Control().Run(ctx) })
 		g.Go(func() error { return images.Control().Run(ctx) })
-		g.Go(func() error { return networks.Run(ctx) })
+		g.Go(func() error { return networks.Control().Run(ctx) })
 		g.Go(func() error { return guests.Run(ctx) })
 		g.Go(func() error {
 			return d.nets.Subscribe(ctx, func(ch network.Change) { guests.LeasesChanged(ch.Networks) })

@@ -70,14 +70,14 @@ func (r *rack) start() {
 	x := network.NewIndex(r.Store, r.Log)
 	r.index = x
 	r.hub = &Hub{Store: r.Store, Cache: r.Cache, Signer: signer{key}, Record: r, Log: r.Log, Compiler: &Compiler{Cache: r.Cache, Networks: x, BGP: r.bgp, Epoch: 1}}
-	c := &network.Controller{Store: r.Store, Cache: r.Cache, Index: x, Epoch: 1, Event: r.Event, Log: r.Log}
+	c := &network.Controller{Env: r.Env(), Index: x, Epoch: 1}
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	all.Go(func() { _ = x.Run(ctx) })
 	<-x.Synced()
 	hub := r.hub
 	all.Go(func() { _ = hub.Run(ctx) })
-	all.Go(func() { _ = c.Run(ctx) })
+	all.Go(func() { _ = c.Control().Run(ctx) })
 	r.stop = sync.OnceFunc(func() { cancel(); all.Wait() })
 	r.t.Cleanup(r.stop)
 }

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
@@ -23,15 +21,10 @@ const Finalizer = "rackweft/leases"
 
 // Controller gives Networks their VNI and hosts their leases.
 type Controller struct {
-	Store *store.Store
-	Cache *store.Cache
+	control.Env
 	Index *Index
 	// Epoch is the store's: what a host reported in another counts for nothing.
 	Epoch int64
-	Event func(o api.Object, typ api.EventType, reason, message string)
-	Log   *slog.Logger
-
-	loop *control.Loop
 
 	mu       sync.Mutex
 	restored map[store.FlannelID]time.Time // when each lease was last written
@@ -47,61 +40,48 @@ const (
 	restore = 30 * time.Second
 )
 
-// Run works until ctx ends. It runs on the elected bootd only.
-func (c *Controller) Run(ctx context.Context) error {
-	c.loop = control.New(c.reconcile, c.Log)
-	var kinds []api.Kind
-	for _, name := range []string{"Network", "Machine", "Guest", "Subnet", "Site"} {
-		k, err := api.LookupKind(name)
-		if err != nil {
-			return err
-		}
-		kinds = append(kinds, k)
+// Control is the controller as it runs.
+func (c *Controller) Control() *control.Controller[*api.Network] {
+	return &control.Controller[*api.Network]{
+		Env: c.Env, Kinds: []string{"Network", "Machine", "Guest", "Subnet", "Site"}, Due: c.due, Workers: 4, Step: c.step,
+		Sources: []control.Source{func(ctx context.Context, due func(...string)) error {
+			return c.Index.Subscribe(ctx, func(ch Change) { due(slices.Collect(maps.Keys(ch.Networks))...) })
+		}},
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.Cache.Subscribe(ctx, c.changed, kinds...) })
-	g.Go(func() error {
-		return c.Index.Subscribe(ctx, func(ch Change) {
-			for name := range ch.Networks {
-				c.loop.Add(name)
-			}
-		})
-	})
-	g.Go(func() error { c.loop.Run(ctx, 4); return ctx.Err() })
-	return g.Wait()
 }
 
-// changed makes due what a change may matter to.
-func (c *Controller) changed(ch store.Change) {
+// due names the Networks that a change may matter to.
+func (c *Controller) due(ch store.Change) []string {
 	switch {
 	case ch.Kind.Name == "Network":
-		c.loop.Add(ch.Name)
-		c.networkChanged(ch)
+		return append(c.allowing(ch), ch.Name)
 	case ch.Kind.Name == "Guest":
-		c.guestChanged(ch)
+		return guestNetworks(ch)
 	case ch.Kind.Name == "Machine":
-		c.machineChanged(ch)
+		return c.machineNetworks(ch)
 	case ch.Old == nil || ch.New == nil || ch.Old.Meta().Generation != ch.New.Meta().Generation:
-		c.addAll(func(*api.Network) bool { return true })
+		return c.all(func(*api.Network) bool { return true })
 	}
+	return nil
 }
 
-// networkChanged makes those due that allow a Network.
-func (c *Controller) networkChanged(ch store.Change) {
+// allowing are the Networks that allow one that has changed.
+func (c *Controller) allowing(ch store.Change) []string {
 	old, _ := ch.Old.(*api.Network)
 	now, _ := ch.New.(*api.Network)
 	if SameToAllow(old, now) {
-		return
+		return nil
 	}
-	c.addAll(func(n *api.Network) bool { return slices.Contains(n.Spec.Allow, ch.Name) })
+	return c.all(func(n *api.Network) bool { return slices.Contains(n.Spec.Allow, ch.Name) })
 }
 
-func (c *Controller) machineChanged(ch store.Change) {
+// machineNetworks are those in which a Machine has leases, or may have.
+func (c *Controller) machineNetworks(ch store.Change) (networks []string) {
 	old, _ := ch.Old.(*api.Machine)
 	now, _ := ch.New.(*api.Machine)
 	was, is := c.standing(old), c.standing(now)
 	if was != is && (was.active || is.active) { // only those are given leases
-		c.addAll(func(n *api.Network) bool { return n.Spec.Zone == was.zone || n.Spec.Zone == is.zone })
+		networks = c.all(func(n *api.Network) bool { return n.Spec.Zone == was.zone || n.Spec.Zone == is.zone })
 	}
 	for _, m := range []*api.Machine{old, now} {
 		if m == nil {
@@ -110,10 +90,11 @@ func (c *Controller) machineChanged(ch store.Change) {
 		// Leases of Networks of other Zones, and reports on those that are to go.
 		for _, l := range c.Index.Memberships(m.Metadata.UID) {
 			if was != is || l.Buried > 0 {
-				c.loop.Add(l.Network)
+				networks = append(networks, l.Network)
 			}
 		}
 	}
+	return networks
 }
 
 // standing is what of a Machine matters to its leases.
@@ -130,45 +111,51 @@ func (c *Controller) standing(m *api.Machine) standing {
 	return standing{m.Metadata.UID, m.Spec.Zone, m.Status.Phase == api.PhaseActive, VTEP(c.Cache, m)}
 }
 
-func (c *Controller) addAll(which func(*api.Network) bool) {
+func (c *Controller) all(which func(*api.Network) bool) (networks []string) {
 	for _, n := range store.CachedList[api.Network](c.Cache) {
 		if which(n) {
-			c.loop.Add(n.Metadata.Name)
+			networks = append(networks, n.Metadata.Name)
 		}
 	}
+	return networks
 }
 
-// reconcile brings one Network's VNI and leases to what they should be. A
-// Network that is not in the cache is left alone: only its deletion, which its
-// finalizer makes visible, takes anything away.
-func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration, error) {
-	n, ok := store.Cached[api.Network](c.Cache, name)
-	if !ok {
-		return 0, nil
-	}
+// step brings one Network's VNI and leases to what they should be. A Network that
+// is not in the cache is left alone: only its deletion, which its finalizer makes
+// visible, takes anything away.
+func (c *Controller) step(ctx context.Context, n *api.Network) (time.Duration, error) {
 	if store.Held(c.Cache) {
 		return store.HeldRecheck, nil
 	}
+	if n.Metadata.DeletionTimestamp == nil && !control.HasFinalizer(n, Finalizer) { // before anything is allocated
+		return 0, control.Write(ctx, c.Env, n, func(n *api.Network) bool { return control.AddFinalizer(n, Finalizer) })
+	}
+	w := c.world(ctx)
+	again, err := c.bring(ctx, w, n)
+	switch {
+	case errors.Is(err, store.ErrConflict), err == nil && w.behind:
+		return control.AtOnce, nil // somebody was faster: begin again from what stands
+	case err != nil:
+		return 0, err
+	}
+	return again, nil
+}
+
+func (c *Controller) bring(ctx context.Context, w *world, n *api.Network) (time.Duration, error) {
 	if n.Metadata.DeletionTimestamp != nil {
-		return c.remove(ctx, n)
+		return c.remove(ctx, w, n)
 	}
-	if !slices.Contains(n.Metadata.Finalizers, Finalizer) {
-		return 0, c.finalize(ctx, n) // the change makes it due again
-	}
-	vni, leases, err := c.allocate(ctx, n)
+	vni, leases, err := c.allocate(ctx, w, n)
 	var p *problem
 	switch {
 	case err == nil:
-		return recheckReady, c.report(ctx, n, vni, leases, api.True, "Allocated", fmt.Sprintf("VNI %d, %d leases", vni, leases))
+		return recheckReady, c.report(ctx, n, vni, leases, control.Finding{Status: api.True, Reason: "Allocated", Message: fmt.Sprintf("VNI %d, %d leases", vni, leases)})
 	case errors.As(err, &p):
 		again := recheck
 		if p.after > 0 {
 			again = p.after
 		}
-		return again, c.report(ctx, n, vni, leases, api.False, p.reason, p.message)
-	case errors.Is(err, store.ErrConflict):
-		c.loop.Add(name) // somebody was faster: begin again from what stands
-		return 0, nil
+		return again, c.report(ctx, n, vni, leases, control.Finding{Status: api.False, Reason: p.reason, Message: p.message})
 	}
 	return 0, err
 }
@@ -185,68 +172,26 @@ func problemf(reason, format string, args ...any) error {
 	return &problem{reason: reason, message: fmt.Sprintf(format, args...)}
 }
 
-// finalize puts the finalizer on before anything is allocated.
-func (c *Controller) finalize(ctx context.Context, n *api.Network) error {
-	_, err := c.mutate(ctx, n, func(n *api.Network) bool {
-		if n.Metadata.DeletionTimestamp != nil || slices.Contains(n.Metadata.Finalizers, Finalizer) {
-			return false
-		}
-		n.Metadata.Finalizers = append(n.Metadata.Finalizers, Finalizer)
-		return true
-	})
-	return err
-}
-
-// mutate changes a Network that is still the same.
-func (c *Controller) mutate(ctx context.Context, n *api.Network, fn func(*api.Network) bool) (*api.Network, error) {
-	fresh, err := store.Mutate(ctx, c.Store, n.Metadata.Name, func(fresh *api.Network) error {
-		if fresh.Metadata.UID != n.Metadata.UID || !fn(fresh) {
-			return store.ErrUnchanged
-		}
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return n, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("write Network %s: %w", n.Metadata.Name, err)
-	}
-	return fresh, nil
-}
-
-func (c *Controller) report(ctx context.Context, n *api.Network, vni uint32, leases int, status api.ConditionStatus, reason, message string) error {
-	news := false
-	fresh, err := c.mutate(ctx, n, func(n *api.Network) bool {
-		old := n.Status.Conditions.Get(api.CondReady)
-		news = old == nil || old.Status != status || old.Reason != reason
-		changed := n.Status.Conditions.Set(time.Now(), api.CondReady, status, reason, message)
+func (c *Controller) report(ctx context.Context, n *api.Network, vni uint32, leases int, found control.Finding) error {
+	return control.Report(ctx, c.Env, n, found, func(n *api.Network) bool {
+		changed := c.reportAllowed(n)
 		if vni != 0 && n.Status.VNI != vni {
 			n.Status.VNI, changed = vni, true
 		}
 		if n.Status.Leases != leases {
 			n.Status.Leases, changed = leases, true
 		}
-		return c.reportAllowed(n) || changed
+		return changed
 	})
-	if err != nil || !news {
-		return err
-	}
-	typ := api.Normal
-	if status != api.True && reason != reasonDeleting {
-		typ = api.Warning
-	}
-	c.Event(fresh, typ, reason, message)
-	return nil
 }
 
 // allocate makes sure of the VNI and the leases; it returns what stands.
-func (c *Controller) allocate(ctx context.Context, n *api.Network) (vni uint32, leases int, err error) {
+func (c *Controller) allocate(ctx context.Context, w *world, n *api.Network) (vni uint32, leases int, err error) {
 	if vni, err = c.vni(ctx, n); err != nil {
 		return 0, n.Status.Leases, err
 	}
 	// The Index tells cheaply that nothing is to be done, nearly always so. What
 	// is to be written is decided on what etcd has.
-	w := c.world(ctx, n.Metadata.Name)
 	todo := w.plan(n, vni, c.Index.layout(n.Metadata.Name))
 	if todo.done() {
 		return vni, todo.leases, todo.fault

@@ -44,12 +44,12 @@ func newBench(t *testing.T) *bench {
 func (b *bench) start() {
 	b.t.Helper()
 	x := NewIndex(b.Store, b.Log)
-	b.c = &Controller{Store: b.Store, Cache: b.Cache, Index: x, Epoch: 1, Event: b.Event, Log: b.Log}
+	b.c = &Controller{Env: b.Env(), Index: x, Epoch: 1}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() { _ = x.Run(ctx) })
 	<-x.Synced()
-	done.Go(func() { _ = b.c.Run(ctx) })
+	done.Go(func() { _ = b.c.Control().Run(ctx) })
 	b.stop = sync.OnceFunc(func() { cancel(); done.Wait() })
 }
 
@@ -324,11 +324,11 @@ func TestRaceWithFlanneld(t *testing.T) {
 	b.Create(network("net"))
 	b.settled("net", "Allocated", 0)
 	x := NewIndex(b.Store, b.Log)
-	second := &Controller{Store: b.Store, Cache: b.Cache, Index: x, Epoch: 1, Event: b.Event, Log: b.Log}
+	second := &Controller{Env: b.Env(), Index: x, Epoch: 1}
 	ctx, cancel := context.WithCancel(t.Context())
 	var all, flannelds sync.WaitGroup
 	all.Go(func() { _ = x.Run(ctx) })
-	all.Go(func() { _ = second.Run(ctx) })
+	all.Go(func() { _ = second.Control().Run(ctx) })
 	var mu sync.Mutex
 	claimed := map[netip.Prefix]int{}
 	for w := range 4 {

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -133,35 +132,32 @@ func (w *world) put(n *api.Network, vni uint32, l *layout, lease netip.Prefix, a
 }
 
 // currentGuest reports whether the cache has a Guest as the store does. If it
-// has not yet, the Network is looked at again when it has.
-func (c *Controller) currentGuest(ctx context.Context, network, name string) bool {
+// had not, and has by now, behind is true.
+func (c *Controller) currentGuest(ctx context.Context, name string) (current, behind bool) {
 	stored, err := store.Get[api.Guest](ctx, c.Store, name)
 	cached, ok := store.Cached[api.Guest](c.Cache, name)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		return !ok
+		return !ok, false
 	case err != nil:
-		return false
+		return false, false
 	case ok && cached.Metadata.ResourceVersion == stored.Metadata.ResourceVersion:
-		return true
+		return true, false
 	}
-	revision, err := strconv.ParseInt(stored.Metadata.ResourceVersion, 10, 64)
-	if err == nil && c.Cache.WaitRevision(ctx, revision) == nil {
-		c.loop.Add(network)
-	}
-	return false
+	return false, c.Cache.WaitRevision(ctx, store.RevisionOf(stored)) == nil
 }
 
-// guestChanged makes due what a Guest's place matters to.
-func (c *Controller) guestChanged(ch store.Change) {
+// guestNetworks are those to which a Guest's place matters.
+func guestNetworks(ch store.Change) (networks []string) {
 	old, _ := ch.Old.(*api.Guest)
 	now, _ := ch.New.(*api.Guest)
 	if old != nil && now != nil && old.Spec.Network == now.Spec.Network && old.Status.Host == now.Status.Host && old.Status.HostUID == now.Status.HostUID && slices.Equal(old.Status.Addresses, now.Status.Addresses) {
-		return
+		return nil
 	}
 	for _, g := range []*api.Guest{old, now} {
 		if g != nil {
-			c.loop.Add(g.Spec.Network)
+			networks = append(networks, g.Spec.Network)
 		}
 	}
+	return networks
 }

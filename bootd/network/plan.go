@@ -28,6 +28,8 @@ type world struct {
 	// has changed.
 	mayRestore func(store.FlannelID) bool
 	epoch      int64
+	// behind says that current has found a Guest that the cache did not have yet.
+	behind bool
 }
 
 // plan is what is to be written, and what a person should know.
@@ -366,11 +368,10 @@ func (l *layout) strangers(n *api.Network, vni uint32) map[netip.Addr]store.Flan
 }
 
 // world is what stands in the cache, to plan a Network by.
-func (c *Controller) world(ctx context.Context, network string) *world {
-	return &world{
+func (c *Controller) world(ctx context.Context) *world {
+	w := &world{
 		machines: store.CachedList[api.Machine](c.Cache),
 		guests:   append(store.CachedList[api.Guest](c.Cache), store.UnknownGuests(c.Cache)...),
-		current:  func(guest string) bool { return c.currentGuest(ctx, network, guest) },
 		vtep:     func(m *api.Machine) netip.Addr { return VTEP(c.Cache, m) },
 		epoch:    c.Epoch,
 		deleted: func(h hostRecord) bool {
@@ -383,6 +384,12 @@ func (c *Controller) world(ctx context.Context, network string) *world {
 			return time.Since(c.restored[id]) >= restore
 		},
 	}
+	w.current = func(guest string) bool {
+		current, behind := c.currentGuest(ctx, guest)
+		w.behind = w.behind || behind
+		return current
+	}
+	return w
 }
 
 // wrote notes leases that were written, so that one that is fought over is not

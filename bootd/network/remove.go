@@ -2,42 +2,34 @@ package network
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/control"
 )
 
 const reasonDeleting = "Deleting"
 
 // remove takes a deleted Network away: each host is told to give it up, and its
 // lease goes when it has; the rest goes with the last.
-func (c *Controller) remove(ctx context.Context, n *api.Network) (time.Duration, error) {
-	if !slices.Contains(n.Metadata.Finalizers, Finalizer) {
+func (c *Controller) remove(ctx context.Context, w *world, n *api.Network) (time.Duration, error) {
+	if !control.HasFinalizer(n, Finalizer) {
 		return 0, nil // somebody else's finalizer is at work
 	}
-	waiting, leases, err := c.clear(ctx, n)
-	switch {
-	case errors.Is(err, store.ErrConflict):
-		c.loop.Add(n.Metadata.Name)
-		return 0, nil
-	case err != nil:
+	waiting, leases, err := c.clear(ctx, w, n)
+	if err != nil {
 		return 0, err
-	case len(waiting) > 0:
-		return recheck, c.report(ctx, n, 0, leases, api.False, reasonDeleting,
-			fmt.Sprintf("waiting for %s to report that nothing of it is left: bring hosts that are down back, or delete their Machines", names(waiting)))
+	}
+	if len(waiting) > 0 {
+		return recheck, c.report(ctx, n, 0, leases, control.Finding{Status: api.False, Reason: reasonDeleting, Event: api.Normal,
+			Message: fmt.Sprintf("waiting for %s to report that nothing of it is left: bring hosts that are down back, or delete their Machines", names(waiting))})
 	}
 	if err := c.freeVNIs(ctx, n); err != nil {
 		return 0, err
 	}
-	_, err = c.mutate(ctx, n, func(n *api.Network) bool {
-		n.Metadata.Finalizers = slices.DeleteFunc(n.Metadata.Finalizers, func(f string) bool { return f == Finalizer })
-		return true
-	})
-	if err != nil {
+	if err := control.Write(ctx, c.Env, n, func(n *api.Network) bool { return control.DropFinalizer(n, Finalizer) }); err != nil {
 		return 0, err
 	}
 	c.Event(n, api.Normal, "Removed", "no host has anything of it any more, and its leases are gone")
@@ -45,8 +37,7 @@ func (c *Controller) remove(ctx context.Context, n *api.Network) (time.Duration,
 }
 
 // clear brings a deleted Network's leases to an end, as far as its hosts have.
-func (c *Controller) clear(ctx context.Context, n *api.Network) (waiting []string, leases int, err error) {
-	w := c.world(ctx, n.Metadata.Name)
+func (c *Controller) clear(ctx context.Context, w *world, n *api.Network) (waiting []string, leases int, err error) {
 	for range maxRounds {
 		l, err := c.read(ctx, n.Metadata.Name)
 		if err != nil {

@@ -37,12 +37,12 @@ func newSite(t *testing.T) (*bench, *Views) {
 		b.host(at[0], at[1])
 	}
 	index := network.NewIndex(b.Store, b.Log)
-	leases := &network.Controller{Store: b.Store, Cache: b.Cache, Index: index, Epoch: 1, Event: b.Event, Log: b.Log}
+	leases := &network.Controller{Env: b.Env(), Index: index, Epoch: 1}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() { _ = index.Run(ctx) })
 	<-index.Synced()
-	done.Go(func() { _ = leases.Run(ctx) })
+	done.Go(func() { _ = leases.Control().Run(ctx) })
 	t.Cleanup(func() { cancel(); done.Wait() })
 	b.compiler = &hostspec.Compiler{Cache: b.Cache, Networks: index, BGP: &hostspec.BGP{
 		Key: func(one, other string) string { return "key" },
