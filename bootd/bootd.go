@@ -393,7 +393,12 @@ func (d *daemon) lead(ctx context.Context) error {
 		}
 		images := &image.Controller{Env: env, Blobs: d.blobs, Sources: sources}
 		networks := &network.Controller{Env: env, Index: d.nets, Epoch: d.hub.Compiler.Epoch}
-		guests := &guest.Controller{Store: d.store, Cache: d.cache, Lease: d.nets.Lease, Epoch: d.hub.Compiler.Epoch, Event: d.record.Event, Log: d.log}
+		guests := &guest.Controller{
+			Env: env, Lease: d.nets.Lease, Epoch: d.hub.Compiler.Epoch,
+			Leases: func(ctx context.Context, fn func(map[string]bool)) error {
+				return d.nets.Subscribe(ctx, func(ch network.Change) { fn(ch.Networks) })
+			},
+		}
 		zones := &zone.Controller{Store: d.store, Cache: d.cache, Compiler: d.hub.Compiler, Sessions: d.hub.BGP, Event: d.record.Event, Log: d.log}
 		d.leading.Store(true)
 		defer d.leading.Store(false)
@@ -402,10 +407,7 @@ func (d *daemon) lead(ctx context.Context) error {
 		g.Go(func() error { return machines.Control().Run(ctx) })
 		g.Go(func() error { return images.Control().Run(ctx) })
 		g.Go(func() error { return networks.Control().Run(ctx) })
-		g.Go(func() error { return guests.Run(ctx) })
-		g.Go(func() error {
-			return d.nets.Subscribe(ctx, func(ch network.Change) { guests.LeasesChanged(ch.Networks) })
-		})
+		g.Go(func() error { return guests.Control().Run(ctx) })
 		g.Go(func() error { return zones.Run(ctx) })
 		g.Go(func() error { return d.recovery.Run(ctx) })
 		return g.Wait()

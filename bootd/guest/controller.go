@@ -6,15 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
@@ -27,17 +24,15 @@ const Finalizer = "rackweft/guest"
 
 // Controller places Guests.
 type Controller struct {
-	Store *store.Store
-	Cache *store.Cache
+	control.Env
 	// Lease is a host's, by its Machine's uid, in a Network; false when it has none.
 	Lease func(uid, network string) (lease, lease6 netip.Prefix, ok bool)
+	// Leases calls fn with the names of Networks whose leases have changed, until ctx ends.
+	Leases func(ctx context.Context, fn func(networks map[string]bool)) error
 	// Epoch is the store's: what a host reported in another counts for nothing.
 	Epoch int64
-	Event func(o api.Object, typ api.EventType, reason, message string)
-	Log   *slog.Logger
 
-	loop  *control.Loop
-	there index.Keyed[string, string] // host → Guests; used by changed alone
+	there index.Keyed[string, string] // host → Guests; used by due alone
 	// placing is held from the look at all Guests until the cache has the choice.
 	placing sync.Mutex
 }
@@ -49,53 +44,47 @@ const (
 	recheckReady = 5 * time.Minute
 )
 
-// Run works until ctx ends. It runs on the elected bootd only.
-func (c *Controller) Run(ctx context.Context) error {
-	c.loop, c.there = control.New(c.reconcile, c.Log), index.Keyed[string, string]{}
-	var kinds []api.Kind
-	for _, name := range []string{"Guest", "Machine", "Network", "Site", "Image", "Secret"} {
-		k, err := api.LookupKind(name)
-		if err != nil {
-			return err
-		}
-		kinds = append(kinds, k)
+// Control is the controller as it runs.
+func (c *Controller) Control() *control.Controller[*api.Guest] {
+	c.there = index.Keyed[string, string]{}
+	return &control.Controller[*api.Guest]{
+		Env: c.Env, Kinds: []string{"Guest", "Machine", "Network", "Site", "Image", "Secret"}, Due: c.due, Workers: 4, Step: c.step,
+		Sources: []control.Source{c.membersChanged},
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.Cache.Subscribe(ctx, c.changed, kinds...) })
-	g.Go(func() error { c.loop.Run(ctx, 4); return ctx.Err() })
-	return g.Wait()
 }
 
-// LeasesChanged makes due the Guests that wait for a host to become a member of
+// membersChanged makes due the Guests that wait for a host to become a member of
 // a Network.
-func (c *Controller) LeasesChanged(networks map[string]bool) {
-	c.addAll(func(g *api.Guest) bool { return waits(g) && networks[g.Spec.Network] })
+func (c *Controller) membersChanged(ctx context.Context, due func(...string)) error {
+	return c.Leases(ctx, func(networks map[string]bool) {
+		due(c.all(func(g *api.Guest) bool { return waits(g) && networks[g.Spec.Network] })...)
+	})
 }
 
-// changed makes due what a change may matter to.
-func (c *Controller) changed(ch store.Change) {
+// due names the Guests that a change may matter to.
+func (c *Controller) due(ch store.Change) []string {
 	switch ch.Kind.Name {
 	case "Guest":
-		c.loop.Add(ch.Name)
 		c.placed(ch)
+		due := []string{ch.Name}
 		if old, ok := ch.Old.(*api.Guest); ok && (ch.New == nil || ch.New.(*api.Guest).Status.Host != old.Status.Host) {
-			c.addAll(waits) // there is room where it was
+			due = append(due, c.all(waits)...) // there is room where it was
 		}
+		return due
 	case "Machine":
-		room := offer(ch.Old) != offer(ch.New)
-		c.addThere(ch.Name)
-		if room {
-			c.addAll(waits)
+		due := c.on(ch.Name)
+		if offer(ch.Old) != offer(ch.New) {
+			due = append(due, c.all(waits)...)
 		}
+		return due
 	case "Image":
-		c.addAll(func(g *api.Guest) bool { return g.Spec.Image == ch.Name })
+		return c.all(func(g *api.Guest) bool { return g.Spec.Image == ch.Name })
 	case "Secret":
-		c.addAll(func(g *api.Guest) bool {
+		return c.all(func(g *api.Guest) bool {
 			return slices.ContainsFunc(g.Spec.Shares, func(s api.Share) bool { return s.Secret == ch.Name })
 		})
-	default:
-		c.addAll(waits)
 	}
+	return c.all(waits)
 }
 
 // waits reports whether a Guest would have another host if there were one.
@@ -143,7 +132,7 @@ func places(o api.Object) []string {
 	return list
 }
 
-// placed keeps there current. Only changed may call it.
+// placed keeps there current. Only due may call it.
 func (c *Controller) placed(ch store.Change) {
 	for _, host := range places(ch.Old) {
 		c.there.Remove(host, ch.Name)
@@ -153,33 +142,25 @@ func (c *Controller) placed(ch store.Change) {
 	}
 }
 
-// addThere makes due the Guests of a host.
-func (c *Controller) addThere(host string) {
+// on are the Guests of a host.
+func (c *Controller) on(host string) []string {
 	found := map[string]struct{}{}
 	c.there.Collect(host, found)
-	for name := range found {
-		c.loop.Add(name)
-	}
+	return slices.Collect(maps.Keys(found))
 }
 
-func (c *Controller) addAll(which func(*api.Guest) bool) {
-	if c.loop == nil {
-		return
-	}
+func (c *Controller) all(which func(*api.Guest) bool) (guests []string) {
 	for _, g := range store.CachedList[api.Guest](c.Cache) {
 		if which(g) {
-			c.loop.Add(g.Metadata.Name)
+			guests = append(guests, g.Metadata.Name)
 		}
 	}
+	return guests
 }
 
-// reconcile takes one step with one Guest. A Guest that is not in the cache is
-// left alone: only its deletion, which its finalizer makes visible, ends it.
-func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration, error) {
-	g, ok := store.Cached[api.Guest](c.Cache, name)
-	if !ok {
-		return 0, nil
-	}
+// step takes one step with one Guest. A Guest that is not in the cache is left
+// alone: only its deletion, which its finalizer makes visible, ends it.
+func (c *Controller) step(ctx context.Context, g *api.Guest) (time.Duration, error) {
 	if store.Held(c.Cache) {
 		return store.HeldRecheck, nil
 	}
@@ -189,55 +170,22 @@ func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration,
 	switch {
 	case g.Metadata.DeletionTimestamp != nil:
 		return recheck, c.end(ctx, g)
-	case !slices.Contains(g.Metadata.Finalizers, Finalizer):
-		return 0, c.write(ctx, g, func(g *api.Guest) bool { // the change makes it due again
-			g.Metadata.Finalizers = append(g.Metadata.Finalizers, Finalizer)
-			return true
-		})
+	case !control.HasFinalizer(g, Finalizer):
+		return 0, c.write(ctx, g, func(g *api.Guest) bool { return control.AddFinalizer(g, Finalizer) }) // the change makes it due again
 	case g.Status.Host == "":
 		return recheck, c.place(ctx, g, "")
 	}
 	return c.follow(ctx, g)
 }
 
-// write changes a Guest that is still the same, and waits until the cache has it.
+// write changes a Guest that is still the same.
 func (c *Controller) write(ctx context.Context, g *api.Guest, change func(*api.Guest) bool) error {
-	fresh, err := store.Mutate(ctx, c.Store, g.Metadata.Name, func(fresh *api.Guest) error {
-		if fresh.Metadata.UID != g.Metadata.UID || !change(fresh) {
-			return store.ErrUnchanged
-		}
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("write Guest %s: %w", g.Metadata.Name, err)
-	}
-	revision, err := strconv.ParseInt(fresh.Metadata.ResourceVersion, 10, 64)
-	if err != nil {
-		return fmt.Errorf("write Guest %s: %w", g.Metadata.Name, err)
-	}
-	return c.Cache.WaitRevision(ctx, revision)
+	return control.Write(ctx, c.Env, g, change)
 }
 
 // condition writes one, with an event when it is news.
 func (c *Controller) condition(ctx context.Context, g *api.Guest, typ string, status api.ConditionStatus, reason, message string) error {
-	news := false
-	err := c.write(ctx, g, func(g *api.Guest) bool {
-		old := g.Status.Conditions.Get(typ)
-		news = old == nil || old.Status != status || old.Reason != reason
-		return g.Status.Conditions.Set(time.Now(), typ, status, reason, message)
-	})
-	if err != nil || !news {
-		return err
-	}
-	severity := api.Normal
-	if status == api.False {
-		severity = api.Warning
-	}
-	c.Event(g, severity, reason, message)
-	return nil
+	return control.Report(ctx, c.Env, g, control.Finding{Condition: typ, Status: status, Reason: reason, Message: message}, nil)
 }
 
 // end takes a deleted Guest from its host; it is gone when no host has it.
@@ -248,11 +196,7 @@ func (c *Controller) end(ctx context.Context, g *api.Guest) error {
 	if len(g.Status.Left) > 0 {
 		return nil // forget looks after them
 	}
-	return c.write(ctx, g, func(g *api.Guest) bool {
-		before := len(g.Metadata.Finalizers)
-		g.Metadata.Finalizers = slices.DeleteFunc(g.Metadata.Finalizers, func(f string) bool { return f == Finalizer })
-		return len(g.Metadata.Finalizers) != before
-	})
+	return c.write(ctx, g, func(g *api.Guest) bool { return control.DropFinalizer(g, Finalizer) })
 }
 
 // leave has the Guest's host take away what it has of it.
@@ -276,10 +220,7 @@ func (c *Controller) forget(ctx context.Context, g *api.Guest) (bool, error) {
 	}
 	written := false
 	err := c.write(ctx, g, func(fresh *api.Guest) bool {
-		version, err := strconv.ParseInt(fresh.Metadata.ResourceVersion, 10, 64)
-		if err != nil {
-			return false
-		}
+		version := store.RevisionOf(fresh)
 		written = false
 		fresh.Status.Left = slices.DeleteFunc(fresh.Status.Left, func(p api.GuestPlace) bool {
 			gone := c.nothingLeft(ctx, fresh, p)
@@ -548,41 +489,31 @@ func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, s
 	if seen.Guest != nil {
 		state = seen.Guest.State
 	}
-	status, reason, message := api.True, string(state), fmt.Sprintf("%s on %s", state, m.Metadata.Name)
+	found := control.Finding{Status: api.True, Reason: string(state), Message: fmt.Sprintf("%s on %s", state, m.Metadata.Name)}
 	if _, err := Part(c.Cache, g); err != nil {
-		status, reason, message = api.False, "Incomplete", err.Error()
+		found = control.Finding{Status: api.False, Reason: "Incomplete", Message: err.Error()}
 	} else if seen.State != api.PartApplied || state != g.Spec.State {
-		status, reason, message = api.False, "NotApplied", fmt.Sprintf("%s is not done with it: %s", m.Metadata.Name, saying(seen))
+		found = control.Finding{Status: api.False, Reason: "NotApplied", Message: fmt.Sprintf("%s is not done with it: %s", m.Metadata.Name, saying(seen)), Silent: true}
 		if seen.State == api.PartFailed {
-			reason = "Failed"
+			found.Reason, found.Silent = "Failed", false
 		}
 	}
-	news := false
-	err := c.write(ctx, g, func(g *api.Guest) bool {
-		old := g.Status.Conditions.Get(api.CondReady)
-		news = old == nil || old.Status != status || old.Reason != reason
-		changed := g.Status.Conditions.Set(time.Now(), api.CondReady, status, reason, message)
+	return control.Report(ctx, c.Env, g, found, func(g *api.Guest) bool {
+		changed := false
 		if g.Status.State != state {
 			g.Status.State, changed = state, true
 		}
-		if seen.Guest != nil {
-			changed = takeOver(g, seen.Guest) || changed
-			for _, cond := range seen.Guest.Conditions { // their times are of the host's clock, which may be off
-				if cond.Type != api.CondReady && cond.Type != api.CondPlaced {
-					changed = g.Status.Conditions.Set(time.Now(), cond.Type, cond.Status, cond.Reason, cond.Message) || changed
-				}
+		if seen.Guest == nil {
+			return changed
+		}
+		changed = takeOver(g, seen.Guest) || changed
+		for _, cond := range seen.Guest.Conditions { // their times are of the host's clock, which may be off
+			if cond.Type != api.CondReady && cond.Type != api.CondPlaced {
+				changed = g.Status.Conditions.Set(time.Now(), cond.Type, cond.Status, cond.Reason, cond.Message) || changed
 			}
 		}
 		return changed
 	})
-	if err == nil && news && reason != "NotApplied" {
-		typ := api.Normal
-		if status == api.False {
-			typ = api.Warning
-		}
-		c.Event(g, typ, reason, message)
-	}
-	return err
 }
 
 // takeOver notes what came of requests, and which snapshots there are.

@@ -51,7 +51,9 @@ func (b *bench) addHost(name string) {
 // start runs a Controller; stop forgets it, as a killed bootd does.
 func (b *bench) start() {
 	b.t.Helper()
-	c := &Controller{Store: b.Store, Cache: b.Cache, Epoch: 1, Event: b.Event, Log: b.Log,
+	c := &Controller{
+		Env: b.Env(), Epoch: 1,
+		Leases: func(ctx context.Context, _ func(map[string]bool)) error { <-ctx.Done(); return ctx.Err() },
 		Lease: func(uid, _ string) (netip.Prefix, netip.Prefix, bool) {
 			for _, m := range store.CachedList[api.Machine](b.Cache) {
 				var n byte
@@ -60,10 +62,11 @@ func (b *bench) start() {
 				}
 			}
 			return netip.Prefix{}, netip.Prefix{}, false
-		}}
+		},
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
-	done.Go(func() { _ = c.Run(ctx) })
+	done.Go(func() { _ = c.Control().Run(ctx) })
 	b.stop = sync.OnceFunc(func() { cancel(); done.Wait() })
 }
 
