@@ -399,17 +399,16 @@ func (d *daemon) lead(ctx context.Context) error {
 				return d.nets.Subscribe(ctx, func(ch network.Change) { fn(ch.Networks) })
 			},
 		}
-		zones := &zone.Controller{Store: d.store, Cache: d.cache, Compiler: d.hub.Compiler, Sessions: d.hub.BGP, Event: d.record.Event, Log: d.log}
+		zones := &zone.Controller{Env: env, Compiler: d.hub.Compiler, Sessions: d.hub.BGP}
 		d.leading.Store(true)
 		defer d.leading.Store(false)
 		d.reportSubnets(ctx)
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return machines.Control().Run(ctx) })
-		g.Go(func() error { return images.Control().Run(ctx) })
-		g.Go(func() error { return networks.Control().Run(ctx) })
-		g.Go(func() error { return guests.Control().Run(ctx) })
-		g.Go(func() error { return zones.Run(ctx) })
-		g.Go(func() error { return d.recovery.Run(ctx) })
+		for _, c := range []interface{ Run(context.Context) error }{
+			machines.Control(), images.Control(), networks.Control(), guests.Control(), zones.Control(), d.recovery,
+		} {
+			g.Go(func() error { return c.Run(ctx) })
+		}
 		return g.Wait()
 	})
 }

@@ -2,13 +2,8 @@ package zone
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"log/slog"
 	"slices"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
@@ -18,16 +13,11 @@ import (
 
 // Controller chooses the reflectors of Zones, and says how Zones stand.
 type Controller struct {
-	Store    *store.Store
-	Cache    *store.Cache
+	control.Env
 	Compiler *hostspec.Compiler
 	// Sessions is what a host has reported of its speaker; nil for nothing. A
 	// host whose stream another bootd holds reports nothing here.
 	Sessions func(host string) *api.BGPStatus
-	Event    func(o api.Object, typ api.EventType, reason, message string)
-	Log      *slog.Logger
-
-	loop *control.Loop
 }
 
 const (
@@ -37,93 +27,78 @@ const (
 	recheck       = 30 * time.Second
 )
 
-// Run works until ctx ends. It runs on the elected bootd only.
-func (c *Controller) Run(ctx context.Context) error {
-	c.loop = control.New(c.reconcile, c.Log)
-	var kinds []api.Kind
-	for _, name := range []string{"Zone", "Machine", "Subnet", "Secret"} {
-		k, err := api.LookupKind(name)
-		if err != nil {
-			return err
-		}
-		kinds = append(kinds, k)
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.Cache.Subscribe(ctx, c.changed, kinds...) })
-	g.Go(func() error { c.loop.Run(ctx, 2); return ctx.Err() })
-	return g.Wait()
-}
-
 // gather is how long changes of Machines are gathered: a Zone is judged by all of
 // its Machines, and many may change at once.
 const gather = time.Second
 
-// changed makes due what a change may matter to.
-func (c *Controller) changed(ch store.Change) {
+// Control is the controller as it runs.
+func (c *Controller) Control() *control.Controller[*api.Zone] {
+	return &control.Controller[*api.Zone]{
+		Env: c.Env, Kinds: []string{"Zone", "Machine", "Subnet", "Secret"}, Due: c.due, Workers: 2, Step: c.step,
+		Gather: map[string]time.Duration{"Machine": gather},
+	}
+}
+
+// due names the Zones that a change may matter to.
+func (c *Controller) due(ch store.Change) (zones []string) {
 	switch ch.Kind.Name {
 	case "Zone":
-		c.loop.Add(ch.Name)
+		return []string{ch.Name}
 	case "Machine":
 		for _, o := range []api.Object{ch.Old, ch.New} {
 			if m, ok := o.(*api.Machine); ok && m.Spec.Zone != "" {
-				c.loop.AddSoon(m.Spec.Zone, gather)
+				zones = append(zones, m.Spec.Zone)
 			}
 		}
 		for _, o := range c.Cache.CachedReferrers("Machine", ch.Name) {
 			if z, ok := o.(*api.Zone); ok {
-				c.loop.AddSoon(z.Metadata.Name, gather) // it may be of another Zone
+				zones = append(zones, z.Metadata.Name) // it may be of another Zone
 			}
 		}
-	default:
-		for _, z := range store.CachedList[api.Zone](c.Cache) {
-			c.loop.Add(z.Metadata.Name)
-		}
+		return zones
 	}
+	for _, z := range store.CachedList[api.Zone](c.Cache) {
+		zones = append(zones, z.Metadata.Name)
+	}
+	return zones
 }
 
-// reconcile brings one Zone's reflectors and conditions to what they should be.
-func (c *Controller) reconcile(ctx context.Context, name string) (time.Duration, error) {
-	z, ok := store.Cached[api.Zone](c.Cache, name)
-	if !ok || z.Metadata.DeletionTimestamp != nil {
+// step brings one Zone's reflectors and conditions to what they should be.
+func (c *Controller) step(ctx context.Context, z *api.Zone) (time.Duration, error) {
+	if z.Metadata.DeletionTimestamp != nil {
 		return 0, nil
 	}
 	if store.Held(c.Cache) {
 		return store.HeldRecheck, nil
 	}
 	now := time.Now().UTC()
-	members := c.Compiler.Members(name)
+	members := c.Compiler.Members(z.Metadata.Name)
 	all := c.candidates(ctx, z, members, now)
-	var picked choice
+	picked, after := choice{}, z
 	wrote := false
-	fresh, err := store.Mutate(ctx, c.Store, name, func(fresh *api.Zone) error {
-		wrote = false
+	err := control.Write(ctx, c.Env, z, func(fresh *api.Zone) bool {
+		wrote, after = false, fresh
 		// How hosts stand was looked up for the reflectors of the cache. The change
 		// that it has not heard of yet makes the Zone due again.
-		if fresh.Metadata.UID != z.Metadata.UID || !sameReflectors(fresh.Status.Reflectors, z.Status.Reflectors) {
-			return store.ErrUnchanged
+		if !sameReflectors(fresh.Status.Reflectors, z.Status.Reflectors) {
+			return false
 		}
 		picked = choose(fresh.Spec.Reflectors, now, fresh.Status.Reflectors, all)
 		loopbacks := chooseLoopbacks(fresh, members)
 		changed := !sameReflectors(fresh.Status.Reflectors, picked.reflectors) || !slices.EqualFunc(fresh.Status.Loopbacks, loopbacks, sameLoopback)
 		fresh.Status.Reflectors, fresh.Status.Loopbacks = picked.reflectors, loopbacks
-		if !c.judge(ctx, fresh, members, all, picked, now) && !changed {
-			return store.ErrUnchanged
-		}
-		wrote = true
-		return nil
+		wrote = c.judge(ctx, fresh, members, all, picked, now) || changed
+		return wrote
 	})
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return 0, nil
-	case err != nil:
-		return 0, fmt.Errorf("write Zone %s: %w", name, err)
+	if err != nil {
+		return 0, err
 	}
 	if wrote {
 		for _, n := range picked.news {
-			c.Event(fresh, n.typ, n.reason, n.message)
+			c.Event(after, n.typ, n.reason, n.message)
 		}
 	}
-	if moving(fresh) {
+	if moving(after) {
 		return recheckMoving, nil
 	}
 	return recheck, nil

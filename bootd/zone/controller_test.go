@@ -46,10 +46,10 @@ func newBench(t *testing.T) *bench {
 			return store.OpenSecret(ctx, b.Store, name, use)
 		},
 	}}
-	c := &Controller{Store: b.Store, Cache: b.Cache, Compiler: b.compiler, Sessions: b.reported, Event: b.Event, Log: b.Log}
+	c := &Controller{Env: b.Env(), Compiler: b.compiler, Sessions: b.reported}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
-	done.Go(func() { _ = c.Run(ctx) })
+	done.Go(func() { _ = c.Control().Run(ctx) })
 	t.Cleanup(func() { cancel(); done.Wait() })
 	return b
 }
