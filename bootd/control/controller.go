@@ -44,7 +44,7 @@ type Controller[T api.Object] struct {
 	Gone func(name string)
 
 	mu    sync.Mutex
-	loop  *Loop
+	loop  *loop
 	heard *store.Subscription
 }
 
@@ -73,7 +73,7 @@ func (c *Controller[T]) begin() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.loop, c.heard = New(c.step, c.Log), c.Cache.Subscription(kinds...)
+	c.loop, c.heard = newLoop(c.step, c.Log), c.Cache.Subscription(kinds...)
 	return nil
 }
 
@@ -132,13 +132,13 @@ func (c *Controller[T]) Idle(ctx context.Context) error {
 // between has made its writes, and what they make due must be seen.
 func (c *Controller[T]) idle() bool {
 	c.mu.Lock()
-	loop, heard := c.loop, c.heard
+	due, heard := c.loop, c.heard
 	c.mu.Unlock()
-	if loop == nil {
+	if due == nil {
 		return false
 	}
 	before, quiet := heard.Quiet()
-	if !quiet || !loop.idle() {
+	if !quiet || !due.idle() {
 		return false
 	}
 	after, quiet := heard.Quiet()

@@ -13,16 +13,16 @@ import (
 	"time"
 )
 
-// Func brings one object to its desired state. It returns when to look again
+// stepFunc brings one object to its desired state. It returns when to look again
 // at the latest: AtOnce, or 0 for when something changes.
-type Func func(ctx context.Context, name string) (time.Duration, error)
+type stepFunc func(ctx context.Context, name string) (time.Duration, error)
 
 // AtOnce is the delay of a step that is to be taken again without a change.
 const AtOnce time.Duration = 1
 
-// Loop runs a Func over a set of names. The zero value is not usable; see New.
-type Loop struct {
-	fn         Func
+// loop runs a stepFunc over a set of names. The zero value is not usable; see newLoop.
+type loop struct {
+	fn         stepFunc
 	log        *slog.Logger
 	minBackoff time.Duration
 	maxBackoff time.Duration
@@ -44,9 +44,9 @@ type timer struct {
 	soon bool // something was added, and is gathered
 }
 
-// New makes a loop whose errors back off from 1 s to 1 min.
-func New(fn Func, log *slog.Logger) *Loop {
-	l := &Loop{fn: fn, log: log, minBackoff: time.Second, maxBackoff: time.Minute,
+// newLoop makes a loop whose errors back off from 1 s to 1 min.
+func newLoop(fn stepFunc, log *slog.Logger) *loop {
+	l := &loop{fn: fn, log: log, minBackoff: time.Second, maxBackoff: time.Minute,
 		queued: map[string]bool{}, running: map[string]bool{}, again: map[string]bool{},
 		timers: map[string]*timer{}, fails: map[string]int{}}
 	l.wake = sync.NewCond(&l.mu)
@@ -54,7 +54,7 @@ func New(fn Func, log *slog.Logger) *Loop {
 }
 
 // Add makes a name due now. It never blocks.
-func (l *Loop) Add(name string) {
+func (l *loop) Add(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.add(name)
@@ -62,7 +62,7 @@ func (l *Loop) Add(name string) {
 
 // AddSoon makes a name due after a delay, unless it is due earlier: what is added
 // meanwhile is one. It never blocks.
-func (l *Loop) AddSoon(name string, d time.Duration) {
+func (l *loop) AddSoon(name string, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.closed && !l.queued[name] {
@@ -71,7 +71,7 @@ func (l *Loop) AddSoon(name string, d time.Duration) {
 	}
 }
 
-func (l *Loop) add(name string) {
+func (l *loop) add(name string) {
 	if l.closed || l.queued[name] {
 		return
 	}
@@ -89,7 +89,7 @@ func (l *Loop) add(name string) {
 }
 
 // addAfter makes a name due later; an earlier due time stands.
-func (l *Loop) addAfter(name string, d time.Duration) {
+func (l *loop) addAfter(name string, d time.Duration) {
 	at := time.Now().Add(d)
 	if old := l.timers[name]; old != nil {
 		if old.at.Before(at) {
@@ -109,7 +109,7 @@ func (l *Loop) addAfter(name string, d time.Duration) {
 }
 
 // Run works until ctx ends, then waits for the workers. It may run again later.
-func (l *Loop) Run(ctx context.Context, workers int) {
+func (l *loop) Run(ctx context.Context, workers int) {
 	l.mu.Lock()
 	l.closed = false
 	l.mu.Unlock()
@@ -122,7 +122,7 @@ func (l *Loop) Run(ctx context.Context, workers int) {
 	wg.Wait()
 }
 
-func (l *Loop) close() {
+func (l *loop) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
@@ -137,7 +137,7 @@ func (l *Loop) close() {
 	l.wake.Broadcast()
 }
 
-func (l *Loop) work(ctx context.Context) {
+func (l *loop) work(ctx context.Context) {
 	for {
 		name, ok := l.take()
 		if !ok {
@@ -148,7 +148,7 @@ func (l *Loop) work(ctx context.Context) {
 	}
 }
 
-func (l *Loop) take() (string, bool) {
+func (l *loop) take() (string, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.ready) == 0 && !l.closed {
@@ -164,7 +164,7 @@ func (l *Loop) take() (string, bool) {
 	return name, true
 }
 
-func (l *Loop) done(ctx context.Context, name string, after time.Duration, err error) {
+func (l *loop) done(ctx context.Context, name string, after time.Duration, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.running, name)
@@ -189,7 +189,7 @@ func (l *Loop) done(ctx context.Context, name string, after time.Duration, err e
 }
 
 // idle reports whether no name is due or gathered, and no worker holds one.
-func (l *Loop) idle() bool {
+func (l *loop) idle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range l.timers {
@@ -200,7 +200,7 @@ func (l *Loop) idle() bool {
 	return len(l.ready) == 0 && len(l.running) == 0
 }
 
-func (l *Loop) backoff(name string) time.Duration {
+func (l *loop) backoff(name string) time.Duration {
 	d := l.maxBackoff
 	if n := l.fails[name]; n < 16 {
 		d = min(l.minBackoff<<n, l.maxBackoff)

@@ -14,9 +14,9 @@ import (
 
 func TestOneWorkerPerName(t *testing.T) {
 	var inside, max, runs atomic.Int32
-	var l *Loop
+	var l *loop
 	done := make(chan struct{})
-	l = New(func(context.Context, string) (time.Duration, error) {
+	l = newLoop(func(context.Context, string) (time.Duration, error) {
 		if n := inside.Add(1); n > max.Load() {
 			max.Store(n)
 		}
@@ -47,7 +47,7 @@ func TestBackoffAndRequeue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var at []time.Duration
-		l := New(func(context.Context, string) (time.Duration, error) {
+		l := newLoop(func(context.Context, string) (time.Duration, error) {
 			at = append(at, time.Since(start))
 			switch len(at) {
 			case 1, 2:
@@ -81,7 +81,7 @@ func TestAddSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var at []time.Duration
-		l := New(func(context.Context, string) (time.Duration, error) {
+		l := newLoop(func(context.Context, string) (time.Duration, error) {
 			at = append(at, time.Since(start))
 			return time.Hour, nil
 		}, slog.New(slog.DiscardHandler))
