@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -44,9 +45,13 @@ type HostLease struct {
 // said to have in the store, and does not claim itself, goes to the one that
 // does. It returns sentences about leases that two hosts claim.
 func Adopt(ctx context.Context, s *store.Store, network, uid string, vni uint32, leases []HostLease) (conflicts []string, err error) {
+	old, err := readLayout(ctx, s, network)
+	if err != nil {
+		return nil, err
+	}
 	claimed := map[netip.Prefix]HostLease{}
-	for _, l := range leases {
-		if other, ok := claimed[l.Lease]; ok {
+	for _, l := range byRight(leases, old) {
+		if other, ok := overlapping(claimed, l.Lease); ok {
 			conflicts = append(conflicts, fmt.Sprintf("hosts %s and %s both say that they have lease %s of Network %s: it is left to %s", other.Machine, l.Machine, l.Lease, network, other.Machine))
 			continue
 		}
@@ -61,6 +66,30 @@ func Adopt(ctx context.Context, s *store.Store, network, uid string, vni uint32,
 		}
 	}
 	return conflicts, nil
+}
+
+// byRight orders the leases that hosts claim: those that the store has for the
+// host come first, then the longer prefixes.
+func byRight(leases []HostLease, l *layout) []HostLease {
+	stored := func(h HostLease) int {
+		if l.hosts[h.Lease].UID == h.UID {
+			return 0
+		}
+		return 1
+	}
+	return slices.SortedStableFunc(slices.Values(leases), func(a, b HostLease) int {
+		return cmp.Or(cmp.Compare(stored(a), stored(b)), cmp.Compare(b.Lease.Bits(), a.Lease.Bits()))
+	})
+}
+
+// overlapping finds who has claimed a part of a lease.
+func overlapping(claimed map[netip.Prefix]HostLease, lease netip.Prefix) (HostLease, bool) {
+	for p, h := range claimed {
+		if p.Overlaps(lease) {
+			return h, true
+		}
+	}
+	return HostLease{}, false
 }
 
 // replaceOwner takes away the leases of an earlier Network of this name, which

@@ -77,3 +77,35 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("the leases are %+v of %+v, %v", l.hosts, l.of, err)
 	}
 }
+
+// TestAdoptWhatOthersHave has hosts claim what is another's, who has had it since before the backup.
+func TestAdoptWhatOthersHave(t *testing.T) {
+	s, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()}, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	p := netip.MustParsePrefix
+	backup := []store.FlannelWrite{{FlannelID: store.FlannelID{Network: "blue", Kind: store.FlannelOwner}, Value: encode(ownerRecord{UID: "n", VNI: 10017})},
+		{FlannelID: store.FlannelID{Network: "blue", Kind: store.FlannelHost, Subnet: p("10.5.2.0/24")}, Value: encode(hostRecord{Network: "n", Machine: "m", UID: "um"})}}
+	if err := s.WriteFlannel(t.Context(), backup...); err != nil {
+		t.Fatal(err)
+	}
+	conflicts, err := Adopt(t.Context(), s, "blue", "n", 10017, []HostLease{
+		{Machine: "a", UID: "ua", Lease: p("10.5.2.0/24")},
+		{Machine: "b", UID: "ub", Lease: p("10.5.0.0/16")},
+		{Machine: "c", UID: "uc", Lease: p("10.5.2.128/25")},
+		{Machine: "d", UID: "ud", Lease: p("10.5.3.0/24")},
+		{Machine: "m", UID: "um", Lease: p("10.5.2.0/24")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := readLayout(t.Context(), s, "blue")
+	if err != nil || len(l.hosts) != 2 || l.hosts[p("10.5.2.0/24")].UID != "um" || l.hosts[p("10.5.3.0/24")].UID != "ud" {
+		t.Errorf("the leases are %+v, %v", l.hosts, err)
+	}
+	if len(conflicts) != 3 || !strings.Contains(conflicts[0], "it is left to m") {
+		t.Errorf("the conflicts are %q", conflicts)
+	}
+}
