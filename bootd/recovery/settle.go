@@ -172,44 +172,76 @@ func (k *Keeper) guest(ctx context.Context, name string, claims []claim, out *ou
 }
 
 // zones keeps the loopbacks and reflectors that hosts have been told of.
-func (k *Keeper) zones(ctx context.Context, reports []report, _ *outcome) error {
+func (k *Keeper) zones(ctx context.Context, reports []report, out *outcome) error {
+	by := map[string][]report{}
 	for _, r := range reports {
-		zone := r.machine.Spec.Zone
-		if zone == "" || len(r.recount.Loopbacks) == 0 && !r.recount.Reflector {
-			continue
+		if len(r.recount.Loopbacks) > 0 || r.recount.Reflector {
+			by[r.machine.Spec.Zone] = append(by[r.machine.Spec.Zone], r)
 		}
+	}
+	delete(by, "")
+	for _, zone := range slices.Sorted(maps.Keys(by)) {
+		var conflicts []string
 		_, err := store.Mutate(ctx, k.Store, zone, func(z *api.Zone) error {
-			if !adoptInto(z, r) {
-				return store.ErrUnchanged
-			}
+			conflicts = adoptInto(z, by[zone])
 			return nil
 		})
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("take over Zone %s: %w", zone, err)
 		}
+		out.conflicts = append(out.conflicts, conflicts...)
 	}
 	return nil
 }
 
-func adoptInto(z *api.Zone, r report) (changed bool) {
-	name, uid := r.machine.Metadata.Name, r.machine.Metadata.UID
-	if r.recount.Reflector && !slices.ContainsFunc(z.Status.Reflectors, func(s api.ReflectorStatus) bool { return s.UID == uid }) {
-		z.Status.Reflectors = append(z.Status.Reflectors, api.ReflectorStatus{Machine: name, UID: uid, State: api.ReflectorServing, Since: time.Now().UTC()})
-		changed = true
-	}
-	if len(r.recount.Loopbacks) == 0 {
-		return changed
-	}
-	// An address that the backup gives to another host is the one's that has it.
-	for i := range z.Status.Loopbacks {
-		l := &z.Status.Loopbacks[i]
-		if l.UID != uid {
-			l.Addresses = slices.DeleteFunc(slices.Clone(l.Addresses), func(a netip.Addr) bool { return slices.Contains(r.recount.Loopbacks, a) })
+// adoptInto makes a Zone's loopbacks and reflectors those that its hosts have.
+func adoptInto(z *api.Zone, reports []report) (conflicts []string) {
+	owners := loopbackOwners(z, reports)
+	for _, r := range reports {
+		name, uid := r.machine.Metadata.Name, r.machine.Metadata.UID
+		if r.recount.Reflector && !slices.ContainsFunc(z.Status.Reflectors, func(s api.ReflectorStatus) bool { return s.UID == uid }) {
+			z.Status.Reflectors = append(z.Status.Reflectors, api.ReflectorStatus{Machine: name, UID: uid, State: api.ReflectorServing, Since: time.Now().UTC()})
+		}
+		var own []netip.Addr
+		for _, a := range r.recount.Loopbacks {
+			if owners[a] == uid {
+				own = append(own, a)
+				continue
+			}
+			conflicts = append(conflicts, fmt.Sprintf("host %s says that it has loopback %s of Zone %s, and so does another host, which keeps it: look at those hosts", name, a, z.Metadata.Name))
+		}
+		if len(own) > 0 {
+			giveLoopbacks(z, api.LoopbackStatus{Machine: name, UID: uid, Addresses: own})
 		}
 	}
-	z.Status.Loopbacks = slices.DeleteFunc(z.Status.Loopbacks, func(l api.LoopbackStatus) bool { return l.UID == uid || len(l.Addresses) == 0 })
-	z.Status.Loopbacks = append(z.Status.Loopbacks, api.LoopbackStatus{Machine: name, UID: uid, Addresses: r.recount.Loopbacks})
-	return true
+	return conflicts
+}
+
+// loopbackOwners chooses the host, by its uid, that each loopback is left to: the
+// one that the Zone gives it to if that has it, else the first that has it.
+func loopbackOwners(z *api.Zone, reports []report) map[netip.Addr]string {
+	owners := map[netip.Addr]string{}
+	for _, r := range reports {
+		uid := r.machine.Metadata.UID
+		for _, a := range r.recount.Loopbacks {
+			stored := slices.ContainsFunc(z.Status.Loopbacks, func(l api.LoopbackStatus) bool { return l.UID == uid && slices.Contains(l.Addresses, a) })
+			if stored || owners[a] == "" {
+				owners[a] = uid
+			}
+		}
+	}
+	return owners
+}
+
+// giveLoopbacks has a host have its loopbacks and no others, and nobody else
+// have them.
+func giveLoopbacks(z *api.Zone, to api.LoopbackStatus) {
+	for i := range z.Status.Loopbacks {
+		l := &z.Status.Loopbacks[i]
+		l.Addresses = slices.DeleteFunc(slices.Clone(l.Addresses), func(a netip.Addr) bool { return slices.Contains(to.Addresses, a) })
+	}
+	z.Status.Loopbacks = slices.DeleteFunc(z.Status.Loopbacks, func(l api.LoopbackStatus) bool { return l.UID == to.UID || len(l.Addresses) == 0 })
+	z.Status.Loopbacks = append(z.Status.Loopbacks, to)
 }
 
 // leases notes the addresses that hosts use of provisioning Subnets.

@@ -83,24 +83,31 @@ func TestSettleZones(t *testing.T) {
 	k := newKeeper(t)
 	b, c := k.machine(t, "b"), k.machine(t, "c")
 	first, second := netip.MustParseAddr("198.18.127.1"), netip.MustParseAddr("198.18.127.2")
+	// d and e both say that they have third: it is d's, as it was.
+	d, e, third := k.machine(t, "d"), k.machine(t, "e"), netip.MustParseAddr("198.18.127.3")
 	z := &api.Zone{}
 	z.Metadata.Name = "yellow"
-	z.Status.Loopbacks = []api.LoopbackStatus{{Machine: "b", UID: b.Metadata.UID, Addresses: []netip.Addr{first}}}
+	z.Status.Loopbacks = []api.LoopbackStatus{{Machine: "b", UID: b.Metadata.UID, Addresses: []netip.Addr{first}}, {Machine: "d", UID: d.Metadata.UID, Addresses: []netip.Addr{third}}}
 	z.Status.Reflectors = []api.ReflectorStatus{{Machine: "b", UID: b.Metadata.UID, State: api.ReflectorServing}}
 	k.add(t, z)
-	k.says(t, m(t, k), api.Recount{})
 	k.says(t, b, api.Recount{Loopbacks: []netip.Addr{second}})
 	k.says(t, c, api.Recount{Loopbacks: []netip.Addr{first}, Reflector: true})
-	k.settled(t)
+	k.says(t, d, api.Recount{Loopbacks: []netip.Addr{third}})
+	k.says(t, e, api.Recount{Loopbacks: []netip.Addr{third}})
+	k.says(t, m(t, k), api.Recount{})
+	r := k.settled(t)
+	if len(r.Conflicts) != 1 || !strings.Contains(r.Conflicts[0], "host e says that it has loopback 198.18.127.3") {
+		t.Errorf("the conflicts are %q", r.Conflicts)
+	}
 	now := get[api.Zone](t, k, "yellow").Status
 	var loopbacks, reflectors []string
 	for _, l := range now.Loopbacks {
-		loopbacks = append(loopbacks, fmt.Sprint(l.Machine, " ", l.Addresses, l.UID == b.Metadata.UID || l.UID == c.Metadata.UID))
+		loopbacks = append(loopbacks, fmt.Sprint(l.Machine, " ", l.Addresses))
 	}
 	for _, r := range now.Reflectors {
 		reflectors = append(reflectors, r.Machine)
 	}
-	if want := []string{"b [198.18.127.2] true", "c [198.18.127.1] true"}; !slices.Equal(loopbacks, want) {
+	if want := []string{"b [198.18.127.2]", "c [198.18.127.1]", "d [198.18.127.3]"}; !slices.Equal(loopbacks, want) {
 		t.Errorf("the loopbacks are %q, want %q", loopbacks, want)
 	}
 	if want := []string{"b", "c"}; !slices.Equal(reflectors, want) {
