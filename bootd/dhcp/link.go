@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/inet"
 )
 
 const (
@@ -258,7 +260,7 @@ func udpPacket(from, to netip.AddrPort, data []byte) []byte {
 	ip[9] = unix.IPPROTO_UDP
 	copy(ip[12:], src[:])
 	copy(ip[16:], dst[:])
-	binary.BigEndian.PutUint16(ip[10:], checksum(0, ip))
+	binary.BigEndian.PutUint16(ip[10:], inet.Checksum(0, ip))
 
 	binary.BigEndian.PutUint16(udp[0:], from.Port())
 	binary.BigEndian.PutUint16(udp[2:], to.Port())
@@ -268,26 +270,12 @@ func udpPacket(from, to netip.AddrPort, data []byte) []byte {
 	for _, half := range [][]byte{src[:2], src[2:], dst[:2], dst[2:]} {
 		pseudo += uint32(binary.BigEndian.Uint16(half))
 	}
-	sum := checksum(pseudo, b[20:])
+	sum := inet.Checksum(pseudo, b[20:])
 	if sum == 0 {
 		sum = 0xffff // zero means "no checksum"
 	}
 	binary.BigEndian.PutUint16(b[26:], sum)
 	return b
-}
-
-// checksum is the Internet checksum (RFC 1071) of b, added to sum.
-func checksum(sum uint32, b []byte) uint16 {
-	for ; len(b) >= 2; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 func htons(v uint16) uint16 {
