@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/inet"
 )
 
 // The words that probes carry: a frame that a guest hears with the first of
@@ -159,13 +161,6 @@ func (g *testGuest) heardOnlyItsOwn() {
 // checksummed is an IPv4 packet with the checksum of its header (RFC 791
 // §3.1), without which it would be dropped for that reason.
 func checksummed(packet []byte) []byte {
-	sum := uint32(0)
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(packet[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(packet[10:], ^uint16(sum))
+	binary.BigEndian.PutUint16(packet[10:], inet.Checksum(0, packet[:20]))
 	return packet
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/inet"
 )
 
 // Guests are heard and answered by packet sockets: those see the MAC that a
@@ -120,7 +122,7 @@ func udpPacket4(to netip.Addr, data []byte) []byte {
 	b[9] = unix.IPPROTO_UDP
 	copy(b[12:], from[:])
 	copy(b[16:], dst[:])
-	binary.BigEndian.PutUint16(b[10:], checksum(0, b))
+	binary.BigEndian.PutUint16(b[10:], inet.Checksum(0, b))
 	return append(b, udpDatagram(from[:], dst[:], dhcp4Server, dhcp4Client, data)...)
 }
 
@@ -133,7 +135,7 @@ func udpPacket6(to netip.Addr, data []byte) []byte {
 // icmpPacket6 fills the checksum in.
 func icmpPacket6(to netip.Addr, message []byte) []byte {
 	from, dst := Gateway6().As16(), to.As16()
-	sum := checksum(pseudo(from[:], dst[:], unix.IPPROTO_ICMPV6, len(message)), message)
+	sum := inet.Checksum(pseudo(from[:], dst[:], unix.IPPROTO_ICMPV6, len(message)), message)
 	binary.BigEndian.PutUint16(message[2:], sum)
 	return ipv6Packet(from, dst, unix.IPPROTO_ICMPV6, message)
 }
@@ -155,7 +157,7 @@ func udpDatagram(from, to []byte, source, destination uint16, data []byte) []byt
 	binary.BigEndian.PutUint16(b[2:], destination)
 	binary.BigEndian.PutUint16(b[4:], uint16(cap(b)))
 	b = append(b, data...)
-	sum := checksum(pseudo(from, to, unix.IPPROTO_UDP, len(b)), b)
+	sum := inet.Checksum(pseudo(from, to, unix.IPPROTO_UDP, len(b)), b)
 	if sum == 0 {
 		sum = 0xffff // zero means "no checksum"
 	}
@@ -172,18 +174,4 @@ func pseudo(from, to []byte, protocol uint32, size int) uint32 {
 		}
 	}
 	return sum
-}
-
-// checksum is the Internet checksum (RFC 1071) of b, added to sum.
-func checksum(sum uint32, b []byte) uint16 {
-	for ; len(b) >= 2; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/inet"
 )
 
 // dhclient runs ISC's client with Debian's script, on a resolv.conf of its own.
@@ -153,7 +155,7 @@ func (c *caller) send(m *dhcpv4.DHCPv4) {
 	b[20], b[21], b[22], b[23] = 0, dhcp4Client, 0, dhcp4Server
 	b[26], b[27] = 0, 0 // no checksum
 	b[10], b[11] = 0, 0
-	binary.BigEndian.PutUint16(b[10:], checksum(0, b[:ipv4Header]))
+	binary.BigEndian.PutUint16(b[10:], inet.Checksum(0, b[:ipv4Header]))
 	_, err := c.conn.WriteTo(b, &packet.Addr{HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}})
 	must(c.t, err)
 }
