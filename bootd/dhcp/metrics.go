@@ -23,19 +23,8 @@ func newMetrics() *metrics {
 	}
 }
 
-func (m *metrics) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{m.packets, m.replies, m.drops, m.latency} {
-		if err := r.Register(c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (m *metrics) unregister(r prometheus.Registerer) {
-	for _, c := range []prometheus.Collector{m.packets, m.replies, m.drops, m.latency} {
-		r.Unregister(c)
-	}
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.packets, m.replies, m.drops, m.latency}
 }
 
 func (m *metrics) packet(messageType string) { m.packets.WithLabelValues(messageType).Inc() }

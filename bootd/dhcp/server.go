@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/time/rate"
+
+	"github.com/rackweft/rackweft/internal/prom"
 )
 
 // Config says where and how a Server works. Only Interfaces must be set.
@@ -78,12 +80,11 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // Run listens and answers until ctx ends; then it finishes what it has begun and returns nil. It returns
 // an error if it cannot listen, or if an interface disappears or is replaced: run a new Server then.
 func (s *Server) Run(ctx context.Context) error {
-	if s.cfg.Metrics != nil {
-		if err := s.metrics.register(s.cfg.Metrics); err != nil {
-			return fmt.Errorf("register DHCP metrics: %w", err)
-		}
-		defer s.metrics.unregister(s.cfg.Metrics)
+	unregister, err := prom.Register(s.cfg.Metrics, s.metrics.all()...)
+	if err != nil {
+		return fmt.Errorf("register DHCP metrics: %w", err)
 	}
+	defer unregister()
 	defer s.closeLinks()
 	for _, name := range s.cfg.Interfaces {
 		l, err := openLink(ctx, name)
@@ -114,7 +115,7 @@ func (s *Server) Run(ctx context.Context) error {
 			readers.Go(func() { failed <- l.advertiser.run(&s.ipxe) })
 		}
 	}
-	err := s.watch(ctx, failed)
+	err = s.watch(ctx, failed)
 	for _, l := range s.links {
 		if stopErr := l.stop(); stopErr != nil {
 			s.cfg.Log.Warn("dhcp: stopping reads failed", "interface", l.name, "error", stopErr)

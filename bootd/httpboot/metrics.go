@@ -43,18 +43,3 @@ func newMetrics() *metrics {
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.requests, m.bytes, m.aborted, m.held, m.refused, m.conns}
 }
-
-func (m *metrics) register(r prometheus.Registerer) error {
-	for _, c := range m.all() {
-		if err := r.Register(c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (m *metrics) unregister(r prometheus.Registerer) {
-	for _, c := range m.all() {
-		r.Unregister(c)
-	}
-}

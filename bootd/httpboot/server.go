@@ -16,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/rackweft/rackweft/internal/budget"
+	"github.com/rackweft/rackweft/internal/prom"
 	"github.com/rackweft/rackweft/internal/receipt"
 )
 
@@ -95,12 +96,11 @@ func (s *Server) Addr() netip.AddrPort {
 
 // Run listens and answers until ctx ends, and returns nil then, after two seconds at most.
 func (s *Server) Run(ctx context.Context) error {
-	if s.cfg.Metrics != nil {
-		if err := s.metrics.register(s.cfg.Metrics); err != nil {
-			return fmt.Errorf("register HTTP boot metrics: %w", err)
-		}
-		defer s.metrics.unregister(s.cfg.Metrics)
+	unregister, err := prom.Register(s.cfg.Metrics, s.metrics.all()...)
+	if err != nil {
+		return fmt.Errorf("register HTTP boot metrics: %w", err)
 	}
+	defer unregister()
 	network := "tcp4"
 	if s.cfg.Listen.Addr().Is6() {
 		network = "tcp"

@@ -39,21 +39,6 @@ func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.transfers, m.bytes, m.active, m.duration}
 }
 
-func (m *metrics) register(r prometheus.Registerer) error {
-	for _, c := range m.all() {
-		if err := r.Register(c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (m *metrics) unregister(r prometheus.Registerer) {
-	for _, c := range m.all() {
-		r.Unregister(c)
-	}
-}
-
 func (m *metrics) ended(outcome string, bytes int64) {
 	m.transfers.WithLabelValues(outcome).Inc()
 	m.bytes.Add(float64(bytes))

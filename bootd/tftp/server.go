@@ -28,6 +28,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/rackweft/rackweft/internal/budget"
+	"github.com/rackweft/rackweft/internal/prom"
 )
 
 // Config says where and how a Server works. Only Source must be set.
@@ -123,12 +124,11 @@ func (s *Server) Addr() netip.AddrPort {
 // Run listens and answers until ctx ends, and returns nil then. Running transfers are ended with an error
 // to the client; one whose client is silent takes up to Timeout × (Retries + 1) to end.
 func (s *Server) Run(ctx context.Context) error {
-	if s.cfg.Metrics != nil {
-		if err := s.metrics.register(s.cfg.Metrics); err != nil {
-			return fmt.Errorf("register TFTP metrics: %w", err)
-		}
-		defer s.metrics.unregister(s.cfg.Metrics)
+	unregister, err := prom.Register(s.cfg.Metrics, s.metrics.all()...)
+	if err != nil {
+		return fmt.Errorf("register TFTP metrics: %w", err)
 	}
+	defer unregister()
 	conn, err := listen(s.cfg.Listen)
 	if err != nil {
 		return err
