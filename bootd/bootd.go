@@ -33,6 +33,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/internal/prom"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/systemd"
 )
@@ -180,10 +181,8 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range []prometheus.Collector{d.record.metrics(), damagedBlobs(d.blobs)} {
-		if err := d.metrics.Register(m); err != nil {
-			return fmt.Errorf("register the metrics of journals and blobs: %w", err)
-		}
+	if _, err := prom.Register(d.metrics, d.record.metrics(), damagedBlobs(d.blobs)); err != nil {
+		return fmt.Errorf("register the metrics of journals and blobs: %w", err)
 	}
 	d.tracker = &machine.Tracker{Store: d.store, Cache: d.cache}
 	epoch, err := d.epoch(ctx)

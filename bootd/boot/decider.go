@@ -12,6 +12,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/lease"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/prom"
 )
 
 // Config is what the Decider decides from. All but Advertise and Metrics must be set.
@@ -82,10 +83,8 @@ func New(c Config) (*Decider, error) {
 		httpPort: c.HTTPPort, apiPort: c.APIPort, advertise: c.Advertise,
 	}
 	book := &book{peers: peers, recorder: c.Record, ledger: newLedger(), metrics: newMetrics()}
-	if c.Metrics != nil {
-		if err := book.metrics.register(c.Metrics); err != nil {
-			return nil, fmt.Errorf("register the boot metrics: %w", err)
-		}
+	if _, err := prom.Register(c.Metrics, book.metrics.all()...); err != nil {
+		return nil, fmt.Errorf("register the boot metrics: %w", err)
 	}
 	attempts := &attempts{store: c.Store, cache: c.Cache, tracker: c.Tracker, peers: peers, book: book, takes: newTakes(), log: c.Log}
 	return &Decider{

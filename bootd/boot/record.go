@@ -30,13 +30,8 @@ func newMetrics() *metrics {
 	}
 }
 
-func (m *metrics) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{m.refusals, m.unrecorded, m.seconds} {
-		if err := r.Register(c); err != nil {
-			return err
-		}
-	}
-	return nil
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.refusals, m.unrecorded, m.seconds}
 }
 
 // book writes down what was decided, for whom and why.

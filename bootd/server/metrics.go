@@ -39,13 +39,8 @@ func newMetrics() *metrics {
 	}
 }
 
-func (m *metrics) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{m.requests, m.latency, m.streams, m.authFailures, m.refused, m.conns} {
-		if err := r.Register(c); err != nil {
-			return err
-		}
-	}
-	return nil
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.requests, m.latency, m.streams, m.authFailures, m.refused, m.conns}
 }
 
 func (m *metrics) answered(rt route, status int, took time.Duration) {

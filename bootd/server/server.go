@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/internal/budget"
+	"github.com/rackweft/rackweft/internal/prom"
 
 	"github.com/rackweft/rackweft/bootd/admission"
 	"github.com/rackweft/rackweft/internal/receipt"
@@ -80,10 +81,8 @@ func New(c Config) (*Server, error) {
 		turns: newTurns(), world: admission.Follow(c.Cache),
 	}
 	s.streams, s.stopStreams = context.WithCancel(context.Background())
-	if c.Registerer != nil {
-		if err := s.metrics.register(c.Registerer); err != nil {
-			return nil, fmt.Errorf("register the API server's metrics: %w", err)
-		}
+	if _, err := prom.Register(c.Registerer, s.metrics.all()...); err != nil {
+		return nil, fmt.Errorf("register the API server's metrics: %w", err)
 	}
 	if err := s.route(); err != nil {
 		return nil, err
