@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/file"
 	"github.com/rackweft/rackweft/internal/kvm"
 )
 
@@ -81,10 +82,10 @@ func Probe(ctx context.Context, program, dir string, find func(context.Context) 
 	if err != nil {
 		return Verdict{}, err
 	}
-	if err := os.WriteFile(cache+".tmp", raw, 0o600); err != nil {
+	if err := file.Replace(cache, raw, file.Options{}); err != nil {
 		return v, fmt.Errorf("keep the verdict on KVM: %w", err)
 	}
-	return v, os.Rename(cache+".tmp", cache)
+	return v, nil
 }
 
 func describe(ctx context.Context, program string) (Verdict, error) {
