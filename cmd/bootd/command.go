@@ -11,6 +11,7 @@ import (
 
 	"github.com/rackweft/rackweft/bootd"
 	"github.com/rackweft/rackweft/internal/exit"
+	"github.com/rackweft/rackweft/systemd"
 )
 
 const defaultConfig = "/etc/rackweft/bootd.yaml"
@@ -132,21 +133,11 @@ func certificateCommand() *cobra.Command {
 	return c
 }
 
-// logger writes to standard error: under systemd that is the journal, which
-// adds the time itself.
+// logger writes to standard error: under systemd that is the journal.
 func logger(level string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("logLevel %q: it may be debug, info, warn or error", level)
 	}
-	options := &slog.HandlerOptions{Level: l}
-	if os.Getenv("JOURNAL_STREAM") != "" {
-		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	return systemd.NewLogger(os.Stderr, l), nil
 }

@@ -80,7 +80,7 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	if err != nil {
 		return exit.Fault(err)
 	}
-	log := logger(stderr)
+	log := systemd.NewLogger(stderr, slog.LevelInfo)
 	// agent and guests ask and are asked once the agent runs its handlers.
 	var agent *nodeagent.Agent
 	var guests *guest.Handler
@@ -105,20 +105,6 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 		return exit.Fault(err)
 	}
 	return agent.Run(ctx)
-}
-
-// logger leaves the time to the journal where there is one.
-func logger(w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{}
-	if os.Getenv("JOURNAL_STREAM") != "" {
-		opts.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
 }
 
 // printStatus shows the last status even when the agent does not run.

@@ -111,7 +111,7 @@ func guestCommands(s *settings, stderr io.Writer) []*cobra.Command {
 			RunE: func(_ *cobra.Command, args []string) error { return launch.Exec(args) }},
 		{Use: shutdownWord + " UID", Short: "Have a Guest shut down", Hidden: true, Args: cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				return guest.New(guest.Options{StateDir: s.guestState(), RunDir: s.guestRun(), Log: logger(stderr)}).Shutdown(cmd.Context(), args[0])
+				return guest.New(guest.Options{StateDir: s.guestState(), RunDir: s.guestRun(), Log: systemd.NewLogger(stderr, slog.LevelInfo)}).Shutdown(cmd.Context(), args[0])
 			}},
 	}
 }

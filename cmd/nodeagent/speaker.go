@@ -110,7 +110,7 @@ func runSpeaker(ctx context.Context, s settings, f speakerFlags, stderr io.Write
 	if err := os.MkdirAll(s.runDir, 0o711); err != nil {
 		return fmt.Errorf("prepare the speaker's directory: %w", err)
 	}
-	log := logger(stderr)
+	log := systemd.NewLogger(stderr, slog.LevelInfo)
 	notify := systemd.NewNotifier(log)
 	return bgp.Run(ctx, bgp.Options{Part: cmp.Or(f.part, s.speakerPart()), Socket: cmp.Or(f.socket, s.speakerSocket()), Inside: s.insideDir(), Version: s.version, Log: log, Notify: notify})
 }
