@@ -1,0 +1,52 @@
+// Package waittest waits, in tests, for what other goroutines and processes are
+// about to do.
+package waittest
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// Soon reports whether is comes true within d. It asks at least once, and for
+// the last time after d.
+func Soon(d time.Duration, is func() bool) bool {
+	const most = 100 * time.Millisecond
+	end := time.Now().Add(d)
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, most) {
+		late := time.Now().After(end)
+		switch {
+		case is():
+			return true
+		case late:
+			return false
+		}
+		time.Sleep(pause)
+	}
+}
+
+// Until waits until is comes true, and fails the test when it does not within d.
+func Until(t testing.TB, d time.Duration, what string, is func() bool) {
+	t.Helper()
+	if !Soon(d, is) {
+		t.Fatalf("it never happens: %s", what)
+	}
+}
+
+// Pass waits until all checks return nil at once, and fails the test with what
+// they return when they do not within d.
+func Pass(t testing.TB, d time.Duration, checks ...func() error) {
+	t.Helper()
+	var err error
+	all := func() bool {
+		var faults []error
+		for _, check := range checks {
+			faults = append(faults, check())
+		}
+		err = errors.Join(faults...)
+		return err == nil
+	}
+	if !Soon(d, all) {
+		t.Fatal(err)
+	}
+}
