@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // standInBootd is what the tests run as bootd: it says where it is, and that it is ready, and waits to be
@@ -66,13 +68,7 @@ func standInDir(t *testing.T) string {
 
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for range 1000 {
-		if is() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("never: %s", what)
+	waittest.Until(t, 10*time.Second, what, is)
 }
 
 func TestBootdLifecycle(t *testing.T) {

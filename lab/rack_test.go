@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/bmc"
 )
 
@@ -148,16 +149,14 @@ func only(firmware Firmware) func(*Config) {
 // waitConsole waits for text on a machine's console, after the first skip bytes of it.
 func waitConsole(t *testing.T, m *Machine, skip int, text string) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
-	for {
-		body, err := os.ReadFile(m.ConsoleLog())
-		if err == nil && bytes.Contains(plainText(body[min(skip, len(body)):]), []byte(text)) {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s has not printed %q; its console:\n%s", m.Name(), text, tail(body, tailLines))
-		}
-		time.Sleep(50 * time.Millisecond)
+	var body []byte
+	printed := waittest.Soon(2*time.Minute, func() bool {
+		var err error
+		body, err = os.ReadFile(m.ConsoleLog())
+		return err == nil && bytes.Contains(plainText(body[min(skip, len(body)):]), []byte(text))
+	})
+	if !printed {
+		t.Fatalf("%s has not printed %q; its console:\n%s", m.Name(), text, tail(body, tailLines))
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/stmcginnis/gofish"
 	"golang.org/x/net/websocket"
 
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/bmc"
 )
 
@@ -492,13 +493,7 @@ func TestResetFitsTheState(t *testing.T) {
 // eventually waits for what happens in the BMC's own time.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for range 500 {
-		if is() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("never: %s", what)
+	waittest.Until(t, 5*time.Second, what, is)
 }
 
 func TestGracefulRestart(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab"
 	"github.com/rackweft/rackweft/lab/rig"
 )
@@ -264,22 +265,19 @@ func (h *deskHost) startSpeaker() {
 // wait tries again and again until there is no error.
 func (d *desk) wait(what string, try func(context.Context) error) {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), 3*time.Minute)
+	const patience = 3 * time.Minute
+	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
 	defer cancel()
 	var last error
-	for {
+	ok := waittest.Soon(patience, func() bool {
 		err := try(ctx)
-		if err == nil {
-			return
-		}
-		if ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			last = err
 		}
-		select {
-		case <-ctx.Done():
-			d.t.Fatalf("%s: it never happens: %v", what, last)
-		case <-time.After(50 * time.Millisecond):
-		}
+		return err == nil
+	})
+	if !ok {
+		d.t.Fatalf("%s: it never happens: %v", what, last)
 	}
 }
 

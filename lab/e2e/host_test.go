@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/rig"
 )
 
@@ -107,9 +108,5 @@ func (h *host) run(command string) string {
 // wait waits until is says yes.
 func (h *host) wait(what string, is func() bool) {
 	h.t.Helper()
-	for deadline := time.Now().Add(rig.Patience); !is(); time.Sleep(500 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			h.t.Fatalf("%s: never comes: %s", h.name, what)
-		}
-	}
+	waittest.Until(h.t, rig.Patience, h.name+": "+what, is)
 }

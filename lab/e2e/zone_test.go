@@ -13,6 +13,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/rig"
 )
 
@@ -154,17 +155,12 @@ func bothHave(t *testing.T, r *rig.Rig, prefix string) error {
 
 func eventually(t *testing.T, what string, is func() error) {
 	t.Helper()
-	deadline := time.Now().Add(rig.Patience)
-	for {
-		err := is()
-		if err == nil {
-			return
+	waittest.Pass(t, rig.Patience, func() error {
+		if err := is(); err != nil {
+			return fmt.Errorf("%s: never: %w", what, err)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: never: %v", what, err)
-		}
-		time.Sleep(300 * time.Millisecond)
-	}
+		return nil
+	})
 }
 
 // leafKey is the MD5 key of the leaf's sessions.
