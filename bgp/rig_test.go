@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // speakerEnvironment makes the test's binary a speaker: with its directory.
@@ -245,21 +245,7 @@ func up(h *host, name string) func() error {
 // eventually waits until all of it is so.
 func eventually(t testing.TB, checks ...func() error) {
 	t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
-	for {
-		var faults []error
-		for _, check := range checks {
-			faults = append(faults, check())
-		}
-		err := errors.Join(faults...)
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(250 * time.Millisecond)
-	}
+	waittest.Pass(t, time.Minute, checks...)
 }
 
 func must(t testing.TB, err error) {
