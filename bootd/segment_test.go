@@ -33,6 +33,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
 
@@ -156,14 +157,14 @@ func (v *victim) machine() *api.Machine {
 func (v *victim) wait(what string, is func(*api.Machine) bool) *api.Machine {
 	v.t.Helper()
 	var m *api.Machine
-	for range 1200 {
-		if m = v.machine(); is(m) {
-			return m
-		}
-		time.Sleep(100 * time.Millisecond)
+	ok := waittest.Soon(2*time.Minute, func() bool {
+		m = v.machine()
+		return is(m)
+	})
+	if !ok {
+		v.t.Fatalf("%s: never; attempt %+v, history %+v, conditions %+v", what, m.Status.Attempt, m.Status.History, m.Status.Conditions)
 	}
-	v.t.Fatalf("%s: never; attempt %+v, history %+v, conditions %+v", what, m.Status.Attempt, m.Status.History, m.Status.Conditions)
-	return nil
+	return m
 }
 
 // poweredOn waits until the BootAttempt of that number has had its power

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 const ipxeKernel = "/boot/ipxe.lkrn" // Debian's package ipxe
@@ -102,16 +104,15 @@ func (c *console) waitTimes(t *testing.T, text string, n int) {
 
 func (c *console) poll(t *testing.T, what string, ok func(all string) bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	came := waittest.Soon(time.Minute, func() bool {
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		// SeaBIOS's serial console moves the cursor instead of printing spaces and line ends.
-		done := ok(plain(c.text.String()))
-		c.mu.Unlock()
-		if done {
-			return
-		}
+		return ok(plain(c.text.String()))
+	})
+	if !came {
+		t.Fatalf("%q never came; the console:\n%s", what, plain(c.text.String()))
 	}
-	t.Fatalf("%q never came; the console:\n%s", what, plain(c.text.String()))
 }
 
 // plain drops escape sequences and line ends, at which the console breaks long lines.

@@ -25,6 +25,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // bench is a server on a free port of loopback and all that it told.
@@ -110,12 +111,7 @@ func (b *bench) count(outcome string) float64 {
 // until waits for what the server does after the client has its answer.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("timed out: %s", what)
+	waittest.Until(t, 20*time.Second, what, ok)
 }
 
 func content(n int) []byte {
