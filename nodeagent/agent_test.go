@@ -18,6 +18,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/wait"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 func newContext(t testing.TB) (context.Context, context.CancelFunc) {
@@ -333,15 +334,14 @@ func (r *recorder) Reconcile(_ context.Context, parts []Part) map[string]api.Par
 
 func (r *recorder) waitFor(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	ok := waittest.Soon(30*time.Second, func() bool {
 		r.mu.Lock()
-		ok := f()
-		r.mu.Unlock()
-		if ok {
-			return
-		}
+		defer r.mu.Unlock()
+		return f()
+	})
+	if !ok {
+		t.Fatalf("never came true: %s; last asked for %+v", what, r.last)
 	}
-	t.Fatalf("never came true: %s; last asked for %+v", what, r.last)
 }
 
 func (r *recorder) set(refuse bool) {

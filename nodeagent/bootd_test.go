@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -380,10 +381,8 @@ func (b *fakeBootd) with(f func() bool) bool {
 // waitFor fails the test when f does not come true.
 func (b *fakeBootd) waitFor(what string, f func() bool) {
 	b.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if b.with(f) {
-			return
-		}
+	if waittest.Soon(30*time.Second, func() bool { return b.with(f) }) {
+		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -439,10 +438,8 @@ func (l *logBuffer) Write(p []byte) (int, error) {
 // waitFor fails the test when the log never says s.
 func (l *logBuffer) waitFor(t testing.TB, s string) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !l.has(s); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the log never says %q", s)
-		}
+	if !waittest.Soon(30*time.Second, func() bool { return l.has(s) }) {
+		t.Fatalf("the log never says %q", s)
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
@@ -155,10 +156,8 @@ func (p *pair) status(h *host) api.PartStatus {
 
 func (p *pair) wait(what string, f func() bool) {
 	p.t.Helper()
-	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if f() {
-			return
-		}
+	if waittest.Soon(90*time.Second, f) {
+		return
 	}
 	a, _ := json.Marshal(p.status(p.from))
 	b, _ := json.Marshal(p.status(p.to))

@@ -25,6 +25,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/file"
 	"github.com/rackweft/rackweft/internal/wait"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/guestos"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
@@ -314,10 +315,8 @@ func (h *host) saw(reason string) func() bool {
 
 func (h *host) wait(what string, f func() bool) {
 	h.t.Helper()
-	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if f() {
-			return
-		}
+	if waittest.Soon(90*time.Second, f) {
+		return
 	}
 	h.desk.mu.Lock()
 	defer h.desk.mu.Unlock()

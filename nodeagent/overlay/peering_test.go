@@ -5,7 +5,6 @@ package overlay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -23,6 +22,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/speaker"
 )
@@ -265,21 +265,7 @@ func (g *testGuest) frr(blocks ...string) {
 // eventually waits until all of it is so.
 func eventually(t testing.TB, checks ...func() error) {
 	t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
-	for {
-		var faults []error
-		for _, check := range checks {
-			faults = append(faults, check())
-		}
-		err := errors.Join(faults...)
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
+	waittest.Pass(t, time.Minute, checks...)
 }
 
 // guestRoutes are the routes of guests that a host has in a Network: "prefix

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -130,11 +131,7 @@ func (g *testGuest) ask(network, server, name string, kind uint16) (*dns.Msg, er
 
 func soon(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(4 * patience); !is(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("it did not come to this: %s", what)
-		}
-	}
+	waittest.Until(t, 4*patience, what, is)
 }
 
 // A guest gets its addresses, its gateways and names, through all filters; an

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // rig is a Network's namespace with its bridge, guests around it, and a
@@ -192,12 +193,7 @@ func background(t testing.TB, ns, script string, args ...string) *logs {
 
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if is() {
-			return
-		}
-	}
-	t.Fatalf("it did not come to this: %s", what)
+	waittest.Until(t, patience, what, is)
 }
 
 func need(t testing.TB, programs ...string) {
