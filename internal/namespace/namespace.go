@@ -106,3 +106,23 @@ func Pins(path string) (bool, error) {
 	}
 	return s.Type == unix.NSFS_MAGIC, nil
 }
+
+// Within runs f on a thread that is in the network namespace pinned at path. The
+// thread ends with f.
+func Within(path string, f func() error) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open a network namespace: %w", err)
+	}
+	defer func() { _ = ns.Close() }()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: no other goroutine may get the thread
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter the network namespace %s: %w", path, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
