@@ -42,12 +42,18 @@ lint:
 	$(GO) tool errcheck -ignoretests ./...
 	shellcheck -x lab/deps lab/unpack lab/image/build lab/image/assemble .ci/run
 
+# Every part runs even when one before it fails; what each test said is in bin/log. The resident set is measured
+# apart: the race detector needs memory of its own.
+TESTSUM = $(GO) tool gotestsum --hide-summary skipped --jsonfile bin/log
 test: deps build
 	@$(MAKE) --no-print-directory lint
 	@lab/image/build --guests >/dev/null
-	$(GO) test -race -timeout 40m $$($(GO) list ./... | grep -v '/lab/e2e$$')
-	$(GO) test -timeout 5m -run '^TestResidentSet$$' ./bootd/store # the race detector needs memory of its own
-	$(GO) test -timeout 75m -v ./lab/e2e
+	@rm -rf bin/log && mkdir -p bin/log
+	@status=0; \
+	$(TESTSUM)/race.json --format pkgname -- -race -timeout 40m $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
+	$(TESTSUM)/memory.json --format pkgname -- -timeout 5m -run '^TestResidentSet$$' ./bootd/store || status=1; \
+	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 75m ./lab/e2e || status=1; \
+	$(GO) run ./lab/skips bin/log/*.json || status=1; exit $$status
 
 test-short: build
 	$(GO) vet ./...
