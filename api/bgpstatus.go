@@ -9,12 +9,12 @@ import (
 // changes its state, and else every few seconds while counters move. It is kept
 // in memory only.
 type BGPStatus struct {
-	Role       string             `json:"role,omitzero" enum:"client,reflector"`
-	Sessions   []BGPSession       `json:"sessions,omitempty"`
+	Role       string             `json:"role,omitzero" enum:"client,reflector" doc:"Whether the host reflects routes."`
+	Sessions   []BGPSession       `json:"sessions,omitempty" doc:"Sessions of the host's own speaker."`
 	Problem    string             `json:"problem,omitzero" doc:"What of its part the speaker could not apply."`
-	Kernel     int                `json:"kernel,omitzero" doc:"Routes that stand in the kernel."`
+	Kernel     int                `json:"kernel,omitzero" doc:"Routes in the kernel."`
 	Unresolved int                `json:"unresolved,omitzero" doc:"Routes whose next hop the kernel cannot reach."`
-	Services   []BGPServiceStatus `json:"services,omitempty"`
+	Services   []BGPServiceStatus `json:"services,omitempty" doc:"Addresses of Services that this host has."`
 	// Routes are the best ones of a reflector, by prefix, at most MaxBGPRoutes;
 	// other hosts report none.
 	Routes  []BGPRoute `json:"routes,omitempty" doc:"The best ones of a reflector, by prefix."`
@@ -27,11 +27,11 @@ type BGPStatus struct {
 
 // BGPNetworkStatus is how a speaker inside a Network stands on one host.
 type BGPNetworkStatus struct {
-	Network string `json:"network"`
+	Network string `json:"network" doc:"Name of the Network."`
 	// Sessions are with guests and with the Network's speakers on other hosts.
 	// One that has never come up is left out.
-	Sessions   []BGPSession `json:"sessions,omitempty"`
-	Kernel     int          `json:"kernel,omitzero" doc:"Routes that stand in the kernel."`
+	Sessions   []BGPSession `json:"sessions,omitempty" doc:"Sessions with guests and with the Network's speakers on other hosts; one that never came up is left out."`
+	Kernel     int          `json:"kernel,omitzero" doc:"Routes in the kernel."`
 	Unresolved int          `json:"unresolved,omitzero" doc:"Routes whose next hop the kernel cannot reach."`
 	Problem    string       `json:"problem,omitzero" doc:"What of its part the speaker could not apply."`
 }
@@ -42,13 +42,13 @@ const MaxBGPRoutes = 2000
 // BGPSession is one session as one end of it sees it.
 type BGPSession struct {
 	Peer       string     `json:"peer" doc:"Name of the neighbour in the bgp part."`
-	Address    netip.Addr `json:"address,omitzero"`
-	Role       string     `json:"role,omitzero" enum:"reflector,client,uplink,guest,host"`
+	Address    netip.Addr `json:"address,omitzero" doc:"Address of the neighbour."`
+	Role       string     `json:"role,omitzero" enum:"reflector,client,uplink,guest,host" doc:"What the neighbour is to this speaker."`
 	State      string     `json:"state" enum:"idle,connect,active,opensent,openconfirm,established,limited" doc:"limited: ended for too many prefixes, and tried again within a minute."`
 	Since      time.Time  `json:"since,omitzero" doc:"When it came into this state. A host tells it by its own clock, bootd by bootd's."`
 	Received   int        `json:"received,omitzero" doc:"Prefixes of both families."`
 	Accepted   int        `json:"accepted,omitzero" doc:"Those of Received that policy let in."`
-	Advertised int        `json:"advertised,omitzero" doc:"Paths that it is told, as of the last look at all routes."`
+	Advertised int        `json:"advertised,omitzero" doc:"Paths advertised to it, as of the last look at all routes."`
 	Flaps      int        `json:"flaps,omitzero" doc:"How often it was lost since the speaker started."`
 	LastError  string     `json:"lastError,omitzero" doc:"Why it was lost, or does not come up."`
 	Digest     string     `json:"digest,omitzero" doc:"Over the prefixes and next hops received, of reflectors and uplinks only."`
@@ -57,9 +57,9 @@ type BGPSession struct {
 
 // BGPServiceStatus is one address of a Service on one host.
 type BGPServiceStatus struct {
-	Service   string     `json:"service"`
-	Address   netip.Addr `json:"address"`
-	State     string     `json:"state" enum:"checking,announced,lastResort,withdrawn"`
+	Service   string     `json:"service" doc:"Name of the Service."`
+	Address   netip.Addr `json:"address" doc:"Address of the Service."`
+	State     string     `json:"state" enum:"checking,announced,lastResort,withdrawn" doc:"checking: not looked at yet, not announced. lastResort: the check fails, announced as worse than any other host's."`
 	Since     time.Time  `json:"since" doc:"When it came into this state."`
 	Failures  int        `json:"failures,omitzero" doc:"How often it came to fail since the speaker started."`
 	LastError string     `json:"lastError,omitzero" doc:"Why its check failed last, or why it cannot be announced."`
@@ -88,10 +88,10 @@ const BGPEstablished = "established"
 
 // BGPRoute is one route of a Zone.
 type BGPRoute struct {
-	Prefix  netip.Prefix `json:"prefix"`
-	NextHop netip.Addr   `json:"nextHop"`
-	From    string       `json:"from" doc:"Name of the neighbour that told it; empty for the reflector's own."`
-	ASPath  []uint32     `json:"asPath,omitempty"`
+	Prefix  netip.Prefix `json:"prefix" doc:"Destination prefix."`
+	NextHop netip.Addr   `json:"nextHop" doc:"Next hop of the route."`
+	From    string       `json:"from" doc:"Name of the neighbour that advertised it; empty for the reflector's own."`
+	ASPath  []uint32     `json:"asPath,omitempty" doc:"AS path as received, nearest AS first."`
 	Stale   bool         `json:"stale,omitzero" doc:"Kept over a restart of the neighbour (RFC 4724, 9494)."`
 }
 

@@ -13,13 +13,14 @@ import (
 // Guest is one KVM virtual machine on a Network.
 type Guest struct {
 	Base
-	Spec   GuestSpec   `json:"spec"`
-	Status GuestStatus `json:"status,omitzero"`
+	Spec   GuestSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status GuestStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // guestKind describes the kind.
 func guestKind() Kind {
-	return Kind{Name: "Guest", Plural: "guests", Short: []string{"g"}, Writer: RoleOperator,
+	return Kind{Name: "Guest", Doc: "A KVM virtual machine on a Network.",
+		Plural: "guests", Short: []string{"g"}, Writer: RoleOperator,
 		New: func() Object { return new(Guest) }, is: is[*Guest],
 		Conditions: func(o Object) *Conditions { return &o.(*Guest).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Guest).references() }}
@@ -39,27 +40,27 @@ func (g *Guest) references() (l references) {
 
 // GuestSpec is the desired Guest.
 type GuestSpec struct {
-	Network   string          `json:"network"`
-	CPUs      int             `json:"cpus"`
-	Memory    Quantity        `json:"memory"`
-	Image     string          `json:"image"`
-	Disks     []Disk          `json:"disks,omitempty"`
-	Ignition  GuestIgnition   `json:"ignition,omitzero"`
+	Network   string          `json:"network" doc:"Network that it is plugged into; its Zone is the Network's."`
+	CPUs      int             `json:"cpus" doc:"Virtual processors, 1 to 512."`
+	Memory    Quantity        `json:"memory" doc:"Memory in bytes, 64Mi to 16Ti."`
+	Image     string          `json:"image" doc:"Image that it boots from."`
+	Disks     []Disk          `json:"disks,omitempty" doc:"Disks of its own, in the order of their serial numbers."`
+	Ignition  GuestIgnition   `json:"ignition,omitzero" doc:"Configuration by Ignition, for an Image configured by it."`
 	CloudInit *GuestCloudInit `json:"cloudInit,omitempty" doc:"For an Image that is configured by cloud-init."`
-	Shares    []Share         `json:"shares,omitempty"`
-	Placement Placement       `json:"placement,omitzero"`
-	State     GuestState      `json:"state,omitzero" enum:"Running,Paused,Stopped"`
+	Shares    []Share         `json:"shares,omitempty" doc:"Directories that it can read; at most 8."`
+	Placement Placement       `json:"placement,omitzero" doc:"Which hosts may run it."`
+	State     GuestState      `json:"state,omitzero" enum:"Running,Paused,Stopped" doc:"What the Guest should be. Default: Running."`
 	// Machine is the board that the Guest sees. A microvm starts faster and has
 	// no PCI: no watchdog, no UEFI.
-	Machine     string      `json:"machine,omitzero" enum:"q35,microvm"`
-	Firmware    string      `json:"firmware,omitzero" enum:"bios,uefi"`
-	Display     string      `json:"display,omitzero" enum:"vga,none" doc:"What VNC shows: vga, which only a q35 has and has by default, or none."`
-	SecureBoot  bool        `json:"secureBoot,omitzero" doc:"Boots only what is signed by the keys of Microsoft's and the distributions' shim; needs uefi."`
-	TPM         bool        `json:"tpm,omitzero" doc:"It has a TPM 2.0 of its own, whose state is kept with its disks; needs q35."`
-	Tuning      GuestTuning `json:"tuning,omitzero"`
-	Limits      GuestLimits `json:"limits,omitzero"`
-	Restart     string      `json:"restart,omitzero" enum:"Always,OnFailure,Never" doc:"What follows when the Guest has ended by itself although it should be Running."`
-	StopTimeout Duration    `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take until the Guest is forced off; 2m."`
+	Machine     string      `json:"machine,omitzero" enum:"q35,microvm" doc:"Board that it sees. A microvm starts faster and has no PCI, UEFI, TPM, display or watchdog. Default: q35."`
+	Firmware    string      `json:"firmware,omitzero" enum:"bios,uefi" doc:"Firmware that it boots with; uefi needs q35. Default: bios."`
+	Display     string      `json:"display,omitzero" enum:"vga,none" doc:"What VNC shows; only a q35 has vga. Default: vga on a q35, else none."`
+	SecureBoot  bool        `json:"secureBoot,omitzero" doc:"Boots only what the keys of Microsoft and the distributions' shim have signed; needs uefi. Default: false."`
+	TPM         bool        `json:"tpm,omitzero" doc:"Gives it a TPM 2.0 of its own, whose state is kept with its disks; needs q35. Default: false."`
+	Tuning      GuestTuning `json:"tuning,omitzero" doc:"Binds it to parts of its host."`
+	Limits      GuestLimits `json:"limits,omitzero" doc:"What it may take from its neighbours on the host."`
+	Restart     string      `json:"restart,omitzero" enum:"Always,OnFailure,Never" doc:"When a Guest that should be Running is started again after it ended by itself. Default: Always."`
+	StopTimeout Duration    `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take before the Guest is forced off. Default: 2m."`
 }
 
 // GuestStopTimeout is the StopTimeout of a Guest whose spec has none.
@@ -67,31 +68,31 @@ const GuestStopTimeout = 2 * time.Minute
 
 // GuestTuning binds a Guest to parts of its host.
 type GuestTuning struct {
-	CPUSet    string `json:"cpuSet,omitzero" doc:"Processors of the host that it may use, such as 2-5,8. When there is one for each of its own, each is bound to one."`
-	NUMANode  *int   `json:"numaNode,omitempty" doc:"Node that its memory is taken from."`
-	HugePages bool   `json:"hugePages,omitzero" doc:"Its memory is huge pages, reserved when it starts."`
+	CPUSet    string `json:"cpuSet,omitzero" doc:"Processors of the host that it may use, such as 2-5,8; with one for each of its own, each is bound to one. Default: all."`
+	NUMANode  *int   `json:"numaNode,omitempty" doc:"NUMA node that its memory is taken from. Default: any."`
+	HugePages bool   `json:"hugePages,omitzero" doc:"Takes its memory from huge pages, reserved when it starts. Default: false."`
 }
 
 // GuestLimits say what a Guest may take from its neighbours.
 type GuestLimits struct {
-	CPUWeight int `json:"cpuWeight,omitzero" doc:"Share of the processors when they are short: 1 to 10000; 100."`
-	IOWeight  int `json:"ioWeight,omitzero" doc:"The same of the disks."`
+	CPUWeight int `json:"cpuWeight,omitzero" doc:"Share of the processors when they are short, 1 to 10000. Default: 100."`
+	IOWeight  int `json:"ioWeight,omitzero" doc:"Share of the disks when they are short, 1 to 10000. Default: 100."`
 	// Receive and Send are in bytes per second; 0 is without limit.
-	Receive Quantity `json:"receive,omitzero" doc:"Bytes per second from its Network."`
-	Send    Quantity `json:"send,omitzero" doc:"Bytes per second into its Network."`
+	Receive Quantity `json:"receive,omitzero" doc:"Bytes per second from its Network. Default: the Network's guestLimits."`
+	Send    Quantity `json:"send,omitzero" doc:"Bytes per second into its Network. Default: the Network's guestLimits."`
 	// DiskBytes and DiskOperations are per second, of all its disks together; 0 is
 	// without limit.
-	DiskBytes      Quantity `json:"diskBytes,omitzero" doc:"Bytes per second that it reads and writes, on all its disks together."`
-	DiskOperations int      `json:"diskOperations,omitzero" doc:"Reads and writes per second, on all its disks together."`
+	DiskBytes      Quantity `json:"diskBytes,omitzero" doc:"Bytes per second read and written, on all its disks together. Default: no limit."`
+	DiskOperations int      `json:"diskOperations,omitzero" doc:"Reads and writes per second, on all its disks together. Default: no limit."`
 }
 
 // Disk is one disk of a Guest.
 type Disk struct {
-	Name   string   `json:"name"`
-	Size   Quantity `json:"size"`
-	Retain bool     `json:"retain,omitzero" doc:"Kept when the Guest is made anew, and lost only on a person's word."`
-	Format string   `json:"format,omitzero" enum:"qcow2,raw" doc:"raw is faster, and takes no snapshots; qcow2."`
-	Bus    string   `json:"bus,omitzero" enum:"virtio-blk,virtio-scsi" doc:"virtio-scsi for what asks for a SCSI disk; virtio-blk."`
+	Name   string   `json:"name" doc:"Serial number of the disk in the Guest (/dev/disk/by-id/virtio-NAME); at most 20 characters."`
+	Size   Quantity `json:"size" doc:"Size in bytes, 1Mi to 1Pi."`
+	Retain bool     `json:"retain,omitzero" doc:"Keeps the disk when the Guest is recreated; only a person's request deletes it. Default: false."`
+	Format string   `json:"format,omitzero" enum:"qcow2,raw" doc:"Format of the disk; raw is faster and takes no snapshots. Default: qcow2."`
+	Bus    string   `json:"bus,omitzero" enum:"virtio-blk,virtio-scsi" doc:"Bus of the disk; virtio-scsi for systems that need a SCSI disk. Default: virtio-blk."`
 }
 
 // What a Disk is plugged into.
@@ -108,8 +109,8 @@ const MaxDiskName = 20
 // name.
 type Share struct {
 	Name   string            `json:"name" doc:"The 9p tag by which the Guest mounts it; at most 31 characters."`
-	Secret string            `json:"secret,omitzero" doc:"Its keys are the files. spec.uses.guests of the Secret names the Guest."`
-	Files  map[string]string `json:"files,omitempty" doc:"The files by name, in place of a Secret's."`
+	Secret string            `json:"secret,omitzero" doc:"Secret whose keys are the files; its spec.uses.guests names the Guest. Default: none."`
+	Files  map[string]string `json:"files,omitempty" doc:"Files by name, in place of a Secret's; at most 256 KiB. Default: none."`
 }
 
 // Limits of Shares.
@@ -129,15 +130,15 @@ func ValidateFileName(name string) error {
 
 // GuestIgnition is what a Guest is configured with.
 type GuestIgnition struct {
-	Layers    []string          `json:"layers,omitempty"`
-	Variables map[string]string `json:"variables,omitempty"`
+	Layers    []string          `json:"layers,omitempty" doc:"Layers by name, merged in this order. Default: none."`
+	Variables map[string]string `json:"variables,omitempty" doc:"What templates see as .Variables. Default: none."`
 }
 
 // GuestCloudInit is what cloud-init is given besides the Guest's name and
 // network.
 type GuestCloudInit struct {
-	UserData  string            `json:"userData,omitzero" doc:"A #cloud-config, a script, or whatever else cloud-init takes. A template like a Layer."`
-	Variables map[string]string `json:"variables,omitempty"`
+	UserData  string            `json:"userData,omitzero" doc:"A #cloud-config, a script, or anything else that cloud-init takes; a template like a Layer, at most 128 KiB. Default: none."`
+	Variables map[string]string `json:"variables,omitempty" doc:"What the user data's template sees as .Variables. Default: none."`
 }
 
 // maxUserData is in bytes.
@@ -145,48 +146,48 @@ const maxUserData = 1 << 17
 
 // Placement says where a Guest may run. Its Zone is its Network's.
 type Placement struct {
-	AntiAffinity string            `json:"antiAffinity,omitzero" doc:"Guests with the same word run on different hosts."`
-	Labels       map[string]string `json:"labels,omitempty" doc:"Labels that the host must have."`
-	Migration    string            `json:"migration,omitzero" enum:"Live,Stop,None" doc:"How it leaves its host: Live, while it runs, where that is possible, else with a stop; Stop, with a stop; None, only when a person moves it. The Site's unless set."`
+	AntiAffinity string            `json:"antiAffinity,omitzero" doc:"Guests with the same word run on different hosts. Default: none."`
+	Labels       map[string]string `json:"labels,omitempty" doc:"Labels that the host must have. Default: any host of the Zone."`
+	Migration    string            `json:"migration,omitzero" enum:"Live,Stop,None" doc:"How it leaves its host. Live: while it runs where that is possible, else with a stop. Stop: with a stop. None: only when a person moves it. Default: the Site's."`
 }
 
 // GuestStatus is what rackweft observed and chose.
 type GuestStatus struct {
-	Host      string       `json:"host,omitzero"`
+	Host      string       `json:"host,omitzero" doc:"Host that it is on; the only one that may run it."`
 	HostUID   string       `json:"hostUID,omitzero" doc:"Of the Machine: another of the same name is another host."`
 	Addresses []netip.Addr `json:"addresses,omitempty" doc:"IPv4 first; kept for the Guest's life."`
-	MAC       MAC          `json:"mac,omitzero"`
+	MAC       MAC          `json:"mac,omitzero" doc:"MAC of its NIC."`
 	State     GuestState   `json:"state,omitzero" doc:"Running, Paused, Stopped or Unknown, as its host last said."`
 	// Move is under way while it is set.
-	Move *GuestMove `json:"move,omitempty"`
+	Move *GuestMove `json:"move,omitempty" doc:"The move under way."`
 	// LastMove is how the one before ended.
-	LastMove *GuestMoved `json:"lastMove,omitempty"`
+	LastMove *GuestMoved `json:"lastMove,omitempty" doc:"The last move that ended."`
 	// Left are hosts that are to take away what they have of the Guest.
-	Left []GuestPlace `json:"left,omitempty"`
+	Left []GuestPlace `json:"left,omitempty" doc:"Hosts that it was on and that have not reported yet that nothing is left."`
 	// Request is the last verb that its host was asked for.
-	Request *GuestRequest `json:"request,omitempty"`
+	Request *GuestRequest `json:"request,omitempty" doc:"The request that its host works on."`
 	// Result is what came of the last that its host has done.
-	Result     *GuestResult    `json:"result,omitempty"`
+	Result     *GuestResult    `json:"result,omitempty" doc:"What came of the last request."`
 	Snapshots  []GuestSnapshot `json:"snapshots,omitempty" doc:"Of all its disks, oldest first."`
-	Conditions Conditions      `json:"conditions,omitempty"`
+	Conditions Conditions      `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // GuestMove is a move under way: status.host is where the Guest runs until the
 // move switches it over, by one write.
 type GuestMove struct {
-	ID        string `json:"id,omitzero"`
-	Reason    string `json:"reason"`
-	To        string `json:"to,omitzero" doc:"The host that it must go to; any unless set."`
-	Asked     bool   `json:"asked,omitzero" doc:"By a person: it goes on although its host is not to be left any more."`
-	LoseDisks bool   `json:"loseDisks,omitzero" doc:"Its disks begin anew elsewhere."`
+	ID        string `json:"id,omitzero" doc:"Unique ID of the move."`
+	Reason    string `json:"reason" doc:"Why the Guest moves."`
+	To        string `json:"to,omitzero" doc:"Host that it must go to. Default: any."`
+	Asked     bool   `json:"asked,omitzero" doc:"A person asked for it: it continues even when its host no longer has to be left."`
+	LoseDisks bool   `json:"loseDisks,omitzero" doc:"Its disks are recreated empty on the new host."`
 	Mode      string `json:"mode,omitzero" enum:"Live,Stop" doc:"Whether it runs meanwhile."`
 	Only      bool   `json:"only,omitzero" doc:"Where Live fails, it is not stopped for the move."`
 	Fallback  bool   `json:"fallback,omitzero" doc:"Live has failed: it is stopped for the move."`
-	Step      string `json:"step,omitzero" enum:"Choosing,Transfer,Back,Stopping"`
+	Step      string `json:"step,omitzero" enum:"Choosing,Transfer,Back,Stopping" doc:"Choosing: no host found yet. Transfer: its disks are copied. Back: given up, its host takes it back. Stopping: it stops, to be placed elsewhere without its disks."`
 	// Target is the host that it is being copied to: nothing runs there yet.
-	Target   *GuestPlace `json:"target,omitempty"`
-	Started  time.Time   `json:"started"`
-	Deadline time.Time   `json:"deadline,omitzero" doc:"When it is given up: the Guest then goes on where it was."`
+	Target   *GuestPlace `json:"target,omitempty" doc:"Host that it is copied to; nothing runs there yet."`
+	Started  time.Time   `json:"started" doc:"When the move began."`
+	Deadline time.Time   `json:"deadline,omitzero" doc:"When it is given up; the Guest then stays where it was."`
 }
 
 // Steps of a GuestMove.
@@ -199,13 +200,13 @@ const (
 
 // GuestMoved is a move that is over.
 type GuestMoved struct {
-	From    string    `json:"from"`
-	To      string    `json:"to,omitzero"`
-	Mode    string    `json:"mode,omitzero" enum:"Live,Stop"`
+	From    string    `json:"from" doc:"Host that it left."`
+	To      string    `json:"to,omitzero" doc:"Host that it went to."`
+	Mode    string    `json:"mode,omitzero" enum:"Live,Stop" doc:"Whether it ran meanwhile."`
 	Done    bool      `json:"done" doc:"False: it was given up, and the Guest has stayed."`
-	Message string    `json:"message,omitzero"`
-	Started time.Time `json:"started"`
-	Ended   time.Time `json:"ended"`
+	Message string    `json:"message,omitzero" doc:"Why the move failed."`
+	Started time.Time `json:"started" doc:"When the move began."`
+	Ended   time.Time `json:"ended" doc:"When the move ended."`
 }
 
 // What may be asked of a Guest, beside its spec: POST /v1/guests/NAME/VERB.
@@ -217,20 +218,20 @@ const (
 
 // GuestResult is what came of a request that a host has done.
 type GuestResult struct {
-	ID      string    `json:"id"`
-	Verb    string    `json:"verb"`
-	Failed  bool      `json:"failed,omitzero"`
-	Message string    `json:"message,omitzero"`
-	Time    time.Time `json:"time"`
+	ID      string    `json:"id" doc:"ID of the request."`
+	Verb    string    `json:"verb" doc:"What was asked for."`
+	Failed  bool      `json:"failed,omitzero" doc:"Whether the request failed."`
+	Message string    `json:"message,omitzero" doc:"Why it failed."`
+	Time    time.Time `json:"time" doc:"When the host finished it."`
 }
 
 // GuestSnapshot is all disks of a Guest as they were at one moment.
 type GuestSnapshot struct {
-	Name        string      `json:"name"`
-	Time        time.Time   `json:"time"`
-	Disks       []string    `json:"disks"`
-	Consistency Consistency `json:"consistency" enum:"Frozen,Crash,Stopped"`
-	Broken      bool        `json:"broken,omitzero" doc:"Not all disks have it any more: it can be deleted, no more."`
+	Name        string      `json:"name" doc:"Name of the snapshot."`
+	Time        time.Time   `json:"time" doc:"When it was taken."`
+	Disks       []string    `json:"disks" doc:"Names of the disks that it holds."`
+	Consistency Consistency `json:"consistency" enum:"Frozen,Crash,Stopped" doc:"Frozen: the guest agent held the file systems. Crash: as after a loss of power. Stopped: the Guest did not run."`
+	Broken      bool        `json:"broken,omitzero" doc:"Some disk no longer has it: it can only be deleted."`
 }
 
 // Consistency is what a copy of disks is worth.
@@ -257,14 +258,14 @@ type GuestAction struct {
 
 // GuestPlace is a host that a Guest was on.
 type GuestPlace struct {
-	Host    string `json:"host"`
-	HostUID string `json:"hostUID"`
+	Host    string `json:"host" doc:"Name of the host."`
+	HostUID string `json:"hostUID" doc:"UID of the host's Machine."`
 	// Since is the store's revision from which the host's word counts that
 	// nothing is left.
-	Since int64 `json:"since,omitzero"`
+	Since int64 `json:"since,omitzero" doc:"Store revision from which on the host's report that nothing is left counts."`
 	// Held is the ID of the move by which the Guest left: the host keeps its copy
 	// of the disks until the Guest is on its new host.
-	Held string `json:"held,omitzero"`
+	Held string `json:"held,omitzero" doc:"ID of the move by which the Guest left; the host keeps its copy of the disks until the Guest runs on its new host."`
 }
 
 // GuestState is what a Guest should be, or what it is.

@@ -125,8 +125,8 @@ const (
 
 // GuestRequest is a verb: done once for each ID.
 type GuestRequest struct {
-	ID       string `json:"id"`
-	Verb     string `json:"verb" enum:"reset,restart,snapshot-create,snapshot-revert,snapshot-delete"`
+	ID       string `json:"id" doc:"Unique ID; the same request is carried out once."`
+	Verb     string `json:"verb" enum:"reset,restart,snapshot-create,snapshot-revert,snapshot-delete" doc:"What was asked for."`
 	Snapshot string `json:"snapshot,omitzero" doc:"Its name, for the verbs about snapshots."`
 }
 
@@ -137,22 +137,22 @@ func (r *GuestRequest) AboutSnapshot() bool {
 
 // GuestObserved is what a host sees of a Guest.
 type GuestObserved struct {
-	State       GuestState      `json:"state" enum:"Running,Paused,Stopped,Unknown"`
-	Accelerator string          `json:"accelerator,omitzero" enum:"kvm,tcg"`
+	State       GuestState      `json:"state" enum:"Running,Paused,Stopped,Unknown" doc:"State of its QEMU."`
+	Accelerator string          `json:"accelerator,omitzero" enum:"kvm,tcg" doc:"kvm, or tcg for emulation."`
 	Restarts    int             `json:"restarts,omitzero" doc:"By the restart policy, since the agent started."`
 	Request     string          `json:"request,omitzero" doc:"ID of the last request that was done."`
 	Result      *GuestResult    `json:"result,omitempty" doc:"What came of it."`
-	Snapshots   []GuestSnapshot `json:"snapshots,omitempty"`
-	Conditions  Conditions      `json:"conditions,omitempty"`
+	Snapshots   []GuestSnapshot `json:"snapshots,omitempty" doc:"Snapshots of all its disks, oldest first."`
+	Conditions  Conditions      `json:"conditions,omitempty" doc:"What the host says of the Guest."`
 	// Transfer is how far the host is with its share in a move.
-	Transfer *GuestTransferred `json:"transfer,omitempty"`
+	Transfer *GuestTransferred `json:"transfer,omitempty" doc:"How far a move has come on this host."`
 }
 
 // GuestTransferred is how far a host is with its share in a move.
 type GuestTransferred struct {
-	ID      string `json:"id"`
-	State   string `json:"state" enum:"Working,Sent,Received,Back,Failed"`
-	Message string `json:"message,omitzero"`
+	ID      string `json:"id" doc:"ID of the move."`
+	State   string `json:"state" enum:"Working,Sent,Received,Back,Failed" doc:"How far this host has come with it."`
+	Message string `json:"message,omitzero" doc:"Why it failed."`
 }
 
 // States of a GuestTransferred.

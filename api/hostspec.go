@@ -10,15 +10,16 @@ import (
 type HostSpec struct {
 	Base
 	// Epoch is raised by a restore: revisions of different epochs cannot be compared.
-	Epoch      int64           `json:"epoch"`
+	Epoch      int64           `json:"epoch" doc:"Raised by a restore: revisions of different epochs cannot be compared."`
 	Revision   int64           `json:"revision" doc:"Store revision that it was compiled at."`
-	Parts      map[string]Part `json:"parts"`
-	Tombstones []Tombstone     `json:"tombstones,omitempty"`
+	Parts      map[string]Part `json:"parts" doc:"Parts by name: base, bgp, network/NAME, guest/NAME."`
+	Tombstones []Tombstone     `json:"tombstones,omitempty" doc:"What the host is to remove."`
 }
 
 // hostSpecKind describes the kind.
 func hostSpecKind() Kind {
-	return Kind{Name: "HostSpec", Plural: "hostspecs", Short: []string{"hs"}, Computed: true,
+	return Kind{Name: "HostSpec", Doc: "All that a host should be, compiled from the other objects.",
+		Plural: "hostspecs", Short: []string{"hs"}, Computed: true,
 		New: func() Object { return new(HostSpec) }, is: is[*HostSpec]}
 }
 
@@ -32,8 +33,8 @@ const (
 // Tombstone is the only word that removes a Network or a Guest's disks: what
 // merely vanishes from a HostSpec keeps running.
 type Tombstone struct {
-	Part string `json:"part"`
-	UID  string `json:"uid"`
+	Part string `json:"part" doc:"Name of the part."`
+	UID  string `json:"uid" doc:"UID of the object that is gone."`
 }
 
 // PartBase is the name of the base part.

@@ -10,13 +10,14 @@ import (
 // Image is named, versioned boot assets. The bytes are blobs, found by digest.
 type Image struct {
 	Base
-	Spec   ImageSpec   `json:"spec"`
-	Status ImageStatus `json:"status,omitzero"`
+	Spec   ImageSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status ImageStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // imageKind describes the kind.
 func imageKind() Kind {
-	return Kind{Name: "Image", Plural: "images", Short: []string{"img"}, Writer: RoleOperator,
+	return Kind{Name: "Image", Doc: "A kernel, initrd and root file system that Machines boot, or a disk that Guests have, by version.",
+		Plural: "images", Short: []string{"img"}, Writer: RoleOperator,
 		New: func() Object { return new(Image) }, is: is[*Image],
 		Conditions: func(o Object) *Conditions { return &o.(*Image).Status.Conditions }}
 }
@@ -34,32 +35,32 @@ const CloudInit = "cloud-init"
 
 // ImageSpec is the desired Image.
 type ImageSpec struct {
-	Version         string `json:"version"`
-	Arch            string `json:"arch,omitzero" enum:"amd64,arm64"`
-	OS              string `json:"os,omitzero" doc:"debian, flatcar or fcos: decides the kernel arguments that name the root and the Ignition config."`
-	IgnitionVersion string `json:"ignitionVersion,omitzero" doc:"Highest Ignition spec that the image's Ignition reads, such as 3.6.0."`
-	ConfiguredBy    string `json:"configuredBy,omitzero" enum:"ignition,cloud-init" doc:"What configures a Guest that has it; ignition. Machines are configured by Ignition alone."`
+	Version         string `json:"version" doc:"Version for people to tell Images apart."`
+	Arch            string `json:"arch,omitzero" enum:"amd64,arm64" doc:"Processor architecture. Default: amd64."`
+	OS              string `json:"os,omitzero" doc:"debian, flatcar or fcos: decides the kernel arguments that name the root and the Ignition config. Default: flatcar."`
+	IgnitionVersion string `json:"ignitionVersion,omitzero" doc:"Highest Ignition spec that the image's Ignition reads, 3.1.0 to 3.6.0. Default: 3.4.0."`
+	ConfiguredBy    string `json:"configuredBy,omitzero" enum:"ignition,cloud-init" doc:"What configures a Guest that has this Image; Machines are configured by Ignition alone. Default: ignition."`
 	// KernelArguments replace those that OS stands for. Each may hold
 	// ${rootfs_url}, ${rootfs_sha256}, ${ignition_url} and ${mac}.
-	KernelArguments []string             `json:"kernelArguments,omitempty" doc:"Instead of those that os stands for; may hold ${rootfs_url}, ${rootfs_sha256}, ${ignition_url}, ${mac}."`
+	KernelArguments []string             `json:"kernelArguments,omitempty" doc:"Kernel arguments; may contain ${rootfs_url}, ${rootfs_sha256}, ${ignition_url}, ${mac}. Default: those that os stands for."`
 	Files           map[string]ImageFile `json:"files" doc:"kernel, initrd, rootfs, disk."`
 }
 
 // ImageFile is one asset.
 type ImageFile struct {
-	Source string `json:"source,omitzero" doc:"Where it comes from: a file that weftctl uploads, or an http(s) URL that bootd fetches."`
-	SHA256 SHA256 `json:"sha256,omitzero"`
+	Source string `json:"source,omitzero" doc:"Where it comes from: a file that weftctl uploads, or an http(s) URL that bootd fetches. Default: bytes that bootd holds already, by sha256."`
+	SHA256 SHA256 `json:"sha256,omitzero" doc:"Digest that the file must have. Default: that of the file that weftctl uploads."`
 }
 
 // ImageStatus is what rackweft observed.
 type ImageStatus struct {
-	Files      map[string]ImageFileStatus `json:"files,omitempty"`
+	Files      map[string]ImageFileStatus `json:"files,omitempty" doc:"Files that bootd holds, by name."`
 	Conditions Conditions                 `json:"conditions,omitempty" doc:"Ready: every file is held and matches its digest."`
 }
 
 // ImageFileStatus is one file as bootd holds it.
 type ImageFileStatus struct {
-	SHA256 SHA256 `json:"sha256"`
+	SHA256 SHA256 `json:"sha256" doc:"Digest of the file."`
 	Size   int64  `json:"size" doc:"Bytes."`
 }
 
@@ -118,13 +119,14 @@ func (i *Image) validateFile(e *FieldErrors, name string, f ImageFile) {
 // Layer is one Butane document, a template over a Machine's facts.
 type Layer struct {
 	Base
-	Spec   LayerSpec   `json:"spec"`
-	Status LayerStatus `json:"status,omitzero"`
+	Spec   LayerSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status LayerStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // layerKind describes the kind.
 func layerKind() Kind {
-	return Kind{Name: "Layer", Plural: "layers", Writer: RoleOperator,
+	return Kind{Name: "Layer", Doc: "A piece of Butane configuration; Profiles and Guests list Layers by name.",
+		Plural: "layers", Writer: RoleOperator,
 		New: func() Object { return new(Layer) }, is: is[*Layer],
 		Conditions: func(o Object) *Conditions { return &o.(*Layer).Status.Conditions }}
 }
@@ -136,7 +138,7 @@ type LayerSpec struct {
 
 // LayerStatus is what rackweft observed.
 type LayerStatus struct {
-	Conditions Conditions `json:"conditions,omitempty"`
+	Conditions Conditions `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // SetDefaults implements Object.
@@ -157,13 +159,14 @@ func (l *Layer) Validate() FieldErrors {
 // Profile is what a Machine boots.
 type Profile struct {
 	Base
-	Spec   ProfileSpec   `json:"spec"`
-	Status ProfileStatus `json:"status,omitzero"`
+	Spec   ProfileSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status ProfileStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // profileKind describes the kind.
 func profileKind() Kind {
-	return Kind{Name: "Profile", Plural: "profiles", Short: []string{"prof"}, Writer: RoleOperator,
+	return Kind{Name: "Profile", Doc: "What Machines boot: an Image, Layers and variables.",
+		Plural: "profiles", Short: []string{"prof"}, Writer: RoleOperator,
 		New: func() Object { return new(Profile) }, is: is[*Profile],
 		Conditions: func(o Object) *Conditions { return &o.(*Profile).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Profile).references() }}
@@ -182,23 +185,23 @@ const maxLayers = 64
 
 // ProfileSpec is the desired Profile.
 type ProfileSpec struct {
-	Image           string            `json:"image"`
-	KernelArguments []string          `json:"kernelArguments,omitempty"`
-	Layers          []string          `json:"layers,omitempty" doc:"Layers by name, merged in this order."`
-	Variables       map[string]string `json:"variables,omitempty" doc:"What templates see as .Variables."`
-	Trust           Trust             `json:"trust,omitzero"`
-	Install         *Install          `json:"install,omitempty" doc:"null boots live; else the image's disk is written first."`
+	Image           string            `json:"image" doc:"Image that its Machines boot."`
+	KernelArguments []string          `json:"kernelArguments,omitempty" doc:"Kernel arguments added to the Image's. Default: none."`
+	Layers          []string          `json:"layers,omitempty" doc:"Layers by name, merged in this order. Default: none."`
+	Variables       map[string]string `json:"variables,omitempty" doc:"What templates see as .Variables. Default: none."`
+	Trust           Trust             `json:"trust,omitzero" doc:"What a boot of its Machines must prove."`
+	Install         *Install          `json:"install,omitempty" doc:"Writes the Image to a disk before the boot. Not supported yet. Default: none, the Machine boots live."`
 }
 
 // Install says where the image's disk is written.
 type Install struct {
 	Disk string `json:"disk" doc:"A stable path, such as /dev/disk/by-id/…"`
-	Wipe bool   `json:"wipe,omitzero" doc:"Write even over a disk that holds a foreign file system."`
+	Wipe bool   `json:"wipe,omitzero" doc:"Writes even over a disk that holds a foreign file system. Default: false."`
 }
 
 // ProfileStatus is what rackweft observed.
 type ProfileStatus struct {
-	Conditions Conditions `json:"conditions,omitempty"`
+	Conditions Conditions `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // SetDefaults implements Object.

@@ -18,6 +18,7 @@ const (
 // Kind describes one kind to programs that handle all of them.
 type Kind struct {
 	Name     string   // Machine
+	Doc      string   // one sentence that says what it is
 	Plural   string   // machines
 	Short    []string // what a person may type instead
 	Computed bool     // compiled from other objects, never stored or written

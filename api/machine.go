@@ -11,13 +11,14 @@ import (
 // Machine is one physical server.
 type Machine struct {
 	Base
-	Spec   MachineSpec   `json:"spec"`
-	Status MachineStatus `json:"status,omitzero"`
+	Spec   MachineSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status MachineStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // machineKind describes the kind.
 func machineKind() Kind {
-	return Kind{Name: "Machine", Plural: "machines", Short: []string{"m"}, Writer: RoleOperator,
+	return Kind{Name: "Machine", Doc: "One physical server.",
+		Plural: "machines", Short: []string{"m"}, Writer: RoleOperator,
 		New: func() Object { return new(Machine) }, is: is[*Machine],
 		Conditions: func(o Object) *Conditions { return &o.(*Machine).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Machine).references() }}
@@ -47,62 +48,62 @@ const (
 
 // MachineSpec is the desired Machine.
 type MachineSpec struct {
-	Zone     string   `json:"zone,omitzero"`
-	Location Location `json:"location,omitzero"`
-	Profile  string   `json:"profile,omitzero"`
-	Links    []Link   `json:"links"`
+	Zone     string   `json:"zone,omitzero" doc:"Zone that the host is in. Default: none."`
+	Location Location `json:"location,omitzero" doc:"Where it stands and what it is cabled to."`
+	Profile  string   `json:"profile,omitzero" doc:"Profile that it boots. Default: none, it is not provisioned."`
+	Links    []Link   `json:"links" doc:"Network interfaces; at least one has a MAC."`
 	// Loopbacks are at most one of each family.
-	Loopbacks []netip.Addr `json:"loopbacks,omitempty" doc:"Pins the host's own addresses, which it has on lo and announces in its Zone; chosen out of the Zone's loopbacks unless set."`
-	BMC       *BMC         `json:"bmc,omitempty"`
-	Boot      Boot         `json:"boot,omitzero"`
-	Trust     Trust        `json:"trust,omitzero"`
+	Loopbacks []netip.Addr `json:"loopbacks,omitempty" doc:"Pins the host's own addresses, one of each family at most, which it has on lo and advertises in its Zone. Default: chosen out of the Zone's loopbacks."`
+	BMC       *BMC         `json:"bmc,omitempty" doc:"How its BMC is reached; without one bootd cannot power it."`
+	Boot      Boot         `json:"boot,omitzero" doc:"What is particular to its network boot."`
+	Trust     Trust        `json:"trust,omitzero" doc:"What its boot must prove."`
 	// Variables override the Profile's.
-	Variables map[string]string `json:"variables,omitempty" doc:"Override the Profile's."`
-	State     MachineState      `json:"state,omitzero" enum:"Active,Off,Maintenance"`
+	Variables map[string]string `json:"variables,omitempty" doc:"Override the Profile's variables. Default: none."`
+	State     MachineState      `json:"state,omitzero" enum:"Active,Off,Maintenance" doc:"What the Machine should be. Maintenance: it keeps running and nothing is done to it. Default: Active."`
 }
 
 // Location says where a Machine stands and what it is cabled to.
 type Location struct {
-	Rack   string `json:"rack,omitzero"`
-	Unit   int    `json:"unit,omitzero"`
-	Switch string `json:"switch,omitzero" doc:"For trust level address: the relay's address, or the remote ID that it sends (text, a MAC, or 0x and hexadecimal digits)."`
-	Port   string `json:"port,omitzero" doc:"For trust level address: the circuit ID that the relay sends, or what stands in it before a colon (text, or 0x and hexadecimal digits)."`
+	Rack   string `json:"rack,omitzero" doc:"Rack that the Machine is in; brakes, reflectors and placement go by it. Default: none."`
+	Unit   int    `json:"unit,omitzero" doc:"Lowest rack unit that it takes. Default: unknown."`
+	Switch string `json:"switch,omitzero" doc:"For trust level address: the relay's address, or the remote ID that it sends (text, a MAC, or 0x and hexadecimal digits). Default: unknown."`
+	Port   string `json:"port,omitzero" doc:"For trust level address: the circuit ID that the relay sends, or the part of it before a colon (text, or 0x and hexadecimal digits). Default: unknown."`
 }
 
 // Link is one network interface: a NIC (by MAC), a bond of NICs, or a VLAN.
 type Link struct {
 	Name      string       `json:"name" doc:"The interface's name on the host."`
-	MAC       MAC          `json:"mac,omitzero"`
-	Bond      *Bond        `json:"bond,omitempty"`
-	VLAN      *VLAN        `json:"vlan,omitempty"`
-	Subnet    string       `json:"subnet,omitzero"`
-	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Pins the addresses; DHCP on a provisioning Subnet gives the first of them."`
-	MTU       int          `json:"mtu,omitzero" doc:"The Subnet's unless set."`
+	MAC       MAC          `json:"mac,omitzero" doc:"The link is the NIC with this MAC. Default: none; exactly one of mac, bond and vlan is set."`
+	Bond      *Bond        `json:"bond,omitempty" doc:"The link is a bond of NICs."`
+	VLAN      *VLAN        `json:"vlan,omitempty" doc:"The link is a VLAN on another link."`
+	Subnet    string       `json:"subnet,omitzero" doc:"Subnet that the link is on. Default: none."`
+	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Pins the addresses; DHCP on a provisioning Subnet gives the first of them. Default: leased, or none."`
+	MTU       int          `json:"mtu,omitzero" doc:"MTU in bytes, 576 to 9216. Default: the Subnet's."`
 }
 
 // Bond joins NICs.
 type Bond struct {
-	Mode    string `json:"mode" enum:"802.3ad,active-backup,balance-xor,balance-rr"`
-	Members []MAC  `json:"members"`
+	Mode    string `json:"mode" enum:"802.3ad,active-backup,balance-xor,balance-rr" doc:"Bonding mode, as the kernel names it."`
+	Members []MAC  `json:"members" doc:"NICs of the bond, by MAC; at least one."`
 }
 
 // VLAN is a tagged interface on another link.
 type VLAN struct {
-	Link string `json:"link"`
-	ID   int    `json:"id"`
+	Link string `json:"link" doc:"Name of the link below it."`
+	ID   int    `json:"id" doc:"VLAN ID, 1 to 4094."`
 }
 
 // BMC says how a Machine's controller is reached.
 type BMC struct {
-	Address     string `json:"address" doc:"https://host[:port]"`
-	Protocol    string `json:"protocol,omitzero" enum:"redfish"`
+	Address     string `json:"address" doc:"URL of the BMC, as https://host or https://host:port."`
+	Protocol    string `json:"protocol,omitzero" enum:"redfish" doc:"Protocol spoken to the BMC. Default: redfish."`
 	Credentials string `json:"credentials" doc:"A Secret with username and password."`
-	TLS         BMCTLS `json:"tls,omitzero"`
+	TLS         BMCTLS `json:"tls,omitzero" doc:"How the BMC's certificate is checked."`
 }
 
 // BMCTLS pins the BMC's certificate.
 type BMCTLS struct {
-	Fingerprint Fingerprint `json:"fingerprint,omitzero" doc:"sha256:<hex> of the certificate; the first one seen is kept in status unless set."`
+	Fingerprint Fingerprint `json:"fingerprint,omitzero" doc:"SHA-256 of the certificate, as sha256:HEX. Default: that of the first certificate seen, kept in status."`
 }
 
 // UnsolicitedBoot says what happens when a known Machine network-boots and
@@ -118,10 +119,10 @@ const (
 
 // Boot holds what is particular to one Machine's network boot.
 type Boot struct {
-	Unsolicited UnsolicitedBoot `json:"unsolicited,omitzero" enum:"confirm,allow,refuse"`
-	Firmware    string          `json:"firmware,omitzero" enum:"auto,uefi,bios" doc:"Boot mode sent to the BMC; auto leaves it alone."`
-	File        string          `json:"file,omitzero" doc:"Boot file for odd firmware, instead of the one chosen by architecture."`
-	VendorPXE   string          `json:"vendorPXE,omitzero" enum:"auto,always,never" doc:"Whether DHCP option 43 goes with PXE offers."`
+	Unsolicited UnsolicitedBoot `json:"unsolicited,omitzero" enum:"confirm,allow,refuse" doc:"What happens when the Machine network-boots unasked. confirm: serve it when the BMC confirms a reset and no agent holds the host's stream. allow: serve it. refuse: do not. Default: confirm."`
+	Firmware    string          `json:"firmware,omitzero" enum:"auto,uefi,bios" doc:"Boot mode sent to the BMC; auto leaves it as it is. Default: auto."`
+	File        string          `json:"file,omitzero" doc:"Boot file for firmware that needs a special one; at most 127 bytes. Default: chosen by architecture."`
+	VendorPXE   string          `json:"vendorPXE,omitzero" enum:"auto,always,never" doc:"Whether DHCP option 43 goes with PXE offers; auto decides by firmware. Default: auto."`
 }
 
 // Phase is where a Machine stands.
@@ -161,14 +162,14 @@ const DiscoveredLabel = "rackweft/discovered"
 
 // MachineStatus is what rackweft observed and chose.
 type MachineStatus struct {
-	Phase              Phase        `json:"phase,omitzero"`
-	ObservedGeneration int64        `json:"observedGeneration,omitzero"`
+	Phase              Phase        `json:"phase,omitzero" doc:"Where the Machine stands between Registered and Active."`
+	ObservedGeneration int64        `json:"observedGeneration,omitzero" doc:"Generation of the spec that status speaks of."`
 	Power              string       `json:"power,omitzero" doc:"On, Off or Unknown, as the BMC last said."`
-	BMC                BMCStatus    `json:"bmc,omitzero"`
-	Inventory          *Inventory   `json:"inventory,omitempty"`
+	BMC                BMCStatus    `json:"bmc,omitzero" doc:"What was learned of the BMC."`
+	Inventory          *Inventory   `json:"inventory,omitempty" doc:"What the Machine is made of, as its BMC says."`
 	Addresses          []netip.Addr `json:"addresses,omitempty" doc:"Leased on the provisioning Subnet."`
 	// LastSeen is when a Discovered machine last asked for anything.
-	LastSeen time.Time `json:"lastSeen,omitzero"`
+	LastSeen time.Time `json:"lastSeen,omitzero" doc:"When a Discovered machine last asked for anything."`
 	// BootAsked is when the Machine last asked for a boot script that no open
 	// BootAttempt covers: the machine controller decides on it.
 	BootAsked time.Time `json:"bootAsked,omitzero" doc:"When it last network-booted with no BootAttempt open for it."`
@@ -180,8 +181,8 @@ type MachineStatus struct {
 	Requests []Request     `json:"requests,omitempty" doc:"Verbs that people asked for, newest last, at most ten."`
 	// AssetTag is there while a nonce takes its place, or may do.
 	AssetTag   *SavedAssetTag `json:"assetTag,omitempty" doc:"The system's own AssetTag, while a BootAttempt's nonce takes its place."`
-	Host       *HostStatus    `json:"host,omitempty"`
-	Conditions Conditions     `json:"conditions,omitempty"`
+	Host       *HostStatus    `json:"host,omitempty" doc:"What nodeagent reports of the host."`
+	Conditions Conditions     `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // BMCStatus is what was learned of the BMC.
@@ -189,8 +190,8 @@ type BMCStatus struct {
 	Fingerprint string `json:"fingerprint,omitzero" doc:"Learned at the first contact, then pinned."`
 	// LearnedFrom is the address that Fingerprint was learned from: another
 	// address starts over.
-	LearnedFrom string    `json:"learnedFrom,omitzero"`
-	LastContact time.Time `json:"lastContact,omitzero"`
+	LearnedFrom string    `json:"learnedFrom,omitzero" doc:"BMC address that fingerprint was learned from; another address starts over."`
+	LastContact time.Time `json:"lastContact,omitzero" doc:"When the BMC last answered."`
 }
 
 // Stage is how far a BootAttempt has come. Stages are ordered; a boot may skip
@@ -234,27 +235,27 @@ const (
 // BootAttempt is one boot of one Machine, from the power command (or a
 // confirmed reset) to Active or Failed.
 type BootAttempt struct {
-	ID     string `json:"id"`
+	ID     string `json:"id" doc:"Unique ID of the attempt."`
 	Number int    `json:"number" doc:"Counts the Machine's attempts."`
 	Reason string `json:"reason" doc:"Why it was opened."`
 	// Request is the id of the Request that asked for it.
-	Request string `json:"request,omitzero"`
+	Request string `json:"request,omitzero" doc:"ID of the request that asked for it; empty when nobody did."`
 	// Retry counts attempts since the last that reached Active or was asked for.
 	Retry      int           `json:"retry,omitzero" doc:"Attempts before it that failed in a row."`
 	Generation int64         `json:"generation" doc:"The Machine's generation that it boots."`
-	Started    time.Time     `json:"started"`
+	Started    time.Time     `json:"started" doc:"When it was opened."`
 	Deadline   time.Time     `json:"deadline" doc:"Moved on by progress."`
-	Stage      Stage         `json:"stage"`
-	Stages     []StageTime   `json:"stages,omitempty"`
+	Stage      Stage         `json:"stage" doc:"The furthest stage reached."`
+	Stages     []StageTime   `json:"stages,omitempty" doc:"When each stage was first reached."`
 	Trust      TrustLevel    `json:"trust,omitzero" doc:"What the Machine has proved so far."`
 	TrustWhy   string        `json:"trustWhy,omitzero" doc:"How it has proved that."`
 	Nonce      *Nonce        `json:"nonce,omitempty" doc:"There when trust level nonce is required."`
 	Port       *BootPort     `json:"port,omitempty" doc:"Where its address was leased, as a relay says."`
 	Takers     []Taker       `json:"takers,omitempty" doc:"Who took the pointer and the config, and who came for them again; at most 16."`
-	Joined     time.Time     `json:"joined,omitzero"`
-	Finished   time.Time     `json:"finished,omitzero"`
-	Result     AttemptResult `json:"result,omitzero"`
-	Message    string        `json:"message,omitzero"`
+	Joined     time.Time     `json:"joined,omitzero" doc:"When nodeagent joined."`
+	Finished   time.Time     `json:"finished,omitzero" doc:"When it ended; unset while it is under way."`
+	Result     AttemptResult `json:"result,omitzero" doc:"Active or Failed; empty while it is under way."`
+	Message    string        `json:"message,omitzero" doc:"Why it failed and what to do, or how far it has come."`
 	Cause      FailureCause  `json:"cause,omitzero" enum:"SecondTaker" doc:"What kind of failure it was, where that makes a difference."`
 }
 
@@ -270,8 +271,8 @@ func (a *BootAttempt) Reached(s Stage) bool { return a != nil && a.Stage.Index()
 
 // StageTime is when a stage was first reached.
 type StageTime struct {
-	Stage Stage     `json:"stage"`
-	Time  time.Time `json:"time"`
+	Stage Stage     `json:"stage" doc:"The stage."`
+	Time  time.Time `json:"time" doc:"When it was first reached."`
 }
 
 // Verb is what a person can ask of a Machine once.
@@ -287,13 +288,13 @@ const (
 
 // Request is one verb that was asked for. A repeated id is the same request.
 type Request struct {
-	ID       string    `json:"id"`
-	Verb     Verb      `json:"verb" enum:"reprovision,power,inspect,identify"`
+	ID       string    `json:"id" doc:"Unique ID; the same request is carried out once."`
+	Verb     Verb      `json:"verb" enum:"reprovision,power,inspect,identify" doc:"What was asked for."`
 	Argument string    `json:"argument,omitzero" doc:"power: on, off, reset; identify: on, off."`
-	By       string    `json:"by,omitzero"`
-	Time     time.Time `json:"time"`
-	State    string    `json:"state" enum:"Pending,Running,Done,Failed"`
-	Message  string    `json:"message,omitzero"`
+	By       string    `json:"by,omitzero" doc:"Who asked."`
+	Time     time.Time `json:"time" doc:"When it was asked."`
+	State    string    `json:"state" enum:"Pending,Running,Done,Failed" doc:"How far it has come."`
+	Message  string    `json:"message,omitzero" doc:"What came of it."`
 }
 
 // The states of a Request.
@@ -306,76 +307,76 @@ const (
 
 // Inventory is what a Machine is made of, as its BMC says.
 type Inventory struct {
-	Manufacturer string          `json:"manufacturer,omitzero"`
-	Model        string          `json:"model,omitzero"`
-	SKU          string          `json:"sku,omitzero"`
-	Serial       string          `json:"serial,omitzero"`
-	UUID         string          `json:"uuid,omitzero"`
-	BIOSVersion  string          `json:"biosVersion,omitzero"`
-	BMCFirmware  string          `json:"bmcFirmware,omitzero"`
-	CPUs         InventoryCPUs   `json:"cpus,omitzero"`
-	MemoryMiB    int64           `json:"memoryMiB,omitzero"`
-	NICs         []InventoryNIC  `json:"nics,omitempty"`
-	Disks        []InventoryDisk `json:"disks,omitempty"`
+	Manufacturer string          `json:"manufacturer,omitzero" doc:"Manufacturer of the system."`
+	Model        string          `json:"model,omitzero" doc:"Model of the system."`
+	SKU          string          `json:"sku,omitzero" doc:"Manufacturer's product number."`
+	Serial       string          `json:"serial,omitzero" doc:"Serial number of the system."`
+	UUID         string          `json:"uuid,omitzero" doc:"SMBIOS UUID of the system."`
+	BIOSVersion  string          `json:"biosVersion,omitzero" doc:"Version of the system firmware."`
+	BMCFirmware  string          `json:"bmcFirmware,omitzero" doc:"Version of the BMC's firmware."`
+	CPUs         InventoryCPUs   `json:"cpus,omitzero" doc:"All processors together."`
+	MemoryMiB    int64           `json:"memoryMiB,omitzero" doc:"Memory in MiB."`
+	NICs         []InventoryNIC  `json:"nics,omitempty" doc:"Network ports."`
+	Disks        []InventoryDisk `json:"disks,omitempty" doc:"Drives."`
 	Incomplete   []string        `json:"incomplete,omitempty" doc:"What the BMC refused to tell, in its words."`
 }
 
 // InventoryCPUs are all processors together.
 type InventoryCPUs struct {
-	Count int    `json:"count,omitzero"`
-	Model string `json:"model,omitzero"`
+	Count int    `json:"count,omitzero" doc:"Number of processors (sockets)."`
+	Model string `json:"model,omitzero" doc:"Model of the first processor."`
 	Cores int    `json:"cores,omitzero" doc:"Of all processors."`
 }
 
 // InventoryNIC is one network port.
 type InventoryNIC struct {
-	Name      string `json:"name,omitzero"`
-	MAC       MAC    `json:"mac,omitzero"`
-	SpeedMbps int    `json:"speedMbps,omitzero"`
+	Name      string `json:"name,omitzero" doc:"Name that the BMC gives it."`
+	MAC       MAC    `json:"mac,omitzero" doc:"Permanent MAC."`
+	SpeedMbps int    `json:"speedMbps,omitzero" doc:"Speed in Mbit/s; 0 when unknown."`
 	Link      string `json:"link,omitzero" doc:"LinkUp, LinkDown, NoLink, or empty when unknown."`
 }
 
 // InventoryDisk is one drive.
 type InventoryDisk struct {
-	Name   string `json:"name,omitzero"`
-	Serial string `json:"serial,omitzero"`
+	Name   string `json:"name,omitzero" doc:"Name that the BMC gives it."`
+	Serial string `json:"serial,omitzero" doc:"Serial number."`
 	Type   string `json:"type,omitzero" doc:"HDD, SSD, NVMe or empty when unknown."`
-	Bytes  int64  `json:"bytes,omitzero"`
+	Bytes  int64  `json:"bytes,omitzero" doc:"Capacity in bytes."`
 }
 
 // HostStatus is what nodeagent reports of its host.
 type HostStatus struct {
 	UID          string                `json:"uid" doc:"The Machine's uid that it joined as."`
-	AgentVersion string                `json:"agentVersion,omitzero"`
-	OS           string                `json:"os,omitzero"`
-	Kernel       string                `json:"kernel,omitzero"`
-	BootID       string                `json:"bootID,omitzero"`
+	AgentVersion string                `json:"agentVersion,omitzero" doc:"Version of nodeagent."`
+	OS           string                `json:"os,omitzero" doc:"Operating system, from os-release."`
+	Kernel       string                `json:"kernel,omitzero" doc:"Kernel release."`
+	BootID       string                `json:"bootID,omitzero" doc:"Kernel's boot ID: another one is another boot."`
 	AttemptID    string                `json:"attemptID,omitzero" doc:"The BootAttempt that it joined in."`
 	ClockSkew    Duration              `json:"clockSkew,omitzero" doc:"Host clock minus bootd's when it connected."`
 	Stateless    bool                  `json:"stateless,omitzero" doc:"No filesystem labelled rackweft-data: state goes with a reboot."`
 	CPUs         int                   `json:"cpus,omitzero" doc:"Processors that its kernel runs on."`
 	Memory       Quantity              `json:"memory,omitzero" doc:"That its kernel has."`
-	NICs         []HostNIC             `json:"nics,omitempty"`
+	NICs         []HostNIC             `json:"nics,omitempty" doc:"Its network interfaces."`
 	WireGuardKey string                `json:"wireGuardKey,omitzero" doc:"Its public key, base64 as wg(8) prints it."`
-	Epoch        int64                 `json:"epoch,omitzero"`
+	Epoch        int64                 `json:"epoch,omitzero" doc:"Epoch of the HostSpec that it has."`
 	Revision     int64                 `json:"revision,omitzero" doc:"HostSpec revision that it has applied."`
-	Parts        map[string]PartStatus `json:"parts,omitempty"`
+	Parts        map[string]PartStatus `json:"parts,omitempty" doc:"State of each HostSpec part."`
 	Bootd        string                `json:"bootd,omitzero" doc:"Name of the machine whose bootd received it."`
 	Reported     time.Time             `json:"reported,omitzero" doc:"When bootd received it."`
 	// Connected and LastHeartbeat are kept in memory and filled in at reading.
-	Connected     bool      `json:"connected,omitzero"`
-	LastHeartbeat time.Time `json:"lastHeartbeat,omitzero"`
+	Connected     bool      `json:"connected,omitzero" doc:"Whether the host holds its stream to bootd."`
+	LastHeartbeat time.Time `json:"lastHeartbeat,omitzero" doc:"When it last said anything."`
 	// BGP is kept in memory and filled in at reading, without routes.
-	BGP *BGPStatus `json:"bgp,omitempty"`
+	BGP *BGPStatus `json:"bgp,omitempty" doc:"The host's BGP sessions; kept in memory, without routes."`
 }
 
 // HostNIC is one interface as the kernel shows it.
 type HostNIC struct {
-	Name      string         `json:"name"`
-	MAC       MAC            `json:"mac,omitzero"`
-	MTU       int            `json:"mtu,omitzero"`
-	Up        bool           `json:"up,omitzero"`
-	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	Name      string         `json:"name" doc:"Name of the interface."`
+	MAC       MAC            `json:"mac,omitzero" doc:"MAC that it has now."`
+	MTU       int            `json:"mtu,omitzero" doc:"MTU in bytes."`
+	Up        bool           `json:"up,omitzero" doc:"Whether it has a carrier."`
+	Addresses []netip.Prefix `json:"addresses,omitempty" doc:"Addresses with their prefix lengths."`
 }
 
 // PartState is how a HostSpec part stands on the host.
@@ -392,11 +393,11 @@ const (
 // PartStatus is one part as the host observed it.
 type PartStatus struct {
 	Digest  string    `json:"digest,omitzero" doc:"Of the part that was applied."`
-	State   PartState `json:"state"`
-	Message string    `json:"message,omitzero"`
-	Time    time.Time `json:"time,omitzero"`
+	State   PartState `json:"state" doc:"Whether the host has applied the part. Orphaned: it keeps running although the HostSpec no longer names it."`
+	Message string    `json:"message,omitzero" doc:"Why it is not applied."`
+	Time    time.Time `json:"time,omitzero" doc:"When it came into this state."`
 	// Guest is what is seen of the Guest of a guest part.
-	Guest *GuestObserved `json:"guest,omitempty"`
+	Guest *GuestObserved `json:"guest,omitempty" doc:"What is seen of the Guest, for a guest part."`
 }
 
 // DrainAnnotation on a Machine, when it is "true", asks that everything leaves

@@ -16,16 +16,16 @@ type TypeMeta struct {
 type Metadata struct {
 	Name        string            `json:"name" doc:"RFC 1123 label, unique within the kind."`
 	UID         string            `json:"uid,omitzero" doc:"Set at creation; two objects of one name are two uids."`
-	Labels      map[string]string `json:"labels,omitempty"`
-	Annotations map[string]string `json:"annotations,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty" doc:"Text by key, for selectors."`
+	Annotations map[string]string `json:"annotations,omitempty" doc:"Free text by key, for people and programs."`
 	// Generation counts changes of spec.
 	Generation int64 `json:"generation,omitzero" doc:"Counts changes of spec."`
 	// ResourceVersion is the store revision of the last write. A write that
 	// carries one succeeds only while it is still current.
 	ResourceVersion   string     `json:"resourceVersion,omitzero" doc:"Store revision of the last write; a write that carries one is refused with 409 when it is no longer current."`
-	CreationTimestamp time.Time  `json:"creationTimestamp,omitzero"`
-	DeletionTimestamp *time.Time `json:"deletionTimestamp,omitempty"`
-	Finalizers        []string   `json:"finalizers,omitempty"`
+	CreationTimestamp time.Time  `json:"creationTimestamp,omitzero" doc:"When the object was created."`
+	DeletionTimestamp *time.Time `json:"deletionTimestamp,omitempty" doc:"When its deletion was asked for; it goes with the last finalizer."`
+	Finalizers        []string   `json:"finalizers,omitempty" doc:"Who still has to clean up before the object goes."`
 }
 
 // Object is any kind. The methods are implemented by every pointer to a kind.
@@ -45,7 +45,7 @@ type Object interface {
 // Base is embedded in every kind.
 type Base struct {
 	TypeMeta
-	Metadata Metadata `json:"metadata"`
+	Metadata Metadata `json:"metadata" doc:"Name, labels and what the server keeps of every object."`
 }
 
 // Type implements Object.
@@ -69,8 +69,8 @@ const CondReady = "Ready"
 
 // Condition is one observed fact of an object.
 type Condition struct {
-	Type    string          `json:"type"`
-	Status  ConditionStatus `json:"status" enum:"True,False,Unknown"`
+	Type    string          `json:"type" doc:"Name of the fact; unique within the object."`
+	Status  ConditionStatus `json:"status" enum:"True,False,Unknown" doc:"Whether the fact holds."`
 	Reason  string          `json:"reason,omitzero" doc:"One CamelCase word for programs."`
 	Message string          `json:"message,omitzero" doc:"A sentence for people: what, where, what to do."`
 	Time    time.Time       `json:"time,omitzero" doc:"When status last changed."`

@@ -9,13 +9,14 @@ import (
 // host, flannel's scheme.
 type Network struct {
 	Base
-	Spec   NetworkSpec   `json:"spec"`
-	Status NetworkStatus `json:"status,omitzero"`
+	Spec   NetworkSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status NetworkStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // networkKind describes the kind.
 func networkKind() Kind {
-	return Kind{Name: "Network", Plural: "networks", Short: []string{"net"}, Writer: RoleOperator,
+	return Kind{Name: "Network", Doc: "A tenant's overlay: one VXLAN VNI, with a lease of its CIDRs on every host of its Zone.",
+		Plural: "networks", Short: []string{"net"}, Writer: RoleOperator,
 		New: func() Object { return new(Network) }, is: is[*Network],
 		Conditions: func(o Object) *Conditions { return &o.(*Network).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Network).references() }}
@@ -34,18 +35,18 @@ func (n *Network) references() (l references) {
 
 // NetworkSpec is the desired Network.
 type NetworkSpec struct {
-	Zone       string         `json:"zone"`
-	CIDRs      []netip.Prefix `json:"cidrs"`
-	HostPrefix int            `json:"hostPrefix,omitzero" doc:"Length of each host's IPv4 lease; 24 unless set."`
+	Zone       string         `json:"zone" doc:"Zone whose hosts have the Network."`
+	CIDRs      []netip.Prefix `json:"cidrs" doc:"One prefix of each family at most; each host gets a lease out of it."`
+	HostPrefix int            `json:"hostPrefix,omitzero" doc:"Prefix length of each host's IPv4 lease. Default: 24."`
 	// HostPrefix6 is meaningful with an IPv6 CIDR only.
-	HostPrefix6 int      `json:"hostPrefix6,omitzero" doc:"Length of each host's IPv6 lease; 64 unless set, or 8 more than the IPv6 CIDR's where that is longer than /62."`
-	VNI         uint32   `json:"vni,omitzero" doc:"Pins the VNI that rackweft would choose."`
-	Egress      string   `json:"egress,omitzero" enum:"none,masquerade" doc:"How guests reach out of the Network; none unless set."`
-	Advertise   bool     `json:"advertise,omitzero" doc:"Route each host's lease into the Zone by BGP."`
-	Allow       []string `json:"allow,omitempty" doc:"Networks of the same Zone whose guests may open connections to this one's."`
-	Direct      bool     `json:"direct,omitzero" doc:"Hosts on one underlay link route to each other without VXLAN; for CIDRs that nothing else in the Zone has."`
-	Limits      Rates    `json:"limits,omitzero" doc:"What the guests on one host may receive and send together; no limit unless set."`
-	GuestLimits Rates    `json:"guestLimits,omitzero" doc:"What each guest may receive and send that has no limit of its own; no limit unless set."`
+	HostPrefix6 int      `json:"hostPrefix6,omitzero" doc:"Prefix length of each host's IPv6 lease. Default: 64, or 8 more than the IPv6 CIDR's where that is longer than /62."`
+	VNI         uint32   `json:"vni,omitzero" doc:"Pins the VXLAN network identifier. Default: chosen out of the Site's vniRange."`
+	Egress      string   `json:"egress,omitzero" enum:"none,masquerade" doc:"How guests reach destinations outside the Network. Default: none."`
+	Advertise   bool     `json:"advertise,omitzero" doc:"Advertises each host's lease in the Zone by BGP. Default: false."`
+	Allow       []string `json:"allow,omitempty" doc:"Networks of the same Zone whose guests may open connections to this one's. Default: none."`
+	Direct      bool     `json:"direct,omitzero" doc:"Hosts on one underlay link route to each other without VXLAN; for CIDRs that nothing else in the Zone uses. Default: false."`
+	Limits      Rates    `json:"limits,omitzero" doc:"What the guests on one host may receive and send together. Default: no limit."`
+	GuestLimits Rates    `json:"guestLimits,omitzero" doc:"What each guest without a limit of its own may receive and send. Default: no limit."`
 	// Peering lets guests speak BGP to their hosts.
 	Peering *Peering `json:"peering,omitempty" doc:"Guests may speak BGP to their hosts, at 169.254.1.1."`
 }
@@ -53,16 +54,16 @@ type NetworkSpec struct {
 // Peering is what guests may tell their hosts by BGP.
 type Peering struct {
 	ASN         uint32         `json:"asn" doc:"Of the guests. The hosts have the Zone's."`
-	Prefixes    []netip.Prefix `json:"prefixes" doc:"Guests may announce these and what lies within them, and send from what they announce."`
-	MaxPrefixes int            `json:"maxPrefixes,omitzero" minimum:"0" doc:"More of one guest and family end its session; 128 unless set."`
-	Secret      string         `json:"secret,omitzero" doc:"A Secret with the sessions' MD5 key under password."`
-	Advertise   bool           `json:"advertise,omitzero" doc:"Tell the Zone of the IPv4 prefixes that guests announce; with spec.advertise only."`
+	Prefixes    []netip.Prefix `json:"prefixes" doc:"Prefixes that guests may advertise, or parts of them, and send from."`
+	MaxPrefixes int            `json:"maxPrefixes,omitzero" minimum:"0" doc:"Prefixes of one guest and family beyond which its session ends. Default: 128."`
+	Secret      string         `json:"secret,omitzero" doc:"Secret with the sessions' MD5 key under password. Default: no key."`
+	Advertise   bool           `json:"advertise,omitzero" doc:"Advertises the guests' IPv4 prefixes in the Zone; needs spec.advertise. Default: false."`
 }
 
 // Rates are limits in bytes per second; zero is no limit.
 type Rates struct {
-	Inbound  Quantity `json:"inbound,omitzero" doc:"Bytes per second, such as 100M."`
-	Outbound Quantity `json:"outbound,omitzero" doc:"Bytes per second, such as 100M."`
+	Inbound  Quantity `json:"inbound,omitzero" doc:"Bytes per second, such as 100M. Default: no limit."`
+	Outbound Quantity `json:"outbound,omitzero" doc:"Bytes per second, such as 100M. Default: no limit."`
 }
 
 // IsZero reports whether there is no limit.
@@ -70,9 +71,9 @@ func (r Rates) IsZero() bool { return r.Inbound.IsZero() && r.Outbound.IsZero() 
 
 // NetworkStatus is what rackweft observed and chose.
 type NetworkStatus struct {
-	VNI        uint32     `json:"vni,omitzero"`
-	Leases     int        `json:"leases,omitzero"`
-	Conditions Conditions `json:"conditions,omitempty"`
+	VNI        uint32     `json:"vni,omitzero" doc:"VXLAN network identifier chosen for it."`
+	Leases     int        `json:"leases,omitzero" doc:"Number of leases."`
+	Conditions Conditions `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // SetDefaults implements Object.

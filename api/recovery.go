@@ -27,24 +27,24 @@ type Recovery struct {
 
 // RecoveryHost is a host that the backup does not know by its key.
 type RecoveryHost struct {
-	Name    string    `json:"name"`
-	UID     string    `json:"uid"`
+	Name    string    `json:"name" doc:"Name of its Machine."`
+	UID     string    `json:"uid" doc:"UID of its Machine."`
 	Key     string    `json:"key,omitzero" doc:"SHA-256 of its public key; empty for one that other hosts name as their peer and that has not come yet."`
-	Address string    `json:"address,omitzero"`
+	Address string    `json:"address,omitzero" doc:"Address that it came from."`
 	Issued  time.Time `json:"issued,omitzero" doc:"When its certificate was."`
-	Seen    time.Time `json:"seen,omitzero"`
+	Seen    time.Time `json:"seen,omitzero" doc:"When it last came."`
 }
 
 // RecoveryPart is a Network or Guest that only hosts know.
 type RecoveryPart struct {
-	Kind      string       `json:"kind" enum:"Network,Guest"`
-	Name      string       `json:"name"`
-	UID       string       `json:"uid"`
+	Kind      string       `json:"kind" enum:"Network,Guest" doc:"Network or Guest."`
+	Name      string       `json:"name" doc:"Name of the object."`
+	UID       string       `json:"uid" doc:"UID of the object."`
 	VNI       uint32       `json:"vni,omitzero" doc:"A Network's."`
 	Network   string       `json:"network,omitzero" doc:"A Guest's."`
 	Host      string       `json:"host,omitzero" doc:"That a Guest is on."`
-	HostUID   string       `json:"hostUID,omitzero"`
-	Addresses []netip.Addr `json:"addresses,omitempty"`
+	HostUID   string       `json:"hostUID,omitzero" doc:"UID of that host's Machine."`
+	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Addresses that it has."`
 }
 
 // Guest is an unknown Guest as far as its place and addresses go.

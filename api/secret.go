@@ -11,13 +11,14 @@ import (
 // Secret is a value that is sealed at rest and never printed.
 type Secret struct {
 	Base
-	Spec   SecretSpec   `json:"spec"`
-	Status SecretStatus `json:"status,omitzero"`
+	Spec   SecretSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status SecretStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // secretKind describes the kind.
 func secretKind() Kind {
-	return Kind{Name: "Secret", Plural: "secrets", Writer: RoleAdmin,
+	return Kind{Name: "Secret", Doc: "Values that are kept sealed, and what may use them.",
+		Plural: "secrets", Writer: RoleAdmin,
 		New: func() Object { return new(Secret) }, is: is[*Secret]}
 }
 
@@ -31,17 +32,17 @@ const (
 
 // SecretSpec is what a Secret holds, and what may use it.
 type SecretSpec struct {
-	Data map[string]string `json:"data,omitempty" doc:"Write-only; a read returns names and digests in status. A write with uses and without data keeps what is stored."`
+	Data map[string]string `json:"data,omitempty" doc:"Values by key, write-only, at most 512 KiB in all; a read returns names and digests in status. Default: a write with uses and without data keeps what is stored."`
 	Uses *SecretUses       `json:"uses,omitempty" doc:"What may use it. Default: BMCs, uplinks and Networks that an admin has written; no Layer and no Guest."`
 }
 
 // SecretUses lists what may use a Secret: what is in no list may not.
 type SecretUses struct {
-	Layers   []string `json:"layers,omitempty" doc:"Layers whose templates may put it into the config of a Machine."`
-	Guests   []string `json:"guests,omitempty" doc:"Guests that may be given it, by their Layers, user data or shares."`
-	BMC      []string `json:"bmc,omitempty" doc:"Hosts of spec.bmc.address of Machines that it may be sent to: addresses, prefixes or names."`
-	Uplinks  []string `json:"uplinks,omitempty" doc:"Zones whose uplinks may have it as their key."`
-	Networks []string `json:"networks,omitempty" doc:"Networks whose peering may have it as its key."`
+	Layers   []string `json:"layers,omitempty" doc:"Layers whose templates may put it into the config of a Machine. Default: none."`
+	Guests   []string `json:"guests,omitempty" doc:"Guests that may be given it, by their Layers, user data or shares. Default: none."`
+	BMC      []string `json:"bmc,omitempty" doc:"Hosts of spec.bmc.address of Machines that it may be sent to: addresses, prefixes or names. Default: none."`
+	Uplinks  []string `json:"uplinks,omitempty" doc:"Zones whose uplinks may have it as their key. Default: none."`
+	Networks []string `json:"networks,omitempty" doc:"Networks whose peering may have it as its key. Default: none."`
 	// Operators gives up that only an admin writes what the Secret reaches.
 	Operators bool `json:"operators,omitzero" doc:"Operators may know it: they may write what is given it, and reach Guests that have it. Needed where a list has \"*\", which is any. Default: false."`
 }
@@ -53,7 +54,7 @@ const AnyUse = "*"
 type SecretStatus struct {
 	// Digests are keyed with a key of this Site, so that equal values can be
 	// told from different ones but a weak one cannot be guessed from them.
-	Digests map[string]string `json:"digests,omitempty"`
+	Digests map[string]string `json:"digests,omitempty" doc:"Keyed digest of each value: tells equal values from different ones without giving them away."`
 }
 
 // SetDefaults implements Object.

@@ -12,11 +12,11 @@ import (
 // Service is addresses that hosts of a Zone announce: of one host a virtual
 // address, of several anycast.
 type Service struct {
-	Name      string            `json:"name"`
-	Addresses []netip.Addr      `json:"addresses" doc:"In spec.prefixes. Each host that has the service has them on lo."`
-	Hosts     map[string]string `json:"hosts,omitempty" doc:"Labels of the Machines that have it; every host of the Zone unless set."`
-	Check     *ServiceCheck     `json:"check,omitempty" doc:"A host announces an address while its check passes there; always, unless set."`
-	OnFailure string            `json:"onFailure,omitzero" enum:"withdraw,lastResort" doc:"What a host does with an address whose check fails: withdraw, unless set, or lastResort, which announces it as worse than any other host's."`
+	Name      string            `json:"name" doc:"Name of the Service, unique within the Zone."`
+	Addresses []netip.Addr      `json:"addresses" doc:"Addresses in spec.prefixes; each host that has the Service has them on lo."`
+	Hosts     map[string]string `json:"hosts,omitempty" doc:"Labels of the Machines that have it. Default: every host of the Zone."`
+	Check     *ServiceCheck     `json:"check,omitempty" doc:"Check that must pass on a host for the host to advertise the address. Default: none, the host always does."`
+	OnFailure string            `json:"onFailure,omitzero" enum:"withdraw,lastResort" doc:"What a host does with an address whose check fails: withdraw it, or advertise it as worse than any other host's (lastResort). Default: withdraw."`
 }
 
 // The values of a Service's onFailure.
@@ -29,12 +29,12 @@ const (
 // host itself.
 type ServiceCheck struct {
 	Type     string   `json:"type" enum:"tcp,http" doc:"tcp: a connection opens. http: GET answers 200 to 399."`
-	Port     int      `json:"port" minimum:"1" maximum:"65535"`
-	Path     string   `json:"path,omitzero" doc:"Of http; / unless set."`
-	Interval Duration `json:"interval,omitzero" doc:"Between two looks; 2s unless set, 100ms at least."`
-	Timeout  Duration `json:"timeout,omitzero" doc:"Of one; 1s unless set, no longer than the interval."`
-	Rise     int      `json:"rise,omitzero" minimum:"0" maximum:"100" doc:"Looks in a row that pass before a failed one counts as passing again; 2 unless set."`
-	Fall     int      `json:"fall,omitzero" minimum:"0" maximum:"100" doc:"Looks in a row that fail before it counts as failed; 3 unless set."`
+	Port     int      `json:"port" minimum:"1" maximum:"65535" doc:"TCP port to look at, 1 to 65535."`
+	Path     string   `json:"path,omitzero" doc:"Path that an http check asks for. Default: /."`
+	Interval Duration `json:"interval,omitzero" doc:"Time between two looks, 100ms to 1h. Default: 2s."`
+	Timeout  Duration `json:"timeout,omitzero" doc:"Time limit of one look, no longer than the interval. Default: 1s."`
+	Rise     int      `json:"rise,omitzero" minimum:"0" maximum:"100" doc:"Passed looks in a row before a failed check passes again, at most 100. Default: 2."`
+	Fall     int      `json:"fall,omitzero" minimum:"0" maximum:"100" doc:"Failed looks in a row before it counts as failed, at most 100. Default: 3."`
 }
 
 // The types of a ServiceCheck.

@@ -12,68 +12,69 @@ const SiteName = "site"
 // defaults and its brakes.
 type Site struct {
 	Base
-	Spec   SiteSpec   `json:"spec"`
-	Status SiteStatus `json:"status,omitzero"`
+	Spec   SiteSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status SiteStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // siteKind describes the kind.
 func siteKind() Kind {
-	return Kind{Name: "Site", Plural: "sites", Writer: RoleAdmin,
+	return Kind{Name: "Site", Doc: "What one bootd, or one group of them on the same etcd, is in charge of: defaults, brakes and trust. There is one, named site.",
+		Plural: "sites", Writer: RoleAdmin,
 		New: func() Object { return new(Site) }, is: is[*Site],
 		Conditions: func(o Object) *Conditions { return &o.(*Site).Status.Conditions }}
 }
 
 // SiteSpec is the desired Site.
 type SiteSpec struct {
-	Domain  string       `json:"domain,omitzero" doc:"DNS domain that hosts are in."`
-	NTP     []netip.Addr `json:"ntp,omitempty"`
-	DNS     []netip.Addr `json:"dns,omitempty"`
-	SSHKeys []string     `json:"sshKeys,omitempty" doc:"Public keys for the user core on every host."`
+	Domain  string       `json:"domain,omitzero" doc:"DNS domain that hosts are in. Default: none."`
+	NTP     []netip.Addr `json:"ntp,omitempty" doc:"Time servers for hosts and boots. Default: none."`
+	DNS     []netip.Addr `json:"dns,omitempty" doc:"Name servers for hosts and boots. Default: none."`
+	SSHKeys []string     `json:"sshKeys,omitempty" doc:"Public keys for the user core on every host. Default: none."`
 	// HostMetrics is written into each host's configuration when it is provisioned.
-	HostMetrics string `json:"hostMetrics,omitzero" doc:"Where each host serves its metrics, as [address]:port; nowhere unless set."`
+	HostMetrics string `json:"hostMetrics,omitzero" doc:"Where each host serves its metrics, as [address]:port. Default: nowhere."`
 	// VNIRange bounds the VXLAN identifiers that rackweft chooses.
-	VNIRange VNIRange     `json:"vniRange,omitzero" doc:"VNIs that rackweft may choose, as low-high."`
-	Trust    SiteTrust    `json:"trust,omitzero"`
-	Limits   Limits       `json:"limits,omitzero"`
+	VNIRange VNIRange     `json:"vniRange,omitzero" doc:"VNIs that rackweft may choose, as low-high. Default: 10000-9999999."`
+	Trust    SiteTrust    `json:"trust,omitzero" doc:"What every boot must prove, and what follows when a boot was shared."`
+	Limits   Limits       `json:"limits,omitzero" doc:"How many machines may be in motion at once."`
 	Guests   GuestHosting `json:"guests,omitzero" doc:"What hosts give to Guests."`
 	// AttemptWindow is how long a BootAttempt may go without progress.
-	AttemptWindow Duration `json:"attemptWindow,omitzero" doc:"How long a BootAttempt may go without progress; 30m unless set."`
-	Paused        bool     `json:"paused,omitzero" doc:"Stops every power change and every new BootAttempt."`
+	AttemptWindow Duration `json:"attemptWindow,omitzero" doc:"How long a BootAttempt may go without progress, 1m to 24h. Default: 30m."`
+	Paused        bool     `json:"paused,omitzero" doc:"Stops every power change and every new BootAttempt. Default: false."`
 }
 
 // Limits are the brakes: how many machines may be in motion at once.
 type Limits struct {
-	Provisioning Limit `json:"provisioning,omitzero"`
-	Power        Limit `json:"power,omitzero"`
+	Provisioning Limit `json:"provisioning,omitzero" doc:"BootAttempts under way at once."`
+	Power        Limit `json:"power,omitzero" doc:"Machines whose power changes at once."`
 }
 
 // Limit bounds a number of machines; 0 means the default.
 type Limit struct {
-	PerRack int `json:"perRack,omitzero" minimum:"0" doc:"8 unless set."`
-	Total   int `json:"total,omitzero" minimum:"0" doc:"100 unless set."`
+	PerRack int `json:"perRack,omitzero" minimum:"0" doc:"In one rack. Default: 8."`
+	Total   int `json:"total,omitzero" minimum:"0" doc:"In the Site. Default: 100."`
 }
 
 // GuestHosting is how much of a host is given to Guests.
 type GuestHosting struct {
-	CPUOvercommit    int      `json:"cpuOvercommit,omitzero" doc:"Virtual processors for every hundred of a host; 400."`
-	MemoryOvercommit int      `json:"memoryOvercommit,omitzero" doc:"Memory of Guests for every hundred of what a host gives to them; 100."`
-	HostMemory       Quantity `json:"hostMemory,omitzero" doc:"Memory that a host keeps for itself; 1Gi."`
+	CPUOvercommit    int      `json:"cpuOvercommit,omitzero" doc:"Virtual processors per hundred processors of a host, 10 to 10000. Default: 400."`
+	MemoryOvercommit int      `json:"memoryOvercommit,omitzero" doc:"Memory of Guests per hundred bytes that a host gives to them, 10 to 1000. Default: 100."`
+	HostMemory       Quantity `json:"hostMemory,omitzero" doc:"Memory in bytes that a host keeps for itself. Default: 1Gi."`
 	// DrainDeadline ends every drain: what is still there then is switched off with the host.
-	DrainDeadline Duration `json:"drainDeadline,omitzero" doc:"How long Guests may take to leave a host before it is switched off or provisioned anew; 15m."`
+	DrainDeadline Duration `json:"drainDeadline,omitzero" doc:"How long Guests may take to leave a host before it is switched off or reprovisioned, 0 to 24h. Default: 15m."`
 	// Migration is that of Guests that do not say it themselves.
-	Migration string `json:"migration,omitzero" enum:"Live,Stop,None" doc:"How Guests leave their host: Live, while they run, where that is possible, else with a stop; Stop, with a stop; None, only when a person moves them; Live."`
+	Migration string `json:"migration,omitzero" enum:"Live,Stop,None" doc:"How Guests leave their host. Live: while they run where that is possible, else with a stop. Stop: with a stop. None: only when a person moves them. Default: Live."`
 	// MoveDeadline ends every move: the Guest then goes on where it was.
-	MoveDeadline Duration `json:"moveDeadline,omitzero" doc:"How long a Guest may take to move to another host, its disks included; then it goes on where it was; 10m."`
+	MoveDeadline Duration `json:"moveDeadline,omitzero" doc:"How long a Guest may take to move to another host, disks included, 1m to 168h; after that it stays where it was. Default: 10m."`
 	// FenceAfter is the policy for lost hosts. A host is only taken for lost once
 	// its BMC has confirmed that it has no power.
-	FenceAfter Duration `json:"fenceAfter,omitzero" doc:"How long a host may be silent before it is switched off through its BMC and its Guests are started elsewhere; never unless set."`
+	FenceAfter Duration `json:"fenceAfter,omitzero" doc:"How long a host may be silent before it is switched off through its BMC and its Guests are started elsewhere; at least 2m. Default: never."`
 }
 
 // SiteStatus is what rackweft observed.
 type SiteStatus struct {
 	Epoch      int64      `json:"epoch,omitzero" doc:"Raised by a restore, by which hosts know the bootd before it from the one after it."`
 	Recovery   *Recovery  `json:"recovery,omitempty" doc:"After a restore: what bootd waits for, and what hosts have that the backup does not know."`
-	Conditions Conditions `json:"conditions,omitempty"`
+	Conditions Conditions `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // SetDefaults implements Object.

@@ -8,13 +8,14 @@ import (
 // Subnet is a physical network that DHCP serves.
 type Subnet struct {
 	Base
-	Spec   SubnetSpec   `json:"spec"`
-	Status SubnetStatus `json:"status,omitzero"`
+	Spec   SubnetSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status SubnetStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // subnetKind describes the kind.
 func subnetKind() Kind {
-	return Kind{Name: "Subnet", Plural: "subnets", Short: []string{"sn"}, Writer: RoleAdmin,
+	return Kind{Name: "Subnet", Doc: "A physical network: for booting, for the hosts' own traffic, or for BMCs.",
+		Plural: "subnets", Short: []string{"sn"}, Writer: RoleAdmin,
 		New: func() Object { return new(Subnet) }, is: is[*Subnet],
 		Conditions: func(o Object) *Conditions { return &o.(*Subnet).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Subnet).references() }}
@@ -46,23 +47,23 @@ const (
 
 // SubnetSpec is the desired Subnet.
 type SubnetSpec struct {
-	Purpose   SubnetPurpose  `json:"purpose" enum:"provisioning,production,management"`
-	Zone      string         `json:"zone,omitzero" doc:"A production Subnet belongs to one Zone."`
-	Interface string         `json:"interface,omitzero" doc:"bootd's interface on it, where it has one; else requests come through relays."`
-	Prefixes  []netip.Prefix `json:"prefixes"`
-	Range     AddrRange      `json:"range,omitzero" doc:"Dynamic addresses, as first-last; none unless set."`
-	Gateway   netip.Addr     `json:"gateway,omitzero"`
-	DNS       []netip.Addr   `json:"dns,omitempty" doc:"The Site's unless set."`
-	NTP       []netip.Addr   `json:"ntp,omitempty" doc:"The Site's unless set."`
-	MTU       int            `json:"mtu,omitzero"`
-	Mode      SubnetMode     `json:"mode,omitzero" enum:"authoritative,proxy"`
-	Relays    []netip.Addr   `json:"relays,omitempty" doc:"The only relays listened to (giaddr); any inside the prefixes unless set. What they say in option 82 counts for trust level address, in packets that they send from one of these addresses."`
-	LeaseTime Duration       `json:"leaseTime,omitzero" doc:"1h unless set; unregistered clients get at most 10m."`
+	Purpose   SubnetPurpose  `json:"purpose" enum:"provisioning,production,management" doc:"What the Subnet is for: booting, the hosts' own traffic, or BMCs."`
+	Zone      string         `json:"zone,omitzero" doc:"Zone of a production Subnet, required there. Default: none."`
+	Interface string         `json:"interface,omitzero" doc:"bootd's interface on the Subnet. Default: none, requests come through relays."`
+	Prefixes  []netip.Prefix `json:"prefixes" doc:"Prefixes of the Subnet; at least one."`
+	Range     AddrRange      `json:"range,omitzero" doc:"Addresses given to any client, as first-last inside one prefix. Default: none."`
+	Gateway   netip.Addr     `json:"gateway,omitzero" doc:"Router of the Subnet, inside one of its prefixes. Default: none."`
+	DNS       []netip.Addr   `json:"dns,omitempty" doc:"Servers handed out by DHCP. Default: the Site's."`
+	NTP       []netip.Addr   `json:"ntp,omitempty" doc:"Servers handed out by DHCP. Default: the Site's."`
+	MTU       int            `json:"mtu,omitzero" doc:"MTU in bytes, 576 to 9216. Default: 1500."`
+	Mode      SubnetMode     `json:"mode,omitzero" enum:"authoritative,proxy" doc:"authoritative: bootd gives addresses. proxy: another DHCP server does, and bootd adds the boot answer. Default: authoritative on a provisioning Subnet."`
+	Relays    []netip.Addr   `json:"relays,omitempty" doc:"Relays (giaddr) that are answered; what they say in option 82 counts for trust level address when the packet comes from one of these addresses. Default: any relay inside the prefixes, whose option 82 proves nothing."`
+	LeaseTime Duration       `json:"leaseTime,omitzero" doc:"Lease time of registered Machines, 1m to 168h; unregistered clients get at most 10m. Default: 1h."`
 }
 
 // SubnetStatus is what rackweft observed.
 type SubnetStatus struct {
-	Conditions Conditions `json:"conditions,omitempty"`
+	Conditions Conditions `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // SetDefaults implements Object.

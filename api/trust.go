@@ -32,7 +32,7 @@ func (l TrustLevel) AtLeast(other TrustLevel) bool { return l.Index() >= other.I
 
 // Trust is what a boot must prove.
 type Trust struct {
-	Minimum TrustLevel `json:"minimum,omitzero" enum:"mac,token,address,nonce,bmc,tpm" doc:"What a boot must have proved before it is given Secrets or a join token. The strictest of Site, Profile and Machine counts; only an admin lowers it."`
+	Minimum TrustLevel `json:"minimum,omitzero" enum:"mac,token,address,nonce,bmc,tpm" doc:"What a boot must have proved before it is given Secrets or a join token. The strictest of Site, Profile and Machine counts; only an admin lowers it. Default: none, the others' count."`
 }
 
 // SiteTrust is the Site's Trust, and what follows when a boot was shared.
@@ -54,10 +54,10 @@ const CauseSecondTaker FailureCause = "SecondTaker"
 
 // Taker is somebody who took, or came for, what a BootAttempt gives once.
 type Taker struct {
-	What    string     `json:"what" enum:"pointer,config,join,script"`
-	Address netip.Addr `json:"address,omitzero"`
+	What    string     `json:"what" enum:"pointer,config,join,script" doc:"What was taken: the script, the pointer, the config or the join token."`
+	Address netip.Addr `json:"address,omitzero" doc:"Address that it came from."`
 	MAC     MAC        `json:"mac,omitzero" doc:"That the address was leased to."`
-	Time    time.Time  `json:"time"`
+	Time    time.Time  `json:"time" doc:"When it took it."`
 	Second  bool       `json:"second,omitzero" doc:"Another had taken it before; it was refused."`
 }
 
@@ -78,9 +78,9 @@ const (
 // Nonce is the state of the value that a BootAttempt writes to the system's
 // AssetTag. The value itself is derived from the attempt and stored nowhere.
 type Nonce struct {
-	State   NonceState `json:"state" enum:"Pending,Written,Proved,Failed"`
-	Message string     `json:"message,omitzero"`
-	Time    time.Time  `json:"time,omitzero"`
+	State   NonceState `json:"state" enum:"Pending,Written,Proved,Failed" doc:"How far the nonce has come."`
+	Message string     `json:"message,omitzero" doc:"Why it was not written or not read back."`
+	Time    time.Time  `json:"time,omitzero" doc:"When it came into this state."`
 }
 
 // SavedAssetTag is the AssetTag that a system had before a nonce took its
@@ -96,7 +96,7 @@ type BootPort struct {
 	Relay     netip.Addr `json:"relay" doc:"That said so, in a packet that it sent to bootd itself."`
 	CircuitID string     `json:"circuitID,omitzero" doc:"Of DHCP option 82, as text, or as 0x and hexadecimal digits."`
 	RemoteID  string     `json:"remoteID,omitzero" doc:"Of DHCP option 82, as text, or as 0x and hexadecimal digits."`
-	Time      time.Time  `json:"time"`
+	Time      time.Time  `json:"time" doc:"When the relay said so."`
 }
 
 // trust checks a minimum; one that is not set asks for nothing.

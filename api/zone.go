@@ -11,13 +11,14 @@ import (
 // its border leafs.
 type Zone struct {
 	Base
-	Spec   ZoneSpec   `json:"spec"`
-	Status ZoneStatus `json:"status,omitzero"`
+	Spec   ZoneSpec   `json:"spec" doc:"The desired state, written by people."`
+	Status ZoneStatus `json:"status,omitzero" doc:"The observed state, written by rackweft."`
 }
 
 // zoneKind describes the kind.
 func zoneKind() Kind {
-	return Kind{Name: "Zone", Plural: "zones", Short: []string{"z"}, Writer: RoleAdmin,
+	return Kind{Name: "Zone", Doc: "An isolation domain: hosts, an ASN, route reflectors, and uplinks to its border leafs.",
+		Plural: "zones", Short: []string{"z"}, Writer: RoleAdmin,
 		New: func() Object { return new(Zone) }, is: is[*Zone],
 		Conditions: func(o Object) *Conditions { return &o.(*Zone).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Zone).references() }}
@@ -35,15 +36,15 @@ func (z *Zone) references() (l references) {
 
 // ZoneSpec is the desired Zone.
 type ZoneSpec struct {
-	ASN        uint32         `json:"asn" doc:"Of every host of the Zone, and of no other Zone."`
-	Reflectors Reflectors     `json:"reflectors,omitzero"`
-	Prefixes   []netip.Prefix `json:"prefixes,omitempty" doc:"What may be originated in this Zone; no other Zone's overlap them."`
-	Uplinks    []Uplink       `json:"uplinks,omitempty"`
+	ASN        uint32         `json:"asn" doc:"ASN of every host of the Zone; unique to it."`
+	Reflectors Reflectors     `json:"reflectors,omitzero" doc:"Which hosts reflect routes."`
+	Prefixes   []netip.Prefix `json:"prefixes,omitempty" doc:"Prefixes that may be originated in this Zone; they overlap no other Zone's. Default: none."`
+	Uplinks    []Uplink       `json:"uplinks,omitempty" doc:"BGP peers outside the Zone."`
 	// Loopbacks are out of Prefixes.
-	Loopbacks  []netip.Prefix `json:"loopbacks,omitempty" doc:"Out of each, every host of the Zone gets an address of its own, which it has on lo and announces."`
-	Services   []Service      `json:"services,omitempty" doc:"Addresses that hosts of the Zone announce while what is behind them answers."`
-	BGP        ZoneBGP        `json:"bgp,omitzero"`
-	Encryption string         `json:"encryption,omitzero" enum:"none,wireguard" doc:"Of what the hosts of the Zone carry for each other's Networks; none unless set."`
+	Loopbacks  []netip.Prefix `json:"loopbacks,omitempty" doc:"Prefixes, one of each family at most, out of which every host gets an address of its own on lo, which it advertises. Default: none."`
+	Services   []Service      `json:"services,omitempty" doc:"Addresses that hosts of the Zone advertise while their check passes."`
+	BGP        ZoneBGP        `json:"bgp,omitzero" doc:"How the Zone's speakers speak."`
+	Encryption string         `json:"encryption,omitzero" enum:"none,wireguard" doc:"How hosts of the Zone encrypt what they carry for each other's Networks. Default: none."`
 }
 
 // The values of a Zone's encryption.
@@ -54,10 +55,10 @@ const (
 
 // Reflectors says which hosts reflect routes.
 type Reflectors struct {
-	Count    int      `json:"count,omitzero" doc:"Chosen in different racks; 2 unless set."`
-	Machines []string `json:"machines,omitempty" doc:"Named instead of chosen."`
+	Count    int      `json:"count,omitzero" doc:"Number of reflectors, 1 to 8, chosen in different racks. Default: 2."`
+	Machines []string `json:"machines,omitempty" doc:"Machines that reflect, at most 8. Default: chosen."`
 	// ReplaceAfter is how long a chosen reflector may be without its stream.
-	ReplaceAfter Duration `json:"replaceAfter,omitzero" doc:"How long a chosen reflector may be out of bootd's reach before another takes its place; 10m unless set."`
+	ReplaceAfter Duration `json:"replaceAfter,omitzero" doc:"How long a chosen reflector may be disconnected from bootd before another replaces it, 1m to 24h. Default: 10m."`
 }
 
 // DefaultReplaceAfter is Reflectors.ReplaceAfter unless set.
@@ -65,14 +66,14 @@ const DefaultReplaceAfter = 10 * time.Minute
 
 // ZoneBGP is how the Zone's speakers speak.
 type ZoneBGP struct {
-	GracefulRestart Duration `json:"gracefulRestart,omitzero" doc:"How long routes are kept while a speaker restarts (RFC 4724); 2m unless set. A change drops every session."`
-	LongLived       Duration `json:"longLived,omitzero" doc:"How much longer they are kept as stale (RFC 9494); not at all unless set. A change drops every session."`
-	StaleHold       Duration `json:"staleHold,omitzero" doc:"How long a host that has lost every reflector keeps its routes; 10m unless set, -1s is for ever."`
-	HoldTime        Duration `json:"holdTime,omitzero" doc:"Of sessions between hosts; 90s unless set, 3s at least."`
-	Paths           string   `json:"paths,omitzero" enum:"all,best" doc:"What reflectors tell hosts of: all paths to a prefix (RFC 7911), which they share packets over, or the best alone, which is cheaper in large Zones; all unless set. A change drops every session."`
-	EVPN            bool     `json:"evpn,omitzero" doc:"Hosts speak EVPN too (RFC 7432, 8365): reflectors pass the routes of VTEPs on, and rackweft makes nothing of them. A change drops every session."`
+	GracefulRestart Duration `json:"gracefulRestart,omitzero" doc:"How long routes are kept while a speaker restarts (RFC 4724), 1s to 4095s. A change drops every session. Default: 2m."`
+	LongLived       Duration `json:"longLived,omitzero" doc:"How much longer routes are kept as stale (RFC 9494). A change drops every session. Default: not at all."`
+	StaleHold       Duration `json:"staleHold,omitzero" doc:"How long a host that has lost every reflector keeps its routes; -1s is for ever. Default: 10m."`
+	HoldTime        Duration `json:"holdTime,omitzero" doc:"Hold time of sessions between hosts, 3s to 65535s. Default: 90s."`
+	Paths           string   `json:"paths,omitzero" enum:"all,best" doc:"What reflectors advertise to hosts: all paths to a prefix (RFC 7911), over which hosts share packets, or the best one, which costs less in large Zones. A change drops every session. Default: all."`
+	EVPN            bool     `json:"evpn,omitzero" doc:"Hosts speak EVPN too (RFC 7432, 8365): reflectors pass on VTEPs' routes, and rackweft does not use them. A change drops every session. Default: false."`
 	// BMP are stations that the reflectors tell of every route (RFC 7854).
-	BMP []netip.AddrPort `json:"bmp,omitempty" doc:"Monitoring stations that the reflectors tell of every route (RFC 7854)."`
+	BMP []netip.AddrPort `json:"bmp,omitempty" doc:"BMP stations (RFC 7854) that the reflectors report every route to, as address:port. Default: none."`
 }
 
 // The values of a Zone's paths.
@@ -83,39 +84,39 @@ const (
 
 // Uplink is a BGP peer outside the Zone: its VRF on a border leaf.
 type Uplink struct {
-	Address     netip.Addr     `json:"address"`
-	ASN         uint32         `json:"asn"`
-	Import      []PrefixFilter `json:"import,omitempty" doc:"What is taken from it; nothing unless listed."`
-	Export      []PrefixFilter `json:"export,omitempty" doc:"What is told to it; the Zone's prefixes unless listed."`
-	KeepNextHop bool           `json:"keepNextHop,omitzero" doc:"Tell it the hosts as next hops, not the reflectors: for an uplink on the hosts' own segment."`
-	PrivateASNs []uint32       `json:"privateASNs,omitempty" doc:"Private ASNs, beside its own, that may be in the path of its routes."`
-	HoldTime    Duration       `json:"holdTime,omitzero" doc:"9s unless set, 3s at least."`
-	MaxPrefixes int            `json:"maxPrefixes,omitzero" minimum:"0" doc:"More of one family end the session; 10000 unless set."`
-	Hops        int            `json:"hops,omitzero" minimum:"0" maximum:"255" doc:"How far it may be; 1, unless set, is the same segment, with GTSM (RFC 5082)."`
-	Secret      string         `json:"secret,omitzero" doc:"A Secret with the MD5 key under password."`
-	EVPN        bool           `json:"evpn,omitzero" doc:"It is a VTEP by its address, and is told of those of the Zone; only with bgp.evpn. A change drops its sessions."`
+	Address     netip.Addr     `json:"address" doc:"Unicast address that every reflector can reach."`
+	ASN         uint32         `json:"asn" doc:"ASN of the uplink; not the Zone's."`
+	Import      []PrefixFilter `json:"import,omitempty" doc:"Prefixes accepted from it. Default: none."`
+	Export      []PrefixFilter `json:"export,omitempty" doc:"Prefixes advertised to it. Default: the Zone's prefixes."`
+	KeepNextHop bool           `json:"keepNextHop,omitzero" doc:"Advertises hosts as next hops in place of reflectors, for an uplink on the hosts' own segment. Default: false."`
+	PrivateASNs []uint32       `json:"privateASNs,omitempty" doc:"Private ASNs, other than its own, that the AS path of its routes may contain. Default: none."`
+	HoldTime    Duration       `json:"holdTime,omitzero" doc:"BGP hold time, 3s to 65535s. Default: 9s."`
+	MaxPrefixes int            `json:"maxPrefixes,omitzero" minimum:"0" doc:"Prefixes of one family beyond which the session ends. Default: 10000."`
+	Hops        int            `json:"hops,omitzero" minimum:"0" maximum:"255" doc:"Hops to it; 1 is the same segment, protected by GTSM (RFC 5082). Default: 1."`
+	Secret      string         `json:"secret,omitzero" doc:"Secret with the MD5 key under password. Default: no key."`
+	EVPN        bool           `json:"evpn,omitzero" doc:"It is a VTEP by its address and receives the Zone's EVPN routes; needs bgp.evpn. A change drops its sessions. Default: false."`
 }
 
 // PrefixFilter matches a prefix exactly, or down to a length.
 type PrefixFilter struct {
-	Prefix netip.Prefix `json:"prefix"`
-	LE     int          `json:"le,omitzero" doc:"Longest length that matches; exact unless set."`
+	Prefix netip.Prefix `json:"prefix" doc:"Prefix to match."`
+	LE     int          `json:"le,omitzero" doc:"Longest prefix length that matches. Default: that of prefix, an exact match."`
 }
 
 // ZoneStatus is what rackweft observed and chose.
 type ZoneStatus struct {
-	Reflectors []ReflectorStatus `json:"reflectors,omitempty"`
-	Loopbacks  []LoopbackStatus  `json:"loopbacks,omitempty"`
-	Conditions Conditions        `json:"conditions,omitempty"`
+	Reflectors []ReflectorStatus `json:"reflectors,omitempty" doc:"Hosts that reflect the Zone's routes."`
+	Loopbacks  []LoopbackStatus  `json:"loopbacks,omitempty" doc:"Addresses chosen out of spec.loopbacks."`
+	Conditions Conditions        `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // ReflectorStatus is one host that reflects the Zone's routes. All of them are
 // peers of every host, whatever their state: a new one serves before an old one
 // goes.
 type ReflectorStatus struct {
-	Machine string         `json:"machine"`
+	Machine string         `json:"machine" doc:"Name of the Machine."`
 	UID     string         `json:"uid" doc:"The Machine's."`
-	State   ReflectorState `json:"state" enum:"Starting,Joining,Serving,Leaving,Withdrawn"`
+	State   ReflectorState `json:"state" enum:"Starting,Joining,Serving,Leaving,Withdrawn" doc:"Starting: its speaker is not a reflector yet. Joining: hosts and uplinks connect. Leaving: goes as soon as another serves. Withdrawn: has no session with uplinks any more."`
 	Since   time.Time      `json:"since" doc:"When it came into this state."`
 	Reason  string         `json:"reason,omitzero" doc:"Why it is Leaving or Withdrawn."`
 }
@@ -123,9 +124,9 @@ type ReflectorStatus struct {
 // LoopbackStatus is what was chosen out of spec.loopbacks for one host. It keeps
 // its addresses for as long as it is in the Zone.
 type LoopbackStatus struct {
-	Machine   string       `json:"machine"`
+	Machine   string       `json:"machine" doc:"Name of the Machine."`
 	UID       string       `json:"uid" doc:"The Machine's."`
-	Addresses []netip.Addr `json:"addresses"`
+	Addresses []netip.Addr `json:"addresses" doc:"Addresses chosen, at most one of each family."`
 }
 
 // ReflectorState is how far a reflector has come.

@@ -233,9 +233,9 @@ Config, and which Layer each part comes from
 		t.Errorf("%v", err)
 	}
 	b.run(t, "", "explain", "zone", "yellow").want(t, 2, "", "only a Machine can be explained")
-	b.run(t, "", "explain", "machine.spec.state").want(t, 0, "machine.spec.state  text\n  One of Active, Off, Maintenance.\n")
+	b.run(t, "", "explain", "machine.spec.state").want(t, 0, "machine.spec.state  text\n  What the Machine should be. Maintenance: it keeps running and nothing is done to it. Default: Active.\n  One of Active, Off, Maintenance.\n")
 	b.run(t, "", "explain", "machine.spec.stat").want(t, 2, "", `machines.spec has no field "stat"`)
-	b.run(t, "", "explain", "subnet.spec.prefixes").want(t, 0, "subnet.spec.prefixes  list of prefix\n")
+	b.run(t, "", "explain", "subnet.spec.prefixes").want(t, 0, "subnet.spec.prefixes  list of prefix\n  Prefixes of the Subnet; at least one.\n")
 }
 
 func itoa(n int) string { raw, _ := json.Marshal(n); return string(raw) }
