@@ -86,20 +86,20 @@ const maxDrops = 40
 
 // follow brings the extra leases to where the Guests are. What is to be dropped
 // is returned by the uid of the host that loses it.
-func (w *world) follow(n *api.Network, vni uint32, l *layout, byUID map[string]*api.Machine, p *plan, f *faults) map[string][]store.FlannelWrite {
-	places := w.places(n, l)
+func (x *planner) follow(byUID map[string]*api.Machine) map[string][]store.FlannelWrite {
+	places := x.places(x.network, x.layout)
 	drops := map[string][]store.FlannelWrite{}
-	for _, h := range l.records() {
+	for _, h := range x.layout.records() {
 		if _, stands := places[h.key.Subnet]; h.Guest == "" || stands || len(drops[h.UID]) >= maxDrops {
 			continue
 		}
-		if n.Metadata.DeletionTimestamp == nil && !w.left(h, byUID) {
+		if x.network.Metadata.DeletionTimestamp == nil && !x.left(h, byUID) {
 			continue
 		}
-		drops[h.UID] = append(drops[h.UID], p.end(l, h)...)
+		drops[h.UID] = append(drops[h.UID], x.plan.end(x.layout, h)...)
 	}
 	for _, lease := range slices.SortedFunc(maps.Keys(places), comparePrefix) {
-		w.put(n, vni, l, lease, places[lease], p, f)
+		x.put(lease, places[lease])
 	}
 	return drops
 }
@@ -115,20 +115,20 @@ func (w *world) left(h held, byUID map[string]*api.Machine) bool {
 
 // put makes an extra lease what it should be. One that was another host's is
 // written over in place, which every flanneld follows.
-func (w *world) put(n *api.Network, vni uint32, l *layout, lease netip.Prefix, at place, p *plan, f *faults) {
-	h, known := l.hosts[lease]
-	if _, stands := l.subnets[lease]; stands && !known {
-		f.reserved = append(f.reserved, at.guest)
+func (x *planner) put(lease netip.Prefix, at place) {
+	h, known := x.layout.hosts[lease]
+	if _, stands := x.layout.subnets[lease]; stands && !known {
+		x.faults.reserved = append(x.faults.reserved, at.guest)
 		return
 	}
-	record := hostRecord{Network: n.Metadata.UID, Machine: at.machine.Metadata.Name, UID: at.machine.Metadata.UID, Lease6: at.lease6, Guest: at.guest}
-	group := w.lease(n, vni, l, lease, at.machine, record != h.hostRecord, p, f)
+	record := hostRecord{Network: x.network.Metadata.UID, Machine: at.machine.Metadata.Name, UID: at.machine.Metadata.UID, Lease6: at.lease6, Guest: at.guest}
+	group := x.lease(lease, at.machine, record != h.hostRecord)
 	if record != h.hostRecord {
 		h.hostRecord = record
-		h.key.FlannelID = store.FlannelID{Network: n.Metadata.Name, Kind: store.FlannelHost, Subnet: lease}
+		h.key.FlannelID = store.FlannelID{Network: x.network.Metadata.Name, Kind: store.FlannelHost, Subnet: lease}
 		group = append(group, h.write())
 	}
-	p.add(group)
+	x.plan.add(group)
 }
 
 // currentGuest reports whether the cache has a Guest as the store does. If it

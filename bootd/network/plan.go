@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -42,41 +41,61 @@ type plan struct {
 
 func (p *plan) done() bool { return !p.owner && !p.config && len(p.writes) == 0 }
 
+// planner plans one Network's leases by what stands of them.
+type planner struct {
+	*world
+	network *api.Network
+	vni     uint32
+	layout  *layout
+	pool6   *pool6
+	plan    plan
+	faults  faults
+}
+
+func (w *world) planner(n *api.Network, vni uint32, l *layout) *planner {
+	return &planner{world: w, network: n, vni: vni, layout: l, plan: plan{leases: len(l.subnets)}}
+}
+
 // plan compares a Network's layout with what it should be.
 func (w *world) plan(n *api.Network, vni uint32, l *layout) plan {
-	p := plan{leases: len(l.subnets)}
-	if p.fault = errors.Join(leftover(n, l), foreignConfig(n, vni, l)); p.fault != nil {
-		return p
+	x := w.planner(n, vni, l)
+	if x.plan.fault = errors.Join(leftover(n, l), foreignConfig(n, vni, l)); x.plan.fault != nil {
+		return x.plan
 	}
 	want := flannelConfig(n, vni)
 	if want == nil {
-		p.fault = problemf("NoIPv4", "spec.cidrs has no IPv4 CIDR to cut leases from, which flannel needs: add one")
-		return p
+		x.plan.fault = problemf("NoIPv4", "spec.cidrs has no IPv4 CIDR to cut leases from, which flannel needs: add one")
+		return x.plan
 	}
-	p.owner = l.of != owner{n.Metadata.UID, vni}
-	p.config = l.config.Value == nil || !sameConfig(l.config.Value, want)
+	x.plan.owner = l.of != owner{n.Metadata.UID, vni}
+	x.plan.config = l.config.Value == nil || !sameConfig(l.config.Value, want)
+	fresh := x.fresh()
+	x.pool6 = x.free6(len(fresh))
+	x.stand()
+	x.give(fresh)
+	x.plan.fault = x.faults.problem(n)
+	return x.plan
+}
 
-	var f faults
-	fresh := w.fresh(n, l, &f)
-	v6 := w.free6(n, l, len(fresh))
-	w.stand(n, vni, l, v6, &p, &f)
-	w.give(n, vni, l, fresh, v6, &p, &f)
-	p.fault = f.problem(n)
-	return p
+// end plans the end of a deleted Network's leases.
+func (w *world) end(n *api.Network, l *layout) plan {
+	x := w.planner(n, l.of.vni, l)
+	x.stand()
+	return x.plan
 }
 
 // stand brings the leases that there are to what they should be.
-func (w *world) stand(n *api.Network, vni uint32, l *layout, v6 *pool6, p *plan, f *faults) {
-	byUID := w.byUID()
-	drops := w.follow(n, vni, l, byUID, p, f)
-	for _, h := range l.records() {
+func (x *planner) stand() {
+	byUID := x.byUID()
+	drops := x.follow(byUID)
+	for _, h := range x.layout.records() {
 		if h.Guest == "" {
-			w.keep(n, vni, l, h, byUID[h.UID], drops[h.UID], v6, p, f)
+			x.keep(h, byUID[h.UID], drops[h.UID])
 			delete(drops, h.UID)
 		}
 	}
 	for _, uid := range slices.Sorted(maps.Keys(drops)) {
-		p.writes = append(p.writes, drops[uid]) // of hosts that have no lease of their own any more
+		x.plan.writes = append(x.plan.writes, drops[uid]) // of hosts that have no lease of their own any more
 	}
 }
 
@@ -123,32 +142,33 @@ func (l *layout) records() []held {
 
 // keep looks after a lease that a host has. m is nil when the cache knows no
 // such Machine; drops are the leases of moved Guests that the host loses.
-func (w *world) keep(n *api.Network, vni uint32, l *layout, h held, m *api.Machine, drops []store.FlannelWrite, v6 *pool6, p *plan, f *faults) {
+func (x *planner) keep(h held, m *api.Machine, drops []store.FlannelWrite) {
 	switch {
 	case m == nil:
-		if w.deleted(h.hostRecord) {
-			p.release(l, h, drops)
+		if x.deleted(h.hostRecord) {
+			x.plan.release(x.layout, h, drops)
 		}
-	case n.Metadata.DeletionTimestamp != nil:
-		w.bury(n.Metadata.Name, l, h, m, n.Metadata.ResourceVersion, drops, p)
-	case !stays(n, m):
-		w.bury(n.Metadata.Name, l, h, m, m.Metadata.ResourceVersion, drops, p)
+	case x.network.Metadata.DeletionTimestamp != nil:
+		x.bury(h, m, x.network, drops)
+	case !stays(x.network, m):
+		x.bury(h, m, m, drops)
 	default:
-		w.refresh(n, vni, l, h, m, drops, v6, p, f)
+		x.refresh(h, m, drops)
 	}
 }
 
-// bury tells a host to give the Network up, and releases its lease when it has.
-func (w *world) bury(network string, l *layout, h held, m *api.Machine, version string, drops []store.FlannelWrite, p *plan) {
-	revision, err := strconv.ParseInt(version, 10, 64)
+// bury tells a host to give the Network up, as of the change of an object, and
+// releases its lease when it has.
+func (x *planner) bury(h held, m *api.Machine, why api.Object, drops []store.FlannelWrite) {
+	revision := store.RevisionOf(why)
 	switch {
-	case h.Buried == 0 && err == nil && revision != 0: // else it came from no store
+	case h.Buried == 0 && revision != 0: // else it came from no store
 		h.Buried = revision
-		p.add(append(l.again(h, drops), h.write()))
-	case h.Buried != 0 && w.gaveUp(network, h, m):
-		p.release(l, h, drops)
+		x.plan.add(append(x.layout.again(h, drops), h.write()))
+	case h.Buried != 0 && x.gaveUp(x.network.Metadata.Name, h, m):
+		x.plan.release(x.layout, h, drops)
 	default:
-		p.add(l.again(h, drops))
+		x.plan.add(x.layout.again(h, drops))
 	}
 }
 
@@ -206,44 +226,44 @@ func (p *plan) end(l *layout, h held) []store.FlannelWrite {
 }
 
 // refresh makes a lease that stays what it should be.
-func (w *world) refresh(n *api.Network, vni uint32, l *layout, h held, m *api.Machine, drops []store.FlannelWrite, v6 *pool6, p *plan, f *faults) {
-	lease6 := h.Lease6
+func (x *planner) refresh(h held, m *api.Machine, drops []store.FlannelWrite) {
+	cidrs, lease6 := x.network.Spec.CIDRs, h.Lease6
 	if !lease6.IsValid() {
-		lease6 = v6.next(m, f)
+		lease6 = x.next6(m)
 	}
-	if !within(n.Spec.CIDRs, h.key.Subnet) || lease6.IsValid() && !within(n.Spec.CIDRs, lease6) {
-		f.outside = append(f.outside, m.Metadata.Name)
+	if !within(cidrs, h.key.Subnet) || lease6.IsValid() && !within(cidrs, lease6) {
+		x.faults.outside = append(x.faults.outside, m.Metadata.Name)
 	}
-	record := hostRecord{Network: n.Metadata.UID, Machine: m.Metadata.Name, UID: m.Metadata.UID, Lease6: lease6}
-	lease := w.lease(n, vni, l, h.key.Subnet, m, false, p, f)
+	record := hostRecord{Network: x.network.Metadata.UID, Machine: m.Metadata.Name, UID: m.Metadata.UID, Lease6: lease6}
+	lease := x.lease(h.key.Subnet, m, false)
 	if lease == nil {
-		drops = l.again(h, drops)
+		drops = x.layout.again(h, drops)
 	}
 	group := append(drops, lease...)
 	if record != h.hostRecord {
 		h.hostRecord = record
 		group = append(group, h.write())
 	}
-	p.add(group)
+	x.plan.add(group)
 }
 
 // lease writes what stands under subnets/, if it is not what it should be. moved
 // says that it was another host's on purpose.
-func (w *world) lease(n *api.Network, vni uint32, l *layout, subnet netip.Prefix, m *api.Machine, moved bool, p *plan, f *faults) []store.FlannelWrite {
-	id := store.FlannelID{Network: n.Metadata.Name, Kind: store.FlannelSubnet, Subnet: subnet}
-	k := l.subnets[subnet]
-	mac := VTEPMAC(m.Metadata.UID, vni)
-	switch addr := w.vtep(m); {
+func (x *planner) lease(subnet netip.Prefix, m *api.Machine, moved bool) []store.FlannelWrite {
+	id := store.FlannelID{Network: x.network.Metadata.Name, Kind: store.FlannelSubnet, Subnet: subnet}
+	k := x.layout.subnets[subnet]
+	mac := VTEPMAC(m.Metadata.UID, x.vni)
+	switch addr := x.vtep(m); {
 	case !addr.IsValid():
-		f.noUnderlay = append(f.noUnderlay, m.Metadata.Name)
-	case !k.TTL && bytes.Equal(k.Value, leaseValue(vni, addr, mac)):
-	case !moved && !ours(k, vni, mac) && !w.mayRestore(id):
-		f.taken = append(f.taken, m.Metadata.Name)
+		x.faults.noUnderlay = append(x.faults.noUnderlay, m.Metadata.Name)
+	case !k.TTL && bytes.Equal(k.Value, leaseValue(x.vni, addr, mac)):
+	case !moved && !ours(k, x.vni, mac) && !x.mayRestore(id):
+		x.faults.taken = append(x.faults.taken, m.Metadata.Name)
 	default:
 		if k.Value == nil {
-			p.leases++
+			x.plan.leases++
 		}
-		return []store.FlannelWrite{{FlannelID: id, At: k.Revision, Value: leaseValue(vni, addr, mac)}}
+		return []store.FlannelWrite{{FlannelID: id, At: k.Revision, Value: leaseValue(x.vni, addr, mac)}}
 	}
 	return nil
 }
@@ -255,17 +275,17 @@ func ours(k store.FlannelKey, vni uint32, mac api.MAC) bool {
 }
 
 // fresh are the members that have no lease yet and can be reached.
-func (w *world) fresh(n *api.Network, l *layout, f *faults) []*api.Machine {
+func (x *planner) fresh() []*api.Machine {
 	holders := map[string]bool{}
-	for _, h := range l.hosts {
+	for _, h := range x.layout.hosts {
 		holders[h.UID] = holders[h.UID] || h.Guest == ""
 	}
 	var fresh []*api.Machine
-	for _, m := range w.machines {
+	for _, m := range x.machines {
 		switch {
-		case holders[m.Metadata.UID] || !member(n, m):
-		case !w.vtep(m).IsValid():
-			f.noUnderlay = append(f.noUnderlay, m.Metadata.Name)
+		case holders[m.Metadata.UID] || !member(x.network, m):
+		case !x.vtep(m).IsValid():
+			x.faults.noUnderlay = append(x.faults.noUnderlay, m.Metadata.Name)
 		default:
 			fresh = append(fresh, m)
 		}
@@ -274,21 +294,15 @@ func (w *world) fresh(n *api.Network, l *layout, f *faults) []*api.Machine {
 }
 
 // give cuts a lease for every member that has none.
-func (w *world) give(n *api.Network, vni uint32, l *layout, fresh []*api.Machine, v6 *pool6, p *plan, f *faults) {
+func (x *planner) give(fresh []*api.Machine) {
 	if len(fresh) == 0 {
 		return
 	}
-	left := l.strangers(n, vni)
-	taken := slices.Collect(maps.Keys(l.subnets))
-	taken = slices.AppendSeq(taken, maps.Keys(l.hosts))
-	for _, a := range w.guestAddresses(n) {
-		if a.Is4() {
-			taken = append(taken, guestLease(a))
-		}
-	}
-	free := freeSubnets(n.Spec.CIDRs, n.Spec.HostPrefix, len(fresh), taken)
+	n, l := x.network, x.layout
+	left := l.strangers(n, x.vni)
+	free := freeSubnets(n.Spec.CIDRs, n.Spec.HostPrefix, len(fresh), x.taken())
 	for _, m := range fresh {
-		addr := w.vtep(m)
+		addr := x.vtep(m)
 		var subnet netip.Prefix
 		var at int64
 		// A host that ran a stock flanneld keeps what that had, as flannel does
@@ -298,31 +312,43 @@ func (w *world) give(n *api.Network, vni uint32, l *layout, fresh []*api.Machine
 			delete(left, addr)
 		} else if len(free) > 0 {
 			subnet, free = free[0], free[1:]
-			p.leases++
+			x.plan.leases++
 		} else {
-			f.exhausted = append(f.exhausted, m.Metadata.Name)
+			x.faults.exhausted = append(x.faults.exhausted, m.Metadata.Name)
 			continue
 		}
-		record := hostRecord{Network: n.Metadata.UID, Machine: m.Metadata.Name, UID: m.Metadata.UID, Lease6: v6.next(m, f)}
-		p.writes = append(p.writes, []store.FlannelWrite{
-			{FlannelID: store.FlannelID{Network: n.Metadata.Name, Kind: store.FlannelSubnet, Subnet: subnet}, At: at, Value: leaseValue(vni, addr, VTEPMAC(m.Metadata.UID, vni))},
+		record := hostRecord{Network: n.Metadata.UID, Machine: m.Metadata.Name, UID: m.Metadata.UID, Lease6: x.next6(m)}
+		x.plan.writes = append(x.plan.writes, []store.FlannelWrite{
+			{FlannelID: store.FlannelID{Network: n.Metadata.Name, Kind: store.FlannelSubnet, Subnet: subnet}, At: at, Value: leaseValue(x.vni, addr, VTEPMAC(m.Metadata.UID, x.vni))},
 			{FlannelID: store.FlannelID{Network: n.Metadata.Name, Kind: store.FlannelHost, Subnet: subnet}, Value: encode(record)},
 		})
 	}
+}
+
+// taken are the IPv4 prefixes of which no host can be given a lease.
+func (x *planner) taken() []netip.Prefix {
+	taken := slices.Collect(maps.Keys(x.layout.subnets))
+	taken = slices.AppendSeq(taken, maps.Keys(x.layout.hosts))
+	for _, a := range x.guestAddresses(x.network) {
+		if a.Is4() {
+			taken = append(taken, guestLease(a))
+		}
+	}
+	return taken
 }
 
 // pool6 is the IPv6 leases that are free; nil for a Network without IPv6.
 type pool6 struct{ free []netip.Prefix }
 
 // free6 finds IPv6 leases for the hosts that have none, more of which are fresh.
-func (w *world) free6(n *api.Network, l *layout, fresh int) *pool6 {
-	cidr, ok := n.Spec.CIDR6()
+func (x *planner) free6(fresh int) *pool6 {
+	cidr, ok := x.network.Spec.CIDR6()
 	if !ok {
 		return nil
 	}
 	var taken []netip.Prefix
 	need := fresh
-	for _, h := range l.hosts {
+	for _, h := range x.layout.hosts {
 		switch {
 		case h.Lease6.IsValid():
 			taken = append(taken, h.Lease6)
@@ -333,25 +359,26 @@ func (w *world) free6(n *api.Network, l *layout, fresh int) *pool6 {
 	if need == 0 {
 		return new(pool6)
 	}
-	for _, a := range w.guestAddresses(n) {
+	for _, a := range x.guestAddresses(x.network) {
 		if a.Is6() {
 			taken = append(taken, netip.PrefixFrom(a, 128))
 		}
 	}
-	return &pool6{freeSubnets6(cidr, n.Spec.HostPrefix6, need, taken)}
+	return &pool6{freeSubnets6(cidr, x.network.Spec.HostPrefix6, need, taken)}
 }
 
-func (x *pool6) next(m *api.Machine, f *faults) netip.Prefix {
-	if x == nil {
+// next6 takes the next free IPv6 lease; invalid when there is none, or none is needed.
+func (x *planner) next6(m *api.Machine) netip.Prefix {
+	if x.pool6 == nil {
 		return netip.Prefix{}
 	}
-	if len(x.free) == 0 {
-		f.exhausted6 = append(f.exhausted6, m.Metadata.Name)
+	free := x.pool6.free
+	if len(free) == 0 {
+		x.faults.exhausted6 = append(x.faults.exhausted6, m.Metadata.Name)
 		return netip.Prefix{}
 	}
-	lease := x.free[0]
-	x.free = x.free[1:]
-	return lease
+	x.pool6.free = free[1:]
+	return free[0]
 }
 
 // strangers are the leases of stock flannelds that a host could take over, by

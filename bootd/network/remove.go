@@ -46,8 +46,7 @@ func (c *Controller) clear(ctx context.Context, w *world, n *api.Network) (waiti
 		if l.of.uid != n.Metadata.UID {
 			return nil, 0, nil // nothing there is this Network's
 		}
-		var todo plan
-		w.stand(n, l.of.vni, l, nil, &todo, new(faults))
+		todo := w.end(n, l)
 		if len(l.hosts) == 0 {
 			return nil, 0, c.Store.DropFlannel(ctx, n.Metadata.Name, l.owner.Revision)
 		}

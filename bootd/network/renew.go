@@ -49,19 +49,19 @@ func Adopt(ctx context.Context, s *store.Store, network, uid string, vni uint32,
 	if err != nil {
 		return nil, err
 	}
-	claimed := map[netip.Prefix]HostLease{}
+	a := adoption{store: s, network: network, owner: ownerRecord{UID: uid, VNI: vni}, claimed: map[netip.Prefix]HostLease{}}
 	for _, l := range byRight(leases, old) {
-		if other, ok := overlapping(claimed, l.Lease); ok {
+		if other, ok := overlapping(a.claimed, l.Lease); ok {
 			conflicts = append(conflicts, fmt.Sprintf("hosts %s and %s both say that they have lease %s of Network %s: it is left to %s", other.Machine, l.Machine, l.Lease, network, other.Machine))
 			continue
 		}
-		claimed[l.Lease] = l
+		a.claimed[l.Lease] = l
 	}
 	if err := replaceOwner(ctx, s, network, uid); err != nil {
 		return nil, err
 	}
-	for _, subnet := range slices.SortedFunc(maps.Keys(claimed), comparePrefix) {
-		if err := adoptLease(ctx, s, network, uid, vni, claimed[subnet], claimed); err != nil {
+	for _, subnet := range slices.SortedFunc(maps.Keys(a.claimed), comparePrefix) {
+		if err := a.adopt(ctx, a.claimed[subnet]); err != nil {
 			return nil, err
 		}
 	}
@@ -102,25 +102,33 @@ func replaceOwner(ctx context.Context, s *store.Store, network, uid string) erro
 	return s.DropFlannel(ctx, network, l.owner.Revision)
 }
 
-func adoptLease(ctx context.Context, s *store.Store, network, uid string, vni uint32, h HostLease, claimed map[netip.Prefix]HostLease) error {
-	l, err := readLayout(ctx, s, network)
+// adoption is what one Network's hosts have of it.
+type adoption struct {
+	store   *store.Store
+	network string
+	owner   ownerRecord
+	claimed map[netip.Prefix]HostLease
+}
+
+func (a adoption) adopt(ctx context.Context, h HostLease) error {
+	l, err := readLayout(ctx, a.store, a.network)
 	if err != nil {
 		return err
 	}
 	id := func(kind store.FlannelKind, subnet netip.Prefix) store.FlannelID {
-		return store.FlannelID{Network: network, Kind: kind, Subnet: subnet}
+		return store.FlannelID{Network: a.network, Kind: kind, Subnet: subnet}
 	}
 	writes := []store.FlannelWrite{
-		{FlannelID: store.FlannelID{Network: network, Kind: store.FlannelOwner}, At: l.owner.Revision, Value: encode(ownerRecord{UID: uid, VNI: vni})},
+		{FlannelID: store.FlannelID{Network: a.network, Kind: store.FlannelOwner}, At: l.owner.Revision, Value: encode(a.owner)},
 		{FlannelID: id(store.FlannelHost, h.Lease), At: l.hosts[h.Lease].key.Revision,
-			Value: encode(hostRecord{Network: uid, Machine: h.Machine, UID: h.UID, Lease6: h.Lease6})},
+			Value: encode(hostRecord{Network: a.owner.UID, Machine: h.Machine, UID: h.UID, Lease6: h.Lease6})},
 	}
 	if h.VTEP.IsValid() {
 		writes = append(writes, store.FlannelWrite{FlannelID: id(store.FlannelSubnet, h.Lease), At: l.subnets[h.Lease].Revision,
-			Value: leaseValue(vni, h.VTEP, VTEPMAC(h.UID, vni))})
+			Value: leaseValue(a.owner.VNI, h.VTEP, VTEPMAC(h.UID, a.owner.VNI))})
 	}
 	for _, old := range l.records() { // what the store says that the host has, and it has not
-		if _, stands := claimed[old.key.Subnet]; stands || old.UID != h.UID || old.Guest != "" {
+		if _, stands := a.claimed[old.key.Subnet]; stands || old.UID != h.UID || old.Guest != "" {
 			continue
 		}
 		writes = append(writes, store.FlannelWrite{FlannelID: old.key.FlannelID, At: old.key.Revision})
@@ -128,8 +136,8 @@ func adoptLease(ctx context.Context, s *store.Store, network, uid string, vni ui
 			writes = append(writes, store.FlannelWrite{FlannelID: k.FlannelID, At: k.Revision})
 		}
 	}
-	if err := s.WriteFlannel(ctx, writes...); err != nil {
-		return fmt.Errorf("take over lease %s of Network %s: %w", h.Lease, network, err)
+	if err := a.store.WriteFlannel(ctx, writes...); err != nil {
+		return fmt.Errorf("take over lease %s of Network %s: %w", h.Lease, a.network, err)
 	}
 	return nil
 }
