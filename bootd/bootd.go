@@ -202,7 +202,7 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bgp := &hostspec.BGP{Key: sessions.Key, Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
+	keys := &zone.Keys{Key: sessions.Key, Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
 		return store.OpenSecret(ctx, d.store, name, use)
 	}}
 	name, err := os.Hostname()
@@ -212,7 +212,9 @@ func (d *daemon) build(ctx context.Context) error {
 	d.recovery = &recovery.Keeper{Store: d.store, Cache: d.cache, Lease: d.keepLease, Event: d.record.Event, Log: d.log}
 	d.hub = &hostspec.Hub{
 		Name: name, Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Recovery: d.recovery, Log: d.log,
-		Compiler: &hostspec.Compiler{Cache: d.cache, Networks: d.nets, BGP: bgp, Epoch: epoch, API: d.decider.APIFor},
+		Compiler: &hostspec.Compiler{
+			Cache: d.cache, Networks: d.nets, Zones: &zone.Parts{Cache: d.cache, Networks: d.nets, Keys: keys}, Epoch: epoch, API: d.decider.APIFor,
+		},
 	}
 	return nil
 }
@@ -398,7 +400,7 @@ func (d *daemon) lead(ctx context.Context) error {
 				return d.nets.Subscribe(ctx, func(ch network.Change) { fn(ch.Networks) })
 			},
 		}
-		zones := &zone.Controller{Env: env, Compiler: d.hub.Compiler, Sessions: d.hub.BGP}
+		zones := &zone.Controller{Env: env, Parts: d.hub.Compiler.Zones, Sessions: d.hub.BGP}
 		d.leading.Store(true)
 		defer d.leading.Store(false)
 		d.reportSubnets(ctx)

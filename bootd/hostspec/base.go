@@ -10,6 +10,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 // basePart makes what every host has.
@@ -31,7 +32,7 @@ func (c *Compiler) baseConcerns(ch store.Change) part.Hosts {
 	case "Site", "Subnet":
 		return part.Hosts{All: true}
 	case "Zone":
-		return part.Hosts{All: zoneChanges(ch)}
+		return part.Hosts{All: zone.Changes(ch)}
 	case "Machine":
 		old, _ := ch.Old.(*api.Machine)
 		now, _ := ch.New.(*api.Machine)
@@ -47,7 +48,7 @@ func (c *Compiler) base(m *api.Machine) api.BasePart {
 		b.NTP = s.Spec.NTP
 	}
 	b.Underlay.Closed = c.closed.of(c.Cache)
-	b.Underlay.Transit = c.transit(m)
+	b.Underlay.Transit = zone.Transit(c.Cache, m)
 	if c.API != nil {
 		b.API = c.API(m)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 var update = flag.Bool("update", false, "write the golden parts anew")
@@ -36,19 +37,19 @@ func prefixList(texts ...string) []netip.Prefix {
 func newZone(t testing.TB, hosts int) *rack {
 	t.Helper()
 	r := &rack{bench: &bench{Site: testsite.Open(t), t: t}}
-	r.bgp = &BGP{
+	r.keys = &zone.Keys{
 		Key: func(one, other string) string { return "key" },
 		Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
 			return store.OpenSecret(ctx, r.Store, name, use)
 		},
 	}
-	zone := &api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.5.0.0/16", "fd00:5::/48"),
+	yellow := &api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.5.0.0/16", "fd00:5::/48"),
 		BGP: api.ZoneBGP{GracefulRestart: api.Duration(time.Minute), BMP: []netip.AddrPort{netip.MustParseAddrPort("198.18.0.250:11019")}},
 		Uplinks: []api.Uplink{
 			{Address: netip.MustParseAddr("198.18.0.254"), ASN: 64600, Secret: "leaf", Import: []api.PrefixFilter{{Prefix: netip.MustParsePrefix("0.0.0.0/0")}}},
 			{Address: netip.MustParseAddr("192.0.2.1"), ASN: 64600, Hops: 3, KeepNextHop: true, Export: []api.PrefixFilter{{Prefix: netip.MustParsePrefix("10.5.0.0/16"), LE: 24}}},
 		}}}
-	r.Create(&api.Site{Base: testsite.Named("site")}, zone, &api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
+	r.Create(&api.Site{Base: testsite.Named("site")}, yellow, &api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
 		&api.Secret{Base: testsite.Named("leaf"), Spec: api.SecretSpec{Data: map[string]string{"password": "hush"}}},
 		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.0.0/24", "fd00:8::/64")}},
 		&api.Subnet{Base: testsite.Named("far"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.1.0/24")}},
@@ -89,7 +90,7 @@ func (r *rack) editZone(fn func(*api.Zone)) {
 
 func (r *rack) part(i int) *api.BGPPart {
 	r.t.Helper()
-	p, err := r.hub.Compiler.BGPPart(r.t.Context(), r.Machine(hostName(i)))
+	p, err := r.hub.Compiler.Zones.Part(r.t.Context(), r.Machine(hostName(i)))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -110,7 +111,7 @@ func TestBGPPart(t *testing.T) {
 	r := newZone(t, 4)
 	r.Change(hostName(4), func(m *api.Machine) { // in another row, behind routers
 		m.Spec.Links[0].Subnet, m.Spec.Links[0].Addresses = "far", []netip.Addr{netip.MustParseAddr("198.18.1.4")}
-		m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"}
+		m.Metadata.Annotations = map[string]string{zone.DrainAnnotation: "true"}
 	})
 	for i, name := range map[int]string{1: "reflector", 3: "client", 4: "far"} {
 		got := new(bytes.Buffer)
@@ -170,7 +171,7 @@ func TestBGPPartsStay(t *testing.T) {
 			r.Change(hostName(3), func(m *api.Machine) { m.Spec.Links[0].Addresses[0] = netip.MustParseAddr("198.18.0.99") })
 		}, "1 2 3"},
 		{"a client is drained", func() {
-			r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"} })
+			r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Annotations = map[string]string{zone.DrainAnnotation: "true"} })
 		}, "4"},
 		{"a reflector moves on", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorLeaving }) }, ""},
 		{"a reflector leaves its uplinks", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorWithdrawn }) }, "1"},
@@ -245,7 +246,7 @@ func TestUplinkSecret(t *testing.T) {
 		t.Error(got)
 	}
 	set(map[string]string{"password": strings.Repeat("x", 81)})
-	if _, err := r.hub.Compiler.BGPPart(t.Context(), r.Machine(hostName(1))); err == nil || !strings.Contains(err.Error(), "80 at most") {
+	if _, err := r.hub.Compiler.Zones.Part(t.Context(), r.Machine(hostName(1))); err == nil || !strings.Contains(err.Error(), "80 at most") {
 		t.Errorf("%v", err)
 	}
 	// The HostSpec that people see has no key in it.
@@ -394,63 +395,6 @@ func TestPeering(t *testing.T) {
 	expect("no part") // what the host has goes on
 }
 
-// TestMembers: a host's word on its own address counts for as much as it must.
-func TestMembers(t *testing.T) {
-	s := testsite.Open(t)
-	s.Create(&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Uplinks: []api.Uplink{{Address: netip.MustParseAddr("198.18.8.2"), ASN: 64600}}}},
-		&api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.8.0/24", "fd00:8::/64"), Gateway: netip.MustParseAddr("198.18.8.1")}},
-		&api.Subnet{Base: testsite.Named("pxe"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: prefixList("198.18.0.0/24")}})
-	mac := 0
-	host := func(name, pinned string, reported ...string) {
-		mac++
-		m := &api.Machine{Base: testsite.Named(name), Spec: api.MachineSpec{Zone: "yellow", Links: []api.Link{{Name: "prod0", MAC: api.MAC(fmt.Sprintf("52:54:00:00:00:%02x", mac)), Subnet: "prod"}}}}
-		for _, a := range strings.Fields(pinned) {
-			m.Spec.Links[0].Addresses = append(m.Spec.Links[0].Addresses, netip.MustParseAddr(a))
-		}
-		nic := api.HostNIC{Name: "prod0"}
-		for _, p := range reported {
-			nic.Addresses = append(nic.Addresses, netip.MustParsePrefix(p))
-		}
-		m.Status.Host = &api.HostStatus{NICs: []api.HostNIC{nic, {Name: "eth9", Addresses: prefixList("198.18.8.77/24")}}}
-		s.Create(m)
-	}
-	host("pinned", "198.18.8.7 fd00:8::7", "198.18.8.99/24")
-	host("reports", "", "fe80::1/64", "fd00:8::9/64", "198.18.8.9/24", "198.18.8.10/24")
-	host("elsewhere", "", "192.0.2.9/24")
-	host("gateway", "", "198.18.8.1/24")
-	host("uplink", "", "198.18.8.2/24")
-	host("others", "", "198.18.8.7/24")
-	host("twin1", "", "198.18.8.50/24")
-	host("twin2", "", "198.18.8.50/24")
-	host("both", "", "198.18.8.7/24", "198.18.8.51/24")
-	host("six", "fd00:8::6")
-	mac++
-	s.Create(&api.Machine{Base: testsite.Named("nowhere"), Spec: api.MachineSpec{Zone: "yellow", Links: []api.Link{{Name: "eth0", MAC: "52:54:00:00:01:01", Subnet: "pxe"}}}},
-		&api.Machine{Base: testsite.Named("stray"), Spec: api.MachineSpec{Zone: "red", Links: []api.Link{{Name: "eth0", MAC: "52:54:00:00:01:02", Subnet: "prod", Addresses: []netip.Addr{netip.MustParseAddr("198.18.8.80")}}}}},
-		&api.Machine{Base: testsite.Named("alone"), Spec: api.MachineSpec{Links: []api.Link{{Name: "eth0", MAC: "52:54:00:00:01:03"}}}})
-	want := map[string]string{
-		"pinned": "[198.18.8.7 fd00:8::7]", "reports": "[198.18.8.9 fd00:8::9]", "elsewhere": "no IPv4 address", "gateway": "the gateway of Subnet prod",
-		"uplink": "an uplink of Zone yellow", "others": "pinned by Machine pinned", "twin1": "so does another", "twin2": "so does another",
-		"both": "[198.18.8.51]", "six": "no IPv4 address", "nowhere": "no link on a production Subnet", "stray": "on Subnet prod of Zone yellow",
-	}
-	c := &Compiler{Cache: s.Cache}
-	for _, m := range slices.Concat(c.Members("yellow"), c.Members("red"), c.Members("")) {
-		name := m.Machine.Metadata.Name
-		got := m.Fault
-		if got == "" {
-			got = fmt.Sprint(m.Addresses)
-		}
-		if want[name] == "" || !strings.Contains(got, want[name]) {
-			t.Errorf("%s: %s, want %s", name, got, want[name])
-		}
-		delete(want, name)
-	}
-	if len(want) > 0 {
-		t.Errorf("not there: %v", want)
-	}
-}
-
 // TestBGPStream connects hosts and looks at who is told of what.
 func TestBGPStream(t *testing.T) {
 	r := newZone(t, 3)
@@ -529,7 +473,7 @@ func BenchmarkBGPPart(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				for _, m := range some {
-					if _, err := r.hub.Compiler.BGPPart(b.Context(), m); err != nil {
+					if _, err := r.hub.Compiler.Zones.Part(b.Context(), m); err != nil {
 						b.Fatal(err)
 					}
 				}

@@ -13,6 +13,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 // Compiler makes HostSpecs out of the objects as they stand. It is pure but for
@@ -21,8 +22,8 @@ type Compiler struct {
 	Cache *store.Cache
 	// Networks has the leases of every Network; there are none without it.
 	Networks *network.Index
-	// BGP makes bgp parts; there are none without it.
-	BGP *BGP
+	// Zones makes bgp parts; there are none without it.
+	Zones *zone.Parts
 	// Epoch is raised by a restore.
 	Epoch int64
 	// API lists the URLs of bootd that hosts are to know.
@@ -34,7 +35,11 @@ type Compiler struct {
 
 // With is a Compiler out of other objects.
 func (c *Compiler) With(cache *store.Cache) *Compiler {
-	return &Compiler{Cache: cache, Networks: c.Networks, BGP: c.BGP, Epoch: c.Epoch, API: c.API}
+	with := &Compiler{Cache: cache, Networks: c.Networks, Epoch: c.Epoch, API: c.API}
+	if c.Zones != nil {
+		with.Zones = c.Zones.With(cache)
+	}
+	return with
 }
 
 // Compile makes the HostSpec of a Machine as people may see it: keys are masked.

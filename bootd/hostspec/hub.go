@@ -19,6 +19,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/internal/text"
 	"github.com/rackweft/rackweft/internal/wait"
 )
@@ -269,7 +270,7 @@ func (h *Hub) leasesChanged(c network.Change) {
 	}
 	for name := range c.Networks {
 		if n, ok := store.Cached[api.Network](h.Cache, name); ok && n.Spec.Advertise {
-			h.mark(part.Hosts{Names: reflectors(h.Cache, n.Spec.Zone)}) // they accept what its hosts have leases of
+			h.mark(part.Hosts{Names: zone.Reflectors(h.Cache, n.Spec.Zone)}) // they accept what its hosts have leases of
 		}
 	}
 }

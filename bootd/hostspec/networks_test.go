@@ -21,6 +21,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 // rack is a Site whose hosts are given leases by a real Controller, and their
@@ -28,8 +29,8 @@ import (
 type rack struct {
 	*bench
 	index *network.Index
-	bgp   *BGP
-	stop  func() // kills all but the store
+	keys  *zone.Keys // nil: no bgp parts
+	stop  func()     // kills all but the store
 }
 
 func newRack(t testing.TB, hosts int, networks ...string) *rack {
@@ -69,7 +70,10 @@ func (r *rack) start() {
 	r.t.Helper()
 	x := network.NewIndex(r.Store, r.Log)
 	r.index = x
-	r.hub = &Hub{Store: r.Store, Cache: r.Cache, Signer: signer{key}, Record: r, Log: r.Log, Compiler: &Compiler{Cache: r.Cache, Networks: x, BGP: r.bgp, Epoch: 1}}
+	r.hub = &Hub{Store: r.Store, Cache: r.Cache, Signer: signer{key}, Record: r, Log: r.Log, Compiler: &Compiler{Cache: r.Cache, Networks: x, Epoch: 1}}
+	if r.keys != nil {
+		r.hub.Compiler.Zones = &zone.Parts{Cache: r.Cache, Networks: x, Keys: r.keys}
+	}
 	c := &network.Controller{Env: r.Env(), Index: x, Epoch: 1}
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup

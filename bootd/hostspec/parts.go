@@ -1,8 +1,6 @@
 package hostspec
 
 import (
-	"context"
-	"errors"
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
@@ -10,6 +8,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 // table lists kinds of parts.
@@ -19,10 +18,17 @@ type table []part.Kind
 func (c *Compiler) parts() table {
 	return table{
 		c.basePart(),
-		network.Parts{Cache: c.Cache, Index: c.Networks, Keys: peeringKeys{c.BGP}}.Kind(),
+		network.Parts{Cache: c.Cache, Index: c.Networks, Keys: c.keys()}.Kind(),
 		guest.Parts(c.Cache),
-		c.bgpPart(),
+		c.Zones.Kind(),
 	}
+}
+
+func (c *Compiler) keys() *zone.Keys {
+	if c.Zones == nil {
+		return nil
+	}
+	return c.Zones.Keys
 }
 
 // of finds the kind of a part by its name. A host may report any name.
@@ -60,19 +66,4 @@ func (t table) speaks(hostUID string, e *api.Event) api.Object {
 		}
 	}
 	return nil
-}
-
-// peeringKeys opens the keys of guests' sessions.
-type peeringKeys struct{ bgp *BGP }
-
-func (k peeringKeys) Open(ctx context.Context, s *api.Secret, use api.SecretUse, uid string) (password, salt string, err error) {
-	if k.bgp == nil {
-		return "", "", network.ErrNoKey
-	}
-	password, err = k.bgp.password(ctx, s, use)
-	var none *NoPart
-	if errors.As(err, &none) {
-		return "", "", network.ErrKeyClosed
-	}
-	return password, k.bgp.salt(uid), err
 }

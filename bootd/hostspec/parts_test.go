@@ -7,6 +7,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 func TestEveryKindOfPartIsMade(t *testing.T) {
@@ -39,7 +40,7 @@ func TestEveryKindOfPartIsMade(t *testing.T) {
 // of a kind that says nothing of hosts it concerns none.
 func TestOthersConcernNoHost(t *testing.T) {
 	b := testsite.Open(t)
-	parts := (&Compiler{Cache: b.Cache, BGP: new(BGP)}).parts()
+	parts := (&Compiler{Cache: b.Cache, Zones: &zone.Parts{Cache: b.Cache}}).parts()
 	concerning := []string{"Site", "Zone", "Subnet", "Machine", "Network", "Guest"}
 	for _, k := range api.Kinds() {
 		h := parts.concerns(store.Change{Kind: k, Name: "x", New: k.New()})

@@ -176,7 +176,8 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	r.socket = filepath.Join(r.dir, "bootd.sock")
 	networks := network.NewIndex(r.store, log)
 	wg.Go(func() { _ = networks.Run(ctx) })
-	compiler := &hostspec.Compiler{Cache: r.cache, BGP: &hostspec.BGP{Key: func(one, other string) string { return sessionKey }}}
+	zones := &zone.Parts{Cache: r.cache, Keys: &zone.Keys{Key: func(one, other string) string { return sessionKey }}}
+	compiler := &hostspec.Compiler{Cache: r.cache, Zones: zones}
 	hub := &hostspec.Hub{Store: r.store, Cache: r.cache, Compiler: compiler, Record: recorder{}, Log: log}
 	wg.Go(func() { _ = hub.Run(ctx) })
 	metrics := prometheus.NewRegistry()
@@ -184,7 +185,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 		Listen: "127.0.0.1:0", Socket: r.socket, TLS: r.authority.ServerTLS(),
 		Tokens: []Token{{"vera", "viewer", digestOf(viewerToken)}, {"otto", "operator", digestOf(operatorToken)}},
 		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Compiler: compiler, Networks: networks, Decider: r.decider,
-		Hub: hub, Zones: &zone.Views{Cache: r.cache, Compiler: compiler, Sessions: hub.BGP},
+		Hub: hub, Zones: &zone.Views{Cache: r.cache, Parts: zones, Sessions: hub.BGP},
 		Events: r.events, Decisions: r.decisions, AuditLog: audits,
 		Recovery: &recovery.Keeper{Store: r.store, Cache: r.cache, Event: func(api.Object, api.EventType, string, string) {}, Log: log},
 		Console: func(context.Context, *api.Machine) (io.ReadWriteCloser, error) {

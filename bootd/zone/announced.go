@@ -8,12 +8,11 @@ import (
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 )
 
 // chooseLoopbacks gives each host of a Zone that pins none an address out of
 // each of spec.loopbacks. Who has one keeps it, for as long as it lies in there.
-func chooseLoopbacks(z *api.Zone, members []hostspec.Member) []api.LoopbackStatus {
+func chooseLoopbacks(z *api.Zone, members []Member) []api.LoopbackStatus {
 	taken := map[netip.Addr]bool{}
 	for _, m := range members {
 		for _, a := range m.Machine.Spec.Loopbacks {
@@ -36,7 +35,7 @@ func chooseLoopbacks(z *api.Zone, members []hostspec.Member) []api.LoopbackStatu
 
 // keepLoopbacks is every host that needs addresses, each with one for each pool
 // in the pools' order: what it has, or an invalid one. What it has is taken.
-func keepLoopbacks(z *api.Zone, members []hostspec.Member, taken map[netip.Addr]bool) []api.LoopbackStatus {
+func keepLoopbacks(z *api.Zone, members []Member, taken map[netip.Addr]bool) []api.LoopbackStatus {
 	has := map[string][]netip.Addr{}
 	for _, l := range z.Status.Loopbacks {
 		has[l.UID] = l.Addresses
@@ -83,7 +82,7 @@ func sameLoopback(a, b api.LoopbackStatus) bool {
 
 // services says whether every address of every service is announced, and every
 // host has its own.
-func (c *Controller) services(z *api.Zone, members []hostspec.Member) verdict {
+func (c *Controller) services(z *api.Zone, members []Member) verdict {
 	if len(z.Spec.Services) == 0 && len(z.Spec.Loopbacks) == 0 {
 		return verdict{}
 	}
@@ -115,9 +114,9 @@ func (c *Controller) services(z *api.Zone, members []hostspec.Member) verdict {
 
 // withoutLoopback names a host that has not an address of its own out of each
 // pool.
-func withoutLoopback(z *api.Zone, members []hostspec.Member) string {
+func withoutLoopback(z *api.Zone, members []Member) string {
 	for _, m := range members {
-		if len(m.Machine.Spec.Loopbacks) == 0 && len(hostspec.Loopbacks(z, m.Machine)) < len(z.Spec.Loopbacks) {
+		if len(m.Machine.Spec.Loopbacks) == 0 && len(Loopbacks(z, m.Machine)) < len(z.Spec.Loopbacks) {
 			return m.Machine.Metadata.Name
 		}
 	}
@@ -127,10 +126,10 @@ func withoutLoopback(z *api.Zone, members []hostspec.Member) string {
 // serviceStands says whether each of a service's addresses is announced: by all
 // of its hosts, by some, or by none. Hosts whose streams another bootd holds
 // are not heard here.
-func (c *Controller) serviceStands(s *api.Service, members []hostspec.Member) (reason, message string) {
+func (c *Controller) serviceStands(s *api.Service, members []Member) (reason, message string) {
 	hosts, heard, announced, wrong := 0, 0, map[netip.Addr]int{}, map[string]string{}
 	for _, m := range members {
-		if m.Fault != "" || hostspec.Draining(m.Machine) || !s.Selects(m.Machine) {
+		if m.Fault != "" || Draining(m.Machine) || !s.Selects(m.Machine) {
 			continue
 		}
 		hosts++

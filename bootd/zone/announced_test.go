@@ -9,19 +9,18 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 )
 
 // TestChooseLoopbacks: every host gets its own out of each pool, and what it has
 // it keeps, whoever comes and goes.
 func TestChooseLoopbacks(t *testing.T) {
 	z := &api.Zone{Spec: api.ZoneSpec{Loopbacks: prefixes("10.5.9.0/29", "fd00:5::/64")}}
-	var members []hostspec.Member
+	var members []Member
 	add := func(name string, pinned ...netip.Addr) {
 		m := &api.Machine{Spec: api.MachineSpec{Loopbacks: pinned}}
 		m.Metadata.Name, m.Metadata.UID = name, "uid-"+name
-		members = append(members, hostspec.Member{Machine: m})
-		slices.SortFunc(members, func(a, b hostspec.Member) int {
+		members = append(members, Member{Machine: m})
+		slices.SortFunc(members, func(a, b Member) int {
 			return strings.Compare(a.Machine.Metadata.Name, b.Machine.Metadata.Name)
 		})
 	}
@@ -98,7 +97,7 @@ func TestServices(t *testing.T) {
 	b.Sync()
 
 	z := b.zone("yellow")
-	part, err := b.compiler.BGPPart(t.Context(), b.Machine("r1u01"))
+	part, err := b.parts.Part(t.Context(), b.Machine("r1u01"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,11 +108,11 @@ func TestServices(t *testing.T) {
 	for _, a := range part.Accept {
 		accepts[a.Client] = fmt.Sprint(a.Prefixes)
 	}
-	loopback := hostspec.Loopbacks(z, b.Machine("r3u01"))[0]
+	loopback := Loopbacks(z, b.Machine("r3u01"))[0]
 	if want := fmt.Sprintf("[%s/32 10.5.200.1/32]", loopback); accepts["r3u01"] != want {
 		t.Errorf("of r3u01 it accepts %s, want %s", accepts["r3u01"], want)
 	}
-	v := &Views{Cache: b.Cache, Compiler: b.compiler, Sessions: b.reported}
+	v := &Views{Cache: b.Cache, Parts: b.parts, Sessions: b.reported}
 	for from, want := range map[string]string{"r3u01": "r3u01 may originate 10.5.200.1/32", "r3u02": "labels of r3u02 do not select"} {
 		got, err := v.TestPolicy(t.Context(), "yellow", from, api.HostPrefix(vip))
 		if err != nil || !strings.Contains(got.Reason, want) {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -37,7 +36,7 @@ func no(reason, format string, args ...any) verdict {
 }
 
 // judge sets a Zone's conditions, and reports whether any changed.
-func (c *Controller) judge(ctx context.Context, z *api.Zone, members []hostspec.Member, all []candidate, picked choice, now time.Time) bool {
+func (c *Controller) judge(ctx context.Context, z *api.Zone, members []Member, all []candidate, picked choice, now time.Time) bool {
 	changed := false
 	for _, x := range []struct {
 		typ string
@@ -137,7 +136,7 @@ func spread(z *api.Zone, picked choice) verdict {
 	return no("SameRack", "%s share a rack, and fail with it: %s", strings.Join(picked.crowded, ", "), what)
 }
 
-func membership(z *api.Zone, members []hostspec.Member) verdict {
+func membership(z *api.Zone, members []Member) verdict {
 	const most = 5
 	var faulty []string
 	for _, m := range members {
@@ -156,7 +155,7 @@ func membership(z *api.Zone, members []hostspec.Member) verdict {
 }
 
 // uplinks says how the sessions out of the Zone stand.
-func (c *Controller) uplinks(ctx context.Context, z *api.Zone, members []hostspec.Member) verdict {
+func (c *Controller) uplinks(ctx context.Context, z *api.Zone, members []Member) verdict {
 	if len(z.Spec.Uplinks) == 0 {
 		return verdict{}
 	}
@@ -182,8 +181,8 @@ func (c *Controller) uplinks(ctx context.Context, z *api.Zone, members []hostspe
 		if !slices.ContainsFunc(z.Status.Reflectors, func(r api.ReflectorStatus) bool { return r.UID == m.Machine.Metadata.UID }) {
 			continue
 		}
-		var none *hostspec.NoPart
-		if _, err := c.Compiler.BGPPart(ctx, m.Machine); m.Fault == "" && errors.As(err, &none) {
+		var none *NoPart
+		if _, err := c.Parts.Part(ctx, m.Machine); m.Fault == "" && errors.As(err, &none) {
 			return no("SecretUnreadable", "%s; %s goes on with the part that it has: apply the Secret again", none.Reason, name)
 		}
 		status := c.Sessions(name)

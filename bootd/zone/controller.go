@@ -7,14 +7,13 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // Controller chooses the reflectors of Zones, and says how Zones stand.
 type Controller struct {
 	control.Env
-	Compiler *hostspec.Compiler
+	Parts *Parts
 	// Sessions is what a host has reported of its speaker; nil for nothing. A
 	// host whose stream another bootd holds reports nothing here.
 	Sessions func(host string) *api.BGPStatus
@@ -72,7 +71,7 @@ func (c *Controller) step(ctx context.Context, z *api.Zone) (time.Duration, erro
 		return store.HeldRecheck, nil
 	}
 	now := time.Now().UTC()
-	members := c.Compiler.Members(z.Metadata.Name)
+	members := c.Parts.Members(z.Metadata.Name)
 	all := c.candidates(ctx, z, members, now)
 	picked, after := choice{}, z
 	wrote := false
@@ -117,7 +116,7 @@ func sameReflectors(a, b []api.ReflectorStatus) bool {
 }
 
 // candidates looks at every host of a Zone.
-func (c *Controller) candidates(ctx context.Context, z *api.Zone, members []hostspec.Member, now time.Time) []candidate {
+func (c *Controller) candidates(ctx context.Context, z *api.Zone, members []Member, now time.Time) []candidate {
 	patience := z.Spec.Reflectors.ReplaceAfter.Or(api.DefaultReplaceAfter)
 	all := make([]candidate, len(members))
 	for i, m := range members {
@@ -136,7 +135,7 @@ func (c *Controller) candidates(ctx context.Context, z *api.Zone, members []host
 }
 
 // stand says how a host stands, but for its speaker.
-func stand(m hostspec.Member, patience time.Duration, now time.Time) candidate {
+func stand(m Member, patience time.Duration, now time.Time) candidate {
 	machine := m.Machine
 	out := candidate{name: machine.Metadata.Name, uid: machine.Metadata.UID, rack: machine.Spec.Location.Rack, fault: m.Fault}
 	stream := machine.Status.Conditions.Get(api.CondConnected)
@@ -144,7 +143,7 @@ func stand(m hostspec.Member, patience time.Duration, now time.Time) candidate {
 	switch {
 	case machine.Spec.State != api.StateActive:
 		out.retire = string(machine.Spec.State)
-	case hostspec.Draining(machine):
+	case Draining(machine):
 		out.retire = "Draining"
 	case machine.Status.Phase != api.PhaseActive:
 		out.retire = orUnknown(machine.Status.Phase)
@@ -167,7 +166,7 @@ func orUnknown(p api.Phase) string {
 
 // applied reports whether a host's speaker is what its part says.
 func (c *Controller) applied(ctx context.Context, m *api.Machine) bool {
-	part, err := c.Compiler.BGPPart(ctx, m)
+	part, err := c.Parts.Part(ctx, m)
 	if err != nil || m.Status.Host == nil {
 		return false
 	}
@@ -204,7 +203,7 @@ func (c *Controller) carried(m *api.Machine) (uplinks []string, unheard bool) {
 
 // connected reports whether every host that could be is a peer of a reflector,
 // as that says.
-func (c *Controller) connected(reflector string, members []hostspec.Member) bool {
+func (c *Controller) connected(reflector string, members []Member) bool {
 	status := c.Sessions(reflector)
 	if status == nil {
 		return false

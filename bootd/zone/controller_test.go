@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
@@ -19,8 +18,8 @@ import (
 // bench is a Site with a Zone, and a Controller that runs on it.
 type bench struct {
 	*testsite.Site
-	t        *testing.T
-	compiler *hostspec.Compiler
+	t     *testing.T
+	parts *Parts
 
 	mu       sync.Mutex
 	sessions map[string]*api.BGPStatus
@@ -40,13 +39,13 @@ func newBench(t *testing.T) *bench {
 	b.Create(&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixes("10.5.0.0/16")}},
 		&api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
 		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixes("198.18.8.0/24")}})
-	b.compiler = &hostspec.Compiler{Cache: b.Cache, BGP: &hostspec.BGP{
+	b.parts = &Parts{Cache: b.Cache, Keys: &Keys{
 		Key: func(one, other string) string { return "key" },
 		Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
 			return store.OpenSecret(ctx, b.Store, name, use)
 		},
 	}}
-	c := &Controller{Env: b.Env(), Compiler: b.compiler, Sessions: b.reported}
+	c := &Controller{Env: b.Env(), Parts: b.parts, Sessions: b.reported}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() { _ = c.Control().Run(ctx) })
@@ -85,7 +84,7 @@ func (b *bench) apply(name string) {
 func (b *bench) applyAndTell(name string, routes int) {
 	b.t.Helper()
 	m := b.Machine(name)
-	part, err := b.compiler.BGPPart(b.t.Context(), m)
+	part, err := b.parts.Part(b.t.Context(), m)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -177,7 +176,7 @@ func TestReplacement(t *testing.T) {
 	client := b.host(2, 9)
 
 	peers := func() string {
-		part, err := b.compiler.BGPPart(t.Context(), b.Machine(client))
+		part, err := b.parts.Part(t.Context(), b.Machine(client))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +207,7 @@ func TestReplacement(t *testing.T) {
 		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "", "")
 		m.Status.Conditions.Set(time.Now().Add(-time.Hour), api.CondConnected, api.True, "Connected", "")
 	}
-	replace("r1u01", "r1u01:Leaving r2u01 r3u01:Starting", "r2u01 r3u01", func(m *api.Machine) { m.Metadata.Annotations = map[string]string{hostspec.DrainAnnotation: "true"} })
+	replace("r1u01", "r1u01:Leaving r2u01 r3u01:Starting", "r2u01 r3u01", func(m *api.Machine) { m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"} })
 	b.apply("r1u01")
 	b.Change("r1u01", well)
 	replace("r2u01", "r1u01:Starting r2u01:Leaving r3u01", "r1u01 r3u01", func(m *api.Machine) { m.Spec.State = api.StateMaintenance })
@@ -357,7 +356,7 @@ func TestConditions(t *testing.T) {
 	}
 	b.Create(&api.Secret{Base: testsite.Named("other")}) // makes the Zone due
 	b.condition(Uplinks, "Established")
-	part, err := b.compiler.BGPPart(t.Context(), b.Machine("r1u01"))
+	part, err := b.parts.Part(t.Context(), b.Machine("r1u01"))
 	if err != nil {
 		t.Fatal(err)
 	}

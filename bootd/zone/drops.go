@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -67,14 +66,14 @@ func (v *Views) outcome(ctx context.Context, cache *store.Cache, zone string) (m
 	if !ok {
 		return nil, nil
 	}
-	compiler := v.Compiler.With(cache)
+	compiler := v.Parts.With(cache)
 	rested := *z
 	rested.Status.Reflectors = atRest(z, compiler.Members(zone))
 	compiler = compiler.With(cache.With(&rested))
 	parts := map[string]*api.BGPPart{}
 	for _, m := range compiler.Members(zone) {
-		part, err := compiler.BGPPart(ctx, m.Machine)
-		var none *hostspec.NoPart
+		part, err := compiler.Part(ctx, m.Machine)
+		var none *NoPart
 		if errors.As(err, &none) {
 			continue
 		}
@@ -87,7 +86,7 @@ func (v *Views) outcome(ctx context.Context, cache *store.Cache, zone string) (m
 }
 
 // atRest are a Zone's reflectors when all that were chosen serve.
-func atRest(z *api.Zone, members []hostspec.Member) []api.ReflectorStatus {
+func atRest(z *api.Zone, members []Member) []api.ReflectorStatus {
 	now := time.Now().UTC()
 	all := make([]candidate, len(members))
 	for i, m := range members {

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -27,7 +26,7 @@ func (v *Views) TestPolicy(ctx context.Context, zone, from string, prefix netip.
 		out.Reason = reason
 		return out, nil
 	}
-	all, faults, err := reflectors(ctx, v.Compiler, z)
+	all, faults, err := reflectors(ctx, v.Parts, z)
 	if err != nil {
 		return nil, err
 	}
@@ -55,12 +54,12 @@ func (v *Views) TestPolicy(ctx context.Context, zone, from string, prefix netip.
 // source is who tells of a prefix.
 type source struct {
 	name   string
-	host   *hostspec.Member
+	host   *Member
 	uplink *api.Uplink
 }
 
 func (v *Views) source(z *api.Zone, from string) (source, string) {
-	for _, m := range v.Compiler.Members(z.Metadata.Name) {
+	for _, m := range v.Parts.Members(z.Metadata.Name) {
 		if m.Machine.Metadata.Name != from {
 			continue
 		}
@@ -215,8 +214,8 @@ func (v *Views) whyNot(z *api.Zone, from source, prefix netip.Prefix) string {
 	if !inside {
 		return fmt.Sprintf("it lies in none of spec.prefixes of Zone %s (%s)", z.Metadata.Name, listed(z.Spec.Prefixes))
 	}
-	for _, m := range v.Compiler.Members(z.Metadata.Name) {
-		origin, ok := v.Compiler.Originates(z, m.Machine)[prefix]
+	for _, m := range v.Parts.Members(z.Metadata.Name) {
+		origin, ok := v.Parts.Originates(z, m.Machine)[prefix]
 		switch {
 		case !ok || m.Machine.Metadata.Name == from.name:
 		case origin.Network != "":

@@ -10,14 +10,13 @@ import (
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // Views answers what people ask of a Zone's BGP. It changes nothing.
 type Views struct {
-	Cache    *store.Cache
-	Compiler *hostspec.Compiler
+	Cache *store.Cache
+	Parts *Parts
 	// Sessions is as in Controller.
 	Sessions func(host string) *api.BGPStatus
 }
@@ -30,15 +29,15 @@ type reflector struct {
 
 // reflectors compiles the parts of a Zone's reflectors; those that have none are
 // named in faults.
-func reflectors(ctx context.Context, c *hostspec.Compiler, z *api.Zone) (list []reflector, faults map[string]string, err error) {
+func reflectors(ctx context.Context, c *Parts, z *api.Zone) (list []reflector, faults map[string]string, err error) {
 	faults = map[string]string{}
 	for _, r := range z.Status.Reflectors {
 		m, ok := store.Cached[api.Machine](c.Cache, r.Machine)
 		if !ok {
 			continue
 		}
-		part, err := c.BGPPart(ctx, m)
-		var none *hostspec.NoPart
+		part, err := c.Part(ctx, m)
+		var none *NoPart
 		switch {
 		case errors.As(err, &none):
 			faults[r.Machine] = none.Reason
@@ -66,7 +65,7 @@ func (v *Views) ZoneSessions(ctx context.Context, zone string) (*api.ZoneSession
 	if err != nil {
 		return nil, err
 	}
-	all, _, err := reflectors(ctx, v.Compiler, z)
+	all, _, err := reflectors(ctx, v.Parts, z)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +99,7 @@ func (v *Views) ZoneSessions(ctx context.Context, zone string) (*api.ZoneSession
 // Of a session between two hosts the first by name is heard.
 func (v *Views) inside(zone string) []api.NetworkSession {
 	var list []api.NetworkSession
-	for _, m := range v.Compiler.Members(zone) {
+	for _, m := range v.Parts.Members(zone) {
 		host := m.Machine.Metadata.Name
 		status := v.Sessions(host)
 		if status == nil {
@@ -145,12 +144,12 @@ func (v *Views) ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, e
 		origin string
 	}
 	found := map[key]*api.ZoneRoute{}
-	for _, m := range v.Compiler.Members(zone) {
+	for _, m := range v.Parts.Members(zone) {
 		if m.Fault != "" {
 			continue
 		}
 		states := v.services(m.Machine.Metadata.Name)
-		for prefix, origin := range v.Compiler.Originates(z, m.Machine) {
+		for prefix, origin := range v.Parts.Originates(z, m.Machine) {
 			hop := m.V4()
 			if !prefix.Addr().Is4() {
 				hop = netip.Addr{}
@@ -160,7 +159,7 @@ func (v *Views) ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, e
 			}
 			state := states[prefix.Addr()]
 			found[key{prefix, m.Machine.Metadata.Name}] = &api.ZoneRoute{Prefix: prefix, NextHop: hop, Origin: m.Machine.Metadata.Name, Wanted: true,
-				Network: origin.Network, Service: origin.Service, Loopback: origin == hostspec.Origin{}, State: state.State, Reason: state.LastError}
+				Network: origin.Network, Service: origin.Service, Loopback: origin == Origin{}, State: state.State, Reason: state.LastError}
 		}
 	}
 	out := &api.ZoneRoutes{Zone: zone, Routes: []api.ZoneRoute{}}
@@ -205,7 +204,7 @@ func (v *Views) services(host string) map[netip.Addr]api.BGPServiceStatus {
 // byAddress are the hosts of a Zone by the next hops that they may have.
 func (v *Views) byAddress(zone string) map[netip.Addr]string {
 	by := map[netip.Addr]string{}
-	for _, m := range v.Compiler.Members(zone) {
+	for _, m := range v.Parts.Members(zone) {
 		for _, a := range m.Addresses {
 			by[a] = m.Machine.Metadata.Name
 		}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -44,7 +43,7 @@ func newSite(t *testing.T) (*bench, *Views) {
 	<-index.Synced()
 	done.Go(func() { _ = leases.Control().Run(ctx) })
 	t.Cleanup(func() { cancel(); done.Wait() })
-	b.compiler = &hostspec.Compiler{Cache: b.Cache, Networks: index, BGP: &hostspec.BGP{
+	b.parts = &Parts{Cache: b.Cache, Networks: index, Keys: &Keys{
 		Key: func(one, other string) string { return "key" },
 		Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
 			return store.OpenSecret(ctx, b.Store, name, use)
@@ -57,11 +56,11 @@ func newSite(t *testing.T) (*bench, *Views) {
 	})
 	for range 1000 {
 		ready := 0
-		for _, m := range b.compiler.Members("yellow") {
+		for _, m := range b.parts.Members("yellow") {
 			ready += len(index.Memberships(m.Machine.Metadata.UID))
 		}
 		if ready == 8 {
-			return b, &Views{Cache: b.Cache, Compiler: b.compiler, Sessions: b.reported}
+			return b, &Views{Cache: b.Cache, Parts: b.parts, Sessions: b.reported}
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -72,7 +71,7 @@ func newSite(t *testing.T) (*bench, *Views) {
 // lease is a host's of a Network.
 func (b *bench) lease(host, network string) netip.Prefix {
 	b.t.Helper()
-	for _, m := range b.compiler.Networks.Memberships(b.Machine(host).Metadata.UID) {
+	for _, m := range b.parts.Networks.Memberships(b.Machine(host).Metadata.UID) {
 		if m.Network == network {
 			return m.Lease
 		}
@@ -139,7 +138,7 @@ func TestSessionsAndRoutes(t *testing.T) {
 	b, v := newSite(t)
 	own := b.lease("r3u01", "blue")
 	b.sessions["r1u01"] = &api.BGPStatus{Omitted: 3, Sessions: []api.BGPSession{{Peer: "r3u01", Role: "client", State: api.BGPEstablished, Accepted: 1}},
-		Routes: []api.BGPRoute{{Prefix: own, NextHop: b.compiler.Members("yellow")[2].V4(), From: "r3u01"}, {Prefix: netip.MustParsePrefix("0.0.0.0/0"), NextHop: netip.MustParseAddr("198.18.8.254"), From: "198.18.8.254"}}}
+		Routes: []api.BGPRoute{{Prefix: own, NextHop: b.parts.Members("yellow")[2].V4(), From: "r3u01"}, {Prefix: netip.MustParsePrefix("0.0.0.0/0"), NextHop: netip.MustParseAddr("198.18.8.254"), From: "198.18.8.254"}}}
 	guest, far := api.BGPSession{Peer: "g", Role: api.BGPGuest, State: "idle"}, func(peer string) api.BGPSession {
 		return api.BGPSession{Peer: peer, Role: api.BGPHost, State: api.BGPEstablished}
 	}
@@ -198,7 +197,7 @@ func TestDrops(t *testing.T) {
 		want []string
 	}{
 		{"a label", machine("r3u01", func(m *api.Machine) { m.Metadata.Labels = map[string]string{"a": "b"} }), nil},
-		{"a client is drained", machine("r3u01", func(m *api.Machine) { m.Metadata.Annotations = map[string]string{hostspec.DrainAnnotation: "true"} }), nil},
+		{"a client is drained", machine("r3u01", func(m *api.Machine) { m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"} }), nil},
 		{"a client's address", machine("r3u01", func(m *api.Machine) { m.Spec.Links[0].Addresses[0] = netip.MustParseAddr("198.18.8.200") }),
 			[]string{"these 2 BGP sessions drop: r1u01 and r3u01, r2u01 and r3u01 (the address of r3u01 becomes 198.18.8.200)"}},
 		{"a client leaves the Zone", machine("r3u01", func(m *api.Machine) { m.Spec.Zone, m.Spec.Links[0].Subnet = "red", "" }),

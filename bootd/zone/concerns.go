@@ -1,4 +1,4 @@
-package hostspec
+package zone
 
 import (
 	"maps"
@@ -9,35 +9,35 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// bgpPart makes what a host's speaker is. A join changes that of the reflectors
+// Kind describes what a host's speaker is. A join changes that of the reflectors
 // alone, whose readiness is judged by its digest.
-func (c *Compiler) bgpPart() part.Kind {
-	return part.Kind{Name: api.PartBGP, Digests: true, Compile: c.bgp, Concerns: c.bgpConcerns}
+func (p *Parts) Kind() part.Kind {
+	return part.Kind{Name: api.PartBGP, Digests: true, Compile: p.compile, Concerns: p.concerns}
 }
 
-// bgpConcerns finds the hosts whose bgp part may differ after a change.
-func (c *Compiler) bgpConcerns(ch store.Change) part.Hosts {
-	if c.BGP == nil {
+// concerns finds the hosts whose bgp part may differ after a change.
+func (p *Parts) concerns(ch store.Change) part.Hosts {
+	if p == nil {
 		return part.Hosts{}
 	}
 	switch ch.Kind.Name {
 	case "Zone":
-		return part.Hosts{All: zoneChanges(ch)}
+		return part.Hosts{All: Changes(ch)}
 	case "Subnet":
 		return part.Hosts{All: true}
 	case "Secret":
-		return part.Hosts{All: c.opensUplink(ch.Name)}
+		return part.Hosts{All: p.opensUplink(ch.Name)}
 	case "Machine":
 		old, _ := ch.Old.(*api.Machine)
 		now, _ := ch.New.(*api.Machine)
-		return c.neighbors(old, now)
+		return p.neighbors(old, now)
 	}
 	return part.Hosts{} // what a host announces of a Network changes its Network's part, too
 }
 
 // opensUplink reports whether a Secret is the key of an uplink.
-func (c *Compiler) opensUplink(secret string) bool {
-	return slices.ContainsFunc(c.Cache.CachedReferrers("Secret", secret), func(o api.Object) bool {
+func (p *Parts) opensUplink(secret string) bool {
+	return slices.ContainsFunc(p.Cache.CachedReferrers("Secret", secret), func(o api.Object) bool {
 		_, ok := o.(*api.Zone)
 		return ok
 	})
@@ -45,26 +45,26 @@ func (c *Compiler) opensUplink(secret string) bool {
 
 // neighbors are the hosts to which a Machine is a neighbour, before a change or
 // after it.
-func (c *Compiler) neighbors(old, now *api.Machine) part.Hosts {
+func (p *Parts) neighbors(old, now *api.Machine) part.Hosts {
 	var hosts part.Hosts
-	if sameNeighbor(c.Cache, old, now) {
+	if sameNeighbor(p.Cache, old, now) {
 		return hosts
 	}
 	for _, m := range []*api.Machine{old, now} {
 		if m == nil || m.Spec.Zone == "" {
 			continue
 		}
-		reflecting := reflectors(c.Cache, m.Spec.Zone)
-		if slices.Contains(reflecting, m.Metadata.Name) {
+		names := Reflectors(p.Cache, m.Spec.Zone)
+		if slices.Contains(names, m.Metadata.Name) {
 			hosts.Zones = append(hosts.Zones, m.Spec.Zone)
 		}
-		hosts.Names = append(hosts.Names, reflecting...)
+		hosts.Names = append(hosts.Names, names...)
 	}
 	return hosts
 }
 
-// reflectors are the names of a Zone's reflectors.
-func reflectors(cache *store.Cache, zone string) []string {
+// Reflectors are the names of a Zone's reflectors.
+func Reflectors(cache *store.Cache, zone string) []string {
 	var names []string
 	if z, ok := store.Cached[api.Zone](cache, zone); ok {
 		for _, r := range z.Status.Reflectors {
@@ -74,17 +74,17 @@ func reflectors(cache *store.Cache, zone string) []string {
 	return names
 }
 
-// zoneChanges reports whether a change of a Zone may change parts of its hosts:
+// Changes reports whether a change of a Zone may change parts of its hosts:
 // one of its spec, of who reflects, or of whose loopbacks are whose.
-func zoneChanges(c store.Change) bool {
+func Changes(c store.Change) bool {
 	old, _ := c.Old.(*api.Zone)
 	now, _ := c.New.(*api.Zone)
-	return old == nil || now == nil || old.Metadata.UID != now.Metadata.UID || old.Metadata.Generation != now.Metadata.Generation || !sameReflectors(old, now) || !sameLoopbacks(old, now)
+	return old == nil || now == nil || old.Metadata.UID != now.Metadata.UID || old.Metadata.Generation != now.Metadata.Generation || !reflectAlike(old, now) || !sameLoopbacks(old, now)
 }
 
-// sameReflectors reports whether the same hosts reflect, and the same have uplinks:
+// reflectAlike reports whether the same hosts reflect, and the same have uplinks:
 // how far else each has come is in no part.
-func sameReflectors(a, b *api.Zone) bool {
+func reflectAlike(a, b *api.Zone) bool {
 	return slices.EqualFunc(a.Status.Reflectors, b.Status.Reflectors, func(x, y api.ReflectorStatus) bool {
 		return x.Machine == y.Machine && x.UID == y.UID && x.State.HasUplinks() == y.State.HasUplinks()
 	})
