@@ -198,6 +198,16 @@ func (r *Rack) KillBootd() error {
 	return nil
 }
 
+// LoseBootd ends bootd with SIGKILL and keeps it stopped.
+func (r *Rack) LoseBootd() error {
+	r.bootd.mu.Lock()
+	r.bootd.wanted = false
+	r.bootd.mu.Unlock()
+	err := r.KillBootd()
+	r.bootd.watcher.Wait()
+	return err
+}
+
 // StopBootd asks bootd to stop (SIGTERM), kills it when it has not in 15 seconds, and keeps it stopped.
 // It is no error that none runs.
 func (r *Rack) StopBootd(ctx context.Context) error {
