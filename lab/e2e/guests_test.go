@@ -24,12 +24,17 @@ import (
 )
 
 // TestGuests has a Guest on each of two hosts: emulation inside of emulation, so they are small and everybody
-// is patient. Each host has systemd, so this is where Guests' units are seen.
+// is patient. Each host has systemd, so this is where Guests' units are seen. bootd is backed up before the second
+// host comes, and is lost and restored after its Guests have moved there.
 func TestGuests(t *testing.T) {
 	emulationInEmulation(t)
 	key := newKey(t)
+	var second []byte // the Machine that comes later
 	r := rig.Up(t, rig.Options{Guests: true, Machines: lab.DefaultMachines()[:2], Manifests: func(name string, content []byte) []byte {
 		switch name {
+		case "machines.yaml":
+			content, second, _ = bytes.Cut(content, []byte("\n---\n"))
+			return content
 		case "profile.yaml":
 			return bytes.Replace(content, []byte("layers: [site,"), []byte("layers: [login, site,"), 1)
 		case "layers.yaml":
@@ -44,16 +49,21 @@ metadata: {name: customer-a}
 spec: {zone: yellow, cidrs: [10.5.0.0/16], egress: masquerade}
 `))
 	hosts := map[string]*host{}
-	for _, name := range []string{bios, uefi} {
+	active := func(name string) {
 		r.WaitActive(name)
 		hosts[name] = dialHost(t, r, name, key)
 	}
-	r.Apply(r.File("guests.yaml", `apiVersion: rackweft/v1alpha1
+	active(bios)
+	r.Apply(r.File("web.yaml", `apiVersion: rackweft/v1alpha1
 kind: Guest
 metadata: {name: web}
 spec: {network: customer-a, cpus: 1, memory: 192Mi, image: small, stopTimeout: 5m, limits: {cpuWeight: 250, ioWeight: 40}}
----
-apiVersion: rackweft/v1alpha1
+`))
+	waitPlaced(t, r, "web")
+	backup := backUp(t, r)
+	r.Apply(r.File(secondHost, string(second)))
+	active(uefi)
+	r.Apply(r.File(laterGuest, `apiVersion: rackweft/v1alpha1
 kind: Guest
 metadata: {name: db}
 spec: {network: customer-a, cpus: 1, memory: 192Mi, image: small, stopTimeout: 5m}
@@ -70,6 +80,7 @@ spec: {network: customer-a, cpus: 1, memory: 192Mi, image: small, stopTimeout: 5
 	t.Run("zone", func(t *testing.T) { zone(t, r.For(t), from.For(t)) })
 	t.Run("peering", func(t *testing.T) { peering(t, r.For(t), from.For(t), to.For(t)) })
 	t.Run("drain", func(t *testing.T) { drainHost(t, r.For(t), from.For(t), to.For(t), web) })
+	t.Run("bootd restored", func(t *testing.T) { bootdRestored(t, r.For(t), backup, hosts) })
 	t.Run("host shuts down", func(t *testing.T) { hostShutsDown(t, r.For(t), to.For(t), web, db) })
 }
 
