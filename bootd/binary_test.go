@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -32,6 +33,7 @@ type rig struct {
 	t    *testing.T
 	dir  string
 	ns   string
+	mac  string // of br0
 	exe  string
 	conf string
 	last *process // started last
@@ -51,7 +53,8 @@ func newRig(t *testing.T) *rig {
 	r.run("ip", "netns", "add", r.ns)
 	t.Cleanup(func() { r.run("ip", "netns", "del", r.ns) })
 	r.run("ip", "-n", r.ns, "link", "set", "lo", "up")
-	r.run("ip", "-n", r.ns, "link", "add", "br0", "address", bootdMAC, "type", "bridge") // else its MAC changes with its ports
+	r.mac = fmt.Sprintf("52:54:00:fd:%02x:%02x", mrand.IntN(256), mrand.IntN(256))
+	r.run("ip", "-n", r.ns, "link", "add", "br0", "address", r.mac, "type", "bridge") // else its MAC changes with its ports
 	r.run("ip", "-n", r.ns, "link", "set", "br0", "up")
 	r.run("ip", "-n", r.ns, "addr", "add", bootdAddress+"/24", "dev", "br0")
 	for _, d := range []string{"ipxe", "s"} {

@@ -37,11 +37,8 @@ import (
 	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
 
-// What bootd has on br0.
-const (
-	bootdAddress = "198.18.0.1"
-	bootdMAC     = "52:54:00:fd:00:01"
-)
+// bootdAddress is bootd's on br0.
+const bootdAddress = "198.18.0.1"
 
 const vault = "correct-horse-battery-staple"
 

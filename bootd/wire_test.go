@@ -81,9 +81,9 @@ func (w *wire) inTheMiddle(real *party) {
 	v.run("ip", "-n", w.front.ns, "addr", "add", bootdAddress+"/24", "dev", "eth0")
 	v.run("ip", "-n", w.front.ns, "neigh", "add", real.address.String(), "lladdr", v.mac, "dev", "eth0", "nud", "permanent")
 	v.run("ip", "-n", w.back.ns, "addr", "add", real.address.String()+"/24", "dev", "eth0")
-	v.run("ip", "-n", w.back.ns, "neigh", "add", bootdAddress, "lladdr", bootdMAC, "dev", "eth0", "nud", "permanent")
+	v.run("ip", "-n", w.back.ns, "neigh", "add", bootdAddress, "lladdr", v.rig.mac, "dev", "eth0", "nud", "permanent")
 	w.claim(w.front, bootdAddress, v.mac)
-	w.claim(w.back, real.address.String(), bootdMAC)
+	w.claim(w.back, real.address.String(), v.rig.mac)
 	for range 200 {
 		for _, p := range []*party{real, w.back} {
 			knock(v.t, p.ns) // whoever is asked for an address keeps the answer
