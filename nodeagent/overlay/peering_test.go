@@ -366,14 +366,16 @@ func TestHostileGuest(t *testing.T) {
 	lies := []string{"10.244.9.0/26", "10.244.8.0/26", "0.0.0.0/0", "198.51.100.0/24", "10.5.2.0/24", "10.5.1.10/32", "169.254.9.0/24"}
 	stop := liar.calico("", "", lies...)
 	eventually(t, f.hosts[0].hasRoute(n, "10.244.9.0/26", "10.5.1.8"), f.hosts[1].hasRoute(n, "10.244.9.0/26", "10.5.1.0"),
-		f.hosts[0].hasRoute(n, "10.244.2.0/26", "10.5.2.0"), f.hosts[0].hasRoute(n, "10.244.3.0/26", "10.5.1.10"))
+		f.hosts[0].hasRoute(n, "10.244.2.0/26", "10.5.2.0"), f.hosts[0].hasRoute(n, "10.244.3.0/26", "10.5.1.10"), func() error {
+			if s := u[0].session(n, "guest/"+liar.port.Guest); s.Received != len(lies) {
+				return fmt.Errorf("of the liar's %d routes %d are received", len(lies), s.Received)
+			}
+			return nil
+		})
 	for _, h := range f.hosts {
 		if got := h.guestRoutes(n); strings.Count(got, "\n") != 4 {
 			t.Errorf("%s has routes that nobody may tell:\n%s", h.name, got)
 		}
-	}
-	if s := u[0].session(n, "guest/"+liar.port.Guest); s.Received != len(lies) {
-		t.Errorf("of the liar's %d routes %d are received", len(lies), s.Received)
 	}
 	// It sends from what it announces, and neither from what others do nor from
 	// what nobody does.
