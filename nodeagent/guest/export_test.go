@@ -193,7 +193,7 @@ func TestExportFull(t *testing.T) {
 		t.Skipf("needs mount(2): %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(state, unix.MNT_DETACH) })
-	g := linux(h)
+	g := packed(h)
 	g.Disks[0].Size = quantity("64Mi")
 	h.run()
 	h.want(part("web", uid1, g))

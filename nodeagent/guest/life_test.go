@@ -169,7 +169,7 @@ func TestMicroVM(t *testing.T) {
 	}
 	t.Parallel()
 	h := newHost(t)
-	g := linux(h)
+	g := packed(h) // by PVH, the kernel panics without ACPI
 	g.Machine, g.StopTimeout = "microvm", api.Duration(time.Second)
 	g.Limits.DiskOperations = 1000
 	h.run()

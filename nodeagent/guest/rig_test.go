@@ -421,17 +421,21 @@ func bare(*host) *api.GuestPart {
 
 // built is what the Guests boot, made once per run.
 var built struct {
-	once           sync.Once
-	err            error
-	kernel, initrd []byte
-	agent          []byte // is put behind initrd
+	once             sync.Once
+	err              error
+	packed, unpacked []byte // the kernel as Debian has it, and out of its wrapping
+	initrd           []byte
+	agent            []byte // is put behind initrd
 }
 
-// linux is a Guest with Debian's kernel and the init of testdata.
-func linux(h *host, arguments ...string) *api.GuestPart {
+// build makes them.
+func build(h *host) {
 	h.t.Helper()
 	built.once.Do(func() {
-		built.kernel, built.initrd, built.err = guestos.Build(h.t.Context(), "../..", guestos.Iron)
+		built.packed, built.initrd, built.err = guestos.Build(h.t.Context(), "../..", guestos.Iron)
+		if built.err == nil {
+			built.unpacked, built.err = guestos.Unpacked(h.t.Context(), built.packed)
+		}
 		if built.err == nil {
 			built.agent, built.err = guestos.Agent(h.t.Context())
 		}
@@ -439,10 +443,29 @@ func linux(h *host, arguments ...string) *api.GuestPart {
 	if built.err != nil {
 		h.t.Fatal(built.err)
 	}
+}
+
+// linux is a Guest with Debian's kernel and the init of testdata.
+func linux(h *host, arguments ...string) *api.GuestPart {
+	h.t.Helper()
+	build(h)
+	return booting(h, built.unpacked, arguments...)
+}
+
+// packed is linux with the kernel as Debian has it: it unpacks itself at each boot,
+// and takes less room on the host.
+func packed(h *host) *api.GuestPart {
+	h.t.Helper()
+	build(h)
+	return booting(h, built.packed)
+}
+
+func booting(h *host, kernel []byte, arguments ...string) *api.GuestPart {
+	h.t.Helper()
 	p := bare(h)
 	p.Memory = quantity("192Mi")
 	p.StopTimeout = api.Duration(time.Minute)
-	p.Kernel = &api.GuestKernel{Kernel: h.blob(built.kernel), Initrd: h.blob(built.initrd),
+	p.Kernel = &api.GuestKernel{Kernel: h.blob(kernel), Initrd: h.blob(built.initrd),
 		Arguments: append(guestos.Arguments(), arguments...)}
 	return p
 }

@@ -329,7 +329,7 @@ func TestDiskFull(t *testing.T) {
 		t.Skipf("needs mount(2): %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(state, unix.MNT_DETACH) })
-	g := linux(h)
+	g := packed(h)
 	g.Disks[0].Size = quantity("64Mi")
 	h.run()
 	h.want(part("web", uid1, g))
@@ -395,7 +395,7 @@ func TestProbed(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.accelerator = ""
-	kernel := linux(h).Kernel.Kernel
+	kernel := packed(h).Kernel.Kernel
 	h.with = func(o *Options) { o.Kernel = kernel }
 	h.run()
 	h.want(part("web", uid1, bare(h)))
