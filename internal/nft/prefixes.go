@@ -1,0 +1,108 @@
+package nft
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+)
+
+// span is the addresses from first up to, and without, end: what the kernel
+// makes of a prefix.
+type span struct{ first, end string }
+
+// SetPrefixes changes one set as a whole, in one transaction: no packet meets half of it.
+func SetPrefixes(c *nftables.Conn, s *nftables.Set, prefixes []netip.Prefix, v4, keep bool) error {
+	elements, err := c.GetSetElements(s)
+	if err != nil {
+		return fmt.Errorf("list the nftables set %s: %w", s.Name, err)
+	}
+	have, want := seen(elements), Spans(prefixes, v4)
+	if keep {
+		want = merge(append(want, have...))
+	}
+	if slices.Equal(have, want) {
+		return nil
+	}
+	c.FlushSet(s)
+	for some := range slices.Chunk(toElements(want), 1000) { // of the 64 KiB that a message has room for
+		if err := c.SetAddElements(s, some); err != nil {
+			return fmt.Errorf("fill the nftables set %s: %w", s.Name, err)
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("fill the nftables set %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// Spans are those of the prefixes of one family, as merge leaves them.
+func Spans(prefixes []netip.Prefix, v4 bool) []span {
+	var list []span
+	for _, p := range prefixes {
+		if p.IsValid() && p.Addr().Is4() == v4 {
+			list = append(list, span{string(p.Masked().Addr().AsSlice()), string(after(p))})
+		}
+	}
+	return merge(list)
+}
+
+// after is the first address behind a prefix. Behind the last there is none,
+// but nobody is let through from there: it is multicast or reserved.
+func after(p netip.Prefix) []byte {
+	b := p.Masked().Addr().AsSlice()
+	if p.Bits() == 0 {
+		return bytes.Repeat([]byte{0xff}, len(b))
+	}
+	for i, add := (p.Bits()-1)/8, byte(1)<<(7-(p.Bits()-1)%8); i >= 0; i-- {
+		b[i] += add
+		if b[i] >= add {
+			return b
+		}
+		add = 1
+	}
+	return bytes.Repeat([]byte{0xff}, len(b))
+}
+
+// merge sorts, and joins what overlaps or touches: the kernel takes no span
+// that overlaps with another.
+func merge(list []span) []span {
+	slices.SortFunc(list, func(a, b span) int { return strings.Compare(a.first, b.first) })
+	var out []span
+	for _, s := range list {
+		if last := len(out) - 1; last >= 0 && s.first <= out[last].end {
+			out[last].end = max(out[last].end, s.end)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func toElements(list []span) []nftables.SetElement {
+	var out []nftables.SetElement
+	for _, s := range list {
+		out = append(out, nftables.SetElement{Key: []byte(s.first)}, nftables.SetElement{Key: []byte(s.end), IntervalEnd: true})
+	}
+	return out
+}
+
+// seen are the spans of a set that the kernel lists in any order.
+func seen(elements []nftables.SetElement) []span {
+	elements = slices.Clone(elements)
+	slices.SortFunc(elements, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })
+	var out []span
+	open := false
+	for _, e := range elements {
+		switch {
+		case !e.IntervalEnd:
+			out, open = append(out, span{first: string(e.Key)}), true
+		case open:
+			out[len(out)-1].end, open = string(e.Key), false
+		}
+	}
+	return out
+}
