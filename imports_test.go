@@ -76,9 +76,9 @@ func owners() map[string][]string {
 		"github.com/diskfs/go-diskfs/":       {"nodeagent/guest"},
 		"golang.zx2c4.com/wireguard":         {"nodeagent/wireguard"},
 		"github.com/vishvananda/netlink":     {"internal/kernel", "bgp/fib", "bgp/loopback", "nodeagent/nics", "nodeagent/overlay", "nodeagent/wireguard"},
-		"github.com/vishvananda/netns":       {"nodeagent/overlay", "nodeagent/wireguard", "lab"},
+		"github.com/vishvananda/netns":       {"internal/nft", "nodeagent/overlay", "nodeagent/wireguard", "lab"},
 		"github.com/mdlayher/netlink":        {"nodeagent/overlay/dhcp"},
-		"github.com/google/nftables":         {"internal/nft", "nodeagent/overlay", "bgp/sources"},
+		"github.com/google/nftables":         {"internal/nft"},
 	}
 }
 

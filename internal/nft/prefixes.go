@@ -14,38 +14,47 @@ import (
 // makes of a prefix.
 type span struct{ first, end string }
 
-// SetPrefixes changes one set as a whole, in one transaction: no packet meets half of it.
-func SetPrefixes(c *nftables.Conn, s *nftables.Set, prefixes []netip.Prefix, v4, keep bool) error {
-	elements, err := c.GetSetElements(s)
+// SetPrefixes makes a set of intervals hold the prefixes of its family, in one
+// transaction: no packet meets half of it. With keep, what it holds stays.
+func (c *Conn) SetPrefixes(t Table, s Set, prefixes []netip.Prefix, keep bool) error {
+	set := s.kernel(t.kernel())
+	elements, err := c.elements(set)
 	if err != nil {
-		return fmt.Errorf("list the nftables set %s: %w", s.Name, err)
+		return err
 	}
-	have, want := seen(elements), Spans(prefixes, v4)
+	have, want := seenSpans(elements), spans(s.own(prefixes))
 	if keep {
 		want = merge(append(want, have...))
 	}
 	if slices.Equal(have, want) {
 		return nil
 	}
-	c.FlushSet(s)
+	c.c.FlushSet(set)
 	for some := range slices.Chunk(toElements(want), 1000) { // of the 64 KiB that a message has room for
-		if err := c.SetAddElements(s, some); err != nil {
+		if err := c.c.SetAddElements(set, some); err != nil {
 			return fmt.Errorf("fill the nftables set %s: %w", s.Name, err)
 		}
 	}
-	if err := c.Flush(); err != nil {
+	if err := c.c.Flush(); err != nil {
 		return fmt.Errorf("fill the nftables set %s: %w", s.Name, err)
 	}
 	return nil
 }
 
-// Spans are those of the prefixes of one family, as merge leaves them.
-func Spans(prefixes []netip.Prefix, v4 bool) []span {
+// Takes reports whether any of the prefixes is of the set's family.
+func (s Set) Takes(prefixes []netip.Prefix) bool { return len(s.own(prefixes)) > 0 }
+
+// own are those of the prefixes that are of the set's family.
+func (s Set) own(prefixes []netip.Prefix) []netip.Prefix {
+	v4 := s.Key[0] == IPv4Address
+	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4() != v4 })
+}
+
+// spans are those of the prefixes, as merge leaves them.
+func spans(prefixes []netip.Prefix) []span {
 	var list []span
 	for _, p := range prefixes {
-		if p.IsValid() && p.Addr().Is4() == v4 {
-			list = append(list, span{string(p.Masked().Addr().AsSlice()), string(after(p))})
-		}
+		list = append(list, span{string(p.Masked().Addr().AsSlice()), string(after(p))})
 	}
 	return merge(list)
 }
@@ -90,8 +99,8 @@ func toElements(list []span) []nftables.SetElement {
 	return out
 }
 
-// seen are the spans of a set that the kernel lists in any order.
-func seen(elements []nftables.SetElement) []span {
+// seenSpans are the spans of a set that the kernel lists in any order.
+func seenSpans(elements []nftables.SetElement) []span {
 	elements = slices.Clone(elements)
 	slices.SortFunc(elements, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })
 	var out []span

@@ -21,7 +21,7 @@ func TestSpans(t *testing.T) {
 			prefixes = append(prefixes, netip.MustParsePrefix(text))
 		}
 		var got []string
-		for _, s := range Spans(prefixes, true) {
+		for _, s := range spans(Set{Key: []Type{IPv4Address}}.own(prefixes)) {
 			first, _ := netip.AddrFromSlice([]byte(s.first))
 			end, _ := netip.AddrFromSlice([]byte(s.end))
 			got = append(got, first.String()+"-"+end.String())

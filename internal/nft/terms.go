@@ -23,7 +23,24 @@ type Term struct {
 	Exprs []expr.Any
 }
 
-func (r Rule) Comment() string {
+// Join is all of the terms as one.
+func Join(terms ...Term) Term {
+	var texts []string
+	var exprs []expr.Any
+	for _, t := range terms {
+		texts = append(texts, t.Text)
+		exprs = append(exprs, t.Exprs...)
+	}
+	return Term{strings.Join(texts, " "), exprs}
+}
+
+// As is the term under another text.
+func (t Term) As(text string) Term {
+	t.Text = text
+	return t
+}
+
+func (r Rule) comment() string {
 	var texts []string
 	for _, t := range r {
 		texts = append(texts, t.Text)
@@ -32,19 +49,19 @@ func (r Rule) Comment() string {
 	return hex.EncodeToString(sum[:8])
 }
 
+// Accept and Drop end the way of a packet through a chain.
 func Accept() Term { return verdict("accept", expr.VerdictAccept) }
-
-func Drop() Term { return verdict("drop", expr.VerdictDrop) }
+func Drop() Term   { return verdict("drop", expr.VerdictDrop) }
 
 func verdict(text string, kind expr.VerdictKind) Term {
 	return Term{text, []expr.Any{&expr.Verdict{Kind: kind}}}
 }
 
+// Masquerade gives a connection the address of the interface that it leaves by.
 func Masquerade() Term { return Term{"masquerade", []expr.Any{&expr.Masq{}}} }
 
 // IIF and OIF match an interface's name; a trailing * any that begins so.
 func IIF(name string) Term { return interfaceTerm("iifname", expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
-
 func OIF(name string) Term { return interfaceTerm("oifname", expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
 
 func NotOIF(name string) Term {
@@ -61,13 +78,14 @@ func interfaceTerm(text string, key expr.MetaKey, op expr.CmpOp, name string) Te
 	return Term{text + " " + name, []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: data}}}
 }
 
+// Protocol matches by the number of what is in the IP header's payload.
 func Protocol(name string, number byte) Term {
 	return Term{"meta l4proto " + name, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}}}
 }
 
-func ICMP() Term { return Protocol("icmp", unix.IPPROTO_ICMP) }
-
+// ICMP and ICMPv6 match all of their messages.
+func ICMP() Term   { return Protocol("icmp", unix.IPPROTO_ICMP) }
 func ICMPv6() Term { return Protocol("ipv6-icmp", unix.IPPROTO_ICMPV6) }
 
 // Redirect matches an ICMP redirect (RFC 792).
@@ -88,12 +106,12 @@ func port(name string, number byte, dport uint16) Term {
 	return t
 }
 
+// UDP and TCP match by the destination port.
 func UDP(dport uint16) Term { return port("udp", unix.IPPROTO_UDP, dport) }
-
 func TCP(dport uint16) Term { return port("tcp", unix.IPPROTO_TCP, dport) }
 
-func Family(number byte) expr.Any {
-	return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}
+func family(number byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}}
 }
 
 // Offsets of addresses in the headers of IPv4 and IPv6.
@@ -106,27 +124,25 @@ const (
 
 // From and To match packets by their addresses.
 func From(p netip.Prefix) Term { return addressTerm("saddr", IPv4Source, IPv6Source, p) }
-
-func To(p netip.Prefix) Term { return addressTerm("daddr", IPv4Destination, IPv6Destination, p) }
+func To(p netip.Prefix) Term   { return addressTerm("daddr", IPv4Destination, IPv6Destination, p) }
 
 func addressTerm(text string, offset4, offset6 uint32, p netip.Prefix) Term {
-	text, family, offset, size := "ip "+text, byte(unix.NFPROTO_IPV4), offset4, uint32(4)
+	text, protocol, offset, size := "ip "+text, byte(unix.NFPROTO_IPV4), offset4, uint32(4)
 	if p.Addr().Is6() {
-		text, family, offset, size = "ip6"+text[2:], unix.NFPROTO_IPV6, offset6, 16
+		text, protocol, offset, size = "ip6"+text[2:], unix.NFPROTO_IPV6, offset6, 16
 	}
-	return Term{text + " " + p.String(), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, Family(family),
+	return Term{text + " " + p.String(), append(family(protocol),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: mask(p), Xor: make([]byte, size)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()},
-	}}
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()})}
 }
 
 func mask(p netip.Prefix) []byte { return net.CIDRMask(p.Bits(), p.Addr().BitLen()) }
 
-func IPv6() Term {
-	return Term{"meta nfproto ipv6", []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, Family(unix.NFPROTO_IPV6)}}
-}
+// IPv4 and IPv6 match packets of the family.
+func IPv4() Term { return Term{"meta nfproto ipv4", family(unix.NFPROTO_IPV4)} }
+
+func IPv6() Term { return Term{"meta nfproto ipv6", family(unix.NFPROTO_IPV6)} }
 
 // Answers matches packets of connections that were let through.
 func Answers() Term {
@@ -145,11 +161,10 @@ func TowardsOpener() Term {
 		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{reply}}}}
 }
 
+// TTL matches IPv4 packets by their time to live.
 func TTL(value byte) Term {
 	const offset = 8 // in the header of IPv4
-	return Term{fmt.Sprintf("ip ttl %d", value), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, Family(unix.NFPROTO_IPV4),
+	return Term{fmt.Sprintf("ip ttl %d", value), append(family(unix.NFPROTO_IPV4),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{value}},
-	}}
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{value}})}
 }

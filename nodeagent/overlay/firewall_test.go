@@ -243,6 +243,11 @@ func (p place) rules(t testing.TB) string {
 	return strings.Join(lines, "\n")
 }
 
+// vtepSet is the set of VTEPs with IPv4 addresses.
+func vtepSet(table *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: table, Name: vtep4, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeMark)}
+}
+
 func TestFilterDriftIsMended(t *testing.T) {
 	f := newFabric(t, 2, false)
 	f.router()
@@ -274,12 +279,12 @@ func TestFilterDriftIsMended(t *testing.T) {
 		{"the host's chain flushed", h.place, func(c *nftables.Conn) { c.FlushChain(input) }},
 		{"all of the host's rules", h.place, func(c *nftables.Conn) { c.FlushTable(table) }},
 		{"a rule that lets all in", h.place, func(c *nftables.Conn) { addRule(c, nft.UDP(Port), nft.Accept()) }},
-		{"no VTEPs", h.place, func(c *nftables.Conn) { c.FlushSet(vtepSet(table, false)) }},
+		{"no VTEPs", h.place, func(c *nftables.Conn) { c.FlushSet(vtepSet(table)) }},
 		{"one VTEP too many", h.place, func(c *nftables.Conn) {
-			must(t, c.SetAddElements(vtepSet(table, false), []nftables.SetElement{{Key: vtep{netip.MustParseAddr("198.18.0.99"), n.vni}.key()}}))
+			must(t, c.SetAddElements(vtepSet(table), []nftables.SetElement{{Key: vtep{netip.MustParseAddr("198.18.0.99"), n.vni}.key()}}))
 		}},
 		{"a VTEP of no Network", h.place, func(c *nftables.Conn) {
-			must(t, c.SetAddElements(vtepSet(table, false), []nftables.SetElement{{Key: vtep{netip.MustParseAddr("198.18.0.2"), 4711}.key()}}))
+			must(t, c.SetAddElements(vtepSet(table), []nftables.SetElement{{Key: vtep{netip.MustParseAddr("198.18.0.2"), 4711}.key()}}))
 		}},
 		{"a rule that does other than its comment says", h.place, func(c *nftables.Conn) {
 			rules, err := c.GetRules(table, input)

@@ -11,9 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
-
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/nft"
 	"github.com/rackweft/rackweft/nodeagent"
@@ -43,7 +40,13 @@ func (o *Overlay) filterHost(host place, u underlay, networks []network) error {
 	}
 	var changes []change
 	steps := []func() error{
-		func() error { set, err := filter(host.ns, rules); changes = append(changes, set...); return err },
+		func() error {
+			done, err := nft.Apply(host.ns, filterTable(), rules)
+			for _, c := range slices.Concat(done.Changes, done.Removals) {
+				changes = append(changes, change(c))
+			}
+			return err
+		},
 		func() error {
 			if !had && !forwards {
 				return nil
@@ -79,9 +82,9 @@ func (o *Overlay) complete(networks []network) (bool, error) {
 	return len(names) == 0, nil
 }
 
-func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwards, complete bool) (*ruleset, error) {
+func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwards, complete bool) (nft.Ruleset, error) {
 	if len(networks) == 0 && !u.encrypted && !forwards {
-		return nil, nil
+		return nft.Ruleset{}, nil
 	}
 	v := &vteps{want: map[vtep]bool{}}
 	known := map[uint32]bool{}
@@ -98,15 +101,15 @@ func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwar
 	e := &egressRules{networks: networks, underlay: u.name, transit: u.transit}
 	var err error
 	if e.uplinks, err = uplinks(host, u); err != nil {
-		return nil, err
+		return nft.Ruleset{}, err
 	}
 	own, err := connected(host)
 	if err != nil {
-		return nil, err
+		return nft.Ruleset{}, err
 	}
 	e.closed = outermost(append(own, u.closed...))
 	if e.router, err = isRouter(host); err != nil {
-		return nil, err
+		return nft.Ruleset{}, err
 	}
 	return sealed(hostRules(v, e), u), nil
 }
@@ -114,24 +117,23 @@ func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwar
 // sealed keeps VXLAN in clear from going out and from being taken in where the
 // underlay is encrypted, whatever becomes of routes and devices, and errors that
 // quote it, too; and lets nothing else out of the WireGuard device.
-func sealed(r *ruleset, u underlay) *ruleset {
+func sealed(r nft.Ruleset, u underlay) nft.Ruleset {
 	if !u.encrypted {
 		return r
 	}
 	const name = wireguard.Name
-	guard := func(at string, hook *nftables.ChainHook, rules ...nft.Rule) chain {
-		return chain{name: at, kind: nftables.ChainTypeFilter, hook: hook,
-			priority: nftables.ChainPriorityRaw, policy: nftables.ChainPolicyAccept, rules: rules}
+	guard := func(at string, hook nft.Hook, rules ...nft.Rule) nft.Chain {
+		return nft.Chain{Name: at, Hook: hook.Raw(), Policy: nft.PolicyAccept, Rules: rules}
 	}
 	out := []nft.Rule{{nft.NotOIF(name), nft.UDP(Port), nft.Drop()}}
 	for _, e := range refusals() {
 		out = append(out, nft.Rule{aboutVXLAN(e), nft.Drop()})
 	}
-	r.chains = append(r.chains,
-		guard("sealed-input", nftables.ChainHookInput,
+	r.Chains = append(r.Chains,
+		guard("sealed-input", nft.Input(),
 			nft.Rule{nft.IIF(name), nft.UDP(Port), nft.Accept()}, nft.Rule{nft.IIF(name), nft.Drop()}, nft.Rule{nft.UDP(Port), nft.Drop()}),
-		guard("sealed-output", nftables.ChainHookOutput, out...),
-		guard("sealed-forward", nftables.ChainHookForward, nft.Rule{nft.IIF(name), nft.Drop()}, nft.Rule{nft.OIF(name), nft.Drop()}))
+		guard("sealed-output", nft.Output(), out...),
+		guard("sealed-forward", nft.Forward(), nft.Rule{nft.IIF(name), nft.Drop()}, nft.Rule{nft.OIF(name), nft.Drop()}))
 	return r
 }
 
@@ -171,23 +173,28 @@ func (o *Overlay) seal() error {
 		return err
 	}
 	v := &vteps{ours: func(uint32) bool { return false }}
-	if _, err := filter(host.ns, sealed(hostRules(v, nil), underlay{encrypted: true})); err != nil {
+	if _, err := nft.Apply(host.ns, filterTable(), sealed(hostRules(v, nil), underlay{encrypted: true})); err != nil {
 		return fmt.Errorf("filter on the host: %w", err)
 	}
 	return nil
 }
 
 // hasChain tells whether our table of this host has a chain.
-func hasChain(host place, name string) (bool, error) {
-	c, err := nftables.New(nftables.WithNetNSFd(int(host.ns)))
+func hasChain(host place, name string) (has bool, err error) {
+	c, err := nft.Open(host.ns)
 	if err != nil {
-		return false, fmt.Errorf("open nftables: %w", err)
+		return false, err
 	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, fmt.Errorf("list the nftables chains: %w", err)
-	}
-	return slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name == tableName && ch.Name == name }), nil
+	defer func() { err = errors.Join(err, c.Close()) }()
+	return c.HasChain(filterTable(), name)
+}
+
+// forwardingSet remembers beside the rules which interfaces forward for our sake.
+const forwardingSet = "forwarding"
+
+// remembered is the set of those interfaces.
+func remembered() nft.Set {
+	return nft.Set{Name: forwardingSet, Key: []nft.Type{nft.InterfaceName}}
 }
 
 // forwardAtUplinks lets the answers to tenants in, and what the host is in
@@ -195,17 +202,17 @@ func hasChain(host place, name string) (bool, error) {
 // not forward before are remembered in a set beside the rules, which lives as
 // long as the sysctl does (and in the agent, should the table be flushed); those
 // alone are put back.
-func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) ([]sysctl, error) {
+func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) (changed []sysctl, err error) {
 	router, err := isRouter(host)
 	if err != nil || router {
 		return nil, err
 	}
-	c, err := nftables.New(nftables.WithNetNSFd(int(host.ns)))
+	c, err := nft.Open(host.ns)
 	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
+		return nil, err
 	}
-	set := &nftables.Set{Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}, Name: "forwarding", KeyType: nftables.TypeIFName}
-	ours, err := listInterfaces(c, set)
+	defer func() { err = errors.Join(err, c.Close()) }()
+	ours, err := listInterfaces(c)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +222,6 @@ func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) ([]sys
 			return nil, err
 		}
 	}
-	var changed []sysctl
 	kept := slices.DeleteFunc(slices.Clone(ours), func(name string) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
 		off, err := differing(host.ns, []sysctl{forwarding(name, "1")})
@@ -232,7 +238,7 @@ func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) ([]sys
 		if slices.Contains(ours, name) {
 			continue
 		}
-		if err := remember(c, set, name); err != nil {
+		if err := c.Add(filterTable(), remembered(), nft.InterfaceKey(name)); err != nil {
 			return changed, fmt.Errorf("remember that %s is to forward: %w", name, err)
 		}
 	}
@@ -245,7 +251,7 @@ func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) ([]sys
 		if err != nil {
 			return changed, err
 		}
-		if err := forget(c, set, name); err != nil {
+		if err := c.Delete(filterTable(), remembered(), nft.InterfaceKey(name)); err != nil {
 			return changed, fmt.Errorf("forget that %s is to forward: %w", name, err)
 		}
 	}
@@ -271,50 +277,14 @@ func ifThere(host place, s sysctl) []sysctl {
 	return []sysctl{s}
 }
 
-// listInterfaces lists a set of interfaces' names; one that is not there is empty.
-func listInterfaces(c *nftables.Conn, set *nftables.Set) ([]string, error) {
-	tables, err := c.ListTablesOfFamily(set.Table.Family)
-	if err != nil {
-		return nil, fmt.Errorf("list the nftables tables: %w", err)
-	}
-	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == set.Table.Name }) {
-		return nil, nil
-	}
-	sets, err := c.GetSets(set.Table)
-	if err != nil {
-		return nil, fmt.Errorf("list the nftables sets: %w", err)
-	}
-	if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == set.Name }) {
-		return nil, nil
-	}
-	elements, err := c.GetSetElements(set)
-	if err != nil {
-		return nil, fmt.Errorf("list the nftables set %s: %w", set.Name, err)
-	}
+// listInterfaces lists those that are remembered.
+func listInterfaces(c *nft.Conn) ([]string, error) {
+	keys, err := c.Elements(filterTable(), remembered())
 	var names []string
-	for _, e := range elements {
-		names = append(names, string(bytes.TrimRight(e.Key, "\x00")))
+	for _, key := range keys {
+		names = append(names, string(bytes.TrimRight(key, "\x00")))
 	}
-	return names, nil
-}
-
-// remember puts an interface into the set, which is made when it is not there.
-func remember(c *nftables.Conn, set *nftables.Set, name string) error {
-	if err := c.AddSet(set, []nftables.SetElement{{Key: interfaceKey(name)}}); err != nil {
-		return err
-	}
-	return flush(c)
-}
-
-func forget(c *nftables.Conn, set *nftables.Set, name string) error {
-	if err := c.SetDeleteElements(set, []nftables.SetElement{{Key: interfaceKey(name)}}); err != nil {
-		return err
-	}
-	return flush(c)
-}
-
-func interfaceKey(name string) []byte {
-	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
+	return names, err
 }
 
 // noteHost counts what was repaired.

@@ -39,6 +39,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/kernel"
 	"github.com/rackweft/rackweft/internal/namespace"
+	"github.com/rackweft/rackweft/internal/nft"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
@@ -504,6 +505,11 @@ type work struct {
 	wrongChecksums bool
 }
 
+// change describes one, for the log.
+type change string
+
+func (c change) String() string { return string(c) }
+
 // did counts changes.
 func did[T fmt.Stringer](w *work, changes []T) {
 	if w.changes == 0 && len(changes) > 0 {
@@ -530,8 +536,9 @@ func (w *work) setSysctls(at place, want []sysctl) error {
 }
 
 func (w *work) filter() error {
-	changes, err := filter(w.tenant.ns, tenantRules(w.network))
-	did(w, changes)
+	done, err := nft.Apply(w.tenant.ns, filterTable(), tenantRules(w.network))
+	did(w, done.Changes)
+	did(w, done.Removals)
 	return err
 }
 

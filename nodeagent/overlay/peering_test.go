@@ -582,8 +582,8 @@ func TestPeeringSourcesStayInside(t *testing.T) {
 			masquerade: c.masquerade, advertise: c.advertise, peering: peeringOf("198.18.8.0/24")}
 		n.peering.Advertise = c.told
 		leaves := false
-		for _, chain := range tenantRules(n).chains {
-			for _, r := range chain.rules {
+		for _, chain := range tenantRules(n).Chains {
+			for _, r := range chain.Rules {
 				var text string
 				for _, term := range r {
 					text += term.Text + " "

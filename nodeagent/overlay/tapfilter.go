@@ -1,16 +1,9 @@
 package overlay
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/bgp/sources"
@@ -37,8 +30,8 @@ const (
 type tapFilter struct {
 	tap     string
 	out, in []nft.Rule
-	policy  nftables.ChainPolicy // of what no rule decides
-	sources bool                 // the guest may send from what it announces
+	policy  nft.Policy // of what no rule decides
+	sources bool       // the guest may send from what it announces
 }
 
 // Of linux/if_ether.h, and of ICMPv6 (RFC 4443, 4861, 3810).
@@ -62,7 +55,6 @@ const (
 	arpSenderMAC  = 8
 	arpSenderIPv4 = 14
 	arpTargetIPv4 = 24
-	icmpTarget    = 8 // of neighbour solicitations and advertisements
 )
 
 // limitBurst is let through at once beside a second's worth: one frame as
@@ -77,29 +69,20 @@ func linkLocal() netip.Prefix { return netip.MustParsePrefix("fe80::/10") }
 // targetNot matches neighbour discovery about what is none of the addresses
 // and not of the link.
 func targetNot(addresses []netip.Addr) nft.Term {
-	t := nft.IPv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpNeq, linkLocal())
+	t := nft.NotTarget(linkLocal())
 	for _, a := range addresses {
-		not := nft.IPv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpNeq, whole(a))
-		t.Text += " " + not.Text
-		t.Exprs = append(t.Exprs, not.Exprs...)
+		t = nft.Join(t, nft.NotTarget(whole(a)))
 	}
 	return t
 }
 
-func target(a netip.Addr) nft.Term {
-	return nft.IPv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpEq, whole(a))
-}
-
 // fromSources matches what comes from where the guest announces to be.
 func fromSources(tap string, v4 bool) nft.Term {
-	set, offset, size := sources.Set(nil, tap, v4).Name, uint32(nft.IPv6Source), uint32(16)
+	set, field := sources.Set(tap, v4).Name, nft.NetworkField(nft.IPv6Source, 16)
 	if v4 {
-		offset, size = nft.IPv4Source, 4
+		field = nft.NetworkField(nft.IPv4Source, 4)
 	}
-	return nft.Term{Text: "saddr @" + set, Exprs: []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
-		&expr.Lookup{SourceRegister: 1, SetName: set},
-	}}
+	return nft.InSet(set, field).As("saddr @" + set)
 }
 
 func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -120,16 +103,16 @@ func byFamily(addresses []netip.Addr) (v4, v6 []netip.Addr) {
 
 // openTap lets through what is the guest's own, and nothing else.
 func openTap(p guestPort) tapFilter {
-	return tapFilter{tap: p.tap, out: rulesOut(p), in: rulesIn(p), policy: nftables.ChainPolicyDrop, sources: p.peers}
+	return tapFilter{tap: p.tap, out: rulesOut(p), in: rulesIn(p), policy: nft.PolicyDrop, sources: p.peers}
 }
 
 // closedTap lets nothing through.
-func closedTap(tap string) tapFilter { return tapFilter{tap: tap, policy: nftables.ChainPolicyDrop} }
+func closedTap(tap string) tapFilter { return tapFilter{tap: tap, policy: nft.PolicyDrop} }
 
 // limitBridge keeps all guests of a Network together within its limits; what
 // they may send is for their own filters to say.
 func limitBridge(bridge string, l limits) tapFilter {
-	f := tapFilter{tap: bridge, policy: nftables.ChainPolicyAccept}
+	f := tapFilter{tap: bridge, policy: nft.PolicyAccept}
 	if isLimit(l.out) {
 		f.out = []nft.Rule{{nft.Above(l.out, limitBurst), nft.Counted(bridge + counterLimitedOut), nft.Drop()}}
 	}
@@ -189,7 +172,7 @@ func rules6Out(addresses []netip.Addr, let, refuse func(...nft.Term)) {
 	}
 	gateway := gatewayAddress6().Addr()
 	refuse(nft.Ether(etherIPv6), nft.IPv6From(whole(gateway)))
-	refuse(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpAnswer), target(gateway))
+	refuse(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpAnswer), nft.Target(whole(gateway)))
 	refuse(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpAnswer), targetNot(addresses))
 	for _, a := range addresses {
 		let(nft.Ether(etherIPv6), nft.IPv6From(whole(a)))
@@ -224,213 +207,28 @@ func rulesIn(p guestPort) []nft.Rule {
 	let(nft.Ether(etherIPv4), nft.UDPFrom(dhcpServer), nft.UDP(dhcpClient), nft.InTransport("chaddr", dhcpHardware, p.mac[:]...))
 	let(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpRouter))
 	for _, a := range append(slices.Clone(v6), linkLocal().Addr()) {
-		about := target(a)
+		about := nft.Target(whole(a))
 		if a == linkLocal().Addr() {
-			about = nft.IPv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpEq, linkLocal())
+			about = nft.Target(linkLocal())
 		}
 		let(nft.Ether(etherIPv6), nft.ICMPv6Type(icmpNeighbour), about)
 	}
 	return rules
 }
 
-// tapTable is our table of family netdev, in one namespace.
-type tapTable struct {
-	*nftables.Conn
-	table    *nftables.Table
-	there    bool
-	chains   map[string]*nftables.Chain
-	counters map[string]uint64
-	sets     map[string]bool
-	wanted   []string // of the sets
-	changes  []change
+// add puts one tap's filter into the ruleset. The sets that its rules ask for
+// are filled by package sources.
+func (f tapFilter) add(to *nft.Ruleset) {
+	to.Counters = append(to.Counters, f.tap+counterSpoofed, f.tap+counterLimitedOut, f.tap+counterLimitedIn)
+	if f.sources {
+		to.Sets = append(to.Sets, sources.Set(f.tap, true), sources.Set(f.tap, false))
+	}
+	to.Chains = append(to.Chains,
+		nft.Chain{Name: f.tap + chainOut, Hook: nft.Ingress(f.tap), Policy: f.policy, Rules: f.out},
+		nft.Chain{Name: f.tap + chainIn, Hook: nft.Egress(f.tap), Policy: f.policy, Rules: f.in})
 }
 
-func openTapTable(ns netns.NsHandle) (*tapTable, error) {
-	c, err := nftables.New(nftables.WithNetNSFd(int(ns)), nftables.AsLasting())
-	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
-	}
-	t := &tapTable{Conn: c, table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyNetdev}}
-	if err := t.list(); err != nil {
-		return nil, errors.Join(err, c.CloseLasting())
-	}
-	return t, nil
-}
-
-// list reads what is there.
-func (t *tapTable) list() error {
-	t.chains, t.counters, t.sets = map[string]*nftables.Chain{}, map[string]uint64{}, map[string]bool{}
-	tables, err := t.ListTablesOfFamily(t.table.Family)
-	if err != nil {
-		return fmt.Errorf("list the nftables tables: %w", err)
-	}
-	t.there = slices.ContainsFunc(tables, func(s *nftables.Table) bool { return s.Name == tableName })
-	if !t.there {
-		return nil
-	}
-	chains, err := t.ListChainsOfTableFamily(t.table.Family)
-	if err != nil {
-		return fmt.Errorf("list the nftables chains: %w", err)
-	}
-	for _, ch := range chains {
-		if ch.Table.Name == tableName {
-			t.chains[ch.Name] = ch
-		}
-	}
-	sets, err := t.GetSets(t.table)
-	if err != nil {
-		return fmt.Errorf("list the nftables sets: %w", err)
-	}
-	for _, s := range sets {
-		if sources.IsSet(s.Name) {
-			t.sets[s.Name] = true
-		}
-	}
-	objects, err := t.GetNamedObjects(t.table)
-	if err != nil {
-		return fmt.Errorf("list the nftables counters: %w", err)
-	}
-	for _, object := range objects {
-		named, ok := object.(*nftables.NamedObj)
-		if !ok {
-			continue
-		}
-		if counter, ok := named.Obj.(*expr.Counter); ok {
-			t.counters[named.Name] = counter.Packets
-		}
-	}
-	return nil
-}
-
-// set makes one tap's filter as it should be, at the next flush.
-func (t *tapTable) set(f tapFilter) error {
-	if !t.there {
-		t.AddTable(t.table)
-		t.there = true
-		t.changes = append(t.changes, "add nftables table of taps")
-	}
-	for _, name := range []string{counterSpoofed, counterLimitedOut, counterLimitedIn} {
-		if _, ok := t.counters[f.tap+name]; !ok {
-			t.AddObj(&nftables.NamedObj{Table: t.table, Name: f.tap + name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
-			t.counters[f.tap+name] = 0
-		}
-	}
-	if err := t.setSources(f); err != nil {
-		return err
-	}
-	for _, c := range []chain{
-		{name: f.tap + chainOut, hook: nftables.ChainHookIngress, rules: f.out},
-		{name: f.tap + chainIn, hook: nftables.ChainHookEgress, rules: f.in},
-	} {
-		c.kind, c.priority, c.policy = nftables.ChainTypeFilter, nftables.ChainPriorityFilter, f.policy
-		if err := t.setChain(f.tap, c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// setSources makes the sets that the rules ask for; package sources fills them.
-// Those that they ask for no more go with prune.
-func (t *tapTable) setSources(f tapFilter) error {
-	if !f.sources {
-		return nil
-	}
-	for _, v4 := range []bool{true, false} {
-		s := sources.Set(t.table, f.tap, v4)
-		t.wanted = append(t.wanted, s.Name)
-		if t.sets[s.Name] {
-			continue
-		}
-		if err := t.AddSet(s, nil); err != nil {
-			return fmt.Errorf("add the nftables set %s: %w", s.Name, err)
-		}
-		t.sets[s.Name] = true
-		t.changes = append(t.changes, change("add nftables set "+s.Name))
-	}
-	return nil
-}
-
-func (t *tapTable) setChain(tap string, want chain) error {
-	seen, there := t.chains[want.name]
-	if there && !chainAlike(want, seen) {
-		t.removeChain(want.name)
-		there = false
-	}
-	if there {
-		seen.Table = t.table
-		rules, err := t.GetRules(t.table, seen)
-		if err != nil {
-			return fmt.Errorf("list the nftables rules of %s: %w", want.name, err)
-		}
-		if slices.EqualFunc(want.rules, rules, ruleAlike) {
-			return nil
-		}
-		t.FlushChain(seen)
-	} else {
-		seen = t.AddChain(&nftables.Chain{Name: want.name, Table: t.table, Hooknum: want.hook, Priority: want.priority,
-			Type: want.kind, Policy: &want.policy, Device: tap})
-		t.chains[want.name] = seen
-	}
-	t.changes = append(t.changes, change("set nftables chain "+want.name))
-	for _, r := range want.rules {
-		t.AddRule(ruleOf(t.table, seen, r))
-	}
-	return nil
-}
-
-func (t *tapTable) removeChain(name string) {
-	ch := t.chains[name]
-	ch.Table = t.table
-	t.FlushChain(ch)
-	t.DelChain(ch)
-	delete(t.chains, name)
-}
-
-// prune takes away what belongs to none of the taps, and the table with the last.
-func (t *tapTable) prune(taps []string) {
-	if !t.there {
-		return
-	}
-	if len(taps) == 0 {
-		t.DelTable(t.table)
-		t.there = false
-		clear(t.chains)
-		clear(t.counters)
-		clear(t.sets)
-		return
-	}
-	stray := func(name string) bool {
-		return !slices.ContainsFunc(taps, func(tap string) bool { return strings.HasPrefix(name, tap+"-") })
-	}
-	for name := range t.chains {
-		if stray(name) {
-			t.removeChain(name)
-		}
-	}
-	for name := range t.sets {
-		if !slices.Contains(t.wanted, name) {
-			t.DelSet(&nftables.Set{Table: t.table, Name: name})
-			delete(t.sets, name)
-		}
-	}
-	for name := range t.counters {
-		if stray(name) {
-			t.DeleteObject(&nftables.NamedObj{Table: t.table, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
-			delete(t.counters, name)
-		}
-	}
-}
-
-func (t *tapTable) drops(tap string) Drops {
-	return Drops{Spoofed: t.counters[tap+counterSpoofed], LimitedOut: t.counters[tap+counterLimitedOut], LimitedIn: t.counters[tap+counterLimitedIn]}
-}
-
-// ruleOf is the rule as the kernel takes it.
-func ruleOf(table *nftables.Table, ch *nftables.Chain, r nft.Rule) *nftables.Rule {
-	out := &nftables.Rule{Table: table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, r.Comment())}
-	for _, t := range r {
-		out.Exprs = append(out.Exprs, t.Exprs...)
-	}
-	return out
+// dropsOf are those of one tap among all counters.
+func dropsOf(tap string, counters map[string]uint64) Drops {
+	return Drops{Spoofed: counters[tap+counterSpoofed], LimitedOut: counters[tap+counterLimitedOut], LimitedIn: counters[tap+counterLimitedIn]}
 }

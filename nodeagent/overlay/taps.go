@@ -14,7 +14,9 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/rackweft/rackweft/bgp/sources"
 	"github.com/rackweft/rackweft/internal/kernel"
+	"github.com/rackweft/rackweft/internal/nft"
 )
 
 const tunDevice = "/dev/net/tun"
@@ -131,37 +133,35 @@ func tapNames(ports []guestPort) []string {
 	return names
 }
 
-// filterTaps sets the filters, and notes what they have dropped.
-func (w *work) filterTaps(present []guestPort, closed []string) (err error) {
-	table, err := openTapTable(w.tenant.ns)
+// filterTaps sets the filters, and notes what they have dropped. What is of taps
+// that are gone goes, if these are all that there are.
+func (w *work) filterTaps(present []guestPort, closed []string) error {
+	var want nft.Ruleset
+	for _, p := range present {
+		openTap(p).add(&want)
+	}
+	for _, tap := range closed {
+		closedTap(tap).add(&want)
+	}
+	bridge := bridgeName(w.network.vni)
+	if w.network.limits != (limits{}) {
+		limitBridge(bridge, w.network.limits).add(&want)
+	}
+	if !w.complete {
+		want.Keep = func(string) bool { return true }
+	}
+	done, err := nft.Apply(w.tenant.ns, sources.Table(), want)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, table.CloseLasting()) }()
+	did(w, done.Changes)
 	for _, p := range present {
-		if err := table.set(openTap(p)); err != nil {
-			return err
-		}
-		w.stats = append(w.stats, PortStats{Guest: p.guest, UID: p.uid, Interface: p.tap, Drops: table.drops(p.tap)})
+		w.stats = append(w.stats, PortStats{Guest: p.guest, UID: p.uid, Interface: p.tap, Drops: dropsOf(p.tap, done.Counters)})
 	}
-	for _, tap := range closed {
-		if err := table.set(closedTap(tap)); err != nil {
-			return err
-		}
+	if w.network.limits != (limits{}) {
+		w.drops = dropsOf(bridge, done.Counters)
 	}
-	filtered := append(tapNames(present), closed...)
-	if bridge := bridgeName(w.network.vni); w.network.limits != (limits{}) {
-		if err := table.set(limitBridge(bridge, w.network.limits)); err != nil {
-			return err
-		}
-		filtered = append(filtered, bridge)
-		w.drops = table.drops(bridge)
-	}
-	if w.complete {
-		table.prune(filtered)
-	}
-	did(w, table.changes)
-	return flush(table.Conn)
+	return nil
 }
 
 // plug puts the taps into the bridge, each a port that reaches the gateway and

@@ -577,7 +577,7 @@ func TestTapDriftIsMended(t *testing.T) {
 		{"filter flushed", changed(func(c *nftables.Conn) { c.FlushChain(out) })},
 		{"chain deleted", changed(func(c *nftables.Conn) { c.FlushChain(out); c.DelChain(out) })},
 		{"open door", changed(func(c *nftables.Conn) {
-			c.InsertRule(ruleOf(table, out, nft.Rule{nft.Accept()}))
+			c.InsertRule(&nftables.Rule{Table: table, Chain: out, Exprs: nft.Accept().Exprs})
 		})},
 		{"open policy", changed(func(c *nftables.Conn) {
 			open := nftables.ChainPolicyAccept
