@@ -38,7 +38,6 @@ func outsized() map[string]bool {
 		"lab/bmc.Server",
 		"nodeagent.Agent",
 		"nodeagent/overlay.Overlay",
-		"nodeagent/overlay/overlay.go",
 	} {
 		list[name] = true
 	}

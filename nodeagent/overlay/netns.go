@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -111,4 +112,30 @@ func namespaces(dir string) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// place is a network namespace that is open for work.
+type place struct {
+	ns netns.NsHandle
+	*netlink.Handle
+}
+
+func (p place) close() {
+	if p.Handle != nil {
+		p.Handle.Close()
+	}
+	_ = p.ns.Close()
+}
+
+func openPlace(path string) (place, error) {
+	ns, err := openNamespace(path)
+	if err != nil {
+		return place{ns: netns.None()}, err
+	}
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		_ = ns.Close()
+		return place{ns: netns.None()}, fmt.Errorf("open netlink in %s: %w", path, err)
+	}
+	return place{ns, h}, nil
 }

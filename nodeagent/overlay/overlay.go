@@ -19,27 +19,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
-	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
-
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/internal/kernel"
 	"github.com/rackweft/rackweft/internal/namespace"
-	"github.com/rackweft/rackweft/internal/nft"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
@@ -157,32 +147,6 @@ func (o *Overlay) SetUnderlay(u api.Underlay) {
 	o.underlay = u
 }
 
-// place is a network namespace that is open for work.
-type place struct {
-	ns netns.NsHandle
-	*netlink.Handle
-}
-
-func (p place) close() {
-	if p.Handle != nil {
-		p.Handle.Close()
-	}
-	_ = p.ns.Close()
-}
-
-func openPlace(path string) (place, error) {
-	ns, err := openNamespace(path)
-	if err != nil {
-		return place{ns: netns.None()}, err
-	}
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		_ = ns.Close()
-		return place{ns: netns.None()}, fmt.Errorf("open netlink in %s: %w", path, err)
-	}
-	return place{ns, h}, nil
-}
-
 // Reconcile implements nodeagent.Handler. Networks go first: they may hold a
 // VNI or a name that another is to have.
 func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[string]api.PartStatus {
@@ -271,30 +235,6 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 // errUnsealed is of Networks that are made, but reach no other host.
 var errUnsealed = errors.New("nothing goes to other hosts: their Zone is encrypted, and this host has no " + wireguard.Name + " (the part " + api.PartBase + " says why)")
 
-// job is a part that can be made true.
-type job struct {
-	key     string
-	network network
-	notes   []string
-	state   api.PartState // when all is done that can be
-}
-
-func newJob(key string, n network, notes []string) job {
-	j := job{key: key, network: n, notes: notes, state: api.PartApplied}
-	if slices.ContainsFunc(notes, func(note string) bool { return strings.HasPrefix(note, "peer ") }) {
-		j.state = api.PartFailed
-	}
-	return j
-}
-
-// note says what is amiss. The first fault makes the state.
-func (j *job) note(state api.PartState, text string) {
-	j.notes = append(j.notes, text)
-	if j.state == api.PartApplied {
-		j.state = state
-	}
-}
-
 // stage is a part of the work on one Network.
 type stage string
 
@@ -324,67 +264,6 @@ func networkName(part string) string { return strings.TrimPrefix(part, "network/
 
 func pending(err error) api.PartStatus {
 	return api.PartStatus{State: api.PartPending, Message: err.Error()}
-}
-
-// findUnderlay looks the underlay up as it is now.
-func (o *Overlay) findUnderlay(host place) (underlay, error) {
-	o.mu.Lock()
-	want := o.underlay
-	o.mu.Unlock()
-	none := underlay{encrypted: want.Encryption != nil}
-	if want.Interface == "" && len(want.Addresses) == 0 {
-		return none, errors.New("the host's underlay is not known: give the Machine a link in a production Subnet")
-	}
-	links, err := kernel.List(host.LinkList)
-	if err != nil {
-		return none, fmt.Errorf("list the host's links: %w", err)
-	}
-	for _, l := range links {
-		if want.Interface != "" && l.Attrs().Name != want.Interface {
-			continue
-		}
-		u, err := seeUnderlay(host, l, want)
-		if err != nil {
-			return none, err
-		}
-		u.encrypted = none.encrypted
-		u.sealed = slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == wireguard.Name })
-		if want.Interface != "" || len(u.addresses) > 0 {
-			return u, upAndAddressed(l, u, want)
-		}
-	}
-	if want.Interface == "" {
-		return none, fmt.Errorf("no interface of the host has %s", want.Addresses[0])
-	}
-	return none, fmt.Errorf("underlay %s: there is no such interface", want.Interface)
-}
-
-func seeUnderlay(host place, l netlink.Link, want api.Underlay) (underlay, error) {
-	u := underlay{name: l.Attrs().Name, index: l.Attrs().Index, mtu: l.Attrs().MTU, closed: want.Closed, transit: want.Transit}
-	addrs, err := kernel.List(func() ([]netlink.Addr, error) { return host.AddrList(l, netlink.FAMILY_ALL) })
-	if err != nil {
-		return u, fmt.Errorf("list the addresses of %s: %w", u.name, err)
-	}
-	for _, a := range addrs {
-		bits, _ := a.Mask.Size()
-		u.connected = append(u.connected, netip.PrefixFrom(toAddr(a.IP), bits).Masked())
-	}
-	for _, w := range want.Addresses {
-		if slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return toAddr(a.IP) == w }) {
-			u.addresses = append(u.addresses, w)
-		}
-	}
-	return u, nil
-}
-
-func upAndAddressed(l netlink.Link, u underlay, want api.Underlay) error {
-	if l.Attrs().Flags&net.FlagUp == 0 {
-		return fmt.Errorf("underlay %s: the interface is down", u.name)
-	}
-	if len(u.addresses) == 0 {
-		return fmt.Errorf("underlay %s: the interface has none of the host's addresses %s; see the host's network units", u.name, want.Addresses)
-	}
-	return nil
 }
 
 // ensure makes a stage of one Network true and counts what it had to repair.
@@ -424,35 +303,6 @@ func (o *Overlay) noteEncryption(u underlay) {
 	o.encrypted = u.encrypted && u.sealed
 }
 
-func (o *Overlay) pathOf(n network) string { return filepath.Join(o.dir, namespaceName(n.name, n.uid)) }
-
-// openTenant opens a Network's namespace; one that is not there is made.
-func (o *Overlay) openTenant(ctx context.Context, path string) (place, error) {
-	tenant, err := openPlace(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return tenant, err
-	}
-	// A file that pins nothing is left when its mount was lost.
-	if err := errors.Join(o.unpinIfThere(ctx, path), o.pin(ctx, path)); err != nil {
-		return tenant, err
-	}
-	if tenant, err = openPlace(path); err != nil {
-		return tenant, err
-	}
-	if _, err := setSysctls(tenant.ns, newSysctls()); err != nil {
-		tenant.close()
-		return tenant, err
-	}
-	return tenant, nil
-}
-
-func (o *Overlay) unpinIfThere(ctx context.Context, path string) error {
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return o.unpin(ctx, path)
-}
-
 func settledKey(at stage, uid string) string { return string(at) + " " + uid }
 
 // note keeps the counters.
@@ -484,106 +334,6 @@ func (o *Overlay) note(w *work, at stage, namespace string, err error) {
 	o.networks[n.name] = n
 }
 
-// work is one pass over one Network.
-type work struct {
-	host, tenant place
-	network      network
-	ports        []guestPort
-	complete     bool   // ports are all that there are
-	dir          string // of the tenants' namespaces
-
-	unknown func(vni uint32) (bool, error)
-	listed  bool
-	entries int
-	seen    bool // traffic and stats are set
-	traffic Traffic
-	drops   Drops
-	stats   []PortStats
-	changes int
-	first   string // of the changes
-	// wrongChecksums: see checksumsAreWrong.
-	wrongChecksums bool
-}
-
-// change describes one, for the log.
-type change string
-
-func (c change) String() string { return string(c) }
-
-// did counts changes.
-func did[T fmt.Stringer](w *work, changes []T) {
-	if w.changes == 0 && len(changes) > 0 {
-		w.first = changes[0].String()
-	}
-	w.changes += len(changes)
-}
-
-func (w *work) steps(s stage) []func() error {
-	if s == joined {
-		return []func() error{w.passages}
-	}
-	return []func() error{w.firstSysctls, w.links, w.offload, w.sysctls, w.filter, w.guestPorts, w.reach}
-}
-
-func (w *work) firstSysctls() error { return w.setSysctls(w.tenant, firstSysctls(w.network)) }
-
-func (w *work) sysctls() error { return w.setSysctls(w.tenant, wantSysctls(w.network)) }
-
-func (w *work) setSysctls(at place, want []sysctl) error {
-	set, err := setSysctls(at.ns, want)
-	did(w, set)
-	return err
-}
-
-func (w *work) filter() error {
-	done, err := nft.Apply(w.tenant.ns, filterTable(), tenantRules(w.network))
-	did(w, done.Changes)
-	did(w, done.Removals)
-	return err
-}
-
-func (w *work) links() error {
-	seen, err := listLinks(w.tenant.Handle)
-	if err != nil {
-		return err
-	}
-	if err := w.oldPassages(seen); err != nil {
-		return err
-	}
-	ops, err := diffLinks(wantLinks(w.network), seen)
-	if err != nil {
-		return err
-	}
-	did(w, ops)
-	return applyLinks(w.host.Handle, w.tenant.Handle, w.tenant.ns, ops)
-}
-
-// reach sets the ways out. Egress is first, since a direct route takes the place
-// of one by VXLAN and has to make room for it; its faults leave the peers be.
-func (w *work) reach() error { return errors.Join(w.egress(), w.peers()) }
-
-func (w *work) peers() error {
-	vxlan, err := w.tenant.LinkByName(vxlanName(w.network.vni))
-	if err != nil {
-		return fmt.Errorf("find %s: %w", vxlanName(w.network.vni), err)
-	}
-	index := vxlan.Attrs().Index
-	c, err := dialRTNL(w.tenant.ns)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	seen, err := c.listEntries(index, len(w.network.peers))
-	if err != nil {
-		return err
-	}
-	want := wantEntries(w.network.peers)
-	ops := diffEntries(want, seen)
-	did(w, ops)
-	w.entries, w.listed = want.count(), true
-	return c.applyEntries(index, ops)
-}
-
 // remove takes a Network away, and nothing of its name with another uid.
 func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.PartStatus {
 	o.kernel.Lock()
@@ -602,49 +352,6 @@ func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.
 	delete(o.settled, settledKey(joined, p.UID))
 	maps.DeleteFunc(o.networks, func(_ string, n network) bool { return n.uid == p.UID })
 	return api.PartStatus{State: api.PartApplied}
-}
-
-func (o *Overlay) removeAt(ctx context.Context, host place, path, uid string) error {
-	tenant, err := openPlace(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return o.unpinIfThere(ctx, path)
-	}
-	if err != nil {
-		return err
-	}
-	defer tenant.close()
-	links, err := listLinks(tenant.Handle)
-	if err != nil {
-		return err
-	}
-	if alias := links["lo"].alias; alias != "" && alias != mark(uid) {
-		return fmt.Errorf("the loopback of %s is marked %q, not %q: it is somebody else's", path, alias, mark(uid))
-	}
-	// The namespace goes in its own time; the VNI must be free at once.
-	if err := removeMarked(tenant, mark(uid)); err != nil {
-		return err
-	}
-	if err := removeMarked(host, mark(uid)); err != nil {
-		return err
-	}
-	return o.unpin(ctx, path)
-}
-
-// removeMarked takes the interfaces away that are marked so.
-func removeMarked(p place, mark string) error {
-	links, err := listLinks(p.Handle)
-	if err != nil {
-		return err
-	}
-	for _, l := range links {
-		if l.alias != mark || l.name == "lo" {
-			continue
-		}
-		if err := p.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: l.index}}); err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("remove %s: %w", l.name, err)
-		}
-	}
-	return nil
 }
 
 // HostRepairs counts the changes to the host's filter that nothing had asked for.
