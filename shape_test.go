@@ -37,7 +37,6 @@ func outsized() map[string]bool {
 		"lab.Machine",
 		"lab/bmc.Server",
 		"nodeagent.Agent",
-		"nodeagent/overlay.Overlay",
 	} {
 		list[name] = true
 	}

@@ -118,14 +118,14 @@ func directTenantRules(n network) []nft.Rule {
 	return rules
 }
 
-// hostRoutes brings the routes of direct and advertised Networks about in the host's own
+// routes brings the routes of direct and advertised Networks about in the host's own
 // table. It comes last: the pairs must be there.
-func (o *Overlay) hostRoutes(host place, u underlay, networks []network) error {
+func (h *hostSide) routes(host place, u underlay, networks []network) error {
 	routed := anyRouted(networks)
-	if !routed && o.noHostRoutes {
+	if !routed && h.noRoutes {
 		return nil
 	}
-	complete, err := o.complete(networks)
+	complete, err := h.tenants.complete(networks)
 	if err != nil {
 		return err
 	}
@@ -158,8 +158,8 @@ func (o *Overlay) hostRoutes(host place, u underlay, networks []network) error {
 			return fmt.Errorf("remove the host's route to %s: %w", toPrefix(s.Dst), err)
 		}
 	}
-	o.noHostRoutes = !routed && complete
-	o.noteHost("routes", networks, u, changes, nil)
+	h.noRoutes = !routed && complete
+	h.ledger.noteHost("routes", networks, u, changes, nil)
 	return nil
 }
 

@@ -212,7 +212,7 @@ func TestIPv6(t *testing.T) {
 						t.Errorf("%s: %d repairs", name, repairs)
 					}
 				}
-				h.overlay.settled = map[string]string{}
+				h.overlay.ledger.settled = map[string]string{}
 			}
 			// IPv6 comes to a Network that runs, and goes again.
 			third := green()

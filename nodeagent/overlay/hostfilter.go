@@ -6,10 +6,11 @@ import (
 	"crypto/ecdh"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
+	"sync"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/nft"
@@ -17,24 +18,48 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
 
-// filterHost keeps VXLAN packets of strangers out and tenants off the host. It
+// hostSide is what the Networks need of the host's own namespace: its filter,
+// forwarding at its uplinks, and routes.
+type hostSide struct {
+	path    string // of the namespace
+	tenants tenants
+	kernel  *sync.Mutex // the Overlay's
+	ledger  *ledger
+
+	forwarding []string // interfaces that forward for our sake; only Reconcile looks
+	noRoutes   bool     // the last pass left none, and none is asked for
+}
+
+// dial connects from the host's namespace.
+func (h *hostSide) dial(ctx context.Context, network, address string) (c net.Conn, err error) {
+	if h.path == ownNamespace {
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	err = withinPath(h.path, func() error {
+		c, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return c, err
+}
+
+// filter keeps VXLAN packets of strangers out and tenants off the host. It
 // comes before the Networks themselves: none is ever open.
-func (o *Overlay) filterHost(host place, u underlay, networks []network) error {
-	complete, err := o.complete(networks)
+func (h *hostSide) filter(host place, u underlay, networks []network) error {
+	complete, err := h.tenants.complete(networks)
 	if err != nil {
 		return err
 	}
 	if len(networks) == 0 && !complete {
 		return nil // of what runs here nothing is known: it stays as it is
 	}
-	o.kernel.Lock()
-	defer o.kernel.Unlock()
+	h.kernel.Lock()
+	defer h.kernel.Unlock()
 	had, err := hasChain(host, "forward") // the host forwards for Networks or its Zone
 	if err != nil {
 		return err
 	}
 	forwards := slices.ContainsFunc(networks, network.leaves) || len(u.transit) > 0 || had && !complete
-	rules, err := o.hostRuleset(host, u, networks, forwards, complete)
+	rules, err := h.ruleset(host, u, networks, forwards, complete)
 	if err != nil {
 		return err
 	}
@@ -51,7 +76,7 @@ func (o *Overlay) filterHost(host place, u underlay, networks []network) error {
 			if !had && !forwards {
 				return nil
 			}
-			set, err := o.forwardAtUplinks(host, u, forwards)
+			set, err := h.forwardAtUplinks(host, u, forwards)
 			for _, s := range set {
 				changes = append(changes, change(s.String()))
 			}
@@ -66,23 +91,11 @@ func (o *Overlay) filterHost(host place, u underlay, networks []network) error {
 			break
 		}
 	}
-	o.noteHost("filter", networks, u, changes, err)
+	h.ledger.noteHost("filter", networks, u, changes, err)
 	return err
 }
 
-// complete reports whether the Networks are all that run here.
-func (o *Overlay) complete(networks []network) (bool, error) {
-	names, err := namespaces(o.dir)
-	if err != nil {
-		return false, err
-	}
-	for _, n := range networks {
-		names = slices.DeleteFunc(names, func(name string) bool { return name == namespaceName(n.name, n.uid) })
-	}
-	return len(names) == 0, nil
-}
-
-func (o *Overlay) hostRuleset(host place, u underlay, networks []network, forwards, complete bool) (nft.Ruleset, error) {
+func (h *hostSide) ruleset(host place, u underlay, networks []network, forwards, complete bool) (nft.Ruleset, error) {
 	if len(networks) == 0 && !u.encrypted && !forwards {
 		return nft.Ruleset{}, nil
 	}
@@ -141,10 +154,10 @@ func sealed(r nft.Ruleset, u underlay) nft.Ruleset {
 // Other hosts may send as soon as the WireGuard device is up, and to a host
 // without a VXLAN device yet: its kernel would answer them in clear that the
 // port is closed, and quote what they sent.
-func (o *Overlay) Guard(e nodeagent.Encrypter) nodeagent.Encrypter { return guarded{o, e} }
+func (o *Overlay) Guard(e nodeagent.Encrypter) nodeagent.Encrypter { return guarded{o.host, e} }
 
 type guarded struct {
-	overlay   *Overlay
+	host      *hostSide
 	encrypter nodeagent.Encrypter
 }
 
@@ -153,21 +166,21 @@ type guarded struct {
 func (g guarded) Encrypt(ctx context.Context, key *ecdh.PrivateKey, u api.Underlay) error {
 	var err error
 	if u.Encryption != nil {
-		err = g.overlay.seal()
+		err = g.host.seal()
 	}
 	return errors.Join(err, g.encrypter.Encrypt(ctx, key, u))
 }
 
 // seal filters on a host that does not yet. What is there already is for
 // Reconcile to mend.
-func (o *Overlay) seal() error {
-	host, err := openPlace(o.host)
+func (h *hostSide) seal() error {
+	host, err := openPlace(h.path)
 	if err != nil {
 		return err
 	}
 	defer host.close()
-	o.kernel.Lock()
-	defer o.kernel.Unlock()
+	h.kernel.Lock()
+	defer h.kernel.Unlock()
 	there, err := hasChain(host, "input")
 	if err != nil || there {
 		return err
@@ -202,7 +215,7 @@ func remembered() nft.Set {
 // not forward before are remembered in a set beside the rules, which lives as
 // long as the sysctl does (and in the agent, should the table be flushed); those
 // alone are put back.
-func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) (changed []sysctl, err error) {
+func (h *hostSide) forwardAtUplinks(host place, u underlay, forwards bool) (changed []sysctl, err error) {
 	router, err := isRouter(host)
 	if err != nil || router {
 		return nil, err
@@ -228,7 +241,7 @@ func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) (chang
 		if err != nil {
 			return nil, err
 		}
-		if len(off) > 0 || slices.Contains(o.forwarding, name) {
+		if len(off) > 0 || slices.Contains(h.forwarding, name) {
 			kept = append(kept, name)
 		}
 	}
@@ -255,7 +268,7 @@ func (o *Overlay) forwardAtUplinks(host place, u underlay, forwards bool) (chang
 			return changed, fmt.Errorf("forget that %s is to forward: %w", name, err)
 		}
 	}
-	o.forwarding = kept
+	h.forwarding = kept
 	var want []sysctl
 	for _, name := range names {
 		want = append(want, forwarding(name, "1"))
@@ -285,24 +298,4 @@ func listInterfaces(c *nft.Conn) ([]string, error) {
 		names = append(names, string(bytes.TrimRight(key, "\x00")))
 	}
 	return names, err
-}
-
-// noteHost counts what was repaired.
-func (o *Overlay) noteHost(what string, networks []network, u underlay, changes []change, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var b strings.Builder
-	for _, n := range networks {
-		fmt.Fprint(&b, n.uid, n.digest)
-	}
-	asked := fmt.Sprint(b.String(), u)
-	if o.hostSettled[what] == asked && len(changes) > 0 {
-		o.hostRepairs += int64(len(changes))
-		o.log.Warn("overlay: repaired the host's "+what, "changes", len(changes), "first", changes[0])
-		o.drift.tell(network{}, len(changes), changes[0].String())
-	}
-	delete(o.hostSettled, what)
-	if err == nil {
-		o.hostSettled[what] = asked
-	}
 }

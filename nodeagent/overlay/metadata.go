@@ -43,25 +43,25 @@ type configServer struct {
 }
 
 // serveConfigs sees to it that a Network's guests are answered while one of them
-// has a config to fetch. It is called with serving.mu held.
-func (o *Overlay) serveConfigs(n network, s *served, ports []guestPort) error {
-	wanted := o.config != nil && slices.ContainsFunc(ports, func(p guestPort) bool { return p.config })
-	if s.configs != nil && (!wanted || s.configs.ended()) {
-		s.configs.end()
-		s.configs = nil
+// has a config to fetch. It is called with mu held.
+func (s *serving) serveConfigs(n network, to *served, ports []guestPort) error {
+	wanted := s.config != nil && slices.ContainsFunc(ports, func(p guestPort) bool { return p.config })
+	if to.configs != nil && (!wanted || to.configs.ended()) {
+		to.configs.end()
+		to.configs = nil
 	}
-	if !wanted || s.configs != nil {
+	if !wanted || to.configs != nil {
 		return nil
 	}
-	listener, err := o.listenConfigs(n)
+	listener, err := s.listenConfigs(n)
 	if err != nil {
 		return fmt.Errorf("serve configs on %s: %w", bridgeName(n.vni), err)
 	}
-	s.configs = o.startConfigs(n, listener)
+	to.configs = s.startConfigs(n, listener)
 	return nil
 }
 
-func (o *Overlay) listenConfigs(n network) (l net.Listener, err error) {
+func (s *serving) listenConfigs(n network) (l net.Listener, err error) {
 	config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) {
@@ -70,41 +70,41 @@ func (o *Overlay) listenConfigs(n network) (l net.Listener, err error) {
 		}), err)
 	}}
 	config.SetMultipathTCP(false)
-	err = withinPath(o.pathOf(n), func() error {
+	err = withinPath(s.tenants.pathOf(n), func() error {
 		l, err = config.Listen(context.Background(), "tcp4", netip.AddrPortFrom(metadataAddress().Addr(), metadataPort).String())
 		return err
 	})
 	return l, err
 }
 
-func (o *Overlay) startConfigs(n network, listener net.Listener) *configServer {
-	ctx, cancel := context.WithCancel(o.serving.ctx)
-	s := &configServer{ctx: ctx, cancel: cancel, done: make(chan struct{})}
-	s.http = &http.Server{Handler: s.handler(o, n.name), BaseContext: func(net.Listener) context.Context { return ctx },
+func (s *serving) startConfigs(n network, listener net.Listener) *configServer {
+	ctx, cancel := context.WithCancel(s.ctx)
+	c := &configServer{ctx: ctx, cancel: cancel, done: make(chan struct{})}
+	c.http = &http.Server{Handler: c.handler(s, n.name), BaseContext: func(net.Listener) context.Context { return ctx },
 		ReadTimeout: 10 * time.Second, WriteTimeout: metadataTime, MaxHeaderBytes: 8 << 10,
 		ErrorLog: log.New(io.Discard, "", 0)} // guests can cause them
-	s.http.SetKeepAlivesEnabled(false)
-	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() })
-	o.serving.running.Go(func() {
-		defer close(s.done)
+	c.http.SetKeepAlivesEnabled(false)
+	stop := context.AfterFunc(ctx, func() { _ = c.http.Close() })
+	s.running.Go(func() {
+		defer close(c.done)
 		defer stop()
-		err := s.http.Serve(budget.Listen(listener, budget.Limits{PerPeer: metadataConns, Idle: metadataTime}))
+		err := c.http.Serve(budget.Listen(listener, budget.Limits{PerPeer: metadataConns, Idle: metadataTime}))
 		if ctx.Err() == nil {
-			o.log.Warn("overlay: configs are not served until the next pass", "network", n.name, "error", err)
+			s.log.Warn("overlay: configs are not served until the next pass", "network", n.name, "error", err)
 		}
-		s.finish()
+		c.finish()
 	})
-	return s
+	return c
 }
 
 // handler tells the Options' Config whose request it is.
-func (s *configServer) handler(o *Overlay, network string) http.Handler {
+func (s *configServer) handler(of *serving, network string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter() {
 			return
 		}
 		defer s.handling.Done()
-		o.config(w, r, o.guestAt(network, r.RemoteAddr))
+		of.config(w, r, of.guestAt(network, r.RemoteAddr))
 	})
 }
 

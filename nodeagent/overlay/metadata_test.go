@@ -53,7 +53,7 @@ func TestConfigsAreServed(t *testing.T) {
 	serve := func(w http.ResponseWriter, r *http.Request, uid string) {
 		_, _ = fmt.Fprintf(w, "%s of %q", r.URL.Path, uid)
 	}
-	h.overlay.config = serve
+	h.overlay.serving.config = serve
 	stop := h.run()
 	green, blue := tenant{name: "green", uid: "uid-green", vni: 7101, second: 7}, tenant{name: "blue", uid: "uid-blue", vni: 7102, second: 7}
 	f.reconcile(green, blue)
@@ -97,7 +97,7 @@ func TestConfigsAreServed(t *testing.T) {
 		t.Error("guests are served by an agent that has ended")
 	}
 	h.restart()
-	h.overlay.config = serve
+	h.overlay.serving.config = serve
 	h.run()
 	h.overlay.SetPorts(h.ports)
 	h.reconcile(f.part(green, 1), f.part(blue, 1))
@@ -114,7 +114,7 @@ func TestConfigsEnd(t *testing.T) {
 	h := f.hosts[0]
 	inside := make(chan struct{}, 2*metadataConns)
 	var left atomic.Int32
-	h.overlay.config = func(_ http.ResponseWriter, r *http.Request, _ string) {
+	h.overlay.serving.config = func(_ http.ResponseWriter, r *http.Request, _ string) {
 		inside <- struct{}{}
 		<-r.Context().Done()
 		left.Add(1)

@@ -93,7 +93,7 @@ func TestManyMetrics(t *testing.T) {
 	o := New(Options{Log: slog.New(slog.DiscardHandler)})
 	for i := range 500 {
 		n := network{name: fmt.Sprint("t", i), uid: fmt.Sprint("uid-", i), vni: uint32(2000 + i)}
-		o.note(&work{network: n, seen: true, stats: []PortStats{{Guest: "a"}, {Guest: "b"}}}, alone, "", nil)
+		o.ledger.note(&work{network: n, seen: true, stats: []PortStats{{Guest: "a"}, {Guest: "b"}}}, alone, "", nil)
 	}
 	all := make(chan prometheus.Metric, 1<<16)
 	o.Collect(all)
@@ -115,8 +115,8 @@ func TestRepairsAreTold(t *testing.T) {
 	h := f.hosts[0]
 	now := time.Unix(1e9, 0)
 	host := new(told)
-	h.overlay.drift.now = func() time.Time { return now }
-	h.overlay.tellRepairsTo(host)
+	h.overlay.ledger.drift.now = func() time.Time { return now }
+	h.overlay.ledger.tellTo(host)
 	both := func() { t.Helper(); h.reconcile(f.part(red(), 1), f.part(blue(), 1)) }
 	damage := func(n tenant) {
 		t.Helper()
@@ -159,12 +159,12 @@ func TestRepairsAreTold(t *testing.T) {
 	both()
 	wants(4, "Kind:Machine", "the host's filter")
 
-	h.overlay.tellRepairsTo(nil)
+	h.overlay.ledger.tellTo(nil)
 	now = now.Add(time.Hour)
 	damage(red())
 	wants(4)
 	h.reconcile(removed(red()), removed(blue()))
-	if len(h.overlay.drift.told) != 1 { // the host's
-		t.Errorf("%v", h.overlay.drift.told)
+	if len(h.overlay.ledger.drift.told) != 1 { // the host's
+		t.Errorf("%v", h.overlay.ledger.drift.told)
 	}
 }

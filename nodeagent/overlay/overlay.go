@@ -16,6 +16,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,11 +27,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
+	"github.com/rackweft/rackweft/nodeagent/overlay/dhcp"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
 
@@ -74,65 +74,42 @@ type Options struct {
 // Overlay makes the Networks of one host true. It is the nodeagent.Handler of
 // network parts, a nodeagent.Runner, and a prometheus.Collector.
 type Overlay struct {
-	dir   string
-	host  string
-	env   string
-	pin   func(ctx context.Context, path string) error
-	unpin func(ctx context.Context, path string) error
-	log   *slog.Logger
-	// config is the Options' Config.
-	config func(w http.ResponseWriter, r *http.Request, uid string)
+	tenants tenants
+	env     string
+	log     *slog.Logger
 
-	serving  serving
+	serving  *serving
 	speakers Speakers
 
 	// kernel is held while a tenant's namespace is worked on: Reconcile, SetPorts
 	// and Attach come from different goroutines. It is taken before mu.
 	kernel sync.Mutex
 
-	mu       sync.Mutex
-	underlay api.Underlay
-	stats    map[string]Stats   // by uid
-	settled  map[string]string  // by stage and uid: what was asked for when nothing was left to do
-	networks map[string]network // by name: those that were made since the agent's start
-	ports    portTable
+	host   *hostSide
+	probe  checksumProbe
+	ledger *ledger
+
+	mu        sync.Mutex
+	underlay  api.Underlay
+	encrypted bool               // as the last pass saw the underlay
+	networks  map[string]network // by name: those that were made since the agent's start
+	ports     portTable
 	// portsKnown: SetPorts was called since the agent's start.
 	portsKnown bool
-	// As settled and Stats.Repairs, of the host's filter.
-	hostSettled map[string]string
-	forwarding  []string // interfaces that forward for our sake; only Reconcile looks
-	// probeFile, probed and wrongChecksums are checksumsAreWrong's.
-	probeFile      string
-	probed         bool
-	wrongChecksums bool
-	// noHostRoutes: the last pass left none, and none is asked for.
-	noHostRoutes bool
-	hostRepairs  int64
-	drift        repairs
-	encrypted    bool // as the last pass saw the underlay
 
 	metrics metrics
 }
 
 // New prepares an Overlay; nothing is touched before Reconcile.
 func New(o Options) *Overlay {
-	v := &Overlay{dir: o.NamespaceDir, host: o.HostNamespace, env: o.EnvDir, pin: o.Pin, unpin: o.Unpin, log: o.Log, probeFile: o.ProbeFile, config: o.Config, speakers: o.Speakers,
-		stats: map[string]Stats{}, settled: map[string]string{}, hostSettled: map[string]string{},
-		networks: map[string]network{}, ports: portTable{},
-		drift: repairs{told: map[string]toldRepair{}, now: time.Now}, metrics: newMetrics()}
-	if v.dir == "" {
-		v.dir = "/run/netns"
-	}
-	if v.host == "" {
-		v.host = ownNamespace
-	}
-	v.serving = newServing(v.dialHost, o.ResolvConf)
-	if v.pin == nil {
-		v.pin = func(_ context.Context, path string) error { return namespace.Pin(path) }
-	}
-	if v.unpin == nil {
-		v.unpin = func(_ context.Context, path string) error { return namespace.Unpin(path) }
-	}
+	t := newTenants(o)
+	l := newLedger(o.Log)
+	v := &Overlay{tenants: t, env: o.EnvDir, log: o.Log, speakers: o.Speakers,
+		probe: checksumProbe{file: o.ProbeFile, log: o.Log}, ledger: l,
+		networks: map[string]network{}, ports: portTable{}, metrics: newMetrics()}
+	v.host = &hostSide{path: cmp.Or(o.HostNamespace, ownNamespace), tenants: t, kernel: &v.kernel, ledger: l}
+	v.serving = &serving{tenants: t, log: o.Log, config: o.Config, guestAt: v.guestAt, servers: map[string]*served{},
+		forwarder: dhcp.NewForwarder(v.host.dial, cmp.Or(o.ResolvConf, "/etc/resolv.conf"))}
 	return v
 }
 
@@ -147,11 +124,17 @@ func (o *Overlay) SetUnderlay(u api.Underlay) {
 	o.underlay = u
 }
 
+func (o *Overlay) wantedUnderlay() api.Underlay {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.underlay
+}
+
 // Reconcile implements nodeagent.Handler. Networks go first: they may hold a
 // VNI or a name that another is to have.
 func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[string]api.PartStatus {
 	out := map[string]api.PartStatus{}
-	host, err := openPlace(o.host)
+	host, err := openPlace(o.host.path)
 	if err != nil {
 		for _, p := range parts {
 			out[p.Key()] = pending(err)
@@ -164,7 +147,7 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 			out[p.Key()] = o.remove(ctx, host, p)
 		}
 	}
-	u, underlayErr := o.findUnderlay(host)
+	u, underlayErr := findUnderlay(host, o.wantedUnderlay())
 	o.noteEncryption(u)
 	var jobs []job
 	var networks []network
@@ -188,7 +171,7 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 	joinNetworks(jobs)
 	settleDirect(jobs, u)
 	settleAdvertised(jobs, u)
-	if len(jobs) > 0 && o.checksumsAreWrong() {
+	if len(jobs) > 0 && o.probe.verdict() {
 		for i := range jobs {
 			jobs[i].note(api.PartApplied, "this kernel sends wrong checksums inside VXLAN: their offload is off")
 		}
@@ -196,7 +179,7 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 	for _, j := range jobs {
 		networks = append(networks, j.network)
 	}
-	err = o.filterHost(host, u, networks)
+	err = o.host.filter(host, u, networks)
 	if err != nil {
 		err = fmt.Errorf("filter on the host: %w", err)
 		o.log.Warn("overlay: no Network is changed", "error", err)
@@ -209,7 +192,7 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 		out[j.key] = o.reconcileOne(ctx, host, j, networks, alone)
 	}
 	if err == nil && underlayErr == nil {
-		if err := o.hostRoutes(host, u, networks); err != nil {
+		if err := o.host.routes(host, u, networks); err != nil {
 			o.log.Warn("overlay: routes of Networks are not as they should be", "error", err)
 			for _, j := range jobs {
 				if j.network.routed() {
@@ -270,18 +253,18 @@ func pending(err error) api.PartStatus {
 func (o *Overlay) ensure(ctx context.Context, host place, n network, all []network, s stage) error {
 	o.kernel.Lock()
 	defer o.kernel.Unlock()
-	path := o.pathOf(n)
-	tenant, err := o.openTenant(ctx, path)
+	path := o.tenants.pathOf(n)
+	tenant, err := o.tenants.open(ctx, path)
 	if err != nil {
 		return err
 	}
 	defer tenant.close()
-	work := &work{host: host, tenant: tenant, network: n, dir: o.dir, wrongChecksums: o.wrongChecksums}
+	work := &work{host: host, tenant: tenant, network: n, dir: o.tenants.dir, wrongChecksums: o.probe.wrong}
 	work.unknown = func(vni uint32) (bool, error) {
 		if slices.ContainsFunc(all, func(n network) bool { return n.vni == vni }) {
 			return false, nil
 		}
-		complete, err := o.complete(all)
+		complete, err := o.tenants.complete(all)
 		return !complete, err
 	}
 	work.ports, work.complete = o.portsOf(n.name)
@@ -290,11 +273,19 @@ func (o *Overlay) ensure(ctx context.Context, host place, n network, all []netwo
 			break
 		}
 	}
-	o.note(work, s, filepath.Base(path), err)
+	o.ledger.note(work, s, filepath.Base(path), err)
+	o.know(n)
 	if err != nil || s != alone {
 		return err
 	}
-	return errors.Join(o.serve(tenant, n), writeEnv(o.env, n))
+	return errors.Join(o.serving.serve(tenant, n, o.portsFor(n)), writeEnv(o.env, n))
+}
+
+// know remembers a Network for SetPorts and Attach.
+func (o *Overlay) know(n network) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.networks[n.name] = n
 }
 
 func (o *Overlay) noteEncryption(u underlay) {
@@ -303,60 +294,22 @@ func (o *Overlay) noteEncryption(u underlay) {
 	o.encrypted = u.encrypted && u.sealed
 }
 
-func settledKey(at stage, uid string) string { return string(at) + " " + uid }
-
-// note keeps the counters.
-func (o *Overlay) note(w *work, at stage, namespace string, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	n := w.network
-	asked := fmt.Sprint(n.digest, n.underlay, n.source, n.mtu, n.passages, n.direct, n.directPeers(), n.advertise)
-	s := o.stats[n.uid]
-	done := settledKey(at, n.uid)
-	if o.settled[done] == asked && w.changes > 0 {
-		s.Repairs += int64(w.changes)
-		o.log.Warn("overlay: repaired", "network", n.name, "changes", w.changes, "first", w.first)
-		o.drift.tell(n, w.changes, w.first)
-	}
-	delete(o.settled, done)
-	if err == nil {
-		o.settled[done] = asked
-	}
-	s.Network, s.VNI, s.Namespace, s.Peers = n.name, n.vni, namespace, len(n.peers)
-	s.Offload = !w.wrongChecksums
-	if w.listed {
-		s.Entries = w.entries
-	}
-	if w.seen {
-		s.Traffic, s.Drops, s.Ports = w.traffic, w.drops, w.stats
-	}
-	o.stats[n.uid] = s
-	o.networks[n.name] = n
-}
-
 // remove takes a Network away, and nothing of its name with another uid.
 func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.PartStatus {
 	o.kernel.Lock()
 	defer o.kernel.Unlock()
 	name := networkName(p.Name)
-	path := filepath.Join(o.dir, namespaceName(name, p.UID))
+	path := o.tenants.path(name, p.UID)
 	o.serving.stop(p.UID) // its sockets would hold the namespace, as would a speaker's
-	if err := errors.Join(o.silence(ctx, p.UID), removeEnv(o.env, name, p.UID), o.removeAt(ctx, host, path, p.UID)); err != nil {
+	if err := errors.Join(o.silence(ctx, p.UID), removeEnv(o.env, name, p.UID), o.tenants.remove(ctx, host, path, p.UID)); err != nil {
 		return pending(fmt.Errorf("remove Network %s: %w", name, err))
 	}
+	o.ledger.forget(p.UID)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.stats, p.UID)
-	delete(o.drift.told, p.UID)
-	delete(o.settled, settledKey(alone, p.UID))
-	delete(o.settled, settledKey(joined, p.UID))
 	maps.DeleteFunc(o.networks, func(_ string, n network) bool { return n.uid == p.UID })
 	return api.PartStatus{State: api.PartApplied}
 }
 
 // HostRepairs counts the changes to the host's filter that nothing had asked for.
-func (o *Overlay) HostRepairs() int64 {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.hostRepairs
-}
+func (o *Overlay) HostRepairs() int64 { return o.ledger.repairsOfHost() }

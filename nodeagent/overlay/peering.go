@@ -98,7 +98,7 @@ func (o *Overlay) peer(ctx context.Context, n network) error {
 	if _, err := o.speakers.Give(n.uid, speakerPart(n, ports)); err != nil {
 		return err
 	}
-	return o.speakers.Run(ctx, n.uid, n.name, o.pathOf(n))
+	return o.speakers.Run(ctx, n.uid, n.name, o.tenants.pathOf(n))
 }
 
 // peerSoon tells the speaker of ports that have changed. Where it has yet to be
@@ -117,11 +117,7 @@ func (o *Overlay) peerSoon(n network) {
 			return
 		}
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.drift.host != nil {
-		o.drift.host.Changed()
-	}
+	o.ledger.wake()
 }
 
 // silence ends the speaker of a Network that goes.
@@ -139,7 +135,7 @@ func (o *Overlay) silenceIn(ctx context.Context, n network) error {
 	if err != nil || !stopped {
 		return err
 	}
-	tenant, err := openPlace(o.pathOf(n))
+	tenant, err := openPlace(o.tenants.pathOf(n))
 	if err != nil {
 		return err
 	}

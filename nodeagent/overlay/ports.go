@@ -164,7 +164,7 @@ func (p guestPort) equal(q guestPort) bool {
 
 // portsNow brings the ports of a Network about without the rest of it.
 func (o *Overlay) portsNow(n network) error {
-	tenant, err := openPlace(o.pathOf(n))
+	tenant, err := openPlace(o.tenants.pathOf(n))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the next Reconcile makes it
 	}
@@ -174,15 +174,10 @@ func (o *Overlay) portsNow(n network) error {
 	defer tenant.close()
 	w := &work{tenant: tenant, network: n}
 	w.ports, w.complete = o.portsOf(n.name)
-	if err := errors.Join(w.guestPorts(), o.serve(tenant, n)); err != nil {
+	if err := errors.Join(w.guestPorts(), o.serving.serve(tenant, n, o.portsFor(n))); err != nil {
 		return err
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if s, there := o.stats[n.uid]; there {
-		s.Traffic, s.Drops, s.Ports = w.traffic, w.drops, w.stats
-		o.stats[n.uid] = s
-	}
+	o.ledger.noteTaps(w)
 	return nil
 }
 
@@ -192,6 +187,12 @@ func (o *Overlay) portsOf(network string) (ports []guestPort, known bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.ports[network], o.portsKnown
+}
+
+// portsFor are those that are known so far.
+func (o *Overlay) portsFor(n network) []guestPort {
+	ports, _ := o.portsOf(n.name)
+	return ports
 }
 
 // Attach makes a Guest's tap and opens its only queue: the tap is filtered and
@@ -212,7 +213,7 @@ func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.A
 	if err != nil {
 		return nodeagent.Attachment{}, err
 	}
-	path := o.pathOf(n)
+	path := o.tenants.pathOf(n)
 	tenant, err := openPlace(path)
 	if err != nil {
 		return nodeagent.Attachment{}, fmt.Errorf("attach Guest %s to Network %s: %w", p.guest, p.network, err)
@@ -230,7 +231,7 @@ func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.A
 	if err := w.guestPorts(); err != nil {
 		return nodeagent.Attachment{}, errors.Join(fmt.Errorf("attach Guest %s to Network %s: %w", p.guest, p.network, err), tap.Close())
 	}
-	if err := o.serve(tenant, n); err != nil {
+	if err := o.serving.serve(tenant, n, o.portsFor(n)); err != nil {
 		o.log.Warn("overlay: guests are not served until the next pass", "network", n.name, "error", err)
 	}
 	o.peerSoon(n)

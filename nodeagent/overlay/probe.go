@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -37,33 +38,41 @@ type verdictOfProbe struct {
 	Wrong  bool   `json:"wrong"`
 }
 
-// checksumsAreWrong answers from memory, from the file, or by trying it out.
-func (o *Overlay) checksumsAreWrong() bool {
-	if o.probed {
-		return o.wrongChecksums
+// checksumProbe knows whether this kernel's checksums are wrong. Only Reconcile asks.
+type checksumProbe struct {
+	file  string // keeps the verdict for the next agent; none if empty
+	log   *slog.Logger
+	done  bool
+	wrong bool
+}
+
+// verdict answers from memory, from the file, or by trying it out.
+func (p *checksumProbe) verdict() bool {
+	if p.done {
+		return p.wrong
 	}
-	o.probed = true
+	p.done = true
 	is, err := thisBoot()
 	if err != nil {
-		o.log.Warn("overlay: checksums inside VXLAN are not tried out", "error", err)
+		p.log.Warn("overlay: checksums inside VXLAN are not tried out", "error", err)
 		return false
 	}
-	if b, err := os.ReadFile(o.probeFile); o.probeFile != "" && err == nil {
+	if b, err := os.ReadFile(p.file); p.file != "" && err == nil {
 		var was verdictOfProbe
 		if json.Unmarshal(b, &was) == nil && was.Boot == is.Boot && was.Kernel == is.Kernel {
-			o.wrongChecksums = was.Wrong
+			p.wrong = was.Wrong
 			return was.Wrong
 		}
 	}
 	if is.Wrong, err = probeChecksums(nil); err != nil {
-		o.log.Warn("overlay: checksums inside VXLAN were not tried out to the end; offload stays as it is", "error", err)
+		p.log.Warn("overlay: checksums inside VXLAN were not tried out to the end; offload stays as it is", "error", err)
 		return false
 	}
-	o.wrongChecksums = is.Wrong
-	if o.probeFile != "" {
+	p.wrong = is.Wrong
+	if p.file != "" {
 		b, err := json.Marshal(is)
-		if err = errors.Join(err, os.WriteFile(o.probeFile, b, 0o600)); err != nil {
-			o.log.Warn("overlay: what was found of checksums inside VXLAN is not kept", "error", err)
+		if err = errors.Join(err, os.WriteFile(p.file, b, 0o600)); err != nil {
+			p.log.Warn("overlay: what was found of checksums inside VXLAN is not kept", "error", err)
 		}
 	}
 	return is.Wrong

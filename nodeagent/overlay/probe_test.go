@@ -65,8 +65,8 @@ func TestVerdictIsKeptForTheBoot(t *testing.T) {
 		must(t, os.WriteFile(file, []byte(text), 0o600))
 		f := newFabric(t, 1, false)
 		o := f.hosts[0].overlay
-		o.probeFile = file
-		return o.checksumsAreWrong()
+		o.probe.file = file
+		return o.probe.verdict()
 	}
 	if !answer(`{"boot":"` + is.Boot + `","kernel":"` + is.Kernel + `","wrong":true}`) {
 		t.Error("the verdict of this boot is not believed")
@@ -91,13 +91,13 @@ func TestOffload(t *testing.T) {
 		must(t, err)
 		return on
 	}
-	h.overlay.probed = true
+	h.overlay.probe.done = true
 	f.reconcile(red())
 	if !offload() || !h.overlay.Stats()[0].Offload {
 		t.Error("offload is off although nothing is wrong")
 	}
 	h.restart()
-	h.overlay.probed, h.overlay.wrongChecksums = true, true
+	h.overlay.probe.done, h.overlay.probe.wrong = true, true
 	part := f.part(red(), 1)
 	for range 2 {
 		s := h.overlay.Reconcile(t.Context(), []nodeagent.Part{part})["network/red"]

@@ -12,7 +12,7 @@ import (
 // thing: what somebody else undoes at every pass must not fill bootd's events.
 const repairInterval = 10 * time.Minute
 
-// repairs tells bootd of drift that was mended. Overlay.mu guards it.
+// repairs tells bootd of drift that was mended. The ledger's lock guards it.
 type repairs struct {
 	host nodeagent.Host // nil while the agent does not run the Overlay
 	told map[string]toldRepair

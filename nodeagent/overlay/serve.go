@@ -3,7 +3,8 @@ package overlay
 import (
 	"context"
 	"fmt"
-	"net"
+	"log/slog"
+	"net/http"
 	"reflect"
 	"sync"
 
@@ -16,7 +17,12 @@ import (
 // serving is what runs for the guests of this host: one Server for each
 // Network that has any here.
 type serving struct {
+	tenants   tenants
+	log       *slog.Logger
 	forwarder *dhcp.Forwarder
+	// config is the Options' Config; guestAt says by whom a request is.
+	config  func(w http.ResponseWriter, r *http.Request, uid string)
+	guestAt func(network, remote string) (uid string)
 
 	mu      sync.Mutex
 	ctx     context.Context // of Run; nil before it and after it
@@ -24,11 +30,18 @@ type serving struct {
 	servers map[string]*served // by the Network's uid
 }
 
-func newServing(dial func(ctx context.Context, network, address string) (net.Conn, error), resolvConf string) serving {
-	if resolvConf == "" {
-		resolvConf = "/etc/resolv.conf"
-	}
-	return serving{forwarder: dhcp.NewForwarder(dial, resolvConf), servers: map[string]*served{}}
+// run is the time in which guests are served: until ctx is done, and all that
+// runs for them has ended. begun is called when it has begun.
+func (s *serving) run(ctx context.Context, begun func()) {
+	s.mu.Lock()
+	s.ctx = ctx
+	s.mu.Unlock()
+	begun()
+	<-ctx.Done()
+	s.mu.Lock()
+	s.ctx = nil
+	s.mu.Unlock()
+	s.running.Wait()
 }
 
 // served is a Server that runs.
@@ -62,23 +75,9 @@ func (s *served) ended() bool {
 // Run implements nodeagent.Runner: it serves the guests at their gateways
 // until ctx is done, and tells of what it mends.
 func (o *Overlay) Run(ctx context.Context, host nodeagent.Host) {
-	o.tellRepairsTo(host)
-	defer o.tellRepairsTo(nil)
-	o.serving.mu.Lock()
-	o.serving.ctx = ctx
-	o.serving.mu.Unlock()
-	host.Changed() // what was made true before is not served yet
-	<-ctx.Done()
-	o.serving.mu.Lock()
-	o.serving.ctx = nil
-	o.serving.mu.Unlock()
-	o.serving.running.Wait()
-}
-
-func (o *Overlay) tellRepairsTo(host nodeagent.Host) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.drift.host = host
+	o.ledger.tellTo(host)
+	defer o.ledger.tellTo(nil)
+	o.serving.run(ctx, host.Changed) // what was made true before is not served yet
 }
 
 // toServe is what the guests on those ports are told.
@@ -98,9 +97,7 @@ func toServe(n network, ports []guestPort) dhcp.Network {
 
 // serve sees to it that the guests on the Network's ports are served, and
 // nobody where there are none.
-func (o *Overlay) serve(tenant place, n network) error {
-	ports, _ := o.portsOf(n.name)
-	s := &o.serving
+func (s *serving) serve(tenant place, n network, ports []guestPort) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx == nil || s.ctx.Err() != nil {
@@ -122,14 +119,14 @@ func (o *Overlay) serve(tenant place, n network) error {
 	}
 	switch {
 	case have == nil:
-		if have, err = o.startServer(n, want, namespace); err != nil {
+		if have, err = s.start(n, want, namespace); err != nil {
 			return err
 		}
 	case !reflect.DeepEqual(have.told, want):
 		have.Set(want)
 		have.told = want
 	}
-	return o.serveConfigs(n, have, ports)
+	return s.serveConfigs(n, have, ports)
 }
 
 // whereToServe tells a namespace and a bridge from those that stood in their
@@ -146,25 +143,25 @@ func whereToServe(tenant place, n network) (namespace uint64, bridge int, err er
 	return stat.Ino, l.Attrs().Index, nil
 }
 
-// startServer is called with serving.mu held.
-func (o *Overlay) startServer(n network, want dhcp.Network, namespace uint64) (*served, error) {
-	path := o.pathOf(n)
-	server, err := dhcp.Open(dhcp.Options{Bridge: bridgeName(n.vni), Forwarder: o.serving.forwarder, Log: o.log,
+// start is called with mu held.
+func (s *serving) start(n network, want dhcp.Network, namespace uint64) (*served, error) {
+	path := s.tenants.pathOf(n)
+	server, err := dhcp.Open(dhcp.Options{Bridge: bridgeName(n.vni), Forwarder: s.forwarder, Log: s.log,
 		Within: func(f func() error) error { return withinPath(path, f) }}, want)
 	if err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(o.serving.ctx)
-	s := &served{Server: server, namespace: namespace, told: want, stop: stop, done: make(chan struct{})}
-	o.serving.servers[n.uid] = s
-	o.serving.running.Go(func() {
-		defer close(s.done)
+	ctx, stop := context.WithCancel(s.ctx)
+	run := &served{Server: server, namespace: namespace, told: want, stop: stop, done: make(chan struct{})}
+	s.servers[n.uid] = run
+	s.running.Go(func() {
+		defer close(run.done)
 		defer stop()
 		if err := server.Run(ctx); err != nil {
-			o.log.Warn("overlay: guests are not served until the next pass", "network", n.name, "error", err)
+			s.log.Warn("overlay: guests are not served until the next pass", "network", n.name, "error", err)
 		}
 	})
-	return s, nil
+	return run, nil
 }
 
 // stop lets go of a Network that is to be removed.
@@ -188,16 +185,4 @@ func withinPath(path string, f func() error) error {
 	}
 	defer func() { _ = ns.Close() }()
 	return within(ns, f)
-}
-
-// dialHost connects from the host's namespace.
-func (o *Overlay) dialHost(ctx context.Context, network, address string) (c net.Conn, err error) {
-	if o.host == ownNamespace {
-		return new(net.Dialer).DialContext(ctx, network, address)
-	}
-	err = withinPath(o.host, func() error {
-		c, err = new(net.Dialer).DialContext(ctx, network, address)
-		return err
-	})
-	return c, err
 }

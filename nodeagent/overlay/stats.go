@@ -1,10 +1,7 @@
 package overlay
 
 import (
-	"maps"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -49,15 +46,7 @@ type Drops struct {
 }
 
 // Stats lists the Networks that the last Reconcile saw, by name.
-func (o *Overlay) Stats() []Stats {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	list := slices.SortedFunc(maps.Values(o.stats), func(a, b Stats) int { return strings.Compare(a.Network, b.Network) })
-	for i := range list {
-		list[i].Ports = slices.Clone(list[i].Ports)
-	}
-	return list
-}
+func (o *Overlay) Stats() []Stats { return o.ledger.list() }
 
 // countPorts has the kernel count again what went through the taps: one list of
 // links for each Network that has any. What cannot be read stays as it was.
@@ -66,7 +55,7 @@ func (o *Overlay) countPorts(list []Stats) {
 		if len(list[i].Ports) == 0 {
 			continue
 		}
-		tenant, err := openPlace(filepath.Join(o.dir, list[i].Namespace))
+		tenant, err := openPlace(filepath.Join(o.tenants.dir, list[i].Namespace))
 		if err != nil {
 			continue
 		}

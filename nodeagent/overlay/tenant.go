@@ -1,27 +1,64 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/namespace"
 )
 
-func (o *Overlay) pathOf(n network) string { return filepath.Join(o.dir, namespaceName(n.name, n.uid)) }
+// tenants are the Networks' namespaces.
+type tenants struct {
+	dir        string
+	pin, unpin func(ctx context.Context, path string) error
+}
 
-// openTenant opens a Network's namespace; one that is not there is made.
-func (o *Overlay) openTenant(ctx context.Context, path string) (place, error) {
+func newTenants(o Options) tenants {
+	t := tenants{dir: cmp.Or(o.NamespaceDir, "/run/netns"), pin: o.Pin, unpin: o.Unpin}
+	if t.pin == nil {
+		t.pin = func(_ context.Context, path string) error { return namespace.Pin(path) }
+	}
+	if t.unpin == nil {
+		t.unpin = func(_ context.Context, path string) error { return namespace.Unpin(path) }
+	}
+	return t
+}
+
+func (t tenants) path(network, uid string) string {
+	return filepath.Join(t.dir, namespaceName(network, uid))
+}
+
+func (t tenants) pathOf(n network) string { return t.path(n.name, n.uid) }
+
+// complete reports whether the Networks are all that run here.
+func (t tenants) complete(networks []network) (bool, error) {
+	names, err := namespaces(t.dir)
+	if err != nil {
+		return false, err
+	}
+	for _, n := range networks {
+		names = slices.DeleteFunc(names, func(name string) bool { return name == namespaceName(n.name, n.uid) })
+	}
+	return len(names) == 0, nil
+}
+
+// open opens a Network's namespace; one that is not there is made.
+func (t tenants) open(ctx context.Context, path string) (place, error) {
 	tenant, err := openPlace(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return tenant, err
 	}
 	// A file that pins nothing is left when its mount was lost.
-	if err := errors.Join(o.unpinIfThere(ctx, path), o.pin(ctx, path)); err != nil {
+	if err := errors.Join(t.unpinIfThere(ctx, path), t.pin(ctx, path)); err != nil {
 		return tenant, err
 	}
 	if tenant, err = openPlace(path); err != nil {
@@ -34,17 +71,17 @@ func (o *Overlay) openTenant(ctx context.Context, path string) (place, error) {
 	return tenant, nil
 }
 
-func (o *Overlay) unpinIfThere(ctx context.Context, path string) error {
+func (t tenants) unpinIfThere(ctx context.Context, path string) error {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return o.unpin(ctx, path)
+	return t.unpin(ctx, path)
 }
 
-func (o *Overlay) removeAt(ctx context.Context, host place, path, uid string) error {
+func (t tenants) remove(ctx context.Context, host place, path, uid string) error {
 	tenant, err := openPlace(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return o.unpinIfThere(ctx, path)
+		return t.unpinIfThere(ctx, path)
 	}
 	if err != nil {
 		return err
@@ -64,7 +101,7 @@ func (o *Overlay) removeAt(ctx context.Context, host place, path, uid string) er
 	if err := removeMarked(host, mark(uid)); err != nil {
 		return err
 	}
-	return o.unpin(ctx, path)
+	return t.unpin(ctx, path)
 }
 
 // removeMarked takes the interfaces away that are marked so.

@@ -15,10 +15,7 @@ import (
 )
 
 // findUnderlay looks the underlay up as it is now.
-func (o *Overlay) findUnderlay(host place) (underlay, error) {
-	o.mu.Lock()
-	want := o.underlay
-	o.mu.Unlock()
+func findUnderlay(host place, want api.Underlay) (underlay, error) {
 	none := underlay{encrypted: want.Encryption != nil}
 	if want.Interface == "" && len(want.Addresses) == 0 {
 		return none, errors.New("the host's underlay is not known: give the Machine a link in a production Subnet")
