@@ -36,7 +36,6 @@ func outsized() map[string]bool {
 		"hardware/redfish.go",
 		"lab.Machine",
 		"lab/bmc.Server",
-		"nodeagent.Agent",
 	} {
 		list[name] = true
 	}

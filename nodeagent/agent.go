@@ -2,7 +2,6 @@ package nodeagent
 
 import (
 	"context"
-	"crypto/ecdh"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -27,8 +26,6 @@ type Options struct {
 	Version  string
 	Log      *slog.Logger
 	Notify   *systemd.Notifier
-	// Handlers make parts true, one per kind. The base part has its own.
-	Handlers []Handler
 	// Encrypter is asked by the base part's. An agent without one says so where
 	// a Zone is to be encrypted.
 	Encrypter Encrypter
@@ -45,9 +42,8 @@ type Agent struct {
 	timing   timing
 	facts    facts
 	began    time.Time
-	// Both are set before the workers run.
-	encrypter    Encrypter
-	wireGuardKey *ecdh.PrivateKey
+	// encryption is asked by the base part's handler.
+	encryption *encryption
 
 	calls  chan func()
 	status mailbox[api.HostStatus]
@@ -61,7 +57,7 @@ type Agent struct {
 	spec       *hostSpec
 	id         *identity
 	link       Link
-	workers    []*worker
+	workers    workers
 	generation int64 // of the HostSpec in memory: counts commits
 	applied    api.Bookmark
 	observedBy map[string]observation // by the part's key
@@ -109,27 +105,34 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		config: o.Config, stateDir: o.StateDir, runDir: o.RunDir, version: o.Version, log: o.Log, notify: o.Notify,
-		timing: defaultTiming(), encrypter: o.Encrypter, began: time.Now(),
+		timing: defaultTiming(), encryption: &encryption{encrypter: o.Encrypter, version: o.Version}, began: time.Now(),
 		calls: make(chan func()), status: newMailbox[api.HostStatus](), bgp: newMailbox[api.BGPStatus](), events: make(chan api.Event, 16),
 		observedBy: map[string]observation{}, parts: map[string]api.PartStatus{}, link: Link{State: LinkJoining, Since: time.Now()},
 	}
-	for _, h := range append([]Handler{baseHandler{nics: nics.List, encrypt: a.encrypt}}, o.Handlers...) {
-		if a.handles(h.Kind()) {
-			return nil, fmt.Errorf("two handlers of %s parts", h.Kind())
-		}
-		a.workers = append(a.workers, &worker{agent: a, handler: h, wake: wait.NewSignal()})
-	}
+	a.workers = workers{a.newWorker(baseHandler{nics: nics.List, encrypt: a.encryption.encrypt})}
 	return a, nil
 }
 
-func (a *Agent) identityPath() string { return filepath.Join(a.stateDir, "identity.json") }
-func (a *Agent) joinKeyPath() string  { return filepath.Join(a.stateDir, "join-key.json") }
-
-func (a *Agent) wireGuardKeyPath() string { return filepath.Join(a.stateDir, "wireguard.key") }
-
-func (a *Agent) handles(kind string) bool {
-	return slices.ContainsFunc(a.workers, func(w *worker) bool { return w.handler.Kind() == kind })
+func (a *Agent) newWorker(h Handler) *worker {
+	return &worker{agent: a, handler: h, wake: wait.NewSignal()}
 }
+
+// Use gives the agent its handlers, before Run: one per kind. The base part has
+// its own. They may have been made with what the agent offers, such as Get.
+func (a *Agent) Use(handlers ...Handler) error {
+	for _, h := range handlers {
+		if a.workers.handle(h.Kind()) {
+			return fmt.Errorf("two handlers of %s parts", h.Kind())
+		}
+		a.workers = append(a.workers, a.newWorker(h))
+	}
+	return nil
+}
+
+// What the agent keeps in its state directory.
+func identityPath(dir string) string     { return filepath.Join(dir, "identity.json") }
+func joinKeyPath(dir string) string      { return filepath.Join(dir, "join-key.json") }
+func wireGuardKeyPath(dir string) string { return filepath.Join(dir, "wireguard.key") }
 
 // Run is the agent's life; it ends with ctx, touching nothing of what runs on
 // the host. An error means that it could not begin.
@@ -151,7 +154,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	group.Go(func() { nics.Watch(ctx, a.log, func(nics []api.HostNIC) { a.sawNICs(ctx, nics) }) })
 	group.Go(func() { a.reach(ctx) })
-	group.Go(func() { a.serveMetrics(ctx) })
+	group.Go(func() { exporter{a}.serve(ctx) })
 	group.Go(func() { a.notify.Watchdog(ctx, func() bool { return a.alive(ctx) }) })
 	for _, w := range a.workers {
 		group.Go(func() { w.run(ctx) })
@@ -171,7 +174,7 @@ func (a *Agent) load() {
 	if a.facts, err = readFacts(a.stateDir); err != nil {
 		a.log.Warn("some facts of the host cannot be read", "error", err)
 	}
-	if a.wireGuardKey, err = wireGuardKey(a.wireGuardKeyPath()); err != nil {
+	if a.encryption.key, err = wireGuardKey(wireGuardKeyPath(a.stateDir)); err != nil {
 		a.log.Warn("key of the host", "error", err)
 	}
 	var faults []error
@@ -195,7 +198,8 @@ func (a *Agent) stale() bool { return a.spec.stale(a.config.HostSpec) }
 
 // reach joins, if need be, and then keeps the stream.
 func (a *Agent) reach(ctx context.Context) {
-	id, err := a.join(ctx)
+	j := joiner{config: a.config, dir: a.stateDir, bootID: a.facts.BootID, timing: a.timing, log: a.log, report: a.setLink}
+	id, err := j.join(ctx)
 	if err != nil {
 		return // ctx is done
 	}
@@ -251,12 +255,6 @@ func (a *Agent) changed() {
 	}
 }
 
-func (a *Agent) kick() {
-	for _, w := range a.workers {
-		w.wake.Set()
-	}
-}
-
 func (a *Agent) setLink(ctx context.Context, l Link) {
 	l.Since = time.Now()
 	_ = a.do(ctx, func() {
@@ -274,7 +272,7 @@ func (a *Agent) setLink(ctx context.Context, l Link) {
 func (a *Agent) sawNICs(ctx context.Context, nics []api.HostNIC) {
 	_ = a.do(ctx, func() {
 		a.nics = nics
-		a.kick()
+		a.workers.kick()
 		a.changed()
 	})
 }
@@ -315,7 +313,7 @@ func (a *Agent) handle(f api.ServerFrame) error {
 		a.renewed(f.Certificate)
 	}
 	if f.Audit != nil {
-		a.audit(*f.Audit)
+		a.workers.audit(*f.Audit)
 	}
 	committed, err := a.spec.handle(f, a.config.HostSpec)
 	if err != nil || !committed {
@@ -325,25 +323,16 @@ func (a *Agent) handle(f api.ServerFrame) error {
 	a.log.Info("HostSpec received", "epoch", a.spec.index.Epoch, "revision", a.spec.index.Revision, "parts", len(a.spec.index.Parts))
 	a.dropUnhandledTombstones()
 	a.save()
-	a.kick()
+	a.workers.kick()
 	a.changed()
 	return nil
-}
-
-// audit hands on what another host has received of this one.
-func (a *Agent) audit(x api.BGPAudit) {
-	for _, w := range a.workers {
-		if h, ok := w.handler.(Auditor); ok {
-			h.Audit(x)
-		}
-	}
 }
 
 // dropUnhandledTombstones forgets parts that no handler of this build ever
 // made anything of.
 func (a *Agent) dropUnhandledTombstones() {
 	for _, t := range slices.Clone(a.spec.index.Tombstones) {
-		if !a.handles(kindOf(t.Part)) {
+		if !a.workers.handle(kindOf(t.Part)) {
 			a.spec.removed(t)
 		}
 	}
@@ -416,7 +405,7 @@ func (a *Agent) observed(w *worker, generation int64, asked []Part, got map[stri
 // noteApplied moves the applied revision on when every handler has passed it,
 // and tells systemd that start-up is complete after the first passes.
 func (a *Agent) noteApplied() {
-	if slices.ContainsFunc(a.workers, func(w *worker) bool { return !w.passed || w.done < a.generation }) {
+	if !a.workers.passed(a.generation) {
 		return
 	}
 	a.applied = api.Bookmark{Epoch: a.spec.index.Epoch, Revision: a.spec.index.Revision}
@@ -450,7 +439,7 @@ func (a *Agent) partStatuses() map[string]api.PartStatus {
 }
 
 func (a *Agent) partStatus(kind string, p Part) api.PartStatus {
-	if !a.handles(kind) {
+	if !a.workers.handle(kind) {
 		return unhandled(kind, a.version)
 	}
 	o, seen := a.observedBy[p.Key()]
@@ -475,7 +464,7 @@ func (a *Agent) publish() {
 	host := api.HostStatus{
 		UID: a.config.UID, AgentVersion: a.version, OS: a.facts.OS, Kernel: a.facts.Kernel, BootID: a.facts.BootID,
 		ClockSkew: api.Duration(a.skew), Stateless: a.facts.Stateless,
-		CPUs: a.facts.CPUs, Memory: api.Bytes(a.facts.Memory), NICs: a.nics, WireGuardKey: publicKey(a.wireGuardKey),
+		CPUs: a.facts.CPUs, Memory: api.Bytes(a.facts.Memory), NICs: a.nics, WireGuardKey: publicKey(a.encryption.key),
 		Epoch: a.applied.Epoch, Revision: a.applied.Revision, Parts: a.parts,
 	}
 	if a.id != nil {
@@ -547,7 +536,7 @@ func (a *Agent) renewed(certificate string) {
 	next.Certificate, next.Issued = certificate, a.clock.now().UTC()
 	_, err := next.pair()
 	if err == nil {
-		err = next.save(a.identityPath())
+		err = next.save(identityPath(a.stateDir))
 	}
 	if err != nil {
 		a.log.Error("the new certificate cannot be used; the old one stays", "error", err)

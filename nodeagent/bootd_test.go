@@ -453,16 +453,19 @@ func (l *logBuffer) has(s string) bool {
 // ends or stop is called.
 func runAgent(t testing.TB, h *host, handlers ...Handler) (log *logBuffer, stop func()) {
 	t.Helper()
-	return runAgentWith(t, h, func(o *Options) { o.Handlers = handlers })
+	return runAgentWith(t, h, func(*Options) {}, handlers...)
 }
 
-func runAgentWith(t testing.TB, h *host, change func(*Options)) (log *logBuffer, stop func()) {
+func runAgentWith(t testing.TB, h *host, change func(*Options), handlers ...Handler) (log *logBuffer, stop func()) {
 	t.Helper()
 	log = new(logBuffer)
 	logger := slog.New(slog.NewTextHandler(log, nil))
 	o := Options{Config: h.config, StateDir: h.state, RunDir: h.run, Version: "test", Log: logger, Notify: systemd.NewNotifier(logger)}
 	change(&o)
 	a, err := New(o)
+	if err == nil {
+		err = a.Use(handlers...)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func (s *channels) carry(ctx context.Context, c api.Channel) error {
 	}
 	defer client.CloseIdleConnections()
 	path := s.base + "/v1/hosts/" + url.PathEscape(s.agent.config.Machine) + "/channels/" + url.PathEscape(c.ID)
-	end, err := s.agent.opener(ctx, c)
+	end, err := s.end(ctx, c)
 	if err != nil {
 		return errors.Join(err, refuseChannel(ctx, client, path, err))
 	}
@@ -108,12 +108,10 @@ func refuseChannel(ctx context.Context, client *http.Client, path string, why er
 	return resp.Body.Close()
 }
 
-// opener has the handler open what a channel is for.
-func (a *Agent) opener(ctx context.Context, c api.Channel) (io.ReadWriteCloser, error) {
-	for _, w := range a.workers {
-		if o, ok := w.handler.(Opener); ok {
-			return o.Open(ctx, c)
-		}
+// end has the handler open what a channel is for.
+func (s *channels) end(ctx context.Context, c api.Channel) (io.ReadWriteCloser, error) {
+	if o := s.agent.workers.opener(); o != nil {
+		return o.Open(ctx, c)
 	}
-	return nil, fmt.Errorf("nodeagent %s has nothing that is called %s", a.version, c.Kind)
+	return nil, fmt.Errorf("nodeagent %s has nothing that is called %s", s.agent.version, c.Kind)
 }

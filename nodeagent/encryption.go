@@ -71,17 +71,24 @@ func parseWireGuardKey(text string) (*ecdh.PrivateKey, error) {
 	return ecdh.X25519().NewPrivateKey(b)
 }
 
+// encryption is the host's side of the underlay's.
+type encryption struct {
+	encrypter Encrypter        // nil where this build has none
+	key       *ecdh.PrivateKey // set before the workers run
+	version   string
+}
+
 // encrypt is what the base part's handler has done to the underlay.
-func (a *Agent) encrypt(ctx context.Context, u api.Underlay) error {
+func (e *encryption) encrypt(ctx context.Context, u api.Underlay) error {
 	switch {
-	case a.encrypter == nil && u.Encryption == nil:
+	case e.encrypter == nil && u.Encryption == nil:
 		return nil
-	case a.encrypter == nil:
-		return fmt.Errorf("nodeagent %s cannot encrypt the underlay", a.version)
-	case a.wireGuardKey == nil:
+	case e.encrypter == nil:
+		return fmt.Errorf("nodeagent %s cannot encrypt the underlay", e.version)
+	case e.key == nil:
 		return errors.New("the host has no WireGuard key: see the log of nodeagent")
 	}
-	return a.encrypter.Encrypt(ctx, a.wireGuardKey, u)
+	return e.encrypter.Encrypt(ctx, e.key, u)
 }
 
 // publicKey is what the host reports.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -20,22 +21,32 @@ import (
 // maxFrame bounds what one answer or frame of bootd may take, in bytes.
 const maxFrame = 16 << 20
 
+// joiner makes this machine a host: it gets an identity of bootd and keeps it.
+type joiner struct {
+	config api.AgentConfig
+	dir    string // where identity and key are kept
+	bootID string
+	timing timing
+	log    *slog.Logger
+	report func(context.Context, Link)
+}
+
 // needsJoin says whether the identity that the host holds, if any, will not do.
-func (a *Agent) needsJoin(id *identity, token string) bool {
-	if id == nil || id.Machine != a.config.Machine || id.UID != a.config.UID {
+func (j joiner) needsJoin(id *identity, token string) bool {
+	if id == nil || id.Machine != j.config.Machine || id.UID != j.config.UID {
 		return true
 	}
 	// A machine that was provisioned anew with its data kept brings the
 	// certificate of an earlier BootAttempt: the new token counts.
-	return id.AttemptID != a.config.AttemptID && token != ""
+	return id.AttemptID != j.config.AttemptID && token != ""
 }
 
 // join returns the host's identity once it has one; it gives up only with ctx.
-func (a *Agent) join(ctx context.Context) (*identity, error) {
-	a.setLink(ctx, Link{State: LinkJoining})
-	pause := backoff{min: a.timing.minBackoff, max: a.timing.maxBackoff}
+func (j joiner) join(ctx context.Context) (*identity, error) {
+	j.report(ctx, Link{State: LinkJoining})
+	pause := backoff{min: j.timing.minBackoff, max: j.timing.maxBackoff}
 	for {
-		id, err := a.tryJoin(ctx)
+		id, err := j.tryJoin(ctx)
 		if err == nil {
 			return id, nil
 		}
@@ -44,13 +55,13 @@ func (a *Agent) join(ctx context.Context) (*identity, error) {
 		}
 		var refused *refusal
 		if errors.As(err, &refused) {
-			a.log.Error("join refused", "error", err)
-			a.setLink(ctx, Link{State: LinkRefused, Error: err.Error()})
-			_ = wait.For(ctx, a.timing.refused)
+			j.log.Error("join refused", "error", err)
+			j.report(ctx, Link{State: LinkRefused, Error: err.Error()})
+			_ = wait.For(ctx, j.timing.refused)
 			continue
 		}
-		a.log.Warn("cannot join yet", "error", err)
-		a.setLink(ctx, Link{State: LinkJoining, Error: oneLine(err)})
+		j.log.Warn("cannot join yet", "error", err)
+		j.report(ctx, Link{State: LinkJoining, Error: oneLine(err)})
 		pause.wait(ctx)
 	}
 }
@@ -62,36 +73,36 @@ func (r *refusal) Error() string { return r.message }
 
 func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
 
-func (a *Agent) tryJoin(ctx context.Context) (*identity, error) {
-	id, err := loadIdentity(a.identityPath())
+func (j joiner) tryJoin(ctx context.Context) (*identity, error) {
+	id, err := loadIdentity(identityPath(j.dir))
 	if err != nil {
-		a.log.Warn("the host's identity cannot be used; it needs to join again", "error", err)
+		j.log.Warn("the host's identity cannot be used; it needs to join again", "error", err)
 	}
-	token, err := readToken(a.config.JoinTokenFile)
+	token, err := readToken(j.config.JoinTokenFile)
 	if err != nil {
 		return nil, err
 	}
-	if !a.needsJoin(id, token) {
-		a.dropToken()
+	if !j.needsJoin(id, token) {
+		j.dropToken()
 		return id, nil
 	}
 	if token == "" {
 		return nil, refuse("this machine has no certificate for uid %s and no join token in %q: provision it anew with `weftctl machine reprovision %s`",
-			a.config.UID, a.config.JoinTokenFile, a.config.Machine)
+			j.config.UID, j.config.JoinTokenFile, j.config.Machine)
 	}
-	key, err := joinKey(a.joinKeyPath(), a.config.AttemptID)
+	key, err := joinKey(joinKeyPath(j.dir), j.config.AttemptID)
 	if err != nil {
 		return nil, err
 	}
-	id, err = a.requestJoin(ctx, key, token)
+	id, err = j.requestJoin(ctx, key, token)
 	if err != nil {
 		return nil, err
 	}
-	if err := id.save(a.identityPath()); err != nil {
+	if err := id.save(identityPath(j.dir)); err != nil {
 		return nil, err // the same key asks again: bootd takes it for the same join
 	}
-	a.log.Info("joined", "machine", id.Machine, "uid", id.UID, "attempt", id.AttemptID)
-	a.dropToken()
+	j.log.Info("joined", "machine", id.Machine, "uid", id.UID, "attempt", id.AttemptID)
+	j.dropToken()
 	return id, nil
 }
 
@@ -116,32 +127,32 @@ func readToken(path string) (string, error) {
 
 // dropToken removes the token and the key of the join: both have done their
 // work. A token that cannot be removed is used up and does no harm.
-func (a *Agent) dropToken() {
-	for _, path := range []string{a.config.JoinTokenFile, a.joinKeyPath()} {
+func (j joiner) dropToken() {
+	for _, path := range []string{j.config.JoinTokenFile, joinKeyPath(j.dir)} {
 		if path == "" {
 			continue
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			a.log.Warn("cannot remove what the join has used up", "path", path, "error", err)
+			j.log.Warn("cannot remove what the join has used up", "path", path, "error", err)
 		}
 	}
 }
 
 // requestJoin asks one bootd after the other.
-func (a *Agent) requestJoin(ctx context.Context, key, token string) (*identity, error) {
-	csr, err := signingRequest(key, a.config.Machine)
+func (j joiner) requestJoin(ctx context.Context, key, token string) (*identity, error) {
+	csr, err := signingRequest(key, j.config.Machine)
 	if err != nil {
 		return nil, err
 	}
-	body, err := api.Encode(api.JoinRequest{Machine: a.config.Machine, CSR: csr, Time: time.Now().UTC(), BootID: a.facts.BootID})
+	body, err := api.Encode(api.JoinRequest{Machine: j.config.Machine, CSR: csr, Time: time.Now().UTC(), BootID: j.bootID})
 	if err != nil {
 		return nil, err
 	}
 	var faults []error
-	for _, base := range a.config.API {
-		answer, err := a.postJoin(ctx, base, token, body)
+	for _, base := range j.config.API {
+		answer, err := j.postJoin(ctx, base, token, body)
 		if err == nil {
-			return a.accept(answer, key)
+			return j.accept(answer, key)
 		}
 		var refused *refusal
 		if errors.As(err, &refused) || ctx.Err() != nil {
@@ -152,14 +163,14 @@ func (a *Agent) requestJoin(ctx context.Context, key, token string) (*identity, 
 	return nil, errors.Join(faults...)
 }
 
-func (a *Agent) postJoin(ctx context.Context, base, token string, body []byte) (*api.JoinResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.timing.silence)
+func (j joiner) postJoin(ctx context.Context, base, token string, body []byte) (*api.JoinResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, j.timing.silence)
 	defer cancel()
-	roots, err := parseCertificates(a.config.CA)
+	roots, err := parseCertificates(j.config.CA)
 	if err != nil {
 		return nil, fmt.Errorf("the site's CA: %w", err)
 	}
-	client, err := newClient(base, roots, nil, a.timing.dial)
+	client, err := newClient(base, roots, nil, j.timing.dial)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +191,7 @@ func (a *Agent) postJoin(ctx context.Context, base, token string, body []byte) (
 		return nil, fmt.Errorf("join: read the answer of %s: %w", base, err)
 	}
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
-		return nil, joinFault(base, a.config.Machine, resp.StatusCode, raw)
+		return nil, joinFault(base, j.config.Machine, resp.StatusCode, raw)
 	}
 	answer := new(api.JoinResponse)
 	if err := json.Unmarshal(raw, answer); err != nil {
@@ -218,18 +229,18 @@ func problem(status int, body []byte) *api.Problem {
 }
 
 // accept checks that bootd's answer is for this machine and this key.
-func (a *Agent) accept(r *api.JoinResponse, key string) (*identity, error) {
-	if r.Machine != a.config.Machine || r.UID != a.config.UID {
+func (j joiner) accept(r *api.JoinResponse, key string) (*identity, error) {
+	if r.Machine != j.config.Machine || r.UID != j.config.UID {
 		return nil, refuse("bootd joined this machine as %s (uid %s), its configuration says %s (uid %s): provision it anew with `weftctl machine reprovision %s`",
-			r.Machine, r.UID, a.config.Machine, a.config.UID, a.config.Machine)
+			r.Machine, r.UID, j.config.Machine, j.config.UID, j.config.Machine)
 	}
 	attempt := r.AttemptID
 	if attempt == "" {
-		attempt = a.config.AttemptID
+		attempt = j.config.AttemptID
 	}
-	if attempt != a.config.AttemptID {
+	if attempt != j.config.AttemptID {
 		return nil, refuse("bootd joined this machine in BootAttempt %s, its configuration is of %s: provision it anew with `weftctl machine reprovision %s`",
-			attempt, a.config.AttemptID, a.config.Machine)
+			attempt, j.config.AttemptID, j.config.Machine)
 	}
 	id := &identity{Machine: r.Machine, UID: r.UID, AttemptID: attempt, Key: key, Certificate: r.Certificate, CA: r.CA, API: r.API, Issued: r.Time.UTC()}
 	if _, err := id.pair(); err != nil {

@@ -15,53 +15,56 @@ import (
 	"github.com/rackweft/rackweft/internal/budget"
 )
 
-// serveMetrics serves the agent's metrics, and those of the handlers that have
+// exporter serves what /metrics shows of an agent.
+type exporter struct{ agent *Agent }
+
+// serve serves the agent's metrics, and those of the handlers that have
 // some, where the configuration says. An address that cannot be had now is
 // tried again: the interface may still come up.
-func (a *Agent) serveMetrics(ctx context.Context) {
-	if a.config.Metrics == "" {
+func (e exporter) serve(ctx context.Context) {
+	if e.agent.config.Metrics == "" {
 		return
 	}
-	pause := backoff{min: a.timing.minBackoff, max: a.timing.maxBackoff}
+	pause := backoff{min: e.agent.timing.minBackoff, max: e.agent.timing.maxBackoff}
 	warned := false
 	for ctx.Err() == nil {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.Metrics)
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", e.agent.config.Metrics)
 		if err == nil {
-			a.serveMetricsOn(ctx, listener)
+			e.serveOn(ctx, listener)
 			return
 		}
 		if !warned {
 			warned = true
-			a.log.Warn("metrics are not served yet", "address", a.config.Metrics, "error", err)
+			e.agent.log.Warn("metrics are not served yet", "address", e.agent.config.Metrics, "error", err)
 		}
 		pause.wait(ctx)
 	}
 }
 
-func (a *Agent) serveMetricsOn(ctx context.Context, listener net.Listener) {
+func (e exporter) serveOn(ctx context.Context, listener net.Listener) {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry(ctx), promhttp.HandlerOpts{MaxRequestsInFlight: 2, Timeout: 10 * time.Second}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(e.registry(ctx), promhttp.HandlerOpts{MaxRequestsInFlight: 2, Timeout: 10 * time.Second}))
 	server := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 8 << 10}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
-	a.log.Info("metrics", "address", listener.Addr().String())
+	e.agent.log.Info("metrics", "address", listener.Addr().String())
 	if err := server.Serve(budget.Listen(listener, budget.Limits{Total: 64, PerPeer: 16})); !errors.Is(err, http.ErrServerClosed) {
-		a.log.Error("metrics are not served any more", "error", err)
+		e.agent.log.Error("metrics are not served any more", "error", err)
 	}
 }
 
 // registry holds what /metrics shows: a Handler that is a
 // prometheus.Collector too is shown with the rest.
-func (a *Agent) registry(ctx context.Context) *prometheus.Registry {
+func (e exporter) registry(ctx context.Context) *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(newAgentCollector(ctx, a), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, w := range a.workers {
+	r.MustRegister(newAgentCollector(ctx, e.agent), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, w := range e.agent.workers {
 		c, ok := w.handler.(prometheus.Collector)
 		if !ok {
 			continue
 		}
 		if err := r.Register(c); err != nil {
-			a.log.Error("metrics of a handler are left out", "kind", w.handler.Kind(), "error", err)
+			e.agent.log.Error("metrics of a handler are left out", "kind", w.handler.Kind(), "error", err)
 		}
 	}
 	return r

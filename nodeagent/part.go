@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/wait"
@@ -147,4 +148,41 @@ func (w *worker) BGP(s api.BGPStatus) { w.agent.bgp.put(s) }
 func unhandled(kind, version string) api.PartStatus {
 	return api.PartStatus{State: api.PartPending,
 		Message: fmt.Sprintf("nodeagent %s has no handler for %s parts: it keeps the part and does nothing with it; a later version applies it", version, kind)}
+}
+
+// workers are all of an agent's, one for each kind.
+type workers []*worker
+
+func (l workers) handle(kind string) bool {
+	return slices.ContainsFunc(l, func(w *worker) bool { return w.handler.Kind() == kind })
+}
+
+func (l workers) kick() {
+	for _, w := range l {
+		w.wake.Set()
+	}
+}
+
+// passed reports whether every handler has passed a generation of the HostSpec.
+func (l workers) passed(generation int64) bool {
+	return !slices.ContainsFunc(l, func(w *worker) bool { return !w.passed || w.done < generation })
+}
+
+// audit hands on what another host has received of this one.
+func (l workers) audit(x api.BGPAudit) {
+	for _, w := range l {
+		if h, ok := w.handler.(Auditor); ok {
+			h.Audit(x)
+		}
+	}
+}
+
+// opener is the handler that opens channels; nil when there is none.
+func (l workers) opener() Opener {
+	for _, w := range l {
+		if o, ok := w.handler.(Opener); ok {
+			return o
+		}
+	}
+	return nil
 }

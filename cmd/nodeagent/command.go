@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/rackweft/rackweft/internal/exit"
 	"github.com/rackweft/rackweft/nodeagent"
-	"github.com/rackweft/rackweft/nodeagent/guest"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 	"github.com/rackweft/rackweft/systemd"
@@ -81,27 +79,25 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 		return exit.Fault(err)
 	}
 	log := systemd.NewLogger(stderr, slog.LevelInfo)
-	// agent and guests ask and are asked once the agent runs its handlers.
-	var agent *nodeagent.Agent
-	var guests *guest.Handler
 	inside, err := newInside(s, log)
 	if err != nil {
 		return err
 	}
-	network := newOverlay(s, func(w http.ResponseWriter, r *http.Request, uid string) { guests.ServeConfig(w, r, uid) }, inside, log)
-	get := func(ctx context.Context, path string) (*nodeagent.Content, error) { return agent.Get(ctx, path) }
-	own := func(ctx context.Context) (nodeagent.Credentials, error) { return agent.Credentials(ctx) }
-	guests, err = newGuests(s, config, network, get, own, log)
-	if err != nil {
-		return err
-	}
-	agent, err = nodeagent.New(nodeagent.Options{
+	network := newOverlay(s, inside, log)
+	agent, err := nodeagent.New(nodeagent.Options{
 		Config: config, StateDir: s.stateDir, RunDir: s.runDir, Version: s.version,
 		Log: log, Notify: systemd.NewNotifier(log),
-		Handlers:  []nodeagent.Handler{network, guests, newSpeaker(s, inside, log)},
 		Encrypter: network.Guard(wireguard.New(wireguard.Kernel(), log)),
 	})
 	if err != nil {
+		return exit.Fault(err)
+	}
+	guests, err := newGuests(s, config, network, agent, log)
+	if err != nil {
+		return err
+	}
+	network.ServeConfigs(guests.ServeConfig)
+	if err := agent.Use(network, guests, newSpeaker(s, inside, log)); err != nil {
 		return exit.Fault(err)
 	}
 	return agent.Run(ctx)

@@ -18,7 +18,6 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
-	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -29,29 +28,29 @@ const maxShare = 4 << 20
 // has the Guest shut down.
 const launchWord, shutdownWord = "guest-exec", "guest-shutdown"
 
-// newGuests makes the handler of the Machine's guest parts. get reads from bootd;
-// own is what the host shows other hosts.
-func newGuests(s settings, config api.AgentConfig, network guest.Plugger, get func(ctx context.Context, path string) (*nodeagent.Content, error), own transfer.Credentials, log *slog.Logger) (*guest.Handler, error) {
+// newGuests makes the handler of the Machine's guest parts. By the agent it reads
+// from bootd, and shows other hosts which one this is.
+func newGuests(s settings, config api.AgentConfig, network guest.Plugger, agent *nodeagent.Agent, log *slog.Logger) (*guest.Handler, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find nodeagent's own file: %w", err)
 	}
 	o := guest.Options{
 		StateDir: s.guestState(), RunDir: s.guestRun(),
-		Log: log, Network: network, Credentials: own, Launch: []string{self, launchWord},
+		Log: log, Network: network, Credentials: agent.Credentials, Launch: []string{self, launchWord},
 		Accelerator: qemu.Accelerator(s.accelerator), Kernel: config.Kernel,
 		Fetch: func(ctx context.Context, digest api.SHA256) (io.ReadCloser, error) {
-			return opened(get(ctx, "/v1/blobs/sha256:"+string(digest)))
+			return opened(agent.Get(ctx, "/v1/blobs/sha256:"+string(digest)))
 		},
 		Config: func(ctx context.Context, name string) (guest.Config, error) {
-			c, err := get(ctx, "/v1/hosts/"+url.PathEscape(config.Machine)+"/guests/"+url.PathEscape(name)+"/config")
+			c, err := agent.Get(ctx, "/v1/hosts/"+url.PathEscape(config.Machine)+"/guests/"+url.PathEscape(name)+"/config")
 			if err != nil {
 				return guest.Config{}, err
 			}
 			return guest.Config{ReadCloser: c.ReadCloser, Type: c.Type}, nil
 		},
 		Share: func(ctx context.Context, name, share string) (s api.GuestShareContent, err error) {
-			c, err := get(ctx, "/v1/hosts/"+url.PathEscape(config.Machine)+"/guests/"+url.PathEscape(name)+"/shares/"+url.PathEscape(share))
+			c, err := agent.Get(ctx, "/v1/hosts/"+url.PathEscape(config.Machine)+"/guests/"+url.PathEscape(name)+"/shares/"+url.PathEscape(share))
 			if err != nil {
 				return s, err
 			}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 
@@ -19,10 +18,9 @@ import (
 // where ip-netns(8) looks. Agents with another have them to themselves.
 const defaultRunDir = "/run/rackweft/nodeagent"
 
-// newOverlay makes the handler of network parts. serve answers guests that fetch
-// their config.
-func newOverlay(s settings, serve func(w http.ResponseWriter, r *http.Request, guest string), speakers overlay.Speakers, log *slog.Logger) *overlay.Overlay {
-	o := overlay.Options{Log: log, Config: serve, Speakers: speakers, EnvDir: filepath.Join(s.runDir, "networks"), ProbeFile: filepath.Join(s.runDir, "vxlan-checksums.json")}
+// newOverlay makes the handler of network parts.
+func newOverlay(s settings, speakers overlay.Speakers, log *slog.Logger) *overlay.Overlay {
+	o := overlay.Options{Log: log, Speakers: speakers, EnvDir: filepath.Join(s.runDir, "networks"), ProbeFile: filepath.Join(s.runDir, "vxlan-checksums.json")}
 	if s.runDir != defaultRunDir {
 		o.NamespaceDir = filepath.Join(s.runDir, "netns")
 	}

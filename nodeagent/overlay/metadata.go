@@ -30,6 +30,16 @@ const (
 	metadataTime = 2 * time.Minute
 )
 
+// ServeConfigs names what answers a request to 169.254.169.254, port 80, by the
+// Guest with that uid; "" stands for a source that is no Guest's of the Network
+// here. It ends with the request's context. Guests are not answered without it,
+// nor before Run.
+func (o *Overlay) ServeConfigs(config func(w http.ResponseWriter, r *http.Request, uid string)) {
+	o.serving.mu.Lock()
+	defer o.serving.mu.Unlock()
+	o.serving.config = config
+}
+
 // configServer answers the guests of one Network on this host that fetch their
 // config.
 type configServer struct {
@@ -97,7 +107,7 @@ func (s *serving) startConfigs(n network, listener net.Listener) *configServer {
 	return c
 }
 
-// handler tells the Options' Config whose request it is.
+// handler tells what serves configs whose request it is.
 func (s *configServer) handler(of *serving, network string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter() {

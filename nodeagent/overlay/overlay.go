@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -62,10 +61,6 @@ type Options struct {
 	// ProbeFile keeps what was found out of this kernel, for the next agent of
 	// the same boot; without it each agent finds out anew.
 	ProbeFile string
-	// Config answers a request to 169.254.169.254, port 80, by the Guest with that
-	// uid; "" stands for a source that is no Guest's of the Network here. It ends
-	// with the request's context. Guests are not answered without it.
-	Config func(w http.ResponseWriter, r *http.Request, uid string)
 	// Speakers run where guests peer; without them guests do not.
 	Speakers Speakers
 	Log      *slog.Logger
@@ -108,7 +103,7 @@ func New(o Options) *Overlay {
 		probe: checksumProbe{file: o.ProbeFile, log: o.Log}, ledger: l,
 		networks: map[string]network{}, ports: portTable{}, metrics: newMetrics()}
 	v.host = &hostSide{path: cmp.Or(o.HostNamespace, ownNamespace), tenants: t, kernel: &v.kernel, ledger: l}
-	v.serving = &serving{tenants: t, log: o.Log, config: o.Config, guestAt: v.guestAt, servers: map[string]*served{},
+	v.serving = &serving{tenants: t, log: o.Log, guestAt: v.guestAt, servers: map[string]*served{},
 		forwarder: dhcp.NewForwarder(v.host.dial, cmp.Or(o.ResolvConf, "/etc/resolv.conf"))}
 	return v
 }

@@ -20,7 +20,7 @@ type serving struct {
 	tenants   tenants
 	log       *slog.Logger
 	forwarder *dhcp.Forwarder
-	// config is the Options' Config; guestAt says by whom a request is.
+	// config is what ServeConfigs named; guestAt says by whom a request is.
 	config  func(w http.ResponseWriter, r *http.Request, uid string)
 	guestAt func(network, remote string) (uid string)
 
