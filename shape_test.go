@@ -34,8 +34,6 @@ func outsized() map[string]bool {
 		"bootd/store.Store",
 		"cmd/weftctl/internal/cli.app",
 		"hardware/redfish.go",
-		"lab.Machine",
-		"lab/bmc.Server",
 	} {
 		list[name] = true
 	}

@@ -313,8 +313,8 @@ func (r *Rack) addMachine(c MachineConfig) (*Machine, error) {
 	controller, err := bmc.New(bmc.Config{
 		Dir: m.dir, Address: c.BMCAddress(), Username: BMCUser, Password: r.password,
 		Inventory: bmc.Inventory{
-			UUID: m.uuid, Serial: m.serial(), SKU: "LAB-1", Manufacturer: manufacturer, Model: product,
-			BIOSVersion: m.biosVersion(), Firmware: mode, CPUs: c.CPUs, CPUModel: "QEMU virtual CPU", MemoryMiB: c.MemoryMiB,
+			UUID: m.uuid, Serial: c.serial(), SKU: "LAB-1", Manufacturer: manufacturer, Model: product,
+			BIOSVersion: c.biosVersion(), Firmware: mode, CPUs: c.CPUs, CPUModel: "QEMU virtual CPU", MemoryMiB: c.MemoryMiB,
 			NICs:       []bmc.NIC{{Name: "NIC 1", MAC: c.MAC(0)}, {Name: "NIC 2", MAC: c.MAC(1)}},
 			DiskSerial: DiskSerial, DiskBytes: diskBytes,
 		},

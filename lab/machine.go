@@ -159,7 +159,7 @@ func (m *Machine) SetOverride(ctx context.Context, o bmc.Override) error {
 
 // orderBoot changes the boot order of a machine that runs. QEMU hands it to the firmware at the next reset.
 func (m *Machine) orderBoot(ctx context.Context, b *boot, target bmc.Target) error {
-	disk, pxe := m.bootIndexes(target)
+	disk, pxe := bootIndexes(target)
 	// Out of the order first: QEMU refuses an index that is taken, be it by the device itself.
 	for _, one := range []struct {
 		device string

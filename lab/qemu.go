@@ -36,7 +36,7 @@ const (
 	pxeIndex   = 20
 )
 
-func (m *Machine) bootIndexes(target bmc.Target) (disk, pxe int) {
+func bootIndexes(target bmc.Target) (disk, pxe int) {
 	switch target {
 	case bmc.Pxe, bmc.UefiHTTP:
 		return diskIndex, firstIndex
@@ -55,8 +55,8 @@ func systemUUID(rack, machine string) string {
 // qemuArguments is the whole machine. Paths are relative to the machine's directory, QEMU's working
 // directory, which keeps its sockets under the 108 bytes of a unix address.
 func (m *Machine) qemuArguments(target bmc.Target, tag string) []string {
-	disk, pxe := m.bootIndexes(target)
-	c := m.config
+	disk, pxe := bootIndexes(target)
+	c, direct := m.config, m.directBoot()
 	args := []string{
 		"qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none",
 		"-name", c.Name + ",process=qemu-" + c.Name,
@@ -68,26 +68,26 @@ func (m *Machine) qemuArguments(target bmc.Target, tag string) []string {
 		"-chardev", "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log,logappend=on",
 		"-serial", "chardev:console",
 		"-uuid", m.uuid,
-		"-smbios", "type=0,vendor=" + manufacturer + ",version=" + m.biosVersion(),
-		"-smbios", fmt.Sprintf("type=1,manufacturer=%s,product=%s,serial=%s,uuid=%s,sku=%s", manufacturer, product, m.serial(), m.uuid, "LAB-1"),
-		"-smbios", fmt.Sprintf("type=2,manufacturer=%s,product=%s,serial=%s", manufacturer, product, m.serial()),
-		"-smbios", fmt.Sprintf("type=3,manufacturer=%s,serial=%s,asset=%s", manufacturer, m.serial(), escapeOption(tag)),
+		"-smbios", "type=0,vendor=" + manufacturer + ",version=" + c.biosVersion(),
+		"-smbios", fmt.Sprintf("type=1,manufacturer=%s,product=%s,serial=%s,uuid=%s,sku=%s", manufacturer, product, c.serial(), m.uuid, "LAB-1"),
+		"-smbios", fmt.Sprintf("type=2,manufacturer=%s,product=%s,serial=%s", manufacturer, product, c.serial()),
+		"-smbios", fmt.Sprintf("type=3,manufacturer=%s,serial=%s,asset=%s", manufacturer, c.serial(), escapeOption(tag)),
 		"-boot", "strict=on",
 		"-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy,addr=0x6",
 		"-drive", "if=none,id=data,file=disk.qcow2,format=qcow2,discard=unmap",
 		"-device", fmt.Sprintf("virtio-blk-pci,id=disk,drive=data,serial=%s,addr=0x5,bootindex=%d", DiskSerial, disk),
-		"-netdev", "tap,id=pxe-link,ifname=" + m.tap("pxe") + ",script=no,downscript=no",
-		"-device", fmt.Sprintf("virtio-net-pci,id=pxe,netdev=pxe-link,mac=%s,addr=0x3,bootindex=%d%s", c.MAC(0), pxe, m.optionROM()),
-		"-netdev", "tap,id=prod-link,ifname=" + m.tap("prod") + ",script=no,downscript=no",
+		"-netdev", "tap,id=pxe-link,ifname=" + c.tap("pxe") + ",script=no,downscript=no",
+		"-device", fmt.Sprintf("virtio-net-pci,id=pxe,netdev=pxe-link,mac=%s,addr=0x3,bootindex=%d%s", c.MAC(0), pxe, optionROM(c.Firmware, direct)),
+		"-netdev", "tap,id=prod-link,ifname=" + c.tap("prod") + ",script=no,downscript=no",
 		// No ROM and no bootindex: nobody boots from the production network.
 		"-device", fmt.Sprintf("virtio-net-pci,id=prod,netdev=prod-link,mac=%s,addr=0x4,romfile=", c.MAC(1)),
 	}
-	args = append(args, m.accelerator()...)
+	args = append(args, processor(m.rack.config.Accelerator)...)
 	if c.ClockBase != "" {
 		args = append(args, "-rtc", "base="+c.ClockBase)
 	}
-	if d := m.directBoot(); d != nil {
-		return append(args, "-kernel", d.Kernel, "-initrd", d.Initrd, "-append", d.Append)
+	if direct != nil {
+		return append(args, "-kernel", direct.Kernel, "-initrd", direct.Initrd, "-append", direct.Append)
 	}
 	if c.Firmware == UEFI {
 		args = append(args,
@@ -114,8 +114,8 @@ func variablesFile(target bmc.Target) string {
 // longer; with erms and fsrm the kernel clears pages by `rep stosb`, which TCG takes byte by byte.
 const emulatedCPU = "max,la57=off,erms=off,fsrm=off"
 
-func (m *Machine) accelerator() []string {
-	if m.rack.config.Accelerator == KVM {
+func processor(a Accelerator) []string {
+	if a == KVM {
 		return []string{"-accel", "kvm", "-cpu", "host"}
 	}
 	return []string{"-accel", "tcg,thread=multi,tb-size=512", "-cpu", emulatedCPU}
@@ -123,8 +123,8 @@ func (m *Machine) accelerator() []string {
 
 // optionROM leaves the BIOS iPXE's ROM, its only way to PXE, and takes it from OVMF, which has drivers and
 // PXE of its own. The ROM is QEMU's default, as QEMU fits the PCI ids of no other to the NIC.
-func (m *Machine) optionROM() string {
-	if m.config.Firmware == BIOS && m.directBoot() == nil {
+func optionROM(firmware Firmware, direct *DirectBoot) string {
+	if firmware == BIOS && direct == nil {
 		return ""
 	}
 	return ",romfile="
@@ -133,15 +133,15 @@ func (m *Machine) optionROM() string {
 // escapeOption doubles commas, which separate QEMU's options.
 func escapeOption(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
-func (m *Machine) biosVersion() string {
-	if m.config.Firmware == BIOS {
+func (c MachineConfig) biosVersion() string {
+	if c.Firmware == BIOS {
 		return "SeaBIOS"
 	}
 	return "OVMF"
 }
 
-func (m *Machine) serial() string { return "RWLAB-" + m.config.Name }
+func (c MachineConfig) serial() string { return "RWLAB-" + c.Name }
 
-func (m *Machine) tap(bridge string) string { return m.config.Name + "-" + bridge }
+func (c MachineConfig) tap(bridge string) string { return c.Name + "-" + bridge }
 
 func (m *Machine) path(name string) string { return filepath.Join(m.dir, name) }

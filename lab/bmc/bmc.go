@@ -126,29 +126,26 @@ type Config struct {
 
 // Server is one BMC.
 type Server struct {
-	config  Config
-	machine Machine
-	log     *slog.Logger
-	http    *http.Server
-	events  *eventLog
-	started time.Time
+	config   Config
+	machine  Machine
+	log      *slog.Logger
+	http     *http.Server
+	events   *eventLog
+	sessions *sessions
+	console  *console
+	started  time.Time
 
 	work   sync.WaitGroup  // delayed actions
 	base   context.Context // of every request and delayed action; ends with Close
 	cancel context.CancelFunc
 
-	mu            sync.Mutex // guards what follows
-	password      string
-	certificate   *tls.Certificate
-	sessions      map[string]*session // by token
-	sessionSerial int
-	timeout       time.Duration // idle life of a session
-	faults        faults
-	lastReset     time.Time
-	httpBootURI   string
-	indicator     string // IndicatorLED: Off, Lit or Blinking
-	restart       bool   // GracefulRestart: power on again when the server has gone off
-	consoleBusy   bool
+	mu          sync.Mutex // guards what follows
+	certificate *tls.Certificate
+	faults      faults
+	lastReset   time.Time
+	httpBootURI string
+	indicator   string // IndicatorLED: Off, Lit or Blinking
+	restart     bool   // GracefulRestart: power on again when the server has gone off
 }
 
 // New makes the BMC of machine m; it loads its certificate from config.Dir or makes one there.
@@ -172,10 +169,9 @@ func New(config Config, m Machine, log *slog.Logger) (*Server, error) {
 		started:     time.Now(),
 		base:        base,
 		cancel:      cancel,
-		password:    config.Password,
+		sessions:    newSessions(config, log),
+		console:     &console{machine: m},
 		certificate: certificate,
-		sessions:    map[string]*session{},
-		timeout:     config.SessionTimeout,
 		indicator:   "Off",
 	}
 	s.http = &http.Server{

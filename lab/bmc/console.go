@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"golang.org/x/net/websocket"
@@ -11,11 +12,19 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// console is the serial console over a WebSocket. It outlives power cycles: while the server is off it waits.
-func (s *Server) console(w http.ResponseWriter, r *http.Request) {
+// console lends out the serial console of the machine.
+type console struct {
+	machine Machine
+
+	mu   sync.Mutex
+	busy bool
+}
+
+// serve is the serial console over a WebSocket. It outlives power cycles: while the server is off it waits.
+func (s *console) serve(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
-	busy := s.consoleBusy
-	s.consoleBusy = true
+	busy := s.busy
+	s.busy = true
 	s.mu.Unlock()
 	if busy {
 		fail(w, http.StatusServiceUnavailable, message{ID: "Base.1.16.ServiceTemporarilyUnavailable", Severity: "Critical",
@@ -25,21 +34,21 @@ func (s *Server) console(w http.ResponseWriter, r *http.Request) {
 	}
 	defer func() {
 		s.mu.Lock()
-		s.consoleBusy = false
+		s.busy = false
 		s.mu.Unlock()
 	}()
 	// A Server without a Handshake asks for no Origin: this is no browser's endpoint.
-	websocket.Server{Handler: s.attachConsole}.ServeHTTP(w, r)
+	websocket.Server{Handler: s.attach}.ServeHTTP(w, r)
 }
 
-func (s *Server) attachConsole(socket *websocket.Conn) {
+func (s *console) attach(socket *websocket.Conn) {
 	socket.PayloadType = websocket.BinaryFrame
 	ctx, cancel := context.WithCancel(socket.Request().Context())
 	defer cancel()
 
 	keys := make(chan []byte)
 	reader := make(chan struct{})
-	go func() { // ends when the socket does; attachConsole waits for it
+	go func() { // ends when the socket does; attach waits for it
 		defer close(reader)
 		defer cancel()
 		for {
@@ -55,15 +64,15 @@ func (s *Server) attachConsole(socket *websocket.Conn) {
 		}
 	}()
 	for ctx.Err() == nil {
-		s.relayConsole(ctx, socket, keys)
+		s.relay(ctx, socket, keys)
 		_ = wait.For(ctx, 250*time.Millisecond)
 	}
 	_ = socket.Close() // ends the reader
 	<-reader
 }
 
-// relayConsole copies between the socket and the console until the server goes off or ctx ends.
-func (s *Server) relayConsole(ctx context.Context, socket *websocket.Conn, keys <-chan []byte) {
+// relay copies between the socket and the console until the server goes off or ctx ends.
+func (s *console) relay(ctx context.Context, socket *websocket.Conn, keys <-chan []byte) {
 	serial, err := s.machine.DialConsole(ctx)
 	if err != nil {
 		return // off: the caller tries again

@@ -49,9 +49,7 @@ func (s *Server) SetUnreachable(unreachable bool) {
 
 // SetPassword changes the password behind the client's back. Sessions stay, as they do on real BMCs.
 func (s *Server) SetPassword(password string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.password = password
+	s.sessions.setPassword(password)
 }
 
 // NewCertificate replaces the certificate, as a factory reset of the BMC does. Connections in use keep theirs.

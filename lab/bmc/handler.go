@@ -23,13 +23,13 @@ func (s *Server) Handler() http.Handler {
 	open.HandleFunc("GET "+root, s.get)
 	open.HandleFunc("GET "+root+"/{$}", s.get)
 	open.HandleFunc("GET "+root+"/odata", s.odata)
-	open.HandleFunc("POST "+sessionsPath, s.createSession)
-	open.HandleFunc("POST "+sessionsPath+"/Members", s.createSession)
+	open.HandleFunc("POST "+sessionsPath, s.sessions.create)
+	open.HandleFunc("POST "+sessionsPath+"/Members", s.sessions.create)
 
 	closed := http.NewServeMux()
 	closed.HandleFunc("GET "+root+"/", s.get)
 	closed.HandleFunc("PATCH "+root+"/", s.patch)
-	closed.HandleFunc("DELETE "+sessionsPath+"/{id}", s.deleteSession)
+	closed.HandleFunc("DELETE "+sessionsPath+"/{id}", s.sessions.remove)
 	closed.HandleFunc("POST "+resetPath, s.reset)
 	closed.HandleFunc("POST "+managerResetPath, s.resetManager)
 	closed.HandleFunc("POST "+clearLogPath, func(w http.ResponseWriter, _ *http.Request) {
@@ -37,11 +37,11 @@ func (s *Server) Handler() http.Handler {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	closed.HandleFunc("GET "+ssePath, s.stream)
-	closed.HandleFunc("GET "+consoleURI, s.console)
+	closed.HandleFunc("GET "+consoleURI, s.console.serve)
 	closed.HandleFunc("/", s.refuse)
 
 	open.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		if !s.authenticated(r) {
+		if !s.sessions.authenticated(r) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="rackweft lab BMC"`)
 			fail(w, http.StatusUnauthorized, message{ID: "Base.1.16.NoValidSession", Severity: "Critical",
 				Text:       "There is no valid session established with the implementation.",
@@ -114,8 +114,8 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 	apply := map[string]func(*http.Request, map[string]any) (*message, error){
 		systemPath:                          s.patchSystem,
 		root + "/Chassis/1":                 plain(s.patchIndicator),
-		root + "/SessionService":            plain(s.patchSessionService),
-		root + "/AccountService/Accounts/1": plain(s.patchAccount),
+		root + "/SessionService":            plain(s.sessions.patchService),
+		root + "/AccountService/Accounts/1": plain(s.sessions.patchAccount),
 	}[at]
 	if apply == nil {
 		s.refuse(w, r)
@@ -314,9 +314,7 @@ func (s *Server) patchIndicator(body map[string]any) *message {
 
 // resetManager restarts the BMC as far as a client can tell: its sessions are gone.
 func (s *Server) resetManager(w http.ResponseWriter, _ *http.Request) {
-	s.mu.Lock()
-	clear(s.sessions)
-	s.mu.Unlock()
+	s.sessions.clear()
 	w.WriteHeader(http.StatusNoContent)
 }
 

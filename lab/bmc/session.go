@@ -6,10 +6,14 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -22,8 +26,37 @@ type session struct {
 	client  string
 }
 
+// sessions are who is logged in, by the BMC's one account.
+type sessions struct {
+	config Config
+	log    *slog.Logger
+
+	mu       sync.Mutex // guards what follows
+	password string
+	open     map[string]*session // by token
+	serial   int
+	timeout  time.Duration // idle life of a session
+}
+
+func newSessions(config Config, log *slog.Logger) *sessions {
+	return &sessions{config: config, log: log, password: config.Password, open: map[string]*session{}, timeout: config.SessionTimeout}
+}
+
+func (s *sessions) setPassword(password string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.password = password
+}
+
+// clear ends all of them.
+func (s *sessions) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.open)
+}
+
 // credentialsMatch compares digests, so that its time says nothing about the length or the first byte that differs.
-func (s *Server) credentialsMatch(username, password string) bool {
+func (s *sessions) credentialsMatch(username, password string) bool {
 	s.mu.Lock()
 	want := s.config.Username + "\x00" + s.password
 	s.mu.Unlock()
@@ -32,7 +65,7 @@ func (s *Server) credentialsMatch(username, password string) bool {
 }
 
 // authenticated accepts a session token or basic authentication (DSP0266 §13.3).
-func (s *Server) authenticated(r *http.Request) bool {
+func (s *sessions) authenticated(r *http.Request) bool {
 	token := r.Header.Get("X-Auth-Token")
 	if token != "" {
 		return s.touch(token)
@@ -41,11 +74,11 @@ func (s *Server) authenticated(r *http.Request) bool {
 	return ok && s.credentialsMatch(username, password)
 }
 
-func (s *Server) touch(token string) bool {
+func (s *sessions) touch(token string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expire()
-	found, ok := s.sessions[token]
+	found, ok := s.open[token]
 	if ok {
 		found.used = time.Now()
 	}
@@ -53,15 +86,15 @@ func (s *Server) touch(token string) bool {
 }
 
 // expire drops the sessions that idled for too long. Call with mu held.
-func (s *Server) expire() {
-	for token, one := range s.sessions {
+func (s *sessions) expire() {
+	for token, one := range s.open {
 		if time.Since(one.used) > s.timeout {
-			delete(s.sessions, token)
+			delete(s.open, token)
 		}
 	}
 }
 
-func (s *Server) createSession(w http.ResponseWriter, r *http.Request) {
+func (s *sessions) create(w http.ResponseWriter, r *http.Request) {
 	var login struct{ UserName, Password string }
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&login); err != nil {
 		fail(w, http.StatusBadRequest, malformedJSON())
@@ -83,7 +116,7 @@ func (s *Server) createSession(w http.ResponseWriter, r *http.Request) {
 
 	s.mu.Lock()
 	s.expire()
-	if len(s.sessions) >= s.config.MaxSessions {
+	if len(s.open) >= s.config.MaxSessions {
 		s.mu.Unlock()
 		// iDRAC answers 503 with RAC0218 here; Base's message is the portable form.
 		fail(w, http.StatusServiceUnavailable, message{ID: "Base.1.16.SessionLimitExceeded", Severity: "Critical",
@@ -91,23 +124,23 @@ func (s *Server) createSession(w http.ResponseWriter, r *http.Request) {
 			Resolution: "Reduce the number of other sessions before trying to establish the session."})
 		return
 	}
-	s.sessionSerial++
-	created := &session{id: strconv.Itoa(s.sessionSerial), created: now, used: now, client: client}
-	s.sessions[token] = created
+	s.serial++
+	created := &session{id: strconv.Itoa(s.serial), created: now, used: now, client: client}
+	s.open[token] = created
 	s.mu.Unlock()
 
 	w.Header().Set("X-Auth-Token", token)
 	w.Header().Set("Location", sessionsPath+"/"+created.id)
-	reply(w, http.StatusCreated, s.sessionResource(created))
+	reply(w, http.StatusCreated, s.resource(created))
 }
 
-func (s *Server) deleteSession(w http.ResponseWriter, r *http.Request) {
+func (s *sessions) remove(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for token, one := range s.sessions {
+	for token, one := range s.open {
 		if one.id == id {
-			delete(s.sessions, token)
+			delete(s.open, token)
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
@@ -115,7 +148,7 @@ func (s *Server) deleteSession(w http.ResponseWriter, r *http.Request) {
 	fail(w, http.StatusNotFound, missing(r.URL.Path))
 }
 
-func (s *Server) sessionResource(one *session) resource {
+func (s *sessions) resource(one *session) resource {
 	return resource{
 		"@odata.id": sessionsPath + "/" + one.id, "@odata.type": "#Session.v1_6_0.Session",
 		"Id": one.id, "Name": "User Session", "UserName": s.config.Username, "Password": nil,
@@ -124,14 +157,11 @@ func (s *Server) sessionResource(one *session) resource {
 	}
 }
 
-// addSessions puts the session service into the tree.
-func (s *Server) addSessions(t tree) {
+// addTo puts the session service into the tree.
+func (s *sessions) addTo(t tree) {
 	s.mu.Lock()
 	s.expire()
-	open := make([]*session, 0, len(s.sessions))
-	for _, one := range s.sessions {
-		open = append(open, one)
-	}
+	open := slices.Collect(maps.Values(s.open))
 	timeout := s.timeout
 	s.mu.Unlock()
 
@@ -141,13 +171,13 @@ func (s *Server) addSessions(t tree) {
 		"SessionTimeout": int(timeout / time.Second), "Sessions": link(sessionsPath),
 	})
 	for _, one := range open {
-		t[sessionsPath+"/"+one.id] = s.sessionResource(one)
+		t[sessionsPath+"/"+one.id] = s.resource(one)
 	}
 	t.collect(sessionsPath, "Session", "Session Collection")
 }
 
-// patchSessionService changes the idle timeout: 30 to 86400 seconds (SessionService schema).
-func (s *Server) patchSessionService(body map[string]any) *message {
+// patchService changes the idle timeout: 30 to 86400 seconds (SessionService schema).
+func (s *sessions) patchService(body map[string]any) *message {
 	for name, value := range body {
 		seconds, ok := value.(float64)
 		if name != "SessionTimeout" {
@@ -164,7 +194,7 @@ func (s *Server) patchSessionService(body map[string]any) *message {
 }
 
 // patchAccount changes the password of the one account.
-func (s *Server) patchAccount(body map[string]any) *message {
+func (s *sessions) patchAccount(body map[string]any) *message {
 	for name, value := range body {
 		password, ok := value.(string)
 		if name != "Password" {
@@ -173,7 +203,7 @@ func (s *Server) patchAccount(body map[string]any) *message {
 		if !ok || strings.TrimSpace(password) == "" {
 			return badValue(name, "******")
 		}
-		s.SetPassword(password)
+		s.setPassword(password)
 	}
 	return nil
 }

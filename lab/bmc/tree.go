@@ -78,7 +78,7 @@ func allow(values ...string) []string { return values }
 func (s *Server) tree() tree {
 	t := tree{}
 	s.addRoot(t)
-	s.addSessions(t)
+	s.sessions.addTo(t)
 	s.addAccounts(t)
 	s.addSystem(t)
 	s.addProcessorsAndMemory(t)
