@@ -12,12 +12,11 @@ import (
 	"runtime/debug"
 	"slices"
 
+	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-
-	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 )
 
 // Etcd's log, as far as its damage can be seen. Etcd takes some damage for a

@@ -28,17 +28,6 @@ func ownToEtcd(key string) bool {
 	return strings.HasPrefix(key, electionPrefix) || key == restoringKey || key == holderKey
 }
 
-// Revision is the one that the store stands at.
-func (s *Store) Revision(ctx context.Context) (int64, error) {
-	limited, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	resp, err := s.client.Get(limited, internalPrefix, clientv3.WithCountOnly())
-	if err != nil {
-		return 0, fmt.Errorf("read the store's revision: %w", s.explain(ctx, err))
-	}
-	return resp.Header.Revision, nil
-}
-
 // Dump calls fn with every key of the Site, as they all stood at one revision.
 // It must not be older than the store keeps its history.
 func (s *Store) Dump(ctx context.Context, revision int64, fn func(Record) error) error {

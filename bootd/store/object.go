@@ -352,40 +352,6 @@ func (s *Store) read(ctx context.Context, k api.Kind, name string) (*mvccpb.KeyV
 	return resp.Kvs[0], nil
 }
 
-// scan calls fn with every key under a prefix, in order, as they stand at one
-// revision, which is returned. It reads a page at a time.
-func (s *Store) scan(ctx context.Context, from string, fn func(*mvccpb.KeyValue)) (int64, error) {
-	return s.scanAt(ctx, from, 0, fn)
-}
-
-// scanAt is scan at a revision; 0 for now.
-func (s *Store) scanAt(ctx context.Context, from string, revision int64, fn func(*mvccpb.KeyValue)) (int64, error) {
-	end := clientv3.GetPrefixRangeEnd(from)
-	for {
-		resp, err := s.page(ctx, from, end, revision)
-		if err != nil {
-			return 0, err
-		}
-		if revision == 0 {
-			revision = resp.Header.Revision
-		}
-		for _, kv := range resp.Kvs {
-			fn(kv)
-		}
-		if !resp.More {
-			return revision, nil
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
-	}
-}
-
-func (s *Store) page(ctx context.Context, from, end string, revision int64) (*clientv3.GetResponse, error) {
-	limited, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	resp, err := s.client.Get(limited, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
-	return resp, s.explain(ctx, err)
-}
-
 func storable(k api.Kind, name string) error {
 	if k.Computed {
 		return fmt.Errorf("a %s is compiled from other objects and not stored", k.Name)

@@ -131,15 +131,3 @@ func hasNoSpace(r *clientv3.AlarmResponse) bool {
 	}
 	return false
 }
-
-// compact drops the history up to now.
-func (s *Store) compact(ctx context.Context) error {
-	now, err := s.client.Get(ctx, internalPrefix, clientv3.WithCountOnly())
-	if err != nil {
-		return fmt.Errorf("read etcd's revision: %w", err)
-	}
-	if _, err := s.client.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
-		return fmt.Errorf("compact etcd: %w", err)
-	}
-	return nil
-}

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 
@@ -85,34 +84,4 @@ func (s *Store) event(k api.Kind, e *clientv3.Event) (Event, error) {
 	o.Meta().ResourceVersion = formatRevision(e.Kv.ModRevision)
 	event.Object = o
 	return event, nil
-}
-
-// follow yields etcd's own watch of a prefix after a revision (0: from now).
-// The caller cancels ctx when it has seen enough.
-func (s *Store) follow(ctx context.Context, prefix string, after int64, opts ...clientv3.OpOption) iter.Seq2[clientv3.WatchResponse, error] {
-	return func(yield func(clientv3.WatchResponse, error) bool) {
-		opts := append(opts, clientv3.WithPrefix(), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify())
-		if after > 0 {
-			opts = append(opts, clientv3.WithRev(after+1))
-		}
-		for resp := range s.client.Watch(clientv3.WithRequireLeader(ctx), prefix, opts...) {
-			err := s.explain(ctx, resp.Err())
-			if resp.CompactRevision > 0 {
-				err = ErrCompacted
-			}
-			// Etcd would wait for a revision that is still to come, which after
-			// the restore of a backup is one from another history.
-			if resp.Created && resp.Header.Revision < after {
-				err = ErrCompacted
-			}
-			if !yield(resp, err) || err != nil {
-				return
-			}
-		}
-		err := ctx.Err()
-		if err == nil {
-			err = errors.New("etcd ended the watch")
-		}
-		yield(clientv3.WatchResponse{}, err)
-	}
 }

@@ -1,0 +1,82 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// GetRaw reads a value of bootd's own, or nil when there is none.
+func (s *Store) GetRaw(ctx context.Context, key string) ([]byte, error) {
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := s.client.Get(limited, internalPrefix+"raw/"+key)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", key, s.explain(ctx, err))
+	}
+	if len(resp.Kvs) == 0 {
+		return nil, nil
+	}
+	return opened(string(resp.Kvs[0].Key), resp.Kvs[0].Value)
+}
+
+// ListRaw reads the values of bootd's own whose keys begin with a prefix, by the
+// rest of their keys.
+func (s *Store) ListRaw(ctx context.Context, prefix string) (map[string][]byte, error) {
+	values := map[string][]byte{}
+	from := internalPrefix + "raw/" + prefix
+	var fault error
+	_, err := s.scan(ctx, from, func(kv *mvccpb.KeyValue) {
+		value, err := opened(string(kv.Key), kv.Value)
+		fault = errors.Join(fault, err)
+		values[strings.TrimPrefix(string(kv.Key), from)] = value
+	})
+	if err := errors.Join(err, fault); err != nil {
+		return nil, fmt.Errorf("list %s: %w", prefix, err)
+	}
+	return values, nil
+}
+
+// PutRaw writes a small value of bootd's own.
+func (s *Store) PutRaw(ctx context.Context, key string, value []byte) error {
+	path := internalPrefix + "raw/" + key
+	_, err := s.write(ctx, transaction{then: []clientv3.Op{clientv3.OpPut(path, summed(path, value))}})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	return nil
+}
+
+// CreateRaw writes a small value of bootd's own unless there is one, and
+// returns the one that then stands.
+func (s *Store) CreateRaw(ctx context.Context, key string, value []byte) ([]byte, error) {
+	path := internalPrefix + "raw/" + key
+	resp, err := s.write(ctx, transaction{
+		when: []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(path), "=", 0)},
+		then: []clientv3.Op{clientv3.OpPut(path, summed(path, value))}, instead: []clientv3.Op{clientv3.OpGet(path)},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", key, err)
+	}
+	if resp.Succeeded {
+		return value, nil
+	}
+	kvs := resp.Responses[0].GetResponseRange().Kvs
+	if len(kvs) == 0 {
+		return nil, fmt.Errorf("write %s: it is there and is not", key)
+	}
+	return opened(path, kvs[0].Value)
+}
+
+// DeleteRaw forgets a value of bootd's own; one that is not there is no error.
+func (s *Store) DeleteRaw(ctx context.Context, key string) error {
+	_, err := s.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(internalPrefix + "raw/" + key)}})
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", key, err)
+	}
+	return nil
+}
