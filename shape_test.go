@@ -31,7 +31,6 @@ func outsized() map[string]bool {
 		"bootd/lease/table.go",
 		"bootd/machine.Controller",
 		"bootd/server.Server",
-		"bootd/store.Store",
 		"cmd/weftctl/internal/cli.app",
 		"hardware/redfish.go",
 	} {

@@ -263,7 +263,7 @@ func (d *daemon) epoch(ctx context.Context) (int64, error) {
 
 // readEpoch is the epoch that a store has; 0 when it has none yet.
 func readEpoch(ctx context.Context, s *store.Store) (int64, error) {
-	raw, err := s.GetRaw(ctx, "epoch")
+	raw, err := s.Raw.Get(ctx, "epoch")
 	if err != nil || len(raw) == 0 {
 		return 0, err
 	}
@@ -275,14 +275,14 @@ func readEpoch(ctx context.Context, s *store.Store) (int64, error) {
 }
 
 func writeEpoch(ctx context.Context, s *store.Store, epoch int64) error {
-	return s.PutRaw(ctx, "epoch", strconv.AppendInt(nil, epoch, 10))
+	return s.Raw.Put(ctx, "epoch", strconv.AppendInt(nil, epoch, 10))
 }
 
 // sessionKeys opens the Site's key for BGP sessions, which is made at first. It
 // is sealed again with a seal key that is new, so that the old one may go.
 func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 	const name = sessionKey
-	sealed, err := d.store.GetRaw(ctx, name)
+	sealed, err := d.store.Raw.Get(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +291,7 @@ func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 		if err != nil {
 			return nil, err
 		}
-		if sealed, err = d.store.CreateRaw(ctx, name, fresh); err != nil { // another bootd may be faster
+		if sealed, err = d.store.Raw.Create(ctx, name, fresh); err != nil { // another bootd may be faster
 			return nil, err
 		}
 	}
@@ -302,7 +302,7 @@ func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 	if err != nil || again == nil {
 		return keys, err
 	}
-	return keys, tolerate(d.log, "seal the key for BGP sessions with the new seal key", d.store.PutRaw(ctx, name, again))
+	return keys, tolerate(d.log, "seal the key for BGP sessions with the new seal key", d.store.Raw.Put(ctx, name, again))
 }
 
 // renewer signs fresh certificates for hosts that hold their stream.

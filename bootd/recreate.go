@@ -88,7 +88,7 @@ func holdNow(ctx context.Context, s *store.Store) error {
 // forget makes the store welcome another CA or seal key.
 func forget(ctx context.Context, s *store.Store, w place, part string) error {
 	id := identity{Site: uuid.NewString()}
-	raw, err := s.GetRaw(ctx, identityKey)
+	raw, err := s.Raw.Get(ctx, identityKey)
 	if err != nil {
 		return err
 	}
@@ -101,14 +101,14 @@ func forget(ctx context.Context, s *store.Store, w place, part string) error {
 		id.CA = ""
 	} else {
 		id.SealKey = ""
-		if err := s.DeleteRaw(ctx, sessionKey); err != nil {
+		if err := s.Raw.Delete(ctx, sessionKey); err != nil {
 			return err
 		}
 	}
 	if raw, err = json.Marshal(id); err != nil {
 		return fmt.Errorf("encode the Site's identity: %w", err)
 	}
-	if err := s.PutRaw(ctx, identityKey, raw); err != nil {
+	if err := s.Raw.Put(ctx, identityKey, raw); err != nil {
 		return err
 	}
 	return w.writeIdentity(id)

@@ -75,7 +75,7 @@ func (s *site) fill() {
 		})
 		lease := store.FlannelWrite{FlannelID: store.FlannelID{Network: "n", Kind: store.FlannelHost, Subnet: netip.MustParsePrefix("10.5.1.0/24")},
 			Value: []byte(`{"network":"u","machine":"r1u01","uid":"m","buried":99}`)}
-		if err := errors.Join(err, merr, st.WriteFlannel(ctx, lease), st.PutRaw(ctx, "recount/r1u01", []byte("of an earlier restore"))); err != nil {
+		if err := errors.Join(err, merr, st.Flannel.Write(ctx, lease), st.Raw.Put(ctx, "recount/r1u01", []byte("of an earlier restore"))); err != nil {
 			s.t.Fatal(err)
 		}
 	})
@@ -172,11 +172,11 @@ func TestRestore(t *testing.T) {
 		if c := m.Status.Conditions.Get(api.CondAccounted); c == nil || c.Status != api.False || c.Reason != api.AccountedWaiting {
 			t.Errorf("it is accounted for: %+v", c)
 		}
-		keys, err := st.Flannel(ctx, "n")
+		keys, err := st.Flannel.Read(ctx, "n")
 		if err != nil || len(keys) != 1 || strings.Contains(string(keys[0].Value), "buried") {
 			t.Errorf("the leases are %s, %v", keys, err)
 		}
-		if raw, err := st.GetRaw(ctx, "recount/r1u01"); err != nil || raw != nil {
+		if raw, err := st.Raw.Get(ctx, "recount/r1u01"); err != nil || raw != nil {
 			t.Errorf("a recount of another restore: %q, %v", raw, err)
 		}
 	})

@@ -253,7 +253,7 @@ func (d *daemon) openSite(ctx context.Context) error {
 
 // check compares the store's identity with what is here.
 func (w place) check(ctx context.Context, st *store.Store, p parts) (*identity, error) {
-	raw, err := st.GetRaw(ctx, identityKey)
+	raw, err := st.Raw.Get(ctx, identityKey)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +282,7 @@ func (d *daemon) identify(ctx context.Context, stored, copied *identity) error {
 		return fmt.Errorf("encode the Site's identity: %w", err)
 	}
 	if stored == nil || *stored != now {
-		if err := d.store.PutRaw(ctx, identityKey, raw); err != nil {
+		if err := d.store.Raw.Put(ctx, identityKey, raw); err != nil {
 			return tolerate(d.log, "write which CA and seal key the store belongs with", err)
 		}
 	}

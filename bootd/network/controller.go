@@ -224,7 +224,7 @@ func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
 		}
 		return have, nil
 	}
-	claims, err := c.Store.VNIs(ctx)
+	claims, err := c.Store.VNIs.List(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -248,7 +248,7 @@ func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
 		return 0, problemf("VNITaken", "VNI %d is that of Network %s: pin another with spec.vni, or none", want, other.Network)
 	}
 	claim := store.VNIClaim{VNI: want, Network: n.Metadata.Name, UID: n.Metadata.UID}
-	if err := c.Store.PutVNI(ctx, claims[want], claim); err != nil {
+	if err := c.Store.VNIs.Put(ctx, claims[want], claim); err != nil {
 		return 0, err
 	}
 	return want, nil
@@ -256,7 +256,7 @@ func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
 
 // freeVNIs frees what a deleted Network had.
 func (c *Controller) freeVNIs(ctx context.Context, n *api.Network) error {
-	claims, err := c.Store.VNIs(ctx)
+	claims, err := c.Store.VNIs.List(ctx)
 	if err != nil {
 		return err
 	}
@@ -265,11 +265,11 @@ func (c *Controller) freeVNIs(ctx context.Context, n *api.Network) error {
 		case old.UID == n.Metadata.UID && old.Freed.IsZero():
 			freed := old
 			freed.Freed = time.Now().UTC()
-			if err := c.Store.PutVNI(ctx, old, freed); err != nil {
+			if err := c.Store.VNIs.Put(ctx, old, freed); err != nil {
 				return err
 			}
 		case !old.Freed.IsZero() && time.Since(old.Freed) > cooling:
-			if err := c.Store.DropVNI(ctx, old); err != nil {
+			if err := c.Store.VNIs.Drop(ctx, old); err != nil {
 				return err
 			}
 		}
@@ -300,7 +300,7 @@ func (c *Controller) write(ctx context.Context, n *api.Network, vni uint32, s *l
 		}
 		writes = append(writes, group...)
 	}
-	if err := c.Store.WriteFlannel(ctx, writes...); err != nil {
+	if err := c.Store.Flannel.Write(ctx, writes...); err != nil {
 		return err
 	}
 	for _, w := range writes {

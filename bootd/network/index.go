@@ -69,7 +69,7 @@ func NewIndex(s *store.Store, log *slog.Logger) *Index {
 // Run fills the Index and keeps it current until ctx ends.
 func (x *Index) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return x.store.FollowFlannel(ctx, x.take) })
+	g.Go(func() error { return x.store.Flannel.Follow(ctx, x.take) })
 	g.Go(func() error { return x.tell(ctx) })
 	return g.Wait()
 }

@@ -48,7 +48,7 @@ func (c *Controller) clear(ctx context.Context, w *world, n *api.Network) (waiti
 		}
 		todo := w.end(n, l)
 		if len(l.hosts) == 0 {
-			return nil, 0, c.Store.DropFlannel(ctx, n.Metadata.Name, l.owner.Revision)
+			return nil, 0, c.Store.Flannel.Drop(ctx, n.Metadata.Name, l.owner.Revision)
 		}
 		if len(todo.writes) == 0 {
 			return l.holders(), len(l.subnets), nil

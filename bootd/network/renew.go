@@ -16,7 +16,7 @@ import (
 // Renew makes the leases of a backup ones to begin with: a host that was told to
 // give one up is told again, at a revision of the new history.
 func Renew(ctx context.Context, s *store.Store) error {
-	keys, err := s.FlannelAll(ctx)
+	keys, err := s.Flannel.ReadAll(ctx)
 	if err != nil {
 		return err
 	}
@@ -26,7 +26,7 @@ func Renew(ctx context.Context, s *store.Store) error {
 			continue
 		}
 		h.Buried = 0
-		if err := s.WriteFlannel(ctx, store.FlannelWrite{FlannelID: k.FlannelID, At: k.Revision, Value: encode(h)}); err != nil {
+		if err := s.Flannel.Write(ctx, store.FlannelWrite{FlannelID: k.FlannelID, At: k.Revision, Value: encode(h)}); err != nil {
 			return fmt.Errorf("renew the lease %s of Network %s: %w", k.Subnet, k.Network, err)
 		}
 	}
@@ -99,7 +99,7 @@ func replaceOwner(ctx context.Context, s *store.Store, network, uid string) erro
 	if err != nil || l.of.uid == "" || l.of.uid == uid {
 		return err
 	}
-	return s.DropFlannel(ctx, network, l.owner.Revision)
+	return s.Flannel.Drop(ctx, network, l.owner.Revision)
 }
 
 // adoption is what one Network's hosts have of it.
@@ -136,7 +136,7 @@ func (a adoption) adopt(ctx context.Context, h HostLease) error {
 			writes = append(writes, store.FlannelWrite{FlannelID: k.FlannelID, At: k.Revision})
 		}
 	}
-	if err := a.store.WriteFlannel(ctx, writes...); err != nil {
+	if err := a.store.Flannel.Write(ctx, writes...); err != nil {
 		return fmt.Errorf("take over lease %s of Network %s: %w", h.Lease, a.network, err)
 	}
 	return nil
@@ -159,7 +159,7 @@ func Reserve(ctx context.Context, s *store.Store, vni uint32, f api.HeldFlanneld
 }
 
 func readLayout(ctx context.Context, s *store.Store, network string) (*layout, error) {
-	keys, err := s.Flannel(ctx, network)
+	keys, err := s.Flannel.Read(ctx, network)
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ func TestAdopt(t *testing.T) {
 		if subnet != "" {
 			id.Subnet = p(subnet)
 		}
-		if err := s.WriteFlannel(t.Context(), store.FlannelWrite{FlannelID: id, Value: encode(value)}); err != nil {
+		if err := s.Flannel.Write(t.Context(), store.FlannelWrite{FlannelID: id, Value: encode(value)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -88,7 +88,7 @@ func TestAdoptWhatOthersHave(t *testing.T) {
 	p := netip.MustParsePrefix
 	backup := []store.FlannelWrite{{FlannelID: store.FlannelID{Network: "blue", Kind: store.FlannelOwner}, Value: encode(ownerRecord{UID: "n", VNI: 10017})},
 		{FlannelID: store.FlannelID{Network: "blue", Kind: store.FlannelHost, Subnet: p("10.5.2.0/24")}, Value: encode(hostRecord{Network: "n", Machine: "m", UID: "um"})}}
-	if err := s.WriteFlannel(t.Context(), backup...); err != nil {
+	if err := s.Flannel.Write(t.Context(), backup...); err != nil {
 		t.Fatal(err)
 	}
 	conflicts, err := Adopt(t.Context(), s, "blue", "n", 10017, []HostLease{

@@ -113,7 +113,7 @@ func (k *Keeper) Reported(ctx context.Context, name, uid string, r api.Recount) 
 	if len(raw) > store.MaxObjectBytes {
 		return fmt.Errorf("keep the recount of host %s: it has %d bytes, and %d are the most", name, len(raw), store.MaxObjectBytes)
 	}
-	if err := k.Store.PutRaw(ctx, recounts+name, raw); err != nil {
+	if err := k.Store.Raw.Put(ctx, recounts+name, raw); err != nil {
 		return err
 	}
 	if err := k.heardOf(ctx, r.Hosts); err != nil {

@@ -28,7 +28,7 @@ type reported struct {
 
 // networks brings VNIs and leases to what hosts have of each Network.
 func (k *Keeper) networks(ctx context.Context, reports []report, out *outcome) error {
-	claims, err := k.Store.VNIs(ctx)
+	claims, err := k.Store.VNIs.List(ctx)
 	if err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (k *Keeper) claimVNI(ctx context.Context, name string, it api.HeldNetwork, 
 		out.conflicts = append(out.conflicts, fmt.Sprintf("hosts have VNI %d for Network %s (uid %s) and for another Network, which keeps it: look at those hosts", it.VNI, name, it.UID))
 		return 0, nil
 	}
-	claims, err := k.Store.VNIs(ctx)
+	claims, err := k.Store.VNIs.List(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -152,7 +152,7 @@ func (k *Keeper) claimVNI(ctx context.Context, name string, it api.HeldNetwork, 
 	if old.UID == it.UID && old.Freed.IsZero() {
 		return it.VNI, nil
 	}
-	if err := k.Store.PutVNI(ctx, old, store.VNIClaim{VNI: it.VNI, Network: name, UID: it.UID}); err != nil {
+	if err := k.Store.VNIs.Put(ctx, old, store.VNIClaim{VNI: it.VNI, Network: name, UID: it.UID}); err != nil {
 		return 0, err
 	}
 	if old.UID == "" || old.UID == it.UID || !old.Freed.IsZero() || slices.ContainsFunc(all.members[old.Network], func(m member) bool { return m.held.UID == old.UID }) {

@@ -40,12 +40,12 @@ func Renew(ctx context.Context, s *store.Store, epoch int64, backup, now time.Ti
 }
 
 func forgetRecounts(ctx context.Context, s *store.Store) error {
-	old, err := s.ListRaw(ctx, recounts)
+	old, err := s.Raw.List(ctx, recounts)
 	if err != nil {
 		return err
 	}
 	for name := range old {
-		if err := s.DeleteRaw(ctx, recounts+name); err != nil {
+		if err := s.Raw.Delete(ctx, recounts+name); err != nil {
 			return err
 		}
 	}

@@ -65,7 +65,7 @@ func (k *Keeper) settle(ctx context.Context) error {
 
 // reports are those of hosts that are accounted for by them.
 func (k *Keeper) reports(ctx context.Context) ([]report, error) {
-	raw, err := k.Store.ListRaw(ctx, recounts)
+	raw, err := k.Store.Raw.List(ctx, recounts)
 	if err != nil {
 		return nil, err
 	}

@@ -146,7 +146,7 @@ func TestSettleVNIs(t *testing.T) {
 				if err := k.Store.CreateAs(t.Context(), n, "u-"+c.claimed); err != nil {
 					t.Fatal(err)
 				}
-				if err := k.Store.PutVNI(t.Context(), store.VNIClaim{}, store.VNIClaim{VNI: 100, Network: c.claimed, UID: "u-" + c.claimed}); err != nil {
+				if err := k.Store.VNIs.Put(t.Context(), store.VNIClaim{}, store.VNIClaim{VNI: 100, Network: c.claimed, UID: "u-" + c.claimed}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -154,7 +154,7 @@ func TestSettleVNIs(t *testing.T) {
 			k.says(t, b, api.Recount{Networks: c.b})
 			k.says(t, other, api.Recount{Networks: c.c})
 			r := k.settled(t)
-			claims, err := k.Store.VNIs(t.Context())
+			claims, err := k.Store.VNIs.List(t.Context())
 			if err != nil || claims[100].UID != c.owner {
 				t.Errorf("VNI 100 is that of %+v, want %s; %v", claims[100], c.owner, err)
 			}

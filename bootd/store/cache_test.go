@@ -258,7 +258,7 @@ func TestSubscribe(t *testing.T) {
 func TestWaitRevisionOfSomethingElse(t *testing.T) {
 	s := open(t, Config{})
 	c := runCache(t, s)
-	if err := s.PutRaw(t.Context(), "epoch", []byte("1")); err != nil {
+	if err := s.Raw.Put(t.Context(), "epoch", []byte("1")); err != nil {
 		t.Fatal(err)
 	}
 	waitCache(t, s, c)

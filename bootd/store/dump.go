@@ -28,12 +28,18 @@ func ownToEtcd(key string) bool {
 	return strings.HasPrefix(key, electionPrefix) || key == restoringKey || key == holderKey
 }
 
+// dumps reads and writes everything that a backup has of the store.
+type dumps struct {
+	etcd *etcd
+	raw  *Raw
+}
+
 // Dump calls fn with every key of the Site, as they all stood at one revision.
 // It must not be older than the store keeps its history.
-func (s *Store) Dump(ctx context.Context, revision int64, fn func(Record) error) error {
+func (d *dumps) Dump(ctx context.Context, revision int64, fn func(Record) error) error {
 	for _, prefix := range dumped() {
 		var fault error
-		_, err := s.scanAt(ctx, prefix, revision, func(kv *mvccpb.KeyValue) {
+		_, err := d.etcd.scanAt(ctx, prefix, revision, func(kv *mvccpb.KeyValue) {
 			if fault != nil || ownToEtcd(string(kv.Key)) {
 				return
 			}
@@ -55,37 +61,37 @@ var ErrNotEmpty = errors.New("the store holds a Site already")
 const restoringKey = internalPrefix + "raw/restoring"
 
 // Restoring reports whether a restore into this store was begun and not ended.
-func (s *Store) Restoring(ctx context.Context) (bool, error) {
-	raw, err := s.GetRaw(ctx, "restoring")
+func (d *dumps) Restoring(ctx context.Context) (bool, error) {
+	raw, err := d.raw.Get(ctx, "restoring")
 	return len(raw) > 0, err
 }
 
 // BeginRestore prepares a store for Load: one that holds a Site is an
 // ErrNotEmpty, unless what it holds is of a restore that was interrupted.
-func (s *Store) BeginRestore(ctx context.Context) error {
-	again, err := s.Restoring(ctx)
+func (d *dumps) BeginRestore(ctx context.Context) error {
+	again, err := d.Restoring(ctx)
 	if err != nil {
 		return err
 	}
 	for _, prefix := range []string{objectPrefix, internalPrefix + "raw/", vnisPrefix, FlannelPrefix} {
 		if again {
-			if err := s.drop(ctx, prefix); err != nil {
+			if err := d.drop(ctx, prefix); err != nil {
 				return err
 			}
 		}
-		resp, err := s.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		resp, err := d.etcd.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 		if err != nil {
-			return fmt.Errorf("look whether the store is empty: %w", s.explain(ctx, err))
+			return fmt.Errorf("look whether the store is empty: %w", d.etcd.explain(ctx, err))
 		}
 		if resp.Count > 0 {
 			return fmt.Errorf("%w: %d keys are under %s", ErrNotEmpty, resp.Count, prefix)
 		}
 	}
-	return s.PutRaw(ctx, "restoring", []byte("1"))
+	return d.raw.Put(ctx, "restoring", []byte("1"))
 }
 
-func (s *Store) drop(ctx context.Context, prefix string) error {
-	_, err := s.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(prefix, clientv3.WithPrefix())}})
+func (d *dumps) drop(ctx context.Context, prefix string) error {
+	_, err := d.etcd.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(prefix, clientv3.WithPrefix())}})
 	if err != nil {
 		return fmt.Errorf("remove what an interrupted restore left under %s: %w", prefix, err)
 	}
@@ -93,7 +99,7 @@ func (s *Store) drop(ctx context.Context, prefix string) error {
 }
 
 // EndRestore says that all is in the store: from now on bootd may run on it.
-func (s *Store) EndRestore(ctx context.Context) error { return s.DeleteRaw(ctx, "restoring") }
+func (d *dumps) EndRestore(ctx context.Context) error { return d.raw.Delete(ctx, "restoring") }
 
 const (
 	// loadOps and loadBytes bound one transaction of Load.
@@ -106,14 +112,14 @@ const (
 
 // Loader writes records into a store that BeginRestore has prepared.
 type Loader struct {
-	store *Store
+	etcd  *etcd
 	ops   []clientv3.Op
 	bytes int
 	lease clientv3.LeaseID
 }
 
 // Loader begins to load.
-func (s *Store) Loader() *Loader { return &Loader{store: s} }
+func (d *dumps) Loader() *Loader { return &Loader{etcd: d.etcd} }
 
 // Add writes a record, at the latest with the next Flush.
 func (l *Loader) Add(ctx context.Context, r Record) error {
@@ -147,9 +153,9 @@ func (l *Loader) grant(ctx context.Context) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	granted, err := l.store.client.Grant(limited, flannelTTL)
+	granted, err := l.etcd.client.Grant(limited, flannelTTL)
 	if err != nil {
-		return fmt.Errorf("keep the leases of flannelds: %w", l.store.explain(ctx, err))
+		return fmt.Errorf("keep the leases of flannelds: %w", l.etcd.explain(ctx, err))
 	}
 	l.lease = granted.ID
 	return nil
@@ -162,7 +168,7 @@ func (l *Loader) Flush(ctx context.Context) error {
 	}
 	ops := l.ops
 	l.ops, l.bytes = nil, 0
-	_, err := l.store.write(ctx, transaction{then: ops})
+	_, err := l.etcd.write(ctx, transaction{then: ops})
 	if err != nil {
 		return fmt.Errorf("load %d keys: %w", len(ops), err)
 	}
@@ -170,8 +176,8 @@ func (l *Loader) Flush(ctx context.Context) error {
 }
 
 // PutExpiring writes one record with an etcd lease of its own.
-func (s *Store) PutExpiring(ctx context.Context, r Record) error {
-	l := s.Loader()
+func (d *dumps) PutExpiring(ctx context.Context, r Record) error {
+	l := d.Loader()
 	if err := l.Add(ctx, r); err != nil {
 		return err
 	}

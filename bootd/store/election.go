@@ -18,9 +18,9 @@ const electionPrefix = internalPrefix + "elections/"
 // all processes on the same store. The context that run gets ends when the
 // lead is lost; then Elect stands for election again. It returns when run ends
 // by itself, with run's error, or when ctx ends.
-func (s *Store) Elect(ctx context.Context, name, id string, run func(context.Context) error) error {
+func (h *holds) Elect(ctx context.Context, name, id string, run func(context.Context) error) error {
 	for {
-		lost, err := s.lead(ctx, name, id, run)
+		lost, err := h.lead(ctx, name, id, run)
 		switch {
 		case ctx.Err() != nil && !lost:
 			return err
@@ -29,7 +29,7 @@ func (s *Store) Elect(ctx context.Context, name, id string, run func(context.Con
 		case !lost:
 			return err
 		}
-		s.log.Warn("the election is held again", "election", name, "reason", err)
+		h.etcd.log.Warn("the election is held again", "election", name, "reason", err)
 		if err := wait.For(ctx, time.Second); err != nil {
 			return err
 		}
@@ -38,14 +38,14 @@ func (s *Store) Elect(ctx context.Context, name, id string, run func(context.Con
 
 // lead stands for election once and runs while it leads. lost says that the
 // lead, or the way to it, was lost.
-func (s *Store) lead(ctx context.Context, name, id string, run func(context.Context) error) (lost bool, err error) {
+func (h *holds) lead(ctx context.Context, name, id string, run func(context.Context) error) (lost bool, err error) {
 	// The tenure must outlive ctx: resigning needs it.
-	t, err := s.newTenure(ctx)
+	t, err := h.etcd.newTenure(ctx)
 	if err != nil {
 		return true, fmt.Errorf("stand for election: %w", err)
 	}
 	defer t.end()
-	session, err := concurrency.NewSession(s.client, concurrency.WithLease(t.lease))
+	session, err := concurrency.NewSession(h.etcd.client, concurrency.WithLease(t.lease))
 	if err != nil {
 		return true, fmt.Errorf("stand for election: %w", err)
 	}
@@ -65,7 +65,7 @@ func (s *Store) lead(ctx context.Context, name, id string, run func(context.Cont
 		}
 		return true, fmt.Errorf("stand for election: %w", err)
 	}
-	s.log.Info("leading", "election", name, "id", id)
+	h.etcd.log.Info("leading", "election", name, "id", id)
 	err = run(leading)
 	if errors.Is(context.Cause(leading), errLost) {
 		return true, fmt.Errorf("the lead was lost: %w", errLost)
@@ -92,8 +92,8 @@ func CheckLead(ctx context.Context) error {
 
 // dropElections forgets who led before a restart. With embedded etcd the lock
 // on the state directory proves that nobody else leads.
-func (s *Store) dropElections(ctx context.Context) error {
-	_, err := s.commit(Urgent(ctx), transaction{then: []clientv3.Op{clientv3.OpDelete(electionPrefix, clientv3.WithPrefix())}})
+func (e *etcd) dropElections(ctx context.Context) error {
+	_, err := e.commit(Urgent(ctx), transaction{then: []clientv3.Op{clientv3.OpDelete(electionPrefix, clientv3.WithPrefix())}})
 	if err != nil {
 		return fmt.Errorf("forget earlier elections: %w", err)
 	}

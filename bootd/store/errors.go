@@ -69,21 +69,21 @@ func conflict(k api.Kind, name string, revision int64) error {
 
 // explain turns etcd's errors into the store's. ctx is the caller's own, so
 // that the store's time limit can be told from it.
-func (s *Store) explain(ctx context.Context, err error) error {
+func (e *etcd) explain(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		s.space.full()
-		return s.space.quotaError()
+		e.space.full()
+		return e.space.quotaError()
 	case errors.Is(err, rpctypes.ErrRequestTooLarge):
 		return ErrTooLarge
 	case errors.Is(err, rpctypes.ErrCompacted):
 		return ErrCompacted
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("etcd (%s) did not answer within %s: %w", s.where, requestTimeout, err)
+		return fmt.Errorf("etcd (%s) did not answer within %s: %w", e.where, requestTimeout, err)
 	}
-	return fmt.Errorf("etcd (%s): %w", s.where, err)
+	return fmt.Errorf("etcd (%s): %w", e.where, err)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -18,41 +19,57 @@ import (
 	"google.golang.org/grpc/backoff"
 )
 
-func (s *Store) connect() error {
-	s.where = strings.Join(s.conf.Endpoints, ", ")
-	conf := clientv3.Config{Endpoints: s.conf.Endpoints, Username: s.conf.Username, Password: s.conf.Password}
-	info := transport.TLSInfo{CertFile: s.conf.CertFile, KeyFile: s.conf.KeyFile, TrustedCAFile: s.conf.CAFile}
-	if !info.Empty() || s.conf.CAFile != "" {
+// etcd is the connection to etcd, and to the one in this process if there is one.
+type etcd struct {
+	conf  Config
+	log   *slog.Logger
+	where string // for messages
+
+	lock   *os.File
+	server *embedded // nil with an external cluster
+	stale  error     // why etcd works on a copy; nil when it does not
+	hold   *hold     // of the Site, with an external cluster
+	client *clientv3.Client
+	space  *space
+
+	close func() error
+}
+
+func (e *etcd) connect() error {
+	e.where = strings.Join(e.conf.Endpoints, ", ")
+	conf := clientv3.Config{Endpoints: e.conf.Endpoints, Username: e.conf.Username, Password: e.conf.Password}
+	info := transport.TLSInfo{CertFile: e.conf.CertFile, KeyFile: e.conf.KeyFile, TrustedCAFile: e.conf.CAFile}
+	if !info.Empty() || e.conf.CAFile != "" {
 		tls, err := info.ClientConfig()
 		if err != nil {
 			return fmt.Errorf("read the TLS files for etcd: %w", err)
 		}
 		conf.TLS = tls
 	}
-	return s.dial(conf)
+	return e.dial(conf)
 }
 
-func (s *Store) embed(ctx context.Context) error {
-	conf := s.conf
+func (e *etcd) embed(ctx context.Context) error {
+	conf := e.conf
 	var err error
-	if s.stale = unwritable(conf.Dir, startFloor); s.stale != nil {
-		conf.Dir, err = s.copyAside()
+	if e.stale = unwritable(conf.Dir, startFloor); e.stale != nil {
+		conf.Dir, err = e.copyAside()
 	} else if conf.Scratch != "" {
-		err = os.RemoveAll(s.copyDir()) // a copy that was killed would fill the memory
+		err = os.RemoveAll(e.copyDir()) // a copy that was killed would fill the memory
 	}
 	if err != nil {
 		return err
 	}
-	if s.server, err = startEmbedded(ctx, conf, s.log); err != nil {
+	if e.server, err = startEmbedded(ctx, conf, e.log); err != nil {
 		return err
 	}
-	s.where = "embedded"
-	return s.dial(clientv3.Config{Endpoints: []string{s.server.endpoint}})
+	e.where = "embedded"
+	return e.dial(clientv3.Config{Endpoints: []string{e.server.endpoint}})
 }
 
-func (s *Store) dial(conf clientv3.Config) error {
+func (e *etcd) dial(conf clientv3.Config) error {
 	// Its warnings are of tries that it repeats; what fails in the end is returned.
-	conf.Logger = zap.New(newBridge(s.log.With("component", "etcd-client"), zapcore.ErrorLevel))
+	conf.Logger = zap.New(newBridge(e.log.With("component", "etcd-client"), zapcore.ErrorLevel))
 	conf.DialTimeout = requestTimeout
 	conf.DialKeepAliveTime, conf.DialKeepAliveTimeout = 30*time.Second, requestTimeout
 	conf.MaxCallSendMsgSize = requestBytes + 64<<10
@@ -61,56 +78,56 @@ func (s *Store) dial(conf clientv3.Config) error {
 	reconnect.Backoff.MaxDelay = 3 * time.Second
 	conf.DialOptions = []grpc.DialOption{grpc.WithConnectParams(reconnect)}
 	var err error
-	if s.client, err = clientv3.New(conf); err != nil {
-		return fmt.Errorf("connect to etcd (%s): %w", s.where, err)
+	if e.client, err = clientv3.New(conf); err != nil {
+		return fmt.Errorf("connect to etcd (%s): %w", e.where, err)
 	}
 	return nil
 }
 
-func (s *Store) shutdown() error {
+func (e *etcd) shutdown() error {
 	var errs []error
-	if s.space != nil {
-		s.space.stop()
+	if e.space != nil {
+		e.space.stop()
 	}
-	if s.hold != nil {
-		s.hold.end()
+	if e.hold != nil {
+		e.hold.end()
 	}
-	if s.client != nil {
-		errs = append(errs, s.client.Close())
+	if e.client != nil {
+		errs = append(errs, e.client.Close())
 	}
-	if s.server != nil {
-		s.server.stop()
+	if e.server != nil {
+		e.server.stop()
 	}
-	if s.stale != nil && s.conf.Scratch != "" {
-		errs = append(errs, os.RemoveAll(s.copyDir()))
+	if e.stale != nil && e.conf.Scratch != "" {
+		errs = append(errs, os.RemoveAll(e.copyDir()))
 	}
-	if s.lock != nil {
-		errs = append(errs, s.lock.Close())
+	if e.lock != nil {
+		errs = append(errs, e.lock.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // Client gives access to etcd itself.
-func (s *Store) Client() *clientv3.Client { return s.client }
+func (e *etcd) Client() *clientv3.Client { return e.client }
 
 // Ready reports why the store cannot be read or written right now.
-func (s *Store) Ready(ctx context.Context) error {
+func (e *etcd) Ready(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	if _, err := s.client.Get(limited, internalPrefix, clientv3.WithCountOnly()); err != nil {
-		return s.explain(ctx, err)
+	if _, err := e.client.Get(limited, internalPrefix, clientv3.WithCountOnly()); err != nil {
+		return e.explain(ctx, err)
 	}
-	return s.space.check(ctx)
+	return e.space.check(ctx)
 }
 
 // Empty reports whether the store holds nothing of a Site yet.
-func (s *Store) Empty(ctx context.Context) (bool, error) {
+func (e *etcd) Empty(ctx context.Context) (bool, error) {
 	for _, prefix := range []string{objectPrefix, internalPrefix + "raw/"} {
 		limited, cancel := context.WithTimeout(ctx, requestTimeout)
-		resp, err := s.client.Get(limited, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		resp, err := e.client.Get(limited, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 		cancel()
 		if err != nil {
-			return false, fmt.Errorf("look whether the store is empty: %w", s.explain(ctx, err))
+			return false, fmt.Errorf("look whether the store is empty: %w", e.explain(ctx, err))
 		}
 		if resp.Count > 0 {
 			return false, nil
@@ -120,12 +137,12 @@ func (s *Store) Empty(ctx context.Context) (bool, error) {
 }
 
 // Revision is the one that the store stands at.
-func (s *Store) Revision(ctx context.Context) (int64, error) {
+func (e *etcd) Revision(ctx context.Context) (int64, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := s.client.Get(limited, internalPrefix, clientv3.WithCountOnly())
+	resp, err := e.client.Get(limited, internalPrefix, clientv3.WithCountOnly())
 	if err != nil {
-		return 0, fmt.Errorf("read the store's revision: %w", s.explain(ctx, err))
+		return 0, fmt.Errorf("read the store's revision: %w", e.explain(ctx, err))
 	}
 	return resp.Header.Revision, nil
 }
@@ -138,38 +155,38 @@ type transaction struct {
 }
 
 // write runs a transaction that takes room, unless there is none.
-func (s *Store) write(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
-	if err := s.space.check(ctx); err != nil {
+func (e *etcd) write(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
+	if err := e.space.check(ctx); err != nil {
 		return nil, err
 	}
-	return s.commit(ctx, txn)
+	return e.commit(ctx, txn)
 }
 
 // commit runs a transaction; one that deletes is welcome when there is no room.
-func (s *Store) commit(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
-	if s.stale != nil && !isUrgent(ctx) {
-		return nil, s.stale
+func (e *etcd) commit(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
+	if e.stale != nil && !isUrgent(ctx) {
+		return nil, e.stale
 	}
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	if s.hold != nil {
-		return s.hold.commit(ctx, limited, txn)
+	if e.hold != nil {
+		return e.hold.commit(ctx, limited, txn)
 	}
-	resp, err := s.client.Txn(limited).If(txn.when...).Then(txn.then...).Else(txn.instead...).Commit()
-	return resp, s.explain(ctx, err)
+	resp, err := e.client.Txn(limited).If(txn.when...).Then(txn.then...).Else(txn.instead...).Commit()
+	return resp, e.explain(ctx, err)
 }
 
 // scan calls fn with every key under a prefix, in order, as they stand at one
 // revision, which is returned. It reads a page at a time.
-func (s *Store) scan(ctx context.Context, from string, fn func(*mvccpb.KeyValue)) (int64, error) {
-	return s.scanAt(ctx, from, 0, fn)
+func (e *etcd) scan(ctx context.Context, from string, fn func(*mvccpb.KeyValue)) (int64, error) {
+	return e.scanAt(ctx, from, 0, fn)
 }
 
 // scanAt is scan at a revision; 0 for now.
-func (s *Store) scanAt(ctx context.Context, from string, revision int64, fn func(*mvccpb.KeyValue)) (int64, error) {
+func (e *etcd) scanAt(ctx context.Context, from string, revision int64, fn func(*mvccpb.KeyValue)) (int64, error) {
 	end := clientv3.GetPrefixRangeEnd(from)
 	for {
-		resp, err := s.page(ctx, from, end, revision)
+		resp, err := e.page(ctx, from, end, revision)
 		if err != nil {
 			return 0, err
 		}
@@ -186,23 +203,23 @@ func (s *Store) scanAt(ctx context.Context, from string, revision int64, fn func
 	}
 }
 
-func (s *Store) page(ctx context.Context, from, end string, revision int64) (*clientv3.GetResponse, error) {
+func (e *etcd) page(ctx context.Context, from, end string, revision int64) (*clientv3.GetResponse, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := s.client.Get(limited, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
-	return resp, s.explain(ctx, err)
+	resp, err := e.client.Get(limited, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
+	return resp, e.explain(ctx, err)
 }
 
 // follow yields etcd's own watch of a prefix after a revision (0: from now).
 // The caller cancels ctx when it has seen enough.
-func (s *Store) follow(ctx context.Context, prefix string, after int64, opts ...clientv3.OpOption) iter.Seq2[clientv3.WatchResponse, error] {
+func (e *etcd) follow(ctx context.Context, prefix string, after int64, opts ...clientv3.OpOption) iter.Seq2[clientv3.WatchResponse, error] {
 	return func(yield func(clientv3.WatchResponse, error) bool) {
 		opts := append(opts, clientv3.WithPrefix(), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify())
 		if after > 0 {
 			opts = append(opts, clientv3.WithRev(after+1))
 		}
-		for resp := range s.client.Watch(clientv3.WithRequireLeader(ctx), prefix, opts...) {
-			err := s.explain(ctx, resp.Err())
+		for resp := range e.client.Watch(clientv3.WithRequireLeader(ctx), prefix, opts...) {
+			err := e.explain(ctx, resp.Err())
 			if resp.CompactRevision > 0 {
 				err = ErrCompacted
 			}
@@ -224,12 +241,12 @@ func (s *Store) follow(ctx context.Context, prefix string, after int64, opts ...
 }
 
 // compact drops the history up to now.
-func (s *Store) compact(ctx context.Context) error {
-	now, err := s.client.Get(ctx, internalPrefix, clientv3.WithCountOnly())
+func (e *etcd) compact(ctx context.Context) error {
+	now, err := e.client.Get(ctx, internalPrefix, clientv3.WithCountOnly())
 	if err != nil {
 		return fmt.Errorf("read etcd's revision: %w", err)
 	}
-	if _, err := s.client.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+	if _, err := e.client.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
 		return fmt.Errorf("compact etcd: %w", err)
 	}
 	return nil

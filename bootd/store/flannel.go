@@ -75,27 +75,30 @@ type FlannelWrite struct {
 // maxFlannelWrites keeps a transaction within etcd's 128 operations.
 const maxFlannelWrites = 120
 
-// Flannel reads all keys of a Network, as they stand at one revision.
-func (s *Store) Flannel(ctx context.Context, network string) ([]FlannelKey, error) {
-	keys, _, err := s.flannelKeys(ctx, FlannelPrefix+network+"/")
+// Flannel is the layout that flannel keeps in etcd, with bootd's keys beside it.
+type Flannel struct{ etcd *etcd }
+
+// Read reads all keys of a Network, as they stand at one revision.
+func (f *Flannel) Read(ctx context.Context, network string) ([]FlannelKey, error) {
+	keys, _, err := f.read(ctx, FlannelPrefix+network+"/")
 	if err != nil {
 		return nil, fmt.Errorf("read the leases of Network %s: %w", network, err)
 	}
 	return keys, nil
 }
 
-// FlannelAll reads all keys of all Networks.
-func (s *Store) FlannelAll(ctx context.Context) ([]FlannelKey, error) {
-	keys, _, err := s.flannelKeys(ctx, FlannelPrefix)
+// ReadAll reads all keys of all Networks.
+func (f *Flannel) ReadAll(ctx context.Context) ([]FlannelKey, error) {
+	keys, _, err := f.read(ctx, FlannelPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read the leases of Networks: %w", err)
 	}
 	return keys, nil
 }
 
-func (s *Store) flannelKeys(ctx context.Context, prefix string) ([]FlannelKey, int64, error) {
+func (f *Flannel) read(ctx context.Context, prefix string) ([]FlannelKey, int64, error) {
 	var keys []FlannelKey
-	revision, err := s.scan(ctx, prefix, func(kv *mvccpb.KeyValue) {
+	revision, err := f.etcd.scan(ctx, prefix, func(kv *mvccpb.KeyValue) {
 		if k, ok := flannelKey(kv); ok {
 			keys = append(keys, k)
 		}
@@ -103,15 +106,15 @@ func (s *Store) flannelKeys(ctx context.Context, prefix string) ([]FlannelKey, i
 	return keys, revision, err
 }
 
-// WriteFlannel makes all the changes or none: it fails with ErrConflict when
+// Write makes all the changes or none: it fails with ErrConflict when
 // one of the keys is not at its revision any more.
-func (s *Store) WriteFlannel(ctx context.Context, writes ...FlannelWrite) error {
+func (f *Flannel) Write(ctx context.Context, writes ...FlannelWrite) error {
 	if len(writes) > maxFlannelWrites {
 		return fmt.Errorf("write %d leases at once: at most %d can be", len(writes), maxFlannelWrites)
 	}
 	var when []clientv3.Cmp
 	var then []clientv3.Op
-	commit := s.commit
+	commit := f.etcd.commit
 	for _, w := range writes {
 		key := w.String()
 		when = append(when, clientv3.Compare(clientv3.ModRevision(key), "=", w.At))
@@ -120,7 +123,7 @@ func (s *Store) WriteFlannel(ctx context.Context, writes ...FlannelWrite) error 
 			continue
 		}
 		then = append(then, clientv3.OpPut(key, string(w.Value)))
-		commit = s.write
+		commit = f.etcd.write
 	}
 	resp, err := commit(ctx, transaction{when: when, then: then})
 	if err != nil {
@@ -132,11 +135,11 @@ func (s *Store) WriteFlannel(ctx context.Context, writes ...FlannelWrite) error 
 	return nil
 }
 
-// DropFlannel deletes all keys of a Network whose owner's record is still at a
+// Drop deletes all keys of a Network whose owner's record is still at a
 // revision.
-func (s *Store) DropFlannel(ctx context.Context, network string, at int64) error {
+func (f *Flannel) Drop(ctx context.Context, network string, at int64) error {
 	owner := FlannelID{Network: network, Kind: FlannelOwner}.String()
-	resp, err := s.commit(ctx, transaction{
+	resp, err := f.etcd.commit(ctx, transaction{
 		when: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(owner), "=", at)},
 		then: []clientv3.Op{clientv3.OpDelete(FlannelPrefix+network+"/", clientv3.WithPrefix())},
 	})
@@ -149,16 +152,16 @@ func (s *Store) DropFlannel(ctx context.Context, network string, at int64) error
 	return nil
 }
 
-// FollowFlannel calls take with the whole layout, then with every change, until
+// Follow calls take with the whole layout, then with every change, until
 // ctx ends. After a failure it begins again with the whole.
-func (s *Store) FollowFlannel(ctx context.Context, take func(FlannelBatch)) error {
+func (f *Flannel) Follow(ctx context.Context, take func(FlannelBatch)) error {
 	for {
-		err := s.followFlannel(ctx, take)
+		err := f.follow(ctx, take)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if !errors.Is(err, ErrCompacted) {
-			s.log.Warn("leases of Networks stand still until etcd answers again", "error", err)
+			f.etcd.log.Warn("leases of Networks stand still until etcd answers again", "error", err)
 		}
 		if err := wait.For(ctx, time.Second); err != nil {
 			return err
@@ -166,15 +169,15 @@ func (s *Store) FollowFlannel(ctx context.Context, take func(FlannelBatch)) erro
 	}
 }
 
-func (s *Store) followFlannel(ctx context.Context, take func(FlannelBatch)) error {
+func (f *Flannel) follow(ctx context.Context, take func(FlannelBatch)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	keys, revision, err := s.flannelKeys(ctx, FlannelPrefix)
+	keys, revision, err := f.read(ctx, FlannelPrefix)
 	if err != nil {
 		return fmt.Errorf("read the leases of Networks: %w", err)
 	}
 	take(FlannelBatch{Snapshot: true, Keys: keys, Revision: revision})
-	for resp, err := range s.follow(ctx, FlannelPrefix, revision) {
+	for resp, err := range f.etcd.follow(ctx, FlannelPrefix, revision) {
 		if err != nil {
 			return fmt.Errorf("watch the leases of Networks: %w", err)
 		}

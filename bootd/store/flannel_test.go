@@ -43,7 +43,7 @@ func TestWriteFlannel(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	done := make(chan struct{})
-	go func() { defer close(done); _ = s.FollowFlannel(ctx, func(b FlannelBatch) { batches <- b }) }()
+	go func() { defer close(done); _ = s.Flannel.Follow(ctx, func(b FlannelBatch) { batches <- b }) }()
 	if b := <-batches; !b.Snapshot || len(b.Keys) != 0 {
 		t.Fatalf("%+v", b)
 	}
@@ -53,7 +53,7 @@ func TestWriteFlannel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.WriteFlannel(ctx, FlannelWrite{FlannelID: lease, Value: []byte("a")}, FlannelWrite{FlannelID: host, Value: []byte("b")}); err != nil {
+	if err := s.Flannel.Write(ctx, FlannelWrite{FlannelID: lease, Value: []byte("a")}, FlannelWrite{FlannelID: host, Value: []byte("b")}); err != nil {
 		t.Fatal(err)
 	}
 	b := <-batches
@@ -61,11 +61,11 @@ func TestWriteFlannel(t *testing.T) {
 		t.Fatalf("%+v", b)
 	}
 	at := b.Keys[0].Revision
-	err := s.WriteFlannel(ctx, FlannelWrite{FlannelID: lease, At: at}, FlannelWrite{FlannelID: host, At: at - 1})
-	if keys, _ := s.Flannel(ctx, "net"); !errors.Is(err, ErrConflict) || len(keys) != 2 {
+	err := s.Flannel.Write(ctx, FlannelWrite{FlannelID: lease, At: at}, FlannelWrite{FlannelID: host, At: at - 1})
+	if keys, _ := s.Flannel.Read(ctx, "net"); !errors.Is(err, ErrConflict) || len(keys) != 2 {
 		t.Errorf("%v, and %+v stand", err, keys)
 	}
-	if err := s.WriteFlannel(ctx, FlannelWrite{FlannelID: lease, At: at}, FlannelWrite{FlannelID: host, At: at}); err != nil {
+	if err := s.Flannel.Write(ctx, FlannelWrite{FlannelID: lease, At: at}, FlannelWrite{FlannelID: host, At: at}); err != nil {
 		t.Fatal(err)
 	}
 	if b := <-batches; len(b.Keys) != 2 || b.Keys[0].Value != nil || b.Keys[1].Value != nil {

@@ -36,7 +36,7 @@ func (h Holder) String() string {
 
 // hold is the Site while it is this bootd's.
 type hold struct {
-	store  *Store
+	etcd   *etcd
 	tenure *tenure
 	fence  clientv3.Cmp // true while no other bootd has held the Site since
 }
@@ -47,9 +47,9 @@ func (h *hold) commit(ctx, limited context.Context, txn transaction) (*clientv3.
 	if err := h.check(); err != nil {
 		return nil, err
 	}
-	resp, err := h.store.client.Txn(limited).If(h.fence).Then(clientv3.OpTxn(txn.when, txn.then, txn.instead)).Commit()
+	resp, err := h.etcd.client.Txn(limited).If(h.fence).Then(clientv3.OpTxn(txn.when, txn.then, txn.instead)).Commit()
 	if err != nil {
-		return nil, h.store.explain(ctx, err)
+		return nil, h.etcd.explain(ctx, err)
 	}
 	if !resp.Succeeded {
 		h.tenure.lose(errLost)
@@ -69,22 +69,25 @@ func (h *hold) check() error {
 
 func (h *hold) end() { h.tenure.end() }
 
+// holds is what one bootd alone may have: the Site, and the lead of an election.
+type holds struct{ etcd *etcd }
+
 // Hold returns when this bootd is the one that serves the Site. Until then it
 // only reads; waiting is called with each bootd that has it. With embedded etcd
 // it returns at once.
-func (s *Store) Hold(ctx context.Context, waiting func(Holder)) error {
-	if s.server != nil {
+func (h *holds) Hold(ctx context.Context, waiting func(Holder)) error {
+	if h.etcd.server != nil {
 		return nil
 	}
-	me, err := s.holder()
+	me, err := h.holder()
 	if err != nil {
 		return err
 	}
 	waited := false
 	for {
-		kv, revision, err := s.readHolder(ctx)
+		kv, revision, err := h.readHolder(ctx)
 		if err != nil && waited && ctx.Err() == nil { // a standby has time
-			s.log.Warn("nobody can tell who holds the Site; this is tried again", "error", err)
+			h.etcd.log.Warn("nobody can tell who holds the Site; this is tried again", "error", err)
 			err = wait.For(ctx, time.Second)
 			if err == nil {
 				continue
@@ -96,13 +99,13 @@ func (s *Store) Hold(ctx context.Context, waiting func(Holder)) error {
 		var held bool
 		switch {
 		case kv == nil:
-			held, err = s.take(ctx, me, 0)
-		case s.isDead(kv, me):
-			held, err = s.take(ctx, me, kv.CreateRevision)
+			held, err = h.take(ctx, me, 0)
+		case h.isDead(kv, me):
+			held, err = h.take(ctx, me, kv.CreateRevision)
 		default:
 			waited = true
 			waiting(holderOf(kv))
-			err = s.awaitRelease(ctx, revision)
+			err = h.awaitRelease(ctx, revision)
 		}
 		if held || err != nil {
 			return err
@@ -110,8 +113,8 @@ func (s *Store) Hold(ctx context.Context, waiting func(Holder)) error {
 	}
 }
 
-func (s *Store) holder() (Holder, error) {
-	me := Holder{PID: os.Getpid(), StateDir: s.conf.Dir, Since: time.Now().UTC().Truncate(time.Second)}
+func (h *holds) holder() (Holder, error) {
+	me := Holder{PID: os.Getpid(), StateDir: h.etcd.conf.Dir, Since: time.Now().UTC().Truncate(time.Second)}
 	var err error
 	if me.Host, err = os.Hostname(); err != nil {
 		return me, fmt.Errorf("this machine's name: %w", err)
@@ -121,8 +124,8 @@ func (s *Store) holder() (Holder, error) {
 		return me, fmt.Errorf("read the boot id: %w", err)
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(s.conf.Dir, &st); err != nil {
-		return me, fmt.Errorf("look at %s: %w", s.conf.Dir, err)
+	if err := unix.Stat(h.etcd.conf.Dir, &st); err != nil {
+		return me, fmt.Errorf("look at %s: %w", h.etcd.conf.Dir, err)
 	}
 	me.Instance = fmt.Sprintf("%s/%d/%d", strings.TrimSpace(string(boot)), st.Dev, st.Ino)
 	return me, nil
@@ -137,16 +140,16 @@ func holderOf(kv *mvccpb.KeyValue) (h Holder) {
 
 // isDead: the lock on the state directory, which this process has, proves that
 // an earlier one on it is dead. Its lease need not be waited for.
-func (s *Store) isDead(kv *mvccpb.KeyValue, me Holder) bool {
+func (h *holds) isDead(kv *mvccpb.KeyValue, me Holder) bool {
 	return holderOf(kv).Instance == me.Instance
 }
 
-func (s *Store) readHolder(ctx context.Context) (*mvccpb.KeyValue, int64, error) {
+func (h *holds) readHolder(ctx context.Context) (*mvccpb.KeyValue, int64, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := s.client.Get(limited, holderKey)
+	resp, err := h.etcd.client.Get(limited, holderKey)
 	if err != nil {
-		return nil, 0, fmt.Errorf("read who holds the Site: %w", s.explain(ctx, err))
+		return nil, 0, fmt.Errorf("read who holds the Site: %w", h.etcd.explain(ctx, err))
 	}
 	if len(resp.Kvs) == 0 {
 		return nil, resp.Header.Revision, nil
@@ -155,12 +158,12 @@ func (s *Store) readHolder(ctx context.Context) (*mvccpb.KeyValue, int64, error)
 }
 
 // take takes the Site, whose key is at a create revision (0: absent).
-func (s *Store) take(ctx context.Context, me Holder, at int64) (held bool, err error) {
+func (h *holds) take(ctx context.Context, me Holder, at int64) (held bool, err error) {
 	raw, err := json.Marshal(me)
 	if err != nil {
 		return false, fmt.Errorf("encode who holds the Site: %w", err)
 	}
-	t, err := s.newTenure(ctx)
+	t, err := h.etcd.newTenure(ctx)
 	if err != nil {
 		return false, fmt.Errorf("take the Site: %w", err)
 	}
@@ -173,27 +176,27 @@ func (s *Store) take(ctx context.Context, me Holder, at int64) (held bool, err e
 	defer cancel()
 	ops := []clientv3.Op{clientv3.OpPut(holderKey, string(raw), clientv3.WithLease(t.lease))}
 	if at != 0 { // etcd takes no two changes of a key in one transaction, and a put keeps the old create revision
-		resp, err := s.client.Txn(limited).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", at)).Then(clientv3.OpDelete(holderKey)).Commit()
+		resp, err := h.etcd.client.Txn(limited).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", at)).Then(clientv3.OpDelete(holderKey)).Commit()
 		if err != nil || !resp.Succeeded {
-			return false, s.explain(ctx, err)
+			return false, h.etcd.explain(ctx, err)
 		}
 	}
-	resp, err := s.client.Txn(limited).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", 0)).Then(ops...).Commit()
+	resp, err := h.etcd.client.Txn(limited).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", 0)).Then(ops...).Commit()
 	if err != nil {
-		return false, fmt.Errorf("take the Site: %w", s.explain(ctx, err))
+		return false, fmt.Errorf("take the Site: %w", h.etcd.explain(ctx, err))
 	}
 	if !resp.Succeeded {
 		return false, nil // another one was faster
 	}
-	s.hold = &hold{store: s, tenure: t, fence: clientv3.Compare(clientv3.CreateRevision(holderKey), "=", resp.Header.Revision)}
+	h.etcd.hold = &hold{etcd: h.etcd, tenure: t, fence: clientv3.Compare(clientv3.CreateRevision(holderKey), "=", resp.Header.Revision)}
 	return true, nil
 }
 
 // awaitRelease returns when the Site may be free, or its holder another.
-func (s *Store) awaitRelease(ctx context.Context, after int64) error {
+func (h *holds) awaitRelease(ctx context.Context, after int64) error {
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for resp, err := range s.follow(watching, holderKey, after) {
+	for resp, err := range h.etcd.follow(watching, holderKey, after) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -209,30 +212,30 @@ func (s *Store) awaitRelease(ctx context.Context, after int64) error {
 
 // Holding is nil while this bootd may serve the Site, by its own clock. It costs
 // next to nothing.
-func (s *Store) Holding() error {
-	if s.hold == nil {
-		if s.server == nil {
+func (h *holds) Holding() error {
+	if h.etcd.hold == nil {
+		if h.etcd.server == nil {
 			return ErrNotHolder
 		}
 		return nil
 	}
-	return s.hold.check()
+	return h.etcd.hold.check()
 }
 
 // KeepHold returns an ErrNotHolder when the Site is lost to this bootd, or ctx's
 // error when that ends. The Site is given up by Close.
-func (s *Store) KeepHold(ctx context.Context) error {
-	if s.hold == nil {
+func (h *holds) KeepHold(ctx context.Context) error {
+	if h.etcd.hold == nil {
 		<-ctx.Done()
 		return ctx.Err()
 	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-s.hold.tenure.lost.Done():
+	case <-h.etcd.hold.tenure.lost.Done():
 	}
-	if errors.Is(context.Cause(s.hold.tenure.lost), context.Canceled) {
+	if errors.Is(context.Cause(h.etcd.hold.tenure.lost), context.Canceled) {
 		return context.Canceled
 	}
-	return s.hold.check()
+	return h.etcd.hold.check()
 }

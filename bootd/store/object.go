@@ -77,10 +77,10 @@ func (s *Store) List(ctx context.Context, k api.Kind) ([]api.Object, int64, erro
 		return nil, 0, err
 	}
 	var objects []api.Object
-	revision, err := s.scan(ctx, prefix(k), func(kv *mvccpb.KeyValue) {
+	revision, err := s.etcd.scan(ctx, prefix(k), func(kv *mvccpb.KeyValue) {
 		o, err := decode(k, kv)
 		if err != nil {
-			s.log.Error("an object in the store is left out", "error", err)
+			s.etcd.log.Error("an object in the store is left out", "error", err)
 			return
 		}
 		redact(o)
@@ -321,9 +321,9 @@ func (s *Store) swap(ctx context.Context, k api.Kind, name string, at int64, op 
 		when: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(path), "=", at)},
 		then: []clientv3.Op{op}, instead: []clientv3.Op{clientv3.OpGet(path, clientv3.WithKeysOnly())},
 	}
-	commit := s.write
+	commit := s.etcd.write
 	if op.IsDelete() {
-		commit = s.commit
+		commit = s.etcd.commit
 	}
 	resp, err := commit(ctx, run)
 	if err != nil {
@@ -342,9 +342,9 @@ func (s *Store) swap(ctx context.Context, k api.Kind, name string, at int64, op 
 func (s *Store) read(ctx context.Context, k api.Kind, name string) (*mvccpb.KeyValue, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := s.client.Get(limited, key(k, name))
+	resp, err := s.etcd.client.Get(limited, key(k, name))
 	if err != nil {
-		return nil, fmt.Errorf("read %s %q: %w", k.Name, name, s.explain(ctx, err))
+		return nil, fmt.Errorf("read %s %q: %w", k.Name, name, s.etcd.explain(ctx, err))
 	}
 	if len(resp.Kvs) == 0 {
 		return nil, &NotFoundError{Kind: k.Name, Name: name}

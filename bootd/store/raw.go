@@ -10,13 +10,16 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// GetRaw reads a value of bootd's own, or nil when there is none.
-func (s *Store) GetRaw(ctx context.Context, key string) ([]byte, error) {
+// Raw is what bootd keeps of its own, by key.
+type Raw struct{ etcd *etcd }
+
+// Get reads a value of bootd's own, or nil when there is none.
+func (r *Raw) Get(ctx context.Context, key string) ([]byte, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := s.client.Get(limited, internalPrefix+"raw/"+key)
+	resp, err := r.etcd.client.Get(limited, internalPrefix+"raw/"+key)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", key, s.explain(ctx, err))
+		return nil, fmt.Errorf("read %s: %w", key, r.etcd.explain(ctx, err))
 	}
 	if len(resp.Kvs) == 0 {
 		return nil, nil
@@ -24,13 +27,13 @@ func (s *Store) GetRaw(ctx context.Context, key string) ([]byte, error) {
 	return opened(string(resp.Kvs[0].Key), resp.Kvs[0].Value)
 }
 
-// ListRaw reads the values of bootd's own whose keys begin with a prefix, by the
+// List reads the values of bootd's own whose keys begin with a prefix, by the
 // rest of their keys.
-func (s *Store) ListRaw(ctx context.Context, prefix string) (map[string][]byte, error) {
+func (r *Raw) List(ctx context.Context, prefix string) (map[string][]byte, error) {
 	values := map[string][]byte{}
 	from := internalPrefix + "raw/" + prefix
 	var fault error
-	_, err := s.scan(ctx, from, func(kv *mvccpb.KeyValue) {
+	_, err := r.etcd.scan(ctx, from, func(kv *mvccpb.KeyValue) {
 		value, err := opened(string(kv.Key), kv.Value)
 		fault = errors.Join(fault, err)
 		values[strings.TrimPrefix(string(kv.Key), from)] = value
@@ -41,21 +44,21 @@ func (s *Store) ListRaw(ctx context.Context, prefix string) (map[string][]byte, 
 	return values, nil
 }
 
-// PutRaw writes a small value of bootd's own.
-func (s *Store) PutRaw(ctx context.Context, key string, value []byte) error {
+// Put writes a small value of bootd's own.
+func (r *Raw) Put(ctx context.Context, key string, value []byte) error {
 	path := internalPrefix + "raw/" + key
-	_, err := s.write(ctx, transaction{then: []clientv3.Op{clientv3.OpPut(path, summed(path, value))}})
+	_, err := r.etcd.write(ctx, transaction{then: []clientv3.Op{clientv3.OpPut(path, summed(path, value))}})
 	if err != nil {
 		return fmt.Errorf("write %s: %w", key, err)
 	}
 	return nil
 }
 
-// CreateRaw writes a small value of bootd's own unless there is one, and
+// Create writes a small value of bootd's own unless there is one, and
 // returns the one that then stands.
-func (s *Store) CreateRaw(ctx context.Context, key string, value []byte) ([]byte, error) {
+func (r *Raw) Create(ctx context.Context, key string, value []byte) ([]byte, error) {
 	path := internalPrefix + "raw/" + key
-	resp, err := s.write(ctx, transaction{
+	resp, err := r.etcd.write(ctx, transaction{
 		when: []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(path), "=", 0)},
 		then: []clientv3.Op{clientv3.OpPut(path, summed(path, value))}, instead: []clientv3.Op{clientv3.OpGet(path)},
 	})
@@ -72,9 +75,9 @@ func (s *Store) CreateRaw(ctx context.Context, key string, value []byte) ([]byte
 	return opened(path, kvs[0].Value)
 }
 
-// DeleteRaw forgets a value of bootd's own; one that is not there is no error.
-func (s *Store) DeleteRaw(ctx context.Context, key string) error {
-	_, err := s.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(internalPrefix + "raw/" + key)}})
+// Delete forgets a value of bootd's own; one that is not there is no error.
+func (r *Raw) Delete(ctx context.Context, key string) error {
+	_, err := r.etcd.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(internalPrefix + "raw/" + key)}})
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", key, err)
 	}

@@ -60,7 +60,7 @@ func isUrgent(ctx context.Context) bool { return ctx.Value(urgentKey{}) != nil }
 
 // Stale says why the store serves a copy, to which nothing can be written; nil
 // when it does not. See AwaitRoom.
-func (s *Store) Stale() error { return s.stale }
+func (e *etcd) Stale() error { return e.stale }
 
 // ErrRemounted says that the file system can be written again, and not by this
 // process: it has mounts of its own, and a new process gets new ones.
@@ -68,13 +68,13 @@ var ErrRemounted = errors.New("the file system was mounted writable: bootd must 
 
 // AwaitRoom returns when a store that serves a copy can be opened again on its
 // own data, or when ctx ends.
-func (s *Store) AwaitRoom(ctx context.Context) error {
-	wasReadOnly := superReadOnly(s.conf.Dir)
+func (e *etcd) AwaitRoom(ctx context.Context) error {
+	wasReadOnly := superReadOnly(e.conf.Dir)
 	for {
-		if unwritable(s.conf.Dir, max(s.conf.Reserve, startFloor)) == nil {
+		if unwritable(e.conf.Dir, max(e.conf.Reserve, startFloor)) == nil {
 			return nil
 		}
-		if wasReadOnly && !superReadOnly(s.conf.Dir) && errors.Is(unwritable(s.conf.Dir, 0), ErrReadOnly) {
+		if wasReadOnly && !superReadOnly(e.conf.Dir) && errors.Is(unwritable(e.conf.Dir, 0), ErrReadOnly) {
 			return ErrRemounted
 		}
 		if err := wait.For(ctx, roomEvery); err != nil {
@@ -105,27 +105,27 @@ func superReadOnly(dir string) bool {
 
 // Choking reports that etcd has so little room that it may end the process with
 // its next write: the store is better closed, and opened on a copy.
-func (s *Store) Choking() bool {
-	return s.server != nil && s.stale == nil && unwritable(s.conf.Dir, etcdFloor) != nil
+func (e *etcd) Choking() bool {
+	return e.server != nil && e.stale == nil && unwritable(e.conf.Dir, etcdFloor) != nil
 }
 
-func (s *Store) copyDir() string { return filepath.Join(s.conf.Scratch, "store-copy") }
+func (e *etcd) copyDir() string { return filepath.Join(e.conf.Scratch, "store-copy") }
 
 // copyAside copies etcd's data to where it can be written, and returns what
 // stands for the state directory there.
-func (s *Store) copyAside() (string, error) {
-	from := filepath.Join(s.conf.Dir, "etcd")
-	if !Exists(s.conf.Dir) || s.conf.Scratch == "" {
-		return "", fmt.Errorf("start etcd: %w", s.stale)
+func (e *etcd) copyAside() (string, error) {
+	from := filepath.Join(e.conf.Dir, "etcd")
+	if !Exists(e.conf.Dir) || e.conf.Scratch == "" {
+		return "", fmt.Errorf("start etcd: %w", e.stale)
 	}
-	dir := s.copyDir()
+	dir := e.copyDir()
 	if err := os.RemoveAll(dir); err != nil {
 		return "", fmt.Errorf("remove an old copy of the store: %w", err)
 	}
 	if err := copyTree(from, filepath.Join(dir, "etcd")); err != nil {
-		return "", errors.Join(fmt.Errorf("%w; and its data cannot be copied to %s to be read there: %w", s.stale, dir, err), os.RemoveAll(dir))
+		return "", errors.Join(fmt.Errorf("%w; and its data cannot be copied to %s to be read there: %w", e.stale, dir, err), os.RemoveAll(dir))
 	}
-	s.log.Warn("etcd works on a copy of its data until the state directory can be written", "directory", s.conf.Dir, "copy", dir)
+	e.log.Warn("etcd works on a copy of its data until the state directory can be written", "directory", e.conf.Dir, "copy", dir)
 	return dir, nil
 }
 

@@ -16,7 +16,7 @@ import (
 // space looks after the room that etcd has: it refuses writes while the file
 // system is nearly full, and brings etcd back from its NOSPACE alarm.
 type space struct {
-	store *Store
+	etcd  *etcd
 	alarm atomic.Bool // etcd refuses writes: its quota is used up
 	wake  wait.Signal // the alarm was raised
 	end   context.CancelFunc
@@ -26,10 +26,10 @@ type space struct {
 // retryInterval is how often a full store tries to make room.
 const retryInterval = 10 * time.Second
 
-func newSpace(s *Store) *space {
+func newSpace(e *etcd) *space {
 	ctx, cancel := context.WithCancel(context.Background())
-	sp := &space{store: s, wake: wait.NewSignal(), end: cancel}
-	if s.server == nil {
+	sp := &space{etcd: e, wake: wait.NewSignal(), end: cancel}
+	if e.server == nil {
 		return sp // an external cluster is somebody else's to look after
 	}
 	sp.full() // an alarm outlives a restart: find out
@@ -44,23 +44,23 @@ func (sp *space) stop() {
 
 // check reports an ErrNoSpace when the file system has less than the reserve.
 func (sp *space) check(ctx context.Context) error {
-	s := sp.store
-	if s.server == nil || isUrgent(ctx) {
+	e := sp.etcd
+	if e.server == nil || isUrgent(ctx) {
 		return nil
 	}
-	if s.stale != nil {
-		return s.stale
+	if e.stale != nil {
+		return e.stale
 	}
-	return unwritable(s.conf.Dir, s.conf.Reserve)
+	return unwritable(e.conf.Dir, e.conf.Reserve)
 }
 
 func (sp *space) quotaError() error {
-	s := sp.store
-	if s.server == nil {
-		return fmt.Errorf("%w: etcd (%s) has reached its quota: compact and defragment it, then disarm its NOSPACE alarm", ErrNoSpace, s.where)
+	e := sp.etcd
+	if e.server == nil {
+		return fmt.Errorf("%w: etcd (%s) has reached its quota: compact and defragment it, then disarm its NOSPACE alarm", ErrNoSpace, e.where)
 	}
 	return fmt.Errorf("%w: its database has reached the quota of %d MiB: delete objects that are not needed or raise the quota; reads go on meanwhile",
-		ErrNoSpace, s.conf.Quota>>20)
+		ErrNoSpace, e.conf.Quota>>20)
 }
 
 // full notes that etcd refused a write for its quota.
@@ -78,7 +78,7 @@ func (sp *space) run(ctx context.Context) {
 		}
 		for sp.alarm.Load() {
 			if err := sp.relieve(ctx); err != nil && ctx.Err() == nil {
-				sp.store.log.Error("the store has no space left", "error", err)
+				sp.etcd.log.Error("the store has no space left", "error", err)
 			}
 			if !sp.alarm.Load() {
 				break
@@ -93,8 +93,8 @@ func (sp *space) run(ctx context.Context) {
 // relieve compacts and defragments etcd, and disarms its alarm when that made
 // room: a tenth of the quota.
 func (sp *space) relieve(ctx context.Context) error {
-	s := sp.store
-	alarms, err := s.client.AlarmList(ctx)
+	e := sp.etcd
+	alarms, err := e.client.AlarmList(ctx)
 	if err != nil {
 		return fmt.Errorf("list etcd's alarms: %w", err)
 	}
@@ -102,24 +102,24 @@ func (sp *space) relieve(ctx context.Context) error {
 		sp.alarm.Store(false)
 		return nil
 	}
-	if err := s.compact(ctx); err != nil {
+	if err := e.compact(ctx); err != nil {
 		return err
 	}
-	if _, err := s.client.Defragment(ctx, s.server.endpoint); err != nil {
+	if _, err := e.client.Defragment(ctx, e.server.endpoint); err != nil {
 		return fmt.Errorf("defragment etcd: %w", err)
 	}
-	status, err := s.client.Status(ctx, s.server.endpoint)
+	status, err := e.client.Status(ctx, e.server.endpoint)
 	if err != nil {
 		return fmt.Errorf("measure etcd: %w", err)
 	}
-	if status.DbSize > s.conf.Quota/10*9 {
+	if status.DbSize > e.conf.Quota/10*9 {
 		return sp.quotaError()
 	}
-	if _, err := s.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+	if _, err := e.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
 		return fmt.Errorf("disarm etcd's alarm: %w", err)
 	}
 	sp.alarm.Store(false)
-	s.log.Warn("the store had reached its quota; room was made", "databaseMiB", status.DbSize>>20)
+	e.log.Warn("the store had reached its quota; room was made", "databaseMiB", status.DbSize>>20)
 	return nil
 }
 

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"github.com/rackweft/rackweft/api"
 )
 
@@ -82,21 +80,17 @@ type Sealer interface {
 	Digest(plain []byte) string
 }
 
-// Store is the objects of one Site. It is safe for concurrent use.
+// Store is the objects of one Site, and what bootd keeps beside them. It is safe
+// for concurrent use.
 type Store struct {
-	conf   Config
+	*etcd
+	*holds
+	*dumps
+	Raw     *Raw
+	Flannel *Flannel
+	VNIs    *VNIs
+
 	sealer Sealer
-	log    *slog.Logger
-	where  string // for messages
-
-	lock   *os.File
-	server *embedded // nil with an external cluster
-	stale  error     // why etcd works on a copy; nil when it does not
-	hold   *hold     // of the Site, with an external cluster
-	client *clientv3.Client
-	space  *space
-
-	close func() error
 }
 
 // SealWith gives the store what seals Secrets, before the first one is written:
@@ -106,47 +100,52 @@ func (s *Store) SealWith(sealer Sealer) { s.sealer = sealer }
 // Open locks the state directory, starts etcd or connects to it, and returns
 // when it answers. A second bootd on the same directory is refused.
 func Open(ctx context.Context, conf Config, sealer Sealer, log *slog.Logger) (*Store, error) {
-	s := &Store{conf: conf.withDefaults(), sealer: sealer, log: log}
-	s.close = sync.OnceValue(s.shutdown)
+	e := &etcd{conf: conf.withDefaults(), log: log}
+	e.close = sync.OnceValue(e.shutdown)
+	raw := &Raw{e}
+	s := &Store{
+		etcd: e, holds: &holds{e}, dumps: &dumps{e, raw},
+		Raw: raw, Flannel: &Flannel{e}, VNIs: &VNIs{e}, sealer: sealer,
+	}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *Store) open(ctx context.Context) error {
-	if s.conf.Dir == "" {
+func (e *etcd) open(ctx context.Context) error {
+	if e.conf.Dir == "" {
 		return errors.New("open the store: no state directory is given")
 	}
-	if err := os.MkdirAll(s.conf.Dir, 0o700); err != nil {
+	if err := os.MkdirAll(e.conf.Dir, 0o700); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
 	var err error
-	if s.lock, err = lockDir(s.conf.Dir); err != nil {
+	if e.lock, err = lockDir(e.conf.Dir); err != nil {
 		return err
 	}
-	if len(s.conf.Endpoints) > 0 {
-		err = s.connect()
+	if len(e.conf.Endpoints) > 0 {
+		err = e.connect()
 	} else {
-		err = s.embed(ctx)
+		err = e.embed(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	s.space = newSpace(s)
-	switch err := s.Ready(ctx); {
+	e.space = newSpace(e)
+	switch err := e.Ready(ctx); {
 	case Unwritable(err):
 		// Machines can still boot from what is there.
-		s.log.Error("the store can only be read", "error", err)
+		e.log.Error("the store can only be read", "error", err)
 	case err != nil:
 		return fmt.Errorf("open the store: %w", err)
 	}
-	if s.server != nil {
-		return s.dropElections(ctx)
+	if e.server != nil {
+		return e.dropElections(ctx)
 	}
 	return nil
 }
 
 // Close stops what Open started. Caches, watches and elections on the store
 // must have ended before.
-func (s *Store) Close() error { return s.close() }
+func (e *etcd) Close() error { return e.close() }

@@ -490,13 +490,13 @@ func TestDamagedDataIsAnError(t *testing.T) {
 
 func TestRawValues(t *testing.T) {
 	s := open(t, Config{})
-	if v, err := s.GetRaw(t.Context(), "epoch"); v != nil || err != nil {
+	if v, err := s.Raw.Get(t.Context(), "epoch"); v != nil || err != nil {
 		t.Errorf("%q %v", v, err)
 	}
-	if err := s.PutRaw(t.Context(), "epoch", []byte("4")); err != nil {
+	if err := s.Raw.Put(t.Context(), "epoch", []byte("4")); err != nil {
 		t.Fatal(err)
 	}
-	if v, err := s.GetRaw(t.Context(), "epoch"); string(v) != "4" || err != nil {
+	if v, err := s.Raw.Get(t.Context(), "epoch"); string(v) != "4" || err != nil {
 		t.Errorf("%q %v", v, err)
 	}
 }

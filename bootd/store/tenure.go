@@ -19,7 +19,7 @@ import (
 // before it can end for etcd, by this machine's own clock alone: etcd counts
 // from when it heard of a renewal, and the holder from when it sent it.
 type tenure struct {
-	store *Store
+	etcd  *etcd
 	lease clientv3.LeaseID
 	ttl   time.Duration
 	until atomic.Int64 // by sinceBoot
@@ -45,15 +45,15 @@ func sinceBoot() time.Duration {
 }
 
 // newTenure is granted a lease and renews it until end or ctx does.
-func (s *Store) newTenure(ctx context.Context) (*tenure, error) {
+func (e *etcd) newTenure(ctx context.Context) (*tenure, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	sent := sinceBoot()
-	resp, err := s.client.Grant(limited, int64(max(s.conf.SessionTTL/time.Second, 1)))
+	resp, err := e.client.Grant(limited, int64(max(e.conf.SessionTTL/time.Second, 1)))
 	if err != nil {
-		return nil, s.explain(ctx, err)
+		return nil, e.explain(ctx, err)
 	}
-	t := &tenure{store: s, lease: resp.ID, ttl: time.Duration(resp.TTL) * time.Second}
+	t := &tenure{etcd: e, lease: resp.ID, ttl: time.Duration(resp.TTL) * time.Second}
 	t.until.Store(int64(sent + t.ttl))
 	t.lost, t.lose = context.WithCancelCause(context.Background())
 	t.done.Go(t.renew)
@@ -101,7 +101,7 @@ func (t *tenure) renewOnce() error {
 	ctx, cancel := context.WithTimeout(t.lost, max(t.left(), time.Millisecond))
 	defer cancel()
 	sent := sinceBoot()
-	resp, err := t.store.client.KeepAliveOnce(ctx, t.lease)
+	resp, err := t.etcd.client.KeepAliveOnce(ctx, t.lease)
 	if err != nil {
 		return err
 	}
@@ -116,8 +116,8 @@ func (t *tenure) end() {
 	t.done.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	_, err := t.store.client.Revoke(ctx, t.lease)
+	_, err := t.etcd.client.Revoke(ctx, t.lease)
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		t.store.log.Warn("a lease in etcd could not be given up; it ends by itself", "error", err)
+		t.etcd.log.Warn("a lease in etcd could not be given up; it ends by itself", "error", err)
 	}
 }

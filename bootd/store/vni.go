@@ -25,14 +25,17 @@ type VNIClaim struct {
 	at      int64     // mod revision
 }
 
-// VNIs lists every claim, by number.
-func (s *Store) VNIs(ctx context.Context) (map[uint32]VNIClaim, error) {
+// VNIs are the claims of VNIs.
+type VNIs struct{ etcd *etcd }
+
+// List lists every claim, by number.
+func (v *VNIs) List(ctx context.Context) (map[uint32]VNIClaim, error) {
 	claims := map[uint32]VNIClaim{}
-	_, err := s.scan(ctx, vnisPrefix, func(kv *mvccpb.KeyValue) {
+	_, err := v.etcd.scan(ctx, vnisPrefix, func(kv *mvccpb.KeyValue) {
 		c := VNIClaim{at: kv.ModRevision}
 		n, err := strconv.ParseUint(path.Base(string(kv.Key)), 10, 24)
 		if err := errors.Join(err, json.Unmarshal(kv.Value, &c)); err != nil {
-			s.log.Error("a VNI's claim in the store is left out", "key", string(kv.Key), "error", err)
+			v.etcd.log.Error("a VNI's claim in the store is left out", "key", string(kv.Key), "error", err)
 			return
 		}
 		c.VNI = uint32(n)
@@ -44,27 +47,27 @@ func (s *Store) VNIs(ctx context.Context) (map[uint32]VNIClaim, error) {
 	return claims, nil
 }
 
-// PutVNI writes a claim over the one that was listed, or over none: ErrConflict
+// Put writes a claim over the one that was listed, or over none: ErrConflict
 // says that it is no longer that one.
-func (s *Store) PutVNI(ctx context.Context, old, claim VNIClaim) error {
+func (v *VNIs) Put(ctx context.Context, old, claim VNIClaim) error {
 	raw, err := json.Marshal(claim)
 	if err != nil {
 		return fmt.Errorf("encode the claim of VNI %d: %w", claim.VNI, err)
 	}
-	return s.swapVNI(ctx, claim.VNI, old.at, clientv3.OpPut(vniKey(claim.VNI), summed(vniKey(claim.VNI), raw)))
+	return v.swap(ctx, claim.VNI, old.at, clientv3.OpPut(vniKey(claim.VNI), summed(vniKey(claim.VNI), raw)))
 }
 
-// DropVNI forgets a claim that was listed.
-func (s *Store) DropVNI(ctx context.Context, claim VNIClaim) error {
-	return s.swapVNI(ctx, claim.VNI, claim.at, clientv3.OpDelete(vniKey(claim.VNI)))
+// Drop forgets a claim that was listed.
+func (v *VNIs) Drop(ctx context.Context, claim VNIClaim) error {
+	return v.swap(ctx, claim.VNI, claim.at, clientv3.OpDelete(vniKey(claim.VNI)))
 }
 
 func vniKey(vni uint32) string { return vnisPrefix + strconv.FormatUint(uint64(vni), 10) }
 
-func (s *Store) swapVNI(ctx context.Context, vni uint32, at int64, op clientv3.Op) error {
-	commit := s.write
+func (v *VNIs) swap(ctx context.Context, vni uint32, at int64, op clientv3.Op) error {
+	commit := v.etcd.write
 	if op.IsDelete() {
-		commit = s.commit
+		commit = v.etcd.commit
 	}
 	resp, err := commit(ctx, transaction{when: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(vniKey(vni)), "=", at)}, then: []clientv3.Op{op}})
 	if err != nil {

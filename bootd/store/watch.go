@@ -37,7 +37,7 @@ func (s *Store) Watch(ctx context.Context, k api.Kind, from int64) iter.Seq2[Eve
 		}
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		for resp, err := range s.follow(ctx, prefix(k), from, clientv3.WithPrevKV()) {
+		for resp, err := range s.etcd.follow(ctx, prefix(k), from, clientv3.WithPrevKV()) {
 			if err != nil {
 				yield(Event{}, fmt.Errorf("watch %s: %w", k.Plural, err))
 				return
@@ -48,7 +48,7 @@ func (s *Store) Watch(ctx context.Context, k api.Kind, from int64) iter.Seq2[Eve
 			for _, e := range resp.Events {
 				event, err := s.event(k, e)
 				if err != nil {
-					s.log.Error("a change in the store is left out", "error", err)
+					s.etcd.log.Error("a change in the store is left out", "error", err)
 					continue
 				}
 				if !yield(event, nil) {
