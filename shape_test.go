@@ -30,7 +30,6 @@ func outsized() map[string]bool {
 		"bootd/hostspec.Hub",
 		"bootd/lease/table.go",
 		"bootd/machine.Controller",
-		"bootd/server.Server",
 		"cmd/weftctl/internal/cli.app",
 		"hardware/redfish.go",
 	} {

@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -84,8 +85,18 @@ func peerOf(r *http.Request) netip.Addr {
 	return a.Addr().Unmap()
 }
 
+// auth tells who asks, and what they may.
+type auth struct {
+	tokens   []token
+	failures *limiter // of authentication, by address
+	store    *store.Store
+	recovery Recovery
+	metrics  *metrics
+	log      *slog.Logger
+}
+
 // identify tells who asks. The error is a 401 or 429.
-func (s *Server) identify(r *http.Request) (caller, error) {
+func (a *auth) identify(r *http.Request) (caller, error) {
 	if trusted, _ := r.Context().Value(trustedKey{}).(bool); trusted {
 		return caller{name: "root", role: admin, from: socketPeer}, nil
 	}
@@ -97,28 +108,28 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 			return who, nil
 		}
 		if !errors.Is(err, ca.ErrNoCertificate) {
-			return caller{}, s.failed(peer, err.Error())
+			return caller{}, a.failed(peer, err.Error())
 		}
 	}
 	bearer, ok := bearerOf(r)
 	if !ok {
 		return caller{from: peer.String()}, nil
 	}
-	if s.failures.exhausted(peer) {
+	if a.failures.exhausted(peer) {
 		p := problem(http.StatusTooManyRequests, "too many failed logins from %s: wait a few seconds and check the token", peer)
 		return caller{}, p
 	}
-	if t, ok := s.match(bearer); ok {
+	if t, ok := a.match(bearer); ok {
 		vouch(r)
 		return caller{name: t.name, role: t.role, from: peer.String()}, nil
 	}
-	return caller{}, s.failed(peer, "the bearer token is not known: check it, and the tokens in bootd's config")
+	return caller{}, a.failed(peer, "the bearer token is not known: check it, and the tokens in bootd's config")
 }
 
-func (s *Server) failed(peer netip.Addr, reason string) error {
-	s.metrics.authFailures.Inc()
-	if s.failures.allow(peer) { // else the log is not theirs to fill
-		s.log.Warn("authentication failed", "peer", peer, "reason", reason)
+func (a *auth) failed(peer netip.Addr, reason string) error {
+	a.metrics.authFailures.Inc()
+	if a.failures.allow(peer) { // else the log is not theirs to fill
+		a.log.Warn("authentication failed", "peer", peer, "reason", reason)
 	}
 	return problem(http.StatusUnauthorized, "%s", reason)
 }
@@ -143,11 +154,11 @@ func bearerOf(r *http.Request) (string, bool) {
 }
 
 // match compares with every token, so that the time it takes tells nothing.
-func (s *Server) match(bearer string) (token, bool) {
+func (a *auth) match(bearer string) (token, bool) {
 	digest := sha256.Sum256([]byte(bearer))
 	var found token
 	ok := false
-	for _, t := range s.tokens {
+	for _, t := range a.tokens {
 		if subtle.ConstantTimeCompare(digest[:], t.digest[:]) == 1 {
 			found, ok = t, true
 		}
@@ -157,14 +168,14 @@ func (s *Server) match(bearer string) (token, bool) {
 
 // authorize refuses who may not call the route: 401 when nobody has said who
 // they are, else 403.
-func (s *Server) authorize(c *call, rt route) error {
+func (a *auth) authorize(c *call, rt route) error {
 	switch {
 	case rt.public:
 		return nil
 	case rt.local && c.who.from != socketPeer:
 		return problem(http.StatusForbidden, "this is answered on bootd's unix socket only: work as root on the machine that bootd runs on")
 	case c.who.host != nil:
-		return s.authorizeHost(c, rt)
+		return a.authorizeHost(c, rt)
 	case c.who.role == nobody && rt.role == nobody:
 		return problem(http.StatusUnauthorized, "this is for hosts: show a host's certificate")
 	case c.who.role >= rt.role && c.who.role > nobody:
@@ -175,18 +186,18 @@ func (s *Server) authorize(c *call, rt route) error {
 	return problem(http.StatusForbidden, "role %s is needed; %s is %s", rt.role, c.who.name, c.who.role)
 }
 
-func (s *Server) authorizeHost(c *call, rt route) error {
+func (a *auth) authorizeHost(c *call, rt route) error {
 	refused := problem(http.StatusForbidden, "a host may only read its own HostSpec and the blobs that Images name, and hold its own stream")
-	if rt.host == nil || !rt.host(s, c) {
+	if rt.host == nil || !rt.host(c) {
 		return refused
 	}
-	return s.checkKey(c)
+	return a.checkKey(c)
 }
 
 // checkKey refuses a host whose certificate is revoked. It asks the store: the cache may be a moment
 // behind a revocation.
-func (s *Server) checkKey(c *call) error {
-	m, err := store.Get[api.Machine](c.r.Context(), s.conf.Store, c.who.host.Name)
+func (a *auth) checkKey(c *call) error {
+	m, err := store.Get[api.Machine](c.r.Context(), a.store, c.who.host.Name)
 	if errors.Is(err, store.ErrNotFound) {
 		m, err = nil, nil
 	}
@@ -195,7 +206,7 @@ func (s *Server) checkKey(c *call) error {
 	}
 	if reason := hostspec.Refused(m, *c.who.host); reason != "" {
 		if c.r.Method == http.MethodPost && strings.HasSuffix(c.r.URL.Path, "/stream") {
-			reason = cmp.Or(s.conf.Recovery.Claim(c.r.Context(), c.who.host.Claim()), reason)
+			reason = cmp.Or(a.recovery.Claim(c.r.Context(), c.who.host.Claim()), reason)
 		}
 		return problem(http.StatusForbidden, "%s", reason)
 	}
@@ -203,4 +214,4 @@ func (s *Server) checkKey(c *call) error {
 }
 
 // ownName lets a host at what carries its own name.
-func ownName(_ *Server, c *call) bool { return c.name() == c.who.host.Name }
+func ownName(c *call) bool { return c.name() == c.who.host.Name }

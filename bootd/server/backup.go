@@ -8,23 +8,23 @@ import (
 // backupTrailer says why a backup broke off: its status went out long before.
 const backupTrailer = "Rackweft-Error"
 
-func (s *Server) backupRoutes() []route {
+func (h *upkeep) backupRoutes() []route {
 	return []route{
 		{method: "GET", path: "/v1/backup", tag: "service", role: admin, local: true, stream: true, audited: true,
 			summary: "Everything that a bootd is made of, every key in clear: for bootd backup, which encrypts it. On bootd's unix socket only",
-			query:   []parameter{{"blobs", "with the files of Images", "boolean"}}, outType: "application/x-tar", handle: s.backup},
+			query:   []parameter{{"blobs", "with the files of Images", "boolean"}}, outType: "application/x-tar", handle: h.sendBackup},
 	}
 }
 
-func (s *Server) backup(c *call) error {
+func (h *upkeep) sendBackup(c *call) error {
 	blobs, err := c.flag("blobs")
 	if err != nil {
 		return err
 	}
-	if s.conf.Backup == nil {
+	if h.backup == nil {
 		return problem(http.StatusNotFound, "this bootd makes no backups")
 	}
-	ctx, cancel := s.lasting(c)
+	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
 	c.w.Header().Set("Content-Type", "application/x-tar")
 	c.w.Header().Set("Cache-Control", "no-store")
@@ -33,8 +33,8 @@ func (s *Server) backup(c *call) error {
 	if err := c.rc.Flush(); err != nil { // a short answer that is not flushed has no trailer
 		return err
 	}
-	if err := s.conf.Backup(ctx, c.w, blobs); err != nil {
-		s.log.Error("a backup broke off", "error", err)
+	if err := h.backup(ctx, c.w, blobs); err != nil {
+		h.log.Error("a backup broke off", "error", err)
 		c.w.Header().Set(http.TrailerPrefix+backupTrailer, strconv.QuoteToASCII(err.Error()))
 		return err
 	}

@@ -29,17 +29,25 @@ type BlobList struct {
 // syncTime is how long a blob may take to reach the disk once it is all here.
 const syncTime = 10 * time.Minute
 
-func (s *Server) blobRoutes() []route {
+// blobs are read and written by digest.
+type blobs struct {
+	blobs   *blob.Store
+	cache   *store.Cache
+	writes  *writes
+	streams *streams
+}
+
+func (h *blobs) routes() []route {
 	const one, octets = "/v1/blobs/{digest}", "application/octet-stream"
-	named := func(s *Server, c *call) bool {
+	named := func(c *call) bool {
 		d, err := blob.ParseDigest(c.r.PathValue("digest"))
-		return err == nil && len(s.imagesWith(d)) > 0
+		return err == nil && len(h.imagesWith(d)) > 0
 	}
 	return []route{
-		{method: "GET", path: "/v1/blobs", tag: "Blob", role: viewer, summary: "List the blobs", out: BlobList{}, handle: s.listBlobs},
-		{method: "GET", path: one, tag: "Blob", role: viewer, host: named, stream: true, summary: "Read a blob, or a range of it; HEAD tells whether it is there", outType: octets, handle: s.getBlob},
-		{method: "PUT", path: one, tag: "Blob", role: operator, stream: true, audited: true, summary: "Upload a blob; refused (422) when its digest is another", inType: octets, out: Blob{}, status: http.StatusCreated, handle: s.putBlob},
-		{method: "DELETE", path: one, tag: "Blob", role: operator, audited: true, summary: "Delete a blob that no Image names", status: http.StatusNoContent, handle: s.deleteBlob},
+		{method: "GET", path: "/v1/blobs", tag: "Blob", role: viewer, summary: "List the blobs", out: BlobList{}, handle: h.list},
+		{method: "GET", path: one, tag: "Blob", role: viewer, host: named, stream: true, summary: "Read a blob, or a range of it; HEAD tells whether it is there", outType: octets, handle: h.get},
+		{method: "PUT", path: one, tag: "Blob", role: operator, stream: true, audited: true, summary: "Upload a blob; refused (422) when its digest is another", inType: octets, out: Blob{}, status: http.StatusCreated, handle: h.put},
+		{method: "DELETE", path: one, tag: "Blob", role: operator, audited: true, summary: "Delete a blob that no Image names", status: http.StatusNoContent, handle: h.delete},
 	}
 }
 
@@ -52,9 +60,9 @@ func (c *call) digest() (blob.Digest, error) {
 }
 
 // imagesWith names the Images that name a blob.
-func (s *Server) imagesWith(d blob.Digest) []string {
+func (h *blobs) imagesWith(d blob.Digest) []string {
 	var names []string
-	for _, img := range store.CachedList[api.Image](s.conf.Cache) {
+	for _, img := range store.CachedList[api.Image](h.cache) {
 		for _, f := range img.Spec.Files {
 			if string(f.SHA256) == d.Hex() {
 				names = append(names, img.Metadata.Name)
@@ -65,42 +73,42 @@ func (s *Server) imagesWith(d blob.Digest) []string {
 	return names
 }
 
-func (s *Server) listBlobs(c *call) error {
-	infos, err := s.conf.Blobs.List()
+func (h *blobs) list(c *call) error {
+	infos, err := h.blobs.List()
 	if err != nil {
 		return err
 	}
 	l := BlobList{Items: make([]Blob, len(infos))}
 	for i, info := range infos {
-		l.Items[i] = Blob{Digest: string(info.Digest), Size: info.Size, Time: info.ModTime.UTC(), Images: s.imagesWith(info.Digest)}
+		l.Items[i] = Blob{Digest: string(info.Digest), Size: info.Size, Time: info.ModTime.UTC(), Images: h.imagesWith(info.Digest)}
 	}
 	return c.json(http.StatusOK, l)
 }
 
-func (s *Server) getBlob(c *call) error {
+func (h *blobs) get(c *call) error {
 	d, err := c.digest()
 	if err != nil {
 		return err
 	}
-	f, info, err := s.conf.Blobs.Get(d)
+	f, info, err := h.blobs.Get(d)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	h := c.w.Header()
-	h.Set("Content-Type", "application/octet-stream")
-	h.Set("ETag", `"`+string(d)+`"`)
+	header := c.w.Header()
+	header.Set("Content-Type", "application/octet-stream")
+	header.Set("ETag", `"`+string(d)+`"`)
 	c.status = http.StatusOK
 	http.ServeContent(patientWriter{c.w, c}, c.r, "", info.ModTime, f)
 	return nil
 }
 
-func (s *Server) putBlob(c *call) error {
+func (h *blobs) put(c *call) error {
 	d, err := c.digest()
 	if err != nil {
 		return err
 	}
-	_, size, err := s.conf.Blobs.Put(c.r.Context(), patientReader{c.r.Body, c}, d)
+	_, size, err := h.blobs.Put(c.r.Context(), patientReader{c.r.Body, c}, d)
 	if err != nil {
 		return err
 	}
@@ -108,24 +116,24 @@ func (s *Server) putBlob(c *call) error {
 	return c.json(http.StatusCreated, Blob{Digest: string(d), Size: size})
 }
 
-func (s *Server) deleteBlob(c *call) error {
+func (h *blobs) delete(c *call) error {
 	d, err := c.digest()
 	if err != nil {
 		return err
 	}
 	// With the writes of Images, so that none comes to name it meanwhile.
-	w, err := s.beginAlone(c.r.Context())
+	w, err := h.writes.beginAlone(c.r.Context())
 	if err != nil {
 		return err
 	}
 	defer w.end()
-	if _, err := s.conf.Blobs.Stat(d); err != nil && !errors.Is(err, blob.ErrDamaged) {
+	if _, err := h.blobs.Stat(d); err != nil && !errors.Is(err, blob.ErrDamaged) {
 		return err
 	}
-	if names := s.imagesWith(d); len(names) > 0 {
+	if names := h.imagesWith(d); len(names) > 0 {
 		return problem(http.StatusConflict, "blob %s is named by Image %s: delete that first", d, strings.Join(names, ", "))
 	}
-	if err := s.conf.Blobs.Delete(d); err != nil {
+	if err := h.blobs.Delete(d); err != nil {
 		return err
 	}
 	c.changed = true

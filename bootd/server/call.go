@@ -110,12 +110,20 @@ func (c *call) cut() {
 	c.isCut = true
 }
 
+// streams are the calls that last: watches, consoles and host streams.
+type streams struct {
+	ctx      context.Context // ends at a stop
+	stop     context.CancelFunc
+	hijacked sync.WaitGroup
+	lasts    *lasting
+}
+
 // lasting makes the call one that may go on for ever, until the client leaves
 // or the Server stops.
-func (s *Server) lasting(c *call) (context.Context, context.CancelFunc) {
+func (t *streams) lasting(c *call) (context.Context, context.CancelFunc) {
 	c.setDeadline(time.Time{})
 	ctx, cancel := context.WithCancel(c.r.Context())
-	release := context.AfterFunc(s.streams, cancel)
+	release := context.AfterFunc(t.ctx, cancel)
 	return ctx, func() { release(); cancel() }
 }
 

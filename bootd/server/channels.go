@@ -146,10 +146,10 @@ func (s *channels) redeem(text, guest string, who caller) (holder caller, ok boo
 }
 
 // openChannel has a Guest's host open something. Whoever gets it closes done.
-func (s *Server) openChannel(ctx context.Context, g *api.Guest, kind string) (*hostEnd, error) {
-	id, w := s.channels.expect(g.Status.HostUID)
-	defer s.channels.forget(id, w)
-	err := s.conf.Hub.Open(g.Status.Host, g.Status.HostUID, api.Channel{ID: id, Kind: kind, Guest: g.Metadata.Name, UID: g.Metadata.UID})
+func (h *reach) openChannel(ctx context.Context, g *api.Guest, kind string) (*hostEnd, error) {
+	id, w := h.channels.expect(g.Status.HostUID)
+	defer h.channels.forget(id, w)
+	err := h.hub.Open(g.Status.Host, g.Status.HostUID, api.Channel{ID: id, Kind: kind, Guest: g.Metadata.Name, UID: g.Metadata.UID})
 	if err != nil {
 		return nil, problem(http.StatusBadGateway, "%s", err)
 	}
@@ -169,15 +169,15 @@ func (s *Server) openChannel(ctx context.Context, g *api.Guest, kind string) (*h
 
 // hostChannel takes a channel that a host was asked for, and lasts as long as
 // somebody uses it.
-func (s *Server) hostChannel(c *call) error {
+func (h *reach) hostChannel(c *call) error {
 	if c.who.host == nil {
 		return problem(http.StatusForbidden, "a channel is opened by a host: show the certificate of host:%s", c.name())
 	}
-	w := s.channels.claim(c.r.PathValue("id"), c.who.host.UID)
+	w := h.channels.claim(c.r.PathValue("id"), c.who.host.UID)
 	if w == nil {
 		return problem(http.StatusNotFound, "nobody waits for this channel (any more)")
 	}
-	_, cancel := s.lasting(c)
+	_, cancel := h.streams.lasting(c)
 	defer cancel()
 	end := &hostEnd{c: c, refused: text.Clip(c.r.URL.Query().Get("refused"), maxWords), done: make(chan struct{})}
 	if end.refused == "" {

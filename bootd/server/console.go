@@ -15,25 +15,25 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// console joins the client's connection and the Machine's serial console until
+// openConsole joins the client's connection and the Machine's serial console until
 // either end closes, or the Server stops.
-func (s *Server) console(c *call) error {
+func (h *machines) openConsole(c *call) error {
 	if err := c.upgradable(api.ConsoleProtocol, "weftctl console "+c.name()); err != nil {
 		return err
 	}
-	m, err := store.Get[api.Machine](c.r.Context(), s.conf.Store, c.name())
+	m, err := store.Get[api.Machine](c.r.Context(), h.store, c.name())
 	if err != nil {
 		return err
 	}
-	if err := s.reaches(c, m); err != nil {
+	if err := h.objects.reaches(c, m); err != nil {
 		return err
 	}
 	// Early, while a stop still waits for the request itself.
-	s.hijacked.Add(1)
-	defer s.hijacked.Done()
-	ctx, cancel := s.lasting(c)
+	h.streams.hijacked.Add(1)
+	defer h.streams.hijacked.Done()
+	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
-	far, err := s.conf.Console(ctx, m)
+	far, err := h.console(ctx, m)
 	if err != nil {
 		return problem(http.StatusBadGateway, "open the console of %s: %s", m.Metadata.Name, err)
 	}

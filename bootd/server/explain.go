@@ -20,25 +20,25 @@ const (
 
 // explain tells why a Machine is as it is. It may be named by a MAC, also by
 // one that no Machine has.
-func (s *Server) explain(c *call) error {
-	if err := s.catchUpWithStore(c.r.Context()); err != nil {
+func (h *machines) explain(c *call) error {
+	if err := h.catchUpWithStore(c.r.Context()); err != nil {
 		return err
 	}
-	m, mac, err := s.subject(c)
+	m, mac, err := h.subject(c)
 	if err != nil {
 		return err
 	}
 	x := api.Explanation{}
 	who := string(mac)
 	if m != nil {
-		who, x.Machine, x.Summary = m.Metadata.Name, m, summarize(m, s.site(), time.Now())
-		x.Summary = append(x.Summary, trusted(m, machine.Required(s.conf.Cache, m))...)
-		s.explainConfig(&x, m)
-		if x.Events, err = newest(c.r.Context(), s.conf.Events, explainEvents, eventsOf("Machine", m.Metadata.Name)); err != nil {
+		who, x.Machine, x.Summary = m.Metadata.Name, m, summarize(m, h.site(), time.Now())
+		x.Summary = append(x.Summary, trusted(m, machine.Required(h.cache, m))...)
+		h.explainConfig(&x, m)
+		if x.Events, err = newest(c.r.Context(), h.events, explainEvents, eventsOf("Machine", m.Metadata.Name)); err != nil {
 			return err
 		}
 	}
-	if x.Decisions, err = newest(c.r.Context(), s.conf.Decisions, explainDecisions, s.about(who)); err != nil {
+	if x.Decisions, err = newest(c.r.Context(), h.decisions, explainDecisions, h.journals.about(who)); err != nil {
 		return err
 	}
 	if m == nil {
@@ -49,30 +49,30 @@ func (s *Server) explain(c *call) error {
 
 // catchUpWithStore waits until the cache holds all that is written by now: MACs are looked
 // up there.
-func (s *Server) catchUpWithStore(ctx context.Context) error {
+func (h *machines) catchUpWithStore(ctx context.Context) error {
 	site, err := api.LookupKind("Site")
 	if err != nil {
 		return err
 	}
-	_, revision, err := s.conf.Store.List(ctx, site)
+	_, revision, err := h.store.List(ctx, site)
 	if err != nil {
 		return err
 	}
-	return s.conf.Cache.WaitRevision(ctx, revision)
+	return h.cache.WaitRevision(ctx, revision)
 }
 
 // subject finds the Machine that is asked about; nil for a MAC that none has.
-func (s *Server) subject(c *call) (*api.Machine, api.MAC, error) {
+func (h *machines) subject(c *call) (*api.Machine, api.MAC, error) {
 	name := c.name()
 	mac, err := api.ParseMAC(name)
 	if err == nil {
-		m, ok := store.CachedMachineByMAC(s.conf.Cache, mac)
+		m, ok := store.CachedMachineByMAC(h.cache, mac)
 		if !ok {
 			return nil, mac, nil
 		}
 		name = m.Metadata.Name
 	}
-	o, err := s.read(c.r.Context(), machineKind(), name)
+	o, err := h.objects.read(c.r.Context(), machineKind(), name)
 	if errors.Is(err, store.ErrNotFound) && mac != "" {
 		return nil, mac, nil
 	}
@@ -82,8 +82,8 @@ func (s *Server) subject(c *call) (*api.Machine, api.MAC, error) {
 	return o.(*api.Machine), mac, nil
 }
 
-func (s *Server) site() api.SiteSpec {
-	if site, ok := store.Cached[api.Site](s.conf.Cache, api.SiteName); ok {
+func (h *machines) site() api.SiteSpec {
+	if site, ok := store.Cached[api.Site](h.cache, api.SiteName); ok {
 		return site.Spec
 	}
 	site := new(api.Site)
@@ -93,11 +93,11 @@ func (s *Server) site() api.SiteSpec {
 
 // explainConfig says where each part of the config comes from, or why it cannot
 // be compiled.
-func (s *Server) explainConfig(x *api.Explanation, m *api.Machine) {
+func (h *machines) explainConfig(x *api.Explanation, m *api.Machine) {
 	if machine.IsDiscovered(m) || m.Spec.Profile == "" {
 		return
 	}
-	origins, warnings, err := s.conf.Decider.Origins(m)
+	origins, warnings, err := h.decider.Origins(m)
 	if err != nil {
 		x.Summary = append(x.Summary, "Its config cannot be compiled: "+err.Error()+".")
 		return

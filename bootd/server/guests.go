@@ -12,7 +12,14 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-func (s *Server) guestRoutes() []route {
+// guests are asked for something once, and given to their hosts.
+type guests struct {
+	store   *store.Store
+	cache   *store.Cache
+	objects *objects
+}
+
+func (h *guests) routes() []route {
 	var routes []route
 	for _, v := range []struct{ verb, summary string }{
 		{api.GuestVerbReset, "Reset a Guest, as its button would"},
@@ -24,34 +31,34 @@ func (s *Server) guestRoutes() []route {
 	} {
 		routes = append(routes, route{method: "POST", path: "/v1/guests/{name}/" + v.verb, tag: "Guest", role: operator, audited: true,
 			summary: v.summary, in: api.GuestAction{}, out: api.Guest{}, status: http.StatusAccepted,
-			handle: func(c *call) error { return s.guestVerb(c, v.verb) }})
+			handle: func(c *call) error { return h.verb(c, v.verb) }})
 	}
 	return append(routes, route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/config", tag: "Host", host: ownName,
-		summary: "The config of a Guest that is on the host: Ignition's, or the user data of cloud-init", outType: "application/vnd.coreos.ignition+json", handle: s.guestConfig},
+		summary: "The config of a Guest that is on the host: Ignition's, or the user data of cloud-init", outType: "application/vnd.coreos.ignition+json", handle: h.config},
 		route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/shares/{share}", tag: "Host", host: ownName,
-			summary: "What a share of a Guest that is on the host holds", out: api.GuestShareContent{}, handle: s.guestShare})
+			summary: "What a share of a Guest that is on the host holds", out: api.GuestShareContent{}, handle: h.share})
 }
 
-// guestOf is a Guest that is on the host that asks.
-func (s *Server) guestOf(c *call) (*api.Guest, error) {
+// on is a Guest that is on the host that asks.
+func (h *guests) on(c *call) (*api.Guest, error) {
 	if c.who.host == nil {
 		return nil, problem(http.StatusForbidden, "it is for the Guest's host alone: show the certificate of host:%s", c.name())
 	}
 	name := c.r.PathValue("guest")
-	g, ok := store.Cached[api.Guest](s.conf.Cache, name)
+	g, ok := store.Cached[api.Guest](h.cache, name)
 	if !ok || !guest.Has(g, c.who.host.UID) {
 		return nil, problem(http.StatusNotFound, "no Guest %q is on %s", name, c.name())
 	}
 	return g, nil
 }
 
-// guestShare hands a host what one of its Guests is to see.
-func (s *Server) guestShare(c *call) error {
-	g, err := s.guestOf(c)
+// share hands a host what one of its Guests is to see.
+func (h *guests) share(c *call) error {
+	g, err := h.on(c)
 	if err != nil {
 		return err
 	}
-	content, err := guest.Configs{Store: s.conf.Store, Cache: s.conf.Cache}.Share(c.r.Context(), g, c.r.PathValue("share"))
+	content, err := guest.Configs{Store: h.store, Cache: h.cache}.Share(c.r.Context(), g, c.r.PathValue("share"))
 	if err != nil {
 		return problem(http.StatusServiceUnavailable, "%s", err)
 	}
@@ -59,13 +66,13 @@ func (s *Server) guestShare(c *call) error {
 	return c.json(http.StatusOK, content)
 }
 
-// guestConfig hands a host what one of its Guests configures itself with.
-func (s *Server) guestConfig(c *call) error {
-	g, err := s.guestOf(c)
+// config hands a host what one of its Guests configures itself with.
+func (h *guests) config(c *call) error {
+	g, err := h.on(c)
 	if err != nil {
 		return err
 	}
-	config, mediaType, err := guest.Configs{Store: s.conf.Store, Cache: s.conf.Cache}.Config(c.r.Context(), g)
+	config, mediaType, err := guest.Configs{Store: h.store, Cache: h.cache}.Config(c.r.Context(), g)
 	if err != nil {
 		return problem(http.StatusServiceUnavailable, "%s", err)
 	}
@@ -75,9 +82,9 @@ func (s *Server) guestConfig(c *call) error {
 	return nil
 }
 
-// guestVerb writes a verb into the Guest's status; one with the id of the last
+// verb writes a verb into the Guest's status; one with the id of the last
 // changes nothing.
-func (s *Server) guestVerb(c *call, verb string) error {
+func (h *guests) verb(c *call, verb string) error {
 	raw, err := c.body(maxBoot)
 	if err != nil {
 		return err
@@ -94,10 +101,10 @@ func (s *Server) guestVerb(c *call, verb string) error {
 	if a.ID == "" {
 		a.ID = uuid.NewString()
 	}
-	if _, ok := store.Cached[api.Machine](s.conf.Cache, a.To); a.To != "" && !ok {
+	if _, ok := store.Cached[api.Machine](h.cache, a.To); a.To != "" && !ok {
 		return problem(http.StatusUnprocessableEntity, "there is no Machine %s to move to", a.To)
 	}
-	g, err := store.Mutate(c.r.Context(), s.conf.Store, c.name(), func(g *api.Guest) error {
+	g, err := store.Mutate(c.r.Context(), h.store, c.name(), func(g *api.Guest) error {
 		if g.Status.Request != nil && g.Status.Request.ID == a.ID {
 			return store.ErrUnchanged
 		}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -13,30 +14,40 @@ import (
 	"github.com/rackweft/rackweft/internal/receipt"
 )
 
-// hostRoutes are what machines call while they boot, and hosts as long as they
+// routes are what machines call while they boot, and hosts as long as they
 // live.
-func (s *Server) hostRoutes() []route {
+// boots answers booting machines and hosts.
+type boots struct {
+	decider Decider
+	hub     Hub
+	blobs   *blobs
+	limit   *limiter // calls without an identity, by address
+	streams *streams
+	log     *slog.Logger
+}
+
+func (h *boots) routes() []route {
 	return []route{
 		{method: "GET", path: "/v1/ignition/{name}/{key}", tag: "Host", public: true, summary: "A Machine's Ignition config, against the token of its BootAttempt",
-			outType: "application/vnd.coreos.ignition+json", handle: s.ignition},
+			outType: "application/vnd.coreos.ignition+json", handle: h.ignition},
 		{method: "GET", path: "/v1/boot/{name}/{key}", tag: "Host", public: true, summary: "A Machine's iPXE script, for who has the boot URL of its BootAttempt",
-			outType: "text/plain", handle: s.secureScript},
+			outType: "text/plain", handle: h.secureScript},
 		{method: "GET", path: "/v1/boot/{name}/{key}/blobs/{digest}", tag: "Host", public: true, stream: true, summary: "A blob of the boot, for who has the boot URL",
-			outType: "application/octet-stream", handle: s.secureBlob},
+			outType: "application/octet-stream", handle: h.secureBlob},
 		{method: "GET", path: "/v1/pointer/{name}/{key}", tag: "Host", public: true, summary: "A Machine's first Ignition config, for who has the script that the boot URL gave",
-			outType: "application/vnd.coreos.ignition+json", handle: s.securePointer},
+			outType: "application/vnd.coreos.ignition+json", handle: h.securePointer},
 		{method: "POST", path: "/v1/join", tag: "Host", public: true, summary: "Join as a Machine's host, once, against the join token of its BootAttempt",
-			in: api.JoinRequest{}, out: api.JoinResponse{}, handle: s.join},
+			in: api.JoinRequest{}, out: api.JoinResponse{}, handle: h.join},
 		{method: "POST", path: "/v1/hosts/{name}/stream", tag: "Host", host: ownName, stream: true,
 			summary: "A host's one stream: newline-delimited HostFrames in, ServerFrames out", inType: "application/x-ndjson", in: api.HostFrame{},
-			outType: "application/x-ndjson", out: api.ServerFrame{}, handle: s.hostStream},
+			outType: "application/x-ndjson", out: api.ServerFrame{}, handle: h.hostStream},
 	}
 }
 
 // slowDown bounds how often an address that has no identity yet may call.
-func (s *Server) slowDown(c *call) error {
+func (h *boots) slowDown(c *call) error {
 	c.who.from = peerOf(c.r).String()
-	if s.boots.allow(peerOf(c.r)) {
+	if h.limit.allow(peerOf(c.r)) {
 		return nil
 	}
 	// Not 429: Ignition gives up for good at any 4xx, and asks again at a 5xx.
@@ -45,8 +56,8 @@ func (s *Server) slowDown(c *call) error {
 }
 
 // bootToken is the token of a caller that has nothing else yet.
-func (s *Server) bootToken(c *call) (string, error) {
-	if err := s.slowDown(c); err != nil {
+func (h *boots) bootToken(c *call) (string, error) {
+	if err := h.slowDown(c); err != nil {
 		return "", err
 	}
 	token, ok := bearerOf(c.r)
@@ -58,7 +69,7 @@ func (s *Server) bootToken(c *call) (string, error) {
 
 // once refuses what is not a GET of something that one client has once: a HEAD
 // would take it and get nothing.
-func (s *Server) once(c *call) error {
+func (h *boots) once(c *call) error {
 	if c.r.Method != http.MethodGet {
 		return problem(http.StatusMethodNotAllowed, "GET it")
 	}
@@ -67,7 +78,7 @@ func (s *Server) once(c *call) error {
 
 // give sends what one client has once, and tells sent whether any of it has
 // arrived.
-func (s *Server) give(c *call, contentType string, body []byte, sent func(arrived bool)) {
+func (h *boots) give(c *call, contentType string, body []byte, sent func(arrived bool)) {
 	c.w.Header().Set("Content-Type", contentType)
 	c.w.Header().Set("Cache-Control", "no-store")
 	mark := receipt.Of(c.r.Context()).Mark()
@@ -76,71 +87,71 @@ func (s *Server) give(c *call, contentType string, body []byte, sent func(arrive
 	sent(mark.Arrived(c.r.Context()))
 }
 
-func (s *Server) ignition(c *call) error {
-	if err := s.once(c); err != nil {
+func (h *boots) ignition(c *call) error {
+	if err := h.once(c); err != nil {
 		return err
 	}
-	token, err := s.bootToken(c)
+	token, err := h.bootToken(c)
 	if err != nil {
 		return err
 	}
-	config, err := s.conf.Decider.ConfigFor(c.r.Context(), boot.ConfigRequest{
+	config, err := h.decider.ConfigFor(c.r.Context(), boot.ConfigRequest{
 		Machine: c.name(), Key: c.r.PathValue("key"), Token: token, Accept: c.r.Header.Get("Accept"), Peer: peerOf(c.r), Conn: receipt.Of(c.r.Context()).ID(),
 	})
 	if err != nil {
-		return s.unknownCaller(c, err)
+		return h.unknownCaller(c, err)
 	}
-	s.give(c, config.ContentType, config.Body, config.Sent)
+	h.give(c, config.ContentType, config.Body, config.Sent)
 	return nil
 }
 
 // secureScript answers who presents a boot URL. Over the unix socket it is of no
 // use: nobody has an address there.
-func (s *Server) secureScript(c *call) error {
-	if err := s.slowDown(c); err != nil {
+func (h *boots) secureScript(c *call) error {
+	if err := h.slowDown(c); err != nil {
 		return err
 	}
-	text, err := s.conf.Decider.SecureScript(c.r.Context(), c.name(), c.r.PathValue("key"), peerOf(c.r))
+	text, err := h.decider.SecureScript(c.r.Context(), c.name(), c.r.PathValue("key"), peerOf(c.r))
 	if err != nil {
-		return s.unknownCaller(c, err)
+		return h.unknownCaller(c, err)
 	}
 	c.w.Header().Set("Cache-Control", "no-store")
 	return c.text(http.StatusOK, text)
 }
 
-func (s *Server) secureBlob(c *call) error {
+func (h *boots) secureBlob(c *call) error {
 	d, err := c.digest()
 	if err != nil {
 		return err
 	}
-	if err := s.slowDown(c); err != nil {
+	if err := h.slowDown(c); err != nil {
 		return err
 	}
-	if err := s.conf.Decider.SecureBlob(c.r.Context(), c.name(), c.r.PathValue("key"), peerOf(c.r), api.SHA256(d.Hex())); err != nil {
-		return s.unknownCaller(c, err)
+	if err := h.decider.SecureBlob(c.r.Context(), c.name(), c.r.PathValue("key"), peerOf(c.r), api.SHA256(d.Hex())); err != nil {
+		return h.unknownCaller(c, err)
 	}
-	return s.getBlob(c)
+	return h.blobs.get(c)
 }
 
-func (s *Server) securePointer(c *call) error {
-	if err := s.once(c); err != nil {
+func (h *boots) securePointer(c *call) error {
+	if err := h.once(c); err != nil {
 		return err
 	}
-	if err := s.slowDown(c); err != nil {
+	if err := h.slowDown(c); err != nil {
 		return err
 	}
-	p, err := s.conf.Decider.SecurePointer(c.r.Context(), httpboot.PointerRequest{
+	p, err := h.decider.SecurePointer(c.r.Context(), httpboot.PointerRequest{
 		Machine: c.name(), Key: c.r.PathValue("key"), Accept: c.r.Header.Get("Accept"), Peer: peerOf(c.r), Conn: receipt.Of(c.r.Context()).ID(),
 	})
 	if err != nil {
-		return s.unknownCaller(c, err)
+		return h.unknownCaller(c, err)
 	}
-	s.give(c, p.ContentType, p.Config, p.Sent)
+	h.give(c, p.ContentType, p.Config, p.Sent)
 	return nil
 }
 
-func (s *Server) join(c *call) error {
-	token, err := s.bootToken(c)
+func (h *boots) join(c *call) error {
+	token, err := h.bootToken(c)
 	if err != nil {
 		return err
 	}
@@ -152,9 +163,9 @@ func (s *Server) join(c *call) error {
 	if err := api.DecodeStrict(raw, &r); err != nil {
 		return err
 	}
-	answer, err := s.conf.Decider.Join(c.r.Context(), token, peerOf(c.r), r)
+	answer, err := h.decider.Join(c.r.Context(), token, peerOf(c.r), r)
 	if err != nil {
-		return s.unknownCaller(c, err)
+		return h.unknownCaller(c, err)
 	}
 	c.w.Header().Set("Cache-Control", "no-store")
 	return c.json(http.StatusOK, answer)
@@ -162,22 +173,22 @@ func (s *Server) join(c *call) error {
 
 // unknownCaller keeps what went wrong inside bootd from whoever asks; trying
 // again may help.
-func (s *Server) unknownCaller(c *call, err error) error {
+func (h *boots) unknownCaller(c *call, err error) error {
 	var p *api.Problem
 	if errors.As(err, &p) {
 		return p
 	}
-	s.log.Error("a booting machine could not be answered", "route", c.r.Pattern, "peer", c.who.from, "error", err)
+	h.log.Error("a booting machine could not be answered", "route", c.r.Pattern, "peer", c.who.from, "error", err)
 	return problem(http.StatusServiceUnavailable, "bootd cannot answer now; its log says why")
 }
 
 // hostStream hands a host's connection to the hub.
-func (s *Server) hostStream(c *call) error {
+func (h *boots) hostStream(c *call) error {
 	if c.who.host == nil {
 		return problem(http.StatusForbidden, "a stream is held by a host: show the certificate of host:%s", c.name())
 	}
-	s.lasts.leave(c) // the hub ends a stream by itself, and tells the host why
-	ctx, cancel := s.lasting(c)
+	h.streams.lasts.leave(c) // the hub ends a stream by itself, and tells the host why
+	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
 	// HTTP/1.1 would otherwise read the whole request before it answers.
 	if err := c.rc.EnableFullDuplex(); err != nil && !errors.Is(err, http.ErrNotSupported) {
@@ -189,13 +200,13 @@ func (s *Server) hostStream(c *call) error {
 	if err := c.rc.Flush(); err != nil {
 		return err
 	}
-	err := s.conf.Hub.Serve(ctx, *c.who.host, hostspec.Conn{
+	err := h.hub.Serve(ctx, *c.who.host, hostspec.Conn{
 		In: c.r.Body, Out: c.w, Flush: c.rc.Flush,
 		SetReadDeadline:  func(t time.Time) error { return c.rc.SetReadDeadline(t) },
 		SetWriteDeadline: func(t time.Time) error { return c.rc.SetWriteDeadline(t) },
 	})
 	if err != nil {
-		s.log.Info("a host's stream ended", "host", strings.TrimPrefix(c.who.name, "host:"), "peer", c.who.from, "reason", err)
+		h.log.Info("a host's stream ended", "host", strings.TrimPrefix(c.who.name, "host:"), "peer", c.who.from, "reason", err)
 	}
 	return nil
 }

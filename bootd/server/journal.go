@@ -23,18 +23,27 @@ type AuditList struct {
 	Items []api.AuditRecord `json:"items"`
 }
 
-func (s *Server) journalRoutes() []route {
+// journals show what was noted.
+type journals struct {
+	cache     *store.Cache
+	events    *journal.Journal[api.Event]
+	decisions *journal.Journal[api.Decision]
+	auditLog  *journal.Journal[api.AuditRecord]
+	streams   *streams
+}
+
+func (h *journals) routes() []route {
 	return []route{
 		{method: "GET", path: "/v1/events", tag: "Journal", role: viewer, stream: true, summary: "Events, oldest first, as newline-delimited JSON",
 			query:   []parameter{{"kind", "Of this kind only.", "string"}, {"name", "Of the object of this name only.", "string"}, {"follow", "Go on with new ones.", "boolean"}},
-			outType: "application/x-ndjson", out: api.Event{}, handle: s.events},
+			outType: "application/x-ndjson", out: api.Event{}, handle: h.readEvents},
 		{method: "GET", path: "/v1/decisions", tag: "Journal", role: viewer, summary: "Why machines got the answers that they got",
-			query: []parameter{{"machine", "Of this Machine, or of this MAC, only.", "string"}}, out: DecisionList{}, handle: s.decisions},
-		{method: "GET", path: "/v1/audit", tag: "Journal", role: admin, summary: "Who changed what", out: AuditList{}, handle: s.auditRecords},
+			query: []parameter{{"machine", "Of this Machine, or of this MAC, only.", "string"}}, out: DecisionList{}, handle: h.readDecisions},
+		{method: "GET", path: "/v1/audit", tag: "Journal", role: admin, summary: "Who changed what", out: AuditList{}, handle: h.readAudit},
 	}
 }
 
-func (s *Server) events(c *call) error {
+func (h *journals) readEvents(c *call) error {
 	follow, err := c.flag("follow")
 	if err != nil {
 		return err
@@ -49,10 +58,10 @@ func (s *Server) events(c *call) error {
 		kind = k.Name
 	}
 	wanted := eventsOf(kind, q.Get("name"))
-	ctx, cancel := s.lasting(c)
+	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
-	last := s.conf.Events.LastSeq()
-	kept, err := s.conf.Events.Query(ctx, journal.Query[api.Event]{Limit: maxRecords, Filter: func(r journal.Record[api.Event]) bool {
+	last := h.events.LastSeq()
+	kept, err := h.events.Query(ctx, journal.Query[api.Event]{Limit: maxRecords, Filter: func(r journal.Record[api.Event]) bool {
 		return r.Seq <= last && wanted(r)
 	}})
 	if err != nil {
@@ -67,7 +76,7 @@ func (s *Server) events(c *call) error {
 	if !follow || c.r.Method != http.MethodGet {
 		return nil
 	}
-	for r, err := range s.conf.Events.Watch(ctx, last) {
+	for r, err := range h.events.Watch(ctx, last) {
 		if ctx.Err() != nil {
 			return nil // the client left, or the Server stops
 		}
@@ -104,12 +113,12 @@ func newest[T any](ctx context.Context, j *journal.Journal[T], limit int, match 
 	return list, nil
 }
 
-func (s *Server) decisions(c *call) error {
+func (h *journals) readDecisions(c *call) error {
 	var match func(journal.Record[api.Decision]) bool
 	if who := c.r.URL.Query().Get("machine"); who != "" {
-		match = s.about(who)
+		match = h.about(who)
 	}
-	list, err := newest(c.r.Context(), s.conf.Decisions, maxRecords, match)
+	list, err := newest(c.r.Context(), h.decisions, maxRecords, match)
 	if err != nil {
 		return err
 	}
@@ -117,12 +126,12 @@ func (s *Server) decisions(c *call) error {
 }
 
 // about matches the decisions on a Machine, by its name and its MACs, or on a MAC.
-func (s *Server) about(who string) func(journal.Record[api.Decision]) bool {
+func (h *journals) about(who string) func(journal.Record[api.Decision]) bool {
 	var macs []api.MAC
 	if mac, err := api.ParseMAC(who); err == nil {
 		macs = append(macs, mac)
 	}
-	if m, ok := store.Cached[api.Machine](s.conf.Cache, who); ok {
+	if m, ok := store.Cached[api.Machine](h.cache, who); ok {
 		macs = m.MACs()
 	}
 	return func(r journal.Record[api.Decision]) bool {
@@ -130,8 +139,8 @@ func (s *Server) about(who string) func(journal.Record[api.Decision]) bool {
 	}
 }
 
-func (s *Server) auditRecords(c *call) error {
-	list, err := newest(c.r.Context(), s.conf.AuditLog, maxRecords, nil)
+func (h *journals) readAudit(c *call) error {
+	list, err := newest(c.r.Context(), h.auditLog, maxRecords, nil)
 	if err != nil {
 		return err
 	}

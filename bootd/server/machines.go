@@ -1,42 +1,58 @@
 package server
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 
 	"github.com/google/uuid"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/machine"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-func (s *Server) machineRoutes() []route {
+// machines are explained, opened and asked for something once.
+type machines struct {
+	store     *store.Store
+	cache     *store.Cache
+	decider   Decider
+	events    *journal.Journal[api.Event]
+	decisions *journal.Journal[api.Decision]
+	console   func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
+	objects   *objects
+	journals  *journals
+	streams   *streams
+}
+
+func (h *machines) routes() []route {
 	const one = "/v1/machines/{name}"
 	routes := []route{
 		{method: "GET", path: one + "/explain", tag: "Machine", role: viewer, summary: "Why a Machine, or whoever has a MAC, is as it is",
-			out: api.Explanation{}, handle: s.explain},
+			out: api.Explanation{}, handle: h.explain},
 		{method: "GET", path: one + "/console", tag: "Machine", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
-			summary: "Open the serial console: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: s.console},
+			summary: "Open the serial console: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: h.openConsole},
 	}
 	for _, v := range []api.Verb{api.VerbReprovision, api.VerbPower, api.VerbInspect, api.VerbIdentify} {
 		routes = append(routes, route{method: "POST", path: one + "/" + string(v), tag: "Machine", role: operator, audited: true,
 			summary: "Ask a Machine once to " + string(v), in: api.Request{}, out: api.Request{}, status: http.StatusAccepted,
-			handle: func(c *call) error { return s.verb(c, v) }})
+			handle: func(c *call) error { return h.verb(c, v) }})
 	}
 	return routes
 }
 
 // verb writes a request into the Machine's status.
-func (s *Server) verb(c *call, v api.Verb) error {
+func (h *machines) verb(c *call, v api.Verb) error {
 	r, err := c.request(v)
 	if err != nil {
 		return err
 	}
 	var answer api.Request
 	repeated := false
-	_, err = store.Mutate(c.r.Context(), s.conf.Store, c.name(), func(m *api.Machine) error {
+	_, err = store.Mutate(c.r.Context(), h.store, c.name(), func(m *api.Machine) error {
 		repeated = slices.ContainsFunc(m.Status.Requests, func(old api.Request) bool { return old.ID == r.ID })
 		added, err := machine.AddRequest(m, r)
 		if err != nil {

@@ -8,31 +8,38 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-func (s *Server) networkRoutes() []route {
+// networks show who is of a Network.
+type networks struct {
+	cache    *store.Cache
+	networks *network.Index
+	hub      Hub
+}
+
+func (h *networks) routes() []route {
 	return []route{
-		{method: "GET", path: "/v1/networks/{name}/peers", tag: "Network", role: viewer, out: api.NetworkPeers{}, handle: s.networkPeers,
+		{method: "GET", path: "/v1/networks/{name}/peers", tag: "Network", role: viewer, out: api.NetworkPeers{}, handle: h.peers,
 			summary: "Who has a lease of a Network, and what each host last said of it"},
-		{method: "GET", path: "/v1/networks/{name}/explain", tag: "Network", role: viewer, out: api.NetworkPath{}, handle: s.networkPath,
+		{method: "GET", path: "/v1/networks/{name}/explain", tag: "Network", role: viewer, out: api.NetworkPath{}, handle: h.path,
 			query:   []parameter{{"from", "Where it comes from: a Guest, or an address.", "string"}, {"to", "Where it goes to: a Guest, NETWORK/GUEST, or an address.", "string"}},
 			summary: "What becomes of a packet of a Network"},
 	}
 }
 
-// networkPath follows a packet of a Network.
-func (s *Server) networkPath(c *call) error {
+// path follows a packet of a Network.
+func (h *networks) path(c *call) error {
 	from, to := c.r.URL.Query().Get("from"), c.r.URL.Query().Get("to")
 	if from == "" || to == "" {
 		return problem(http.StatusBadRequest, "from and to are both needed: a Guest, NETWORK/GUEST, or an address")
 	}
 	paths := network.Paths{
-		Networks: store.CachedList[api.Network](s.conf.Cache), Guests: store.CachedList[api.Guest](s.conf.Cache),
-		Closed: network.Closed(s.conf.Cache),
+		Networks: store.CachedList[api.Network](h.cache), Guests: store.CachedList[api.Guest](h.cache),
+		Closed: network.Closed(h.cache),
 		Members: func(name string) []api.NetworkMember {
-			n, ok := store.Cached[api.Network](s.conf.Cache, name)
+			n, ok := store.Cached[api.Network](h.cache, name)
 			if !ok {
 				return nil
 			}
-			return s.networkMembers(n)
+			return h.members(n)
 		},
 	}
 	path, err := paths.Explain(c.name(), from, to)
@@ -42,25 +49,25 @@ func (s *Server) networkPath(c *call) error {
 	return c.json(http.StatusOK, path)
 }
 
-func (s *Server) networkPeers(c *call) error {
-	n, ok := store.Cached[api.Network](s.conf.Cache, c.name())
+func (h *networks) peers(c *call) error {
+	n, ok := store.Cached[api.Network](h.cache, c.name())
 	if !ok {
 		return problem(http.StatusNotFound, "Network %q does not exist", c.name())
 	}
-	return c.json(http.StatusOK, api.NetworkPeers{Network: n.Metadata.Name, UID: n.Metadata.UID, VNI: n.Status.VNI, Peers: s.networkMembers(n)})
+	return c.json(http.StatusOK, api.NetworkPeers{Network: n.Metadata.Name, UID: n.Metadata.UID, VNI: n.Status.VNI, Peers: h.members(n)})
 }
 
-// networkMembers lists every lease of a Network, by prefix.
-func (s *Server) networkMembers(n *api.Network) []api.NetworkMember {
+// members lists every lease of a Network, by prefix.
+func (h *networks) members(n *api.Network) []api.NetworkMember {
 	list := []api.NetworkMember{}
-	for _, l := range s.conf.Networks.Leases(n.Metadata.Name) {
-		list = append(list, s.networkMember(n, l))
+	for _, l := range h.networks.Leases(n.Metadata.Name) {
+		list = append(list, h.member(n, l))
 	}
 	return list
 }
 
-// networkMember is a lease with what its host last said of the Network.
-func (s *Server) networkMember(n *api.Network, l network.Lease) api.NetworkMember {
+// member is a lease with what its host last said of the Network.
+func (h *networks) member(n *api.Network, l network.Lease) api.NetworkMember {
 	m := api.NetworkMember{Kind: l.Kind, Host: l.Machine, Guest: l.Guest, Lease: l.Lease, Lease6: l.Lease6, VTEP: l.VTEP, MAC: l.MAC}
 	if l.Machine == "" {
 		if l.VTEP.IsValid() {
@@ -68,14 +75,14 @@ func (s *Server) networkMember(n *api.Network, l network.Lease) api.NetworkMembe
 		}
 		return m
 	}
-	host, ok := store.Cached[api.Machine](s.conf.Cache, l.Machine)
+	host, ok := store.Cached[api.Machine](h.cache, l.Machine)
 	if !ok || host.Metadata.UID != l.UID {
 		m.Message = "its Machine is deleted; the lease goes soon"
 		return m
 	}
-	_, m.Connected = s.conf.Hub.Heartbeat(l.Machine)
+	_, m.Connected = h.hub.Heartbeat(l.Machine)
 	status := host.Status.Host
-	if reported, ok := s.conf.Hub.Reported(l.Machine); ok && reported.UID == l.UID {
+	if reported, ok := h.hub.Reported(l.Machine); ok && reported.UID == l.UID {
 		status = reported
 	}
 	if status == nil {

@@ -17,35 +17,48 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// kindRoutes are the routes that every kind has; a computed one is only read.
-func (s *Server) kindRoutes(k api.Kind) []route {
+// objects are read and written in the same way, whatever their kind.
+type objects struct {
+	store    *store.Store
+	cache    *store.Cache
+	hub      Hub
+	compiler Compiler
+	zones    Zones
+	recovery Recovery
+	world    *admission.World
+	writes   *writes
+	streams  *streams
+}
+
+// routes are the routes that every kind has; a computed one is only read.
+func (h *objects) routes(k api.Kind) []route {
 	list, one := "/v1/"+k.Plural, "/v1/"+k.Plural+"/{name}"
 	watch := []parameter{
 		{"watch", "Newline-delimited WatchFrames instead of a list.", "boolean"},
 		{"resourceVersion", "Watch from here on; everything that stands comes first unless given.", "string"},
 	}
 	get := route{method: "GET", path: one, tag: k.Name, role: viewer, summary: "Read a " + k.Name, out: k.New(),
-		handle: func(c *call) error { return s.get(c, k) }}
+		handle: func(c *call) error { return h.get(c, k) }}
 	if k.Computed {
 		get.host = ownName
 		return []route{get,
 			{method: "GET", path: list, tag: k.Name, role: viewer, summary: "List every " + k.Name, out: &listOf{k},
-				handle: func(c *call) error { return s.list(c, k) }}}
+				handle: func(c *call) error { return h.list(c, k) }}}
 	}
 	write := writer(k)
 	version := parameter{"resourceVersion", "Refuse with 409 unless this is still current.", "string"}
 	dry := parameter{"dryRun", "Answer what would be, store nothing.", "boolean"}
 	return []route{get,
 		{method: "GET", path: list, tag: k.Name, role: viewer, summary: "List or watch every " + k.Name, query: watch, out: &listOf{k}, stream: true,
-			handle: func(c *call) error { return s.listOrWatch(c, k) }},
+			handle: func(c *call) error { return h.listOrWatch(c, k) }},
 		{method: "GET", path: one + "/status", tag: k.Name, role: viewer, summary: "Read the status of a " + k.Name,
-			out: statusOf(k.New()).Interface(), handle: func(c *call) error { return s.status(c, k) }},
+			out: statusOf(k.New()).Interface(), handle: func(c *call) error { return h.status(c, k) }},
 		{method: "PUT", path: one, tag: k.Name, role: write, summary: "Create a " + k.Name + ", or replace its spec, labels and annotations",
-			query: []parameter{dry}, in: k.New(), out: k.New(), audited: true, handle: func(c *call) error { return s.put(c, k, c.name()) }},
+			query: []parameter{dry}, in: k.New(), out: k.New(), audited: true, handle: func(c *call) error { return h.put(c, k, c.name()) }},
 		{method: "POST", path: list, tag: k.Name, role: write, summary: "Create a " + k.Name + " that does not exist yet", status: http.StatusCreated,
-			query: []parameter{dry}, in: k.New(), out: k.New(), audited: true, handle: func(c *call) error { return s.put(c, k, "") }},
+			query: []parameter{dry}, in: k.New(), out: k.New(), audited: true, handle: func(c *call) error { return h.put(c, k, "") }},
 		{method: "DELETE", path: one, tag: k.Name, role: write, summary: "Delete a " + k.Name, status: http.StatusNoContent,
-			query: []parameter{version}, audited: true, handle: func(c *call) error { return s.delete(c, k) }},
+			query: []parameter{version}, audited: true, handle: func(c *call) error { return h.delete(c, k) }},
 	}
 }
 
@@ -59,40 +72,40 @@ func writer(k api.Kind) role {
 }
 
 // read returns an object as clients see it.
-func (s *Server) read(ctx context.Context, k api.Kind, name string) (api.Object, error) {
+func (h *objects) read(ctx context.Context, k api.Kind, name string) (api.Object, error) {
 	if err := api.ValidateName(name); err != nil {
 		return nil, problem(http.StatusNotFound, "no %s is called %q", k.Name, name)
 	}
 	if k.Computed {
-		return s.compile(ctx, name)
+		return h.compile(ctx, name)
 	}
-	o, err := s.conf.Store.Get(ctx, k, name)
+	o, err := h.store.Get(ctx, k, name)
 	if err != nil {
 		return nil, err
 	}
-	return s.fill(o), nil
+	return h.fill(o), nil
 }
 
-func (s *Server) compile(ctx context.Context, name string) (api.Object, error) {
-	m, ok := store.Cached[api.Machine](s.conf.Cache, name)
+func (h *objects) compile(ctx context.Context, name string) (api.Object, error) {
+	m, ok := store.Cached[api.Machine](h.cache, name)
 	if !ok || machine.IsDiscovered(m) {
 		return nil, problem(http.StatusNotFound, "HostSpec %q does not exist: no Machine of that name is registered", name)
 	}
-	return s.conf.Compiler.Compile(ctx, m)
+	return h.compiler.Compile(ctx, m)
 }
 
 // fill adds to a copy what is kept in memory only.
-func (s *Server) fill(o api.Object) api.Object {
+func (h *objects) fill(o api.Object) api.Object {
 	m, ok := o.(*api.Machine)
 	if !ok || m.Status.Host == nil {
 		return o
 	}
 	host := *m.Status.Host
-	if reported, ok := s.conf.Hub.Reported(m.Metadata.Name); ok && reported.UID == m.Metadata.UID {
+	if reported, ok := h.hub.Reported(m.Metadata.Name); ok && reported.UID == m.Metadata.UID {
 		host = *reported // newer than the store has it
 	}
-	host.LastHeartbeat, host.Connected = s.conf.Hub.Heartbeat(m.Metadata.Name)
-	if b := s.conf.Hub.BGP(m.Metadata.Name); b != nil {
+	host.LastHeartbeat, host.Connected = h.hub.Heartbeat(m.Metadata.Name)
+	if b := h.hub.BGP(m.Metadata.Name); b != nil {
 		short := *b
 		short.Routes, short.Omitted = nil, 0
 		host.BGP = &short
@@ -102,35 +115,35 @@ func (s *Server) fill(o api.Object) api.Object {
 	return &filled
 }
 
-func (s *Server) get(c *call, k api.Kind) error {
-	o, err := s.read(c.r.Context(), k, c.name())
+func (h *objects) get(c *call, k api.Kind) error {
+	o, err := h.read(c.r.Context(), k, c.name())
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, o)
 }
 
-func (s *Server) status(c *call, k api.Kind) error {
-	o, err := s.read(c.r.Context(), k, c.name())
+func (h *objects) status(c *call, k api.Kind) error {
+	o, err := h.read(c.r.Context(), k, c.name())
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, statusOf(o).Interface())
 }
 
-func (s *Server) listOrWatch(c *call, k api.Kind) error {
+func (h *objects) listOrWatch(c *call, k api.Kind) error {
 	watch, err := c.flag("watch")
 	if err != nil {
 		return err
 	}
 	if watch && c.r.Method == http.MethodGet {
-		return s.watch(c, k)
+		return h.watch(c, k)
 	}
-	return s.list(c, k)
+	return h.list(c, k)
 }
 
-func (s *Server) list(c *call, k api.Kind) error {
-	objects, revision, err := s.objects(c.r.Context(), k)
+func (h *objects) list(c *call, k api.Kind) error {
+	objects, revision, err := h.all(c.r.Context(), k)
 	if err != nil {
 		return err
 	}
@@ -147,31 +160,31 @@ func (s *Server) list(c *call, k api.Kind) error {
 	return c.json(http.StatusOK, l)
 }
 
-// objects reads from the store, not the cache: the revision of a cache that
+// all reads from the store, not the cache: the revision of a cache that
 // has nothing to do can be so old that no watch can go on from it.
-func (s *Server) objects(ctx context.Context, k api.Kind) ([]api.Object, int64, error) {
+func (h *objects) all(ctx context.Context, k api.Kind) ([]api.Object, int64, error) {
 	if k.Computed {
-		return s.compileAll(ctx)
+		return h.compileAll(ctx)
 	}
-	objects, revision, err := s.conf.Store.List(ctx, k)
+	objects, revision, err := h.store.List(ctx, k)
 	for i := range objects {
-		objects[i] = s.fill(objects[i])
+		objects[i] = h.fill(objects[i])
 	}
 	return objects, revision, err
 }
 
-func (s *Server) compileAll(ctx context.Context) ([]api.Object, int64, error) {
-	revision := s.conf.Cache.Revision()
+func (h *objects) compileAll(ctx context.Context) ([]api.Object, int64, error) {
+	revision := h.cache.Revision()
 	var all []api.Object
-	for _, m := range store.CachedList[api.Machine](s.conf.Cache) {
+	for _, m := range store.CachedList[api.Machine](h.cache) {
 		if machine.IsDiscovered(m) {
 			continue
 		}
-		h, err := s.conf.Compiler.Compile(ctx, m)
+		spec, err := h.compiler.Compile(ctx, m)
 		if err != nil {
 			return nil, 0, err
 		}
-		all = append(all, h)
+		all = append(all, spec)
 	}
 	return all, revision, nil
 }
@@ -201,7 +214,7 @@ func (c *call) decode(k api.Kind, name string) (api.Object, error) {
 
 // put creates the object of the body or replaces the one that stands; without
 // a name it only creates.
-func (s *Server) put(c *call, k api.Kind, name string) error {
+func (h *objects) put(c *call, k api.Kind, name string) error {
 	dry, err := c.flag("dryRun")
 	if err != nil {
 		return err
@@ -214,12 +227,12 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		return invalid(body, e)
 	}
 	ctx := c.r.Context()
-	w, err := s.begin(ctx, body)
+	w, err := h.writes.begin(ctx, body)
 	if err != nil {
 		return err
 	}
 	defer w.end()
-	current, err := s.current(ctx, k, body.Meta().Name)
+	current, err := h.current(ctx, k, body.Meta().Name)
 	if err != nil {
 		return err
 	}
@@ -230,15 +243,15 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		return err
 	}
 	next := merge(body, current)
-	if err := s.mayLower(c, next, current); err != nil {
+	if err := h.mayLower(c, next, current); err != nil {
 		return err
 	}
 	if c.who.role < admin {
-		if why := admission.OnlyAdmins(s.world, next, current); why != "" {
+		if why := admission.OnlyAdmins(h.world, next, current); why != "" {
 			return problem(http.StatusForbidden, "%s", why)
 		}
 	}
-	verdict := admission.Judge(s.world, next, current)
+	verdict := admission.Judge(h.world, next, current)
 	if len(verdict.Errors) > 0 {
 		return invalid(next, verdict.Errors)
 	}
@@ -246,7 +259,7 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		c.w.Header().Add("Warning", warning(text))
 	}
 	if dry {
-		drops, err := s.conf.Zones.Drops(ctx, next)
+		drops, err := h.zones.Drops(ctx, next)
 		if err != nil {
 			return err
 		}
@@ -257,18 +270,18 @@ func (s *Server) put(c *call, k api.Kind, name string) error {
 		redact(next)
 		return c.json(http.StatusOK, next)
 	}
-	return s.store(c, w, body, next, current, verdict.Takeover)
+	return h.save(c, w, body, next, current, verdict.Takeover)
 }
 
-// store writes what was admitted and answers with it.
-func (s *Server) store(c *call, w *write, body, next, current api.Object, takeover []string) error {
+// save writes what was admitted and answers with it.
+func (h *objects) save(c *call, w *write, body, next, current api.Object, takeover []string) error {
 	// A client that leaves does not leave it open whether the write was made.
 	ctx, k := context.WithoutCancel(c.r.Context()), api.KindOf(next)
 	w.failed = true
 	// First, for the MAC must never be found with a Machine that is only
 	// discovered; should bootd die here, the Machine is discovered again.
 	for _, name := range takeover {
-		if err := s.conf.Store.Delete(ctx, machineKind(), name, ""); err != nil && !errors.Is(err, store.ErrNotFound) {
+		if err := h.store.Delete(ctx, machineKind(), name, ""); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("take over the discovered Machine %s: %w", name, err)
 		}
 		c.changed = true
@@ -276,12 +289,12 @@ func (s *Server) store(c *call, w *write, body, next, current api.Object, takeov
 	status := http.StatusOK
 	if current == nil {
 		status = http.StatusCreated
-		if err := s.create(ctx, next); err != nil {
+		if err := h.create(ctx, next); err != nil {
 			return err
 		}
 	} else {
 		version, uid := body.Meta().ResourceVersion, current.Meta().UID
-		o, err := s.conf.Store.Mutate(ctx, k, next.Meta().Name, func(o api.Object) error {
+		o, err := h.store.Mutate(ctx, k, next.Meta().Name, func(o api.Object) error {
 			if o.Meta().UID != uid || version != "" && o.Meta().ResourceVersion != version {
 				return &store.ConflictError{Kind: k.Name, Name: o.Meta().Name, Current: o.Meta().ResourceVersion}
 			}
@@ -302,7 +315,7 @@ func (s *Server) store(c *call, w *write, body, next, current api.Object, takeov
 	}
 	c.w.Header().Set(api.OutcomeHeader, done)
 	redact(next)
-	return c.json(status, s.fill(next))
+	return c.json(status, h.fill(next))
 }
 
 func outcome(current api.Object, diff []api.Change) string {
@@ -324,44 +337,44 @@ func foreseen(current, next api.Object) string {
 	return outcome(current, difference(current, next))
 }
 
-func (s *Server) delete(c *call, k api.Kind) error {
+func (h *objects) delete(c *call, k api.Kind) error {
 	ctx := c.r.Context()
-	if err := s.mayDelete(k); err != nil {
+	if err := h.mayDelete(k); err != nil {
 		return err
 	}
-	w, err := s.beginDelete(ctx, k, c.name())
+	w, err := h.writes.beginDelete(ctx, k, c.name())
 	if err != nil {
 		return err
 	}
 	defer w.end()
-	o, err := s.read(ctx, k, c.name())
+	o, err := h.read(ctx, k, c.name())
 	if err != nil {
 		return err
 	}
-	if err := s.mayLower(c, nil, o); err != nil {
+	if err := h.mayLower(c, nil, o); err != nil {
 		return err
 	}
-	if who := s.world.Referrers(k, c.name()); len(who) > 0 {
+	if who := h.world.Referrers(k, c.name()); len(who) > 0 {
 		return problem(http.StatusConflict, "%s %q is still referred to by %s: change or delete that first", k.Name, c.name(), strings.Join(who, ", "))
 	}
 	ctx, w.failed = context.WithoutCancel(ctx), true
-	if err := s.conf.Store.Delete(ctx, k, c.name(), c.r.URL.Query().Get("resourceVersion")); err != nil {
+	if err := h.store.Delete(ctx, k, c.name(), c.r.URL.Query().Get("resourceVersion")); err != nil {
 		return err
 	}
 	w.failed = false
 	c.changed, c.diff = true, difference(o, nil)
-	left, err := s.current(ctx, k, c.name())
+	left, err := h.current(ctx, k, c.name())
 	if err == nil && left != nil {
 		w.wrote(left.Meta().ResourceVersion)
-		return c.json(http.StatusAccepted, s.fill(left)) // finalizers are at work
+		return c.json(http.StatusAccepted, h.fill(left)) // finalizers are at work
 	}
 	w.barrier(ctx)
 	return c.empty(http.StatusNoContent)
 }
 
 // current is the object as it stands, nil when there is none.
-func (s *Server) current(ctx context.Context, k api.Kind, name string) (api.Object, error) {
-	o, err := s.conf.Store.Get(ctx, k, name)
+func (h *objects) current(ctx context.Context, k api.Kind, name string) (api.Object, error) {
+	o, err := h.store.Get(ctx, k, name)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, nil
 	}
@@ -370,11 +383,11 @@ func (s *Server) current(ctx context.Context, k api.Kind, name string) (api.Obje
 
 // mayLower refuses a change that lowers the trust level that boots must reach to
 // everyone but an admin.
-func (s *Server) mayLower(c *call, next, current api.Object) error {
+func (h *objects) mayLower(c *call, next, current api.Object) error {
 	if c.who.role >= admin || current == nil {
 		return nil
 	}
-	if why := admission.LowersTrust(s.world, next, current); why != "" {
+	if why := admission.LowersTrust(h.world, next, current); why != "" {
 		return problem(http.StatusForbidden, "%s: role admin is needed; %s is %s", why, c.who.name, c.who.role)
 	}
 	return nil

@@ -26,32 +26,43 @@ const (
 	maxVNCMessage = 1 << 20
 )
 
-func (s *Server) reachRoutes() []route {
+// reach lets people at what runs inside of Guests, by channels that hosts open.
+type reach struct {
+	store    *store.Store
+	cache    *store.Cache
+	hub      Hub
+	auth     *auth
+	objects  *objects
+	channels *channels
+	streams  *streams
+}
+
+func (h *reach) routes() []route {
 	const one = "/v1/guests/{name}"
 	return []route{
 		{method: "GET", path: one + "/console", tag: "Guest", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
-			summary: "Open a Guest's serial console through its host: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: s.guestConsole},
+			summary: "Open a Guest's serial console through its host: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: h.guestConsole},
 		{method: "POST", path: one + "/exec", tag: "Guest", role: operator, stream: true, audited: true,
-			summary: "Run a command inside a Guest by its guest agent (qemu-ga), and wait for its end", in: api.GuestExec{}, out: api.GuestExecResult{}, handle: s.guestExec},
+			summary: "Run a command inside a Guest by its guest agent (qemu-ga), and wait for its end", in: api.GuestExec{}, out: api.GuestExecResult{}, handle: h.guestExec},
 		{method: "POST", path: one + "/export", tag: "Guest", role: operator, stream: true, audited: true,
-			summary: "A copy of a Guest's disks as they are at one moment: lines of ExportLine, data between them", in: api.GuestExport{}, outType: "application/octet-stream", handle: s.guestExport},
+			summary: "A copy of a Guest's disks as they are at one moment: lines of ExportLine, data between them", in: api.GuestExport{}, outType: "application/octet-stream", handle: h.guestExport},
 		{method: "POST", path: one + "/vnc", tag: "Guest", role: operator, audited: true,
-			summary: "A ticket for a Guest's display, good once and for 30 s", out: api.VNCTicket{}, status: http.StatusCreated, handle: s.vncTicket},
+			summary: "A ticket for a Guest's display, good once and for 30 s", out: api.VNCTicket{}, status: http.StatusCreated, handle: h.vncTicket},
 		{method: "GET", path: one + "/vnc", tag: "Guest", public: true, stream: true, status: http.StatusSwitchingProtocols, audited: true,
 			summary: "Open a Guest's display against a ticket: WebSocket, or HTTP/1.1 Upgrade to " + api.VNCProtocol + ", then RFB",
-			query:   []parameter{{"ticket", "Of POST " + one + "/vnc.", "string"}}, handle: s.guestVNC},
+			query:   []parameter{{"ticket", "Of POST " + one + "/vnc.", "string"}}, handle: h.guestVNC},
 		{method: "POST", path: "/v1/hosts/{name}/channels/{id}", tag: "Host", host: ownName, stream: true, query: []parameter{{"refused", "Why the host has nothing to open.", "string"}},
-			summary: "A channel that bootd has asked the host for: raw bytes both ways", inType: "application/octet-stream", outType: "application/octet-stream", handle: s.hostChannel},
+			summary: "A channel that bootd has asked the host for: raw bytes both ways", inType: "application/octet-stream", outType: "application/octet-stream", handle: h.hostChannel},
 	}
 }
 
 // hosted reads a Guest that has a host.
-func (s *Server) hosted(c *call) (*api.Guest, error) {
-	g, err := store.Get[api.Guest](c.r.Context(), s.conf.Store, c.name())
+func (h *reach) hosted(c *call) (*api.Guest, error) {
+	g, err := store.Get[api.Guest](c.r.Context(), h.store, c.name())
 	if err != nil {
 		return nil, err
 	}
-	if err := s.reaches(c, g); err != nil {
+	if err := h.objects.reaches(c, g); err != nil {
 		return nil, err
 	}
 	if g.Status.Host == "" {
@@ -61,11 +72,11 @@ func (s *Server) hosted(c *call) (*api.Guest, error) {
 }
 
 // reaches refuses an operator what is given Secrets that are not for operators.
-func (s *Server) reaches(c *call, o api.Object) error {
+func (h *objects) reaches(c *call, o api.Object) error {
 	if c.who.role >= admin {
 		return nil
 	}
-	if why := s.world.Reached(o); why != "" {
+	if why := h.world.Reached(o); why != "" {
 		return problem(http.StatusForbidden, "%s", why)
 	}
 	return nil
@@ -73,29 +84,29 @@ func (s *Server) reaches(c *call, o api.Object) error {
 
 // guestConsole joins the client's connection and a Guest's serial console, by a
 // channel that the Guest's host opens.
-func (s *Server) guestConsole(c *call) error {
+func (h *reach) guestConsole(c *call) error {
 	if err := c.upgradable(api.ConsoleProtocol, "weftctl guest console "+c.name()); err != nil {
 		return err
 	}
-	g, err := s.hosted(c)
+	g, err := h.hosted(c)
 	if err != nil {
 		return err
 	}
-	if other, ok := s.channels.use(g.Metadata.UID, c.who.name); !ok {
+	if other, ok := h.channels.use(g.Metadata.UID, c.who.name); !ok {
 		return problem(http.StatusConflict, "%s has the console of Guest %s open: it has one user at a time", other, c.name())
 	}
-	defer s.channels.leave(g.Metadata.UID)
-	return s.joinChannel(c, g, api.ChannelConsole, func() (io.ReadWriteCloser, error) { return c.upgrade(api.ConsoleProtocol) })
+	defer h.channels.leave(g.Metadata.UID)
+	return h.joinChannel(c, g, api.ChannelConsole, func() (io.ReadWriteCloser, error) { return c.upgrade(api.ConsoleProtocol) })
 }
 
 // joinChannel joins the client's connection, once it is upgraded, and a channel
 // of a Guest's host.
-func (s *Server) joinChannel(c *call, g *api.Guest, kind string, upgrade func() (io.ReadWriteCloser, error)) error {
-	s.hijacked.Add(1)
-	defer s.hijacked.Done()
-	ctx, cancel := s.lasting(c)
+func (h *reach) joinChannel(c *call, g *api.Guest, kind string, upgrade func() (io.ReadWriteCloser, error)) error {
+	h.streams.hijacked.Add(1)
+	defer h.streams.hijacked.Done()
+	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
-	far, err := s.openChannel(ctx, g, kind)
+	far, err := h.openChannel(ctx, g, kind)
 	if err != nil {
 		return err
 	}
@@ -109,19 +120,19 @@ func (s *Server) joinChannel(c *call, g *api.Guest, kind string, upgrade func() 
 }
 
 // vncTicket makes a ticket for a Guest's display.
-func (s *Server) vncTicket(c *call) error {
-	g, err := s.hosted(c)
+func (h *reach) vncTicket(c *call) error {
+	g, err := h.hosted(c)
 	if err != nil {
 		return err
 	}
 	if g.Spec.Display == "none" {
 		return problem(http.StatusConflict, "Guest %s has no display: set machine: q35 and display: vga, then weftctl guest restart %[1]s", c.name())
 	}
-	if err := s.conf.Hub.Holds(g.Status.Host, g.Status.HostUID); err != nil { // the ticket would be good for nothing
+	if err := h.hub.Holds(g.Status.Host, g.Status.HostUID); err != nil { // the ticket would be good for nothing
 		return problem(http.StatusBadGateway, "%s", err)
 	}
 	c.changed = true
-	t := s.channels.issue(g.Metadata.UID, c.who)
+	t := h.channels.issue(g.Metadata.UID, c.who)
 	c.w.Header().Set("Cache-Control", "no-store")
 	path := "/v1/guests/" + url.PathEscape(c.name()) + "/vnc?" + url.Values{"ticket": {t.text}}.Encode()
 	return c.json(http.StatusCreated, api.VNCTicket{Ticket: t.text, Expires: t.expires, Path: path})
@@ -129,41 +140,41 @@ func (s *Server) vncTicket(c *call) error {
 
 // guestVNC joins a viewer and a Guest's display. A browser can show nothing but
 // the ticket, so that is what counts.
-func (s *Server) guestVNC(c *call) error {
+func (h *reach) guestVNC(c *call) error {
 	upgrade := func() (io.ReadWriteCloser, error) { return c.upgrade(api.VNCProtocol) }
 	if c.r.ProtoMajor == 1 && websocket.IsWebSocketUpgrade(c.r) {
 		upgrade = c.websocket
 	} else if err := c.upgradable(api.VNCProtocol, "weftctl guest vnc "+c.name()); err != nil {
 		return err
 	}
-	g, err := s.ticketed(c)
+	g, err := h.ticketed(c)
 	if err != nil {
 		return err
 	}
-	return s.joinChannel(c, g, api.ChannelVNC, upgrade)
+	return h.joinChannel(c, g, api.ChannelVNC, upgrade)
 }
 
 // ticketed takes the call's ticket, and gives the Guest that it is for.
-func (s *Server) ticketed(c *call) (*api.Guest, error) {
-	who, err := s.identify(c.r)
+func (h *reach) ticketed(c *call) (*api.Guest, error) {
+	who, err := h.auth.identify(c.r)
 	if err != nil {
 		return nil, err
 	}
-	if s.failures.exhausted(peerOf(c.r)) {
+	if h.auth.failures.exhausted(peerOf(c.r)) {
 		return nil, problem(http.StatusTooManyRequests, "too many wrong tickets from %s: wait a few seconds", who.from)
 	}
-	g, ok := store.Cached[api.Guest](s.conf.Cache, c.name())
+	g, ok := store.Cached[api.Guest](h.cache, c.name())
 	if !ok {
-		return nil, s.failed(peerOf(c.r), badTicket)
+		return nil, h.auth.failed(peerOf(c.r), badTicket)
 	}
-	holder, ok := s.channels.redeem(c.r.URL.Query().Get("ticket"), g.Metadata.UID, who)
+	holder, ok := h.channels.redeem(c.r.URL.Query().Get("ticket"), g.Metadata.UID, who)
 	if !ok {
-		return nil, s.failed(peerOf(c.r), badTicket)
+		return nil, h.auth.failed(peerOf(c.r), badTicket)
 	}
 	vouch(c.r)
 	c.who = holder
 	c.who.from = who.from
-	return s.hosted(c)
+	return h.hosted(c)
 }
 
 const badTicket = "the ticket is spent, too old, or another's: POST to the same path gives one that is good once"
@@ -212,7 +223,7 @@ func (m *messages) Close() error {
 }
 
 // guestExec has a command run inside a Guest.
-func (s *Server) guestExec(c *call) error {
+func (h *reach) guestExec(c *call) error {
 	raw, err := c.body(maxObject)
 	if err != nil {
 		return err
@@ -224,15 +235,15 @@ func (s *Server) guestExec(c *call) error {
 	if err := e.Check(); err != nil {
 		return problem(http.StatusUnprocessableEntity, "%s", err)
 	}
-	g, err := s.hosted(c)
+	g, err := h.hosted(c)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := s.lasting(c)
+	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
 	ctx, cancelTime := context.WithTimeout(ctx, e.Timeout.Or(api.ExecTimeout)+execSlack)
 	defer cancelTime()
-	far, err := s.openChannel(ctx, g, api.ChannelExec)
+	far, err := h.openChannel(ctx, g, api.ChannelExec)
 	if err != nil {
 		return err
 	}
@@ -261,7 +272,7 @@ func ask(far io.ReadWriter, e api.GuestExec) (answer api.GuestExecAnswer, err er
 
 // guestExport passes on what a Guest's host exports of its disks, as fast as the
 // client takes it.
-func (s *Server) guestExport(c *call) error {
+func (h *reach) guestExport(c *call) error {
 	raw, err := c.body(maxBoot)
 	if err != nil {
 		return err
@@ -276,13 +287,13 @@ func (s *Server) guestExport(c *call) error {
 	if err := e.Check(); err != nil {
 		return problem(http.StatusUnprocessableEntity, "%s", err)
 	}
-	g, err := s.hosted(c)
+	g, err := h.hosted(c)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := s.lasting(c)
+	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
-	far, err := s.openChannel(ctx, g, api.ChannelExport)
+	far, err := h.openChannel(ctx, g, api.ChannelExport)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"net/http"
 
 	"github.com/rackweft/rackweft/api"
@@ -23,31 +25,39 @@ type Recovery interface {
 	Known(o api.Object) (uid string)
 }
 
-func (s *Server) recoveryRoutes() []route {
+// upkeep saves a Site, and says what is made of a restored one.
+type upkeep struct {
+	recovery Recovery
+	backup   func(ctx context.Context, w io.Writer, blobs bool) error // nil for none
+	streams  *streams
+	log      *slog.Logger
+}
+
+func (h *upkeep) recoveryRoutes() []route {
 	const tag = "Recovery"
 	return []route{
 		{method: "GET", path: "/v1/recovery", tag: tag, role: viewer, summary: "How the Site stands after a restore, and what it waits for", out: api.RecoveryStatus{},
-			handle: func(c *call) error { return c.json(http.StatusOK, s.conf.Recovery.Status()) }},
+			handle: func(c *call) error { return c.json(http.StatusOK, h.recovery.Status()) }},
 		{method: "POST", path: "/v1/recovery/accept/{name}", tag: tag, role: admin, audited: true, status: http.StatusNoContent,
 			summary: "Take a host for the one that it says it is, whose key is from after the backup",
-			handle:  s.decided(func(c *call) error { return s.conf.Recovery.Accept(c.r.Context(), c.name()) })},
+			handle:  h.decided(func(c *call) error { return h.recovery.Accept(c.r.Context(), c.name()) })},
 		{method: "POST", path: "/v1/recovery/write-off/{name}", tag: tag, role: admin, audited: true, status: http.StatusNoContent,
 			summary: "Wait no longer for a host: nothing is left of it, or what is left may be provisioned over",
-			handle:  s.decided(func(c *call) error { return s.conf.Recovery.WriteOff(c.r.Context(), c.name()) })},
+			handle:  h.decided(func(c *call) error { return h.recovery.WriteOff(c.r.Context(), c.name()) })},
 		{method: "POST", path: "/v1/recovery/finish", tag: tag, role: admin, audited: true, status: http.StatusNoContent,
 			summary: "Forget that there was a restore", query: []parameter{{"forget", "also what is kept for Networks, Guests and hosts that nobody has applied or accepted", "boolean"}},
-			handle: s.decided(func(c *call) error {
+			handle: h.decided(func(c *call) error {
 				forget, err := c.flag("forget")
 				if err != nil {
 					return err
 				}
-				return s.conf.Recovery.Finish(c.r.Context(), forget)
+				return h.recovery.Finish(c.r.Context(), forget)
 			})},
 	}
 }
 
 // decided is a person's word about a host.
-func (s *Server) decided(do func(*call) error) func(*call) error {
+func (h *upkeep) decided(do func(*call) error) func(*call) error {
 	return func(c *call) error {
 		err := do(c)
 		if errors.Is(err, recovery.ErrNothing) {
@@ -63,16 +73,16 @@ func (s *Server) decided(do func(*call) error) func(*call) error {
 
 // create stores a new object: as the one that hosts have by its name, where a
 // restored Site knows of one.
-func (s *Server) create(ctx context.Context, o api.Object) error {
-	if uid := s.conf.Recovery.Known(o); uid != "" {
-		return s.conf.Store.CreateAs(ctx, o, uid)
+func (h *objects) create(ctx context.Context, o api.Object) error {
+	if uid := h.recovery.Known(o); uid != "" {
+		return h.store.CreateAs(ctx, o, uid)
 	}
-	return s.conf.Store.Create(ctx, o)
+	return h.store.Create(ctx, o)
 }
 
 // mayDelete refuses to delete the Site while that would let go of everything.
-func (s *Server) mayDelete(k api.Kind) error {
-	if k.Name == "Site" && store.Recovery(s.conf.Cache) != nil {
+func (h *objects) mayDelete(k api.Kind) error {
+	if k.Name == "Site" && store.Recovery(h.cache) != nil {
 		return problem(http.StatusConflict, "the Site was restored, and knows what that has left open: weftctl restore status; when all is done, weftctl restore finish")
 	}
 	return nil

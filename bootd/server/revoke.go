@@ -62,7 +62,7 @@ func (s *Server) followHosts(ctx context.Context) error {
 	}
 	err = s.conf.Cache.Subscribe(ctx, func(c store.Change) {
 		m, _ := c.New.(*api.Machine)
-		s.lasts.revoke(c.Name, m)
+		s.streams.lasts.revoke(c.Name, m)
 	}, machines)
 	if errors.Is(err, context.Canceled) {
 		return nil

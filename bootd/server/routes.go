@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/admission"
 )
 
 // route is one operation of the API.
@@ -23,12 +24,12 @@ type route struct {
 	method, path string
 	summary      string
 	tag          string
-	role         role                      // that a person needs
-	public       bool                      // nobody is asked who they are
-	local        bool                      // on the unix socket only, whoever it is
-	host         func(*Server, *call) bool // whether a host may call it; nil: none may
-	stream       bool                      // lasts as long as the client likes
-	audited      bool                      // may change something
+	role         role             // that a person needs
+	public       bool             // nobody is asked who they are
+	local        bool             // on the unix socket only, whoever it is
+	host         func(*call) bool // whether a host may call it; nil: none may
+	stream       bool             // lasts as long as the client likes
+	audited      bool             // may change something
 	handle       func(*call) error
 
 	// For the OpenAPI document.
@@ -67,22 +68,43 @@ func (s *Server) route() error {
 	return nil
 }
 
+// routes puts the groups of routes together.
 func (s *Server) routes() []route {
+	c := s.conf
+	writes := &writes{store: c.Store, cache: c.Cache, turns: newTurns()}
+	objects := &objects{
+		store: c.Store, cache: c.Cache, hub: c.Hub, compiler: c.Compiler, zones: c.Zones, recovery: c.Recovery,
+		world: admission.Follow(c.Cache), writes: writes, streams: s.streams,
+	}
+	journals := &journals{cache: c.Cache, events: c.Events, decisions: c.Decisions, auditLog: c.AuditLog, streams: s.streams}
+	machines := &machines{
+		store: c.Store, cache: c.Cache, decider: c.Decider, events: c.Events, decisions: c.Decisions, console: c.Console,
+		objects: objects, journals: journals, streams: s.streams,
+	}
+	reach := &reach{store: c.Store, cache: c.Cache, hub: c.Hub, auth: s.auth, objects: objects, channels: s.channels, streams: s.streams}
+	blobs := &blobs{blobs: c.Blobs, cache: c.Cache, writes: writes, streams: s.streams}
+	boots := &boots{decider: c.Decider, hub: c.Hub, blobs: blobs, limit: newLimiter(5, 50), streams: s.streams, log: c.Log}
+	upkeep := &upkeep{recovery: c.Recovery, backup: c.Backup, streams: s.streams, log: c.Log}
+	networks := &networks{cache: c.Cache, networks: c.Networks, hub: c.Hub}
+	guests := &guests{store: c.Store, cache: c.Cache, objects: objects}
+	loads := &loads{cache: c.Cache, hub: c.Hub}
+	zones := &zones{c.Zones}
+
 	var all []route
 	for _, k := range api.Kinds() {
-		all = append(all, s.kindRoutes(k)...)
+		all = append(all, objects.routes(k)...)
 	}
-	all = append(all, s.machineRoutes()...)
-	all = append(all, s.networkRoutes()...)
-	all = append(all, s.guestRoutes()...)
-	all = append(all, s.reachRoutes()...)
-	all = append(all, s.zoneRoutes()...)
-	all = append(all, s.usageRoutes()...)
-	all = append(all, s.blobRoutes()...)
-	all = append(all, s.journalRoutes()...)
-	all = append(all, s.backupRoutes()...)
-	all = append(all, s.recoveryRoutes()...)
-	all = append(all, s.hostRoutes()...)
+	all = append(all, machines.routes()...)
+	all = append(all, networks.routes()...)
+	all = append(all, guests.routes()...)
+	all = append(all, reach.routes()...)
+	all = append(all, zones.routes()...)
+	all = append(all, loads.routes()...)
+	all = append(all, blobs.routes()...)
+	all = append(all, journals.routes()...)
+	all = append(all, upkeep.backupRoutes()...)
+	all = append(all, upkeep.recoveryRoutes()...)
+	all = append(all, boots.routes()...)
 	return append(all, s.serviceRoutes()...)
 }
 
@@ -95,7 +117,7 @@ func (s *Server) serve(rt route, w http.ResponseWriter, r *http.Request) {
 		open := s.metrics.streams.WithLabelValues(rt.String())
 		open.Inc()
 		defer open.Dec()
-		defer s.lasts.leave(c)
+		defer s.streams.lasts.leave(c)
 	}
 	if err := s.guarded(c, rt); err != nil {
 		s.refuse(c, err)
@@ -121,14 +143,14 @@ func (s *Server) guarded(c *call, rt route) (err error) {
 func (s *Server) answer(c *call, rt route) error {
 	if !rt.public {
 		var err error
-		if c.who, err = s.identify(c.r); err != nil {
+		if c.who, err = s.auth.identify(c.r); err != nil {
 			return err
 		}
 	}
 	if rt.stream && c.who.host != nil {
-		s.lasts.enter(c) // before it is authorized, so that no revocation falls in between
+		s.streams.lasts.enter(c) // before it is authorized, so that no revocation falls in between
 	}
-	if err := s.authorize(c, rt); err != nil {
+	if err := s.auth.authorize(c, rt); err != nil {
 		return err
 	}
 	return rt.handle(c)

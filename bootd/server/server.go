@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,8 +17,6 @@ import (
 
 	"github.com/rackweft/rackweft/internal/budget"
 	"github.com/rackweft/rackweft/internal/prom"
-
-	"github.com/rackweft/rackweft/bootd/admission"
 	"github.com/rackweft/rackweft/internal/receipt"
 )
 
@@ -48,25 +45,15 @@ type Server struct {
 	log     *slog.Logger
 	mux     *http.ServeMux
 	openapi []byte
-	tokens  []token
 	metrics *metrics
-
-	failures *limiter // of authentication, by address
-	boots    *limiter // calls without an identity, by address
-	conns    receipt.Conns
-
-	world  *admission.World
-	turns  *turns
-	behind atomic.Int64 // revision that the cache must have before anything is judged
+	conns   receipt.Conns
+	auth    *auth
+	streams *streams
+	// channels pair people with the hosts that they have asked for something.
+	channels *channels
 
 	listening chan struct{} // closed when addr is set
 	addr      net.Addr
-	// streams ends watches, consoles and host streams at a stop.
-	streams     context.Context
-	stopStreams context.CancelFunc
-	hijacked    sync.WaitGroup
-	channels    *channels
-	lasts       *lasting
 }
 
 // New prepares a Server; Run serves.
@@ -75,12 +62,11 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		conf: c, log: c.Log, mux: http.NewServeMux(), tokens: hashTokens(c.Tokens), metrics: newMetrics(),
-		failures: newLimiter(1, 10), boots: newLimiter(5, 50),
-		listening: make(chan struct{}), channels: newChannels(), lasts: newLasting(),
-		turns: newTurns(), world: admission.Follow(c.Cache),
+		conf: c, log: c.Log, mux: http.NewServeMux(), metrics: newMetrics(), listening: make(chan struct{}),
+		streams: &streams{lasts: newLasting()}, channels: newChannels(),
 	}
-	s.streams, s.stopStreams = context.WithCancel(context.Background())
+	s.auth = &auth{tokens: hashTokens(c.Tokens), failures: newLimiter(1, 10), store: c.Store, recovery: c.Recovery, metrics: s.metrics, log: c.Log}
+	s.streams.ctx, s.streams.stop = context.WithCancel(context.Background())
 	if _, err := prom.Register(c.Registerer, s.metrics.all()...); err != nil {
 		return nil, fmt.Errorf("register the API server's metrics: %w", err)
 	}
@@ -100,7 +86,7 @@ func (s *Server) Addr() net.Addr { return s.addr }
 // Run opens the listeners and serves until ctx ends; then streams end at once,
 // and ordinary requests within a few seconds. A Server runs once.
 func (s *Server) Run(ctx context.Context) error {
-	defer s.stopStreams()
+	defer s.streams.stop()
 	var servers []*http.Server
 	g, gctx := errgroup.WithContext(ctx)
 	serve := func(l net.Listener, trusted bool, run func(*http.Server) error) {
@@ -134,10 +120,10 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.followHosts(gctx) })
 	close(s.listening)
 	<-gctx.Done()
-	s.stopStreams()
+	s.streams.stop()
 	s.stop(servers)
 	err = g.Wait()
-	s.hijacked.Wait()
+	s.streams.hijacked.Wait()
 	return errors.Join(err, closeUnix(local, s.conf.Socket))
 }
 

@@ -11,14 +11,20 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-func (s *Server) usageRoutes() []route {
-	return []route{{method: "GET", path: "/v1/usage", tag: "Host", role: viewer, out: api.Usage{}, handle: s.usage,
+// loads show what hosts and Guests use.
+type loads struct {
+	cache *store.Cache
+	hub   Hub
+}
+
+func (h *loads) routes() []route {
+	return []route{{method: "GET", path: "/v1/usage", tag: "Host", role: viewer, out: api.Usage{}, handle: h.read,
 		query:   []parameter{{"host", "This host and its Guests alone.", "string"}},
 		summary: "What hosts and Guests use at the moment; asked of the hosts, which takes some seconds the first time"}}
 }
 
-func (s *Server) usage(c *call) error {
-	hosts, err := s.hosts(c.r.URL.Query().Get("host"))
+func (h *loads) read(c *call) error {
+	hosts, err := h.hosts(c.r.URL.Query().Get("host"))
 	if err != nil {
 		return err
 	}
@@ -26,7 +32,7 @@ func (s *Server) usage(c *call) error {
 	for i, m := range hosts {
 		names[i] = m.Metadata.Name
 	}
-	samples := s.conf.Hub.Usage(c.r.Context(), names)
+	samples := h.hub.Usage(c.r.Context(), names)
 	out := api.Usage{Hosts: make([]api.HostLoad, 0, len(hosts)), Guests: []api.GuestLoad{}}
 	byHost := map[string]hostspec.UsageSample{} // by the Machine's uid
 	for _, m := range hosts {
@@ -35,7 +41,7 @@ func (s *Server) usage(c *call) error {
 		out.Hosts = append(out.Hosts, hostLoad(m, sample, connected))
 	}
 	guests := guestsUsage(byHost)
-	for _, g := range store.CachedList[api.Guest](s.conf.Cache) {
+	for _, g := range store.CachedList[api.Guest](h.cache) {
 		if used, ok := guests[guestOn{g.Status.HostUID, g.Metadata.UID}]; ok {
 			out.Guests = append(out.Guests, guestLoad(g, used))
 		}
@@ -46,15 +52,15 @@ func (s *Server) usage(c *call) error {
 }
 
 // hosts are the Machines that have joined, or the one of a name.
-func (s *Server) hosts(name string) ([]*api.Machine, error) {
+func (h *loads) hosts(name string) ([]*api.Machine, error) {
 	if name != "" {
-		m, ok := store.Cached[api.Machine](s.conf.Cache, name)
+		m, ok := store.Cached[api.Machine](h.cache, name)
 		if !ok {
 			return nil, problem(http.StatusNotFound, "there is no Machine %s", name)
 		}
 		return []*api.Machine{m}, nil
 	}
-	return slices.DeleteFunc(store.CachedList[api.Machine](s.conf.Cache), func(m *api.Machine) bool { return m.Status.Host == nil }), nil
+	return slices.DeleteFunc(store.CachedList[api.Machine](h.cache), func(m *api.Machine) bool { return m.Status.Host == nil }), nil
 }
 
 func hostLoad(m *api.Machine, s hostspec.UsageSample, connected bool) api.HostLoad {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -29,7 +30,8 @@ func (h measuredHub) Usage(_ context.Context, names []string) map[string]hostspe
 }
 
 func TestUsage(t *testing.T) {
-	r := newRig(t)
+	samples := map[string]hostspec.UsageSample{}
+	r := newRig(t, func(c *Config) { c.Hub = measuredHub{c.Hub, samples} })
 	ctx := t.Context()
 	for i, name := range []string{"r1", "r2", "r3", "spare"} {
 		m := newMachine(name, api.MAC("52:54:00:00:00:0"+string(rune('1'+i))))
@@ -59,7 +61,7 @@ func TestUsage(t *testing.T) {
 		return &api.HostUsage{Uptime: api.Duration(time.Duration(seconds) * time.Second), CPUs: 4, CPU: cpu, Memory: api.MemoryUsage{Total: 100, Used: 40},
 			Link: api.LinkUsage{SentBytes: uint64(seconds) * 1000}, Guests: guests}
 	}
-	r.server.conf.Hub = measuredHub{r.server.conf.Hub, map[string]hostspec.UsageSample{
+	maps.Copy(samples, map[string]hostspec.UsageSample{
 		"r1": {
 			Old: at(10, 5, api.GuestUsage{Name: "web", UID: web, CPU: 1, Disk: &api.DiskUsage{Reads: 100, ReadBytes: 4096}}),
 			Now: at(12, 8,
@@ -68,7 +70,7 @@ func TestUsage(t *testing.T) {
 				api.GuestUsage{Name: "new", UID: new, CPU: 3}),
 		},
 		"r2": {Now: at(1, 1, api.GuestUsage{Name: "db", UID: db, CPU: 1, Memory: api.MemoryUsage{Used: 9}})},
-	}}
+	})
 	var got *api.Usage
 	var err error
 	for range 500 { // until the cache has all of it

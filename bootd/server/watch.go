@@ -16,22 +16,22 @@ const bookmarkEvery = 30 * time.Second
 
 // watch streams changes of a kind: after the revision that the client names, or
 // after everything that stands.
-func (s *Server) watch(c *call, k api.Kind) error {
+func (h *objects) watch(c *call, k api.Kind) error {
 	from, err := revisionOf(c.r.URL.Query().Get("resourceVersion"))
 	if err != nil {
 		return err
 	}
-	ctx, cancel := s.lasting(c)
+	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
 	var standing []api.Object
 	if from == 0 {
-		if standing, from, err = s.objects(ctx, k); err != nil {
+		if standing, from, err = h.all(ctx, k); err != nil {
 			return err
 		}
 	}
-	w := &watcher{server: s, send: c.lines(), revision: from}
+	w := &watcher{objects: h, send: c.lines(), revision: from}
 	for _, o := range standing {
-		if err := w.send(s.frame(api.Added, o, o.Meta().ResourceVersion)); err != nil {
+		if err := w.send(h.frame(api.Added, o, o.Meta().ResourceVersion)); err != nil {
 			return err
 		}
 	}
@@ -55,7 +55,7 @@ func revisionOf(text string) (int64, error) {
 }
 
 type watcher struct {
-	server   *Server
+	objects  *objects
 	send     func(any) error
 	revision int64 // up to which everything was sent
 }
@@ -72,7 +72,7 @@ func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 	changes := make(chan change)
 	go func() {
 		defer close(changes)
-		for e, err := range w.server.conf.Cache.Watch(ctx, k, w.revision) {
+		for e, err := range w.objects.cache.Watch(ctx, k, w.revision) {
 			select {
 			case changes <- change{e, err}:
 			case <-ctx.Done():
@@ -115,7 +115,7 @@ func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 
 func (w *watcher) event(e store.Event) error {
 	line, err := e.Encoded(func() ([]byte, error) {
-		return line(w.server.frame(e.Type, e.Object, strconv.FormatInt(e.Revision, 10)))
+		return line(w.objects.frame(e.Type, e.Object, strconv.FormatInt(e.Revision, 10)))
 	})
 	if err != nil {
 		return err
@@ -124,8 +124,8 @@ func (w *watcher) event(e store.Event) error {
 }
 
 // frame shows an object as it is read.
-func (s *Server) frame(t api.WatchType, o api.Object, version string) any {
-	return shown{t, version, s.fill(o)}
+func (h *objects) frame(t api.WatchType, o api.Object, version string) any {
+	return shown{t, version, h.fill(o)}
 }
 
 // shown is an api.WatchFrame whose object is not encoded yet.

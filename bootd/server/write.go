@@ -4,10 +4,12 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/admission"
+	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // cacheTime bounds how long a write waits for the cache.
@@ -15,55 +17,63 @@ const cacheTime = 5 * time.Second
 
 // write is one change under way: no other may be judged by what stood before it.
 type write struct {
-	s        *Server
+	writes   *writes
 	release  func()
 	revision int64 // of what was written; 0 for nothing
 	failed   bool  // the store may have taken what it said that it has not
 }
 
+// writes are made one after the other as far as they may concern each other.
+type writes struct {
+	store  *store.Store
+	cache  *store.Cache
+	turns  *turns
+	behind atomic.Int64 // revision that the cache must have before anything is judged
+}
+
 // begin waits until an object may be judged and written: until every write that
 // could change the verdict is in the cache. The caller calls end.
-func (s *Server) begin(ctx context.Context, o api.Object) (*write, error) {
+func (x *writes) begin(ctx context.Context, o api.Object) (*write, error) {
 	claims, apart := admission.Claims(o)
-	return s.beginWith(ctx, claims, apart)
+	return x.beginWith(ctx, claims, apart)
 }
 
 // beginDelete waits until an object may be deleted: until no object is written
 // that may come to name it.
-func (s *Server) beginDelete(ctx context.Context, k api.Kind, name string) (*write, error) {
+func (x *writes) beginDelete(ctx context.Context, k api.Kind, name string) (*write, error) {
 	claims, apart := admission.DeletionClaims(k, name)
-	return s.beginWith(ctx, claims, apart)
+	return x.beginWith(ctx, claims, apart)
 }
 
-func (s *Server) beginWith(ctx context.Context, claims []string, apart bool) (*write, error) {
+func (x *writes) beginWith(ctx context.Context, claims []string, apart bool) (*write, error) {
 	if !apart {
-		return s.beginAlone(ctx)
+		return x.beginAlone(ctx)
 	}
-	release, err := s.turns.take(ctx, claims)
-	return s.begun(ctx, release, err)
+	release, err := x.turns.take(ctx, claims)
+	return x.begun(ctx, release, err)
 }
 
 // beginAlone waits until nothing else is written.
-func (s *Server) beginAlone(ctx context.Context) (*write, error) {
-	release, err := s.turns.takeAll(ctx)
-	return s.begun(ctx, release, err)
+func (x *writes) beginAlone(ctx context.Context) (*write, error) {
+	release, err := x.turns.takeAll(ctx)
+	return x.begun(ctx, release, err)
 }
 
-func (s *Server) begun(ctx context.Context, release func(), err error) (*write, error) {
+func (x *writes) begun(ctx context.Context, release func(), err error) (*write, error) {
 	if err != nil {
 		return nil, err
 	}
 	limited, cancel := context.WithTimeout(ctx, cacheTime)
 	defer cancel()
 	select {
-	case <-s.conf.Cache.Synced():
+	case <-x.cache.Synced():
 	case <-limited.Done():
 	}
-	if err := s.conf.Cache.WaitRevision(limited, s.behind.Load()); err != nil {
+	if err := x.cache.WaitRevision(limited, x.behind.Load()); err != nil {
 		release()
 		return nil, problem(http.StatusServiceUnavailable, "nothing can be written now: %s", err)
 	}
-	return &write{s: s, release: release}, nil
+	return &write{writes: x, release: release}, nil
 }
 
 // wrote notes the resourceVersion that a write made.
@@ -76,7 +86,7 @@ func (w *write) wrote(version string) {
 // barrier makes the write wait for all that the store has by now: any list tells
 // its revision, and there is one Site at most.
 func (w *write) barrier(ctx context.Context) {
-	if _, revision, err := w.s.conf.Store.List(ctx, api.KindOf(new(api.Site))); err == nil {
+	if _, revision, err := w.writes.store.List(ctx, api.KindOf(new(api.Site))); err == nil {
 		w.revision = max(w.revision, revision)
 	}
 }
@@ -90,12 +100,12 @@ func (w *write) end() {
 	if w.failed {
 		w.barrier(ctx)
 	}
-	if w.s.conf.Cache.WaitRevision(ctx, w.revision) == nil {
+	if w.writes.cache.WaitRevision(ctx, w.revision) == nil {
 		return
 	}
 	for {
-		old := w.s.behind.Load()
-		if old >= w.revision || w.s.behind.CompareAndSwap(old, w.revision) {
+		old := w.writes.behind.Load()
+		if old >= w.revision || w.writes.behind.CompareAndSwap(old, w.revision) {
 			return
 		}
 	}

@@ -7,35 +7,38 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func (s *Server) zoneRoutes() []route {
+// zones show a Zone's BGP.
+type zones struct{ zones Zones }
+
+func (h *zones) routes() []route {
 	const one = "/v1/zones/{name}/bgp/"
 	return []route{
 		{method: "GET", path: one + "sessions", tag: "Zone", role: viewer, summary: "Every BGP session of a Zone, as its ends report it",
-			out: api.ZoneSessions{}, handle: s.zoneSessions},
+			out: api.ZoneSessions{}, handle: h.sessions},
 		{method: "GET", path: one + "routes", tag: "Zone", role: viewer, summary: "The routes that a Zone's hosts are to originate, and those that its reflectors have",
-			out: api.ZoneRoutes{}, handle: s.zoneBGPRoutes},
-		{method: "GET", path: one + "test", tag: "Zone", role: viewer, summary: "What a Zone's policies make of a prefix", out: api.BGPTest{}, handle: s.zoneTest,
+			out: api.ZoneRoutes{}, handle: h.bgpRoutes},
+		{method: "GET", path: one + "test", tag: "Zone", role: viewer, summary: "What a Zone's policies make of a prefix", out: api.BGPTest{}, handle: h.test,
 			query: []parameter{{"prefix", "Such as 10.5.3.0/24.", "string"}, {"from", "The host that tells of it, or the address of an uplink.", "string"}}},
 	}
 }
 
-func (s *Server) zoneSessions(c *call) error {
-	v, err := s.conf.Zones.ZoneSessions(c.r.Context(), c.name())
+func (h *zones) sessions(c *call) error {
+	v, err := h.zones.ZoneSessions(c.r.Context(), c.name())
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, v)
 }
 
-func (s *Server) zoneBGPRoutes(c *call) error {
-	v, err := s.conf.Zones.ZoneRoutes(c.r.Context(), c.name())
+func (h *zones) bgpRoutes(c *call) error {
+	v, err := h.zones.ZoneRoutes(c.r.Context(), c.name())
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, v)
 }
 
-func (s *Server) zoneTest(c *call) error {
+func (h *zones) test(c *call) error {
 	q := c.r.URL.Query()
 	prefix, err := netip.ParsePrefix(q.Get("prefix"))
 	if err != nil {
@@ -44,7 +47,7 @@ func (s *Server) zoneTest(c *call) error {
 	if q.Get("from") == "" {
 		return problem(http.StatusBadRequest, "?from= is missing: name the host that tells of the prefix, or the address of an uplink")
 	}
-	v, err := s.conf.Zones.TestPolicy(c.r.Context(), c.name(), q.Get("from"), prefix)
+	v, err := h.zones.TestPolicy(c.r.Context(), c.name(), q.Get("from"), prefix)
 	if err != nil {
 		return err
 	}
