@@ -62,6 +62,22 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// Every page can be found from the first one.
+func TestEveryPageIsListed(t *testing.T) {
+	for _, index := range []string{"README.md", "internals/README.md"} {
+		list, err := os.ReadFile(index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, page := range pages(t) {
+			name := filepath.Base(page.name)
+			if filepath.Dir(page.name) == filepath.Dir(index) && page.name != index && !bytes.Contains(list, []byte("]("+name+")")) {
+				t.Errorf("docs/%s does not list %s", index, name)
+			}
+		}
+	}
+}
+
 // What the source names in these places, the pages name too.
 func TestNothingIsLeftOut(t *testing.T) {
 	for _, c := range []struct{ page, source, from, to, name, written string }{
@@ -115,12 +131,16 @@ type page struct {
 
 func pages(t *testing.T) []page {
 	t.Helper()
-	names, err := filepath.Glob("*.md")
-	if err != nil {
-		t.Fatal(err)
+	var names []string
+	for _, pattern := range []string{"*.md", "internals/*.md", "../*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, found...)
 	}
 	var all []page
-	for _, name := range append(names, "../README.md", "../CONTRIBUTING.md") {
+	for _, name := range names {
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
