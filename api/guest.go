@@ -21,9 +21,19 @@ type Guest struct {
 func guestKind() Kind {
 	return Kind{Name: "Guest", Doc: "A KVM virtual machine on a Network.",
 		Plural: "guests", Short: []string{"g"}, Writer: RoleOperator,
-		New: func() Object { return new(Guest) }, is: is[*Guest],
+		Columns: guestColumns, New: func() Object { return new(Guest) }, is: is[*Guest],
 		Conditions: func(o Object) *Conditions { return &o.(*Guest).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Guest).references() }}
+}
+
+func guestColumns() []Column {
+	return []Column{
+		of("NETWORK", func(g *Guest) string { return g.Spec.Network }),
+		of("CPUS", func(g *Guest) string { return strconv.Itoa(g.Spec.CPUs) }),
+		of("MEMORY", func(g *Guest) string { return written(g.Spec.Memory) }),
+		of("IMAGE", func(g *Guest) string { return g.Spec.Image }),
+		of("STATE", func(g *Guest) string { return fmt.Sprint(g.Spec.State) }),
+	}
 }
 
 func (g *Guest) references() (l references) {

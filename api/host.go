@@ -31,6 +31,19 @@ type HostStatus struct {
 	BGP *BGPStatus `json:"bgp,omitempty" doc:"The host's BGP sessions; kept in memory, without routes."`
 }
 
+// away marks the agent of a host that is not connected.
+const away = " (away)"
+
+func (h *HostStatus) agent() string {
+	switch {
+	case h == nil:
+		return ""
+	case !h.Connected:
+		return h.AgentVersion + away
+	}
+	return h.AgentVersion
+}
+
 // HostNIC is one interface as the kernel shows it.
 type HostNIC struct {
 	Name      string         `json:"name" doc:"Name of the interface."`

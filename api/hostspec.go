@@ -1,7 +1,11 @@
 package api
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 )
 
 // HostSpec is all that a host should be: compiled from objects, never stored.
@@ -20,7 +24,16 @@ type HostSpec struct {
 func hostSpecKind() Kind {
 	return Kind{Name: "HostSpec", Doc: "All that a host should be, compiled from the other objects.",
 		Plural: "hostspecs", Short: []string{"hs"}, Computed: true,
-		New: func() Object { return new(HostSpec) }, is: is[*HostSpec]}
+		Columns: hostSpecColumns, New: func() Object { return new(HostSpec) }, is: is[*HostSpec]}
+}
+
+func hostSpecColumns() []Column {
+	return []Column{
+		of("EPOCH", func(h *HostSpec) string { return strconv.FormatInt(h.Epoch, 10) }),
+		of("REVISION", func(h *HostSpec) string { return strconv.FormatInt(h.Revision, 10) }),
+		of("PARTS", func(h *HostSpec) string { return strings.Join(slices.Sorted(maps.Keys(h.Parts)), ",") }),
+		of("TOMBSTONES", func(h *HostSpec) string { return strconv.Itoa(len(h.Tombstones)) }),
+	}
 }
 
 // By these numbers (rtnetlink(7), rtm_protocol) hosts mark routes of their own:

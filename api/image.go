@@ -1,10 +1,14 @@
 package api
 
 import (
+	"maps"
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // Image is named, versioned boot assets. The bytes are blobs, found by digest.
@@ -18,8 +22,29 @@ type Image struct {
 func imageKind() Kind {
 	return Kind{Name: "Image", Doc: "A kernel, initrd and root file system that Machines boot, or a disk that Guests have, by version.",
 		Plural: "images", Short: []string{"img"}, Writer: RoleOperator,
-		New: func() Object { return new(Image) }, is: is[*Image],
+		Columns: imageColumns, New: func() Object { return new(Image) }, is: is[*Image],
 		Conditions: func(o Object) *Conditions { return &o.(*Image).Status.Conditions }}
+}
+
+func imageColumns() []Column {
+	return []Column{
+		of("VERSION", func(i *Image) string { return i.Spec.Version }),
+		of("OS", func(i *Image) string { return i.Spec.OS }),
+		of("ARCH", func(i *Image) string { return i.Spec.Arch }),
+		of("FILES", func(i *Image) string { return strings.Join(slices.Sorted(maps.Keys(i.Spec.Files)), ",") }),
+		of("SIZE", func(i *Image) string {
+			var sum int64
+			for _, f := range i.Status.Files {
+				sum += f.Size
+			}
+			if sum == 0 {
+				return ""
+			}
+			return text.Size(sum)
+		}),
+		ReadyColumn(),
+		wide(of("IGNITION", func(i *Image) string { return i.Spec.IgnitionVersion })),
+	}
 }
 
 // The files that an Image may have.
@@ -127,8 +152,12 @@ type Layer struct {
 func layerKind() Kind {
 	return Kind{Name: "Layer", Doc: "A piece of Butane configuration; Profiles and Guests list Layers by name.",
 		Plural: "layers", Writer: RoleOperator,
-		New: func() Object { return new(Layer) }, is: is[*Layer],
+		Columns: layerColumns, New: func() Object { return new(Layer) }, is: is[*Layer],
 		Conditions: func(o Object) *Conditions { return &o.(*Layer).Status.Conditions }}
+}
+
+func layerColumns() []Column {
+	return []Column{of("LINES", func(l *Layer) string { return strconv.Itoa(strings.Count(l.Spec.Butane, "\n")) }), ReadyColumn()}
 }
 
 // LayerSpec is the desired Layer.
@@ -167,9 +196,23 @@ type Profile struct {
 func profileKind() Kind {
 	return Kind{Name: "Profile", Doc: "What Machines boot: an Image, Layers and variables.",
 		Plural: "profiles", Short: []string{"prof"}, Writer: RoleOperator,
-		New: func() Object { return new(Profile) }, is: is[*Profile],
+		Columns: profileColumns, New: func() Object { return new(Profile) }, is: is[*Profile],
 		Conditions: func(o Object) *Conditions { return &o.(*Profile).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Profile).references() }}
+}
+
+func profileColumns() []Column {
+	return []Column{
+		of("IMAGE", func(x *Profile) string { return x.Spec.Image }),
+		of("LAYERS", func(x *Profile) string { return strings.Join(x.Spec.Layers, ",") }),
+		of("BOOTS", func(x *Profile) string {
+			if x.Spec.Install == nil {
+				return "live"
+			}
+			return "from disk"
+		}),
+		wide(of("ARGUMENTS", func(x *Profile) string { return strings.Join(x.Spec.KernelArguments, " ") })),
+	}
 }
 
 func (p *Profile) references() (l references) {

@@ -24,6 +24,8 @@ type Kind struct {
 	Computed bool     // compiled from other objects, never stored or written
 	Writer   Role     // who may write it: what a whole Site depends on is the admin's
 	New      func() Object
+	// Columns are those of a table of its objects, beside their names and ages.
+	Columns func() []Column
 	// References lists the objects that one names; nil for a kind that names none.
 	References func(Object) []Reference
 	// Conditions are those of its status; nil for a kind without.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -19,9 +20,80 @@ type Machine struct {
 func machineKind() Kind {
 	return Kind{Name: "Machine", Doc: "One physical server.",
 		Plural: "machines", Short: []string{"m"}, Writer: RoleOperator,
-		New: func() Object { return new(Machine) }, is: is[*Machine],
+		Columns: machineColumns, New: func() Object { return new(Machine) }, is: is[*Machine],
 		Conditions: func(o Object) *Conditions { return &o.(*Machine).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Machine).references() }}
+}
+
+func machineColumns() []Column {
+	return []Column{
+		of("ZONE", func(m *Machine) string { return m.Spec.Zone }),
+		of("RACK/U", rackUnit),
+		of("PHASE", func(m *Machine) string { return string(m.Status.Phase) }),
+		of("STAGE", func(m *Machine) string { return m.Status.Attempt.Progress() }),
+		of("POWER", func(m *Machine) string { return m.Status.Power }),
+		of("ADDRESS", func(m *Machine) string { return join(m.Reached()) }),
+		wide(of("BMC", func(m *Machine) string {
+			if m.Spec.BMC == nil {
+				return ""
+			}
+			return strings.TrimPrefix(m.Spec.BMC.Address, "https://")
+		})),
+		wide(of("PROFILE", func(m *Machine) string { return m.Spec.Profile })),
+		wide(of("MODEL", func(m *Machine) string {
+			if i := m.Status.Inventory; i != nil {
+				return strings.TrimSpace(i.Manufacturer + " " + i.Model)
+			}
+			return ""
+		})),
+		wide(of("SERIAL", func(m *Machine) string {
+			if i := m.Status.Inventory; i != nil {
+				return i.Serial
+			}
+			return ""
+		})),
+		wide(of("AGENT", func(m *Machine) string { return m.Status.Host.agent() })),
+		wide(of("KERNEL", func(m *Machine) string {
+			if h := m.Status.Host; h != nil {
+				return h.Kernel
+			}
+			return ""
+		})),
+	}
+}
+
+func rackUnit(m *Machine) string {
+	l := m.Spec.Location
+	if l.Rack == "" && l.Unit == 0 {
+		return ""
+	}
+	return l.Rack + "/" + number(int64(l.Unit))
+}
+
+// Reached are the addresses that a Machine is reached by: those of its links that
+// the host has up and that the spec pins, else the leases that it boots with.
+func (m *Machine) Reached() []netip.Addr {
+	if m.Status.Host == nil {
+		return m.Status.Addresses
+	}
+	pinned := map[netip.Addr]bool{}
+	for _, l := range m.Spec.Links {
+		for _, a := range l.Addresses {
+			pinned[a] = true
+		}
+	}
+	var found []netip.Addr
+	for _, nic := range m.Status.Host.NICs {
+		for _, prefix := range nic.Addresses {
+			if pinned[prefix.Addr()] {
+				found = append(found, prefix.Addr())
+			}
+		}
+	}
+	if len(found) == 0 {
+		return m.Status.Addresses
+	}
+	return found
 }
 
 func (m *Machine) references() (l references) {
@@ -268,6 +340,14 @@ func (a *BootAttempt) Open() bool { return a != nil && a.Result == "" }
 
 // Reached reports whether the attempt has come to that stage or beyond.
 func (a *BootAttempt) Reached(s Stage) bool { return a != nil && a.Stage.Index() >= s.Index() }
+
+// Progress is how far an attempt under way is, or where it failed.
+func (a *BootAttempt) Progress() string {
+	if a == nil || a.Result == ResultActive {
+		return ""
+	}
+	return fmt.Sprintf("%s %d/%d", a.Stage, a.Stage.Index()+1, len(Stages()))
+}
 
 // StageTime is when a stage was first reached.
 type StageTime struct {

@@ -3,6 +3,7 @@ package api
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 )
 
 // Network is a tenant's overlay: one VXLAN VNI, CIDRs cut into one lease per
@@ -17,9 +18,19 @@ type Network struct {
 func networkKind() Kind {
 	return Kind{Name: "Network", Doc: "A tenant's overlay: one VXLAN VNI, with a lease of its CIDRs on every host of its Zone.",
 		Plural: "networks", Short: []string{"net"}, Writer: RoleOperator,
-		New: func() Object { return new(Network) }, is: is[*Network],
+		Columns: networkColumns, New: func() Object { return new(Network) }, is: is[*Network],
 		Conditions: func(o Object) *Conditions { return &o.(*Network).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Network).references() }}
+}
+
+func networkColumns() []Column {
+	return []Column{
+		of("ZONE", func(n *Network) string { return n.Spec.Zone }),
+		of("CIDRS", func(n *Network) string { return join(n.Spec.CIDRs) }),
+		of("VNI", func(n *Network) string { return number(int64(n.Status.VNI)) }),
+		of("LEASES", func(n *Network) string { return strconv.Itoa(n.Status.Leases) }),
+		of("EGRESS", func(n *Network) string { return n.Spec.Egress }),
+	}
 }
 
 func (n *Network) references() (l references) {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -19,7 +20,11 @@ type Secret struct {
 func secretKind() Kind {
 	return Kind{Name: "Secret", Doc: "Values that are kept sealed, and what may use them.",
 		Plural: "secrets", Writer: RoleAdmin,
-		New: func() Object { return new(Secret) }, is: is[*Secret]}
+		Columns: secretColumns, New: func() Object { return new(Secret) }, is: is[*Secret]}
+}
+
+func secretColumns() []Column {
+	return []Column{of("KEYS", func(s *Secret) string { return strings.Join(slices.Sorted(maps.Keys(s.Status.Digests)), ",") })}
 }
 
 // SessionPassword is the key of a Secret's data that has the MD5 key of BGP

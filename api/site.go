@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -20,8 +21,24 @@ type Site struct {
 func siteKind() Kind {
 	return Kind{Name: "Site", Doc: "What one bootd, or one group of them on the same etcd, is in charge of: defaults, brakes and trust. There is one, named site.",
 		Plural: "sites", Writer: RoleAdmin,
-		New: func() Object { return new(Site) }, is: is[*Site],
+		Columns: siteColumns, New: func() Object { return new(Site) }, is: is[*Site],
 		Conditions: func(o Object) *Conditions { return &o.(*Site).Status.Conditions }}
+}
+
+func siteColumns() []Column {
+	return []Column{
+		of("DOMAIN", func(s *Site) string { return s.Spec.Domain }),
+		of("TRUST", func(s *Site) string { return string(s.Spec.Trust.Minimum) }),
+		of("PAUSED", func(s *Site) string {
+			if s.Spec.Paused {
+				return "yes"
+			}
+			return "no"
+		}),
+		wide(of("EPOCH", func(s *Site) string { return strconv.FormatInt(s.Status.Epoch, 10) })),
+		wide(of("NTP", func(s *Site) string { return join(s.Spec.NTP) })),
+		wide(of("DNS", func(s *Site) string { return join(s.Spec.DNS) })),
+	}
 }
 
 // SiteSpec is the desired Site.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -16,9 +17,22 @@ type Subnet struct {
 func subnetKind() Kind {
 	return Kind{Name: "Subnet", Doc: "A physical network: for booting, for the hosts' own traffic, or for BMCs.",
 		Plural: "subnets", Short: []string{"sn"}, Writer: RoleAdmin,
-		New: func() Object { return new(Subnet) }, is: is[*Subnet],
+		Columns: subnetColumns, New: func() Object { return new(Subnet) }, is: is[*Subnet],
 		Conditions: func(o Object) *Conditions { return &o.(*Subnet).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Subnet).references() }}
+}
+
+func subnetColumns() []Column {
+	return []Column{
+		of("PURPOSE", func(s *Subnet) string { return string(s.Spec.Purpose) }),
+		of("ZONE", func(s *Subnet) string { return s.Spec.Zone }),
+		of("PREFIXES", func(s *Subnet) string { return join(s.Spec.Prefixes) }),
+		of("RANGE", func(s *Subnet) string { return written(s.Spec.Range) }),
+		of("GATEWAY", func(s *Subnet) string { return address(s.Spec.Gateway) }),
+		wide(of("INTERFACE", func(s *Subnet) string { return s.Spec.Interface })),
+		wide(of("MODE", func(s *Subnet) string { return string(s.Spec.Mode) })),
+		wide(of("MTU", func(s *Subnet) string { return strconv.Itoa(s.Spec.MTU) })),
+	}
 }
 
 func (s *Subnet) references() (l references) {

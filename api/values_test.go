@@ -141,15 +141,15 @@ func fill(b []byte) {
 	}
 }
 
-// text is a scalar that is read from and written as text.
-type text[T any] interface {
+// scalar is one that is read from and written as text.
+type scalar[T any] interface {
 	*T
 	encoding.TextUnmarshaler
 }
 
 // canonical holds a scalar to one spelling: what is written of a value is read
 // as the same, written the same way, and bounded.
-func canonical[T comparable, P text[T]](t *testing.T, in string) (T, bool) {
+func canonical[T comparable, P scalar[T]](t *testing.T, in string) (T, bool) {
 	t.Helper()
 	var v, again T
 	if err := P(&v).UnmarshalText([]byte(in)); err != nil {

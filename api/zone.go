@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -19,9 +21,31 @@ type Zone struct {
 func zoneKind() Kind {
 	return Kind{Name: "Zone", Doc: "An isolation domain: hosts, an ASN, route reflectors, and uplinks to its border leafs.",
 		Plural: "zones", Short: []string{"z"}, Writer: RoleAdmin,
-		New: func() Object { return new(Zone) }, is: is[*Zone],
+		Columns: zoneColumns, New: func() Object { return new(Zone) }, is: is[*Zone],
 		Conditions: func(o Object) *Conditions { return &o.(*Zone).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Zone).references() }}
+}
+
+func zoneColumns() []Column {
+	return []Column{
+		of("ASN", func(z *Zone) string { return strconv.FormatUint(uint64(z.Spec.ASN), 10) }),
+		of("PREFIXES", func(z *Zone) string { return join(z.Spec.Prefixes) }),
+		of("REFLECTORS", reflecting),
+		of("UPLINKS", func(z *Zone) string { return strconv.Itoa(len(z.Spec.Uplinks)) }),
+		ReadyColumn(),
+	}
+}
+
+// reflecting lists a Zone's reflectors, with the states of those that do not simply serve.
+func reflecting(z *Zone) string {
+	var list []string
+	for _, r := range z.Status.Reflectors {
+		if r.State != ReflectorServing {
+			r.Machine += "(" + string(r.State) + ")"
+		}
+		list = append(list, r.Machine)
+	}
+	return strings.Join(list, ",")
 }
 
 func (z *Zone) references() (l references) {

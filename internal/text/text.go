@@ -1,4 +1,4 @@
-// Package text makes words of other machines fit to be shown: BMCs, hosts, guests and DHCP clients send
+// Package text writes sizes for people, and makes words of other machines fit to be shown: BMCs, hosts, guests and DHCP clients send
 // what they like, and a terminal or a log obeys what it is sent.
 package text
 
@@ -88,3 +88,18 @@ func escape(raw []byte, escaped func(rune) string) []byte {
 
 // hidden is what stands only inside of strings of a JSON document, and is not Shown.
 func hidden(r rune) bool { return r >= 0x7f && !Shown(r) }
+
+// Size writes a number of bytes for people, such as 12.3 MiB.
+func Size(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n)/(1<<10), "KiB"
+	for _, u := range []string{"MiB", "GiB", "TiB"} {
+		if value < 1024 {
+			break
+		}
+		value, unit = value/1024, u
+	}
+	return fmt.Sprintf("%.1f %s", value, unit)
+}

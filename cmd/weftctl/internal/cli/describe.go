@@ -15,6 +15,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/manifest"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/show"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 func (a *app) describeCommand() *cobra.Command {
@@ -202,13 +203,13 @@ func (a *app) inventory(i *api.Inventory) {
 		{"model", strings.TrimSpace(i.Manufacturer + " " + i.Model)}, {"serial", i.Serial}, {"sku", i.SKU}, {"uuid", i.UUID},
 		{"firmware", i.BIOSVersion}, {"bmc firmware", i.BMCFirmware},
 		{"processors", fmt.Sprintf("%d × %s, %d cores in all", i.CPUs.Count, i.CPUs.Model, i.CPUs.Cores)},
-		{"memory", terminal.Size(i.MemoryMiB << 20)},
+		{"memory", text.Size(i.MemoryMiB << 20)},
 	}
 	for _, n := range i.NICs {
 		list = append(list, [2]string{"nic", fmt.Sprintf("%s %s %s", n.Name, n.MAC, n.Link)})
 	}
 	for _, d := range i.Disks {
-		list = append(list, [2]string{"disk", fmt.Sprintf("%s %s %s %s", d.Name, d.Serial, d.Type, terminal.Size(d.Bytes))})
+		list = append(list, [2]string{"disk", fmt.Sprintf("%s %s %s %s", d.Name, d.Serial, d.Type, text.Size(d.Bytes))})
 	}
 	for _, text := range i.Incomplete {
 		list = append(list, [2]string{"not told", text})

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 func (a *app) machineCommand() *cobra.Command {
@@ -185,7 +185,7 @@ func (a *app) bootFacts(m *api.Machine, p *api.Profile, i *api.Image) {
 	for _, role := range imageFiles(i) {
 		size := ""
 		if f, ok := i.Status.Files[role]; ok {
-			size = "  " + terminal.Size(f.Size)
+			size = "  " + text.Size(f.Size)
 		}
 		list = append(list, [2]string{role, "sha256:" + string(i.Spec.Files[role].SHA256) + size})
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/show"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
+	"github.com/rackweft/rackweft/internal/text"
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
@@ -185,10 +186,10 @@ func loadCells(l *api.Load, m api.MemoryUsage, cpus int) []string {
 		cells[1] = strconv.Itoa(cpus)
 	}
 	if m.Used > 0 {
-		cells[2] = terminal.Size(m.Used)
+		cells[2] = text.Size(m.Used)
 	}
 	if m.Total > 0 {
-		cells[3] = terminal.Size(m.Total)
+		cells[3] = text.Size(m.Total)
 	}
 	if l == nil {
 		return cells
@@ -197,11 +198,11 @@ func loadCells(l *api.Load, m api.MemoryUsage, cpus int) []string {
 		cells[0] = fmt.Sprintf("%.0f%%", 100*l.CPU/float64(cpus))
 	}
 	for i, rate := range []float64{l.ReadBytes, l.WrittenBytes} {
-		cells[4+i] = terminal.Size(int64(rate))
+		cells[4+i] = text.Size(int64(rate))
 	}
 	cells[6] = fmt.Sprintf("%.0f", l.Reads+l.Writes)
 	for i, rate := range []float64{l.ReceivedBytes, l.SentBytes} {
-		cells[7+i] = terminal.Size(int64(rate))
+		cells[7+i] = text.Size(int64(rate))
 	}
 	var remarks []string
 	if l.DiskErrors > 0 {

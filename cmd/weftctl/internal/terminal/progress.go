@@ -5,6 +5,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 // redrawEvery keeps a bar from costing more than what it shows.
@@ -71,31 +73,16 @@ func (p *Progress) draw() {
 		percent = min(p.done, p.whole) * 100 / p.whole
 	}
 	p.region.Draw([]string{fmt.Sprintf("%s %s  %s %3d%%  %s of %s", p.verb, p.what,
-		p.t.Paint(Cyan, Bar(p.done, p.whole, 24)), percent, Size(p.done), Size(p.whole))})
+		p.t.Paint(Cyan, Bar(p.done, p.whole, 24)), percent, text.Size(p.done), text.Size(p.whole))})
 }
 
 // Done ends the step and leaves one line that says so.
 func (p *Progress) Done() {
-	p.end(fmt.Sprintf("%s %s  %s in %s\n", p.verb, p.what, Size(p.whole), Short(time.Since(p.start))))
+	p.end(fmt.Sprintf("%s %s  %s in %s\n", p.verb, p.what, text.Size(p.whole), Short(time.Since(p.start))))
 }
 
 // Abandon ends the step without a word: the error that ended it is told elsewhere.
 func (p *Progress) Abandon() { p.end("") }
-
-// Size writes a number of bytes for people, such as 12.3 MiB.
-func Size(n int64) string {
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, unit := float64(n)/(1<<10), "KiB"
-	for _, u := range []string{"MiB", "GiB", "TiB"} {
-		if value < 1024 {
-			break
-		}
-		value, unit = value/1024, u
-	}
-	return fmt.Sprintf("%.1f %s", value, unit)
-}
 
 // Short writes a duration for people in at most two units, such as 3m20s or 5d4h.
 func Short(d time.Duration) string {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rackweft/rackweft/internal/text"
 )
 
 func noEnv(string) string { return "" }
@@ -145,7 +147,7 @@ func TestWords(t *testing.T) {
 		}
 	}
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1 << 20: "1.0 MiB", 5<<30 + 1<<29: "5.5 GiB"} {
-		if got := Size(n); got != want {
+		if got := text.Size(n); got != want {
 			t.Errorf("Size(%d) = %s, want %s", n, got, want)
 		}
 	}
