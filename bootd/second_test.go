@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -102,6 +103,33 @@ func (p *process) signal(s syscall.Signal) {
 	if err := p.cmd.Process.Signal(s); err != nil {
 		p.t.Fatal(err)
 	}
+	if s == syscall.SIGSTOP {
+		p.stopped()
+	}
+}
+
+// stopped waits until every thread stands still: the signal stops the others only
+// when the thread that takes it gets to run.
+func (p *process) stopped() {
+	p.t.Helper()
+	for range 600 {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		if err != nil || len(threads) == 0 {
+			p.t.Fatalf("the threads of bootd: %v", err)
+		}
+		if !slices.ContainsFunc(threads, running) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	p.t.Fatal("bootd does not stop")
+}
+
+// running reports whether the thread of a stat file of proc(5) is not stopped.
+func running(stat string) bool {
+	content, err := os.ReadFile(stat)
+	i := strings.LastIndexByte(string(content), ')')
+	return err == nil && !strings.HasPrefix(string(content[i+1:]), " T")
 }
 
 // TestSecondBootdOnOneStore: of two bootds with one external store one serves.
