@@ -9,11 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/internal/namespace"
@@ -155,28 +153,7 @@ func runIP(ctx context.Context, script string, flags ...string) error {
 
 // inNamespace runs do on a thread that is in the namespace. Sockets made there stay there.
 func inNamespace(name string, do func() error) error {
-	target, err := netns.GetFromName(name)
-	if err != nil {
-		return fmt.Errorf("open network namespace %s: %w", name, err)
-	}
-	defer func() { _ = target.Close() }()
-	return onLockedThread(func() error {
-		if err := netns.Set(target); err != nil {
-			return fmt.Errorf("enter network namespace %s: %w", name, err)
-		}
-		return do()
-	})
-}
-
-// onLockedThread runs do on a thread of its own, which is thrown away: whatever do makes of its
-// namespaces touches no other goroutine.
-func onLockedThread(do func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked, so the runtime ends the thread
-		result <- do()
-	}()
-	return <-result
+	return namespace.Within(filepath.Join(namespaceDir, name), do)
 }
 
 // inside is the command line that enters the namespace, mounts a /sys that shows it, and becomes argv.
