@@ -22,6 +22,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // BenchmarkReflector has clients come up at once at a reflector, each with some
@@ -88,9 +89,7 @@ func printBench(shape string, taken map[string][]cost) {
 // measure runs one daemon in a namespace of its own, with the clients on
 // addresses of its loopback.
 func measure(b *testing.B, daemon string, clients, each int) cost {
-	if os.Geteuid() != 0 {
-		b.Skip("only root can make network namespaces")
-	}
+	nstest.Root(b, nstest.Namespaces)
 	r := &rig{t: b, id: fmt.Sprintf("rwbench%d", os.Getpid()), hosts: map[string]*host{}}
 	r.run("ip", "netns", "add", r.id+"r")
 	defer func() { _ = exec.Command("ip", "netns", "del", r.id+"r").Run() }()

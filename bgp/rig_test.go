@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
@@ -79,9 +79,7 @@ type host struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	b := make([]byte, 3)
 	_, _ = rand.Read(b)
 	r := &rig{t: t, id: "rwb" + hex.EncodeToString(b), segment: 9, hosts: map[string]*host{}}
@@ -93,18 +91,12 @@ func newRig(t testing.TB) *rig {
 
 func (r *rig) namespace(name string) {
 	r.t.Helper()
-	r.run("ip", "netns", "add", r.id+name)
-	r.t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", r.id+name).Run() })
-	r.run("ip", "-n", r.id+name, "link", "set", "lo", "up")
+	nstest.Add(r.t, r.id+name)
 }
 
 func (r *rig) run(args ...string) string {
 	r.t.Helper()
-	out, err := command.Output(exec.Command(args[0], args[1:]...))
-	if err != nil {
-		r.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return nstest.Run(r.t, args[0], args[1:]...)
 }
 
 // host adds one at 198.18.segment.last.

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -14,7 +12,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
-	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
@@ -23,17 +21,9 @@ import (
 // 198.18.20.0/24 by 198.18.9.254.
 func bench(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ns.Close() })
+	nstest.Enter(t)
 	for _, line := range []string{
-		"link set lo up", "link add eth0 type veth peer name eth0p", "link add eth1 type veth peer name eth1p",
+		"link add eth0 type veth peer name eth0p", "link add eth1 type veth peer name eth1p",
 		"link set eth0 up", "link set eth0p up", "link set eth1 up", "link set eth1p up",
 		"addr add 198.18.9.1/24 dev eth0", "addr add 198.18.10.1/24 dev eth1", "addr add 2001:db8::1/64 dev eth0 nodad",
 		"route add 198.18.20.0/24 via 198.18.9.254", "route add default via 198.18.10.254",
@@ -44,11 +34,7 @@ func bench(t testing.TB) {
 
 func ip(t testing.TB, line string) string {
 	t.Helper()
-	out, err := command.Output(exec.Command("ip", strings.Fields(line)...))
-	if err != nil {
-		t.Fatalf("ip %s: %v\n%s", line, err, out)
-	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(nstest.Run(t, "ip", strings.Fields(line)...))
 }
 
 func open(t testing.TB) *FIB {

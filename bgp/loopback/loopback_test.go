@@ -2,24 +2,15 @@ package loopback
 
 import (
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netns"
-
-	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 func ip(t *testing.T, line string) string {
 	t.Helper()
-	out, err := command.Output(exec.Command("ip", strings.Fields(line)...))
-	if err != nil {
-		t.Fatalf("ip %s: %v\n%s", line, err, out)
-	}
-	return string(out)
+	return nstest.Run(t, "ip", strings.Fields(line)...)
 }
 
 func addresses(list ...string) []netip.Addr {
@@ -31,16 +22,7 @@ func addresses(list ...string) []netip.Addr {
 }
 
 func TestSync(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ns.Close() }()
-	ip(t, "link set lo up")
+	nstest.Enter(t)
 	ip(t, "addr add 198.19.0.9/32 dev lo") // a person's
 	ip(t, "addr add 198.19.0.1/24 dev lo")
 	has := func(words ...string) {

@@ -3,30 +3,19 @@ package sources
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netns"
-
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 func TestSync(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("nft is not installed: see lab/deps")
 	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ns.Close() })
+	nstest.Enter(t)
 	nft := func(line string) string {
 		t.Helper()
 		out, err := command.Output(exec.Command("nft", line))
