@@ -11,14 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // Somebody calls ip-netns(8) for the first time while a rack is up: it mounts
 // /run/netns over itself, and what the rack has there must go all the same.
 func TestForeignNamespace(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	if os.Getenv("LAB_TEST_PRIVATE") == "" { // /run is to be as after the machine's boot
 		self, err := os.Executable()
 		if err != nil {
@@ -88,9 +87,7 @@ func TestForeignNamespace(t *testing.T) {
 
 // A name whose namespace is covered by another mount is not said to be gone.
 func TestCoveredNamespace(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	r, err := newRecord(t.TempDir(), "lab")
 	if err != nil {
 		t.Fatal(err)

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/bmc"
 )
@@ -42,9 +43,7 @@ func TestMain(m *testing.M) {
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: namespaces, bridges and taps")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	if testing.Short() {
 		t.Skip("builds a rack of real QEMUs")
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab"
 	"github.com/rackweft/rackweft/lab/rig"
@@ -84,9 +85,7 @@ func (p *program) end(signal syscall.Signal) {
 // newDesk has no hosts yet. bootd serves the segment pxe.
 func newDesk(t *testing.T) *desk {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	dir, err := os.MkdirTemp("", "d") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)

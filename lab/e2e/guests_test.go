@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/lab"
 	"github.com/rackweft/rackweft/lab/guestos"
 	"github.com/rackweft/rackweft/lab/rig"
@@ -94,9 +95,7 @@ func emulationInEmulation(t *testing.T) {
 	if os.Getenv("RACKWEFT_E2E_GUESTS") != "" {
 		return
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	kernel, initrd, err := guestos.Build(t.Context(), "../..", guestos.Cloud)
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/lab"
 )
@@ -68,9 +69,7 @@ func (r *Rig) For(tb testing.TB) *Rig {
 // unless RACKWEFT_KEEP is set.
 func Up(tb testing.TB, o Options) *Rig {
 	tb.Helper()
-	if os.Geteuid() != 0 {
-		tb.Skip("needs root: the rack has network namespaces, bridges and taps")
-	}
+	nstest.Root(tb, nstest.Namespaces)
 	if testing.Short() {
 		tb.Skip("boots machines, which takes minutes")
 	}
