@@ -2,7 +2,6 @@ package nodeagent
 
 import (
 	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,10 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // buildAgent builds the real binary.
@@ -125,49 +122,19 @@ func TestKillLoop(t *testing.T) {
 	}
 }
 
-// newNamespace makes a network namespace with a pair of veths in it.
-func newNamespace(t testing.TB) string {
-	t.Helper()
-	var id [4]byte
-	_, _ = rand.Read(id[:])
-	name := fmt.Sprintf("rwna-%x", id)
-	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
-		t.Skipf("cannot make a network namespace here: %s", out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("ip", "netns", "del", name).CombinedOutput(); err != nil {
-			t.Errorf("remove namespace %s: %s", name, out)
-		}
-	})
-	return name
-}
-
 func ip(t testing.TB, ns, args string) {
 	t.Helper()
-	out, err := exec.Command("ip", append([]string{"-n", ns}, strings.Fields(args)...)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("ip -n %s %s: %s", ns, args, out)
-	}
+	nstest.IP(t, ns, strings.Fields(args)...)
 }
 
 // listenIn opens a listener inside a namespace.
-func listenIn(t testing.TB, name string) net.Listener {
+func listenIn(t testing.TB, name string) (l net.Listener) {
 	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	own, err := netns.Get()
+	err := nstest.Within(name, func() (err error) {
+		l, err = net.Listen("tcp", "127.0.0.1:0")
+		return err
+	})
 	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := netns.GetFromName(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := netns.Set(other); err != nil {
-		t.Fatal(err)
-	}
-	l, listenErr := net.Listen("tcp", "127.0.0.1:0")
-	if err := errors.Join(netns.Set(own), own.Close(), other.Close(), listenErr); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -177,8 +144,7 @@ func listenIn(t testing.TB, name string) net.Listener {
 // reported, and the base part follows the underlay.
 func TestNICsAreReported(t *testing.T) {
 	bin := buildAgent(t)
-	ns := newNamespace(t)
-	ip(t, ns, "link set lo up")
+	ns := nstest.New(t)
 	ip(t, ns, "link add prod type veth peer name wire")
 	ip(t, ns, "link set prod address 02:00:00:01:07:01")
 	ip(t, ns, "link set wire up")

@@ -14,6 +14,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
 	"github.com/rackweft/rackweft/internal/namespace"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/systemd"
 )
 
@@ -29,9 +30,7 @@ func TestMain(m *testing.M) {
 // A speaker inside of a Network outlives the agent that has started it, and is
 // found by the next one.
 func TestSpeakerInside(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	if systemd.Booted() {
 		t.Skip("systemd runs this machine: the speaker would be a unit of it")
 	}

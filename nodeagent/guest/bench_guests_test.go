@@ -31,6 +31,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
@@ -62,9 +63,7 @@ func median(list []float64) float64 {
 
 func buildNodeagent(b *testing.B) string {
 	b.Helper()
-	if os.Geteuid() != 0 {
-		b.Skip("needs root: QEMU runs as other users")
-	}
+	nstest.Root(b, "QEMU runs as other users")
 	binary := filepath.Join(openDir(b), "nodeagent")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "../../cmd/nodeagent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -24,6 +24,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/file"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/guestos"
@@ -191,9 +192,7 @@ type host struct {
 
 func newHost(t testing.TB) *host {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: QEMU runs as other users")
-	}
+	nstest.Root(t, "QEMU runs as other users")
 	dir, err := os.MkdirTemp("", "guest") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)

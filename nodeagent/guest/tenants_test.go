@@ -14,6 +14,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/namespace"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -26,9 +27,7 @@ type fabric struct {
 
 func newFabric(t *testing.T) fabric {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	dir, err := os.MkdirTemp("", "fabric")
 	if err != nil {
 		t.Fatal(err)

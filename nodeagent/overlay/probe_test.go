@@ -10,13 +10,12 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/rackweft/rackweft/internal/nft"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
 func TestProbe(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	if probed(t) {
 		t.Log("this kernel sends wrong checksums inside VXLAN")
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/namespace"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -55,9 +56,7 @@ const underlayMTU = 1500
 // newFabric makes hosts h1, h2, … at 198.18.0.1 and on, or 2001:db8::1 and on.
 func newFabric(t testing.TB, hosts int, v6 bool) *fabric {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
+	nstest.Root(t, nstest.Namespaces)
 	f := &fabric{t: t, dir: t.TempDir()}
 	// The directory's own mount goes last.
 	t.Cleanup(func() { _ = unix.Unmount(f.dir, unix.MNT_DETACH) })

@@ -12,17 +12,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
-	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -79,18 +76,9 @@ func (u *unit) stop(context.Context) error {
 }
 
 func newBench(t *testing.T) (*Speaker, *unit) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ns.Close() })
+	nstest.Enter(t)
 	u := &unit{t: t, dir: t.TempDir()}
 	t.Cleanup(func() { _ = u.stop(context.Background()) })
-	ip(t, "link set lo up")
 	ip(t, "addr add 198.18.9.1/24 dev lo")
 	return New(Options{Part: filepath.Join(u.dir, "part"), Socket: filepath.Join(u.dir, "socket"),
 		Start: u.start, Stop: u.stop, Log: slog.New(slog.DiscardHandler)}), u
@@ -98,11 +86,7 @@ func newBench(t *testing.T) (*Speaker, *unit) {
 
 func ip(t *testing.T, line string) string {
 	t.Helper()
-	out, err := command.Output(exec.Command("ip", strings.Fields(line)...))
-	if err != nil {
-		t.Fatalf("ip %s: %v\n%s", line, err, out)
-	}
-	return string(out)
+	return nstest.Run(t, "ip", strings.Fields(line)...)
 }
 
 func part() *api.BGPPart {

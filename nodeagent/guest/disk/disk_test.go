@@ -20,6 +20,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/file"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // blobs stand for bootd's store, and count.
@@ -311,9 +312,7 @@ func TestCollect(t *testing.T) {
 }
 
 func TestFull(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it mounts a tmpfs")
-	}
+	nstest.Root(t, "it mounts a tmpfs")
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
 		t.Skipf("needs mount(2): %v", err)

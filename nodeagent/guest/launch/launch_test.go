@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // unprivilegedID is a user that no package has.
@@ -31,9 +33,7 @@ func TestMain(m *testing.M) {
 
 func launcher(t *testing.T) Launcher {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it gives up privileges")
-	}
+	nstest.Root(t, "it gives up privileges")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

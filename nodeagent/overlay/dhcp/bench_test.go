@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // BenchmarkServers tells what a Server at rest costs.
@@ -32,11 +34,11 @@ func benchServers(b *testing.B, guest Guest) {
 	f := NewForwarder(new(net.Dialer).DialContext, "/etc/resolv.conf")
 	const servers = 100
 	for i := range servers {
-		ip(b, r.tenant, "link", "add", fmt.Sprintf("br-%d", 100+i), "address", fmt.Sprintf("02:00:a9:fe:02:%02x", i), "up", "type", "bridge")
+		nstest.IP(b, r.tenant, "link", "add", fmt.Sprintf("br-%d", 100+i), "address", fmt.Sprintf("02:00:a9:fe:02:%02x", i), "up", "type", "bridge")
 	}
 	before := resident()
 	for i := range servers {
-		s, err := Open(Options{Within: func(f func() error) error { return within(r.tenant, f) }, Bridge: fmt.Sprintf("br-%d", 100+i),
+		s, err := Open(Options{Within: func(f func() error) error { return nstest.Within(r.tenant, f) }, Bridge: fmt.Sprintf("br-%d", 100+i),
 			Forwarder: f, Log: slog.New(slog.DiscardHandler)}, r.network)
 		must(b, err)
 		all.Go(func() { _ = s.Run(ctx) })

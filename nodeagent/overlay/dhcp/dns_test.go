@@ -13,6 +13,8 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/time/rate"
+
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // dnsmasq is a real resolver outside of the Network.
@@ -23,7 +25,7 @@ func (r *rig) dnsmasq(args ...string) {
 		append([]string{resolver().String(), "--address=/www.example/198.18.7.7", "--user=root"}, args...)...)
 	eventually(r.t, "dnsmasq answers", func() bool {
 		var c net.Conn
-		err := within(r.outside, func() (err error) {
+		err := nstest.Within(r.outside, func() (err error) {
 			c, err = net.DialTimeout("tcp", resolver().String()+":53", time.Second)
 			return err
 		})
@@ -38,7 +40,7 @@ func (r *rig) dnsmasq(args ...string) {
 func ask(t *testing.T, ns, network, server string, q *dns.Msg) *dns.Msg {
 	t.Helper()
 	var conn net.Conn
-	must(t, within(ns, func() (err error) {
+	must(t, nstest.Within(ns, func() (err error) {
 		conn, err = net.DialTimeout(network, server, patience)
 		return err
 	}))
@@ -128,7 +130,7 @@ func TestDNSStranger(t *testing.T) {
 		t.Errorf("a stranger gets %s by IPv6", m)
 	}
 	var conn net.Conn
-	must(t, within(ns, func() (err error) {
+	must(t, nstest.Within(ns, func() (err error) {
 		conn, err = net.DialTimeout("tcp", "169.254.1.1:53", patience)
 		return err
 	}))
@@ -161,7 +163,7 @@ func TestHostResolvers(t *testing.T) {
 func TestNextResolver(t *testing.T) {
 	r := newRig(t, one())
 	r.network.Resolvers = []netip.Addr{netip.MustParseAddr("198.18.53.99"), resolver()}
-	ip(t, r.outside, "addr", "add", "198.18.53.99/32", "dev", "lo") // refuses by ICMP
+	nstest.IP(t, r.outside, "addr", "add", "198.18.53.99/32", "dev", "lo") // refuses by ICMP
 	r.dnsmasq()
 	r.serve()
 	if m := ask(t, r.configured(one()), "udp", "169.254.1.1:53", query("www.example.", dns.TypeA)); values(m) != "198.18.7.7" {
@@ -179,7 +181,7 @@ func TestFloodIsBounded(t *testing.T) {
 	r.serve()
 	flood, calm := r.configured(one()), r.configured(two())
 	var conn net.Conn
-	must(t, within(flood, func() (err error) {
+	must(t, nstest.Within(flood, func() (err error) {
 		conn, err = net.Dial("udp", "169.254.1.1:53")
 		return err
 	}))
@@ -205,7 +207,7 @@ func TestFloodIsBounded(t *testing.T) {
 func (r *rig) silentResolver(asked, most *atomic.Int64) {
 	r.t.Helper()
 	var conn net.PacketConn
-	must(r.t, within(r.outside, func() (err error) {
+	must(r.t, nstest.Within(r.outside, func() (err error) {
 		conn, err = net.ListenPacket("udp", resolver().String()+":53")
 		return err
 	}))

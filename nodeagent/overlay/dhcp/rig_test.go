@@ -10,15 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-
-	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
@@ -37,17 +34,14 @@ const patience = 20 * time.Second
 
 func newRig(t testing.TB, guests ...Guest) *rig {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("only root can make network namespaces")
-	}
-	r := &rig{t: t, tenant: addNamespace(t), outside: addNamespace(t), log: &logs{},
+	r := &rig{t: t, tenant: nstest.New(t), outside: nstest.New(t), log: &logs{},
 		network: Network{MTU: 1410, Domain: "tenant.example", Guests: guests, Resolvers: []netip.Addr{resolver()}}}
-	ip(t, r.outside, "addr", "add", resolver().String()+"/32", "dev", "lo")
-	ip(t, r.tenant, "link", "add", "br-7", "address", "02:00:a9:fe:01:01", "mtu", "1410", "type", "bridge")
-	ip(t, r.tenant, "link", "set", "br-7", "up")
-	ip(t, r.tenant, "addr", "add", Gateway4().String()+"/32", "dev", "br-7")
-	ip(t, r.tenant, "addr", "add", "10.5.3.1/24", "dev", "br-7")
-	ip(t, r.tenant, "addr", "add", Gateway6().String()+"/64", "dev", "br-7", "nodad")
+	nstest.IP(t, r.outside, "addr", "add", resolver().String()+"/32", "dev", "lo")
+	nstest.IP(t, r.tenant, "link", "add", "br-7", "address", "02:00:a9:fe:01:01", "mtu", "1410", "type", "bridge")
+	nstest.IP(t, r.tenant, "link", "set", "br-7", "up")
+	nstest.IP(t, r.tenant, "addr", "add", Gateway4().String()+"/32", "dev", "br-7")
+	nstest.IP(t, r.tenant, "addr", "add", "10.5.3.1/24", "dev", "br-7")
+	nstest.IP(t, r.tenant, "addr", "add", Gateway6().String()+"/64", "dev", "br-7", "nodad")
 	sysctl(t, r.tenant, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 	return r
 }
@@ -67,13 +61,13 @@ func two() Guest {
 func (r *rig) serve() {
 	r.t.Helper()
 	f := NewForwarder(func(ctx context.Context, network, address string) (c net.Conn, err error) {
-		err = within(r.outside, func() error {
+		err = nstest.Within(r.outside, func() error {
 			c, err = new(net.Dialer).DialContext(ctx, network, address)
 			return err
 		})
 		return c, err
 	}, filepath.Join(r.t.TempDir(), "resolv.conf"))
-	s, err := Open(Options{Within: func(f func() error) error { return within(r.tenant, f) }, Bridge: "br-7", Forwarder: f,
+	s, err := Open(Options{Within: func(f func() error) error { return nstest.Within(r.tenant, f) }, Bridge: "br-7", Forwarder: f,
 		Log: slog.New(slog.NewTextHandler(r.log, nil))}, r.network)
 	must(r.t, err)
 	r.server = s
@@ -94,15 +88,15 @@ func (r *rig) serve() {
 // plug makes the namespace of a guest, with nothing configured on its eth0.
 func (r *rig) plug(mac MAC) string {
 	r.t.Helper()
-	name, port := addNamespace(r.t), "p"+random()
-	ip(r.t, r.tenant, "link", "add", port, "type", "veth", "peer", "name", "eth0", "address", mac.String(), "netns", name)
-	ip(r.t, r.tenant, "link", "set", port, "master", "br-7", "up")
+	name, port := nstest.New(r.t), "p"+random()
+	nstest.IP(r.t, r.tenant, "link", "add", port, "type", "veth", "peer", "name", "eth0", "address", mac.String(), "netns", name)
+	nstest.IP(r.t, r.tenant, "link", "set", port, "master", "br-7", "up")
 	sysctl(r.t, name, "net.ipv6.conf.eth0.accept_dad=0")
-	ip(r.t, name, "link", "set", "eth0", "up")
+	nstest.IP(r.t, name, "link", "set", "eth0", "up")
 	// The bridge learns in its own time that the port has a carrier.
 	eventually(r.t, "eth0 is up and forwarded from", func() bool {
-		return strings.Contains(ip(r.t, name, "link", "show", "eth0"), "state UP") &&
-			strings.Contains(run(r.t, "bridge", "-n", r.tenant, "link", "show", "dev", port), "state forwarding")
+		return strings.Contains(nstest.IP(r.t, name, "link", "show", "eth0"), "state UP") &&
+			strings.Contains(nstest.Run(r.t, "bridge", "-n", r.tenant, "link", "show", "dev", port), "state forwarding")
 	})
 	return name
 }
@@ -111,31 +105,17 @@ func (r *rig) plug(mac MAC) string {
 func (r *rig) configured(g Guest) string {
 	r.t.Helper()
 	ns := r.plug(g.MAC)
-	ip(r.t, ns, "addr", "add", g.Addresses[0].String()+"/32", "dev", "eth0")
-	ip(r.t, ns, "route", "add", Gateway4().String(), "dev", "eth0")
-	ip(r.t, ns, "route", "add", "default", "via", Gateway4().String())
+	nstest.IP(r.t, ns, "addr", "add", g.Addresses[0].String()+"/32", "dev", "eth0")
+	nstest.IP(r.t, ns, "route", "add", Gateway4().String(), "dev", "eth0")
+	nstest.IP(r.t, ns, "route", "add", "default", "via", Gateway4().String())
 	return ns
-}
-
-func addNamespace(t testing.TB) string {
-	t.Helper()
-	name := "rwgd-" + random()
-	run(t, "ip", "netns", "add", name)
-	t.Cleanup(func() { run(t, "ip", "netns", "del", name) })
-	ip(t, name, "link", "set", "lo", "up")
-	return name
 }
 
 func random() string { return strings.ToLower(rand.Text()[:8]) }
 
-func ip(t testing.TB, ns string, args ...string) string {
-	t.Helper()
-	return run(t, "ip", append([]string{"-n", ns}, args...)...)
-}
-
 func sysctl(t testing.TB, ns string, settings ...string) {
 	t.Helper()
-	must(t, within(ns, func() error {
+	must(t, nstest.Within(ns, func() error {
 		for _, s := range settings {
 			name, value, _ := strings.Cut(s, "=")
 			if err := os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0o644); err != nil {
@@ -144,33 +124,6 @@ func sysctl(t testing.TB, ns string, settings ...string) {
 		}
 		return nil
 	}))
-}
-
-func run(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	out, err := command.Output(exec.Command(name, args...))
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-// within runs f on a thread that is in a namespace.
-func within(name string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends
-		ns, err := netns.GetFromName(name)
-		if err == nil {
-			defer func() { _ = ns.Close() }()
-			err = netns.Set(ns)
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
 }
 
 // background runs a program in a namespace until the test ends, in a mount

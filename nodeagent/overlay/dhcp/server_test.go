@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/internal/inet"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // dhclient runs ISC's client with Debian's script, on a resolv.conf of its own.
@@ -38,10 +39,10 @@ func TestDhclientIPv4(t *testing.T) {
 	ns := r.plug(one().MAC)
 	log, resolvConf := dhclient(t, ns, "-4")
 	eventually(t, "dhclient is bound", func() bool { return log.has("bound to 10.5.3.2") })
-	if got := ip(t, ns, "-4", "addr", "show", "dev", "eth0"); !strings.Contains(got, "inet 10.5.3.2/32") || !strings.Contains(got, "mtu 1410") {
+	if got := nstest.IP(t, ns, "-4", "addr", "show", "dev", "eth0"); !strings.Contains(got, "inet 10.5.3.2/32") || !strings.Contains(got, "mtu 1410") {
 		t.Errorf("eth0 has %s", got)
 	}
-	routes := ip(t, ns, "route")
+	routes := nstest.IP(t, ns, "route")
 	for _, want := range []string{"default via 169.254.1.1 dev eth0", "169.254.1.1 dev eth0 scope link"} {
 		if !strings.Contains(routes, want) {
 			t.Errorf("no route %q in\n%s", want, routes)
@@ -64,7 +65,7 @@ func TestDhclientIPv6(t *testing.T) {
 	ns := r.plug(one().MAC)
 	log, resolvConf := dhclient(t, ns, "-6")
 	eventually(t, "dhclient has the address", func() bool {
-		return strings.Contains(ip(t, ns, "-6", "addr", "show", "dev", "eth0"), "inet6 fd00:5:3::2/128")
+		return strings.Contains(nstest.IP(t, ns, "-6", "addr", "show", "dev", "eth0"), "inet6 fd00:5:3::2/128")
 	})
 	eventually(t, "resolv.conf names the gateway", func() bool {
 		conf, err := os.ReadFile(resolvConf)
@@ -75,7 +76,7 @@ func TestDhclientIPv6(t *testing.T) {
 	}
 	// The router comes from the kernel's own solicitation.
 	eventually(t, "the kernel has a default route", func() bool {
-		routes := ip(t, ns, "-6", "route")
+		routes := nstest.IP(t, ns, "-6", "route")
 		return strings.Contains(routes, "default via fe80::1 dev eth0 proto ra") && strings.Contains(routes, "mtu 1410")
 	})
 	reaches(t, ns, "[fe80::1%"+index(t, ns)+"]:53")
@@ -84,14 +85,14 @@ func TestDhclientIPv6(t *testing.T) {
 // index is the number of eth0: net's names of scopes are of one namespace.
 func index(t *testing.T, ns string) string {
 	t.Helper()
-	number, _, _ := strings.Cut(ip(t, ns, "link", "show", "eth0"), ":")
+	number, _, _ := strings.Cut(nstest.IP(t, ns, "link", "show", "eth0"), ":")
 	return number
 }
 
 // reaches connects from a guest.
 func reaches(t *testing.T, ns, address string) {
 	t.Helper()
-	must(t, within(ns, func() error {
+	must(t, nstest.Within(ns, func() error {
 		c, err := net.DialTimeout("tcp", address, patience)
 		if err != nil {
 			return err
@@ -105,12 +106,14 @@ func TestAdvertisedUnasked(t *testing.T) {
 	r := newRig(t, one())
 	ns := r.plug(one().MAC)
 	sysctl(t, ns, "net.ipv6.conf.eth0.router_solicitations=0")
-	ip(t, ns, "link", "set", "eth0", "down")
-	ip(t, ns, "link", "set", "eth0", "up")
-	eventually(t, "eth0 has its link-local address", func() bool { return strings.Contains(ip(t, ns, "-6", "addr", "show", "dev", "eth0"), "scope link") })
+	nstest.IP(t, ns, "link", "set", "eth0", "down")
+	nstest.IP(t, ns, "link", "set", "eth0", "up")
+	eventually(t, "eth0 has its link-local address", func() bool {
+		return strings.Contains(nstest.IP(t, ns, "-6", "addr", "show", "dev", "eth0"), "scope link")
+	})
 	r.serve()
 	eventually(t, "the kernel has a default route", func() bool {
-		return strings.Contains(ip(t, ns, "-6", "route"), "default via fe80::1 dev eth0 proto ra")
+		return strings.Contains(nstest.IP(t, ns, "-6", "route"), "default via fe80::1 dev eth0 proto ra")
 	})
 }
 
@@ -136,7 +139,7 @@ func (r *rig) caller(t *testing.T, mac MAC) *caller {
 	t.Helper()
 	ns := r.plug(mac)
 	c := &caller{t: t, mac: mac}
-	must(t, within(ns, func() error {
+	must(t, nstest.Within(ns, func() error {
 		eth0, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
@@ -258,8 +261,8 @@ cp "$1"/eth0.network /run/systemd/network/
 chown -R systemd-network: /run/systemd/netif 2>/dev/null || true
 SYSTEMD_LOG_LEVEL=debug exec `+networkd, dir)
 	eventually(t, "networkd has configured both families", func() bool {
-		addrs := ip(t, ns, "addr", "show", "dev", "eth0")
-		routes := ip(t, ns, "route") + ip(t, ns, "-6", "route")
+		addrs := nstest.IP(t, ns, "addr", "show", "dev", "eth0")
+		routes := nstest.IP(t, ns, "route") + nstest.IP(t, ns, "-6", "route")
 		for _, want := range []string{"inet 10.5.3.2/32", "inet6 fd00:5:3::2/128", "mtu 1410"} {
 			if !strings.Contains(addrs, want) {
 				return false
