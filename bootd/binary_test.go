@@ -2,13 +2,12 @@ package bootd_test
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	mrand "math/rand/v2"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -25,6 +24,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // rig is the real program in a network namespace of its own, with bootdAddress
@@ -44,16 +44,10 @@ func newRig(t *testing.T) *rig {
 	if testing.Short() {
 		t.Skip("needs several seconds")
 	}
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
-	r := &rig{t: t, dir: t.TempDir(), ns: "rwbootd-" + strings.ToLower(rand.Text()[:8])}
+	r := &rig{t: t, dir: t.TempDir(), ns: nstest.New(t)}
 	r.exe, r.conf = filepath.Join(r.dir, "bootd"), filepath.Join(r.dir, "bootd.yaml")
 	r.run("go", "build", "-o", r.exe, "github.com/rackweft/rackweft/cmd/bootd")
-	r.run("ip", "netns", "add", r.ns)
-	t.Cleanup(func() { r.run("ip", "netns", "del", r.ns) })
-	r.run("ip", "-n", r.ns, "link", "set", "lo", "up")
-	r.mac = fmt.Sprintf("52:54:00:fd:%02x:%02x", mrand.IntN(256), mrand.IntN(256))
+	r.mac = fmt.Sprintf("52:54:00:fd:%02x:%02x", rand.IntN(256), rand.IntN(256))
 	r.run("ip", "-n", r.ns, "link", "add", "br0", "address", r.mac, "type", "bridge") // else its MAC changes with its ports
 	r.run("ip", "-n", r.ns, "link", "set", "br0", "up")
 	r.run("ip", "-n", r.ns, "addr", "add", bootdAddress+"/24", "dev", "br0")
@@ -76,9 +70,7 @@ func (r *rig) write(name, content string) {
 
 func (r *rig) run(name string, args ...string) {
 	r.t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		r.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
+	nstest.Run(r.t, name, args...)
 }
 
 // output is what a process has said so far.

@@ -1,51 +1,25 @@
 package bootd
 
 import (
-	"crypto/rand"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
-	"strings"
 	"testing"
 
-	"github.com/vishvananda/netns"
-
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 func TestNeighbour(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
-	ns := "rwbootd-" + strings.ToLower(rand.Text()[:8])
-	ip := func(args ...string) {
-		t.Helper()
-		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-			t.Fatalf("ip %v: %v\n%s", args, err, out)
-		}
-	}
-	ip("netns", "add", ns)
-	t.Cleanup(func() { ip("netns", "del", ns) })
+	ns := nstest.New(t)
+	ip := func(args ...string) { nstest.IP(t, ns, args...) }
 	for _, dev := range []string{"br0", "br1"} {
-		ip("-n", ns, "link", "add", dev, "type", "bridge")
-		ip("-n", ns, "link", "set", dev, "up")
+		ip("link", "add", dev, "type", "bridge")
+		ip("link", "set", dev, "up")
 	}
-	ip("-n", ns, "addr", "add", "198.18.0.1/24", "dev", "br0")
-	ip("-n", ns, "neigh", "add", "198.18.0.7", "lladdr", "52:54:00:01:07:00", "dev", "br0", "nud", "stale")
-	ip("-n", ns, "neigh", "add", "198.18.0.8", "dev", "br0", "nud", "failed")
-	ip("-n", ns, "neigh", "add", "2001:db8::7", "lladdr", "52:54:00:01:07:00", "dev", "br0", "nud", "reachable")
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: nobody else may get this thread
-		h, err := netns.GetFromName(ns)
-		if err == nil {
-			err = netns.Set(h)
-		}
-		if err != nil {
-			done <- err
-			return
-		}
+	ip("addr", "add", "198.18.0.1/24", "dev", "br0")
+	ip("neigh", "add", "198.18.0.7", "lladdr", "52:54:00:01:07:00", "dev", "br0", "nud", "stale")
+	ip("neigh", "add", "198.18.0.8", "dev", "br0", "nud", "failed")
+	ip("neigh", "add", "2001:db8::7", "lladdr", "52:54:00:01:07:00", "dev", "br0", "nud", "reachable")
+	err := nstest.Within(ns, func() error {
 		for _, c := range []struct {
 			iface, addr string
 			want        api.MAC
@@ -61,9 +35,9 @@ func TestNeighbour(t *testing.T) {
 		if a != netip.MustParseAddr("198.18.0.1") {
 			t.Errorf("bootd's address is %s", a)
 		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+		return err
+	})
+	if err != nil {
 		t.Error(err)
 	}
 }

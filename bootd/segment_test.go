@@ -11,7 +11,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,7 +19,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,9 +28,9 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
 	"github.com/vincent-petithory/dataurl"
-	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
@@ -97,23 +95,6 @@ func (s *site) put(name string, o api.Object) {
 	}
 }
 
-// within runs fn on a thread that is in a network namespace.
-func within(ns string, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: nobody else may get this thread
-		h, err := netns.GetFromName(ns)
-		if err == nil {
-			err = errors.Join(netns.Set(h), h.Close())
-		}
-		if err == nil {
-			err = fn()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
 // victim is a Machine that boots on br0.
 type victim struct {
 	*site
@@ -128,7 +109,7 @@ type victim struct {
 func (s *site) victim(t *testing.T, n int, trust api.TrustLevel) *victim {
 	t.Helper()
 	v := &victim{site: s, t: t, name: fmt.Sprintf("r1u%02d", n), mac: fmt.Sprintf("52:54:00:01:%02x:00", n)}
-	if err := within(s.ns, func() error { v.bmc = bmctest.Start(t); return nil }); err != nil {
+	if err := nstest.Within(s.ns, func() error { v.bmc = bmctest.Start(t); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	m := &api.Machine{Spec: api.MachineSpec{Profile: "worker", Links: []api.Link{{Name: "pxe0", MAC: api.MAC(v.mac), Subnet: "pxe"}},
@@ -219,8 +200,7 @@ func (v *victim) attach(mac string) *party {
 	v.t.Helper()
 	n := v.ports.Add(1)
 	p := &party{v: v, mac: mac, ns: fmt.Sprintf("%s-p%d", v.ns, n), port: fmt.Sprintf("port%d", n), server: bootdAddress}
-	v.run("ip", "netns", "add", p.ns)
-	v.t.Cleanup(func() { v.run("ip", "netns", "del", p.ns) })
+	nstest.Add(v.t, p.ns)
 	v.run("ip", "-n", v.ns, "link", "add", p.port, "type", "veth", "peer", "name", "eth0", "netns", p.ns)
 	v.run("ip", "-n", v.ns, "link", "set", p.port, "master", "br0")
 	v.run("ip", "-n", p.ns, "link", "set", "eth0", "address", mac, "up")
@@ -263,7 +243,7 @@ func (p *party) leaseBy(request func(context.Context, *nclient4.Client) (*nclien
 	p.v.t.Helper()
 	p.mine()
 	var lease *nclient4.Lease
-	err := within(p.ns, func() error {
+	err := nstest.Within(p.ns, func() error {
 		c, err := nclient4.New("eth0", append(opts, nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(10))...)
 		if err != nil {
 			return err
@@ -290,7 +270,7 @@ func (p *party) client(roots *x509.CertPool, cert *tls.Certificate) *http.Client
 	}
 	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: conf,
 		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-			err = within(p.ns, func() error { c, err = new(net.Dialer).DialContext(ctx, network, address); return err })
+			err = nstest.Within(p.ns, func() error { c, err = new(net.Dialer).DialContext(ctx, network, address); return err })
 			return c, err
 		}}}
 }

@@ -28,6 +28,8 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
 	"github.com/mdlayher/packet"
 	"github.com/vincent-petithory/dataurl"
+
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // wire is an attacker between a Machine and bootd. Its front answers the Machine
@@ -99,7 +101,7 @@ func (w *wire) inTheMiddle(real *party) {
 // knock sends bootd a datagram that nobody reads.
 func knock(t *testing.T, ns string) {
 	t.Helper()
-	err := within(ns, func() error {
+	err := nstest.Within(ns, func() error {
 		c, err := net.Dial("udp4", net.JoinHostPort(bootdAddress, "9"))
 		if err != nil {
 			return err
@@ -132,7 +134,7 @@ func (w *wire) claim(p *party, address, to string) {
 	ip := netip.MustParseAddr(address).As4()
 	frame := bytes.Join([][]byte{victim, own, {8, 6, 0, 1, 8, 0, 6, 4, 0, 2}, own, ip[:], own, ip[:]}, nil)
 	var c *packet.Conn
-	err := within(p.ns, func() error {
+	err := nstest.Within(p.ns, func() error {
 		dev, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
@@ -182,7 +184,7 @@ func (w *wire) byDHCP() {
 	},
 		nclient4.WithHWAddr(mustMAC(v.t, v.mac)))
 	var c net.PacketConn
-	err := within(w.front.ns, func() (err error) { c, err = net.ListenPacket("udp4", ":67"); return err })
+	err := nstest.Within(w.front.ns, func() (err error) { c, err = net.ListenPacket("udp4", ":67"); return err })
 	if err != nil {
 		v.t.Fatal(err)
 	}
@@ -242,7 +244,7 @@ func (w *wire) listen() {
 	w.v.t.Helper()
 	w.cert = impostor(w.v.t, w.at)
 	var plain, secure net.Listener
-	err := within(w.front.ns, func() (err error) {
+	err := nstest.Within(w.front.ns, func() (err error) {
 		if plain, err = net.Listen("tcp4", w.at.String()+":8080"); err != nil {
 			return err
 		}
@@ -360,7 +362,7 @@ func (w *wire) pass(ctx context.Context, l net.Listener) {
 		}
 		all.Go(func() {
 			var far net.Conn
-			err := within(w.back.ns, func() (err error) {
+			err := nstest.Within(w.back.ns, func() (err error) {
 				far, err = net.DialTimeout("tcp4", bootdAddress+":8443", 10*time.Second)
 				return err
 			})
