@@ -30,7 +30,6 @@ func outsized() map[string]bool {
 		"bootd/hostspec.Hub",
 		"bootd/lease/table.go",
 		"bootd/machine.Controller",
-		"cmd/weftctl/internal/cli.app",
 		"hardware/redfish.go",
 	} {
 		list[name] = true

@@ -24,7 +24,10 @@ type input struct {
 
 func (i input) title() string { return title(i.kind, i.object.Meta().Name) }
 
-func (a *app) applyCommand() *cobra.Command {
+// applyCommands change objects to what files or an editor say.
+type applyCommands struct{ *manifests }
+
+func (a *applyCommands) applyCommand() *cobra.Command {
 	var files []string
 	var dryRun bool
 	c := &cobra.Command{
@@ -51,12 +54,12 @@ Files that an Image names by a local path (relative to the YAML file) are upload
 	return c
 }
 
-func (a *app) filesFlag(c *cobra.Command, files *[]string) {
+func (a *manifests) filesFlag(c *cobra.Command, files *[]string) {
 	c.Flags().StringArrayVarP(files, "filename", "f", nil, "file, directory, or - for standard input (repeatable)")
 }
 
 // apply makes the objects of files stand at bootd. Nothing is sent before all of them are known to be good.
-func (a *app) apply(ctx context.Context, client *api.Client, files []string, dryRun bool) error {
+func (a *manifests) apply(ctx context.Context, client *api.Client, files []string, dryRun bool) error {
 	inputs, err := a.readInputs(ctx, files)
 	if err != nil {
 		return err
@@ -68,7 +71,7 @@ func (a *app) apply(ctx context.Context, client *api.Client, files []string, dry
 }
 
 // refused tells why bootd did not take an object, at the fields at fault.
-func (a *app) refused(in input, err error, problem *api.Problem) {
+func (a *manifests) refused(in input, err error, problem *api.Problem) {
 	if len(problem.Errors) > 0 {
 		a.printFaults(in.document.Place(err))
 		return
@@ -80,7 +83,7 @@ func (a *app) refused(in input, err error, problem *api.Problem) {
 }
 
 // readInputs decodes and checks every document, sorted so that what is named comes before what names it.
-func (a *app) readInputs(ctx context.Context, files []string) ([]input, error) {
+func (a *manifests) readInputs(ctx context.Context, files []string) ([]input, error) {
 	if len(files) == 0 {
 		return nil, usagef("say which files with -f FILE, -f DIRECTORY or -f - (standard input)")
 	}
@@ -114,7 +117,7 @@ func order(k api.Kind) int {
 	return slices.IndexFunc(api.Kinds(), func(other api.Kind) bool { return other.Name == k.Name })
 }
 
-func (a *app) decode(ctx context.Context, d *manifest.Document) (input, manifest.Faults) {
+func (a *manifests) decode(ctx context.Context, d *manifest.Document) (input, manifest.Faults) {
 	o, err := api.DecodeObject(d.JSON)
 	if err != nil {
 		return input{}, d.Place(err)

@@ -19,7 +19,10 @@ import (
 // drainAnnotation is bootd's (bootd/hostspec).
 const drainAnnotation = "rackweft/bgp-drain"
 
-func (a *app) bgpCommand() *cobra.Command {
+// bgpCommands look into the BGP of Zones.
+type bgpCommands struct{ *app }
+
+func (a *bgpCommands) bgpCommand() *cobra.Command {
 	return group("bgp", "See a Zone's BGP, and take hosts out of traffic",
 		a.bgpSessionsCommand(), a.bgpRoutesCommand(), a.bgpTestCommand(),
 		a.bgpDrainCommand("drain HOST…", "Have a host's neighbours prefer any other path (RFC 8326), before maintenance", true),
@@ -27,7 +30,7 @@ func (a *app) bgpCommand() *cobra.Command {
 }
 
 // zoneView is a command that shows something of a Zone.
-func (a *app) zoneView(c *cobra.Command, show func(ctx context.Context, client *api.Client, zone, output string) error) *cobra.Command {
+func (a *bgpCommands) zoneView(c *cobra.Command, show func(ctx context.Context, client *api.Client, zone, output string) error) *cobra.Command {
 	var output string
 	c.Args = exactly(1, "ZONE")
 	c.ValidArgsFunction = a.completeOne("zones")
@@ -61,7 +64,7 @@ func (a *app) completeNames(plural string) cobra.CompletionFunc {
 	}
 }
 
-func (a *app) bgpSessionsCommand() *cobra.Command {
+func (a *bgpCommands) bgpSessionsCommand() *cobra.Command {
 	down := false
 	c := a.zoneView(&cobra.Command{
 		Use: "sessions ZONE", Short: "List the BGP sessions of a Zone, as both ends see them",
@@ -82,7 +85,7 @@ between hosts for Guests' sake, follow by Network.`,
 	return c
 }
 
-func (a *app) printSessions(v *api.ZoneSessions, down bool) error {
+func (a *bgpCommands) printSessions(v *api.ZoneSessions, down bool) error {
 	p := a.printer()
 	table := show.Table{Header: []string{"REFLECTOR", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "ADVERTISED", "FLAPS", "REMARK"}}
 	for _, s := range v.Sessions {
@@ -118,7 +121,7 @@ func (a *app) printSessions(v *api.ZoneSessions, down bool) error {
 }
 
 // insideSessions are those inside of Networks.
-func (a *app) insideSessions(list []api.NetworkSession, down bool) show.Table {
+func (a *bgpCommands) insideSessions(list []api.NetworkSession, down bool) show.Table {
 	p := a.printer()
 	table := show.Table{Header: []string{"NETWORK", "HOST", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "ADVERTISED", "FLAPS", "REMARK"}}
 	for _, x := range list {
@@ -135,7 +138,7 @@ func (a *app) insideSessions(list []api.NetworkSession, down bool) show.Table {
 	return table
 }
 
-func (a *app) sessionState(state string) string {
+func (a *bgpCommands) sessionState(state string) string {
 	colour := terminal.Yellow
 	if state == api.BGPEstablished {
 		colour = terminal.Green
@@ -158,7 +161,7 @@ func remark(s api.ZoneSession) string {
 	return terminal.Clean(strings.Join(all, "; "))
 }
 
-func (a *app) bgpRoutesCommand() *cobra.Command {
+func (a *bgpCommands) bgpRoutesCommand() *cobra.Command {
 	return a.zoneView(&cobra.Command{
 		Use: "routes ZONE", Short: "List the routes of a Zone: who is to originate them, and which reflectors have them",
 	}, func(ctx context.Context, client *api.Client, zone, output string) error {
@@ -205,7 +208,7 @@ func routeFor(r api.ZoneRoute) string {
 	return "-"
 }
 
-func (a *app) bgpTestCommand() *cobra.Command {
+func (a *bgpCommands) bgpTestCommand() *cobra.Command {
 	var from, zone, output string
 	c := &cobra.Command{
 		Use: "policy-test PREFIX --from HOST|UPLINK [--zone ZONE]", Short: "Tell what a Zone's reflectors would do with a prefix, and why",
@@ -238,7 +241,7 @@ hosts are given, and sends no route. It fails when no reflector would take the p
 	return c
 }
 
-func (a *app) policyTest(ctx context.Context, client *api.Client, zone, from string, prefix netip.Prefix, output string) error {
+func (a *bgpCommands) policyTest(ctx context.Context, client *api.Client, zone, from string, prefix netip.Prefix, output string) error {
 	if zone == "" {
 		m, err := api.Get[api.Machine](ctx, client, from)
 		switch {
@@ -266,7 +269,7 @@ func (a *app) policyTest(ctx context.Context, client *api.Client, zone, from str
 	return err
 }
 
-func (a *app) printTest(v *api.BGPTest) error {
+func (a *bgpCommands) printTest(v *api.BGPTest) error {
 	verdict := func(yes bool, good, bad string) string {
 		if yes {
 			return a.out.Paint(terminal.Green, good)
@@ -283,7 +286,7 @@ func (a *app) printTest(v *api.BGPTest) error {
 	return err
 }
 
-func (a *app) bgpDrainCommand(use, short string, drain bool) *cobra.Command {
+func (a *bgpCommands) bgpDrainCommand(use, short string, drain bool) *cobra.Command {
 	word := "draining: see that `weftctl bgp routes` and its traffic move before you stop it"
 	if !drain {
 		word = "not drained any more"

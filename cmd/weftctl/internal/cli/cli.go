@@ -131,9 +131,14 @@ Exit codes: 0 done, 1 failed, 2 usage.`,
 	root.SetErr(a.err)
 	root.SetIn(a.In)
 	a.connection.flags(root, a.Env)
+	m := &manifests{a}
+	apply, objects, shows := &applyCommands{m}, &objectCommands{m}, &showCommands{a}
+	machine := &machineCommands{a}
 	root.AddCommand(
-		a.applyCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.editCommand(), a.diffCommand(), a.waitCommand(),
-		a.explainCommand(), a.eventsCommand(), a.topCommand(), a.consoleCommand(), a.machineCommand(), a.networkCommand(), a.bgpCommand(), a.guestCommand(), a.imageCommand(), a.restoreCommand(), a.labCommand(), a.versionCommand(),
+		apply.applyCommand(), objects.getCommand(), shows.describeCommand(), objects.deleteCommand(), apply.editCommand(), apply.diffCommand(), objects.waitCommand(),
+		shows.explainCommand(), shows.eventsCommand(), (&topCommands{a}).topCommand(), machine.consoleCommand(), machine.machineCommand(),
+		(&networkCommands{a}).networkCommand(), (&bgpCommands{a}).bgpCommand(), (&guestCommands{a}).guestCommand(), (&imageCommands{m}).imageCommand(),
+		(&restoreCommands{a}).restoreCommand(), (&labCommands{m}).labCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -222,7 +222,7 @@ func TestRackOf(t *testing.T) {
 func TestLabOptionsAreHandedOn(t *testing.T) {
 	given := labOptions{dir: "/d", name: "n", image: "/i", bin: "/b", machines: 5, keepState: true}
 	var got labOptions
-	a := &app{Process: Process{Env: func(string) string { return "" }}}
+	a := labCommands{&manifests{&app{Process: Process{Env: func(string) string { return "" }}}}}
 	c := a.labRunCommand()
 	c.ResetFlags()
 	rackFlags(c, &got)
@@ -241,7 +241,7 @@ func TestNextSteps(t *testing.T) {
 		t.Helper()
 		var out bytes.Buffer
 		p := Process{Env: func(k string) string { return env[k] }, Out: &out}
-		a := &app{Process: p, out: terminal.New(&out, p.Env)}
+		a := labCommands{&manifests{&app{Process: p, out: terminal.New(&out, p.Env)}}}
 		if err := a.nextSteps(report, "/d"); err != nil {
 			t.Fatal(err)
 		}
@@ -303,7 +303,7 @@ func TestLabFaults(t *testing.T) {
 func TestView(t *testing.T) {
 	b := newBootd(t)
 	out := newLines()
-	a := &app{out: terminal.New(out, os.Getenv), err: terminal.New(out, os.Getenv)}
+	a := labCommands{&manifests{&app{out: terminal.New(out, os.Getenv), err: terminal.New(out, os.Getenv)}}}
 	client, err := api.NewClient(api.ClientConfig{Server: "unix://" + b.socket})
 	if err != nil {
 		t.Fatal(err)

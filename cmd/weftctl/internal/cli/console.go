@@ -11,7 +11,7 @@ import (
 	"golang.org/x/term"
 )
 
-func (a *app) consoleCommand() *cobra.Command {
+func (a *machineCommands) consoleCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:               "console MACHINE",
 		Short:             "Open a Machine's serial console",

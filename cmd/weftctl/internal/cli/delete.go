@@ -12,7 +12,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func (a *app) deleteCommand() *cobra.Command {
+func (a *objectCommands) deleteCommand() *cobra.Command {
 	var files []string
 	var missing bool
 	c := &cobra.Command{
@@ -39,7 +39,7 @@ that of apply, turned round.`,
 }
 
 // doomed are the objects to delete, one to a target, in the order in which to do it.
-func (a *app) doomed(ctx context.Context, args, files []string) ([]target, error) {
+func (a *objectCommands) doomed(ctx context.Context, args, files []string) ([]target, error) {
 	if (len(args) > 0) == (len(files) > 0) {
 		return nil, usagef("say which objects, as KIND NAME… or KIND/NAME…, or which files with -f")
 	}
@@ -67,7 +67,7 @@ func (a *app) doomed(ctx context.Context, args, files []string) ([]target, error
 	return targets, nil
 }
 
-func (a *app) delete(ctx context.Context, client *api.Client, targets []target, missing bool) error {
+func (a *objectCommands) delete(ctx context.Context, client *api.Client, targets []target, missing bool) error {
 	failed := false
 	for _, t := range targets {
 		for _, name := range t.names {

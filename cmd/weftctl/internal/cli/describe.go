@@ -18,7 +18,10 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-func (a *app) describeCommand() *cobra.Command {
+// showCommands tell what is behind an object.
+type showCommands struct{ *app }
+
+func (a *showCommands) describeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "describe KIND NAME… | KIND/NAME…",
 		Short: "Show all there is to know of objects, in sections",
@@ -56,7 +59,7 @@ func (a *app) describeCommand() *cobra.Command {
 	}
 }
 
-func (a *app) describe(ctx context.Context, client *api.Client, o api.Object) error {
+func (a *showCommands) describe(ctx context.Context, client *api.Client, o api.Object) error {
 	k, m := api.KindOf(o), o.Meta()
 	p := a.printer()
 	section := sectioner(a.out)
@@ -127,7 +130,7 @@ func (a *app) pairs(list [][2]string) {
 
 // describeSpec prints the spec as the YAML that a person would write, the status of kinds that have no
 // sections of their own, and what a compiled kind has instead.
-func (a *app) describeSpec(o api.Object, section func(string)) error {
+func (a *showCommands) describeSpec(o api.Object, section func(string)) error {
 	raw, err := api.Encode(o)
 	if err != nil {
 		return err
@@ -170,7 +173,7 @@ func withoutConditions(status json.RawMessage) (json.RawMessage, bool) {
 	return rest, err == nil && len(all) > 0
 }
 
-func (a *app) describeMachine(m *api.Machine, section func(string)) {
+func (a *showCommands) describeMachine(m *api.Machine, section func(string)) {
 	p := a.printer()
 	s := m.Status
 	section("Status")
@@ -198,7 +201,7 @@ func (a *app) describeMachine(m *api.Machine, section func(string)) {
 	}
 }
 
-func (a *app) inventory(i *api.Inventory) {
+func (a *showCommands) inventory(i *api.Inventory) {
 	list := [][2]string{
 		{"model", strings.TrimSpace(i.Manufacturer + " " + i.Model)}, {"serial", i.Serial}, {"sku", i.SKU}, {"uuid", i.UUID},
 		{"firmware", i.BIOSVersion}, {"bmc firmware", i.BMCFirmware},
@@ -217,7 +220,7 @@ func (a *app) inventory(i *api.Inventory) {
 	a.pairs(list)
 }
 
-func (a *app) host(h *api.HostStatus) {
+func (a *showCommands) host(h *api.HostStatus) {
 	p := a.printer()
 	connected := strings.TrimSuffix("no, last heard of "+ago(p, h.LastHeartbeat), ", last heard of ")
 	if h.Connected {
@@ -239,7 +242,7 @@ func (a *app) host(h *api.HostStatus) {
 	a.pairs(list)
 }
 
-func (a *app) describeEvents(ctx context.Context, client *api.Client, k api.Kind, name string, section func(string)) error {
+func (a *showCommands) describeEvents(ctx context.Context, client *api.Client, k api.Kind, name string, section func(string)) error {
 	var events []api.Event
 	err := client.Events(ctx, k.Name, name, false, func(e api.Event) error {
 		events = append(events, e)

@@ -14,7 +14,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-func (a *app) diffCommand() *cobra.Command {
+func (a *applyCommands) diffCommand() *cobra.Command {
 	var files []string
 	c := &cobra.Command{
 		Use:   "diff -f FILE|DIRECTORY|-",
@@ -38,7 +38,7 @@ values of a Secret cannot be compared; its keys are. Exit code 0: nothing differ
 	return c
 }
 
-func (a *app) diff(ctx context.Context, client *api.Client, inputs []input) error {
+func (a *applyCommands) diff(ctx context.Context, client *api.Client, inputs []input) error {
 	differs := false
 	for _, in := range inputs {
 		stands, err := client.Get(ctx, in.kind, in.object.Meta().Name)
@@ -108,7 +108,7 @@ func maskedSecret(s *api.Secret) any {
 	return spec
 }
 
-func (a *app) paintDiff(text string) string {
+func (a *applyCommands) paintDiff(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
 		colour := terminal.Plain

@@ -11,7 +11,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func (a *app) machineDrainCommand() *cobra.Command {
+func (a *machineCommands) machineDrainCommand() *cobra.Command {
 	var wait bool
 	var timeout time.Duration
 	c := a.markCommand(&cobra.Command{
@@ -43,7 +43,7 @@ that no other host can have stays and runs on. With --wait it fails when some ar
 
 // waitEmpty waits until no Guest is on a host, or it is late: then who is left is
 // in the error, with why.
-func (a *app) waitEmpty(ctx context.Context, client *api.Client, host string, late <-chan time.Time) error {
+func (a *machineCommands) waitEmpty(ctx context.Context, client *api.Client, host string, late <-chan time.Time) error {
 	for {
 		guests, _, err := client.List(ctx, api.KindOf(new(api.Guest)))
 		if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/manifest"
 )
 
-func (a *app) editCommand() *cobra.Command {
+func (a *applyCommands) editCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "edit KIND NAME | KIND/NAME",
 		Short: "Change an object in an editor",
@@ -41,7 +41,7 @@ somebody else changed the object in between, nothing is lost: the edited file is
 	}
 }
 
-func (a *app) edit(ctx context.Context, client *api.Client, k api.Kind, name string) error {
+func (a *applyCommands) edit(ctx context.Context, client *api.Client, k api.Kind, name string) error {
 	switch {
 	case k.Name == "Secret":
 		return usagef("the values of a Secret cannot be read back, so an edit would lose them: write a file with all of them and apply it")
@@ -104,7 +104,7 @@ func writeTemporary(k api.Kind, name string, text []byte) (string, error) {
 	return path, os.WriteFile(path, text, 0o600)
 }
 
-func (a *app) openEditor(ctx context.Context, path string) ([]byte, error) {
+func (a *applyCommands) openEditor(ctx context.Context, path string) ([]byte, error) {
 	editor := "vi"
 	for _, name := range []string{"EDITOR", "VISUAL"} {
 		if v := strings.TrimSpace(a.Env(name)); v != "" {

@@ -11,7 +11,7 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-func (a *app) eventsCommand() *cobra.Command {
+func (a *showCommands) eventsCommand() *cobra.Command {
 	var follow bool
 	var output string
 	c := &cobra.Command{
@@ -54,7 +54,7 @@ func eventsOf(args []string) (kind, name string, err error) {
 	return k.Name, name, err
 }
 
-func (a *app) events(ctx context.Context, client *api.Client, kind, name string, follow bool, output string) error {
+func (a *showCommands) events(ctx context.Context, client *api.Client, kind, name string, follow bool, output string) error {
 	p := a.printer()
 	err := client.Events(ctx, kind, name, follow, func(e api.Event) error {
 		if output == "json" {

@@ -15,7 +15,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-func (a *app) explainCommand() *cobra.Command {
+func (a *showCommands) explainCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "explain machine NAME|MAC | explain KIND[.field.path]",
@@ -59,7 +59,7 @@ explain KIND tells the fields of a kind, and explain KIND.field those below one.
 	return c
 }
 
-func (a *app) explainField(path string) error {
+func (a *showCommands) explainField(path string) error {
 	word, rest, _ := strings.Cut(path, ".")
 	k, err := lookupKind(word)
 	if err != nil {
@@ -93,7 +93,7 @@ func (a *app) explainField(path string) error {
 	return table.Print(a.out, a.bold)
 }
 
-func (a *app) explainMachine(ctx context.Context, client *api.Client, name, output string) error {
+func (a *showCommands) explainMachine(ctx context.Context, client *api.Client, name, output string) error {
 	x, err := client.Explain(ctx, name)
 	if api.IsStatus(err, http.StatusNotFound) {
 		return fmt.Errorf("nothing is known of %q: `weftctl get machines` lists the Machines, and a MAC is known once it has asked for a boot", name)

@@ -15,7 +15,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-func (a *app) guestExportCommand() *cobra.Command {
+func (a *guestCommands) guestExportCommand() *cobra.Command {
 	var e api.GuestExport
 	var output, rate string
 	c := &cobra.Command{
@@ -69,7 +69,7 @@ there, for DISK.FORMAT of each. Nothing has its name before all of it has come; 
 	return c
 }
 
-func (a *app) diskNames(ctx context.Context, guest string) []string {
+func (a *guestCommands) diskNames(ctx context.Context, guest string) []string {
 	client, err := a.client()
 	if err != nil {
 		return nil
@@ -85,7 +85,7 @@ func (a *app) diskNames(ctx context.Context, guest string) []string {
 	return names
 }
 
-func (a *app) guestExport(ctx context.Context, client *api.Client, name string, e api.GuestExport, output string) error {
+func (a *guestCommands) guestExport(ctx context.Context, client *api.Client, name string, e api.GuestExport, output string) error {
 	g, err := api.Get[api.Guest](ctx, client, name)
 	if err != nil {
 		return err
@@ -105,7 +105,7 @@ func (a *app) guestExport(ctx context.Context, client *api.Client, name string, 
 		return err
 	}
 	defer func() { _ = stream.Close() }()
-	r := exportReader{app: a, region: a.err.Region(), in: bufio.NewReaderSize(stream, 64<<10), path: func(d *api.ExportDisk) string {
+	r := exportReader{app: a.app, region: a.err.Region(), in: bufio.NewReaderSize(stream, 64<<10), path: func(d *api.ExportDisk) string {
 		if directory {
 			return filepath.Join(output, d.Name+"."+d.Format)
 		}

@@ -21,7 +21,10 @@ type getOptions struct {
 	selector []string
 }
 
-func (a *app) getCommand() *cobra.Command {
+// objectCommands list objects, wait for them and delete them.
+type objectCommands struct{ *manifests }
+
+func (a *objectCommands) getCommand() *cobra.Command {
 	var o getOptions
 	c := &cobra.Command{
 		Use:   "get KIND [NAME…] | KIND/NAME… | all",
@@ -49,7 +52,7 @@ func complete(c *cobra.Command, flag string, values ...string) {
 	_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
 
-func (a *app) get(ctx context.Context, args []string, o getOptions) error {
+func (a *objectCommands) get(ctx context.Context, args []string, o getOptions) error {
 	if !slices.Contains([]string{"table", "wide", "json", "yaml", "name"}, o.output) {
 		return usagef("-o %s: it may be table, wide, json, yaml or name", o.output)
 	}
@@ -259,7 +262,7 @@ func (a *app) printTables(objects []api.Object, wide bool) error {
 }
 
 // watchObjects prints what stands, then a line for every change.
-func (a *app) watchObjects(ctx context.Context, client *api.Client, targets []target, match func(api.Object) bool, o getOptions) error {
+func (a *objectCommands) watchObjects(ctx context.Context, client *api.Client, targets []target, match func(api.Object) bool, o getOptions) error {
 	if len(targets) != 1 {
 		return usagef("--watch is for one kind at a time")
 	}
@@ -269,7 +272,7 @@ func (a *app) watchObjects(ctx context.Context, client *api.Client, targets []ta
 	if err := reach(ctx, client); err != nil {
 		return err
 	}
-	w := watchPrinter{app: a, options: o}
+	w := watchPrinter{app: a.app, options: o}
 	err := client.Watch(ctx, targets[0].kind, func(e api.WatchEvent) error {
 		if e.Object != nil && (!targets[0].has(e.Object.Meta().Name) || !match(e.Object)) {
 			return nil

@@ -10,7 +10,10 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func (a *app) guestCommand() *cobra.Command {
+// guestCommands ask Guests for something, and reach into them.
+type guestCommands struct{ *app }
+
+func (a *guestCommands) guestCommand() *cobra.Command {
 	return group("guest", "Ask something of Guests",
 		a.guestStateCommand("start", "Have Guests run", api.GuestRunning),
 		a.guestStateCommand("stop", "Have Guests stop, gracefully", api.GuestStopped),
@@ -23,7 +26,7 @@ func (a *app) guestCommand() *cobra.Command {
 }
 
 // eachGuest runs fn for each of the named Guests, up to the first error.
-func (a *app) eachGuest(use, short string, fn func(ctx context.Context, client *api.Client, name string) error) *cobra.Command {
+func (a *guestCommands) eachGuest(use, short string, fn func(ctx context.Context, client *api.Client, name string) error) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short,
 		Args: atLeast(1, "NAME…"),
@@ -45,7 +48,7 @@ func (a *app) eachGuest(use, short string, fn func(ctx context.Context, client *
 	}
 }
 
-func (a *app) guestStateCommand(verb, short string, state api.GuestState) *cobra.Command {
+func (a *guestCommands) guestStateCommand(verb, short string, state api.GuestState) *cobra.Command {
 	return a.eachGuest(verb+" NAME…", short, func(ctx context.Context, client *api.Client, name string) error {
 		g, err := api.Get[api.Guest](ctx, client, name)
 		if err != nil {
@@ -62,7 +65,7 @@ func (a *app) guestStateCommand(verb, short string, state api.GuestState) *cobra
 	})
 }
 
-func (a *app) guestVerbCommand(verb, short string) *cobra.Command {
+func (a *guestCommands) guestVerbCommand(verb, short string) *cobra.Command {
 	return a.eachGuest(verb+" NAME…", short, func(ctx context.Context, client *api.Client, name string) error {
 		if _, err := client.GuestVerb(ctx, name, verb, api.GuestAction{ID: uuid.NewString()}); err != nil {
 			return err
@@ -71,7 +74,7 @@ func (a *app) guestVerbCommand(verb, short string) *cobra.Command {
 	})
 }
 
-func (a *app) guestMoveCommand() *cobra.Command {
+func (a *guestCommands) guestMoveCommand() *cobra.Command {
 	var action api.GuestAction
 	var live, stop bool
 	c := a.eachGuest("move NAME…", "Move Guests to other hosts, with their addresses and disks", func(ctx context.Context, client *api.Client, name string) error {

@@ -15,7 +15,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func (a *app) guestConsoleCommand() *cobra.Command {
+func (a *guestCommands) guestConsoleCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "console NAME",
 		Short: "Open a Guest's serial console",
@@ -40,7 +40,7 @@ type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-func (a *app) guestExecCommand() *cobra.Command {
+func (a *guestCommands) guestExecCommand() *cobra.Command {
 	var stdin bool
 	var env []string
 	var timeout time.Duration
@@ -81,7 +81,7 @@ longer than --timeout goes on inside the Guest.`, api.MaxExecOutput>>10),
 	return c
 }
 
-func (a *app) guestExec(ctx context.Context, name string, e api.GuestExec) error {
+func (a *guestCommands) guestExec(ctx context.Context, name string, e api.GuestExec) error {
 	client, err := a.client()
 	if err != nil {
 		return err
@@ -110,7 +110,7 @@ func (a *app) guestExec(ctx context.Context, name string, e api.GuestExec) error
 	return nil
 }
 
-func (a *app) guestVNCCommand() *cobra.Command {
+func (a *guestCommands) guestVNCCommand() *cobra.Command {
 	var listen string
 	var ticket bool
 	c := &cobra.Command{
@@ -143,7 +143,7 @@ With --ticket it prints a URL for noVNC instead, good once and for 30 s.`,
 	return c
 }
 
-func (a *app) printTicket(t *api.VNCTicket) error {
+func (a *guestCommands) printTicket(t *api.VNCTicket) error {
 	conn, err := a.connection.resolve(a.Env)
 	if err != nil {
 		return err
@@ -157,7 +157,7 @@ func (a *app) printTicket(t *api.VNCTicket) error {
 }
 
 // serveVNC joins each viewer that comes to a display of its own, until ctx ends.
-func (a *app) serveVNC(ctx context.Context, client *api.Client, listen, name string) error {
+func (a *guestCommands) serveVNC(ctx context.Context, client *api.Client, listen, name string) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return fmt.Errorf("listen for viewers: %w", err)

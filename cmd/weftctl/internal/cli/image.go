@@ -16,7 +16,10 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/manifest"
 )
 
-func (a *app) imageCommand() *cobra.Command {
+// imageCommands bring files to bootd.
+type imageCommands struct{ *manifests }
+
+func (a *imageCommands) imageCommand() *cobra.Command {
 	return group("image", "Work with Images", a.imageImportCommand())
 }
 
@@ -26,7 +29,7 @@ type importOptions struct {
 	dryRun                      bool
 }
 
-func (a *app) imageImportCommand() *cobra.Command {
+func (a *imageCommands) imageImportCommand() *cobra.Command {
 	var o importOptions
 	c := &cobra.Command{
 		Use:   "import NAME DIRECTORY|FILE…",
@@ -63,7 +66,7 @@ again: an import that broke off goes on with the file that it broke at.`,
 	return c
 }
 
-func (a *app) importImage(ctx context.Context, client *api.Client, name string, paths []string, o importOptions) error {
+func (a *imageCommands) importImage(ctx context.Context, client *api.Client, name string, paths []string, o importOptions) error {
 	files, err := classify(paths)
 	if err != nil {
 		return err

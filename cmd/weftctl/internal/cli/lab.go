@@ -30,7 +30,10 @@ type labOptions struct {
 	timeout               time.Duration
 }
 
-func (a *app) labCommand() *cobra.Command {
+// labCommands run the virtual rack.
+type labCommands struct{ *manifests }
+
+func (a *labCommands) labCommand() *cobra.Command {
 	return group("lab", "A virtual rack on this machine: real firmware, Redfish BMCs, bootd in the middle",
 		a.labUpCommand(), a.labRunCommand(), a.labStatusCommand(), a.labDownCommand())
 }
@@ -115,7 +118,7 @@ func rackOf(n int) []lab.MachineConfig {
 }
 
 // labRunCommand is the rack's owner: everything of the rack ends with it.
-func (a *app) labRunCommand() *cobra.Command {
+func (a *labCommands) labRunCommand() *cobra.Command {
 	var o labOptions
 	c := &cobra.Command{
 		Use: "run", Short: "Own a rack until it is asked to go down", Args: cobra.NoArgs, Hidden: true,
@@ -130,7 +133,7 @@ func (a *app) labRunCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) labRun(ctx context.Context, o labOptions, log *slog.Logger) error {
+func (a *labCommands) labRun(ctx context.Context, o labOptions, log *slog.Logger) error {
 	accelerator, err := lab.PickAccelerator(ctx, filepath.Join(o.image, "vmlinuz"), filepath.Dir(o.image), log)
 	if err != nil {
 		return err
@@ -150,7 +153,7 @@ func (a *app) labRun(ctx context.Context, o labOptions, log *slog.Logger) error 
 	return errors.Join(err, rack.Close(context.WithoutCancel(ctx)))
 }
 
-func (a *app) labStatusCommand() *cobra.Command {
+func (a *labCommands) labStatusCommand() *cobra.Command {
 	var dir, output string
 	c := &cobra.Command{
 		Use: "status", Short: "Show how the rack stands", Args: cobra.NoArgs,
@@ -177,7 +180,7 @@ func (a *app) labStatusCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) printReport(ctx context.Context, r lab.Report) error {
+func (a *labCommands) printReport(ctx context.Context, r lab.Report) error {
 	bootd := "does not run"
 	if r.BootdPID != 0 {
 		bootd = fmt.Sprintf("pid %d, restarted %s", r.BootdPID, count(r.BootdRestarts, "time"))
@@ -201,7 +204,7 @@ func (a *app) printReport(ctx context.Context, r lab.Report) error {
 }
 
 // phases are those of the Machines, where bootd answers at once.
-func (a *app) phases(ctx context.Context, socket string) map[string]string {
+func (a *labCommands) phases(ctx context.Context, socket string) map[string]string {
 	ctx, cancel := context.WithTimeout(ctx, completionTime)
 	defer cancel()
 	client, err := api.NewClient(api.ClientConfig{Server: "unix://" + socket})
@@ -222,7 +225,7 @@ func (a *app) phases(ctx context.Context, socket string) map[string]string {
 // downTime is ample for bootd to stop and QEMUs to end.
 const downTime = time.Minute
 
-func (a *app) labDownCommand() *cobra.Command {
+func (a *labCommands) labDownCommand() *cobra.Command {
 	var dir string
 	c := &cobra.Command{
 		Use: "down", Short: "Take the rack down and leave nothing running", Args: cobra.NoArgs,
@@ -246,7 +249,7 @@ Logs, disks and bootd's state stay in --dir.`,
 }
 
 // nextSteps are three things to try with a rack that is up.
-func (a *app) nextSteps(r lab.Report, dir string) error {
+func (a *labCommands) nextSteps(r lab.Report, dir string) error {
 	if len(r.Machines) == 0 {
 		return nil
 	}

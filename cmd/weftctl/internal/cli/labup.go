@@ -21,7 +21,7 @@ import (
 	"github.com/rackweft/rackweft/lab"
 )
 
-func (a *app) labUpCommand() *cobra.Command {
+func (a *labCommands) labUpCommand() *cobra.Command {
 	var o labOptions
 	c := &cobra.Command{
 		Use: "up", Short: "Bring a rack up, from powered off to Active", Args: cobra.NoArgs,
@@ -41,7 +41,7 @@ Ctrl-C at any moment takes everything down again.`,
 	return c
 }
 
-func (a *app) labUp(ctx context.Context, o labOptions) error {
+func (a *labCommands) labUp(ctx context.Context, o labOptions) error {
 	if r, err := lab.Status(ctx, o.dir); err == nil {
 		return fmt.Errorf("a rack is up in %s already (owner pid %d, since %s): `weftctl lab status` shows it, `weftctl lab down` takes it down",
 			o.dir, r.OwnerPID, r.Started.Local().Format(time.TimeOnly))
@@ -67,7 +67,7 @@ func (a *app) labUp(ctx context.Context, o labOptions) error {
 }
 
 // takeDown ends a rack that did not come up, after telling what there is to know of it.
-func (a *app) takeDown(ctx context.Context, o labOptions, owner *owner, report lab.Report, cause error) error {
+func (a *labCommands) takeDown(ctx context.Context, o labOptions, owner *owner, report lab.Report, cause error) error {
 	if ctx.Err() == nil {
 		a.tellFailure(ctx, o, report, cause)
 		if o.keep {
@@ -83,7 +83,7 @@ func (a *app) takeDown(ctx context.Context, o labOptions, owner *owner, report l
 }
 
 // bringUp starts bootd, applies the manifests and waits until every machine is Active.
-func (a *app) bringUp(ctx context.Context, o labOptions, owner *owner, start time.Time) (lab.Report, error) {
+func (a *labCommands) bringUp(ctx context.Context, o labOptions, owner *owner, start time.Time) (lab.Report, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watched := make(chan struct{})
@@ -104,7 +104,7 @@ func (a *app) bringUp(ctx context.Context, o labOptions, owner *owner, start tim
 	return report, err
 }
 
-func (a *app) steps(ctx context.Context, o labOptions, start time.Time) (lab.Report, error) {
+func (a *labCommands) steps(ctx context.Context, o labOptions, start time.Time) (lab.Report, error) {
 	a.note("%s  wiring rack %s of %s in %s", terminal.Clock(time.Since(start)), o.name, count(o.machines, "machine"), o.dir)
 	report, err := waitRack(ctx, o.dir)
 	if err != nil {
@@ -159,7 +159,7 @@ func waitReady(ctx context.Context, client *api.Client) error {
 }
 
 // labDone shows what came of it.
-func (a *app) labDone(ctx context.Context, o labOptions, report lab.Report, start time.Time) error {
+func (a *labCommands) labDone(ctx context.Context, o labOptions, report lab.Report, start time.Time) error {
 	client, err := api.NewClient(api.ClientConfig{Server: "unix://" + report.BootdSocket})
 	if err != nil {
 		return err
@@ -177,7 +177,7 @@ func (a *app) labDone(ctx context.Context, o labOptions, report lab.Report, star
 }
 
 // tellFailure prints what a person would look at next: explain, the console's end, the end of bootd's log.
-func (a *app) tellFailure(ctx context.Context, o labOptions, report lab.Report, cause error) {
+func (a *labCommands) tellFailure(ctx context.Context, o labOptions, report lab.Report, cause error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var failed *machineError
@@ -200,7 +200,7 @@ func (a *app) tellFailure(ctx context.Context, o labOptions, report lab.Report, 
 // tailLines is about a screen.
 const tailLines = 25
 
-func (a *app) showTail(path string) {
+func (a *labCommands) showTail(path string) {
 	lines := fileTail(path, tailLines)
 	if len(lines) == 0 {
 		return

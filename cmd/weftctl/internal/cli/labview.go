@@ -20,7 +20,7 @@ type machineError struct{ name, why string }
 func (e *machineError) Error() string { return fmt.Sprintf("machine %s %s", e.name, e.why) }
 
 // follow shows the machines on their way until all are Active, or one is given up.
-func (a *app) follow(ctx context.Context, client *api.Client, names []string, start time.Time) error {
+func (a *labCommands) follow(ctx context.Context, client *api.Client, names []string, start time.Time) error {
 	ctx, cancel := context.WithCancel(ctx)
 	changes := make(chan api.WatchEvent)
 	events := make(chan api.Event)
@@ -33,7 +33,7 @@ func (a *app) follow(ctx context.Context, client *api.Client, names []string, st
 	})
 	sources.Go(func() { followEvents(ctx, client, events) })
 
-	v := newView(a, names, start)
+	v := newView(a.app, names, start)
 	defer v.end()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()

@@ -15,7 +15,10 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-func (a *app) machineCommand() *cobra.Command {
+// machineCommands ask Machines for something.
+type machineCommands struct{ *app }
+
+func (a *machineCommands) machineCommand() *cobra.Command {
 	return group("machine", "Ask something of Machines",
 		a.verbCommand("power on|off|reset NAME…", "Switch Machines on or off, or reset them, through their BMCs", api.VerbPower, "on", "off", "reset"),
 		a.verbCommand("identify on|off NAME…", "Switch the light that tells a server from its neighbours", api.VerbIdentify, "on", "off"),
@@ -28,7 +31,7 @@ func (a *app) machineCommand() *cobra.Command {
 }
 
 // verbCommand is a verb; those with arguments have one of them before the names.
-func (a *app) verbCommand(use, short string, verb api.Verb, arguments ...string) *cobra.Command {
+func (a *machineCommands) verbCommand(use, short string, verb api.Verb, arguments ...string) *cobra.Command {
 	var wait bool
 	var timeout time.Duration
 	before := min(len(arguments), 1)
@@ -63,7 +66,7 @@ func (a *app) verbCommand(use, short string, verb api.Verb, arguments ...string)
 	return c
 }
 
-func (a *app) completeVerb(before int, arguments []string) cobra.CompletionFunc {
+func (a *machineCommands) completeVerb(before int, arguments []string) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) < before {
 			return arguments, cobra.ShellCompDirectiveNoFileComp
@@ -72,7 +75,7 @@ func (a *app) completeVerb(before int, arguments []string) cobra.CompletionFunc 
 	}
 }
 
-func (a *app) verb(ctx context.Context, client *api.Client, name string, r api.Request, wait bool) error {
+func (a *machineCommands) verb(ctx context.Context, client *api.Client, name string, r api.Request, wait bool) error {
 	r.ID = uuid.NewString() // the request is asked for once, however often it is sent
 	answer, err := client.Verb(ctx, name, r)
 	if err != nil {
@@ -120,7 +123,7 @@ func waitRequest(ctx context.Context, client *api.Client, machine, id string) (a
 	return found, err
 }
 
-func (a *app) machineBootCommand() *cobra.Command {
+func (a *machineCommands) machineBootCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "boot NAME", Short: "Show what a Machine would boot",
 		Args:              exactly(1, "NAME"),
@@ -136,7 +139,7 @@ func (a *app) machineBootCommand() *cobra.Command {
 }
 
 // machineBoot follows a Machine's references as bootd does when it boots.
-func (a *app) machineBoot(ctx context.Context, client *api.Client, name string) error {
+func (a *machineCommands) machineBoot(ctx context.Context, client *api.Client, name string) error {
 	o, err := getOne(ctx, client, api.KindOf(new(api.Machine)), name)
 	if err != nil {
 		return err
@@ -159,7 +162,7 @@ func (a *app) machineBoot(ctx context.Context, client *api.Client, name string) 
 	return nil
 }
 
-func (a *app) bootFacts(m *api.Machine, p *api.Profile, i *api.Image) {
+func (a *machineCommands) bootFacts(m *api.Machine, p *api.Profile, i *api.Image) {
 	how := "live, from the network"
 	if p.Spec.Install != nil {
 		how = "from " + p.Spec.Install.Disk + ", once the image's disk is written to it"

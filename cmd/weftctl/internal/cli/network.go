@@ -11,11 +11,14 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-func (a *app) networkCommand() *cobra.Command {
+// networkCommands look into Networks.
+type networkCommands struct{ *app }
+
+func (a *networkCommands) networkCommand() *cobra.Command {
 	return group("network", "Look into Networks", a.networkPeersCommand(), a.networkExplainCommand())
 }
 
-func (a *app) networkPeersCommand() *cobra.Command {
+func (a *networkCommands) networkPeersCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "peers NAME",
@@ -38,7 +41,7 @@ flannelds, and reservations. STATE is what the host last said of the Network.`,
 	return c
 }
 
-func (a *app) networkPeers(ctx context.Context, client *api.Client, name, output string) error {
+func (a *networkCommands) networkPeers(ctx context.Context, client *api.Client, name, output string) error {
 	peers, err := client.NetworkPeers(ctx, name)
 	if err != nil {
 		return fmt.Errorf("peers of network/%s: %w", name, err)
@@ -52,7 +55,7 @@ func (a *app) networkPeers(ctx context.Context, client *api.Client, name, output
 	return usagef("-o %s: it may be table, wide or json", output)
 }
 
-func (a *app) networkExplainCommand() *cobra.Command {
+func (a *networkCommands) networkExplainCommand() *cobra.Command {
 	var from, to, output string
 	c := &cobra.Command{
 		Use:   "explain NAME --from END --to END",
@@ -83,7 +86,7 @@ last said; it sends nothing. The exit code is 1 when the packet does not arrive.
 	return c
 }
 
-func (a *app) networkExplain(ctx context.Context, client *api.Client, name, from, to, output string) error {
+func (a *networkCommands) networkExplain(ctx context.Context, client *api.Client, name, from, to, output string) error {
 	path, err := client.NetworkPath(ctx, name, from, to)
 	if err != nil {
 		return fmt.Errorf("explain network/%s: %w", name, err)
@@ -102,7 +105,7 @@ func (a *app) networkExplain(ctx context.Context, client *api.Client, name, from
 	return err
 }
 
-func (a *app) printPath(path *api.NetworkPath) error {
+func (a *networkCommands) printPath(path *api.NetworkPath) error {
 	table := show.Table{Header: []string{"HOST", "WHAT HAPPENS"}}
 	for _, s := range path.Steps {
 		table.Rows = append(table.Rows, []string{s.Host, s.What})

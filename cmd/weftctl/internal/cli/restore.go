@@ -14,7 +14,10 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-func (a *app) restoreCommand() *cobra.Command {
+// restoreCommands say what is made of a restored Site.
+type restoreCommands struct{ *app }
+
+func (a *restoreCommands) restoreCommand() *cobra.Command {
 	c := group("restore", "Bring a bootd back to work that was restored from a backup",
 		a.restoreStatusCommand(), a.restoreAcceptCommand(), a.restoreWriteOffCommand(), a.restoreFinishCommand())
 	c.Long = `A bootd that was restored (bootd restore) changes nothing until every Machine is accounted for: its host has
@@ -22,7 +25,7 @@ reported what it runs, its BMC says that it has no power, or a person has writte
 	return c
 }
 
-func (a *app) restoreStatusCommand() *cobra.Command {
+func (a *restoreCommands) restoreStatusCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "status",
@@ -51,7 +54,7 @@ func (a *app) restoreStatusCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) recovery(s *api.RecoveryStatus) error {
+func (a *restoreCommands) recovery(s *api.RecoveryStatus) error {
 	r := s.Recovery
 	if r == nil {
 		return a.printf("Nothing was restored, or all is done.\n")
@@ -84,7 +87,7 @@ func (a *app) recovery(s *api.RecoveryStatus) error {
 	return a.onlyOnHosts(r)
 }
 
-func (a *app) accounted(m api.RecoveryMachine) string {
+func (a *restoreCommands) accounted(m api.RecoveryMachine) string {
 	if m.Done {
 		return a.out.Paint(terminal.Green, m.Reason)
 	}
@@ -99,7 +102,7 @@ func hostText(h api.RecoveryHost) string {
 }
 
 // onlyOnHosts lists what the backup does not know, and where hosts contradict it.
-func (a *app) onlyOnHosts(r *api.Recovery) error {
+func (a *restoreCommands) onlyOnHosts(r *api.Recovery) error {
 	if len(r.Unknown) > 0 {
 		t := show.Table{Header: []string{"ONLY HOSTS KNOW", "HOST", "RESERVED"}}
 		for _, p := range r.Unknown {
@@ -124,7 +127,7 @@ func (a *app) onlyOnHosts(r *api.Recovery) error {
 	return nil
 }
 
-func (a *app) restoreAcceptCommand() *cobra.Command {
+func (a *restoreCommands) restoreAcceptCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "accept HOST...",
 		Short: "Take hosts for the ones that they say they are, whose keys are from after the backup",
@@ -138,7 +141,7 @@ stole the key of one that was deleted since comes the same way. Nothing is provi
 	}
 }
 
-func (a *app) restoreWriteOffCommand() *cobra.Command {
+func (a *restoreCommands) restoreWriteOffCommand() *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use:   "write-off HOST...",
@@ -165,7 +168,7 @@ elsewhere, and it may be provisioned over. Its key is revoked. Never write off a
 
 // silentHosts are those of which nothing was heard, and no others: a host with
 // another key runs.
-func (a *app) silentHosts(ctx context.Context) ([]string, error) {
+func (a *restoreCommands) silentHosts(ctx context.Context) ([]string, error) {
 	client, err := a.client()
 	if err != nil {
 		return nil, err
@@ -190,7 +193,7 @@ func (a *app) silentHosts(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-func (a *app) eachHost(ctx context.Context, names []string, done string, do func(*api.Client, context.Context, string) error) error {
+func (a *restoreCommands) eachHost(ctx context.Context, names []string, done string, do func(*api.Client, context.Context, string) error) error {
 	client, err := a.client()
 	if err != nil {
 		return err
@@ -206,7 +209,7 @@ func (a *app) eachHost(ctx context.Context, names []string, done string, do func
 	return errors.Join(faults...)
 }
 
-func (a *app) restoreFinishCommand() *cobra.Command {
+func (a *restoreCommands) restoreFinishCommand() *cobra.Command {
 	var forget bool
 	c := &cobra.Command{
 		Use:   "finish",

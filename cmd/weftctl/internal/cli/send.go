@@ -33,10 +33,10 @@ type sent struct {
 
 // batch sends objects and shows what becomes of each, in their order.
 type batch struct {
-	app    *app
-	client *api.Client
-	dryRun bool
-	beside map[string]bool // what is sent together, as bootd's warnings name it
+	manifests *manifests
+	client    *api.Client
+	dryRun    bool
+	beside    map[string]bool // what is sent together, as bootd's warnings name it
 
 	outcomes map[string]int
 	refused  int
@@ -46,8 +46,11 @@ type batch struct {
 	drawn    time.Time
 }
 
-func (a *app) batch(client *api.Client, inputs []input, dryRun bool) *batch {
-	b := &batch{app: a, client: client, dryRun: dryRun, beside: map[string]bool{}, outcomes: map[string]int{}, region: a.err.Region()}
+// manifests read files and have what they say stand at bootd.
+type manifests struct{ *app }
+
+func (a *manifests) batch(client *api.Client, inputs []input, dryRun bool) *batch {
+	b := &batch{manifests: a, client: client, dryRun: dryRun, beside: map[string]bool{}, outcomes: map[string]int{}, region: a.err.Region()}
 	for _, in := range inputs {
 		b.beside[fmt.Sprintf("%s %q", in.kind.Name, in.object.Meta().Name)] = true
 	}
@@ -55,7 +58,7 @@ func (a *app) batch(client *api.Client, inputs []input, dryRun bool) *batch {
 }
 
 // sendAll makes objects stand at bootd, kind after kind: what is named is there before what names it.
-func (a *app) sendAll(ctx context.Context, client *api.Client, inputs []input, dryRun bool) error {
+func (a *manifests) sendAll(ctx context.Context, client *api.Client, inputs []input, dryRun bool) error {
 	b := a.batch(client, inputs, dryRun)
 	for rest := inputs; len(rest) > 0 && ctx.Err() == nil && b.silence.Load() < giveUp; {
 		n := 1
@@ -88,7 +91,7 @@ func (b *batch) conclude(ctx context.Context, whole int) error {
 		parts = append(parts, fmt.Sprintf("%d not sent", missing))
 	}
 	if whole > 1 {
-		b.app.note("%s: %s", count(whole, "object"), strings.Join(parts, ", "))
+		b.manifests.note("%s: %s", count(whole, "object"), strings.Join(parts, ", "))
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -138,7 +141,7 @@ func (b *batch) send(ctx context.Context, inputs []input, whole int) error {
 func (b *batch) one(ctx context.Context, in input) sent {
 	var s sent
 	if !b.dryRun {
-		s.err = b.app.upload(ctx, b.client, in.uploads)
+		s.err = b.manifests.upload(ctx, b.client, in.uploads)
 	}
 	if s.err == nil {
 		s.outcome, s.warnings, s.err = put(ctx, b.client, in.object, b.dryRun)
@@ -170,7 +173,7 @@ func (b *batch) show(inputs []input, results []sent, finished <-chan int, whole 
 			for _, n := range b.outcomes {
 				total += n
 			}
-			b.progress([]string{fmt.Sprintf("apply  %s %d of %d", b.app.err.Paint(terminal.Cyan, terminal.Bar(int64(total), int64(whole), 24)), total, whole)})
+			b.progress([]string{fmt.Sprintf("apply  %s %d of %d", b.manifests.err.Paint(terminal.Cyan, terminal.Bar(int64(total), int64(whole), 24)), total, whole)})
 		}
 	}
 	return nil
@@ -195,7 +198,7 @@ func (b *batch) print(in input, s sent) error {
 	switch {
 	case errors.As(s.err, &problem):
 		b.refused++
-		b.app.refused(in, s.err, problem)
+		b.manifests.refused(in, s.err, problem)
 		return nil
 	case s.err != nil:
 		if b.lost == nil {
@@ -208,13 +211,13 @@ func (b *batch) print(in input, s sent) error {
 		if b.dryRun && b.comesToo(w) {
 			continue
 		}
-		b.app.warn("%s", warningAt(in.document, in.title(), w))
+		b.manifests.warn("%s", warningAt(in.document, in.title(), w))
 	}
 	verb := s.outcome
 	if b.dryRun {
 		verb += " (dry run)"
 	}
-	return b.app.printf("%s %s\n", in.title(), verb)
+	return b.manifests.printf("%s %s\n", in.title(), verb)
 }
 
 // comesToo reports whether bootd misses, in a dry run, what is applied together with it.

@@ -12,7 +12,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func (a *app) guestSnapshotCommand() *cobra.Command {
+func (a *guestCommands) guestSnapshotCommand() *cobra.Command {
 	return group("snapshot", "Take snapshots of Guests' disks, and go back to them",
 		a.snapshotVerbCommand("create", api.GuestSnapshotCreate, "Take a snapshot of all disks of a Guest at one moment",
 			`create takes a snapshot of all disks of a Guest at one moment, whether it runs or not. Where an agent (qemu-ga)
@@ -27,7 +27,7 @@ unless it is in another snapshot. The Guest must be stopped; the snapshot stays.
 	)
 }
 
-func (a *app) snapshotListCommand() *cobra.Command {
+func (a *guestCommands) snapshotListCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use: "list NAME", Short: "List a Guest's snapshots",
@@ -55,7 +55,7 @@ func (a *app) snapshotListCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) snapshotVerbCommand(use, verb, short, long string) *cobra.Command {
+func (a *guestCommands) snapshotVerbCommand(use, verb, short, long string) *cobra.Command {
 	var timeout time.Duration
 	c := &cobra.Command{
 		Use: use + " NAME SNAPSHOT", Short: short, Long: long + " The command waits until it is done.",
@@ -122,7 +122,7 @@ func guestResult(ctx context.Context, client *api.Client, name, id string) (*api
 	return nil, err
 }
 
-func (a *app) snapshotNames(ctx context.Context, guest string) []string {
+func (a *guestCommands) snapshotNames(ctx context.Context, guest string) []string {
 	client, err := a.client()
 	if err != nil {
 		return nil

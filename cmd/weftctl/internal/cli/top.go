@@ -30,7 +30,10 @@ type topOptions struct {
 	hosts, guests               bool
 }
 
-func (a *app) topCommand() *cobra.Command {
+// topCommands show what hosts and Guests use.
+type topCommands struct{ *app }
+
+func (a *topCommands) topCommand() *cobra.Command {
 	var o topOptions
 	c := &cobra.Command{
 		Use:   "top [hosts|guests]",
@@ -87,7 +90,7 @@ func orders() map[string]func(weight) float64 {
 
 func topOrders() []string { return slices.Sorted(maps.Keys(orders())) }
 
-func (a *app) top(ctx context.Context, o topOptions) error {
+func (a *topCommands) top(ctx context.Context, o topOptions) error {
 	order, ok := orders()[o.sort]
 	if !ok {
 		return usagef("--sort %s: it may be one of %s", o.sort, strings.Join(topOrders(), ", "))
@@ -130,7 +133,7 @@ func (o topOptions) pick(u *api.Usage, order func(weight) float64) {
 }
 
 // printUsage redraws the terminal when it is watched, else it adds to the output.
-func (a *app) printUsage(u *api.Usage, o topOptions, region *terminal.Region) error {
+func (a *topCommands) printUsage(u *api.Usage, o topOptions, region *terminal.Region) error {
 	if o.output == "json" {
 		return a.indented(u)
 	}
@@ -146,7 +149,7 @@ func (a *app) printUsage(u *api.Usage, o topOptions, region *terminal.Region) er
 	return err
 }
 
-func (a *app) usageTables(w io.Writer, u *api.Usage, o topOptions) error {
+func (a *topCommands) usageTables(w io.Writer, u *api.Usage, o topOptions) error {
 	if o.hosts {
 		table := show.Table{Header: append([]string{"HOST", "ZONE", "GUESTS"}, loadHeader()...)}
 		for _, h := range u.Hosts {

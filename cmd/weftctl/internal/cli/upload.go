@@ -29,7 +29,7 @@ type upload struct {
 
 // localFiles finds the files of an Image that its YAML names by path, checks their digests, and fills in
 // those that are left out.
-func (a *app) localFiles(ctx context.Context, d *manifest.Document, image *api.Image) ([]upload, manifest.Faults) {
+func (a *manifests) localFiles(ctx context.Context, d *manifest.Document, image *api.Image) ([]upload, manifest.Faults) {
 	var uploads []upload
 	var faults manifest.Faults
 	for _, name := range slices.Sorted(maps.Keys(image.Spec.Files)) {
@@ -66,7 +66,7 @@ func (a *app) localFiles(ctx context.Context, d *manifest.Document, image *api.I
 const showFrom = 64 << 20
 
 // digest reads a file through.
-func (a *app) digest(ctx context.Context, name, path string) (api.SHA256, int64, error) {
+func (a *manifests) digest(ctx context.Context, name, path string) (api.SHA256, int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", 0, err
@@ -132,7 +132,7 @@ func missingBlobs(ctx context.Context, client *api.Client, inputs []input) error
 
 // upload sends the blobs that bootd lacks. What arrived whole once is never sent again, so a broken upload
 // of several files goes on with the file that broke.
-func (a *app) upload(ctx context.Context, client *api.Client, uploads []upload) error {
+func (a *manifests) upload(ctx context.Context, client *api.Client, uploads []upload) error {
 	for _, u := range uploads {
 		held, err := client.HasBlob(ctx, u.digest)
 		if err != nil {
@@ -148,7 +148,7 @@ func (a *app) upload(ctx context.Context, client *api.Client, uploads []upload) 
 	return nil
 }
 
-func (a *app) uploadOne(ctx context.Context, client *api.Client, u upload) error {
+func (a *manifests) uploadOne(ctx context.Context, client *api.Client, u upload) error {
 	f, err := os.Open(u.path)
 	if err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-func (a *app) waitCommand() *cobra.Command {
+func (a *objectCommands) waitCommand() *cobra.Command {
 	var goal string
 	var timeout time.Duration
 	var all bool
@@ -120,7 +120,7 @@ func phaseOf(o api.Object) api.Phase {
 var errReached = errors.New("reached")
 
 // wait watches a kind until all that is meant has come to the goal.
-func (a *app) wait(ctx context.Context, client *api.Client, t target, g goal, all bool) error {
+func (a *objectCommands) wait(ctx context.Context, client *api.Client, t target, g goal, all bool) error {
 	if len(t.names) == 0 && !all {
 		return usagef("say which %s, or --all of them", t.kind.Plural)
 	}
@@ -130,7 +130,7 @@ func (a *app) wait(ctx context.Context, client *api.Client, t target, g goal, al
 	if err := reach(ctx, client); err != nil {
 		return err
 	}
-	w := waiter{app: a, target: t, goal: g, open: map[string]bool{}, last: map[string]api.Object{}}
+	w := waiter{app: a.app, target: t, goal: g, open: map[string]bool{}, last: map[string]api.Object{}}
 	for _, name := range t.names {
 		w.open[name] = true
 	}
