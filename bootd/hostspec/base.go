@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"net/netip"
-	"sync"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
@@ -47,7 +46,7 @@ func (c *Compiler) base(m *api.Machine) api.BasePart {
 	if s, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok {
 		b.NTP = s.Spec.NTP
 	}
-	b.Underlay.Closed = c.closed.of(c.Cache)
+	b.Underlay.Closed = store.Derived(c.Cache, closedOf)
 	b.Underlay.Transit = zone.Transit(c.Cache, m)
 	if c.API != nil {
 		b.API = c.API(m)
@@ -55,19 +54,7 @@ func (c *Compiler) base(m *api.Machine) api.BasePart {
 	return b
 }
 
-// closed is what no tenant may reach: the same for every host, and so found once
-// for all that are compiled at one revision.
-type closed struct {
-	mu       sync.Mutex
-	revision int64
-	prefixes []netip.Prefix
-}
+// closed is what no tenant may reach: the same for every host.
+type closed []netip.Prefix
 
-func (x *closed) of(c *store.Cache) []netip.Prefix {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if now := c.Revision(); now != x.revision || now == 0 {
-		x.revision, x.prefixes = now, network.Closed(c)
-	}
-	return x.prefixes
-}
+func closedOf(c *store.Cache) closed { return network.Closed(c) }

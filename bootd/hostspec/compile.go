@@ -28,9 +28,6 @@ type Compiler struct {
 	Epoch int64
 	// API lists the URLs of bootd that hosts are to know.
 	API func(m *api.Machine) []string
-
-	closed closed
-	meshes meshes
 }
 
 // With is a Compiler out of other objects.

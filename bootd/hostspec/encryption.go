@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -14,13 +13,8 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// meshes keeps the hosts of each encrypted Zone as of one revision: when one
-// joins, all hosts of its Zone are compiled at about the same.
-type meshes struct {
-	mu       sync.Mutex
-	revision int64
-	peers    map[string][]api.EncryptionPeer // by Zone
-}
+// meshes are the hosts of each encrypted Zone.
+type meshes map[string][]api.EncryptionPeer
 
 // encryption is how a host encrypts its underlay; nil when its Zone has none.
 func (c *Compiler) encryption(m *api.Machine) *api.Encryption {
@@ -29,7 +23,7 @@ func (c *Compiler) encryption(m *api.Machine) *api.Encryption {
 		return nil
 	}
 	e := &api.Encryption{Port: api.WireGuardPort}
-	for _, p := range c.mesh(m.Spec.Zone) {
+	for _, p := range store.Derived(c.Cache, meshesOf)[m.Spec.Zone] {
 		if p.Host != m.Metadata.Name {
 			e.Peers = append(e.Peers, p)
 		}
@@ -37,20 +31,14 @@ func (c *Compiler) encryption(m *api.Machine) *api.Encryption {
 	return e
 }
 
-// mesh lists the hosts of a Zone that have a key and an address, by name.
-func (c *Compiler) mesh(zone string) []api.EncryptionPeer {
-	c.meshes.mu.Lock()
-	defer c.meshes.mu.Unlock()
-	revision := c.Cache.Revision() // before the look: what is newer is at worst looked at again
-	if c.meshes.revision != revision || c.meshes.peers == nil {
-		c.meshes.revision, c.meshes.peers = revision, map[string][]api.EncryptionPeer{}
+func meshesOf(c *store.Cache) meshes {
+	all := meshes{}
+	for _, z := range store.CachedList[api.Zone](c) {
+		if z.Spec.Encryption == api.EncryptionWireGuard {
+			all[z.Metadata.Name] = mesh(c, z.Metadata.Name)
+		}
 	}
-	if peers, known := c.meshes.peers[zone]; known {
-		return peers
-	}
-	peers := mesh(c.Cache, zone)
-	c.meshes.peers[zone] = peers
-	return peers
+	return all
 }
 
 // mesh gives each key and each address to one host only: what a Machine is

@@ -36,6 +36,7 @@ type Cache struct {
 	feeds    map[*Subscription]struct{}
 	mirrors  []func(Change)
 	tail     tail
+	derived  sync.Map // by type: what Derived keeps
 
 	synced   chan struct{}
 	syncOnce sync.Once

@@ -10,13 +10,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// memberMemo is every Zone's members as they stood at a revision: a change of a
-// Zone has all of its hosts compiled at once.
-type memberMemo struct {
-	revision int64
-	zones    map[string][]Member
-}
-
 // DrainAnnotation on a Machine asks its neighbours for any other path than
 // through it (RFC 8326), and keeps it from being a reflector.
 const DrainAnnotation = "rackweft/bgp-drain"
@@ -41,25 +34,15 @@ func (m Member) V4() netip.Addr { return m.Addresses[0] }
 
 // Members lists the Machines of a Zone, by name. They are shared, and must not
 // be changed.
-func (p *Parts) Members(zone string) []Member {
-	revision := p.Cache.Revision()
-	p.mu.Lock()
-	known := p.members
-	p.mu.Unlock()
-	if known.zones != nil && known.revision == revision {
-		return known.zones[zone]
-	}
-	fresh := memberMemo{revision, membersOf(p.Cache)}
-	p.mu.Lock()
-	p.members = fresh
-	p.mu.Unlock()
-	return fresh.zones[zone]
-}
+func (p *Parts) Members(zone string) []Member { return store.Derived(p.Cache, membersOf)[zone] }
+
+// members are those of each Zone.
+type members map[string][]Member
 
 // membersOf finds the members of all Zones. An address that a host merely
 // reports is its word alone: it counts only where it could be the host's, and
 // nobody else has or reports it.
-func membersOf(cache *store.Cache) map[string][]Member {
+func membersOf(cache *store.Cache) members {
 	machines := store.CachedList[api.Machine](cache)
 	taken := takenAddresses(cache, machines)
 	reported := map[netip.Addr]int{}
@@ -70,7 +53,7 @@ func membersOf(cache *store.Cache) map[string][]Member {
 			}
 		}
 	}
-	zones := map[string][]Member{}
+	zones := members{}
 	for _, m := range machines {
 		if m.Spec.Zone == "" || m.Metadata.DeletionTimestamp != nil || m.Metadata.Labels[api.DiscoveredLabel] == "true" {
 			continue

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"sync"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
@@ -21,9 +20,6 @@ type Parts struct {
 	// Networks has the leases of every Network; there are none without it.
 	Networks *network.Index
 	Keys     *Keys
-
-	mu      sync.Mutex
-	members memberMemo
 }
 
 // With is a Parts out of other objects.
