@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/inet"
 )
@@ -29,18 +30,11 @@ func stays(n *api.Network, m *api.Machine) bool {
 // Underlay is where a Machine's tenant traffic is carried: its first link on a
 // production Subnet. It is empty when there is none.
 func Underlay(c *store.Cache, m *api.Machine) api.Underlay {
-	for _, l := range m.Spec.Links {
-		s, ok := store.Cached[api.Subnet](c, l.Subnet)
-		if !ok || s.Spec.Purpose != api.Production {
-			continue
-		}
-		u := api.Underlay{Interface: l.Name, Addresses: l.Addresses, MTU: l.MTU}
-		if u.MTU == 0 {
-			u.MTU = s.Spec.MTU
-		}
-		return u
+	l, s := site.Link(c, m)
+	if s == nil {
+		return api.Underlay{}
 	}
-	return api.Underlay{}
+	return api.Underlay{Interface: l.Name, Addresses: l.Addresses, MTU: cmp.Or(l.MTU, s.Spec.MTU)}
 }
 
 // VTEP is the address that other hosts reach a host's VTEP by, the first of its

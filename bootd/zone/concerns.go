@@ -6,6 +6,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/part"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -103,6 +104,8 @@ func sameNeighbor(cache *store.Cache, old, now *api.Machine) bool {
 		return false
 	}
 	a, b := old.Metadata, now.Metadata
+	was, _ := site.Claims(cache, old)
+	is, _ := site.Claims(cache, now)
 	return a.UID == b.UID && a.Generation == b.Generation && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) &&
-		maps.Equal(a.Labels, b.Labels) && slices.Equal(reportedAddresses(cache, old), reportedAddresses(cache, now))
+		maps.Equal(a.Labels, b.Labels) && slices.Equal(was, is)
 }

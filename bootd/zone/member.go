@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -39,117 +39,38 @@ func (p *Parts) Members(zone string) []Member { return store.Derived(p.Cache, me
 // members are those of each Zone.
 type members map[string][]Member
 
-// membersOf finds the members of all Zones. An address that a host merely
-// reports is its word alone: it counts only where it could be the host's, and
-// nobody else has or reports it.
+// membersOf finds the members of all Zones.
 func membersOf(cache *store.Cache) members {
-	machines := store.CachedList[api.Machine](cache)
-	taken := takenAddresses(cache, machines)
-	reported := map[netip.Addr]int{}
-	for _, m := range machines {
-		if _, s := underlay(cache, m); s != nil {
-			for _, a := range reportedAddresses(cache, m) {
-				reported[a]++
-			}
-		}
-	}
 	zones := members{}
-	for _, m := range machines {
+	for _, m := range store.CachedList[api.Machine](cache) {
 		if m.Spec.Zone == "" || m.Metadata.DeletionTimestamp != nil || m.Metadata.Labels[api.DiscoveredLabel] == "true" {
 			continue
 		}
 		member := Member{Machine: m}
-		link, s := underlay(cache, m)
+		link, s := site.Link(cache, m)
 		member.Subnet = s
 		switch {
 		case s == nil:
 			member.Fault = "it has no link on a production Subnet of Zone " + m.Spec.Zone
 		case s.Spec.Zone != m.Spec.Zone:
 			member.Fault = fmt.Sprintf("its link %s is on Subnet %s of Zone %s", link.Name, s.Metadata.Name, s.Spec.Zone)
-		case len(link.Addresses) > 0:
-			member.Addresses = oneOfEach(link.Addresses)
 		default:
-			member.Addresses, member.Fault = usable(s, reportedAddresses(cache, m), taken, reported)
+			member.Addresses, member.Fault = speaks(site.UnderlayOf(cache, m))
 		}
-		if member.Fault == "" && (len(member.Addresses) == 0 || !member.Addresses[0].Is4()) {
-			member.Addresses, member.Fault = nil, fmt.Sprintf("its link %s has no IPv4 address: pin one out of Subnet %s", link.Name, s.Metadata.Name)
+		if member.Fault == "" && len(member.Addresses) == 0 {
+			member.Fault = fmt.Sprintf("its link %s has no IPv4 address: pin one out of Subnet %s", link.Name, s.Metadata.Name)
 		}
 		zones[m.Spec.Zone] = append(zones[m.Spec.Zone], member)
 	}
 	return zones
 }
 
-// underlay is a Machine's first link on a production Subnet, as
-// network.Underlay finds it.
-func underlay(cache *store.Cache, m *api.Machine) (api.Link, *api.Subnet) {
-	for _, l := range m.Spec.Links {
-		if s, ok := store.Cached[api.Subnet](cache, l.Subnet); ok && s.Spec.Purpose == api.Production {
-			return l, s
-		}
+// speaks are the addresses that a speaker uses, which runs its sessions over IPv4.
+func speaks(u site.Underlay) (addrs []netip.Addr, fault string) {
+	if addrs = oneOfEach(u.Addresses); len(addrs) > 0 && addrs[0].Is4() {
+		return addrs, ""
 	}
-	return api.Link{}, nil
-}
-
-// reportedAddresses are those that a host says are on its underlay.
-func reportedAddresses(cache *store.Cache, m *api.Machine) []netip.Addr {
-	u := network.Underlay(cache, m)
-	if m.Status.Host == nil || u.Interface == "" || len(u.Addresses) > 0 {
-		return nil
-	}
-	var list []netip.Addr
-	for _, nic := range m.Status.Host.NICs {
-		if nic.Name != u.Interface {
-			continue
-		}
-		for _, p := range nic.Addresses {
-			if a := p.Addr(); a.IsGlobalUnicast() && !a.Is4In6() && !slices.Contains(list, a) {
-				list = append(list, a)
-			}
-		}
-	}
-	return list
-}
-
-// takenAddresses are those that something in particular has.
-func takenAddresses(cache *store.Cache, machines []*api.Machine) map[netip.Addr]string {
-	taken := map[netip.Addr]string{}
-	for _, s := range store.CachedList[api.Subnet](cache) {
-		taken[s.Spec.Gateway] = "the gateway of Subnet " + s.Metadata.Name
-	}
-	for _, z := range store.CachedList[api.Zone](cache) {
-		for _, u := range z.Spec.Uplinks {
-			taken[u.Address] = "an uplink of Zone " + z.Metadata.Name
-		}
-	}
-	for _, m := range machines {
-		for _, l := range m.Spec.Links {
-			for _, a := range l.Addresses {
-				taken[a] = "pinned by Machine " + m.Metadata.Name
-			}
-		}
-	}
-	return taken
-}
-
-func usable(s *api.Subnet, reported []netip.Addr, taken map[netip.Addr]string, times map[netip.Addr]int) ([]netip.Addr, string) {
-	var good []netip.Addr
-	fault := ""
-	for _, a := range reported {
-		_, inside := s.Prefix(a)
-		switch {
-		case !inside:
-		case taken[a] != "":
-			fault = fmt.Sprintf("it reports the address %s, which is %s: pin one of its own", a, taken[a])
-		case times[a] > 1:
-			fault = fmt.Sprintf("it reports the address %s, and so does another Machine: pin each its own", a)
-		default:
-			good = append(good, a)
-		}
-	}
-	if good = oneOfEach(good); len(good) > 0 && good[0].Is4() {
-		return good, ""
-	}
-	return nil, fault
+	return nil, u.Fault
 }
 
 // oneOfEach is the first address of each family, IPv4 first.
