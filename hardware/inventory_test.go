@@ -3,6 +3,8 @@ package hardware
 import (
 	"encoding/json"
 	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -57,71 +59,96 @@ func TestInventoryNamesWhatIsRefused(t *testing.T) {
 	}
 }
 
-// The trees of real machines, as they came, faults and all.
+// traits are what a BMC shows and how it is written to.
+type traits struct {
+	tree, system, quirk string
+	serial              bool
+	cpus                CPUs
+	memoryMiB           int64
+	nics, disks         int
+	source              string
+	age                 time.Duration
+	mode                string // of the boot once; empty where it cannot be set
+}
+
+const dellSystem = "/redfish/v1/Systems/System.Embedded.1"
+
+// Trees written by hand, one for each family.
+func TestTraits(t *testing.T) {
+	for _, want := range []traits{
+		{"dell-idrac9", dellSystem, "Dell iDRAC 9/10", true, CPUs{1, "Example Gold", 32}, 128 << 10, 1, 1, "LastResetTime", 10 * time.Minute, "UEFI"},
+		{"hpe-ilo5", hpeSystem, "HPE iLO 5/6", true, CPUs{2, "Example Xeon", 40}, 384 << 10, 2, 1, "Oem.Hpe.PostDiscoveryCompleteTimeStamp", 10 * time.Minute, "UEFI"},
+		{"lenovo-xcc", hpeSystem, "Lenovo XCC", true, CPUs{2, "Example", 32}, 256 << 10, 1, 0, "BootProgress.LastStateTime", time.Hour, "UEFI"},
+		{"supermicro-x10", hpeSystem, "Supermicro X10", false, CPUs{1, "Example D-1541", 8}, 64 << 10, 1, 1, "", 0, ""},
+		{"supermicro-x11", hpeSystem, "Supermicro X11 and later", false, CPUs{1, "Example D-1541", 8}, 64 << 10, 1, 1, "", 0, "UEFI"},
+	} {
+		t.Run(want.tree, func(t *testing.T) {
+			m := vendorMock(t, want.tree)
+			m.tree[want.system]["PowerState"] = "On"
+			want.check(t, m)
+		})
+	}
+}
+
+// The trees of real machines, as they came, faults and all, where they lie
+// beside the checkout: they are not the repository's to give.
 func TestCaptured(t *testing.T) {
-	const dell = "/redfish/v1/Systems/System.Embedded.1"
-	tests := []struct {
-		tree, system, quirk string
-		serial              bool
-		cpus                CPUs
-		memoryMiB           int64
-		nics, disks         int
-		source              string
-		age                 time.Duration
-		pxe                 string
-	}{
-		{"dell-xr8620t-idrac9-6.10", dell, "Dell iDRAC 9/10", true, CPUs{1, "Intel(R) Xeon(R) Gold 6421N", 32}, 128 << 10, 8, 2,
-			"LastResetTime", 99*24*time.Hour + 21*time.Hour + 7*time.Minute + 5*time.Second, `"UEFI"`},
+	for _, want := range []traits{
+		{"dell-xr8620t-idrac9-6.10", dellSystem, "Dell iDRAC 9/10", true, CPUs{1, "Intel(R) Xeon(R) Gold 6421N", 32}, 128 << 10, 8, 2,
+			"LastResetTime", 99*24*time.Hour + 21*time.Hour + 7*time.Minute + 5*time.Second, "UEFI"},
 		{"hpe-dl360gen10-ilo5-2.96", hpeSystem, "HPE iLO 5/6", true, CPUs{2, "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz", 0}, 384 << 10, 2, 0,
-			"Oem.Hpe.PostDiscoveryCompleteTimeStamp", 0, `"UEFI"`},
+			"Oem.Hpe.PostDiscoveryCompleteTimeStamp", 0, "UEFI"},
 		{"hpe-dl325gen10plus-ilo5", hpeSystem, "HPE iLO 5/6", true, CPUs{1, "AMD EPYC 7302P 16-Core Processor", 16}, 64 << 10, 4, 2,
-			"", 0, `"UEFI"`},
+			"", 0, "UEFI"},
 		{"supermicro-x10", hpeSystem, "Supermicro X10", false, CPUs{1, "Intel(R) Xeon(R) CPU D-1541 @ 2.10GHz", 8}, 64 << 10, 4, 0,
 			"", 0, ""},
+	} {
+		if root := filepath.Join("..", "..", "shared", "redfish", want.tree); exists(root) {
+			t.Run(want.tree, func(t *testing.T) { want.check(t, capturedMock(t, root)) })
+		}
 	}
-	for _, test := range tests {
-		t.Run(test.tree, func(t *testing.T) {
-			m := capturedMock(t, test.tree)
-			b, _ := m.open(t, m.endpoint())
-			if got := b.driver.(*redfish).quirk.name; got != test.quirk {
-				t.Errorf("quirk %s, want %s", got, test.quirk)
-			}
-			before := len(m.requests())
-			inv, err := b.Inventory(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("inventory by %d requests: %+v", len(m.requests())-before, inv)
-			if (inv.Serial != "") != test.serial || inv.CPUs != test.cpus || inv.MemoryMiB != test.memoryMiB ||
-				len(inv.NICs) != test.nics || len(inv.Disks) != test.disks || inv.BMCFirmware == "" {
-				t.Errorf("inventory %+v, want %+v", inv, test)
-			}
-			reset, err := b.LastReset(t.Context())
-			if age, _ := reset.Age(); err != nil || reset.Source != test.source || test.age != 0 && age != test.age {
-				t.Errorf("last reset %+v, age %s, %v", reset, age, err)
-			}
-			boot := Boot{Target: BootPXE}
-			if test.pxe != "" {
-				boot.Mode = ModeUEFI
-			}
-			if err := b.SetBootOnce(t.Context(), boot); err != nil {
-				t.Fatal(err)
-			}
-			if err := b.ForceRestart(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			mode := ""
-			if test.pxe != "" {
-				mode = `"BootSourceOverrideMode":` + test.pxe + `,`
-			}
-			want := []string{
-				test.system + ` {"Boot":{"BootSourceOverrideEnabled":"Once",` + mode + `"BootSourceOverrideTarget":"Pxe"}}`,
-				test.system + `/Actions/ComputerSystem.Reset {"ResetType":"ForceRestart"}`,
-			}
-			if diff := cmp.Diff(want, append(m.sent(http.MethodPatch), m.sent(http.MethodPost)...)); diff != "" {
-				t.Error(diff)
-			}
-		})
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func (want traits) check(t *testing.T, m *mock) {
+	b, _ := m.open(t, m.endpoint())
+	if got := b.driver.(*redfish).quirk.name; got != want.quirk {
+		t.Errorf("quirk %s, want %s", got, want.quirk)
+	}
+	before := len(m.requests())
+	inv, err := b.Inventory(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("inventory by %d requests: %+v", len(m.requests())-before, inv)
+	if (inv.Serial != "") != want.serial || inv.CPUs != want.cpus || inv.MemoryMiB != want.memoryMiB ||
+		len(inv.NICs) != want.nics || len(inv.Disks) != want.disks || inv.BMCFirmware == "" {
+		t.Errorf("inventory %+v, want %+v", inv, want)
+	}
+	reset, err := b.LastReset(t.Context())
+	if age, _ := reset.Age(); err != nil || reset.Source != want.source || want.age != 0 && age != want.age {
+		t.Errorf("last reset %+v, age %s, %v", reset, age, err)
+	}
+	boot, mode := Boot{Target: BootPXE}, ""
+	if want.mode != "" {
+		boot.Mode, mode = ModeUEFI, `"BootSourceOverrideMode":"`+want.mode+`",`
+	}
+	if err := b.SetBootOnce(t.Context(), boot); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ForceRestart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sent := []string{
+		want.system + ` {"Boot":{"BootSourceOverrideEnabled":"Once",` + mode + `"BootSourceOverrideTarget":"Pxe"}}`,
+		want.system + `/Actions/ComputerSystem.Reset {"ResetType":"ForceRestart"}`,
+	}
+	if diff := cmp.Diff(sent, append(m.sent(http.MethodPatch), m.sent(http.MethodPost)...)); diff != "" {
+		t.Error(diff)
 	}
 }
 
