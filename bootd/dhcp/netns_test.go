@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,9 +24,9 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/pin/tftp/v3"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // segment is one Ethernet segment: a bridge br0 with 198.18.0.1/24 in a namespace of its own.
@@ -41,48 +40,27 @@ func newSegment(t *testing.T) *segment {
 	if testing.Short() {
 		t.Skip("needs several seconds")
 	}
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
-	s := &segment{t, addNamespace(t)}
+	s := &segment{t, nstest.New(t)}
 	s.ip("link", "add", "br0", "type", "bridge")
 	s.ip("link", "set", "br0", "up")
 	s.ip("addr", "add", "198.18.0.1/24", "dev", "br0")
 	return s
 }
 
-func addNamespace(t *testing.T) string {
-	t.Helper()
-	name := "rwdhcp-" + strings.ToLower(rand.Text()[:8])
-	run(t, "ip", "netns", "add", name)
-	t.Cleanup(func() { run(t, "ip", "netns", "del", name) })
-	run(t, "ip", "-n", name, "link", "set", "lo", "up")
-	return name
-}
-
 // station adds a namespace with eth0 on the segment.
 func (s *segment) station() string {
 	s.t.Helper()
-	name := addNamespace(s.t)
+	name := nstest.New(s.t)
 	port := "p" + strings.ToLower(rand.Text()[:8])
 	s.ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
 	s.ip("link", "set", port, "master", "br0", "up")
-	run(s.t, "ip", "-n", name, "link", "set", "eth0", "up")
+	nstest.Run(s.t, "ip", "-n", name, "link", "set", "eth0", "up")
 	return name
 }
 
 func (s *segment) ip(args ...string) {
 	s.t.Helper()
-	run(s.t, "ip", append([]string{"-n", s.ns}, args...)...)
-}
-
-func run(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := command.Output(exec.Command(name, args...))
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	nstest.Run(s.t, "ip", append([]string{"-n", s.ns}, args...)...)
 }
 
 func need(t *testing.T, programs ...string) {
@@ -94,22 +72,11 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
-// within runs f on a thread that is in the namespace. The thread ends with it.
+// within begins to run f on a thread that is in the namespace.
 func within(t *testing.T, ns string, f func() error) <-chan error {
 	t.Helper()
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: nobody else may get this thread
-		h, err := netns.GetFromName(ns)
-		if err == nil {
-			err = netns.Set(h)
-			_ = h.Close()
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
+	go func() { done <- nstest.Within(ns, f) }()
 	return done
 }
 
@@ -286,7 +253,7 @@ func TestDhclient(t *testing.T) {
 		"-lf", dir + "/leases", "-pf", dir + "/pid", "eth0"}
 	start(t, "ip", args...)
 	d.await(t, 20*time.Second, "offer none", "request none state=0", "request none state=2")
-	run(t, "ip", append([]string{"netns", "exec", client, "dhclient", "-r"}, args[4:]...)...)
+	nstest.Run(t, "ip", append([]string{"netns", "exec", client, "dhclient", "-r"}, args[4:]...)...)
 	d.await(t, 10*time.Second, "release 198.18.0.10")
 	log, err := os.ReadFile(dir + "/log")
 	if err != nil || !strings.Contains(string(log), "BOUND 198.18.0.10 1500") || !strings.Contains(string(log), "RENEW 198.18.0.10") {
@@ -337,7 +304,7 @@ func TestPerfdhcp(t *testing.T) {
 	s := newSegment(t)
 	server := s.serve(newRack())
 	relay := s.station()
-	run(t, "ip", "-n", relay, "addr", "add", "198.18.0.2/24", "dev", "eth0")
+	nstest.Run(t, "ip", "-n", relay, "addr", "add", "198.18.0.2/24", "dev", "eth0")
 	perfdhcp := func(rate int) (drops, rps string) {
 		// What other tests delay by taking the CPU away is late, not lost: -d, -W.
 		out, err := command.Output(exec.Command("ip", "netns", "exec", relay, "perfdhcp", "-4", "-l", "eth0",
@@ -374,7 +341,7 @@ func TestPerfdhcp(t *testing.T) {
 	}
 	peer := newSegment(t)
 	relay = peer.station()
-	run(t, "ip", "-n", relay, "addr", "add", "198.18.0.2/24", "dev", "eth0")
+	nstest.Run(t, "ip", "-n", relay, "addr", "add", "198.18.0.2/24", "dev", "eth0")
 	peer.dnsmasq(peer.ns, "br0", "198.18.0.10,198.18.0.250")
 	_, theirs := perfdhcp(4000)
 	t.Logf("dnsmasq, offered 4000/s: %s exchanges/s", theirs)
@@ -463,7 +430,7 @@ func TestRelays(t *testing.T) {
 	s.serve(newRack())
 	for i, giaddr := range []string{"198.18.0.2", "198.18.0.3"} {
 		ns := s.station()
-		run(t, "ip", "-n", ns, "addr", "add", giaddr+"/24", "dev", "eth0")
+		nstest.Run(t, "ip", "-n", ns, "addr", "add", giaddr+"/24", "dev", "eth0")
 		var conn, sender net.PacketConn
 		if err := <-within(t, ns, func() (err error) {
 			if conn, err = net.ListenPacket("udp4", ":67"); err != nil {
@@ -600,7 +567,7 @@ func TestFirmwareBoots(t *testing.T) {
 			if tt.proxy {
 				need(t, "dnsmasq")
 				other := s.station()
-				run(t, "ip", "-n", other, "addr", "add", "198.18.0.5/24", "dev", "eth0")
+				nstest.Run(t, "ip", "-n", other, "addr", "add", "198.18.0.5/24", "dev", "eth0")
 				s.dnsmasq(other, "eth0", "198.18.0.200,198.18.0.250")
 			}
 			s.bootServers(d)
