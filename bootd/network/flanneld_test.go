@@ -8,16 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 const flannelModule = "github.com/flannel-io/flannel@v0.26.7"
@@ -50,47 +49,12 @@ func flanneld(t *testing.T) string {
 // with an address.
 func inNamespace(t *testing.T, address string, fn func() error) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("making a network namespace needs root")
-	}
-	errs := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its namespace with flanneld
-		errs <- func() error {
-			ns, err := netns.New()
-			if err != nil {
-				return fmt.Errorf("make a network namespace: %w", err)
-			}
-			defer func() { _ = ns.Close() }()
-			h, err := netlink.NewHandle()
-			if err != nil {
-				return fmt.Errorf("open netlink: %w", err)
-			}
-			defer h.Close()
-			a, err := netlink.ParseAddr(address)
-			if err != nil {
-				return err
-			}
-			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1500}, PeerName: "peer0"}
-			if err := h.LinkAdd(veth); err != nil {
-				return fmt.Errorf("add a link: %w", err)
-			}
-			for _, name := range []string{"lo", "eth0", "peer0"} {
-				l, err := h.LinkByName(name)
-				if err != nil {
-					return err
-				}
-				if err := h.LinkSetUp(l); err != nil {
-					return fmt.Errorf("set %s up: %w", name, err)
-				}
-			}
-			if err := h.AddrAdd(veth, a); err != nil {
-				return fmt.Errorf("add an address: %w", err)
-			}
-			return fn()
-		}()
-	}()
-	if err := <-errs; err != nil {
+	ns := nstest.New(t)
+	nstest.IP(t, ns, "link", "add", "eth0", "mtu", "1500", "type", "veth", "peer", "name", "peer0")
+	nstest.IP(t, ns, "link", "set", "eth0", "up")
+	nstest.IP(t, ns, "link", "set", "peer0", "up")
+	nstest.IP(t, ns, "addr", "add", address, "dev", "eth0")
+	if err := nstest.Within(ns, fn); err != nil {
 		t.Fatal(err)
 	}
 }
