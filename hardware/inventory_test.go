@@ -1,6 +1,7 @@
 package hardware
 
 import (
+	stdcmp "cmp"
 	"encoding/json"
 	"net/http"
 	"os"
@@ -69,6 +70,7 @@ type traits struct {
 	source              string
 	age                 time.Duration
 	mode                string // of the boot once; empty where it cannot be set
+	reset               string // what it takes for a forced restart. Default: ForceRestart
 }
 
 const dellSystem = "/redfish/v1/Systems/System.Embedded.1"
@@ -76,11 +78,11 @@ const dellSystem = "/redfish/v1/Systems/System.Embedded.1"
 // Trees written by hand, one for each family.
 func TestTraits(t *testing.T) {
 	for _, want := range []traits{
-		{"dell-idrac9", dellSystem, "Dell iDRAC 9/10", true, CPUs{1, "Example Gold", 32}, 128 << 10, 1, 1, "LastResetTime", 10 * time.Minute, "UEFI"},
-		{"hpe-ilo5", hpeSystem, "HPE iLO 5/6", true, CPUs{2, "Example Xeon", 40}, 384 << 10, 2, 1, "Oem.Hpe.PostDiscoveryCompleteTimeStamp", 10 * time.Minute, "UEFI"},
-		{"lenovo-xcc", hpeSystem, "Lenovo XCC", true, CPUs{2, "Example", 32}, 256 << 10, 1, 0, "BootProgress.LastStateTime", time.Hour, "UEFI"},
-		{"supermicro-x10", hpeSystem, "Supermicro X10", false, CPUs{1, "Example D-1541", 8}, 64 << 10, 1, 1, "", 0, ""},
-		{"supermicro-x11", hpeSystem, "Supermicro X11 and later", false, CPUs{1, "Example D-1541", 8}, 64 << 10, 1, 1, "", 0, "UEFI"},
+		{"dell-idrac9", dellSystem, "Dell iDRAC 9/10", true, CPUs{1, "Example Gold", 32}, 128 << 10, 1, 1, "LastResetTime", 10 * time.Minute, "UEFI", ""},
+		{"hpe-ilo5", hpeSystem, "HPE iLO 5/6", true, CPUs{2, "Example Xeon", 40}, 384 << 10, 2, 1, "Oem.Hpe.PostDiscoveryCompleteTimeStamp", 10 * time.Minute, "UEFI", ""},
+		{"lenovo-xcc", hpeSystem, "Lenovo XCC", true, CPUs{2, "Example", 32}, 256 << 10, 1, 0, "BootProgress.LastStateTime", time.Hour, "UEFI", "PowerCycle"},
+		{"supermicro-x10", hpeSystem, "Supermicro X10", false, CPUs{1, "Example D-1541", 8}, 64 << 10, 1, 1, "", 0, "", ""},
+		{"supermicro-x11", hpeSystem, "Supermicro X11 and later", false, CPUs{1, "Example D-1541", 8}, 64 << 10, 1, 1, "", 0, "UEFI", ""},
 	} {
 		t.Run(want.tree, func(t *testing.T) {
 			m := vendorMock(t, want.tree)
@@ -95,13 +97,13 @@ func TestTraits(t *testing.T) {
 func TestCaptured(t *testing.T) {
 	for _, want := range []traits{
 		{"dell-xr8620t-idrac9-6.10", dellSystem, "Dell iDRAC 9/10", true, CPUs{1, "Intel(R) Xeon(R) Gold 6421N", 32}, 128 << 10, 8, 2,
-			"LastResetTime", 99*24*time.Hour + 21*time.Hour + 7*time.Minute + 5*time.Second, "UEFI"},
+			"LastResetTime", 99*24*time.Hour + 21*time.Hour + 7*time.Minute + 5*time.Second, "UEFI", ""},
 		{"hpe-dl360gen10-ilo5-2.96", hpeSystem, "HPE iLO 5/6", true, CPUs{2, "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz", 0}, 384 << 10, 2, 0,
-			"Oem.Hpe.PostDiscoveryCompleteTimeStamp", 0, "UEFI"},
+			"Oem.Hpe.PostDiscoveryCompleteTimeStamp", 0, "UEFI", ""},
 		{"hpe-dl325gen10plus-ilo5", hpeSystem, "HPE iLO 5/6", true, CPUs{1, "AMD EPYC 7302P 16-Core Processor", 16}, 64 << 10, 4, 2,
-			"", 0, "UEFI"},
+			"", 0, "UEFI", ""},
 		{"supermicro-x10", hpeSystem, "Supermicro X10", false, CPUs{1, "Intel(R) Xeon(R) CPU D-1541 @ 2.10GHz", 8}, 64 << 10, 4, 0,
-			"", 0, ""},
+			"", 0, "", ""},
 	} {
 		if root := filepath.Join("..", "..", "shared", "redfish", want.tree); exists(root) {
 			t.Run(want.tree, func(t *testing.T) { want.check(t, capturedMock(t, root)) })
@@ -145,7 +147,7 @@ func (want traits) check(t *testing.T, m *mock) {
 	}
 	sent := []string{
 		want.system + ` {"Boot":{"BootSourceOverrideEnabled":"Once",` + mode + `"BootSourceOverrideTarget":"Pxe"}}`,
-		want.system + `/Actions/ComputerSystem.Reset {"ResetType":"ForceRestart"}`,
+		want.system + `/Actions/ComputerSystem.Reset {"ResetType":"` + stdcmp.Or(want.reset, "ForceRestart") + `"}`,
 	}
 	if diff := cmp.Diff(sent, append(m.sent(http.MethodPatch), m.sent(http.MethodPost)...)); diff != "" {
 		t.Error(diff)
