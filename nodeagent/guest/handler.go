@@ -7,6 +7,13 @@
 // goroutine per Guest owns what is known of it and looks again whenever
 // something happens: another part, an event of QEMU's, the end of the process.
 //
+// A guest decides what its Guest does next. Each subject has a type that keeps its
+// own state: the record on disk (ledger), QEMU (instance), the guest agent, the
+// steps of a stop (ladder), restarts, errors of disks (storage), limits, snapshots,
+// exports, a move with its two sides, and others. Such a type knows the identity of
+// the Guest and those of the others that newGuest hands to it; a move has the guest
+// start and stop by an interface (life).
+//
 // What a Guest has on disk (package disk) goes by a tombstone only. Beside the
 // disks lie record.json, the lock and the console's log; sockets and the
 // process file are under the run directory and gone with a reboot.

@@ -136,72 +136,12 @@ func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duratio
 	return time.Millisecond, pending("starting")
 }
 
-// start launches QEMU, paused.
+// start launches QEMU, paused, and adopts it.
 func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
-	var files opened
-	defer files.close()
-	lock, err := g.lock()
+	seeded, err := g.launch(ctx, part)
 	if err != nil {
 		return err
 	}
-	if lock == nil {
-		return errors.New("a QEMU of it lives already")
-	}
-	files.add(lock)
-	program, err := lookUp(g.h.o.Program)
-	if err != nil {
-		return fmt.Errorf("QEMU is not installed on this host: its image is to have it (Debian's qemu-system-x86 and qemu-utils): %w", err)
-	}
-	verdict, err := g.h.accelerator(ctx)
-	if err != nil {
-		return err
-	}
-	if part.Tuning.HugePages {
-		if err := enoughHugePages(part.Memory.Value()); err != nil {
-			return err
-		}
-	}
-	if err := os.MkdirAll(g.run, 0o700); err != nil {
-		return err
-	}
-	access := newAccess(part)
-	vm, err := g.builder.machine(ctx, part, verdict.Accelerator, access, &files)
-	if err != nil {
-		return err
-	}
-	g.reached("create: disks made")
-	args, handed, err := vm.Command()
-	if err != nil {
-		return err
-	}
-	log, err := os.OpenFile(filepath.Join(g.dir, "qemu.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	files.add(log)
-	cpus, err := api.ParseCPUSet(part.Tuning.CPUSet)
-	if err != nil {
-		return err
-	}
-	err = g.record.change(func(r *record) {
-		r.Expected, r.Access, r.Frozen = false, access, false
-		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part),
-			TPM: part.TPM, VHost: vm.NIC != nil && vm.NIC.VHost != nil, Moved: vm.Incoming}
-	})
-	if err != nil {
-		return err
-	}
-	service := Service{Guest: g.name, UID: g.uid, CPUWeight: part.Limits.CPUWeight, IOWeight: part.Limits.IOWeight,
-		StopTimeout: part.StopTimeout.Or(api.GuestStopTimeout) + maxForce*g.timing.force}
-	_, err = g.h.launcher(service).Start(ctx, launch.Task{Path: program, Args: args, FirstFile: qemu.FirstFile, Dir: g.run,
-		UID: g.record.User, GID: g.record.User, Groups: kvmGroups(verdict.Accelerator), CPUs: cpus,
-		Files: handed, Kept: []*os.File{lock}, Log: log})
-	if err != nil {
-		return err
-	}
-	g.reached("create: launched")
-	files.close() // a QEMU that ends hangs up now
-	files = nil
 	g.conditions.clear()
 	g.limits.configured = ""
 	err = g.comeUp(ctx)
@@ -209,10 +149,79 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
 	}
 	g.reached("create: adopted, not expected")
-	if vm.Seed == nil || g.record.Seeded {
+	if !seeded || g.record.Seeded {
 		return g.record.expect(true)
 	}
 	return g.record.change(func(r *record) { r.Expected, r.Ended, r.Seeded = true, nil, true })
+}
+
+// launch starts QEMU and writes down how. When it returns QEMU alone holds what it
+// was given, and one that ends hangs up. It reports whether the Guest was given
+// its user data.
+func (g *guest) launch(ctx context.Context, part *api.GuestPart) (seeded bool, err error) {
+	var files opened
+	defer files.close()
+	lock, err := g.lock()
+	if err != nil {
+		return false, err
+	}
+	if lock == nil {
+		return false, errors.New("a QEMU of it lives already")
+	}
+	files.add(lock)
+	program, err := lookUp(g.h.o.Program)
+	if err != nil {
+		return false, fmt.Errorf("QEMU is not installed on this host: its image is to have it (Debian's qemu-system-x86 and qemu-utils): %w", err)
+	}
+	verdict, err := g.h.accelerator(ctx)
+	if err != nil {
+		return false, err
+	}
+	if part.Tuning.HugePages {
+		if err := enoughHugePages(part.Memory.Value()); err != nil {
+			return false, err
+		}
+	}
+	if err := os.MkdirAll(g.run, 0o700); err != nil {
+		return false, err
+	}
+	access := newAccess(part)
+	vm, err := g.builder.machine(ctx, part, verdict.Accelerator, access, &files)
+	if err != nil {
+		return false, err
+	}
+	g.reached("create: disks made")
+	args, handed, err := vm.Command()
+	if err != nil {
+		return false, err
+	}
+	log, err := os.OpenFile(filepath.Join(g.dir, "qemu.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return false, err
+	}
+	files.add(log)
+	cpus, err := api.ParseCPUSet(part.Tuning.CPUSet)
+	if err != nil {
+		return false, err
+	}
+	err = g.record.change(func(r *record) {
+		r.Expected, r.Access, r.Frozen = false, access, false
+		r.Launched = &launched{BootID: bootID(), Time: time.Now().UTC(), Accelerator: verdict.Accelerator, Reason: verdict.Reason, Machine: machineDigest(*part),
+			TPM: part.TPM, VHost: vm.NIC != nil && vm.NIC.VHost != nil, Moved: vm.Incoming}
+	})
+	if err != nil {
+		return false, err
+	}
+	service := Service{Guest: g.name, UID: g.uid, CPUWeight: part.Limits.CPUWeight, IOWeight: part.Limits.IOWeight,
+		StopTimeout: part.StopTimeout.Or(api.GuestStopTimeout) + maxForce*g.timing.force}
+	_, err = g.h.launcher(service).Start(ctx, launch.Task{Path: program, Args: args, FirstFile: qemu.FirstFile, Dir: g.run,
+		UID: g.record.User, GID: g.record.User, Groups: kvmGroups(verdict.Accelerator), CPUs: cpus,
+		Files: handed, Kept: []*os.File{lock}, Log: log})
+	if err != nil {
+		return false, err
+	}
+	g.reached("create: launched")
+	return vm.Seed != nil, nil
 }
 
 // comeUp adopts a QEMU that was just started, and gives it time to answer.
