@@ -25,7 +25,6 @@ const (
 func outsized() map[string]bool {
 	list := map[string]bool{}
 	for _, name := range []string{
-		"api/client.go",
 		"bootd.daemon",
 		"bootd/hostspec.Hub",
 		"bootd/lease/table.go",

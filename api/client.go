@@ -1,13 +1,11 @@
 package api
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,8 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // ClientConfig says where bootd is and who is asking.
@@ -348,18 +344,6 @@ func (c *Client) PutBlob(ctx context.Context, digest SHA256, r io.Reader) error 
 	return c.call(ctx, http.MethodPut, "/v1/blobs/sha256:"+string(digest), r, nil)
 }
 
-// Console opens a Machine's serial console through its BMC. Raw bytes flow
-// both ways until either end closes.
-func (c *Client) Console(ctx context.Context, machine string) (io.ReadWriteCloser, error) {
-	return c.upgrade(ctx, ConsoleProtocol, "/v1/machines/"+url.PathEscape(machine)+"/console")
-}
-
-// GuestConsole opens a Guest's serial console through its host, as Console does.
-// A console has one user at a time.
-func (c *Client) GuestConsole(ctx context.Context, guest string) (io.ReadWriteCloser, error) {
-	return c.upgrade(ctx, ConsoleProtocol, "/v1/guests/"+url.PathEscape(guest)+"/console")
-}
-
 // GuestVNCTicket asks for a ticket to a Guest's display.
 func (c *Client) GuestVNCTicket(ctx context.Context, guest string) (*VNCTicket, error) {
 	out := new(VNCTicket)
@@ -367,16 +351,6 @@ func (c *Client) GuestVNCTicket(ctx context.Context, guest string) (*VNCTicket, 
 		return nil, err
 	}
 	return out, nil
-}
-
-// GuestVNC opens a Guest's display, with a ticket of its own: RFB flows both
-// ways until either end closes.
-func (c *Client) GuestVNC(ctx context.Context, guest string) (io.ReadWriteCloser, error) {
-	t, err := c.GuestVNCTicket(ctx, guest)
-	if err != nil {
-		return nil, err
-	}
-	return c.upgrade(ctx, VNCProtocol, t.Path)
 }
 
 // GuestExec runs a command inside a Guest, by its guest agent, and waits for its end.
@@ -396,215 +370,4 @@ func (c *Client) GuestExport(ctx context.Context, guest string, e GuestExport) (
 		return nil, err
 	}
 	return resp.Body, nil
-}
-
-func (c *Client) upgrade(ctx context.Context, protocol, path string) (io.ReadWriteCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", protocol)
-	if c.token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.token)
-	}
-	resp, err := c.upgrader().Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("reach bootd: %w", err)
-	}
-	rw, ok := resp.Body.(io.ReadWriteCloser)
-	if resp.StatusCode != http.StatusSwitchingProtocols || !ok {
-		defer func() { _ = resp.Body.Close() }()
-		return nil, readProblem(resp)
-	}
-	return rw, nil
-}
-
-// The Upgrade tokens; raw bytes follow.
-const (
-	ConsoleProtocol = "rackweft-console"
-	VNCProtocol     = "rackweft-vnc" // RFB (RFC 6143)
-)
-
-// upgrader returns a client that speaks HTTP/1.1 only: HTTP/2 has no Upgrade.
-func (c *Client) upgrader() *http.Client {
-	t := c.http.Transport.(*http.Transport).Clone()
-	t.ForceAttemptHTTP2 = false
-	t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
-	if t.TLSClientConfig != nil {
-		t.TLSClientConfig.NextProtos = []string{"http/1.1"}
-	}
-	return &http.Client{Transport: t}
-}
-
-// WatchType says what happened to the object of a WatchEvent.
-type WatchType string
-
-// The types of WatchEvent.
-const (
-	Added    WatchType = "ADDED"
-	Modified WatchType = "MODIFIED"
-	Deleted  WatchType = "DELETED"
-	// Synced follows the last of the objects that stood when the watch began.
-	Synced WatchType = "BOOKMARK"
-	// Expired ends a watch whose revision was compacted away.
-	Expired WatchType = "ERROR"
-)
-
-// WatchFrame is one line of a watch.
-type WatchFrame struct {
-	Type            WatchType       `json:"type"`
-	ResourceVersion string          `json:"resourceVersion,omitzero"`
-	Object          json.RawMessage `json:"object,omitempty"`
-	Problem         *Problem        `json:"problem,omitempty"`
-}
-
-// WatchEvent is one change. Object is nil for a Synced.
-type WatchEvent struct {
-	Type            WatchType
-	Object          Object
-	ResourceVersion string
-}
-
-// Watch calls fn with every object of the kind as it stands, then a Synced,
-// then every change, until ctx ends or fn returns an error, which is returned.
-// It reconnects by itself and goes on where it was; when that revision has been
-// compacted away it lists again: fn then sees the objects that stand as Added
-// once more, those that are gone as Deleted, and another Synced.
-func (c *Client) Watch(ctx context.Context, k Kind, fn func(WatchEvent) error) error {
-	w := &watch{client: c, kind: k, fn: fn, seen: map[string]Object{}}
-	for pause := time.Duration(0); ; {
-		err := w.run(ctx)
-		var stop stopError
-		switch {
-		case errors.As(err, &stop):
-			return stop.error
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case IsStatus(err, http.StatusGone):
-			w.revision = ""
-		case isFinal(err):
-			return err
-		}
-		pause = min(max(2*pause, 100*time.Millisecond), 5*time.Second)
-		if w.progress {
-			pause, w.progress = 100*time.Millisecond, false
-		}
-		if err := wait.For(ctx, pause); err != nil {
-			return err
-		}
-	}
-}
-
-// isFinal reports whether trying again cannot help.
-func isFinal(err error) bool {
-	var p *Problem
-	return errors.As(err, &p) && p.Status/100 == 4 && p.Status != http.StatusTooManyRequests && p.Status != http.StatusRequestTimeout
-}
-
-// stopError carries an error of the caller's function through the retry loop.
-type stopError struct{ error }
-
-type watch struct {
-	client   *Client
-	kind     Kind
-	fn       func(WatchEvent) error
-	revision string            // to go on from; "" lists again
-	seen     map[string]Object // by name, as last told to fn
-	listed   map[string]bool   // names in the list under way; nil outside one
-	progress bool              // something came since the last reconnect
-}
-
-func (w *watch) run(ctx context.Context) error {
-	q := url.Values{"watch": {"true"}}
-	w.listed = map[string]bool{}
-	if w.revision != "" {
-		q.Set("resourceVersion", w.revision)
-		w.listed = nil
-	}
-	resp, err := w.client.Do(ctx, http.MethodGet, "/v1/"+w.kind.Plural+"?"+q.Encode(), nil)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	return lines(resp.Body, func(raw []byte) error {
-		w.progress = true
-		var f WatchFrame
-		if err := json.Unmarshal(raw, &f); err != nil {
-			return fmt.Errorf("decode a watch frame: %w", err)
-		}
-		return w.frame(f)
-	})
-}
-
-func (w *watch) frame(f WatchFrame) error {
-	if f.Type == Expired {
-		if f.Problem == nil {
-			return &Problem{Title: "Gone", Status: http.StatusGone}
-		}
-		return f.Problem
-	}
-	if f.Type == Synced {
-		return w.synced(f)
-	}
-	o := w.kind.New()
-	if err := json.Unmarshal(f.Object, o); err != nil {
-		return fmt.Errorf("decode a %s: %w", w.kind.Name, err)
-	}
-	name := o.Meta().Name
-	if w.listed != nil {
-		w.listed[name] = true
-	} else {
-		w.revision = f.ResourceVersion
-	}
-	if f.Type == Deleted {
-		delete(w.seen, name)
-	} else {
-		w.seen[name] = o
-	}
-	return w.tell(WatchEvent{Type: f.Type, Object: o, ResourceVersion: f.ResourceVersion})
-}
-
-// synced ends a list: what was there before and was not listed is gone.
-func (w *watch) synced(f WatchFrame) error {
-	if w.listed == nil {
-		w.revision = f.ResourceVersion
-		return nil
-	}
-	for name, o := range w.seen {
-		if w.listed[name] {
-			continue
-		}
-		delete(w.seen, name)
-		if err := w.tell(WatchEvent{Type: Deleted, Object: o, ResourceVersion: f.ResourceVersion}); err != nil {
-			return err
-		}
-	}
-	w.listed, w.revision = nil, f.ResourceVersion
-	return w.tell(WatchEvent{Type: Synced, ResourceVersion: f.ResourceVersion})
-}
-
-func (w *watch) tell(e WatchEvent) error {
-	if err := w.fn(e); err != nil {
-		return stopError{err}
-	}
-	return nil
-}
-
-// lines calls fn with each line of at most 16 MiB.
-func lines(r io.Reader, fn func([]byte) error) error {
-	s := bufio.NewScanner(r)
-	s.Buffer(make([]byte, 64<<10), 16<<20)
-	for s.Scan() {
-		if len(s.Bytes()) == 0 {
-			continue
-		}
-		if err := fn(s.Bytes()); err != nil {
-			return err
-		}
-	}
-	if err := s.Err(); err != nil {
-		return fmt.Errorf("read the stream: %w", err)
-	}
-	return nil
 }
