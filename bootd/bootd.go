@@ -359,8 +359,11 @@ func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 	if d.store.Stale() == nil { // controllers write, and power what they cannot write down
 		g.Go(func() error { return d.lead(ctx) })
 	}
-	g.Go(func() error { return d.serveFlannel(ctx) })
-	g.Go(func() error { return d.followFlannel(ctx) })
+	flannelds := &flannelds{
+		listen: d.config.Store.FlannelListen, dir: d.config.StateDir, ca: d.ca, store: d.store, cache: d.cache, known: d.known, log: d.log,
+	}
+	g.Go(func() error { return flannelds.serve(ctx) })
+	g.Go(func() error { return flannelds.follow(ctx) })
 	g.Go(func() error { return d.ready(ctx, ready) })
 	g.Go(func() error { d.notify.Watchdog(ctx, d.answers); return nil })
 	return nil

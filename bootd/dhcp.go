@@ -3,6 +3,7 @@ package bootd
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/store"
 )
@@ -50,10 +52,23 @@ func (f *dhcpFaults) set(iface string, err error) bool {
 	return old == nil || old.Error() != err.Error()
 }
 
-// dhcpInterfaces are those that the configuration names and those of
+// dhcpServers are the DHCP servers of this bootd, one on each interface.
+type dhcpServers struct {
+	interfaces []string // that the configuration names
+	ifaces     *interfaces
+	store      *store.Store
+	cache      *store.Cache
+	decider    *boot.Decider
+	faults     *dhcpFaults
+	report     func(context.Context) // called when a fault is news
+	metrics    prometheus.Registerer
+	log        *slog.Logger
+}
+
+// wanted are the interfaces that the configuration names and those of
 // provisioning Subnets, as far as this machine has them.
-func (d *daemon) dhcpInterfaces() []string {
-	names := slices.Clone(d.config.Interfaces)
+func (d *dhcpServers) wanted() []string {
+	names := slices.Clone(d.interfaces)
 	here := d.ifaces.get()
 	for _, s := range store.CachedList[api.Subnet](d.cache) {
 		if _, ok := here[s.Spec.Interface]; ok && s.Spec.Purpose == api.Provisioning {
@@ -76,28 +91,28 @@ func (s *dhcpServer) stop() {
 	<-s.done
 }
 
-// runDHCP keeps a DHCP server on every interface that needs one. One that the
+// run keeps a DHCP server on every interface that needs one. One that the
 // configuration names must be served at the start; whatever fails later, or
 // because of a Subnet, is tried again and harms nothing else.
-func (d *daemon) runDHCP(ctx context.Context, ready chan<- struct{}) error {
+func (d *dhcpServers) run(ctx context.Context, ready chan<- struct{}) error {
 	running, retry := map[string]*dhcpServer{}, map[string]time.Time{}
 	defer func() {
 		for _, s := range running {
 			s.stop()
 		}
 	}()
-	for _, name := range d.config.Interfaces {
+	for _, name := range d.interfaces {
 		if running[name] != nil {
 			continue
 		}
-		s, err := d.startDHCP(ctx, name)
+		s, err := d.start(ctx, name)
 		if err != nil {
 			return err
 		}
 		running[name] = s
 	}
-	d.adjustDHCP(ctx, running, retry)
-	if len(d.dhcpInterfaces()) == 0 {
+	d.adjust(ctx, running, retry)
+	if len(d.wanted()) == 0 {
 		d.log.Warn("DHCP serves nobody yet: no --interface, and no provisioning Subnet has an interface of this machine")
 	}
 	close(ready)
@@ -108,20 +123,20 @@ func (d *daemon) runDHCP(ctx context.Context, ready chan<- struct{}) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			d.adjustDHCP(ctx, running, retry)
+			d.adjust(ctx, running, retry)
 		}
 	}
 }
 
-// adjustDHCP starts and stops servers as the Subnets and interfaces ask for.
-func (d *daemon) adjustDHCP(ctx context.Context, running map[string]*dhcpServer, retry map[string]time.Time) {
-	wanted, news := d.dhcpInterfaces(), false
+// adjust starts and stops servers as the Subnets and interfaces ask for.
+func (d *dhcpServers) adjust(ctx context.Context, running map[string]*dhcpServer, retry map[string]time.Time) {
+	wanted, news := d.wanted(), false
 	for name, s := range running {
 		select {
 		case <-s.done: // the interface went away
 			delete(running, name)
 			retry[name] = time.Now().Add(dhcpRetry)
-			news = d.dhcpFault(name, s.err) || news
+			news = d.fault(name, s.err) || news
 			continue
 		default:
 		}
@@ -135,11 +150,11 @@ func (d *daemon) adjustDHCP(ctx context.Context, running map[string]*dhcpServer,
 		if running[name] != nil || time.Now().Before(retry[name]) {
 			continue
 		}
-		s, err := d.startDHCP(ctx, name)
+		s, err := d.start(ctx, name)
 		if ctx.Err() != nil {
 			return
 		}
-		news = d.dhcpFault(name, err) || news
+		news = d.fault(name, err) || news
 		if err != nil {
 			retry[name] = time.Now().Add(dhcpRetry)
 			continue
@@ -147,20 +162,20 @@ func (d *daemon) adjustDHCP(ctx context.Context, running map[string]*dhcpServer,
 		running[name] = s
 	}
 	if news {
-		d.reportSubnets(ctx)
+		d.report(ctx)
 	}
 }
 
-func (d *daemon) dhcpFault(name string, err error) (news bool) {
-	news = d.dhcp.set(name, err)
+func (d *dhcpServers) fault(name string, err error) (news bool) {
+	news = d.faults.set(name, err)
 	if news && err != nil {
 		d.log.Error("DHCP does not answer; it is tried again", "interface", name, "error", err)
 	}
 	return news
 }
 
-// startDHCP returns when the server listens, or has failed to.
-func (d *daemon) startDHCP(ctx context.Context, name string) (*dhcpServer, error) {
+// start returns when the server listens, or has failed to.
+func (d *dhcpServers) start(ctx context.Context, name string) (*dhcpServer, error) {
 	var own []netip.Addr // a request that came by another interface may name any of them
 	for _, prefixes := range d.ifaces.get() {
 		for _, p := range prefixes {

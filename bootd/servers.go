@@ -63,11 +63,19 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 		return nil, err
 	}
 	dhcpReady := make(chan struct{})
-	g.Go(func() error { return d.runDHCP(ctx, dhcpReady) })
+	g.Go(func() error { return d.dhcpServers().run(ctx, dhcpReady) })
 	g.Go(func() error { return tftpServer.Run(ctx) })
 	g.Go(func() error { return httpServer.Run(ctx) })
 	g.Go(func() error { return apiServer.Run(ctx) })
 	return []<-chan struct{}{dhcpReady, tftpServer.Ready(), httpServer.Ready(), apiServer.Listening()}, nil
+}
+
+// dhcpServers puts the DHCP servers together.
+func (d *daemon) dhcpServers() *dhcpServers {
+	return &dhcpServers{
+		interfaces: d.config.Interfaces, ifaces: d.ifaces, store: d.store, cache: d.cache, decider: d.decider,
+		faults: &d.dhcp, report: d.reportSubnets, metrics: d.metrics, log: d.log,
+	}
 }
 
 // bootFiles are the iPXE binaries.
