@@ -12,6 +12,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 const diskDigest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -105,13 +106,9 @@ func (b *bench) change(name string, fn func(*api.Guest)) {
 
 func (b *bench) eventually(what string, done func() bool) {
 	b.t.Helper()
-	for range 1000 {
-		if done() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+	if !waittest.Soon(10*time.Second, done) {
+		b.t.Fatalf("it never happens: %s\n%s", what, b.Text())
 	}
-	b.t.Fatalf("it never happens: %s\n%s", what, b.Text())
 }
 
 func (b *bench) create(name string, change ...func(*api.Guest)) {

@@ -18,6 +18,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 const (
@@ -120,13 +121,9 @@ func bookmark(f api.ServerFrame) bool { return f.Bookmark != nil }
 // eventually waits for what another goroutine is about to write.
 func (b *bench) eventually(what string, done func(*api.Machine) bool) {
 	b.t.Helper()
-	for range 500 {
-		if done(b.Machine(name)) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+	if !waittest.Soon(5*time.Second, func() bool { return done(b.Machine(name)) }) {
+		b.t.Fatalf("it never happens: %s; %+v", what, b.Machine(name).Status)
 	}
-	b.t.Fatalf("it never happens: %s; %+v", what, b.Machine(name).Status)
 }
 
 func connected(m *api.Machine) bool { return m.Status.Conditions.Is(api.CondConnected) }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/wait"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // agent answers a stream as nodeagent does: of each batch it says that it is at
@@ -144,13 +145,9 @@ func TestJoinIsNoStorm(t *testing.T) {
 // eventually waits for what another goroutine is about to do.
 func (r *rack) eventually(what string, done func() bool) {
 	r.t.Helper()
-	for range 1000 {
-		if done() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+	if !waittest.Soon(10*time.Second, done) {
+		r.t.Fatalf("it never happens: %s\n%s", what, r.Text())
 	}
-	r.t.Fatalf("it never happens: %s\n%s", what, r.Text())
 }
 
 // TestNews lists what is worth a write and what is not.

@@ -22,6 +22,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // rack is a Site whose hosts are given leases by a real Controller, and their
@@ -88,16 +89,15 @@ func (r *rack) start() {
 
 func (r *rack) settled(networks []string, leases int) {
 	r.t.Helper()
-	for range 3000 {
-		if !slices.ContainsFunc(networks, func(name string) bool {
+	ok := waittest.Soon(30*time.Second, func() bool {
+		return !slices.ContainsFunc(networks, func(name string) bool {
 			n, ok := store.Cached[api.Network](r.Cache, name)
 			return !ok || !n.Status.Conditions.Is(api.CondReady) || n.Status.Leases != leases
-		}) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+		})
+	})
+	if !ok {
+		r.t.Fatalf("never: %d leases; %s", leases, r.Text())
 	}
-	r.t.Fatalf("never: %d leases; %s", leases, r.Text())
 }
 
 func (r *rack) dial(i int, hello *api.Hello) *host {

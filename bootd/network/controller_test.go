@@ -18,6 +18,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // bench is a Site with a Zone, its production Subnet, and a Controller.
@@ -81,13 +82,9 @@ func (b *bench) network(name string) *api.Network {
 // eventually waits for what the Controller is about to write.
 func (b *bench) eventually(what string, done func() bool) {
 	b.t.Helper()
-	for range 1000 {
-		if done() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+	if !waittest.Soon(10*time.Second, done) {
+		b.t.Fatalf("it never happens: %s; %v\n%s", what, b.layout("net"), b.Text())
 	}
-	b.t.Fatalf("it never happens: %s; %v\n%s", what, b.layout("net"), b.Text())
 }
 
 // settled waits until a Network has a condition of that reason and as many

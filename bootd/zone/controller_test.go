@@ -13,6 +13,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // bench is a Site with a Zone, and a Controller that runs on it.
@@ -121,29 +122,29 @@ func (b *bench) zone(name string) *api.Zone {
 func (b *bench) settled(want string) *api.Zone {
 	b.t.Helper()
 	var z *api.Zone
-	for range 800 {
-		if z = b.zone("yellow"); written(z.Status.Reflectors) == want {
-			b.Sync()
-			return z
-		}
-		time.Sleep(10 * time.Millisecond)
+	ok := waittest.Soon(8*time.Second, func() bool {
+		z = b.zone("yellow")
+		return written(z.Status.Reflectors) == want
+	})
+	if !ok {
+		b.t.Fatalf("reflectors: %s, want %s\n%+v\n%s", written(z.Status.Reflectors), want, z.Status.Conditions, b.Text())
 	}
-	b.t.Fatalf("reflectors: %s, want %s\n%+v\n%s", written(z.Status.Reflectors), want, z.Status.Conditions, b.Text())
-	return nil
+	b.Sync()
+	return z
 }
 
 // condition waits for one of that reason.
 func (b *bench) condition(typ, reason string) string {
 	b.t.Helper()
 	var c *api.Condition
-	for range 800 {
-		if c = b.zone("yellow").Status.Conditions.Get(typ); c != nil && c.Reason == reason {
-			return c.Message
-		}
-		time.Sleep(10 * time.Millisecond)
+	ok := waittest.Soon(8*time.Second, func() bool {
+		c = b.zone("yellow").Status.Conditions.Get(typ)
+		return c != nil && c.Reason == reason
+	})
+	if !ok {
+		b.t.Fatalf("%s never is %s: %+v", typ, reason, c)
 	}
-	b.t.Fatalf("%s never is %s: %+v", typ, reason, c)
-	return ""
+	return c.Message
 }
 
 func (b *bench) edit(fn func(*api.Zone)) {
