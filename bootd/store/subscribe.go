@@ -142,10 +142,7 @@ func (s *Subscription) put(c Change) {
 	}
 	s.pending[k] = &c
 	s.order = append(s.order, k)
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
+	s.wake.Set()
 }
 
 // take returns the oldest Change; one of an object that came and went
