@@ -14,14 +14,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netns"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/nstest"
@@ -185,25 +182,13 @@ func (r *rig) condition(c *api.Client, status, reason string) {
 // busy takes UDP port 67 in the namespace until the test ends.
 func (r *rig) busy() (release func()) {
 	r.t.Helper()
-	conns := make(chan net.PacketConn, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: nobody else may get this thread
-		h, err := netns.GetFromName(r.ns)
-		if err == nil {
-			err = netns.Set(h)
-		}
-		var c net.PacketConn
-		if err == nil {
-			c, err = net.ListenPacket("udp4", ":67")
-		}
-		if err != nil {
-			r.t.Error(err)
-		}
-		conns <- c
-	}()
-	c := <-conns
-	if c == nil {
-		r.t.FailNow()
+	var c net.PacketConn
+	err := nstest.Within(r.ns, func() (err error) {
+		c, err = net.ListenPacket("udp4", ":67")
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { _ = c.Close() })
 	return func() { _ = c.Close() }
@@ -358,24 +343,10 @@ func (r *rig) get(admin, address string) error {
 }
 
 // dial connects from inside the namespace.
-func (r *rig) dial(address string) (net.Conn, error) {
-	type result struct {
-		c   net.Conn
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: nobody else may get this thread
-		h, err := netns.GetFromName(r.ns)
-		if err == nil {
-			err = netns.Set(h)
-		}
-		var c net.Conn
-		if err == nil {
-			c, err = net.Dial("tcp", address)
-		}
-		done <- result{c, err}
-	}()
-	x := <-done
-	return x.c, x.err
+func (r *rig) dial(address string) (c net.Conn, err error) {
+	err = nstest.Within(r.ns, func() (err error) {
+		c, err = net.Dial("tcp", address)
+		return err
+	})
+	return c, err
 }

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/rackweft/rackweft/internal/nstest"
 )
 
 // Disk is a mounted ext4 file system whose journal is written when something is
@@ -22,9 +24,7 @@ type Disk struct {
 // NewDisk makes a Disk, or skips the test where none can be mounted.
 func NewDisk(t *testing.T) *Disk {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("to mount a file system needs root")
-	}
+	nstest.Root(t, "it mounts a file system")
 	base := t.TempDir()
 	d := &Disk{t: t, Dir: filepath.Join(base, "disk"), image: filepath.Join(base, "disk.img")}
 	f, err := os.Create(d.image)
