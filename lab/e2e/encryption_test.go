@@ -2,19 +2,18 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/lab"
 	"github.com/rackweft/rackweft/lab/rig"
 )
@@ -162,32 +161,21 @@ func tapWire(t *testing.T, r *rig.Rig, link string) *hostWire {
 	return w
 }
 
-func packetSocket(namespace, link string) (fd int, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		var ns *os.File
-		if ns, err = os.Open(namespace); err != nil {
-			return
-		}
-		defer func() { _ = ns.Close() }()
-		if err = netns.Set(netns.NsHandle(ns.Fd())); err != nil {
-			return
-		}
-		i, failed := net.InterfaceByName(link)
-		if err = failed; err != nil {
-			return
+func packetSocket(path, link string) (fd int, err error) {
+	err = namespace.Within(path, func() error {
+		i, err := net.InterfaceByName(link)
+		if err != nil {
+			return err
 		}
 		all := uint16(unix.ETH_P_ALL)<<8 | uint16(unix.ETH_P_ALL)>>8
 		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all)); err != nil {
-			return
+			return err
 		}
 		timeout := unix.NsecToTimeval(int64(100 * time.Millisecond))
-		if err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: i.Index}); err == nil {
-			err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
-		}
-	}()
-	<-done
+		return errors.Join(
+			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: i.Index}),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
+		)
+	})
 	return fd, err
 }
