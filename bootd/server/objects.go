@@ -270,17 +270,25 @@ func (h *objects) put(c *call, k api.Kind, name string) error {
 		redact(next)
 		return c.json(http.StatusOK, next)
 	}
-	return h.save(c, w, body, next, current, verdict.Takeover)
+	return h.save(c, w, admitted{next: next, current: current, version: body.Meta().ResourceVersion, takeover: verdict.Takeover})
+}
+
+// admitted is a write that nothing speaks against.
+type admitted struct {
+	next, current api.Object // current is nil for a new one
+	version       string     // the resourceVersion that the client has read; "" for any
+	takeover      []string   // the discovered Machines that it replaces
 }
 
 // save writes what was admitted and answers with it.
-func (h *objects) save(c *call, w *write, body, next, current api.Object, takeover []string) error {
+func (h *objects) save(c *call, w *write, a admitted) error {
+	next, current := a.next, a.current
 	// A client that leaves does not leave it open whether the write was made.
 	ctx, k := context.WithoutCancel(c.r.Context()), api.KindOf(next)
 	w.failed = true
 	// First, for the MAC must never be found with a Machine that is only
 	// discovered; should bootd die here, the Machine is discovered again.
-	for _, name := range takeover {
+	for _, name := range a.takeover {
 		if err := h.store.Delete(ctx, machineKind(), name, ""); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("take over the discovered Machine %s: %w", name, err)
 		}
@@ -293,9 +301,9 @@ func (h *objects) save(c *call, w *write, body, next, current api.Object, takeov
 			return err
 		}
 	} else {
-		version, uid := body.Meta().ResourceVersion, current.Meta().UID
+		uid := current.Meta().UID
 		o, err := h.store.Mutate(ctx, k, next.Meta().Name, func(o api.Object) error {
-			if o.Meta().UID != uid || version != "" && o.Meta().ResourceVersion != version {
+			if o.Meta().UID != uid || a.version != "" && o.Meta().ResourceVersion != a.version {
 				return &store.ConflictError{Kind: k.Name, Name: o.Meta().Name, Current: o.Meta().ResourceVersion}
 			}
 			replace(o, next)

@@ -226,11 +226,7 @@ hosts are given, and sends no route. It fails when no reflector would take the p
 			if from == "" {
 				return usagef("say who tells of it with --from HOST, or --from and the address of an uplink")
 			}
-			client, err := a.outputClient(output)
-			if err != nil {
-				return err
-			}
-			return a.policyTest(c.Context(), client, zone, from, prefix, output)
+			return a.policyTest(c.Context(), zone, from, prefix, output)
 		},
 	}
 	c.Flags().StringVar(&from, "from", "", "the host that tells of the prefix, or the address of an uplink")
@@ -241,7 +237,11 @@ hosts are given, and sends no route. It fails when no reflector would take the p
 	return c
 }
 
-func (a *bgpCommands) policyTest(ctx context.Context, client *api.Client, zone, from string, prefix netip.Prefix, output string) error {
+func (a *bgpCommands) policyTest(ctx context.Context, zone, from string, prefix netip.Prefix, output string) error {
+	client, err := a.outputClient(output)
+	if err != nil {
+		return err
+	}
 	if zone == "" {
 		m, err := api.Get[api.Machine](ctx, client, from)
 		switch {

@@ -29,11 +29,7 @@ func (a *showCommands) eventsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			return a.events(c.Context(), client, kind, name, follow, output)
+			return a.events(c.Context(), kind, name, follow, output)
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
@@ -54,9 +50,13 @@ func eventsOf(args []string) (kind, name string, err error) {
 	return k.Name, name, err
 }
 
-func (a *showCommands) events(ctx context.Context, client *api.Client, kind, name string, follow bool, output string) error {
+func (a *showCommands) events(ctx context.Context, kind, name string, follow bool, output string) error {
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
 	p := a.printer()
-	err := client.Events(ctx, kind, name, follow, func(e api.Event) error {
+	err = client.Events(ctx, kind, name, follow, func(e api.Event) error {
 		if output == "json" {
 			raw, err := api.Encode(e)
 			if err != nil {

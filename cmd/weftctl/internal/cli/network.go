@@ -72,11 +72,7 @@ last said; it sends nothing. The exit code is 1 when the packet does not arrive.
 			if from == "" || to == "" {
 				return usagef("--from and --to are both needed: a Guest, NETWORK/GUEST, or an address")
 			}
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			return a.networkExplain(c.Context(), client, args[0], from, to, output)
+			return a.networkExplain(c.Context(), args[0], from, to, output)
 		},
 	}
 	c.Flags().StringVar(&from, "from", "", "where the packet comes from")
@@ -86,7 +82,11 @@ last said; it sends nothing. The exit code is 1 when the packet does not arrive.
 	return c
 }
 
-func (a *networkCommands) networkExplain(ctx context.Context, client *api.Client, name, from, to, output string) error {
+func (a *networkCommands) networkExplain(ctx context.Context, name, from, to, output string) error {
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
 	path, err := client.NetworkPath(ctx, name, from, to)
 	if err != nil {
 		return fmt.Errorf("explain network/%s: %w", name, err)
