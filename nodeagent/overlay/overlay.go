@@ -142,71 +142,22 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 			out[p.Key()] = o.remove(ctx, host, p)
 		}
 	}
-	u, underlayErr := findUnderlay(host, o.wantedUnderlay())
+	u, fault := findUnderlay(host, o.wantedUnderlay())
 	o.noteEncryption(u)
-	var jobs []job
-	var networks []network
-	for _, p := range parts {
-		part, ok := p.Value.(*api.NetworkPart)
-		switch {
-		case p.Want == nodeagent.Removed || !ok:
-			continue
-		case underlayErr != nil:
-			out[p.Key()] = pending(underlayErr)
-			continue
-		}
-		n, notes, err := compile(networkName(p.Name), *part, u)
-		if err != nil {
-			out[p.Key()] = api.PartStatus{State: api.PartFailed, Message: err.Error()}
-			continue
-		}
-		n.digest = p.Digest
-		jobs = append(jobs, newJob(p.Key(), n, notes))
-	}
-	joinNetworks(jobs)
-	settleDirect(jobs, u)
-	settleAdvertised(jobs, u)
-	if len(jobs) > 0 && o.probe.verdict() {
-		for i := range jobs {
-			jobs[i].note(api.PartApplied, "this kernel sends wrong checksums inside VXLAN: their offload is off")
-		}
-	}
-	for _, j := range jobs {
-		networks = append(networks, j.network)
-	}
-	err = o.host.filter(host, u, networks)
-	if err != nil {
+	r := &round{overlay: o, host: host, underlay: u, out: out}
+	r.plan(parts, fault)
+	if err := o.host.filter(host, u, r.networks); err != nil {
 		err = fmt.Errorf("filter on the host: %w", err)
 		o.log.Warn("overlay: no Network is changed", "error", err)
+		r.fail(err, func(network) bool { return true })
+		return out
 	}
-	for _, j := range jobs {
-		if err != nil {
-			out[j.key] = pending(err)
-			continue
-		}
-		out[j.key] = o.reconcileOne(ctx, host, j, networks, alone)
+	r.work(ctx)
+	if fault == nil {
+		r.routes()
 	}
-	if err == nil && underlayErr == nil {
-		if err := o.host.routes(host, u, networks); err != nil {
-			o.log.Warn("overlay: routes of Networks are not as they should be", "error", err)
-			for _, j := range jobs {
-				if j.network.routed() {
-					out[j.key] = pending(err)
-				}
-			}
-		}
-	}
-	// Passages need both namespaces.
-	for _, j := range jobs {
-		if err == nil && len(j.network.passages) > 0 && out[j.key].State != api.PartPending {
-			out[j.key] = o.reconcileOne(ctx, host, j, networks, joined)
-		}
-	}
-	for _, j := range jobs {
-		if out[j.key].State == api.PartApplied && u.encrypted && !u.sealed {
-			out[j.key] = pending(errUnsealed)
-		}
-	}
+	r.passages(ctx)
+	r.hold()
 	return out
 }
 
@@ -220,23 +171,6 @@ const (
 	alone  stage = "alone"  // what it is by itself
 	joined stage = "joined" // what needs other Networks' namespaces
 )
-
-func (o *Overlay) reconcileOne(ctx context.Context, host place, j job, all []network, s stage) api.PartStatus {
-	if ctx.Err() != nil {
-		return pending(ctx.Err())
-	}
-	if err := o.ensure(ctx, host, j.network, all, s); err != nil {
-		o.log.Warn("overlay: not as it should be", "network", j.network.name, "error", err)
-		return pending(err)
-	}
-	if s == alone {
-		if err := o.peer(ctx, j.network); err != nil {
-			o.log.Warn("overlay: guests cannot peer", "network", j.network.name, "error", err)
-			return pending(err)
-		}
-	}
-	return api.PartStatus{State: j.state, Message: summary(j.notes)}
-}
 
 func networkName(part string) string { return strings.TrimPrefix(part, "network/") }
 
