@@ -9,6 +9,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/wait"
 )
@@ -41,58 +42,55 @@ func meshesOf(c *store.Cache) meshes {
 	return all
 }
 
-// mesh gives each key and each address to one host only: what a Machine is
-// pinned to comes before what a host says of itself.
+// mesh gives each key to one host only: that of a Machine whose addresses are
+// pinned comes before what a host says of itself.
 func mesh(c *store.Cache, zone string) []api.EncryptionPeer {
 	var list []api.EncryptionPeer
 	keys, taken := map[string]bool{}, map[netip.Addr]bool{}
 	machines := store.CachedList[api.Machine](c)
-	for _, pinned := range []bool{true, false} {
+	for _, first := range []bool{true, false} {
 		for _, m := range machines {
-			p, how := meshPeer(c, m)
-			if m.Spec.Zone != zone || how != pinned || p.PublicKey == "" || keys[p.PublicKey] {
+			_, pinned := site.Claims(c, m)
+			key := wireGuardKey(m)
+			if m.Spec.Zone != zone || pinned != first || key == "" || keys[key] {
 				continue
 			}
-			p.Addresses = slices.DeleteFunc(p.Addresses, func(a netip.Addr) bool { return taken[a] })
-			if len(p.Addresses) == 0 {
+			addrs := slices.DeleteFunc(slices.Clone(site.UnderlayOf(c, m).Addresses), func(a netip.Addr) bool { return taken[a] })
+			if len(addrs) == 0 {
 				continue
 			}
-			keys[p.PublicKey] = true
-			for _, a := range p.Addresses {
+			keys[key] = true
+			for _, a := range addrs {
 				taken[a] = true
 			}
-			list = append(list, p)
+			list = append(list, api.EncryptionPeer{Host: m.Metadata.Name, PublicKey: key, Addresses: addrs})
 		}
 	}
 	slices.SortFunc(list, func(a, b api.EncryptionPeer) int { return strings.Compare(a.Host, b.Host) })
 	return list
 }
 
-// meshPeer is a Machine as other hosts of its Zone are told of it.
-func meshPeer(c *store.Cache, m *api.Machine) (p api.EncryptionPeer, pinned bool) {
-	p.Host = m.Metadata.Name
-	if m.Status.Host != nil {
-		p.PublicKey = m.Status.Host.WireGuardKey
+func wireGuardKey(m *api.Machine) string {
+	if m.Status.Host == nil {
+		return ""
 	}
-	p.Addresses, pinned = network.Addresses(c, m)
-	return p, pinned
+	return m.Status.Host.WireGuardKey
 }
 
-// meshChanged reports whether other hosts are to hear of a change to a Machine.
+// meshChanged reports whether other hosts are to hear of a change to a Machine:
+// an address that it reports may be another's, whose peers are to forget it.
 func (h *Hub) meshChanged(c store.Change) bool {
-	facts := func(o api.Object) (zone string, p api.EncryptionPeer) {
-		if m, ok := o.(*api.Machine); ok {
-			p, _ = meshPeer(h.Cache, m)
-			zone = m.Spec.Zone
+	facts := func(o api.Object) (zone, key string, addrs []netip.Addr) {
+		m, ok := o.(*api.Machine)
+		if !ok {
+			return "", "", nil
 		}
-		return zone, p
+		addrs, _ = site.Claims(h.Cache, m)
+		return m.Spec.Zone, wireGuardKey(m), addrs
 	}
-	oldZone, old := facts(c.Old)
-	nowZone, now := facts(c.New)
-	if old.PublicKey == "" && now.PublicKey == "" {
-		return false
-	}
-	return oldZone != nowZone || old.PublicKey != now.PublicKey || !slices.Equal(old.Addresses, now.Addresses)
+	zone, key, addrs := facts(c.Old)
+	nowZone, nowKey, nowAddrs := facts(c.New)
+	return (key != "" || nowKey != "") && zone != nowZone || key != nowKey || !slices.Equal(addrs, nowAddrs)
 }
 
 // gather is how long changes of hosts are gathered before the others of their

@@ -116,7 +116,7 @@ func TestHostsOfAnEncryptedZoneKnowEachOther(t *testing.T) {
 func TestMeshGivesEachAddressToOne(t *testing.T) {
 	s := testsite.Open(t)
 	s.Create(&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Encryption: api.EncryptionWireGuard}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/16")}}})
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/16"), netip.MustParsePrefix("2001:db8::/64")}}})
 	machine := func(i int, zone, key string, pinned bool, reported ...string) {
 		m := newMachine(i)
 		m.Spec.Zone = zone
@@ -130,7 +130,8 @@ func TestMeshGivesEachAddressToOne(t *testing.T) {
 		s.Create(m)
 	}
 	machine(1, "yellow", keyOf(1), false, "198.18.0.3/16", "198.18.0.1/16", "2001:db8::1/64", "fe80::1/64") // .3 is another's
-	machine(2, "yellow", keyOf(2), false, "198.18.0.1/16")                                                  // the one before it has it
+	machine(2, "yellow", keyOf(2), false, "198.18.0.22/16")                                                 // so does the next
+	machine(7, "yellow", keyOf(7), false, "198.18.0.22/16")
 	machine(3, "yellow", keyOf(3), true)
 	machine(4, "yellow", keyOf(3), true)
 	machine(5, "red", keyOf(5), true)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -43,7 +44,7 @@ const (
 // Control is the controller as it runs.
 func (c *Controller) Control() *control.Controller[*api.Network] {
 	return &control.Controller[*api.Network]{
-		Env: c.Env, Kinds: []string{"Network", "Machine", "Guest", "Subnet", "Site"}, Due: c.due, Workers: 4, Step: c.step,
+		Env: c.Env, Kinds: []string{"Network", "Machine", "Guest", "Subnet", "Zone", "Site"}, Due: c.due, Workers: 4, Step: c.step,
 		Sources: []control.Source{func(ctx context.Context, due func(...string)) error {
 			return c.Index.Subscribe(ctx, func(ch Change) { due(slices.Collect(maps.Keys(ch.Networks))...) })
 		}},
@@ -79,8 +80,9 @@ func (c *Controller) allowing(ch store.Change) []string {
 func (c *Controller) machineNetworks(ch store.Change) (networks []string) {
 	old, _ := ch.Old.(*api.Machine)
 	now, _ := ch.New.(*api.Machine)
-	was, is := c.standing(old), c.standing(now)
-	if was != is && (was.active || is.active) { // only those are given leases
+	was, is := standingOf(old), standingOf(now)
+	changed := was != is || !slices.Equal(c.claims(old), c.claims(now))
+	if changed && (was.active || is.active) { // only those are given leases
 		networks = c.all(func(n *api.Network) bool { return n.Spec.Zone == was.zone || n.Spec.Zone == is.zone })
 	}
 	for _, m := range []*api.Machine{old, now} {
@@ -89,7 +91,7 @@ func (c *Controller) machineNetworks(ch store.Change) (networks []string) {
 		}
 		// Leases of Networks of other Zones, and reports on those that are to go.
 		for _, l := range c.Index.Memberships(m.Metadata.UID) {
-			if was != is || l.Buried > 0 {
+			if changed || l.Buried > 0 {
 				networks = append(networks, l.Network)
 			}
 		}
@@ -97,18 +99,27 @@ func (c *Controller) machineNetworks(ch store.Change) (networks []string) {
 	return networks
 }
 
-// standing is what of a Machine matters to its leases.
+// standing is what of a Machine matters to its leases, beside its addresses.
 type standing struct {
 	uid, zone string
 	active    bool
-	vtep      netip.Addr
 }
 
-func (c *Controller) standing(m *api.Machine) standing {
+func standingOf(m *api.Machine) standing {
 	if m == nil {
 		return standing{}
 	}
-	return standing{m.Metadata.UID, m.Spec.Zone, m.Status.Phase == api.PhaseActive, VTEP(c.Cache, m)}
+	return standing{m.Metadata.UID, m.Spec.Zone, m.Status.Phase == api.PhaseActive}
+}
+
+// claims are the addresses that a Machine may have in its underlay: what it
+// reports may be another's, whose VTEP is then in doubt.
+func (c *Controller) claims(m *api.Machine) []netip.Addr {
+	if m == nil {
+		return nil
+	}
+	addrs, _ := site.Claims(c.Cache, m)
+	return addrs
 }
 
 func (c *Controller) all(which func(*api.Network) bool) (networks []string) {

@@ -3,7 +3,6 @@ package network
 import (
 	"cmp"
 	"net/netip"
-	"slices"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/site"
@@ -38,40 +37,13 @@ func Underlay(c *store.Cache, m *api.Machine) api.Underlay {
 }
 
 // VTEP is the address that other hosts reach a host's VTEP by, the first of its
-// Addresses. It is the zero Addr when there is none.
+// underlay's. It is the zero Addr when there is none.
 func VTEP(c *store.Cache, m *api.Machine) netip.Addr {
-	addrs, _ := Addresses(c, m)
+	addrs := site.UnderlayOf(c, m).Addresses
 	if len(addrs) == 0 {
 		return netip.Addr{}
 	}
 	return addrs[0]
-}
-
-// Addresses are those of a host's underlay, IPv4 first: the ones that its
-// production link is pinned to, or else that the host reports there.
-func Addresses(c *store.Cache, m *api.Machine) (addrs []netip.Addr, pinned bool) {
-	u := Underlay(c, m)
-	addrs, pinned = slices.Clone(u.Addresses), len(u.Addresses) > 0
-	if !pinned && m.Status.Host != nil {
-		addrs = reported(m.Status.Host, u.Interface)
-	}
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return cmp.Compare(a.BitLen(), b.BitLen()) })
-	return addrs, pinned
-}
-
-func reported(h *api.HostStatus, link string) []netip.Addr {
-	var addrs []netip.Addr
-	for _, nic := range h.NICs {
-		if nic.Name != link || link == "" {
-			continue
-		}
-		for _, p := range nic.Addresses {
-			if a := p.Addr(); !a.IsLinkLocalUnicast() {
-				addrs = append(addrs, a)
-			}
-		}
-	}
-	return addrs
 }
 
 const defaultMTU = 1500
