@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
@@ -21,8 +22,9 @@ const diskDigest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f0
 // Controller.
 type bench struct {
 	*testsite.Site
-	t    *testing.T
-	stop func()
+	t       *testing.T
+	control *control.Controller[*api.Guest]
+	stop    func()
 }
 
 func newBench(t *testing.T, hosts ...string) *bench {
@@ -67,8 +69,19 @@ func (b *bench) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
-	done.Go(func() { _ = c.Control().Run(ctx) })
+	b.control = c.Control()
+	done.Go(func() { _ = b.control.Run(ctx) })
 	b.stop = sync.OnceFunc(func() { cancel(); done.Wait() })
+}
+
+// idle returns when the Controller has nothing left to do.
+func (b *bench) idle() {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	defer cancel()
+	if err := b.control.Idle(ctx); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 func (b *bench) machine(name string, fn func(*api.Machine)) {
@@ -190,7 +203,7 @@ func TestLife(t *testing.T) {
 		m.Status.Host.Revision = 1 << 40
 		m.Status.Host.Parts = map[string]api.PartStatus{api.GuestPartName("web") + "@" + g.Metadata.UID: {State: api.PartPending}}
 	})
-	time.Sleep(100 * time.Millisecond)
+	b.idle()
 	b.guest("web")
 	b.gone("h1")
 	b.eventually("it is gone", func() bool {
@@ -319,7 +332,7 @@ func TestHostWithoutPower(t *testing.T) {
 	b.machine("h1", func(m *api.Machine) {
 		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "Disconnected", "")
 	})
-	time.Sleep(100 * time.Millisecond)
+	b.idle()
 	if host := b.guest("free").Status.Host; host != "h1" {
 		t.Fatalf("a silent host has lost its Guest to %q", host)
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -29,9 +30,10 @@ import (
 // HostSpecs by a real Hub.
 type rack struct {
 	*bench
-	index *network.Index
-	keys  *zone.Keys // nil: no bgp parts
-	stop  func()     // kills all but the store
+	index    *network.Index
+	keys     *zone.Keys // nil: no bgp parts
+	networks *control.Controller[*api.Network]
+	stop     func() // kills all but the store
 }
 
 func newRack(t testing.TB, hosts int, networks ...string) *rack {
@@ -82,7 +84,9 @@ func (r *rack) start() {
 	<-x.Synced()
 	hub := r.hub
 	all.Go(func() { _ = hub.Run(ctx) })
-	all.Go(func() { _ = c.Control().Run(ctx) })
+	r.networks = c.Control()
+	networks := r.networks
+	all.Go(func() { _ = networks.Run(ctx) })
 	r.stop = sync.OnceFunc(func() { cancel(); all.Wait() })
 	r.t.Cleanup(r.stop)
 }
@@ -416,7 +420,13 @@ func TestTombstone(t *testing.T) {
 		t.Fatalf("the lease of %s stands: %+v %s", hostName(i), has.mark, r.Text())
 	}
 	report(h, r.Machine(hostName(0)).Metadata.UID, has.mark, "network/net@"+n.Metadata.UID)
-	time.Sleep(50 * time.Millisecond)
+	r.eventually("its report is stored", func() bool {
+		h := r.Machine(hostName(0)).Status.Host
+		return h != nil && h.Revision == has.mark.Revision
+	})
+	if err := r.networks.Idle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if len(r.index.Memberships(r.Machine(hostName(0)).Metadata.UID)) != 1 {
 		t.Fatal("its lease is gone before the host is done")
 	}

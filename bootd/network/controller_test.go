@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
@@ -24,9 +25,10 @@ import (
 // bench is a Site with a Zone, its production Subnet, and a Controller.
 type bench struct {
 	*testsite.Site
-	t    *testing.T
-	c    *Controller
-	stop func()
+	t       *testing.T
+	c       *Controller
+	control *control.Controller[*api.Network]
+	stop    func()
 }
 
 func newBench(t *testing.T) *bench {
@@ -50,8 +52,19 @@ func (b *bench) start() {
 	var done sync.WaitGroup
 	done.Go(func() { _ = x.Run(ctx) })
 	<-x.Synced()
-	done.Go(func() { _ = b.c.Control().Run(ctx) })
+	b.control = b.c.Control()
+	done.Go(func() { _ = b.control.Run(ctx) })
 	b.stop = sync.OnceFunc(func() { cancel(); done.Wait() })
+}
+
+// idle returns when the Controller has nothing left to do.
+func (b *bench) idle() {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	defer cancel()
+	if err := b.control.Idle(ctx); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 func machine(i int) *api.Machine {
@@ -432,7 +445,7 @@ func TestZoneChange(t *testing.T) {
 	says(buried-1, "base")                  // from before it was told
 	says(buried, "network/net@uid", "base") // at work
 	says(buried, "network/net")
-	time.Sleep(100 * time.Millisecond)
+	b.idle()
 	if b.leaseOf("net", "r1u01") == "" {
 		t.Fatal("its lease is gone before it gave the Network up")
 	}
