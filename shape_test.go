@@ -25,7 +25,6 @@ const (
 func outsized() map[string]bool {
 	list := map[string]bool{}
 	for _, name := range []string{
-		"bootd/hostspec.Hub",
 		"bootd/lease/table.go",
 		"bootd/machine.Controller",
 		"hardware/redfish.go",

@@ -18,15 +18,15 @@ const (
 
 // bgpReport keeps what a host says of its speaker.
 func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
-	kept, skew := *r, h.skew(s.peer.Name)
+	kept, ahead := *r, skew(h.Cache, s.peer.Name)
 	kept.Role, kept.Problem = text.Clip(r.Role, 16), text.Clip(r.Problem, 512)
-	kept.Sessions = keptSessions(r.Sessions, maxSessions, skew)
+	kept.Sessions = keptSessions(r.Sessions, maxSessions, ahead)
 	kept.Networks = slices.Clone(r.Networks[:min(len(r.Networks), maxNetworks)])
 	room := maxSessions
 	for i := range kept.Networks {
 		x := &kept.Networks[i]
 		x.Network, x.Problem = text.Clip(x.Network, 64), text.Clip(x.Problem, 512)
-		x.Sessions = keptSessions(x.Sessions, room, skew)
+		x.Sessions = keptSessions(x.Sessions, room, ahead)
 		room -= len(x.Sessions)
 	}
 	kept.Services = slices.Clone(r.Services[:min(len(r.Services), maxSessions)])
@@ -34,7 +34,7 @@ func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
 		x := &kept.Services[i]
 		x.Service, x.State, x.LastError = text.Clip(x.Service, 64), text.Clip(x.State, 16), text.Clip(x.LastError, 256)
 		if !x.Since.IsZero() {
-			x.Since = x.Since.Add(-skew)
+			x.Since = x.Since.Add(-ahead)
 		}
 	}
 	kept.Routes = slices.Clone(r.Routes[:min(len(r.Routes), api.MaxBGPRoutes)])
@@ -69,8 +69,8 @@ func keptSessions(list []api.BGPSession, most int, skew time.Duration) []api.BGP
 }
 
 // skew is how far a host's clock is ahead, as it found out when it connected.
-func (h *Hub) skew(host string) time.Duration {
-	m, ok := store.Cached[api.Machine](h.Cache, host)
+func skew(cache *store.Cache, host string) time.Duration {
+	m, ok := store.Cached[api.Machine](cache, host)
 	if !ok || m.Status.Host == nil {
 		return 0
 	}
@@ -95,10 +95,7 @@ func (h *Hub) relayAudits(s *stream) {
 			continue
 		}
 		s.audited = time.Now()
-		select {
-		case to.audits <- api.BGPAudit{Neighbor: s.peer.Name, Received: x.Received, Digest: x.Digest, Digested: x.Digested}:
-		default: // it is said again
-		}
+		to.out.put(audits, api.ServerFrame{Audit: &api.BGPAudit{Neighbor: s.peer.Name, Received: x.Received, Digest: x.Digest, Digested: x.Digested}}) // one that finds no room is said again
 	}
 }
 

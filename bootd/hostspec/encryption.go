@@ -79,13 +79,13 @@ func wireGuardKey(m *api.Machine) string {
 
 // meshChanged reports whether other hosts are to hear of a change to a Machine:
 // an address that it reports may be another's, whose peers are to forget it.
-func (h *Hub) meshChanged(c store.Change) bool {
+func meshChanged(cache *store.Cache, c store.Change) bool {
 	facts := func(o api.Object) (zone, key string, addrs []netip.Addr) {
 		m, ok := o.(*api.Machine)
 		if !ok {
 			return "", "", nil
 		}
-		addrs, _ = site.Claims(h.Cache, m)
+		addrs, _ = site.Claims(cache, m)
 		return m.Spec.Zone, wireGuardKey(m), addrs
 	}
 	zone, key, addrs := facts(c.Old)
@@ -110,7 +110,7 @@ func (h *Hub) tellMeshes(ctx context.Context, dirty wait.Signal) error {
 		}
 		h.mu.Lock()
 		for name, s := range h.streams {
-			if h.encrypted(name) {
+			if encrypted(h.Cache, name) {
 				s.mark()
 			}
 		}
@@ -118,25 +118,25 @@ func (h *Hub) tellMeshes(ctx context.Context, dirty wait.Signal) error {
 	}
 }
 
-func (h *Hub) encrypted(machine string) bool {
-	m, ok := store.Cached[api.Machine](h.Cache, machine)
+func encrypted(cache *store.Cache, machine string) bool {
+	m, ok := store.Cached[api.Machine](cache, machine)
 	if !ok {
 		return false
 	}
-	zone, ok := store.Cached[api.Zone](h.Cache, m.Spec.Zone)
+	zone, ok := store.Cached[api.Zone](cache, m.Spec.Zone)
 	return ok && zone.Spec.Encryption == api.EncryptionWireGuard
 }
 
 // keyFault says what is wrong with a WireGuard key that a host reports of
 // itself. A key is the first host's that had it.
-func (h *Hub) keyFault(host, key string) string {
-	if m, ok := store.Cached[api.Machine](h.Cache, host); key == "" || ok && m.Status.Host != nil && m.Status.Host.WireGuardKey == key {
+func keyFault(cache *store.Cache, host, key string) string {
+	if m, ok := store.Cached[api.Machine](cache, host); key == "" || ok && m.Status.Host != nil && m.Status.Host.WireGuardKey == key {
 		return ""
 	}
 	if err := api.ValidateWireGuardKey(key); err != nil {
 		return err.Error()
 	}
-	for _, m := range store.CachedList[api.Machine](h.Cache) {
+	for _, m := range store.CachedList[api.Machine](cache) {
 		if m.Metadata.Name != host && m.Status.Host != nil && m.Status.Host.WireGuardKey == key {
 			return "its WireGuard key is that of host " + m.Metadata.Name + ": remove wireguard.key from the state directory of nodeagent and restart it"
 		}

@@ -31,10 +31,6 @@ const (
 	// grace is how long after its start bootd waits for hosts to come back before
 	// it says that they are not connected.
 	grace = time.Minute
-	// maxAudits bounds what waits to be passed on to a reflector.
-	maxAudits = 512
-	// maxOpens bounds the channels that a host was not asked for yet.
-	maxOpens = 16
 	// maxFrame bounds one frame of a host.
 	maxFrame = 1 << 20
 )
@@ -105,13 +101,11 @@ type Conn struct {
 }
 
 type stream struct {
-	peer   Peer
-	quota  *quota
-	dirty  wait.Signal       // the host's HostSpec may have changed
-	audits chan api.BGPAudit // of other hosts, for this one that reflects
-	opens  chan api.Channel  // that it is to open
-	usages chan api.UsageRequest
-	close  context.CancelCauseFunc
+	peer  Peer
+	quota *quota
+	dirty wait.Signal // the host's HostSpec may have changed
+	out   *outbox
+	close context.CancelCauseFunc
 
 	greeted bool      // the first bookmark went out; transmit's own
 	held    bool      // it was told to go on as it is; transmit's own
@@ -179,12 +173,10 @@ func (h *Hub) Open(name, uid string, c api.Channel) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case s.opens <- c:
-		return nil
-	default:
+	if !s.out.put(opens, api.ServerFrame{Open: &c}) {
 		return fmt.Errorf("host %s takes nothing at the moment: try again", name)
 	}
+	return nil
 }
 
 // Count is how many hosts are connected to this bootd.
@@ -211,7 +203,7 @@ func (h *Hub) Run(ctx context.Context) error {
 	g.Go(func() error {
 		return h.Cache.Subscribe(ctx, func(c store.Change) {
 			h.changed(c)
-			if h.meshChanged(c) {
+			if meshChanged(h.Cache, c) {
 				mesh.Set()
 			}
 		})
@@ -333,13 +325,12 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 	})
 	h.event(s, api.Normal, "HostConnected", fmt.Sprintf("nodeagent %s from %s; its clock %s", text.Clip(hello.AgentVersion, 64), p.Address, api.Skew(time.Until(hello.Time))))
 
-	replies := make(chan api.ServerFrame, 8)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		cancel(h.receive(ctx, s, in, replies))
+		cancel(h.receive(ctx, s, in))
 	}()
-	err = h.transmit(ctx, s, held{digests: hello.Digests}, replies, send)
+	err = h.transmit(ctx, s, held{digests: hello.Digests}, send)
 	cancel(err)
 	_ = c.SetReadDeadline(time.Now()) // wakes the reader
 	<-done
@@ -364,8 +355,9 @@ func (h *Hub) admit(ctx context.Context, p Peer, send func(api.ServerFrame) erro
 	return nil
 }
 
-func (h *Hub) object(name string) api.Object {
-	if m, ok := store.Cached[api.Machine](h.Cache, name); ok {
+// hostObject is a host's Machine, or one of its name when there is none.
+func hostObject(cache *store.Cache, name string) api.Object {
+	if m, ok := store.Cached[api.Machine](cache, name); ok {
 		return m
 	}
 	m := &api.Machine{}
@@ -418,7 +410,7 @@ func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) (*stream, error) {
 	if !h.quotas[p.Name].streams.Allow() {
 		return nil, fmt.Errorf("host %s opens streams too fast: one in 5 s", p.Name)
 	}
-	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: wait.NewSignal(), audits: make(chan api.BGPAudit, maxAudits), opens: make(chan api.Channel, maxOpens), usages: make(chan api.UsageRequest, 1), close: cancel, seen: time.Now()}
+	s := &stream{peer: p, quota: h.quotas[p.Name], dirty: wait.NewSignal(), out: newOutbox(), close: cancel, seen: time.Now()}
 	if old := h.streams[p.Name]; old != nil {
 		old.close(errReplaced)
 	}
@@ -476,7 +468,7 @@ func (h *Hub) mutate(ctx context.Context, name, uid string, fn func(*api.Machine
 
 // event records what happens to a host, within its quota.
 func (h *Hub) event(s *stream, typ api.EventType, reason, message string) {
-	h.eventOf(s, h.object(s.peer.Name), typ, reason, message)
+	h.eventOf(s, hostObject(h.Cache, s.peer.Name), typ, reason, message)
 }
 
 // eventOf records what a host tells of an object, within the host's quota.
@@ -500,27 +492,15 @@ func (h *Hub) eventOf(s *stream, o api.Object, typ api.EventType, reason, messag
 	h.Record.Event(o, typ, reason, message)
 }
 
-// transmit sends what changes, and what receive answers.
-func (h *Hub) transmit(ctx context.Context, s *stream, has held, replies <-chan api.ServerFrame, send func(api.ServerFrame) error) error {
+// transmit sends what changes, and what waits in the outbox.
+func (h *Hub) transmit(ctx context.Context, s *stream, has held, send func(api.ServerFrame) error) error {
 	s.mark()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case f := <-replies:
-			if err := send(f); err != nil {
-				return err
-			}
-		case a := <-s.audits:
-			if err := send(api.ServerFrame{Audit: &a}); err != nil {
-				return err
-			}
-		case o := <-s.opens:
-			if err := send(api.ServerFrame{Open: &o}); err != nil {
-				return err
-			}
-		case u := <-s.usages:
-			if err := send(api.ServerFrame{Usage: &u}); err != nil {
+		case <-s.out.ready:
+			if err := s.out.sendOne(send); err != nil {
 				return err
 			}
 		case <-s.dirty:

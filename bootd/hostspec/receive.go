@@ -15,7 +15,7 @@ import (
 )
 
 // receive reads a host's frames until its stream breaks.
-func (h *Hub) receive(ctx context.Context, s *stream, in *frames, replies chan<- api.ServerFrame) error {
+func (h *Hub) receive(ctx context.Context, s *stream, in *frames) error {
 	for {
 		f, err := in.next()
 		if err != nil {
@@ -23,9 +23,7 @@ func (h *Hub) receive(ctx context.Context, s *stream, in *frames, replies chan<-
 		}
 		s.touch()
 		if answer := h.handle(ctx, s, f); answer != nil {
-			select {
-			case replies <- *answer:
-			case <-ctx.Done():
+			if s.out.wait(ctx, replies, *answer) != nil {
 				return nil
 			}
 		}
@@ -49,7 +47,7 @@ func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.Serv
 		if typ != api.Warning {
 			typ = api.Normal
 		}
-		h.eventOf(s, h.subject(s, f.Event), typ, text.Clip(f.Event.Reason, 64), text.Clip(f.Event.Message, 1024))
+		h.eventOf(s, h.Compiler.subject(s.peer, f.Event), typ, text.Clip(f.Event.Reason, 64), text.Clip(f.Event.Message, 1024))
 	case f.BGP != nil:
 		h.bgpReport(s, f.BGP)
 	case f.Usage != nil:
@@ -170,11 +168,11 @@ func (t table) judge(spec *part.Spec, status *api.HostStatus) (applied api.Condi
 
 // subject is what a host's event is about: an object of one of its parts, or the
 // host itself. Of anything else it cannot speak.
-func (h *Hub) subject(s *stream, e *api.Event) api.Object {
-	if o := h.Compiler.parts().speaks(s.peer.UID, e); o != nil {
+func (c *Compiler) subject(p Peer, e *api.Event) api.Object {
+	if o := c.parts().speaks(p.UID, e); o != nil {
 		return o
 	}
-	return h.object(s.peer.Name)
+	return hostObject(c.Cache, p.Name)
 }
 
 // renew signs a fresh certificate for a host that holds its stream.

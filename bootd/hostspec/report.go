@@ -51,7 +51,7 @@ func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 	if err != nil {
 		return
 	}
-	if fault := h.keyFault(s.peer.Name, next.WireGuardKey); fault != "" {
+	if fault := keyFault(h.Cache, s.peer.Name, next.WireGuardKey); fault != "" {
 		h.event(s, api.Warning, "KeyRefused", fault)
 		next.WireGuardKey = ""
 	}

@@ -91,10 +91,7 @@ func (s *stream) askUsage(now time.Time) {
 		s.usage = usage{}
 	}
 	s.usage.asked = now
-	select {
-	case s.usages <- api.UsageRequest{Every: api.Duration(usageEvery), For: api.Duration(usageFor)}:
-	default: // the one before has not gone out yet
-	}
+	s.out.put(usages, api.ServerFrame{Usage: &api.UsageRequest{Every: api.Duration(usageEvery), For: api.Duration(usageFor)}}) // there is no room while the one before has not gone out
 }
 
 // usageReport keeps what a host has used.
