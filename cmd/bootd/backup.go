@@ -17,17 +17,17 @@ import (
 	"github.com/rackweft/rackweft/internal/exit"
 )
 
-// places are the flags that say which bootd a command is about.
+// places holds the flags that select the bootd a command works on.
 type places struct{ config, state, run string }
 
 func (p *places) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&p.config, "config", defaultConfig, "configuration file of bootd; need not exist")
-	f.StringVar(&p.state, "state-dir", "/var/lib/rackweft", "where bootd keeps everything that lasts")
-	f.StringVar(&p.run, "run-dir", "/run/rackweft", "where the socket of the API is")
+	f.StringVar(&p.state, "state-dir", "/var/lib/rackweft", "bootd's state directory")
+	f.StringVar(&p.run, "run-dir", "/run/rackweft", "directory of the API socket")
 }
 
-// load reads the configuration, and makes the log of one command.
+// load reads the configuration and creates the command's logger.
 func (p *places) load(c *cobra.Command) (bootd.Config, *slog.Logger, error) {
 	conf, err := bootd.LoadConfig(p.config, c.Flags().Changed("config"))
 	if err != nil {
@@ -48,10 +48,10 @@ func backupCommand() *cobra.Command {
 	var blobs bool
 	c := &cobra.Command{
 		Use:   "backup FILE",
-		Short: "Back up everything that a bootd is made of, while it runs",
+		Short: "Back up all state of bootd, while it runs",
 		Long: "Writes the store, the seal key, the Site's CA and, with --blobs, the files of Images into one\n" +
-			"file, encrypted to a passphrase or to age recipients. bootd may run or not. The file opens\n" +
-			"with age(1), too: keep it, and what opens it, apart from each other and from this machine.",
+			"file, encrypted to a passphrase or to age recipients. bootd may run or be stopped. age(1) can\n" +
+			"decrypt the file, too: keep the file and its key apart from each other and from this machine.",
 		Example: "  bootd backup /mnt/backup/site.age --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\n" +
 			"  bootd backup site.age --blobs --passphrase-file /root/passphrase",
 		Args: oneFile("bootd backup FILE"),
@@ -76,7 +76,7 @@ func backupCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringSliceVar(&recipients, "recipient", nil, "age recipient to encrypt to, age1… (repeatable)")
 	f.StringVar(&passphraseFile, "passphrase-file", "", "file whose first line is the passphrase; - for standard input (default: ask on the terminal)")
-	f.BoolVar(&blobs, "blobs", false, "with the files of Images, which are large")
+	f.BoolVar(&blobs, "blobs", false, "include the files of Images, which are large")
 	return c
 }
 
@@ -86,11 +86,11 @@ func restoreCommand() *cobra.Command {
 	var replace, check, withoutStore bool
 	c := &cobra.Command{
 		Use:   "restore FILE",
-		Short: "Make the state of a bootd out of a backup",
-		Long: "Checks the whole backup, then makes the state directory out of it, which must be empty. With an\n" +
-			"external etcd the store is restored into that, which must be empty, too. The bootd that is then\n" +
-			"started changes nothing before it knows what its hosts run: weftctl restore status shows what it\n" +
-			"waits for. No other bootd of this Site may be running.",
+		Short: "Restore the state of bootd from a backup",
+		Long: "Checks the whole backup, then restores it into the state directory, which must be empty. An\n" +
+			"external etcd must be empty, too: the store is restored into it. When bootd is started again, it\n" +
+			"changes nothing until it knows what its hosts run: weftctl restore status shows what it waits\n" +
+			"for. No other bootd of this Site may be running.",
 		Example: "  bootd restore /mnt/backup/site.age --identity /root/key.txt\n" +
 			"  bootd restore site.age --passphrase-file - --check",
 		Args: oneFile("bootd restore FILE"),
@@ -113,10 +113,10 @@ func restoreCommand() *cobra.Command {
 	}
 	at.flags(c)
 	f := c.Flags()
-	f.StringVar(&identity, "identity", "", "file with the age identity that opens the backup")
+	f.StringVar(&identity, "identity", "", "file with the age identity that decrypts the backup")
 	f.StringVar(&passphraseFile, "passphrase-file", "", "file whose first line is the passphrase; - for standard input (default: ask on the terminal)")
-	f.BoolVar(&replace, "replace", false, "move what the state directory holds aside, into a directory beside it")
-	f.BoolVar(&withoutStore, "without-store", false, "seal key, CA and blobs only: the external etcd has everything still")
+	f.BoolVar(&replace, "replace", false, "move the present contents of the state directory into a directory next to it")
+	f.BoolVar(&withoutStore, "without-store", false, "restore only the seal key, CA and blobs: the external etcd still holds the store")
 	f.BoolVar(&check, "check", false, "check the backup and write nothing")
 	return c
 }
@@ -130,7 +130,7 @@ func oneFile(usage string) cobra.PositionalArgs {
 	}
 }
 
-// quieter keeps what a daemon says while it starts from those who run one command.
+// quieter suppresses a daemon's start-up messages for a single command.
 func quieter(level string) string {
 	if level == "info" {
 		return "warn"
@@ -141,7 +141,7 @@ func quieter(level string) string {
 func encryptTo(recipients []string, passphraseFile string) ([]backup.Recipient, error) {
 	if len(recipients) > 0 {
 		if passphraseFile != "" {
-			return nil, errors.New("--recipient and --passphrase-file exclude each other: an age file has a passphrase or recipients")
+			return nil, errors.New("--recipient and --passphrase-file exclude each other: an age file has either a passphrase or recipients")
 		}
 		return backup.ToRecipients(recipients)
 	}
@@ -156,7 +156,7 @@ func encryptTo(recipients []string, passphraseFile string) ([]backup.Recipient, 
 func decryptWith(identity, passphraseFile string) ([]backup.Identity, error) {
 	if identity != "" {
 		if passphraseFile != "" {
-			return nil, errors.New("--identity and --passphrase-file exclude each other: name the one that the backup was made with")
+			return nil, errors.New("--identity and --passphrase-file exclude each other: give the one that the backup was made with")
 		}
 		raw, err := os.ReadFile(identity)
 		if err != nil {
@@ -204,7 +204,7 @@ func firstLine(r io.Reader) (string, error) {
 func askPassphrase(twice bool) (string, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return "", errors.New("there is no terminal to ask for the passphrase on: name its file with --passphrase-file, or an age key with --recipient (backup) or --identity (restore)")
+		return "", errors.New("no terminal to read the passphrase from: give a file with --passphrase-file, or an age key with --recipient (backup) or --identity (restore)")
 	}
 	defer func() { _ = tty.Close() }()
 	ask := func(prompt string) (string, error) {

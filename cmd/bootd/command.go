@@ -41,15 +41,15 @@ func command() *cobra.Command {
 			}
 			err = bootd.Run(cmd.Context(), conf, log)
 			if errors.As(err, new(*bootd.SiteError)) {
-				return exit.Fault(err) // only a person can give back what is lost
+				return exit.Fault(err) // only an operator can restore what is lost
 			}
 			return err
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&config, "config", defaultConfig, "configuration file; need not exist")
-	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where everything that lasts is kept")
-	f.StringVar(&run, "run-dir", "/run/rackweft", "where the socket of the API is")
+	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "state directory")
+	f.StringVar(&run, "run-dir", "/run/rackweft", "directory of the API socket")
 	f.StringSliceVar(&interfaces, "interface", nil, "interface on a provisioning network (repeatable)")
 	c.AddCommand(certificateCommand(), recreateCommand(), backupCommand(), restoreCommand())
 	c.CompletionOptions.DisableDefaultCmd = true
@@ -63,13 +63,13 @@ func recreateCommand() *cobra.Command {
 		Use:       "recreate ca|seal-key|store",
 		Short:     "Give up a lost CA, seal key or store, so that bootd makes a new one",
 		ValidArgs: bootd.RecreateParts(),
-		Long: "Makes bootd start with a new CA, seal key or store in the place of one that is lost or another\n" +
-			"Site's. What is in its place is moved aside. Try a backup first: hosts know bootd by its CA,\n" +
-			"Secrets can only be opened with their seal key, and the store holds every object.",
+		Long: "Makes bootd start with a new CA, seal key or store when the old one is lost or belongs to\n" +
+			"another Site. The old one, if any, is moved aside. Try a backup first: hosts trust bootd by its\n" +
+			"CA, Secrets can be decrypted only with their seal key, and the store holds every object.",
 		Example: "  bootd recreate ca",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 || !slices.Contains(bootd.RecreateParts(), args[0]) {
-				return errors.New("say what is lost: bootd recreate ca, seal-key or store")
+				return errors.New("want one argument: bootd recreate ca, seal-key or store")
 			}
 			return nil
 		},
@@ -88,7 +88,7 @@ func recreateCommand() *cobra.Command {
 				return err
 			}
 			if aside != "" {
-				aside = "; what was there is now " + aside
+				aside = "; the old one is now " + aside
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "the next start of bootd makes a new %s%s\n", args[0], aside)
 			return err
@@ -96,7 +96,7 @@ func recreateCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&config, "config", defaultConfig, "configuration file; need not exist")
-	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where everything that lasts is kept")
+	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "state directory")
 	return c
 }
 
@@ -105,8 +105,8 @@ func certificateCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "certificate NAME",
 		Short: "Issue a person's client certificate, with a configuration for weftctl",
-		Long: "Issues a client certificate, valid for a year, from the site's CA. The directory that it\n" +
-			"writes is copied to ~/.config/rackweft where that person works.",
+		Long: "Issues a client certificate from the site's CA, valid for a year. Copy the directory that it\n" +
+			"writes to ~/.config/rackweft on the person's machine.",
 		Example: "  bootd certificate alice --role operator --server https://198.18.8.1:8443 --out /root/alice",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -121,14 +121,14 @@ func certificateCommand() *cobra.Command {
 			if err := bootd.IssuePerson(state, args[0], role, server, out); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s may act as %s with what is in %s\n", args[0], role, out)
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s may act as %s with the credentials in %s\n", args[0], role, out)
 			return err
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "where bootd keeps the site's CA")
+	f.StringVar(&state, "state-dir", "/var/lib/rackweft", "state directory, which holds the site's CA")
 	f.StringVar(&role, "role", "viewer", "viewer, operator or admin")
-	f.StringVar(&server, "server", "", "URL of bootd for the configuration, such as https://198.18.8.1:8443")
+	f.StringVar(&server, "server", "", "URL of bootd to write to the configuration, such as https://198.18.8.1:8443")
 	f.StringVar(&out, "out", "", "new directory to write to (default: NAME)")
 	return c
 }
@@ -137,7 +137,7 @@ func certificateCommand() *cobra.Command {
 func logger(level string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("logLevel %q: it may be debug, info, warn or error", level)
+		return nil, fmt.Errorf("invalid logLevel %q: want debug, info, warn or error", level)
 	}
 	return systemd.NewLogger(os.Stderr, l), nil
 }

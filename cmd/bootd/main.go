@@ -17,12 +17,12 @@ import (
 var version = "unknown"
 
 func main() {
-	// The caches live beside embedded etcd; collecting sooner costs little at
-	// bootd's rates and keeps the resident set small.
+	// The caches share the process with embedded etcd; collecting garbage sooner
+	// costs little at bootd's rates and keeps the resident set small.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
-	// bmclib would print login bodies, passwords included.
+	// With this variable bmclib prints login bodies, passwords included.
 	_ = os.Unsetenv("DEBUG_BMCLIB")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -19,10 +19,11 @@ import (
 	"github.com/rackweft/rackweft/systemd"
 )
 
-// acceleratorVariable of the environment is --accelerator for a unit's drop-in.
+// acceleratorVariable is the environment variable that sets --accelerator from a
+// unit's drop-in.
 const acceleratorVariable = "NODEAGENT_ACCELERATOR"
 
-// settings are the flags.
+// settings holds the flags.
 type settings struct{ config, stateDir, runDir, version, accelerator string }
 
 func command(version string, stdout, stderr io.Writer) *cobra.Command {
@@ -31,8 +32,8 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "nodeagent",
 		Short: "rackweft's host daemon",
-		Long: "nodeagent joins this machine to its site, keeps a stream to bootd, and makes the\n" +
-			"machine what its HostSpec says. It is run by systemd (nodeagent.service).",
+		Long: "nodeagent joins this machine to its site, keeps a stream to bootd and applies the\n" +
+			"machine's HostSpec. systemd runs it (nodeagent.service).",
 		Args: noArguments, RunE: run, SilenceErrors: true, SilenceUsage: true,
 	}
 	root.SetOut(stdout)
@@ -41,10 +42,10 @@ func command(version string, stdout, stderr io.Writer) *cobra.Command {
 	root.PersistentFlags().StringVar(&s.runDir, "run-dir", defaultRunDir, "status of the running agent")
 	root.PersistentFlags().StringVar(&s.config, "config", "/etc/rackweft/nodeagent.yaml", "configuration file")
 	root.PersistentFlags().StringVar(&s.accelerator, "accelerator", os.Getenv(acceleratorVariable),
-		"kvm or tcg: what Guests run on. Default: "+acceleratorVariable+", else KVM where a kernel boots under it")
+		"accelerator for Guests: kvm or tcg. Default: "+acceleratorVariable+", else KVM where a kernel boots under it")
 	root.AddCommand(
 		&cobra.Command{Use: "run", Short: "Run the agent (the default)", Args: noArguments, RunE: run},
-		&cobra.Command{Use: "status", Short: "Show how this host stands with bootd", Args: noArguments,
+		&cobra.Command{Use: "status", Short: "Show this host's status: bootd, HostSpec and parts", Args: noArguments,
 			RunE: func(*cobra.Command, []string) error { return printStatus(s, stdout) }},
 		&cobra.Command{Use: "version", Short: "Print the version", Args: noArguments,
 			RunE: func(*cobra.Command, []string) error {
@@ -63,11 +64,11 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%q is not known: see `nodeagent --help`", args[0])
+	return fmt.Errorf("unknown argument %q: see `nodeagent --help`", args[0])
 }
 
 func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
-	// The host's memory belongs to its guests.
+	// Most of the host's memory is for its guests.
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(32 << 20)
 
@@ -112,7 +113,7 @@ func printStatus(s settings, stdout io.Writer) error {
 	return err
 }
 
-// buildVersion falls back to what the Go tool stamped into the binary.
+// buildVersion falls back to the version that the Go tool stamped into the binary.
 func buildVersion(linked string) string {
 	if linked != "" {
 		return linked

@@ -21,15 +21,15 @@ import (
 	"github.com/rackweft/rackweft/systemd"
 )
 
-// maxShare is more than a Secret's values are in JSON, bytes.
+// maxShare, in bytes, is more than the values of a Secret take in JSON.
 const maxShare = 4 << 20
 
-// What a Guest's unit runs: the command that becomes its QEMU, and the one that
-// has the Guest shut down.
+// The commands that a Guest's unit runs: one becomes its QEMU, the other shuts
+// the Guest down.
 const launchWord, shutdownWord = "guest-exec", "guest-shutdown"
 
-// newGuests makes the handler of the Machine's guest parts. By the agent it reads
-// from bootd, and shows other hosts which one this is.
+// newGuests creates the handler of guest parts. It uses the agent to read from
+// bootd and to authenticate this host to others.
 func newGuests(s settings, config api.AgentConfig, network guest.Plugger, agent *nodeagent.Agent, log *slog.Logger) (*guest.Handler, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -85,11 +85,11 @@ func guestUnit(s settings, self string, g guest.Service) systemd.Service {
 	tpm := name + "-tpm.service"
 	unit := systemd.Service{Name: name + ".service", Description: "Guest " + g.Guest, Slice: "rackweft-guests.slice",
 		Properties: []string{"KillMode=mixed", "LimitMEMLOCK=infinity", "LimitCORE=0", "Before=nodeagent.service", "RequiresMountsFor=" + s.stateDir}}
-	if g.TPM { // it ends with QEMU, which has the only connection to it
+	if g.TPM { // it ends with QEMU, which holds the only connection to it
 		unit.Name, unit.Description = tpm, "TPM of Guest "+g.Guest
 		unit.Properties = append(unit.Properties, "TimeoutStopSec=30s")
 	} else {
-		const killing = 15 * time.Second // what systemd itself may need
+		const killing = 15 * time.Second // margin for systemd itself
 		unit.Properties = append(unit.Properties, "After=network.target", "After="+speakerUnit, "After="+tpm,
 			fmt.Sprintf("ExecStop=%q %s --state-dir %q --run-dir %q %s", self, shutdownWord, s.stateDir, s.runDir, g.UID),
 			fmt.Sprintf("TimeoutStopSec=%d", int((g.StopTimeout+killing).Seconds())))
@@ -103,12 +103,12 @@ func guestUnit(s settings, self string, g guest.Service) systemd.Service {
 	return unit
 }
 
-// guestCommands are what a Guest's unit runs: nobody types them.
+// guestCommands are run by a Guest's unit, not by people.
 func guestCommands(s *settings, stderr io.Writer) []*cobra.Command {
 	return []*cobra.Command{
-		{Use: launchWord + " SOCKET", Short: "Become what the agent at a socket says", Hidden: true, Args: cobra.ExactArgs(1),
+		{Use: launchWord + " SOCKET", Short: "Become the process that the agent at a socket describes", Hidden: true, Args: cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error { return launch.Exec(args) }},
-		{Use: shutdownWord + " UID", Short: "Have a Guest shut down", Hidden: true, Args: cobra.ExactArgs(1),
+		{Use: shutdownWord + " UID", Short: "Shut a Guest down", Hidden: true, Args: cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				return guest.New(guest.Options{StateDir: s.guestState(), RunDir: s.guestRun(), Log: systemd.NewLogger(stderr, slog.LevelInfo)}).Shutdown(cmd.Context(), args[0])
 			}},

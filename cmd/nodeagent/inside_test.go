@@ -13,7 +13,7 @@ import (
 )
 
 // The speaker that tenants' guests talk to has the whole sandbox of the host's
-// own, and differs from it in no more than it must.
+// own speaker, and differs from it only where it must.
 func TestInsideUnit(t *testing.T) {
 	unit, err := insideUnit("/run/rackweft/nodeagent/speakers", speaker.InsideService{UID: "u1", Network: "red", Namespace: "/run/netns/red"})
 	if err != nil {

@@ -1,7 +1,7 @@
 // Command nodeagent is rackweft's host daemon.
 //
-// Its speaker's neighbours have TCP MD5 keys, which a listener for MPTCP,
-// Go's default, does not know.
+// Its speaker's neighbours have TCP MD5 keys, which MPTCP listeners, Go's
+// default, do not support.
 //
 //go:debug multipathtcp=0
 package main

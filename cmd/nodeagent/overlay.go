@@ -14,11 +14,12 @@ import (
 	"github.com/rackweft/rackweft/systemd"
 )
 
-// defaultRunDir is the one host's of this machine; its tenants' namespaces are
-// where ip-netns(8) looks. Agents with another have them to themselves.
+// defaultRunDir is used where the machine is one host: its tenants' namespaces
+// are then where ip-netns(8) looks. Agents with another directory keep their
+// namespaces within it.
 const defaultRunDir = "/run/rackweft/nodeagent"
 
-// newOverlay makes the handler of network parts.
+// newOverlay creates the handler of network parts.
 func newOverlay(s settings, speakers overlay.Speakers, log *slog.Logger) *overlay.Overlay {
 	o := overlay.Options{Log: log, Speakers: speakers, EnvDir: filepath.Join(s.runDir, "networks"), ProbeFile: filepath.Join(s.runDir, "vxlan-checksums.json")}
 	if s.runDir != defaultRunDir {
@@ -30,7 +31,8 @@ func newOverlay(s settings, speakers overlay.Speakers, log *slog.Logger) *overla
 	return overlay.New(o)
 }
 
-// outside does one of namespaceCommand's jobs where it outlives the agent.
+// outside runs one of namespaceCommand's subcommands outside of the agent's mount
+// namespace, so that its effect outlives the agent.
 func outside(verb string) func(ctx context.Context, path string) error {
 	return func(ctx context.Context, path string) error {
 		self, err := os.Executable()
@@ -41,13 +43,13 @@ func outside(verb string) func(ctx context.Context, path string) error {
 	}
 }
 
-// namespaceCommand is what the agent runs outside of its sandbox: nobody types it.
+// namespaceCommand is run by the agent outside of its sandbox, not by people.
 func namespaceCommand() *cobra.Command {
 	netns := &cobra.Command{Use: "netns", Short: "Pin or unpin a network namespace", Hidden: true}
 	netns.AddCommand(
-		&cobra.Command{Use: "pin PATH", Short: "Make a network namespace and pin it", Args: cobra.ExactArgs(1),
+		&cobra.Command{Use: "pin PATH", Short: "Create a network namespace and pin it", Args: cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error { return namespace.Pin(args[0]) }},
-		&cobra.Command{Use: "unpin PATH", Short: "Take a pinned network namespace away", Args: cobra.ExactArgs(1),
+		&cobra.Command{Use: "unpin PATH", Short: "Remove a pinned network namespace", Args: cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error { return namespace.Unpin(args[0]) }},
 	)
 	return netns

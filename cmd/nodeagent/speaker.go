@@ -31,7 +31,7 @@ func newSpeaker(s settings, inside *speaker.Inside, log *slog.Logger) *speaker.S
 		Stop:  func(ctx context.Context) error { return systemd.Stop(ctx, speakerUnit) }})
 }
 
-// newInside is the agent's side of the speakers inside of Networks.
+// newInside is the agent's side of the speakers inside Networks.
 func newInside(s settings, log *slog.Logger) (*speaker.Inside, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -64,9 +64,9 @@ func insideCommand(self string, i speaker.InsideService) []string {
 
 func insideUnitName(uid string) string { return "nodeagent-speaker-" + uid + ".service" }
 
-// insideUnit is nodeagent-speaker.service, but in a Network's namespace: all of
-// its sandbox holds here, too, for tenants' guests talk to this speaker. What
-// differs is its command, its directories and its namespace.
+// insideUnit is nodeagent-speaker.service in a Network's namespace. It has the
+// same sandbox, because tenants' guests talk to this speaker. Only its command,
+// directories and namespace differ.
 func insideUnit(dir string, i speaker.InsideService) (systemd.Service, error) {
 	shared, err := systemd.Properties(speakerUnit, insideDiffers()...)
 	if err != nil {
@@ -76,31 +76,31 @@ func insideUnit(dir string, i speaker.InsideService) (systemd.Service, error) {
 		Properties: append(shared, "NetworkNamespacePath="+i.Namespace, "ReadWritePaths="+dir, "StartLimitIntervalSec=0")}, nil
 }
 
-// insideDiffers are the settings of nodeagent-speaker.service that a speaker
-// inside of a Network has not, or has from systemd.Service.
+// insideDiffers lists the settings of nodeagent-speaker.service that a speaker
+// inside a Network lacks or gets from systemd.Service.
 func insideDiffers() []string {
 	return []string{"Type", "ExecStart", "StateDirectory", "StateDirectoryMode", "RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve"}
 }
 
-// speakerFlags say where a speaker is; the host's own has none.
+// speakerFlags locate a speaker; the host's own needs none of them.
 type speakerFlags struct{ namespace, part, socket string }
 
 func speakerCommand(s *settings, stderr io.Writer) *cobra.Command {
 	var f speakerFlags
 	c := &cobra.Command{Use: "speaker", Short: "Run the host's BGP speaker",
-		Long: "speaker is what the host's bgp part says, from the file that the agent writes it to.\n" +
-			"It is run by systemd (" + speakerUnit + "). With --namespace it is the speaker\n" +
-			"inside of a Network, which the agent has started where guests peer.",
+		Long: "speaker applies the host's bgp part, which the agent writes to a file.\n" +
+			"systemd runs it (" + speakerUnit + "). With --namespace it is the speaker\n" +
+			"inside a Network, which the agent starts where guests peer.",
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runSpeaker(cmd.Context(), *s, f, stderr) },
 	}
-	c.Flags().StringVar(&f.namespace, "namespace", "", "path of the network namespace to run in; this process's unless set")
-	c.Flags().StringVar(&f.part, "part", "", "file with the part; in --state-dir unless set")
-	c.Flags().StringVar(&f.socket, "socket", "", "unix socket to show the state on; in --run-dir unless set")
+	c.Flags().StringVar(&f.namespace, "namespace", "", "path of the network namespace to run in. Default: this process's")
+	c.Flags().StringVar(&f.part, "part", "", "file with the part. Default: speaker.json in --state-dir")
+	c.Flags().StringVar(&f.socket, "socket", "", "unix socket to serve the state on. Default: speaker.sock in --run-dir")
 	return c
 }
 
-// runSpeaker ends with the process: see bgp.Run.
+// runSpeaker must be followed by the end of the process: see bgp.Run.
 func runSpeaker(ctx context.Context, s settings, f speakerFlags, stderr io.Writer) error {
 	if f.namespace != "" {
 		if err := overlay.EnterNamespace(f.namespace); err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/rackweft/rackweft/systemd"
 )
 
-// TestMain is nodeagent where it is started as one.
+// TestMain runs nodeagent itself when it is started as a speaker.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "speaker" {
 		main()
@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A speaker inside of a Network outlives the agent that has started it, and is
-// found by the next one.
+// A speaker inside a Network outlives the agent that started it, and the next
+// agent finds it.
 func TestSpeakerInside(t *testing.T) {
 	nstest.Root(t, nstest.Namespaces)
 	if systemd.Booted() {
