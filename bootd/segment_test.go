@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -22,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -270,7 +272,12 @@ func (p *party) client(roots *x509.CertPool, cert *tls.Certificate) *http.Client
 	}
 	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: conf,
 		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-			err = nstest.Within(p.ns, func() error { c, err = new(net.Dialer).DialContext(ctx, network, address); return err })
+			for range 5 { // of who was put on the segment just now, ARP may not get through yet
+				err = nstest.Within(p.ns, func() error { c, err = new(net.Dialer).DialContext(ctx, network, address); return err })
+				if !errors.Is(err, syscall.EHOSTUNREACH) {
+					break
+				}
+			}
 			return c, err
 		}}}
 }
