@@ -36,6 +36,7 @@ func rooms() map[string][]string {
 		"bootd/network":  {"api", "bootd/ca", "bootd/store", "bootd/control", "bootd/part", "bootd/site", "bootd/internal"},
 		"bootd/guest":    {"api", "ignition", "bootd/store", "bootd/control", "bootd/part", "bootd/network", "bootd/machine", "bootd/internal"},
 		"bootd/zone":     {"api", "bootd/store", "bootd/ca", "bootd/control", "bootd/part", "bootd/site", "bootd/network", "bootd/internal"},
+		"bootd/subnet":   {"api", "bootd/store", "bootd/control", "bootd/internal"},
 		"bootd/site":     {"api", "bootd/store", "bootd/internal"},
 		"bootd/control":  {"api", "bootd/store", "bootd/internal"},
 		"bootd/dhcp":     {},

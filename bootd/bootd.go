@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +30,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/recovery"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/subnet"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/internal/prom"
@@ -61,7 +61,7 @@ type daemon struct {
 	recovery *recovery.Keeper
 	dhcp     dhcpFaults
 	pinned   pinned
-	leading  atomic.Bool // this bootd runs the controllers
+	served   wait.Signal // something else of Subnets is served than before
 }
 
 // Run is bootd, until ctx ends or a part of it fails. One that serves a copy of
@@ -86,7 +86,7 @@ func Run(ctx context.Context, config Config, log *slog.Logger) error {
 }
 
 func run(ctx context.Context, config Config, log *slog.Logger) (err error) {
-	d := &daemon{config: config, log: log, metrics: prometheus.NewRegistry(), notify: systemd.NewNotifier(log), ifaces: &interfaces{}}
+	d := &daemon{config: config, log: log, metrics: prometheus.NewRegistry(), notify: systemd.NewNotifier(log), ifaces: &interfaces{}, served: wait.NewSignal()}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(ctx); err != nil {
 		return err
@@ -404,12 +404,12 @@ func (d *daemon) lead(ctx context.Context) error {
 			},
 		}
 		zones := &zone.Controller{Env: env, Parts: d.hub.Compiler.Zones, Sessions: d.hub.BGP}
-		d.leading.Store(true)
-		defer d.leading.Store(false)
-		d.reportSubnets(ctx)
+		subnets := &subnet.Controller{Env: env, Served: d.served, Judge: func(s *api.Subnet) (control.Finding, bool) {
+			return d.decider.JudgeSubnet(s, d.dhcp.of)
+		}}
 		g, ctx := errgroup.WithContext(ctx)
 		for _, c := range []interface{ Run(context.Context) error }{
-			machines.Control(), images.Control(), networks.Control(), guests.Control(), zones.Control(), d.recovery,
+			machines.Control(), subnets.Control(), images.Control(), networks.Control(), guests.Control(), zones.Control(), d.recovery,
 		} {
 			g.Go(func() error { return c.Run(ctx) })
 		}
@@ -475,17 +475,7 @@ func (d *daemon) applySubnets(ctx context.Context) {
 	if err := d.decider.ApplySubnets(ctx); err != nil && ctx.Err() == nil {
 		d.log.Error("Subnets", "error", err)
 	}
-	d.reportSubnets(ctx)
-}
-
-// reportSubnets writes the Subnets' conditions; the elected bootd does.
-func (d *daemon) reportSubnets(ctx context.Context) {
-	if !d.leading.Load() {
-		return
-	}
-	if err := d.decider.ReportSubnets(ctx, d.dhcp.of); err != nil && ctx.Err() == nil {
-		d.log.Error("Subnets", "error", err)
-	}
+	d.served.Set()
 }
 
 func kinds(names ...string) ([]api.Kind, error) {

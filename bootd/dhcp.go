@@ -15,6 +15,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 const (
@@ -60,7 +61,7 @@ type dhcpServers struct {
 	cache      *store.Cache
 	decider    *boot.Decider
 	faults     *dhcpFaults
-	report     func(context.Context) // called when a fault is news
+	served     wait.Signal // set when DHCP answers elsewhere than before
 	metrics    prometheus.Registerer
 	log        *slog.Logger
 }
@@ -162,7 +163,7 @@ func (d *dhcpServers) adjust(ctx context.Context, running map[string]*dhcpServer
 		running[name] = s
 	}
 	if news {
-		d.report(ctx)
+		d.served.Set()
 	}
 }
 

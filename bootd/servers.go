@@ -74,7 +74,7 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 func (d *daemon) dhcpServers() *dhcpServers {
 	return &dhcpServers{
 		interfaces: d.config.Interfaces, ifaces: d.ifaces, store: d.store, cache: d.cache, decider: d.decider,
-		faults: &d.dhcp, report: d.reportSubnets, metrics: d.metrics, log: d.log,
+		faults: &d.dhcp, served: d.served, metrics: d.metrics, log: d.log,
 	}
 }
 

@@ -2,7 +2,6 @@ package boot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/lease"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -26,17 +26,20 @@ type subnets struct {
 
 	applying sync.Mutex       // one ApplySubnets at a time
 	faults   map[string]error // of Subnets whose pool cannot be used; under applying
+	applied  map[string]int64 // generation of each Subnet, by uid; under applying
 }
 
 // ApplySubnets tells the lease table what the Subnets and Machines say now. It
 // is called when any of them, or an address of bootd's, has changed. A Subnet
 // that cannot be served is left out and does not harm the others;
-// ReportSubnets says so.
+// JudgeSubnet says so.
 func (ss *subnets) ApplySubnets(ctx context.Context) error {
 	ss.applying.Lock()
 	defer ss.applying.Unlock()
 	var pools []lease.Subnet
+	applied := map[string]int64{}
 	for _, s := range store.CachedList[api.Subnet](ss.cache) {
+		applied[s.Metadata.UID] = s.Metadata.Generation
 		if s.Spec.Purpose != api.Provisioning || s.Spec.Mode == api.Proxy {
 			continue
 		}
@@ -56,6 +59,7 @@ func (ss *subnets) ApplySubnets(ctx context.Context) error {
 	if err := ss.leases.SetSubnets(good); err != nil {
 		return fmt.Errorf("apply the Subnets: %w", err)
 	}
+	ss.applied = applied
 	return nil
 }
 
@@ -85,31 +89,18 @@ type noLeases struct{}
 func (noLeases) List(context.Context) ([]lease.Lease, error)               { return nil, nil }
 func (noLeases) Apply(context.Context, []lease.Lease, []lease.Lease) error { return nil }
 
-// ReportSubnets writes into the condition Ready of every Subnet whether it is
-// served, and if not, why. listening returns why DHCP does not answer on an
-// interface; nil when it does. Only one bootd of a group may call it.
-func (ss *subnets) ReportSubnets(ctx context.Context, listening func(iface string) error) error {
+// JudgeSubnet says whether a Subnet is served, and if not, why; not ok when its
+// spec has not been applied. listening returns why DHCP does not answer on an
+// interface; nil when it does.
+func (ss *subnets) JudgeSubnet(s *api.Subnet, listening func(iface string) error) (found control.Finding, ok bool) {
 	ss.applying.Lock()
-	faults := maps.Clone(ss.faults)
+	fault, ok := ss.faults[s.Metadata.Name], ss.applied[s.Metadata.UID] == s.Metadata.Generation
 	ss.applying.Unlock()
-	var errs []error
-	for _, s := range store.CachedList[api.Subnet](ss.cache) {
-		ready, reason, message := ss.judge(s, faults[s.Metadata.Name], listening)
-		if c := s.Status.Conditions.Get(api.CondReady); c != nil && c.Status == ready && c.Reason == reason && c.Message == message {
-			continue
-		}
-		_, err := store.Mutate(ctx, ss.store, s.Metadata.Name, func(fresh *api.Subnet) error {
-			if fresh.Metadata.UID != s.Metadata.UID || fresh.Metadata.Generation != s.Metadata.Generation {
-				return store.ErrUnchanged // its change makes it due again
-			}
-			fresh.Status.Conditions.Set(time.Now(), api.CondReady, ready, reason, message)
-			return nil
-		})
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			errs = append(errs, fmt.Errorf("write the status of Subnet %s: %w", s.Metadata.Name, err))
-		}
+	if !ok {
+		return found, false
 	}
-	return errors.Join(errs...)
+	found.Status, found.Reason, found.Message = ss.judge(s, fault, listening)
+	return found, true
 }
 
 // judge says how a Subnet stands.

@@ -1,0 +1,57 @@
+// Package subnet owns what is said of Subnets: whether bootd does for each what it
+// can, and if not, why.
+package subnet
+
+import (
+	"context"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait"
+)
+
+// Controller keeps the Ready condition of Subnets true to what serves them.
+type Controller struct {
+	control.Env
+	// Judge says how a Subnet is served; not ok while its spec has not been taken
+	// into service. Served is set when it has, or when something else is served than before.
+	Judge  func(*api.Subnet) (found control.Finding, ok bool)
+	Served wait.Signal
+}
+
+// Control is the controller as it runs.
+func (c *Controller) Control() *control.Controller[*api.Subnet] {
+	return &control.Controller[*api.Subnet]{
+		Env: c.Env, Kinds: []string{"Subnet"}, Workers: 1, Step: c.step,
+		Due:     func(ch store.Change) []string { return []string{ch.Name} },
+		Sources: []control.Source{c.served},
+	}
+}
+
+// served makes all Subnets due, each time that something else is served.
+func (c *Controller) served(ctx context.Context, due func(...string)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.Served:
+		}
+		for _, s := range store.CachedList[api.Subnet](c.Cache) {
+			due(s.Metadata.Name)
+		}
+	}
+}
+
+func (c *Controller) step(ctx context.Context, s *api.Subnet) (time.Duration, error) {
+	found, ok := c.Judge(s)
+	if !ok {
+		return 0, nil
+	}
+	// In a storm of changes all Subnets are due all the time.
+	if old := s.Status.Conditions.Get(api.CondReady); old != nil && old.Status == found.Status && old.Reason == found.Reason && old.Message == found.Message {
+		return 0, nil
+	}
+	return 0, control.Report(ctx, c.Env, s, found, nil)
+}
