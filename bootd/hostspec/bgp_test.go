@@ -111,7 +111,7 @@ func TestBGPPart(t *testing.T) {
 	r := newZone(t, 4)
 	r.Change(hostName(4), func(m *api.Machine) { // in another row, behind routers
 		m.Spec.Links[0].Subnet, m.Spec.Links[0].Addresses = "far", []netip.Addr{netip.MustParseAddr("198.18.1.4")}
-		m.Metadata.Annotations = map[string]string{zone.DrainAnnotation: "true"}
+		m.Metadata.Annotations = map[string]string{zone.ShutdownAnnotation: "true"}
 	})
 	for i, name := range map[int]string{1: "reflector", 3: "client", 4: "far"} {
 		got := new(bytes.Buffer)
@@ -171,7 +171,7 @@ func TestBGPPartsStay(t *testing.T) {
 			r.Change(hostName(3), func(m *api.Machine) { m.Spec.Links[0].Addresses[0] = netip.MustParseAddr("198.18.0.99") })
 		}, "1 2 3"},
 		{"a client is drained", func() {
-			r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Annotations = map[string]string{zone.DrainAnnotation: "true"} })
+			r.Change(hostName(4), func(m *api.Machine) { m.Metadata.Annotations = map[string]string{zone.ShutdownAnnotation: "true"} })
 		}, "4"},
 		{"a reflector moves on", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorLeaving }) }, ""},
 		{"a reflector leaves its uplinks", func() { r.editZone(func(z *api.Zone) { z.Status.Reflectors[0].State = api.ReflectorWithdrawn }) }, "1"},

@@ -129,7 +129,7 @@ func withoutLoopback(z *api.Zone, members []Member) string {
 func (c *Controller) serviceStands(s *api.Service, members []Member) (reason, message string) {
 	hosts, heard, announced, wrong := 0, 0, map[netip.Addr]int{}, map[string]string{}
 	for _, m := range members {
-		if m.Fault != "" || Draining(m.Machine) || !s.Selects(m.Machine) {
+		if m.Fault != "" || ShuttingDown(m.Machine) || !s.Selects(m.Machine) {
 			continue
 		}
 		hosts++

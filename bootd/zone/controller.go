@@ -143,7 +143,7 @@ func stand(m Member, patience time.Duration, now time.Time) candidate {
 	switch {
 	case machine.Spec.State != api.StateActive:
 		out.retire = string(machine.Spec.State)
-	case Draining(machine):
+	case ShuttingDown(machine):
 		out.retire = "Draining"
 	case machine.Status.Phase != api.PhaseActive:
 		out.retire = orUnknown(machine.Status.Phase)

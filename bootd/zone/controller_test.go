@@ -208,7 +208,7 @@ func TestReplacement(t *testing.T) {
 		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "", "")
 		m.Status.Conditions.Set(time.Now().Add(-time.Hour), api.CondConnected, api.True, "Connected", "")
 	}
-	replace("r1u01", "r1u01:Leaving r2u01 r3u01:Starting", "r2u01 r3u01", func(m *api.Machine) { m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"} })
+	replace("r1u01", "r1u01:Leaving r2u01 r3u01:Starting", "r2u01 r3u01", func(m *api.Machine) { m.Metadata.Annotations = map[string]string{ShutdownAnnotation: "true"} })
 	b.apply("r1u01")
 	b.Change("r1u01", well)
 	replace("r2u01", "r1u01:Starting r2u01:Leaving r3u01", "r1u01 r3u01", func(m *api.Machine) { m.Spec.State = api.StateMaintenance })

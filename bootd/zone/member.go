@@ -10,13 +10,13 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// DrainAnnotation on a Machine asks its neighbours for any other path than
+// ShutdownAnnotation on a Machine asks its neighbours for any other path than
 // through it (RFC 8326), and keeps it from being a reflector.
-const DrainAnnotation = "rackweft/bgp-drain"
+const ShutdownAnnotation = "rackweft/bgp-drain"
 
 // Draining reports whether a host is to be left by traffic.
-func Draining(m *api.Machine) bool {
-	return m.Metadata.Annotations[DrainAnnotation] == "true" || m.Spec.State != api.StateActive || m.Status.Phase == api.PhaseDraining
+func ShuttingDown(m *api.Machine) bool {
+	return m.Metadata.Annotations[ShutdownAnnotation] == "true" || m.Spec.State != api.StateActive || m.Status.Phase == api.PhaseDraining
 }
 
 // Member is a Machine of a Zone as its speakers see it.

@@ -86,7 +86,7 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 		AllPaths:        s.BGP.Paths != api.PathsBest,
 		EVPN:            s.BGP.EVPN,
 		GracefulRestart: s.BGP.GracefulRestart, LongLived: s.BGP.LongLived, StaleHold: s.BGP.StaleHold,
-		Drain: Draining(b.self.Machine),
+		Drain: ShuttingDown(b.self.Machine),
 	}
 	if !b.reflects(b.self) {
 		for _, other := range b.members {

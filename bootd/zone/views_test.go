@@ -197,7 +197,7 @@ func TestDrops(t *testing.T) {
 		want []string
 	}{
 		{"a label", machine("r3u01", func(m *api.Machine) { m.Metadata.Labels = map[string]string{"a": "b"} }), nil},
-		{"a client is drained", machine("r3u01", func(m *api.Machine) { m.Metadata.Annotations = map[string]string{DrainAnnotation: "true"} }), nil},
+		{"a client is drained", machine("r3u01", func(m *api.Machine) { m.Metadata.Annotations = map[string]string{ShutdownAnnotation: "true"} }), nil},
 		{"a client's address", machine("r3u01", func(m *api.Machine) { m.Spec.Links[0].Addresses[0] = netip.MustParseAddr("198.18.8.200") }),
 			[]string{"these 2 BGP sessions drop: r1u01 and r3u01, r2u01 and r3u01 (the address of r3u01 becomes 198.18.8.200)"}},
 		{"a client leaves the Zone", machine("r3u01", func(m *api.Machine) { m.Spec.Zone, m.Spec.Links[0].Subnet = "red", "" }),
