@@ -76,9 +76,9 @@ func mayHaveSnapshot(g *api.Guest, snapshot string, known bool) error {
 	case raw >= 0:
 		return fmt.Errorf("disk %s of guest %s is raw, which holds no snapshots: weftctl guest export %s copies it", g.Spec.Disks[raw].Name, name, name)
 	case known:
-		return fmt.Errorf("guest %s has a snapshot %s: delete it, or take another name", name, snapshot)
+		return fmt.Errorf("guest %s has a snapshot %s: delete it, or choose another name", name, snapshot)
 	case len(g.Status.Snapshots) >= api.MaxSnapshots:
-		return fmt.Errorf("guest %s has %d snapshots, and may have no more: delete one", name, len(g.Status.Snapshots))
+		return fmt.Errorf("guest %s has %d snapshots, which is the limit: delete one", name, len(g.Status.Snapshots))
 	}
 	return nil
 }

@@ -233,7 +233,7 @@ func TestGuestExec(t *testing.T) {
 		t.Errorf("the answer is %+v, %v", result, err)
 	}
 	_, err = run(func(to *io.PipeWriter, _ api.GuestExec) {
-		_ = json.NewEncoder(to).Encode(api.GuestExecAnswer{Fault: "the command has not ended within 1m"})
+		_ = json.NewEncoder(to).Encode(api.GuestExecAnswer{Fault: "the command did not end within 1m"})
 	})
 	wantStatus(t, err, http.StatusBadGateway, "host r1: the command has not ended")
 	_, err = run(func(*io.PipeWriter, api.GuestExec) {})

@@ -366,7 +366,7 @@ func hostShutsDown(t *testing.T, r *rig.Rig, h *host, guests ...*api.Guest) {
 		}
 	}
 	for _, g := range guests {
-		waitConsole(t, r, h.name, `it has ended, as its host goes down" guest=`+g.Metadata.Name)
+		waitConsole(t, r, h.name, `stopped because its host shuts down" guest=`+g.Metadata.Name)
 	}
 	waitConsole(t, r, h.name, `systemd-shutdown\[1\]: Powering off`)
 }

@@ -17,16 +17,17 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// A kernel comes within fetchPatience and is no larger than maxKernel.
+// maxKernel bounds the size of a kernel that is fetched, fetchPatience the time
+// that it may take.
 const (
 	fetchPatience = 2 * time.Minute
 	maxKernel     = 512 << 20
 )
 
-// accelerator is found out once, and again after the agent's start.
+// accelerator tries KVM once per run of the agent and remembers the verdict.
 func (h *Handler) accelerator(ctx context.Context) (qemu.Verdict, error) {
 	if h.o.Accelerator != "" {
-		return qemu.Verdict{Accelerator: h.o.Accelerator, Reason: "nodeagent's --accelerator says so"}, nil
+		return qemu.Verdict{Accelerator: h.o.Accelerator, Reason: "set by nodeagent's --accelerator"}, nil
 	}
 	h.probing.Lock() // for some seconds, or minutes where KVM hangs
 	defer h.probing.Unlock()
@@ -47,9 +48,9 @@ func (h *Handler) accelerator(ctx context.Context) (qemu.Verdict, error) {
 	return v, nil
 }
 
-// trialKernel is the kernel that this host runs: of all kernels it is the one
-// that boots here. A host that was booted over the network has no file of it, and
-// asks bootd for it.
+// trialKernel returns the kernel that this host runs, because that one is known
+// to boot here. A host that was booted over the network has no file of it and
+// fetches it from bootd.
 func (h *Handler) trialKernel(ctx context.Context) (qemu.TrialKernel, error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -62,15 +63,15 @@ func (h *Handler) trialKernel(ctx context.Context) (qemu.TrialKernel, error) {
 		return qemu.TrialKernel{}, qemu.ErrNoKernel
 	}
 	path := filepath.Join(h.o.RunDir, "kernel.tmp")
-	remove := func() { _ = os.Remove(path) } // the next one is written over it
+	remove := func() { _ = os.Remove(path) } // the next fetch overwrites it
 	if err := h.fetchKernel(ctx, path); err != nil {
 		remove()
-		return qemu.TrialKernel{}, fmt.Errorf("fetch the kernel that this host has booted: %w", err)
+		return qemu.TrialKernel{}, fmt.Errorf("fetch the kernel that this host booted: %w", err)
 	}
-	return qemu.TrialKernel{Name: fmt.Sprintf("the kernel that this host has booted (sha256:%.12s)", h.o.Kernel), Path: path, Done: remove}, nil
+	return qemu.TrialKernel{Name: fmt.Sprintf("the kernel that this host booted (sha256:%.12s)", h.o.Kernel), Path: path, Done: remove}, nil
 }
 
-// kernelFile finds the file of a kernel below root, or "".
+// kernelFile returns the path of a kernel below root, or "" when there is none.
 func kernelFile(root, release string) string {
 	for _, path := range []string{
 		"boot/vmlinuz-" + release,                 // Debian, Ubuntu
@@ -108,7 +109,7 @@ func (h *Handler) fetchKernel(ctx context.Context, path string) error {
 		return err
 	}
 	if got := api.SHA256(hex.EncodeToString(sum.Sum(nil))); got != h.o.Kernel {
-		return fmt.Errorf("the content has the digest %s, want %s", got, h.o.Kernel)
+		return fmt.Errorf("invalid content: got digest %s, want %s", got, h.o.Kernel)
 	}
 	return nil
 }

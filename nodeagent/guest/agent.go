@@ -8,8 +8,8 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qga"
 )
 
-// guestAgent is what a Guest's own agent (qemu-ga) is asked for, where one runs:
-// to shut down, to bring file systems to rest, to run a command.
+// guestAgent sends requests to the guest agent (qemu-ga) of a Guest that runs
+// one: shut down, freeze the file systems, run a command.
 type guestAgent struct {
 	*identity
 	record *ledger
@@ -17,8 +17,8 @@ type guestAgent struct {
 	client *qga.Client
 }
 
-// listens says whether something inside the Guest has the agent's channel
-// open: whoever writes there otherwise waits for nothing.
+// listens reports an error when nothing inside the Guest has the agent's
+// channel open: a request would then wait for a reply that never comes.
 func (a *guestAgent) listens(ctx context.Context) error {
 	var devices []struct {
 		Label string `json:"label"`
@@ -35,7 +35,7 @@ func (a *guestAgent) listens(ctx context.Context) error {
 	return fmt.Errorf("no guest agent runs in Guest %s: install qemu-guest-agent (qemu-ga) there", a.name)
 }
 
-// shutdown tells the guest agent to shut down, where one runs and answers soon.
+// shutdown asks the guest agent to shut down, if one runs and answers soon.
 func (a *guestAgent) shutdown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, a.timing.agent)
 	defer cancel()
@@ -45,8 +45,8 @@ func (a *guestAgent) shutdown(ctx context.Context) error {
 	return a.client.Tell(ctx, "guest-shutdown", map[string]string{"mode": "powerdown"})
 }
 
-// freeze brings the Guest's file systems to rest, if an agent in it does that.
-// thaw follows, whatever comes of it.
+// freeze freezes the Guest's file systems if its agent supports that. The
+// caller calls thaw whatever the result.
 func (a *guestAgent) freeze(ctx context.Context) api.Consistency {
 	if a.vm.running.state != "running" || a.listens(ctx) != nil {
 		return api.ConsistentCrash
@@ -56,14 +56,14 @@ func (a *guestAgent) freeze(ctx context.Context) api.Consistency {
 	}
 	var count int
 	if err := a.client.Execute(ctx, "guest-fsfreeze-freeze", nil, &count); err != nil || count < 1 {
-		a.log.Warn("its file systems do not come to rest", "count", count, "error", err)
+		a.log.Warn("cannot freeze the Guest's file systems", "count", count, "error", err)
 		return api.ConsistentCrash
 	}
 	return api.ConsistentFrozen
 }
 
-// thaw lets the Guest's file systems go on. It is repeated until it succeeds or
-// QEMU has ended.
+// thaw thaws the Guest's file systems. It is repeated until it succeeds or QEMU
+// has ended.
 func (a *guestAgent) thaw(ctx context.Context) error {
 	if !a.record.Frozen || a.vm.running == nil || a.vm.running.state != "running" {
 		return nil
@@ -73,7 +73,7 @@ func (a *guestAgent) thaw(ctx context.Context) error {
 		err = a.client.Execute(ctx, "guest-fsfreeze-thaw", nil, nil)
 	}
 	if err != nil {
-		return fmt.Errorf("let its file systems go on: %w", err)
+		return fmt.Errorf("thaw its file systems: %w", err)
 	}
 	return a.record.change(func(r *record) { r.Frozen = false })
 }

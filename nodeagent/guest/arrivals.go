@@ -15,8 +15,8 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// arrivals are the Guests that this host is to take in. It listens only while
-// there are some.
+// arrivals holds the Guests that this host is about to receive. The host
+// listens only while there are any.
 type arrivals struct {
 	mu       sync.Mutex
 	expected map[string]arrival // by the move's ID
@@ -27,7 +27,7 @@ type arrivals struct {
 type arrival struct {
 	target   *moveTarget
 	transfer api.GuestTransfer
-	ended    context.Context // done when it is expected no more
+	ended    context.Context // done when it is no longer expected
 	end      context.CancelFunc
 }
 
@@ -35,7 +35,8 @@ func newArrivals() arrivals {
 	return arrivals{expected: map[string]arrival{}, faults: map[netip.Addr]error{}, changed: wait.NewSignal()}
 }
 
-// expect has a Guest be taken in; the error says that nobody can come for now.
+// expect registers a Guest to be received. The error says why no source can
+// connect at the moment.
 func (a *arrivals) expect(target *moveTarget, t *api.GuestTransfer) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -50,7 +51,7 @@ func (a *arrivals) expect(target *moveTarget, t *api.GuestTransfer) error {
 	return nil
 }
 
-// forget ends what is coming of a Guest.
+// forget stops expecting a Guest.
 func (a *arrivals) forget(target *moveTarget) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -84,7 +85,8 @@ func (a *arrivals) addresses() map[netip.Addr]bool {
 	return all
 }
 
-// failed notes whether an address can be listened at, and tells who waits there.
+// failed records whether listening on an address failed, and wakes the Guests
+// that wait for it.
 func (a *arrivals) failed(at netip.Addr, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -100,7 +102,7 @@ func (a *arrivals) failed(at netip.Addr, err error) {
 	}
 }
 
-// takeIn listens where Guests are expected, until ctx ends.
+// takeIn listens for the Guests that are expected, until ctx ends.
 func (h *Handler) takeIn(ctx context.Context) {
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -120,7 +122,7 @@ func (h *Handler) takeIn(ctx context.Context) {
 			l, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(at, api.MovePort).String())
 			h.arrivals.failed(at, err)
 			if err != nil {
-				h.o.Log.Warn("Guests cannot be taken in", "error", err)
+				h.o.Log.Warn("cannot listen for Guests that move here", "error", err)
 				continue
 			}
 			serving, end := context.WithCancel(ctx)
@@ -129,7 +131,7 @@ func (h *Handler) takeIn(ctx context.Context) {
 				transfer.Serve(serving, budget.Listen(l, budget.Limits{Total: 64, PerPeer: 16, Reserve: 48}), h.o.Credentials, h.refused, h.arrives)
 			})
 		}
-		retry := time.After(h.timing.retry) // for those that could not be listened at
+		retry := time.After(h.timing.retry) // for addresses where listening failed
 		if len(open) == len(wanted) {
 			retry = nil
 		}
@@ -145,14 +147,14 @@ func (h *Handler) takeIn(ctx context.Context) {
 }
 
 func (h *Handler) refused(from net.Addr, err error) {
-	h.o.Log.Warn("a connection to the port of moves is refused", "from", from.String(), "error", err)
+	h.o.Log.Warn("refused a connection to the port for moves", "from", from.String(), "error", err)
 }
 
 // arrives answers the source of a move.
 func (h *Handler) arrives(ctx context.Context, c *transfer.Conn, r transfer.Request) {
 	e, ok := h.arrivals.find(r.ID)
 	if !ok {
-		_ = c.Reply(transfer.Answer{}, errors.New("it is not ready for this move")) // whoever asks hangs up, or does not
+		_ = c.Reply(transfer.Answer{}, errors.New("it is not ready for this move")) // the source hangs up or times out
 		return
 	}
 	if err := transfer.Expect(e.transfer.Peer, c.Peer); err != nil {
@@ -163,7 +165,7 @@ func (h *Handler) arrives(ctx context.Context, c *transfer.Conn, r transfer.Requ
 	stop := c.CloseWith(e.ended)
 	defer stop()
 	if err := e.answer(ctx, c, r); err != nil {
-		h.o.Log.Warn("what was to come of a Guest has not", "guest", e.target.name, "error", err)
+		h.o.Log.Warn("receiving a Guest failed", "guest", e.target.name, "error", err)
 	}
 }
 
@@ -177,7 +179,7 @@ func (e arrival) answer(ctx context.Context, c *transfer.Conn, r transfer.Reques
 		err = room(dst.dir, r.Bytes)
 	}
 	if r.Kind != transfer.Ready && r.Kind != transfer.Files {
-		err = fmt.Errorf("%q is not asked for in this move", r.Kind)
+		err = fmt.Errorf("%q was not requested for this move", r.Kind)
 	}
 	if err := errors.Join(err, c.Reply(transfer.Answer{Received: received}, err)); err != nil || received || r.Kind == transfer.Ready {
 		return err
@@ -194,7 +196,7 @@ func (e arrival) answerLive(ctx context.Context, c *transfer.Conn, r transfer.Re
 		_, gone := dst.order(ctx, e, func() (bool, error) {
 			var own string
 			if own, err = dst.vm.facts(ctx); err == nil && own != r.Machine {
-				err = fmt.Errorf("%w: its machine would be another: %s here, %s there", transfer.ErrFinal, own, r.Machine)
+				err = fmt.Errorf("%w: the machines differ: %s here, %s there", transfer.ErrFinal, own, r.Machine)
 			}
 			return false, nil
 		})
@@ -205,6 +207,6 @@ func (e arrival) answerLive(ctx context.Context, c *transfer.Conn, r transfer.Re
 	case transfer.Memory:
 		return dst.takeMemory(ctx, e, c)
 	}
-	err := fmt.Errorf("%q is not asked for in this move", r.Kind)
+	err := fmt.Errorf("%q was not requested for this move", r.Kind)
 	return errors.Join(err, c.Reply(transfer.Answer{}, err))
 }

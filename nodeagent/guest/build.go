@@ -21,7 +21,8 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// opened is what a start has open for itself; QEMU has its own then.
+// opened holds the files that a start has open. QEMU gets duplicates of them,
+// so all are closed when the start returns.
 type opened []io.Closer
 
 func (o *opened) add(c io.Closer) { *o = append(*o, c) }
@@ -32,7 +33,7 @@ func (o *opened) close() {
 	}
 }
 
-// builder puts together the machine that QEMU is to be of a Guest.
+// builder describes the machine that QEMU emulates for the Guest.
 type builder struct {
 	*identity
 	disks     *disk.Store
@@ -42,7 +43,7 @@ type builder struct {
 	tpm       *tpm
 }
 
-// machine opens all that the Guest's machine consists of.
+// machine opens everything that the Guest's machine consists of.
 func (b *builder) machine(ctx context.Context, part *api.GuestPart, a qemu.Accelerator, access *access, files *opened) (qemu.VM, error) {
 	vm := qemu.VM{Name: b.name, UUID: machineID(b.uid), Machine: part.Machine, Accelerator: a, CPUs: part.CPUs,
 		Memory: part.Memory.Value(), HugePages: part.Tuning.HugePages, NUMANode: part.Tuning.NUMANode}
@@ -91,7 +92,7 @@ func (b *builder) openKernel(ctx context.Context, part *api.GuestPart, vm *qemu.
 	return nil
 }
 
-// Where Debian's package ovmf has its firmware.
+// Files of Debian's package ovmf.
 const (
 	ovmfCode            = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 	ovmfVariables       = "/usr/share/OVMF/OVMF_VARS_4M.fd"
@@ -109,7 +110,7 @@ func (b *builder) openFirmware(_ context.Context, part *api.GuestPart, vm *qemu.
 	}
 	c, err := os.Open(code)
 	if err != nil {
-		return fmt.Errorf("UEFI's firmware is missing: install Debian's package ovmf: %w", err)
+		return fmt.Errorf("the UEFI firmware is missing: install Debian's package ovmf: %w", err)
 	}
 	files.add(c)
 	path := filepath.Join(b.dir, filepath.Base(template))
@@ -131,8 +132,9 @@ func (b *builder) openFirmware(_ context.Context, part *api.GuestPart, vm *qemu.
 	return nil
 }
 
-// openConfig makes the Ignition config that points to the Guest's own. It is
-// small: Ignition's way to read it takes time by the square of its length.
+// openConfig writes the Ignition config that points to the Guest's own. It is
+// small because Ignition reads a config from fw_cfg in time quadratic in its
+// length.
 func openConfig(part *api.GuestPart, access *access, vm *qemu.VM, files *opened) error {
 	if access == nil {
 		return nil
@@ -156,7 +158,8 @@ func openConfig(part *api.GuestPart, access *access, vm *qemu.VM, files *opened)
 	return err
 }
 
-// pointer is an Ignition config that has another one fetched.
+// pointer returns an Ignition config that is replaced by another one, which
+// Ignition fetches.
 func pointer(c api.GuestConfig, token string) ([]byte, error) {
 	type header struct {
 		Name  string `json:"name"`
@@ -176,14 +179,14 @@ func pointer(c api.GuestConfig, token string) ([]byte, error) {
 	}
 	config.Ignition.Version = c.IgnitionVersion
 	if c.IgnitionVersion == "" {
-		config.Ignition.Version = "3.1.0" // the first that has headers
+		config.Ignition.Version = "3.1.0" // the first version with httpHeaders
 	}
 	config.Ignition.Config.Replace.Source = c.URL
 	config.Ignition.Config.Replace.Headers = []header{{"Authorization", bearer + token}}
 	return json.Marshal(config)
 }
 
-// vhostNet is the kernel's own virtio NIC: QEMU is handed it open.
+// vhostNet is the kernel's virtio NIC backend: QEMU gets it as an open file.
 const vhostNet = "/dev/vhost-net"
 
 func (b *builder) openNIC(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
@@ -191,13 +194,13 @@ func (b *builder) openNIC(ctx context.Context, part *api.GuestPart, vm *qemu.VM,
 		return nil
 	}
 	if b.network == nil {
-		return errors.New("this nodeagent has no Networks")
+		return errors.New("this nodeagent does not serve Networks")
 	}
 	port := nodePort(b.name, part)
 	port.Silent = elsewhere(part)
 	a, err := b.network.Attach(ctx, port)
 	if err != nil {
-		return fmt.Errorf("its place on Network %s: %w", part.Network, err)
+		return fmt.Errorf("its port on Network %s: %w", part.Network, err)
 	}
 	files.add(a.Tap)
 	vm.NIC = &qemu.NIC{MAC: string(part.MAC), MTU: a.MTU, Tap: a.Tap}
@@ -215,7 +218,7 @@ func (b *builder) openChannels(_ context.Context, _ *api.GuestPart, vm *qemu.VM,
 			return err
 		}
 		f, err := l.File()
-		_ = l.Close() // f is another one of it
+		_ = l.Close() // File returned a duplicate
 		if err != nil {
 			return err
 		}

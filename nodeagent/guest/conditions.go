@@ -11,16 +11,16 @@ import (
 
 // Conditions of a Guest on its host.
 const (
-	conditionResponsive  = "Responsive"   // QEMU answers
+	conditionResponsive  = "Responsive"   // QEMU answers its monitor
 	conditionAccelerated = "Accelerated"  // it runs under KVM
-	conditionStorage     = "StorageReady" // False while a disk error holds it
-	conditionCurrent     = "Current"      // it runs as it is written down
-	conditionVHost       = "VHost"        // of a Guest with a NIC: its packets pass QEMU by
-	conditionTPM         = "TPM"          // of a Guest that has one: it works
-	conditionSteady      = "Steady"       // False for some time after it has crashed, panicked or hung
+	conditionStorage     = "StorageReady" // False while a disk error pauses the Guest
+	conditionCurrent     = "Current"      // the running machine matches the part
+	conditionVHost       = "VHost"        // of a Guest with a NIC: its packets bypass QEMU
+	conditionTPM         = "TPM"          // of a Guest with a TPM: it works
+	conditionSteady      = "Steady"       // False for some time after a crash, a panic or a hang
 )
 
-// conditions tell of a Guest's run; a new run begins without any.
+// conditions of one run of a Guest. A new run starts without any.
 type conditions struct{ list api.Conditions }
 
 func (c *conditions) get(typ string) *api.Condition { return c.list.Get(typ) }
@@ -35,13 +35,13 @@ func (c *conditions) set(typ string, ok bool, reason, message string) {
 	c.list.Set(time.Now(), typ, status, reason, message)
 }
 
-// noteLaunched tells how the Guest was started, and whether a restart is due for
-// it to be what its part says.
+// noteLaunched sets the conditions that follow from how the Guest was started,
+// and whether its part needs a restart to take effect.
 func (c *conditions) noteLaunched(l *launched, part *api.GuestPart) {
 	current := l.Machine == machineDigest(*part)
 	reason, message := "AsWritten", ""
 	if !current {
-		reason, message = "RestartNeeded", "it was changed since it was started: restart it for the change to take effect"
+		reason, message = "RestartNeeded", "changed since its start: restart it for the change to take effect"
 	}
 	c.set(conditionCurrent, current, reason, message)
 	c.set(conditionAccelerated, l.Accelerator == qemu.KVM, strings.ToUpper(string(l.Accelerator)), l.Reason)
@@ -58,7 +58,7 @@ func (c *conditions) noteVHost(used bool) {
 	c.set(conditionVHost, false, "Missing", "the host had no "+vhostNet+" when it was started, and its packets go through QEMU, which costs more: `modprobe vhost_net`, then restart it")
 }
 
-// noteSteady tells of a failure until a run has been good for some time.
+// noteSteady reports a failure until a run has lasted for the time settled.
 func (c *conditions) noteSteady(crash *ended, settled time.Duration) {
 	if crash == nil || time.Since(crash.Time) > settled {
 		c.set(conditionSteady, true, "Runs", "")

@@ -17,22 +17,23 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Config is a Guest's Ignition config as bootd has compiled it. Whoever gets it
-// closes it.
+// Config is a Guest's Ignition config as compiled by bootd. The caller closes
+// it.
 type Config struct {
 	io.ReadCloser
 	Type string // Content-Type
 }
 
-// access is what one start of a Guest fetches its config with. The token is in
-// the pointer that its Ignition reads, and nowhere else.
+// access is what one start of a Guest may fetch its config with. The token is
+// only in the pointer that the Guest's Ignition reads.
 type access struct {
 	Token string `json:"token"`
-	// Fetched is when the config was first served whole since the Guest's boot.
+	// Fetched is when the config was first served completely since the Guest
+	// booted.
 	Fetched time.Time `json:"fetched,omitzero"`
 }
 
-// newAccess is nil for a Guest that fetches no config.
+// newAccess returns nil for a Guest that fetches no config.
 func newAccess(part *api.GuestPart) *access {
 	if part.Config.URL == "" {
 		return nil
@@ -43,18 +44,20 @@ func newAccess(part *api.GuestPart) *access {
 const (
 	bearer     = "Bearer "
 	configPath = "/ignition"
-	// accessGrace is how long a token is good after the config was fetched:
-	// whoever runs in the Guest later is not to have it.
+	// accessGrace is how long a token stays valid after the config was fetched,
+	// so that programs that run in the Guest later cannot use it.
 	accessGrace = 10 * time.Minute
-	// configWait is what bootd may take.
+	// configWait bounds a request to bootd.
 	configWait = time.Minute
-	// configsAtOnce bounds what is asked of bootd when a host boots its Guests.
+	// configsAtOnce bounds the concurrent requests to bootd, such as when a
+	// host starts all its Guests.
 	configsAtOnce = 8
-	// configEvents is how often an event may tell of one Guest's config.
+	// configEvents is the shortest time between two events about one Guest's
+	// config.
 	configEvents = time.Minute
 )
 
-// configs is what serves them.
+// configs counts and limits the requests for configs.
 type configs struct {
 	slots    chan struct{}
 	requests *prometheus.CounterVec
@@ -66,32 +69,32 @@ func newConfigs() configs {
 			Help: "Requests of Guests for their config, by result: served, refused, unavailable, broken."}, []string{"result"})}
 }
 
-// grant is a Guest's leave to fetch its config, which ServeConfig asks for: it is
-// that of its run, while one is known.
+// grant is the permission of a Guest's current run to fetch its config.
+// ServeConfig checks it.
 type grant struct {
 	*identity
 	record *ledger
 	vm     *instance
-	wake   wait.Signal // of the Guest, which writes down what was fetched
+	wake   wait.Signal // wakes the Guest, which records the fetch on disk
 
 	mu     sync.Mutex
 	access *access   // nil while no run is known
-	told   time.Time // when an event last told of the config
+	told   time.Time // time of the last event about the config
 }
 
-// settle brings together what the record says of the Guest's access and
-// what ServeConfig has seen. Without a run that is known there is none.
+// settle synchronises the access in the record with what ServeConfig has
+// served. There is none while no run is known.
 func (g *grant) settle() {
 	now := g.agree()
 	if now == nil || g.record.Access == nil || now.Fetched.Equal(g.record.Access.Fetched) {
 		return
 	}
 	if err := g.record.change(func(r *record) { r.Access = now }); err != nil {
-		g.log.Warn("that its config was fetched is not on disk", "error", err)
+		g.log.Warn("cannot record that its config was fetched", "error", err)
 	}
 }
 
-// agree makes access that of the run and answers a copy.
+// agree sets access to that of the run and returns a copy of it.
 func (g *grant) agree() *access {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -99,7 +102,7 @@ func (g *grant) agree() *access {
 		g.access = nil
 		return nil
 	}
-	written := access{} // a run that has nothing to fetch
+	written := access{} // a run without a config to fetch
 	if g.record.Access != nil {
 		written = *g.record.Access
 	}
@@ -110,8 +113,8 @@ func (g *grant) agree() *access {
 	return &now
 }
 
-// renew is for a Guest that boots again in the same QEMU: one that has its
-// system in memory runs its Ignition each time.
+// renew allows another fetch when the Guest reboots in the same QEMU: a system
+// that lives in memory runs Ignition at each boot.
 func (g *grant) renew() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -120,7 +123,7 @@ func (g *grant) renew() {
 	}
 }
 
-// fetched notes that the config was served whole.
+// fetched records that the config was served completely.
 func (g *grant) fetched(token string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -130,23 +133,23 @@ func (g *grant) fetched(token string) {
 	}
 }
 
-// ServeConfig answers a Guest, by its uid, that fetches its config; "" stands for
-// a source that is no Guest's. Ignition tries again after a 503, and gives up
-// after a 403.
+// ServeConfig serves the config to the Guest with this uid, "" when the source
+// address is not a Guest's. Ignition retries after a 503 and gives up after a
+// 403.
 func (h *Handler) ServeConfig(w http.ResponseWriter, r *http.Request, uid string) {
 	w.Header().Set("Cache-Control", "no-store")
 	if r.URL.Path != configPath {
-		http.Error(w, "there is only "+configPath, http.StatusNotFound)
+		http.Error(w, "the only path is "+configPath, http.StatusNotFound)
 		return
 	}
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
-		http.Error(w, "there is only GET", http.StatusMethodNotAllowed)
+		http.Error(w, "the only method is GET", http.StatusMethodNotAllowed)
 		return
 	}
 	if uid == "" {
-		h.o.Log.Warn("a config is refused to an address that is no Guest's here", "from", r.RemoteAddr)
-		h.refuse(w, "no Guest of this Network here has your address")
+		h.o.Log.Warn("refused a config: the source address is not a Guest's", "from", r.RemoteAddr)
+		h.refuse(w, "no Guest of this Network on this host has your address")
 		return
 	}
 	h.mu.Lock()
@@ -162,14 +165,15 @@ func (h *Handler) ServeConfig(w http.ResponseWriter, r *http.Request, uid string
 	case !known:
 		h.unavailable(w)
 	case refused != "":
-		g.grant.tell("ConfigRefused", "its config is refused to "+r.RemoteAddr+": "+refused)
+		g.grant.tell("ConfigRefused", "refused its config to "+r.RemoteAddr+": "+refused)
 		h.refuse(w, refused)
 	default:
 		h.sendConfig(w, r, g, token)
 	}
 }
 
-// admit says whether a run of the Guest is known, and why a token does not do.
+// admit reports whether a run of the Guest is known, and why a token is
+// refused.
 func (g *grant) admit(token string) (known bool, refused string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -181,7 +185,7 @@ func (g *grant) admit(token string) (known bool, refused string) {
 	case subtle.ConstantTimeCompare([]byte(a.Token), []byte(token)) != 1:
 		return true, "the token is not that of this Guest's last start"
 	case !a.Fetched.IsZero() && time.Since(a.Fetched) > accessGrace:
-		return true, fmt.Sprintf("the config was fetched more than %s ago: restart the Guest to have it fetched again", accessGrace)
+		return true, fmt.Sprintf("the config was fetched more than %s ago: restart the Guest to fetch it again", accessGrace)
 	}
 	return true, ""
 }
@@ -191,14 +195,14 @@ func (h *Handler) refuse(w http.ResponseWriter, why string) {
 	http.Error(w, why, http.StatusForbidden)
 }
 
-// unavailable has the Guest ask again. Why is not for a tenant to know.
+// unavailable makes the Guest retry. The reason is not shown to tenants.
 func (h *Handler) unavailable(w http.ResponseWriter) {
 	h.configs.requests.WithLabelValues("unavailable").Inc()
 	w.Header().Set("Retry-After", "5")
-	http.Error(w, "the config is not to be had at the moment: ask again", http.StatusServiceUnavailable)
+	http.Error(w, "the config is not available at the moment: try again", http.StatusServiceUnavailable)
 }
 
-// sendConfig passes bootd's answer on.
+// sendConfig forwards bootd's answer.
 func (h *Handler) sendConfig(w http.ResponseWriter, r *http.Request, g *guest, token string) {
 	ctx, cancel := context.WithTimeout(r.Context(), configWait)
 	defer cancel()
@@ -212,7 +216,7 @@ func (h *Handler) sendConfig(w http.ResponseWriter, r *http.Request, g *guest, t
 	config, err := h.o.Config(ctx, g.name)
 	if err != nil {
 		if r.Context().Err() == nil {
-			g.grant.tell("ConfigUnavailable", "it waits for its config: "+err.Error())
+			g.grant.tell("ConfigUnavailable", "waiting for its config: "+err.Error())
 		}
 		h.unavailable(w)
 		return
@@ -221,14 +225,15 @@ func (h *Handler) sendConfig(w http.ResponseWriter, r *http.Request, g *guest, t
 	w.Header().Set("Content-Type", config.Type)
 	if _, err := io.Copy(w, config); err != nil {
 		h.configs.requests.WithLabelValues("broken").Inc()
-		g.log.Warn("the config was not served whole", "error", err)
-		panic(http.ErrAbortHandler) // so that the Guest does not take it for whole
+		g.log.Warn("the config was not served completely", "error", err)
+		panic(http.ErrAbortHandler) // closes the connection, so that the Guest sees a truncated body
 	}
 	h.configs.requests.WithLabelValues("served").Inc()
 	g.grant.fetched(token)
 }
 
-// tell tells of the Guest's config, not too often: a Guest can cause it.
+// tell emits an event about the Guest's config, rate-limited because a Guest
+// can cause it.
 func (g *grant) tell(reason, message string) {
 	g.mu.Lock()
 	soon := time.Since(g.told) < configEvents

@@ -16,40 +16,40 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
-// maxConsoleLog is how long the console's log grows before it is set aside; one
-// older log is kept.
+// maxConsoleLog is the size at which the console's log is rotated. One older
+// log is kept.
 const maxConsoleLog = 1 << 20
 
-// maxLog is how much QEMU itself may have to say.
+// maxLog bounds QEMU's own log.
 const maxLog = 256 << 10
 
-// console is how a person sees a Guest: its serial console and the log of that,
+// console gives access to a Guest's serial console, the log of that console,
 // and its display.
 type console struct {
 	*identity
 	vm *instance
 }
 
-// rotate sets a long log aside.
+// rotate rotates long logs.
 func (c *console) rotate() {
 	path := c.consoleLog()
 	if info, err := os.Stat(path); err == nil && info.Size() > maxConsoleLog {
 		if err := setAside(path, path+".1", maxConsoleLog); err != nil {
-			c.log.Warn("the console's log cannot be set aside", "error", err)
+			c.log.Warn("cannot rotate the console's log", "error", err)
 		}
 	}
 	path = filepath.Join(c.dir, "qemu.log")
 	if info, err := os.Stat(path); err == nil && info.Size() > maxLog {
 		if err := os.Truncate(path, 0); err != nil {
-			c.log.Warn("QEMU's log cannot be emptied", "error", err)
+			c.log.Warn("cannot truncate QEMU's log", "error", err)
 		}
 	}
 }
 
-// setAside moves what a file holds to another, of which it keeps the last bytes,
-// while QEMU appends to it. Nothing is lost where the file system can take
-// blocks out of a file, as ext4 and XFS can; elsewhere what is written between
-// the last read and the truncation is.
+// setAside moves the content of a file to another while QEMU appends to it, and
+// keeps the last limit bytes of that. Nothing is lost on file systems that can
+// remove blocks from a file, as ext4 and XFS can; on others, what QEMU writes
+// between the last read and the truncation is lost.
 func setAside(path, to string, limit int64) error {
 	in, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -68,7 +68,8 @@ func setAside(path, to string, limit int64) error {
 	return errors.Join(err, out.Close())
 }
 
-// wholeBlocks is how long a file is in blocks of its file system, without the last.
+// wholeBlocks returns how many bytes of a file are whole blocks of its file
+// system, without the last one.
 func wholeBlocks(f *os.File) (int64, error) {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
@@ -98,7 +99,7 @@ func moveBlocks(in, out *os.File, whole, limit int64) error {
 	return in.Truncate(0)
 }
 
-// lookUp finds a program's file.
+// lookUp finds the executable of a program.
 func lookUp(program string) (string, error) {
 	path, err := exec.LookPath(program)
 	if err != nil {
@@ -115,14 +116,14 @@ func (c *console) open(ctx context.Context) (io.ReadWriteCloser, error) {
 	return conn, nil
 }
 
-// openDisplay has QEMU serve RFB on one end of a pair of sockets: it listens
+// openDisplay makes QEMU serve RFB on one end of a socket pair; it listens
 // nowhere.
 func (c *console) openDisplay(ctx context.Context) (io.ReadWriteCloser, error) {
 	near, far, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("sockets for the display: %w", err)
 	}
-	defer func() { _ = far.Close() }() // QEMU has its own
+	defer func() { _ = far.Close() }() // QEMU has a duplicate
 	err = c.vm.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return c.giveDisplay(ctx, m, far) })
 	if err != nil {
 		return nil, errors.Join(err, near.Close())
@@ -142,7 +143,7 @@ func (c *console) giveDisplay(ctx context.Context, m *qmp.Client, far *os.File) 
 	if err := m.GiveFile(ctx, name, far); err != nil {
 		return err
 	}
-	// skipauth: who comes this way has shown who they are.
+	// skipauth: bootd has authenticated the user.
 	err := m.Execute(ctx, "add_client", map[string]any{"protocol": "vnc", "fdname": name, "skipauth": true}, nil)
 	if err != nil {
 		return errors.Join(err, m.Execute(ctx, "closefd", map[string]string{"fdname": name}, nil))
@@ -150,14 +151,15 @@ func (c *console) giveDisplay(ctx context.Context, m *qmp.Client, far *os.File) 
 	return nil
 }
 
-// socketPair makes two ends of one connection.
+// socketPair returns both ends of a connection, one of them as a file to pass
+// to QEMU.
 func socketPair() (net.Conn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "display"), os.NewFile(uintptr(fds[1]), "display")
-	defer func() { _ = ours.Close() }() // near is another one of it
+	defer func() { _ = ours.Close() }() // near is a duplicate
 	near, err := net.FileConn(ours)
 	if err != nil {
 		return nil, nil, errors.Join(err, theirs.Close())

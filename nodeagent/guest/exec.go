@@ -16,10 +16,10 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qga"
 )
 
-// maxExecRequest is more than the JSON of any GuestExec that is right.
+// maxExecRequest exceeds the JSON of any valid GuestExec.
 const maxExecRequest = 4 << 20
 
-// open makes a channel by which one command is asked for and answered.
+// open returns a channel that carries one command and its result.
 func (a *guestAgent) open(ctx context.Context) (io.ReadWriteCloser, error) {
 	if err := a.listens(ctx); err != nil {
 		return nil, err
@@ -31,7 +31,7 @@ func (a *guestAgent) open(ctx context.Context) (io.ReadWriteCloser, error) {
 		defer close(x.done)
 		defer func() { _ = far.Close() }()
 		if err := a.serve(ctx, far); err != nil {
-			a.log.Warn("a command's channel has failed", "error", err)
+			a.log.Warn("the channel of a command failed", "error", err)
 		}
 	}()
 	return x, nil
@@ -44,7 +44,7 @@ type execution struct {
 	done   chan struct{}
 }
 
-// Close ends the wait for the command, which goes on inside the Guest.
+// Close stops waiting for the command, which continues inside the Guest.
 func (x *execution) Close() error {
 	x.cancel()
 	err := x.Conn.Close()
@@ -52,19 +52,19 @@ func (x *execution) Close() error {
 	return err
 }
 
-// serve reads one GuestExec and writes its answer.
+// serve reads one GuestExec, runs it and writes the result.
 func (a *guestAgent) serve(ctx context.Context, conn net.Conn) error {
 	var e api.GuestExec
 	if err := json.NewDecoder(io.LimitReader(conn, maxExecRequest)).Decode(&e); err != nil {
 		if ctx.Err() != nil {
-			return nil // closed before it was asked for anything
+			return nil // closed before a command was sent
 		}
 		return fmt.Errorf("read the command: %w", err)
 	}
 	var answer api.GuestExecAnswer
 	result, err := a.exec(ctx, e)
 	if ctx.Err() != nil {
-		return nil // nobody waits any more
+		return nil // the client has gone
 	}
 	if answer.Result = result; err != nil {
 		answer.Fault = err.Error()
@@ -83,7 +83,7 @@ type execStatus struct {
 	ErrTruncated bool   `json:"err-truncated"`
 }
 
-// exec runs a command inside the Guest and waits for its end.
+// exec runs a command inside the Guest and waits for it to end.
 func (a *guestAgent) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecResult, error) {
 	if err := e.Check(); err != nil {
 		return nil, err
@@ -106,15 +106,15 @@ func (a *guestAgent) exec(ctx context.Context, e api.GuestExec) (*api.GuestExecR
 	}
 	for delay := 20 * time.Millisecond; ; delay = min(2*delay, time.Second) {
 		if wait.For(ctx, delay) != nil {
-			return nil, fmt.Errorf("the command has not ended within %s: it goes on inside the Guest, as process %d", timeout, started.PID)
+			return nil, fmt.Errorf("the command did not end within %s: it continues inside the Guest as process %d", timeout, started.PID)
 		}
 		var s execStatus
 		err := a.client.Execute(ctx, "guest-exec-status", map[string]int64{"pid": started.PID}, &s)
 		switch {
-		case ctx.Err() != nil: // told above
-		case errors.Is(err, os.ErrDeadlineExceeded): // the Guest is busy, or boots
+		case ctx.Err() != nil: // reported above
+		case errors.Is(err, os.ErrDeadlineExceeded): // the Guest is busy or boots
 		case errors.As(err, new(*qga.Error)):
-			return nil, fmt.Errorf("the command is lost, its Guest or its agent was started anew: %w", err)
+			return nil, fmt.Errorf("the command is lost because its Guest or its agent was restarted: %w", err)
 		case err != nil:
 			return nil, fmt.Errorf("the command is lost: %w", err)
 		case s.Exited:
@@ -129,12 +129,12 @@ func (s execStatus) result() (*api.GuestExecResult, error) {
 	r.Stdout, errOut = output(s.Out, &r.StdoutTruncated)
 	r.Stderr, errErr = output(s.Err, &r.StderrTruncated)
 	if err := errors.Join(errOut, errErr); err != nil {
-		return nil, fmt.Errorf("the guest agent gives an output that is no base64: %w", err)
+		return nil, fmt.Errorf("the guest agent returned invalid output: want base64: %w", err)
 	}
 	return r, nil
 }
 
-// output decodes what a command wrote, up to the bound.
+// output decodes what a command wrote, up to the size limit.
 func output(encoded string, truncated *bool) ([]byte, error) {
 	raw, err := base64.StdEncoding.DecodeString(encoded)
 	if len(raw) > api.MaxExecOutput {

@@ -109,7 +109,7 @@ func TestExec(t *testing.T) {
 	}
 	slow := shell("sleep 1000")
 	slow.Timeout = api.Duration(300 * time.Millisecond)
-	if said := fault(slow); !strings.Contains(said, "has not ended within 300ms: it goes on inside the Guest, as process ") {
+	if said := fault(slow); !strings.Contains(said, "did not end within 300ms: it continues inside the Guest as process ") {
 		t.Errorf("a slow command: %s", said)
 	}
 

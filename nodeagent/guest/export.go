@@ -23,15 +23,16 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
-// exporter sends copies of a Guest's disks as they are at one moment, which are
-// made beside them.
+// exporter sends point-in-time copies of a Guest's disks, which are created
+// next to the disks.
 //
-// Below a QEMU that runs, a job (copy-NAME) mirrors each disk to a file until
-// they are the same; then all jobs are ended at one moment, and that is the
-// copy's. A mirror that cannot write fails by itself, and holds up no write of
-// the Guest's, as a backup job would. A filter that is put in by hand above a disk
-// in an iothread (copy-before-write) has QEMU 7.2 abort under load. The record
-// names the disks before any of this is there, and until all of it is gone.
+// While QEMU runs, a job (copy-NAME) mirrors each disk to a file until both are
+// equal; then all jobs are completed at one moment, which is the moment of the
+// copy. A mirror that cannot write fails alone and does not block the Guest's
+// writes, as a backup job would. A filter inserted by hand above a disk in an
+// iothread (copy-before-write) makes QEMU 7.2 abort under load. The record
+// names the disks from before the first of these steps until everything is
+// cleaned up.
 type exporter struct {
 	*identity
 	record *ledger
@@ -41,19 +42,19 @@ type exporter struct {
 	limits *limits
 	disks  *disk.Store
 
-	tasks  chan task     // for the Guest's goroutine
-	left   chan struct{} // closed when that has ended
-	active bool          // an export of this agent's is under way
+	tasks  chan task     // run by the Guest's goroutine
+	left   chan struct{} // closed when that goroutine has ended
+	active bool          // this agent has an export in progress
 }
 
-// task is what the Guest's own goroutine does for another.
+// task is a function that the Guest's goroutine runs for another goroutine.
 type task struct {
 	ctx  context.Context
 	run  func(context.Context) error
 	done chan error
 }
 
-// do has the Guest's goroutine run fn between two looks.
+// do makes the Guest's goroutine run fn between two looks.
 func (ex *exporter) do(ctx context.Context, fn func(context.Context) error) error {
 	t := task{ctx, fn, make(chan error, 1)}
 	select {
@@ -66,7 +67,7 @@ func (ex *exporter) do(ctx context.Context, fn func(context.Context) error) erro
 	}
 }
 
-// open makes a channel that takes a GuestExport and gives ExportLines.
+// open returns a channel that reads a GuestExport and writes ExportLines.
 func (ex *exporter) open(ctx context.Context) (io.ReadWriteCloser, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	near, far := net.Pipe()
@@ -77,14 +78,14 @@ func (ex *exporter) open(ctx context.Context) (io.ReadWriteCloser, error) {
 		stop := context.AfterFunc(ctx, func() { _ = far.Close() })
 		defer stop()
 		if err := ex.serve(ctx, far); err != nil {
-			ex.log.Warn("an export has failed", "error", err)
+			ex.log.Warn("an export failed", "error", err)
 		}
 	}()
 	return x, nil
 }
 
-// serve reads what is wanted and sends it. The other end learns of a
-// failure, if it is there.
+// serve reads what to export and sends it. It reports a failure to the client
+// if that is still connected.
 func (ex *exporter) serve(ctx context.Context, conn net.Conn) error {
 	var e api.GuestExport
 	if err := json.NewDecoder(io.LimitReader(conn, 1<<16)).Decode(&e); err != nil {
@@ -103,14 +104,14 @@ func (ex *exporter) serve(ctx context.Context, conn net.Conn) error {
 	return errors.Join(err, say.Encode(last), out.Flush())
 }
 
-// exported is a disk of an export under way.
+// exported is a disk of an export in progress.
 type exported struct {
 	name        string
 	copy        *os.File
 	format      string
 	size        int64 // of the disk
 	consistency api.Consistency
-	source      disk.Opened // of a Guest that does not run
+	source      disk.Opened // of a Guest that is stopped
 }
 
 func (ex *exporter) export(ctx context.Context, e api.GuestExport, out *bufio.Writer, say *json.Encoder) (err error) {
@@ -124,14 +125,14 @@ func (ex *exporter) export(ctx context.Context, e api.GuestExport, out *bufio.Wr
 	defer func() {
 		for _, d := range disks {
 			d.source.Close()
-			_ = d.copy.Close() // it is removed
+			_ = d.copy.Close() // the file is already unlinked
 		}
 	}()
 	if err != nil {
 		return err
 	}
 	defer func() {
-		// Whatever fails of it is tried again by every look.
+		// Every look retries what fails here.
 		_ = ex.do(context.WithoutCancel(ctx), func(ctx context.Context) error {
 			ex.active = false
 			return ex.end(ctx)
@@ -164,11 +165,11 @@ func (ex *exporter) export(ctx context.Context, e api.GuestExport, out *bufio.Wr
 
 func (ex *exporter) root() string { return filepath.Join(ex.dir, "export") }
 
-// begin makes the files, and has a QEMU that runs begin to fill them.
+// begin creates the files and, if QEMU runs, starts to fill them.
 func (ex *exporter) begin(ctx context.Context, e api.GuestExport) (disks []exported, err error) {
 	switch {
 	case !ex.record.known() || ex.record.Given != "" || ex.record.Part.Transfer != nil:
-		return nil, errors.New("the Guest is being moved, or is not here yet")
+		return nil, errors.New("the Guest is being moved or has not arrived yet")
 	case ex.record.Export != nil:
 		return nil, errors.New("its disks are being exported already")
 	case ex.record.Begun != nil || !ex.ladder.atRest():
@@ -198,7 +199,7 @@ func (ex *exporter) begin(ctx context.Context, e api.GuestExport) (disks []expor
 	return disks, err
 }
 
-// makeCopies makes empty files for the copies, when there is room for them.
+// makeCopies creates empty files for the copies if there is enough room.
 func (ex *exporter) makeCopies(ctx context.Context, e api.GuestExport, names []string) (disks []exported, err error) {
 	if err := os.MkdirAll(ex.root(), 0o700); err != nil {
 		return nil, err
@@ -225,7 +226,7 @@ func (ex *exporter) makeCopies(ctx context.Context, e api.GuestExport, names []s
 	}
 	free, err := freeBytes(ex.dir)
 	if err == nil && need+spare > free {
-		err = fmt.Errorf("%w: a copy takes up to %d MiB, and %d are free", disk.ErrFull, need>>20, free>>20)
+		err = fmt.Errorf("%w: a copy needs up to %d MiB, %d are free", disk.ErrFull, need>>20, free>>20)
 	}
 	return disks, err
 }
@@ -238,7 +239,7 @@ func freeBytes(dir string) (int64, error) {
 	return int64(fs.Bavail) * fs.Bsize, err
 }
 
-// copyStopped copies the disks of a Guest that does not run, and does not start
+// copyStopped copies the disks of a stopped Guest, which cannot start
 // meanwhile.
 func (ex *exporter) copyStopped(ctx context.Context, disks []exported, rate int64, tell func(string) error) error {
 	for _, d := range disks {
@@ -252,16 +253,17 @@ func (ex *exporter) copyStopped(ctx context.Context, disks []exported, rate int6
 	return nil
 }
 
-// copyNode is the job of a disk's export, and the node that it writes to.
+// copyNode is the name of a disk's export job and of the node that it writes
+// to.
 func copyNode(name string) string { return "copy-" + name }
 
-// mirrorNode is the filter above a disk that is exported.
+// mirrorNode is the name of the filter above a disk that is being exported.
 func mirrorNode(name string) string { return "mirror-" + name }
 
-// exportSet marks the files that QEMU was given for an export.
+// exportSet is the fdset of the files passed to QEMU for an export.
 const exportSet = "export"
 
-// beginJobs has QEMU begin to mirror.
+// beginJobs starts the mirror jobs.
 func (ex *exporter) beginJobs(ctx context.Context, disks []exported, rate int64) error {
 	for _, d := range disks {
 		if err := ex.beginJob(ctx, d, rate/int64(len(disks))); err != nil {
@@ -291,11 +293,12 @@ func (ex *exporter) beginJob(ctx context.Context, d exported, rate int64) error 
 		"filter-node-name": mirrorNode(d.name), "sync": "full", "speed": rate, "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false}, nil)
 }
 
-// finishTime is how long a Guest may wait for the last bytes of its copies.
+// finishTime bounds how long a Guest is paused for the last bytes of its
+// copies.
 const finishTime = 10 * time.Second
 
-// finishJobs ends all jobs at one moment: that is what the copies hold. Between
-// two of them nothing may be written.
+// finishJobs completes all jobs while the Guest is paused, so that nothing is
+// written between two of them: the copies are of that moment.
 func (ex *exporter) finishJobs(ctx context.Context, disks []exported) (err error) {
 	if !ex.ladder.atRest() || ex.vm.running == nil {
 		return errors.New("the Guest is being stopped")
@@ -303,14 +306,14 @@ func (ex *exporter) finishJobs(ctx context.Context, disks []exported) (err error
 	consistency := ex.agent.freeze(ctx)
 	defer func() {
 		if thaw := ex.agent.thaw(context.WithoutCancel(ctx)); thaw != nil {
-			ex.event(api.Warning, "NotThawed", thaw.Error()+"; it is tried again")
+			ex.event(api.Warning, "NotThawed", thaw.Error()+"; it will be retried")
 		}
 	}()
 	if ex.vm.running.state == "running" && len(disks) > 1 {
 		if err := ex.vm.command(ctx, "stop", nil, nil); err != nil {
 			return err
 		}
-		defer func() { // an agent that comes here no more leaves that to its successor
+		defer func() { // when the agent dies before this, its successor does it
 			err = errors.Join(err, ex.vm.command(context.WithoutCancel(ctx), "cont", nil, nil))
 		}()
 		ex.reached("export: paused")
@@ -337,7 +340,7 @@ func (ex *exporter) awaitJobs(ctx context.Context, disks []exported) error {
 		for _, d := range disks {
 			j, there := jobs[d.name]
 			if !there || j.Error != "" {
-				return fmt.Errorf("disk %s: its copy has failed: %s", d.name, j.Error)
+				return fmt.Errorf("disk %s: the copy failed: %s", d.name, j.Error)
 			}
 			if j.Status == "concluded" {
 				done++
@@ -352,7 +355,7 @@ func (ex *exporter) awaitJobs(ctx context.Context, disks []exported) error {
 	}
 }
 
-// exportJobs are the jobs of exports, by their disks.
+// exportJobs returns the export jobs by disk.
 func exportJobs(all []job) map[string]job {
 	mine := map[string]job{}
 	for _, j := range all {
@@ -363,8 +366,9 @@ func exportJobs(all []job) map[string]job {
 	return mine
 }
 
-// followJobs waits until the copies are the same as the disks. What was written
-// while they were made is copied as fast as it goes, or it would never end.
+// followJobs waits until the copies equal the disks. Writes of the Guest
+// meanwhile are mirrored without a rate limit, or the jobs might never
+// converge.
 func (ex *exporter) followJobs(ctx context.Context, disks []exported, tell func(string) error) error {
 	tick := time.NewTicker(ex.timing.export)
 	defer tick.Stop()
@@ -379,7 +383,7 @@ func (ex *exporter) followJobs(ctx context.Context, disks []exported, tell func(
 			j, there := jobs[d.name]
 			switch {
 			case !there:
-				return fmt.Errorf("disk %s is not being copied any more: the Guest was restarted", d.name)
+				return fmt.Errorf("disk %s is no longer being copied: the Guest was restarted", d.name)
 			case j.Error != "" || j.Status == "concluded":
 				return fmt.Errorf("disk %s: %s", d.name, j.Error)
 			case j.Status == "ready":
@@ -397,7 +401,7 @@ func (ex *exporter) followJobs(ctx context.Context, disks []exported, tell func(
 		}
 		free, err := freeBytes(ex.dir)
 		if err == nil && free < spare/2 {
-			err = fmt.Errorf("%w: the export leaves the Guests %d MiB", disk.ErrFull, free>>20)
+			err = fmt.Errorf("%w: only %d MiB are left for the Guests", disk.ErrFull, free>>20)
 		}
 		if err == nil {
 			err = tell(fmt.Sprintf("copying: %d of %d MiB", current>>20, total>>20))
@@ -413,8 +417,8 @@ func (ex *exporter) followJobs(ctx context.Context, disks []exported, tell func(
 	}
 }
 
-// end takes away what is left of an export: in QEMU, if it runs, and on
-// disk. Each step may be done already.
+// end cleans up after an export, in QEMU if it runs and on disk. Each step may
+// already be done.
 func (ex *exporter) end(ctx context.Context) error {
 	if !ex.record.known() || ex.record.Export == nil {
 		return nil
@@ -434,7 +438,7 @@ func (ex *exporter) end(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, path := range copies { // QEMU may have it open for some time: it closes what it is to only while its Guest runs (monitor/fds.c)
+	for _, path := range copies { // QEMU may keep a file open for some time: it closes removed fds only while its Guest runs (monitor/fds.c)
 		if err := os.Truncate(path, 0); err != nil {
 			return err
 		}
@@ -442,7 +446,7 @@ func (ex *exporter) end(ctx context.Context) error {
 	if err := os.RemoveAll(ex.root()); err != nil {
 		return err
 	}
-	ex.limits.configured = "" // what had to wait
+	ex.limits.configured = "" // limits that were deferred during the export
 	return ex.record.change(func(r *record) { r.Export = nil })
 }
 
@@ -465,7 +469,7 @@ func (ex *exporter) endJob(ctx context.Context, name string) error {
 	return nil
 }
 
-// cancelJob ends a disk's job, and forgets it.
+// cancelJob cancels a disk's job and dismisses it.
 func (ex *exporter) cancelJob(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, ex.timing.answer)
 	defer cancel()
@@ -490,7 +494,7 @@ func (ex *exporter) cancelJob(ctx context.Context, name string) error {
 	}
 }
 
-// takeBack closes the files that QEMU was given.
+// takeBack closes the files that were passed to QEMU.
 func (ex *exporter) takeBack(ctx context.Context) error {
 	var sets []struct {
 		ID  int `json:"fdset-id"`
@@ -512,7 +516,7 @@ func (ex *exporter) takeBack(ctx context.Context) error {
 	return nil
 }
 
-// sendExported sends a copy without its holes.
+// sendExported sends a copy and skips its holes.
 func sendExported(ctx context.Context, d exported, out *bufio.Writer, say *json.Encoder) error {
 	size, err := d.copy.Seek(0, io.SeekEnd)
 	if err != nil {
@@ -525,7 +529,7 @@ func sendExported(ctx context.Context, d exported, out *bufio.Writer, say *json.
 	for at := int64(0); at < size; {
 		from, err := unix.Seek(int(d.copy.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			return nil // a hole up to its end
+			return nil // a hole up to the end of the file
 		}
 		if err != nil {
 			return err

@@ -229,7 +229,7 @@ func TestExportFull(t *testing.T) {
 			fill(spare/2 - 1<<20)
 		}
 	})
-	if err == nil || !strings.Contains(err.Error(), "the export leaves the Guests") {
+	if err == nil || !strings.Contains(err.Error(), "are left for the Guests") {
 		t.Errorf("full: %v", err)
 	}
 	if got := h.tell(uid1, "fill root"); got != "ok" { // there is still room for the Guest

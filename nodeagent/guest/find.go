@@ -8,8 +8,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// find makes running true: it adopts a QEMU that lives, forgets one that has
-// ended, and asks for its state.
+// find updates running: it adopts a QEMU that is alive, forgets one that has
+// ended, and queries its state.
 func (g *guest) find(ctx context.Context) error {
 	if r := g.vm.running; r != nil {
 		select {
@@ -30,7 +30,7 @@ func (g *guest) find(ctx context.Context) error {
 	return g.adopt(ctx)
 }
 
-// heed takes in an event; the next look does the rest.
+// heed records an event; the next look acts on it.
 func (g *guest) heed(e event) {
 	if e.run != g.vm.running {
 		return
@@ -40,7 +40,7 @@ func (g *guest) heed(e event) {
 		g.grant.renew()
 		var data struct{ Guest bool }
 		if json.Unmarshal(e.Data, &data) == nil && data.Guest {
-			g.event(api.Normal, "Rebooted", "it has rebooted by itself")
+			g.event(api.Normal, "Rebooted", "rebooted by itself")
 		}
 	case "SHUTDOWN":
 		var data struct{ Reason string }
@@ -52,7 +52,7 @@ func (g *guest) heed(e event) {
 	}
 }
 
-// adopt takes up the QEMU that holds the lock.
+// adopt attaches to the QEMU that holds the lock.
 func (g *guest) adopt(ctx context.Context) error {
 	if err := g.vm.adopt(ctx); err != nil {
 		return err
@@ -60,9 +60,9 @@ func (g *guest) adopt(ctx context.Context) error {
 	return g.record.expect(g.ladder.stop == nil)
 }
 
-// died notes that the process has ended under the agent's eyes.
+// died handles the end of a process that the agent watched.
 func (g *guest) died() {
-	for { // what it said last
+	for { // its last events
 		select {
 		case e := <-g.vm.events:
 			g.heed(e)
@@ -75,17 +75,17 @@ func (g *guest) died() {
 	g.conditions.clear()
 }
 
-// noteVanished finds out how a run ended that the record knows as lasting.
+// noteVanished finds out how a run ended that the record still has as running.
 func (g *guest) noteVanished() {
 	r := g.record
-	if elsewhere(&r.Part) { // it has never run here
+	if elsewhere(&r.Part) { // it never ran here
 		return
 	}
 	if r.Launched == nil || r.Ended != nil || !r.Expected || g.ladder.stop != nil {
 		return
 	}
 	if bootID() != r.Launched.BootID {
-		return // the host has rebooted: it is started again whatever its restart policy
+		return // the host has rebooted: it is restarted whatever its restart policy
 	}
-	g.restarts.noteEnd(ended{Word: "Crashed", Failed: true, Reason: "its QEMU has ended unexpectedly: see " + filepath.Join(g.dir, "qemu.log")})
+	g.restarts.noteEnd(ended{Word: "Crashed", Failed: true, Reason: "its QEMU ended unexpectedly: see " + filepath.Join(g.dir, "qemu.log")})
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qga"
 )
 
-// guest is one Guest. Its goroutine owns what is not under mu.
+// guest manages one Guest. Its goroutine owns all fields that are not under mu.
 type guest struct {
 	*identity
 	h    *Handler
@@ -22,8 +22,8 @@ type guest struct {
 	mu     sync.Mutex
 	want   nodeagent.Part
 	status api.PartStatus
-	undo   context.CancelFunc // gives up what is being done for an earlier want; nil for nothing
-	gone   bool               // nothing is left of it
+	undo   context.CancelFunc // cancels work for an earlier want; nil when there is none
+	gone   bool               // the Guest is removed completely
 
 	record     *ledger
 	conditions *conditions
@@ -42,7 +42,7 @@ type guest struct {
 	move       *move
 	restarts   *restarts
 	hearing    *hearing
-	told       string // the last failure that an event told of
+	told       string // the last failure reported by an event
 }
 
 func newGuest(h *Handler, name, uid string) *guest {
@@ -79,12 +79,12 @@ func newMove(g *guest) *move {
 	}
 }
 
-// ask says what the Guest should be and answers what it is.
+// ask sets the wanted part and returns the current status.
 func (g *guest) ask(p nodeagent.Part) api.PartStatus {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.want.Want == nodeagent.Removed && p.Want != nodeagent.Removed {
-		return g.status // the tombstone counts, whatever else has its uid
+		return g.status // the tombstone takes precedence over any other part with this uid
 	}
 	if g.want.Want != p.Want || g.want.Digest != p.Digest || g.want.Value == nil && p.Value != nil {
 		g.want = p
@@ -103,7 +103,8 @@ func (g *guest) over() bool {
 	return g.gone
 }
 
-// begin takes what is wanted; ctx ends when something else is.
+// begin returns the wanted part and a context that ends when another one is
+// wanted.
 func (g *guest) begin(ctx context.Context) (context.Context, nodeagent.Part) {
 	ctx, cancel := context.WithCancel(ctx)
 	g.mu.Lock()
@@ -112,7 +113,7 @@ func (g *guest) begin(ctx context.Context) (context.Context, nodeagent.Part) {
 	return ctx, g.want
 }
 
-// finish publishes the status of one look at what was wanted.
+// finish publishes the status after one look at the wanted part.
 func (g *guest) finish(p nodeagent.Part, s api.PartStatus, gone bool) {
 	g.mu.Lock()
 	g.undo()
@@ -131,7 +132,7 @@ func (g *guest) finish(p nodeagent.Part, s api.PartStatus, gone bool) {
 	}
 }
 
-// publish tells that what is being done takes its time.
+// publish reports that the current step takes time.
 func (g *guest) publish(message string) {
 	g.mu.Lock()
 	g.status.State, g.status.Message, g.status.Guest = api.PartPending, message, g.observed()
@@ -146,7 +147,8 @@ func alike(a, b api.PartStatus) bool {
 	return digest(a.Guest) == digest(b.Guest)
 }
 
-// work looks after the Guest until ctx is done or it is removed. QEMU runs on.
+// work manages the Guest until ctx is done or it is removed. QEMU keeps
+// running.
 func (g *guest) work(ctx context.Context) {
 	defer g.vm.letGo()
 	defer close(g.exporter.left)
@@ -174,8 +176,8 @@ func (g *guest) work(ctx context.Context) {
 	}
 }
 
-// look compares what is with what is wanted, takes a step, and says when to
-// look again.
+// look compares the actual state with the wanted one, takes one step, and
+// returns when to look again.
 func (g *guest) look(ctx context.Context) time.Duration {
 	step, p := g.begin(ctx)
 	next, err := g.step(step, p)
@@ -208,18 +210,18 @@ func (g *guest) look(ctx context.Context) time.Duration {
 	return next
 }
 
-// pending is something that takes its time and is no failure.
+// pending is not a failure: the step takes time.
 type pending string
 
 func (p pending) Error() string { return string(p) }
 
-// fatal is what only a person puts right.
+// fatal is an error that a retry does not help: an operator must act.
 type fatal struct{ error }
 
 func (f fatal) Unwrap() error { return f.error }
 
-// step makes one step to what is wanted. It returns when to look again, 0 when
-// nothing is left to do.
+// step takes one step towards the wanted state. It returns when to look again,
+// 0 when nothing is left to do.
 func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, error) {
 	part, _ := p.Value.(*api.GuestPart)
 	if p.Want == nodeagent.Removed {
@@ -239,16 +241,16 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 		return 0, err
 	}
 	g.console.rotate()
-	if err := g.agent.thaw(ctx); err != nil { // it may still be stopped, say
+	if err := g.agent.thaw(ctx); err != nil { // a snapshot of an earlier agent may have left it frozen
 		g.log.Warn("after a snapshot", "error", err)
 	}
 	if g.record.Export != nil && !g.exporter.active {
-		if err := g.exporter.end(ctx); err != nil { // it may still be stopped, say
+		if err := g.exporter.end(ctx); err != nil { // an earlier agent may have left it paused
 			g.log.Warn("after an export", "error", err)
 		}
 	}
 	if p.Want == nodeagent.Orphaned {
-		return 0, g.storage.check(ctx) // as it is
+		return 0, g.storage.check(ctx) // an orphaned Guest stays as it is
 	}
 	if next, err := g.snapshots.step(ctx, part); next != 0 || err != nil {
 		return next, err
@@ -259,7 +261,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 	return g.beAsWritten(ctx, part)
 }
 
-// observed is the Guest as it is.
+// observed returns the observed state of the Guest.
 func (g *guest) observed() *api.GuestObserved {
 	o := &api.GuestObserved{State: api.GuestStopped, Restarts: g.restarts.count, Conditions: append(api.Conditions{}, g.conditions.list...)}
 	o.Transfer = g.move.share.told

@@ -1,22 +1,22 @@
-// Package guest owns the Guests of a host: it makes each guest part of the
-// HostSpec a QEMU that runs, or one that does not.
+// Package guest runs the Guests of a host: it starts and stops one QEMU for
+// each guest part of the HostSpec.
 //
-// A QEMU is a process of its own, outside of the agent, which may end at any
-// instant and finds it again: a lock that QEMU holds says that it lives, a file
-// that it left says which process it is, and its monitor says whose it is. One
-// goroutine per Guest owns what is known of it and looks again whenever
-// something happens: another part, an event of QEMU's, the end of the process.
+// QEMU is a process of its own, outside the agent. The agent may end at any
+// instant and finds the process again: a lock that QEMU holds shows that it is
+// alive, a file names the process, and its monitor reports the Guest's UUID.
+// One goroutine per Guest owns the state of that Guest and looks again whenever
+// something happens: a new part, an event from QEMU, the end of the process.
 //
-// A guest decides what its Guest does next. Each subject has a type that keeps its
-// own state: the record on disk (ledger), QEMU (instance), the guest agent, the
-// steps of a stop (ladder), restarts, errors of disks (storage), limits, snapshots,
-// exports, a move with its two sides, and others. Such a type knows the identity of
-// the Guest and those of the others that newGuest hands to it; a move has the guest
-// start and stop by an interface (life).
+// A guest decides what its Guest does next. Each concern has a type that keeps
+// its own state: the record on disk (ledger), QEMU (instance), the guest agent,
+// the steps of a stop (ladder), restarts, disk errors (storage), limits,
+// snapshots, exports, the two sides of a move, and others. Such a type knows
+// the identity of the Guest and the other types that newGuest passes to it; a
+// move starts and stops the guest through an interface (life).
 //
-// What a Guest has on disk (package disk) goes by a tombstone only. Beside the
-// disks lie record.json, the lock and the console's log; sockets and the
-// process file are under the run directory and gone with a reboot.
+// Only a tombstone removes what a Guest has on disk (package disk).
+// record.json, the lock and the console's log are next to the disks; sockets
+// and the process file are in the run directory and do not survive a reboot.
 package guest
 
 import (
@@ -40,66 +40,68 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// Plugger gives Guests their place on a Network.
+// Plugger connects Guests to their Networks.
 type Plugger interface {
-	// SetPorts says which ports there are; what is in none of them gets none.
+	// SetPorts replaces the list of ports; a port that is missing in it is
+	// removed.
 	SetPorts([]nodeagent.Port)
 	// Attach opens a queue of a port's tap.
 	Attach(context.Context, nodeagent.Port) (nodeagent.Attachment, error)
-	// Traffic is what has gone through the taps, by the Guests' uids.
+	// Traffic returns the traffic of the taps by Guest uid.
 	Traffic() map[string]api.LinkUsage
 }
 
-// Options make a Handler.
+// Options configure a Handler.
 type Options struct {
-	StateDir string // disks, images, records: kept over reboots
-	RunDir   string // sockets: gone with a reboot; a short path
-	Program  string // QEMU; qemu-system-x86_64
-	// FirstUser is the first of the 65,536 user ids that QEMUs run as, one each;
-	// those of their TPMs come behind.
+	StateDir string // disks, images, records: kept across reboots
+	RunDir   string // sockets: do not survive a reboot; a short path
+	Program  string // QEMU. Default: qemu-system-x86_64
+	// FirstUser is the first of 65,536 user ids for QEMUs, one each; those of
+	// their TPMs follow. Default: 1900000000.
 	FirstUser int
 	Log       *slog.Logger
 	Fetch     disk.Fetch
-	// Config reads the Ignition config of a Guest, by its name, from bootd, or its
-	// user data for cloud-init.
+	// Config fetches the Ignition config of a Guest, or its cloud-init user
+	// data, from bootd by the Guest's name.
 	Config func(ctx context.Context, guest string) (Config, error)
-	// Share reads what a share of a Guest, both by their names, holds.
+	// Share fetches the content of a share by the names of the Guest and the
+	// share.
 	Share   func(ctx context.Context, guest, share string) (api.GuestShareContent, error)
 	Network Plugger
-	// Credentials are what the host proves to others with which host it is.
+	// Credentials authenticate this host to other hosts.
 	Credentials transfer.Credentials
 	// Launch is the command that runs launch.Exec.
 	Launch []string
-	// Start starts such a command outside of the agent. The default is a
-	// detached process.
+	// Start runs that command outside the agent. Default: as a detached
+	// process.
 	Start func(ctx context.Context, s Service, argv []string) error
-	// Accelerator is used without asking whether KVM works.
+	// Accelerator, if set, is used without trying KVM.
 	Accelerator qemu.Accelerator
-	// Kernel is the digest of the kernel that this host has booted. KVM is tried
-	// with it where the host has no file of it.
+	// Kernel is the digest of the kernel that this host booted. KVM is tried
+	// with it on a host that has no file of its kernel.
 	Kernel api.SHA256
 }
 
-// Service is what the unit of a Guest has of its own.
+// Service holds the unit properties that differ between Guests.
 type Service struct {
 	Guest, UID          string
-	TPM                 bool // it is the Guest's TPM that is started
-	CPUWeight, IOWeight int  // 0 for the default
-	// StopTimeout is how long Shutdown may take; a TPM has none.
+	TPM                 bool // starts the Guest's TPM instead of its QEMU
+	CPUWeight, IOWeight int  // Default: 0, which is systemd's default
+	// StopTimeout bounds Shutdown; unused for a TPM.
 	StopTimeout time.Duration
 }
 
-// starter makes the launcher of a process that outlives the agent.
+// starter returns the launcher of a process that outlives the agent.
 type starter func(Service) launch.Launcher
 
 func (h *Handler) launcher(s Service) launch.Launcher {
 	return launch.Launcher{Command: h.o.Launch, Run: func(ctx context.Context, argv []string) error { return h.o.Start(ctx, s, argv) }}
 }
 
-// defaultFirstUser is above what systemd gives to containers and below 2^31.
+// defaultFirstUser is above systemd's container range and below 2^31.
 const defaultFirstUser = 1_900_000_000
 
-// Handler makes guest parts true. It is a nodeagent.Runner and a
+// Handler applies guest parts. It is a nodeagent.Runner and a
 // prometheus.Collector.
 type Handler struct {
 	o      Options
@@ -112,20 +114,20 @@ type Handler struct {
 	guests map[string]*guest // by uid
 
 	probing sync.Mutex    // held while KVM is tried
-	used    *qemu.Verdict // nil until it is known
+	used    *qemu.Verdict // nil until KVM was tried
 
-	users sync.Mutex // held while one is picked and written down
+	users sync.Mutex // held while a user id is chosen and recorded
 
 	configs  configs
 	arrivals arrivals
 	meter    *meter
 
-	// reached hears of each point of a move at which a crash would leave
-	// something else behind; tests crash there.
+	// reached is called at each point of a move where a crash leaves a
+	// different state behind; tests crash there.
 	reached func(point string)
 }
 
-// hostBox holds the agent once it runs the handler.
+// hostBox holds the nodeagent.Host, which is known from Run on.
 type hostBox struct {
 	mu   sync.Mutex
 	host nodeagent.Host
@@ -143,20 +145,20 @@ func (b *hostBox) get() nodeagent.Host {
 	return b.host
 }
 
-// timing gathers what a test makes short.
+// timing holds the intervals that tests shorten.
 type timing struct {
-	look       time.Duration // between two looks at a Guest that nothing happens to
-	retry      time.Duration // until what failed is tried again
-	tell       time.Duration // between two words of how far a transfer is
-	again      time.Duration // until a Guest is asked again to stop
+	look       time.Duration // between two looks at a Guest without events
+	retry      time.Duration // before a failed step is retried
+	tell       time.Duration // between two progress reports of a transfer
+	again      time.Duration // between two requests to shut down
 	force      time.Duration // between quit, TERM and KILL
-	answer     time.Duration // what QEMU may take to answer
-	agent      time.Duration // what a guest agent may take to begin a shutdown
+	answer     time.Duration // limit for an answer of QEMU
+	agent      time.Duration // limit for a guest agent to begin a shutdown
 	minBackoff time.Duration // of restarts
 	maxBackoff time.Duration
-	settled    time.Duration // a Guest that ran so long begins the back-off anew
-	silence    time.Duration // a Guest that runs so long without a sign of life may hang
-	words      time.Duration // in which firmware and a kernel that hangs print
+	settled    time.Duration // a run of this length resets the back-off
+	silence    time.Duration // a run of this length without a sign of life may hang
+	words      time.Duration // in which the firmware prints, and a kernel that hangs
 	collect    time.Duration // between two collections of images
 	export     time.Duration // between two looks at how far an export is
 }
@@ -167,7 +169,7 @@ func defaultTiming() timing {
 		collect: 10 * time.Minute, export: 250 * time.Millisecond}
 }
 
-// New prepares a handler; nothing is touched before Run.
+// New returns a handler; it has no effect before Run.
 func New(o Options) *Handler {
 	if o.Program == "" {
 		o.Program = "qemu-system-x86_64"
@@ -180,17 +182,17 @@ func New(o Options) *Handler {
 	}
 	if o.Credentials == nil {
 		o.Credentials = func(context.Context) (nodeagent.Credentials, error) {
-			return nodeagent.Credentials{}, errors.New("this nodeagent has no certificate to show other hosts")
+			return nodeagent.Credentials{}, errors.New("this nodeagent has no host certificate")
 		}
 	}
 	if o.Config == nil {
 		o.Config = func(context.Context, string) (Config, error) {
-			return Config{}, errors.New("this nodeagent asks no bootd for configs")
+			return Config{}, errors.New("this nodeagent fetches no configs")
 		}
 	}
 	if o.Share == nil {
 		o.Share = func(context.Context, string, string) (api.GuestShareContent, error) {
-			return api.GuestShareContent{}, errors.New("this nodeagent asks no bootd for shares")
+			return api.GuestShareContent{}, errors.New("this nodeagent fetches no shares")
 		}
 	}
 	return &Handler{o: o, disks: disk.NewStore(o.StateDir, o.Fetch), timing: defaultTiming(),
@@ -200,7 +202,7 @@ func New(o Options) *Handler {
 // Kind implements nodeagent.Handler.
 func (h *Handler) Kind() string { return "guest" }
 
-// Run implements nodeagent.Runner. Guests run on when it ends.
+// Run implements nodeagent.Runner. Guests keep running when it returns.
 func (h *Handler) Run(ctx context.Context, host nodeagent.Host) {
 	h.host.set(host)
 	var group sync.WaitGroup
@@ -220,8 +222,9 @@ func (h *Handler) Run(ctx context.Context, host nodeagent.Host) {
 	}
 }
 
-// Reconcile implements nodeagent.Handler. It says what is, and leaves the work
-// to each Guest's goroutine, which asks for another pass when it got further.
+// Reconcile implements nodeagent.Handler. It returns the current status and
+// leaves the work to each Guest's goroutine, which requests another pass when
+// it has progressed.
 func (h *Handler) Reconcile(ctx context.Context, parts []nodeagent.Part) map[string]api.PartStatus {
 	out := map[string]api.PartStatus{}
 	var ports []nodeagent.Port
@@ -242,20 +245,20 @@ func (h *Handler) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 	return out
 }
 
-// check refuses what would become a path or a command line.
+// check refuses values that are unsafe in a path or on a command line.
 func check(p nodeagent.Part) error {
 	if err := api.ValidateName(guestName(p.Name)); err != nil {
 		return err
 	}
 	if p.UID == "" || len(p.UID) > 64 || strings.Trim(p.UID, "0123456789abcdefghijklmnopqrstuvwxyz-") != "" {
-		return fmt.Errorf("%q is no uid", p.UID)
+		return fmt.Errorf("invalid uid %q", p.UID)
 	}
 	part, ok := p.Value.(*api.GuestPart)
 	if !ok {
 		if p.Want == nodeagent.Removed {
 			return nil
 		}
-		return errors.New("the part holds no Guest")
+		return errors.New("the part has no Guest")
 	}
 	if p.Want != nodeagent.Removed {
 		return checkPart(part)
@@ -273,7 +276,8 @@ func portOf(p nodeagent.Part) (nodeagent.Port, bool) {
 	return nodePort(guestName(p.Name), part), true
 }
 
-// elsewhere reports whether a Guest is another host's: it has no port here.
+// elsewhere reports whether a Guest belongs to another host, so that it has no
+// port here.
 func elsewhere(part *api.GuestPart) bool {
 	t := part.Transfer
 	return t != nil && (t.Role == api.TransferTarget || t.Role == api.TransferLeft)
@@ -285,7 +289,8 @@ func nodePort(guest string, part *api.GuestPart) nodeagent.Port {
 		Config: part.Config.URL != "" && part.State != api.GuestStopped}
 }
 
-// guest finds a part's Guest, which gets its goroutine with its first part.
+// guest returns the guest of a part, and starts its goroutine with the first
+// part.
 func (h *Handler) guest(ctx context.Context, p nodeagent.Part) *guest {
 	h.mu.Lock()
 	g, ok := h.guests[p.UID]
@@ -297,7 +302,7 @@ func (h *Handler) guest(ctx context.Context, p nodeagent.Part) *guest {
 	if ok {
 		return g
 	}
-	g.ask(p) // before it first looks
+	g.ask(p) // before its first look
 	select {
 	case h.spawn <- g:
 	case <-ctx.Done():
@@ -327,7 +332,7 @@ func (h *Handler) forget(parts []nodeagent.Part) {
 func (h *Handler) collect() {
 	records, err := h.records()
 	if err != nil {
-		h.o.Log.Warn("images are not collected: a record cannot be read", "error", err)
+		h.o.Log.Warn("images are not collected: cannot read a record", "error", err)
 		return
 	}
 	var keep []api.SHA256
@@ -339,12 +344,12 @@ func (h *Handler) collect() {
 		h.o.Log.Warn("collect images", "error", err)
 	}
 	if len(removed) > 0 {
-		h.o.Log.Info("images that no Guest uses are removed", "images", removed)
+		h.o.Log.Info("removed images that no Guest uses", "images", removed)
 	}
 }
 
-// records are those of all Guests that the host ever had and that no tombstone
-// has removed.
+// records returns the records of all Guests on this host that no tombstone has
+// removed.
 func (h *Handler) records() ([]record, error) {
 	entries, err := os.ReadDir(filepath.Join(h.o.StateDir, "guests"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -358,7 +363,7 @@ func (h *Handler) records() ([]record, error) {
 	for _, e := range entries {
 		r, err := readRecord(filepath.Join(h.o.StateDir, "guests", e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it is being made, or removed
+			continue // it is being created or removed
 		}
 		if err != nil {
 			faults = append(faults, err)
@@ -369,12 +374,12 @@ func (h *Handler) records() ([]record, error) {
 	return all, errors.Join(faults...)
 }
 
-// unnamed are the ports of Guests that run although no part names them, such as
-// when the cached HostSpec was lost: absence takes nothing from them.
+// unnamed returns the ports of running Guests that no part names, such as when
+// the cached HostSpec was lost: a missing part removes nothing.
 func (h *Handler) unnamed(parts []nodeagent.Part) []nodeagent.Port {
 	records, err := h.records()
 	if err != nil {
-		h.o.Log.Warn("guest: some records cannot be read; should their Guests run without a part, their taps close", "error", err)
+		h.o.Log.Warn("guest: cannot read some records: if their Guests run without a part, their taps close", "error", err)
 	}
 	var ports []nodeagent.Port
 	for _, r := range records {
@@ -386,7 +391,7 @@ func (h *Handler) unnamed(parts []nodeagent.Part) []nodeagent.Port {
 	return ports
 }
 
-// event tells bootd of something that happened to a Guest.
+// event reports an event of a Guest to bootd.
 func (h *Handler) event(name, uid string, typ api.EventType, reason, message string) {
 	h.o.Log.Info("guest", "guest", name, "reason", reason, "message", message)
 	if host := h.host.get(); host != nil {

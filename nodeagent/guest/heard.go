@@ -7,22 +7,22 @@ import (
 	"time"
 )
 
-// conditionHeard is False of a Guest that runs and of which nothing was heard but
-// the first words of its firmware and its kernel: it may hang in its boot, and
-// QEMU answers all the same.
+// conditionHeard is False when a running Guest has shown no sign of life after
+// the first output of its firmware and kernel: it may hang in its boot although
+// QEMU answers.
 const conditionHeard = "Heard"
 
-// hearing looks for signs of life of a Guest that runs.
+// hearing looks for signs of life of a running Guest.
 type hearing struct {
 	*identity
 	record     *ledger
 	conditions *conditions
 	vm         *instance
 	network    Plugger   // nil on a host without Networks
-	start      time.Time // the last one of which something was heard
+	start      time.Time // of the last run with a sign of life
 }
 
-// note looks once the Guest has had time to say something.
+// note checks once the Guest has run long enough.
 func (h *hearing) note(ctx context.Context) {
 	start := h.record.Launched.Time
 	switch {
@@ -37,7 +37,7 @@ func (h *hearing) note(ctx context.Context) {
 	}
 }
 
-// says reports whether there is a sign of life of the Guest since its start.
+// says reports whether the Guest has shown a sign of life since its start.
 func (h *hearing) says(ctx context.Context, start time.Time) bool {
 	if info, err := os.Stat(h.consoleLog()); err == nil && info.ModTime().After(start.Add(h.timing.words)) {
 		return true
@@ -57,5 +57,5 @@ func (h *hearing) says(ctx context.Context, start time.Time) bool {
 			return true
 		}
 	}
-	return err != nil // whether it hangs is then said elsewhere
+	return err != nil // another condition reports that QEMU does not answer
 }

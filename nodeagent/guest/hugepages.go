@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// enoughHugePages says what a Guest's memory lacks of huge pages, before QEMU
-// fails with less to tell.
+// enoughHugePages returns an error when there are too few huge pages for a
+// Guest's memory: QEMU's own message says less.
 func enoughHugePages(memory int64) error {
 	raw, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
@@ -34,7 +34,7 @@ func checkHugePages(meminfo string, memory int64) error {
 	case size <= 0:
 		return fmt.Errorf("the host's kernel has no huge pages")
 	case memory%size != 0:
-		return fmt.Errorf("its memory of %d bytes is no multiple of the host's huge pages, which have %d KiB", memory, kib)
+		return fmt.Errorf("invalid memory of %d bytes: want a multiple of the host's huge pages of %d KiB", memory, kib)
 	case free < memory/size:
 		return fmt.Errorf("it needs %d huge pages of %d KiB, and the host has %d free: raise vm.nr_hugepages there (sysctl)", memory/size, kib, free)
 	}

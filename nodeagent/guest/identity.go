@@ -15,15 +15,15 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/launch"
 )
 
-// identity is what each part of a Guest knows of it: who it is, where its files
-// are and whom to tell. None of it changes.
+// identity is shared by the parts of a guest: its name, paths, timing and
+// callbacks. It does not change.
 type identity struct {
 	name, uid string
-	dir       string // its disks, its record and its logs
-	run       string // its sockets, gone with a reboot
+	dir       string // disks, record and logs
+	run       string // sockets; does not survive a reboot
 	log       *slog.Logger
 	timing    timing
-	event     func(typ api.EventType, reason, message string) // tells bootd
+	event     func(typ api.EventType, reason, message string) // reports to bootd
 	reached   func(point string)                              // see Handler.reached
 }
 
@@ -33,13 +33,14 @@ func newIdentity(h *Handler, name, uid string) *identity {
 		event: func(typ api.EventType, reason, message string) { h.event(name, uid, typ, reason, message) }}
 }
 
-// lock takes the Guest's lock, which a QEMU of its holds as long as it lives.
-// nil without an error: one lives.
+// lock takes the Guest's lock, which its QEMU holds as long as it lives. It
+// returns nil without an error when a QEMU holds it.
 func (i *identity) lock() (*os.File, error) {
 	return takeLock(filepath.Join(i.dir, "lock"))
 }
 
-// takeLock locks a file, nil without an error when somebody else has it locked.
+// takeLock locks a file. It returns nil without an error when another process
+// has locked it.
 func takeLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -56,7 +57,7 @@ func takeLock(path string) (*os.File, error) {
 	return nil, fmt.Errorf("the lock %s: %w", path, err)
 }
 
-// complaint is what QEMU has said last.
+// complaint returns the last output of QEMU.
 func (i *identity) complaint(err error) string {
 	raw, readErr := os.ReadFile(filepath.Join(i.dir, "qemu.log"))
 	said := strings.Join(strings.Fields(string(raw[max(0, len(raw)-500):])), " ")
@@ -66,7 +67,7 @@ func (i *identity) complaint(err error) string {
 	return said
 }
 
-// process is the QEMU that was started last, ErrGone when it has ended.
+// process returns the QEMU that was started last, or ErrGone when it has ended.
 func (i *identity) process() (*launch.Process, error) {
 	id, err := launch.ReadIdentity(i.run)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -18,7 +18,8 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// beIncoming has a QEMU wait for the state of the source's, with empty disks.
+// beIncoming makes a QEMU with empty disks wait for the state of the source's
+// QEMU.
 func (dst *moveTarget) beIncoming(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
 	dst.ladder.stop = nil
@@ -27,7 +28,7 @@ func (dst *moveTarget) beIncoming(ctx context.Context, part *api.GuestPart) (tim
 	}
 	dst.began = t.ID
 	if dst.record.Received == t.ID {
-		_ = dst.arrivals.expect(dst, t) // it may be asked again
+		_ = dst.arrivals.expect(dst, t) // it may connect again
 		dst.share.tell(t, api.TransferReceived, "")
 		return 0, nil
 	}
@@ -52,7 +53,7 @@ func (dst *moveTarget) beIncoming(ctx context.Context, part *api.GuestPart) (tim
 	return 0, nil
 }
 
-// startIncoming starts it once for a move.
+// startIncoming starts QEMU once per move.
 func (dst *moveTarget) startIncoming(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
 	if dst.began == t.ID || dst.record.Received == t.ID {
@@ -60,7 +61,7 @@ func (dst *moveTarget) startIncoming(ctx context.Context, part *api.GuestPart) (
 		return 0, nil
 	}
 	dst.share.tell(t, api.TransferWorking, "starting its QEMU")
-	if err := os.RemoveAll(filepath.Join(dst.dir, "disks")); err != nil { // what an earlier attempt has left
+	if err := os.RemoveAll(filepath.Join(dst.dir, "disks")); err != nil { // left by an earlier attempt
 		return 0, err
 	}
 	if err := dst.life.start(ctx, part); err != nil {
@@ -69,12 +70,13 @@ func (dst *moveTarget) startIncoming(ctx context.Context, part *api.GuestPart) (
 	}
 	dst.began = t.ID
 	dst.reached("live target: started")
-	return time.Millisecond, pending("being taken in")
+	return time.Millisecond, pending("receiving it")
 }
 
 func (dst *moveTarget) nbdSocket() string { return filepath.Join(dst.run, "nbd.sock") }
 
-// serveDisks has QEMU serve its disks at a socket, to be written by the source's.
+// serveDisks makes QEMU serve its disks at a socket, to which the source's QEMU
+// writes.
 func (dst *moveTarget) serveDisks(ctx context.Context, part *api.GuestPart) error {
 	var exports []struct{ ID string }
 	if err := dst.vm.command(ctx, "query-block-exports", nil, &exports); err != nil || len(exports) > 0 || len(part.Disks) == 0 {
@@ -84,7 +86,7 @@ func (dst *moveTarget) serveDisks(ctx context.Context, part *api.GuestPart) erro
 	if err != nil {
 		return err
 	}
-	defer func() { _ = l.Close() }() // QEMU has its own
+	defer func() { _ = l.Close() }() // QEMU has a duplicate
 	f, err := l.File()
 	if err != nil {
 		return err
@@ -106,7 +108,7 @@ func (dst *moveTarget) serveDisks(ctx context.Context, part *api.GuestPart) erro
 	return nil
 }
 
-// loaded reports whether QEMU has all of the Guest, and writes it down.
+// loaded reports whether QEMU has the complete Guest, and records it.
 func (dst *moveTarget) loaded(ctx context.Context, t *api.GuestTransfer) (bool, error) {
 	if dst.record.Received == t.ID {
 		return true, nil
@@ -126,7 +128,7 @@ func (dst *moveTarget) loaded(ctx context.Context, t *api.GuestTransfer) (bool, 
 		return false, nil
 	}
 	dst.reached("live target: loaded, not written down")
-	var refused *qmp.Error // without disks there is none
+	var refused *qmp.Error // there is no NBD server when the Guest has no disks
 	if err := dst.vm.command(ctx, "nbd-server-stop", nil, nil); err != nil && !errors.As(err, &refused) {
 		return false, err
 	}
@@ -138,7 +140,8 @@ func (dst *moveTarget) loaded(ctx context.Context, t *api.GuestTransfer) (bool, 
 	return true, nil
 }
 
-// takeDisk carries a connection of the source's QEMU to this one's NBD.
+// takeDisk forwards a connection of the source's QEMU to the NBD server of this
+// one.
 func (dst *moveTarget) takeDisk(ctx context.Context, c *transfer.Conn) error {
 	end, err := new(net.Dialer).DialContext(ctx, "unix", dst.nbdSocket())
 	if err := errors.Join(err, c.Reply(transfer.Answer{}, err)); err != nil {
@@ -148,8 +151,8 @@ func (dst *moveTarget) takeDisk(ctx context.Context, c *transfer.Conn) error {
 	return nil
 }
 
-// takeMemory carries what the source's QEMU sends to this one, and answers when
-// it has all.
+// takeMemory forwards the memory that the source's QEMU sends to this one, and
+// answers when it is complete.
 func (dst *moveTarget) takeMemory(ctx context.Context, e arrival, c *transfer.Conn) error {
 	var end net.Conn
 	_, err := dst.order(ctx, e, func() (bool, error) {
@@ -172,7 +175,7 @@ func (dst *moveTarget) takeMemory(ctx context.Context, e arrival, c *transfer.Co
 	if _, err := io.Copy(end, c); err != nil {
 		return fmt.Errorf("its memory: %w", err)
 	}
-	_ = end.Close() // that is all
+	_ = end.Close() // end of the stream
 	for {
 		received, err := dst.order(ctx, e, func() (bool, error) { return dst.loaded(ctx, &e.transfer) })
 		if received || err != nil {

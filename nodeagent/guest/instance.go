@@ -21,41 +21,43 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
-// running is a QEMU that was proven to be the Guest's.
+// running is a QEMU that was identified as the Guest's.
 type running struct {
 	process *launch.Process
 	exited  chan struct{}
-	release context.CancelFunc // ends the watch on the process
+	release context.CancelFunc // stops watching the process
 	monitor *qmp.Client        // nil when it does not answer
 	state   string             // QEMU's RunState, "" when it does not answer
 }
 
-// instance is the QEMU of a Guest: it is found, asked and let go, and outlives
-// whoever does that. What is not under mu is its Guest's goroutine's.
+// instance is the QEMU of a Guest, which outlives the agent: it is adopted,
+// queried and released. The Guest's goroutine owns all fields that are not
+// under mu.
 type instance struct {
 	*identity
 	record     *ledger
 	conditions *conditions
-	socket     string   // which of QEMU's two monitors is spoken to
+	socket     string   // which of QEMU's two monitors is used
 	running    *running // nil when no QEMU is known
 	events     chan event
 
 	mu      sync.Mutex
 	monitor *qmp.Client // of the last QEMU that was adopted; nil before
-	seen    glimpse     // of its run, for who measures it
+	seen    glimpse     // of its run, for measurements
 }
 
 func newInstance(id *identity, record *ledger, conditions *conditions) *instance {
 	return &instance{identity: id, record: record, conditions: conditions, socket: "qmp.sock", events: make(chan event, 64)}
 }
 
-// event is one of QEMU's, of a run.
+// event is an event from QEMU in a run.
 type event struct {
 	qmp.Event
 	run *running
 }
 
-// ended is closed when the process has ended; nil, and so never, without one.
+// ended returns a channel that is closed when the process has ended; nil when
+// there is no process.
 func (i *instance) ended() <-chan struct{} {
 	if i.running == nil {
 		return nil
@@ -63,7 +65,7 @@ func (i *instance) ended() <-chan struct{} {
 	return i.running.exited
 }
 
-// letGo forgets the process, and leaves it as it is.
+// letGo releases the process without stopping it.
 func (i *instance) letGo() {
 	r := i.running
 	if r == nil {
@@ -79,7 +81,7 @@ func (i *instance) letGo() {
 	r.process.Close()
 }
 
-// adopt takes up the QEMU that holds the lock, once it is proven which it is.
+// adopt attaches to the QEMU that holds the lock, once its identity is proven.
 func (i *instance) adopt(ctx context.Context) error {
 	process, err := i.process()
 	if errors.Is(err, launch.ErrGone) {
@@ -92,7 +94,7 @@ func (i *instance) adopt(ctx context.Context) error {
 	r := &running{process: process, exited: make(chan struct{}), release: release}
 	go func() { // letGo waits for it
 		defer close(r.exited)
-		_ = process.Wait(watch) // either it has ended or letGo does not care
+		_ = process.Wait(watch) // it has ended, or letGo was called
 	}()
 	i.running = r
 	if err := i.askState(ctx); err != nil {
@@ -103,15 +105,15 @@ func (i *instance) adopt(ctx context.Context) error {
 	return nil
 }
 
-// errStranger is a process that is no QEMU of this Guest.
+// errStranger is returned for a process that is not this Guest's QEMU.
 var errStranger = errors.New("the monitor belongs to another QEMU")
 
-// connect opens the monitor and asks whose it is.
+// connect opens the monitor and checks the Guest's UUID.
 func (i *instance) connect(ctx context.Context, r *running) error {
 	monitor, err := qmp.Dial(ctx, filepath.Join(i.run, i.socket), func(e qmp.Event) {
 		select {
 		case i.events <- event{e, r}:
-		default: // a storm; the state is asked for anyway
+		default: // the queue is full; the state is queried anyway
 		}
 	})
 	if err != nil {
@@ -133,8 +135,8 @@ func (i *instance) connect(ctx context.Context, r *running) error {
 	return nil
 }
 
-// askState asks QEMU for its state, over a new connection if the old one has
-// ended. A QEMU that does not answer is a condition and no error.
+// askState queries QEMU's state, over a new connection if the old one has
+// ended. A QEMU that does not answer sets a condition and is not an error.
 func (i *instance) askState(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, i.timing.answer)
 	defer cancel()
@@ -166,12 +168,12 @@ func (i *instance) askState(ctx context.Context) error {
 	return nil
 }
 
-// command runs one command in a limited time.
+// command runs one command within the usual time limit.
 func (i *instance) command(ctx context.Context, name string, arguments, result any) error {
 	return i.commandIn(ctx, i.timing.answer, name, arguments, result)
 }
 
-// commandIn runs one that may take longer.
+// commandIn runs one command within the given time limit.
 func (i *instance) commandIn(ctx context.Context, limit time.Duration, name string, arguments, result any) error {
 	if i.running.monitor == nil {
 		return errors.New("QEMU does not answer")
@@ -181,8 +183,7 @@ func (i *instance) commandIn(ctx context.Context, limit time.Duration, name stri
 	return i.running.monitor.Execute(ctx, name, arguments, result)
 }
 
-// monitorCommand runs one command for whoever reaches a Guest from outside of
-// its goroutine.
+// monitorCommand runs one command from outside the Guest's goroutine.
 func (i *instance) monitorCommand(ctx context.Context, name string, arguments, result any) error {
 	return i.withMonitor(ctx, func(ctx context.Context, m *qmp.Client) error { return m.Execute(ctx, name, arguments, result) })
 }
@@ -199,7 +200,7 @@ func (i *instance) withMonitor(ctx context.Context, fn func(context.Context, *qm
 	return fn(ctx, monitor)
 }
 
-// newSocket hands QEMU one end of a new socket, and returns the other.
+// newSocket passes one end of a new socket to QEMU and returns the other.
 func (i *instance) newSocket(ctx context.Context, name string) (net.Conn, error) {
 	if i.running == nil || i.running.monitor == nil {
 		return nil, errors.New("QEMU does not answer")
@@ -209,7 +210,7 @@ func (i *instance) newSocket(ctx context.Context, name string) (net.Conn, error)
 		return nil, err
 	}
 	theirs, ours := os.NewFile(uintptr(pair[0]), name), os.NewFile(uintptr(pair[1]), name)
-	defer func() { _, _ = theirs.Close(), ours.Close() }() // each side has its own
+	defer func() { _, _ = theirs.Close(), ours.Close() }() // QEMU and the connection have duplicates
 	limited, cancel := context.WithTimeout(ctx, i.timing.answer)
 	defer cancel()
 	if err := i.running.monitor.GiveFile(limited, name, theirs); err != nil {
@@ -218,15 +219,15 @@ func (i *instance) newSocket(ctx context.Context, name string) (net.Conn, error)
 	return net.FileConn(ours)
 }
 
-// glimpse is what others than its goroutine see of a Guest's run.
+// glimpse is the part of a Guest's run that other goroutines see.
 type glimpse struct {
-	process launch.Identity // the zero one when it does not run
+	process launch.Identity // the zero value when it does not run
 	monitor *qmp.Client     // nil when QEMU does not answer
 	network string
 	disks   []string
 }
 
-// show lets others see the run as it is now.
+// show publishes the current run to other goroutines.
 func (i *instance) show() {
 	var seen glimpse
 	if r := i.running; r != nil {
@@ -252,7 +253,8 @@ func (i *instance) glimpse() glimpse {
 	return i.seen
 }
 
-// facts tell machines apart whose state does not fit the other.
+// facts returns a string that differs between machines with incompatible
+// migration state.
 func (i *instance) facts(ctx context.Context) (string, error) {
 	var version struct {
 		QEMU    struct{ Major, Minor, Micro int }
@@ -270,7 +272,8 @@ func (i *instance) facts(ctx context.Context) (string, error) {
 	return facts + ", machine " + l.Machine[:12], nil
 }
 
-// processor is what of the host's a Guest under KVM depends on.
+// processor returns the properties of the host's processor that a Guest under
+// KVM depends on.
 func processor() string {
 	raw, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {

@@ -14,23 +14,23 @@ import (
 const (
 	stopAsked   = "asked"   // State: Stopped
 	stopRestart = "restart" // a request
-	stopForced  = "forced"  // it has ended, or goes for good: no grace
+	stopForced  = "forced"  // it has ended or is removed: without grace
 )
 
-// stopping is a stop under way.
+// stopping is a stop in progress.
 type stopping struct {
 	why      string
 	began    time.Time
-	asked    int       // how often the Guest was asked
-	forced   int       // steps of force that were taken
-	lastStep time.Time // of the last of either
+	asked    int       // number of shutdown requests
+	forced   int       // number of forced steps
+	lastStep time.Time // time of the last request or step
 }
 
-// maxForce is how many steps of force there are: quit, SIGTERM, SIGKILL.
+// maxForce is the number of forced steps: quit, SIGTERM, SIGKILL.
 const maxForce = 3
 
-// ladder stops a Guest by steps that have their times: it is asked, and at last
-// forced.
+// ladder stops a Guest step by step: it requests a shutdown, and after the
+// deadline forces it.
 type ladder struct {
 	*identity
 	record *ledger
@@ -39,9 +39,9 @@ type ladder struct {
 	stop   *stopping // nil when the Guest is not being stopped
 }
 
-// climb takes the next step of the ladder once it is due, and says when to look
-// again: the Guest is asked again and again, since one that boots does not hear;
-// after the deadline QEMU is told to quit, then gets SIGTERM, then SIGKILL.
+// climb takes the next step if it is due, and returns when to look again. The
+// request to shut down is repeated because a Guest that is booting ignores it.
+// After the deadline QEMU gets quit, then SIGTERM, then SIGKILL.
 func (l *ladder) climb(ctx context.Context, why string) (time.Duration, error) {
 	now, t := time.Now(), l.timing
 	if l.stop == nil {
@@ -69,14 +69,14 @@ func (l *ladder) climb(ctx context.Context, why string) (time.Duration, error) {
 		s.lastStep = now
 		l.force(ctx, s)
 	}
-	return t.force, pending("stopping: QEMU has been told to end")
+	return t.force, pending("stopping: QEMU was asked to quit")
 }
 
-// askToStop asks through the guest agent where one runs, else presses the power
-// button.
+// askToStop requests a shutdown from the guest agent if one runs, else by the
+// power button.
 func (l *ladder) askToStop(ctx context.Context, time int) {
 	l.log.Info("asked to shut down", "time", time)
-	if l.vm.running.state == "paused" { // what does not run does not hear
+	if l.vm.running.state == "paused" { // a paused Guest cannot react
 		if err := l.vm.command(ctx, "cont", nil, nil); err != nil {
 			l.log.Warn("cannot resume it for its shutdown", "error", err)
 		}
@@ -91,27 +91,27 @@ func (l *ladder) askToStop(ctx context.Context, time int) {
 	}
 }
 
-// force takes the next step of force.
+// force takes the next forced step.
 func (l *ladder) force(ctx context.Context, s *stopping) {
 	step := s.forced
 	if step == 1 {
 		if err := l.vm.command(ctx, "quit", nil, nil); err == nil {
 			return
 		}
-		s.forced, step = 2, 2 // it does not listen
+		s.forced, step = 2, 2 // QEMU does not answer its monitor
 	}
 	signal := unix.SIGTERM
 	if step > 2 {
 		signal = unix.SIGKILL
 	}
-	l.log.Warn("QEMU is sent a signal", "signal", signal.String())
+	l.log.Warn("sent a signal to QEMU", "signal", signal.String())
 	if err := l.vm.running.process.Signal(signal); err != nil {
 		l.log.Error("cannot signal QEMU", "signal", signal.String(), "error", err)
 	}
 }
 
-// alive says whether a Guest in this state may still be asked to shut down. One
-// that does not answer is given its time, too.
+// alive reports whether a Guest in this state may still react to a shutdown
+// request. A QEMU that does not answer counts as alive.
 func alive(state string) bool {
 	switch state {
 	case "running", "paused", "suspended", "":

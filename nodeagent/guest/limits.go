@@ -11,16 +11,16 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// limits bring a QEMU that runs to what its part says of disks and processors and
-// a start does not settle.
+// limits applies the limits of disks and processors to a running QEMU that are
+// not set at its start.
 type limits struct {
 	*identity
 	vm         *instance
-	configured string // digest of what configure has done, "" when it is to look again
+	configured string // digest of the applied settings, "" to apply them again
 }
 
-// configure does what is done through the monitor: disks get their size and
-// limits, and processors their place.
+// configure applies settings through the monitor: size and limits of disks, and
+// processor pinning.
 func (l *limits) configure(ctx context.Context, part *api.GuestPart) error {
 	limits := diskLimits(part)
 	wanted := digest([]any{part.Disks, limits})
@@ -34,7 +34,7 @@ func (l *limits) configure(ctx context.Context, part *api.GuestPart) error {
 	for _, d := range part.Disks {
 		seen, ok := disks[d.Name]
 		if !ok {
-			continue // it comes with the next start
+			continue // attached at the next start
 		}
 		if err := l.growDisk(ctx, d, seen.Image.Size); err != nil {
 			return err
@@ -54,8 +54,8 @@ func (l *limits) configure(ctx context.Context, part *api.GuestPart) error {
 	return nil
 }
 
-// throttle is what QEMU calls a disk's limits. Those of reads or writes alone
-// are not used.
+// throttle holds a disk's limits by QEMU's names. The separate limits for reads
+// and writes are not used.
 type throttle struct {
 	Bytes           int64 `json:"bps"`
 	ReadBytes       int64 `json:"bps_rd"`
@@ -65,8 +65,8 @@ type throttle struct {
 	WriteOperations int64 `json:"iops_wr"`
 }
 
-// throttleArguments are those of block_set_io_throttle. The disks of a group
-// share its limits.
+// throttleArguments are the arguments of block_set_io_throttle. The disks of a
+// group share its limits.
 type throttleArguments struct {
 	ID    string `json:"id"`
 	Group string `json:"group"`
@@ -77,17 +77,17 @@ func diskLimits(part *api.GuestPart) throttle {
 	return throttle{Bytes: part.Limits.DiskBytes.Value(), Operations: int64(part.Limits.DiskOperations)}
 }
 
-// attachedDisk is what QEMU has as a disk.
+// attachedDisk is a disk as reported by QEMU.
 type attachedDisk struct {
 	Node  string `json:"node-name"`
 	Image struct {
 		Size int64 `json:"virtual-size"`
 	} `json:"image"`
 	throttle
-	device string // QOM path of what it is plugged into
+	device string // QOM path of its device
 }
 
-// queryDisks asks for the disks that QEMU has, by name.
+// queryDisks returns QEMU's disks by name.
 func (l *limits) queryDisks(ctx context.Context) (map[string]attachedDisk, error) {
 	var blocks []struct {
 		Device   string        `json:"qdev"`
@@ -109,10 +109,10 @@ func (l *limits) queryDisks(ctx context.Context) (map[string]attachedDisk, error
 	return disks, nil
 }
 
-// growDisk makes a disk as large as it is to be, if it is smaller.
+// growDisk grows a disk to its wanted size.
 func (l *limits) growDisk(ctx context.Context, d api.GuestDisk, size int64) error {
 	if size > d.Size.Value() {
-		l.log.Warn("a disk is larger than it is to be, and stays so", "disk", d.Name, "bytes", size)
+		l.log.Warn("a disk is larger than wanted and is not shrunk", "disk", d.Name, "bytes", size)
 	}
 	if size >= d.Size.Value() {
 		return nil
@@ -125,8 +125,8 @@ func (l *limits) growDisk(ctx context.Context, d api.GuestDisk, size int64) erro
 	return nil
 }
 
-// pin gives each of the Guest's processors one of the host's, when there is one
-// for each.
+// pin binds each virtual processor to a processor of the host if the set has as
+// many.
 func (l *limits) pin(ctx context.Context, part *api.GuestPart) error {
 	cpus, err := api.ParseCPUSet(part.Tuning.CPUSet)
 	if err != nil || len(cpus) != part.CPUs {

@@ -11,15 +11,16 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// A live move: the target's QEMU waits with empty disks, the source's mirrors its
-// disks into them (NBD) and then sends its memory. QEMUs reach each other through
-// their agents; neither has a network. At the switch-over the source's QEMU stops
-// the Guest and asks (pre-switchover): only then, and once the record says that
-// the Guest is given up, the mirrors end and the rest is sent. It is tried once
-// for a move: an agent that ends takes its connections with it, and QEMU goes on
-// with its Guest. After the record was written QEMU may do so, too, when the rest
-// does not get through; that is no harm, since Sent is said of a QEMU alone that
-// has sent all (postmigrate), which runs its Guest no more by itself.
+// A live move: the target's QEMU waits with empty disks; the source's QEMU
+// mirrors its disks into them (NBD) and then sends its memory. The QEMUs reach
+// each other through their agents, because neither has a network. At the
+// switch-over the source's QEMU stops the Guest and waits (pre-switchover).
+// Only after the record says that the Guest is given up, the mirrors are
+// completed and the rest is sent. A live move is tried once: an agent that ends
+// closes its connections, and QEMU resumes its Guest. QEMU may also resume it
+// after the record was written, when the rest does not arrive. That does no
+// harm: Sent is reported only for a QEMU that has sent everything
+// (postmigrate), and such a QEMU never resumes its Guest by itself.
 
 // live moves the Guest while it runs.
 func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
@@ -29,7 +30,7 @@ func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Dura
 			return 0, nil
 		}
 		if src.vm.running == nil || src.vm.running.state != postmigrate {
-			src.share.fail(t, "its memory has not got through")
+			src.share.fail(t, "its memory was not received")
 			return 0, nil
 		}
 		src.share.tell(t, api.TransferSent, src.howLive(ctx))
@@ -44,18 +45,18 @@ func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Dura
 		return 0, nil
 	}
 	if list, err := src.snapshots.read(); err != nil || len(list) > 0 {
-		src.share.fail(t, "it has snapshots, which a mirror leaves behind")
+		src.share.fail(t, "it has snapshots, which a mirror does not copy")
 		return 0, err
 	}
 	if d, err := src.overAnother(part); err != nil || d != "" {
-		src.share.fail(t, "disk "+d+" does not lie over its Image as that is now, and a mirror is of what lies above")
+		src.share.fail(t, "disk "+d+" is not based on the current version of its Image, and a mirror copies only what is above the base")
 		return 0, err
 	}
 	if src.exporter.active {
-		src.share.fail(t, "its disks are being exported: move it when that is over")
+		src.share.fail(t, "its disks are being exported: move it when the export has ended")
 		return 0, nil
 	}
-	if err := src.callOff(ctx); err != nil { // what an agent before this one has left
+	if err := src.callOff(ctx); err != nil { // left by an earlier agent
 		return 0, err
 	}
 	machine, err := src.vm.facts(ctx)
@@ -81,7 +82,7 @@ func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Dura
 	return 0, nil
 }
 
-// overAnother names a disk that the target would make over another image.
+// overAnother names a disk that would be based on another image at the target.
 func (src *moveSource) overAnother(part *api.GuestPart) (string, error) {
 	for _, d := range part.Disks {
 		if d.Format == disk.Raw {
@@ -95,11 +96,11 @@ func (src *moveSource) overAnother(part *api.GuestPart) (string, error) {
 	return "", nil
 }
 
-// howLive tells what a migration has taken.
+// howLive returns the statistics of the migration.
 func (src *moveSource) howLive(ctx context.Context) string {
 	var s migrated
 	if err := src.vm.command(ctx, "query-migrate", nil, &s); err != nil {
-		return "" // nobody depends on it
+		return "" // only informational
 	}
 	return fmt.Sprintf("%d MiB of memory sent, the last of it in %d ms", s.RAM.Transferred>>20, s.Downtime)
 }

@@ -16,14 +16,14 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// States of QEMU's (RunState) in a migration.
+// States of a migration in QEMU (RunState).
 const (
-	postmigrate = "postmigrate" // the source has sent all
-	inmigrate   = "inmigrate"   // the target waits for it
+	postmigrate = "postmigrate" // the source has sent everything
+	inmigrate   = "inmigrate"   // the target waits for the state
 )
 
-// migrate has the target get all. When it returns without an error the Guest is
-// given up, and has been sent.
+// migrate sends the Guest to the target. When it returns without an error the
+// Guest is given up and sent completely.
 func (src *moveSource) migrate(ctx context.Context, part *api.GuestPart) error {
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -60,7 +60,7 @@ func (src *moveSource) migrate(ctx context.Context, part *api.GuestPart) error {
 		return err
 	}
 	src.reached("live source: completed")
-	select { // the last of it is with the target, or it is not and the target says so
+	select { // QEMU has sent the rest, but only the target knows whether it has received it
 	case <-m.loaded:
 	case <-time.After(loadPatience):
 	case <-ctx.Done():
@@ -68,22 +68,23 @@ func (src *moveSource) migrate(ctx context.Context, part *api.GuestPart) error {
 	return nil
 }
 
-// loadPatience is how long a source waits to hear that the target has taken in
-// all. The Guest is the target's anyhow, or called back.
+// loadPatience bounds how long a source waits for the target to report that it
+// has loaded everything. Afterwards the Guest either belongs to the target or
+// bootd calls it back.
 const loadPatience = 10 * time.Second
 
-// migration is one attempt.
+// migration is one attempt to move a running Guest.
 type migration struct {
 	src    *moveSource
 	t      *api.GuestTransfer
-	group  *sync.WaitGroup // of what carries bytes
+	group  *sync.WaitGroup // of the goroutines that copy bytes
 	told   time.Time
-	loaded chan struct{} // closed when the target has answered of the memory, or is gone
+	loaded chan struct{} // closed when the target has answered for the memory or has disconnected
 }
 
 func moveNode(disk string) string { return "move-" + disk }
 
-// plug joins QEMU, under a name, and a connection to the target.
+// plug connects QEMU to the target under a name.
 func (m *migration) plug(ctx context.Context, name string, r transfer.Request) (*transfer.Conn, net.Conn, error) {
 	c, _, err := m.src.reachFor(ctx, m.t, r)
 	if err != nil {
@@ -97,7 +98,7 @@ func (m *migration) plug(ctx context.Context, name string, r transfer.Request) (
 	return c, end, nil
 }
 
-// mirror begins to copy a disk, and what is written to it meanwhile.
+// mirror starts to copy a disk, including writes meanwhile.
 func (m *migration) mirror(ctx context.Context, d api.GuestDisk) error {
 	node := moveNode(d.Name)
 	c, end, err := m.plug(ctx, node, transfer.Request{Kind: transfer.Disk, Disk: d.Name})
@@ -110,8 +111,8 @@ func (m *migration) mirror(ctx context.Context, d api.GuestDisk) error {
 		arguments map[string]any
 	}{
 		{"blockdev-add", map[string]any{"driver": "nbd", "node-name": node, "export": d.Name, "server": map[string]any{"type": "fd", "str": node}}},
-		// What the base has is with the target already (top), and what the Guest
-		// writes goes to both once all else is there (write-blocking).
+		// The target already has the base (top). Once everything else is
+		// copied, each write of the Guest goes to both sides (write-blocking).
 		{"blockdev-mirror", map[string]any{"job-id": node, "device": qemu.DiskNode(d.Name), "target": node, "sync": "top",
 			"copy-mode": "write-blocking", "auto-dismiss": false}},
 	} {
@@ -122,7 +123,7 @@ func (m *migration) mirror(ctx context.Context, d api.GuestDisk) error {
 	return nil
 }
 
-// until asks often whether something is done, and tells how far it is.
+// until polls until something is done, and reports the progress.
 func (m *migration) until(ctx context.Context, done func(context.Context) (bool, string, error)) error {
 	for {
 		ok, far, err := done(ctx)
@@ -143,8 +144,8 @@ func (m *migration) until(ctx context.Context, done func(context.Context) (bool,
 	}
 }
 
-// poll is how often QEMU is asked how far it is: what the Guest stands still for
-// goes up to it.
+// poll is the interval of queries; it may add to the time that the Guest is
+// paused.
 const poll = 10 * time.Millisecond
 
 type job struct {
@@ -155,7 +156,7 @@ type job struct {
 	Error   string `json:"error"`
 }
 
-// mirrors are the jobs of a move that QEMU has.
+// mirrors returns the jobs of a move that QEMU has.
 func (src *moveSource) mirrors(ctx context.Context) ([]job, error) {
 	var all, ours []job
 	if err := src.vm.command(ctx, "query-jobs", nil, &all); err != nil {
@@ -186,7 +187,7 @@ func (m *migration) mirrored(ctx context.Context) (bool, string, error) {
 	return ready, fmt.Sprintf("copying its disks while it runs: %d of %d MiB", current>>20, total>>20), nil
 }
 
-// sendMemory begins to.
+// sendMemory starts the migration of the memory.
 func (m *migration) sendMemory(ctx context.Context) error {
 	c, end, err := m.plug(ctx, "move-memory", transfer.Request{Kind: transfer.Memory})
 	if err != nil {
@@ -215,18 +216,17 @@ func (m *migration) sendMemory(ctx context.Context) error {
 	return nil
 }
 
-// downtime is how long what is left of the memory may take to send while the
-// Guest stands still.
+// downtime is how long sending the rest of the memory may pause the Guest.
 const downtime = 200 * time.Millisecond
 
 type migrated struct {
 	Status   string
 	Desc     string `json:"error-desc"`
 	RAM      struct{ Transferred, Remaining, Total int64 }
-	Downtime int64 // milliseconds that the Guest has stood still until all was sent
+	Downtime int64 // milliseconds that the Guest was paused until everything was sent
 }
 
-// migrating reports whether the migration has come to a state.
+// migrating reports whether the migration has reached a state.
 func (m *migration) migrating(ctx context.Context, until string) (bool, string, error) {
 	var s migrated
 	if err := m.src.vm.command(ctx, "query-migrate", nil, &s); err != nil {
@@ -241,8 +241,8 @@ func (m *migration) migrating(ctx context.Context, until string) (bool, string, 
 	return false, fmt.Sprintf("copying its memory while it runs: %d MiB sent, %d of %d left", s.RAM.Transferred>>20, s.RAM.Remaining>>20, s.RAM.Total>>20), nil
 }
 
-// endMirrors ends them with the target's disks as the source's are: the Guest
-// writes no more.
+// endMirrors completes the mirrors with equal disks on both sides: the Guest no
+// longer writes.
 func (m *migration) endMirrors(ctx context.Context) error {
 	jobs, err := m.src.mirrors(ctx)
 	if err != nil {
@@ -271,7 +271,7 @@ func (m *migration) endMirrors(ctx context.Context) error {
 		if err := m.src.vm.command(ctx, "job-dismiss", map[string]any{"id": j.ID}, nil); err != nil {
 			return err
 		}
-		// The target's QEMU has its disks to itself.
+		// From here on only the target's QEMU uses its disks.
 		if err := m.src.vm.command(ctx, "blockdev-del", map[string]any{"node-name": j.ID}, nil); err != nil {
 			return err
 		}
@@ -279,8 +279,8 @@ func (m *migration) endMirrors(ctx context.Context) error {
 	return nil
 }
 
-// callOff takes back what a move has begun in QEMU; there may be nothing of it.
-// The Guest goes on if the migration had stopped it.
+// callOff cancels what a move has begun in QEMU, if anything. It resumes the
+// Guest if the migration had paused it.
 func (src *moveSource) callOff(ctx context.Context) error {
 	if src.vm.running == nil || src.vm.running.monitor == nil {
 		return nil
@@ -310,13 +310,13 @@ func (src *moveSource) callOff(ctx context.Context) error {
 			if j.Status == "concluded" {
 				command, arguments = "job-dismiss", map[string]any{"id": j.ID}
 			}
-			var refused *qmp.Error // it may be on its way to the next state
+			var refused *qmp.Error // the migration may have reached its next state
 			if err := src.vm.command(ctx, command, arguments, nil); err != nil && !errors.As(err, &refused) {
 				return err
 			}
 		}
 		if wait.For(ctx, poll) != nil {
-			return fmt.Errorf("call a move off: %w", context.Cause(ctx))
+			return fmt.Errorf("cancel a move: %w", context.Cause(ctx))
 		}
 	}
 }

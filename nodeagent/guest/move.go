@@ -9,12 +9,12 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// move is a Guest's move from a host to another, as either of them sees it.
+// move is a Guest's move between two hosts, seen from either of them.
 //
-// A Guest that moves is given up here before anything of it runs elsewhere: the
-// record's Given, on disk before bootd hears that all is sent, keeps it from
-// running whatever restarts, until bootd says Back. A host that has taken one in
-// runs it when its part has no Transfer any more.
+// The source gives the Guest up before anything of it runs at the target: the
+// record's Given, on disk before bootd is told that everything is sent,
+// prevents it from running here across restarts until bootd sends Back. The
+// target runs a received Guest when its part no longer has a Transfer.
 type move struct {
 	*identity
 	record   *ledger
@@ -25,23 +25,23 @@ type move struct {
 	arrivals *arrivals
 }
 
-// life is what a move has a Guest do: a *guest.
+// life is how a move controls the Guest, implemented by *guest.
 type life interface {
 	start(context.Context, *api.GuestPart) error
 	beAsWritten(context.Context, *api.GuestPart) (time.Duration, error)
 	beStopped(context.Context, *api.GuestPart) (time.Duration, error)
-	publish(message string) // as its status, while a step takes its time
+	publish(message string) // as its status, during a long step
 }
 
-// moveShare is what this host tells bootd of its share in a move.
+// moveShare is what this host reports to bootd about its side of a move.
 type moveShare struct {
 	log  *slog.Logger
 	life life
 	told *api.GuestTransferred // nil without a move
 }
 
-// step takes the next step of a host's share in a move. done says that there is
-// nothing else to do with the part.
+// step takes the next step of this host's side of a move. done means that
+// nothing else is to be done with the part.
 func (mv *move) step(ctx context.Context, part *api.GuestPart) (next time.Duration, done bool, err error) {
 	t := part.Transfer
 	if t == nil {
@@ -60,8 +60,8 @@ func (mv *move) step(ctx context.Context, part *api.GuestPart) (next time.Durati
 		return next, true, err
 	case t.Role == api.TransferBack && (mv.record.Given == "" || mv.record.Given == t.ID):
 		mv.reached("source: to take it back")
-		if err := mv.source.callOff(ctx); err != nil { // what is left of it does the Guest no harm
-			mv.log.Warn("a move is not quite taken back", "error", err)
+		if err := mv.source.callOff(ctx); err != nil { // what may be left does no harm to the Guest
+			mv.log.Warn("a move is not completely undone", "error", err)
 		}
 		err := mv.record.give("")
 		if err == nil {
@@ -75,7 +75,7 @@ func (mv *move) step(ctx context.Context, part *api.GuestPart) (next time.Durati
 	case mv.record.Given != "":
 		mv.share.told = nil
 		if next, err = mv.life.beStopped(ctx, part); err == nil {
-			err = pending("it was given up for a move to another host: it runs here only when bootd says that this has failed")
+			err = pending("it was given up for a move to another host: it runs here only after bootd reports that the move failed")
 		}
 		return next, true, err
 	}
@@ -83,17 +83,18 @@ func (mv *move) step(ctx context.Context, part *api.GuestPart) (next time.Durati
 	return 0, false, nil
 }
 
-// whole reports whether all of a Guest is here that was taken in.
+// whole returns an error when a Guest was received only in part.
 func (mv *move) whole(part *api.GuestPart) error {
 	was := mv.record.Part.Transfer
 	incoming := was != nil && was.Role == api.TransferTarget && mv.record.Received != was.ID
 	if incoming && (part.Transfer == nil || part.Transfer.Role != api.TransferTarget) {
-		return fatal{fmt.Errorf("only a part of it has come from %s: it does not begin with that", was.Peer.Host)}
+		return fatal{fmt.Errorf("only a part of it was received from %s: it does not start with that", was.Peer.Host)}
 	}
 	return nil
 }
 
-// soonest is the earlier of two times to look again, where 0 is none.
+// soonest returns the earlier of two times to look again, where 0 means no
+// time.
 func soonest(a, b time.Duration) time.Duration {
 	if a == 0 {
 		return b
@@ -108,17 +109,18 @@ func (sh *moveShare) failed(t *api.GuestTransfer) bool {
 }
 
 func (sh *moveShare) fail(t *api.GuestTransfer, message string) {
-	sh.log.Warn("a move has failed", "move", t.ID, "error", message)
+	sh.log.Warn("a move failed", "move", t.ID, "error", message)
 	sh.tell(t, api.TransferFailed, message)
 }
 
-// tell notes how far this host is with its share. What was told before may
-// be being read.
+// tell sets the reported state. It replaces the old value, which may be read at
+// the moment.
 func (sh *moveShare) tell(t *api.GuestTransfer, state, message string) {
 	sh.told = &api.GuestTransferred{ID: t.ID, State: state, Message: message}
 }
 
-// working publishes how far a transfer is: one step of it may take minutes.
+// working reports the progress of a transfer, because one step may take
+// minutes.
 func (sh *moveShare) working(t *api.GuestTransfer, message string) {
 	sh.tell(t, api.TransferWorking, message)
 	sh.life.publish(message)

@@ -14,53 +14,55 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// record is what the host must still know of a Guest after a reboot.
+// record is the state of a Guest that must survive a reboot of the host.
 type record struct {
 	Name string        `json:"name"`
-	User int           `json:"user"` // that its QEMU runs as; see tpmUser
-	Part api.GuestPart `json:"part"` // the last that was asked for
-	// Launched is the last start, nil when there was none.
+	User int           `json:"user"` // the user id of its QEMU; see tpmUser
+	Part api.GuestPart `json:"part"` // the last wanted part
+	// Launched describes the last start, nil when there was none.
 	Launched *launched `json:"launched,omitempty"`
-	// Expected is whether QEMU should be there: when it is not, it has crashed.
+	// Expected: QEMU should be running; when it is not, it has crashed.
 	Expected bool `json:"expected,omitzero"`
-	// Ended is how the last run ended, nil while it lasts or when that is not known.
+	// Ended is how the last run ended, nil while it runs or when that is
+	// unknown.
 	Ended   *ended `json:"ended,omitempty"`
-	Crash   *ended `json:"crash,omitempty"`  // the last end that was a failure
-	Request string `json:"request,omitzero"` // ID of the last one that was done
-	// Given is the ID of the move by which the Guest was given up: it does not run
-	// here until bootd has said Back to that.
+	Crash   *ended `json:"crash,omitempty"`  // the last failure
+	Request string `json:"request,omitzero"` // ID of the last request that was done
+	// Given is the ID of the move by which the Guest was given up: it does not
+	// run here until bootd sends Back for that move.
 	Given string `json:"given,omitzero"`
-	// Received is the ID of the move of which all has come.
+	// Received is the ID of the move that was received completely.
 	Received string `json:"received,omitzero"`
-	// Result is what came of it.
+	// Result is the result of the last request.
 	Result *api.GuestResult `json:"result,omitempty"`
-	// Begun is what is being done with a snapshot: it is gone through with,
-	// whatever is asked for meanwhile.
+	// Begun is the snapshot operation in progress: it is completed whatever is
+	// wanted meanwhile.
 	Begun *begun `json:"begun,omitempty"`
-	// Frozen is set before the Guest's file systems are held, and until they are
-	// let go.
+	// Frozen is set before the Guest's file systems are frozen, and cleared
+	// when they are thawed.
 	Frozen bool `json:"frozen,omitzero"`
-	// Export names the disks that are being exported: what is left of that in
-	// QEMU and on disk is taken away when nobody sees to it any more.
+	// Export names the disks that are being exported. A later agent uses it to
+	// clean up in QEMU and on disk.
 	Export []string `json:"export,omitempty"`
-	// Access is what the last start may fetch its config with, nil without one.
+	// Access is what the last start may fetch its config with, nil when there
+	// is no config.
 	Access *access `json:"access,omitempty"`
-	Seeded bool    `json:"seeded,omitzero"` // cloud-init was given its user data once
+	Seeded bool    `json:"seeded,omitzero"` // cloud-init has had its user data once
 }
 
 type launched struct {
 	BootID      string           `json:"bootID"`
 	Time        time.Time        `json:"time"`
 	Accelerator qemu.Accelerator `json:"accelerator"`
-	Reason      string           `json:"reason,omitzero"` // of the accelerator
-	Machine     string           `json:"machine"`         // digest of what only a start changes
+	Reason      string           `json:"reason,omitzero"` // for the choice of the accelerator
+	Machine     string           `json:"machine"`         // digest of the settings that take effect only at a start
 	TPM         bool             `json:"tpm,omitzero"`
-	VHost       bool             `json:"vhost,omitzero"` // its packets pass QEMU by
-	Moved       bool             `json:"moved,omitzero"` // it has run before, on another host
+	VHost       bool             `json:"vhost,omitzero"` // its packets bypass QEMU
+	Moved       bool             `json:"moved,omitzero"` // it has run on another host before
 }
 
 type ended struct {
-	Word   string    `json:"word,omitzero"` // of the event and the condition
+	Word   string    `json:"word,omitzero"` // reason of the event and the condition
 	Reason string    `json:"reason"`
 	Failed bool      `json:"failed"`
 	Time   time.Time `json:"time"`
@@ -68,7 +70,7 @@ type ended struct {
 
 const recordFile = "record.json"
 
-// readRecord reads a Guest's record. fs.ErrNotExist means that it has none.
+// readRecord reads a Guest's record, fs.ErrNotExist when it has none.
 func readRecord(dir string) (record, error) {
 	path := filepath.Join(dir, recordFile)
 	raw, err := os.ReadFile(path)
@@ -93,8 +95,8 @@ func (r record) write(dir string) error {
 	return nil
 }
 
-// writeJSON replaces a file: after a loss of power the old one is there or the
-// new one.
+// writeJSON replaces a file: after a loss of power either the old content is
+// there or the new one.
 func writeJSON(path string, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -103,7 +105,7 @@ func writeJSON(path string, v any) error {
 	return file.Replace(path, raw, file.Options{})
 }
 
-// images are what must not be collected while the Guest is.
+// images returns the images that must be kept as long as the Guest exists.
 func (r record) images() []api.SHA256 {
 	var list []api.SHA256
 	for _, d := range r.Part.Disks {
@@ -125,16 +127,17 @@ func (r record) retained() []string {
 	return names
 }
 
-// ledger keeps a Guest's record: what it knows is on disk, but for the end of a
-// run that could not be written.
+// ledger keeps a Guest's record equal to the file, except for the end of a run
+// that could not be written.
 type ledger struct {
 	dir     string
-	*record // nil until it is read or made
+	*record // nil until it is read or created
 }
 
 func (l *ledger) known() bool { return l.record != nil }
 
-// loadRecord reads the Guest's record, or begins one with a user of its own.
+// loadRecord reads the Guest's record, or creates one with a user id of its
+// own.
 func (g *guest) loadRecord(part *api.GuestPart) error {
 	if g.record.known() {
 		return nil
@@ -173,8 +176,8 @@ func freeUser(first int, others []record) int {
 	return first
 }
 
-// change writes the record after an edit; an edit that cannot be written is
-// not made.
+// change edits the record and writes it; if it cannot be written the edit is
+// undone.
 func (l *ledger) change(edit func(*record)) error {
 	next := *l.record
 	edit(&next)
@@ -185,7 +188,7 @@ func (l *ledger) change(edit func(*record)) error {
 	return nil
 }
 
-// expect writes down whether QEMU should be there.
+// expect records whether QEMU should be running.
 func (l *ledger) expect(there bool) error {
 	if l.Expected == there {
 		return nil
@@ -198,8 +201,8 @@ func (l *ledger) expect(there bool) error {
 	})
 }
 
-// remember notes what is asked for: what a tombstone must know, and which
-// images are in use.
+// remember records the wanted part: a tombstone needs it, and it names the
+// images in use.
 func (l *ledger) remember(part *api.GuestPart) error {
 	same := digest(*part) == digest(l.Part)
 	stopped := part.State == api.GuestStopped && l.Ended != nil
@@ -209,17 +212,17 @@ func (l *ledger) remember(part *api.GuestPart) error {
 	return l.change(func(r *record) {
 		r.Part = *part
 		if stopped {
-			r.Ended = nil // whoever stops it may start it
+			r.Ended = nil // a user who stops it may start it again
 		}
 	})
 }
 
-// asked reports whether a request about the Guest's run is yet to be done.
+// asked reports whether a request about the Guest's run is still to be done.
 func (l *ledger) asked(r *api.GuestRequest) bool {
 	return r != nil && r.ID != l.Request && !r.AboutSnapshot()
 }
 
-// doneRequest notes that a part's request is done.
+// doneRequest records that a part's request is done.
 func (l *ledger) doneRequest(part *api.GuestPart) error {
 	if !l.asked(part.Request) {
 		return nil
@@ -227,8 +230,7 @@ func (l *ledger) doneRequest(part *api.GuestPart) error {
 	return l.result(part.Request, "", nil)
 }
 
-// result writes down what came of a request: a message, or the error that it
-// failed of.
+// result records the result of a request: a message or the error.
 func (l *ledger) result(r *api.GuestRequest, message string, failure error, edits ...func(*record)) error {
 	result := &api.GuestResult{ID: r.ID, Verb: r.Verb, Message: message, Time: time.Now().UTC().Truncate(time.Second)}
 	if failure != nil {
@@ -249,7 +251,7 @@ func (r *record) launchTime() time.Time {
 	return r.Launched.Time
 }
 
-// give writes down by which move the Guest was given up, "" for none.
+// give records the move by which the Guest was given up, "" for none.
 func (l *ledger) give(move string) error {
 	if l.Given == move {
 		return nil

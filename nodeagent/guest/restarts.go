@@ -7,24 +7,25 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// restarts is when a Guest that has ended by itself is started again: as its
-// restart policy says, and later each time.
+// restarts delays the start of a Guest that has ended by itself, according to
+// its restart policy and with a growing back-off.
 type restarts struct {
 	*identity
 	record    *ledger
-	backoff   time.Duration // of the next one
+	backoff   time.Duration // before the next start
 	notBefore time.Time
 	count     int
 }
 
-// hold says why a Guest that has ended is not started now, and when to look again.
+// hold returns why a Guest that has ended is not started now, and when to look
+// again.
 func (rs *restarts) hold(policy string) (time.Duration, error) {
 	e := rs.record.Ended
 	if e == nil {
 		return 0, nil
 	}
 	if policy == "Never" || policy == "OnFailure" && !e.Failed {
-		return 0, pending(fmt.Sprintf("%s, and stays so by its restart policy %s: restart it, or stop and start it", e.Reason, policy))
+		return 0, pending(fmt.Sprintf("%s, and its restart policy is %s: restart it, or stop and start it", e.Reason, policy))
 	}
 	if wait := time.Until(rs.notBefore); wait > 0 {
 		return wait, pending(fmt.Sprintf("%s; it is started again in %s", e.Reason, rs.backoff))
@@ -32,10 +33,10 @@ func (rs *restarts) hold(policy string) (time.Duration, error) {
 	return 0, nil
 }
 
-// forget has the next end be followed by a start soon.
+// forget resets the back-off.
 func (rs *restarts) forget() { rs.notBefore, rs.backoff = time.Time{}, 0 }
 
-// noteEnd writes down that the Guest has ended by itself.
+// noteEnd records that the Guest has ended by itself.
 func (rs *restarts) noteEnd(e ended) {
 	e.Time = time.Now().UTC()
 	typ := api.Normal
@@ -45,7 +46,7 @@ func (rs *restarts) noteEnd(e ended) {
 		edit = func(r *record) { r.Ended, r.Crash = &e, &e }
 	}
 	if err := rs.record.change(edit); err != nil {
-		rs.log.Warn("the end of a run is not on disk", "error", err)
+		rs.log.Warn("cannot record the end of a run", "error", err)
 		edit(rs.record.record)
 	}
 	rs.event(typ, e.Word, e.Reason)

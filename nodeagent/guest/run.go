@@ -15,7 +15,7 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// beAsWritten is what a Guest does that no move concerns.
+// beAsWritten brings a Guest to its wanted state when no move concerns it.
 func (g *guest) beAsWritten(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if part.State == api.GuestStopped {
 		return g.beStopped(ctx, part)
@@ -23,13 +23,13 @@ func (g *guest) beAsWritten(ctx context.Context, part *api.GuestPart) (time.Dura
 	return g.beRunning(ctx, part)
 }
 
-// beRunning makes the Guest run, or be paused.
+// beRunning makes the Guest run, or pauses it.
 func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if g.vm.running == nil {
 		g.ladder.stop = nil
 		return g.mayStart(ctx, part)
 	}
-	if g.ladder.stop != nil { // a stop that has begun is gone through with
+	if g.ladder.stop != nil { // a stop that has begun is completed
 		return g.ladder.climb(ctx, g.ladder.stop.why)
 	}
 	if r := part.Request; g.record.asked(r) {
@@ -52,7 +52,7 @@ func (g *guest) beRunning(ctx context.Context, part *api.GuestPart) (time.Durati
 	return g.follow(ctx, part)
 }
 
-// follow heeds the state that QEMU is in.
+// follow acts on QEMU's state.
 func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if err := g.storage.check(ctx); err != nil {
 		return g.timing.retry, err
@@ -62,9 +62,9 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 	case endOf(state) != nil:
 		g.restarts.noteEnd(*endOf(state))
 		return g.ladder.climb(ctx, stopForced)
-	case state == postmigrate: // the move was given up
+	case state == postmigrate: // the move was cancelled
 		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
-			return 0, fmt.Errorf("let it go on: %w", err)
+			return 0, fmt.Errorf("resume it: %w", err)
 		}
 		return time.Millisecond, pending("going on")
 	case state == "prelaunch" && !paused, state == "paused" && !paused:
@@ -72,7 +72,7 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 			return 0, err
 		}
 		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
-			return 0, fmt.Errorf("let it run: %w", err)
+			return 0, fmt.Errorf("resume it: %w", err)
 		}
 		return time.Millisecond, pending("starting")
 	case state == "running" && paused:
@@ -89,7 +89,7 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 	return 0, nil
 }
 
-// configure waits for an export: the disks are below filters then.
+// configure is deferred during an export, when the disks are below filters.
 func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
 	if g.exporter.active {
 		return nil
@@ -97,25 +97,26 @@ func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
 	return g.limits.configure(ctx, part)
 }
 
-// endOf is how a Guest has ended in a state of QEMU's, nil for one that has not.
+// endOf returns how a Guest has ended according to QEMU's state, nil when it
+// has not.
 func endOf(state string) *ended {
 	switch state {
 	case "shutdown":
-		return &ended{Word: "Ended", Reason: "it has shut down by itself"}
+		return &ended{Word: "Ended", Reason: "it shut down by itself"}
 	case "guest-panicked":
-		return &ended{Word: "Panicked", Failed: true, Reason: "its kernel has panicked: see its console"}
+		return &ended{Word: "Panicked", Failed: true, Reason: "its kernel panicked: see its console"}
 	case "watchdog":
-		return &ended{Word: "Hung", Failed: true, Reason: "it has hung: nothing in it has fed its watchdog in time; see its console"}
+		return &ended{Word: "Hung", Failed: true, Reason: "it hung: nothing in it fed its watchdog in time; see its console"}
 	case "internal-error":
-		return &ended{Word: "Crashed", Failed: true, Reason: "its processor has failed: see its console"}
+		return &ended{Word: "Crashed", Failed: true, Reason: "its processor failed: see its console"}
 	}
 	return nil
 }
 
-// mayStart starts the Guest unless its restart policy has it stay as it is.
+// mayStart starts the Guest unless its restart policy forbids it.
 func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if g.exporter.active {
-		return g.timing.retry, pending("it starts when the export of its disks is over")
+		return g.timing.retry, pending("it starts when the export of its disks has ended")
 	}
 	if !g.record.asked(part.Request) {
 		if wait, err := g.restarts.hold(part.Restart); err != nil {
@@ -123,7 +124,7 @@ func (g *guest) mayStart(ctx context.Context, part *api.GuestPart) (time.Duratio
 		}
 	}
 	again := g.record.Ended != nil
-	// Before, so that a crash in between does not do it twice.
+	// Recorded before the start, so that a crash in between does not repeat it.
 	if err := g.record.doneRequest(part); err != nil {
 		return 0, err
 	}
@@ -155,9 +156,9 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	return g.record.change(func(r *record) { r.Expected, r.Ended, r.Seeded = true, nil, true })
 }
 
-// launch starts QEMU and writes down how. When it returns QEMU alone holds what it
-// was given, and one that ends hangs up. It reports whether the Guest was given
-// its user data.
+// launch starts QEMU and records how. When it returns, only QEMU holds the
+// files passed to it, so a QEMU that ends closes them. It reports whether the
+// Guest was given its user data.
 func (g *guest) launch(ctx context.Context, part *api.GuestPart) (seeded bool, err error) {
 	var files opened
 	defer files.close()
@@ -166,12 +167,12 @@ func (g *guest) launch(ctx context.Context, part *api.GuestPart) (seeded bool, e
 		return false, err
 	}
 	if lock == nil {
-		return false, errors.New("a QEMU of it lives already")
+		return false, errors.New("a QEMU of it is running already")
 	}
 	files.add(lock)
 	program, err := lookUp(g.h.o.Program)
 	if err != nil {
-		return false, fmt.Errorf("QEMU is not installed on this host: its image is to have it (Debian's qemu-system-x86 and qemu-utils): %w", err)
+		return false, fmt.Errorf("QEMU is not installed on this host: its image must contain it (Debian's qemu-system-x86 and qemu-utils): %w", err)
 	}
 	verdict, err := g.h.accelerator(ctx)
 	if err != nil {
@@ -224,7 +225,7 @@ func (g *guest) launch(ctx context.Context, part *api.GuestPart) (seeded bool, e
 	return vm.Seed != nil, nil
 }
 
-// comeUp adopts a QEMU that was just started, and gives it time to answer.
+// comeUp adopts a QEMU that was just started, and waits until it answers.
 func (g *guest) comeUp(ctx context.Context) error {
 	const patience, pause = 30 * time.Second, 100 * time.Millisecond
 	err := g.adopt(ctx)
@@ -249,7 +250,7 @@ func bootID() string {
 	return strings.TrimSpace(string(raw))
 }
 
-// kvmGroups lets QEMU open /dev/kvm where a group may.
+// kvmGroups returns the group that may open /dev/kvm, if there is one.
 func kvmGroups(a qemu.Accelerator) []int {
 	if a != qemu.KVM {
 		return nil

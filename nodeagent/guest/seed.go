@@ -17,24 +17,24 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// seedWait is what bootd may take to hand over the user data.
+// seedWait bounds the request for user data.
 const seedWait = configWait
 
-// maxUserData is more than bootd lets user data be, bytes.
+// maxUserData exceeds bootd's limit for user data, in bytes.
 const maxUserData = 4 << 20
 
-// cloudInit makes what cloud-init finds in a Guest: a small disk, of its data
-// source NoCloud: a file system labelled cidata with meta-data, user-data and
-// network-config. It is made in memory at each start.
+// cloudInit makes the disk from which cloud-init reads its data source NoCloud:
+// a file system labelled cidata with meta-data, user-data and network-config.
+// It is created in memory at each start.
 type cloudInit struct {
 	*identity
 	record *ledger
 	config func(ctx context.Context, guest string) (Config, error)
 }
 
-// open makes the disk. User data comes from bootd at each start; a Guest that
-// had it once does not depend on that: cloud-init has done by then what it does
-// once.
+// open creates the disk. User data is fetched from bootd at each start. A Guest
+// that had it once starts without it if bootd is unreachable, because
+// cloud-init has done its once-only work by then.
 func (c *cloudInit) open(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
 	if part.Config.CloudInit == nil {
 		return nil
@@ -74,8 +74,8 @@ func (c *cloudInit) fetchUserData(ctx context.Context) ([]byte, error) {
 	return raw, err
 }
 
-// files is what the disk's files hold, by their names. All but the user data is
-// JSON, which is YAML.
+// files returns the disk's files by name. All but the user data is JSON, which
+// is valid YAML.
 func (c *cloudInit) files(part *api.GuestPart, nic *qemu.NIC, userData []byte) (map[string][]byte, error) {
 	hostname := c.name
 	if d := part.Config.CloudInit.Domain; d != "" {
@@ -92,7 +92,7 @@ func (c *cloudInit) files(part *api.GuestPart, nic *qemu.NIC, userData []byte) (
 	return files, err
 }
 
-// Of cloud-init's networking config, version 2.
+// cloud-init's networking config, version 2.
 type (
 	networkV2 struct {
 		Version   int                 `json:"version"`
@@ -119,14 +119,14 @@ type (
 	}
 )
 
-// The gateways that a Guest has on every host, as the overlay serves them.
+// The gateways of a Guest, which are the same on every host (overlay).
 const (
 	gateway4 = "169.254.1.1"
 	gateway6 = "fe80::1"
 )
 
-// networkConfig says what DHCP says, too: one address of each family, alone on
-// its link, and the gateway that answers names.
+// networkConfig says the same as DHCP: one address of each family, alone on its
+// link, and the gateway, which is also the DNS server.
 func networkConfig(part *api.GuestPart, mtu int) ([]byte, error) {
 	e := ethernet{Match: matchMAC{string(part.MAC)}, MTU: mtu}
 	for _, a := range part.Addresses {
@@ -145,8 +145,8 @@ func networkConfig(part *api.GuestPart, mtu int) ([]byte, error) {
 	return json.Marshal(networkV2{Version: 2, Ethernets: map[string]ethernet{"nic0": e}})
 }
 
-// disk is a file in memory with an ISO 9660 file system. Its files are
-// gathered in the run directory, which is in memory, too.
+// disk returns a file in memory with an ISO 9660 file system. Its files are
+// collected in the run directory, which is in memory, too.
 func (c *cloudInit) disk(contents map[string][]byte) (*os.File, error) {
 	work := filepath.Join(c.run, "seed")
 	if err := os.RemoveAll(work); err != nil {
@@ -174,6 +174,7 @@ func (c *cloudInit) disk(contents map[string][]byte) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	// QEMU takes a file that is to be read only when it is open just so.
+	// QEMU refuses to open a read-only disk from a descriptor that is open for
+	// writing.
 	return os.Open(fmt.Sprintf("/proc/self/fd/%d", disk.Fd()))
 }

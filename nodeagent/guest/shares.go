@@ -13,12 +13,13 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// shareWait is what bootd may take to hand over a share.
+// shareWait bounds the request for a share.
 const shareWait = 10 * time.Second
 
-// shares keep the directories that QEMU shares with a Guest true to bootd's. What
-// they hold is in the run directory, in memory, and nowhere on the host's disk:
-// RUN/shares/NAME/FILE, and the version in RUN/shares/NAME.version.
+// shares keeps the directories that QEMU shares with a Guest up to date with
+// bootd's. Their content is in the run directory, in memory, and never on the
+// host's disk: RUN/shares/NAME/FILE, and the version in
+// RUN/shares/NAME.version.
 type shares struct {
 	*identity
 	record *ledger
@@ -27,8 +28,8 @@ type shares struct {
 
 func (sh *shares) root() string { return filepath.Join(sh.run, "shares") }
 
-// open gives QEMU the directories. A Guest's first start waits until they
-// are filled; later ones do not depend on bootd.
+// open passes the directories to QEMU. A Guest's first start waits until they
+// are filled; later starts do not depend on bootd.
 func (sh *shares) open(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files *opened) error {
 	err := sh.settle(ctx, part)
 	if err != nil && sh.record.Launched == nil {
@@ -51,7 +52,7 @@ func (sh *shares) open(ctx context.Context, part *api.GuestPart, vm *qemu.VM, fi
 	return nil
 }
 
-// settle fetches what shares hold that have changed.
+// settle fetches the shares that have changed.
 func (sh *shares) settle(ctx context.Context, part *api.GuestPart) error {
 	var faults []error
 	for _, s := range part.Shares {
@@ -81,12 +82,12 @@ func (sh *shares) update(ctx context.Context, s api.GuestShare) error {
 		return err
 	}
 	if content.Version != s.Version {
-		return pending("bootd gives another version of it than is wanted: it is asked again")
+		return pending("bootd returned another version than the part wants: retrying")
 	}
 	return nil
 }
 
-// makeDir makes a share's directory, in which QEMU may read and no more.
+// makeDir creates a share's directory, which QEMU may only read.
 func (sh *shares) makeDir(name string) error {
 	dir := filepath.Join(sh.root(), name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -98,8 +99,8 @@ func (sh *shares) makeDir(name string) error {
 	return os.Chmod(dir, 0o750)
 }
 
-// fill makes a share hold just that. Each file is the old one or the new
-// one at any time.
+// fill replaces the content of a share. At any time each file has either its
+// old or its new content.
 func (sh *shares) fill(name string, content api.GuestShareContent) error {
 	for file := range content.Files {
 		if err := api.ValidateFileName(file); err != nil {
@@ -109,7 +110,7 @@ func (sh *shares) fill(name string, content api.GuestShareContent) error {
 	if err := sh.makeDir(name); err != nil {
 		return err
 	}
-	// What is there while a fill is under way has no version.
+	// A share that is being filled has no version.
 	if err := file.Remove(sh.version(name)); err != nil {
 		return err
 	}
@@ -134,10 +135,10 @@ func (sh *shares) fill(name string, content api.GuestShareContent) error {
 	return file.Replace(sh.version(name), []byte(content.Version), file.Options{})
 }
 
-// place puts a file that QEMU may read in place of what is there.
+// place replaces a file that QEMU may read.
 func (sh *shares) place(path, text string) error {
 	return file.Replace(path, []byte(text), file.Options{
 		Mode: 0o440, Owner: &file.Owner{UID: 0, GID: sh.record.User},
-		Temp: sh.root(), // where no Guest sees it
+		Temp: sh.root(), // outside the shared directories
 	})
 }

@@ -17,11 +17,11 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// snapshots makes a Guest's snapshots, reverts to them and deletes them. They are
-// qcow2's own, inside of the disks: a QEMU that runs makes those
-// of all disks in one transaction, and no file comes or goes that a start would
-// have to know of. Each is called by its name and the request that made it, so
-// that one that was hardly begun is told from what was there before.
+// snapshots creates a Guest's snapshots, reverts to them and deletes them. They
+// are qcow2's internal snapshots: a running QEMU creates those of all disks in
+// one transaction, and no file appears or disappears that a start would have to
+// know. A tag contains the snapshot's name and the request that created it,
+// which tells an unfinished snapshot from an earlier one of the same name.
 type snapshots struct {
 	*identity
 	record *ledger
@@ -32,25 +32,25 @@ type snapshots struct {
 	export *exporter
 }
 
-// snapshot is one that the Guest has.
+// snapshot is a snapshot that the Guest has.
 type snapshot struct {
 	api.GuestSnapshot
-	Tag string `json:"tag"` // what it is called inside of the disks
+	Tag string `json:"tag"` // its tag inside the disks
 }
 
 func (s snapshot) same(other snapshot) bool { return s.Tag == other.Tag }
 
-// begun is what is being done with a snapshot.
+// begun is a snapshot operation in progress.
 type begun struct {
 	api.GuestRequest
 	Of snapshot `json:"of"`
 }
 
-// snapshotTime is how long QEMU may take for a snapshot.
+// snapshotTime bounds a snapshot operation in QEMU.
 const snapshotTime = 5 * time.Minute
 
-// snapshotsFile lists the Guest's snapshots, oldest first. It goes with the disks
-// when the Guest moves.
+// snapshotsFile lists the Guest's snapshots, oldest first. It moves with the
+// disks.
 const snapshotsFile = "snapshots.json"
 
 func (sn *snapshots) read() ([]snapshot, error) {
@@ -69,7 +69,7 @@ func (sn *snapshots) read() ([]snapshot, error) {
 	return list, nil
 }
 
-// edit replaces the list by an edit of it.
+// edit edits the list and writes it.
 func (sn *snapshots) edit(edit func([]snapshot) []snapshot) error {
 	list, err := sn.read()
 	if err == nil {
@@ -81,11 +81,11 @@ func (sn *snapshots) edit(edit func([]snapshot) []snapshot) error {
 	return nil
 }
 
-// listed is what is told of the list.
+// listed returns the list as it is reported.
 func (sn *snapshots) listed() []api.GuestSnapshot {
 	all, err := sn.read()
 	if err != nil {
-		sn.log.Warn("its snapshots cannot be told", "error", err)
+		sn.log.Warn("cannot report its snapshots", "error", err)
 	}
 	var list []api.GuestSnapshot
 	for _, s := range all {
@@ -94,11 +94,11 @@ func (sn *snapshots) listed() []api.GuestSnapshot {
 	return list
 }
 
-// step does what is asked for about snapshots. It returns when to look
-// again; 0 without an error lets the Guest go on as it is to be.
+// step carries out requests about snapshots. It returns when to look again; 0
+// without an error means that the other steps continue.
 func (sn *snapshots) step(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if part.Transfer != nil && part.Transfer.Role != api.TransferSource || sn.record.Given != "" {
-		return 0, nil // it is another host's, or about to be
+		return 0, nil // it belongs to another host, or is about to
 	}
 	if sn.record.Begun == nil {
 		r := part.Request
@@ -122,8 +122,8 @@ func (sn *snapshots) step(ctx context.Context, part *api.GuestPart) (time.Durati
 	return time.Millisecond, sn.goThrough(ctx)
 }
 
-// atRest reports whether the disks may be worked on: by a QEMU that answers and
-// is not about to go, or without one.
+// atRest reports whether the disks may be changed: by a QEMU that answers and
+// is not stopping, or because no QEMU runs.
 func (l *ladder) atRest() bool {
 	if l.vm.running == nil {
 		return true
@@ -131,13 +131,13 @@ func (l *ladder) atRest() bool {
 	return l.stop == nil && slices.Contains([]string{"running", "paused", "prelaunch"}, l.vm.running.state)
 }
 
-// judge says what a request is about, or why it cannot be.
+// judge returns the snapshot of a request, or why the request is refused.
 func (sn *snapshots) judge(part *api.GuestPart, r *api.GuestRequest) (snapshot, error) {
 	if err := api.ValidateName(r.Snapshot); err != nil {
 		return snapshot{}, err
 	}
 	if sn.export.active {
-		return snapshot{}, errors.New("its disks are being exported: wait until that is over")
+		return snapshot{}, errors.New("its disks are being exported: wait until the export has ended")
 	}
 	all, err := sn.read()
 	if err != nil {
@@ -151,9 +151,9 @@ func (sn *snapshots) judge(part *api.GuestPart, r *api.GuestRequest) (snapshot, 
 	}
 	switch {
 	case r.Verb == api.GuestSnapshotCreate && len(all) >= api.MaxSnapshots:
-		return of, fmt.Errorf("the Guest has %d snapshots, and may have no more: delete one", len(all))
+		return of, fmt.Errorf("the Guest has %d snapshots, which is the limit: delete one", len(all))
 	case r.Verb == api.GuestSnapshotCreate && known:
-		return of, fmt.Errorf("there is a snapshot %s from %s: delete it, or take another name", of.Name, of.Time.Format(time.RFC3339))
+		return of, fmt.Errorf("there is a snapshot %s from %s: delete it, or choose another name", of.Name, of.Time.Format(time.RFC3339))
 	case r.Verb == api.GuestSnapshotCreate:
 		return sn.planned(part, r)
 	case !known:
@@ -164,12 +164,12 @@ func (sn *snapshots) judge(part *api.GuestPart, r *api.GuestRequest) (snapshot, 
 	return of, nil
 }
 
-// planned is a snapshot as it is to be.
+// planned returns the snapshot to create.
 func (sn *snapshots) planned(part *api.GuestPart, r *api.GuestRequest) (snapshot, error) {
 	s := snapshot{GuestSnapshot: api.GuestSnapshot{Name: r.Snapshot, Time: time.Now().UTC().Truncate(time.Second)}, Tag: r.Snapshot + "@" + r.ID}
 	for _, d := range part.Disks {
 		if d.Format == disk.Raw {
-			return s, fmt.Errorf("disk %s is raw, which holds no snapshots: export it, or give the Guest a qcow2 disk of another name", d.Name)
+			return s, fmt.Errorf("disk %s is raw, and raw disks have no snapshots: export it, or give the Guest a qcow2 disk of another name", d.Name)
 		}
 		s.Disks = append(s.Disks, d.Name)
 	}
@@ -184,28 +184,28 @@ func (sn *snapshots) judgeRevert(part *api.GuestPart, of snapshot) error {
 	case sn.vm.running != nil || part.State != api.GuestStopped:
 		return errors.New("the Guest runs: stop it first")
 	case of.Broken:
-		return fmt.Errorf("snapshot %s is not whole: a deletion of it broke off; delete it", of.Name)
+		return fmt.Errorf("snapshot %s is incomplete: an earlier deletion was interrupted; delete it", of.Name)
 	}
 	for _, d := range part.Disks {
 		if !slices.Contains(of.Disks, d.Name) {
-			return fmt.Errorf("disk %s came after snapshot %s, and has nothing to go back to: take it out of spec.disks first", d.Name, of.Name)
+			return fmt.Errorf("disk %s is newer than snapshot %s, and cannot be reverted: remove it from spec.disks first", d.Name, of.Name)
 		}
 	}
 	return nil
 }
 
-// goThrough takes what was begun to its end. It may have been begun by an agent
-// that was killed at any point, so every step may be done already.
+// goThrough completes the operation in progress. An agent that was killed may
+// have begun it, so every step may already be done.
 func (sn *snapshots) goThrough(ctx context.Context) error {
 	b := sn.record.Begun
 	of, err := sn.carryOut(ctx, b)
 	var waits pending
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return context.Cause(ctx) // it is taken up again
+		return context.Cause(ctx) // it is continued later
 	case errors.As(err, &waits):
 		return err
-	case err != nil && b.Verb == api.GuestSnapshotRevert: // there is no way back
+	case err != nil && b.Verb == api.GuestSnapshotRevert: // it cannot be undone
 		return fmt.Errorf("revert to snapshot %s: %w", of.Name, err)
 	case err != nil:
 		return sn.fail(&b.GuestRequest, err)
@@ -228,11 +228,11 @@ func describe(verb string, of snapshot) string {
 	return fmt.Sprintf("snapshot %s is made of %s: %s", of.Name, disks, worth(of.Consistency))
 }
 
-// drop takes all snapshots out of disks that outlive the Guest.
+// drop deletes all snapshots from disks that are retained.
 func (sn *snapshots) drop(ctx context.Context, lock *os.File) {
 	all, err := sn.read()
 	if err != nil {
-		sn.log.Warn("retained disks keep their snapshots", "error", err)
+		sn.log.Warn("cannot delete the snapshots of retained disks", "error", err)
 	}
 	if b := sn.record.Begun; b != nil {
 		all = append(all, b.Of)
@@ -240,16 +240,16 @@ func (sn *snapshots) drop(ctx context.Context, lock *os.File) {
 	for _, of := range all {
 		of.Disks = slices.DeleteFunc(slices.Clone(of.Disks), func(name string) bool { return !slices.Contains(sn.record.retained(), name) })
 		if err := sn.untag(ctx, disk.Tool{User: sn.record.User, Lock: lock}, of); err != nil {
-			sn.log.Warn("a retained disk keeps its snapshot", "snapshot", of.Tag, "error", err)
+			sn.log.Warn("cannot delete a snapshot of a retained disk", "snapshot", of.Tag, "error", err)
 		}
 	}
 }
 
-// worth is a consistency in a person's words.
+// worth describes a consistency to a user.
 func worth(c api.Consistency) string {
 	switch c {
 	case api.ConsistentFrozen:
-		return "its file systems were at rest"
+		return "its file systems were frozen"
 	case api.ConsistentStopped:
 		return "the Guest did not run"
 	}
@@ -265,8 +265,8 @@ func (sn *snapshots) fail(r *api.GuestRequest, failure error) error {
 	return err
 }
 
-// carryOut does what was begun, and says what the snapshot is then. A pending
-// is neither a success nor a failure.
+// carryOut does the operation and returns the resulting snapshot. A pending
+// error is neither success nor failure.
 func (sn *snapshots) carryOut(ctx context.Context, b *begun) (snapshot, error) {
 	tool, release, err := sn.tool()
 	if err != nil {
@@ -295,7 +295,7 @@ func (sn *snapshots) carryOut(ctx context.Context, b *begun) (snapshot, error) {
 		}
 		return b.Of, nil
 	case api.GuestSnapshotDelete:
-		err := sn.edit(func(list []snapshot) []snapshot { // from now on it is not whole
+		err := sn.edit(func(list []snapshot) []snapshot { // from now on it is incomplete
 			for i := range list {
 				list[i].Broken = list[i].Broken || b.Of.same(list[i])
 			}
@@ -314,33 +314,33 @@ func (sn *snapshots) carryOut(ctx context.Context, b *begun) (snapshot, error) {
 	return b.Of, fmt.Errorf("this nodeagent does not know %q", b.Verb)
 }
 
-// tool works on the Guest's disks that no QEMU has open.
+// tool returns qemu-img for disks that no QEMU has open.
 func (sn *snapshots) tool() (t disk.Tool, release func(), err error) {
 	t.User = sn.record.User
 	if sn.vm.running != nil {
-		return t, func() {}, nil // which has the lock
+		return t, func() {}, nil // QEMU holds the lock
 	}
 	if t.Lock, err = sn.lock(); err != nil {
 		return t, nil, err
 	}
 	if t.Lock == nil {
-		return t, nil, pending("its disks are in use by what an earlier nodeagent has begun")
+		return t, nil, pending("its disks are in use by an operation of an earlier nodeagent")
 	}
 	return t, func() { _ = t.Lock.Close() }, nil
 }
 
-// wanted is a disk that takes snapshots.
+// wanted describes a disk that has snapshots.
 func (sn *snapshots) wanted(name string) disk.Wanted {
 	return disk.Wanted{Network: sn.record.Part.Network, Guest: sn.name, UID: sn.uid, GuestDisk: api.GuestDisk{Name: name, Format: disk.QCOW2}}
 }
 
-// tags are the snapshots inside of disks.
+// tags holds the snapshots inside a disk.
 type tags struct {
-	open bool // QEMU has the disk
+	open bool // QEMU has the disk open
 	all  []string
 }
 
-// inspect looks into the disks of a snapshot.
+// inspect reads the tags inside the disks of a snapshot.
 func (sn *snapshots) inspect(ctx context.Context, t disk.Tool, of snapshot) (map[string]tags, error) {
 	var nodes []struct {
 		Node  string `json:"node-name"`
@@ -376,7 +376,7 @@ func (sn *snapshots) inspect(ctx context.Context, t disk.Tool, of snapshot) (map
 	return found, nil
 }
 
-// create makes one of all disks.
+// create creates a snapshot of all disks.
 func (sn *snapshots) create(ctx context.Context, t disk.Tool, of snapshot) (snapshot, error) {
 	found, err := sn.inspect(ctx, t, of)
 	if err != nil {
@@ -386,7 +386,7 @@ func (sn *snapshots) create(ctx context.Context, t disk.Tool, of snapshot) (snap
 	made := func(name string) bool { return slices.Contains(found[name].all, of.Tag) }
 	lacks := func(name string) bool { return !made(name) }
 	if !slices.ContainsFunc(of.Disks, lacks) {
-		return of, nil // by an agent that was killed behind it, and knew how the Guest was
+		return of, nil // by an agent that was killed afterwards, which knew the state of the Guest
 	}
 	if err := sn.untag(ctx, t, of); err != nil {
 		return of, pending(err.Error())
@@ -407,19 +407,19 @@ func (sn *snapshots) create(ctx context.Context, t disk.Tool, of snapshot) (snap
 		sn.reached("snapshot: frozen")
 		err = sn.tagAll(ctx, of)
 		if err := sn.agent.thaw(ctx); err != nil {
-			sn.event(api.Warning, "NotThawed", err.Error()+"; it is tried again")
+			sn.event(api.Warning, "NotThawed", err.Error()+"; it will be retried")
 		}
 	}
 	if err == nil {
 		return of, nil
 	}
-	if undo := sn.untag(ctx, t, of); undo != nil { // when QEMU has just ended, say: it is looked at again
+	if undo := sn.untag(ctx, t, of); undo != nil { // such as when QEMU has just ended; the next look retries
 		return of, pending(errors.Join(err, undo).Error())
 	}
 	return of, err
 }
 
-// tagAll has QEMU make a snapshot of all disks or of none.
+// tagAll makes QEMU create a snapshot of all disks or of none.
 func (sn *snapshots) tagAll(ctx context.Context, of snapshot) error {
 	type action struct {
 		Type string            `json:"type"`
@@ -432,7 +432,7 @@ func (sn *snapshots) tagAll(ctx context.Context, of snapshot) error {
 	return sn.vm.commandIn(ctx, snapshotTime, "transaction", map[string]any{"actions": actions}, nil)
 }
 
-// untag takes a snapshot out of all disks that have it.
+// untag deletes a snapshot from all disks that have it.
 func (sn *snapshots) untag(ctx context.Context, t disk.Tool, of snapshot) error {
 	found, err := sn.inspect(ctx, t, of)
 	if err != nil {

@@ -133,7 +133,7 @@ func TestSnapshots(t *testing.T) {
 			t.Fatalf("%s: %s", order, got)
 		}
 	}
-	if r := h.request(p, "r1", api.GuestSnapshotCreate, "first"); r.Failed || !strings.Contains(r.Message, "at rest") {
+	if r := h.request(p, "r1", api.GuestSnapshotCreate, "first"); r.Failed || !strings.Contains(r.Message, "frozen") {
 		t.Errorf("the result is %+v", r)
 	}
 	if got := h.tell(uid1, "touch /data/after"); got != "ok" { // it was let go
@@ -233,7 +233,7 @@ func TestSnapshots(t *testing.T) {
 	more := part("web", uid1, p.Value.(*api.GuestPart), func(p *api.GuestPart) {
 		p.Disks = append(slices.Clone(p.Disks), api.GuestDisk{Name: "late", Size: quantity("1Mi")})
 	})
-	if r := h.request(more, "r11", api.GuestSnapshotRevert, "third"); !r.Failed || !strings.Contains(r.Message, "disk late came after") {
+	if r := h.request(more, "r11", api.GuestSnapshotRevert, "third"); !r.Failed || !strings.Contains(r.Message, "disk late is newer than") {
 		t.Errorf("revert with another disk: %+v", r)
 	}
 	if r := h.request(more, "r12", api.GuestSnapshotCreate, "fourth"); !r.Failed || !strings.Contains(r.Message, "disk late does not exist yet") {

@@ -16,8 +16,8 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// moveSource gives a Guest up: it sends what the Guest has on disk, or has its QEMU
-// send all while it runs (live.go).
+// moveSource gives a Guest up: it sends the Guest's files, or makes QEMU send
+// everything while the Guest runs (live.go).
 type moveSource struct {
 	*identity
 	record      *ledger
@@ -29,10 +29,10 @@ type moveSource struct {
 	life        life
 	share       *moveShare
 	credentials transfer.Credentials
-	sent        string // ID of the move of which the target has all
+	sent        string // ID of the move that the target has received completely
 }
 
-// step stops the Guest and sends what it has, once the target is there.
+// step stops the Guest and sends its files, once the target is ready.
 func (src *moveSource) step(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
 	if t.Live {
@@ -71,8 +71,8 @@ func (src *moveSource) step(ctx context.Context, part *api.GuestPart) (time.Dura
 	return 0, nil
 }
 
-// askTarget asks whether the target is there and has room, before anything is
-// stopped for it.
+// askTarget asks whether the target is ready and has room, before anything is
+// stopped.
 func (src *moveSource) askTarget(ctx context.Context, t *api.GuestTransfer) error {
 	c, _, err := src.reach(ctx, t, transfer.Ready)
 	if err != nil {
@@ -94,18 +94,17 @@ func (src *moveSource) reach(ctx context.Context, t *api.GuestTransfer, kind str
 	return src.reachFor(ctx, t, transfer.Request{Kind: kind, Bytes: room})
 }
 
-// send sends all that the Guest has on disk, and waits until the target has it
-// on its own.
+// send sends the Guest's files and waits until the target has stored them.
 func (src *moveSource) send(ctx context.Context, t *api.GuestTransfer) error {
 	lock, err := src.lock()
 	if err != nil {
 		return err
 	}
 	if lock == nil {
-		return errors.New("a QEMU of it lives")
+		return errors.New("a QEMU of it is running")
 	}
 	defer func() { _ = lock.Close() }()
-	tpm, err := src.tpm.lockState(ctx) // its swtpm has written all
+	tpm, err := src.tpm.lockState(ctx) // so that its swtpm has ended and written its state
 	if err != nil {
 		return err
 	}
@@ -137,7 +136,7 @@ func (src *moveSource) send(ctx context.Context, t *api.GuestTransfer) error {
 		}
 	})
 	if err != nil {
-		// What the target has said of it tells more than that it hung up.
+		// An answer of the target says more than the broken connection.
 		if _, refused := c.Answer(); refused != nil {
 			err = errors.Join(err, refused)
 		}
@@ -147,8 +146,8 @@ func (src *moveSource) send(ctx context.Context, t *api.GuestTransfer) error {
 	return err
 }
 
-// files are what of the Guest's directory goes with it: all but what is this
-// host's own, or unfinished.
+// files returns the files of the Guest's directory that move with it: all
+// except this host's own and unfinished ones.
 func (src *moveSource) files() ([]string, error) {
 	var list []string
 	err := filepath.WalkDir(src.dir, func(path string, d fs.DirEntry, err error) error {
@@ -186,10 +185,10 @@ func goesAlong(name string) bool {
 	return true
 }
 
-// ownFiles of a Guest's directory are this host's.
+// ownFiles are the files of a Guest's directory that stay on this host.
 func ownFiles() []string { return []string{recordFile, "lock", incomingDir} }
 
-// reachFor asks the target for something.
+// reachFor connects to the target for one purpose.
 func (src *moveSource) reachFor(ctx context.Context, t *api.GuestTransfer, r transfer.Request) (*transfer.Conn, transfer.Answer, error) {
 	r.ID = t.ID
 	return transfer.Dial(ctx, src.credentials, t.Address, t.Peer, r)

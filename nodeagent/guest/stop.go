@@ -28,12 +28,12 @@ func (g *guest) beStopped(ctx context.Context, part *api.GuestPart) (time.Durati
 	return 0, g.record.doneRequest(part)
 }
 
-// Shutdown stops a Guest by its uid, as State Stopped does, and returns when its
-// QEMU has ended. It is what the Guest's unit does when its host goes down: the
-// agent has gone by then.
+// Shutdown stops a Guest by its uid, as state Stopped does, and returns when
+// its QEMU has ended. The Guest's unit calls it when the host shuts down, after
+// the agent has ended.
 func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 	process, err := newIdentity(h, uid, uid).process()
-	if errors.Is(err, launch.ErrGone) { // a unit does this also when its Guest has ended by itself
+	if errors.Is(err, launch.ErrGone) { // the unit also runs this when its Guest has ended by itself
 		return nil
 	}
 	if err != nil {
@@ -46,14 +46,14 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 	}
 	g := newGuest(h, r.Name, uid)
 	g.record.record = &r
-	// An agent that lives all the same has the other monitor.
+	// The agent may still be running and use the other monitor.
 	g.vm.socket = "monitor.sock"
 	g.ladder.stop = &stopping{why: stopAsked, began: time.Now()}
 	defer g.vm.letGo()
 	if err := g.adopt(ctx); g.vm.running == nil {
 		return err
-	} else if err != nil { // a disk that is full is no reason to cut its power
-		g.log.Warn("its record is not on disk", "error", err)
+	} else if err != nil { // a full disk does not justify cutting the power
+		g.log.Warn("cannot write its record", "error", err)
 	}
 	for {
 		next, err := g.beStopped(ctx, &r.Part)
@@ -63,7 +63,7 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 		timer := time.NewTimer(next)
 		select {
 		case <-g.vm.ended():
-			g.log.Info("it has ended, as its host goes down", "after", time.Since(g.ladder.stop.began).Round(time.Second))
+			g.log.Info("stopped because its host shuts down", "after", time.Since(g.ladder.stop.began).Round(time.Second))
 			return nil
 		case e := <-g.vm.events:
 			g.heed(e)
@@ -78,14 +78,15 @@ func (h *Handler) Shutdown(ctx context.Context, uid string) error {
 	}
 }
 
-// remove takes the Guest away, and all it has on disk but for what is retained.
+// remove removes the Guest and everything that it has on disk, except what is
+// retained.
 func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	if _, err := os.Stat(g.dir); os.IsNotExist(err) {
 		return 0, os.RemoveAll(g.run)
 	}
 	if !g.record.known() {
 		r, err := readRecord(g.dir)
-		if os.IsNotExist(err) { // it was hardly begun, or is half removed
+		if os.IsNotExist(err) { // it is hardly begun or half removed
 			r, err = record{Name: g.name}, nil
 			if part != nil {
 				r.Part = *part
@@ -110,10 +111,10 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return 0, err
 	}
 	if lock == nil {
-		return g.timing.retry, pending("a QEMU of it is just being started")
+		return g.timing.retry, pending("a QEMU of it is being started")
 	}
 	defer func() { _ = lock.Close() }()
-	tpm, err := g.tpm.lockState(ctx) // its emulator may be just about to end
+	tpm, err := g.tpm.lockState(ctx) // its emulator may be about to end
 	if err != nil {
 		return 0, err
 	}
@@ -124,6 +125,6 @@ func (g *guest) remove(ctx context.Context, part *api.GuestPart) (time.Duration,
 		return 0, err
 	}
 	g.reached("delete: disks are gone")
-	g.event(api.Normal, "Removed", "it is removed, and its disks")
+	g.event(api.Normal, "Removed", "removed with its disks")
 	return 0, os.RemoveAll(g.run)
 }

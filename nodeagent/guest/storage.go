@@ -11,23 +11,24 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// storage follows a Guest through the errors of its disks: QEMU pauses it at one,
-// and it is let go on again and again.
+// storage handles disk errors: QEMU pauses the Guest at one, and storage
+// resumes it at intervals.
 type storage struct {
 	*identity
 	vm         *instance
 	conditions *conditions
-	ioFailed   time.Time // the last error, or the last time that it was let go on
+	ioFailed   time.Time // the last error, or the last time that it was resumed
 }
 
-// check reports what keeps a QEMU that lives from running its Guest.
+// check returns an error when a running QEMU is prevented from running its
+// Guest.
 func (s *storage) check(ctx context.Context) error {
 	if s.vm.running == nil {
 		return nil
 	}
 	switch s.vm.running.state {
 	case "":
-		return pending("QEMU does not answer: it is asked again; see its log " + filepath.Join(s.dir, "qemu.log"))
+		return pending("QEMU does not answer: retrying; see its log " + filepath.Join(s.dir, "qemu.log"))
 	case "io-error":
 		return s.retry(ctx)
 	case "running":
@@ -46,7 +47,7 @@ func (s *storage) check(ctx context.Context) error {
 	return nil
 }
 
-// fail notes what a disk failed of.
+// fail records a disk error.
 func (s *storage) fail(raw json.RawMessage) {
 	var data struct {
 		Node      string `json:"node-name"`
@@ -57,7 +58,7 @@ func (s *storage) fail(raw json.RawMessage) {
 	if json.Unmarshal(raw, &data) != nil {
 		return
 	}
-	data.Node = strings.TrimPrefix(data.Node, mirrorNode("")) // while it is exported
+	data.Node = strings.TrimPrefix(data.Node, mirrorNode("")) // during an export
 	reason, message := "IOError", fmt.Sprintf("disk %s: %s fails: %s; the Guest is paused and tried again every %s", strings.TrimPrefix(data.Node, "disk-"), data.Operation, data.Reason, s.timing.retry)
 	if data.NoSpace {
 		reason = "NoSpace"
@@ -70,15 +71,15 @@ func (s *storage) fail(raw json.RawMessage) {
 	s.conditions.set(conditionStorage, false, reason, message)
 }
 
-// retry lets a Guest that a disk error holds try again.
+// retry resumes a Guest that a disk error has paused.
 func (s *storage) retry(ctx context.Context) error {
-	if c := s.conditions.get(conditionStorage); c == nil || c.Status != api.False { // the event came while nobody listened
+	if c := s.conditions.get(conditionStorage); c == nil || c.Status != api.False { // the event was missed while no agent ran
 		s.fail([]byte(`{"node-name":"of it","operation":"I/O","reason":"see the log of its QEMU"}`))
 	}
 	if time.Since(s.ioFailed) >= s.timing.retry {
 		s.ioFailed = time.Now()
 		if err := s.vm.command(ctx, "cont", nil, nil); err != nil {
-			return fmt.Errorf("let it try its disk again: %w", err)
+			return fmt.Errorf("resume it after a disk error: %w", err)
 		}
 	}
 	return pending(s.conditions.get(conditionStorage).Message)

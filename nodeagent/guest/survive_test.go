@@ -375,7 +375,7 @@ func TestFaults(t *testing.T) {
 		message string
 	}{
 		"guest/bad": {api.PartFailed, "vax"}, "guest/missing": {api.PartPending, "no such file"},
-		"guest/offline": {api.PartPending, "no Networks"}, "guest/uid": {api.PartFailed, "is no uid"},
+		"guest/offline": {api.PartPending, "does not serve Networks"}, "guest/uid": {api.PartFailed, "invalid uid"},
 	} {
 		h.wait(key, func() bool {
 			s := h.status(key)

@@ -18,11 +18,11 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// incomingDir is where a Guest's files are while they come.
+// incomingDir is where a Guest's files are while they are being received.
 const incomingDir = "incoming"
 
-// moveTarget takes a Guest in: its files, or what its QEMU sends while it runs
-// (incoming.go). Connections come to it from arrivals, by their own goroutines.
+// moveTarget receives a Guest: its files, or what its QEMU sends while it runs
+// (incoming.go). arrivals passes connections to it on goroutines of their own.
 type moveTarget struct {
 	*identity
 	record    *ledger
@@ -35,16 +35,16 @@ type moveTarget struct {
 	share     *moveShare
 	arrivals  *arrivals
 	wake      wait.Signal
-	began     string        // ID of the live move that a QEMU was started for
-	receiving chan struct{} // holds a token while files come
-	orders    chan order    // of the connections of a move, for the Guest's goroutine
+	began     string        // ID of the live move for which QEMU was started
+	receiving chan struct{} // holds a token while files are received
+	orders    chan order    // from the connections of a move to the Guest's goroutine
 }
 
-// step takes a Guest in, and runs nothing of it.
+// step receives a Guest, and runs nothing of it.
 func (dst *moveTarget) step(ctx context.Context, part *api.GuestPart) (time.Duration, error) {
 	t := part.Transfer
 	if dst.share.failed(t) {
-		return 0, nil // it is called back
+		return 0, nil // the move is being undone
 	}
 	if t.Live {
 		return dst.beIncoming(ctx, part)
@@ -55,7 +55,7 @@ func (dst *moveTarget) step(ctx context.Context, part *api.GuestPart) (time.Dura
 	dst.ladder.stop = nil
 	if dst.record.Received == t.ID {
 		dst.reached("target: received, not said")
-		_ = dst.arrivals.expect(dst, t) // to answer a source that has not heard it; bootd hears it from here
+		_ = dst.arrivals.expect(dst, t) // a source that missed the answer may ask again; bootd learns it from this host
 		dst.share.tell(t, api.TransferReceived, "")
 		return 0, nil
 	}
@@ -72,7 +72,7 @@ func (dst *moveTarget) step(ctx context.Context, part *api.GuestPart) (time.Dura
 	return 0, nil
 }
 
-// fetchImages has all images here before the source stops the Guest.
+// fetchImages fetches all images before the source stops the Guest.
 func (dst *moveTarget) fetchImages(ctx context.Context) error {
 	return dst.fetch(ctx, dst.record.images())
 }
@@ -86,13 +86,13 @@ func (dst *moveTarget) fetch(ctx context.Context, images []api.SHA256) error {
 		if err != nil {
 			return err
 		}
-		_ = f.Close() // it was only to be there
+		_ = f.Close() // it only had to be fetched
 	}
 	return nil
 }
 
-// fetchBases has the images here that disks which have come lie over: they may be
-// others than the Guest's Image of today.
+// fetchBases fetches the images that received disks are based on: they may
+// differ from the current version of the Guest's Image.
 func (dst *moveTarget) fetchBases(ctx context.Context, dir string) error {
 	bases, err := disk.Bases(dir)
 	if err != nil {
@@ -101,25 +101,25 @@ func (dst *moveTarget) fetchBases(ctx context.Context, dir string) error {
 	return dst.fetch(ctx, bases)
 }
 
-// spare is what a file system keeps free of Guests that come.
+// spare is the space that a file system keeps free when a Guest is received.
 const spare = 64 << 20
 
-// room says when there is none for so many bytes.
+// room returns an error when there is not enough space.
 func room(dir string, bytes int64) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return err
 	}
 	if free := int64(fs.Bavail) * fs.Bsize; bytes+spare > free {
-		return fmt.Errorf("it lacks room: the Guest has %d MiB, and %d are free", bytes>>20, free>>20)
+		return fmt.Errorf("not enough room: the Guest has %d MiB, %d are free", bytes>>20, free>>20)
 	}
 	return nil
 }
 
-// receive takes a Guest's files, and is done when they are in their place.
+// receive receives a Guest's files and returns when they are in place.
 func (dst *moveTarget) receive(ctx context.Context, e arrival, c *transfer.Conn) error {
 	select {
-	case dst.receiving <- struct{}{}: // the one before has failed, or is about to
+	case dst.receiving <- struct{}{}: // an earlier connection has failed or is about to
 		defer func() { <-dst.receiving }()
 	case <-e.ended.Done():
 		return errNotExpected
@@ -154,7 +154,8 @@ func (dst *moveTarget) receive(ctx context.Context, e arrival, c *transfer.Conn)
 
 var errNotExpected = errors.New("the move was given up")
 
-// order is what a connection has the Guest's own goroutine do, at once.
+// order is a function that a connection makes the Guest's goroutine run at
+// once.
 type order struct {
 	do   func() (bool, error)
 	done chan result
@@ -165,7 +166,7 @@ type result struct {
 	err error
 }
 
-// order gives an order and waits for its result.
+// order submits an order and waits for its result.
 func (dst *moveTarget) order(ctx context.Context, e arrival, do func() (bool, error)) (bool, error) {
 	o := order{do: do, done: make(chan result, 1)}
 	select {
@@ -179,15 +180,15 @@ func (dst *moveTarget) order(ctx context.Context, e arrival, do func() (bool, er
 	return r.yes, r.err
 }
 
-// obey does an order. Those that are expected have a record.
+// obey runs an order. A Guest that is expected has a record.
 func (dst *moveTarget) obey(o order) {
 	var r result
 	r.yes, r.err = o.do()
 	o.done <- r
 }
 
-// commit puts in place what has come. From then on it may be run here, if bootd
-// says so.
+// commit puts the received files in place. From then on the Guest may run here
+// if bootd says so.
 func (dst *moveTarget) commit(id, dir string) error {
 	if dst.record.Received == id {
 		return nil
@@ -207,7 +208,7 @@ func (dst *moveTarget) commit(id, dir string) error {
 	return err
 }
 
-// replaceWith puts what has come in the place of what is there.
+// replaceWith replaces the Guest's files by the received ones.
 func (dst *moveTarget) replaceWith(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -215,7 +216,7 @@ func (dst *moveTarget) replaceWith(dir string) error {
 	}
 	for _, e := range entries {
 		if slices.Contains(ownFiles(), e.Name()) {
-			return fmt.Errorf("%s came, which is this host's own", e.Name())
+			return fmt.Errorf("received %s, which belongs to this host", e.Name())
 		}
 	}
 	for _, e := range entries {

@@ -15,9 +15,9 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
 )
 
-// tpm is the TPM of a Guest: swtpm, a process beside its QEMU, which holds the only
-// connection to it: it ends when QEMU does. Its state is in the Guest's own
-// directory, and a lock on it is swtpm's as long as that lives.
+// tpm is the TPM of a Guest: swtpm, a process next to its QEMU. QEMU holds the
+// only connection to it, so it ends when QEMU does. Its state is in the Guest's
+// directory, and swtpm holds a lock on it as long as it lives.
 type tpm struct {
 	*identity
 	record     *ledger
@@ -25,8 +25,8 @@ type tpm struct {
 	launch     starter
 }
 
-// tpmUser is of another user than QEMU, which a Guest might come to be in
-// charge of: the TPM's keys are none of QEMU's.
+// tpmUser differs from QEMU's user: a Guest that takes QEMU over must not get
+// the TPM's keys.
 func (r *record) tpmUser() int { return r.User + 1<<16 }
 
 func (t *tpm) runDir() string { return filepath.Join(t.run, "tpm") }
@@ -76,7 +76,7 @@ func (t *tpm) start(ctx context.Context, part *api.GuestPart, vm *qemu.VM, files
 	return nil
 }
 
-// state opens the directory with the TPM's state, which is its user's.
+// state opens the directory of the TPM's state, which belongs to its user.
 func (t *tpm) state() (*os.File, error) {
 	dir := filepath.Join(t.dir, "tpm")
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -88,7 +88,7 @@ func (t *tpm) state() (*os.File, error) {
 	return os.Open(dir)
 }
 
-// own gives the TPM's state that came from another host to its user here.
+// own gives TPM state that was received from another host to its user here.
 func (t *tpm) own() error {
 	dir := filepath.Join(t.dir, "tpm")
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
@@ -103,8 +103,8 @@ func (t *tpm) own() error {
 	return err
 }
 
-// lockState takes the lock on the TPM's state. A swtpm that has not ended with its
-// QEMU is ended.
+// lockState takes the lock on the TPM's state. It ends a swtpm that has not
+// ended with its QEMU.
 func (t *tpm) lockState(ctx context.Context) (*os.File, error) {
 	path := filepath.Join(t.dir, "tpm.lock")
 	lock, err := takeLock(path)
@@ -121,7 +121,7 @@ func (t *tpm) lockState(ctx context.Context) (*os.File, error) {
 	return lock, err
 }
 
-// end has swtpm end, by force when it does not by itself.
+// end ends swtpm, by force if it does not end by itself.
 func (t *tpm) end(ctx context.Context) error {
 	p, err := t.find()
 	if err != nil || p == nil {
@@ -133,14 +133,14 @@ func (t *tpm) end(ctx context.Context) error {
 	if p.Wait(grace) == nil {
 		return nil
 	}
-	t.log.Warn("the TPM does not end with its QEMU, and is killed")
+	t.log.Warn("killing a TPM that did not end with its QEMU")
 	if err := p.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
 	return p.Wait(ctx)
 }
 
-// find is the swtpm of the last start, nil when it has ended.
+// find returns the swtpm of the last start, nil when it has ended.
 func (t *tpm) find() (*launch.Process, error) {
 	id, err := launch.ReadIdentity(t.runDir())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -156,15 +156,15 @@ func (t *tpm) find() (*launch.Process, error) {
 	return p, err
 }
 
-// note tells of a TPM that has ended before its Guest: QEMU cannot be given
-// another one.
+// note reports a TPM that has ended before its Guest: QEMU cannot connect to a
+// new one.
 func (t *tpm) note() {
 	if !t.record.Launched.TPM {
 		return
 	}
 	p, err := t.find()
 	if err != nil {
-		t.log.Warn("cannot see whether the TPM lives", "error", err)
+		t.log.Warn("cannot tell whether the TPM is running", "error", err)
 		return
 	}
 	if p != nil {
@@ -172,7 +172,7 @@ func (t *tpm) note() {
 		t.conditions.set(conditionTPM, true, "Works", "")
 		return
 	}
-	message := "its TPM has ended (see " + filepath.Join(t.dir, "tpm.log") + "): restart it for a TPM that works; what that holds is kept"
+	message := "its TPM ended (see " + filepath.Join(t.dir, "tpm.log") + "): restart the Guest; the content of the TPM is kept"
 	if c := t.conditions.get(conditionTPM); c == nil || c.Status != api.False {
 		t.event(api.Warning, "TPMEnded", message)
 	}

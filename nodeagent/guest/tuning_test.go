@@ -18,7 +18,7 @@ import (
 func TestHugePagesOfHost(t *testing.T) {
 	const meminfo = "MemTotal: 1000 kB\nHugePages_Total:      40\nHugePages_Free:       36\nHugePages_Rsvd:        4\nHugepagesize:       2048 kB\n"
 	for memory, want := range map[int64]string{
-		64 << 20: "", 66 << 20: "it needs 33 huge pages of 2048 KiB, and the host has 32 free", 3 << 20: "no multiple",
+		64 << 20: "", 66 << 20: "it needs 33 huge pages of 2048 KiB, and the host has 32 free", 3 << 20: "want a multiple",
 	} {
 		if err := checkHugePages(meminfo, memory); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%d bytes: %v, want %q", memory, err, want)

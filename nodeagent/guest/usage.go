@@ -16,23 +16,23 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
-// Nothing is measured while nobody asks. A host has a hundred Guests, and one
-// that hangs must not keep the others' figures back.
+// Measured only on demand. A host may have a hundred Guests, and one that hangs
+// must not delay the figures of the others.
 const (
-	usageFresh    = time.Second // as long a measurement serves for all who ask
+	usageFresh    = time.Second // a measurement is reused for this long
 	usageTime     = 3 * time.Second
-	usageAnswer   = time.Second // that one QEMU may take
+	usageAnswer   = time.Second // limit for one QEMU
 	usageParallel = 8
 )
 
-// measured is what one Guest has used.
+// measured holds the usage of one Guest.
 type measured struct {
 	name, uid, network string
 	cpu                float64 // seconds
 	resident           int64   // bytes
-	balloon            int64   // bytes that it leaves the Guest, 0 when that is not known
+	balloon            int64   // memory that the balloon leaves the Guest, 0 when unknown
 	disks              []measuredDisk
-	answered           bool // QEMU has told of its disks
+	answered           bool // QEMU has reported its disks
 }
 
 type measuredDisk struct {
@@ -40,7 +40,7 @@ type measuredDisk struct {
 	diskCounts
 }
 
-// diskCounts are QEMU's (BlockDeviceStats in its qapi/block-core.json).
+// diskCounts are QEMU's counters (BlockDeviceStats in qapi/block-core.json).
 type diskCounts struct {
 	ReadBytes    uint64 `json:"rd_bytes"`
 	WrittenBytes uint64 `json:"wr_bytes"`
@@ -54,14 +54,14 @@ type diskCounts struct {
 
 // meter keeps the last measurement.
 type meter struct {
-	mu   sync.Mutex // held while it is made
+	mu   sync.Mutex // held during a measurement
 	at   time.Time
 	last []measured
 
 	cpu, resident, balloon, bytes, operations, errors *prometheus.Desc
 }
 
-// measure looks at all Guests that run, by name.
+// measure returns the usage of all running Guests by name.
 func (h *Handler) measure(ctx context.Context) []measured {
 	h.meter.mu.Lock()
 	defer h.meter.mu.Unlock()
@@ -85,7 +85,7 @@ func (h *Handler) measure(ctx context.Context) []measured {
 			return nil
 		})
 	}
-	_ = group.Wait() // none fails
+	_ = group.Wait() // no function returns an error
 	var list []measured
 	for _, m := range all {
 		if m != nil {
@@ -97,7 +97,8 @@ func (h *Handler) measure(ctx context.Context) []measured {
 	return list
 }
 
-// measure is nil when the Guest does not run. What QEMU does not say is left out.
+// measure returns nil when the Guest does not run. It leaves out what QEMU does
+// not answer.
 func (g *guest) measure(ctx context.Context) *measured {
 	seen, ok := g.visible()
 	if !ok {
@@ -118,7 +119,7 @@ func (g *guest) measure(ctx context.Context) *measured {
 	ctx, cancel := context.WithTimeout(ctx, usageAnswer)
 	defer cancel()
 	if m.disks, err = measureDisks(ctx, seen); err != nil {
-		return m // it would keep the next question waiting, too
+		return m // it would delay the next query as well
 	}
 	m.answered = true
 	var balloon struct {
@@ -130,8 +131,8 @@ func (g *guest) measure(ctx context.Context) *measured {
 	return m
 }
 
-// measureDisks asks for those that the Guest is to have, each once: a QEMU that
-// its guest has taken over says whatever it likes.
+// measureDisks accepts only the disks that the Guest should have, each once: a
+// QEMU taken over by its guest may report anything.
 func measureDisks(ctx context.Context, seen glimpse) ([]measuredDisk, error) {
 	var stats []struct {
 		Device string     `json:"qdev"`
@@ -142,7 +143,7 @@ func measureDisks(ctx context.Context, seen glimpse) ([]measuredDisk, error) {
 	}
 	var disks []measuredDisk
 	for _, s := range stats {
-		name, ok := strings.CutPrefix(filepath.Base(strings.TrimSuffix(s.Device, "/virtio-backend")), "blk-") // PCI's have it below
+		name, ok := strings.CutPrefix(filepath.Base(strings.TrimSuffix(s.Device, "/virtio-backend")), "blk-") // PCI devices have it below
 		again := slices.ContainsFunc(disks, func(d measuredDisk) bool { return d.name == name })
 		if ok && !again && slices.Contains(seen.disks, name) {
 			disks = append(disks, measuredDisk{name, s.Stats})
@@ -238,8 +239,8 @@ func (m *meter) collect(out chan<- prometheus.Metric, g measured) {
 	}
 }
 
-// visible is the run of a Guest that the HostSpec has or had; one that goes may
-// have a successor of its name.
+// visible returns the run of a Guest that is or was in the HostSpec, while no
+// other Guest has its name.
 func (g *guest) visible() (glimpse, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

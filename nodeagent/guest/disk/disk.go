@@ -1,15 +1,15 @@
-// Package disk owns Guests' disks on their host: base images that are fetched
-// once, verified and shared, the disks over them, and those that outlive their
-// Guest.
+// Package disk owns the disks of Guests on their host: base images that are
+// fetched once, verified and shared, the disks based on them, and the disks
+// that outlive their Guest.
 //
-// Under the store's directory, all of it root's and nobody else's:
+// Under the store's directory, which only root may enter:
 //
 //	images/DIGEST                    base images, read-only
 //	retained/NETWORK/GUEST/DISK      disks that wait for their Guest's successor
-//	guests/UID/disks/NAME.FORMAT     disks of the Guests that are
-//	….base                           beside a qcow2 disk over an image: its digest
+//	guests/UID/disks/NAME.FORMAT     disks of existing Guests
+//	….base                           next to a qcow2 disk based on an image: its digest
 //
-// A disk comes to be under another name and is renamed when it is whole.
+// A disk is created under a temporary name and renamed when it is complete.
 package disk
 
 import (
@@ -34,7 +34,7 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// Formats of disks.
+// Disk formats.
 const (
 	QCOW2 = "qcow2"
 	Raw   = "raw"
@@ -43,7 +43,7 @@ const (
 // Fetch reads a blob by its digest. The caller closes it and verifies it.
 type Fetch func(ctx context.Context, digest api.SHA256) (io.ReadCloser, error)
 
-// ErrFull means that there is no room for a disk or an image.
+// ErrFull means that there is not enough space for a disk or an image.
 var ErrFull = errors.New("the file system of the guests' disks is full: make room there, or give the host a larger rackweft-data")
 
 // Store keeps the disks of one host.
@@ -53,23 +53,24 @@ type Store struct {
 	one   chan struct{} // holds a token while an image is fetched: the next guest finds it
 }
 
-// NewStore keeps disks under dir.
+// NewStore returns a store of the disks under dir.
 func NewStore(dir string, fetch Fetch) *Store {
 	return &Store{dir: dir, fetch: fetch, one: make(chan struct{}, 1)}
 }
 
-// GuestDir is where all is that a Guest has on disk.
+// GuestDir is the directory of everything that a Guest has on disk.
 func (s *Store) GuestDir(uid string) string { return filepath.Join(s.dir, "guests", uid) }
 
 func (s *Store) imagePath(digest api.SHA256) string {
 	return filepath.Join(s.dir, "images", string(digest))
 }
 
-// Image opens a base image for reading, after it has been fetched if the host
-// has not got it yet. QEMU, as another user, may open it anew by its number.
+// Image opens a base image for reading, and fetches it first if the host does
+// not have it. QEMU, which runs as another user, may reopen it by its
+// descriptor.
 func (s *Store) Image(ctx context.Context, digest api.SHA256) (*os.File, error) {
 	if len(digest) != 64 || strings.Trim(string(digest), "0123456789abcdef") != "" {
-		return nil, fmt.Errorf("%q is no digest of an image", digest) // it becomes a file's name
+		return nil, fmt.Errorf("%q is no digest of an image", digest) // it becomes a file name
 	}
 	f, err := os.Open(s.imagePath(digest))
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -90,7 +91,7 @@ func (s *Store) Image(ctx context.Context, digest api.SHA256) (*os.File, error) 
 	return os.Open(s.imagePath(digest))
 }
 
-// sharedMode is of files that every Guest may read.
+// sharedMode is the mode of files that every Guest may read.
 const sharedMode = 0o444
 
 func (s *Store) download(ctx context.Context, digest api.SHA256) error {
@@ -102,7 +103,7 @@ func (s *Store) download(ctx context.Context, digest api.SHA256) error {
 		return err
 	}
 	defer func() { _ = in.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = in.Close() }) // frees a read that nothing answers
+	stop := context.AfterFunc(ctx, func() { _ = in.Close() }) // unblocks a read that gets no answer
 	defer stop()
 	return place(s.imagePath(digest), sharedMode, func(out *os.File) error {
 		sum := sha256.New()
@@ -113,18 +114,18 @@ func (s *Store) download(ctx context.Context, digest api.SHA256) error {
 			return err
 		}
 		if got := hex.EncodeToString(sum.Sum(nil)); got != string(digest) {
-			return fmt.Errorf("what came has the digest %s: bootd or something on the way changed it", got)
+			return fmt.Errorf("invalid content: its digest is %s: bootd or something on the way changed it", got)
 		}
 		return nil
 	})
 }
 
-// place makes a file that is whole or not there.
+// place creates a file, complete or not at all.
 func place(path string, mode fs.FileMode, fill func(*os.File) error) error {
 	return full(file.ReplaceWith(path, file.Options{Mode: mode}, fill))
 }
 
-// full says it in a person's words when there is no room.
+// full turns a lack of space into ErrFull.
 func full(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("%w (%w)", ErrFull, err)
@@ -132,7 +133,7 @@ func full(err error) error {
 	return err
 }
 
-// FormatOf reads what an image is out of its header.
+// FormatOf reads an image's format from its header.
 func FormatOf(image io.ReaderAt) (string, error) {
 	h, err := readHeader(image)
 	if err != nil {
@@ -144,7 +145,7 @@ func FormatOf(image io.ReaderAt) (string, error) {
 	return QCOW2, nil
 }
 
-// Wanted is a disk of a Guest.
+// Wanted describes a disk of a Guest.
 type Wanted struct {
 	Network, Guest, UID string
 	api.GuestDisk
@@ -164,16 +165,16 @@ func (s *Store) path(w Wanted) string {
 func (s *Store) retainedPath(w Wanted) string {
 	network := w.Network
 	if network == "" {
-		network = "-" // no Network's name
+		network = "-" // not a valid Network name
 	}
 	return filepath.Join(s.dir, "retained", network, w.Guest, w.Name+"."+w.format())
 }
 
-// Opened is a disk as QEMU gets it. Close it when QEMU has it.
+// Opened is a disk opened for QEMU. Close it when QEMU has it.
 type Opened struct {
 	File       *os.File
 	Format     string
-	Base       *os.File // nil for none
+	Base       *os.File // nil when there is none
 	BaseFormat string
 }
 
@@ -181,13 +182,13 @@ type Opened struct {
 func (o Opened) Close() {
 	for _, f := range []*os.File{o.File, o.Base} {
 		if f != nil {
-			_ = f.Close() // QEMU has its own
+			_ = f.Close() // QEMU has a duplicate
 		}
 	}
 }
 
-// Open opens a Guest's disk, which is made if it is not there: taken over from
-// the Guest's predecessor if it was retained, else new.
+// Open opens a Guest's disk. If there is none yet, it takes over the disk that
+// was retained from the Guest's predecessor, or else creates a new one.
 func (s *Store) Open(ctx context.Context, w Wanted) (Opened, error) {
 	o := Opened{Format: w.format()}
 	err := s.open(ctx, w, &o)
@@ -200,7 +201,7 @@ func (s *Store) Open(ctx context.Context, w Wanted) (Opened, error) {
 
 func (s *Store) open(ctx context.Context, w Wanted, o *Opened) error {
 	if err := api.ValidateName(w.Name); err != nil {
-		return err // it becomes a file's name
+		return err // it becomes a file name
 	}
 	if _, err := os.Stat(s.path(w)); errors.Is(err, fs.ErrNotExist) {
 		if err := s.make(ctx, w); err != nil {
@@ -215,12 +216,13 @@ func (s *Store) open(ctx context.Context, w Wanted, o *Opened) error {
 	return err
 }
 
-// baseSuffix is of the file that names a disk's base. The disk's own header is
-// its Guest's, and w.Image what a new disk begins as: the Image may have changed
-// since, and a disk over another base is lost.
+// baseSuffix is the suffix of the file that names a disk's base. The disk's own
+// header is under the Guest's control, and w.Image only says what a new disk
+// starts as: the Image may have changed since, and a disk on another base is
+// lost.
 const baseSuffix = ".base"
 
-// openBase opens the image that a disk lies over, if there is one.
+// openBase opens the image that a disk is based on, if any.
 func (s *Store) openBase(ctx context.Context, path string, o *Opened) error {
 	digest, err := readBase(path)
 	if err != nil || digest == "" {
@@ -235,7 +237,7 @@ func (s *Store) openBase(ctx context.Context, path string, o *Opened) error {
 	return nil
 }
 
-// readBase reads the digest of a disk's base, "" for none.
+// readBase reads the digest of a disk's base, "" when it has none.
 func readBase(path string) (api.SHA256, error) {
 	raw, err := os.ReadFile(path + baseSuffix)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -244,7 +246,8 @@ func readBase(path string) (api.SHA256, error) {
 	return api.SHA256(raw), err
 }
 
-// Bases are the images that the disks under a Guest's directory lie over.
+// Bases returns the images that the disks under a Guest's directory are based
+// on.
 func Bases(dir string) ([]api.SHA256, error) {
 	return basesIn(filepath.Join(dir, "disks", "*"+baseSuffix))
 }
@@ -265,8 +268,8 @@ func basesIn(pattern string) ([]api.SHA256, error) {
 	return list, nil
 }
 
-// Base is the image that a Guest's disk lies over, "" for none, or when there is
-// no such disk yet.
+// Base returns the image that a Guest's disk is based on, "" when there is no
+// base or no such disk yet.
 func (s *Store) Base(w Wanted) (api.SHA256, error) { return readBase(s.path(w)) }
 
 func (s *Store) make(ctx context.Context, w Wanted) error {
@@ -281,7 +284,7 @@ func (s *Store) make(ctx context.Context, w Wanted) error {
 			return errors.Join(file.SyncDir(dir), file.SyncDir(filepath.Dir(s.retainedPath(w))))
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("take over the disk that was retained: %w", err)
+			return fmt.Errorf("take over the retained disk: %w", err)
 		}
 	}
 	var o Opened
@@ -302,7 +305,7 @@ func (s *Store) make(ctx context.Context, w Wanted) error {
 			return err
 		}
 		if h.size > size {
-			return fmt.Errorf("its image has %d bytes, it is to have %d: give it at least the image's size", h.size, size)
+			return fmt.Errorf("invalid size of %d bytes: want at least the image's %d", size, h.size)
 		}
 	}
 	if w.format() == Raw {
@@ -314,10 +317,10 @@ func (s *Store) make(ctx context.Context, w Wanted) error {
 	return place(path, 0o600, func(out *os.File) error { return fillQCOW2(ctx, out.Name(), &o, size) })
 }
 
-// writeBase writes down what a disk that is about to be made lies over.
+// writeBase records the base of a disk that is about to be created.
 func writeBase(path string, digest api.SHA256) error {
 	if digest == "" {
-		return removeIfThere(path + baseSuffix) // of one that was not made in the end
+		return removeIfThere(path + baseSuffix) // left by a creation that failed
 	}
 	return place(path+baseSuffix, 0o600, func(out *os.File) error { _, err := out.WriteString(string(digest)); return err })
 }
@@ -329,8 +332,8 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// move gives a disk another place, where none may be yet, and its base is named
-// beside it at every instant.
+// move moves a disk to a path where none may exist. Its base is named next to
+// it at every instant.
 func move(from, to string) error {
 	if _, err := os.Stat(from); err != nil {
 		return err
@@ -356,9 +359,9 @@ func move(from, to string) error {
 func fillRaw(ctx context.Context, out *os.File, o *Opened, size int64) error {
 	if o.Base != nil {
 		if o.BaseFormat != Raw {
-			return fmt.Errorf("its image is %s, which a raw disk cannot begin as: write format: qcow2", o.BaseFormat)
+			return fmt.Errorf("a raw disk cannot be created from an image of format %s: write format: qcow2", o.BaseFormat)
 		}
-		// Shared extents where the file system has them (XFS, btrfs).
+		// Share extents where the file system supports it (XFS, btrfs).
 		if err := unix.IoctlFileClone(int(out.Fd()), int(o.Base.Fd())); err != nil {
 			from := io.NewSectionReader(o.Base, 0, 1<<62)
 			if _, err := io.Copy(out, reader{ctx, from}); err != nil {
@@ -382,8 +385,8 @@ func (r reader) Read(p []byte) (int, error) {
 	return r.from.Read(p)
 }
 
-// fillQCOW2 has qemu-img write an empty disk. It reads no file: what is below
-// the disk is told to QEMU at each start and stands in no header.
+// fillQCOW2 makes qemu-img create an empty disk. It reads no file: QEMU gets
+// the base at each start, and no header names it.
 func fillQCOW2(ctx context.Context, path string, o *Opened, size int64) error {
 	args := []string{"create", "-q", "-f", QCOW2, "-o", "lazy_refcounts=on,extended_l2=off"}
 	if o.Base != nil {
@@ -397,9 +400,9 @@ func fillQCOW2(ctx context.Context, path string, o *Opened, size int64) error {
 	return nil
 }
 
-// Remove removes all that a Guest has on disk, but for the disks to retain: all
-// that it has of those names, whatever their format. It may be repeated after
-// a crash at any point.
+// Remove removes everything that a Guest has on disk, except the disks to
+// retain, which are kept whatever their format. It may be repeated after a
+// crash at any point.
 func (s *Store) Remove(network, guest, uid string, retain []string) error {
 	if err := validUID(uid); err != nil {
 		return err
@@ -416,21 +419,21 @@ func (s *Store) Remove(network, guest, uid string, retain []string) error {
 		}
 	}
 	if err := os.RemoveAll(s.GuestDir(uid)); err != nil {
-		return fmt.Errorf("remove what Guest %s has on disk: %w", guest, err)
+		return fmt.Errorf("remove the files of Guest %s: %w", guest, err)
 	}
 	return nil
 }
 
-// validUID keeps paths inside the store: uids come from the network.
+// validUID keeps paths inside the store, because uids come from the network.
 func validUID(uid string) error {
 	if uid == "" || uid == "." || uid == ".." || strings.ContainsAny(uid, "/\x00") {
-		return fmt.Errorf("%q is no uid", uid)
+		return fmt.Errorf("invalid uid %q", uid)
 	}
 	return nil
 }
 
-// retain moves a disk to where a successor finds it. One that is there already
-// is not overwritten: it is somebody's only copy.
+// retain moves a disk to where a successor finds it. It does not overwrite an
+// existing one, which may be the user's only copy.
 func (s *Store) retain(w Wanted) error {
 	if _, err := os.Stat(s.path(w)); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -441,7 +444,7 @@ func (s *Store) retain(w Wanted) error {
 	}
 	err := move(s.path(w), to)
 	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("%s is there already, retained from an earlier Guest of this name: move one of the two away", to)
+		return fmt.Errorf("%s exists already, retained from an earlier Guest of this name: move one of the two away", to)
 	}
 	if err != nil {
 		return err
@@ -449,8 +452,8 @@ func (s *Store) retain(w Wanted) error {
 	return file.SyncDir(filepath.Dir(to))
 }
 
-// Collect removes images that are not in keep and that no disk lies over, and
-// what downloads left behind, unless one is running.
+// Collect removes images that are neither in keep nor the base of a disk, and
+// leftovers of downloads unless one is running.
 func (s *Store) Collect(keep []api.SHA256) (removed []string, err error) {
 	select {
 	case s.one <- struct{}{}:

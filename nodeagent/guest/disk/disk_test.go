@@ -159,7 +159,7 @@ func TestRefused(t *testing.T) {
 		"a path":          {wanted("a", "1Mi", func(w *Wanted) { w.Image = "../../etc/shadow" }), "no digest"},
 		"a backing file":  {wanted("a", "1Mi", func(w *Wanted) { w.Image = backed }), "backing file"},
 		"an outside file": {wanted("a", "1Mi", func(w *Wanted) { w.Image = external }), "another file"},
-		"too small":       {wanted("a", "1Mi", func(w *Wanted) { w.Image = large }), "at least the image's size"},
+		"too small":       {wanted("a", "1Mi", func(w *Wanted) { w.Image = large }), "want at least the image's 2097152"},
 		"raw over qcow2":  {wanted("a", "8Mi", func(w *Wanted) { w.Image, w.Format = q, Raw }), "format: qcow2"},
 		"a name":          {wanted("../a", "1Mi"), "RFC 1123"},
 	} {

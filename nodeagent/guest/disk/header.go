@@ -7,7 +7,7 @@ import (
 	"io"
 )
 
-// header is what matters of an image's first bytes.
+// header holds the fields of an image's header that are used here.
 type header struct {
 	qcow2 bool
 	size  int64 // virtual, in bytes
@@ -25,8 +25,8 @@ const (
 	corrupt          = 1 << 1
 )
 
-// readHeader reads an image's header, and refuses one that leads to other files
-// than itself.
+// readHeader reads an image's header, and refuses an image that refers to other
+// files.
 func readHeader(image io.ReaderAt) (header, error) {
 	var raw [headV3]byte
 	n, err := image.ReadAt(raw[:], 0)
@@ -42,7 +42,7 @@ func readHeader(image io.ReaderAt) (header, error) {
 	}
 	version := binary.BigEndian.Uint32(raw[4:])
 	if version != 2 && version != 3 || version == 3 && n < headV3 {
-		return header{}, fmt.Errorf("it is qcow2 of version %d; 2 and 3 are known", version)
+		return header{}, fmt.Errorf("invalid qcow2 version %d: want 2 or 3", version)
 	}
 	if binary.BigEndian.Uint64(raw[backingOffset:]) != 0 {
 		return header{}, errors.New("it has a backing file: flatten it with qemu-img convert")
@@ -55,12 +55,12 @@ func readHeader(image io.ReaderAt) (header, error) {
 		case features&externalDataFile != 0:
 			return header{}, errors.New("its data is in another file: convert it with qemu-img convert")
 		case features&corrupt != 0:
-			return header{}, errors.New("it says of itself that it is corrupt")
+			return header{}, errors.New("it is marked as corrupt")
 		}
 	}
 	size := binary.BigEndian.Uint64(raw[sizeOffset:])
 	if size > 1<<60 {
-		return header{}, fmt.Errorf("it says that it has %d bytes", size)
+		return header{}, fmt.Errorf("invalid size %d in its header", size)
 	}
 	return header{qcow2: true, size: int64(size)}, nil
 }
@@ -73,7 +73,7 @@ func length(image io.ReaderAt) (int64, error) {
 	return s.Seek(0, io.SeekEnd)
 }
 
-// virtualSize reads the size of a disk's own file, whatever is below it.
+// virtualSize reads the virtual size of a disk, whatever its base is.
 func virtualSize(f io.ReaderAt) (int64, error) {
 	var raw [headerV2]byte
 	if _, err := f.ReadAt(raw[:], 0); err != nil {
@@ -81,7 +81,7 @@ func virtualSize(f io.ReaderAt) (int64, error) {
 	}
 	size := binary.BigEndian.Uint64(raw[sizeOffset:])
 	if string(raw[:4]) != qcow2Magic || size > 1<<60 {
-		return 0, errors.New("it is no qcow2 file")
+		return 0, errors.New("it is not a qcow2 file")
 	}
 	return int64(size), nil
 }

@@ -13,19 +13,20 @@ import (
 	"syscall"
 )
 
-// Tool runs QEMU's tools on the disks of a Guest that has no QEMU. A disk's
-// bytes are its guest's, so a tool is as confined as a QEMU: it is the Guest's
-// user, has no network, and is handed its files open. It ends with the agent.
+// Tool runs QEMU's tools on the disks of a stopped Guest. The disks are under
+// the guest's control, so a tool is as confined as a QEMU: it runs as the
+// Guest's user, without a network, and gets its files opened. It ends with the
+// agent.
 type Tool struct {
 	User int
-	Lock *os.File // the Guest's, which the tool holds, too; nil where another keeps QEMU off
+	Lock *os.File // the Guest's lock, which the tool holds, too; nil when something else prevents a QEMU
 }
 
-// firstFile is the number of the first of a tool's files.
+// firstFile is the descriptor of a tool's first file.
 const firstFile = 3
 
-// run runs a program. Files may be opened anew as /proc/self/fd/3 and on by
-// the Guest's user, who becomes their owner unless everybody may read them.
+// run runs a program. The Guest's user may reopen files as /proc/self/fd/3 and
+// up; it becomes their owner unless they are world-readable.
 func (t Tool) run(ctx context.Context, files []*os.File, program string, args ...string) ([]byte, error) {
 	for _, f := range files {
 		info, err := f.Stat()
@@ -48,7 +49,7 @@ func (t Tool) run(ctx context.Context, files []*os.File, program string, args ..
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	runtime.LockOSThread() // the signal comes when the thread ends that forked (prctl(2))
+	runtime.LockOSThread() // the signal comes when the forking thread ends (prctl(2))
 	defer runtime.UnlockOSThread()
 	out, err := cmd.Output()
 	if err == nil {
@@ -60,7 +61,7 @@ func (t Tool) run(ctx context.Context, files []*os.File, program string, args ..
 	return nil, toolError(program, err)
 }
 
-// toolError says it in a person's words.
+// toolError turns a tool's error into a message for the user.
 func toolError(program string, err error) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("%s is not installed: it is in Debian's package qemu-utils", program)
@@ -76,22 +77,22 @@ func toolError(program string, err error) error {
 	return fmt.Errorf("%s: %w: %s", program, err, said)
 }
 
-// node is a qcow2 file by its number as QEMU's tools take it. What its header
-// says of a file below it counts for nothing.
+// node is the option of QEMU's tools for a qcow2 file by its descriptor. A base
+// that is named in its header is ignored.
 func node(number int) string {
 	return fmt.Sprintf(`json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"/proc/self/fd/%d"}}`, number)
 }
 
-// existing opens a disk that is there already.
+// existing opens a disk that exists already.
 func (s *Store) existing(w Wanted) (*os.File, error) {
 	f, err := os.OpenFile(s.path(w), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("disk %s does not exist yet: it is made when the Guest starts", w.Name)
+		return nil, fmt.Errorf("disk %s does not exist yet: it is created when the Guest starts", w.Name)
 	}
 	return f, err
 }
 
-// Snapshots lists the snapshots inside of a disk.
+// Snapshots lists the snapshots inside a disk.
 func (s *Store) Snapshots(ctx context.Context, t Tool, w Wanted) ([]string, error) {
 	f, err := s.existing(w)
 	if err != nil {
@@ -104,7 +105,7 @@ func (s *Store) Snapshots(ctx context.Context, t Tool, w Wanted) ([]string, erro
 	}
 	var info struct{ Snapshots []struct{ Name string } }
 	if err := json.Unmarshal(out, &info); err != nil {
-		return nil, fmt.Errorf("disk %s: what qemu-img says: %w", w.Name, err)
+		return nil, fmt.Errorf("disk %s: output of qemu-img: %w", w.Name, err)
 	}
 	var names []string
 	for _, s := range info.Snapshots {
@@ -113,17 +114,17 @@ func (s *Store) Snapshots(ctx context.Context, t Tool, w Wanted) ([]string, erro
 	return names, nil
 }
 
-// SnapshotVerb is what is done with a snapshot inside of a disk.
+// SnapshotVerb is an operation on a snapshot inside a disk.
 type SnapshotVerb string
 
-// The verbs, as qemu-img has them.
+// The operations, as qemu-img's options.
 const (
 	Create SnapshotVerb = "-c"
 	Revert SnapshotVerb = "-a"
 	Delete SnapshotVerb = "-d"
 )
 
-// Snapshot does something with a snapshot inside of a qcow2 disk.
+// Snapshot runs an operation on a snapshot inside a qcow2 disk.
 func (s *Store) Snapshot(ctx context.Context, t Tool, w Wanted, verb SnapshotVerb, name string) error {
 	f, err := s.existing(w)
 	if err != nil {
@@ -136,17 +137,17 @@ func (s *Store) Snapshot(ctx context.Context, t Tool, w Wanted, verb SnapshotVer
 	return f.Sync()
 }
 
-// Existing opens a disk that is there already, with what is below it.
+// Existing opens a disk that exists already, with its base.
 func (s *Store) Existing(ctx context.Context, w Wanted) (Opened, error) {
 	f, err := s.existing(w)
 	if err != nil {
 		return Opened{}, err
 	}
-	_ = f.Close() // only to know that it is there
+	_ = f.Close() // it only had to exist
 	return s.Open(ctx, w)
 }
 
-// Room is what a copy of the disk takes at most, in bytes.
+// Room is an upper bound for the size of a copy of the disk, in bytes.
 func (o Opened) Room() int64 {
 	var all int64
 	for _, f := range []*os.File{o.File, o.Base} {
@@ -162,7 +163,7 @@ func (o Opened) Room() int64 {
 	return all
 }
 
-// Size is the disk's, in bytes.
+// Size is the virtual size of the disk, in bytes.
 func (o Opened) Size() (int64, error) {
 	if o.Format == Raw {
 		return length(o.File)
@@ -170,7 +171,7 @@ func (o Opened) Size() (int64, error) {
 	return virtualSize(o.File)
 }
 
-// NewFile makes an empty disk in place of whatever is at the path.
+// NewFile creates an empty disk and replaces whatever is at the path.
 func NewFile(ctx context.Context, path, format string, size int64) (*os.File, error) {
 	err := place(path, 0o600, func(out *os.File) error {
 		if format == Raw {
@@ -184,8 +185,8 @@ func NewFile(ctx context.Context, path, format string, size int64) (*os.File, er
 	return os.OpenFile(path, os.O_RDWR, 0)
 }
 
-// CopyTo copies a disk that no QEMU has open to one that NewFile has made, at
-// most rate bytes per second.
+// CopyTo copies a disk that no QEMU has open to one that NewFile created, at
+// rate bytes per second at most.
 func (o Opened) CopyTo(ctx context.Context, t Tool, to *os.File, format string, rate int64) error {
 	files := []*os.File{o.File, to}
 	source := protocol(o.Format, firstFile)

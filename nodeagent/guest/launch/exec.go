@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Exec is the launched process: it becomes what the agent at the socket says,
-// and returns only when it cannot. args are the socket's path.
+// Exec runs in the launched process: it execs the task that the agent at the
+// socket sends, and returns only on failure. args holds the path of the socket.
 func Exec(args []string) error {
 	if len(args) != 1 {
-		return errors.New("one argument is needed: the path of a socket")
+		return errors.New("want one argument: the path of a socket")
 	}
-	// Namespaces and the like are a thread's; this one becomes the program. No
-	// package net here, nor anything else that has the runtime poll: its files
-	// would be in the way.
+	// Namespaces and the like belong to a thread; this one becomes the program.
+	// Nothing here uses package net or anything else that starts the runtime's
+	// poller: its descriptors would be in the way.
 	runtime.LockOSThread()
 	socket, err := connect(args[0])
 	if err != nil {
@@ -48,7 +48,7 @@ func become(socket int) error {
 		return err
 	}
 	if err := leaveIdentity(task.Dir); err != nil {
-		return fmt.Errorf("leave word of who this is: %w", err)
+		return fmt.Errorf("write the process file: %w", err)
 	}
 	if err := unprivileged(task); err != nil {
 		return err
@@ -57,7 +57,7 @@ func become(socket int) error {
 	return fmt.Errorf("run %s: %w", task.Path, syscall.Exec(task.Path, append([]string{task.Path}, task.Args...), env))
 }
 
-// received are a task's files by what they are for.
+// received holds a task's files by purpose.
 type received struct {
 	files, kept []int
 	log         int
@@ -73,13 +73,13 @@ func receive(socket int) (Task, received, error) {
 		return Task{}, received{}, err
 	}
 	if size <= 0 || size > 1<<20 || files < 0 || kept < 0 || len(fds) != files+kept+1 {
-		return Task{}, received{}, fmt.Errorf("%d files came with %q", len(fds), header)
+		return Task{}, received{}, fmt.Errorf("got %d files with %q", len(fds), header)
 	}
 	raw := make([]byte, size)
 	for got := 0; got < size; {
 		n, err := unix.Read(socket, raw[got:])
 		if err != nil || n == 0 {
-			return Task{}, received{}, fmt.Errorf("the agent ended in its midst: %w", err)
+			return Task{}, received{}, fmt.Errorf("the agent hung up before it was complete: %w", err)
 		}
 		got += n
 	}
@@ -88,7 +88,7 @@ func receive(socket int) (Task, received, error) {
 	return task, received{files: fds[:files], kept: fds[files : files+kept], log: fds[files+kept]}, err
 }
 
-// receiveHeader reads up to the newline, and the files that come with it.
+// receiveHeader reads up to the newline, and the files that are sent with it.
 func receiveHeader(socket int) (string, []int, error) {
 	var text []byte
 	var fds []int
@@ -120,15 +120,16 @@ func receiveHeader(socket int) (string, []int, error) {
 	return "", nil, errors.New("the header does not end")
 }
 
-// arrange gives the files the numbers that the program knows them by.
+// arrange moves the files to the descriptors that the program expects.
 func arrange(task Task, in received) error {
-	// All that came is below: it was given the lowest numbers.
+	// All received descriptors are below, because the kernel assigns the lowest
+	// free numbers.
 	for i, fd := range in.files {
 		if fd >= task.FirstFile {
-			return fmt.Errorf("file %d came as number %d, from %d on is the program's", i, fd, task.FirstFile)
+			return fmt.Errorf("got file %d as descriptor %d: descriptors from %d on belong to the program", i, fd, task.FirstFile)
 		}
 		if err := unix.Dup3(fd, task.FirstFile+i, 0); err != nil {
-			return fmt.Errorf("give file %d its number: %w", i, err)
+			return fmt.Errorf("move file %d to its descriptor: %w", i, err)
 		}
 	}
 	for _, fd := range in.kept {
@@ -148,8 +149,8 @@ func arrange(task Task, in received) error {
 	return nil
 }
 
-// leaveIdentity comes before anything runs: whoever finds the directory's lock
-// held finds who holds it.
+// leaveIdentity runs before everything else: a process that finds the
+// directory's lock held can then read which process holds it.
 func leaveIdentity(dir string) error {
 	id, err := identify(os.Getpid())
 	if err != nil {
@@ -171,7 +172,7 @@ func leaveIdentity(dir string) error {
 	return unix.Rename(path+".tmp", path)
 }
 
-// unprivileged gives up all that the program does not need.
+// unprivileged drops everything that the program does not need.
 func unprivileged(task Task) error {
 	if len(task.CPUs) > 0 {
 		var set unix.CPUSet
@@ -179,11 +180,11 @@ func unprivileged(task Task) error {
 			set.Set(cpu)
 		}
 		if err := unix.SchedSetaffinity(0, &set); err != nil {
-			return fmt.Errorf("keep to processors %v: %w", task.CPUs, err)
+			return fmt.Errorf("bind to processors %v: %w", task.CPUs, err)
 		}
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil { // it would hold the guest's memory
-		return fmt.Errorf("give up core dumps: %w", err)
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil { // a core dump would contain the guest's memory
+		return fmt.Errorf("disable core dumps: %w", err)
 	}
 	if err := unix.Chdir("/"); err != nil {
 		return err
@@ -193,16 +194,16 @@ func unprivileged(task Task) error {
 		return fmt.Errorf("leave the host's network: %w", err)
 	}
 	if err := syscall.Setgroups(task.Groups); err != nil {
-		return fmt.Errorf("give up the groups: %w", err)
+		return fmt.Errorf("drop the groups: %w", err)
 	}
 	if err := syscall.Setresgid(task.GID, task.GID, task.GID); err != nil {
-		return fmt.Errorf("become group %d: %w", task.GID, err)
+		return fmt.Errorf("change to group %d: %w", task.GID, err)
 	}
 	if err := syscall.Setresuid(task.UID, task.UID, task.UID); err != nil {
-		return fmt.Errorf("become user %d: %w", task.UID, err)
+		return fmt.Errorf("change to user %d: %w", task.UID, err)
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("give up new privileges: %w", err)
+		return fmt.Errorf("set no_new_privs: %w", err)
 	}
 	return nil
 }

@@ -1,10 +1,9 @@
-// Package launch owns how a QEMU comes to be outside of the agent: its own
-// transient systemd unit where systemd runs, else a detached process. It gets
-// its open files over a unix socket from the agent, gives up every privilege,
-// and leaves on disk who it is before it begins.
+// Package launch starts a QEMU outside the agent: as a transient systemd unit
+// where systemd runs, else as a detached process. The process receives its open
+// files from the agent over a unix socket, drops every privilege, and writes
+// its identity to disk before it execs QEMU.
 //
-// The agent's side is Launcher; the other side is Exec, which runs in the new
-// process.
+// Launcher is the agent's side; Exec runs in the new process.
 package launch
 
 import (
@@ -22,24 +21,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long a launched process may take to ask for its task.
+// patience is how long a launched process may take to request its task.
 const patience = 30 * time.Second
 
-// maxFiles is what one message can carry (SCM_MAX_FD).
+// maxFiles is the limit of one message (SCM_MAX_FD).
 const maxFiles = 253
 
-// Task is what the new process becomes.
+// Task describes the program that the new process execs.
 type Task struct {
 	Path      string   `json:"path"` // of the program
-	Args      []string `json:"args"` // after its name
+	Args      []string `json:"args"` // without the program's name
 	FirstFile int      `json:"firstFile"`
-	Dir       string   `json:"dir"` // private, where it leaves who it is
+	Dir       string   `json:"dir"` // private; gets the process file
 	UID       int      `json:"uid"`
 	GID       int      `json:"gid"`
 	Groups    []int    `json:"groups,omitempty"`
-	CPUs      []int    `json:"cpus,omitempty"` // that it may run on, nil for all
-	// Files come to be FirstFile and on. Kept ones are held open to the end,
-	// for the locks on them. Log is its standard output and error.
+	CPUs      []int    `json:"cpus,omitempty"` // processors that it may run on, nil for all
+	// Files become descriptors FirstFile and up. Kept files stay open until the
+	// process ends, for the locks on them. Log is its standard output and
+	// error.
 	Files []*os.File `json:"-"`
 	Kept  []*os.File `json:"-"`
 	Log   *os.File   `json:"-"`
@@ -47,29 +47,30 @@ type Task struct {
 
 // Launcher starts processes.
 type Launcher struct {
-	// Command runs Exec, to which the path of a socket is given as last argument.
+	// Command runs Exec; the path of a socket is appended as the last argument.
 	Command []string
-	// Run starts the command, as a unit of its own or by Detached, and returns
-	// when it has begun.
+	// Run starts the command, as a unit or by Detached, and returns when it has
+	// begun.
 	Run func(ctx context.Context, argv []string) error
 }
 
-// Detached starts a process that lives on when its parent ends, and that
-// somebody else's pid 1 reaps: setsid(1) starts it and is gone at once.
+// Detached starts a process that outlives its parent and is reaped by pid 1:
+// setsid(1) starts it and exits at once.
 func Detached(ctx context.Context, argv []string) error {
 	cmd := exec.CommandContext(ctx, "setsid", append([]string{"--fork"}, argv...)...)
 	cmd.Dir = "/"
-	// No output is read: that would last until the process has ended, too.
+	// The output is not read: reading would last until the process ends.
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("start %s: %w", argv[0], err)
 	}
 	return nil
 }
 
-// Start launches a task and returns when it runs, or with what it failed of.
+// Start launches a task, and returns when it runs or with the error of the
+// launched process.
 func (l Launcher) Start(ctx context.Context, task Task) (Identity, error) {
 	if len(task.Files)+len(task.Kept)+1 > maxFiles {
-		return Identity{}, fmt.Errorf("%d open files are too many to hand over", len(task.Files))
+		return Identity{}, fmt.Errorf("%d open files are too many to pass", len(task.Files))
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -87,13 +88,14 @@ func (l Launcher) Start(ctx context.Context, task Task) (Identity, error) {
 	}
 	conn, err := accept(ctx, listener)
 	if err != nil {
-		return Identity{}, fmt.Errorf("the launched process does not ask for its task: %w", err)
+		return Identity{}, fmt.Errorf("the launched process did not request its task: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
 	if err := send(conn, task); err != nil {
-		return Identity{}, fmt.Errorf("hand over the task: %w", err)
+		return Identity{}, fmt.Errorf("send the task: %w", err)
 	}
-	// It says what it fails of; the end without a word is that of exec.
+	// It reports its error; a connection that closes without one means that
+	// exec succeeded.
 	said, err := io.ReadAll(io.LimitReader(conn, 4096))
 	if err != nil {
 		return Identity{}, fmt.Errorf("wait for the launched process: %w", err)
@@ -103,19 +105,19 @@ func (l Launcher) Start(ctx context.Context, task Task) (Identity, error) {
 	}
 	id, err := ReadIdentity(task.Dir)
 	if err != nil {
-		return Identity{}, fmt.Errorf("the launched process ended before it was anything: %w", err)
+		return Identity{}, fmt.Errorf("the launched process ended before it wrote its process file: %w", err)
 	}
 	return id, nil
 }
 
-// maxSocketPath is the room in a unix socket's address (unix(7)).
+// maxSocketPath is the longest path of a unix socket (unix(7)).
 const maxSocketPath = 107
 
-// Listen makes a unix socket in place of one that was left behind. Only its
-// owner connects.
+// Listen creates a unix socket and replaces a stale one. Only its owner may
+// connect.
 func Listen(path string) (*net.UnixListener, error) {
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("the path %s is longer than the %d bytes of a unix socket's: give nodeagent a shorter --run-dir", path, maxSocketPath)
+		return nil, fmt.Errorf("the path %s is longer than a unix socket's limit of %d bytes: give nodeagent a shorter --run-dir", path, maxSocketPath)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -146,7 +148,7 @@ func accept(ctx context.Context, listener *net.UnixListener) (*net.UnixConn, err
 	return conn, conn.SetDeadline(deadline)
 }
 
-// send writes the task, with its length before it, and the files with its
+// send writes the task with its length in front, and passes the files with the
 // first byte.
 func send(conn *net.UnixConn, task Task) error {
 	raw, err := json.Marshal(task)
@@ -165,7 +167,7 @@ func send(conn *net.UnixConn, task Task) error {
 	return err
 }
 
-// all are the files in the order in which they go over.
+// all returns the files in the order in which they are sent.
 func (t Task) all() []*os.File {
 	return append(append(append([]*os.File{}, t.Files...), t.Kept...), t.Log)
 }

@@ -185,7 +185,7 @@ func TestFailures(t *testing.T) {
 		t.Errorf("a program that is not there: %v", err)
 	}
 	task.Path, task.CPUs = "/bin/true", []int{8191}
-	if _, err := l.Start(short(t), task); err == nil || !strings.Contains(err.Error(), "keep to processors") {
+	if _, err := l.Start(short(t), task); err == nil || !strings.Contains(err.Error(), "bind to processors") {
 		t.Errorf("a processor that is not there: %v", err)
 	}
 	task.Dir = filepath.Join(dir, strings.Repeat("x", 100))
@@ -196,7 +196,7 @@ func TestFailures(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	task.Dir = dir
-	if _, err := silent.Start(ctx, task); err == nil || !strings.Contains(err.Error(), "does not ask for its task") {
+	if _, err := silent.Start(ctx, task); err == nil || !strings.Contains(err.Error(), "did not request its task") {
 		t.Errorf("a process that says nothing: %v", err)
 	}
 }

@@ -15,21 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrGone means that a process is not there any more.
+// ErrGone means that a process has ended.
 var ErrGone = errors.New("the process is gone")
 
-// processFile is where a launched process leaves who it is.
+// processFile is where a launched process writes its identity.
 const processFile = "process.json"
 
-// Identity tells a process from every other one that ever had its number.
+// Identity tells a process from every other process that ever had its pid.
 type Identity struct {
 	PID    int    `json:"pid"`
 	Start  uint64 `json:"start"` // clock ticks since the boot
 	BootID string `json:"bootID"`
 }
 
-// ReadIdentity reads who was launched in a directory. fs.ErrNotExist means that
-// nothing was.
+// ReadIdentity reads the identity of the process launched in a directory,
+// fs.ErrNotExist when there was none.
 func ReadIdentity(dir string) (Identity, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, processFile))
 	if err != nil {
@@ -37,12 +37,12 @@ func ReadIdentity(dir string) (Identity, error) {
 	}
 	var id Identity
 	if err := json.Unmarshal(raw, &id); err != nil || id.PID < 2 {
-		return Identity{}, fmt.Errorf("%s names no process: %w", filepath.Join(dir, processFile), err)
+		return Identity{}, fmt.Errorf("invalid process file %s: %w", filepath.Join(dir, processFile), err)
 	}
 	return id, nil
 }
 
-// identify finds out who a process is.
+// identify returns the identity of a process.
 func identify(pid int) (Identity, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -76,24 +76,25 @@ func parseStartTime(stat string) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// Process is a running process that is held on to: its number cannot come to
-// mean another one.
+// Process is a running process held by a pidfd, so that its pid cannot come to
+// mean another process.
 type Process struct {
 	Identity
 	pidfd *os.File
 }
 
-// Open takes hold of the process that id was, ErrGone when it has ended.
+// Open opens the process with this identity, ErrGone when it has ended.
 func Open(id Identity) (*Process, error) {
 	fd, err := unix.PidfdOpen(id.PID, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // EINVAL: the number is a thread's now
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // EINVAL: the pid is now a thread's
 		return nil, ErrGone
 	}
 	if err != nil {
-		return nil, fmt.Errorf("take hold of process %d: %w", id.PID, err)
+		return nil, fmt.Errorf("open process %d: %w", id.PID, err)
 	}
 	p := &Process{Identity: id, pidfd: os.NewFile(uintptr(fd), "pidfd")}
-	// Now that the number is held, it must be the same process that it was.
+	// Checked while the pidfd is held, so that the pid cannot be reused in
+	// between.
 	now, err := identify(id.PID)
 	if err == nil && now != id {
 		err = ErrGone
@@ -105,7 +106,7 @@ func Open(id Identity) (*Process, error) {
 	return p, nil
 }
 
-// Signal sends a signal; a process that has ended takes it silently.
+// Signal sends a signal; for a process that has ended it does nothing.
 func (p *Process) Signal(sig unix.Signal) error {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
@@ -141,5 +142,5 @@ func (p *Process) Wait(ctx context.Context) error {
 	return err
 }
 
-// Close lets go of the process.
+// Close releases the process.
 func (p *Process) Close() { _ = p.pidfd.Close() }

@@ -1,7 +1,7 @@
-// Package qemu owns what is to be known of QEMU itself: the command line of a
-// Guest, the versions, and whether KVM works.
+// Package qemu holds what depends on QEMU itself: the command line of a Guest,
+// its versions, and whether KVM works.
 //
-// A QEMU gets everything that it touches as an open file: disks, tap, sockets,
+// A QEMU gets everything that it uses as an open file: disks, tap, sockets,
 // logs, firmware. It runs as a user who may open none of them.
 package qemu
 
@@ -15,27 +15,27 @@ import (
 	"strings"
 )
 
-// The machines.
+// Machine types.
 const (
 	Q35     = "q35"
 	MicroVM = "microvm"
 )
 
-// Accelerator is what runs the Guest's processors.
+// Accelerator is the kind of virtual processor.
 type Accelerator string
 
-// The accelerators.
+// Accelerators.
 const (
 	KVM Accelerator = "kvm"
 	TCG Accelerator = "tcg" // emulation: works everywhere, ten times slower
 )
 
-// FirstFile is the number that the first of Command's files has in QEMU. Those
-// below are the launcher's own.
+// FirstFile is QEMU's descriptor of the first of Command's files. Lower ones
+// belong to the launcher.
 const FirstFile = 128
 
-// VM is a machine as QEMU is told to make it. All files are the caller's, who
-// closes them when QEMU has them.
+// VM describes a machine to QEMU. The caller owns all files and closes them
+// when QEMU has them.
 type VM struct {
 	Name        string
 	UUID        string
@@ -49,29 +49,29 @@ type VM struct {
 	Kernel      *Kernel
 	Disks       []Disk // in boot order
 	NIC         *NIC
-	Seed        *os.File // a disk that cloud-init reads, only for reading; nil for none
+	Seed        *os.File // a read-only disk for cloud-init; nil when there is none
 	Shares      []Share
-	TPM         *os.File // a socket that is connected to swtpm's control channel; nil for none
-	Display     bool     // of a Q35, for VNC clients that the monitor is handed
-	// Incoming has it wait for the state of a machine that runs elsewhere.
+	TPM         *os.File // a socket that is connected to swtpm's control channel; nil when there is none
+	Display     bool     // a display of a Q35, for VNC clients passed to the monitor
+	// Incoming makes QEMU wait for the migration state of another QEMU.
 	Incoming bool
-	// Ignition is the pointer config, nil for none. QEMU opens it anew, so it
-	// must be readable for everyone.
+	// Ignition is the pointer config, nil when there is none. QEMU reopens it,
+	// so it must be world-readable.
 	Ignition *os.File
-	// Control and Monitor speak QMP; both, Console and Agent are unix sockets
-	// that listen.
+	// Control and Monitor speak QMP. They, Console and Agent are listening unix
+	// sockets.
 	Control, Monitor, Console, Agent *os.File
-	ConsoleLog                       *os.File // only for writing
+	ConsoleLog                       *os.File // write-only
 }
 
-// UEFI is OVMF's firmware.
+// UEFI is the OVMF firmware.
 type UEFI struct {
-	Code       *os.File // only for reading
-	Variables  *os.File // for both
+	Code       *os.File // read-only
+	Variables  *os.File // read-write
 	SecureBoot bool
 }
 
-// Kernel is loaded by QEMU itself. Its files are opened anew, like Ignition.
+// Kernel is loaded by QEMU. Its files are reopened, like Ignition.
 type Kernel struct {
 	Kernel, Initrd *os.File // Initrd may be nil
 	Arguments      string
@@ -80,10 +80,10 @@ type Kernel struct {
 // Disk is a virtio disk, whose serial is its name.
 type Disk struct {
 	Name   string
-	File   *os.File // for reading and writing
+	File   *os.File // read-write
 	Format string   // qcow2 or raw
-	SCSI   bool     // on virtio-scsi, else it is virtio-blk
-	// Base is below a qcow2 disk, nil for none; only for reading.
+	SCSI   bool     // virtio-scsi instead of virtio-blk
+	// Base is the base of a qcow2 disk, read-only; nil when there is none.
 	Base       *os.File
 	BaseFormat string
 }
@@ -93,19 +93,20 @@ type NIC struct {
 	MAC   string
 	MTU   int
 	Tap   *os.File
-	VHost *os.File // of /dev/vhost-net, nil where there is none
+	VHost *os.File // /dev/vhost-net, nil when the host has none
 }
 
-// Share is a directory that the Guest may read as a 9p share.
+// Share is a directory that the Guest may read over 9p.
 type Share struct {
 	Tag string
-	Dir *os.File // opened anew, so it must be readable for QEMU's user
+	Dir *os.File // reopened, so it must be readable for QEMU's user
 }
 
-// DiskNode is the name by which QMP knows a disk's format layer.
+// DiskNode is the QMP node name of a disk's format layer.
 func DiskNode(disk string) string { return "disk-" + disk }
 
-// object is JSON whose fields keep their order: a line reads the same each time.
+// object is JSON whose fields keep their order, so that a command line is
+// always the same.
 type object []field
 
 type field struct {
@@ -137,7 +138,7 @@ func (o object) MarshalJSON() ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
-// line gathers a command line and the files that it names.
+// line collects a command line and the files that it refers to.
 type line struct {
 	args  []string
 	files []*os.File
@@ -155,25 +156,25 @@ func (l *line) json(option string, o object) {
 	l.add(option, string(raw))
 }
 
-// number hands a file over and returns its number in QEMU.
+// number adds a file and returns its descriptor in QEMU.
 func (l *line) number(f *os.File) int {
 	l.files = append(l.files, f)
 	return FirstFile + len(l.files) - 1
 }
 
-// set hands a file over to what opens paths, and returns the path. QEMU takes
-// the open file if its access mode is the one that it is opened with.
+// set adds a file for an option that opens paths, and returns the path. QEMU
+// takes the fd from the set whose access mode matches.
 func (l *line) set(f *os.File) string {
 	n := l.number(f)
 	l.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", n, n))
 	return fmt.Sprintf("/dev/fdset/%d", n)
 }
 
-// reopened is the path of a file for what knows no fdset.
+// reopened returns the path of a file for options without fdset support.
 func (l *line) reopened(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", l.number(f)) }
 
-// Command is the command line after the program's name, and the files that it
-// counts on from FirstFile on.
+// Command returns the command line after the program's name, and the files that
+// become descriptors FirstFile and up.
 func (vm VM) Command() (args []string, files []*os.File, err error) {
 	if vm.Machine == MicroVM && vm.Accelerator == TCG && vm.Kernel == nil {
 		return nil, nil, errors.New("without KVM a microvm boots only a kernel of its Image, not from a disk: write machine: q35")
@@ -202,7 +203,7 @@ func (vm VM) Command() (args []string, files []*os.File, err error) {
 		l.add("-incoming", "defer")
 	}
 	if vm.Ignition != nil {
-		// The names that Fedora CoreOS's and Flatcar's Ignition look for.
+		// The names that the Ignition of Fedora CoreOS and Flatcar looks for.
 		path := l.reopened(vm.Ignition)
 		l.add("-fw_cfg", "name=opt/com.coreos/config,file="+path, "-fw_cfg", "name=opt/org.flatcar-linux/config,file="+path)
 	}
@@ -218,8 +219,9 @@ func (vm VM) Command() (args []string, files []*os.File, err error) {
 func (vm VM) base(l *line) {
 	l.add("-no-user-config", "-nodefaults", "-display", "none", "-msg", "timestamp=on",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-S", // the agent looks at it before it runs
-		// Why it stopped stays to be asked, also by an agent that was away.
+		"-S", // paused, until the agent has checked it
+		// QEMU stays to be asked why it stopped, also by an agent that was not
+		// running then.
 		"-action", "reboot=reset,shutdown=pause,panic=pause,watchdog=pause",
 		"-name", "guest="+vm.Name+",debug-threads=on", "-uuid", vm.UUID,
 		"-smp", fmt.Sprintf("cpus=%d,sockets=1,cores=%d,threads=1", vm.CPUs, vm.CPUs),
@@ -232,7 +234,7 @@ func (vm VM) base(l *line) {
 		return
 	}
 	// Five-level paging makes every page walk longer; with erms and fsrm the
-	// kernel clears pages by `rep stosb`, which TCG takes byte by byte.
+	// kernel clears pages by `rep stosb`, which TCG executes byte by byte.
 	l.add("-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,la57=off,erms=off,fsrm=off")
 }
 
@@ -258,8 +260,9 @@ func (vm VM) board(l *line) {
 	case vm.Machine == MicroVM:
 		machine = append(machine, "rtc=on")
 		if vm.Accelerator == TCG {
-			// With ACPI it says to have no PIT, and without KVM's clock Linux finds
-			// no other to learn the processor's speed by.
+			// With ACPI the machine reports that it has no PIT, and without
+			// KVM's clock Linux then has no other to calibrate the processor
+			// by.
 			machine = append(machine, "acpi=off")
 		}
 	case vm.UEFI == nil:
@@ -291,9 +294,10 @@ func (vm VM) board(l *line) {
 		l.json("-device", object{{"driver", "tpm-crb"}, {"tpmdev", "tpm0"}})
 	}
 	if vm.Display {
-		l.add("-vnc", "none") // it listens nowhere
+		l.add("-vnc", "none") // not listening
 		l.json("-device", object{{"driver", "VGA"}, {"id", "display"}})
-		// The board has a keyboard; a pointer that is where the viewer's is has to be a tablet.
+		// The board has a keyboard. A pointer at the viewer's position has to
+		// be a tablet.
 		l.json("-device", object{{"driver", "qemu-xhci"}, {"id", "usb"}})
 		l.json("-device", object{{"driver", "usb-tablet"}, {"id", "tablet"}, {"bus", "usb.0"}})
 	}
@@ -334,7 +338,7 @@ func (vm VM) channels(l *line) {
 	}
 }
 
-// scsi is the controller of the disks that ask for one.
+// scsi adds the controller for disks on virtio-scsi.
 func (vm VM) scsi(l *line) {
 	if !slices.ContainsFunc(vm.Disks, func(d Disk) bool { return d.SCSI }) {
 		return
@@ -350,7 +354,7 @@ func (vm VM) disk(l *line, d Disk, index int) {
 	format := object{{"driver", d.Format}, {"node-name", DiskNode(d.Name)}, {"discard", "unmap"}, {"detect-zeroes", "unmap"},
 		{"file", object{{"driver", "file"}, {"filename", l.set(d.File)}, {"discard", "unmap"}, {"aio", "threads"}}}}
 	if d.Format == "qcow2" {
-		// Whatever the disk's own header says of what is below it counts for nothing.
+		// A base that is named in the disk's header is ignored.
 		var below any
 		if d.Base != nil {
 			base := object{{"driver", d.BaseFormat}, {"node-name", "base-" + d.Name}, {"read-only", true},
@@ -363,13 +367,13 @@ func (vm VM) disk(l *line, d Disk, index int) {
 		format = append(format, field{"backing", below})
 	}
 	l.json("-blockdev", format)
-	// A disk that is full or broken stops the Guest instead of spoiling its file system.
+	// A disk error pauses the Guest, so that its file system is not damaged.
 	device := object{{"driver", vm.virtio("blk")}, {"id", "blk-" + d.Name}, {"drive", DiskNode(d.Name)}, {"serial", d.Name},
 		{"rerror", "stop"}, {"werror", "stop"}}
 	switch {
 	case d.SCSI:
 		device[0].value = "scsi-hd"
-		device = append(device, field{"bus", "scsi.0"}, field{"scsi-id", index}, field{"rotation_rate", 1}) // 1: it does not turn (SBC-4 6.6.3)
+		device = append(device, field{"bus", "scsi.0"}, field{"scsi-id", index}, field{"rotation_rate", 1}) // 1: non-rotating (SBC-4 6.6.3)
 	case vm.Machine == Q35: // virtio-mmio has no ioeventfd for it
 		device = append(device, field{"iothread", "io"})
 	}
@@ -391,7 +395,7 @@ func (vm VM) nic(l *line) {
 	l.json("-netdev", backend)
 	device := object{{"driver", vm.virtio("net")}, {"id", "nic"}, {"netdev", "link"}, {"mac", n.MAC}, {"host_mtu", n.MTU}}
 	if vm.Machine == Q35 {
-		device = append(device, field{"romfile", ""}) // nobody boots from a tenant's network
+		device = append(device, field{"romfile", ""}) // no network boot from a tenant's network
 	}
 	l.json("-device", device)
 }

@@ -16,36 +16,36 @@ import (
 	"github.com/rackweft/rackweft/internal/kvm"
 )
 
-// How long a trial may take. Under KVM a kernel needs two seconds, emulated ten;
-// a boot sector is through at once.
+// Time limits of a trial. A kernel needs two seconds under KVM and ten
+// emulated; a boot sector takes no time.
 const (
 	kernelPatience   = 30 * time.Second
 	emulatedPatience = 3 * time.Minute
 	sectorPatience   = 10 * time.Second
 )
 
-// Verdict is which accelerator a host has, and why.
+// Verdict says which accelerator a host has, and why.
 type Verdict struct {
 	BootID      string      `json:"bootID"`
 	QEMU        string      `json:"qemu"`
-	Tried       string      `json:"tried"` // what was booted to find out
+	Tried       string      `json:"tried"` // what was booted
 	Accelerator Accelerator `json:"accelerator"`
 	Reason      string      `json:"reason"`
-	// Provisional is set when the kernel to try could not be had for now.
+	// Provisional: the kernel to try was not available.
 	Provisional bool `json:"-"`
 }
 
 // TrialKernel is a kernel that boots wherever KVM works.
 type TrialKernel struct {
-	Name string // for people
+	Name string // for messages
 	Path string
-	Done func() // is called when it was tried; may be nil
+	Done func() // called after the trial; may be nil
 }
 
-// ErrNoKernel says that a host has no kernel to try, and will have none.
-var ErrNoKernel = errors.New("there is no kernel to try")
+// ErrNoKernel means that a host has no kernel to try, and will not get one.
+var ErrNoKernel = errors.New("no kernel to try")
 
-// Version asks a QEMU for its version.
+// Version returns the version of a QEMU.
 func Version(ctx context.Context, program string) (string, error) {
 	out, err := command.Output(exec.CommandContext(ctx, program, "--version"))
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
@@ -58,10 +58,10 @@ func Version(ctx context.Context, program string) (string, error) {
 	return line, nil
 }
 
-// Probe finds out whether KVM works: a /dev/kvm may open, QEMU answer and a boot
-// sector run on a host where no kernel gets through its boot. So a kernel is
-// booted until it runs its init. find finds it; without one a boot sector has to
-// do. The verdict is kept in dir for this boot of the host and this QEMU.
+// Probe finds out whether KVM works. On some hosts /dev/kvm opens, QEMU answers
+// and a boot sector runs, but no kernel completes its boot. So a kernel from
+// find is booted until it runs its init; a boot sector is used when there is
+// none. The verdict is kept in dir for this boot of the host and this QEMU.
 func Probe(ctx context.Context, program, dir string, find func(context.Context) (TrialKernel, error)) (Verdict, error) {
 	v, err := describe(ctx, program)
 	if err != nil {
@@ -109,11 +109,11 @@ func cached(path string, wanted Verdict) (Verdict, bool) {
 	return known, known.BootID == wanted.BootID && known.QEMU == wanted.QEMU && known.Tried != "" && (known.Accelerator == KVM || known.Accelerator == TCG)
 }
 
-// judge tries what there is to try, and fills in what follows.
+// judge runs the trials that are possible and sets the result.
 func (v *Verdict) judge(ctx context.Context, program string, find func(context.Context) (TrialKernel, error)) {
 	device, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		v.Accelerator, v.Tried, v.Reason = TCG, "/dev/kvm", fmt.Sprintf("there is no KVM: %v (see the firmware's setting for virtualisation)", err)
+		v.Accelerator, v.Tried, v.Reason = TCG, "/dev/kvm", fmt.Sprintf("KVM is not available: %v (see the firmware's setting for virtualisation)", err)
 		return
 	}
 	_ = device.Close()
@@ -143,7 +143,7 @@ func (v *Verdict) judge(ctx context.Context, program string, find func(context.C
 // trials boot a kernel under KVM, the same emulated, and a boot sector under KVM.
 type trials struct{ kernel, emulated, sector func() error }
 
-// conclude makes the verdict. missing says why there is no kernel.
+// conclude derives the verdict. missing says why there is no kernel.
 func (v *Verdict) conclude(kernel string, missing error, try trials) {
 	if missing == nil {
 		hung := try.kernel()
@@ -155,12 +155,13 @@ func (v *Verdict) conclude(kernel string, missing error, try trials) {
 		if try.sector() != nil {
 			return
 		}
-		// A kernel that says nothing on a serial port, say, proves nothing.
+		// A kernel that prints nothing on a serial port, for example, proves
+		// nothing.
 		err := try.emulated()
 		if err == nil {
 			return
 		}
-		missing = fmt.Errorf("%s does not boot emulated either: %w", kernel, err)
+		missing = fmt.Errorf("%s does not boot with emulation either: %w", kernel, err)
 	} else if err := try.sector(); err != nil {
 		v.Accelerator, v.Tried, v.Reason = TCG, "a boot sector", fmt.Sprintf("/dev/kvm opens, but %v", err)
 		return

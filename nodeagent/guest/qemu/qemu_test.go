@@ -122,8 +122,8 @@ func TestConclude(t *testing.T) {
 		{name: "KVM works", want: KVM, tried: "vmlinuz", says: "vmlinuz starts its init under KVM"},
 		{name: "the sector passes where no Linux boots", kernel: hangs, want: TCG, tried: "vmlinuz", says: "vmlinuz does not boot under KVM: it hangs"},
 		{name: "nothing runs", kernel: hangs, sector: hangs, emulated: errors.New("it is not asked"), want: TCG, tried: "vmlinuz", says: "does not boot under KVM"},
-		{name: "a kernel that boots nowhere", kernel: hangs, emulated: hangs, want: KVM, tried: "a boot sector", says: "no kernel could be tried: vmlinuz does not boot emulated either: it hangs"},
-		{name: "no kernel", missing: ErrNoKernel, kernel: hangs, want: KVM, tried: "a boot sector", says: "no kernel could be tried: there is no kernel to try"},
+		{name: "a kernel that boots nowhere", kernel: hangs, emulated: hangs, want: KVM, tried: "a boot sector", says: "no kernel could be tried: vmlinuz does not boot with emulation either: it hangs"},
+		{name: "no kernel", missing: ErrNoKernel, kernel: hangs, want: KVM, tried: "a boot sector", says: "no kernel could be tried: no kernel to try"},
 		{name: "no kernel and no KVM", missing: ErrNoKernel, sector: hangs, want: TCG, tried: "a boot sector", says: "/dev/kvm opens, but it hangs"},
 	} {
 		var v Verdict

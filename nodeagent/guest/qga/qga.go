@@ -1,9 +1,9 @@
-// Package qga owns the client of qemu-ga, the agent inside a Guest, as far as
-// the host needs it. What comes from there is a tenant's: it is bounded, and
-// believed nothing.
+// Package qga is a client of qemu-ga, the agent inside a Guest, with the
+// commands that the host needs. Everything received from it is under the
+// tenant's control: it is bounded and not trusted.
 //
-// The agent's channel serves one client at a time. Each exchange has a connection
-// of its own, so that none waits for a command that runs.
+// The agent's channel serves one client at a time. Each exchange has a
+// connection of its own, so that none waits for a command that runs.
 package qga
 
 import (
@@ -20,27 +20,27 @@ import (
 )
 
 const (
-	// Patience is how long the agent may say nothing in an exchange.
+	// Patience is how long the agent may be silent in an exchange.
 	Patience = 5 * time.Second
 
-	// MaxText is the longest text of an answer; what is beyond is dropped. It is
-	// 1 MiB and some bytes in base64.
+	// MaxText is the longest text in an answer; the rest is dropped. It is 1
+	// MiB and a few bytes in base64.
 	MaxText = (1<<20/3 + 1) * 4
 
 	// maxAnswer is the longest answer that is read: qemu-ga keeps 16 MiB each of
 	// what a command writes to standard output and error, and gives it in base64.
 	maxAnswer = 64 << 20
-	// maxKept is how much of an answer is kept.
+	// maxKept bounds the part of an answer that is kept.
 	maxKept = 4 << 20
 
-	// delimiter begins an answer to guest-sync-delimited, and ends whatever the
-	// agent has read in part.
+	// delimiter precedes an answer to guest-sync-delimited, and makes the agent
+	// drop a command that it has read in part.
 	delimiter = 0xff
 )
 
-var errTooMuch = errors.New("the guest agent says too much")
+var errTooMuch = errors.New("the guest agent's answer is too long")
 
-// Error is the agent's refusal of a command. Desc is the Guest's own words.
+// Error is a command that the agent refused. Desc is under the Guest's control.
 type Error struct {
 	Command string `json:"-"`
 	Class   string `json:"class"`
@@ -51,20 +51,20 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("the guest agent refuses %s: %s", e.Command, quoted(e.Desc))
 }
 
-// quoted makes a Guest's words fit for a terminal.
+// quoted makes a text from the Guest safe for a terminal.
 func quoted(text string) string { return strconv.Quote(text[:min(len(text), 300)]) }
 
 // Client is one Guest's agent. Its methods may be called by several goroutines.
 type Client struct {
 	path string
-	turn chan struct{} // holds one while an exchange is under way
+	turn chan struct{} // holds a token during an exchange
 }
 
-// New takes the path of the unix socket that the agent's channel ends in.
+// New returns a client of the unix socket at which the agent's channel ends.
 func New(path string) *Client { return &Client{path: path, turn: make(chan struct{}, 1)} }
 
 // Execute runs a command and decodes its answer into result, which may be nil.
-// A refusal is an *Error.
+// A refused command returns an *Error.
 func (c *Client) Execute(ctx context.Context, command string, arguments, result any) error {
 	return c.exchange(ctx, func(s *session) error {
 		if err := s.send(command, arguments); err != nil {
@@ -74,8 +74,8 @@ func (c *Client) Execute(ctx context.Context, command string, arguments, result 
 	})
 }
 
-// Tell sends a command that has no answer when it is obeyed, such as
-// guest-shutdown, and waits a second for a refusal.
+// Tell sends a command that has no answer when it succeeds, such as
+// guest-shutdown, and waits a second for an error.
 func (c *Client) Tell(ctx context.Context, command string, arguments any) error {
 	return c.exchange(ctx, func(s *session) error {
 		if err := s.send(command, arguments); err != nil {
@@ -90,7 +90,7 @@ func (c *Client) Tell(ctx context.Context, command string, arguments any) error 
 	})
 }
 
-// exchange runs fn once the agent listens and has answered who asks.
+// exchange runs fn once the agent listens and has answered a sync.
 func (c *Client) exchange(ctx context.Context, fn func(*session) error) error {
 	select {
 	case c.turn <- struct{}{}:
@@ -133,10 +133,10 @@ func (s *session) run(fn func(*session) error) error {
 	return fn(s)
 }
 
-// sync skips what an earlier client has left, up to the answer to a number that
-// only this one knows.
+// sync skips leftovers of an earlier client, up to the answer that has this
+// client's random number.
 func (s *session) sync() error {
-	mark := rand.Int64N(1 << 52) // fits the numbers of every JSON
+	mark := rand.Int64N(1 << 52) // exact in a float64, which JSON parsers may use
 	if _, err := s.conn.Write([]byte{delimiter}); err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func (s *session) send(command string, arguments any) error {
 	return err
 }
 
-// answer reads one line.
+// answer reads one answer line.
 func (s *session) answer(command string, result any) error {
 	line, err := clipLine(s.in)
 	if err != nil {
@@ -193,7 +193,7 @@ func (s *session) answer(command string, result any) error {
 		Error  *Error          `json:"error"`
 	}
 	if err := json.Unmarshal(line, &m); err != nil {
-		return fmt.Errorf("the guest agent's answer to %s is none: %s", command, quoted(err.Error()))
+		return fmt.Errorf("the guest agent's answer to %s is invalid: %s", command, quoted(err.Error()))
 	}
 	if m.Error != nil {
 		m.Error.Command = command
@@ -208,7 +208,7 @@ func (s *session) answer(command string, result any) error {
 	return nil
 }
 
-// clipLine reads one line of JSON and drops what its texts have beyond MaxText.
+// clipLine reads one line of JSON and truncates its texts to MaxText.
 func clipLine(in io.ByteReader) ([]byte, error) {
 	var line []byte
 	for text, escaped, length := false, false, 0; ; {
@@ -233,7 +233,8 @@ func clipLine(in io.ByteReader) ([]byte, error) {
 	}
 }
 
-// patient ends what says nothing for too long, or too much.
+// patient fails a read that is silent for too long, or a stream that is too
+// long.
 type patient struct {
 	conn     net.Conn
 	patience time.Duration

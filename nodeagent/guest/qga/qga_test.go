@@ -112,7 +112,7 @@ func TestExchange(t *testing.T) {
 			f.hear()
 			f.say(`{"error": {"class": "GenericError", "desc": "\u001b[2Jno"}}` + "\n")
 		}, fails: `the guest agent refuses test: "\x1b[2Jno"`},
-		"no JSON":         {serve: func(f *fake) { f.greet(); f.hear(); f.say("\x1b[2J\n") }, fails: "answer to test is none"},
+		"no JSON":         {serve: func(f *fake) { f.greet(); f.hear(); f.say("\x1b[2J\n") }, fails: "answer to test is invalid"},
 		"another type":    {serve: func(f *fake) { f.greet(); f.hear(); f.say(`{"return": 3}` + "\n") }, fails: "cannot unmarshal"},
 		"closed":          {serve: func(f *fake) { f.greet(); f.hear() }, fails: "EOF"},
 		"never greets":    {serve: func(f *fake) { f.wait() }, fails: "does not answer"},
@@ -127,7 +127,7 @@ func TestExchange(t *testing.T) {
 					return
 				}
 			}
-		}, fails: "says too much"},
+		}, fails: "is too long"},
 		"one text without end": {serve: func(f *fake) {
 			f.greet()
 			f.hear()
@@ -137,7 +137,7 @@ func TestExchange(t *testing.T) {
 					return
 				}
 			}
-		}, fails: "says too much"},
+		}, fails: "is too long"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,8 +1,8 @@
-// Package qmp owns the client of QEMU's machine protocol: one connection to one
+// Package qmp is a client of QEMU's machine protocol: one connection to one
 // monitor, commands matched to their answers by id, events in between.
 //
-// A monitor serves one client at a time: a second one connects and is greeted
-// only when the first has gone, so whoever dials sets a deadline.
+// A monitor serves one client at a time: a second client can connect but is
+// greeted only when the first has gone, so a caller of Dial sets a deadline.
 package qmp
 
 import (
@@ -20,18 +20,18 @@ import (
 )
 
 // maxMessage is the longest message that is read. The longest known, the answer
-// to query-qmp-schema, has 200 KB; a QEMU that a guest has taken over sends
-// whatever it likes.
+// to query-qmp-schema, has 200 KB; a QEMU taken over by its guest may send
+// anything.
 const maxMessage = 8 << 20
 
-// greetingPatience is how long a greeting is waited for without a deadline.
+// greetingPatience is how long to wait for a greeting without a deadline.
 const greetingPatience = 5 * time.Second
 
-// ErrClosed means that the connection is over: QEMU has ended or closed it, or
-// Close was called.
+// ErrClosed means that the connection has ended: QEMU has ended or closed it,
+// or Close was called.
 var ErrClosed = errors.New("QEMU's monitor is closed")
 
-// Error is QEMU's refusal of a command.
+// Error is a command that QEMU refused.
 type Error struct {
 	Command string `json:"-"`
 	Class   string `json:"class"`
@@ -40,11 +40,11 @@ type Error struct {
 
 func (e *Error) Error() string { return fmt.Sprintf("QMP %s: %s (%s)", e.Command, e.Desc, e.Class) }
 
-// Event is something that QEMU tells by itself.
+// Event is an event from QEMU.
 type Event struct {
 	Name string
 	Data json.RawMessage // nil when the event has none
-	Time time.Time       // by QEMU's clock
+	Time time.Time       // QEMU's clock
 }
 
 // Client is one connection. Its methods may be called by several goroutines.
@@ -52,7 +52,7 @@ type Client struct {
 	conn  net.Conn
 	event func(Event)
 	done  chan struct{} // closed when the reader has ended
-	write sync.Mutex    // held for one command's bytes
+	write sync.Mutex    // held while one command is written
 
 	mu      sync.Mutex
 	pending map[uint64]chan message
@@ -60,7 +60,7 @@ type Client struct {
 	err     error  // why the reader ended
 }
 
-// message is anything that QEMU sends.
+// message is any message from QEMU.
 type message struct {
 	Greeting  json.RawMessage `json:"QMP"`
 	Event     string          `json:"event"`
@@ -84,8 +84,8 @@ func Dial(ctx context.Context, path string, event func(Event)) (*Client, error) 
 }
 
 // New negotiates on conn, which it owns from then on. It waits for the greeting
-// until ctx is done, five seconds when ctx has no deadline. event, which may be
-// nil, is called by the reader in the order of the events and must not wait.
+// until ctx is done, or five seconds when ctx has no deadline. The reader calls
+// event, which may be nil, in the order of the events; it must not block.
 func New(ctx context.Context, conn net.Conn, event func(Event)) (*Client, error) {
 	if event == nil {
 		event = func(Event) {}
@@ -118,14 +118,14 @@ func (c *Client) negotiate(ctx context.Context, greeted <-chan struct{}) error {
 }
 
 // Execute runs a command and decodes its answer into result. arguments and
-// result may be nil. A refusal is an *Error; when ctx ends first the answer,
-// should it still come, is left aside.
+// result may be nil. A refused command returns an *Error. When ctx ends first,
+// a late answer is dropped.
 func (c *Client) Execute(ctx context.Context, command string, arguments, result any) error {
 	return c.execute(ctx, nil, command, arguments, result)
 }
 
-// GiveFile hands QEMU an open file, which it knows by that name until a command
-// uses it up or closefd closes it.
+// GiveFile passes an open file to QEMU, which keeps it under that name until a
+// command uses it or closefd closes it.
 func (c *Client) GiveFile(ctx context.Context, name string, file *os.File) error {
 	return c.execute(ctx, file, "getfd", map[string]string{"fdname": name}, nil)
 }
@@ -152,7 +152,7 @@ func (c *Client) execute(ctx context.Context, file *os.File, command string, arg
 		return fmt.Errorf("QMP %s: no answer: %w", command, context.Cause(ctx))
 	case <-c.done:
 	}
-	select { // the last thing that QEMU said may have been the answer
+	select { // the last message may have been the answer
 	case m := <-answer:
 		return m.decode(command, result)
 	default:
@@ -191,8 +191,9 @@ func (c *Client) forget(id uint64) {
 	delete(c.pending, id)
 }
 
-// send writes one command, and a file with its first byte unless that is nil. A command that was written in part would spoil the
-// next, so it ends the connection.
+// send writes one command, and passes file, if not nil, with its first byte. A
+// command that was written in part would corrupt the next one, so it ends the
+// connection.
 func (c *Client) send(ctx context.Context, file *os.File, id uint64, command string, arguments any) error {
 	raw, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
@@ -204,7 +205,7 @@ func (c *Client) send(ctx context.Context, file *os.File, id uint64, command str
 	}
 	c.write.Lock()
 	defer c.write.Unlock()
-	deadline, _ := ctx.Deadline() // the zero time is none
+	deadline, _ := ctx.Deadline() // the zero time means no deadline
 	if err := c.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
@@ -224,7 +225,7 @@ func (c *Client) writeWith(file *os.File, raw []byte) error {
 	}
 	conn, ok := c.conn.(*net.UnixConn)
 	if !ok {
-		return errors.New("files go over unix sockets only")
+		return errors.New("files can be passed over unix sockets only")
 	}
 	n, _, err := conn.WriteMsgUnix(raw, unix.UnixRights(int(file.Fd())), nil)
 	if err == nil && n < len(raw) {
@@ -233,7 +234,7 @@ func (c *Client) writeWith(file *os.File, raw []byte) error {
 	return err
 }
 
-// read takes messages until the connection ends.
+// read reads messages until the connection ends.
 func (c *Client) read(greeted chan struct{}) {
 	defer close(c.done)
 	in := &budget{from: c.conn}
@@ -262,7 +263,7 @@ func (c *Client) answer(m message) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if waiting, ok := c.pending[*m.ID]; ok {
-		waiting <- m // has room for one, and there is one answer per id
+		waiting <- m // never blocks: room for one, and one answer per id
 		delete(c.pending, *m.ID)
 	}
 }
@@ -279,10 +280,11 @@ func (c *Client) end(err error) {
 	c.mu.Unlock()
 }
 
-// Done is closed when the connection has ended and the last event was told.
+// Done is closed when the connection has ended and the last event was
+// delivered.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Err is why the connection ended, an ErrClosed; nil while it lasts.
+// Err is the error that ended the connection, an ErrClosed; nil before that.
 func (c *Client) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -296,7 +298,7 @@ func (c *Client) Close() {
 	<-c.done
 }
 
-// budget fails when one message takes more than is left.
+// budget fails when one message exceeds the remaining bytes.
 type budget struct {
 	from io.Reader
 	left int

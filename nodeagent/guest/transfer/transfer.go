@@ -1,10 +1,10 @@
-// Package transfer owns the way between two hosts by which what a Guest has goes
-// from one to the other: TCP port 16514, mutual TLS by the hosts' certificates,
-// one request per connection.
+// Package transfer owns the protocol that moves a Guest's state between two
+// hosts: TCP port 16514, mutual TLS with the hosts' certificates, one request
+// per connection.
 //
-// A connection begins with a line of JSON each way, a Request and an Answer.
-// Whatever follows is the request's own. The target listens only while it waits
-// for a Guest, and talks to the host alone that the Guest comes from.
+// A connection starts with a line of JSON each way, a Request and an Answer.
+// What follows depends on the request. The target listens only while it waits
+// for a Guest, and accepts only the host that the Guest comes from.
 package transfer
 
 import (
@@ -31,67 +31,67 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
-// Request is what the source asks for.
+// Request is the source's request.
 type Request struct {
 	ID   string `json:"id"` // of the move
 	Kind string `json:"kind"`
-	// Bytes is how much room all of it takes on the source.
+	// Bytes is the size of everything on the source's disk.
 	Bytes int64 `json:"bytes,omitzero"`
-	// Machine is what the source runs, for a Guest that runs meanwhile: the
-	// target must have the same.
+	// Machine identifies the source's machine for a live move: the target must
+	// have the same.
 	Machine string `json:"machine,omitzero"`
 	Disk    string `json:"disk,omitzero"` // its name
 }
 
 // Kinds of Request.
 const (
-	Ready = "ready" // whether the target would take it; nothing follows
+	Ready = "ready" // would the target accept it; nothing follows
 	Files = "files" // a tree follows, then the target's second Answer
-	// Disk is followed by NBD with the target's QEMU, Memory by the state of the
-	// source's, then the target's second Answer.
+	// Disk is followed by NBD with the target's QEMU, Memory by the migration
+	// stream of the source's QEMU and the target's second Answer.
 	Disk   = "disk"
 	Memory = "memory"
 )
 
-// Answer is what the target says to it.
+// Answer is the target's answer.
 type Answer struct {
 	Error string `json:"error,omitzero"`
-	// Received says that the target has all of the Guest already.
+	// Received: the target already has the complete Guest.
 	Received bool `json:"received,omitzero"`
-	// Final says that the same would be answered again.
+	// Final: a retry would get the same answer.
 	Final bool `json:"final,omitzero"`
 }
 
-// ErrFinal is an error that trying again does not change.
+// ErrFinal marks an error that a retry does not change.
 var ErrFinal = errors.New("the hosts do not fit")
 
 const (
-	// maxLine bounds a line of JSON, maxError what is told of an error, in bytes.
+	// maxLine bounds a line of JSON, maxError the text of an error, in bytes.
 	maxLine  = 16 << 10
 	maxError = 1024
 )
 
-// Credentials are the host's own.
+// Credentials returns the host's own credentials.
 type Credentials func(context.Context) (nodeagent.Credentials, error)
 
-// Conn is a connection whose other side has proved who it is.
+// Conn is a connection with an authenticated peer.
 type Conn struct {
 	*tls.Conn
 	Peer api.HostIdentity
 	in   *bufio.Reader
 }
 
-// Read reads what follows the lines.
+// Read reads what follows the lines of JSON.
 func (c *Conn) Read(p []byte) (int, error) { return c.in.Read(p) }
 
-// Patience with a side that says nothing: while it begins, and ever after.
+// Limits for a silent peer: during the handshake and afterwards.
 const (
 	handshakePatience = 20 * time.Second
 	silence           = 30 * time.Second
 )
 
-// Dial asks the target, which must be peer, for something. The Answer has no
-// Error when the error is nil. The connection ends with ctx.
+// Dial sends a request to the target, which must be peer. When it returns no
+// error, the Answer has none either. The connection ends with ctx.
 func Dial(ctx context.Context, own Credentials, address netip.Addr, peer api.HostIdentity, r Request) (*Conn, Answer, error) {
 	c, err := dial(ctx, own, address, peer)
 	if err != nil {
@@ -132,8 +132,8 @@ func dial(ctx context.Context, own Credentials, address netip.Addr, peer api.Hos
 	return c, nil
 }
 
-// Expect says what is wrong with who the other side is. A want without a key is
-// a host that has joined no more; it is nobody.
+// Expect checks the peer's identity. A want without a key is a host that is no
+// longer joined; it matches no peer.
 func Expect(want, got api.HostIdentity) error {
 	if want.Key == "" || want != got {
 		return fmt.Errorf("it is host %s (%s), and not host %s (%s) of this move, or has another key than that joined with", got.Host, got.UID, want.Host, want.UID)
@@ -141,13 +141,13 @@ func Expect(want, got api.HostIdentity) error {
 	return nil
 }
 
-// handshake proves to each side who the other is.
+// handshake authenticates both sides.
 func handshake(ctx context.Context, raw net.Conn, side func(net.Conn, *tls.Config) *tls.Conn, own nodeagent.Credentials) (*Conn, error) {
 	var peer api.HostIdentity
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{own.Certificate}, ClientAuth: tls.RequireAnyClientCert,
 		SessionTicketsDisabled: true,
-		// VerifyConnection does it, without asking the host's clock.
+		// VerifyConnection verifies it, without using the host's clock.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) (err error) {
 			peer, err = own.HostOf(s.PeerCertificates)
@@ -162,12 +162,12 @@ func handshake(ctx context.Context, raw net.Conn, side func(net.Conn, *tls.Confi
 		_ = raw.Close()
 		return nil, err
 	}
-	budget.Trust(raw) // a move is not ended by who has no certificate
+	budget.Trust(raw) // a peer without a certificate must not be able to end a move
 	return &Conn{Conn: conn, Peer: peer, in: bufio.NewReaderSize(conn, maxLine)}, nil
 }
 
-// mindful has the kernel notice a side that is gone, whether it waits for that
-// side or sends to it.
+// mindful makes the kernel detect a dead peer, both while waiting for it and
+// while sending to it.
 func mindful(c net.Conn) error {
 	t, ok := c.(interface {
 		syscall.Conn
@@ -190,7 +190,7 @@ func mindful(c net.Conn) error {
 	return errors.Join(err, set)
 }
 
-// say writes a line.
+// say writes a line of JSON.
 func (c *Conn) say(v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -200,7 +200,7 @@ func (c *Conn) say(v any) error {
 	return err
 }
 
-// Reply answers the other side; err is told to it.
+// Reply sends an answer; err is its error.
 func (c *Conn) Reply(a Answer, err error) error {
 	if err != nil {
 		a.Error, a.Final = text.Clip(err.Error(), maxError), errors.Is(err, ErrFinal)
@@ -208,7 +208,7 @@ func (c *Conn) Reply(a Answer, err error) error {
 	return c.say(a)
 }
 
-// Answer reads the target's answer, and returns its error as one.
+// Answer reads the target's answer, and returns the error in it as an error.
 func (c *Conn) Answer() (Answer, error) {
 	var a Answer
 	if err := line(c.in, &a); err != nil {
@@ -232,14 +232,14 @@ func line(in *bufio.Reader, into any) error {
 	return json.Unmarshal(bytes.TrimSpace(raw), into)
 }
 
-// final is an ErrFinal that the other side has put into words.
+// final is an ErrFinal with the peer's text.
 type final struct{}
 
 func (final) Error() string        { return "" }
 func (final) Is(target error) bool { return target == ErrFinal }
 
-// Join carries bytes both ways until both have ended or one has failed, and
-// closes both.
+// Join copies bytes both ways until both directions have ended or one has
+// failed, and closes both.
 func (c *Conn) Join(ctx context.Context, other net.Conn) {
 	stop := context.AfterFunc(ctx, func() { _, _ = c.NetConn().Close(), other.Close() })
 	defer stop()
@@ -247,7 +247,7 @@ func (c *Conn) Join(ctx context.Context, other net.Conn) {
 	group.Go(func() {
 		_, err := io.Copy(other, c)
 		if half, ok := other.(*net.UnixConn); err == nil && ok {
-			_ = half.CloseWrite() // whoever reads there ends, too
+			_ = half.CloseWrite() // the reader there sees the end
 		} else {
 			_ = other.Close()
 		}
@@ -255,13 +255,13 @@ func (c *Conn) Join(ctx context.Context, other net.Conn) {
 	if _, err := io.Copy(c.Conn, other); err != nil {
 		_ = c.NetConn().Close()
 	}
-	_ = c.CloseWrite() // the other side ends, too
+	_ = c.CloseWrite() // the peer sees the end
 	group.Wait()
 	_, _ = c.Close(), other.Close()
 }
 
-// Push carries all that comes from other, waits for the target's answer, and
-// closes both.
+// Push copies everything from other to the target, waits for the target's
+// answer, and closes both.
 func (c *Conn) Push(ctx context.Context, other net.Conn) error {
 	stop := context.AfterFunc(ctx, func() { _, _ = c.NetConn().Close(), other.Close() })
 	defer stop()
@@ -276,8 +276,8 @@ func (c *Conn) Push(ctx context.Context, other net.Conn) error {
 	return err
 }
 
-// Serve takes connections until ctx ends; serve is called for each, and waited
-// for. Whoever is no host of the site gets no further than its handshake.
+// Serve accepts connections until ctx ends, calls serve for each and waits for
+// them. A peer that is not a host of the site fails in its handshake.
 func Serve(ctx context.Context, l net.Listener, own Credentials, refused func(from net.Addr, err error), serve func(context.Context, *Conn, Request)) {
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -291,7 +291,7 @@ func Serve(ctx context.Context, l net.Listener, own Credentials, refused func(fr
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // out of files, for one
+		if err != nil { // such as out of descriptors
 			_ = wait.For(ctx, 100*time.Millisecond)
 			continue
 		}
@@ -316,7 +316,7 @@ func Serve(ctx context.Context, l net.Listener, own Credentials, refused func(fr
 	}
 }
 
-// maxConns bounds those that have not proved anything yet, too.
+// maxConns also bounds connections that are not authenticated yet.
 const maxConns = 256
 
 func accept(ctx context.Context, raw net.Conn, own Credentials) (*Conn, Request, error) {
@@ -336,12 +336,13 @@ func accept(ctx context.Context, raw net.Conn, own Credentials) (*Conn, Request,
 	}
 	if err = errors.Join(err, c.SetReadDeadline(time.Time{})); err != nil {
 		_ = c.Close()
-		return nil, r, fmt.Errorf("host %s asks for nothing: %w", c.Peer.Host, err)
+		return nil, r, fmt.Errorf("host %s sent no valid request: %w", c.Peer.Host, err)
 	}
 	return c, r, nil
 }
 
-// CloseWith closes the connection when ctx ends; the caller stops that.
+// CloseWith closes the connection when ctx ends; the caller calls stop to
+// cancel that.
 func (c *Conn) CloseWith(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { _ = c.NetConn().Close() })
 }

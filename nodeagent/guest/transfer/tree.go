@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A tree is a header line for each file, then its extents: offset (8 bytes),
-// length (4 bytes, big-endian both) and data, up to an extent of length 0. A
-// header with End closes the tree: what comes without it is cut off.
+// A tree is a header line for each file, followed by its extents: offset (8
+// bytes), length (4 bytes, both big-endian) and data, up to an extent of length
+// 0. A header with End closes the tree; a tree without it was truncated.
 
-// header is a file's.
+// header describes a file.
 type header struct {
 	Path string      `json:"path,omitzero"`
 	Mode fs.FileMode `json:"mode,omitzero"`
@@ -34,7 +34,7 @@ const (
 	maxSize   = 1 << 60
 )
 
-// Room is how many bytes files take on disk: what is a hole takes none.
+// Room returns how many bytes the files take on disk, without holes.
 func Room(dir string, files []string) (int64, error) {
 	var all int64
 	for _, name := range files {
@@ -49,8 +49,8 @@ func Room(dir string, files []string) (int64, error) {
 	return all, nil
 }
 
-// Send writes files under dir, without their holes. done hears how many bytes
-// have gone, after each extent.
+// Send writes files under dir without their holes. It calls done with the
+// number of bytes sent after each extent.
 func Send(ctx context.Context, w io.Writer, dir string, files []string, done func(int64)) error {
 	out := bufio.NewWriterSize(w, 64<<10)
 	var sent int64
@@ -99,7 +99,7 @@ func sendFile(ctx context.Context, out io.Writer, dir, name string, sent func(in
 			}
 			n, err := f.ReadAt(buffer[:min(int64(len(buffer)), to-from)], from)
 			if n == 0 {
-				return errors.Join(err, errors.New("it has become shorter"))
+				return errors.Join(err, errors.New("it became shorter"))
 			}
 			if err := writeExtent(out, from, buffer[:n]); err != nil {
 				return err
@@ -112,13 +112,14 @@ func sendFile(ctx context.Context, out io.Writer, dir, name string, sent func(in
 	return writeExtent(out, 0, nil)
 }
 
-// data finds the next bytes that are no hole; from is size when there are none.
+// data finds the next bytes that are not a hole; from is size when there are
+// none.
 func data(f *os.File, offset, size int64) (from, to int64, err error) {
 	from, err = unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
 	switch {
 	case errors.Is(err, unix.ENXIO):
 		return size, size, nil
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // the file system knows no holes
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // the file system does not support holes
 		return offset, size, nil
 	case err != nil:
 		return 0, 0, err
@@ -138,15 +139,15 @@ func writeExtent(out io.Writer, offset int64, data []byte) error {
 	return err
 }
 
-// Receive reads a tree into dir, where nothing is yet. What it has written is on
-// disk when it returns without an error.
+// Receive reads a tree into dir, which is empty. Everything is synced to disk
+// when it returns without an error.
 func Receive(r io.Reader, dir *os.Root, done func(int64)) error {
 	in := bufio.NewReaderSize(r, maxLine)
 	var got int64
 	for n := 0; ; n++ {
 		var h header
 		if err := line(in, &h); err != nil {
-			return fmt.Errorf("the tree is cut off, or damaged: %w", err)
+			return fmt.Errorf("the tree is truncated or damaged: %w", err)
 		}
 		if h.End {
 			return syncTree(dir)
@@ -162,7 +163,7 @@ func Receive(r io.Reader, dir *os.Root, done func(int64)) error {
 
 func receiveFile(in io.Reader, dir *os.Root, h header, got func(int)) error {
 	if !filepath.IsLocal(h.Path) || h.Path == "." || h.Size < 0 || h.Size > maxSize {
-		return errors.New("it has no place, or no size, for a file")
+		return errors.New("invalid path or size")
 	}
 	if err := dir.MkdirAll(filepath.Dir(h.Path), 0o700); err != nil {
 		return err
@@ -205,7 +206,7 @@ func fill(in io.Reader, f *os.File, size int64, got func(int)) error {
 	}
 }
 
-// syncTree has the directories on disk; their files are.
+// syncTree syncs the directories; the files are synced already.
 func syncTree(dir *os.Root) error {
 	return fs.WalkDir(dir.FS(), ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
