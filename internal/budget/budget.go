@@ -1,6 +1,7 @@
-// Package budget bounds how many connections or transfers a server has open: in total, of one address,
-// and of strangers together, so that a share stays for those that the server knows. When a share is used
-// up, what has been idle for longest makes room for what is new.
+// Package budget limits how many connections or transfers a server has open: in
+// total, per address, and for unknown peers together, so that a part stays
+// reserved for known ones. When a limit is reached, the connection that has
+// been idle for longest is closed to admit the new one.
 package budget
 
 import (
@@ -9,20 +10,24 @@ import (
 	"time"
 )
 
-// Limits of a server. A limit that is 0 bounds nothing.
+// Limits of a server. A limit of 0 is unlimited.
 type Limits struct {
-	// Total is how many may be open, PerPeer how many of one address (of IPv6: of one /64).
+	// Total is how many may be open, PerPeer how many per address (IPv6: per
+	// /64).
 	Total, PerPeer int
-	// Reserve is the part of Total that strangers cannot have.
+	// Reserve is the part of Total that unknown peers cannot use.
 	Reserve int
-	// Known reports whether an address is no stranger's, and is asked once for each connection. It must
-	// return quickly. nil: all are strangers.
+	// Known reports whether an address is a known peer's. It is called once per
+	// connection and must return quickly. nil: all peers are unknown.
 	Known func(netip.Addr) bool
-	// Idle is for how long nothing must have moved on a connection before it makes room. Default: 5 s.
+	// Idle is how long a connection must have transferred nothing before it may
+	// be closed for another. Default: 5 s.
 	Idle time.Duration
 
-	// Refused is called with the limit that was reached (total, peer, strangers) when one is closed at
-	// once, Closed when an idle one is closed for another, Open with the number of those that are open. Each may be nil.
+	// Refused is called with the limit that was reached (total, peer,
+	// strangers) when a new connection is closed at once, Closed when an idle
+	// one is closed for another, Open with the number of open ones. Each may be
+	// nil.
 	Refused func(limit string)
 	Closed  func(limit string)
 	Open    func(n int)
@@ -30,7 +35,7 @@ type Limits struct {
 
 const defaultIdle = 5 * time.Second
 
-// Slots counts what is open. Its methods may be called concurrently.
+// Slots counts what is open. Its methods are safe for concurrent use.
 type Slots struct {
 	limits Limits
 
@@ -40,19 +45,19 @@ type Slots struct {
 	peers     map[netip.Prefix]int
 }
 
-// NewSlots makes a Slots with nothing open.
+// NewSlots returns Slots with nothing open.
 func NewSlots(l Limits) *Slots { return &Slots{limits: l, peers: map[netip.Prefix]int{}} }
 
-// Slot is one that is open.
+// Slot is one open connection or transfer.
 type Slot struct {
 	peer  netip.Prefix
 	known bool
 }
 
-// Known reports whether the peer is no stranger.
+// Known reports whether the peer is known.
 func (s *Slot) Known() bool { return s.known }
 
-// Take opens one for a peer, or names the limit that is reached.
+// Take opens a slot for a peer, or names the limit that was reached.
 func (b *Slots) Take(peer netip.Addr) (s *Slot, limit string) {
 	s = b.slot(peer)
 	b.mu.Lock()
@@ -65,7 +70,7 @@ func (b *Slots) Take(peer netip.Addr) (s *Slot, limit string) {
 	return s, ""
 }
 
-// Release closes one.
+// Release closes a slot.
 func (b *Slots) Release(s *Slot) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -78,7 +83,8 @@ func (b *Slots) slot(peer netip.Addr) *Slot {
 	return &Slot{peer: group(peer), known: known}
 }
 
-// group is what counts as one address: a host has a whole IPv6 /64 to choose from.
+// group returns the prefix that counts as one address: a host can choose any
+// address of its IPv6 /64.
 func group(a netip.Addr) netip.Prefix {
 	bits := a.BitLen()
 	if a.Is6() {
@@ -86,12 +92,12 @@ func group(a netip.Addr) netip.Prefix {
 	}
 	p, err := a.Prefix(bits)
 	if err != nil {
-		return netip.Prefix{} // of those without an address, all are one
+		return netip.Prefix{} // all peers without an address are one group
 	}
 	return p
 }
 
-// full names the limit that keeps s out.
+// full names the limit that prevents s from being admitted.
 func (b *Slots) full(s *Slot) string {
 	l := b.limits
 	switch {
@@ -125,7 +131,7 @@ func (b *Slots) release(s *Slot) {
 	b.count()
 }
 
-// trust makes s one of somebody known.
+// trust marks the peer of s as known.
 func (b *Slots) trust(s *Slot) {
 	if !s.known {
 		s.known = true

@@ -16,7 +16,7 @@ type Listener struct {
 	conns map[*Conn]struct{} // guarded by slots.mu
 }
 
-// Listen puts limits on a TCP listener.
+// Listen applies limits to a TCP listener.
 func Listen(l net.Listener, limits Limits) *Listener {
 	if limits.Idle <= 0 {
 		limits.Idle = defaultIdle
@@ -24,7 +24,8 @@ func Listen(l net.Listener, limits Limits) *Listener {
 	return &Listener{Listener: l, slots: NewSlots(limits), conns: map[*Conn]struct{}{}}
 }
 
-// Accept implements net.Listener. Connections beyond the limits are closed, unless an idle one makes room.
+// Accept implements net.Listener. It closes connections beyond the limits
+// unless an idle one can be closed instead.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -38,7 +39,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if conn := l.admit(tcp); conn != nil {
 			return conn, nil
 		}
-		_ = tcp.Close() // nothing was sent; there is nobody to tell
+		_ = tcp.Close() // nothing was sent, so there is nothing to report
 	}
 }
 
@@ -74,8 +75,10 @@ func (l *Listener) admit(tcp *net.TCPConn) *Conn {
 	return c
 }
 
-// idlest finds the connection that makes room for a new one: of its own address when that has its share,
-// else the stranger's that has been idle for longest. Somebody known comes before strangers that are at work.
+// idlest returns the connection to close for a new one: of the same address
+// when that has reached its limit, else the unknown peer's that has been idle
+// for longest. For a known peer, an active connection of an unknown one is
+// closed if none is idle.
 func (l *Listener) idlest(s *Slot, limit string) *Conn {
 	var found *Conn
 	for c := range l.conns {
@@ -99,7 +102,7 @@ func (l *Listener) idlest(s *Slot, limit string) *Conn {
 	return found
 }
 
-// drop forgets a connection; the Slots are locked.
+// drop forgets a connection. The caller holds the lock of the Slots.
 func (l *Listener) drop(c *Conn) {
 	if _, open := l.conns[c]; open {
 		delete(l.conns, c)
@@ -107,8 +110,8 @@ func (l *Listener) drop(c *Conn) {
 	}
 }
 
-// Conn is a connection that counts. It is a *net.TCPConn to net/http, which sends files with sendfile(2)
-// through its ReadFrom.
+// Conn is a counted connection. To net/http it is a *net.TCPConn, which sends
+// files with sendfile(2) through its ReadFrom.
 type Conn struct {
 	*net.TCPConn
 	listener *Listener
@@ -136,11 +139,11 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// piece is what ReadFrom sends before it takes note that bytes moved.
+// piece is how much ReadFrom sends between two updates of moved.
 const piece = 128 << 10
 
-// ReadFrom implements io.ReaderFrom. What it hands on stays an *io.LimitedReader directly over the content:
-// package net looks for an *os.File exactly there.
+// ReadFrom implements io.ReaderFrom. It passes on an *io.LimitedReader directly
+// over the content, because package net looks for an *os.File exactly there.
 func (c *Conn) ReadFrom(r io.Reader) (total int64, err error) {
 	limited, ok := r.(*io.LimitedReader)
 	if !ok {
@@ -168,8 +171,9 @@ func (c *Conn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// Trust makes a connection that of somebody known, who has proved it: it does not count as a stranger's
-// any more. A connection that is no Conn, nor TLS over one, is left alone.
+// Trust marks a connection's peer as known, after it has authenticated: it no
+// longer counts as unknown. A connection that is neither a Conn nor TLS over
+// one is left alone.
 func Trust(conn net.Conn) {
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		conn = t.NetConn()

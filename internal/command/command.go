@@ -1,4 +1,4 @@
-// Package command runs other programs for what they answer.
+// Package command runs other programs and returns their output.
 package command
 
 import (
@@ -9,8 +9,8 @@ import (
 )
 
 // Output runs a command and returns its standard output. Standard error is not
-// data: ip(8) warns there and succeeds. It is part of the error of a command that
-// fails, on one line.
+// data, because ip(8) prints warnings there and succeeds. It becomes part of
+// the error, on one line, when the command fails.
 func Output(cmd *exec.Cmd) ([]byte, error) {
 	out, err := cmd.Output()
 	if exit := new(exec.ExitError); errors.As(err, &exit) && len(exit.Stderr) > 0 {

@@ -1,7 +1,7 @@
-// Package exit has the exit codes of the daemons. Their units restart them after
-// each but Config, which would only fail the same again. Go's own code after a
-// panic, and after the SIGABRT of systemd's watchdog, is 2: it must stay one that
-// is restarted.
+// Package exit holds the exit codes of the daemons. Their units restart them
+// after each code but Config, after which a restart would only fail again. Go's
+// own code after a panic, and after the SIGABRT of systemd's watchdog, is 2: it
+// must remain one that causes a restart.
 package exit
 
 import (
@@ -19,14 +19,14 @@ const (
 	Config = 78 // a fault in the command line or the configuration; EX_CONFIG of sysexits.h
 )
 
-// fault is an error that is Config.
+// fault is an error with the exit code Config.
 type fault struct{ error }
 
 func (f fault) Unwrap() error { return f.error }
 
-// Fault marks an error as one in the command line or the configuration. An error
-// that may pass, such as a file that could not be read for lack of memory, is not
-// marked.
+// Fault marks an error in the command line or the configuration. Do not mark an
+// error that may pass, such as a file that could not be read for lack of
+// memory.
 func Fault(err error) error {
 	passing := []error{unix.EIO, unix.EINTR, unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.ESTALE, unix.ETIMEDOUT}
 	if err == nil || slices.ContainsFunc(passing, func(p error) bool { return errors.Is(err, p) }) {
@@ -35,7 +35,7 @@ func Fault(err error) error {
 	return fault{err}
 }
 
-// Code is the exit code of what a program ended with.
+// Code returns the exit code for the error that a program ended with.
 func Code(err error) int {
 	switch {
 	case err == nil:
@@ -46,8 +46,8 @@ func Code(err error) int {
 	return Failed
 }
 
-// Faults has everything that cobra itself finds wrong with a command line be a
-// Fault, for a command and all below it.
+// Faults makes every command-line error found by cobra a Fault, for a command
+// and all its subcommands.
 func Faults(c *cobra.Command) {
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return Fault(err) })
 	args := c.Args

@@ -1,6 +1,5 @@
-// Package file owns how a file is replaced or removed when something depends on
-// it being there after a loss of power: whole, and in its new state once the
-// call has returned.
+// Package file replaces and removes files durably: after a loss of power a file
+// is complete, and in its new state once the call has returned.
 package file
 
 import (
@@ -13,29 +12,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Preparing begins the name of a file that is being prepared; a killed process
-// leaves it.
+// Preparing is the prefix of temporary files. A killed process may leave one
+// behind.
 const Preparing = ".new-"
 
-// Options says what a file is like that Replace makes. The zero Options make
-// one that its owner, this process's user, alone can read.
+// Options describe the file that Replace creates. With the zero Options only
+// its owner, this process's user, can read it.
 type Options struct {
 	Mode fs.FileMode // Default: 0600.
-	// Owner gives the file away before anyone can open it under its name.
+	// Owner, if set, is applied before the file can be opened under its name.
 	Owner *Owner
-	// Temp is the directory in which the file is prepared: one of the same file
-	// system. Default: the file's own directory.
+	// Temp is the directory of the temporary file, on the same file system.
+	// Default: the file's own directory.
 	Temp string
 }
 
 // Owner is the user and group of a file.
 type Owner struct{ UID, GID int }
 
-// Replace puts content in the place of a file, or makes the file. A reader, and
-// the machine after a loss of power, finds the old file or the new one and
-// nothing between; when Replace returns, it is the new one. After an error the
-// old file is there as it was, or, when only the directory could not be
-// synchronized, one of the two.
+// Replace replaces a file with content, or creates it. Readers, and the machine
+// after a loss of power, see either the old file or the new one; once Replace
+// has returned, the new one. After an error the old file is unchanged, except
+// that it may be either of the two when only the directory could not be synced.
 func Replace(path string, content []byte, o Options) error {
 	return ReplaceWith(path, o, func(f *os.File) error {
 		_, err := f.Write(content)
@@ -44,7 +42,7 @@ func Replace(path string, content []byte, o Options) error {
 }
 
 // ReplaceWith is Replace for content that fill writes. An error of fill is
-// returned as it is.
+// returned unchanged.
 func ReplaceWith(path string, o Options, fill func(*os.File) error) error {
 	temp, err := prepare(path, o, fill)
 	if err != nil {
@@ -56,8 +54,9 @@ func ReplaceWith(path string, o Options, fill func(*os.File) error) error {
 	return errors.Join(syncParents(path, temp.Name()), temp.Close())
 }
 
-// Create makes a file with its whole content. It fails with fs.ErrExist, and
-// changes nothing, when there is one: of two that create it at once, one does.
+// Create creates a file with its complete content. If the file exists, it
+// returns fs.ErrExist and changes nothing: of two concurrent calls one
+// succeeds.
 func Create(path string, content []byte, o Options) error {
 	temp, err := prepare(path, o, func(f *os.File) error {
 		_, err := f.Write(content)
@@ -74,8 +73,8 @@ func Create(path string, content []byte, o Options) error {
 	return syncParents(path, temp.Name())
 }
 
-// prepare writes the file next to its place, down to the disk. The caller
-// closes it once it has its own name.
+// prepare writes and syncs a temporary file in the same directory. The caller
+// closes it after it was renamed.
 func prepare(path string, o Options, fill func(*os.File) error) (*os.File, error) {
 	dir := o.Temp
 	if dir == "" {
@@ -96,14 +95,14 @@ func prepare(path string, o Options, fill func(*os.File) error) (*os.File, error
 		err = f.Sync()
 	}
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(f.Name()), f.Close()) // on a full disk it would only take room
+		return nil, errors.Join(err, os.Remove(f.Name()), f.Close()) // on a full disk it would only take space
 	}
 	return f, nil
 }
 
-// temporary makes an empty file and holds its lock. Its name is the same each
-// time, so that what a killed process left is found and does not pile up; the
-// lock makes two that replace the same file wait for each other.
+// temporary creates an empty file and locks it. It always has the same name, so
+// that a file left by a killed process is found and such files do not
+// accumulate; the lock serializes processes that replace the same file.
 func temporary(path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -111,7 +110,7 @@ func temporary(path string) (*os.File, error) {
 		if errors.Is(err, fs.ErrExist) {
 			f, err = os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 			if errors.Is(err, fs.ErrNotExist) {
-				continue // it got its own name just now
+				continue // it was renamed just now
 			}
 		}
 		if err != nil {
@@ -125,7 +124,7 @@ func temporary(path string) (*os.File, error) {
 			return f, nil
 		}
 		if err == nil && there {
-			err = os.Remove(path) // its maker is dead
+			err = os.Remove(path) // its creator has died
 		}
 		if err = errors.Join(err, f.Close()); err != nil {
 			return nil, err
@@ -133,7 +132,7 @@ func temporary(path string) (*os.File, error) {
 	}
 }
 
-// named reports whether the file is still found under its name.
+// named reports whether the file still has its name.
 func named(f *os.File) (bool, error) {
 	open, err := f.Stat()
 	if err != nil {
@@ -146,8 +145,8 @@ func named(f *os.File) (bool, error) {
 	return err == nil && os.SameFile(open, found), err
 }
 
-// Rename moves a file or directory within its file system. When it returns, a
-// loss of power does not undo it.
+// Rename renames a file or directory within its file system. Once it has
+// returned, a loss of power does not undo it.
 func Rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
@@ -155,8 +154,8 @@ func Rename(from, to string) error {
 	return syncParents(to, from)
 }
 
-// Remove removes a file, which may be gone already. When it returns, a loss of
-// power does not bring the file back.
+// Remove removes a file, if it exists. Once it has returned, a loss of power
+// does not bring the file back.
 func Remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -171,14 +170,14 @@ func syncParents(to, from string) error {
 	return SyncDir(filepath.Dir(from))
 }
 
-// SyncDir brings what was made, renamed or removed in a directory to the disk.
+// SyncDir syncs a directory: files created, renamed or removed in it.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("synchronize %s: %w", dir, err)
+		return fmt.Errorf("sync %s: %w", dir, err)
 	}
 	return nil
 }

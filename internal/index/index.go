@@ -1,6 +1,6 @@
-// Package index owns two indexes in memory: values by key, and values by
-// prefixes that overlap. What it costs to ask or to change one does not depend
-// on how many values it has. Neither is safe for concurrent use.
+// Package index holds two indexes in memory: values by key, and values by
+// overlapping prefixes. The cost of a lookup or a change does not depend on the
+// number of values. Neither is safe for concurrent use.
 package index
 
 import (
@@ -39,7 +39,7 @@ func (x *Keyed[K, V]) Empty() bool { return len(x.sets) == 0 }
 // Prefixes finds values by prefixes that overlap. The zero value is empty.
 type Prefixes[V comparable] struct{ v4, v6 node[V] }
 
-// node is a bit of an address; values end here.
+// node is one bit of an address. Values are stored where their prefix ends.
 type node[V comparable] struct {
 	children [2]*node[V]
 	values   map[V]int // how often the value was added
@@ -52,8 +52,8 @@ func (x *Prefixes[V]) root(a netip.Addr) *node[V] {
 	return &x.v6
 }
 
-// Add puts a value at a prefix. A value that was added twice is there until it
-// was removed twice.
+// Add adds a value at a prefix. A value that was added twice stays until it was
+// removed twice.
 func (x *Prefixes[V]) Add(p netip.Prefix, v V) {
 	if !p.IsValid() {
 		return

@@ -1,5 +1,5 @@
-// Package inet has what the Internet's protocols fix for both ends of a wire:
-// how packets are summed, and what headers take of their size.
+// Package inet holds constants and sums that protocols fix for both ends: the
+// Internet checksum, and the sizes of headers.
 package inet
 
 import (
@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// Checksum is the Internet checksum (RFC 1071) of b, added to sum.
+// Checksum returns the Internet checksum (RFC 1071) of b, added to sum.
 func Checksum(sum uint32, b []byte) uint16 {
 	for ; len(b) >= 2; b = b[2:] {
 		sum += uint32(binary.BigEndian.Uint16(b))
@@ -21,7 +21,7 @@ func Checksum(sum uint32, b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// Bytes of headers and trailers.
+// Sizes of headers and trailers in bytes.
 const (
 	ethernet  = 14
 	ipv4      = 20
@@ -31,12 +31,12 @@ const (
 	wireGuard = 16 + 16 // of a data message: header and tag (WireGuard's whitepaper §5.4.6)
 )
 
-// VXLANOverhead is what VXLAN takes of the MTU between hosts that reach each
-// other by addresses of the family of addr: the outer headers above Ethernet,
-// and the inner Ethernet header.
+// VXLANOverhead is how much smaller than the MTU of the underlay a VXLAN's MTU
+// must be, when the hosts use addresses of the family of addr: the outer
+// headers above Ethernet, and the inner Ethernet header.
 func VXLANOverhead(addr netip.Addr) int { return ip(addr) + udp + vxlan + ethernet }
 
-// WireGuardOverhead is what WireGuard takes of it.
+// WireGuardOverhead is the same for WireGuard.
 func WireGuardOverhead(addr netip.Addr) int { return ip(addr) + udp + wireGuard }
 
 func ip(addr netip.Addr) int {

@@ -1,5 +1,5 @@
-// Package kernel asks the kernel, over netlink, for lists that may change while
-// they are read.
+// Package kernel queries the kernel, over netlink, for lists that may change
+// while they are read.
 package kernel
 
 import (
@@ -8,12 +8,12 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// tries bounds how often a list that changes meanwhile is asked for.
+// tries bounds the dumps of a list that keeps changing.
 const tries = 5
 
-// List returns what dump lists, a netlink dump. One that a change has
-// interrupted (NLM_F_DUMP_INTR) may lack entries or have some twice: it is asked
-// for again. The error is netlink.ErrDumpInterrupted when no dump was whole.
+// List returns the result of dump, a netlink dump. A dump interrupted by a
+// change (NLM_F_DUMP_INTR) may lack entries or have duplicates, so it is
+// repeated. The error is netlink.ErrDumpInterrupted when all were interrupted.
 func List[T any](dump func() (T, error)) (T, error) {
 	for range tries - 1 {
 		list, err := dump()

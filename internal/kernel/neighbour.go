@@ -7,8 +7,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Neighbour looks an address up in the kernel's neighbour table. An entry is
-// there for whoever has just sent something: the kernel had to answer.
+// Neighbour looks an address up in the kernel's neighbour table. A peer that
+// has just received a reply has an entry, because the kernel had to resolve it.
 func Neighbour(iface string, addr netip.Addr) (net.HardwareAddr, bool) {
 	link, err := net.InterfaceByName(iface)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package kvm finds out what KVM is good for on this machine: /dev/kvm may open,
-// QEMU answer and small programs run where no kernel gets through its boot.
+// Package kvm finds out whether KVM works on this machine. On some, /dev/kvm
+// opens, QEMU answers and small programs run, but no kernel completes its boot.
 package kvm
 
 import (
@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel boots a kernel under an accelerator of QEMU's until a program runs as
-// its init. It has until ctx ends.
+// Kernel boots a kernel under one of QEMU's accelerators until a program runs
+// as its init, or ctx ends.
 func Kernel(ctx context.Context, program, accelerator, path string) error {
 	archive, err := initArchive()
 	if err != nil {
@@ -30,9 +30,9 @@ func Kernel(ctx context.Context, program, accelerator, path string) error {
 		return err
 	}
 	defer func() { _ = initrd.Close() }()
-	// Two processors and the full log: how it comes up is what is tried, and the
-	// last line tells how far it came. The memory is used only where it is needed:
-	// Flatcar's kernel has an initramfs of its own.
+	// Two processors, because their start is part of the trial; the full log,
+	// because its last line shows where it stopped. Memory is allocated on use:
+	// Flatcar's kernel contains an initramfs.
 	return run(ctx, trial{
 		what: "the kernel does not start its init", until: "rackweft: init runs", files: []*os.File{initrd},
 		args: []string{program, "-machine", "q35", "-accel", accelerator, "-cpu", processor(accelerator), "-smp", "2", "-m", "1024", "-no-reboot",
@@ -41,7 +41,8 @@ func Kernel(ctx context.Context, program, accelerator, path string) error {
 }
 
 // Sector boots a boot sector, which does what a kernel does before its first
-// message. It proves less than Kernel, and is for a machine that has no kernel to try.
+// message. It proves less than Kernel; it serves machines without a kernel to
+// try.
 func Sector(ctx context.Context, program, accelerator string) error {
 	content := make([]byte, 1<<20) // a size that SeaBIOS takes
 	if _, err := hex.Decode(content, []byte(bootSector)); err != nil {
@@ -54,15 +55,16 @@ func Sector(ctx context.Context, program, accelerator string) error {
 	}
 	defer func() { _ = disk.Close() }()
 	return run(ctx, trial{
-		what: "a boot sector does not get to its end", until: "rackweft: 64-bit", files: []*os.File{disk},
+		what: "a boot sector does not complete", until: "rackweft: 64-bit", files: []*os.File{disk},
 		args: []string{program, "-machine", "q35", "-accel", accelerator, "-cpu", processor(accelerator), "-m", "64", "-add-fd", "fd=3,set=3",
 			"-blockdev", `{"driver":"raw","node-name":"disk","read-only":true,"file":{"driver":"file","filename":"/dev/fdset/3","read-only":true}}`,
 			"-device", "virtio-blk-pci,drive=disk,bootindex=1"},
 	})
 }
 
-// processor is the best that an accelerator has. Five-level paging makes each
-// page walk that is emulated longer, and "rep stosb" is taken byte by byte.
+// processor returns the best model of an accelerator. Emulated five-level
+// paging makes each page walk longer, and TCG executes "rep stosb" byte by
+// byte.
 func processor(accelerator string) string {
 	if accelerator == "kvm" {
 		return "host"
@@ -74,8 +76,8 @@ func processor(accelerator string) string {
 type trial struct {
 	args  []string
 	files []*os.File // its descriptors from 3 on
-	until string     // what the serial port says in the end
-	what  string     // does not happen
+	until string     // what the serial port prints on success
+	what  string     // the message for a failure
 }
 
 func run(ctx context.Context, t trial) error {
@@ -98,7 +100,7 @@ func run(ctx context.Context, t trial) error {
 	}
 	seen, ok := read(out, t.until)
 	late := ctx.Err() != nil
-	cancel() // kills QEMU, whatever it is at
+	cancel() // kills QEMU
 	err = cmd.Wait()
 	switch {
 	case ok:
@@ -111,7 +113,7 @@ func run(ctx context.Context, t trial) error {
 	return fmt.Errorf("%s: QEMU ends (%w)%s", t.what, err, last(seen))
 }
 
-// read reads until the text comes; it does not when reading ends before.
+// read reads until the text appears, and reports whether it did before the end.
 func read(r io.Reader, text string) (seen []byte, ok bool) {
 	for buffer := make([]byte, 4096); len(seen) < 1<<20; {
 		n, err := r.Read(buffer)
@@ -126,7 +128,7 @@ func read(r io.Reader, text string) (seen []byte, ok bool) {
 	return seen, false
 }
 
-// last is the last line that a kernel has printed, for a message.
+// last returns the last line that a kernel has printed, for a message.
 func last(seen []byte) string {
 	for lines := bytes.Split(seen, []byte("\n")); len(lines) > 0; lines = lines[:len(lines)-1] {
 		line := strings.Map(func(r rune) rune {
@@ -142,7 +144,8 @@ func last(seen []byte) string {
 	return "; it printed nothing"
 }
 
-// memory is a file in memory, opened for reading: QEMU takes one by its access mode.
+// memory returns a file in memory, opened for reading: QEMU picks a file of an
+// fdset by its access mode.
 func memory(name string, content []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -156,8 +159,10 @@ func memory(name string, content []byte) (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-// initArchive is an initramfs (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
-// Its init has a name of its own, and so is not taken for that of a kernel's own initramfs.
+// initArchive returns an initramfs (the kernel's
+// Documentation/driver-api/early-userspace/buffer-format.rst). Its init has an
+// unusual name, so that it does not replace the init of a kernel's own
+// initramfs.
 func initArchive() ([]byte, error) {
 	program, err := hex.DecodeString(initProgram)
 	if err != nil {

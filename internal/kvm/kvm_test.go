@@ -30,7 +30,7 @@ func TestSector(t *testing.T) {
 	if err := Sector(within(t, 30*time.Second), program, "nonesuch"); err == nil || !strings.Contains(err.Error(), "nonesuch") {
 		t.Errorf("an accelerator that is not there: %v", err)
 	}
-	if err := Sector(within(t, 50*time.Millisecond), program, "tcg"); err == nil || !strings.Contains(err.Error(), "does not get to its end within 0s") {
+	if err := Sector(within(t, 50*time.Millisecond), program, "tcg"); err == nil || !strings.Contains(err.Error(), "does not complete within 0s") {
 		t.Errorf("without time: %v", err)
 	}
 }

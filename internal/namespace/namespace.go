@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pin makes a network namespace and holds it at path by a bind mount, as
-// ip-netns(8) does. The mount is the caller's mount namespace's: from within a
-// sandbox it must be made outside.
+// Pin creates a network namespace and pins it at path by a bind mount, as
+// ip-netns(8) does. The mount belongs to the caller's mount namespace, so a
+// sandboxed process must do this outside its sandbox.
 func Pin(path string) error {
 	dir := filepath.Dir(path)
 	if _, err := ShareMounts(dir); err != nil {
@@ -44,11 +44,11 @@ func mountNewNamespace(path string) error {
 	return <-done
 }
 
-// ShareMounts makes dir a mount point that shares what is mounted in it with
-// other mount namespaces, as ip-netns(8) does. made reports whether it did: dir
-// was no mount point before. In a directory that is no mount point, the mount of
-// the next `ip netns add` covers every pinned namespace, whose name can then not
-// be removed any more.
+// ShareMounts makes dir a mount point that shares the mounts in it with other
+// mount namespaces, as ip-netns(8) does. made reports whether dir was not a
+// mount point before. If dir were not a mount point, the mount of the next `ip
+// netns add` would cover all pinned namespaces, whose names could then no
+// longer be removed.
 func ShareMounts(dir string) (made bool, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, err
@@ -57,15 +57,15 @@ func ShareMounts(dir string) (made bool, err error) {
 	if !errors.Is(err, unix.EINVAL) {
 		return false, err
 	}
-	// It is no mount point yet.
+	// It is not a mount point yet.
 	if err := unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return false, err
 	}
 	return true, unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// UnshareMounts takes away a mount that ShareMounts made, unless somebody has a
-// name in the directory by now.
+// UnshareMounts removes a mount made by ShareMounts, unless something is
+// mounted in the directory.
 func UnshareMounts(dir string) error {
 	names, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) || len(names) > 0 {
@@ -75,13 +75,13 @@ func UnshareMounts(dir string) error {
 		return err
 	}
 	err = unix.Unmount(dir, 0)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EBUSY) { // it is gone; somebody is there
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EBUSY) { // not mounted, or in use
 		return nil
 	}
 	return err
 }
 
-// Unpin takes away what Pin made. The namespace goes with its last process or
+// Unpin removes what Pin created. The namespace goes with its last process or
 // open file.
 func Unpin(path string) error {
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
@@ -98,17 +98,17 @@ func Unpin(path string) error {
 	return nil
 }
 
-// Pins reports whether a namespace is pinned at a path that exists.
+// Pins reports whether a namespace is pinned at an existing path.
 func Pins(path string) (bool, error) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(path, &s); err != nil {
-		return false, fmt.Errorf("look at %s: %w", path, err)
+		return false, fmt.Errorf("statfs %s: %w", path, err)
 	}
 	return s.Type == unix.NSFS_MAGIC, nil
 }
 
-// Within runs f on a thread that is in the network namespace pinned at path. The
-// thread ends with f.
+// Within runs f on a thread in the network namespace pinned at path. The thread
+// ends with f.
 func Within(path string, f func() error) error {
 	ns, err := os.Open(path)
 	if err != nil {

@@ -10,31 +10,31 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// Ruleset is what a table should have.
+// Ruleset is the wanted content of a table.
 type Ruleset struct {
 	Sets     []Set
-	Counters []string // that rules count with
+	Counters []string // used by rules
 	Chains   []Chain
-	// Keep tells which sets, counters and chains stay though they are not listed;
-	// without it none do, and the table goes with the last of them.
+	// Keep reports which sets, counters and chains stay although they are not
+	// listed. Default: none, and the table is removed with the last of them.
 	Keep func(name string) bool
 }
 
 // Change describes one change, for the log.
 type Change string
 
-// String is the change in words.
+// String returns the description.
 func (c Change) String() string { return string(c) }
 
-// Result is what Apply has done.
+// Result is what Apply has changed.
 type Result struct {
 	Changes  []Change // what was added or set
-	Removals []Change // what was taken away: the table, chains, elements of sets
-	// Counters are the packets that the table's counters had counted before.
+	Removals []Change // what was removed: the table, chains, elements of sets
+	// Counters are the packet counts of the table's counters before the change.
 	Counters map[string]uint64
 }
 
-// Apply makes a table of a network namespace what it should be.
+// Apply brings a table of a network namespace to its wanted content.
 func Apply(ns netns.NsHandle, t Table, want Ruleset) (r Result, err error) {
 	c, err := Open(ns)
 	if err != nil {
@@ -51,7 +51,7 @@ func Apply(ns netns.NsHandle, t Table, want Ruleset) (r Result, err error) {
 	return p.result, err
 }
 
-// seen is what the kernel has of a table.
+// seen is the kernel's current content of a table.
 type seen struct {
 	there    bool
 	chains   map[string]*nftables.Chain
@@ -73,7 +73,7 @@ func (c *Conn) look(t Table) (s seen, err error) {
 	return s, err
 }
 
-// pass is one Apply.
+// pass is one run of Apply.
 type pass struct {
 	conn   *Conn
 	of     Table
@@ -142,8 +142,8 @@ func (p *pass) removeTable() error {
 	return p.conn.flush(p.of)
 }
 
-// set makes a set, and its elements what they should be: at once, before the
-// rules that ask for them.
+// set creates a set and updates its elements at once, before the rules that
+// refer to them.
 func (p *pass) set(s Set) error {
 	kernel := s.kernel(p.table)
 	there := p.seen.sets[s.Name]
@@ -172,7 +172,7 @@ func (p *pass) set(s Set) error {
 	return p.conn.change(p.of, s, add, del)
 }
 
-// chain makes one chain what it should be, at the next flush.
+// chain updates one chain at the next flush.
 func (p *pass) chain(want Chain) error {
 	ch := p.seen.chains[want.Name]
 	if ch != nil && !want.alike(ch) {
@@ -203,8 +203,8 @@ func (p *pass) deleteChain(ch *nftables.Chain) {
 	p.conn.c.DelChain(ch)
 }
 
-// removeStrays takes away what is neither wanted nor kept, chains first: their
-// rules hold the sets and counters.
+// removeStrays removes what is neither wanted nor kept. Chains go first,
+// because their rules refer to the sets and counters.
 func (p *pass) removeStrays() {
 	for name, ch := range p.seen.chains {
 		if !p.keeps(name) && !slices.ContainsFunc(p.want.Chains, func(c Chain) bool { return c.Name == name }) {

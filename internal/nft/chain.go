@@ -7,7 +7,7 @@ import (
 	"github.com/google/nftables/userdata"
 )
 
-// Chain is a list of rules that the kernel asks at a hook.
+// Chain is a list of rules that the kernel evaluates at a hook.
 type Chain struct {
 	Name   string
 	Hook   Hook
@@ -15,7 +15,7 @@ type Chain struct {
 	Rules  []Rule
 }
 
-// Policy is what becomes of a packet that no rule of a chain decides on.
+// Policy is the verdict for packets that no rule of a chain decides on.
 type Policy = nftables.ChainPolicy
 
 // The policies.
@@ -24,7 +24,7 @@ const (
 	PolicyAccept = nftables.ChainPolicyAccept
 )
 
-// Hook is where, and in which order, the kernel asks a chain.
+// Hook is where, and in which order, the kernel evaluates a chain.
 type Hook struct {
 	kind     nftables.ChainType
 	at       *nftables.ChainHook
@@ -36,35 +36,35 @@ func filterAt(hook *nftables.ChainHook) Hook {
 	return Hook{kind: nftables.ChainTypeFilter, at: hook, priority: nftables.ChainPriorityFilter}
 }
 
-// Input is for packets to this host.
+// Input is the hook of packets to this host.
 func Input() Hook { return filterAt(nftables.ChainHookInput) }
 
-// Forward is for packets that this host forwards.
+// Forward is the hook of packets that this host forwards.
 func Forward() Hook { return filterAt(nftables.ChainHookForward) }
 
-// Output is for packets of this host.
+// Output is the hook of packets that this host sends.
 func Output() Hook { return filterAt(nftables.ChainHookOutput) }
 
-// SourceNAT is for the first packet of each connection that leaves.
+// SourceNAT is the hook of the first packet of each outgoing connection.
 func SourceNAT() Hook {
 	return Hook{kind: nftables.ChainTypeNAT, at: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityNATSource}
 }
 
-// Ingress is for frames that a device receives.
+// Ingress is the hook of frames that a device receives.
 func Ingress(device string) Hook {
 	h := filterAt(nftables.ChainHookIngress)
 	h.device = device
 	return h
 }
 
-// Egress is for frames that a device sends.
+// Egress is the hook of frames that a device sends.
 func Egress(device string) Hook {
 	h := filterAt(nftables.ChainHookEgress)
 	h.device = device
 	return h
 }
 
-// Raw is the hook before all that tracks connections.
+// Raw returns the hook before connection tracking.
 func (h Hook) Raw() Hook {
 	h.priority = nftables.ChainPriorityRaw
 	return h
@@ -75,13 +75,13 @@ func (c Chain) kernel(table *nftables.Table) *nftables.Chain {
 		Policy: &c.Policy, Device: c.Hook.device}
 }
 
-// alike compares all but the rules. A chain goes with its device.
+// alike compares everything but the rules. A chain is removed with its device.
 func (c Chain) alike(s *nftables.Chain) bool {
 	return s.Hooknum != nil && *s.Hooknum == *c.Hook.at && s.Priority != nil && *s.Priority == *c.Hook.priority &&
 		s.Type == c.Hook.kind && s.Policy != nil && *s.Policy == c.Policy
 }
 
-// kernel is the rule as the kernel takes it.
+// kernel returns the rule in the kernel's form.
 func (r Rule) kernel(table *nftables.Table, ch *nftables.Chain) *nftables.Rule {
 	out := &nftables.Rule{Table: table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment())}
 	for _, t := range r {
@@ -90,7 +90,7 @@ func (r Rule) kernel(table *nftables.Table, ch *nftables.Chain) *nftables.Rule {
 	return out
 }
 
-// alike compares a rule with what the kernel executes, as it says itself.
+// alike compares a rule with the expressions that the kernel lists.
 func (r Rule) alike(s *nftables.Rule) bool {
 	comment, _ := userdata.GetString(s.UserData, userdata.TypeComment)
 	if comment != r.comment() {

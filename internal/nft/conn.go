@@ -47,13 +47,14 @@ func open(options ...nftables.ConnOption) (*Conn, error) {
 // Close ends the connection.
 func (c *Conn) Close() error { return c.c.CloseLasting() }
 
-// HasChain reports whether the table is there and has the chain.
+// HasChain reports whether the table exists and has the chain.
 func (c *Conn) HasChain(t Table, name string) (bool, error) {
 	chains, err := c.chains(t)
 	return chains[name] != nil, err
 }
 
-// Sets are the names of a table's sets, sorted; without the table there are none.
+// Sets returns the names of a table's sets, sorted; none when the table does
+// not exist.
 func (c *Conn) Sets(t Table) ([]string, error) {
 	if there, err := c.hasTable(t); err != nil || !there {
 		return nil, err
@@ -70,7 +71,7 @@ func (c *Conn) hasTable(t Table) (bool, error) {
 	return slices.ContainsFunc(tables, func(s *nftables.Table) bool { return s.Name == t.Name }), nil
 }
 
-// chains are those of the table by name.
+// chains returns the table's chains by name.
 func (c *Conn) chains(t Table) (map[string]*nftables.Chain, error) {
 	all, err := c.c.ListChainsOfTableFamily(t.Family)
 	if err != nil {
@@ -85,7 +86,7 @@ func (c *Conn) chains(t Table) (map[string]*nftables.Chain, error) {
 	return chains, nil
 }
 
-// sets are the names of the table's. The table must be there.
+// sets returns the names of the table's sets. The table must exist.
 func (c *Conn) sets(t Table) (map[string]bool, error) {
 	all, err := c.c.GetSets(t.kernel())
 	if err != nil {
@@ -100,7 +101,7 @@ func (c *Conn) sets(t Table) (map[string]bool, error) {
 	return names, nil
 }
 
-// counters are the table's by name, with the packets that they have counted.
+// counters returns the packet counts of the table's counters by name.
 func (c *Conn) counters(t Table) (map[string]uint64, error) {
 	objects, err := c.c.GetNamedObjects(t.kernel())
 	if err != nil {

@@ -1,8 +1,8 @@
-// Package nft is nftables for the rooms that filter: the language of rules,
-// as nft(8) writes it and as the kernel has it, and Apply, which makes a table
-// of one network namespace what it should be.
+// Package nft manages nftables for the packages that filter packets: a language
+// of rules, as nft(8) writes them and as the kernel has them, and Apply, which
+// brings a table of one network namespace to its wanted content.
 //
-// Apply lists what the kernel has and changes only what differs. Chains change
-// in one transaction, so that no packet meets half of a change; sets that rules
-// ask for have their elements before the rules come.
+// Apply lists what the kernel has and changes only the difference. Chains
+// change in one transaction, so that no packet sees half of a change; sets have
+// their elements before rules that refer to them are added.
 package nft

@@ -32,7 +32,7 @@ func Ether(kind uint16) Term {
 	return match("ether type", expr.PayloadBaseLLHeader, ethType, expr.CmpOpEq, []byte{byte(kind >> 8), byte(kind)})
 }
 
-// EtherSourceNot matches frames of all other sources.
+// EtherSourceNot matches frames with any other source.
 func EtherSourceNot(m [6]byte) Term {
 	return match("ether saddr !=", expr.PayloadBaseLLHeader, ethSource, expr.CmpOpNeq, m[:])
 }
@@ -42,7 +42,7 @@ func EtherTo(head ...byte) Term {
 	return match("ether daddr", expr.PayloadBaseLLHeader, ethDestination, expr.CmpOpEq, head)
 }
 
-// EtherHeader matches all of an untagged header in one comparison.
+// EtherHeader matches a complete untagged header in one comparison.
 func EtherHeader(to, from [6]byte, kind uint16) Term {
 	return match("ether header", expr.PayloadBaseLLHeader, 0, expr.CmpOpEq, slices.Concat(to[:], from[:], []byte{byte(kind >> 8), byte(kind)}))
 }
@@ -66,7 +66,7 @@ func UDPFrom(port uint16) Term {
 	return Join(Protocol("udp", unix.IPPROTO_UDP), InTransport("sport", udpSourcePort, byte(port>>8), byte(port)))
 }
 
-// ipv6Within matches an address in the IPv6 header or behind it, or what is not.
+// ipv6Within matches an address at an offset by its prefix, or its complement.
 func ipv6Within(text string, base expr.PayloadBase, offset uint32, op expr.CmpOp, p netip.Prefix) Term {
 	return Term{fmt.Sprintf("%s %d %s", text, op, p), []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: 16},
@@ -75,7 +75,7 @@ func ipv6Within(text string, base expr.PayloadBase, offset uint32, op expr.CmpOp
 	}}
 }
 
-// IPv6From and IPv6To match the addresses of a frame that is known to be IPv6.
+// IPv6From and IPv6To match the addresses of a frame already known to be IPv6.
 func IPv6From(p netip.Prefix) Term {
 	return ipv6Within("ip6 saddr", expr.PayloadBaseNetworkHeader, IPv6Source, expr.CmpOpEq, p)
 }
@@ -84,8 +84,8 @@ func IPv6To(p netip.Prefix) Term {
 	return ipv6Within("ip6 daddr", expr.PayloadBaseNetworkHeader, IPv6Destination, expr.CmpOpEq, p)
 }
 
-// Target and NotTarget match neighbour discovery by the address that it is about
-// (RFC 4861 §4.3, §4.4).
+// Target and NotTarget match neighbour discovery by its target address (RFC
+// 4861 §4.3, §4.4).
 func Target(p netip.Prefix) Term {
 	return ipv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpEq, p)
 }
@@ -94,13 +94,13 @@ func NotTarget(p netip.Prefix) Term {
 	return ipv6Within("target", expr.PayloadBaseTransportHeader, icmpTarget, expr.CmpOpNeq, p)
 }
 
-// Counted counts the packets that came so far by a counter of the table.
+// Counted counts the packets that have matched so far with a counter of the
+// table.
 func Counted(name string) Term {
 	return Term{"counter name " + name, []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: name}}}
 }
 
-// Above matches packets beyond so many bytes per second; a burst may
-// come at once.
+// Above matches packets that exceed a rate in bytes per second after a burst.
 func Above(limit int64, burst uint32) Term {
 	return Term{fmt.Sprintf("limit rate over %d bytes/second burst %d bytes", limit, burst), []expr.Any{
 		&expr.Limit{Type: expr.LimitTypePktBytes, Rate: uint64(limit), Unit: expr.LimitTimeSecond, Burst: burst, Over: true}}}
@@ -121,7 +121,7 @@ func TransportField(offset, octets uint32) Field {
 	return Field{expr.PayloadBaseTransportHeader, offset, octets}
 }
 
-// InSet matches packets whose fields, one after the other, are a key of the set.
+// InSet matches packets whose fields, concatenated, are a key of the set.
 func InSet(set string, fields ...Field) Term {
 	var exprs []expr.Any
 	word := uint32(0)
@@ -132,8 +132,9 @@ func InSet(set string, fields ...Field) Term {
 	return Term{"@" + set, append(exprs, &expr.Lookup{SourceRegister: 1, SetName: set})}
 }
 
-// register is the number by which the kernel lists the register that begins at a
-// word: those of 16 octets are NFT_REG_1 and up, those of 4 NFT_REG32_00 and up.
+// register returns the number by which the kernel lists the register that
+// starts at a word: those of 16 octets are NFT_REG_1 and up, those of 4
+// NFT_REG32_00 and up.
 func register(word uint32) uint32 {
 	if word%4 == 0 {
 		return unix.NFT_REG_1 + word/4

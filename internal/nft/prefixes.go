@@ -10,12 +10,12 @@ import (
 	"github.com/google/nftables"
 )
 
-// span is the addresses from first up to, and without, end: what the kernel
-// makes of a prefix.
+// span is the range of addresses from first to end, exclusive: the kernel's
+// form of a prefix.
 type span struct{ first, end string }
 
-// SetPrefixes makes a set of intervals hold the prefixes of its family, in one
-// transaction: no packet meets half of it. With keep, what it holds stays.
+// SetPrefixes makes an interval set hold the prefixes of its family, in one
+// transaction: no packet sees half of it. With keep, current elements stay.
 func (c *Conn) SetPrefixes(t Table, s Set, prefixes []netip.Prefix, keep bool) error {
 	set := s.kernel(t.kernel())
 	elements, err := c.elements(set)
@@ -30,7 +30,7 @@ func (c *Conn) SetPrefixes(t Table, s Set, prefixes []netip.Prefix, keep bool) e
 		return nil
 	}
 	c.c.FlushSet(set)
-	for some := range slices.Chunk(toElements(want), 1000) { // of the 64 KiB that a message has room for
+	for some := range slices.Chunk(toElements(want), 1000) { // a message has room for 64 KiB
 		if err := c.c.SetAddElements(set, some); err != nil {
 			return fmt.Errorf("fill the nftables set %s: %w", s.Name, err)
 		}
@@ -44,13 +44,13 @@ func (c *Conn) SetPrefixes(t Table, s Set, prefixes []netip.Prefix, keep bool) e
 // Takes reports whether any of the prefixes is of the set's family.
 func (s Set) Takes(prefixes []netip.Prefix) bool { return len(s.own(prefixes)) > 0 }
 
-// own are those of the prefixes that are of the set's family.
+// own returns the prefixes of the set's family.
 func (s Set) own(prefixes []netip.Prefix) []netip.Prefix {
 	v4 := s.Key[0] == IPv4Address
 	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4() != v4 })
 }
 
-// spans are those of the prefixes, as merge leaves them.
+// spans returns the prefixes as merged ranges.
 func spans(prefixes []netip.Prefix) []span {
 	var list []span
 	for _, p := range prefixes {
@@ -59,8 +59,8 @@ func spans(prefixes []netip.Prefix) []span {
 	return merge(list)
 }
 
-// after is the first address behind a prefix. Behind the last there is none,
-// but nobody is let through from there: it is multicast or reserved.
+// after returns the first address after a prefix. There is none after the last
+// one, which does no harm: those addresses are multicast or reserved.
 func after(p netip.Prefix) []byte {
 	b := p.Masked().Addr().AsSlice()
 	if p.Bits() == 0 {
@@ -76,8 +76,8 @@ func after(p netip.Prefix) []byte {
 	return bytes.Repeat([]byte{0xff}, len(b))
 }
 
-// merge sorts, and joins what overlaps or touches: the kernel takes no span
-// that overlaps with another.
+// merge sorts spans and joins those that overlap or touch, because the kernel
+// refuses overlapping ones.
 func merge(list []span) []span {
 	slices.SortFunc(list, func(a, b span) int { return strings.Compare(a.first, b.first) })
 	var out []span
@@ -99,7 +99,8 @@ func toElements(list []span) []nftables.SetElement {
 	return out
 }
 
-// seenSpans are the spans of a set that the kernel lists in any order.
+// seenSpans returns the spans of a set from the kernel's list, which is
+// unordered.
 func seenSpans(elements []nftables.SetElement) []span {
 	elements = slices.Clone(elements)
 	slices.SortFunc(elements, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })

@@ -13,14 +13,15 @@ import (
 // Set is a set that rules look keys up in.
 type Set struct {
 	Name     string
-	Key      []Type // of several, their concatenation
+	Key      []Type // several types are concatenated
 	Interval bool
-	// Elements has the set's elements by their keys. When it is nil, they are not
-	// Apply's concern: it only makes the set.
+	// Elements holds the set's elements by key. When it is nil, Apply only
+	// creates the set and leaves its elements alone.
 	Elements map[string]bool
-	// Keep tells which elements stay though they are not listed; without it none do.
+	// Keep reports which elements stay although they are not listed. Default:
+	// none.
 	Keep func(key []byte) bool
-	// Element is what one is called in a Change.
+	// Element names an element in a Change.
 	Element string
 }
 
@@ -61,12 +62,12 @@ func (s Set) kernel(table *nftables.Table) *nftables.Set {
 	return out
 }
 
-// InterfaceKey is the key of an interface's name.
+// InterfaceKey returns the key for an interface's name.
 func InterfaceKey(name string) []byte {
 	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
 }
 
-// Elements lists the keys of a set; one that is not there has none.
+// Elements lists the keys of a set; none when the set does not exist.
 func (c *Conn) Elements(t Table, s Set) ([][]byte, error) {
 	sets, err := c.Sets(t)
 	if err != nil || !slices.Contains(sets, s.Name) {
@@ -91,7 +92,7 @@ func (c *Conn) elements(s *nftables.Set) ([]nftables.SetElement, error) {
 	return elements, nil
 }
 
-// Add puts an element into a set, which is made when it is not there.
+// Add adds an element to a set, which is created if it does not exist.
 func (c *Conn) Add(t Table, s Set, key []byte) error {
 	if err := c.c.AddSet(s.kernel(t.kernel()), []nftables.SetElement{{Key: key}}); err != nil {
 		return err
@@ -99,7 +100,7 @@ func (c *Conn) Add(t Table, s Set, key []byte) error {
 	return c.flush(t)
 }
 
-// Delete takes an element out of a set.
+// Delete removes an element from a set.
 func (c *Conn) Delete(t Table, s Set, key []byte) error {
 	if err := c.c.SetDeleteElements(s.kernel(t.kernel()), []nftables.SetElement{{Key: key}}); err != nil {
 		return err
@@ -107,7 +108,7 @@ func (c *Conn) Delete(t Table, s Set, key []byte) error {
 	return c.flush(t)
 }
 
-// diff is what a set lacks and what it has too much.
+// diff returns the elements to add and to delete.
 func (s Set) diff(seen []nftables.SetElement) (add, del []nftables.SetElement) {
 	there := map[string]bool{}
 	for _, e := range seen {
@@ -125,14 +126,14 @@ func (s Set) diff(seen []nftables.SetElement) (add, del []nftables.SetElement) {
 	return add, del
 }
 
-// change makes a set's elements those that are wanted.
+// change adds and deletes elements.
 func (c *Conn) change(t Table, s Set, add, del []nftables.SetElement) error {
 	set := s.kernel(t.kernel())
 	return errors.Join(c.inChunks(t, set, add, c.c.SetAddElements), c.inChunks(t, set, del, c.c.SetDeleteElements))
 }
 
-// inChunks keeps each message within the 64 KiB that an attribute may have,
-// and each transaction within the socket's buffer.
+// inChunks keeps each message within an attribute's limit of 64 KiB, and each
+// transaction within the socket's buffer.
 func (c *Conn) inChunks(t Table, set *nftables.Set, elements []nftables.SetElement, do func(*nftables.Set, []nftables.SetElement) error) error {
 	for part := range slices.Chunk(elements, 1000) {
 		if err := do(set, part); err != nil {

@@ -13,17 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rule is a list of terms. Its digest is kept as a comment, for people and for
-// a cheap first look; what counts is what the kernel executes.
+// Rule is a list of terms. Its digest is stored as a comment, for readers and
+// for a cheap first comparison; the comparison that counts is of the kernel's
+// expressions.
 type Rule []Term
 
-// Term is a piece of a rule, as nft(8) writes it and as the kernel has it.
+// Term is a part of a rule, as nft(8) writes it and as the kernel has it.
 type Term struct {
 	Text  string
 	Exprs []expr.Any
 }
 
-// Join is all of the terms as one.
+// Join returns the terms as one.
 func Join(terms ...Term) Term {
 	var texts []string
 	var exprs []expr.Any
@@ -34,7 +35,7 @@ func Join(terms ...Term) Term {
 	return Term{strings.Join(texts, " "), exprs}
 }
 
-// As is the term under another text.
+// As returns the term with another text.
 func (t Term) As(text string) Term {
 	t.Text = text
 	return t
@@ -49,7 +50,7 @@ func (r Rule) comment() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Accept and Drop end the way of a packet through a chain.
+// Accept and Drop are final verdicts of a chain.
 func Accept() Term { return verdict("accept", expr.VerdictAccept) }
 func Drop() Term   { return verdict("drop", expr.VerdictDrop) }
 
@@ -57,10 +58,12 @@ func verdict(text string, kind expr.VerdictKind) Term {
 	return Term{text, []expr.Any{&expr.Verdict{Kind: kind}}}
 }
 
-// Masquerade gives a connection the address of the interface that it leaves by.
+// Masquerade translates a connection's source to the address of its outgoing
+// interface.
 func Masquerade() Term { return Term{"masquerade", []expr.Any{&expr.Masq{}}} }
 
-// IIF and OIF match an interface's name; a trailing * any that begins so.
+// IIF and OIF match an interface's name; a trailing * matches any name with
+// that prefix.
 func IIF(name string) Term { return interfaceTerm("iifname", expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
 func OIF(name string) Term { return interfaceTerm("oifname", expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
 
@@ -78,13 +81,13 @@ func interfaceTerm(text string, key expr.MetaKey, op expr.CmpOp, name string) Te
 	return Term{text + " " + name, []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: data}}}
 }
 
-// Protocol matches by the number of what is in the IP header's payload.
+// Protocol matches by the protocol number of the IP payload.
 func Protocol(name string, number byte) Term {
 	return Term{"meta l4proto " + name, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}}}
 }
 
-// ICMP and ICMPv6 match all of their messages.
+// ICMP and ICMPv6 match all messages of the protocol.
 func ICMP() Term   { return Protocol("icmp", unix.IPPROTO_ICMP) }
 func ICMPv6() Term { return Protocol("ipv6-icmp", unix.IPPROTO_ICMPV6) }
 
@@ -144,7 +147,7 @@ func IPv4() Term { return Term{"meta nfproto ipv4", family(unix.NFPROTO_IPV4)} }
 
 func IPv6() Term { return Term{"meta nfproto ipv6", family(unix.NFPROTO_IPV6)} }
 
-// Answers matches packets of connections that were let through.
+// Answers matches packets of connections that were accepted before.
 func Answers() Term {
 	bits := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
 	return Term{"ct state established,related", []expr.Any{
@@ -154,7 +157,7 @@ func Answers() Term {
 	}}
 }
 
-// TowardsOpener matches packets to where their connection was opened from.
+// TowardsOpener matches packets towards the side that opened their connection.
 func TowardsOpener() Term {
 	const reply = 1 // IP_CT_DIR_REPLY
 	return Term{"ct direction reply", []expr.Any{

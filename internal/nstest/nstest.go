@@ -19,10 +19,11 @@ import (
 // dir is where ip-netns(8) pins namespaces.
 const dir = "/run/netns"
 
-// Namespaces is the reason for Root of tests that make network namespaces.
+// Namespaces is the reason to pass to Root for tests that create network
+// namespaces.
 const Namespaces = "it makes network namespaces"
 
-// Root skips a test that needs to be root, for the reason that it names.
+// Root skips a test when it does not run as root, and prints the reason.
 func Root(t testing.TB, why string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -30,8 +31,8 @@ func Root(t testing.TB, why string) {
 	}
 }
 
-// Enter puts the test's goroutine into a network namespace of its own, with lo
-// up, and keeps it there: the namespace goes with the goroutine's thread.
+// Enter moves the test's goroutine into a new network namespace, with lo up.
+// The namespace goes with the goroutine's thread.
 func Enter(t testing.TB) {
 	t.Helper()
 	Root(t, Namespaces)
@@ -42,7 +43,8 @@ func Enter(t testing.TB) {
 	Run(t, "ip", "link", "set", "lo", "up")
 }
 
-// New makes a named network namespace, with lo up, that goes with the test.
+// New creates a named network namespace, with lo up, that is removed after the
+// test.
 func New(t testing.TB) string {
 	t.Helper()
 	Root(t, Namespaces)
@@ -51,7 +53,7 @@ func New(t testing.TB) string {
 	return name
 }
 
-// Add is New for a name that the test chooses.
+// Add is New with a name that the test chooses.
 func Add(t testing.TB, name string) {
 	t.Helper()
 	Root(t, Namespaces)
@@ -64,19 +66,19 @@ func Add(t testing.TB, name string) {
 	IP(t, name, "link", "set", "lo", "up")
 }
 
-// IP runs ip(8) on a named network namespace and returns its output.
+// IP runs ip(8) in a named network namespace and returns its output.
 func IP(t testing.TB, ns string, args ...string) string {
 	t.Helper()
 	return Run(t, "ip", append([]string{"-n", ns}, args...)...)
 }
 
-// Within runs f on a thread that is in a named network namespace.
+// Within runs f on a thread in a named network namespace.
 func Within(ns string, f func() error) error {
 	return namespace.Within(filepath.Join(dir, ns), f)
 }
 
-// Run runs a command to its end and returns its output. It fails the test when
-// the command fails.
+// Run runs a command and returns its output. It fails the test when the command
+// fails.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := command.Output(exec.Command(name, args...))

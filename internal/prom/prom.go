@@ -1,10 +1,11 @@
-// Package prom registers a room's metrics.
+// Package prom registers metrics.
 package prom
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// Register registers all of the collectors, or none and returns why. It returns
-// what unregisters them. With a nil Registerer there is nothing to do.
+// Register registers all of the collectors, or none and returns an error. It
+// returns a function that unregisters them. With a nil Registerer it does
+// nothing.
 func Register(r prometheus.Registerer, all ...prometheus.Collector) (unregister func(), err error) {
 	if r == nil {
 		return func() {}, nil

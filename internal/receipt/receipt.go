@@ -1,6 +1,6 @@
-// Package receipt tells whether what a server has written to a TCP connection
-// has arrived, as far as the other end's kernel says, and names connections so
-// that two requests of one can be told from those of two.
+// Package receipt reports whether data written to a TCP connection was
+// acknowledged by the peer's kernel, and numbers connections so that two
+// requests on one can be told from requests on two.
 package receipt
 
 import (
@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Conns names the connections of a server. The zero value is ready.
+// Conns numbers the connections of a server. The zero value is ready.
 type Conns struct{ last atomic.Uint64 }
 
 // Conn is one connection of a server.
@@ -31,13 +31,14 @@ func (c *Conns) Context(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, key{}, &Conn{strconv.FormatUint(c.last.Add(1), 36), conn})
 }
 
-// Of is the connection of a request's context; nil when its server names none.
+// Of returns the connection of a request's context; nil when the server does
+// not use Conns.
 func Of(ctx context.Context) *Conn {
 	c, _ := ctx.Value(key{}).(*Conn)
 	return c
 }
 
-// ID names the connection among those of its Conns; empty for nil.
+// ID identifies the connection among those of its Conns; empty for nil.
 func (c *Conn) ID() string {
 	if c == nil {
 		return ""
@@ -50,14 +51,14 @@ const (
 	pause    = 2 * time.Millisecond
 )
 
-// Mark is a place in what is written to a connection.
+// Mark is a position in the data written to a connection.
 type Mark struct {
 	conn   *Conn
-	behind int64 // bytes that were written before it, as the kernel counts
+	behind int64 // bytes written before it, as counted by the kernel
 	err    error
 }
 
-// Mark marks what is written to the connection from now on.
+// Mark returns the current position.
 func (c *Conn) Mark() Mark {
 	if c == nil {
 		return Mark{err: errNoSocket}
@@ -66,14 +67,14 @@ func (c *Conn) Mark() Mark {
 	return Mark{c, acked + left, err}
 }
 
-// Arrived waits until the other end has acknowledged anything that was written
-// after the mark. It is false when the connection ended before, when nothing
-// could be written, or when nothing was acknowledged for ten seconds. Where
-// nobody can tell, it is true.
+// Arrived waits until the peer has acknowledged data written after the mark. It
+// returns false when the connection ended before, when nothing could be
+// written, or when nothing was acknowledged for ten seconds; true when the
+// kernel cannot tell.
 func (m Mark) Arrived(ctx context.Context) bool {
 	deadline := time.Now().Add(patience)
 	for m.err == nil {
-		// A connection that has ended has acknowledged by then what it ever will.
+		// A connection that has ended receives no further acknowledgement.
 		ended := ctx.Err() != nil || time.Now().After(deadline)
 		acked, left, err := progress(m.conn.conn)
 		if err != nil || acked > m.behind {
@@ -90,10 +91,10 @@ func (m Mark) Arrived(ctx context.Context) bool {
 	return true
 }
 
-// errNoSocket says that a connection is no socket of the kernel's.
+// errNoSocket is returned for a connection without a kernel socket.
 var errNoSocket = errors.New("the connection has no socket")
 
-// progress is how many written bytes the other end has acknowledged, and how
+// progress returns how many written bytes the peer has acknowledged, and how
 // many it has not.
 func progress(conn net.Conn) (acked, left int64, err error) {
 	for {
@@ -115,7 +116,7 @@ func progress(conn net.Conn) (acked, left int64, err error) {
 	return acked, left, errors.Join(cerr, err)
 }
 
-// snapshot reads both numbers as of one moment.
+// snapshot reads both numbers at one moment.
 func snapshot(fd int) (acked, left int64, err error) {
 	for {
 		before, err := acknowledged(fd)

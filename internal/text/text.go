@@ -1,5 +1,6 @@
-// Package text writes sizes for people, and makes words of other machines fit to be shown: BMCs, hosts, guests and DHCP clients send
-// what they like, and a terminal or a log obeys what it is sent.
+// Package text formats sizes, and makes text from other machines safe to show:
+// BMCs, hosts, guests and DHCP clients may send anything, and a terminal or a
+// log interprets control characters.
 package text
 
 import (
@@ -11,17 +12,18 @@ import (
 	"unicode/utf8"
 )
 
-// Replacement stands in place of a character that is not shown.
+// Replacement replaces a character that is not shown.
 const Replacement = unicode.ReplacementChar
 
-// Shown reports whether a character only shows itself: it is no control character (C0, DEL, C1), no format
-// character (which turn the direction of text, or take no room), and no line or paragraph separator.
+// Shown reports whether a character is safe to print: not a control character
+// (C0, DEL, C1), not a format character (which change the direction of text or
+// have no width), and not a line or paragraph separator.
 func Shown(r rune) bool {
 	return !unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
 
-// Line is s as one line: white space becomes a space, whatever else is not Shown, and what is no UTF-8, a
-// Replacement.
+// Line returns s as one line: white space becomes a space; characters that are
+// not Shown and invalid UTF-8 become a Replacement.
 func Line(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -34,7 +36,8 @@ func Line(s string) string {
 	}, s)
 }
 
-// Clip is s as one line of at most n bytes, and "…" when that is not all. It is valid UTF-8.
+// Clip returns s as one line of at most n bytes, with "…" when it was
+// truncated. It is valid UTF-8.
 func Clip(s string, n int) string {
 	whole := Line(s[:min(len(s), n+utf8.UTFMax)]) // enough to find where to cut
 	cut := len(s) > n+utf8.UTFMax || len(whole) > n
@@ -51,8 +54,8 @@ func Clip(s string, n int) string {
 	return whole
 }
 
-// JSON escapes in a JSON document what encoding/json leaves as it is and a terminal might obey. The
-// document stays the same.
+// JSON escapes characters of a JSON document that encoding/json leaves alone
+// and a terminal might interpret. The document's value is unchanged.
 func JSON(raw []byte) []byte {
 	return escape(raw, func(r rune) string {
 		if r <= 0xffff {
@@ -63,8 +66,8 @@ func JSON(raw []byte) []byte {
 	})
 }
 
-// YAML is JSON for a document that is read as YAML, which takes no control characters as they are, and no
-// surrogates.
+// YAML is JSON for a document that is read as YAML, which accepts neither raw
+// control characters nor surrogates.
 func YAML(raw []byte) []byte {
 	return escape(raw, func(r rune) string { return fmt.Sprintf(`\U%08x`, r) })
 }
@@ -86,10 +89,11 @@ func escape(raw []byte, escaped func(rune) string) []byte {
 	return b.Bytes()
 }
 
-// hidden is what stands only inside of strings of a JSON document, and is not Shown.
+// hidden reports a character that can appear only inside strings of a JSON
+// document and is not Shown.
 func hidden(r rune) bool { return r >= 0x7f && !Shown(r) }
 
-// Size writes a number of bytes for people, such as 12.3 MiB.
+// Size formats a number of bytes, such as 12.3 MiB.
 func Size(n int64) string {
 	if n < 1<<10 {
 		return fmt.Sprintf("%d B", n)

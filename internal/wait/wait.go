@@ -1,5 +1,5 @@
-// Package wait owns how a loop waits: for a time that its context may cut
-// short, and for others that wake it.
+// Package wait provides what a loop waits with: a delay that a context can cut
+// short, and a signal to wake it.
 package wait
 
 import (
@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// For waits for d. It returns ctx's error, at once, when ctx is done.
+// For waits for d. It returns ctx's error at once when ctx is done.
 func For(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -18,11 +18,11 @@ func For(ctx context.Context, d time.Duration) error {
 	return ctx.Err()
 }
 
-// Signal wakes the one loop that receives from it. It is set without waiting;
-// being set again before the loop receives makes no second wake-up.
+// Signal wakes the one loop that receives from it. Setting it never blocks;
+// setting it again before the loop receives has no further effect.
 type Signal chan struct{}
 
-// NewSignal makes a Signal that is not set.
+// NewSignal returns a Signal that is not set.
 func NewSignal() Signal { return make(Signal, 1) }
 
 // Set wakes the loop, now or as soon as it receives.
@@ -33,8 +33,8 @@ func (s Signal) Set() {
 	}
 }
 
-// Wait waits until the Signal is set, at most for d. It returns ctx's error, at
-// once, when ctx is done.
+// Wait waits until the Signal is set, at most for d. It returns ctx's error at
+// once when ctx is done.
 func (s Signal) Wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

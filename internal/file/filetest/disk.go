@@ -1,5 +1,4 @@
-// Package filetest owns disks that lose power, for tests of what must survive
-// that.
+// Package filetest provides disks that lose power, for tests of durability.
 package filetest
 
 import (
@@ -12,8 +11,8 @@ import (
 	"github.com/rackweft/rackweft/internal/nstest"
 )
 
-// Disk is a mounted ext4 file system whose journal is written when something is
-// synchronized, and not by the clock meanwhile.
+// Disk is a mounted ext4 file system whose journal is written only when
+// something is synced, not periodically.
 type Disk struct {
 	t     *testing.T
 	Dir   string
@@ -21,7 +20,7 @@ type Disk struct {
 	cuts  int
 }
 
-// NewDisk makes a Disk, or skips the test where none can be mounted.
+// NewDisk returns a Disk, or skips the test when none can be mounted.
 func NewDisk(t *testing.T) *Disk {
 	t.Helper()
 	nstest.Root(t, "it mounts a file system")
@@ -59,8 +58,8 @@ func (d *Disk) mount(image, dir string) {
 	})
 }
 
-// Cut returns the disk as it would be found had the power gone at this moment:
-// with what had been written to it, and nothing that was still in memory.
+// Cut returns the disk as after a loss of power at this moment: with what had
+// been written to it, without what was only in memory.
 func (d *Disk) Cut() string {
 	d.t.Helper()
 	d.cuts++

@@ -1,5 +1,5 @@
-// Package waittest waits, in tests, for what other goroutines and processes are
-// about to do.
+// Package waittest waits, in tests, for effects of other goroutines and
+// processes.
 package waittest
 
 import (
@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Soon reports whether is comes true within d. It asks at least once, and for
-// the last time after d.
+// Soon reports whether is becomes true within d. It calls is at least once, and
+// a last time after d.
 func Soon(d time.Duration, is func() bool) bool {
 	const most = 100 * time.Millisecond
 	end := time.Now().Add(d)
@@ -25,7 +25,8 @@ func Soon(d time.Duration, is func() bool) bool {
 	}
 }
 
-// Until waits until is comes true, and fails the test when it does not within d.
+// Until waits until is becomes true, and fails the test when it does not within
+// d.
 func Until(t testing.TB, d time.Duration, what string, is func() bool) {
 	t.Helper()
 	if !Soon(d, is) {
@@ -33,8 +34,8 @@ func Until(t testing.TB, d time.Duration, what string, is func() bool) {
 	}
 }
 
-// Pass waits until all checks return nil at once, and fails the test with what
-// they return when they do not within d.
+// Pass waits until all checks return nil, and fails the test with their errors
+// when they do not within d.
 func Pass(t testing.TB, d time.Duration, checks ...func() error) {
 	t.Helper()
 	var err error
