@@ -7,9 +7,9 @@ import (
 	"text/template/parse"
 )
 
-// SecretsOf lists the Secrets that a template asks for by name, each once. A
-// name that is made of variables is not found, and neither is anything in what
-// is no template.
+// SecretsOf lists the names of the Secrets that a template uses, each once. It
+// does not find names computed from variables, and finds none in text that is
+// not a valid template.
 func SecretsOf(text string) []string {
 	if !strings.Contains(text, "{{") || !strings.Contains(text, "secret") {
 		return nil
@@ -28,7 +28,7 @@ func SecretsOf(text string) []string {
 	return slices.Compact(names)
 }
 
-// asked adds the names that the commands below a node begin with.
+// asked adds the names used by the commands below a node.
 func asked(node parse.Node, names []string) []string {
 	list := func(l *parse.ListNode) {
 		if l != nil {

@@ -10,10 +10,10 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// What the layers of one config may take together. They are written by people
-// who may not be trusted with bootd's processor, and compiled whenever a
-// Machine boots or somebody asks for an explanation. There is no clock here,
-// so the same layers give the same answer on every machine.
+// Limits for all layers of one config together. Their authors may not be
+// trusted with bootd's processor, and layers are compiled whenever a Machine
+// boots or a user asks for an explanation. Steps are counted instead of time,
+// so that the same layers give the same result on every machine.
 const (
 	maxSteps    = 100_000 // nodes and arguments that templates evaluate
 	maxWork     = 16 << 20
@@ -23,33 +23,33 @@ const (
 	maxKeys     = 1024    // of one mapping
 )
 
-// What the costlier functions of a template take, in steps.
+// Cost of the expensive template functions, in steps.
 const (
 	comparison = 64  // of two values of maxValue
 	opening    = 400 // of a Secret
 )
 
-// budget is what is left to the layers of one config.
+// budget is what the layers of one config may still use.
 type budget struct{ steps, work, rendered, nodes int }
 
 func newBudget() *budget { return &budget{maxSteps, maxWork, maxRendered, maxNodes} }
 
-// read pays for a YAML document: Butane takes a while for each of its nodes,
-// and the YAML reader compares each key of a mapping with all others. The error
-// is at the line that is returned.
+// read charges for a YAML document: Butane spends time on each node, and the
+// YAML reader compares each key of a mapping with all others. The error belongs
+// to the returned line.
 func (b *budget) read(node *yaml.Node) (line int, err error) {
 	if b.nodes--; b.nodes < 0 {
 		return node.Line, fmt.Errorf("its YAML is too large: all layers together may have %d keys and values", maxNodes)
 	}
 	if node.Kind == yaml.MappingNode {
 		if len(node.Content)/2 > maxKeys {
-			return node.Line, fmt.Errorf("a mapping has %d keys, and %d at most", len(node.Content)/2, maxKeys)
+			return node.Line, fmt.Errorf("a mapping has %d keys: the limit is %d", len(node.Content)/2, maxKeys)
 		}
 		first := map[string]int{}
 		for i := 0; i < len(node.Content); i += 2 {
 			key := node.Content[i]
 			if at, twice := first[key.Value]; twice && key.Kind == yaml.ScalarNode {
-				return key.Line, fmt.Errorf("key %q is defined at line %d already", key.Value, at)
+				return key.Line, fmt.Errorf("key %q is already defined at line %d", key.Value, at)
 			}
 			first[key.Value] = key.Line
 		}
@@ -62,7 +62,7 @@ func (b *budget) read(node *yaml.Node) (line int, err error) {
 	return 0, nil
 }
 
-// step pays for n steps. It is called by templates, and writes nothing.
+// step charges for n steps. Templates call it; it writes nothing.
 func (b *budget) step(n int) (string, error) {
 	if b.steps -= n; b.steps < 0 {
 		return "", fmt.Errorf("the template takes too long: all layers together may take %d steps", maxSteps)
@@ -70,13 +70,14 @@ func (b *budget) step(n int) (string, error) {
 	return "", nil
 }
 
-// ranged pays for a range over v: the keys of a map are sorted before the first pass.
+// ranged charges for a range over v: the keys of a map are sorted before the
+// first pass.
 func (b *budget) ranged(v any) (any, error) {
 	_, err := b.step(length(v))
 	return v, err
 }
 
-// take pays for the arguments of a function.
+// take charges for the arguments of a function.
 func (b *budget) take(args ...any) error {
 	n := 0
 	for _, a := range args {
@@ -85,12 +86,12 @@ func (b *budget) take(args ...any) error {
 		}
 	}
 	if b.work -= n; b.work < 0 {
-		return fmt.Errorf("the template takes too long: the functions of all layers together may take and make %d MiB", maxWork>>20)
+		return fmt.Errorf("the template takes too long: the functions of all layers together may read and write %d MiB", maxWork>>20)
 	}
 	return nil
 }
 
-// make pays for the result of a function.
+// make charges for the result of a function.
 func (b *budget) make(s string) (string, error) {
 	if len(s) > maxValue {
 		return "", fmt.Errorf("makes a value of more than %d MiB", maxValue>>20)
@@ -98,7 +99,7 @@ func (b *budget) make(s string) (string, error) {
 	return s, b.take(s)
 }
 
-// rendering is what a template writes.
+// rendering is the output of a template.
 type rendering struct {
 	strings.Builder
 	budget *budget
@@ -111,8 +112,8 @@ func (r *rendering) Write(p []byte) (int, error) {
 	return r.Builder.Write(p)
 }
 
-// The functions by which templates pay. They are defined once a layer is
-// parsed, so no layer can name them.
+// The functions with which templates are charged. They are defined after a
+// layer is parsed, so that no layer can call them by name.
 const (
 	stepName   = "step"
 	rangedName = "ranged"
@@ -122,7 +123,7 @@ func (b *budget) functions() template.FuncMap {
 	return template.FuncMap{stepName: b.step, rangedName: b.ranged}
 }
 
-// length is how many entries a range passes over; 0 where it counts.
+// length returns how many entries a range iterates over; 0 for one that counts.
 func length(v any) int {
 	switch r := reflect.ValueOf(v); r.Kind() {
 	case reflect.Map, reflect.Slice, reflect.Array:
@@ -131,7 +132,7 @@ func length(v any) int {
 	return 0
 }
 
-// size is about how many bytes a function makes of a value.
+// size returns roughly how many bytes a function makes of a value.
 func size(v any) int {
 	switch v := v.(type) {
 	case string:
@@ -146,7 +147,7 @@ func size(v any) int {
 	return 32
 }
 
-// charge has each list pay for what is evaluated in one pass of it.
+// charge makes each list pay for what one pass of it evaluates.
 func charge(list *parse.ListNode) {
 	if list == nil {
 		return
@@ -183,7 +184,7 @@ func call(at parse.Pos, name string, args ...parse.Node) *parse.CommandNode {
 	return &parse.CommandNode{NodeType: parse.NodeCommand, Pos: at, Args: append([]parse.Node{parse.NewIdentifier(name).SetPos(at)}, args...)}
 }
 
-// cost is how many steps an evaluation takes.
+// cost returns how many steps an evaluation takes.
 func cost(node parse.Node) int {
 	steps := 1
 	switch n := node.(type) {
@@ -215,7 +216,7 @@ func cost(node parse.Node) int {
 	return steps
 }
 
-// recursive finds a template that calls itself, be it through others.
+// recursive finds a template that calls itself, directly or indirectly.
 func recursive(t *template.Template) (name string, at parse.Pos, ok bool) {
 	calls := map[string][]*parse.TemplateNode{}
 	for _, one := range t.Templates() {
@@ -252,7 +253,7 @@ func recursive(t *template.Template) (name string, at parse.Pos, ok bool) {
 	return "", 0, false
 }
 
-// called lists the calls of templates in a list.
+// called lists the template calls in a list.
 func called(list *parse.ListNode, calls []*parse.TemplateNode) []*parse.TemplateNode {
 	if list == nil {
 		return calls

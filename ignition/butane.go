@@ -30,11 +30,11 @@ import (
 // This is the only file that knows Butane: upstream moved it into
 // ignition/v2/butane with v2.27.
 
-// defaultVariant is the one with the fewest restrictions.
+// defaultVariant is the variant with the fewest restrictions.
 const defaultVariant = "fcos"
 
-// dialect is one variant and version of Butane and the spec it compiles to.
-// Experimental ones are left out, and openshift, whose output is a
+// dialect is one variant and version of Butane, and the spec that it compiles
+// to. Excluded are experimental versions and openshift, whose output is a
 // MachineConfig.
 type dialect struct {
 	variant, version string
@@ -61,7 +61,8 @@ func dialects() []dialect {
 	}
 }
 
-// header is what a layer may say about itself. Nodes, for their lines.
+// header holds the fields of a layer that name its dialect, as nodes because of
+// their lines.
 type header struct {
 	Variant, Version yaml.Node
 }
@@ -88,8 +89,8 @@ func fromButane(doc document, target spec, b *budget) (config types.Config, warn
 		return types.Config{}, nil, err
 	}
 
-	// Butane works by reflection and panics where it meets what it did not
-	// expect; one machine's layer must not stop bootd.
+	// Butane uses reflection and may panic on unexpected input; one machine's
+	// layer must not stop bootd.
 	defer func() {
 		if p := recover(); p != nil {
 			err = doc.errorf(0, "Butane %s %s cannot read this layer", chosen.variant, chosen.version)
@@ -97,7 +98,7 @@ func fromButane(doc document, target spec, b *budget) (config types.Config, warn
 	}()
 	// FilesDir stays empty, so that no layer can read bootd's files.
 	// Compression would cost more than it saves on a provisioning network, and
-	// hide the contents from whoever reads the config.
+	// hide the contents from readers of the config.
 	options := common.TranslateBytesOptions{TranslateOptions: common.TranslateOptions{NoResourceAutoCompression: true}}
 	raw, verdict, err := chosen.translate(doc.text, options)
 	warnings, faults := readReport(doc, verdict)
@@ -114,8 +115,8 @@ func fromButane(doc document, target spec, b *budget) (config types.Config, warn
 	return config, warnings, nil
 }
 
-// choose finds the dialect that a layer is written in: the one it names, else
-// the newest that target can take.
+// choose returns the dialect of a layer: the one that it names, else the newest
+// that fits the target.
 func choose(doc document, head header, target spec) (dialect, error) {
 	variant, version := head.Variant.Value, head.Version.Value
 	if variant == "" {
@@ -157,7 +158,7 @@ func choose(doc document, head header, target spec) (dialect, error) {
 	return *fit, nil
 }
 
-// readReport sorts Butane's findings into warnings and faults.
+// readReport splits Butane's report into warnings and faults.
 func readReport(doc document, verdict report.Report) (warnings []string, faults error) {
 	var errs []error
 	for _, entry := range verdict.Entries {
@@ -169,10 +170,11 @@ func readReport(doc document, verdict report.Report) (warnings []string, faults 
 		key, unknown := strings.CutPrefix(entry.Message, unusedKey)
 		switch {
 		case key == "<<", strings.HasPrefix(entry.Message, "context tree does not match"):
-			// What vcontext says of YAML aliases and merge keys; they are fine.
+			// vcontext reports this for YAML aliases and merge keys, which are
+			// fine.
 		case unknown:
-			// Butane warns only, but a mistyped key means a machine that lacks
-			// what its owner asked for.
+			// Butane only warns, but a mistyped key means that the machine
+			// lacks what its owner asked for.
 			errs = append(errs, doc.errorf(int(line), "%sunknown key", where))
 		case entry.Message == common.ErrNoFilesDir.Error():
 			errs = append(errs, doc.errorf(int(line), "%sa layer cannot read files: write the contents inline, or give a source URL", where))
@@ -188,7 +190,7 @@ func readReport(doc document, verdict report.Report) (warnings []string, faults 
 	return warnings, join(doc, errs)
 }
 
-// maxFaults is how many faults of one layer are named.
+// maxFaults bounds the faults of one layer that are listed.
 const maxFaults = 10
 
 func join(doc document, errs []error) error {
@@ -198,7 +200,7 @@ func join(doc document, errs []error) error {
 	return errors.Join(errs...)
 }
 
-// yamlError splits what the YAML reader says into one error per line.
+// yamlError splits the YAML reader's error into one per line.
 func yamlError(doc document, err error) error {
 	message := strings.TrimPrefix(err.Error(), "yaml: ")
 	message = strings.ReplaceAll(message, " into ignition.header", ": a layer is a mapping, such as `storage:`")
@@ -215,7 +217,7 @@ func yamlError(doc document, err error) error {
 	return join(doc, errs)
 }
 
-// dataURL encodes contents in the shortest way that needs no compression.
+// dataURL encodes contents as the shortest uncompressed data URL.
 func dataURL(contents []byte) (string, error) {
 	url, _, err := baseutil.MakeDataURL(contents, nil, false)
 	if err != nil {

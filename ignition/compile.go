@@ -1,11 +1,11 @@
-// Package ignition owns what a Machine is told at its first boot: it turns
+// Package ignition compiles what a Machine gets at its first boot: it merges
 // Butane layers and rackweft's own content into one validated Ignition config
-// with the provenance of every item, makes the pointer config that leads to
-// it, agrees with a client on the spec version, and writes systemd-networkd
+// and records the origin of every item, writes the pointer config that leads to
+// it, negotiates the spec version with a client, and writes systemd-networkd
 // files for a Machine's links.
 //
-// Everything here is a pure function of its input: no file, network,
-// environment or clock is read, and the same input gives the same bytes.
+// Everything here is a pure function of its input: it reads no file, network,
+// environment or clock, and the same input gives the same bytes.
 package ignition
 
 import (
@@ -22,8 +22,8 @@ import (
 	"github.com/coreos/vcontext/report"
 )
 
-// SystemLayer is the name under which System content appears in provenance and
-// warnings. No Layer may have it.
+// SystemLayer is the name of System content in provenance and warnings. No
+// Layer may use it.
 const SystemLayer = "rackweft"
 
 // Layer is one Butane document. It passes through text/template with
@@ -33,27 +33,29 @@ type Layer struct {
 	Butane string // YAML; variant and version may be left out
 }
 
-// Input is all that one config is made from.
+// Input is everything that one config is made from.
 type Input struct {
-	// Layers are merged in order as Ignition merges: the later one wins.
+	// Layers are merged in order, as Ignition merges: later ones override
+	// earlier ones.
 	Layers []Layer
 	// Facts is the template data, usually a map[string]any.
 	Facts any
-	// Secret answers the template function `secret NAME KEY` of a layer, once for
-	// each key. With nil, a layer that asks for one is an error.
+	// Secret returns the value for the template function `secret NAME KEY` of a
+	// layer; it is called once per key. When it is nil, a layer that uses the
+	// function is an error.
 	Secret func(layer, name, key string) (string, error)
-	// System is rackweft's own content. It wins over every layer.
+	// System is rackweft's own content. It overrides every layer.
 	System System
 	// Version is the Ignition spec version to produce, one of Versions.
 	Version string
 }
 
-// Result is a compiled config and how it came to be.
+// Result is a compiled config with its provenance.
 type Result struct {
 	Config      []byte   // JSON, accepted by Ignition's own parser for Version
 	Version     string   // the spec version of Config
 	Provenance  []Origin // sorted by Path
-	Warnings    []string // what a person should look at; holds no Secret values
+	Warnings    []string // for the operator; holds no Secret values
 	SecretsUsed []string // "NAME/KEY", sorted, each once
 }
 
@@ -111,7 +113,7 @@ func Compile(in Input) (Result, error) {
 	}, nil
 }
 
-// part is the config that one layer contributes.
+// part is the config of one layer.
 type part struct {
 	layer  string
 	config types.Config
@@ -141,16 +143,17 @@ func checkNames(layers []Layer) error {
 	return nil
 }
 
-// compileLayer takes one layer from its template to a config of the newest
-// spec that Ignition can merge.
+// compileLayer turns one layer from a template into a config of the newest spec
+// that Ignition can merge.
 func compileLayer(layer Layer, facts any, vault *vault, b *budget, target spec) (types.Config, []string, error) {
 	secrets := vault.reader(layer.Name)
 	config, warnings, err := translateLayer(layer, facts, secrets.get, b, target)
 	if err == nil || !secrets.read() || secrets.failed {
 		return config, warnings, err
 	}
-	// The message may quote a Secret, whole, cut short or encoded. The same
-	// layer with harmless values tells whether the Secret matters at all.
+	// The message may quote a Secret, completely, truncated or encoded.
+	// Compiling the same layer with harmless values shows whether the fault
+	// depends on the Secret.
 	if _, _, err := translateLayer(layer, facts, placeholder, newBudget(), target); err != nil {
 		return types.Config{}, nil, err
 	}
@@ -185,7 +188,7 @@ func translateLayer(layer Layer, facts any, secret secretFunc, b *budget, target
 // layerError is a fault in a layer's source.
 type layerError struct {
 	layer   string
-	line    int // counted from 1; 0 when the fault has no one line
+	line    int // counted from 1; 0 when the fault has no single line
 	message string
 }
 
@@ -204,7 +207,7 @@ func lineOf(err error) int {
 	return 0
 }
 
-// mergedError explains what only the merged config has wrong, such as a file
+// mergedError explains a fault that only the merged config has, such as a file
 // of one layer below a link of another.
 func mergedError(verdict report.Report, err error, merged types.Config, origins origins, vault *vault) error {
 	var faults []error
@@ -220,8 +223,8 @@ func mergedError(verdict report.Report, err error, merged types.Config, origins 
 	return errors.Join(faults...)
 }
 
-// mergedWarnings reports what only the merged config shows; Butane already
-// warned of what each layer shows by itself.
+// mergedWarnings reports what only the merged config shows; Butane has already
+// warned about each layer.
 func mergedWarnings(verdict report.Report, merged types.Config, origins origins, known []string) []string {
 	var warnings []string
 	for _, entry := range verdict.Entries {

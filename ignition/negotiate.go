@@ -15,12 +15,12 @@ import (
 
 const mediaType = "application/vnd.coreos.ignition+json"
 
-// NegotiateVersion picks the newest spec version that rackweft can produce,
-// the client's Accept header takes and the image's Ignition understands.
+// NegotiateVersion picks the newest spec version that rackweft can produce, the
+// client's Accept header allows and the image's Ignition understands.
 //
 // Without Accept, or with one that names no version (as curl sends), imageMax
-// decides; an empty imageMax sets no limit. It is an error if the header is
-// malformed, if it refuses Ignition configs, and if nothing old enough is left.
+// decides; an empty imageMax sets no limit. It returns an error if the header
+// is malformed, if it refuses Ignition configs, or if no version is old enough.
 func NegotiateVersion(accept, imageMax string) (string, error) {
 	asked, err := acceptedVersion(accept)
 	if err != nil {
@@ -51,8 +51,8 @@ func NegotiateVersion(accept, imageMax string) (string, error) {
 		who, text.Clip(limit.String(), 80), versions[0])
 }
 
-// acceptedVersion reads an Accept header (RFC 9110 §12.5.1). It returns the
-// newest version named, or nil when any will do.
+// acceptedVersion parses an Accept header (RFC 9110 §12.5.1). It returns the
+// newest version named, or nil when any version is allowed.
 func acceptedVersion(accept string) (*semver.Version, error) {
 	if strings.TrimSpace(accept) == "" {
 		return nil, nil
@@ -106,7 +106,7 @@ func mediaVersion(params map[string]string) (*semver.Version, error) {
 	return version, nil
 }
 
-// zeroQuality tells whether a media range is refused with q=0.
+// zeroQuality reports whether a media range is refused by q=0.
 func zeroQuality(params map[string]string) (bool, error) {
 	weight, given := params["q"]
 	if !given {
@@ -119,7 +119,7 @@ func zeroQuality(params map[string]string) (bool, error) {
 	return q == 0, nil
 }
 
-// splitList cuts at the commas that are not inside a quoted string.
+// splitList splits at the commas outside quoted strings.
 func splitList(list string) []string {
 	var elements []string
 	start, quoted := 0, false

@@ -14,8 +14,8 @@ import (
 
 const networkDir = "/etc/systemd/network/"
 
-// Link is a network link of a Machine: exactly one of MAC, Bond and VLAN says
-// what it is made of.
+// Link is a network link of a Machine: exactly one of MAC, Bond and VLAN
+// determines its type.
 type Link struct {
 	Name string // of the interface: at most 15 characters
 	MAC  string // of a physical link
@@ -80,7 +80,7 @@ func unitFile(name string, contents *ini) File {
 	return File{Path: networkDir + name, Mode: 0o644, Contents: contents.Bytes()}
 }
 
-// plan is a checked set of links.
+// plan is a validated set of links.
 type plan struct {
 	links  []Link              // MACs in canonical form
 	byName map[string]*Link    // into links
@@ -107,7 +107,7 @@ func newPlan(links []Link) (*plan, error) {
 	return p, p.checkMTUs()
 }
 
-// connect checks what links say about each other.
+// connect checks the relations between links.
 func (p *plan) connect() error {
 	macs := map[string]string{}
 	addresses := map[netip.Addr]string{}
@@ -185,7 +185,7 @@ func (p *plan) checkMTUs() error {
 	return nil
 }
 
-// mtu is what a link needs: its own, else the largest of its VLANs'.
+// mtu returns what a link needs: its own MTU, else the largest of its VLANs.
 func (p *plan) mtu(l Link) int {
 	if l.MTU != 0 {
 		return l.MTU
@@ -197,7 +197,7 @@ func (p *plan) mtu(l Link) int {
 	return largest
 }
 
-// configured tells whether the link carries more than other links.
+// configured reports whether the link carries more than other links.
 func (l Link) configured() bool { return l.addressed() || l.MTU != 0 }
 
 func (l Link) addressed() bool { return l.DHCP || len(l.Addresses) > 0 }
@@ -210,8 +210,8 @@ func (p *plan) rename(l Link) *ini {
 	return f
 }
 
-// matchPhysical goes by the permanent MAC: a bond gives its members, and a
-// VLAN takes from its link, the current one.
+// matchPhysical matches by the permanent MAC: a bond sets the current MAC of
+// its members, and a VLAN inherits that of its link.
 func matchPhysical(f *ini, macs ...string) {
 	f.section("Match")
 	f.set("PermanentMACAddress", strings.Join(macs, " "))
@@ -222,17 +222,17 @@ func (p *plan) bondDevice(l Link) *ini {
 	f.section("NetDev")
 	f.set("Name", l.Name)
 	f.set("Kind", "bond")
-	// Else networkd derives a MAC from the machine id, which changes with every
-	// live boot, and with it the DHCP lease.
+	// Otherwise networkd derives a MAC from the machine id, which changes with
+	// every live boot, and the DHCP lease with it.
 	f.set("MACAddress", l.Bond.Members[0])
 	f.setInt("MTUBytes", p.mtu(l))
 	f.section("Bond")
 	f.set("Mode", l.Bond.Mode)
-	// The kernel's default, 0, never notices a dead member.
+	// The kernel's default, 0, never detects a dead member.
 	f.set("MIIMonitorSec", "100ms")
 	switch l.Bond.Mode {
 	case "802.3ad":
-		f.set("LACPTransmitRate", "fast") // a dead partner is noticed in 3 s, not 90
+		f.set("LACPTransmitRate", "fast") // detects a dead partner in 3 s, not 90
 		f.set("TransmitHashPolicy", "layer3+4")
 	case "balance-xor":
 		f.set("TransmitHashPolicy", "layer3+4")
@@ -264,8 +264,9 @@ func (p *plan) vlanDevice(l Link) *ini {
 func (p *plan) network(l Link) *ini {
 	f := new(ini)
 	if l.MAC != "" {
-		// Not by name: a kernel before 6.2 refuses to rename a link that the
-		// initrd left up, and the machine must have its addresses all the same.
+		// Not matched by name: kernels before 6.2 refuse to rename a link that
+		// the initrd left up, and the machine must get its addresses all the
+		// same.
 		matchPhysical(f, l.MAC)
 	} else {
 		f.section("Match")
@@ -297,7 +298,7 @@ func (p *plan) network(l Link) *ini {
 
 	if l.DHCP {
 		f.section("DHCPv4")
-		f.set("ClientIdentifier", "mac") // the server knows Machines by MAC
+		f.set("ClientIdentifier", "mac") // bootd identifies Machines by MAC
 	}
 	for _, gateway := range l.Gateways {
 		f.section("Route")
@@ -320,11 +321,10 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-// checkLink checks what a link says about itself and brings its MACs into
-// canonical form.
+// checkLink checks a link by itself and normalises its MACs.
 func checkLink(l Link) (Link, error) {
 	if !regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$`).MatchString(l.Name) || l.Name == "lo" || l.Name == "all" || l.Name == "default" {
-		return l, errors.New("is no name for an interface: use at most 15 letters, digits, '-', '_' and '.', a letter first")
+		return l, errors.New("invalid interface name: use at most 15 letters, digits, '-', '_' and '.', a letter first")
 	}
 	var err error
 	switch {
@@ -334,7 +334,7 @@ func checkLink(l Link) (Link, error) {
 		l.Bond, err = checkBond(*l.Bond)
 	case l.MAC == "" && l.Bond == nil && l.VLAN != nil:
 		if l.VLAN.ID < 1 || l.VLAN.ID > 4094 {
-			err = fmt.Errorf("VLAN id %d: give 1 to 4094", l.VLAN.ID)
+			err = fmt.Errorf("invalid VLAN id %d: want 1 to 4094", l.VLAN.ID)
 		}
 	default:
 		err = errors.New("give exactly one of mac, bond and vlan")
@@ -348,7 +348,7 @@ func checkLink(l Link) (Link, error) {
 func checkBond(b Bond) (*Bond, error) {
 	modes := []string{"802.3ad", "active-backup", "balance-alb", "balance-rr", "balance-tlb", "balance-xor", "broadcast"}
 	if !slices.Contains(modes, b.Mode) {
-		return nil, fmt.Errorf("bond mode %q: use one of %s", b.Mode, strings.Join(modes, ", "))
+		return nil, fmt.Errorf("invalid bond mode %q: want one of %s", b.Mode, strings.Join(modes, ", "))
 	}
 	if len(b.Members) == 0 {
 		return nil, errors.New("the bond has no members: give their MACs")
@@ -370,49 +370,49 @@ func checkBond(b Bond) (*Bond, error) {
 func canonicalMAC(text string) (string, error) {
 	mac, err := net.ParseMAC(text)
 	if err != nil || len(mac) != 6 {
-		return "", fmt.Errorf("%q is not a MAC such as 52:54:00:01:07:00", text)
+		return "", fmt.Errorf("invalid MAC %q: want one such as 52:54:00:01:07:00", text)
 	}
 	if mac[0]&1 == 1 || bytes.Equal(mac, make([]byte, 6)) {
-		return "", fmt.Errorf("%s cannot be a link's MAC: it is a group address or all zeros", mac)
+		return "", fmt.Errorf("invalid MAC %s: it is a group address or all zeros", mac)
 	}
 	return mac.String(), nil
 }
 
 func checkAddressing(l Link) error {
 	if l.MTU != 0 && (l.MTU < 576 || l.MTU > 65535) {
-		return fmt.Errorf("MTU %d: give 576 to 65535 bytes", l.MTU)
+		return fmt.Errorf("invalid MTU %d: want 576 to 65535 bytes", l.MTU)
 	}
 	for _, a := range l.Addresses {
 		if !a.IsValid() || !usable(a.Addr()) {
-			return fmt.Errorf("address %s is none that a link can have", a)
+			return fmt.Errorf("invalid address %s: want a unicast address", a)
 		}
 		if a.Addr().Is6() && l.MTU != 0 && l.MTU < 1280 {
-			return fmt.Errorf("MTU %d is too small for IPv6, which needs 1280 bytes", l.MTU)
+			return fmt.Errorf("invalid MTU %d: IPv6 needs at least 1280 bytes", l.MTU)
 		}
 	}
 	families := map[bool]bool{}
 	for _, g := range l.Gateways {
 		if !usable(g) {
-			return fmt.Errorf("gateway %s is none that a link can have", g)
+			return fmt.Errorf("invalid gateway %s: want a unicast address", g)
 		}
 		if families[g.Is4()] {
-			return fmt.Errorf("gateway %s is the second of its family: give one", g)
+			return fmt.Errorf("gateway %s is the second of its family: give only one", g)
 		}
 		families[g.Is4()] = true
 		sameFamily := func(a netip.Prefix) bool { return a.Addr().Is4() == g.Is4() }
 		if !slices.ContainsFunc(l.Addresses, sameFamily) {
-			return fmt.Errorf("gateway %s has no address of its family beside it", g)
+			return fmt.Errorf("gateway %s needs an address of its family on the link", g)
 		}
 	}
 	for _, d := range l.DNS {
 		if !usable(d) {
-			return fmt.Errorf("DNS server %s is no address", d)
+			return fmt.Errorf("invalid DNS server %s: want an address", d)
 		}
 	}
 	word := regexp.MustCompile(`^[A-Za-z0-9_.:-]+$`)
 	for _, name := range slices.Concat(l.NTP, l.Domains) {
 		if !word.MatchString(name) {
-			return fmt.Errorf("%q is neither a host name nor an address", name)
+			return fmt.Errorf("invalid %q: want a host name or an address", name)
 		}
 	}
 	return nil
@@ -422,7 +422,7 @@ func usable(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.Is4In6() && a.Zone() == ""
 }
 
-// ini writes systemd's format. Sections that stay empty are left out.
+// ini writes systemd's format and omits empty sections.
 type ini struct {
 	bytes.Buffer
 	pending string

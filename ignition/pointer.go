@@ -8,8 +8,8 @@ import (
 	"github.com/coreos/ignition/v2/config/v3_6/types"
 )
 
-// PointerConfig is where a Machine finds its config and how it proves that the
-// config is meant for it.
+// PointerConfig says where a Machine finds its config, and how it authenticates
+// the request.
 type PointerConfig struct {
 	URL     string   // https
 	CAs     [][]byte // PEM; none when the server's certificate is publicly trusted
@@ -17,8 +17,8 @@ type PointerConfig struct {
 	Version string   // Ignition spec version, one of Versions
 }
 
-// Pointer makes the config of the first, unprotected fetch: it holds nothing
-// but where and how to fetch the real one. An error does not show the token.
+// Pointer returns the config of the first, unprotected fetch: it only says
+// where and how to fetch the real one. An error does not show the token.
 func Pointer(p PointerConfig) ([]byte, error) {
 	target, err := targetSpec(p.Version)
 	if err != nil {

@@ -10,22 +10,22 @@ import (
 	vpath "github.com/coreos/vcontext/path"
 )
 
-// Origin tells which layers made one item of the config.
+// Origin names the layers that set one item of the config.
 type Origin struct {
 	Path      string   // such as "file /etc/hostname", "unit a.service", "dropin a.service/10-x.conf", "user core"
-	Layer     string   // the layer that had the last word
+	Layer     string   // the layer that set it last
 	Overrides []string // earlier layers that set the item too, in order
 }
 
-// item is one thing that layers can set. Layers that set items of the same key
-// override each other.
+// item is something that layers can set. Layers that set items with the same
+// key override each other.
 type item struct {
 	key  string
 	path string
 }
 
-// node is a file, directory or link: they share the key because one path can
-// only be one of them.
+// node is a file, directory or link. They share the key because a path can be
+// only one of them.
 func node(kind, path string) item { return item{"node " + path, kind + " " + path} }
 
 func thing(kind, name string) item { return item{kind + " " + name, kind + " " + name} }
@@ -76,7 +76,7 @@ func items(config types.Config) []item {
 	return all
 }
 
-// origins holds an Origin per item key.
+// origins holds an Origin by item key.
 type origins map[string]Origin
 
 func trace(parts []part) origins {
@@ -103,8 +103,8 @@ func (o origins) sorted() []Origin {
 	return all
 }
 
-// describe names the item that a place in the merged config, such as
-// $.storage.files.3.mode, belongs to, and its layers: `file /etc/x (layer "a" over "b"): `.
+// describe returns the item at a place in the merged config, such as
+// $.storage.files.3.mode, and its layers: `file /etc/x (layer "a" over "b"): `.
 func (o origins) describe(merged types.Config, at vpath.ContextPath) string {
 	if len(at.Path) < 3 {
 		return ""

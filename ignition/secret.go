@@ -11,7 +11,7 @@ import (
 // secretFunc is the template function `secret NAME KEY`.
 type secretFunc func(name, key string) (string, error)
 
-// vault hands out Secrets and remembers them, so that no message shows one.
+// vault returns Secrets and remembers them, so that no message shows one.
 type vault struct {
 	lookup func(layer, name, key string) (string, error)
 	used   map[string]string // "NAME/KEY" → value
@@ -21,12 +21,12 @@ func newVault(lookup func(layer, name, key string) (string, error)) *vault {
 	return &vault{lookup: lookup, used: map[string]string{}}
 }
 
-// secretReader is one layer's view of the vault.
+// secretReader is one layer's access to the vault.
 type secretReader struct {
 	vault  *vault
 	layer  string
 	known  map[[2]string]string // what the layer was given
-	failed bool                 // the layer asked for a Secret that it may not have
+	failed bool                 // the layer requested a Secret that it may not have
 }
 
 func (v *vault) reader(layer string) *secretReader {

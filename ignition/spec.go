@@ -31,21 +31,21 @@ import (
 // spec is one version of Ignition's config.
 //
 // Layers are merged as the newest version, into which Ignition translates all
-// older ones, and written as the version the client understands. Writing an
-// older version is sound because no layer may need a newer one than the target
-// and minor versions only add fields; the target's own parser then checks the
-// very bytes that are sent.
+// older ones, and written as the version that the client understands. Writing
+// an older version is sound because no layer may need a newer one than the
+// target and minor versions only add fields; the target's own parser then
+// checks the bytes that are sent.
 type spec struct {
 	version string
-	// load reads a config of this version, which Butane has validated, and
-	// translates it up to the newest.
+	// load parses a config of this version, which Butane has validated, and
+	// translates it to the newest.
 	load func(raw []byte) (v36.Config, error)
-	// validate is Ignition's parser for this version; nil for one that layers
-	// may be written in but that is too old for a pointer config.
+	// validate is Ignition's parser for this version; nil for a version that is
+	// allowed in layers but too old for a pointer config.
 	validate func(raw []byte) (report.Report, error)
 }
 
-// specs are all versions, oldest first.
+// specs returns all versions, oldest first.
 func specs() []spec {
 	from35 := func(c v35.Config) v36.Config { return up36.Translate(c) }
 	from34 := func(c v34.Config) v36.Config { return from35(up35.Translate(c)) }
@@ -85,7 +85,7 @@ func targetSpec(version string) (spec, error) {
 	return spec{}, fmt.Errorf("cannot produce Ignition version %q: use one of %s", version, strings.Join(Versions(), ", "))
 }
 
-// specIndex places a version that specs() has among the others.
+// specIndex returns the position of a version in specs().
 func specIndex(version string) int {
 	for i, s := range specs() {
 		if s.version == version {
@@ -105,7 +105,7 @@ func loader[C any](up func(C) v36.Config) func([]byte) (v36.Config, error) {
 	}
 }
 
-// validator counts a key that the version does not know as a fault: Ignition
+// validator reports a key that the version does not know as a fault: Ignition
 // would ignore it silently.
 func validator[C any](parse func([]byte) (C, report.Report, error)) func([]byte) (report.Report, error) {
 	return func(raw []byte) (report.Report, error) {
@@ -123,5 +123,5 @@ func validator[C any](parse func([]byte) (C, report.Report, error)) func([]byte)
 	}
 }
 
-// unusedKey starts the warning of config/validate.ValidateUnusedKeys.
+// unusedKey is the prefix of the warning of config/validate.ValidateUnusedKeys.
 const unusedKey = "unused key "

@@ -14,21 +14,21 @@ import (
 	"github.com/coreos/ignition/v2/config/v3_6/types"
 )
 
-// System is content that rackweft itself puts on a Machine. It is merged last,
-// replaces whatever a layer says about the same files and units, and uses
-// nothing that Ignition 3.1 lacks.
+// System is content that rackweft adds to a Machine. It is merged last,
+// replaces what layers say about the same files and units, and needs nothing
+// newer than Ignition 3.1.
 type System struct {
 	Files  []File
 	Remote []RemoteFile
 	Units  []Unit
 	Users  []User
-	// CAs are PEM certificates, besides the image's own, by which Ignition
-	// trusts the servers of Remote files. Those of a pointer config are
-	// forgotten once the config it leads to is in place.
+	// CAs are PEM certificates by which Ignition trusts the servers of Remote
+	// files, in addition to the image's own. Ignition drops those of a pointer
+	// config when it has fetched the config.
 	CAs [][]byte
 }
 
-// File is written as it is and owned by root.
+// File is written as is and owned by root.
 type File struct {
 	Path     string
 	Mode     int // permission bits; 0 means 0644
@@ -40,14 +40,14 @@ type RemoteFile struct {
 	Path   string
 	Mode   int // permission bits; 0 means 0644
 	URL    string
-	SHA256 string // hex digest that the bytes must have
+	SHA256 string // hex digest of the content
 	Token  string // sent as `Authorization: Bearer`, over https only; may be empty
 }
 
 // Unit is a systemd unit.
 type Unit struct {
 	Name     string
-	Contents string // may be empty where the image has the unit
+	Contents string // may be empty when the image has the unit
 	Enabled  bool
 	Dropins  []Dropin
 }
@@ -58,8 +58,8 @@ type Dropin struct {
 	Contents string
 }
 
-// User is made, or changed where the image has it. SSH keys and groups add to
-// those that layers give.
+// User is created, or changed if the image has it. SSH keys and groups are
+// added to those from layers.
 type User struct {
 	Name    string
 	SSHKeys []string
@@ -94,7 +94,7 @@ func (s System) config() (types.Config, error) {
 	return config, nil
 }
 
-// ownFile sets what makes the file rackweft's whatever the image has there.
+// ownFile makes the file rackweft's, whatever the image has at that path.
 func ownFile(path string, mode int, contents types.Resource) types.File {
 	if mode == 0 {
 		mode = 0o644
@@ -152,8 +152,8 @@ func (u User) config() types.PasswdUser {
 	return user
 }
 
-// certificateAuthorities gives each certificate an entry of its own, for old
-// Ignitions read only the first of a bundle.
+// certificateAuthorities gives each certificate an entry of its own, because
+// old Ignitions read only the first of a bundle.
 func certificateAuthorities(bundles [][]byte) ([]types.Resource, error) {
 	var cas []types.Resource
 	for _, rest := range bundles {
@@ -182,7 +182,8 @@ func certificateAuthorities(bundles [][]byte) ([]types.Resource, error) {
 	return cas, nil
 }
 
-// bearer makes the header of RFC 6750 §2.1. Its error does not show the token.
+// bearer returns the header of RFC 6750 §2.1. Its error does not show the
+// token.
 func bearer(token string) (types.HTTPHeaders, error) {
 	if !regexp.MustCompile(`^[A-Za-z0-9._~+/-]+=*$`).MatchString(token) {
 		return nil, errors.New("the token is empty or has characters that a bearer token may not have (RFC 6750)")
@@ -193,10 +194,10 @@ func bearer(token string) (types.HTTPHeaders, error) {
 
 const unitDir = "/etc/systemd/system/"
 
-// yieldTo removes from layers what own claims, so that nothing of a layer's
-// file (its compression, its hash, what it appends) is merged into rackweft's,
-// and says so. A layer's drop-ins for rackweft's units stay: that is how an
-// owner adjusts them.
+// yieldTo removes from layers what own sets, so that nothing of a layer's file
+// (compression, hash, appended content) is merged into rackweft's, and returns
+// warnings. A layer's drop-ins for rackweft's units stay: with them an owner
+// adjusts the units.
 func yieldTo(own types.Config, layers []part) []string {
 	claimed := map[string]bool{}
 	for _, f := range own.Storage.Files {
@@ -212,7 +213,7 @@ func yieldTo(own types.Config, layers []part) []string {
 	var warnings []string
 	yields := func(layer, kind, name, path string) bool {
 		if claimed[path] {
-			warnings = append(warnings, fmt.Sprintf("layer %q sets %s %s, which is rackweft's own: the layer's is left out", layer, kind, name))
+			warnings = append(warnings, fmt.Sprintf("layer %q sets %s %s, which is rackweft's own: the layer's is ignored", layer, kind, name))
 		}
 		return claimed[path]
 	}

@@ -17,15 +17,15 @@ import (
 	"text/template/parse"
 )
 
-// document is a rendered layer that still knows its source lines.
+// document is a rendered layer with its source lines.
 type document struct {
 	layer string
 	text  []byte
-	lines []int // source line of each rendered line; nil when they are the same
+	lines []int // source line of each rendered line; nil when they are equal
 }
 
-// errorf makes an error at a line of the rendered text, counted from 1, or at
-// none for 0.
+// errorf returns an error at a line of the rendered text, counted from 1; 0
+// means no line.
 func (d document) errorf(line int, format string, args ...any) error {
 	if d.lines != nil && line > 0 {
 		line = d.lines[min(line, len(d.lines))-1]
@@ -33,8 +33,8 @@ func (d document) errorf(line int, format string, args ...any) error {
 	return &layerError{d.layer, line, fmt.Sprintf(format, args...)}
 }
 
-// empty tells whether the document holds nothing but comments. Of several YAML
-// documents Butane would read the first and drop the rest, so that is an error.
+// empty reports whether the document has only comments. Butane would read the
+// first of several YAML documents and drop the rest, so several are an error.
 func (d document) empty() (bool, error) {
 	content, marks := false, 0
 	for i, line := range strings.Split(string(d.text), "\n") {
@@ -53,11 +53,11 @@ func (d document) empty() (bool, error) {
 	return !content, nil
 }
 
-// render runs a layer's template. What it writes carries marks, "\x00LINE\x00",
-// by which each line of the result is traced to the layer's source.
+// render executes a layer's template. The output contains marks,
+// "\x00LINE\x00", which map each line to the layer's source.
 func render(layer Layer, facts any, secret secretFunc, b *budget) (document, error) {
 	if strings.Contains(layer.Butane, "\x00") {
-		return document{}, &layerError{layer.Name, 0, "holds a NUL byte, so it is no text"}
+		return document{}, &layerError{layer.Name, 0, "contains a NUL byte: want text"}
 	}
 	if !strings.Contains(layer.Butane, "{{") {
 		return document{layer: layer.Name, text: []byte(layer.Butane)}, nil
@@ -84,7 +84,7 @@ func render(layer Layer, facts any, secret secretFunc, b *budget) (document, err
 	return unmark(layer.Name, []byte(out.String()))
 }
 
-// marker puts line marks into a parsed template.
+// marker inserts line marks into a parsed template.
 type marker struct {
 	breaks []int // offset of each line break in the source
 }
@@ -121,8 +121,8 @@ func (m marker) list(list *parse.ListNode) {
 	}
 }
 
-// count has every pass through list begin with a mark, which a value needs that
-// is the first to be written in it.
+// count starts every pass through list with a mark, because a value may be the
+// first output of a pass.
 func (m marker) count(list *parse.ListNode) {
 	mark := &parse.TextNode{NodeType: parse.NodeText, Pos: list.Pos, Text: m.text(nil, list.Pos)}
 	list.Nodes = append([]parse.Node{mark}, list.Nodes...)
@@ -143,8 +143,8 @@ func (m marker) text(text []byte, pos parse.Pos) []byte {
 	return marked
 }
 
-// unmark takes the marks out and reads the source lines from them. A line that
-// came out of a value belongs to the line of the action that wrote it.
+// unmark removes the marks and reads the source lines from them. A line that is
+// part of a value belongs to the line of the action that wrote it.
 func unmark(layer string, marked []byte) (document, error) {
 	doc := document{layer: layer, text: make([]byte, 0, len(marked)), lines: []int{1}}
 	source, start := 1, true
@@ -160,7 +160,7 @@ func unmark(layer string, marked []byte) (document, error) {
 		end := bytes.IndexByte(marked[i+1:], 0)
 		line, err := strconv.Atoi(string(marked[i+1 : i+1+max(end, 0)]))
 		if err != nil {
-			return document{}, &layerError{layer, source, "a value holds a NUL byte"}
+			return document{}, &layerError{layer, source, "a value contains a NUL byte"}
 		}
 		source = line
 		if start {
@@ -174,11 +174,12 @@ func unmark(layer string, marked []byte) (document, error) {
 	return doc, nil
 }
 
-// functions are what a layer may call besides text/template's own. None reads
-// a file, the environment or the clock. Those that make a value pay for it: a
-// loop could double one for ever.
+// functions are the template functions in addition to text/template's. None
+// reads a file, the environment or the clock. Those that return a value are
+// charged for it, because a loop could double a value forever.
 func functions(secret secretFunc, b *budget) template.FuncMap {
-	// paid is a function whose result is at most some times what it takes.
+	// paid wraps a function whose result is at most a few times the size of its
+	// arguments.
 	paid := func(fn func(args ...any) string) func(args ...any) (string, error) {
 		return func(args ...any) (string, error) {
 			if err := b.take(args...); err != nil {
@@ -223,14 +224,14 @@ func functions(secret secretFunc, b *budget) template.FuncMap {
 
 const functionNames = "b64, default, indent, join, json, lower, quote, secret, upper and text/template's own"
 
-// checkFormat refuses formats that make much of little: a verb may be as wide
-// as 999, and use each argument once.
+// checkFormat refuses formats whose output is much larger than their input: a
+// verb may have a width of up to 999, and use each argument once.
 func checkFormat(format string) error {
 	if regexp.MustCompile(`%[-+# 0]*(\d{4}|\d*\.\d{4}|\d*\.?\*|\d*\.?\[)`).MatchString(format) {
-		return errors.New("takes widths up to 999, and neither * nor [n]")
+		return errors.New("invalid format: want widths up to 999, and neither * nor [n]")
 	}
 	if n := strings.Count(format, "%"); n > 100 {
-		return fmt.Errorf("takes up to 100 verbs, not %d", n)
+		return fmt.Errorf("invalid format: want up to 100 verbs, got %d", n)
 	}
 	return nil
 }
@@ -260,10 +261,11 @@ func (b *budget) json(v any) (string, error) {
 	return b.make(strings.TrimSuffix(out.String(), "\n"))
 }
 
-// indent puts n spaces before each line, the first one too: `{{ .X | indent 4 }}`.
+// indent puts n spaces in front of each line, including the first: `{{ .X |
+// indent 4 }}`.
 func (b *budget) indent(n int, v any) (string, error) {
 	if n < 0 || n > 100 {
-		return "", fmt.Errorf("%d spaces: give 0 to 100", n)
+		return "", fmt.Errorf("invalid indent %d: want 0 to 100 spaces", n)
 	}
 	text := strings.TrimSuffix(toString(v), "\n")
 	if err := b.take(text); err != nil {
@@ -304,7 +306,7 @@ func orDefault(fallback, v any) any {
 	return fallback
 }
 
-// templateError says in a reader's words what text/template says in Go's.
+// templateError rewords text/template's errors for the author of a layer.
 func templateError(layer Layer, err error, facts any) error {
 	m := regexp.MustCompile(`(?s)^template: layer:(\d+)(?::\d+)?: (.*)$`).FindStringSubmatch(err.Error())
 	if m == nil {
@@ -312,7 +314,7 @@ func templateError(layer Layer, err error, facts any) error {
 	}
 	line, _ := strconv.Atoi(m[1]) // the pattern has digits only
 	if regexp.MustCompile(`\{\{-?\s*(with|range|define|block)\b`).MatchString(layer.Butane) {
-		facts = nil // the dot may not be the facts, so do not tell what is in them
+		facts = nil // the dot may be something else than the facts, so do not list their names
 	}
 	return &layerError{layer.Name, line, explain(m[2], facts)}
 }
@@ -351,7 +353,7 @@ func match(pattern, text string) (string, bool) {
 	return m[1], true
 }
 
-// known lists the names below path, such as ".Machine", where facts are maps.
+// known lists the names below path, such as ".Machine", if facts are maps.
 func known(facts any, path string) string {
 	for _, name := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' }) {
 		m, ok := facts.(map[string]any)

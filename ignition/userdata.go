@@ -7,11 +7,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// userDataName is what errors call it.
+// userDataName is the name of the user data in errors.
 const userDataName = "cloudInit.userData"
 
 // UserData renders the user data of cloud-init, a template like a Layer. Errors
-// hold the value of no Secret.
+// contain no value of a Secret.
 func UserData(text string, facts any, secret func(layer, name, key string) (string, error)) ([]byte, error) {
 	layer := Layer{Name: userDataName, Butane: text}
 	secrets := newVault(secret).reader(userDataName)
@@ -35,15 +35,15 @@ func renderUserData(layer Layer, facts any, secret secretFunc) (document, error)
 	return doc, doc.checkUserData()
 }
 
-// otherUserData are the beginnings of user data that is no cloud-config
-// (cloud-init's docs, User data formats).
+// otherUserData returns the first lines of user data in other formats than
+// cloud-config (cloud-init's docs, User data formats).
 func otherUserData() []string {
 	return []string{"#!", "#include", "#cloud-boothook", "#cloud-config-archive", "#cloud-config-jsonp", "#part-handler", "#upstart-job",
 		"## template:", "Content-Type:", "MIME-Version:"}
 }
 
-// checkUserData refuses what cloud-init would ignore with no more than a line in
-// its log.
+// checkUserData refuses user data that cloud-init would ignore with just a line
+// in its log.
 func (d document) checkUserData() error {
 	text := string(d.text)
 	other := slices.ContainsFunc(otherUserData(), func(begin string) bool { return strings.HasPrefix(text, begin) })
@@ -58,7 +58,7 @@ func (d document) checkUserData() error {
 		return yamlError(d, err)
 	}
 	if len(node.Content) > 0 && node.Content[0].Kind != yaml.MappingNode {
-		return d.errorf(node.Content[0].Line, "a #cloud-config is a mapping of YAML")
+		return d.errorf(node.Content[0].Line, "invalid #cloud-config: want a YAML mapping")
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func TestUserData(t *testing.T) {
 	for text, want := range map[string]string{
 		"users: []\n":                                  `line 1: cloud-init would ignore this`,
 		"\n#cloud-config\n":                            `line 1: cloud-init would ignore this`,
-		"#cloud-config\n- a\n":                         `line 2: a #cloud-config is a mapping`,
+		"#cloud-config\n- a\n":                         `line 2: invalid #cloud-config`,
 		"#cloud-config\na: b\nc: [\n":                  `line 3: did not find expected node content`,
 		"#cloud-config\na: {{ .Guest.Nane }}\n":        `line 2`,
 		"#cloud-config\na: {{ secret \"a\" \"b\" }}\n": `the value of a Secret makes it invalid`,
