@@ -6,8 +6,8 @@ import (
 	"os"
 )
 
-// NewLogger writes log lines. It leaves the time of each to the journal where
-// that reads them (JOURNAL_STREAM, systemd.exec(5)).
+// NewLogger returns a logger that writes to w. It omits timestamps when the
+// journal reads the lines (JOURNAL_STREAM, systemd.exec(5)).
 func NewLogger(w io.Writer, level slog.Level) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	if os.Getenv("JOURNAL_STREAM") != "" {

@@ -12,8 +12,8 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// Notifier tells systemd how the daemon fares (sd_notify(3)). Outside systemd
-// it does nothing. It is safe for concurrent use.
+// Notifier reports the daemon's state to systemd (sd_notify(3)). Outside
+// systemd it does nothing. It is safe for concurrent use.
 type Notifier struct {
 	log      *slog.Logger
 	interval time.Duration // of the watchdog; 0 when there is none
@@ -31,14 +31,14 @@ func NewNotifier(log *slog.Logger) *Notifier {
 	return &Notifier{log: log, interval: interval}
 }
 
-// Ready says that start-up is complete.
+// Ready reports that start-up is complete.
 func (n *Notifier) Ready() { n.send(daemon.SdNotifyReady) }
 
-// Stopping says that shutdown has begun.
+// Stopping reports that shutdown has begun.
 func (n *Notifier) Stopping() { n.send(daemon.SdNotifyStopping) }
 
-// Status sets the line that `systemctl status` shows; the same line again is
-// not sent.
+// Status sets the line that `systemctl status` shows; an unchanged line is not
+// sent.
 func (n *Notifier) Status(line string) {
 	line = strings.Join(strings.Fields(line), " ") // a line break would begin another assignment
 	n.mu.Lock()
@@ -50,8 +50,9 @@ func (n *Notifier) Status(line string) {
 	n.send("STATUS=" + line)
 }
 
-// Watchdog keeps the watchdog fed while healthy answers true, at least twice
-// per WatchdogSec. It returns when ctx is done, at once without a watchdog.
+// Watchdog feeds the watchdog while healthy returns true, at least twice per
+// WatchdogSec. It returns when ctx is done, or at once when there is no
+// watchdog.
 func (n *Notifier) Watchdog(ctx context.Context, healthy func() bool) {
 	if n.interval <= 0 {
 		return
@@ -62,7 +63,7 @@ func (n *Notifier) Watchdog(ctx context.Context, healthy func() bool) {
 		if healthy() {
 			n.send(daemon.SdNotifyWatchdog)
 		} else if ctx.Err() == nil {
-			n.log.Error("systemd: the watchdog is not fed: the daemon does not answer to itself")
+			n.log.Error("systemd: the watchdog is not fed: the daemon is not healthy")
 		}
 		select {
 		case <-tick.C:
@@ -72,7 +73,7 @@ func (n *Notifier) Watchdog(ctx context.Context, healthy func() bool) {
 	}
 }
 
-// send is sd_notify(3), but it never waits for long: systemd's queue is short
+// send is sd_notify(3), but never blocks for long: systemd's queue is short
 // (net.unix.max_dgram_qlen), and a daemon must not hang because pid 1 does.
 func (n *Notifier) send(state string) {
 	const patience = 500 * time.Millisecond

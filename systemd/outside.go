@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// PrivateMounts reports whether mounts that this process makes are its own and
-// die with it: it was started by systemd in a sandbox such as
-// nodeagent.service's. What must outlive it is then done by RunOutside.
+// PrivateMounts reports whether mounts of this process disappear with it,
+// because systemd started it in a sandbox such as nodeagent.service's. Mounts
+// that must outlive it are then made with RunOutside.
 func PrivateMounts() bool {
 	if !Booted() {
 		return false
@@ -20,17 +20,17 @@ func PrivateMounts() bool {
 	if err != nil {
 		return true
 	}
-	// A sandbox may well forbid to look at pid 1.
+	// A sandbox may forbid access to pid 1.
 	first, err := os.Readlink("/proc/1/ns/mnt")
 	return err != nil || own != first
 }
 
-// RunOutside runs a program to its end as a transient unit: a child of pid 1,
-// with none of the caller's sandbox, cgroup and mounts. An error tells that the
-// program failed; what it printed is in the journal.
+// RunOutside runs a program as a transient unit, a child of pid 1 outside the
+// caller's sandbox, cgroup and mounts, and waits for it. An error means that
+// the program failed; its output is in the journal.
 func RunOutside(ctx context.Context, description string, argv ...string) error {
-	// A oneshot's start is over when the program is. --wait would say the same,
-	// but needs a message bus, which a small host has not.
+	// The start of a oneshot unit ends when the program does. --wait would do
+	// the same, but needs a message bus, which a small host does not have.
 	args := append([]string{"--quiet", "--collect", "--service-type=oneshot", "--description=" + description, "--"}, argv...)
 	out, err := exec.CommandContext(ctx, "systemd-run", args...).CombinedOutput()
 	if err == nil {
@@ -42,28 +42,29 @@ func RunOutside(ctx context.Context, description string, argv ...string) error {
 	return fmt.Errorf("%s: run %s as a unit of its own: %w: %s", description, argv[0], err, strings.Join(strings.Fields(string(out)), " "))
 }
 
-// Service is a transient unit that lives on when its starter ends.
+// Service is a transient unit that outlives the process that starts it.
 type Service struct {
 	Name        string // with its suffix, .service
 	Description string
 	Slice       string   // the unit's place among the cgroups
 	Properties  []string // such as CPUWeight=200: see systemd.resource-control(5)
-	Notify      bool     // it says itself when it is ready (sd_notify(3))
+	Notify      bool     // the program reports when it is ready (sd_notify(3))
 }
 
-// StartOutside starts a service and returns when its program runs, or when that
-// is ready. The caller knows that the program of an earlier unit of the name has
-// ended: should that unit still be about to, it is waited for.
+// StartOutside starts a service and returns when its program runs, or, with
+// Notify, is ready. The caller knows that the program of an earlier unit of
+// this name has ended; if that unit is still stopping, StartOutside waits for
+// it.
 func StartOutside(ctx context.Context, s Service, argv ...string) error {
 	err := startOutside(ctx, s, argv)
-	if err != nil && Stop(ctx, s.Name) == nil { // it fails for a unit that is not there
+	if err != nil && Stop(ctx, s.Name) == nil { // Stop fails for a unit that does not exist
 		err = startOutside(ctx, s, argv)
 	}
 	return err
 }
 
 func startOutside(ctx context.Context, s Service, argv []string) error {
-	// --collect also forgets a unit that has failed, so that its name is free again.
+	// --collect also unloads a failed unit, so that its name is free again.
 	kind := "exec"
 	if s.Notify {
 		kind = "notify"

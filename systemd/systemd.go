@@ -1,5 +1,5 @@
-// Package systemd owns what rackweft has to do with systemd: the unit files of
-// its daemons, readiness, status lines and the watchdog.
+// Package systemd is rackweft's interface to systemd: the unit files of its
+// daemons, readiness, status lines and the watchdog.
 package systemd
 
 import (
@@ -17,13 +17,14 @@ var units embed.FS
 func Unit(name string) (string, error) {
 	text, err := units.ReadFile(name)
 	if err != nil {
-		return "", fmt.Errorf("no unit is called %q: there are %s", name, strings.Join(Units(), ", "))
+		return "", fmt.Errorf("no unit %q: there are %s", name, strings.Join(Units(), ", "))
 	}
 	return string(text), nil
 }
 
-// Properties returns the [Service] section of a unit file as properties of a
-// transient unit (see Service), in its order and without those that are named.
+// Properties returns the settings of a unit file's [Service] section as
+// properties of a transient unit (see Service), in order and except those
+// named.
 func Properties(unit string, without ...string) ([]string, error) {
 	text, err := Unit(unit)
 	if err != nil {
