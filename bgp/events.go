@@ -9,7 +9,7 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// events are what GoBGP's own goroutines leave for the loop.
+// events collects what GoBGP's goroutines report, for the loop.
 type events struct {
 	wake wait.Signal
 
@@ -19,7 +19,7 @@ type events struct {
 	peers    bool
 }
 
-// note is called by GoBGP, whose queue grows while it lasts.
+// note is called by GoBGP, whose queue grows until it returns.
 func (e *events) note(r *gobgp.WatchEventResponse) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -31,7 +31,7 @@ func (e *events) note(r *gobgp.WatchEventResponse) {
 		var x gobgp.IPAddressPrefix
 		if p.Nlri == nil || p.Nlri.UnmarshalTo(&x) != nil {
 			if addr, err := netip.ParseAddr(p.NeighborIp); err == nil {
-				e.complete = append(e.complete, addr) // an end-of-RIB has no prefix
+				e.complete = append(e.complete, addr) // an End-of-RIB has no prefix
 			}
 			continue
 		}

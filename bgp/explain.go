@@ -8,22 +8,23 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Question is a route that a neighbour might tell of.
+// Question is a route that a neighbour might advertise.
 type Question struct {
 	From             string // name of the neighbour
 	Prefix           netip.Prefix
-	NextHop          netip.Addr // the neighbour's own address unless set
+	NextHop          netip.Addr // Default: the neighbour's own address
 	LargeCommunities []string
 	ASPath           []uint32
 }
 
-// Verdict is what the policy makes of it.
+// Verdict is the policy's decision about the route.
 type Verdict struct {
 	Accepted bool   `json:"accepted"`
 	Reason   string `json:"reason"`
 }
 
-// explain says what compilePolicy's import does with a route, and by which rule.
+// explain returns what compilePolicy's import policy does with a route, and by
+// which rule.
 func explain(p api.BGPPart, q Question) Verdict {
 	deny := func(format string, args ...any) Verdict { return Verdict{Reason: fmt.Sprintf(format, args...)} }
 	i := slices.IndexFunc(p.Neighbors, func(n api.BGPNeighbor) bool { return n.Name == q.From })
@@ -39,7 +40,7 @@ func explain(p api.BGPPart, q Question) Verdict {
 		return deny("%s is a martian", q.Prefix)
 	}
 	if slices.Contains(q.ASPath, p.ASN) {
-		return deny("its path has the Zone's own ASN %d: a loop", p.ASN)
+		return deny("its path contains the Zone's own ASN %d: a loop", p.ASN)
 	}
 	switch n.Role {
 	case api.BGPClient:
@@ -51,7 +52,7 @@ func explain(p api.BGPPart, q Question) Verdict {
 	case api.BGPUplink:
 		for _, asn := range q.ASPath {
 			if private(asn) && asn != n.ASN && !slices.Contains(n.PrivateASNs, asn) {
-				return deny("its path has the private ASN %d, which is not among privateASNs of %s", asn, n.Name)
+				return deny("its path contains the private ASN %d, which is not in privateASNs of %s", asn, n.Name)
 			}
 		}
 	}
@@ -60,13 +61,13 @@ func explain(p api.BGPPart, q Question) Verdict {
 	}
 	if n.Role == api.BGPGuest || n.Role == api.BGPHost {
 		if !contains(n.NextHops, hop) {
-			return deny("the next hop %s is not %s's own: %v", hop, n.Name, n.NextHops)
+			return deny("the next hop %s is not one of %s: %v", hop, n.Name, n.NextHops)
 		}
-		return Verdict{true, fmt.Sprintf("%s is taken from %s %s", q.Prefix, n.Role, n.Name)}
+		return Verdict{true, fmt.Sprintf("%s is accepted from %s %s", q.Prefix, n.Role, n.Name)}
 	}
 	in := contains(p.ZoneNextHops, hop)
 	if !in && (n.Role != api.BGPUplink || hop != n.Address) {
-		return deny("its next hop %s is none of the Zone's: %v", hop, p.ZoneNextHops)
+		return deny("its next hop %s is not one of the Zone's: %v", hop, p.ZoneNextHops)
 	}
 	return Verdict{true, fmt.Sprintf("%s is imported from %s", q.Prefix, n.Name)}
 }
@@ -79,7 +80,7 @@ func explainClient(p api.BGPPart, n api.BGPNeighbor, q Question, hop netip.Addr)
 	case !p.Accept[i].Allows(q.Prefix):
 		return Verdict{Reason: fmt.Sprintf("%s may not originate %s, only %v", n.Name, q.Prefix, slices.Concat(p.Accept[i].Prefixes, p.Accept[i].Within))}
 	case !slices.Contains(p.Accept[i].NextHops, hop):
-		return Verdict{Reason: fmt.Sprintf("the next hop %s is not %s's own: %v", hop, n.Name, p.Accept[i].NextHops)}
+		return Verdict{Reason: fmt.Sprintf("the next hop %s is not one of %s: %v", hop, n.Name, p.Accept[i].NextHops)}
 	}
 	return Verdict{true, fmt.Sprintf("%s may originate %s", n.Name, q.Prefix)}
 }
@@ -88,7 +89,7 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// private reports whether an ASN is (RFC 6996).
+// private reports whether an ASN is private (RFC 6996).
 func private(asn uint32) bool {
 	return asn >= 64512 && asn <= 65534 || asn >= 4200000000 && asn <= 4294967294
 }

@@ -20,45 +20,47 @@ import (
 )
 
 const (
-	// freshDeferral is how long a speaker whose kernel has no routes of its own
-	// waits for neighbours before it tells anybody anything: as long as those take
-	// to connect that are there.
+	// freshDeferral is how long a speaker without routes in the kernel waits
+	// for neighbours before it advertises anything: as long as running
+	// neighbours take to connect.
 	freshDeferral = 2*connectRetry + 2*time.Second
-	// quiet is how long no route has come, and no session, when all have told theirs.
+	// quiet: once no route and no session has come for this long, all
+	// neighbours are taken to have advertised their routes.
 	quiet = 300 * time.Millisecond
-	// gateHoldTime, in seconds, is longer than the gate is ever shut: it sends no
-	// keepalives. (With none at all GoBGP gives its writes no time.)
+	// gateHoldTime, in seconds, exceeds the time until the gate opens, because
+	// the gate sends no keepalives. (Without a hold time GoBGP gives its writes
+	// no time.)
 	gateHoldTime = 600
-	// gateTimeout is for a session within this process to come up. The watchdog's
-	// patience is longer.
+	// gateTimeout bounds the set-up of a session within this process. The
+	// watchdog's timeout is longer.
 	gateTimeout = 10 * time.Second
-	// openTimeout is for GoBGP to answer the gate's End-of-RIB.
+	// openTimeout bounds GoBGP's answer to the gate's End-of-RIB.
 	openTimeout = 5 * time.Second
-	// gateRetry is between attempts to connect: GoBGP closes what comes before the
-	// neighbor has left its idle state.
+	// gateRetry is the interval of attempts to connect: GoBGP closes
+	// connections that come before the neighbor has left its idle state.
 	gateRetry = 20 * time.Millisecond
 )
 
-// gate keeps GoBGP from telling neighbours anything until those have told their
-// routes that a starting speaker passes on (RFC 4724, section 4.1, the deferral
-// of route selection). GoBGP waits for the End-of-RIB of those alone that are
-// there already: the first one back would hear that there is nothing more, and
-// forget what it forwards by to others that are late. It would have each route
-// told by itself to everybody, too, where all at once cost a fraction.
+// gate prevents GoBGP from advertising anything until the neighbours have
+// advertised the routes that a starting speaker passes on (RFC 4724, section
+// 4.1, the deferral of route selection). GoBGP itself waits only for the
+// End-of-RIB of neighbours that are connected already: the first one to connect
+// would receive an End-of-RIB too early, and drop routes that it learned from
+// neighbours that are still to come. GoBGP would also advertise each route by
+// itself to everyone, where all at once cost a fraction.
 //
-// So the gate is one more neighbour, of this process itself, and GoBGP waits
-// for its End-of-RIB as well. Of the only family that it speaks nobody has
-// routes.
+// So the gate is an additional neighbour, in this process, and GoBGP waits for
+// its End-of-RIB as well. It speaks only a family in which there are no routes.
 type gate struct {
 	conn   net.Conn
-	opened chan error // receives once: GoBGP has told all, or the connection has ended
+	opened chan error // receives once: GoBGP has advertised everything, or the connection has ended
 }
 
-// gateAddress is what the gate connects from.
+// gateAddress is the source address of the gate's connection.
 func gateAddress() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 179}) }
 
-// gateDoor is where the gate connects to, if a part's speaker passes on what
-// neighbours tell.
+// gateDoor returns the address that the gate connects to, if the part's speaker
+// passes on neighbours' routes.
 func gateDoor(p api.BGPPart) (netip.AddrPort, bool) {
 	i := slices.IndexFunc(p.Listen, netip.Addr.Is4)
 	if i < 0 || len(p.Neighbors) == 0 || p.Role != api.BGPReflector && p.Role != api.BGPNetwork {
@@ -67,7 +69,7 @@ func gateDoor(p api.BGPPart) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(p.Listen[i], uint16(p.Port)), true
 }
 
-// shutGate has neighbours that are added from here on told nothing before
+// shutGate defers advertisements to neighbours that are added afterwards until
 // openGate.
 func (s *bgpServer) shutGate(ctx context.Context, p api.BGPPart, door netip.AddrPort) error {
 	if err := s.AddPeer(ctx, &gobgp.AddPeerRequest{Peer: gatePeer(p)}); err != nil {
@@ -81,7 +83,7 @@ func (s *bgpServer) shutGate(ctx context.Context, p api.BGPPart, door netip.Addr
 	return nil
 }
 
-// gatePeer is the gate as GoBGP sees it.
+// gatePeer is the gate as GoBGP's neighbour.
 func gatePeer(p api.BGPPart) *gobgp.Peer {
 	family := &gobgp.Family{Afi: gobgp.Family_AFI_IP, Safi: gobgp.Family_SAFI_FLOW_SPEC_UNICAST}
 	return &gobgp.Peer{
@@ -101,7 +103,7 @@ func (s *bgpServer) dropGate(ctx context.Context) error {
 	return nil
 }
 
-// openGate has GoBGP tell every neighbour what there is for it.
+// openGate makes GoBGP advertise all routes to every neighbour.
 func (s *bgpServer) openGate(ctx context.Context) error {
 	g := s.gate
 	s.gate, s.restarting = nil, false
@@ -110,12 +112,12 @@ func (s *bgpServer) openGate(ctx context.Context) error {
 
 func (s *speaker) deferring() bool { return s.server != nil && s.server.gate != nil }
 
-// tellAtLast opens the gate, once all neighbours have told their routes, or have
-// had the time to.
+// tellAtLast opens the gate once all neighbours have advertised their routes,
+// or have had the time to.
 func (s *speaker) tellAtLast(ctx context.Context) {
 	now := time.Now()
 	patience := time.Duration(deferralTime(s.server.part)) * time.Second
-	if s.status.Settled { // since the start: nobody has routes by this one
+	if s.status.Settled { // since the start: no neighbour has routes from this process
 		patience = min(patience, freshDeferral)
 	}
 	if late := now.Sub(s.shut) > patience; !late {
@@ -134,14 +136,14 @@ func (s *speaker) tellAtLast(ctx context.Context) {
 	err := s.server.openGate(ctx)
 	s.opening.Store(0)
 	if err != nil {
-		s.options.Log.Warn("bgp: neighbors may be told late of what there is", "error", err)
+		s.options.Log.Warn("bgp: advertisements to neighbors may be late", "error", err)
 	}
 	s.status.Deferring, s.news, s.untidy = false, now, true
-	s.options.Log.Info("bgp: neighbors are told", "after", now.Sub(s.started).Round(time.Millisecond), "sessions", len(s.status.Sessions))
+	s.options.Log.Info("bgp: advertising to neighbors", "after", now.Sub(s.started).Round(time.Millisecond), "sessions", len(s.status.Sessions))
 }
 
-// dialGate returns once the session is up. It tries until then: when GoBGP's
-// neighbor leaves its idle state is up to the scheduler.
+// dialGate returns once the session is up. It retries because the scheduler
+// determines when GoBGP's neighbor leaves its idle state.
 func dialGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, error) {
 	ctx, cancel := context.WithTimeout(ctx, gateTimeout)
 	defer cancel()
@@ -156,7 +158,7 @@ func dialGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, e
 	}
 }
 
-// tryGate has until ctx is done.
+// tryGate makes one attempt, until ctx is done.
 func tryGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: gateAddress().AsSlice()}}
 	conn, err := d.DialContext(ctx, "tcp", speaker.String())
@@ -166,7 +168,7 @@ func tryGate(ctx context.Context, speaker netip.AddrPort, asn uint32) (*gate, er
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	g := &gate{conn: conn, opened: make(chan error, 1)}
 	err = g.establish(asn)
-	if late := !stop(); late { // the connection's deadline has passed, or is about to
+	if late := !stop(); late { // the deadline of the connection is set to the past, or will be
 		err = errors.Join(err, ctx.Err())
 	}
 	if err != nil {
@@ -190,12 +192,13 @@ func (g *gate) establish(asn uint32) error {
 	return g.await(bgp.BGP_MSG_KEEPALIVE)
 }
 
-// open says End-of-RIB, waits for GoBGP's, which it sends with everything else,
-// and ends the session.
+// open sends End-of-RIB, waits for GoBGP's, which it sends to everyone along
+// with its routes, and ends the session.
 func (g *gate) open() error {
 	err := g.send(bgp.NewEndOfRib(bgp.RF_FS_IPv4_UC))
 	if err == nil {
-		// Where somebody has still not told all, GoBGP's own timer ends the wait.
+		// If a neighbour has not sent its End-of-RIB yet, GoBGP's own timer
+		// ends the wait.
 		err = g.conn.SetReadDeadline(time.Now().Add(openTimeout))
 	}
 	if err != nil {

@@ -16,18 +16,19 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// A speaker inside of a Network writes the prefixes that its own guests are the
-// best ways to into a file beside its part, and the host's speaker tells the
-// Zone of them where the host's part says so. Neither needs the agent for it; the
-// file stays while the one inside restarts, as its routes do.
+// A speaker inside a Network writes the prefixes for which its own guests are
+// the best paths into a file next to its part, and the host's speaker
+// advertises them to the Zone as far as the host's part allows. Neither needs
+// the agent for it. The file stays while the inner speaker restarts, as its
+// routes do.
 
-// GuestsFile is its name.
+// GuestsFile is the name of that file.
 const GuestsFile = "guests.json"
 
-// mostGuests bounds the file's bytes: a prefix takes 21 at most.
+// mostGuests bounds the file's bytes: a prefix takes up to 21.
 const mostGuests = 4 << 20
 
-// handOver writes the file. With keep, what is in it stays.
+// handOver writes the file. With keep, prefixes in it stay.
 func (s *speaker) handOver(byTap map[string][]netip.Prefix, keep bool) error {
 	path := filepath.Join(filepath.Dir(s.options.Part), GuestsFile)
 	var want []netip.Prefix
@@ -47,14 +48,15 @@ func (s *speaker) handOver(byTap map[string][]netip.Prefix, keep bool) error {
 	if err != nil {
 		return fmt.Errorf("encode what guests announce: %w", err)
 	}
-	// Who reads it meets the old one or the new one.
+	// Readers see either the old or the new file.
 	if err := file.Replace(path, raw, file.Options{}); err != nil {
 		return fmt.Errorf("hand over what guests announce: %w", err)
 	}
 	return nil
 }
 
-// readGuests reads such a file; without one guests announce nothing.
+// readGuests reads such a file; a missing one means that guests announce
+// nothing.
 func readGuests(path string) ([]netip.Prefix, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,8 +79,8 @@ func readGuests(path string) ([]netip.Prefix, error) {
 	return list, nil
 }
 
-// tellOfGuests tells the Zone of what guests announce. What cannot be read just
-// now stays as it is.
+// tellOfGuests advertises the guests' prefixes to the Zone. Those of a file
+// that cannot be read stay as they are.
 func (s *speaker) tellOfGuests(ctx context.Context) {
 	want := map[netip.Prefix]bool{}
 	s.status.Guests = ""
@@ -95,10 +97,11 @@ func (s *speaker) tellOfGuests(ctx context.Context) {
 		}
 		told, more := toldOf(n, list)
 		if more > 0 {
-			s.status.Guests = fmt.Sprintf("guests of Network %s announce %d prefixes more than the %d that the Zone is told of", n.UID, more, n.MaxPrefixes)
+			s.status.Guests = fmt.Sprintf("guests of Network %s announce %d prefixes more than the %d that are advertised to the Zone", n.UID, more, n.MaxPrefixes)
 		}
 		for _, x := range told {
-			// As an aggregate it is announced, or not, by what lies within it.
+			// A prefix that is also an aggregate is announced according to the
+			// routes within it.
 			if !slices.Contains(s.server.part.Aggregates, x) {
 				want[x] = true
 			}
@@ -108,13 +111,14 @@ func (s *speaker) tellOfGuests(ctx context.Context) {
 		return
 	}
 	if err := s.server.tell(ctx, s.server.part, want, false); err != nil {
-		s.options.Log.Warn("bgp: the Zone is not told of all that guests announce", "error", err)
+		s.options.Log.Warn("bgp: not all prefixes of guests are advertised to the Zone", "error", err)
 		s.status.Guests = err.Error()
 	}
 	s.aggregate(ctx)
 }
 
-// toldOf is what the Zone is told of a list, and how many more there are.
+// toldOf returns the prefixes of a list that are advertised to the Zone, and
+// the number of the rest.
 func toldOf(n api.BGPInside, list []netip.Prefix) (told []netip.Prefix, more int) {
 	for _, x := range list {
 		if validPrefix(x) && n.Covers(x) && !slices.Contains(told, x) {

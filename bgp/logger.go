@@ -11,30 +11,30 @@ import (
 	gobgplog "github.com/osrg/gobgp/v3/pkg/log"
 )
 
-// logger passes on what GoBGP has to say, and keeps why sessions ended: it is
-// told nowhere else.
+// logger forwards GoBGP's log, and keeps why sessions ended, which GoBGP
+// reports nowhere else.
 type logger struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
 	reasons map[string]string         // by address of the neighbour
 	losses  map[string]map[string]int // of sessions, by address and reason
-	keyless map[string]string         // neighbours whose MD5 key the kernel did not take, and why
+	keyless map[string]string         // neighbours whose MD5 key the kernel refused, and why
 }
 
 func newLogger(log *slog.Logger) *logger {
 	return &logger{log: log, reasons: map[string]string{}, losses: map[string]map[string]int{}, keyless: map[string]string{}}
 }
 
-// reason is why the neighbour's last session ended, or "".
+// reason returns why the neighbour's last session ended, or "".
 func (l *logger) reason(address string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.reasons[address]
 }
 
-// lost is how often the neighbour's sessions have ended, by reason. GoBGP's own
-// count leaves out those that stood for long.
+// lost counts the ends of the neighbour's sessions by reason. GoBGP's own count
+// omits sessions that were up for long.
 func (l *logger) lost(address string) map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -55,15 +55,16 @@ func (l *logger) Panic(msg string, f gobgplog.Fields) {
 	panic("gobgp: " + msg)
 }
 
-// Fatal implements GoBGP's Logger. GoBGP uses it for a policy that it does not
-// take, and answers an error, too.
+// Fatal implements GoBGP's Logger. GoBGP calls it for a policy that it refuses,
+// and returns an error as well.
 func (l *logger) Fatal(msg string, f gobgplog.Fields) { l.say(slog.LevelError, msg, f) }
 
 // Error implements GoBGP's Logger.
 func (l *logger) Error(msg string, f gobgplog.Fields) { l.say(slog.LevelError, msg, f) }
 
-// unknownWithdrawal is what GoBGP says of every withdrawal of what it has not.
-// It withdraws from everybody itself, also what policy kept from them.
+// unknownWithdrawal is logged by GoBGP for each withdrawal of a route that it
+// does not have. GoBGP itself sends withdrawals to all neighbours, including
+// those to which policy never let it advertise the route.
 const unknownWithdrawal = "No matching path for withdraw found, may be path was not installed into table"
 
 // Warn implements GoBGP's Logger.
@@ -79,8 +80,8 @@ func (l *logger) Warn(msg string, f gobgplog.Fields) {
 	l.say(slog.LevelWarn, msg, f)
 }
 
-// withoutKey answers, once, why the kernel has no MD5 key for the neighbour.
-// GoBGP goes on without one, and would take a connection that has none.
+// withoutKey reports, once, why the kernel has no MD5 key for the neighbour.
+// GoBGP continues without one, and would accept an unauthenticated connection.
 func (l *logger) withoutKey(address string) (string, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -89,11 +90,11 @@ func (l *logger) withoutKey(address string) (string, bool) {
 	return why, failed
 }
 
-// Info implements GoBGP's Logger. Of what GoBGP says at this level, only
-// sessions that come and go are for people.
+// Info implements GoBGP's Logger. At this level only sessions that come up or
+// go down are of interest.
 func (l *logger) Info(msg string, f gobgplog.Fields) {
 	if f["Key"] == gateAddress().String() {
-		return // it comes and goes with each start
+		return // the gate's session, which is part of each start
 	}
 	switch msg {
 	case "Peer Down":

@@ -25,7 +25,7 @@ const (
 	uplinkHoldTime         = 9 * time.Second
 	defaultMaxPrefixes     = 10000
 	clientMaxPrefixes      = 512
-	reflectorMaxPaths      = 10 * defaultMaxPrefixes // it tells each prefix several times
+	reflectorMaxPaths      = 10 * defaultMaxPrefixes // it advertises each prefix several times
 	defaultMetric          = 4096
 	maxRestartTime         = 4095 * time.Second // 12 bits, RFC 4724, section 3
 	maxLongLived           = 1 << 24 * time.Second
@@ -33,8 +33,8 @@ const (
 	defaultGuestPrefixes   = api.DefaultPeerPrefixes
 )
 
-// parsePart reads a part and fills its defaults in. An error names what is
-// wrong with it; such a part is not applied.
+// parsePart parses a part and sets its defaults. An error names each fault;
+// such a part is not applied.
 func parsePart(raw []byte) (api.BGPPart, error) {
 	var p api.BGPPart
 	if err := json.Unmarshal(raw, &p); err != nil {
@@ -90,9 +90,9 @@ func setDefaults(p *api.BGPPart) {
 	}
 }
 
-// clientLimit leaves room for what a client may not originate but does. It
-// begins where few hosts ever come to and moves in powers of two: a change of it
-// costs (see server.updatePeer).
+// clientLimit leaves room for routes that a client announces without
+// permission. It starts at a value that few hosts reach and grows in powers of
+// two, because a change of it is expensive (see server.updatePeer).
 func clientLimit(accepted int) int {
 	limit := clientMaxPrefixes
 	for limit < 2*accepted+10 {
@@ -101,8 +101,8 @@ func clientLimit(accepted int) int {
 	return limit
 }
 
-// evpnLimit is how many EVPN routes n may tell: a VTEP has one for each MAC
-// address behind it.
+// evpnLimit is how many EVPN routes n may advertise: a VTEP has one for each
+// MAC address behind it.
 func evpnLimit(n api.BGPNeighbor) int {
 	switch n.Role {
 	case api.BGPUplink:
@@ -128,30 +128,30 @@ func validate(p api.BGPPart) error {
 		}
 	}
 	check(p.ASN != 0, "the ASN is missing")
-	check(p.RouterID.Is4(), "routerID %s is no IPv4 address", p.RouterID)
-	check(p.ClusterID.Is4(), "clusterID %s is no IPv4 address", p.ClusterID)
-	check(slices.Contains([]string{api.BGPClient, api.BGPReflector, api.BGPNetwork}, p.Role), "role %q is none of client, reflector and network", p.Role)
-	check((p.Role == api.BGPNetwork) == (p.Network != ""), "role %q does not go with Network %q", p.Role, p.Network)
+	check(p.RouterID.Is4(), "invalid routerID %s: want an IPv4 address", p.RouterID)
+	check(p.ClusterID.Is4(), "invalid clusterID %s: want an IPv4 address", p.ClusterID)
+	check(slices.Contains([]string{api.BGPClient, api.BGPReflector, api.BGPNetwork}, p.Role), "invalid role %q: want client, reflector or network", p.Role)
+	check((p.Role == api.BGPNetwork) == (p.Network != ""), "invalid role %q with Network %q", p.Role, p.Network)
 	_, err := bgp.ParseLargeCommunity(p.Community)
-	check(err == nil, "community %q is no large community: it is written 64601:1:7", p.Community)
+	check(err == nil, "invalid community %q: want a large community such as 64601:1:7", p.Community)
 	check(!p.EVPN || p.Role != api.BGPNetwork, "a speaker inside a Network does not speak EVPN")
-	check(p.Community != reflectedMark(p), "community %s is what marks reflected paths: take another", p.Community)
-	check(p.Port > 0 && p.Port < 1<<16, "port %d is out of range", p.Port)
-	check(p.Table > 0 && int64(p.Table) < 1<<32 && p.Table != unix.RT_TABLE_LOCAL, "table %d is none for routes", p.Table)
-	check(p.Metric > 0 && int64(p.Metric) < 1<<32, "metric %d is out of range", p.Metric)
-	check(inSeconds(p.GracefulRestart, time.Second, maxRestartTime), "gracefulRestart %s is not whole seconds up to %s", time.Duration(p.GracefulRestart), maxRestartTime)
-	check(inSeconds(p.LongLived, 0, maxLongLived), "longLived %s is not whole seconds up to %s", time.Duration(p.LongLived), maxLongLived)
+	check(p.Community != reflectedMark(p), "invalid community %s: it marks reflected paths: use another one", p.Community)
+	check(p.Port > 0 && p.Port < 1<<16, "invalid port %d", p.Port)
+	check(p.Table > 0 && int64(p.Table) < 1<<32 && p.Table != unix.RT_TABLE_LOCAL, "invalid table %d", p.Table)
+	check(p.Metric > 0 && int64(p.Metric) < 1<<32, "invalid metric %d", p.Metric)
+	check(inSeconds(p.GracefulRestart, time.Second, maxRestartTime), "invalid gracefulRestart %s: want whole seconds up to %s", time.Duration(p.GracefulRestart), maxRestartTime)
+	check(inSeconds(p.LongLived, 0, maxLongLived), "invalid longLived %s: want whole seconds up to %s", time.Duration(p.LongLived), maxLongLived)
 	for _, a := range slices.Concat(p.Listen, p.NextHops, ownAddresses(p)) {
-		check(a.IsValid() && a.Zone() == "" && !a.Is4In6(), "%s is no address", a)
+		check(a.IsValid() && a.Zone() == "" && !a.Is4In6(), "invalid address %s", a)
 	}
 	for _, x := range slices.Concat(p.Originate, p.Aggregates, p.ZoneNextHops) {
-		check(validPrefix(x), "%s is no masked prefix", x)
+		check(validPrefix(x), "invalid prefix %s: want a masked prefix", x)
 	}
 	for _, n := range p.Inside {
-		check(n.UID != "" && n.UID == filepath.Base(n.UID) && n.UID != "." && n.UID != "..", "uid %q of a Network is none", n.UID)
-		check(n.MaxPrefixes > 0, "maxPrefixes %d of Network %s is out of range", n.MaxPrefixes, n.UID)
+		check(n.UID != "" && n.UID == filepath.Base(n.UID) && n.UID != "." && n.UID != "..", "invalid uid %q of a Network", n.UID)
+		check(n.MaxPrefixes > 0, "invalid maxPrefixes %d of Network %s", n.MaxPrefixes, n.UID)
 		for _, x := range n.Prefixes {
-			check(validPrefix(x) && x.Addr().Is4() && x.Bits() > 0, "%s is no IPv4 prefix for guests of Network %s", x, n.UID)
+			check(validPrefix(x) && x.Addr().Is4() && x.Bits() > 0, "invalid prefix %s for guests of Network %s: want a masked IPv4 prefix", x, n.UID)
 		}
 	}
 	own := map[netip.Addr]bool{}
@@ -162,7 +162,7 @@ func validate(p api.BGPPart) error {
 	for _, s := range p.Services {
 		c := s.Check
 		check(c == nil || (c.Type == api.CheckTCP || c.Type == api.CheckHTTP) && c.Port > 0 && c.Port < 1<<16 && c.Interval > 0 && c.Timeout > 0 && c.Rise > 0 && c.Fall > 0,
-			"the check of service %q is not whole: %+v", s.Name, c)
+			"invalid check of service %q: want all fields: %+v", s.Name, c)
 	}
 	names, addresses := map[string]bool{}, map[netip.Addr]bool{}
 	for _, n := range p.Neighbors {
@@ -178,16 +178,16 @@ func validate(p api.BGPPart) error {
 		check(!clients[a.Client], "accept names %q twice", a.Client)
 		clients[a.Client] = true
 		for _, x := range slices.Concat(a.Prefixes, a.Within) {
-			check(validPrefix(x), "accept of %q: %s is no masked prefix", a.Client, x)
+			check(validPrefix(x), "accept of %q: invalid prefix %s: want a masked prefix", a.Client, x)
 		}
 		for _, x := range a.NextHops {
-			check(x.IsValid() && x.Zone() == "", "accept of %q: %s is no address", a.Client, x)
+			check(x.IsValid() && x.Zone() == "", "accept of %q: invalid address %s", a.Client, x)
 		}
 	}
 	return errors.Join(faults...)
 }
 
-// ownAddresses are those that belong on lo.
+// ownAddresses returns the addresses that belong on lo.
 func ownAddresses(p api.BGPPart) []netip.Addr {
 	list := slices.Clone(p.Loopbacks)
 	for _, s := range p.Services {
@@ -204,13 +204,13 @@ func validateNeighbor(p api.BGPPart, n api.BGPNeighbor) error {
 		}
 	}
 	check(n.Name != "", "it has no name")
-	check(n.Address.IsValid() && n.Address.Zone() == "" && !n.Address.Is4In6() && !n.Address.IsUnspecified(), "%s is no address of a neighbor", n.Address)
+	check(n.Address.IsValid() && n.Address.Zone() == "" && !n.Address.Is4In6() && !n.Address.IsUnspecified(), "invalid address %s of a neighbor", n.Address)
 	check(!n.Source.IsValid() || n.Source.BitLen() == n.Address.BitLen(), "source %s is not of the family of %s", n.Source, n.Address)
 	inside := n.Role == api.BGPGuest || n.Role == api.BGPHost
 	check(inside == (p.Role == api.BGPNetwork), "a %s has no %s for a neighbor", p.Role, n.Role)
 	switch n.Role {
 	case api.BGPGuest:
-		check(n.ASN != 0 && n.ASN != p.ASN, "a guest has an ASN of its own, not %d", n.ASN)
+		check(n.ASN != 0 && n.ASN != p.ASN, "invalid ASN %d of a guest: want one that is not the Zone's", n.ASN)
 		check(n.Passive, "a guest connects, it is not connected to")
 		check(n.Tap != "", "a guest has a tap")
 	case api.BGPHost:
@@ -224,22 +224,22 @@ func validateNeighbor(p api.BGPPart, n api.BGPNeighbor) error {
 		check(n.ASN != 0 && n.ASN != p.ASN, "an uplink has an ASN of its own, not %d", n.ASN)
 		check(p.Role == api.BGPReflector, "only a reflector has uplinks")
 	default:
-		check(false, "role %q is none of reflector, client, uplink, guest and host", n.Role)
+		check(false, "invalid role %q: want reflector, client, uplink, guest or host", n.Role)
 	}
 	check(len(n.Password) <= maxPassword, "the password is longer than %d bytes", maxPassword)
-	check(inSeconds(n.HoldTime, 3*time.Second, 65535*time.Second), "holdTime %s is not whole seconds from 3s on", time.Duration(n.HoldTime))
-	check(inSeconds(n.KeepAlive, time.Second, time.Duration(n.HoldTime)), "keepAlive %s is not whole seconds up to holdTime", time.Duration(n.KeepAlive))
-	check(n.MaxPrefixes > 0 && int64(n.MaxPrefixes) < 1<<31, "maxPrefixes %d is out of range", n.MaxPrefixes)
-	check(n.Hops > 0 && n.Hops < 256, "hops %d is not 1 to 255", n.Hops)
+	check(inSeconds(n.HoldTime, 3*time.Second, 65535*time.Second), "invalid holdTime %s: want whole seconds, at least 3s", time.Duration(n.HoldTime))
+	check(inSeconds(n.KeepAlive, time.Second, time.Duration(n.HoldTime)), "invalid keepAlive %s: want whole seconds up to holdTime", time.Duration(n.KeepAlive))
+	check(n.MaxPrefixes > 0 && int64(n.MaxPrefixes) < 1<<31, "invalid maxPrefixes %d", n.MaxPrefixes)
+	check(n.Hops > 0 && n.Hops < 256, "invalid hops %d: want 1 to 255", n.Hops)
 	for _, f := range n.Families {
-		check(slices.Contains([]string{api.FamilyIPv4, api.FamilyIPv6, api.FamilyEVPN}, f), "family %q is none of ipv4, ipv6 and evpn", f)
-		check(f != api.FamilyEVPN || p.EVPN, "this speaker does not know the family evpn")
+		check(slices.Contains([]string{api.FamilyIPv4, api.FamilyIPv6, api.FamilyEVPN}, f), "invalid family %q: want ipv4, ipv6 or evpn", f)
+		check(f != api.FamilyEVPN || p.EVPN, "invalid family evpn: the part has no evpn")
 	}
 	for _, x := range n.NextHops {
-		check(validPrefix(x), "next hops %s are no masked prefix", x)
+		check(validPrefix(x), "invalid next hops %s: want a masked prefix", x)
 	}
 	for _, f := range slices.Concat(n.Import, n.Export) {
-		check(validPrefix(f.Prefix) && (f.LE == 0 || f.LE >= f.Prefix.Bits() && f.LE <= f.Prefix.Addr().BitLen()), "%s le %d is no filter", f.Prefix, f.LE)
+		check(validPrefix(f.Prefix) && (f.LE == 0 || f.LE >= f.Prefix.Bits() && f.LE <= f.Prefix.Addr().BitLen()), "invalid filter %s le %d", f.Prefix, f.LE)
 	}
 	return errors.Join(faults...)
 }
@@ -253,21 +253,21 @@ func inSeconds(d api.Duration, low, high time.Duration) bool {
 	return v >= low && v <= high && v%time.Second == 0
 }
 
-// needsRestart reports whether the change from a to b is one that GoBGP takes
-// only when it starts.
+// needsRestart reports whether GoBGP can make the change from a to b only when
+// it starts.
 func needsRestart(a, b api.BGPPart) bool {
 	return a.ASN != b.ASN || a.RouterID != b.RouterID || a.Port != b.Port || !slices.Equal(a.Listen, b.Listen) ||
 		a.Table != b.Table || a.Metric != b.Metric || a.EVPN != b.EVPN
 }
 
-// fibOptions has routes inside a Network lead onto their links at once: hosts'
-// leases and guests that moved there have no address of the link.
+// fibOptions makes routes inside a Network on-link: leases of hosts, and guests
+// that moved to them, have no address on the link.
 func fibOptions(p api.BGPPart) fib.Options {
 	return fib.Options{Table: p.Table, Metric: p.Metric, OnLink: p.Role == api.BGPNetwork}
 }
 
-// FIBOptions are those of the routes that a speaker with this part has in the
-// kernel. When the part cannot be read they are the defaults.
+// FIBOptions are the options for a speaker's routes in the kernel. When the
+// part cannot be parsed they are the defaults.
 func FIBOptions(raw []byte) (fib.Options, error) {
 	part, err := parsePart(raw)
 	if err != nil {

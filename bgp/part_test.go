@@ -31,22 +31,22 @@ func TestParsePart(t *testing.T) {
 	}
 	for _, c := range []struct{ from, to, want string }{
 		{`64601,"routerID"`, `0,"routerID"`, "the ASN is missing"},
-		{`"198.18.9.1","role"`, `"2001:db8::1","role"`, "no IPv4 address"},
+		{`"198.18.9.1","role"`, `"2001:db8::1","role"`, "want an IPv4 address"},
 		{`"role":"reflector"`, `"role":"boss"`, `role "boss"`},
 		{`"role":"reflector"`, `"role":"client"`, "only a reflector has clients"},
-		{`64601:1:1`, `64601:1`, "no large community"},
+		{`64601:1:1`, `64601:1`, "want a large community"},
 		{`"asn":64600`, `"asn":64601`, "an ASN of its own"},
 		{`"name":"leaf"`, `"name":"c1"`, "two neighbors are called"},
 		{`198.18.9.201`, `198.18.9.11`, "two neighbors have the address"},
-		{`198.19.12.0/24`, `198.19.12.1/24`, "no masked prefix"},
+		{`198.19.12.0/24`, `198.19.12.1/24`, "want a masked prefix"},
 		{`"passive":true`, `"holdTime":"2s"`, "holdTime 2s"},
 		{`"passive":true`, `"password":"` + strings.Repeat("x", 81) + `"`, "longer than 80 bytes"},
-		{`"passive":true`, `"families":["evpn"]`, "does not know the family evpn"},
+		{`"passive":true`, `"families":["evpn"]`, "invalid family evpn"},
 		{`"passive":true`, `"families":["vpls"]`, `family "vpls"`},
 		{`{"zone"`, `{"gracefulRestart":"5000s","zone"`, "gracefulRestart"},
 		{`{"zone"`, `{"loopbacks":["198.19.1.1"],"services":[{"name":"dns","addresses":["198.19.1.1"]}],"zone"`, "originated twice"},
-		{`{"zone"`, `{"loopbacks":["::ffff:198.19.1.1"],"zone"`, "no address"},
-		{`{"zone"`, `{"services":[{"name":"dns","addresses":["198.19.1.1"],"check":{"type":"tcp","port":53}}],"zone"`, "is not whole"},
+		{`{"zone"`, `{"loopbacks":["::ffff:198.19.1.1"],"zone"`, "invalid address"},
+		{`{"zone"`, `{"services":[{"name":"dns","addresses":["198.19.1.1"],"check":{"type":"tcp","port":53}}],"zone"`, "want all fields"},
 		{`{"zone"`, `{"zone":7,"zone"`, "decode"},
 	} {
 		_, err := parsePart([]byte(strings.Replace(reflectorPart, c.from, c.to, 1)))

@@ -13,7 +13,7 @@ import (
 )
 
 // Names of the two policies. They never change: GoBGP falls back to accepting
-// everything when an assigned policy is gone.
+// everything when an assigned policy is removed.
 const (
 	importPolicy = "import"
 	exportPolicy = "export"
@@ -22,12 +22,12 @@ const (
 // gracefulShutdown is the well-known community of RFC 8326.
 const gracefulShutdown = "65535:0"
 
-// policy is a part as GoBGP's global policy: statements in order, of which the
-// first that matches decides. What none accepts is rejected.
+// policy is a part as GoBGP's global policy: a list of statements of which the
+// first match decides. A route that no statement accepts is rejected.
 //
-// Its shape follows its cost. Import statements are run over once for each path
-// that comes in, so there is one per client and family. Export statements are
-// run over once for each path and neighbour: those of uplinks and reflectors,
+// Cost determines its shape. GoBGP evaluates import statements once per
+// received path, so there is one per client and family. It evaluates export
+// statements once per path and neighbour: those of uplinks and reflectors,
 // which are few, come first and end in a rejection, so that clients need no
 // neighbour set, which GoBGP searches linearly.
 type policy struct {
@@ -35,10 +35,11 @@ type policy struct {
 	imports []*gobgp.Statement
 	exports []*gobgp.Statement
 
-	// What decides over a neighbour, as text: it is reset where that changes.
+	// The policy of each neighbour as text: the neighbour is reset when it
+	// changes.
 	in  map[string]string
 	out map[string]string
-	own string // over what this host originates
+	own string // for the routes that this host originates
 }
 
 func compilePolicy(p api.BGPPart) *policy {
@@ -63,16 +64,17 @@ func compilePolicy(p api.BGPPart) *policy {
 	return c
 }
 
-// only matches one community.
+// only returns an expression that matches one community.
 func only(community string) string { return "^" + regexp.QuoteMeta(community) + "$" }
 
-// reflectedMark is on what a reflector has told another of other hosts. Where all
-// paths are told it goes to no third one, or each would come there in as many
-// ways as there are between reflectors. A reflector's own routes go one further:
-// others have no session with that host but by which they hear them.
+// reflectedMark is added to routes of other hosts that one reflector advertises
+// to another. When all paths are advertised, such a route is not advertised to
+// a third reflector, or each path would arrive there once per path between
+// reflectors. A reflector's own routes go one hop further, because hosts
+// without a session with it receive them only that way.
 func reflectedMark(p api.BGPPart) string { return fmt.Sprintf("%d:1:2", p.ASN) }
 
-// martians are never taken, from nobody.
+// martians are never accepted.
 func martians() []api.PrefixFilter {
 	var all []api.PrefixFilter
 	for _, s := range []string{"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"} {
@@ -86,7 +88,8 @@ func martians() []api.PrefixFilter {
 
 func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	mark := &gobgp.CommunityAction{Type: gobgp.CommunityAction_REPLACE, Communities: []string{p.Community}}
-	// Aggregates carry no community of the Zone: they are for uplinks alone.
+	// Aggregates carry no community of the Zone, because only uplinks receive
+	// them.
 	for _, set := range c.prefixSets("aggregates", exactly(p.Aggregates)) {
 		c.imports = append(c.imports, &gobgp.Statement{Name: "in-" + set,
 			Conditions: &gobgp.Conditions{RouteType: gobgp.Conditions_ROUTE_TYPE_LOCAL, PrefixSet: matchAny(set)},
@@ -100,10 +103,11 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	}
 	c.own = fmt.Sprint(p.Community, p.Aggregates, p.Drain)
 
-	// Preference and the Zone's community are this speaker's to give, but between
-	// reflectors; a drained host gets the least that GoBGP can set. Both are given
-	// at once, before it is known who may tell what: each statement that changes a
-	// route adds a layer to it, which GoBGP goes through for each neighbour.
+	// This speaker sets the preference and the Zone's community, except between
+	// reflectors; a drained host gets the lowest preference that GoBGP can set.
+	// Both are set in one statement, before the checks of who may announce
+	// what: each statement that changes a route adds a layer to it, which GoBGP
+	// traverses for each neighbour.
 	marked := &gobgp.Conditions{}
 	if len(by[api.BGPReflector]) > 0 {
 		marked.NeighborSet = &gobgp.MatchSet{Type: gobgp.MatchSet_INVERT, Name: "reflectors"}
@@ -115,7 +119,7 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	hops := texts(p.ZoneNextHops)
 	for _, n := range by[api.BGPReflector] {
 		c.importFrom(n, n.Import, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")})
-		if p.Role == api.BGPReflector { // a client has no use for them until it reflects
+		if p.Role == api.BGPReflector { // only a reflector passes them on
 			c.importEVPN(n, hops, &gobgp.Conditions{LargeCommunitySet: matchAny("zone")})
 		}
 	}
@@ -138,11 +142,11 @@ func (c *policy) compileImport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	}
 }
 
-// importFrom takes from n what matches filters and more, with a next hop out
-// of hops; of nothing or of no next hop, nothing.
+// importFrom accepts routes from n that match filters and more, with a next hop
+// in hops. Without filters or without hops it accepts nothing.
 func (c *policy) importFrom(n api.BGPNeighbor, filters []api.PrefixFilter, hops []string, more *gobgp.Conditions) {
 	c.in[n.Name] = fmt.Sprint(c.own, n.Role, n.Address, filters, hops, more)
-	if len(hops) == 0 { // GoBGP takes an empty list for any
+	if len(hops) == 0 { // GoBGP takes an empty list for any next hop
 		return
 	}
 	from := c.neighborSet("from-"+n.Name, n.Address.String())
@@ -154,8 +158,8 @@ func (c *policy) importFrom(n api.BGPNeighbor, filters []api.PrefixFilter, hops 
 	}
 }
 
-// importEVPN takes EVPN routes from n, where it speaks them, with a next hop out
-// of hops: a set of prefixes matches none of them. It comes after importFrom.
+// importEVPN accepts EVPN routes from n, if it speaks EVPN, with a next hop in
+// hops. It comes after importFrom, because no prefix set matches them.
 func (c *policy) importEVPN(n api.BGPNeighbor, hops []string, more *gobgp.Conditions) {
 	if !slices.Contains(n.Families, api.FamilyEVPN) || len(hops) == 0 {
 		return
@@ -167,9 +171,8 @@ func (c *policy) importEVPN(n api.BGPNeighbor, hops []string, more *gobgp.Condit
 		Actions: accept(nil)})
 }
 
-// foreignASNs matches a path without a private ASN (RFC 6996) that n may not
-// have in it. As a regular expression over the path's text a range is too
-// long, so the digits are spelt out.
+// foreignASNs matches a path with a private ASN (RFC 6996) that n may not use.
+// A range is not possible in a regular expression, so the digits are spelt out.
 func (c *policy) foreignASNs(p api.BGPPart, n api.BGPNeighbor) *gobgp.MatchSet {
 	allowed := append([]uint32{n.ASN}, n.PrivateASNs...)
 	allowed = slices.DeleteFunc(allowed, func(a uint32) bool { return a == p.ASN })
@@ -178,8 +181,8 @@ func (c *policy) foreignASNs(p api.BGPPart, n api.BGPNeighbor) *gobgp.MatchSet {
 	return matchAny(name)
 }
 
-// onlyPublic is the expression for a path, as "64600 3320 {1,2}", whose every
-// ASN is public or allowed.
+// onlyPublic returns the expression for a path, such as "64600 3320 {1,2}", in
+// which every ASN is public or allowed.
 func onlyPublic(allowed []uint32) string {
 	public := []string{
 		`[1-9][0-9]{0,3}`, `[1-5][0-9]{4}`, `6[0-3][0-9]{3}`, `64[0-4][0-9]{2}`, `6450[0-9]|6451[01]|65535`, // up to 64511
@@ -223,9 +226,9 @@ func (c *policy) compileExport(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	}
 }
 
-// exportToReflectors tells them of this host's own routes, and by a reflector of
-// all others. Where all paths are told, those bear the mark by which they go no
-// further.
+// exportToReflectors advertises this host's own routes to reflectors, and from
+// a reflector all others. When all paths are advertised, the others get the
+// mark that stops them from going further.
 func (c *policy) exportToReflectors(p api.BGPPart) {
 	to := func(set string, typ gobgp.Conditions_RouteType) *gobgp.Conditions {
 		return &gobgp.Conditions{NeighborSet: matchAny("reflectors"), LargeCommunitySet: matchAny(set), RouteType: typ}
@@ -234,7 +237,7 @@ func (c *policy) exportToReflectors(p api.BGPPart) {
 	if p.Role == api.BGPClient {
 		return
 	}
-	if p.EVPN { // whose best paths alone are told, and by two reflectors to a third one too
+	if p.EVPN { // only best EVPN paths are advertised, and two reflectors may both advertise them to a third
 		routes := to("zone", gobgp.Conditions_ROUTE_TYPE_NONE)
 		routes.AfiSafiIn = []*gobgp.Family{evpn()}
 		c.exports = append(c.exports, &gobgp.Statement{Name: "out-evpn", Conditions: routes, Actions: accept(nil)})
@@ -247,8 +250,9 @@ func (c *policy) exportToReflectors(p api.BGPPart) {
 	c.exports = append(c.exports, &gobgp.Statement{Name: "out-reflectors", Conditions: to("zone", gobgp.Conditions_ROUTE_TYPE_NONE), Actions: accept(actions)})
 }
 
-// exportInside tells the other hosts what this one's guests told, and its guests
-// what all of the Network's guests did, in IPv4, by way of this host.
+// exportInside advertises this host's guests' routes to the other hosts, and
+// all of the Network's guests' IPv4 routes to its guests, with this host as the
+// next hop.
 func (c *policy) exportInside(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 	if len(by[api.BGPHost]) > 0 {
 		c.exports = append(c.exports, &gobgp.Statement{Name: "out-hosts",
@@ -256,16 +260,16 @@ func (c *policy) exportInside(p api.BGPPart, by map[string][]api.BGPNeighbor) {
 			Actions:    accept(nil)})
 	}
 	c.rejectRest("hosts", by[api.BGPHost])
-	// Sessions run over IPv4, which has no next hop to give that a guest finds on
-	// its link: in IPv6 it has its default route.
+	// Sessions run over IPv4, which offers no IPv6 next hop that a guest can
+	// reach on its link: for IPv6 guests use their default route.
 	a := accept(&gobgp.Actions{LargeCommunity: &gobgp.CommunityAction{Type: gobgp.CommunityAction_REMOVE, Communities: []string{"^" + regexp.QuoteMeta(p.Community) + "$"}}})
 	a.Nexthop = &gobgp.NexthopAction{Self: true}
 	c.exports = append(c.exports, &gobgp.Statement{Name: "out-guests",
 		Conditions: &gobgp.Conditions{LargeCommunitySet: matchAny("zone"), AfiSafiIn: []*gobgp.Family{toFamily(true)}}, Actions: a})
 }
 
-// exportToUplink tells n of the Zone's own routes, whose path is this Zone's
-// ASN alone: what one uplink says is never told to another.
+// exportToUplink advertises the Zone's own routes to n, with only this Zone's
+// ASN in their path: routes from one uplink are never advertised to another.
 func (c *policy) exportToUplink(p api.BGPPart, n api.BGPNeighbor) {
 	to := c.neighborSet("to-"+n.Name, n.Address.String())
 	actions := func() *gobgp.Actions {
@@ -307,7 +311,7 @@ func (c *policy) exportToUplink(p api.BGPPart, n api.BGPNeighbor) {
 }
 
 func (c *policy) rejectRest(set string, of []api.BGPNeighbor) {
-	if len(of) > 0 { // GoBGP takes an empty set for any
+	if len(of) > 0 { // GoBGP takes an empty set for any neighbour
 		c.exports = append(c.exports, &gobgp.Statement{Name: "out-no-more-" + set, Conditions: &gobgp.Conditions{NeighborSet: matchAny(set)}, Actions: reject()})
 	}
 }
@@ -317,7 +321,7 @@ func (c *policy) neighborSet(name string, addresses ...string) string {
 	return name
 }
 
-// prefixSets makes a set of each family that filters have, and names them.
+// prefixSets creates a set for each family in filters, and returns their names.
 func (c *policy) prefixSets(name string, filters []api.PrefixFilter) []string {
 	var names []string
 	for _, v4 := range []bool{true, false} {
@@ -340,8 +344,8 @@ func (c *policy) prefixSets(name string, filters []api.PrefixFilter) []string {
 	return names
 }
 
-// flatten writes filters as GoBGP's prefixes. GoBGP looks at the longest entry
-// alone that covers a route, so each has to repeat what shorter ones allow.
+// flatten writes filters as GoBGP's prefixes. GoBGP evaluates only the longest
+// entry that covers a route, so each entry repeats what shorter ones allow.
 func flatten(filters []api.PrefixFilter) []*gobgp.Prefix {
 	var out []*gobgp.Prefix
 	seen := map[string]bool{}
@@ -361,14 +365,14 @@ func flatten(filters []api.PrefixFilter) []*gobgp.Prefix {
 	return out
 }
 
-// matches reports whether one of the filters takes p.
+// matches reports whether one of the filters matches p.
 func matches(filters []api.PrefixFilter, p netip.Prefix) bool {
 	return slices.ContainsFunc(filters, func(f api.PrefixFilter) bool {
 		return f.Prefix.Contains(p.Addr()) && p.Bits() >= f.Prefix.Bits() && p.Bits() <= max(f.LE, f.Prefix.Bits())
 	})
 }
 
-// acceptable is what a client may originate.
+// acceptable returns the routes that a client may originate.
 func acceptable(a api.BGPAccept) []api.PrefixFilter {
 	list := exactly(a.Prefixes)
 	for _, p := range a.Within {

@@ -14,7 +14,7 @@ import (
 	"github.com/rackweft/rackweft/bgp/sources"
 )
 
-// resync compares everything with everything.
+// resync reads and compares all routes.
 func (s *speaker) resync(ctx context.Context) {
 	if s.server == nil {
 		return
@@ -29,17 +29,18 @@ func (s *speaker) resyncKernel() {
 		return
 	}
 	if err := s.fib.Refresh(); err != nil {
-		s.options.Log.Warn("bgp: the kernel does not tell its routes", "error", err)
+		s.options.Log.Warn("bgp: cannot read the kernel's routes", "error", err)
 		return
 	}
 	s.syncKernel(context.Background())
 }
 
-// readRoutes reads what was learned of the prefixes, of all without any.
+// readRoutes reads the learned routes of the prefixes, or of all prefixes when
+// none is given.
 func (s *speaker) readRoutes(ctx context.Context, prefixes []netip.Prefix) {
 	table, err := s.server.list(ctx, gobgp.TableType_GLOBAL, "", prefixes)
 	if err != nil {
-		s.options.Log.Warn("bgp: routes are not read", "error", err)
+		s.options.Log.Warn("bgp: cannot read routes", "error", err)
 		return
 	}
 	if prefixes == nil {
@@ -70,7 +71,7 @@ func (s *speaker) readRoutes(ctx context.Context, prefixes []netip.Prefix) {
 
 func (s *speaker) isOwn(a netip.Addr) bool { return slices.Contains(s.server.part.NextHops, a) }
 
-// aggregate announces the aggregates that something of the Zone lies within.
+// aggregate announces the aggregates that contain a route of the Zone.
 func (s *speaker) aggregate(ctx context.Context) {
 	active := map[netip.Prefix]bool{}
 	s.status.Aggregates = nil
@@ -84,11 +85,11 @@ func (s *speaker) aggregate(ctx context.Context) {
 		}
 	}
 	if err := s.server.aggregate(ctx, active); err != nil {
-		s.options.Log.Warn("bgp: aggregates are not as they should be", "error", err)
+		s.options.Log.Warn("bgp: cannot update all aggregates", "error", err)
 	}
 }
 
-// syncKernel gives the kernel what was learned.
+// syncKernel installs the learned routes in the kernel.
 func (s *speaker) syncKernel(context.Context) {
 	if s.server == nil {
 		return
@@ -106,7 +107,7 @@ func (s *speaker) syncKernel(context.Context) {
 	s.letThrough(keep)
 	state, err := s.fib.Sync(want, keep)
 	if err != nil {
-		s.options.Log.Warn("bgp: the kernel's routes are not as they should be", "error", err)
+		s.options.Log.Warn("bgp: cannot update all routes of the kernel", "error", err)
 		return
 	}
 	if state.Repairs > s.status.FIB.Repairs {
@@ -115,17 +116,17 @@ func (s *speaker) syncKernel(context.Context) {
 	s.status.FIB, s.status.Learned = state, len(s.learned)
 }
 
-// thrownAway are those of the aggregates that the kernel throws away what no
-// longer route covers of. What guests may announce within leads into their
-// Network's namespace, which does so.
+// thrownAway returns the aggregates for which the kernel drops packets that no
+// longer route covers. An aggregate within which guests may announce leads into
+// their Network's namespace, which drops them.
 func thrownAway(p api.BGPPart, aggregates []netip.Prefix) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(aggregates), func(x netip.Prefix) bool {
 		return slices.ContainsFunc(p.Inside, func(n api.BGPInside) bool { return n.Covers(x) })
 	})
 }
 
-// letThrough has the filters of guests' taps let through what comes from the
-// prefixes that packets are sent to those guests for.
+// letThrough updates the filters of guests' taps: they pass packets from the
+// prefixes that are routed to the guest.
 func (s *speaker) letThrough(keep bool) {
 	if s.server.part.Role != api.BGPNetwork {
 		return

@@ -20,42 +20,44 @@ import (
 )
 
 const (
-	// connectRetry is between attempts to connect; GoBGP waits up to twice as long.
+	// connectRetry is between attempts to connect; GoBGP waits up to twice as
+	// long.
 	connectRetry = 3 * time.Second
-	// limitPause is before a session that had too many prefixes is tried again.
+	// limitPause is the delay before a retry of a session that exceeded
+	// maxPrefixes.
 	limitPause = time.Minute
-	// stagger is between the neighbours that a reflector begins to answer: many
-	// that come up at once were seen to miss routes.
+	// stagger is the delay between neighbours to which a reflector starts to
+	// answer: of many that come up at once, some were seen to miss routes.
 	stagger = 10 * time.Millisecond
-	// mostPaths of one prefix is as many as GoBGP can be told. Where there are
-	// more, it confuses over sessions which of them it has sent, and does not
-	// withdraw the others.
+	// mostPaths is GoBGP's limit of paths per prefix. Beyond it, GoBGP confuses
+	// which paths it has sent to whom, and does not withdraw the others.
 	mostPaths = 255
-	// warnPercent of maxPrefixes is warned of.
+	// warnPercent of maxPrefixes causes a warning.
 	warnPercent = 75
 )
 
-// bgpServer is GoBGP, made what a part says. It is for one goroutine.
+// bgpServer is GoBGP, configured by a part. It is not safe for concurrent use.
 type bgpServer struct {
 	*server.BgpServer
 	log        *logger
-	restarting bool  // neighbours are told so
-	gate       *gate // nil: neighbours are told what there is for them
+	restarting bool  // sent to neighbours in the session's capabilities
+	gate       *gate // nil when advertisements are not deferred
 
 	part      api.BGPPart // as applied; zero before the first
 	policy    *policy
 	sessions  map[string]api.BGPNeighbor // by name
-	originate map[netip.Prefix]bool      // of what GoBGP has
-	served    map[netip.Addr]service     // of what GoBGP has; originate has none of it
-	guests    map[netip.Prefix]bool      // of guests inside of Networks, of what GoBGP has; originate has none of it
+	originate map[netip.Prefix]bool      // as GoBGP has them
+	served    map[netip.Addr]service     // as GoBGP has them; not in originate
+	guests    map[netip.Prefix]bool      // of guests inside Networks, as GoBGP has them; not in originate
 	stations  map[netip.AddrPort]bool
 }
 
-// startServer starts GoBGP for p: what needsRestart names is fixed from here on.
+// startServer starts GoBGP for p. The fields that needsRestart compares cannot
+// change afterwards.
 func startServer(ctx context.Context, p api.BGPPart, restarting bool, log *logger) (*bgpServer, error) {
 	s := &bgpServer{BgpServer: server.NewBgpServer(server.LoggerOption(log)), log: log, restarting: restarting,
 		sessions: map[string]api.BGPNeighbor{}, originate: map[netip.Prefix]bool{}, served: map[netip.Addr]service{}, guests: map[netip.Prefix]bool{}, stations: map[netip.AddrPort]bool{}}
-	go s.Serve() // until the process ends: it knows no other end
+	go s.Serve() // runs until the process ends: it cannot be stopped
 	listen := int32(p.Port)
 	if len(p.Listen) == 0 {
 		listen = -1
@@ -82,8 +84,8 @@ func startServer(ctx context.Context, p api.BGPPart, restarting bool, log *logge
 	return s, nil
 }
 
-// globalFamilies are those that GoBGP keeps tables of, by its own numbers: each
-// costs memory.
+// globalFamilies are the families for which GoBGP keeps tables, by GoBGP's
+// numbers: each costs memory.
 func globalFamilies(p api.BGPPart) []uint32 {
 	const ipv4Unicast, ipv6Unicast, evpn = 0, 1, 9
 	if p.EVPN {
@@ -92,8 +94,8 @@ func globalFamilies(p api.BGPPart) []uint32 {
 	return []uint32{ipv4Unicast, ipv6Unicast}
 }
 
-// apply makes GoBGP what p says. Sessions of neighbours that p does not change
-// stay up. What failed is tried again by the next apply.
+// apply configures GoBGP by p. Sessions of unchanged neighbours stay up. The
+// next apply retries what failed.
 func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 	policy := compilePolicy(p)
 	var faults []error
@@ -108,7 +110,7 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 		fail(s.shutGate(ctx, p, door))
 	}
 	if err := s.setPolicy(ctx, policy); err != nil {
-		return errors.Join(append(faults, err)...) // without its policy no neighbour comes
+		return errors.Join(append(faults, err)...) // without its policy no neighbour is added
 	}
 	old := s.policy
 	s.policy = policy
@@ -140,15 +142,16 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 			fail(s.reset(ctx, n, old.in[n.Name] != policy.in[n.Name], old.out[n.Name] != policy.out[n.Name]))
 		}
 	}
-	if s.gate == nil { // stations have no use for a neighbour of this process
+	if s.gate == nil { // monitoring stations need not see the gate
 		fail(s.monitor(ctx, p))
 	}
 	s.part = p
 	return errors.Join(faults...)
 }
 
-// setPolicy makes p GoBGP's. While the gate is shut nothing is let out, for where
-// all paths are told GoBGP would note for each of them whom it has told it.
+// setPolicy installs p in GoBGP. Before the gate is open nothing is exported:
+// when all paths are advertised, GoBGP would otherwise record for each path to
+// whom it has sent it.
 func (s *bgpServer) setPolicy(ctx context.Context, p *policy) error {
 	exports := p.exports
 	if s.gate != nil {
@@ -162,7 +165,7 @@ func (s *bgpServer) setPolicy(ctx context.Context, p *policy) error {
 	return nil
 }
 
-// removeNeighbors ends the sessions that p does not have, or not so.
+// removeNeighbors ends the sessions that p does not have or has differently.
 func (s *bgpServer) removeNeighbors(ctx context.Context, p api.BGPPart, fail func(error)) {
 	restart := s.part.AllPaths != p.AllPaths || s.part.GracefulRestart != p.GracefulRestart || s.part.LongLived != p.LongLived || s.part.ClusterID != p.ClusterID
 	for name, had := range s.sessions {
@@ -178,27 +181,28 @@ func (s *bgpServer) removeNeighbors(ctx context.Context, p api.BGPPart, fail fun
 	}
 }
 
-// needsSession reports whether a change takes a new session. Who reflects is
-// none: GoBGP is told that every host is a client, and policy decides over what
-// is reflected. A host that comes to reflect would be cut off otherwise, for
-// GoBGP ends a session with a hard reset (RFC 8538).
+// needsSession reports whether a change needs a new session. Reflection does
+// not: for GoBGP every host is a client, and the policy decides what is
+// reflected. Otherwise a host that becomes a reflector would lose its session,
+// because GoBGP ends one with a hard reset (RFC 8538).
 func needsSession(a, b api.BGPNeighbor) bool {
 	return a.Address != b.Address || a.Source != b.Source || a.ASN != b.ASN ||
 		a.Password != b.Password || a.Hops != b.Hops || !slices.Equal(a.Families, b.Families)
 }
 
-// duringSession is what n can be while the session with it stands. Who connects
-// matters to the next session, and a reflector that becomes a client may not
-// have heard of it yet: until then it tells all routes.
+// duringSession returns n without the changes that must wait for the end of its
+// session. Who connects matters only for the next session; and a reflector that
+// becomes a client may not know it yet, and advertises all routes until then.
 func duringSession(had, n api.BGPNeighbor) api.BGPNeighbor {
 	n.Passive = had.Passive
 	n.MaxPrefixes = max(n.MaxPrefixes, had.MaxPrefixes)
 	return n
 }
 
-// betweenSessions makes a neighbour whose session is down what duringSession
-// has put off. Where the other one is to connect it is added anew, which forgets
-// its routes: of two that connect both, GoBGP lets neither through.
+// betweenSessions applies the changes that duringSession has deferred, when the
+// session is down. If the neighbour is to connect, it is removed and added
+// again, which drops its routes: when both connect, GoBGP lets neither session
+// through.
 func (s *bgpServer) betweenSessions(ctx context.Context, name string) error {
 	had := s.sessions[name]
 	i := slices.IndexFunc(s.part.Neighbors, func(n api.BGPNeighbor) bool { return n.Name == name })
@@ -240,8 +244,8 @@ func (s *bgpServer) addPeer(ctx context.Context, p api.BGPPart, n api.BGPNeighbo
 	return nil
 }
 
-// updatePeer changes a neighbour without dropping its session. GoBGP forgets
-// meanwhile that graceful restart was agreed on for it, until the next session.
+// updatePeer changes a neighbour without dropping its session. GoBGP then
+// forgets, until the next session, that graceful restart was negotiated.
 func (s *bgpServer) updatePeer(ctx context.Context, p api.BGPPart, n api.BGPNeighbor) error {
 	if _, err := s.UpdatePeer(ctx, &gobgp.UpdatePeerRequest{Peer: s.peer(p, n)}); err != nil {
 		return fmt.Errorf("update neighbor %s: %w", n.Name, err)
@@ -249,8 +253,8 @@ func (s *bgpServer) updatePeer(ctx context.Context, p api.BGPPart, n api.BGPNeig
 	return nil
 }
 
-// reset runs the policy over a neighbour's routes again. What it is told while
-// the gate is shut would end in an End-of-RIB: that waits for openGate.
+// reset evaluates the policy for a neighbour's routes again. Before the gate is
+// open it would advertise an End-of-RIB, so it waits for openGate.
 func (s *bgpServer) reset(ctx context.Context, n api.BGPNeighbor, in, out bool) error {
 	out = out && s.gate == nil
 	direction := gobgp.ResetPeerRequest_BOTH
@@ -269,7 +273,7 @@ func (s *bgpServer) reset(ctx context.Context, n api.BGPNeighbor, in, out bool) 
 	return nil
 }
 
-// peer is a neighbour as GoBGP wants it.
+// peer returns a neighbour in GoBGP's form.
 func (s *bgpServer) peer(p api.BGPPart, n api.BGPNeighbor) *gobgp.Peer {
 	restart := seconds(p.GracefulRestart)
 	out := &gobgp.Peer{
@@ -286,11 +290,12 @@ func (s *bgpServer) peer(p api.BGPPart, n api.BGPNeighbor) *gobgp.Peer {
 	}
 	switch {
 	case n.Role == api.BGPGuest:
-		// Calico's BIRD sends with any TTL unless told otherwise. What keeps guests
-		// of other hosts out is the filter of the Network's namespace. All that this
-		// end sends a guest with GTSM takes.
+		// Calico's BIRD sends with any TTL unless configured otherwise. The
+		// filter of the Network's namespace excludes guests of other hosts. A
+		// guest with GTSM accepts everything that this end sends.
 		out.EbgpMultihop = &gobgp.EbgpMultihop{Enabled: true, MultihopTtl: 255}
-		// All guests have one ASN, and take no route that has it in its path.
+		// All guests have one ASN, and would refuse a route with it in its
+		// path.
 		out.Conf.ReplacePeerAsn = true
 	case n.Hops == 1:
 		out.TtlSecurity = &gobgp.TtlSecurity{Enabled: true, TtlMin: 255}
@@ -300,7 +305,7 @@ func (s *bgpServer) peer(p api.BGPPart, n api.BGPNeighbor) *gobgp.Peer {
 	for _, f := range n.Families {
 		family, limit, paths := toFamily(f == api.FamilyIPv4), n.MaxPrefixes, &gobgp.AddPathsConfig{}
 		switch {
-		case f == api.FamilyEVPN: // whose routes are each VTEP's own, by their RD
+		case f == api.FamilyEVPN: // routes of different VTEPs differ by their RD
 			family, limit = evpn(), evpnLimit(n)
 		case p.AllPaths && n.ASN == p.ASN:
 			paths.Receive, paths.SendMax = true, mostPaths
@@ -328,13 +333,13 @@ func evpn() *gobgp.Family {
 	return &gobgp.Family{Afi: gobgp.Family_AFI_L2VPN, Safi: gobgp.Family_SAFI_EVPN}
 }
 
-// isUnicast reports whether a family is one that routes for the kernel are of.
+// isUnicast reports whether routes of a family go into the kernel.
 func isUnicast(f *gobgp.Family) bool {
 	return f.GetSafi() == gobgp.Family_SAFI_UNICAST
 }
 
-// deferralTime is how many seconds a restarting speaker waits for neighbours to
-// tell their routes, before it tells any.
+// deferralTime is how many seconds a restarting speaker waits for neighbours'
+// routes before it advertises its own.
 func deferralTime(p api.BGPPart) uint32 { return min(30, max(1, seconds(p.GracefulRestart)/2)) }
 
 func seconds(d api.Duration) uint32   { return uint32(time.Duration(d) / time.Second) }
@@ -342,11 +347,11 @@ func seconds64(d api.Duration) uint64 { return uint64(seconds(d)) }
 
 // service is how an address is announced.
 type service struct {
-	last bool // as worse than anybody else's
+	last bool // less preferred than any other host's
 }
 
-// serve makes GoBGP originate these of the host's own and its services'
-// addresses, and no others; all of them again where asked to.
+// serve makes exactly these addresses of the host and its services originated
+// by GoBGP; with again, all of them are sent again.
 func (s *bgpServer) serve(ctx context.Context, p api.BGPPart, want map[netip.Addr]service, again bool) error {
 	var faults []error
 	for a, how := range want {
@@ -374,8 +379,8 @@ func (s *bgpServer) serve(ctx context.Context, p api.BGPPart, want map[netip.Add
 	return errors.Join(faults...)
 }
 
-// tell makes GoBGP originate these prefixes of guests, and no others; all of
-// them again where asked to.
+// tell makes exactly these prefixes of guests originated by GoBGP; with again,
+// all of them are sent again.
 func (s *bgpServer) tell(ctx context.Context, p api.BGPPart, want map[netip.Prefix]bool, again bool) error {
 	var faults []error
 	for x := range want {
@@ -402,7 +407,8 @@ func (s *bgpServer) tell(ctx context.Context, p api.BGPPart, want map[netip.Pref
 	return errors.Join(faults...)
 }
 
-// announce makes GoBGP originate what p says; all of it again where asked to.
+// announce makes exactly the part's routes originated by GoBGP; with again, all
+// of them are sent again.
 func (s *bgpServer) announce(ctx context.Context, p api.BGPPart, again bool) error {
 	want := map[netip.Prefix]bool{}
 	for _, x := range p.Originate {
@@ -428,7 +434,7 @@ func (s *bgpServer) announce(ctx context.Context, p api.BGPPart, again bool) err
 	return errors.Join(faults...)
 }
 
-// ownNextHop is the part's of x's family; it may be invalid.
+// ownNextHop returns the part's next hop of x's family; it may be invalid.
 func ownNextHop(p api.BGPPart, x netip.Prefix) netip.Addr {
 	i := slices.IndexFunc(p.NextHops, func(a netip.Addr) bool { return a.Is4() == x.Addr().Is4() })
 	if i < 0 {
@@ -437,8 +443,8 @@ func ownNextHop(p api.BGPPart, x netip.Prefix) netip.Addr {
 	return p.NextHops[i]
 }
 
-// aggregate originates those of the aggregates that are active, and no others,
-// with the session's own address as the next hop.
+// aggregate makes exactly the active aggregates originated by GoBGP, with the
+// session's own address as the next hop.
 func (s *bgpServer) aggregate(ctx context.Context, active map[netip.Prefix]bool) error {
 	var faults []error
 	for _, x := range s.part.Aggregates {
@@ -476,7 +482,7 @@ func (s *bgpServer) withdraw(ctx context.Context, x netip.Prefix) error {
 	return nil
 }
 
-// addPath has GoBGP originate x; as a last resort, neighbours and this host
+// addPath makes GoBGP originate x. As a last resort, neighbours and this host
 // prefer any other path to it (RFC 8326).
 func (s *bgpServer) addPath(ctx context.Context, x netip.Prefix, hop netip.Addr, last bool) error {
 	path, err := newPath(x, hop)
@@ -536,7 +542,7 @@ func newPath(x netip.Prefix, hop netip.Addr) (*gobgp.Path, error) {
 	return &gobgp.Path{Family: family, Nlri: nlri, Pattrs: []*anypb.Any{origin, next}}, nil
 }
 
-// monitor tells the monitoring stations, and no others.
+// monitor sends to exactly these monitoring stations.
 func (s *bgpServer) monitor(ctx context.Context, p api.BGPPart) error {
 	var faults []error
 	for a := range s.stations {
@@ -564,9 +570,9 @@ func (s *bgpServer) monitor(ctx context.Context, p api.BGPPart) error {
 	return errors.Join(faults...)
 }
 
-// reopen tries sessions again that were ended for too many prefixes.
+// reopen retries a session that exceeded maxPrefixes.
 func (s *bgpServer) reopen(ctx context.Context, n api.BGPNeighbor) {
 	if err := s.EnablePeer(ctx, &gobgp.EnablePeerRequest{Address: n.Address.String()}); err != nil && !strings.Contains(err.Error(), "already") {
-		s.log.Warn("cannot try a session again", map[string]interface{}{"Key": n.Address.String(), "Error": err})
+		s.log.Warn("cannot retry a session", map[string]interface{}{"Key": n.Address.String(), "Error": err})
 	}
 }

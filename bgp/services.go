@@ -23,31 +23,31 @@ type serviceKey struct {
 	address netip.Addr
 }
 
-// serviceCheck is how one stands.
+// serviceCheck is the state of one address.
 type serviceCheck struct {
 	cancel context.CancelFunc
-	check  *api.ServiceCheck // nil passes always
+	check  *api.ServiceCheck // nil always passes
 	last   bool
 
-	known    bool // it was looked at; what follows is void before that
+	known    bool // looked at; the fields below are valid only then
 	passes   bool
 	since    time.Time
 	failures int
-	fault    string // of the last time that it came to fail
+	fault    string // why it failed last
 }
 
-// serviceChecks looks at what is behind services' addresses, with a goroutine
-// for each that has a check.
+// serviceChecks checks the services behind addresses, with one goroutine for
+// each that has a check.
 type serviceChecks struct {
-	wake    wait.Signal // one came to pass or to fail
+	wake    wait.Signal // the result of a check has changed
 	running sync.WaitGroup
 
 	mu  sync.Mutex
 	all map[serviceKey]*serviceCheck
 }
 
-// watch begins with the checks of these services, and ends all others. One that
-// stays as it is goes on.
+// watch starts the checks of these services, and stops all others. An unchanged
+// check continues.
 func (c *serviceChecks) watch(ctx context.Context, services []api.BGPService) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -75,7 +75,7 @@ func (c *serviceChecks) watch(ctx context.Context, services []api.BGPService) {
 	}
 }
 
-// begin starts to look at one address. The caller holds mu.
+// begin starts the check of one address. The caller holds mu.
 func (c *serviceChecks) begin(ctx context.Context, key serviceKey, s api.BGPService) {
 	ctx, cancel := context.WithCancel(ctx)
 	one := &serviceCheck{cancel: cancel, check: s.Check, last: s.LastResort, since: time.Now()}
@@ -100,7 +100,7 @@ func (c *serviceChecks) note(one *serviceCheck, passes bool, fault error) {
 	c.wake.Set()
 }
 
-// stop ends all checks and waits for them.
+// stop stops all checks and waits for them.
 func (c *serviceChecks) stop() {
 	c.mu.Lock()
 	for _, one := range c.all {
@@ -110,8 +110,8 @@ func (c *serviceChecks) stop() {
 	c.running.Wait()
 }
 
-// stand answers how each address stands, by service and address, and how those
-// that are to be announced are.
+// stand returns the state of each address by service and address, and how to
+// announce those that pass.
 func (c *serviceChecks) stand() ([]api.BGPServiceStatus, map[netip.Addr]service) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -140,9 +140,9 @@ func (k serviceKey) compare(o serviceKey) int {
 	return cmp.Or(strings.Compare(k.service, o.service), k.address.Compare(o.address))
 }
 
-// announceServices has lo hold the host's own and its services' addresses, and announces
-// those that answer. An address stays on lo while its check fails: the check
-// asks there.
+// announceServices puts the host's own and its services' addresses on lo, and
+// announces those whose check passes. An address stays on lo while its check
+// fails, because the check connects to it.
 func (s *speaker) announceServices(ctx context.Context) {
 	if s.server == nil {
 		return
@@ -156,13 +156,13 @@ func (s *speaker) announceServices(ctx context.Context) {
 	if err := loopback.Sync(own); err != nil {
 		s.retry = true
 		s.status.Problem = err.Error()
-		s.options.Log.Warn("bgp: lo has not all addresses that it should", "error", err)
+		s.options.Log.Warn("bgp: cannot update all addresses of lo", "error", err)
 	}
 	before := s.status.Services
 	list, announce := s.services.stand()
 	for i := range list {
 		if x := &list[i]; !ownNextHop(s.server.part, api.HostPrefix(x.Address)).IsValid() {
-			x.State, x.LastError = api.ServiceWithdrawn, "this host has no address of its family to be the next hop"
+			x.State, x.LastError = api.ServiceWithdrawn, "this host has no address of that family for the next hop"
 			delete(announce, x.Address)
 		}
 	}
@@ -172,7 +172,7 @@ func (s *speaker) announceServices(ctx context.Context) {
 	if err := s.server.serve(ctx, s.server.part, announce, false); err != nil {
 		s.retry = true
 		s.status.Problem = err.Error()
-		s.options.Log.Warn("bgp: services are not announced as they should be", "error", err)
+		s.options.Log.Warn("bgp: cannot announce all services", "error", err)
 	}
 	s.status.Services, s.status.Loopbacks = list, nil
 	for _, a := range s.server.part.Loopbacks {

@@ -11,9 +11,10 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// holds reports whether the kernel keeps what nobody announces any more: until
-// the hold is over, without any session, or while the first has not told all;
-// and while others come to tell what a neighbour that was taken away told.
+// holds reports whether the kernel keeps routes that no neighbour advertises
+// any longer: without any session, until the hold is over; until the first
+// session has received everything; and, after a neighbour was removed, until
+// others have had time to advertise its routes.
 func (s *speaker) holds(now time.Time) bool {
 	if now.Sub(s.rearranged) < rearranging {
 		return true
@@ -26,7 +27,7 @@ func (s *speaker) holds(now time.Time) bool {
 	return hold < 0 || now.Before(s.lastUp.Add(hold))
 }
 
-// lookAtSessions reads the sessions, and does what time has come for.
+// lookAtSessions reads the sessions, and does what is due.
 func (s *speaker) lookAtSessions(ctx context.Context) {
 	now := time.Now()
 	was := slices.ContainsFunc(s.status.Sessions, Session.Established)
@@ -53,8 +54,8 @@ func (s *speaker) lookAtSessions(ctx context.Context) {
 	}
 }
 
-// settled reports whether every neighbour has told all its routes since the
-// start, or has had the time to.
+// settled reports whether every neighbour has advertised all its routes since
+// the start, or has had the time to.
 func (s *speaker) settled(now time.Time) bool {
 	if now.After(s.started.Add(time.Duration(s.server.part.GracefulRestart))) {
 		return true
@@ -102,20 +103,20 @@ func (s *speaker) sessions(ctx context.Context, now time.Time) []Session {
 		out = append(out, session)
 	})
 	if err != nil {
-		s.options.Log.Warn("bgp: sessions are not read", "error", err)
+		s.options.Log.Warn("bgp: cannot read the sessions", "error", err)
 	}
 	slices.SortFunc(out, func(a, b Session) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
-// mind forgets what a session that is down had told, and tries one again that
-// was ended for too many prefixes.
+// mind resets the state of a session that is down, and retries one that
+// exceeded maxPrefixes.
 func (s *speaker) mind(ctx context.Context, n api.BGPNeighbor, p *gobgp.Peer, session *Session, now time.Time) {
 	if !session.Established() {
 		delete(s.complete, n.Address)
 		if err := s.server.betweenSessions(ctx, n.Name); err != nil {
 			s.retry = true
-			s.options.Log.Warn("bgp: a neighbor is not what the part says", "error", err)
+			s.options.Log.Warn("bgp: cannot configure a neighbor as the part says", "error", err)
 		}
 	}
 	if p.State.AdminState != gobgp.PeerState_PFX_CT {
@@ -127,7 +128,7 @@ func (s *speaker) mind(ctx context.Context, n api.BGPNeighbor, p *gobgp.Peer, se
 	switch {
 	case !known:
 		s.limited[n.Name] = now
-		s.options.Log.Error("bgp: session ended: too many prefixes; it is tried again in a while",
+		s.options.Log.Error("bgp: session ended: too many prefixes; it will be retried",
 			"neighbor", n.Name, "limit", n.MaxPrefixes, "pause", limitPause)
 	case now.Sub(since) >= limitPause:
 		s.limited[n.Name] = now

@@ -22,19 +22,19 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// listen takes the socket; only root may use it.
+// listen creates the socket; only root may use it.
 func listen(path string) (net.Listener, error) {
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("another speaker answers on %s: stop it, or give this one another --run-dir", path)
 	}
-	_ = os.Remove(path) // of a speaker that was killed
+	_ = os.Remove(path) // left by a speaker that was killed
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("listen for who asks the speaker: %w", err)
+		return nil, fmt.Errorf("listen on the speaker's socket: %w", err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("close the speaker's socket to others: %w", err), l.Close())
+		return nil, errors.Join(fmt.Errorf("restrict the speaker's socket to root: %w", err), l.Close())
 	}
 	return l, nil
 }
@@ -50,11 +50,11 @@ func (s *speaker) serve(ctx context.Context, l net.Listener) {
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		s.options.Log.Error("bgp: nobody can ask the speaker any more", "error", err)
+		s.options.Log.Error("bgp: the speaker no longer answers on its socket", "error", err)
 	}
 }
 
-// handle answers with what f answers, in the loop's time.
+// handle serves f's result; f runs in the loop.
 func (s *speaker) handle(f func(context.Context, url.Values) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var answer any
@@ -65,11 +65,11 @@ func (s *speaker) handle(f func(context.Context, url.Values) (any, error)) http.
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(answer) // the asker is gone
+		_ = json.NewEncoder(w).Encode(answer) // the client is gone
 	}
 }
 
-var errDeferring = errors.New("nobody is told anything yet: the speaker has just started")
+var errDeferring = errors.New("nothing is advertised yet: the speaker has just started")
 
 var errNoPart = errors.New("the speaker has no part yet: see the host's HostSpec")
 
@@ -121,7 +121,7 @@ func (s *speaker) tableFor(ctx context.Context, table, neighbor string) (map[net
 	kinds := map[string]gobgp.TableType{"": gobgp.TableType_GLOBAL, "in": gobgp.TableType_ADJ_IN, "out": gobgp.TableType_ADJ_OUT}
 	kind, ok := kinds[table]
 	if !ok || (kind == gobgp.TableType_GLOBAL) != (neighbor == "") {
-		return nil, fmt.Errorf("routes are of the speaker, or of table=in or table=out with neighbor=NAME, not of table %q and neighbor %q", table, neighbor)
+		return nil, fmt.Errorf("invalid table %q with neighbor %q: want neither, or table=in or table=out with neighbor=NAME", table, neighbor)
 	}
 	if neighbor == "" {
 		return s.server.list(ctx, kind, "", nil)
@@ -148,32 +148,34 @@ func parseQuestion(v url.Values) (Question, error) {
 	q := Question{From: v.Get("from"), LargeCommunities: v["community"]}
 	var err error
 	if q.Prefix, err = netip.ParsePrefix(v.Get("prefix")); err != nil || q.Prefix != q.Prefix.Masked() {
-		return q, fmt.Errorf("prefix %q is no masked prefix, such as 198.18.64.0/24", v.Get("prefix"))
+		return q, fmt.Errorf("invalid prefix %q: want a masked prefix such as 198.18.64.0/24", v.Get("prefix"))
 	}
 	if text := v.Get("nextHop"); text != "" {
 		if q.NextHop, err = netip.ParseAddr(text); err != nil {
-			return q, fmt.Errorf("nextHop %q is no address", text)
+			return q, fmt.Errorf("invalid nextHop %q: want an address", text)
 		}
 	}
 	for _, text := range v["asn"] {
 		asn, err := strconv.ParseUint(text, 10, 32)
 		if err != nil {
-			return q, fmt.Errorf("asn %q is no ASN", text)
+			return q, fmt.Errorf("invalid asn %q", text)
 		}
 		q.ASPath = append(q.ASPath, uint32(asn))
 	}
 	return q, nil
 }
 
-// Audit is whether a neighbour has what it was told.
+// Audit is the result of an audit: whether a neighbour has what was advertised
+// to it.
 type Audit struct {
 	Count  int    `json:"count" doc:"Routes that it should have."`
 	Digest string `json:"digest" doc:"Of them."`
 	Healed bool   `json:"healed" doc:"They were told again."`
 }
 
-// postAudit compares what a neighbour says that it has received from this
-// speaker with what it should have, and tells it all again where that differs.
+// postAudit compares the routes that a neighbour reports as received from this
+// speaker with those that it should have, and advertises all again when they
+// differ.
 func (s *speaker) postAudit(ctx context.Context, v url.Values) (any, error) {
 	if s.server == nil {
 		return nil, errNoPart
@@ -195,17 +197,17 @@ func (s *speaker) postAudit(ctx context.Context, v url.Values) (any, error) {
 	}
 	s.status.Healed++
 	a.Healed = true
-	s.options.Log.Warn("bgp: a neighbor misses routes: it is told all again", "neighbor", name, "should have", a.Count)
+	s.options.Log.Warn("bgp: a neighbor misses routes: advertising all again", "neighbor", name, "should have", a.Count)
 	return a, nil
 }
 
-// Client asks the speaker that serves a socket.
+// Client queries the speaker that serves a socket.
 type Client struct {
 	http http.Client
 	path string
 }
 
-// NewClient makes one; nothing is asked yet.
+// NewClient returns a client; it sends nothing yet.
 func NewClient(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -213,27 +215,27 @@ func NewClient(socket string) *Client {
 	return &Client{http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 10 * time.Second}, path: socket}
 }
 
-// Status answers what the speaker shows. That no speaker runs is an error.
+// Status returns the speaker's status. It is an error when no speaker runs.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	return s, c.ask(ctx, http.MethodGet, "/status", nil, &s)
 }
 
-// StatusWithDigests answers the Status with the Sessions' digests in it, which
+// StatusWithDigests returns the Status with the digests of the Sessions, which
 // take the speaker some time.
 func (c *Client) StatusWithDigests(ctx context.Context) (Status, error) {
 	var s Status
 	return s, c.ask(ctx, http.MethodGet, "/status", url.Values{"digest": {"1"}}, &s)
 }
 
-// Routes answers the routes that the speaker has, or with a neighbour's name
-// what that has told (table "in") or is told ("out").
+// Routes returns the routes that the speaker has, or with a neighbour's name
+// those received from it (table "in") or advertised to it ("out").
 func (c *Client) Routes(ctx context.Context, table, neighbor string) ([]Route, error) {
 	var r []Route
 	return r, c.ask(ctx, http.MethodGet, "/routes", url.Values{"table": {table}, "neighbor": {neighbor}}, &r)
 }
 
-// Test answers what the policy makes of a route.
+// Test returns the policy's decision about a route.
 func (c *Client) Test(ctx context.Context, q Question) (Verdict, error) {
 	v := url.Values{"from": {q.From}, "prefix": {q.Prefix.String()}, "community": q.LargeCommunities}
 	if q.NextHop.IsValid() {
@@ -246,8 +248,8 @@ func (c *Client) Test(ctx context.Context, q Question) (Verdict, error) {
 	return verdict, c.ask(ctx, http.MethodGet, "/policy-test", v, &verdict)
 }
 
-// Audit has the speaker compare the digest of what a neighbour has received
-// from it with what it should have.
+// Audit makes the speaker compare the digest of the routes that a neighbour has
+// received from it with what it should have.
 func (c *Client) Audit(ctx context.Context, neighbor, digest string) (Audit, error) {
 	var a Audit
 	return a, c.ask(ctx, http.MethodPost, "/audit", url.Values{"neighbor": {neighbor}, "digest": {digest}}, &a)
@@ -260,7 +262,7 @@ func (c *Client) ask(ctx context.Context, method, path string, query url.Values,
 	}
 	response, err := c.http.Do(r)
 	if err != nil {
-		return fmt.Errorf("ask the speaker on %s: %w", c.path, err)
+		return fmt.Errorf("query the speaker on %s: %w", c.path, err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {

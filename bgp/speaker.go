@@ -25,53 +25,55 @@ import (
 )
 
 const (
-	lookInterval = time.Second // at the part's file and the sessions
-	// lookShare is which part of the time looking at the sessions may take where
-	// they are many; that one comes or goes is seen at once.
+	lookInterval = time.Second // between looks at the part's file and the sessions
+	// lookShare limits the share of time spent on reading sessions when there
+	// are many; a session that comes up or goes down is read at once.
 	lookShare        = 500
 	mostLookInterval = 10 * time.Second
-	resyncInterval   = 30 * time.Second // of routes and kernel as a whole
+	resyncInterval   = 30 * time.Second // between comparisons of all routes with the kernel
 	settleDelay      = 100 * time.Millisecond
 	kernelDelay      = 300 * time.Millisecond
-	untold           = 30 * time.Second // a neighbour takes to tell its routes, if it does not say that it has
-	// rearranging is how long others take to tell what one told that is a
-	// neighbour no more: they may hear of it from bootd later than this host.
+	untold           = 30 * time.Second // after which a neighbour without End-of-RIB counts as complete
+	// rearranging is how long others may take to advertise the routes of a
+	// neighbour that was removed: bootd may inform them later than this host.
 	rearranging    = 10 * time.Second
-	mostOpening    = 5 * time.Minute // may it take to tell all neighbours all there is
-	lookupPrefixes = 256             // more that changed are read with all others
-	// gcAtRest and gcAtStart are how much garbage there may be, in percent of what
-	// is used: the host's memory is its guests', but a start makes very much of it.
+	mostOpening    = 5 * time.Minute // limit for advertising everything to all neighbours
+	lookupPrefixes = 256             // if more changed, all are read
+	// gcAtRest and gcAtStart are values of GOGC: the host's memory belongs to
+	// its guests, but a start produces much garbage.
 	gcAtRest, gcAtStart = 50, 200
 )
 
-// Options make a speaker.
+// Options configure a speaker.
 type Options struct {
 	Part   string // the file with the bgp part
-	Socket string // the unix socket that it serves its state on
-	// Inside has a directory for each Network whose guests peer, named for its
-	// uid, with the part and the socket of the speaker in it.
+	Socket string // the unix socket of its state
+	// Inside has a directory for each Network with peering guests, named by its
+	// uid, with the part and the socket of the inner speaker.
 	Inside  string
 	Version string
 	Log     *slog.Logger
 	Notify  Notifier
 }
 
-// Notifier is told how the speaker fares.
+// Notifier receives the speaker's state.
 type Notifier interface {
 	Ready()
 	Status(line string)
-	// Watchdog returns when ctx is done; healthy says that the speaker works.
+	// Watchdog returns when ctx is done; healthy reports whether the speaker
+	// works.
 	Watchdog(ctx context.Context, healthy func() bool)
 }
 
-// speaker is the one of this process. Its loop owns everything but events and opening.
+// speaker is this process's speaker. Its loop owns all fields but events and
+// opening.
 type speaker struct {
 	options Options
 	log     *logger
 	ops     chan func()
 	kernel  wait.Signal // the kernel's other routes have changed
 	events  events
-	opening atomic.Int64 // since when, in ns since 1970, the gate is being opened; 0 when it is not
+	opening atomic.Int64 // when opening the gate began, in ns since 1970; 0 when it is not being opened
 
 	server   *bgpServer
 	fib      *fib.FIB
@@ -80,31 +82,31 @@ type speaker struct {
 	raw      []byte // the part's file as last seen
 	status   Status
 	learned  map[netip.Prefix][]netip.Addr
-	guests   map[netip.Prefix][]netip.Addr // guests that are the best ways there
-	counts   map[string]int                // routes let in, by the neighbour's address
+	guests   map[netip.Prefix][]netip.Addr // guests that are the best next hops
+	counts   map[string]int                // accepted routes by the neighbour's address
 	tally    *tally
 	onLo     map[netip.Prefix]bool // this host's own and its services' addresses
 
-	shut       time.Time // when the gate was
+	shut       time.Time // when the gate was shut
 	news       time.Time // when a route or a session last came or went
-	untidy     bool      // much has come since memory was last given back
+	untidy     bool      // many routes have come since memory was last returned
 	lastUp     time.Time
-	held       bool                // as the last look saw it
-	rearranged time.Time           // when the part last took a neighbour away
-	complete   map[netip.Addr]bool // neighbours that told all their routes
+	held       bool                // result of holds at the last look
+	rearranged time.Time           // when a neighbour was last removed from the part
+	complete   map[netip.Addr]bool // neighbours that have advertised all their routes
 	limited    map[string]time.Time
-	looked     time.Time     // when the sessions last were
-	looking    time.Duration // took so long
+	looked     time.Time     // when the sessions were last read
+	looking    time.Duration // how long that took
 	retry      bool          // apply failed in part
 }
 
-// ErrRestart says that the speaker has to be started anew to be what its part
-// says. Neighbours take it for a restart.
+// ErrRestart means that the speaker must be restarted to apply its part.
+// Neighbours see a graceful restart.
 var ErrRestart = errors.New("the part changes what a speaker is started with")
 
-// Run is a speaker until ctx is done. Afterwards the process has to end: GoBGP
-// does not stop without telling its neighbours good-bye, and it is the loss of
-// the connection that they take for a restart.
+// Run runs a speaker until ctx is done. Afterwards the process must end: GoBGP
+// cannot stop without sending its neighbours a notification, and only a lost
+// connection counts as a graceful restart.
 func Run(ctx context.Context, o Options) error {
 	s := &speaker{options: o, log: newLogger(o.Log), ops: make(chan func()), kernel: wait.NewSignal(), started: time.Now(),
 		learned: map[netip.Prefix][]netip.Addr{}, guests: map[netip.Prefix][]netip.Addr{}, complete: map[netip.Addr]bool{}, limited: map[string]time.Time{},
@@ -131,7 +133,7 @@ func Run(ctx context.Context, o Options) error {
 func (s *speaker) watchKernel(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := fib.Watch(ctx, s.kernel); err != nil {
-			s.options.Log.Warn("bgp: look at the kernel's routes anew", "error", err)
+			s.options.Log.Warn("bgp: watching the kernel's routes again", "error", err)
 			s.kernel.Set()
 			_ = wait.For(ctx, time.Second)
 		}
@@ -142,7 +144,7 @@ func (s *speaker) loop(ctx context.Context) error {
 	look, resync := time.NewTicker(lookInterval), time.NewTicker(resyncInterval)
 	defer look.Stop()
 	defer resync.Stop()
-	var routes, kernel, gate <-chan time.Time // armed while something waits
+	var routes, kernel, gate <-chan time.Time // set while something is waiting
 	if err := s.look(ctx); err != nil {
 		return err
 	}
@@ -189,7 +191,7 @@ func (s *speaker) loop(ctx context.Context) error {
 func (s *speaker) look(ctx context.Context) error {
 	raw, err := os.ReadFile(s.options.Part)
 	switch {
-	case errors.Is(err, fs.ErrNotExist): // what runs goes on
+	case errors.Is(err, fs.ErrNotExist): // the current part stays applied
 	case err != nil:
 		s.status.Refused = err.Error()
 	case string(raw) != string(s.raw) || s.retry:
@@ -208,8 +210,8 @@ func (s *speaker) look(ctx context.Context) error {
 	return nil
 }
 
-// tidy gives back what a burst of routes took of the host's memory, which is its
-// guests': left alone, Go does so over minutes.
+// tidy returns memory to the host after a burst of routes, because it belongs
+// to its guests: by itself, Go would take minutes.
 func (s *speaker) tidy(now time.Time) {
 	if s.untidy && !s.deferring() && now.Sub(s.news) > time.Second {
 		s.untidy = false
@@ -225,7 +227,7 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	part, err := parsePart(raw)
 	if err != nil {
 		s.status.Refused = err.Error()
-		s.options.Log.Error("bgp: the part is refused; what runs goes on", "file", s.options.Part, "error", err)
+		s.options.Log.Error("bgp: invalid part; the previous one stays applied", "file", s.options.Part, "error", err)
 		return nil
 	}
 	s.status.Refused, s.status.Problem = "", ""
@@ -234,7 +236,7 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 			return err
 		}
 	} else if needsRestart(s.server.part, part) {
-		s.options.Log.Info("bgp: starting anew, for what the part changes is fixed from the start", "file", s.options.Part)
+		s.options.Log.Info("bgp: restarting: the part changes settings that are fixed at the start", "file", s.options.Part)
 		return ErrRestart
 	}
 	if lacksOne(part.Neighbors, s.server.part.Neighbors) {
@@ -250,7 +252,7 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	if err != nil {
 		s.retry = true
 		s.status.Problem = err.Error()
-		s.options.Log.Warn("bgp: not all of the part is applied", "error", err)
+		s.options.Log.Warn("bgp: the part is applied only partly", "error", err)
 	}
 	s.services.watch(ctx, part.Services)
 	s.announceServices(ctx)
@@ -261,15 +263,15 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	return nil
 }
 
-// lacksOne reports whether one of before is not among now.
+// lacksOne reports whether now lacks a neighbour of before.
 func lacksOne(now, before []api.BGPNeighbor) bool {
 	return slices.ContainsFunc(before, func(b api.BGPNeighbor) bool {
 		return !slices.ContainsFunc(now, func(n api.BGPNeighbor) bool { return n.Name == b.Name })
 	})
 }
 
-// start begins as a restarting speaker if the kernel still forwards by routes
-// of an earlier one.
+// start starts as a restarting speaker if the kernel still has routes of an
+// earlier one.
 func (s *speaker) start(ctx context.Context, part api.BGPPart) error {
 	options := fibOptions(part)
 	options.Log = s.options.Log
@@ -323,9 +325,9 @@ func (s *speaker) takeEvents(ctx context.Context) {
 	s.syncKernel(ctx)
 }
 
-// alive is what feeds the watchdog: the loop answers. GoBGP does not while it
-// tells everybody all there is, which takes it some 10 µs for each route and
-// neighbour.
+// alive is the watchdog's check: the loop answers. While GoBGP advertises
+// everything to all neighbours it does not answer; that takes some 10 µs per
+// route and neighbour.
 func (s *speaker) alive(ctx context.Context) bool {
 	if since := s.opening.Load(); since != 0 && time.Since(time.Unix(0, since)) < mostOpening {
 		return true

@@ -11,7 +11,7 @@ import (
 	"github.com/rackweft/rackweft/bgp/fib"
 )
 
-// Status is what a speaker shows.
+// Status is the state that a speaker serves.
 type Status struct {
 	PID      int        `json:"pid"`
 	Version  string     `json:"version"`
@@ -30,10 +30,10 @@ type Status struct {
 	Guests string `json:"guests,omitzero" doc:"Why the Zone is not told of all that guests announce."`
 
 	Settled bool `json:"settled" doc:"Every neighbor has told all its routes since the start, or has had the time to."`
-	// Deferring says that no neighbor is told anything yet (RFC 4724, section 4.1).
+	// Deferring: nothing is advertised yet (RFC 4724, section 4.1).
 	Deferring bool `json:"deferring,omitzero" doc:"Neighbors are told nothing yet: others are to tell their routes first."`
-	// HeldSince is since when there is no session at all; the kernel keeps its
-	// routes until HeldUntil, for ever without one.
+	// HeldSince is the time since when there is no session; the kernel keeps
+	// its routes until HeldUntil, or without limit when that is zero.
 	HeldSince time.Time `json:"heldSince,omitzero"`
 	HeldUntil time.Time `json:"heldUntil,omitzero"`
 
@@ -44,12 +44,12 @@ type Status struct {
 	Learned    int            `json:"learned" doc:"Prefixes for the kernel."`
 	FIB        fib.State      `json:"fib"`
 	Memory     int64          `json:"memory" doc:"Bytes that the speaker has resident."`
-	// Services are the addresses of services that this host has.
+	// Services are the addresses of this host's services.
 	Services []api.BGPServiceStatus `json:"services,omitempty"`
 	Healed   int64                  `json:"healed" doc:"Times that a neighbor was told all routes again because it missed some."`
 }
 
-// Session is one neighbour.
+// Session is the session with one neighbour.
 type Session struct {
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
@@ -59,21 +59,21 @@ type Session struct {
 	Reason  string     `json:"reason,omitzero" doc:"Why it last ended, while this speaker ran."`
 	// Losses counts how often it ended while this speaker ran, by reason.
 	Losses map[string]int `json:"losses,omitempty"`
-	// Received are the paths that it has told, Accepted those that the policy
-	// let in, Advertised those that it is told. The latter two are as of the
-	// last look at all routes.
+	// Received counts the paths received, Accepted those accepted by the
+	// policy, Advertised those advertised to it. The latter two are as of the
+	// last read of all routes.
 	Received   int `json:"received"`
 	Accepted   int `json:"accepted"`
 	Advertised int `json:"advertised"`
 	EVPN       int `json:"evpn,omitzero" doc:"EVPN routes that it has told, which the others do not count."`
-	// Digest is over prefixes and next hops that were received, of reflectors
-	// and uplinks only, and only where it was asked for.
+	// Digest covers the received prefixes and next hops, only of reflectors and
+	// uplinks, and only when requested.
 	Digest string `json:"digest,omitzero"`
 
-	told bool // all its routes, as far as it says when that is
+	told bool // all routes received, if the neighbour sends End-of-RIB
 }
 
-// Flaps is how often it ended while this speaker ran.
+// Flaps counts how often it ended while this speaker ran.
 func (s Session) Flaps() int {
 	n := 0
 	for _, times := range s.Losses {
@@ -85,13 +85,13 @@ func (s Session) Flaps() int {
 // Established reports whether the session is up.
 func (s Session) Established() bool { return s.State == "established" }
 
-// Silent reports whether it is one inside of a Network that never came up: guests
+// Silent reports whether a session inside a Network has never come up: guests
 // need not speak BGP, and hosts without guests have no speaker there.
 func (s Session) Silent() bool {
 	return (s.Role == api.BGPGuest || s.Role == api.BGPHost) && !s.Established() && s.Flaps() == 0 && s.Reason == "" && s.State != "limited"
 }
 
-// Line is the Status in one line.
+// Line summarises the Status in one line.
 func (s Status) Line() string {
 	if s.Zone == "" && s.Refused == "" {
 		return "Waiting for the host's bgp part"
@@ -107,20 +107,20 @@ func (s Status) Line() string {
 	}
 	line := fmt.Sprintf("%d of %d sessions up, %d routes learned, %d in the kernel", up, all, s.Learned, s.FIB.Installed)
 	if s.FIB.Unsettled > 0 {
-		line += fmt.Sprintf(", %d not as they should be (%s: %s)", s.FIB.Unsettled, s.FIB.Unresolved[0].Prefix, s.FIB.Unresolved[0].Reason)
+		line += fmt.Sprintf(", %d wrong (%s: %s)", s.FIB.Unsettled, s.FIB.Unresolved[0].Prefix, s.FIB.Unresolved[0].Reason)
 	}
 	if i := slices.IndexFunc(s.Services, func(x api.BGPServiceStatus) bool { return x.State != api.ServiceAnnounced }); i >= 0 {
 		x := s.Services[i]
 		line += fmt.Sprintf("; %s of service %s is %s: %s", x.Address, x.Service, x.State, cmp.Or(x.LastError, "not looked at yet"))
 	}
 	if s.Deferring {
-		line += "; tells nobody anything before the others have told their routes"
+		line += "; advertises nothing before the others have advertised their routes"
 	}
 	if !s.HeldSince.IsZero() {
 		line += fmt.Sprintf("; no session since %s, the kernel's routes are held", s.HeldSince.UTC().Format("15:04:05 MST"))
 	}
 	if s.Refused != "" {
-		line += "; the part is refused: " + s.Refused
+		line += "; invalid part: " + s.Refused
 	}
 	for _, text := range []string{s.Problem, s.Filter, s.Guests} {
 		if text != "" {

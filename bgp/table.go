@@ -12,7 +12,7 @@ import (
 	gobgp "github.com/osrg/gobgp/v3/api"
 )
 
-// Route is one path to a prefix, as the speaker has it.
+// Route is one path to a prefix in the speaker's table.
 type Route struct {
 	Prefix           netip.Prefix `json:"prefix"`
 	NextHop          netip.Addr   `json:"nextHop,omitzero"`
@@ -32,14 +32,15 @@ type Route struct {
 // local reports whether this host originates the route.
 func (r Route) local() bool { return r.Neighbor == "" }
 
-// asGood reports whether packets may go by both (RFC 4271, section 9.1.2, down
-// to where only identifiers differ).
+// asGood reports whether packets may use both paths (RFC 4271, section 9.1.2,
+// up to the comparison of identifiers).
 func (r Route) asGood(o Route) bool {
 	return r.LocalPref == o.LocalPref && len(r.ASPath) == len(o.ASPath) && r.origin == o.origin && r.med == o.med &&
 		r.external == o.external && r.local() == o.local()
 }
 
-// list reads routes by prefix, best first: of all prefixes when none is named.
+// list returns routes by prefix, best first: of all prefixes when none is
+// given.
 func (s *bgpServer) list(ctx context.Context, table gobgp.TableType, neighbor string, prefixes []netip.Prefix) (map[netip.Prefix][]Route, error) {
 	out := map[netip.Prefix][]Route{}
 	for _, v4 := range []bool{true, false} {
@@ -79,7 +80,7 @@ func (s *bgpServer) toRoute(prefix netip.Prefix, p *gobgp.Path) Route {
 	for _, attr := range p.Pattrs {
 		m, err := attr.UnmarshalNew()
 		if err != nil {
-			continue // of a kind that we do not read
+			continue // of a kind that is not used
 		}
 		switch a := m.(type) {
 		case *gobgp.OriginAttribute:
@@ -112,15 +113,16 @@ func (s *bgpServer) toRoute(prefix netip.Prefix, p *gobgp.Path) Route {
 	return r
 }
 
-// markBest marks those of a prefix' routes, best first, that packets go by.
+// markBest marks the best paths of a prefix' routes, which are sorted best
+// first.
 func markBest(routes []Route) {
 	for i := range routes {
 		routes[i].Best = routes[i].asGood(routes[0])
 	}
 }
 
-// learned are the next hops of the best of a prefix' routes. It is none where
-// this host originates the prefix, or is itself the next hop.
+// learned returns the next hops of the best of a prefix' routes; none if this
+// host originates the prefix or is itself the next hop.
 func learned(routes []Route, own func(netip.Addr) bool) []netip.Addr {
 	var hops []netip.Addr
 	markBest(routes)
@@ -136,7 +138,8 @@ func learned(routes []Route, own func(netip.Addr) bool) []netip.Addr {
 	return slices.Compact(hops)
 }
 
-// bestNeighbors are who told the best of a prefix' routes, that learned has marked.
+// bestNeighbors returns the neighbours that advertised the best of a prefix'
+// routes, which learned has marked.
 func bestNeighbors(routes []Route) []netip.Addr {
 	var list []netip.Addr
 	for _, r := range routes {
@@ -147,7 +150,7 @@ func bestNeighbors(routes []Route) []netip.Addr {
 	return list
 }
 
-// digest is over what a neighbour told: equal for equal prefixes and next hops.
+// digest hashes a neighbour's routes: equal for equal prefixes and next hops.
 func digest(routes map[netip.Prefix][]Route) (count int, sum string) {
 	var lines []string
 	for prefix, list := range routes {

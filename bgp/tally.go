@@ -14,18 +14,18 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// tally counts what each neighbour is told. To ask GoBGP for it has the policy
-// run over every route for every neighbour; this follows the same rules over
-// the routes as they were read.
+// tally counts the routes advertised to each neighbour. GoBGP would evaluate
+// the policy for every route and neighbour to answer that; this applies the
+// same rules to the routes already read.
 type tally struct {
 	told  map[netip.Addr]int
 	hears map[netip.Addr]hears
-	due   bool          // routes have changed since they were counted
-	last  time.Time     // when they were
+	due   bool          // routes have changed since the last count
+	last  time.Time     // when they were counted
 	took  time.Duration // to read and count them
 }
 
-// hears is what a neighbour takes, as it said when its session began.
+// hears holds the families that a neighbour negotiated.
 type hears struct {
 	since          time.Time
 	families, many map[bool]bool // by IPv4 or not: whether at all, and all paths
@@ -35,15 +35,15 @@ func newTally() *tally {
 	return &tally{told: map[netip.Addr]int{}, hears: map[netip.Addr]hears{}}
 }
 
-// share is which part of the time counting may take.
+// share limits the share of time spent on counting.
 const share = 100
 
-// overdue reports whether routes that changed should be counted now.
+// overdue reports whether a count is due.
 func (t *tally) overdue(now time.Time) bool {
 	return t.due && now.Sub(t.last) > share*t.took
 }
 
-// hear notes what a neighbour takes, once for a session.
+// hear records a neighbour's capabilities, once per session.
 func (t *tally) hear(p api.BGPPart, n api.BGPNeighbor, capabilities []*anypb.Any, since time.Time) {
 	if known, ok := t.hears[n.Address]; ok && known.since.Equal(since) {
 		return
@@ -52,7 +52,7 @@ func (t *tally) hear(p api.BGPPart, n api.BGPNeighbor, capabilities []*anypb.Any
 	for _, c := range capabilities {
 		m, err := c.UnmarshalNew()
 		if err != nil {
-			continue // of a kind that does not matter
+			continue // of another kind
 		}
 		switch c := m.(type) {
 		case *gobgp.MultiProtocolCapability:
@@ -71,12 +71,12 @@ func (t *tally) hear(p api.BGPPart, n api.BGPNeighbor, capabilities []*anypb.Any
 		}
 	}
 	if len(h.families) == 0 {
-		h.families[true] = true // RFC 4271 knows of IPv4 alone
+		h.families[true] = true // IPv4 is the default of RFC 4271
 	}
 	t.hears[n.Address] = h
 }
 
-// count counts anew; the routes of each prefix are best first.
+// count counts again; the routes of each prefix are sorted best first.
 func (t *tally) count(p api.BGPPart, neighbors []api.BGPNeighbor, table map[netip.Prefix][]Route) {
 	began := time.Now()
 	own := map[string][]netip.Addr{}
@@ -105,7 +105,8 @@ func (t *tally) count(p api.BGPPart, neighbors []api.BGPNeighbor, table map[neti
 	t.took = 2 * t.last.Sub(began) // reading them takes about as long again
 }
 
-// isTold follows compileExport, and what GoBGP never reflects: to whom it is from.
+// isTold follows compileExport and GoBGP's rule that a route is not reflected
+// to its sender.
 func isTold(p api.BGPPart, n api.BGPNeighbor, own []netip.Addr, r Route) bool {
 	marked := slices.Contains(r.LargeCommunities, p.Community)
 	switch {
@@ -122,8 +123,8 @@ func isTold(p api.BGPPart, n api.BGPNeighbor, own []netip.Addr, r Route) bool {
 	return marked
 }
 
-// residentBytes is what this process has in memory; 0 when the kernel does not
-// say.
+// residentBytes returns the resident memory of this process; 0 when the kernel
+// does not report it.
 func residentBytes() int64 {
 	raw, err := os.ReadFile("/proc/self/statm")
 	if err != nil {

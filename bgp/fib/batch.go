@@ -11,13 +11,13 @@ import (
 )
 
 const (
-	batchRoutes   = 512 // of one send; their errors must fit the receive buffer
+	batchRoutes   = 512 // per send; their errors must fit the receive buffer
 	receiveBuffer = 4 << 20
 	replyTimeout  = 10 * time.Second
 )
 
-// batch changes many routes at once: it packs them into one send and asks for
-// one acknowledgement, where the netlink library waits for each.
+// batch changes many routes at once: it sends them together with one
+// acknowledgement, where the netlink library waits for each.
 type batch struct {
 	socket *nl.NetlinkSocket
 }
@@ -31,7 +31,7 @@ func openBatch() (*batch, error) {
 	err = errors.Join(
 		s.SetReceiveTimeout(&timeout),
 		s.SetReceiveBufferSize(receiveBuffer, true),
-		unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1), // errors repeat no request
+		unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1), // errors do not repeat the request
 	)
 	if err != nil {
 		s.Close()
@@ -40,9 +40,9 @@ func openBatch() (*batch, error) {
 	return &batch{s}, nil
 }
 
-// do sends the requests in order, and calls done for each with what the kernel
-// answers: a refusal does not stop the others. An error is one of the socket:
-// of the requests that done was not called for, nothing is known.
+// do sends the requests in order, and calls done for each with the kernel's
+// answer: a refusal does not stop the others. An error means that the socket
+// failed: the result is then unknown for requests without a call of done.
 func (b *batch) do(requests []*nl.NetlinkRequest, done func(i int, err error)) error {
 	for begin := 0; begin < len(requests); begin += batchRoutes {
 		some := requests[begin:min(begin+batchRoutes, len(requests))]
@@ -57,10 +57,10 @@ func (b *batch) do(requests []*nl.NetlinkRequest, done func(i int, err error)) e
 	return nil
 }
 
-// send answers the errors by sequence number.
+// send returns the errors by sequence number.
 func (b *batch) send(requests []*nl.NetlinkRequest) (map[uint32]error, error) {
 	last := requests[len(requests)-1]
-	last.Flags |= unix.NLM_F_ACK // the kernel works in order, so it comes last
+	last.Flags |= unix.NLM_F_ACK // the kernel works in order, so its acknowledgement comes last
 	var buf []byte
 	for _, r := range requests {
 		buf = append(buf, r.Serialize()...)
@@ -75,7 +75,7 @@ func (b *batch) send(requests []*nl.NetlinkRequest) (map[uint32]error, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("hear from the kernel what became of %d routes: %w", len(requests), err)
+			return nil, fmt.Errorf("receive the kernel's answers for %d routes: %w", len(requests), err)
 		}
 		for _, m := range messages {
 			if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 {
@@ -93,8 +93,8 @@ func (b *batch) send(requests []*nl.NetlinkRequest) (map[uint32]error, error) {
 
 func (b *batch) close() { b.socket.Close() }
 
-// request asks for a change of the route of ours that k is: as h says, or
-// without regard to where it leads.
+// request builds a change of our route k with the hops h, or regardless of its
+// hops.
 func (f *FIB) request(typ, flags int, k key, h hops) *nl.NetlinkRequest {
 	r := nl.NewNetlinkRequest(typ, flags)
 	r.Flags = uint16(unix.NLM_F_REQUEST | flags)
@@ -108,14 +108,14 @@ func (f *FIB) request(typ, flags int, k key, h hops) *nl.NetlinkRequest {
 	r.AddData(nl.NewRtAttr(unix.RTA_DST, addr.AsSlice()))
 	r.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(uint32(k.metric))))
 	if typ == unix.RTM_DELROUTE {
-		m.Scope = unix.RT_SCOPE_NOWHERE // whatever it is
+		m.Scope = unix.RT_SCOPE_NOWHERE // any scope
 		return r
 	}
 	h.write(m, r, f.options.OnLink)
 	return r
 }
 
-// write says where the route leads.
+// write adds the hops to the message.
 func (h hops) write(m *nl.RtMsg, r *nl.NetlinkRequest, onLink bool) {
 	m.Scope, m.Type = unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
 	var flags uint8

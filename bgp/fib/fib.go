@@ -1,11 +1,11 @@
-// Package fib puts routes that were learned elsewhere into the kernel.
+// Package fib installs learned routes in the kernel.
 //
-// What is ours is told by the protocol number and the metric, in one table;
-// whatever else is there is never changed or removed. A next hop is resolved
-// through the kernel's other routes, never through ours, and never through a
-// default route: with the link to the fabric down, tenants' packets must not
-// leave by the management network. Nothing is removed when the FIB is closed:
-// the kernel keeps forwarding while the speaker restarts.
+// Our routes are identified by protocol number and metric, in one table; other
+// routes are never changed or removed. A next hop is resolved through the
+// kernel's other routes, never through ours, and never through a default route:
+// with the link to the fabric down, tenants' packets must not leave by the
+// management network. Nothing is removed when the FIB is closed: the kernel
+// keeps forwarding while the speaker restarts.
 package fib
 
 import (
@@ -26,11 +26,11 @@ import (
 	"github.com/rackweft/rackweft/internal/kernel"
 )
 
-// Protocol marks the routes (rtnetlink(7), rtm_protocol).
+// Protocol identifies the routes (rtnetlink(7), rtm_protocol).
 const Protocol = api.BGPRouteProtocol
 
-// Route is a route as it was learned. Without next hops, packets that no
-// longer route covers are thrown away.
+// Route is a learned route. A route without next hops drops packets that no
+// longer route covers.
 type Route struct {
 	Prefix   netip.Prefix
 	NextHops []netip.Addr
@@ -40,31 +40,31 @@ type Route struct {
 type Options struct {
 	Table  int // 254 is main
 	Metric int
-	// OnLink has the kernel take gateways for neighbours on their link, although
-	// no address of the link says so.
+	// OnLink makes the kernel accept a gateway as a neighbour on its link even
+	// if no address of the link covers it.
 	OnLink bool
 	Log    *slog.Logger
 }
 
-// FIB is one table of the network namespace of the thread that opened it. It
-// is for one goroutine.
+// FIB is one table of the network namespace of the thread that opened it. It is
+// not safe for concurrent use.
 type FIB struct {
 	options Options
 	handle  *netlink.Handle
 	batch   *batch
-	have    map[key]string // hops, by what is ours in the kernel
-	read    bool           // have has been read from the kernel
+	have    map[key]string // hops, by key, of our routes in the kernel
+	read    bool           // have was read from the kernel
 	around  surroundings   // the kernel's other routes
 	repairs int64
 }
 
-// key is what makes a route of ours one.
+// key identifies a route of ours.
 type key struct {
 	prefix netip.Prefix
 	metric int
 }
 
-// State tells how the kernel stands.
+// State is the state of the kernel's table.
 type State struct {
 	Installed  int           `json:"installed"`
 	Held       int           `json:"held,omitzero" doc:"Kept although nobody announces them any more."`
@@ -74,14 +74,15 @@ type State struct {
 	Took       time.Duration `json:"-"`
 }
 
-// Unresolved is a route that is not in the kernel, or not with all its next hops.
+// Unresolved is a route that is not in the kernel, or lacks some of its next
+// hops.
 type Unresolved struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	NextHop netip.Addr   `json:"nextHop,omitzero"`
 	Reason  string       `json:"reason"`
 }
 
-// maxUnresolved bounds what is told.
+// maxUnresolved bounds the list of them.
 const maxUnresolved = 100
 
 // Open opens the table.
@@ -98,15 +99,14 @@ func Open(o Options) (*FIB, error) {
 	return &FIB{options: o, handle: h, batch: b}, nil
 }
 
-// Close leaves the kernel as it is.
+// Close leaves the kernel's routes in place.
 func (f *FIB) Close() {
 	f.batch.close()
 	f.handle.Close()
 }
 
-// Refresh reads from the kernel what is there: ours, and what next hops
-// resolve through. What had changed of ours counts as repaired by the Sync
-// that follows.
+// Refresh reads our routes and those that next hops resolve through from the
+// kernel. Changes of ours by others count as repaired in the next Sync.
 func (f *FIB) Refresh() error {
 	have := map[key]string{}
 	var around surroundings
@@ -133,7 +133,7 @@ func (f *FIB) Refresh() error {
 	return nil
 }
 
-// list lists the main table and ours.
+// list returns the routes of the main table and of ours.
 func (f *FIB) list(family int) ([]netlink.Route, error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	routes, err := kernel.List(func() ([]netlink.Route, error) {
@@ -160,9 +160,9 @@ func differences(a, b map[key]string) int {
 	return n
 }
 
-// Sync makes the table hold want. With keep, routes of ours that want does not
-// name stay. The State tells of what could not be done; an error is one of the
-// kernel's interface as a whole.
+// Sync makes the table contain want. With keep, our other routes stay. The
+// State reports what could not be done; an error means that the kernel's
+// interface failed.
 func (f *FIB) Sync(want []Route, keep bool) (State, error) {
 	began := time.Now()
 	if !f.read {
@@ -177,7 +177,8 @@ func (f *FIB) Sync(want []Route, keep bool) (State, error) {
 			wanted[r.Prefix] = h
 		}
 	}
-	// What goes makes room first: a route of another metric is no obstacle.
+	// Removals go first, to free the place: the new route may have another
+	// metric.
 	if !keep {
 		if err := f.removeOthers(wanted, &state); err != nil {
 			return f.lost(err)
@@ -200,14 +201,14 @@ func (f *FIB) Sync(want []Route, keep bool) (State, error) {
 	return state, nil
 }
 
-// lost has the kernel read before anything else is changed: how far the
-// changes have come is not known.
+// lost forces a Refresh before further changes, because it is unknown which
+// changes were made.
 func (f *FIB) lost(err error) (State, error) {
 	f.read = false
 	return State{}, err
 }
 
-// Known counts the routes of ours that the kernel had when it was last read.
+// Known counts our routes in the kernel at the last read.
 func (f *FIB) Known() int { return len(f.have) }
 
 func (s *State) complain(prefix netip.Prefix, hop netip.Addr, format string, args ...any) {
@@ -217,7 +218,7 @@ func (s *State) complain(prefix netip.Prefix, hop netip.Addr, format string, arg
 	}
 }
 
-// removeOthers removes what is ours and not wanted.
+// removeOthers removes our routes that are not wanted.
 func (f *FIB) removeOthers(wanted map[netip.Prefix]hops, state *State) error {
 	var keys []key
 	var requests []*nl.NetlinkRequest
@@ -239,7 +240,7 @@ func (f *FIB) removeOthers(wanted map[netip.Prefix]hops, state *State) error {
 	return nil
 }
 
-// put installs what is wanted and not so in the kernel.
+// put installs the wanted routes that the kernel lacks or has differently.
 func (f *FIB) put(wanted map[netip.Prefix]hops, state *State) error {
 	var keys []key
 	var requests []*nl.NetlinkRequest
@@ -249,7 +250,7 @@ func (f *FIB) put(wanted map[netip.Prefix]hops, state *State) error {
 		if ours && have == h.String() {
 			continue
 		}
-		flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL // never takes another's place
+		flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL // never replaces another route
 		if ours {
 			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 		}
@@ -271,7 +272,7 @@ func (f *FIB) put(wanted map[netip.Prefix]hops, state *State) error {
 	return nil
 }
 
-// toPrefix is the destination of a route; none is the default.
+// toPrefix returns the destination of a route; none means the default.
 func toPrefix(r netlink.Route) netip.Prefix {
 	if r.Dst == nil || len(r.Dst.Mask) == 0 || r.Dst.IP.IsUnspecified() && isZero(r.Dst.Mask) {
 		if r.Family == netlink.FAMILY_V6 {

@@ -12,16 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hop is where the kernel sends packets: a gateway on a link.
+// hop is a gateway on a link.
 type hop struct {
 	gateway netip.Addr
 	link    int
 }
 
-// hops are sorted; none throw packets away.
+// hops are sorted. An empty list drops packets.
 type hops []hop
 
-// String is the form that is compared.
+// String is the form for comparison.
 func (h hops) String() string {
 	if len(h) == 0 {
 		return "blackhole"
@@ -33,7 +33,7 @@ func (h hops) String() string {
 	return b.String()
 }
 
-// seenHops is the String of what the kernel has.
+// seenHops returns the String of the hops of a kernel route.
 func seenHops(r netlink.Route) string {
 	if r.Type == unix.RTN_BLACKHOLE {
 		return hops{}.String()
@@ -57,13 +57,14 @@ func (h hops) sorted() hops {
 	return slices.Compact(h)
 }
 
-// surroundings are the kernel's other routes, longest and preferred first.
+// surroundings are the kernel's other routes, longest prefix and preferred ones
+// first.
 type surroundings struct {
 	routes    []neighbour
-	connected []netip.Prefix // of the addresses of interfaces
+	connected []netip.Prefix // of the interfaces' addresses
 }
 
-// neighbour is one of them.
+// neighbour is one of the other routes.
 type neighbour struct {
 	prefix netip.Prefix
 	metric int
@@ -101,7 +102,7 @@ func (s *surroundings) sort() {
 	})
 }
 
-// shadowed finds the connected prefix that a route would take packets from.
+// shadowed finds the connected prefix whose packets a route would divert.
 func (s *surroundings) shadowed(p netip.Prefix) (netip.Prefix, bool) {
 	for _, c := range s.connected {
 		if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
@@ -111,7 +112,7 @@ func (s *surroundings) shadowed(p netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// lookup finds how the kernel reaches addr, or says why it does not.
+// lookup returns the kernel's hops to addr, or why there are none.
 func (s *surroundings) lookup(addr netip.Addr) ([]hop, string) {
 	for _, n := range s.routes {
 		if !n.prefix.Contains(addr) {
@@ -119,7 +120,7 @@ func (s *surroundings) lookup(addr netip.Addr) ([]hop, string) {
 		}
 		switch {
 		case n.typ != unix.RTN_UNICAST:
-			return nil, fmt.Sprintf("%s is thrown away here", n.prefix)
+			return nil, fmt.Sprintf("%s is dropped here", n.prefix)
 		case len(n.hops) == 0:
 			return nil, fmt.Sprintf("the link of %s is down", n.prefix)
 		}
@@ -134,7 +135,7 @@ func (s *surroundings) lookup(addr netip.Addr) ([]hop, string) {
 	return nil, "no route leads there (a default route does not count)"
 }
 
-// resolve finds the hops of a route. It answers false when there is no way.
+// resolve returns the hops of a route, false when there are none.
 func (f *FIB) resolve(r Route, state *State) (hops, bool) {
 	if c, ok := f.around.shadowed(r.Prefix); ok {
 		state.complain(r.Prefix, netip.Addr{}, "it lies within %s, which this host is connected to", c)

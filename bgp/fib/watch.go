@@ -9,9 +9,10 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Watch sets changed when a route that is not ours
-// or a link changes, and when it cannot tell. It returns when ctx is done, or
-// with an error when the kernel ends the subscription: then it is started anew.
+// Watch sets changed when a route that is not ours or a link changes, and when
+// changes may have been missed. It returns when ctx is done, or with an error
+// when the kernel ends the subscription, so that the caller can subscribe
+// again.
 func Watch(ctx context.Context, changed wait.Signal) error {
 	done := make(chan struct{})
 	defer close(done)

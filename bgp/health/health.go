@@ -1,5 +1,5 @@
-// Package health looks again and again whether a service answers at an address
-// of this host, and tells when that changes.
+// Package health checks periodically whether a service answers at an address of
+// this host, and reports changes.
 package health
 
 import (
@@ -14,9 +14,9 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Watch looks at addr as the check says, whose fields are all set, until ctx is
-// done. It calls told after the first look, and whenever the check comes to
-// pass or to fail since; fault is why it fails.
+// Watch runs the check, whose fields are all set, on addr until ctx is done. It
+// calls told after the first look, and whenever the result changes; fault is
+// why the check fails.
 func Watch(ctx context.Context, addr netip.Addr, check api.ServiceCheck, told func(passes bool, fault error)) {
 	j := judge{rise: check.Rise, fall: check.Fall}
 	tick := time.NewTicker(time.Duration(check.Interval))
@@ -37,17 +37,16 @@ func Watch(ctx context.Context, addr netip.Addr, check api.ServiceCheck, told fu
 	}
 }
 
-// judge holds on to what it found until several looks in a row say otherwise.
-// The first look is believed: who restarts must not have a service that is well
-// withdrawn meanwhile.
+// judge keeps its result until several looks in a row differ. The first look
+// counts by itself: a restart must not withdraw a healthy service.
 type judge struct {
 	rise, fall int
 	known      bool
 	passes     bool
-	against    int // looks in a row that say otherwise
+	against    int // consecutive looks that differ
 }
 
-// take counts a look, and reports whether the judgement changes by it.
+// take counts a look, and reports whether it changes the result.
 func (j *judge) take(passes bool) bool {
 	if !j.known {
 		j.known, j.passes = true, passes
@@ -75,7 +74,7 @@ func look(ctx context.Context, addr netip.Addr, check api.ServiceCheck) error {
 	if err != nil {
 		return err
 	}
-	_ = conn.Close() // it opened, which is all that was asked
+	_ = conn.Close() // a connection is all that the check requires
 	return nil
 }
 
@@ -84,15 +83,15 @@ func lookHTTP(ctx context.Context, addr netip.Addr, check api.ServiceCheck) erro
 	if err != nil {
 		return err
 	}
-	// Each look opens a connection of its own, by no proxy, and follows nothing:
-	// it is about this host.
+	// Each look uses a new connection, no proxy and no redirect: it is about
+	// this host.
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	response, err := client.Do(r.WithContext(ctx))
 	if err != nil {
 		return err
 	}
-	_ = response.Body.Close() // unread: what counts has come
+	_ = response.Body.Close() // unread: only the status matters
 	if response.StatusCode < 200 || response.StatusCode > 399 {
 		return fmt.Errorf("%s answers %s", r.URL, response.Status)
 	}

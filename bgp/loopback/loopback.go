@@ -1,5 +1,5 @@
-// Package loopback keeps addresses on lo. Those that are ours have the protocol
-// number of our routes (IFA_PROTO, Linux 5.18); others are never changed.
+// Package loopback manages addresses on lo. Ours have the protocol number of
+// our routes (IFA_PROTO, Linux 5.18); others are never changed.
 package loopback
 
 import (
@@ -18,15 +18,15 @@ import (
 // ifaProto is IFA_PROTO of linux/if_addr.h.
 const ifaProto = 11
 
-// address is one of lo.
+// address is an address of lo.
 type address struct {
 	prefix netip.Prefix
 	ours   bool
 }
 
-// Sync makes those of our addresses on lo be want, in the network namespace of
-// this thread. One that is there already but not ours is left, and will do. The
-// error names each address that could not be put or removed.
+// Sync makes want our addresses on lo, in the network namespace of this thread.
+// An existing address that is not ours is left and accepted. The error names
+// each address that could not be added or removed.
 func Sync(want []netip.Addr) error {
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {
@@ -50,7 +50,7 @@ func Sync(want []netip.Addr) error {
 		}
 		err := change(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, lo.Index, api.HostPrefix(a))
 		if err != nil && !errors.Is(err, unix.EEXIST) {
-			faults = append(faults, fmt.Errorf("put %s on lo: %w", a, err))
+			faults = append(faults, fmt.Errorf("add %s to lo: %w", a, err))
 		}
 	}
 	return errors.Join(faults...)
@@ -76,16 +76,16 @@ func list(link int) ([]address, error) {
 	return out, nil
 }
 
-// parse reads an RTM_NEWADDR: struct ifaddrmsg and attributes.
+// parse parses an RTM_NEWADDR: struct ifaddrmsg and attributes.
 func parse(m []byte) (a address, link int, err error) {
 	if len(m) < unix.SizeofIfAddrmsg {
-		return a, 0, fmt.Errorf("the kernel tells of an address in %d bytes", len(m))
+		return a, 0, fmt.Errorf("invalid address message of %d bytes", len(m))
 	}
 	head := nl.DeserializeIfAddrmsg(m)
 	padding := make([]byte, -len(m)&(unix.RTA_ALIGNTO-1)) // without it the library panics
 	attributes, err := nl.ParseRouteAttr(append(slices.Clip(m), padding...)[unix.SizeofIfAddrmsg:])
 	if err != nil {
-		return a, 0, fmt.Errorf("the kernel tells of an address: %w", err)
+		return a, 0, fmt.Errorf("invalid address message: %w", err)
 	}
 	var local, peer netip.Addr
 	for _, attribute := range attributes {
@@ -99,7 +99,7 @@ func parse(m []byte) (a address, link int, err error) {
 		}
 	}
 	if !local.IsValid() {
-		local = peer // IPv6 tells the peer's alone where that is the same
+		local = peer // IPv6 sends only the peer's address when both are equal
 	}
 	a.prefix = netip.PrefixFrom(local, int(head.Prefixlen))
 	return a, int(head.Index), nil

@@ -1,9 +1,10 @@
-// Package sources owns the sets of addresses that a guest may send from beside
-// its own: those of the prefixes that it announces to its host.
+// Package sources manages the sets of addresses that a guest may send from in
+// addition to its own: those of the prefixes that it announces to its host.
 //
-// Whoever filters the guests' taps makes the sets and asks for them in rules;
-// the speaker inside the Network's namespace fills them. So what a guest
-// announces is let through, and is shut out again, also while no agent runs.
+// The owner of the taps' filters creates the sets and refers to them in rules;
+// the speaker inside the Network's namespace fills them. So traffic from
+// announced prefixes passes, and stops passing after a withdrawal, also while
+// no agent runs.
 package sources
 
 import (
@@ -19,13 +20,13 @@ import (
 // Table is the nftables table that the sets are in.
 func Table() nft.Table { return nft.Table{Family: nft.NetDev, Name: "rackweft"} }
 
-// What a set is called behind the name of its tap.
+// Suffixes of a set's name after the name of its tap.
 const (
 	suffix4 = "-sources4"
 	suffix6 = "-sources6"
 )
 
-// Set is a tap's of one family.
+// Set returns the set of a tap and a family.
 func Set(tap string, v4 bool) nft.Set {
 	if v4 {
 		return nft.Set{Name: tap + suffix4, Key: []nft.Type{nft.IPv4Address}, Interval: true}
@@ -33,7 +34,7 @@ func Set(tap string, v4 bool) nft.Set {
 	return nft.Set{Name: tap + suffix6, Key: []nft.Type{nft.IPv6Address}, Interval: true}
 }
 
-// tapOf is the tap that a set is of; other sets than this package's are of none.
+// tapOf returns the tap of a set, false for a set of another package.
 func tapOf(name string) (tap string, ok bool) {
 	if tap, ok = strings.CutSuffix(name, suffix4); !ok {
 		tap, ok = strings.CutSuffix(name, suffix6)
@@ -41,10 +42,10 @@ func tapOf(name string) (tap string, ok bool) {
 	return tap, ok
 }
 
-// Sync makes the sets of each tap in the calling thread's network namespace
-// hold its prefixes, and those of all other taps hold none. With keep, what
-// they hold stays. A tap whose sets are not there, because nobody filters it
-// yet, is named in the error; the others are as they should be.
+// Sync fills the sets of each tap in the calling thread's network namespace
+// with its prefixes, and empties the sets of all other taps. With keep, current
+// elements stay. The error names each tap without sets, which means that its
+// filter does not exist yet; the other sets are updated nevertheless.
 func Sync(want map[string][]netip.Prefix, keep bool) (err error) {
 	c, err := nft.Here()
 	if err != nil {
