@@ -294,6 +294,9 @@ func (l *raftLog) torn(b []byte, at int) bool {
 	if last == at {
 		return true // nothing is there
 	}
+	if overrun(b[at:]) {
+		return !writtenBehind(b, at)
+	}
 	extent := last
 	if rec, n, err := record(b[at+8:]); err == nil {
 		if rec.GetType() != walCRC && rolling(l.crc, rec.Data) == rec.GetCrc() {
@@ -302,6 +305,34 @@ func (l *raftLog) torn(b []byte, at int) bool {
 		extent = min(last, at+8+n)
 	}
 	return zeroSector(b, at, max(extent, at+8)) && !writtenBehind(b, at)
+}
+
+// overrun reports whether the record at the beginning of b goes on behind the end
+// of the file, by its frame and by its own length: a full disk did not take the
+// rest, as it has to grow the file for the last record of a segment.
+func overrun(b []byte) bool {
+	field := binary.LittleEndian.Uint64(b)
+	length := int64(field & (1<<56 - 1))
+	if field>>63 == 0 && length%8 != 0 || length <= int64(len(b)-8) {
+		return false
+	}
+	rest, n := b[8:], 0
+	for _, want := range []protowire.Type{protowire.VarintType, protowire.VarintType, protowire.BytesType} {
+		_, typ, k := protowire.ConsumeTag(rest[n:])
+		if k < 0 || typ != want {
+			return false
+		}
+		n += k
+		v, k := protowire.ConsumeVarint(rest[n:])
+		if k < 0 {
+			return false
+		}
+		n += k
+		if want == protowire.BytesType {
+			return int64(n)+int64(v) == length
+		}
+	}
+	return false
 }
 
 // zeroSector reports whether a sector, or the part of one, between two places

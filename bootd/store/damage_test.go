@@ -18,6 +18,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rackweft/rackweft/api"
@@ -487,6 +489,58 @@ func TestFaultInAMap(t *testing.T) {
 	})
 	if err == nil || !strings.Contains(err.Error(), "cannot be read") {
 		t.Errorf("%v", err)
+	}
+}
+
+// appendRecord adds a record to a log as etcd writes it.
+func appendRecord(b []byte, crc *uint32, typ int64, data []byte) []byte {
+	*crc = rolling(*crc, data)
+	rec := protowire.AppendTag(nil, 1, protowire.VarintType)
+	rec = protowire.AppendVarint(rec, uint64(typ))
+	rec = protowire.AppendTag(rec, 2, protowire.VarintType)
+	rec = protowire.AppendVarint(rec, uint64(*crc))
+	rec = protowire.AppendTag(rec, 3, protowire.BytesType)
+	rec = protowire.AppendBytes(rec, data)
+	field, pad := uint64(len(rec)), (8-len(rec)%8)%8
+	if pad > 0 {
+		field |= uint64(0x80|pad) << 56
+	}
+	b = binary.LittleEndian.AppendUint64(b, field)
+	return append(append(b, rec...), make([]byte, pad)...)
+}
+
+// TestFullDiskAtTheEndOfASegment has a log whose last record the disk did not
+// take whole: the file had to grow for it.
+func TestFullDiskAtTheEndOfASegment(t *testing.T) {
+	entry := func(index uint64, size int) []byte {
+		e := raftpb.Entry{Term: proto.Uint64(1), Index: &index, Data: bytes.Repeat([]byte{0xa5}, size)}
+		data, err := proto.Marshal(&e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	var b []byte
+	var crc uint32
+	index := uint64(1)
+	for ; len(b) < walSegment-2<<20; index++ {
+		b = appendRecord(b, &crc, walEntry, entry(index, 1<<20))
+	}
+	b = appendRecord(b, &crc, walEntry, entry(index, walSegment-len(b)-2048))
+	whole := len(b)
+	before := crc
+	b = appendRecord(b, &crc, walEntry, entry(index+1, 8192))
+	for _, size := range []int{walSegment, walSegment + 4096} {
+		if end, err := new(raftLog).read(b[:size], true); err != nil || end != whole {
+			t.Errorf("of %d bytes: it ends at %d (%v), want %d", size, end, err, whole)
+		}
+	}
+	// A record that was there, and whose length was changed, is damage.
+	b = appendRecord(b[:whole], &before, walEntry, entry(index+1, 1024))
+	b = append(b, make([]byte, max(0, walSegment-len(b)))...)
+	b[whole+1] ^= 0x80
+	if _, err := new(raftLog).read(b, true); err == nil {
+		t.Error("a changed length is taken for a write that was cut off")
 	}
 }
 
