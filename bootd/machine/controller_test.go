@@ -29,8 +29,9 @@ type fakeBMC struct {
 	ignoresButton bool
 
 	tag    string
-	tagErr error // of every write of the tag
-	taken  bool  // writes that fail have been carried out all the same
+	tagErr error  // of every write of the tag
+	taken  bool   // writes that fail have been carried out all the same
+	read   func() // what happens while the tag is read
 }
 
 func (b *fakeBMC) PowerState(context.Context) (hardware.PowerState, error) { return b.power, nil }
@@ -70,7 +71,12 @@ func (b *fakeBMC) Identify(_ context.Context, on bool) error {
 	b.did = append(b.did, fmt.Sprint("identify ", on))
 	return nil
 }
-func (b *fakeBMC) AssetTag(context.Context) (string, error) { return b.tag, nil }
+func (b *fakeBMC) AssetTag(context.Context) (string, error) {
+	if b.read != nil {
+		b.read()
+	}
+	return b.tag, nil
+}
 func (b *fakeBMC) SetAssetTag(_ context.Context, tag string) error {
 	b.did = append(b.did, "tag "+tag)
 	if b.tagErr == nil || b.taken {

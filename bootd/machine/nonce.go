@@ -23,13 +23,13 @@ const tagPatience = 10 * time.Minute
 func (c *Controller) writeNonce(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	attempt := m.Status.Attempt.ID
 	var refused error
-	own := true // the system has its own tag
+	own, saved := true, false // the system has its own tag; it is saved
 	wait, err := c.withBMC(ctx, m, "write the AssetTag", func(ctx context.Context, b BMC) error {
 		old, err := b.AssetTag(ctx)
 		if err != nil {
 			return setAside(err, &refused)
 		}
-		if old, err = c.saveTag(ctx, m, old); err != nil {
+		if old, saved, err = c.saveTag(ctx, m, old); err != nil || !saved {
 			return err
 		}
 		if err = b.SetAssetTag(ctx, c.Nonce(m.Metadata.UID, attempt)); errors.Is(err, hardware.ErrUnsupported) {
@@ -43,6 +43,9 @@ func (c *Controller) writeNonce(ctx context.Context, m *api.Machine) (time.Durat
 	}
 	if refused != nil {
 		return 0, c.nonceRefused(ctx, m, refused, own)
+	}
+	if !saved {
+		return 0, nil // the attempt is over, and its end brings the Machine back here
 	}
 	c.Decision(api.Decision{Machine: m.Metadata.Name, Question: "nonce", Answer: "written to the AssetTag", Attempt: attempt,
 		Reason: "trust level nonce is required by " + Required(c.Cache, m).Of})
@@ -62,22 +65,23 @@ func setAside(err error, refused *error) error {
 	return err
 }
 
-// saveTag records the tag that the nonce takes the place of, and returns it. A tag that is saved already stays: what
-// the BMC shows is then the nonce of an earlier attempt.
-func (c *Controller) saveTag(ctx context.Context, m *api.Machine, tag string) (string, error) {
-	err := c.mutate(ctx, m, func(fresh *api.Machine) {
-		if fresh.Status.Attempt == nil || fresh.Status.Attempt.ID != m.Status.Attempt.ID {
+// saveTag records the tag that the nonce replaces, and returns it. A tag that is saved already stays: what the BMC
+// shows is then the nonce of an earlier attempt. Nothing is saved when another attempt has begun meanwhile.
+func (c *Controller) saveTag(ctx context.Context, m *api.Machine, tag string) (own string, saved bool, err error) {
+	err = c.mutate(ctx, m, func(fresh *api.Machine) {
+		saved = fresh.Status.Attempt != nil && fresh.Status.Attempt.ID == m.Status.Attempt.ID
+		if !saved {
 			return
 		}
-		if saved := fresh.Status.AssetTag; saved != nil {
-			tag = saved.Value
+		if old := fresh.Status.AssetTag; old != nil {
+			tag = old.Value
 		}
 		fresh.Status.AssetTag = &api.SavedAssetTag{Value: tag, Attempt: m.Status.Attempt.ID}
 		if !control.HasFinalizer(fresh, TagFinalizer) {
 			fresh.Metadata.Finalizers = append(fresh.Metadata.Finalizers, TagFinalizer)
 		}
 	})
-	return tag, err
+	return tag, saved && err == nil, err
 }
 
 // nonceRefused fails an attempt whose level cannot be reached: the Machine would stand at its firmware's prompt until

@@ -137,6 +137,30 @@ func TestOwnTagOutlivesAWriteThatBrokeOff(t *testing.T) {
 	}
 }
 
+// TestNonceOfAnAttemptThatIsOver: what is not saved is not written over, also
+// when the attempt changes while the BMC is asked.
+func TestNonceOfAnAttemptThatIsOver(t *testing.T) {
+	b := nonceBench(t)
+	b.bmc.read = func() {
+		b.bmc.read = nil
+		b.mutate("r1u01", func(m *api.Machine) { m.Status.Attempt.ID = "another" })
+	}
+	for range 20 {
+		b.sync()
+		b.reconcile("r1u01")
+		m, err := store.Get[api.Machine](t.Context(), b.store, "r1u01")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.bmc.tag != ownTag && (m.Status.AssetTag == nil || m.Status.AssetTag.Value != ownTag) {
+			t.Fatalf("the system has tag %q, and its own is not saved: %+v", b.bmc.tag, m.Status.AssetTag)
+		}
+	}
+	if b.bmc.read != nil || b.bmc.tag != "nonce-another" {
+		t.Errorf("the system has tag %q", b.bmc.tag)
+	}
+}
+
 // TestLevelIsNotLoweredByABMCThatRefuses: the attempt fails and says why, and nothing is powered on.
 func TestLevelIsNotLoweredByABMCThatRefuses(t *testing.T) {
 	b := nonceBench(t)
