@@ -18,16 +18,16 @@ import (
 	"github.com/rackweft/rackweft/systemd"
 )
 
-// Options make an Agent.
+// Options configure an Agent.
 type Options struct {
 	Config   api.AgentConfig
-	StateDir string // identity and cached HostSpec; kept over restarts
-	RunDir   string // status.json; gone with a reboot
+	StateDir string // identity and cached HostSpec; kept across restarts
+	RunDir   string // status.json; lost at a reboot
 	Version  string
 	Log      *slog.Logger
 	Notify   *systemd.Notifier
-	// Encrypter is asked by the base part's. An agent without one says so where
-	// a Zone is to be encrypted.
+	// Encrypter is called by the base part's handler. Without one, the agent reports
+	// an error where a Zone is to be encrypted.
 	Encrypter Encrypter
 }
 
@@ -42,18 +42,18 @@ type Agent struct {
 	timing   timing
 	facts    facts
 	began    time.Time
-	// encryption is asked by the base part's handler.
+	// encryption is called by the base part's handler.
 	encryption *encryption
 
 	calls  chan func()
 	status mailbox[api.HostStatus]
 	bgp    mailbox[api.BGPStatus]
 	events chan api.Event
-	// publishSoon is reset to publish what changed.
+	// publishSoon is reset to publish changes of the status.
 	publishSoon *time.Timer
 	scheduled   bool
 
-	// What follows is owned by the loop.
+	// The fields below are owned by the loop.
 	spec       *hostSpec
 	id         *identity
 	link       Link
@@ -65,16 +65,16 @@ type Agent struct {
 	nics       []api.HostNIC
 	skew       time.Duration
 	clock      serverClock
-	asked      time.Time // when a new certificate was last asked for
+	asked      time.Time // when a new certificate was last requested
 	published  time.Time
 	problem    string
 	ready      bool
 }
 
-// observation is what a handler said of a part.
+// observation is a handler's status of a part.
 type observation struct {
 	kind   string
-	digest string // that it was asked for
+	digest string // of the part that the handler was given
 	status api.PartStatus
 }
 
@@ -83,7 +83,7 @@ type serverClock struct{ server, local time.Time }
 
 func (c serverClock) now() time.Time { return c.server.Add(time.Since(c.local)) }
 
-// timing gathers what a test makes short.
+// timing holds the durations that tests shorten.
 type timing struct {
 	dial, silence, ping    time.Duration
 	minBackoff, maxBackoff time.Duration
@@ -98,7 +98,7 @@ func defaultTiming() timing {
 		resync: 30 * time.Second, settle: 500 * time.Millisecond}
 }
 
-// New prepares an agent; nothing is touched before Run.
+// New creates an agent; it touches nothing before Run.
 func New(o Options) (*Agent, error) {
 	if err := validate(o.Config); err != nil {
 		return nil, fmt.Errorf("configuration of nodeagent: %w", err)
@@ -117,25 +117,25 @@ func (a *Agent) newWorker(h Handler) *worker {
 	return &worker{agent: a, handler: h, wake: wait.NewSignal()}
 }
 
-// Use gives the agent its handlers, before Run: one per kind. The base part has
-// its own. They may have been made with what the agent offers, such as Get.
+// Use gives the agent its handlers, one per kind, before Run. The base part has
+// its own. Handlers may have been created with methods of the agent, such as Get.
 func (a *Agent) Use(handlers ...Handler) error {
 	for _, h := range handlers {
 		if a.workers.handle(h.Kind()) {
-			return fmt.Errorf("two handlers of %s parts", h.Kind())
+			return fmt.Errorf("two handlers for %s parts", h.Kind())
 		}
 		a.workers = append(a.workers, a.newWorker(h))
 	}
 	return nil
 }
 
-// What the agent keeps in its state directory.
+// The agent's files in its state directory.
 func identityPath(dir string) string     { return filepath.Join(dir, "identity.json") }
 func joinKeyPath(dir string) string      { return filepath.Join(dir, "join-key.json") }
 func wireGuardKeyPath(dir string) string { return filepath.Join(dir, "wireguard.key") }
 
-// Run is the agent's life; it ends with ctx, touching nothing of what runs on
-// the host. An error means that it could not begin.
+// Run runs the agent until ctx ends; it leaves what runs on the host untouched. An
+// error means that it could not start.
 func (a *Agent) Run(ctx context.Context) error {
 	for _, dir := range []string{a.stateDir, a.runDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -168,7 +168,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// load reads what the host knows; damage is logged and lived with.
+// load reads the cached state. Damage is logged and tolerated.
 func (a *Agent) load() {
 	var err error
 	if a.facts, err = readFacts(a.stateDir); err != nil {
@@ -185,15 +185,15 @@ func (a *Agent) load() {
 	a.applied = api.Bookmark{Epoch: a.spec.index.Epoch, Revision: a.spec.index.Revision}
 	if n := len(a.spec.index.Parts); n > 0 {
 		if a.stale() {
-			a.log.Info("the cached HostSpec is from before this boot: it waits for bootd's word", "revision", a.applied.Revision, "needed", a.config.HostSpec.Revision)
+			a.log.Info("the cached HostSpec is from before this boot: waiting for bootd", "revision", a.applied.Revision, "needed", a.config.HostSpec.Revision)
 			return
 		}
 		a.log.Info("working from the cached HostSpec", "epoch", a.applied.Epoch, "revision", a.applied.Revision, "parts", n)
 	}
 }
 
-// stale reports whether the HostSpec is from before this boot, and not to be
-// acted upon: bootd may have started elsewhere what it names.
+// stale reports whether the HostSpec is from before this boot. Such a HostSpec is
+// not acted upon: bootd may have started its Guests elsewhere.
 func (a *Agent) stale() bool { return a.spec.stale(a.config.HostSpec) }
 
 // reach joins, if need be, and then keeps the stream.
@@ -208,7 +208,8 @@ func (a *Agent) reach(ctx context.Context) {
 	}
 }
 
-// loop owns the agent's state: it runs what the others ask for, one at a time.
+// loop owns the agent's state: it runs the functions that do submits, one at a
+// time.
 func (a *Agent) loop(ctx context.Context) {
 	a.publishSoon = time.NewTimer(0)
 	defer a.publishSoon.Stop()
@@ -238,15 +239,15 @@ func (a *Agent) do(ctx context.Context, f func()) error {
 	}
 }
 
-// alive is what feeds the watchdog: the loop answers.
+// alive feeds the watchdog while the loop answers.
 func (a *Agent) alive(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	return a.do(ctx, func() {}) == nil
 }
 
-// changed has the status published: soon, so that a boot is not held up, but
-// not again within settle, since bootd stores each.
+// changed publishes the status: soon, so that a boot is not held up, but not again
+// within settle, because bootd stores each.
 func (a *Agent) changed() {
 	const together = 10 * time.Millisecond // changes come in groups
 	if !a.scheduled {
@@ -277,15 +278,15 @@ func (a *Agent) sawNICs(ctx context.Context, nics []api.HostNIC) {
 	})
 }
 
-// hello announces what the host holds.
+// hello reports what the host holds.
 func (a *Agent) hello() api.Hello {
 	a.spec.reset()
 	return api.Hello{UID: a.id.UID, AgentVersion: a.version, Time: time.Now().UTC(),
 		Epoch: a.spec.index.Epoch, Revision: a.spec.index.Revision, Digests: a.spec.digests()}
 }
 
-// connected notes that bootd has answered, and its clock (RFC 9110 §6.6.1: to
-// the second, which is what a clock's skew is told in).
+// connected records that bootd has answered, and its clock (RFC 9110 §6.6.1: to the
+// second, so the clock skew is in seconds, too).
 func (a *Agent) connected(ctx context.Context, base, date string) error {
 	local := time.Now()
 	a.log.Info("connected", "server", base)
@@ -293,7 +294,7 @@ func (a *Agent) connected(ctx context.Context, base, date string) error {
 	return a.do(ctx, func() {
 		server, err := http.ParseTime(date)
 		if err != nil {
-			a.log.Warn("bootd tells no time", "error", err)
+			a.log.Warn("bootd sent no valid date", "error", err)
 			return
 		}
 		a.clock = serverClock{server: server, local: local}
@@ -304,7 +305,7 @@ func (a *Agent) connected(ctx context.Context, base, date string) error {
 	})
 }
 
-// handle takes in one frame; an error ends the stream.
+// handle processes one frame; an error ends the stream.
 func (a *Agent) handle(f api.ServerFrame) error {
 	if f.Refused != "" {
 		return fmt.Errorf("bootd refuses the stream: %s", f.Refused)
@@ -328,8 +329,8 @@ func (a *Agent) handle(f api.ServerFrame) error {
 	return nil
 }
 
-// dropUnhandledTombstones forgets parts that no handler of this build ever
-// made anything of.
+// dropUnhandledTombstones forgets removed parts for which this build has no
+// handler: nothing was ever made of them.
 func (a *Agent) dropUnhandledTombstones() {
 	for _, t := range slices.Clone(a.spec.index.Tombstones) {
 		if !a.workers.handle(kindOf(t.Part)) {
@@ -338,8 +339,8 @@ func (a *Agent) dropUnhandledTombstones() {
 	}
 }
 
-// save caches the HostSpec. A full disk costs the cache, not the host: it goes
-// on with what it has in memory and tries again.
+// save caches the HostSpec. If the disk is full, the host continues with what it
+// has in memory, and tries again.
 func (a *Agent) save() {
 	before := a.problem
 	a.problem = ""
@@ -358,12 +359,12 @@ func (a *Agent) save() {
 	a.event(api.Normal, "CacheSaved", "the HostSpec is on disk again")
 }
 
-// event tells bootd of something that happened to the host.
+// event reports an event of the host to bootd.
 func (a *Agent) event(typ api.EventType, reason, message string) {
 	a.tell(api.Event{Kind: "Machine", Name: a.config.Machine, UID: a.config.UID, Type: typ, Reason: reason, Message: message})
 }
 
-// tell hands an event to the stream; when too many wait, the new one is only
+// tell queues an event for the stream; when too many wait, the new one is only
 // logged.
 func (a *Agent) tell(e api.Event) {
 	if e.Time.IsZero() {
@@ -376,7 +377,7 @@ func (a *Agent) tell(e api.Event) {
 	}
 }
 
-// observed takes in what a handler said after a pass.
+// observed records a handler's statuses after a pass.
 func (a *Agent) observed(w *worker, generation int64, asked []Part, got map[string]api.PartStatus) {
 	kind := w.handler.Kind()
 	for key, o := range a.observedBy {
@@ -387,7 +388,7 @@ func (a *Agent) observed(w *worker, generation int64, asked []Part, got map[stri
 	for _, p := range asked {
 		status, ok := got[p.Key()]
 		if !ok {
-			status = api.PartStatus{State: api.PartFailed, Message: "its handler said nothing about it: this is a fault of nodeagent"}
+			status = api.PartStatus{State: api.PartFailed, Message: "its handler reported no status: this is a bug of nodeagent"}
 		}
 		if p.Want == Removed && status.State == api.PartApplied {
 			a.log.Info("removed", "part", p.Name, "uid", p.UID)
@@ -402,8 +403,8 @@ func (a *Agent) observed(w *worker, generation int64, asked []Part, got map[stri
 	a.changed()
 }
 
-// noteApplied moves the applied revision on when every handler has passed it,
-// and tells systemd that start-up is complete after the first passes.
+// noteApplied advances the applied revision when every handler has passed it, and
+// reports to systemd after the first passes that start-up is complete.
 func (a *Agent) noteApplied() {
 	if !a.workers.passed(a.generation) {
 		return
@@ -415,8 +416,8 @@ func (a *Agent) noteApplied() {
 	}
 }
 
-// partStatuses are what the host observed of each part that it knows. A time
-// moves only when the rest does.
+// partStatuses returns the observed status of each known part. A time changes only
+// when the rest does.
 func (a *Agent) partStatuses() map[string]api.PartStatus {
 	out := map[string]api.PartStatus{}
 	for kind := range a.spec.kinds() {
@@ -446,7 +447,7 @@ func (a *Agent) partStatus(kind string, p Part) api.PartStatus {
 	switch {
 	case p.Want == Orphaned:
 		return api.PartStatus{State: api.PartOrphaned, Digest: p.Digest,
-			Message: "the HostSpec names it no more; it is left as it is until a tombstone removes it"}
+			Message: "the HostSpec no longer contains it; it is left as it is until a tombstone removes it"}
 	case !seen || o.digest != p.Digest:
 		return api.PartStatus{State: api.PartPending, Message: "not looked at yet"}
 	}
@@ -457,7 +458,7 @@ func (a *Agent) partStatus(kind string, p Part) api.PartStatus {
 	return s
 }
 
-// publish writes the status for people and has it sent to bootd if it changed.
+// publish writes the status file, and queues the status for bootd if it changed.
 func (a *Agent) publish() {
 	a.published = time.Now()
 	a.parts = a.partStatuses()
@@ -489,7 +490,7 @@ type mailbox[T any] struct {
 
 func newMailbox[T any]() mailbox[T] { return mailbox[T]{changed: wait.NewSignal()} }
 
-// put replaces the status; the same again is no news.
+// put replaces the status; an unchanged one is not sent again.
 func (m *mailbox[T]) put(status T) {
 	raw, err := json.Marshal(status)
 	m.mu.Lock()
@@ -507,9 +508,9 @@ func (m *mailbox[T]) get() *T {
 	return m.newest
 }
 
-// renewal returns a certificate request when it is time for one, by bootd's
-// clock, and again each minute until it is answered. It is over the key that
-// the host joined with: by that key bootd knows the host.
+// renewal returns a certificate request when one is due by bootd's clock, and again
+// each minute until it is answered. It is for the key that the host joined with:
+// bootd recognises the host by that key.
 func (a *Agent) renewal() string {
 	const patience = time.Minute
 	due, err := a.id.renewAt()
@@ -521,16 +522,16 @@ func (a *Agent) renewal() string {
 	}
 	csr, err := signingRequest(a.id.Key, a.config.Machine)
 	if err != nil {
-		a.log.Error("cannot ask for a new certificate", "error", err)
+		a.log.Error("cannot request a new certificate", "error", err)
 		return ""
 	}
 	a.asked = time.Now()
-	a.log.Info("asking for a new certificate")
+	a.log.Info("requesting a new certificate")
 	return csr
 }
 
-// renewed takes the new certificate. The old one stays good until its end, so
-// nothing is lost if this fails: it is asked for again.
+// renewed installs the new certificate. The old one stays valid until its end, so
+// a failure costs nothing: the request is repeated.
 func (a *Agent) renewed(certificate string) {
 	next := *a.id
 	next.Certificate, next.Issued = certificate, a.clock.now().UTC()
@@ -539,7 +540,7 @@ func (a *Agent) renewed(certificate string) {
 		err = next.save(identityPath(a.stateDir))
 	}
 	if err != nil {
-		a.log.Error("the new certificate cannot be used; the old one stays", "error", err)
+		a.log.Error("cannot use the new certificate; keeping the old one", "error", err)
 		return
 	}
 	a.id, a.asked = &next, time.Time{}

@@ -8,8 +8,8 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// backoff waits longer each time, up to max, with jitter so that a rack that
-// lost its bootd does not come back in step.
+// backoff waits longer each time, up to max, with jitter so that the hosts of a
+// rack do not reconnect to bootd in step.
 type backoff struct {
 	min, max time.Duration
 	next     time.Duration

@@ -10,8 +10,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// baseHandler verifies the underlay: the operating system sets it up (Ignition
-// wrote its network units), the agent only looks, and has it encrypted.
+// baseHandler verifies the underlay and has it encrypted. The operating system
+// configures it, by the network units that Ignition wrote.
 type baseHandler struct {
 	nics    func() ([]api.HostNIC, error)
 	encrypt func(context.Context, api.Underlay) error
@@ -32,7 +32,7 @@ func (h baseHandler) status(ctx context.Context, p Part) api.PartStatus {
 	if p.Want == Removed || !ok {
 		return api.PartStatus{State: api.PartApplied}
 	}
-	unencrypted := h.encrypt(ctx, base.Underlay) // whatever else is wrong
+	unencrypted := h.encrypt(ctx, base.Underlay) // even if the checks below fail
 	nics, err := h.nics()
 	if err != nil {
 		return api.PartStatus{State: api.PartPending, Message: err.Error()}
@@ -46,7 +46,7 @@ func (h baseHandler) status(ctx context.Context, p Part) api.PartStatus {
 	return api.PartStatus{State: api.PartApplied}
 }
 
-// checkUnderlay says what the underlay lacks, or "".
+// checkUnderlay returns what the underlay lacks, or "".
 func checkUnderlay(want api.Underlay, nics []api.HostNIC) string {
 	if want.Interface == "" {
 		return ""
@@ -57,7 +57,7 @@ func checkUnderlay(want api.Underlay, nics []api.HostNIC) string {
 		for _, n := range nics {
 			names = append(names, n.Name)
 		}
-		return fmt.Sprintf("underlay %s: there is no such interface (there are: %s); see the Machine's links and the host's network units",
+		return fmt.Sprintf("underlay %s: no such interface (present: %s); see the Machine's links and the host's network units",
 			want.Interface, strings.Join(names, ", "))
 	}
 	nic := nics[i]

@@ -15,7 +15,8 @@ import (
 // maxChannels is how many channels a host has open at once.
 const maxChannels = 32
 
-// channels are those that bootd has asked for over one stream: they end with it.
+// channels holds the channels that bootd requested over one stream. They end with
+// the stream.
 type channels struct {
 	agent *Agent
 	base  string // bootd's URL
@@ -29,12 +30,12 @@ func newChannels(a *Agent, base string) *channels {
 
 func (s *channels) wait() { s.group.Wait() }
 
-// open begins a channel that lasts until either end closes, or ctx ends.
+// open starts a channel that lasts until either end closes it, or ctx ends.
 func (s *channels) open(ctx context.Context, c api.Channel) {
 	select {
 	case s.slots <- struct{}{}:
 	default:
-		s.agent.log.Warn("bootd asks for too many channels", "kind", c.Kind, "guest", c.Guest)
+		s.agent.log.Warn("bootd requests too many channels", "kind", c.Kind, "guest", c.Guest)
 		return
 	}
 	s.group.Go(func() {
@@ -45,7 +46,7 @@ func (s *channels) open(ctx context.Context, c api.Channel) {
 	})
 }
 
-// carry joins what the channel is for to a request of its own.
+// carry connects what the handler opens to a request to bootd.
 func (s *channels) carry(ctx context.Context, c api.Channel) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -65,7 +66,7 @@ func (s *channels) carry(ctx context.Context, c api.Channel) error {
 	var sending sync.WaitGroup
 	defer sending.Wait()
 	defer func() { _, _ = end.Close(), body.Close() }()
-	sending.Go(func() { // what it says last goes out before bootd closes
+	sending.Go(func() { // the last output is sent before bootd closes
 		_, err := io.Copy(out, end)
 		_ = out.CloseWithError(err)
 	})
@@ -76,7 +77,7 @@ func (s *channels) carry(ctx context.Context, c api.Channel) error {
 	defer func() { _ = resp.Body.Close() }()
 	_, err = io.Copy(end, resp.Body)
 	if ctx.Err() != nil {
-		return nil // this end was closed
+		return nil // this end closed it
 	}
 	return err
 }
@@ -95,11 +96,11 @@ func postChannel(ctx context.Context, client *http.Client, path string, body io.
 		return resp, nil
 	}
 	defer func() { _ = resp.Body.Close() }()
-	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // the status is news enough
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // the status suffices if the body is lost
 	return nil, fmt.Errorf("bootd answers %d: %w", resp.StatusCode, problem(resp.StatusCode, raw))
 }
 
-// refuseChannel says why there is no channel.
+// refuseChannel reports to bootd why there is no channel.
 func refuseChannel(ctx context.Context, client *http.Client, path string, why error) error {
 	resp, err := postChannel(ctx, client, path+"?refused="+url.QueryEscape(oneLine(why)), http.NoBody)
 	if err != nil {
@@ -108,10 +109,10 @@ func refuseChannel(ctx context.Context, client *http.Client, path string, why er
 	return resp.Body.Close()
 }
 
-// end has the handler open what a channel is for.
+// end has the handler open this host's end of a channel.
 func (s *channels) end(ctx context.Context, c api.Channel) (io.ReadWriteCloser, error) {
 	if o := s.agent.workers.opener(); o != nil {
 		return o.Open(ctx, c)
 	}
-	return nil, fmt.Errorf("nodeagent %s has nothing that is called %s", s.agent.version, c.Kind)
+	return nil, fmt.Errorf("nodeagent %s has no channels of kind %s", s.agent.version, c.Kind)
 }

@@ -12,8 +12,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// LoadConfig reads the agent's configuration file. Unknown fields are errors;
-// every error names the file and the field at fault.
+// LoadConfig reads the agent's configuration file. Unknown fields are errors; every
+// error names the file and the field.
 func LoadConfig(path string) (api.AgentConfig, error) {
 	var c api.AgentConfig
 	text, err := os.ReadFile(path)
@@ -60,17 +60,17 @@ func validate(c api.AgentConfig) error {
 	}
 	if c.Metrics != "" {
 		if _, err := api.ListenPort(c.Metrics); err != nil {
-			add("/metrics", "%q is nothing to listen on: %s", c.Metrics, err)
+			add("/metrics", "invalid address %q: %s", c.Metrics, err)
 		}
 	}
 	return e.OrNil()
 }
 
-// apiHost returns the name or address by which bootd's certificate is judged.
+// apiHost returns the name or address that bootd's certificate must have.
 func apiHost(base string) (string, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" {
-		return "", fmt.Errorf("%q is no URL of bootd: write https://host:8443", base)
+		return "", fmt.Errorf("invalid URL of bootd %q: want https://host:8443", base)
 	}
 	return u.Hostname(), nil
 }
@@ -94,7 +94,7 @@ func parseCertificates(text string) ([]*x509.Certificate, error) {
 		list = append(list, cert)
 	}
 	if len(list) == 0 {
-		return nil, errors.New("there is no PEM certificate in it")
+		return nil, errors.New("no PEM certificate found")
 	}
 	return list, nil
 }

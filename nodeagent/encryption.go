@@ -15,17 +15,18 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// Encrypter encrypts what this host carries for other hosts of its Zone.
+// Encrypter encrypts the traffic of this host's Networks to other hosts of its
+// Zone.
 type Encrypter interface {
-	// Encrypt makes the encryption what the underlay asks for, with the host's
-	// key; an underlay without an Encryption takes it away. After an error what
-	// should be encrypted must not go out at all.
+	// Encrypt configures encryption as the underlay says, with the host's key; an
+	// underlay without an Encryption removes it. After an error, traffic that should
+	// be encrypted must not be sent at all.
 	Encrypt(ctx context.Context, key *ecdh.PrivateKey, u api.Underlay) error
 }
 
-// wireGuardKey reads the host's WireGuard key; one that is not there, or
-// damaged, is made anew. There is a key even when the error says that it could
-// not be kept: the other hosts are told of each new one.
+// wireGuardKey reads the host's WireGuard key, and creates a new one if it is
+// missing or damaged. It returns a key even with an error that it could not be
+// stored: other hosts receive each new key.
 func wireGuardKey(path string) (*ecdh.PrivateKey, error) {
 	raw, err := os.ReadFile(path)
 	if err == nil {
@@ -43,13 +44,13 @@ func wireGuardKey(path string) (*ecdh.PrivateKey, error) {
 	}
 	text := base64.StdEncoding.EncodeToString(key.Bytes()) + "\n"
 	if kept := file.Replace(path, []byte(text), file.Options{}); kept != nil {
-		err = errors.Join(err, fmt.Errorf("keep the host's WireGuard key: %w", kept))
+		err = errors.Join(err, fmt.Errorf("store the host's WireGuard key: %w", kept))
 	}
 	return key, err
 }
 
-// newWireGuardKey makes a key as WireGuard shows it: its bits are set before
-// it is used (RFC 7748 §5), not when.
+// newWireGuardKey creates a key in the form that WireGuard shows: clamped (RFC 7748
+// §5) when it is created, not when it is used.
 func newWireGuardKey() (*ecdh.PrivateKey, error) {
 	b := make([]byte, 32)
 	if _, err := rand.Read(b); err != nil {
@@ -60,25 +61,25 @@ func newWireGuardKey() (*ecdh.PrivateKey, error) {
 	return ecdh.X25519().NewPrivateKey(b)
 }
 
-// parseWireGuardKey takes the one spelling that wg(8) prints. It never repeats
-// the text in its error.
+// parseWireGuardKey accepts only the spelling that wg(8) prints. Its error never
+// contains the text.
 func parseWireGuardKey(text string) (*ecdh.PrivateKey, error) {
 	text = strings.TrimSuffix(text, "\n")
 	b, err := base64.StdEncoding.DecodeString(text)
 	if err != nil || len(b) != 32 || b[0]&7 != 0 || b[31]&192 != 64 || base64.StdEncoding.EncodeToString(b) != text {
-		return nil, errors.New("the host's WireGuard key is damaged: a new one is made")
+		return nil, errors.New("the host's WireGuard key is damaged: creating a new one")
 	}
 	return ecdh.X25519().NewPrivateKey(b)
 }
 
-// encryption is the host's side of the underlay's.
+// encryption is the host's side of the underlay's encryption.
 type encryption struct {
-	encrypter Encrypter        // nil where this build has none
+	encrypter Encrypter        // nil if this agent has none
 	key       *ecdh.PrivateKey // set before the workers run
 	version   string
 }
 
-// encrypt is what the base part's handler has done to the underlay.
+// encrypt configures the underlay's encryption for the base part's handler.
 func (e *encryption) encrypt(ctx context.Context, u api.Underlay) error {
 	switch {
 	case e.encrypter == nil && u.Encryption == nil:
@@ -91,7 +92,7 @@ func (e *encryption) encrypt(ctx context.Context, u api.Underlay) error {
 	return e.encrypter.Encrypt(ctx, e.key, u)
 }
 
-// publicKey is what the host reports.
+// publicKey is the key that the host reports.
 func publicKey(key *ecdh.PrivateKey) string {
 	if key == nil {
 		return ""

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dataLabel marks the filesystem that is kept over re-provisioning.
+// dataLabel is the label of the filesystem that is kept over re-provisioning.
 const dataLabel = "rackweft-data"
 
-// facts of the host that stay for as long as it is booted.
+// facts are properties of the host that do not change until it reboots.
 type facts struct {
 	OS, Kernel, BootID string
 	Stateless          bool
@@ -23,7 +23,7 @@ type facts struct {
 	Memory             int64 // bytes
 }
 
-// readFacts leaves empty what cannot be read, and says so in the error.
+// readFacts leaves fields empty that it cannot read, and names them in the error.
 func readFacts(stateDir string) (facts, error) {
 	var f facts
 	release, err1 := os.ReadFile("/etc/os-release")
@@ -42,7 +42,7 @@ func readFacts(stateDir string) (facts, error) {
 	return f, errors.Join(err1, err2, err3, err4, err5)
 }
 
-// prettyName reads PRETTY_NAME out of os-release(5).
+// prettyName reads PRETTY_NAME from os-release(5).
 func prettyName(release []byte) string {
 	for line := range bytes.Lines(release) {
 		if v, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "PRETTY_NAME="); ok {
@@ -52,9 +52,9 @@ func prettyName(release []byte) string {
 	return ""
 }
 
-// filesystemLabel is the label of the filesystem that holds path, "" where it
-// has none. It asks the filesystem itself (ioctl_fslabel(2): ext4, XFS, btrfs),
-// so it needs no device node and no udev.
+// filesystemLabel returns the label of the filesystem that holds path, or "". It
+// asks the filesystem itself (ioctl_fslabel(2): ext4, XFS, btrfs), so it needs no
+// device node and no udev.
 func filesystemLabel(path string) (string, error) {
 	const fsIocGetFSLabel, fslabelMax = 0x81009431, 256
 	dir, err := os.Open(path)

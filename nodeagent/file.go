@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockDir takes the state directory for this process, until it ends.
+// lockDir locks the state directory for this process until it ends.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -27,8 +27,8 @@ func lockDir(dir string) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-// locked reports whether an agent runs on the state directory. It only looks:
-// an agent that starts at the same time does not notice.
+// locked reports whether an agent runs on the state directory. It does not disturb
+// an agent that starts at the same time.
 func locked(dir string) bool {
 	f, err := os.Open(filepath.Join(dir, "lock"))
 	if err != nil {

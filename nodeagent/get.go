@@ -8,15 +8,16 @@ import (
 	"net/http"
 )
 
-// Get reads what bootd has for this host at a path, such as /v1/blobs/sha256:…:
-// from the first of its URLs that gives it. The caller closes it.
+// Get reads content that bootd has for this host at a path, such as
+// /v1/blobs/sha256:…, from the first of its URLs that serves it. The caller closes
+// it.
 func (a *Agent) Get(ctx context.Context, path string) (*Content, error) {
 	joined := false
 	if err := a.do(ctx, func() { joined = a.id != nil }); err != nil {
 		return nil, err
 	}
 	if !joined {
-		return nil, errors.New("the host has not joined yet: bootd gives it nothing")
+		return nil, errors.New("the host has not joined yet: it cannot read from bootd")
 	}
 	var faults []error
 	for _, base := range a.endpoints(ctx) {
@@ -45,20 +46,20 @@ func (a *Agent) getFrom(ctx context.Context, base, path string) (*Content, error
 	}
 	body := ownBody{resp.Body, client}
 	if resp.StatusCode != http.StatusOK {
-		raw, _ := io.ReadAll(io.LimitReader(body, 1<<16)) // the status is news enough
+		raw, _ := io.ReadAll(io.LimitReader(body, 1<<16)) // the status suffices if the body is lost
 		_ = body.Close()
 		return nil, fmt.Errorf("bootd answers %d: %w", resp.StatusCode, problem(resp.StatusCode, raw))
 	}
 	return &Content{body, resp.Header.Get("Content-Type")}, nil
 }
 
-// Content is what bootd gives.
+// Content is content served by bootd.
 type Content struct {
 	io.ReadCloser
 	Type string // Content-Type
 }
 
-// ownBody ends its connection with it.
+// ownBody is a body whose Close also closes its connection.
 type ownBody struct {
 	io.ReadCloser
 	client *http.Client

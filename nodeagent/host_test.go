@@ -169,7 +169,7 @@ func TestCheckUnderlay(t *testing.T) {
 	}{
 		{"nothing asked for", api.Underlay{}, ""},
 		{"right", api.Underlay{Interface: "prod", Addresses: addr("198.18.8.7", "2001:db8::7"), MTU: 1500}, ""},
-		{"missing", api.Underlay{Interface: "bond0"}, "no such interface (there are: pxe0, prod, dark)"},
+		{"missing", api.Underlay{Interface: "bond0"}, "no such interface (present: pxe0, prod, dark)"},
 		{"down", api.Underlay{Interface: "dark"}, "down or has no carrier"},
 		{"address", api.Underlay{Interface: "prod", Addresses: addr("198.18.8.7", "198.18.8.8")}, "lacks 198.18.8.8"},
 		{"mtu", api.Underlay{Interface: "prod", MTU: 9000}, "its MTU is 1500, it needs 9000"},

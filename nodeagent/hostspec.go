@@ -16,16 +16,16 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// hostSpec is what the host knows of its HostSpec. Frames gather in a batch,
-// which a bookmark commits as a whole. On disk it is an index and one file per
-// part, named by its digest: a new index is put in place after the parts that
-// it names, so a crash leaves the old state or the new.
+// hostSpec is the HostSpec as the host has received it. Frames are collected in a
+// batch, which a bookmark commits as a whole. On disk it is an index and one file
+// per part, named by its digest. A new index is written after the parts that it
+// names, so a crash leaves the old state or the new.
 type hostSpec struct {
 	dir   string
 	index index
 	batch *batch
-	// doubted parts are held with a digest that bootd's delta did not lead to:
-	// their digest is not announced, so that bootd sends them whole.
+	// doubted parts did not reach the digest of bootd's delta. Their digest is not
+	// reported, so that bootd sends them whole.
 	doubted map[string]bool
 	dirty   bool // not on disk yet
 }
@@ -33,8 +33,8 @@ type hostSpec struct {
 type index struct {
 	Epoch    int64 `json:"epoch"`
 	Revision int64 `json:"revision"`
-	// Doubted says that the parts are from before this boot, or before one since,
-	// and that bootd, which was restored, has not said that they hold.
+	// Doubted means that the parts are from before this boot, or an earlier one, and
+	// that a restored bootd has not confirmed them.
 	Doubted    bool             `json:"doubted,omitzero"`
 	Parts      map[string]entry `json:"parts,omitempty"`
 	Tombstones []api.Tombstone  `json:"tombstones,omitempty"`
@@ -43,7 +43,7 @@ type index struct {
 type entry struct {
 	Digest string `json:"digest"`
 	UID    string `json:"uid,omitzero"`
-	Gone   bool   `json:"gone,omitzero"` // the HostSpec names it no more
+	Gone   bool   `json:"gone,omitzero"` // the HostSpec no longer contains it
 	value  api.Part
 }
 
@@ -53,26 +53,26 @@ type batch struct {
 	tombstones []api.Tombstone
 }
 
-// errStale means that this bootd is behind what the host already knows.
+// errStale means that this bootd has an older HostSpec than the host.
 var errStale = errors.New("bootd is behind")
 
-// maxPartName keeps names sane that come from the network.
+// maxPartName bounds names that come from the network.
 const maxPartName = 128
 
-// loadHostSpec reads the cache. What is damaged is left out, to be asked for
-// anew, and named in the errors.
+// loadHostSpec reads the cache. Damaged parts are left out, so that bootd sends
+// them again, and named in the errors.
 func loadHostSpec(dir string) (*hostSpec, []error) {
 	s := &hostSpec{dir: dir, doubted: map[string]bool{}}
 	idx, err := readIndex(filepath.Join(dir, "index"))
 	s.index = idx
 	var faults []error
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		faults = append(faults, fmt.Errorf("the cached HostSpec is damaged; all parts are asked for anew: %w", err))
+		faults = append(faults, fmt.Errorf("the cached HostSpec is damaged; requesting all parts again: %w", err))
 	}
 	for name, e := range s.index.Parts {
 		e.value, err = readPart(s.partPath(e.Digest), e.Digest)
 		if err != nil {
-			faults = append(faults, fmt.Errorf("cached part %s is damaged and asked for anew: %w", name, err))
+			faults = append(faults, fmt.Errorf("cached part %s is damaged; requesting it again: %w", name, err))
 			delete(s.index.Parts, name)
 			continue
 		}
@@ -125,7 +125,7 @@ func (s *hostSpec) partPath(digest string) string {
 	return filepath.Join(s.dir, "parts", digest+".json")
 }
 
-// save writes what is not on disk yet.
+// save writes the parts and the index that are not on disk yet.
 func (s *hostSpec) save() error {
 	if !s.dirty {
 		return nil
@@ -155,25 +155,25 @@ func (s *hostSpec) save() error {
 	return s.prune(keep)
 }
 
-// prune removes the files of parts that the index names no more.
+// prune removes the files of parts that are no longer in the index.
 func (s *hostSpec) prune(keep map[string]bool) error {
 	files, err := os.ReadDir(filepath.Join(s.dir, "parts"))
 	if err != nil {
-		return fmt.Errorf("tidy the HostSpec's cache: %w", err)
+		return fmt.Errorf("clean up the HostSpec's cache: %w", err)
 	}
 	for _, f := range files {
 		if keep[f.Name()] {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(s.dir, "parts", f.Name())); err != nil {
-			return fmt.Errorf("tidy the HostSpec's cache: %w", err)
+			return fmt.Errorf("clean up the HostSpec's cache: %w", err)
 		}
 	}
 	return nil
 }
 
-// digests are those to announce. A part that is gone is not among them: bootd
-// must send it whole should it come back.
+// digests returns the digests to report. A part that is gone is not among them:
+// if it comes back, bootd must send it whole.
 func (s *hostSpec) digests() map[string]string {
 	out := map[string]string{}
 	for name, e := range s.index.Parts {
@@ -184,11 +184,12 @@ func (s *hostSpec) digests() map[string]string {
 	return out
 }
 
-// reset forgets a batch that no bookmark closed: the stream broke.
+// reset drops a batch without a bookmark, after the stream broke.
 func (s *hostSpec) reset() { s.batch = nil }
 
-// handle takes in what a frame says about parts; least is the HostSpec that this
-// boot acts upon at the earliest. It reports whether a batch was committed. After an error the stream must be opened again.
+// handle processes the parts of a frame; least is the earliest HostSpec that this
+// boot may act upon. It reports whether a batch was committed. After an error the
+// stream must be opened again.
 func (s *hostSpec) handle(f api.ServerFrame, least api.Bookmark) (bool, error) {
 	if s.batch == nil {
 		s.batch = &batch{parts: map[string]entry{}, gone: map[string]bool{}}
@@ -216,14 +217,14 @@ func (s *hostSpec) handle(f api.ServerFrame, least api.Bookmark) (bool, error) {
 
 func (s *hostSpec) stage(u api.PartUpdate) error {
 	if u.Name == "" || len(u.Name) > maxPartName {
-		return fmt.Errorf("a part is called %.140q: its name must have 1 to %d characters", u.Name, maxPartName)
+		return fmt.Errorf("invalid part name %.140q: want 1 to %d characters", u.Name, maxPartName)
 	}
 	value := u.Value
 	if u.Delta != nil {
 		held := s.held(u.Name)
 		if held.Digest != u.Base {
 			s.doubted[u.Name] = true
-			return fmt.Errorf("part %s: the delta is to %.12s, held is %.12s: asking for it whole", u.Name, u.Base, held.Digest)
+			return fmt.Errorf("part %s: the delta applies to digest %.12s, the host has %.12s: requesting the whole part", u.Name, u.Base, held.Digest)
 		}
 		var err error
 		if value, err = applyDelta(held.value, *u.Delta); err != nil {
@@ -233,14 +234,14 @@ func (s *hostSpec) stage(u api.PartUpdate) error {
 	}
 	if got := api.PartDigest(value); got != u.Digest {
 		s.doubted[u.Name] = true
-		return fmt.Errorf("part %s: its digest is %.12s, bootd says %.12s: asking for it whole", u.Name, got, u.Digest)
+		return fmt.Errorf("part %s: its digest is %.12s, bootd reports %.12s: requesting the whole part", u.Name, got, u.Digest)
 	}
 	s.batch.parts[u.Name] = entry{Digest: u.Digest, UID: uidOf(value), value: value}
 	delete(s.batch.gone, u.Name)
 	return nil
 }
 
-// held is the part as the batch leaves it so far.
+// held returns the part as of the batch so far.
 func (s *hostSpec) held(name string) entry {
 	if e, ok := s.batch.parts[name]; ok {
 		return e
@@ -251,7 +252,7 @@ func (s *hostSpec) held(name string) entry {
 	return entry{}
 }
 
-// uidOf returns "" for parts that stand for no object.
+// uidOf returns "" for parts without an object.
 func uidOf(p api.Part) string {
 	var v struct {
 		UID string `json:"uid"`
@@ -262,12 +263,12 @@ func uidOf(p api.Part) string {
 	return v.UID
 }
 
-// applyDelta changes a Network's peers, which are kept in the order of their
-// leases so that both ends come to the same digest.
+// applyDelta changes a Network's peers. They are sorted by lease, so that both ends
+// compute the same digest.
 func applyDelta(p api.Part, d api.PeerDelta) (api.Part, error) {
 	var n api.NetworkPart
 	if err := json.Unmarshal(p, &n); err != nil {
-		return nil, fmt.Errorf("a delta to what is no Network: %w", err)
+		return nil, fmt.Errorf("a delta for a part that is not a Network: %w", err)
 	}
 	peers := map[string]api.NetworkPeer{}
 	for _, peer := range n.Peers {
@@ -288,23 +289,23 @@ func applyDelta(p api.Part, d api.PeerDelta) (api.Part, error) {
 	return api.EncodePart(n)
 }
 
-// hold takes the epoch of a bootd that was restored and does not know yet what
-// this host should be: the host goes on with what it has. What it was not to
-// act upon before, for it may run elsewhere by now, it does not act upon now.
+// hold accepts the epoch of a restored bootd that does not know yet what this host
+// should run: the host keeps what it has. Parts that it was not to act upon before,
+// because they may run elsewhere by now, stay so.
 func (s *hostSpec) hold(mark, least api.Bookmark) (bool, error) {
 	if err := s.behind(mark); err != nil {
 		return false, err
 	}
 	s.index.Doubted = s.stale(least)
 	if mark.Epoch > s.index.Epoch {
-		s.index.Tombstones = nil // the restored store may know these objects again
+		s.index.Tombstones = nil // the restored store may contain these objects again
 	}
 	s.index.Epoch, s.index.Revision = mark.Epoch, mark.Revision
 	s.dirty = true
 	return true, nil
 }
 
-// behind refuses a bootd whose history is not the one that this host knows.
+// behind refuses a bootd whose history is older than this host's.
 func (s *hostSpec) behind(mark api.Bookmark) error {
 	if mark.Epoch < s.index.Epoch || mark.Epoch == s.index.Epoch && mark.Revision < s.index.Revision {
 		return fmt.Errorf("%w: it is at epoch %d revision %d, this host has seen epoch %d revision %d",
@@ -313,18 +314,18 @@ func (s *hostSpec) behind(mark api.Bookmark) error {
 	return nil
 }
 
-// stale reports whether the parts are not to be acted upon, in a boot that acts
-// upon no HostSpec before least.
+// stale reports whether the parts must not be acted upon, in a boot that acts upon
+// no HostSpec before least.
 func (s *hostSpec) stale(least api.Bookmark) bool { return s.index.Doubted || s.before(least) }
 
-// commit makes a batch the host's knowledge, unless the host knows better.
+// commit makes a batch the host's HostSpec, unless the host has a newer one.
 func (s *hostSpec) commit(b *batch, mark api.Bookmark) (bool, error) {
 	if err := s.behind(mark); err != nil {
 		return false, err
 	}
 	s.index.Doubted = false
 	if mark.Epoch > s.index.Epoch {
-		s.index.Tombstones = nil // the restored store may know these objects again
+		s.index.Tombstones = nil // the restored store may contain these objects again
 	}
 	for name := range b.gone {
 		if e, ok := s.index.Parts[name]; ok {
@@ -349,7 +350,7 @@ func (s *hostSpec) commit(b *batch, mark api.Bookmark) (bool, error) {
 	return true, nil
 }
 
-// removed forgets what a tombstone took away.
+// removed forgets a part that its tombstone has removed.
 func (s *hostSpec) removed(t api.Tombstone) {
 	if e, ok := s.index.Parts[t.Part]; ok && e.UID == t.UID {
 		delete(s.index.Parts, t.Part)
@@ -358,7 +359,7 @@ func (s *hostSpec) removed(t api.Tombstone) {
 	s.dirty = true
 }
 
-// buried reports whether a tombstone names this very part.
+// buried reports whether a tombstone names exactly this part.
 func (s *hostSpec) buried(name string, e entry) bool {
 	return slices.Contains(s.index.Tombstones, api.Tombstone{Part: name, UID: e.UID})
 }
@@ -368,7 +369,7 @@ func (s *hostSpec) before(mark api.Bookmark) bool {
 	return s.index.Epoch < mark.Epoch || s.index.Epoch == mark.Epoch && s.index.Revision < mark.Revision
 }
 
-// kinds of all the parts and tombstones that are known.
+// kinds returns the kinds of all known parts and tombstones.
 func (s *hostSpec) kinds() map[string]bool {
 	out := map[string]bool{}
 	for name := range s.index.Parts {
@@ -385,7 +386,8 @@ func kindOf(name string) string {
 	return kind
 }
 
-// underlay is the base part's, also when that is gone: absence removes nothing.
+// underlay returns the base part's underlay, even if that part is gone: absence
+// removes nothing.
 func (s *hostSpec) underlay() api.Underlay {
 	value, err := api.DecodePart(api.PartBase, s.index.Parts[api.PartBase].value)
 	if err != nil {
@@ -394,8 +396,8 @@ func (s *hostSpec) underlay() api.Underlay {
 	return value.(*api.BasePart).Underlay
 }
 
-// parts lists what a handler of that kind is to make true, sorted by key.
-// Parts that cannot be decoded are left out, and named in the map.
+// parts lists what a handler of that kind is to apply, sorted by key. Parts that
+// cannot be decoded are left out, and named in the map.
 func (s *hostSpec) parts(kind string) ([]Part, map[string]error) {
 	var list []Part
 	faults := map[string]error{}
@@ -421,7 +423,7 @@ func (s *hostSpec) parts(kind string) ([]Part, map[string]error) {
 		p := Part{Name: t.Part, UID: t.UID, Want: Removed}
 		if e, ok := s.index.Parts[t.Part]; ok && e.UID == t.UID {
 			p.Digest = e.Digest
-			p.Value, _ = api.DecodePart(t.Part, e.value) // a hint; the uid is what counts
+			p.Value, _ = api.DecodePart(t.Part, e.value) // a hint; the uid decides
 		}
 		list = append(list, p)
 	}

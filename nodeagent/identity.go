@@ -18,8 +18,8 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// identity is what makes the machine a host. It is one file, replaced as a
-// whole, so that key and certificate always belong together.
+// identity is a host's key and certificate. It is one file, replaced as a whole, so
+// that both always belong together.
 type identity struct {
 	Machine     string    `json:"machine"`
 	UID         string    `json:"uid"`
@@ -28,7 +28,7 @@ type identity struct {
 	Certificate string    `json:"certificate"`
 	CA          string    `json:"ca,omitzero"`
 	API         []string  `json:"api,omitempty"`
-	Issued      time.Time `json:"issued"` // bootd's clock when it gave out the certificate
+	Issued      time.Time `json:"issued"` // bootd's clock when it issued the certificate
 }
 
 // loadIdentity returns nil without an error when the host has not joined.
@@ -56,12 +56,12 @@ func (id *identity) save(path string) error {
 		return fmt.Errorf("encode the host's identity: %w", err)
 	}
 	if err := file.Replace(path, raw, file.Options{}); err != nil {
-		return fmt.Errorf("keep the host's identity: %w", err)
+		return fmt.Errorf("store the host's identity: %w", err)
 	}
 	return nil
 }
 
-// pair is the client certificate; an error means that key and certificate do
+// pair returns the client certificate; an error means that key and certificate do
 // not belong together.
 func (id *identity) pair() (*tls.Certificate, error) {
 	pair, err := tls.X509KeyPair([]byte(id.Certificate), []byte(id.Key))
@@ -71,7 +71,8 @@ func (id *identity) pair() (*tls.Certificate, error) {
 	return &pair, nil
 }
 
-// renewAt is when a third of the certificate's life is left, by bootd's clock.
+// renewAt is the time at which a third of the certificate's life is left, by
+// bootd's clock.
 func (id *identity) renewAt() (time.Time, error) {
 	certs, err := parseCertificates(id.Certificate)
 	if err != nil {
@@ -81,15 +82,16 @@ func (id *identity) renewAt() (time.Time, error) {
 	return id.Issued.Add(life / 3 * 2), nil
 }
 
-// pendingKey is the key of a join under way. It is kept before the join is
-// sent: bootd takes the same public key within one BootAttempt for the same
-// join, so a crash before its answer is stored costs nothing.
+// pendingKey is the key of a join in progress. It is stored before the join is sent:
+// bootd treats the same public key within one BootAttempt as the same join, so the
+// join can be repeated after a crash.
 type pendingKey struct {
 	AttemptID string `json:"attemptID"`
 	Key       string `json:"key"`
 }
 
-// joinKey returns the key of this BootAttempt's join, made and kept if need be.
+// joinKey returns the key of this BootAttempt's join. If there is none, it creates
+// and stores one.
 func joinKey(path, attemptID string) (string, error) {
 	var pending pendingKey
 	raw, err := os.ReadFile(path)
@@ -107,7 +109,7 @@ func joinKey(path, attemptID string) (string, error) {
 		return "", fmt.Errorf("encode the join key: %w", err)
 	}
 	if err := file.Replace(path, raw, file.Options{}); err != nil {
-		return "", fmt.Errorf("keep the join key: %w", err)
+		return "", fmt.Errorf("store the join key: %w", err)
 	}
 	return key, nil
 }
@@ -115,7 +117,7 @@ func joinKey(path, attemptID string) (string, error) {
 func newKey() (string, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return "", fmt.Errorf("make a key: %w", err)
+		return "", fmt.Errorf("create a key: %w", err)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -127,7 +129,7 @@ func newKey() (string, error) {
 func parseKey(text string) (*ecdsa.PrivateKey, error) {
 	block, _ := pem.Decode([]byte(text))
 	if block == nil {
-		return nil, errors.New("no PEM key")
+		return nil, errors.New("not a PEM key")
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
@@ -135,12 +137,12 @@ func parseKey(text string) (*ecdsa.PrivateKey, error) {
 	}
 	ec, ok := key.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("a %T is no ECDSA key", key)
+		return nil, fmt.Errorf("invalid key of type %T: want an ECDSA key", key)
 	}
 	return ec, nil
 }
 
-// signingRequest is a PEM CSR; bootd decides about the names.
+// signingRequest returns a PEM CSR; bootd chooses the names.
 func signingRequest(key, machine string) (string, error) {
 	ec, err := parseKey(key)
 	if err != nil {
@@ -149,7 +151,7 @@ func signingRequest(key, machine string) (string, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader,
 		&x509.CertificateRequest{Subject: pkix.Name{CommonName: "host:" + machine}}, ec)
 	if err != nil {
-		return "", fmt.Errorf("make a certificate request: %w", err)
+		return "", fmt.Errorf("create a certificate request: %w", err)
 	}
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
 }

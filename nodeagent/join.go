@@ -18,30 +18,30 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// maxFrame bounds what one answer or frame of bootd may take, in bytes.
+// maxFrame bounds one answer or frame of bootd, in bytes.
 const maxFrame = 16 << 20
 
-// joiner makes this machine a host: it gets an identity of bootd and keeps it.
+// joiner makes this machine a host: it gets an identity from bootd and stores it.
 type joiner struct {
 	config api.AgentConfig
-	dir    string // where identity and key are kept
+	dir    string // of identity and key
 	bootID string
 	timing timing
 	log    *slog.Logger
 	report func(context.Context, Link)
 }
 
-// needsJoin says whether the identity that the host holds, if any, will not do.
+// needsJoin reports whether the host lacks an identity for this BootAttempt.
 func (j joiner) needsJoin(id *identity, token string) bool {
 	if id == nil || id.Machine != j.config.Machine || id.UID != j.config.UID {
 		return true
 	}
-	// A machine that was provisioned anew with its data kept brings the
-	// certificate of an earlier BootAttempt: the new token counts.
+	// A machine that was reprovisioned with its data kept still has the certificate
+	// of an earlier BootAttempt: the new token counts.
 	return id.AttemptID != j.config.AttemptID && token != ""
 }
 
-// join returns the host's identity once it has one; it gives up only with ctx.
+// join returns the host's identity once it has one; only ctx ends its attempts.
 func (j joiner) join(ctx context.Context) (*identity, error) {
 	j.report(ctx, Link{State: LinkJoining})
 	pause := backoff{min: j.timing.minBackoff, max: j.timing.maxBackoff}
@@ -66,7 +66,7 @@ func (j joiner) join(ctx context.Context) (*identity, error) {
 	}
 }
 
-// refusal is an answer that the same question would get again.
+// refusal is an answer that a repeated request would get again.
 type refusal struct{ message string }
 
 func (r *refusal) Error() string { return r.message }
@@ -76,7 +76,7 @@ func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(form
 func (j joiner) tryJoin(ctx context.Context) (*identity, error) {
 	id, err := loadIdentity(identityPath(j.dir))
 	if err != nil {
-		j.log.Warn("the host's identity cannot be used; it needs to join again", "error", err)
+		j.log.Warn("cannot use the host's identity; joining again", "error", err)
 	}
 	token, err := readToken(j.config.JoinTokenFile)
 	if err != nil {
@@ -87,7 +87,7 @@ func (j joiner) tryJoin(ctx context.Context) (*identity, error) {
 		return id, nil
 	}
 	if token == "" {
-		return nil, refuse("this machine has no certificate for uid %s and no join token in %q: provision it anew with `weftctl machine reprovision %s`",
+		return nil, refuse("this machine has no certificate for uid %s and no join token in %q: reprovision it with `weftctl machine reprovision %s`",
 			j.config.UID, j.config.JoinTokenFile, j.config.Machine)
 	}
 	key, err := joinKey(joinKeyPath(j.dir), j.config.AttemptID)
@@ -99,7 +99,7 @@ func (j joiner) tryJoin(ctx context.Context) (*identity, error) {
 		return nil, err
 	}
 	if err := id.save(identityPath(j.dir)); err != nil {
-		return nil, err // the same key asks again: bootd takes it for the same join
+		return nil, err // a repeated request with the same key is the same join to bootd
 	}
 	j.log.Info("joined", "machine", id.Machine, "uid", id.UID, "attempt", id.AttemptID)
 	j.dropToken()
@@ -120,25 +120,25 @@ func readToken(path string) (string, error) {
 	}
 	token := strings.TrimSpace(string(raw))
 	if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", refuse("%s holds no join token: it must be one word", path)
+		return "", refuse("invalid join token in %s: want one word", path)
 	}
 	return token, nil
 }
 
-// dropToken removes the token and the key of the join: both have done their
-// work. A token that cannot be removed is used up and does no harm.
+// dropToken removes the token and the key of the join, which are no longer needed.
+// A token that cannot be removed is used up and does no harm.
 func (j joiner) dropToken() {
 	for _, path := range []string{j.config.JoinTokenFile, joinKeyPath(j.dir)} {
 		if path == "" {
 			continue
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			j.log.Warn("cannot remove what the join has used up", "path", path, "error", err)
+			j.log.Warn("cannot remove a used join token or key", "path", path, "error", err)
 		}
 	}
 }
 
-// requestJoin asks one bootd after the other.
+// requestJoin tries one bootd after the other.
 func (j joiner) requestJoin(ctx context.Context, key, token string) (*identity, error) {
 	csr, err := signingRequest(key, j.config.Machine)
 	if err != nil {
@@ -200,17 +200,17 @@ func (j joiner) postJoin(ctx context.Context, base, token string, body []byte) (
 	return answer, nil
 }
 
-// joinFault tells what an answer other than 200 means.
+// joinFault converts an answer other than 200 to an error.
 func joinFault(base, machine string, status int, body []byte) error {
 	p := problem(status, body)
 	if !final(status) {
 		return fmt.Errorf("join: %s answers %d: %w", base, status, p)
 	}
-	return refuse("%s refuses the join (%d: %s). The token belongs to one BootAttempt, works once and in its window: see `weftctl explain machine %s`, then provision anew with `weftctl machine reprovision %s`",
+	return refuse("%s refuses the join (%d: %s). The token belongs to one BootAttempt, works once and in its window: see `weftctl explain machine %s`, then reprovision it with `weftctl machine reprovision %s`",
 		base, status, p, machine, machine)
 }
 
-// final says that asking again soon is of no use.
+// final reports whether a retry soon is useless.
 func final(status int) bool {
 	switch status {
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
@@ -231,7 +231,7 @@ func problem(status int, body []byte) *api.Problem {
 // accept checks that bootd's answer is for this machine and this key.
 func (j joiner) accept(r *api.JoinResponse, key string) (*identity, error) {
 	if r.Machine != j.config.Machine || r.UID != j.config.UID {
-		return nil, refuse("bootd joined this machine as %s (uid %s), its configuration says %s (uid %s): provision it anew with `weftctl machine reprovision %s`",
+		return nil, refuse("bootd joined this machine as %s (uid %s), its configuration says %s (uid %s): reprovision it with `weftctl machine reprovision %s`",
 			r.Machine, r.UID, j.config.Machine, j.config.UID, j.config.Machine)
 	}
 	attempt := r.AttemptID
@@ -239,7 +239,7 @@ func (j joiner) accept(r *api.JoinResponse, key string) (*identity, error) {
 		attempt = j.config.AttemptID
 	}
 	if attempt != j.config.AttemptID {
-		return nil, refuse("bootd joined this machine in BootAttempt %s, its configuration is of %s: provision it anew with `weftctl machine reprovision %s`",
+		return nil, refuse("bootd joined this machine in BootAttempt %s, its configuration is of %s: reprovision it with `weftctl machine reprovision %s`",
 			attempt, j.config.AttemptID, j.config.Machine)
 	}
 	id := &identity{Machine: r.Machine, UID: r.UID, AttemptID: attempt, Key: key, Certificate: r.Certificate, CA: r.CA, API: r.API, Issued: r.Time.UTC()}

@@ -15,12 +15,11 @@ import (
 	"github.com/rackweft/rackweft/internal/budget"
 )
 
-// exporter serves what /metrics shows of an agent.
+// exporter serves an agent's /metrics.
 type exporter struct{ agent *Agent }
 
-// serve serves the agent's metrics, and those of the handlers that have
-// some, where the configuration says. An address that cannot be had now is
-// tried again: the interface may still come up.
+// serve serves the metrics of the agent and of its handlers at the configured
+// address. If it cannot listen there it retries: the interface may still come up.
 func (e exporter) serve(ctx context.Context) {
 	if e.agent.config.Metrics == "" {
 		return
@@ -49,12 +48,12 @@ func (e exporter) serveOn(ctx context.Context, listener net.Listener) {
 	defer stop()
 	e.agent.log.Info("metrics", "address", listener.Addr().String())
 	if err := server.Serve(budget.Listen(listener, budget.Limits{Total: 64, PerPeer: 16})); !errors.Is(err, http.ErrServerClosed) {
-		e.agent.log.Error("metrics are not served any more", "error", err)
+		e.agent.log.Error("metrics are no longer served", "error", err)
 	}
 }
 
-// registry holds what /metrics shows: a Handler that is a
-// prometheus.Collector too is shown with the rest.
+// registry holds the collectors of /metrics: the agent's, and each Handler that is
+// a prometheus.Collector.
 func (e exporter) registry(ctx context.Context) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(newAgentCollector(ctx, e.agent), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -70,9 +69,9 @@ func (e exporter) registry(ctx context.Context) *prometheus.Registry {
 	return r
 }
 
-// agentCollector shows how the agent stands.
+// agentCollector collects the agent's state.
 type agentCollector struct {
-	ctx                                          context.Context // of the server that asks
+	ctx                                          context.Context // of the server that collects
 	agent                                        *Agent
 	info, connected, parts, known, applied, skew *prometheus.Desc
 }
@@ -103,7 +102,7 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
-	_ = c.agent.do(c.ctx, func() { // an agent that ends shows nothing
+	_ = c.agent.do(c.ctx, func() { // an agent that ends reports nothing
 		a := c.agent
 		gauge(c.info, 1, a.config.Machine, a.version)
 		connected := 0.0

@@ -10,14 +10,14 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Want is what is asked for a part.
+// Want is the desired state of a part.
 type Want int
 
-// The three things that can be asked for.
+// The desired states of a part.
 const (
-	Present  Want = iota // make it so
-	Orphaned             // the HostSpec names it no more: leave it running as it is
-	Removed              // a tombstone names it: take away what has this uid
+	Present  Want = iota // apply it
+	Orphaned             // the HostSpec no longer contains it: leave it running as it is
+	Removed              // a tombstone names it: remove everything with this uid
 )
 
 // Part is one part of the HostSpec as its handler sees it.
@@ -25,14 +25,13 @@ type Part struct {
 	Name   string // base, network/NAME, guest/NAME, bgp
 	UID    string
 	Digest string
-	// Value points to the part's type in package api. It may be nil when the
-	// part is Removed: then the uid alone says what to take away.
+	// Value points to the part's type in package api. It may be nil if the part is
+	// Removed: then only the uid says what to remove.
 	Value any
 	Want  Want
 }
 
-// Key tells parts of one name apart: a Removed one may have the name of its
-// successor.
+// Key identifies a part: a Removed one may have the name of its successor.
 func (p Part) Key() string {
 	if p.Want == Removed {
 		return p.Name + "@" + p.UID
@@ -40,52 +39,55 @@ func (p Part) Key() string {
 	return p.Name
 }
 
-// Handler makes the parts of one kind true. It is called by one goroutine, at
-// every change of the HostSpec or of the host's NICs and every half minute,
-// and compares what is asked for with what the kernel shows.
+// Handler applies the parts of one kind. One goroutine calls it, at every change of
+// the HostSpec or of the host's NICs and every half minute. It compares the desired
+// state with the kernel's.
 type Handler interface {
 	// Kind is the first word of the parts' names: base, network, guest or bgp.
 	Kind() string
-	// Reconcile answers the status of each part by its Key. Applied means that
-	// it is so now; for a Removed part, that nothing is left of it. Whatever is
-	// not in parts stays untouched. State Pending stands for what may come
-	// right by itself, Failed for what needs a person.
+	// Reconcile returns the status of each part by its Key. Applied means that the
+	// part is in effect; for a Removed part, that nothing is left of it. Whatever is
+	// not in parts stays untouched. Pending means that the fault may go away by
+	// itself, Failed that it needs an operator.
 	Reconcile(ctx context.Context, parts []Part) map[string]api.PartStatus
 }
 
-// Underlaid is a Handler that builds on the host's underlay: it is told of it
-// before each Reconcile.
+// Underlaid is a Handler that builds on the host's underlay: it receives it before
+// each Reconcile.
 type Underlaid interface {
 	SetUnderlay(api.Underlay)
 }
 
-// Opener is a Handler that has something that people reach by a channel.
+// Opener is a Handler with consoles or the like, which people reach by a channel.
 type Opener interface {
-	// Open opens it, or tells them why not.
+	// Open opens a channel's end on this host.
 	Open(ctx context.Context, c api.Channel) (io.ReadWriteCloser, error)
 }
 
-// Runner is a Handler that works on between the calls of Reconcile: it is run
-// beside them, from the agent's start to its end.
+// Runner is a Handler that also works between the calls of Reconcile, from the
+// agent's start to its end.
 type Runner interface {
 	// Run lasts until ctx is done and all that it started has ended.
 	Run(ctx context.Context, host Host)
 }
 
-// Auditor is a Handler that hears what other hosts have received of this one.
+// Auditor is a Handler that receives reports of what other hosts have received from
+// this one.
 type Auditor interface {
 	// Audit must not block.
 	Audit(api.BGPAudit)
 }
 
-// Host is what a Runner may ask of its agent, from any goroutine.
+// Host is the agent as a Runner sees it. Its methods may be called from any
+// goroutine.
 type Host interface {
-	// Changed asks for another Reconcile soon; many make one.
+	// Changed requests another Reconcile soon; many requests cause one.
 	Changed()
-	// Event tells bootd of something that happened. An event without a time
-	// gets the present one. When too many wait, the new one is only logged.
+	// Event reports an event to bootd. An event without a time gets the present one.
+	// When too many wait, the new one is only logged.
 	Event(api.Event)
-	// BGP tells bootd how the host's speaker stands. The same again is not sent.
+	// BGP reports the state of the host's speaker to bootd. An unchanged one is not
+	// sent again.
 	BGP(api.BGPStatus)
 }
 
@@ -94,7 +96,7 @@ type worker struct {
 	agent   *Agent
 	handler Handler
 	wake    wait.Signal
-	done    int64 // generation that it has passed; owned by the agent's loop
+	done    int64 // last generation that it has passed; owned by the agent's loop
 	passed  bool  // it has passed once; owned by the agent's loop
 }
 
@@ -130,7 +132,7 @@ func (w *worker) pass(ctx context.Context) error {
 	}
 	got := w.handler.Reconcile(ctx, parts)
 	if ctx.Err() != nil {
-		return ctx.Err() // what a handler says while it is being stopped counts for nothing
+		return ctx.Err() // statuses of a handler that is being stopped do not count
 	}
 	return w.agent.do(ctx, func() { w.agent.observed(w, generation, parts, got) })
 }
@@ -144,13 +146,13 @@ func (w *worker) Event(e api.Event) { w.agent.tell(e) }
 // BGP implements Host.
 func (w *worker) BGP(s api.BGPStatus) { w.agent.bgp.put(s) }
 
-// unhandled is the status of a part that this build has no handler for.
+// unhandled is the status of a part for which this build has no handler.
 func unhandled(kind, version string) api.PartStatus {
 	return api.PartStatus{State: api.PartPending,
-		Message: fmt.Sprintf("nodeagent %s has no handler for %s parts: it keeps the part and does nothing with it; a later version applies it", version, kind)}
+		Message: fmt.Sprintf("nodeagent %s has no handler for %s parts: it stores the part without applying it; a later version applies it", version, kind)}
 }
 
-// workers are all of an agent's, one for each kind.
+// workers holds an agent's workers, one for each kind.
 type workers []*worker
 
 func (l workers) handle(kind string) bool {
@@ -168,7 +170,7 @@ func (l workers) passed(generation int64) bool {
 	return !slices.ContainsFunc(l, func(w *worker) bool { return !w.passed || w.done < generation })
 }
 
-// audit hands on what another host has received of this one.
+// audit passes on what another host has received from this one.
 func (l workers) audit(x api.BGPAudit) {
 	for _, w := range l {
 		if h, ok := w.handler.(Auditor); ok {
@@ -177,7 +179,7 @@ func (l workers) audit(x api.BGPAudit) {
 	}
 }
 
-// opener is the handler that opens channels; nil when there is none.
+// opener returns the handler that opens channels, or nil.
 func (l workers) opener() Opener {
 	for _, w := range l {
 		if o, ok := w.handler.(Opener); ok {

@@ -7,24 +7,24 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Port is one Guest's place on its Network, as the guest handler asks for it
-// and the overlay makes it.
+// Port is one Guest's port on its Network. The guest handler requests it and the
+// overlay creates it.
 type Port struct {
 	Network   string // name of the Network's part, without "network/"
 	Guest     string
 	UID       string // the Guest's
 	MAC       api.MAC
 	Addresses []netip.Addr // IPv4 first
-	// Inbound and Outbound are what the Guest may receive and send, in bytes
-	// per second; 0 is without limit.
+	// Inbound and Outbound limit what the Guest may receive and send, in bytes per
+	// second; 0 is without limit.
 	Inbound, Outbound int64
 	Config            bool // the Guest has a config to fetch
-	// Silent is asked of Attach for a Guest that runs elsewhere yet: its tap is
-	// plugged into nothing until SetPorts names the port.
+	// Silent is set, in Attach, for a Guest that still runs elsewhere: its tap is not
+	// connected until SetPorts names the port.
 	Silent bool
 }
 
-// Attachment is what a Guest is plugged into.
+// Attachment is the tap that a Guest is connected to.
 type Attachment struct {
 	// Tap is an open queue of the tap device, with IFF_VNET_HDR, whose owner
 	// closes it. The device goes when its last queue is closed.

@@ -9,10 +9,10 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// recountItems bounds how much one frame of a recount has: bootd takes 1 MiB.
+// recountItems bounds the items of one frame of a recount: bootd accepts 1 MiB.
 const recountItems = 500
 
-// recount is what this host has, as frames for a bootd that was restored.
+// recount returns what this host has, as frames for a restored bootd.
 func (a *Agent) recount(ctx context.Context, id string) ([]api.Recount, error) {
 	var all api.Recount
 	if err := a.do(ctx, func() { all = a.holdings() }); err != nil {
@@ -21,8 +21,8 @@ func (a *Agent) recount(ctx context.Context, id string) ([]api.Recount, error) {
 	return split(all, id), nil
 }
 
-// holdings lists what the cached HostSpec says, whatever this host makes of it,
-// with what is seen of Guests.
+// holdings lists the parts of the cached HostSpec, applied or not, with the
+// observed state of Guests.
 func (a *Agent) holdings() api.Recount {
 	var all api.Recount
 	hosts := map[string]bool{}
@@ -63,11 +63,11 @@ func (a *Agent) holdings() api.Recount {
 	return all
 }
 
-// peers notes the hosts of a Network, and returns its stock flannelds.
+// peers records the hosts of a Network, and returns its stock flannelds.
 func peers(network string, p *api.NetworkPart, hosts map[string]bool) []api.HeldFlanneld {
 	var flannelds []api.HeldFlanneld
 	for _, peer := range p.Peers {
-		if _, err := netip.ParseAddr(peer.Host); err != nil { // a stock flanneld is called by its VTEP's address
+		if _, err := netip.ParseAddr(peer.Host); err != nil { // a stock flanneld is named by its VTEP's address
 			hosts[peer.Host] = true
 			continue
 		}
@@ -76,7 +76,8 @@ func peers(network string, p *api.NetworkPart, hosts map[string]bool) []api.Held
 	return flannelds
 }
 
-// split makes frames that bootd takes; the last one says that it is the last.
+// split splits a recount into frames of a size that bootd accepts; the last one is
+// marked.
 func split(all api.Recount, id string) []api.Recount {
 	var out []api.Recount
 	for first := true; first || len(all.Networks)+len(all.Guests)+len(all.Hosts)+len(all.Flannelds) > 0; first = false {
@@ -97,14 +98,14 @@ func cut[T any](list *[]T) []T {
 	return head
 }
 
-// answerRecount hands a recount to the stream. One that is asked for while
-// another is on its way is left out: bootd asks again with the next stream.
+// answerRecount passes a recount to the stream. A request during another recount is
+// dropped: bootd repeats it with the next stream.
 func (a *Agent) answerRecount(ctx context.Context, id string, to chan<- []api.Recount) error {
 	frames, err := a.recount(ctx, id)
 	if err != nil {
 		return err
 	}
-	a.log.Info("bootd was restored and asks what this host has", "frames", len(frames))
+	a.log.Info("bootd was restored: reporting what this host has", "frames", len(frames))
 	select {
 	case to <- frames:
 	default:

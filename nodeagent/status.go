@@ -18,7 +18,7 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// LinkState is how the host stands with bootd.
+// LinkState is the state of the host's connection to bootd.
 type LinkState string
 
 // The states of the link to bootd.
@@ -29,7 +29,7 @@ const (
 	LinkConnected  LinkState = "connected"
 )
 
-// Link is the host's way to bootd.
+// Link is the host's connection to bootd.
 type Link struct {
 	State  LinkState `json:"state"`
 	Server string    `json:"server,omitzero"`
@@ -37,14 +37,14 @@ type Link struct {
 	Error  string    `json:"error,omitzero"`
 }
 
-// Status is what the agent tells people on the host, in RUN-DIR/status.json.
+// Status is the agent's status for people on the host, in RUN-DIR/status.json.
 type Status struct {
 	Machine string         `json:"machine"`
 	PID     int            `json:"pid"`
 	Joined  bool           `json:"joined"`
 	Link    Link           `json:"link"`
 	Problem string         `json:"problem,omitzero"` // of the host itself, such as a full disk
-	Known   api.Bookmark   `json:"known"`            // HostSpec that the host has; host.revision is what it applied
+	Known   api.Bookmark   `json:"known"`            // HostSpec that the host has; host.revision is the applied one
 	Host    api.HostStatus `json:"host"`
 }
 
@@ -73,7 +73,7 @@ func (s Status) Line() string {
 	return b.String()
 }
 
-// countParts says "3 parts: 2 Applied, 1 Pending".
+// countParts returns text such as "3 parts: 2 Applied, 1 Pending".
 func countParts(parts map[string]api.PartStatus) string {
 	count := map[api.PartState]int{}
 	for _, p := range parts {
@@ -99,8 +99,8 @@ func (s Status) write(runDir string) error {
 	return nil
 }
 
-// ReadStatus reads what the agent with these directories last wrote. It is an
-// error when no agent runs on them; the Status is then the last one, if any.
+// ReadStatus reads the status that the agent with these directories last wrote. It
+// is an error if no agent runs on them; the Status is then the last one, if any.
 func ReadStatus(stateDir, runDir string) (Status, error) {
 	var s Status
 	raw, err := os.ReadFile(statusPath(runDir))
@@ -114,7 +114,7 @@ func ReadStatus(stateDir, runDir string) (Status, error) {
 		return s, fmt.Errorf("%s: %w", statusPath(runDir), err)
 	}
 	if !locked(stateDir) {
-		return s, errors.New("nodeagent is not running, this is what it last wrote: see journalctl -u nodeagent")
+		return s, errors.New("nodeagent is not running, this is its last status: see journalctl -u nodeagent")
 	}
 	return s, nil
 }
@@ -123,7 +123,7 @@ func ReadStatus(stateDir, runDir string) (Status, error) {
 func (s Status) Print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
-		_, _ = fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...) // Flush tells of an error
+		_, _ = fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...) // Flush returns the error
 	}
 	row("Machine", "%s", s.Machine)
 	if s.Joined {

@@ -17,8 +17,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// follow keeps a stream to bootd open until ctx is done: the first URL that
-// answers, and all of them over again when it breaks.
+// follow keeps a stream to bootd open until ctx is done. It uses the first URL that
+// answers, and tries all of them again when the stream breaks.
 func (a *Agent) follow(ctx context.Context) {
 	pause := backoff{min: a.timing.minBackoff, max: a.timing.maxBackoff}
 	a.setLink(ctx, Link{State: LinkConnecting})
@@ -34,7 +34,7 @@ func (a *Agent) follow(ctx context.Context) {
 			a.log.Warn("no stream to bootd", "error", err)
 			faults = append(faults, err)
 			a.setLink(ctx, Link{State: LinkConnecting, Error: oneLine(errors.Join(faults...))})
-			if time.Since(began) > a.timing.silence { // it was a good one: back to the first URL, soon
+			if time.Since(began) > a.timing.silence { // the stream worked: retry the first URL, soon
 				pause.reset()
 				break
 			}
@@ -47,8 +47,8 @@ func oneLine(err error) string {
 	return strings.ReplaceAll(err.Error(), "\n", "; ")
 }
 
-// endpoints are bootd's URLs: what the HostSpec says now, then what the join
-// said, then what the configuration file says.
+// endpoints returns bootd's URLs: those of the HostSpec, then those of the join,
+// then those of the configuration file.
 func (a *Agent) endpoints(ctx context.Context) []string {
 	var list []string
 	_ = a.do(ctx, func() {
@@ -70,8 +70,8 @@ func (a *Agent) endpoints(ctx context.Context) []string {
 	return out
 }
 
-// client trusts the CA of the configuration and the one that the join brought,
-// and shows the host's certificate.
+// client trusts the CA of the configuration and that of the join, and presents the
+// host's certificate.
 func (a *Agent) client(ctx context.Context, base string) (*http.Client, error) {
 	c, err := a.Credentials(ctx)
 	if err != nil {
@@ -80,8 +80,7 @@ func (a *Agent) client(ctx context.Context, base string) (*http.Client, error) {
 	return newClient(base, c.Roots, &c.Certificate, a.timing.dial)
 }
 
-// session is one stream, from its request to its end; the error says why it
-// ended.
+// session runs one stream, from its request to its end; the error says why it ended.
 func (a *Agent) session(ctx context.Context, base string) error {
 	client, err := a.client(ctx, base)
 	if err != nil {
@@ -97,7 +96,7 @@ func (a *Agent) session(ctx context.Context, base string) error {
 	var measuring sync.WaitGroup
 	defer measuring.Wait()
 	silence := time.AfterFunc(a.timing.silence, func() {
-		cancel(fmt.Errorf("no word from bootd for %s", a.timing.silence))
+		cancel(fmt.Errorf("nothing received from bootd for %s", a.timing.silence))
 	})
 	defer silence.Stop()
 
@@ -120,13 +119,13 @@ func (a *Agent) session(ctx context.Context, base string) error {
 	}()
 	defer func() {
 		cancel(errors.New("the stream has ended"))
-		_ = body.Close() // frees a writer that nobody reads from
+		_ = body.Close() // unblocks the writer
 		<-written
 	}()
 
 	err = a.receive(ctx, client, req, asked{channels, usage, recounts}, silence)
 	if cause := context.Cause(ctx); cause != nil {
-		return cause // why it was cancelled tells more than that it was
+		return cause // more specific than context.Canceled
 	}
 	return err
 }
@@ -139,7 +138,7 @@ func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Requ
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // the status is news enough
+		raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // the status suffices if the body is lost
 		return fmt.Errorf("bootd answers %d: %w", resp.StatusCode, problem(resp.StatusCode, raw))
 	}
 	if err := a.connected(ctx, asked.channels.base, resp.Header.Get("Date")); err != nil {
@@ -159,15 +158,14 @@ func (a *Agent) receive(ctx context.Context, client *http.Client, req *http.Requ
 	return errors.New("bootd closed the stream")
 }
 
-// asked is what bootd asks for over one stream, and what ends with it.
+// asked holds what bootd requests over one stream. It ends with the stream.
 type asked struct {
 	channels *channels
 	usage    *usageWatch
 	recounts chan<- []api.Recount
 }
 
-// frame handles one line. Fields that this build does not know are left aside:
-// bootd may be newer.
+// frame handles one line. Unknown fields are ignored: bootd may be newer.
 func (a *Agent) frame(ctx context.Context, line []byte, asked asked) error {
 	line = bytes.TrimSpace(line)
 	if len(line) == 0 {
@@ -175,7 +173,7 @@ func (a *Agent) frame(ctx context.Context, line []byte, asked asked) error {
 	}
 	var f api.ServerFrame
 	if err := json.Unmarshal(line, &f); err != nil {
-		return fmt.Errorf("a frame of bootd cannot be read (%.80q): %w", line, err)
+		return fmt.Errorf("decode a frame of bootd (%.80q): %w", line, err)
 	}
 	if f.Open != nil {
 		asked.channels.open(ctx, *f.Open)
@@ -209,7 +207,7 @@ func (a *Agent) writeFrames(ctx context.Context, w io.Writer, usage <-chan *api.
 	defer ping.Stop()
 	a.status.changed.Set() // each stream begins with a status
 	a.bgp.changed.Set()
-	var recount []api.Recount // that is on its way
+	var recount []api.Recount // frames still to send
 	for {
 		if len(recount) > 0 {
 			if err := out.Encode(api.HostFrame{Recount: &recount[0]}); err != nil {

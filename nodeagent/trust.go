@@ -16,8 +16,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// newClient makes an HTTP/2 client that trusts bootd at base by the site's CA
-// alone: neither the system's roots nor a proxy have a say.
+// newClient creates an HTTP/2 client that trusts bootd at base by the site's CA
+// alone: it uses neither the system's roots nor a proxy.
 func newClient(base string, roots []*x509.Certificate, own *tls.Certificate, dial time.Duration) (*http.Client, error) {
 	host, err := apiHost(base)
 	if err != nil {
@@ -26,8 +26,8 @@ func newClient(base string, roots []*x509.Certificate, own *tls.Certificate, dia
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: host,
-		// The default verification asks the host's clock. VerifyConnection
-		// replaces it; it runs for every connection, resumed ones too.
+		// The default verification uses the host's clock. VerifyConnection replaces
+		// it; it runs for every connection, resumed ones too.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			return verifyServer(s.PeerCertificates, roots, host)
@@ -46,11 +46,11 @@ func newClient(base string, roots []*x509.Certificate, own *tls.Certificate, dia
 	}}, nil
 }
 
-// verifyServer accepts a chain that leads to one of the roots and is valid for
-// host at any one instant.
+// verifyServer accepts a chain to one of the roots that is valid for host at some
+// instant.
 func verifyServer(chain, roots []*x509.Certificate, host string) error {
 	if len(chain) == 0 {
-		return errors.New("bootd showed no certificate")
+		return errors.New("bootd presented no certificate")
 	}
 	if err := verifyChain(chain, roots, x509.VerifyOptions{DNSName: host}); err != nil {
 		return fmt.Errorf("%s is not the bootd of this site (the CA in nodeagent.yaml decides): %w", host, err)
@@ -58,10 +58,9 @@ func verifyServer(chain, roots []*x509.Certificate, host string) error {
 	return nil
 }
 
-// verifyChain asks no clock: that of a new machine may be decades off, and after
-// a reboot without bootd it may be so again. A chain is valid at some instant
-// exactly when it is so at the latest NotBefore among its certificates, so those
-// are the instants to try.
+// verifyChain does not use the clock: that of a new machine may be decades off, and
+// again after a reboot without bootd. A chain is valid at some instant exactly if it
+// is valid at the latest NotBefore of its certificates, so those instants are tried.
 func verifyChain(chain, roots []*x509.Certificate, opts x509.VerifyOptions) error {
 	opts.Roots, opts.Intermediates = x509.NewCertPool(), x509.NewCertPool()
 	for _, c := range roots {
@@ -84,13 +83,13 @@ func verifyChain(chain, roots []*x509.Certificate, opts x509.VerifyOptions) erro
 	return first
 }
 
-// Credentials are what a host proves to others with which host it is.
+// Credentials authenticate a host to others.
 type Credentials struct {
 	Certificate tls.Certificate
 	Roots       []*x509.Certificate // of the site's CA
 }
 
-// Credentials are the host's own; an error when it has not joined yet.
+// Credentials returns the host's own, or an error if it has not joined yet.
 func (a *Agent) Credentials(ctx context.Context) (Credentials, error) {
 	var id *identity
 	if err := a.do(ctx, func() {
@@ -102,12 +101,12 @@ func (a *Agent) Credentials(ctx context.Context) (Credentials, error) {
 		return Credentials{}, err
 	}
 	if id == nil {
-		return Credentials{}, errors.New("the host has not joined yet: it cannot prove which host it is")
+		return Credentials{}, errors.New("the host has not joined yet: it has no certificate")
 	}
 	return id.credentials(a.config.CA)
 }
 
-// credentials trust the CA of the configuration and the one that the join brought.
+// credentials trust the CA of the configuration and that of the join.
 func (id *identity) credentials(ca string) (Credentials, error) {
 	roots, err := parseCertificates(ca + "\n" + id.CA)
 	if err != nil {
@@ -120,24 +119,24 @@ func (id *identity) credentials(ca string) (Credentials, error) {
 	return Credentials{Certificate: *own, Roots: roots}, nil
 }
 
-// HostOf tells which host of the site a certificate is of. Its key is the one
-// that bootd knows the host by.
+// HostOf returns the host of the site that a certificate belongs to. The
+// certificate's key is the one that bootd has on record for the host.
 func (c Credentials) HostOf(chain []*x509.Certificate) (api.HostIdentity, error) {
 	if len(chain) == 0 {
-		return api.HostIdentity{}, errors.New("the other side showed no certificate")
+		return api.HostIdentity{}, errors.New("the other side presented no certificate")
 	}
 	if err := verifyChain(chain, c.Roots, x509.VerifyOptions{KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		return api.HostIdentity{}, fmt.Errorf("the other side is no host of this site: %w", err)
+		return api.HostIdentity{}, fmt.Errorf("the other side is not a host of this site: %w", err)
 	}
 	leaf := chain[0]
 	name, isHost := strings.CutPrefix(leaf.Subject.CommonName, "host:")
 	if !isHost || len(leaf.URIs) != 1 {
-		return api.HostIdentity{}, fmt.Errorf("the other side is %q, and no host", leaf.Subject.CommonName)
+		return api.HostIdentity{}, fmt.Errorf("the other side is %q, not a host", leaf.Subject.CommonName)
 	}
 	u := leaf.URIs[0]
 	uid, named := strings.CutPrefix(u.Path, "/"+name+"/")
 	if u.Scheme != "rackweft" || u.Host != "host" || !named {
-		return api.HostIdentity{}, fmt.Errorf("the certificate of %q names %s, which is another", leaf.Subject.CommonName, u)
+		return api.HostIdentity{}, fmt.Errorf("the certificate of %q names another host: %s", leaf.Subject.CommonName, u)
 	}
 	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	return api.HostIdentity{Host: name, UID: uid, Key: hex.EncodeToString(sum[:])}, nil

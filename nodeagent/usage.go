@@ -14,20 +14,19 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Metered is a Handler that knows what Guests use.
+// Metered is a Handler that measures the usage of Guests.
 type Metered interface {
-	// Usage lists the Guests that run, by name.
+	// Usage returns the usage of running Guests, by name.
 	Usage(ctx context.Context) []api.GuestUsage
 }
 
-// What bootd may ask for.
+// Bounds of bootd's requests.
 const (
 	minUsageEvery = time.Second
 	maxUsageFor   = time.Minute
 )
 
-// usageWatch reports what is used as long as bootd asks for it. It belongs to
-// one stream.
+// usageWatch reports usage as long as bootd requests it. It belongs to one stream.
 type usageWatch struct {
 	asks    chan api.UsageRequest
 	reports chan *api.HostUsage
@@ -37,17 +36,17 @@ func newUsageWatch() *usageWatch {
 	return &usageWatch{asks: make(chan api.UsageRequest, 1), reports: make(chan *api.HostUsage)}
 }
 
-// ask takes in a request; the one before it counts no more.
+// ask accepts a request, which replaces the one before.
 func (w *usageWatch) ask(r api.UsageRequest) {
 	select {
 	case <-w.asks:
 	default:
 	}
-	w.asks <- r // it alone writes
+	w.asks <- r // the only writer
 }
 
-// run measures until ctx is done. A report waits for the stream to take it, and
-// the next is made only then.
+// run measures until ctx is done. The next report is made only after the stream has
+// taken the last.
 func (w *usageWatch) run(ctx context.Context, measure func(context.Context) (*api.HostUsage, error), failed func(error)) {
 	var until time.Time
 	next := time.NewTicker(time.Hour)
@@ -83,7 +82,7 @@ func (w *usageWatch) run(ctx context.Context, measure func(context.Context) (*ap
 	}
 }
 
-// usage is what the host and its Guests have used.
+// usage returns the usage of the host and its Guests.
 func (a *Agent) usage(ctx context.Context) (*api.HostUsage, error) {
 	var underlay string
 	if err := a.do(ctx, func() { underlay = a.spec.underlay().Interface }); err != nil {
@@ -99,11 +98,11 @@ func (a *Agent) usage(ctx context.Context) (*api.HostUsage, error) {
 			u.Guests = u.Guests[:min(len(u.Guests), api.MaxUsageGuests)]
 		}
 	}
-	u.Uptime = api.Duration(time.Since(a.began)) // last, so that what was counted is of before
+	u.Uptime = api.Duration(time.Since(a.began)) // last, so that it is not earlier than the counters
 	return u, nil
 }
 
-// hostUsage reads what the kernel has counted of the host.
+// hostUsage reads the kernel's counters of the host.
 func hostUsage(proc, sys, underlay string) (*api.HostUsage, error) {
 	fs, err := procfs.NewFS(proc)
 	if err != nil {
@@ -122,7 +121,7 @@ func processors(fs procfs.FS, u *api.HostUsage) error {
 	if err != nil {
 		return err
 	}
-	// Guests' time is in User and Nice, too (proc(5)).
+	// User and Nice include Guests' time (proc(5)).
 	t := stat.CPUTotal
 	u.CPUs, u.CPU = len(stat.CPU), t.User+t.Nice+t.System+t.IRQ+t.SoftIRQ
 	return nil
@@ -134,14 +133,14 @@ func memory(fs procfs.FS, m *api.MemoryUsage) error {
 		return err
 	}
 	if info.MemTotalBytes == nil || info.MemAvailableBytes == nil {
-		return errors.New("the kernel tells no MemAvailable")
+		return errors.New("the kernel does not report MemAvailable")
 	}
 	m.Total, m.Used = int64(*info.MemTotalBytes), int64(*info.MemTotalBytes-*info.MemAvailableBytes)
 	return nil
 }
 
-// disks sums up the disks that are devices: what lies on others, such as a RAID
-// or a loop, counts there.
+// disks sums up the disks that are devices: the I/O of others, such as a RAID or a
+// loop device, is counted at the devices below.
 func disks(proc, sys string, d *api.DiskUsage) error {
 	fs, err := blockdevice.NewFS(proc, sys)
 	if err != nil {
@@ -151,7 +150,7 @@ func disks(proc, sys string, d *api.DiskUsage) error {
 	if err != nil {
 		return err
 	}
-	const sector = 512 // of /proc/diskstats, whatever the disk's is
+	const sector = 512 // unit of /proc/diskstats, whatever the disk's sector size
 	for _, s := range all {
 		if _, err := os.Stat(filepath.Join(sys, "block", s.DeviceName, "device")); err != nil {
 			continue
@@ -169,7 +168,7 @@ func link(fs procfs.FS, name string, l *api.LinkUsage) error {
 	if err != nil {
 		return err
 	}
-	s := all[name] // none when there is no underlay
+	s := all[name] // zero without an underlay
 	l.ReceivedBytes, l.SentBytes, l.Dropped = s.RxBytes, s.TxBytes, s.RxDropped+s.TxDropped
 	return nil
 }
