@@ -20,8 +20,8 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// Inside runs the speakers inside of Networks. Each has a directory of its own
-// for its part and its socket. The directories go with a reboot, as namespaces do.
+// Inside runs the speakers inside Networks. Each has a directory of its own for its
+// part and its socket. Like namespaces, the directories do not survive a reboot.
 type Inside struct {
 	dir   string
 	start func(ctx context.Context, s InsideService) error
@@ -29,24 +29,24 @@ type Inside struct {
 	log   *slog.Logger
 }
 
-// InsideService is a speaker that is to be started, outside of the agent.
+// InsideService is a speaker to start, outside of the agent.
 type InsideService struct {
 	UID, Network string
 	Namespace    string // path of the Network's network namespace
 	Part, Socket string
 }
 
-// InsideOptions make an Inside.
+// InsideOptions configure an Inside.
 type InsideOptions struct {
-	Dir string // made when it is needed
-	// Start has a speaker started, and Stop has the one of a Network's uid
-	// stopped; both take it as it is when there is nothing to do.
+	Dir string // created when needed
+	// Start starts a speaker, and Stop stops that of the Network with that uid; both
+	// succeed if there is nothing to do.
 	Start func(ctx context.Context, s InsideService) error
 	Stop  func(ctx context.Context, uid string) error
 	Log   *slog.Logger
 }
 
-// NewInside prepares an Inside; nothing is touched before it is asked to.
+// NewInside creates an Inside; it touches nothing yet.
 func NewInside(o InsideOptions) *Inside {
 	return &Inside{dir: o.Dir, start: o.Start, stop: o.Stop, log: o.Log}
 }
@@ -68,12 +68,12 @@ func (i *Inside) Give(uid string, part api.BGPPart) (runs bool, err error) {
 		return false, err
 	}
 	if err := writePart(i.path(uid, insidePart), raw); err != nil {
-		return false, fmt.Errorf("hand the speaker of Network %s its part: %w", part.Network, err)
+		return false, fmt.Errorf("pass the part to the speaker of Network %s: %w", part.Network, err)
 	}
 	return answers(i.path(uid, insideSocket)), nil
 }
 
-// answers reports whether somebody listens on a socket.
+// answers reports whether a process listens on a socket.
 func answers(socket string) bool {
 	c, err := net.DialTimeout("unix", socket, time.Second)
 	if err != nil {
@@ -93,7 +93,7 @@ func (i *Inside) Run(ctx context.Context, uid, network, namespace string) error 
 	status, err := client.Status(ctx)
 	if err == nil && !isIn(status.PID, namespace) {
 		if err := i.stop(ctx, uid); err != nil {
-			return fmt.Errorf("stop the speaker of Network %s, whose namespace was made anew: %w", network, err)
+			return fmt.Errorf("stop the speaker of Network %s, whose namespace was recreated: %w", network, err)
 		}
 		status, err = client.Status(ctx)
 	}
@@ -114,7 +114,7 @@ func (i *Inside) Run(ctx context.Context, uid, network, namespace string) error 
 	return nil
 }
 
-// isIn reports whether a process is in the namespace at a path. In doubt it is.
+// isIn reports whether a process is in the namespace at a path; true if unknown.
 func isIn(pid int, namespace string) bool {
 	own, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
@@ -145,12 +145,12 @@ func (i *Inside) Stop(ctx context.Context, uid string) (stopped bool, err error)
 	return true, nil
 }
 
-// statuses are those of the speakers that answer, by Network.
+// statuses returns the status of each speaker that answers, by Network.
 func (i *Inside) statuses(ctx context.Context) []bgp.Status {
 	dirs, err := os.ReadDir(i.dir)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			i.log.Warn("bgp: the speakers of Networks are not known", "error", err)
+			i.log.Warn("bgp: cannot list the speakers of Networks", "error", err)
 		}
 		return nil
 	}
@@ -162,11 +162,11 @@ func (i *Inside) statuses(ctx context.Context) []bgp.Status {
 		}
 	}
 	slices.SortFunc(list, func(a, b bgp.Status) int { return strings.Compare(a.Network, b.Network) })
-	// Of two Networks of one name one is about to go.
+	// If two Networks have the same name, one is about to be removed.
 	return slices.CompactFunc(list, func(a, b bgp.Status) bool { return a.Network == b.Network })
 }
 
-// writePart leaves a file alone that holds just that.
+// writePart does not write a file that already has that content.
 func writePart(path string, raw []byte) error {
 	if old, err := os.ReadFile(path); err == nil && string(old) == string(raw) {
 		return nil
@@ -174,14 +174,14 @@ func writePart(path string, raw []byte) error {
 	return file.Replace(path, raw, file.Options{})
 }
 
-// Kill ends the process that listens on a socket, without a word to its
-// neighbours, and waits for its end. That nobody listens is no error.
+// Kill kills the process that listens on a socket, so that it sends no notification
+// to its neighbours, and waits for its end. If no process listens that is no error.
 func Kill(ctx context.Context, socket string) error {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return nil
 	}
-	defer func() { _ = c.Close() }() // while it is open, the pid is nobody else's
+	defer func() { _ = c.Close() }() // while it is open, the pid is not reused
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err

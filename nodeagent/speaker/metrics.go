@@ -13,14 +13,14 @@ import (
 // scrapePatience is how long a scrape waits for the speaker.
 const scrapePatience = 3 * time.Second
 
-// metrics are what /metrics shows of the speaker. Its counters begin anew when
+// metrics collects the speaker's metrics. The speaker's counters start at zero when
 // it restarts.
 type metrics struct {
 	up, sessions, prefixes, flaps                  *prometheus.Desc
 	learned, routes, repairs, heals, memory, began *prometheus.Desc
 	services, failures                             *prometheus.Desc
 
-	// Of the speakers inside of Networks.
+	// Metrics of the speakers inside Networks.
 	insideSessions, insideFlaps, insideRoutes, insideMemory *prometheus.Desc
 }
 

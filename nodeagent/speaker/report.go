@@ -15,12 +15,12 @@ import (
 )
 
 const (
-	askInterval   = 5 * time.Second  // how the speaker stands
-	routeInterval = 30 * time.Second // a reflector's routes, which are many
-	auditInterval = time.Minute      // digests of what reflectors have told
+	askInterval   = 5 * time.Second  // between reads of the speaker's status
+	routeInterval = 30 * time.Second // between reads of a reflector's routes, which are many
+	auditInterval = time.Minute      // between reads of digests of reflectors' routes
 )
 
-// Run implements nodeagent.Runner: it reports to bootd how the speaker stands.
+// Run implements nodeagent.Runner: it reports the speaker's state to bootd.
 func (s *Speaker) Run(ctx context.Context, host nodeagent.Host) {
 	tick := time.NewTicker(askInterval)
 	defer tick.Stop()
@@ -38,14 +38,14 @@ func (s *Speaker) Run(ctx context.Context, host nodeagent.Host) {
 	}
 }
 
-// reporter remembers what it has told.
+// reporter remembers what it has reported.
 type reporter struct {
 	host   nodeagent.Host
 	client *bgp.Client
 	inside *Inside
 
-	// states tell whether a session was up, by Network ("" is the host's own
-	// speaker) and name.
+	// states holds whether a session was up, by Network ("" is the host's own speaker)
+	// and name.
 	states   map[string]map[string]bool
 	services map[serviceKey]string // their states
 	routes   []api.BGPRoute
@@ -54,8 +54,8 @@ type reporter struct {
 	learned  int
 
 	audited time.Time               // when digests were read
-	digests map[string]string       // of what reflectors and uplinks told, by name
-	heard   map[string]api.BGPAudit // what this reflector's peers received, as they last said
+	digests map[string]string       // of the routes of reflectors and uplinks, by name
+	heard   map[string]api.BGPAudit // what this reflector's peers received, as they last reported
 }
 
 func (r *reporter) report(ctx context.Context) {
@@ -74,8 +74,8 @@ func (r *reporter) report(ctx context.Context) {
 	}
 }
 
-// own reports the host's own speaker. A host without a Zone has none; that one
-// is missing tells the part's status.
+// own reports the host's own speaker. A host without a Zone has none; if one is
+// missing, the part's status says so.
 func (r *reporter) own(ctx context.Context, out *api.BGPStatus) bool {
 	status, err := r.status(ctx)
 	if err != nil || status.Zone == "" {
@@ -99,7 +99,7 @@ func (r *reporter) own(ctx context.Context, out *api.BGPStatus) bool {
 	return true
 }
 
-// status asks for digests too when it is time: they cost a look at every route.
+// status requests digests, too, when they are due: they cost a look at every route.
 func (r *reporter) status(ctx context.Context) (bgp.Status, error) {
 	if time.Since(r.audited) < auditInterval {
 		return r.client.Status(ctx)
@@ -115,9 +115,9 @@ func (r *reporter) status(ctx context.Context) (bgp.Status, error) {
 	return status, nil
 }
 
-// audit has the speaker look whether a peer has what it was told. A peer whose
-// routes still change would only seem to lack some, so it is believed when it
-// has looked twice and found the same.
+// audit has the speaker check whether a peer has received what was advertised to
+// it. A peer whose routes still change would only seem to lack some, so its report
+// counts when it is the same twice in a row.
 func (r *reporter) audit(ctx context.Context, a api.BGPAudit) {
 	before := r.heard[a.Neighbor]
 	r.heard[a.Neighbor] = a
@@ -126,13 +126,13 @@ func (r *reporter) audit(ctx context.Context, a api.BGPAudit) {
 	}
 	got, err := r.client.Audit(ctx, a.Neighbor, a.Digest)
 	if err != nil || !got.Healed {
-		return // a neighbour that is gone meanwhile needs nothing
+		return // a neighbour that has gone meanwhile needs no audit
 	}
 	r.host.Event(api.Event{Type: api.Warning, Reason: "RoutesRetold",
-		Message: fmt.Sprintf("%s had received %d routes, and not just the %d that it was told: it was told all of them again", a.Neighbor, a.Received, got.Count)})
+		Message: fmt.Sprintf("%s had received %d routes, not exactly the %d that were advertised to it: all were advertised again", a.Neighbor, a.Received, got.Count)})
 }
 
-// events tells of every session that came or went.
+// events reports every session that came up or went down.
 func (r *reporter) events(status bgp.Status) {
 	states, before := map[string]bool{}, r.states[status.Network]
 	kind, name := "Zone", status.Zone
@@ -160,8 +160,8 @@ type serviceKey struct {
 	address netip.Addr
 }
 
-// serviceEvents tells of every address of a service that is announced no more,
-// and of those that are again.
+// serviceEvents reports every address of a service that is no longer announced,
+// and those that are announced again.
 func (r *reporter) serviceEvents(status bgp.Status) {
 	states := map[serviceKey]string{}
 	for _, x := range status.Services {
@@ -203,8 +203,8 @@ func (r *reporter) readRoutes(ctx context.Context, status bgp.Status) error {
 	return nil
 }
 
-// bestWays are the best routes, each way to a prefix once: where all paths are
-// told, other reflectors tell the same.
+// bestWays returns the best routes, each next hop of a prefix once: with add-path,
+// other reflectors advertise the same.
 func bestWays(all []bgp.Route) []bgp.Route {
 	type way struct {
 		prefix netip.Prefix
@@ -219,11 +219,11 @@ func bestWays(all []bgp.Route) []bgp.Route {
 	})
 }
 
-// peerName is without the role, which a speaker inside of a Network puts before
-// it: a guest may have a host's name.
+// peerName returns the name without the role, which a speaker inside a Network puts
+// before it because a guest may have a host's name.
 func peerName(n bgp.Session) string { return strings.TrimPrefix(n.Name, n.Role+"/") }
 
-// toStatus is what bootd is told.
+// toStatus converts a speaker's status to the one that bootd receives.
 func toStatus(s bgp.Status, routes []api.BGPRoute, omitted int) api.BGPStatus {
 	out := api.BGPStatus{Role: s.Role, Kernel: s.FIB.Installed, Unresolved: s.FIB.Unsettled, Services: s.Services}
 	if s.Role == api.BGPReflector {

@@ -1,7 +1,6 @@
-// Package speaker owns the agent's side of the host's BGP speaker: it hands the
-// bgp part over in a file, has the speaker started, and reports what that
-// shows. The speaker itself is package bgp, in a unit of its own: no session
-// notices what becomes of the agent.
+// Package speaker owns the agent's side of the host's BGP speaker: it writes the bgp
+// part to a file, starts the speaker, and reports its status. The speaker itself is
+// package bgp, in a unit of its own: its sessions do not depend on the agent.
 package speaker
 
 import (
@@ -22,14 +21,14 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
-// Options make a Speaker.
+// Options configure a Speaker.
 type Options struct {
-	Part   string // file for the part; it has MD5 keys in it
+	Part   string // file for the part; it contains MD5 keys
 	Socket string // of the speaker
-	// Start has the speaker started, Stop has it stopped; both take it as it is
-	// when there is nothing to do.
+	// Start starts the speaker, Stop stops it; both succeed if there is nothing to do.
 	Start, Stop func(ctx context.Context) error
-	// Inside are the speakers inside of Networks, which are reported too; nil is none.
+	// Inside has the speakers inside Networks, which are reported, too; nil if there
+	// are none.
 	Inside *Inside
 	Log    *slog.Logger
 }
@@ -42,15 +41,15 @@ type Speaker struct {
 	metrics metrics
 }
 
-// maxAudits bounds what waits for Run; what is dropped is heard again.
+// maxAudits bounds the audits that wait for Run; a dropped one is reported again.
 const maxAudits = 512
 
-// New prepares a Speaker; nothing is touched before Reconcile.
+// New creates a Speaker; it touches nothing before Reconcile.
 func New(o Options) *Speaker {
 	return &Speaker{options: o, client: bgp.NewClient(o.Socket), audits: make(chan api.BGPAudit, maxAudits), metrics: newMetrics()}
 }
 
-// hasPart reports whether the speaker has been given one.
+// hasPart reports whether the speaker has been given a part.
 func (s *Speaker) hasPart() bool {
 	_, err := os.Stat(s.options.Part)
 	return err == nil
@@ -78,7 +77,7 @@ func (s *Speaker) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 		switch {
 		case p.Want != nodeagent.Removed:
 			out[p.Key()] = s.ensure(ctx, p)
-		case there: // its successor has the speaker
+		case there: // its successor owns the speaker
 			out[p.Key()] = api.PartStatus{State: api.PartApplied}
 		default:
 			out[p.Key()] = s.remove(ctx)
@@ -97,7 +96,7 @@ func (s *Speaker) ensure(ctx context.Context, p nodeagent.Part) api.PartStatus {
 		return api.PartStatus{State: api.PartFailed, Message: err.Error()}
 	}
 	if err := writePart(s.options.Part, raw); err != nil {
-		return pending(fmt.Errorf("hand the speaker its part: %w", err))
+		return pending(fmt.Errorf("pass the part to the speaker: %w", err))
 	}
 	status, err := s.client.Status(ctx)
 	if err != nil {
@@ -120,7 +119,7 @@ func digest(raw []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// await gives the speaker the time to take the part up.
+// await waits for the speaker to read the part.
 func await(ctx context.Context, client *bgp.Client, raw []byte) (bgp.Status, error) {
 	const patience = 5 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -135,27 +134,27 @@ func await(ctx context.Context, client *bgp.Client, raw []byte) (bgp.Status, err
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return status, err // that it has not taken it up yet is told by its status
+			return status, err // the status shows whether it has read the part
 		}
 	}
 }
 
-// toPartStatus says how the part stands: sessions that are down are told of,
-// but no fault of the part.
+// toPartStatus returns the part's status. Sessions that are down are in its message,
+// but do not make the part fail.
 func toPartStatus(s bgp.Status, digest string) api.PartStatus {
 	out := api.PartStatus{State: api.PartApplied, Message: s.Line()}
 	switch {
 	case s.Part != digest:
-		out.State, out.Message = api.PartPending, "the speaker has not taken the part up yet: "+s.Line()
+		out.State, out.Message = api.PartPending, "the speaker has not read the part yet: "+s.Line()
 	case s.Refused != "":
-		out.State, out.Message = api.PartFailed, "the speaker refuses the part and goes on with what it had: "+s.Refused
+		out.State, out.Message = api.PartFailed, "the speaker refuses the part and keeps its previous configuration: "+s.Refused
 	case s.Problem != "":
 		out.State = api.PartPending
 	}
 	return out
 }
 
-// remove ends the speaker, and its routes and addresses with it.
+// remove stops the speaker, and removes its routes and addresses.
 func (s *Speaker) remove(ctx context.Context) api.PartStatus {
 	old, err := os.ReadFile(s.options.Part)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -174,16 +173,16 @@ func (s *Speaker) remove(ctx context.Context) api.PartStatus {
 		return pending(err)
 	}
 	if err := os.Remove(s.options.Part); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return pending(fmt.Errorf("remove the speaker's part: %w", err))
+		return pending(fmt.Errorf("remove the part of the speaker: %w", err))
 	}
 	return api.PartStatus{State: api.PartApplied}
 }
 
-// flush takes the speaker's routes out of the kernel.
+// flush removes the speaker's routes from the kernel.
 func flush(part []byte, log *slog.Logger) error {
 	options, err := bgp.FIBOptions(part)
 	if err != nil {
-		log.Warn("bgp: the part that goes cannot be read; the main table is cleared of its routes", "error", err)
+		log.Warn("bgp: cannot read the part to be removed; removing the speaker's routes from the main table", "error", err)
 	}
 	options.Log = log
 	f, err := fib.Open(options)

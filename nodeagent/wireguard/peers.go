@@ -25,7 +25,7 @@ type Client interface {
 
 func openKernel() (Client, error) { return wgctrl.New() }
 
-// config is what the device should be.
+// config is the desired configuration of the device.
 type config struct {
 	key   wgtypes.Key
 	port  int
@@ -35,11 +35,11 @@ type config struct {
 type peer struct {
 	host      string
 	key       wgtypes.Key
-	addresses []netip.Addr // the first is where it is reached
+	addresses []netip.Addr // the first is its endpoint
 	port      int
 }
 
-// compile leaves out peers that would harm others; the error names them.
+// compile leaves out peers that conflict with others; the error names them.
 func compile(key *ecdh.PrivateKey, u api.Underlay) (config, error) {
 	c := config{key: wgtypes.Key(key.Bytes()), port: u.Encryption.Port}
 	keys := map[wgtypes.Key]string{c.key.PublicKey(): "this host"}
@@ -55,7 +55,7 @@ func compile(key *ecdh.PrivateKey, u api.Underlay) (config, error) {
 		switch {
 		case err != nil:
 		case keys[k] != "":
-			err = fmt.Errorf("its WireGuard key is that of %s", keys[k])
+			err = fmt.Errorf("it has the WireGuard key of %s", keys[k])
 		case len(p.Addresses) == 0:
 			err = errors.New("it has no address")
 		default:
@@ -77,10 +77,10 @@ func compile(key *ecdh.PrivateKey, u api.Underlay) (config, error) {
 func free(taken map[netip.Addr]string, addrs []netip.Addr) error {
 	for _, a := range addrs {
 		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
-			return fmt.Errorf("%s is no host's address", a)
+			return fmt.Errorf("invalid address %s of a host", a)
 		}
 		if taken[a] != "" {
-			return fmt.Errorf("its address %s is that of %s", a, taken[a])
+			return fmt.Errorf("it has the address %s of %s", a, taken[a])
 		}
 	}
 	return nil
@@ -105,8 +105,8 @@ func (p *pass) configure(want config) error {
 	return nil
 }
 
-// diff is what makes seen into want, and what there is to say of it. Peers
-// that are as they should be are not named: their sessions go on.
+// diff returns the change that turns seen into want, with a description. It leaves
+// out peers that are already right, so that their sessions continue.
 func diff(want config, seen *wgtypes.Device) (change wgtypes.Config, notes []string) {
 	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	if seen.PrivateKey != want.key {
@@ -160,8 +160,8 @@ func diffPeer(w peer, s wgtypes.Peer, there bool) (c wgtypes.PeerConfig, differs
 	return c, differs
 }
 
-// reachedAt takes any of the peer's addresses: WireGuard answers where it was
-// last heard from.
+// reachedAt accepts any of the peer's addresses: WireGuard uses the one that it last
+// received from.
 func (w peer) reachedAt(endpoint *net.UDPAddr) bool {
 	if endpoint == nil {
 		return false
@@ -170,7 +170,7 @@ func (w peer) reachedAt(endpoint *net.UDPAddr) bool {
 	return int(at.Port()) == w.port && slices.Contains(w.addresses, at.Addr().Unmap())
 }
 
-// allowed is what the peer may send from, sorted.
+// allowed returns the peer's allowed source prefixes, sorted.
 func (w peer) allowed() []netip.Prefix {
 	var list []netip.Prefix
 	for _, a := range w.addresses {

@@ -14,19 +14,19 @@ import (
 )
 
 const (
-	carried  = 8472 // UDP port of what is encrypted: package overlay's VXLAN
+	carried  = 8472 // UDP port of the encrypted traffic: VXLAN of package overlay
 	protocol = 216  // marks rackweft's rules and routes, as package overlay's
 	table    = 8472
 	priority = 216 // before the tables of ordinary routes, after the local one
 
-	// lastMetric is of the route that counts when there is no other.
+	// lastMetric is the metric of the route that applies if there is no other.
 	lastMetric = 1 << 31
-	// deviceMetric is what IPv6 makes of 0.
+	// deviceMetric is the value that IPv6 uses for 0.
 	deviceMetric = 1024
 )
 
-// families are those of the underlay's addresses. With none pinned, they are
-// those of the peers.
+// families returns the families of the underlay's addresses, or of the peers if the
+// underlay has none pinned.
 func families(u api.Underlay) map[int]bool {
 	out := map[int]bool{}
 	addrs := u.Addresses
@@ -45,8 +45,8 @@ func families(u api.Underlay) map[int]bool {
 	return out
 }
 
-// steer leads what is to be encrypted into the device with that index, or
-// nowhere when it is 0. The ends of the way are made before its beginning.
+// steer routes the traffic to be encrypted into the device with that index, or
+// nowhere if it is 0. It sets the routes before the rules that lead to them.
 func (p *pass) steer(index int, families map[int]bool) error {
 	var faults []error
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -75,8 +75,8 @@ func everywhere(family int) *net.IPNet {
 	return &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 }
 
-// routes makes those of the table. leaked says that it had no last route: then
-// packets may have found their way in the next table, and IPv6 remembers it.
+// routes sets the routes of the table. leaked means that it had no last route:
+// packets may then have taken a route of the next table, which IPv6 caches.
 func (p *pass) routes(family, index int) (leaked bool, err error) {
 	want := []netlink.Route{{Family: family, Table: table, Protocol: protocol, Dst: everywhere(family), Type: unix.RTN_UNREACHABLE, Priority: lastMetric}}
 	if index != 0 {
@@ -125,9 +125,9 @@ func (p *pass) listRules(family int) ([]netlink.Rule, error) {
 	return kernel.List(func() ([]netlink.Rule, error) { return p.handle.RuleList(family) })
 }
 
-// wantRules are those of a family. The one for what comes from the port is for
-// packets out of the device: IPv4 asks whether answers would go where they came
-// from (rp_filter), for which it turns the ports around.
+// wantRules returns the rules of a family. The rule for source port is for packets
+// from the device: IPv4 checks whether answers would take the way back (rp_filter),
+// and swaps the ports for that.
 func wantRules(family int) []*netlink.Rule {
 	to, from := newRule(family), newRule(family)
 	to.Dport = netlink.NewRulePortRange(carried, carried)
@@ -144,8 +144,8 @@ func newRule(family int) *netlink.Rule {
 	return r
 }
 
-// rules makes those of a family; afresh, also those that are there: that makes
-// the kernel forget the ways that packets took.
+// rules sets the rules of a family; with afresh it also replaces present ones, which
+// makes the kernel drop its cached routes.
 func (p *pass) rules(family int, afresh bool) error {
 	seen, err := p.listRules(family)
 	if err != nil {
@@ -191,7 +191,7 @@ func (p *pass) removeRule(family int, r netlink.Rule) error {
 	return nil
 }
 
-// steerNot gives packets back to the ordinary routes.
+// steerNot removes the rules and routes: packets take the ordinary routes again.
 func (p *pass) steerNot() error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := p.listRules(family)

@@ -1,18 +1,18 @@
-// Package wireguard owns the encryption of a host's underlay: the WireGuard
-// device wg-rackweft, its peers, and the policy route that sends what the host
-// carries for its Networks through it.
+// Package wireguard owns the encryption of a host's underlay: the WireGuard device
+// wg-rackweft, its peers, and the policy route that sends the traffic of the host's
+// Networks through it.
 //
-// The Networks know nothing of it. Their VXLAN packets go to the hosts'
-// underlay addresses as before; a rule for UDP port 8472 finds them a table of
-// their own, which leads into the device and, should that be missing, nowhere.
-// The device knows each host by its underlay addresses and seals what is for
-// them; its own packets have another port and take the ordinary way. What is
-// for a host without a key goes nowhere, too.
+// The Networks are not involved. Their VXLAN packets go to the hosts' underlay
+// addresses as before; a rule for UDP port 8472 selects a table of their own, which
+// routes them into the device or, if that is missing, nowhere. The device has the
+// underlay addresses of each host and encrypts packets to them; its own packets have
+// another port and take the ordinary routes. Packets to a host without a key are
+// dropped, too.
 //
-// The kernel is the truth. Each pass compares device, peers, rules and routes
-// with what the HostSpec asks for and changes what differs, peer by peer: a
-// session is never dropped but with its peer. The marks are the device's
-// alias, and the protocol number of rules and routes.
+// The kernel's state counts. Each pass compares device, peers, rules and routes with
+// the HostSpec and changes what differs, peer by peer: a session is dropped only
+// with its peer. The device is marked by its alias, rules and routes by their
+// protocol number.
 package wireguard
 
 import (
@@ -32,15 +32,14 @@ import (
 )
 
 const (
-	// Name is the device's. It is none of package overlay's, whose begin with
-	// weft.
+	// Name is the device's name. Names of package overlay's devices begin with weft.
 	Name = "wg-rackweft"
 	mark = "rackweft:wireguard"
 
 	defaultMTU = 1500
 )
 
-// Driver makes the device and speaks to it.
+// Driver creates and configures the device.
 type Driver struct {
 	// Kind is the device's type as rtnetlink names it.
 	Kind string
@@ -55,11 +54,11 @@ type Encrypter struct {
 	log    *slog.Logger
 }
 
-// New prepares an Encrypter; nothing is touched before Encrypt.
+// New creates an Encrypter; it touches nothing before Encrypt.
 func New(d Driver, log *slog.Logger) *Encrypter { return &Encrypter{driver: d, log: log} }
 
-// Kernel is the driver of Linux' own WireGuard. Asking for the device loads
-// its module.
+// Kernel is the driver of Linux's own WireGuard. Creating the device loads its
+// module.
 func Kernel() Driver {
 	return Driver{Kind: "wireguard", Open: openKernel, Make: func(h *netlink.Handle, name string) error {
 		attrs := netlink.NewLinkAttrs()
@@ -72,8 +71,8 @@ func Kernel() Driver {
 	}}
 }
 
-// Encrypt makes the encryption what u asks for: without one it is taken away.
-// While it fails, what should be encrypted is not sent at all.
+// Encrypt configures encryption as u says, or removes it if u has none. While it
+// fails, traffic that should be encrypted is not sent at all.
 func (e *Encrypter) Encrypt(_ context.Context, key *ecdh.PrivateKey, u api.Underlay) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -92,7 +91,7 @@ func (e *Encrypter) Encrypt(_ context.Context, key *ecdh.PrivateKey, u api.Under
 	return err
 }
 
-// pass is one comparison of what is with what should be.
+// pass is one comparison of the kernel's state with the desired one.
 type pass struct {
 	driver  Driver
 	handle  *netlink.Handle
@@ -103,8 +102,8 @@ func (p *pass) did(format string, args ...any) {
 	p.changes = append(p.changes, fmt.Sprintf(format, args...))
 }
 
-// ensure leads packets away from the ordinary routes even when there is no
-// device to lead them into.
+// ensure keeps packets off the ordinary routes even if there is no device to route
+// them into.
 func (p *pass) ensure(key *ecdh.PrivateKey, u api.Underlay) error {
 	l, err := p.link()
 	if err != nil {
@@ -114,7 +113,7 @@ func (p *pass) ensure(key *ecdh.PrivateKey, u api.Underlay) error {
 	return errors.Join(faults, p.shape(l, p.mtu(u)), p.configure(want), p.up(l), p.steer(l.Attrs().Index, families(u)))
 }
 
-// mtu is what is left of the underlay's.
+// mtu is the underlay's MTU without the overhead.
 func (p *pass) mtu(u api.Underlay) int {
 	mtu := u.MTU
 	if l, err := p.handle.LinkByName(u.Interface); err == nil {
@@ -130,7 +129,7 @@ func (p *pass) mtu(u api.Underlay) int {
 	return mtu - inet.WireGuardOverhead(outer)
 }
 
-// link finds the device, or makes it.
+// link finds or creates the device.
 func (p *pass) link() (netlink.Link, error) {
 	l, err := p.find()
 	if err != nil || l != nil {
@@ -143,7 +142,7 @@ func (p *pass) link() (netlink.Link, error) {
 	return p.handle.LinkByName(Name)
 }
 
-// shape gives the device its mark and its MTU.
+// shape sets the device's mark and MTU.
 func (p *pass) shape(l netlink.Link, mtu int) error {
 	if l.Attrs().Alias != mark {
 		p.did("set alias of %s", Name)
@@ -171,8 +170,8 @@ func (p *pass) up(l netlink.Link) error {
 	return nil
 }
 
-// find answers nil when there is no device. One that an agent made and died
-// before it could mark it has no alias.
+// find returns nil if there is no device. A device without an alias is that of an
+// agent that died before it could set one.
 func (p *pass) find() (netlink.Link, error) {
 	l, err := p.handle.LinkByName(Name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -182,13 +181,13 @@ func (p *pass) find() (netlink.Link, error) {
 		return nil, err
 	}
 	if alias := l.Attrs().Alias; l.Type() != p.driver.Kind || alias != "" && alias != mark {
-		return nil, fmt.Errorf("the host has a %s of that name, marked %q: it is somebody else's; rename or remove it", l.Type(), alias)
+		return nil, fmt.Errorf("the host has a %s of that name, marked %q, which is not rackweft's; rename or remove it", l.Type(), alias)
 	}
 	return l, nil
 }
 
-// remove takes the encryption away. The rule goes first: from then on packets
-// take the ordinary way.
+// remove removes the encryption. The rule goes first: from then on packets take the
+// ordinary routes.
 func (p *pass) remove() error {
 	if err := p.steerNot(); err != nil {
 		return err
