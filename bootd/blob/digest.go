@@ -26,7 +26,7 @@ func ParseDigest(s string) (Digest, error) {
 	}
 	for _, c := range []byte(hex) {
 		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return "", fmt.Errorf("digest %q holds %q, which is no lower-case hexadecimal digit", s, c)
+			return "", fmt.Errorf("invalid digest %q: got %q, want lower-case hexadecimal digits", s, c)
 		}
 	}
 	return Digest(s), nil
@@ -42,7 +42,7 @@ func (d *Digest) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Hex is the digest without the name of its algorithm.
+// Hex returns the digest without the prefix.
 func (d Digest) Hex() string { return strings.TrimPrefix(string(d), algorithm) }
 
 func shorten(s string) string {

@@ -8,15 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoSpace is what a *NoSpaceError is.
+// ErrNoSpace matches every *NoSpaceError.
 var ErrNoSpace = errors.New("no space left for blobs")
 
-// NoSpaceError says that a blob was not stored because of the file system that the Store is on.
+// NoSpaceError means that a blob was not stored for lack of space.
 type NoSpaceError struct {
 	Dir     string
-	Free    int64 // bytes that were free; -1 if that could not be found out
+	Free    int64 // free bytes; -1 if unknown
 	Reserve int64 // bytes that must stay free
-	Err     error // what the kernel said; nil if the Store did not try
+	Err     error // the kernel's error; nil if the Store did not try
 }
 
 func (e *NoSpaceError) Error() string {
@@ -37,7 +37,8 @@ func (e *NoSpaceError) Error() string {
 func (e *NoSpaceError) Is(target error) bool { return target == ErrNoSpace }
 func (e *NoSpaceError) Unwrap() error        { return e.Err }
 
-// MismatchError says that a blob was not stored because its content is not what it was said to be.
+// MismatchError means that a blob was not stored because its content has
+// another digest than expected.
 type MismatchError struct {
 	Want, Got Digest
 	Size      int64 // bytes received
@@ -45,7 +46,7 @@ type MismatchError struct {
 
 func (e *MismatchError) Error() string {
 	return fmt.Sprintf("the content (%d bytes) has digest %s, not %s as expected: the file is damaged, cut short or another one; "+
-		"get it anew, or correct the digest", e.Size, e.Got, e.Want)
+		"get it again, or correct the digest", e.Size, e.Got, e.Want)
 }
 
 func (s *Store) checkSpace() error {
@@ -59,7 +60,7 @@ func (s *Store) checkSpace() error {
 	return &NoSpaceError{Dir: s.dir, Free: free, Reserve: s.opts.Reserve}
 }
 
-// explain turns the kernel's words for "full" into a *NoSpaceError.
+// explain turns the kernel's error for a full file system into a *NoSpaceError.
 func (s *Store) explain(err error) error {
 	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 		return err

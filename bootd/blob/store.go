@@ -37,18 +37,19 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// Options of a Store.
+// Options configure a Store.
 type Options struct {
-	// Reserve is how many bytes of the file system Put leaves free; 0 for none.
+	// Reserve is how many bytes of the file system Put leaves free. Default:
+	// none.
 	Reserve int64
-	// ScrubRate is how many bytes a second Scrub reads; 32 MiB if 0. ScrubEvery is how long it rests between
-	// two passes; a day if 0.
+	// ScrubRate is how many bytes per second Scrub reads. Default: 32 MiB.
+	// ScrubEvery is the pause between two passes. Default: a day.
 	ScrubRate  int64
 	ScrubEvery time.Duration
 	Log        *slog.Logger
 }
 
-// Store is a directory of blobs. Its methods may be used concurrently.
+// Store is a directory of blobs. Its methods are safe for concurrent use.
 type Store struct {
 	dir  string
 	opts Options
@@ -56,7 +57,7 @@ type Store struct {
 	free func(dir string) (int64, error) // bytes that an unprivileged user may still write
 	bufs sync.Pool                       // of *[]byte
 
-	naming    sync.Mutex // held while a name comes, goes or changes its meaning; before mu
+	naming    sync.Mutex // held while a name is added, removed or replaced; before mu
 	mu        sync.Mutex
 	sound     map[Digest]stamp
 	damaged   map[Digest]*DamagedError
@@ -71,12 +72,13 @@ type Info struct {
 	ModTime time.Time // when it was put
 }
 
-// checkEvery is how many bytes are written between two looks at the free space. Concurrent Puts can eat
-// that much of the reserve each.
+// checkEvery is how many bytes are written between two checks of the free
+// space. Each concurrent Put can use that much of the reserve.
 const checkEvery = 4 << 20
 
-// Open makes dir if there is none, takes it for this process alone, and removes what a crash has left
-// half-written. A file system that is full or read-only does not keep it from being opened.
+// Open creates dir if necessary, locks it for this process, and removes
+// incomplete files that a crash has left. A full or read-only file system is
+// not an error.
 func Open(dir string, opts Options) (*Store, error) {
 	for _, sub := range []string{"sha256", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o750); err != nil && !unwritable(err) {
@@ -115,7 +117,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	return s, nil
 }
 
-// Close lets another process open the directory. Blobs that are being read stay readable.
+// Close unlocks the directory. Blobs that are being read stay readable.
 func (s *Store) Close() error { return s.lock.Close() }
 
 func takeLock(path string) (*os.File, error) {
@@ -124,7 +126,7 @@ func takeLock(path string) (*os.File, error) {
 		f, err = os.Open(path)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		f, err = os.Open(filepath.Dir(path)) // nobody can make the file
+		f, err = os.Open(filepath.Dir(path)) // the lock file cannot be created
 	}
 	if err != nil {
 		return nil, err
@@ -144,14 +146,14 @@ func unwritable(err error) bool {
 func (s *Store) sweep() error {
 	left, err := os.ReadDir(filepath.Join(s.dir, "tmp"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it could not be made
+		return nil // it could not be created
 	}
 	if err != nil {
 		return err
 	}
 	for _, e := range left {
 		if err := os.RemoveAll(filepath.Join(s.dir, "tmp", e.Name())); err != nil {
-			return fmt.Errorf("remove what a crash has left: %w", err)
+			return fmt.Errorf("remove incomplete files of a crash: %w", err)
 		}
 	}
 	return nil
@@ -171,7 +173,7 @@ func (s *Store) Put(ctx context.Context, r io.Reader, want Digest) (Digest, int6
 		if f, is, err := s.verified(want); err == nil {
 			return want, is.size, f.Close()
 		}
-		// What is damaged takes room that the new content may need.
+		// The damaged blob takes space that the new content may need.
 		if err := os.RemoveAll(s.damagedPath(want)); err != nil && !unwritable(err) {
 			return "", 0, fmt.Errorf("put blob: %w", err)
 		}
@@ -184,7 +186,7 @@ func (s *Store) Put(ctx context.Context, r io.Reader, want Digest) (Digest, int6
 }
 
 func (s *Store) put(ctx context.Context, r io.Reader, want Digest) (_ Digest, _ int64, err error) {
-	if err := s.checkSpace(); err != nil { // before anything else: even an inode may be too much
+	if err := s.checkSpace(); err != nil { // first, because even an inode may be too much
 		return "", 0, err
 	}
 	tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-")
@@ -221,12 +223,13 @@ func (s *Store) put(ctx context.Context, r io.Reader, want Digest) (_ Digest, _ 
 	return d, n, nil
 }
 
-// name gives what was written its name, in the place of whatever has it.
+// name renames a temporary file to its blob name, and replaces what has that
+// name.
 func (s *Store) name(tmp string, d Digest) (renamed bool, err error) {
 	s.naming.Lock()
 	defer s.naming.Unlock()
 	if st, err := os.Lstat(s.path(d)); err == nil && !st.Mode().IsRegular() {
-		if err := os.RemoveAll(s.path(d)); err != nil { // a directory in its place is not replaced by a rename
+		if err := os.RemoveAll(s.path(d)); err != nil { // a rename does not replace a directory
 			return false, err
 		}
 	}
@@ -243,7 +246,7 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// copy moves all of r into f and sum, looking at the free space on the way.
+// copy copies r to f and sum, and checks the free space on the way.
 func (s *Store) copy(ctx context.Context, f *os.File, sum hash.Hash, r io.Reader) (int64, error) {
 	buf := s.bufs.Get().(*[]byte)
 	defer s.bufs.Put(buf)
@@ -274,8 +277,9 @@ func (s *Store) copy(ctx context.Context, f *os.File, sum hash.Hash, r io.Reader
 	}
 }
 
-// Get opens a blob for reading; the caller closes it. It is a plain file, so that net/http can send it
-// with sendfile(2). A missing blob is an error that is fs.ErrNotExist, and a damaged one ErrDamaged too.
+// Get opens a blob for reading; the caller closes it. It is a plain file, so
+// that net/http can send it with sendfile(2). For a missing blob it returns
+// fs.ErrNotExist, for a damaged one also ErrDamaged.
 func (s *Store) Get(d Digest) (*os.File, Info, error) {
 	if _, err := ParseDigest(string(d)); err != nil {
 		return nil, Info{}, fmt.Errorf("get blob: %w", err)
@@ -287,8 +291,8 @@ func (s *Store) Get(d Digest) (*os.File, Info, error) {
 	return f, Info{Digest: d, Size: is.size, ModTime: time.Unix(is.written.Unix())}, nil
 }
 
-// Stat describes a blob without reading it. A missing one is an error that is fs.ErrNotExist; one that is
-// known to be damaged is ErrDamaged too.
+// Stat describes a blob without reading it. For a missing one it returns
+// fs.ErrNotExist, for one known to be damaged also ErrDamaged.
 func (s *Store) Stat(d Digest) (Info, error) {
 	if _, err := ParseDigest(string(d)); err != nil {
 		return Info{}, fmt.Errorf("stat blob: %w", err)
@@ -303,7 +307,7 @@ func (s *Store) Stat(d Digest) (Info, error) {
 	return info, nil
 }
 
-// Has tells whether a blob is there.
+// Has reports whether a blob exists.
 func (s *Store) Has(d Digest) (bool, error) {
 	_, err := s.Stat(d)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -312,7 +316,8 @@ func (s *Store) Has(d Digest) (bool, error) {
 	return err == nil, err
 }
 
-// Delete removes a blob. Who reads it can go on reading. A missing one is no error.
+// Delete removes a blob. Open readers can continue. A missing blob is not an
+// error.
 func (s *Store) Delete(d Digest) error {
 	if _, err := ParseDigest(string(d)); err != nil {
 		return fmt.Errorf("delete blob: %w", err)
@@ -332,11 +337,11 @@ func (s *Store) Delete(d Digest) error {
 	return nil
 }
 
-// List describes all blobs, ordered by digest. Files that are no blobs are passed over.
+// List describes all blobs, ordered by digest. It skips other files.
 func (s *Store) List() ([]Info, error) {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "sha256"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // it could not be made
+		return nil, nil // it could not be created
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list blobs: %w", err)

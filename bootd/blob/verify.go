@@ -18,14 +18,14 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// ErrDamaged is what a *DamagedError is.
+// ErrDamaged matches every *DamagedError.
 var ErrDamaged = errors.New("damaged blob")
 
-// DamagedError says that a blob on the disk is not what its name says. It is fs.ErrNotExist too: the blob
-// is not served, and putting it again mends it.
+// DamagedError means that a blob's content on the disk does not match its name.
+// It is fs.ErrNotExist too: the blob is not served, and a new Put repairs it.
 type DamagedError struct {
 	Digest Digest
-	What   string // is wrong with it
+	What   string // what is wrong
 }
 
 func (e *DamagedError) Error() string {
@@ -35,22 +35,22 @@ func (e *DamagedError) Error() string {
 // Is makes every DamagedError an ErrDamaged and an fs.ErrNotExist.
 func (e *DamagedError) Is(target error) bool { return target == ErrDamaged || target == fs.ErrNotExist }
 
-// stamp is a file as it was when its digest was right.
+// stamp identifies the version of a file whose digest was verified.
 type stamp struct {
 	inode          uint64
 	size           int64
 	written, moved unix.Timespec
 }
 
-// verification is one under way, for whoever needs the blob.
+// verification is a verification in progress, which others can wait for.
 type verification struct {
 	done chan struct{}
 	err  error
 }
 
-// open opens a blob's file, and finds what cannot be one.
+// open opens a blob's file, and detects files that cannot be a blob.
 func (s *Store) open(d Digest) (*os.File, stamp, error) {
-	// A link is not followed, and a FIFO not waited for.
+	// Symbolic links are not followed, and opening a FIFO does not block.
 	f, err := os.OpenFile(s.path(d), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -70,8 +70,9 @@ func (s *Store) open(d Digest) (*os.File, stamp, error) {
 	return f, stamp{st.Ino, st.Size, st.Mtim, st.Ctim}, nil
 }
 
-// verified opens a blob whose digest is right: found so since the Store was opened, of a file that has not
-// changed since. Of several that ask at once, one reads it.
+// verified opens a blob whose digest was verified since the Store was opened,
+// and whose file has not changed since. Of several concurrent callers one reads
+// it.
 func (s *Store) verified(d Digest) (*os.File, stamp, error) {
 	if err := s.known(d); err != nil {
 		return nil, stamp{}, err
@@ -80,7 +81,7 @@ func (s *Store) verified(d Digest) (*os.File, stamp, error) {
 		f, is, err := s.open(d)
 		if err != nil {
 			if known := s.known(d); known != nil {
-				return nil, stamp{}, known // it was put away just now
+				return nil, stamp{}, known // it was moved away just now
 			}
 			return nil, stamp{}, s.found(d, is, err)
 		}
@@ -106,11 +107,11 @@ func (s *Store) verified(d Digest) (*os.File, stamp, error) {
 		if err := errors.Join(v.err, f.Close()); err != nil {
 			return nil, stamp{}, err
 		}
-		// What is there now is taken, which may be another file.
+		// The file that is there now is used, which may be another one.
 	}
 }
 
-// known is the fault of a blob that was found damaged.
+// known returns the fault of a blob that was found damaged.
 func (s *Store) known(d Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,8 +121,8 @@ func (s *Store) known(d Digest) error {
 	return nil
 }
 
-// found puts a damaged blob away, unless another file has taken its place
-// meanwhile; errors of other kinds are passed on.
+// found moves a damaged blob away, unless another file has replaced it
+// meanwhile. It returns other errors unchanged.
 func (s *Store) found(d Digest, was stamp, err error) error {
 	var damaged *DamagedError
 	if !errors.As(err, &damaged) {
@@ -139,7 +140,7 @@ func (s *Store) found(d Digest, was stamp, err error) error {
 	s.damaged[d] = damaged
 	delete(s.sound, d)
 	s.mu.Unlock()
-	// Where it cannot be moved it stays, and is not served all the same.
+	// If it cannot be moved it stays, and is not served all the same.
 	aside := s.damagedPath(d)
 	moved := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o750), os.RemoveAll(aside))
 	if moved == nil {
@@ -150,7 +151,8 @@ func (s *Store) found(d Digest, was stamp, err error) error {
 	return damaged
 }
 
-// verify reads a blob to its end, at most so many bytes a second (0: as fast as the disk gives them).
+// verify reads a blob to its end, at most so many bytes per second (0:
+// unlimited).
 func (s *Store) verify(ctx context.Context, f *os.File, d Digest, is stamp, rate int64) error {
 	sum, buf := sha256.New(), s.bufs.Get().(*[]byte)
 	defer s.bufs.Put(buf)
@@ -181,7 +183,7 @@ func (s *Store) verify(ctx context.Context, f *os.File, d Digest, is stamp, rate
 	return nil
 }
 
-// stat looks at a blob's file without reading it.
+// stat describes a blob's file without reading it.
 func (s *Store) stat(d Digest) (Info, stamp, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(s.path(d), &st); err != nil {
@@ -195,7 +197,7 @@ func (s *Store) stat(d Digest) (Info, stamp, error) {
 
 func (s *Store) damagedPath(d Digest) string { return filepath.Join(s.dir, "damaged", d.Hex()) }
 
-// remember finds the blobs that were put away before the Store was opened.
+// remember finds the blobs that were moved away before the Store was opened.
 func (s *Store) remember() error {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "damaged"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -210,14 +212,14 @@ func (s *Store) remember() error {
 			continue
 		}
 		if _, _, err := s.stat(d); err == nil {
-			continue // mended by a Put that did not come to remove it
+			continue // repaired by a Put that was interrupted before it removed this file
 		}
 		s.damaged[d] = &DamagedError{d, "found before bootd was started"}
 	}
 	return nil
 }
 
-// mended takes a blob that was put as sound.
+// mended records that a sound copy of a blob was put.
 func (s *Store) mended(d Digest) {
 	_, is, err := s.stat(d)
 	s.mu.Lock()
@@ -231,20 +233,20 @@ func (s *Store) mended(d Digest) {
 		return
 	}
 	if err := os.RemoveAll(s.damagedPath(d)); err != nil {
-		s.opts.Log.Warn("what was damaged of a blob is not removed", "blob", d, "error", err)
+		s.opts.Log.Warn("cannot remove a damaged blob", "blob", d, "error", err)
 	}
-	s.opts.Log.Info("a damaged blob is mended", "blob", d)
+	s.opts.Log.Info("a damaged blob is repaired", "blob", d)
 	s.changed(d)
 }
 
-// Damaged is how many blobs are damaged and not served.
+// Damaged counts the blobs that are damaged and not served.
 func (s *Store) Damaged() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.damaged)
 }
 
-// changed tells who follows.
+// changed notifies the followers.
 func (s *Store) changed(d Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -254,13 +256,14 @@ func (s *Store) changed(d Digest) {
 	}
 }
 
-// follower is told of blobs that are found damaged, and of those that are mended.
+// follower is called for blobs that are found damaged or repaired.
 type follower struct {
 	pending map[Digest]bool
 	wake    wait.Signal
 }
 
-// Follow calls fn with every blob that is found damaged or is mended, until ctx ends.
+// Follow calls fn with every blob that is found damaged or repaired, until ctx
+// ends.
 func (s *Store) Follow(ctx context.Context, fn func(Digest)) error {
 	f := &follower{pending: map[Digest]bool{}, wake: wait.NewSignal()}
 	s.mu.Lock()
@@ -287,8 +290,9 @@ func (s *Store) Follow(ctx context.Context, fn func(Digest)) error {
 	}
 }
 
-// Scrub reads every blob over and over, slowly, so that damage is found before the blob is needed. It
-// begins with those that nobody has asked for since the Store was opened.
+// Scrub reads all blobs repeatedly and slowly, so that damage is found before a
+// blob is needed. It starts with blobs that were not used since the Store was
+// opened.
 func (s *Store) Scrub(ctx context.Context) error {
 	for all := false; ; all = true {
 		if err := s.scrub(ctx, all); err != nil {
@@ -335,7 +339,7 @@ func (s *Store) scrubOne(ctx context.Context, d Digest, again bool) error {
 		err = errors.Join(err, f.Close())
 	}
 	if errors.Is(err, ErrDamaged) {
-		return nil // said by found
+		return nil // logged by found
 	}
 	return err
 }
