@@ -16,7 +16,7 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// Sync says when records reach the disk for good.
+// Sync says when records are synced to disk.
 type Sync int
 
 const (
@@ -24,21 +24,22 @@ const (
 	Each                // before Append returns
 )
 
-// Options of a Journal. The zero Options keep 8 files of 8 MiB.
+// Options configure a Journal.
 type Options struct {
-	MaxBytes int64 // of one file, at least 4 KiB; 8 MiB if 0
-	MaxFiles int   // 2 or more; 8 if 0
+	MaxBytes int64 // of one file, at least 4 KiB. Default: 8 MiB
+	MaxFiles int   // 2 or more. Default: 8
 	Sync     Sync
 	Log      *slog.Logger
 }
 
-// Recovery is what Open has found out of order.
+// Recovery reports what Open has repaired.
 type Recovery struct {
-	CutBytes int64 // that a crash has left behind the last whole record; cut off
-	Damaged  int   // lines in the newest file that are no records; passed over
+	CutBytes int64 // behind the last complete record, left by a crash and cut off
+	Damaged  int   // invalid lines in the newest file, which are skipped
 }
 
-// Journal keeps records of T. Its methods may be used concurrently, by one process at a time.
+// Journal keeps records of T. Its methods are safe for concurrent use, in one
+// process at a time.
 type Journal[T any] struct {
 	dir, name string
 	opts      Options
@@ -56,7 +57,7 @@ type Journal[T any] struct {
 	changed  chan struct{} // closed by the next record, or by Close
 
 	flushing sync.Mutex // before mu
-	durable  uint64     // the newest record that is on the disk; guarded by flushing
+	durable  uint64     // the newest record that was synced; guarded by flushing
 	stop     chan struct{}
 	flusher  sync.WaitGroup
 }
@@ -67,7 +68,7 @@ var ErrClosed = errors.New("the journal is closed")
 // flushEvery bounds what Batched can lose.
 const flushEvery = time.Second
 
-// Open opens or begins the journal name in dir, which it makes if there is none.
+// Open opens the journal name in dir, and creates both if necessary.
 func Open[T any](dir, name string, opts Options) (*Journal[T], error) {
 	if opts.MaxBytes <= 0 {
 		opts.MaxBytes = 8 << 20
@@ -90,8 +91,8 @@ func Open[T any](dir, name string, opts Options) (*Journal[T], error) {
 	return j, nil
 }
 
-// open begins or continues the newest file. One that cannot be written, for the
-// file system is full or read-only, is still read; records are lost and counted.
+// open continues or begins the newest file. If the file system is full or
+// read-only, the journal can still be read; records are lost and counted.
 func (j *Journal[T]) open() error {
 	if err := os.MkdirAll(j.dir, 0o750); err != nil && !unwritable(err) {
 		return err
@@ -120,13 +121,13 @@ func (j *Journal[T]) open() error {
 	return nil
 }
 
-// repair finds the last whole record and cuts off what is behind it.
+// repair finds the last complete record and cuts off what is behind it.
 func (j *Journal[T]) repair(last *segment) error {
 	j.seq = last.first - 1
 	var good int64
-	damaged, inside := 0, 0 // lines that are no records: all, and those before the last record
+	damaged, inside := 0, 0 // invalid lines: all, and those before the last record
 	err := lines(j.file, func(line []byte, end int64) error {
-		if r, ok := decode(line, last.first, 0, end); ok { // in whatever order: a wrong number must not cost the records behind it
+		if r, ok := decode(line, last.first, 0, end); ok { // in any order: a wrong number must not cost the records behind it
 			j.seq, good, inside = max(j.seq, r.Seq), end, damaged
 		} else {
 			damaged++
@@ -157,17 +158,18 @@ func unwritable(err error) bool {
 	return errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, fs.ErrNotExist)
 }
 
-// Recovered is what Open has found.
+// Recovered reports what Open has repaired.
 func (j *Journal[T]) Recovered() Recovery { return j.recovered }
 
-// Lost is how many records could not be written since Open.
+// Lost counts the records that could not be written since Open.
 func (j *Journal[T]) Lost() uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.allLost
 }
 
-// LastSeq is the sequence number of the newest record; 0 if there has never been one.
+// LastSeq is the sequence number of the newest record; 0 if there has never
+// been one.
 func (j *Journal[T]) LastSeq() uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -200,9 +202,10 @@ func (j *Journal[T]) begin(first uint64) error {
 	return nil
 }
 
-// Append adds a record. It fails only if v cannot be a record (it does not marshal, or is longer than a
-// megabyte or a file), the journal is closed, or ctx has ended. If the disk does not take the record, that
-// is counted and logged, and the caller goes on.
+// Append adds a record. It fails only if v cannot be a record (it does not
+// marshal, or is longer than a megabyte or a file), the journal is closed, or
+// ctx has ended. If the record cannot be written to disk, that is counted and
+// logged, and Append succeeds.
 func (j *Journal[T]) Append(ctx context.Context, v T) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("append to journal %s: %w", j.name, err)
@@ -217,8 +220,8 @@ func (j *Journal[T]) Append(ctx context.Context, v T) error {
 	return nil
 }
 
-// add writes a record, which is not on the disk by that, and returns its number;
-// 0 for one that could not be written.
+// add writes a record without syncing it, and returns its number; 0 if it could
+// not be written.
 func (j *Journal[T]) add(v T) (uint64, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -230,7 +233,7 @@ func (j *Journal[T]) add(v T) (uint64, error) {
 		return 0, err
 	}
 	if len(line) >= maxRecord || int64(len(line)) >= j.opts.MaxBytes {
-		return 0, fmt.Errorf("a record of %d bytes is too long: the most is %d", len(line), min(maxRecord, j.opts.MaxBytes)-1)
+		return 0, fmt.Errorf("invalid record of %d bytes: want at most %d", len(line), min(maxRecord, j.opts.MaxBytes)-1)
 	}
 	if err := j.write(append(line, '\n')); err != nil {
 		j.lose(1, err)
@@ -247,18 +250,18 @@ func (j *Journal[T]) add(v T) (uint64, error) {
 	return j.seq, nil
 }
 
-// lose counts records that the disk has not taken. The caller holds mu.
+// lose counts records that could not be written. The caller holds mu.
 func (j *Journal[T]) lose(n uint64, err error) {
 	if j.lost == 0 {
-		j.opts.Log.Error("journal: records are lost until this is mended: free space on the file system, or mend the disk",
+		j.opts.Log.Error("journal: records are lost until this is repaired: free space on the file system, or repair the disk",
 			"journal", j.name, "dir", j.dir, "error", err)
 	}
 	j.lost += n
 	j.allLost += n
 }
 
-// settle returns when a record is on the disk. One sync does for all that were
-// written before it began, so appends that come together wait for two at most.
+// settle returns when a record is synced. One sync covers all records written
+// before it began, so concurrent appends wait for two at most.
 func (j *Journal[T]) settle(seq uint64) {
 	j.flushing.Lock()
 	defer j.flushing.Unlock()
@@ -270,13 +273,14 @@ func (j *Journal[T]) settle(seq uint64) {
 	if err == nil {
 		return
 	}
-	// The kernel tells of a failed write once: a further sync would prove nothing.
+	// The kernel reports a failed write only once: a second sync would prove
+	// nothing.
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.lose(j.durable-before, err)
 }
 
-// write adds a line, or leaves the journal as it was.
+// write adds a line, or leaves the journal unchanged.
 func (j *Journal[T]) write(line []byte) error {
 	if len(j.segments) == 0 {
 		if err := j.begin(j.seq + 1); err != nil {
@@ -290,7 +294,8 @@ func (j *Journal[T]) write(line []byte) error {
 		}
 		cur = &j.segments[len(j.segments)-1]
 	}
-	// Always at the end of the last whole record: half a line of a failed write is overwritten.
+	// Always at the end of the last complete record, so that an incomplete line
+	// of a failed write is overwritten.
 	if _, err := j.file.WriteAt(line, cur.size); err != nil {
 		return errors.Join(err, j.file.Truncate(cur.size))
 	}
@@ -298,7 +303,7 @@ func (j *Journal[T]) write(line []byte) error {
 	return nil
 }
 
-// closeRetired closes the files of full segments, whose records are on the disk.
+// closeRetired closes the files of full segments, whose records are synced.
 func (j *Journal[T]) closeRetired() {
 	for _, f := range j.retired {
 		if err := f.Close(); err != nil {
@@ -318,12 +323,12 @@ func (j *Journal[T]) flushLoop() {
 		case <-tick.C:
 		}
 		if err := j.Flush(); err != nil {
-			j.opts.Log.Error("journal: the newest records may not be on the disk", "journal", j.name, "error", err)
+			j.opts.Log.Error("journal: the newest records may not be synced", "journal", j.name, "error", err)
 		}
 	}
 }
 
-// Flush brings all records to the disk. Appends go on meanwhile.
+// Flush syncs all records. Appends continue meanwhile.
 func (j *Journal[T]) Flush() error {
 	j.flushing.Lock()
 	defer j.flushing.Unlock()
@@ -353,7 +358,7 @@ func (j *Journal[T]) flush() error {
 	return errors.Join(errs...)
 }
 
-// Close brings all records to the disk and ends all watches.
+// Close syncs all records and ends all watches.
 func (j *Journal[T]) Close() error {
 	j.mu.Lock()
 	if j.closed {
@@ -376,7 +381,8 @@ func (j *Journal[T]) Close() error {
 	return nil
 }
 
-// state is what readers need: the files as they are now, and the channel that tells of more.
+// state returns what readers need: the current files, and a channel that is
+// closed by the next record.
 func (j *Journal[T]) state() (segments []segment, changed <-chan struct{}, closed bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -11,14 +11,15 @@ import (
 	"os"
 )
 
-// Query says which records are wanted.
+// Query selects records.
 type Query[T any] struct {
 	Since  uint64               // only records after this sequence number
-	Limit  int                  // only the newest so many; all if 0
-	Filter func(Record[T]) bool // only those that it is true for; all if nil
+	Limit  int                  // only the newest so many. Default: all
+	Filter func(Record[T]) bool // only matching records. Default: all
 }
 
-// Query returns records, newest last. What is no record, or does not decode as T, is passed over.
+// Query returns records, newest last. It skips lines that are invalid or do not
+// decode as T.
 func (j *Journal[T]) Query(ctx context.Context, q Query[T]) ([]Record[T], error) {
 	limit := q.Limit
 	if limit <= 0 {
@@ -72,8 +73,9 @@ func (j *Journal[T]) querySegment(ctx context.Context, seg segment, q Query[T], 
 	return found, errors.Join(err, f.Close())
 }
 
-// scan calls f with every record of r whose sequence number is above *after, which it moves on, and with
-// the offset behind it. r begins at offset start of the segment that begins with number first.
+// scan calls f with every record of r whose sequence number is above *after,
+// which it updates, and with the offset behind the record. r begins at offset
+// start of the segment that begins with number first.
 func (j *Journal[T]) scan(ctx context.Context, r io.Reader, first uint64, start int64, after *uint64, f func(Record[T], int64) error) error {
 	return lines(r, func(line []byte, end int64) error {
 		end += start
@@ -93,15 +95,16 @@ func (j *Journal[T]) scan(ctx context.Context, r io.Reader, first uint64, start 
 	})
 }
 
-// Watch yields the records after since, and then every new one, until the loop is left, ctx ends (the last
-// error is its cause) or the journal is closed (ErrClosed). A gap in Seq shows that older records were
-// removed, which happens to those who read more slowly than others write.
+// Watch yields the records after since, and then every new one, until the loop
+// ends, ctx ends (the last error is its cause) or the journal is closed
+// (ErrClosed). A gap in Seq shows that older records were removed, because the
+// reader was slower than the writers.
 func (j *Journal[T]) Watch(ctx context.Context, since uint64) iter.Seq2[Record[T], error] {
 	return func(yield func(Record[T], error) bool) {
 		c := cursor[T]{j: j, after: since}
 		defer c.close()
 		for {
-			segments, changed, closed := j.state() // before reading, so that nothing is missed
+			segments, changed, closed := j.state() // before reading, so that no record is missed
 			err := c.read(ctx, segments, func(r Record[T]) bool { return yield(r, nil) })
 			switch {
 			case errors.Is(err, errLeft):
@@ -125,7 +128,8 @@ func (j *Journal[T]) Watch(ctx context.Context, since uint64) iter.Seq2[Record[T
 
 var errLeft = errors.New("the loop was left")
 
-// cursor is how far a watch has read. It keeps its file open, so that a removal does not cut it short.
+// cursor is the position of a watch. It keeps its file open, so that a removal
+// does not interrupt it.
 type cursor[T any] struct {
 	j     *Journal[T]
 	after uint64
@@ -140,7 +144,7 @@ func (c *cursor[T]) close() {
 	}
 }
 
-// read yields what there is in segments behind the cursor.
+// read yields the records in segments behind the cursor.
 func (c *cursor[T]) read(ctx context.Context, segments []segment, yield func(Record[T]) bool) error {
 	if c.file != nil && c.first < segments[0].first { // removed, but still open
 		st, err := c.file.Stat()

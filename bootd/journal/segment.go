@@ -17,7 +17,7 @@ import (
 
 // Record is one entry of a Journal.
 type Record[T any] struct {
-	Seq  uint64    `json:"seq"` // 1 for the first, then one more each
+	Seq  uint64    `json:"seq"` // 1 for the first, then rising by one
 	Time time.Time `json:"time"`
 	Lost uint64    `json:"lost,omitzero"` // records that could not be written right before this one
 	Data T         `json:"data"`
@@ -37,7 +37,8 @@ func segmentPath(dir, name string, first uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%s.%020d.jsonl", name, first))
 }
 
-// findSegments lists a journal's files, oldest first. Other files in dir are not its business.
+// findSegments lists a journal's files, oldest first. It ignores other files in
+// dir.
 func findSegments(dir, name string) ([]segment, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -72,24 +73,25 @@ func findSegments(dir, name string) ([]segment, error) {
 	return found, nil
 }
 
-// lines calls f with every whole line of r, without its end, and the offset behind that. A line longer
-// than maxRecord is nil. It returns early with what f returns.
+// lines calls f with every complete line of r, without its end, and the offset
+// behind it; with nil for a line longer than maxRecord. It returns early with
+// f's error.
 func lines(r io.Reader, f func(line []byte, end int64) error) error {
 	br := bufio.NewReaderSize(r, 64<<10)
 	var end int64
-	var long []byte // what came before of a line that is longer than the buffer
+	var long []byte // the beginning of a line longer than the buffer
 	tooLong := false
 	for {
 		part, err := br.ReadSlice('\n')
 		end += int64(len(part))
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			if err == io.EOF {
-				return nil // a line without end is none
+				return nil // an incomplete line does not count
 			}
 			return err
 		}
 		tooLong = tooLong || len(long)+len(part) > maxRecord
-		if err != nil { // the line goes on
+		if err != nil { // the line continues
 			if tooLong {
 				part, long = nil, nil
 			}
@@ -110,9 +112,10 @@ func lines(r io.Reader, f func(line []byte, end int64) error) error {
 	}
 }
 
-// decode reads the line that ends at offset end of a segment; it is false for a damaged one. Numbers begin
-// at first and rise by one per line, so that end bounds them: a number above that is damage, and must not
-// hide the records behind it.
+// decode parses the line that ends at offset end of a segment; it returns false
+// for an invalid one. Numbers begin at first and rise by one per line, so end
+// bounds them: a higher number is damage, and must not hide the records behind
+// it.
 func decode(line []byte, first, after uint64, end int64) (Record[json.RawMessage], bool) {
 	var r Record[json.RawMessage]
 	if err := json.Unmarshal(line, &r); err != nil {
