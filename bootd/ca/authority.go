@@ -34,7 +34,7 @@ type Authority struct {
 	server atomic.Pointer[tls.Certificate]
 }
 
-// ErrNoCA says that a state directory has no CA.
+// ErrNoCA means that a state directory has no CA.
 var ErrNoCA = errors.New("there is no CA")
 
 // Find loads the CA from <stateDir>/ca; ErrNoCA when there is none.
@@ -53,15 +53,15 @@ func Find(stateDir string) (*Authority, error) {
 	return a, nil
 }
 
-// Fingerprint names the CA: the digest of its certificate.
+// Fingerprint identifies the CA: the digest of its certificate.
 func (a *Authority) Fingerprint() string {
 	sum := sha256.Sum256(a.cert.Raw)
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// Open loads the CA from <stateDir>/ca, or makes it when the directory does
-// not exist. One that is incomplete or damaged is an error: a new CA would lock
-// out every host that trusts the old one.
+// Open loads the CA from <stateDir>/ca, or creates it when the directory does
+// not exist. An incomplete or damaged CA is an error: a new CA would lock out
+// every host that trusts the old one.
 func Open(stateDir string) (*Authority, error) {
 	a, err := Find(stateDir)
 	if !errors.Is(err, ErrNoCA) {
@@ -82,8 +82,8 @@ func isFresh(dir string) (bool, error) {
 	return err == nil && len(entries) == 0, err
 }
 
-// place fills a directory beside its place and moves it there, so that there is
-// never half of a CA. Of two that start at once, one makes it.
+// place fills a temporary directory and renames it, so that there is never an
+// incomplete CA. Of two processes that start at once, one creates it.
 func place(dir string, fill func(dir string) error) error {
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o700); err != nil {
@@ -95,17 +95,17 @@ func place(dir string, fill func(dir string) error) error {
 	}
 	if err := fill(fresh); err != nil {
 		if empty, there := isFresh(dir); there == nil && !empty {
-			return os.RemoveAll(fresh) // the other one was faster, and swept this one away
+			return os.RemoveAll(fresh) // the other process was faster, and removed this one
 		}
 		return errors.Join(err, os.RemoveAll(fresh))
 	}
 	if err := os.Rename(fresh, dir); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return os.RemoveAll(fresh) // the other one was faster
+			return os.RemoveAll(fresh) // the other process was faster
 		}
 		return errors.Join(err, os.RemoveAll(fresh))
 	}
-	// What interrupted starts have left holds keys: away with it.
+	// Directories left by interrupted starts contain keys.
 	left, err := filepath.Glob(filepath.Join(parent, "ca.new-*"))
 	if err != nil {
 		return err
@@ -146,7 +146,7 @@ func selfSign(key *ecdsa.PrivateKey) ([]byte, error) {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		// The mark tells the CAs of two Sites apart in other people's tools.
+		// The mark distinguishes the CAs of two Sites in other tools.
 		Subject:               pkix.Name{CommonName: "rackweft site CA " + hex.EncodeToString(mark)},
 		NotBefore:             beginning(),
 		NotAfter:              end(),
@@ -158,8 +158,8 @@ func selfSign(key *ecdsa.PrivateKey) ([]byte, error) {
 	return sign(template, template, key.Public(), key)
 }
 
-// beginning and end are the longest time that RFC 5280 can express with a
-// beginning that every system takes.
+// beginning and end are the longest validity that RFC 5280 can express with a
+// beginning that every system accepts.
 func beginning() time.Time { return time.Unix(0, 0).UTC() }
 func end() time.Time       { return time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC) }
 
@@ -220,14 +220,14 @@ func (a *Authority) read(name string) ([]byte, error) {
 	return raw, err
 }
 
-// CertPEM is the CA's certificate, for whoever has to trust bootd.
+// CertPEM returns the CA's certificate, for clients that must trust bootd.
 func (a *Authority) CertPEM() []byte { return bytes.Clone(a.pem) }
 
-// Pool holds the CA's certificate.
+// Pool returns a pool with the CA's certificate.
 func (a *Authority) Pool() *x509.CertPool { return a.pool.Clone() }
 
-// Export is the CA's certificate and key, in PEM. It is for backups, which are
-// encrypted themselves.
+// Export returns the CA's certificate and key, in PEM, for backups, which are
+// encrypted.
 func Export(stateDir string) (cert, key []byte, err error) {
 	a := &Authority{dir: filepath.Join(stateDir, "ca"), now: time.Now}
 	if err := a.load(); err != nil {
@@ -239,8 +239,8 @@ func Export(stateDir string) (cert, key []byte, err error) {
 	return a.CertPEM(), key, nil
 }
 
-// Import makes the CA of a new state directory out of what Export gave. It is
-// there as a whole or not at all.
+// Import creates the CA of a new state directory from Export's result,
+// completely or not at all.
 func Import(stateDir string, cert, key []byte) error {
 	dir := filepath.Join(stateDir, "ca")
 	fresh, err := isFresh(dir)
@@ -259,7 +259,7 @@ func Import(stateDir string, cert, key []byte) error {
 	return (&Authority{dir: dir, now: time.Now}).load()
 }
 
-// CheckPair reports what is wrong with a CA's certificate and key.
+// CheckPair validates a CA's certificate and key.
 func CheckPair(cert, key []byte) error {
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {

@@ -265,8 +265,8 @@ func TestSignHostChecksTheRequest(t *testing.T) {
 		{"P-384", "", newCSR(t, p384)},
 		{"Ed25519", "", newCSR(t, ed)},
 		{"RSA 2048", "", newCSR(t, rsa2048)},
-		{"P-521", "use P-256 or P-384", newCSR(t, p521)},
-		{"P-224", "use P-256 or P-384", newCSR(t, p224)},
+		{"P-521", "want P-256 or P-384", newCSR(t, p521)},
+		{"P-224", "want P-256 or P-384", newCSR(t, p224)},
 		{"RSA 1024", "RSA key of 1024 bits", rsa1024CSR(t)},
 		{"forged", "not signed by its own key", forged},
 		{"empty", "not one PEM block", nil},
@@ -332,8 +332,8 @@ func TestIssuePersonRefuses(t *testing.T) {
 		ttl               time.Duration
 	}{
 		{"ann", "root", "admin, operator, viewer", time.Hour},
-		{"", "admin", "no name for a person", time.Hour},
-		{"ann\nadmin", "admin", "no name for a person", time.Hour},
+		{"", "admin", "invalid name", time.Hour},
+		{"ann\nadmin", "admin", "invalid name", time.Hour},
 		{"ann", "admin", "too short", time.Second},
 	} {
 		if _, _, err := a.IssuePerson(c.name, c.role, c.ttl); err == nil || !strings.Contains(err.Error(), c.words) {

@@ -5,7 +5,7 @@ import (
 	"os"
 )
 
-// private refuses a file that others than its owner can open.
+// private returns an error for a file that others than its owner can open.
 func private(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {

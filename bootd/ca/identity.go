@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// IdentityKind is what a client is.
+// IdentityKind is a kind of client.
 type IdentityKind string
 
 // The kinds of client.
@@ -18,7 +18,7 @@ const (
 	Person IdentityKind = "person"
 )
 
-// Identity is who a client has proved to be with its certificate.
+// Identity is a client as authenticated by its certificate.
 type Identity struct {
 	Kind IdentityKind
 	Name string
@@ -28,11 +28,11 @@ type Identity struct {
 	Serial string
 }
 
-// ErrNoCertificate says that the client has shown no certificate.
+// ErrNoCertificate means that the client has shown no certificate.
 var ErrNoCertificate = errors.New("the client has shown no certificate")
 
-// Identify tells who is on the other end of a connection that ServerTLS has
-// accepted; ErrNoCertificate when the client is anonymous.
+// Identify returns the client of a connection that ServerTLS has accepted;
+// ErrNoCertificate when it is anonymous.
 func Identify(state tls.ConnectionState) (Identity, error) {
 	if len(state.PeerCertificates) == 0 {
 		return Identity{}, ErrNoCertificate
@@ -43,7 +43,8 @@ func Identify(state tls.ConnectionState) (Identity, error) {
 	return IdentityOf(state.PeerCertificates[0])
 }
 
-// IdentityOf reads who a certificate was issued to. It does not verify it.
+// IdentityOf returns the client that a certificate was issued to. It does not
+// verify the certificate.
 func IdentityOf(cert *x509.Certificate) (Identity, error) {
 	id := Identity{Serial: cert.SerialNumber.Text(16)}
 	kind, name, _ := strings.Cut(cert.Subject.CommonName, ":")

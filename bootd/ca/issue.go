@@ -21,26 +21,26 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// skew is how far a certificate begins in the past: bootds of one group need
-// not agree on the second.
+// skew is how far in the past a certificate begins, because the clocks of
+// bootds in one group may differ.
 const skew = time.Hour
 
 // maxCSR bounds a certificate request: RSA with 8192 bits needs 3 KiB.
 const maxCSR = 16 << 10
 
-// Roles lists what people may be, from the most to the least.
+// Roles lists the roles of people, from the most to the least privileged.
 func Roles() []string { return []string{"admin", "operator", "viewer"} }
 
 // SignHost signs the key of a host's certificate request (PEM): a client
-// certificate named host:<name> that carries the Machine's uid, valid for ttl
-// from bootd's now. Whatever names the request asks for are passed over. The
-// key must be ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits.
+// certificate named host:<name> with the Machine's uid, valid for ttl by
+// bootd's clock. It ignores the names in the request. The key must be ECDSA
+// P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits.
 func (a *Authority) SignHost(csrPEM []byte, name, uid string, ttl time.Duration) ([]byte, error) {
 	if err := api.ValidateName(name); err != nil {
 		return nil, fmt.Errorf("sign a host's certificate: %w", err)
 	}
 	if !wellFormed(uid) {
-		return nil, fmt.Errorf("sign a certificate for host %s: %q is no uid", name, uid)
+		return nil, fmt.Errorf("sign a certificate for host %s: invalid uid %q", name, uid)
 	}
 	csr, err := parseCSR(csrPEM)
 	if err != nil {
@@ -56,14 +56,14 @@ func (a *Authority) SignHost(csrPEM []byte, name, uid string, ttl time.Duration)
 	return cert, nil
 }
 
-// IssuePerson makes a key and a client certificate named person:<name> with a
-// role. The key is not kept.
+// IssuePerson creates a key and a client certificate named person:<name> with a
+// role. bootd does not store the key.
 func (a *Authority) IssuePerson(name, role string, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
 	if !wellFormed(name) {
-		return nil, nil, fmt.Errorf("issue a certificate: %q is no name for a person: write 1 to 64 letters, digits and . _ @ -", name)
+		return nil, nil, fmt.Errorf("issue a certificate: invalid name %q: want 1 to 64 letters, digits and . _ @ -", name)
 	}
 	if !slices.Contains(Roles(), role) {
-		return nil, nil, fmt.Errorf("issue a certificate for %s: %q is no role: it may be one of %s", name, role, strings.Join(Roles(), ", "))
+		return nil, nil, fmt.Errorf("issue a certificate for %s: invalid role %q: want one of %s", name, role, strings.Join(Roles(), ", "))
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -82,7 +82,7 @@ func (a *Authority) IssuePerson(name, role string, ttl time.Duration) (certPEM, 
 	return certPEM, keyPEM, nil
 }
 
-// client signs a client certificate; name fills in whose it is.
+// client signs a client certificate; name sets its subject.
 func (a *Authority) client(public any, ttl time.Duration, name func(*x509.Certificate)) ([]byte, error) {
 	if ttl < time.Minute {
 		return nil, fmt.Errorf("a certificate for %s is too short: use a minute or more", ttl)
@@ -104,14 +104,14 @@ func (a *Authority) Issued(cert *x509.Certificate) bool {
 	return err == nil
 }
 
-// IssuedAt is when a client's certificate was signed.
+// IssuedAt returns when a client's certificate was signed.
 func IssuedAt(cert *x509.Certificate) time.Time { return cert.NotBefore.Add(skew) }
 
 func hostURI(name, uid string) *url.URL {
 	return &url.URL{Scheme: "rackweft", Host: "host", Path: "/" + name + "/" + uid}
 }
 
-// wellFormed accepts what can stand in a common name and a URI as it is.
+// wellFormed accepts names that need no escaping in a common name and a URI.
 func wellFormed(s string) bool {
 	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`).MatchString(s)
 }
@@ -150,12 +150,12 @@ func checkKey(public any) error {
 		if key.Curve == elliptic.P256() || key.Curve == elliptic.P384() {
 			return nil
 		}
-		return fmt.Errorf("an ECDSA key on %s is not taken: use P-256 or P-384", key.Params().Name)
+		return fmt.Errorf("invalid ECDSA key on %s: want P-256 or P-384", key.Params().Name)
 	case *rsa.PublicKey:
 		if bits := key.N.BitLen(); bits < 2048 || bits > 8192 {
-			return fmt.Errorf("an RSA key of %d bits is not taken: use 2048 to 8192", bits)
+			return fmt.Errorf("invalid RSA key of %d bits: want 2048 to 8192", bits)
 		}
 		return nil
 	}
-	return fmt.Errorf("a key of type %T is not taken: use ECDSA P-256 or P-384, Ed25519, or RSA", public)
+	return fmt.Errorf("invalid key of type %T: want ECDSA P-256 or P-384, Ed25519, or RSA", public)
 }

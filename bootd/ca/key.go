@@ -6,8 +6,8 @@ import (
 	"encoding/hex"
 )
 
-// RequestKey is the digest of the public key that a certificate request (PEM)
-// is over, after the request's signature was checked.
+// RequestKey checks the signature of a certificate request (PEM) and returns
+// the digest of its public key.
 func RequestKey(csrPEM []byte) (string, error) {
 	csr, err := parseCSR(csrPEM)
 	if err != nil {
@@ -16,8 +16,8 @@ func RequestKey(csrPEM []byte) (string, error) {
 	return digest(csr.RawSubjectPublicKeyInfo), nil
 }
 
-// CertificateKey is the digest of a certificate's public key, equal to the
-// RequestKey of the request that it was issued for.
+// CertificateKey returns the digest of a certificate's public key, which equals
+// the RequestKey of its request.
 func CertificateKey(cert *x509.Certificate) string { return digest(cert.RawSubjectPublicKeyInfo) }
 
 func digest(spki []byte) string {

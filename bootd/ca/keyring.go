@@ -21,14 +21,14 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// What opening a sealed value can fail with.
+// Errors of Open and of loading a Keyring.
 var (
 	ErrUnknownKey = errors.New("it is sealed with a key that this bootd does not have")
 	ErrNoKey      = errors.New("there is no seal key")
 	ErrTampered   = errors.New("the sealed value is damaged, or belongs to another object")
 )
 
-// CredentialName is the name of the key among systemd's credentials.
+// CredentialName is the name of the key file among systemd's credentials.
 const CredentialName = "rackweft-seal-key"
 
 // A sealed value: version, key id, nonce, ciphertext with tag. The aad is
@@ -45,12 +45,13 @@ const (
 // safe for concurrent use.
 type Keyring struct {
 	keys []sealKey
-	// Generated says that the key lies beside the data that it protects,
-	// because none was given: whoever copies the disk can read every Secret.
+	// Generated: the key was generated next to the data that it protects,
+	// because none was configured. With a copy of the disk every Secret can be
+	// read.
 	Generated bool
 }
 
-// sealKey is what is derived from one key, for one use each.
+// sealKey holds the keys derived from one key, one per use.
 type sealKey struct {
 	raw    []byte
 	id     [idSize]byte
@@ -61,9 +62,9 @@ type sealKey struct {
 
 // LoadKeyring reads the keys from systemd's credentials (credentialsDir is
 // $CREDENTIALS_DIRECTORY; "" for none), else from <stateDir>/seal.key, which is
-// made at first start. A key file holds 32 bytes in base64 on each line; the
-// first seals, further ones open what was sealed before. Keys in seal.key still
-// open when a credential has taken its place.
+// created at the first start. A key file has 32 bytes in base64 on each line;
+// the first key seals, the others open older values. Keys in seal.key still
+// open values when a credential has replaced it.
 func LoadKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 	k, err := FindKeyring(stateDir, credentialsDir)
 	if !errors.Is(err, ErrNoKey) {
@@ -72,10 +73,11 @@ func LoadKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 	if err := generateKey(stateDir); err != nil {
 		return nil, fmt.Errorf("make a seal key: %w", err)
 	}
-	return FindKeyring(stateDir, credentialsDir) // of two that start at once, one makes it
+	return FindKeyring(stateDir, credentialsDir) // of two processes that start at once, one creates it
 }
 
-// FindKeyring is LoadKeyring where no key is made: ErrNoKey when there is none.
+// FindKeyring is LoadKeyring without creating a key: ErrNoKey when there is
+// none.
 func FindKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 	var keys [][]byte
 	if credentialsDir != "" {
@@ -110,7 +112,7 @@ func FindKeyring(stateDir, credentialsDir string) (*Keyring, error) {
 
 func keyFile(stateDir string) string { return filepath.Join(stateDir, "seal.key") }
 
-// CheckKeys reports what is wrong with the content of a key file.
+// CheckKeys validates the content of a key file.
 func CheckKeys(content []byte) error {
 	_, err := parseKeys("seal.key", content)
 	return err
@@ -133,7 +135,7 @@ func parseKeys(path string, raw []byte) ([][]byte, error) {
 		}
 		key, err := base64.StdEncoding.DecodeString(line)
 		if err != nil || len(key) != chacha20poly1305.KeySize {
-			return nil, fmt.Errorf("%s: key %d is none: write 32 random bytes in base64, as from head -c 32 /dev/urandom | base64", path, len(keys)+1)
+			return nil, fmt.Errorf("%s: invalid key %d: want 32 random bytes in base64, as from head -c 32 /dev/urandom | base64", path, len(keys)+1)
 		}
 		keys = append(keys, key)
 	}
@@ -143,7 +145,7 @@ func parseKeys(path string, raw []byte) ([][]byte, error) {
 	return keys, nil
 }
 
-// generateKey makes the first key.
+// generateKey creates the first key.
 func generateKey(stateDir string) error {
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return err
@@ -171,7 +173,7 @@ func derive(key []byte) (sealKey, error) {
 	return sealKey{raw: key, id: [idSize]byte(parts["key-id"]), aead: aead, digest: parts["digest"], token: parts["boot-token"]}, err
 }
 
-// Seal encrypts plain. Only Open with the same aad gives it back.
+// Seal encrypts plain. Open needs the same aad.
 func (k *Keyring) Seal(plain, aad []byte) ([]byte, error) {
 	key := k.keys[0]
 	out := make([]byte, headerSize+chacha20poly1305.NonceSizeX, minSealed+len(plain))
@@ -184,7 +186,7 @@ func (k *Keyring) Seal(plain, aad []byte) ([]byte, error) {
 	return key.aead.Seal(out, nonce, plain, bind(out[:headerSize], aad)), nil
 }
 
-// Open decrypts what Seal made; ErrUnknownKey or ErrTampered when it cannot.
+// Open decrypts a sealed value; ErrUnknownKey or ErrTampered when it cannot.
 func (k *Keyring) Open(sealed, aad []byte) ([]byte, error) {
 	if len(sealed) < minSealed || sealed[0] != sealVersion {
 		return nil, ErrTampered
@@ -206,18 +208,18 @@ func (k *Keyring) Open(sealed, aad []byte) ([]byte, error) {
 
 func bind(header, aad []byte) []byte { return append(bytes.Clone(header), aad...) }
 
-// Digest tells equal values from different ones. It is keyed, so that a weak
-// value cannot be guessed from it.
+// Digest distinguishes values. It is keyed, so that weak values cannot be
+// guessed from it.
 func (k *Keyring) Digest(plain []byte) string {
 	h := hmac.New(sha256.New, k.keys[0].digest)
 	h.Write(plain)
 	return hex.EncodeToString(h.Sum(nil)[:digestSize])
 }
 
-// KeyID names the key that seals, for status and logs.
+// KeyID identifies the sealing key, for status and logs.
 func (k *Keyring) KeyID() string { return hex.EncodeToString(k.keys[0].id[:]) }
 
-// KeyIDs names every key: the one that seals first.
+// KeyIDs lists all keys, the sealing key first.
 func (k *Keyring) KeyIDs() []string {
 	ids := make([]string, len(k.keys))
 	for i, key := range k.keys {
@@ -226,13 +228,13 @@ func (k *Keyring) KeyIDs() []string {
 	return ids
 }
 
-// Sealing reports whether a sealed value is sealed with the key that seals now.
+// Sealing reports whether a value is sealed with the current sealing key.
 func (k *Keyring) Sealing(sealed []byte) bool {
 	return len(sealed) >= minSealed && sealed[0] == sealVersion && bytes.Equal(sealed[1:headerSize], k.keys[0].id[:])
 }
 
-// Export is the content of a key file that opens and seals the same: every key,
-// the one that seals first. It is for backups, which are encrypted themselves.
+// Export returns the content of a key file with all keys, the sealing key
+// first. It is for backups, which are encrypted.
 func (k *Keyring) Export() []byte {
 	var b bytes.Buffer
 	seen := map[[idSize]byte]bool{}

@@ -141,7 +141,7 @@ func TestKeysThatAreRefused(t *testing.T) {
 		{"readable by the group", "mode 0640", func(t *testing.T, d string) { write(t, d+"/seal.key", keyLine(1), 0o640) }},
 		{"readable by all", "mode 0644", func(t *testing.T, d string) { write(t, d+"/seal.key", keyLine(1), 0o644) }},
 		{"empty", "holds no key", func(t *testing.T, d string) { write(t, d+"/seal.key", "\n# nothing\n", 0o600) }},
-		{"short", "key 2 is none", func(t *testing.T, d string) { write(t, d+"/seal.key", keyLine(1)+"AAAA\n", 0o600) }},
+		{"short", "invalid key 2", func(t *testing.T, d string) { write(t, d+"/seal.key", keyLine(1)+"AAAA\n", 0o600) }},
 		{"bad credential", CredentialName, func(t *testing.T, d string) { write(t, d+"/"+CredentialName, "password", 0o400) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

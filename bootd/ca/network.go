@@ -14,15 +14,15 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// IssueNetwork makes a key and a client certificate named network:<name>, with
-// which a stock flanneld reaches the keys of that one Network. The key is not
-// kept.
+// IssueNetwork creates a key and a client certificate named network:<name>,
+// with which a stock flanneld reaches the keys of that Network only. bootd does
+// not store the key.
 func (a *Authority) IssueNetwork(name, uid string, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
 	if err := api.ValidateName(name); err != nil {
 		return nil, nil, fmt.Errorf("issue a Network's certificate: %w", err)
 	}
 	if !wellFormed(uid) {
-		return nil, nil, fmt.Errorf("issue a certificate for Network %s: %q is no uid", name, uid)
+		return nil, nil, fmt.Errorf("issue a certificate for Network %s: invalid uid %q", name, uid)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -42,8 +42,9 @@ func (a *Authority) IssueNetwork(name, uid string, ttl time.Duration) (certPEM, 
 	return certPEM, keyPEM, nil
 }
 
-// NetworkOf reads which Network a certificate was issued for. It does not
-// verify it. IdentityOf takes no such certificate: it opens nothing of the API.
+// NetworkOf returns the Network that a certificate was issued for. It does not
+// verify the certificate. IdentityOf refuses such a certificate: it gives no
+// access to the API.
 func NetworkOf(cert *x509.Certificate) (name, uid string, err error) {
 	name, ok := strings.CutPrefix(cert.Subject.CommonName, "network:")
 	if !ok || len(cert.URIs) != 1 {

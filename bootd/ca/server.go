@@ -19,10 +19,10 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// EnsureServer makes bootd's certificate name just these DNS names and
-// addresses. It is kept in <stateDir>/ca/server.pem and issued anew only when
-// they change; issued reports that it was, and is true too when only the file
-// could not be written. Connections under way go on.
+// EnsureServer makes bootd's certificate name exactly these DNS names and
+// addresses. It is stored in <stateDir>/ca/server.pem and reissued only when
+// they change; issued reports that, also when the file could not be written.
+// Open connections continue.
 func (a *Authority) EnsureServer(names []string, addrs []netip.Addr) (issued bool, err error) {
 	names, ips := sans(names, addrs)
 	path := filepath.Join(a.dir, "server.pem")
@@ -49,7 +49,7 @@ func (a *Authority) EnsureServer(names []string, addrs []netip.Addr) (issued boo
 	return true, nil
 }
 
-// sans sorts what the certificate names, so that the same set is the same list.
+// sans sorts the names, so that equal sets give equal lists.
 func sans(names []string, addrs []netip.Addr) ([]string, []net.IP) {
 	names = slices.Compact(slices.Sorted(slices.Values(names)))
 	plain := make([]netip.Addr, len(addrs))
@@ -64,8 +64,8 @@ func sans(names []string, addrs []netip.Addr) ([]string, []net.IP) {
 	return names, ips
 }
 
-// loadServer returns nil when there is no certificate that this CA has signed:
-// it is made of the CA's key alone, so a new one is as good.
+// loadServer returns nil when there is no certificate signed by this CA; a new
+// one is equivalent.
 func (a *Authority) loadServer(path string) (*tls.Certificate, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -108,9 +108,9 @@ func (a *Authority) issueServer(names []string, ips []net.IP) ([]byte, error) {
 	return append(certPEM, keyPEM...), nil
 }
 
-// ServerTLS is for bootd's listeners on :8443. Clients may show a certificate,
-// which then must be one of this CA; who that is, Identify tells. EnsureServer
-// must have been called before the first connection.
+// ServerTLS is the configuration of bootd's listeners on :8443. A client may
+// show a certificate, which must be signed by this CA; Identify returns the
+// client. EnsureServer must be called before the first connection.
 func (a *Authority) ServerTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,

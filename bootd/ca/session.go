@@ -9,10 +9,10 @@ import (
 	"fmt"
 )
 
-// SessionKeys derives the TCP MD5 key (RFC 2385) of every pair of hosts that
-// peer, out of one key of the Site. The keys are nowhere stored. The Site's key
-// is, sealed: were it derived from the seal key, a change of that would drop
-// every session at once.
+// SessionKeys derives the TCP MD5 key (RFC 2385) of every pair of BGP peers
+// from one key of the Site. The derived keys are not stored. The Site's key is
+// stored, sealed: if it were derived from the seal key, a new seal key would
+// drop every session at once.
 type SessionKeys struct{ site []byte }
 
 const sessionKeySize = 32
@@ -20,7 +20,7 @@ const sessionKeySize = 32
 // sessionAAD binds the sealed key to its use.
 const sessionAAD = "site/bgp-session-key"
 
-// NewSessionKey makes the Site's key; it comes sealed.
+// NewSessionKey creates the Site's key, sealed.
 func NewSessionKey(k *Keyring) ([]byte, error) {
 	key := make([]byte, sessionKeySize)
 	if _, err := rand.Read(key); err != nil {
@@ -29,9 +29,9 @@ func NewSessionKey(k *Keyring) ([]byte, error) {
 	return k.Seal(key, []byte(sessionAAD))
 }
 
-// OpenSessionKeys opens what NewSessionKey made. When another key than the one
-// that seals now has sealed it, again is the same sealed with that: the old seal
-// key may go once it is stored.
+// OpenSessionKeys opens the result of NewSessionKey. When it was sealed with an
+// older key, again is the same value sealed with the current one: the old seal
+// key can be removed once that is stored.
 func OpenSessionKeys(k *Keyring, sealed []byte) (keys *SessionKeys, again []byte, err error) {
 	plain, err := k.Open(sealed, []byte(sessionAAD))
 	if err != nil {
@@ -43,8 +43,8 @@ func OpenSessionKeys(k *Keyring, sealed []byte) (keys *SessionKeys, again []byte
 	return &SessionKeys{plain}, again, err
 }
 
-// Key is the one key between two Machines, by their uids in any order: 43
-// letters, digits, dashes and underscores.
+// Key returns the key of two Machines, by their uids in any order: 43 letters,
+// digits, dashes and underscores.
 func (s *SessionKeys) Key(one, other string) string {
 	h := hmac.New(sha256.New, s.site)
 	for _, uid := range []string{min(one, other), max(one, other)} {

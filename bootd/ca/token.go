@@ -8,7 +8,7 @@ import (
 	"encoding/binary"
 )
 
-// Purpose is what a token lets its bearer do, once.
+// Purpose is what a token permits, once.
 type Purpose string
 
 // The purposes of tokens.
@@ -22,12 +22,12 @@ const (
 	purposeNonce     Purpose = "nonce"
 )
 
-// At is the purpose at one trust level: a secret that was given at one level is
-// none at another.
+// At is the purpose at one trust level: a secret issued at one level is invalid
+// at another.
 func (p Purpose) At(level string) Purpose { return p + Purpose("@"+level) }
 
-// Tokens derives the tokens of BootAttempts. They are nowhere stored: a bootd
-// that was killed derives the same ones again.
+// Tokens derives the tokens of BootAttempts. They are not stored: after a
+// restart bootd derives the same ones.
 type Tokens struct{ keys [][]byte }
 
 // NewTokens derives tokens from a Keyring.
@@ -39,21 +39,20 @@ func NewTokens(k *Keyring) *Tokens {
 	return t
 }
 
-// Token is the one token of a purpose for one BootAttempt of one Machine.
+// Token returns the token of a purpose for a BootAttempt of a Machine.
 func (t *Tokens) Token(purpose Purpose, machineUID, attemptID string) string {
 	return token(t.keys[0], purpose, machineUID, attemptID)
 }
 
-// Verify reports, in constant time, whether the token is the one of this
-// purpose, Machine and BootAttempt. Whether the attempt is still open is the
-// caller's to know.
+// Verify reports, in constant time, whether a token is that of this purpose,
+// Machine and BootAttempt. The caller checks whether the attempt is still open.
 func (t *Tokens) Verify(got string, purpose Purpose, machineUID, attemptID string) bool {
 	if machineUID == "" || attemptID == "" {
 		return false
 	}
 	ok := false
 	for _, key := range t.keys {
-		// No early end: which key it was is nobody's business.
+		// No early return, so that the time does not show which key matched.
 		if hmac.Equal([]byte(got), []byte(token(key, purpose, machineUID, attemptID))) {
 			ok = true
 		}
@@ -61,11 +60,11 @@ func (t *Tokens) Verify(got string, purpose Purpose, machineUID, attemptID strin
 	return ok
 }
 
-// NonceLength is the length of a nonce: as long as an AssetTag may be.
+// NonceLength is the length of a nonce, the longest that an AssetTag may be.
 const NonceLength = 32
 
-// Nonce is the value of one BootAttempt of one Machine that its BMC writes to
-// the system's AssetTag: NonceLength capital letters and digits.
+// Nonce returns the value of one BootAttempt that a BMC writes to the system's
+// AssetTag: NonceLength capital letters and digits.
 func (t *Tokens) Nonce(machineUID, attemptID string) string {
 	return nonce(t.keys[0], machineUID, attemptID)
 }
@@ -96,7 +95,7 @@ func token(key []byte, purpose Purpose, machineUID, attemptID string) string {
 func sum(key []byte, purpose Purpose, machineUID, attemptID string) []byte {
 	h := hmac.New(sha256.New, key)
 	for _, part := range []string{string(purpose), machineUID, attemptID} {
-		// With its length before it, no part runs into the next.
+		// The length in front keeps the parts apart.
 		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
 		h.Write([]byte(part))
 	}
