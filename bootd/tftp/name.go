@@ -8,9 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// cleanName turns what a client asks for into a slash-separated path below the root, as fs.ValidPath
-// wants it. Firmware begins names with slashes or not, some of it writes backslashes, and some adds the
-// 0xFF that ends the DHCP options after the name (netboot.xyz#1198).
+// cleanName turns a requested name into a slash-separated path below the root,
+// as fs.ValidPath requires. Firmware may or may not begin names with a slash,
+// some of it writes backslashes, and some appends the 0xFF that ends the DHCP
+// options after the name (netboot.xyz#1198).
 func cleanName(asked string) (string, error) {
 	name := asked
 	for strings.HasSuffix(name, "\xff") {
@@ -20,7 +21,7 @@ func cleanName(asked string) (string, error) {
 	case len(name) > 255:
 		return "", errors.New("the name is longer than 255 bytes")
 	case !utf8.ValidString(name):
-		return "", errors.New("the name is no UTF-8")
+		return "", errors.New("the name is not valid UTF-8")
 	}
 	for _, r := range name {
 		if r < ' ' || r == 0x7f {
@@ -42,7 +43,7 @@ func cleanName(asked string) (string, error) {
 		return "", errors.New("the name is empty")
 	}
 	if !fs.ValidPath(clean) {
-		return "", fmt.Errorf("%q is no valid path", clean)
+		return "", fmt.Errorf("invalid path %q", clean)
 	}
 	return clean, nil
 }

@@ -1,13 +1,16 @@
-// Package tftp is the TFTP boot server: it gives boot firmware its first file (RFC 1350, 2347, 2348,
-// 2349). It owns the UDP sockets, the names that clients may ask for, and the bounds on what clients can
-// occupy. Where the files come from it asks of a Source; it knows nothing of storage.
+// Package tftp is the TFTP boot server: it serves boot firmware its first file
+// (RFC 1350, 2347, 2348, 2349). It owns the UDP sockets, the rules for names,
+// and the limits on clients. It opens files through a Source, and does not
+// depend on storage.
 //
-// The protocol itself is github.com/pin/tftp, with a socket per transfer, which is several times faster
-// than one socket for all. It never answers an option that the client did not send, has no windowsize,
-// and never repeats a block because of a repeated acknowledgement.
+// The protocol is implemented by github.com/pin/tftp, with one socket per
+// transfer, which is several times faster than one socket for all. It never
+// answers an option that the client did not send, has no windowsize, and never
+// repeats a block because of a repeated acknowledgement.
 //
-// EDK2 asks for every file twice: first only for its size (tsize), which it takes from the OACK and then
-// ends the transfer with ERROR 8, "User aborted". That is a probe and no failure.
+// EDK2 requests every file twice: first only for its size (tsize), which it
+// takes from the OACK, and then ends the transfer with ERROR 8, "User aborted".
+// That is a probe and not a failure.
 package tftp
 
 import (
@@ -31,33 +34,34 @@ import (
 	"github.com/rackweft/rackweft/internal/prom"
 )
 
-// Config says where and how a Server works. Only Source must be set.
+// Config configures a Server. Only Source is required.
 type Config struct {
-	Listen   netip.AddrPort // UDP; port 69 of all IPv4 addresses if zero. Firmware knows only port 69.
+	Listen   netip.AddrPort // UDP. Default: port 69 of all IPv4 addresses. Firmware knows only port 69.
 	Source   Source
-	Parallel int // transfers at the same time, 1 or more; 256 if 0. Three times as many may wait for one to end.
-	PerPeer  int // requests of one address in hand; 8 if 0
-	// Known reports whether an address is a registered Machine's: a quarter of the transfers, and of those
-	// that wait, is for those alone. nil: none is.
+	Parallel int // concurrent transfers, 1 or more. Default: 256. Three times as many may wait.
+	PerPeer  int // concurrent requests per address. Default: 8
+	// Known reports whether an address is a registered Machine's: a quarter of
+	// the transfers and of the waiting requests is reserved for those. nil:
+	// none is.
 	Known    func(netip.Addr) bool
-	MaxBlock int           // largest block in bytes, 512 to 65464, that a client can ask for; 1468 if 0: any path takes it
-	Timeout  time.Duration // until a block is sent again; 1 s if 0
-	Retries  int           // times that a block is sent again before the transfer fails; 8 if 0
+	MaxBlock int           // largest block in bytes that a client can request, 512 to 65464. Default: 1468, which fits any path
+	Timeout  time.Duration // until a block is repeated. Default: 1 s
+	Retries  int           // repetitions of a block before the transfer fails. Default: 8
 
-	// Observe is called once for every transfer that has begun and ended, other than size probes. It must
-	// return quickly.
+	// Observe is called once for every transfer that has ended, other than size
+	// probes. It must return quickly.
 	Observe func(Transfer)
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // holds the server's metrics while it runs; nil for none
 }
 
-// Transfer is one file sent to one client, or as much of it as was.
+// Transfer is one file sent to one client, completely or in part.
 type Transfer struct {
 	Peer     netip.AddrPort
 	File     string // cleaned: without leading slashes
-	Bytes    int64  // of the file, that were sent
+	Bytes    int64  // bytes of the file that were sent
 	Duration time.Duration
-	Err      error // nil if the client has acknowledged all
+	Err      error // nil if the client has acknowledged everything
 }
 
 // Server answers TFTP read requests.
@@ -66,8 +70,8 @@ type Server struct {
 	metrics    *metrics
 	admitted   *budget.Slots
 	slots      chan struct{}
-	strangers  chan struct{} // the slots that strangers may have
-	complaints *rate.Limiter // anyone can ask for anything, which must not flood the log
+	strangers  chan struct{} // the slots for unknown clients
+	complaints *rate.Limiter // any client can cause messages, which must not flood the log
 
 	ready chan struct{}
 	addr  netip.AddrPort
@@ -76,7 +80,7 @@ type Server struct {
 // slotWait is less than the 4 s after which firmware repeats its request.
 const slotWait = 3 * time.Second
 
-// New makes a Server that runs once.
+// New returns a Server that runs once.
 func New(cfg Config) (*Server, error) {
 	if cfg.Source == nil {
 		return nil, errors.New("tftp: no source of files")
@@ -115,14 +119,15 @@ func setDefault[T int | time.Duration](v *T, d T) {
 // Ready is closed when the server listens.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// Addr is where the server listens, once it is ready.
+// Addr is the address on which the server listens, once it is ready.
 func (s *Server) Addr() netip.AddrPort {
 	<-s.ready
 	return s.addr
 }
 
-// Run listens and answers until ctx ends, and returns nil then. Running transfers are ended with an error
-// to the client; one whose client is silent takes up to Timeout × (Retries + 1) to end.
+// Run listens and answers until ctx ends, and then returns nil. It ends running
+// transfers with an error to the client; if a client is silent, that takes up
+// to Timeout × (Retries + 1).
 func (s *Server) Run(ctx context.Context) error {
 	unregister, err := prom.Register(s.cfg.Metrics, s.metrics.all()...)
 	if err != nil {
@@ -160,7 +165,7 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func listen(at netip.AddrPort) (*net.UDPConn, error) {
-	network := "udp4" // a socket for both families tells no IPv4 interface, and so no MTU
+	network := "udp4" // a socket for both families reports no IPv4 interface, and so no MTU
 	if at.Addr().Is6() {
 		network = "udp6"
 	}
@@ -214,7 +219,8 @@ func (s *Server) read(ctx context.Context, asked string, w io.ReaderFrom) error 
 	return err
 }
 
-// slot waits for one of the Parallel transfers to end. A stranger waits for one of strangers first.
+// slot waits until one of the Parallel transfers ends. An unknown client first
+// waits for a slot in strangers.
 func (s *Server) slot(ctx context.Context, known bool) (done func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, slotWait)
 	defer cancel()
@@ -270,7 +276,8 @@ func (s *Server) send(ctx context.Context, peer netip.AddrPort, name string, fil
 	return err
 }
 
-// outcomeOf reads the client's error code out of the text, as pin/tftp gives it in no other form.
+// outcomeOf parses the client's error code from the text, because pin/tftp does
+// not return it otherwise.
 func outcomeOf(err error) string {
 	switch {
 	case err == nil:
@@ -287,7 +294,7 @@ func outcomeOf(err error) string {
 func (s *Server) write(name string, w io.WriterTo) error {
 	s.metrics.ended("write", 0)
 	s.complain(slog.LevelWarn, name, peerOf(w), errors.New("write requests are refused"))
-	return errors.New("this server takes no files")
+	return errors.New("this server is read-only")
 }
 
 func (s *Server) complain(level slog.Level, name string, peer netip.AddrPort, err error) {
@@ -300,7 +307,7 @@ func (s *Server) complain(level slog.Level, name string, peer netip.AddrPort, er
 	s.cfg.Log.Log(context.Background(), level, fmt.Sprintf("tftp: file %q asked by %s: %v", name, peer.Addr(), err))
 }
 
-// peerOf is the other end of a transfer in either direction.
+// peerOf returns the peer of a transfer in either direction.
 func peerOf(transfer any) netip.AddrPort {
 	t, ok := transfer.(interface{ RemoteAddr() net.UDPAddr })
 	if !ok {
@@ -311,8 +318,8 @@ func peerOf(transfer any) netip.AddrPort {
 	return netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port())
 }
 
-// untilDone fails reads once ctx has ended. It can seek: so pin/tftp finds the size, except for netascii
-// transfers, where it must not tell one.
+// untilDone fails reads once ctx has ended. It can seek, so that pin/tftp finds
+// the size, except for netascii transfers, where it must not report one.
 type untilDone struct {
 	ctx context.Context
 	io.ReadSeeker

@@ -10,11 +10,12 @@ import (
 	"net/netip"
 )
 
-// Source opens the file that peer asks for. The name has neither leading slashes nor "..". A file that is
-// not there is an error that is fs.ErrNotExist. Any other error is logged and not told to the client.
+// Source opens the file that peer requests. The name has neither leading
+// slashes nor "..". For a missing file it returns fs.ErrNotExist. Other errors
+// are logged and not sent to the client.
 type Source func(ctx context.Context, peer netip.AddrPort, name string) (io.ReadSeekCloser, error)
 
-// FS is a Source that gives everybody the files of root.
+// FS returns a Source that serves the files of root to everyone.
 func FS(root fs.FS) Source {
 	return func(_ context.Context, _ netip.AddrPort, name string) (io.ReadSeekCloser, error) {
 		f, err := root.Open(name)
@@ -31,7 +32,7 @@ func FS(root fs.FS) Source {
 		if s, ok := f.(io.ReadSeekCloser); ok {
 			return s, nil
 		}
-		content, err := io.ReadAll(f) // tsize needs to know the end
+		content, err := io.ReadAll(f) // tsize needs the size
 		if err := errors.Join(err, f.Close()); err != nil {
 			return nil, err
 		}
