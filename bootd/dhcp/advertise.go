@@ -13,11 +13,13 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// iPXE configures IPv6 beside IPv4 and boots only when both have come to an end. Where no IPv6 router
-// answers, that takes 18 s (iPXE 1.0.0+git-20190125, measured), most of a BIOS machine's way to the boot
-// script. So an iPXE that was just given an IPv4 answer, and then solicits a router, is sent an
-// advertisement by a router that offers nothing: lifetime 0, no prefix, no DHCPv6 (RFC 4861 §4.2). It
-// goes to that machine alone and takes nothing away from an advertisement of a real router.
+// iPXE configures IPv6 along with IPv4, and boots only when both have finished.
+// Without an IPv6 router that takes 18 s (iPXE 1.0.0+git-20190125, measured),
+// most of a BIOS machine's time to the boot script. So an iPXE that has just
+// received an IPv4 answer, and then solicits a router, is sent an advertisement
+// by a router that offers nothing: lifetime 0, no prefix, no DHCPv6 (RFC 4861
+// §4.2). It goes to that machine only and does not affect the advertisements of
+// a real router.
 
 // advertiser answers router solicitations on one interface.
 type advertiser struct {
@@ -31,7 +33,7 @@ const (
 	sourceLinkLayer     = 1 // RFC 4861 §4.6.1
 )
 
-// openAdvertiser fails where IPv6 is switched off.
+// openAdvertiser returns an error when IPv6 is disabled.
 func openAdvertiser(ctx context.Context, l *link) (*advertiser, error) {
 	config := net.ListenConfig{Control: bindToDevice(l.name)}
 	conn, err := config.ListenPacket(ctx, "ip6:ipv6-icmp", "::")
@@ -46,7 +48,7 @@ func openAdvertiser(ctx context.Context, l *link) (*advertiser, error) {
 	err = errors.Join(
 		a.conn.SetICMPFilter(&only),
 		a.conn.SetControlMessage(ipv6.FlagHopLimit, true),
-		a.conn.SetHopLimit(255), // proof to the receiver that no router was passed
+		a.conn.SetHopLimit(255), // proves to the receiver that no router forwarded it
 		a.conn.JoinGroup(&net.Interface{Index: l.index, Name: l.name}, allRouters),
 	)
 	if err != nil {
@@ -55,7 +57,7 @@ func openAdvertiser(ctx context.Context, l *link) (*advertiser, error) {
 	return a, nil
 }
 
-// run answers whoever is in recent, until reads are stopped.
+// run answers clients in recent, until reads are stopped.
 func (a *advertiser) run(recent *recentMACs) error {
 	b := make([]byte, maxPacket)
 	for {
@@ -70,12 +72,12 @@ func (a *advertiser) run(recent *recentMACs) error {
 		if !ok || cm == nil || cm.HopLimit != 255 || !recent.has(mac) {
 			continue
 		}
-		// A lost advertisement is solicited again.
+		// The client solicits again if the advertisement is lost.
 		_, _ = a.conn.WriteTo(advertisement(), &ipv6.ControlMessage{IfIndex: a.index}, from)
 	}
 }
 
-// solicitor reads the sender's hardware address out of a router solicitation.
+// solicitor returns the sender's hardware address from a router solicitation.
 func solicitor(b []byte) (mac [6]byte, ok bool) {
 	if len(b) < 8 || b[0] != routerSolicitation {
 		return mac, false
@@ -100,14 +102,15 @@ func advertisement() []byte {
 	return b
 }
 
-// recentMACs remembers for a minute which clients are iPXE and on the segment. The zero value is empty.
+// recentMACs remembers for a minute which clients run iPXE and are on the
+// segment. The zero value is empty.
 type recentMACs struct {
 	mu   sync.Mutex
 	seen map[[6]byte]time.Time
 }
 
 func (r *recentMACs) add(c Client) {
-	const limit = 4096 // whoever forges MACs makes others wait, no more
+	const limit = 4096 // forged MACs can only make others wait
 	if c.Kind != IPXE || c.Relay != (netip.Addr{}) {
 		return
 	}

@@ -8,12 +8,12 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 )
 
-// Boot is what a client is told to load.
+// Boot says what a client loads.
 type Boot struct {
 	NextServer netip.Addr // the TFTP server; not needed with a URL
 	Filename   string     // a name on NextServer, or a URL
-	Style      Style      // how a PXE client is told; Auto suits all but broken firmware
-	Reason     string     // why it is this file or none, for people
+	Style      Style      // the form of the answer to a PXE client; Auto suits all but broken firmware
+	Reason     string     // why this file, or none; for messages
 }
 
 // Style is the form of an answer to a PXE client. No form suits all firmware, so it can be pinned per
@@ -21,13 +21,14 @@ type Boot struct {
 type Style int
 
 const (
-	// Auto is Direct for a BIOS; for UEFI it is Plain beside an address and BootServer in a proxy offer.
+	// Auto is Direct for a BIOS; for UEFI it is Plain with an address and
+	// BootServer in a proxy offer.
 	Auto Style = iota
 	// Direct is option 60 with option 43 {6:8}: "skip discovery, load the file". Old UEFI drops the first
 	// proxy offer of this form (edk2#6944: Dell T130, T430).
 	Direct
-	// BootServer is option 60 without option 43: UEFI asks again, on port 4011, and loads what it is told
-	// there.
+	// BootServer is option 60 without option 43: UEFI asks again on port 4011,
+	// and loads what that answer names.
 	BootServer
 	// Plain has neither option: a lease with a file name, as ISC dhcpd has always sent it. UEFI takes it
 	// without asking port 4011. A proxy offer cannot be Plain; BootServer is sent instead.
@@ -38,7 +39,7 @@ func (s Style) String() string {
 	return [...]string{"auto", "direct", "bootserver", "plain"}[s]
 }
 
-// Endpoints says where boot files are to be had, as seen by the client's subnet.
+// Endpoints are the addresses of boot files, as seen from the client's subnet.
 type Endpoints struct {
 	TFTP   netip.Addr           // without port: firmware knows only port 69
 	HTTP   string               // base URL, such as http://198.18.0.1:8080; empty if there is none
@@ -76,7 +77,7 @@ func Bootfile(c Client, e Endpoints) Boot {
 		return Boot{NextServer: e.TFTP, Filename: e.Files[archPi], Reason: "Raspberry Pi boot ROM: TFTP server"}
 	}
 	if c.Kind == None && len(c.Arch) == 0 {
-		return Boot{Reason: "no boot client"}
+		return Boot{Reason: "not a boot client"}
 	}
 
 	arch, file := firstStage(c, e)
@@ -101,7 +102,7 @@ func Bootfile(c Client, e Endpoints) Boot {
 	}
 }
 
-// firstStage takes the first of the client's architectures that there is a file for.
+// firstStage returns the first of the client's architectures that has a file.
 func firstStage(c Client, e Endpoints) (iana.Arch, string) {
 	if len(c.Arch) == 0 {
 		return iana.INTEL_X86PC, e.Files[iana.INTEL_X86PC] // RFC 4578 is younger than many BIOS ROMs
@@ -114,10 +115,10 @@ func firstStage(c Client, e Endpoints) (iana.Arch, string) {
 	return c.Arch[0], ""
 }
 
-// baseArch maps the values that mean the same program to one of them.
+// baseArch maps values that mean the same program to one of them.
 func baseArch(a iana.Arch) iana.Arch {
 	switch a {
-	case iana.EFI_BC, iana.EFI_X86_64_HTTP, iana.EFI_BC_HTTP: // EBC: what old x64 firmware says
+	case iana.EFI_BC, iana.EFI_X86_64_HTTP, iana.EFI_BC_HTTP: // EBC: sent by old x64 firmware
 		return iana.EFI_X86_64
 	case iana.EFI_X86_HTTP:
 		return iana.EFI_IA32

@@ -13,7 +13,7 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 )
 
-// Kind says which boot protocol a client speaks.
+// Kind is a client's boot protocol.
 type Kind int
 
 const (
@@ -31,12 +31,12 @@ func (k Kind) String() string {
 type State int
 
 const (
-	Selecting  State = iota // takes an offer of this server
-	InitReboot              // wants an address back that it remembers
+	Selecting  State = iota // accepts an offer of this server
+	InitReboot              // requests an address that it remembers
 	Renewing                // has the address in use (renewing or rebinding)
 )
 
-// Client is what one packet tells about its sender. Everything in it can be forged.
+// Client describes the sender of one packet. All of it can be forged.
 type Client struct {
 	MAC         net.HardwareAddr
 	UUID        uuid.UUID   // as SMBIOS and Redfish print it; uuid.Nil if the client sent none
@@ -46,21 +46,21 @@ type Client struct {
 	UserClass   string // the first, if there are several
 	VendorClass string
 	HTTP        bool // iPXE that can load http:// URLs
-	Pi          bool // the boot ROM of a Raspberry Pi, which is no PXE client although it says so
+	Pi          bool // the boot ROM of a Raspberry Pi, which claims to be a PXE client but is not
 	Hostname    string
 
 	Requested  netip.Addr // option 50
 	ClientAddr netip.Addr // ciaddr: an address that the client has in use
 
 	Relay     netip.Addr // giaddr; zero if the client is on the segment of Interface
-	Link      netip.Addr // an address in the client's subnet as the relay tells it (RFC 3527), or Relay
+	Link      netip.Addr // an address in the client's subnet as reported by the relay (RFC 3527), or Relay
 	CircuitID string     // option 82, raw bytes
 	RemoteID  string     // option 82, raw bytes
 
-	Interface string     // that the packet came in on
+	Interface string     // on which the packet was received
 	Index     int        // of Interface
-	Source    netip.Addr // that the packet came from: a relay's, for what it passes on
-	Unicast   bool       // the packet was sent to an address of Interface, not to everybody
+	Source    netip.Addr // source address of the packet: the relay's for relayed packets
+	Unicast   bool       // the packet was sent to an address of Interface, not broadcast
 	Local     netip.Addr // the server's own address that the packet was sent to, or that Interface has
 }
 
@@ -79,7 +79,8 @@ const (
 	pxeMenuPrompt = 10
 )
 
-// newClient reads all that concerns the client; the caller adds what the socket knows.
+// newClient parses everything that describes the client; the caller adds what
+// the socket knows.
 func newClient(p *dhcpv4.DHCPv4) Client {
 	c := Client{
 		MAC:         p.ClientHWAddr,
@@ -106,7 +107,7 @@ func newClient(p *dhcpv4.DHCPv4) Client {
 	return c
 }
 
-// requestState tells the states apart as RFC 2131 §4.3.2 does.
+// requestState distinguishes the states as RFC 2131 §4.3.2 does.
 func requestState(p *dhcpv4.DHCPv4, c Client) State {
 	switch {
 	case p.Options.Has(dhcpv4.OptionServerIdentifier):
@@ -121,14 +122,15 @@ func requestState(p *dhcpv4.DHCPv4, c Client) State {
 func kind(p *dhcpv4.DHCPv4, c Client) (k Kind, http bool) {
 	ether := dhcpv4.Options{}
 	if err := ether.FromBytes(p.Options[optEther.Code()]); err != nil {
-		ether = nil // a feature list that cannot be read promises nothing
+		ether = nil // an invalid feature list promises nothing
 	}
 	_, version := ether[etherVersion]
 	feature := ether[etherHTTP]
 	http = len(feature) > 0 && feature[0] != 0
 
 	switch {
-	// Scripts may set a user class of their own, the version stays. gPXE has it too, but runs no #!ipxe.
+	// Scripts may set a user class of their own, but the version stays. gPXE
+	// sends it too, but cannot run #!ipxe.
 	case c.UserClass == "iPXE", version && c.UserClass != "gPXE":
 		return IPXE, http
 	case strings.HasPrefix(c.VendorClass, "HTTPClient"):
@@ -152,7 +154,8 @@ func userClass(p *dhcpv4.DHCPv4) string {
 	return strings.TrimRight(classes[0], "\x00")
 }
 
-// archs reads option 93, or "PXEClient:Arch:00007:…" of ROMs that lack the option.
+// archs parses option 93, or "PXEClient:Arch:00007:…" of ROMs that lack the
+// option.
 func archs(p *dhcpv4.DHCPv4, vendorClass string) []iana.Arch {
 	if a := p.ClientArch(); len(a) > 0 {
 		return a
@@ -169,8 +172,9 @@ func archs(p *dhcpv4.DHCPv4, vendorClass string) []iana.Arch {
 	return []iana.Arch{iana.Arch(n)}
 }
 
-// clientUUID accepts option 97 of 17 bytes, type 0, and takes anything else for absent: there are ROMs
-// that leave it out. On the wire it is a GUID with its first three fields little-endian.
+// clientUUID parses option 97 of 17 bytes, type 0, and takes anything else as
+// absent, because some ROMs omit it. On the wire it is a GUID with its first
+// three fields little-endian.
 func clientUUID(b []byte) uuid.UUID {
 	if len(b) != 17 || b[0] != 0 {
 		return uuid.Nil
@@ -182,8 +186,8 @@ func clientUUID(b []byte) uuid.UUID {
 	return u
 }
 
-// isPi knows a Raspberry Pi's boot ROM by its maker's prefix: it claims to be a BIOS (the Pi 5 still does).
-// UEFI on a Pi names its true architecture.
+// isPi recognises a Raspberry Pi's boot ROM by its vendor prefix: it claims to
+// be a BIOS (the Pi 5 still does). UEFI on a Pi reports its true architecture.
 func isPi(c Client) bool {
 	if slices.Contains(c.Arch, archPi) {
 		return true
@@ -198,7 +202,8 @@ func isPi(c Client) bool {
 	return slices.ContainsFunc(prefixes[:], func(p []byte) bool { return bytes.HasPrefix(c.MAC, p) })
 }
 
-// toAddr returns the zero Addr for anything that is no IPv4 address, and for 0.0.0.0.
+// toAddr returns the zero Addr for anything but an IPv4 address, and for
+// 0.0.0.0.
 func toAddr(b []byte) netip.Addr {
 	a, ok := netip.AddrFromSlice(b)
 	a = a.Unmap()

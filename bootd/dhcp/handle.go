@@ -12,16 +12,17 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 )
 
-// inbound is one packet as it came in. Its data has room for one byte more.
+// inbound is one received packet. Its buffer has room for one more byte.
 type inbound struct {
 	data  []byte
 	from  netip.AddrPort
-	local netip.Addr // the address it was sent to, if that is one of ours
+	local netip.Addr // the destination address, if it is one of ours
 	link  *link
 	boot  bool // on port 4011
 }
 
-// outbound is one reply. With mac set, it goes to that hardware address without asking ARP.
+// outbound is one reply. With mac set, it is sent to that hardware address
+// without ARP.
 type outbound struct {
 	data []byte
 	to   netip.AddrPort
@@ -37,7 +38,8 @@ var (
 
 func broadcast() netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, 255}) }
 
-// handle answers one packet. A reply without data is silence; the error, if any, tells why.
+// handle answers one packet. A reply without data means no answer; the error,
+// if any, says why.
 func (s *Server) handle(ctx context.Context, in inbound) (outbound, error) {
 	req, err := parse(in.data)
 	if err != nil {
@@ -83,7 +85,8 @@ func (s *Server) handle(ctx context.Context, in inbound) (outbound, error) {
 	}
 }
 
-// parse accepts requests of Ethernet clients. It forgives a missing end mark, which some ROMs leave out.
+// parse accepts requests of Ethernet clients, also without an end mark, which
+// some ROMs omit.
 func parse(data []byte) (*dhcpv4.DHCPv4, error) {
 	p, err := dhcpv4.FromBytes(append(data, dhcpv4.OptionEnd.Code()))
 	if err != nil {
@@ -93,7 +96,7 @@ func parse(data []byte) (*dhcpv4.DHCPv4, error) {
 	if p.OpCode != dhcpv4.OpcodeBootRequest || p.HWType != iana.HWTypeEthernet || len(mac) != 6 {
 		return nil, errBadPacket
 	}
-	if mac[0]&1 != 0 || slices.Equal(mac, make([]byte, 6)) { // nobody's own address
+	if mac[0]&1 != 0 || slices.Equal(mac, make([]byte, 6)) { // not a unicast address
 		return nil, errBadPacket
 	}
 	return p, nil
@@ -166,8 +169,8 @@ func (s *Server) inform(ctx context.Context, in inbound, req *dhcpv4.DHCPv4, c C
 	return s.send(in, req, r, server), nil
 }
 
-// bootRequest answers on port 4011. The client has an address, so the reply goes back to where the
-// request came from: 4011 for UEFI, 68 for some BIOS ROMs.
+// bootRequest answers on port 4011. The client has an address, so the reply
+// goes to the request's source: port 4011 for UEFI, 68 for some BIOS ROMs.
 func (s *Server) bootRequest(ctx context.Context, in inbound, req *dhcpv4.DHCPv4, c Client) (outbound, error) {
 	t := req.MessageType()
 	if t != dhcpv4.MessageTypeRequest && t != dhcpv4.MessageTypeInform || c.Kind == None {
@@ -213,8 +216,8 @@ func (s *Server) send(in inbound, req, r *dhcpv4.DHCPv4, server netip.Addr) outb
 	return out
 }
 
-// serverID is how the reply names this server. A relay may ask to be named instead (RFC 5107), so that
-// renewals pass through it too.
+// serverID returns the server identifier of the reply. A relay may ask to be
+// named instead (RFC 5107), so that renewals pass through it too.
 func serverID(in inbound, req *dhcpv4.DHCPv4, c Client, a Answer) netip.Addr {
 	if id := override(req); id.IsValid() && c.Relay.IsValid() {
 		return id
@@ -238,7 +241,7 @@ func override(req *dhcpv4.DHCPv4) netip.Addr {
 	return toAddr(info.Get(dhcpv4.ServerIdentifierOverrideSubOption))
 }
 
-// isOurs tells whether a client that names a server means this one.
+// isOurs reports whether a client that names a server means this one.
 func (s *Server) isOurs(id netip.Addr, req *dhcpv4.DHCPv4) bool {
 	if slices.Contains(s.cfg.ServerIDs, id) {
 		return true

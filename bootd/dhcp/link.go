@@ -26,7 +26,7 @@ const (
 	bootPort   = 4011
 )
 
-// link is one interface that is served, with its sockets.
+// link is one served interface with its sockets.
 type link struct {
 	name  string
 	index int
@@ -36,11 +36,11 @@ type link struct {
 	boot  *ipv4.PacketConn // port 4011
 	raw   int              // AF_PACKET socket for clients without an address, or -1
 
-	advertiser *advertiser // nil where IPv6 is switched off
+	advertiser *advertiser // nil when IPv6 is disabled
 }
 
-// openLink opens the sockets of one interface. Each is bound to the device, so what it receives came in
-// there, and a broadcast leaves there.
+// openLink opens the sockets of one interface. Each is bound to the device, so
+// it receives and broadcasts only there.
 func openLink(ctx context.Context, name string) (*link, error) {
 	i, err := net.InterfaceByName(name)
 	if err != nil {
@@ -117,8 +117,9 @@ func listenError(name string, port int, err error) error {
 	}
 }
 
-// growReceiveBuffer makes room for a rack that powers on at once: the default holds some 200 packets.
-// Without CAP_NET_ADMIN it stays within net.core.rmem_max; a smaller buffer is no reason not to serve.
+// growReceiveBuffer makes room for a rack that powers on at once: the default
+// holds some 200 packets. Without CAP_NET_ADMIN the size is limited by
+// net.core.rmem_max; a smaller buffer is not an error.
 func growReceiveBuffer(c *net.UDPConn) {
 	const size = 4 << 20
 	raw, err := c.SyscallConn()
@@ -132,8 +133,9 @@ func growReceiveBuffer(c *net.UDPConn) {
 	})
 }
 
-// refresh reads the interface's addresses again. It fails if the interface is gone or is another one by
-// the same name: its sockets are deaf then.
+// refresh reads the interface's addresses again. It fails if the interface was
+// removed or replaced by one of the same name: its sockets then receive
+// nothing.
 func (l *link) refresh() error {
 	i, err := net.InterfaceByName(l.name)
 	if err != nil {
@@ -166,7 +168,7 @@ func (l *link) stop() error {
 	return err
 }
 
-// close releases all sockets; nobody may use the link any more.
+// close closes all sockets; the link must not be used afterwards.
 func (l *link) close() error {
 	var errs []error
 	for _, c := range []*ipv4.PacketConn{l.lease, l.boot} {
@@ -206,7 +208,8 @@ func (l *link) inside(subnet netip.Prefix) netip.Addr {
 	return netip.Addr{}
 }
 
-// source chooses the source address of a reply: the server identifier where the interface has it.
+// source returns the source address of a reply: the server identifier if the
+// interface has it.
 func (l *link) source(server, local netip.Addr) netip.Addr {
 	if l.has(server) {
 		return server

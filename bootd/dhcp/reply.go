@@ -10,8 +10,8 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 )
 
-// newReply starts a reply with all that is echoed: the header, the client's identifiers (RFC 6842, RFC
-// 4578) and what the relay added (RFC 3046).
+// newReply starts a reply with everything that is echoed: the header, the
+// client's identifiers (RFC 6842, RFC 4578) and the relay's options (RFC 3046).
 func newReply(req *dhcpv4.DHCPv4, t dhcpv4.MessageType, server netip.Addr) *dhcpv4.DHCPv4 {
 	r := &dhcpv4.DHCPv4{
 		OpCode:        dhcpv4.OpcodeBootReply,
@@ -34,8 +34,9 @@ func newReply(req *dhcpv4.DHCPv4, t dhcpv4.MessageType, server netip.Addr) *dhcp
 	return r
 }
 
-// newNAK has nothing but the reason. Behind a relay it must be broadcast: the client may not have the
-// address that it asks for (RFC 2131 §4.3.2).
+// newNAK returns a NAK with only the reason. Behind a relay it must be
+// broadcast: the client may not have the address that it requests (RFC 2131
+// §4.3.2).
 func newNAK(req *dhcpv4.DHCPv4, server netip.Addr, reason string) *dhcpv4.DHCPv4 {
 	r := newReply(req, dhcpv4.MessageTypeNak, server)
 	r.UpdateOption(dhcpv4.OptMessage(reason))
@@ -72,7 +73,8 @@ func addNetwork(r *dhcpv4.DHCPv4, a Answer) {
 	}
 }
 
-// addBoot adds what the client is to load, in the form that its firmware understands.
+// addBoot adds the boot file, in the form that the client's firmware
+// understands.
 func addBoot(r *dhcpv4.DHCPv4, c Client, b Boot, proxy bool) {
 	if c.Kind == IPXE && !proxy {
 		// Without this, iPXE waits 2 s for the offer of a proxy server.
@@ -83,7 +85,7 @@ func addBoot(r *dhcpv4.DHCPv4, c Client, b Boot, proxy bool) {
 	}
 	r.ServerIPAddr = b.NextServer.AsSlice()
 	if len(b.Filename) < 128 {
-		r.BootFileName = b.Filename // many ROMs, and U-Boot beside a proxy, read only the header
+		r.BootFileName = b.Filename // many ROMs, and U-Boot with a proxy, read only the header
 	}
 	bootfile := b.Filename
 	switch c.Kind {
@@ -101,8 +103,9 @@ func addBoot(r *dhcpv4.DHCPv4, c Client, b Boot, proxy bool) {
 			setString(r, dhcpv4.OptionClassIdentifier, "PXEClient")
 		}
 	}
-	// EDK2 writes a NUL behind option 67, over the next option, unless the name brings its own; Windows'
-	// DHCP server always sends one, so firmware is used to it.
+	// EDK2 writes a NUL behind option 67, over the next option, unless the name
+	// ends in one; Windows' DHCP server always sends one, so firmware accepts
+	// it.
 	if b.Filename != "" {
 		setString(r, dhcpv4.OptionBootfileName, bootfile)
 	}
@@ -125,7 +128,7 @@ func addStyle(r *dhcpv4.DHCPv4, c Client, s Style, proxy bool) {
 	if s == Direct {
 		vendor[pxeDiscovery] = []byte{8}
 	}
-	if c.Pi { // the ROM searches option 43 for this text and takes no other server
+	if c.Pi { // the ROM searches option 43 for this text and ignores other servers
 		vendor[pxeMenu] = []byte("\x00\x00\x11Raspberry Pi Boot")
 		vendor[pxeMenuPrompt] = []byte("\x00PXE")
 	}
@@ -157,8 +160,9 @@ func echoBootItem(r, req *dhcpv4.DHCPv4) {
 	r.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = append(own, 0xff)
 }
 
-// encode fits the reply into what the client can receive (option 57; RFC 2131 §2 promises 576 bytes with
-// the 28 of IP and UDP), leaving out what it can best do without.
+// encode fits the reply into the client's limit (option 57; RFC 2131 §2
+// guarantees 576 bytes including 28 of IP and UDP), and omits the least
+// important options.
 func encode(r, req *dhcpv4.DHCPv4) []byte {
 	limit := 576
 	if n, err := req.MaxMessageSize(); err == nil && n > 576 {

@@ -18,13 +18,13 @@ import (
 	"github.com/rackweft/rackweft/internal/prom"
 )
 
-// Config says where and how a Server works. Only Interfaces must be set.
+// Config configures a Server. Only Interfaces is required.
 type Config struct {
 	Interfaces []string      // to listen on, by name; relays may send to any of them
-	ServerIDs  []netip.Addr  // addresses that Answers name as Server and that no interface has
-	Workers    int           // packets answered at the same time; 64 if 0
-	Queue      int           // packets waiting for a worker before new ones are dropped; 4096 if 0
-	Timeout    time.Duration // for one decision; 5 s if 0. Clients repeat after 4 s.
+	ServerIDs  []netip.Addr  // addresses that Answers may name as Server although no interface has them
+	Workers    int           // packets answered concurrently. Default: 64
+	Queue      int           // packets that may wait for a worker; more are dropped. Default: 4096
+	Timeout    time.Duration // for one decision. Default: 5 s. Clients repeat after 4 s.
 	Log        *slog.Logger
 	Metrics    prometheus.Registerer // holds the server's metrics while it runs; nil for none
 }
@@ -43,10 +43,11 @@ type Server struct {
 	ready   chan struct{}
 }
 
-// maxPacket is more than any request: clients are told of no MTU above 1500 yet.
+// maxPacket is more than any request: clients do not know an MTU above 1500
+// yet.
 const maxPacket = 1536
 
-// New makes a Server that runs once.
+// New returns a Server that runs once.
 func New(cfg Config, d Decider) (*Server, error) {
 	if len(cfg.Interfaces) == 0 {
 		return nil, errors.New("dhcp: no interface to listen on: name one with --interface, or in a Subnet")
@@ -77,8 +78,9 @@ func New(cfg Config, d Decider) (*Server, error) {
 // Ready is closed when all sockets listen.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// Run listens and answers until ctx ends; then it finishes what it has begun and returns nil. It returns
-// an error if it cannot listen, or if an interface disappears or is replaced: run a new Server then.
+// Run listens and answers until ctx ends; then it finishes pending answers and
+// returns nil. It returns an error if it cannot listen, or if an interface is
+// removed or replaced: run a new Server then.
 func (s *Server) Run(ctx context.Context) error {
 	unregister, err := prom.Register(s.cfg.Metrics, s.metrics.all()...)
 	if err != nil {
@@ -127,7 +129,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// watch waits for the end, and keeps the interfaces' addresses up to date meanwhile.
+// watch waits for the end, and keeps the interfaces' addresses up to date.
 func (s *Server) watch(ctx context.Context, failed <-chan error) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
@@ -155,8 +157,9 @@ func (s *Server) closeLinks() {
 	}
 }
 
-// read queues the packets of one socket until it is stopped. When the queue is full the newest packet is
-// dropped: those before it are older by milliseconds, and their senders wait longer already.
+// read queues the packets of one socket until it is stopped. When the queue is
+// full the newest packet is dropped: the senders of older ones have waited
+// longer.
 func (s *Server) read(l *link, conn *ipv4.PacketConn, boot bool) error {
 	const batch = 32
 	messages := make([]ipv4.Message, batch)
@@ -189,12 +192,14 @@ func (s *Server) read(l *link, conn *ipv4.PacketConn, boot bool) error {
 	}
 }
 
-// buffer returns a buffer of maxPacket bytes, one of which is out of the socket's reach.
+// buffer returns a buffer of maxPacket bytes, of which the socket cannot fill
+// the last.
 func (s *Server) buffer() []byte {
 	return (*s.buffers.Get().(*[]byte))[:maxPacket-1]
 }
 
-// inbound describes a received message; it is false for what cannot be a DHCP request.
+// inbound describes a received message; it returns false for one that cannot be
+// a DHCP request.
 func (l *link) inbound(m *ipv4.Message, boot bool) (inbound, bool) {
 	from, ok := m.Addr.(*net.UDPAddr)
 	if !ok || m.N >= maxPacket-1 {
