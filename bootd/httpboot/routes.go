@@ -83,7 +83,7 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) pointer(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet { // a HEAD takes nothing, and Ignition sends none
+	if r.Method != http.MethodGet { // a HEAD transfers nothing, and Ignition sends none
 		say(w, r, http.StatusMethodNotAllowed, "GET it")
 		return
 	}
@@ -106,7 +106,7 @@ func (s *Server) pointer(w http.ResponseWriter, r *http.Request) {
 	p.Sent(mark.Arrived(r.Context()))
 }
 
-// fail tells a client why it gets nothing.
+// fail sends a client the reason for an error.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, c Client, what string, err error) {
 	var hold *Hold
 	var refusal *Refusal
@@ -123,15 +123,16 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, c Client, what str
 		}
 		s.deny(w, r, status, "refused: "+refusal.Reason, 30*time.Second)
 	default:
-		s.complain("httpboot: a decision failed; the machine is told to ask again",
+		s.complain("httpboot: a decision failed; the machine will retry",
 			"what", what, "mac", c.MAC.String(), "peer", c.Addr, "error", err)
 		s.deny(w, r, http.StatusServiceUnavailable, "bootd cannot decide now; its log says why", 0)
 	}
 }
 
-// deny answers with a reason. iPXE prints no body of an error, and asks again by itself, silently, after
-// a 503 with Retry-After. Therefore the first-stage script asks (held=script) for the reason to come as a
-// script that prints it, waits and starts over.
+// deny answers with a reason. iPXE does not print the body of an error, and
+// retries silently after a 503 with Retry-After. Therefore the first-stage
+// script requests (held=script) the reason as a script that prints it, waits
+// and starts over.
 func (s *Server) deny(w http.ResponseWriter, r *http.Request, status int, reason string, wait time.Duration) {
 	if wait <= 0 {
 		wait = 5 * time.Second
@@ -166,7 +167,7 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request) {
 	s.send(w, r, f, st.ModTime(), Transfer{File: name, Size: st.Size()})
 }
 
-// noSuchFile reports whether an error says that no file can have such a name.
+// noSuchFile reports whether an error means that a file name is invalid.
 func noSuchFile(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) || errors.Is(err, syscall.ENAMETOOLONG) || errors.Is(err, syscall.ENOTDIR)
 }
@@ -215,7 +216,7 @@ func (s *Server) blob(w http.ResponseWriter, r *http.Request) {
 	s.send(w, r, asset.Content, asset.ModTime, Transfer{Digest: digest, Size: asset.Size})
 }
 
-// send answers with content, or the part that is asked for.
+// send answers with content, or with the requested part of it.
 func (s *Server) send(w http.ResponseWriter, r *http.Request, content io.ReadSeeker, modTime time.Time, t Transfer) {
 	t.Peer, t.UserAgent, t.Total = peerOf(r), r.UserAgent(), t.Size
 	now := time.Now()
@@ -230,7 +231,7 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, content io.ReadSee
 	}
 	http.ServeContent(tw, r, "", modTime, content)
 	if r.Method != http.MethodGet || tw.status >= http.StatusMultipleChoices {
-		return // no bytes were due
+		return // the response has no body
 	}
 	tw.t.Duration = time.Since(now)
 	if tw.t.Err == nil && tw.t.Sent < tw.t.Total {
@@ -264,7 +265,7 @@ func say(w http.ResponseWriter, r *http.Request, status int, line string) {
 	reply(w, r, status, "text/plain; charset=utf-8", []byte(line+"\n"))
 }
 
-// reply answers with a body that was made for this request.
+// reply answers with a body that was created for this request.
 func reply(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
 	h := w.Header()
 	h.Set("Content-Type", contentType)

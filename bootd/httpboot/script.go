@@ -36,20 +36,23 @@ const maxArgs = 2047
 
 var (
 	goodName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-	// goodURL has none of what iPXE would split, expand or end a command at. A path holds no colon: iPXE
-	// takes what is before the first one for the scheme, wherever it is.
+	// goodURL excludes characters that iPXE would split, expand or end a
+	// command at. A path has no colon: iPXE takes everything before the first
+	// one for the scheme.
 	goodURL = regexp.MustCompile(`^((https?|tftp)://[A-Za-z0-9._~:/?&=%@+,\[\]-]*|/[A-Za-z0-9._~/?&=%@+,-]*)$`)
 )
 
-// Text is the Script as iPXE reads it, or why it cannot be.
+// Text returns the Script as iPXE reads it, or an error if that is impossible.
 func (s Script) Text() (string, error) { return s.text() }
 
-// text is the Script as iPXE reads it. iPXE has no quotes: it expands ${…}, splits a line at white space,
-// and ends a command at a word that is "||", "&&" or ";", or begins with "#". What would be changed or
-// cut by that is an error here.
+// text returns the Script as iPXE reads it. iPXE has no quotes: it expands
+// ${…}, splits a line at white space, and ends a command at a word that is
+// "||", "&&" or ";", or begins with "#". Values that this would change are an
+// error.
 //
-// Whatever fails on the machine, it frees the images, waits and starts over at /boot.ipxe. It never falls
-// through to the firmware's next boot device, which could be an old disk.
+// If anything fails on the machine, the script frees the images, waits and
+// starts over at /boot.ipxe. It never falls through to the firmware's next boot
+// device, which could be an old disk.
 func (s Script) text() (string, error) {
 	var b strings.Builder
 	b.WriteString("#!ipxe\n")
@@ -86,8 +89,8 @@ func (s Script) writeBoot(b *strings.Builder) error {
 		if !goodURL.MatchString(rd.URL) {
 			return fmt.Errorf("iPXE script: initrd URL %q: only http, https, tftp or a path, without spaces, $ or #", rd.URL)
 		}
-		// A kernel with an EFI stub finds its initrd by this name in iPXE's own file system; a BIOS gets it
-		// from iPXE anyhow.
+		// A kernel with an EFI stub finds its initrd by this name in iPXE's
+		// file system; a BIOS gets it from iPXE anyway.
 		words = append(words, "initrd="+rd.Name)
 		fmt.Fprintf(&fetch, "initrd --name %s %s || goto failed\n", rd.Name, rd.URL)
 	}
@@ -107,7 +110,7 @@ func (s Script) writeBoot(b *strings.Builder) error {
 	return nil
 }
 
-// argWords splits one kernel argument as iPXE will.
+// argWords splits one kernel argument as iPXE does.
 func argWords(arg string) ([]string, error) {
 	for _, c := range []byte(arg) {
 		if c < ' ' || c > '~' {
@@ -133,7 +136,8 @@ func endsCommand(word string) bool {
 	return word == "||" || word == "&&" || word == ";" || strings.HasPrefix(word, "#")
 }
 
-// waitScript says why a machine waits, waits, and asks again.
+// waitScript returns a script that prints why a machine waits, waits, and tries
+// again.
 func waitScript(reason string, wait time.Duration) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "#!ipxe\necho rackweft: %s\necho rackweft: next try in %d s\n", echoText(reason), seconds(wait))
@@ -145,16 +149,16 @@ func writeRestart(b *strings.Builder, wait time.Duration) {
 	fmt.Fprintf(b, ":again\nimgfree\nsleep %d\nchain --replace --autofree /boot.ipxe || goto again\n", seconds(wait))
 }
 
-// seconds rounds up to what iPXE and Retry-After can say.
+// seconds rounds up to the whole seconds of iPXE and Retry-After.
 func seconds(d time.Duration) int {
 	return max(1, int((d+time.Second-1)/time.Second))
 }
 
-// maxEcho bounds what is printed of a reason.
+// maxEcho bounds the printed part of a reason.
 const maxEcho = 400
 
-// echoText makes any text into words that iPXE's echo prints as they are. The caller puts a word before
-// it, so that it cannot begin with a dash.
+// echoText turns any text into words that iPXE's echo prints unchanged. The
+// caller puts a word in front, so that it cannot begin with a dash.
 func echoText(s string) string {
 	clean := strings.Map(func(r rune) rune {
 		switch {

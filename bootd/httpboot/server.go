@@ -20,22 +20,23 @@ import (
 	"github.com/rackweft/rackweft/internal/receipt"
 )
 
-// Config says where and how a Server works. Decider and Assets must be set.
+// Config configures a Server. Decider and Assets are required.
 type Config struct {
-	Listen  netip.AddrPort // TCP; port 8080 of all IPv4 addresses if zero
+	Listen  netip.AddrPort // TCP. Default: port 8080 of all IPv4 addresses
 	Decider Decider
 	Assets  Assets
 	Files   fs.FS // the iPXE binaries, by name; nil for none
 
-	MaxConns        int // open connections; 4096 if 0
-	MaxConnsPerPeer int // of one address; 32 if 0
-	// Known reports whether an address is a registered Machine's: a quarter of MaxConns is for those alone.
-	// nil: none is.
+	MaxConns        int // open connections. Default: 4096
+	MaxConnsPerPeer int // per address. Default: 32
+	// Known reports whether an address is a registered Machine's: a quarter of
+	// MaxConns is reserved for those. nil: none is.
 	Known        func(netip.Addr) bool
-	WriteTimeout time.Duration // in which a client must take 512 KiB; 60 s if 0
+	WriteTimeout time.Duration // for a client to receive 512 KiB. Default: 60 s
 
-	// Observe is called once for every GET of a file or blob, when it has ended. Progress is called at most
-	// once a second while it runs; the Transfer has the last word. Both must return quickly.
+	// Observe is called once for every GET of a file or blob, when it has
+	// ended. Progress is called at most once a second while it runs. Both must
+	// return quickly.
 	Observe  func(Transfer)
 	Progress func(Transfer)
 	Log      *slog.Logger
@@ -46,18 +47,19 @@ type Config struct {
 type Server struct {
 	cfg        Config
 	metrics    *metrics
-	complaints *rate.Limiter // anyone can ask for anything, which must not flood the log
+	complaints *rate.Limiter // any client can cause messages, which must not flood the log
 
 	conns receipt.Conns
 	ready chan struct{}
 	addr  netip.AddrPort
 }
 
-// stopAfter is how long requests may go on when the server stops: long enough for scripts, too short for
-// images, which clients resume or ask for again.
+// stopAfter is how long requests may continue when the server stops: long
+// enough for scripts, too short for images, which clients resume or request
+// again.
 const stopAfter = 2 * time.Second
 
-// New makes a Server that runs once.
+// New returns a Server that runs once.
 func New(cfg Config) (*Server, error) {
 	if cfg.Decider == nil || cfg.Assets == nil {
 		return nil, errors.New("httpboot: no decider or no assets")
@@ -94,7 +96,8 @@ func (s *Server) Addr() netip.AddrPort {
 	return s.addr
 }
 
-// Run listens and answers until ctx ends, and returns nil then, after two seconds at most.
+// Run listens and answers until ctx ends, and then returns nil within two
+// seconds.
 func (s *Server) Run(ctx context.Context) error {
 	unregister, err := prom.Register(s.cfg.Metrics, s.metrics.all()...)
 	if err != nil {
@@ -121,7 +124,7 @@ func (s *Server) Run(ctx context.Context) error {
 		ConnContext:       s.conns.Context,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      s.cfg.WriteTimeout, // transferWriter moves it on
+		WriteTimeout:      s.cfg.WriteTimeout, // extended by transferWriter
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),

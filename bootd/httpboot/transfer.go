@@ -8,29 +8,32 @@ import (
 	"time"
 )
 
-// Transfer is a file or blob on its way to a client, or the end of that.
+// Transfer is the progress or the end of sending a file or blob.
 type Transfer struct {
 	Peer      netip.AddrPort
 	Digest    string // of a blob, "sha256:…"; else empty
 	File      string // name of a boot file; else empty
 	UserAgent string
-	Offset    int64 // where the requested part begins
+	Offset    int64 // offset of the requested part
 	Total     int64 // bytes of the requested part
-	Sent      int64 // of it; what the kernel has taken may still be on its way
+	Sent      int64 // bytes of it that the kernel has accepted, which may still be in transit
 	Size      int64 // of the whole file
 	Duration  time.Duration
-	Err       error // why it ended early; nil while it runs, and if all was sent
+	Err       error // why it ended early; nil while it runs, and if everything was sent
 }
 
-// Whole tells whether the client has got the file to its last byte, in one piece or by resuming.
+// Whole reports whether the client has received the file to its last byte, in
+// one transfer or by resuming.
 func (t Transfer) Whole() bool {
 	return t.Err == nil && t.Sent == t.Total && t.Offset+t.Total == t.Size
 }
 
-// chunk is how much must be sent within one write timeout: at 60 s no less than 9 kB/s.
+// chunk is how much must be sent within one write timeout: at 60 s at least 9
+// kB/s.
 const chunk = 512 << 10
 
-// transferWriter passes a body on, gives the client new time with every chunk that it takes, and counts.
+// transferWriter forwards a body, extends the client's deadline with every
+// chunk that it accepts, and counts.
 type transferWriter struct {
 	http.ResponseWriter
 	control  *http.ResponseController
@@ -43,7 +46,8 @@ type transferWriter struct {
 	t      Transfer
 }
 
-// WriteHeader takes from the headers that http.ServeContent has set what part it is going to send.
+// WriteHeader derives the part to be sent from the headers that
+// http.ServeContent has set.
 func (w *transferWriter) WriteHeader(status int) {
 	w.status = status
 	if status == http.StatusPartialContent {
@@ -56,9 +60,10 @@ func (w *transferWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// ReadFrom is what http.ServeContent calls, with an *io.LimitedReader over the content. The chunks are
-// again an *io.LimitedReader directly over the content: package net looks for an *os.File exactly there,
-// and then uses sendfile(2).
+// ReadFrom is called by http.ServeContent with an *io.LimitedReader over the
+// content. The chunks are again an *io.LimitedReader directly over the content,
+// because package net looks for an *os.File exactly there, and then uses
+// sendfile(2).
 func (w *transferWriter) ReadFrom(src io.Reader) (int64, error) {
 	left := int64(1<<63 - 1)
 	limited, ok := src.(*io.LimitedReader)
