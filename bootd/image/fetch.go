@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// headerTime is how long a source may think, stallTime how long it may take
-	// for the next stride bytes, and fetchTime for all.
+	// headerTime bounds the wait for a response, stallTime that for the next
+	// stride bytes, and fetchTime the whole fetch.
 	headerTime = 30 * time.Second
 	stallTime  = time.Minute
 	stride     = 1 << 20
@@ -28,14 +28,14 @@ const (
 )
 
 var (
-	// errFetch says that a source did not give what was asked for. Nothing more is shown to people: the
-	// answers of what bootd can reach are not theirs to read.
+	// errFetch means that a source did not return the file. The response is not
+	// shown to users: they must not read what only bootd can reach.
 	errFetch = errors.New("fetch")
-	// errFetching says that it is not known yet.
+	// errFetching means that the result is not known yet.
 	errFetching = errors.New("is being fetched")
 )
 
-// fetch downloads a file, unless that went wrong a moment ago.
+// fetch downloads a file, unless that has failed recently.
 func (c *Controller) fetch(ctx context.Context, key fetchKey) (int64, error) {
 	c.mu.Lock()
 	last, failed := c.fetches[key]
@@ -53,7 +53,7 @@ func (c *Controller) fetch(ctx context.Context, key fetchKey) (int64, error) {
 	}
 	next := failure{err: err, fails: last.fails + 1, shown: start.Add(c.withhold()), until: time.Now().Add(min(15*time.Second<<min(last.fails, 6), 10*time.Minute))}
 	if errors.Is(err, blob.ErrNoSpace) {
-		next.shown = start // it says something of this machine, not of the source
+		next.shown = start // the failure is of this machine, not of the source
 	}
 	if len(c.fetches) >= maxFailures {
 		maps.DeleteFunc(c.fetches, func(_ fetchKey, f failure) bool { return time.Now().After(f.until) })
@@ -69,7 +69,7 @@ func (c *Controller) withhold() time.Duration {
 	return headerTime
 }
 
-// show is a failure as people may read it.
+// show returns a failure as users may see it.
 func (f failure) show(key fetchKey) error {
 	where := shown(key.source)
 	switch {
@@ -95,11 +95,11 @@ func (c *Controller) download(ctx context.Context, key fetchKey) (int64, error) 
 	return size, err
 }
 
-// get asks the source and stores its answer, if that has the digest.
+// get requests the file and stores it if it has the digest.
 func (c *Controller) get(ctx context.Context, key fetchKey, alive func()) (int64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, key.source, nil)
 	if err != nil {
-		return 0, errors.New("it is no URL")
+		return 0, errors.New("invalid URL")
 	}
 	resp, err := c.client.Do(req)
 	if err != nil {
@@ -113,8 +113,7 @@ func (c *Controller) get(ctx context.Context, key fetchKey, alive func()) (int64
 	return size, err
 }
 
-// shown is a source as people may read it: what stands behind a ? may be a
-// password.
+// shown returns a source as users may see it: the query may contain a password.
 func shown(source string) string {
 	where, _, hides := strings.Cut(source, "?")
 	if hides {
@@ -123,8 +122,8 @@ func shown(source string) string {
 	return where
 }
 
-// plain takes the URL, which may hold a password, out of an error, and puts in
-// why the request was broken off.
+// plain removes the URL, which may contain a password, from an error, and adds
+// why the request was cancelled.
 func plain(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -136,7 +135,8 @@ func plain(ctx context.Context, err error) error {
 	return err
 }
 
-// progress reports every stride of bytes that has come, and ends what has too many.
+// progress reports every stride of received bytes, and fails when there are too
+// many.
 type progress struct {
 	r     io.Reader
 	left  int64

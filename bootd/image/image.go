@@ -1,6 +1,6 @@
-// Package image owns the readiness of Images: every file that an Image names is
-// held as a blob and has the digest that the Image says. Files with an http(s)
-// source are fetched; the others are uploaded by weftctl: bootd opens no path that
+// Package image decides whether Images are ready: every file that an Image
+// names must exist as a blob with the Image's digest. Files with an http(s)
+// source are fetched; others are uploaded by weftctl: bootd opens no path that
 // an Image names.
 package image
 
@@ -22,19 +22,19 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Controller keeps the Ready condition of Images true to the blobs.
+// Controller keeps the Ready condition of Images up to date with the blobs.
 type Controller struct {
 	control.Env
 	Blobs *blob.Store
-	// Sources says where files may be fetched from.
+	// Sources restricts where files may be fetched from.
 	Sources Sources
-	// Withhold is how long after the start of a fetch it is not shown that it failed: how
-	// long it took would say whether a port is open. Default: 30 s.
+	// Withhold is how long after the start of a fetch a failure is not shown:
+	// its time would reveal whether a port is open. Default: 30 s.
 	Withhold time.Duration
 
 	client  *http.Client
 	mu      sync.Mutex
-	fetches map[fetchKey]failure // that went wrong, so that a source is not asked all the time
+	fetches map[fetchKey]failure // recent failures, so that a source is not requested all the time
 }
 
 type fetchKey struct {
@@ -49,7 +49,7 @@ type failure struct {
 	fails int
 }
 
-// Control is the controller as it runs.
+// Control returns the controller to run.
 func (c *Controller) Control() *control.Controller[*api.Image] {
 	c.forget()
 	return &control.Controller[*api.Image]{
@@ -61,7 +61,7 @@ func (c *Controller) Control() *control.Controller[*api.Image] {
 	}
 }
 
-// naming are the Images that name a blob.
+// naming returns the Images that name a blob.
 func (c *Controller) naming(d blob.Digest) (images []string) {
 	for _, img := range store.CachedList[api.Image](c.Cache) {
 		for _, f := range img.Spec.Files {
@@ -81,11 +81,11 @@ func (c *Controller) forget() {
 }
 
 const (
-	// recheck is how often an Image that lacks a file is looked at again: people
-	// wait for the end of their upload.
+	// recheck is how often an Image that lacks a file is checked: users wait
+	// for the end of their upload.
 	recheck = 5 * time.Second
-	// recheckReady is how often one that is complete is looked at again: blobs
-	// can be deleted.
+	// recheckReady is how often a complete Image is checked: blobs can be
+	// deleted.
 	recheckReady = 5 * time.Minute
 )
 
@@ -127,7 +127,7 @@ func reasonOf(err error) string {
 	return "FileMissing"
 }
 
-// collect makes sure of every file and says how large each is.
+// collect checks or fetches every file and returns its size.
 func (c *Controller) collect(ctx context.Context, img *api.Image) (map[string]api.ImageFileStatus, error) {
 	files := map[string]api.ImageFileStatus{}
 	var errs []error

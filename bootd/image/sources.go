@@ -13,13 +13,13 @@ import (
 	"syscall"
 )
 
-// Sources says where files may be fetched from: whoever writes an Image chooses the URL, and bootd
-// reaches what that person does not.
+// Sources restricts where files may be fetched from: the author of an Image
+// chooses the URL, and bootd can reach addresses that the author cannot.
 type Sources struct {
-	// Allow opens what is closed otherwise.
+	// Allow lists exceptions.
 	Allow []Allowed
-	// Barred says what of the site's own a host name or an address is, such as a BMC; empty for
-	// everything else. It may be nil.
+	// Barred returns what a host name or an address belongs to in the site,
+	// such as a BMC; empty for everything else. It may be nil.
 	Barred func(host string, a netip.Addr) string
 }
 
@@ -30,7 +30,8 @@ type Allowed struct {
 	Port   uint16 // 0: all
 }
 
-// ParseAllow reads prefixes, addresses and names, each with a :port or without.
+// ParseAllow parses prefixes, addresses and names, each with or without a
+// :port.
 func ParseAllow(list []string) ([]Allowed, error) {
 	all := make([]Allowed, 0, len(list))
 	for _, text := range list {
@@ -71,10 +72,11 @@ func only(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, a.BitLen())
 }
 
-// canonical is a host name as names are compared.
+// canonical returns a host name in the form for comparison.
 func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
 
-// matches reports whether an entry opens an address that a URL with this host has led to.
+// matches reports whether an entry allows an address that a URL with this host
+// has resolved to.
 func (a Allowed) matches(host string, to netip.AddrPort) bool {
 	if a.Port != 0 && a.Port != to.Port() {
 		return false
@@ -85,7 +87,7 @@ func (a Allowed) matches(host string, to netip.AddrPort) bool {
 	return a.Prefix.Contains(to.Addr().WithZone(""))
 }
 
-// check refuses what bootd must not connect to for an Image.
+// check refuses an address that bootd must not connect to for an Image.
 func (s Sources) check(host string, to netip.AddrPort) error {
 	a := to.Addr().Unmap()
 	to = netip.AddrPortFrom(a, to.Port())
@@ -102,7 +104,8 @@ func (s Sources) check(host string, to netip.AddrPort) error {
 	return fmt.Errorf("bootd does not fetch from %s, %s: images.allow in its configuration opens it", a, what)
 }
 
-// closed says why bootd does not connect to an address by itself; empty when it does.
+// closed returns why bootd does not connect to an address by default; empty
+// when it does.
 func (s Sources) closed(host string, a netip.Addr) string {
 	what := special(a)
 	if what == "" {
@@ -114,7 +117,7 @@ func (s Sources) closed(host string, a netip.Addr) string {
 	return what
 }
 
-// special says why an address is nobody's who serves files; empty for the others.
+// special returns why an address cannot be a file server's; empty for others.
 func special(a netip.Addr) string {
 	a = a.WithZone("")
 	switch {
@@ -140,7 +143,8 @@ type reservedRange struct {
 	what   string
 }
 
-// reserved are addresses outside of those classes: of nobody, and of clouds' metadata services.
+// reserved are further ranges: unassigned addresses, and clouds' metadata
+// services.
 func reserved() []reservedRange {
 	const metadata = "a cloud's metadata service"
 	return []reservedRange{
@@ -154,7 +158,8 @@ func reserved() []reservedRange {
 	}
 }
 
-// embedded is the IPv4 address that a translated or tunnelled IPv6 one leads to.
+// embedded returns the IPv4 address that a translated or tunnelled IPv6 address
+// leads to.
 func embedded(a netip.Addr) netip.Addr {
 	if !a.Is6() {
 		return netip.Addr{}
@@ -169,7 +174,8 @@ func embedded(a netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// own says that an address is this machine's. Without knowing, it might be any.
+// own reports that an address is this machine's. If that is unknown, it might
+// be any.
 func own(a netip.Addr) string {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -183,8 +189,9 @@ func own(a netip.Addr) string {
 	return ""
 }
 
-// client asks through no proxy, whose view of the network would be another, and checks every address at
-// the moment of connecting: after names are resolved, and again at each redirect.
+// client uses no proxy, whose view of the network would differ, and checks
+// every address when connecting: after names are resolved, and at each
+// redirect.
 func (s Sources) client() *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
