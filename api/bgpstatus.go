@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// BGPStatus is what a host reports of its speaker: at first, when a session
-// changes its state, and else every few seconds while counters move. It is kept
-// in memory only.
+// BGPStatus is a host's report about its speaker: sent at first, when a session
+// changes its state, and otherwise every few seconds while counters change. It
+// is kept in memory only.
 type BGPStatus struct {
 	Role       string             `json:"role,omitzero" enum:"client,reflector" doc:"Whether the host reflects routes."`
 	Sessions   []BGPSession       `json:"sessions,omitempty" doc:"Sessions of the host's own speaker."`
@@ -15,21 +15,21 @@ type BGPStatus struct {
 	Kernel     int                `json:"kernel,omitzero" doc:"Routes in the kernel."`
 	Unresolved int                `json:"unresolved,omitzero" doc:"Routes whose next hop the kernel cannot reach."`
 	Services   []BGPServiceStatus `json:"services,omitempty" doc:"Addresses of Services that this host has."`
-	// Routes are the best ones of a reflector, by prefix, at most MaxBGPRoutes;
-	// other hosts report none.
+	// Routes are the best routes of a reflector, by prefix, at most
+	// MaxBGPRoutes; other hosts report none.
 	Routes  []BGPRoute `json:"routes,omitempty" doc:"The best ones of a reflector, by prefix."`
 	Omitted int        `json:"omitted,omitzero" doc:"Routes beyond those that are listed."`
 	// Networks are the speakers inside Networks, by name.
 	Networks []BGPNetworkStatus `json:"networks,omitempty" doc:"Of the host's speakers inside Networks, by name."`
-	// Reported is bootd's, filled in at receipt.
+	// Reported is set by bootd on receipt.
 	Reported time.Time `json:"reported,omitzero" doc:"When bootd received it."`
 }
 
-// BGPNetworkStatus is how a speaker inside a Network stands on one host.
+// BGPNetworkStatus is the state of a speaker inside a Network on one host.
 type BGPNetworkStatus struct {
 	Network string `json:"network" doc:"Name of the Network."`
 	// Sessions are with guests and with the Network's speakers on other hosts.
-	// One that has never come up is left out.
+	// A session that has never come up is omitted.
 	Sessions   []BGPSession `json:"sessions,omitempty" doc:"Sessions with guests and with the Network's speakers on other hosts; one that never came up is left out."`
 	Kernel     int          `json:"kernel,omitzero" doc:"Routes in the kernel."`
 	Unresolved int          `json:"unresolved,omitzero" doc:"Routes whose next hop the kernel cannot reach."`
@@ -39,7 +39,7 @@ type BGPNetworkStatus struct {
 // MaxBGPRoutes is how many routes a report lists.
 const MaxBGPRoutes = 2000
 
-// BGPSession is one session as one end of it sees it.
+// BGPSession is one session as reported by one end.
 type BGPSession struct {
 	Peer       string     `json:"peer" doc:"Name of the neighbour in the bgp part."`
 	Address    netip.Addr `json:"address,omitzero" doc:"Address of the neighbour."`
@@ -73,17 +73,17 @@ const (
 	ServiceWithdrawn  = "withdrawn"
 )
 
-// BGPAudit has a reflector compare what a neighbour has received with what it
-// was told, and tell it all again where they differ.
+// BGPAudit makes a reflector compare what a neighbour has received with what
+// was advertised to it, and advertise everything again when they differ.
 type BGPAudit struct {
 	Neighbor string `json:"neighbor"`
 	Received int    `json:"received"`
 	Digest   string `json:"digest"`
-	// Digested tells one digest from the next that is the same.
+	// Digested distinguishes consecutive digests that are equal.
 	Digested time.Time `json:"digested"`
 }
 
-// BGPEstablished is the State of a session that works.
+// BGPEstablished is the State of a session that is up.
 const BGPEstablished = "established"
 
 // BGPRoute is one route of a Zone.
@@ -95,7 +95,7 @@ type BGPRoute struct {
 	Stale   bool         `json:"stale,omitzero" doc:"Kept over a restart of the neighbour (RFC 4724, 9494)."`
 }
 
-// ZoneSessions is what bootd knows of a Zone's sessions.
+// ZoneSessions is bootd's view of a Zone's sessions.
 type ZoneSessions struct {
 	Zone     string        `json:"zone"`
 	Sessions []ZoneSession `json:"sessions"`
@@ -103,39 +103,40 @@ type ZoneSessions struct {
 	Inside []NetworkSession `json:"inside,omitempty" doc:"Sessions inside of Networks whose guests peer, by Network and host."`
 }
 
-// NetworkSession is a session of a host's speaker inside of a Network: with a
-// guest, or with another host's.
+// NetworkSession is a session of a host's speaker inside a Network: with a
+// guest, or with another host's speaker.
 type NetworkSession struct {
 	Network string     `json:"network"`
 	Host    string     `json:"host"`
 	Session BGPSession `json:"session"`
 }
 
-// ZoneSession is one session that is to be, and what its ends say of it.
+// ZoneSession is one expected session, and the reports of its ends.
 type ZoneSession struct {
 	Host    string      `json:"host" doc:"The reflector."`
 	Session BGPSession  `json:"session" doc:"As the reflector reports it; its state is empty when that has reported nothing."`
 	Other   *BGPSession `json:"other,omitempty" doc:"As the other host reports it."`
-	// Message says what is wrong, where the ends alone do not.
+	// Message describes a fault that the reports of the ends do not show.
 	Message string `json:"message,omitzero"`
 }
 
-// ZoneRoutes is what the reflectors of a Zone have.
+// ZoneRoutes are the routes of a Zone's reflectors.
 type ZoneRoutes struct {
 	Zone   string      `json:"zone"`
 	Routes []ZoneRoute `json:"routes"`
-	// Omitted counts what the reflectors did not list.
+	// Omitted counts routes that the reflectors did not list.
 	Omitted int `json:"omitted,omitzero"`
 }
 
-// ZoneRoute is a route that a host is to originate, or that an uplink told.
+// ZoneRoute is a route that a host should originate, or that an uplink
+// advertised.
 type ZoneRoute struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	NextHop netip.Addr   `json:"nextHop,omitzero"`
 	Origin  string       `json:"origin" doc:"The host that originates it, or the uplink."`
 	Network string       `json:"network,omitzero" doc:"The Network that has it as a lease."`
 	Service string       `json:"service,omitzero" doc:"The Service that has it as an address."`
-	// Loopback says that it is the host's own address.
+	// Loopback: it is the host's own address.
 	Loopback bool `json:"loopback,omitzero"`
 	Wanted   bool `json:"wanted" doc:"A host is to originate it."`
 	// State is of a Service's address, as the host reports it.
@@ -145,19 +146,19 @@ type ZoneRoute struct {
 	Stale  bool     `json:"stale,omitzero"`
 }
 
-// BGPTest is what the Zone's policies make of one prefix from one host, or from
-// an uplink.
+// BGPTest is the result of a Zone's policies for one prefix from one host, or
+// from an uplink.
 type BGPTest struct {
 	Zone   string       `json:"zone"`
 	From   string       `json:"from"`
 	Prefix netip.Prefix `json:"prefix"`
-	// Accepted says whether any reflector takes it.
+	// Accepted: at least one reflector accepts it.
 	Accepted   bool            `json:"accepted"`
 	Reason     string          `json:"reason" doc:"What decides, in a sentence."`
 	Reflectors []BGPTestAnswer `json:"reflectors,omitempty"`
 }
 
-// BGPTestAnswer is what one reflector makes of it.
+// BGPTestAnswer is the decision of one reflector.
 type BGPTestAnswer struct {
 	Reflector string          `json:"reflector"`
 	Accepted  bool            `json:"accepted"`
@@ -165,7 +166,8 @@ type BGPTestAnswer struct {
 	Told      []BGPTestExport `json:"told,omitempty" doc:"Who is told."`
 }
 
-// BGPTestExport is one neighbour, or all hosts, that a route is told to or not.
+// BGPTestExport is one neighbour, or all hosts, and whether a route is
+// advertised to it.
 type BGPTestExport struct {
 	To     string `json:"to"`
 	Told   bool   `json:"told"`

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// ClientConfig says where bootd is and who is asking.
+// ClientConfig is the address of bootd and the client's credentials.
 type ClientConfig struct {
 	// Server is unix:///run/rackweft/bootd.sock or https://host:8443.
 	Server string
@@ -30,19 +30,19 @@ type ClientConfig struct {
 	Token             string
 }
 
-// OutcomeHeader of the answer to a PUT or POST of an object says what the write
+// OutcomeHeader, in the answer to a PUT or POST of an object, is what the write
 // did, or would do.
 const OutcomeHeader = "Rackweft-Outcome"
 
-// What a write did.
+// Outcomes of a write.
 const (
 	OutcomeCreated    = "created"
 	OutcomeConfigured = "configured"
 	OutcomeUnchanged  = "unchanged"
 )
 
-// idleConns is how many connections a unix socket keeps for the next calls. Over
-// TLS one connection carries them all.
+// idleConns is how many idle connections to a unix socket are kept. Over TLS
+// all calls share one connection.
 const idleConns = 64
 
 // Client talks to bootd. It is safe for concurrent use.
@@ -52,7 +52,7 @@ type Client struct {
 	http  *http.Client
 }
 
-// NewClient prepares a client; nothing is sent before the first call.
+// NewClient returns a client; it connects at the first call.
 func NewClient(c ClientConfig) (*Client, error) {
 	if path, ok := strings.CutPrefix(c.Server, "unix://"); ok {
 		var d net.Dialer
@@ -92,8 +92,8 @@ func (c ClientConfig) tls() (*tls.Config, error) {
 	return conf, nil
 }
 
-// Do sends a request with a JSON body (nil for none) and returns the answer
-// when its status is 2xx; else the error is a *Problem. The caller closes the
+// Do sends a request with a JSON body (nil for none) and returns the answer if
+// its status is 2xx; otherwise the error is a *Problem. The caller closes the
 // body.
 func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var reader io.Reader
@@ -192,8 +192,8 @@ type ListMeta struct {
 	ResourceVersion string `json:"resourceVersion"`
 }
 
-// List reads all objects of a kind, by name, and the revision that they stand
-// at: a Watch from it misses nothing.
+// List reads all objects of a kind, by name, and their revision: a Watch from
+// that revision misses nothing.
 func (c *Client) List(ctx context.Context, k Kind) ([]Object, string, error) {
 	var l List
 	if err := c.call(ctx, http.MethodGet, "/v1/"+k.Plural, nil, &l); err != nil {
@@ -211,8 +211,8 @@ func (c *Client) List(ctx context.Context, k Kind) ([]Object, string, error) {
 }
 
 // Put creates the object or replaces its spec, labels and annotations. With a
-// resourceVersion in its metadata it is refused (409) when that is no longer
-// current. A dry run answers what would be and stores nothing.
+// resourceVersion in its metadata it is refused (409) if that is no longer
+// current. A dry run returns the result and stores nothing.
 func (c *Client) Put(ctx context.Context, o Object, dryRun bool) (Object, error) {
 	k := KindOf(o)
 	path := objectPath(k, o.Meta().Name)
@@ -226,12 +226,13 @@ func (c *Client) Put(ctx context.Context, o Object, dryRun bool) (Object, error)
 	return out, nil
 }
 
-// Delete asks for an object to be removed.
+// Delete requests the deletion of an object.
 func (c *Client) Delete(ctx context.Context, k Kind, name string) error {
 	return c.call(ctx, http.MethodDelete, objectPath(k, name), nil, nil)
 }
 
-// Verb asks for a verb on a Machine. A repeated request id is the same request.
+// Verb requests a verb on a Machine. A second request with the same id is the
+// same request.
 func (c *Client) Verb(ctx context.Context, machine string, r Request) (*Request, error) {
 	out := new(Request)
 	path := "/v1/machines/" + url.PathEscape(machine) + "/" + string(r.Verb)
@@ -241,8 +242,7 @@ func (c *Client) Verb(ctx context.Context, machine string, r Request) (*Request,
 	return out, nil
 }
 
-// GuestVerb asks for something to be done to a Guest, and returns it as it then
-// stands.
+// GuestVerb requests a verb on a Guest, and returns the Guest as updated.
 func (c *Client) GuestVerb(ctx context.Context, guest, verb string, a GuestAction) (*Guest, error) {
 	out := new(Guest)
 	if err := c.call(ctx, http.MethodPost, "/v1/guests/"+url.PathEscape(guest)+"/"+verb, a, out); err != nil {
@@ -251,7 +251,7 @@ func (c *Client) GuestVerb(ctx context.Context, guest, verb string, a GuestActio
 	return out, nil
 }
 
-// Explain tells why a Machine is as it is.
+// Explain returns why a Machine is in its current state.
 func (c *Client) Explain(ctx context.Context, machine string) (*Explanation, error) {
 	out := new(Explanation)
 	if err := c.call(ctx, http.MethodGet, "/v1/machines/"+url.PathEscape(machine)+"/explain", nil, out); err != nil {
@@ -260,7 +260,7 @@ func (c *Client) Explain(ctx context.Context, machine string) (*Explanation, err
 	return out, nil
 }
 
-// NetworkPeers tells who has a lease of a Network.
+// NetworkPeers returns the leases of a Network.
 func (c *Client) NetworkPeers(ctx context.Context, network string) (*NetworkPeers, error) {
 	out := new(NetworkPeers)
 	if err := c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(network)+"/peers", nil, out); err != nil {
@@ -269,8 +269,8 @@ func (c *Client) NetworkPeers(ctx context.Context, network string) (*NetworkPeer
 	return out, nil
 }
 
-// Usage is what hosts and Guests use at the moment; of one host and its Guests
-// unless host is empty. It may take some seconds.
+// Usage returns the current usage of hosts and Guests; of one host and its
+// Guests unless host is empty. It may take some seconds.
 func (c *Client) Usage(ctx context.Context, host string) (*Usage, error) {
 	path := "/v1/usage"
 	if host != "" {
@@ -292,15 +292,15 @@ func (c *Client) ZoneRoutes(ctx context.Context, zone string) (*ZoneRoutes, erro
 	return out, c.call(ctx, http.MethodGet, "/v1/zones/"+url.PathEscape(zone)+"/bgp/routes", nil, out)
 }
 
-// TestPolicy says what a Zone's policies make of a prefix from a host, or from
-// an uplink by its address.
+// TestPolicy returns the result of a Zone's policies for a prefix from a host,
+// or from an uplink by its address.
 func (c *Client) TestPolicy(ctx context.Context, zone, from string, prefix netip.Prefix) (*BGPTest, error) {
 	q := url.Values{"from": {from}, "prefix": {prefix.String()}}
 	out := new(BGPTest)
 	return out, c.call(ctx, http.MethodGet, "/v1/zones/"+url.PathEscape(zone)+"/bgp/test?"+q.Encode(), nil, out)
 }
 
-// NetworkPath tells what becomes of a packet of a Network. An end is a Guest,
+// NetworkPath returns what happens to a packet of a Network. An end is a Guest,
 // NETWORK/GUEST, or an address.
 func (c *Client) NetworkPath(ctx context.Context, network, from, to string) (*NetworkPath, error) {
 	out := new(NetworkPath)
@@ -312,8 +312,8 @@ func (c *Client) NetworkPath(ctx context.Context, network, from, to string) (*Ne
 }
 
 // Events streams events, oldest first, to fn: of one object when kind and name
-// are given, and on and on when follow is set. It ends at the stream's end,
-// when fn returns an error, or with ctx.
+// are given, and new ones when follow is set. It returns at the end of the
+// stream, when fn returns an error, or when ctx ends.
 func (c *Client) Events(ctx context.Context, kind, name string, follow bool, fn func(Event) error) error {
 	q := url.Values{"kind": {kind}, "name": {name}, "follow": {strconv.FormatBool(follow)}}
 	resp, err := c.Do(ctx, http.MethodGet, "/v1/events?"+q.Encode(), nil)
@@ -339,12 +339,12 @@ func (c *Client) HasBlob(ctx context.Context, digest SHA256) (bool, error) {
 	return err == nil, err
 }
 
-// PutBlob uploads a blob; bootd refuses it when its digest is another.
+// PutBlob uploads a blob; bootd refuses it if its digest differs.
 func (c *Client) PutBlob(ctx context.Context, digest SHA256, r io.Reader) error {
 	return c.call(ctx, http.MethodPut, "/v1/blobs/sha256:"+string(digest), r, nil)
 }
 
-// GuestVNCTicket asks for a ticket to a Guest's display.
+// GuestVNCTicket requests a ticket for a Guest's display.
 func (c *Client) GuestVNCTicket(ctx context.Context, guest string) (*VNCTicket, error) {
 	out := new(VNCTicket)
 	if err := c.call(ctx, http.MethodPost, "/v1/guests/"+url.PathEscape(guest)+"/vnc", nil, out); err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// WatchType says what happened to the object of a WatchEvent.
+// WatchType is what happened to the object of a WatchEvent.
 type WatchType string
 
 // The types of WatchEvent.
@@ -22,7 +22,7 @@ const (
 	Added    WatchType = "ADDED"
 	Modified WatchType = "MODIFIED"
 	Deleted  WatchType = "DELETED"
-	// Synced follows the last of the objects that stood when the watch began.
+	// Synced follows the last of the objects that existed when the watch began.
 	Synced WatchType = "BOOKMARK"
 	// Expired ends a watch whose revision was compacted away.
 	Expired WatchType = "ERROR"
@@ -43,11 +43,11 @@ type WatchEvent struct {
 	ResourceVersion string
 }
 
-// Watch calls fn with every object of the kind as it stands, then a Synced,
-// then every change, until ctx ends or fn returns an error, which is returned.
-// It reconnects by itself and goes on where it was; when that revision has been
-// compacted away it lists again: fn then sees the objects that stand as Added
-// once more, those that are gone as Deleted, and another Synced.
+// Watch calls fn with every existing object of the kind, then a Synced, then
+// every change, until ctx ends or fn returns an error, which is returned. It
+// reconnects by itself and continues at the last revision. If that has been
+// compacted away it lists again: fn then sees existing objects as Added again,
+// deleted ones as Deleted, and another Synced.
 func (c *Client) Watch(ctx context.Context, k Kind, fn func(WatchEvent) error) error {
 	w := &watch{client: c, kind: k, fn: fn, seen: map[string]Object{}}
 	for pause := time.Duration(0); ; {
@@ -73,7 +73,7 @@ func (c *Client) Watch(ctx context.Context, k Kind, fn func(WatchEvent) error) e
 	}
 }
 
-// isFinal reports whether trying again cannot help.
+// isFinal reports whether a retry cannot help.
 func isFinal(err error) bool {
 	var p *Problem
 	return errors.As(err, &p) && p.Status/100 == 4 && p.Status != http.StatusTooManyRequests && p.Status != http.StatusRequestTimeout
@@ -86,10 +86,10 @@ type watch struct {
 	client   *Client
 	kind     Kind
 	fn       func(WatchEvent) error
-	revision string            // to go on from; "" lists again
-	seen     map[string]Object // by name, as last told to fn
-	listed   map[string]bool   // names in the list under way; nil outside one
-	progress bool              // something came since the last reconnect
+	revision string            // to continue from; "" lists again
+	seen     map[string]Object // by name, as last passed to fn
+	listed   map[string]bool   // names in the current list; nil outside one
+	progress bool              // something was received since the last reconnect
 }
 
 func (w *watch) run(ctx context.Context) error {
@@ -142,7 +142,7 @@ func (w *watch) frame(f WatchFrame) error {
 	return w.tell(WatchEvent{Type: f.Type, Object: o, ResourceVersion: f.ResourceVersion})
 }
 
-// synced ends a list: what was there before and was not listed is gone.
+// synced ends a list: objects known before that were not listed are deleted.
 func (w *watch) synced(f WatchFrame) error {
 	if w.listed == nil {
 		w.revision = f.ResourceVersion

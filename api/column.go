@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// Column is one property of the objects of a kind, as a table for people has it.
+// Column is one property of the objects of a kind, as shown in tables.
 type Column struct {
 	Title string
-	Wide  bool                // only in a table with room
-	Value func(Object) string // "" when it is not known
+	Wide  bool                // only in a wide table
+	Value func(Object) string // "" when unknown
 }
 
 func of[T Object](title string, value func(T) string) Column {
@@ -23,7 +23,8 @@ func wide(c Column) Column {
 	return c
 }
 
-// ReadyColumn is yes, or why not, of a kind that has condition Ready.
+// ReadyColumn shows the condition Ready of a kind that has one: yes, or why
+// not.
 func ReadyColumn() Column {
 	return Column{Title: "READY", Value: func(o Object) string {
 		c := ConditionsOf(o).Get(CondReady)

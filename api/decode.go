@@ -32,8 +32,8 @@ func DecodeStrict(data []byte, v any) error {
 // entries of a list with each other.
 const maxEntries = 1024
 
-// short finds a list or map that is too long. What is no JSON is left to the
-// decoder.
+// short returns an error for a list or map that is too long. Invalid JSON is
+// left to the decoder.
 func short(data []byte) error {
 	d := jsontext.NewDecoder(bytes.NewReader(data), jsontext.AllowDuplicateNames(true))
 	for {
@@ -50,12 +50,12 @@ func short(data []byte) error {
 	}
 }
 
-// strict reads a type of net/netip by the parser that takes one spelling of a
-// value only.
+// strict decodes a type of net/netip by a parser that accepts only one spelling
+// of a value.
 func strict[T any](parse func(string) (T, error)) *json.Unmarshalers {
 	return json.UnmarshalFunc(func(raw []byte, v *T) error {
 		if jsontext.Value(raw).Kind() != '"' {
-			return json.SkipFunc // refused by the decoder, in its words
+			return json.SkipFunc // the decoder refuses it
 		}
 		text, err := jsontext.AppendUnquote(nil, raw)
 		if err != nil || len(text) == 0 {
@@ -81,7 +81,8 @@ func fieldError(err error) FieldError {
 		name := semantic.JSONPointer.LastToken()
 		return FieldError{Pointer: pointer, Message: fmt.Sprintf("unknown field %s%s", quote(name), known(semantic.GoType))}
 	}
-	// A type that reads text was given something else, such as an unquoted 0123.
+	// The value for a type that reads text is not text, such as an unquoted
+	// 0123.
 	if k := semantic.JSONKind; k == '0' || k == 't' || k == 'f' {
 		if _, isText := reflect.New(textType(semantic.GoType)).Interface().(encoding.TextUnmarshaler); isText {
 			return FieldError{Pointer: pointer, Message: fmt.Sprintf("a %s is not text: put it in quotes", jsonWord(k))}
@@ -93,7 +94,7 @@ func fieldError(err error) FieldError {
 	return FieldError{Pointer: pointer, Message: fmt.Sprintf("a %s is not %s", jsonWord(semantic.JSONKind), goWord(semantic.GoType))}
 }
 
-// textType is the type that a value would be read into, without its pointers.
+// textType returns the type of a value without its pointers.
 func textType(t reflect.Type) reflect.Type {
 	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -111,7 +112,7 @@ func cause(inner, outer error) string {
 	return outer.Error()
 }
 
-// known lists the fields that could have been meant.
+// known lists the fields that the author may have meant.
 func known(t reflect.Type) string {
 	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -169,8 +170,8 @@ func goWord(t reflect.Type) string {
 	return "a number"
 }
 
-// DecodeObject decodes an object of any kind: apiVersion and kind decide.
-// Defaults are set; validation is the caller's.
+// DecodeObject decodes an object of any kind by its apiVersion and kind. It
+// sets defaults; the caller validates.
 func DecodeObject(data []byte) (Object, error) {
 	var t TypeMeta
 	if err := json.Unmarshal(data, &t); err != nil {

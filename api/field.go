@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// FieldError is one field that is wrong. Pointer is an RFC 6901 JSON pointer
-// from the object's root; the message says what is wrong and what is right.
+// FieldError is one invalid field. Pointer is an RFC 6901 JSON pointer from the
+// object's root; the message says what is wrong and what is valid.
 type FieldError struct {
 	Pointer string `json:"pointer"`
 	Message string `json:"message"`
@@ -23,7 +23,7 @@ func (e FieldError) Error() string {
 	return e.Pointer + ": " + e.Message
 }
 
-// FieldErrors are all the fields of one object that are wrong.
+// FieldErrors are all invalid fields of one object.
 type FieldErrors []FieldError
 
 func (e FieldErrors) Error() string {
@@ -42,11 +42,11 @@ func (e FieldErrors) OrNil() error {
 	return e
 }
 
-// maxFaults is how many faults of one object are named: lists that are compared
-// entry by entry could have a million.
+// maxFaults bounds the faults that are listed: lists compared entry by entry
+// could have a million.
 const maxFaults = 100
 
-// add records a fault at the pointer that the parts make: strings are object
+// add records a fault at the pointer built from the parts: strings are object
 // keys, ints are list indexes.
 func (e *FieldErrors) add(at []any, format string, args ...any) {
 	if len(*e) >= maxFaults {
@@ -65,8 +65,8 @@ func Pointer(parts ...any) string {
 	return b.String()
 }
 
-// token is built for every field of every object that is looked at, so it must
-// cost nothing where there is nothing to escape.
+// token runs for every field of every validated object, so it must not allocate
+// when nothing needs escaping.
 func token(part any) string {
 	var text string
 	switch part := part.(type) {
@@ -134,7 +134,7 @@ func (e *FieldErrors) domain(where []any, domain string) {
 	}
 }
 
-// interfaceName checks a name that Linux takes for a network interface.
+// interfaceName checks a name for validity as a Linux network interface.
 func (e *FieldErrors) interfaceName(where []any, name string) {
 	if name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n:") {
 		e.add(where, "invalid interface name %s: want 1 to 15 characters without '/', ':' or space", quote(name))

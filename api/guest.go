@@ -73,7 +73,7 @@ type GuestSpec struct {
 	StopTimeout Duration    `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take before the Guest is forced off. Default: 2m."`
 }
 
-// GuestStopTimeout is the StopTimeout of a Guest whose spec has none.
+// GuestStopTimeout is the default of a Guest's StopTimeout.
 const GuestStopTimeout = 2 * time.Minute
 
 // GuestTuning binds a Guest to parts of its host.
@@ -83,15 +83,15 @@ type GuestTuning struct {
 	HugePages bool   `json:"hugePages,omitzero" doc:"Takes its memory from huge pages, reserved when it starts. Default: false."`
 }
 
-// GuestLimits say what a Guest may take from its neighbours.
+// GuestLimits bound what a Guest may use of shared resources.
 type GuestLimits struct {
 	CPUWeight int `json:"cpuWeight,omitzero" doc:"Share of the processors when they are short, 1 to 10000. Default: 100."`
 	IOWeight  int `json:"ioWeight,omitzero" doc:"Share of the disks when they are short, 1 to 10000. Default: 100."`
-	// Receive and Send are in bytes per second; 0 is without limit.
+	// Receive and Send are in bytes per second; 0 means unlimited.
 	Receive Quantity `json:"receive,omitzero" doc:"Bytes per second from its Network. Default: the Network's guestLimits."`
 	Send    Quantity `json:"send,omitzero" doc:"Bytes per second into its Network. Default: the Network's guestLimits."`
-	// DiskBytes and DiskOperations are per second, of all its disks together; 0 is
-	// without limit.
+	// DiskBytes and DiskOperations are per second, of all its disks together; 0
+	// means unlimited.
 	DiskBytes      Quantity `json:"diskBytes,omitzero" doc:"Bytes per second read and written, on all its disks together. Default: no limit."`
 	DiskOperations int      `json:"diskOperations,omitzero" doc:"Reads and writes per second, on all its disks together. Default: no limit."`
 }
@@ -105,7 +105,7 @@ type Disk struct {
 	Bus    string   `json:"bus,omitzero" enum:"virtio-blk,virtio-scsi" doc:"Bus of the disk; virtio-scsi for systems that need a SCSI disk. Default: virtio-blk."`
 }
 
-// What a Disk is plugged into.
+// Buses of a Disk.
 const (
 	DiskVirtioBlk  = "virtio-blk"
 	DiskVirtioSCSI = "virtio-scsi"
@@ -115,8 +115,7 @@ const (
 // Guest finds it: /dev/disk/by-id/virtio-NAME.
 const MaxDiskName = 20
 
-// Share is a directory that a Guest sees, to be read only: the 9p share of that
-// name.
+// Share is a read-only directory for a Guest: the 9p share of that name.
 type Share struct {
 	Name   string            `json:"name" doc:"The 9p tag by which the Guest mounts it; at most 31 characters."`
 	Secret string            `json:"secret,omitzero" doc:"Secret whose keys are the files; its spec.uses.guests names the Guest. Default: none."`
@@ -127,7 +126,7 @@ type Share struct {
 const (
 	maxShares    = 8
 	maxShareName = 31      // of QEMU's 9p tags
-	maxShareSize = 1 << 18 // of files that stand in the Guest, bytes
+	maxShareSize = 1 << 18 // of a file, in bytes
 )
 
 // ValidateFileName checks the name of a file of a Share.
@@ -138,13 +137,13 @@ func ValidateFileName(name string) error {
 	return nil
 }
 
-// GuestIgnition is what a Guest is configured with.
+// GuestIgnition configures a Guest with Ignition.
 type GuestIgnition struct {
 	Layers    []string          `json:"layers,omitempty" doc:"Layers by name, merged in this order. Default: none."`
 	Variables map[string]string `json:"variables,omitempty" doc:"What templates see as .Variables. Default: none."`
 }
 
-// GuestCloudInit is what cloud-init is given besides the Guest's name and
+// GuestCloudInit is data for cloud-init in addition to the Guest's name and
 // network.
 type GuestCloudInit struct {
 	UserData  string            `json:"userData,omitzero" doc:"A #cloud-config, a script, or anything else that cloud-init takes; a template like a Layer, at most 128 KiB. Default: none."`
@@ -154,36 +153,36 @@ type GuestCloudInit struct {
 // maxUserData is in bytes.
 const maxUserData = 1 << 17
 
-// Placement says where a Guest may run. Its Zone is its Network's.
+// Placement restricts where a Guest may run. Its Zone is its Network's.
 type Placement struct {
 	AntiAffinity string            `json:"antiAffinity,omitzero" doc:"Guests with the same word run on different hosts. Default: none."`
 	Labels       map[string]string `json:"labels,omitempty" doc:"Labels that the host must have. Default: any host of the Zone."`
 	Migration    string            `json:"migration,omitzero" enum:"Live,Stop,None" doc:"How it leaves its host. Live: while it runs where that is possible, else with a stop. Stop: with a stop. None: only when a person moves it. Default: the Site's."`
 }
 
-// GuestStatus is what rackweft observed and chose.
+// GuestStatus is observed and chosen by rackweft.
 type GuestStatus struct {
 	Host      string       `json:"host,omitzero" doc:"Host that it is on; the only one that may run it."`
 	HostUID   string       `json:"hostUID,omitzero" doc:"Of the Machine: another of the same name is another host."`
 	Addresses []netip.Addr `json:"addresses,omitempty" doc:"IPv4 first; kept for the Guest's life."`
 	MAC       MAC          `json:"mac,omitzero" doc:"MAC of its NIC."`
 	State     GuestState   `json:"state,omitzero" doc:"Running, Paused, Stopped or Unknown, as its host last said."`
-	// Move is under way while it is set.
+	// Move is set while the Guest is being moved.
 	Move *GuestMove `json:"move,omitempty" doc:"The move under way."`
-	// LastMove is how the one before ended.
+	// LastMove is the result of the previous move.
 	LastMove *GuestMoved `json:"lastMove,omitempty" doc:"The last move that ended."`
-	// Left are hosts that are to take away what they have of the Guest.
+	// Left are hosts that must remove what they have of the Guest.
 	Left []GuestPlace `json:"left,omitempty" doc:"Hosts that it was on and that have not reported yet that nothing is left."`
-	// Request is the last verb that its host was asked for.
+	// Request is the last verb requested from its host.
 	Request *GuestRequest `json:"request,omitempty" doc:"The request that its host works on."`
-	// Result is what came of the last that its host has done.
+	// Result is the result of the last request that its host has done.
 	Result     *GuestResult    `json:"result,omitempty" doc:"What came of the last request."`
 	Snapshots  []GuestSnapshot `json:"snapshots,omitempty" doc:"Of all its disks, oldest first."`
 	Conditions Conditions      `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
-// GuestMove is a move under way: status.host is where the Guest runs until the
-// move switches it over, by one write.
+// GuestMove is a move in progress: status.host is where the Guest runs until
+// the move switches it over, by one write.
 type GuestMove struct {
 	ID        string `json:"id,omitzero" doc:"Unique ID of the move."`
 	Reason    string `json:"reason" doc:"Why the Guest moves."`
@@ -194,7 +193,7 @@ type GuestMove struct {
 	Only      bool   `json:"only,omitzero" doc:"Where Live fails, it is not stopped for the move."`
 	Fallback  bool   `json:"fallback,omitzero" doc:"Live has failed: it is stopped for the move."`
 	Step      string `json:"step,omitzero" enum:"Choosing,Transfer,Back,Stopping" doc:"Choosing: no host found yet. Transfer: its disks are copied. Back: given up, its host takes it back. Stopping: it stops, to be placed elsewhere without its disks."`
-	// Target is the host that it is being copied to: nothing runs there yet.
+	// Target is the host that it is copied to: it does not run there yet.
 	Target   *GuestPlace `json:"target,omitempty" doc:"Host that it is copied to; nothing runs there yet."`
 	Started  time.Time   `json:"started" doc:"When the move began."`
 	Deadline time.Time   `json:"deadline,omitzero" doc:"When it is given up; the Guest then stays where it was."`
@@ -202,13 +201,13 @@ type GuestMove struct {
 
 // Steps of a GuestMove.
 const (
-	MoveChoosing = "Choosing" // no host that can have it was found yet
+	MoveChoosing = "Choosing" // no suitable host was found yet
 	MoveTransfer = "Transfer" // its disks are being copied
-	MoveBack     = "Back"     // it is given up: its host is to take it back
-	MoveStopping = "Stopping" // it is being stopped, to be placed anew without its disks
+	MoveBack     = "Back"     // the move is cancelled: its host is to take it back
+	MoveStopping = "Stopping" // it is being stopped, to be placed again without its disks
 )
 
-// GuestMoved is a move that is over.
+// GuestMoved is a finished move.
 type GuestMoved struct {
 	From    string    `json:"from" doc:"Host that it left."`
 	To      string    `json:"to,omitzero" doc:"Host that it went to."`
@@ -219,14 +218,14 @@ type GuestMoved struct {
 	Ended   time.Time `json:"ended" doc:"When the move ended."`
 }
 
-// What may be asked of a Guest, beside its spec: POST /v1/guests/NAME/VERB.
+// Verbs of a Guest: POST /v1/guests/NAME/VERB.
 const (
 	GuestVerbReset   = GuestReset
 	GuestVerbRestart = GuestRestart
 	GuestVerbMove    = "move"
 )
 
-// GuestResult is what came of a request that a host has done.
+// GuestResult is the result of a request that a host has done.
 type GuestResult struct {
 	ID      string    `json:"id" doc:"ID of the request."`
 	Verb    string    `json:"verb" doc:"What was asked for."`
@@ -235,7 +234,7 @@ type GuestResult struct {
 	Time    time.Time `json:"time" doc:"When the host finished it."`
 }
 
-// GuestSnapshot is all disks of a Guest as they were at one moment.
+// GuestSnapshot is the state of all disks of a Guest at one moment.
 type GuestSnapshot struct {
 	Name        string      `json:"name" doc:"Name of the snapshot."`
 	Time        time.Time   `json:"time" doc:"When it was taken."`
@@ -244,17 +243,17 @@ type GuestSnapshot struct {
 	Broken      bool        `json:"broken,omitzero" doc:"Some disk no longer has it: it can only be deleted."`
 }
 
-// Consistency is what a copy of disks is worth.
+// Consistency is the consistency of a copy of disks.
 type Consistency string
 
 // The consistencies of a copy.
 const (
-	ConsistentFrozen  Consistency = "Frozen"  // the Guest's agent held its file systems
+	ConsistentFrozen  Consistency = "Frozen"  // the Guest's agent froze its file systems
 	ConsistentCrash   Consistency = "Crash"   // as after a loss of power
 	ConsistentStopped Consistency = "Stopped" // the Guest did not run
 )
 
-// MaxSnapshots is how many a Guest may have.
+// MaxSnapshots is the limit of snapshots per Guest.
 const MaxSnapshots = 16
 
 // GuestAction is the body of such a request.
