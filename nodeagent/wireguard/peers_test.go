@@ -112,12 +112,12 @@ func TestCompile(t *testing.T) {
 		"good":              {peerOf("h3", b, "198.18.0.3"), ""},
 		"no key":            {peerOf("h3", "", "198.18.0.3"), "peer h3 is left out"},
 		"short":             {peerOf("h3", base64.StdEncoding.EncodeToString([]byte("x")), "198.18.0.3"), "peer h3 is left out"},
-		"another's key":     {peerOf("h3", a, "198.18.0.3"), "key is that of h2"},
-		"this host's key":   {peerOf("h3", own.PublicKey().String(), "198.18.0.3"), "key is that of this host"},
-		"another's address": {peerOf("h3", b, "198.18.0.3", "198.18.0.2"), "198.18.0.2 is that of h2"},
-		"own address":       {peerOf("h3", b, "198.18.0.1"), "198.18.0.1 is that of this host"},
+		"another's key":     {peerOf("h3", a, "198.18.0.3"), "the WireGuard key of h2"},
+		"this host's key":   {peerOf("h3", own.PublicKey().String(), "198.18.0.3"), "the WireGuard key of this host"},
+		"another's address": {peerOf("h3", b, "198.18.0.3", "198.18.0.2"), "the address 198.18.0.2 of h2"},
+		"own address":       {peerOf("h3", b, "198.18.0.1"), "the address 198.18.0.1 of this host"},
 		"no address":        {peerOf("h3", b), "no address"},
-		"everywhere":        {peerOf("h3", b, "0.0.0.0"), "no host's address"},
+		"everywhere":        {peerOf("h3", b, "0.0.0.0"), "invalid address"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := api.Underlay{Addresses: addrs("198.18.0.1"), Encryption: &api.Encryption{Port: 51820,
