@@ -5,17 +5,17 @@ import (
 	"fmt"
 )
 
-// GuestExport asks for a copy of a Guest's disks as they are at one moment.
+// GuestExport requests a point-in-time copy of a Guest's disks.
 type GuestExport struct {
 	Disk   string   `json:"disk,omitzero" doc:"One disk's name; all of them unless set."`
 	Format string   `json:"format,omitzero" enum:"qcow2,raw" doc:"qcow2 unless set."`
 	Rate   Quantity `json:"rate,omitzero" doc:"Bytes per second that are copied on the host at most; 128Mi."`
 }
 
-// ExportRate is what a GuestExport without a rate has, in bytes per second.
+// ExportRate is the default rate of a GuestExport, in bytes per second.
 const ExportRate = 128 << 20
 
-// SetDefaults fills what is left out.
+// SetDefaults sets the defaults.
 func (e *GuestExport) SetDefaults() {
 	if e.Format == "" {
 		e.Format = "qcow2"
@@ -25,7 +25,7 @@ func (e *GuestExport) SetDefaults() {
 	}
 }
 
-// Check refuses what no host can do.
+// Check returns an error for an export that no host can do.
 func (e GuestExport) Check() error {
 	if e.Format != "qcow2" && e.Format != "raw" {
 		return fmt.Errorf("format %q: it may be qcow2 or raw", e.Format)
@@ -40,9 +40,10 @@ func (e GuestExport) Check() error {
 }
 
 // An export is a stream of lines, each an ExportLine in JSON. Data is followed
-// by that many bytes. A stream without a last line with End or Fault was cut off.
+// by that many bytes. A stream without a last line with End or Fault was
+// truncated.
 
-// ExportLine is one line of an export; one of its fields is set.
+// ExportLine is one line of an export; exactly one of its fields is set.
 type ExportLine struct {
 	Progress string      `json:"progress,omitzero" doc:"How far the host is with its copy."`
 	Disk     *ExportDisk `json:"disk,omitempty" doc:"What follows is of this disk."`
@@ -68,7 +69,7 @@ type ExportData struct {
 // MaxExportData is the longest Data.
 const MaxExportData = 1 << 20
 
-// ReadExportLine decodes a line, and refuses one that leads nowhere.
+// ReadExportLine decodes and validates a line.
 func ReadExportLine(raw []byte) (ExportLine, error) {
 	var l ExportLine
 	if err := json.Unmarshal(raw, &l); err != nil {

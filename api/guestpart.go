@@ -10,8 +10,8 @@ func guestPart() PartKind {
 	return PartKind{Name: "guest", Named: true, New: func() any { return new(GuestPart) }}
 }
 
-// GuestPart is a Guest as its host needs it. What is empty has the default that
-// Guest documents.
+// GuestPart is a Guest as compiled for its host. Empty fields have the defaults
+// that Guest documents.
 type GuestPart struct {
 	UID         string       `json:"uid"`
 	Network     string       `json:"network,omitzero" doc:"Name of the Network's part; a Guest without one has no NIC."`
@@ -32,24 +32,24 @@ type GuestPart struct {
 	Config      GuestConfig  `json:"config,omitzero"`
 	Restart     string       `json:"restart,omitzero" enum:"Always,OnFailure,Never"`
 	StopTimeout Duration     `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take; 2m."`
-	// Request is something to be done once: the host remembers the last ID.
+	// Request is to be done once: the host remembers the last ID.
 	Request *GuestRequest `json:"request,omitempty"`
 	State   GuestState    `json:"state" enum:"Running,Paused,Stopped"`
-	// Transfer is the host's share in a move of the Guest.
+	// Transfer is the host's side of a move of the Guest.
 	Transfer *GuestTransfer `json:"transfer,omitempty"`
 }
 
-// MovePort is the TCP port on which a host takes in what a Guest that moves to
-// it has, from the one host that it comes from.
+// MovePort is the TCP port on which a host receives a Guest that moves to it,
+// only from the source of the move.
 const MovePort = 16514
 
-// GuestTransfer is one host's share in a move. While it lasts, State is what the
-// Guest is to be where it runs.
+// GuestTransfer is one host's side of a move. During the move, State is the
+// wanted state of the Guest where it runs.
 type GuestTransfer struct {
 	ID   string `json:"id" doc:"Of the move."`
 	Role string `json:"role" enum:"Source,Target,Back,Left"`
 	Live bool   `json:"live,omitzero" doc:"It runs meanwhile; it is tried once."`
-	// Peer is the other host: whoever cannot prove to be it is refused.
+	// Peer is the other host: a peer that cannot authenticate as it is refused.
 	Peer    HostIdentity `json:"peer"`
 	Address netip.Addr   `json:"address,omitzero" doc:"Of the target's underlay, where it listens on port 16514."`
 }
@@ -57,26 +57,26 @@ type GuestTransfer struct {
 // Roles in a GuestTransfer.
 const (
 	TransferSource = "Source" // gives the Guest up and sends what it has
-	TransferTarget = "Target" // takes it in, and runs nothing
-	TransferBack   = "Back"   // the move is given up: the source has the Guest again
-	TransferLeft   = "Left"   // the Guest is the target's; what is here is kept until a tombstone
+	TransferTarget = "Target" // receives it, and runs nothing
+	TransferBack   = "Back"   // the move is cancelled: the source has the Guest again
+	TransferLeft   = "Left"   // the Guest belongs to the target; what is here is kept until a tombstone
 )
 
-// HostIdentity is who a host proves to be with its certificate.
+// HostIdentity identifies a host by its certificate.
 type HostIdentity struct {
 	Host string `json:"host"`
 	UID  string `json:"uid" doc:"Of the Machine."`
 	Key  string `json:"key,omitzero" doc:"SHA-256 of its public key."`
 }
 
-// GuestKernel is a kernel that QEMU loads itself. Both are digests of blobs.
+// GuestKernel is a kernel that QEMU loads. Both are digests of blobs.
 type GuestKernel struct {
 	Kernel    SHA256   `json:"kernel"`
 	Initrd    SHA256   `json:"initrd,omitzero"`
 	Arguments []string `json:"arguments,omitempty"`
 }
 
-// GuestDisk is a Disk as the host needs it.
+// GuestDisk is a Disk as compiled for the host.
 type GuestDisk struct {
 	Name   string   `json:"name"`
 	Size   Quantity `json:"size"`
@@ -86,40 +86,41 @@ type GuestDisk struct {
 	Image  SHA256   `json:"image,omitzero" doc:"Digest of the blob that it begins as, qcow2 or raw; without one it begins empty."`
 }
 
-// GuestShare is a Share as its host needs it, which fetches what it holds.
+// GuestShare is a Share as compiled for its host, which fetches the content.
 type GuestShare struct {
 	Name    string `json:"name"`
 	Version string `json:"version" doc:"Changes with what it holds."`
 }
 
-// GuestShareContent is what a share holds.
+// GuestShareContent is the content of a share.
 type GuestShareContent struct {
 	Version string            `json:"version"`
 	Files   map[string]string `json:"files" doc:"What is in them, by their names."`
 }
 
-// GuestConfig is what a Guest configures itself with.
+// GuestConfig says how a Guest is configured.
 type GuestConfig struct {
 	URL string `json:"url,omitzero" doc:"Where the Guest fetches its Ignition config."`
-	// IgnitionVersion is that of the pointer, which the Guest's Ignition must read.
+	// IgnitionVersion is the version of the pointer, which the Guest's Ignition
+	// must understand.
 	IgnitionVersion string `json:"ignitionVersion,omitzero"`
-	// CloudInit is for a Guest that is configured by cloud-init: its host makes
-	// the disk that this reads, and fetches the user data.
+	// CloudInit is set for a Guest that uses cloud-init: its host creates the
+	// disk for it, and fetches the user data.
 	CloudInit *CloudInitSeed `json:"cloudInit,omitempty"`
 }
 
-// CloudInitSeed is what a host does not know by itself of what cloud-init reads.
+// CloudInitSeed is data for cloud-init that a host does not know by itself.
 type CloudInitSeed struct {
 	Domain string `json:"domain,omitzero" doc:"DNS domain of the Guest's name."`
 }
 
-// What a GuestRequest may ask for.
+// Verbs of a GuestRequest.
 const (
-	GuestReset   = "reset"   // as the button does, at once
-	GuestRestart = "restart" // a graceful stop and a start, by which changes of the machine take effect
+	GuestReset   = "reset"   // like the reset button, at once
+	GuestRestart = "restart" // a graceful stop and a start, which applies changes of the machine
 
 	GuestSnapshotCreate = "snapshot-create" // of all disks at one moment
-	GuestSnapshotRevert = "snapshot-revert" // all disks become what they were; of a Stopped Guest only
+	GuestSnapshotRevert = "snapshot-revert" // reverts all disks; of a Stopped Guest only
 	GuestSnapshotDelete = "snapshot-delete"
 )
 
@@ -135,7 +136,7 @@ func (r *GuestRequest) AboutSnapshot() bool {
 	return r != nil && (r.Verb == GuestSnapshotCreate || r.Verb == GuestSnapshotRevert || r.Verb == GuestSnapshotDelete)
 }
 
-// GuestObserved is what a host sees of a Guest.
+// GuestObserved is a Guest's state as observed by its host.
 type GuestObserved struct {
 	State       GuestState      `json:"state" enum:"Running,Paused,Stopped,Unknown" doc:"State of its QEMU."`
 	Accelerator string          `json:"accelerator,omitzero" enum:"kvm,tcg" doc:"kvm, or tcg for emulation."`
@@ -144,11 +145,11 @@ type GuestObserved struct {
 	Result      *GuestResult    `json:"result,omitempty" doc:"What came of it."`
 	Snapshots   []GuestSnapshot `json:"snapshots,omitempty" doc:"Snapshots of all its disks, oldest first."`
 	Conditions  Conditions      `json:"conditions,omitempty" doc:"What the host says of the Guest."`
-	// Transfer is how far the host is with its share in a move.
+	// Transfer is the progress of the host's side of a move.
 	Transfer *GuestTransferred `json:"transfer,omitempty" doc:"How far a move has come on this host."`
 }
 
-// GuestTransferred is how far a host is with its share in a move.
+// GuestTransferred is the progress of a host's side of a move.
 type GuestTransferred struct {
 	ID      string `json:"id" doc:"ID of the move."`
 	State   string `json:"state" enum:"Working,Sent,Received,Back,Failed" doc:"How far this host has come with it."`
@@ -158,8 +159,8 @@ type GuestTransferred struct {
 // States of a GuestTransferred.
 const (
 	TransferWorking  = "Working"
-	TransferSent     = "Sent"     // the target has all, and nothing runs here until bootd says Back
-	TransferReceived = "Received" // all of it is here, on disk
-	TransferredBack  = "Back"     // it runs here again, or may
-	TransferFailed   = "Failed"   // it will come to nothing: the move is to be given up
+	TransferSent     = "Sent"     // the target has everything, and nothing runs here until bootd sends Back
+	TransferReceived = "Received" // everything is here, on disk
+	TransferredBack  = "Back"     // it runs here again, or may run
+	TransferFailed   = "Failed"   // it cannot succeed: the move must be cancelled
 )

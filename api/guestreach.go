@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// GuestExec is a command that is run inside a Guest, by its guest agent: POST
+// GuestExec is a command to run inside a Guest, by its guest agent: POST
 // /v1/guests/NAME/exec.
 type GuestExec struct {
 	Command []string `json:"command" doc:"The program and its arguments. No shell is in between."`
@@ -16,18 +16,18 @@ type GuestExec struct {
 	Timeout Duration `json:"timeout,omitzero" doc:"How long its end is waited for, up to 1h; 1m. The command goes on."`
 }
 
-// The bounds of a GuestExec.
+// Limits of a GuestExec.
 const (
 	MaxExecCommand = 64 << 10 // bytes of Command and Env
 	MaxExecStdin   = 1 << 20
-	MaxExecOutput  = 1 << 20 // of each of standard output and error; what is beyond is dropped
+	MaxExecOutput  = 1 << 20 // of each of standard output and error; the rest is dropped
 	MaxExecTimeout = time.Hour
 )
 
-// ExecTimeout is the time that a GuestExec without a Timeout has.
+// ExecTimeout is the default timeout of a GuestExec.
 const ExecTimeout = time.Minute
 
-// Check says what is wrong with it.
+// Check validates the command.
 func (e GuestExec) Check() error {
 	size := 0
 	for _, word := range append(e.Command[:len(e.Command):len(e.Command)], e.Env...) {
@@ -49,7 +49,7 @@ func (e GuestExec) Check() error {
 	return nil
 }
 
-// GuestExecResult is how a command has ended.
+// GuestExecResult is the result of a command.
 type GuestExecResult struct {
 	ExitCode        int    `json:"exitCode"`
 	Signal          int    `json:"signal,omitzero" doc:"That ended it, where the Guest has signals."`
@@ -59,13 +59,13 @@ type GuestExecResult struct {
 	StderrTruncated bool   `json:"stderrTruncated,omitzero"`
 }
 
-// GuestExecAnswer is a host's: a result, or why there is none.
+// GuestExecAnswer is a host's answer: a result, or an error.
 type GuestExecAnswer struct {
 	Result *GuestExecResult `json:"result,omitempty"`
 	Fault  string           `json:"fault,omitzero"`
 }
 
-// VNCTicket lets its bearer see and use a Guest's display once: GET
+// VNCTicket gives access to a Guest's display once: GET
 // /v1/guests/NAME/vnc?ticket=TICKET, as a WebSocket or by an Upgrade.
 type VNCTicket struct {
 	Ticket  string    `json:"ticket"`

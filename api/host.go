@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// HostStatus is what nodeagent reports of its host.
+// HostStatus is nodeagent's report about its host.
 type HostStatus struct {
 	UID          string                `json:"uid" doc:"The Machine's uid that it joined as."`
 	AgentVersion string                `json:"agentVersion,omitzero" doc:"Version of nodeagent."`
@@ -24,10 +24,11 @@ type HostStatus struct {
 	Parts        map[string]PartStatus `json:"parts,omitempty" doc:"State of each HostSpec part."`
 	Bootd        string                `json:"bootd,omitzero" doc:"Name of the machine whose bootd received it."`
 	Reported     time.Time             `json:"reported,omitzero" doc:"When bootd received it."`
-	// Connected and LastHeartbeat are kept in memory and filled in at reading.
+	// Connected and LastHeartbeat are kept in memory and set when the object is
+	// read.
 	Connected     bool      `json:"connected,omitzero" doc:"Whether the host holds its stream to bootd."`
 	LastHeartbeat time.Time `json:"lastHeartbeat,omitzero" doc:"When it last said anything."`
-	// BGP is kept in memory and filled in at reading, without routes.
+	// BGP is kept in memory and set when the object is read, without routes.
 	BGP *BGPStatus `json:"bgp,omitempty" doc:"The host's BGP sessions; kept in memory, without routes."`
 }
 
@@ -44,7 +45,7 @@ func (h *HostStatus) agent() string {
 	return h.AgentVersion
 }
 
-// HostNIC is one interface as the kernel shows it.
+// HostNIC is one interface as reported by the kernel.
 type HostNIC struct {
 	Name      string         `json:"name" doc:"Name of the interface."`
 	MAC       MAC            `json:"mac,omitzero" doc:"MAC that it has now."`
@@ -53,7 +54,7 @@ type HostNIC struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty" doc:"Addresses with their prefix lengths."`
 }
 
-// PartState is how a HostSpec part stands on the host.
+// PartState is the state of a HostSpec part on the host.
 type PartState string
 
 // The states of a part.
@@ -61,15 +62,15 @@ const (
 	PartApplied  PartState = "Applied"
 	PartPending  PartState = "Pending"
 	PartFailed   PartState = "Failed"
-	PartOrphaned PartState = "Orphaned" // runs on though the HostSpec names it no more
+	PartOrphaned PartState = "Orphaned" // continues to run though the HostSpec no longer names it
 )
 
-// PartStatus is one part as the host observed it.
+// PartStatus is one part as observed by the host.
 type PartStatus struct {
 	Digest  string    `json:"digest,omitzero" doc:"Of the part that was applied."`
 	State   PartState `json:"state" doc:"Whether the host has applied the part. Orphaned: it keeps running although the HostSpec no longer names it."`
 	Message string    `json:"message,omitzero" doc:"Why it is not applied."`
 	Time    time.Time `json:"time,omitzero" doc:"When it came into this state."`
-	// Guest is what is seen of the Guest of a guest part.
+	// Guest is the observed state of the Guest of a guest part.
 	Guest *GuestObserved `json:"guest,omitempty" doc:"What is seen of the Guest, for a guest part."`
 }

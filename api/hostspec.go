@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// HostSpec is all that a host should be: compiled from objects, never stored.
-// It is made of parts, each with its digest, so that a watch sends only those
-// that changed.
+// HostSpec is the complete desired state of a host: compiled from objects,
+// never stored. It consists of parts, each with its digest, so that a watch
+// sends only those that changed.
 type HostSpec struct {
 	Base
 	// Epoch is raised by a restore: revisions of different epochs cannot be compared.
@@ -36,14 +36,14 @@ func hostSpecColumns() []Column {
 	}
 }
 
-// By these numbers (rtnetlink(7), rtm_protocol) hosts mark routes of their own:
-// those of Networks, and those learned by BGP.
+// Protocol numbers (rtnetlink(7), rtm_protocol) by which hosts mark their own
+// routes: those of Networks, and those learned by BGP.
 const (
 	RouteProtocol    = 216
 	BGPRouteProtocol = 217
 )
 
-// Tombstone is the only word that removes a Network or a Guest's disks: what
+// Tombstone is the only order to remove a Network or a Guest's disks: what
 // merely vanishes from a HostSpec keeps running.
 type Tombstone struct {
 	Part string `json:"part" doc:"Name of the part."`
@@ -58,7 +58,7 @@ func basePart() PartKind {
 	return PartKind{Name: PartBase, New: func() any { return new(BasePart) }}
 }
 
-// BasePart is what every host has.
+// BasePart is the part that every host has.
 type BasePart struct {
 	UID      string            `json:"uid" doc:"The Machine's."`
 	Zone     string            `json:"zone,omitzero"`
@@ -68,27 +68,27 @@ type BasePart struct {
 	API      []string          `json:"api,omitempty" doc:"URLs of bootd, in the order in which to try them."`
 }
 
-// Underlay is where tenant traffic is carried.
+// Underlay is the interface that carries tenant traffic.
 type Underlay struct {
 	Interface string       `json:"interface,omitzero"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	MTU       int          `json:"mtu,omitzero"`
 	// Closed are the prefixes of every Subnet of the Site: no tenant may reach
-	// them, by whatever way.
+	// them.
 	Closed []netip.Prefix `json:"closed,omitempty"`
-	// Transit are the IPv4 prefixes that the host forwards to by this interface,
-	// for others than itself: a reflector that tells uplinks of its Zone's
-	// aggregates has what is for them come to itself.
+	// Transit are the IPv4 prefixes that the host forwards to through this
+	// interface for other hosts: a reflector that advertises its Zone's
+	// aggregates to uplinks receives their traffic.
 	Transit []netip.Prefix `json:"transit,omitempty"`
-	// Encryption is how hosts of the Zone encrypt what they carry for each other.
+	// Encryption is set if the hosts of the Zone encrypt traffic between them.
 	Encryption *Encryption `json:"encryption,omitempty"`
 }
 
 // WireGuardPort is the UDP port of every host of an encrypted Zone.
 const WireGuardPort = 51820
 
-// Encryption is a Zone's WireGuard mesh as one host needs it. A host that has
-// it sends no VXLAN in clear and takes none.
+// Encryption is a Zone's WireGuard mesh as compiled for one host. A host that
+// has it neither sends nor accepts VXLAN in clear.
 type Encryption struct {
 	Port  int              `json:"port" doc:"UDP port of every host."`
 	Peers []EncryptionPeer `json:"peers,omitempty"`

@@ -11,7 +11,8 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// Image is named, versioned boot assets. The bytes are blobs, found by digest.
+// Image is a named, versioned set of boot assets. The bytes are blobs, found by
+// digest.
 type Image struct {
 	Base
 	Spec   ImageSpec   `json:"spec" doc:"The desired state, written by people."`
@@ -47,7 +48,7 @@ func imageColumns() []Column {
 	}
 }
 
-// The files that an Image may have.
+// The files of an Image.
 const (
 	KernelFile = "kernel"
 	InitrdFile = "initrd"
@@ -55,7 +56,7 @@ const (
 	DiskFile   = "disk"
 )
 
-// CloudInit is what an Image may be configured by, in place of Ignition.
+// CloudInit is the alternative to Ignition for the configuration of an Image.
 const CloudInit = "cloud-init"
 
 // ImageSpec is the desired Image.
@@ -65,7 +66,7 @@ type ImageSpec struct {
 	OS              string `json:"os,omitzero" doc:"debian, flatcar or fcos: decides the kernel arguments that name the root and the Ignition config. Default: flatcar."`
 	IgnitionVersion string `json:"ignitionVersion,omitzero" doc:"Highest Ignition spec that the image's Ignition reads, 3.1.0 to 3.6.0. Default: 3.4.0."`
 	ConfiguredBy    string `json:"configuredBy,omitzero" enum:"ignition,cloud-init" doc:"What configures a Guest that has this Image; Machines are configured by Ignition alone. Default: ignition."`
-	// KernelArguments replace those that OS stands for. Each may hold
+	// KernelArguments replace the default ones of OS. Each may contain
 	// ${rootfs_url}, ${rootfs_sha256}, ${ignition_url} and ${mac}.
 	KernelArguments []string             `json:"kernelArguments,omitempty" doc:"Kernel arguments; may contain ${rootfs_url}, ${rootfs_sha256}, ${ignition_url}, ${mac}. Default: those that os stands for."`
 	Files           map[string]ImageFile `json:"files" doc:"kernel, initrd, rootfs, disk."`
@@ -77,13 +78,13 @@ type ImageFile struct {
 	SHA256 SHA256 `json:"sha256,omitzero" doc:"Digest that the file must have. Default: that of the file that weftctl uploads."`
 }
 
-// ImageStatus is what rackweft observed.
+// ImageStatus is observed by rackweft.
 type ImageStatus struct {
 	Files      map[string]ImageFileStatus `json:"files,omitempty" doc:"Files that bootd holds, by name."`
 	Conditions Conditions                 `json:"conditions,omitempty" doc:"Ready: every file is held and matches its digest."`
 }
 
-// ImageFileStatus is one file as bootd holds it.
+// ImageFileStatus is one file as stored by bootd.
 type ImageFileStatus struct {
 	SHA256 SHA256 `json:"sha256" doc:"Digest of the file."`
 	Size   int64  `json:"size" doc:"Bytes."`
@@ -141,7 +142,7 @@ func (i *Image) validateFile(e *FieldErrors, name string, f ImageFile) {
 	}
 }
 
-// Layer is one Butane document, a template over a Machine's facts.
+// Layer is one Butane document, a template that uses a Machine's facts.
 type Layer struct {
 	Base
 	Spec   LayerSpec   `json:"spec" doc:"The desired state, written by people."`
@@ -165,7 +166,7 @@ type LayerSpec struct {
 	Butane string `json:"butane" doc:"Butane YAML; variant and version may be left out. A Go template over the Machine's facts."`
 }
 
-// LayerStatus is what rackweft observed.
+// LayerStatus is observed by rackweft.
 type LayerStatus struct {
 	Conditions Conditions `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
@@ -185,7 +186,7 @@ func (l *Layer) Validate() FieldErrors {
 	return e
 }
 
-// Profile is what a Machine boots.
+// Profile says what a Machine boots.
 type Profile struct {
 	Base
 	Spec   ProfileSpec   `json:"spec" doc:"The desired state, written by people."`
@@ -223,7 +224,7 @@ func (p *Profile) references() (l references) {
 	return l
 }
 
-// maxLayers is how many Layers one config may be made of.
+// maxLayers bounds the Layers of one config.
 const maxLayers = 64
 
 // ProfileSpec is the desired Profile.
@@ -242,7 +243,7 @@ type Install struct {
 	Wipe bool   `json:"wipe,omitzero" doc:"Writes even over a disk that holds a foreign file system. Default: false."`
 }
 
-// ProfileStatus is what rackweft observed.
+// ProfileStatus is observed by rackweft.
 type ProfileStatus struct {
 	Conditions Conditions `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }

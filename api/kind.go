@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// Role is what a person may do; each role includes those before it.
+// Role is a user's role; each role includes those before it.
 type Role string
 
-// The roles of people.
+// Roles of users.
 const (
 	RoleViewer   Role = "viewer"
 	RoleOperator Role = "operator"
@@ -20,22 +20,25 @@ type Kind struct {
 	Name     string   // Machine
 	Doc      string   // one sentence that says what it is
 	Plural   string   // machines
-	Short    []string // what a person may type instead
+	Short    []string // short names for the command line
 	Computed bool     // compiled from other objects, never stored or written
-	Writer   Role     // who may write it: what a whole Site depends on is the admin's
+	Writer   Role     // minimum role to write it: what a whole Site depends on requires admin
 	New      func() Object
-	// Columns are those of a table of its objects, beside their names and ages.
+	// Columns are the columns of a table of its objects, in addition to names
+	// and ages.
 	Columns func() []Column
-	// References lists the objects that one names; nil for a kind that names none.
+	// References lists the objects that an object refers to; nil for a kind
+	// without references.
 	References func(Object) []Reference
-	// Conditions are those of its status; nil for a kind without.
+	// Conditions returns the conditions in its status; nil for a kind without
+	// any.
 	Conditions func(Object) *Conditions
 
 	is func(Object) bool // of this kind
 }
 
-// Kinds lists every kind in an order in which they can be applied: what is
-// referred to comes before what refers to it.
+// Kinds lists every kind in an order in which they can be applied: a kind comes
+// after those that it refers to.
 func Kinds() []Kind {
 	return []Kind{siteKind(), secretKind(), zoneKind(), subnetKind(), imageKind(), layerKind(), profileKind(), machineKind(), networkKind(), guestKind(),
 		hostSpecKind()}
@@ -64,7 +67,7 @@ func KindOf(o Object) Kind {
 
 func is[P Object](o Object) bool { _, ok := o.(P); return ok }
 
-// ConditionsOf are the conditions of an object; nil for a kind without.
+// ConditionsOf returns the conditions of an object; nil for a kind without any.
 func ConditionsOf(o Object) Conditions {
 	if conditions := KindOf(o).Conditions; conditions != nil {
 		return *conditions(o)

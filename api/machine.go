@@ -70,8 +70,9 @@ func rackUnit(m *Machine) string {
 	return l.Rack + "/" + number(int64(l.Unit))
 }
 
-// Reached are the addresses that a Machine is reached by: those of its links that
-// the host has up and that the spec pins, else the leases that it boots with.
+// Reached returns the addresses at which a Machine is reached: those of its
+// links that are up and pinned by the spec, else the leases with which it
+// boots.
 func (m *Machine) Reached() []netip.Addr {
 	if m.Status.Host == nil {
 		return m.Status.Addresses
@@ -108,10 +109,10 @@ func (m *Machine) references() (l references) {
 	return l
 }
 
-// MachineState is what a Machine should be.
+// MachineState is the desired state of a Machine.
 type MachineState string
 
-// The states that a person can ask for.
+// The states that a user can request.
 const (
 	StateActive      MachineState = "Active"
 	StateOff         MachineState = "Off"
@@ -134,7 +135,7 @@ type MachineSpec struct {
 	State     MachineState      `json:"state,omitzero" enum:"Active,Off,Maintenance" doc:"What the Machine should be. Maintenance: it keeps running and nothing is done to it. Default: Active."`
 }
 
-// Location says where a Machine stands and what it is cabled to.
+// Location is where a Machine is and what it is cabled to.
 type Location struct {
 	Rack   string `json:"rack,omitzero" doc:"Rack that the Machine is in; brakes, reflectors and placement go by it. Default: none."`
 	Unit   int    `json:"unit,omitzero" doc:"Lowest rack unit that it takes. Default: unknown."`
@@ -165,7 +166,7 @@ type VLAN struct {
 	ID   int    `json:"id" doc:"VLAN ID, 1 to 4094."`
 }
 
-// BMC says how a Machine's controller is reached.
+// BMC says how to reach a Machine's controller.
 type BMC struct {
 	Address     string `json:"address" doc:"URL of the BMC, as https://host or https://host:port."`
 	Protocol    string `json:"protocol,omitzero" enum:"redfish" doc:"Protocol spoken to the BMC. Default: redfish."`
@@ -178,18 +179,18 @@ type BMCTLS struct {
 	Fingerprint Fingerprint `json:"fingerprint,omitzero" doc:"SHA-256 of the certificate, as sha256:HEX. Default: that of the first certificate seen, kept in status."`
 }
 
-// UnsolicitedBoot says what happens when a known Machine network-boots and
-// nobody asked it to.
+// UnsolicitedBoot is the policy for a known Machine that network-boots without
+// a request.
 type UnsolicitedBoot string
 
-// The answers to an unsolicited boot.
+// Policies for an unsolicited boot.
 const (
 	BootConfirm UnsolicitedBoot = "confirm" // serve it when the BMC confirms a reset and no live agent holds the stream
 	BootAllow   UnsolicitedBoot = "allow"
 	BootRefuse  UnsolicitedBoot = "refuse"
 )
 
-// Boot holds what is particular to one Machine's network boot.
+// Boot holds the settings of one Machine's network boot.
 type Boot struct {
 	Unsolicited UnsolicitedBoot `json:"unsolicited,omitzero" enum:"confirm,allow,refuse" doc:"What happens when the Machine network-boots unasked. confirm: serve it when the BMC confirms a reset and no agent holds the host's stream. allow: serve it. refuse: do not. Default: confirm."`
 	Firmware    string          `json:"firmware,omitzero" enum:"auto,uefi,bios" doc:"Boot mode sent to the BMC; auto leaves it as it is. Default: auto."`
@@ -197,7 +198,7 @@ type Boot struct {
 	VendorPXE   string          `json:"vendorPXE,omitzero" enum:"auto,always,never" doc:"Whether DHCP option 43 goes with PXE offers; auto decides by firmware. Default: auto."`
 }
 
-// Phase is where a Machine stands.
+// Phase is the phase of a Machine's life.
 type Phase string
 
 // The phases of a Machine.
@@ -222,17 +223,17 @@ const (
 	CondProvision  = "Provisioned"   // the last BootAttempt reached Active
 	CondConnected  = "HostConnected" // nodeagent holds its stream
 	CondApplied    = "HostApplied"   // every HostSpec part is applied
-	CondDrained    = "Drained"       // Guests have left a host whose power is to be touched; there while they leave
+	CondDrained    = "Drained"       // Guests have left a host before its power is switched; set while they leave
 	CondFenced     = "Fenced"        // a lost host was switched off, so that its Guests may run elsewhere
 	CondHeld       = "Held"          // a brake or a policy holds the Machine back
 	CondTrust      = "Trusted"       // the last boot proved what is required, and nothing else took what it was given
 )
 
-// DiscoveredLabel marks a Machine that bootd made because an unknown MAC asked
-// for a boot. Applying a Machine with that MAC takes it over.
+// DiscoveredLabel marks a Machine that bootd created because an unknown MAC
+// requested a boot. Applying a Machine with that MAC replaces it.
 const DiscoveredLabel = "rackweft/discovered"
 
-// MachineStatus is what rackweft observed and chose.
+// MachineStatus is observed and chosen by rackweft.
 type MachineStatus struct {
 	Phase              Phase        `json:"phase,omitzero" doc:"Where the Machine stands between Registered and Active."`
 	ObservedGeneration int64        `json:"observedGeneration,omitzero" doc:"Generation of the spec that status speaks of."`
@@ -240,40 +241,40 @@ type MachineStatus struct {
 	BMC                BMCStatus    `json:"bmc,omitzero" doc:"What was learned of the BMC."`
 	Inventory          *Inventory   `json:"inventory,omitempty" doc:"What the Machine is made of, as its BMC says."`
 	Addresses          []netip.Addr `json:"addresses,omitempty" doc:"Leased on the provisioning Subnet."`
-	// LastSeen is when a Discovered machine last asked for anything.
+	// LastSeen is the time of a Discovered machine's last request.
 	LastSeen time.Time `json:"lastSeen,omitzero" doc:"When a Discovered machine last asked for anything."`
-	// BootAsked is when the Machine last asked for a boot script that no open
-	// BootAttempt covers: the machine controller decides on it.
+	// BootAsked is the time of the Machine's last request for a boot script
+	// that no open BootAttempt covers: the machine controller decides on it.
 	BootAsked time.Time `json:"bootAsked,omitzero" doc:"When it last network-booted with no BootAttempt open for it."`
-	// HostKey is the SHA-256 of the public key that joined: a certificate over
-	// any other key is refused, however long it is valid.
+	// HostKey is the SHA-256 of the public key that joined: a certificate for
+	// any other key is refused, even while it is valid.
 	HostKey  string        `json:"hostKey,omitzero" doc:"SHA-256 of the host's public key; certificates over any other key are refused."`
 	Attempt  *BootAttempt  `json:"attempt,omitempty" doc:"The BootAttempt under way, or the last."`
 	History  []BootAttempt `json:"history,omitempty" doc:"Earlier BootAttempts, newest first, at most five."`
 	Requests []Request     `json:"requests,omitempty" doc:"Verbs that people asked for, newest last, at most ten."`
-	// AssetTag is there while a nonce takes its place, or may do.
+	// AssetTag is set while a nonce replaces it, or may do so.
 	AssetTag   *SavedAssetTag `json:"assetTag,omitempty" doc:"The system's own AssetTag, while a BootAttempt's nonce takes its place."`
 	Host       *HostStatus    `json:"host,omitempty" doc:"What nodeagent reports of the host."`
 	Conditions Conditions     `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
-// BMCStatus is what was learned of the BMC.
+// BMCStatus is information read from the BMC.
 type BMCStatus struct {
 	Fingerprint string `json:"fingerprint,omitzero" doc:"Learned at the first contact, then pinned."`
-	// LearnedFrom is the address that Fingerprint was learned from: another
-	// address starts over.
+	// LearnedFrom is the address of the BMC that showed Fingerprint: for
+	// another address a new one is learned.
 	LearnedFrom string    `json:"learnedFrom,omitzero" doc:"BMC address that fingerprint was learned from; another address starts over."`
 	LastContact time.Time `json:"lastContact,omitzero" doc:"When the BMC last answered."`
 }
 
-// Stage is how far a BootAttempt has come. Stages are ordered; a boot may skip
+// Stage is the progress of a BootAttempt. Stages are ordered; a boot may skip
 // some (iPXE in ROM fetches nothing over TFTP).
 type Stage string
 
 // The stages of a BootAttempt, in order.
 const (
-	StageRequested Stage = "Requested" // the attempt is open; the BMC has not been told yet
-	StagePowerOn   Stage = "PowerOn"   // the BMC was told to power on
+	StageRequested Stage = "Requested" // the attempt is open; no command was sent to the BMC yet
+	StagePowerOn   Stage = "PowerOn"   // the power-on command was sent to the BMC
 	StageDHCP      Stage = "DHCP"      // its firmware has an address
 	StageLoader    Stage = "Loader"    // iPXE was fetched
 	StageScript    Stage = "Script"    // the boot script was served
@@ -295,10 +296,10 @@ func Stages() []Stage {
 // Index is the stage's place in Stages, or -1.
 func (s Stage) Index() int { return slices.Index(Stages(), s) }
 
-// AttemptResult is how a BootAttempt ended.
+// AttemptResult is the result of a BootAttempt.
 type AttemptResult string
 
-// The results of a BootAttempt; empty while it is under way.
+// Results of a BootAttempt; empty while it is in progress.
 const (
 	ResultActive AttemptResult = "Active"
 	ResultFailed AttemptResult = "Failed"
@@ -310,9 +311,10 @@ type BootAttempt struct {
 	ID     string `json:"id" doc:"Unique ID of the attempt."`
 	Number int    `json:"number" doc:"Counts the Machine's attempts."`
 	Reason string `json:"reason" doc:"Why it was opened."`
-	// Request is the id of the Request that asked for it.
+	// Request is the id of the Request that caused it.
 	Request string `json:"request,omitzero" doc:"ID of the request that asked for it; empty when nobody did."`
-	// Retry counts attempts since the last that reached Active or was asked for.
+	// Retry counts attempts since the last one that reached Active or was
+	// requested.
 	Retry      int           `json:"retry,omitzero" doc:"Attempts before it that failed in a row."`
 	Generation int64         `json:"generation" doc:"The Machine's generation that it boots."`
 	Started    time.Time     `json:"started" doc:"When it was opened."`
@@ -332,16 +334,16 @@ type BootAttempt struct {
 }
 
 // MaxRetries is how many BootAttempts may fail in a row before bootd leaves the
-// Machine Failed for a person to look at.
+// Machine Failed for an operator.
 const MaxRetries = 2
 
-// Open reports whether the attempt is under way.
+// Open reports whether the attempt is in progress.
 func (a *BootAttempt) Open() bool { return a != nil && a.Result == "" }
 
-// Reached reports whether the attempt has come to that stage or beyond.
+// Reached reports whether the attempt has reached that stage or a later one.
 func (a *BootAttempt) Reached(s Stage) bool { return a != nil && a.Stage.Index() >= s.Index() }
 
-// Progress is how far an attempt under way is, or where it failed.
+// Progress returns the stage of an attempt in progress, or where it failed.
 func (a *BootAttempt) Progress() string {
 	if a == nil || a.Result == ResultActive {
 		return ""
@@ -355,7 +357,7 @@ type StageTime struct {
 	Time  time.Time `json:"time" doc:"When it was first reached."`
 }
 
-// Verb is what a person can ask of a Machine once.
+// Verb is an action that a user can request once.
 type Verb string
 
 // The verbs.
@@ -366,7 +368,8 @@ const (
 	VerbIdentify    Verb = "identify"
 )
 
-// Request is one verb that was asked for. A repeated id is the same request.
+// Request is one requested verb. A second request with the same id is the same
+// request.
 type Request struct {
 	ID       string    `json:"id" doc:"Unique ID; the same request is carried out once."`
 	Verb     Verb      `json:"verb" enum:"reprovision,power,inspect,identify" doc:"What was asked for."`
@@ -385,7 +388,7 @@ const (
 	RequestFailed  = "Failed"
 )
 
-// Inventory is what a Machine is made of, as its BMC says.
+// Inventory is a Machine's hardware as reported by its BMC.
 type Inventory struct {
 	Manufacturer string          `json:"manufacturer,omitzero" doc:"Manufacturer of the system."`
 	Model        string          `json:"model,omitzero" doc:"Model of the system."`
@@ -424,11 +427,11 @@ type InventoryDisk struct {
 	Bytes  int64  `json:"bytes,omitzero" doc:"Capacity in bytes."`
 }
 
-// DrainAnnotation on a Machine, when it is "true", asks that everything leaves
-// it: Guests, and traffic that has another way.
+// DrainAnnotation on a Machine, when it is "true", requests that everything
+// leaves it: Guests, and traffic that has another path.
 const DrainAnnotation = "rackweft/drain"
 
-// Draining reports whether Guests are to leave the host.
+// Draining reports whether Guests should leave the host.
 func (m *Machine) Draining() bool {
 	return m.Metadata.Annotations[DrainAnnotation] == "true" || m.Spec.State != StateActive || m.Status.Phase == PhaseDraining
 }

@@ -11,8 +11,8 @@ type TypeMeta struct {
 	Kind       string `json:"kind" doc:"The object's kind."`
 }
 
-// Metadata is what every object has beside its spec and status. All but Name,
-// Labels, Annotations and Finalizers is set by the server.
+// Metadata is common to all objects. The server sets all fields but Name,
+// Labels, Annotations and Finalizers.
 type Metadata struct {
 	Name        string            `json:"name" doc:"RFC 1123 label, unique within the kind."`
 	UID         string            `json:"uid,omitzero" doc:"Set at creation; two objects of one name are two uids."`
@@ -20,25 +20,25 @@ type Metadata struct {
 	Annotations map[string]string `json:"annotations,omitempty" doc:"Free text by key, for people and programs."`
 	// Generation counts changes of spec.
 	Generation int64 `json:"generation,omitzero" doc:"Counts changes of spec."`
-	// ResourceVersion is the store revision of the last write. A write that
-	// carries one succeeds only while it is still current.
+	// ResourceVersion is the store revision of the last write. A write with a
+	// ResourceVersion succeeds only if that is still current.
 	ResourceVersion   string     `json:"resourceVersion,omitzero" doc:"Store revision of the last write; a write that carries one is refused with 409 when it is no longer current."`
 	CreationTimestamp time.Time  `json:"creationTimestamp,omitzero" doc:"When the object was created."`
 	DeletionTimestamp *time.Time `json:"deletionTimestamp,omitempty" doc:"When its deletion was asked for; it goes with the last finalizer."`
 	Finalizers        []string   `json:"finalizers,omitempty" doc:"Who still has to clean up before the object goes."`
 }
 
-// Object is any kind. The methods are implemented by every pointer to a kind.
+// Object is an object of any kind. Every pointer to a kind implements it.
 type Object interface {
-	// Type is the object's own TypeMeta, to be read or set.
+	// Type returns the object's own TypeMeta, to read or set.
 	Type() *TypeMeta
-	// Meta is the object's own Metadata, to be read or set.
+	// Meta returns the object's own Metadata, to read or set.
 	Meta() *Metadata
-	// SetDefaults fills the fields whose default does not depend on anything
+	// SetDefaults sets the fields whose default does not depend on anything
 	// outside the object.
 	SetDefaults()
-	// Validate reports every field that is wrong by itself; what depends on
-	// other objects is checked by the server.
+	// Validate reports every field that is invalid by itself; the server checks
+	// what depends on other objects.
 	Validate() FieldErrors
 }
 
@@ -64,7 +64,7 @@ const (
 	Unknown ConditionStatus = "Unknown"
 )
 
-// CondReady is the condition of any kind that the object is what its spec says.
+// CondReady is the condition that an object of any kind matches its spec.
 const CondReady = "Ready"
 
 // Condition is one observed fact of an object.
@@ -94,8 +94,8 @@ func (c Conditions) Is(typ string) bool {
 	return x != nil && x.Status == True
 }
 
-// Set adds or changes a condition; its time moves only when its status does.
-// It reports whether anything but the time changed.
+// Set adds or changes a condition; its time changes only with its status. It
+// reports whether anything but the time changed.
 func (c *Conditions) Set(now time.Time, typ string, status ConditionStatus, reason, message string) bool {
 	old := c.Get(typ)
 	if old == nil {

@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// Network is a tenant's overlay: one VXLAN VNI, CIDRs cut into one lease per
-// host, flannel's scheme.
+// Network is a tenant's overlay: one VXLAN VNI, and CIDRs divided into one
+// lease per host, as flannel does.
 type Network struct {
 	Base
 	Spec   NetworkSpec   `json:"spec" doc:"The desired state, written by people."`
@@ -49,7 +49,7 @@ type NetworkSpec struct {
 	Zone       string         `json:"zone" doc:"Zone whose hosts have the Network."`
 	CIDRs      []netip.Prefix `json:"cidrs" doc:"One prefix of each family at most; each host gets a lease out of it."`
 	HostPrefix int            `json:"hostPrefix,omitzero" doc:"Prefix length of each host's IPv4 lease. Default: 24."`
-	// HostPrefix6 is meaningful with an IPv6 CIDR only.
+	// HostPrefix6 applies to an IPv6 CIDR only.
 	HostPrefix6 int      `json:"hostPrefix6,omitzero" doc:"Prefix length of each host's IPv6 lease. Default: 64, or 8 more than the IPv6 CIDR's where that is longer than /62."`
 	VNI         uint32   `json:"vni,omitzero" doc:"Pins the VXLAN network identifier. Default: chosen out of the Site's vniRange."`
 	Egress      string   `json:"egress,omitzero" enum:"none,masquerade" doc:"How guests reach destinations outside the Network. Default: none."`
@@ -62,7 +62,7 @@ type NetworkSpec struct {
 	Peering *Peering `json:"peering,omitempty" doc:"Guests may speak BGP to their hosts, at 169.254.1.1."`
 }
 
-// Peering is what guests may tell their hosts by BGP.
+// Peering restricts what guests may advertise to their hosts by BGP.
 type Peering struct {
 	ASN         uint32         `json:"asn" doc:"Of the guests. The hosts have the Zone's."`
 	Prefixes    []netip.Prefix `json:"prefixes" doc:"Prefixes that guests may advertise, or parts of them, and send from."`
@@ -71,7 +71,7 @@ type Peering struct {
 	Advertise   bool           `json:"advertise,omitzero" doc:"Advertises the guests' IPv4 prefixes in the Zone; needs spec.advertise. Default: false."`
 }
 
-// Rates are limits in bytes per second; zero is no limit.
+// Rates are limits in bytes per second; zero means unlimited.
 type Rates struct {
 	Inbound  Quantity `json:"inbound,omitzero" doc:"Bytes per second, such as 100M. Default: no limit."`
 	Outbound Quantity `json:"outbound,omitzero" doc:"Bytes per second, such as 100M. Default: no limit."`
@@ -80,7 +80,7 @@ type Rates struct {
 // IsZero reports whether there is no limit.
 func (r Rates) IsZero() bool { return r.Inbound.IsZero() && r.Outbound.IsZero() }
 
-// NetworkStatus is what rackweft observed and chose.
+// NetworkStatus is observed and chosen by rackweft.
 type NetworkStatus struct {
 	VNI        uint32     `json:"vni,omitzero" doc:"VXLAN network identifier chosen for it."`
 	Leases     int        `json:"leases,omitzero" doc:"Number of leases."`
@@ -104,8 +104,9 @@ func (n *Network) SetDefaults() {
 	}
 }
 
-// Routed are the prefixes that the hosts of the Zone may be told of: the leases'
-// with Advertise, and those of what guests announce with Peering.Advertise.
+// Routed returns the prefixes that may be advertised to the hosts of the Zone:
+// the leases' with Advertise, and those announced by guests with
+// Peering.Advertise.
 func (s NetworkSpec) Routed() []netip.Prefix {
 	if !s.Advertise {
 		return nil
@@ -113,8 +114,8 @@ func (s NetworkSpec) Routed() []netip.Prefix {
 	return slices.Concat(s.CIDRs, s.AdvertisedPeering())
 }
 
-// AdvertisedPeering are the prefixes within which hosts tell the Zone of what
-// guests announce. IPv6 is not routed out of a Network.
+// AdvertisedPeering returns the prefixes within which hosts advertise guests'
+// routes to the Zone. IPv6 is not routed out of a Network.
 func (s NetworkSpec) AdvertisedPeering() []netip.Prefix {
 	if !s.Advertise || s.Peering == nil || !s.Peering.Advertise {
 		return nil
@@ -167,7 +168,7 @@ func (n *Network) Validate() FieldErrors {
 	return e
 }
 
-// DefaultPeerPrefixes is Peering.MaxPrefixes where it is not set.
+// DefaultPeerPrefixes is the default of Peering.MaxPrefixes.
 const DefaultPeerPrefixes = 128
 
 // maxPeerPrefixes bounds Peering.MaxPrefixes: each is a route on every host.
@@ -225,7 +226,7 @@ func (e *FieldErrors) rates(field string, r Rates) {
 	check("outbound", r.Outbound)
 }
 
-// validate6 holds a Network to one IPv6 CIDR that is cut into leases.
+// validate6 allows one IPv6 CIDR, divided into leases.
 func (n *Network) validate6(e *FieldErrors) {
 	first, ok := n.Spec.CIDR6()
 	if !ok {
@@ -244,7 +245,7 @@ func (n *Network) validate6(e *FieldErrors) {
 	}
 }
 
-// NetworkPeers is who has a lease of a Network, and how it stands there.
+// NetworkPeers lists the leases of a Network, and the state of their hosts.
 type NetworkPeers struct {
 	Network string          `json:"network"`
 	UID     string          `json:"uid"`
@@ -252,15 +253,15 @@ type NetworkPeers struct {
 	Peers   []NetworkMember `json:"peers" doc:"By lease."`
 }
 
-// MemberKind says whose a lease is.
+// MemberKind is the kind of a lease's owner.
 type MemberKind string
 
-// Whose a lease may be.
+// Kinds of owners.
 const (
 	MemberHost        MemberKind = "host"        // a host's own
 	MemberGuest       MemberKind = "guest"       // of a Guest that moved to the host with its address
 	MemberFlanneld    MemberKind = "flanneld"    // a stock flanneld's, which renews it
-	MemberReservation MemberKind = "reservation" // written by a person or another program; it never expires
+	MemberReservation MemberKind = "reservation" // written by an operator or another program; it never expires
 )
 
 // NetworkMember is one lease of a Network.

@@ -2,19 +2,19 @@ package api
 
 import "net/netip"
 
-// NetworkPath is what becomes of a packet of a Network, as bootd knows it: from
-// the objects, the leases and what hosts last reported.
+// NetworkPath is the path of a packet of a Network, as far as bootd knows it
+// from the objects, the leases and the hosts' last reports.
 type NetworkPath struct {
 	Network string     `json:"network"`
 	From    PathEnd    `json:"from"`
 	To      PathEnd    `json:"to"`
 	Steps   []PathStep `json:"steps"`
-	// Delivered is false when a step drops the packet, or a host on its way is
-	// not as it should be: the last step says why.
+	// Delivered is false when a step drops the packet, or a host on its path is
+	// not ready: the last step says why.
 	Delivered bool `json:"delivered"`
 }
 
-// PathEnd is where a packet comes from or goes to.
+// PathEnd is the source or the destination of a packet.
 type PathEnd struct {
 	Address netip.Addr `json:"address"`
 	Network string     `json:"network,omitzero" doc:"The Network that it is on; empty outside of all."`
@@ -22,7 +22,7 @@ type PathEnd struct {
 	Host    string     `json:"host,omitzero"`
 }
 
-// PathStep is one thing that happens to the packet.
+// PathStep is one step of the packet's path.
 type PathStep struct {
 	Host    string `json:"host,omitzero" doc:"Where; empty where no host does it."`
 	What    string `json:"what"`

@@ -17,7 +17,7 @@ func (p *NetworkPart) mask() {
 	}
 }
 
-// NetworkPart is a Network as one host needs it.
+// NetworkPart is a Network as compiled for one host.
 type NetworkPart struct {
 	UID       string         `json:"uid"`
 	VNI       uint32         `json:"vni"`
@@ -30,20 +30,20 @@ type NetworkPart struct {
 	Peers     []NetworkPeer  `json:"peers,omitempty"`
 	Egress    string         `json:"egress,omitzero"`
 	Advertise bool           `json:"advertise,omitzero"`
-	// Allow names the Networks whose guests may open connections to this one's.
+	// Allow lists the Networks whose guests may open connections to this one's.
 	// None of their CIDRs overlaps with another's or with this Network's.
 	Allow  []NetworkAllow `json:"allow,omitempty"`
 	Direct bool           `json:"direct,omitzero" doc:"Peers on the underlay's own link are reached by a route, without VXLAN."`
 	Limits Rates          `json:"limits,omitzero" doc:"Of all guests on the host together."`
-	// GuestLimits are for each guest whose port has none of its own.
+	// GuestLimits apply to each guest whose port has none of its own.
 	GuestLimits Rates        `json:"guestLimits,omitzero"`
 	DNS         []netip.Addr `json:"dns,omitempty" doc:"Servers that guests' questions are forwarded to."`
 	Domain      string       `json:"domain,omitzero" doc:"DNS domain of the guests."`
-	// Peering is set where guests may speak BGP to their host.
+	// Peering is set if guests may speak BGP to their host.
 	Peering *PeeringPart `json:"peering,omitempty"`
 }
 
-// PeeringPart is how the guests of a Network peer with their host.
+// PeeringPart configures how the guests of a Network peer with their host.
 type PeeringPart struct {
 	Zone        string         `json:"zone" doc:"Name of the host's Zone."`
 	ASN         uint32         `json:"asn" doc:"Of the hosts: the Zone's."`
@@ -67,7 +67,8 @@ type NetworkPeer struct {
 	MAC    MAC          `json:"mac"`
 }
 
-// NetworkAllow is another Network of the same host whose guests may come in.
+// NetworkAllow is another Network of the same host whose guests may open
+// connections.
 type NetworkAllow struct {
 	Network string         `json:"network"`
 	UID     string         `json:"uid"`

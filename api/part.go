@@ -9,16 +9,17 @@ import (
 	"strings"
 )
 
-// Part is one part of a HostSpec as it goes over the wire. Its name says what
-// it holds: base, network/NAME, guest/NAME or bgp.
+// Part is one part of a HostSpec in its wire format. Its name identifies the
+// content: base, network/NAME, guest/NAME or bgp.
 type Part = json.RawMessage
 
-// PartKind describes the parts that hold one thing.
+// PartKind describes one kind of part.
 type PartKind struct {
-	Name  string // of the part, or what is before the slash in it
-	Named bool   // there is one for each object: NAME/OBJECT
+	Name  string // of the part, or the text before the slash
+	Named bool   // one for each object: NAME/OBJECT
 	New   func() any
-	// Mask takes the keys out of one that people are shown; nil when it has none.
+	// Mask removes the keys from a part that is shown to users; nil when it has
+	// none.
 	Mask func(Part) (Part, error)
 }
 
@@ -27,8 +28,8 @@ func PartKinds() []PartKind {
 	return []PartKind{basePart(), bgpPart(), networkPart(), guestPart()}
 }
 
-// PartKindOf finds the kind of a part by its name, and the object that the part
-// is about.
+// PartKindOf returns the kind of a part by its name, and the object of the
+// part.
 func PartKindOf(name string) (kind PartKind, object string, err error) {
 	word, object, named := strings.Cut(name, "/")
 	for _, k := range PartKinds() {
@@ -39,9 +40,8 @@ func PartKindOf(name string) (kind PartKind, object string, err error) {
 	return PartKind{}, "", fmt.Errorf("no HostSpec part is called %q", name)
 }
 
-// DecodePart decodes a part into a pointer to the type that its name stands
-// for. Unknown fields are kept out without an error: a host must live with a
-// newer bootd.
+// DecodePart decodes a part into a pointer to the type for its name. It ignores
+// unknown fields, because bootd may be newer than the host.
 func DecodePart(name string, part Part) (any, error) {
 	kind, _, err := PartKindOf(name)
 	if err != nil {
@@ -63,16 +63,16 @@ func EncodePart(v any) (Part, error) {
 	return b, nil
 }
 
-// PartDigest is the digest by which bootd and host compare parts.
+// PartDigest is the digest with which bootd and host compare parts.
 func PartDigest(p Part) string {
 	sum := sha256.Sum256(p)
 	return hex.EncodeToString(sum[:])
 }
 
-// NotShown stands for a key that people are not shown.
+// NotShown replaces a key that is not shown to users.
 const NotShown = "(not shown)"
 
-// MaskPart is a part as people see it: without keys.
+// MaskPart returns a part without its keys.
 func MaskPart(name string, part Part) (Part, error) {
 	kind, _, err := PartKindOf(name)
 	if err != nil {
@@ -88,7 +88,7 @@ func MaskPart(name string, part Part) (Part, error) {
 	return masked, nil
 }
 
-// maskPasswords has the passwords taken out of a part that has any.
+// maskPasswords removes the passwords from a part.
 func maskPasswords[T any](part Part, mask func(*T)) (Part, error) {
 	if !bytes.Contains(part, []byte(`"password"`)) {
 		return part, nil

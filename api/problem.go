@@ -13,9 +13,9 @@ type Problem struct {
 	Status   int    `json:"status"`
 	Detail   string `json:"detail,omitzero"`
 	Instance string `json:"instance,omitzero"`
-	// Errors are the fields at fault.
+	// Errors are the invalid fields.
 	Errors FieldErrors `json:"errors,omitempty"`
-	// ResourceVersion is the current one, for a conflict (409).
+	// ResourceVersion is the current one, after a conflict (409).
 	ResourceVersion string `json:"resourceVersion,omitzero"`
 }
 

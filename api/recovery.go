@@ -9,23 +9,24 @@ import (
 	"time"
 )
 
-// Recovery is what a bootd that was restored from a backup still has to find
-// out: since the backup Machines, Networks and Guests may have come, gone and
-// moved.
+// Recovery is what a bootd restored from a backup still has to find out:
+// Machines, Networks and Guests may have been created, deleted and moved since
+// the backup.
 type Recovery struct {
 	Restored time.Time `json:"restored" doc:"When the backup was restored."`
 	Backup   time.Time `json:"backup" doc:"When the backup was taken."`
-	// Held lasts until every Machine has condition Accounted.
+	// Held: not every Machine has condition Accounted yet.
 	Held bool `json:"held,omitzero" doc:"Nothing is powered, booted, placed or allocated, and hosts are sent nothing, until each Machine is accounted for."`
-	// Hosts have a certificate of the Site's CA that is younger than the backup.
+	// Hosts have a certificate of the Site's CA that was issued after the
+	// backup.
 	Hosts []RecoveryHost `json:"hosts,omitempty" doc:"Hosts whose keys the backup does not know: weftctl restore accept."`
-	// Unknown is reserved for whoever applies it again.
+	// Unknown are parts whose names are reserved until they are applied again.
 	Unknown []RecoveryPart `json:"unknown,omitempty" doc:"Networks and Guests that run on hosts and that the backup does not know. What they have is reserved; an object of the same kind and name takes it over."`
-	// Conflicts are sentences for a person.
+	// Conflicts are sentences for the operator.
 	Conflicts []string `json:"conflicts,omitempty" doc:"Where hosts contradict each other or the backup, and what was decided."`
 }
 
-// RecoveryHost is a host that the backup does not know by its key.
+// RecoveryHost is a host whose key is not in the backup.
 type RecoveryHost struct {
 	Name    string    `json:"name" doc:"Name of its Machine."`
 	UID     string    `json:"uid" doc:"UID of its Machine."`
@@ -47,7 +48,7 @@ type RecoveryPart struct {
 	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Addresses that it has."`
 }
 
-// Guest is an unknown Guest as far as its place and addresses go.
+// Guest returns an unknown Guest with only its place and addresses.
 func (p RecoveryPart) Guest() *Guest {
 	g := new(Guest)
 	g.SetDefaults()
@@ -61,20 +62,19 @@ func (s *Site) Held() bool {
 	return s != nil && s.Status.Recovery != nil && s.Status.Recovery.Held
 }
 
-// CondAccounted says of a Machine of a restored Site whether it is known what
-// it runs.
+// CondAccounted: it is known what a Machine of a restored Site runs.
 const CondAccounted = "Accounted"
 
 // Reasons of CondAccounted.
 const (
 	AccountedWaiting = "Waiting"    // for its host's report
-	AccountedNewKey  = "NewKey"     // its host has a key that the backup does not know: a person is to accept it
+	AccountedNewKey  = "NewKey"     // its host has a key that is not in the backup: the operator must accept it
 	AccountedReport  = "Reported"   // its host has reported
 	AccountedOff     = "PoweredOff" // its BMC says that it has no power
-	AccountedGone    = "WrittenOff" // a person has said that nothing of it is left
+	AccountedGone    = "WrittenOff" // the operator has confirmed that nothing of it is left
 )
 
-// RecoveryStatus is how a restored Site stands: GET /v1/recovery.
+// RecoveryStatus is the state of a restored Site: GET /v1/recovery.
 type RecoveryStatus struct {
 	Recovery *Recovery         `json:"recovery,omitempty" doc:"None where nothing was restored, or all is done."`
 	Epoch    int64             `json:"epoch"`
@@ -89,8 +89,8 @@ type RecoveryMachine struct {
 	Message string `json:"message"`
 }
 
-// Recount is what a host has, asked for by a bootd that was restored: it may be
-// more than the backup knows. A host answers with as many as it takes.
+// Recount lists what a host has, on request of a restored bootd: it may be more
+// than the backup contains. A host lists at most as many as bootd accepts.
 type Recount struct {
 	ID         string         `json:"id" doc:"Of the question."`
 	Networks   []HeldNetwork  `json:"networks,omitempty"`
@@ -102,7 +102,7 @@ type Recount struct {
 	Incomplete bool           `json:"incomplete,omitzero" doc:"More frames follow."`
 }
 
-// HeldNetwork is a Network's part as a host has it.
+// HeldNetwork is a Network's part as stored by a host.
 type HeldNetwork struct {
 	Name   string       `json:"name"`
 	UID    string       `json:"uid"`
@@ -111,7 +111,7 @@ type HeldNetwork struct {
 	Lease6 netip.Prefix `json:"lease6,omitzero"`
 }
 
-// HeldGuest is a Guest's part as a host has it.
+// HeldGuest is a Guest's part as stored by a host.
 type HeldGuest struct {
 	Name      string         `json:"name"`
 	UID       string         `json:"uid"`
@@ -130,28 +130,28 @@ type HeldFlanneld struct {
 	MAC     MAC          `json:"mac"`
 }
 
-// RecountRequest asks a host for a Recount.
+// RecountRequest requests a Recount from a host.
 type RecountRequest struct {
 	ID string `json:"id"`
 }
 
-// Recovery is how the Site stands after a restore.
+// Recovery returns the state of the Site after a restore.
 func (c *Client) Recovery(ctx context.Context) (*RecoveryStatus, error) {
 	out := new(RecoveryStatus)
 	return out, c.call(ctx, http.MethodGet, "/v1/recovery", nil, out)
 }
 
-// AcceptHost takes a host for the one that its name says, after a restore.
+// AcceptHost accepts the key of a host, after a restore.
 func (c *Client) AcceptHost(ctx context.Context, host string) error {
 	return c.call(ctx, http.MethodPost, "/v1/recovery/accept/"+url.PathEscape(host), nil, nil)
 }
 
-// WriteOffHost waits no longer for a host, after a restore.
+// WriteOffHost stops waiting for a host, after a restore.
 func (c *Client) WriteOffHost(ctx context.Context, host string) error {
 	return c.call(ctx, http.MethodPost, "/v1/recovery/write-off/"+url.PathEscape(host), nil, nil)
 }
 
-// FinishRecovery forgets that there was a restore.
+// FinishRecovery ends the recovery.
 func (c *Client) FinishRecovery(ctx context.Context, forget bool) error {
 	return c.call(ctx, http.MethodPost, fmt.Sprintf("/v1/recovery/finish?forget=%t", forget), nil, nil)
 }

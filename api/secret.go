@@ -27,38 +27,39 @@ func secretColumns() []Column {
 	return []Column{of("KEYS", func(s *Secret) string { return strings.Join(slices.Sorted(maps.Keys(s.Status.Digests)), ",") })}
 }
 
-// SessionPassword is the key of a Secret's data that has the MD5 key of BGP
-// sessions, and MaxSessionPassword how long that may be (the kernel's
+// SessionPassword is the key in a Secret's data with the MD5 key of BGP
+// sessions, and MaxSessionPassword its maximum length (the kernel's
 // TCP_MD5SIG_MAXKEYLEN).
 const (
 	SessionPassword    = "password"
 	MaxSessionPassword = 80
 )
 
-// SecretSpec is what a Secret holds, and what may use it.
+// SecretSpec is the content of a Secret, and the list of its permitted uses.
 type SecretSpec struct {
 	Data map[string]string `json:"data,omitempty" doc:"Values by key, write-only, at most 512 KiB in all; a read returns names and digests in status. Default: a write with uses and without data keeps what is stored."`
 	Uses *SecretUses       `json:"uses,omitempty" doc:"What may use it. Default: BMCs, uplinks and Networks that an admin has written; no Layer and no Guest."`
 }
 
-// SecretUses lists what may use a Secret: what is in no list may not.
+// SecretUses lists what may use a Secret; everything else is denied.
 type SecretUses struct {
 	Layers   []string `json:"layers,omitempty" doc:"Layers whose templates may put it into the config of a Machine. Default: none."`
 	Guests   []string `json:"guests,omitempty" doc:"Guests that may be given it, by their Layers, user data or shares. Default: none."`
 	BMC      []string `json:"bmc,omitempty" doc:"Hosts of spec.bmc.address of Machines that it may be sent to: addresses, prefixes or names. Default: none."`
 	Uplinks  []string `json:"uplinks,omitempty" doc:"Zones whose uplinks may have it as their key. Default: none."`
 	Networks []string `json:"networks,omitempty" doc:"Networks whose peering may have it as its key. Default: none."`
-	// Operators gives up that only an admin writes what the Secret reaches.
+	// Operators permits operators, not only admins, to write the objects that
+	// use the Secret.
 	Operators bool `json:"operators,omitzero" doc:"Operators may know it: they may write what is given it, and reach Guests that have it. Needed where a list has \"*\", which is any. Default: false."`
 }
 
 // AnyUse in a list of SecretUses is any object of that kind.
 const AnyUse = "*"
 
-// SecretStatus lists what is held without giving it away.
+// SecretStatus describes the content without revealing it.
 type SecretStatus struct {
-	// Digests are keyed with a key of this Site, so that equal values can be
-	// told from different ones but a weak one cannot be guessed from them.
+	// Digests are keyed with a key of this Site, so that values can be compared
+	// but a weak one cannot be guessed.
 	Digests map[string]string `json:"digests,omitempty" doc:"Keyed digest of each value: tells equal values from different ones without giving them away."`
 }
 
@@ -109,7 +110,8 @@ func (u *SecretUses) validate(e *FieldErrors) {
 	}
 }
 
-// parseBMCHost reads an entry of SecretUses.BMC; of a name the prefix is invalid.
+// parseBMCHost parses an entry of SecretUses.BMC; for a name the prefix is
+// invalid.
 func parseBMCHost(host string) (netip.Prefix, error) {
 	if strings.Contains(host, "/") {
 		p, err := ParsePrefix(host)
@@ -132,7 +134,7 @@ func parseBMCHost(host string) (netip.Prefix, error) {
 	return netip.Prefix{}, nil
 }
 
-// SecretUse is what a Secret is asked for.
+// SecretUse is one use of a Secret.
 type SecretUse struct{ list, name string }
 
 // UseLayer is a Layer in the config of a Machine.
@@ -164,7 +166,7 @@ func (u SecretUse) String() string {
 	return "BMC " + u.name
 }
 
-// NotPermittedError says that a Secret may not be used for something.
+// NotPermittedError means that a Secret may not be used for something.
 type NotPermittedError struct {
 	Secret string
 	Use    SecretUse
@@ -178,8 +180,8 @@ func (e *NotPermittedError) Error() string {
 	return fmt.Sprintf("Secret %s is not for %s: an admin adds %s to spec.uses.%s of the Secret", e.Secret, e.Use, quote(entry), e.Use.list)
 }
 
-// Permits decides whether a Secret may be used: all that opens or names one asks
-// here. The error is a *NotPermittedError.
+// Permits decides whether a Secret may be used; everything that opens or
+// references one calls it. The error is a *NotPermittedError.
 func (s *Secret) Permits(use SecretUse) error {
 	if s.Spec.Uses.permit(use) {
 		return nil
@@ -215,7 +217,7 @@ func named(list []string, name string) bool {
 	return slices.Contains(list, name) || slices.Contains(list, AnyUse)
 }
 
-// bmcHost is the host of a BMC's address, "" when it has none.
+// bmcHost returns the host of a BMC's address, "" when it has none.
 func bmcHost(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {

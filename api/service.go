@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Service is addresses that hosts of a Zone announce: of one host a virtual
-// address, of several anycast.
+// Service is a set of addresses that hosts of a Zone announce: a virtual
+// address if one host does, anycast if several do.
 type Service struct {
 	Name      string            `json:"name" doc:"Name of the Service, unique within the Zone."`
 	Addresses []netip.Addr      `json:"addresses" doc:"Addresses in spec.prefixes; each host that has the Service has them on lo."`
@@ -25,7 +25,7 @@ const (
 	OnFailureLastResort = "lastResort"
 )
 
-// ServiceCheck looks whether something answers at a Service's address on the
+// ServiceCheck checks whether something answers at a Service's address on the
 // host itself.
 type ServiceCheck struct {
 	Type     string   `json:"type" enum:"tcp,http" doc:"tcp: a connection opens. http: GET answers 200 to 399."`
@@ -43,7 +43,7 @@ const (
 	CheckHTTP = "http"
 )
 
-// Of a ServiceCheck, unless set.
+// Defaults of a ServiceCheck.
 const (
 	DefaultCheckInterval = 2 * time.Second
 	DefaultCheckTimeout  = time.Second
@@ -72,7 +72,7 @@ func (s *Service) setDefaults() {
 	}
 }
 
-// Selects reports whether a Machine of the Zone is to have the service.
+// Selects reports whether a Machine of the Zone should have the service.
 func (s *Service) Selects(m *Machine) bool {
 	for k, v := range s.Hosts {
 		if got, ok := m.Metadata.Labels[k]; !ok || got != v {
@@ -82,7 +82,7 @@ func (s *Service) Selects(m *Machine) bool {
 	return true
 }
 
-// Request is what an http check of an address asks for.
+// Request returns the request of an http check of an address.
 func (c *ServiceCheck) Request(a netip.Addr) (*http.Request, error) {
 	path, err := url.ParseRequestURI(c.Path)
 	if err != nil || path.Host != "" {
@@ -92,7 +92,7 @@ func (c *ServiceCheck) Request(a netip.Addr) (*http.Request, error) {
 	return http.NewRequest(http.MethodGet, path.String(), nil)
 }
 
-// HostPrefix is the prefix that an address has to itself.
+// HostPrefix returns the prefix of a single address.
 func HostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 func (z *Zone) validateLoopbacks(e *FieldErrors) {

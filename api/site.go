@@ -9,8 +9,8 @@ import (
 // SiteName is the name of the one Site.
 const SiteName = "site"
 
-// Site holds what one bootd, or one group of three, is in charge of: its
-// defaults and its brakes.
+// Site holds the defaults and the limits of everything that one bootd, or one
+// group of three, manages.
 type Site struct {
 	Base
 	Spec   SiteSpec   `json:"spec" doc:"The desired state, written by people."`
@@ -47,19 +47,20 @@ type SiteSpec struct {
 	NTP     []netip.Addr `json:"ntp,omitempty" doc:"Time servers for hosts and boots. Default: none."`
 	DNS     []netip.Addr `json:"dns,omitempty" doc:"Name servers for hosts and boots. Default: none."`
 	SSHKeys []string     `json:"sshKeys,omitempty" doc:"Public keys for the user core on every host. Default: none."`
-	// HostMetrics is written into each host's configuration when it is provisioned.
+	// HostMetrics is written into each host's configuration when it is
+	// provisioned.
 	HostMetrics string `json:"hostMetrics,omitzero" doc:"Where each host serves its metrics, as [address]:port. Default: nowhere."`
 	// VNIRange bounds the VXLAN identifiers that rackweft chooses.
 	VNIRange VNIRange     `json:"vniRange,omitzero" doc:"VNIs that rackweft may choose, as low-high. Default: 10000-9999999."`
 	Trust    SiteTrust    `json:"trust,omitzero" doc:"What every boot must prove, and what follows when a boot was shared."`
 	Limits   Limits       `json:"limits,omitzero" doc:"How many machines may be in motion at once."`
 	Guests   GuestHosting `json:"guests,omitzero" doc:"What hosts give to Guests."`
-	// AttemptWindow is how long a BootAttempt may go without progress.
+	// AttemptWindow is how long a BootAttempt may take without progress.
 	AttemptWindow Duration `json:"attemptWindow,omitzero" doc:"How long a BootAttempt may go without progress, 1m to 24h. Default: 30m."`
 	Paused        bool     `json:"paused,omitzero" doc:"Stops every power change and every new BootAttempt. Default: false."`
 }
 
-// Limits are the brakes: how many machines may be in motion at once.
+// Limits bound how many machines may change at once.
 type Limits struct {
 	Provisioning Limit `json:"provisioning,omitzero" doc:"BootAttempts under way at once."`
 	Power        Limit `json:"power,omitzero" doc:"Machines whose power changes at once."`
@@ -71,23 +72,25 @@ type Limit struct {
 	Total   int `json:"total,omitzero" minimum:"0" doc:"In the Site. Default: 100."`
 }
 
-// GuestHosting is how much of a host is given to Guests.
+// GuestHosting configures hosts for Guests.
 type GuestHosting struct {
 	CPUOvercommit    int      `json:"cpuOvercommit,omitzero" doc:"Virtual processors per hundred processors of a host, 10 to 10000. Default: 400."`
 	MemoryOvercommit int      `json:"memoryOvercommit,omitzero" doc:"Memory of Guests per hundred bytes that a host gives to them, 10 to 1000. Default: 100."`
 	HostMemory       Quantity `json:"hostMemory,omitzero" doc:"Memory in bytes that a host keeps for itself. Default: 1Gi."`
-	// DrainDeadline ends every drain: what is still there then is switched off with the host.
+	// DrainDeadline bounds every drain: what is still on the host then is
+	// switched off with it.
 	DrainDeadline Duration `json:"drainDeadline,omitzero" doc:"How long Guests may take to leave a host before it is switched off or reprovisioned, 0 to 24h. Default: 15m."`
-	// Migration is that of Guests that do not say it themselves.
+	// Migration is the default for Guests.
 	Migration string `json:"migration,omitzero" enum:"Live,Stop,None" doc:"How Guests leave their host. Live: while they run where that is possible, else with a stop. Stop: with a stop. None: only when a person moves them. Default: Live."`
-	// MoveDeadline ends every move: the Guest then goes on where it was.
+	// MoveDeadline bounds every move: afterwards the Guest continues where it
+	// was.
 	MoveDeadline Duration `json:"moveDeadline,omitzero" doc:"How long a Guest may take to move to another host, disks included, 1m to 168h; after that it stays where it was. Default: 10m."`
-	// FenceAfter is the policy for lost hosts. A host is only taken for lost once
+	// FenceAfter is the policy for lost hosts. A host counts as lost only once
 	// its BMC has confirmed that it has no power.
 	FenceAfter Duration `json:"fenceAfter,omitzero" doc:"How long a host may be silent before it is switched off through its BMC and its Guests are started elsewhere; at least 2m. Default: never."`
 }
 
-// SiteStatus is what rackweft observed.
+// SiteStatus is observed by rackweft.
 type SiteStatus struct {
 	Epoch      int64      `json:"epoch,omitzero" doc:"Raised by a restore, by which hosts know the bootd before it from the one after it."`
 	Recovery   *Recovery  `json:"recovery,omitempty" doc:"After a restore: what bootd waits for, and what hosts have that the backup does not know."`

@@ -6,20 +6,20 @@ import "time"
 // POST /v1/hosts/NAME/stream. Both bodies are newline-delimited JSON frames.
 // Each frame has exactly one field set.
 
-// HostFrame is what a host sends.
+// HostFrame is a frame from a host.
 type HostFrame struct {
 	Hello  *Hello      `json:"hello,omitempty"`
 	Status *HostStatus `json:"status,omitempty"`
 	Ping   *Ping       `json:"ping,omitempty"`
-	// Renew asks for a fresh certificate over a CSR (PEM).
+	// Renew requests a new certificate for a CSR (PEM).
 	Renew string `json:"renew,omitzero"`
 	// Event is something that happened on the host.
 	Event *Event `json:"event,omitempty"`
-	// BGP is how the host's speaker stands.
+	// BGP is the state of the host's speaker.
 	BGP *BGPStatus `json:"bgp,omitempty"`
-	// Usage is sent while bootd asks for it.
+	// Usage is sent while bootd requests it.
 	Usage *HostUsage `json:"usage,omitempty"`
-	// Recount answers a bootd that was restored.
+	// Recount answers a restored bootd.
 	Recount *Recount `json:"recount,omitempty"`
 }
 
@@ -34,36 +34,37 @@ type Hello struct {
 	Digests      map[string]string `json:"digests,omitempty" doc:"Of the cached parts, by name."`
 }
 
-// Ping keeps the stream alive and proves both ends awake.
+// Ping keeps the stream alive and proves that both ends respond.
 type Ping struct {
 	Time time.Time `json:"time"`
 }
 
-// ServerFrame is what bootd sends.
+// ServerFrame is a frame from bootd.
 type ServerFrame struct {
 	Part *PartUpdate `json:"part,omitempty"`
-	// Gone names a part that the HostSpec holds no more: the host keeps what it
-	// stands for running and reports it Orphaned, unless a tombstone follows.
+	// Gone names a part that is no longer in the HostSpec: the host keeps it
+	// running and reports it Orphaned, unless a tombstone follows.
 	Gone        string      `json:"gone,omitzero"`
 	Tombstones  []Tombstone `json:"tombstones,omitempty"`
 	Bookmark    *Bookmark   `json:"bookmark,omitempty"`
 	Pong        *Ping       `json:"pong,omitempty"`
 	Certificate string      `json:"certificate,omitzero" doc:"PEM, in answer to renew."`
-	// Audit passes on to a reflector what another host has received from it.
+	// Audit forwards to a reflector what another host has received from it.
 	Audit *BGPAudit `json:"audit,omitempty"`
-	// Open asks for a channel, by which a person reaches something on the host.
+	// Open requests a channel, through which a user reaches something on the
+	// host.
 	Open *Channel `json:"open,omitempty"`
-	// Usage asks for what the host and its Guests use.
+	// Usage requests the usage of the host and its Guests.
 	Usage *UsageRequest `json:"usage,omitempty"`
-	// Recount asks for what the host has, after a restore.
+	// Recount requests a list of what the host has, after a restore.
 	Recount *RecountRequest `json:"recount,omitempty"`
 	// Refused ends the stream; the message says why and what to do.
 	Refused string `json:"refused,omitzero"`
 }
 
-// Channel is opened by the host that is asked for it, with a request of its own:
-// POST /v1/hosts/NAME/channels/ID, whose bodies are the raw bytes of both ways.
-// The request ?refused=WHY says that the host has nothing to open.
+// Channel is opened by the host on request, with a request of its own: POST
+// /v1/hosts/NAME/channels/ID, whose bodies carry raw bytes in both directions.
+// The request ?refused=WHY means that the host has nothing to open.
 type Channel struct {
 	ID    string `json:"id" doc:"Good once, for ten seconds, for this host."`
 	Kind  string `json:"kind" enum:"console,exec,vnc,export"`
@@ -79,14 +80,14 @@ const (
 	ChannelVNC     = "vnc"     // RFB, as a Guest's display speaks it
 )
 
-// PartUpdate is a whole part, or a delta to the part whose digest is Base.
+// PartUpdate is a complete part, or a delta to the part with digest Base.
 type PartUpdate struct {
 	Name   string `json:"name"`
 	Digest string `json:"digest" doc:"Of the part after the update."`
 	Value  Part   `json:"value,omitempty"`
 	Base   string `json:"base,omitzero" doc:"Digest of the part that the delta applies to."`
-	// Delta changes a Network's peers; a host that does not hold Base asks for
-	// the whole part by opening its stream anew.
+	// Delta changes a Network's peers; a host that does not have Base reopens
+	// its stream to get the complete part.
 	Delta *PeerDelta `json:"delta,omitempty"`
 }
 

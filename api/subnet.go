@@ -40,22 +40,22 @@ func (s *Subnet) references() (l references) {
 	return l
 }
 
-// SubnetPurpose says what a Subnet is for.
+// SubnetPurpose is the purpose of a Subnet.
 type SubnetPurpose string
 
-// The purposes of a Subnet.
+// Purposes of a Subnet.
 const (
 	Provisioning SubnetPurpose = "provisioning"
 	Production   SubnetPurpose = "production"
 	Management   SubnetPurpose = "management"
 )
 
-// SubnetMode says how bootd answers DHCP on a Subnet.
+// SubnetMode is how bootd answers DHCP on a Subnet.
 type SubnetMode string
 
 // The DHCP modes.
 const (
-	Authoritative SubnetMode = "authoritative" // bootd hands out addresses
+	Authoritative SubnetMode = "authoritative" // bootd assigns addresses
 	Proxy         SubnetMode = "proxy"         // another server does; bootd adds the boot answer
 )
 
@@ -75,7 +75,7 @@ type SubnetSpec struct {
 	LeaseTime Duration       `json:"leaseTime,omitzero" doc:"Lease time of registered Machines, 1m to 168h; unregistered clients get at most 10m. Default: 1h."`
 }
 
-// SubnetStatus is what rackweft observed.
+// SubnetStatus is observed by rackweft.
 type SubnetStatus struct {
 	Conditions Conditions `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }

@@ -6,20 +6,20 @@ import (
 	"time"
 )
 
-// TrustLevel says how far a boot has proved that it is the Machine's.
+// TrustLevel is how strongly a boot has proved that it is the Machine's.
 type TrustLevel string
 
 // The trust levels.
 const (
 	TrustMAC     TrustLevel = "mac"     // it uses a known MAC, and an address leased to it
 	TrustToken   TrustLevel = "token"   // it holds the token of a BootAttempt that bootd opened
-	TrustAddress TrustLevel = "address" // its address was leased at the planned switch port, as a named relay says
+	TrustAddress TrustLevel = "address" // its address was leased at the planned switch port, as reported by a named relay
 	TrustNonce   TrustLevel = "nonce"   // it sent the value that this BootAttempt wrote to the system's AssetTag
 	TrustBMC     TrustLevel = "bmc"     // it presented, over TLS, the boot URL that its BMC was given
 	TrustTPM     TrustLevel = "tpm"     // its TPM has attested the boot
 )
 
-// TrustLevels lists the levels from the least to the most.
+// TrustLevels lists the levels from the weakest to the strongest.
 func TrustLevels() []TrustLevel {
 	return []TrustLevel{TrustMAC, TrustToken, TrustAddress, TrustNonce, TrustBMC, TrustTPM}
 }
@@ -27,10 +27,10 @@ func TrustLevels() []TrustLevel {
 // Index is the level's place in TrustLevels, or -1.
 func (l TrustLevel) Index() int { return slices.Index(TrustLevels(), l) }
 
-// AtLeast reports whether l is other, or more.
+// AtLeast reports whether l is other, or stronger.
 func (l TrustLevel) AtLeast(other TrustLevel) bool { return l.Index() >= other.Index() }
 
-// Trust is what a boot must prove.
+// Trust is the minimum that a boot must prove.
 type Trust struct {
 	Minimum TrustLevel `json:"minimum,omitzero" enum:"mac,token,address,nonce,bmc,tpm" doc:"What a boot must have proved before it is given Secrets or a join token. The strictest of Site, Profile and Machine counts; only an admin lowers it. Default: none, the others' count."`
 }
@@ -44,15 +44,16 @@ type SiteTrust struct {
 // DefaultTrustRetries is the default of SiteTrust.Retries.
 const DefaultTrustRetries = 2
 
-// FailureCause says what kind of failure ended a BootAttempt, where that makes
-// a difference.
+// FailureCause is the kind of failure that ended a BootAttempt, if that makes a
+// difference.
 type FailureCause string
 
-// CauseSecondTaker ends an attempt in which two took what only the Machine may
-// have.
+// CauseSecondTaker ends an attempt in which two clients took what only the
+// Machine may have.
 const CauseSecondTaker FailureCause = "SecondTaker"
 
-// Taker is somebody who took, or came for, what a BootAttempt gives once.
+// Taker is a client that took, or requested, something that a BootAttempt gives
+// out once.
 type Taker struct {
 	What    string     `json:"what" enum:"pointer,config,join,script" doc:"What was taken: the script, the pointer, the config or the join token."`
 	Address netip.Addr `json:"address,omitzero" doc:"Address that it came from."`
@@ -61,36 +62,37 @@ type Taker struct {
 	Second  bool       `json:"second,omitzero" doc:"Another had taken it before; it was refused."`
 }
 
-// MaxTakers bounds the Takers that are kept of one BootAttempt.
+// MaxTakers bounds the Takers that are recorded per BootAttempt.
 const MaxTakers = 16
 
-// NonceState says how far a BootAttempt's nonce is.
+// NonceState is the state of a BootAttempt's nonce.
 type NonceState string
 
 // The states of a nonce.
 const (
 	NoncePending NonceState = "Pending" // to be written to the AssetTag before the Machine is powered on
-	NonceWritten NonceState = "Written" // the BMC has taken it
+	NonceWritten NonceState = "Written" // the BMC has accepted it
 	NonceProved  NonceState = "Proved"  // the boot has sent it
-	NonceFailed  NonceState = "Failed"  // the BMC does not take it: the level cannot be reached in this attempt
+	NonceFailed  NonceState = "Failed"  // the BMC does not accept it: the level cannot be reached in this attempt
 )
 
 // Nonce is the state of the value that a BootAttempt writes to the system's
-// AssetTag. The value itself is derived from the attempt and stored nowhere.
+// AssetTag. The value is derived from the attempt and not stored.
 type Nonce struct {
 	State   NonceState `json:"state" enum:"Pending,Written,Proved,Failed" doc:"How far the nonce has come."`
 	Message string     `json:"message,omitzero" doc:"Why it was not written or not read back."`
 	Time    time.Time  `json:"time,omitzero" doc:"When it came into this state."`
 }
 
-// SavedAssetTag is the AssetTag that a system had before a nonce took its
-// place. It is put back when the nonce is spent.
+// SavedAssetTag is the AssetTag that a nonce has replaced. It is restored when
+// the nonce is spent.
 type SavedAssetTag struct {
 	Value   string `json:"value" doc:"The tag to put back; may be empty."`
 	Attempt string `json:"attempt" doc:"The BootAttempt whose nonce took its place."`
 }
 
-// BootPort is where a relay says that a boot's DHCP request came in.
+// BootPort is the port at which a boot's DHCP request arrived, as reported by a
+// relay.
 type BootPort struct {
 	Address   netip.Addr `json:"address" doc:"That was leased there."`
 	Relay     netip.Addr `json:"relay" doc:"That said so, in a packet that it sent to bootd itself."`
@@ -99,7 +101,7 @@ type BootPort struct {
 	Time      time.Time  `json:"time" doc:"When the relay said so."`
 }
 
-// trust checks a minimum; one that is not set asks for nothing.
+// trust validates a minimum; an empty one requires nothing.
 func (e *FieldErrors) trust(minimum TrustLevel) {
 	if minimum == "" {
 		return

@@ -1,18 +1,18 @@
 package api
 
-// UsageRequest asks a host for its usage: at once, and again every so often
-// until the time is over. It is asked again while somebody looks.
+// UsageRequest requests the usage of a host: at once, and then periodically for
+// a limited time. It is repeated while a user watches.
 type UsageRequest struct {
 	Every Duration `json:"every"`
 	For   Duration `json:"for"`
 }
 
-// MaxUsageGuests is how many Guests a HostUsage lists.
+// MaxUsageGuests bounds the Guests in a HostUsage.
 const MaxUsageGuests = 1024
 
-// HostUsage is what a host and its Guests have used up to now. Counters begin
-// anywhere, and anew at any time: only what lies between two reports of one
-// stream counts. bootd keeps it in memory only.
+// HostUsage is the usage of a host and its Guests so far. Counters have no
+// defined start and may be reset: only the difference between two reports of
+// one stream counts. bootd keeps it in memory only.
 type HostUsage struct {
 	Uptime Duration     `json:"uptime" doc:"Of the agent, by a clock that nobody sets."`
 	CPUs   int          `json:"cpus"`
@@ -38,14 +38,15 @@ type DiskUsage struct {
 	Errors       uint64 `json:"errors,omitzero"`
 }
 
-// LinkUsage counts what went over an interface. A Guest's is seen from the Guest.
+// LinkUsage counts the traffic of an interface. A Guest's is from the Guest's
+// point of view.
 type LinkUsage struct {
 	ReceivedBytes uint64 `json:"receivedBytes,omitzero"`
 	SentBytes     uint64 `json:"sentBytes,omitzero"`
 	Dropped       uint64 `json:"dropped,omitzero" doc:"Packets of either way."`
 }
 
-// GuestUsage is what one Guest has used since its QEMU was started.
+// GuestUsage is the usage of one Guest since its QEMU was started.
 type GuestUsage struct {
 	Name   string      `json:"name"`
 	UID    string      `json:"uid"`
@@ -55,13 +56,13 @@ type GuestUsage struct {
 	Link   *LinkUsage  `json:"link,omitempty" doc:"Missing when it has none."`
 }
 
-// Usage is what hosts and Guests use at the moment: GET /v1/usage.
+// Usage is the current usage of hosts and Guests: GET /v1/usage.
 type Usage struct {
 	Hosts  []HostLoad  `json:"hosts"`
 	Guests []GuestLoad `json:"guests"`
 }
 
-// HostLoad is what a host uses.
+// HostLoad is the usage of a host.
 type HostLoad struct {
 	Host   string      `json:"host"`
 	Zone   string      `json:"zone,omitzero"`
@@ -69,11 +70,11 @@ type HostLoad struct {
 	Guests int         `json:"guests" doc:"How many run there."`
 	Memory MemoryUsage `json:"memory,omitzero"`
 	Load   *Load       `json:"load,omitempty" doc:"Missing while nothing is known of it."`
-	// Message says why nothing is known.
+	// Message says why the usage is unknown.
 	Message string `json:"message,omitzero"`
 }
 
-// GuestLoad is what a Guest uses.
+// GuestLoad is the usage of a Guest.
 type GuestLoad struct {
 	Guest   string      `json:"guest"`
 	Network string      `json:"network,omitzero"`
@@ -83,7 +84,7 @@ type GuestLoad struct {
 	Load    *Load       `json:"load,omitempty" doc:"Missing while nothing is known of it."`
 }
 
-// Load is per second, over the last two seconds or so.
+// Load is a rate per second over about the last two seconds.
 type Load struct {
 	CPU           float64 `json:"cpu" doc:"Processors that are busy: 1 is one of them, all of the time."`
 	ReadBytes     float64 `json:"readBytes"`

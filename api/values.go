@@ -54,7 +54,7 @@ func (m MAC) HardwareAddr() net.HardwareAddr {
 // Duration is a Go duration that reads and writes as text, such as 1h30m.
 type Duration time.Duration
 
-// maxDuration is more than the longest spelling that MarshalText has.
+// maxDuration is longer than any text from MarshalText.
 const maxDuration = 32
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -85,14 +85,14 @@ func (d Duration) Or(fallback time.Duration) time.Duration {
 type Quantity struct{ q resource.Quantity }
 
 // Bounds of a quantity's text. resource.ParseQuantity computes ten to the power
-// of whatever exponent it is given, so both are checked before it is called.
+// of any exponent, so both are checked before the call.
 const (
 	maxQuantity         = 20
 	maxQuantityExponent = 30
 )
 
-// ParseQuantity reads a Kubernetes quantity. Its value, rounded up, fits an
-// int64, and what String writes can be read back.
+// ParseQuantity parses a Kubernetes quantity. Its value, rounded up, fits an
+// int64, and the result of String can be parsed again.
 func ParseQuantity(s string) (Quantity, error) {
 	if len(s) > maxQuantity {
 		return Quantity{}, fmt.Errorf("invalid quantity %s: it has %d characters, at most %d are read", quote(s), len(s), maxQuantity)
@@ -118,7 +118,7 @@ func ParseQuantity(s string) (Quantity, error) {
 	return Quantity{q}, nil
 }
 
-// Bytes is a number of bytes.
+// Bytes returns a number of bytes as a Quantity.
 func Bytes(n int64) Quantity { return Quantity{*resource.NewQuantity(n, resource.BinarySI)} }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -137,7 +137,7 @@ func (q Quantity) MarshalText() ([]byte, error) { return []byte(q.String()), nil
 // String writes the quantity as Kubernetes does.
 func (q Quantity) String() string { return q.q.String() }
 
-// Value is the quantity rounded up to a whole number (bytes, for memory).
+// Value returns the quantity rounded up to a whole number (bytes, for memory).
 func (q Quantity) Value() int64 {
 	v := q.q.Value()
 	if v > 0 && q.q.Sign() < 0 {
@@ -188,9 +188,9 @@ func (f *Fingerprint) UnmarshalText(b []byte) error {
 // MarshalText implements encoding.TextMarshaler.
 func (f Fingerprint) MarshalText() ([]byte, error) { return []byte(f), nil }
 
-// ValidateWireGuardKey checks a public key as wg(8) prints it. There is one
-// spelling of each key: base64 without a stray bit, and of the integers that
-// X25519 takes for the same point (RFC 7748 section 5) the one below 2^255-19.
+// ValidateWireGuardKey checks a public key as printed by wg(8). Each key has
+// one valid spelling: base64 without a stray bit, and of the integers that mean
+// the same point for X25519 (RFC 7748 section 5) the one below 2^255-19.
 func ValidateWireGuardKey(key string) error {
 	raw, err := base64.StdEncoding.DecodeString(key)
 	if err != nil || len(raw) != 32 || base64.StdEncoding.EncodeToString(raw) != key {
@@ -217,8 +217,9 @@ func ValidateWireGuardKey(key string) error {
 	return nil
 }
 
-// ParseAddr reads an IP address of one spelling: no zone, and no IPv4 address
-// inside of an IPv6 one (::ffff:198.18.0.7), which would compare as another.
+// ParseAddr parses an IP address with a single spelling: no zone, and no IPv4
+// address inside an IPv6 one (::ffff:198.18.0.7), which would compare as
+// different.
 func ParseAddr(s string) (netip.Addr, error) {
 	if len(s) > maxAddr {
 		return netip.Addr{}, fmt.Errorf("invalid address %s: want one such as 198.18.0.7 or 2001:db8::7", quote(s))
@@ -236,7 +237,7 @@ func ParseAddr(s string) (netip.Addr, error) {
 // maxAddr is longer than any address, prefix or address with a port.
 const maxAddr = 64
 
-// ParsePrefix reads a prefix as ParseAddr reads an address. Host bits may be set.
+// ParsePrefix parses a prefix by the rules of ParseAddr. Host bits may be set.
 func ParsePrefix(s string) (netip.Prefix, error) {
 	if len(s) > maxAddr {
 		return netip.Prefix{}, fmt.Errorf("invalid prefix %s: want one such as 198.18.0.0/24", quote(s))
@@ -251,7 +252,7 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// ParseAddrPort reads an address with a port as ParseAddr reads an address.
+// ParseAddrPort parses an address with a port by the rules of ParseAddr.
 func ParseAddrPort(s string) (netip.AddrPort, error) {
 	if len(s) > maxAddr {
 		return netip.AddrPort{}, fmt.Errorf("invalid address with a port %s: want one such as 198.18.8.5:11019", quote(s))
@@ -325,7 +326,7 @@ func (r VNIRange) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%d-%d
 // IsZero reports whether no range is set.
 func (r VNIRange) IsZero() bool { return r == VNIRange{} }
 
-// Skew says in words how far a clock is off: a host's clock minus bootd's.
+// Skew describes a clock's offset: a host's clock minus bootd's.
 func Skew(d time.Duration) string {
 	word := "ahead"
 	if d < 0 {
@@ -340,7 +341,7 @@ func Skew(d time.Duration) string {
 	return fmt.Sprintf("is %d days %s", d/(24*time.Hour), word)
 }
 
-// quote quotes a text for a message, of a long one its beginning.
+// quote quotes a text for a message, and truncates a long one.
 func quote[T string | []byte](text T) string {
 	const most = 64
 	if len(text) > most {

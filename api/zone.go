@@ -36,7 +36,7 @@ func zoneColumns() []Column {
 	}
 }
 
-// reflecting lists a Zone's reflectors, with the states of those that do not simply serve.
+// reflecting lists a Zone's reflectors, with the state of those in transition.
 func reflecting(z *Zone) string {
 	var list []string
 	for _, r := range z.Status.Reflectors {
@@ -64,7 +64,7 @@ type ZoneSpec struct {
 	Reflectors Reflectors     `json:"reflectors,omitzero" doc:"Which hosts reflect routes."`
 	Prefixes   []netip.Prefix `json:"prefixes,omitempty" doc:"Prefixes that may be originated in this Zone; they overlap no other Zone's. Default: none."`
 	Uplinks    []Uplink       `json:"uplinks,omitempty" doc:"BGP peers outside the Zone."`
-	// Loopbacks are out of Prefixes.
+	// Loopbacks are within Prefixes.
 	Loopbacks  []netip.Prefix `json:"loopbacks,omitempty" doc:"Prefixes, one of each family at most, out of which every host gets an address of its own on lo, which it advertises. Default: none."`
 	Services   []Service      `json:"services,omitempty" doc:"Addresses that hosts of the Zone advertise while their check passes."`
 	BGP        ZoneBGP        `json:"bgp,omitzero" doc:"How the Zone's speakers speak."`
@@ -77,18 +77,18 @@ const (
 	EncryptionWireGuard = "wireguard"
 )
 
-// Reflectors says which hosts reflect routes.
+// Reflectors configures which hosts reflect routes.
 type Reflectors struct {
 	Count    int      `json:"count,omitzero" doc:"Number of reflectors, 1 to 8, chosen in different racks. Default: 2."`
 	Machines []string `json:"machines,omitempty" doc:"Machines that reflect, at most 8. Default: chosen."`
-	// ReplaceAfter is how long a chosen reflector may be without its stream.
+	// ReplaceAfter is how long the stream of a chosen reflector may be down.
 	ReplaceAfter Duration `json:"replaceAfter,omitzero" doc:"How long a chosen reflector may be disconnected from bootd before another replaces it, 1m to 24h. Default: 10m."`
 }
 
-// DefaultReplaceAfter is Reflectors.ReplaceAfter unless set.
+// DefaultReplaceAfter is the default of Reflectors.ReplaceAfter.
 const DefaultReplaceAfter = 10 * time.Minute
 
-// ZoneBGP is how the Zone's speakers speak.
+// ZoneBGP configures the Zone's speakers.
 type ZoneBGP struct {
 	GracefulRestart Duration `json:"gracefulRestart,omitzero" doc:"How long routes are kept while a speaker restarts (RFC 4724), 1s to 4095s. A change drops every session. Default: 2m."`
 	LongLived       Duration `json:"longLived,omitzero" doc:"How much longer routes are kept as stale (RFC 9494). A change drops every session. Default: not at all."`
@@ -96,7 +96,7 @@ type ZoneBGP struct {
 	HoldTime        Duration `json:"holdTime,omitzero" doc:"Hold time of sessions between hosts, 3s to 65535s. Default: 90s."`
 	Paths           string   `json:"paths,omitzero" enum:"all,best" doc:"What reflectors advertise to hosts: all paths to a prefix (RFC 7911), over which hosts share packets, or the best one, which costs less in large Zones. A change drops every session. Default: all."`
 	EVPN            bool     `json:"evpn,omitzero" doc:"Hosts speak EVPN too (RFC 7432, 8365): reflectors pass on VTEPs' routes, and rackweft does not use them. A change drops every session. Default: false."`
-	// BMP are stations that the reflectors tell of every route (RFC 7854).
+	// BMP are stations to which the reflectors report every route (RFC 7854).
 	BMP []netip.AddrPort `json:"bmp,omitempty" doc:"BMP stations (RFC 7854) that the reflectors report every route to, as address:port. Default: none."`
 }
 
@@ -127,7 +127,7 @@ type PrefixFilter struct {
 	LE     int          `json:"le,omitzero" doc:"Longest prefix length that matches. Default: that of prefix, an exact match."`
 }
 
-// ZoneStatus is what rackweft observed and chose.
+// ZoneStatus is observed and chosen by rackweft.
 type ZoneStatus struct {
 	Reflectors []ReflectorStatus `json:"reflectors,omitempty" doc:"Hosts that reflect the Zone's routes."`
 	Loopbacks  []LoopbackStatus  `json:"loopbacks,omitempty" doc:"Addresses chosen out of spec.loopbacks."`
@@ -145,15 +145,15 @@ type ReflectorStatus struct {
 	Reason  string         `json:"reason,omitzero" doc:"Why it is Leaving or Withdrawn."`
 }
 
-// LoopbackStatus is what was chosen out of spec.loopbacks for one host. It keeps
-// its addresses for as long as it is in the Zone.
+// LoopbackStatus holds the addresses chosen from spec.loopbacks for one host.
+// It keeps them as long as it is in the Zone.
 type LoopbackStatus struct {
 	Machine   string       `json:"machine" doc:"Name of the Machine."`
 	UID       string       `json:"uid" doc:"The Machine's."`
 	Addresses []netip.Addr `json:"addresses" doc:"Addresses chosen, at most one of each family."`
 }
 
-// ReflectorState is how far a reflector has come.
+// ReflectorState is the state of a reflector.
 type ReflectorState string
 
 // The states of a reflector.
@@ -161,16 +161,17 @@ const (
 	ReflectorStarting ReflectorState = "Starting" // chosen; its speaker has not become a reflector yet, and uplinks have no session with it
 	ReflectorJoining  ReflectorState = "Joining"  // it reflects; the other hosts and the uplinks are connecting
 	ReflectorServing  ReflectorState = "Serving"
-	ReflectorLeaving  ReflectorState = "Leaving" // it goes as soon as another serves in its place
-	// A ReflectorWithdrawn has no session with uplinks any more. It still forwards
-	// what they send by it, for as long as they take to follow.
+	ReflectorLeaving  ReflectorState = "Leaving" // removed as soon as another serves in its place
+	// A ReflectorWithdrawn no longer has sessions with uplinks. It still
+	// forwards their traffic until they have converged.
 	ReflectorWithdrawn ReflectorState = "Withdrawn"
 )
 
-// Goes reports whether such a reflector is to reflect no more.
+// Goes reports whether a reflector in this state is about to be removed.
 func (s ReflectorState) Goes() bool { return s == ReflectorLeaving || s == ReflectorWithdrawn }
 
-// HasUplinks reports whether such a reflector has sessions with the Zone's uplinks.
+// HasUplinks reports whether a reflector in this state has sessions with the
+// Zone's uplinks.
 func (s ReflectorState) HasUplinks() bool {
 	return s != ReflectorStarting && s != ReflectorWithdrawn
 }
@@ -218,7 +219,7 @@ func (z *Zone) Validate() FieldErrors {
 	return e
 }
 
-// reservedASN reports whether an ASN is nobody's to use.
+// reservedASN reports whether an ASN is reserved.
 func reservedASN(asn uint32) bool {
 	return asn == 0 || asn == 23456 || asn == 65535 || asn == 4294967295
 }
@@ -250,8 +251,8 @@ func (z *Zone) validatePrefixes(e *FieldErrors) {
 	}
 }
 
-// martian finds what of a prefix can never be routed to a host (RFC 6890). The
-// defaults overlap all of it.
+// martian returns the part of a prefix that can never be routed to a host (RFC
+// 6890). The defaults overlap all of it.
 func martian(p netip.Prefix) (netip.Prefix, bool) {
 	if !p.IsValid() {
 		return netip.Prefix{}, false
@@ -293,8 +294,8 @@ func (z *Zone) validateUplink(e *FieldErrors, i int) {
 	e.optionalName(here("secret"), u.Secret)
 	validateFilters(e, here("import"), u.Import)
 	validateFilters(e, here("export"), u.Export)
-	// What would void the Zone's isolation: its own prefixes from outside, and
-	// others' to the outside.
+	// These would void the Zone's isolation: importing its own prefixes, and
+	// exporting those of others.
 	for j, f := range u.Import {
 		if own, ok := covering(z.Spec.Prefixes, f.Prefix); ok {
 			e.add(here("import", j, "prefix"), "%s lies in %s of spec.prefixes: a Zone's own prefixes are not taken from outside", f.Prefix, own)
@@ -307,7 +308,7 @@ func (z *Zone) validateUplink(e *FieldErrors, i int) {
 	}
 }
 
-// covering finds the prefix of a list that another lies in.
+// covering returns the prefix of a list that contains another.
 func covering(list []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 	for _, q := range list {
 		if p.IsValid() && q.Bits() <= p.Bits() && q.Contains(p.Addr()) {
@@ -317,7 +318,8 @@ func covering(list []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// seconds checks a duration that BGP counts in whole seconds; zero is unset.
+// seconds validates a duration that BGP counts in whole seconds; zero means
+// unset.
 func (e *FieldErrors) seconds(where []any, d Duration, low, high int) {
 	if d == 0 {
 		return
@@ -327,8 +329,8 @@ func (e *FieldErrors) seconds(where []any, d Duration, low, high int) {
 	}
 }
 
-// DefaultExport is what an uplink is told that lists nothing: the Zone's
-// prefixes as they are, as aggregates.
+// DefaultExport is advertised to an uplink without an export list: the Zone's
+// prefixes as aggregates.
 func (z *Zone) DefaultExport() []PrefixFilter {
 	list := make([]PrefixFilter, len(z.Spec.Prefixes))
 	for i, p := range z.Spec.Prefixes {
@@ -337,8 +339,8 @@ func (z *Zone) DefaultExport() []PrefixFilter {
 	return list
 }
 
-// Community is the large community (RFC 8092) that is on every route of the
-// Zone, and on no other Zone's, for each has its own ASN.
+// Community returns the large community (RFC 8092) of every route of the Zone.
+// No other Zone has it, because each has its own ASN.
 func (z *Zone) Community() string { return fmt.Sprintf("%d:1:1", z.Spec.ASN) }
 
 // Matches reports whether a prefix passes the filter.
