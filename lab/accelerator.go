@@ -18,7 +18,7 @@ import (
 	"github.com/rackweft/rackweft/internal/kvm"
 )
 
-// Accelerator is what QEMU runs the machines' processors with.
+// Accelerator is how QEMU runs the machines' processors.
 type Accelerator string
 
 const (
@@ -29,10 +29,10 @@ const (
 // AcceleratorEnv overrides PickAccelerator: kvm or tcg.
 const AcceleratorEnv = "RACKWEFT_LAB_ACCEL"
 
-// probeDeadline is ample for KVM, which gets there in about two seconds.
+// probeDeadline is ample for KVM, which needs about two seconds.
 const probeDeadline = 30 * time.Second
 
-// verdict is what a probe found, and for what it holds.
+// verdict is the result of a probe, and what it is valid for.
 type verdict struct {
 	BootID       string      `json:"bootID"`
 	QEMU         string      `json:"qemu"`
@@ -41,9 +41,10 @@ type verdict struct {
 	Reason       string      `json:"reason"`
 }
 
-// PickAccelerator picks KVM only where it works: /dev/kvm can exist and still hang a stock kernel, so the
-// kernel that is shipped is booted under it until it runs an init. The verdict is kept in cacheDir for
-// this boot of this machine, this QEMU and this kernel, and the reason is logged.
+// PickAccelerator picks KVM only if it works: on some machines /dev/kvm exists
+// but a stock kernel hangs, so the lab's kernel is booted under it until it
+// runs an init. The verdict is cached in cacheDir for this boot of this
+// machine, this QEMU and this kernel, and the reason is logged.
 func PickAccelerator(ctx context.Context, kernel, cacheDir string, log *slog.Logger) (Accelerator, error) {
 	if forced := os.Getenv(AcceleratorEnv); forced != "" {
 		if a := Accelerator(forced); a == KVM || a == TCG {
@@ -81,7 +82,7 @@ func PickAccelerator(ctx context.Context, kernel, cacheDir string, log *slog.Log
 	return wanted.Accelerator, nil
 }
 
-// kvmMissing says what KVM lacks, or "".
+// kvmMissing returns what KVM lacks, or "".
 func kvmMissing(device, modules string) string {
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {

@@ -18,11 +18,11 @@ import (
 
 // bootd is the rack's boot daemon.
 type bootd struct {
-	mu       sync.Mutex    // guards what follows
+	mu       sync.Mutex    // guards the fields below
 	process  *child        // nil when it does not run
-	ended    chan struct{} // closed once the end of process is noted here
-	ready    chan struct{} // closed once process has said READY=1
-	wanted   bool          // and is started again when it ends, if supervised
+	ended    chan struct{} // closed once the end of process is recorded
+	ready    chan struct{} // closed once process has sent READY=1
+	wanted   bool          // it is restarted when it ends, if supervised
 	flags    []string
 	restarts int
 	watcher  sync.WaitGroup
@@ -34,10 +34,10 @@ const restartDelay = 100 * time.Millisecond
 // BootdDir holds bootd's state, run directory, configuration and log.
 func (r *Rack) BootdDir() string { return filepath.Join(r.config.Dir, "bootd") }
 
-// BootdLog is the file with all that bootd said.
+// BootdLog is the file with bootd's output.
 func (r *Rack) BootdLog() string { return filepath.Join(r.BootdDir(), "bootd.log") }
 
-// BootdRunDir is bootd's --run-dir, where its API socket is.
+// BootdRunDir is bootd's --run-dir, with its API socket.
 func (r *Rack) BootdRunDir() string { return filepath.Join(r.BootdDir(), "run") }
 
 // BootdPID is bootd's process id, or 0 when it does not run.
@@ -56,9 +56,10 @@ func (r *Rack) bootdRestarts() int {
 	return r.bootd.restarts
 }
 
-// StartBootd starts bootd in its namespace, with extra flags after the rack's own, and returns when bootd
-// says that it serves (READY=1 of sd_notify(3)). It fails with the end of bootd's log when bootd ends before
-// that, or has not got there when ctx ends; none runs then.
+// StartBootd starts bootd in its namespace, with extra flags after the rack's
+// own, and returns when bootd is ready (READY=1 of sd_notify(3)). If bootd ends
+// before that, or is not ready when ctx ends, it fails with the end of bootd's
+// log, and no bootd runs.
 func (r *Rack) StartBootd(ctx context.Context, flags ...string) error {
 	logged := fileSize(r.BootdLog())
 	process, ready, err := r.spawnBootd(flags)
@@ -101,7 +102,7 @@ func (r *Rack) spawnBootd(flags []string) (*child, chan struct{}, error) {
 	return r.bootd.process, r.bootd.ready, err
 }
 
-// launchBootd needs bootd.mu to be held.
+// launchBootd starts the process. The caller holds bootd.mu.
 func (r *Rack) launchBootd() error {
 	argv := []string{filepath.Join(r.config.Binaries, "bootd"),
 		"--state-dir", filepath.Join(r.BootdDir(), "state"), "--run-dir", r.BootdRunDir()}
@@ -113,7 +114,7 @@ func (r *Rack) launchBootd() error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Close() }() // the child has its own
+	defer func() { _ = log.Close() }() // the child has a duplicate
 	notices, err := r.listenForNotices()
 	if err != nil {
 		return err
@@ -138,8 +139,9 @@ func (r *Rack) launchBootd() error {
 
 func (r *Rack) notifySocket() string { return filepath.Join(r.BootdDir(), "notify.sock") }
 
-// listenForNotices opens the socket that bootd's sd_notify(3) writes to. It has a path, as an abstract one
-// would be in this network namespace, not in bootd's.
+// listenForNotices opens the socket for bootd's sd_notify(3). It has a path,
+// because an abstract socket would be in this network namespace, not in
+// bootd's.
 func (r *Rack) listenForNotices() (*net.UnixConn, error) {
 	if err := os.Remove(r.notifySocket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -147,7 +149,8 @@ func (r *Rack) listenForNotices() (*net.UnixConn, error) {
 	return net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: r.notifySocket()})
 }
 
-// readNotices reads until the socket is closed: unread ones would fill the queue and hold bootd up.
+// readNotices reads until the socket is closed: unread notices would fill the
+// queue and block bootd.
 func readNotices(notices *net.UnixConn, ready chan struct{}) {
 	buffer := make([]byte, 4096)
 	for said := false; ; {
@@ -162,7 +165,8 @@ func readNotices(notices *net.UnixConn, ready chan struct{}) {
 	}
 }
 
-// watchBootd notes the end of one bootd process and, if that is asked for, starts the next.
+// watchBootd records the end of one bootd process and, if requested, starts the
+// next.
 func (r *Rack) watchBootd(process *child, ended chan struct{}) {
 	r.bootd.mu.Lock()
 	r.bootd.process = nil
@@ -185,7 +189,8 @@ func (r *Rack) watchBootd(process *child, ended chan struct{}) {
 	}
 }
 
-// KillBootd ends bootd with SIGKILL and returns when it is gone. A supervised one comes back by itself.
+// KillBootd ends bootd with SIGKILL and returns when it is gone. A supervised
+// one restarts by itself.
 func (r *Rack) KillBootd() error {
 	r.bootd.mu.Lock()
 	process, ended := r.bootd.process, r.bootd.ended
@@ -208,8 +213,8 @@ func (r *Rack) LoseBootd() error {
 	return err
 }
 
-// StopBootd asks bootd to stop (SIGTERM), kills it when it has not in 15 seconds, and keeps it stopped.
-// It is no error that none runs.
+// StopBootd asks bootd to stop (SIGTERM), kills it if it has not stopped within
+// 15 seconds, and keeps it stopped. It is not an error when none runs.
 func (r *Rack) StopBootd(ctx context.Context) error {
 	r.bootd.mu.Lock()
 	r.bootd.wanted = false

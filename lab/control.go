@@ -16,7 +16,7 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Report is what a rack tells of itself.
+// Report describes the state of a rack.
 type Report struct {
 	Name           string          `json:"name"`
 	Dir            string          `json:"dir"`
@@ -46,7 +46,7 @@ type MachineReport struct {
 // BootdSocket is the unix socket of bootd's API.
 func (r *Rack) BootdSocket() string { return filepath.Join(r.BootdRunDir(), "bootd.sock") }
 
-// Report says how the rack stands.
+// Report returns the state of the rack.
 func (r *Rack) Report() Report {
 	report := Report{
 		Name: r.config.Name, Dir: r.config.Dir, Started: r.started, OwnerPID: os.Getpid(), Accelerator: r.config.Accelerator,
@@ -64,13 +64,14 @@ func (r *Rack) Report() Report {
 	return report
 }
 
-// ErrDown is what Serve returns when somebody asked for the rack to be taken down.
+// ErrDown is returned by Serve when a client has requested Down.
 var ErrDown = errors.New("the rack was asked to go down")
 
 func controlSocket(dir string) string { return filepath.Join(dir, "control.sock") }
 
-// Serve answers Status and Down on Dir/control.sock until ctx ends or Down asks; then the owner closes
-// the rack. The socket is for the owner's user only.
+// Serve answers Status and Down on Dir/control.sock until ctx ends or Down is
+// requested; then the owner closes the rack. Only the owner's user may use the
+// socket.
 func (r *Rack) Serve(ctx context.Context) error {
 	path := controlSocket(r.config.Dir)
 	listener, err := net.Listen("unix", path)
@@ -102,7 +103,7 @@ func (r *Rack) Serve(ctx context.Context) error {
 	case err := <-served:
 		return fmt.Errorf("control socket: %w", err)
 	}
-	// Shutdown, not Close: who asked gets the answer.
+	// Shutdown, not Close, so that the client gets its answer.
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if shut := server.Shutdown(grace); shut != nil {
@@ -112,10 +113,11 @@ func (r *Rack) Serve(ctx context.Context) error {
 	return err
 }
 
-// ErrNotUp is returned for a Dir that has no rack, or one whose owner is gone.
+// ErrNotUp is returned for a Dir without a rack, or with one whose owner is
+// gone.
 var ErrNotUp = errors.New("no rack is up")
 
-// Status asks the rack in dir how it stands.
+// Status asks the rack in dir for its Report.
 func Status(ctx context.Context, dir string) (Report, error) {
 	response, err := control(ctx, dir, http.MethodGet, "/status")
 	if err != nil {
@@ -129,8 +131,9 @@ func Status(ctx context.Context, dir string) (Report, error) {
 	return report, nil
 }
 
-// Down takes the rack in dir down and returns when nothing of it is left. Where its owner is gone, or does
-// not serve, Down cleans up itself. It is no error that no rack is up.
+// Down takes the rack in dir down and returns when nothing of it is left. If
+// its owner is gone or does not answer, Down cleans up itself. It is not an
+// error when no rack is up.
 func Down(ctx context.Context, dir string) error {
 	file, err := readRackFile(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -26,49 +26,54 @@ import (
 	"github.com/rackweft/rackweft/lab/bmc"
 )
 
-// Config is a rack.
+// Config configures a rack.
 type Config struct {
-	// Name is the rack's: letters, digits and dashes, at most 16. Racks of different names run side by side.
+	// Name is the rack's name: letters, digits and dashes, at most 16. Racks
+	// with different names can run at the same time.
 	Name string
-	// Dir holds logs, disks, sockets and state. Its path is kept short, as it is part of unix addresses.
+	// Dir holds logs, disks, sockets and state. Its path must be short, because
+	// it is part of unix addresses.
 	Dir string
 	// Fresh starts from empty disks, new firmware variables, new passwords and no state of bootd.
 	Fresh bool
-	// Machines are DefaultMachines unless set.
+	// Machines of the rack. Default: DefaultMachines.
 	Machines []MachineConfig
-	// Accelerator is TCG unless set; see PickAccelerator.
+	// Accelerator of the machines. Default: TCG; see PickAccelerator.
 	Accelerator Accelerator
-	// Binaries is the folder that has bootd.
+	// Binaries is the directory with bootd.
 	Binaries string
-	// BootdConfig is the content of bootd's configuration file; empty: none is written or named.
+	// BootdConfig is the content of bootd's configuration file; empty: no file.
 	BootdConfig []byte
-	// SuperviseBootd starts bootd again when it ends unasked, as systemd's Restart=always does.
+	// SuperviseBootd restarts bootd when it ends unexpectedly, as systemd's
+	// Restart=always does.
 	SuperviseBootd bool
 	// ImageDir has vmlinuz, initrd, rootfs.squashfs and their SHA256SUMS; empty: no image.yaml is written.
 	ImageDir string
 }
 
-// MachineConfig is one machine.
+// MachineConfig configures one machine.
 type MachineConfig struct {
-	Name     string // at most 10 letters and digits, as taps are named after it
+	Name     string // at most 10 letters and digits, because it is part of the taps' names
 	Unit     int    // 1 to 99: its place in the rack, and part of its MACs and of its BMC's address
 	Firmware Firmware
-	CPUs     int // default 1: an emulated second one costs more than it gives
-	// MemoryMiB is 2048 unless set.
+	CPUs     int // Default: 1; a second emulated one costs more than it gains
+	// MemoryMiB is the memory in MiB. Default: 2048.
 	MemoryMiB int
-	// ClockBase is what the real-time clock says at power on, as in 1980-01-01T00:00:00; empty: the time.
+	// ClockBase is the real-time clock at power-on, such as
+	// 1980-01-01T00:00:00. Default: the current time.
 	ClockBase string
 	// Direct boots a kernel without firmware, network boot or boot loader; see Machine.SetDirect.
 	Direct *DirectBoot
 }
 
-// DirectBoot is a kernel that the emulator itself starts.
+// DirectBoot is a kernel that the emulator loads itself.
 type DirectBoot struct {
 	Kernel, Initrd string // paths
 	Append         string // the kernel's command line
 }
 
-// DefaultMachines are one with SeaBIOS, whose clock says 1980, and two with OVMF.
+// DefaultMachines are one with SeaBIOS, whose clock starts in 1980, and two
+// with OVMF.
 func DefaultMachines() []MachineConfig {
 	return []MachineConfig{
 		{Name: "r1u01", Unit: 1, Firmware: BIOS, ClockBase: "1980-01-01T00:00:00"},
@@ -121,7 +126,7 @@ func (c *Config) complete() error {
 		return fmt.Errorf("rack directory %q: %w", c.Dir, err)
 	}
 	c.Dir = dir
-	c.Machines = slices.Clone(c.Machines) // the defaults below are not for the caller's eyes
+	c.Machines = slices.Clone(c.Machines) // the defaults below must not change the caller's slice
 	names, units := map[string]bool{}, map[int]bool{}
 	for i := range c.Machines {
 		m := &c.Machines[i]
@@ -164,8 +169,9 @@ func fitsUnixAddress(path string) error {
 	return nil
 }
 
-// New builds the rack, with every machine off and its BMC answering. What an earlier rack in config.Dir
-// left behind is cleaned first; a rack that is up there is ErrInUse. ctx is for building only.
+// New builds the rack, with every machine off and its BMC answering. It first
+// cleans up after an earlier rack in config.Dir; for one that is up it returns
+// ErrInUse. ctx bounds only the build.
 func New(ctx context.Context, config Config, log *slog.Logger) (*Rack, error) {
 	if err := requireRoot(); err != nil {
 		return nil, err
@@ -191,7 +197,7 @@ func New(ctx context.Context, config Config, log *slog.Logger) (*Rack, error) {
 	return r, nil
 }
 
-// forget removes what would be kept from one rack to the next in a Dir.
+// forget removes state of an earlier rack in Dir.
 func forget(config Config) error {
 	var errs []error
 	for _, m := range config.Machines {
@@ -228,12 +234,12 @@ func (r *Rack) build(ctx context.Context) error {
 func (r *Rack) netNamespace() string   { return r.config.Name + "-net" }
 func (r *Rack) bootdNamespace() string { return r.config.Name + "-bootd" }
 
-// networks of the rack: bridge, and bootd's address there.
+// networks lists the rack's bridges, and bootd's address on each.
 func networks() [][2]string {
 	return [][2]string{{"pxe", "198.18.0.1/24"}, {"mgmt", "198.18.1.1/24"}, {"prod", "198.18.8.1/24"}}
 }
 
-// wire makes the namespaces and everything between them.
+// wire creates the namespaces and everything between them.
 func (r *Rack) wire(ctx context.Context) error {
 	for _, name := range []string{r.netNamespace(), r.bootdNamespace()} {
 		if err := createNamespace(r.record, name); err != nil {
@@ -271,8 +277,9 @@ func (r *Rack) wire(ctx context.Context) error {
 	return nil
 }
 
-// enableLinkLocal gives bootd's provisioning interface an IPv6 link-local address, as servers have: iPXE
-// waits 18 s for an IPv6 router that does not answer, and bootd spares it that.
+// enableLinkLocal gives bootd's provisioning interface an IPv6 link-local
+// address, as servers have: without one, bootd cannot shorten iPXE's wait of 18
+// s for an IPv6 router.
 func enableLinkLocal() error {
 	for _, setting := range []struct{ name, value string }{{"accept_dad", "0"}, {"disable_ipv6", "0"}} {
 		err := os.WriteFile("/proc/sys/net/ipv6/conf/pxe/"+setting.name, []byte(setting.value), 0)
@@ -286,7 +293,7 @@ func enableLinkLocal() error {
 // BMCUser is the account of every BMC of every rack; the password is the rack's own.
 const BMCUser = "admin"
 
-// loadPassword reads the rack's BMC password, or makes one.
+// loadPassword reads the rack's BMC password, or creates one.
 func (r *Rack) loadPassword() (string, error) {
 	path := filepath.Join(r.config.Dir, "password")
 	known, err := os.ReadFile(path)
@@ -344,8 +351,9 @@ func (r *Rack) listen(namespace, address string) (l net.Listener, err error) {
 	return l, entered
 }
 
-// DialContext connects from the server that bootd runs on, so to bootd's own ports and to the BMCs. It
-// fits http.Transport. Addresses are literal: no resolver is asked.
+// DialContext connects from bootd's server, to bootd's own ports and to the
+// BMCs. It fits http.Transport. Addresses must be literal: names are not
+// resolved.
 func (r *Rack) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	entered := inNamespace(r.bootdNamespace(), func() error {
 		host, _, err := net.SplitHostPort(address)
@@ -355,7 +363,8 @@ func (r *Rack) DialContext(ctx context.Context, network, address string) (conn n
 		if net.ParseIP(host) == nil {
 			return fmt.Errorf("dial %s from the rack: give an address, not a name", address)
 		}
-		// One address means no race of several connections, so the dialer stays on this thread.
+		// With one address there is no race of connections, so the dialer stays
+		// on this thread.
 		d := net.Dialer{FallbackDelay: -1}
 		conn, err = d.DialContext(ctx, network, address)
 		return err
@@ -363,7 +372,7 @@ func (r *Rack) DialContext(ctx context.Context, network, address string) (conn n
 	return conn, entered
 }
 
-// Listen listens on the server that bootd runs on. The address is literal.
+// Listen listens on bootd's server. The address must be literal.
 func (r *Rack) Listen(address string) (net.Listener, error) {
 	return r.listen(r.bootdNamespace(), address)
 }
@@ -371,7 +380,8 @@ func (r *Rack) Listen(address string) (net.Listener, error) {
 // Dir is the rack's directory.
 func (r *Rack) Dir() string { return r.config.Dir }
 
-// Namespaces are the names of the two network namespaces: of the machine room and of bootd's server.
+// Namespaces returns the names of the two network namespaces: of the machine
+// room and of bootd's server.
 func (r *Rack) Namespaces() (room, bootd string) { return r.netNamespace(), r.bootdNamespace() }
 
 // BMCPassword is the password of BMCUser.
@@ -390,8 +400,9 @@ func (r *Rack) Machine(name string) *Machine {
 	return nil
 }
 
-// Close takes the rack down: bootd, machines, BMCs, namespaces, sockets. Logs, disks and state stay in
-// Dir. It can be called again, and then answers the same.
+// Close takes the rack down: bootd, machines, BMCs, namespaces, sockets. Logs,
+// disks and state stay in Dir. It can be called again, and then returns the
+// same result.
 func (r *Rack) Close(ctx context.Context) error {
 	r.closing.Do(func() { r.closeErr = r.takeDown(ctx) })
 	return r.closeErr
@@ -404,7 +415,7 @@ func (r *Rack) takeDown(ctx context.Context) error {
 	var errs []error
 	errs = append(errs, r.StopBootd(ctx))
 	for _, m := range r.machines {
-		// The BMC first: nobody is to power on what is being taken down.
+		// The BMC first, so that no client powers a machine on again.
 		errs = append(errs, m.bmc.Close())
 		if err := (behindBMC{m}).PowerOff(ctx); err != nil && !errors.Is(err, bmc.ErrOff) {
 			errs = append(errs, err)

@@ -16,8 +16,9 @@ import (
 	"github.com/rackweft/rackweft/lab/bmc"
 )
 
-// Machine is one server of the rack: a QEMU process while its power is on, and its BMC always.
-// Its methods are what happens to a server without its BMC being asked: faults, and a person at its side.
+// Machine is one server of the rack: a QEMU process while its power is on, and
+// its BMC always. Its methods act on the server without its BMC: faults, and
+// actions at the machine itself.
 type Machine struct {
 	rack   *Rack
 	config MachineConfig
@@ -26,28 +27,28 @@ type Machine struct {
 	log    *slog.Logger
 	bmc    *bmc.Server
 
-	power sync.Mutex // held for a whole power operation, so that they come one after the other
+	power sync.Mutex // held for a complete power operation, to serialise them
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	boot      *boot      // nil while the power is off
 	override  bmc.Override
 	unplugged bool
-	tag       string // the asset tag; a QEMU shows the one it was started with
-	staleTag  bool   // the firmware shows its own tag, whatever the BMC was given
-	cause     string // who asked for what comes next; empty: the server itself
+	tag       string // the asset tag; a QEMU shows the one at its start
+	staleTag  bool   // the firmware shows its own tag instead of the BMC's
+	cause     string // the cause of the next event; empty: the server itself
 	direct    *DirectBoot
 	poweredOn time.Time
 }
 
-// boot is one life of the QEMU process.
+// boot is one run of the QEMU process.
 type boot struct {
 	process *child
 	monitor *qmp
-	target  bmc.Target // that the process was started with
-	tag     string     // likewise
+	target  bmc.Target // with which the process was started
+	tag     string     // with which the process was started
 	events  chan qmpMessage
-	reset   wait.Signal   // one token when a reset has been dealt with
-	gone    chan struct{} // closed when the process has ended and everybody was told
+	reset   wait.Signal   // holds a token when a reset has been handled
+	gone    chan struct{} // closed when the process has ended and all are notified
 }
 
 const (
@@ -59,13 +60,13 @@ const (
 // Name is the machine's name.
 func (m *Machine) Name() string { return m.config.Name }
 
-// Config is what the machine was made of, with the defaults filled in.
+// Config returns the machine's configuration, with defaults set.
 func (m *Machine) Config() MachineConfig { return m.config }
 
 // BMC is the machine's controller, for its faults and its fingerprint.
 func (m *Machine) BMC() *bmc.Server { return m.bmc }
 
-// ConsoleLog is the file with all that the machine said on its serial port.
+// ConsoleLog is the file with the output of the machine's serial port.
 func (m *Machine) ConsoleLog() string { return m.path("console.log") }
 
 // ConsoleSocket is a unix socket to the serial port while the power is on. It serves one client at a time.
@@ -88,15 +89,17 @@ func (m *Machine) current() *boot {
 	return m.boot
 }
 
-// PoweredOn is when the processor last began to run after the power had been off; zero if it never has.
+// PoweredOn is when the processor last started to run after the power had been
+// off; zero if it never has.
 func (m *Machine) PoweredOn() time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.poweredOn
 }
 
-// CPUTime is what the emulator has used of this machine's processors since the power came on, to 10 ms; zero
-// while the power is off. Unlike a clock it does not run faster or slower with what else runs here.
+// CPUTime is the processor time that the emulator has used for this machine
+// since power-on, to 10 ms; zero while the power is off. Unlike elapsed time it
+// does not depend on the load of the computer.
 func (m *Machine) CPUTime() (time.Duration, error) {
 	b := m.current()
 	if b == nil {
@@ -110,8 +113,9 @@ func (m *Machine) CPUTime() (time.Duration, error) {
 	return time.Duration(ticks) * (time.Second / userHZ), err
 }
 
-// SetDirect makes every power on from now start this kernel: no OVMF, no option ROM, no network boot, which
-// is the least that a boot of that kernel can take. nil gives the machine its firmware back.
+// SetDirect makes every later power-on start this kernel: no OVMF, no option
+// ROM, no network boot, which is the minimum for a boot of that kernel. nil
+// restores the firmware.
 func (m *Machine) SetDirect(d *DirectBoot) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -124,7 +128,7 @@ func (m *Machine) directBoot() *DirectBoot {
 	return m.direct
 }
 
-// WipeDisk makes the machine's disk empty again. Its power is off.
+// WipeDisk empties the machine's disk. Its power must be off.
 func (m *Machine) WipeDisk() error {
 	m.power.Lock()
 	defer m.power.Unlock()
@@ -137,15 +141,16 @@ func (m *Machine) WipeDisk() error {
 	return nil
 }
 
-// Override is the boot override as it stands.
+// Override returns the current boot override.
 func (m *Machine) Override() bmc.Override {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.override
 }
 
-// SetOverride sets what the next boot uses. A machine that runs is told at once, so that a reset of its
-// own obeys too; only UefiHttp needs the power to be cycled, which Reset of the BMC does.
+// SetOverride sets what the next boot uses. A running machine is updated at
+// once, so that a reset by the machine itself uses it too; only UefiHttp needs
+// a power cycle, which the BMC's Reset does.
 func (m *Machine) SetOverride(ctx context.Context, o bmc.Override) error {
 	m.mu.Lock()
 	m.override = o
@@ -157,10 +162,12 @@ func (m *Machine) SetOverride(ctx context.Context, o bmc.Override) error {
 	return m.orderBoot(ctx, b, o.Target)
 }
 
-// orderBoot changes the boot order of a machine that runs. QEMU hands it to the firmware at the next reset.
+// orderBoot changes the boot order of a running machine. QEMU passes it to the
+// firmware at the next reset.
 func (m *Machine) orderBoot(ctx context.Context, b *boot, target bmc.Target) error {
 	disk, pxe := bootIndexes(target)
-	// Out of the order first: QEMU refuses an index that is taken, be it by the device itself.
+	// Remove from the order first: QEMU refuses an index that is in use, even
+	// by the same device.
 	for _, one := range []struct {
 		device string
 		index  int
@@ -175,28 +182,30 @@ func (m *Machine) orderBoot(ctx context.Context, b *boot, target bmc.Target) err
 	return nil
 }
 
-// AssetTag is the tag that the BMC keeps.
+// AssetTag returns the tag stored by the BMC.
 func (m *Machine) AssetTag() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.tag
 }
 
-// SetAssetTag changes the tag. The firmware shows it from the next power-on, or reset by the BMC.
+// SetAssetTag changes the tag. The firmware shows it from the next power-on, or
+// reset by the BMC.
 func (m *Machine) SetAssetTag(tag string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tag = tag
 }
 
-// SetStaleTag makes firmware that shows a tag of its own in SMBIOS, whatever the BMC was given.
+// SetStaleTag makes the firmware show a tag of its own in SMBIOS instead of the
+// BMC's.
 func (m *Machine) SetStaleTag(stale bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.staleTag = stale
 }
 
-// shownTag is the tag that a QEMU started now has in its SMBIOS.
+// shownTag returns the tag for the SMBIOS of a QEMU started now.
 func (m *Machine) shownTag() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -215,7 +224,7 @@ func (m *Machine) powerOn(ctx context.Context, cause string) error {
 	return m.start(ctx, cause)
 }
 
-// start needs power to be held.
+// start starts the machine. The caller holds power.
 func (m *Machine) start(ctx context.Context, cause string) error {
 	if m.current() != nil {
 		return fmt.Errorf("power on %s: it is on already", m.config.Name)
@@ -250,11 +259,11 @@ func (m *Machine) launch(ctx context.Context, target bmc.Target) (*boot, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = output.Close() }() // the child has its own
+	defer func() { _ = output.Close() }() // the child has a duplicate
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = m.dir, output, output
 	for _, name := range []string{"qmp.sock", "monitor.sock", "console.sock"} {
-		_ = os.Remove(m.path(name)) // of a QEMU that was killed
+		_ = os.Remove(m.path(name)) // left by a QEMU that was killed
 	}
 	process, err := m.rack.spawner.start("qemu "+m.config.Name, cmd)
 	if err != nil {
@@ -280,7 +289,7 @@ func (m *Machine) attach(ctx context.Context, b *boot) error {
 	b.monitor, err = newQMP(ctx, conn, func(name string, data map[string]any) {
 		select {
 		case b.events <- qmpMessage{Event: name, Data: data}:
-		default: // a storm of events of which the first ones say enough
+		default: // the queue is full; the first events are enough
 		}
 	})
 	if err != nil {
@@ -301,7 +310,7 @@ func (m *Machine) attach(ctx context.Context, b *boot) error {
 	return err
 }
 
-// dialWhile connects to a socket that the process makes in a moment.
+// dialWhile connects to a socket that the process is about to create.
 func dialWhile(ctx context.Context, process *child, path string) (net.Conn, error) {
 	for {
 		conn, err := net.Dial("unix", path)
@@ -360,7 +369,7 @@ func (m *Machine) observe(b *boot, e qmpMessage) {
 		if byGuest || cause == "" {
 			cause = causeSelf
 		}
-		_ = m.markConsole("reset") // the console is for reading; a full disk must not stop the machine
+		_ = m.markConsole("reset") // informational; a full disk must not stop the machine
 		m.bmc.Notify(bmc.Event{Kind: bmc.Reset, Cause: cause})
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		m.consumeOverride(ctx, b)
@@ -369,8 +378,8 @@ func (m *Machine) observe(b *boot, e qmpMessage) {
 	}
 }
 
-// consumeOverride ends an override that was for one boot. The firmware has been handed its boot order by
-// then: QEMU makes it at reset, before it tells of it.
+// consumeOverride ends an override for one boot. The firmware already has its
+// boot order: QEMU builds it at reset, before it reports the reset.
 func (m *Machine) consumeOverride(ctx context.Context, b *boot) {
 	m.mu.Lock()
 	once := m.override.Once
@@ -386,7 +395,7 @@ func (m *Machine) consumeOverride(ctx context.Context, b *boot) {
 	}
 }
 
-// PullPower takes the power away as a pulled plug does.
+// PullPower cuts the power like a pulled plug.
 func (m *Machine) PullPower() error {
 	m.power.Lock()
 	defer m.power.Unlock()
@@ -399,7 +408,7 @@ func (m *Machine) PullPower() error {
 	return nil
 }
 
-// Reset resets the machine as a crash does, without the BMC being asked; the BMC notices.
+// Reset resets the machine like a crash, without the BMC; the BMC notices.
 func (m *Machine) Reset(ctx context.Context) error {
 	m.power.Lock()
 	defer m.power.Unlock()
@@ -412,7 +421,7 @@ func (m *Machine) resetInPlace(ctx context.Context, cause string) error {
 		return fmt.Errorf("reset %s: %w", m.config.Name, bmc.ErrOff)
 	}
 	select {
-	case <-b.reset: // of an earlier reset
+	case <-b.reset: // left by an earlier reset
 	default:
 	}
 	if err := b.monitor.run(ctx, "system_reset", nil); err != nil {
@@ -428,7 +437,7 @@ func (m *Machine) resetInPlace(ctx context.Context, cause string) error {
 	}
 }
 
-// blame notes who is to answer for what comes next, and returns the boot it comes to.
+// blame sets the cause of what comes next, and returns the current boot.
 func (m *Machine) blame(cause string) *boot {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -438,10 +447,11 @@ func (m *Machine) blame(cause string) *boot {
 	return m.boot
 }
 
-// Unplug takes the cable out of the provisioning NIC; it stays out over power cycles until Plug.
+// Unplug disconnects the provisioning NIC; it stays disconnected across power
+// cycles until Plug.
 func (m *Machine) Unplug(ctx context.Context) error { return m.setCable(ctx, false) }
 
-// Plug puts the cable back.
+// Plug connects it again.
 func (m *Machine) Plug(ctx context.Context) error { return m.setCable(ctx, true) }
 
 func (m *Machine) setCable(ctx context.Context, plugged bool) error {
@@ -460,7 +470,8 @@ func (m *Machine) setCable(ctx context.Context, plugged bool) error {
 	return nil
 }
 
-// powerOff ends QEMU: politely, so that its disk is closed, then not. It needs power to be held.
+// powerOff ends QEMU: gracefully, so that its disk is closed, then by force.
+// The caller holds power.
 func (m *Machine) powerOff(ctx context.Context, cause string) error {
 	b := m.blame(cause)
 	if b == nil {
@@ -481,8 +492,9 @@ func (m *Machine) powerOff(ctx context.Context, cause string) error {
 	return nil
 }
 
-// prepare makes what the machine keeps from boot to boot, its disk and its firmware's variables, and the
-// variables of one HTTP boot, which are new each time.
+// prepare creates what the machine keeps between boots, its disk and its
+// firmware's variables, and the variables of one HTTP boot, which are new each
+// time.
 func (m *Machine) prepare(ctx context.Context, override bmc.Override) error {
 	if _, err := os.Stat(m.path("disk.qcow2")); errors.Is(err, fs.ErrNotExist) {
 		cmd := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", m.path("disk.qcow2"), fmt.Sprint(diskBytes))
@@ -542,8 +554,9 @@ func (m behindBMC) PressButton(ctx context.Context) error {
 	return b.monitor.run(ctx, "system_powerdown", nil)
 }
 
-// Reset resets in place. HTTP boot needs a new QEMU before and after: whether OVMF offers PXE is part of
-// its command line, and the URL is in its variables. So does another asset tag.
+// Reset resets in place. HTTP boot needs a new QEMU before and after: whether
+// OVMF offers PXE is part of its command line, and the URL is in its variables.
+// A new asset tag needs one, too.
 func (m behindBMC) Reset(ctx context.Context) error {
 	m.power.Lock()
 	defer m.power.Unlock()

@@ -22,12 +22,13 @@ var manifestFiles embed.FS
 // ImageName is the Image that the manifests boot.
 const ImageName = "debian-12-lab"
 
-// manifestOrder puts what is named before what names it.
+// manifestOrder lists objects before those that refer to them.
 func manifestOrder() []string {
 	return []string{"site.yaml", "zone.yaml", "subnets.yaml", "layers.yaml", "profile.yaml", "image.yaml", "secret.yaml", "machines.yaml"}
 }
 
-// Manifests are the paths of the rack's manifests, in the order in which to apply them.
+// Manifests returns the paths of the rack's manifests, in the order in which to
+// apply them.
 func (r *Rack) Manifests() []string {
 	var paths []string
 	for _, name := range manifestOrder() {
@@ -57,7 +58,8 @@ type machineData struct {
 	Fingerprint string
 }
 
-// writeManifests renders the manifests into Dir/manifests. They hold the BMC password: 0600.
+// writeManifests renders the manifests into Dir/manifests. They contain the BMC
+// password, so their mode is 0600.
 func (r *Rack) writeManifests() error {
 	data := manifestData{Domain: r.config.Name + ".example", DiskSerial: DiskSerial, Username: BMCUser, Password: r.password,
 		Image: imageData{Name: ImageName}}
@@ -89,7 +91,7 @@ func (r *Rack) writeManifests() error {
 	return nil
 }
 
-// readImage finds the digests of an image's files in its SHA256SUMS.
+// readImage reads the digests of an image's files from its SHA256SUMS.
 func readImage(dir string) (imageData, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -115,11 +117,12 @@ func readImage(dir string) (imageData, error) {
 		}
 		*one.file = imageFile{Path: filepath.Join(dir, one.name), SHA256: sum}
 	}
-	image.Version = image.Rootfs.SHA256[:12] // an image is built by content, and so is its version
+	image.Version = image.Rootfs.SHA256[:12] // the version of an image is derived from its content
 	return image, nil
 }
 
-// parseSums reads what sha256sum(1) writes: a digest, a space, a space or a star, a name.
+// parseSums parses the output of sha256sum(1): a digest, a space, a space or a
+// star, a name.
 func parseSums(r io.Reader) (map[string]string, error) {
 	sums := map[string]string{}
 	lines := bufio.NewScanner(r)

@@ -19,8 +19,9 @@ import (
 
 const namespaceDir = "/run/netns"
 
-// createNamespace makes a named network namespace with lo up and IPv6 off on everything that comes later:
-// no router solicitations, no duplicate address detection, no multicast reports between the machines.
+// createNamespace creates a named network namespace with lo up and IPv6
+// disabled on later interfaces: no router solicitations, no duplicate address
+// detection, no multicast reports between the machines.
 func createNamespace(r *record, name string) error {
 	path := filepath.Join(namespaceDir, name)
 	if _, err := os.Lstat(path); err == nil {
@@ -51,7 +52,8 @@ func createNamespace(r *record, name string) error {
 	return nil
 }
 
-// shareMounts prepares the directory, and records whether its mount is to go again.
+// shareMounts prepares the directory, and records whether its mount must be
+// removed.
 func (r *record) shareMounts() error {
 	made, err := namespace.ShareMounts(namespaceDir)
 	if err != nil {
@@ -66,8 +68,8 @@ func (r *record) shareMounts() error {
 	return r.write()
 }
 
-// removeNamespaces removes what is recorded, and the mount of their directory
-// with them where the rack made it and nobody else has taken it into use.
+// removeNamespaces removes the recorded namespaces, and the mount of their
+// directory if the rack made it and nothing else uses it.
 func (f rackFile) removeNamespaces() error {
 	var errs []error
 	for _, n := range f.Namespaces {
@@ -87,8 +89,8 @@ func namespaceInode(name string) (uint64, error) {
 	return info.Sys().(*syscall.Stat_t).Ino, nil
 }
 
-// remove deletes the namespace if it is the recorded one. Its links go first, by hand: a namespace that
-// somebody still has open would keep them.
+// remove deletes the namespace if it is the recorded one. It deletes its links
+// first, which would otherwise stay while a process has the namespace open.
 func (n namespaceRecord) remove(recordedBoot string) error {
 	inode, err := namespaceInode(n.Name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -98,7 +100,7 @@ func (n namespaceRecord) remove(recordedBoot string) error {
 		return err
 	}
 	if id, err := bootID(); err != nil || id != recordedBoot {
-		return err // another boot: whatever has that name now is not ours
+		return err // after a reboot the name belongs to another namespace
 	}
 	path := filepath.Join(namespaceDir, n.Name)
 	pins, err := namespace.Pins(path)
@@ -106,7 +108,7 @@ func (n namespaceRecord) remove(recordedBoot string) error {
 		return err
 	}
 	if pins && n.Inode != 0 && n.Inode != inode {
-		return nil // somebody else's, of the same name
+		return nil // another namespace of the same name
 	}
 	if !pins { // only the name is left
 		return namespace.Unpin(path)
@@ -132,11 +134,12 @@ func removeLinks() error {
 			fmt.Fprintf(&script, "link del %s\n", l.Name)
 		}
 	}
-	// -force: a veth's other end is gone with the first.
+	// -force, because deleting one end of a veth deletes the other.
 	return runIP(context.Background(), script.String(), "-force")
 }
 
-// ipScript runs ip(8) commands in a namespace, one per line, and stops at the first that fails.
+// ipScript runs ip(8) commands in a namespace, one per line, and stops at the
+// first that fails.
 func ipScript(ctx context.Context, namespace, script string) error {
 	return runIP(ctx, script, "-n", namespace)
 }
@@ -151,17 +154,19 @@ func runIP(ctx context.Context, script string, flags ...string) error {
 	return nil
 }
 
-// inNamespace runs do on a thread that is in the namespace. Sockets made there stay there.
+// inNamespace runs do on a thread in the namespace. Sockets created there stay
+// there.
 func inNamespace(name string, do func() error) error {
 	return namespace.Within(filepath.Join(namespaceDir, name), do)
 }
 
-// inside is the command line that enters the namespace, mounts a /sys that shows it, and becomes argv.
+// inside returns the command line that enters the namespace, mounts its /sys,
+// and executes argv.
 func inside(namespace string, argv ...string) []string {
 	return append([]string{"ip", "netns", "exec", namespace}, argv...)
 }
 
-// requireRoot explains what is missing before anything is made.
+// requireRoot reports what is missing before anything is created.
 func requireRoot() error {
 	if unix.Geteuid() != 0 {
 		return errors.New("the lab needs root: it makes network namespaces, bridges and taps")

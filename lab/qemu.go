@@ -10,7 +10,7 @@ import (
 	"github.com/rackweft/rackweft/lab/bmc"
 )
 
-// Firmware is what a machine boots with.
+// Firmware is a machine's firmware.
 type Firmware string
 
 const (
@@ -28,8 +28,8 @@ const (
 	product      = "Lab Server"
 )
 
-// boot indexes: the disk comes before the network, as in a server that is installed; an override puts one
-// in front.
+// Boot indexes: the disk comes before the network, as on an installed server;
+// an override puts one in front.
 const (
 	firstIndex = 1
 	diskIndex  = 10
@@ -47,20 +47,22 @@ func bootIndexes(target bmc.Target) (disk, pxe int) {
 	}
 }
 
-// systemUUID is stable over racks of one name.
+// systemUUID is the same for all racks of one name.
 func systemUUID(rack, machine string) string {
 	return uuid.NewSHA1(uuid.NameSpaceDNS, []byte(machine+"."+rack+".lab.rackweft")).String()
 }
 
-// qemuArguments is the whole machine. Paths are relative to the machine's directory, QEMU's working
-// directory, which keeps its sockets under the 108 bytes of a unix address.
+// qemuArguments describes the whole machine. Paths are relative to the
+// machine's directory, QEMU's working directory, which keeps sockets within the
+// 108 bytes of a unix address.
 func (m *Machine) qemuArguments(target bmc.Target, tag string) []string {
 	disk, pxe := bootIndexes(target)
 	c, direct := m.config, m.directBoot()
 	args := []string{
 		"qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none",
 		"-name", c.Name + ",process=qemu-" + c.Name,
-		// graphics=off makes SeaBIOS, and what prints through it, talk to the serial port.
+		// graphics=off makes SeaBIOS, and programs that print through it, use
+		// the serial port.
 		"-machine", "q35,graphics=off,smm=off", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
 		// Paused until the monitor is attached, so that no event is missed.
 		"-S",
@@ -79,7 +81,7 @@ func (m *Machine) qemuArguments(target bmc.Target, tag string) []string {
 		"-netdev", "tap,id=pxe-link,ifname=" + c.tap("pxe") + ",script=no,downscript=no",
 		"-device", fmt.Sprintf("virtio-net-pci,id=pxe,netdev=pxe-link,mac=%s,addr=0x3,bootindex=%d%s", c.MAC(0), pxe, optionROM(c.Firmware, direct)),
 		"-netdev", "tap,id=prod-link,ifname=" + c.tap("prod") + ",script=no,downscript=no",
-		// No ROM and no bootindex: nobody boots from the production network.
+		// No ROM and no bootindex: no boot from the production network.
 		"-device", fmt.Sprintf("virtio-net-pci,id=prod,netdev=prod-link,mac=%s,addr=0x4,romfile=", c.MAC(1)),
 	}
 	args = append(args, processor(m.rack.config.Accelerator)...)
@@ -101,8 +103,8 @@ func (m *Machine) qemuArguments(target bmc.Target, tag string) []string {
 	return args
 }
 
-// variablesFile keeps HTTP boot away from the machine's own variables: OVMF would note its HTTP options
-// there, and try them before PXE ever after.
+// variablesFile protects the machine's own variables from HTTP boot: OVMF would
+// store its HTTP options there, and try them before PXE from then on.
 func variablesFile(target bmc.Target) string {
 	if target == bmc.UefiHTTP {
 		return "vars-http.fd"
@@ -110,8 +112,9 @@ func variablesFile(target bmc.Target) string {
 	return "vars.fd"
 }
 
-// emulatedCPU is the processor that TCG emulates fastest. Five-level paging (la57) makes every page walk
-// longer; with erms and fsrm the kernel clears pages by `rep stosb`, which TCG takes byte by byte.
+// emulatedCPU is the fastest processor for TCG. Five-level paging (la57) makes
+// every page walk longer; with erms and fsrm the kernel clears pages by `rep
+// stosb`, which TCG executes byte by byte.
 const emulatedCPU = "max,la57=off,erms=off,fsrm=off"
 
 func processor(a Accelerator) []string {
@@ -121,8 +124,9 @@ func processor(a Accelerator) []string {
 	return []string{"-accel", "tcg,thread=multi,tb-size=512", "-cpu", emulatedCPU}
 }
 
-// optionROM leaves the BIOS iPXE's ROM, its only way to PXE, and takes it from OVMF, which has drivers and
-// PXE of its own. The ROM is QEMU's default, as QEMU fits the PCI ids of no other to the NIC.
+// optionROM gives a BIOS iPXE's ROM, its only way to PXE, and none to OVMF,
+// which has drivers and PXE of its own. The ROM is QEMU's default, because QEMU
+// adapts the PCI ids of no other ROM to the NIC.
 func optionROM(firmware Firmware, direct *DirectBoot) string {
 	if firmware == BIOS && direct == nil {
 		return ""

@@ -57,12 +57,12 @@ func (q *qmp) read() {
 		}
 		select {
 		case q.reply <- m:
-		default: // an answer that nobody waits for any more
+		default: // an answer to a command that was given up
 		}
 	})
 }
 
-// scan decodes messages, one per line, until the first that is none.
+// scan decodes messages, one per line, until the first invalid one.
 func scan(r io.Reader, got func(qmpMessage)) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
@@ -90,7 +90,7 @@ func (q *qmp) await(ctx context.Context) (qmpMessage, error) {
 func (q *qmp) run(ctx context.Context, name string, arguments map[string]any) error {
 	q.one.Lock()
 	defer q.one.Unlock()
-	select { // what a command that was given up left behind
+	select { // drop the answer to a command that was given up
 	case <-q.reply:
 	default:
 	}

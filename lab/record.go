@@ -16,8 +16,9 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// record is Dir/rack.json: everything that the rack has made outside of Dir, written as it is made, so
-// that Clean can take it away after the owner was killed.
+// record is Dir/rack.json: everything that the rack has created outside Dir,
+// written as it is created, so that Clean can remove it after the owner was
+// killed.
 type record struct {
 	path string
 	mu   sync.Mutex
@@ -39,7 +40,7 @@ type processRecord struct {
 	Start uint64 `json:"start"` // clock ticks since boot
 }
 
-// namespaceRecord names a network namespace. Inode is 0 between the intention and the deed.
+// namespaceRecord names a network namespace. Inode is 0 until it is created.
 type namespaceRecord struct {
 	Name  string `json:"name"`
 	Inode uint64 `json:"inode"`
@@ -71,7 +72,8 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(id)), nil
 }
 
-// write replaces the file. Call with mu held, or before anybody else knows the record.
+// write replaces the file. The caller holds mu, or is the only one that knows
+// the record.
 func (r *record) write() error {
 	body, err := json.MarshalIndent(r.rackFile, "", "  ")
 	if err != nil {
@@ -91,13 +93,13 @@ func (r *record) addProcess(what string, pid int) error {
 	return r.write()
 }
 
-// removeProcess forgets a process that was reaped. A stale line would do no harm: its start time proves
-// nothing that lives.
+// removeProcess forgets a process that was reaped. A stale line does no harm,
+// because its start time matches no living process.
 func (r *record) removeProcess(pid int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.Processes = slices.DeleteFunc(r.Processes, func(p processRecord) bool { return p.PID == pid })
-	if len(r.Namespaces) > 0 { // else the rack is being taken down, and the file with it
+	if len(r.Namespaces) > 0 { // otherwise the rack is being taken down, and the file with it
 		_ = r.write()
 	}
 }
@@ -151,8 +153,8 @@ func parseRackFile(body []byte) (*rackFile, error) {
 	return &file, nil
 }
 
-// alive reports whether exactly this process still runs: the same pid, started at the same tick of the
-// same boot. A zombie does not run.
+// alive reports whether exactly this process is still running: the same pid,
+// started at the same tick of the same boot. A zombie does not count.
 func (p processRecord) alive(recordedBoot string) bool {
 	id, err := bootID()
 	if err != nil || id != recordedBoot {
@@ -170,8 +172,9 @@ func (p processRecord) alive(recordedBoot string) bool {
 	return !strings.HasPrefix(strings.TrimSpace(state), "Z")
 }
 
-// kill ends the recorded process and waits until it is gone. The pidfd is opened before the proof, so that
-// the signal cannot reach a process that took the pid over in between.
+// kill ends the recorded process and waits until it is gone. The pidfd is
+// opened before the identity is checked, so that the signal cannot reach
+// another process that got the pid in between.
 func (p processRecord) kill(recordedBoot string) error {
 	process, err := os.FindProcess(p.PID)
 	if err != nil {
@@ -193,9 +196,10 @@ func (p processRecord) kill(recordedBoot string) error {
 	return fmt.Errorf("%s (pid %d) is still there 5s after SIGKILL", p.What, p.PID)
 }
 
-// Clean removes what a rack in dir left behind when its owner was killed: processes, namespaces with
-// their taps and bridges, sockets. It is safe to call when there is nothing to clean, and fails with
-// ErrInUse while the owner lives (use Down).
+// Clean removes what a rack in dir left behind when its owner was killed:
+// processes, namespaces with their taps and bridges, sockets. It is safe to
+// call when there is nothing to clean, and fails with ErrInUse while the owner
+// is alive (use Down).
 func Clean(dir string) error {
 	file, err := readRackFile(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -219,7 +223,7 @@ func Clean(dir string) error {
 	return os.Remove(filepath.Join(dir, "rack.json"))
 }
 
-// removeSockets removes the unix sockets below dir; whoever served them is gone.
+// removeSockets removes the unix sockets below dir, whose servers are gone.
 func removeSockets(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {

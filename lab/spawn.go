@@ -13,11 +13,13 @@ import (
 	"time"
 )
 
-// spawner starts the rack's children, all from one operating system thread that lives as long as the rack.
+// spawner starts the rack's children, all from one operating system thread that
+// lives as long as the rack.
 //
-// The kernel sends a child's Pdeathsig when the *thread* that forked it ends, not the process (prctl(2)),
-// and Go ends threads as it likes: a child started from any goroutine could be killed at any moment. One
-// locked thread makes it mean what is wanted here: the owner is gone, so is every QEMU.
+// The kernel sends a child's Pdeathsig when the *thread* that forked it ends,
+// not the process (prctl(2)), and Go ends threads at any time: a child started
+// from any goroutine could be killed at any moment. With one locked thread, the
+// signal comes only when the owner ends: then every QEMU ends, too.
 type spawner struct {
 	record *record
 	starts chan startRequest
@@ -65,7 +67,8 @@ type child struct {
 func (s *spawner) start(what string, cmd *exec.Cmd) (*child, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig: syscall.SIGKILL,
-		// Ctrl-C on the terminal is for the owner, which then takes the rack down in order.
+		// Ctrl-C on the terminal must reach only the owner, which then takes
+		// the rack down in order.
 		Setpgid: true,
 	}
 	request := startRequest{cmd: cmd, result: make(chan error, 1)}
@@ -79,12 +82,12 @@ func (s *spawner) start(what string, cmd *exec.Cmd) (*child, error) {
 	}
 	c := &child{what: what, pid: cmd.Process.Pid, process: cmd.Process, exited: make(chan struct{})}
 	if err := s.record.addProcess(what, c.pid); err != nil {
-		_ = cmd.Process.Kill() // nothing unrecorded may run
+		_ = cmd.Process.Kill() // no process may run unrecorded
 		_ = cmd.Wait()
 		return nil, fmt.Errorf("record %s: %w", what, err)
 	}
 	go func() {
-		_ = cmd.Wait() // how it ended is in ProcessState
+		_ = cmd.Wait() // the result is in ProcessState
 		c.state = cmd.ProcessState
 		s.record.removeProcess(c.pid)
 		close(c.exited)
@@ -106,12 +109,12 @@ func (c *child) end(sig os.Signal, patience time.Duration) {
 
 // kill ends the child at once and waits until it is reaped.
 func (c *child) kill() {
-	_ = c.process.Kill() // already gone is as good
+	_ = c.process.Kill() // it may be gone already
 	<-c.exited
 }
 
-// startTime is a process's start in clock ticks since boot. With the boot id and the pid it names one
-// process and no other.
+// startTime returns a process's start in clock ticks since boot. With the boot
+// id and the pid it identifies the process.
 func startTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -136,7 +139,8 @@ func parseCPUTicks(stat string) (uint64, error) {
 	return user + kernel, err
 }
 
-// statField reads a number of /proc/PID/stat. The name in field 2 may hold spaces and parentheses.
+// statField reads a number from /proc/PID/stat. The name in field 2 may contain
+// spaces and parentheses.
 func statField(stat string, number int) (uint64, error) {
 	end := strings.LastIndexByte(stat, ')')
 	if end < 0 {

@@ -11,9 +11,10 @@ import (
 	"github.com/google/uuid"
 )
 
-// bootVariables adds to an empty OVMF variable store what a BMC's HttpBootUri comes to: a boot option for
-// that URL on the provisioning NIC, and BootNext that names it (UEFI 2.10 §3.1.3, §10.3.4.23; the store
-// is EDK II's MdeModulePkg/Include/Guid/VariableFormat.h).
+// bootVariables adds what a BMC's HttpBootUri means to an empty OVMF variable
+// store: a boot option for that URL on the provisioning NIC, and BootNext that
+// refers to it (UEFI 2.10 §3.1.3, §10.3.4.23; the store is EDK II's
+// MdeModulePkg/Include/Guid/VariableFormat.h).
 func bootVariables(store []byte, mac net.HardwareAddr, url string) ([]byte, error) {
 	// gEfiAuthenticatedVariableGuid starts the store; its header has 28 bytes.
 	signature := efiGUID("aaf32c78-947b-439a-a180-2e144ec37792")
@@ -61,7 +62,7 @@ const (
 	bootAttributes = 7 // non-volatile, boot services, runtime
 )
 
-// freeSpace walks over the variables that are there.
+// freeSpace returns the offset after the existing variables.
 func freeSpace(store []byte) (int, error) {
 	at := firstVariable
 	for at+headerSize <= len(store) {
@@ -101,8 +102,8 @@ func loadOption(description string, path []byte) []byte {
 	return append(append(option, utf16Bytes(description)...), path...)
 }
 
-// httpDevicePath is PciRoot(0)/Pci(3,0)/MAC(mac,1)/IPv4(DHCP)/Uri(url): the NIC at the address that
-// qemuArguments gives it.
+// httpDevicePath is PciRoot(0)/Pci(3,0)/MAC(mac,1)/IPv4(DHCP)/Uri(url): the NIC
+// at its address in qemuArguments.
 func httpDevicePath(mac net.HardwareAddr, url string) []byte {
 	var path []byte
 	node := func(kind, sub byte, data []byte) {
@@ -130,7 +131,7 @@ func utf16Bytes(s string) []byte {
 	return encoded
 }
 
-// efiGUID is a GUID as UEFI keeps it: the first three fields little-endian.
+// efiGUID returns a GUID in UEFI's form: the first three fields little-endian.
 func efiGUID(text string) []byte {
 	id := uuid.MustParse(text)
 	return []byte{id[3], id[2], id[1], id[0], id[5], id[4], id[7], id[6], id[8], id[9], id[10], id[11], id[12], id[13], id[14], id[15]}

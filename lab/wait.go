@@ -14,8 +14,8 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// PhaseReader reads the phase of a machine from bootd's API. An error of it is no end: bootd may be
-// restarting.
+// PhaseReader reads the phase of a machine from bootd's API. An error does not
+// end a wait, because bootd may be restarting.
 type PhaseReader func(ctx context.Context, machine string) (string, error)
 
 // PhaseFrom reads phases through a client of bootd's API.
@@ -31,8 +31,9 @@ func PhaseFrom(c *api.Client) PhaseReader {
 
 const tailLines = 40
 
-// WaitPhase waits until the API says that the machine is in phase. It gives up when ctx ends, or when the
-// machine has Failed instead; its error then carries the last lines of the console and of bootd's log.
+// WaitPhase waits until the API reports that the machine is in phase. It gives
+// up when ctx ends, or when the machine is Failed instead; its error then
+// contains the last lines of the console and of bootd's log.
 func (r *Rack) WaitPhase(ctx context.Context, read PhaseReader, machine, phase string) error {
 	m := r.Machine(machine)
 	if m == nil {
@@ -59,8 +60,8 @@ func (r *Rack) WaitPhase(ctx context.Context, read PhaseReader, machine, phase s
 	}
 }
 
-// Explain adds to an error about a machine what a person would look at next: the last lines of its console
-// and of bootd's log.
+// Explain adds diagnostics to an error about a machine: the last lines of its
+// console and of bootd's log.
 func (r *Rack) Explain(machine string, err error) error {
 	m := r.Machine(machine)
 	if m == nil {
@@ -73,7 +74,8 @@ func (r *Rack) explain(m *Machine, err error) error {
 	return fmt.Errorf("%w\n%s\n%s", err, tailReport(m.ConsoleLog(), 0), tailReport(r.BootdLog(), 0))
 }
 
-// tailReport shows the end of a log, of what was written after the first from bytes.
+// tailReport returns the end of a log, of what was written after the first from
+// bytes.
 func tailReport(path string, from int64) string {
 	tail, err := tailFile(path, from, tailLines)
 	if err != nil {
@@ -90,8 +92,8 @@ func fileSize(path string) int64 {
 	return info.Size()
 }
 
-// tailFile returns the last n lines of a file, of those after its first from bytes, made fit for a terminal;
-// "" for a file that is not there.
+// tailFile returns the last n lines of a file, of those after its first from
+// bytes, made safe for a terminal; "" if the file does not exist.
 func tailFile(path string, from int64, n int) (string, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -112,7 +114,8 @@ func tailFile(path string, from int64, n int) (string, error) {
 	return tail(body, n), nil
 }
 
-// tail drops what firmware sends to move a cursor, so that one boot's console does not repaint the reader's.
+// tail removes the firmware's cursor movements, so that a boot's console does
+// not repaint the reader's.
 func tail(body []byte, n int) string {
 	var lines [][]byte
 	for line := range bytes.SplitSeq(plainText(body), []byte("\n")) {

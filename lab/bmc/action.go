@@ -5,7 +5,8 @@ import (
 	"fmt"
 )
 
-// action is what a ResetType does to a server that was in state power when it was asked for.
+// action returns what a ResetType does to a server whose power state was power
+// at the request.
 func (s *Server) action(kind string, power Power) func(context.Context) error {
 	switch kind {
 	case "On":
@@ -23,8 +24,8 @@ func (s *Server) action(kind string, power Power) func(context.Context) error {
 			return s.machine.PowerOn
 		}
 	}
-	// GracefulShutdown, GracefulRestart, and the button of a server that is on. What the operating
-	// system makes of it is its own affair, as it is in a real machine.
+	// GracefulShutdown, GracefulRestart, and the button of a server that is on.
+	// As on real machines, the operating system decides how to react.
 	return s.machine.PressButton
 }
 

@@ -21,7 +21,7 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Power is a server's power state in Redfish's words.
+// Power is a server's power state, in Redfish's terms.
 type Power string
 
 const (
@@ -29,7 +29,7 @@ const (
 	Off Power = "Off"
 )
 
-// Target is a boot source in Redfish's words (ComputerSystem BootSource).
+// Target is a boot source, in Redfish's terms (ComputerSystem BootSource).
 type Target string
 
 const (
@@ -39,7 +39,7 @@ const (
 	UefiHTTP Target = "UefiHttp"
 )
 
-// Firmware is the boot mode, in Redfish's words (BootSourceOverrideMode).
+// Firmware is the boot mode, in Redfish's terms (BootSourceOverrideMode).
 type Firmware string
 
 const (
@@ -47,16 +47,17 @@ const (
 	UEFI   Firmware = "UEFI"
 )
 
-// Override is what the next boot is to use instead of the server's own boot order.
-// The zero Target means None. Once is consumed by the next boot, whoever causes it.
+// Override replaces the server's boot order for the next boot. The zero Target
+// means None. Once is consumed by the next boot, whatever causes it.
 type Override struct {
 	Target Target
 	Once   bool
-	URI    string // with UefiHttp: what to boot; empty leaves it to DHCP
+	URI    string // with UefiHttp: what to boot; empty means from DHCP
 }
 
-// Machine is the server behind the BMC. Its methods are safe for concurrent use and return once the
-// request has been given to the hardware; what then happens is seen in Power and told as Events.
+// Machine is the server behind the BMC. Its methods are safe for concurrent use
+// and return once the request has been passed to the hardware; the effect is
+// seen in Power and reported as Events.
 type Machine interface {
 	Power() Power
 	Override() Override
@@ -66,7 +67,7 @@ type Machine interface {
 	AssetTag() string
 	SetAssetTag(tag string)
 	PowerOn(ctx context.Context) error
-	// PowerOff takes the power away at once.
+	// PowerOff cuts the power at once.
 	PowerOff(ctx context.Context) error
 	// PressButton is the ACPI power button: the operating system may shut down, or ignore it.
 	PressButton(ctx context.Context) error
@@ -76,7 +77,7 @@ type Machine interface {
 	DialConsole(ctx context.Context) (net.Conn, error)
 }
 
-// EventKind says what happened to the server.
+// EventKind is what happened to the server.
 type EventKind string
 
 const (
@@ -85,14 +86,14 @@ const (
 	Reset      EventKind = "Reset"
 )
 
-// Event is a fact about the server's power, whoever caused it.
+// Event is a change of the server's power, whatever caused it.
 type Event struct {
 	Kind EventKind
-	// Cause is for a person: "the guest", "the BMC", "a fault".
+	// Cause is for messages: "the guest", "the BMC", "a fault".
 	Cause string
 }
 
-// ErrOff is what a Machine answers to a request that needs power.
+// ErrOff is a Machine's error for a request that needs power.
 var ErrOff = errors.New("the server is off")
 
 // NIC is one network interface of the server.
@@ -101,7 +102,7 @@ type NIC struct {
 	MAC  string
 }
 
-// Inventory is what the BMC tells about its server.
+// Inventory is what the BMC reports about its server.
 type Inventory struct {
 	UUID, Serial, SKU, Manufacturer, Model string
 	BIOSVersion                            string
@@ -114,14 +115,14 @@ type Inventory struct {
 	DiskBytes                              int64
 }
 
-// Config is what a BMC is made of.
+// Config configures a BMC.
 type Config struct {
-	Dir                string // keeps bmc.crt and bmc.key, so that a pinned certificate outlives the process
+	Dir                string // holds bmc.crt and bmc.key, so that a pinned certificate outlives the process
 	Address            net.IP // of the BMC itself; in the certificate and in Managers/1
 	Username, Password string
 	Inventory          Inventory
-	SessionTimeout     time.Duration // idle; default 30 minutes
-	MaxSessions        int           // default 8, as iDRAC has
+	SessionTimeout     time.Duration // idle. Default: 30 minutes
+	MaxSessions        int           // Default: 8, as for iDRAC
 }
 
 // Server is one BMC.
@@ -139,7 +140,7 @@ type Server struct {
 	base   context.Context // of every request and delayed action; ends with Close
 	cancel context.CancelFunc
 
-	mu          sync.Mutex // guards what follows
+	mu          sync.Mutex // guards the fields below
 	certificate *tls.Certificate
 	faults      faults
 	lastReset   time.Time
@@ -148,7 +149,8 @@ type Server struct {
 	restart     bool   // GracefulRestart: power on again when the server has gone off
 }
 
-// New makes the BMC of machine m; it loads its certificate from config.Dir or makes one there.
+// New returns the BMC of machine m; it loads its certificate from config.Dir or
+// creates one there.
 func New(config Config, m Machine, log *slog.Logger) (*Server, error) {
 	if config.SessionTimeout == 0 {
 		config.SessionTimeout = 30 * time.Minute
@@ -217,8 +219,8 @@ func (s *Server) Close() error {
 	return err
 }
 
-// Notify is told by the machine what happened to it. It never calls the machine back, except to end a
-// GracefulRestart, and then from a goroutine of its own.
+// Notify is called by the machine for each event. It calls the machine only to
+// end a GracefulRestart, and then from a goroutine of its own.
 func (s *Server) Notify(e Event) {
 	now := time.Now()
 	s.mu.Lock()

@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// loadCertificate reads bmc.crt and bmc.key in dir, or makes them.
+// loadCertificate reads bmc.crt and bmc.key in dir, or creates them.
 func loadCertificate(dir string, address net.IP) (*tls.Certificate, error) {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "bmc.crt"), filepath.Join(dir, "bmc.key"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -32,8 +32,9 @@ func loadCertificate(dir string, address net.IP) (*tls.Certificate, error) {
 	return &pair, nil
 }
 
-// makeCertificate writes a new self-signed pair. It is valid from 1970 to 9999, since neither the clock
-// of a BMC nor that of its client can be trusted before the machine has joined.
+// makeCertificate writes a new self-signed pair. It is valid from 1970 to 9999,
+// because the clocks of a BMC and of its client cannot be trusted before the
+// machine has joined.
 func makeCertificate(dir string, address net.IP) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -83,7 +84,8 @@ func (s *Server) tlsCertificate() *tls.Certificate {
 	return s.certificate
 }
 
-// Fingerprint is what a client pins: "sha256:" and the hex digest of the certificate's DER bytes.
+// Fingerprint returns the value for a client to pin: "sha256:" and the hex
+// digest of the certificate's DER bytes.
 func (s *Server) Fingerprint() string {
 	sum := sha256.Sum256(s.tlsCertificate().Certificate[0])
 	return "sha256:" + hex.EncodeToString(sum[:])

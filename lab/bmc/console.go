@@ -12,7 +12,7 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// console lends out the serial console of the machine.
+// console gives one client at a time the serial console of the machine.
 type console struct {
 	machine Machine
 
@@ -20,7 +20,8 @@ type console struct {
 	busy bool
 }
 
-// serve is the serial console over a WebSocket. It outlives power cycles: while the server is off it waits.
+// serve serves the serial console over a WebSocket. It outlives power cycles:
+// while the server is off it waits.
 func (s *console) serve(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	busy := s.busy
@@ -37,7 +38,8 @@ func (s *console) serve(w http.ResponseWriter, r *http.Request) {
 		s.busy = false
 		s.mu.Unlock()
 	}()
-	// A Server without a Handshake asks for no Origin: this is no browser's endpoint.
+	// A Server without a Handshake requires no Origin: this endpoint is not for
+	// browsers.
 	websocket.Server{Handler: s.attach}.ServeHTTP(w, r)
 }
 
@@ -75,7 +77,7 @@ func (s *console) attach(socket *websocket.Conn) {
 func (s *console) relay(ctx context.Context, socket *websocket.Conn, keys <-chan []byte) {
 	serial, err := s.machine.DialConsole(ctx)
 	if err != nil {
-		return // off: the caller tries again
+		return // off: the caller retries
 	}
 	output := make(chan struct{})
 	go func() {
@@ -89,7 +91,7 @@ func (s *console) relay(ctx context.Context, socket *websocket.Conn, keys <-chan
 	for {
 		select {
 		case <-ctx.Done():
-			_ = socket.SetWriteDeadline(time.Now()) // a client that reads nothing must not hold us
+			_ = socket.SetWriteDeadline(time.Now()) // a client that reads nothing must not block the relay
 			return
 		case <-output:
 			return

@@ -11,7 +11,7 @@ import (
 
 const logCapacity = 512
 
-// eventLog keeps the last events and tells them to whoever listens.
+// eventLog keeps the last events and sends new ones to its subscribers.
 type eventLog struct {
 	mu        sync.Mutex
 	serial    int
@@ -41,7 +41,7 @@ func (l *eventLog) add(now time.Time, e Event) {
 	for listener := range l.listeners {
 		select {
 		case listener <- one:
-		default: // too slow: it is dropped, and can read the log
+		default: // too slow: the event is dropped for this subscriber, which can read the log
 			delete(l.listeners, listener)
 			close(listener)
 		}
@@ -68,7 +68,7 @@ func (l *eventLog) clear() {
 	l.entries = nil
 }
 
-// messageID is of DMTF's ResourceEvent registry.
+// messageID returns the ID in DMTF's ResourceEvent registry.
 func (e entry) messageID() string {
 	switch e.event.Kind {
 	case PoweredOn:
@@ -110,7 +110,7 @@ func (l *eventLog) addTo(t tree) {
 	t.collect(systemPath+"/LogServices", "LogService", "Log Services")
 }
 
-// stream is the event stream of DSP0266 §12.4 (server-sent events).
+// stream serves the event stream of DSP0266 §12.4 (server-sent events).
 func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 	flusher, ok := w.(http.Flusher)
 	if !ok {

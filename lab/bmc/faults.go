@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// faults is what a test may do to a BMC. Guarded by Server.mu.
+// faults are the faults that a test has set. Guarded by Server.mu.
 type faults struct {
 	gate        *gate
 	unreachable bool
@@ -21,22 +21,22 @@ type faults struct {
 // AssetTagFault is how a BMC treats a write of its server's asset tag.
 type AssetTagFault int
 
-// The zero value is a BMC that takes the tag and keeps it.
+// The zero value is a BMC that accepts the tag and keeps it.
 const (
 	AssetTagKept      AssetTagFault = iota
 	AssetTagRefused                 // 400 PropertyNotWritable
 	AssetTagForgotten               // 200, and the old tag stays
 )
 
-// SetAssetTagFault makes the BMC treat writes of the asset tag that way.
+// SetAssetTagFault sets how the BMC treats writes of the asset tag.
 func (s *Server) SetAssetTagFault(f AssetTagFault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults.assetTag = f
 }
 
-// SetUnreachable makes the BMC stop accepting: connections in use break, new ones hang until the client
-// gives up, as with a BMC whose network stack has died.
+// SetUnreachable makes the BMC stop accepting: open connections break, new ones
+// hang until the client gives up, as for a BMC whose network stack has died.
 func (s *Server) SetUnreachable(unreachable bool) {
 	s.mu.Lock()
 	s.faults.unreachable = unreachable
@@ -47,12 +47,14 @@ func (s *Server) SetUnreachable(unreachable bool) {
 	}
 }
 
-// SetPassword changes the password behind the client's back. Sessions stay, as they do on real BMCs.
+// SetPassword changes the password without the client's knowledge. Sessions
+// stay valid, as on real BMCs.
 func (s *Server) SetPassword(password string) {
 	s.sessions.setPassword(password)
 }
 
-// NewCertificate replaces the certificate, as a factory reset of the BMC does. Connections in use keep theirs.
+// NewCertificate replaces the certificate, as a factory reset of the BMC does.
+// Open connections keep the old one.
 func (s *Server) NewCertificate() error {
 	certificate, err := makeCertificate(s.config.Dir, s.config.Address)
 	if err != nil {
@@ -78,7 +80,7 @@ func (s *Server) FailNext(n, status int, body string) {
 	s.faults.failures, s.faults.status, s.faults.body = n, status, body
 }
 
-// injected answers in place of the real handler while FailNext lasts.
+// injected answers instead of the real handler while FailNext is in effect.
 func (s *Server) injected(w http.ResponseWriter) bool {
 	s.mu.Lock()
 	if s.faults.failures == 0 {
@@ -95,7 +97,7 @@ func (s *Server) injected(w http.ResponseWriter) bool {
 	return true
 }
 
-// gate is a listener that can stop accepting and break what it has accepted.
+// gate is a listener that can stop accepting and break its open connections.
 type gate struct {
 	net.Listener
 	mu     sync.Mutex

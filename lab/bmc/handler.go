@@ -18,7 +18,7 @@ const (
 
 // Handler is the service without its listener and its certificate.
 func (s *Server) Handler() http.Handler {
-	open := http.NewServeMux() // what needs no login (DSP0266 §13.3.4)
+	open := http.NewServeMux() // requests without login (DSP0266 §13.3.4)
 	open.HandleFunc("GET /redfish", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, resource{"v1": root + "/"}) })
 	open.HandleFunc("GET "+root, s.get)
 	open.HandleFunc("GET "+root+"/{$}", s.get)
@@ -95,8 +95,8 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, found)
 }
 
-// matches compares an If-Match or If-None-Match header with a tag, weakly: clients differ in whether
-// they keep the W/.
+// matches compares an If-Match or If-None-Match header with a tag, weakly: some
+// clients drop the W/.
 func matches(header, tag string) bool {
 	plain := strings.TrimPrefix(tag, "W/")
 	for one := range strings.SplitSeq(header, ",") {
@@ -108,7 +108,7 @@ func matches(header, tag string) bool {
 	return false
 }
 
-// patch changes the few resources that can be changed.
+// patch changes the few writable resources.
 func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 	at := strings.TrimRight(r.URL.Path, "/")
 	apply := map[string]func(*http.Request, map[string]any) (*message, error){
@@ -155,7 +155,7 @@ func plain(apply func(map[string]any) *message) func(*http.Request, map[string]a
 	return func(_ *http.Request, body map[string]any) (*message, error) { return apply(body), nil }
 }
 
-// refuse answers a method or path that the service does not have.
+// refuse answers a method or path that the service does not support.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request) {
 	if _, ok := s.tree()[strings.TrimRight(r.URL.Path, "/")]; !ok {
 		fail(w, http.StatusNotFound, missing(r.URL.Path))
@@ -167,7 +167,8 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request) {
 		Resolution: "None."})
 }
 
-// patchSystem takes the boot override, the asset tag and the indicator; nothing is changed unless all of it is good.
+// patchSystem sets the boot override, the asset tag and the indicator; it
+// changes nothing unless all of them are valid.
 func (s *Server) patchSystem(r *http.Request, body map[string]any) (*message, error) {
 	indicator := map[string]any{}
 	tag := s.machine.AssetTag()
@@ -201,7 +202,7 @@ func (s *Server) patchSystem(r *http.Request, body map[string]any) (*message, er
 	return s.patchAssetTag(tag), nil
 }
 
-// maxAssetTag is HPE's: 32 characters.
+// maxAssetTag is HPE's limit: 32 characters.
 const maxAssetTag = 32
 
 func (s *Server) patchAssetTag(tag string) *message {
@@ -266,7 +267,7 @@ func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message
 	case enabled != "":
 		override.Once = enabled == "Once"
 	case override.Target != s.machine.Override().Target:
-		// A target alone means once, as iLO has it.
+		// A target alone means once, as on iLO.
 		override.Once = true
 	}
 	if override.Target == None {
@@ -312,7 +313,7 @@ func (s *Server) patchIndicator(body map[string]any) *message {
 	return nil
 }
 
-// resetManager restarts the BMC as far as a client can tell: its sessions are gone.
+// resetManager restarts the BMC as far as a client can see: its sessions end.
 func (s *Server) resetManager(w http.ResponseWriter, _ *http.Request) {
 	s.sessions.clear()
 	w.WriteHeader(http.StatusNoContent)
@@ -322,7 +323,7 @@ func resetTypes() []string {
 	return []string{"On", "ForceOff", "GracefulShutdown", "GracefulRestart", "ForceRestart", "PowerCycle", "Nmi", "PushPowerButton"}
 }
 
-// reset is ComputerSystem.Reset.
+// reset implements ComputerSystem.Reset.
 func (s *Server) reset(w http.ResponseWriter, r *http.Request) {
 	var body struct{ ResetType string }
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&body); err != nil {
@@ -356,7 +357,7 @@ func (s *Server) reset(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	// A client that hangs up has still asked for it.
+	// The request stays valid when the client hangs up.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), time.Minute)
 	defer cancel()
 	err := s.action(kind, power)(ctx)

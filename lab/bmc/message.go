@@ -80,8 +80,8 @@ func reply(w http.ResponseWriter, status int, body resource) {
 	_, _ = w.Write(encoded) // the client may be gone
 }
 
-// encode renders a resource, with "@odata.etag" put in. The tag is weak, as HPE's and Dell's are: clients
-// that compare it to the letter are told so here.
+// encode renders a resource with its "@odata.etag". The tag is weak, as on HPE
+// and Dell, which exposes clients that compare it literally.
 func encode(body resource) (encoded []byte, tag string, err error) {
 	plain, err := json.Marshal(body)
 	if err != nil {

@@ -26,12 +26,12 @@ type session struct {
 	client  string
 }
 
-// sessions are who is logged in, by the BMC's one account.
+// sessions are the logins of the BMC's one account.
 type sessions struct {
 	config Config
 	log    *slog.Logger
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	password string
 	open     map[string]*session // by token
 	serial   int
@@ -48,14 +48,15 @@ func (s *sessions) setPassword(password string) {
 	s.password = password
 }
 
-// clear ends all of them.
+// clear ends all sessions.
 func (s *sessions) clear() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.open)
 }
 
-// credentialsMatch compares digests, so that its time says nothing about the length or the first byte that differs.
+// credentialsMatch compares digests, so that its time reveals neither the
+// length nor the first differing byte.
 func (s *sessions) credentialsMatch(username, password string) bool {
 	s.mu.Lock()
 	want := s.config.Username + "\x00" + s.password
@@ -85,7 +86,7 @@ func (s *sessions) touch(token string) bool {
 	return ok
 }
 
-// expire drops the sessions that idled for too long. Call with mu held.
+// expire drops the sessions that were idle for too long. The caller holds mu.
 func (s *sessions) expire() {
 	for token, one := range s.open {
 		if time.Since(one.used) > s.timeout {
@@ -157,7 +158,7 @@ func (s *sessions) resource(one *session) resource {
 	}
 }
 
-// addTo puts the session service into the tree.
+// addTo adds the session service to the tree.
 func (s *sessions) addTo(t tree) {
 	s.mu.Lock()
 	s.expire()

@@ -23,7 +23,7 @@ type resource map[string]any
 // tree holds every resource by its path, without a trailing slash.
 type tree map[string]resource
 
-// add puts a resource in, with the properties that all of them have.
+// add adds a resource with the properties common to all.
 func (t tree) add(at, kind, name string, properties resource) {
 	if _, set := properties["Id"]; !set {
 		properties["Id"] = path.Base(at)
@@ -32,7 +32,8 @@ func (t tree) add(at, kind, name string, properties resource) {
 	t[at] = properties
 }
 
-// collect adds the collection at a path; its members are the resources right below that.
+// collect adds the collection at a path; its members are the resources directly
+// below it.
 func (t tree) collect(at, kind, name string) {
 	members := []resource{}
 	for _, one := range t.below(at) {
@@ -74,7 +75,7 @@ func enabled() resource { return resource{"State": "Enabled", "Health": "OK"} }
 
 func allow(values ...string) []string { return values }
 
-// tree renders the whole service as it is at this moment.
+// tree renders the whole service in its current state.
 func (s *Server) tree() tree {
 	t := tree{}
 	s.addRoot(t)
@@ -167,7 +168,7 @@ func (s *Server) addSystem(t tree) {
 	})
 }
 
-// bootProgress tells no more than a BMC without help from the firmware knows.
+// bootProgress reports only what a BMC knows without help from the firmware.
 func bootProgress(p Power) string {
 	if p == On {
 		return "SystemHardwareInitializationComplete"
@@ -240,12 +241,14 @@ func (s *Server) addStorage(t tree) {
 	t.collect(systemPath+"/SimpleStorage", "SimpleStorage", "Simple Storage Collection")
 }
 
-// addNetwork shows each NIC twice, as BMCs do: as an Ethernet interface of the system, and as an adapter
-// of the chassis with one port, which is where bmclib's inventory looks.
+// addNetwork shows each NIC twice, as BMCs do: as an Ethernet interface of the
+// system, and as an adapter of the chassis with one port, where bmclib's
+// inventory looks.
 func (s *Server) addNetwork(t tree) {
 	adapters := root + "/Chassis/1/NetworkAdapters"
 	for i, nic := range s.config.Inventory.NICs {
-		// A port's id begins its interface's id: that is how bmclib brings the two together.
+		// A port's id is a prefix of its interface's id: bmclib matches the two
+		// by it.
 		id := fmt.Sprintf("NIC%d", i+1)
 		t.add(systemPath+"/EthernetInterfaces/"+id+"-1", "#EthernetInterface.v1_9_0.EthernetInterface", nic.Name, resource{
 			"MACAddress": nic.MAC, "PermanentMACAddress": nic.MAC, "InterfaceEnabled": true, "SpeedMbps": 1000,

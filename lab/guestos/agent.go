@@ -10,11 +10,11 @@ import (
 	"github.com/rackweft/rackweft/internal/command"
 )
 
-// AgentArgument is the kernel argument by which the init runs qemu-ga.
+// AgentArgument is the kernel argument that makes the init run qemu-ga.
 const AgentArgument = "qga"
 
-// Agent makes what is put behind an initrd for its Guest to have Debian's own
-// qemu-ga, and something for that to run: sh, cat and sleep.
+// Agent returns an addition to an initrd with Debian's qemu-ga, and commands
+// for it to run: sh, cat and sleep.
 func Agent(ctx context.Context) ([]byte, error) {
 	var archive cpio
 	for _, dir := range []string{"bin", "sbin", "usr", "usr/sbin", "lib", "lib/x86_64-linux-gnu", "lib64"} {

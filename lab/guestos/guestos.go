@@ -1,5 +1,5 @@
-// Package guestos makes what the Guests of the tests boot: Debian's kernel, and
-// an initrd with an init that does what it is told on its console.
+// Package guestos builds the system that test Guests boot: Debian's kernel, and
+// an initrd whose init obeys commands on its console.
 package guestos
 
 import (
@@ -15,30 +15,30 @@ import (
 	"github.com/rackweft/rackweft/internal/command"
 )
 
-// Arguments are the kernel's.
+// Arguments are the kernel's arguments.
 func Arguments() []string { return []string{"console=ttyS0", "panic=-1", "quiet", "rdinit=/init"} }
 
-// CalmArgument is the kernel argument by which the init counts slowly: a console
-// costs time where emulation runs in emulation.
+// CalmArgument is the kernel argument that makes the init count slowly: console
+// output is expensive in nested emulation.
 const CalmArgument = "calm"
 
-// Kernel is one of Debian's, by the name of its package.
+// Kernel is a kernel of Debian, by the name of its package.
 type Kernel string
 
-// The kernels. Cloud has no driver of a watchdog and no 9p, and is packed with LZ4 instead of XZ: emulated, it boots in
-// half the time.
+// The kernels. Cloud has neither watchdog drivers nor 9p, and is packed with
+// LZ4 instead of XZ: emulated, it boots in half the time.
 const (
 	Iron  Kernel = "linux-image-amd64"
 	Cloud Kernel = "linux-image-cloud-amd64"
 )
 
-// modules in the order in which they are loaded at boot.
+// modules are listed in the order in which they are loaded at boot.
 func modules() []string {
 	return []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
 		"virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "qemu_fw_cfg", "button", "evdev"}
 }
 
-// moreModules are loaded when a test asks for them; Iron has them.
+// moreModules are loaded on request of a test; Iron has them.
 func moreModules() []string {
 	return []string{"watchdog", "i6300esb", "pvpanic", "pvpanic-mmio", "virtio_balloon", "virtio-rng",
 		"netfs", "fscache", "9pnet", "9pnet_virtio", "9p", "cdrom", "isofs",
@@ -46,7 +46,7 @@ func moreModules() []string {
 		"crc32c_generic", "crc16", "mbcache", "jbd2", "ext4"}
 }
 
-// Build makes them. root is where go.mod is.
+// Build builds the kernel and the initrd. root is the directory of go.mod.
 func Build(ctx context.Context, root string, k Kernel) (kernel, initrd []byte, err error) {
 	from, err := unpack(ctx, root, k)
 	if err != nil {
@@ -74,7 +74,7 @@ func Build(ctx context.Context, root string, k Kernel) (kernel, initrd []byte, e
 	return kernel, initrd, err
 }
 
-// unpack answers where the kernel and its modules are.
+// unpack returns where the kernel and its modules are.
 func unpack(ctx context.Context, root string, k Kernel) (string, error) {
 	wanted := modules()
 	if k == Iron {
@@ -91,7 +91,7 @@ func unpack(ctx context.Context, root string, k Kernel) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// pack makes the initrd of an init and the modules below a directory.
+// pack builds an initrd from an init and the modules below a directory.
 func pack(init, below string) ([]byte, error) {
 	content, err := os.ReadFile(init)
 	if err != nil {

@@ -11,17 +11,16 @@ import (
 	"github.com/rackweft/rackweft/internal/command"
 )
 
-// Where a bzImage's header says that its kernel is (the kernel's
-// Documentation/arch/x86/boot.rst).
+// Offsets in a bzImage's header (the kernel's Documentation/arch/x86/boot.rst).
 const (
 	setupSectors  = 0x1f1
 	payloadOffset = 0x248
 	payloadLength = 0x24c
 )
 
-// Unpacked is the kernel inside of a bzImage that is packed with XZ, as Iron is:
-// an ELF file, which QEMU boots by PVH. Emulated, a kernel that need not unpack
-// itself first boots in less than half the time. UEFI cannot boot it.
+// Unpacked returns the kernel inside a bzImage that is packed with XZ, as Iron
+// is: an ELF file, which QEMU boots by PVH. Emulated, a kernel that need not
+// unpack itself boots in less than half the time. UEFI cannot boot it.
 func Unpacked(ctx context.Context, kernel []byte) ([]byte, error) {
 	if len(kernel) < payloadLength+4 {
 		return nil, errors.New("the kernel is no bzImage")

@@ -13,14 +13,14 @@ import (
 	"github.com/rackweft/rackweft/internal/command"
 )
 
-// Binaries is a folder with bootd, nodeagent and weftctl.
+// Binaries is a directory with bootd, nodeagent and weftctl.
 type Binaries struct{ Dir string }
 
-// Path is the path of one of them.
+// Path returns the path of one of them.
 func (b Binaries) Path(program string) string { return filepath.Join(b.Dir, program) }
 
-// Build builds the three programs as a release is built, once per test process. RACKWEFT_BIN names a
-// folder that has them already.
+// Build builds the three programs as for a release, once per test process.
+// RACKWEFT_BIN names a directory that has them already.
 func Build(tb testing.TB) Binaries {
 	tb.Helper()
 	if dir := os.Getenv("RACKWEFT_BIN"); dir != "" {
@@ -45,11 +45,12 @@ func Build(tb testing.TB) Binaries {
 	return Binaries{dir}
 }
 
-// Image is the folder of the netboot image, which is built if the cache has none of its content; that takes
-// minutes. RACKWEFT_IMAGE names a folder that has one already.
+// Image returns the directory of the netboot image, which is built if it is not
+// in the cache; that takes minutes. RACKWEFT_IMAGE names a directory that has
+// one already.
 func Image(tb testing.TB) string { return buildImage(tb, "RACKWEFT_IMAGE") }
 
-// GuestsImage is the same with QEMU in it, for hosts that carry Guests; RACKWEFT_GUESTS_IMAGE.
+// GuestsImage is Image with QEMU, for hosts of Guests; RACKWEFT_GUESTS_IMAGE.
 func GuestsImage(tb testing.TB) string { return buildImage(tb, "RACKWEFT_GUESTS_IMAGE", "--guests") }
 
 func buildImage(tb testing.TB, variable string, args ...string) string {
@@ -68,12 +69,12 @@ func buildImage(tb testing.TB, variable string, args ...string) string {
 func absolute(tb testing.TB, dir string) string {
 	tb.Helper()
 	if !filepath.IsAbs(dir) {
-		dir = filepath.Join(moduleRoot(tb), dir) // what a person at the root of the tree means
+		dir = filepath.Join(moduleRoot(tb), dir) // relative to the root of the tree
 	}
 	return dir
 }
 
-// moduleRoot finds go.mod above the folder of the test, which tests run in.
+// moduleRoot finds go.mod above the test's directory, in which tests run.
 func moduleRoot(tb testing.TB) string {
 	tb.Helper()
 	dir, err := findUp("go.mod")

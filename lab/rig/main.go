@@ -13,7 +13,7 @@ import (
 	"github.com/rackweft/rackweft/lab"
 )
 
-// process is what the test process has to take away when it ends, whichever way.
+// process lists what the test process must clean up when it ends.
 var process struct {
 	sync.Mutex
 	binaries string             // made by Build
@@ -32,7 +32,7 @@ func Main(m *testing.M) int {
 	select {
 	case code = <-ended:
 	case <-ctx.Done():
-		stop() // a second one ends it at once
+		stop() // a second signal ends it at once
 		closeRacks()
 	}
 	process.Lock()
@@ -87,7 +87,7 @@ func sweep() error {
 		dir := filepath.Dir(path)
 		err := lab.Clean(dir)
 		if errors.Is(err, lab.ErrInUse) {
-			continue // another process's, and up
+			continue // up, and owned by another process
 		}
 		if err == nil {
 			err = os.RemoveAll(dir)

@@ -1,6 +1,7 @@
-// Package rig brings a whole rack up for a test or a benchmark: the programs built, the image made, the
-// machines of package lab in a rack of their own, bootd running, the rack's manifests applied. All of it is
-// gone when the test ends.
+// Package rig brings up a whole rack for a test or a benchmark: it builds the
+// programs and the image, starts the machines of package lab in a rack of their
+// own and bootd, and applies the rack's manifests. Everything is removed when
+// the test ends.
 package rig
 
 import (
@@ -22,26 +23,26 @@ import (
 	"github.com/rackweft/rackweft/lab"
 )
 
-// Patience is how long the Wait methods wait: a boot takes one to two minutes on an emulated processor, and
-// several run at a time.
+// Patience bounds the Wait methods: a boot takes one to two minutes on an
+// emulated processor, and several run at a time.
 const Patience = 8 * time.Minute
 
 // startPatience is for bootd alone.
 const startPatience = time.Minute
 
-// Options say what Up brings up. The zero value is the rack of `make lab`.
+// Options configure Up. The zero value is the rack of `make lab`.
 type Options struct {
-	// Machines are lab.DefaultMachines unless set.
+	// Machines of the rack. Default: lab.DefaultMachines.
 	Machines []lab.MachineConfig
-	// Manifests sees each of the rack's manifests (site.yaml, machines.yaml, …) before they are applied, and
-	// returns what is applied in its place; nil skips the file.
+	// Manifests is called with each of the rack's manifests (site.yaml,
+	// machines.yaml, …), and returns what to apply instead; nil skips the file.
 	Manifests func(name string, content []byte) []byte
 	// NoManifests leaves bootd empty.
 	NoManifests bool
-	// BootdConfig is bootd's configuration file; unless set, one that offers hosts bootd's address on the
-	// production network.
+	// BootdConfig is bootd's configuration file. Default: one that offers hosts
+	// bootd's address on the production network.
 	BootdConfig []byte
-	// Guests has the machines boot the image that has QEMU in it.
+	// Guests makes the machines boot the image with QEMU.
 	Guests bool
 	// BootdFlags come after the rack's own.
 	BootdFlags []string
@@ -57,16 +58,16 @@ type Rig struct {
 	tb testing.TB
 }
 
-// For is the same rig for a subtest, which then is the one to fail.
+// For returns the same rig for a subtest, which is then the test that fails.
 func (r *Rig) For(tb testing.TB) *Rig {
 	same := *r
 	same.tb = tb
 	return &same
 }
 
-// Up brings a rack up, with its machines off and bootd about to power on those that its manifests want
-// Active. It is supervised: a bootd that is killed comes back. The rack's directory is removed at the end,
-// unless RACKWEFT_KEEP is set.
+// Up brings up a rack, with its machines off and bootd about to power on those
+// whose manifests want Active. bootd is supervised: it restarts after a kill.
+// The rack's directory is removed at the end, unless RACKWEFT_KEEP is set.
 func Up(tb testing.TB, o Options) *Rig {
 	tb.Helper()
 	nstest.Root(tb, nstest.Namespaces)
@@ -102,7 +103,7 @@ func (r *Rig) build(o Options) {
 		r.tb.Logf("what an earlier rack left: %v", err)
 	}
 	name := randomName(r.tb)
-	dir := filepath.Join(os.TempDir(), name) // short, as it is part of unix addresses
+	dir := filepath.Join(os.TempDir(), name) // short, because it is part of unix addresses
 	if len(o.BootdConfig) == 0 {
 		o.BootdConfig = []byte("advertise: [\"https://198.18.8.1:8443\"]\n")
 	}
@@ -125,10 +126,10 @@ func (r *Rig) build(o Options) {
 	})
 }
 
-// namePrefix begins the name of every rig's rack, and of its directory.
+// namePrefix is the prefix of the names of all rigs' racks and directories.
 const namePrefix = "rig-"
 
-// randomName keeps racks that run at the same time apart.
+// randomName distinguishes racks that run at the same time.
 func randomName(tb testing.TB) string {
 	tb.Helper()
 	var b [4]byte
@@ -140,7 +141,8 @@ func randomName(tb testing.TB) string {
 
 func (r *Rig) server() string { return "unix://" + r.Rack.BootdSocket() }
 
-// edited writes the rack's manifests as edit wants them, and returns their paths.
+// edited writes the rack's manifests as changed by edit, and returns their
+// paths.
 func (r *Rig) edited(edit func(string, []byte) []byte) []string {
 	r.tb.Helper()
 	if edit == nil {
@@ -174,7 +176,7 @@ func (r *Rig) File(name, content string) string {
 	return path
 }
 
-// Apply applies manifests with weftctl, files that an Image names included.
+// Apply applies manifests with weftctl, including the files of Images.
 func (r *Rig) Apply(files ...string) {
 	r.tb.Helper()
 	args := []string{"apply"}
@@ -186,7 +188,7 @@ func (r *Rig) Apply(files ...string) {
 	}
 }
 
-// Weftctl runs weftctl as root on bootd's server does and returns all that it says.
+// Weftctl runs weftctl as root on bootd's server and returns all its output.
 func (r *Rig) Weftctl(args ...string) (string, error) {
 	cmd := exec.CommandContext(r.tb.Context(), r.Binaries.Path("weftctl"), args...)
 	cmd.Env = append(os.Environ(), "RACKWEFT_SERVER="+r.server())
@@ -206,12 +208,12 @@ func (r *Rig) Machine(name string) *api.Machine {
 	return m
 }
 
-// SetState changes what a Machine is wanted to be: Active, Off or Maintenance.
+// SetState changes a Machine's desired state: Active, Off or Maintenance.
 func (r *Rig) SetState(name string, state api.MachineState) {
 	r.tb.Helper()
 	m := r.Machine(name)
 	m.Spec.State = state
-	m.Metadata.ResourceVersion = "" // whatever its status is by now
+	m.Metadata.ResourceVersion = "" // its status may have changed meanwhile
 	if _, err := r.Client.Put(r.tb.Context(), m, false); err != nil {
 		r.tb.Fatal(err)
 	}
@@ -223,8 +225,9 @@ func (r *Rig) WaitActive(machine string) *api.Machine {
 	return r.WaitPhase(machine, api.PhaseActive)
 }
 
-// WaitPhase waits until the Machine is in a phase, and fails at once when it is Failed instead. What the
-// machine and bootd said last is in the failure.
+// WaitPhase waits until the Machine is in a phase, and fails at once when it is
+// Failed instead. The failure shows the last output of the machine and of
+// bootd.
 func (r *Rig) WaitPhase(machine string, phase api.Phase) *api.Machine {
 	r.tb.Helper()
 	ctx, cancel := context.WithTimeout(r.tb.Context(), Patience)
@@ -235,7 +238,8 @@ func (r *Rig) WaitPhase(machine string, phase api.Phase) *api.Machine {
 	return r.Machine(machine)
 }
 
-// WaitStage waits until the Machine's BootAttempt has come to a stage, or beyond.
+// WaitStage waits until the Machine's BootAttempt has reached a stage or a
+// later one.
 func (r *Rig) WaitStage(machine string, stage api.Stage) *api.Machine {
 	r.tb.Helper()
 	return r.WaitMachine(machine, "stage "+string(stage), func(m *api.Machine) bool {
@@ -243,7 +247,8 @@ func (r *Rig) WaitStage(machine string, stage api.Stage) *api.Machine {
 	})
 }
 
-// WaitMachine waits until is says yes to the Machine; what it waits for is for the failure to say.
+// WaitMachine waits until is returns true for the Machine; what describes the
+// wait in the failure.
 func (r *Rig) WaitMachine(machine, what string, is func(*api.Machine) bool) *api.Machine {
 	r.tb.Helper()
 	ctx, cancel := context.WithTimeout(r.tb.Context(), Patience)
@@ -255,7 +260,7 @@ func (r *Rig) WaitMachine(machine, what string, is func(*api.Machine) bool) *api
 			if last = m; is(m) {
 				return m
 			}
-		} // else bootd may be restarting
+		} // otherwise bootd may be restarting
 		if wait.For(ctx, 200*time.Millisecond) != nil {
 			r.tb.Fatal(r.Rack.Explain(machine, fmt.Errorf("machine %s: %s: never; it is %s (last answer: %w)", machine, what, describe(last), err)))
 		}

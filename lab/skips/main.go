@@ -1,6 +1,6 @@
-// Skips reads what "go test -json" wrote and prints how many tests were skipped,
-// by reason. A test that is skipped for what a machine lacks is easily missed in
-// an hour of output.
+// Skips reads the output of "go test -json" and prints how many tests were
+// skipped, by reason. A test that is skipped because of the machine is easily
+// missed in an hour of output.
 package main
 
 import (
@@ -49,9 +49,9 @@ type test struct{ pkg, name string }
 type event struct{ Action, Package, Test, Output string }
 
 type count struct {
-	run     int                 // tests and their parts
+	run     int                 // tests and subtests
 	skipped map[string][]string // names by reason
-	output  map[test]string     // of those that run
+	output  map[test]string     // of running tests
 }
 
 func (c *count) read(r io.Reader) error {
@@ -84,7 +84,7 @@ func (c *count) add(e event) {
 	}
 }
 
-// reason is the last line that the test logged itself.
+// reason returns the last line that the test itself logged.
 func reason(output string) string {
 	said := regexp.MustCompile(`(?m)^\s+\w+\.go:\d+: (.+)$`).FindAllStringSubmatch(output, -1)
 	if len(said) == 0 {

@@ -1,5 +1,5 @@
-// Package bmctest has a lab's BMC without a machine behind it, for tests of what
-// speaks to BMCs.
+// Package bmctest provides a lab's BMC without a machine, for tests of BMC
+// clients.
 package bmctest
 
 import (
@@ -15,15 +15,16 @@ import (
 	"github.com/rackweft/rackweft/lab/bmc"
 )
 
-// What a BMC that Start has started lets in.
+// Credentials of a BMC started by Start.
 const (
 	Username = "admin"
 	Password = "s3cret"
 )
 
-// Server is what stands behind the BMC: a variable for power, an echo for a console.
+// Server is the server behind the BMC: a variable for power, an echo for a
+// console.
 type Server struct {
-	// BMC is the BMC, and URL where it answers.
+	// BMC is the BMC, and URL its address.
 	BMC *bmc.Server
 	URL string
 
@@ -98,15 +99,15 @@ func (s *Server) DialConsole(context.Context) (net.Conn, error) {
 	return near, nil
 }
 
-// Booted are the devices that it has booted from.
+// Booted returns the devices that it has booted from.
 func (s *Server) Booted() []bmc.Target {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.booted)
 }
 
-// Start starts a BMC, of a server without power, on the loopback. It lasts as
-// long as the test.
+// Start starts a BMC, of a server without power, on the loopback. It stops
+// after the test.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
 	s := &Server{power: bmc.Off, override: bmc.Override{Target: bmc.None}}

@@ -47,9 +47,10 @@ func run() error {
 	flag.StringVar(&o.image, "image", "", "directory that lab/image/build printed")
 	flag.StringVar(&o.console, "console", "", "file for the console log (default: in the temporary directory, lost)")
 	// With ERMS the kernel clears and copies memory by "rep stosb", which TCG
-	// emulates byte by byte: it costs a third of a boot.
+	// emulates byte by byte: that takes a third of a boot.
 	flag.StringVar(&o.cpu, "cpu", "max,la57=off,erms=off,fsrm=off", "QEMU's -cpu")
-	// Without tsc=reliable the clock of an emulated machine is the HPET, one trap per reading.
+	// Without tsc=reliable the clock of an emulated machine is the HPET, with
+	// one trap per reading.
 	flag.StringVar(&o.appendArgs, "append", "tsc=reliable mitigations=off", "more kernel arguments")
 	flag.StringVar(&o.rtc, "rtc", "1980-01-01T00:00:00", "the machine's clock at power-on")
 	flag.StringVar(&o.command, "run", "", "shell command for the machine to run when it is READY; its output goes to the console")
@@ -71,8 +72,8 @@ func run() error {
 	return try(ctx, o)
 }
 
-// isolate runs this program again in a network namespace that has loopback
-// alone, so that QEMU's user network leads nowhere else.
+// isolate runs this program again in a network namespace that has only the
+// loopback, so that QEMU's user network leads nowhere else.
 func isolate(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "unshare", append([]string{"--net", "--", "sh", "-c",
 		`ip link set lo up && exec "$0" "$@"`, os.Args[0]}, os.Args[1:]...)...)
@@ -155,7 +156,7 @@ func boot(ctx context.Context, o options, disk string, n int, log io.Writer) err
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	defer func() { // the console has told enough
+	defer func() { // the console shows the result
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
@@ -165,8 +166,8 @@ func boot(ctx context.Context, o options, disk string, n int, log io.Writer) err
 	return follow(output, log, server, watch{start: start, pid: cmd.Process.Pid}, n)
 }
 
-// watch tells how long a machine runs, and how much processor time its
-// emulation took: the figure that holds on a busy computer.
+// watch measures how long a machine runs, and how much processor time its
+// emulation took, which does not depend on the load of the computer.
 type watch struct {
 	start time.Time
 	pid   int
@@ -174,7 +175,8 @@ type watch struct {
 
 func (w watch) elapsed() float64 { return time.Since(w.start).Seconds() }
 
-// processor reads user and system time of QEMU, in seconds; zero when it is gone.
+// processor returns user and system time of QEMU, in seconds; zero when it is
+// gone.
 func (w watch) processor() float64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", w.pid))
 	if err != nil {
@@ -217,7 +219,7 @@ func follow(output io.Reader, log io.Writer, server *server, w watch, n int) err
 		if err != nil {
 			return fmt.Errorf("the console ended before %q", pending[0].name)
 		}
-		// A login prompt ends in no newline.
+		// A login prompt does not end in a newline.
 		line = append(line, b)
 		if b != '\n' && b != ':' {
 			continue

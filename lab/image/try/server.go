@@ -32,8 +32,8 @@ const (
 	payload     = "fetched over https, checked by digest\n"
 )
 
-// server plays bootd: rootfs and pointer over HTTP, the config and its files
-// over HTTPS under a CA that only the pointer names.
+// server replaces bootd: rootfs and pointer over HTTP, the config and its files
+// over HTTPS with a CA that only the pointer names.
 type server struct {
 	image         string
 	command       string
@@ -115,8 +115,8 @@ func (s *server) report(boot int, start time.Time) {
 	}
 }
 
-// rootfs misbehaves, when asked to, in each way a server can that is killed and
-// comes back: 503, a transfer cut off, then one with a wrong byte.
+// rootfs misbehaves, if requested, like a server that is killed and restarted:
+// 503, a truncated transfer, then one with a wrong byte.
 func (s *server) rootfs(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.rootfsServed++
@@ -230,10 +230,10 @@ func (s *server) payload(w http.ResponseWriter, r *http.Request) {
 	if s.faults && n == 1 {
 		w.Header().Set("Content-Length", strconv.Itoa(len(payload)))
 		_, _ = io.WriteString(w, payload[:len(payload)/2])
-		_ = http.NewResponseController(w).Flush() // else nothing is sent, which is no fault to a client that tries again
+		_ = http.NewResponseController(w).Flush() // otherwise nothing is sent, which a retrying client does not see as a fault
 		panic(http.ErrAbortHandler)
 	}
-	_, _ = io.WriteString(w, payload) // a client that went away is told by its console
+	_, _ = io.WriteString(w, payload) // the console shows whether the client has gone
 }
 
 const mountUnit = `[Unit]
@@ -258,8 +258,8 @@ TTYPath=/dev/console
 WantedBy=multi-user.target
 `
 
-// readyScript counts the boots on the data disk and checks what else the config
-// asked for.
+// readyScript counts the boots on the data disk and checks the other settings
+// of the config.
 func readyScript(boot int) string {
 	return strings.ReplaceAll(`#!/bin/bash
 check() { "$@" >/dev/null 2>&1 && echo 1 || echo 0; }
@@ -284,7 +284,7 @@ func dataURL(text string) string {
 }
 
 // certificate is valid from 1970 to 9999, as bootd's is: the machine's clock
-// says 1980.
+// starts in 1980.
 func certificate() (tls.Certificate, string, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
