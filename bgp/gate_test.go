@@ -60,7 +60,7 @@ func TestReflectorWaitsForClients(t *testing.T) {
 	}
 	log, err := os.ReadFile(filepath.Join(r1.dir, "log"))
 	must(t, err)
-	if bytes.Contains(log, []byte("level=ERROR")) || bytes.Contains(log, []byte("may be told late")) {
+	if bytes.Contains(log, []byte("level=ERROR")) || bytes.Contains(log, []byte("may be late")) {
 		t.Errorf("r1 says\n%s", log)
 	}
 	for _, h := range []*host{c1, c3} {

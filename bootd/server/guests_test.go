@@ -56,7 +56,7 @@ func TestGuestVerbs(t *testing.T) {
 	}{
 		{"reset", api.GuestAction{Snapshot: "s1"}, "takes no snapshot"},
 		{api.GuestSnapshotCreate, api.GuestAction{}, "the snapshot's name"},
-		{api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s1"}, "take another name"},
+		{api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s1"}, "choose another name"},
 		{api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s2", To: "r2"}, "neither a host"},
 		{api.GuestSnapshotDelete, api.GuestAction{Snapshot: "s2"}, "has no snapshot s2"},
 		{api.GuestSnapshotRevert, api.GuestAction{Snapshot: "s1"}, "weftctl guest stop web"},

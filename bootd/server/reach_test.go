@@ -235,7 +235,7 @@ func TestGuestExec(t *testing.T) {
 	_, err = run(func(to *io.PipeWriter, _ api.GuestExec) {
 		_ = json.NewEncoder(to).Encode(api.GuestExecAnswer{Fault: "the command did not end within 1m"})
 	})
-	wantStatus(t, err, http.StatusBadGateway, "host r1: the command has not ended")
+	wantStatus(t, err, http.StatusBadGateway, "host r1: the command did not end")
 	_, err = run(func(*io.PipeWriter, api.GuestExec) {})
 	wantStatus(t, err, http.StatusBadGateway, "it may have run")
 	_, err = run(func(to *io.PipeWriter, _ api.GuestExec) {

@@ -139,7 +139,7 @@ func TestSnapshots(t *testing.T) {
 	if got := h.tell(uid1, "touch /data/after"); got != "ok" { // it was let go
 		t.Fatalf("after the snapshot: %s", got)
 	}
-	if r := h.request(p, "r2", api.GuestSnapshotCreate, "first"); !r.Failed || !strings.Contains(r.Message, "take another name") {
+	if r := h.request(p, "r2", api.GuestSnapshotCreate, "first"); !r.Failed || !strings.Contains(r.Message, "choose another name") {
 		t.Errorf("the same name again: %+v", r)
 	}
 	if r := h.request(p, "r3", api.GuestSnapshotRevert, "first"); !r.Failed || !strings.Contains(r.Message, "stop it first") {
