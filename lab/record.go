@@ -142,12 +142,12 @@ func parseRackFile(body []byte) (*rackFile, error) {
 	}
 	for _, p := range append([]processRecord{file.Owner}, file.Processes...) {
 		if p.PID <= 1 {
-			return nil, fmt.Errorf("rack.json: pid %d of %q is no process of a rack", p.PID, p.What)
+			return nil, fmt.Errorf("rack.json: invalid pid %d of %q", p.PID, p.What)
 		}
 	}
 	for _, n := range file.Namespaces {
 		if n.Name == "" || strings.ContainsRune(n.Name, '/') || strings.HasPrefix(n.Name, ".") {
-			return nil, fmt.Errorf("rack.json: %q is no name of a namespace", n.Name)
+			return nil, fmt.Errorf("rack.json: invalid namespace name %q", n.Name)
 		}
 	}
 	return &file, nil

@@ -23,12 +23,12 @@ const (
 // unpack itself boots in less than half the time. UEFI cannot boot it.
 func Unpacked(ctx context.Context, kernel []byte) ([]byte, error) {
 	if len(kernel) < payloadLength+4 {
-		return nil, errors.New("the kernel is no bzImage")
+		return nil, errors.New("the kernel is not a bzImage")
 	}
 	start := (int64(kernel[setupSectors])+1)*512 + int64(binary.LittleEndian.Uint32(kernel[payloadOffset:]))
 	end := start + int64(binary.LittleEndian.Uint32(kernel[payloadLength:]))
 	if start >= end || end > int64(len(kernel)) {
-		return nil, errors.New("the kernel is no bzImage")
+		return nil, errors.New("the kernel is not a bzImage")
 	}
 	cmd := exec.CommandContext(ctx, "xz", "-dc", "--single-stream") // its length follows the stream
 	cmd.Stdin = bytes.NewReader(kernel[start:end])

@@ -70,7 +70,7 @@ func (s *Store) imagePath(digest api.SHA256) string {
 // descriptor.
 func (s *Store) Image(ctx context.Context, digest api.SHA256) (*os.File, error) {
 	if len(digest) != 64 || strings.Trim(string(digest), "0123456789abcdef") != "" {
-		return nil, fmt.Errorf("%q is no digest of an image", digest) // it becomes a file name
+		return nil, fmt.Errorf("invalid digest %q of an image", digest) // it becomes a file name
 	}
 	f, err := os.Open(s.imagePath(digest))
 	if !errors.Is(err, fs.ErrNotExist) {

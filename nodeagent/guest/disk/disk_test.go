@@ -156,7 +156,7 @@ func TestRefused(t *testing.T) {
 	}{
 		"another digest":  {wanted("a", "1Mi", func(w *Wanted) { w.Image = changed }), "changed it"},
 		"not there":       {wanted("a", "1Mi", func(w *Wanted) { w.Image = api.SHA256(strings.Repeat("0", 64)) }), "not exist"},
-		"a path":          {wanted("a", "1Mi", func(w *Wanted) { w.Image = "../../etc/shadow" }), "no digest"},
+		"a path":          {wanted("a", "1Mi", func(w *Wanted) { w.Image = "../../etc/shadow" }), "invalid digest"},
 		"a backing file":  {wanted("a", "1Mi", func(w *Wanted) { w.Image = backed }), "backing file"},
 		"an outside file": {wanted("a", "1Mi", func(w *Wanted) { w.Image = external }), "another file"},
 		"too small":       {wanted("a", "1Mi", func(w *Wanted) { w.Image = large }), "want at least the image's 2097152"},
