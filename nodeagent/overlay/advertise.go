@@ -8,14 +8,15 @@ import (
 )
 
 // An advertised Network is routed: guests leave by the veth pair of egress with
-// their own addresses, unless they are masqueraded too, and whoever is told of
-// this host's leases by BGP reaches the guests. As with direct ones its CIDRs are
-// the zone's then, and no other such Network of this host may have any of them.
-// IPv6 is not routed out: the pair has none. Where the zone is told of what
-// guests announce, all of the prefixes that they may announce within lead into
-// the namespace, which knows the guests; routes that other hosts tell of come first.
+// their own addresses, unless they are masqueraded, too, and every host that
+// receives this host's leases by BGP reaches the guests. As with direct Networks,
+// its CIDRs are then part of the zone, and no other such Network of this host may
+// have any of them. IPv6 is not routed out: the pair has none. If guests' prefixes
+// are advertised to the zone, all prefixes within which guests may announce lead
+// into the namespace, which has the routes to the guests; routes that other hosts
+// advertise come first.
 
-// settleAdvertised finds out which Networks are routed.
+// settleAdvertised determines which Networks are routed.
 func settleAdvertised(jobs []job, u underlay) {
 	var taken []network
 	for _, j := range jobs {
@@ -37,8 +38,8 @@ func settleAdvertised(jobs []job, u underlay) {
 	}
 }
 
-// advertisedHostRules let what is routed in and out. Other tenants were turned
-// away before; what is closed stays so for connections that guests open.
+// advertisedHostRules accept routed packets in and out. Rules before them drop
+// other tenants'; closed prefixes stay closed for connections that guests open.
 func advertisedHostRules(networks []network) (answering, entering []nft.Rule) {
 	for _, n := range networks {
 		if !n.advertise {
@@ -53,8 +54,8 @@ func advertisedHostRules(networks []network) (answering, entering []nft.Rule) {
 	return answering, entering
 }
 
-// advertisedTenantRules let guests out with their own addresses, and what comes
-// for them in.
+// advertisedTenantRules accept packets of guests with their own addresses, and
+// packets to them.
 func advertisedTenantRules(n network) []nft.Rule {
 	bridge := bridgeName(n.vni)
 	var rules []nft.Rule
@@ -64,7 +65,7 @@ func advertisedTenantRules(n network) []nft.Rule {
 	return rules
 }
 
-// routed reports whether the host's own table leads to the Network.
+// routed reports whether the host's own table has routes to the Network.
 func (n network) routed() bool { return n.direct || n.advertise }
 
 func anyRouted(networks []network) bool { return slices.ContainsFunc(networks, network.routed) }

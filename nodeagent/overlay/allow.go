@@ -20,29 +20,28 @@ import (
 	"github.com/rackweft/rackweft/internal/nft"
 )
 
-// passage is a veth pair between the namespaces of two Networks on this host,
-// as one of them has it. Every host has its own, and so the two directions of
-// a connection may take different ones: a packet goes over to the other Network
-// where its sender is, and travels on in that Network.
+// passage is one Network's end of a veth pair between the namespaces of two Networks
+// on this host. Every host has its own pair, so the two directions of a connection
+// may take different ones: a packet crosses to the other Network on its sender's
+// host, and continues in that Network.
 //
 //	guest of A on host 1 → A on host 1 ═ B on host 1 → VXLAN of B → B on host 2 → guest
 //	                       A on host 1 ← VXLAN of A ← A on host 2 ═ B on host 2 ← guest
 //
-// So A on host 2 sees answers to what it has never seen, and takes them by
-// their addresses alone. That B opens no connections to A is held where B's
-// guest is: its namespace there has seen both directions, and lets nothing over
-// but answers.
+// So A on host 2 sees only the answers of a connection, and accepts them by their
+// addresses alone. B cannot open connections to A because the host of B's guest
+// prevents it: the namespace there sees both directions, and accepts only answers.
 type passage struct {
 	name, uid string // of the other Network
 	vni       uint32
 	cidrs     []netip.Prefix
-	mtu       int  // 0: not known, this Network's
+	mtu       int  // 0: unknown, use this Network's
 	in        bool // its guests may open connections here
 	out       bool // guests here may open connections there
 }
 
-// Both ends of every passage have the same MAC and neighbour: each has but one
-// neighbour, and nothing is asked or learned.
+// Both ends of every passage have the same MAC and neighbour address: each has only
+// one neighbour, with a static entry.
 const passagePrefix = "allow"
 
 func passageMAC() mac { return mac{0x02, 0x00, 0xa9, 0xfe, 0x01, 0x02} }
@@ -53,7 +52,7 @@ func passageGateways() []netip.Addr {
 
 func passageName(vni uint32) string { return fmt.Sprintf("%s%d", passagePrefix, vni) }
 
-// passageVNI is that of the other Network by an end's name; 0 when it is none.
+// passageVNI returns the other Network's VNI from the name of an end, or 0.
 func passageVNI(name string) uint32 {
 	digits, ok := strings.CutPrefix(name, passagePrefix)
 	vni, err := strconv.ParseUint(digits, 10, 24)
@@ -63,7 +62,7 @@ func passageVNI(name string) uint32 {
 	return uint32(vni)
 }
 
-// speaks6 reports whether IPv6 goes over a passage, too.
+// speaks6 reports whether a passage carries IPv6, too.
 func (n network) speaks6(p passage) bool {
 	return n.lease6.IsValid() && passageLink(n, p).mtu >= minMTU6
 }
@@ -76,8 +75,8 @@ func passageLink(n network, p passage) link {
 	return l
 }
 
-// joinNetworks gives each Network its passages. What cannot be allowed is left
-// out and noted at the Network that asks for it; lists and order do not count.
+// joinNetworks gives each Network its passages. A passage that cannot be allowed is
+// left out and noted at the Network that requests it, whatever the order of lists.
 func joinNetworks(jobs []job) {
 	slices.SortFunc(jobs, func(a, b job) int { return cmp.Compare(a.network.vni, b.network.vni) })
 	for i := range jobs {
@@ -103,7 +102,7 @@ func joinNetworks(jobs []job) {
 func joinPair(n *network, a api.NetworkAllow, other *job) (fault string) {
 	switch {
 	case a.UID == "" || a.VNI == 0 || a.VNI >= 1<<24 || a.VNI == n.vni:
-		return fmt.Sprintf("uid %q and VNI %d are no other Network's", a.UID, a.VNI)
+		return fmt.Sprintf("uid %q and VNI %d do not belong to another Network", a.UID, a.VNI)
 	case len(a.CIDRs) == 0 || len(n.cidrs) == 0:
 		return "the CIDRs of one of them are not known"
 	}
@@ -122,8 +121,8 @@ func joinPair(n *network, a api.NetworkAllow, other *job) (fault string) {
 	return ""
 }
 
-// clash names a CIDR of the Network, or of what has a passage to it, that
-// overlaps with those of the Network vni: nobody could tell whose packet it is.
+// clash returns a CIDR of the Network, or of a Network with a passage to it, that
+// overlaps with those of the Network vni: a packet's Network would be ambiguous.
 func (n network) clash(vni uint32, cidrs []netip.Prefix) string {
 	find := func(whose string, list []netip.Prefix) string {
 		for _, c := range cidrs {
@@ -142,7 +141,7 @@ func (n network) clash(vni uint32, cidrs []netip.Prefix) string {
 	return fault
 }
 
-// passage is the one to that other Network; it is added when there is none.
+// passage returns the passage to another Network, and adds it if there is none.
 func (n *network) passage(p passage) *passage {
 	i := slices.IndexFunc(n.passages, func(have passage) bool { return have.vni == p.vni })
 	if i < 0 {
@@ -152,8 +151,7 @@ func (n *network) passage(p passage) *passage {
 	return &n.passages[i]
 }
 
-// passageRules let the guests of two Networks reach each other, as far as they
-// may.
+// passageRules accept packets between the guests of two Networks, as far as allowed.
 func passageRules(n network) []nft.Rule {
 	bridge, vxlan := bridgeName(n.vni), vxlanName(n.vni)
 	var rules []nft.Rule
@@ -169,7 +167,7 @@ func passageRules(n network) []nft.Rule {
 					nft.Rule{nft.IIF(end), nft.OIF(bridge), nft.From(theirs), nft.To(ours), nft.Accept()},
 					nft.Rule{nft.IIF(end), nft.OIF(vxlan), nft.From(theirs), nft.To(ours), nft.Accept()},
 					nft.Rule{nft.IIF(vxlan), nft.OIF(bridge), nft.From(theirs), nft.To(ours), nft.Accept()})
-				// Out: of this host's guests only, for their own host judges them.
+				// Out: only of this host's guests, because their own host filters them.
 				out := nft.Rule{nft.IIF(bridge), nft.OIF(end), nft.From(ours), nft.To(theirs)}
 				if !p.out {
 					out = append(out, nft.Answers(), nft.TowardsOpener())
@@ -181,8 +179,8 @@ func passageRules(n network) []nft.Rule {
 	return rules
 }
 
-// oldPassages takes those away that are not wanted any more. What leads to a
-// Network that is not understood is kept as it is: absence is not deletion.
+// oldPassages removes passages that are no longer wanted. Those to a Network whose
+// part cannot be read are kept: absence is not deletion.
 func (w *work) oldPassages(seen map[string]link) error {
 	for _, l := range seen {
 		vni := passageVNI(l.name)
@@ -208,8 +206,8 @@ func (w *work) oldPassages(seen map[string]link) error {
 	return nil
 }
 
-// keepPassage learns from the routes whom a passage leads to. It is one out:
-// those in are of this Network's own part.
+// keepPassage reads from the routes where a passage leads. It is a passage out:
+// those in are in this Network's own part.
 func (w *work) keepPassage(l link, vni uint32) error {
 	routes, err := w.routesOf(l.index)
 	if err != nil {
@@ -227,7 +225,7 @@ func (w *work) keepPassage(l link, vni uint32) error {
 	return nil
 }
 
-// passages makes this Network's ends, and the pairs that are missing.
+// passages configures this Network's ends, and creates missing pairs.
 func (w *work) passages() error {
 	for _, p := range w.network.passages {
 		if err := w.ensurePassage(p); err != nil {
@@ -268,8 +266,8 @@ func (w *work) ensurePassage(p passage) error {
 	return w.setRoutes(index, want.name, passageRoutes(w.network, p, index))
 }
 
-// createPassage makes both ends. The other Network's namespace may have to
-// come first: then this one's turn is over.
+// createPassage creates both ends. If the other Network's namespace does not exist
+// yet, that Network creates them later.
 func (w *work) createPassage(want link, p passage) (bool, error) {
 	other, err := openPlace(filepath.Join(w.dir, namespaceName(p.name, p.uid)))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -290,8 +288,8 @@ func (w *work) createPassage(want link, p passage) (bool, error) {
 	return err == nil, err
 }
 
-// carryPassage lets both ends carry. The one whose turn is first comes up when
-// the other does.
+// carryPassage makes both ends carry at once. The first end comes up when the second
+// one does.
 func (w *work) carryPassage(name string, p passage) error {
 	other, err := openPlace(filepath.Join(w.dir, namespaceName(p.name, p.uid)))
 	if err != nil {
@@ -301,8 +299,7 @@ func (w *work) carryPassage(name string, p passage) error {
 	return errors.Join(w.tenant.carry(name), other.carry(passageName(w.network.vni)))
 }
 
-// passageNeighbours are permanent, and those of the kernel's own finding do not
-// come to be.
+// passageNeighbours sets permanent neighbours, so the kernel never resolves them.
 func (w *work) passageNeighbours(index int, ipv6 bool) error {
 	want := passageMAC()
 	for _, ip := range passageGateways() {
@@ -326,8 +323,8 @@ func (w *work) passageNeighbours(index int, ipv6 bool) error {
 	return nil
 }
 
-// passageRoutes lead to the other Network. What the namespace itself sends
-// there, ICMP errors above all, comes from an address of the Network.
+// passageRoutes returns the routes to the other Network. Packets of the namespace
+// itself, mostly ICMP errors, have an address of the Network as their source.
 func passageRoutes(n network, p passage, index int) []netlink.Route {
 	var list []netlink.Route
 	gateways := passageGateways()
@@ -346,7 +343,7 @@ func passageRoutes(n network, p passage, index int) []netlink.Route {
 	return list
 }
 
-// setRoutes makes our routes of an interface those that are wanted.
+// setRoutes makes our routes of an interface equal the wanted ones.
 func (w *work) setRoutes(index int, name string, want []netlink.Route) error {
 	seen, err := w.routesOf(index)
 	if err != nil {
@@ -373,7 +370,7 @@ func (w *work) setRoutes(index int, name string, want []netlink.Route) error {
 	return nil
 }
 
-// sameKey reports whether one route takes the other's place.
+// sameKey reports whether one route replaces the other.
 func sameKey(a, b netlink.Route) bool {
 	return toPrefix(a.Dst) == toPrefix(b.Dst) && a.Priority == b.Priority
 }

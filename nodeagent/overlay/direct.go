@@ -18,15 +18,15 @@ import (
 // A Network that is routed directly leaves its namespace by the veth pair of
 // egress, without masquerading, and the host routes it to the peers that are on
 // the underlay's own link: `<lease> via <VTEP>`, as flannel's DirectRouting
-// does. Its CIDRs are the zone's then, and so no other Network of this host may
-// have any of them, nor may they be anybody's subnet. Peers that are further
-// away, IPv6 leases and IPv6 underlays stay with VXLAN, and from every peer
-// both are taken: each host decides for what it sends. Where the underlay is
-// encrypted everything stays with VXLAN.
+// does. Its CIDRs are then part of the zone, so no other Network of this host may
+// have any of them, and they may not overlap with a subnet. Peers further away, IPv6
+// leases and IPv6 underlays stay with VXLAN. Both ways are accepted from every peer:
+// each host decides how it sends. If the underlay is encrypted, everything stays
+// with VXLAN.
 
-// settleDirect finds out which Networks and peers are routed directly. It runs
-// when passages are known: what comes from another Network must stay in this
-// one's VXLAN, where alone its source says nothing wrong.
+// settleDirect determines which Networks and peers are routed directly. It runs
+// after joinNetworks: packets from another Network must stay in this one's VXLAN,
+// because their source is wrong on the underlay.
 func settleDirect(jobs []job, u underlay) {
 	var taken []network
 	for i := range jobs { // by VNI, see joinNetworks
@@ -52,7 +52,7 @@ func settleDirect(jobs []job, u underlay) {
 
 func directFault(n network, taken []network, u underlay) string {
 	if !within4(n.lease, n.cidrs) {
-		return fmt.Sprintf("lease %s is in none of the Network's CIDRs", n.lease)
+		return fmt.Sprintf("lease %s is not in any of the Network's CIDRs", n.lease)
 	}
 	for _, c := range slices.Concat(n.cidrs, n.told()) {
 		for _, closed := range append(slices.Clone(u.closed), u.connected...) {
@@ -78,11 +78,11 @@ func only4(list []netip.Prefix) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(list), func(p netip.Prefix) bool { return !p.Addr().Is4() })
 }
 
-// leases are those of this host.
+// leases returns this host's leases.
 func (n network) leases() []netip.Prefix { return append([]netip.Prefix{n.lease}, n.moved...) }
 
-// directHostRules let a Network out to the underlay and in from it, as far as
-// source and destination are its own, and keep every other one away from it.
+// directHostRules accept a Network's packets to and from the underlay if source and
+// destination are its own, and drop those of all others.
 func directHostRules(networks []network, underlay string) []nft.Rule {
 	var rules []nft.Rule
 	networks = slices.DeleteFunc(slices.Clone(networks), func(n network) bool { return !n.direct })
@@ -105,7 +105,7 @@ func directHostRules(networks []network, underlay string) []nft.Rule {
 	return rules
 }
 
-// directTenantRules let guests reach the pair, and be reached by it.
+// directTenantRules accept packets between guests and the pair.
 func directTenantRules(n network) []nft.Rule {
 	bridge := bridgeName(n.vni)
 	var rules []nft.Rule
@@ -118,8 +118,8 @@ func directTenantRules(n network) []nft.Rule {
 	return rules
 }
 
-// routes brings the routes of direct and advertised Networks about in the host's own
-// table. It comes last: the pairs must be there.
+// routes sets the routes of direct and advertised Networks in the host's own table.
+// It comes last: the pairs must exist.
 func (h *hostSide) routes(host place, u underlay, networks []network) error {
 	routed := anyRouted(networks)
 	if !routed && h.noRoutes {
@@ -163,8 +163,8 @@ func (h *hostSide) routes(host place, u underlay, networks []network) error {
 	return nil
 }
 
-// wantHostRoutes has what is of no lease end here: else it would leave by the
-// host's default route.
+// wantHostRoutes makes the rest of the CIDRs, which no lease covers, unreachable:
+// otherwise packets there would leave by the host's default route.
 func wantHostRoutes(host place, u underlay, networks []network) ([]netlink.Route, error) {
 	var list []netlink.Route
 	for _, n := range networks {
@@ -194,10 +194,10 @@ func wantHostRoutes(host place, u underlay, networks []network) ([]netlink.Route
 			list = append(list, netlink.Route{Dst: toAddress(cidr.Masked()).IPNet, Protocol: Protocol, Type: unix.RTN_UNREACHABLE, Priority: lastMetric})
 		}
 	}
-	// The narrow ones come first: nothing is unreachable meanwhile.
+	// Longer prefixes come first, so that nothing is unreachable meanwhile.
 	slices.SortStableFunc(list, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
 	return list, nil
 }
 
-// lastMetric leaves the place to any route to the same prefix.
+// lastMetric makes any other route to the same prefix preferred.
 const lastMetric = 1 << 31

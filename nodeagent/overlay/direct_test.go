@@ -206,7 +206,7 @@ func TestDirectRefused(t *testing.T) {
 	}{
 		{"a closed subnet", prefixes("10.30.7.0/24"), []nodeagent.Part{direct(n)}, "plain", "overlaps with the subnet 10.30.7.0/24"},
 		{"another direct Network", nil, []nodeagent.Part{direct(n), direct(same)}, "plain", "of Network spare, which is routed directly"},
-		{"a lease outside of its CIDRs", nil, []nodeagent.Part{outside}, "plain", "in none of the Network's CIDRs"},
+		{"a lease outside of its CIDRs", nil, []nodeagent.Part{outside}, "plain", "not in any of the Network's CIDRs"},
 		{"guests of others come in", nil, []nodeagent.Part{allowing, f.part(other, 1)}, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

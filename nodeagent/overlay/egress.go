@@ -13,23 +13,23 @@ import (
 	"github.com/rackweft/rackweft/internal/kernel"
 )
 
-// Egress is a veth pair from a Network's namespace to the host's, for what is
-// masqueraded and for what is routed. Packets are masqueraded twice: as they
-// leave the namespace, to its own link address, which tells Networks with the
-// same CIDR apart, and as they leave the host.
+// Egress is a veth pair from a Network's namespace to the host's, for masqueraded
+// and for routed packets. Packets are masqueraded twice: when they leave the
+// namespace, to its own link address, which distinguishes Networks with the same
+// CIDR, and when they leave the host.
 const (
 	egressPrefix = "weft"    // of the host's ends
 	egressInside = "egress0" // the tenant's end
 )
 
-// egressPool holds the link addresses, two for each of the 2^24 VNIs, so that
-// none need be allotted or remembered. They are of the reserved class E, which
-// Linux routes, and are never seen outside of the host.
+// egressPool holds the link addresses, two for each of the 2^24 VNIs, so that they
+// need no allocation. They are in the reserved class E, which Linux routes, and
+// never leave the host.
 func egressPool() netip.Prefix { return netip.MustParsePrefix("240.0.0.0/7") }
 
 func egressName(vni uint32) string { return fmt.Sprintf("%s%d", egressPrefix, vni) }
 
-// egressAddresses are those of the host's end and of the tenant's.
+// egressAddresses returns the addresses of the host's end and of the tenant's.
 func egressAddresses(vni uint32) (host, tenant netip.Prefix) {
 	base := egressPool().Addr().As4()
 	base[0] |= byte(vni >> 23)
@@ -38,7 +38,7 @@ func egressAddresses(vni uint32) (host, tenant netip.Prefix) {
 	return host, netip.PrefixFrom(host.Addr().Next(), 31)
 }
 
-// egressLinks are the pair's two ends; making the tenant's makes both.
+// egressLinks returns the pair's two ends; creating the tenant's creates both.
 func egressLinks(n network) (host, tenant link) {
 	hostAddr, tenantAddr := egressAddresses(n.vni)
 	host = link{name: egressName(n.vni), kind: "veth", alias: mark(n.uid), mtu: n.mtu, up: true, addresses: []netip.Prefix{hostAddr}}
@@ -46,7 +46,7 @@ func egressLinks(n network) (host, tenant link) {
 	return host, tenant
 }
 
-// egress makes the pair, or takes it away when it is not asked for any more.
+// egress creates the pair, or removes it when it is no longer wanted.
 func (w *work) egress() error {
 	host, tenant := egressLinks(w.network)
 	inside, err := listLinks(w.tenant.Handle)
@@ -67,8 +67,8 @@ func (w *work) egress() error {
 		return nil
 	}
 	if outer != inner {
-		// Half a pair is no pair of ours: one of its ends was moved or renamed.
-		return fmt.Errorf("egress: of %s and %s in %s only one is there; remove it", host.name, tenant.name, w.network.name)
+		// One end without the other: another program moved or renamed that.
+		return fmt.Errorf("egress: only one of %s and %s in %s exists; remove it", host.name, tenant.name, w.network.name)
 	}
 	if !inner {
 		if err := w.createEgress(host, tenant); err != nil {
@@ -110,7 +110,7 @@ func (w *work) createEgress(host, tenant link) error {
 	return nil
 }
 
-// mend makes interfaces that are there as they should be.
+// mend corrects existing interfaces.
 func (w *work) mend(at place, want []link, seen map[string]link) error {
 	ops, err := diffLinks(want, seen)
 	if err != nil {
@@ -120,7 +120,7 @@ func (w *work) mend(at place, want []link, seen map[string]link) error {
 	return applyLinks(w.host.Handle, at.Handle, at.ns, ops)
 }
 
-// egressRoutes are the namespace's ways out.
+// egressRoutes returns the namespace's routes out.
 func egressRoutes(n network, index int) []netlink.Route {
 	host, _ := egressAddresses(n.vni)
 	by := func(dst netip.Prefix) netlink.Route {
@@ -168,8 +168,8 @@ func listLink(h *netlink.Handle, name string) (map[string]link, error) {
 	return map[string]link{name: s}, nil
 }
 
-// egressSysctls are those of the host's ends, and of the uplinks, where the
-// answers come in.
+// egressSysctls returns the sysctls of the host's ends, and of the uplinks, where
+// the answers come in.
 func egressSysctls(name string) []sysctl {
 	return []sysctl{
 		{"net/ipv4/conf/" + name + "/forwarding", "1"},
@@ -179,8 +179,8 @@ func egressSysctls(name string) []sysctl {
 	}
 }
 
-// uplinks are the interfaces that the host's default routes leave by, and its
-// underlay's, sorted.
+// uplinks returns the interfaces of the host's default routes and of its underlay,
+// sorted.
 func uplinks(host place, u underlay) ([]string, error) {
 	names := []string{u.name}
 	routes, err := kernel.List(func() ([]netlink.Route, error) { return host.RouteList(nil, netlink.FAMILY_V4) })
@@ -209,8 +209,8 @@ func hops(r netlink.Route) []int {
 	return list
 }
 
-// connected are the host's own subnets, which no tenant may reach, whatever
-// bootd knows of them.
+// connected returns the host's own subnets, which no tenant may reach, whether bootd
+// knows them or not.
 func connected(host place) ([]netip.Prefix, error) {
 	addrs, err := kernel.List(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
@@ -227,7 +227,7 @@ func connected(host place) ([]netip.Prefix, error) {
 	return slices.Compact(list), nil
 }
 
-// outermost leaves prefixes out that others contain, and sorts the rest.
+// outermost drops prefixes that others contain, and sorts the rest.
 func outermost(list []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for i := range list {
@@ -243,8 +243,8 @@ func outermost(list []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// isRouter reports whether the host forwards anyhow: then it is not ours to
-// keep it from doing so.
+// isRouter reports whether the host forwards anyway: then rackweft must not prevent
+// it.
 func isRouter(host place) (router bool, err error) {
 	err = within(host.ns, func() error {
 		value, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/forwarding")

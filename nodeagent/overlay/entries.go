@@ -11,17 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Entries are what a peer is to the kernel, as flannel's vxlan backend has it:
+// Entries are the kernel's entries for a peer, as in flannel's vxlan backend:
 //
 //	fdb        peer's MAC → peer's VTEP           where to send a frame
 //	neighbour  peer's lease .0 → peer's MAC       what to write into it
 //	route      peer's lease via its .0, onlink    which packets it is for
 //
-// with one difference that is not seen on the wire: the gateway stands in a
-// nexthop object (Linux 5.3), and the route only names that. A route with a
-// gateway of its own is a fib_info, and the kernel finds an equal one in a
-// hash that does not see the gateway: all routes of a device fall into one
-// chain, and programming them is quadratic. The hash does see the nexthop's id.
+// with one difference that is not visible on the wire: the gateway is in a nexthop
+// object (Linux 5.3), to which the route refers. A route with a gateway of its own
+// is a fib_info, which the kernel looks up in a hash that ignores the gateway: all
+// routes of a device are then in one chain, and programming them is quadratic. The
+// hash includes the nexthop's id.
 type (
 	mac      [6]byte
 	fdbEntry struct {
@@ -45,8 +45,8 @@ type (
 		dst     destination
 		nexthop uint32 // 0: it has a gateway of its own
 	}
-	// destination is what the kernel tells routes of one table apart by. Ours
-	// have metric 0 in IPv4, and in IPv6, where 0 cannot be, its default.
+	// destination identifies a route in its table. Ours have metric 0 in IPv4, and
+	// the default in IPv6, which has no metric 0.
 	destination struct {
 		netip.Prefix
 		metric uint32
@@ -57,7 +57,7 @@ type (
 const (
 	ndaProtocol = 12
 	rtaNHID     = 30
-	metric6     = 1024 // of IPv6 routes for which none is asked
+	metric6     = 1024 // the kernel's default for IPv6 routes
 )
 
 func (m mac) String() string { return net.HardwareAddr(m[:]).String() }
@@ -67,11 +67,11 @@ func (n neighbour) String() string { return fmt.Sprintf("neighbour %s lladdr %s"
 func (n nexthop) String() string   { return fmt.Sprintf("nexthop %d via %s", n.id, n.via) }
 func (r route) String() string     { return fmt.Sprintf("route %s nexthop %d", r.dst.Prefix, r.nexthop) }
 
-// entries are those of one Network's VXLAN device, as wanted or as seen.
+// entries holds the entries of one Network's VXLAN device, as wanted or as seen.
 type entries struct {
-	fdb        map[mac][]fdbEntry // one per MAC, unless somebody else appended
+	fdb        map[mac][]fdbEntry // one per MAC, unless another program appended
 	neighbours map[netip.Addr]mac
-	nexthops   map[uint32]netip.Addr // an invalid address stands for one that is not as ours are
+	nexthops   map[uint32]netip.Addr // an invalid address means a nexthop unlike ours
 	routes     map[destination]uint32
 }
 
@@ -84,14 +84,14 @@ func newEntries(size int) entries {
 
 func (e entries) count() int { return len(e.fdb) + len(e.neighbours) + len(e.nexthops) + len(e.routes) }
 
-// wantEntries are those for a list of peers that has been checked.
+// wantEntries returns the entries for a checked list of peers.
 func wantEntries(peers []peer) entries {
 	e := newEntries(len(peers))
 	for _, p := range peers {
 		e.fdb[p.mac] = []fdbEntry{{mac: p.mac, dst: p.vtep, state: unix.NUD_PERMANENT}}
 		e.reach(p.mac, nexthopID(p.lease), destination{Prefix: p.lease})
 		if p.direct {
-			delete(e.routes, destination{Prefix: p.lease}) // the rest stands ready
+			delete(e.routes, destination{Prefix: p.lease}) // the other entries stay, unused
 		}
 		if p.lease6.IsValid() {
 			e.reach(p.mac, nexthopID6(p.lease), destination{p.lease6, metric6})
@@ -100,7 +100,7 @@ func wantEntries(peers []peer) entries {
 	return e
 }
 
-// reach adds what leads to a lease, whose first address is its gateway.
+// reach adds the entries that lead to a lease, whose first address is its gateway.
 func (e entries) reach(m mac, id uint32, dst destination) {
 	e.neighbours[dst.Addr()] = m
 	e.nexthops[id] = dst.Addr()
@@ -113,16 +113,16 @@ func nexthopID(lease netip.Prefix) uint32 {
 	return binary.BigEndian.Uint32(b[:])
 }
 
-// nexthopID6 is for the IPv6 lease beside an IPv4 one, whose first address is
-// even: no lease is longer than a /31.
+// nexthopID6 is the ID for the IPv6 lease of a host. It is odd: an IPv4 lease's first
+// address is even, because no lease is longer than a /31.
 func nexthopID6(lease netip.Prefix) uint32 { return nexthopID(lease) | 1 }
 
-// verb is what an entryOp does.
+// verb is the kind of an entryOp.
 type verb int
 
 const (
-	create  verb = iota // refused when something else is in its place
-	replace             // takes the place of what is there, without a gap
+	create  verb = iota // refused if there is an entry already
+	replace             // replaces the present entry, without a gap
 	remove
 )
 
@@ -136,8 +136,8 @@ type entryOp struct {
 
 func (o entryOp) String() string { return o.verb.String() + " " + o.entry.String() }
 
-// diffEntries lists what makes seen into want: what a packet needs next comes
-// first when adding, and last when removing, so that none is sent astray.
+// diffEntries lists the operations that turn seen into want. Entries that others
+// depend on are added first and removed last, so that no packet is misrouted.
 func diffEntries(want, seen entries) []entryOp {
 	var ops []entryOp
 	op := func(v verb, e fmt.Stringer) { ops = append(ops, entryOp{v, e}) }
@@ -172,8 +172,8 @@ func diffEntries(want, seen entries) []entryOp {
 	return ops
 }
 
-// diffFDB leaves exactly one destination for a MAC. A replacement takes the
-// place of whichever destination the kernel has first, so all but one go before.
+// diffFDB leaves exactly one destination for a MAC. A replacement replaces the
+// destination that the kernel has first, so all but one are removed before.
 func diffFDB(want fdbEntry, seen []fdbEntry, op func(verb, fmt.Stringer)) {
 	right := slices.Index(seen, want)
 	for i, e := range seen {
@@ -221,7 +221,7 @@ func absent[K comparable, V any](want map[K]V) func(K) bool {
 	}
 }
 
-// put takes the place of what is ours, and of nothing else.
+// put replaces our entries only.
 func put[K comparable, V any](seen map[K]V, k K) verb {
 	if _, ok := seen[k]; ok {
 		return replace
@@ -229,8 +229,8 @@ func put[K comparable, V any](seen map[K]V, k K) verb {
 	return create
 }
 
-// applyEntries carries ops out on the device, as many as the kernel takes. An
-// error tells how many were refused, and why the first.
+// applyEntries applies ops to the device, as many as the kernel accepts. An error
+// says how many were refused, and why the first one was.
 func (c *rtnl) applyEntries(ifindex int, ops []entryOp) error {
 	messages := make([]message, len(ops))
 	for i, o := range ops {
@@ -253,15 +253,15 @@ func (c *rtnl) applyEntries(ifindex int, ops []entryOp) error {
 	return nil
 }
 
-// gone reports that what was to be removed went by itself: with its nexthop,
-// or with a MAC's last destination.
+// gone reports whether an entry to remove is already gone: with its nexthop, or with
+// a MAC's last destination.
 func gone(o entryOp, err error) bool {
 	return o.verb == remove && (err == unix.ENOENT || err == unix.ESRCH)
 }
 
 func explain(o entryOp, err error) error {
 	if o.verb == create && err == unix.EEXIST {
-		return fmt.Errorf("something that is not rackweft's is in its place; remove it: %w", err)
+		return fmt.Errorf("an entry of another program is in its place; remove it: %w", err)
 	}
 	return err
 }
@@ -281,7 +281,7 @@ func (o entryOp) message(ifindex int) message {
 	panic(fmt.Sprintf("overlay: no entry is a %T", o.entry))
 }
 
-// begin starts a message of the verb's type.
+// begin creates a message of the verb's type.
 func (o entryOp) begin(add, del uint16, header []byte) message {
 	m := message{typ: add, body: header}
 	switch o.verb {
@@ -352,7 +352,7 @@ func (o entryOp) routeMessage(r route, ifindex int) message {
 	header := []byte{family(r.dst.Addr()), byte(r.dst.Bits()), 0, 0,
 		unix.RT_TABLE_MAIN, Protocol, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST, 0, 0, 0, 0}
 	if o.verb == remove {
-		header[6], header[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // whatever it is
+		header[6], header[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // any
 	}
 	m := o.begin(unix.RTM_NEWROUTE, unix.RTM_DELROUTE, header)
 	m.attr(unix.RTA_DST, r.dst.Addr().AsSlice())
@@ -374,9 +374,9 @@ func family(a netip.Addr) uint8 {
 	return unix.AF_INET6
 }
 
-// listEntries lists what the kernel has for the device: all of its FDB and its
-// permanent neighbours, for the device is ours, and of nexthops and routes
-// those with our protocol number.
+// listEntries lists the kernel's entries for the device: all FDB entries and
+// permanent neighbours, because the device is ours, and the nexthops and routes with
+// our protocol number.
 func (c *rtnl) listEntries(ifindex, size int) (entries, error) {
 	e := newEntries(size)
 	lists := []struct {
@@ -440,7 +440,7 @@ func (e entries) seeNeighbour(b []byte, ifindex int) {
 			n.ip = toAddr(v)
 		}
 	})
-	if state&unix.NUD_PERMANENT != 0 { // others come and go by themselves
+	if state&unix.NUD_PERMANENT != 0 { // the kernel manages the others
 		e.neighbours[n.ip] = n.mac
 	}
 }

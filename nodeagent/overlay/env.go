@@ -13,9 +13,9 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// envFile is what flanneld writes to /run/flannel/subnet.env, for tools that
-// read that: the first address of the lease stands for the host's own. The
-// mark in front is a comment to all of them.
+// envFile returns the content that flanneld writes to /run/flannel/subnet.env, for
+// tools that read it: the first address of the lease is the host's own. The tools
+// treat the mark in the first line as a comment.
 func envFile(n network) []byte {
 	var v4, v6 []string
 	for _, c := range n.cidrs {
@@ -38,8 +38,8 @@ func envFile(n network) []byte {
 	return b.Bytes()
 }
 
-// writeEnv makes a Network's file in dir, if that is not empty, what it should
-// be; readers see the old or the new.
+// writeEnv updates a Network's file in dir, if dir is not empty; readers see the old
+// content or the new.
 func writeEnv(dir string, n network) error {
 	if dir == "" {
 		return nil
@@ -57,7 +57,7 @@ func writeEnv(dir string, n network) error {
 	return nil
 }
 
-// removeEnv removes the file of the Network with that uid, not that of its successor.
+// removeEnv removes the file of the Network with that uid, but not its successor's.
 func removeEnv(dir, name, uid string) error {
 	if dir == "" {
 		return nil
@@ -71,7 +71,7 @@ func removeEnv(dir, name, uid string) error {
 		err = os.Remove(path)
 	}
 	if err != nil {
-		return fmt.Errorf("remove what tools were told of the Network: %w", err)
+		return fmt.Errorf("remove the Network's environment file: %w", err)
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ const (
 	ethtoolSetTxChecksum = 0x17
 )
 
-// txChecksum reports whether an interface is left to compute checksums.
+// txChecksum reports whether an interface computes checksums.
 func txChecksum(ns netns.NsHandle, name string) (bool, error) {
 	value, err := ethtool(ns, name, ethtoolGetTxChecksum, 0)
 	if err != nil {
@@ -36,7 +36,7 @@ func setTxChecksum(ns netns.NsHandle, name string, on bool) error {
 	return nil
 }
 
-// setRxChecksum says whether an interface may vouch for what it received.
+// setRxChecksum sets whether an interface verifies checksums of received packets.
 func setRxChecksum(ns netns.NsHandle, name string, on bool) error {
 	var value uint32
 	if on {

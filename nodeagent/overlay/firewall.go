@@ -11,22 +11,22 @@ import (
 	"github.com/rackweft/rackweft/internal/nft"
 )
 
-// tableName is the nftables table that is ours in every namespace that we filter
-// in. No other table is looked at.
+// tableName is our nftables table in every namespace that we filter. Other tables are
+// ignored.
 const tableName = "rackweft"
 
 // filterTable filters packets. The taps' frames are filtered in sources.Table.
 func filterTable() nft.Table { return nft.Table{Family: nft.INet, Name: tableName} }
 
-// icmpError is an error by which a host answers a packet that it cannot take.
+// icmpError is an error with which a host answers a packet that it does not accept.
 type icmpError struct {
 	family         nft.Term
 	protocol, kind byte
 	proto, dport   uint32 // where it quotes the packet's protocol and UDP port, from the start of the ICMP header
 }
 
-// refusals are the errors of a packet's last host, of ICMP (RFC 792) and of
-// ICMPv6 (RFC 4443 §3): destination unreachable, and time exceeded (of fragments).
+// refusals returns the errors of a packet's last host in ICMP (RFC 792) and ICMPv6
+// (RFC 4443 §3): destination unreachable, and time exceeded (of fragments).
 func refusals() []icmpError {
 	const header, inIPv4, inIPv6 = 8, 9, 6
 	v4 := icmpError{nft.IPv4(), unix.IPPROTO_ICMP, 3, header + inIPv4, header + 20 + 2}
@@ -43,21 +43,21 @@ func aboutVXLAN(e icmpError) nft.Term {
 		As(fmt.Sprintf("l4proto %d type %d about udp dport %d", e.protocol, e.kind, Port))
 }
 
-// vtep is who may send to a VNI.
+// vtep is an address that may send to a VNI.
 type vtep struct {
 	addr netip.Addr
 	vni  uint32
 }
 
-// vteps are the elements of the sets vtep4 and vtep6: address and VNI together,
-// so that a host cannot send into a Network that it is no member of.
+// vteps holds the elements of the sets vtep4 and vtep6: address and VNI together, so
+// that a host cannot send into a Network of which it is not a member.
 type vteps struct {
 	want map[vtep]bool
-	// ours says of which VNIs all is known: others are left alone.
+	// ours holds the VNIs whose peers are all known: others are left alone.
 	ours func(vni uint32) bool
 }
 
-// sets are both, for the table that asks them.
+// sets returns both sets, for the table that uses them.
 func (v *vteps) sets() []nft.Set {
 	theirs := func(key []byte) bool {
 		have, ok := vtepOf(key)
@@ -101,22 +101,22 @@ func vtepOf(key []byte) (vtep, bool) {
 	return vtep{addr, binary.BigEndian.Uint32(key[len(key)-4:]) >> 8}, true
 }
 
-// egressRules are what tenants that leave the host may do.
+// egressRules holds what tenants that leave the host may do.
 type egressRules struct {
 	networks []network
 	underlay string
 	uplinks  []string
-	closed   []netip.Prefix // where none may go
-	transit  []netip.Prefix // that others send to by way of this host, and its underlay
+	closed   []netip.Prefix // where no tenant may send
+	transit  []netip.Prefix // to which others send by way of this host, and its underlay
 	router   bool           // the host forwards for others, too
 }
 
-// hostTable keeps in the table what forwardAtUplinks remembers there.
+// hostTable keeps the set in the table that forwardAtUplinks uses.
 func hostTable(v *vteps, chains ...nft.Chain) nft.Ruleset {
 	return nft.Ruleset{Sets: v.sets(), Chains: chains, Keep: func(name string) bool { return name == forwardingSet }}
 }
 
-// hostRules filter in the host's own namespace.
+// hostRules returns the rules of the host's own namespace.
 func hostRules(v *vteps, e *egressRules) nft.Ruleset {
 	input := nft.Chain{Name: "input", Hook: nft.Input(), Policy: nft.PolicyAccept, Rules: []nft.Rule{
 		{nft.IIF(egressPrefix + "*"), nft.Drop()},
@@ -144,8 +144,8 @@ func hostRules(v *vteps, e *egressRules) nft.Ruleset {
 		nft.Rule{nft.OIF(egressPrefix + "*"), nft.Answers(), nft.Accept()},
 		nft.Rule{nft.OIF(egressPrefix + "*"), nft.Drop()})
 	if !e.router {
-		// Forwarding is on at the uplinks for the answers' sake, and for what is in
-		// transit by the underlay: for nothing else.
+		// Forwarding is on at the uplinks only for the answers, and for transit by the
+		// underlay.
 		for _, p := range e.transit {
 			forward.Rules = append(forward.Rules, nft.Rule{nft.IIF(e.underlay), nft.OIF(e.underlay), nft.To(p), nft.Accept()})
 		}
@@ -158,23 +158,22 @@ func hostRules(v *vteps, e *egressRules) nft.Ruleset {
 	}}
 	chains := []nft.Chain{input, forward, nat}
 	if len(e.transit) > 0 {
-		// Who sends by way of this host stays with it: what a redirect would have it
-		// remember outlives the route that it is about.
+		// Hosts that send by way of this host must keep doing so: a redirect would
+		// outlive the route that it is about.
 		chains = append(chains, nft.Chain{Name: "output", Hook: nft.Output(), Policy: nft.PolicyAccept, Rules: []nft.Rule{{nft.OIF(e.underlay), nft.Redirect(), nft.Drop()}}})
 	}
 	return hostTable(v, chains...)
 }
 
-// tenantRules filter in a Network's namespace: what is not named is dropped.
+// tenantRules returns the rules of a Network's namespace; all else is dropped.
 func tenantRules(n network) nft.Ruleset {
 	bridge, vxlan := bridgeName(n.vni), vxlanName(n.vni)
 	input := nft.Chain{Name: "input", Hook: nft.Input(), Policy: nft.PolicyDrop, Rules: []nft.Rule{
 		{nft.IIF("lo"), nft.Accept()},
 		{nft.ICMP(), nft.Accept()},
 		{nft.ICMPv6(), nft.Accept()}, // neighbour discovery and router solicitations, too
-		// What guests are served at their gateway: names, config. Their addresses
-		// come from packet sockets, before this; what the kernel saw of DHCP it
-		// would only refuse.
+		// Services for guests at their gateway: DNS and config. DHCP is served by packet
+		// sockets, before these rules; the kernel itself would only refuse it.
 		{nft.IIF(bridge), nft.UDP(53), nft.Accept()},
 		{nft.IIF(bridge), nft.TCP(53), nft.Accept()},
 		{nft.IIF(bridge), nft.TCP(80), nft.Accept()},
@@ -202,11 +201,11 @@ func tenantRules(n network) nft.Ruleset {
 		forward.Rules = append(forward.Rules, advertisedTenantRules(n)...)
 	}
 	if n.masquerade || n.advertise {
-		for _, cidr := range only4(n.sources()) { // what is no lease is nowhere, and not outside
+		for _, cidr := range only4(n.sources()) { // addresses without a lease must not leave
 			forward.Rules = append(forward.Rules, nft.Rule{nft.IIF(bridge), nft.OIF(egressInside), nft.To(cidr), nft.Drop()})
 		}
 		leaving := slices.Concat(n.cidrs, n.told())
-		if n.masquerade { // what guests announce nobody outside may see: there it may be somebody else's
+		if n.masquerade { // announced prefixes must not leave: outside they may be in use
 			leaving = n.sources()
 		}
 		let(leaving, nft.IIF(bridge), nft.OIF(egressInside))

@@ -18,8 +18,8 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
 
-// hostSide is what the Networks need of the host's own namespace: its filter,
-// forwarding at its uplinks, and routes.
+// hostSide manages the host's own namespace for the Networks: its filter, forwarding
+// at its uplinks, and routes.
 type hostSide struct {
 	path    string // of the namespace
 	tenants tenants
@@ -27,7 +27,7 @@ type hostSide struct {
 	ledger  *ledger
 
 	forwarding []string // interfaces that forward for our sake; only Reconcile looks
-	noRoutes   bool     // the last pass left none, and none is asked for
+	noRoutes   bool     // the last pass left no routes, and none are wanted
 }
 
 // dial connects from the host's namespace.
@@ -42,15 +42,15 @@ func (h *hostSide) dial(ctx context.Context, network, address string) (c net.Con
 	return c, err
 }
 
-// filter keeps VXLAN packets of strangers out and tenants off the host. It
-// comes before the Networks themselves: none is ever open.
+// filter drops VXLAN packets of strangers and keeps tenants off the host. It comes
+// before the Networks themselves, so none is ever unfiltered.
 func (h *hostSide) filter(host place, u underlay, networks []network) error {
 	complete, err := h.tenants.complete(networks)
 	if err != nil {
 		return err
 	}
 	if len(networks) == 0 && !complete {
-		return nil // of what runs here nothing is known: it stays as it is
+		return nil // it is unknown which Networks run here: all stays as it is
 	}
 	h.kernel.Lock()
 	defer h.kernel.Unlock()
@@ -84,7 +84,7 @@ func (h *hostSide) filter(host place, u underlay, networks []network) error {
 		},
 	}
 	if !forwards {
-		slices.Reverse(steps) // forwarding never goes on without the filter, and the table remembers what to undo
+		slices.Reverse(steps) // forwarding is never on without the filter, and the table holds what to undo
 	}
 	for _, step := range steps {
 		if err = step(); err != nil {
@@ -127,9 +127,9 @@ func (h *hostSide) ruleset(host place, u underlay, networks []network, forwards,
 	return sealed(hostRules(v, e), u), nil
 }
 
-// sealed keeps VXLAN in clear from going out and from being taken in where the
-// underlay is encrypted, whatever becomes of routes and devices, and errors that
-// quote it, too; and lets nothing else out of the WireGuard device.
+// sealed returns the rules for an encrypted underlay. Whatever happens to routes and
+// devices, they drop clear-text VXLAN in both directions, and ICMP errors that quote
+// it; and they accept nothing else from the WireGuard device.
 func sealed(r nft.Ruleset, u underlay) nft.Ruleset {
 	if !u.encrypted {
 		return r
@@ -150,10 +150,10 @@ func sealed(r nft.Ruleset, u underlay) nft.Ruleset {
 	return r
 }
 
-// Guard has e encrypt the underlay once the host's filter keeps it sealed.
-// Other hosts may send as soon as the WireGuard device is up, and to a host
-// without a VXLAN device yet: its kernel would answer them in clear that the
-// port is closed, and quote what they sent.
+// Guard returns an Encrypter that sets the host's filter before e encrypts the
+// underlay. Other hosts may send as soon as the WireGuard device is up, even if there
+// is no VXLAN device yet: the kernel would then answer in clear text that the port is
+// closed, and quote their packets.
 func (o *Overlay) Guard(e nodeagent.Encrypter) nodeagent.Encrypter { return guarded{o.host, e} }
 
 type guarded struct {
@@ -161,8 +161,8 @@ type guarded struct {
 	encrypter nodeagent.Encrypter
 }
 
-// Encrypt implements nodeagent.Encrypter. It asks for encryption even when the
-// filter fails: without it all would go out in clear.
+// Encrypt implements nodeagent.Encrypter. It encrypts even if the filter fails:
+// otherwise all traffic would be in clear text.
 func (g guarded) Encrypt(ctx context.Context, key *ecdh.PrivateKey, u api.Underlay) error {
 	var err error
 	if u.Encryption != nil {
@@ -171,8 +171,7 @@ func (g guarded) Encrypt(ctx context.Context, key *ecdh.PrivateKey, u api.Underl
 	return errors.Join(err, g.encrypter.Encrypt(ctx, key, u))
 }
 
-// seal filters on a host that does not yet. What is there already is for
-// Reconcile to mend.
+// seal adds the filter on a host that has none. Reconcile corrects an existing one.
 func (h *hostSide) seal() error {
 	host, err := openPlace(h.path)
 	if err != nil {
@@ -192,7 +191,7 @@ func (h *hostSide) seal() error {
 	return nil
 }
 
-// hasChain tells whether our table of this host has a chain.
+// hasChain reports whether our table of this host has a chain.
 func hasChain(host place, name string) (has bool, err error) {
 	c, err := nft.Open(host.ns)
 	if err != nil {
@@ -202,19 +201,19 @@ func hasChain(host place, name string) (has bool, err error) {
 	return c.HasChain(filterTable(), name)
 }
 
-// forwardingSet remembers beside the rules which interfaces forward for our sake.
+// forwardingSet, in our table, holds the interfaces on which rackweft has turned
+// forwarding on.
 const forwardingSet = "forwarding"
 
-// remembered is the set of those interfaces.
+// remembered is the definition of forwardingSet.
 func remembered() nft.Set {
 	return nft.Set{Name: forwardingSet, Key: []nft.Type{nft.InterfaceName}}
 }
 
-// forwardAtUplinks lets the answers to tenants in, and what the host is in
-// transit for, and only while there is either. A host that is a router anyhow stays one. Interfaces that did
-// not forward before are remembered in a set beside the rules, which lives as
-// long as the sysctl does (and in the agent, should the table be flushed); those
-// alone are put back.
+// forwardAtUplinks turns forwarding on for answers to tenants and for transit, while
+// there is either. A host that is a router anyway stays one. Interfaces that did not
+// forward before are stored in a set next to the rules, which lives as long as the
+// sysctl does (and in the agent, in case the table is flushed); only those are reset.
 func (h *hostSide) forwardAtUplinks(host place, u underlay, forwards bool) (changed []sysctl, err error) {
 	router, err := isRouter(host)
 	if err != nil || router {
@@ -281,7 +280,7 @@ func forwarding(name, value string) sysctl {
 	return sysctl{"net/ipv4/conf/" + name + "/forwarding", value}
 }
 
-// ifThere is the sysctl of an interface that may have gone.
+// ifThere returns s, or nothing if its interface has gone.
 func ifThere(host place, s sysctl) []sysctl {
 	there := within(host.ns, func() error { _, err := os.Stat(filepath.Join("/proc/sys", s.path)); return err }) == nil
 	if !there {
@@ -290,7 +289,7 @@ func ifThere(host place, s sysctl) []sysctl {
 	return []sysctl{s}
 }
 
-// listInterfaces lists those that are remembered.
+// listInterfaces lists the interfaces in the set.
 func listInterfaces(c *nft.Conn) ([]string, error) {
 	keys, err := c.Elements(filterTable(), remembered())
 	var names []string

@@ -7,12 +7,12 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// job is a part that can be made true.
+// job is a part that can be applied.
 type job struct {
 	key     string
 	network network
 	notes   []string
-	state   api.PartState // when all is done that can be
+	state   api.PartState // once all possible steps are done
 }
 
 func newJob(key string, n network, notes []string) job {
@@ -23,7 +23,7 @@ func newJob(key string, n network, notes []string) job {
 	return j
 }
 
-// note says what is amiss. The first fault makes the state.
+// note records a fault. The first one sets the state.
 func (j *job) note(state api.PartState, text string) {
 	j.notes = append(j.notes, text)
 	if j.state == api.PartApplied {

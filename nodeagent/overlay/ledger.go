@@ -12,14 +12,14 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
-// ledger keeps what was done to Networks and host, and tells of what was mended.
+// ledger records changes to Networks and host, and reports repairs.
 type ledger struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
 	stats   map[string]Stats  // by uid
-	settled map[string]string // by stage and uid: what was asked for when nothing was left to do
-	// As settled and Stats.Repairs, of the host's filter.
+	settled map[string]string // by stage and uid: the desired state when nothing was left to do
+	// As settled and Stats.Repairs, for the host's filter.
 	hostSettled map[string]string
 	hostRepairs int64
 	drift       repairs
@@ -30,14 +30,14 @@ func newLedger(log *slog.Logger) *ledger {
 		drift: repairs{told: map[string]toldRepair{}, now: time.Now}}
 }
 
-// tellTo names the agent that is told of repairs; nil while none runs.
+// tellTo sets the agent that receives repair events; nil while none runs.
 func (l *ledger) tellTo(host nodeagent.Host) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.drift.host = host
 }
 
-// wake asks the agent for another pass.
+// wake requests another pass from the agent.
 func (l *ledger) wake() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,7 +46,7 @@ func (l *ledger) wake() {
 	}
 }
 
-// forget drops a Network that is gone.
+// forget drops a removed Network.
 func (l *ledger) forget(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -56,7 +56,7 @@ func (l *ledger) forget(uid string) {
 	delete(l.settled, settledKey(joined, uid))
 }
 
-// noteTaps takes in what the taps of a Network have counted.
+// noteTaps records the counters of a Network's taps.
 func (l *ledger) noteTaps(w *work) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,7 +66,7 @@ func (l *ledger) noteTaps(w *work) {
 	}
 }
 
-// list has the Networks by name.
+// list returns the Networks' stats, sorted by name.
 func (l *ledger) list() []Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -77,7 +77,7 @@ func (l *ledger) list() []Stats {
 	return list
 }
 
-// repairsOfHost counts the changes to the host's filter that nothing had asked for.
+// repairsOfHost counts repairs of the host's filter.
 func (l *ledger) repairsOfHost() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -86,7 +86,7 @@ func (l *ledger) repairsOfHost() int64 {
 
 func settledKey(at stage, uid string) string { return string(at) + " " + uid }
 
-// note takes in a pass over a Network.
+// note records a pass over a Network.
 func (l *ledger) note(w *work, at stage, namespace string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -114,7 +114,7 @@ func (l *ledger) note(w *work, at stage, namespace string, err error) {
 	l.stats[n.uid] = s
 }
 
-// noteHost takes in a pass over what is the host's own.
+// noteHost records a pass over the host's own state.
 func (l *ledger) noteHost(what string, networks []network, u underlay, changes []change, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

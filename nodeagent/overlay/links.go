@@ -30,7 +30,7 @@ type link struct {
 
 	vni      uint32
 	underlay int        // index of the interface that carries it, in the host's namespace
-	source   netip.Addr // of the outer packets
+	source   netip.Addr // source address of the outer packets
 	port     int
 	learning bool
 
@@ -38,26 +38,26 @@ type link struct {
 	traffic Traffic
 }
 
-// gatewayMAC and gatewayAddress are every guest's gateway, on every host, so
-// that a guest that moves finds them again.
+// gatewayMAC and gatewayAddress are the gateway of every guest, the same on every
+// host, so that they stay when a guest moves.
 func gatewayMAC() mac { return mac{0x02, 0x00, 0xa9, 0xfe, 0x01, 0x01} }
 
 func gatewayAddress() netip.Prefix { return netip.PrefixFrom(dhcp.Gateway4(), 32) }
 
-// gatewayAddress6 is the same in IPv6. What is link-local is the bridge's own
-// on each host: bridges are routed between, never joined.
+// gatewayAddress6 is the same in IPv6. Link-local addresses are separate on each
+// host: traffic between bridges is routed, bridges are never joined.
 func gatewayAddress6() netip.Prefix { return netip.PrefixFrom(dhcp.Gateway6(), 64) }
 
-// vxlanName is flannel's.
+// vxlanName is flannel's name of the device.
 func vxlanName(vni uint32) string { return fmt.Sprintf("flannel.%d", vni) }
 
 func bridgeName(vni uint32) string { return fmt.Sprintf("br-%d", vni) }
 
-// mark is the alias of what belongs to the Network with that uid.
+// mark is the alias of interfaces that belong to the Network with that uid.
 func mark(uid string) string { return "rackweft:" + uid }
 
-// wantLinks are the interfaces inside a Network's namespace, in the order in
-// which they are made.
+// wantLinks returns the interfaces inside a Network's namespace, in the order of
+// their creation.
 func wantLinks(n network) []link {
 	vtep := netip.PrefixFrom(n.lease.Addr(), 32)
 	vxlan := link{name: vxlanName(n.vni), kind: "vxlan", alias: mark(n.uid), mtu: n.mtu, mac: n.mac, up: true,
@@ -79,7 +79,7 @@ func compareAddress(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// linkVerb is what a linkOp does.
+// linkVerb is the kind of a linkOp.
 type linkVerb string
 
 const (
@@ -93,7 +93,7 @@ const (
 	removeAddress linkVerb = "remove address from"
 )
 
-// linkOp changes one interface to what want says.
+// linkOp changes one interface towards want.
 type linkOp struct {
 	verb    linkVerb
 	want    link
@@ -108,15 +108,16 @@ func (o linkOp) String() string {
 	return s
 }
 
-// diffLinks lists what makes seen, by name, into want. Interfaces that want
-// does not name are not ours to touch. Its error names what is in the way.
+// diffLinks lists the operations that turn seen, by name, into want. Interfaces that
+// are not in want are left alone. Its error names other programs' interfaces that are
+// in the way.
 func diffLinks(want []link, seen map[string]link) ([]linkOp, error) {
 	var ops []linkOp
 	var faults []error
 	for _, w := range want {
 		s, there := seen[w.name]
 		if there && s.alias != "" && s.alias != w.alias {
-			faults = append(faults, fmt.Errorf("%s is marked %q, not %q: it is somebody else's; rename or remove it", w.name, s.alias, w.alias))
+			faults = append(faults, fmt.Errorf("%s is marked %q, not %q: it is not this Network's; rename or remove it", w.name, s.alias, w.alias))
 			continue
 		}
 		if there && !alike(w, s) {
@@ -124,7 +125,7 @@ func diffLinks(want []link, seen map[string]link) ([]linkOp, error) {
 			there = false
 		}
 		if !there {
-			// As the kernel makes it: mark, MTU and MAC come with it or right after.
+			// As the kernel creates it: mark, MTU and MAC are set with it or right after.
 			ops = append(ops, linkOp{verb: addLink, want: w}, linkOp{verb: setAlias, want: w})
 			s = link{alias: w.alias, mtu: w.mtu, mac: w.mac}
 			if w.kind == "bridge" {
@@ -136,7 +137,7 @@ func diffLinks(want []link, seen map[string]link) ([]linkOp, error) {
 	return ops, errors.Join(faults...)
 }
 
-// alike reports whether what differs can be changed in place.
+// alike reports whether the differences can be changed in place.
 func alike(w, s link) bool {
 	return w.kind == s.kind && w.vni == s.vni && w.underlay == s.underlay && w.source == s.source &&
 		w.port == s.port && w.learning == s.learning
@@ -208,14 +209,14 @@ func seenLink(l netlink.Link) link {
 		s.vni, s.underlay, s.port, s.learning = uint32(v.VxlanId), v.VtepDevIndex, v.Port, v.Learning
 		s.source = toAddr(v.SrcAddr)
 		if v.L2miss || v.L3miss || v.Proxy || v.RSC || v.GBP || v.FlowBased || len(v.Group) > 0 {
-			s.port = -1 // a VXLAN that behaves differently is like none of ours
+			s.port = -1 // a VXLAN with other settings matches none of ours
 		}
 	}
 	return s
 }
 
-// applyLinks carries ops out in order and stops at the first that fails: those
-// after it build on it. host is the namespace of the underlay.
+// applyLinks applies ops in order and stops at the first failure: later ones build on
+// it. host is the namespace of the underlay.
 func applyLinks(host, tenant *netlink.Handle, ns netns.NsHandle, ops []linkOp) error {
 	for _, o := range ops {
 		if err := applyLink(host, tenant, ns, o); err != nil {
@@ -253,10 +254,9 @@ func applyLink(host, tenant *netlink.Handle, ns netns.NsHandle, o linkOp) error 
 	panic("overlay: no linkOp is " + string(o.verb))
 }
 
-// createLink makes an interface by way of the host's namespace, but in ns: a
-// VXLAN's UDP socket stays in the namespace that it was asked for in, while the
-// interface is never to be seen there, where udev would give it another MAC and
-// where it could meet one of its name.
+// createLink creates an interface in ns, from the host's namespace: a VXLAN's UDP
+// socket stays in the namespace of the request, but the interface must not appear
+// there, where udev would change its MAC and its name might be in use.
 func createLink(host *netlink.Handle, ns netns.NsHandle, w link) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Namespace = w.name, w.mtu, netlink.NsFd(ns)
@@ -267,7 +267,7 @@ func createLink(host *netlink.Handle, ns netns.NsHandle, w link) error {
 		err = host.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(w.vni), VtepDevIndex: w.underlay,
 			SrcAddr: w.source.AsSlice(), Port: w.port, Learning: w.learning})
 	case "bridge":
-		// Until its MTU has been changed a bridge takes over the least of its ports'.
+		// Until its MTU has been set, a bridge follows the smallest MTU of its ports.
 		attrs.MTU = 0
 		err = host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	default:
@@ -279,10 +279,9 @@ func createLink(host *netlink.Handle, ns netns.NsHandle, w link) error {
 	return err
 }
 
-// carry has interfaces send at once that have just come up. Until the kernel
-// has taken note of a carrier, which it does in its own time (linkwatch: within
-// a second or two), it drops what is to go out there. From Linux 6.8 on a
-// question for one interface makes it look.
+// carry makes interfaces that have just come up send at once. Until the kernel has
+// noticed a carrier (linkwatch: within a second or two), it drops outgoing packets.
+// From Linux 6.8 on, a query for the interface makes it look.
 func (p place) carry(names ...string) error {
 	for _, name := range names {
 		if _, err := p.LinkByName(name); err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -295,7 +294,7 @@ func (p place) carry(names ...string) error {
 func toAddress(p netip.Prefix) *netlink.Addr {
 	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
 	if p.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD // there is nobody to ask: peers have leases of their own
+		a.Flags = unix.IFA_F_NODAD // no duplicates are possible: peers have leases of their own
 	}
 	return a
 }

@@ -19,41 +19,40 @@ import (
 	"github.com/rackweft/rackweft/internal/budget"
 )
 
-// metadataAddress is where guests fetch their config, on every Network.
+// metadataAddress is the address at which guests fetch their config, on every Network.
 func metadataAddress() netip.Prefix { return netip.MustParsePrefix("169.254.169.254/32") }
 
 const (
 	metadataPort = 80
-	// metadataConns is how many connections one address may have open.
+	// metadataConns bounds the open connections of one address.
 	metadataConns = 4
-	// metadataTime is what one request may take, with what a slow bootd takes of it.
+	// metadataTime bounds one request, including the time that a slow bootd takes.
 	metadataTime = 2 * time.Minute
 )
 
-// ServeConfigs names what answers a request to 169.254.169.254, port 80, by the
-// Guest with that uid; "" stands for a source that is no Guest's of the Network
-// here. It ends with the request's context. Guests are not answered without it,
-// nor before Run.
+// ServeConfigs sets the handler of requests to 169.254.169.254, port 80, by the Guest
+// with that uid; "" means that the source is not a Guest of the Network on this host.
+// The handler ends with the request's context. Without it, and before Run, guests get
+// no answer.
 func (o *Overlay) ServeConfigs(config func(w http.ResponseWriter, r *http.Request, uid string)) {
 	o.serving.mu.Lock()
 	defer o.serving.mu.Unlock()
 	o.serving.config = config
 }
 
-// configServer answers the guests of one Network on this host that fetch their
-// config.
+// configServer serves configs to the guests of one Network on this host.
 type configServer struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	http   *http.Server
-	done   chan struct{} // closed when it accepts no more
+	done   chan struct{} // closed when it no longer accepts
 
 	entering sync.Mutex // held while a request is let in
 	handling sync.WaitGroup
 }
 
-// serveConfigs sees to it that a Network's guests are answered while one of them
-// has a config to fetch. It is called with mu held.
+// serveConfigs runs the configServer of a Network while one of its guests has a config
+// to fetch. It is called with mu held.
 func (s *serving) serveConfigs(n network, to *served, ports []guestPort) error {
 	wanted := s.config != nil && slices.ContainsFunc(ports, func(p guestPort) bool { return p.config })
 	if to.configs != nil && (!wanted || to.configs.ended()) {
@@ -75,7 +74,7 @@ func (s *serving) listenConfigs(n network) (l net.Listener, err error) {
 	config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) {
-			// The address may not be there yet: a bridge gets it when it is made.
+			// The address may not exist yet: a bridge gets it when it is created.
 			err = errors.Join(unix.BindToDevice(int(fd), bridgeName(n.vni)), unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1))
 		}), err)
 	}}
@@ -107,7 +106,7 @@ func (s *serving) startConfigs(n network, listener net.Listener) *configServer {
 	return c
 }
 
-// handler tells what serves configs whose request it is.
+// handler passes requests to the config handler, with the guest that sent them.
 func (s *configServer) handler(of *serving, network string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter() {
@@ -129,15 +128,15 @@ func (s *configServer) enter() bool {
 	return true
 }
 
-// end breaks all connections off and waits until nothing of the server runs.
+// end closes all connections and waits until nothing of the server runs.
 func (s *configServer) end() {
 	s.finish()
 	<-s.done
 }
 
-// finish breaks all connections off and waits for what answers them.
+// finish closes all connections and waits for their handlers.
 func (s *configServer) finish() {
-	s.entering.Lock() // whoever was entering is in, and nobody follows
+	s.entering.Lock() // no request is entering now, and none follows
 	s.cancel()
 	s.entering.Unlock()
 	_ = s.http.Close()
@@ -153,8 +152,8 @@ func (s *configServer) ended() bool {
 	}
 }
 
-// guestAt is the uid of the guest that has an address here, or "". The taps'
-// filters see to it that nobody else sends from there.
+// guestAt returns the uid of the guest with an address here, or "". The taps' filters
+// ensure that no other guest sends from that address.
 func (o *Overlay) guestAt(network, remote string) string {
 	from, err := netip.ParseAddrPort(remote)
 	if err != nil {

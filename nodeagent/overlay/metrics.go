@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are what /metrics shows: of each Network as Stats has it, which costs
-// a scrape no look at the kernel but for what the taps have counted.
+// metrics collects Stats of each Network. A scrape reads only the counters of taps
+// from the kernel.
 type metrics struct {
 	peers, entries, ports, repairs                         *prometheus.Desc
 	receivedBytes, receivedPackets, sentBytes, sentPackets *prometheus.Desc
@@ -60,7 +60,7 @@ func (o *Overlay) Collect(out chan<- prometheus.Metric) {
 	for _, s := range list {
 		m.collect(out, s)
 	}
-	if len(list) > 0 { // else nothing was tried out yet
+	if len(list) > 0 { // otherwise the probe has not run yet
 		gauge(m.offload, truth(list[0].Offload))
 	}
 	o.mu.Lock()

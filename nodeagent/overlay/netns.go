@@ -22,7 +22,7 @@ const namespacePrefix = "rackweft-"
 // ownNamespace is the process's network namespace.
 const ownNamespace = "/proc/self/ns/net"
 
-// namespaceName tells a Network from another that had its name before.
+// namespaceName differs between a Network and an earlier one of the same name.
 func namespaceName(network, uid string) string {
 	sum := sha256.Sum256([]byte(uid))
 	return namespacePrefix + network + "-" + hex.EncodeToString(sum[:4])
@@ -45,7 +45,7 @@ func within(ns netns.NsHandle, f func() error) error {
 		} else {
 			err = f()
 		}
-		// A thread that cannot go back stays locked, and ends with the goroutine.
+		// A thread that cannot return stays locked, and ends with the goroutine.
 		if netns.Set(own) == nil {
 			runtime.UnlockOSThread()
 		}
@@ -54,9 +54,9 @@ func within(ns netns.NsHandle, f func() error) error {
 	return <-done
 }
 
-// EnterNamespace has the whole process in the network namespace that is pinned
-// at path: one that is not there yet is run anew in it, with its own arguments,
-// and EnterNamespace returns only in case of an error.
+// EnterNamespace moves the whole process into the network namespace that is pinned at
+// path: unless it is there already, it executes itself again with its arguments. Then
+// EnterNamespace returns only with an error.
 func EnterNamespace(path string) error {
 	ns, err := openNamespace(path)
 	if err != nil {
@@ -75,16 +75,16 @@ func EnterNamespace(path string) error {
 	if err != nil {
 		return fmt.Errorf("find the own file: %w", err)
 	}
-	runtime.LockOSThread() // the thread that is here becomes the process
+	runtime.LockOSThread() // exec keeps the calling thread's namespace
 	defer runtime.UnlockOSThread()
 	if err := netns.Set(ns); err != nil {
 		return fmt.Errorf("enter the network namespace %s: %w", path, err)
 	}
-	return fmt.Errorf("run %s anew: %w", self, unix.Exec(self, os.Args, os.Environ()))
+	return fmt.Errorf("execute %s again: %w", self, unix.Exec(self, os.Args, os.Environ()))
 }
 
-// openNamespace opens what is pinned at path. A path that holds no namespace
-// (its mount was lost, or never made) answers fs.ErrNotExist.
+// openNamespace opens the namespace pinned at path. It returns fs.ErrNotExist for a
+// path without one, whose mount was lost or never made.
 func openNamespace(path string) (netns.NsHandle, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -98,7 +98,7 @@ func openNamespace(path string) (netns.NsHandle, error) {
 	return netns.NsHandle(fd), nil
 }
 
-// namespaces names rackweft's in dir.
+// namespaces lists rackweft's network namespaces in dir.
 func namespaces(dir string) ([]string, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

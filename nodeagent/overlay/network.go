@@ -11,7 +11,7 @@ import (
 	"github.com/rackweft/rackweft/internal/inet"
 )
 
-// network is one Network as this host should have it: checked, and in the
+// network is the desired state of one Network on this host, checked and in the
 // kernel's terms.
 type network struct {
 	name, uid  string
@@ -33,7 +33,7 @@ type network struct {
 	passages   []passage
 	dns        []netip.Addr
 	domain     string
-	// limits are of all guests here together, guestLimits of each.
+	// limits apply to all guests here together, guestLimits to each.
 	limits, guestLimits limits
 	peering             *api.PeeringPart // nil where guests do not peer
 }
@@ -47,7 +47,7 @@ type peer struct {
 	direct bool // reached by a route of the host
 }
 
-// sources are where what guests send may come from.
+// sources returns the prefixes that guests may send from.
 func (n network) sources() []netip.Prefix {
 	if n.peering == nil {
 		return n.cidrs
@@ -55,8 +55,8 @@ func (n network) sources() []netip.Prefix {
 	return slices.Concat(n.cidrs, n.peering.Prefixes)
 }
 
-// told are the prefixes within which the zone is told of what guests announce.
-// IPv6 is not routed out.
+// told returns the prefixes within which guests' announcements are advertised to the
+// zone. IPv6 is not routed out.
 func (n network) told() []netip.Prefix {
 	if !n.advertise || n.peering == nil || !n.peering.Advertise {
 		return nil
@@ -64,7 +64,7 @@ func (n network) told() []netip.Prefix {
 	return only4(n.peering.Prefixes)
 }
 
-// leaves reports whether the Network has a way into the host's namespace.
+// leaves reports whether the Network has routes into the host's namespace.
 func (n network) leaves() bool { return n.masquerade || n.routed() }
 
 func (n network) directPeers() (count int) {
@@ -91,18 +91,18 @@ type underlay struct {
 	closed    []netip.Prefix // to tenants
 	transit   []netip.Prefix // forwarded to for others
 	encrypted bool           // VXLAN goes through package wireguard's device only
-	sealed    bool           // and that is there
+	sealed    bool           // and that device exists
 }
 
-// minMTU is what every IPv4 host must take (RFC 791).
+// minMTU is the size that every IPv4 host must accept (RFC 791).
 const minMTU = 576
 
-// minMTU6 is the same of IPv6 (RFC 8200 §5): Linux takes it off interfaces that
-// have less.
+// minMTU6 is the same for IPv6 (RFC 8200 §5): Linux disables IPv6 on interfaces with
+// less.
 const minMTU6 = 1280
 
-// compile checks a part against the underlay. The notes name what was left out
-// or made smaller; an error means that nothing can be made of it.
+// compile checks a part against the underlay. The notes name what was left out or
+// reduced; an error means that the part cannot be applied at all.
 func compile(name string, part api.NetworkPart, u underlay) (n network, notes []string, err error) {
 	n = network{name: name, uid: part.UID, vni: part.VNI, lease: part.Lease, lease6: part.Lease6, underlay: u.index,
 		limits: limitsOf(part.Limits), guestLimits: limitsOf(part.GuestLimits),
@@ -173,7 +173,7 @@ func leaseFault(lease netip.Prefix) string {
 	return ""
 }
 
-// lease6Fault is leaseFault of an IPv6 lease, which may be missing.
+// lease6Fault is leaseFault for an IPv6 lease, which may be missing.
 func lease6Fault(lease netip.Prefix, longest int) string {
 	switch {
 	case lease == netip.Prefix{}:
@@ -190,7 +190,7 @@ func lease6Fault(lease netip.Prefix, longest int) string {
 	return ""
 }
 
-// parseMAC takes unicast addresses only.
+// parseMAC accepts only unicast addresses.
 func parseMAC(s api.MAC) (m mac, ok bool) {
 	parsed, err := api.ParseMAC(string(s))
 	if err != nil {
@@ -201,8 +201,8 @@ func parseMAC(s api.MAC) (m mac, ok bool) {
 	return m, m != mac{} && m[0]&1 == 0
 }
 
-// sourceOf chooses the underlay's address that Networks are carried from: the
-// first of the peers' family.
+// sourceOf chooses the source address of VXLAN packets: the underlay's first one of
+// the peers' family.
 func sourceOf(peers []api.NetworkPeer, u underlay) (netip.Addr, error) {
 	if len(u.addresses) == 0 {
 		return netip.Addr{}, fmt.Errorf("underlay %s has none of its addresses", u.name)
@@ -240,7 +240,7 @@ func fitMTU(asked int, source netip.Addr, u underlay) (int, []string, error) {
 	return asked, nil, nil
 }
 
-// checkPeers leaves out what would harm the others, and says so.
+// checkPeers leaves out peers that conflict with others, with a note for each.
 func checkPeers(list []api.NetworkPeer, n network, u underlay) (peers []peer, notes []string) {
 	gateways := map[netip.Addr]string{n.lease.Addr(): "this host"}
 	vteps := map[mac]peer{n.mac: {host: "this host"}}
@@ -275,7 +275,7 @@ func checkPeers(list []api.NetworkPeer, n network, u underlay) (peers []peer, no
 			continue
 		}
 		if !n.lease6.IsValid() {
-			got.lease6 = netip.Prefix{} // the namespace speaks no IPv6
+			got.lease6 = netip.Prefix{} // the namespace has no IPv6
 		}
 		gateways[p.Lease.Addr()], vteps[m] = p.Host, got
 		if p.Lease6.IsValid() {
@@ -286,7 +286,7 @@ func checkPeers(list []api.NetworkPeer, n network, u underlay) (peers []peer, no
 	return peers, notes
 }
 
-// summary keeps a status short.
+// summary joins notes to a short message.
 func summary(notes []string) string {
 	const most = 3
 	if more := len(notes) - most; more > 0 {

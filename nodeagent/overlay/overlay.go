@@ -7,12 +7,11 @@
 // socket is in the host's own namespace, so that the underlay carries it while
 // the tenants' addresses never meet: two Networks may have the same CIDR.
 //
-// The kernel is the truth. Each pass lists what is there, compares it with
-// what the parts ask for, and changes what differs: a new agent finds its
-// Networks running and touches nothing. What is ours is told by marks: the
-// namespace's name and the alias of its loopback, the alias
-// `rackweft:<uid>` of every interface, the protocol number of routes and
-// nexthops, the nftables table `rackweft`. Only a tombstone removes.
+// The kernel's state counts. Each pass lists it, compares it with the parts, and
+// changes what differs: a new agent finds its Networks running and touches nothing.
+// Marks identify what is ours: the namespace's name and the alias of its loopback,
+// the alias `rackweft:<uid>` of every interface, the protocol number of routes and
+// nexthops, the nftables table `rackweft`. Only a tombstone removes anything.
 package overlay
 
 import (
@@ -41,33 +40,33 @@ const (
 	Protocol = api.RouteProtocol
 )
 
-// Options make an Overlay. All fields but Log have defaults.
+// Options configure an Overlay. All fields but Log are optional.
 type Options struct {
-	// NamespaceDir is where the tenants' network namespaces are pinned;
-	// /run/netns by default, where ip-netns(8) finds them.
+	// NamespaceDir is the directory in which the tenants' network namespaces are
+	// pinned. Default: /run/netns, where ip-netns(8) finds them.
 	NamespaceDir string
-	// HostNamespace is a file of the network namespace that has the underlay;
-	// by default the process's own.
+	// HostNamespace is a file of the network namespace that has the underlay.
+	// Default: the process's own.
 	HostNamespace string
-	// EnvDir is where each Network has its NAME.env, as flanneld writes it; no
-	// files if empty.
+	// EnvDir is the directory for each Network's NAME.env, as flanneld writes it.
+	// Default: no files.
 	EnvDir string
-	// ResolvConf names the host's resolvers; /etc/resolv.conf by default.
+	// ResolvConf is the file with the host's resolvers. Default: /etc/resolv.conf.
 	ResolvConf string
-	// Pin makes a network namespace and pins it at a path, Unpin takes it away.
-	// They default to those of internal/namespace; an agent in a private
-	// mount namespace needs ones that work outside of it.
+	// Pin creates a network namespace and pins it at a path, Unpin removes it.
+	// Default: those of internal/namespace. An agent in a private mount namespace
+	// needs ones that work outside of it.
 	Pin, Unpin func(ctx context.Context, path string) error
-	// ProbeFile keeps what was found out of this kernel, for the next agent of
-	// the same boot; without it each agent finds out anew.
+	// ProbeFile stores the result of the checksum probe for later agents of the same
+	// boot. Default: each agent probes again.
 	ProbeFile string
-	// Speakers run where guests peer; without them guests do not.
+	// Speakers run where guests peer. Default: guests cannot peer.
 	Speakers Speakers
 	Log      *slog.Logger
 }
 
-// Overlay makes the Networks of one host true. It is the nodeagent.Handler of
-// network parts, a nodeagent.Runner, and a prometheus.Collector.
+// Overlay applies the network parts of one host. It is their nodeagent.Handler, a
+// nodeagent.Runner, and a prometheus.Collector.
 type Overlay struct {
 	tenants tenants
 	env     string
@@ -76,8 +75,8 @@ type Overlay struct {
 	serving  *serving
 	speakers Speakers
 
-	// kernel is held while a tenant's namespace is worked on: Reconcile, SetPorts
-	// and Attach come from different goroutines. It is taken before mu.
+	// kernel is held while a tenant's namespace is changed: Reconcile, SetPorts and
+	// Attach are called by different goroutines. It is locked before mu.
 	kernel sync.Mutex
 
 	host   *hostSide
@@ -86,8 +85,8 @@ type Overlay struct {
 
 	mu        sync.Mutex
 	underlay  api.Underlay
-	encrypted bool               // as the last pass saw the underlay
-	networks  map[string]network // by name: those that were made since the agent's start
+	encrypted bool               // the underlay, at the last pass
+	networks  map[string]network // by name: those that were applied since the agent's start
 	ports     portTable
 	// portsKnown: SetPorts was called since the agent's start.
 	portsKnown bool
@@ -95,7 +94,7 @@ type Overlay struct {
 	metrics metrics
 }
 
-// New prepares an Overlay; nothing is touched before Reconcile.
+// New creates an Overlay; it touches nothing before Reconcile.
 func New(o Options) *Overlay {
 	t := newTenants(o)
 	l := newLedger(o.Log)
@@ -111,8 +110,8 @@ func New(o Options) *Overlay {
 // Kind implements nodeagent.Handler.
 func (o *Overlay) Kind() string { return "network" }
 
-// SetUnderlay says which interface carries the Networks and by which of its
-// addresses. It counts from the next Reconcile on.
+// SetUnderlay sets the interface that carries the Networks and its addresses, from
+// the next Reconcile on.
 func (o *Overlay) SetUnderlay(u api.Underlay) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -125,8 +124,8 @@ func (o *Overlay) wantedUnderlay() api.Underlay {
 	return o.underlay
 }
 
-// Reconcile implements nodeagent.Handler. Networks go first: they may hold a
-// VNI or a name that another is to have.
+// Reconcile implements nodeagent.Handler. Removals come first: a removed Network may
+// hold a VNI or a name that another is to get.
 func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[string]api.PartStatus {
 	out := map[string]api.PartStatus{}
 	host, err := openPlace(o.host.path)
@@ -161,15 +160,15 @@ func (o *Overlay) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 	return out
 }
 
-// errUnsealed is of Networks that are made, but reach no other host.
-var errUnsealed = errors.New("nothing goes to other hosts: their Zone is encrypted, and this host has no " + wireguard.Name + " (the part " + api.PartBase + " says why)")
+// errUnsealed is the error of Networks that are applied, but reach no other host.
+var errUnsealed = errors.New("nothing is sent to other hosts: their Zone is encrypted, and this host has no " + wireguard.Name + " (the part " + api.PartBase + " says why)")
 
-// stage is a part of the work on one Network.
+// stage is a stage of the work on one Network.
 type stage string
 
 const (
-	alone  stage = "alone"  // what it is by itself
-	joined stage = "joined" // what needs other Networks' namespaces
+	alone  stage = "alone"  // its own namespace
+	joined stage = "joined" // steps that need other Networks' namespaces
 )
 
 func networkName(part string) string { return strings.TrimPrefix(part, "network/") }
@@ -178,7 +177,7 @@ func pending(err error) api.PartStatus {
 	return api.PartStatus{State: api.PartPending, Message: err.Error()}
 }
 
-// ensure makes a stage of one Network true and counts what it had to repair.
+// ensure applies a stage of one Network and counts repairs.
 func (o *Overlay) ensure(ctx context.Context, host place, n network, all []network, s stage) error {
 	o.kernel.Lock()
 	defer o.kernel.Unlock()
@@ -210,7 +209,7 @@ func (o *Overlay) ensure(ctx context.Context, host place, n network, all []netwo
 	return errors.Join(o.serving.serve(tenant, n, o.portsFor(n)), writeEnv(o.env, n))
 }
 
-// know remembers a Network for SetPorts and Attach.
+// know records a Network for SetPorts and Attach.
 func (o *Overlay) know(n network) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -223,7 +222,7 @@ func (o *Overlay) noteEncryption(u underlay) {
 	o.encrypted = u.encrypted && u.sealed
 }
 
-// remove takes a Network away, and nothing of its name with another uid.
+// remove removes a Network, but nothing of one with its name and another uid.
 func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.PartStatus {
 	o.kernel.Lock()
 	defer o.kernel.Unlock()
@@ -240,5 +239,5 @@ func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.
 	return api.PartStatus{State: api.PartApplied}
 }
 
-// HostRepairs counts the changes to the host's filter that nothing had asked for.
+// HostRepairs counts repairs of the host's filter.
 func (o *Overlay) HostRepairs() int64 { return o.ledger.repairsOfHost() }

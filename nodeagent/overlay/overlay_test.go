@@ -388,7 +388,7 @@ func TestForeignThingsStay(t *testing.T) {
 	must(t, p.RouteDel(&netlink.Route{Dst: ipNet(red().lease(2))}))
 	must(t, p.RouteAdd(&netlink.Route{Dst: ipNet(red().lease(2)), LinkIndex: vxlan.Attrs().Index, Protocol: unix.RTPROT_STATIC}))
 	status := h.overlay.Reconcile(context.Background(), []nodeagent.Part{f.part(red(), 1)})["network/red"]
-	if status.State != api.PartPending || !strings.Contains(status.Message, "not rackweft's") {
+	if status.State != api.PartPending || !strings.Contains(status.Message, "another program") {
 		t.Errorf("a route in the way: %+v", status)
 	}
 	if _, err := p.LinkByName("theirs"); err != nil {
@@ -401,7 +401,7 @@ func TestForeignThingsStay(t *testing.T) {
 	}
 	must(t, p.LinkSetAlias(vxlan, "mine"))
 	status = h.overlay.Reconcile(context.Background(), []nodeagent.Part{f.part(red(), 1)})["network/red"]
-	if status.State != api.PartPending || !strings.Contains(status.Message, "somebody else's") {
+	if status.State != api.PartPending || !strings.Contains(status.Message, "rename or remove it") {
 		t.Errorf("a link in the way: %+v", status)
 	}
 }

@@ -17,34 +17,34 @@ import (
 	"github.com/rackweft/rackweft/internal/nft"
 )
 
-// Where guests peer, a speaker runs in the Network's namespace on every host
-// that has guests of it. It takes their routes at their gateway, and tells them
-// to the Network's speakers on other hosts over the VXLAN: nothing of it leaves
-// the Network. What guests announce it lets through by their taps' filters
-// (package sources), which are made here.
+// Where guests peer, a speaker runs in the Network's namespace on every host that has
+// guests of it. It receives their routes at their gateway, and advertises them to the
+// Network's speakers on other hosts over the VXLAN: nothing of it leaves the Network.
+// It makes the taps' filters accept what guests announce (package sources); this file
+// creates those filters' sets.
 
-// Speakers run the speakers inside of Networks, each outside of the agent.
+// Speakers runs the speakers inside Networks, each outside of the agent.
 type Speakers interface {
-	// Give hands a part over; whether a speaker runs makes no difference. It
-	// reports whether one does.
+	// Give passes a part to a Network's speaker, which need not run yet. It reports
+	// whether it runs.
 	Give(uid string, part api.BGPPart) (runs bool, err error)
-	// Run sees to it that a Network's speaker runs in the namespace at the path,
-	// by what it was last given.
+	// Run ensures that a Network's speaker runs in the namespace at the path, with the
+	// part that was last given.
 	Run(ctx context.Context, uid, network, namespace string) error
-	// Stop ends a Network's speaker, if there is one: its routes stay. It reports
-	// whether there was.
+	// Stop stops a Network's speaker, if there is one; its routes stay. It reports
+	// whether there was one.
 	Stop(ctx context.Context, uid string) (stopped bool, err error)
 }
 
 const (
 	bgpPort = 179
-	// staleHold is for how long a speaker without any session keeps its routes.
+	// staleHold is how long a speaker without any session keeps its routes.
 	staleHold = time.Second
 )
 
-// peeringRules let guests reach the speaker at their gateway, and the speakers
-// of the Network reach each other. Those send with the greatest TTL (GTSM, RFC
-// 5082), which nothing has that a host forwards for a guest.
+// peeringRules accept BGP from guests to the speaker at their gateway, and between the
+// speakers of the Network. Speakers send with the greatest TTL (GTSM, RFC 5082), which
+// packets that a host forwards for a guest cannot have.
 func peeringRules(n network) []nft.Rule {
 	if n.peering == nil {
 		return nil
@@ -57,33 +57,33 @@ func peeringRules(n network) []nft.Rule {
 	}
 }
 
-// own is the address of a host in its lease.
+// own returns a host's own address in its lease.
 func own(lease netip.Prefix) netip.Prefix { return whole(lease.Addr().Next()) }
 
-// peeringFault says why guests cannot peer as the part has it.
+// peeringFault returns why guests cannot peer as the part says, or "".
 func peeringFault(part api.NetworkPart) string {
 	p := part.Peering
 	switch {
 	case p == nil:
 		return ""
 	case part.Direct:
-		return "guests of a direct Network do not peer: others on the underlay would send to what they announce"
+		return "guests of a direct Network cannot peer: others on the underlay could send to the prefixes that they announce"
 	case part.Lease.IsValid() && part.Lease.Bits() > 30:
 		return fmt.Sprintf("the host has no address of its own in lease %s", part.Lease)
 	}
 	for _, x := range p.Prefixes {
 		if x != x.Masked() || x.Bits() == 0 {
-			return fmt.Sprintf("%s is no prefix for guests", x)
+			return fmt.Sprintf("invalid prefix %s for guests", x)
 		}
 		if i := slices.IndexFunc(part.CIDRs, x.Overlaps); i >= 0 {
-			return fmt.Sprintf("%s overlaps with %s, which the hosts have leases of", x, part.CIDRs[i])
+			return fmt.Sprintf("%s overlaps with %s, in which the hosts have their leases", x, part.CIDRs[i])
 		}
 	}
 	return ""
 }
 
-// peer sees to it that a speaker runs where guests of the Network are, and none
-// where they are not.
+// peer ensures that a speaker runs where guests of the Network are, and none
+// elsewhere.
 func (o *Overlay) peer(ctx context.Context, n network) error {
 	if o.speakers == nil {
 		return nil
@@ -93,7 +93,7 @@ func (o *Overlay) peer(ctx context.Context, n network) error {
 		return o.silenceIn(ctx, n)
 	}
 	if !known {
-		return nil // a speaker that runs goes on
+		return nil // a running speaker continues
 	}
 	if _, err := o.speakers.Give(n.uid, speakerPart(n, ports)); err != nil {
 		return err
@@ -101,8 +101,8 @@ func (o *Overlay) peer(ctx context.Context, n network) error {
 	return o.speakers.Run(ctx, n.uid, n.name, o.tenants.pathOf(n))
 }
 
-// peerSoon tells the speaker of ports that have changed. Where it has yet to be
-// started, the next Reconcile does.
+// peerSoon passes changed ports to the speaker. If it does not run yet, the next
+// Reconcile starts it.
 func (o *Overlay) peerSoon(n network) {
 	ports, known := o.portsOf(n.name)
 	if o.speakers == nil || n.peering == nil || !known {
@@ -120,7 +120,7 @@ func (o *Overlay) peerSoon(n network) {
 	o.ledger.wake()
 }
 
-// silence ends the speaker of a Network that goes.
+// silence stops the speaker of a Network that is being removed.
 func (o *Overlay) silence(ctx context.Context, uid string) error {
 	if o.speakers == nil {
 		return nil
@@ -129,7 +129,7 @@ func (o *Overlay) silence(ctx context.Context, uid string) error {
 	return err
 }
 
-// silenceIn ends the speaker of a Network that stays, and takes its routes away.
+// silenceIn stops the speaker of a Network that stays, and removes its routes.
 func (o *Overlay) silenceIn(ctx context.Context, n network) error {
 	stopped, err := o.speakers.Stop(ctx, n.uid)
 	if err != nil || !stopped {
@@ -156,13 +156,13 @@ func (o *Overlay) silenceIn(ctx context.Context, n network) error {
 	return nil
 }
 
-// speakerPart is what the Network's speaker is on this host.
+// speakerPart returns the part of the Network's speaker on this host.
 func speakerPart(n network, ports []guestPort) api.BGPPart {
 	p := n.peering
 	self := own(n.lease).Addr()
 	out := api.BGPPart{Zone: p.Zone, Network: n.name, ASN: p.ASN, RouterID: self, Role: api.BGPNetwork, Community: p.Community,
 		Listen: []netip.Addr{gatewayAddress().Addr(), self}, NextHops: []netip.Addr{self}, GracefulRestart: p.GracefulRestart,
-		// GoBGP keeps what a neighbour that restarts has told; nobody else does.
+		// The routes of a restarting neighbour are kept by GoBGP only.
 		StaleHold: api.Duration(staleHold)}
 	if n.lease6.IsValid() {
 		out.NextHops = append(out.NextHops, n.lease6.Addr().Next())
@@ -184,7 +184,8 @@ func speakerPart(n network, ports []guestPort) api.BGPPart {
 	return out
 }
 
-// guestNeighbor is a guest that has an IPv4 address, over which it peers.
+// guestNeighbor returns the neighbour for a guest with an IPv4 address, over which it
+// peers.
 func guestNeighbor(n network, g guestPort) (api.BGPNeighbor, bool) {
 	v4, _ := byFamily(g.addresses)
 	if len(v4) == 0 {
@@ -198,9 +199,9 @@ func guestNeighbor(n network, g guestPort) (api.BGPNeighbor, bool) {
 	return out, true
 }
 
-// hostNeighbors are the other hosts of the Network, with all their leases. Of
-// two hosts the one with the lesser address connects. Stock flannelds, which go
-// by their addresses, run no speaker.
+// hostNeighbors returns the other hosts of the Network, with all their leases. Of two
+// hosts the one with the lesser address connects. Stock flannelds, which are named by
+// their addresses, run no speaker.
 func hostNeighbors(n network) []api.BGPNeighbor {
 	self := own(n.lease).Addr()
 	by := map[string]*api.BGPNeighbor{}

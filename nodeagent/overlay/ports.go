@@ -23,7 +23,7 @@ func tapName(uid string) string {
 	return tapPrefix + hex.EncodeToString(sum[:6])
 }
 
-// guestPort is a Guest's place on its Network: checked, and in the kernel's terms.
+// guestPort is a Guest's port on its Network, checked and in the kernel's terms.
 type guestPort struct {
 	network, guest, uid string
 	tap                 string // the interface's name
@@ -34,14 +34,14 @@ type guestPort struct {
 	peers               bool // it may peer with its host; known when it is filtered
 }
 
-// compilePort checks what the guest handler asks for.
+// compilePort checks a port that the guest handler requests.
 func compilePort(p nodeagent.Port) (guestPort, error) {
 	out := guestPort{network: p.Network, guest: p.Guest, uid: p.UID, tap: tapName(p.UID),
 		addresses: slices.Clone(p.Addresses), limits: limits{p.Inbound, p.Outbound}, config: p.Config}
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if p.Network == "" {
-		fault("it names no Network")
+		fault("it has no Network")
 	}
 	if p.UID == "" {
 		fault("it has no uid")
@@ -67,18 +67,17 @@ func compilePort(p nodeagent.Port) (guestPort, error) {
 	return out, nil
 }
 
-// isGuests tells addresses that a guest may have from those that its filter
-// treats differently.
+// isGuests reports whether a guest may have an address: its filter treats others
+// differently.
 func isGuests(a netip.Addr) bool {
 	return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsLoopback() &&
 		!a.IsMulticast() && !a.IsLinkLocalUnicast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// portTable is who is plugged in where, by name of the Network, sorted by the
-// taps' names.
+// portTable holds the ports by name of the Network, sorted by the taps' names.
 type portTable map[string][]guestPort
 
-// compilePorts leaves out what would harm another guest, and says so.
+// compilePorts leaves out ports that conflict with another guest's, and returns why.
 func compilePorts(list []nodeagent.Port) (portTable, []error) {
 	table := portTable{}
 	var faults []error
@@ -96,7 +95,7 @@ func compilePorts(list []nodeagent.Port) (portTable, []error) {
 	return table, faults
 }
 
-// conflict tells of another Guest that has what p asks for.
+// conflict returns an error if another Guest has the MAC, an address or the tap of p.
 func (t portTable) conflict(p guestPort) error {
 	for _, other := range t[p.network] {
 		if other.tap == p.tap && other.uid == p.uid {
@@ -110,7 +109,7 @@ func (t portTable) conflict(p guestPort) error {
 	return nil
 }
 
-// put adds a port or takes the place of the same Guest's.
+// put adds a port or replaces the same Guest's.
 func (t portTable) put(p guestPort) {
 	list := slices.DeleteFunc(slices.Clone(t[p.network]), func(other guestPort) bool { return other.tap == p.tap })
 	list = append(list, p)
@@ -118,10 +117,10 @@ func (t portTable) put(p guestPort) {
 	t[p.network] = list
 }
 
-// SetPorts says which ports of guests there are to be: all of them. The taps
-// that are there follow at once, or at the next Reconcile where that fails; a
-// tap that no port asks for is closed, and goes with its QEMU. Before the
-// first call after the agent's start no tap is touched but those of Attach.
+// SetPorts sets all ports of guests on this host. Existing taps follow at once or, if
+// that fails, at the next Reconcile. A tap without a port lets nothing through, and
+// goes with its QEMU. Before the first call after the agent's start only the taps of
+// Attach are touched.
 func (o *Overlay) SetPorts(ports []nodeagent.Port) {
 	table, faults := compilePorts(ports)
 	for _, err := range faults {
@@ -131,7 +130,7 @@ func (o *Overlay) SetPorts(ports []nodeagent.Port) {
 	defer o.kernel.Unlock()
 	for _, n := range o.replacePorts(table) {
 		if err := o.portsNow(n); err != nil {
-			o.log.Warn("overlay: ports are not as they should be yet", "network", n.name, "error", err)
+			o.log.Warn("overlay: cannot configure all ports yet", "network", n.name, "error", err)
 		}
 		o.peerSoon(n)
 	}
@@ -151,7 +150,7 @@ func (o *Overlay) replacePorts(table portTable) []network {
 	return changed
 }
 
-// limited is the port with the Network's limits where it has none of its own.
+// limited returns the port with the Network's limits where it has none of its own.
 func (p guestPort) limited(of limits) guestPort {
 	p.limits = limits{cmp.Or(p.limits.in, of.in), cmp.Or(p.limits.out, of.out)}
 	return p
@@ -162,11 +161,11 @@ func (p guestPort) equal(q guestPort) bool {
 		slices.Equal(p.addresses, q.addresses) && p.limits == q.limits && p.config == q.config
 }
 
-// portsNow brings the ports of a Network about without the rest of it.
+// portsNow configures the ports of a Network without the rest of it.
 func (o *Overlay) portsNow(n network) error {
 	tenant, err := openPlace(o.tenants.pathOf(n))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the next Reconcile makes it
+		return nil // the next Reconcile creates it
 	}
 	if err != nil {
 		return err
@@ -181,24 +180,24 @@ func (o *Overlay) portsNow(n network) error {
 	return nil
 }
 
-// portsOf lists a Network's ports. Until SetPorts was called they are not
-// known, and nothing is to be concluded from one that is not there.
+// portsOf lists a Network's ports. Until SetPorts was called the list is incomplete,
+// and a missing port means nothing.
 func (o *Overlay) portsOf(network string) (ports []guestPort, known bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.ports[network], o.portsKnown
 }
 
-// portsFor are those that are known so far.
+// portsFor returns the ports that are known so far.
 func (o *Overlay) portsFor(n network) []guestPort {
 	ports, _ := o.portsOf(n.name)
 	return ports
 }
 
-// Attach makes a Guest's tap and opens its only queue: the tap is filtered and
-// plugged in when Attach returns, and goes when the queue is closed. The port
-// need not have been named by SetPorts before. It fails while the Network is
-// not there, or while another queue of the tap is open.
+// Attach creates a Guest's tap and opens its only queue: the tap is filtered and
+// plugged in when Attach returns, and goes when the queue is closed. The port need not
+// have been named by SetPorts before. Attach fails while the Network does not exist,
+// or while another queue of the tap is open.
 func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.Attachment, error) {
 	p, err := compilePort(asked)
 	if err != nil {
@@ -238,7 +237,7 @@ func (o *Overlay) Attach(ctx context.Context, asked nodeagent.Port) (nodeagent.A
 	return attached, nil
 }
 
-// admit puts a port into the table, unless it is silent, and answers its Network.
+// admit puts a port into the table, unless it is silent, and returns its Network.
 func (o *Overlay) admit(p guestPort, silent bool) (network, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -20,18 +20,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Some kernels send wrong inner checksums when these are left to the device
-// below a VXLAN (flannel's documentation, "tx-checksum-ip-generic off"; again
-// since Linux 6.12 in projectcalico/calico#11435). Whether this one does is
-// tried out, once per boot and kernel: two throw-away namespaces speak over a
-// VXLAN whose underlay computes no checksums itself, and the receiver counts
-// the wrong ones. Silence proves nothing and changes nothing. What a network
-// card's driver does is beyond it.
+// Some kernels send wrong inner checksums when these are left to the device below a
+// VXLAN (flannel's documentation, "tx-checksum-ip-generic off"; again since Linux 6.12
+// in projectcalico/calico#11435). A probe tests this kernel once per boot: two
+// temporary namespaces exchange packets over a VXLAN whose underlay computes no
+// checksums itself, and the receiver counts the wrong ones. If nothing arrives, that
+// proves nothing and changes nothing. The probe does not test a network card's driver.
 
-// probeTime is all that a probe may take.
+// probeTime bounds a whole probe.
 const probeTime = 100 * time.Millisecond
 
-// verdictOfProbe is what the probe has found, as it is kept on disk.
+// verdictOfProbe is the probe's result as stored on disk.
 type verdictOfProbe struct {
 	Boot   string `json:"boot"`
 	Kernel string `json:"kernel"`
@@ -40,13 +39,13 @@ type verdictOfProbe struct {
 
 // checksumProbe knows whether this kernel's checksums are wrong. Only Reconcile asks.
 type checksumProbe struct {
-	file  string // keeps the verdict for the next agent; none if empty
+	file  string // stores the verdict for the next agent; "" for no file
 	log   *slog.Logger
 	done  bool
 	wrong bool
 }
 
-// verdict answers from memory, from the file, or by trying it out.
+// verdict returns the result from memory or from the file, or probes.
 func (p *checksumProbe) verdict() bool {
 	if p.done {
 		return p.wrong
@@ -54,7 +53,7 @@ func (p *checksumProbe) verdict() bool {
 	p.done = true
 	is, err := thisBoot()
 	if err != nil {
-		p.log.Warn("overlay: checksums inside VXLAN are not tried out", "error", err)
+		p.log.Warn("overlay: cannot probe checksums inside VXLAN", "error", err)
 		return false
 	}
 	if b, err := os.ReadFile(p.file); p.file != "" && err == nil {
@@ -65,14 +64,14 @@ func (p *checksumProbe) verdict() bool {
 		}
 	}
 	if is.Wrong, err = probeChecksums(nil); err != nil {
-		p.log.Warn("overlay: checksums inside VXLAN were not tried out to the end; offload stays as it is", "error", err)
+		p.log.Warn("overlay: the probe of checksums inside VXLAN did not finish; offload stays as it is", "error", err)
 		return false
 	}
 	p.wrong = is.Wrong
 	if p.file != "" {
 		b, err := json.Marshal(is)
 		if err = errors.Join(err, os.WriteFile(p.file, b, 0o600)); err != nil {
-			p.log.Warn("overlay: what was found of checksums inside VXLAN is not kept", "error", err)
+			p.log.Warn("overlay: cannot store the result of the checksum probe", "error", err)
 		}
 	}
 	return is.Wrong
@@ -90,9 +89,9 @@ func thisBoot() (verdictOfProbe, error) {
 	return verdictOfProbe{Boot: strings.TrimSpace(string(boot)), Kernel: unix.ByteSliceToString(name.Release[:])}, nil
 }
 
-// probeChecksums reports whether a wrong checksum arrived. An error means that
-// none did and that not all that was sent arrived either. prepare, which may be
-// nil, changes the receiver's namespace before anything is sent.
+// probeChecksums reports whether a wrong checksum arrived. An error means that none
+// did, but that some packets did not arrive. prepare, which may be nil, changes the
+// receiver's namespace before anything is sent.
 func probeChecksums(prepare func(place) error) (wrong bool, err error) {
 	if err := settleNet(); err != nil {
 		return false, err
@@ -135,8 +134,8 @@ func probeChecksums(prepare func(place) error) (wrong bool, err error) {
 	return false, talk
 }
 
-// settleNet opens a socket where the process is. With its first one the net
-// package finds out, once and for all, whether there is IPv6; in a throw-away
+// settleNet opens a socket in the process's namespace. With its first socket the net
+// package determines, once and for all, whether there is IPv6; in a temporary
 // namespace there is none.
 func settleNet() error {
 	conn, err := net.ListenPacket("udp", ":0")
@@ -146,8 +145,8 @@ func settleNet() error {
 	return conn.Close()
 }
 
-// throwAway is a namespace that nothing but the handle holds: it goes with the
-// process at the latest.
+// throwAway creates a namespace that only the handle holds: it ends with the process
+// at the latest.
 func throwAway() (place, error) {
 	made := make(chan error, 1)
 	var ns netns.NsHandle
@@ -260,7 +259,7 @@ func probeTCP(ctx context.Context, ends [2]place) error {
 		err = errors.Join(err, werr, c.Close())
 	}
 	if err != nil {
-		_ = l.Close() // ends a receiver that waits in vain
+		_ = l.Close() // unblocks the receiver
 	}
 	err = errors.Join(err, <-received)
 	_ = l.Close()
@@ -303,8 +302,8 @@ func countChecksumErrors(text string) (count int) {
 	return count
 }
 
-// offload leaves checksums inside the VXLAN to nobody else where they would
-// come out wrong.
+// offload turns checksum offload inside the VXLAN off if the kernel gets those
+// checksums wrong.
 func (w *work) offload() error {
 	if !w.wrongChecksums {
 		return nil

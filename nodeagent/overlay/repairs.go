@@ -8,11 +8,12 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
-// repairInterval is the least time between two events about the repairs of one
-// thing: what somebody else undoes at every pass must not fill bootd's events.
+// repairInterval is the minimum time between two events about repairs of the same
+// Network or host: drift that another program causes at every pass must not fill
+// bootd's events.
 const repairInterval = 10 * time.Minute
 
-// repairs tells bootd of drift that was mended. The ledger's lock guards it.
+// repairs reports repaired drift to bootd. The ledger's lock guards it.
 type repairs struct {
 	host nodeagent.Host // nil while the agent does not run the Overlay
 	told map[string]toldRepair
@@ -21,10 +22,10 @@ type repairs struct {
 
 type toldRepair struct {
 	at     time.Time
-	untold int // changes since, of which no event tells
+	untold int // changes since, not reported by an event
 }
 
-// tell is of a Network; without one, of the host's filter.
+// tell reports repairs of a Network or, without one, of the host's filter.
 func (r *repairs) tell(n network, changes int, first string) {
 	event := api.Event{Kind: "Network", Name: n.name, UID: n.uid, Type: api.Warning, Reason: "Repaired"}
 	what := "Network " + n.name

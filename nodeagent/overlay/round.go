@@ -7,7 +7,7 @@ import (
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
-// round is one Reconcile: what is asked for, and how each part of it stands.
+// round is one Reconcile: its jobs, and the status of each part.
 type round struct {
 	overlay  *Overlay
 	host     place
@@ -17,7 +17,7 @@ type round struct {
 	out      map[string]api.PartStatus
 }
 
-// plan makes a job of each part that can be made true; fault is the underlay's.
+// plan creates a job for each part that can be applied; fault is the underlay's.
 func (r *round) plan(parts []nodeagent.Part, fault error) {
 	for _, asked := range parts {
 		part, ok := asked.Value.(*api.NetworkPart)
@@ -49,7 +49,7 @@ func (r *round) plan(parts []nodeagent.Part, fault error) {
 	}
 }
 
-// fail has the jobs of some Networks wait for the end of an error.
+// fail sets the jobs of some Networks to pending because of an error.
 func (r *round) fail(err error, of func(network) bool) {
 	for _, j := range r.jobs {
 		if of(j.network) {
@@ -58,22 +58,22 @@ func (r *round) fail(err error, of func(network) bool) {
 	}
 }
 
-// work makes each Network what it is by itself.
+// work applies each Network's own namespace.
 func (r *round) work(ctx context.Context) {
 	for _, j := range r.jobs {
 		r.out[j.key] = r.one(ctx, j, alone)
 	}
 }
 
-// routes has the host route to the Networks that it is to.
+// routes sets the host's routes to direct and advertised Networks.
 func (r *round) routes() {
 	if err := r.overlay.host.routes(r.host, r.underlay, r.networks); err != nil {
-		r.overlay.log.Warn("overlay: routes of Networks are not as they should be", "error", err)
+		r.overlay.log.Warn("overlay: cannot set the host's routes to Networks", "error", err)
 		r.fail(err, network.routed)
 	}
 }
 
-// passages join Networks; they need both namespaces.
+// passages joins Networks, which needs both namespaces.
 func (r *round) passages(ctx context.Context) {
 	for _, j := range r.jobs {
 		if len(j.network.passages) > 0 && r.out[j.key].State != api.PartPending {
@@ -82,8 +82,8 @@ func (r *round) passages(ctx context.Context) {
 	}
 }
 
-// hold says of Networks that are made that they reach no other host, where an
-// underlay that should be encrypted is not.
+// hold reports applied Networks as not reaching other hosts while an underlay that
+// should be encrypted is not.
 func (r *round) hold() {
 	if !r.underlay.encrypted || r.underlay.sealed {
 		return
@@ -101,7 +101,7 @@ func (r *round) one(ctx context.Context, j job, s stage) api.PartStatus {
 		return pending(ctx.Err())
 	}
 	if err := r.overlay.ensure(ctx, r.host, j.network, r.networks, s); err != nil {
-		r.overlay.log.Warn("overlay: not as it should be", "network", j.network.name, "error", err)
+		r.overlay.log.Warn("overlay: cannot apply a Network", "network", j.network.name, "error", err)
 		return pending(err)
 	}
 	if s == alone {

@@ -14,10 +14,10 @@ import (
 	"github.com/rackweft/rackweft/internal/kernel"
 )
 
-// rtnl speaks rtnetlink(7) for what there is by the thousand: it packs many
-// messages into one send and asks for one acknowledgement, which is ten times
-// as fast as a round trip for each, and it knows nexthop objects, which the
-// netlink library does not.
+// rtnl speaks rtnetlink(7) for entries that come by the thousand: it packs many
+// messages into one send and requests one acknowledgement, which is ten times as fast
+// as a round trip for each. It also supports nexthop objects, which the netlink library
+// does not.
 type rtnl struct {
 	fd    int
 	seq   uint32
@@ -57,7 +57,7 @@ func dialRTNL(ns netns.NsHandle) (*rtnl, error) {
 
 func (c *rtnl) close() { _ = unix.Close(c.fd) }
 
-// message is one request but for its header.
+// message is one request without its header.
 type message struct {
 	typ   uint16
 	flags uint16
@@ -88,9 +88,9 @@ func (m message) append(b []byte, seq uint32, flags uint16) []byte {
 	return append(b, m.body...)
 }
 
-// do sends the messages in order. It answers one error per message that the
-// kernel refused, by the message's place; a refusal does not stop the others.
-// The second result tells of a socket that failed: what was done is unknown.
+// do sends the messages in order. It returns one error per message that the kernel
+// refused, by the message's index; a refusal does not stop the others. The second
+// result is an error of the socket, after which it is unknown what was done.
 func (c *rtnl) do(messages []message) (map[int]error, error) {
 	refused := map[int]error{}
 	var buf []byte
@@ -125,9 +125,9 @@ func (c *rtnl) do(messages []message) (map[int]error, error) {
 	return refused, nil
 }
 
-// dump asks for a list and calls each with every message of the answer, whose
-// body is only good during the call. A list that changed meanwhile is asked
-// for again: begin is called before each try.
+// dump requests a list and calls each with every message of the answer, whose body is
+// valid only during the call. A list that changed meanwhile is requested again: begin
+// is called before each attempt.
 func (c *rtnl) dump(m message, begin func(), each func(body []byte)) error {
 	_, err := kernel.List(func() (struct{}, error) {
 		begin()
@@ -139,7 +139,7 @@ func (c *rtnl) dump(m message, begin func(), each func(body []byte)) error {
 func (c *rtnl) dumpOnce(m message, each func(body []byte)) error {
 	c.seq++
 	if err := unix.Sendto(c.fd, m.append(nil, c.seq, unix.NLM_F_DUMP), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("ask for a netlink dump: %w", err)
+		return fmt.Errorf("request a netlink dump: %w", err)
 	}
 	interrupted := false
 	err := c.receive(c.seq, c.seq, func(h unix.NlMsghdr, body []byte) (bool, error) {
@@ -162,8 +162,8 @@ func (c *rtnl) dumpOnce(m message, each func(body []byte)) error {
 	return err
 }
 
-// receive hands over replies to the requests first to last until take says
-// that it was the last one. Replies to requests given up earlier are skipped.
+// receive passes the replies to requests first to last to take, until take reports the
+// last one. Replies to earlier requests that were given up are skipped.
 func (c *rtnl) receive(first, last uint32, take func(unix.NlMsghdr, []byte) (bool, error)) error {
 	for {
 		n, _, err := unix.Recvfrom(c.fd, c.reply, 0)
@@ -203,7 +203,7 @@ func eachMessage(b []byte, take func(unix.NlMsghdr, []byte) (bool, error)) (bool
 	return false, nil
 }
 
-// eachAttr walks over the attributes in b; what is malformed ends the walk.
+// eachAttr walks over the attributes in b; a malformed one ends the walk.
 func eachAttr(b []byte, take func(typ uint16, value []byte)) {
 	for len(b) >= unix.SizeofRtAttr {
 		n, typ := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])

@@ -14,13 +14,14 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/overlay/dhcp"
 )
 
-// serving is what runs for the guests of this host: one Server for each
-// Network that has any here.
+// serving runs the servers for the guests of this host: one Server for each Network
+// with guests here.
 type serving struct {
 	tenants   tenants
 	log       *slog.Logger
 	forwarder *dhcp.Forwarder
-	// config is what ServeConfigs named; guestAt says by whom a request is.
+	// config is the handler that ServeConfigs set; guestAt finds the guest that sent a
+	// request.
 	config  func(w http.ResponseWriter, r *http.Request, uid string)
 	guestAt func(network, remote string) (uid string)
 
@@ -30,8 +31,8 @@ type serving struct {
 	servers map[string]*served // by the Network's uid
 }
 
-// run is the time in which guests are served: until ctx is done, and all that
-// runs for them has ended. begun is called when it has begun.
+// run serves guests until ctx is done and all servers have ended. It calls begun once
+// servers can be started.
 func (s *serving) run(ctx context.Context, begun func()) {
 	s.mu.Lock()
 	s.ctx = ctx
@@ -44,14 +45,14 @@ func (s *serving) run(ctx context.Context, begun func()) {
 	s.running.Wait()
 }
 
-// served is a Server that runs.
+// served is a running Server.
 type served struct {
 	*dhcp.Server
 	namespace uint64 // inode
 	told      dhcp.Network
 	stop      context.CancelFunc
 	done      chan struct{}
-	configs   *configServer // nil while no guest has one to fetch
+	configs   *configServer // nil while no guest has a config to fetch
 }
 
 // end stops the Server and waits until it holds nothing of the namespace.
@@ -72,15 +73,15 @@ func (s *served) ended() bool {
 	}
 }
 
-// Run implements nodeagent.Runner: it serves the guests at their gateways
-// until ctx is done, and tells of what it mends.
+// Run implements nodeagent.Runner: it serves the guests at their gateways until ctx is
+// done, and reports repairs.
 func (o *Overlay) Run(ctx context.Context, host nodeagent.Host) {
 	o.ledger.tellTo(host)
 	defer o.ledger.tellTo(nil)
-	o.serving.run(ctx, host.Changed) // what was made true before is not served yet
+	o.serving.run(ctx, host.Changed) // Networks that were applied before are not served yet
 }
 
-// toServe is what the guests on those ports are told.
+// toServe returns the configuration that the guests on those ports are served.
 func toServe(n network, ports []guestPort) dhcp.Network {
 	out := dhcp.Network{MTU: n.mtu, Domain: n.domain, Resolvers: n.dns}
 	for _, p := range ports {
@@ -95,8 +96,8 @@ func toServe(n network, ports []guestPort) dhcp.Network {
 	return out
 }
 
-// serve sees to it that the guests on the Network's ports are served, and
-// nobody where there are none.
+// serve ensures that a Server runs for the guests on the Network's ports, and none if
+// there are no guests.
 func (s *serving) serve(tenant place, n network, ports []guestPort) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,8 +130,7 @@ func (s *serving) serve(tenant place, n network, ports []guestPort) error {
 	return s.serveConfigs(n, have, ports)
 }
 
-// whereToServe tells a namespace and a bridge from those that stood in their
-// place before.
+// whereToServe identifies a namespace and a bridge, so that recreated ones are noticed.
 func whereToServe(tenant place, n network) (namespace uint64, bridge int, err error) {
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(tenant.ns), &stat); err != nil {
@@ -164,7 +164,7 @@ func (s *serving) start(n network, want dhcp.Network, namespace uint64) (*served
 	return run, nil
 }
 
-// stop lets go of a Network that is to be removed.
+// stop ends the servers of a Network that is to be removed.
 func (s *serving) stop(uid string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

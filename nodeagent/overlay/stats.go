@@ -9,38 +9,38 @@ import (
 	"github.com/rackweft/rackweft/internal/kernel"
 )
 
-// Stats tell of one Network on this host, as of the last Reconcile.
+// Stats describes one Network on this host, as of the last Reconcile.
 type Stats struct {
 	Network   string
 	VNI       uint32
 	Namespace string
 	Peers     int
 	Entries   int         // FDB, neighbours, nexthops and routes in the kernel
-	Offload   bool        // checksums inside VXLAN are left to the underlay, as usual
-	Repairs   int64       // changes made although nothing else had been asked for, since the agent's start
-	Traffic   Traffic     // with other hosts: of the VXLAN device, which counts from when it was made
-	Drops     Drops       // beyond the limits of all guests together; the ports' come on top
+	Offload   bool        // checksums inside VXLAN are left to the underlay, which is the normal case
+	Repairs   int64       // changes without a change of the desired state, since the agent's start
+	Traffic   Traffic     // with other hosts: of the VXLAN device, since it was created
+	Drops     Drops       // beyond the limits of all guests together; without the drops of ports
 	Ports     []PortStats // of the guests that are plugged in, sorted by interface
 }
 
-// Traffic is what the kernel has counted. In is towards the guests.
+// Traffic holds the kernel's counters. In is towards the guests.
 type Traffic struct {
 	InBytes, InPackets, InDropped    uint64
 	OutBytes, OutPackets, OutDropped uint64
 }
 
-// PortStats tell of one Guest's tap; all counts begin with its attachment.
+// PortStats describes one Guest's tap; all counters start with its attachment.
 type PortStats struct {
 	Guest, UID, Interface string
-	// Traffic is what went through the tap. What the guest sent counts before
-	// its filter, what it was sent after.
+	// Traffic is the tap's. Packets from the guest count before its filter, packets to
+	// it after.
 	Traffic Traffic
 	Drops   Drops
 }
 
-// Drops count packets that a filter has dropped.
+// Drops counts packets that a filter has dropped.
 type Drops struct {
-	Spoofed    uint64 // sent by a guest, with a source that is not its own or of a kind that no guest may send
+	Spoofed    uint64 // sent by a guest, with a foreign source or of a kind that no guest may send
 	LimitedOut uint64 // sent by guests, beyond a limit
 	LimitedIn  uint64 // sent to guests, beyond a limit
 }
@@ -48,8 +48,8 @@ type Drops struct {
 // Stats lists the Networks that the last Reconcile saw, by name.
 func (o *Overlay) Stats() []Stats { return o.ledger.list() }
 
-// countPorts has the kernel count again what went through the taps: one list of
-// links for each Network that has any. What cannot be read stays as it was.
+// countPorts reads the taps' counters again: one list of links for each Network with
+// taps. Counters that cannot be read keep their value.
 func (o *Overlay) countPorts(list []Stats) {
 	for i := range list {
 		if len(list[i].Ports) == 0 {
@@ -78,7 +78,7 @@ func (o *Overlay) countPorts(list []Stats) {
 	}
 }
 
-// Traffic is what has gone through the Guests' taps, by the Guests' uids.
+// Traffic returns the traffic of the Guests' taps, by the Guests' uids.
 func (o *Overlay) Traffic() map[string]api.LinkUsage {
 	list := o.Stats()
 	o.countPorts(list)
@@ -92,14 +92,14 @@ func (o *Overlay) Traffic() map[string]api.LinkUsage {
 	return out
 }
 
-// trafficOf takes what an interface receives for inbound.
+// trafficOf counts what an interface receives as inbound.
 func trafficOf(s netlink.LinkStatistics) Traffic {
 	return Traffic{InBytes: s.RxBytes, InPackets: s.RxPackets, InDropped: s.RxDropped,
 		OutBytes: s.TxBytes, OutPackets: s.TxPackets, OutDropped: s.TxDropped}
 }
 
-// reversed is the traffic as the one at the other end sees it: a tap receives
-// what its guest sends.
+// reversed returns the traffic as seen from the other end: a tap receives what its
+// guest sends.
 func (t Traffic) reversed() Traffic {
 	return Traffic{InBytes: t.OutBytes, InPackets: t.OutPackets, InDropped: t.OutDropped,
 		OutBytes: t.InBytes, OutPackets: t.InPackets, OutDropped: t.InDropped}

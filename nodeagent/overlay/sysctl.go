@@ -15,11 +15,10 @@ type sysctl struct{ path, value string }
 
 func (s sysctl) String() string { return "sysctl " + s.path + " = " + s.value }
 
-// firstSysctls are those of a Network's namespace that must be right before
-// its interfaces have addresses. Without an IPv6 lease nothing in it speaks
-// IPv6: what guests send stays on their bridge. The kernel chooses no
-// link-local addresses (addr_gen_mode 1), which would be one more thing that
-// differs from host to host.
+// firstSysctls returns the sysctls of a Network's namespace that must be set before its
+// interfaces have addresses. Without an IPv6 lease, IPv6 is off in it: guests' IPv6
+// packets stay on their bridge. The kernel generates no link-local addresses
+// (addr_gen_mode 1), which would differ from host to host.
 func firstSysctls(n network) []sysctl {
 	if !n.lease6.IsValid() {
 		return []sysctl{{"net/ipv6/conf/all/disable_ipv6", "1"}}
@@ -32,16 +31,16 @@ func firstSysctls(n network) []sysctl {
 	}
 }
 
-// wantSysctls are those of a Network's namespace. Redirects and source routes
-// are only taken where both the interface and all say so, redirects are sent
-// where either does, and of rp_filter the greater counts (ip-sysctl.rst).
+// wantSysctls returns the sysctls of a Network's namespace. Redirects and source routes
+// are accepted only if both the interface and all say so, redirects are sent if either
+// does, and the greater rp_filter counts (ip-sysctl.rst).
 func wantSysctls(n network) []sysctl {
 	list := append(firstSysctls(n),
 		sysctl{"net/ipv4/ip_forward", "1"},
 		sysctl{"net/ipv4/conf/all/accept_redirects", "0"},
 		sysctl{"net/ipv4/conf/all/accept_source_route", "0"},
 	)
-	// A bridge that shows IP packets to the filters would do so twice (br_netfilter).
+	// With br_netfilter the filters would see a bridge's IP packets twice.
 	for _, name := range []string{"iptables", "ip6tables", "arptables"} {
 		list = append(list, sysctl{"net/bridge/bridge-nf-call-" + name, "0"})
 	}
@@ -57,8 +56,8 @@ func wantSysctls(n network) []sysctl {
 	return list
 }
 
-// newSysctls are what interfaces of a new namespace begin with: else it is
-// what the host's have, whatever that is.
+// newSysctls returns the defaults for interfaces of a new namespace, which otherwise
+// inherits the host's.
 func newSysctls() []sysctl {
 	return []sysctl{
 		{"net/ipv6/conf/all/disable_ipv6", "1"},
@@ -70,7 +69,7 @@ func newSysctls() []sysctl {
 	}
 }
 
-// setSysctls writes those that differ, in the namespace ns, and returns them.
+// setSysctls writes the sysctls that differ, in the namespace ns, and returns them.
 func setSysctls(ns netns.NsHandle, want []sysctl) ([]sysctl, error) {
 	var set []sysctl
 	err := within(ns, func() error {
@@ -91,7 +90,7 @@ func setSysctls(ns netns.NsHandle, want []sysctl) ([]sysctl, error) {
 	return set, err
 }
 
-// differing are those that setSysctls would write.
+// differing returns the sysctls that setSysctls would write.
 func differing(ns netns.NsHandle, want []sysctl) ([]sysctl, error) {
 	var list []sysctl
 	err := within(ns, func() error {
@@ -111,7 +110,7 @@ func differing(ns netns.NsHandle, want []sysctl) ([]sysctl, error) {
 
 func (s sysctl) file() string { return filepath.Join("/proc/sys", s.path) }
 
-// differs reads it in the namespace of the calling thread.
+// differs reads the sysctl in the namespace of the calling thread.
 func (s sysctl) differs() (bool, error) {
 	value, err := readShort(s.file())
 	if os.IsNotExist(err) && (strings.HasPrefix(s.path, "net/ipv6/") || strings.HasPrefix(s.path, "net/bridge/")) {
@@ -123,8 +122,8 @@ func (s sysctl) differs() (bool, error) {
 	return strings.TrimSpace(string(value)) != s.value, nil
 }
 
-// readShort reads a file of a few bytes. There are a dozen for each Network in
-// every pass: os.ReadFile makes twice as many system calls.
+// readShort reads a file of a few bytes. Every pass reads a dozen for each Network, and
+// os.ReadFile makes twice as many system calls.
 func readShort(file string) ([]byte, error) {
 	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -10,28 +10,28 @@ import (
 	"github.com/rackweft/rackweft/internal/nft"
 )
 
-// A guest's tap is filtered by the device itself, in a table of family netdev:
-// at its ingress before anything else sees a frame (frames to 01:80:c2:00:00:0x
-// pass a bridge by), and at its egress. Two chains, <tap>-out and <tap>-in,
-// drop what no rule lets through; without rules they are a closed door. Rules
-// are exchanged within the chains, in one transaction, so that there is neither
-// a gap nor an opening.
+// A guest's tap is filtered at the device itself, in a table of family netdev: at its
+// ingress before anything else sees a frame (frames to 01:80:c2:00:00:0x bypass a
+// bridge's filters), and at its egress. Two chains, <tap>-out and <tap>-in, drop what
+// no rule accepts; without rules they drop everything. Rules are replaced within the
+// chains, in one transaction, so that the filter neither opens nor drops packets
+// meanwhile.
 
 // Chains and counters of a tap begin with its name.
 const (
-	chainOut          = "-out" // what the guest sends
-	chainIn           = "-in"  // what it is sent
+	chainOut          = "-out" // packets from the guest
+	chainIn           = "-in"  // packets to the guest
 	counterSpoofed    = "-spoofed"
 	counterLimitedOut = "-limited-out"
 	counterLimitedIn  = "-limited-in"
 )
 
-// tapFilter is what the filter of one tap should be.
+// tapFilter is the desired filter of one tap.
 type tapFilter struct {
 	tap     string
 	out, in []nft.Rule
-	policy  nft.Policy // of what no rule decides
-	sources bool       // the guest may send from what it announces
+	policy  nft.Policy // for packets that no rule decides
+	sources bool       // the guest may send from the prefixes that it announces
 }
 
 // Of linux/if_ether.h, and of ICMPv6 (RFC 4443, 4861, 3810).
@@ -57,17 +57,17 @@ const (
 	arpTargetIPv4 = 24
 )
 
-// limitBurst is let through at once beside a second's worth: one frame as
-// large as a guest with segmentation offload sends.
+// limitBurst is accepted at once in addition to a second's worth: one frame of the
+// size that a guest with segmentation offload sends.
 const limitBurst = 1 << 16
 
-// limitMost is a limit that is none: beyond it the kernel's arithmetic ends.
+// limitMost and greater limits are no limit: the kernel's arithmetic would overflow.
 const limitMost = 1e10
 
 func linkLocal() netip.Prefix { return netip.MustParsePrefix("fe80::/10") }
 
-// targetNot matches neighbour discovery about what is none of the addresses
-// and not of the link.
+// targetNot matches neighbour discovery about other than the addresses and link-local
+// ones.
 func targetNot(addresses []netip.Addr) nft.Term {
 	t := nft.NotTarget(linkLocal())
 	for _, a := range addresses {
@@ -76,7 +76,7 @@ func targetNot(addresses []netip.Addr) nft.Term {
 	return t
 }
 
-// fromSources matches what comes from where the guest announces to be.
+// fromSources matches packets from the prefixes that the guest announces.
 func fromSources(tap string, v4 bool) nft.Term {
 	set, field := sources.Set(tap, v4).Name, nft.NetworkField(nft.IPv6Source, 16)
 	if v4 {
@@ -89,7 +89,7 @@ func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 func isLimit(limit int64) bool { return limit > 0 && limit <= limitMost }
 
-// byFamily parts addresses.
+// byFamily splits addresses by family.
 func byFamily(addresses []netip.Addr) (v4, v6 []netip.Addr) {
 	for _, a := range addresses {
 		if a.Is4() {
@@ -101,16 +101,16 @@ func byFamily(addresses []netip.Addr) (v4, v6 []netip.Addr) {
 	return v4, v6
 }
 
-// openTap lets through what is the guest's own, and nothing else.
+// openTap accepts the guest's own packets, and nothing else.
 func openTap(p guestPort) tapFilter {
 	return tapFilter{tap: p.tap, out: rulesOut(p), in: rulesIn(p), policy: nft.PolicyDrop, sources: p.peers}
 }
 
-// closedTap lets nothing through.
+// closedTap accepts nothing.
 func closedTap(tap string) tapFilter { return tapFilter{tap: tap, policy: nft.PolicyDrop} }
 
-// limitBridge keeps all guests of a Network together within its limits; what
-// they may send is for their own filters to say.
+// limitBridge keeps all guests of a Network together within its limits; their own
+// filters decide what they may send.
 func limitBridge(bridge string, l limits) tapFilter {
 	f := tapFilter{tap: bridge, policy: nft.PolicyAccept}
 	if isLimit(l.out) {
@@ -122,7 +122,7 @@ func limitBridge(bridge string, l limits) tapFilter {
 	return f
 }
 
-// rulesOut are for what the guest sends.
+// rulesOut returns the rules for packets from the guest.
 func rulesOut(p guestPort) []nft.Rule {
 	v4, v6 := byFamily(p.addresses)
 	var rules []nft.Rule
@@ -134,7 +134,7 @@ func rulesOut(p guestPort) []nft.Rule {
 	if isLimit(p.limits.out) {
 		rules = append(rules, nft.Rule{nft.Above(p.limits.out, limitBurst), nft.Counted(p.tap + counterLimitedOut), nft.Drop()})
 	}
-	// Most of all packets are done with here: three comparisons for each.
+	// Most packets match here, after three comparisons.
 	for _, a := range v4 {
 		let(nft.EtherHeader(gatewayMAC(), p.mac, etherIPv4), nft.InHeader("ip saddr", nft.IPv4Source, a.AsSlice()), nft.Protocol("tcp", unix.IPPROTO_TCP))
 	}
@@ -177,7 +177,7 @@ func rules6Out(addresses []netip.Addr, let, refuse func(...nft.Term)) {
 	for _, a := range addresses {
 		let(nft.Ether(etherIPv6), nft.IPv6From(whole(a)))
 	}
-	// What is of the link goes no further than the gateway.
+	// Link-local packets go no further than the gateway.
 	let(nft.Ether(etherIPv6), nft.IPv6From(linkLocal()), nft.IPv6To(linkLocal()))
 	let(nft.Ether(etherIPv6), nft.IPv6From(linkLocal()), nft.IPv6To(netip.MustParsePrefix("ff02::/16")))
 	// A guest that has no address yet (RFC 4862 §5.4.2).
@@ -188,7 +188,8 @@ func rules6Out(addresses []netip.Addr, let, refuse func(...nft.Term)) {
 	}
 }
 
-// rulesIn are for what the guest is sent: by its gateway, for itself.
+// rulesIn returns the rules for packets to the guest: from its gateway, to its own
+// addresses.
 func rulesIn(p guestPort) []nft.Rule {
 	v4, v6 := byFamily(p.addresses)
 	rules := []nft.Rule{{nft.EtherSourceNot(gatewayMAC()), nft.Drop()}}
@@ -196,11 +197,11 @@ func rulesIn(p guestPort) []nft.Rule {
 	if isLimit(p.limits.in) {
 		rules = append(rules, nft.Rule{nft.EtherTo(p.mac[:]...), nft.Above(p.limits.in, limitBurst), nft.Counted(p.tap + counterLimitedIn), nft.Drop()})
 	}
-	// Linux has no way to keep a router from sending IPv6 redirects: a guest would
-	// be told to send to its neighbour itself, which no port lets it do.
+	// Linux cannot stop a router from sending IPv6 redirects. They would make a guest
+	// send to its neighbour directly, which no port accepts.
 	rules = append(rules, nft.Rule{nft.EtherHeader(p.mac, gatewayMAC(), etherIPv6), nft.ICMPv6Type(icmpRedirect), nft.Drop()})
 	let(nft.EtherTo(p.mac[:]...))
-	// What goes to all on the link, if it is about this guest.
+	// Packets to all on the link, if they concern this guest.
 	for _, a := range v4 {
 		let(nft.Ether(etherARP), nft.InHeader("arp target", arpTargetIPv4, a.AsSlice()))
 	}
@@ -216,8 +217,8 @@ func rulesIn(p guestPort) []nft.Rule {
 	return rules
 }
 
-// add puts one tap's filter into the ruleset. The sets that its rules ask for
-// are filled by package sources.
+// add puts one tap's filter into the ruleset. Package sources fills the sets that its
+// rules use.
 func (f tapFilter) add(to *nft.Ruleset) {
 	to.Counters = append(to.Counters, f.tap+counterSpoofed, f.tap+counterLimitedOut, f.tap+counterLimitedIn)
 	if f.sources {
@@ -228,7 +229,7 @@ func (f tapFilter) add(to *nft.Ruleset) {
 		nft.Chain{Name: f.tap + chainIn, Hook: nft.Egress(f.tap), Policy: f.policy, Rules: f.in})
 }
 
-// dropsOf are those of one tap among all counters.
+// dropsOf returns the drops of one tap from all counters.
 func dropsOf(tap string, counters map[string]uint64) Drops {
 	return Drops{Spoofed: counters[tap+counterSpoofed], LimitedOut: counters[tap+counterLimitedOut], LimitedIn: counters[tap+counterLimitedIn]}
 }

@@ -21,8 +21,8 @@ import (
 
 const tunDevice = "/dev/net/tun"
 
-// openQueue makes the tap in ns, down and in no bridge, and opens its queue.
-// The device is not persistent: it goes with the queue.
+// openQueue creates the tap in ns, down and not in a bridge, and opens its queue. The
+// device is not persistent: it goes with the queue.
 func openQueue(ns netns.NsHandle, name string) (*os.File, error) {
 	request, err := unix.NewIfreq(name)
 	if err != nil {
@@ -31,13 +31,13 @@ func openQueue(ns netns.NsHandle, name string) (*os.File, error) {
 	request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	fd := -1
 	err = within(ns, func() (err error) {
-		// A tap is made in the namespace of the thread that opens the device.
+		// A tap is created in the namespace of the thread that opens the device.
 		if fd, err = unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
 			return &os.PathError{Op: "open", Path: tunDevice, Err: err}
 		}
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 		if err == nil {
-			err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0) // somebody may have made it by hand
+			err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0) // an operator may have created it
 		}
 		return err
 	})
@@ -53,14 +53,14 @@ func openQueue(ns netns.NsHandle, name string) (*os.File, error) {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return nil, fmt.Errorf("tap %s: the kernel has no taps: have its module tun loaded at boot, before nodeagent: %w", name, err)
 	case errors.Is(err, unix.EINVAL):
-		return nil, fmt.Errorf("tap %s: an interface of this name is no tap with a single queue; remove it: %w", name, err)
+		return nil, fmt.Errorf("tap %s: an interface of this name is not a tap with a single queue; remove it: %w", name, err)
 	}
-	return nil, fmt.Errorf("make tap %s: %w", name, err)
+	return nil, fmt.Errorf("create tap %s: %w", name, err)
 }
 
-// guestPorts makes the taps that are there as the table of ports has them. One
-// that no port asks for is closed; one without its QEMU is not there at all, and
-// any may go at any time: then what was seen is looked at anew.
+// guestPorts configures the existing taps by the table of ports. A tap without a port
+// is closed. A tap exists only while its QEMU does, and may go at any time: then the
+// taps are listed again.
 func (w *work) guestPorts() error {
 	if w.guestPortsOnce() == nil {
 		return nil
@@ -91,7 +91,7 @@ func (w *work) guestPortsOnce() error {
 	if err := w.plug(present, seen); err != nil {
 		return err
 	}
-	if w.changes > before { // the bridge has a carrier when a port of it has
+	if w.changes > before { // the bridge has a carrier when one of its ports has
 		if err := w.tenant.carry(append(tapNames(present), bridgeName(w.network.vni))...); err != nil {
 			return err
 		}
@@ -109,7 +109,7 @@ func (w *work) guestPortsOnce() error {
 	return w.movedRoutes(bridge.index)
 }
 
-// strays are our taps that no port asks for.
+// strays returns our taps without a port.
 func (w *work) strays(seen map[string]link) []string {
 	if !w.complete {
 		return nil
@@ -133,8 +133,8 @@ func tapNames(ports []guestPort) []string {
 	return names
 }
 
-// filterTaps sets the filters, and notes what they have dropped. What is of taps
-// that are gone goes, if these are all that there are.
+// filterTaps sets the filters, and records what they have dropped. If the list of taps
+// is complete, it removes the filters of taps that are gone.
 func (w *work) filterTaps(present []guestPort, closed []string) error {
 	var want nft.Ruleset
 	for _, p := range present {
@@ -164,15 +164,15 @@ func (w *work) filterTaps(present []guestPort, closed []string) error {
 	return nil
 }
 
-// plug puts the taps into the bridge, each a port that reaches the gateway and
-// no other port.
+// plug puts the taps into the bridge, each as a port that reaches the gateway but no
+// other port.
 func (w *work) plug(present []guestPort, seen map[string]link) error {
 	if len(present) == 0 {
 		return nil
 	}
 	bridge, there := seen[bridgeName(w.network.vni)]
 	if !there {
-		return fmt.Errorf("%s is not there", bridgeName(w.network.vni))
+		return fmt.Errorf("%s does not exist", bridgeName(w.network.vni))
 	}
 	c, err := dialRTNL(w.tenant.ns)
 	if err != nil {
@@ -198,11 +198,11 @@ func (w *work) plugOne(c *rtnl, tap link, bridge int, port bridgePort) error {
 	l := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: tap.index}}
 	if port.master != bridge || port.flags != wantFlags() {
 		if tap.alias != "" && tap.alias != want.alias {
-			return fmt.Errorf("%s is marked %q, not %q: it is somebody else's; rename or remove it", tap.name, tap.alias, want.alias)
+			return fmt.Errorf("%s is marked %q, not %q: it is not this Network's; rename or remove it", tap.name, tap.alias, want.alias)
 		}
 		did(w, []change{change("plug in " + tap.name)})
-		// Down until it is isolated: nothing passes between guests meanwhile. Its
-		// MTU comes first, since a bridge takes over the least of its ports'.
+		// Down until it is isolated, so that nothing passes between guests meanwhile.
+		// Its MTU comes first, because a bridge follows the smallest MTU of its ports.
 		if err := w.tenant.LinkSetDown(l); err != nil {
 			return fmt.Errorf("set %s down: %w", tap.name, err)
 		}
@@ -220,17 +220,18 @@ func (w *work) plugOne(c *rtnl, tap link, bridge int, port bridgePort) error {
 	return w.mend(w.tenant, []link{want}, map[string]link{tap.name: tap})
 }
 
-// bridgePort is how an interface is plugged into a bridge.
+// bridgePort is the state of an interface as a port of a bridge.
 type bridgePort struct {
 	master int // index of the bridge
 	flags  portFlags
 }
 
-// portFlags are those that decide who hears whom, each one octet, by number.
+// portFlags are the flags that decide which ports reach each other: one octet each, by
+// attribute number.
 type portFlags [nl.IFLA_BRPORT_ISOLATED + 1]byte
 
-// wantFlags: isolated, and nothing else. The bridge learns nothing, answers
-// nothing for others and floods nothing but what the gateway sends to all.
+// wantFlags returns the flags of a port: only isolated is set. The bridge does not
+// learn, does not answer for others, and floods only the gateway's broadcasts.
 func wantFlags() (flags portFlags) {
 	flags[nl.IFLA_BRPORT_ISOLATED] = 1
 	return flags
@@ -296,15 +297,15 @@ func (c *rtnl) setBridgePort(index int) error {
 	return errors.Join(err, refused[0])
 }
 
-// bridgeFDB says where a bridge finds a MAC address.
+// bridgeFDB is a bridge's FDB entry: the port of a MAC address.
 type bridgeFDB struct {
 	index int
 	mac   mac
 }
 
-// portEntries tells the kernel where the guests are, so that it need not ask:
-// the bridge by a static FDB entry, the gateway by permanent neighbours. taps
-// are all that are ours.
+// portEntries sets the kernel's entries for the guests, so that it need not resolve
+// them: a static FDB entry of the bridge, and permanent neighbours of the gateway. taps
+// are all of ours.
 func (w *work) portEntries(present []guestPort, taps []string, seen map[string]link) error {
 	bridge := seen[bridgeName(w.network.vni)]
 	c, err := dialRTNL(w.tenant.ns)
@@ -358,10 +359,10 @@ func (w *work) portEntries(present []guestPort, taps []string, seen map[string]l
 	}
 	for i := range add {
 		if refused[i] != nil {
-			return fmt.Errorf("tell the gateway of a guest: %w", refused[i])
+			return fmt.Errorf("set the gateway's neighbour entry of a guest: %w", refused[i])
 		}
 	}
-	return nil // what was to go may have gone with its tap
+	return nil // entries to remove may have gone with their tap
 }
 
 func (e bridgeFDB) message(v verb) message {
@@ -370,8 +371,8 @@ func (e bridgeFDB) message(v verb) message {
 	return m
 }
 
-// listPortEntries lists what a bridge knows of MAC addresses other than its
-// ports' own, and our neighbours on it.
+// listPortEntries lists a bridge's FDB entries, except those for its ports' own MAC
+// addresses, and our neighbours on it.
 func (c *rtnl) listPortEntries(bridge int) (map[bridgeFDB]bool, map[netip.Addr]mac, error) {
 	fdb, neighbours := map[bridgeFDB]bool{}, map[netip.Addr]mac{}
 	err := c.dump(message{typ: unix.RTM_GETNEIGH, body: ndmsg(unix.AF_BRIDGE, 0, 0, 0)}, func() { clear(fdb) }, func(b []byte) { seeBridgeFDB(b, bridge, fdb) })
@@ -427,7 +428,7 @@ func seePortNeighbour(b []byte, bridge int, into map[netip.Addr]mac) {
 	}
 }
 
-// speaksIPv6 reports whether an interface takes IPv6 neighbours.
+// speaksIPv6 reports whether an interface accepts IPv6 neighbours.
 func speaksIPv6(ns netns.NsHandle, name string) (bool, error) {
 	speaks := false
 	err := within(ns, func() error {
@@ -444,8 +445,8 @@ func speaksIPv6(ns netns.NsHandle, name string) (bool, error) {
 	return speaks, nil
 }
 
-// movedRoutes lead to guests that moved here with addresses of other hosts'
-// leases: to those that the part names, and to those of the ports.
+// movedRoutes returns routes to guests that moved here with addresses of other hosts'
+// leases: those in the part, and those of the ports.
 func (w *work) movedRoutes(bridge int) error {
 	seen, err := w.bridgeRoutes(bridge)
 	if err != nil {
@@ -498,7 +499,7 @@ func movedRoute(p netip.Prefix) route {
 	return route{dst: destination{Prefix: p}}
 }
 
-// bridgeRoutes are ours on the bridge.
+// bridgeRoutes returns our routes on the bridge.
 func (w *work) bridgeRoutes(bridge int) ([]netip.Prefix, error) {
 	var list []netip.Prefix
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {

@@ -859,11 +859,11 @@ func TestForeignTapStays(t *testing.T) {
 	must(t, err)
 	must(t, p.LinkSetAlias(bridge, "theirs"))
 	h.overlay.SetPorts([]nodeagent.Port{port})
-	if _, err := h.overlay.Attach(context.Background(), port); err == nil || !strings.Contains(err.Error(), "no tap") {
+	if _, err := h.overlay.Attach(context.Background(), port); err == nil || !strings.Contains(err.Error(), "not a tap") {
 		t.Errorf("an interface in the way: %v", err)
 	}
 	status := h.overlay.Reconcile(context.Background(), []nodeagent.Part{f.part(red(), 1)})["network/red"]
-	if status.State != api.PartPending || !strings.Contains(status.Message, "somebody else's") {
+	if status.State != api.PartPending || !strings.Contains(status.Message, "rename or remove it") {
 		t.Errorf("an interface in the way: %+v", status)
 	}
 	l, err = p.LinkByName("tapabcdef012345")

@@ -16,7 +16,7 @@ import (
 	"github.com/rackweft/rackweft/internal/namespace"
 )
 
-// tenants are the Networks' namespaces.
+// tenants manages the Networks' namespaces.
 type tenants struct {
 	dir        string
 	pin, unpin func(ctx context.Context, path string) error
@@ -39,7 +39,7 @@ func (t tenants) path(network, uid string) string {
 
 func (t tenants) pathOf(n network) string { return t.path(n.name, n.uid) }
 
-// complete reports whether the Networks are all that run here.
+// complete reports whether networks are all that run here.
 func (t tenants) complete(networks []network) (bool, error) {
 	names, err := namespaces(t.dir)
 	if err != nil {
@@ -51,13 +51,13 @@ func (t tenants) complete(networks []network) (bool, error) {
 	return len(names) == 0, nil
 }
 
-// open opens a Network's namespace; one that is not there is made.
+// open opens a Network's namespace, and creates it if it does not exist.
 func (t tenants) open(ctx context.Context, path string) (place, error) {
 	tenant, err := openPlace(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return tenant, err
 	}
-	// A file that pins nothing is left when its mount was lost.
+	// The file stays without a namespace if its mount was lost.
 	if err := errors.Join(t.unpinIfThere(ctx, path), t.pin(ctx, path)); err != nil {
 		return tenant, err
 	}
@@ -92,9 +92,9 @@ func (t tenants) remove(ctx context.Context, host place, path, uid string) error
 		return err
 	}
 	if alias := links["lo"].alias; alias != "" && alias != mark(uid) {
-		return fmt.Errorf("the loopback of %s is marked %q, not %q: it is somebody else's", path, alias, mark(uid))
+		return fmt.Errorf("the loopback of %s is marked %q, not %q: the namespace is another Network's", path, alias, mark(uid))
 	}
-	// The namespace goes in its own time; the VNI must be free at once.
+	// The kernel removes the namespace later; the VNI must be free at once.
 	if err := removeMarked(tenant, mark(uid)); err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (t tenants) remove(ctx context.Context, host place, path, uid string) error
 	return t.unpin(ctx, path)
 }
 
-// removeMarked takes the interfaces away that are marked so.
+// removeMarked removes the interfaces with that mark.
 func removeMarked(p place, mark string) error {
 	links, err := listLinks(p.Handle)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 )
 
-// findUnderlay looks the underlay up as it is now.
+// findUnderlay reads the present state of the underlay.
 func findUnderlay(host place, want api.Underlay) (underlay, error) {
 	none := underlay{encrypted: want.Encryption != nil}
 	if want.Interface == "" && len(want.Addresses) == 0 {
@@ -41,7 +41,7 @@ func findUnderlay(host place, want api.Underlay) (underlay, error) {
 	if want.Interface == "" {
 		return none, fmt.Errorf("no interface of the host has %s", want.Addresses[0])
 	}
-	return none, fmt.Errorf("underlay %s: there is no such interface", want.Interface)
+	return none, fmt.Errorf("underlay %s: no such interface", want.Interface)
 }
 
 func seeUnderlay(host place, l netlink.Link, want api.Underlay) (underlay, error) {
@@ -67,7 +67,7 @@ func upAndAddressed(l netlink.Link, u underlay, want api.Underlay) error {
 		return fmt.Errorf("underlay %s: the interface is down", u.name)
 	}
 	if len(u.addresses) == 0 {
-		return fmt.Errorf("underlay %s: the interface has none of the host's addresses %s; see the host's network units", u.name, want.Addresses)
+		return fmt.Errorf("underlay %s: the interface lacks the host's addresses %s; see the host's network units", u.name, want.Addresses)
 	}
 	return nil
 }

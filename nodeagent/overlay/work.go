@@ -12,7 +12,7 @@ type work struct {
 	host, tenant place
 	network      network
 	ports        []guestPort
-	complete     bool   // ports are all that there are
+	complete     bool   // ports lists all
 	dir          string // of the tenants' namespaces
 
 	unknown func(vni uint32) (bool, error)
@@ -28,7 +28,7 @@ type work struct {
 	wrongChecksums bool
 }
 
-// change describes one, for the log.
+// change describes one change for the log.
 type change string
 
 func (c change) String() string { return string(c) }
@@ -81,8 +81,9 @@ func (w *work) links() error {
 	return applyLinks(w.host.Handle, w.tenant.Handle, w.tenant.ns, ops)
 }
 
-// reach sets the ways out. Egress is first, since a direct route takes the place
-// of one by VXLAN and has to make room for it; its faults leave the peers be.
+// reach sets egress, then the peers' entries. Egress is first, because a direct route
+// replaces one by VXLAN and has to be removed before that is set; a fault of egress
+// does not affect the peers.
 func (w *work) reach() error { return errors.Join(w.egress(), w.peers()) }
 
 func (w *work) peers() error {

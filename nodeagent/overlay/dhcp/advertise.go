@@ -11,10 +11,10 @@ import (
 
 const (
 	routerSolicitation = 133
-	// routerLifetime is the longest that the field holds (RFC 8319 §4): a host
-	// whose agent is down must not lose its guests' way out.
+	// routerLifetime is the longest that the field holds (RFC 8319 §4): guests must keep
+	// their router while the agent is down.
 	routerLifetime = 65535 * time.Second
-	// advertiseEvery is when guests hear of the router unasked.
+	// advertiseEvery is the interval of unsolicited advertisements.
 	advertiseEvery = 10 * time.Minute
 )
 
@@ -23,8 +23,8 @@ func allNodes() netip.Addr { return netip.MustParseAddr("ff02::1") }
 // allNodesMAC is the group's (RFC 2464 §7).
 func allNodesMAC() MAC { return MAC{0x33, 0x33, 0, 0, 0, 1} }
 
-// advertisement says: here is a router, ask DHCPv6 for addresses, no prefix is
-// on the link (RFC 4861 §4.2, RFC 8106 §5).
+// advertisement announces the router, addresses by DHCPv6, and no prefix on the link
+// (RFC 4861 §4.2, RFC 8106 §5).
 func (t *table) advertisement(router net.HardwareAddr) ([]byte, error) {
 	ra := &ndp.RouterAdvertisement{
 		CurrentHopLimit: 64, ManagedConfiguration: true, OtherConfiguration: true, RouterLifetime: routerLifetime,

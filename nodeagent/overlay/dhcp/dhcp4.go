@@ -12,16 +12,16 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 )
 
-// A guest's address is its own for life: leases are long, so that a host
-// without its agent takes none away, and renewed early, so that what else a
-// lease tells does not grow old.
+// A guest keeps its address for life. Leases are long, so that guests keep them while
+// the agent is down, and renewed early, so that changed options reach the guests.
 const (
 	leaseTime  = 7 * 24 * time.Hour
 	renewTime  = 12 * time.Hour
 	rebindTime = 6 * 24 * time.Hour
 )
 
-// maxReply is what every client takes: 576 bytes (RFC 2131 §2) with IP and UDP.
+// maxReply is the size that every client accepts: 576 bytes (RFC 2131 §2) with IP and
+// UDP headers.
 const maxReply = 576 - ipv4Header - udpHeader
 
 // reply4 is an answer to a DHCPv4 client.
@@ -33,8 +33,8 @@ type reply4 struct {
 
 var errNotServed = errors.New("no guest of this Network on this host has this MAC")
 
-// answer4 answers a DHCPv4 message that came from a MAC: with nothing where
-// nothing is due, and with an error that says why where nothing is given.
+// answer4 answers a DHCPv4 message from a MAC. It returns nil if no answer is due, and
+// an error if the request is refused.
 func (t *table) answer4(from MAC, b []byte) (*reply4, error) {
 	g, known := t.byMAC[from]
 	if !known {
@@ -42,20 +42,20 @@ func (t *table) answer4(from MAC, b []byte) (*reply4, error) {
 	}
 	req, err := dhcpv4.FromBytes(b)
 	if err != nil {
-		return nil, fmt.Errorf("not understood: %w", err)
+		return nil, fmt.Errorf("cannot parse it: %w", err)
 	}
 	addr := g.address()
 	switch {
 	case req.OpCode != dhcpv4.OpcodeBootRequest || req.HWType != iana.HWTypeEthernet:
-		return nil, errors.New("no request of an Ethernet client")
+		return nil, errors.New("not a request of an Ethernet client")
 	case string(req.ClientHWAddr) != string(from[:]):
-		return nil, fmt.Errorf("it asks for %s", req.ClientHWAddr)
+		return nil, fmt.Errorf("it requests an address for %s", req.ClientHWAddr)
 	case isSet(req.GatewayIPAddr):
-		return nil, errors.New("it was relayed: guests are on the link")
+		return nil, errors.New("it was relayed: guests must be on the link")
 	case !addr.IsValid():
 		return nil, errors.New("the guest has no IPv4 address")
 	case isSet(req.ServerIdentifier()) && !req.ServerIdentifier().Equal(Gateway4().AsSlice()):
-		return nil, nil // it took another server
+		return nil, nil // it chose another server
 	}
 	switch req.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
@@ -64,7 +64,7 @@ func (t *table) answer4(from MAC, b []byte) (*reply4, error) {
 		return t.request(req, g)
 	case dhcpv4.MessageTypeInform:
 		if !isAddr(req.ClientIPAddr, addr) {
-			return nil, fmt.Errorf("it informs itself for %s, not %s, its address", req.ClientIPAddr, addr)
+			return nil, fmt.Errorf("its INFORM is for %s, not for its address %s", req.ClientIPAddr, addr)
 		}
 		return t.lease(req, g, dhcpv4.MessageTypeAck)
 	case dhcpv4.MessageTypeDecline:
@@ -91,7 +91,7 @@ func (t *table) request(req *dhcpv4.DHCPv4, g *Guest) (*reply4, error) {
 	return send4(r, g.MAC, netip.AddrFrom4([4]byte{255, 255, 255, 255})), nil
 }
 
-// lease tells a guest its address and what goes with it.
+// lease answers with a guest's address and options.
 func (t *table) lease(req *dhcpv4.DHCPv4, g *Guest, kind dhcpv4.MessageType) (*reply4, error) {
 	r, err := newReply(req, kind)
 	if err != nil {
@@ -114,10 +114,9 @@ func (t *table) lease(req *dhcpv4.DHCPv4, g *Guest, kind dhcpv4.MessageType) (*r
 	return send4(r, g.MAC, to), nil
 }
 
-// tell4 adds what is the same in every answer. The gateway is outside of the
-// /32, so it gets a route of its own (RFC 3442); clients that know option 121
-// leave option 3 aside, others reach a router outside of their prefix where
-// the prefix is a /32.
+// tell4 adds the options of every answer. The gateway is outside of the /32, so it gets
+// a route of its own (RFC 3442). Clients that support option 121 ignore option 3;
+// others reach a router outside of their prefix if the prefix is a /32.
 func (t *table) tell4(r *dhcpv4.DHCPv4, g *Guest) {
 	gateway := net.IP(Gateway4().AsSlice())
 	r.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(32, 32)))
@@ -156,7 +155,7 @@ func newReply(req *dhcpv4.DHCPv4, kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, erro
 	return r, nil
 }
 
-// send4 goes to the guest alone, but where it asked for a broadcast.
+// send4 sends to the guest alone, unless it requested a broadcast.
 func send4(r *dhcpv4.DHCPv4, mac MAC, to netip.Addr) *reply4 {
 	if r.IsBroadcast() && to == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		mac = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}

@@ -11,13 +11,13 @@ import (
 	"github.com/insomniacslk/dhcp/rfc1035label"
 )
 
-// serverDUID is the same on every host, so that a guest that moved may renew
-// with its new host.
+// serverDUID is the same on every host, so that a guest that moved can renew with its
+// new host.
 func serverDUID() dhcpv6.DUID {
 	return &dhcpv6.DUIDLL{HWType: iana.HWTypeEthernet, LinkLayerAddr: net.HardwareAddr{0x02, 0x00, 0xa9, 0xfe, 0x01, 0x01}}
 }
 
-// answer6 answers a DHCPv6 message that came from a MAC, as answer4 does.
+// answer6 answers a DHCPv6 message from a MAC, as answer4 does.
 func (t *table) answer6(from MAC, b []byte) ([]byte, error) {
 	g, known := t.byMAC[from]
 	if !known {
@@ -29,7 +29,7 @@ func (t *table) answer6(from MAC, b []byte) ([]byte, error) {
 	}
 	req, err := dhcpv6.MessageFromBytes(b)
 	if err != nil {
-		return nil, fmt.Errorf("not understood: %w", err)
+		return nil, fmt.Errorf("cannot parse it: %w", err)
 	}
 	if !valid6(req) {
 		return nil, nil
@@ -66,8 +66,8 @@ func (t *table) answer6(from MAC, b []byte) ([]byte, error) {
 	return r.ToBytes(), nil
 }
 
-// valid6 says whether a message has the identifiers that it must have, and
-// none that it must not have (RFC 8415 §16).
+// valid6 reports whether a message has the required identifiers, and no forbidden ones
+// (RFC 8415 §16).
 func valid6(m *dhcpv6.Message) bool {
 	client, server := m.Options.ClientID(), m.Options.ServerID()
 	if server != nil && !serverDUID().Equal(server) {
@@ -82,8 +82,8 @@ func valid6(m *dhcpv6.Message) bool {
 	return m.MessageType == dhcpv6.MessageTypeInformationRequest
 }
 
-// addLeases6 gives the guest's addresses to the first IA that it asks for, and
-// takes all others that it names back (lifetime 0, RFC 8415 §18.3.4).
+// addLeases6 gives the guest's addresses to the first IA of the request, and revokes
+// all other addresses in it (lifetime 0, RFC 8415 §18.3.4).
 func addLeases6(r, req *dhcpv6.Message, addrs []netip.Addr) {
 	for i, ia := range req.Options.IANA() {
 		out := &dhcpv6.OptIANA{IaId: ia.IaId}
@@ -111,8 +111,8 @@ func addLeases6(r, req *dhcpv6.Message, addrs []netip.Addr) {
 	}
 }
 
-// confirm6 says whether the addresses that a client comes back with are its
-// own; without any there is no answer (RFC 8415 §18.3.3).
+// confirm6 answers whether the addresses in a Confirm are the client's; without any
+// there is no answer (RFC 8415 §18.3.3).
 func confirm6(r, req *dhcpv6.Message, addrs []netip.Addr) bool {
 	named := 0
 	for _, ia := range req.Options.IANA() {
@@ -128,7 +128,7 @@ func confirm6(r, req *dhcpv6.Message, addrs []netip.Addr) bool {
 	return named > 0
 }
 
-// tell6 adds what is the same in every answer.
+// tell6 adds the options of every answer.
 func (t *table) tell6(r *dhcpv6.Message) {
 	r.AddOption(dhcpv6.OptDNS(Gateway6().AsSlice()))
 	if t.Domain != "" {

@@ -20,7 +20,7 @@ import (
 
 const (
 	dnsPort      = 53
-	maxQuestion  = 1500 // a longer one is no question of a resolver's library
+	maxQuestion  = 1500 // resolver libraries never send longer ones
 	ownTTL       = 30   // seconds; of guests' names
 	tcpIdle      = 10 * time.Second
 	questionTime = 5 * time.Second
@@ -80,7 +80,7 @@ func (s *Server) serveUDP(ctx context.Context, c *net.UDPConn) error {
 	}
 }
 
-// hear answers a question at once where that is possible.
+// hear answers a question at once if possible.
 func (s *Server) hear(ctx context.Context, c *net.UDPConn, from netip.AddrPort, b []byte, forwarding *sync.WaitGroup) {
 	from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
 	q, known := s.question(from.Addr(), b)
@@ -89,7 +89,7 @@ func (s *Server) hear(ctx context.Context, c *net.UDPConn, from netip.AddrPort, 
 	}
 	reply := func(m *dns.Msg) {
 		if packed, err := packUDP(q, m); err == nil {
-			_, _ = c.WriteToUDPAddrPort(packed, from) // a lost answer is asked for again
+			_, _ = c.WriteToUDPAddrPort(packed, from) // the client repeats the question
 		}
 	}
 	if !known {
@@ -114,27 +114,27 @@ func (s *Server) hear(ctx context.Context, c *net.UDPConn, from netip.AddrPort, 
 	})
 }
 
-// question reads a question. It is nil where no answer is due; known says
-// whether it is a guest's.
+// question parses a question. It returns nil if no answer is due; known reports whether
+// the sender is a guest.
 func (s *Server) question(from netip.Addr, b []byte) (q *dns.Msg, known bool) {
 	guest := s.guest(from)
 	if guest != nil && !s.share.question(guest.MAC) {
 		return nil, true
 	}
 	if guest == nil && !s.complaints.Allow() {
-		return nil, false // nobody's: refused now and then
+		return nil, false // of an unknown sender: refused, at a limited rate
 	}
 	q = new(dns.Msg)
 	if err := q.Unpack(b); err != nil || q.Response {
 		return nil, guest != nil
 	}
 	if guest == nil {
-		s.log.Warn("guests: a question is refused: no guest of this Network on this host has this address", "bridge", s.bridge.Name, "from", from)
+		s.log.Warn("guests: DNS question refused: no guest of this Network on this host has this address", "bridge", s.bridge.Name, "from", from)
 	}
 	return q, guest != nil
 }
 
-// guest finds whose address it is.
+// guest finds the guest with an address.
 func (s *Server) guest(a netip.Addr) *Guest {
 	t := s.table.Load()
 	if !a.IsLinkLocalUnicast() || a.Is4() {
@@ -153,7 +153,7 @@ func (s *Server) guest(a netip.Addr) *Guest {
 	return t.byMAC[mac]
 }
 
-// forwarded asks the resolvers.
+// forwarded forwards a question to the resolvers.
 func (s *Server) forwarded(ctx context.Context, g *Guest, q *dns.Msg, network string) *dns.Msg {
 	ctx, cancel := context.WithTimeout(ctx, questionTime)
 	defer cancel()
@@ -189,7 +189,7 @@ func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) error {
 	}
 }
 
-// take serves a guest's connection beside others.
+// take serves a guest's connection in a goroutine of its own.
 func (s *Server) take(ctx context.Context, c *net.TCPConn, connections *sync.WaitGroup) bool {
 	from, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok {
@@ -254,8 +254,8 @@ func (s *Server) converse(ctx context.Context, c *net.TCPConn, guest *Guest) err
 	return err
 }
 
-// answer answers what is not forwarded: what is no proper question, and
-// guests' names and addresses.
+// answer answers questions that are not forwarded: malformed ones, and those for guests'
+// names and addresses.
 func (t *table) answer(q *dns.Msg) *dns.Msg {
 	switch {
 	case q.Opcode != dns.OpcodeQuery:
@@ -302,7 +302,7 @@ func (t *table) named(name string) *Guest {
 	return t.byName[name]
 }
 
-// pointer answers whose address it is, if it is a guest's.
+// pointer answers with the name of the guest that has an address.
 func (t *table) pointer(q *dns.Msg) *dns.Msg {
 	g := t.byAddr[reversed(q.Question[0].Name)]
 	if g == nil {
@@ -350,7 +350,7 @@ func reversed(name string) netip.Addr {
 	return netip.Addr{}
 }
 
-// refuse is an answer with nothing but a code.
+// refuse returns an answer with only a code.
 func refuse(q *dns.Msg, code int) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetRcode(q, code)
@@ -358,8 +358,8 @@ func refuse(q *dns.Msg, code int) *dns.Msg {
 	return m
 }
 
-// packUDP fits an answer into what the guest takes; one that was cut is asked
-// for again by TCP.
+// packUDP fits an answer into the size that the guest accepts; the guest repeats the
+// question by TCP if the answer was truncated.
 func packUDP(q, m *dns.Msg) ([]byte, error) {
 	size := dns.MinMsgSize
 	if opt := q.IsEdns0(); opt != nil {
@@ -368,7 +368,7 @@ func packUDP(q, m *dns.Msg) ([]byte, error) {
 	return pack(q, m, size)
 }
 
-// pack leaves the resolver's EDNS out for who used none (RFC 6891 §6.1.1).
+// pack removes the resolver's EDNS if the question had none (RFC 6891 §6.1.1).
 func pack(q, m *dns.Msg, size int) ([]byte, error) {
 	if q.IsEdns0() == nil {
 		m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })

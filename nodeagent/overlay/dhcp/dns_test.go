@@ -147,7 +147,7 @@ func TestHostResolvers(t *testing.T) {
 	r.dnsmasq()
 	r.serve()
 	ns := r.configured(one())
-	if m := ask(t, ns, "udp", "169.254.1.1:53", query("www.example.", dns.TypeA)); m.Rcode != dns.RcodeServerFailure || !r.log.has("names none; give the Network or the Site DNS servers") {
+	if m := ask(t, ns, "udp", "169.254.1.1:53", query("www.example.", dns.TypeA)); m.Rcode != dns.RcodeServerFailure || !r.log.has("lists none; give the Network or the Site DNS servers") {
 		t.Errorf("without resolvers: %s", m)
 	}
 	must(t, os.WriteFile(r.server.forward.path, []byte("nameserver "+resolver().String()+"\n"), 0o644))

@@ -15,8 +15,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Forwarder asks resolvers for guests, from the host's namespace: a guest
-// reaches no further than the question that it asks. All Servers share one.
+// Forwarder forwards guests' questions to resolvers, from the host's namespace: guests
+// cannot reach the resolvers themselves. All Servers share one.
 type Forwarder struct {
 	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	path  string
@@ -24,7 +24,7 @@ type Forwarder struct {
 
 	mu     sync.Mutex
 	host   []netip.Addr
-	read   time.Time // when the file was looked at
+	read   time.Time // when the file was last checked
 	change time.Time // of the file
 }
 
@@ -32,20 +32,20 @@ const (
 	resolversAsked = 3
 	resolverTime   = 2 * time.Second // for one
 	resolvConfAge  = 5 * time.Second
-	// udpSize is what passes everywhere in one piece (DNS flag day 2020).
+	// udpSize is the size that passes everywhere unfragmented (DNS flag day 2020).
 	udpSize = 1232
 )
 
-// NewForwarder makes one. dial connects from where the resolvers are reached;
-// resolvConf is the file that names the host's, /etc/resolv.conf.
+// NewForwarder creates a Forwarder. dial connects to resolvers; resolvConf is the file
+// with the host's resolvers, /etc/resolv.conf.
 func NewForwarder(dial func(ctx context.Context, network, address string) (net.Conn, error), resolvConf string) *Forwarder {
 	return &Forwarder{dial: dial, path: resolvConf, slots: make(chan struct{}, forwardedAtAll)}
 }
 
 var errBusy = errors.New("too many questions are being forwarded on this host")
 
-// ask forwards a question to the resolvers in turn, or to the host's where
-// none are given. A resolver that fails leaves the question to the next.
+// ask forwards a question to the resolvers in turn, or to the host's if none are given.
+// If a resolver fails, the next one gets the question.
 func (f *Forwarder) ask(ctx context.Context, question *dns.Msg, resolvers []netip.Addr, network string) (*dns.Msg, error) {
 	select {
 	case f.slots <- struct{}{}:
@@ -77,8 +77,7 @@ func (f *Forwarder) ask(ctx context.Context, question *dns.Msg, resolvers []neti
 	return nil, errors.Join(faults...)
 }
 
-// askOne sends a message of its own making: nothing of the guest's goes out
-// but name, type and two flags.
+// askOne sends a new message: only name, type and two flags are the guest's.
 func (f *Forwarder) askOne(ctx context.Context, question *dns.Msg, resolver, network string) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolverTime)
 	defer cancel()
@@ -117,7 +116,7 @@ func (f *Forwarder) hostResolvers() ([]netip.Addr, error) {
 		f.read = time.Now()
 	}
 	if len(f.host) == 0 {
-		return nil, fmt.Errorf("no resolver is known: %s names none; give the Network or the Site DNS servers", f.path)
+		return nil, fmt.Errorf("no resolver: %s lists none; give the Network or the Site DNS servers", f.path)
 	}
 	return f.host, nil
 }

@@ -13,18 +13,18 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// neighbours remembers which MAC a link-local address belongs to: guests ask
-// their IPv6 gateway from theirs, which no table has. The kernel knows it from
-// the solicitation that came first.
+// neighbours caches the MAC of link-local addresses: guests send to their IPv6 gateway
+// from theirs, which are in no table. The kernel has learned the MAC from the preceding
+// solicitation.
 type neighbours struct {
 	mu    sync.Mutex
 	known map[netip.Addr]neighbour
-	asked *rate.Limiter // the kernel: a guest may make addresses up
+	asked *rate.Limiter // of queries to the kernel: a guest may invent addresses
 }
 
 func newNeighbours() *neighbours { return &neighbours{asked: rate.NewLimiter(100, 20)} }
 
-var errNeighbours = errors.New("too many link-local addresses are new")
+var errNeighbours = errors.New("too many new link-local addresses")
 
 type neighbour struct {
 	mac   MAC
@@ -36,7 +36,7 @@ const (
 	neighbourStands = 5 * time.Second
 )
 
-// find asks lookup where it does not remember.
+// find calls lookup for addresses that are not in the cache.
 func (n *neighbours) find(a netip.Addr, lookup func() (MAC, error)) (MAC, error) {
 	now := time.Now()
 	n.mu.Lock()

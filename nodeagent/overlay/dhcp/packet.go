@@ -13,9 +13,9 @@ import (
 	"github.com/rackweft/rackweft/internal/inet"
 )
 
-// Guests are heard and answered by packet sockets: those see the MAC that a
-// packet came from, which the bridge's ports let nobody forge, and reach a
-// guest that has no address and answers no ARP yet.
+// The servers use packet sockets: these show a packet's source MAC, which the taps'
+// filters keep guests from forging, and they reach a guest that has no address and does
+// not answer ARP yet.
 
 const (
 	dhcp4Server = 67
@@ -28,8 +28,8 @@ const (
 	udpHeader  = 8
 )
 
-// maxPacket is more than any request of a guest has: a longer one is cut and
-// then not understood.
+// maxPacket is more than any request of a guest takes: a longer one is truncated and
+// then fails to parse.
 const maxPacket = 2048
 
 // listenPackets opens a packet socket in the calling thread's namespace.
@@ -45,7 +45,7 @@ func listenPackets(bridge *net.Interface, protocol int, filter []bpf.Instruction
 	return c, nil
 }
 
-// filter4 lets whole UDP packets to port 67 through.
+// filter4 accepts unfragmented UDP packets to port 67.
 func filter4() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 9, Size: 1},
@@ -60,7 +60,7 @@ func filter4() []bpf.Instruction {
 	}
 }
 
-// filter6 lets UDP packets to port 547 and router solicitations through.
+// filter6 accepts UDP packets to port 547 and router solicitations.
 func filter6() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 6, Size: 1},
@@ -75,9 +75,8 @@ func filter6() []bpf.Instruction {
 	}
 }
 
-// payload4 is what an IPv4 packet has behind its UDP header. Checksums are not
-// looked at: a guest whose device offloads them leaves them to be filled in on
-// a wire that is not there.
+// payload4 returns the data after an IPv4 packet's UDP header. It ignores checksums: a
+// guest whose device offloads them does not fill them in.
 func payload4(b []byte) ([]byte, bool) {
 	if len(b) < ipv4Header || b[0]>>4 != 4 {
 		return nil, false
@@ -126,13 +125,13 @@ func udpPacket4(to netip.Addr, data []byte) []byte {
 	return append(b, udpDatagram(from[:], dst[:], dhcp4Server, dhcp4Client, data)...)
 }
 
-// udpPacket6 is from the gateway's link-local address (RFC 8200 §3).
+// udpPacket6 builds a packet from the gateway's link-local address (RFC 8200 §3).
 func udpPacket6(to netip.Addr, data []byte) []byte {
 	from, dst := Gateway6().As16(), to.As16()
 	return ipv6Packet(from, dst, unix.IPPROTO_UDP, udpDatagram(from[:], dst[:], dhcp6Server, dhcp6Client, data))
 }
 
-// icmpPacket6 fills the checksum in.
+// icmpPacket6 builds a packet and fills in its checksum.
 func icmpPacket6(to netip.Addr, message []byte) []byte {
 	from, dst := Gateway6().As16(), to.As16()
 	sum := inet.Checksum(pseudo(from[:], dst[:], unix.IPPROTO_ICMPV6, len(message)), message)

@@ -1,7 +1,7 @@
-// Package dhcp owns what guests are served at their gateway: their addresses
-// by DHCPv4 (RFC 2131) and DHCPv6 (RFC 8415), the IPv6 router's advertisements
-// (RFC 4861), and DNS that is forwarded from outside of their Network. It
-// serves the guests in its table and nobody else.
+// Package dhcp owns the services for guests at their gateway: addresses by DHCPv4 (RFC
+// 2131) and DHCPv6 (RFC 8415), IPv6 router advertisements (RFC 4861), and DNS, which is
+// forwarded to resolvers outside of their Network. It serves only the guests in its
+// table.
 package dhcp
 
 import (
@@ -22,12 +22,12 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Options say where a Server works.
+// Options configure a Server.
 type Options struct {
 	// Within runs f on a thread that is in the Network's namespace.
 	Within func(f func() error) error
-	// Bridge is the interface that guests are plugged into. It has Gateway4,
-	// and Gateway6 where a guest has an IPv6 address.
+	// Bridge is the interface that guests are plugged into. It has the address Gateway4,
+	// and Gateway6 if a guest has an IPv6 address.
 	Bridge    string
 	Forwarder *Forwarder
 	Log       *slog.Logger
@@ -40,7 +40,7 @@ type Server struct {
 	bridge  *net.Interface
 	forward *Forwarder
 	log     *slog.Logger
-	// complaints are logged at most so often: guests can cause them.
+	// complaints limits the rate of log messages that guests can cause.
 	complaints *rate.Limiter
 
 	table atomic.Pointer[table]
@@ -53,8 +53,8 @@ type Server struct {
 	tcp      []*net.TCPListener
 }
 
-// Open opens the sockets: those of IPv6 only where a guest of n has an IPv6
-// address. The caller Runs the Server, or Closes it.
+// Open opens the sockets: those of IPv6 only if a guest of n has an IPv6 address. The
+// caller must call Run or Close.
 func Open(o Options, n Network) (*Server, error) {
 	s := &Server{within: o.Within, forward: o.Forwarder, log: o.Log, complaints: rate.NewLimiter(rate.Every(10*time.Second), 3), share: newShare(), seen: newNeighbours()}
 	s.Set(n)
@@ -65,17 +65,18 @@ func Open(o Options, n Network) (*Server, error) {
 	return s, nil
 }
 
-// Set replaces what guests are told. Guests with IPv6 addresses need a Server
-// that was opened with one.
+// Set replaces the Network that is served. Guests with IPv6 addresses need a Server that
+// was opened with one.
 func (s *Server) Set(n Network) {
 	s.table.Store(newTable(n))
 	s.share.keep(s.table.Load().byMAC)
 }
 
-// Index is the bridge's: with another bridge the Server is deaf.
+// Index is the bridge's index: after the bridge was recreated the Server receives
+// nothing.
 func (s *Server) Index() int { return s.bridge.Index }
 
-// IPv6 says whether it serves IPv6.
+// IPv6 reports whether the Server serves IPv6.
 func (s *Server) IPv6() bool { return s.packets6 != nil }
 
 func (s *Server) open(bridge string) (err error) {
@@ -83,7 +84,7 @@ func (s *Server) open(bridge string) (err error) {
 	if err != nil {
 		return fmt.Errorf("find the bridge: %w", err)
 	}
-	// Its address is a piece of the list of all interfaces, which it would keep.
+	// Its address shares memory with the list of all interfaces, which would stay.
 	s.bridge = &net.Interface{Index: found.Index, Name: bridge, HardwareAddr: slices.Clone(found.HardwareAddr)}
 	if s.packets4, err = listenPackets(s.bridge, unix.ETH_P_IP, filter4()); err != nil {
 		return err
@@ -103,8 +104,8 @@ func (s *Server) open(bridge string) (err error) {
 	return nil
 }
 
-// Run serves until ctx is done, and then has left nothing running. An error
-// means that a socket failed: open another Server.
+// Run serves until ctx is done; nothing runs after it returns. An error means that a
+// socket failed: open another Server.
 func (s *Server) Run(ctx context.Context) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -135,7 +136,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Close lets go of the sockets, and so of the namespace.
+// Close closes the sockets, which releases the namespace.
 func (s *Server) Close() {
 	if s.packets4 != nil {
 		_ = s.packets4.Close()
@@ -189,7 +190,7 @@ func (s *Server) serve6(ctx context.Context) error {
 	})
 }
 
-// solicited advertises the router to a guest that asks.
+// solicited advertises the router to a guest that solicits.
 func (s *Server) solicited(from MAC, source netip.Addr) {
 	t := s.table.Load()
 	g, known := t.byMAC[from]
@@ -203,7 +204,7 @@ func (s *Server) solicited(from MAC, source netip.Addr) {
 	s.sendAdvertisement(t, from, source)
 }
 
-// advertise tells all.
+// advertise advertises the router to all guests.
 func (s *Server) advertise() {
 	if t := s.table.Load(); t.IPv6() {
 		s.sendAdvertisement(t, allNodesMAC(), allNodes())
@@ -219,8 +220,8 @@ func (s *Server) sendAdvertisement(t *table, mac MAC, to netip.Addr) {
 	s.send(s.packets6, mac, icmpPacket6(to, ra))
 }
 
-// read hands each packet of a socket to handle, until ctx is done. Now and
-// then, from the beginning on, it calls regularly, where that is given.
+// read passes each packet of a socket to handle, until ctx is done. At the start and
+// from time to time it calls regularly, unless that is nil.
 func (s *Server) read(ctx context.Context, c *packet.Conn, regularly func(), handle func(from MAC, b []byte)) error {
 	b := make([]byte, maxPacket)
 	next := time.Now()
@@ -246,7 +247,7 @@ func (s *Server) read(ctx context.Context, c *packet.Conn, regularly func(), han
 	return nil
 }
 
-// send forgets what cannot be sent: clients ask again.
+// send drops packets that cannot be sent: clients retry.
 func (s *Server) send(c *packet.Conn, to MAC, b []byte) {
 	if _, err := c.WriteTo(b, &packet.Addr{HardwareAddr: to[:]}); err != nil && !errors.Is(err, net.ErrClosed) {
 		s.complain("an answer", to, err)

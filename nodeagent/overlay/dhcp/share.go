@@ -6,8 +6,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// What one guest, and all guests of one Network on this host, may have asked
-// of DNS at the same time. Beyond it questions are dropped and asked again.
+// Limits of DNS for one guest, and for all guests of one Network on this host. Questions
+// beyond them are dropped, and repeated by the guests.
 const (
 	perSecond      = 500 // questions of one guest
 	perGuest       = 16  // forwarded questions of one guest
@@ -16,7 +16,7 @@ const (
 	forwardedAtAll = 256
 )
 
-// share is fair to the guests of one Network.
+// share divides DNS fairly among the guests of one Network.
 type share struct {
 	mu        sync.Mutex
 	of        map[MAC]*portion
@@ -51,14 +51,14 @@ func (s *share) portion(mac MAC) *portion {
 	return p
 }
 
-// question says whether a guest may ask one more just now.
+// question reports whether a guest may ask another question now.
 func (s *share) question(mac MAC) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.portion(mac).rate.Allow()
 }
 
-// forward takes a place for a forwarded question; done gives it back.
+// forward reserves a place for a forwarded question; done releases it.
 func (s *share) forward(mac MAC) (done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,7 +76,7 @@ func (s *share) forward(mac MAC) (done func(), ok bool) {
 	}, true
 }
 
-// connect takes a place for a connection; done gives it back.
+// connect reserves a place for a connection; done releases it.
 func (s *share) connect(mac MAC) (done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

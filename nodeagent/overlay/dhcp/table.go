@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Gateway4 and Gateway6 are where every guest finds its gateway, and on it
-// all that is served here: the same on every host, for guests that move.
+// Gateway4 and Gateway6 are the addresses of every guest's gateway, and of the services
+// on it. They are the same on every host, for guests that move.
 func Gateway4() netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 1, 1}) }
 
 // Gateway6 is link-local (RFC 4861 §4.2 wants routers to be).
@@ -19,28 +19,28 @@ type MAC [6]byte
 
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
-// Network is what the guests of one Network are told.
+// Network is the configuration that the guests of one Network receive.
 type Network struct {
-	MTU       int          // 0: they are told none
+	MTU       int          // 0: not sent
 	Domain    string       // of the guests; may be empty
-	Resolvers []netip.Addr // that questions are forwarded to; none: those of the host
-	Guests    []Guest      // on this host; nobody else is served
+	Resolvers []netip.Addr // to which questions are forwarded. Default: those of the host
+	Guests    []Guest      // on this host; only these are served
 }
 
-// IPv6 says whether any guest has an IPv6 address.
+// IPv6 reports whether any guest has an IPv6 address.
 func (n Network) IPv6() bool {
 	return slices.ContainsFunc(n.Guests, func(g Guest) bool { return len(g.addresses6()) > 0 })
 }
 
-// Guest is one who is served.
+// Guest is a guest that is served.
 type Guest struct {
 	Name      string // its host name
 	MAC       MAC
 	Addresses []netip.Addr // IPv4 first
 }
 
-// table is a Network with its guests by all that tells them apart. It is never
-// changed: a Server gets another.
+// table indexes a Network's guests by MAC, address and name. It is immutable: a Server
+// gets a new one.
 type table struct {
 	Network
 	byMAC  map[MAC]*Guest
@@ -62,7 +62,7 @@ func newTable(n Network) *table {
 	return t
 }
 
-// address is the guest's IPv4 address, or none.
+// address returns the guest's IPv4 address, which may be invalid.
 func (g *Guest) address() netip.Addr {
 	for _, a := range g.Addresses {
 		if a.Is4() {
@@ -72,7 +72,7 @@ func (g *Guest) address() netip.Addr {
 	return netip.Addr{}
 }
 
-// addresses6 are its IPv6 addresses.
+// addresses6 returns the guest's IPv6 addresses.
 func (g *Guest) addresses6() []netip.Addr {
 	var list []netip.Addr
 	for _, a := range g.Addresses {
