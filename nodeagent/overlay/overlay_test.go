@@ -436,7 +436,7 @@ func TestUnderlayChanges(t *testing.T) {
 	must(t, h.AddrDel(eth0, toAddress(netip.PrefixFrom(old, 24))))
 	h.address("eth0", netip.PrefixFrom(h.underlay, 24))
 	status = h.overlay.Reconcile(context.Background(), []nodeagent.Part{f.part(red(), 1)})["network/red"]
-	if status.State != api.PartPending || !strings.Contains(status.Message, "none of the host's addresses") {
+	if status.State != api.PartPending || !strings.Contains(status.Message, "lacks the host's addresses") {
 		t.Errorf("an underlay without its address: %+v", status)
 	}
 	h.overlay.SetUnderlay(api.Underlay{Interface: "eth0", Addresses: []netip.Addr{h.underlay}})
