@@ -112,9 +112,9 @@ func (s *bgpServer) openGate(ctx context.Context) error {
 
 func (s *speaker) deferring() bool { return s.server != nil && s.server.gate != nil }
 
-// tellAtLast opens the gate once all neighbours have advertised their routes,
+// openGateWhenSettled opens the gate once all neighbours have advertised their routes,
 // or have had the time to.
-func (s *speaker) tellAtLast(ctx context.Context) {
+func (s *speaker) openGateWhenSettled(ctx context.Context) {
 	now := time.Now()
 	patience := time.Duration(deferralTime(s.server.part)) * time.Second
 	if s.status.Settled { // since the start: no neighbour has routes from this process
@@ -128,7 +128,7 @@ func (s *speaker) tellAtLast(ctx context.Context) {
 		if s.looked.Before(calm) {
 			s.lookAtSessions(ctx)
 		}
-		if slices.ContainsFunc(s.status.Sessions, func(n Session) bool { return !n.told }) {
+		if slices.ContainsFunc(s.status.Sessions, func(n Session) bool { return !n.complete }) {
 			return
 		}
 	}

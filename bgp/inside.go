@@ -79,9 +79,9 @@ func readGuests(path string) ([]netip.Prefix, error) {
 	return list, nil
 }
 
-// tellOfGuests advertises the guests' prefixes to the Zone. Those of a file
+// advertiseGuests advertises the guests' prefixes to the Zone. Those of a file
 // that cannot be read stay as they are.
-func (s *speaker) tellOfGuests(ctx context.Context) {
+func (s *speaker) advertiseGuests(ctx context.Context) {
 	want := map[netip.Prefix]bool{}
 	s.status.Guests = ""
 	for _, n := range s.server.part.Inside {
@@ -95,11 +95,11 @@ func (s *speaker) tellOfGuests(ctx context.Context) {
 			}
 			continue
 		}
-		told, more := toldOf(n, list)
+		advertised, more := advertisedOf(n, list)
 		if more > 0 {
 			s.status.Guests = fmt.Sprintf("guests of Network %s announce %d prefixes more than the %d that are advertised to the Zone", n.UID, more, n.MaxPrefixes)
 		}
-		for _, x := range told {
+		for _, x := range advertised {
 			// A prefix that is also an aggregate is announced according to the
 			// routes within it.
 			if !slices.Contains(s.server.part.Aggregates, x) {
@@ -117,17 +117,17 @@ func (s *speaker) tellOfGuests(ctx context.Context) {
 	s.aggregate(ctx)
 }
 
-// toldOf returns the prefixes of a list that are advertised to the Zone, and
+// advertisedOf returns the prefixes of a list that are advertised to the Zone, and
 // the number of the rest.
-func toldOf(n api.BGPInside, list []netip.Prefix) (told []netip.Prefix, more int) {
+func advertisedOf(n api.BGPInside, list []netip.Prefix) (advertised []netip.Prefix, more int) {
 	for _, x := range list {
-		if validPrefix(x) && n.Covers(x) && !slices.Contains(told, x) {
-			told = append(told, x)
+		if validPrefix(x) && n.Covers(x) && !slices.Contains(advertised, x) {
+			advertised = append(advertised, x)
 		}
 	}
-	slices.SortFunc(told, netip.Prefix.Compare)
-	if more = len(told) - n.MaxPrefixes; more > 0 {
-		return told[:n.MaxPrefixes], more
+	slices.SortFunc(advertised, netip.Prefix.Compare)
+	if more = len(advertised) - n.MaxPrefixes; more > 0 {
+		return advertised[:n.MaxPrefixes], more
 	}
-	return told, 0
+	return advertised, 0
 }

@@ -28,7 +28,7 @@ func TestToldOfGuests(t *testing.T) {
 		if err := json.Unmarshal([]byte(c.list), &list); err != nil {
 			t.Fatal(err)
 		}
-		if told, more := toldOf(n, list); fmt.Sprint(told) != c.want || more != c.more {
+		if told, more := advertisedOf(n, list); fmt.Sprint(told) != c.want || more != c.more {
 			t.Errorf("%s: told of %v and %d more", c.list, told, more)
 		}
 	}

@@ -19,8 +19,10 @@ func (s *speaker) holds(now time.Time) bool {
 	if now.Sub(s.rearranged) < rearranging {
 		return true
 	}
-	told := func(n Session) bool { return n.Established() && (s.complete[n.Address] || now.Sub(n.Since) > untold) }
-	if slices.ContainsFunc(s.status.Sessions, told) {
+	complete := func(n Session) bool {
+		return n.Established() && (s.complete[n.Address] || now.Sub(n.Since) > eorTimeout)
+	}
+	if slices.ContainsFunc(s.status.Sessions, complete) {
 		return false
 	}
 	hold := time.Duration(s.server.part.StaleHold)
@@ -83,15 +85,15 @@ func (s *speaker) sessions(ctx context.Context, now time.Time) []Session {
 			Reason: s.log.reason(p.Conf.NeighborAddress), Losses: s.log.lost(p.Conf.NeighborAddress), Accepted: s.counts[n.Address.String()]}
 		if session.Established() && p.Timers.GetState().GetUptime() != nil {
 			session.Since = p.Timers.State.Uptime.AsTime()
-			s.tally.hear(s.server.part, n, p.State.RemoteCap, session.Since)
+			s.tally.negotiate(s.server.part, n, p.State.RemoteCap, session.Since)
 			if !s.deferring() {
-				session.Advertised = s.tally.told[n.Address]
+				session.Advertised = s.tally.advertised[n.Address]
 			}
 		}
-		session.told = session.Established()
+		session.complete = session.Established()
 		for _, a := range p.AfiSafis {
 			if r := a.MpGracefulRestart.GetState(); r.GetReceived() && !r.GetEndOfRibReceived() {
-				session.told = false
+				session.complete = false
 			}
 			if isUnicast(a.State.GetFamily()) {
 				session.Received += int(a.State.GetReceived())

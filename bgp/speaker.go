@@ -33,7 +33,7 @@ const (
 	resyncInterval   = 30 * time.Second // between comparisons of all routes with the kernel
 	settleDelay      = 100 * time.Millisecond
 	kernelDelay      = 300 * time.Millisecond
-	untold           = 30 * time.Second // after which a neighbour without End-of-RIB counts as complete
+	eorTimeout       = 30 * time.Second // after which a neighbour without End-of-RIB counts as complete
 	// rearranging is how long others may take to advertise the routes of a
 	// neighbour that was removed: bootd may inform them later than this host.
 	rearranging    = 10 * time.Second
@@ -173,7 +173,7 @@ func (s *speaker) loop(ctx context.Context) error {
 			s.takeEvents(ctx)
 		case <-gate:
 			gate = nil
-			s.tellAtLast(ctx)
+			s.openGateWhenSettled(ctx)
 		case <-kernel:
 			kernel = nil
 			s.resyncKernel()
@@ -200,7 +200,7 @@ func (s *speaker) look(ctx context.Context) error {
 		}
 	}
 	if s.server != nil {
-		s.tellOfGuests(ctx)
+		s.advertiseGuests(ctx)
 		if now := time.Now(); now.Sub(s.looked) >= min(mostLookInterval, lookShare*s.looking) {
 			s.lookAtSessions(ctx)
 		}
@@ -256,7 +256,7 @@ func (s *speaker) apply(ctx context.Context, raw []byte) error {
 	}
 	s.services.watch(ctx, part.Services)
 	s.announceServices(ctx)
-	s.tellOfGuests(ctx)
+	s.advertiseGuests(ctx)
 	s.status.Network, s.status.Deferring = part.Network, s.deferring()
 	s.status.Zone, s.status.Role, s.status.ASN, s.status.RouterID = part.Zone, part.Role, part.ASN, part.RouterID
 	s.resync(ctx)

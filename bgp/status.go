@@ -70,7 +70,7 @@ type Session struct {
 	// uplinks, and only when requested.
 	Digest string `json:"digest,omitzero"`
 
-	told bool // all routes received, if the neighbour sends End-of-RIB
+	complete bool // all routes received, if the neighbour sends End-of-RIB
 }
 
 // Flaps counts how often it ended while this speaker ran.

@@ -18,21 +18,21 @@ import (
 // the policy for every route and neighbour to answer that; this applies the
 // same rules to the routes already read.
 type tally struct {
-	told  map[netip.Addr]int
-	hears map[netip.Addr]hears
-	due   bool          // routes have changed since the last count
-	last  time.Time     // when they were counted
-	took  time.Duration // to read and count them
+	advertised map[netip.Addr]int
+	negotiated map[netip.Addr]negotiated
+	due        bool          // routes have changed since the last count
+	last       time.Time     // when they were counted
+	took       time.Duration // to read and count them
 }
 
-// hears holds the families that a neighbour negotiated.
-type hears struct {
+// negotiated holds the families that a neighbour negotiated.
+type negotiated struct {
 	since          time.Time
 	families, many map[bool]bool // by IPv4 or not: whether at all, and all paths
 }
 
 func newTally() *tally {
-	return &tally{told: map[netip.Addr]int{}, hears: map[netip.Addr]hears{}}
+	return &tally{advertised: map[netip.Addr]int{}, negotiated: map[netip.Addr]negotiated{}}
 }
 
 // share limits the share of time spent on counting.
@@ -43,12 +43,12 @@ func (t *tally) overdue(now time.Time) bool {
 	return t.due && now.Sub(t.last) > share*t.took
 }
 
-// hear records a neighbour's capabilities, once per session.
-func (t *tally) hear(p api.BGPPart, n api.BGPNeighbor, capabilities []*anypb.Any, since time.Time) {
-	if known, ok := t.hears[n.Address]; ok && known.since.Equal(since) {
+// negotiate records a neighbour's capabilities, once per session.
+func (t *tally) negotiate(p api.BGPPart, n api.BGPNeighbor, capabilities []*anypb.Any, since time.Time) {
+	if known, ok := t.negotiated[n.Address]; ok && known.since.Equal(since) {
 		return
 	}
-	h := hears{since: since, families: map[bool]bool{}, many: map[bool]bool{}}
+	h := negotiated{since: since, families: map[bool]bool{}, many: map[bool]bool{}}
 	for _, c := range capabilities {
 		m, err := c.UnmarshalNew()
 		if err != nil {
@@ -73,7 +73,7 @@ func (t *tally) hear(p api.BGPPart, n api.BGPNeighbor, capabilities []*anypb.Any
 	if len(h.families) == 0 {
 		h.families[true] = true // IPv4 is the default of RFC 4271
 	}
-	t.hears[n.Address] = h
+	t.negotiated[n.Address] = h
 }
 
 // count counts again; the routes of each prefix are sorted best first.
@@ -83,9 +83,9 @@ func (t *tally) count(p api.BGPPart, neighbors []api.BGPNeighbor, table map[neti
 	for _, a := range p.Accept {
 		own[a.Client] = a.NextHops
 	}
-	t.told = map[netip.Addr]int{}
+	t.advertised = map[netip.Addr]int{}
 	for _, n := range neighbors {
-		h := t.hears[n.Address]
+		h := t.negotiated[n.Address]
 		for prefix, list := range table {
 			v4 := prefix.Addr().Is4()
 			if !h.families[v4] {
@@ -95,8 +95,8 @@ func (t *tally) count(p api.BGPPart, neighbors []api.BGPNeighbor, table map[neti
 				list = list[:1]
 			}
 			for _, r := range list {
-				if isTold(p, n, own[n.Name], r) {
-					t.told[n.Address]++
+				if isAdvertised(p, n, own[n.Name], r) {
+					t.advertised[n.Address]++
 				}
 			}
 		}
@@ -105,9 +105,9 @@ func (t *tally) count(p api.BGPPart, neighbors []api.BGPNeighbor, table map[neti
 	t.took = 2 * t.last.Sub(began) // reading them takes about as long again
 }
 
-// isTold follows compileExport and GoBGP's rule that a route is not reflected
+// isAdvertised follows compileExport and GoBGP's rule that a route is not reflected
 // to its sender.
-func isTold(p api.BGPPart, n api.BGPNeighbor, own []netip.Addr, r Route) bool {
+func isAdvertised(p api.BGPPart, n api.BGPNeighbor, own []netip.Addr, r Route) bool {
 	marked := slices.Contains(r.LargeCommunities, p.Community)
 	switch {
 	case r.Neighbor == n.Address.String() || slices.Contains(own, r.NextHop):

@@ -47,7 +47,7 @@ func advertisedHostRules(networks []network) (answering, entering []nft.Rule) {
 		}
 		end := egressName(n.vni)
 		answering = append(answering, nft.Rule{nft.IIF(end), nft.Answers(), nft.TowardsOpener(), nft.Accept()})
-		for _, at := range append(n.leases(), n.told()...) {
+		for _, at := range append(n.leases(), n.announceable()...) {
 			entering = append(entering, nft.Rule{nft.OIF(end), nft.To(at), nft.Accept()})
 		}
 	}
@@ -59,7 +59,7 @@ func advertisedHostRules(networks []network) (answering, entering []nft.Rule) {
 func advertisedTenantRules(n network) []nft.Rule {
 	bridge := bridgeName(n.vni)
 	var rules []nft.Rule
-	for _, at := range append(n.leases(), n.told()...) {
+	for _, at := range append(n.leases(), n.announceable()...) {
 		rules = append(rules, nft.Rule{nft.IIF(egressInside), nft.OIF(bridge), nft.To(at), nft.Accept()})
 	}
 	return rules

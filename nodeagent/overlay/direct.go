@@ -54,14 +54,14 @@ func directFault(n network, taken []network, u underlay) string {
 	if !within4(n.lease, n.cidrs) {
 		return fmt.Sprintf("lease %s is not in any of the Network's CIDRs", n.lease)
 	}
-	for _, c := range slices.Concat(n.cidrs, n.told()) {
+	for _, c := range slices.Concat(n.cidrs, n.announceable()) {
 		for _, closed := range append(slices.Clone(u.closed), u.connected...) {
 			if c.Overlaps(closed) {
 				return fmt.Sprintf("its CIDR %s overlaps with the subnet %s", c, closed)
 			}
 		}
 		for _, other := range taken {
-			theirs := slices.Concat(other.cidrs, other.told())
+			theirs := slices.Concat(other.cidrs, other.announceable())
 			if i := slices.IndexFunc(theirs, c.Overlaps); i >= 0 {
 				return fmt.Sprintf("its CIDR %s overlaps with %s of Network %s, which is routed directly, too", c, theirs[i], other.name)
 			}
@@ -182,7 +182,7 @@ func wantHostRoutes(host place, u underlay, networks []network) ([]netlink.Route
 		for _, lease := range n.leases() {
 			list = append(list, netlink.Route{Dst: toAddress(lease).IPNet, Gw: inside.Addr().AsSlice(), LinkIndex: end.Attrs().Index, Protocol: Protocol, Type: unix.RTN_UNICAST})
 		}
-		for _, at := range n.told() {
+		for _, at := range n.announceable() {
 			list = append(list, netlink.Route{Dst: toAddress(at).IPNet, Gw: inside.Addr().AsSlice(), LinkIndex: end.Attrs().Index, Protocol: Protocol, Type: unix.RTN_UNICAST, Priority: lastMetric})
 		}
 		for _, p := range n.peers {

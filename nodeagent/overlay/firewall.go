@@ -204,7 +204,7 @@ func tenantRules(n network) nft.Ruleset {
 		for _, cidr := range only4(n.sources()) { // addresses without a lease must not leave
 			forward.Rules = append(forward.Rules, nft.Rule{nft.IIF(bridge), nft.OIF(egressInside), nft.To(cidr), nft.Drop()})
 		}
-		leaving := slices.Concat(n.cidrs, n.told())
+		leaving := slices.Concat(n.cidrs, n.announceable())
 		if n.masquerade { // announced prefixes must not leave: outside they may be in use
 			leaving = n.sources()
 		}

@@ -27,7 +27,7 @@ type ledger struct {
 
 func newLedger(log *slog.Logger) *ledger {
 	return &ledger{log: log, stats: map[string]Stats{}, settled: map[string]string{}, hostSettled: map[string]string{},
-		drift: repairs{told: map[string]toldRepair{}, now: time.Now}}
+		drift: repairs{reported: map[string]reportedRepair{}, now: time.Now}}
 }
 
 // tellTo sets the agent that receives repair events; nil while none runs.
@@ -51,7 +51,7 @@ func (l *ledger) forget(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.stats, uid)
-	delete(l.drift.told, uid)
+	delete(l.drift.reported, uid)
 	delete(l.settled, settledKey(alone, uid))
 	delete(l.settled, settledKey(joined, uid))
 }

@@ -164,7 +164,7 @@ func TestRepairsAreTold(t *testing.T) {
 	damage(red())
 	wants(4)
 	h.reconcile(removed(red()), removed(blue()))
-	if len(h.overlay.ledger.drift.told) != 1 { // the host's
-		t.Errorf("%v", h.overlay.ledger.drift.told)
+	if len(h.overlay.ledger.drift.reported) != 1 { // the host's
+		t.Errorf("%v", h.overlay.ledger.drift.reported)
 	}
 }

@@ -55,9 +55,9 @@ func (n network) sources() []netip.Prefix {
 	return slices.Concat(n.cidrs, n.peering.Prefixes)
 }
 
-// told returns the prefixes within which guests' announcements are advertised to the
+// announceable returns the prefixes within which guests' announcements are advertised to the
 // zone. IPv6 is not routed out.
-func (n network) told() []netip.Prefix {
+func (n network) announceable() []netip.Prefix {
 	if !n.advertise || n.peering == nil || !n.peering.Advertise {
 		return nil
 	}

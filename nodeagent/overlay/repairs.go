@@ -15,14 +15,14 @@ const repairInterval = 10 * time.Minute
 
 // repairs reports repaired drift to bootd. The ledger's lock guards it.
 type repairs struct {
-	host nodeagent.Host // nil while the agent does not run the Overlay
-	told map[string]toldRepair
-	now  func() time.Time
+	host     nodeagent.Host // nil while the agent does not run the Overlay
+	reported map[string]reportedRepair
+	now      func() time.Time
 }
 
-type toldRepair struct {
-	at     time.Time
-	untold int // changes since, not reported by an event
+type reportedRepair struct {
+	at         time.Time
+	unreported int // changes since, not reported by an event
 }
 
 // tell reports repairs of a Network or, without one, of the host's filter.
@@ -32,19 +32,19 @@ func (r *repairs) tell(n network, changes int, first string) {
 	if n.uid == "" {
 		event.Kind, what = "Machine", "the host's filter"
 	}
-	was := r.told[n.uid]
+	was := r.reported[n.uid]
 	if r.host == nil || !was.at.IsZero() && r.now().Sub(was.at) < repairInterval {
-		was.untold += changes
-		r.told[n.uid] = was
+		was.unreported += changes
+		r.reported[n.uid] = was
 		return
 	}
 	event.Message = fmt.Sprintf("%s was not as it had been left, and was mended: %s", what, first)
 	if changes > 1 {
 		event.Message += fmt.Sprintf(" and %d more changes", changes-1)
 	}
-	if was.untold > 0 {
-		event.Message += fmt.Sprintf("; %d more since the last event", was.untold)
+	if was.unreported > 0 {
+		event.Message += fmt.Sprintf("; %d more since the last event", was.unreported)
 	}
-	r.told[n.uid] = toldRepair{at: r.now()}
+	r.reported[n.uid] = reportedRepair{at: r.now()}
 	r.host.Event(event)
 }

@@ -49,7 +49,7 @@ func (s *serving) run(ctx context.Context, begun func()) {
 type served struct {
 	*dhcp.Server
 	namespace uint64 // inode
-	told      dhcp.Network
+	network   dhcp.Network
 	stop      context.CancelFunc
 	done      chan struct{}
 	configs   *configServer // nil while no guest has a config to fetch
@@ -123,9 +123,9 @@ func (s *serving) serve(tenant place, n network, ports []guestPort) error {
 		if have, err = s.start(n, want, namespace); err != nil {
 			return err
 		}
-	case !reflect.DeepEqual(have.told, want):
+	case !reflect.DeepEqual(have.network, want):
 		have.Set(want)
-		have.told = want
+		have.network = want
 	}
 	return s.serveConfigs(n, have, ports)
 }
@@ -152,7 +152,7 @@ func (s *serving) start(n network, want dhcp.Network, namespace uint64) (*served
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(s.ctx)
-	run := &served{Server: server, namespace: namespace, told: want, stop: stop, done: make(chan struct{})}
+	run := &served{Server: server, namespace: namespace, network: want, stop: stop, done: make(chan struct{})}
 	s.servers[n.uid] = run
 	s.running.Go(func() {
 		defer close(run.done)

@@ -60,16 +60,16 @@ type reporter struct {
 
 func (r *reporter) report(ctx context.Context) {
 	var out api.BGPStatus
-	told := r.own(ctx, &out)
+	reported := r.own(ctx, &out)
 	if r.inside != nil {
 		for _, s := range r.inside.statuses(ctx) {
 			r.events(s)
 			out.Networks = append(out.Networks, api.BGPNetworkStatus{Network: s.Network, Sessions: toSessions(s), Kernel: s.FIB.Installed,
 				Unresolved: s.FIB.Unsettled, Problem: cmp.Or(s.Refused, s.Problem, s.Filter)})
-			told = true
+			reported = true
 		}
 	}
-	if told {
+	if reported {
 		r.host.BGP(out)
 	}
 }
