@@ -170,7 +170,7 @@ func parseQuestion(v url.Values) (Question, error) {
 type Audit struct {
 	Count  int    `json:"count" doc:"Routes that it should have."`
 	Digest string `json:"digest" doc:"Of them."`
-	Healed bool   `json:"healed" doc:"They were told again."`
+	Healed bool   `json:"healed" doc:"They were advertised again."`
 }
 
 // postAudit compares the routes that a neighbour reports as received from this

@@ -27,11 +27,11 @@ type Status struct {
 	Problem string `json:"problem,omitzero" doc:"What failed of it, and is tried again."`
 	Filter  string `json:"filter,omitzero" doc:"Why not all that guests announce is let through by their filters; it is tried again."`
 
-	Guests string `json:"guests,omitzero" doc:"Why the Zone is not told of all that guests announce."`
+	Guests string `json:"guests,omitzero" doc:"Why not all that guests announce is advertised to the Zone."`
 
-	Settled bool `json:"settled" doc:"Every neighbor has told all its routes since the start, or has had the time to."`
+	Settled bool `json:"settled" doc:"Every neighbor has advertised all its routes since the start, or has had the time to."`
 	// Deferring: nothing is advertised yet (RFC 4724, section 4.1).
-	Deferring bool `json:"deferring,omitzero" doc:"Neighbors are told nothing yet: others are to tell their routes first."`
+	Deferring bool `json:"deferring,omitzero" doc:"Nothing is advertised yet: neighbors are to advertise their routes first."`
 	// HeldSince is the time since when there is no session; the kernel keeps
 	// its routes until HeldUntil, or without limit when that is zero.
 	HeldSince time.Time `json:"heldSince,omitzero"`
@@ -46,7 +46,7 @@ type Status struct {
 	Memory     int64          `json:"memory" doc:"Bytes that the speaker has resident."`
 	// Services are the addresses of this host's services.
 	Services []api.BGPServiceStatus `json:"services,omitempty"`
-	Healed   int64                  `json:"healed" doc:"Times that a neighbor was told all routes again because it missed some."`
+	Healed   int64                  `json:"healed" doc:"How often all routes were advertised to a neighbor again because it missed some."`
 }
 
 // Session is the session with one neighbour.
@@ -65,7 +65,7 @@ type Session struct {
 	Received   int `json:"received"`
 	Accepted   int `json:"accepted"`
 	Advertised int `json:"advertised"`
-	EVPN       int `json:"evpn,omitzero" doc:"EVPN routes that it has told, which the others do not count."`
+	EVPN       int `json:"evpn,omitzero" doc:"EVPN routes received from it, which the other counts leave out."`
 	// Digest covers the received prefixes and next hops, only of reflectors and
 	// uplinks, and only when requested.
 	Digest string `json:"digest,omitzero"`

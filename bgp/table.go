@@ -16,7 +16,7 @@ import (
 type Route struct {
 	Prefix           netip.Prefix `json:"prefix"`
 	NextHop          netip.Addr   `json:"nextHop,omitzero"`
-	Neighbor         string       `json:"neighbor,omitzero" doc:"Address of who told of it; none of what this host originates."`
+	Neighbor         string       `json:"neighbor,omitzero" doc:"Address of the neighbor that advertised it; empty for routes that this host originates."`
 	Best             bool         `json:"best,omitzero" doc:"Used, alone or with others that are as good."`
 	Stale            bool         `json:"stale,omitzero" doc:"Kept although its neighbor is restarting."`
 	LocalPref        uint32       `json:"localPref,omitzero"`
