@@ -23,7 +23,7 @@ type Status struct {
 	RouterID netip.Addr `json:"routerID,omitzero"`
 
 	Part    string `json:"part,omitzero" doc:"SHA-256 of the file that was applied, or was refused."`
-	Refused string `json:"refused,omitzero" doc:"Why the file is not applied: the speaker goes on with what it had."`
+	Refused string `json:"refused,omitzero" doc:"Why the file is not applied: the speaker keeps its previous configuration."`
 	Problem string `json:"problem,omitzero" doc:"What failed of it, and is tried again."`
 	Filter  string `json:"filter,omitzero" doc:"Why not all that guests announce is let through by their filters; it is tried again."`
 

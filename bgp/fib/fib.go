@@ -67,7 +67,7 @@ type key struct {
 // State is the state of the kernel's table.
 type State struct {
 	Installed  int           `json:"installed"`
-	Held       int           `json:"held,omitzero" doc:"Kept although nobody announces them any more."`
+	Held       int           `json:"held,omitzero" doc:"Kept although they are no longer announced."`
 	Repairs    int64         `json:"repairs" doc:"Changes made although nothing else had been learned."`
 	Unresolved []Unresolved  `json:"unresolved,omitempty" doc:"At most 100."`
 	Unsettled  int           `json:"unsettled,omitzero" doc:"Routes with a next hop that is unresolved, and routes refused."`

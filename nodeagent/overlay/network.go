@@ -164,7 +164,7 @@ func leaseFault(lease netip.Prefix) string {
 	case !lease.IsValid():
 		return "it is missing"
 	case !lease.Addr().Is4():
-		return "it is not IPv4; an IPv6 lease stands beside it, as lease6"
+		return "it is not IPv4; an IPv6 lease belongs in lease6"
 	case lease != lease.Masked():
 		return fmt.Sprintf("it has bits beyond its length; meant is %s", lease.Masked())
 	case lease.Bits() < 8 || lease.Bits() > 31:
