@@ -31,10 +31,10 @@ func rooms() map[string][]string {
 		"bootd/trust":     {"api"},
 		"bootd/part":      {"api", "bootd/store"},
 		// What owns a kind does not know what streams to hosts.
-		"bootd/machine":  {"api", "hardware", "bootd/store", "bootd/ca", "bootd/control", "bootd/trust", "bootd/internal"},
+		"bootd/machine":  {"api", "hardware", "bootd/store", "bootd/ca", "bootd/control", "bootd/site", "bootd/trust", "bootd/internal"},
 		"bootd/image":    {"api", "bootd/store", "bootd/control", "bootd/blob", "bootd/internal"},
 		"bootd/network":  {"api", "bootd/ca", "bootd/store", "bootd/control", "bootd/part", "bootd/site", "bootd/internal"},
-		"bootd/guest":    {"api", "ignition", "bootd/store", "bootd/control", "bootd/part", "bootd/network", "bootd/machine", "bootd/internal"},
+		"bootd/guest":    {"api", "ignition", "bootd/store", "bootd/control", "bootd/part", "bootd/site", "bootd/network", "bootd/machine", "bootd/internal"},
 		"bootd/zone":     {"api", "bootd/store", "bootd/ca", "bootd/control", "bootd/part", "bootd/site", "bootd/network", "bootd/internal"},
 		"bootd/subnet":   {"api", "bootd/store", "bootd/control", "bootd/internal"},
 		"bootd/site":     {"api", "bootd/store", "bootd/internal"},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/ignition"
 )
@@ -124,7 +125,7 @@ func (c *compiler) facts(m *api.Machine, p *api.Profile, img *api.Image) map[str
 		variables = map[string]string{}
 	}
 	maps.Copy(variables, m.Spec.Variables)
-	site := siteOf(c.cache)
+	site := site.Spec(c.cache)
 	facts := map[string]any{
 		"Machine": map[string]any{
 			"Name": m.Metadata.Name, "UID": m.Metadata.UID, "Labels": orEmpty(m.Metadata.Labels), "Zone": m.Spec.Zone,
@@ -158,7 +159,7 @@ func fqdn(m *api.Machine, site api.SiteSpec) string {
 // system is what rackweft itself puts on every host: its name, its network, and
 // nodeagent with what it needs to join.
 func (c *compiler) system(m *api.Machine, img *api.Image, server netip.Addr) (ignition.System, error) {
-	site := siteOf(c.cache)
+	site := site.Spec(c.cache)
 	links, err := c.links(m, site)
 	if err != nil {
 		return ignition.System{}, err

@@ -112,16 +112,6 @@ func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
 	return d.configs.origins(m)
 }
 
-// siteOf is the Site's spec, or the defaults while nobody has applied one.
-func siteOf(cache *store.Cache) api.SiteSpec {
-	if s, ok := store.Cached[api.Site](cache, api.SiteName); ok {
-		return s.Spec
-	}
-	s := new(api.Site)
-	s.SetDefaults()
-	return s.Spec
-}
-
 // profileOf finds the Machine's Profile and Image.
 func profileOf(cache *store.Cache, m *api.Machine) (*api.Profile, *api.Image, error) {
 	p, ok := store.Cached[api.Profile](cache, m.Spec.Profile)

@@ -10,6 +10,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/lease"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -227,7 +228,7 @@ func (a asker) leaseReason() string {
 // complete fills in what goes with an address. Without an address of bootd's own,
 // dhcp names the one that the packet came to.
 func (d *dhcpDecider) complete(who asker, g grant, boot dhcp.Boot) dhcp.Answer {
-	site, s := siteOf(d.cache), who.subnet
+	site, s := site.Spec(d.cache), who.subnet
 	prefix, _ := s.Prefix(g.address)
 	a := dhcp.Answer{
 		Address: g.address, Prefix: netip.PrefixFrom(g.address, prefix.Bits()),

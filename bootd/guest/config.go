@@ -6,6 +6,7 @@ import (
 	"maps"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/ignition"
 )
@@ -88,11 +89,11 @@ func (c Configs) facts(g *api.Guest, img *api.Image, variables map[string]string
 
 // domain is that of a Guest's name, empty when the Site has none.
 func domain(c *store.Cache, g *api.Guest) string {
-	site, ok := store.Cached[api.Site](c, api.SiteName)
-	if !ok || site.Spec.Domain == "" {
+	parent := site.Spec(c).Domain
+	if parent == "" {
 		return ""
 	}
-	return g.Spec.Network + "." + site.Spec.Domain
+	return g.Spec.Network + "." + parent
 }
 
 // secrets is what a Guest's templates may ask for.

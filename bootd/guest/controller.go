@@ -15,6 +15,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/internal/index"
 )
@@ -296,14 +297,7 @@ func (c *Controller) place(ctx context.Context, g *api.Guest, to string) error {
 	return err
 }
 
-func (c *Controller) hosting() api.GuestHosting {
-	site, ok := store.Cached[api.Site](c.Cache, api.SiteName)
-	if !ok {
-		site = new(api.Site)
-		site.SetDefaults()
-	}
-	return site.Spec.Guests
-}
+func (c *Controller) hosting() api.GuestHosting { return site.Spec(c.Cache).Guests }
 
 // candidates are the Machines of the Network's Zone; only the one to go to, when
 // a person named it. A host that still has something of the Guest is none.

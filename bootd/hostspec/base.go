@@ -8,6 +8,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
 )
@@ -43,9 +44,7 @@ func (c *Compiler) baseConcerns(ch store.Change) part.Hosts {
 func (c *Compiler) base(m *api.Machine) api.BasePart {
 	b := api.BasePart{UID: m.Metadata.UID, Zone: m.Spec.Zone, Labels: maps.Clone(m.Metadata.Labels), Underlay: network.Underlay(c.Cache, m)}
 	b.Underlay.Encryption = c.encryption(m)
-	if s, ok := store.Cached[api.Site](c.Cache, api.SiteName); ok {
-		b.NTP = s.Spec.NTP
-	}
+	b.NTP = site.Spec(c.Cache).NTP
 	b.Underlay.Closed = store.Derived(c.Cache, closedOf)
 	b.Underlay.Transit = zone.Transit(c.Cache, m)
 	if c.API != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -382,7 +383,7 @@ func attemptID(m *api.Machine) string {
 // brake says why no further BootAttempt may be opened now; an empty reason
 // means that one may.
 func (c *Controller) brake(m *api.Machine) (reason, message string) {
-	s := site(c.Cache)
+	s := site.Spec(c.Cache)
 	if s.Paused {
 		return "Paused", "the Site is paused: set spec.paused of the Site to false"
 	}
@@ -441,7 +442,7 @@ func (c *Controller) retry(ctx context.Context, m *api.Machine) (time.Duration, 
 	a := m.Status.Attempt
 	asked := m.Status.BootAsked.After(a.Finished) && time.Since(m.Status.BootAsked) < 4*bootAskedEvery
 	allowed := asked && m.Spec.Boot.Unsolicited == api.BootAllow
-	if a.Retry >= retries(site(c.Cache), a) {
+	if a.Retry >= retries(site.Spec(c.Cache), a) {
 		if a.Cause == api.CauseSecondTaker {
 			return 0, c.giveUp(ctx, m)
 		}
@@ -457,7 +458,7 @@ func (c *Controller) retry(ctx context.Context, m *api.Machine) (time.Duration, 
 	if wait > 0 {
 		return wait, nil
 	}
-	return c.open(ctx, m, fmt.Sprintf("retry %d of %d after: %s", a.Retry+1, retries(site(c.Cache), a), a.Message), a.Retry+1, api.StageRequested)
+	return c.open(ctx, m, fmt.Sprintf("retry %d of %d after: %s", a.Retry+1, retries(site.Spec(c.Cache), a), a.Message), a.Retry+1, api.StageRequested)
 }
 
 // giveUp says once that no further attempt is opened, and what to do.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -42,7 +43,7 @@ func (c *Controller) drain(ctx context.Context, m *api.Machine) (done bool, err 
 	if len(left) == 0 || !m.Status.Conditions.Is(api.CondConnected) {
 		return true, c.drained(ctx, m, leaving)
 	}
-	deadline := time.Duration(site(c.Cache).Guests.DrainDeadline)
+	deadline := time.Duration(site.Spec(c.Cache).Guests.DrainDeadline)
 	if leaving != nil && leaving.Reason == drainDeadline {
 		return true, nil
 	}
@@ -99,7 +100,7 @@ const drainEvery = 5 * time.Second
 // lost reports whether a silent host is to be taken for lost: the Site says so,
 // and there are Guests that can go on elsewhere.
 func (c *Controller) lost(m *api.Machine, silent time.Duration) bool {
-	after := time.Duration(site(c.Cache).Guests.FenceAfter)
+	after := time.Duration(site.Spec(c.Cache).Guests.FenceAfter)
 	return after > 0 && silent >= after && m.Spec.BMC != nil && len(c.guestsOn(m, expendable)) > 0
 }
 

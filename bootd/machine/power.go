@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -188,7 +189,7 @@ func inventory(inv hardware.Inventory) *api.Inventory {
 
 // powerUp tells the BMC to boot the Machine from the network, now.
 func (c *Controller) powerUp(ctx context.Context, m *api.Machine) (time.Duration, error) {
-	if site(c.Cache).Paused {
+	if site.Spec(c.Cache).Paused {
 		return c.hold(ctx, m, "Paused", "the Site is paused: set spec.paused of the Site to false")
 	}
 	if nonceDue(m) {
@@ -358,7 +359,7 @@ const condShuttingDown = "ShuttingDown"
 // reason means that it may. Machines that are being provisioned have a brake of
 // their own.
 func (c *Controller) powerBrake(m *api.Machine) (reason, message string) {
-	s := site(c.Cache)
+	s := site.Spec(c.Cache)
 	if s.Paused {
 		return "Paused", "the Site is paused: set spec.paused of the Site to false"
 	}

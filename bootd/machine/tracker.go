@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -18,17 +19,7 @@ type Tracker struct {
 
 // Window is how long a BootAttempt may go without progress.
 func Window(c *store.Cache) time.Duration {
-	return site(c).AttemptWindow.Or(30 * time.Minute)
-}
-
-// site is the Site's spec, or its defaults while nobody has applied one.
-func site(c *store.Cache) api.SiteSpec {
-	if s, ok := store.Cached[api.Site](c, api.SiteName); ok {
-		return s.Spec
-	}
-	s := new(api.Site)
-	s.SetDefaults()
-	return s.Spec
+	return site.Spec(c).AttemptWindow.Or(30 * time.Minute)
 }
 
 // Reached records that the Machine's open BootAttempt has come to a stage. It

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/trust"
 )
@@ -13,7 +14,7 @@ import (
 // Required is the trust level that the Machine's boots must reach now.
 func Required(c *store.Cache, m *api.Machine) trust.Requirement {
 	p, _ := store.Cached[api.Profile](c, m.Spec.Profile)
-	return trust.Required(site(c), p, m)
+	return trust.Required(site.Spec(c), p, m)
 }
 
 // wantNonce notes in a fresh attempt that its nonce is to be written to the

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -75,7 +76,7 @@ func (c *Controller) serve(ctx context.Context, m *api.Machine, r *api.Request) 
 	if r.State == api.RequestRunning && r.Verb == api.VerbPower && r.Argument == "reset" {
 		return 0, c.finish(ctx, m, r, errors.New("bootd was stopped while it ran; ask again if the machine was not reset"))
 	}
-	if site(c.Cache).Paused && (r.Verb == api.VerbPower || r.Verb == api.VerbReprovision) {
+	if site.Spec(c.Cache).Paused && (r.Verb == api.VerbPower || r.Verb == api.VerbReprovision) {
 		return 0, c.finish(ctx, m, r, errors.New("the Site is paused"))
 	}
 	if r.State == api.RequestPending {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/part"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -108,10 +109,7 @@ func (p Parts) compile(ctx context.Context, m *api.Machine, s *part.Spec) error 
 
 // of makes the part of one Network.
 func (p Parts) of(ctx context.Context, m *api.Machine, n *api.Network, l Membership, underlay api.Underlay, vtep netip.Addr) (*Part, error) {
-	var site api.SiteSpec
-	if s, ok := store.Cached[api.Site](p.Cache, api.SiteName); ok {
-		site = s.Spec
-	}
+	site := site.Spec(p.Cache)
 	peering, err := p.peering(ctx, n)
 	if err != nil {
 		return nil, err

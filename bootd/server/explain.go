@@ -9,6 +9,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/machine"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/trust"
 )
@@ -31,7 +32,7 @@ func (h *machines) explain(c *call) error {
 	x := api.Explanation{}
 	who := string(mac)
 	if m != nil {
-		who, x.Machine, x.Summary = m.Metadata.Name, m, summarize(m, h.site(), time.Now())
+		who, x.Machine, x.Summary = m.Metadata.Name, m, summarize(m, site.Spec(h.cache), time.Now())
 		x.Summary = append(x.Summary, trusted(m, machine.Required(h.cache, m))...)
 		h.explainConfig(&x, m)
 		if x.Events, err = newest(c.r.Context(), h.events, explainEvents, eventsOf("Machine", m.Metadata.Name)); err != nil {
@@ -80,15 +81,6 @@ func (h *machines) subject(c *call) (*api.Machine, api.MAC, error) {
 		return nil, "", err
 	}
 	return o.(*api.Machine), mac, nil
-}
-
-func (h *machines) site() api.SiteSpec {
-	if site, ok := store.Cached[api.Site](h.cache, api.SiteName); ok {
-		return site.Spec
-	}
-	site := new(api.Site)
-	site.SetDefaults()
-	return site.Spec
 }
 
 // explainConfig says where each part of the config comes from, or why it cannot
