@@ -52,7 +52,7 @@ type BGPPart struct {
 	ASN       uint32     `json:"asn" doc:"Of the Zone: that of every host in it."`
 	RouterID  netip.Addr `json:"routerID" doc:"IPv4, unique in the Zone; the first IPv4 address of the underlay will do."`
 	Role      string     `json:"role" enum:"client,reflector,network"`
-	ClusterID netip.Addr `json:"clusterID,omitzero" doc:"IPv4, of a reflector: each its own when the reflectors peer; RouterID unless set."`
+	ClusterID netip.Addr `json:"clusterID,omitzero" doc:"IPv4, of a reflector: each its own when the reflectors peer. Default: RouterID."`
 
 	// Community is the Zone's large community (RFC 8092), such as 64601:1:7. It
 	// is added to every route that enters the Zone (originated here, or
@@ -64,7 +64,7 @@ type BGPPart struct {
 	// Listen are the addresses of this host that neighbours may connect to. A
 	// host without any passive neighbour needs none.
 	Listen []netip.Addr `json:"listen,omitempty"`
-	Port   int          `json:"port,omitzero" doc:"TCP port, of both sides; 179 unless set."`
+	Port   int          `json:"port,omitzero" doc:"TCP port of both sides. Default: 179."`
 
 	// NextHops are this host's next hops for the routes that it originates, at
 	// most one of each family. A prefix whose family has none is not
@@ -139,7 +139,7 @@ type BGPPart struct {
 type BGPNeighbor struct {
 	Name    string     `json:"name" doc:"The other host's, or the uplink's; unique in the part."`
 	Address netip.Addr `json:"address" doc:"Unique in the part."`
-	Source  netip.Addr `json:"source,omitzero" doc:"This host's end; the kernel's choice unless set."`
+	Source  netip.Addr `json:"source,omitzero" doc:"This host's end. Default: the kernel's choice."`
 	ASN     uint32     `json:"asn"`
 	// Role is the neighbour's role. A reflector has clients, uplinks and other
 	// reflectors; a client has reflectors; a speaker inside a Network has
@@ -170,8 +170,8 @@ type BGPNeighbor struct {
 	// its own ASN. A route with another private ASN (RFC 6996) is refused.
 	PrivateASNs []uint32 `json:"privateASNs,omitempty"`
 
-	HoldTime  Duration `json:"holdTime,omitzero" doc:"90 s unless set, 9 s with an uplink; whole seconds, 3 s at least."`
-	KeepAlive Duration `json:"keepAlive,omitzero" doc:"A third of HoldTime unless set; whole seconds."`
+	HoldTime  Duration `json:"holdTime,omitzero" doc:"Whole seconds, 3 s at least. Default: 90 s, 9 s with an uplink."`
+	KeepAlive Duration `json:"keepAlive,omitzero" doc:"Whole seconds. Default: a third of HoldTime."`
 	// MaxPrefixes, per family, ends the session when exceeded, with a warning
 	// at three quarters; the session is retried after a minute. Default: 10000;
 	// for a reflector with AllPaths 100000; for a client 512 or the power of
@@ -205,7 +205,7 @@ type BGPService struct {
 type BGPInside struct {
 	UID         string         `json:"uid" doc:"Of the Network."`
 	Prefixes    []netip.Prefix `json:"prefixes" doc:"IPv4. Only what lies within one of them is told of."`
-	MaxPrefixes int            `json:"maxPrefixes,omitzero" doc:"Of more, the first by address are told of; 128 unless set."`
+	MaxPrefixes int            `json:"maxPrefixes,omitzero" doc:"Of more, the first by address are advertised. Default: 128."`
 }
 
 // Covers reports whether a prefix lies within one of the Network's.

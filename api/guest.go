@@ -259,9 +259,9 @@ const MaxSnapshots = 16
 // GuestAction is the body of such a request.
 type GuestAction struct {
 	ID        string `json:"id,omitzero" doc:"The same request is carried out once."`
-	To        string `json:"to,omitzero" doc:"move: the host to go to; any that can have it unless set."`
+	To        string `json:"to,omitzero" doc:"move: the host to go to. Default: any that can have it."`
 	Mode      string `json:"mode,omitzero" enum:"Live,Stop" doc:"move: Live fails rather than stop the Guest; Stop stops it; unset, as its migration says."`
-	LoseDisks bool   `json:"loseDisks,omitzero" doc:"move: its disks stay behind, and begin anew."`
+	LoseDisks bool   `json:"loseDisks,omitzero" doc:"move: its disks stay behind, and it gets empty ones."`
 	Snapshot  string `json:"snapshot,omitzero" doc:"snapshot-create, snapshot-revert, snapshot-delete: its name."`
 }
 

@@ -7,8 +7,8 @@ import (
 
 // GuestExport requests a point-in-time copy of a Guest's disks.
 type GuestExport struct {
-	Disk   string   `json:"disk,omitzero" doc:"One disk's name; all of them unless set."`
-	Format string   `json:"format,omitzero" enum:"qcow2,raw" doc:"qcow2 unless set."`
+	Disk   string   `json:"disk,omitzero" doc:"Name of one disk. Default: all."`
+	Format string   `json:"format,omitzero" enum:"qcow2,raw" doc:"Format of the files. Default: qcow2."`
 	Rate   Quantity `json:"rate,omitzero" doc:"Bytes per second that are copied on the host at most; 128Mi."`
 }
 
@@ -48,7 +48,7 @@ type ExportLine struct {
 	Progress string      `json:"progress,omitzero" doc:"How far the host is with its copy."`
 	Disk     *ExportDisk `json:"disk,omitempty" doc:"What follows is of this disk."`
 	Data     *ExportData `json:"data,omitempty" doc:"The bytes follow the line. What is in no Data is zero."`
-	Fault    string      `json:"fault,omitzero" doc:"Why there is no more."`
+	Fault    string      `json:"fault,omitzero" doc:"Why it ended early."`
 	End      bool        `json:"end,omitzero" doc:"All of it has come."`
 }
 

@@ -11,9 +11,9 @@ import (
 // /v1/guests/NAME/exec.
 type GuestExec struct {
 	Command []string `json:"command" doc:"The program and its arguments. No shell is in between."`
-	Env     []string `json:"env,omitempty" doc:"NAME=VALUE, all that the command sees; the agent's own unless set."`
+	Env     []string `json:"env,omitempty" doc:"NAME=VALUE, all that the command sees. Default: the agent's own."`
 	Stdin   []byte   `json:"stdin,omitempty" doc:"What it reads; at most 1 MiB."`
-	Timeout Duration `json:"timeout,omitzero" doc:"How long its end is waited for, up to 1h; 1m. The command goes on."`
+	Timeout Duration `json:"timeout,omitzero" doc:"How long its end is waited for, up to 1h; the command keeps running after that. Default: 1m."`
 }
 
 // Limits of a GuestExec.

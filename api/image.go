@@ -130,7 +130,7 @@ func (i *Image) Validate() FieldErrors {
 func (i *Image) validateFile(e *FieldErrors, name string, f ImageFile) {
 	here := at("spec", "files", name)
 	if !slices.Contains([]string{KernelFile, InitrdFile, RootfsFile, DiskFile}, name) {
-		e.add(here, "%q is none of kernel, initrd, rootfs, disk", name)
+		e.add(here, "invalid file %q: want kernel, initrd, rootfs or disk", name)
 	}
 	if f.SHA256 == "" {
 		e.add(append(here, "sha256"), "a digest is required: sha256sum prints it, and \"weftctl image import\" fills it in")

@@ -122,7 +122,7 @@ const (
 // MachineSpec is the desired Machine.
 type MachineSpec struct {
 	Zone     string   `json:"zone,omitzero" doc:"Zone that the host is in. Default: none."`
-	Location Location `json:"location,omitzero" doc:"Where it stands and what it is cabled to."`
+	Location Location `json:"location,omitzero" doc:"Where it is racked and what it is cabled to."`
 	Profile  string   `json:"profile,omitzero" doc:"Profile that it boots. Default: none, it is not provisioned."`
 	Links    []Link   `json:"links" doc:"Network interfaces; at least one has a MAC."`
 	// Loopbacks are at most one of each family.
@@ -312,7 +312,7 @@ type BootAttempt struct {
 	Number int    `json:"number" doc:"Counts the Machine's attempts."`
 	Reason string `json:"reason" doc:"Why it was opened."`
 	// Request is the id of the Request that caused it.
-	Request string `json:"request,omitzero" doc:"ID of the request that asked for it; empty when nobody did."`
+	Request string `json:"request,omitzero" doc:"ID of the request that asked for it; empty when none did."`
 	// Retry counts attempts since the last one that reached Active or was
 	// requested.
 	Retry      int           `json:"retry,omitzero" doc:"Attempts before it that failed in a row."`

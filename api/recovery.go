@@ -118,7 +118,7 @@ type HeldGuest struct {
 	Network   string         `json:"network,omitzero"`
 	Addresses []netip.Addr   `json:"addresses,omitempty"`
 	State     GuestState     `json:"state,omitzero" doc:"As the host sees it; empty when it has not looked."`
-	Gone      bool           `json:"gone,omitzero" doc:"Its HostSpec named it no more: it is Orphaned."`
+	Gone      bool           `json:"gone,omitzero" doc:"Its HostSpec no longer names it: it is Orphaned."`
 	Transfer  *GuestTransfer `json:"transfer,omitempty" doc:"The host's share in a move."`
 }
 

@@ -86,7 +86,7 @@ func (s *Service) Selects(m *Machine) bool {
 func (c *ServiceCheck) Request(a netip.Addr) (*http.Request, error) {
 	path, err := url.ParseRequestURI(c.Path)
 	if err != nil || path.Host != "" {
-		return nil, fmt.Errorf("path %q is none of a URL, such as /healthz", c.Path)
+		return nil, fmt.Errorf("invalid path %q: want that of a URL, such as /healthz", c.Path)
 	}
 	path.Scheme, path.Host = "http", netip.AddrPortFrom(a, uint16(c.Port)).String()
 	return http.NewRequest(http.MethodGet, path.String(), nil)

@@ -102,7 +102,7 @@ type PeerDelta struct {
 type Bookmark struct {
 	Epoch    int64 `json:"epoch"`
 	Revision int64 `json:"revision"`
-	// Hold is of a bootd that was restored: the host goes on as it is, and knows
+	// Hold is of a bootd that was restored: the host continues as it is, and knows
 	// the epoch from now on. It starts nothing that it was not to start before.
 	Hold bool `json:"hold,omitzero"`
 }
@@ -141,7 +141,7 @@ type AgentConfig struct {
 	// before this boot is not, for its Guests may run elsewhere by now.
 	HostSpec Bookmark `json:"hostSpec,omitzero"`
 	// Metrics is where nodeagent serves /metrics over HTTP, as address:port;
-	// nowhere unless set.
+	// Default: nowhere.
 	Metrics string `json:"metrics,omitzero"`
 	// Kernel is the digest of the kernel that the machine boots. nodeagent tries
 	// KVM with it where the host has no file of its kernel.
@@ -181,7 +181,7 @@ type Decision struct {
 	Details  map[string]string `json:"details,omitempty"`
 }
 
-// AuditRecord is one change that somebody asked for.
+// AuditRecord is one change that a person or a host asked for.
 type AuditRecord struct {
 	Time   time.Time `json:"time"`
 	Who    string    `json:"who"`
@@ -203,7 +203,7 @@ type Change struct {
 // Explanation is the answer to why a Machine is as it is.
 type Explanation struct {
 	Machine   *Machine   `json:"machine,omitempty"`
-	Summary   []string   `json:"summary" doc:"Sentences: where it stands, what it waits for, what to do."`
+	Summary   []string   `json:"summary" doc:"Sentences: how far it has come, what it waits for, what to do."`
 	Decisions []Decision `json:"decisions,omitempty"`
 	Events    []Event    `json:"events,omitempty"`
 	Origins   []Origin   `json:"origins,omitempty" doc:"Which Layer each part of its config comes from."`

@@ -14,7 +14,7 @@ const MaxUsageGuests = 1024
 // defined start and may be reset: only the difference between two reports of
 // one stream counts. bootd keeps it in memory only.
 type HostUsage struct {
-	Uptime Duration     `json:"uptime" doc:"Of the agent, by a clock that nobody sets."`
+	Uptime Duration     `json:"uptime" doc:"Of the agent, by the monotonic clock."`
 	CPUs   int          `json:"cpus"`
 	CPU    float64      `json:"cpu" doc:"Seconds that the processors were busy."`
 	Memory MemoryUsage  `json:"memory"`

@@ -280,7 +280,7 @@ func (z *Zone) validateUplink(e *FieldErrors, i int) {
 		}
 	}
 	if reservedASN(u.ASN) || u.ASN == z.Spec.ASN {
-		e.add(here("asn"), "an uplink is external: its ASN differs from the Zone's %d, and is none of the reserved", z.Spec.ASN)
+		e.add(here("asn"), "an uplink is external: its ASN differs from the Zone's %d, and is not reserved", z.Spec.ASN)
 	}
 	for j, asn := range u.PrivateASNs {
 		if !(asn >= 64512 && asn <= 65534 || asn >= 4200000000 && asn <= 4294967294) || asn == z.Spec.ASN {

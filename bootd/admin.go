@@ -20,7 +20,7 @@ import (
 
 const (
 	adminLife = 365 * 24 * time.Hour
-	// adminRenew is how long before its end the certificate is made anew, at a start.
+	// adminRenew is how long before its end the certificate is recreated, at a start.
 	adminRenew = 60 * 24 * time.Hour
 )
 
@@ -34,7 +34,7 @@ func (d *daemon) writeAdmin() error {
 		return nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.log.Warn("the administrator's certificate cannot be read and is made anew", "error", err)
+		d.log.Warn("the administrator's certificate cannot be read and is recreated", "error", err)
 	}
 	server, err := d.adminURL()
 	if err != nil {

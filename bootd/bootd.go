@@ -370,7 +370,7 @@ func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 }
 
 // answers takes the locks that everything else needs: when it hangs, bootd
-// does, and systemd starts it anew.
+// does, and systemd restarts it.
 func (d *daemon) answers() bool {
 	return d.cache.Revision() >= 0 && d.hub.Count() >= 0
 }

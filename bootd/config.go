@@ -25,7 +25,7 @@ type Config struct {
 	Advertise  []string      `json:"advertise,omitempty"` // API URLs for hosts, tried before the address that they boot from
 	Store      StoreConfig   `json:"store,omitzero"`
 	IPXE       string        `json:"ipxe,omitzero"`      // directory with undionly.kpxe, snponly.efi, …
-	Nodeagent  string        `json:"nodeagent,omitzero"` // the binary that hosts install; beside bootd's own unless set
+	Nodeagent  string        `json:"nodeagent,omitzero"` // the binary that hosts install. Default: the one next to bootd's
 	Tokens     []TokenConfig `json:"tokens,omitempty"`
 	// Images says where bootd may fetch the files of Images from.
 	Images ImagesConfig `json:"images,omitzero"`

@@ -114,7 +114,7 @@ func (d *dhcpServers) run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	d.adjust(ctx, running, retry)
 	if len(d.wanted()) == 0 {
-		d.log.Warn("DHCP serves nobody yet: no --interface, and no provisioning Subnet has an interface of this machine")
+		d.log.Warn("DHCP serves no network yet: no --interface, and no provisioning Subnet has an interface of this machine")
 	}
 	close(ready)
 	tick := time.NewTicker(dhcpLook)
@@ -144,7 +144,7 @@ func (d *dhcpServers) adjust(ctx context.Context, running map[string]*dhcpServer
 		if !slices.Contains(wanted, name) {
 			s.stop()
 			delete(running, name)
-			d.log.Info("DHCP serves an interface no more", "interface", name)
+			d.log.Info("DHCP no longer serves an interface", "interface", name)
 		}
 	}
 	for _, name := range wanted {

@@ -63,7 +63,7 @@ func (f *flannelds) networkOf(cert *x509.Certificate) (string, error) {
 	}
 	n, ok := store.Cached[api.Network](f.cache, name)
 	if !ok || n.Metadata.UID != uid {
-		return "", fmt.Errorf("the Network %s that this certificate was issued for is no more", name)
+		return "", fmt.Errorf("the Network %s that this certificate was issued for no longer exists", name)
 	}
 	return name, nil
 }

@@ -49,7 +49,7 @@ func hold(ctx context.Context, s *store.Store, notify *systemd.Notifier, log *sl
 }
 
 // held keeps a bootd that may have lost the Site from answering: one that was
-// stopped and goes on would answer from what it last knew.
+// stopped and continues would answer from what it last knew.
 type held struct {
 	*boot.Decider
 	store *store.Store

@@ -72,7 +72,7 @@ func (r *recorder) Decision(d api.Decision) {
 	r.append(r.decisions.Append(context.Background(), d))
 }
 
-// Audit records a change that somebody asked for.
+// Audit records a change that a person or a host asked for.
 func (r *recorder) Audit(a api.AuditRecord) {
 	r.append(r.audit.Append(context.Background(), a))
 }

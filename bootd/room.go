@@ -30,7 +30,7 @@ func tolerate(log *slog.Logger, what string, err error) error {
 	if !full && !store.Unwritable(err) && !errors.Is(err, blob.ErrNoSpace) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	log.Error("the state directory cannot be written: bootd goes on without", "lacks", what, "error", err)
+	log.Error("the state directory cannot be written: bootd continues without", "lacks", what, "error", err)
 	return nil
 }
 

@@ -220,7 +220,7 @@ func refusedByAddress(t *testing.T, real *party, w *wire) {
 		t.Errorf("the script over TLS: %d, %v", status, err)
 	}
 	real.asks("", "guessed") // of the attacker, who asks bootd as the Machine
-	real.v.held(real.address.String()+" is leased to nobody by this bootd", "trust level bmc is required")
+	real.v.held(real.address.String()+" is not leased by this bootd", "trust level bmc is required")
 }
 
 // held checks that explain says why the open BootAttempt does not go on.

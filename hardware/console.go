@@ -81,7 +81,7 @@ func handshake(ctx context.Context, config *websocket.Config, conn net.Conn) (io
 	if err != nil {
 		stop()
 		_ = conn.Close()
-		return nil, fmt.Errorf("console at %s: %w: it may be in use by somebody else", config.Location.Path, err)
+		return nil, fmt.Errorf("console at %s: %w: it may be in use by another client", config.Location.Path, err)
 	}
 	socket.PayloadType = websocket.BinaryFrame
 	return socket, nil

@@ -25,7 +25,7 @@ type CertificateMismatchError struct {
 
 func (e *CertificateMismatchError) Error() string {
 	return fmt.Sprintf("%s presents certificate %s, pinned is %s: if the BMC's certificate was replaced on purpose, pin the new one; "+
-		"otherwise somebody is in between", e.Address, e.Got, e.Want)
+		"otherwise someone is in between", e.Address, e.Got, e.Want)
 }
 
 // refusal is an HTTP answer of 400 and above, with the BMC's own words.

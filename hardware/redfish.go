@@ -167,7 +167,7 @@ func (r *redfish) close(ctx context.Context) error {
 func (r *redfish) fingerprint() string { return r.transport.pin.presented() }
 
 // send is one request on the session. A session that the BMC has forgotten (idle, or it restarted) is
-// opened anew, once.
+// opened again, once.
 func (r *redfish) send(ctx context.Context, method, at, etag string, body any) (reply, error) {
 	answer, err := r.sendOnce(ctx, method, at, etag, body)
 	var no *refusal

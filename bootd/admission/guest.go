@@ -37,7 +37,7 @@ func (v *Verdict) guest(g *api.Guest, current api.Object) {
 		return
 	}
 	if g.Spec.Network != old.Spec.Network && len(old.Status.Addresses) > 0 {
-		v.fail("/spec/network", "it has its addresses (%s) from Network %s for its life: delete the Guest and make it anew", old.Status.Addresses[0], old.Spec.Network)
+		v.fail("/spec/network", "it has its addresses (%s) from Network %s for its life: delete the Guest and create it again", old.Status.Addresses[0], old.Spec.Network)
 	}
 	for i, d := range g.Spec.Disks {
 		at := slices.IndexFunc(old.Spec.Disks, func(o api.Disk) bool { return o.Name == d.Name })

@@ -298,7 +298,7 @@ func (v *Verdict) advertised(w *World, n *api.Network) {
 // networkChange refuses what would break leases that hosts have.
 func (v *Verdict) networkChange(old, n *api.Network) {
 	if vni := old.Status.VNI; vni != 0 && n.Spec.VNI != 0 && n.Spec.VNI != vni {
-		v.fail("/spec/vni", "the VNI is %d and stays so for the Network's life: delete the Network and create it anew for another", vni)
+		v.fail("/spec/vni", "the VNI is %d and stays so for the Network's life: delete the Network and create it again for another", vni)
 	}
 	if old.Status.Leases == 0 {
 		return

@@ -37,7 +37,7 @@ func (v *Verdict) secret(w *World, o *api.Secret, current api.Object) {
 	v.sessionKey(w, o)
 	old, ok := current.(*api.Secret)
 	if ok && len(o.Spec.Data) == 0 && o.Spec.Uses == nil && len(old.Status.Digests) > 0 {
-		v.fail("/spec/data", "no values are given, but the stored Secret has some: a read never shows them, so write all of them anew, or delete the Secret")
+		v.fail("/spec/data", "no values are given, but the stored Secret has some: a read never shows them, so write all of them again, or delete the Secret")
 	}
 }
 

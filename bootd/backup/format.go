@@ -269,7 +269,7 @@ func compare(r io.Reader, seen []Digest) error {
 func finish(t *tar.Reader, r io.Reader) error {
 	switch _, err := t.Next(); {
 	case err == nil:
-		return damaged("it goes on behind its digests")
+		return damaged("it continues after its digests")
 	case !errors.Is(err, io.EOF):
 		return damaged("behind its digests: %s", err)
 	}

@@ -171,7 +171,7 @@ func (as *attempts) give(ctx context.Context, m *api.Machine, g giving) (sent fu
 	}, ""
 }
 
-// takenBefore reports, as the store says, whether somebody else has had
+// takenBefore reports, as the store says, whether another client has had
 // something of the Machine's attempt: the cache may be a moment behind.
 func (as *attempts) takenBefore(ctx context.Context, m *api.Machine, what string) (bool, error) {
 	fresh, err := store.Get[api.Machine](ctx, as.store, m.Metadata.Name)
@@ -186,7 +186,7 @@ func (as *attempts) takenBefore(ctx context.Context, m *api.Machine, what string
 }
 
 // took records that a client has what it was given, and what it has proved by
-// that. Should another bootd have given the same to somebody else, there is a
+// that. Should another bootd have given the same to another client, there is a
 // second taker.
 func (as *attempts) took(ctx context.Context, m *api.Machine, t api.Taker, stage api.Stage, v trust.Verdict) {
 	ctx = context.WithoutCancel(ctx) // it may have hung up by now: it has what it wanted
@@ -214,7 +214,7 @@ func (as *attempts) took(ctx context.Context, m *api.Machine, t api.Taker, stage
 	}
 }
 
-// second records that somebody came for what another has taken, and fails the
+// second records that a client came for what another has taken, and fails the
 // attempt.
 func (as *attempts) second(ctx context.Context, m *api.Machine, t api.Taker) string {
 	attempt := m.Status.Attempt

@@ -37,7 +37,7 @@ type Config struct {
 	// for every DHCP packet.
 	Interfaces func() map[string][]netip.Prefix
 	// Neighbour is the MAC at which the kernel sees an address on one of bootd's
-	// interfaces. On a Subnet in proxy mode it stands for the lease.
+	// interfaces. On a Subnet in proxy mode it takes the place of the lease.
 	Neighbour func(iface string, addr netip.Addr) (api.MAC, bool)
 	// Source is bootd's own address from which it reaches a peer: what a machine
 	// behind a relay is told to come back to.

@@ -90,7 +90,7 @@ func (d *dhcpDecider) Release(ctx context.Context, c dhcp.Client, addr netip.Add
 		return err
 	}
 	if !released {
-		d.book.decide(who, "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and nobody else may release it: anyone can forge a RELEASE")
+		d.book.decide(who, "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and no one else may release it: anyone can forge a RELEASE")
 		return nil
 	}
 	d.book.decide(who, "released "+addr.String(), "the client gave it back")
@@ -109,7 +109,7 @@ func (d *dhcpDecider) Decline(ctx context.Context, c dhcp.Client, addr netip.Add
 		d.book.decide(who, "decline of "+addr.String()+" ignored", "the client does not hold the address, or a quarter of the range is in quarantine already")
 		return nil
 	}
-	d.book.decide(who, "quarantined "+addr.String(), "the client found the address in use by somebody else")
+	d.book.decide(who, "quarantined "+addr.String(), "the client found the address in use by another machine")
 	return nil
 }
 

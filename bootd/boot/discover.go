@@ -52,7 +52,7 @@ func (s *sightings) due(mac api.MAC, now time.Time) bool {
 
 func isDiscovered(m *api.Machine) bool { return m != nil && machine.IsDiscovered(m) }
 
-// strangers makes Machines of those that nobody has registered.
+// strangers makes Machines of those that are not registered.
 type strangers struct {
 	store  *store.Store
 	record machine.Recorder
@@ -60,7 +60,7 @@ type strangers struct {
 	seen   *sightings
 }
 
-// note makes a Machine in phase Discovered of a MAC that nobody has
+// note makes a Machine in phase Discovered of a MAC that no one has
 // registered, or notes that it was seen again. It is given nothing but an
 // address and a script that waits.
 func (x *strangers) note(ctx context.Context, mac api.MAC, s *api.Subnet) {

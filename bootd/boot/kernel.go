@@ -28,7 +28,7 @@ net.ipv6.neigh.default.gc_thresh3 = 65536
 		// So that ip(8) says `proto rackweft`.
 		{Path: "/etc/iproute2/rt_protos.d/rackweft.conf", Contents: fmt.Appendf(nil, "%d\trackweft\n%d\trackweft-bgp\n", api.RouteProtocol, api.BGPRouteProtocol)},
 		// networkd would take away routes and rules that are not its own whenever
-		// it configures a link or is started anew.
+		// it configures a link or is restarted.
 		{Path: "/etc/systemd/networkd.conf.d/10-rackweft.conf", Contents: []byte("[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n")},
 	}
 }

@@ -36,10 +36,10 @@ func (p *peers) holder(peer netip.Addr) (holder, error) {
 	}
 	s := p.proxied(peer)
 	if s == nil {
-		return holder{}, fmt.Errorf("address %s is leased to nobody by this bootd", peer)
+		return holder{}, fmt.Errorf("address %s is not leased by this bootd", peer)
 	}
 	if s.Spec.Interface == "" {
-		return holder{}, fmt.Errorf("the Subnet %s is in proxy mode and has no interface of bootd, so nobody can tell whose address %s is: set its spec.interface", s.Metadata.Name, peer)
+		return holder{}, fmt.Errorf("the Subnet %s is in proxy mode and has no interface of bootd, so bootd cannot tell whose address %s is: set its spec.interface", s.Metadata.Name, peer)
 	}
 	mac, ok := p.neighbour(s.Spec.Interface, peer)
 	if !ok {
@@ -68,14 +68,14 @@ func (p *peers) query(question string, peer netip.Addr) query {
 	return q
 }
 
-// belongs returns why an address is none of the Machine's; nil when it is.
+// belongs returns why an address is not the Machine's; nil when it is.
 func (p *peers) belongs(peer netip.Addr, m *api.Machine) error {
 	h, err := p.holder(peer)
 	if err != nil {
 		return err
 	}
 	if !slices.Contains(m.MACs(), h.mac) {
-		return fmt.Errorf("address %s belongs to MAC %s, which is none of Machine %s", peer, h.mac, m.Metadata.Name)
+		return fmt.Errorf("address %s belongs to MAC %s, which is not one of Machine %s", peer, h.mac, m.Metadata.Name)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func (d *Decider) Pointer(ctx context.Context, r httpboot.PointerRequest) (httpb
 	return d.givePointer(ctx, r, false)
 }
 
-// givePointer gives the pointer, over TLS or not. What was given over TLS goes on
+// givePointer gives the pointer, over TLS or not. What was given over TLS continues
 // over TLS.
 func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, secure bool) (httpboot.Pointer, error) {
 	m, chain, err := d.pointed(ctx, r)

@@ -10,7 +10,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
-// portOf is where a relay says that a client's request came in; nil when nobody
+// portOf is where a relay says that a client's request came in; nil when none
 // says that whom bootd believes. It is believed of a relay that the Subnet names
 // and that has sent the packet itself, to bootd's own address. Anyone can write
 // option 82 and a relay's address into a packet on a segment that bootd serves

@@ -97,7 +97,7 @@ const (
 	// repeatAfter is when the same answer to a Machine is written down again: a
 	// machine that is held asks every few seconds, for days.
 	repeatAfter = time.Minute
-	// strangerAfter is when a MAC that nobody has registered is written down again.
+	// strangerAfter is when a MAC that is not registered is written down again.
 	strangerAfter = 10 * time.Minute
 	// maxSaid bounds what is remembered of Machines; 9 questions each.
 	maxSaid = 1 << 16
@@ -208,7 +208,7 @@ func (b *book) hold(question, reason string) error {
 // holdFor is how long a machine that is held waits before it asks again.
 const holdFor = 5 * time.Second
 
-// witness writes down what somebody did who cannot be the Machine, every time:
+// witness writes down what a client did that cannot be the Machine, every time:
 // it is bounded, but repetitions are not left out.
 func (b *book) witness(m *api.Machine, t api.Taker, reason, answer, text string) {
 	b.metrics.seconds.WithLabelValues(t.What).Inc()

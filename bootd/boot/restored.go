@@ -12,9 +12,9 @@ import (
 )
 
 // notYet says why an address may not be given away after a restore: since the
-// backup it may have been leased to somebody whom this bootd does not know. Who
+// backup it may have been leased to a client that this bootd does not know. Who
 // uses an address renews it within the lease time, and is known by then. What
-// is pinned is nobody else's, and who has a lease, or uses the address, keeps it.
+// is pinned is no one else's, and who has a lease, or uses the address, keeps it.
 func (d *dhcpDecider) notYet(who asker, addr netip.Addr) error {
 	r := store.Recovery(d.cache)
 	if r == nil {

@@ -97,7 +97,7 @@ func (sc *scripts) buildScript(m *api.Machine, p *api.Profile, img *api.Image, s
 	return s
 }
 
-// pointerURL is where the boot that gets a script finds its pointer: nobody else
+// pointerURL is where the boot that gets a script finds its pointer: no one else
 // can guess it, and in no other attempt, nor at another level, is it the same.
 func (sc *scripts) pointerURL(server netip.Addr, m *api.Machine, chain api.TrustLevel) string {
 	key := m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposePointer, chain)
@@ -107,7 +107,7 @@ func (sc *scripts) pointerURL(server netip.Addr, m *api.Machine, chain api.Trust
 	return sc.own.httpURL(server) + "/ignition/pointer/" + key
 }
 
-// bootURL is where the Machine's BMC is to boot it from, over TLS: nobody else is
+// bootURL is where the Machine's BMC is to boot it from, over TLS: no one else is
 // told it, and it is another one in each BootAttempt. Whoever presents it has
 // reached trust level bmc.
 func (sc *scripts) bootURL(m *api.Machine, server netip.Addr) string {
@@ -127,7 +127,7 @@ func unsolicited(m *api.Machine) string {
 	return fmt.Sprintf("Machine %s: no BootAttempt is open for this boot; asking its BMC whether it was reset", m.Metadata.Name)
 }
 
-// bootable says why a Profile cannot be booted over the network as it stands.
+// bootable says why a Profile cannot be booted over the network as it is.
 func bootable(p *api.Profile, img *api.Image) error {
 	if p.Spec.Install != nil {
 		return fmt.Errorf("the Profile %s installs to %s, which this bootd cannot do yet: remove spec.install to boot it live", p.Metadata.Name, p.Spec.Install.Disk)

@@ -66,7 +66,7 @@ func (c Configs) compile(ctx context.Context, g *api.Guest, img *api.Image) (ign
 	return result, nil
 }
 
-// facts is what a Layer's template sees: of the Site no more than its domain, for
+// facts is what a Layer's template sees: of the Site only its domain, for
 // a Guest is a tenant's.
 func (c Configs) facts(g *api.Guest, img *api.Image, variables map[string]string) map[string]any {
 	variables = maps.Clone(variables)

@@ -97,7 +97,7 @@ func waits(g *api.Guest) bool {
 
 const nowhereToGo = "NowhereToGo"
 
-// offered is what of a Machine matters to Guests that are not on it.
+// offered holds the fields of a Machine that matter to Guests that are not on it.
 type offered struct {
 	uid, zone, labels string
 	active, draining  bool
@@ -258,7 +258,7 @@ func (c *Controller) nothingLeft(ctx context.Context, g *api.Guest, p api.GuestP
 	return !leaving
 }
 
-// deleted makes sure that a Machine is no more: of a cache that is behind it must
+// deleted makes sure that a Machine no longer exists: of a cache that is behind it must
 // not be concluded.
 func (c *Controller) deleted(ctx context.Context, name, uid string) bool {
 	m, err := store.Get[api.Machine](ctx, c.Store, name)
@@ -300,7 +300,7 @@ func (c *Controller) place(ctx context.Context, g *api.Guest, to string) error {
 func (c *Controller) hosting() api.GuestHosting { return site.Spec(c.Cache).Guests }
 
 // candidates are the Machines of the Network's Zone; only the one to go to, when
-// a person named it. A host that still has something of the Guest is none.
+// a person named it. A host that still has something of the Guest is not one.
 func (c *Controller) candidates(g *api.Guest, n *api.Network, to string) []candidate {
 	on := map[string][]*api.Guest{}
 	for _, other := range store.CachedList[api.Guest](c.Cache) {
@@ -380,7 +380,7 @@ func (c *Controller) hostGone(ctx context.Context, g *api.Guest) error {
 		return c.condition(ctx, g, api.CondPlaced, api.False, "HostDeleted",
 			fmt.Sprintf("its host %s was deleted, which had its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", g.Status.Host, d, g.Metadata.Name))
 	}
-	c.Event(g, api.Warning, "HostDeleted", fmt.Sprintf("its host %s was deleted: it is placed anew", g.Status.Host))
+	c.Event(g, api.Warning, "HostDeleted", fmt.Sprintf("its host %s was deleted: it is placed again", g.Status.Host))
 	return c.write(ctx, g, func(g *api.Guest) bool {
 		giveUp(g)
 		g.Status.Host, g.Status.HostUID, g.Status.State = "", "", ""

@@ -17,7 +17,7 @@ import (
 //
 //	Choosing ─▶ Transfer ─▶ status.host is the target, and the move over
 //	                 └────▶ Back ─▶ over, with the Guest where it was
-//	Stopping ─▶ placed anew, without its disks
+//	Stopping ─▶ placed again, without its disks
 //
 // In Transfer the source gives the Guest up: it notes on disk that it runs it no
 // more until it is told Back, before it says Sent. The target runs nothing until
@@ -177,7 +177,7 @@ type standing struct {
 	sent, received bool   // what the hosts have said of this very move
 	failed         string // why one of them says that it will come to nothing
 	halted         bool   // it moves live, and is not to run any more
-	stay           bool   // nobody wants it to go any more
+	stay           bool   // it no longer has to go
 	lost           bool   // the target is not there any more to take it
 	now, deadline  time.Time
 }
@@ -186,7 +186,7 @@ type standing struct {
 const arrived = "Arrived"
 
 // next is Transfer while there is something to wait for. A host that has sent all
-// goes on waiting for the target until the deadline: nothing runs meanwhile.
+// keeps waiting for the target until the deadline: nothing runs meanwhile.
 func (s standing) next() (step, why string) {
 	switch {
 	case s.sent && s.received:
@@ -260,7 +260,7 @@ func (c *Controller) arrive(ctx context.Context, g *api.Guest) error {
 		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Mode: move.Mode, Done: true, Message: how, Started: move.Started, Ended: time.Now().UTC()}
 		g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = move.Target.Host, move.Target.HostUID, nil, ""
 		g.Status.Request, g.Status.Result = nil, nil // what the old host has done is not to be done again
-		g.Status.Conditions.Remove(api.CondPlaced)   // stay writes it anew
+		g.Status.Conditions.Remove(api.CondPlaced)   // stay writes it again
 		return true
 	})
 	if fresh, ok := store.Cached[api.Guest](c.Cache, g.Metadata.Name); err == nil && ok {
@@ -280,7 +280,7 @@ func (c *Controller) callBack(ctx context.Context, g *api.Guest, why string, aga
 	if again {
 		c.Event(g, api.Normal, "NotLive", fmt.Sprintf("it cannot go to %s while it runs, and is stopped for it: %s", g.Status.Move.Target.Host, why))
 	} else {
-		c.Event(g, api.Warning, "MoveFailed", fmt.Sprintf("it goes on on %s: %s", g.Status.Host, why))
+		c.Event(g, api.Warning, "MoveFailed", fmt.Sprintf("it stays on %s: %s", g.Status.Host, why))
 	}
 	return c.write(ctx, g, func(g *api.Guest) bool {
 		move := g.Status.Move

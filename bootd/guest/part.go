@@ -72,7 +72,7 @@ func identity(m *api.Machine) api.HostIdentity {
 	return api.HostIdentity{Host: m.Metadata.Name, UID: m.Metadata.UID, Key: m.Status.HostKey}
 }
 
-// Part is a Guest as the host needs it that it is on. One that is to begin anew
+// Part compiles the guest part for the host that the Guest is on. One that is to begin again
 // elsewhere is to be stopped. The error says what it lacks.
 func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	p := api.GuestPart{

@@ -93,7 +93,7 @@ func askMove(g *api.Guest, a api.GuestAction) error {
 	case a.Mode != "" && a.Mode != api.MigrateLive && a.Mode != api.MigrateStop:
 		return fmt.Errorf("%q is no mode of a move: Live or Stop", a.Mode)
 	case a.Mode == api.MigrateLive && a.LoseDisks:
-		return errors.New("a Guest that begins anew does not move live: leave one of the two away")
+		return errors.New("a Guest that starts with empty disks does not move live: leave one of the two away")
 	case a.Mode == api.MigrateLive && g.Spec.State == api.GuestStopped:
 		return fmt.Errorf("guest %s is to be Stopped: it cannot move live", name)
 	}
@@ -108,7 +108,7 @@ func askMove(g *api.Guest, a api.GuestAction) error {
 	return nil
 }
 
-// askLosing has a Guest begin anew elsewhere. What a transfer has begun is called
+// askLosing has a Guest start elsewhere with empty disks. What a transfer has begun is called
 // back first.
 func askLosing(g *api.Guest, a api.GuestAction) {
 	next := &api.GuestMove{Reason: "Asked", To: a.To, Asked: true, LoseDisks: true, Step: api.MoveStopping, Started: time.Now().UTC()}

@@ -67,9 +67,9 @@ type Hub struct {
 	Log      *slog.Logger
 	// Name tells this bootd from others in what it writes down of its hosts.
 	Name string
-	// Silence, Grace and Lag are 30 s, 1 min and 15 s unless set.
+	// Silence, Grace and Lag. Default: 30 s, 1 min and 15 s.
 	Silence, Grace, Lag time.Duration
-	// Gather is 1 s unless set: so long are hosts that join an encrypted Zone
+	// Gather. Default: 1 s. So long are hosts that join an encrypted Zone
 	// gathered before its others are told.
 	Gather time.Duration
 
@@ -389,7 +389,7 @@ func Refused(m *api.Machine, p Peer) string {
 	case m == nil:
 		return fmt.Sprintf("no Machine is called %s any more", p.Name)
 	case m.Metadata.UID != p.UID:
-		return fmt.Sprintf("Machine %s was made anew since this host joined: reprovision it", p.Name)
+		return fmt.Sprintf("Machine %s was recreated since this host joined: reprovision it", p.Name)
 	case m.Status.HostKey != p.Key:
 		return fmt.Sprintf("the certificate of host %s is revoked: it joined in an earlier BootAttempt, or the attempt failed", p.Name)
 	}

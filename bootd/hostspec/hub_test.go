@@ -211,7 +211,7 @@ func TestWhoMayHoldAStream(t *testing.T) {
 		peer          func(Peer) Peer
 	}{
 		{"a stranger", "no Machine is called nobody", func(p Peer) Peer { p.Name = "nobody"; return p }},
-		{"of a Machine before this one", "made anew", func(p Peer) Peer { p.UID = "other"; return p }},
+		{"of a Machine before this one", "recreated", func(p Peer) Peer { p.UID = "other"; return p }},
 		{"revoked", "is revoked", func(p Peer) Peer { p.Key = "other"; return p }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -91,7 +91,7 @@ func (t table) bounded(spec *part.Spec, status *api.HostStatus) (*api.HostStatus
 		return nil, fmt.Errorf("its status cannot be encoded: %w", err)
 	}
 	if len(raw) > maxStatusBytes {
-		return nil, fmt.Errorf("its status takes %d bytes, and %d are kept: the one before it stands", len(raw), maxStatusBytes)
+		return nil, fmt.Errorf("its status takes %d bytes, and %d are kept: the one before it stays", len(raw), maxStatusBytes)
 	}
 	return &next, nil
 }

@@ -100,7 +100,7 @@ func (h *Hub) take(ctx context.Context, s *stream, spec *part.Spec, status, next
 	paid, held := false, false
 	h.mutate(ctx, s.peer.Name, s.peer.UID, func(m *api.Machine) bool {
 		old := m.Status.Host
-		// A host that was started anew has applied nothing.
+		// A host that was restarted has applied nothing.
 		soon := soon && m.Status.Conditions.Is(api.CondApplied) && old != nil && old.BootID == next.BootID
 		changed := !soon && m.Status.Conditions.Set(time.Now(), api.CondApplied, applied, reason, text.Clip(message, 1024))
 		if !changed && !h.Compiler.parts().news(old, next, soon, len(spec.Tombstones) > 0) {

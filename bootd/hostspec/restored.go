@@ -41,7 +41,7 @@ func (h *Hub) hold(s *stream, send func(api.ServerFrame) error) error {
 }
 
 // recounted gathers the frames of a recount, and hands it on with the last. One
-// that nobody has asked for is not stored.
+// that was not asked for is not stored.
 func (h *Hub) recounted(ctx context.Context, s *stream, r *api.Recount) {
 	c := &s.recount
 	if h.Recovery == nil || c.done || !store.Held(h.Cache) {

@@ -9,11 +9,11 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// A host reports what it uses only while somebody looks: with thousands of
-// Guests it would be most of what the streams carry, for nobody.
+// A host reports what it uses only while it is asked for: with thousands of
+// Guests it would be most of what the streams carry, unread.
 const (
 	usageEvery = 2 * time.Second
-	// usageFor is how long a host goes on when nobody asks again.
+	// usageFor is how long a host keeps reporting when it is not asked again.
 	usageFor = 15 * time.Second
 	// usageWait is how long hosts that were not asked before may take for the two
 	// reports between which there is a rate.
@@ -41,7 +41,7 @@ func (s UsageSample) Seconds() float64 {
 }
 
 // Usage asks hosts, by their Machines' names, for what they use, and waits some
-// seconds for those that nobody has asked before. Hosts that are not connected
+// seconds for those that were not asked before. Hosts that are not connected
 // to this bootd are left out.
 func (h *Hub) Usage(ctx context.Context, names []string) map[string]UsageSample {
 	ctx, cancel := context.WithTimeout(ctx, usageWait)
@@ -80,8 +80,8 @@ func (h *Hub) askUsage(names []string) (samples map[string]UsageSample, complete
 	return samples, complete, h.measured
 }
 
-// askUsage keeps the host reporting. What it reported for somebody earlier is of
-// no use: a rate over minutes is none of now. The caller holds the Hub's mu.
+// askUsage keeps the host reporting. What it reported for an earlier request is of
+// no use: a rate over minutes is not the current one. The caller holds the Hub's mu.
 func (s *stream) askUsage(now time.Time) {
 	since := now.Sub(s.usage.asked)
 	if since < usageFor/3 {
@@ -105,7 +105,7 @@ func (h *Hub) usageReport(s *stream, u *api.HostUsage) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.streams[s.peer.Name] != s || s.usage.asked.IsZero() {
-		return // another stream of the host is newer, or nobody wants to know
+		return // another stream of the host is newer, or no one waits for it
 	}
 	s.usage.old, s.usage.now = s.usage.now, &kept
 	if h.measured != nil {

@@ -12,7 +12,7 @@
 //	                             machine's script has the key
 //	GET /healthz
 //
-// Nothing here is secret and nobody is authenticated: anyone on the network can claim any MAC.
+// Nothing here is secret and no client is authenticated: anyone on the network can claim any MAC.
 //
 // Status codes steer retries. Ignition tries again for ever after a 5xx and gives up after a 4xx, so a
 // machine that must wait (*Hold) gets 503, and so does one whose Decider fails.

@@ -6,7 +6,7 @@
 //
 // Four rules keep the pool honest where anyone can forge a MAC:
 //
-//   - A reserved or unavailable address is given to nobody else.
+//   - A reserved or unavailable address is given to no one else.
 //   - An address that was leased to a registered MAC is kept for that MAC while it is registered, also
 //     after the lease ran out. RELEASE and DECLINE carry no proof of who sent them, so for a registered
 //     MAC they change nothing, and neither does a REQUEST for another address.

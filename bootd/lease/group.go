@@ -19,7 +19,7 @@ type change struct {
 	told   Lease // as the client is told it
 	remove bool
 	drop   []*slot // the holder's former addresses
-	lost   bool    // somebody else got the address meanwhile
+	lost   bool    // another client got the address meanwhile
 
 	lead chan struct{} // makes its caller write the next batch
 	done chan error

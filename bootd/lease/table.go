@@ -76,7 +76,7 @@ func (t *Table) SetSubnets(subnets []Subnet) error {
 }
 
 // SetReservations replaces the reservations, and the addresses that no pool may give away because
-// somebody uses them without asking. A lease of another MAC on a reserved address is not renewed.
+// a machine uses them without asking. A lease of another MAC on a reserved address is not renewed.
 func (t *Table) SetReservations(reservations []Reservation, unavailable []netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -93,7 +93,7 @@ func (t *Table) SetReservations(reservations []Reservation, unavailable []netip.
 	t.rebuild()
 }
 
-// rebuild sorts all slots into the pools anew.
+// rebuild sorts all slots into the pools again.
 func (t *Table) rebuild() {
 	for _, p := range t.pools {
 		*p = *newPool(p.subnet, p.kept)

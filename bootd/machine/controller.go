@@ -514,7 +514,7 @@ func (c *Controller) watch(ctx context.Context, m *api.Machine) (time.Duration, 
 	return c.checkPower(ctx, m)
 }
 
-// IsDiscovered reports whether nobody has registered the Machine.
+// IsDiscovered reports whether the Machine is not registered.
 func IsDiscovered(m *api.Machine) bool { return m.Metadata.Labels[api.DiscoveredLabel] == "true" }
 
 const discoveredAge = 24 * time.Hour

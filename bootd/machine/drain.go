@@ -28,7 +28,7 @@ func (c *Controller) guestsOn(m *api.Machine, which func(*api.Guest) bool) []str
 // anyGuest is every Guest.
 func anyGuest(*api.Guest) bool { return true }
 
-// expendable reports whether a Guest can begin anew elsewhere when its host is
+// expendable reports whether a Guest can start elsewhere with empty disks when its host is
 // lost: it leaves no disk behind that is to be kept.
 func expendable(g *api.Guest) bool {
 	return !slices.ContainsFunc(g.Spec.Disks, func(d api.Disk) bool { return d.Retain })
@@ -59,11 +59,11 @@ func (c *Controller) drain(ctx context.Context, m *api.Machine) (done bool, err 
 	}
 	return false, c.mutate(ctx, m, func(m *api.Machine) {
 		m.Status.Phase = api.PhaseDraining
-		m.Status.Conditions.Set(time.Now(), api.CondDrained, api.False, "Leaving", fmt.Sprintf("these Guests are still on it: %s; it goes on without them after %s", some(left), deadline))
+		m.Status.Conditions.Set(time.Now(), api.CondDrained, api.False, "Leaving", fmt.Sprintf("these Guests are still on it: %s; it continues without them after %s", some(left), deadline))
 	})
 }
 
-// hasToShutDown reports whether a Machine that is to boot anew shuts down before
+// hasToShutDown reports whether a Machine that is to boot again shuts down before
 // that, for the sake of the Guests that are on it. One that is silent is just
 // reset.
 func (c *Controller) hasToShutDown(m *api.Machine) bool {
@@ -105,7 +105,7 @@ func (c *Controller) lost(m *api.Machine, silent time.Duration) bool {
 }
 
 // fence switches a lost host off and makes sure of it, so that its Guests can be
-// started elsewhere and never run twice. Then it is booted anew.
+// started elsewhere and never run twice. Then it is booted again.
 func (c *Controller) fence(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	if m.Status.Conditions.Is(api.CondFenced) {
 		return drainEvery, nil // until the Guests have left

@@ -263,7 +263,7 @@ func resetSince(ctx context.Context, b BMC, t time.Time) (since, known bool, err
 	return time.Since(t)+resolution >= age, true, nil
 }
 
-// confirm decides on a network boot that nobody asked for.
+// confirm decides on an unsolicited network boot.
 func (c *Controller) confirm(ctx context.Context, m *api.Machine, after time.Time, what string) (time.Duration, error) {
 	const serve = "its network boot is answered 503"
 	retry := 0

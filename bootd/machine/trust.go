@@ -49,7 +49,7 @@ func addTaker(a *api.BootAttempt, t api.Taker) {
 	}
 }
 
-// taken returns who took something in the attempt first, nil for nobody.
+// taken returns who took something in the attempt first, nil for none.
 func taken(a *api.BootAttempt, what string) *api.Taker {
 	for i, t := range a.Takers {
 		if t.What == what && !t.Second {
@@ -59,7 +59,7 @@ func taken(a *api.BootAttempt, what string) *api.Taker {
 	return nil
 }
 
-// Taken reports whether somebody has taken something in the Machine's attempt.
+// Taken reports whether any client has taken something in the Machine's attempt.
 func Taken(m *api.Machine, what string) bool {
 	return m.Status.Attempt != nil && taken(m.Status.Attempt, what) != nil
 }
@@ -80,8 +80,8 @@ func Take(m *api.Machine, attempt string, t api.Taker) (second bool) {
 	return false
 }
 
-// SecondTaker records that somebody came for what another has taken in the
-// attempt, and fails the attempt: nobody can tell which of the two is the
+// SecondTaker records that a client came for what another has taken in the
+// attempt, and fails the attempt: it cannot be told which of the two is the
 // Machine. Whatever was given in it is worthless from now on.
 func SecondTaker(m *api.Machine, attempt string, t api.Taker) {
 	a := m.Status.Attempt

@@ -16,7 +16,7 @@ import (
 // finds itself in another tenant's Network.
 const cooling = 48 * time.Hour
 
-// freeVNI chooses the lowest VNI of the range that nobody has and nobody had of
+// freeVNI chooses the lowest VNI of the range that no Network has and none had of
 // late; false when there is none.
 func freeVNI(r api.VNIRange, claims map[uint32]store.VNIClaim, now time.Time) (uint32, bool) {
 	for vni := r.Low; vni <= r.High && vni != 0; vni++ {

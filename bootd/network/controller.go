@@ -36,7 +36,7 @@ const (
 	recheck = 10 * time.Second
 	// recheckReady is how often one that is gets compared with etcd.
 	recheckReady = 5 * time.Minute
-	// restore is the pause before a lease is written again that somebody else
+	// restore is the pause before a lease is written again that another program
 	// keeps changing: a stock flanneld on one of our hosts, perhaps.
 	restore = 30 * time.Second
 )
@@ -99,7 +99,7 @@ func (c *Controller) machineNetworks(ch store.Change) (networks []string) {
 	return networks
 }
 
-// standing is what of a Machine matters to its leases, beside its addresses.
+// standing holds the fields of a Machine that its leases depend on, besides its addresses.
 type standing struct {
 	uid, zone string
 	active    bool
@@ -145,7 +145,7 @@ func (c *Controller) step(ctx context.Context, n *api.Network) (time.Duration, e
 	again, err := c.bring(ctx, w, n)
 	switch {
 	case errors.Is(err, store.ErrConflict), err == nil && w.behind:
-		return control.AtOnce, nil // somebody was faster: begin again from what stands
+		return control.AtOnce, nil // another writer was faster: begin again from what is stored
 	case err != nil:
 		return 0, err
 	}
@@ -231,7 +231,7 @@ func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
 	want := n.Spec.VNI
 	if have := n.Status.VNI; have != 0 {
 		if want != 0 && want != have {
-			return have, problemf("VNIFixed", "its VNI is %d and stays so for its life: set spec.vni back, or delete the Network and create it anew for VNI %d", have, want)
+			return have, problemf("VNIFixed", "its VNI is %d and stays so for its life: set spec.vni back, or delete the Network and create it again for VNI %d", have, want)
 		}
 		return have, nil
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // A Guest keeps its address for its life. On a host whose lease the address is
-// not in, an extra lease of a /31 leads there; flannel's longest, for it cannot
+// not in, an extra lease of a /31 leads there; flannel's longest: it cannot
 // read a /32 and then drops every peer (ParseSubnetKey in pkg/subnet/subnet.go).
 
 // place is where a moved Guest is.
@@ -49,7 +49,7 @@ func (w *world) places(n *api.Network, l *layout) map[netip.Prefix]place {
 			continue
 		}
 		if uid := g.Status.HostUID; uid != "" && uid != home.UID {
-			continue // its host was made anew, and the Guest is not on that
+			continue // its host was recreated, and the Guest is not on that
 		}
 		p := place{guest: g.Metadata.Name, machine: m}
 		var lease netip.Prefix
@@ -104,7 +104,7 @@ func (x *planner) follow(byUID map[string]*api.Machine) map[string][]store.Flann
 	return drops
 }
 
-// left makes sure that an extra lease leads to nobody: of a cache that is behind
+// left makes sure that an extra lease leads to no Guest: of a cache that is behind
 // it must not be concluded.
 func (w *world) left(h held, byUID map[string]*api.Machine) bool {
 	if byUID[h.UID] == nil && !w.deleted(h.hostRecord) {

@@ -50,7 +50,7 @@ type layout struct {
 	view    *View // nil: to be made
 }
 
-// held is a host's record and where it stands.
+// held is a host's record and its key.
 type held struct {
 	hostRecord
 	key store.FlannelKey
@@ -136,7 +136,7 @@ func (x *Index) take(b store.FlannelBatch) {
 	x.syncOnce.Do(func() { close(x.synced) })
 }
 
-// gone lists what is held and stands no more.
+// gone lists what is held and no longer in etcd.
 func (x *Index) gone(stands []store.FlannelKey) []store.FlannelKey {
 	there := map[store.FlannelID]bool{}
 	for _, k := range stands {
@@ -244,7 +244,7 @@ func (l *layout) set(k store.FlannelKey) bool {
 	return false
 }
 
-// owner is what of an owner's record counts for peers.
+// owner is the part of an owner's record that affects peers.
 type owner struct {
 	uid string
 	vni uint32

@@ -7,7 +7,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Lease is one lease of a Network as it stands in etcd.
+// Lease is one lease of a Network as it is in etcd.
 type Lease struct {
 	Kind          api.MemberKind
 	Lease, Lease6 netip.Prefix

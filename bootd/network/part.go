@@ -97,7 +97,7 @@ func (p Parts) compile(ctx context.Context, m *api.Machine, s *part.Spec) error 
 		}
 		made, err := p.of(ctx, m, n, l, s.Base.Underlay, vtep)
 		if errors.Is(err, ErrKeyClosed) {
-			continue // the host goes on with the part that it has
+			continue // the host keeps the part that it has
 		}
 		if err != nil {
 			return fmt.Errorf("part %s: %w", name, err)

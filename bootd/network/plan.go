@@ -21,9 +21,9 @@ type world struct {
 	vtep     func(*api.Machine) netip.Addr
 	// current makes sure that a Guest stands in the store as it does among them.
 	current func(guest string) bool
-	// deleted makes sure that a Machine which is not among them is no more.
+	// deleted makes sure that a Machine which is not among them no longer exists.
 	deleted func(hostRecord) bool
-	// mayRestore reports whether a lease may be written again that somebody else
+	// mayRestore reports whether a lease may be written again that another program
 	// has changed.
 	mayRestore func(store.FlannelID) bool
 	epoch      int64
@@ -113,9 +113,9 @@ func (f *faults) problem(n *api.Network) error {
 	case len(f.noUnderlay) > 0:
 		return problemf("NoUnderlay", "%s have no address on a production Subnet, so no other host can reach them: give a link of each a production Subnet of Zone %s and an address", names(f.noUnderlay), n.Spec.Zone)
 	case len(f.taken) > 0:
-		return &problem{reason: "LeaseTaken", after: restore, message: "the leases of " + names(f.taken) + " are written by somebody else too, and put back every " + restore.String() + ": is a stock flanneld running on these hosts? Stop it there"}
+		return &problem{reason: "LeaseTaken", after: restore, message: "the leases of " + names(f.taken) + " are written by another program too, and put back every " + restore.String() + ": is a stock flanneld running on these hosts? Stop it there"}
 	case len(f.reserved) > 0:
-		return problemf("GuestLeaseTaken", "%s moved with addresses that somebody else has reserved, so they are not reached on their hosts: remove the keys %s%s/subnets/ADDRESS-31", names(f.reserved), store.FlannelPrefix, n.Metadata.Name)
+		return problemf("GuestLeaseTaken", "%s moved with addresses that another program has reserved, so they are not reached on their hosts: remove the keys %s%s/subnets/ADDRESS-31", names(f.reserved), store.FlannelPrefix, n.Metadata.Name)
 	case len(f.outside) > 0:
 		return problemf("OutsideCIDRs", "the leases of %s are in none of spec.cidrs any more: put their CIDR back", names(f.outside))
 	}
@@ -210,7 +210,7 @@ func (w *world) gaveUp(network string, h held, m *api.Machine) bool {
 	return true
 }
 
-// release takes a host's lease away, unless somebody else has it by now.
+// release takes a host's lease away, unless another host has it by now.
 func (p *plan) release(l *layout, h held, drops []store.FlannelWrite) {
 	p.writes = append(p.writes, append(drops, p.end(l, h)...))
 }

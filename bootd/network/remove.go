@@ -16,7 +16,7 @@ const reasonDeleting = "Deleting"
 // lease goes when it has; the rest goes with the last.
 func (c *Controller) remove(ctx context.Context, w *world, n *api.Network) (time.Duration, error) {
 	if !control.HasFinalizer(n, Finalizer) {
-		return 0, nil // somebody else's finalizer is at work
+		return 0, nil // another finalizer is at work
 	}
 	waiting, leases, err := c.clear(ctx, w, n)
 	if err != nil {

@@ -98,7 +98,7 @@ func (v *View) NewPart(uid string, p api.NetworkPart) (*Part, error) {
 	return &Part{view: v, uid: uid, head: head, tail: tail}, nil
 }
 
-// alone reports whether nobody but the host has a lease.
+// alone reports whether only the host has a lease.
 func (v *View) alone(uid string) bool {
 	return len(v.own[uid]) == len(v.peers)
 }

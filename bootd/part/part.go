@@ -15,7 +15,7 @@ type Kind struct {
 	Name   string // of the api.PartKind
 	Object string // kind of the objects that parts are named for; "" for a part that is one of a kind
 	// Compile adds a host's parts to its HostSpec, and tombstones of those that the
-	// host is to give up. What cannot be compiled now is left out: the host goes on
+	// host is to give up. What cannot be compiled now is left out: the host continues
 	// with what it has.
 	Compile func(ctx context.Context, m *api.Machine, s *Spec) error
 	// Concerns finds the hosts whose parts may differ after a change.

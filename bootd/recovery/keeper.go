@@ -27,7 +27,7 @@ type Keeper struct {
 	Lease func(ctx context.Context, machine string, mac api.MAC, subnet *api.Subnet, addr netip.Addr) error
 	Event func(o api.Object, typ api.EventType, reason, message string)
 	Log   *slog.Logger
-	// Grace is 30 s unless set.
+	// Grace. Default: 30 s.
 	Grace time.Duration
 
 	mu sync.Mutex // one change of the record at a time
@@ -232,7 +232,7 @@ func (k *Keeper) Claim(ctx context.Context, h api.RecoveryHost) string {
 	if err != nil {
 		k.Log.Warn("note a host that the backup does not know", "host", h.Name, "error", err)
 	}
-	return fmt.Sprintf("bootd was restored from a backup that is older than the key of host %s: it goes on as it is until a person accepts it (weftctl restore accept %[1]s)", h.Name)
+	return fmt.Sprintf("bootd was restored from a backup that is older than the key of host %s: it stays as it is until a person accepts it (weftctl restore accept %[1]s)", h.Name)
 }
 
 // record changes the Site's record, when fn reports a change, and waits until
@@ -253,7 +253,7 @@ func (k *Keeper) record(ctx context.Context, fn func(*api.Recovery) bool) error 
 	return k.Cache.WaitRevision(ctx, store.RevisionOf(site))
 }
 
-// tidy forgets what somebody has applied again, and the whole record when
+// tidy forgets what a person has applied again, and the whole record when
 // nothing is left of it.
 func (k *Keeper) tidy(ctx context.Context, r *api.Recovery) error {
 	known := func(p api.RecoveryPart) bool {

@@ -233,7 +233,7 @@ func loopbackOwners(z *api.Zone, reports []report) map[netip.Addr]string {
 	return owners
 }
 
-// giveLoopbacks has a host have its loopbacks and no others, and nobody else
+// giveLoopbacks has a host have its loopbacks and no others, and no other host
 // have them.
 func giveLoopbacks(z *api.Zone, to api.LoopbackStatus) {
 	for i := range z.Status.Loopbacks {

@@ -108,7 +108,7 @@ func drop(r *api.Recovery, name string) bool {
 }
 
 // Finish forgets that there was a restore. What is reserved for Networks and
-// Guests that nobody has applied again goes only when a person says so.
+// Guests that no one has applied again goes only when a person says so.
 func (k *Keeper) Finish(ctx context.Context, forget bool) error {
 	r := store.Recovery(k.Cache)
 	if r == nil {

@@ -21,7 +21,7 @@ import (
 type role int
 
 const (
-	nobody role = iota
+	anonymous role = iota
 	viewer
 	operator
 	admin
@@ -36,7 +36,7 @@ func roleOf(name string) role {
 	case "admin":
 		return admin
 	}
-	return nobody
+	return anonymous
 }
 
 func (r role) String() string { return [...]string{"none", "viewer", "operator", "admin"}[r] }
@@ -166,7 +166,7 @@ func (a *auth) match(bearer string) (token, bool) {
 	return found, ok
 }
 
-// authorize refuses who may not call the route: 401 when nobody has said who
+// authorize refuses who may not call the route: 401 when no one has said who
 // they are, else 403.
 func (a *auth) authorize(c *call, rt route) error {
 	switch {
@@ -176,11 +176,11 @@ func (a *auth) authorize(c *call, rt route) error {
 		return problem(http.StatusForbidden, "this is answered on bootd's unix socket only: work as root on the machine that bootd runs on")
 	case c.who.host != nil:
 		return a.authorizeHost(c, rt)
-	case c.who.role == nobody && rt.role == nobody:
+	case c.who.role == anonymous && rt.role == anonymous:
 		return problem(http.StatusUnauthorized, "this is for hosts: show a host's certificate")
-	case c.who.role >= rt.role && c.who.role > nobody:
+	case c.who.role >= rt.role && c.who.role > anonymous:
 		return nil
-	case c.who.role == nobody:
+	case c.who.role == anonymous:
 		return problem(http.StatusUnauthorized, "role %s is needed: show a client certificate or a bearer token", rt.role)
 	}
 	return problem(http.StatusForbidden, "role %s is needed; %s is %s", rt.role, c.who.name, c.who.role)

@@ -141,7 +141,7 @@ func (h *blobs) delete(c *call) error {
 }
 
 // patientReader and patientWriter give the client more time whenever it has
-// made progress: a blob takes as long as it takes, but nobody may stand still.
+// made progress: a blob takes as long as it takes, but no transfer may stop.
 type patientReader struct {
 	io.Reader
 	c *call

@@ -15,7 +15,7 @@ import (
 const (
 	// maxObject bounds the body of an object; the store's own limit is lower.
 	maxObject = 4 << 20
-	// maxBoot bounds the bodies of callers that nobody knows yet.
+	// maxBoot bounds the bodies of callers that are not known yet.
 	maxBoot = 64 << 10
 )
 

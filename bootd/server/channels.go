@@ -36,7 +36,7 @@ func newChannels() *channels {
 type waiter struct {
 	host   string // uid
 	opened chan *hostEnd
-	gone   chan struct{} // closed when nobody waits any more
+	gone   chan struct{} // closed when no one waits any more
 }
 
 // hostEnd is a host's request. Its handler returns when done is closed; until
@@ -80,7 +80,7 @@ func (s *channels) forget(id string, w *waiter) {
 	close(w.gone)
 }
 
-// claim is for a host that brings an id; nil for one that nobody has given it.
+// claim is for a host that brings an id; nil for one that it was not given.
 func (s *channels) claim(id, host string) *waiter {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -137,7 +137,7 @@ func (s *channels) redeem(text, guest string, who caller) (holder caller, ok boo
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t, ok := s.tickets[text]
-	stranger := who.host != nil || who.role != nobody && who.name != t.holder.name
+	stranger := who.host != nil || who.role != anonymous && who.name != t.holder.name
 	if !ok || t.guest != guest || stranger {
 		return caller{}, false
 	}
@@ -168,14 +168,14 @@ func (h *reach) openChannel(ctx context.Context, g *api.Guest, kind string) (*ho
 }
 
 // hostChannel takes a channel that a host was asked for, and lasts as long as
-// somebody uses it.
+// it is used.
 func (h *reach) hostChannel(c *call) error {
 	if c.who.host == nil {
 		return problem(http.StatusForbidden, "a channel is opened by a host: show the certificate of host:%s", c.name())
 	}
 	w := h.channels.claim(c.r.PathValue("id"), c.who.host.UID)
 	if w == nil {
-		return problem(http.StatusNotFound, "nobody waits for this channel (any more)")
+		return problem(http.StatusNotFound, "no one waits for this channel (any more)")
 	}
 	_, cancel := h.streams.lasting(c)
 	defer cancel()

@@ -127,7 +127,7 @@ func (c Config) check() error {
 		return errors.New("the API server's config is incomplete")
 	}
 	for _, t := range c.Tokens {
-		if t.Name == "" || roleOf(t.Role) == nobody {
+		if t.Name == "" || roleOf(t.Role) == anonymous {
 			return fmt.Errorf("token %q has role %q: give it a name and one of the roles viewer, operator, admin", t.Name, t.Role)
 		}
 		if err := new(api.SHA256).UnmarshalText([]byte(t.SHA256)); err != nil {

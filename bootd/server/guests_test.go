@@ -64,7 +64,7 @@ func TestGuestVerbs(t *testing.T) {
 		{"move", api.GuestAction{To: "r1"}, "is on r1 already"},
 		{"move", api.GuestAction{To: "r9"}, "no Machine r9"},
 		{"move", api.GuestAction{Mode: "Warm"}, "Live or Stop"},
-		{"move", api.GuestAction{Mode: "Live", LoseDisks: true}, "begins anew"},
+		{"move", api.GuestAction{Mode: "Live", LoseDisks: true}, "starts with empty disks"},
 		{"restart", api.GuestAction{Mode: "Live"}, "nor a mode"},
 	} {
 		_, err = ask(bad.verb, bad.action)

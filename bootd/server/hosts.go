@@ -106,7 +106,7 @@ func (h *boots) ignition(c *call) error {
 }
 
 // secureScript answers who presents a boot URL. Over the unix socket it is of no
-// use: nobody has an address there.
+// use: no one has an address there.
 func (h *boots) secureScript(c *call) error {
 	if err := h.slowDown(c); err != nil {
 		return err

@@ -380,7 +380,7 @@ func (h *objects) delete(c *call, k api.Kind) error {
 	return c.empty(http.StatusNoContent)
 }
 
-// current is the object as it stands, nil when there is none.
+// current is the object as it is stored, nil when there is none.
 func (h *objects) current(ctx context.Context, k api.Kind, name string) (api.Object, error) {
 	o, err := h.store.Get(ctx, k, name)
 	if errors.Is(err, store.ErrNotFound) {
@@ -416,7 +416,7 @@ func agree(k api.Kind, body, current api.Object) error {
 		return &store.ConflictError{Kind: k.Name, Name: m.Name, Current: now.ResourceVersion}
 	}
 	if m.UID != "" && m.UID != now.UID {
-		p := problem(http.StatusConflict, "%s %q was deleted and made anew: its uid is now %s, not %s", k.Name, m.Name, now.UID, m.UID)
+		p := problem(http.StatusConflict, "%s %q was deleted and recreated: its uid is now %s, not %s", k.Name, m.Name, now.UID, m.UID)
 		p.ResourceVersion = now.ResourceVersion
 		return p
 	}
@@ -439,7 +439,7 @@ func merge(body, current api.Object) api.Object {
 }
 
 // replace gives o the spec, labels and annotations of from. A Machine that was
-// only discovered is so no more.
+// only discovered is no longer so.
 func replace(o, from api.Object) {
 	if m, ok := o.(*api.Machine); ok && machine.IsDiscovered(m) {
 		m.Status.Phase, m.Status.LastSeen = "", time.Time{}

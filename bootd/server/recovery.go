@@ -45,7 +45,7 @@ func (h *upkeep) recoveryRoutes() []route {
 			summary: "Wait no longer for a host: nothing is left of it, or what is left may be provisioned over",
 			handle:  h.decided(func(c *call) error { return h.recovery.WriteOff(c.r.Context(), c.name()) })},
 		{method: "POST", path: "/v1/recovery/finish", tag: tag, role: admin, audited: true, status: http.StatusNoContent,
-			summary: "Forget that there was a restore", query: []parameter{{"forget", "also what is kept for Networks, Guests and hosts that nobody has applied or accepted", "boolean"}},
+			summary: "Forget that there was a restore", query: []parameter{{"forget", "also what is kept for Networks, Guests and hosts that no one has applied or accepted", "boolean"}},
 			handle: h.decided(func(c *call) error {
 				forget, err := c.flag("forget")
 				if err != nil {

@@ -25,7 +25,7 @@ type route struct {
 	summary      string
 	tag          string
 	role         role             // that a person needs
-	public       bool             // nobody is asked who they are
+	public       bool             // callers need not say who they are
 	local        bool             // on the unix socket only, whoever it is
 	host         func(*call) bool // whether a host may call it; nil: none may
 	stream       bool             // lasts as long as the client likes
@@ -37,7 +37,7 @@ type route struct {
 	in, out any // a value of the body's type, or a *huma.Schema; nil: none
 	inType  string
 	outType string
-	status  int // of the good answer; 200 unless set
+	status  int // of the good answer. Default: 200
 }
 
 // parameter is one of the query.
@@ -174,7 +174,7 @@ func (s *Server) refuse(c *call, err error) {
 // audit records what was changed, and attempts that were refused for want of a
 // role.
 func (s *Server) audit(c *call) {
-	known := c.who.role > nobody || c.who.host != nil
+	known := c.who.role > anonymous || c.who.host != nil
 	if s.conf.Audit == nil || !c.changed && (c.status != http.StatusForbidden || !known) {
 		return
 	}
@@ -184,7 +184,7 @@ func (s *Server) audit(c *call) {
 	})
 }
 
-// auditPath is what was asked for, without what lets somebody in.
+// auditPath is what was asked for, without credentials.
 func auditPath(u *url.URL) string {
 	q := u.Query()
 	if !q.Has("ticket") {
@@ -297,7 +297,7 @@ func (d *document) operation(rt route) (*huma.Operation, error) {
 	}
 	if !rt.public {
 		op.Security = []map[string][]string{{"certificate": {}}, {"bearer": {}}}
-		if rt.role > nobody {
+		if rt.role > anonymous {
 			op.Description = "Needs role " + rt.role.String() + "."
 		}
 	}

@@ -131,7 +131,7 @@ type counters struct {
 	link *api.LinkUsage
 }
 
-// load is nil when a counter has begun anew, or no time has passed. What is not
+// load is nil when a counter has restarted, or no time has passed. What is not
 // known at both ends is nothing.
 func load(seconds float64, old, now counters) *api.Load {
 	if seconds <= 0 || now.cpu < old.cpu {

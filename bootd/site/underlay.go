@@ -15,7 +15,7 @@ import (
 // Underlay is what carries a host's tenant traffic.
 type Underlay struct {
 	// Addresses are the host's own, IPv4 first: those that its spec pins, or else
-	// those that it reports, as far as they lie in the Subnet and are nobody else's.
+	// those that it reports, as far as they lie in the Subnet and are no one else's.
 	Addresses []netip.Addr
 	// Fault says why an address that it reports is not taken for its own.
 	Fault string
@@ -71,7 +71,7 @@ func UnderlayOf(c *store.Cache, m *api.Machine) Underlay {
 type underlays map[string]Underlay
 
 // underlaysOf gives each address to one host. What a host reports is its word
-// alone: it counts only where it could be the host's, and nobody else has it. One
+// alone: it counts only where it could be the host's, and no one else has it. One
 // that two hosts report is neither's.
 func underlaysOf(c *store.Cache) underlays {
 	machines := store.CachedList[api.Machine](c)

@@ -32,7 +32,7 @@ type Cache struct {
 	macs     map[api.MAC][]string    // → the Machines that name it, sorted
 	refs     index.Keyed[ref, ref]   // what is named → who names it
 	revision int64
-	moved    chan struct{} // closed when revision moves, and made anew
+	moved    chan struct{} // closed when revision moves, and replaced
 	feeds    map[*Subscription]struct{}
 	mirrors  []func(Change)
 	tail     tail
@@ -317,7 +317,7 @@ func (c *Cache) WaitRevision(ctx context.Context, revision int64) error {
 			return fmt.Errorf("wait until the cache reaches revision %d from %d: %w", revision, now, ctx.Err())
 		case <-moved:
 		case <-time.After(50 * time.Millisecond):
-			// Perhaps the revision is none of ours: etcd tells how far it has come.
+			// Perhaps the revision is not of this store: etcd tells how far it has come.
 			// It must be asked on the stream that the watch is on, hence the same
 			// kind of context.
 			_ = c.store.client.RequestProgress(clientv3.WithRequireLeader(ctx))
@@ -369,7 +369,7 @@ func CachedMachineByMAC(c *Cache, mac api.MAC) (*api.Machine, bool) {
 }
 
 // RegisteredByMAC is CachedMachineByMAC without the Machines that bootd itself
-// made of MACs that nobody has registered.
+// made of MACs that are not registered.
 func RegisteredByMAC(c *Cache, mac api.MAC) (*api.Machine, bool) {
 	m, ok := CachedMachineByMAC(c, mac)
 	if !ok || m.Metadata.Labels[api.DiscoveredLabel] == "true" {

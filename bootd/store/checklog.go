@@ -46,7 +46,7 @@ type raftLog struct {
 }
 
 // checkLog reads etcd's log. What a loss of power has torn at its end, and what
-// therefore nobody was told is stored, is erased. Errors say which file is
+// therefore was never acknowledged, is erased. Errors say which file is
 // damaged.
 func checkLog(dir string, starting bool) (*raftLog, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.wal"))
@@ -284,7 +284,7 @@ func rolling(crc uint32, data []byte) uint32 {
 }
 
 // torn reports whether what is at the end of the newest file is a write that the
-// loss of power has cut off: nobody was told that it is stored. Of such a write
+// loss of power has cut off: it was never acknowledged. Of such a write
 // whole sectors are missing, and no write that was synchronized follows it.
 func (l *raftLog) torn(b []byte, at int) bool {
 	last := len(b)
@@ -307,7 +307,7 @@ func (l *raftLog) torn(b []byte, at int) bool {
 	return zeroSector(b, at, max(extent, at+8)) && !writtenBehind(b, at)
 }
 
-// overrun reports whether the record at the beginning of b goes on behind the end
+// overrun reports whether the record at the beginning of b continues behind the end
 // of the file, by its frame and by its own length: a full disk did not take the
 // rest, as it has to grow the file for the last record of a segment.
 func overrun(b []byte) bool {

@@ -78,7 +78,7 @@ type tenureKey struct{}
 // CheckLead is nil while the leader whose context this is leads for certain, by
 // this machine's own clock. It is for what cannot be taken back, such as a
 // command to a BMC, just before it is done: the context of a leader that was
-// stopped and goes on may end only after that.
+// stopped and continues may end only after that.
 func CheckLead(ctx context.Context) error {
 	t, _ := ctx.Value(tenureKey{}).(*tenure)
 	if t == nil {
@@ -91,7 +91,7 @@ func CheckLead(ctx context.Context) error {
 }
 
 // dropElections forgets who led before a restart. With embedded etcd the lock
-// on the state directory proves that nobody else leads.
+// on the state directory proves that no other bootd leads.
 func (e *etcd) dropElections(ctx context.Context) error {
 	_, err := e.commit(Urgent(ctx), transaction{then: []clientv3.Op{clientv3.OpDelete(electionPrefix, clientv3.WithPrefix())}})
 	if err != nil {

@@ -109,7 +109,7 @@ func etcdConfig(conf Config, socket string, logger *zap.Logger) *embed.Config {
 	c.EnableGRPCGateway = false
 
 	// Raft keeps its newest entries in memory: SnapshotCount plus the catch-up
-	// entries, which nobody needs where there are no peers.
+	// entries, which are not needed where there are no peers.
 	c.SnapshotCount = 1000
 	c.SnapshotCatchUpEntries = 100
 	c.MaxSnapFiles = 2
@@ -123,7 +123,7 @@ func etcdConfig(conf Config, socket string, logger *zap.Logger) *embed.Config {
 	c.BootstrapDefragThresholdMegabytes = 64
 	// It elects itself: the shortest election that etcd allows for this tick.
 	c.TickMs, c.ElectionMs = 100, 500
-	// Spinning disks take longer than etcd's 100 ms, and nobody can act on it.
+	// Spinning disks take longer than etcd's 100 ms, and no one can act on it.
 	c.WarningApplyDuration = 2 * time.Second
 	c.WarningUnaryRequestDuration = 2 * time.Second
 	return c

@@ -50,7 +50,7 @@ func (id FlannelID) String() string {
 	return key
 }
 
-// FlannelKey is one key as it stands.
+// FlannelKey is one key as it is in etcd.
 type FlannelKey struct {
 	FlannelID
 	Value    []byte // nil: deleted

@@ -188,7 +188,7 @@ func (g *Gate) owns(ctx context.Context, id int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.leases[id] != network {
-		return status.Errorf(codes.PermissionDenied, "etcd lease %x was granted to somebody else, or before bootd was started", id)
+		return status.Errorf(codes.PermissionDenied, "etcd lease %x was granted to another client, or before bootd was started", id)
 	}
 	return nil
 }

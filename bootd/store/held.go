@@ -28,7 +28,7 @@ func Held(c *Cache) bool {
 }
 
 // Claimed reports whether a host has come, after a restore, that says it is this
-// Machine's and was joined as another of the name: it may run, and nobody has
+// Machine's and was joined as another of the name: it may run, and no one has
 // accepted it or written it off.
 func Claimed(c *Cache, m *api.Machine) bool {
 	r := Recovery(c)

@@ -87,7 +87,7 @@ func (h *holds) Hold(ctx context.Context, waiting func(Holder)) error {
 	for {
 		kv, revision, err := h.readHolder(ctx)
 		if err != nil && waited && ctx.Err() == nil { // a standby has time
-			h.etcd.log.Warn("nobody can tell who holds the Site; this is tried again", "error", err)
+			h.etcd.log.Warn("it is not known who holds the Site; this is tried again", "error", err)
 			err = wait.For(ctx, time.Second)
 			if err == nil {
 				continue

@@ -120,7 +120,7 @@ func (s *Store) Update(ctx context.Context, o api.Object) error {
 }
 
 // Mutate reads an object, lets fn change it and writes it back, and begins
-// again when somebody else was faster: fn may run several times. When fn
+// again when another writer was faster: fn may run several times. When fn
 // returns ErrUnchanged nothing is written; any other error is returned as it
 // is. The object as it then stands is returned.
 func (s *Store) Mutate(ctx context.Context, k api.Kind, name string, fn func(api.Object) error) (api.Object, error) {

@@ -30,7 +30,7 @@ func newSpace(e *etcd) *space {
 	ctx, cancel := context.WithCancel(context.Background())
 	sp := &space{etcd: e, wake: wait.NewSignal(), end: cancel}
 	if e.server == nil {
-		return sp // an external cluster is somebody else's to look after
+		return sp // an external cluster has its own administrator
 	}
 	sp.full() // an alarm outlives a restart: find out
 	sp.done.Go(func() { sp.run(ctx) })

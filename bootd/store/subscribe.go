@@ -15,7 +15,7 @@ type Change struct {
 	Kind api.Kind
 	Name string
 	// Old is nil for an object that is new to the subscriber, New for one that
-	// was deleted. When their uids differ it was deleted and made anew.
+	// was deleted. When their uids differ it was deleted and recreated.
 	Old, New api.Object
 	Revision int64
 }

@@ -34,7 +34,7 @@ func (t *tenure) margin() time.Duration { return min(t.ttl/10, time.Second) }
 
 var errLost = errors.New("etcd did not hear from this bootd in time")
 
-// sinceBoot is a clock that nobody sets, and that goes on while the machine
+// sinceBoot is a clock that cannot be set, and that runs while the machine
 // sleeps.
 func sinceBoot() time.Duration {
 	var ts unix.Timespec

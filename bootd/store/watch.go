@@ -14,7 +14,7 @@ import (
 // Event is one change of one object.
 type Event struct {
 	Type api.WatchType // Added, Modified, Deleted or Synced
-	// Object is as it stands after the change, or as it stood before it was
+	// Object is as it is after the change, or as it was before it was
 	// deleted; then its resourceVersion is that of the deletion. It is nil for
 	// Synced: every change up to Revision has been yielded.
 	Object   api.Object

@@ -4,7 +4,7 @@
 // Judge is the only place that decides. Reached is the highest level for which
 // there is evidence in this one request; a level is never carried over from
 // another request that the BootAttempt has seen, for that may have been
-// somebody else's.
+// another's.
 package trust
 
 import (
@@ -82,7 +82,7 @@ func (v Verdict) OK() bool { return v.Missing == "" }
 func Judge(e Evidence, r Requirement) Verdict {
 	v := Verdict{Required: r}
 	v.Reached, v.Why = reached(e)
-	// The token is what the pointer gives: nobody can have it before.
+	// The token is what the pointer gives: no one can have it before.
 	if v.Reached.AtLeast(r.Level) || r.Level == api.TrustToken && e.Step < Config {
 		return v
 	}

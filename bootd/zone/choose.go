@@ -15,8 +15,8 @@ type candidate struct {
 	name, uid, rack string
 	// fault keeps it out of BGP altogether.
 	fault string
-	// retire is why it should reflect no more, or not begin to: it is drained,
-	// provisioned anew, or too long out of reach.
+	// retire is why it should no longer reflect, or not begin to: it is drained,
+	// reprovisioned, or too long out of reach.
 	retire string
 	// unfit is why it may not be chosen now, though it could go on reflecting.
 	unfit string
@@ -133,7 +133,7 @@ func (c *chooser) leave(r *api.ReflectorStatus, reason string) {
 		to = api.ReflectorWithdrawn // uplinks have not begun to send by it
 	}
 	c.move(r, to, reason)
-	c.say(api.Normal, "ReflectorLeaving", r.Machine+" is to reflect no more: "+reason)
+	c.say(api.Normal, "ReflectorLeaving", r.Machine+" is to stop reflecting: "+reason)
 }
 
 func (c *chooser) start(m *candidate, why string) {
@@ -211,7 +211,7 @@ func (c *chooser) retireUnwell() {
 	}
 }
 
-// recover lets one that is well again stay, if nobody serves in its place yet.
+// recover lets one that is well again stay, if none serves in its place yet.
 // What only begins to is given up for it.
 func (c *chooser) recover() {
 	for i := range c.reflectors {
@@ -408,7 +408,7 @@ func (c *chooser) release() {
 	c.reflectors = slices.DeleteFunc(c.reflectors, func(r api.ReflectorStatus) bool {
 		gone := r.State == api.ReflectorLeaving && c.carriesNothing(r) || r.State == api.ReflectorWithdrawn && c.followed(r)
 		if gone {
-			c.say(api.Normal, "ReflectorRemoved", r.Machine+" reflects no more: "+r.Reason)
+			c.say(api.Normal, "ReflectorRemoved", r.Machine+" no longer reflects: "+r.Reason)
 		}
 		return gone
 	})

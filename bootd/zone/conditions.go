@@ -183,7 +183,7 @@ func (c *Controller) uplinks(ctx context.Context, z *api.Zone, members []Member)
 		}
 		var none *NoPart
 		if _, err := c.Parts.Part(ctx, m.Machine); m.Fault == "" && errors.As(err, &none) {
-			return no("SecretUnreadable", "%s; %s goes on with the part that it has: apply the Secret again", none.Reason, name)
+			return no("SecretUnreadable", "%s; %s keeps the part that it has: apply the Secret again", none.Reason, name)
 		}
 		status := c.Sessions(name)
 		if status == nil {

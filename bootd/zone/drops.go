@@ -37,7 +37,7 @@ func (v *Views) Drops(ctx context.Context, next api.Object) ([]string, error) {
 	return sentences(all), nil
 }
 
-// affected are the Zones whose parts an object has to do with, as it stands and
+// affected are the Zones whose parts an object has to do with, as it is and
 // as it would.
 func affected(cache *store.Cache, next api.Object) []string {
 	names := map[string]bool{}
@@ -109,7 +109,7 @@ func atRest(z *api.Zone, members []Member) []api.ReflectorStatus {
 type drop struct{ a, b, why string }
 
 // drops compares the parts of a Zone's hosts. Each session is there once. A host
-// that has a part no more keeps the one it has, but its peers have it no more.
+// that no longer has a part keeps the one it has, but its peers no longer have it.
 func drops(before, after map[string]*api.BGPPart) []drop {
 	found := map[[2]string]string{}
 	note := func(host, peer, why string) {
@@ -130,7 +130,7 @@ func drops(before, after map[string]*api.BGPPart) []drop {
 		for _, n := range before[host].Neighbors {
 			at := slices.IndexFunc(after[host].Neighbors, func(x api.BGPNeighbor) bool { return x.Name == n.Name })
 			if at < 0 {
-				note(host, n.Name, "they are to be peers no more")
+				note(host, n.Name, "they are no longer to be peers")
 			} else {
 				note(host, n.Name, oneSession(n, after[host].Neighbors[at]))
 			}

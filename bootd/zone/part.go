@@ -27,7 +27,7 @@ func (p *Parts) With(cache *store.Cache) *Parts {
 	return &Parts{Cache: cache, Networks: p.Networks, Keys: p.Keys}
 }
 
-// NoPart says why a host has no bgp part now. One that it holds already goes on.
+// NoPart says why a host has no bgp part now. One that it holds already stays.
 type NoPart struct{ Reason string }
 
 func (e *NoPart) Error() string { return e.Reason }
@@ -79,7 +79,7 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 	p := &api.BGPPart{
 		Zone: b.zone.Metadata.Name, ASN: s.ASN, RouterID: b.self.V4(), Role: api.BGPClient, Community: b.zone.Community(),
 		// Clients listen too: a host that becomes a reflector must not have to
-		// open its speaker anew.
+		// restart its speaker.
 		Listen: []netip.Addr{b.self.V4()}, NextHops: b.self.Addresses, ZoneNextHops: b.zoneNextHops(),
 		Originate: b.originate(b.self.Machine), Loopbacks: Loopbacks(b.zone, b.self.Machine), Services: services(b.zone, b.self.Machine),
 		Inside:          b.parts.inside(b.zone, b.self.Machine),

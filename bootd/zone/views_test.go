@@ -201,9 +201,9 @@ func TestDrops(t *testing.T) {
 		{"a client's address", machine("r3u01", func(m *api.Machine) { m.Spec.Links[0].Addresses[0] = netip.MustParseAddr("198.18.8.200") }),
 			[]string{"these 2 BGP sessions drop: r1u01 and r3u01, r2u01 and r3u01 (the address of r3u01 becomes 198.18.8.200)"}},
 		{"a client leaves the Zone", machine("r3u01", func(m *api.Machine) { m.Spec.Zone, m.Spec.Links[0].Subnet = "red", "" }),
-			[]string{"these 2 BGP sessions drop: r1u01 and r3u01, r2u01 and r3u01 (they are to be peers no more)"}},
+			[]string{"these 2 BGP sessions drop: r1u01 and r3u01, r2u01 and r3u01 (they are no longer to be peers)"}},
 		{"a reflector into Maintenance", machine("r1u01", func(m *api.Machine) { m.Spec.State = api.StateMaintenance }),
-			[]string{"these 3 BGP sessions drop: 198.18.8.253 and r1u01, 198.18.8.254 and r1u01, r1u01 and r3u02 (they are to be peers no more)"}},
+			[]string{"these 3 BGP sessions drop: 198.18.8.253 and r1u01, 198.18.8.254 and r1u01, r1u01 and r3u02 (they are no longer to be peers)"}},
 		{"a prefix", zone(func(z *api.Zone) { z.Spec.Prefixes = append(z.Spec.Prefixes, netip.MustParsePrefix("10.7.0.0/16")) }), nil},
 		{"import and export", zone(func(z *api.Zone) {
 			z.Spec.Uplinks[0].Import, z.Spec.Uplinks[1].Export = nil, nil
@@ -221,7 +221,7 @@ func TestDrops(t *testing.T) {
 		}), nil},
 		{"an uplink goes", zone(func(z *api.Zone) { z.Spec.Uplinks = z.Spec.Uplinks[1:] }), []string{"these 2 BGP sessions drop: 198.18.8.254 and r1u01, 198.18.8.254 and r2u01"}},
 		{"an uplink's key", zone(func(z *api.Zone) { z.Spec.Uplinks[0].Secret = "" }), []string{"these 2 BGP sessions", "MD5 key"}},
-		{"one reflector only", zone(func(z *api.Zone) { z.Spec.Reflectors.Count = 1 }), []string{"these 4 BGP sessions drop: 198.18.8.253 and r2u01, 198.18.8.254 and r2u01, r2u01 and r3u01, r2u01 and r3u02 (they are to be peers no more)"}},
+		{"one reflector only", zone(func(z *api.Zone) { z.Spec.Reflectors.Count = 1 }), []string{"these 4 BGP sessions drop: 198.18.8.253 and r2u01, 198.18.8.254 and r2u01, r2u01 and r3u01, r2u01 and r3u02 (they are no longer to be peers)"}},
 		{"the Subnet is another Zone's", &api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: prefixes("198.18.8.0/24")}}, nil},
 		{"a Secret", &api.Secret{Base: testsite.Named("leaf"), Spec: api.SecretSpec{Data: map[string]string{"password": "other"}}}, []string{"uplink 198.18.8.254 if its password is another"}},
 		{"another Secret", &api.Secret{Base: testsite.Named("bmc"), Spec: api.SecretSpec{Data: map[string]string{"password": "other"}}}, nil},

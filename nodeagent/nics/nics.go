@@ -71,8 +71,8 @@ func Watch(ctx context.Context, log *slog.Logger, changed func([]api.HostNIC)) {
 		if ctx.Err() != nil {
 			return
 		}
-		// ENOBUFS: more events than the socket holds. A new subscription lists anew.
-		log.Warn("the watch of network interfaces broke; listing anew", "error", err)
+		// ENOBUFS: more events than the socket holds. A new subscription lists again.
+		log.Warn("the watch of network interfaces broke; listing again", "error", err)
 		_ = wait.For(ctx, time.Second)
 	}
 }

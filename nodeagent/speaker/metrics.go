@@ -34,7 +34,7 @@ func newMetrics() metrics {
 		prefixes: desc("rackweft_bgp_prefixes", "Paths of a session: received, accepted by policy, or advertised.", "neighbor", "role", "kind"),
 		flaps:    desc("rackweft_bgp_flaps_total", "How often a session ended, by reason.", "neighbor", "role", "reason"),
 		learned:  desc("rackweft_bgp_learned", "Prefixes that were learned for the kernel."),
-		routes:   desc("rackweft_bgp_fib_routes", "Routes in the kernel: programmed, held of those although nobody announces them, or unresolved, which are not there or not by all their next hops.", "kind"),
+		routes:   desc("rackweft_bgp_fib_routes", "Routes in the kernel: programmed, held although no neighbour advertises them, or unresolved, which are not there or not by all their next hops.", "kind"),
 		repairs:  desc("rackweft_bgp_fib_repairs_total", "Changes to the kernel's routes although nothing else had been learned: drift that was mended."),
 		heals:    desc("rackweft_bgp_audit_heals_total", "How often a neighbour was told all routes again because it missed some."),
 		memory:   desc("rackweft_bgp_resident_bytes", "Memory that the speaker has resident."),
@@ -44,7 +44,7 @@ func newMetrics() metrics {
 
 		insideSessions: desc("rackweft_network_bgp_sessions", "Sessions of the speaker inside of a Network, by the neighbour's role and the session's state. Of those that never came up there are none.", "network", "role", "state"),
 		insideFlaps:    desc("rackweft_network_bgp_flaps_total", "How often a session of the speaker inside of a Network ended.", "network", "neighbor", "role"),
-		insideRoutes:   desc("rackweft_network_bgp_fib_routes", "Routes of guests in the Network's namespace: programmed, held of those although nobody announces them, or unresolved.", "network", "kind"),
+		insideRoutes:   desc("rackweft_network_bgp_fib_routes", "Routes of guests in the Network's namespace: programmed, held although no neighbour advertises them, or unresolved.", "network", "kind"),
 		insideMemory:   desc("rackweft_network_bgp_resident_bytes", "Memory that the speaker inside of a Network has resident.", "network"),
 	}
 }

@@ -21,7 +21,7 @@ func (a *applyCommands) editCommand() *cobra.Command {
 		Use:   "edit KIND NAME | KIND/NAME",
 		Short: "Change an object in an editor",
 		Long: `edit opens the object in $VISUAL or $EDITOR (else vi) and applies what is saved. When bootd does not take it, or
-somebody else changed the object in between, nothing is lost: the edited file is kept and its path printed.`,
+another person changed the object in between, nothing is lost: the edited file is kept and its path printed.`,
 		Args:              atLeast(1, "KIND NAME, such as machine r1u07"),
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -75,7 +75,7 @@ func (a *applyCommands) edit(ctx context.Context, client *api.Client, k api.Kind
 	return os.Remove(path)
 }
 
-// editable is an object without what rackweft sets; its resourceVersion stays, so that nobody's change in
+// editable is an object without what rackweft sets; its resourceVersion stays, so that no change in
 // between is overwritten.
 func editable(o api.Object) ([]byte, error) {
 	w, err := wishOf(o)

@@ -56,9 +56,9 @@ there, for DISK.FORMAT of each. Nothing has its name before all of it has come; 
 	}
 	f := c.Flags()
 	f.StringVarP(&output, "output", "o", "", "the file of one disk, or a directory for all")
-	f.StringVar(&e.Disk, "disk", "", "the disk; all of them unless set")
+	f.StringVar(&e.Disk, "disk", "", "the disk. Default: all of them")
 	f.StringVar(&e.Format, "format", "qcow2", "qcow2 or raw")
-	f.StringVar(&rate, "rate", "", "bytes per second that the host copies at most; 128Mi unless set")
+	f.StringVar(&rate, "rate", "", "bytes per second that the host copies at most. Default: 128Mi")
 	complete(c, "format", "qcow2", "raw")
 	_ = c.RegisterFlagCompletionFunc("disk", func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) != 1 {

@@ -211,7 +211,7 @@ func TestExplain(t *testing.T) {
   It waits for the kernel.�[2J
 
 BootAttempt
-  number 2, under way, until 2026-11-21 05:00:00 unless it goes on; opened 2026-11-21 04:00:00: reprovision
+  number 2, under way, until 2026-11-21 05:00:00 unless it makes progress; opened 2026-11-21 04:00:00: reprovision
   STAGE     AFTER   TOOK
   PowerOn   1.0s    1.0s
   DHCP      1m03s   1m02s

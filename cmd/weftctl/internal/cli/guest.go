@@ -96,8 +96,8 @@ func (a *guestCommands) guestMoveCommand() *cobra.Command {
 	})
 	c.Long = "move has Guests go on on another host, with their disks: while they run, where that is possible and their migration is\n" +
 		"Live, else with a stop. Those that have not got there within Site.spec.guests.moveDeadline go on where they were."
-	c.Flags().StringVar(&action.To, "to", "", "the host to go to; any that can have it unless set")
-	c.Flags().BoolVar(&action.LoseDisks, "lose-disks", false, "its disks stay behind, and begin anew")
+	c.Flags().StringVar(&action.To, "to", "", "the host to go to. Default: any that can have it")
+	c.Flags().BoolVar(&action.LoseDisks, "lose-disks", false, "its disks stay behind, and it gets empty ones")
 	c.Flags().BoolVar(&live, "live", false, "only while they run: one that cannot stays")
 	c.Flags().BoolVar(&stop, "stop", false, "stop them for it")
 	_ = c.RegisterFlagCompletionFunc("to", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {

@@ -51,7 +51,7 @@ func (a *guestCommands) guestExecCommand() *cobra.Command {
 command's, or 128 and the signal that ended it. No shell is in between: say sh -c '…' for one.
 
 The output comes when the command has ended, and at most %d KiB each of standard output and error. A command that takes
-longer than --timeout goes on inside the Guest.`, api.MaxExecOutput>>10),
+longer than --timeout keeps running inside the Guest.`, api.MaxExecOutput>>10),
 		Example: "  weftctl guest exec web -- systemctl is-system-running\n  weftctl guest exec web --stdin -- sh < repair.sh",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) < 2 || c.ArgsLenAtDash() != 1 {

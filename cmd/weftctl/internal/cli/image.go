@@ -42,7 +42,7 @@ func (a *imageCommands) imageImportCommand() *cobra.Command {
   disk     *.raw, *.qcow2, other *.img, also compressed
 
 or takes what is said: kernel=PATH, initrd=PATH, rootfs=PATH, disk=PATH. Files that bootd holds are not sent
-again: an import that broke off goes on with the file that it broke at.`,
+again: an import that broke off continues with the file that it broke at.`,
 		Example: `  weftctl image import flatcar-stable ./flatcar --version 4230.2.1
   weftctl image import debian-12 kernel=./vmlinuz initrd=./initrd.img rootfs=./root.squashfs --os debian --version 12.8`,
 		Args: atLeast(2, "NAME and the DIRECTORY or FILEs"),
@@ -55,10 +55,10 @@ again: an import that broke off goes on with the file that it broke at.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.version, "version", "", "the Image's version; made of the files' digests unless set")
-	f.StringVar(&o.os, "os", "", "debian, flatcar or fcos; flatcar unless set")
-	f.StringVar(&o.arch, "arch", "", "amd64 or arm64; amd64 unless set")
-	f.StringVar(&o.ignition, "ignition-version", "", "highest Ignition spec that the image's Ignition reads; 3.4.0 unless set")
+	f.StringVar(&o.version, "version", "", "the Image's version. Default: made of the files' digests")
+	f.StringVar(&o.os, "os", "", "debian, flatcar or fcos. Default: flatcar")
+	f.StringVar(&o.arch, "arch", "", "amd64 or arm64. Default: amd64")
+	f.StringVar(&o.ignition, "ignition-version", "", "highest Ignition spec that the image's Ignition reads. Default: 3.4.0")
 	f.StringArrayVar(&o.arguments, "kernel-argument", nil, "kernel argument instead of those that --os stands for (repeatable)")
 	f.BoolVar(&o.dryRun, "dry-run", false, "let bootd judge, but store nothing")
 	complete(c, "os", "debian", "flatcar", "fcos")

@@ -48,7 +48,7 @@ func rackFlags(c *cobra.Command, o *labOptions) {
 	f := c.Flags()
 	f.StringVar(&o.name, "name", "lab", "the rack's name, which its network namespaces carry")
 	f.StringVar(&o.image, "image", "", "directory of the netboot image (vmlinuz, initrd, rootfs.squashfs, SHA256SUMS)")
-	f.StringVar(&o.bin, "bin", "", "directory of bootd and nodeagent; weftctl's own unless set")
+	f.StringVar(&o.bin, "bin", "", "directory of bootd and nodeagent. Default: weftctl's own")
 	f.IntVar(&o.machines, "machines", 3, "how many machines")
 	f.BoolVar(&o.keepState, "keep-state", false, "go on with the disks and the bootd state of the last rack in --dir")
 }

@@ -22,7 +22,7 @@ func (a *machineCommands) machineCommand() *cobra.Command {
 	return group("machine", "Ask something of Machines",
 		a.verbCommand("power on|off|reset NAME…", "Switch Machines on or off, or reset them, through their BMCs", api.VerbPower, "on", "off", "reset"),
 		a.verbCommand("identify on|off NAME…", "Switch the light that tells a server from its neighbours", api.VerbIdentify, "on", "off"),
-		a.verbCommand("reprovision NAME…", "Boot Machines anew, from power off to Active", api.VerbReprovision),
+		a.verbCommand("reprovision NAME…", "Boot Machines again, from power off to Active", api.VerbReprovision),
 		a.verbCommand("inspect NAME…", "Read the inventory again", api.VerbInspect),
 		a.machineDrainCommand(),
 		a.markCommand(&cobra.Command{Use: "undrain HOST…", Short: "Have drained hosts take Guests again"}, api.DrainAnnotation, false, "not drained any more"),

@@ -22,7 +22,7 @@ func (a *networkCommands) networkPeersCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "peers NAME",
-		Short: "Show who has a lease of a Network, and how it stands there",
+		Short: "Show who has a lease of a Network, and what its host reports",
 		Long: `peers lists the leases of a Network: those of hosts, of Guests that moved with their address, of stock
 flannelds, and reservations. STATE is what the host last said of the Network.`,
 		Example:           "  weftctl network peers customer-a",

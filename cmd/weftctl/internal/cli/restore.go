@@ -214,7 +214,7 @@ func (a *restoreCommands) restoreFinishCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "finish",
 		Short: "Forget that there was a restore",
-		Long: `After this, bootd leases addresses again that nobody has renewed since the restore, and, with --forget, keeps
+		Long: `After this, bootd leases addresses again that were not renewed since the restore, and, with --forget, keeps
 nothing any more for Networks and Guests that only hosts know.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -228,6 +228,6 @@ nothing any more for Networks and Guests that only hosts know.`,
 			return a.printf("finished\n")
 		},
 	}
-	c.Flags().BoolVar(&forget, "forget", false, "also what is kept for Networks, Guests and hosts that nobody has applied or accepted")
+	c.Flags().BoolVar(&forget, "forget", false, "also what is kept for Networks, Guests and hosts that no one has applied or accepted")
 	return c
 }

@@ -40,7 +40,7 @@ func (a *topCommands) topCommand() *cobra.Command {
 		Short: "Show what hosts and Guests use at the moment",
 		Long: `top shows the load of hosts and Guests over the last two seconds, the busiest first: processors, memory,
 disks and network. CPU is of all the processors that a host, or a Guest, has. A Guest's memory is what it takes
-on its host, and what it has. Hosts measure only while somebody looks, so the first look takes some seconds.`,
+on its host, and what it has. Hosts measure only while they are asked, so the first look takes some seconds.`,
 		Example: `  weftctl top
   weftctl top guests --watch --sort disk
   weftctl top guests --host r1u07 -o json`,

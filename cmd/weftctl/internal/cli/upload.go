@@ -131,7 +131,7 @@ func missingBlobs(ctx context.Context, client *api.Client, inputs []input) error
 }
 
 // upload sends the blobs that bootd lacks. What arrived whole once is never sent again, so a broken upload
-// of several files goes on with the file that broke.
+// of several files continues with the file that broke.
 func (a *manifests) upload(ctx context.Context, client *api.Client, uploads []upload) error {
 	for _, u := range uploads {
 		held, err := client.HasBlob(ctx, u.digest)

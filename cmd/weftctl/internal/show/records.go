@@ -28,7 +28,7 @@ func (p Printer) Attempt(w io.Writer, a *api.BootAttempt) error {
 	case api.ResultFailed:
 		state = p.Paint(terminal.Red, "Failed") + " at " + string(a.Stage)
 	default:
-		state += ", until " + clock(a.Deadline) + " unless it goes on"
+		state += ", until " + clock(a.Deadline) + " unless it makes progress"
 	}
 	if _, err := fmt.Fprintf(w, "  number %d, %s; opened %s: %s\n", a.Number, state, clock(a.Started), terminal.Clean(a.Reason)); err != nil {
 		return err

@@ -83,7 +83,7 @@ func optional(f reflect.StructField) bool {
 	return strings.Contains(options, "omit")
 }
 
-// steps is how the path goes on below a field: [] for a list, .KEY for a map.
+// steps is how the path continues below a field: [] for a list, .KEY for a map.
 func steps(t reflect.Type) string {
 	var s string
 	for !isText(t) {

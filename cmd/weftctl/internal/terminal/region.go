@@ -33,7 +33,7 @@ func (r *Region) Draw(lines []string) {
 	_, _ = r.t.out.Write([]byte(b.String()))
 }
 
-// Print puts lines above the block for good; the next Draw draws the block anew below them.
+// Print puts lines above the block for good; the next Draw draws the block again below them.
 func (r *Region) Print(text string) {
 	text = r.t.clean(text)
 	if r.t.live {

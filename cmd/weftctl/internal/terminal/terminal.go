@@ -41,7 +41,7 @@ func New(out io.Writer, env func(string) string) *Terminal {
 	return t
 }
 
-// newMark is what nobody guesses, as a parameter of an escape sequence.
+// newMark is what no one can guess, as a parameter of an escape sequence.
 func newMark() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -99,7 +99,7 @@ func (t *Terminal) own(s string) (rest string, ok bool) {
 	return skipEscape(s)
 }
 
-// Width is the number of columns; 80 where nobody knows.
+// Width is the number of columns; 80 where it is unknown.
 func (t *Terminal) Width() int {
 	if t.live {
 		if w, _, err := term.GetSize(t.fd); err == nil && w > 0 {
@@ -109,7 +109,7 @@ func (t *Terminal) Width() int {
 	return 80
 }
 
-// height is the number of rows; 24 where nobody knows.
+// height is the number of rows; 24 where it is unknown.
 func (t *Terminal) height() int {
 	if t.live {
 		if _, h, err := term.GetSize(t.fd); err == nil && h > 0 {

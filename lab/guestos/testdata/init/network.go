@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// farewell is where to go before the power is switched off, nowhere unless set.
+// farewell is where to go before the power is switched off, Default: nowhere.
 var farewell atomic.Pointer[string]
 
 // reach says whether there is anybody at an address.
