@@ -325,7 +325,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"version"}, 0, "v0.0.1-test"},
 		{[]string{"--help"}, 0, "status"},
 		{[]string{"--bogus"}, 78, "bogus"},
-		{[]string{"bogus"}, 78, `"bogus" is not known`},
+		{[]string{"bogus"}, 78, `unknown argument "bogus"`},
 		{[]string{"status", "extra"}, 78, "extra"},
 		{[]string{"netns", "pin"}, 78, "accepts 1 arg(s)"},
 		{[]string{"run", "--accelerator", "xen"}, 78, "invalid accelerator \"xen\": want kvm or tcg"},
