@@ -194,7 +194,7 @@ func TestMovedGuestFaults(t *testing.T) {
 	s := newShelf(t, 1, "10.5.0.0/21")
 	s.set(store.FlannelKey{FlannelID: store.FlannelID{Network: "net", Kind: store.FlannelSubnet, Subnet: netip.MustParsePrefix("10.5.6.8/31")}, Value: []byte("{}"), Revision: 99})
 	s.guest("g", "r1u01", "10.5.6.8")
-	if done, fault := s.settle(); len(done) > 0 || fault == nil || !strings.Contains(fault.Error(), "g moved with addresses that somebody else has reserved") {
+	if done, fault := s.settle(); len(done) > 0 || fault == nil || !strings.Contains(fault.Error(), "g moved with addresses that another program has reserved") {
 		t.Errorf("%q %v", done, fault)
 	}
 	s.guest("g", "", "10.5.6.8")
