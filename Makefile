@@ -42,8 +42,8 @@ lint:
 	$(GO) tool errcheck -ignoretests ./...
 	shellcheck -x lab/deps lab/unpack lab/image/build lab/image/assemble .ci/run
 
-# Every part runs even when one before it fails; what each test said is in bin/log. The resident set is measured
-# apart: the race detector needs memory of its own.
+# Every part runs even when one before it fails; what each test said is in bin/log. The store's resident
+# set and its damages are looked at without the race detector, which needs memory and time of its own.
 TESTSUM = $(GO) tool gotestsum --hide-summary skipped --jsonfile bin/log
 test: deps build
 	@$(MAKE) --no-print-directory lint
@@ -51,7 +51,7 @@ test: deps build
 	@rm -rf bin/log && mkdir -p bin/log
 	@status=0; \
 	$(TESTSUM)/race.json --format pkgname -- -race -timeout 40m $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
-	$(TESTSUM)/memory.json --format pkgname -- -timeout 5m -run '^TestResidentSet$$' ./bootd/store || status=1; \
+	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store || status=1; \
 	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 75m ./lab/e2e || status=1; \
 	$(GO) run ./lab/skips bin/log/*.json || status=1; exit $$status
 
