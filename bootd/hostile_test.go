@@ -56,7 +56,7 @@ func (v *victim) untouchedIn(number int) {
 	}
 }
 
-// attack is what somebody on the segment does while a Machine boots.
+// attack is what an attacker on the segment does while a Machine boots.
 type attack struct {
 	name    string
 	trust   api.TrustLevel // that the Machine requires; the Site's default when empty

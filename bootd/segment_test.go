@@ -186,7 +186,7 @@ type party struct {
 	address netip.Addr
 	server  string       // that DHCP told it to boot from
 	secrets atomic.Int32 // that it got
-	alone   bool         // nobody shares its MAC, so it stays on the segment
+	alone   bool         // no other shares its MAC, so it stays on the segment
 }
 
 // party puts a MAC on the segment.
@@ -240,7 +240,7 @@ func asIPXE() []dhcpv4.Modifier {
 		dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.OptionUserClassInformation, []byte("iPXE"))), dhcpv4.WithBroadcast(true)}
 }
 
-// leaseBy does DHCP in some way, and keeps what it is told.
+// leaseBy does DHCP in some way, and keeps what it receives.
 func (p *party) leaseBy(request func(context.Context, *nclient4.Client) (*nclient4.Lease, error), opts ...nclient4.ClientOpt) {
 	p.v.t.Helper()
 	p.mine()

@@ -71,7 +71,7 @@ func concerns(c *store.Cache, ch store.Change) part.Hosts {
 // maxGuestConditions is more than nodeagent knows.
 const maxGuestConditions = 16
 
-// maxGuestDisks is how many disks of a snapshot are told of.
+// maxGuestDisks is how many disks of a snapshot are reported.
 const maxGuestDisks = 64
 
 // bounded is a copy of what a host sees of a Guest that is fit to be stored.

@@ -26,7 +26,7 @@ func (c *Compiler) basePart() part.Kind {
 }
 
 // baseConcerns finds the hosts whose base part may differ after a change. Those of
-// an encrypted Zone hear of each other from tellMeshes.
+// an encrypted Zone receive each other's keys from tellMeshes.
 func (c *Compiler) baseConcerns(ch store.Change) part.Hosts {
 	switch ch.Kind.Name {
 	case "Site", "Subnet":

@@ -77,7 +77,7 @@ func wireGuardKey(m *api.Machine) string {
 	return m.Status.Host.WireGuardKey
 }
 
-// meshChanged reports whether other hosts are to hear of a change to a Machine:
+// meshChanged reports whether other hosts are to receive a change to a Machine:
 // an address that it reports may be another's, whose peers are to forget it.
 func meshChanged(cache *store.Cache, c store.Change) bool {
 	facts := func(o api.Object) (zone, key string, addrs []netip.Addr) {

@@ -22,7 +22,7 @@ type agent struct {
 	digests map[string]string
 	mark    api.Bookmark
 	fresh   wait.Signal // something changed
-	told    chan string // host of each peer that it is sent; nil: nobody asks
+	told    chan string // host of each peer that it is sent; nil: not asked for
 }
 
 func (r *rack) agent(i int) *agent {

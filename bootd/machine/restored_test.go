@@ -73,7 +73,7 @@ func TestRestoredPower(t *testing.T) {
 }
 
 // TestRestoredRequest has a verb that was pending at the time of the backup fail, and not be carried out once the Site
-// is held no more.
+// is no longer held.
 func TestRestoredRequest(t *testing.T) {
 	b := newBench(t)
 	b.machine("m", 1)

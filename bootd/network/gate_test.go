@@ -191,7 +191,7 @@ func TestGate(t *testing.T) {
 }
 
 // TestGateHeld has flannelds of a restored Site keep the leases that the backup knows, and get no other until the Site
-// is held no more.
+// is no longer held.
 func TestGateHeld(t *testing.T) {
 	b := newBench(t)
 	b.Create(machine(1), network("net"))

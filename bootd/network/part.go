@@ -39,7 +39,7 @@ func (p Parts) Kind() part.Kind {
 }
 
 // concerns finds the hosts whose parts may differ after a change of an object.
-// Leases are counted in a Network's status, and hosts hear of them one by one.
+// Leases are counted in a Network's status, and hosts receive them one by one.
 func (p Parts) concerns(c store.Change) part.Hosts {
 	switch c.Kind.Name {
 	case "Site":

@@ -41,7 +41,7 @@ type plan struct {
 
 func (p *plan) done() bool { return !p.owner && !p.config && len(p.writes) == 0 }
 
-// planner plans one Network's leases by what stands of them.
+// planner plans one Network's leases from those that exist.
 type planner struct {
 	*world
 	network *api.Network

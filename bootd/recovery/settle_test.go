@@ -115,7 +115,7 @@ func TestSettleZones(t *testing.T) {
 	}
 }
 
-// TestSettleVNIs has a VNI stay with the Network that has a right to it, and with nobody else.
+// TestSettleVNIs has a VNI stay with the Network that has a right to it, and with no other.
 func TestSettleVNIs(t *testing.T) {
 	for _, c := range []struct {
 		name     string

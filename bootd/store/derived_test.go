@@ -7,7 +7,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// TestDerived: a value is made once for each revision, and of another cache anew.
+// TestDerived: a value is made once for each revision, and again for another cache.
 func TestDerived(t *testing.T) {
 	s := open(t, Config{})
 	create(t, s, machine("a"))

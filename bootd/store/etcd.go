@@ -136,7 +136,7 @@ func (e *etcd) Empty(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// Revision is the one that the store stands at.
+// Revision is the store's newest one.
 func (e *etcd) Revision(ctx context.Context) (int64, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
