@@ -71,7 +71,7 @@ func owners() map[string][]string {
 		"github.com/coreos/butane/":          {"ignition"},
 		"github.com/coreos/ignition/":        {"ignition"},
 		"github.com/bmc-toolbox/":            {"hardware"},
-		"github.com/stmcginnis/gofish":       {"hardware"},
+		"github.com/stmcginnis/gofish":       {"hardware/redfish"},
 		"github.com/coreos/go-systemd/":      {"systemd"},
 		"github.com/go-json-experiment/json": {"api"},
 		"filippo.io/age":                     {"bootd/backup"},

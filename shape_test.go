@@ -27,7 +27,6 @@ func outsized() map[string]bool {
 	for _, name := range []string{
 		"bootd/lease/table.go",
 		"bootd/machine.Controller",
-		"hardware/redfish.go",
 	} {
 		list[name] = true
 	}

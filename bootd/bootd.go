@@ -33,6 +33,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/subnet"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/redfish"
 	"github.com/rackweft/rackweft/internal/prom"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/systemd"
@@ -388,7 +389,7 @@ func (d *daemon) lead(ctx context.Context) error {
 		machines := &machine.Controller{
 			Env: env, Decision: d.record.Decision, Nonce: ca.NewTokens(d.keyring).Nonce,
 			Dial: func(ctx context.Context, e hardware.Endpoint) (machine.BMC, error) {
-				return hardware.Dial(ctx, e, d.log)
+				return redfish.Dial(ctx, e, d.log)
 			},
 		}
 		sources, err := d.sources()

@@ -22,7 +22,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/server"
 	"github.com/rackweft/rackweft/bootd/tftp"
 	"github.com/rackweft/rackweft/bootd/zone"
-	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/redfish"
 )
 
 // startServers starts DHCP, TFTP, HTTP boot and the API; each channel is closed
@@ -178,7 +178,7 @@ func (d *daemon) console(ctx context.Context, m *api.Machine) (io.ReadWriteClose
 	if err != nil {
 		return nil, err
 	}
-	bmc, err := hardware.Dial(ctx, endpoint, d.log)
+	bmc, err := redfish.Dial(ctx, endpoint, d.log)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +192,7 @@ func (d *daemon) console(ctx context.Context, m *api.Machine) (io.ReadWriteClose
 // bmcConsole ends the BMC's session with the console.
 type bmcConsole struct {
 	io.ReadWriteCloser
-	bmc *hardware.BMC
+	bmc *redfish.BMC
 }
 
 func (c *bmcConsole) Close() error {

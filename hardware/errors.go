@@ -1,11 +1,8 @@
 package hardware
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"strings"
 )
 
 // Errors that callers branch on. Each comes wrapped with what was being done, on which BMC, and what to do.
@@ -13,7 +10,6 @@ var (
 	ErrUnreachable  = errors.New("BMC does not answer")
 	ErrUnauthorized = errors.New("BMC refuses the credentials")
 	ErrUnsupported  = errors.New("BMC does not offer it")
-	errClosed       = errors.New("session is closed: dial again")
 )
 
 // CertificateMismatchError says that a BMC presented another certificate than pinned. Nothing was sent to it.
@@ -26,97 +22,4 @@ type CertificateMismatchError struct {
 func (e *CertificateMismatchError) Error() string {
 	return fmt.Sprintf("%s presents certificate %s, pinned is %s: if the BMC's certificate was replaced on purpose, pin the new one; "+
 		"otherwise someone is in between", e.Address, e.Got, e.Want)
-}
-
-// refusal is an HTTP answer of 400 and above, with the BMC's own words.
-type refusal struct {
-	method   string
-	path     string
-	status   int
-	messages []message
-}
-
-// message is one Redfish ExtendedInfo entry (DSP0266 8.6).
-type message struct {
-	ID         text `json:"MessageId"`
-	Text       text `json:"Message"`
-	Resolution text `json:"Resolution"`
-}
-
-func (r *refusal) Error() string {
-	words := make([]string, 0, len(r.messages))
-	for _, m := range r.messages {
-		words = append(words, strings.TrimSpace(string(m.ID+" "+m.Text)))
-	}
-	said := strings.Join(words, "; ")
-	if said == "" {
-		said = http.StatusText(r.status)
-	}
-	return fmt.Sprintf("%s %s: %d %s", r.method, r.path, r.status, said)
-}
-
-// Is maps a refusal to the errors that callers branch on.
-func (r *refusal) Is(target error) bool {
-	switch target {
-	case ErrUnsupported:
-		return r.unsupported()
-	case ErrUnauthorized:
-		return (r.status == http.StatusUnauthorized || r.status == http.StatusForbidden) && !r.unsupported()
-	}
-	return false
-}
-
-// unsupported: not built in, or its licence is missing (Supermicro answers that with 403, which must not
-// be taken for a wrong password: metal3 ironic-image#688).
-func (r *refusal) unsupported() bool {
-	return r.status == http.StatusMethodNotAllowed || r.status == http.StatusNotImplemented ||
-		r.says("License") || r.says("ActionNotSupported") || r.says("PropertyNotWritable")
-}
-
-// says whether a message id or text holds the word.
-func (r *refusal) says(word string) bool {
-	for _, m := range r.messages {
-		if strings.Contains(string(m.ID), word) || strings.Contains(string(m.Text), word) {
-			return true
-		}
-	}
-	return false
-}
-
-// parseMessages reads an error body. Bodies that are no Redfish error (HTML, nothing) give no messages.
-func parseMessages(body []byte) []message {
-	var reply struct {
-		Error struct {
-			Code     text            `json:"code"`
-			Message  text            `json:"message"`
-			Extended json.RawMessage `json:"@Message.ExtendedInfo"`
-		} `json:"error"`
-		Extended json.RawMessage `json:"@Message.ExtendedInfo"`
-		Messages json.RawMessage `json:"Messages"` // a Task's
-	}
-	if decode(body, &reply) != nil {
-		return nil
-	}
-	for _, raw := range []json.RawMessage{reply.Error.Extended, reply.Extended, reply.Messages} {
-		if messages := messageList(raw); len(messages) > 0 {
-			return messages
-		}
-	}
-	if reply.Error.Code == "" && reply.Error.Message == "" {
-		return nil
-	}
-	return []message{{ID: reply.Error.Code, Text: reply.Error.Message}}
-}
-
-// messageList: ExtendedInfo is a list by the specification, and a single object on some BMCs.
-func messageList(raw json.RawMessage) []message {
-	var list []message
-	if decode(raw, &list) == nil && len(list) > 0 {
-		return list
-	}
-	var one message
-	if decode(raw, &one) == nil && one != (message{}) {
-		return []message{one}
-	}
-	return nil
 }

@@ -1,25 +1,14 @@
-// Package hardware owns the way to a server's management controller (BMC): power, one-time boot, inventory,
-// evidence of resets, the locator light and the serial console.
-//
-// Dial logs in once and keeps the one session; every call of a BMC is serialised, since real controllers
-// have few sessions, drop parallel requests and lock accounts. bmclib owns the session: its gofish driver
-// logs in and out, over our own HTTP transport, which knows the manners of BMCs (transport.go). What happens
-// on the session is plain Redfish that reads as little as it can, as tolerantly as it can; what is particular
-// to a vendor is data, in quirks.go.
-//
-// bmclib 2.3.5's own power, boot and inventory calls are left alone on purpose: gofish refuses a whole system
-// for one quoted number in it, so that it could not even be powered on; bmclib picks a system by its Name,
-// reports a successful graceful shutdown as failed, swallows what went wrong with a reset, writes back
-// whatever boot object it read, ignores the context, and walks firmware, power and thermal trees for an
-// inventory.
+// Package hardware is the vocabulary of a server's management controller (BMC): where it is, what it is asked for and what
+// it answers, whatever protocol it speaks. The drivers lie below it.
 package hardware
 
 import (
-	"context"
+	"errors"
 	"fmt"
-	"io"
-	"log/slog"
+	"net/url"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // Endpoint says where a BMC is and how to enter.
@@ -73,6 +62,28 @@ type Boot struct {
 	HTTPURL string // of BootHTTP; empty means that DHCP says it. Without query: several BMCs cut it off.
 }
 
+func (b Boot) Check() error {
+	switch b.Target {
+	case BootPXE, BootHTTP, BootDisk, BootNone:
+	default:
+		return fmt.Errorf("boot target %q is not known: use pxe, http, disk or none", b.Target)
+	}
+	if b.Mode != "" && b.Mode != ModeUEFI && b.Mode != ModeLegacy {
+		return fmt.Errorf("boot mode %q is not known: use uefi or legacy", b.Mode)
+	}
+	if b.Target == BootHTTP && b.Mode == ModeLegacy {
+		return errors.New("HTTP boot is UEFI's: mode legacy cannot do it")
+	}
+	if b.HTTPURL == "" {
+		return nil
+	}
+	u, err := url.Parse(b.HTTPURL)
+	if b.Target != BootHTTP || err != nil || u.Host == "" || strings.ContainsAny(b.HTTPURL, "?&") {
+		return fmt.Errorf("boot URL %q: it goes with target http, needs a host, and no ? or & (some BMCs cut there)", b.HTTPURL)
+	}
+	return nil
+}
+
 // ResetEvidence is what a BMC knows about the server's last reset. At and Now are both told by the BMC's
 // clock, which may be decades off: only their difference means anything.
 type ResetEvidence struct {
@@ -90,180 +101,14 @@ func (e ResetEvidence) Age() (time.Duration, bool) {
 	return e.Now.Sub(e.At), true
 }
 
-// verb is a power action.
-type verb int
+// MaxAssetTag is the longest asset tag in bytes that is sent. Vendors' fields are shorter, HPE's has 32, and refuse by
+// themselves; an old tag must go back as it was read.
+const MaxAssetTag = 255
 
-const (
-	verbOn verb = iota
-	verbOff
-	verbRestart
-	verbShutdown
-)
-
-// driver speaks one protocol to one BMC. Its calls are never made in parallel, close is the last one,
-// and console outlives the call.
-type driver interface {
-	powerState(context.Context) (PowerState, error)
-	power(context.Context, verb) error
-	setBootOnce(context.Context, Boot) error
-	inventory(context.Context) (Inventory, error)
-	lastReset(context.Context) (ResetEvidence, error)
-	identify(context.Context, bool) error
-	assetTag(context.Context) (string, error)
-	setAssetTag(context.Context, string) error
-	console(context.Context) (io.ReadWriteCloser, error)
-	fingerprint() string
-	close(context.Context) error
-}
-
-// BMC is an open session with one management controller. Its methods are safe for concurrent use, and wait
-// for each other. Close it: sessions are few.
-type BMC struct {
-	address string
-	driver  driver
-	turn    chan struct{} // holds one token: whose turn it is
-}
-
-// Dial logs in to the BMC, exactly once. It fails with ErrUnreachable, ErrUnauthorized (do not try the same
-// password again: accounts lock) or *CertificateMismatchError, in which case no credential was sent.
-func Dial(ctx context.Context, endpoint Endpoint, log *slog.Logger) (*BMC, error) {
-	return dial(ctx, endpoint, log, sleep)
-}
-
-func dial(ctx context.Context, endpoint Endpoint, log *slog.Logger, pause pauser) (*BMC, error) {
-	if endpoint.Protocol != "" && endpoint.Protocol != "redfish" {
-		return nil, fmt.Errorf("BMC %s: protocol %q is not known: use redfish", endpoint.Address, endpoint.Protocol)
-	}
-	d, err := dialRedfish(ctx, endpoint, log.With("bmc", endpoint.Address), pause)
-	if err != nil {
-		return nil, fmt.Errorf("log in to BMC %s: %w", endpoint.Address, err)
-	}
-	return &BMC{address: endpoint.Address, driver: d, turn: make(chan struct{}, 1)}, nil
-}
-
-// sleep waits, or returns early with the context's error.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
-}
-
-// Close ends the session on the BMC, even when ctx is over: it takes ten seconds of its own if it must.
-func (b *BMC) Close(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	return b.do(ctx, "log out", func() error { return b.driver.close(ctx) })
-}
-
-// Fingerprint is the certificate that the BMC presented, as sha256:<hex>.
-func (b *BMC) Fingerprint() string { return b.driver.fingerprint() }
-
-// PowerState reads the power state.
-func (b *BMC) PowerState(ctx context.Context) (state PowerState, err error) {
-	err = b.do(ctx, "read power state", func() error {
-		state, err = b.driver.powerState(ctx)
-		return err
-	})
-	return state, err
-}
-
-// PowerOn returns once the BMC has accepted it, or the server is on already.
-func (b *BMC) PowerOn(ctx context.Context) error {
-	return b.do(ctx, "power on", func() error { return b.driver.power(ctx, verbOn) })
-}
-
-// PowerOff takes the power away. It returns once the BMC has accepted it, or the server is off already.
-func (b *BMC) PowerOff(ctx context.Context) error {
-	return b.do(ctx, "power off", func() error { return b.driver.power(ctx, verbOff) })
-}
-
-// ForceRestart resets the server without asking its operating system; a server that is off is powered on.
-// Distrust PowerState for the next 15 seconds: several BMCs pass through Off.
-func (b *BMC) ForceRestart(ctx context.Context) error {
-	return b.do(ctx, "restart", func() error { return b.driver.power(ctx, verbRestart) })
-}
-
-// GracefulShutdown presses the power button. The operating system may take its time, or ignore it.
-func (b *BMC) GracefulShutdown(ctx context.Context) error {
-	return b.do(ctx, "shut down", func() error { return b.driver.power(ctx, verbShutdown) })
-}
-
-// SetBootOnce sets what the next boot uses, and reads it back. Call it before the power action. It fails with
-// ErrUnsupported when the BMC does not offer the target or the mode.
-func (b *BMC) SetBootOnce(ctx context.Context, boot Boot) error {
-	if err := boot.check(); err != nil {
-		return fmt.Errorf("set next boot on BMC %s: %w", b.address, err)
-	}
-	return b.do(ctx, fmt.Sprintf("set next boot to %s", boot.Target), func() error { return b.driver.setBootOnce(ctx, boot) })
-}
-
-// Inventory reads what the server is made of. What the BMC refuses to tell is named in Incomplete.
-func (b *BMC) Inventory(ctx context.Context) (inventory Inventory, err error) {
-	err = b.do(ctx, "read inventory", func() error {
-		inventory, err = b.driver.inventory(ctx)
-		return err
-	})
-	return inventory, err
-}
-
-// LastReset reads when the server was last reset.
-func (b *BMC) LastReset(ctx context.Context) (evidence ResetEvidence, err error) {
-	err = b.do(ctx, "read last reset", func() error {
-		evidence, err = b.driver.lastReset(ctx)
-		return err
-	})
-	return evidence, err
-}
-
-// Identify switches the locator light.
-func (b *BMC) Identify(ctx context.Context, on bool) error {
-	return b.do(ctx, "switch the locator light", func() error { return b.driver.identify(ctx, on) })
-}
-
-// AssetTag reads the asset tag that the firmware shows in SMBIOS, without trailing blanks. ErrUnsupported when the BMC
-// has no such property.
-func (b *BMC) AssetTag(ctx context.Context) (tag string, err error) {
-	err = b.do(ctx, "read the asset tag", func() error {
-		tag, err = b.driver.assetTag(ctx)
-		return err
-	})
-	return tag, err
-}
-
-// SetAssetTag writes the asset tag, at most 255 bytes without control characters, and reads it back. The firmware
-// puts it into SMBIOS at its next POST, so call it before the power action. ErrUnsupported when the BMC does not take it.
-func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
-	if err := checkAssetTag(tag); err != nil {
-		return fmt.Errorf("write the asset tag of BMC %s: %w", b.address, err)
-	}
-	return b.do(ctx, "write the asset tag", func() error { return b.driver.setAssetTag(ctx, tag) })
-}
-
-// Console opens the serial console; ctx bounds the opening only. It ends with the session. ErrUnsupported
-// when the BMC offers none over its web server.
-func (b *BMC) Console(ctx context.Context) (console io.ReadWriteCloser, err error) {
-	err = b.do(ctx, "open the console", func() error {
-		console, err = b.driver.console(ctx)
-		return err
-	})
-	return console, err
-}
-
-// do runs one call when it is its turn.
-func (b *BMC) do(ctx context.Context, what string, call func() error) error {
-	select {
-	case b.turn <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("%s on BMC %s: waiting for an earlier request: %w", what, b.address, ctx.Err())
-	}
-	defer func() { <-b.turn }()
-	if err := call(); err != nil {
-		return fmt.Errorf("%s on BMC %s: %w", what, b.address, err)
+// CheckAssetTag refuses what no SMBIOS string carries (DSP0134 §6.1.3).
+func CheckAssetTag(tag string) error {
+	if len(tag) > MaxAssetTag || strings.ContainsFunc(tag, unicode.IsControl) {
+		return fmt.Errorf("invalid asset tag of %d bytes: want at most %d, without control characters", len(tag), MaxAssetTag)
 	}
 	return nil
 }

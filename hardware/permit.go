@@ -15,7 +15,7 @@ func WithPermit(ctx context.Context, permit func() error) context.Context {
 	return context.WithValue(ctx, permitKey{}, permit)
 }
 
-func permitted(ctx context.Context, method, path string) error {
+func Permitted(ctx context.Context, method, path string) error {
 	permit, _ := ctx.Value(permitKey{}).(func() error)
 	if permit == nil || method == http.MethodGet || method == http.MethodHead || method == http.MethodDelete {
 		return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/redfish"
 	"github.com/rackweft/rackweft/lab/bmc"
 	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
@@ -156,7 +157,7 @@ func TestFencedByRedfish(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.c.Dial = func(ctx context.Context, e hardware.Endpoint) (BMC, error) {
-		return hardware.Dial(ctx, e, slog.New(slog.DiscardHandler))
+		return redfish.Dial(ctx, e, slog.New(slog.DiscardHandler))
 	}
 	if _, err := store.Mutate(t.Context(), b.store, "site", func(s *api.Site) error { s.Spec.Guests.FenceAfter = api.Duration(5 * time.Minute); return nil }); err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package hardware
+package redfish
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/lab/bmc"
 	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
@@ -82,14 +83,14 @@ func TestAssetTag(t *testing.T) {
 			b, _ := m.open(t, m.endpoint())
 			got, err := b.AssetTag(t.Context())
 			if test.wantWrites == nil {
-				if !errors.Is(err, ErrUnsupported) {
+				if !errors.Is(err, hardware.ErrUnsupported) {
 					t.Errorf("read: %q, %v, want ErrUnsupported", got, err)
 				}
 			} else if err != nil || got != test.wantOld {
 				t.Errorf("read: %q, %v, want %q", got, err, test.wantOld)
 			}
 			err = b.SetAssetTag(t.Context(), tag)
-			if test.unsupported != errors.Is(err, ErrUnsupported) || !test.unsupported && err != nil {
+			if test.unsupported != errors.Is(err, hardware.ErrUnsupported) || !test.unsupported && err != nil {
 				t.Errorf("write: %v, want unsupported: %t", err, test.unsupported)
 			}
 			var writes []string
@@ -116,16 +117,16 @@ func TestAssetTag(t *testing.T) {
 		s.SetAssetTag(old)
 		s.BMC.SetAssetTagFault(bmc.AssetTagForgotten)
 		p := &pauses{}
-		b, err := dial(t.Context(), Endpoint{Address: s.URL, Username: bmctest.Username, Password: bmctest.Password}, slog.New(slog.DiscardHandler), p.pause)
+		b, err := dial(t.Context(), hardware.Endpoint{Address: s.URL, Username: bmctest.Username, Password: bmctest.Password}, slog.New(slog.DiscardHandler), p.pause)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = b.Close(t.Context()) }()
-		if err := b.SetAssetTag(t.Context(), tag); !errors.Is(err, ErrUnsupported) || strings.Contains(err.Error(), tag) {
+		if err := b.SetAssetTag(t.Context(), tag); !errors.Is(err, hardware.ErrUnsupported) || strings.Contains(err.Error(), tag) {
 			t.Errorf("write: %v, want ErrUnsupported without the tag itself", err)
 		}
 		s.BMC.SetAssetTagFault(bmc.AssetTagRefused)
-		if err := b.SetAssetTag(t.Context(), tag); !errors.Is(err, ErrUnsupported) {
+		if err := b.SetAssetTag(t.Context(), tag); !errors.Is(err, hardware.ErrUnsupported) {
 			t.Errorf("write to a BMC that refuses it: %v, want ErrUnsupported", err)
 		}
 		s.BMC.SetAssetTagFault(bmc.AssetTagKept)
@@ -143,7 +144,7 @@ func TestRefusedAssetTagIsNotRepeated(t *testing.T) {
 	m.fail(http.MethodPatch, at, answers(http.StatusBadRequest, `{"error":{"code":"x","message":"The value '`+tag+`' is not in the list"}}`))
 	b, _ := m.open(t, m.endpoint())
 	err := b.SetAssetTag(t.Context(), tag)
-	if !errors.Is(err, ErrUnsupported) || strings.Contains(err.Error(), tag) || !strings.Contains(err.Error(), "is not in the list") {
+	if !errors.Is(err, hardware.ErrUnsupported) || strings.Contains(err.Error(), tag) || !strings.Contains(err.Error(), "is not in the list") {
 		t.Errorf("got %v, want the BMC's words without the tag", err)
 	}
 }
@@ -151,8 +152,8 @@ func TestRefusedAssetTagIsNotRepeated(t *testing.T) {
 func TestInvalidAssetTags(t *testing.T) {
 	m := vendorMock(t, "hpe-ilo5")
 	b, _ := m.open(t, m.endpoint())
-	for _, tag := range []string{strings.Repeat("x", maxAssetTag+1), "a\nb", "a\x7f"} {
-		if err := b.SetAssetTag(t.Context(), tag); err == nil || errors.Is(err, ErrUnsupported) {
+	for _, tag := range []string{strings.Repeat("x", hardware.MaxAssetTag+1), "a\nb", "a\x7f"} {
+		if err := b.SetAssetTag(t.Context(), tag); err == nil || errors.Is(err, hardware.ErrUnsupported) {
 			t.Errorf("%q: %v, want a refusal of the tag itself", tag, err)
 		}
 	}

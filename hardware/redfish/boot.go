@@ -1,13 +1,13 @@
-package hardware
+package redfish
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
-	"strings"
 	"time"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 // bootSettings is the Boot object of a ComputerSystem, or of its settings object.
@@ -34,30 +34,8 @@ type bootResource struct {
 	boot bootSettings
 }
 
-func (b Boot) check() error {
-	switch b.Target {
-	case BootPXE, BootHTTP, BootDisk, BootNone:
-	default:
-		return fmt.Errorf("boot target %q is not known: use pxe, http, disk or none", b.Target)
-	}
-	if b.Mode != "" && b.Mode != ModeUEFI && b.Mode != ModeLegacy {
-		return fmt.Errorf("boot mode %q is not known: use uefi or legacy", b.Mode)
-	}
-	if b.Target == BootHTTP && b.Mode == ModeLegacy {
-		return errors.New("HTTP boot is UEFI's: mode legacy cannot do it")
-	}
-	if b.HTTPURL == "" {
-		return nil
-	}
-	u, err := url.Parse(b.HTTPURL)
-	if b.Target != BootHTTP || err != nil || u.Host == "" || strings.ContainsAny(b.HTTPURL, "?&") {
-		return fmt.Errorf("boot URL %q: it goes with target http, needs a host, and no ? or & (some BMCs cut there)", b.HTTPURL)
-	}
-	return nil
-}
-
 // setBootOnce writes the override and reads it back.
-func (r *redfish) setBootOnce(ctx context.Context, want Boot) error {
+func (r *driver) setBootOnce(ctx context.Context, want hardware.Boot) error {
 	where, settings, err := r.bootResource(ctx)
 	if err != nil {
 		return err
@@ -66,7 +44,7 @@ func (r *redfish) setBootOnce(ctx context.Context, want Boot) error {
 	if err != nil {
 		return err
 	}
-	if want.Target == BootNone && where.boot.Enabled == "Disabled" {
+	if want.Target == hardware.BootNone && where.boot.Enabled == "Disabled" {
 		return nil
 	}
 	err = r.patchBoot(ctx, where, patch)
@@ -90,7 +68,7 @@ func (r *redfish) setBootOnce(ctx context.Context, want Boot) error {
 
 // bootResource is the system where that lists boot targets, else its settings object: iDRAC 10 offers them
 // only there, and iDRAC 9 has a settings object without them. The second result is the future state's path.
-func (r *redfish) bootResource(ctx context.Context) (bootResource, string, error) {
+func (r *driver) bootResource(ctx context.Context) (bootResource, string, error) {
 	sys, etag, err := r.system(ctx)
 	if err != nil {
 		return bootResource{}, "", err
@@ -114,7 +92,7 @@ func (r *redfish) bootResource(ctx context.Context) (bootResource, string, error
 
 func (b bootSettings) offered() bool { return b.Target != "" || len(b.Targets) > 0 }
 
-func (r *redfish) readBoot(ctx context.Context, at string) (bootResource, error) {
+func (r *driver) readBoot(ctx context.Context, at string) (bootResource, error) {
 	var resource struct {
 		Boot bootSettings `json:"Boot"`
 	}
@@ -122,26 +100,26 @@ func (r *redfish) readBoot(ctx context.Context, at string) (bootResource, error)
 	return bootResource{path: at, etag: etag, boot: resource.Boot}, err
 }
 
-func (r *redfish) patchBoot(ctx context.Context, where bootResource, patch bootPatch) error {
+func (r *driver) patchBoot(ctx context.Context, where bootResource, patch bootPatch) error {
 	_, err := r.send(ctx, http.MethodPatch, where.path, where.etag, map[string]bootPatch{"Boot": patch})
 	return err
 }
 
 // bootPatch says what to write to a BMC that now has the given settings.
-func (q quirk) bootPatch(want Boot, now bootSettings) (bootPatch, error) {
+func (q quirk) bootPatch(want hardware.Boot, now bootSettings) (bootPatch, error) {
 	if !now.offered() {
-		return bootPatch{}, fmt.Errorf("%w: the system has no boot override: is a licence missing?", ErrUnsupported)
+		return bootPatch{}, fmt.Errorf("%w: the system has no boot override: is a licence missing?", hardware.ErrUnsupported)
 	}
 	patch := bootPatch{Enabled: "Once", Target: q.bootTarget(want)}
 	if _, ok := choose([]text{patch.Target}, now.Targets); !ok {
-		return bootPatch{}, fmt.Errorf("%w: one-time boot from %s; it offers %s", ErrUnsupported, patch.Target, now.Targets)
+		return bootPatch{}, fmt.Errorf("%w: one-time boot from %s; it offers %s", hardware.ErrUnsupported, patch.Target, now.Targets)
 	}
-	if want.Target == BootNone {
+	if want.Target == hardware.BootNone {
 		patch.Enabled = "Disabled"
 		return patch, nil
 	}
 	if want.HTTPURL != "" && now.HTTPURI == nil {
-		return bootPatch{}, fmt.Errorf("%w: it takes no URL for HTTP boot: leave it out and let DHCP give it", ErrUnsupported)
+		return bootPatch{}, fmt.Errorf("%w: it takes no URL for HTTP boot: leave it out and let DHCP give it", hardware.ErrUnsupported)
 	}
 	patch.HTTPURI = want.HTTPURL
 	mode, err := q.bootMode(want, now.Mode)
@@ -149,14 +127,14 @@ func (q quirk) bootPatch(want Boot, now bootSettings) (bootPatch, error) {
 	return patch, err
 }
 
-func (q quirk) bootTarget(want Boot) text {
+func (q quirk) bootTarget(want hardware.Boot) text {
 	switch want.Target {
-	case BootPXE:
+	case hardware.BootPXE:
 		return "Pxe"
-	case BootHTTP:
+	case hardware.BootHTTP:
 		return "UefiHttp"
-	case BootDisk:
-		if want.Mode == ModeUEFI && q.diskUEFI != "" {
+	case hardware.BootDisk:
+		if want.Mode == hardware.ModeUEFI && q.diskUEFI != "" {
 			return text(q.diskUEFI)
 		}
 		return "Hdd"
@@ -165,18 +143,18 @@ func (q quirk) bootTarget(want Boot) text {
 }
 
 // bootMode is the mode to send along, empty for none.
-func (q quirk) bootMode(want Boot, now text) (text, error) {
-	asked := map[BootMode]text{ModeUEFI: "UEFI", ModeLegacy: "Legacy"}[want.Mode]
-	if want.Target == BootHTTP {
+func (q quirk) bootMode(want hardware.Boot, now text) (text, error) {
+	asked := map[hardware.BootMode]text{hardware.ModeUEFI: "UEFI", hardware.ModeLegacy: "Legacy"}[want.Mode]
+	if want.Target == hardware.BootHTTP {
 		asked = "UEFI"
 	}
 	switch {
 	case q.mode == modeNever || now == "":
 		wrong := asked != "" && now != "" && now != asked
-		untold := want.Mode != "" && now == "" && !(want.Target == BootDisk && q.diskUEFI != "")
+		untold := want.Mode != "" && now == "" && !(want.Target == hardware.BootDisk && q.diskUEFI != "")
 		if wrong || untold {
 			return "", fmt.Errorf("%w: boot mode %s with a one-time boot (%s, mode now %q): set it in the BIOS and leave the mode out",
-				ErrUnsupported, want.Mode, q.name, now)
+				hardware.ErrUnsupported, want.Mode, q.name, now)
 		}
 		return "", nil
 	case asked != "":
@@ -189,7 +167,7 @@ func (q quirk) bootMode(want Boot, now text) (text, error) {
 
 // verifyBoot reads back until the BMC shows what was written; some need a moment, and Supermicro may have
 // dropped the mode, which is then written once more.
-func (r *redfish) verifyBoot(ctx context.Context, at string, patch bootPatch) error {
+func (r *driver) verifyBoot(ctx context.Context, at string, patch bootPatch) error {
 	var shown bootSettings
 	for try := 1; try <= 4; try++ {
 		where, err := r.readBoot(ctx, at)

@@ -1,4 +1,4 @@
-package hardware
+package redfish
 
 import (
 	"encoding/json"

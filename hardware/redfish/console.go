@@ -1,4 +1,4 @@
-package hardware
+package redfish
 
 import (
 	"context"
@@ -10,6 +10,8 @@ import (
 	"net/url"
 
 	"golang.org/x/net/websocket"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 // serialConsoles is the SerialConsole object of a ComputerSystem (1.13 and later) or a Manager.
@@ -28,13 +30,13 @@ func (c serialConsoles) path() string {
 }
 
 // console opens the WebSocket console on a connection of its own, pinned like the others.
-func (r *redfish) console(ctx context.Context) (io.ReadWriteCloser, error) {
+func (r *driver) console(ctx context.Context) (io.ReadWriteCloser, error) {
 	at, err := r.consolePath(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if at == "" {
-		return nil, fmt.Errorf("%w: no console over its web server (%s); use its SSH or IPMI console", ErrUnsupported, r.quirk.name)
+		return nil, fmt.Errorf("%w: no console over its web server (%s); use its SSH or IPMI console", hardware.ErrUnsupported, r.quirk.name)
 	}
 	base, err := url.Parse(r.base)
 	if err != nil {
@@ -53,7 +55,7 @@ func (r *redfish) console(ctx context.Context) (io.ReadWriteCloser, error) {
 	return handshake(ctx, config, conn)
 }
 
-func (r *redfish) consolePath(ctx context.Context) (string, error) {
+func (r *driver) consolePath(ctx context.Context) (string, error) {
 	sys, _, err := r.system(ctx)
 	if err != nil {
 		return "", err

@@ -1,4 +1,4 @@
-package hardware
+package redfish
 
 import (
 	"bytes"
@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 const hpeSystem = "/redfish/v1/Systems/1"
@@ -41,14 +43,14 @@ func TestOtherCertificateIsSentNothing(t *testing.T) {
 	endpoint := m.endpoint()
 	endpoint.Fingerprint = "sha256:" + strings.Repeat("ab", 32)
 	_, err := Dial(t.Context(), endpoint, quiet())
-	var mismatch *CertificateMismatchError
+	var mismatch *hardware.CertificateMismatchError
 	if !errors.As(err, &mismatch) {
 		t.Fatalf("error %v, want a certificate mismatch", err)
 	}
 	if mismatch.Address != m.URL || mismatch.Want != endpoint.Fingerprint || !strings.HasPrefix(mismatch.Got, "sha256:") {
 		t.Errorf("mismatch %+v", mismatch)
 	}
-	if errors.Is(err, ErrUnreachable) {
+	if errors.Is(err, hardware.ErrUnreachable) {
 		t.Error("a wrong certificate is not an unreachable BMC")
 	}
 	if seen := m.requests(); len(seen) != 0 {
@@ -67,7 +69,7 @@ func TestWrongPasswordIsTriedOnce(t *testing.T) {
 			endpoint := m.endpoint()
 			endpoint.Password = "wrong battery"
 			_, err := Dial(t.Context(), endpoint, quiet())
-			if !errors.Is(err, ErrUnauthorized) {
+			if !errors.Is(err, hardware.ErrUnauthorized) {
 				t.Fatalf("error %v, want ErrUnauthorized", err)
 			}
 			if strings.Contains(err.Error(), "battery") || !strings.Contains(err.Error(), `"admin"`) || !strings.Contains(err.Error(), m.URL) {
@@ -98,8 +100,8 @@ func TestUnreachable(t *testing.T) {
 	if err := listener.Close(); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Dial(t.Context(), Endpoint{Address: address, Username: "u", Password: "p"}, quiet())
-	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), address) || strings.Contains(err.Error(), "errors occurred") {
+	_, err = Dial(t.Context(), hardware.Endpoint{Address: address, Username: "u", Password: "p"}, quiet())
+	if !errors.Is(err, hardware.ErrUnreachable) || !strings.Contains(err.Error(), address) || strings.Contains(err.Error(), "errors occurred") {
 		t.Errorf("error %v, want ErrUnreachable with the address", err)
 	}
 }
@@ -116,7 +118,7 @@ func TestSilentBMCEndsWithTheContext(t *testing.T) {
 		panic(http.ErrAbortHandler) // no answer at all
 	})
 	go func() { <-entered; cancel() }()
-	if _, err := b.PowerState(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnreachable) {
+	if _, err := b.PowerState(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, hardware.ErrUnreachable) {
 		t.Errorf("error %v, want the cancellation", err)
 	}
 	if _, err := b.PowerState(t.Context()); err != nil {
@@ -125,12 +127,12 @@ func TestSilentBMCEndsWithTheContext(t *testing.T) {
 }
 
 func TestBadEndpoints(t *testing.T) {
-	good := Endpoint{Address: "https://198.18.0.7", Username: "u", Password: "p"}
-	for want, change := range map[string]func(*Endpoint){
-		"address must be https": func(e *Endpoint) { e.Address = "http://198.18.0.7" },
-		"protocol \"amt\"":      func(e *Endpoint) { e.Protocol = "amt" },
-		"fingerprint":           func(e *Endpoint) { e.Fingerprint = "sha256:12" },
-		"password is empty":     func(e *Endpoint) { e.Password = "" },
+	good := hardware.Endpoint{Address: "https://198.18.0.7", Username: "u", Password: "p"}
+	for want, change := range map[string]func(*hardware.Endpoint){
+		"address must be https": func(e *hardware.Endpoint) { e.Address = "http://198.18.0.7" },
+		"protocol \"amt\"":      func(e *hardware.Endpoint) { e.Protocol = "amt" },
+		"fingerprint":           func(e *hardware.Endpoint) { e.Fingerprint = "sha256:12" },
+		"password is empty":     func(e *hardware.Endpoint) { e.Password = "" },
 	} {
 		endpoint := good
 		change(&endpoint)
@@ -206,7 +208,7 @@ func TestSessionLimitIsWaitedFor(t *testing.T) {
 
 	m.fail(http.MethodPost, sessionsPath, times(6, says(http.StatusServiceUnavailable, "IDRAC.2.8.RAC0218"))...)
 	_, err := dial(t.Context(), m.endpoint(), quiet(), (&pauses{}).pause)
-	if err == nil || !strings.Contains(err.Error(), "sessions may be in use") || errors.Is(err, ErrUnauthorized) {
+	if err == nil || !strings.Contains(err.Error(), "sessions may be in use") || errors.Is(err, hardware.ErrUnauthorized) {
 		t.Errorf("error %v, want the session limit", err)
 	}
 }
@@ -229,7 +231,7 @@ func TestLostSessionIsOpenedAgainOnce(t *testing.T) {
 	m.mu.Unlock()
 	m.fail(http.MethodPost, sessionsPath, says(http.StatusUnauthorized, "Base.1.8.InsufficientPrivilege"))
 	for range 3 {
-		if _, err := b.PowerState(t.Context()); !errors.Is(err, ErrUnauthorized) && !errors.Is(err, errClosed) {
+		if _, err := b.PowerState(t.Context()); !errors.Is(err, hardware.ErrUnauthorized) && !errors.Is(err, errClosed) {
 			t.Errorf("error %v", err)
 		}
 	}
@@ -250,7 +252,7 @@ func TestRefusedResourceIsNoLostSession(t *testing.T) {
 	b, _ := m.open(t, m.endpoint())
 	m.fail(http.MethodGet, "/redfish/v1/Systems/Self", times(3, says(http.StatusUnauthorized, "Base.1.8.InsufficientPrivilege"))...)
 	for range 3 {
-		if _, err := b.PowerState(t.Context()); !errors.Is(err, ErrUnauthorized) {
+		if _, err := b.PowerState(t.Context()); !errors.Is(err, hardware.ErrUnauthorized) {
 			t.Errorf("error %v, want ErrUnauthorized", err)
 		}
 	}
@@ -273,7 +275,7 @@ func TestDroppedConnection(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := b.SetBootOnce(t.Context(), Boot{Target: BootPXE}); err != nil {
+	if err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootPXE}); err != nil {
 		t.Fatal(err)
 	}
 	if got := len(m.sent(http.MethodPatch)); got != 2 {
@@ -358,7 +360,7 @@ func TestPower(t *testing.T) {
 		t.Run(test.vendor, func(t *testing.T) {
 			m := vendorMock(t, test.vendor)
 			b, _ := m.open(t, m.endpoint())
-			expectState(t, b, PowerOff)
+			expectState(t, b, hardware.PowerOff)
 			for _, step := range []func(context.Context) error{
 				b.PowerOff, b.GracefulShutdown, // off already: nothing is sent
 				b.PowerOn, b.PowerOn, b.ForceRestart, b.GracefulShutdown,
@@ -369,7 +371,7 @@ func TestPower(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			expectState(t, b, PowerOff)
+			expectState(t, b, hardware.PowerOff)
 			var want []string
 			for _, k := range []string{"On", test.restart, "GracefulShutdown", "On", "ForceOff"} {
 				want = append(want, test.system+reset+kind(k))
@@ -381,7 +383,7 @@ func TestPower(t *testing.T) {
 	}
 }
 
-func expectState(t *testing.T, b *BMC, want PowerState) {
+func expectState(t *testing.T, b *BMC, want hardware.PowerState) {
 	t.Helper()
 	if got, err := b.PowerState(t.Context()); err != nil || got != want {
 		t.Fatalf("power state %q, %v, want %q", got, err, want)
@@ -456,7 +458,7 @@ func TestRetriesEndWithTheContext(t *testing.T) {
 	m := vendorMock(t, "dell-idrac10")
 	b, _ := m.open(t, m.endpoint())
 	ctx, cancel := context.WithCancel(t.Context())
-	b.driver.(*redfish).transport.pause = func(context.Context, time.Duration) error { cancel(); return ctx.Err() }
+	b.driver.transport.pause = func(context.Context, time.Duration) error { cancel(); return ctx.Err() }
 	m.fail(http.MethodPost, "/redfish/v1/Systems/System.Embedded.1/Actions/ComputerSystem.Reset",
 		times(2, says(409, "Base.1.12.ActionParameterValueConflict"))...)
 	if err := b.PowerOn(ctx); err == nil || !strings.Contains(err.Error(), "ActionParameterValueConflict") {
@@ -472,7 +474,7 @@ func TestNoResetTypeAllowed(t *testing.T) {
 	action := m.tree[hpeSystem]["Actions"].(map[string]any)["#ComputerSystem.Reset"].(map[string]any)
 	action["ResetType@Redfish.AllowableValues"] = []any{"Nmi"}
 	b, _ := m.open(t, m.endpoint())
-	if err := b.PowerOn(t.Context()); !errors.Is(err, ErrUnsupported) || len(m.sent(http.MethodPost)) != 0 {
+	if err := b.PowerOn(t.Context()); !errors.Is(err, hardware.ErrUnsupported) || len(m.sent(http.MethodPost)) != 0 {
 		t.Errorf("error %v, sent %v", err, m.sent(http.MethodPost))
 	}
 }
@@ -480,7 +482,7 @@ func TestNoResetTypeAllowed(t *testing.T) {
 // bootTest is what a vendor must be sent for a PXE boot in the mode that is asked for.
 type bootTest struct {
 	vendor string
-	boot   Boot
+	boot   hardware.Boot
 	path   string
 	want   string // body; empty: not offered
 }
@@ -494,28 +496,28 @@ func bootTests() []bootTest {
 		return `{"Boot":{"BootSourceOverrideEnabled":"` + enabled + `",` + mode + `"BootSourceOverrideTarget":"` + target + `"}}`
 	}
 	return []bootTest{
-		{"hpe-ilo5", Boot{Target: BootPXE}, hpeSystem, body("Once", "", "Pxe")},
-		{"hpe-ilo5", Boot{Target: BootPXE, Mode: ModeUEFI}, hpeSystem, body("Once", "UEFI", "Pxe")},
-		{"hpe-ilo5", Boot{Target: BootHTTP}, hpeSystem, body("Once", "UEFI", "UefiHttp")},
-		{"hpe-ilo5", Boot{Target: BootHTTP, HTTPURL: "https://198.18.0.1:8080/x"}, hpeSystem, ""}, // no HttpBootUri
-		{"hpe-dl160", Boot{Target: BootPXE, Mode: ModeUEFI}, hpeSystem, body("Once", "", "Pxe")},
-		{"hpe-dl160", Boot{Target: BootPXE, Mode: ModeLegacy}, hpeSystem, ""},
-		{"dell-idrac8", Boot{Target: BootPXE}, embedded, body("Once", "", "Pxe")},
-		{"dell-idrac8", Boot{Target: BootPXE, Mode: ModeUEFI}, embedded, ""}, // Legacy now, and a BIOS job to change
-		{"dell-idrac9", Boot{Target: BootPXE, Mode: ModeUEFI}, embedded, body("Once", "UEFI", "Pxe")},
-		{"dell-idrac9", Boot{Target: BootDisk}, embedded, body("Once", "", "Hdd")},
-		{"dell-idrac10", Boot{Target: BootPXE}, embedded + "/Settings", body("Once", "", "Pxe")},
-		{"supermicro-x10", Boot{Target: BootPXE}, hpeSystem, body("Once", "", "Pxe")},
-		{"supermicro-x10", Boot{Target: BootPXE, Mode: ModeUEFI}, hpeSystem, ""},
-		{"supermicro-x10", Boot{Target: BootDisk, Mode: ModeUEFI}, hpeSystem, body("Once", "", "UefiHdd")},
-		{"supermicro-x10", Boot{Target: BootHTTP}, hpeSystem, ""},
-		{"supermicro-x11", Boot{Target: BootPXE}, hpeSystem, body("Once", "UEFI", "Pxe")},
-		{"supermicro-x11", Boot{Target: BootPXE, Mode: ModeLegacy}, hpeSystem, body("Once", "Legacy", "Pxe")},
-		{"lenovo-xcc", Boot{Target: BootPXE}, hpeSystem, body("Once", "", "Pxe")},
-		{"lenovo-xcc", Boot{Target: BootHTTP, HTTPURL: "https://198.18.0.1/x"}, hpeSystem,
+		{"hpe-ilo5", hardware.Boot{Target: hardware.BootPXE}, hpeSystem, body("Once", "", "Pxe")},
+		{"hpe-ilo5", hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeUEFI}, hpeSystem, body("Once", "UEFI", "Pxe")},
+		{"hpe-ilo5", hardware.Boot{Target: hardware.BootHTTP}, hpeSystem, body("Once", "UEFI", "UefiHttp")},
+		{"hpe-ilo5", hardware.Boot{Target: hardware.BootHTTP, HTTPURL: "https://198.18.0.1:8080/x"}, hpeSystem, ""}, // no HttpBootUri
+		{"hpe-dl160", hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeUEFI}, hpeSystem, body("Once", "", "Pxe")},
+		{"hpe-dl160", hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeLegacy}, hpeSystem, ""},
+		{"dell-idrac8", hardware.Boot{Target: hardware.BootPXE}, embedded, body("Once", "", "Pxe")},
+		{"dell-idrac8", hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeUEFI}, embedded, ""}, // Legacy now, and a BIOS job to change
+		{"dell-idrac9", hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeUEFI}, embedded, body("Once", "UEFI", "Pxe")},
+		{"dell-idrac9", hardware.Boot{Target: hardware.BootDisk}, embedded, body("Once", "", "Hdd")},
+		{"dell-idrac10", hardware.Boot{Target: hardware.BootPXE}, embedded + "/Settings", body("Once", "", "Pxe")},
+		{"supermicro-x10", hardware.Boot{Target: hardware.BootPXE}, hpeSystem, body("Once", "", "Pxe")},
+		{"supermicro-x10", hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeUEFI}, hpeSystem, ""},
+		{"supermicro-x10", hardware.Boot{Target: hardware.BootDisk, Mode: hardware.ModeUEFI}, hpeSystem, body("Once", "", "UefiHdd")},
+		{"supermicro-x10", hardware.Boot{Target: hardware.BootHTTP}, hpeSystem, ""},
+		{"supermicro-x11", hardware.Boot{Target: hardware.BootPXE}, hpeSystem, body("Once", "UEFI", "Pxe")},
+		{"supermicro-x11", hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeLegacy}, hpeSystem, body("Once", "Legacy", "Pxe")},
+		{"lenovo-xcc", hardware.Boot{Target: hardware.BootPXE}, hpeSystem, body("Once", "", "Pxe")},
+		{"lenovo-xcc", hardware.Boot{Target: hardware.BootHTTP, HTTPURL: "https://198.18.0.1/x"}, hpeSystem,
 			`{"Boot":{"BootSourceOverrideEnabled":"Once","BootSourceOverrideMode":"UEFI","BootSourceOverrideTarget":"UefiHttp","HttpBootUri":"https://198.18.0.1/x"}}`},
-		{"ami", Boot{Target: BootPXE}, sd, body("Once", "UEFI", "Pxe")},
-		{"openbmc", Boot{Target: BootPXE}, "/redfish/v1/Systems/system", body("Once", "UEFI", "Pxe")},
+		{"ami", hardware.Boot{Target: hardware.BootPXE}, sd, body("Once", "UEFI", "Pxe")},
+		{"openbmc", hardware.Boot{Target: hardware.BootPXE}, "/redfish/v1/Systems/system", body("Once", "UEFI", "Pxe")},
 	}
 }
 
@@ -530,7 +532,7 @@ func TestSetBootOnce(t *testing.T) {
 			err := b.SetBootOnce(t.Context(), test.boot)
 			patches := m.sent(http.MethodPatch)
 			if test.want == "" {
-				if !errors.Is(err, ErrUnsupported) || len(patches) != 0 {
+				if !errors.Is(err, hardware.ErrUnsupported) || len(patches) != 0 {
 					t.Fatalf("error %v, sent %v; want it not offered, and nothing sent", err, patches)
 				}
 				return
@@ -548,7 +550,7 @@ func TestSetBootOnce(t *testing.T) {
 				t.Error(diff)
 			}
 
-			if err := b.SetBootOnce(t.Context(), Boot{Target: BootNone}); err != nil {
+			if err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootNone}); err != nil {
 				t.Fatalf("take it back: %v", err)
 			}
 		})
@@ -558,7 +560,7 @@ func TestSetBootOnce(t *testing.T) {
 func TestTakingBackNothingSendsNothing(t *testing.T) {
 	m := vendorMock(t, "hpe-ilo5")
 	b, _ := m.open(t, m.endpoint())
-	if err := b.SetBootOnce(t.Context(), Boot{Target: BootNone}); err != nil || len(m.sent(http.MethodPatch)) != 0 {
+	if err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootNone}); err != nil || len(m.sent(http.MethodPatch)) != 0 {
 		t.Errorf("error %v, sent %v", err, m.sent(http.MethodPatch))
 	}
 }
@@ -567,7 +569,7 @@ func TestBootIsReadBack(t *testing.T) {
 	m := vendorMock(t, "hpe-ilo5")
 	b, _ := m.open(t, m.endpoint())
 	m.onPatch = func(_ string, boot map[string]any) { boot["BootSourceOverrideTarget"] = "None" }
-	err := b.SetBootOnce(t.Context(), Boot{Target: BootPXE})
+	err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootPXE})
 	if err == nil || !strings.Contains(err.Error(), "shows None") {
 		t.Errorf("error %v, want that it did not hold", err)
 	}
@@ -582,7 +584,7 @@ func TestSupermicroModeIsSetAgain(t *testing.T) {
 			boot["BootSourceOverrideMode"] = "Legacy"
 		}
 	}
-	if err := b.SetBootOnce(t.Context(), Boot{Target: BootPXE}); err != nil || patches != 2 {
+	if err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootPXE}); err != nil || patches != 2 {
 		t.Errorf("error %v after %d patches, want success after 2", err, patches)
 	}
 }
@@ -601,7 +603,7 @@ func TestIfMatch(t *testing.T) {
 			m := vendorMock(t, "hpe-ilo5")
 			m.etag = test.takes
 			b, _ := m.open(t, m.endpoint())
-			if err := b.SetBootOnce(t.Context(), Boot{Target: BootPXE}); err != nil {
+			if err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootPXE}); err != nil {
 				t.Fatal(err)
 			}
 			var got []string
@@ -620,13 +622,13 @@ func TestIfMatch(t *testing.T) {
 func TestBadBoots(t *testing.T) {
 	m := vendorMock(t, "lenovo-xcc")
 	b, _ := m.open(t, m.endpoint())
-	for want, boot := range map[string]Boot{
+	for want, boot := range map[string]hardware.Boot{
 		"use pxe, http":  {Target: "cd"},
-		"uefi or legacy": {Target: BootPXE, Mode: "bios"},
-		"cannot do it":   {Target: BootHTTP, Mode: ModeLegacy},
-		"no ? or &":      {Target: BootHTTP, HTTPURL: "https://198.18.0.1/boot?mac=1"},
-		"target http":    {Target: BootPXE, HTTPURL: "https://198.18.0.1/boot"},
-		"needs a host":   {Target: BootHTTP, HTTPURL: "/boot"},
+		"uefi or legacy": {Target: hardware.BootPXE, Mode: "bios"},
+		"cannot do it":   {Target: hardware.BootHTTP, Mode: hardware.ModeLegacy},
+		"no ? or &":      {Target: hardware.BootHTTP, HTTPURL: "https://198.18.0.1/boot?mac=1"},
+		"target http":    {Target: hardware.BootPXE, HTTPURL: "https://198.18.0.1/boot"},
+		"needs a host":   {Target: hardware.BootHTTP, HTTPURL: "/boot"},
 		"is not known":   {},
 	} {
 		if err := b.SetBootOnce(t.Context(), boot); err == nil || !strings.Contains(err.Error(), want) {
@@ -639,12 +641,12 @@ func TestMissingLicenceIsNoWrongPassword(t *testing.T) {
 	m := vendorMock(t, "supermicro-x11")
 	b, _ := m.open(t, m.endpoint())
 	m.fail(http.MethodPatch, hpeSystem, says(http.StatusForbidden, "SMC.1.0.OemLicenseNotPassed"))
-	err := b.SetBootOnce(t.Context(), Boot{Target: BootPXE})
-	if !errors.Is(err, ErrUnsupported) || errors.Is(err, ErrUnauthorized) || m.logins != 1 {
+	err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootPXE})
+	if !errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrUnauthorized) || m.logins != 1 {
 		t.Errorf("error %v, %d logins: want ErrUnsupported and no new login", err, m.logins)
 	}
 	m.fail(http.MethodPatch, hpeSystem, says(http.StatusForbidden, "Base.1.8.InsufficientPrivilege"))
-	if err := b.SetBootOnce(t.Context(), Boot{Target: BootPXE}); !errors.Is(err, ErrUnauthorized) {
+	if err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootPXE}); !errors.Is(err, hardware.ErrUnauthorized) {
 		t.Errorf("error %v, want ErrUnauthorized", err)
 	}
 }
@@ -745,7 +747,7 @@ func TestIdentify(t *testing.T) {
 	m := vendorMock(t, "supermicro-x10")
 	delete(m.tree[hpeSystem], "IndicatorLED")
 	b, _ := m.open(t, m.endpoint())
-	if err := b.Identify(t.Context(), true); !errors.Is(err, ErrUnsupported) {
+	if err := b.Identify(t.Context(), true); !errors.Is(err, hardware.ErrUnsupported) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -779,7 +781,7 @@ func TestConsole(t *testing.T) {
 	}
 	m := vendorMock(t, "supermicro-x10")
 	b, _ := m.open(t, m.endpoint())
-	if _, err := b.Console(t.Context()); !errors.Is(err, ErrUnsupported) {
+	if _, err := b.Console(t.Context()); !errors.Is(err, hardware.ErrUnsupported) {
 		t.Errorf("error %v, want ErrUnsupported", err)
 	}
 }

@@ -1,4 +1,4 @@
-package hardware
+package redfish
 
 import (
 	"context"
@@ -8,28 +8,17 @@ import (
 	"net/http"
 	"strings"
 	"time"
-	"unicode"
-)
 
-// maxAssetTag is the longest asset tag in bytes that is sent. Vendors' fields are shorter, HPE's has 32, and refuse by
-// themselves; an old tag must go back as it was read.
-const maxAssetTag = 255
+	"github.com/rackweft/rackweft/hardware"
+)
 
 // tagResource is a resource that carries an asset tag.
 type tagResource struct {
 	path, etag, tag string
 }
 
-// checkAssetTag refuses what no SMBIOS string carries (DSP0134 §6.1.3).
-func checkAssetTag(tag string) error {
-	if len(tag) > maxAssetTag || strings.ContainsFunc(tag, unicode.IsControl) {
-		return fmt.Errorf("invalid asset tag of %d bytes: want at most %d, without control characters", len(tag), maxAssetTag)
-	}
-	return nil
-}
-
 // assetTag reads the tag where it would be written.
-func (r *redfish) assetTag(ctx context.Context) (string, error) {
+func (r *driver) assetTag(ctx context.Context) (string, error) {
 	places, err := r.tagResources(ctx)
 	if err != nil {
 		return "", err
@@ -39,7 +28,7 @@ func (r *redfish) assetTag(ctx context.Context) (string, error) {
 
 // setAssetTag writes the tag to the first resource that takes it and then shows it. A BMC whose system refuses may have
 // a chassis that does not: SMBIOS has the tag in the chassis's structure (type 3).
-func (r *redfish) setAssetTag(ctx context.Context, tag string) error {
+func (r *driver) setAssetTag(ctx context.Context, tag string) error {
 	places, err := r.tagResources(ctx)
 	if err != nil {
 		return err
@@ -61,7 +50,7 @@ func (r *redfish) setAssetTag(ctx context.Context, tag string) error {
 		}
 		refusals = errors.Join(refusals, err)
 	}
-	return fmt.Errorf("%w: asset tag: %w", ErrUnsupported, refusals)
+	return fmt.Errorf("%w: asset tag: %w", hardware.ErrUnsupported, refusals)
 }
 
 // redacted keeps a secret out of an error's text: BMCs repeat the value that they refuse.
@@ -71,6 +60,7 @@ type redacted struct {
 }
 
 func (r redacted) Error() string { return strings.ReplaceAll(r.err.Error(), r.secret, "(withheld)") }
+
 func (r redacted) Unwrap() error { return r.err }
 
 // passedOver says whether another resource may still take what this one did not.
@@ -89,7 +79,7 @@ func passedOver(err error) bool {
 var errTagNotShown = errors.New("the BMC took the asset tag but does not show it")
 
 // writeTag writes one resource and reads back until it shows the tag; some need a moment.
-func (r *redfish) writeTag(ctx context.Context, place tagResource, tag string) error {
+func (r *driver) writeTag(ctx context.Context, place tagResource, tag string) error {
 	if _, err := r.send(ctx, http.MethodPatch, place.path, place.etag, map[string]string{"AssetTag": tag}); err != nil {
 		return err
 	}
@@ -110,7 +100,7 @@ func (r *redfish) writeTag(ctx context.Context, place tagResource, tag string) e
 
 // tagResources lists what has an asset tag: the system, its settings object (iDRAC 10's system is read-only), its
 // chassis (Supermicro X10's system has none). It is never empty without an error.
-func (r *redfish) tagResources(ctx context.Context) ([]tagResource, error) {
+func (r *driver) tagResources(ctx context.Context) ([]tagResource, error) {
 	sys, _, err := r.system(ctx)
 	if err != nil {
 		return nil, err
@@ -129,14 +119,14 @@ func (r *redfish) tagResources(ctx context.Context) ([]tagResource, error) {
 		}
 	}
 	if len(places) == 0 {
-		return nil, fmt.Errorf("%w: neither system nor chassis has an asset tag", ErrUnsupported)
+		return nil, fmt.Errorf("%w: neither system nor chassis has an asset tag", hardware.ErrUnsupported)
 	}
 	return places, nil
 }
 
 // readTag reads one resource; false when it has no asset tag. A tag that was never set may be null, and some BMCs fill
 // the field with blanks.
-func (r *redfish) readTag(ctx context.Context, at string) (tagResource, bool, error) {
+func (r *driver) readTag(ctx context.Context, at string) (tagResource, bool, error) {
 	var resource struct {
 		AssetTag json.RawMessage `json:"AssetTag"`
 	}

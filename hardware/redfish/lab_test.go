@@ -1,4 +1,4 @@
-package hardware_test
+package redfish_test
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/redfish"
 	"github.com/rackweft/rackweft/lab/bmc"
 	"github.com/rackweft/rackweft/lab/bmc/bmctest"
 )
@@ -22,7 +23,7 @@ func startLab(t *testing.T) (*bmctest.Server, hardware.Endpoint) {
 func TestLab(t *testing.T) {
 	machine, endpoint := startLab(t)
 	ctx := t.Context()
-	b, err := hardware.Dial(ctx, endpoint, slog.New(slog.DiscardHandler))
+	b, err := redfish.Dial(ctx, endpoint, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +64,7 @@ func TestLab(t *testing.T) {
 	}
 }
 
-func echo(t *testing.T, b *hardware.BMC) {
+func echo(t *testing.T, b *redfish.BMC) {
 	t.Helper()
 	console, err := b.Console(t.Context())
 	if err != nil {
@@ -82,7 +83,7 @@ func echo(t *testing.T, b *hardware.BMC) {
 func TestLabFaults(t *testing.T) {
 	machine, endpoint := startLab(t)
 	dial := func(e hardware.Endpoint) error {
-		b, err := hardware.Dial(t.Context(), e, slog.New(slog.DiscardHandler))
+		b, err := redfish.Dial(t.Context(), e, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
 		}

@@ -1,4 +1,4 @@
-package hardware
+package redfish
 
 import (
 	stdcmp "cmp"
@@ -10,28 +10,30 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 func TestInventory(t *testing.T) {
-	tests := map[string]Inventory{
+	tests := map[string]hardware.Inventory{
 		"hpe-ilo5": {Manufacturer: "HPE", Model: "ProLiant DL360 Gen10", Serial: "EXAMPLE001", UUID: "11111111-0000-4000-8000-000000000001",
-			SKU: "EX-100", BIOSVersion: "U32 v2.90", BMCFirmware: "iLO 5 v2.96", CPUs: CPUs{2, "Example Xeon", 40}, MemoryMiB: 384 << 10,
-			NICs:  []NIC{{"1", "02:00:00:00:01:01", 25000, "LinkUp"}, {"2", "02:00:00:00:01:02", 0, ""}},
-			Disks: []Disk{{"2556", 480103981056, "EXDISK1", "SSD"}}},
+			SKU: "EX-100", BIOSVersion: "U32 v2.90", BMCFirmware: "iLO 5 v2.96", CPUs: hardware.CPUs{Count: 2, Model: "Example Xeon", Cores: 40}, MemoryMiB: 384 << 10,
+			NICs:  []hardware.NIC{{Name: "1", MAC: "02:00:00:00:01:01", SpeedMbps: 25000, Link: "LinkUp"}, {Name: "2", MAC: "02:00:00:00:01:02", SpeedMbps: 0, Link: ""}},
+			Disks: []hardware.Disk{{Name: "2556", Bytes: 480103981056, Serial: "EXDISK1", Type: "SSD"}}},
 		"dell-idrac9": {Manufacturer: "Dell Inc.", Model: "PowerEdge R660", Serial: "EXAMPLE2", UUID: "22222222-0000-4000-8000-000000000002",
-			SKU: "EX2", BIOSVersion: "1.6.0", BMCFirmware: "6.10.80.00", CPUs: CPUs{1, "Example Gold", 32}, MemoryMiB: 128 << 10,
-			NICs:  []NIC{{"NIC.Slot.2-1-1", "02:00:00:00:02:01", 25000, "LinkUp"}},
-			Disks: []Disk{{"Disk.0", 960197124096, "EXDISK2", "NVMe"}}},
+			SKU: "EX2", BIOSVersion: "1.6.0", BMCFirmware: "6.10.80.00", CPUs: hardware.CPUs{Count: 1, Model: "Example Gold", Cores: 32}, MemoryMiB: 128 << 10,
+			NICs:  []hardware.NIC{{Name: "NIC.Slot.2-1-1", MAC: "02:00:00:00:02:01", SpeedMbps: 25000, Link: "LinkUp"}},
+			Disks: []hardware.Disk{{Name: "Disk.0", Bytes: 960197124096, Serial: "EXDISK2", Type: "NVMe"}}},
 		"supermicro-x10": {Manufacturer: "Supermicro", Model: "Super Server", UUID: "33333333-0000-4000-8000-000000000003",
-			BIOSVersion: "1.2", BMCFirmware: "4.0", CPUs: CPUs{1, "Example D-1541", 8}, MemoryMiB: 64 << 10,
-			NICs:  []NIC{{"1", "02:00:00:00:03:01", 0, ""}},
-			Disks: []Disk{{"SATA Disk 1", 8000000000, "", ""}}},
+			BIOSVersion: "1.2", BMCFirmware: "4.0", CPUs: hardware.CPUs{Count: 1, Model: "Example D-1541", Cores: 8}, MemoryMiB: 64 << 10,
+			NICs:  []hardware.NIC{{Name: "1", MAC: "02:00:00:00:03:01", SpeedMbps: 0, Link: ""}},
+			Disks: []hardware.Disk{{Name: "SATA Disk 1", Bytes: 8000000000, Serial: "", Type: ""}}},
 		"lenovo-xcc": {Manufacturer: "Lenovo", Model: "ThinkSystem SR650", Serial: "EXAMPLE4", UUID: "44444444-0000-4000-8000-000000000004",
-			BIOSVersion: "IVE160", BMCFirmware: "CDI3A8N", CPUs: CPUs{2, "Example", 32}, MemoryMiB: 256 << 10,
-			NICs: []NIC{{"NIC1", "02:00:00:00:04:01", 10000, "LinkUp"}}},
+			BIOSVersion: "IVE160", BMCFirmware: "CDI3A8N", CPUs: hardware.CPUs{Count: 2, Model: "Example", Cores: 32}, MemoryMiB: 256 << 10,
+			NICs: []hardware.NIC{{Name: "NIC1", MAC: "02:00:00:00:04:01", SpeedMbps: 10000, Link: "LinkUp"}}},
 		"ami": {Manufacturer: "ASRockRack", Model: "1U4LW", Serial: "EXAMPLE5", UUID: "55555555-0000-4000-8000-000000000005",
-			BIOSVersion: "L3", BMCFirmware: "1.20.00", CPUs: CPUs{1, "Example", 16}, MemoryMiB: 32 << 10,
-			NICs: []NIC{{"1", "02:00:00:00:05:01", 1000, "LinkUp"}}},
+			BIOSVersion: "L3", BMCFirmware: "1.20.00", CPUs: hardware.CPUs{Count: 1, Model: "Example", Cores: 16}, MemoryMiB: 32 << 10,
+			NICs: []hardware.NIC{{Name: "1", MAC: "02:00:00:00:05:01", SpeedMbps: 1000, Link: "LinkUp"}}},
 	}
 	for vendor, want := range tests {
 		m := vendorMock(t, vendor)
@@ -64,7 +66,7 @@ func TestInventoryNamesWhatIsRefused(t *testing.T) {
 type traits struct {
 	tree, system, quirk string
 	serial              bool
-	cpus                CPUs
+	cpus                hardware.CPUs
 	memoryMiB           int64
 	nics, disks         int
 	source              string
@@ -78,11 +80,11 @@ const dellSystem = "/redfish/v1/Systems/System.Embedded.1"
 // Trees written by hand, one for each family.
 func TestTraits(t *testing.T) {
 	for _, want := range []traits{
-		{"dell-idrac9", dellSystem, "Dell iDRAC 9/10", true, CPUs{1, "Example Gold", 32}, 128 << 10, 1, 1, "LastResetTime", 10 * time.Minute, "UEFI", ""},
-		{"hpe-ilo5", hpeSystem, "HPE iLO 5/6", true, CPUs{2, "Example Xeon", 40}, 384 << 10, 2, 1, "Oem.Hpe.PostDiscoveryCompleteTimeStamp", 10 * time.Minute, "UEFI", ""},
-		{"lenovo-xcc", hpeSystem, "Lenovo XCC", true, CPUs{2, "Example", 32}, 256 << 10, 1, 0, "BootProgress.LastStateTime", time.Hour, "UEFI", "PowerCycle"},
-		{"supermicro-x10", hpeSystem, "Supermicro X10", false, CPUs{1, "Example D-1541", 8}, 64 << 10, 1, 1, "", 0, "", ""},
-		{"supermicro-x11", hpeSystem, "Supermicro X11 and later", false, CPUs{1, "Example D-1541", 8}, 64 << 10, 1, 1, "", 0, "UEFI", ""},
+		{"dell-idrac9", dellSystem, "Dell iDRAC 9/10", true, hardware.CPUs{Count: 1, Model: "Example Gold", Cores: 32}, 128 << 10, 1, 1, "LastResetTime", 10 * time.Minute, "UEFI", ""},
+		{"hpe-ilo5", hpeSystem, "HPE iLO 5/6", true, hardware.CPUs{Count: 2, Model: "Example Xeon", Cores: 40}, 384 << 10, 2, 1, "Oem.Hpe.PostDiscoveryCompleteTimeStamp", 10 * time.Minute, "UEFI", ""},
+		{"lenovo-xcc", hpeSystem, "Lenovo XCC", true, hardware.CPUs{Count: 2, Model: "Example", Cores: 32}, 256 << 10, 1, 0, "BootProgress.LastStateTime", time.Hour, "UEFI", "PowerCycle"},
+		{"supermicro-x10", hpeSystem, "Supermicro X10", false, hardware.CPUs{Count: 1, Model: "Example D-1541", Cores: 8}, 64 << 10, 1, 1, "", 0, "", ""},
+		{"supermicro-x11", hpeSystem, "Supermicro X11 and later", false, hardware.CPUs{Count: 1, Model: "Example D-1541", Cores: 8}, 64 << 10, 1, 1, "", 0, "UEFI", ""},
 	} {
 		t.Run(want.tree, func(t *testing.T) {
 			m := vendorMock(t, want.tree)
@@ -96,16 +98,16 @@ func TestTraits(t *testing.T) {
 // beside the checkout: they are not the repository's to give.
 func TestCaptured(t *testing.T) {
 	for _, want := range []traits{
-		{"dell-xr8620t-idrac9-6.10", dellSystem, "Dell iDRAC 9/10", true, CPUs{1, "Intel(R) Xeon(R) Gold 6421N", 32}, 128 << 10, 8, 2,
+		{"dell-xr8620t-idrac9-6.10", dellSystem, "Dell iDRAC 9/10", true, hardware.CPUs{Count: 1, Model: "Intel(R) Xeon(R) Gold 6421N", Cores: 32}, 128 << 10, 8, 2,
 			"LastResetTime", 99*24*time.Hour + 21*time.Hour + 7*time.Minute + 5*time.Second, "UEFI", ""},
-		{"hpe-dl360gen10-ilo5-2.96", hpeSystem, "HPE iLO 5/6", true, CPUs{2, "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz", 0}, 384 << 10, 2, 0,
+		{"hpe-dl360gen10-ilo5-2.96", hpeSystem, "HPE iLO 5/6", true, hardware.CPUs{Count: 2, Model: "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz", Cores: 0}, 384 << 10, 2, 0,
 			"Oem.Hpe.PostDiscoveryCompleteTimeStamp", 0, "UEFI", ""},
-		{"hpe-dl325gen10plus-ilo5", hpeSystem, "HPE iLO 5/6", true, CPUs{1, "AMD EPYC 7302P 16-Core Processor", 16}, 64 << 10, 4, 2,
+		{"hpe-dl325gen10plus-ilo5", hpeSystem, "HPE iLO 5/6", true, hardware.CPUs{Count: 1, Model: "AMD EPYC 7302P 16-Core Processor", Cores: 16}, 64 << 10, 4, 2,
 			"", 0, "UEFI", ""},
-		{"supermicro-x10", hpeSystem, "Supermicro X10", false, CPUs{1, "Intel(R) Xeon(R) CPU D-1541 @ 2.10GHz", 8}, 64 << 10, 4, 0,
+		{"supermicro-x10", hpeSystem, "Supermicro X10", false, hardware.CPUs{Count: 1, Model: "Intel(R) Xeon(R) CPU D-1541 @ 2.10GHz", Cores: 8}, 64 << 10, 4, 0,
 			"", 0, "", ""},
 	} {
-		if root := filepath.Join("..", "..", "shared", "redfish", want.tree); exists(root) {
+		if root := filepath.Join("..", "..", "..", "shared", "redfish", want.tree); exists(root) {
 			t.Run(want.tree, func(t *testing.T) { want.check(t, capturedMock(t, root)) })
 		}
 	}
@@ -118,7 +120,7 @@ func exists(path string) bool {
 
 func (want traits) check(t *testing.T, m *mock) {
 	b, _ := m.open(t, m.endpoint())
-	if got := b.driver.(*redfish).quirk.name; got != want.quirk {
+	if got := b.driver.quirk.name; got != want.quirk {
 		t.Errorf("quirk %s, want %s", got, want.quirk)
 	}
 	before := len(m.requests())
@@ -135,9 +137,9 @@ func (want traits) check(t *testing.T, m *mock) {
 	if age, _ := reset.Age(); err != nil || reset.Source != want.source || want.age != 0 && age != want.age {
 		t.Errorf("last reset %+v, age %s, %v", reset, age, err)
 	}
-	boot, mode := Boot{Target: BootPXE}, ""
+	boot, mode := hardware.Boot{Target: hardware.BootPXE}, ""
 	if want.mode != "" {
-		boot.Mode, mode = ModeUEFI, `"BootSourceOverrideMode":"`+want.mode+`",`
+		boot.Mode, mode = hardware.ModeUEFI, `"BootSourceOverrideMode":"`+want.mode+`",`
 	}
 	if err := b.SetBootOnce(t.Context(), boot); err != nil {
 		t.Fatal(err)
@@ -176,7 +178,7 @@ func FuzzSystem(f *testing.F) {
 			t.Errorf("negative amounts: %+v", sys)
 		}
 		for _, q := range quirks() {
-			patch, err := q.bootPatch(Boot{Target: BootPXE, Mode: ModeUEFI}, sys.Boot)
+			patch, err := q.bootPatch(hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeUEFI}, sys.Boot)
 			if err == nil && (patch.Target != "Pxe" || patch.Enabled != "Once") {
 				t.Errorf("%s writes %+v", q.name, patch)
 			}

@@ -1,4 +1,4 @@
-package hardware
+package redfish
 
 import (
 	"errors"
@@ -7,6 +7,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 // TestPermit: a command is asked for just before it is sent; a read is not, and
@@ -19,8 +21,8 @@ func TestPermit(t *testing.T) {
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	defer server.Close()
-	ctx := WithPermit(t.Context(), func() error { asked = append(asked, "permit"); return refused })
-	tr := newTransport(Endpoint{Address: server.URL}, slog.New(slog.DiscardHandler), sleep)
+	ctx := hardware.WithPermit(t.Context(), func() error { asked = append(asked, "permit"); return refused })
+	tr := newTransport(hardware.Endpoint{Address: server.URL}, slog.New(slog.DiscardHandler), sleep)
 	tr.ctx = ctx
 	for _, method := range []string{http.MethodGet, http.MethodDelete, http.MethodPost, http.MethodPatch, http.MethodPut} {
 		req, err := http.NewRequestWithContext(ctx, method, server.URL+"/redfish/v1/Systems/1", strings.NewReader("{}"))

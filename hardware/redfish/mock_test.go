@@ -1,4 +1,4 @@
-package hardware
+package redfish
 
 import (
 	"context"
@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/net/websocket"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 const (
@@ -309,8 +311,8 @@ func (m *mock) set(at, key string, value any) {
 	m.tree[at][key] = value
 }
 
-func (m *mock) endpoint() Endpoint {
-	return Endpoint{Address: m.URL, Protocol: "redfish", Username: testUser, Password: testPassword}
+func (m *mock) endpoint() hardware.Endpoint {
+	return hardware.Endpoint{Address: m.URL, Protocol: "redfish", Username: testUser, Password: testPassword}
 }
 
 // pauses records what would have been waited.
@@ -329,7 +331,7 @@ func (p *pauses) pause(ctx context.Context, d time.Duration) error {
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // open dials, and closes at the end; the mock then proves that no session was left behind.
-func (m *mock) open(t *testing.T, endpoint Endpoint) (*BMC, *pauses) {
+func (m *mock) open(t *testing.T, endpoint hardware.Endpoint) (*BMC, *pauses) {
 	t.Helper()
 	p := &pauses{}
 	b, err := dial(t.Context(), endpoint, quiet(), p.pause)

@@ -1,22 +1,19 @@
-package hardware
+package redfish
 
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 const (
@@ -47,7 +44,7 @@ type transport struct {
 	date             string // Date of the last answer
 }
 
-func newTransport(endpoint Endpoint, log *slog.Logger, pause pauser) *transport {
+func newTransport(endpoint hardware.Endpoint, log *slog.Logger, pause pauser) *transport {
 	t := &transport{log: log, pause: pause}
 	t.pin.address, t.pin.want = endpoint.Address, strings.ToLower(endpoint.Fingerprint)
 	t.plain = &http.Transport{
@@ -59,50 +56,6 @@ func newTransport(endpoint Endpoint, log *slog.Logger, pause pauser) *transport 
 		DisableCompression:    true,            // gzip turns ETags into others (sushy), and HPE answers 406 to identity: so no header at all
 	}
 	return t
-}
-
-// pin is the certificate that is expected. Handshakes may run beside a request, hence the lock.
-type pin struct {
-	address string
-	mu      sync.Mutex
-	want    string // as configured, or as learned from the first handshake
-	seen    string
-}
-
-// tls judges the leaf's fingerprint and nothing else: names, dates and chains of BMC certificates are junk.
-// Key exchange by RSA is let in again, since iLO 4 and Supermicro X10 know no other; the peer is pinned.
-func (p *pin) tls() *tls.Config {
-	suites := []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
-		tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA}
-	for _, suite := range tls.CipherSuites() {
-		suites = append(suites, suite.ID)
-	}
-	return &tls.Config{
-		InsecureSkipVerify: true, // VerifyConnection is the verification
-		VerifyConnection:   p.verify,
-		CipherSuites:       suites,
-	}
-}
-
-func (p *pin) verify(state tls.ConnectionState) error {
-	if len(state.PeerCertificates) == 0 {
-		return errors.New("BMC presents no certificate")
-	}
-	sum := sha256.Sum256(state.PeerCertificates[0].Raw)
-	got := "sha256:" + hex.EncodeToString(sum[:])
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.want != "" && p.want != got {
-		return &CertificateMismatchError{Address: p.address, Want: p.want, Got: got}
-	}
-	p.want, p.seen = got, got
-	return nil
-}
-
-func (p *pin) presented() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.seen
 }
 
 // reply is an answer that was read to its end.
@@ -241,7 +194,7 @@ func (t *transport) exchange(req *http.Request, body []byte, etag string) (reply
 		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 		out.ContentLength = int64(len(body))
 	}
-	if err := permitted(t.ctx, req.Method, req.URL.Path); err != nil {
+	if err := hardware.Permitted(t.ctx, req.Method, req.URL.Path); err != nil {
 		return reply{}, err
 	}
 	response, err := t.plain.RoundTrip(out)
@@ -262,94 +215,13 @@ func (t *transport) exchange(req *http.Request, body []byte, etag string) (reply
 
 // failed tells what the network did from what we did.
 func (t *transport) failed(err error) error {
-	var mismatch *CertificateMismatchError
+	var mismatch *hardware.CertificateMismatchError
 	if errors.As(err, &mismatch) || errors.Is(t.ctx.Err(), context.Canceled) {
 		return err
 	}
-	return fmt.Errorf("%w: %w: check its address, its power and the management network", ErrUnreachable, err)
+	return fmt.Errorf("%w: %w: check its address, its power and the management network", hardware.ErrUnreachable, err)
 }
 
 func (t *transport) refused(req *http.Request, answer reply) *refusal {
 	return &refusal{method: req.Method, path: req.URL.Path, status: answer.status, messages: parseMessages(answer.body)}
-}
-
-// await polls the task behind a 202 (DSP0266 12.2) and answers with its outcome. A BMC that names no task
-// has accepted, and that is all there is to know.
-func (t *transport) await(req *http.Request, accepted reply) (reply, error) {
-	path := pathOf(accepted.header.Get("Location"))
-	if path == "" {
-		var task link
-		if decode(accepted.body, &task) == nil {
-			path = pathOf(string(task.ID))
-		}
-	}
-	if path == "" {
-		return accepted, nil
-	}
-	var waited time.Duration
-	wait := retryAfter(accepted.header, 2*time.Second)
-	for missing := 0; ; {
-		if waited += wait; waited > taskLimit {
-			return reply{}, fmt.Errorf("%s %s: its task %s is not done after %s", req.Method, req.URL.Path, path, taskLimit)
-		}
-		if err := t.pause(t.ctx, wait); err != nil {
-			return reply{}, fmt.Errorf("%s %s: wait for its task %s: %w", req.Method, req.URL.Path, path, err)
-		}
-		answer, err := t.poll(req, path)
-		if err != nil {
-			return reply{}, err
-		}
-		if answer.status == http.StatusNotFound && missing < 3 { // Dell names the job before it exists
-			missing++
-			wait = 10 * time.Second
-			continue
-		}
-		outcome, over := taskOutcome(answer)
-		if over {
-			return outcome, nil
-		}
-		wait = retryAfter(answer.header, 2*time.Second)
-	}
-}
-
-func (t *transport) poll(req *http.Request, path string) (reply, error) {
-	get, err := http.NewRequestWithContext(t.ctx, http.MethodGet, req.URL.Scheme+"://"+req.URL.Host+path, nil)
-	if err != nil {
-		return reply{}, fmt.Errorf("task %q: %w", path, err)
-	}
-	get.Header.Set("Accept", "application/json")
-	get.Header.Set("X-Auth-Token", t.token)
-	return t.persist(get, nil)
-}
-
-// taskOutcome turns a task's state into the answer of the request that began it. A task that waits for the
-// next reset has been accepted.
-func taskOutcome(answer reply) (reply, bool) {
-	if answer.status >= http.StatusBadRequest {
-		return answer, true
-	}
-	var task struct {
-		Type   text `json:"@odata.type"`
-		State  text `json:"TaskState"`
-		Status text `json:"TaskStatus"`
-	}
-	if decode(answer.body, &task) != nil || task.State == "" {
-		return answer, answer.status != http.StatusAccepted
-	}
-	switch task.State {
-	case "New", "Starting", "Running", "Stopping", "Service", "Cancelling":
-		return reply{}, false
-	case "Exception", "Killed", "Cancelled", "Interrupted":
-		return reply{status: http.StatusInternalServerError, header: answer.header, body: answer.body}, true
-	}
-	return reply{status: http.StatusOK, header: answer.header, body: answer.body}, true
-}
-
-// pathOf drops scheme and host of a URL: a BMC behind an address translation names itself wrongly.
-func pathOf(location string) string {
-	u, err := url.Parse(location)
-	if err != nil || !strings.HasPrefix(u.Path, "/") {
-		return ""
-	}
-	return u.RequestURI()
 }

@@ -1,0 +1,187 @@
+// Package redfish is the driver for BMCs that speak Redfish (DSP0266): power, one-time boot, inventory,
+// evidence of resets, the locator light and the serial console.
+//
+// Dial logs in once and keeps the one session; every call of a BMC is serialised, since real controllers
+// have few sessions, drop parallel requests and lock accounts. bmclib owns the session: its gofish driver
+// logs in and out, over our own HTTP transport, which knows the manners of BMCs (transport.go). What happens
+// on the session is plain Redfish that reads as little as it can, as tolerantly as it can; what is particular
+// to a vendor is data, in quirks.go.
+//
+// bmclib 2.3.5's own power, boot and inventory calls are left alone on purpose: gofish refuses a whole system
+// for one quoted number in it, so that it could not even be powered on; bmclib picks a system by its Name,
+// reports a successful graceful shutdown as failed, swallows what went wrong with a reset, writes back
+// whatever boot object it read, ignores the context, and walks firmware, power and thermal trees for an
+// inventory.
+package redfish
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// verb is a power action.
+type verb int
+
+const (
+	verbOn verb = iota
+	verbOff
+	verbRestart
+	verbShutdown
+)
+
+// BMC is an open session with one management controller. Its methods are safe for concurrent use, and wait
+// for each other. Close it: sessions are few.
+type BMC struct {
+	address string
+	driver  *driver
+	turn    chan struct{} // holds one token: whose turn it is
+}
+
+// Dial logs in to the BMC, exactly once. It fails with ErrUnreachable, ErrUnauthorized (do not try the same
+// password again: accounts lock) or *CertificateMismatchError, in which case no credential was sent.
+func Dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*BMC, error) {
+	return dial(ctx, endpoint, log, sleep)
+}
+
+func dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger, pause pauser) (*BMC, error) {
+	if endpoint.Protocol != "" && endpoint.Protocol != "redfish" {
+		return nil, fmt.Errorf("BMC %s: protocol %q is not known: use redfish", endpoint.Address, endpoint.Protocol)
+	}
+	d, err := dialDriver(ctx, endpoint, log.With("bmc", endpoint.Address), pause)
+	if err != nil {
+		return nil, fmt.Errorf("log in to BMC %s: %w", endpoint.Address, err)
+	}
+	return &BMC{address: endpoint.Address, driver: d, turn: make(chan struct{}, 1)}, nil
+}
+
+// sleep waits, or returns early with the context's error.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// Close ends the session on the BMC, even when ctx is over: it takes ten seconds of its own if it must.
+func (b *BMC) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return b.do(ctx, "log out", func() error { return b.driver.close(ctx) })
+}
+
+// Fingerprint is the certificate that the BMC presented, as sha256:<hex>.
+func (b *BMC) Fingerprint() string { return b.driver.fingerprint() }
+
+// PowerState reads the power state.
+func (b *BMC) PowerState(ctx context.Context) (state hardware.PowerState, err error) {
+	err = b.do(ctx, "read power state", func() error {
+		state, err = b.driver.powerState(ctx)
+		return err
+	})
+	return state, err
+}
+
+// PowerOn returns once the BMC has accepted it, or the server is on already.
+func (b *BMC) PowerOn(ctx context.Context) error {
+	return b.do(ctx, "power on", func() error { return b.driver.power(ctx, verbOn) })
+}
+
+// PowerOff takes the power away. It returns once the BMC has accepted it, or the server is off already.
+func (b *BMC) PowerOff(ctx context.Context) error {
+	return b.do(ctx, "power off", func() error { return b.driver.power(ctx, verbOff) })
+}
+
+// ForceRestart resets the server without asking its operating system; a server that is off is powered on.
+// Distrust PowerState for the next 15 seconds: several BMCs pass through Off.
+func (b *BMC) ForceRestart(ctx context.Context) error {
+	return b.do(ctx, "restart", func() error { return b.driver.power(ctx, verbRestart) })
+}
+
+// GracefulShutdown presses the power button. The operating system may take its time, or ignore it.
+func (b *BMC) GracefulShutdown(ctx context.Context) error {
+	return b.do(ctx, "shut down", func() error { return b.driver.power(ctx, verbShutdown) })
+}
+
+// SetBootOnce sets what the next boot uses, and reads it back. Call it before the power action. It fails with
+// ErrUnsupported when the BMC does not offer the target or the mode.
+func (b *BMC) SetBootOnce(ctx context.Context, boot hardware.Boot) error {
+	if err := boot.Check(); err != nil {
+		return fmt.Errorf("set next boot on BMC %s: %w", b.address, err)
+	}
+	return b.do(ctx, fmt.Sprintf("set next boot to %s", boot.Target), func() error { return b.driver.setBootOnce(ctx, boot) })
+}
+
+// Inventory reads what the server is made of. What the BMC refuses to tell is named in Incomplete.
+func (b *BMC) Inventory(ctx context.Context) (inventory hardware.Inventory, err error) {
+	err = b.do(ctx, "read inventory", func() error {
+		inventory, err = b.driver.inventory(ctx)
+		return err
+	})
+	return inventory, err
+}
+
+// LastReset reads when the server was last reset.
+func (b *BMC) LastReset(ctx context.Context) (evidence hardware.ResetEvidence, err error) {
+	err = b.do(ctx, "read last reset", func() error {
+		evidence, err = b.driver.lastReset(ctx)
+		return err
+	})
+	return evidence, err
+}
+
+// Identify switches the locator light.
+func (b *BMC) Identify(ctx context.Context, on bool) error {
+	return b.do(ctx, "switch the locator light", func() error { return b.driver.identify(ctx, on) })
+}
+
+// AssetTag reads the asset tag that the firmware shows in SMBIOS, without trailing blanks. ErrUnsupported when the BMC
+// has no such property.
+func (b *BMC) AssetTag(ctx context.Context) (tag string, err error) {
+	err = b.do(ctx, "read the asset tag", func() error {
+		tag, err = b.driver.assetTag(ctx)
+		return err
+	})
+	return tag, err
+}
+
+// SetAssetTag writes the asset tag, at most 255 bytes without control characters, and reads it back. The firmware
+// puts it into SMBIOS at its next POST, so call it before the power action. ErrUnsupported when the BMC does not take it.
+func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
+	if err := hardware.CheckAssetTag(tag); err != nil {
+		return fmt.Errorf("write the asset tag of BMC %s: %w", b.address, err)
+	}
+	return b.do(ctx, "write the asset tag", func() error { return b.driver.setAssetTag(ctx, tag) })
+}
+
+// Console opens the serial console; ctx bounds the opening only. It ends with the session. ErrUnsupported
+// when the BMC offers none over its web server.
+func (b *BMC) Console(ctx context.Context) (console io.ReadWriteCloser, err error) {
+	err = b.do(ctx, "open the console", func() error {
+		console, err = b.driver.console(ctx)
+		return err
+	})
+	return console, err
+}
+
+// do runs one call when it is its turn.
+func (b *BMC) do(ctx context.Context, what string, call func() error) error {
+	select {
+	case b.turn <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("%s on BMC %s: waiting for an earlier request: %w", what, b.address, ctx.Err())
+	}
+	defer func() { <-b.turn }()
+	if err := call(); err != nil {
+		return fmt.Errorf("%s on BMC %s: %w", what, b.address, err)
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+package redfish
+
+import (
+	"encoding/json"
+)
+
+// serviceRoot is DSP0266's entry point.
+type serviceRoot struct {
+	Vendor   text                       `json:"Vendor"`
+	Product  text                       `json:"Product"`
+	Systems  link                       `json:"Systems"`
+	Managers link                       `json:"Managers"`
+	Oem      map[string]json.RawMessage `json:"Oem"`
+}
+
+// system is what we read of a ComputerSystem.
+type system struct {
+	ID           text                       `json:"Id"`
+	Manufacturer text                       `json:"Manufacturer"`
+	Model        text                       `json:"Model"`
+	SerialNumber text                       `json:"SerialNumber"`
+	UUID         text                       `json:"UUID"`
+	SKU          text                       `json:"SKU"`
+	BIOSVersion  text                       `json:"BiosVersion"`
+	PowerState   text                       `json:"PowerState"`
+	Boot         bootSettings               `json:"Boot"`
+	Settings     settingsLink               `json:"@Redfish.Settings"`
+	Actions      systemActions              `json:"Actions"`
+	Links        systemLinks                `json:"Links"`
+	Oem          map[string]json.RawMessage `json:"Oem"`
+
+	ProcessorSummary struct {
+		Count     number `json:"Count"`
+		CoreCount number `json:"CoreCount"`
+		Model     text   `json:"Model"`
+	} `json:"ProcessorSummary"`
+	MemorySummary struct {
+		GiB number `json:"TotalSystemMemoryGiB"`
+	} `json:"MemorySummary"`
+	Processors         link `json:"Processors"`
+	Memory             link `json:"Memory"`
+	EthernetInterfaces link `json:"EthernetInterfaces"`
+	Storage            link `json:"Storage"`
+	SimpleStorage      link `json:"SimpleStorage"`
+
+	LastResetTime text `json:"LastResetTime"`
+	BootProgress  struct {
+		LastStateTime text `json:"LastStateTime"`
+	} `json:"BootProgress"`
+
+	LocationIndicatorActive *bool          `json:"LocationIndicatorActive"`
+	IndicatorLED            text           `json:"IndicatorLED"`
+	SerialConsole           serialConsoles `json:"SerialConsole"`
+}
+
+type settingsLink struct {
+	Object link `json:"SettingsObject"`
+}
+
+type systemActions struct {
+	Reset struct {
+		Target    text   `json:"target"`
+		Allowable []text `json:"ResetType@Redfish.AllowableValues"`
+		Info      text   `json:"@Redfish.ActionInfo"`
+	} `json:"#ComputerSystem.Reset"`
+}
+
+type systemLinks struct {
+	ManagedBy links `json:"ManagedBy"`
+	Chassis   links `json:"Chassis"`
+}
+
+// manager is what we read of a Manager.
+type manager struct {
+	Model         text           `json:"Model"`
+	Firmware      text           `json:"FirmwareVersion"`
+	DateTime      text           `json:"DateTime"`
+	Offset        text           `json:"DateTimeLocalOffset"`
+	SerialConsole serialConsoles `json:"SerialConsole"`
+}

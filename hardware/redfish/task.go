@@ -1,0 +1,79 @@
+package redfish
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// await polls the task behind a 202 (DSP0266 12.2) and answers with its outcome. A BMC that names no task
+// has accepted, and that is all there is to know.
+func (t *transport) await(req *http.Request, accepted reply) (reply, error) {
+	path := pathOf(accepted.header.Get("Location"))
+	if path == "" {
+		var task link
+		if decode(accepted.body, &task) == nil {
+			path = pathOf(string(task.ID))
+		}
+	}
+	if path == "" {
+		return accepted, nil
+	}
+	var waited time.Duration
+	wait := retryAfter(accepted.header, 2*time.Second)
+	for missing := 0; ; {
+		if waited += wait; waited > taskLimit {
+			return reply{}, fmt.Errorf("%s %s: its task %s is not done after %s", req.Method, req.URL.Path, path, taskLimit)
+		}
+		if err := t.pause(t.ctx, wait); err != nil {
+			return reply{}, fmt.Errorf("%s %s: wait for its task %s: %w", req.Method, req.URL.Path, path, err)
+		}
+		answer, err := t.poll(req, path)
+		if err != nil {
+			return reply{}, err
+		}
+		if answer.status == http.StatusNotFound && missing < 3 { // Dell names the job before it exists
+			missing++
+			wait = 10 * time.Second
+			continue
+		}
+		outcome, over := taskOutcome(answer)
+		if over {
+			return outcome, nil
+		}
+		wait = retryAfter(answer.header, 2*time.Second)
+	}
+}
+
+func (t *transport) poll(req *http.Request, path string) (reply, error) {
+	get, err := http.NewRequestWithContext(t.ctx, http.MethodGet, req.URL.Scheme+"://"+req.URL.Host+path, nil)
+	if err != nil {
+		return reply{}, fmt.Errorf("task %q: %w", path, err)
+	}
+	get.Header.Set("Accept", "application/json")
+	get.Header.Set("X-Auth-Token", t.token)
+	return t.persist(get, nil)
+}
+
+// taskOutcome turns a task's state into the answer of the request that began it. A task that waits for the
+// next reset has been accepted.
+func taskOutcome(answer reply) (reply, bool) {
+	if answer.status >= http.StatusBadRequest {
+		return answer, true
+	}
+	var task struct {
+		Type   text `json:"@odata.type"`
+		State  text `json:"TaskState"`
+		Status text `json:"TaskStatus"`
+	}
+	if decode(answer.body, &task) != nil || task.State == "" {
+		return answer, answer.status != http.StatusAccepted
+	}
+	switch task.State {
+	case "New", "Starting", "Running", "Stopping", "Service", "Cancelling":
+		return reply{}, false
+	case "Exception", "Killed", "Cancelled", "Interrupted":
+		return reply{status: http.StatusInternalServerError, header: answer.header, body: answer.body}, true
+	}
+	return reply{status: http.StatusOK, header: answer.header, body: answer.body}, true
+}
