@@ -12,6 +12,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/manifest"
+	"github.com/rackweft/rackweft/cmd/weftctl/internal/selector"
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/show"
 )
 
@@ -32,7 +33,8 @@ func (a *objectCommands) getCommand() *cobra.Command {
 		Example: `  weftctl get machines
   weftctl get machines -o wide --watch
   weftctl get machine r1u07 -o yaml
-  weftctl get machines -l tier=app -o name`,
+  weftctl get machines -l tier=app -o name
+  weftctl get machines -l 'rack in (r1,r2),!retired'`,
 		Args:              atLeast(1, "which kind, such as machines, or all"),
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -42,7 +44,7 @@ func (a *objectCommands) getCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVarP(&o.output, "output", "o", "table", "table, wide, json, yaml or name")
 	f.BoolVarP(&o.watch, "watch", "w", false, "go on with every change")
-	f.StringArrayVarP(&o.selector, "selector", "l", nil, "label=value, or label!=value (repeatable; all must hold)")
+	selectorFlag(c, &o.selector)
 	complete(c, "output", "table", "wide", "json", "yaml", "name")
 	return c
 }
@@ -168,34 +170,19 @@ func getOne(ctx context.Context, client *api.Client, k api.Kind, name string) (a
 	return o, nil
 }
 
-// parseSelector makes a test of label=value and label!=value.
+// selectorFlag selects objects by their labels, in Kubernetes' syntax.
+func selectorFlag(c *cobra.Command, terms *[]string) {
+	c.Flags().StringArrayVarP(terms, "selector", "l", nil,
+		"by label: key=value, key!=value, 'key in (a,b)', 'key notin (a,b)', key or '!key' (with commas between, or repeated; all must hold)")
+}
+
+// parseSelector makes a test of the terms of selectorFlag.
 func parseSelector(terms []string) (func(api.Object) bool, error) {
-	type term struct {
-		label, value string
-		not          bool
+	s, err := selector.Parse(strings.Join(terms, ","))
+	if err != nil {
+		return nil, usagef("-l: %w", err)
 	}
-	var all []term
-	for _, one := range strings.Split(strings.Join(terms, ","), ",") {
-		if one == "" {
-			continue
-		}
-		label, value, ok := strings.Cut(one, "=")
-		not := strings.HasSuffix(label, "!")
-		label = strings.TrimSuffix(label, "!")
-		if !ok || label == "" {
-			return nil, usagef("-l %s: write label=value or label!=value", one)
-		}
-		all = append(all, term{label, strings.TrimPrefix(value, "="), not})
-	}
-	return func(o api.Object) bool {
-		for _, t := range all {
-			value, there := o.Meta().Labels[t.label]
-			if (there && value == t.value) == t.not {
-				return false
-			}
-		}
-		return true
-	}, nil
+	return func(o api.Object) bool { return s.Matches(o.Meta().Labels) }, nil
 }
 
 // printObjects prints objects; single is what was asked for by one name, and stands alone in JSON.

@@ -46,6 +46,7 @@ r1u08   yellow   -        Active   -       -       -         -
 	b.run(t, "", "get", "machines,zones", "-o", "name").want(t, 0, "machine/r1u07\nmachine/r1u08\nzone/yellow\n")
 	b.run(t, "", "get", "machines", "-l", "tier=app", "-o", "name").want(t, 0, "machine/r1u07\n")
 	b.run(t, "", "get", "machines", "-l", "tier!=app", "-o", "name").want(t, 0, "machine/r1u08\n")
+	b.run(t, "", "get", "machines", "-l", "tier in (app,db)", "-l", "!retired", "-o", "name").want(t, 0, "machine/r1u07\n")
 	b.run(t, "", "get", "machines", "-l", "tier=none").want(t, 0, "", "there are none")
 	b.run(t, "", "get", "all").want(t, 0, `ZONES
 NAME     ASN     PREFIXES   REFLECTORS   UPLINKS   READY   AGE
@@ -86,7 +87,7 @@ func TestGetFaults(t *testing.T) {
 	b.run(t, "", "get").want(t, 2, "", "say which kind")
 	b.run(t, "", "get", "servers").want(t, 2, "", `no kind is called "servers": these are: sites, secrets`)
 	b.run(t, "", "get", "machines", "-o", "xml").want(t, 2, "", "it may be table, wide")
-	b.run(t, "", "get", "machines", "-l", "x").want(t, 2, "", "write label=value")
+	b.run(t, "", "get", "machines", "-l", "x~y z").want(t, 2, "", "-l: invalid selector", "want =, ==, !=, in or notin")
 	b.run(t, "", "get", "machine/a", "b").want(t, 2, "", "not of the form KIND/NAME")
 	b.run(t, "", "get", "machine", "nope").want(t, 1, "", "no Machine is called \"nope\": `weftctl get machines` lists them")
 	b.run(t, "", "get", "all", "-w").want(t, 2, "", "one kind at a time")
