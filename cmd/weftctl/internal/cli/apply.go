@@ -24,7 +24,7 @@ type input struct {
 
 func (i input) title() string { return title(i.kind, i.object.Meta().Name) }
 
-// applyCommands change objects to what files or an editor say.
+// applyCommands create and change objects from files or an editor.
 type applyCommands struct{ *manifests }
 
 func (a *applyCommands) applyCommand() *cobra.Command {
@@ -32,10 +32,10 @@ func (a *applyCommands) applyCommand() *cobra.Command {
 	var dryRun bool
 	c := &cobra.Command{
 		Use:   "apply -f FILE|DIRECTORY|-",
-		Short: "Create objects, or change them to what files say",
+		Short: "Create or change objects from files",
 		Long: `apply reads objects from YAML or JSON files (several documents to a file are fine), checks all of them,
-and sends them in an order in which each finds what it names. What stands already is left alone. Objects of
-one kind are sent side by side; one that is refused keeps none of the others back.
+and sends them in the order of their references. An object that already matches its file is left alone. Objects of
+one kind are sent in parallel; one that is refused does not hold back the others.
 
 Files that an Image names by a local path (relative to the YAML file) are uploaded.`,
 		Example: `  weftctl apply -f site.yaml -f machines/
@@ -50,7 +50,7 @@ Files that an Image names by a local path (relative to the YAML file) are upload
 		},
 	}
 	a.filesFlag(c, &files)
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "let bootd judge, but store nothing")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "have bootd check the objects, but store nothing")
 	return c
 }
 
@@ -58,7 +58,7 @@ func (a *manifests) filesFlag(c *cobra.Command, files *[]string) {
 	c.Flags().StringArrayVarP(files, "filename", "f", nil, "file, directory, or - for standard input (repeatable)")
 }
 
-// apply makes the objects of files stand at bootd. Nothing is sent before all of them are known to be good.
+// apply sends the objects of files to bootd. Nothing is sent before all of them have passed the checks.
 func (a *manifests) apply(ctx context.Context, client *api.Client, files []string, dryRun bool) error {
 	inputs, err := a.readInputs(ctx, files)
 	if err != nil {
@@ -70,7 +70,7 @@ func (a *manifests) apply(ctx context.Context, client *api.Client, files []strin
 	return a.sendAll(ctx, client, inputs, dryRun)
 }
 
-// refused tells why bootd did not take an object, at the fields at fault.
+// refused says why bootd refused an object, at the fields at fault.
 func (a *manifests) refused(in input, err error, problem *api.Problem) {
 	if len(problem.Errors) > 0 {
 		a.printFaults(in.document.Place(err))
@@ -78,14 +78,14 @@ func (a *manifests) refused(in input, err error, problem *api.Problem) {
 	}
 	a.printFaults(in.document.Place(fmt.Errorf("%s: %w", in.title(), a.advise(err))))
 	if problem.Status == http.StatusConflict && in.object.Meta().ResourceVersion != "" {
-		a.note("the file carries a resourceVersion: it was changed at bootd since; read it again, or remove that line to overwrite")
+		a.note("the file carries an old resourceVersion: the object was changed since; read it again, or remove that line to overwrite")
 	}
 }
 
-// readInputs decodes and checks every document, sorted so that what is named comes before what names it.
+// readInputs decodes and checks every document, sorted so that an object comes before those that refer to it.
 func (a *manifests) readInputs(ctx context.Context, files []string) ([]input, error) {
 	if len(files) == 0 {
-		return nil, usagef("say which files with -f FILE, -f DIRECTORY or -f - (standard input)")
+		return nil, usagef("name the files with -f FILE, -f DIRECTORY or -f - (standard input)")
 	}
 	var inputs []input
 	var faults manifest.Faults
@@ -107,7 +107,7 @@ func (a *manifests) readInputs(ctx context.Context, files []string) ([]input, er
 		return nil, faults
 	}
 	if len(inputs) == 0 {
-		return nil, fmt.Errorf("%s: no object in there", strings.Join(files, ", "))
+		return nil, fmt.Errorf("%s: no object in it", strings.Join(files, ", "))
 	}
 	slices.SortStableFunc(inputs, func(x, y input) int { return order(x.kind) - order(y.kind) })
 	return inputs, nil
@@ -136,7 +136,7 @@ func (a *manifests) decode(ctx context.Context, d *manifest.Document) (input, ma
 	return in, faults
 }
 
-// duplicates finds objects that stand twice in what is applied at once: the last would win in silence.
+// duplicates finds objects that occur twice in one apply: the last would win silently.
 func duplicates(inputs []input) manifest.Faults {
 	seen := map[string]input{}
 	var faults manifest.Faults
@@ -147,7 +147,7 @@ func duplicates(inputs []input) manifest.Faults {
 		first, twice := seen[in.title()]
 		if twice {
 			faults = append(faults, in.document.Fault(api.FieldError{Pointer: "/metadata/name",
-				Message: fmt.Sprintf("%s stands in %s:%d already", in.title(), first.document.File, first.document.Locate("/metadata/name"))}))
+				Message: fmt.Sprintf("%s is already in %s:%d", in.title(), first.document.File, first.document.Locate("/metadata/name"))}))
 			continue
 		}
 		seen[in.title()] = in

@@ -80,7 +80,7 @@ a.yaml:16: /spec/asn: 0 is reserved (RFC 7607, 6793, 7300): use a private ASN, 6
    16 |   asn: 0
 c.yaml:1: /kind: a HostSpec is compiled from other objects: apply those
     1 | kind: HostSpec
-b.yaml:6: /metadata/name: zone/red stands in b.yaml:2 already
+b.yaml:6: /metadata/name: zone/red is already in b.yaml:2
     6 | metadata: {name: red}
 error: 6 faults in 3 files; nothing was sent
 `
@@ -103,7 +103,7 @@ func TestApplyShowsWhatBootdRefuses(t *testing.T) {
 	r := b.run(t, "", "apply", "-f", "rack.yaml")
 	r.want(t, 1, "secret/r1-bmc created\nzone/yellow created\n",
 		"rack.yaml:5: /spec/links/0/mac: MAC 52:54:00:01:07:00 is r1u08's already\n    5 |   links:",
-		`warning: rack.yaml:9: /spec/asn: "quoted" größer`, "warning: zone/yellow: just so", "error: bootd took 2 of 3 objects\n")
+		`warning: rack.yaml:9: /spec/asn: "quoted" größer`, "warning: zone/yellow: just so", "error: bootd accepted 2 of 3 objects\n")
 
 	b.refuse = map[string]*api.Problem{}
 	stale := strings.Replace(rack, "name: yellow", `name: yellow, resourceVersion: "3"`, 1)
@@ -164,7 +164,7 @@ spec:
 	write(t, dir, "initrd.img", "initrd bytes")
 	write(t, dir, "image.yaml", image)
 	r = b.run(t, "", "apply", "-f", file)
-	r.want(t, 1, "", file+":8: /spec/files/rootfs/source: "+filepath.Join(dir, "gone.squashfs")+" is not there, and bootd does not hold its digest either")
+	r.want(t, 1, "", file+":8: /spec/files/rootfs/source: "+filepath.Join(dir, "gone.squashfs")+" does not exist, and bootd does not hold its digest either")
 	if len(b.sent("PUT")) != 0 {
 		t.Errorf("sent %v", b.sent("PUT"))
 	}
@@ -172,10 +172,10 @@ spec:
 
 func TestApplyUsage(t *testing.T) {
 	b := newBootd(t)
-	b.run(t, "", "apply").want(t, 2, "", "say which files with -f")
+	b.run(t, "", "apply").want(t, 2, "", "name the files with -f")
 	b.run(t, "", "apply", "x.yaml").want(t, 2, "", `unknown command "x.yaml"`)
 	b.run(t, "", "apply", "-f", "/nope").want(t, 1, "", "read manifests: stat /nope")
-	b.run(t, "# nothing\n", "apply", "-f", "-").want(t, 1, "", "no object in there")
+	b.run(t, "# nothing\n", "apply", "-f", "-").want(t, 1, "", "no object in it")
 	b.run(t, "a: [", "apply", "-f", "-").want(t, 1, "", "stdin:", "not YAML")
 }
 
@@ -185,8 +185,8 @@ func TestDeleteInTurnedRoundOrder(t *testing.T) {
 	b.run(t, rack, "delete", "-f", "-").want(t, 0, "machine/r1u07 deleted\nzone/yellow deleted\nsecret/r1-bmc deleted\n")
 	b.run(t, rack, "delete", "-f", "-", "--ignore-missing").want(t, 0, "")
 	b.run(t, "", "delete", "zone/yellow", "machine/x").want(t, 1, "", "error: delete zone/yellow: Not Found", "error: delete machine/x: Not Found")
-	b.run(t, "", "delete", "zones").want(t, 2, "", "all at once are not deleted")
-	b.run(t, "", "delete").want(t, 2, "", "say which objects")
+	b.run(t, "", "delete", "zones").want(t, 2, "", "not all are deleted at once")
+	b.run(t, "", "delete").want(t, 2, "", "name the objects")
 }
 
 func TestDiff(t *testing.T) {

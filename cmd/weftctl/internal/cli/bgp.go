@@ -16,20 +16,20 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-// drainAnnotation is bootd's (bootd/hostspec).
+// drainAnnotation is bootd's zone.ShutdownAnnotation.
 const drainAnnotation = "rackweft/bgp-drain"
 
-// bgpCommands look into the BGP of Zones.
+// bgpCommands show and control the BGP of Zones.
 type bgpCommands struct{ *app }
 
 func (a *bgpCommands) bgpCommand() *cobra.Command {
-	return group("bgp", "See a Zone's BGP, and take hosts out of traffic",
+	return group("bgp", "Show a Zone's BGP, and drain hosts of traffic",
 		a.bgpSessionsCommand(), a.bgpRoutesCommand(), a.bgpTestCommand(),
-		a.bgpDrainCommand("drain HOST…", "Have a host's neighbours prefer any other path (RFC 8326), before maintenance", true),
-		a.bgpDrainCommand("undrain HOST…", "Have a drained host take traffic again", false))
+		a.bgpDrainCommand("drain HOST…", "Drain a host of traffic before maintenance: its neighbours prefer any other path (RFC 8326)", true),
+		a.bgpDrainCommand("undrain HOST…", "End the drain: the host takes traffic again", false))
 }
 
-// zoneView is a command that shows something of a Zone.
+// zoneView is a command that shows a view of a Zone.
 func (a *bgpCommands) zoneView(c *cobra.Command, show func(ctx context.Context, client *api.Client, zone, output string) error) *cobra.Command {
 	var output string
 	c.Args = exactly(1, "ZONE")
@@ -52,7 +52,7 @@ func (a *app) outputFlag(c *cobra.Command, output *string) {
 
 func (a *app) outputClient(output string) (*api.Client, error) {
 	if output != "table" && output != "json" {
-		return nil, usagef("-o %s: it may be table or json", output)
+		return nil, usagef("invalid -o %s: want table or json", output)
 	}
 	return a.client()
 }
@@ -67,10 +67,10 @@ func (a *app) completeNames(plural string) cobra.CompletionFunc {
 func (a *bgpCommands) bgpSessionsCommand() *cobra.Command {
 	down := false
 	c := a.zoneView(&cobra.Command{
-		Use: "sessions ZONE", Short: "List the BGP sessions of a Zone, as both ends see them",
+		Use: "sessions ZONE", Short: "List the BGP sessions of a Zone, as both ends report them",
 		Long: `sessions lists every session of a Zone's reflectors: with the other hosts, with each other, and with the
-uplinks. A session that only one end calls established is shown with what the other says. Sessions with Guests, and
-between hosts for Guests' sake, follow by Network.`,
+uplinks. A session that only one end reports as established is shown with the other end's report. Sessions with
+Guests, and those between hosts that carry the Guests' routes, follow by Network.`,
 	}, func(ctx context.Context, client *api.Client, zone, output string) error {
 		v, err := client.ZoneSessions(ctx, zone)
 		if err != nil {
@@ -102,7 +102,7 @@ func (a *bgpCommands) printSessions(v *api.ZoneSessions, down bool) error {
 	}
 	inside := a.insideSessions(v.Inside, down)
 	if len(table.Rows) == 0 && len(inside.Rows) == 0 {
-		what := "has no session: see `weftctl describe zone " + v.Zone + "`"
+		what := "has no sessions: see `weftctl describe zone " + v.Zone + "`"
 		if all := len(v.Sessions) + len(v.Inside); down && all > 0 {
 			what = fmt.Sprintf("has all its %s", count(all, "session"))
 		}
@@ -120,7 +120,7 @@ func (a *bgpCommands) printSessions(v *api.ZoneSessions, down bool) error {
 	return inside.Print(a.out, a.bold)
 }
 
-// insideSessions are those inside of Networks.
+// insideSessions are the sessions inside Networks.
 func (a *bgpCommands) insideSessions(list []api.NetworkSession, down bool) show.Table {
 	p := a.printer()
 	table := show.Table{Header: []string{"NETWORK", "HOST", "PEER", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "ADVERTISED", "FLAPS", "REMARK"}}
@@ -146,7 +146,7 @@ func (a *bgpCommands) sessionState(state string) string {
 	return a.out.Paint(colour, terminal.Clean(state))
 }
 
-// remark is what the ends say beyond the session's state.
+// remark is what the ends report besides the session's state.
 func remark(s api.ZoneSession) string {
 	var all []string
 	if s.Message != "" {
@@ -163,7 +163,7 @@ func remark(s api.ZoneSession) string {
 
 func (a *bgpCommands) bgpRoutesCommand() *cobra.Command {
 	return a.zoneView(&cobra.Command{
-		Use: "routes ZONE", Short: "List the routes of a Zone: who is to originate them, and which reflectors have them",
+		Use: "routes ZONE", Short: "List the routes of a Zone: their intended origins, and the reflectors that have them",
 	}, func(ctx context.Context, client *api.Client, zone, output string) error {
 		v, err := client.ZoneRoutes(ctx, zone)
 		if err != nil {
@@ -195,7 +195,7 @@ func (a *bgpCommands) bgpRoutesCommand() *cobra.Command {
 	})
 }
 
-// routeFor says what a route is there for.
+// routeFor says what a route is for.
 func routeFor(r api.ZoneRoute) string {
 	switch {
 	case r.Network != "":
@@ -211,27 +211,27 @@ func routeFor(r api.ZoneRoute) string {
 func (a *bgpCommands) bgpTestCommand() *cobra.Command {
 	var from, zone, output string
 	c := &cobra.Command{
-		Use: "policy-test PREFIX --from HOST|UPLINK [--zone ZONE]", Short: "Tell what a Zone's reflectors would do with a prefix, and why",
-		Long: `policy-test asks what would happen if a host, or an uplink by its address, told the Zone's reflectors of a
-prefix: which of them would take it, whom they would tell, and by which rule. It looks at the policies that
-hosts are given, and sends no route. It fails when no reflector would take the prefix.`,
+		Use: "policy-test PREFIX --from HOST|UPLINK [--zone ZONE]", Short: "Show what a Zone's reflectors would do with a prefix, and why",
+		Long: `policy-test shows what would happen if a host, or an uplink by its address, advertised a prefix to the Zone's
+reflectors: which of them would accept it, to whom they would advertise it, and by which rule. It evaluates the
+policies that the hosts receive, and sends no route. It fails when no reflector would accept the prefix.`,
 		Example: `  weftctl bgp policy-test 10.5.3.0/24 --from r1u07
   weftctl bgp policy-test 0.0.0.0/0 --from 198.18.8.1 --zone yellow`,
 		Args: exactly(1, "PREFIX"),
 		RunE: func(c *cobra.Command, args []string) error {
 			prefix, err := netip.ParsePrefix(args[0])
 			if err != nil {
-				return usagef("%q is no prefix: write it as 10.5.3.0/24", args[0])
+				return usagef("invalid prefix %q: want one such as 10.5.3.0/24", args[0])
 			}
 			if from == "" {
-				return usagef("say who tells of it with --from HOST, or --from and the address of an uplink")
+				return usagef("say who advertises it: --from HOST, or --from and the address of an uplink")
 			}
 			return a.policyTest(c.Context(), zone, from, prefix, output)
 		},
 	}
-	c.Flags().StringVar(&from, "from", "", "the host that tells of the prefix, or the address of an uplink")
-	c.Flags().StringVar(&zone, "zone", "", "the Zone; the host's own unless given")
-	_ = c.RegisterFlagCompletionFunc("from", a.completeNames("machines")) // fails for a flag that is not there
+	c.Flags().StringVar(&from, "from", "", "the host that advertises the prefix, or the address of an uplink")
+	c.Flags().StringVar(&zone, "zone", "", "the Zone. Default: the host's own")
+	_ = c.RegisterFlagCompletionFunc("from", a.completeNames("machines")) // fails only for a flag that does not exist
 	_ = c.RegisterFlagCompletionFunc("zone", a.completeNames("zones"))
 	a.outputFlag(c, &output)
 	return c
@@ -246,7 +246,7 @@ func (a *bgpCommands) policyTest(ctx context.Context, zone, from string, prefix 
 		m, err := api.Get[api.Machine](ctx, client, from)
 		switch {
 		case api.IsStatus(err, http.StatusNotFound):
-			return usagef("no Machine is called %s: for an uplink, say the Zone with --zone", from)
+			return usagef("there is no Machine %s: for an uplink, give the Zone with --zone", from)
 		case err != nil:
 			return fmt.Errorf("find the Zone of machine/%s: %w", from, err)
 		case m.Spec.Zone == "":
@@ -280,16 +280,16 @@ func (a *bgpCommands) printTest(v *api.BGPTest) error {
 	for _, r := range v.Reflectors {
 		_ = a.printf("\n%s  %s\n  %s\n", a.bold(r.Reflector), verdict(r.Accepted, "accepts", "denies"), r.Reason)
 		for _, t := range r.Told {
-			err = a.printf("  %s %s: %s\n", verdict(t.Told, "tells", "does not tell"), t.To, t.Reason)
+			err = a.printf("  %s %s: %s\n", verdict(t.Told, "advertises to", "does not advertise to"), t.To, t.Reason)
 		}
 	}
 	return err
 }
 
 func (a *bgpCommands) bgpDrainCommand(use, short string, drain bool) *cobra.Command {
-	word := "draining: see that `weftctl bgp routes` and its traffic move before you stop it"
+	word := "draining: check with `weftctl bgp routes` that its routes and its traffic have moved before you stop it"
 	if !drain {
-		word = "not drained any more"
+		word = "no longer drained"
 	}
 	return a.markCommand(&cobra.Command{Use: use, Short: short}, drainAnnotation, drain, word)
 }

@@ -46,7 +46,7 @@ blue      r1u07   r1u08      host    established   1h30m   3          2         
 	}
 	b.run(t, "", "bgp", "sessions", "red").want(t, 0, "", "zone/red has no session")
 	b.run(t, "", "bgp", "sessions", "blue").want(t, 1, "", "sessions of zone/blue: Not Found")
-	b.run(t, "", "bgp", "sessions").want(t, 2, "", "say ZONE")
+	b.run(t, "", "bgp", "sessions").want(t, 2, "", "want ZONE")
 	b.run(t, "", "bgp", "sessions", "red", "-o", "xml").want(t, 2, "", "table or json")
 }
 
@@ -80,12 +80,12 @@ func TestBGPPolicyTest(t *testing.T) {
 
 r1u01  accepts
   it may
-  tells its 3 other clients: of the Zone
-  does not tell 198.18.8.1: not listed
+  advertises to its 3 other clients: of the Zone
+  does not advertise to 198.18.8.1: not listed
 `)
 	b.run(t, "", "bgp", "policy-test", "10.5.3.0/24", "--from", "198.18.8.1", "--zone", "yellow").want(t, 1, "10.5.3.0/24 from 198.18.8.1 in Zone yellow  denied\n  not imported\n")
-	b.run(t, "", "bgp", "policy-test", "10.5.3.0/24", "--from", "198.18.8.1").want(t, 2, "", "say the Zone with --zone")
-	b.run(t, "", "bgp", "policy-test", "10.5.3.0", "--from", "r1u07").want(t, 2, "", "is no prefix")
+	b.run(t, "", "bgp", "policy-test", "10.5.3.0/24", "--from", "198.18.8.1").want(t, 2, "", "give the Zone with --zone")
+	b.run(t, "", "bgp", "policy-test", "10.5.3.0", "--from", "r1u07").want(t, 2, "", "invalid prefix")
 	b.run(t, "", "bgp", "policy-test", "10.5.3.0/24").want(t, 2, "", "--from HOST")
 }
 
@@ -101,7 +101,7 @@ func TestBGPDrain(t *testing.T) {
 		t.Errorf("%+v, %q", r, annotation())
 	}
 	b.run(t, "", "bgp", "drain", "r1u07").want(t, 0, "machine/r1u07 unchanged\n")
-	b.run(t, "", "bgp", "undrain", "r1u07").want(t, 0, "machine/r1u07 not drained any more\n")
+	b.run(t, "", "bgp", "undrain", "r1u07").want(t, 0, "machine/r1u07 no longer drained\n")
 	if annotation() != "" {
 		t.Error(annotation())
 	}

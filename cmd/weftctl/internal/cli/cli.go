@@ -1,5 +1,5 @@
-// Package cli owns weftctl's commands: what each asks of bootd, and what it prints. Everything goes through
-// api.Client; nothing of bootd is linked.
+// Package cli owns weftctl's commands: what each requests from bootd, and what it prints. Everything goes through
+// api.Client; no package of bootd is linked.
 package cli
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-// Process is what the operating system gives a program.
+// Process holds what the operating system gives a program.
 type Process struct {
 	Version  string
 	Args     []string
@@ -34,16 +34,16 @@ const (
 	exitUsage  = 2
 )
 
-// app is what the commands share.
+// app holds what the commands share.
 type app struct {
 	Process
 	out, err   *terminal.Terminal
 	connection connection
-	// running is set once a command's own work begins: what fails before is the command line's fault.
+	// running is set once a command's own work begins: an error before that is a usage error.
 	running bool
 }
 
-// usageError is a fault in the command line that a command finds itself.
+// usageError is an error in the command line that a command finds itself.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
@@ -75,7 +75,7 @@ func Run(ctx context.Context, p Process) int {
 	return exitFailed
 }
 
-// complain prints an error; a fault in a file with the line that it is about.
+// complain prints an error; a fault in a file with the line that it concerns.
 func (a *app) complain(err error) {
 	label := a.err.Paint(terminal.Red, "error:")
 	var faults manifest.Faults
@@ -119,10 +119,10 @@ func count(n int, thing string) string {
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "weftctl",
-		Short: "Talk to bootd: iron in, fabric out",
-		Long: `weftctl applies objects to bootd, shows how they stand, and explains why.
+		Short: "Control bootd: bare metal in, fabric out",
+		Long: `weftctl applies objects to bootd, shows their state, and explains it.
 
-Objects are YAML or JSON files; "weftctl explain KIND" tells their fields.
+Objects are YAML or JSON files; "weftctl explain KIND" describes their fields.
 Exit codes: 0 done, 1 failed, 2 usage.`,
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRun: func(*cobra.Command, []string) { a.running = true },
@@ -143,11 +143,11 @@ Exit codes: 0 done, 1 failed, 2 usage.`,
 	return root
 }
 
-// group is a command that only has others below it.
+// group is a command that only has subcommands.
 func group(use, short string, below ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, RunE: func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usagef("%q is no command: see %q", args[0], c.CommandPath()+" --help")
+			return usagef("unknown command %q: see %q", args[0], c.CommandPath()+" --help")
 		}
 		return c.Help()
 	}}
@@ -155,21 +155,21 @@ func group(use, short string, below ...*cobra.Command) *cobra.Command {
 	return c
 }
 
-// atLeast asks for n words and says which.
+// atLeast requires at least n arguments and names them.
 func atLeast(n int, words string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) < n {
-			return usagef("%s: say %s", c.CommandPath(), words)
+			return usagef("%s: want %s", c.CommandPath(), words)
 		}
 		return nil
 	}
 }
 
-// exactly asks for n words and says which.
+// exactly requires n arguments and names them.
 func exactly(n int, words string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usagef("%s: say %s", c.CommandPath(), words)
+			return usagef("%s: want %s", c.CommandPath(), words)
 		}
 		return nil
 	}
@@ -183,7 +183,7 @@ func (a *app) versionCommand() *cobra.Command {
 		}}
 }
 
-// client connects as flags, environment and configuration say.
+// client connects by flags, environment and configuration.
 func (a *app) client() (*api.Client, error) { return a.connection.client(a.Env) }
 
 func (a *app) printer() show.Printer { return show.Printer{Paint: a.out.Paint, Now: time.Now()} }
@@ -206,7 +206,7 @@ func (a *app) note(format string, args ...any) {
 	_, _ = fmt.Fprintf(a.err, format+"\n", args...)
 }
 
-// lookupKind finds a kind by any of its words; the error lists them.
+// lookupKind finds a kind by any of its names; the error lists the kinds.
 func lookupKind(word string) (api.Kind, error) {
 	k, err := api.LookupKind(word)
 	if err == nil {
@@ -216,7 +216,7 @@ func lookupKind(word string) (api.Kind, error) {
 	for _, k := range api.Kinds() {
 		names = append(names, k.Plural)
 	}
-	return k, usagef("%w: these are: %s", err, strings.Join(names, ", "))
+	return k, usagef("%w: the kinds are %s", err, strings.Join(names, ", "))
 }
 
 // title is kind/name, as people write it.

@@ -30,8 +30,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"--help"}, 0, ""},
 		{[]string{"frobnicate"}, 2, `unknown command "frobnicate"`},
 		{[]string{"get", "--frob"}, 2, "unknown flag: --frob"},
-		{[]string{"image", "import", "x"}, 2, "say NAME and the DIRECTORY"},
-		{[]string{"image", "exterminate"}, 2, "is no command"},
+		{[]string{"image", "import", "x"}, 2, "want NAME and the DIRECTORY"},
+		{[]string{"image", "exterminate"}, 2, "unknown command"},
 		{[]string{"version", "x"}, 2, "unknown command"},
 		{[]string{"get", "machines", "--server", "ftp://x"}, 2, "write unix:///path or https://host:8443"},
 		{[]string{"get", "machines", "--cert", "x"}, 2, "--cert and --key go together"},
@@ -170,7 +170,7 @@ func TestImageImport(t *testing.T) {
 	}
 	b.run(t, "", "image", "import", "deb", ".", "--os", "debian", "--ignition-version", "3.6.0").want(t, 0, "image/deb unchanged\n")
 
-	// An import that broke off goes on with the file that it broke at.
+	// An interrupted import continues with the file at which it stopped.
 	write(t, dir, "initrd", "i2")
 	write(t, dir, "vmlinuz", "k2")
 	before := len(b.blobs)
@@ -190,7 +190,7 @@ func TestImageImport(t *testing.T) {
 	write(t, dir, "vmlinuz-old", "k0")
 	b.run(t, "", "image", "import", "deb", ".").want(t, 2, "", "vmlinuz and vmlinuz-old look like the kernel: say which with kernel=PATH")
 	b.run(t, "", "image", "import", "deb2", "kernel=vmlinuz-old", "initrd", "--version", "1").want(t, 0, "image/deb2 created\n")
-	b.run(t, "", "image", "import", "deb3", "SHA256SUMS").want(t, 2, "", "does not tell by its name what it is")
+	b.run(t, "", "image", "import", "deb3", "SHA256SUMS").want(t, 2, "", "does not show its role")
 	b.run(t, "", "image", "import", "deb3", "nope").want(t, 2, "", "nope: no such file")
 	b.run(t, "", "image", "import", "deb3", t.TempDir()).want(t, 2, "", "no kernel, initrd, rootfs or disk among")
 	b.run(t, "", "image", "import", "deb3", "initrd").want(t, 2, "", "an Image has a kernel or a disk")
@@ -287,7 +287,7 @@ func TestLabFaults(t *testing.T) {
 	}
 	run("status", "--dir", dir).want(t, 1, "", "no rack is up in "+dir+": `weftctl lab up` brings one up")
 	run("down", "--dir", dir).want(t, 0, "no rack is up in "+dir+"\n")
-	run("up", "--dir", dir, "--machines", "0").want(t, 2, "", "--machines 0: a rack holds 1 to 40")
+	run("up", "--dir", dir, "--machines", "0").want(t, 2, "", "invalid --machines 0: want 1 to 40")
 	if os.Geteuid() != 0 {
 		run("up", "--dir", dir).want(t, 1, "", "as root")
 		t.Skip("the rest needs root, as lab up does")
@@ -358,7 +358,7 @@ func TestLiveLine(t *testing.T) {
 	if got := v.line("r1u01", 5); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := v.line("r1u02", 5); !strings.Contains(got, "not there yet") {
+	if got := v.line("r1u02", 5); !strings.Contains(got, "not created yet") {
 		t.Errorf("%q", got)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// completionTime bounds how long the shell waits for bootd.
+// completionTime limits how long the shell waits for bootd.
 const completionTime = 2 * time.Second
 
 // completeObjects offers kinds for the first word and names of that kind for those after.
@@ -42,7 +42,7 @@ func (a *app) completeOne(plural string) cobra.CompletionFunc {
 	}
 }
 
-// names are those of a kind at bootd; none when it cannot be asked.
+// names are those of a kind at bootd; none when bootd is not reached.
 func (a *app) names(ctx context.Context, word string) []string {
 	k, err := api.LookupKind(word)
 	if err != nil {

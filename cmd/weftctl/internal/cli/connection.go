@@ -25,8 +25,8 @@ const (
 	labServer     = "unix://" + defaultLabDir + "/bootd/run/bootd.sock"
 )
 
-// connection says where bootd is and who asks: flags first, then the environment, then the configuration
-// file, then the defaults.
+// connection says where bootd is and with which credentials to connect: flags first, then the environment, then
+// the configuration file, then the defaults.
 type connection struct {
 	Server    string `json:"server,omitzero"`
 	CA        string `json:"ca,omitzero"`
@@ -38,11 +38,11 @@ type connection struct {
 
 func (c *connection) flags(root *cobra.Command, env func(string) string) {
 	f := root.PersistentFlags()
-	f.StringVar(&c.Server, "server", "", "unix:///path or https://host:8443 (RACKWEFT_SERVER; default "+defaultServer+", else that of the lab)")
+	f.StringVar(&c.Server, "server", "", "unix:///path or https://host:8443 (RACKWEFT_SERVER). Default: "+defaultServer+", else the lab's")
 	f.StringVar(&c.CA, "ca", "", "the site's CA certificate (PEM)")
 	f.StringVar(&c.Cert, "cert", "", "client certificate (PEM)")
 	f.StringVar(&c.Key, "key", "", "key of the client certificate (PEM)")
-	f.StringVar(&c.TokenFile, "token-file", "", "file that holds a bearer token (or RACKWEFT_TOKEN holds the token)")
+	f.StringVar(&c.TokenFile, "token-file", "", "file that holds a bearer token (or put the token into RACKWEFT_TOKEN)")
 }
 
 func configFile(env func(string) string) string {
@@ -55,7 +55,7 @@ func configFile(env func(string) string) string {
 	return ""
 }
 
-// resolve fills what the flags leave open.
+// resolve fills in what the flags leave out.
 func (c connection) resolve(env func(string) string) (connection, error) {
 	file, err := readConnection(configFile(env))
 	if err != nil {
@@ -84,7 +84,7 @@ func (c connection) resolve(env func(string) string) (connection, error) {
 	first(&c.Token, file.Token)
 	first(&c.Server, env("RACKWEFT_SERVER"), file.Server, localServer(defaultServer, labServer))
 	first(&c.CA, file.CA)
-	if c.Cert == "" && c.Key == "" { // a pair: halves of two places do not fit
+	if c.Cert == "" && c.Key == "" { // a pair: halves from two sources do not match
 		c.Cert, c.Key = file.Cert, file.Key
 	}
 	if (c.Cert == "") != (c.Key == "") {
@@ -93,7 +93,7 @@ func (c connection) resolve(env func(string) string) (connection, error) {
 	return c, nil
 }
 
-// localServer is the first whose socket is there, or just the first.
+// localServer is the first whose socket exists, or else the first.
 func localServer(servers ...string) string {
 	for _, s := range servers {
 		if _, err := os.Stat(strings.TrimPrefix(s, "unix://")); err == nil {
@@ -122,7 +122,7 @@ func readConnection(path string) (connection, error) {
 	if err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
 	}
-	for _, f := range []*string{&c.CA, &c.Cert, &c.Key, &c.TokenFile} { // beside the configuration, wherever that is copied to
+	for _, f := range []*string{&c.CA, &c.Cert, &c.Key, &c.TokenFile} { // next to the configuration, wherever that is copied to
 		if *f != "" && !filepath.IsAbs(*f) {
 			*f = filepath.Join(filepath.Dir(path), *f)
 		}
@@ -154,7 +154,7 @@ func (c connection) client(env func(string) string) (*api.Client, error) {
 	return client, nil
 }
 
-// advise adds to an error of the connection what to check.
+// advise adds what to check to a connection error.
 func (a *app) advise(err error) error {
 	advice := ""
 	var network *net.OpError
@@ -165,9 +165,9 @@ func (a *app) advise(err error) error {
 	case errors.Is(err, context.Canceled):
 		return errors.New("interrupted")
 	case errors.As(err, &unknownCA):
-		advice = "the server's certificate is not of the CA known here: give the site's CA with --ca"
+		advice = "the server's certificate is not signed by the configured CA: give the site's CA with --ca"
 	case errors.As(err, &wrongName):
-		advice = "the server's certificate has other names: write one of them in --server"
+		advice = "the server's certificate is for other names: use one of them in --server"
 	case errors.As(err, &verify):
 		advice = "check --ca and the clock of this machine"
 	case api.IsStatus(err, http.StatusUnauthorized):
@@ -181,7 +181,7 @@ func (a *app) advise(err error) error {
 	return fmt.Errorf("%w; %s", err, advice)
 }
 
-// dialAdvice says in one line who was not reached, why, and what to do.
+// dialAdvice says in one line which server was not reached, why, and what to do.
 func (a *app) dialAdvice(err error, network *net.OpError) error {
 	c, resolveErr := a.connection.resolve(a.Env)
 	if resolveErr != nil {

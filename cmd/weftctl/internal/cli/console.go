@@ -15,7 +15,7 @@ func (a *machineCommands) consoleCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:               "console MACHINE",
 		Short:             "Open a Machine's serial console",
-		Long:              "console joins this terminal and a Machine's serial console through its BMC." + consoleEscapes,
+		Long:              "console connects this terminal to a Machine's serial console through its BMC." + consoleEscapes,
 		Args:              exactly(1, "MACHINE"),
 		ValidArgsFunction: a.completeOne("machines"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -36,11 +36,11 @@ const consoleEscapes = ` As in ssh, at the beginning of a line:
 
   ~.  detach
   ~~  send one ~
-  ~?  tell these`
+  ~?  list these`
 
-// attach joins the terminal to a console, and tells of it.
+// attach connects the terminal to a console, and says so.
 func (a *app) attach(ctx context.Context, far io.ReadWriteCloser, name string) error {
-	a.note("joined to the console of %s; detach with ~. at the beginning of a line", name)
+	a.note("connected to the console of %s; detach with ~. at the beginning of a line", name)
 	err := a.console(ctx, far)
 	a.note("\ndetached from %s", name)
 	return err
@@ -51,17 +51,17 @@ func (a *app) console(ctx context.Context, far io.ReadWriteCloser) error {
 	if f, ok := a.In.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		state, err := term.MakeRaw(int(f.Fd()))
 		if err != nil {
-			return errors.Join(fmt.Errorf("set the terminal to raw: %w", err), far.Close())
+			return errors.Join(fmt.Errorf("set the terminal to raw mode: %w", err), far.Close())
 		}
 		defer func() { _ = term.Restore(int(f.Fd()), state) }()
 	}
 	out := make(chan error, 1)
-	go func() { // ends when far closes. A console is the terminal's: its bytes are passed on as they are
+	go func() { // ends when far closes. A console's bytes are passed to the terminal unchanged
 		_, err := io.Copy(a.Out, far)
 		out <- err
 	}()
 	in := make(chan error, 1)
-	go func() { // a read of a terminal cannot be broken off: it ends with the program
+	go func() { // a read of a terminal cannot be interrupted: it ends with the program
 		in <- copyKeys(far, a.In, a.Err)
 	}()
 	var err error
@@ -69,7 +69,7 @@ func (a *app) console(ctx context.Context, far io.ReadWriteCloser) error {
 	case err = <-out:
 		return errors.Join(err, far.Close())
 	case err = <-in:
-		if err == nil { // the end of a file that is piped in: what the far end says is still wanted
+		if err == nil { // the end of a file that is piped in: the far end's output is still wanted
 			select {
 			case err = <-out:
 			case <-ctx.Done():
@@ -86,7 +86,7 @@ func (a *app) console(ctx context.Context, far io.ReadWriteCloser) error {
 
 var errDetached = errors.New("detached")
 
-// copyKeys sends what is typed, with ssh's escapes at the beginning of a line.
+// copyKeys sends what is typed, and handles ssh's escapes at the beginning of a line.
 func copyKeys(far io.Writer, in io.Reader, hints io.Writer) error {
 	keys := escape{lineStart: true}
 	buffer := make([]byte, 4096)

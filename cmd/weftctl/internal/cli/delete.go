@@ -18,8 +18,8 @@ func (a *objectCommands) deleteCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "delete KIND NAME… | KIND/NAME… | -f FILE",
 		Short: "Delete objects",
-		Long: `delete asks bootd to remove objects. What others refer to is refused until those are gone; with -f the order is
-that of apply, turned round.`,
+		Long: `delete asks bootd to remove objects. bootd refuses to delete an object that others refer to; with -f the order is
+the reverse of apply's.`,
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
 			targets, err := a.doomed(c.Context(), args, files)
@@ -34,14 +34,14 @@ that of apply, turned round.`,
 		},
 	}
 	a.filesFlag(c, &files)
-	c.Flags().BoolVar(&missing, "ignore-missing", false, "it is no failure that an object is not there")
+	c.Flags().BoolVar(&missing, "ignore-missing", false, "succeed when an object does not exist")
 	return c
 }
 
-// doomed are the objects to delete, one to a target, in the order in which to do it.
+// doomed lists the objects to delete, one per target, in order.
 func (a *objectCommands) doomed(ctx context.Context, args, files []string) ([]target, error) {
 	if (len(args) > 0) == (len(files) > 0) {
-		return nil, usagef("say which objects, as KIND NAME… or KIND/NAME…, or which files with -f")
+		return nil, usagef("name the objects, as KIND NAME… or KIND/NAME…, or files with -f")
 	}
 	if len(files) > 0 {
 		inputs, err := a.readInputs(ctx, files)
@@ -61,7 +61,7 @@ func (a *objectCommands) doomed(ctx context.Context, args, files []string) ([]ta
 	}
 	for _, t := range targets {
 		if len(t.names) == 0 {
-			return nil, usagef("say which %s by name: all at once are not deleted", t.kind.Plural)
+			return nil, usagef("name the %s to delete: not all are deleted at once", t.kind.Plural)
 		}
 	}
 	return targets, nil

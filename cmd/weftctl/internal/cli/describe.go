@@ -18,13 +18,13 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// showCommands tell what is behind an object.
+// showCommands show the details of an object.
 type showCommands struct{ *app }
 
 func (a *showCommands) describeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "describe KIND NAME… | KIND/NAME…",
-		Short: "Show all there is to know of objects, in sections",
+		Short: "Show objects in full, in sections",
 		Example: `  weftctl describe machine r1u07
   weftctl describe image/debian-12`,
 		Args:              atLeast(1, "KIND NAME, such as machine r1u07"),
@@ -102,7 +102,7 @@ func deletion(m *api.Metadata) string {
 	if m.DeletionTimestamp == nil {
 		return ""
 	}
-	return "since " + m.DeletionTimestamp.Local().Format("2006-01-02 15:04:05") + ", the finalizers are at work"
+	return "since " + m.DeletionTimestamp.Local().Format("2006-01-02 15:04:05") + ", the finalizers are running"
 }
 
 func keyValues(m map[string]string) string {
@@ -113,7 +113,7 @@ func keyValues(m map[string]string) string {
 	return strings.Join(list, ", ")
 }
 
-// pairs prints what is not empty, lined up.
+// pairs prints the values that are not empty, aligned.
 func (a *app) pairs(list [][2]string) {
 	width := 0
 	for _, p := range list {
@@ -128,8 +128,8 @@ func (a *app) pairs(list [][2]string) {
 	}
 }
 
-// describeSpec prints the spec as the YAML that a person would write, the status of kinds that have no
-// sections of their own, and what a compiled kind has instead.
+// describeSpec prints the spec as the YAML that a person would write, the status of kinds without sections of
+// their own, and what a compiled kind has instead.
 func (a *showCommands) describeSpec(o api.Object, section func(string)) error {
 	raw, err := api.Encode(o)
 	if err != nil {
@@ -162,7 +162,7 @@ func (a *showCommands) describeSpec(o api.Object, section func(string)) error {
 	return nil
 }
 
-// withoutConditions is a status but for its conditions, which have a table; false when nothing is left.
+// withoutConditions is a status without its conditions, which have a table of their own; false when nothing is left.
 func withoutConditions(status json.RawMessage) (json.RawMessage, bool) {
 	var all map[string]json.RawMessage
 	if json.Unmarshal(status, &all) != nil {
@@ -205,7 +205,7 @@ func (a *showCommands) inventory(i *api.Inventory) {
 	list := [][2]string{
 		{"model", strings.TrimSpace(i.Manufacturer + " " + i.Model)}, {"serial", i.Serial}, {"sku", i.SKU}, {"uuid", i.UUID},
 		{"firmware", i.BIOSVersion}, {"bmc firmware", i.BMCFirmware},
-		{"processors", fmt.Sprintf("%d × %s, %d cores in all", i.CPUs.Count, i.CPUs.Model, i.CPUs.Cores)},
+		{"processors", fmt.Sprintf("%d × %s, %d cores in total", i.CPUs.Count, i.CPUs.Model, i.CPUs.Cores)},
 		{"memory", text.Size(i.MemoryMiB << 20)},
 	}
 	for _, n := range i.NICs {
@@ -215,14 +215,14 @@ func (a *showCommands) inventory(i *api.Inventory) {
 		list = append(list, [2]string{"disk", fmt.Sprintf("%s %s %s %s", d.Name, d.Serial, d.Type, text.Size(d.Bytes))})
 	}
 	for _, text := range i.Incomplete {
-		list = append(list, [2]string{"not told", text})
+		list = append(list, [2]string{"not reported", text})
 	}
 	a.pairs(list)
 }
 
 func (a *showCommands) host(h *api.HostStatus) {
 	p := a.printer()
-	connected := strings.TrimSuffix("no, last heard of "+ago(p, h.LastHeartbeat), ", last heard of ")
+	connected := strings.TrimSuffix("no, last seen "+ago(p, h.LastHeartbeat), ", last seen ")
 	if h.Connected {
 		connected = "yes"
 	}

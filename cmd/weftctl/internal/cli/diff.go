@@ -19,8 +19,8 @@ func (a *applyCommands) diffCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "diff -f FILE|DIRECTORY|-",
 		Short: "Show what apply would change",
-		Long: `diff compares what files say with what stands at bootd: spec, labels and annotations, defaults filled in. The
-values of a Secret cannot be compared; its keys are. Exit code 0: nothing differs; 1: something does, or it failed.`,
+		Long: `diff compares files with the objects at bootd: spec, labels and annotations, with defaults filled in. Of a Secret
+only the keys are compared: its values cannot be read back. Exit code 0: no difference; 1: a difference, or it failed.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			inputs, err := a.readInputs(c.Context(), files)
@@ -80,7 +80,7 @@ func difference(stands api.Object, in input) (string, error) {
 	return unified(in.title()+" at bootd", fmt.Sprintf("%s in %s", in.title(), in.document.File), string(before), string(after)), nil
 }
 
-// wishYAML is what a person sets of an object. Of a Secret that are the keys.
+// wishYAML holds the fields of an object that a person sets; of a Secret, its keys.
 func wishYAML(o api.Object) ([]byte, error) {
 	w, err := wishOf(o)
 	if err != nil {
@@ -125,7 +125,7 @@ func (a *applyCommands) paintDiff(text string) string {
 	return b.String()
 }
 
-// contextLines stand around each change of a unified diff.
+// contextLines is how many lines of context surround each change of a unified diff.
 const contextLines = 3
 
 // edit is one line of a diff: kept (' '), removed ('-') or added ('+').
@@ -155,7 +155,7 @@ func unified(oldName, newName, oldText, newText string) string {
 	return b.String()
 }
 
-// hunkEnd is behind the last change that is nearer to the one before it than twice the context.
+// hunkEnd is the end of the last change that is closer to the one before it than twice the context.
 func hunkEnd(edits []edit, first int) int {
 	last := first
 	for i := first; i < len(edits) && i-last <= 2*contextLines; i++ {
@@ -191,7 +191,7 @@ func advance(e edit, oldLine, newLine int) (int, int) {
 	return oldLine, newLine
 }
 
-// span is a range of a hunk; an empty one begins before its line, as diff(1) has it.
+// span is a range of a hunk; an empty one begins before its line, as in diff(1).
 func span(line, n int) string {
 	if n == 0 {
 		line--
@@ -206,7 +206,7 @@ func splitLines(s string) []string {
 	return strings.Split(strings.TrimSuffix(s, "\n"), "\n")
 }
 
-// edits is the shortest way from one list of lines to the other, by longest common subsequence: objects
+// edits is the shortest edit script from one list of lines to the other, by longest common subsequence: objects
 // have hundreds of lines at most.
 func edits(before, after []string) []edit {
 	common := make([][]int, len(before)+1) // longest common subsequence of before[i:] and after[j:]

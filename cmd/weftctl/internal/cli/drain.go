@@ -15,10 +15,10 @@ func (a *machineCommands) machineDrainCommand() *cobra.Command {
 	var wait bool
 	var timeout time.Duration
 	c := a.markCommand(&cobra.Command{
-		Use: "drain HOST…", Short: "Have all Guests leave hosts, and no others come",
-		Long: `drain moves the Guests of hosts elsewhere, with their disks, and keeps others from coming until undrain. A Guest
-that no other host can have stays and runs on. With --wait it fails when some are left at the end of its time.`,
-	}, api.DrainAnnotation, true, "draining: `weftctl get guests -o wide` shows who is left")
+		Use: "drain HOST…", Short: "Move all Guests off hosts, and place no others there",
+		Long: `drain moves the Guests of hosts to other hosts, with their disks, and lets no others start there until undrain. A
+Guest that no other host can run stays where it is. With --wait it fails when Guests are left after --timeout.`,
+	}, api.DrainAnnotation, true, "draining: `weftctl get guests -o wide` shows the Guests that are left")
 	mark := c.RunE
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := mark(c, args); err != nil || !wait {
@@ -37,12 +37,12 @@ that no other host can have stays and runs on. With --wait it fails when some ar
 		return nil
 	}
 	c.Flags().BoolVar(&wait, "wait", false, "wait until no Guest is left")
-	c.Flags().DurationVar(&timeout, "timeout", 30*time.Minute, "give up after that long")
+	c.Flags().DurationVar(&timeout, "timeout", 30*time.Minute, "give up after this time")
 	return c
 }
 
-// waitEmpty waits until no Guest is on a host, or it is late: then who is left is
-// in the error, with why.
+// waitEmpty waits until no Guest is on a host. After the timeout the error lists the Guests that are left, with
+// the reasons.
 func (a *machineCommands) waitEmpty(ctx context.Context, client *api.Client, host string, late <-chan time.Time) error {
 	for {
 		guests, _, err := client.List(ctx, api.KindOf(new(api.Guest)))
@@ -63,7 +63,7 @@ func (a *machineCommands) waitEmpty(ctx context.Context, client *api.Client, hos
 	}
 }
 
-// guestsOn are the Guests of a host, each with what it waits for.
+// guestsOn lists the Guests of a host, each with what it waits for.
 func guestsOn(guests []api.Object, host string) []string {
 	var left []string
 	for _, o := range guests {
@@ -84,8 +84,7 @@ func guestsOn(guests []api.Object, host string) []string {
 	return left
 }
 
-// markCommand sets an annotation of Machines to "true", or takes it away; word
-// is what is said of one that was changed.
+// markCommand sets an annotation of Machines to "true", or removes it; word is printed for each that was changed.
 func (a *app) markCommand(c *cobra.Command, annotation string, set bool, word string) *cobra.Command {
 	c.Args = atLeast(1, "HOST…")
 	c.ValidArgsFunction = a.completeNames("machines")
@@ -112,8 +111,7 @@ func (a *app) markCommand(c *cobra.Command, annotation string, set bool, word st
 	return c
 }
 
-// mark does one of markCommand's; who writes the Machine meanwhile is not
-// overwritten.
+// mark changes one Machine for markCommand; a concurrent write to the Machine is not overwritten.
 func mark(ctx context.Context, client *api.Client, machine, annotation string, set bool) (changed bool, err error) {
 	m, err := api.Get[api.Machine](ctx, client, machine)
 	if err != nil {

@@ -19,7 +19,7 @@ func TestMachineDrain(t *testing.T) {
 		defer b.mu.Unlock()
 		return b.objects["machines/r1u07"].Meta().Annotations[api.DrainAnnotation]
 	}
-	b.run(t, "", "machine", "drain", "r1u07").want(t, 0, "machine/r1u07 draining: `weftctl get guests -o wide` shows who is left\n")
+	b.run(t, "", "machine", "drain", "r1u07").want(t, 0, "machine/r1u07 draining: `weftctl get guests -o wide` shows the Guests that are left\n")
 	if marked() != "true" {
 		t.Error("the Machine is not marked")
 	}

@@ -20,8 +20,8 @@ func (a *applyCommands) editCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "edit KIND NAME | KIND/NAME",
 		Short: "Change an object in an editor",
-		Long: `edit opens the object in $VISUAL or $EDITOR (else vi) and applies what is saved. When bootd does not take it, or
-another person changed the object in between, nothing is lost: the edited file is kept and its path printed.`,
+		Long: `edit opens the object in $VISUAL or $EDITOR (else vi) and applies what is saved. When bootd refuses it, or the object
+was changed by others in the meantime, nothing is lost: the edited file is kept and its path printed.`,
 		Args:              atLeast(1, "KIND NAME, such as machine r1u07"),
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -44,7 +44,7 @@ another person changed the object in between, nothing is lost: the edited file i
 func (a *applyCommands) edit(ctx context.Context, client *api.Client, k api.Kind, name string) error {
 	switch {
 	case k.Name == "Secret":
-		return usagef("the values of a Secret cannot be read back, so an edit would lose them: write a file with all of them and apply it")
+		return usagef("the values of a Secret cannot be read back, so an edit would lose them: write a file with all values and apply it")
 	case k.Computed:
 		return usagef("a %s is compiled from other objects: edit those", k.Name)
 	}
@@ -75,8 +75,8 @@ func (a *applyCommands) edit(ctx context.Context, client *api.Client, k api.Kind
 	return os.Remove(path)
 }
 
-// editable is an object without what rackweft sets; its resourceVersion stays, so that no change in
-// between is overwritten.
+// editable is an object without the fields that rackweft sets; its resourceVersion stays, so that no concurrent
+// change is overwritten.
 func editable(o api.Object) ([]byte, error) {
 	w, err := wishOf(o)
 	if err != nil {
@@ -120,7 +120,7 @@ func (a *applyCommands) openEditor(ctx context.Context, path string) ([]byte, er
 	return os.ReadFile(path)
 }
 
-// wish is what people set of an object, each part as the JSON that it is encoded to; status moves by itself.
+// wish holds the fields of an object that people set, each part encoded as JSON; status is not among them.
 type wish struct {
 	Labels      json.RawMessage `json:"labels,omitempty"`
 	Annotations json.RawMessage `json:"annotations,omitempty"`

@@ -16,14 +16,14 @@ func (a *showCommands) eventsCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "events [KIND | KIND/NAME | KIND NAME]",
-		Short: "Show what happened",
+		Short: "Show events",
 		Example: `  weftctl events machine/r1u07 --follow
   weftctl events -o json | jq 'select(.type == "Warning")'`,
 		Args:              cobra.MaximumNArgs(2),
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
 			if output != "text" && output != "json" {
-				return usagef("-o %s: it may be text or json", output)
+				return usagef("invalid -o %s: want text or json", output)
 			}
 			kind, name, err := eventsOf(args)
 			if err != nil {
@@ -32,8 +32,8 @@ func (a *showCommands) eventsCommand() *cobra.Command {
 			return a.events(c.Context(), kind, name, follow, output)
 		},
 	}
-	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
-	c.Flags().StringVarP(&output, "output", "o", "text", "text, or json: one event on each line")
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "keep printing new events")
+	c.Flags().StringVarP(&output, "output", "o", "text", "text, or json: one event per line")
 	complete(c, "output", "text", "json")
 	return c
 }
@@ -67,7 +67,7 @@ func (a *showCommands) events(ctx context.Context, kind, name string, follow boo
 		return a.printf("%s\n", p.Event(e))
 	})
 	if errors.Is(err, context.Canceled) && follow {
-		return nil // Ctrl-C is how following ends
+		return nil // Ctrl-C ends it
 	}
 	return err
 }

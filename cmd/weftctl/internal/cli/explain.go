@@ -19,12 +19,12 @@ func (a *showCommands) explainCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "explain machine NAME|MAC | explain KIND[.field.path]",
-		Short: "Tell why a Machine is as it is, or what a field means",
-		Long: `explain machine NAME tells where a Machine stands, what it waits for and what to do, with the decisions that
-bootd made about it: each DHCP answer, boot file, script, config and refusal, as it happened. A MAC does as
-well as a name, also one that no Machine has.
+		Short: "Explain the state of a Machine, or the meaning of a field",
+		Long: `explain machine NAME shows how far a Machine is, what it waits for and what to do, with the decisions that
+bootd made about it: each DHCP answer, boot file, script, config and refusal, in order. A MAC works as
+well as a name, even the MAC of a server that is not registered.
 
-explain KIND tells the fields of a kind, and explain KIND.field those below one.`,
+explain KIND lists the fields of a kind, and explain KIND.field those below a field.`,
 		Example: `  weftctl explain machine r1u07
   weftctl explain machine 52:54:00:01:07:00
   weftctl explain machine.spec.links`,
@@ -96,7 +96,7 @@ func (a *showCommands) explainField(path string) error {
 func (a *showCommands) explainMachine(ctx context.Context, client *api.Client, name, output string) error {
 	x, err := client.Explain(ctx, name)
 	if api.IsStatus(err, http.StatusNotFound) {
-		return fmt.Errorf("nothing is known of %q: `weftctl get machines` lists the Machines, and a MAC is known once it has asked for a boot", name)
+		return fmt.Errorf("nothing is known about %q: `weftctl get machines` lists the Machines, and a MAC is known after its first boot request", name)
 	}
 	if err != nil {
 		return fmt.Errorf("explain machine/%s: %w", name, err)
@@ -105,7 +105,7 @@ func (a *showCommands) explainMachine(ctx context.Context, client *api.Client, n
 		return a.indented(x)
 	}
 	if output != "text" {
-		return usagef("-o %s: it may be text or json", output)
+		return usagef("invalid -o %s: want text or json", output)
 	}
 	return a.printExplanation(a.out, name, x)
 }

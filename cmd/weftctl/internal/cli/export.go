@@ -20,19 +20,19 @@ func (a *guestCommands) guestExportCommand() *cobra.Command {
 	var output, rate string
 	c := &cobra.Command{
 		Use:   "export NAME -o FILE|DIRECTORY",
-		Short: "Copy a Guest's disks as they are at one moment, while it runs",
-		Long: `export copies disks of a Guest as they are at one moment, with what they have of their Image: each copy stands by
-itself. The Guest may run meanwhile. Where an agent (qemu-ga) answers in it, its file systems are at rest at that
-moment; else the copy is crash-consistent, as after a loss of power, and says so.
+		Short: "Copy a Guest's disks at one point in time, while it runs",
+		Long: `export copies disks of a Guest at one point in time, including their Image's data: each copy is self-contained. The
+Guest may keep running. When an agent (qemu-ga) answers in it, its file systems are frozen for the copy's point in
+time; otherwise the copy is crash-consistent, as after a power loss, and the command says so.
 
-The host makes the copy beside the disks, and needs room for it. -o is a file for one disk, or a directory that is
-there, for DISK.FORMAT of each. Nothing has its name before all of it has come; an export that broke off leaves nothing.`,
+The host makes the copy next to the disks, and needs space for it. -o is a file for one disk, or an existing directory,
+where each disk becomes DISK.FORMAT. A file gets its name only when it is complete; an interrupted export leaves nothing.`,
 		Example: `  weftctl guest export web --disk root -o web-root.qcow2
   weftctl image import web-copy disk=web-root.qcow2      # an Image, for new Guests`,
 		Args: exactly(1, "NAME"), ValidArgsFunction: a.completeOne("guests"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if output == "" {
-				return usagef("say -o FILE or DIRECTORY")
+				return usagef("give -o FILE or DIRECTORY")
 			}
 			if rate != "" {
 				var err error
@@ -58,14 +58,14 @@ there, for DISK.FORMAT of each. Nothing has its name before all of it has come; 
 	f.StringVarP(&output, "output", "o", "", "the file of one disk, or a directory for all")
 	f.StringVar(&e.Disk, "disk", "", "the disk. Default: all of them")
 	f.StringVar(&e.Format, "format", "qcow2", "qcow2 or raw")
-	f.StringVar(&rate, "rate", "", "bytes per second that the host copies at most. Default: 128Mi")
+	f.StringVar(&rate, "rate", "", "limit of the host's copying, in bytes per second. Default: 128Mi")
 	complete(c, "format", "qcow2", "raw")
 	_ = c.RegisterFlagCompletionFunc("disk", func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) != 1 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		return a.diskNames(c.Context(), args[0]), cobra.ShellCompDirectiveNoFileComp
-	}) // the flag is there
+	}) // the flag exists
 	return c
 }
 
@@ -76,7 +76,7 @@ func (a *guestCommands) diskNames(ctx context.Context, guest string) []string {
 	}
 	g, err := api.Get[api.Guest](ctx, client, guest)
 	if err != nil {
-		return nil // a completion says nothing of it
+		return nil // a completion reports no error
 	}
 	var names []string
 	for _, d := range g.Spec.Disks {
@@ -94,11 +94,11 @@ func (a *guestCommands) guestExport(ctx context.Context, client *api.Client, nam
 	directory := err == nil && info.IsDir()
 	switch {
 	case err == nil && !directory:
-		return fmt.Errorf("%s is there already: move it away", output)
+		return fmt.Errorf("%s exists already: move it away", output)
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return err
 	case !directory && e.Disk == "" && len(g.Spec.Disks) > 1:
-		return fmt.Errorf("it has %d disks: say --disk, or give -o a directory that is there", len(g.Spec.Disks))
+		return fmt.Errorf("it has %d disks: give --disk, or an existing directory as -o", len(g.Spec.Disks))
 	}
 	stream, err := client.GuestExport(ctx, name, e)
 	if err != nil {
@@ -114,8 +114,7 @@ func (a *guestCommands) guestExport(ctx context.Context, client *api.Client, nam
 	return r.receive()
 }
 
-// exportReader writes what comes of an export to files, which get their names
-// when all of it has come.
+// exportReader writes the received export to files, which get their names when it is complete.
 type exportReader struct {
 	app   *app
 	in    *bufio.Reader
@@ -128,7 +127,7 @@ type exportReader struct {
 type exportFile struct {
 	*os.File
 	disk api.ExportDisk
-	path string // that it is to have
+	path string // that it will have
 }
 
 func (r *exportReader) receive() error {
@@ -154,11 +153,11 @@ func (r *exportReader) receive() error {
 	return err
 }
 
-// worthOf is a consistency in a person's words.
+// worthOf describes a consistency for people.
 func worthOf(c api.Consistency) string {
 	switch c {
 	case api.ConsistentFrozen:
-		return "its file systems at rest"
+		return "its file systems frozen"
 	case api.ConsistentStopped:
 		return "of a stopped Guest"
 	}
@@ -172,13 +171,13 @@ func (r *exportReader) read() error {
 	for {
 		raw, err := r.in.ReadSlice('\n')
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return errors.New("it broke off: nothing is kept; the host or bootd has gone away, see weftctl events")
+			return errors.New("interrupted: nothing is kept; the host or bootd has disconnected, see weftctl events")
 		}
 		if err != nil {
-			return fmt.Errorf("it broke off: nothing is kept: %w", err)
+			return fmt.Errorf("interrupted: nothing is kept: %w", err)
 		}
 		if len(raw) > maxExportLine {
-			return errors.New("what comes is no export")
+			return errors.New("invalid export")
 		}
 		line, err := api.ReadExportLine(raw)
 		if err != nil {
@@ -188,7 +187,7 @@ func (r *exportReader) read() error {
 		case line.Fault != "":
 			return errors.New(terminal.Clean(line.Fault))
 		case line.End && len(r.files) == 0:
-			return errors.New("what comes is no export: it has no disks")
+			return errors.New("invalid export: it has no disks")
 		case line.End:
 			return nil
 		case line.Progress != "":
@@ -210,7 +209,7 @@ func (r *exportReader) begin(d *api.ExportDisk) error {
 	path := r.path(d)
 	for _, f := range r.files {
 		if f.path == path {
-			return fmt.Errorf("disks %s and %s would both be %s: give -o a directory that is there", f.disk.Name, d.Name, path)
+			return fmt.Errorf("disks %s and %s would both be %s: give an existing directory as -o", f.disk.Name, d.Name, path)
 		}
 	}
 	f, err := os.OpenFile(path+".part", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -223,15 +222,15 @@ func (r *exportReader) begin(d *api.ExportDisk) error {
 
 func (r *exportReader) take(d *api.ExportData) error {
 	if len(r.files) == 0 {
-		return errors.New("what comes is no export: data of no disk")
+		return errors.New("invalid export: data without a disk")
 	}
 	f := r.files[len(r.files)-1]
 	if d.Offset > f.disk.Size-int64(d.Length) {
-		return fmt.Errorf("what comes is no export: %d bytes at %d of %d", d.Length, d.Offset, f.disk.Size)
+		return fmt.Errorf("invalid export: %d bytes at %d of %d", d.Length, d.Offset, f.disk.Size)
 	}
 	n, err := io.Copy(io.NewOffsetWriter(f, d.Offset), io.LimitReader(r.in, int64(d.Length)))
 	if err == nil && n < int64(d.Length) {
-		err = errors.New("it broke off: nothing is kept")
+		err = errors.New("interrupted: nothing is kept")
 	}
 	return err
 }

@@ -53,11 +53,11 @@ func TestGuestExport(t *testing.T) {
 		answer []api.ExportLine
 		want   string
 	}{
-		"cut off":         {[]api.ExportLine{root, data(0, 4)}, "it broke off: nothing is kept"},
+		"cut off":         {[]api.ExportLine{root, data(0, 4)}, "interrupted: nothing is kept"},
 		"a fault":         {[]api.ExportLine{root, data(0, 4), {Fault: "the disk is full"}}, "the disk is full"},
-		"beyond its end":  {[]api.ExportLine{root, data(8, 4), end}, "no export"},
-		"data of no disk": {[]api.ExportLine{data(0, 4), end}, "no export"},
-		"nothing":         {[]api.ExportLine{end}, "no export"},
+		"beyond its end":  {[]api.ExportLine{root, data(8, 4), end}, "invalid export"},
+		"data of no disk": {[]api.ExportLine{data(0, 4), end}, "invalid export"},
+		"nothing":         {[]api.ExportLine{end}, "invalid export"},
 		"a path":          {[]api.ExportLine{{Disk: &api.ExportDisk{Name: "../x"}}, end}, "../x"},
 		"two of one name": {[]api.ExportLine{root, root, end}, "would both be"},
 	} {
@@ -67,17 +67,17 @@ func TestGuestExport(t *testing.T) {
 		}
 		empty()
 	}
-	export(nil, "-o", file).want(t, 1, "", "say --disk")
+	export(nil, "-o", file).want(t, 1, "", "give --disk")
 	export(nil).want(t, 2, "", "-o FILE")
 	export(nil, "-o", file, "--format", "vmdk").want(t, 2, "", "qcow2 or raw")
 	export(nil, "-o", file, "--rate", "fast").want(t, 2, "", "--rate")
 
 	whole := []api.ExportLine{{Progress: "copying"}, root, data(6, 4), etcd, data(0, 2), end}
-	export(whole, "-o", dir, "--format", "raw").want(t, 0, dir+"/root.raw: disk root, its file systems at rest\n"+dir+"/etcd.raw: disk etcd, crash-consistent\n")
+	export(whole, "-o", dir, "--format", "raw").want(t, 0, dir+"/root.raw: disk root, its file systems frozen\n"+dir+"/etcd.raw: disk etcd, crash-consistent\n")
 	if raw, err := os.ReadFile(filepath.Join(dir, "root.raw")); err != nil || string(raw) != "\x00\x00\x00\x00\x00\x00xxxx" {
 		t.Errorf("the file holds %q: %v", raw, err)
 	}
-	export(whole, "-o", filepath.Join(dir, "root.raw"), "--disk", "root").want(t, 1, "", "is there already")
+	export(whole, "-o", filepath.Join(dir, "root.raw"), "--disk", "root").want(t, 1, "", "exists already")
 	if r := b.run(t, "", "__complete", "guest", "export", "web", "--disk", ""); !strings.Contains(r.out, "root\netcd\n") {
 		t.Errorf("completion says %q", r.out)
 	}

@@ -35,7 +35,7 @@ func (a *objectCommands) getCommand() *cobra.Command {
   weftctl get machine r1u07 -o yaml
   weftctl get machines -l tier=app -o name
   weftctl get machines -l 'rack in (r1,r2),!retired'`,
-		Args:              atLeast(1, "which kind, such as machines, or all"),
+		Args:              atLeast(1, "a kind, such as machines, or all"),
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.get(c.Context(), args, o)
@@ -43,7 +43,7 @@ func (a *objectCommands) getCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVarP(&o.output, "output", "o", "table", "table, wide, json, yaml or name")
-	f.BoolVarP(&o.watch, "watch", "w", false, "go on with every change")
+	f.BoolVarP(&o.watch, "watch", "w", false, "keep printing every change")
 	selectorFlag(c, &o.selector)
 	complete(c, "output", "table", "wide", "json", "yaml", "name")
 	return c
@@ -51,12 +51,12 @@ func (a *objectCommands) getCommand() *cobra.Command {
 
 // complete offers the values of a flag.
 func complete(c *cobra.Command, flag string, values ...string) {
-	_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
 }
 
 func (a *objectCommands) get(ctx context.Context, args []string, o getOptions) error {
 	if !slices.Contains([]string{"table", "wide", "json", "yaml", "name"}, o.output) {
-		return usagef("-o %s: it may be table, wide, json, yaml or name", o.output)
+		return usagef("invalid -o %s: want table, wide, json, yaml or name", o.output)
 	}
 	match, err := parseSelector(o.selector)
 	if err != nil {
@@ -85,7 +85,7 @@ func (a *objectCommands) get(ctx context.Context, args []string, o getOptions) e
 	return a.printObjects(all, o.output, named && len(all) == 1)
 }
 
-// target is a kind and the names of it that are meant; none: all of them.
+// target is a kind and the names that are meant; none means all of them.
 type target struct {
 	kind  api.Kind
 	names []string
@@ -123,7 +123,7 @@ func parsePairs(args []string) ([]target, error) {
 	for _, arg := range args {
 		word, name, ok := strings.Cut(arg, "/")
 		if !ok || name == "" {
-			return nil, usagef("%q is not of the form KIND/NAME, as the others are", arg)
+			return nil, usagef("%q does not have the form KIND/NAME, as the others have", arg)
 		}
 		k, err := lookupKind(word)
 		if err != nil {
@@ -158,11 +158,11 @@ func fetch(ctx context.Context, client *api.Client, t target) ([]api.Object, err
 	return objects, nil
 }
 
-// getOne reads an object; that there is none is said in the user's words.
+// getOne reads an object; the error for a missing one tells the user what to do.
 func getOne(ctx context.Context, client *api.Client, k api.Kind, name string) (api.Object, error) {
 	o, err := client.Get(ctx, k, name)
 	if api.IsStatus(err, http.StatusNotFound) {
-		return nil, fmt.Errorf("no %s is called %q: `weftctl get %s` lists them", k.Name, name, k.Plural)
+		return nil, fmt.Errorf("there is no %s %q: `weftctl get %s` lists them", k.Name, name, k.Plural)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", title(k, name), err)
@@ -185,7 +185,7 @@ func parseSelector(terms []string) (func(api.Object) bool, error) {
 	return func(o api.Object) bool { return s.Matches(o.Meta().Labels) }, nil
 }
 
-// printObjects prints objects; single is what was asked for by one name, and stands alone in JSON.
+// printObjects prints objects; single is one that was requested by name, which in JSON is no list.
 func (a *app) printObjects(objects []api.Object, output string, single bool) error {
 	switch output {
 	case "name":
@@ -248,13 +248,13 @@ func (a *app) printTables(objects []api.Object, wide bool) error {
 	return nil
 }
 
-// watchObjects prints what stands, then a line for every change.
+// watchObjects prints the existing objects, then a line for every change.
 func (a *objectCommands) watchObjects(ctx context.Context, client *api.Client, targets []target, match func(api.Object) bool, o getOptions) error {
 	if len(targets) != 1 {
 		return usagef("--watch is for one kind at a time")
 	}
 	if targets[0].kind.Computed {
-		return usagef("a %s is compiled when it is asked for and cannot be watched", targets[0].kind.Name)
+		return usagef("a %s is compiled on request and cannot be watched", targets[0].kind.Name)
 	}
 	if err := reach(ctx, client); err != nil {
 		return err
@@ -267,12 +267,12 @@ func (a *objectCommands) watchObjects(ctx context.Context, client *api.Client, t
 		return w.event(e)
 	})
 	if errors.Is(err, context.Canceled) {
-		return nil // Ctrl-C is how a watch ends
+		return nil // Ctrl-C ends a watch
 	}
 	return err
 }
 
-// reach asks bootd whether it is there: a watch would try for ever without a word.
+// reach checks that bootd answers: a watch would retry silently for ever.
 func reach(ctx context.Context, client *api.Client) error {
 	resp, err := client.Do(ctx, http.MethodGet, "/healthz", nil)
 	if err != nil {

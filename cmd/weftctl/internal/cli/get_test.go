@@ -84,12 +84,12 @@ spec:
 
 func TestGetFaults(t *testing.T) {
 	b := newBootd(t)
-	b.run(t, "", "get").want(t, 2, "", "say which kind")
-	b.run(t, "", "get", "servers").want(t, 2, "", `no kind is called "servers": these are: sites, secrets`)
-	b.run(t, "", "get", "machines", "-o", "xml").want(t, 2, "", "it may be table, wide")
+	b.run(t, "", "get").want(t, 2, "", "want a kind")
+	b.run(t, "", "get", "servers").want(t, 2, "", `no kind is called "servers": the kinds are sites, secrets`)
+	b.run(t, "", "get", "machines", "-o", "xml").want(t, 2, "", "want table, wide")
 	b.run(t, "", "get", "machines", "-l", "x~y z").want(t, 2, "", "-l: invalid selector", "want =, ==, !=, in or notin")
-	b.run(t, "", "get", "machine/a", "b").want(t, 2, "", "not of the form KIND/NAME")
-	b.run(t, "", "get", "machine", "nope").want(t, 1, "", "no Machine is called \"nope\": `weftctl get machines` lists them")
+	b.run(t, "", "get", "machine/a", "b").want(t, 2, "", "not have the form KIND/NAME")
+	b.run(t, "", "get", "machine", "nope").want(t, 1, "", "there is no Machine \"nope\": `weftctl get machines` lists them")
 	b.run(t, "", "get", "all", "-w").want(t, 2, "", "one kind at a time")
 	b.run(t, "", "get", "hostspecs", "-w").want(t, 2, "", "cannot be watched")
 }
@@ -170,9 +170,9 @@ func TestWait(t *testing.T) {
 	b.run(t, "", "wait", "machine/r1u09", "--for=phase=Active").want(t, 1, "",
 		"machine/r1u09 will not be Active: BootAttempt 3 failed at DHCP: no DHCP within 5m")
 	b.run(t, "", "wait", "machine/r1u09", "--for=phase=Failed").want(t, 0, "machine/r1u09 is Failed\n")
-	b.run(t, "", "wait", "machines", "--for=phase=Active").want(t, 2, "", "say which machines, or --all of them")
-	b.run(t, "", "wait", "machine/r1u07", "--for=happiness").want(t, 2, "", "it may be phase=PHASE")
-	b.run(t, "", "wait", "machine/r1u07").want(t, 2, "", "it may be phase=PHASE")
+	b.run(t, "", "wait", "machines", "--for=phase=Active").want(t, 2, "", "name the machines, or give --all")
+	b.run(t, "", "wait", "machine/r1u07", "--for=happiness").want(t, 2, "", "want phase=PHASE")
+	b.run(t, "", "wait", "machine/r1u07").want(t, 2, "", "want phase=PHASE")
 	b.run(t, "", "wait", "zones", "--all", "--for=condition=Ready", "--timeout=10s").want(t, 0, "")
 }
 
@@ -198,7 +198,7 @@ func TestWaitFollowsChanges(t *testing.T) {
 func TestExplain(t *testing.T) {
 	b := newBootd(t)
 	at := time.Date(2026, 11, 21, 4, 0, 0, 0, time.Local)
-	b.run(t, "", "explain", "machine", "52:54:00:01:07:00").want(t, 1, "", `nothing is known of "52:54:00:01:07:00"`)
+	b.run(t, "", "explain", "machine", "52:54:00:01:07:00").want(t, 1, "", `nothing is known about "52:54:00:01:07:00"`)
 	m := new(api.Machine)
 	m.Metadata.Name = "r1u07"
 	m.Status.Phase = api.PhaseProvisioning
@@ -294,9 +294,9 @@ func TestMachineVerbs(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	b.run(t, "", "machine", "power", "up", "r1u07").want(t, 2, "", "power up: it may be on, off, reset")
-	b.run(t, "", "machine", "power", "on").want(t, 2, "", "say on|off|reset NAME…")
+	b.run(t, "", "machine", "power", "on").want(t, 2, "", "want on|off|reset NAME…")
 	b.run(t, "", "machine", "inspect", "nope").want(t, 1, "", `inspect machine/nope: Not Found: Machine "nope" does not exist`)
-	b.run(t, "", "machine", "explode").want(t, 2, "", `"explode" is no command: see "weftctl machine --help"`)
+	b.run(t, "", "machine", "explode").want(t, 2, "", `unknown command "explode": see "weftctl machine --help"`)
 }
 
 func TestMachineBoot(t *testing.T) {
@@ -308,7 +308,7 @@ func TestMachineBoot(t *testing.T) {
 	profile.Metadata.Name = "worker"
 	profile.Spec = api.ProfileSpec{Image: "deb", Layers: []string{"site"}, KernelArguments: []string{"console=ttyS0"}, Variables: map[string]string{"tier": "app", "x": "y"}}
 	b.store(profile)
-	b.run(t, "", "machine", "boot", "r1u07").want(t, 1, "r1u07\n", `no Image is called "deb"`)
+	b.run(t, "", "machine", "boot", "r1u07").want(t, 1, "r1u07\n", `there is no Image "deb"`)
 	image.Metadata.Name = "deb"
 	image.Spec = api.ImageSpec{Version: "12", OS: "debian", Files: map[string]api.ImageFile{"kernel": {SHA256: api.SHA256(strings.Repeat("ab", 32))}}}
 	b.store(image)
@@ -367,7 +367,7 @@ func TestConsole(t *testing.T) {
 	go func() {
 		done <- Run(t.Context(), Process{Args: []string{"console", "r1u07", "--server", "unix://" + b.socket}, Env: func(string) string { return "" }, In: keys, Out: out, Err: notes})
 	}()
-	notes.next(t, "joined to the console of r1u07; detach with ~.")
+	notes.next(t, "connected to the console of r1u07; detach with ~.")
 	_, _ = io.WriteString(typed, "root\n")
 	if line := <-heard; line != "root\n" {
 		t.Errorf("the console heard %q", line)
@@ -381,7 +381,7 @@ func TestConsole(t *testing.T) {
 	if r := b.run(t, "", "console", "r1u07"); r.code != 0 || r.out != "bye" {
 		t.Errorf("%+v", r)
 	}
-	if r := b.run(t, "", "guest", "console", "web"); r.code != 0 || r.out != "bye" || !strings.Contains(r.err, "joined to the console of web") {
+	if r := b.run(t, "", "guest", "console", "web"); r.code != 0 || r.out != "bye" || !strings.Contains(r.err, "connected to the console of web") {
 		t.Errorf("%+v", r)
 	}
 	b.refuse["GET /v1/machines/r1u07/console"] = &api.Problem{Status: 502, Title: "Bad Gateway", Detail: "open the console of r1u07: refused"}

@@ -10,15 +10,15 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// guestCommands ask Guests for something, and reach into them.
+// guestCommands control Guests and connect to them.
 type guestCommands struct{ *app }
 
 func (a *guestCommands) guestCommand() *cobra.Command {
-	return group("guest", "Ask something of Guests",
-		a.guestStateCommand("start", "Have Guests run", api.GuestRunning),
-		a.guestStateCommand("stop", "Have Guests stop, gracefully", api.GuestStopped),
-		a.guestVerbCommand(api.GuestVerbRestart, "Stop Guests gracefully and start them, by which changes take effect"),
-		a.guestVerbCommand(api.GuestVerbReset, "Reset Guests at once, as their button would"),
+	return group("guest", "Control Guests",
+		a.guestStateCommand("start", "Start Guests", api.GuestRunning),
+		a.guestStateCommand("stop", "Stop Guests gracefully", api.GuestStopped),
+		a.guestVerbCommand(api.GuestVerbRestart, "Stop Guests gracefully and start them again, so that changes take effect"),
+		a.guestVerbCommand(api.GuestVerbReset, "Reset Guests immediately, as with a reset button"),
 		a.guestMoveCommand(),
 		a.guestConsoleCommand(), a.guestVNCCommand(), a.guestExecCommand(),
 		a.guestSnapshotCommand(), a.guestExportCommand(),
@@ -55,13 +55,13 @@ func (a *guestCommands) guestStateCommand(verb, short string, state api.GuestSta
 			return err
 		}
 		if g.Spec.State == state {
-			return a.printf("guest/%s is to be %s already\n", name, state)
+			return a.printf("guest/%s is already requested to be %s\n", name, state)
 		}
 		g.Spec.State = state
 		if _, err := client.Put(ctx, g, false); err != nil {
 			return err
 		}
-		return a.printf("guest/%s is to be %s\n", name, state)
+		return a.printf("guest/%s is requested to be %s\n", name, state)
 	})
 }
 
@@ -70,7 +70,7 @@ func (a *guestCommands) guestVerbCommand(verb, short string) *cobra.Command {
 		if _, err := client.GuestVerb(ctx, name, verb, api.GuestAction{ID: uuid.NewString()}); err != nil {
 			return err
 		}
-		return a.printf("guest/%s %s asked for\n", name, verb)
+		return a.printf("guest/%s %s requested\n", name, verb)
 	})
 }
 
@@ -82,7 +82,7 @@ func (a *guestCommands) guestMoveCommand() *cobra.Command {
 		one.ID = uuid.NewString()
 		switch {
 		case live && (stop || action.LoseDisks):
-			return usagef("--live goes with neither --stop nor --lose-disks")
+			return usagef("--live cannot be combined with --stop or --lose-disks")
 		case live:
 			one.Mode = api.MigrateLive
 		case stop:
@@ -92,16 +92,16 @@ func (a *guestCommands) guestMoveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.printf("guest/%s leaves %s: weftctl describe guest %s says how far it is\n", name, g.Status.Host, name)
+		return a.printf("guest/%s leaves %s: weftctl describe guest %s shows its progress\n", name, g.Status.Host, name)
 	})
-	c.Long = "move has Guests go on on another host, with their disks: while they run, where that is possible and their migration is\n" +
-		"Live, else with a stop. Those that have not got there within Site.spec.guests.moveDeadline go on where they were."
-	c.Flags().StringVar(&action.To, "to", "", "the host to go to. Default: any that can have it")
-	c.Flags().BoolVar(&action.LoseDisks, "lose-disks", false, "its disks stay behind, and it gets empty ones")
-	c.Flags().BoolVar(&live, "live", false, "only while they run: one that cannot stays")
-	c.Flags().BoolVar(&stop, "stop", false, "stop them for it")
+	c.Long = "move moves Guests to another host, with their disks: while they run, where that is possible and their migration is\n" +
+		"Live, otherwise with a stop. One that has not arrived within Site.spec.guests.moveDeadline continues where it was."
+	c.Flags().StringVar(&action.To, "to", "", "the host to move to. Default: any that can run the Guest")
+	c.Flags().BoolVar(&action.LoseDisks, "lose-disks", false, "leave the disks behind, and give the Guest empty ones")
+	c.Flags().BoolVar(&live, "live", false, "only move while running: a Guest that cannot stays")
+	c.Flags().BoolVar(&stop, "stop", false, "stop the Guests for the move")
 	_ = c.RegisterFlagCompletionFunc("to", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return a.names(c.Context(), "machines"), cobra.ShellCompDirectiveNoFileComp
-	}) // the flag is there
+	}) // the flag exists
 	return c
 }

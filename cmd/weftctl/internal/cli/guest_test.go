@@ -17,34 +17,34 @@ func TestGuestVerbs(t *testing.T) {
 	asked := func() string { return b.objects["guests/web"].Meta().Annotations["asked"] }
 	state := func() api.GuestState { return b.objects["guests/web"].(*api.Guest).Spec.State }
 
-	b.run(t, "", "guest", "stop", "web").want(t, 0, "guest/web is to be Stopped\n")
+	b.run(t, "", "guest", "stop", "web").want(t, 0, "guest/web is requested to be Stopped\n")
 	if s := state(); s != "Stopped" {
 		t.Errorf("it is to be %s", s)
 	}
-	b.run(t, "", "guest", "stop", "web").want(t, 0, "guest/web is to be Stopped already\n")
-	b.run(t, "", "guest", "start", "web").want(t, 0, "guest/web is to be Running\n")
+	b.run(t, "", "guest", "stop", "web").want(t, 0, "guest/web is already requested to be Stopped\n")
+	b.run(t, "", "guest", "start", "web").want(t, 0, "guest/web is requested to be Running\n")
 	if s := state(); s != "Running" {
 		t.Errorf("it is to be %s", s)
 	}
 	for _, verb := range []string{"restart", "reset"} {
-		b.run(t, "", "guest", verb, "web").want(t, 0, "guest/web "+verb+" asked for\n")
+		b.run(t, "", "guest", verb, "web").want(t, 0, "guest/web "+verb+" requested\n")
 		if got := asked(); got != verb+"  false true" {
 			t.Errorf("%s: asked for %q", verb, got)
 		}
 	}
-	b.run(t, "", "guest", "move", "web", "--to", "r1u08", "--lose-disks").want(t, 0, "guest/web leaves r1u07: weftctl describe guest web says how far it is\n")
+	b.run(t, "", "guest", "move", "web", "--to", "r1u08", "--lose-disks").want(t, 0, "guest/web leaves r1u07: weftctl describe guest web shows its progress\n")
 	if got := asked(); got != "move r1u08 true true" {
 		t.Errorf("asked for %q", got)
 	}
 	for flag, mode := range map[string]string{"--live": "Live", "--stop": "Stop"} {
-		b.run(t, "", "guest", "move", "web", flag).want(t, 0, "guest/web leaves r1u07: weftctl describe guest web says how far it is\n")
+		b.run(t, "", "guest", "move", "web", flag).want(t, 0, "guest/web leaves r1u07: weftctl describe guest web shows its progress\n")
 		if got := asked(); got != "move "+mode+" false true" {
 			t.Errorf("asked for %q", got)
 		}
 	}
-	b.run(t, "", "guest", "move", "web", "--live", "--stop").want(t, 2, "", "--live goes with neither")
+	b.run(t, "", "guest", "move", "web", "--live", "--stop").want(t, 2, "", "--live cannot be combined with")
 	b.run(t, "", "guest", "reset", "db").want(t, 1, "", "reset guest/db: ")
-	b.run(t, "", "guest", "start").want(t, 2, "", "say NAME…")
+	b.run(t, "", "guest", "start").want(t, 2, "", "want NAME…")
 }
 
 func TestGuestSnapshots(t *testing.T) {
@@ -61,7 +61,7 @@ func TestGuestSnapshots(t *testing.T) {
 	b.run(t, "", "guest", "snapshot", "create", "web", "new").want(t, 0, "guest/web: snapshot-create of new\n")
 	b.run(t, "", "guest", "snapshot", "revert", "web", "before").want(t, 0, "guest/web: snapshot-revert of before\n")
 	b.run(t, "", "guest", "snapshot", "delete", "web", "bad").want(t, 1, "", "guest/web: snapshot-delete of bad")
-	b.run(t, "", "guest", "snapshot", "delete", "web").want(t, 2, "", "say NAME and SNAPSHOT")
+	b.run(t, "", "guest", "snapshot", "delete", "web").want(t, 2, "", "want NAME and SNAPSHOT")
 	b.run(t, "", "guest", "snapshot", "create", "db", "new").want(t, 1, "", "snapshot new of guest/db: ")
 	if r := b.run(t, "", "__complete", "guest", "snapshot", "revert", "web", ""); !strings.Contains(r.out, "before\nafter\n") {
 		t.Errorf("completion says %q", r.out)

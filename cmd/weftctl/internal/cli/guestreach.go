@@ -19,7 +19,7 @@ func (a *guestCommands) guestConsoleCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "console NAME",
 		Short: "Open a Guest's serial console",
-		Long:  "console joins this terminal and a Guest's serial console through its host. It has one user at a time." + consoleEscapes,
+		Long:  "console connects this terminal to a Guest's serial console through its host. It has one user at a time." + consoleEscapes,
 		Args:  exactly(1, "NAME"), ValidArgsFunction: a.completeOne("guests"),
 		RunE: func(c *cobra.Command, args []string) error {
 			client, err := a.client()
@@ -35,7 +35,7 @@ func (a *guestCommands) guestConsoleCommand() *cobra.Command {
 	}
 }
 
-// exitCode fails a command with a code of its own, of which all is said.
+// exitCode fails a command with an exit code of its own; its output has been printed.
 type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
@@ -47,15 +47,15 @@ func (a *guestCommands) guestExecCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "exec NAME -- COMMAND [ARGUMENT…]",
 		Short: "Run a command inside a Guest",
-		Long: fmt.Sprintf(`exec has a Guest's agent (qemu-ga) run a command, waits for its end, and prints what it wrote. The exit code is the
-command's, or 128 and the signal that ended it. No shell is in between: say sh -c '…' for one.
+		Long: fmt.Sprintf(`exec has a Guest's agent (qemu-ga) run a command, waits for its end, and prints its output. The exit code is the
+command's, or 128 plus the signal that ended it. The command does not run in a shell: use sh -c '…' for one.
 
-The output comes when the command has ended, and at most %d KiB each of standard output and error. A command that takes
-longer than --timeout keeps running inside the Guest.`, api.MaxExecOutput>>10),
+The output is printed when the command has ended: at most %d KiB each of standard output and standard error. A command
+that takes longer than --timeout keeps running inside the Guest.`, api.MaxExecOutput>>10),
 		Example: "  weftctl guest exec web -- systemctl is-system-running\n  weftctl guest exec web --stdin -- sh < repair.sh",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) < 2 || c.ArgsLenAtDash() != 1 {
-				return usagef("%s: say NAME -- COMMAND", c.CommandPath())
+				return usagef("%s: want NAME -- COMMAND", c.CommandPath())
 			}
 			return nil
 		},
@@ -75,8 +75,8 @@ longer than --timeout keeps running inside the Guest.`, api.MaxExecOutput>>10),
 			return a.guestExec(c.Context(), args[0], e)
 		},
 	}
-	c.Flags().BoolVar(&stdin, "stdin", false, "hand the command what comes in here, up to 1 MiB")
-	c.Flags().StringArrayVar(&env, "env", nil, "NAME=VALUE; all that the command sees, once it is given")
+	c.Flags().BoolVar(&stdin, "stdin", false, "pass standard input to the command, up to 1 MiB")
+	c.Flags().StringArrayVar(&env, "env", nil, "NAME=VALUE (repeatable); once given, the command's whole environment")
 	c.Flags().DurationVar(&timeout, "timeout", api.ExecTimeout, "how long to wait for the command's end, up to 1h")
 	return c
 }
@@ -115,11 +115,11 @@ func (a *guestCommands) guestVNCCommand() *cobra.Command {
 	var ticket bool
 	c := &cobra.Command{
 		Use:   "vnc NAME",
-		Short: "See and use a Guest's display",
-		Long: `vnc listens on a port of this machine, for any VNC viewer, until it is interrupted. Each viewer is joined to the Guest's
-display through bootd and the Guest's host. Whoever can reach the port has the display: leave it on loopback.
+		Short: "Connect to a Guest's display",
+		Long: `vnc listens on a port of this machine, for any VNC viewer, until it is interrupted. Each viewer is connected to the
+Guest's display through bootd and the Guest's host. Anyone who can reach the port can use the display: leave it on loopback.
 
-With --ticket it prints a URL for noVNC instead, good once and for 30 s.`,
+With --ticket it prints a URL for noVNC instead, which is valid once, within 30 s.`,
 		Example: "  weftctl guest vnc web --listen 127.0.0.1:5901 & vncviewer 127.0.0.1:1",
 		Args:    exactly(1, "NAME"), ValidArgsFunction: a.completeOne("guests"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -127,7 +127,7 @@ With --ticket it prints a URL for noVNC instead, good once and for 30 s.`,
 			if err != nil {
 				return err
 			}
-			t, err := client.GuestVNCTicket(c.Context(), args[0]) // a fault is told before a viewer comes
+			t, err := client.GuestVNCTicket(c.Context(), args[0]) // report a fault before a viewer connects
 			if err != nil {
 				return fmt.Errorf("display of guest/%s: %w", args[0], err)
 			}
@@ -137,7 +137,7 @@ With --ticket it prints a URL for noVNC instead, good once and for 30 s.`,
 			return a.serveVNC(c.Context(), client, listen, args[0])
 		},
 	}
-	c.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address and port for viewers; port 0 is any")
+	c.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address and port for viewers; port 0 picks a free one")
 	c.Flags().BoolVar(&ticket, "ticket", false, "print a URL for a WebSocket viewer")
 	c.MarkFlagsMutuallyExclusive("listen", "ticket")
 	return c
@@ -150,13 +150,13 @@ func (a *guestCommands) printTicket(t *api.VNCTicket) error {
 	}
 	server, ok := strings.CutPrefix(conn.Server, "https://")
 	if !ok {
-		a.note("put wss:// and bootd's address before it: %s is for this machine alone", conn.Server)
+		a.note("put wss:// and bootd's address before it: %s works on this machine only", conn.Server)
 		return a.printf("%s\n", t.Path)
 	}
 	return a.printf("wss://%s%s\n", strings.TrimSuffix(server, "/"), t.Path)
 }
 
-// serveVNC joins each viewer that comes to a display of its own, until ctx ends.
+// serveVNC connects each viewer to the display over a stream of its own, until ctx ends.
 func (a *guestCommands) serveVNC(ctx context.Context, client *api.Client, listen, name string) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
 	if err != nil {
@@ -184,14 +184,14 @@ func (a *guestCommands) serveVNC(ctx context.Context, client *api.Client, listen
 			return fmt.Errorf("wait for viewers: %w", err)
 		}
 		viewers.Go(func() {
-			note("a viewer has come from %s", near.RemoteAddr())
+			note("viewer from %s connected", near.RemoteAddr())
 			far, err := client.GuestVNC(ctx, name)
 			if err != nil {
 				note("display of guest/%s: %s", name, errors.Join(err, near.Close()))
 				return
 			}
 			joinStreams(ctx, near, far)
-			note("the viewer from %s has gone", near.RemoteAddr())
+			note("viewer from %s disconnected", near.RemoteAddr())
 		})
 	}
 }

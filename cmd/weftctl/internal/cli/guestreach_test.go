@@ -38,8 +38,8 @@ func TestGuestExec(t *testing.T) {
 	}
 	answer = api.GuestExecResult{StdoutTruncated: true}
 	b.run(t, "", "guest", "exec", "web", "--", "x").want(t, 0, "", "its standard output was longer than this")
-	b.run(t, "", "guest", "exec", "web").want(t, 2, "", "say NAME -- COMMAND")
-	b.run(t, "", "guest", "exec", "web", "ls").want(t, 2, "", "say NAME -- COMMAND")
+	b.run(t, "", "guest", "exec", "web").want(t, 2, "", "want NAME -- COMMAND")
+	b.run(t, "", "guest", "exec", "web", "ls").want(t, 2, "", "want NAME -- COMMAND")
 	b.run(t, "", "guest", "exec", "--timeout", "2h", "web", "--", "x").want(t, 2, "", "it may be up to 1h0m0s")
 	b.run(t, strings.Repeat("x", api.MaxExecStdin+1), "guest", "exec", "--stdin", "web", "--", "x").want(t, 2, "", "stdin has")
 	b.refuse["POST /v1/guests/web/exec"] = &api.Problem{Status: 502, Title: "Bad Gateway", Detail: "host r1: no guest agent runs in Guest web"}
@@ -89,7 +89,7 @@ func TestGuestVNC(t *testing.T) {
 	if code := <-ended; code != 0 {
 		t.Errorf("exit code %d: %s", code, said.String())
 	}
-	if !strings.Contains(said.String(), "a viewer has come from 127.0.0.1:") {
+	if !strings.Contains(said.String(), "viewer from 127.0.0.1:") {
 		t.Errorf("it says %q", said.String())
 	}
 	b.refuse["POST /v1/guests/web/vnc"] = &api.Problem{Status: 409, Title: "Conflict", Detail: "Guest web has no display"}

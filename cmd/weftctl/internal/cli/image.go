@@ -16,7 +16,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/manifest"
 )
 
-// imageCommands bring files to bootd.
+// imageCommands upload files to bootd.
 type imageCommands struct{ *manifests }
 
 func (a *imageCommands) imageCommand() *cobra.Command {
@@ -33,7 +33,7 @@ func (a *imageCommands) imageImportCommand() *cobra.Command {
 	var o importOptions
 	c := &cobra.Command{
 		Use:   "import NAME DIRECTORY|FILE…",
-		Short: "Upload boot assets and apply the Image that is made of them",
+		Short: "Upload boot assets and apply the Image made of them",
 		Long: `import finds the kernel, initrd, rootfs and disk among the files by their names:
 
   kernel   vmlinuz*, kernel*, bzImage*, *-kernel-*, *-kernel.*, *.vmlinuz
@@ -41,8 +41,8 @@ func (a *imageCommands) imageImportCommand() *cobra.Command {
   rootfs   rootfs*, *.squashfs, *-rootfs-*
   disk     *.raw, *.qcow2, other *.img, also compressed
 
-or takes what is said: kernel=PATH, initrd=PATH, rootfs=PATH, disk=PATH. Files that bootd holds are not sent
-again: an import that broke off continues with the file that it broke at.`,
+or by kernel=PATH, initrd=PATH, rootfs=PATH, disk=PATH. Files that bootd already holds are not sent again: an
+interrupted import continues with the file at which it stopped.`,
 		Example: `  weftctl image import flatcar-stable ./flatcar --version 4230.2.1
   weftctl image import debian-12 kernel=./vmlinuz initrd=./initrd.img rootfs=./root.squashfs --os debian --version 12.8`,
 		Args: atLeast(2, "NAME and the DIRECTORY or FILEs"),
@@ -55,12 +55,12 @@ again: an import that broke off continues with the file that it broke at.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.version, "version", "", "the Image's version. Default: made of the files' digests")
+	f.StringVar(&o.version, "version", "", "the Image's version. Default: derived from the files' digests")
 	f.StringVar(&o.os, "os", "", "debian, flatcar or fcos. Default: flatcar")
 	f.StringVar(&o.arch, "arch", "", "amd64 or arm64. Default: amd64")
 	f.StringVar(&o.ignition, "ignition-version", "", "highest Ignition spec that the image's Ignition reads. Default: 3.4.0")
-	f.StringArrayVar(&o.arguments, "kernel-argument", nil, "kernel argument instead of those that --os stands for (repeatable)")
-	f.BoolVar(&o.dryRun, "dry-run", false, "let bootd judge, but store nothing")
+	f.StringArrayVar(&o.arguments, "kernel-argument", nil, "kernel argument; replaces those that --os implies (repeatable)")
+	f.BoolVar(&o.dryRun, "dry-run", false, "have bootd check the objects, but store nothing")
 	complete(c, "os", "debian", "flatcar", "fcos")
 	complete(c, "arch", "amd64", "arm64")
 	return c
@@ -117,7 +117,7 @@ func documentOf(o api.Object) (*manifest.Document, error) {
 	return documents[0], nil
 }
 
-// contentVersion makes a version of what the Image is made of.
+// contentVersion derives a version from the Image's files.
 func contentVersion(image *api.Image) string {
 	for _, role := range []string{api.RootfsFile, api.DiskFile, api.InitrdFile, api.KernelFile} {
 		if f, ok := image.Spec.Files[role]; ok {
@@ -127,8 +127,8 @@ func contentVersion(image *api.Image) string {
 	return ""
 }
 
-// classify finds out which file is what: by role=PATH, or by its name. A directory stands for its files,
-// of which those with other names are passed over.
+// classify finds the role of each file: by role=PATH, or by its name. A directory means its files; those with
+// other names are skipped.
 func classify(paths []string) (map[string]string, error) {
 	files := map[string]string{}
 	take := func(role, path string) error {
@@ -164,7 +164,7 @@ func classifyPath(path string, take func(role, path string) error) error {
 	if !info.IsDir() {
 		role := roleOf(filepath.Base(path))
 		if role == "" {
-			return usagef("%s does not tell by its name what it is: write kernel=, initrd=, rootfs= or disk= before it", path)
+			return usagef("the name of %s does not show its role: write kernel=, initrd=, rootfs= or disk= before it", path)
 		}
 		return take(role, path)
 	}
@@ -188,7 +188,7 @@ func fileRoles() []string {
 	return []string{api.KernelFile, api.InitrdFile, api.RootfsFile, api.DiskFile}
 }
 
-// rolePatterns are the names that distributions give, most telling first: Debian and dracut, Fedora CoreOS
+// rolePatterns are the names that distributions use, most specific first: Debian and dracut, Fedora CoreOS
 // (fedora-coreos-…-live-kernel-x86_64, -live-initramfs.x86_64.img, -live-rootfs.x86_64.img), Flatcar
 // (flatcar_production_pxe.vmlinuz, _pxe_image.cpio.gz, _image.bin.bz2).
 func rolePatterns() []struct{ role, patterns string } {

@@ -22,7 +22,7 @@ import (
 // defaultLabDir is short: unix socket addresses are below it.
 const defaultLabDir = "/var/lib/rackweft-lab"
 
-// labOptions say what rack is brought up.
+// labOptions describe the rack to bring up.
 type labOptions struct {
 	dir, name, image, bin string
 	machines              int
@@ -42,18 +42,18 @@ func labDirFlag(c *cobra.Command, dir *string) {
 	c.Flags().StringVar(dir, "dir", defaultLabDir, "where the rack keeps its logs, disks and sockets")
 }
 
-// rackFlags are those that lab up hands on to lab run.
+// rackFlags are the flags that lab up passes to lab run.
 func rackFlags(c *cobra.Command, o *labOptions) {
 	labDirFlag(c, &o.dir)
 	f := c.Flags()
-	f.StringVar(&o.name, "name", "lab", "the rack's name, which its network namespaces carry")
+	f.StringVar(&o.name, "name", "lab", "the rack's name, which prefixes its network namespaces")
 	f.StringVar(&o.image, "image", "", "directory of the netboot image (vmlinuz, initrd, rootfs.squashfs, SHA256SUMS)")
 	f.StringVar(&o.bin, "bin", "", "directory of bootd and nodeagent. Default: weftctl's own")
 	f.IntVar(&o.machines, "machines", 3, "how many machines")
-	f.BoolVar(&o.keepState, "keep-state", false, "go on with the disks and the bootd state of the last rack in --dir")
+	f.BoolVar(&o.keepState, "keep-state", false, "continue with the disks and the bootd state of the last rack in --dir")
 }
 
-// arguments are the flags again, for lab run.
+// arguments are the same flags, for lab run.
 func (o labOptions) arguments() []string {
 	return []string{"lab", "run", "--dir", o.dir, "--name", o.name, "--image", o.image, "--bin", o.bin,
 		"--machines", strconv.Itoa(o.machines), "--keep-state=" + strconv.FormatBool(o.keepState)}
@@ -61,7 +61,7 @@ func (o labOptions) arguments() []string {
 
 func (o *labOptions) complete() error {
 	if o.machines < 1 || o.machines > 40 {
-		return usagef("--machines %d: a rack holds 1 to 40", o.machines)
+		return usagef("invalid --machines %d: want 1 to 40", o.machines)
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("a rack needs network namespaces and taps: run it as root (sudo)")
@@ -89,11 +89,11 @@ func (o *labOptions) complete() error {
 		}
 	}
 	if o.image == "" {
-		return usagef("say what the machines boot with --image DIRECTORY: `lab/image/build` makes it and prints where it is")
+		return usagef("name the netboot image with --image DIRECTORY: `lab/image/build` makes one and prints where it is")
 	}
 	for _, file := range []string{"vmlinuz", "initrd", "rootfs.squashfs", "SHA256SUMS"} {
 		if _, err := os.Stat(filepath.Join(o.image, file)); err != nil {
-			return usagef("--image %s has no %s: `lab/image/build` makes a whole image", o.image, file)
+			return usagef("--image %s has no %s: `lab/image/build` makes a complete image", o.image, file)
 		}
 	}
 	return nil
@@ -117,7 +117,7 @@ func rackOf(n int) []lab.MachineConfig {
 	return machines[:n]
 }
 
-// labRunCommand is the rack's owner: everything of the rack ends with it.
+// labRunCommand is the rack's owner: all of the rack's processes end with it.
 func (a *labCommands) labRunCommand() *cobra.Command {
 	var o labOptions
 	c := &cobra.Command{
@@ -156,7 +156,7 @@ func (a *labCommands) labRun(ctx context.Context, o labOptions, log *slog.Logger
 func (a *labCommands) labStatusCommand() *cobra.Command {
 	var dir, output string
 	c := &cobra.Command{
-		Use: "status", Short: "Show how the rack stands", Args: cobra.NoArgs,
+		Use: "status", Short: "Show the rack's state", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			report, err := lab.Status(c.Context(), dir)
 			if errors.Is(err, lab.ErrNotUp) {
@@ -171,7 +171,7 @@ func (a *labCommands) labStatusCommand() *cobra.Command {
 			case "text":
 				return a.printReport(c.Context(), report)
 			}
-			return usagef("-o %s: it may be text or json", output)
+			return usagef("invalid -o %s: want text or json", output)
 		},
 	}
 	labDirFlag(c, &dir)
@@ -181,7 +181,7 @@ func (a *labCommands) labStatusCommand() *cobra.Command {
 }
 
 func (a *labCommands) printReport(ctx context.Context, r lab.Report) error {
-	bootd := "does not run"
+	bootd := "not running"
 	if r.BootdPID != 0 {
 		bootd = fmt.Sprintf("pid %d, restarted %s", r.BootdPID, count(r.BootdRestarts, "time"))
 	}
@@ -203,7 +203,7 @@ func (a *labCommands) printReport(ctx context.Context, r lab.Report) error {
 	return table.Print(a.out, a.bold)
 }
 
-// phases are those of the Machines, where bootd answers at once.
+// phases are those of the Machines, if bootd answers promptly.
 func (a *labCommands) phases(ctx context.Context, socket string) map[string]string {
 	ctx, cancel := context.WithTimeout(ctx, completionTime)
 	defer cancel()
@@ -222,14 +222,14 @@ func (a *labCommands) phases(ctx context.Context, socket string) map[string]stri
 	return phases
 }
 
-// downTime is ample for bootd to stop and QEMUs to end.
+// downTime is long enough for bootd to stop and the QEMUs to end.
 const downTime = time.Minute
 
 func (a *labCommands) labDownCommand() *cobra.Command {
 	var dir string
 	c := &cobra.Command{
 		Use: "down", Short: "Take the rack down and leave nothing running", Args: cobra.NoArgs,
-		Long: `down ends bootd, the machines and their BMCs and removes the namespaces, also when the rack's owner was killed.
+		Long: `down stops bootd, the machines and their BMCs and removes the namespaces, even when the rack's owner was killed.
 Logs, disks and bootd's state stay in --dir.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := os.Stat(filepath.Join(dir, "rack.json"))
@@ -274,7 +274,7 @@ func (a *labCommands) nextSteps(r lab.Report, dir string) error {
 	return a.printf("%s\n", strings.Join(steps, "\n"))
 }
 
-// ownName is the shortest by which a shell here finds this very program.
+// ownName is the shortest name by which this shell finds this program.
 func ownName() string {
 	self, err := os.Executable()
 	if err != nil {

@@ -36,14 +36,14 @@ Ctrl-C at any moment takes everything down again.`,
 		},
 	}
 	rackFlags(c, &o)
-	c.Flags().BoolVar(&o.keep, "keep", false, "leave the rack up when it fails, to look at it")
-	c.Flags().DurationVar(&o.timeout, "timeout", 30*time.Minute, "give up after that long")
+	c.Flags().BoolVar(&o.keep, "keep", false, "leave the rack up when it fails, to inspect it")
+	c.Flags().DurationVar(&o.timeout, "timeout", 30*time.Minute, "give up after this time")
 	return c
 }
 
 func (a *labCommands) labUp(ctx context.Context, o labOptions) error {
 	if r, err := lab.Status(ctx, o.dir); err == nil {
-		return fmt.Errorf("a rack is up in %s already (owner pid %d, since %s): `weftctl lab status` shows it, `weftctl lab down` takes it down",
+		return fmt.Errorf("a rack is already up in %s (owner pid %d, since %s): `weftctl lab status` shows it, `weftctl lab down` takes it down",
 			o.dir, r.OwnerPID, r.Started.Local().Format(time.TimeOnly))
 	}
 	start := time.Now()
@@ -66,7 +66,7 @@ func (a *labCommands) labUp(ctx context.Context, o labOptions) error {
 	return a.takeDown(ctx, o, owner, report, err)
 }
 
-// takeDown ends a rack that did not come up, after telling what there is to know of it.
+// takeDown ends a rack that did not come up, after printing what is known about it.
 func (a *labCommands) takeDown(ctx context.Context, o labOptions, owner *owner, report lab.Report, cause error) error {
 	if ctx.Err() == nil {
 		a.tellFailure(ctx, o, report, cause)
@@ -87,7 +87,7 @@ func (a *labCommands) bringUp(ctx context.Context, o labOptions, owner *owner, s
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watched := make(chan struct{})
-	go func() { // nothing comes up without its owner
+	go func() { // a rack does not come up without its owner
 		defer close(watched)
 		select {
 		case <-owner.exited:
@@ -158,7 +158,7 @@ func waitReady(ctx context.Context, client *api.Client) error {
 	}
 }
 
-// labDone shows what came of it.
+// labDone shows the result.
 func (a *labCommands) labDone(ctx context.Context, o labOptions, report lab.Report, start time.Time) error {
 	client, err := api.NewClient(api.ClientConfig{Server: "unix://" + report.BootdSocket})
 	if err != nil {
@@ -172,7 +172,7 @@ func (a *labCommands) labDone(ctx context.Context, o labOptions, report lab.Repo
 	if err := a.printTables(objects, true); err != nil {
 		return err
 	}
-	_ = a.printf("\n%s\n\n", a.out.Paint(terminal.Green, fmt.Sprintf("%s Active in %s, from nothing.", count(len(report.Machines), "machine"), terminal.Short(time.Since(start)))))
+	_ = a.printf("\n%s\n\n", a.out.Paint(terminal.Green, fmt.Sprintf("%s Active in %s, from power off.", count(len(report.Machines), "machine"), terminal.Short(time.Since(start)))))
 	return a.nextSteps(report, o.dir)
 }
 
@@ -211,7 +211,7 @@ func (a *labCommands) showTail(path string) {
 	}
 }
 
-// fileTail is the last n lines of a file that are not empty, fit for a terminal.
+// fileTail returns the last n lines of a file that are not empty, made safe for a terminal.
 func fileTail(path string, n int) []string {
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -227,17 +227,17 @@ func fileTail(path string, n int) []string {
 	return tail(lines, n)
 }
 
-// ownerLog is what the rack's owner says, below its directory.
+// ownerLog is the log of the rack's owner, below its directory.
 const ownerLog = "lab.log"
 
-// owner is the detached process that holds the rack.
+// owner is the detached process that owns the rack.
 type owner struct {
 	dir    string
 	cmd    *exec.Cmd
 	exited chan struct{} // closed once it is reaped
 }
 
-// startOwner starts `weftctl lab run` in a session of its own: Ctrl-C on this terminal is not for it.
+// startOwner starts `weftctl lab run` in a session of its own: Ctrl-C on this terminal does not reach it.
 func startOwner(o labOptions) (*owner, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -259,13 +259,13 @@ func startOwner(o labOptions) (*owner, error) {
 	}
 	own := &owner{dir: o.dir, cmd: cmd, exited: make(chan struct{})}
 	go func() { // ends with the owner, or with this program, which the owner outlives
-		_ = cmd.Wait() // how it ended is in ProcessState
+		_ = cmd.Wait() // ProcessState has the result
 		close(own.exited)
 	}()
 	return own, nil
 }
 
-// failure is why the owner ended.
+// failure says why the owner ended.
 func (o *owner) failure() error {
 	for _, line := range fileTail(filepath.Join(o.dir, ownerLog), 1) {
 		if why, ok := strings.CutPrefix(line, "error: "); ok {
@@ -275,9 +275,9 @@ func (o *owner) failure() error {
 	return fmt.Errorf("the rack's owner (pid %d) has ended: %s", o.cmd.Process.Pid, o.cmd.ProcessState)
 }
 
-// end asks the owner to take the rack down, and cleans up after one that does not.
+// end has the owner take the rack down, and cleans up if it does not.
 func (o *owner) end() error {
-	_ = o.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	_ = o.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
 	select {
 	case <-o.exited:
 	case <-time.After(downTime):

@@ -14,12 +14,12 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// machineError is a machine that did not become Active.
+// machineError reports a machine that did not become Active.
 type machineError struct{ name, why string }
 
 func (e *machineError) Error() string { return fmt.Sprintf("machine %s %s", e.name, e.why) }
 
-// follow shows the machines on their way until all are Active, or one is given up.
+// follow shows the machines' progress until all are Active, or one has failed for good.
 func (a *labCommands) follow(ctx context.Context, client *api.Client, names []string, start time.Time) error {
 	ctx, cancel := context.WithCancel(ctx)
 	changes := make(chan api.WatchEvent)
@@ -67,12 +67,11 @@ func send[T any](ctx context.Context, to chan<- T, v T) error {
 	}
 }
 
-// followEvents sends events until ctx ends; a bootd that restarts is asked again, and what it told before is
-// told once.
+// followEvents sends events until ctx ends. It reconnects when bootd restarts, and sends each event once.
 func followEvents(ctx context.Context, client *api.Client, to chan<- api.Event) {
 	var last time.Time
 	for ctx.Err() == nil {
-		_ = client.Events(ctx, "Machine", "", true, func(e api.Event) error { // an error of the stream: ask again
+		_ = client.Events(ctx, "Machine", "", true, func(e api.Event) error { // an error of the stream: reconnect
 			if !e.Time.After(last) {
 				return nil
 			}
@@ -83,14 +82,14 @@ func followEvents(ctx context.Context, client *api.Client, to chan<- api.Event) 
 	}
 }
 
-// view is the rack as it is shown: a line per machine on a terminal, else a line per change.
+// view prints the rack: a line per machine on a terminal, else a line per change.
 type view struct {
 	app    *app
 	region *terminal.Region
 	start  time.Time
 	names  []string
 	states map[string]*api.Machine
-	told   map[string]string // what was printed last of each
+	told   map[string]string // what was last printed of each
 	last   map[string]api.Event
 	finish map[string]time.Time
 }
@@ -141,7 +140,7 @@ func (v *view) event(e api.Event) {
 	}
 }
 
-// verdict is done when every machine is Active, and an error when one is given up.
+// verdict is done when every machine is Active, and an error when one has failed for good.
 func (v *view) verdict() (bool, error) {
 	active := 0
 	for _, name := range v.names {
@@ -200,7 +199,7 @@ func (v *view) draw() {
 // line is one machine: name, phase, a bar of stages, the time so far, the last event.
 func (v *view) line(name string, width int) string {
 	stages := len(api.Stages())
-	phase, stage, reached := "not there yet", "", 0
+	phase, stage, reached := "not created yet", "", 0
 	clock := time.Since(v.start)
 	m := v.states[name]
 	if m != nil {
@@ -230,5 +229,5 @@ func (v *view) line(name string, width int) string {
 		terminal.Clock(clock), p.Paint(terminal.Dim, strings.TrimSpace(terminal.Clean(v.last[name].Message))))
 }
 
-// end leaves the last picture on the screen.
+// end leaves the last state on the screen.
 func (v *view) end() { v.draw() }

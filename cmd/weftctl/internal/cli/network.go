@@ -11,20 +11,20 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-// networkCommands look into Networks.
+// networkCommands inspect Networks.
 type networkCommands struct{ *app }
 
 func (a *networkCommands) networkCommand() *cobra.Command {
-	return group("network", "Look into Networks", a.networkPeersCommand(), a.networkExplainCommand())
+	return group("network", "Inspect Networks", a.networkPeersCommand(), a.networkExplainCommand())
 }
 
 func (a *networkCommands) networkPeersCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "peers NAME",
-		Short: "Show who has a lease of a Network, and what its host reports",
+		Short: "List the leases of a Network, with the state that hosts report",
 		Long: `peers lists the leases of a Network: those of hosts, of Guests that moved with their address, of stock
-flannelds, and reservations. STATE is what the host last said of the Network.`,
+flannelds, and reservations. STATE is the host's last report about the Network.`,
 		Example:           "  weftctl network peers customer-a",
 		Args:              exactly(1, "a Network"),
 		ValidArgsFunction: a.completeOne("networks"),
@@ -52,31 +52,31 @@ func (a *networkCommands) networkPeers(ctx context.Context, client *api.Client, 
 	case "table", "wide":
 		return a.printer().Peers(a.out, peers.Peers, output == "wide")
 	}
-	return usagef("-o %s: it may be table, wide or json", output)
+	return usagef("invalid -o %s: want table, wide or json", output)
 }
 
 func (a *networkCommands) networkExplainCommand() *cobra.Command {
 	var from, to, output string
 	c := &cobra.Command{
 		Use:   "explain NAME --from END --to END",
-		Short: "Tell what becomes of a packet of a Network",
-		Long: `explain follows a packet from one end to another: which host it starts from, what is programmed there for
-its destination, which host hands it over, and what drops it, if anything does. An END is a Guest of the
-Network, NETWORK/GUEST for one on another, or an address. It goes by the objects, the leases and what hosts
-last said; it sends nothing. The exit code is 1 when the packet does not arrive.`,
+		Short: "Trace a packet through a Network",
+		Long: `explain traces a packet from one end to another: the host it starts from, the route programmed there for
+its destination, the host that delivers it, and what drops it, if anything does. An END is a Guest of the
+Network, NETWORK/GUEST for one of another Network, or an address. It uses the objects, the leases and the hosts'
+last reports; it sends no packet. The exit code is 1 when the packet does not arrive.`,
 		Example: `  weftctl network explain customer-a --from worker-1 --to worker-2
   weftctl network explain customer-a --from worker-1 --to 203.0.113.9`,
 		Args:              exactly(1, "a Network"),
 		ValidArgsFunction: a.completeOne("networks"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if from == "" || to == "" {
-				return usagef("--from and --to are both needed: a Guest, NETWORK/GUEST, or an address")
+				return usagef("--from and --to are both required: a Guest, NETWORK/GUEST, or an address")
 			}
 			return a.networkExplain(c.Context(), args[0], from, to, output)
 		},
 	}
-	c.Flags().StringVar(&from, "from", "", "where the packet comes from")
-	c.Flags().StringVar(&to, "to", "", "where it goes to")
+	c.Flags().StringVar(&from, "from", "", "source of the packet")
+	c.Flags().StringVar(&to, "to", "", "destination of the packet")
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	complete(c, "output", "text", "json")
 	return c
@@ -97,7 +97,7 @@ func (a *networkCommands) networkExplain(ctx context.Context, name, from, to, ou
 	case "text":
 		err = a.printPath(path)
 	default:
-		return usagef("-o %s: it may be text or json", output)
+		return usagef("invalid -o %s: want text or json", output)
 	}
 	if err == nil && !path.Delivered {
 		err = errQuiet

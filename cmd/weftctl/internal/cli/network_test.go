@@ -30,8 +30,8 @@ r1u07   guest web     10.5.8.8/31     -               198.18.8.17   -           
 -       reservation   10.5.200.0/24   -               -             -                   -           -         
 `)
 	b.run(t, "", "network", "peers", "blue", "-o", "xml").want(t, 2, "", "table, wide or json")
-	b.run(t, "", "network", "peers").want(t, 2, "", "say a Network")
-	b.run(t, "", "network", "peer", "blue").want(t, 2, "", "is no command")
+	b.run(t, "", "network", "peers").want(t, 2, "", "want a Network")
+	b.run(t, "", "network", "peer", "blue").want(t, 2, "", "unknown command")
 }
 
 func TestNetworkExplain(t *testing.T) {
@@ -53,6 +53,6 @@ r1u07   it comes from red/web
         it goes to 203.0.113.9
         it is dropped
 `)
-	b.run(t, "", "network", "explain", "blue", "--from", "web").want(t, 2, "", "--from and --to are both needed")
+	b.run(t, "", "network", "explain", "blue", "--from", "web").want(t, 2, "", "--from and --to are both required")
 	b.run(t, "", "network", "explain", "blue", "--from", "web", "--to", "far", "-o", "xml").want(t, 2, "", "text or json")
 }

@@ -14,14 +14,14 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-// restoreCommands say what is made of a restored Site.
+// restoreCommands complete the restore of a Site.
 type restoreCommands struct{ *app }
 
 func (a *restoreCommands) restoreCommand() *cobra.Command {
-	c := group("restore", "Bring a bootd back to work that was restored from a backup",
+	c := group("restore", "Return a restored bootd to service",
 		a.restoreStatusCommand(), a.restoreAcceptCommand(), a.restoreWriteOffCommand(), a.restoreFinishCommand())
-	c.Long = `A bootd that was restored (bootd restore) changes nothing until every Machine is accounted for: its host has
-reported what it runs, its BMC says that it has no power, or a person has written it off.`
+	c.Long = `After bootd restore, bootd changes nothing until every Machine is accounted for: its host has reported what it
+runs, its BMC reports that it is powered off, or a person has written it off.`
 	return c
 }
 
@@ -29,7 +29,7 @@ func (a *restoreCommands) restoreStatusCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Show which Machines are accounted for, and what only hosts know",
+		Short: "Show which Machines are accounted for, and what only the hosts know",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			client, err := a.client()
@@ -38,7 +38,7 @@ func (a *restoreCommands) restoreStatusCommand() *cobra.Command {
 			}
 			status, err := client.Recovery(c.Context())
 			if err != nil {
-				return fmt.Errorf("how the restore stands: %w", err)
+				return fmt.Errorf("state of the restore: %w", err)
 			}
 			switch output {
 			case "json":
@@ -46,7 +46,7 @@ func (a *restoreCommands) restoreStatusCommand() *cobra.Command {
 			case "table":
 				return a.recovery(status)
 			}
-			return usagef("-o %s: it may be table or json", output)
+			return usagef("invalid -o %s: want table or json", output)
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
@@ -57,7 +57,7 @@ func (a *restoreCommands) restoreStatusCommand() *cobra.Command {
 func (a *restoreCommands) recovery(s *api.RecoveryStatus) error {
 	r := s.Recovery
 	if r == nil {
-		return a.printf("Nothing was restored, or all is done.\n")
+		return a.printf("No restore is in progress.\n")
 	}
 	rows := [][]string{}
 	done := 0
@@ -75,7 +75,7 @@ func (a *restoreCommands) recovery(s *api.RecoveryStatus) error {
 	}
 	state := fmt.Sprintf("%s: %d of %d Machines are accounted for.", a.out.Paint(terminal.Yellow, "Held"), done, len(s.Machines))
 	if !r.Held {
-		state = "Every Machine is accounted for: bootd works as ever."
+		state = "Every Machine is accounted for: bootd works normally."
 	}
 	if err := a.printf("%s\n\n", state); err != nil {
 		return err
@@ -96,12 +96,12 @@ func (a *restoreCommands) accounted(m api.RecoveryMachine) string {
 
 func hostText(h api.RecoveryHost) string {
 	if h.Key == "" {
-		return "other hosts name it as their peer, and it has not come: weftctl restore write-off " + h.Name + ", if it is gone"
+		return "other hosts name it as their peer, and it has not connected: weftctl restore write-off " + h.Name + ", if it is gone"
 	}
-	return fmt.Sprintf("at %s, its certificate is of %s, after the backup: apply its Machine if that is missing, then weftctl restore accept %s", h.Address, h.Issued.Format(time.RFC3339), h.Name)
+	return fmt.Sprintf("at %s, its certificate was issued on %s, after the backup: apply its Machine if that is missing, then weftctl restore accept %s", h.Address, h.Issued.Format(time.RFC3339), h.Name)
 }
 
-// onlyOnHosts lists what the backup does not know, and where hosts contradict it.
+// onlyOnHosts lists what the backup does not contain, and where hosts contradict it.
 func (a *restoreCommands) onlyOnHosts(r *api.Recovery) error {
 	if len(r.Unknown) > 0 {
 		t := show.Table{Header: []string{"ONLY HOSTS KNOW", "HOST", "RESERVED"}}
@@ -130,11 +130,11 @@ func (a *restoreCommands) onlyOnHosts(r *api.Recovery) error {
 func (a *restoreCommands) restoreAcceptCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "accept HOST...",
-		Short: "Take hosts for the ones that they say they are, whose keys are from after the backup",
-		Long: `The backup does not know the key of a host that was provisioned after it was taken. accept makes the key that
-the host has shown that of its Machine, whose manifest must have been applied: look at the host first, for whoever
-stole the key of one that was deleted since comes the same way. Nothing is provisioned again.`,
-		Args: atLeast(1, "which hosts"),
+		Short: "Accept hosts whose keys were made after the backup",
+		Long: `The backup does not contain the key of a host that was provisioned after it was taken. accept binds the key that the
+host has presented to its Machine, whose manifest must have been applied. Verify the host first: a key that was
+stolen from a host that has since been deleted looks the same. No host is provisioned again.`,
+		Args: atLeast(1, "HOST names"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.eachHost(c.Context(), args, "accepted", (*api.Client).AcceptHost)
 		},
@@ -145,13 +145,13 @@ func (a *restoreCommands) restoreWriteOffCommand() *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use:   "write-off HOST...",
-		Short: "Wait no longer for hosts of which nothing is left",
-		Long: `What a host had is free again when it is written off: its leases may be given away, its Guests start
-elsewhere, and it may be provisioned over. Its key is revoked. Never write off a host that may still run.`,
+		Short: "Stop waiting for hosts that no longer exist",
+		Long: `Writing off a host frees what it had: its leases may be given to others, its Guests start on other hosts, and it
+may be provisioned again. Its key is revoked. Never write off a host that may still be running.`,
 		Example: "  weftctl restore write-off r1u07\n  weftctl restore write-off --all",
 		RunE: func(c *cobra.Command, args []string) error {
 			if all == (len(args) > 0) {
-				return usagef("%s: say which hosts, or --all for every one that has not reported", c.CommandPath())
+				return usagef("%s: name the hosts, or give --all for every one that has not reported", c.CommandPath())
 			}
 			if all {
 				var err error
@@ -166,8 +166,7 @@ elsewhere, and it may be provisioned over. Its key is revoked. Never write off a
 	return c
 }
 
-// silentHosts are those of which nothing was heard, and no others: a host with
-// another key runs.
+// silentHosts are the hosts that have not reported at all: a host with another key is running.
 func (a *restoreCommands) silentHosts(ctx context.Context) ([]string, error) {
 	client, err := a.client()
 	if err != nil {
@@ -175,7 +174,7 @@ func (a *restoreCommands) silentHosts(ctx context.Context) ([]string, error) {
 	}
 	s, err := client.Recovery(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("how the restore stands: %w", err)
+		return nil, fmt.Errorf("state of the restore: %w", err)
 	}
 	var names []string
 	for _, m := range s.Machines {
@@ -213,9 +212,9 @@ func (a *restoreCommands) restoreFinishCommand() *cobra.Command {
 	var forget bool
 	c := &cobra.Command{
 		Use:   "finish",
-		Short: "Forget that there was a restore",
-		Long: `After this, bootd leases addresses again that were not renewed since the restore, and, with --forget, keeps
-nothing any more for Networks and Guests that only hosts know.`,
+		Short: "End the restore",
+		Long: `After this, bootd again leases addresses that were not renewed since the restore, and, with --forget, drops the
+reservations for Networks and Guests that only hosts know.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			client, err := a.client()
@@ -228,6 +227,6 @@ nothing any more for Networks and Guests that only hosts know.`,
 			return a.printf("finished\n")
 		},
 	}
-	c.Flags().BoolVar(&forget, "forget", false, "also what is kept for Networks, Guests and hosts that no one has applied or accepted")
+	c.Flags().BoolVar(&forget, "forget", false, "also drop reservations for Networks, Guests and hosts that were not applied or accepted")
 	return c
 }

@@ -23,7 +23,7 @@ func restoredStatus() api.RecoveryStatus {
 
 func TestRestoreStatus(t *testing.T) {
 	b := newBootd(t)
-	b.run(t, "", "restore", "status").want(t, 0, "Nothing was restored, or all is done.\n")
+	b.run(t, "", "restore", "status").want(t, 0, "No restore is in progress.\n")
 
 	b.recovery = restoredStatus()
 	b.run(t, "", "restore", "status").want(t, 0, `Restored 2026-03-04T05:06:07Z from a backup of 2026-03-03T05:06:07Z, at epoch 1772600767.
@@ -33,8 +33,8 @@ MACHINE   ACCOUNTED   MESSAGE
 a01       Reported    its host has reported 2 Networks and 3 Guests
 a02       Waiting     its host has not reported since the restore
 a03       NewKey      its host, at 198.18.8.13, has a key from after the backup
-a04       Unknown     at 198.18.8.14, its certificate is of 2026-03-04T04:06:07Z, after the backup: apply its Machine if that is missing, then weftctl restore accept a04
-a05       Unknown     other hosts name it as their peer, and it has not come: weftctl restore write-off a05, if it is gone
+a04       Unknown     at 198.18.8.14, its certificate was issued on 2026-03-04T04:06:07Z, after the backup: apply its Machine if that is missing, then weftctl restore accept a04
+a05       Unknown     other hosts name it as their peer, and it has not connected: weftctl restore write-off a05, if it is gone
 `)
 
 	b.recovery.Recovery.Held, b.recovery.Recovery.Hosts = false, nil
@@ -45,7 +45,7 @@ a05       Unknown     other hosts name it as their peer, and it has not come: we
 	}
 	b.recovery.Recovery.Conflicts = []string{"Guest web is on a01 and a02: the one on a01 counts"}
 	b.run(t, "", "restore", "status").want(t, 0, `Restored 2026-03-04T05:06:07Z from a backup of 2026-03-03T05:06:07Z, at epoch 1772600767.
-Every Machine is accounted for: bootd works as ever.
+Every Machine is accounted for: bootd works normally.
 
 MACHINE   ACCOUNTED   MESSAGE
 a01       Reported    its host has reported 2 Networks and 3 Guests
@@ -57,15 +57,15 @@ Apply their manifests again: they are taken over as they run.
 
 conflict: Guest web is on a01 and a02: the one on a01 counts
 `)
-	b.run(t, "", "restore", "status", "-o", "yaml").want(t, 2, "", "it may be table or json")
+	b.run(t, "", "restore", "status", "-o", "yaml").want(t, 2, "", "want table or json")
 }
 
 func TestRestoreVerbs(t *testing.T) {
 	b := newBootd(t)
 	b.recovery = restoredStatus()
 	b.run(t, "", "restore", "accept", "a04").want(t, 0, "host/a04 accepted\n")
-	b.run(t, "", "restore", "write-off").want(t, 2, "", "say which hosts, or --all")
-	b.run(t, "", "restore", "write-off", "a02", "--all").want(t, 2, "", "say which hosts, or --all")
+	b.run(t, "", "restore", "write-off").want(t, 2, "", "name the hosts, or give --all")
+	b.run(t, "", "restore", "write-off", "a02", "--all").want(t, 2, "", "name the hosts, or give --all")
 	// One that runs with another key is not silent: no --all writes it off.
 	b.run(t, "", "restore", "write-off", "--all").want(t, 0, "host/a02 written off\nhost/a05 written off\n")
 	b.refuse["POST /v1/recovery/write-off/a06"] = &api.Problem{Status: 409, Title: "Conflict", Detail: "nothing to do: no Machine and no host is called a06"}

@@ -17,26 +17,25 @@ import (
 )
 
 const (
-	// senders is how many objects are on their way at once.
+	// senders is how many objects are sent at once.
 	senders = 16
-	// giveUp is after how many objects in a row that did not reach bootd the
-	// others are not sent any more.
+	// giveUp is the number of objects in a row that did not reach bootd after which the rest are not sent.
 	giveUp = 3
 )
 
-// sent is what became of one object.
+// sent is the result for one object.
 type sent struct {
 	outcome  string
 	warnings []string
 	err      error
 }
 
-// batch sends objects and shows what becomes of each, in their order.
+// batch sends objects and shows the result of each, in order.
 type batch struct {
 	manifests *manifests
 	client    *api.Client
 	dryRun    bool
-	beside    map[string]bool // what is sent together, as bootd's warnings name it
+	beside    map[string]bool // the objects sent together, as bootd's warnings name them
 
 	outcomes map[string]int
 	refused  int
@@ -46,7 +45,7 @@ type batch struct {
 	drawn    time.Time
 }
 
-// manifests read files and have what they say stand at bootd.
+// manifests reads files and applies their objects at bootd.
 type manifests struct{ *app }
 
 func (a *manifests) batch(client *api.Client, inputs []input, dryRun bool) *batch {
@@ -57,7 +56,7 @@ func (a *manifests) batch(client *api.Client, inputs []input, dryRun bool) *batc
 	return b
 }
 
-// sendAll makes objects stand at bootd, kind after kind: what is named is there before what names it.
+// sendAll applies objects, kind after kind, so that an object exists before those that refer to it.
 func (a *manifests) sendAll(ctx context.Context, client *api.Client, inputs []input, dryRun bool) error {
 	b := a.batch(client, inputs, dryRun)
 	for rest := inputs; len(rest) > 0 && ctx.Err() == nil && b.silence.Load() < giveUp; {
@@ -74,7 +73,7 @@ func (a *manifests) sendAll(ctx context.Context, client *api.Client, inputs []in
 	return b.conclude(ctx, len(inputs))
 }
 
-// conclude says what was done in all.
+// conclude prints the totals.
 func (b *batch) conclude(ctx context.Context, whole int) error {
 	taken := 0
 	var parts []string
@@ -99,12 +98,13 @@ func (b *batch) conclude(ctx context.Context, whole int) error {
 	case b.lost != nil:
 		return b.lost
 	case taken < whole:
-		return fmt.Errorf("bootd took %d of %s", taken, count(whole, "object"))
+		return fmt.Errorf("bootd accepted %d of %s", taken, count(whole, "object"))
 	}
 	return nil
 }
 
-// send sends objects of one kind. Those with files go one by one, as each file has a bar of its own.
+// send sends objects of one kind. Those with files are sent one by one, because each file has a progress bar of
+// its own.
 func (b *batch) send(ctx context.Context, inputs []input, whole int) error {
 	results := make([]sent, len(inputs))
 	workers := min(senders, len(inputs))
@@ -155,7 +155,7 @@ func (b *batch) one(ctx context.Context, in input) sent {
 	return s
 }
 
-// show prints each result when all before it are printed.
+// show prints each result once all before it are printed.
 func (b *batch) show(inputs []input, results []sent, finished <-chan int, whole int) error {
 	arrived := make([]bool, len(inputs))
 	printed := 0
@@ -182,7 +182,7 @@ func (b *batch) show(inputs []input, results []sent, finished <-chan int, whole 
 // redrawEvery keeps the bar from costing more than what it shows.
 const redrawEvery = 100 * time.Millisecond
 
-// progress draws the bar below what is printed, or takes it away.
+// progress draws the bar below the output, or removes it.
 func (b *batch) progress(lines []string) {
 	if lines == nil {
 		b.region.Print("")
@@ -192,7 +192,7 @@ func (b *batch) progress(lines []string) {
 	b.region.Draw(lines)
 }
 
-// print shows what became of an object.
+// print shows the result for an object.
 func (b *batch) print(in input, s sent) error {
 	var problem *api.Problem
 	switch {
@@ -220,14 +220,14 @@ func (b *batch) print(in input, s sent) error {
 	return b.manifests.printf("%s %s\n", in.title(), verb)
 }
 
-// comesToo reports whether bootd misses, in a dry run, what is applied together with it.
+// comesToo reports whether bootd, in a dry run, misses an object that is applied together with this one.
 func (b *batch) comesToo(warning string) bool {
 	_, text, _ := strings.Cut(warning, ": ")
 	named, missing := strings.CutSuffix(text, " does not exist yet")
 	return missing && b.beside[named]
 }
 
-// put is api.Client.Put with what it did and the warnings that bootd sends along.
+// put is api.Client.Put, and also returns what it did and bootd's warnings.
 func put(ctx context.Context, client *api.Client, o api.Object, dryRun bool) (outcome string, warnings []string, err error) {
 	path := "/v1/" + api.KindOf(o).Plural + "/" + url.PathEscape(o.Meta().Name)
 	if dryRun {
@@ -241,7 +241,7 @@ func put(ctx context.Context, client *api.Client, o api.Object, dryRun bool) (ou
 	for _, w := range resp.Header.Values("Warning") {
 		warnings = append(warnings, warningText(w))
 	}
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil { // else the connection is not used again
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil { // otherwise the connection cannot be reused
 		return "", nil, fmt.Errorf("read the answer: %w", err)
 	}
 	return resp.Header.Get(api.OutcomeHeader), warnings, nil

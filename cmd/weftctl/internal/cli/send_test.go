@@ -66,7 +66,7 @@ func TestApplySendsSideBySide(t *testing.T) {
 		}
 	}
 	r := b.run(t, many(50), "apply", "-f", "-")
-	r.want(t, 1, want.String(), "/spec/zone: not there", "52 objects: 51 created, 1 refused\n", "error: bootd took 51 of 52 objects\n")
+	r.want(t, 1, want.String(), "/spec/zone: not there", "52 objects: 51 created, 1 refused\n", "error: bootd accepted 51 of 52 objects\n")
 	if most != senders {
 		t.Errorf("%d objects were under way at once, want %d", most, senders)
 	}

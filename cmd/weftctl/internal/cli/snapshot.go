@@ -13,17 +13,17 @@ import (
 )
 
 func (a *guestCommands) guestSnapshotCommand() *cobra.Command {
-	return group("snapshot", "Take snapshots of Guests' disks, and go back to them",
-		a.snapshotVerbCommand("create", api.GuestSnapshotCreate, "Take a snapshot of all disks of a Guest at one moment",
-			`create takes a snapshot of all disks of a Guest at one moment, whether it runs or not. Where an agent (qemu-ga)
-answers in a Guest that runs, its file systems are at rest meanwhile; else the snapshot is crash-consistent, as after
-a loss of power, and says so. Memory is not kept. A disk that is raw holds no snapshots.`),
+	return group("snapshot", "Take snapshots of Guests' disks, and revert to them",
+		a.snapshotVerbCommand("create", api.GuestSnapshotCreate, "Take a snapshot of all disks of a Guest at one point in time",
+			`create takes a snapshot of all disks of a Guest at one point in time, whether it runs or not. When an agent (qemu-ga)
+answers in a running Guest, its file systems are frozen for it; otherwise the snapshot is crash-consistent, as after
+a power loss, and the command says so. Memory is not saved. A raw disk cannot have snapshots.`),
 		a.snapshotListCommand(),
-		a.snapshotVerbCommand("revert", api.GuestSnapshotRevert, "Have all disks of a stopped Guest become what they were",
-			`revert has all disks of a Guest become what they were when the snapshot was taken. What was written since is lost,
-unless it is in another snapshot. The Guest must be stopped; the snapshot stays.`),
+		a.snapshotVerbCommand("revert", api.GuestSnapshotRevert, "Revert all disks of a stopped Guest to a snapshot",
+			`revert returns all disks of a Guest to their state at the snapshot. Data written since is lost, unless it is in
+another snapshot. The Guest must be stopped; the snapshot is kept.`),
 		a.snapshotVerbCommand("delete", api.GuestSnapshotDelete, "Delete a snapshot",
-			"delete takes a snapshot out of the disks, whether the Guest runs or not. Their room is used again for what comes."),
+			"delete removes a snapshot from the disks, whether the Guest runs or not. The space is reused for later writes."),
 	)
 }
 
@@ -47,7 +47,7 @@ func (a *guestCommands) snapshotListCommand() *cobra.Command {
 			case "table":
 				return a.printer().Snapshots(a.out, g.Status.Snapshots)
 			}
-			return usagef("-o %s: it may be table or json", output)
+			return usagef("invalid -o %s: want table or json", output)
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
@@ -82,7 +82,7 @@ func (a *guestCommands) snapshotVerbCommand(use, verb, short, long string) *cobr
 			}
 			result, err := guestResult(ctx, client, args[0], action.ID)
 			if errors.Is(err, context.DeadlineExceeded) {
-				return fmt.Errorf("guest/%s: its host has said nothing within %s: it was asked, see weftctl describe guest %[1]s", args[0], timeout)
+				return fmt.Errorf("guest/%s: no answer from its host within %s; the request stays, see weftctl describe guest %[1]s", args[0], timeout)
 			}
 			if err != nil {
 				return err
@@ -97,7 +97,7 @@ func (a *guestCommands) snapshotVerbCommand(use, verb, short, long string) *cobr
 	return c
 }
 
-// guestResult waits for what comes of a request.
+// guestResult waits for the result of a request.
 func guestResult(ctx context.Context, client *api.Client, name, id string) (*api.GuestResult, error) {
 	var result *api.GuestResult
 	err := client.Watch(ctx, api.KindOf(new(api.Guest)), func(e api.WatchEvent) error {
@@ -110,9 +110,9 @@ func guestResult(ctx context.Context, client *api.Client, name, id string) (*api
 			result = r
 			return errReached
 		case e.Type == api.Deleted:
-			return fmt.Errorf("guest/%s was deleted meanwhile", name)
+			return fmt.Errorf("guest/%s was deleted in the meantime", name)
 		case e.Type == api.Modified && (g.Status.Request == nil || g.Status.Request.ID != id):
-			return fmt.Errorf("guest/%s was asked for something else meanwhile", name)
+			return fmt.Errorf("guest/%s: the request was superseded", name)
 		}
 		return nil
 	})
@@ -129,7 +129,7 @@ func (a *guestCommands) snapshotNames(ctx context.Context, guest string) []strin
 	}
 	g, err := api.Get[api.Guest](ctx, client, guest)
 	if err != nil {
-		return nil // a completion says nothing of it
+		return nil // a completion reports no error
 	}
 	var names []string
 	for _, s := range g.Status.Snapshots {

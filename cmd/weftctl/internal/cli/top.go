@@ -30,17 +30,17 @@ type topOptions struct {
 	hosts, guests               bool
 }
 
-// topCommands show what hosts and Guests use.
+// topCommands show the load of hosts and Guests.
 type topCommands struct{ *app }
 
 func (a *topCommands) topCommand() *cobra.Command {
 	var o topOptions
 	c := &cobra.Command{
 		Use:   "top [hosts|guests]",
-		Short: "Show what hosts and Guests use at the moment",
+		Short: "Show the current load of hosts and Guests",
 		Long: `top shows the load of hosts and Guests over the last two seconds, the busiest first: processors, memory,
-disks and network. CPU is of all the processors that a host, or a Guest, has. A Guest's memory is what it takes
-on its host, and what it has. Hosts measure only while they are asked, so the first look takes some seconds.`,
+disks and network. CPU is the share of all the processors that a host, or a Guest, has. A Guest's memory is what it
+uses on its host, and what it has. Hosts measure on request only, so the first output takes some seconds.`,
 		Example: `  weftctl top
   weftctl top guests --watch --sort disk
   weftctl top guests --host r1u07 -o json`,
@@ -53,23 +53,23 @@ on its host, and what it has. Hosts measure only while they are asked, so the fi
 	}
 	f := c.Flags()
 	a.outputFlag(c, &o.output)
-	f.BoolVarP(&o.watch, "watch", "w", false, "go on, every two seconds")
-	f.StringVar(&o.sort, "sort", "cpu", "what comes first: cpu, memory, disk, net or name")
-	f.StringVar(&o.host, "host", "", "this host and its Guests alone")
-	f.StringVar(&o.network, "network", "", "the Guests of this Network alone")
+	f.BoolVarP(&o.watch, "watch", "w", false, "refresh every two seconds")
+	f.StringVar(&o.sort, "sort", "cpu", "sort by cpu, memory, disk, net or name")
+	f.StringVar(&o.host, "host", "", "only this host and its Guests")
+	f.StringVar(&o.network, "network", "", "only the Guests of this Network")
 	complete(c, "sort", topOrders()...)
-	_ = c.RegisterFlagCompletionFunc("host", a.completeNames("machines"))    // fails for a flag that is not there
+	_ = c.RegisterFlagCompletionFunc("host", a.completeNames("machines"))    // fails only for a flag that does not exist
 	_ = c.RegisterFlagCompletionFunc("network", a.completeNames("networks")) // as above
 	return c
 }
 
-// weight is what a line is sorted by.
+// weight is the sort key of a line.
 type weight struct {
 	load   *api.Load
 	memory int64
 }
 
-// orders are the ways to sort, the largest first; by name for the rest.
+// orders are the sort orders, largest first; ties are sorted by name.
 func orders() map[string]func(weight) float64 {
 	of := func(sum func(api.Load) float64) func(weight) float64 {
 		return func(w weight) float64 {
@@ -93,7 +93,7 @@ func topOrders() []string { return slices.Sorted(maps.Keys(orders())) }
 func (a *topCommands) top(ctx context.Context, o topOptions) error {
 	order, ok := orders()[o.sort]
 	if !ok {
-		return usagef("--sort %s: it may be one of %s", o.sort, strings.Join(topOrders(), ", "))
+		return usagef("invalid --sort %s: want one of %s", o.sort, strings.Join(topOrders(), ", "))
 	}
 	client, err := a.outputClient(o.output)
 	if err != nil {
@@ -103,7 +103,7 @@ func (a *topCommands) top(ctx context.Context, o topOptions) error {
 	for {
 		u, err := client.Usage(ctx, o.host)
 		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("what hosts and guests use: %w", err)
+			return fmt.Errorf("load of hosts and guests: %w", err)
 		}
 		if err == nil {
 			o.pick(u, order)
@@ -113,12 +113,12 @@ func (a *topCommands) top(ctx context.Context, o topOptions) error {
 			return err
 		}
 		if wait.For(ctx, topEvery) != nil {
-			return nil // Ctrl-C is how a watch ends
+			return nil // Ctrl-C ends a watch
 		}
 	}
 }
 
-// pick leaves what was asked for, in order.
+// pick keeps what was requested, sorted.
 func (o topOptions) pick(u *api.Usage, order func(weight) float64) {
 	u.Guests = slices.DeleteFunc(u.Guests, func(g api.GuestLoad) bool {
 		return !o.guests || o.network != "" && g.Network != o.network
@@ -132,7 +132,7 @@ func (o topOptions) pick(u *api.Usage, order func(weight) float64) {
 	})
 }
 
-// printUsage redraws the terminal when it is watched, else it adds to the output.
+// printUsage redraws a terminal in a watch, else it adds to the output.
 func (a *topCommands) printUsage(u *api.Usage, o topOptions, region *terminal.Region) error {
 	if o.output == "json" {
 		return a.indented(u)

@@ -24,11 +24,11 @@ type upload struct {
 	path   string
 	digest api.SHA256
 	size   int64
-	absent bool // the file is not here; bootd must hold it already
+	absent bool // the file is not on this machine; bootd must already hold it
 }
 
-// localFiles finds the files of an Image that its YAML names by path, checks their digests, and fills in
-// those that are left out.
+// localFiles finds the files of an Image that its YAML names by path, checks their digests, and fills in missing
+// digests.
 func (a *manifests) localFiles(ctx context.Context, d *manifest.Document, image *api.Image) ([]upload, manifest.Faults) {
 	var uploads []upload
 	var faults manifest.Faults
@@ -62,10 +62,10 @@ func (a *manifests) localFiles(ctx context.Context, d *manifest.Document, image 
 	return uploads, faults
 }
 
-// showFrom is the size from which a file's progress is worth showing: 64 MiB are read in well under a second.
+// showFrom is the size from which a file's progress is shown: 64 MiB are read in well under a second.
 const showFrom = 64 << 20
 
-// digest reads a file through.
+// digest reads a whole file.
 func (a *manifests) digest(ctx context.Context, name, path string) (api.SHA256, int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -77,7 +77,7 @@ func (a *manifests) digest(ctx context.Context, name, path string) (api.SHA256, 
 		return "", 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return "", 0, fmt.Errorf("%s is no file", path)
+		return "", 0, fmt.Errorf("%s is not a file", path)
 	}
 	var in io.Reader = untilDone{ctx, f}
 	if info.Size() >= showFrom && a.err.Live() {
@@ -106,7 +106,7 @@ func (u untilDone) Read(b []byte) (int, error) {
 	return u.r.Read(b)
 }
 
-// missingBlobs finds files that are neither here nor at bootd.
+// missingBlobs finds files that are neither on this machine nor at bootd.
 func missingBlobs(ctx context.Context, client *api.Client, inputs []input) error {
 	var faults manifest.Faults
 	for _, in := range inputs {
@@ -120,7 +120,7 @@ func missingBlobs(ctx context.Context, client *api.Client, inputs []input) error
 			}
 			if !held {
 				faults = append(faults, in.document.Fault(api.FieldError{Pointer: api.Pointer("spec", "files", u.name, "source"),
-					Message: fmt.Sprintf("%s is not there, and bootd does not hold its digest either", u.path)}))
+					Message: fmt.Sprintf("%s does not exist, and bootd does not hold its digest either", u.path)}))
 			}
 		}
 	}
@@ -130,8 +130,8 @@ func missingBlobs(ctx context.Context, client *api.Client, inputs []input) error
 	return nil
 }
 
-// upload sends the blobs that bootd lacks. What arrived whole once is never sent again, so a broken upload
-// of several files continues with the file that broke.
+// upload sends the blobs that bootd lacks. A file that arrived complete is never sent again, so an interrupted
+// upload of several files continues with the one that was interrupted.
 func (a *manifests) upload(ctx context.Context, client *api.Client, uploads []upload) error {
 	for _, u := range uploads {
 		held, err := client.HasBlob(ctx, u.digest)

@@ -19,7 +19,7 @@ func (a *objectCommands) waitCommand() *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use:   "wait KIND/NAME… | KIND NAME… | KIND --all --for=phase=PHASE|condition=TYPE[=STATUS]|delete",
-		Short: "Wait until objects are as they should be",
+		Short: "Wait until objects reach a phase or condition, or are deleted",
 		Example: `  weftctl wait machine/r1u07 --for=phase=Active
   weftctl wait machines --all --for=condition=HostConnected --timeout=10m
   weftctl wait image/debian-12 --for=condition=Ready`,
@@ -50,18 +50,18 @@ func (a *objectCommands) waitCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&goal, "for", "", "phase=PHASE, condition=TYPE, condition=TYPE=STATUS, or delete")
-	f.DurationVar(&timeout, "timeout", 30*time.Minute, "give up after that long")
+	f.DurationVar(&timeout, "timeout", 30*time.Minute, "give up after this time")
 	f.BoolVar(&all, "all", false, "every object of the kind")
 	complete(c, "for", "phase=Active", "phase=Available", "condition=Ready", "condition=HostConnected", "delete")
 	return c
 }
 
-// goal is what an object should come to.
+// goal is the state that an object should reach.
 type goal struct {
 	text    string
 	gone    bool
 	reached func(api.Object) bool
-	// hopeless says why an object will not come to it by itself.
+	// hopeless says why an object will not reach it by itself.
 	hopeless func(api.Object) string
 }
 
@@ -89,7 +89,7 @@ func parseGoal(text string) (goal, error) {
 			return c != nil && strings.EqualFold(string(c.Status), status)
 		}}, nil
 	}
-	return goal{}, usagef("--for=%s: it may be phase=PHASE, condition=TYPE, condition=TYPE=STATUS or delete", text)
+	return goal{}, usagef("invalid --for=%s: want phase=PHASE, condition=TYPE, condition=TYPE=STATUS or delete", text)
 }
 
 // givenUp reports whether a Machine has failed and bootd will not try again by itself.
@@ -119,13 +119,13 @@ func phaseOf(o api.Object) api.Phase {
 
 var errReached = errors.New("reached")
 
-// wait watches a kind until all that is meant has come to the goal.
+// wait watches a kind until all the objects that are meant have reached the goal.
 func (a *objectCommands) wait(ctx context.Context, client *api.Client, t target, g goal, all bool) error {
 	if len(t.names) == 0 && !all {
-		return usagef("say which %s, or --all of them", t.kind.Plural)
+		return usagef("name the %s, or give --all", t.kind.Plural)
 	}
 	if t.kind.Computed {
-		return usagef("a %s is compiled when it is asked for and cannot be waited for", t.kind.Name)
+		return usagef("a %s is compiled on request and cannot be waited for", t.kind.Name)
 	}
 	if err := reach(ctx, client); err != nil {
 		return err
@@ -148,7 +148,7 @@ type waiter struct {
 	app    *app
 	target target
 	goal   goal
-	open   map[string]bool // names that are not there yet
+	open   map[string]bool // names of objects that do not exist yet
 	last   map[string]api.Object
 	synced bool
 }
@@ -177,7 +177,7 @@ func (w *waiter) event(e api.WatchEvent) error {
 	return nil
 }
 
-// listed ends the list of what stands: what is not there is gone, or must still come.
+// listed handles the end of the initial list: an object that is not in it is deleted, or not created yet.
 func (w *waiter) listed() error {
 	w.synced = true
 	if !w.goal.gone {
@@ -228,7 +228,7 @@ func (w *waiter) names() []string {
 	return names
 }
 
-// missing tells how what is not there yet stands.
+// missing says what is still missing.
 func (w *waiter) missing() string {
 	var parts []string
 	for _, name := range w.names() {

@@ -1,3 +1,3 @@
-// Package manifest owns the files that people write: it reads YAML and JSON, keeps where every field
-// stands, and shows a fault at a JSON pointer as a file, a line and the line's text.
+// Package manifest owns the files that people write: it reads YAML and JSON, records the position of every field,
+// and shows a fault at a JSON pointer as a file, a line and the line's text.
 package manifest

@@ -10,10 +10,10 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxNodes bounds what aliases may blow a document up to.
+// maxNodes limits the size to which aliases may expand a document.
 const maxNodes = 1 << 20
 
-// maxDepth bounds nesting, so that no document can exhaust the stack.
+// maxDepth limits nesting, so that no document can exhaust the stack.
 const maxDepth = 200
 
 // encoder writes a YAML tree as JSON.
@@ -37,7 +37,7 @@ func (e *encoder) value(n *yaml.Node) error {
 	e.depth++
 	defer func() { e.depth-- }()
 	if e.nodes > maxNodes || e.depth > maxDepth {
-		return e.d.faultAt(n, "", "nested too deeply, or blown up by its aliases")
+		return e.d.faultAt(n, "", "nested too deeply, or too large once its aliases are expanded")
 	}
 	switch n.Kind {
 	case yaml.AliasNode:
@@ -103,7 +103,7 @@ func (e *encoder) scalar(n *yaml.Node) error {
 			return e.d.faultAt(n, "", fmt.Sprintf("%q cannot be read: %s", n.Value, err))
 		}
 		if f, ok := v.(float64); ok && (math.IsNaN(f) || math.IsInf(f, 0)) {
-			return e.d.faultAt(n, "", fmt.Sprintf("%s is no number that JSON can hold", n.Value))
+			return e.d.faultAt(n, "", fmt.Sprintf("invalid number %s: want one that JSON can represent", n.Value))
 		}
 		raw, err := json.Marshal(v)
 		e.out.Write(raw)
@@ -114,7 +114,7 @@ func (e *encoder) scalar(n *yaml.Node) error {
 
 type pair struct{ key, value *yaml.Node }
 
-// pairs are a mapping's keys and values, with what << merges in; a key that stands twice is a fault.
+// pairs are a mapping's keys and values, including those that << merges in; a duplicate key is a fault.
 func (d *Document) pairs(n *yaml.Node) ([]pair, error) {
 	var own []pair
 	seen := map[string]int{}
@@ -127,7 +127,7 @@ func (d *Document) pairs(n *yaml.Node) ([]pair, error) {
 			return nil, d.faultAt(key, "", "a key must be plain text")
 		}
 		if line, twice := seen[key.Value]; twice {
-			return nil, d.faultAt(key, "", fmt.Sprintf("%q stands at line %d already", key.Value, line))
+			return nil, d.faultAt(key, "", fmt.Sprintf("%q is already at line %d", key.Value, line))
 		}
 		seen[key.Value] = key.Line
 		own = append(own, pair{key, value})
@@ -141,7 +141,7 @@ func (d *Document) pairs(n *yaml.Node) ([]pair, error) {
 	return own, nil
 }
 
-// merged are the pairs that a mapping's << brings, the first source before the next.
+// merged are the pairs that a mapping's << adds, the first source before the next.
 func merged(n *yaml.Node, depth int) []pair {
 	if depth > 8 {
 		return nil

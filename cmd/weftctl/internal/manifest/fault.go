@@ -11,7 +11,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Fault is something wrong at a place in a file.
+// Fault is an error at a position in a file.
 type Fault struct {
 	File    string
 	Line    int    // from 1; 0 when it is not known
@@ -32,7 +32,7 @@ func (f Fault) Error() string {
 	return where + ": " + f.Pointer + ": " + f.Message
 }
 
-// Faults are all that was found wrong.
+// Faults are all the errors found.
 type Faults []Fault
 
 func (f Faults) Error() string {
@@ -43,18 +43,18 @@ func (f Faults) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Locate finds the line of the field that an RFC 6901 pointer names, or of the nearest field around it that
-// is there.
+// Locate finds the line of the field that an RFC 6901 pointer names, or of the nearest enclosing field that
+// exists.
 func (d *Document) Locate(pointer string) int {
 	at := d.find(pointer)
 	return at.line
 }
 
-// place is where a pointer leads.
+// place is the position that a pointer names.
 type place struct {
 	line  int
 	value *yaml.Node
-	exact bool // the field is there
+	exact bool // the field exists
 }
 
 func (d *Document) find(pointer string) place {
@@ -115,11 +115,11 @@ func child(n *yaml.Node, name string) *yaml.Node {
 	return nil
 }
 
-// Fault places what is wrong with a field.
+// Fault adds the position to an error about a field.
 func (d *Document) Fault(f api.FieldError) Fault {
 	at := d.find(f.Pointer)
 	message := f.Message
-	// version: 1.10 is the number 1.1 to YAML: what the writer saw as text has to be said to be so.
+	// YAML reads version: 1.10 as the number 1.1: text that looks like a number must be quoted.
 	if at.exact && strings.HasSuffix(message, "a number is not text") {
 		message = fmt.Sprintf("YAML reads %s as a number: write \"%s\"", at.value.Value, at.value.Value)
 	}

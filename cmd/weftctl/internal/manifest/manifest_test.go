@@ -147,10 +147,10 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"no YAML", "a: 1\nb: [1, 2\nc: 3\n", 2, "not YAML"},
 		{"tab", "a:\n\tb: 1\n", 2, "not YAML"},
-		{"key twice", "a: 1\nb: 2\na: 3\n", 3, `"a" stands at line 1 already`},
-		{"key twice below", "a:\n  x: 1\n  x: 2\n", 3, `"x" stands at line 2 already`},
+		{"key twice", "a: 1\nb: 2\na: 3\n", 3, `"a" is already at line 1`},
+		{"key twice below", "a:\n  x: 1\n  x: 2\n", 3, `"x" is already at line 2`},
 		{"odd key", "? [a]\n: 1\n", 1, "plain text"},
-		{"not a number", "a: .nan\n", 1, "no number"},
+		{"not a number", "a: .nan\n", 1, "invalid number"},
 		{"too deep", deep, 1, "nested too deeply"},
 		{"laughs", laughs, 0, ""},
 	} {

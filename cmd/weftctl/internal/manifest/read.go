@@ -15,7 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxFile bounds a file: 64 MiB.
+// maxFile limits the size of a file: 64 MiB.
 const maxFile = 64 << 20
 
 // Document is one YAML or JSON document that should be an object.
@@ -32,7 +32,7 @@ type Document struct {
 }
 
 // Read reads the documents of a file, of each .yaml, .yml and .json file of a directory, or of stdin when
-// path is "-". What is wrong with a file's form is a Fault.
+// path is "-". A syntax error is a Fault.
 func Read(path string, stdin io.Reader) ([]*Document, error) {
 	if path == "-" {
 		raw, err := io.ReadAll(io.LimitReader(stdin, maxFile+1))
@@ -85,7 +85,7 @@ func readFile(path string) ([]*Document, error) {
 }
 
 // Parse reads the documents of raw; file is its name, and relative paths inside are relative to the file.
-// Empty documents are passed over, and a list of objects is its objects.
+// Empty documents are skipped, and a list of objects counts as its objects.
 func Parse(file string, raw []byte) ([]*Document, error) {
 	if len(raw) > maxFile {
 		return nil, fmt.Errorf("read %s: more than %d MiB", file, maxFile>>20)
@@ -127,7 +127,7 @@ func items(root *yaml.Node) []*yaml.Node {
 
 var yamlLine = regexp.MustCompile(`line (\d+): `)
 
-// syntaxFault gives yaml's complaint its place.
+// syntaxFault gives yaml's error a position.
 func syntaxFault(file string, lines []string, err error) Fault {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	line := 0
@@ -135,7 +135,7 @@ func syntaxFault(file string, lines []string, err error) Fault {
 		line, _ = strconv.Atoi(m[1])
 		text = strings.Replace(text, m[0], "", 1)
 		if strings.HasPrefix(text, "did not find expected") {
-			line++ // yaml counts the lines of these from 0
+			line++ // yaml counts the lines of these errors from 0
 		}
 	}
 	return Fault{File: file, Line: line, Text: lineText(lines, line), Message: "not YAML: " + text}

@@ -30,7 +30,7 @@ func YAML(v any) ([]byte, error) {
 	return out.Bytes(), e.Close()
 }
 
-// plain drops JSON's quotes and braces; the encoder quotes what must be. Empty ones stay as they are.
+// plain drops JSON's quotes and braces; the encoder quotes where YAML needs it. Empty lists and maps are unchanged.
 func plain(n *yaml.Node) {
 	if len(n.Content) > 0 || n.Kind == yaml.ScalarNode {
 		n.Style = 0

@@ -11,13 +11,13 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-// Printer shows objects as they stand at a moment, with the colours of a terminal.
+// Printer prints the state of objects at a given time, with the colours of a terminal.
 type Printer struct {
 	Paint func(terminal.Colour, string) string
 	Now   time.Time
 }
 
-// Header is the titles of a kind's columns.
+// Header holds the titles of a kind's columns.
 func (p Printer) Header(k api.Kind, wide bool) []string {
 	var titles []string
 	for _, c := range p.columns(k, wide) {
@@ -26,7 +26,7 @@ func (p Printer) Header(k api.Kind, wide bool) []string {
 	return titles
 }
 
-// Row is an object's cells under Header. What is not known is a dash.
+// Row holds an object's cells under Header. An unknown value is a dash.
 func (p Printer) Row(o api.Object, wide bool) []string {
 	var cells []string
 	for _, c := range p.columns(api.KindOf(o), wide) {
@@ -39,7 +39,7 @@ func (p Printer) Row(o api.Object, wide bool) []string {
 	return cells
 }
 
-// colourOf is that of a cell by what it says.
+// colourOf is the colour of a cell by its text.
 func colourOf(title, cell string) terminal.Colour {
 	switch {
 	case title == "PHASE":
@@ -73,7 +73,7 @@ func (p Printer) columns(k api.Kind, all bool) []api.Column {
 	return slices.DeleteFunc(list, func(c api.Column) bool { return c.Wide })
 }
 
-// Age is how long ago something was.
+// Age is the time since an event.
 func (p Printer) Age(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -81,7 +81,7 @@ func (p Printer) Age(t time.Time) string {
 	return terminal.Short(p.Now.Sub(t).Truncate(time.Second))
 }
 
-// Phase is a phase in the colour of how it is going.
+// Phase is a phase in the colour of its state.
 func (p Printer) Phase(phase api.Phase) string {
 	phase = api.Phase(terminal.Clean(string(phase)))
 	return p.Paint(phaseColour(phase), string(phase))
@@ -101,10 +101,10 @@ func phaseColour(phase api.Phase) terminal.Colour {
 	return terminal.Plain
 }
 
-// Stage is how far the BootAttempt under way is, or where the last one failed.
+// Stage is the stage of the current BootAttempt, or the one at which the last failed.
 func (p Printer) Stage(m *api.Machine) string { return m.Status.Attempt.Progress() }
 
-// Address is where a Machine is reached.
+// Address is the address of a Machine.
 func Address(m *api.Machine) string {
 	words := make([]string, 0, len(m.Reached()))
 	for _, a := range m.Reached() {

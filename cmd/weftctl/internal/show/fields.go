@@ -12,18 +12,18 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Field is the help on one field of a kind.
+// Field is the help for one field of a kind.
 type Field struct {
 	Name string
 	Type string
 	Doc  string
 	Enum []string
-	// Fields are those below it, for a map with fixed fields or a list of such.
+	// Fields are the fields below it, for a map with fixed fields or a list of such maps.
 	Fields []Field
 }
 
-// Fields finds the help on a field of a kind: path is its names joined by dots, as in spec.links.mac, and
-// is empty for the kind itself. The error lists what there is.
+// Fields finds the help on a field of a kind: path is its names joined by dots, as in spec.links.mac, and is
+// empty for the kind itself. The error lists the fields that exist.
 func Fields(k api.Kind, path string) (Field, error) {
 	at := Field{Name: strings.ToLower(k.Name), Type: "map"}
 	t := reflect.TypeOf(k.New()).Elem()
@@ -36,7 +36,7 @@ func Fields(k api.Kind, path string) (Field, error) {
 		if !ok {
 			where := strings.Join(append([]string{k.Plural}, strings.Split(path, ".")[:i]...), ".")
 			if names := namesOf(t); len(names) > 0 {
-				return at, fmt.Errorf("%s has no field %q: these are: %s", where, name, strings.Join(names, ", "))
+				return at, fmt.Errorf("%s has no field %q: its fields are %s", where, name, strings.Join(names, ", "))
 			}
 			return at, fmt.Errorf("%s has no fields below it", where)
 		}
@@ -55,7 +55,7 @@ func namesOf(t reflect.Type) []string {
 	return names
 }
 
-// below are the fields of a struct type, those of embedded structs among them.
+// below lists the fields of a struct type, including those of embedded structs.
 func below(t reflect.Type) []Field {
 	var fields []Field
 	for _, f := range structFields(t) {
@@ -98,7 +98,7 @@ func describe(f reflect.StructField) Field {
 	return d
 }
 
-// inner is what is left of a type when pointers, lists and maps are taken off.
+// inner is the element type under pointers, lists and maps.
 func inner(t reflect.Type) reflect.Type {
 	for {
 		if isText(t) {
@@ -118,7 +118,7 @@ func isText(t reflect.Type) bool {
 	return t.Implements(unmarshaler) || reflect.PointerTo(t).Implements(unmarshaler)
 }
 
-// typeWord names a type in the words of YAML.
+// typeWord names a type in YAML's terms.
 func typeWord(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()

@@ -11,7 +11,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-// clock is how the time of a record is written.
+// clock formats the time of a record.
 func clock(t time.Time) string {
 	if t.IsZero() {
 		return "-"
@@ -47,7 +47,7 @@ func (p Printer) Attempt(w io.Writer, a *api.BootAttempt) error {
 	return table.Print(w, p.bold)
 }
 
-// Decisions prints why a Machine got its answers.
+// Decisions prints bootd's decisions about a Machine.
 func (p Printer) Decisions(w io.Writer, list []api.Decision) error {
 	table := Table{Header: []string{"  TIME", "QUESTION", "ANSWER", "WHY"}}
 	for _, d := range list {
@@ -60,7 +60,7 @@ func (p Printer) Decisions(w io.Writer, list []api.Decision) error {
 	return table.Print(w, p.bold)
 }
 
-// Events prints events, with the object of each if it is not plain.
+// Events prints events, with the object of each where it is not obvious.
 func (p Printer) Events(w io.Writer, list []api.Event, objects bool) error {
 	table := Table{Header: []string{"  TIME", "REASON", "MESSAGE"}}
 	if objects {
@@ -82,7 +82,7 @@ func (p Printer) Event(e api.Event) string {
 	return fmt.Sprintf("%s  %-16s  %s  %s", clock(e.Time), Object(e), reason, terminal.Clean(e.Message))
 }
 
-// Object is kind/name of what an event is about.
+// Object is kind/name of an event's object.
 func Object(e api.Event) string { return strings.ToLower(e.Kind) + "/" + e.Name }
 
 func (p Printer) reason(e api.Event) string {
@@ -101,7 +101,7 @@ func (p Printer) Origins(w io.Writer, list []api.Origin) error {
 	return table.Print(w, p.bold)
 }
 
-// Snapshots prints those of a Guest.
+// Snapshots prints a Guest's snapshots.
 func (p Printer) Snapshots(w io.Writer, list []api.GuestSnapshot) error {
 	table := Table{Header: []string{"NAME", "TIME", "CONSISTENCY", "DISKS"}}
 	for _, s := range list {
@@ -114,7 +114,7 @@ func (p Printer) Snapshots(w io.Writer, list []api.GuestSnapshot) error {
 	return table.Print(w, p.bold)
 }
 
-// Peers prints the leases of a Network; wide adds what programs go by.
+// Peers prints the leases of a Network; wide prints all columns.
 func (p Printer) Peers(w io.Writer, list []api.NetworkMember, wide bool) error {
 	table := Table{Header: []string{"HOST", "LEASE", "VTEP", "STATE", "MESSAGE"}}
 	if wide {
@@ -155,7 +155,7 @@ func prefix(p netip.Prefix) string {
 	return p.String()
 }
 
-// Conditions prints conditions, those that are not as they should be in colour.
+// Conditions prints conditions; those in an unwanted state are coloured.
 func (p Printer) Conditions(w io.Writer, list api.Conditions) error {
 	table := Table{Header: []string{"  CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE"}}
 	for _, c := range list {

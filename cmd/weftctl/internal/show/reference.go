@@ -9,7 +9,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Reference is docs/reference.md: every field of every kind, out of the types.
+// Reference is docs/reference.md: every field of every kind, generated from the types.
 func Reference() string {
 	var b strings.Builder
 	b.WriteString(`# Reference
@@ -35,14 +35,14 @@ func kind(b *strings.Builder, k api.Kind) {
 	names := append([]string{strings.ToLower(k.Name), k.Plural}, k.Short...)
 	fmt.Fprintf(b, "weftctl: `%s`. ", strings.Join(names, "`, `"))
 	if k.Computed {
-		b.WriteString("Compiled by bootd, never stored; no one writes it.\n\n")
+		b.WriteString("Compiled by bootd, never stored; it cannot be written.\n\n")
 	} else {
 		fmt.Fprintf(b, "Written by: %s.\n\n", k.Writer)
 	}
 	table(b, reflect.TypeOf(k.New()).Elem(), "")
 }
 
-// table writes the fields below a type, those of Base only for Base itself.
+// table writes the fields below a type; those of Base only for Base itself.
 func table(b *strings.Builder, t reflect.Type, prefix string) {
 	b.WriteString("| field | type | meaning |\n|---|---|---|\n")
 	rows(b, t, prefix, nil)

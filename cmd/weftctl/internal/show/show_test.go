@@ -139,7 +139,7 @@ func TestFields(t *testing.T) {
 		}
 	}
 	k, _ := api.LookupKind("Machine")
-	if _, err := Fields(k, "spec.lonks"); err == nil || !strings.Contains(err.Error(), `machines.spec has no field "lonks": these are: zone, location`) {
+	if _, err := Fields(k, "spec.lonks"); err == nil || !strings.Contains(err.Error(), `machines.spec has no field "lonks": its fields are zone, location`) {
 		t.Errorf("%v", err)
 	}
 	if _, err := Fields(k, "spec.zone.x"); err == nil || !strings.Contains(err.Error(), "no fields below") {

@@ -1,5 +1,5 @@
-// Package show owns how objects look to people: the columns of each kind, tables that line up in colour,
-// the sections of describe, and the help on each field.
+// Package show owns the presentation of objects: the columns of each kind, aligned and coloured tables, the
+// sections of describe, and the help on each field.
 package show
 
 import (
@@ -10,7 +10,7 @@ import (
 	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
-// Table lines up rows under a header. Cells may be coloured.
+// Table aligns rows under a header. Cells may be coloured.
 type Table struct {
 	Header []string
 	Rows   [][]string
@@ -30,10 +30,10 @@ func (t *Table) Print(w io.Writer, bold func(string) string) error {
 	return t.lines(w, append([][]string{header}, t.Rows...)...)
 }
 
-// cell is one line: a cell that comes from another machine must not look like a row of its own.
+// cell is one line: a cell with another machine's text must not look like a row of its own.
 func cell(s string) string { return strings.NewReplacer("\n", " ", "\r", " ", "\t", " ").Replace(s) }
 
-// Add writes one more row below what was printed.
+// Add writes another row below those already printed.
 func (t *Table) Add(w io.Writer, row []string) error {
 	t.measure(row)
 	return t.lines(w, row)

@@ -9,10 +9,10 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// redrawEvery keeps a bar from costing more than what it shows.
+// redrawEvery limits the cost of redrawing a bar.
 const redrawEvery = 100 * time.Millisecond
 
-// Progress shows how far one long step is: a bar on a terminal, elsewhere one line at its end.
+// Progress shows the progress of one long step: a bar on a terminal, elsewhere one line at its end.
 type Progress struct {
 	t     *Terminal
 	verb  string
@@ -20,7 +20,7 @@ type Progress struct {
 	whole int64
 	start time.Time
 
-	mu     sync.Mutex // an HTTP transport may still read when the step has failed already
+	mu     sync.Mutex // an HTTP transport may still read after the step has failed
 	region *Region
 	done   int64
 	next   time.Time
@@ -59,7 +59,7 @@ func (p *Progress) add(n int64) {
 	}
 }
 
-// end replaces the bar with what is left of it.
+// end replaces the bar with its final line.
 func (p *Progress) end(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,7 +81,7 @@ func (p *Progress) Done() {
 	p.end(fmt.Sprintf("%s %s  %s in %s\n", p.verb, p.what, text.Size(p.whole), Short(time.Since(p.start))))
 }
 
-// Abandon ends the step without a word: the error that ended it is told elsewhere.
+// Abandon ends the step without output: the error that ended it is reported elsewhere.
 func (p *Progress) Abandon() { p.end("") }
 
 // Short writes a duration for people in at most two units, such as 3m20s or 5d4h.

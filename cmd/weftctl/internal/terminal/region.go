@@ -11,10 +11,10 @@ type Region struct {
 	drawn int
 }
 
-// Region begins a block at the cursor. On what is no terminal Draw prints nothing.
+// Region begins a block at the cursor. On an output that is not a terminal Draw prints nothing.
 func (t *Terminal) Region() *Region { return &Region{t: t} }
 
-// Draw replaces the block. Lines are cut to the terminal's width, and as many shown as it has rows.
+// Draw replaces the block. Lines are cut to the terminal's width, and their number to its height.
 func (r *Region) Draw(lines []string) {
 	if !r.t.live {
 		return
@@ -28,12 +28,12 @@ func (r *Region) Draw(lines []string) {
 	for _, line := range lines {
 		fmt.Fprintf(&b, "%s\x1b[K\n", Cut(r.t.clean(oneLine(line)), width))
 	}
-	b.WriteString("\x1b[J") // what is left of a longer block
+	b.WriteString("\x1b[J") // the rest of a longer block
 	r.drawn = len(lines)
 	_, _ = r.t.out.Write([]byte(b.String()))
 }
 
-// Print puts lines above the block for good; the next Draw draws the block again below them.
+// Print puts lines permanently above the block; the next Draw draws the block again below them.
 func (r *Region) Print(text string) {
 	text = r.t.clean(text)
 	if r.t.live {
@@ -43,7 +43,7 @@ func (r *Region) Print(text string) {
 	_, _ = r.t.out.Write([]byte(text))
 }
 
-// oneLine keeps a line from being more: the block's height counts on it.
+// oneLine keeps a line from wrapping or breaking: the block's height depends on it.
 func oneLine(s string) string { return strings.NewReplacer("\n", " ", "\r", " ", "\t", " ").Replace(s) }
 
 // home moves to the block's first line.

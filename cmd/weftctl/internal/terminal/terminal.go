@@ -1,5 +1,5 @@
-// Package terminal owns what only a terminal is given: colours, progress bars and lines that are redrawn in
-// place. On anything else the same calls print plain lines.
+// Package terminal owns terminal output: colours, progress bars and lines that are redrawn in place. On anything
+// else the same calls print plain lines.
 package terminal
 
 import (
@@ -23,12 +23,12 @@ type Terminal struct {
 	fd     int
 	live   bool
 	colour bool
-	// mark stands in each escape sequence of this Terminal's own: what it is asked to write comes from other
-	// machines, too, and whoever does not know the mark cannot send one.
+	// mark is part of each escape sequence that this Terminal makes. Text from other machines cannot contain a
+	// valid sequence, because they do not know the mark.
 	mark string
 }
 
-// New looks at what out is. NO_COLOR (no-color.org) and TERM=dumb are respected.
+// New inspects out. NO_COLOR (no-color.org) and TERM=dumb are respected.
 func New(out io.Writer, env func(string) string) *Terminal {
 	t := &Terminal{out: out}
 	f, ok := out.(*os.File)
@@ -41,7 +41,7 @@ func New(out io.Writer, env func(string) string) *Terminal {
 	return t
 }
 
-// newMark is what no one can guess, as a parameter of an escape sequence.
+// newMark is an unguessable parameter of an escape sequence.
 func newMark() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -51,8 +51,8 @@ func newMark() string {
 // Live reports whether lines can be redrawn.
 func (t *Terminal) Live() bool { return t.live }
 
-// Write implements io.Writer. It is the one place through which words of other machines come to be seen:
-// besides the Terminal's own colours, new lines and tabs, nothing is written that is not text.Shown.
+// Write implements io.Writer. All text from other machines is displayed through it: besides the Terminal's own
+// colours, newlines and tabs, it writes only what text.Shown passes.
 func (t *Terminal) Write(p []byte) (int, error) {
 	if _, err := io.WriteString(t.out, t.clean(string(p))); err != nil {
 		return 0, err
@@ -60,7 +60,7 @@ func (t *Terminal) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// WriteData writes a document that programs read, as it is unless a person sees it.
+// WriteData writes a document for programs, unchanged unless the output is a terminal.
 func (t *Terminal) WriteData(p []byte) error {
 	if t.live {
 		_, err := t.Write(p)
@@ -70,7 +70,7 @@ func (t *Terminal) WriteData(p []byte) error {
 	return err
 }
 
-// clean replaces what is not shown, and takes the mark out of the Terminal's own escape sequences.
+// clean replaces characters that must not be shown, and removes the mark from the Terminal's own escape sequences.
 func (t *Terminal) clean(s string) string {
 	var b strings.Builder
 	for len(s) > 0 {
@@ -91,7 +91,7 @@ func (t *Terminal) clean(s string) string {
 	return b.String()
 }
 
-// own skips one escape sequence that Paint has made.
+// own skips one escape sequence made by Paint.
 func (t *Terminal) own(s string) (rest string, ok bool) {
 	if t.mark == "" || !strings.HasPrefix(s, "\x1b["+t.mark+";") {
 		return s, false
@@ -99,7 +99,7 @@ func (t *Terminal) own(s string) (rest string, ok bool) {
 	return skipEscape(s)
 }
 
-// Width is the number of columns; 80 where it is unknown.
+// Width is the number of columns. Default: 80.
 func (t *Terminal) Width() int {
 	if t.live {
 		if w, _, err := term.GetSize(t.fd); err == nil && w > 0 {
@@ -109,7 +109,7 @@ func (t *Terminal) Width() int {
 	return 80
 }
 
-// height is the number of rows; 24 where it is unknown.
+// height is the number of rows. Default: 24.
 func (t *Terminal) height() int {
 	if t.live {
 		if _, h, err := term.GetSize(t.fd); err == nil && h > 0 {
@@ -119,7 +119,7 @@ func (t *Terminal) height() int {
 	return 24
 }
 
-// Colour is one of the eight that every terminal has.
+// Colour is one of the eight colours that every terminal has.
 type Colour int
 
 // The colours in use (ECMA-48, SGR).
@@ -133,7 +133,7 @@ const (
 	Cyan   Colour = 36
 )
 
-// Paint colours text, if colours are wanted here.
+// Paint colours text, if colours are enabled.
 func (t *Terminal) Paint(c Colour, text string) string {
 	if !t.colour || c == Plain || text == "" {
 		return text
@@ -141,7 +141,7 @@ func (t *Terminal) Paint(c Colour, text string) string {
 	return fmt.Sprintf("\x1b[%[1]s;%[2]dm%[3]s\x1b[%[1]s;0m", t.mark, c, text)
 }
 
-// Columns counts the columns that text takes, colours not counted.
+// Columns counts the columns that text occupies, without its colour sequences.
 func Columns(text string) int {
 	n := 0
 	for len(text) > 0 {
@@ -191,10 +191,10 @@ func skipEscape(text string) (string, bool) {
 	return text[end+1:], true
 }
 
-// Clean makes one line of text that came from outside. It takes colours, too: paint afterwards.
+// Clean makes one line of text from outside. It also removes colours: paint afterwards.
 func Clean(s string) string { return text.Line(s) }
 
-// Bar draws how much of a whole is done in width columns.
+// Bar draws the fraction that is done in width columns.
 func Bar(done, whole int64, width int) string {
 	filled := 0
 	if whole > 0 {
