@@ -21,7 +21,7 @@ type Guest struct {
 func guestKind() Kind {
 	return Kind{Name: "Guest", Doc: "A KVM virtual machine on a Network.",
 		Plural: "guests", Short: []string{"g"}, Writer: RoleOperator,
-		Columns: guestColumns, New: func() Object { return new(Guest) }, is: is[*Guest],
+		Columns: guestColumns, New: func() Object { return new(Guest) }, is: is[*Guest], Part: guestPart(),
 		Conditions: func(o Object) *Conditions { return &o.(*Guest).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Guest).references() }}
 }

@@ -33,6 +33,9 @@ type Kind struct {
 	// Conditions returns the conditions in its status; nil for a kind without
 	// any.
 	Conditions func(Object) *Conditions
+	// Part is the part of a HostSpec that hosts receive of it; without a name where
+	// no host acts upon its objects.
+	Part PartKind
 
 	is func(Object) bool // of this kind
 }

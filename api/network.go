@@ -18,7 +18,7 @@ type Network struct {
 func networkKind() Kind {
 	return Kind{Name: "Network", Doc: "A tenant's overlay: one VXLAN VNI, with a lease of its CIDRs on every host of its Zone.",
 		Plural: "networks", Short: []string{"net"}, Writer: RoleOperator,
-		Columns: networkColumns, New: func() Object { return new(Network) }, is: is[*Network],
+		Columns: networkColumns, New: func() Object { return new(Network) }, is: is[*Network], Part: networkPart(),
 		Conditions: func(o Object) *Conditions { return &o.(*Network).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Network).references() }}
 }

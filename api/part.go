@@ -25,7 +25,13 @@ type PartKind struct {
 
 // PartKinds lists every kind of part.
 func PartKinds() []PartKind {
-	return []PartKind{basePart(), bgpPart(), networkPart(), guestPart()}
+	list := []PartKind{basePart()}
+	for _, k := range Kinds() {
+		if k.Part.Name != "" {
+			list = append(list, k.Part)
+		}
+	}
+	return list
 }
 
 // PartKindOf returns the kind of a part by its name, and the object of the

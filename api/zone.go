@@ -21,7 +21,7 @@ type Zone struct {
 func zoneKind() Kind {
 	return Kind{Name: "Zone", Doc: "An isolation domain: hosts, an ASN, route reflectors, and uplinks to its border leafs.",
 		Plural: "zones", Short: []string{"z"}, Writer: RoleAdmin,
-		Columns: zoneColumns, New: func() Object { return new(Zone) }, is: is[*Zone],
+		Columns: zoneColumns, New: func() Object { return new(Zone) }, is: is[*Zone], Part: bgpPart(),
 		Conditions: func(o Object) *Conditions { return &o.(*Zone).Status.Conditions },
 		References: func(o Object) []Reference { return o.(*Zone).references() }}
 }
