@@ -16,10 +16,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
-	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/internal/text"
 	"github.com/rackweft/rackweft/internal/wait"
 )
@@ -208,8 +206,10 @@ func (h *Hub) Run(ctx context.Context) error {
 			}
 		})
 	})
-	if h.Compiler.Networks != nil {
-		g.Go(func() error { return h.Compiler.Networks.Subscribe(ctx, h.leasesChanged) })
+	for _, k := range h.Compiler.parts() {
+		if k.Follow != nil {
+			g.Go(func() error { return k.Follow(ctx, h.concerned) })
+		}
 	}
 	return g.Wait()
 }
@@ -233,6 +233,13 @@ func (h *Hub) changed(c store.Change) {
 	h.mark(h.Compiler.parts().concerns(c))
 }
 
+// concerned marks the streams of hosts.
+func (h *Hub) concerned(hosts part.Hosts) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mark(hosts)
+}
+
 // mark marks the streams of hosts. The caller holds mu.
 func (h *Hub) mark(hosts part.Hosts) {
 	for _, name := range hosts.Names {
@@ -240,29 +247,13 @@ func (h *Hub) mark(hosts part.Hosts) {
 			s.mark()
 		}
 	}
-	if !hosts.All && len(hosts.Zones) == 0 {
+	if !hosts.All && len(hosts.Zones)+len(hosts.UIDs) == 0 {
 		return
 	}
 	for name, s := range h.streams {
 		m, ok := store.Cached[api.Machine](h.Cache, name)
-		if hosts.All || ok && slices.Contains(hosts.Zones, m.Spec.Zone) {
+		if hosts.All || hosts.UIDs[s.peer.UID] || ok && slices.Contains(hosts.Zones, m.Spec.Zone) {
 			s.mark()
-		}
-	}
-}
-
-// leasesChanged marks the streams of hosts whose Networks changed.
-func (h *Hub) leasesChanged(c network.Change) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, s := range h.streams {
-		if c.Hosts[s.peer.UID] {
-			s.mark()
-		}
-	}
-	for name := range c.Networks {
-		if n, ok := store.Cached[api.Network](h.Cache, name); ok && n.Spec.Advertise {
-			h.mark(part.Hosts{Names: zone.Reflectors(h.Cache, n.Spec.Zone)}) // they accept what its hosts have leases of
 		}
 	}
 }

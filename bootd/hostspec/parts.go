@@ -50,9 +50,7 @@ func (t table) concerns(c store.Change) part.Hosts {
 		if k.Concerns == nil {
 			continue
 		}
-		h := k.Concerns(c)
-		all.All = all.All || h.All
-		all.Zones, all.Names = append(all.Zones, h.Zones...), append(all.Names, h.Names...)
+		all.Add(k.Concerns(c))
 	}
 	return all
 }

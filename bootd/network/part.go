@@ -35,7 +35,15 @@ var (
 
 // Kind describes the parts.
 func (p Parts) Kind() part.Kind {
-	return part.Kind{Name: "network", Object: "Network", Compile: p.compile, Concerns: p.concerns, Speaks: p.speaks}
+	return part.Kind{Name: "network", Object: "Network", Compile: p.compile, Concerns: p.concerns, Follow: p.follow, Speaks: p.speaks}
+}
+
+// follow reports the hosts that have a lease of a Network whose leases changed.
+func (p Parts) follow(ctx context.Context, fn func(part.Hosts)) error {
+	if p.Index == nil {
+		return nil
+	}
+	return p.Index.Subscribe(ctx, func(c Change) { fn(part.Hosts{UIDs: c.Hosts}) })
 }
 
 // concerns finds the hosts whose parts may differ after a change of an object.

@@ -20,6 +20,9 @@ type Kind struct {
 	Compile func(ctx context.Context, m *api.Machine, s *Spec) error
 	// Concerns finds the hosts whose parts may differ after a change.
 	Concerns func(store.Change) Hosts
+	// Follow reports hosts whose parts may differ because of something that is not
+	// among the objects, until ctx ends.
+	Follow func(ctx context.Context, fn func(Hosts)) error
 	// Keep bounds what is kept of a host's report on a part.
 	Keep func(*api.PartStatus)
 	// Speaks returns the object that a host, by its Machine's uid, may record
@@ -40,6 +43,19 @@ type Hosts struct {
 	All   bool
 	Zones []string // all hosts of these Zones
 	Names []string
+	UIDs  map[string]bool // of their Machines
+}
+
+// Add adds other hosts.
+func (h *Hosts) Add(other Hosts) {
+	h.All = h.All || other.All
+	h.Zones, h.Names = append(h.Zones, other.Zones...), append(h.Names, other.Names...)
+	for uid := range other.UIDs {
+		if h.UIDs == nil {
+			h.UIDs = map[string]bool{}
+		}
+		h.UIDs[uid] = true
+	}
 }
 
 // Part is one part in the making. Large ones are put together only when sent.

@@ -1,10 +1,12 @@
 package zone
 
 import (
+	"context"
 	"maps"
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -13,7 +15,24 @@ import (
 // Kind describes what a host's speaker is. A join changes that of the reflectors
 // alone, whose readiness is judged by its digest.
 func (p *Parts) Kind() part.Kind {
-	return part.Kind{Name: api.PartBGP, Digests: true, Compile: p.compile, Concerns: p.concerns}
+	return part.Kind{Name: api.PartBGP, Digests: true, Compile: p.compile, Concerns: p.concerns, Follow: p.follow}
+}
+
+// follow reports the reflectors of Zones in which hosts got or lost a lease that
+// they advertise: reflectors accept what a host has a lease of.
+func (p *Parts) follow(ctx context.Context, fn func(part.Hosts)) error {
+	if p == nil || p.Networks == nil {
+		return nil
+	}
+	return p.Networks.Subscribe(ctx, func(c network.Change) {
+		var hosts part.Hosts
+		for name := range c.Networks {
+			if n, ok := store.Cached[api.Network](p.Cache, name); ok && n.Spec.Advertise {
+				hosts.Names = append(hosts.Names, Reflectors(p.Cache, n.Spec.Zone)...)
+			}
+		}
+		fn(hosts)
+	})
 }
 
 // concerns finds the hosts whose bgp part may differ after a change.
