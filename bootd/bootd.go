@@ -22,7 +22,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/ca"
 	"github.com/rackweft/rackweft/bootd/control"
-	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/image"
 	"github.com/rackweft/rackweft/bootd/lease"
@@ -30,10 +29,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/recovery"
 	"github.com/rackweft/rackweft/bootd/store"
-	"github.com/rackweft/rackweft/bootd/subnet"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
-	"github.com/rackweft/rackweft/hardware/redfish"
 	"github.com/rackweft/rackweft/internal/prom"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/systemd"
@@ -51,7 +48,9 @@ type daemon struct {
 	store   *store.Store
 	cache   *store.Cache
 	nets    *network.Index
+	zones   *zone.Parts
 	blobs   *blob.Store
+	allow   []image.Allowed // where Images may be fetched from
 	record  *recorder
 	leases  *lease.Table
 	ifaces  *interfaces
@@ -174,6 +173,9 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if d.allow, err = image.ParseAllow(d.config.Images.Allow); err != nil {
+		return fmt.Errorf("images.allow: %w", err)
+	}
 	httpPort, err := api.ListenPort(d.config.Listen.HTTP)
 	if err != nil {
 		return err
@@ -203,8 +205,10 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	keys := &zone.Keys{Key: sessions.Key, Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
-		return store.OpenSecret(ctx, d.store, name, use)
+	d.zones = &zone.Parts{Cache: d.cache, Networks: d.nets, Keys: &zone.Keys{
+		Key: sessions.Key, Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {
+			return store.OpenSecret(ctx, d.store, name, use)
+		},
 	}}
 	name, err := os.Hostname()
 	if err != nil {
@@ -213,9 +217,7 @@ func (d *daemon) build(ctx context.Context) error {
 	d.recovery = &recovery.Keeper{Store: d.store, Cache: d.cache, Lease: d.keepLease, Event: d.record.Event, Log: d.log}
 	d.hub = &hostspec.Hub{
 		Name: name, Store: d.store, Cache: d.cache, Signer: renewer{d.ca}, Record: d.record, Recovery: d.recovery, Log: d.log,
-		Compiler: &hostspec.Compiler{
-			Cache: d.cache, Networks: d.nets, Zones: &zone.Parts{Cache: d.cache, Networks: d.nets, Keys: keys}, Epoch: epoch, API: d.decider.APIFor,
-		},
+		Compiler: &hostspec.Compiler{Cache: d.cache, Parts: d.parts, Epoch: epoch, API: d.decider.APIFor},
 	}
 	return nil
 }
@@ -386,32 +388,13 @@ func (d *daemon) lead(ctx context.Context) error {
 		leading := ctx
 		ctx = hardware.WithPermit(ctx, func() error { return store.CheckLead(leading) })
 		env := control.Env{Store: d.store, Cache: d.cache, Event: d.record.Event, Log: d.log}
-		machines := &machine.Controller{
-			Env: env, Decision: d.record.Decision, Nonce: ca.NewTokens(d.keyring).Nonce,
-			Dial: func(ctx context.Context, e hardware.Endpoint) (machine.BMC, error) {
-				return redfish.Dial(ctx, e, d.log)
-			},
-		}
-		sources, err := d.sources()
-		if err != nil {
-			return err
-		}
-		images := &image.Controller{Env: env, Blobs: d.blobs, Sources: sources}
-		networks := &network.Controller{Env: env, Index: d.nets, Epoch: d.hub.Compiler.Epoch}
-		guests := &guest.Controller{
-			Env: env, Lease: d.nets.Lease, Epoch: d.hub.Compiler.Epoch,
-			Leases: func(ctx context.Context, fn func(map[string]bool)) error {
-				return d.nets.Subscribe(ctx, func(ch network.Change) { fn(ch.Networks) })
-			},
-		}
-		zones := &zone.Controller{Env: env, Parts: d.hub.Compiler.Zones, Sessions: d.hub.BGP}
-		subnets := &subnet.Controller{Env: env, Served: d.served, Judge: func(s *api.Subnet) (control.Finding, bool) {
-			return d.decider.JudgeSubnet(s, d.dhcp.of)
-		}}
 		g, ctx := errgroup.WithContext(ctx)
-		for _, c := range []interface{ Run(context.Context) error }{
-			machines.Control(), subnets.Control(), images.Control(), networks.Control(), guests.Control(), zones.Control(), d.recovery,
-		} {
+		g.Go(func() error { return d.recovery.Run(ctx) })
+		for _, k := range d.kinds() {
+			if k.control == nil {
+				continue
+			}
+			c := k.control(env)
 			g.Go(func() error { return c.Run(ctx) })
 		}
 		return g.Wait()

@@ -1,7 +1,6 @@
 package bootd
 
 import (
-	"fmt"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -13,12 +12,8 @@ import (
 
 // sources are where Images may be fetched from: what the configuration allows, and what is not the
 // site's own.
-func (d *daemon) sources() (image.Sources, error) {
-	allow, err := image.ParseAllow(d.config.Images.Allow)
-	if err != nil {
-		return image.Sources{}, fmt.Errorf("images.allow: %w", err)
-	}
-	return image.Sources{Allow: allow, Barred: func(host string, a netip.Addr) string { return barred(d.cache, host, a) }}, nil
+func (d *daemon) sources() image.Sources {
+	return image.Sources{Allow: d.allow, Barred: func(host string, a netip.Addr) string { return barred(d.cache, host, a) }}
 }
 
 // barred says whether an address is in a management Subnet, or a host or an address a BMC's.

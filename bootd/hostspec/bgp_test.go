@@ -90,7 +90,7 @@ func (r *rack) editZone(fn func(*api.Zone)) {
 
 func (r *rack) part(i int) *api.BGPPart {
 	r.t.Helper()
-	p, err := r.hub.Compiler.Zones.Part(r.t.Context(), r.Machine(hostName(i)))
+	p, err := r.zones.Part(r.t.Context(), r.Machine(hostName(i)))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestUplinkSecret(t *testing.T) {
 		t.Error(got)
 	}
 	set(map[string]string{"password": strings.Repeat("x", 81)})
-	if _, err := r.hub.Compiler.Zones.Part(t.Context(), r.Machine(hostName(1))); err == nil || !strings.Contains(err.Error(), "80 at most") {
+	if _, err := r.zones.Part(t.Context(), r.Machine(hostName(1))); err == nil || !strings.Contains(err.Error(), "80 at most") {
 		t.Errorf("%v", err)
 	}
 	// The HostSpec that people see has no key in it.
@@ -473,7 +473,7 @@ func BenchmarkBGPPart(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				for _, m := range some {
-					if _, err := r.hub.Compiler.Zones.Part(b.Context(), m); err != nil {
+					if _, err := r.zones.Part(b.Context(), m); err != nil {
 						b.Fatal(err)
 					}
 				}

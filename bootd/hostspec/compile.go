@@ -10,20 +10,16 @@ import (
 	"slices"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
-	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 // Compiler makes HostSpecs out of the objects as they stand. It is pure but for
-// the cache and the leases that it reads.
+// the cache that it reads, and what its Parts read.
 type Compiler struct {
 	Cache *store.Cache
-	// Networks has the leases of every Network; there are none without it.
-	Networks *network.Index
-	// Zones makes bgp parts; there are none without it.
-	Zones *zone.Parts
+	// Parts lists the kinds of parts besides the base, made out of a cache.
+	Parts func(*store.Cache) []part.Kind
 	// Epoch is raised by a restore.
 	Epoch int64
 	// API lists the URLs of bootd that hosts are to know.
@@ -32,11 +28,7 @@ type Compiler struct {
 
 // With is a Compiler out of other objects.
 func (c *Compiler) With(cache *store.Cache) *Compiler {
-	with := &Compiler{Cache: cache, Networks: c.Networks, Epoch: c.Epoch, API: c.API}
-	if c.Zones != nil {
-		with.Zones = c.Zones.With(cache)
-	}
-	return with
+	return &Compiler{Cache: cache, Parts: c.Parts, Epoch: c.Epoch, API: c.API}
 }
 
 // Compile makes the HostSpec of a Machine as people may see it: keys are masked.

@@ -55,7 +55,7 @@ func newBench(t testing.TB) *bench {
 	)
 	b.uid = b.Change(name, func(m *api.Machine) { m.Status.HostKey = key }).Metadata.UID
 	b.hub = &Hub{Store: b.Store, Cache: b.Cache, Signer: signer{key}, Record: b, Log: b.Log,
-		Compiler: &Compiler{Cache: b.Cache, Epoch: 3, API: func(*api.Machine) []string { return []string{"https://198.18.0.1:8443"} }}}
+		Compiler: &Compiler{Cache: b.Cache, Parts: partsOf(nil, nil), Epoch: 3, API: func(*api.Machine) []string { return []string{"https://198.18.0.1:8443"} }}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = b.hub.Run(ctx) }()

@@ -185,7 +185,7 @@ func TestNews(t *testing.T) {
 		old, next := make(), make()
 		next.Reported = now.Add(time.Minute)
 		c.change(next)
-		if got := new(Compiler).parts().news(old, next, c.soon, c.buried); got != c.want {
+		if got := (&Compiler{Parts: partsOf(nil, nil)}).parts().news(old, next, c.soon, c.buried); got != c.want {
 			t.Errorf("%s: %v", c.name, got)
 		}
 		if next.Reported.Equal(now) || len(old.Parts) != 2 || old.Revision != 7 {

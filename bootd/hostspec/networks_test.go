@@ -32,6 +32,7 @@ type rack struct {
 	*bench
 	index    *network.Index
 	keys     *zone.Keys // nil: no bgp parts
+	zones    *zone.Parts
 	networks *control.Controller[*api.Network]
 	stop     func() // kills all but the store
 }
@@ -73,10 +74,10 @@ func (r *rack) start() {
 	r.t.Helper()
 	x := network.NewIndex(r.Store, r.Log)
 	r.index = x
-	r.hub = &Hub{Store: r.Store, Cache: r.Cache, Signer: signer{key}, Record: r, Log: r.Log, Compiler: &Compiler{Cache: r.Cache, Networks: x, Epoch: 1}}
 	if r.keys != nil {
-		r.hub.Compiler.Zones = &zone.Parts{Cache: r.Cache, Networks: x, Keys: r.keys}
+		r.zones = &zone.Parts{Cache: r.Cache, Networks: x, Keys: r.keys}
 	}
+	r.hub = &Hub{Store: r.Store, Cache: r.Cache, Signer: signer{key}, Record: r, Log: r.Log, Compiler: &Compiler{Cache: r.Cache, Parts: partsOf(x, r.zones), Epoch: 1}}
 	c := &network.Controller{Env: r.Env(), Index: x, Epoch: 1}
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup

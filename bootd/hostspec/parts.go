@@ -4,11 +4,8 @@ import (
 	"strings"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/guest"
-	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/store"
-	"github.com/rackweft/rackweft/bootd/zone"
 )
 
 // table lists kinds of parts.
@@ -16,19 +13,11 @@ type table []part.Kind
 
 // parts lists every kind of part. The base comes first: others go by it.
 func (c *Compiler) parts() table {
-	return table{
-		c.basePart(),
-		network.Parts{Cache: c.Cache, Index: c.Networks, Keys: c.keys()}.Kind(),
-		guest.Parts(c.Cache),
-		c.Zones.Kind(),
+	list := table{c.basePart()}
+	if c.Parts != nil {
+		list = append(list, c.Parts(c.Cache)...)
 	}
-}
-
-func (c *Compiler) keys() *zone.Keys {
-	if c.Zones == nil {
-		return nil
-	}
-	return c.Zones.Keys
+	return list
 }
 
 // of finds the kind of a part by its name. A host may report any name.

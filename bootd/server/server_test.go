@@ -29,10 +29,12 @@ import (
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/httpboot"
 	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/network"
+	"github.com/rackweft/rackweft/bootd/part"
 	"github.com/rackweft/rackweft/bootd/recovery"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
@@ -177,7 +179,9 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	networks := network.NewIndex(r.store, log)
 	wg.Go(func() { _ = networks.Run(ctx) })
 	zones := &zone.Parts{Cache: r.cache, Keys: &zone.Keys{Key: func(one, other string) string { return sessionKey }}}
-	compiler := &hostspec.Compiler{Cache: r.cache, Zones: zones}
+	compiler := &hostspec.Compiler{Cache: r.cache, Parts: func(c *store.Cache) []part.Kind {
+		return []part.Kind{network.Parts{Cache: c, Keys: zones.Keys}.Kind(), guest.Parts(c), zones.With(c).Kind()}
+	}}
 	hub := &hostspec.Hub{Store: r.store, Cache: r.cache, Compiler: compiler, Record: recorder{}, Log: log}
 	wg.Go(func() { _ = hub.Run(ctx) })
 	metrics := prometheus.NewRegistry()

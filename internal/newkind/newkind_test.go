@@ -29,9 +29,9 @@ func TestNewKind(t *testing.T) {
 		{kind: "shelf", files: 6, edits: 3, edit: map[string][]edit{
 			"api/kind.go":              {{"guestKind(),", "guestKind(), shelfKind(),"}},
 			"bootd/admission/rules.go": {{"guestRules()}", "guestRules(), shelfRules()}"}},
-			"bootd/bootd.go": {
+			"bootd/kinds.go": {
 				{"\t\"github.com/rackweft/rackweft/bootd/store\"\n", "\t\"github.com/rackweft/rackweft/bootd/shelf\"\n\t\"github.com/rackweft/rackweft/bootd/store\"\n"},
-				{"zones.Control(),", "zones.Control(), (&shelf.Controller{Env: env}).Control(),"},
+				{"zoneKind(d),\n", "zoneKind(d),\n\t\t{name: \"Shelf\", control: func(env control.Env) runner { return (&shelf.Controller{Env: env}).Control() }},\n"},
 			},
 		}},
 	} {
