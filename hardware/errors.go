@@ -10,6 +10,10 @@ var (
 	ErrUnreachable  = errors.New("BMC does not answer")
 	ErrUnauthorized = errors.New("BMC refuses the credentials")
 	ErrUnsupported  = errors.New("BMC does not offer it")
+	// ErrForbidden: the account may not do this one thing; its login is good.
+	ErrForbidden = errors.New("BMC does not let this account do it")
+	// ErrPasswordChange: the BMC does nothing for this account until a person has changed its password.
+	ErrPasswordChange = errors.New("BMC wants the password changed first")
 )
 
 // CertificateMismatchError says that a BMC presented another certificate than pinned. Nothing was sent to it.
@@ -23,3 +27,13 @@ func (e *CertificateMismatchError) Error() string {
 	return fmt.Sprintf("%s presents certificate %s, pinned is %s: if the BMC's certificate was replaced on purpose, pin the new one; "+
 		"otherwise someone is in between", e.Address, e.Got, e.Want)
 }
+
+// UnsupportedError says that a BMC cannot do one thing: the verb that it was asked for. It is ErrUnsupported.
+type UnsupportedError struct {
+	Verb string
+	Err  error // why, in the BMC's words where it has any
+}
+
+func (e *UnsupportedError) Error() string        { return e.Err.Error() }
+func (e *UnsupportedError) Unwrap() error        { return e.Err }
+func (e *UnsupportedError) Is(target error) bool { return target == ErrUnsupported }

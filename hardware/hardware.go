@@ -21,6 +21,8 @@ type Endpoint struct {
 	// is presented first is taken, and pinned while this BMC is open: see BMC.Fingerprint.
 	Fingerprint string
 	SystemID    string // which ComputerSystem, by Id; needed only where the BMC has several
+	// ConnectTimeout is how long it may take to reach it. Default: 10 seconds.
+	ConnectTimeout time.Duration
 }
 
 // PowerState is the power state as the BMC tells it.

@@ -18,6 +18,7 @@ type refusal struct {
 	path     string
 	status   int
 	messages []message
+	alive    bool // the login held: the refusal is meant for this request
 }
 
 // message is one Redfish ExtendedInfo entry (DSP0266 8.6).
@@ -39,15 +40,24 @@ func (r *refusal) Error() string {
 	return fmt.Sprintf("%s %s: %d %s", r.method, r.path, r.status, said)
 }
 
-// Is maps a refusal to the errors that callers branch on.
+// Is maps a refusal to the errors that callers branch on. Only a dead login is one of the password: a 403, or a 401 with a
+// login that holds, is about this one request.
 func (r *refusal) Is(target error) bool {
 	switch target {
+	case hardware.ErrPasswordChange:
+		return r.passwordChange()
 	case hardware.ErrUnsupported:
 		return r.unsupported()
+	case hardware.ErrForbidden:
+		return r.forbidden() && !r.unsupported() && !r.passwordChange()
 	case hardware.ErrUnauthorized:
-		return (r.status == http.StatusUnauthorized || r.status == http.StatusForbidden) && !r.unsupported()
+		return r.status == http.StatusUnauthorized && !r.forbidden() && !r.unsupported() && !r.passwordChange()
 	}
 	return false
+}
+
+func (r *refusal) forbidden() bool {
+	return r.status == http.StatusForbidden || r.status == http.StatusUnauthorized && r.alive
 }
 
 // unsupported: not built in, or its licence is missing (Supermicro answers that with 403, which must not
@@ -55,6 +65,14 @@ func (r *refusal) Is(target error) bool {
 func (r *refusal) unsupported() bool {
 	return r.status == http.StatusMethodNotAllowed || r.status == http.StatusNotImplemented ||
 		r.says("License") || r.says("ActionNotSupported") || r.says("PropertyNotWritable")
+}
+
+// passwordChange: the account has to be given a new password before it may do anything else (DSP0266 §13.3.7).
+func (r *refusal) passwordChange() bool { return r.says("PasswordChangeRequired") }
+
+// wantsPasswordChange: the login was good, and for nothing else than a change of the password.
+func wantsPasswordChange(opened *reply) bool {
+	return opened != nil && (&refusal{messages: parseMessages(opened.body)}).passwordChange()
 }
 
 // says whether a message id or text holds the word.

@@ -16,6 +16,7 @@ package redfish
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -34,29 +35,30 @@ const (
 	verbShutdown
 )
 
-// BMC is an open session with one management controller. Its methods are safe for concurrent use, and wait
-// for each other. Close it: sessions are few.
+// BMC is one server of a BMC that is logged in to. Its methods are safe for concurrent use, and wait for each other and
+// for those of the BMC's other servers.
 type BMC struct {
-	address string
+	service *Service
 	driver  *driver
-	turn    chan struct{} // holds one token: whose turn it is
 }
 
-// Dial logs in to the BMC, exactly once. It fails with ErrUnreachable, ErrUnauthorized (do not try the same
-// password again: accounts lock) or *CertificateMismatchError, in which case no credential was sent.
+var _ hardware.BMC = (*BMC)(nil)
+
+// Dial logs in to a BMC for the one server that endpoint names; Close logs out. It fails as Connect does.
 func Dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*BMC, error) {
 	return dial(ctx, endpoint, log, sleep)
 }
 
 func dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger, pause pauser) (*BMC, error) {
-	if endpoint.Protocol != "" && endpoint.Protocol != "redfish" {
-		return nil, fmt.Errorf("BMC %s: protocol %q is not known: use redfish", endpoint.Address, endpoint.Protocol)
-	}
-	d, err := dialDriver(ctx, endpoint, log.With("bmc", endpoint.Address), pause)
+	s, err := connect(ctx, endpoint, log, pause)
 	if err != nil {
-		return nil, fmt.Errorf("log in to BMC %s: %w", endpoint.Address, err)
+		return nil, err
 	}
-	return &BMC{address: endpoint.Address, driver: d, turn: make(chan struct{}, 1)}, nil
+	b, err := s.bmc(ctx, endpoint.SystemID)
+	if err != nil {
+		return nil, errors.Join(err, s.Close(ctx))
+	}
+	return b, nil
 }
 
 // sleep waits, or returns early with the context's error.
@@ -71,15 +73,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Close ends the session on the BMC, even when ctx is over: it takes ten seconds of its own if it must.
-func (b *BMC) Close(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	return b.do(ctx, "log out", func() error { return b.driver.close(ctx) })
-}
+// Close logs the whole BMC out: it is for those that dialled it.
+func (b *BMC) Close(ctx context.Context) error { return b.service.Close(ctx) }
 
 // Fingerprint is the certificate that the BMC presented, as sha256:<hex>.
-func (b *BMC) Fingerprint() string { return b.driver.fingerprint() }
+func (b *BMC) Fingerprint() string { return b.service.Fingerprint() }
+
+// Identity tells who answers, as it was read when the system was found.
+func (b *BMC) Identity(context.Context) (hardware.Identity, error) { return b.driver.identity, nil }
 
 // PowerState reads the power state.
 func (b *BMC) PowerState(ctx context.Context) (state hardware.PowerState, err error) {
@@ -115,7 +116,7 @@ func (b *BMC) GracefulShutdown(ctx context.Context) error {
 // ErrUnsupported when the BMC does not offer the target or the mode.
 func (b *BMC) SetBootOnce(ctx context.Context, boot hardware.Boot) error {
 	if err := boot.Check(); err != nil {
-		return fmt.Errorf("set next boot on BMC %s: %w", b.address, err)
+		return fmt.Errorf("set next boot on BMC %s: %w", b.service.address, err)
 	}
 	return b.do(ctx, fmt.Sprintf("set next boot to %s", boot.Target), func() error { return b.driver.setBootOnce(ctx, boot) })
 }
@@ -157,7 +158,7 @@ func (b *BMC) AssetTag(ctx context.Context) (tag string, err error) {
 // puts it into SMBIOS at its next POST, so call it before the power action. ErrUnsupported when the BMC does not take it.
 func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
 	if err := hardware.CheckAssetTag(tag); err != nil {
-		return fmt.Errorf("write the asset tag of BMC %s: %w", b.address, err)
+		return fmt.Errorf("write the asset tag of BMC %s: %w", b.service.address, err)
 	}
 	return b.do(ctx, "write the asset tag", func() error { return b.driver.setAssetTag(ctx, tag) })
 }
@@ -172,16 +173,6 @@ func (b *BMC) Console(ctx context.Context) (console io.ReadWriteCloser, err erro
 	return console, err
 }
 
-// do runs one call when it is its turn.
 func (b *BMC) do(ctx context.Context, what string, call func() error) error {
-	select {
-	case b.turn <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("%s on BMC %s: waiting for an earlier request: %w", what, b.address, ctx.Err())
-	}
-	defer func() { <-b.turn }()
-	if err := call(); err != nil {
-		return fmt.Errorf("%s on BMC %s: %w", what, b.address, err)
-	}
-	return nil
+	return b.service.do(ctx, what, call)
 }

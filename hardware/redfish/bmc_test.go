@@ -183,7 +183,7 @@ func TestSeveralSystems(t *testing.T) {
 		map[string]any{"@odata.id": "/redfish/v1/Systems/HGX_Baseboard_0"}, map[string]any{"@odata.id": hpeSystem}}
 	m.tree["/redfish/v1/Systems/HGX_Baseboard_0"] = map[string]any{"Id": "HGX_Baseboard_0", "Name": "Computer System", "PowerState": "Off",
 		"Actions": map[string]any{"#ComputerSystem.Reset": map[string]any{"target": "/redfish/v1/Systems/HGX_Baseboard_0/Actions/ComputerSystem.Reset"}}}
-	if _, err := Dial(t.Context(), m.endpoint(), quiet()); err == nil || !strings.Contains(err.Error(), "2 systems (HGX_Baseboard_0, 1)") {
+	if _, err := Dial(t.Context(), m.endpoint(), quiet()); err == nil || !strings.Contains(err.Error(), "2 systems (HGX_Baseboard_0, 1 HPE ProLiant DL360 Gen10 serial EXAMPLE001)") {
 		t.Errorf("error %v, want the choice", err)
 	}
 	endpoint := m.endpoint()
@@ -252,8 +252,8 @@ func TestRefusedResourceIsNoLostSession(t *testing.T) {
 	b, _ := m.open(t, m.endpoint())
 	m.fail(http.MethodGet, "/redfish/v1/Systems/Self", times(3, says(http.StatusUnauthorized, "Base.1.8.InsufficientPrivilege"))...)
 	for range 3 {
-		if _, err := b.PowerState(t.Context()); !errors.Is(err, hardware.ErrUnauthorized) {
-			t.Errorf("error %v, want ErrUnauthorized", err)
+		if _, err := b.PowerState(t.Context()); !errors.Is(err, hardware.ErrForbidden) || errors.Is(err, hardware.ErrUnauthorized) {
+			t.Errorf("error %v, want ErrForbidden", err)
 		}
 	}
 	if m.logins != 1 {
@@ -646,8 +646,8 @@ func TestMissingLicenceIsNoWrongPassword(t *testing.T) {
 		t.Errorf("error %v, %d logins: want ErrUnsupported and no new login", err, m.logins)
 	}
 	m.fail(http.MethodPatch, hpeSystem, says(http.StatusForbidden, "Base.1.8.InsufficientPrivilege"))
-	if err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootPXE}); !errors.Is(err, hardware.ErrUnauthorized) {
-		t.Errorf("error %v, want ErrUnauthorized", err)
+	if err := b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootPXE}); !errors.Is(err, hardware.ErrForbidden) || errors.Is(err, hardware.ErrUnauthorized) {
+		t.Errorf("error %v, want ErrForbidden: its login is good", err)
 	}
 }
 

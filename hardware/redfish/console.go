@@ -46,7 +46,8 @@ func (r *driver) console(ctx context.Context) (io.ReadWriteCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("console at %q: %w", at, err)
 	}
-	config.Header = http.Header{"X-Auth-Token": {r.transport.token}}
+	config.Header = http.Header{}
+	r.transport.authorize(config.Header)
 	dialer := &tls.Dialer{Config: r.transport.pin.tls()}
 	conn, err := dialer.DialContext(ctx, "tcp", base.Host)
 	if err != nil {

@@ -183,7 +183,7 @@ func (m *mock) serve(w http.ResponseWriter, r *http.Request, at string, body []b
 		m.login(w, body)
 		return
 	}
-	if at != "/redfish/v1" && !m.known(r.Header.Get("X-Auth-Token")) {
+	if at != "/redfish/v1" && !m.known(r.Header.Get("X-Auth-Token")) && !m.basicLogin(r) {
 		says(http.StatusUnauthorized, "Base.1.8.NoValidSession")(w, r)
 		return
 	}
@@ -220,6 +220,12 @@ func (m *mock) known(token string) bool {
 		}
 	}
 	return false
+}
+
+// basicLogin judges a request's own password.
+func (m *mock) basicLogin(r *http.Request) bool {
+	user, password, ok := r.BasicAuth()
+	return ok && user == testUser && password == testPassword
 }
 
 func (m *mock) login(w http.ResponseWriter, body []byte) {

@@ -9,11 +9,57 @@ import (
 	"io"
 	"net/http"
 	"strings"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
-func (r *driver) sendOnce(ctx context.Context, method, at, etag string, body any) (reply, error) {
-	r.transport.ctx = ctx
-	if r.transport.token == "" {
+// send is one request with the login. A session that the BMC has forgotten (idle, or it restarted) is opened
+// again, once.
+func (s *Service) send(ctx context.Context, method, at, etag string, body any) (reply, error) {
+	answer, err := s.sendOnce(ctx, method, at, etag, body)
+	var no *refusal
+	if !errors.As(err, &no) || no.status != http.StatusUnauthorized || !s.transport.entered() {
+		s.proven = s.proven || err == nil && s.transport.entered()
+		return answer, err
+	}
+	if s.alive(ctx) {
+		no.alive = true // meant for this request: another session would be refused as well
+		return answer, no
+	}
+	if s.transport.basic != "" {
+		s.transport.forget()
+		return reply{}, s.unauthorized(no)
+	}
+	s.log.Info("BMC has ended the session, logging in again")
+	s.transport.forget()
+	if err := s.login(ctx); err != nil {
+		return reply{}, fmt.Errorf("log in again: %w", err)
+	}
+	answer, err = s.sendOnce(ctx, method, at, etag, body)
+	if errors.As(err, &no) {
+		no.alive = true
+	}
+	return answer, err
+}
+
+// alive says whether the BMC still lets us in.
+func (s *Service) alive(ctx context.Context) bool {
+	at := s.transport.session
+	if s.transport.basic != "" && s.proven {
+		at = string(s.root.Systems.ID)
+	}
+	if at == "" {
+		return false
+	}
+	_, err := s.sendOnce(ctx, http.MethodGet, at, "", nil)
+	var no *refusal
+	return err == nil || errors.As(err, &no) && no.status != http.StatusUnauthorized && no.status != http.StatusNotFound
+}
+
+// sendOnce is one request with what lets us in, or without before the login.
+func (s *Service) sendOnce(ctx context.Context, method, at, etag string, body any) (reply, error) {
+	s.transport.ctx = ctx
+	if s.refused && !s.transport.entered() {
 		return reply{}, errClosed
 	}
 	var data []byte
@@ -23,19 +69,19 @@ func (r *driver) sendOnce(ctx context.Context, method, at, etag string, body any
 			return reply{}, err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, r.base+at, bytes.NewReader(data))
+	req, err := http.NewRequestWithContext(ctx, method, s.base+at, bytes.NewReader(data))
 	if err != nil {
 		return reply{}, fmt.Errorf("%s %q: %w", method, at, err)
 	}
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("X-Auth-Token", r.transport.token)
+	s.transport.authorize(req.Header)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	if etag != "" {
 		req.Header.Set("If-Match", etag)
 	}
-	response, err := r.http.Do(req)
+	response, err := s.http.Do(req)
 	if err != nil {
 		return reply{}, err
 	}
@@ -44,7 +90,7 @@ func (r *driver) sendOnce(ctx context.Context, method, at, etag string, body any
 		return reply{}, err
 	}
 	if answer.status >= http.StatusBadRequest {
-		return answer, r.transport.refusal
+		return answer, s.transport.refusal
 	}
 	return answer, nil
 }
@@ -58,11 +104,11 @@ func readAll(response *http.Response) ([]byte, error) {
 }
 
 // get reads a resource and gives its ETag.
-func (r *driver) get(ctx context.Context, at string, into any) (etag string, err error) {
+func (s *Service) get(ctx context.Context, at string, into any) (etag string, err error) {
 	if !strings.HasPrefix(at, "/") {
 		return "", fmt.Errorf("BMC refers to a resource at %q, which is no path", at)
 	}
-	answer, err := r.send(ctx, http.MethodGet, at, "", nil)
+	answer, err := s.send(ctx, http.MethodGet, at, "", nil)
 	if err != nil {
 		return "", err
 	}
@@ -80,7 +126,7 @@ func (r *driver) get(ctx context.Context, at string, into any) (etag string, err
 }
 
 // members reads a collection, all its pages.
-func (r *driver) members(ctx context.Context, at string) ([]string, error) {
+func (s *Service) members(ctx context.Context, at string) ([]string, error) {
 	var paths []string
 	for pages := 0; at != ""; pages++ {
 		if pages == 64 {
@@ -90,7 +136,7 @@ func (r *driver) members(ctx context.Context, at string) ([]string, error) {
 			Members links `json:"Members"`
 			Next    text  `json:"Members@odata.nextLink"`
 		}
-		if _, err := r.get(ctx, at, &page); err != nil {
+		if _, err := s.get(ctx, at, &page); err != nil {
 			return nil, err
 		}
 		for _, member := range page.Members {
@@ -104,7 +150,7 @@ func (r *driver) members(ctx context.Context, at string) ([]string, error) {
 // ignoreRefusal drops an answer that says no, but neither a lost login nor a dead network.
 func ignoreRefusal(err error) error {
 	var no *refusal
-	if errors.As(err, &no) && no.status != http.StatusUnauthorized {
+	if errors.As(err, &no) && !errors.Is(err, hardware.ErrUnauthorized) && !errors.Is(err, hardware.ErrPasswordChange) {
 		return nil
 	}
 	return err

@@ -6,11 +6,15 @@ import (
 
 // serviceRoot is DSP0266's entry point.
 type serviceRoot struct {
-	Vendor   text                       `json:"Vendor"`
-	Product  text                       `json:"Product"`
-	Systems  link                       `json:"Systems"`
-	Managers link                       `json:"Managers"`
-	Oem      map[string]json.RawMessage `json:"Oem"`
+	Vendor   text `json:"Vendor"`
+	Product  text `json:"Product"`
+	Systems  link `json:"Systems"`
+	Managers link `json:"Managers"`
+	Links    struct {
+		Sessions link `json:"Sessions"`
+	} `json:"Links"`
+	SessionService link                       `json:"SessionService"`
+	Oem            map[string]json.RawMessage `json:"Oem"`
 }
 
 // system is what we read of a ComputerSystem.

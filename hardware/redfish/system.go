@@ -5,23 +5,21 @@ import (
 	"fmt"
 	"path"
 	"strings"
+
+	"github.com/rackweft/rackweft/hardware"
 )
+
+// driver speaks to one ComputerSystem of a service. Its calls are never made in parallel.
+type driver struct {
+	*Service
+	systemPath string
+	quirk      quirk
+	identity   hardware.Identity
+}
 
 // identifyItself finds the system and its quirk.
 func (r *driver) identifyItself(ctx context.Context, systemID string) error {
-	var root serviceRoot
-	if _, err := r.get(ctx, "/redfish/v1/", &root); err != nil {
-		return err
-	}
-	systems, err := r.members(ctx, string(root.Systems.ID))
-	if err != nil {
-		return fmt.Errorf("list systems: %w", err)
-	}
-	if r.systemPath, err = chooseSystem(systems, systemID); err != nil {
-		return err
-	}
-
-	sys, _, err := r.system(ctx)
+	sys, err := r.findSystem(ctx, systemID)
 	if err != nil {
 		return err
 	}
@@ -29,8 +27,8 @@ func (r *driver) identifyItself(ctx context.Context, systemID string) error {
 	if err != nil {
 		return err
 	}
-	id := identity{vendor: string(sys.Manufacturer + " " + root.Vendor), model: string(sys.Model), manager: string(m.Model + " " + root.Product), firmware: string(m.Firmware)}
-	for key := range root.Oem {
+	id := identity{vendor: string(sys.Manufacturer + " " + r.root.Vendor), model: string(sys.Model), manager: string(m.Model + " " + r.root.Product), firmware: string(m.Firmware)}
+	for key := range r.root.Oem {
 		id.vendor += " " + key
 	}
 	for _, target := range sys.Boot.Targets {
@@ -38,22 +36,77 @@ func (r *driver) identifyItself(ctx context.Context, systemID string) error {
 	}
 	r.quirk = quirkOf(id)
 	r.transport.closeConnections = r.quirk.closeConnections
+	r.identity = hardware.Identity{Vendor: string(sys.Manufacturer), Model: string(sys.Model), Serial: string(sys.SerialNumber), UUID: string(sys.UUID),
+		System: path.Base(r.systemPath), BMC: string(m.Model), Firmware: string(m.Firmware)}
 	r.log.Debug("BMC is known", "vendor", id.vendor, "model", id.model, "firmware", id.firmware, "quirk", r.quirk.name)
 	return nil
 }
 
-func chooseSystem(systems []string, id string) (string, error) {
-	var ids []string
-	for _, s := range systems {
-		if path.Base(s) == id || id == "" && len(systems) == 1 {
-			return strings.TrimSuffix(s, "/"), nil
+// findSystem chooses the system and reads it: the one that is named, else the only one, else the only one that can be
+// reset. A GPU baseboard is a system without a power of its own.
+func (r *driver) findSystem(ctx context.Context, id string) (system, error) {
+	if r.root.Systems.ID == "" { // some show all of it to those who are logged in only
+		if _, err := r.get(ctx, rootPath, &r.root); err != nil {
+			return system{}, err
 		}
-		ids = append(ids, path.Base(s))
 	}
-	if id == "" {
-		return "", fmt.Errorf("BMC has %d systems (%s): say which one by its system id", len(ids), strings.Join(ids, ", "))
+	paths, err := r.members(ctx, string(r.root.Systems.ID))
+	if err != nil {
+		return system{}, fmt.Errorf("list systems: %w", err)
 	}
-	return "", fmt.Errorf("BMC has no system %q, only %s", id, strings.Join(ids, ", "))
+	if id != "" || len(paths) == 1 {
+		for _, at := range paths {
+			if id == "" || path.Base(at) == id {
+				r.systemPath = strings.TrimSuffix(at, "/")
+				sys, _, err := r.system(ctx)
+				return sys, err
+			}
+		}
+		return system{}, fmt.Errorf("BMC has no system %q, only %s", id, strings.Join(baseNames(paths), ", "))
+	}
+	return r.onlyResettable(ctx, paths)
+}
+
+func (r *driver) onlyResettable(ctx context.Context, paths []string) (system, error) {
+	var found system
+	var all []string
+	resettable := 0
+	for _, at := range paths {
+		var sys system
+		if _, err := r.get(ctx, at, &sys); err != nil {
+			return system{}, err
+		}
+		all = append(all, describe(path.Base(at), sys))
+		if sys.Actions.Reset.Target != "" {
+			resettable++
+			r.systemPath, found = strings.TrimSuffix(at, "/"), sys
+		}
+	}
+	if resettable == 1 {
+		return found, nil
+	}
+	return system{}, fmt.Errorf("BMC has %d systems (%s): say which one by its system id", len(paths), strings.Join(all, ", "))
+}
+
+// describe tells a system from its neighbours.
+func describe(id string, sys system) string {
+	words := []string{id}
+	for _, word := range []text{sys.Manufacturer, sys.Model} {
+		if word != "" {
+			words = append(words, string(word))
+		}
+	}
+	if sys.SerialNumber != "" {
+		words = append(words, "serial "+string(sys.SerialNumber))
+	}
+	return strings.Join(words, " ")
+}
+
+func baseNames(paths []string) (names []string) {
+	for _, at := range paths {
+		names = append(names, path.Base(at))
+	}
+	return names
 }
 
 func (r *driver) system(ctx context.Context) (sys system, etag string, err error) {

@@ -51,7 +51,7 @@ func (t *transport) poll(req *http.Request, path string) (reply, error) {
 		return reply{}, fmt.Errorf("task %q: %w", path, err)
 	}
 	get.Header.Set("Accept", "application/json")
-	get.Header.Set("X-Auth-Token", t.token)
+	t.authorize(get.Header)
 	return t.persist(get, nil)
 }
 

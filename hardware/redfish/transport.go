@@ -2,13 +2,16 @@ package redfish
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +42,9 @@ type transport struct {
 	closeConnections bool
 	token            string
 	session          string // path of our session; empty when there is none
+	basic            string // Authorization header instead of a session
+	root             []byte // what bmclib is given for the service root while it logs in; nil at other times
+	opened           *reply // how the BMC answered the login
 	refusal          *refusal
 	failure          error  // why the last request had no answer; nil if it had one
 	date             string // Date of the last answer
@@ -48,9 +54,9 @@ func newTransport(endpoint hardware.Endpoint, log *slog.Logger, pause pauser) *t
 	t := &transport{log: log, pause: pause}
 	t.pin.address, t.pin.want = endpoint.Address, strings.ToLower(endpoint.Fingerprint)
 	t.plain = &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		DialContext:           (&net.Dialer{Timeout: cmp.Or(endpoint.ConnectTimeout, 10*time.Second)}).DialContext,
 		TLSClientConfig:       t.pin.tls(),
-		TLSHandshakeTimeout:   20 * time.Second,
+		TLSHandshakeTimeout:   cmp.Or(endpoint.ConnectTimeout, 20*time.Second),
 		ResponseHeaderTimeout: requestTimeout,
 		IdleConnTimeout:       5 * time.Second, // BMCs forget idle connections early, and silently
 		DisableCompression:    true,            // gzip turns ETags into others (sushy), and HPE answers 406 to identity: so no header at all
@@ -76,6 +82,10 @@ func (r reply) response(req *http.Request) *http.Response {
 // RoundTrip is one logical request: the answer is final, also for bmclib.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.failure = nil
+	if t.root != nil && req.Method == http.MethodGet {
+		header := http.Header{"Content-Type": {"application/json"}}
+		return reply{status: http.StatusOK, header: header, body: t.root}.response(req), nil
+	}
 	response, err := t.roundTrip(req)
 	t.failure = err
 	return response, err
@@ -111,19 +121,54 @@ func (t *transport) roundTrip(req *http.Request) (*http.Response, error) {
 
 // note keeps the session that a login opened, and forgets the one that a logout ended.
 func (t *transport) note(req *http.Request, answer reply) {
-	if token := answer.header.Get("X-Auth-Token"); token != "" && req.Method == http.MethodPost {
-		t.token = token
-		t.session = pathOf(answer.header.Get("Location"))
-		if t.session == "" { // gofish reads Location only, and would leak the session
-			var session link
-			if decode(answer.body, &session) == nil && session.ID != "" {
-				t.session = pathOf(string(session.ID))
-				answer.header.Set("Location", t.session)
-			}
-		}
+	if t.root != nil {
+		t.opened = &answer
+		t.token, t.session = answer.header.Get("X-Auth-Token"), sessionOf(req.URL.Path, answer)
 	}
 	if req.Method == http.MethodDelete && req.URL.Path == t.session {
-		t.token, t.session = "", ""
+		t.forget()
+	}
+}
+
+// forget drops what lets us in.
+func (t *transport) forget() { t.token, t.session, t.basic = "", "", "" }
+
+// sessionOf is the path of the session that a login to the given collection opened, empty where the answer does not say.
+func sessionOf(collection string, answer reply) string {
+	var session struct {
+		ID   text `json:"Id"`
+		Path text `json:"@odata.id"`
+	}
+	_ = decode(answer.body, &session) // some answer nothing
+	candidates := []string{answer.header.Get("Location"), string(session.Path)}
+	if session.ID != "" {
+		candidates = append(candidates, strings.TrimSuffix(collection, "/")+"/"+url.PathEscape(string(session.ID)))
+	}
+	for _, candidate := range candidates {
+		at := pathOf(candidate)
+		if at != "" && strings.Trim(at, "/") != strings.Trim(collection, "/") {
+			return at
+		}
+	}
+	return ""
+}
+
+// useBasic sends the password with every request, and no token.
+func (t *transport) useBasic(username, password string) {
+	t.forget()
+	t.basic = "Basic " + base64.StdEncoding.EncodeToString([]byte(username+":"+password))
+}
+
+// entered reports whether there is a login.
+func (t *transport) entered() bool { return t.token != "" || t.basic != "" }
+
+// authorize puts what lets us in on a request.
+func (t *transport) authorize(header http.Header) {
+	switch {
+	case t.token != "":
+		header.Set("X-Auth-Token", t.token)
+	case t.basic != "":
+		header.Set("Authorization", t.basic)
 	}
 }
 
@@ -183,10 +228,12 @@ func (t *transport) exchange(req *http.Request, body []byte, etag string) (reply
 	if etag != "" {
 		out.Header.Set("If-Match", etag)
 	}
-	if t.token != "" {
-		// BMCs close idle connections without a word: net/http may send the request again on a new one (the
-		// header itself is not sent). All but the login may arrive twice.
-		out.Header["Idempotency-Key"] = nil
+	if req.Method == http.MethodPost {
+		// BMCs close idle connections without a word, and net/http then sends a request again that may have arrived. A
+		// command goes out on a connection of its own, where it is sent once.
+		t.plain.CloseIdleConnections()
+	} else {
+		out.Header["Idempotency-Key"] = nil // may be sent again by net/http; the header itself is not sent
 	}
 	out.Body = nil
 	if len(body) > 0 {

@@ -1,0 +1,68 @@
+package hardware
+
+import (
+	"context"
+	"io"
+)
+
+// Service is a BMC that is logged in to. One request at a time is sent to it, whoever asks.
+type Service interface {
+	// System gives the server with this id, which may be empty where the BMC has one server only. It logs in to nothing.
+	System(ctx context.Context, id string) (BMC, error)
+	// Spare reports whether the BMC has logins to spare, so that this one may be kept while it is idle.
+	Spare() bool
+	// Close logs out, even when ctx is over. Calls of its systems fail from then on.
+	Close(ctx context.Context) error
+}
+
+// BMC is what one server's management controller is asked for, whatever protocol it speaks. Its methods are safe for
+// concurrent use and wait for each other.
+//
+// What a BMC cannot do is a property of that verb: the call fails with *UnsupportedError, and says nothing about the others.
+// A call that changes something looks afterwards whether it did. A command that the BMC accepted is not sent again by it.
+type BMC interface {
+	// Identity tells who answers. It asks the BMC for nothing that is known already.
+	Identity(ctx context.Context) (Identity, error)
+	// Fingerprint is the certificate that the BMC presented, as sha256:<hex>.
+	Fingerprint() string
+
+	PowerState(ctx context.Context) (PowerState, error)
+	// PowerOn returns once the server is seen on, or is on already.
+	PowerOn(ctx context.Context) error
+	// PowerOff takes the power away.
+	PowerOff(ctx context.Context) error
+	// ForceRestart resets the server without asking its operating system; a server that is off is powered on. Distrust
+	// PowerState for the next 15 seconds: several BMCs pass through Off.
+	ForceRestart(ctx context.Context) error
+	// GracefulShutdown presses the power button. The operating system may take its time, or ignore it.
+	GracefulShutdown(ctx context.Context) error
+
+	// SetBootOnce sets what the next boot uses, and reads it back. Call it before the power action.
+	SetBootOnce(ctx context.Context, boot Boot) error
+	// LastReset tells what the BMC knows about the server's last reset, without judging its age.
+	LastReset(ctx context.Context) (ResetEvidence, error)
+
+	// AssetTag reads the asset tag that the firmware shows in SMBIOS, without trailing blanks.
+	AssetTag(ctx context.Context) (string, error)
+	// SetAssetTag writes it, at most MaxAssetTag bytes without control characters, and reads it back. The firmware puts it
+	// into SMBIOS at its next POST.
+	SetAssetTag(ctx context.Context, tag string) error
+
+	// Inventory reads what the server is made of. What the BMC refuses to tell is named in Incomplete.
+	Inventory(ctx context.Context) (Inventory, error)
+	// Identify switches the locator light.
+	Identify(ctx context.Context, on bool) error
+	// Console opens the serial console; ctx bounds the opening only. It ends with the login.
+	Console(ctx context.Context) (io.ReadWriteCloser, error)
+}
+
+// Identity says which server and which BMC this is. What is not told is empty.
+type Identity struct {
+	Vendor   string // of the server
+	Model    string
+	Serial   string
+	UUID     string
+	System   string // the id that Endpoint.SystemID chooses it by
+	BMC      string // model of the BMC
+	Firmware string // version of the BMC's firmware
+}
