@@ -50,7 +50,7 @@ func TestDecodeMachine(t *testing.T) {
 // that the error must have.
 func TestRefusals(t *testing.T) {
 	for _, c := range []struct{ name, old, new, pointer, words string }{
-		{"unknown field", `"zone":"yellow"`, `"zome":"yellow"`, "/spec/zome", "it may be one of zone"},
+		{"unknown field", `"zone":"yellow"`, `"zome":"yellow"`, "/spec/zome", "want one of zone"},
 		{"unknown nested field", `"name":"pxe0"`, `"nam":"pxe0"`, "/spec/links/0/nam", "unknown field"},
 		{"wrong type", `"zone":"yellow"`, `"zone":7`, "/spec/zone", "a number is not text"},
 		{"bad MAC", `52-54-00-01-07-00`, `52-54-00`, "/spec/links/0/mac", "invalid MAC address"},

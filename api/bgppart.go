@@ -76,7 +76,7 @@ type BGPPart struct {
 	ZoneNextHops []netip.Prefix `json:"zoneNextHops"`
 
 	Neighbors []BGPNeighbor `json:"neighbors,omitempty"`
-	Salt      string        `json:"salt,omitzero" doc:"There with an uplink's password, and as secret: it keeps the part's digest, which viewers see, from confirming a guess."`
+	Salt      string        `json:"salt,omitzero" doc:"Present with an uplink's password, and as secret: it prevents that the part's digest, which viewers see, confirms a guess."`
 	// Originate are the prefixes that this host itself announces.
 	Originate []netip.Prefix `json:"originate,omitempty"`
 	// Aggregates are announced to uplinks by a reflector as long as it has a
@@ -145,7 +145,7 @@ type BGPNeighbor struct {
 	// reflectors; a client has reflectors; a speaker inside a Network has
 	// guests and hosts.
 	Role     string `json:"role" enum:"reflector,client,uplink,guest,host"`
-	Passive  bool   `json:"passive,omitzero" doc:"It connects, this host waits: so are a reflector's clients."`
+	Passive  bool   `json:"passive,omitzero" doc:"The neighbour connects to this host, as a reflector's clients do."`
 	Password string `json:"password,omitzero" doc:"TCP MD5 key (RFC 2385), at most 80 bytes."`
 
 	// Import lists what is accepted: exactly Prefix, or down to LE if that is
@@ -204,7 +204,7 @@ type BGPService struct {
 // Zone as its own.
 type BGPInside struct {
 	UID         string         `json:"uid" doc:"Of the Network."`
-	Prefixes    []netip.Prefix `json:"prefixes" doc:"IPv4. Only what lies within one of them is told of."`
+	Prefixes    []netip.Prefix `json:"prefixes" doc:"IPv4. Only prefixes within one of them are advertised."`
 	MaxPrefixes int            `json:"maxPrefixes,omitzero" doc:"Of more, the first by address are advertised. Default: 128."`
 }
 

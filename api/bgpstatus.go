@@ -45,7 +45,7 @@ type BGPSession struct {
 	Address    netip.Addr `json:"address,omitzero" doc:"Address of the neighbour."`
 	Role       string     `json:"role,omitzero" enum:"reflector,client,uplink,guest,host" doc:"What the neighbour is to this speaker."`
 	State      string     `json:"state" enum:"idle,connect,active,opensent,openconfirm,established,limited" doc:"limited: ended for too many prefixes, and tried again within a minute."`
-	Since      time.Time  `json:"since,omitzero" doc:"When it came into this state. A host tells it by its own clock, bootd by bootd's."`
+	Since      time.Time  `json:"since,omitzero" doc:"When it came into this state. By a host's own clock when a host reports it, else by bootd's."`
 	Received   int        `json:"received,omitzero" doc:"Prefixes of both families."`
 	Accepted   int        `json:"accepted,omitzero" doc:"Those of Received that policy let in."`
 	Advertised int        `json:"advertised,omitzero" doc:"Paths advertised to it, as of the last look at all routes."`
@@ -59,15 +59,15 @@ type BGPSession struct {
 type BGPServiceStatus struct {
 	Service   string     `json:"service" doc:"Name of the Service."`
 	Address   netip.Addr `json:"address" doc:"Address of the Service."`
-	State     string     `json:"state" enum:"checking,announced,lastResort,withdrawn" doc:"checking: not looked at yet, not announced. lastResort: the check fails, announced as worse than any other host's."`
+	State     string     `json:"state" enum:"checking,announced,lastResort,withdrawn" doc:"checking: not checked yet, not announced. lastResort: the check fails, announced as worse than any other host's."`
 	Since     time.Time  `json:"since" doc:"When it came into this state."`
-	Failures  int        `json:"failures,omitzero" doc:"How often it came to fail since the speaker started."`
-	LastError string     `json:"lastError,omitzero" doc:"Why its check failed last, or why it cannot be announced."`
+	Failures  int        `json:"failures,omitzero" doc:"How often it began to fail since the speaker started."`
+	LastError string     `json:"lastError,omitzero" doc:"Why its check last failed, or why it cannot be announced."`
 }
 
 // The states of a Service's address on a host.
 const (
-	ServiceChecking   = "checking" // not looked at yet; not announced
+	ServiceChecking   = "checking" // not checked yet; not announced
 	ServiceAnnounced  = "announced"
 	ServiceLastResort = "lastResort" // its check fails; announced as worse than any other host's
 	ServiceWithdrawn  = "withdrawn"
@@ -163,7 +163,7 @@ type BGPTestAnswer struct {
 	Reflector string          `json:"reflector"`
 	Accepted  bool            `json:"accepted"`
 	Reason    string          `json:"reason"`
-	Told      []BGPTestExport `json:"told,omitempty" doc:"Who is told."`
+	Told      []BGPTestExport `json:"told,omitempty" doc:"To whom it is advertised."`
 }
 
 // BGPTestExport is one neighbour, or all hosts, and whether a route is

@@ -60,7 +60,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 		return &Client{base: "http://bootd", http: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: idleConns, IdleConnTimeout: 90 * time.Second}}}, nil
 	}
 	if !strings.HasPrefix(c.Server, "https://") {
-		return nil, fmt.Errorf("server %q: write unix:///path or https://host:8443", c.Server)
+		return nil, fmt.Errorf("invalid server %q: want unix:///path or https://host:8443", c.Server)
 	}
 	conf, err := c.tls()
 	if err != nil {

@@ -129,7 +129,7 @@ func known(t reflect.Type) string {
 	if len(names) == 0 {
 		return ""
 	}
-	return ": it may be one of " + strings.Join(names, ", ")
+	return ": want one of " + strings.Join(names, ", ")
 }
 
 func jsonWord(k jsontext.Kind) string {
@@ -155,7 +155,7 @@ func goWord(t reflect.Type) string {
 		t = t.Elem()
 	}
 	if t == nil {
-		return "what belongs here"
+		return "the expected type"
 	}
 	switch t.Kind() {
 	case reflect.String:
@@ -178,7 +178,7 @@ func DecodeObject(data []byte) (Object, error) {
 		return nil, fieldError(err)
 	}
 	if t.APIVersion != "" && t.APIVersion != Version {
-		return nil, FieldError{Pointer: "/apiVersion", Message: fmt.Sprintf("%s is not known: write %s", quote(t.APIVersion), Version)}
+		return nil, FieldError{Pointer: "/apiVersion", Message: fmt.Sprintf("invalid %s: want %s", quote(t.APIVersion), Version)}
 	}
 	for _, k := range Kinds() {
 		if k.Name == t.Kind {
@@ -194,7 +194,7 @@ func DecodeObject(data []byte) (Object, error) {
 	for _, k := range Kinds() {
 		names = append(names, k.Name)
 	}
-	return nil, FieldError{Pointer: "/kind", Message: fmt.Sprintf("%s is no kind: it may be one of %s", quote(t.Kind), strings.Join(names, ", "))}
+	return nil, FieldError{Pointer: "/kind", Message: fmt.Sprintf("unknown kind %s: want one of %s", quote(t.Kind), strings.Join(names, ", "))}
 }
 
 // Encode writes an object as JSON; equal objects give equal bytes.

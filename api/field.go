@@ -188,7 +188,7 @@ func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 func (b *Base) common(kind string) FieldErrors {
 	var e FieldErrors
 	if b.APIVersion != Version {
-		e.add(at("apiVersion"), "%s is not known: write %s", quote(b.APIVersion), Version)
+		e.add(at("apiVersion"), "invalid %s: want %s", quote(b.APIVersion), Version)
 	}
 	if b.Kind != kind {
 		e.add(at("kind"), "%s is not %s", quote(b.Kind), kind)
@@ -220,10 +220,10 @@ func ListenPort(listen string) (int, error) {
 	}
 	n, err := strconv.ParseUint(p, 10, 16)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is no port", p)
+		return 0, fmt.Errorf("invalid port %q: want 1 to 65535", p)
 	}
 	if _, err := netip.ParseAddr(host); host != "" && err != nil {
-		return 0, fmt.Errorf("%q is no address", host)
+		return 0, fmt.Errorf("invalid address %q: want an IP address", host)
 	}
 	return int(n), nil
 }

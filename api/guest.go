@@ -132,7 +132,7 @@ const (
 // ValidateFileName checks the name of a file of a Share.
 func ValidateFileName(name string) error {
 	if len(name) > 253 || strings.Trim(name, ".") == "" || !regexp.MustCompile(`^[-._a-zA-Z0-9]+$`).MatchString(name) {
-		return fmt.Errorf("%q is no name for a file: up to 253 letters, digits, '.', '-' and '_', not dots alone", name)
+		return fmt.Errorf("invalid file name %q: want up to 253 letters, digits, '.', '-' and '_', not only dots", name)
 	}
 	return nil
 }
@@ -269,8 +269,7 @@ type GuestAction struct {
 type GuestPlace struct {
 	Host    string `json:"host" doc:"Name of the host."`
 	HostUID string `json:"hostUID" doc:"UID of the host's Machine."`
-	// Since is the store's revision from which the host's word counts that
-	// nothing is left.
+	// Since is the store revision from which the host's report counts that nothing is left.
 	Since int64 `json:"since,omitzero" doc:"Store revision from which on the host's report that nothing is left counts."`
 	// Held is the ID of the move by which the Guest left: the host keeps its copy
 	// of the disks until the Guest is on its new host.
@@ -285,7 +284,7 @@ const (
 	GuestRunning GuestState = "Running"
 	GuestPaused  GuestState = "Paused"
 	GuestStopped GuestState = "Stopped"
-	GuestUnknown GuestState = "Unknown" // its host cannot tell; nothing should be that
+	GuestUnknown GuestState = "Unknown" // its host cannot determine it; never a desired state
 )
 
 // How Guests migrate.
@@ -297,7 +296,7 @@ const (
 
 // Conditions of a Guest.
 const (
-	CondPlaced = "Placed" // it has a host, or why none
+	CondPlaced = "Placed" // it has a host, or why it has none
 )
 
 // SetDefaults implements Object.
@@ -358,7 +357,7 @@ func (g *Guest) Validate() FieldErrors {
 	g.Spec.validateShares(&e)
 	if c := g.Spec.CloudInit; c != nil {
 		if len(g.Spec.Ignition.Layers) > 0 {
-			e.add(at("spec", "cloudInit"), "a Guest is configured by Ignition or by cloud-init, as its Image is: remove this, or ignition")
+			e.add(at("spec", "cloudInit"), "a Guest is configured either by Ignition or by cloud-init, like its Image: remove cloudInit or ignition")
 		}
 		if len(c.UserData) > maxUserData {
 			e.add(at("spec", "cloudInit", "userData"), "%d bytes are more than 128 KiB", len(c.UserData))
@@ -464,9 +463,8 @@ const (
 	maxCPUSet = 1024 // characters
 )
 
-// ParseCPUSet reads a list of processors as taskset(1) writes it, such as
-// 2-5,8, and returns it in rising order without repetition. An empty text is no
-// processors.
+// ParseCPUSet reads a list of processors as taskset(1) writes it, such as 2-5,8, and returns it sorted, without
+// duplicates. An empty text means no processors.
 func ParseCPUSet(text string) ([]int, error) {
 	if text == "" {
 		return nil, nil

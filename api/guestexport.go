@@ -28,10 +28,10 @@ func (e *GuestExport) SetDefaults() {
 // Check returns an error for an export that no host can do.
 func (e GuestExport) Check() error {
 	if e.Format != "qcow2" && e.Format != "raw" {
-		return fmt.Errorf("format %q: it may be qcow2 or raw", e.Format)
+		return fmt.Errorf("invalid format %q: want qcow2 or raw", e.Format)
 	}
 	if e.Rate.Value() < 1<<20 {
-		return fmt.Errorf("rate: an export has at least 1Mi bytes per second")
+		return fmt.Errorf("invalid rate: want at least 1Mi bytes per second")
 	}
 	if e.Disk == "" {
 		return nil

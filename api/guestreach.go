@@ -32,19 +32,19 @@ func (e GuestExec) Check() error {
 	size := 0
 	for _, word := range append(e.Command[:len(e.Command):len(e.Command)], e.Env...) {
 		if strings.ContainsRune(word, 0) {
-			return fmt.Errorf("%q has a NUL byte, which no command line can have", word)
+			return fmt.Errorf("invalid argument %q: it contains a NUL byte", word)
 		}
 		size += len(word) + 1
 	}
 	switch {
 	case len(e.Command) == 0 || e.Command[0] == "":
-		return errors.New("command is empty: name a program")
+		return errors.New("the command is empty: name a program")
 	case size > MaxExecCommand:
-		return fmt.Errorf("the command has %d bytes, %d at most: hand a script over as stdin", size, MaxExecCommand)
+		return fmt.Errorf("the command has %d bytes, at most %d are allowed: pass a script as stdin", size, MaxExecCommand)
 	case len(e.Stdin) > MaxExecStdin:
-		return fmt.Errorf("stdin has %d bytes, %d at most", len(e.Stdin), MaxExecStdin)
+		return fmt.Errorf("stdin has %d bytes, at most %d are allowed", len(e.Stdin), MaxExecStdin)
 	case e.Timeout < 0 || e.Timeout > Duration(MaxExecTimeout):
-		return fmt.Errorf("timeout is %s: it may be up to %s", time.Duration(e.Timeout), MaxExecTimeout)
+		return fmt.Errorf("invalid timeout %s: want at most %s", time.Duration(e.Timeout), MaxExecTimeout)
 	}
 	return nil
 }

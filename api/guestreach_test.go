@@ -16,7 +16,7 @@ func TestGuestExecCheck(t *testing.T) {
 		"an empty word":   {GuestExec{Command: []string{""}}, "name a program"},
 		"a NUL":           {GuestExec{Command: []string{"a", "b\x00c"}}, "NUL"},
 		"a NUL in a name": {GuestExec{Command: []string{"a"}, Env: []string{"\x00"}}, "NUL"},
-		"too long":        {GuestExec{Command: []string{"a", strings.Repeat("b", MaxExecCommand)}}, "hand a script over as stdin"},
+		"too long":        {GuestExec{Command: []string{"a", strings.Repeat("b", MaxExecCommand)}}, "pass a script as stdin"},
 		"too much":        {GuestExec{Command: []string{"a"}, Stdin: make([]byte, MaxExecStdin+1)}, "stdin has 1048577 bytes"},
 		"too patient":     {GuestExec{Command: []string{"a"}, Timeout: Duration(MaxExecTimeout + time.Second)}, "1h0m0s"},
 		"impatient":       {GuestExec{Command: []string{"a"}, Timeout: -1}, "timeout"},

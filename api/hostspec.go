@@ -22,7 +22,7 @@ type HostSpec struct {
 
 // hostSpecKind describes the kind.
 func hostSpecKind() Kind {
-	return Kind{Name: "HostSpec", Doc: "All that a host should be, compiled from the other objects.",
+	return Kind{Name: "HostSpec", Doc: "The complete desired state of a host, compiled from the other objects.",
 		Plural: "hostspecs", Short: []string{"hs"}, Computed: true,
 		Columns: hostSpecColumns, New: func() Object { return new(HostSpec) }, is: is[*HostSpec]}
 }

@@ -136,9 +136,9 @@ func (i *Image) validateFile(e *FieldErrors, name string, f ImageFile) {
 		e.add(append(here, "sha256"), "a digest is required: sha256sum prints it, and \"weftctl image import\" fills it in")
 	}
 	if u, err := url.Parse(f.Source); f.Source != "" && (err != nil || strings.ContainsAny(f.Source, "\n\r")) {
-		e.add(append(here, "source"), "%q is no path or URL", f.Source)
+		e.add(append(here, "source"), "invalid source %q: want a path or a URL", f.Source)
 	} else if err == nil && u.User != nil {
-		e.add(append(here, "source"), "a URL with a password in it would be printed: serve the file without one; its digest protects it")
+		e.add(append(here, "source"), "a URL must not contain a password, because it is shown: serve the file without one; its digest protects it")
 	}
 }
 
@@ -267,11 +267,11 @@ func (p *Profile) Validate() FieldErrors {
 	}
 	for i, a := range p.Spec.KernelArguments {
 		if a == "" || strings.ContainsAny(a, "\n\r\t") {
-			e.add(at("spec", "kernelArguments", i), "%q is no kernel argument", a)
+			e.add(at("spec", "kernelArguments", i), "invalid kernel argument %q", a)
 		}
 	}
 	if p.Spec.Install != nil && !strings.HasPrefix(p.Spec.Install.Disk, "/dev/") {
-		e.add(at("spec", "install", "disk"), "%q is no disk: write a stable path, such as /dev/disk/by-id/…", p.Spec.Install.Disk)
+		e.add(at("spec", "install", "disk"), "invalid disk %q: want a stable path, such as /dev/disk/by-id/…", p.Spec.Install.Disk)
 	}
 	return e
 }

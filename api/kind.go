@@ -54,7 +54,7 @@ func LookupKind(word string) (Kind, error) {
 			return k, nil
 		}
 	}
-	return Kind{}, fmt.Errorf("no kind is called %q", word)
+	return Kind{}, fmt.Errorf("unknown kind %q", word)
 }
 
 // KindOf returns the kind of an object by its Go type, so that it works before

@@ -466,7 +466,7 @@ func (m *Machine) Validate() FieldErrors {
 	e.oneOf(at("spec", "boot", "firmware"), m.Spec.Boot.Firmware, "auto", "uefi", "bios")
 	e.oneOf(at("spec", "boot", "vendorPXE"), m.Spec.Boot.VendorPXE, "auto", "always", "never")
 	if strings.ContainsAny(m.Spec.Boot.File, "\n\r\x00") || len(m.Spec.Boot.File) > 127 {
-		e.add(at("spec", "boot", "file"), "%q is no boot file name of at most 127 bytes", m.Spec.Boot.File)
+		e.add(at("spec", "boot", "file"), "invalid boot file name %q: want at most 127 bytes, without line breaks or NUL", m.Spec.Boot.File)
 	}
 	e.trust(m.Spec.Trust.Minimum)
 	m.validateLinks(&e)
@@ -479,24 +479,24 @@ func (m *Machine) validateLoopbacks(e *FieldErrors) {
 	for i, a := range m.Spec.Loopbacks {
 		here := at("spec", "loopbacks", i)
 		if !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
-			e.add(here, "%s is no unicast address: choose one in the prefixes of the Machine's Zone", a)
+			e.add(here, "invalid address %s: want a unicast address in the prefixes of the Machine's Zone", a)
 		}
 		if i > 0 && a.Is4() == m.Spec.Loopbacks[i-1].Is4() || i > 1 {
-			e.add(here, "one IPv4 and one IPv6 address at most: other addresses are for spec.services of the Zone")
+			e.add(here, "at most one IPv4 and one IPv6 address: others belong in spec.services of the Zone")
 		}
 	}
 }
 
 func (m *Machine) validateLinks(e *FieldErrors) {
 	if len(m.Spec.Links) == 0 {
-		e.add(at("spec", "links"), "at least one link with a MAC is required: it is how the Machine is known when it boots")
+		e.add(at("spec", "links"), "at least one link with a MAC is required: the Machine is recognized by it when it boots")
 		return
 	}
 	names := map[string]int{}
 	macs := map[MAC]string{}
 	useMAC := func(where []any, mac MAC) {
 		if other, taken := macs[mac]; taken {
-			e.add(where, "MAC %s stands at %s already", mac, other)
+			e.add(where, "MAC %s is already at %s", mac, other)
 		}
 		macs[mac] = Pointer(where...)
 	}
@@ -504,7 +504,7 @@ func (m *Machine) validateLinks(e *FieldErrors) {
 		here := at("spec", "links", i)
 		e.interfaceName(append(here, "name"), l.Name)
 		if j, taken := names[l.Name]; taken {
-			e.add(append(here, "name"), "link %d is called %q too", j, l.Name)
+			e.add(append(here, "name"), "link %d is also called %q", j, l.Name)
 		}
 		names[l.Name] = i
 		e.optionalName(append(here, "subnet"), l.Subnet)
@@ -514,7 +514,7 @@ func (m *Machine) validateLinks(e *FieldErrors) {
 		m.validateLinkKind(e, here, l, names, useMAC)
 	}
 	if len(macs) == 0 {
-		e.add(at("spec", "links"), "no link has a MAC: it is how the Machine is known when it boots")
+		e.add(at("spec", "links"), "no link has a MAC: the Machine is recognized by it when it boots")
 	}
 }
 
@@ -528,7 +528,7 @@ func (m *Machine) validateLinkKind(e *FieldErrors, here []any, l Link, names map
 		kinds++
 		e.oneOf(append(slices.Clone(here), "bond", "mode"), l.Bond.Mode, "802.3ad", "active-backup", "balance-xor", "balance-rr")
 		if len(l.Bond.Members) == 0 {
-			e.add(append(slices.Clone(here), "bond", "members"), "a bond has members, named by MAC")
+			e.add(append(slices.Clone(here), "bond", "members"), "a bond needs members, named by MAC")
 		}
 		for i, mac := range l.Bond.Members {
 			useMAC(append(slices.Clone(here), "bond", "members", i), mac)
@@ -538,7 +538,7 @@ func (m *Machine) validateLinkKind(e *FieldErrors, here []any, l Link, names map
 		kinds++
 		e.between(append(slices.Clone(here), "vlan", "id"), l.VLAN.ID, 1, 4094)
 		if _, ok := names[l.VLAN.Link]; !ok || l.VLAN.Link == l.Name {
-			e.add(append(slices.Clone(here), "vlan", "link"), "no link before this one is called %q", l.VLAN.Link)
+			e.add(append(slices.Clone(here), "vlan", "link"), "there is no link %q before this one", l.VLAN.Link)
 		}
 	}
 	if kinds != 1 {
@@ -553,7 +553,7 @@ func (m *Machine) validateBMC(e *FieldErrors) {
 	}
 	u, err := url.Parse(b.Address)
 	if err != nil || u.Scheme != "https" || u.Host == "" || (u.Path != "" && u.Path != "/") || u.User != nil {
-		e.add(at("spec", "bmc", "address"), "%q is no BMC address: write https://host or https://host:port", b.Address)
+		e.add(at("spec", "bmc", "address"), "invalid BMC address %q: want https://host or https://host:port", b.Address)
 	}
 	e.oneOf(at("spec", "bmc", "protocol"), b.Protocol, "redfish")
 	e.name(at("spec", "bmc", "credentials"), b.Credentials)

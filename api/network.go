@@ -159,10 +159,10 @@ func (n *Network) Validate() FieldErrors {
 	for i, a := range n.Spec.Allow {
 		e.name(at("spec", "allow", i), a)
 		if a == n.Metadata.Name {
-			e.add(at("spec", "allow", i), "a Network's own guests always reach each other: take %s out", a)
+			e.add(at("spec", "allow", i), "a Network's own guests always reach each other: remove %s", a)
 		}
 		if slices.Contains(n.Spec.Allow[:i], a) {
-			e.add(at("spec", "allow", i), "%s stands in the list already", a)
+			e.add(at("spec", "allow", i), "%s is already in the list", a)
 		}
 	}
 	return e
@@ -184,10 +184,10 @@ func (n *Network) validatePeering(e *FieldErrors) {
 		e.add(here("asn"), "%d is reserved (RFC 7607, 6793, 7300): use a private ASN other than the Zone's, such as Calico's 64512", p.ASN)
 	}
 	if n.Spec.Direct {
-		e.add(here(), "guests of a Network with spec.direct do not peer: the underlay would be sent to what they announce; take one of the two out")
+		e.add(here(), "guests of a Network with spec.direct cannot peer, because the underlay would be routed to what they advertise; remove one of the two")
 	}
 	if p.Advertise && !n.Spec.Advertise {
-		e.add(here("advertise"), "what guests announce is routed to the Zone as the hosts' leases are: set spec.advertise too")
+		e.add(here("advertise"), "guests' prefixes are advertised to the Zone together with the hosts' leases: set spec.advertise too")
 	}
 	if len(p.Prefixes) == 0 {
 		e.add(here("prefixes"), "at least one prefix is required, such as the guests' pod CIDR")
@@ -195,10 +195,10 @@ func (n *Network) validatePeering(e *FieldErrors) {
 	e.prefixes(here("prefixes"), p.Prefixes)
 	for i, x := range p.Prefixes {
 		if m, bad := martian(x); bad {
-			e.add(here("prefixes", i), "%s has addresses of %s, which are no unicast that a guest could announce", x, m)
+			e.add(here("prefixes", i), "invalid prefix %s: it contains addresses of %s, which are not unicast", x, m)
 		}
 		if j := slices.IndexFunc(n.Spec.CIDRs, x.Overlaps); j >= 0 {
-			e.add(here("prefixes", i), "%s overlaps %s (cidrs entry %d), which the hosts' leases are cut from: guests announce what lies outside of it", x, n.Spec.CIDRs[j], j)
+			e.add(here("prefixes", i), "%s overlaps %s (cidrs entry %d), from which the hosts' leases are cut: choose a prefix outside of it", x, n.Spec.CIDRs[j], j)
 		}
 		if _, v6 := n.Spec.CIDR6(); x.IsValid() && x.Addr().Is6() && !v6 {
 			e.add(here("prefixes", i), "%s is IPv6, and spec.cidrs has no IPv6 CIDR: guests have no next hop for it", x)
@@ -217,9 +217,9 @@ const (
 func (e *FieldErrors) rates(field string, r Rates) {
 	check := func(name string, q Quantity) {
 		if v := q.Value(); !q.IsZero() && v < leastLimit {
-			e.add(at("spec", field, name), "%d bytes per second let no connection through: choose at least %d, such as 10M, or leave the limit out", v, leastLimit)
+			e.add(at("spec", field, name), "%d bytes per second are too few for any connection: choose at least %d, such as 10M, or omit the limit", v, leastLimit)
 		} else if v > mostLimit {
-			e.add(at("spec", field, name), "%s bytes per second are more than 1T: leave the limit out", q)
+			e.add(at("spec", field, name), "%s bytes per second are more than 1T: omit the limit", q)
 		}
 	}
 	check("inbound", r.Inbound)
@@ -231,13 +231,13 @@ func (n *Network) validate6(e *FieldErrors) {
 	first, ok := n.Spec.CIDR6()
 	if !ok {
 		if n.Spec.HostPrefix6 != 0 {
-			e.add(at("spec", "hostPrefix6"), "spec.cidrs has no IPv6 CIDR to cut: add one, or leave hostPrefix6 out")
+			e.add(at("spec", "hostPrefix6"), "spec.cidrs has no IPv6 CIDR to cut: add one, or remove hostPrefix6")
 		}
 		return
 	}
 	for i, c := range n.Spec.CIDRs {
 		if c.Addr().Is6() && c != first {
-			e.add(at("spec", "cidrs", i), "a Network has one IPv6 CIDR, and %s is the first: widen that instead", first)
+			e.add(at("spec", "cidrs", i), "a Network has at most one IPv6 CIDR, and %s is the first: widen that instead", first)
 		}
 	}
 	if l := n.Spec.HostPrefix6; l < first.Bits()+2 || l > maxHostPrefix6 {

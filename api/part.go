@@ -43,7 +43,7 @@ func PartKindOf(name string) (kind PartKind, object string, err error) {
 			return k, object, nil
 		}
 	}
-	return PartKind{}, "", fmt.Errorf("no HostSpec part is called %q", name)
+	return PartKind{}, "", fmt.Errorf("unknown HostSpec part %q", name)
 }
 
 // DecodePart decodes a part into a pointer to the type for its name. It ignores

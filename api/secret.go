@@ -77,7 +77,7 @@ func (s *Secret) Validate() FieldErrors {
 		size += len(v)
 	}
 	if size > 1<<19 {
-		e.add(at("spec", "data"), "values of %d bytes in all are more than 512 KiB", size)
+		e.add(at("spec", "data"), "values of %d bytes in total are more than 512 KiB", size)
 	}
 	if s.Spec.Uses != nil {
 		s.Spec.Uses.validate(&e)
@@ -94,12 +94,12 @@ func (u *SecretUses) validate(e *FieldErrors) {
 			here := at("spec", "uses", list.field, i)
 			switch {
 			case name == AnyUse && !u.Operators:
-				e.add(here, "%q gives it to whatever an operator writes: name each, or set spec.uses.operators to say that they may know it", name)
+				e.add(here, "%q permits every object that an operator writes: name each, or set spec.uses.operators to permit operators", name)
 			case name != AnyUse:
 				e.name(here, name)
 			}
 			if slices.Index(list.names, name) < i {
-				e.add(here, "%q is listed already", name)
+				e.add(here, "%q is listed twice", name)
 			}
 		}
 	}

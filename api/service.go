@@ -86,7 +86,7 @@ func (s *Service) Selects(m *Machine) bool {
 func (c *ServiceCheck) Request(a netip.Addr) (*http.Request, error) {
 	path, err := url.ParseRequestURI(c.Path)
 	if err != nil || path.Host != "" {
-		return nil, fmt.Errorf("invalid path %q: want that of a URL, such as /healthz", c.Path)
+		return nil, fmt.Errorf("invalid path %q: want a URL path, such as /healthz", c.Path)
 	}
 	path.Scheme, path.Host = "http", netip.AddrPortFrom(a, uint16(c.Port)).String()
 	return http.NewRequest(http.MethodGet, path.String(), nil)
@@ -103,7 +103,7 @@ func (z *Zone) validateLoopbacks(e *FieldErrors) {
 		}
 		for j, q := range z.Spec.Loopbacks[:i] {
 			if p.Addr().Is4() == q.Addr().Is4() {
-				e.add(at("spec", "loopbacks", i), "%s is of the family of entry %d, %s: one of each is enough, for a longer one can be had", p, j, q)
+				e.add(at("spec", "loopbacks", i), "%s has the same family as entry %d, %s: want at most one prefix per family", p, j, q)
 			}
 		}
 	}
@@ -120,7 +120,7 @@ func (z *Zone) validateServices(e *FieldErrors) {
 		here := func(parts ...any) []any { return append(at("spec", "services", i), parts...) }
 		e.name(here("name"), s.Name)
 		if j, twice := names[s.Name]; twice {
-			e.add(here("name"), "%s is entry %d already", s.Name, j)
+			e.add(here("name"), "%s is already entry %d", s.Name, j)
 		}
 		names[s.Name] = i
 		if len(s.Addresses) == 0 {
@@ -129,7 +129,7 @@ func (z *Zone) validateServices(e *FieldErrors) {
 		for j, a := range s.Addresses {
 			z.validateServiceAddress(e, here("addresses", j), a)
 			if other, twice := addresses[a]; twice {
-				e.add(here("addresses", j), "%s is an address of service %s already", a, other)
+				e.add(here("addresses", j), "%s is already an address of service %s", a, other)
 			}
 			addresses[a] = s.Name
 		}
@@ -147,13 +147,13 @@ func (z *Zone) validateServiceAddress(e *FieldErrors, where []any, a netip.Addr)
 	case !a.IsValid():
 		e.add(where, "an address is required")
 	case a.Is4In6() || a.Zone() != "":
-		e.add(where, "%s is no plain address: write %s", a, a.Unmap().WithZone(""))
+		e.add(where, "invalid address %s: want %s", a, a.Unmap().WithZone(""))
 	default:
 		if _, ok := covering(z.Spec.Prefixes, HostPrefix(a)); !ok {
 			e.add(where, "%s lies in none of spec.prefixes: nothing else is originated in the Zone", a)
 		}
 		if p, ok := covering(z.Spec.Loopbacks, HostPrefix(a)); ok {
-			e.add(where, "%s lies in %s of spec.loopbacks, out of which hosts get addresses of their own", a, p)
+			e.add(where, "%s lies in %s of spec.loopbacks, from which hosts get addresses of their own", a, p)
 		}
 	}
 }
@@ -164,9 +164,9 @@ func (c *ServiceCheck) validate(e *FieldErrors, where []any) {
 	e.between(here("port"), c.Port, 1, 65535)
 	switch _, err := c.Request(netip.IPv6Loopback()); {
 	case c.Type == CheckTCP && c.Path != "":
-		e.add(here("path"), "a check of type tcp asks for no path: take it out, or set the type http")
+		e.add(here("path"), "a check of type tcp has no path: remove it, or set type http")
 	case c.Type == CheckHTTP && (err != nil || !strings.HasPrefix(c.Path, "/")):
-		e.add(here("path"), "%q is no path of a URL, such as /healthz", c.Path)
+		e.add(here("path"), "invalid path %q: want a URL path, such as /healthz", c.Path)
 	}
 	if d := time.Duration(c.Interval); d < 100*time.Millisecond || d > time.Hour {
 		e.add(here("interval"), "%s is not between 100ms and 1h", d)

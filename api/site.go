@@ -152,7 +152,7 @@ func (s *Site) Validate() FieldErrors {
 	}
 	if s.Spec.HostMetrics != "" {
 		if _, err := ListenPort(s.Spec.HostMetrics); err != nil {
-			e.add(at("spec", "hostMetrics"), "%s is nothing to listen on: %s", quote(s.Spec.HostMetrics), err)
+			e.add(at("spec", "hostMetrics"), "invalid address to listen on %s: %s", quote(s.Spec.HostMetrics), err)
 		}
 	}
 	e.trust(s.Spec.Trust.Minimum)
@@ -172,7 +172,7 @@ func (s *Site) Validate() FieldErrors {
 		e.add(at("spec", "guests", "moveDeadline"), "%s is not between 1m and 168h", d)
 	}
 	if d := time.Duration(s.Spec.Guests.FenceAfter); d != 0 && d < 2*time.Minute {
-		e.add(at("spec", "guests", "fenceAfter"), "%s is too soon: a host that restarts, or whose bootd does, is silent for a minute; 2m is the least", d)
+		e.add(at("spec", "guests", "fenceAfter"), "%s is too short: a host is silent for a minute when it or bootd restarts; want at least 2m", d)
 	}
 	if m := s.Spec.Guests.HostMemory.Value(); m < 0 || m > maxMemory {
 		e.add(at("spec", "guests", "hostMemory"), "it is not between 0 and 16Ti")

@@ -229,12 +229,12 @@ func (z *Zone) validateReflectors(e *FieldErrors) {
 	r := z.Spec.Reflectors
 	e.between(at("spec", "reflectors", "count"), r.Count, 1, most)
 	if len(r.Machines) > most {
-		e.add(at("spec", "reflectors", "machines"), "%d are named: every host peers with each of them, %d at most", len(r.Machines), most)
+		e.add(at("spec", "reflectors", "machines"), "%d are named, at most %d are allowed: every host peers with each of them", len(r.Machines), most)
 	}
 	for i, m := range r.Machines {
 		e.name(at("spec", "reflectors", "machines", i), m)
 		if j := slices.Index(r.Machines, m); j < i {
-			e.add(at("spec", "reflectors", "machines", i), "%s is entry %d already", m, j)
+			e.add(at("spec", "reflectors", "machines", i), "%s is already entry %d", m, j)
 		}
 	}
 	if d := r.ReplaceAfter.Or(DefaultReplaceAfter); d < time.Minute || d > 24*time.Hour {
@@ -246,7 +246,7 @@ func (z *Zone) validatePrefixes(e *FieldErrors) {
 	e.prefixes(at("spec", "prefixes"), z.Spec.Prefixes)
 	for i, p := range z.Spec.Prefixes {
 		if m, bad := martian(p); bad {
-			e.add(at("spec", "prefixes", i), "%s has addresses of %s, which are no unicast that a host could have", p, m)
+			e.add(at("spec", "prefixes", i), "invalid prefix %s: it contains addresses of %s, which are not unicast", p, m)
 		}
 	}
 }
@@ -272,11 +272,11 @@ func (z *Zone) validateUplink(e *FieldErrors, i int) {
 	case !u.Address.IsValid():
 		e.add(here("address"), "an address is required")
 	case !u.Address.IsGlobalUnicast() || u.Address.Is4In6() || u.Address.Zone() != "":
-		e.add(here("address"), "%s is no unicast address that every reflector could reach: use one of the uplink's own on its link to the Zone", u.Address)
+		e.add(here("address"), "invalid address %s: want a unicast address of the uplink, on its link to the Zone", u.Address)
 	}
 	for j, other := range z.Spec.Uplinks[:i] {
 		if other.Address == u.Address {
-			e.add(here("address"), "%s is that of entry %d already", u.Address, j)
+			e.add(here("address"), "%s is already that of entry %d", u.Address, j)
 		}
 	}
 	if reservedASN(u.ASN) || u.ASN == z.Spec.ASN {
@@ -284,7 +284,7 @@ func (z *Zone) validateUplink(e *FieldErrors, i int) {
 	}
 	for j, asn := range u.PrivateASNs {
 		if !(asn >= 64512 && asn <= 65534 || asn >= 4200000000 && asn <= 4294967294) || asn == z.Spec.ASN {
-			e.add(here("privateASNs", j), "%d is no private ASN of another network (RFC 6996): only those need to be listed", asn)
+			e.add(here("privateASNs", j), "invalid ASN %d: want a private ASN of another network (RFC 6996); others need not be listed", asn)
 		}
 	}
 	if u.EVPN && !z.Spec.BGP.EVPN {
@@ -298,12 +298,12 @@ func (z *Zone) validateUplink(e *FieldErrors, i int) {
 	// exporting those of others.
 	for j, f := range u.Import {
 		if own, ok := covering(z.Spec.Prefixes, f.Prefix); ok {
-			e.add(here("import", j, "prefix"), "%s lies in %s of spec.prefixes: a Zone's own prefixes are not taken from outside", f.Prefix, own)
+			e.add(here("import", j, "prefix"), "%s lies in %s of spec.prefixes: a Zone does not accept its own prefixes from outside", f.Prefix, own)
 		}
 	}
 	for j, f := range u.Export {
 		if _, ok := covering(z.Spec.Prefixes, f.Prefix); !ok && f.Prefix.IsValid() {
-			e.add(here("export", j, "prefix"), "%s lies in none of spec.prefixes: nothing else is told to an uplink", f.Prefix)
+			e.add(here("export", j, "prefix"), "%s lies in none of spec.prefixes: nothing else is advertised to an uplink", f.Prefix)
 		}
 	}
 }
@@ -355,7 +355,7 @@ func validateFilters(e *FieldErrors, where []any, filters []PrefixFilter) {
 	for i, f := range filters {
 		here := append(append([]any{}, where...), i)
 		if !f.Prefix.IsValid() || f.Prefix != f.Prefix.Masked() {
-			e.add(append(here, "prefix"), "%s is no masked prefix", f.Prefix)
+			e.add(append(here, "prefix"), "invalid prefix %s: want one without host bits", f.Prefix)
 			continue
 		}
 		if f.LE != 0 {

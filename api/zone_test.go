@@ -19,9 +19,9 @@ func TestZoneValidate(t *testing.T) {
 		{"as it is", func(*ZoneSpec) {}, "", ""},
 		{"reserved ASN", func(z *ZoneSpec) { z.ASN = 23456 }, "/spec/asn", "private ASN"},
 		{"named twice", func(z *ZoneSpec) { z.Reflectors.Machines = []string{"a", "b", "a"} }, "/spec/reflectors/machines/2", "entry 0"},
-		{"too many named", func(z *ZoneSpec) { z.Reflectors.Machines = strings.Fields("a b c d e f g h i") }, "/spec/reflectors/machines", "8 at most"},
+		{"too many named", func(z *ZoneSpec) { z.Reflectors.Machines = strings.Fields("a b c d e f g h i") }, "/spec/reflectors/machines", "at most 8"},
 		{"too impatient", func(z *ZoneSpec) { z.Reflectors.ReplaceAfter = Duration(time.Second) }, "/spec/reflectors/replaceAfter", "1m"},
-		{"the default route", func(z *ZoneSpec) { z.Prefixes = []netip.Prefix{prefix("0.0.0.0/0")} }, "/spec/prefixes/0", "no unicast"},
+		{"the default route", func(z *ZoneSpec) { z.Prefixes = []netip.Prefix{prefix("0.0.0.0/0")} }, "/spec/prefixes/0", "unicast"},
 		{"loopback", func(z *ZoneSpec) { z.Prefixes = append(z.Prefixes, prefix("127.0.0.0/16")) }, "/spec/prefixes/1", "127.0.0.0/8"},
 		{"IPv6", func(z *ZoneSpec) { z.Prefixes = append(z.Prefixes, prefix("fd00:5::/48")) }, "", ""},
 		{"half a second", func(z *ZoneSpec) { z.BGP.HoldTime = Duration(3500 * time.Millisecond) }, "/spec/bgp/holdTime", "whole seconds"},
@@ -31,12 +31,12 @@ func TestZoneValidate(t *testing.T) {
 			z.BGP.BMP = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("198.18.8.5"), 0)}
 		}, "/spec/bgp/bmp/0", "port"},
 		{"uplink without an address", func(z *ZoneSpec) { z.Uplinks[0].Address = netip.Addr{} }, "/spec/uplinks/0/address", "required"},
-		{"link-local uplink", func(z *ZoneSpec) { z.Uplinks[0].Address = netip.MustParseAddr("fe80::1") }, "/spec/uplinks/0/address", "no unicast"},
+		{"link-local uplink", func(z *ZoneSpec) { z.Uplinks[0].Address = netip.MustParseAddr("fe80::1") }, "/spec/uplinks/0/address", "unicast"},
 		{"uplink twice", func(z *ZoneSpec) { z.Uplinks = append(z.Uplinks, z.Uplinks[0]) }, "/spec/uplinks/1/address", "entry 0"},
 		{"internal uplink", func(z *ZoneSpec) { z.Uplinks[0].ASN = z.ASN }, "/spec/uplinks/0/asn", "external"},
 		{"own prefix from outside", func(z *ZoneSpec) {
 			z.Uplinks[0].Import = []PrefixFilter{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("10.5.7.0/24")}}
-		}, "/spec/uplinks/0/import/1/prefix", "not taken from outside"},
+		}, "/spec/uplinks/0/import/1/prefix", "does not accept its own prefixes"},
 		{"others' to the outside", func(z *ZoneSpec) { z.Uplinks[0].Export = []PrefixFilter{{Prefix: prefix("10.6.0.0/16")}} }, "/spec/uplinks/0/export/0/prefix", "nothing else"},
 		{"a part to the outside", func(z *ZoneSpec) { z.Uplinks[0].Export = []PrefixFilter{{Prefix: prefix("10.5.0.0/17"), LE: 24}} }, "", ""},
 		{"public ASN as private", func(z *ZoneSpec) { z.Uplinks[0].PrivateASNs = []uint32{3320} }, "/spec/uplinks/0/privateASNs/0", "RFC 6996"},
@@ -46,12 +46,12 @@ func TestZoneValidate(t *testing.T) {
 			z.Loopbacks = []netip.Prefix{prefix("10.5.255.0/24"), prefix("fd00:5:0:1::/64")}
 		}, "", ""},
 		{"loopbacks outside", func(z *ZoneSpec) { z.Loopbacks = []netip.Prefix{prefix("10.6.0.0/24")} }, "/spec/loopbacks/0", "none of spec.prefixes"},
-		{"loopbacks twice", func(z *ZoneSpec) { z.Loopbacks = []netip.Prefix{prefix("10.5.1.0/24"), prefix("10.5.2.0/24")} }, "/spec/loopbacks/1", "one of each"},
+		{"loopbacks twice", func(z *ZoneSpec) { z.Loopbacks = []netip.Prefix{prefix("10.5.1.0/24"), prefix("10.5.2.0/24")} }, "/spec/loopbacks/1", "one prefix per family"},
 		{"a service", serving(func(*Service) {}), "", ""},
 		{"a service without a check", serving(func(s *Service) { s.Check = nil }), "", ""},
 		{"without an address", serving(func(s *Service) { s.Addresses = nil }), "/spec/services/0/addresses", "required"},
 		{"outside", serving(func(s *Service) { s.Addresses[1] = netip.MustParseAddr("10.6.0.1") }), "/spec/services/0/addresses/1", "none of spec.prefixes"},
-		{"an address twice", serving(func(s *Service) { s.Addresses[1] = s.Addresses[0] }), "/spec/services/0/addresses/1", "service dns already"},
+		{"an address twice", serving(func(s *Service) { s.Addresses[1] = s.Addresses[0] }), "/spec/services/0/addresses/1", "already an address of service dns"},
 		{"a service's address among loopbacks", func(z *ZoneSpec) {
 			serving(func(*Service) {})(z)
 			z.Loopbacks = []netip.Prefix{prefix("10.5.200.0/24")}

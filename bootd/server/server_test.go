@@ -402,7 +402,7 @@ func TestRawRequests(t *testing.T) {
 		words                    []string
 	}{
 		{"name from the path", "PUT", "/v1/machines/r9", good, 201, []string{`"name":"r9"`}},
-		{"unknown field", "PUT", "/v1/machines/r1", `{"spec":{"zome":"x"}}`, 400, []string{`"/spec/zome"`, "it may be one of"}},
+		{"unknown field", "PUT", "/v1/machines/r1", `{"spec":{"zome":"x"}}`, 400, []string{`"/spec/zome"`, "want one of"}},
 		{"cut short", "PUT", "/v1/machines/r1", `{"spec":`, 400, []string{"not JSON"}},
 		{"other name", "PUT", "/v1/machines/r1", `{"metadata":{"name":"r2"}}`, 422, []string{`"/metadata/name"`}},
 		{"other kind", "PUT", "/v1/machines/r1", `{"kind":"Zone","spec":{"links":[]}}`, 422, []string{`"/kind"`}},

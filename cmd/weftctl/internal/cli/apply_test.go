@@ -72,7 +72,7 @@ spec:
 	r := b.run(t, "", "apply", "-f", "a.yaml", "-f", "b.yaml", "-f", "c.yaml")
 	want := `a.yaml:5: /spec/links/0/mac: invalid MAC address "52:54": want six octets, such as 52:54:00:01:07:00
     5 |     - {name: pxe0, mac: "52:54"}
-a.yaml:10: /spec/zome: unknown field "zome": it may be one of zone, location, profile, links, loopbacks, bmc, boot, trust, variables, state
+a.yaml:10: /spec/zome: unknown field "zome": want one of zone, location, profile, links, loopbacks, bmc, boot, trust, variables, state
    10 |   zome: yellow
 a.yaml:14: /metadata/name: invalid name "Yellow": want an RFC 1123 label, up to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit
    14 | metadata: {name: Yellow}

@@ -33,7 +33,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"image", "import", "x"}, 2, "want NAME and the DIRECTORY"},
 		{[]string{"image", "exterminate"}, 2, "unknown command"},
 		{[]string{"version", "x"}, 2, "unknown command"},
-		{[]string{"get", "machines", "--server", "ftp://x"}, 2, "write unix:///path or https://host:8443"},
+		{[]string{"get", "machines", "--server", "ftp://x"}, 2, "want unix:///path or https://host:8443"},
 		{[]string{"get", "machines", "--cert", "x"}, 2, "--cert and --key go together"},
 		{[]string{"get", "machines", "--token-file", "/nope"}, 2, "read the token: open /nope"},
 		{[]string{"get", "machines", "--server", "unix:///nope/s"}, 1, "error: no bootd answers at unix:///nope/s (connect: no such file or directory); is bootd running here"},

@@ -85,7 +85,7 @@ spec:
 func TestGetFaults(t *testing.T) {
 	b := newBootd(t)
 	b.run(t, "", "get").want(t, 2, "", "want a kind")
-	b.run(t, "", "get", "servers").want(t, 2, "", `no kind is called "servers": the kinds are sites, secrets`)
+	b.run(t, "", "get", "servers").want(t, 2, "", `unknown kind "servers": the kinds are sites, secrets`)
 	b.run(t, "", "get", "machines", "-o", "xml").want(t, 2, "", "want table, wide")
 	b.run(t, "", "get", "machines", "-l", "x~y z").want(t, 2, "", "-l: invalid selector", "want =, ==, !=, in or notin")
 	b.run(t, "", "get", "machine/a", "b").want(t, 2, "", "not have the form KIND/NAME")
@@ -277,7 +277,7 @@ func TestEvents(t *testing.T) {
 	b.run(t, "", "events").want(t, 0, "2026-11-21 04:00:00  machine/r1u07     Active          after 1m\n2026-11-21 04:00:00  image/deb         FileMissing     kernel\n")
 	b.run(t, "", "events", "image/deb", "-o", "json").want(t, 0, `{"time":`+stamp(at)+`,"kind":"Image","name":"deb","type":"Warning","reason":"FileMissing","message":"kernel"}`+"\n")
 	b.run(t, "", "events", "machine", "r1u08").want(t, 0, "")
-	b.run(t, "", "events", "server/x").want(t, 2, "", "no kind is called")
+	b.run(t, "", "events", "server/x").want(t, 2, "", "unknown kind")
 }
 
 func stamp(at time.Time) string { raw, _ := json.Marshal(at); return string(raw) }

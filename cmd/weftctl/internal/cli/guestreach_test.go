@@ -40,7 +40,7 @@ func TestGuestExec(t *testing.T) {
 	b.run(t, "", "guest", "exec", "web", "--", "x").want(t, 0, "", "its standard output was longer than this")
 	b.run(t, "", "guest", "exec", "web").want(t, 2, "", "want NAME -- COMMAND")
 	b.run(t, "", "guest", "exec", "web", "ls").want(t, 2, "", "want NAME -- COMMAND")
-	b.run(t, "", "guest", "exec", "--timeout", "2h", "web", "--", "x").want(t, 2, "", "it may be up to 1h0m0s")
+	b.run(t, "", "guest", "exec", "--timeout", "2h", "web", "--", "x").want(t, 2, "", "want at most 1h0m0s")
 	b.run(t, strings.Repeat("x", api.MaxExecStdin+1), "guest", "exec", "--stdin", "web", "--", "x").want(t, 2, "", "stdin has")
 	b.refuse["POST /v1/guests/web/exec"] = &api.Problem{Status: 502, Title: "Bad Gateway", Detail: "host r1: no guest agent runs in Guest web"}
 	b.run(t, "", "guest", "exec", "web", "--", "x").want(t, 1, "", "exec in guest/web: ", "no guest agent runs")
