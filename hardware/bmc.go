@@ -11,6 +11,8 @@ type Service interface {
 	System(ctx context.Context, id string) (BMC, error)
 	// Spare reports whether the BMC has logins to spare, so that this one may be kept while it is idle.
 	Spare() bool
+	// Fingerprint is the certificate that the BMC presented, as sha256:<hex>.
+	Fingerprint() string
 	// Close logs out, even when ctx is over. Calls of its systems fail from then on.
 	Close(ctx context.Context) error
 }

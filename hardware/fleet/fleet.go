@@ -1,0 +1,200 @@
+// Package fleet shares BMCs among those that use them. Each BMC in use has one owner: a goroutine that holds the one
+// login and carries out one call at a time, in the order in which they came. It starts with the first call and ends when
+// the BMC has been idle for a while, so the number of silent BMCs does not matter to the others.
+//
+// Machines that are systems of one BMC share its owner: an owner belongs to an address and a user. Nothing is tried again
+// here: a command that failed may have been carried out.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/rackweft/rackweft/hardware"
+)
+
+const (
+	keep         = time.Minute      // how long a login is kept while its BMC is idle
+	shortConnect = 3 * time.Second  // what a BMC that was silent last time has to answer in
+	silentFor    = 10 * time.Minute // how long that is remembered
+)
+
+// ErrClosed: the fleet carries out nothing any more.
+var ErrClosed = errors.New("the fleet of BMCs is closed")
+
+// Connect logs in to a BMC.
+type Connect func(context.Context, hardware.Endpoint) (hardware.Service, error)
+
+// Fleet is all BMCs that are in use. Its methods are safe for concurrent use.
+type Fleet struct {
+	connect Connect
+	log     *slog.Logger
+	ctx     context.Context // over when the fleet is closed
+	cancel  context.CancelFunc
+	owned   sync.WaitGroup
+
+	mu     sync.Mutex // guards the fields below, and the counts of the owners
+	owners map[key]*owner
+	silent map[key]time.Time // when a BMC last did not answer
+}
+
+// key tells owners apart.
+type key struct{ address, username string }
+
+// New returns a fleet that logs in with connect. Close it.
+func New(connect Connect, log *slog.Logger) *Fleet {
+	f := &Fleet{connect: connect, log: log, owners: map[key]*owner{}, silent: map[key]time.Time{}}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	return f
+}
+
+// Close lets the calls that are running end, with their contexts over, logs out everywhere, and waits for that. Calls that
+// wait for their turn fail with ErrClosed.
+func (f *Fleet) Close() {
+	f.mu.Lock()
+	f.cancel()
+	f.mu.Unlock()
+	f.owned.Wait()
+}
+
+// Do carries out call with the endpoint's BMC when it is its turn, logged in. What it is for is said in errors only. When
+// ctx is over Do stops waiting; a call that has begun sees it by its own context, and Do waits for it.
+func (f *Fleet) Do(ctx context.Context, endpoint hardware.Endpoint, what string, call func(context.Context, hardware.BMC) error) error {
+	o, err := f.enlist(endpoint)
+	if err != nil {
+		return fmt.Errorf("%s on BMC %s: %w", what, endpoint.Address, err)
+	}
+	j := job{ctx: ctx, endpoint: endpoint, call: call, done: make(chan error, 1)}
+	select {
+	case o.jobs <- j:
+		return <-j.done
+	case <-ctx.Done():
+		err = fmt.Errorf("waiting for its turn: %w", context.Cause(ctx))
+	case <-f.ctx.Done():
+		err = ErrClosed
+	}
+	f.leave(o)
+	return fmt.Errorf("%s on BMC %s: %w", what, endpoint.Address, err)
+}
+
+// Console opens the serial console. The login is kept until it is closed.
+func (f *Fleet) Console(ctx context.Context, endpoint hardware.Endpoint) (io.ReadWriteCloser, error) {
+	var opened *console
+	err := f.Do(ctx, endpoint, "open the console", func(ctx context.Context, b hardware.BMC) error {
+		stream, err := b.Console(ctx)
+		if err != nil {
+			return err
+		}
+		opened = &console{ReadWriteCloser: stream, fleet: f, owner: f.hold(endpoint)}
+		return nil
+	})
+	if err != nil {
+		return nil, err // a nil *console is no nil io.ReadWriteCloser
+	}
+	return opened, nil
+}
+
+// console lets its owner go when it is closed.
+type console struct {
+	io.ReadWriteCloser
+	fleet *Fleet
+	owner *owner
+	once  sync.Once
+}
+
+func (c *console) Close() error {
+	err := c.ReadWriteCloser.Close()
+	c.once.Do(func() { c.fleet.release(c.owner) })
+	return err
+}
+
+func keyOf(e hardware.Endpoint) key { return key{address: e.Address, username: e.Username} }
+
+// enlist finds the owner, or starts it, and keeps it from ending before the call has reached it.
+func (f *Fleet) enlist(endpoint hardware.Endpoint) (*owner, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ctx.Err() != nil {
+		return nil, ErrClosed
+	}
+	k := keyOf(endpoint)
+	o := f.owners[k]
+	if o == nil {
+		o = &owner{fleet: f, key: k, jobs: make(chan job), freed: make(chan struct{}, 1)}
+		f.owners[k] = o
+		f.owned.Go(o.run)
+	}
+	o.waiting++
+	return o, nil
+}
+
+// leave takes a call back that did not reach its owner.
+func (f *Fleet) leave(o *owner) {
+	f.mu.Lock()
+	o.waiting--
+	f.mu.Unlock()
+	o.wake()
+}
+
+// hold keeps the endpoint's login while something of it is open. It is called within a call, so the owner is there.
+func (f *Fleet) hold(endpoint hardware.Endpoint) *owner {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	o := f.owners[keyOf(endpoint)]
+	o.held++
+	return o
+}
+
+func (f *Fleet) release(o *owner) {
+	f.mu.Lock()
+	o.held--
+	f.mu.Unlock()
+	o.wake()
+}
+
+// holds reports whether something is open that needs the owner's login.
+func (f *Fleet) holds(o *owner) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return o.held > 0
+}
+
+// retire takes an owner off the list unless it is needed.
+func (f *Fleet) retire(o *owner) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ctx.Err() == nil && (o.waiting > 0 || o.held > 0) {
+		return false
+	}
+	delete(f.owners, o.key)
+	return true
+}
+
+// wasSilent reports whether a BMC did not answer when it was last asked.
+func (f *Fleet) wasSilent(k key) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at, ok := f.silent[k]
+	return ok && time.Since(at) < silentFor
+}
+
+// answered notes whether a BMC answers, and forgets what was noted long ago.
+func (f *Fleet) answered(k key, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !errors.Is(err, hardware.ErrUnreachable) {
+		delete(f.silent, k)
+		return
+	}
+	f.silent[k] = time.Now()
+	for other, at := range f.silent {
+		if time.Since(at) >= silentFor {
+			delete(f.silent, other)
+		}
+	}
+}

@@ -1,0 +1,359 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// world is all BMCs: what was done with them, and how they behave.
+type world struct {
+	t *testing.T
+
+	mu      sync.Mutex
+	entries []hardware.Endpoint // logins
+	logins  map[string]int      // open ones by address
+	outs    int
+	most    map[string]int // most calls at once by address
+	now     map[string]int
+	silent  func(address string) bool
+	refuses string // a password
+	crowded bool
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{t: t, logins: map[string]int{}, most: map[string]int{}, now: map[string]int{}, silent: func(string) bool { return false }}
+}
+
+func (w *world) connect(ctx context.Context, e hardware.Endpoint) (hardware.Service, error) {
+	w.mu.Lock()
+	silent := w.silent(e.Address)
+	w.entries = append(w.entries, e)
+	w.mu.Unlock()
+	if silent {
+		wait := e.ConnectTimeout
+		if wait == 0 {
+			wait = 10 * time.Second
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+		return nil, fmt.Errorf("%w: no route", hardware.ErrUnreachable)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.refuses == e.Password {
+		return nil, fmt.Errorf("%w: no", hardware.ErrUnauthorized)
+	}
+	if w.logins[e.Address]++; w.logins[e.Address] > 1 {
+		w.t.Errorf("%d logins at once on %s", w.logins[e.Address], e.Address)
+	}
+	return &service{world: w, address: e.Address}, nil
+}
+
+type service struct {
+	world   *world
+	address string
+}
+
+func (s *service) System(_ context.Context, id string) (hardware.BMC, error) {
+	return &server{service: s, id: id}, nil
+}
+func (s *service) Spare() bool         { return !s.world.crowded }
+func (s *service) Fingerprint() string { return "sha256:ab" }
+func (s *service) Close(context.Context) error {
+	time.Sleep(time.Second) // a logout takes its time
+	s.world.mu.Lock()
+	defer s.world.mu.Unlock()
+	s.world.logins[s.address]--
+	s.world.outs++
+	return nil
+}
+
+type server struct {
+	hardware.BMC
+	service *service
+	id      string
+}
+
+// PowerState takes a second, and counts how many are asked at once.
+func (s *server) PowerState(ctx context.Context) (hardware.PowerState, error) {
+	w, at := s.service.world, s.service.address
+	w.mu.Lock()
+	w.now[at]++
+	w.most[at] = max(w.most[at], w.now[at])
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		w.now[at]--
+		w.mu.Unlock()
+	}()
+	select {
+	case <-time.After(time.Second):
+		return hardware.PowerOn, nil
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+func (s *server) Console(context.Context) (io.ReadWriteCloser, error) { return stream{}, nil }
+
+type stream struct{ io.ReadWriter }
+
+func (stream) Close() error { return nil }
+
+func endpoint(n int) hardware.Endpoint {
+	return hardware.Endpoint{Address: fmt.Sprintf("https://198.18.0.%d", n), Username: "u", Password: "p"}
+}
+
+func look(ctx context.Context, f *Fleet, e hardware.Endpoint) error {
+	return f.Do(ctx, e, "look", func(ctx context.Context, b hardware.BMC) error {
+		_, err := b.PowerState(ctx)
+		return err
+	})
+}
+
+func (w *world) counts() (logins, logouts int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.entries), w.outs
+}
+
+func (w *world) expect(t *testing.T, what string, logins, logouts int) {
+	t.Helper()
+	if in, out := w.counts(); in != logins || out != logouts {
+		t.Errorf("%s: %d logins and %d logouts, want %d and %d", what, in, out, logins, logouts)
+	}
+}
+
+func bubble(t *testing.T, test func(t *testing.T, w *world, f *Fleet)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		f := New(w.connect, slog.New(slog.DiscardHandler))
+		test(t, w, f)
+		f.Close()
+		for at, n := range w.logins {
+			if n != 0 {
+				t.Errorf("%d logins left on %s", n, at)
+			}
+		}
+		for at, n := range w.most {
+			if n > 1 {
+				t.Errorf("%d calls at once on %s", n, at)
+			}
+		}
+		if len(f.owners) != 0 {
+			t.Errorf("%d owners are left", len(f.owners))
+		}
+	})
+}
+
+// TestOneLogin: systems of one BMC share one login, one call at a time, and it ends a minute after the last.
+func TestOneLogin(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		var group sync.WaitGroup
+		for n := range 20 {
+			group.Go(func() {
+				e := endpoint(1)
+				e.SystemID = fmt.Sprint(n % 3)
+				if err := look(t.Context(), f, e); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		w.expect(t, "after 20 calls", 1, 0)
+		time.Sleep(50 * time.Second)
+		if err := look(t.Context(), f, endpoint(1)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Second)
+		w.expect(t, "in use", 1, 0)
+		time.Sleep(time.Minute)
+		w.expect(t, "idle", 1, 1)
+		if err := look(t.Context(), f, endpoint(1)); err != nil {
+			t.Fatal(err)
+		}
+		w.expect(t, "used again", 2, 1)
+	})
+}
+
+// TestNoLoginToSpare: it ends at once, though not while others wait for the same BMC.
+func TestNoLoginToSpare(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		w.crowded = true
+		var group sync.WaitGroup
+		for range 5 {
+			group.Go(func() {
+				if err := look(t.Context(), f, endpoint(1)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		time.Sleep(2 * time.Second)
+		w.expect(t, "after the last", 1, 1)
+		for range 3 { // the next one comes while it is logged out
+			if err := look(t.Context(), f, endpoint(1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestSilentBMCs: a thousand that do not answer slow no other, and are given less time when asked again.
+func TestSilentBMCs(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		w.silent = func(at string) bool { return !strings.HasSuffix(at, ".7") }
+		var group sync.WaitGroup
+		silent := func() {
+			for n := range 1000 {
+				group.Go(func() {
+					if err := look(t.Context(), f, endpoint(1000+10*n)); !errors.Is(err, hardware.ErrUnreachable) {
+						t.Errorf("error %v, want ErrUnreachable", err)
+					}
+				})
+			}
+		}
+		silent()
+		synctest.Wait()
+		begun := time.Now()
+		if err := look(t.Context(), f, endpoint(7)); err != nil || time.Since(begun) != time.Second {
+			t.Errorf("beside silent ones a look takes %s, %v, want 1s", time.Since(begun), err)
+		}
+		group.Wait()
+		begun = time.Now()
+		silent()
+		group.Wait()
+		if took := time.Since(begun); took != shortConnect {
+			t.Errorf("a BMC that was silent is waited for %s, want %s", took, shortConnect)
+		}
+		time.Sleep(silentFor)
+		_ = look(t.Context(), f, endpoint(1000))
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.silent) != 1 {
+			t.Errorf("%d silent BMCs are remembered, want 1", len(f.silent))
+		}
+	})
+}
+
+// TestQueueEndsWithItsContext: who waits may leave, who runs is waited for.
+func TestQueueEndsWithItsContext(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		ran := make(chan error, 1)
+		go func() { ran <- look(t.Context(), f, endpoint(1)) }()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		begun := time.Now()
+		err := look(ctx, f, endpoint(1))
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "waiting for its turn") || time.Since(begun) != 300*time.Millisecond {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+		ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if err := look(ctx, f, endpoint(1)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a call that runs: %v", err)
+		}
+	})
+}
+
+// TestAnotherLogin: another password, or another certificate pinned, is another login; a fingerprint that was learned of
+// this login is not.
+func TestAnotherLogin(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		learned, changed, moved := endpoint(1), endpoint(1), endpoint(1)
+		learned.Fingerprint, changed.Password, moved.Fingerprint = "SHA256:AB", "new", "sha256:cd"
+		for n, e := range []hardware.Endpoint{endpoint(1), learned, changed, moved} {
+			if err := look(t.Context(), f, e); err != nil {
+				t.Fatal(err)
+			}
+			w.expect(t, fmt.Sprint("login ", n), max(1, n), max(0, n-1))
+		}
+	})
+}
+
+// TestRefusedLogin: nothing is kept of it, and the next call may bring the right password.
+func TestRefusedLogin(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		w.refuses = "p"
+		if err := look(t.Context(), f, endpoint(1)); !errors.Is(err, hardware.ErrUnauthorized) {
+			t.Errorf("error %v, want ErrUnauthorized", err)
+		}
+		w.expect(t, "refused", 1, 0)
+		right := endpoint(1)
+		right.Password = "q"
+		if err := look(t.Context(), f, right); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestClose ends what runs, refuses what waits, and logs out.
+func TestClose(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		var group sync.WaitGroup
+		var mu sync.Mutex
+		refused, ended := 0, 0
+		for range 3 {
+			group.Go(func() {
+				err := f.Do(t.Context(), endpoint(1), "wait", func(ctx context.Context, _ hardware.BMC) error {
+					<-ctx.Done()
+					return ctx.Err()
+				})
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case errors.Is(err, ErrClosed):
+					refused++
+				case errors.Is(err, context.Canceled):
+					ended++
+				}
+			})
+		}
+		synctest.Wait()
+		f.Close()
+		group.Wait()
+		w.expect(t, "closed", 1, 1)
+		if refused != 2 || ended != 1 {
+			t.Errorf("%d calls were refused and %d ended, want 2 and 1", refused, ended)
+		}
+		if err := look(t.Context(), f, endpoint(1)); !errors.Is(err, ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}
+
+// TestConsoleKeepsTheLogin until it is closed.
+func TestConsoleKeepsTheLogin(t *testing.T) {
+	for _, crowded := range []bool{false, true} {
+		bubble(t, func(t *testing.T, w *world, f *Fleet) {
+			w.crowded = crowded
+			console, err := f.Console(t.Context(), endpoint(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+			w.expect(t, "open", 1, 0)
+			if err := errors.Join(console.Close(), console.Close()); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2 * time.Minute)
+			w.expect(t, "closed", 1, 1)
+		})
+	}
+}
