@@ -143,6 +143,7 @@ func TestFaultsAreFound(t *testing.T) {
 		{"nodeagent/x.go", "github.com/osrg/gobgp/v3/pkg/server"},
 		{"attic/x.go", module + "api"},
 		{"internal/x.go", module + "api"},
+		{"bootd/x.go", module + "hardware/redfishtest"},
 		{"bootd/x.go", "github.com/vishvananda/netlink"},
 		{"nodeagent/x.go", "github.com/google/nftables/expr"},
 	} {
@@ -161,10 +162,13 @@ func faults(file, imported string) []string {
 		switch {
 		case room == "":
 			found = append(found, "no room is called "+dir)
+		case !test && below == "hardware/redfishtest":
+			found = append(found, "only tests may")
 		case within(below, dir) || within(below, room) && !strings.HasPrefix(room, "cmd"):
 		case within(below, "internal"): // small tools that every room shares
 		case test && (room == "hardware" || within(room, "bootd")) && within(below, "lab/bmc"): // the lab's BMC is a peer to test against
 		case test && room == "nodeagent" && below == "lab/guestos": // what its Guests boot
+		case test && room == "lab" && below == "hardware/redfishtest": // BMCs by the thousand
 		case !slices.ContainsFunc(allowed, func(a string) bool { return within(below, a) }):
 			found = append(found, "imports run downwards only: see docs/architecture.md")
 		}
