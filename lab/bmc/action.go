@@ -2,7 +2,12 @@ package bmc
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
+	"slices"
+	"time"
 )
 
 // action returns what a ResetType does to a server whose power state was power
@@ -37,4 +42,58 @@ func (s *Server) powerCycle(ctx context.Context) error {
 		return fmt.Errorf("power on: %w", err)
 	}
 	return nil
+}
+
+func resetTypes() []string {
+	return []string{"On", "ForceOff", "GracefulShutdown", "GracefulRestart", "ForceRestart", "PowerCycle", "Nmi", "PushPowerButton"}
+}
+
+// reset implements ComputerSystem.Reset.
+func (s *Server) reset(w http.ResponseWriter, r *http.Request) {
+	var body struct{ ResetType string }
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&body); err != nil {
+		fail(w, http.StatusBadRequest, malformedJSON())
+		return
+	}
+	kind := body.ResetType
+	if !slices.Contains(resetTypes(), kind) {
+		fail(w, http.StatusBadRequest, message{ID: "Base.1.16.ActionParameterNotSupported", Severity: "Warning",
+			Args:       []string{kind, "ComputerSystem.Reset"},
+			Text:       "The parameter ResetType '" + kind + "' for the action ComputerSystem.Reset is not supported on the target resource.",
+			Resolution: "Choose one of ResetType@Redfish.AllowableValues."})
+		return
+	}
+	power := s.machine.Power()
+	if kind == "On" && power == On {
+		fail(w, http.StatusConflict, wrongState("The server is already powered on."))
+		return
+	}
+	if kind != "On" && kind != "PushPowerButton" && power == Off {
+		fail(w, http.StatusConflict, wrongState("The server is powered off; "+kind+" needs it powered on."))
+		return
+	}
+	s.mu.Lock()
+	delay := s.faults.powerDelay
+	s.restart = kind == "GracefulRestart"
+	s.mu.Unlock()
+
+	if delay > 0 {
+		s.later(delay, kind, s.action(kind, power))
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	// The request stays valid when the client hangs up.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), time.Minute)
+	defer cancel()
+	err := s.action(kind, power)(ctx)
+	if errors.Is(err, ErrOff) {
+		fail(w, http.StatusConflict, wrongState("The server went off before "+kind+" could be done."))
+		return
+	}
+	if err != nil {
+		s.log.Warn("action failed", "bmc", s.config.Address.String(), "action", kind, "error", err)
+		fail(w, http.StatusInternalServerError, internal(err))
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
 }

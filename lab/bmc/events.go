@@ -161,3 +161,13 @@ func writeEvent(w http.ResponseWriter, e entry) error {
 	_, err = fmt.Fprintf(w, "id: %d\ndata: %s\n\n", e.id, body)
 	return err
 }
+
+func (s *Server) addEventService(t tree) {
+	t.add(root+"/EventService", "#EventService.v1_10_0.EventService", "Event Service", resource{
+		"Status": enabled(), "ServiceEnabled": true, "ServerSentEventUri": ssePath,
+		"EventFormatTypes": allow("Event"), "RegistryPrefixes": allow("ResourceEvent"),
+		"SSEFilterPropertiesSupported": resource{},
+		"Subscriptions":                link(root + "/EventService/Subscriptions"),
+	})
+	t.collect(root+"/EventService/Subscriptions", "EventDestination", "Event Subscriptions")
+}

@@ -1,0 +1,56 @@
+package bmc
+
+import (
+	"net/http"
+	"strings"
+	"time"
+)
+
+// resetManager restarts the BMC as far as a client can see: its sessions end.
+func (s *Server) resetManager(w http.ResponseWriter, _ *http.Request) {
+	s.sessions.clear()
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Server) addManager(t tree) {
+	at := root + "/Managers/1"
+	t.add(at, "#Manager.v1_18_0.Manager", "Manager", resource{
+		"ManagerType": "BMC", "Model": "rackweft lab BMC", "FirmwareVersion": firmwareVersion, "UUID": s.config.Inventory.UUID,
+		"PowerState": "On", "Status": enabled(), "DateTime": time.Now().UTC().Format(time.RFC3339), "DateTimeLocalOffset": "+00:00",
+		"LastResetTime":      s.started.UTC().Format(time.RFC3339),
+		"NetworkProtocol":    link(at + "/NetworkProtocol"),
+		"EthernetInterfaces": link(at + "/EthernetInterfaces"),
+		"Links": resource{"ManagerForServers": links(systemPath), "ManagerForChassis": links(root + "/Chassis/1"),
+			"ManagerInChassis": link(root + "/Chassis/1")},
+		"Actions": resource{"#Manager.Reset": resource{
+			"target": managerResetPath, "ResetType@Redfish.AllowableValues": allow("GracefulRestart", "ForceRestart"),
+		}},
+	})
+	t.collect(root+"/Managers", "Manager", "Manager Collection")
+	t.add(at+"/NetworkProtocol", "#ManagerNetworkProtocol.v1_9_1.ManagerNetworkProtocol", "Manager Network Protocol", resource{
+		"Status": enabled(), "HostName": "bmc-" + strings.ToLower(s.config.Inventory.Serial),
+		"HTTP": resource{"ProtocolEnabled": false, "Port": 80}, "HTTPS": resource{"ProtocolEnabled": true, "Port": 443},
+		"IPMI": resource{"ProtocolEnabled": false, "Port": 623}, "SSH": resource{"ProtocolEnabled": false, "Port": 22},
+	})
+	t.add(at+"/EthernetInterfaces/1", "#EthernetInterface.v1_9_0.EthernetInterface", "Manager Ethernet Interface", resource{
+		"InterfaceEnabled": true, "LinkStatus": "LinkUp", "Status": enabled(),
+		"IPv4Addresses": []resource{{"Address": s.config.Address.String(), "SubnetMask": "255.255.255.0", "AddressOrigin": "Static"}},
+	})
+	t.collect(at+"/EthernetInterfaces", "EthernetInterface", "Manager Ethernet Interface Collection")
+}
+
+const firmwareVersion = "1.0.0"
+
+func (s *Server) addUpdateService(t tree) {
+	at := root + "/UpdateService"
+	t.add(at+"/FirmwareInventory/BMC", "#SoftwareInventory.v1_10_0.SoftwareInventory", "BMC", resource{
+		"Version": firmwareVersion, "Updateable": false, "Status": enabled(),
+	})
+	t.add(at+"/FirmwareInventory/BIOS", "#SoftwareInventory.v1_10_0.SoftwareInventory", "BIOS", resource{
+		"Version": s.config.Inventory.BIOSVersion, "Updateable": false, "Status": enabled(),
+	})
+	t.collect(at+"/FirmwareInventory", "SoftwareInventory", "Firmware Inventory Collection")
+	t.add(at, "#UpdateService.v1_12_0.UpdateService", "Update Service", resource{
+		"ServiceEnabled": false, "Status": resource{"State": "Disabled"}, "FirmwareInventory": link(at + "/FirmwareInventory"),
+	})
+}
