@@ -1,0 +1,62 @@
+package lab
+
+import (
+	"context"
+	"net"
+
+	"github.com/rackweft/rackweft/lab/bmc"
+)
+
+// behindBMC is the machine as its BMC drives it.
+type behindBMC struct{ *Machine }
+
+func (m behindBMC) PowerOn(ctx context.Context) error { return m.powerOn(ctx, causeBMC) }
+
+func (m behindBMC) PowerOff(ctx context.Context) error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	return m.powerOff(ctx, causeBMC)
+}
+
+func (m behindBMC) PressButton(ctx context.Context) error {
+	b := m.current()
+	if b == nil {
+		return bmc.ErrOff
+	}
+	return b.monitor.run(ctx, "system_powerdown", nil)
+}
+
+// Reset resets in place. HTTP boot needs a new QEMU before and after: whether
+// OVMF offers PXE is part of its command line, and the URL is in its variables.
+// A new asset tag needs one, too.
+func (m behindBMC) Reset(ctx context.Context) error {
+	m.power.Lock()
+	defer m.power.Unlock()
+	b := m.current()
+	if b == nil {
+		return bmc.ErrOff
+	}
+	if b.target != bmc.UefiHTTP && m.Override().Target != bmc.UefiHTTP && b.tag == m.shownTag() {
+		return m.resetInPlace(ctx, causeBMC)
+	}
+	if err := m.powerOff(ctx, causeBMC); err != nil {
+		return err
+	}
+	return m.start(ctx, causeBMC)
+}
+
+func (m behindBMC) NMI(ctx context.Context) error {
+	b := m.current()
+	if b == nil {
+		return bmc.ErrOff
+	}
+	return b.monitor.run(ctx, "inject-nmi", nil)
+}
+
+func (m behindBMC) DialConsole(ctx context.Context) (net.Conn, error) {
+	if m.current() == nil {
+		return nil, bmc.ErrOff
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", m.ConsoleSocket())
+}
