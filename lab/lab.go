@@ -64,6 +64,8 @@ type MachineConfig struct {
 	ClockBase string
 	// Direct boots a kernel without firmware, network boot or boot loader; see Machine.SetDirect.
 	Direct *DirectBoot
+	// BMC says how the machine's BMC behaves.
+	BMC BMCConfig
 }
 
 // DirectBoot is a kernel that the emulator loads itself.
@@ -86,7 +88,7 @@ func DefaultMachines() []MachineConfig {
 func (c MachineConfig) MAC(nic int) string { return fmt.Sprintf("52:54:00:01:%02d:%02d", c.Unit, nic) }
 
 // BMCAddress is the address of the machine's BMC on the management network.
-func (c MachineConfig) BMCAddress() net.IP { return net.IPv4(198, 18, 1, byte(10+c.Unit)) }
+func (c MachineConfig) BMCAddress() net.IP { return net.IPv4(198, 18, 1, byte(10+c.bmcUnit())) }
 
 // ProductionAddress is the machine's address on the production network.
 func (c MachineConfig) ProductionAddress() net.IP { return net.IPv4(198, 18, 8, byte(10+c.Unit)) }
@@ -152,6 +154,9 @@ func (c *Config) complete() error {
 		if err := fitsUnixAddress(filepath.Join(c.Dir, m.Name, "monitor.sock")); err != nil {
 			return err
 		}
+	}
+	if err := nameSystems(c.Machines); err != nil {
+		return err
 	}
 	for _, name := range []string{"run/bootd.sock", "notify.sock"} {
 		if err := fitsUnixAddress(filepath.Join(c.Dir, "bootd", name)); err != nil {
@@ -228,6 +233,14 @@ func (r *Rack) build(ctx context.Context) error {
 		}
 		r.machines = append(r.machines, m)
 	}
+	for _, m := range r.machines {
+		if !m.config.ownsBMC() {
+			continue
+		}
+		if err := r.addBMC(m); err != nil {
+			return fmt.Errorf("BMC of machine %s: %w", m.config.Name, err)
+		}
+	}
 	return r.writeManifests()
 }
 
@@ -263,7 +276,9 @@ func (r *Rack) wire(ctx context.Context) error {
 			fmt.Fprintf(&room, "tuntap add dev %s-%s mode tap\n", m.Name, bridge)
 			fmt.Fprintf(&room, "link set %s-%s master %s up\n", m.Name, bridge, bridge)
 		}
-		fmt.Fprintf(&room, "address add %s/24 dev mgmt\n", m.BMCAddress())
+		if m.ownsBMC() {
+			fmt.Fprintf(&room, "address add %s/24 dev mgmt\n", m.BMCAddress())
+		}
 	}
 	if err := ipScript(ctx, r.netNamespace(), room.String()); err != nil {
 		return fmt.Errorf("wire %s: %w", r.netNamespace(), err)
@@ -313,32 +328,6 @@ func (r *Rack) addMachine(c MachineConfig) (*Machine, error) {
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, err
 	}
-	mode := bmc.Legacy
-	if c.Firmware == UEFI {
-		mode = bmc.UEFI
-	}
-	controller, err := bmc.New(bmc.Config{
-		Dir: m.dir, Address: c.BMCAddress(), Username: BMCUser, Password: r.password,
-		Inventory: bmc.Inventory{
-			UUID: m.uuid, Serial: c.serial(), SKU: "LAB-1", Manufacturer: manufacturer, Model: product,
-			BIOSVersion: c.biosVersion(), Firmware: mode, CPUs: c.CPUs, CPUModel: "QEMU virtual CPU", MemoryMiB: c.MemoryMiB,
-			NICs:       []bmc.NIC{{Name: "NIC 1", MAC: c.MAC(0)}, {Name: "NIC 2", MAC: c.MAC(1)}},
-			DiskSerial: DiskSerial, DiskBytes: diskBytes,
-		},
-	}, behindBMC{m}, m.log)
-	if err != nil {
-		return nil, err
-	}
-	m.bmc = controller
-	listener, err := r.listen(r.netNamespace(), net.JoinHostPort(c.BMCAddress().String(), "443"))
-	if err != nil {
-		return nil, fmt.Errorf("BMC: %w", err)
-	}
-	r.work.Go(func() {
-		if err := controller.Serve(listener); err != nil {
-			m.log.Error("the BMC has stopped", "error", err)
-		}
-	})
 	return m, nil
 }
 
@@ -416,7 +405,9 @@ func (r *Rack) takeDown(ctx context.Context) error {
 	errs = append(errs, r.StopBootd(ctx))
 	for _, m := range r.machines {
 		// The BMC first, so that no client powers a machine on again.
-		errs = append(errs, m.bmc.Close())
+		if m.bmc.Server != nil {
+			errs = append(errs, m.bmc.Close())
+		}
 		if err := (behindBMC{m}).PowerOff(ctx); err != nil && !errors.Is(err, bmc.ErrOff) {
 			errs = append(errs, err)
 		}

@@ -25,7 +25,7 @@ type Machine struct {
 	dir    string
 	uuid   string
 	log    *slog.Logger
-	bmc    *bmc.Server
+	bmc    controller
 
 	power sync.Mutex // held for a complete power operation, to serialise them
 
@@ -63,8 +63,9 @@ func (m *Machine) Name() string { return m.config.Name }
 // Config returns the machine's configuration, with defaults set.
 func (m *Machine) Config() MachineConfig { return m.config }
 
-// BMC is the machine's controller, for its faults and its fingerprint.
-func (m *Machine) BMC() *bmc.Server { return m.bmc }
+// BMC is the machine's controller, for its faults and its fingerprint. Machines
+// may share one.
+func (m *Machine) BMC() *bmc.Server { return m.bmc.Server }
 
 // ConsoleLog is the file with the output of the machine's serial port.
 func (m *Machine) ConsoleLog() string { return m.path("console.log") }
@@ -245,7 +246,7 @@ func (m *Machine) start(ctx context.Context, cause string) error {
 	m.cause = ""
 	m.poweredOn = time.Now()
 	m.mu.Unlock()
-	m.bmc.Notify(bmc.Event{Kind: bmc.PoweredOn, Cause: cause})
+	m.bmc.notify(bmc.PoweredOn, cause)
 	m.rack.work.Go(func() { m.watch(b) })
 	m.consumeOverride(ctx, b)
 	return nil
@@ -346,7 +347,7 @@ func (m *Machine) watch(b *boot) {
 			if cause == "" {
 				cause = fmt.Sprintf("a QEMU that ended by itself (%s)", b.process.state)
 			}
-			m.bmc.Notify(bmc.Event{Kind: bmc.PoweredOff, Cause: cause})
+			m.bmc.notify(bmc.PoweredOff, cause)
 			return
 		}
 	}
@@ -370,7 +371,7 @@ func (m *Machine) observe(b *boot, e qmpMessage) {
 			cause = causeSelf
 		}
 		_ = m.markConsole("reset") // informational; a full disk must not stop the machine
-		m.bmc.Notify(bmc.Event{Kind: bmc.Reset, Cause: cause})
+		m.bmc.notify(bmc.Reset, cause)
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		m.consumeOverride(ctx, b)
 		cancel()

@@ -12,33 +12,33 @@ import (
 
 // action returns what a ResetType does to a server whose power state was power
 // at the request.
-func (s *Server) action(kind string, power Power) func(context.Context) error {
+func (s *system) action(kind string, power Power) func(context.Context) error {
 	switch kind {
 	case "On":
-		return s.machine.PowerOn
+		return s.Machine.PowerOn
 	case "ForceOff":
-		return s.machine.PowerOff
+		return s.Machine.PowerOff
 	case "ForceRestart":
-		return s.machine.Reset
+		return s.Machine.Reset
 	case "PowerCycle":
 		return s.powerCycle
 	case "Nmi":
-		return s.machine.NMI
+		return s.Machine.NMI
 	case "PushPowerButton":
 		if power == Off {
-			return s.machine.PowerOn
+			return s.Machine.PowerOn
 		}
 	}
 	// GracefulShutdown, GracefulRestart, and the button of a server that is on.
 	// As on real machines, the operating system decides how to react.
-	return s.machine.PressButton
+	return s.Machine.PressButton
 }
 
-func (s *Server) powerCycle(ctx context.Context) error {
-	if err := s.machine.PowerOff(ctx); err != nil {
+func (s *system) powerCycle(ctx context.Context) error {
+	if err := s.Machine.PowerOff(ctx); err != nil {
 		return fmt.Errorf("power off: %w", err)
 	}
-	if err := s.machine.PowerOn(ctx); err != nil {
+	if err := s.Machine.PowerOn(ctx); err != nil {
 		return fmt.Errorf("power on: %w", err)
 	}
 	return nil
@@ -49,7 +49,7 @@ func resetTypes() []string {
 }
 
 // reset implements ComputerSystem.Reset.
-func (s *Server) reset(w http.ResponseWriter, r *http.Request) {
+func (s *system) reset(w http.ResponseWriter, r *http.Request) {
 	var body struct{ ResetType string }
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&body); err != nil {
 		fail(w, http.StatusBadRequest, malformedJSON())
@@ -63,7 +63,7 @@ func (s *Server) reset(w http.ResponseWriter, r *http.Request) {
 			Resolution: "Choose one of ResetType@Redfish.AllowableValues."})
 		return
 	}
-	power := s.machine.Power()
+	power := s.Machine.Power()
 	if kind == "On" && power == On {
 		fail(w, http.StatusConflict, wrongState("The server is already powered on."))
 		return
@@ -72,13 +72,13 @@ func (s *Server) reset(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusConflict, wrongState("The server is powered off; "+kind+" needs it powered on."))
 		return
 	}
+	delay := s.bmc.faults.now().powerDelay
 	s.mu.Lock()
-	delay := s.faults.powerDelay
 	s.restart = kind == "GracefulRestart"
 	s.mu.Unlock()
 
 	if delay > 0 {
-		s.later(delay, kind, s.action(kind, power))
+		s.bmc.later(delay, kind, s.action(kind, power))
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
@@ -91,7 +91,7 @@ func (s *Server) reset(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err != nil {
-		s.log.Warn("action failed", "bmc", s.config.Address.String(), "action", kind, "error", err)
+		s.bmc.log.Warn("action failed", "bmc", s.bmc.config.Address.String(), "action", kind, "error", err)
 		fail(w, http.StatusInternalServerError, internal(err))
 		return
 	}

@@ -1,5 +1,5 @@
-// Package bmc is a baseboard management controller: a Redfish service over HTTPS that drives one server
-// through the small Machine interface. It owns authentication, sessions, the resource tree, the boot
+// Package bmc is a baseboard management controller: a Redfish service over HTTPS that drives one or
+// more servers through the small Machine interface. It owns authentication, sessions, the resource tree, the boot
 // override, the event log, the event stream and the certificate; it knows neither QEMU nor namespaces.
 //
 // Its shape follows DMTF's schema and what iLO, iDRAC and Supermicro answer, so that a client which works
@@ -26,20 +26,20 @@ type Config struct {
 	Dir                string // holds bmc.crt and bmc.key, so that a pinned certificate outlives the process
 	Address            net.IP // of the BMC itself; in the certificate and in Managers/1
 	Username, Password string
-	Inventory          Inventory
-	SessionTimeout     time.Duration // idle. Default: 30 minutes
-	MaxSessions        int           // Default: 8, as for iDRAC
+	Systems            []SystemConfig // at least one
+	SessionTimeout     time.Duration  // idle. Default: 30 minutes
+	MaxSessions        int            // Default: 8, as for iDRAC
 }
 
 // Server is one BMC.
 type Server struct {
 	config   Config
-	machine  Machine
+	systems  []*system
 	log      *slog.Logger
 	http     *http.Server
 	events   *eventLog
 	sessions *sessions
-	console  *console
+	faults   faults
 	started  time.Time
 
 	work   sync.WaitGroup  // delayed actions
@@ -48,16 +48,16 @@ type Server struct {
 
 	mu          sync.Mutex // guards the fields below
 	certificate *tls.Certificate
-	faults      faults
-	lastReset   time.Time
-	httpBootURI string
-	indicator   string // IndicatorLED: Off, Lit or Blinking
-	restart     bool   // GracefulRestart: power on again when the server has gone off
+	gate        *gate // nil before Serve
+	unreachable bool
 }
 
-// New returns the BMC of machine m; it loads its certificate from config.Dir or
-// creates one there.
-func New(config Config, m Machine, log *slog.Logger) (*Server, error) {
+// New returns a BMC; it loads its certificate from config.Dir or creates one
+// there.
+func New(config Config, log *slog.Logger) (*Server, error) {
+	if len(config.Systems) == 0 {
+		return nil, fmt.Errorf("BMC %s: it has no system", config.Address)
+	}
 	if config.SessionTimeout == 0 {
 		config.SessionTimeout = 30 * time.Minute
 	}
@@ -71,16 +71,16 @@ func New(config Config, m Machine, log *slog.Logger) (*Server, error) {
 	base, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		config:      config,
-		machine:     m,
 		log:         log,
 		events:      newEventLog(),
 		started:     time.Now(),
 		base:        base,
 		cancel:      cancel,
 		sessions:    newSessions(config, log),
-		console:     &console{machine: m},
 		certificate: certificate,
-		indicator:   "Off",
+	}
+	for i, one := range config.Systems {
+		s.systems = append(s.systems, newSystem(one, i+1, s))
 	}
 	s.http = &http.Server{
 		Handler:           s.Handler(),
@@ -102,8 +102,8 @@ func New(config Config, m Machine, log *slog.Logger) (*Server, error) {
 func (s *Server) Serve(l net.Listener) error {
 	gate := newGate(l)
 	s.mu.Lock()
-	s.faults.gate = gate
-	gate.set(s.faults.unreachable)
+	s.gate = gate
+	gate.set(s.unreachable)
 	s.mu.Unlock()
 	err := s.http.ServeTLS(gate, "", "")
 	if errors.Is(err, http.ErrServerClosed) {
@@ -116,8 +116,8 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) Close() error {
 	s.cancel()
 	s.mu.Lock()
-	if s.faults.gate != nil {
-		s.faults.gate.set(false)
+	if s.gate != nil {
+		s.gate.set(false)
 	}
 	s.mu.Unlock()
 	err := s.http.Close()
@@ -125,25 +125,25 @@ func (s *Server) Close() error {
 	return err
 }
 
-// Notify is called by the machine for each event. It calls the machine only to
+// Notify is called by a machine for each event. It calls the machine only to
 // end a GracefulRestart, and then from a goroutine of its own.
 func (s *Server) Notify(e Event) {
-	now := time.Now()
-	s.mu.Lock()
-	if e.Kind == PoweredOn || e.Kind == Reset {
-		s.lastReset = now
+	one := s.system(e.System)
+	if one == nil {
+		s.log.Error("an event of a system that the BMC does not have", "bmc", s.config.Address.String(), "system", e.System)
+		return
 	}
-	again := e.Kind == PoweredOff && s.restart
-	if e.Kind == PoweredOff {
-		s.restart = false
-	}
-	s.mu.Unlock()
+	one.notify(e, time.Now())
+}
 
-	s.events.add(now, e)
-	s.log.Info("server "+string(e.Kind), "bmc", s.config.Address.String(), "cause", e.Cause)
-	if again {
-		s.later(0, "end of GracefulRestart", s.machine.PowerOn)
+// system returns the system of that Id, the first for "", or nil.
+func (s *Server) system(id string) *system {
+	for _, one := range s.systems {
+		if id == "" || one.ID == id {
+			return one
+		}
 	}
+	return nil
 }
 
 // later runs do after a delay, unless the BMC is closed first.

@@ -112,20 +112,20 @@ const password = "correct-horse"
 // serve runs a BMC on loopback for the length of the test.
 func serve(t *testing.T, change func(*bmc.Config)) (*bmc.Server, *fakeMachine, string) {
 	t.Helper()
+	machine := &fakeMachine{power: bmc.Off}
 	config := bmc.Config{
 		Dir: t.TempDir(), Address: net.IPv4(127, 0, 0, 1), Username: "admin", Password: password,
-		Inventory: bmc.Inventory{
+		Systems: []bmc.SystemConfig{{Machine: machine, Inventory: bmc.Inventory{
 			UUID: "6ba7b810-9dad-11d1-80b4-00c04fd430c8", Serial: "SER1", SKU: "LAB-1", Manufacturer: "Rackweft", Model: "Lab Server",
 			BIOSVersion: "OVMF", Firmware: bmc.UEFI, CPUs: 2, CPUModel: "QEMU virtual CPU", MemoryMiB: 2048,
 			NICs:       []bmc.NIC{{Name: "NIC 1", MAC: "52:54:00:01:01:00"}, {Name: "NIC 2", MAC: "52:54:00:01:01:01"}},
 			DiskSerial: "rackdata", DiskBytes: 8 << 30,
-		},
+		}}},
 	}
 	if change != nil {
 		change(&config)
 	}
-	machine := &fakeMachine{power: bmc.Off}
-	server, err := bmc.New(config, machine, slog.New(slog.DiscardHandler))
+	server, err := bmc.New(config, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,11 +314,9 @@ const (
 	login    = `{"UserName":"admin","Password":"` + password + `"}`
 )
 
-func TestEveryLinkLeadsSomewhere(t *testing.T) {
-	_, machine, address := serve(t, nil)
-	machine.power = bmc.On
-	machine.notify(bmc.Event{Kind: bmc.PoweredOn, Cause: "the test"})
-	c := newClient(t, address)
+// crawl reads every resource that the service links to, and returns their paths.
+func (c client) crawl() map[string]bool {
+	c.t.Helper()
 	seen := map[string]bool{}
 	var follow func(value any, from string)
 	follow = func(value any, from string) {
@@ -340,18 +338,25 @@ func TestEveryLinkLeadsSomewhere(t *testing.T) {
 				seen[at] = true
 				response, body := c.do("GET", at, "")
 				if response.StatusCode != http.StatusOK {
-					t.Errorf("%s links to %s: %s", from, at, response.Status)
+					c.t.Errorf("%s links to %s: %s", from, at, response.Status)
 					continue
 				}
 				if body["@odata.id"] != at || body["@odata.type"] == nil || body["Name"] == nil || body["@odata.etag"] != response.Header.Get("ETag") {
-					t.Errorf("%s: @odata.id %v, @odata.type %v, Name %v, etag %v", at, body["@odata.id"], body["@odata.type"], body["Name"], body["@odata.etag"])
+					c.t.Errorf("%s: @odata.id %v, @odata.type %v, Name %v, etag %v", at, body["@odata.id"], body["@odata.type"], body["Name"], body["@odata.etag"])
 				}
 				follow(body, at)
 			}
 		}
 	}
 	follow(map[string]any{"@odata.id": "/redfish/v1"}, "the start")
-	if len(seen) < 40 {
+	return seen
+}
+
+func TestEveryLinkLeadsSomewhere(t *testing.T) {
+	_, machine, address := serve(t, nil)
+	machine.power = bmc.On
+	machine.notify(bmc.Event{Kind: bmc.PoweredOn, Cause: "the test"})
+	if seen := newClient(t, address).crawl(); len(seen) < 40 {
 		t.Errorf("found %d resources, want the whole tree", len(seen))
 	}
 }
@@ -436,7 +441,7 @@ func TestBootOverride(t *testing.T) {
 }
 
 func TestLegacyMachineHasNoHTTPBoot(t *testing.T) {
-	_, _, address := serve(t, func(c *bmc.Config) { c.Inventory.Firmware = bmc.Legacy })
+	_, _, address := serve(t, func(c *bmc.Config) { c.Systems[0].Inventory.Firmware = bmc.Legacy })
 	c := newClient(t, address)
 	c.want(400, "PATCH", system, `{"Boot":{"BootSourceOverrideTarget":"UefiHttp"}}`)
 	c.want(400, "PATCH", system, `{"Boot":{"HttpBootUri":"http://198.18.0.1/"}}`)
@@ -723,7 +728,7 @@ func FuzzPatchSystem(f *testing.F) {
 	f.Add(`[]`, ``)
 	machine := &fakeMachine{power: bmc.Off, notify: func(bmc.Event) {}}
 	server, err := bmc.New(bmc.Config{Dir: f.TempDir(), Address: net.IPv4(127, 0, 0, 1), Username: "admin", Password: password,
-		Inventory: bmc.Inventory{Firmware: bmc.UEFI}}, machine, slog.New(slog.DiscardHandler))
+		Systems: []bmc.SystemConfig{{Machine: machine, Inventory: bmc.Inventory{Firmware: bmc.UEFI}}}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.Fatal(err)
 	}

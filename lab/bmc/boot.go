@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message, error) {
-	override := s.machine.Override()
+func (s *system) patchBoot(r *http.Request, properties map[string]any) (*message, error) {
+	override := s.Machine.Override()
 	if override.Target == "" {
 		override.Target = None
 	}
@@ -33,11 +33,11 @@ func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message
 			}
 			enabled = text
 		case "BootSourceOverrideMode":
-			if Firmware(text) != s.config.Inventory.Firmware {
+			if Firmware(text) != s.Inventory.Firmware {
 				return badValue(name, text), nil
 			}
 		case "HttpBootUri":
-			if s.config.Inventory.Firmware != UEFI {
+			if s.Inventory.Firmware != UEFI {
 				return unknownProperty(name), nil
 			}
 			if parsed, err := url.Parse(text); text != "" && (err != nil || parsed.Host == "" || len(text) > 2048) {
@@ -53,7 +53,7 @@ func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message
 		override = Override{Target: None}
 	case enabled != "":
 		override.Once = enabled == "Once"
-	case override.Target != s.machine.Override().Target:
+	case override.Target != s.Machine.Override().Target:
 		// A target alone means once, as on iLO.
 		override.Once = true
 	}
@@ -64,7 +64,7 @@ func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message
 	if override.Target == UefiHTTP {
 		override.URI = uri
 	}
-	if err := s.machine.SetOverride(r.Context(), override); err != nil {
+	if err := s.Machine.SetOverride(r.Context(), override); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -73,20 +73,20 @@ func (s *Server) patchBoot(r *http.Request, properties map[string]any) (*message
 	return nil, nil
 }
 
-func (s *Server) bootResource() resource {
-	override := s.machine.Override()
+func (s *system) bootResource() resource {
+	override := s.Machine.Override()
 	s.mu.Lock()
 	uri := s.httpBootURI
 	s.mu.Unlock()
 
 	boot := resource{
 		"BootSourceOverrideEnabled": "Disabled", "BootSourceOverrideTarget": None,
-		"BootSourceOverrideMode":                            s.config.Inventory.Firmware,
+		"BootSourceOverrideMode":                            s.Inventory.Firmware,
 		"BootSourceOverrideEnabled@Redfish.AllowableValues": allow("Disabled", "Once", "Continuous"),
 		"BootSourceOverrideTarget@Redfish.AllowableValues":  s.bootTargets(),
-		"BootSourceOverrideMode@Redfish.AllowableValues":    []Firmware{s.config.Inventory.Firmware},
+		"BootSourceOverrideMode@Redfish.AllowableValues":    []Firmware{s.Inventory.Firmware},
 	}
-	if s.config.Inventory.Firmware == UEFI {
+	if s.Inventory.Firmware == UEFI {
 		boot["HttpBootUri"] = uri
 	}
 	if override.Target != None && override.Target != "" {
@@ -98,8 +98,8 @@ func (s *Server) bootResource() resource {
 	return boot
 }
 
-func (s *Server) bootTargets() []Target {
-	if s.config.Inventory.Firmware == UEFI {
+func (s *system) bootTargets() []Target {
+	if s.Inventory.Firmware == UEFI {
 		return []Target{None, Pxe, Hdd, UefiHTTP}
 	}
 	return []Target{None, Pxe, Hdd}

@@ -15,6 +15,7 @@ import (
 // console gives one client at a time the serial console of the machine.
 type console struct {
 	machine Machine
+	uri     string // of its WebSocket
 
 	mu   sync.Mutex
 	busy bool

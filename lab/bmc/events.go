@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -20,20 +21,21 @@ type eventLog struct {
 }
 
 type entry struct {
-	id    int
-	time  time.Time
-	event Event
+	id     int
+	time   time.Time
+	system *system
+	event  Event
 }
 
 func newEventLog() *eventLog {
 	return &eventLog{listeners: map[chan entry]struct{}{}}
 }
 
-func (l *eventLog) add(now time.Time, e Event) {
+func (l *eventLog) add(now time.Time, s *system, e Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.serial++
-	one := entry{id: l.serial, time: now, event: e}
+	one := entry{id: l.serial, time: now, system: s, event: e}
 	l.entries = append(l.entries, one)
 	if len(l.entries) > logCapacity {
 		l.entries = l.entries[len(l.entries)-logCapacity:]
@@ -62,10 +64,11 @@ func (l *eventLog) leave(c chan entry) {
 	delete(l.listeners, c)
 }
 
-func (l *eventLog) clear() {
+// clear drops the entries of one system.
+func (l *eventLog) clear(s *system) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.entries = nil
+	l.entries = slices.DeleteFunc(l.entries, func(e entry) bool { return e.system == s })
 }
 
 // messageID returns the ID in DMTF's ResourceEvent registry.
@@ -91,23 +94,28 @@ func (e entry) text() string {
 	}
 }
 
-func (l *eventLog) addTo(t tree) {
+// addTo adds the log service of one system.
+func (l *eventLog) addTo(t tree, s *system) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	at := s.logPath()
 	for _, one := range l.entries {
-		t.add(logPath+"/Entries/"+strconv.Itoa(one.id), "#LogEntry.v1_15_0.LogEntry", "Log Entry "+strconv.Itoa(one.id), resource{
+		if one.system != s {
+			continue
+		}
+		t.add(at+"/Entries/"+strconv.Itoa(one.id), "#LogEntry.v1_15_0.LogEntry", "Log Entry "+strconv.Itoa(one.id), resource{
 			"EntryType": "Event", "Severity": "OK", "Created": one.time.UTC().Format(time.RFC3339),
-			"Message": one.text(), "MessageId": one.messageID(), "MessageArgs": allow(systemPath),
-			"Links": resource{"OriginOfCondition": link(systemPath)},
+			"Message": one.text(), "MessageId": one.messageID(), "MessageArgs": allow(s.path),
+			"Links": resource{"OriginOfCondition": link(s.path)},
 		})
 	}
-	t.collect(logPath+"/Entries", "LogEntry", "Event Log Entries")
-	t.add(logPath, "#LogService.v1_4_0.LogService", "Event Log", resource{
+	t.collect(at+"/Entries", "LogEntry", "Event Log Entries")
+	t.add(at, "#LogService.v1_4_0.LogService", "Event Log", resource{
 		"ServiceEnabled": true, "MaxNumberOfRecords": logCapacity, "OverWritePolicy": "WrapsWhenFull", "LogEntryType": "Event",
-		"Entries": link(logPath + "/Entries"), "Status": enabled(),
-		"Actions": resource{"#LogService.ClearLog": resource{"target": clearLogPath}},
+		"Entries": link(at + "/Entries"), "Status": enabled(),
+		"Actions": resource{"#LogService.ClearLog": resource{"target": at + clearLogAction}},
 	})
-	t.collect(systemPath+"/LogServices", "LogService", "Log Services")
+	t.collect(s.path+"/LogServices", "LogService", "Log Services")
 }
 
 // stream serves the event stream of DSP0266 §12.4 (server-sent events).
@@ -152,7 +160,7 @@ func writeEvent(w http.ResponseWriter, e entry) error {
 		"Events": []resource{{
 			"MemberId": "0", "EventId": strconv.Itoa(e.id), "EventType": "Event", "Severity": "OK", "MessageSeverity": "OK",
 			"EventTimestamp": e.time.UTC().Format(time.RFC3339), "Message": e.text(), "MessageId": e.messageID(),
-			"MessageArgs": allow(systemPath), "OriginOfCondition": link(systemPath),
+			"MessageArgs": allow(e.system.path), "OriginOfCondition": link(e.system.path),
 		}},
 	})
 	if err != nil {

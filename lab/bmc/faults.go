@@ -7,15 +7,30 @@ import (
 	"time"
 )
 
-// faults are the faults that a test has set. Guarded by Server.mu.
+// faults are the faults that a test has set.
 type faults struct {
-	gate        *gate
-	unreachable bool
-	powerDelay  time.Duration
-	failures    int
-	status      int
-	body        string
-	assetTag    AssetTagFault
+	mu  sync.Mutex
+	set faultSet
+}
+
+type faultSet struct {
+	powerDelay time.Duration
+	failures   int
+	status     int
+	body       string
+	assetTag   AssetTagFault
+}
+
+func (f *faults) now() faultSet {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.set
+}
+
+func (f *faults) change(do func(*faultSet)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do(&f.set)
 }
 
 // AssetTagFault is how a BMC treats a write of its server's asset tag.
@@ -30,17 +45,15 @@ const (
 
 // SetAssetTagFault sets how the BMC treats writes of the asset tag.
 func (s *Server) SetAssetTagFault(f AssetTagFault) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults.assetTag = f
+	s.faults.change(func(set *faultSet) { set.assetTag = f })
 }
 
 // SetUnreachable makes the BMC stop accepting: open connections break, new ones
 // hang until the client gives up, as for a BMC whose network stack has died.
 func (s *Server) SetUnreachable(unreachable bool) {
 	s.mu.Lock()
-	s.faults.unreachable = unreachable
-	gate := s.faults.gate
+	s.unreachable = unreachable
+	gate := s.gate
 	s.mu.Unlock()
 	if gate != nil {
 		gate.set(unreachable)
@@ -68,32 +81,27 @@ func (s *Server) NewCertificate() error {
 
 // DelayPower makes every power action take effect d after it was accepted.
 func (s *Server) DelayPower(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults.powerDelay = d
+	s.faults.change(func(set *faultSet) { set.powerDelay = d })
 }
 
 // FailNext answers the next n requests, logins included, with status and body.
 func (s *Server) FailNext(n, status int, body string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults.failures, s.faults.status, s.faults.body = n, status, body
+	s.faults.change(func(set *faultSet) { set.failures, set.status, set.body = n, status, body })
 }
 
 // injected answers instead of the real handler while FailNext is in effect.
 func (s *Server) injected(w http.ResponseWriter) bool {
-	s.mu.Lock()
-	if s.faults.failures == 0 {
-		s.mu.Unlock()
+	var now faultSet
+	s.faults.change(func(set *faultSet) {
+		now = *set
+		set.failures = max(0, set.failures-1)
+	})
+	if now.failures == 0 {
 		return false
 	}
-	s.faults.failures--
-	status, body := s.faults.status, s.faults.body
-	s.mu.Unlock()
-
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write([]byte(body)) // the client may be gone
+	w.WriteHeader(now.status)
+	_, _ = w.Write([]byte(now.body)) // the client may be gone
 	return true
 }
 

@@ -6,10 +6,7 @@ import (
 	"strings"
 )
 
-const (
-	managerResetPath = root + "/Managers/1/Actions/Manager.Reset"
-	clearLogPath     = logPath + "/Actions/LogService.ClearLog"
-)
+const managerResetPath = root + "/Managers/1/Actions/Manager.Reset"
 
 // Handler is the service without its listener and its certificate.
 func (s *Server) Handler() http.Handler {
@@ -25,14 +22,11 @@ func (s *Server) Handler() http.Handler {
 	closed.HandleFunc("GET "+root+"/", s.get)
 	closed.HandleFunc("PATCH "+root+"/", s.patch)
 	closed.HandleFunc("DELETE "+sessionsPath+"/{id}", s.sessions.remove)
-	closed.HandleFunc("POST "+resetPath, s.reset)
 	closed.HandleFunc("POST "+managerResetPath, s.resetManager)
-	closed.HandleFunc("POST "+clearLogPath, func(w http.ResponseWriter, _ *http.Request) {
-		s.events.clear()
-		w.WriteHeader(http.StatusNoContent)
-	})
 	closed.HandleFunc("GET "+ssePath, s.stream)
-	closed.HandleFunc("GET "+consoleURI, s.console.serve)
+	for _, one := range s.systems {
+		one.route(closed)
+	}
 	closed.HandleFunc("/", s.refuse)
 
 	open.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -103,15 +97,28 @@ func matches(header, tag string) bool {
 	return false
 }
 
+// change applies the properties of a PATCH.
+type change func(*http.Request, map[string]any) (*message, error)
+
+// writable lists the resources that take a PATCH.
+func (s *Server) writable() map[string]change {
+	all := map[string]change{
+		root + "/SessionService":            plain(s.sessions.patchService),
+		root + "/AccountService/Accounts/1": plain(s.sessions.patchAccount),
+	}
+	for _, one := range s.systems {
+		all[one.chassis] = plain(one.patchIndicator)
+		if one.Machine != nil {
+			all[one.path] = one.patchSystem
+		}
+	}
+	return all
+}
+
 // patch changes the few writable resources.
 func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 	at := strings.TrimRight(r.URL.Path, "/")
-	apply := map[string]func(*http.Request, map[string]any) (*message, error){
-		systemPath:                          s.patchSystem,
-		root + "/Chassis/1":                 plain(s.patchIndicator),
-		root + "/SessionService":            plain(s.sessions.patchService),
-		root + "/AccountService/Accounts/1": plain(s.sessions.patchAccount),
-	}[at]
+	apply := s.writable()[at]
 	if apply == nil {
 		s.refuse(w, r)
 		return
@@ -146,7 +153,7 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, s.tree()[at])
 }
 
-func plain(apply func(map[string]any) *message) func(*http.Request, map[string]any) (*message, error) {
+func plain(apply func(map[string]any) *message) change {
 	return func(_ *http.Request, body map[string]any) (*message, error) { return apply(body), nil }
 }
 

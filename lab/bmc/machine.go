@@ -74,6 +74,8 @@ const (
 // Event is a change of the server's power, whatever caused it.
 type Event struct {
 	Kind EventKind
+	// System is the Id of the ComputerSystem; empty: the BMC's first.
+	System string
 	// Cause is for messages: "the guest", "the BMC", "a fault".
 	Cause string
 }

@@ -14,21 +14,25 @@ func (s *Server) resetManager(w http.ResponseWriter, _ *http.Request) {
 
 func (s *Server) addManager(t tree) {
 	at := root + "/Managers/1"
+	var systems, chassis []string
+	for _, one := range s.systems {
+		systems, chassis = append(systems, one.path), append(chassis, one.chassis)
+	}
 	t.add(at, "#Manager.v1_18_0.Manager", "Manager", resource{
-		"ManagerType": "BMC", "Model": "rackweft lab BMC", "FirmwareVersion": firmwareVersion, "UUID": s.config.Inventory.UUID,
+		"ManagerType": "BMC", "Model": "rackweft lab BMC", "FirmwareVersion": firmwareVersion, "UUID": s.systems[0].Inventory.UUID,
 		"PowerState": "On", "Status": enabled(), "DateTime": time.Now().UTC().Format(time.RFC3339), "DateTimeLocalOffset": "+00:00",
 		"LastResetTime":      s.started.UTC().Format(time.RFC3339),
 		"NetworkProtocol":    link(at + "/NetworkProtocol"),
 		"EthernetInterfaces": link(at + "/EthernetInterfaces"),
-		"Links": resource{"ManagerForServers": links(systemPath), "ManagerForChassis": links(root + "/Chassis/1"),
-			"ManagerInChassis": link(root + "/Chassis/1")},
+		"Links": resource{"ManagerForServers": links(systems...), "ManagerForChassis": links(chassis...),
+			"ManagerInChassis": link(chassis[0])},
 		"Actions": resource{"#Manager.Reset": resource{
 			"target": managerResetPath, "ResetType@Redfish.AllowableValues": allow("GracefulRestart", "ForceRestart"),
 		}},
 	})
 	t.collect(root+"/Managers", "Manager", "Manager Collection")
 	t.add(at+"/NetworkProtocol", "#ManagerNetworkProtocol.v1_9_1.ManagerNetworkProtocol", "Manager Network Protocol", resource{
-		"Status": enabled(), "HostName": "bmc-" + strings.ToLower(s.config.Inventory.Serial),
+		"Status": enabled(), "HostName": "bmc-" + strings.ToLower(s.systems[0].Inventory.Serial),
 		"HTTP": resource{"ProtocolEnabled": false, "Port": 80}, "HTTPS": resource{"ProtocolEnabled": true, "Port": 443},
 		"IPMI": resource{"ProtocolEnabled": false, "Port": 623}, "SSH": resource{"ProtocolEnabled": false, "Port": 22},
 	})
@@ -47,7 +51,7 @@ func (s *Server) addUpdateService(t tree) {
 		"Version": firmwareVersion, "Updateable": false, "Status": enabled(),
 	})
 	t.add(at+"/FirmwareInventory/BIOS", "#SoftwareInventory.v1_10_0.SoftwareInventory", "BIOS", resource{
-		"Version": s.config.Inventory.BIOSVersion, "Updateable": false, "Status": enabled(),
+		"Version": s.systems[0].Inventory.BIOSVersion, "Updateable": false, "Status": enabled(),
 	})
 	t.collect(at+"/FirmwareInventory", "SoftwareInventory", "Firmware Inventory Collection")
 	t.add(at, "#UpdateService.v1_12_0.UpdateService", "Update Service", resource{

@@ -1,16 +1,108 @@
 package bmc
 
 import (
+	"maps"
 	"net/http"
 	"slices"
+	"strconv"
+	"sync"
 	"time"
 )
 
+// SystemConfig is one ComputerSystem of a BMC.
+type SystemConfig struct {
+	ID        string // Default: its number, from 1
+	Inventory Inventory
+	// Machine is the server behind it; nil: a system without a power of its own,
+	// as the GPU baseboard is beside the host of a GH200.
+	Machine Machine
+}
+
+// system is a ComputerSystem, with the Chassis of the same Id.
+type system struct {
+	SystemConfig
+	bmc           *Server
+	path, chassis string
+	console       *console // nil without a Machine
+
+	mu          sync.Mutex // guards the fields below
+	lastReset   time.Time
+	httpBootURI string
+	indicator   string // IndicatorLED: Off, Lit or Blinking
+	restart     bool   // GracefulRestart: power on again when the server has gone off
+}
+
+func newSystem(config SystemConfig, number int, bmc *Server) *system {
+	if config.ID == "" {
+		config.ID = strconv.Itoa(number)
+	}
+	s := &system{SystemConfig: config, bmc: bmc, path: root + "/Systems/" + config.ID, chassis: root + "/Chassis/" + config.ID, indicator: "Off"}
+	if config.Machine != nil {
+		s.console = &console{machine: config.Machine, uri: "/console" + strconv.Itoa(number-1)} // OpenBMC's path
+	}
+	return s
+}
+
+// route adds the requests that only this system has.
+func (s *system) route(mux *http.ServeMux) {
+	if s.Machine == nil {
+		return
+	}
+	mux.HandleFunc("POST "+s.resetPath(), s.reset)
+	mux.HandleFunc("POST "+s.logPath()+clearLogAction, func(w http.ResponseWriter, _ *http.Request) {
+		s.bmc.events.clear(s)
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET "+s.console.uri, s.console.serve)
+}
+
+func (s *system) resetPath() string { return s.path + "/Actions/ComputerSystem.Reset" }
+func (s *system) logPath() string   { return s.path + "/LogServices/EventLog" }
+
+// notify records an event and ends a GracefulRestart.
+func (s *system) notify(e Event, now time.Time) {
+	s.mu.Lock()
+	if e.Kind == PoweredOn || e.Kind == Reset {
+		s.lastReset = now
+	}
+	again := e.Kind == PoweredOff && s.restart
+	if e.Kind == PoweredOff {
+		s.restart = false
+	}
+	s.mu.Unlock()
+
+	s.bmc.events.add(now, s, e)
+	s.bmc.log.Info("server "+string(e.Kind), "bmc", s.bmc.config.Address.String(), "system", s.ID, "cause", e.Cause)
+	if again {
+		s.bmc.later(0, "end of GracefulRestart", s.Machine.PowerOn)
+	}
+}
+
+// power is the state that the BMC reports; a helper is on with its BMC.
+func (s *system) power() Power {
+	if s.Machine == nil {
+		return On
+	}
+	return s.Machine.Power()
+}
+
+// addTo adds the system to the tree, and all that is below it.
+func (s *system) addTo(t tree) {
+	s.addProcessorsAndMemory(t)
+	s.addStorage(t)
+	s.addNetwork(t)
+	s.addChassis(t)
+	if s.Machine != nil {
+		s.bmc.events.addTo(t, s)
+	}
+	s.addSystem(t)
+}
+
 // patchSystem sets the boot override, the asset tag and the indicator; it
 // changes nothing unless all of them are valid.
-func (s *Server) patchSystem(r *http.Request, body map[string]any) (*message, error) {
+func (s *system) patchSystem(r *http.Request, body map[string]any) (*message, error) {
 	indicator := map[string]any{}
-	tag := s.machine.AssetTag()
+	tag := s.Machine.AssetTag()
 	for name, value := range body {
 		switch name {
 		case "Boot":
@@ -44,21 +136,19 @@ func (s *Server) patchSystem(r *http.Request, body map[string]any) (*message, er
 // maxAssetTag is HPE's limit: 32 characters.
 const maxAssetTag = 32
 
-func (s *Server) patchAssetTag(tag string) *message {
-	s.mu.Lock()
-	fault := s.faults.assetTag
-	s.mu.Unlock()
+func (s *system) patchAssetTag(tag string) *message {
+	fault := s.bmc.faults.now().assetTag
 	switch {
-	case tag == s.machine.AssetTag():
+	case tag == s.Machine.AssetTag():
 	case fault == AssetTagRefused:
 		return notWritable("AssetTag")
 	case fault != AssetTagForgotten:
-		s.machine.SetAssetTag(tag)
+		s.Machine.SetAssetTag(tag)
 	}
 	return nil
 }
 
-func (s *Server) patchIndicator(body map[string]any) *message {
+func (s *system) patchIndicator(body map[string]any) *message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, value := range body {
@@ -85,45 +175,53 @@ func (s *Server) patchIndicator(body map[string]any) *message {
 	return nil
 }
 
-func (s *Server) addSystem(t tree) {
-	inv := s.config.Inventory
-	power := s.machine.Power()
+func (s *system) addSystem(t tree) {
+	inv := s.Inventory
+	system := resource{
+		"SystemType": "Physical", "UUID": inv.UUID, "SerialNumber": inv.Serial, "SKU": inv.SKU,
+		"Manufacturer": inv.Manufacturer, "Model": inv.Model, "BiosVersion": inv.BIOSVersion,
+		"PowerState": s.power(), "Status": enabled(),
+		"ProcessorSummary": resource{"Count": 1, "LogicalProcessorCount": inv.CPUs, "Model": inv.CPUModel, "Status": enabled()},
+		"MemorySummary":    resource{"TotalSystemMemoryGiB": float64(inv.MemoryMiB) / 1024, "Status": enabled()},
+		"Bios":             link(s.path + "/Bios"), "Processors": link(s.path + "/Processors"),
+		"Memory": link(s.path + "/Memory"), "Storage": link(s.path + "/Storage"),
+		"SimpleStorage":      link(s.path + "/SimpleStorage"),
+		"EthernetInterfaces": link(s.path + "/EthernetInterfaces"),
+		"NetworkInterfaces":  link(s.path + "/NetworkInterfaces"),
+		"Links":              resource{"Chassis": links(s.chassis), "ManagedBy": links(root + "/Managers/1")},
+	}
+	if s.Machine != nil {
+		maps.Copy(system, s.server())
+	}
+	t.add(s.path, "#ComputerSystem.v1_21_0.ComputerSystem", "Computer System", system)
+	t.add(s.path+"/Bios", "#Bios.v1_2_1.Bios", "BIOS Configuration", resource{
+		"Attributes": resource{"BootMode": inv.Firmware, "SerialConsoleRedirection": "Enabled", "PxeNic": "NIC 1"},
+	})
+}
+
+// server is what the BMC says of a system that is a server of its own.
+func (s *system) server() resource {
 	s.mu.Lock()
 	lastReset, indicator := s.lastReset, s.indicator
 	s.mu.Unlock()
-
-	system := resource{
-		"SystemType": "Physical", "UUID": inv.UUID, "SerialNumber": inv.Serial, "SKU": inv.SKU,
-		"Manufacturer": inv.Manufacturer, "Model": inv.Model, "AssetTag": s.machine.AssetTag(), "BiosVersion": inv.BIOSVersion,
-		"HostName": "", "PowerState": power, "Status": enabled(), "Boot": s.bootResource(),
-		"BootProgress": resource{"LastState": bootProgress(power)},
+	server := resource{
+		"AssetTag": s.Machine.AssetTag(), "HostName": "", "Boot": s.bootResource(),
+		"BootProgress": resource{"LastState": bootProgress(s.power())},
 		"IndicatorLED": indicator, "IndicatorLED@Redfish.AllowableValues": allow("Off", "Lit", "Blinking"),
 		"LocationIndicatorActive": indicator != "Off",
-		"ProcessorSummary":        resource{"Count": 1, "LogicalProcessorCount": inv.CPUs, "Model": inv.CPUModel, "Status": enabled()},
-		"MemorySummary":           resource{"TotalSystemMemoryGiB": float64(inv.MemoryMiB) / 1024, "Status": enabled()},
 		"SerialConsole": resource{
 			"MaxConcurrentSessions": 1,
-			"WebSocket":             resource{"ServiceEnabled": true, "Interactive": true, "ConsoleURI": consoleURI},
+			"WebSocket":             resource{"ServiceEnabled": true, "Interactive": true, "ConsoleURI": s.console.uri},
 		},
-		"Bios": link(systemPath + "/Bios"), "Processors": link(systemPath + "/Processors"),
-		"Memory": link(systemPath + "/Memory"), "Storage": link(systemPath + "/Storage"),
-		"SimpleStorage":      link(systemPath + "/SimpleStorage"),
-		"EthernetInterfaces": link(systemPath + "/EthernetInterfaces"),
-		"NetworkInterfaces":  link(systemPath + "/NetworkInterfaces"),
-		"LogServices":        link(systemPath + "/LogServices"),
-		"Links":              resource{"Chassis": links(root + "/Chassis/1"), "ManagedBy": links(root + "/Managers/1")},
+		"LogServices": link(s.path + "/LogServices"),
 		"Actions": resource{"#ComputerSystem.Reset": resource{
-			"target": resetPath, "ResetType@Redfish.AllowableValues": resetTypes(),
+			"target": s.resetPath(), "ResetType@Redfish.AllowableValues": resetTypes(),
 		}},
 	}
 	if !lastReset.IsZero() {
-		system["LastResetTime"] = lastReset.UTC().Format(time.RFC3339)
+		server["LastResetTime"] = lastReset.UTC().Format(time.RFC3339)
 	}
-	t.add(systemPath, "#ComputerSystem.v1_21_0.ComputerSystem", "Computer System", system)
-	t.collect(root+"/Systems", "ComputerSystem", "Computer System Collection")
-	t.add(systemPath+"/Bios", "#Bios.v1_2_1.Bios", "BIOS Configuration", resource{
-		"Attributes": resource{"BootMode": inv.Firmware, "SerialConsoleRedirection": "Enabled", "PxeNic": "NIC 1"},
-	})
+	return server
 }
 
 // bootProgress reports only what a BMC knows without help from the firmware.

@@ -8,12 +8,9 @@ import (
 )
 
 const (
-	root       = "/redfish/v1"
-	systemPath = root + "/Systems/1"
-	resetPath  = systemPath + "/Actions/ComputerSystem.Reset"
-	logPath    = systemPath + "/LogServices/EventLog"
-	ssePath    = root + "/EventService/SSE"
-	consoleURI = "/console0" // OpenBMC's path
+	root           = "/redfish/v1"
+	clearLogAction = "/Actions/LogService.ClearLog"
+	ssePath        = root + "/EventService/SSE"
 )
 
 // resource is one JSON object of the service.
@@ -80,22 +77,21 @@ func (s *Server) tree() tree {
 	s.addRoot(t)
 	s.sessions.addTo(t)
 	s.addAccounts(t)
-	s.addSystem(t)
-	s.addProcessorsAndMemory(t)
-	s.addStorage(t)
-	s.addNetwork(t)
-	s.addChassis(t)
+	for _, one := range s.systems {
+		one.addTo(t)
+	}
+	t.collect(root+"/Systems", "ComputerSystem", "Computer System Collection")
+	t.collect(root+"/Chassis", "Chassis", "Chassis Collection")
 	s.addManager(t)
 	s.addUpdateService(t)
 	s.addEventService(t)
-	s.events.addTo(t)
 	return t
 }
 
 func (s *Server) addRoot(t tree) {
 	t.add(root, "#ServiceRoot.v1_15_0.ServiceRoot", "Root Service", resource{
-		"Id": "RootService", "RedfishVersion": "1.17.0", "UUID": s.config.Inventory.UUID,
-		"Vendor": s.config.Inventory.Manufacturer, "Product": "rackweft lab BMC",
+		"Id": "RootService", "RedfishVersion": "1.17.0", "UUID": s.systems[0].Inventory.UUID,
+		"Vendor": s.systems[0].Inventory.Manufacturer, "Product": "rackweft lab BMC",
 		"Systems": link(root + "/Systems"), "Chassis": link(root + "/Chassis"), "Managers": link(root + "/Managers"),
 		"SessionService": link(root + "/SessionService"), "AccountService": link(root + "/AccountService"),
 		"EventService": link(root + "/EventService"), "UpdateService": link(root + "/UpdateService"),

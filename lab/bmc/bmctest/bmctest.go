@@ -113,10 +113,10 @@ func Start(tb testing.TB) *Server {
 	s := &Server{power: bmc.Off, override: bmc.Override{Target: bmc.None}}
 	controller, err := bmc.New(bmc.Config{
 		Dir: tb.TempDir(), Address: net.IPv4(127, 0, 0, 1), Username: Username, Password: Password, MaxSessions: 2,
-		Inventory: bmc.Inventory{UUID: "77777777-0000-4000-8000-000000000007", Serial: "LAB7", Manufacturer: "rackweft", Model: "lab",
+		Systems: []bmc.SystemConfig{{Machine: s, Inventory: bmc.Inventory{UUID: "77777777-0000-4000-8000-000000000007", Serial: "LAB7", Manufacturer: "rackweft", Model: "lab",
 			BIOSVersion: "1", Firmware: bmc.UEFI, CPUs: 2, CPUModel: "QEMU", MemoryMiB: 2048,
-			NICs: []bmc.NIC{{Name: "NIC 1", MAC: "52:54:00:01:07:00"}}, DiskSerial: "LABDISK", DiskBytes: 8 << 30},
-	}, s, slog.New(slog.DiscardHandler))
+			NICs: []bmc.NIC{{Name: "NIC 1", MAC: "52:54:00:01:07:00"}}, DiskSerial: "LABDISK", DiskBytes: 8 << 30}}},
+	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		tb.Fatal(err)
 	}
