@@ -19,6 +19,10 @@ type BMCConfig struct {
 	// Helper is the Id of a further system, listed first, which has no power of
 	// its own and no Reset action, as the GPU baseboard of a GH200; empty: none.
 	Helper string
+	// Login is how clients may log in. Default: bmc.AnyLogin.
+	Login bmc.Login
+	// MaxSessions bounds the sessions at a time. Default: 8.
+	MaxSessions int
 }
 
 func (c MachineConfig) bmcUnit() int {
@@ -84,6 +88,7 @@ func (r *Rack) addBMC(owner *Machine) error {
 	}
 	server, err := bmc.New(bmc.Config{
 		Dir: owner.dir, Address: address, Username: BMCUser, Password: r.password, Systems: systems,
+		Login: owner.config.BMC.Login, MaxSessions: owner.config.BMC.MaxSessions,
 	}, owner.log)
 	if err != nil {
 		return err

@@ -29,6 +29,7 @@ type Config struct {
 	Systems            []SystemConfig // at least one
 	SessionTimeout     time.Duration  // idle. Default: 30 minutes
 	MaxSessions        int            // Default: 8, as for iDRAC
+	Login              Login          // Default: AnyLogin
 }
 
 // Server is one BMC.
@@ -76,9 +77,9 @@ func New(config Config, log *slog.Logger) (*Server, error) {
 		started:     time.Now(),
 		base:        base,
 		cancel:      cancel,
-		sessions:    newSessions(config, log),
 		certificate: certificate,
 	}
+	s.sessions = newSessions(config, &s.faults, log)
 	for i, one := range config.Systems {
 		s.systems = append(s.systems, newSystem(one, i+1, s))
 	}
@@ -133,7 +134,7 @@ func (s *Server) Notify(e Event) {
 		s.log.Error("an event of a system that the BMC does not have", "bmc", s.config.Address.String(), "system", e.System)
 		return
 	}
-	one.notify(e, time.Now())
+	one.notify(e, s.time())
 }
 
 // system returns the system of that Id, the first for "", or nil.

@@ -19,6 +19,9 @@ type faultSet struct {
 	status     int
 	body       string
 	assetTag   AssetTagFault
+	anonymous  bool          // sessions are created without a Location
+	clock      time.Duration // how far the BMC's clock is ahead
+	lastReset  *string       // instead of LastResetTime; "": none
 }
 
 func (f *faults) now() faultSet {
@@ -65,6 +68,40 @@ func (s *Server) SetUnreachable(unreachable bool) {
 func (s *Server) SetPassword(password string) {
 	s.sessions.setPassword(password)
 }
+
+// ExpirePassword makes the BMC refuse everything but a change of the password,
+// as one does that still has the password on its label.
+func (s *Server) ExpirePassword() {
+	s.sessions.mu.Lock()
+	defer s.sessions.mu.Unlock()
+	s.sessions.expired = true
+}
+
+// HideSessions makes the BMC create sessions without a Location and an Id, so
+// that a client cannot delete its own.
+func (s *Server) HideSessions(hide bool) {
+	s.faults.change(func(set *faultSet) { set.anonymous = hide })
+}
+
+// SetClock sets the BMC's clock, which runs on from there: behind, ahead, to
+// 1970. What the BMC has recorded before keeps its time, as on real ones.
+func (s *Server) SetClock(now time.Time) {
+	s.faults.change(func(set *faultSet) { set.clock = time.Until(now) })
+}
+
+// SetLastResetTime makes every system report this LastResetTime, valid or not;
+// none if it is "".
+func (s *Server) SetLastResetTime(reported string) {
+	s.faults.change(func(set *faultSet) { set.lastReset = &reported })
+}
+
+// RestoreLastResetTime ends SetLastResetTime.
+func (s *Server) RestoreLastResetTime() {
+	s.faults.change(func(set *faultSet) { set.lastReset = nil })
+}
+
+// time is what the BMC's clock shows.
+func (s *Server) time() time.Time { return time.Now().Add(s.faults.now().clock) }
 
 // NewCertificate replaces the certificate, as a factory reset of the BMC does.
 // Open connections keep the old one.

@@ -37,6 +37,10 @@ func (s *Server) Handler() http.Handler {
 				Resolution: "Establish a session before attempting any operations."})
 			return
 		}
+		if s.sessions.changeDemanded(r) {
+			fail(w, http.StatusForbidden, passwordChange())
+			return
+		}
 		closed.ServeHTTP(w, r)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -103,8 +107,8 @@ type change func(*http.Request, map[string]any) (*message, error)
 // writable lists the resources that take a PATCH.
 func (s *Server) writable() map[string]change {
 	all := map[string]change{
-		root + "/SessionService":            plain(s.sessions.patchService),
-		root + "/AccountService/Accounts/1": plain(s.sessions.patchAccount),
+		root + "/SessionService": plain(s.sessions.patchService),
+		accountPath:              plain(s.sessions.patchAccount),
 	}
 	for _, one := range s.systems {
 		all[one.chassis] = plain(one.patchIndicator)

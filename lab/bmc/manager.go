@@ -20,7 +20,7 @@ func (s *Server) addManager(t tree) {
 	}
 	t.add(at, "#Manager.v1_18_0.Manager", "Manager", resource{
 		"ManagerType": "BMC", "Model": "rackweft lab BMC", "FirmwareVersion": firmwareVersion, "UUID": s.systems[0].Inventory.UUID,
-		"PowerState": "On", "Status": enabled(), "DateTime": time.Now().UTC().Format(time.RFC3339), "DateTimeLocalOffset": "+00:00",
+		"PowerState": "On", "Status": enabled(), "DateTime": s.time().UTC().Format(time.RFC3339), "DateTimeLocalOffset": "+00:00",
 		"LastResetTime":      s.started.UTC().Format(time.RFC3339),
 		"NetworkProtocol":    link(at + "/NetworkProtocol"),
 		"EthernetInterfaces": link(at + "/EthernetInterfaces"),

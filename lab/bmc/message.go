@@ -51,6 +51,18 @@ func wrongState(text string) message {
 		Resolution: "Read PowerState, then choose an action that fits it."}
 }
 
+func unlicensed() message {
+	return message{ID: "SMC.1.0.OemLicenseNotPassed", Severity: "Warning",
+		Text:       "Not licensed to perform this request.",
+		Resolution: "Please activate the required license."}
+}
+
+func passwordChange() message {
+	return message{ID: "Base.1.16.PasswordChangeRequired", Severity: "Critical", Args: []string{accountPath},
+		Text:       "The password provided for this account must be changed before access is granted.  PATCH the Password property for this account located at the target URI '" + accountPath + "' to complete this process.",
+		Resolution: "Change the password for this account using a PATCH to the Password property at the URI provided."}
+}
+
 func internal(err error) message {
 	return message{ID: "Base.1.16.InternalError", Severity: "Critical",
 		Text:       "The request failed due to an internal service error: " + err.Error(),

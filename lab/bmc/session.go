@@ -17,7 +17,20 @@ import (
 	"time"
 )
 
-const sessionsPath = "/redfish/v1/SessionService/Sessions"
+const (
+	sessionsPath = root + "/SessionService/Sessions"
+	accountPath  = root + "/AccountService/Accounts/1"
+)
+
+// Login is how a client may authenticate itself.
+type Login string
+
+const (
+	AnyLogin      Login = ""           // by a session or by basic authentication
+	BasicOnly     Login = "basic"      // there is no session service
+	BasicLicensed Login = "unlicensed" // there is one, and it asks for a licence
+	SessionsOnly  Login = "sessions"   // basic authentication is off
+)
 
 type session struct {
 	id      string
@@ -30,22 +43,24 @@ type session struct {
 type sessions struct {
 	config Config
 	log    *slog.Logger
+	faults *faults
 
 	mu       sync.Mutex // guards the fields below
 	password string
 	open     map[string]*session // by token
 	serial   int
+	expired  bool          // the password must be changed before anything else
 	timeout  time.Duration // idle life of a session
 }
 
-func newSessions(config Config, log *slog.Logger) *sessions {
-	return &sessions{config: config, log: log, password: config.Password, open: map[string]*session{}, timeout: config.SessionTimeout}
+func newSessions(config Config, faults *faults, log *slog.Logger) *sessions {
+	return &sessions{config: config, log: log, faults: faults, password: config.Password, open: map[string]*session{}, timeout: config.SessionTimeout}
 }
 
 func (s *sessions) setPassword(password string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.password = password
+	s.password, s.expired = password, false
 }
 
 // clear ends all sessions.
@@ -72,7 +87,7 @@ func (s *sessions) authenticated(r *http.Request) bool {
 		return s.touch(token)
 	}
 	username, password, ok := r.BasicAuth()
-	return ok && s.credentialsMatch(username, password)
+	return ok && s.config.Login != SessionsOnly && s.credentialsMatch(username, password)
 }
 
 func (s *sessions) touch(token string) bool {
@@ -96,6 +111,14 @@ func (s *sessions) expire() {
 }
 
 func (s *sessions) create(w http.ResponseWriter, r *http.Request) {
+	switch s.config.Login {
+	case BasicOnly:
+		fail(w, http.StatusNotFound, missing(r.URL.Path))
+		return
+	case BasicLicensed:
+		fail(w, http.StatusForbidden, unlicensed()) // Supermicro's words
+		return
+	}
 	var login struct{ UserName, Password string }
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&login); err != nil {
 		fail(w, http.StatusBadRequest, malformedJSON())
@@ -128,11 +151,30 @@ func (s *sessions) create(w http.ResponseWriter, r *http.Request) {
 	s.serial++
 	created := &session{id: strconv.Itoa(s.serial), created: now, used: now, client: client}
 	s.open[token] = created
+	expired := s.expired
 	s.mu.Unlock()
 
 	w.Header().Set("X-Auth-Token", token)
-	w.Header().Set("Location", sessionsPath+"/"+created.id)
-	reply(w, http.StatusCreated, s.resource(created))
+	body := s.resource(created)
+	if expired {
+		body["@Message.ExtendedInfo"] = []message{passwordChange()} // DSP0266 §13.3.7.1
+	}
+	if s.faults.now().anonymous {
+		delete(body, "@odata.id")
+		delete(body, "Id")
+	} else {
+		w.Header().Set("Location", sessionsPath+"/"+created.id)
+	}
+	reply(w, http.StatusCreated, body)
+}
+
+// changeDemanded reports whether the request must wait until the password has
+// been changed (DSP0266 §13.3.7.1).
+func (s *sessions) changeDemanded(r *http.Request) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	own := strings.HasPrefix(r.URL.Path, accountPath) || strings.HasPrefix(r.URL.Path, sessionsPath+"/")
+	return s.expired && !own
 }
 
 func (s *sessions) remove(w http.ResponseWriter, r *http.Request) {
@@ -160,6 +202,9 @@ func (s *sessions) resource(one *session) resource {
 
 // addTo adds the session service to the tree.
 func (s *sessions) addTo(t tree) {
+	if s.config.Login == BasicOnly {
+		return
+	}
 	s.mu.Lock()
 	s.expire()
 	open := slices.Collect(maps.Values(s.open))
@@ -168,7 +213,7 @@ func (s *sessions) addTo(t tree) {
 
 	t.add("/redfish/v1/SessionService", "#SessionService.v1_1_9.SessionService", "Session Service", resource{
 		"Description": fmt.Sprintf("At most %d sessions at once", s.config.MaxSessions),
-		"Status":      enabled(), "ServiceEnabled": true,
+		"Status":      enabled(), "ServiceEnabled": s.config.Login != BasicLicensed,
 		"SessionTimeout": int(timeout / time.Second), "Sessions": link(sessionsPath),
 	})
 	for _, one := range open {

@@ -218,10 +218,21 @@ func (s *system) server() resource {
 			"target": s.resetPath(), "ResetType@Redfish.AllowableValues": resetTypes(),
 		}},
 	}
-	if !lastReset.IsZero() {
-		server["LastResetTime"] = lastReset.UTC().Format(time.RFC3339)
+	if text := s.lastResetText(lastReset); text != "" {
+		server["LastResetTime"] = text
 	}
 	return server
+}
+
+// lastResetText is the LastResetTime that the BMC reports; empty: none.
+func (s *system) lastResetText(at time.Time) string {
+	if fault := s.bmc.faults.now().lastReset; fault != nil {
+		return *fault
+	}
+	if at.IsZero() {
+		return ""
+	}
+	return at.UTC().Format(time.RFC3339)
 }
 
 // bootProgress reports only what a BMC knows without help from the firmware.

@@ -89,7 +89,7 @@ func (s *Server) tree() tree {
 }
 
 func (s *Server) addRoot(t tree) {
-	t.add(root, "#ServiceRoot.v1_15_0.ServiceRoot", "Root Service", resource{
+	service := resource{
 		"Id": "RootService", "RedfishVersion": "1.17.0", "UUID": s.systems[0].Inventory.UUID,
 		"Vendor": s.systems[0].Inventory.Manufacturer, "Product": "rackweft lab BMC",
 		"Systems": link(root + "/Systems"), "Chassis": link(root + "/Chassis"), "Managers": link(root + "/Managers"),
@@ -100,17 +100,26 @@ func (s *Server) addRoot(t tree) {
 			"ExcerptQuery": false, "FilterQuery": false, "OnlyMemberQuery": false, "SelectQuery": false,
 			"ExpandQuery": resource{"ExpandAll": false, "Levels": false, "Links": false, "NoLinks": false},
 		},
-	})
+	}
+	if s.config.Login == BasicOnly {
+		delete(service, "SessionService")
+		delete(service, "Links")
+	}
+	t.add(root, "#ServiceRoot.v1_15_0.ServiceRoot", "Root Service", service)
 }
 
 func (s *Server) addAccounts(t tree) {
 	at := root + "/AccountService"
-	t.add(at, "#AccountService.v1_13_0.AccountService", "Account Service", resource{
-		"Status": enabled(), "ServiceEnabled": true, "AccountLockoutThreshold": 0,
+	basic := "Enabled"
+	if s.config.Login == SessionsOnly {
+		basic = "Disabled"
+	}
+	t.add(at, "#AccountService.v1_15_0.AccountService", "Account Service", resource{
+		"Status": enabled(), "ServiceEnabled": true, "AccountLockoutThreshold": 0, "HTTPBasicAuth": basic,
 		"MinPasswordLength": 1, "MaxPasswordLength": 128,
 		"Accounts": link(at + "/Accounts"), "Roles": link(at + "/Roles"),
 	})
-	t.add(at+"/Accounts/1", "#ManagerAccount.v1_10_0.ManagerAccount", "User Account", resource{
+	t.add(accountPath, "#ManagerAccount.v1_10_0.ManagerAccount", "User Account", resource{
 		"UserName": s.config.Username, "Password": nil, "RoleId": "Administrator", "Enabled": true, "Locked": false,
 		"AccountTypes": allow("Redfish"), "Links": resource{"Role": link(at + "/Roles/Administrator")},
 	})
