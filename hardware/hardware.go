@@ -42,10 +42,12 @@ type BootTarget string
 
 // The boot targets. BootNone takes a pending override back.
 const (
-	BootPXE  BootTarget = "pxe"
-	BootHTTP BootTarget = "http"
-	BootDisk BootTarget = "disk"
-	BootNone BootTarget = "none"
+	BootPXE   BootTarget = "pxe"
+	BootHTTP  BootTarget = "http"
+	BootDisk  BootTarget = "disk"
+	BootMedia BootTarget = "media" // virtual media
+	BootSetup BootTarget = "setup" // the firmware's setup
+	BootNone  BootTarget = "none"
 )
 
 // BootMode is the firmware mode to boot in; empty leaves it alone.
@@ -64,11 +66,12 @@ type Boot struct {
 	HTTPURL string // of BootHTTP; empty means that DHCP says it. Without query: several BMCs cut it off.
 }
 
+// Check refuses what no BMC can do.
 func (b Boot) Check() error {
 	switch b.Target {
-	case BootPXE, BootHTTP, BootDisk, BootNone:
+	case BootPXE, BootHTTP, BootDisk, BootMedia, BootSetup, BootNone:
 	default:
-		return fmt.Errorf("boot target %q is not known: use pxe, http, disk or none", b.Target)
+		return fmt.Errorf("boot target %q is not known: use pxe, http, disk, media, setup or none", b.Target)
 	}
 	if b.Mode != "" && b.Mode != ModeUEFI && b.Mode != ModeLegacy {
 		return fmt.Errorf("boot mode %q is not known: use uefi or legacy", b.Mode)

@@ -23,9 +23,11 @@ type refusal struct {
 
 // message is one Redfish ExtendedInfo entry (DSP0266 8.6).
 type message struct {
-	ID         text `json:"MessageId"`
-	Text       text `json:"Message"`
-	Resolution text `json:"Resolution"`
+	ID         text   `json:"MessageId"`
+	Text       text   `json:"Message"`
+	Resolution text   `json:"Resolution"`
+	Args       []text `json:"MessageArgs"`
+	Related    []text `json:"RelatedProperties"`
 }
 
 func (r *refusal) Error() string {
@@ -117,7 +119,7 @@ func messageList(raw json.RawMessage) []message {
 		return list
 	}
 	var one message
-	if decode(raw, &one) == nil && one != (message{}) {
+	if decode(raw, &one) == nil && one.ID+one.Text+one.Resolution != "" {
 		return []message{one}
 	}
 	return nil

@@ -1,10 +1,11 @@
 package redfish
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/rackweft/rackweft/hardware"
@@ -40,6 +41,8 @@ func (r *driver) setBootOnce(ctx context.Context, want hardware.Boot) error {
 	if err != nil {
 		return err
 	}
+	r.mode = cmp.Or(r.mode, where.boot.Mode)
+	where.boot.Mode = r.mode // BMCs fall back to Legacy by themselves: what was there at first counts
 	patch, err := r.quirk.bootPatch(want, where.boot)
 	if err != nil {
 		return err
@@ -47,23 +50,44 @@ func (r *driver) setBootOnce(ctx context.Context, want hardware.Boot) error {
 	if want.Target == hardware.BootNone && where.boot.Enabled == "Disabled" {
 		return nil
 	}
-	err = r.patchBoot(ctx, where, patch)
-	var no *refusal
-	if errors.As(err, &no) && no.says("OperationSupportedInFutureStateURI") {
-		// AMI takes it at the future state's own address only (omni redfish.go). What is pending there is
-		// not in the system until the reset, so that is where it is read back.
-		if settings == "" {
-			return err
-		}
-		if where, err = r.readBoot(ctx, settings); err != nil {
-			return err
-		}
-		err = r.patchBoot(ctx, where, patch)
+	w := patch.write(where, r.quirk.targets(want, where.boot))
+	if settings != "" && settings != where.path {
+		w.elsewhere = append(w.elsewhere, settings)
 	}
-	if err != nil {
+	if err := r.patch(ctx, w); err != nil {
 		return err
 	}
-	return r.verifyBoot(ctx, where.path, patch)
+	return r.verifyBoot(ctx, w, where.boot.Mode)
+}
+
+// The fields of a boot override.
+const (
+	bootEnabled = "BootSourceOverrideEnabled"
+	bootMode    = "BootSourceOverrideMode"
+	bootTarget  = "BootSourceOverrideTarget"
+	bootURI     = "HttpBootUri"
+)
+
+// write is the patch with what may be changed about it: the mode can be left out where it is right already, and a missing
+// one is the one that was asked for, else the one that is there.
+func (p bootPatch) write(where bootResource, targets []text) *write {
+	w := &write{path: where.path, etag: where.etag, under: "Boot", fields: map[string]any{bootEnabled: p.Enabled, bootTarget: p.Target}, has: map[string]any{}}
+	if p.Mode != "" {
+		w.fields[bootMode] = p.Mode
+	}
+	if p.HTTPURI != "" {
+		w.fields[bootURI] = p.HTTPURI
+	}
+	if mode := cmp.Or(p.Mode, where.boot.Mode); mode != "" {
+		w.has[bootMode] = mode
+	}
+	w.droppable = func(field string) bool {
+		return field == bootMode && (p.Mode == "" || p.Mode == where.boot.Mode) || field == bootEnabled && p.Enabled == "Disabled"
+	}
+	if i := slices.Index(targets, p.Target); i >= 0 {
+		w.others = map[string][]text{bootTarget: targets[i+1:]}
+	}
+	return w
 }
 
 // bootResource is the system where that lists boot targets, else its settings object: iDRAC 10 offers them
@@ -100,20 +124,17 @@ func (r *driver) readBoot(ctx context.Context, at string) (bootResource, error) 
 	return bootResource{path: at, etag: etag, boot: resource.Boot}, err
 }
 
-func (r *driver) patchBoot(ctx context.Context, where bootResource, patch bootPatch) error {
-	_, err := r.send(ctx, http.MethodPatch, where.path, where.etag, map[string]bootPatch{"Boot": patch})
-	return err
-}
-
 // bootPatch says what to write to a BMC that now has the given settings.
 func (q quirk) bootPatch(want hardware.Boot, now bootSettings) (bootPatch, error) {
 	if !now.offered() {
 		return bootPatch{}, fmt.Errorf("%w: the system has no boot override: is a licence missing?", hardware.ErrUnsupported)
 	}
-	patch := bootPatch{Enabled: "Once", Target: q.bootTarget(want)}
-	if _, ok := choose([]text{patch.Target}, now.Targets); !ok {
-		return bootPatch{}, fmt.Errorf("%w: one-time boot from %s; it offers %s", hardware.ErrUnsupported, patch.Target, now.Targets)
+	targets := q.targets(want, now)
+	target, ok := choose(targets, now.Targets)
+	if !ok {
+		return bootPatch{}, fmt.Errorf("%w: one-time boot from %s; it offers %s", hardware.ErrUnsupported, targets[0], now.Targets)
 	}
+	patch := bootPatch{Enabled: "Once", Target: target}
 	if want.Target == hardware.BootNone {
 		patch.Enabled = "Disabled"
 		return patch, nil
@@ -122,28 +143,47 @@ func (q quirk) bootPatch(want hardware.Boot, now bootSettings) (bootPatch, error
 		return bootPatch{}, fmt.Errorf("%w: it takes no URL for HTTP boot: leave it out and let DHCP give it", hardware.ErrUnsupported)
 	}
 	patch.HTTPURI = want.HTTPURL
-	mode, err := q.bootMode(want, now.Mode)
+	mode, err := q.bootMode(want, now.Mode, target)
 	patch.Mode = mode
 	return patch, err
 }
 
-func (q quirk) bootTarget(want hardware.Boot) text {
+// targets are the values that mean the target, the best first. Where the mode cannot be sent along, a target that names
+// UEFI says it.
+func (q quirk) targets(want hardware.Boot, now bootSettings) []text {
+	uefi := want.Mode == hardware.ModeUEFI || want.Mode == "" && now.Mode != "Legacy"
+	both := func(plain, forUEFI text) []text {
+		switch {
+		case !uefi:
+			return []text{plain}
+		case want.Mode == hardware.ModeUEFI && now.Mode == "":
+			return []text{forUEFI, plain}
+		}
+		return []text{plain, forUEFI}
+	}
 	switch want.Target {
 	case hardware.BootPXE:
-		return "Pxe"
+		return both("Pxe", "UefiPxe")
 	case hardware.BootHTTP:
-		return "UefiHttp"
+		return []text{"UefiHttp"}
 	case hardware.BootDisk:
 		if want.Mode == hardware.ModeUEFI && q.diskUEFI != "" {
-			return text(q.diskUEFI)
+			return []text{text(q.diskUEFI), "Hdd"}
 		}
-		return "Hdd"
+		return both("Hdd", "UefiHdd")
+	case hardware.BootMedia:
+		if q.mediaIsUSB {
+			return slices.Concat(both("UsbCd", "UefiUsbCd"), both("Cd", "UefiCd"))
+		}
+		return slices.Concat(both("Cd", "UefiCd"), both("UsbCd", "UefiUsbCd"))
+	case hardware.BootSetup:
+		return []text{"BiosSetup"}
 	}
-	return "None"
+	return []text{"None"}
 }
 
 // bootMode is the mode to send along, empty for none.
-func (q quirk) bootMode(want hardware.Boot, now text) (text, error) {
+func (q quirk) bootMode(want hardware.Boot, now, target text) (text, error) {
 	asked := map[hardware.BootMode]text{hardware.ModeUEFI: "UEFI", hardware.ModeLegacy: "Legacy"}[want.Mode]
 	if want.Target == hardware.BootHTTP {
 		asked = "UEFI"
@@ -151,7 +191,7 @@ func (q quirk) bootMode(want hardware.Boot, now text) (text, error) {
 	switch {
 	case q.mode == modeNever || now == "":
 		wrong := asked != "" && now != "" && now != asked
-		untold := want.Mode != "" && now == "" && !(want.Target == hardware.BootDisk && q.diskUEFI != "")
+		untold := want.Mode != "" && now == "" && !(asked == "UEFI" && strings.HasPrefix(string(target), "Uefi"))
 		if wrong || untold {
 			return "", fmt.Errorf("%w: boot mode %s with a one-time boot (%s, mode now %q): set it in the BIOS and leave the mode out",
 				hardware.ErrUnsupported, want.Mode, q.name, now)
@@ -165,22 +205,26 @@ func (q quirk) bootMode(want hardware.Boot, now text) (text, error) {
 	return "", nil
 }
 
-// verifyBoot reads back until the BMC shows what was written; some need a moment, and Supermicro may have
-// dropped the mode, which is then written once more.
-func (r *driver) verifyBoot(ctx context.Context, at string, patch bootPatch) error {
+// verifyBoot reads back until the BMC shows what was written; some need a moment. The mode may have fallen back to Legacy
+// (Supermicro, where it was not sent along): it is then written once more, as it was asked for or as it was before.
+func (r *driver) verifyBoot(ctx context.Context, w *write, before text) error {
+	mode, _ := w.fields[bootMode].(text)
+	wanted := cmp.Or(mode, before)
 	var shown bootSettings
-	for try := 1; try <= 4; try++ {
-		where, err := r.readBoot(ctx, at)
+	again := false
+	for range 6 {
+		where, err := r.readBoot(ctx, w.path)
 		if err != nil {
 			return fmt.Errorf("read back: %w", err)
 		}
 		shown = where.boot
-		held := shown.Target == patch.Target && shown.Enabled == patch.Enabled || patch.Enabled == "Disabled" && shown.Enabled == "Disabled"
-		if held && (patch.Mode == "" || shown.Mode == patch.Mode) {
+		held := w.shownIn(shown)
+		if held && (wanted == "" || shown.Mode == "" || shown.Mode == wanted) {
 			return nil
 		}
-		if held {
-			if err := r.patchBoot(ctx, where, patch); err != nil {
+		if held && !again {
+			again, w.etag, w.fields[bootMode] = true, where.etag, wanted
+			if err := r.patch(ctx, w); err != nil {
 				return fmt.Errorf("set the boot mode again: %w", err)
 			}
 			continue
@@ -190,5 +234,13 @@ func (r *driver) verifyBoot(ctx context.Context, at string, patch bootPatch) err
 		}
 	}
 	return fmt.Errorf("BMC took the boot override (%s, %s, mode %q) but shows %s, %s, mode %q: boot would go elsewhere",
-		patch.Target, patch.Enabled, patch.Mode, shown.Target, shown.Enabled, shown.Mode)
+		w.fields[bootTarget], w.fields[bootEnabled], mode, shown.Target, shown.Enabled, shown.Mode)
+}
+
+// shownIn reports whether the settings show the override that was written, whatever their mode.
+func (w *write) shownIn(shown bootSettings) bool {
+	if enabled, _ := w.fields[bootEnabled].(text); shown.Enabled == "Disabled" && (enabled == "" || enabled == "Disabled") {
+		return true
+	}
+	return shown.Target == w.fields[bootTarget] && shown.Enabled == w.fields[bootEnabled]
 }

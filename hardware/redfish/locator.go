@@ -3,7 +3,6 @@ package redfish
 import (
 	"context"
 	"fmt"
-	"net/http"
 
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -25,17 +24,16 @@ func (r *driver) identify(ctx context.Context, on bool) error {
 		}
 		at, active, led = chassis, c.Active, c.LED
 	}
-	var body any
+	w := &write{path: at, etag: etag}
 	switch {
 	case active != nil: // IndicatorLED's successor: asked for first, since it may keep the old one as a relic
-		body = map[string]bool{"LocationIndicatorActive": on}
+		w.fields = map[string]any{"LocationIndicatorActive": on}
 	case led != "" && on:
-		body = map[string]string{"IndicatorLED": "Lit"}
+		w.fields, w.others = map[string]any{"IndicatorLED": text("Lit")}, map[string][]text{"IndicatorLED": {"Blinking"}}
 	case led != "":
-		body = map[string]string{"IndicatorLED": "Off"}
+		w.fields = map[string]any{"IndicatorLED": text("Off")}
 	default:
 		return fmt.Errorf("%w: neither system nor chassis has a locator light", hardware.ErrUnsupported)
 	}
-	_, err = r.send(ctx, http.MethodPatch, at, etag, body)
-	return err
+	return r.patch(ctx, w)
 }

@@ -51,10 +51,11 @@ type mock struct {
 	logins   int
 	logouts  int
 	inFlight int
-	gone     int                                    // requests that left the crowd before they ended
-	crowd    int                                    // most requests at the same time
-	onPatch  func(path string, boot map[string]any) // what the firmware makes of a boot override
-	etag     func(ifMatch string) bool              // nil: takes any
+	gone     int                                                 // requests that left the crowd before they ended
+	crowd    int                                                 // most requests at the same time
+	onPatch  func(path string, boot map[string]any)              // what the firmware makes of a boot override
+	etag     func(ifMatch string) bool                           // nil: takes any
+	judge    func(at, ifMatch string, body map[string]any) fault // of a PATCH; nil takes it
 }
 
 func newMock(t *testing.T, tree map[string]map[string]any) *mock {
@@ -274,6 +275,12 @@ func (m *mock) patch(w http.ResponseWriter, r *http.Request, at string, resource
 	if json.Unmarshal(body, &sent) != nil {
 		says(http.StatusBadRequest, "Base.1.8.MalformedJSON")(w, r)
 		return
+	}
+	if m.judge != nil {
+		if f := m.judge(at, r.Header.Get("If-Match"), sent); f != nil {
+			f(w, r)
+			return
+		}
 	}
 	for key, value := range sent {
 		if part, ok := value.(map[string]any); ok {

@@ -26,6 +26,7 @@ type quirk struct {
 
 	mode             modeRule
 	diskUEFI         string // boot target for disk in UEFI mode, where it is not Hdd
+	mediaIsUSB       bool   // virtual media boots as a USB drive
 	futureState      string // where a refused boot PATCH goes (relative to the system) when the BMC says so
 	closeConnections bool   // drops kept-alive connections in mid-request
 	consolePath      string // WebSocket console that its tree does not tell
@@ -45,9 +46,10 @@ func quirks() []quirk {
 		{name: "Dell iDRAC 9/10", vendor: "dell", mode: modeAsked},
 
 		// X10 has neither UefiHttp nor a mode, but targets of its own for UEFI.
-		{name: "Supermicro X10", vendor: "supermicro", bootless: "UefiHttp", mode: modeNever, diskUEFI: "UefiHdd", closeConnections: true},
+		{name: "Supermicro X10", vendor: "supermicro", bootless: "UefiHttp", mode: modeNever, diskUEFI: "UefiHdd", mediaIsUSB: true, closeConnections: true},
 		// sushy: without the mode in the same PATCH it falls back to Legacy.
-		{name: "Supermicro X11 and later", vendor: "supermicro", mode: modeAlways},
+		{name: "Supermicro ARS-111GL-NHR", vendor: "supermicro", model: "ars-111gl-nhr", mode: modeAlways},
+		{name: "Supermicro X11 and later", vendor: "supermicro", mode: modeAlways, mediaIsUSB: true},
 
 		{name: "Lenovo XCC", vendor: "lenovo", manager: "xclarity", mode: modeAsked}, // Enabled: only Once and Disabled
 		// omni redfish.go: all three each time; OperationSupportedInFutureStateURI sends us to /SD.

@@ -15,6 +15,7 @@ type driver struct {
 	systemPath string
 	quirk      quirk
 	identity   hardware.Identity
+	mode       text // boot mode that the system had when it was first read
 }
 
 // identifyItself finds the system and its quirk.
