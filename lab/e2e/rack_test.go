@@ -413,7 +413,7 @@ func resetWhenActive(t *testing.T, r *rig.Rig) {
 
 // resetInMidBoot: reprovisioned, and reset when its tokens are out already. They die with the attempt.
 func resetInMidBoot(t *testing.T, r *rig.Rig) {
-	if out, err := r.Weftctl("machine", "reprovision", uefi); err != nil {
+	if out, err := r.Weftctl("machine", "reprovision", uefi, "--no-wait"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	r.WaitMachine(uefi, "the config in BootAttempt 2", func(m *api.Machine) bool {
@@ -495,7 +495,7 @@ func badBMCs(t *testing.T, r *rig.Rig) {
 	server := r.Rack.Machine(stranger).BMC()
 	fails := func(reason, words string) {
 		t.Helper()
-		if out, err := r.Weftctl("machine", "inspect", stranger); err != nil {
+		if out, err := r.Weftctl("machine", "inspect", stranger, "--no-wait"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		m := r.WaitMachine(stranger, "BMCReachable is False, "+reason, func(m *api.Machine) bool {

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,6 +49,19 @@ type bootd struct {
 	usage    func(host string) (api.Usage, bool)
 	putting  func(key string) (answered func()) // plural/name
 	recovery api.RecoveryStatus
+	serving  func(machine string, r *api.Request) // what becomes of a verb; done at once unless it says otherwise
+	losing   func(*http.Request) bool             // whether the answer is lost
+}
+
+// finishes changes the last request of a Machine, and the Machine.
+func (b *bootd) finishes(name string, change func(m *api.Machine, r *api.Request)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	next := *b.objects["machines/"+name].(*api.Machine)
+	next.Status.Requests = slices.Clone(next.Status.Requests)
+	next.Status.Conditions = slices.Clone(next.Status.Conditions)
+	change(&next, &next.Status.Requests[len(next.Status.Requests)-1])
+	b.keep(&next)
 }
 
 func newBootd(t *testing.T) *bootd {
@@ -134,6 +148,10 @@ func (b *bootd) routes() http.Handler {
 		if p != nil {
 			b.problem(w, p)
 			return
+		}
+		if b.losing != nil && b.losing(r) {
+			mux.ServeHTTP(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
 		}
 		mux.ServeHTTP(w, r)
 	})
@@ -407,9 +425,20 @@ func (b *bootd) verb(w http.ResponseWriter, r *http.Request) {
 		b.problem(w, &api.Problem{Status: 404, Title: "Not Found", Detail: "Machine " + strconv.Quote(r.PathValue("name")) + " does not exist"})
 		return
 	}
+	for _, old := range m.Status.Requests {
+		if old.ID == request.ID {
+			w.WriteHeader(http.StatusAccepted)
+			b.json(w, old)
+			return
+		}
+	}
 	request.State, request.Time = api.RequestDone, time.Now()
-	m.Status.Requests = append(m.Status.Requests, request)
-	b.keep(m)
+	if b.serving != nil {
+		b.serving(m.Metadata.Name, &request)
+	}
+	next := *m // what watches has the old one
+	next.Status.Requests = append(slices.Clone(m.Status.Requests), request)
+	b.keep(&next)
 	w.WriteHeader(http.StatusAccepted)
 	b.json(w, request)
 }

@@ -19,18 +19,25 @@ func TestMachineDrain(t *testing.T) {
 		defer b.mu.Unlock()
 		return b.objects["machines/r1u07"].Meta().Annotations[api.DrainAnnotation]
 	}
-	b.run(t, "", "machine", "drain", "r1u07").want(t, 0, "machine/r1u07 draining: `weftctl get guests -o wide` shows the Guests that are left\n")
+	says := func(code int, line string, args ...string) {
+		t.Helper()
+		if r := b.run(t, "", append([]string{"machine"}, args...)...); r.code != code || withoutTimes(r.out)[1] != line {
+			t.Errorf("%v: %+v, want %q", args, r, line)
+		}
+	}
+	says(0, "r1u07 Done draining: `weftctl get guests -o wide` shows the Guests that are left", "drain", "r1u07")
 	if marked() != "true" {
 		t.Error("the Machine is not marked")
 	}
-	b.run(t, "", "machine", "drain", "r1u07", "--wait", "--timeout", "1ms").want(t, 1, "machine/r1u07 unchanged\n", "guest/web (no other host can have it)")
+	says(1, "r1u07 Unfinished it is still draining, and has guest/web (no other host can have it)", "drain", "r1u07", "--wait", "--timeout", "1ms")
 	moved := *g
 	moved.Status.Host = "r1u08"
 	b.store(&moved)
-	b.run(t, "", "machine", "drain", "r1u07", "--wait").want(t, 0, "machine/r1u07 unchanged\nmachine/r1u07 has no Guest\n")
-	b.run(t, "", "machine", "undrain", "r1u07").want(t, 0, "machine/r1u07 not drained any more\n")
+	says(0, "r1u07 Done it has no Guest", "drain", "r1u07", "--wait")
+	says(0, "r1u07 Done unchanged", "drain", "r1u07")
+	says(0, "r1u07 Done no longer drained", "undrain", "--all", "-y")
 	if marked() != "" {
 		t.Error("the Machine is still marked")
 	}
-	b.run(t, "", "machine", "drain", "r9u09").want(t, 1, "", "machine/r9u09: Not Found")
+	says(1, "r9u09 Failed Not Found: there is none", "drain", "r9u09")
 }

@@ -2,13 +2,9 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"strings"
-	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/rackweft/rackweft/api"
@@ -25,102 +21,9 @@ func (a *machineCommands) machineCommand() *cobra.Command {
 		a.verbCommand("reprovision NAME…", "Boot Machines again, from power off to Active", api.VerbReprovision),
 		a.verbCommand("inspect NAME…", "Read the inventory again", api.VerbInspect),
 		a.machineDrainCommand(),
-		a.markCommand(&cobra.Command{Use: "undrain HOST…", Short: "Have drained hosts take Guests again"}, api.DrainAnnotation, false, "not drained any more"),
+		a.machineUndrainCommand(),
 		a.machineBootCommand(),
 	)
-}
-
-// verbCommand is a verb; those with arguments have one of them before the names.
-func (a *machineCommands) verbCommand(use, short string, verb api.Verb, arguments ...string) *cobra.Command {
-	var wait bool
-	var timeout time.Duration
-	before := min(len(arguments), 1)
-	c := &cobra.Command{
-		Use: use, Short: short,
-		ValidArgsFunction: a.completeVerb(before, arguments),
-		Args:              atLeast(before+1, use[strings.IndexByte(use, ' ')+1:]),
-		RunE: func(c *cobra.Command, args []string) error {
-			r := api.Request{Verb: verb}
-			if before > 0 {
-				r.Argument = args[0]
-				if !slices.Contains(arguments, r.Argument) {
-					return usagef("%s %s: it may be %s", verb, r.Argument, strings.Join(arguments, ", "))
-				}
-			}
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(c.Context(), timeout)
-			defer cancel()
-			for _, name := range args[before:] {
-				if err := a.verb(ctx, client, name, r, wait); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
-	}
-	c.Flags().BoolVar(&wait, "wait", false, "wait until it is done")
-	c.Flags().DurationVar(&timeout, "timeout", 30*time.Minute, "give up after that long")
-	return c
-}
-
-func (a *machineCommands) completeVerb(before int, arguments []string) cobra.CompletionFunc {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) < before {
-			return arguments, cobra.ShellCompDirectiveNoFileComp
-		}
-		return a.names(c.Context(), "machines"), cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-func (a *machineCommands) verb(ctx context.Context, client *api.Client, name string, r api.Request, wait bool) error {
-	r.ID = uuid.NewString() // the request is asked for once, however often it is sent
-	answer, err := client.Verb(ctx, name, r)
-	if err != nil {
-		return fmt.Errorf("%s machine/%s: %w", r.Verb, name, err)
-	}
-	what := strings.TrimSpace(string(r.Verb) + " " + r.Argument)
-	if !wait {
-		return a.printf("machine/%s %s asked for (request %s)\n", name, what, answer.ID)
-	}
-	done, err := waitRequest(ctx, client, name, answer.ID)
-	if err != nil {
-		return fmt.Errorf("%s machine/%s: %w", what, name, err)
-	}
-	if done.State == api.RequestFailed {
-		return fmt.Errorf("%s machine/%s: %s", what, name, done.Message)
-	}
-	return a.printf("machine/%s %s done\n", name, what)
-}
-
-// waitRequest waits until a request is done or has failed.
-func waitRequest(ctx context.Context, client *api.Client, machine, id string) (api.Request, error) {
-	var found api.Request
-	err := client.Watch(ctx, api.KindOf(new(api.Machine)), func(e api.WatchEvent) error {
-		m, ok := e.Object.(*api.Machine)
-		if !ok || m.Metadata.Name != machine {
-			return nil
-		}
-		if e.Type == api.Deleted {
-			return errors.New("it was deleted")
-		}
-		for _, r := range m.Status.Requests {
-			if r.ID == id && (r.State == api.RequestDone || r.State == api.RequestFailed) {
-				found = r
-				return errReached
-			}
-		}
-		return nil
-	})
-	if errors.Is(err, errReached) {
-		err = nil
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = errors.New("gave up waiting; it may still be done")
-	}
-	return found, err
 }
 
 func (a *machineCommands) machineBootCommand() *cobra.Command {
