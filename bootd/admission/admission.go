@@ -8,10 +8,10 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Verdict is what admission says of an object.
+// Verdict is admission's decision on an object.
 type Verdict struct {
 	Errors   api.FieldErrors
-	Warnings []string // it may be stored, but does not do what it should yet
+	Warnings []string // it may be stored, but is not effective yet
 	Takeover []string // discovered Machines that it replaces
 }
 
@@ -19,8 +19,8 @@ func (v *Verdict) fail(pointer, format string, args ...any) {
 	v.Errors = append(v.Errors, api.FieldError{Pointer: pointer, Message: fmt.Sprintf(format, args...)})
 }
 
-// Judge judges an object that is valid by itself by all the others. current is
-// the one that it replaces, or nil.
+// Judge judges an object, which is valid by itself, against all the others. current is the object that it
+// replaces, or nil.
 func Judge(w *World, o, current api.Object) Verdict {
 	w.mu.RLock()
 	defer w.mu.RUnlock()

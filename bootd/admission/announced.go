@@ -8,8 +8,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// announced is an address that hosts announce for themselves, or what such are
-// chosen from.
+// announced is an address that hosts announce as their own, or a prefix from which such addresses are chosen.
 type announced struct {
 	prefix  netip.Prefix
 	pointer string // in its object
@@ -17,7 +16,7 @@ type announced struct {
 	zone    string
 }
 
-// announcedIn is what a Zone's spec has of them.
+// announcedIn lists those in a Zone's spec.
 func announcedIn(z *api.Zone) []announced {
 	var list []announced
 	for i, p := range z.Spec.Loopbacks {
@@ -31,7 +30,7 @@ func announcedIn(z *api.Zone) []announced {
 	return list
 }
 
-// announcedBy is what a Machine pins of them.
+// announcedBy lists those that a Machine pins.
 func announcedBy(m *api.Machine) []announced {
 	var list []announced
 	for i, a := range m.Spec.Loopbacks {
@@ -40,8 +39,7 @@ func announcedBy(m *api.Machine) []announced {
 	return list
 }
 
-// keepsOff refuses prefixes of an object that lie over addresses which hosts
-// announce, of those that concern it.
+// keepsOff refuses prefixes of an object that overlap addresses which hosts announce.
 func (v *Verdict) keepsOff(w *World, prefixes []netip.Prefix, at string, concerns func(announced) bool) {
 	var all []announced
 	f := found{}.over(w, layer{what: announcedPrefixes}, prefixes...)
@@ -59,14 +57,13 @@ func (v *Verdict) keepsOff(w *World, prefixes []netip.Prefix, at string, concern
 	}
 }
 
-// beside refuses addresses that hosts are to announce where something else has
-// them: a Subnet, or a Network of the Zone.
+// beside refuses announced addresses that a Subnet, or a Network of the Zone, already contains.
 func (v *Verdict) beside(w *World, own []announced) {
 	for _, a := range own {
 		f := found{}.over(w, layer{what: subnetPrefixes}, a.prefix).over(w, layer{guestPrefixes, a.zone}, a.prefix)
 		for _, s := range sorted[*api.Subnet](w, f) {
 			if slices.ContainsFunc(s.Spec.Prefixes, a.prefix.Overlaps) {
-				v.fail(a.pointer, "%s overlaps Subnet %s (%s): what is announced must not be on any segment", a.prefix, s.Metadata.Name, prefixes(s.Spec.Prefixes))
+				v.fail(a.pointer, "%s overlaps Subnet %s (%s): an announced address must not be on any segment", a.prefix, s.Metadata.Name, prefixes(s.Spec.Prefixes))
 			}
 		}
 		for _, n := range sorted[*api.Network](w, f) {
@@ -77,7 +74,7 @@ func (v *Verdict) beside(w *World, own []announced) {
 	}
 }
 
-// services judges the addresses that a Zone has its hosts announce.
+// services judges the addresses that a Zone's hosts announce.
 func (v *Verdict) services(w *World, z *api.Zone) {
 	own := announcedIn(z)
 	v.beside(w, own)
@@ -87,7 +84,7 @@ func (v *Verdict) services(w *World, z *api.Zone) {
 		}
 		for _, a := range m.Spec.Loopbacks {
 			if !covered(z.Spec.Prefixes, api.HostPrefix(a)) {
-				v.fail("/spec/prefixes", "%s, a loopback of Machine %s, lies in none of them: add it, or take it from the Machine", a, m.Metadata.Name)
+				v.fail("/spec/prefixes", "%s, a loopback of Machine %s, lies in none of them: add it, or remove it from the Machine", a, m.Metadata.Name)
 			}
 			for _, o := range own {
 				if o.prefix == api.HostPrefix(a) {
@@ -103,7 +100,7 @@ func (v *Verdict) loopbacks(w *World, m *api.Machine) {
 	own := announcedBy(m)
 	v.beside(w, own)
 	if m.Spec.Zone == "" && len(own) > 0 {
-		v.fail("/spec/loopbacks", "they are announced in a Zone, and this Machine is in none: set spec.zone")
+		v.fail("/spec/loopbacks", "loopbacks are announced in a Zone, and this Machine is in none: set spec.zone")
 	}
 	z := w.zone(m.Spec.Zone)
 	if z == nil {
@@ -116,7 +113,7 @@ func (v *Verdict) loopbacks(w *World, m *api.Machine) {
 		}
 		for _, o := range taken {
 			if o.prefix == a.prefix {
-				v.fail(a.pointer, "%s is that of %s", a.prefix.Addr(), o.what)
+				v.fail(a.pointer, "%s belongs to %s", a.prefix.Addr(), o.what)
 			}
 		}
 		v.chosen(w, m, z, a)
@@ -130,7 +127,7 @@ func (v *Verdict) chosen(w *World, m *api.Machine, z *api.Zone, a announced) {
 	}
 	for _, l := range z.Status.Loopbacks {
 		if l.Machine != m.Metadata.Name && slices.Contains(l.Addresses, a.prefix.Addr()) {
-			v.fail(a.pointer, "%s was chosen for Machine %s: take another, or one outside of spec.loopbacks of Zone %s", a.prefix.Addr(), l.Machine, z.Metadata.Name)
+			v.fail(a.pointer, "%s was chosen for Machine %s: use another, or one outside of spec.loopbacks of Zone %s", a.prefix.Addr(), l.Machine, z.Metadata.Name)
 		}
 	}
 }

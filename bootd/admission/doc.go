@@ -1,7 +1,7 @@
-// Package admission judges what is to be written: an object that is valid by
-// itself, by all the others that are stored. It decides and does nothing else:
-// the server asks it before each write and before each deletion.
+// Package admission decides whether an object may be written or deleted: it judges an object, which is valid by
+// itself, against all stored ones. It has no side effects: the server calls it before each write and before each
+// deletion.
 //
-// No rule looks at all objects of a kind. A World keeps an index for each
-// question that a rule asks, so a verdict costs as much as the object is large.
+// No rule iterates over all objects of a kind. A World keeps an index for each lookup of a rule, so the cost of a
+// verdict depends on the size of the object only.
 package admission

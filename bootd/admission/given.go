@@ -10,17 +10,15 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Whoever writes what a Machine boots, or what a Guest is configured with, can
-// have it tell whatever it is given. So what a Secret is given to is written by
-// admins, unless the Secret says that operators may know it: the Layers that are
-// given it; the Profiles that list these, with their other Layers and their
-// Image; the Machines that boot these Profiles; and the Guests that are given
-// it. A host knows the keys of its Zone's uplinks and of its Networks' peering,
-// and all that its Guests are given: so the Machines of such a Zone, and what
-// they boot, are written by admins too.
+// Whoever writes what a Machine boots, or how a Guest is configured, can make it disclose every Secret that it
+// receives. Therefore only admins write the objects that receive a Secret, unless the Secret permits operators:
+// the Layers that receive it; the Profiles that list these, with their other Layers and their Image; the Machines
+// that boot these Profiles; and the Guests that receive it. A host knows the keys of its Zone's uplinks and of
+// its Networks' peering, and everything that its Guests receive: so only admins write the Machines of such a
+// Zone, and what they boot.
 
-// OnlyAdmins says why an operator may not write an object in the place of
-// current, which may be nil; "" when one may.
+// OnlyAdmins says why an operator may not write an object that replaces current, which may be nil; "" when an
+// operator may.
 func OnlyAdmins(w *World, o, current api.Object) string {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
@@ -38,24 +36,24 @@ func OnlyAdmins(w *World, o, current api.Object) string {
 			continue
 		}
 		if why := g.to(x); why != "" {
-			return why + ": only an admin writes this, unless spec.uses.operators of the Secret is true"
+			return why + ": only an admin may write this, unless spec.uses.operators of the Secret is true"
 		}
 	}
 	return ""
 }
 
-// Reached says why an operator may not reach into a Guest or a Machine; "" when
-// one may.
+// Reached says why an operator may not open a console or the like of a Guest or a Machine; "" when an operator
+// may.
 func (w *World) Reached(o api.Object) string {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	if why := (given{w, w.zonesGiven()}).to(o); why != "" {
-		return why + ": only an admin reaches into it, unless spec.uses.operators of the Secret is true"
+		return why + ": only an admin may access it, unless spec.uses.operators of the Secret is true"
 	}
 	return ""
 }
 
-// sameButState reports whether nothing differs but whether it should run.
+// sameButState reports whether nothing but the desired state differs.
 func sameButState(a, b api.Object) bool {
 	x, xerr := api.Encode(withoutState(a))
 	y, yerr := api.Encode(withoutState(b))
@@ -73,30 +71,30 @@ func (w *World) unsaid(field, name string, use api.SecretUse) string {
 	s := w.secret(name)
 	switch {
 	case s == nil:
-		return fmt.Sprintf("%s: there is no Secret %s whose spec.uses could name %s: have an admin create it first", field, name, use)
+		return fmt.Sprintf("%s: Secret %s does not exist, so its spec.uses does not permit %s: have an admin create it first", field, name, use)
 	case s.Spec.Uses == nil:
-		return fmt.Sprintf("%s: spec.uses of Secret %s is not set, so only an admin says that %s is given it", field, name, use)
+		return fmt.Sprintf("%s: spec.uses of Secret %s is not set, so only an admin may give it to %s", field, name, use)
 	case s.Permits(use) != nil:
 		return fmt.Sprintf("%s: %s", field, s.Permits(use))
 	}
 	return ""
 }
 
-// given finds out what is given a Secret that operators are not to know. Each
-// answer says why, and is empty for what is given none.
+// given finds the objects that receive a Secret which operators may not know. Each answer says why, and is empty
+// for an object that receives none.
 type given struct {
 	w     *World
 	zones map[string]string
 }
 
-// kept reports whether a Secret is given to a use, and is not for operators.
+// kept reports whether a use receives a Secret that is not for operators.
 func kept(s *api.Secret, use api.SecretUse) bool {
 	return s != nil && !forOperators(s) && s.Permits(use) == nil
 }
 
 func forOperators(s *api.Secret) bool { return s.Spec.Uses != nil && s.Spec.Uses.Operators }
 
-// zonesGiven are the Zones whose hosts know a Secret.
+// zonesGiven lists the Zones whose hosts know a Secret.
 func (w *World) zonesGiven() map[string]string {
 	zones := map[string]string{}
 	say := func(zone, format string, args ...any) {
@@ -124,7 +122,7 @@ func (w *World) zonesGiven() map[string]string {
 				continue
 			}
 			if n := w.network(g.Spec.Network); n != nil {
-				say(n.Spec.Zone, "Secret %s, which Guest %s is given", s.Metadata.Name, name)
+				say(n.Spec.Zone, "Secret %s, which Guest %s receives", s.Metadata.Name, name)
 			}
 		}
 	}
@@ -148,7 +146,7 @@ func (g given) machine(m *api.Machine) string {
 	return ""
 }
 
-// configs says what that has a Layer or an Image is given a Secret.
+// configs says which object with a given Layer or Image receives a Secret.
 func (g given) configs(kind, name string) string {
 	for _, p := range referrersOf[*api.Profile](g.w, kind, name) {
 		if why := g.profile(p); why != "" {
@@ -186,19 +184,19 @@ func (g given) layers(names []string) string {
 
 func (g given) layer(name string) string {
 	for _, s := range sorted[*api.Secret](g.w, found{}.with(g.w, givenLayer, name)) {
-		return fmt.Sprintf("Layer %s is given Secret %s", name, s.Metadata.Name)
+		return fmt.Sprintf("Layer %s receives Secret %s", name, s.Metadata.Name)
 	}
 	return ""
 }
 
 func (g given) guest(name string) string {
 	for _, s := range sorted[*api.Secret](g.w, found{}.with(g.w, givenGuest, name)) {
-		return fmt.Sprintf("Guest %s is given Secret %s", name, s.Metadata.Name)
+		return fmt.Sprintf("Guest %s receives Secret %s", name, s.Metadata.Name)
 	}
 	return ""
 }
 
-// few joins some of a list.
+// few joins the first entries of a list.
 func few(names []string) string {
 	const most = 5
 	slices.Sort(names)

@@ -146,17 +146,17 @@ func TestStops(t *testing.T) {
 		{"a Secret is for the Layer", func(*World) (api.Object, api.Object) {
 			return secretFor("vault", &api.SecretUses{Layers: []string{"base", "none"}}), nil
 		},
-			[]string{`Layer "none" does not exist yet`, "Layer base gives it to Machines r1; from now on only an admin writes these"}},
+			[]string{`Layer "none" does not exist yet`, "Layer base gives it to Machines r1; from now on only an admin may write these"}},
 		{"a BMC's is not", func(*World) (api.Object, api.Object) {
 			return secretFor("bmc", &api.SecretUses{BMC: []string{"198.18.9.0/24"}}), nil
 		},
-			[]string{"the BMCs of Machines r1 are not used: Secret bmc is not for them"}},
+			[]string{"the BMCs of Machines r1 are not used: Secret bmc does not permit them"}},
 		{"a Guest's is not", func(*World) (api.Object, api.Object) { return secretFor("tls", nil), nil },
-			[]string{"Guests web are not configured: Secret tls is not for them"}},
+			[]string{"Guests web are not configured: Secret tls does not permit them"}},
 		{"an uplink's is not", func(*World) (api.Object, api.Object) { return secretFor("leaf", &api.SecretUses{}), nil },
 			[]string{"sessions with uplinks of Zone yellow end: Secret leaf is not for an uplink of Zone yellow"}},
 		{"a Network's is not", func(*World) (api.Object, api.Object) { return secretFor("peering", &api.SecretUses{}), nil },
-			[]string{"guests of Network net1 do not peer any more"}},
+			[]string{"guests of Network net1 can no longer peer"}},
 		{"the old label", func(*World) (api.Object, api.Object) {
 			s := secretFor("x", nil)
 			s.Metadata.Labels = map[string]string{"rackweft/guests": "true"}
@@ -164,7 +164,7 @@ func TestStops(t *testing.T) {
 		}, []string{"rackweft/guests has no effect"}},
 		{"a Layer asks", func(w *World) (api.Object, api.Object) {
 			return copied(w, "site", func(l *api.Layer) { l.Spec.Butane = `{{ secret "idle" "k" }}{{ secret "gone" "k" }}` })
-		}, []string{"the next boot of Machines r1 stops: Secret idle is not for Layer site", "Layer site asks for Secret gone, which does not exist yet"}},
+		}, []string{"the next boot of Machines r1 stops: Secret idle is not for Layer site", "Layer site uses Secret gone, which does not exist yet"}},
 		{"a Profile lists it", func(w *World) (api.Object, api.Object) { return copied(w, "worker", func(*api.Profile) {}) },
 			[]string{"the next boot of Machines r1 stops: Secret vault is not for Layer base"}},
 		{"a Machine boots it", func(w *World) (api.Object, api.Object) { return copied(w, "r1", func(*api.Machine) {}) },

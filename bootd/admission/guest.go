@@ -29,15 +29,14 @@ func guestRules() rules {
 	}
 }
 
-// guest holds a Guest to what it has: addresses that are its Network's, and
-// disks that only grow.
+// guest refuses changes of a Guest's addresses, which are its Network's, and disks that shrink.
 func (v *Verdict) guest(g *api.Guest, current api.Object) {
 	old, ok := current.(*api.Guest)
 	if !ok {
 		return
 	}
 	if g.Spec.Network != old.Spec.Network && len(old.Status.Addresses) > 0 {
-		v.fail("/spec/network", "it has its addresses (%s) from Network %s for its life: delete the Guest and create it again", old.Status.Addresses[0], old.Spec.Network)
+		v.fail("/spec/network", "its addresses (%s) are from Network %s and cannot change: delete the Guest and create it again", old.Status.Addresses[0], old.Spec.Network)
 	}
 	for i, d := range g.Spec.Disks {
 		at := slices.IndexFunc(old.Spec.Disks, func(o api.Disk) bool { return o.Name == d.Name })
@@ -46,10 +45,10 @@ func (v *Verdict) guest(g *api.Guest, current api.Object) {
 		}
 		was := old.Spec.Disks[at]
 		if d.Size.Value() < was.Size.Value() {
-			v.fail(api.Pointer("spec", "disks", i, "size"), "disk %s has %s and never shrinks: give a smaller one another name", d.Name, was.Size)
+			v.fail(api.Pointer("spec", "disks", i, "size"), "disk %s has %s and cannot shrink: add a smaller one under another name", d.Name, was.Size)
 		}
 		if format(d) != format(was) {
-			v.fail(api.Pointer("spec", "disks", i, "format"), "disk %s is %s and stays so: give one of another format another name", d.Name, format(was))
+			v.fail(api.Pointer("spec", "disks", i, "format"), "disk %s is %s, which cannot change: add one of another format under another name", d.Name, format(was))
 		}
 	}
 }

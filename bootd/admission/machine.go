@@ -49,12 +49,11 @@ func machineRules() rules {
 			}
 			return claims
 		},
-		unnamed: true, // but by Zones, which are written alone
+		unnamed: true, // except by Zones, which are written alone
 	}
 }
 
-// bmcSecret says why an operator may not choose a BMC and the Secret that it is
-// sent; "" when one may.
+// bmcSecret says why an operator may not choose a BMC and the Secret that is sent to it; "" when an operator may.
 func (w *World) bmcSecret(m *api.Machine, current api.Object) string {
 	old, _ := current.(*api.Machine)
 	if m.Spec.BMC == nil || old != nil && old.Spec.BMC != nil && *old.Spec.BMC == *m.Spec.BMC {
@@ -98,12 +97,12 @@ func (v *Verdict) machine(w *World, m *api.Machine) {
 			}
 		}
 		if m.Spec.BMC != nil && other.Spec.BMC != nil && endpoint(m.Spec.BMC) == endpoint(other.Spec.BMC) {
-			v.fail("/spec/bmc/address", "BMC %s is that of Machine %s", m.Spec.BMC.Address, other.Metadata.Name)
+			v.fail("/spec/bmc/address", "BMC %s belongs to Machine %s", m.Spec.BMC.Address, other.Metadata.Name)
 		}
 	}
 	for i, a := range addresses {
 		if slices.ContainsFunc(addresses[:i], func(b pinned) bool { return a.address == b.address }) {
-			v.fail(a.pointer, "address %s stands in this Machine already", a.address)
+			v.fail(a.pointer, "address %s is already in this Machine", a.address)
 		}
 	}
 	for i, l := range m.Spec.Links {
@@ -119,13 +118,13 @@ func (v *Verdict) machine(w *World, m *api.Machine) {
 	for _, z := range sorted[*api.Zone](w, zones) {
 		for _, u := range z.Spec.Uplinks {
 			if i := slices.IndexFunc(addresses, func(a pinned) bool { return a.address == u.Address }); i >= 0 {
-				v.fail(addresses[i].pointer, "address %s is that of an uplink of Zone %s", u.Address, z.Metadata.Name)
+				v.fail(addresses[i].pointer, "address %s belongs to an uplink of Zone %s", u.Address, z.Metadata.Name)
 			}
 		}
 	}
 }
 
-// rivals are the Machines that have something of this one's.
+// rivals are the Machines that share an address, a MAC or a BMC with this one.
 func (w *World) rivals(m *api.Machine) []*api.Machine {
 	f := found{}
 	for _, k := range machineKeys(m) {
@@ -136,7 +135,7 @@ func (w *World) rivals(m *api.Machine) []*api.Machine {
 	return sorted[*api.Machine](w, f)
 }
 
-// macs refuses a MAC that another Machine has; a discovered one is taken over.
+// macs refuses a MAC that another Machine has; a discovered Machine is replaced.
 func (v *Verdict) macs(m, other *api.Machine, macs map[api.MAC]string) {
 	for _, mac := range other.MACs() {
 		pointer, shared := macs[mac]
@@ -152,7 +151,7 @@ func (v *Verdict) macs(m, other *api.Machine, macs map[api.MAC]string) {
 	}
 }
 
-// link judges a Machine's link by the Subnet that it is on.
+// link judges a Machine's link against its Subnet.
 func (v *Verdict) link(m *api.Machine, i int, s *api.Subnet) {
 	if s.Spec.Purpose == api.Production && s.Spec.Zone != m.Spec.Zone {
 		v.fail(api.Pointer("spec", "links", i, "subnet"), "Subnet %s belongs to Zone %s, and this Machine is in %s: a Machine has production links in its own Zone only",
@@ -170,7 +169,7 @@ type pinned struct {
 	pointer string
 }
 
-// pointersOf says where a Machine's spec names each MAC and pinned address.
+// pointersOf maps each MAC and pinned address to its pointers in a Machine's spec.
 func pointersOf(m *api.Machine) (map[api.MAC]string, []pinned) {
 	macs := map[api.MAC]string{}
 	var addresses []pinned
@@ -193,7 +192,7 @@ func pointersOf(m *api.Machine) (map[api.MAC]string, []pinned) {
 	return macs, addresses
 }
 
-// endpoint is a BMC's address in one spelling.
+// endpoint is a BMC's address in canonical form.
 func endpoint(b *api.BMC) string {
 	u, err := url.Parse(b.Address)
 	if err != nil {

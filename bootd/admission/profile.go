@@ -5,7 +5,7 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// What Machines boot is judged by the Secrets that it is given.
+// What Machines boot is judged by the Secrets that it receives.
 
 func profileRules() rules {
 	return rules{

@@ -8,11 +8,10 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// maxReferrers bounds how many are named.
+// maxReferrers limits how many are named.
 const maxReferrers = 5
 
-// Referrers names the other objects that refer to one. What was only
-// discovered holds nothing back.
+// Referrers names the other objects that refer to one. A discovered Machine does not count.
 func (w *World) Referrers(k api.Kind, name string) []string {
 	w.mu.RLock()
 	defer w.mu.RUnlock()

@@ -6,29 +6,27 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// rules are what admission knows of one kind. A nil function does not apply to
-// the kind.
+// rules are admission's functions for one kind. A nil function does not apply to the kind.
 type rules struct {
 	kind string
-	// judge judges an object that is to replace current, which may be nil.
+	// judge judges an object that replaces current, which may be nil.
 	judge func(v *Verdict, w *World, o, current api.Object)
-	// keys and layers are those by which the rules of other objects find it.
+	// keys and layers are those by which other objects' rules find it.
 	keys   func(api.Object) []key
 	layers func(api.Object) map[layer][]netip.Prefix
-	// asks lists the Secrets that its own templates ask for.
+	// asks lists the Secrets that its own templates use.
 	asks func(api.Object) []string
-	// given says why an object is not for operators: it is given a Secret.
+	// given says why operators may not write an object: it receives a Secret.
 	given func(given, api.Object) string
-	// sends says why an operator may not have the object send a Secret somewhere.
+	// sends says why an operator may not make the object send a Secret somewhere.
 	sends func(w *World, o, current api.Object) string
-	// unstated is all of the spec but the state that it should have. Without it,
-	// every change counts.
+	// unstated is the spec without the desired state. Without it, every change counts.
 	unstated func(api.Object) any
-	// claims lists what no other object may have together with this one. An object
-	// without is judged and written alone.
+	// claims lists what no other object may share with this one. An object of a kind without claims is judged and
+	// written alone.
 	claims func(api.Object) []string
-	// unnamed says that no object with claims names one of this kind, so that it is
-	// deleted by its claims, too.
+	// unnamed says that no object with claims refers to one of this kind, so that its claims suffice for a
+	// deletion.
 	unnamed bool
 }
 

@@ -15,8 +15,7 @@ func secretRules() rules {
 	}
 }
 
-// secretKeys find the Secret that something is given, where operators are not to
-// know it.
+// secretKeys find the Secrets that objects receive and operators may not know.
 func secretKeys(s *api.Secret) []key {
 	if s.Spec.Uses == nil || s.Spec.Uses.Operators {
 		return nil
@@ -31,8 +30,7 @@ func secretKeys(s *api.Secret) []key {
 	return list
 }
 
-// secret keeps a Secret that was read, and so has no values, from wiping the
-// one that has.
+// secret refuses a Secret without values, as a read returns it, in place of one that has values.
 func (v *Verdict) secret(w *World, o *api.Secret, current api.Object) {
 	v.sessionKey(w, o)
 	old, ok := current.(*api.Secret)
@@ -41,7 +39,7 @@ func (v *Verdict) secret(w *World, o *api.Secret, current api.Object) {
 	}
 }
 
-// sessionKey refuses to take the key of an uplink's or of guests' sessions away.
+// sessionKey refuses to remove the key of an uplink's or of guests' sessions.
 func (v *Verdict) sessionKey(w *World, s *api.Secret) {
 	if len(s.Spec.Data) == 0 {
 		return
@@ -51,7 +49,7 @@ func (v *Verdict) sessionKey(w *World, s *api.Secret) {
 		case n == 0:
 			v.fail("/spec/data", "%s is missing: %s of %s takes the session's MD5 key from it", api.SessionPassword, at, of)
 		case n > api.MaxSessionPassword:
-			v.fail("/spec/data/"+api.SessionPassword, "it has %d bytes, and an MD5 key has %d at most: %s of %s", n, api.MaxSessionPassword, at, of)
+			v.fail("/spec/data/"+api.SessionPassword, "it has %d bytes, and an MD5 key has at most %d: %s of %s", n, api.MaxSessionPassword, at, of)
 		}
 	}
 	for _, z := range referrersOf[*api.Zone](w, "Secret", s.Metadata.Name) {

@@ -7,22 +7,21 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// The functions below warn of what does not work any more, or not yet, because a
-// Secret is not for it: boots, BMCs, Guests and sessions.
+// The functions below warn of boots, BMCs, Guests and sessions that fail because a Secret does not permit them.
 
 func (v *Verdict) warn(format string, args ...any) {
 	v.Warnings = append(v.Warnings, fmt.Sprintf(format, args...))
 }
 
-// refused warns of a Secret that is not for what asks for it. One that is not
-// there is a reference that does not exist yet.
+// refused warns of a Secret that does not permit its use. A missing Secret is reported as a reference that does
+// not exist yet.
 func (v *Verdict) refused(w *World, pointer, name string, use api.SecretUse) {
 	if s := w.secret(name); s != nil && s.Permits(use) != nil {
 		v.warn("%s: %s", pointer, s.Permits(use))
 	}
 }
 
-// bootStops warns of boots that stop for want of a Secret that a Layer asks for.
+// bootStops warns of boots that stop because a Layer uses a Secret that it does not receive.
 func (v *Verdict) bootStops(w *World, layers, machines []string) {
 	if len(machines) == 0 {
 		return
@@ -34,18 +33,18 @@ func (v *Verdict) bootStops(w *World, layers, machines []string) {
 	}
 }
 
-// boots warns that Machines do not boot, because a Layer is not given a Secret.
+// boots warns that Machines do not boot, because a Layer does not receive a Secret.
 func (v *Verdict) boots(machines []string, layer, name string, s *api.Secret) {
 	switch {
 	case len(machines) == 0:
 	case s == nil:
-		v.warn("the next boot of Machines %s stops: Layer %s asks for Secret %s, which does not exist yet", few(machines), layer, name)
+		v.warn("the next boot of Machines %s stops: Layer %s uses Secret %s, which does not exist yet", few(machines), layer, name)
 	case s.Permits(api.UseLayer(layer)) != nil:
 		v.warn("the next boot of Machines %s stops: %s", few(machines), s.Permits(api.UseLayer(layer)))
 	}
 }
 
-// layerStops judges what a Layer asks for by the Machines and Guests that have it.
+// layerStops judges the Secrets that a Layer uses by the Machines and Guests that have it.
 func (v *Verdict) layerStops(w *World, l *api.Layer) {
 	name := l.Metadata.Name
 	machines := w.machinesOf(name)
@@ -73,7 +72,7 @@ func (w *World) machinesOf(layer string) []string {
 	return list
 }
 
-// guests warns of Guests that are not configured, because they are not given a Secret.
+// guests warns of Guests that are not configured, because they do not receive a Secret.
 func (v *Verdict) guests(s *api.Secret, all []string) {
 	var stopped []string
 	for _, g := range all {
@@ -82,11 +81,11 @@ func (v *Verdict) guests(s *api.Secret, all []string) {
 		}
 	}
 	if len(stopped) > 0 {
-		v.warn("Guests %s are not configured: Secret %s is not for them, an admin adds them to its spec.uses.guests", few(stopped), s.Metadata.Name)
+		v.warn("Guests %s are not configured: Secret %s does not permit them, an admin adds them to its spec.uses.guests", few(stopped), s.Metadata.Name)
 	}
 }
 
-// secretStops says what a Secret is given to, and what asks for it and is not.
+// secretStops lists the objects that receive a Secret, and those that use it and do not.
 func (v *Verdict) secretStops(w *World, s *api.Secret) {
 	name := s.Metadata.Name
 	asking := found{}.with(w, asks, name)
@@ -105,7 +104,7 @@ func (v *Verdict) secretStops(w *World, s *api.Secret) {
 		}
 	}
 	if len(bmcs) > 0 {
-		v.warn("the BMCs of Machines %s are not used: Secret %s is not for them, add their hosts to spec.uses.bmc", few(bmcs), name)
+		v.warn("the BMCs of Machines %s are not used: Secret %s does not permit them, add their hosts to spec.uses.bmc", few(bmcs), name)
 	}
 	for _, z := range referrersOf[*api.Zone](w, "Secret", name) {
 		if err := s.Permits(api.UseUplink(z.Metadata.Name)); err != nil {
@@ -114,11 +113,11 @@ func (v *Verdict) secretStops(w *World, s *api.Secret) {
 	}
 	for _, n := range referrersOf[*api.Network](w, "Secret", name) {
 		if err := s.Permits(api.UseNetwork(n.Metadata.Name)); err != nil {
-			v.warn("guests of Network %s do not peer any more: %s", n.Metadata.Name, err)
+			v.warn("guests of Network %s can no longer peer: %s", n.Metadata.Name, err)
 		}
 	}
 	if s.Metadata.Labels[oldGuestsLabel] != "" {
-		v.warn("/metadata/labels: %s has no effect: spec.uses.guests says which Guests are given the Secret", oldGuestsLabel)
+		v.warn("/metadata/labels: %s has no effect: spec.uses.guests says which Guests receive the Secret", oldGuestsLabel)
 	}
 	v.gives(w, s)
 }
@@ -126,8 +125,8 @@ func (v *Verdict) secretStops(w *World, s *api.Secret) {
 // oldGuestsLabel is how Secrets for Guests used to be marked.
 const oldGuestsLabel = "rackweft/guests"
 
-// gives names what a Secret is given to, as it is when the admin says so: from
-// then on operators do not write it.
+// gives names the objects that receive a Secret at the time of the write: from then on operators may not write
+// them.
 func (v *Verdict) gives(w *World, s *api.Secret) {
 	u := s.Spec.Uses
 	if u == nil {
@@ -145,12 +144,12 @@ func (v *Verdict) gives(w *World, s *api.Secret) {
 	}
 	for _, l := range u.Layers {
 		if machines := w.machinesOf(l); len(machines) > 0 && !u.Operators {
-			v.warn("Layer %s gives it to Machines %s; from now on only an admin writes these, their Profiles, Layers and Images", l, few(machines))
+			v.warn("Layer %s gives it to Machines %s; from now on only an admin may write these, their Profiles, Layers and Images", l, few(machines))
 		}
 	}
 }
 
-// asksOf are the Secrets that a Guest asks for.
+// asksOf are the Secrets that a Guest uses.
 func (w *World) asksOf(g *api.Guest) []string {
 	list := ignition.SecretsOf(userData(g))
 	for _, l := range g.Spec.Ignition.Layers {

@@ -36,7 +36,7 @@ func (v *Verdict) subnet(w *World, s *api.Subnet) {
 			}
 		}
 		if s.Spec.Interface != "" && s.Spec.Interface == other.Spec.Interface && s.Spec.Purpose == api.Provisioning && other.Spec.Purpose == api.Provisioning {
-			v.fail("/spec/interface", "Subnet %s is a provisioning Subnet on %s already: one interface serves one", other.Metadata.Name, s.Spec.Interface)
+			v.fail("/spec/interface", "Subnet %s is already a provisioning Subnet on %s: an interface serves one", other.Metadata.Name, s.Spec.Interface)
 		}
 	}
 	v.linked(w, s)

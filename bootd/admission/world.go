@@ -13,24 +13,23 @@ import (
 	"github.com/rackweft/rackweft/internal/index"
 )
 
-// World is what is stored when an object is judged, with an index for each
-// question that a rule asks: what a verdict costs depends on the object, not on
-// how many others there are. An index finds whom to look at, the rule decides.
-// A World is safe for concurrent use. Its objects are shared and not changed.
+// World holds the stored objects when an object is judged, with an index for each lookup of a rule: the cost of a
+// verdict depends on the object, not on the number of others. An index finds the objects to examine, the rule
+// decides. A World is safe for concurrent use. Its objects are shared and not changed.
 type World struct {
 	mu      sync.RWMutex
 	objects map[id]api.Object
 	keyed   index.Keyed[key, id]
 	over    map[layer]*index.Prefixes[id]
-	asks    map[id][]string // Secrets that the templates of Layers and Guests ask for
+	asks    map[id][]string // Secrets that the templates of Layers and Guests use
 }
 
 type id struct{ kind, name string }
 
-// key is something by which a rule finds objects.
+// key is a property by which a rule finds objects.
 type key struct{ what, value string }
 
-// What keys are about.
+// The kinds of key.
 const (
 	referrer    = "refers to " // and a kind: the object that is named
 	byMAC       = "MAC"        // Machines, discovered ones too
@@ -45,21 +44,21 @@ const (
 	byVNI       = "VNI"        // Networks
 	byProfile   = "profile"    // Machines, by Profile/Zone
 	keyedZone   = "keyed"      // Zones and Networks that give their hosts a key
-	asks        = "asks"       // Layers and Guests, by the Secret that a template asks for
+	asks        = "asks"       // Layers and Guests, by the Secret that a template uses
 	givenLayer  = "given Layer"
 	givenGuest  = "given Guest"
-	givenGuests = "given Guests" // Secrets that any Guest is given
+	givenGuests = "given Guests" // Secrets that any Guest receives
 )
 
-// layer is a set of prefixes that are looked through at once.
+// layer is a set of prefixes that are searched together.
 type layer struct{ what, zone string }
 
-// The layers; those of one Zone have its name beside them.
+// The layers; those of one Zone carry its name.
 const (
 	subnetPrefixes    = "Subnets"
 	zonePrefixes      = "Zones"
 	uplinkAddresses   = "uplinks"   // Zones
-	routedPrefixes    = "routed"    // Networks that a Zone has routes to
+	routedPrefixes    = "routed"    // Networks to which a Zone has routes
 	guestPrefixes     = "guests"    // Networks of one Zone
 	announcedPrefixes = "announced" // Zones and Machines
 )
@@ -69,15 +68,14 @@ func NewWorld() *World {
 	return &World{objects: map[id]api.Object{}, over: map[layer]*index.Prefixes[id]{}, asks: map[id][]string{}}
 }
 
-// Follow returns a World that is what the cache has, at each moment.
+// Follow returns a World that always matches the cache.
 func Follow(c *store.Cache) *World {
 	w := NewWorld()
 	c.Mirror(func(ch store.Change) { w.Set(ch.Kind.Name, ch.Name, ch.New) })
 	return w
 }
 
-// Set puts an object in the place of the one that has its name; nil takes that
-// one away.
+// Set replaces the object of that name; nil removes it.
 func (w *World) Set(kind, name string, o api.Object) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -120,7 +118,7 @@ func (w *World) Set(kind, name string, o api.Object) {
 	}
 }
 
-// allKeys lists all by which rules find an object.
+// allKeys lists all keys by which rules find an object.
 func (r rules) allKeys(o api.Object) []key {
 	var list []key
 	for _, ref := range api.References(o) {
@@ -140,7 +138,7 @@ func (r rules) allLayers(o api.Object) map[layer][]netip.Prefix {
 	return r.layers(o)
 }
 
-// asked are the Secrets that an object's own templates ask for.
+// asked lists the Secrets that an object's own templates use.
 func (r rules) asked(o api.Object) []string {
 	if r.asks == nil {
 		return nil
@@ -148,10 +146,9 @@ func (r rules) asked(o api.Object) []string {
 	return r.asks(o)
 }
 
-// Claims lists what no other object may have together with this one. Objects
-// that are apart may be judged and written side by side where they share no
-// claim: each verdict is what it would be in one order of the writes or the
-// other. The verdict on any other object may depend on all.
+// Claims lists what no other object may share with this one. Objects that share no claim may be judged and
+// written in parallel: each verdict is the same in either order of the writes. The verdict on an object without
+// claims may depend on all others.
 func Claims(o api.Object) (claims []string, apart bool) {
 	kind := api.KindOf(o).Name
 	r := rulesOf(kind)
@@ -161,8 +158,8 @@ func Claims(o api.Object) (claims []string, apart bool) {
 	return append(r.claims(o), kind+"/"+o.Meta().Name), true
 }
 
-// DeletionClaims are the Claims by which an object may be deleted: as long as
-// they are held, no object is written that may come to name it.
+// DeletionClaims are the Claims needed to delete an object: as long as they are held, no object is written that
+// may refer to it.
 func DeletionClaims(k api.Kind, name string) (claims []string, apart bool) {
 	if !rulesOf(k.Name).unnamed {
 		return nil, false
@@ -172,7 +169,7 @@ func DeletionClaims(k api.Kind, name string) (claims []string, apart bool) {
 	return Claims(o)
 }
 
-// nothing is claimed of an object but its name.
+// only the object's name is claimed.
 func nothing(api.Object) []string { return nil }
 
 func prefixesOf(all []announced) []netip.Prefix {
@@ -191,15 +188,14 @@ func uplinks(z *api.Zone) []netip.Prefix {
 	return list
 }
 
-// guests are the prefixes that guests of a Network have addresses of, as its
-// Zone sees them.
+// guests lists the prefixes of the addresses of a Network's guests, as its Zone sees them.
 func guests(n *api.Network) []netip.Prefix {
 	return slices.Concat(n.Spec.CIDRs, n.Spec.AdvertisedPeering())
 }
 
 func number(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 
-// found is a set of objects that a rule has to look at.
+// found is a set of objects that a rule must examine.
 type found map[id]struct{}
 
 // with adds the objects that have a key.
@@ -218,7 +214,7 @@ func (f found) over(w *World, l layer, prefixes ...netip.Prefix) found {
 	return f
 }
 
-// networks adds Networks by name, be they there or not.
+// networks adds Networks by name, whether or not they exist.
 func (f found) networks(names ...string) found {
 	for _, n := range names {
 		f[id{"Network", n}] = struct{}{}
@@ -245,7 +241,7 @@ func (w *World) network(name string) *api.Network {
 }
 func (w *World) secret(name string) *api.Secret { return object[*api.Secret](w, id{"Secret", name}) }
 
-// object is nil when there is none.
+// object returns nil when there is none.
 func object[P api.Object](w *World, at id) P {
 	o, _ := w.objects[at].(P)
 	return o

@@ -46,8 +46,7 @@ func zoneKeys(z *api.Zone) []key {
 	return list
 }
 
-// zone judges a Zone by all that would join it to another one: an ASN, a
-// prefix, an uplink or a segment that both have.
+// zone refuses a Zone that shares an ASN, a prefix, an uplink or a segment with another: it would join the two.
 func (v *Verdict) zone(w *World, z *api.Zone) {
 	for _, other := range sorted[*api.Zone](w, w.zoneRivals(z)) {
 		if other.Metadata.Name != z.Metadata.Name {
@@ -81,22 +80,22 @@ func (v *Verdict) zone(w *World, z *api.Zone) {
 	}
 	for _, n := range referrersOf[*api.Network](w, "Zone", z.Metadata.Name) {
 		if p := n.Spec.Peering; p != nil && n.Spec.Zone == z.Metadata.Name && p.ASN == z.Spec.ASN {
-			v.fail("/spec/asn", "ASN %d is that of the guests of Network %s (spec.peering): hosts and guests have different ones", z.Spec.ASN, n.Metadata.Name)
+			v.fail("/spec/asn", "ASN %d is that of the guests of Network %s (spec.peering): hosts and guests need different ones", z.Spec.ASN, n.Metadata.Name)
 		}
 		if c, out := outside(n, z); out {
-			v.fail("/spec/prefixes", "%s of Network %s, which is advertised, lies in none of them: add it, or take spec.advertise from the Network", c, n.Metadata.Name)
+			v.fail("/spec/prefixes", "%s of Network %s, which is advertised, lies in none of them: add it, or remove spec.advertise from the Network", c, n.Metadata.Name)
 		}
 	}
 	v.originated(w, z)
 	v.services(w, z)
 	for i, u := range z.Spec.Uplinks {
 		if s := w.secret(u.Secret); s != nil && s.Status.Digests[api.SessionPassword] == "" {
-			v.fail(api.Pointer("spec", "uplinks", i, "secret"), "Secret %s has no %s, which is to be the session's MD5 key", u.Secret, api.SessionPassword)
+			v.fail(api.Pointer("spec", "uplinks", i, "secret"), "Secret %s has no %s, the key with the session's MD5 key", u.Secret, api.SessionPassword)
 		}
 	}
 }
 
-// zoneRivals are the Zones that may have something of this one's.
+// zoneRivals are the Zones that may conflict with this one.
 func (w *World) zoneRivals(z *api.Zone) found {
 	f := found{}.over(w, layer{what: zonePrefixes}, z.Spec.Prefixes...)
 	f.with(w, byASN, number(z.Spec.ASN)).with(w, byUplinkASN, number(z.Spec.ASN))
@@ -106,16 +105,16 @@ func (w *World) zoneRivals(z *api.Zone) found {
 	return f
 }
 
-// zones judges a Zone by another one.
+// zones judges a Zone against another one.
 func (v *Verdict) zones(z, other *api.Zone) {
 	name := other.Metadata.Name
 	if other.Spec.ASN == z.Spec.ASN {
-		v.fail("/spec/asn", "ASN %d is that of Zone %s: each Zone has its own, for what marks its routes is made of it", z.Spec.ASN, name)
+		v.fail("/spec/asn", "ASN %d belongs to Zone %s: each Zone needs its own, because the mark of its routes is derived from it", z.Spec.ASN, name)
 	}
 	for i, p := range z.Spec.Prefixes {
 		for _, q := range other.Spec.Prefixes {
 			if p.Overlaps(q) {
-				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps %s of Zone %s: what is in both, each could draw from the other", p, q, name)
+				v.fail(api.Pointer("spec", "prefixes", i), "%s overlaps %s of Zone %s: each could attract the other's traffic", p, q, name)
 			}
 		}
 	}
@@ -124,7 +123,7 @@ func (v *Verdict) zones(z, other *api.Zone) {
 			v.fail(api.Pointer("spec", "uplinks", i, "asn"), "%d is the ASN of Zone %s: Zones meet at the core's firewall, they do not peer", u.ASN, name)
 		}
 		if slices.ContainsFunc(other.Spec.Uplinks, func(o api.Uplink) bool { return o.Address == u.Address }) {
-			v.fail(api.Pointer("spec", "uplinks", i, "address"), "%s is an uplink of Zone %s: each Zone has a VRF of its own on the border leafs, with an address of its own", u.Address, name)
+			v.fail(api.Pointer("spec", "uplinks", i, "address"), "%s is an uplink of Zone %s: each Zone needs a VRF of its own on the border leafs, with an address of its own", u.Address, name)
 		}
 	}
 	for _, u := range other.Spec.Uplinks {
@@ -139,7 +138,7 @@ func foreign(s *api.Subnet, zone string) bool {
 	return s.Spec.Purpose == api.Production && s.Spec.Zone != zone
 }
 
-// taboo says why a Zone's prefix must not be over a Subnet; "" where it may be.
+// taboo says why a Zone's prefix must not overlap a Subnet; "" where it may.
 func taboo(zone string, p netip.Prefix, s *api.Subnet) string {
 	if s.Spec.Purpose == api.Production && s.Spec.Zone == zone {
 		return ""
@@ -150,7 +149,7 @@ func taboo(zone string, p netip.Prefix, s *api.Subnet) string {
 			if s.Spec.Zone != "" {
 				of += " of Zone " + s.Spec.Zone
 			}
-			return fmt.Sprintf("%s overlaps %s of %s: routes of Zone %s could draw its traffic", p, q, of, zone)
+			return fmt.Sprintf("%s overlaps %s of %s: routes of Zone %s could attract its traffic", p, q, of, zone)
 		}
 	}
 	return ""
@@ -170,7 +169,7 @@ func outside(n *api.Network, z *api.Zone) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// apart keeps a Subnet out of Zones that are not its own.
+// apart refuses a Subnet that overlaps prefixes, or contains uplinks, of other Zones.
 func (v *Verdict) apart(w *World, s *api.Subnet) {
 	near := found{}.over(w, layer{what: zonePrefixes}, s.Spec.Prefixes...).over(w, layer{what: uplinkAddresses}, s.Spec.Prefixes...)
 	for _, z := range sorted[*api.Zone](w, near) {
@@ -181,7 +180,7 @@ func (v *Verdict) apart(w *World, s *api.Subnet) {
 		}
 		for _, u := range z.Spec.Uplinks {
 			if _, in := s.Prefix(u.Address); in && foreign(s, z.Metadata.Name) {
-				v.fail("/spec/prefixes", "%s, an uplink of Zone %s, is in it: this Subnet is of Zone %s, and the uplink would join the two", u.Address, z.Metadata.Name, s.Spec.Zone)
+				v.fail("/spec/prefixes", "%s, an uplink of Zone %s, is in it: this Subnet belongs to Zone %s, and the uplink would join the two", u.Address, z.Metadata.Name, s.Spec.Zone)
 			}
 		}
 	}

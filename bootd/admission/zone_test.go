@@ -119,7 +119,7 @@ func TestZoneAdmission(t *testing.T) {
 		{"a Zone that leaves another's", []api.Object{tenant("red", "10.5.0.0/16", true)}, zone("yellow", 64601), "", ""},
 		{"a Secret without a key", []api.Object{secret("token")}, zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf")), "/spec/uplinks/0/secret", "no password"},
 		{"a Secret that loses it", []api.Object{zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf"))}, secret("token"), "/spec/data", "password is missing"},
-		{"a key that is too long", []api.Object{zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf"))}, long, "/spec/data/password", "80 at most"},
+		{"a key that is too long", []api.Object{zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf"))}, long, "/spec/data/password", "at most 80"},
 		{"a good key", []api.Object{secret("password")}, zone("yellow", 64601, uplink("198.18.8.1", 64600, "leaf")), "", ""},
 		{"a service", []api.Object{tenant("yellow", "10.6.0.0/16", false), tenant("red", "10.5.0.0/16", false), prod}, zone("yellow", 64601, wide, serves("10.5.200.1"), pool("10.5.201.0/24")), "", ""},
 		{"a service on a segment", []api.Object{prod}, zone("yellow", 64601, wide, serves("198.18.8.50")), "/spec/services/0/addresses/0", "Subnet prod"},

@@ -17,7 +17,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// role is what a person may do; each includes those before it.
+// role is the permission level of a person; each includes those before it.
 type role int
 
 const (
@@ -41,7 +41,7 @@ func roleOf(name string) role {
 
 func (r role) String() string { return [...]string{"none", "viewer", "operator", "admin"}[r] }
 
-// caller is who asks.
+// caller identifies who sent a request.
 type caller struct {
 	name string
 	role role
@@ -49,10 +49,10 @@ type caller struct {
 	from string         // address, or "unix"
 }
 
-// socketPeer is where whoever came by the unix socket comes from.
+// socketPeer is the peer address of callers on the unix socket.
 const socketPeer = "unix"
 
-// roleName is the role as the audit shows it.
+// roleName is the role as shown in the audit.
 func (c caller) roleName() string {
 	if c.host != nil {
 		return "host"
@@ -66,7 +66,7 @@ type token struct {
 	digest [sha256.Size]byte
 }
 
-// hashTokens takes tokens that Config.check has found right.
+// hashTokens hashes tokens that Config.check has accepted.
 func hashTokens(list []Token) []token {
 	tokens := make([]token, len(list))
 	for i, t := range list {
@@ -76,7 +76,7 @@ func hashTokens(list []Token) []token {
 	return tokens
 }
 
-// peerOf is the address that a request comes from; invalid on the unix socket.
+// peerOf is the source address of a request; invalid on the unix socket.
 func peerOf(r *http.Request) netip.Addr {
 	a, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
@@ -85,7 +85,7 @@ func peerOf(r *http.Request) netip.Addr {
 	return a.Addr().Unmap()
 }
 
-// auth tells who asks, and what they may.
+// auth authenticates and authorizes callers.
 type auth struct {
 	tokens   []token
 	failures *limiter // of authentication, by address
@@ -95,7 +95,7 @@ type auth struct {
 	log      *slog.Logger
 }
 
-// identify tells who asks. The error is a 401 or 429.
+// identify authenticates the caller. The error is a 401 or 429.
 func (a *auth) identify(r *http.Request) (caller, error) {
 	if trusted, _ := r.Context().Value(trustedKey{}).(bool); trusted {
 		return caller{name: "root", role: admin, from: socketPeer}, nil
@@ -128,7 +128,7 @@ func (a *auth) identify(r *http.Request) (caller, error) {
 
 func (a *auth) failed(peer netip.Addr, reason string) error {
 	a.metrics.authFailures.Inc()
-	if a.failures.allow(peer) { // else the log is not theirs to fill
+	if a.failures.allow(peer) { // so that unauthenticated callers cannot fill the log
 		a.log.Warn("authentication failed", "peer", peer, "reason", reason)
 	}
 	return problem(http.StatusUnauthorized, "%s", reason)
@@ -153,7 +153,7 @@ func bearerOf(r *http.Request) (string, bool) {
 	return token, strings.EqualFold(scheme, "Bearer") && token != ""
 }
 
-// match compares with every token, so that the time it takes tells nothing.
+// match compares with every token, so that its duration reveals nothing.
 func (a *auth) match(bearer string) (token, bool) {
 	digest := sha256.Sum256([]byte(bearer))
 	var found token
@@ -166,14 +166,13 @@ func (a *auth) match(bearer string) (token, bool) {
 	return found, ok
 }
 
-// authorize refuses who may not call the route: 401 when no one has said who
-// they are, else 403.
+// authorize refuses callers that may not call the route: with 401 when they are not authenticated, else with 403.
 func (a *auth) authorize(c *call, rt route) error {
 	switch {
 	case rt.public:
 		return nil
 	case rt.local && c.who.from != socketPeer:
-		return problem(http.StatusForbidden, "this is answered on bootd's unix socket only: work as root on the machine that bootd runs on")
+		return problem(http.StatusForbidden, "this is served on bootd's unix socket only: call it as root on the machine on which bootd runs")
 	case c.who.host != nil:
 		return a.authorizeHost(c, rt)
 	case c.who.role == anonymous && rt.role == anonymous:
@@ -187,15 +186,15 @@ func (a *auth) authorize(c *call, rt route) error {
 }
 
 func (a *auth) authorizeHost(c *call, rt route) error {
-	refused := problem(http.StatusForbidden, "a host may only read its own HostSpec and the blobs that Images name, and hold its own stream")
+	refused := problem(http.StatusForbidden, "a host may only read its own HostSpec and the blobs that Images name, and open its own stream")
 	if rt.host == nil || !rt.host(c) {
 		return refused
 	}
 	return a.checkKey(c)
 }
 
-// checkKey refuses a host whose certificate is revoked. It asks the store: the cache may be a moment
-// behind a revocation.
+// checkKey refuses a host whose certificate is revoked. It reads the store: the cache may lag behind a
+// revocation.
 func (a *auth) checkKey(c *call) error {
 	m, err := store.Get[api.Machine](c.r.Context(), a.store, c.who.host.Name)
 	if errors.Is(err, store.ErrNotFound) {
@@ -213,5 +212,5 @@ func (a *auth) checkKey(c *call) error {
 	return nil
 }
 
-// ownName lets a host at what carries its own name.
+// ownName permits a host to access what carries its own name.
 func ownName(c *call) bool { return c.name() == c.who.host.Name }

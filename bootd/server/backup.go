@@ -5,13 +5,13 @@ import (
 	"strconv"
 )
 
-// backupTrailer says why a backup broke off: its status went out long before.
+// backupTrailer says why a backup was interrupted: its status was sent long before.
 const backupTrailer = "Rackweft-Error"
 
 func (h *upkeep) backupRoutes() []route {
 	return []route{
 		{method: "GET", path: "/v1/backup", tag: "service", role: admin, local: true, stream: true, audited: true,
-			summary: "Everything that a bootd is made of, every key in clear: for bootd backup, which encrypts it. On bootd's unix socket only",
+			summary: "The complete state of bootd, with every key in clear: for bootd backup, which encrypts it. On bootd's unix socket only",
 			query:   []parameter{{"blobs", "with the files of Images", "boolean"}}, outType: "application/x-tar", handle: h.sendBackup},
 	}
 }
@@ -28,13 +28,13 @@ func (h *upkeep) sendBackup(c *call) error {
 	defer cancel()
 	c.w.Header().Set("Content-Type", "application/x-tar")
 	c.w.Header().Set("Cache-Control", "no-store")
-	c.changed, c.status = true, http.StatusOK // the audit is to hear of it
+	c.changed, c.status = true, http.StatusOK // the audit must record it
 	c.w.WriteHeader(http.StatusOK)
 	if err := c.rc.Flush(); err != nil { // a short answer that is not flushed has no trailer
 		return err
 	}
 	if err := h.backup(ctx, c.w, blobs); err != nil {
-		h.log.Error("a backup broke off", "error", err)
+		h.log.Error("a backup was interrupted", "error", err)
 		c.w.Header().Set(http.TrailerPrefix+backupTrailer, strconv.QuoteToASCII(err.Error()))
 		return err
 	}

@@ -26,7 +26,7 @@ type BlobList struct {
 	Items []Blob `json:"items"`
 }
 
-// syncTime is how long a blob may take to reach the disk once it is all here.
+// syncTime is how long a blob may take to reach the disk once it has been received completely.
 const syncTime = 10 * time.Minute
 
 // blobs are read and written by digest.
@@ -45,8 +45,8 @@ func (h *blobs) routes() []route {
 	}
 	return []route{
 		{method: "GET", path: "/v1/blobs", tag: "Blob", role: viewer, summary: "List the blobs", out: BlobList{}, handle: h.list},
-		{method: "GET", path: one, tag: "Blob", role: viewer, host: named, stream: true, summary: "Read a blob, or a range of it; HEAD tells whether it is there", outType: octets, handle: h.get},
-		{method: "PUT", path: one, tag: "Blob", role: operator, stream: true, audited: true, summary: "Upload a blob; refused (422) when its digest is another", inType: octets, out: Blob{}, status: http.StatusCreated, handle: h.put},
+		{method: "GET", path: one, tag: "Blob", role: viewer, host: named, stream: true, summary: "Read a blob, or a range of it; HEAD checks whether it exists", outType: octets, handle: h.get},
+		{method: "PUT", path: one, tag: "Blob", role: operator, stream: true, audited: true, summary: "Upload a blob; refused (422) when its digest differs", inType: octets, out: Blob{}, status: http.StatusCreated, handle: h.put},
 		{method: "DELETE", path: one, tag: "Blob", role: operator, audited: true, summary: "Delete a blob that no Image names", status: http.StatusNoContent, handle: h.delete},
 	}
 }
@@ -121,7 +121,7 @@ func (h *blobs) delete(c *call) error {
 	if err != nil {
 		return err
 	}
-	// With the writes of Images, so that none comes to name it meanwhile.
+	// Serialized with writes of Images, so that none comes to name it in the meantime.
 	w, err := h.writes.beginAlone(c.r.Context())
 	if err != nil {
 		return err
@@ -140,8 +140,8 @@ func (h *blobs) delete(c *call) error {
 	return c.empty(http.StatusNoContent)
 }
 
-// patientReader and patientWriter give the client more time whenever it has
-// made progress: a blob takes as long as it takes, but no transfer may stop.
+// patientReader and patientWriter extend the client's deadline whenever it has made progress: a blob may take any
+// time, but a transfer must not stall.
 type patientReader struct {
 	io.Reader
 	c *call
@@ -154,7 +154,7 @@ func (p patientReader) Read(b []byte) (int, error) {
 	case err == io.EOF:
 		p.c.extend(syncTime)
 	case err != nil:
-		err = problem(http.StatusBadRequest, "the upload broke off: %s", err)
+		err = problem(http.StatusBadRequest, "the upload was interrupted: %s", err)
 	}
 	return n, err
 }

@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// maxObject bounds the body of an object; the store's own limit is lower.
+	// maxObject limits the body of an object; the store's own limit is lower.
 	maxObject = 4 << 20
-	// maxBoot bounds the bodies of callers that are not known yet.
+	// maxBoot limits the bodies of callers that are not identified yet.
 	maxBoot = 64 << 10
 )
 
-// call is one request on its way through a handler.
+// call is one request while it is handled.
 type call struct {
 	w   http.ResponseWriter
 	r   *http.Request
@@ -27,19 +27,18 @@ type call struct {
 	who caller
 
 	status int // of the answer
-	// changed says that the audit is to hear of this call, with diff.
+	// changed says that the audit must record this call, with diff.
 	changed bool
 	diff    []api.Change
 
-	// deadlines guards those of the connection; once cut they are not moved any more.
+	// deadlines guards the connection's deadlines; once cut they no longer change.
 	deadlines sync.Mutex
 	isCut     bool
 }
 
 func (c *call) name() string { return c.r.PathValue("name") }
 
-// flag reads a boolean of the query; one that cannot be read is an error, since
-// a mistyped dryRun must not write.
+// flag reads a boolean of the query; an invalid one is an error, because a mistyped dryRun must not write.
 func (c *call) flag(name string) (bool, error) {
 	text := c.r.URL.Query().Get(name)
 	if text == "" {
@@ -47,7 +46,7 @@ func (c *call) flag(name string) (bool, error) {
 	}
 	v, err := strconv.ParseBool(text)
 	if err != nil {
-		return false, problem(http.StatusBadRequest, "?%s=%s: it may be true or false", name, text)
+		return false, problem(http.StatusBadRequest, "invalid ?%s=%s: want true or false", name, text)
 	}
 	return v, nil
 }
@@ -72,7 +71,7 @@ func (c *call) json(status int, v any) error {
 	return nil
 }
 
-// write answers with bytes. A client that has gone away is no error of ours.
+// write answers with bytes. A client that has disconnected is not an error.
 func (c *call) write(status int, raw []byte) {
 	c.status = status
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
@@ -87,7 +86,7 @@ func (c *call) empty(status int) error {
 	return nil
 }
 
-// extend gives the client more time to send or to take something.
+// extend gives the client more time to send or to receive.
 func (c *call) extend(d time.Duration) {
 	c.setDeadline(time.Now().Add(d))
 }
@@ -102,7 +101,7 @@ func (c *call) setDeadline(end time.Time) {
 	_ = c.rc.SetWriteDeadline(end)
 }
 
-// cut ends what is being read and written, for good.
+// cut permanently ends the call's reads and writes.
 func (c *call) cut() {
 	c.setDeadline(time.Now())
 	c.deadlines.Lock()
@@ -110,7 +109,7 @@ func (c *call) cut() {
 	c.isCut = true
 }
 
-// streams are the calls that last: watches, consoles and host streams.
+// streams are the long-lived calls: watches, consoles and host streams.
 type streams struct {
 	ctx      context.Context // ends at a stop
 	stop     context.CancelFunc
@@ -118,8 +117,7 @@ type streams struct {
 	lasts    *lasting
 }
 
-// lasting makes the call one that may go on for ever, until the client leaves
-// or the Server stops.
+// lasting makes the call one without a time limit, until the client disconnects or the Server stops.
 func (t *streams) lasting(c *call) (context.Context, context.CancelFunc) {
 	c.setDeadline(time.Time{})
 	ctx, cancel := context.WithCancel(c.r.Context())
@@ -127,7 +125,7 @@ func (t *streams) lasting(c *call) (context.Context, context.CancelFunc) {
 	return ctx, func() { release(); cancel() }
 }
 
-// encoded is a line that others may send, too.
+// encoded is a line that several streams may send.
 type encoded []byte
 
 // line is a value as one line of JSON.
@@ -136,8 +134,7 @@ func line(v any) ([]byte, error) {
 	return append(raw, '\n'), err
 }
 
-// lines starts an answer of newline-delimited JSON and returns what sends one
-// line, at once.
+// lines starts an answer of newline-delimited JSON and returns the function that sends one line immediately.
 func (c *call) lines() func(v any) error {
 	c.w.Header().Set("Content-Type", "application/x-ndjson")
 	c.status = http.StatusOK

@@ -12,18 +12,17 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// maxWords bounds what a host may say to a person, in bytes.
+// maxWords limits a host's message to a person, in bytes.
 const maxWords = 500
 
-// channelTime is how long a host has to open a channel that it is asked for.
+// channelTime is how long a host has to open a requested channel.
 const channelTime = 10 * time.Second
 
-// channels pair the person who asks for something on a host with the request by
-// which the host opens it.
+// channels pair a person's request for something on a host with the request by which the host opens it.
 type channels struct {
 	mu      sync.Mutex
 	waiting map[string]*waiter // by the channel's id
-	users   map[string]string  // who has the console of a Guest, by its uid
+	users   map[string]string  // who has the console of a Guest open, by its uid
 	tickets map[string]ticket
 	now     func() time.Time
 }
@@ -36,7 +35,7 @@ func newChannels() *channels {
 type waiter struct {
 	host   string // uid
 	opened chan *hostEnd
-	gone   chan struct{} // closed when no one waits any more
+	gone   chan struct{} // closed when no one waits any longer
 }
 
 // hostEnd is a host's request. Its handler returns when done is closed; until
@@ -57,13 +56,13 @@ func (e *hostEnd) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends what is being read and written.
+// Close ends the call's reads and writes.
 func (e *hostEnd) Close() error {
 	e.c.cut()
 	return nil
 }
 
-// expect makes an id that the host with that uid may use once.
+// expect creates an id that the host with that uid may use once.
 func (s *channels) expect(host string) (id string, w *waiter) {
 	id, w = rand.Text(), &waiter{host: host, opened: make(chan *hostEnd), gone: make(chan struct{})}
 	s.mu.Lock()
@@ -80,7 +79,7 @@ func (s *channels) forget(id string, w *waiter) {
 	close(w.gone)
 }
 
-// claim is for a host that brings an id; nil for one that it was not given.
+// claim returns the waiter for a host's id; nil for an id that the host was not given.
 func (s *channels) claim(id, host string) *waiter {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,7 +91,7 @@ func (s *channels) claim(id, host string) *waiter {
 	return w
 }
 
-// use makes a person the one who has a Guest's console, or says who is.
+// use gives a Guest's console to a person, or says who has it.
 func (s *channels) use(guest, who string) (other string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,10 +108,10 @@ func (s *channels) leave(guest string) {
 	delete(s.users, guest)
 }
 
-// ticketTime is how long a ticket is good.
+// ticketTime is how long a ticket is valid.
 const ticketTime = 30 * time.Second
 
-// ticket lets its holder at a Guest's display once.
+// ticket gives its holder access to a Guest's display once.
 type ticket struct {
 	text    string
 	guest   string // uid
@@ -120,7 +119,7 @@ type ticket struct {
 	expires time.Time
 }
 
-// issue makes a ticket for a Guest's display.
+// issue creates a ticket for a Guest's display.
 func (s *channels) issue(guest string, holder caller) ticket {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,8 +130,7 @@ func (s *channels) issue(guest string, holder caller) ticket {
 	return t
 }
 
-// redeem spends a ticket, and gives its holder. Whoever brings it and says who
-// they are is that one.
+// redeem uses up a ticket, and returns its holder. A caller that is authenticated must be the holder.
 func (s *channels) redeem(text, guest string, who caller) (holder caller, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -145,7 +143,7 @@ func (s *channels) redeem(text, guest string, who caller) (holder caller, ok boo
 	return t.holder, !s.now().After(t.expires)
 }
 
-// openChannel has a Guest's host open something. Whoever gets it closes done.
+// openChannel has a Guest's host open a channel. The caller closes done.
 func (h *reach) openChannel(ctx context.Context, g *api.Guest, kind string) (*hostEnd, error) {
 	id, w := h.channels.expect(g.Status.HostUID)
 	defer h.channels.forget(id, w)
@@ -167,15 +165,14 @@ func (h *reach) openChannel(ctx context.Context, g *api.Guest, kind string) (*ho
 	}
 }
 
-// hostChannel takes a channel that a host was asked for, and lasts as long as
-// it is used.
+// hostChannel accepts a requested channel from a host, and lasts as long as it is used.
 func (h *reach) hostChannel(c *call) error {
 	if c.who.host == nil {
-		return problem(http.StatusForbidden, "a channel is opened by a host: show the certificate of host:%s", c.name())
+		return problem(http.StatusForbidden, "only a host may open a channel: show the certificate of host:%s", c.name())
 	}
 	w := h.channels.claim(c.r.PathValue("id"), c.who.host.UID)
 	if w == nil {
-		return problem(http.StatusNotFound, "no one waits for this channel (any more)")
+		return problem(http.StatusNotFound, "this channel was not requested, or is no longer waited for")
 	}
 	_, cancel := h.streams.lasting(c)
 	defer cancel()
@@ -187,7 +184,7 @@ func (h *reach) hostChannel(c *call) error {
 	}
 	select {
 	case w.opened <- end:
-		<-end.done // whoever waits for it ends with the host's request, or the Server
+		<-end.done // the waiter ends with the host's request, or with the Server
 	case <-w.gone:
 	}
 	if end.refused != "" {
@@ -196,7 +193,7 @@ func (h *reach) hostChannel(c *call) error {
 	return nil
 }
 
-// begin answers with the header, so that bytes flow both ways.
+// begin sends the header, so that bytes flow both ways.
 func (c *call) begin() error {
 	if err := c.rc.EnableFullDuplex(); err != nil && c.r.ProtoMajor == 1 {
 		return err

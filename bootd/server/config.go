@@ -25,42 +25,41 @@ import (
 // Hub holds the streams of hosts.
 type Hub interface {
 	Serve(ctx context.Context, p hostspec.Peer, c hostspec.Conn) error
-	// Heartbeat is when the host was last heard of; false when it is not connected.
+	// Heartbeat is when the host last sent something; false when it is not connected.
 	Heartbeat(name string) (time.Time, bool)
-	// Holds says why a host cannot be asked for a channel, nil if it can.
+	// Holds says why no channel can be requested from a host, nil if one can.
 	Holds(name, uid string) error
-	// Open asks a host to open a channel.
+	// Open requests a channel from a host.
 	Open(name, uid string, c api.Channel) error
-	// Reported is what a host last said of itself, newer than the store has it; it
-	// must not be changed.
+	// Reported is a host's last report, which may be newer than the stored one; it must not be modified.
 	Reported(name string) (*api.HostStatus, bool)
-	// BGP is what the host has last reported of its speaker, nil for nothing.
+	// BGP is the host's last report about its speaker, nil for none.
 	BGP(name string) *api.BGPStatus
-	// Usage asks hosts for what they use; those that are not connected are left out.
+	// Usage requests the hosts' usage; hosts that are not connected are omitted.
 	Usage(ctx context.Context, names []string) map[string]hostspec.UsageSample
 }
 
-// Compiler makes HostSpecs.
+// Compiler compiles HostSpecs.
 type Compiler interface {
 	Compile(ctx context.Context, m *api.Machine) (*api.HostSpec, error)
 }
 
-// Zones knows of the Zones' BGP.
+// Zones reports on the Zones' BGP.
 type Zones interface {
-	// Drops says as sentences which sessions would drop if o were stored.
+	// Drops says in sentences which sessions would drop if o were stored.
 	Drops(ctx context.Context, o api.Object) ([]string, error)
 	ZoneSessions(ctx context.Context, zone string) (*api.ZoneSessions, error)
 	ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, error)
 	TestPolicy(ctx context.Context, zone, from string, p netip.Prefix) (*api.BGPTest, error)
 }
 
-// Decider answers machines that boot, and tells how. Its errors are
-// *api.Problem where the machine is to be told.
+// Decider answers booting machines, and explains its decisions. Its errors are *api.Problem where the machine
+// should see them.
 type Decider interface {
-	// ConfigFor is a Machine's config.
+	// ConfigFor returns a Machine's config.
 	ConfigFor(ctx context.Context, r boot.ConfigRequest) (boot.HostConfig, error)
-	// SecureScript, SecureBlob and SecurePointer are for who presents the boot URL
-	// of a Machine's BootAttempt.
+	// SecureScript, SecureBlob and SecurePointer answer callers that present the boot URL of a Machine's
+	// BootAttempt.
 	SecureScript(ctx context.Context, name, key string, peer netip.Addr) (string, error)
 	SecureBlob(ctx context.Context, name, key string, peer netip.Addr, digest api.SHA256) error
 	SecurePointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error)
@@ -69,24 +68,23 @@ type Decider interface {
 	Origins(m *api.Machine) (origins []api.Origin, warnings []string, err error)
 }
 
-// Token lets its bearer act as a person.
+// Token authenticates its bearer as a person.
 type Token struct {
 	Name   string
 	Role   string     // viewer, operator or admin
 	SHA256 api.SHA256 // of the token
 }
 
-// Config is all that a Server needs. Audit, Registerer and Tokens may be nil.
+// Config configures a Server. Audit, Registerer and Tokens may be nil.
 type Config struct {
 	// Listen is the TCP address of the TLS listener; none when empty.
 	Listen string
-	// Known reports whether an address is a registered Machine's: of the connections
-	// to Listen most are for those, and for who has proved who they are. nil: none is.
+	// Known reports whether an address is a registered Machine's: most of the connections to Listen are reserved
+	// for those, and for authenticated callers. nil: none is.
 	Known func(netip.Addr) bool
 	// Socket is the path of the unix socket; none when empty.
 	Socket string
-	// TLS is for the TLS listener: it verifies client certificates that are
-	// shown, against the Site's CA.
+	// TLS is for the TLS listener: it verifies presented client certificates against the Site's CA.
 	TLS    *tls.Config
 	Tokens []Token
 
@@ -98,19 +96,18 @@ type Config struct {
 	Networks *network.Index
 	Zones    Zones
 	Decider  Decider
-	// Events, Decisions and AuditLog are read only; what is new in the audit
-	// goes to Audit.
+	// Events, Decisions and AuditLog are only read; new audit records go to Audit.
 	Events    *journal.Journal[api.Event]
 	Decisions *journal.Journal[api.Decision]
 	AuditLog  *journal.Journal[api.AuditRecord]
 	// Console opens a Machine's serial console.
 	Console  func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
 	Recovery Recovery
-	// Backup writes everything that a bootd is made of, unencrypted; nil for none.
+	// Backup writes the complete state of bootd, unencrypted; nil for none.
 	Backup func(ctx context.Context, w io.Writer, blobs bool) error
-	// Audit is told of every change.
+	// Audit receives every change.
 	Audit func(api.AuditRecord)
-	// Metrics is what /metrics shows; Registerer takes the Server's own.
+	// Metrics is shown at /metrics; the Server registers its own with Registerer.
 	Metrics    prometheus.Gatherer
 	Registerer prometheus.Registerer
 	Log        *slog.Logger

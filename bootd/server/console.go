@@ -15,8 +15,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// openConsole joins the client's connection and the Machine's serial console until
-// either end closes, or the Server stops.
+// openConsole connects the client to the Machine's serial console until either end closes, or the Server stops.
 func (h *machines) openConsole(c *call) error {
 	if err := c.upgradable(api.ConsoleProtocol, "weftctl console "+c.name()); err != nil {
 		return err
@@ -28,7 +27,7 @@ func (h *machines) openConsole(c *call) error {
 	if err := h.objects.reaches(c, m); err != nil {
 		return err
 	}
-	// Early, while a stop still waits for the request itself.
+	// Early, while a stop of the Server still waits for this request.
 	h.streams.hijacked.Add(1)
 	defer h.streams.hijacked.Done()
 	ctx, cancel := h.streams.lasting(c)
@@ -45,13 +44,13 @@ func (h *machines) openConsole(c *call) error {
 	return nil
 }
 
-// upgradable refuses a request that is none for an Upgrade, and says what makes one.
+// upgradable refuses a request without an Upgrade, and says how to make one.
 func (c *call) upgradable(protocol, command string) error {
 	if c.r.ProtoMajor == 1 && strings.EqualFold(c.r.Header.Get("Upgrade"), protocol) {
 		return nil
 	}
 	c.w.Header().Set("Upgrade", protocol)
-	return problem(http.StatusUpgradeRequired, "this is opened with an HTTP/1.1 Upgrade to %s; %q does that", protocol, command)
+	return problem(http.StatusUpgradeRequired, "this needs an HTTP/1.1 Upgrade to %s, as %q makes", protocol, command)
 }
 
 // upgrade takes over the client's connection.
@@ -71,7 +70,7 @@ func (c *call) upgrade(protocol string) (io.ReadWriteCloser, error) {
 	return &upgraded{conn, buffered.Reader}, nil
 }
 
-// upgraded is a connection whose first bytes have been read already.
+// upgraded is a connection of which some bytes have already been read.
 type upgraded struct {
 	net.Conn
 	in io.Reader

@@ -9,11 +9,11 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// masked stands for a Secret's value in the audit.
+// masked replaces a Secret's value in the audit.
 const masked = "(secret)"
 
-// difference lists what differs in spec, labels and annotations; either object
-// may be nil. Of a Secret it names the keys and never the values.
+// difference lists the differences in spec, labels and annotations; either object may be nil. Of a Secret it
+// names the keys and never the values.
 func difference(old, now api.Object) []api.Change {
 	a, b := visible(old), visible(now)
 	return compare(nil, "", a, b)
@@ -40,7 +40,7 @@ func visible(o api.Object) any {
 	}
 	spec := all.Spec
 	if secret, ok := o.(*api.Secret); ok {
-		// The digests say which values differ.
+		// The digests show which values differ.
 		data := map[string]any{}
 		for key, digest := range secret.Status.Digests {
 			data[key] = sealed(digest)
@@ -64,8 +64,7 @@ func visible(o api.Object) any {
 // sealed is a value that is compared but not shown.
 type sealed string
 
-// compare appends the leaves in which a and b differ; what one of them has not
-// at all is one change.
+// compare appends the leaves in which a and b differ; a subtree that only one of them has is one change.
 func compare(changes []api.Change, pointer string, a, b any) []api.Change {
 	am, aok := a.(map[string]any)
 	bm, bok := b.(map[string]any)

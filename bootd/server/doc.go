@@ -3,10 +3,9 @@
 //
 // It is served over TLS on :8443, where hosts and people show a client
 // certificate or a bearer token, and on a unix socket that only root can open,
-// where everybody is the admin "root" and finds profiles of bootd, too.
+// where every caller is the admin "root" and can also read profiles of bootd.
 //
-// Package admission judges each write by a view of the cache that has seen every
-// write before it that could matter. Machines, Guests, Profiles, Layers and
-// Images are written side by side unless they claim the same thing, such as a
-// MAC (turns.go); other kinds are written alone.
+// Package admission judges each write against a view of the cache that contains every earlier write that could
+// matter. Machines, Guests, Profiles, Layers and Images are written in parallel unless they claim the same thing,
+// such as a MAC (turns.go); other kinds are written alone.
 package server

@@ -19,8 +19,7 @@ const (
 	explainEvents    = 30
 )
 
-// explain tells why a Machine is as it is. It may be named by a MAC, also by
-// one that no Machine has.
+// explain says why a Machine is in its current state. It may be named by a MAC, even by one that no Machine has.
 func (h *machines) explain(c *call) error {
 	if err := h.catchUpWithStore(c.r.Context()); err != nil {
 		return err
@@ -48,8 +47,7 @@ func (h *machines) explain(c *call) error {
 	return c.json(http.StatusOK, x)
 }
 
-// catchUpWithStore waits until the cache holds all that is written by now: MACs are looked
-// up there.
+// catchUpWithStore waits until the cache holds all writes up to now: MACs are looked up there.
 func (h *machines) catchUpWithStore(ctx context.Context) error {
 	site, err := api.LookupKind("Site")
 	if err != nil {
@@ -62,7 +60,7 @@ func (h *machines) catchUpWithStore(ctx context.Context) error {
 	return h.cache.WaitRevision(ctx, revision)
 }
 
-// subject finds the Machine that is asked about; nil for a MAC that none has.
+// subject finds the Machine in question; nil for a MAC that none has.
 func (h *machines) subject(c *call) (*api.Machine, api.MAC, error) {
 	name := c.name()
 	mac, err := api.ParseMAC(name)
@@ -103,21 +101,21 @@ func (h *machines) explainConfig(x *api.Explanation, m *api.Machine) {
 func unknownMAC(mac api.MAC, decisions []api.Decision) []string {
 	summary := []string{fmt.Sprintf("No Machine has MAC %s.", mac)}
 	if len(decisions) == 0 {
-		return append(summary, "It has asked bootd for nothing that is still recorded: check its cable, its VLAN, and that a Subnet serves it.")
+		return append(summary, "No request from it is on record: check its cable, its VLAN, and that a Subnet serves it.")
 	}
 	last := decisions[len(decisions)-1]
 	return append(summary,
-		fmt.Sprintf("It last asked at %s (%s), and the answer was: %s: %s.", clock(last.Time), last.Question, last.Answer, last.Reason),
+		fmt.Sprintf("Its last request was at %s (%s), and the answer was: %s: %s.", clock(last.Time), last.Question, last.Answer, last.Reason),
 		"Apply a Machine with this MAC to register it.")
 }
 
-// summarize says where a Machine stands, what it waits for and what to do.
+// summarize says how far a Machine is, what it waits for and what to do.
 func summarize(m *api.Machine, site api.SiteSpec, now time.Time) []string {
 	if machine.IsDiscovered(m) {
 		return []string{
-			fmt.Sprintf("Nobody has registered this Machine: bootd made it because MAC %v asked for a boot.", m.MACs()),
-			fmt.Sprintf("It was last seen %s, and is given an address and nothing else.", ago(m.Status.LastSeen, now)),
-			"Apply a Machine with this MAC, under any name, to take it over.",
+			fmt.Sprintf("This Machine is not registered: bootd created it because MAC %v requested a boot.", m.MACs()),
+			fmt.Sprintf("It was last seen %s, and receives an address and nothing else.", ago(m.Status.LastSeen, now)),
+			"Apply a Machine with this MAC, under any name, to replace it.",
 		}
 	}
 	summary := []string{standing(m)}
@@ -127,7 +125,7 @@ func summarize(m *api.Machine, site api.SiteSpec, now time.Time) []string {
 	summary = append(summary, troubles(m)...)
 	for _, r := range m.Status.Requests {
 		if r.State == api.RequestPending || r.State == api.RequestRunning {
-			summary = append(summary, fmt.Sprintf("%s %s, asked for by %s %s, is %s.", r.Verb, r.Argument, r.By, ago(r.Time, now), r.State))
+			summary = append(summary, fmt.Sprintf("%s %s, requested by %s %s, is %s.", r.Verb, r.Argument, r.By, ago(r.Time, now), r.State))
 		}
 	}
 	if site.Paused {
@@ -145,7 +143,7 @@ func standing(m *api.Machine) string {
 	if m.Status.Power != "" {
 		text += ", powered " + m.Status.Power
 	}
-	return text + fmt.Sprintf("; it is to be %s.", m.Spec.State)
+	return text + fmt.Sprintf("; its desired state is %s.", m.Spec.State)
 }
 
 func attempt(a *api.BootAttempt, now time.Time) string {
@@ -158,12 +156,12 @@ func attempt(a *api.BootAttempt, now time.Time) string {
 	}
 	left := a.Deadline.Sub(now).Round(time.Second)
 	if left <= 0 {
-		return fmt.Sprintf("%s, stands at stage %s, and its window is over: it is about to fail.", head, a.Stage)
+		return fmt.Sprintf("%s, is at stage %s, and its window is over: it is about to fail.", head, a.Stage)
 	}
-	return fmt.Sprintf("%s and stands at stage %s; it waits for %s, for another %s.", head, a.Stage, next(a.Stage), left)
+	return fmt.Sprintf("%s and is at stage %s; it waits for %s, for another %s.", head, a.Stage, next(a.Stage), left)
 }
 
-// trusted says what the Machine's last boot has proved, how, and what it has to.
+// trusted says which trust level the Machine's last boot has reached, how, and which is required.
 func trusted(m *api.Machine, r trust.Requirement) []string {
 	a := m.Status.Attempt
 	if a == nil || machine.IsDiscovered(m) {
@@ -191,17 +189,17 @@ func trusted(m *api.Machine, r trust.Requirement) []string {
 func next(s api.Stage) string {
 	switch s {
 	case api.StageRequested:
-		return "its BMC to take the power command"
+		return "its BMC to accept the power command"
 	case api.StagePowerOn:
-		return "its firmware to ask for an address"
+		return "its firmware to request an address"
 	case api.StageDHCP:
 		return "its firmware to fetch a boot loader"
 	case api.StageLoader:
-		return "iPXE to ask for its script"
+		return "iPXE to request its script"
 	case api.StageScript, api.StageKernel:
 		return "iPXE to fetch kernel and initrd"
 	case api.StageInitrd:
-		return "Ignition in its initrd to ask for the pointer"
+		return "Ignition in its initrd to request the pointer"
 	case api.StagePointer:
 		return "Ignition to fetch its config over TLS"
 	case api.StageConfig, api.StageRootfs:
@@ -212,7 +210,7 @@ func next(s api.Stage) string {
 	return "the Machine to be declared Active"
 }
 
-// troubles are the conditions that stand in the way.
+// troubles are the conditions that prevent progress.
 func troubles(m *api.Machine) []string {
 	var list []string
 	for _, cond := range m.Status.Conditions {
@@ -234,7 +232,7 @@ func advice(m *api.Machine) []string {
 	case m.Spec.Profile == "" && m.Spec.State == api.StateActive:
 		return []string{"It has no Profile, so there is nothing to boot: set spec.profile."}
 	case m.Status.Phase == api.PhaseFailed:
-		return []string{fmt.Sprintf("When the cause is removed: weftctl machine reprovision %s. Its console: weftctl console %s.", name, name)}
+		return []string{fmt.Sprintf("After removing the cause: weftctl machine reprovision %s. Its console: weftctl console %s.", name, name)}
 	case m.Status.Phase == api.PhaseProvisioning:
 		return []string{fmt.Sprintf("To watch it: weftctl console %s.", name)}
 	}

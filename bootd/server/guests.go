@@ -12,7 +12,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// guests are asked for something once, and given to their hosts.
+// guests handles the verbs of Guests, and what their hosts fetch for them.
 type guests struct {
 	store   *store.Store
 	cache   *store.Cache
@@ -22,11 +22,11 @@ type guests struct {
 func (h *guests) routes() []route {
 	var routes []route
 	for _, v := range []struct{ verb, summary string }{
-		{api.GuestVerbReset, "Reset a Guest, as its button would"},
-		{api.GuestVerbRestart, "Stop a Guest gracefully and start it, by which changes of its spec take effect"},
+		{api.GuestVerbReset, "Reset a Guest, as with a reset button"},
+		{api.GuestVerbRestart, "Stop a Guest gracefully and start it again, so that changes of its spec take effect"},
 		{api.GuestVerbMove, "Move a Guest to another host, with its addresses and its disks"},
-		{api.GuestSnapshotCreate, "Take a snapshot of all disks of a Guest at one moment"},
-		{api.GuestSnapshotRevert, "Have all disks of a stopped Guest become what they were"},
+		{api.GuestSnapshotCreate, "Take a snapshot of all disks of a Guest at one point in time"},
+		{api.GuestSnapshotRevert, "Revert all disks of a stopped Guest to a snapshot"},
 		{api.GuestSnapshotDelete, "Delete a snapshot of a Guest"},
 	} {
 		routes = append(routes, route{method: "POST", path: "/v1/guests/{name}/" + v.verb, tag: "Guest", role: operator, audited: true,
@@ -34,25 +34,25 @@ func (h *guests) routes() []route {
 			handle: func(c *call) error { return h.verb(c, v.verb) }})
 	}
 	return append(routes, route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/config", tag: "Host", host: ownName,
-		summary: "The config of a Guest that is on the host: Ignition's, or the user data of cloud-init", outType: "application/vnd.coreos.ignition+json", handle: h.config},
+		summary: "The config of a Guest on the host: Ignition's, or the user data of cloud-init", outType: "application/vnd.coreos.ignition+json", handle: h.config},
 		route{method: "GET", path: "/v1/hosts/{name}/guests/{guest}/shares/{share}", tag: "Host", host: ownName,
-			summary: "What a share of a Guest that is on the host holds", out: api.GuestShareContent{}, handle: h.share})
+			summary: "The content of a share of a Guest on the host", out: api.GuestShareContent{}, handle: h.share})
 }
 
-// on is a Guest that is on the host that asks.
+// on returns a Guest that is on the calling host.
 func (h *guests) on(c *call) (*api.Guest, error) {
 	if c.who.host == nil {
-		return nil, problem(http.StatusForbidden, "it is for the Guest's host alone: show the certificate of host:%s", c.name())
+		return nil, problem(http.StatusForbidden, "only the Guest's host may read it: show the certificate of host:%s", c.name())
 	}
 	name := c.r.PathValue("guest")
 	g, ok := store.Cached[api.Guest](h.cache, name)
 	if !ok || !guest.Has(g, c.who.host.UID) {
-		return nil, problem(http.StatusNotFound, "no Guest %q is on %s", name, c.name())
+		return nil, problem(http.StatusNotFound, "Guest %q is not on %s", name, c.name())
 	}
 	return g, nil
 }
 
-// share hands a host what one of its Guests is to see.
+// share returns to a host the content of a Guest's share.
 func (h *guests) share(c *call) error {
 	g, err := h.on(c)
 	if err != nil {
@@ -66,7 +66,7 @@ func (h *guests) share(c *call) error {
 	return c.json(http.StatusOK, content)
 }
 
-// config hands a host what one of its Guests configures itself with.
+// config returns to a host the config of one of its Guests.
 func (h *guests) config(c *call) error {
 	g, err := h.on(c)
 	if err != nil {
@@ -82,8 +82,7 @@ func (h *guests) config(c *call) error {
 	return nil
 }
 
-// verb writes a verb into the Guest's status; one with the id of the last
-// changes nothing.
+// verb writes a verb into the Guest's status; one with the same id as the last changes nothing.
 func (h *guests) verb(c *call, verb string) error {
 	raw, err := c.body(maxBoot)
 	if err != nil {

@@ -129,7 +129,7 @@ func TestGuestConfig(t *testing.T) {
 		return string(body), err
 	}
 	_, err = fetch(host, "/v1/hosts/r1/guests/web/config")
-	wantStatus(t, err, http.StatusNotFound, "is on r1")
+	wantStatus(t, err, http.StatusNotFound, "is not on r1")
 	fresh, err := store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error {
 		g.Status.Host, g.Status.HostUID = "r1", m.Metadata.UID
 		return nil

@@ -14,8 +14,6 @@ import (
 	"github.com/rackweft/rackweft/internal/receipt"
 )
 
-// routes are what machines call while they boot, and hosts as long as they
-// live.
 // boots answers booting machines and hosts.
 type boots struct {
 	decider Decider
@@ -28,15 +26,15 @@ type boots struct {
 
 func (h *boots) routes() []route {
 	return []route{
-		{method: "GET", path: "/v1/ignition/{name}/{key}", tag: "Host", public: true, summary: "A Machine's Ignition config, against the token of its BootAttempt",
+		{method: "GET", path: "/v1/ignition/{name}/{key}", tag: "Host", public: true, summary: "A Machine's Ignition config, for the token of its BootAttempt",
 			outType: "application/vnd.coreos.ignition+json", handle: h.ignition},
-		{method: "GET", path: "/v1/boot/{name}/{key}", tag: "Host", public: true, summary: "A Machine's iPXE script, for who has the boot URL of its BootAttempt",
+		{method: "GET", path: "/v1/boot/{name}/{key}", tag: "Host", public: true, summary: "A Machine's iPXE script, for the boot URL of its BootAttempt",
 			outType: "text/plain", handle: h.secureScript},
-		{method: "GET", path: "/v1/boot/{name}/{key}/blobs/{digest}", tag: "Host", public: true, stream: true, summary: "A blob of the boot, for who has the boot URL",
+		{method: "GET", path: "/v1/boot/{name}/{key}/blobs/{digest}", tag: "Host", public: true, stream: true, summary: "A blob of the boot, for the boot URL",
 			outType: "application/octet-stream", handle: h.secureBlob},
-		{method: "GET", path: "/v1/pointer/{name}/{key}", tag: "Host", public: true, summary: "A Machine's first Ignition config, for who has the script that the boot URL gave",
+		{method: "GET", path: "/v1/pointer/{name}/{key}", tag: "Host", public: true, summary: "A Machine's first Ignition config, for the key in the script that the boot URL returned",
 			outType: "application/vnd.coreos.ignition+json", handle: h.securePointer},
-		{method: "POST", path: "/v1/join", tag: "Host", public: true, summary: "Join as a Machine's host, once, against the join token of its BootAttempt",
+		{method: "POST", path: "/v1/join", tag: "Host", public: true, summary: "Join as a Machine's host, once, with the join token of its BootAttempt",
 			in: api.JoinRequest{}, out: api.JoinResponse{}, handle: h.join},
 		{method: "POST", path: "/v1/hosts/{name}/stream", tag: "Host", host: ownName, stream: true,
 			summary: "A host's one stream: newline-delimited HostFrames in, ServerFrames out", inType: "application/x-ndjson", in: api.HostFrame{},
@@ -44,18 +42,18 @@ func (h *boots) routes() []route {
 	}
 }
 
-// slowDown bounds how often an address that has no identity yet may call.
+// slowDown limits how often an unauthenticated address may call.
 func (h *boots) slowDown(c *call) error {
 	c.who.from = peerOf(c.r).String()
 	if h.limit.allow(peerOf(c.r)) {
 		return nil
 	}
-	// Not 429: Ignition gives up for good at any 4xx, and asks again at a 5xx.
+	// Not 429: Ignition fails permanently at any 4xx, and retries at a 5xx.
 	c.w.Header().Set("Retry-After", "2")
 	return problem(http.StatusServiceUnavailable, "too many calls from %s: wait a moment", c.who.from)
 }
 
-// bootToken is the token of a caller that has nothing else yet.
+// bootToken is the token of a caller that has no certificate yet.
 func (h *boots) bootToken(c *call) (string, error) {
 	if err := h.slowDown(c); err != nil {
 		return "", err
@@ -67,8 +65,7 @@ func (h *boots) bootToken(c *call) (string, error) {
 	return token, nil
 }
 
-// once refuses what is not a GET of something that one client has once: a HEAD
-// would take it and get nothing.
+// once refuses methods other than GET for content that is served once: a HEAD would use it up and return nothing.
 func (h *boots) once(c *call) error {
 	if c.r.Method != http.MethodGet {
 		return problem(http.StatusMethodNotAllowed, "GET it")
@@ -76,14 +73,13 @@ func (h *boots) once(c *call) error {
 	return nil
 }
 
-// give sends what one client has once, and tells sent whether any of it has
-// arrived.
+// give sends content that is served once, and calls sent with whether any of it has arrived.
 func (h *boots) give(c *call, contentType string, body []byte, sent func(arrived bool)) {
 	c.w.Header().Set("Content-Type", contentType)
 	c.w.Header().Set("Cache-Control", "no-store")
 	mark := receipt.Of(c.r.Context()).Mark()
 	c.write(http.StatusOK, body)
-	_ = c.rc.Flush() // when the client is gone, nothing arrives
+	_ = c.rc.Flush() // nothing arrives once the client has disconnected
 	sent(mark.Arrived(c.r.Context()))
 }
 
@@ -105,8 +101,8 @@ func (h *boots) ignition(c *call) error {
 	return nil
 }
 
-// secureScript answers who presents a boot URL. Over the unix socket it is of no
-// use: no one has an address there.
+// secureScript answers a caller that presents a boot URL. It does not work over the unix socket, where callers
+// have no address.
 func (h *boots) secureScript(c *call) error {
 	if err := h.slowDown(c); err != nil {
 		return err
@@ -171,23 +167,22 @@ func (h *boots) join(c *call) error {
 	return c.json(http.StatusOK, answer)
 }
 
-// unknownCaller keeps what went wrong inside bootd from whoever asks; trying
-// again may help.
+// unknownCaller hides bootd's internal errors from unauthenticated callers; a retry may succeed.
 func (h *boots) unknownCaller(c *call, err error) error {
 	var p *api.Problem
 	if errors.As(err, &p) {
 		return p
 	}
-	h.log.Error("a booting machine could not be answered", "route", c.r.Pattern, "peer", c.who.from, "error", err)
+	h.log.Error("cannot answer a booting machine", "route", c.r.Pattern, "peer", c.who.from, "error", err)
 	return problem(http.StatusServiceUnavailable, "bootd cannot answer now; its log says why")
 }
 
-// hostStream hands a host's connection to the hub.
+// hostStream passes a host's connection to the hub.
 func (h *boots) hostStream(c *call) error {
 	if c.who.host == nil {
-		return problem(http.StatusForbidden, "a stream is held by a host: show the certificate of host:%s", c.name())
+		return problem(http.StatusForbidden, "only a host may open a stream: show the certificate of host:%s", c.name())
 	}
-	h.streams.lasts.leave(c) // the hub ends a stream by itself, and tells the host why
+	h.streams.lasts.leave(c) // the hub ends a stream by itself, and sends the host the reason
 	ctx, cancel := h.streams.lasting(c)
 	defer cancel()
 	// HTTP/1.1 would otherwise read the whole request before it answers.

@@ -10,7 +10,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// maxRecords bounds one answer out of the journal.
+// maxRecords limits one answer from the journal.
 const maxRecords = 1000
 
 // DecisionList is decisions, oldest first.
@@ -23,7 +23,7 @@ type AuditList struct {
 	Items []api.AuditRecord `json:"items"`
 }
 
-// journals show what was noted.
+// journals returns recorded events, decisions and audit records.
 type journals struct {
 	cache     *store.Cache
 	events    *journal.Journal[api.Event]
@@ -35,9 +35,9 @@ type journals struct {
 func (h *journals) routes() []route {
 	return []route{
 		{method: "GET", path: "/v1/events", tag: "Journal", role: viewer, stream: true, summary: "Events, oldest first, as newline-delimited JSON",
-			query:   []parameter{{"kind", "Of this kind only.", "string"}, {"name", "Of the object of this name only.", "string"}, {"follow", "Go on with new ones.", "boolean"}},
+			query:   []parameter{{"kind", "Of this kind only.", "string"}, {"name", "Of the object of this name only.", "string"}, {"follow", "Continue with new ones.", "boolean"}},
 			outType: "application/x-ndjson", out: api.Event{}, handle: h.readEvents},
-		{method: "GET", path: "/v1/decisions", tag: "Journal", role: viewer, summary: "Why machines got the answers that they got",
+		{method: "GET", path: "/v1/decisions", tag: "Journal", role: viewer, summary: "The decisions about machines' requests",
 			query: []parameter{{"machine", "Of this Machine, or of this MAC, only.", "string"}}, out: DecisionList{}, handle: h.readDecisions},
 		{method: "GET", path: "/v1/audit", tag: "Journal", role: admin, summary: "Who changed what", out: AuditList{}, handle: h.readAudit},
 	}
@@ -78,7 +78,7 @@ func (h *journals) readEvents(c *call) error {
 	}
 	for r, err := range h.events.Watch(ctx, last) {
 		if ctx.Err() != nil {
-			return nil // the client left, or the Server stops
+			return nil // the client disconnected, or the Server stops
 		}
 		if err != nil {
 			return err

@@ -8,18 +8,17 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// maxPeers bounds how many addresses a limiter remembers: anyone can come from
-// very many.
+// maxPeers limits how many addresses a limiter remembers: a caller can use very many.
 const maxPeers = 8192
 
-// limiter bounds how often each address may do something.
+// limiter limits how often each address may do something.
 type limiter struct {
 	perSecond rate.Limit
 	burst     int
 
 	mu    sync.Mutex
 	peers map[netip.Prefix]*rate.Limiter
-	// crowd is shared by all who come when peers is full.
+	// crowd is shared by all new addresses while peers is full.
 	crowd *rate.Limiter
 }
 
@@ -29,16 +28,16 @@ func newLimiter(perSecond float64, burst int) *limiter {
 	return l
 }
 
-// allow takes one from what the address has left.
+// allow takes one token of the address.
 func (l *limiter) allow(a netip.Addr) bool { return l.of(a).Allow() }
 
-// exhausted reports whether the address has nothing left, and takes nothing.
+// exhausted reports whether the address has no token left, and takes none.
 func (l *limiter) exhausted(a netip.Addr) bool { return l.of(a).Tokens() < 1 }
 
 func (l *limiter) of(a netip.Addr) *rate.Limiter {
 	bits := a.BitLen()
 	if a.Is6() {
-		bits = 64 // one host has a whole /64 to choose from
+		bits = 64 // a host can choose any address of its /64
 	}
 	peer, err := a.WithZone("").Prefix(bits)
 	if err != nil {
@@ -60,7 +59,7 @@ func (l *limiter) of(a netip.Addr) *rate.Limiter {
 	return p
 }
 
-// prune forgets who has been quiet for long enough to start over.
+// prune removes addresses that have been idle long enough to be full again.
 func (l *limiter) prune() {
 	now := time.Now()
 	for peer, p := range l.peers {

@@ -15,7 +15,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// machines are explained, opened and asked for something once.
+// machines handles Machines' explanations, consoles and verbs.
 type machines struct {
 	store     *store.Store
 	cache     *store.Cache
@@ -31,14 +31,14 @@ type machines struct {
 func (h *machines) routes() []route {
 	const one = "/v1/machines/{name}"
 	routes := []route{
-		{method: "GET", path: one + "/explain", tag: "Machine", role: viewer, summary: "Why a Machine, or whoever has a MAC, is as it is",
+		{method: "GET", path: one + "/explain", tag: "Machine", role: viewer, summary: "Why a Machine, or the owner of a MAC, is in its current state",
 			out: api.Explanation{}, handle: h.explain},
 		{method: "GET", path: one + "/console", tag: "Machine", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
 			summary: "Open the serial console: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: h.openConsole},
 	}
 	for _, v := range []api.Verb{api.VerbReprovision, api.VerbPower, api.VerbInspect, api.VerbIdentify} {
 		routes = append(routes, route{method: "POST", path: one + "/" + string(v), tag: "Machine", role: operator, audited: true,
-			summary: "Ask a Machine once to " + string(v), in: api.Request{}, out: api.Request{}, status: http.StatusAccepted,
+			summary: "Request of a Machine, once per id: " + string(v), in: api.Request{}, out: api.Request{}, status: http.StatusAccepted,
 			handle: func(c *call) error { return h.verb(c, v) }})
 	}
 	return routes
@@ -74,7 +74,7 @@ func (h *machines) verb(c *call, v api.Verb) error {
 	return c.json(http.StatusAccepted, answer)
 }
 
-// request reads the body of a verb; an empty one asks for the verb alone.
+// request reads the body of a verb; an empty one requests the verb without options.
 func (c *call) request(v api.Verb) (api.Request, error) {
 	raw, err := c.body(maxBoot)
 	if err != nil {
@@ -87,7 +87,7 @@ func (c *call) request(v api.Verb) (api.Request, error) {
 		}
 	}
 	if r.Verb != "" && r.Verb != v {
-		p := problem(http.StatusUnprocessableEntity, "the body asks for another verb than the path")
+		p := problem(http.StatusUnprocessableEntity, "the body names another verb than the path")
 		p.Errors = api.FieldErrors{{Pointer: "/verb", Message: fmt.Sprintf("%q is not %s", r.Verb, v)}}
 		return api.Request{}, p
 	}

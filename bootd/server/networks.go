@@ -8,7 +8,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// networks show who is of a Network.
+// networks shows the members of a Network, and the paths of packets.
 type networks struct {
 	cache    *store.Cache
 	networks *network.Index
@@ -18,18 +18,18 @@ type networks struct {
 func (h *networks) routes() []route {
 	return []route{
 		{method: "GET", path: "/v1/networks/{name}/peers", tag: "Network", role: viewer, out: api.NetworkPeers{}, handle: h.peers,
-			summary: "Who has a lease of a Network, and what each host last said of it"},
+			summary: "The leases of a Network, and each host's last report about it"},
 		{method: "GET", path: "/v1/networks/{name}/explain", tag: "Network", role: viewer, out: api.NetworkPath{}, handle: h.path,
-			query:   []parameter{{"from", "Where it comes from: a Guest, or an address.", "string"}, {"to", "Where it goes to: a Guest, NETWORK/GUEST, or an address.", "string"}},
-			summary: "What becomes of a packet of a Network"},
+			query:   []parameter{{"from", "Source: a Guest, or an address.", "string"}, {"to", "Destination: a Guest, NETWORK/GUEST, or an address.", "string"}},
+			summary: "Trace a packet through a Network"},
 	}
 }
 
-// path follows a packet of a Network.
+// path traces a packet through a Network.
 func (h *networks) path(c *call) error {
 	from, to := c.r.URL.Query().Get("from"), c.r.URL.Query().Get("to")
 	if from == "" || to == "" {
-		return problem(http.StatusBadRequest, "from and to are both needed: a Guest, NETWORK/GUEST, or an address")
+		return problem(http.StatusBadRequest, "from and to are both required: a Guest, NETWORK/GUEST, or an address")
 	}
 	paths := network.Paths{
 		Networks: store.CachedList[api.Network](h.cache), Guests: store.CachedList[api.Guest](h.cache),
@@ -66,7 +66,7 @@ func (h *networks) members(n *api.Network) []api.NetworkMember {
 	return list
 }
 
-// member is a lease with what its host last said of the Network.
+// member is a lease with its host's last report about the Network.
 func (h *networks) member(n *api.Network, l network.Lease) api.NetworkMember {
 	m := api.NetworkMember{Kind: l.Kind, Host: l.Machine, Guest: l.Guest, Lease: l.Lease, Lease6: l.Lease6, VTEP: l.VTEP, MAC: l.MAC}
 	if l.Machine == "" {
@@ -77,7 +77,7 @@ func (h *networks) member(n *api.Network, l network.Lease) api.NetworkMember {
 	}
 	host, ok := store.Cached[api.Machine](h.cache, l.Machine)
 	if !ok || host.Metadata.UID != l.UID {
-		m.Message = "its Machine is deleted; the lease goes soon"
+		m.Message = "its Machine is deleted; the lease is released soon"
 		return m
 	}
 	_, m.Connected = h.hub.Heartbeat(l.Machine)
@@ -94,10 +94,10 @@ func (h *networks) member(n *api.Network, l network.Lease) api.NetworkMember {
 		part, said = buried, true
 	}
 	if m.State, m.Message = part.State, part.Message; l.Buried && m.Message == "" {
-		m.Message = "it is to give the Network up, and then its lease"
+		m.Message = "the Network, and then its lease, is being removed from it"
 	}
 	if !said && !l.Buried {
-		m.Message = "it has said nothing of this Network yet"
+		m.Message = "it has not reported on this Network yet"
 	}
 	return m
 }

@@ -62,7 +62,7 @@ func TestNetworkPeers(t *testing.T) {
 		"host r1 10.5.1.0/24 fd00:0:0:1::/64 198.18.8.1 02:00:00:00:00:01 Failed no underlay",
 		"flanneld 198.18.8.2 10.5.2.0/24 invalid Prefix 198.18.8.2 56:00:00:00:00:02  ",
 		"reservation  10.5.3.0/24 invalid Prefix invalid IP   ",
-		"host gone 10.5.4.0/24 invalid Prefix invalid IP   its Machine is deleted; the lease goes soon",
+		"host gone 10.5.4.0/24 invalid Prefix invalid IP   its Machine is deleted; the lease is released soon",
 		"guest r1 10.5.9.8/31 invalid Prefix 198.18.8.1 02:00:00:00:00:01 Failed no underlay",
 	}
 	var lines []string

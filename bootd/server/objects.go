@@ -30,12 +30,12 @@ type objects struct {
 	streams  *streams
 }
 
-// routes are the routes that every kind has; a computed one is only read.
+// routes are the routes that every kind has; a computed kind is only read.
 func (h *objects) routes(k api.Kind) []route {
 	list, one := "/v1/"+k.Plural, "/v1/"+k.Plural+"/{name}"
 	watch := []parameter{
 		{"watch", "Newline-delimited WatchFrames instead of a list.", "boolean"},
-		{"resourceVersion", "Watch from here on; everything that stands comes first unless given.", "string"},
+		{"resourceVersion", "Watch from this revision on; without it, all existing objects come first.", "string"},
 	}
 	get := route{method: "GET", path: one, tag: k.Name, role: viewer, summary: "Read a " + k.Name, out: k.New(),
 		handle: func(c *call) error { return h.get(c, k) }}
@@ -47,7 +47,7 @@ func (h *objects) routes(k api.Kind) []route {
 	}
 	write := writer(k)
 	version := parameter{"resourceVersion", "Refuse with 409 unless this is still current.", "string"}
-	dry := parameter{"dryRun", "Answer what would be, store nothing.", "boolean"}
+	dry := parameter{"dryRun", "Return the result, store nothing.", "boolean"}
 	return []route{get,
 		{method: "GET", path: list, tag: k.Name, role: viewer, summary: "List or watch every " + k.Name, query: watch, out: &listOf{k}, stream: true,
 			handle: func(c *call) error { return h.listOrWatch(c, k) }},
@@ -62,8 +62,7 @@ func (h *objects) routes(k api.Kind) []route {
 	}
 }
 
-// writer is the role that changes a kind: an admin's unless the kind says that an
-// operator may.
+// writer is the role required to change a kind: admin unless the kind permits operators.
 func writer(k api.Kind) role {
 	if k.Writer == api.RoleOperator {
 		return operator
@@ -74,7 +73,7 @@ func writer(k api.Kind) role {
 // read returns an object as clients see it.
 func (h *objects) read(ctx context.Context, k api.Kind, name string) (api.Object, error) {
 	if err := api.ValidateName(name); err != nil {
-		return nil, problem(http.StatusNotFound, "no %s is called %q", k.Name, name)
+		return nil, problem(http.StatusNotFound, "there is no %s %q", k.Name, name)
 	}
 	if k.Computed {
 		return h.compile(ctx, name)
@@ -160,8 +159,8 @@ func (h *objects) list(c *call, k api.Kind) error {
 	return c.json(http.StatusOK, l)
 }
 
-// all reads from the store, not the cache: the revision of a cache that
-// has nothing to do can be so old that no watch can go on from it.
+// all reads from the store, not the cache: the revision of an idle cache can be so old that no watch can continue
+// from it.
 func (h *objects) all(ctx context.Context, k api.Kind) ([]api.Object, int64, error) {
 	if k.Computed {
 		return h.compileAll(ctx)
@@ -189,8 +188,8 @@ func (h *objects) compileAll(ctx context.Context) ([]api.Object, int64, error) {
 	return all, revision, nil
 }
 
-// decode reads the object of a body. Its name is the path's (any, when that is
-// empty), and its status is passed over.
+// decode reads the object of a body. Its name must be the path's (any, when that is empty), and its status is
+// ignored.
 func (c *call) decode(k api.Kind, name string) (api.Object, error) {
 	raw, err := c.body(maxObject)
 	if err != nil {
@@ -212,8 +211,7 @@ func (c *call) decode(k api.Kind, name string) (api.Object, error) {
 	return o, nil
 }
 
-// put creates the object of the body or replaces the one that stands; without
-// a name it only creates.
+// put creates the object of the body or replaces the existing one; without a name it only creates.
 func (h *objects) put(c *call, k api.Kind, name string) error {
 	dry, err := c.flag("dryRun")
 	if err != nil {
@@ -273,24 +271,24 @@ func (h *objects) put(c *call, k api.Kind, name string) error {
 	return h.save(c, w, admitted{next: next, current: current, version: body.Meta().ResourceVersion, takeover: verdict.Takeover})
 }
 
-// admitted is a write that nothing speaks against.
+// admitted is a write that admission permits.
 type admitted struct {
 	next, current api.Object // current is nil for a new one
 	version       string     // the resourceVersion that the client has read; "" for any
 	takeover      []string   // the discovered Machines that it replaces
 }
 
-// save writes what was admitted and answers with it.
+// save writes an admitted object and answers with it.
 func (h *objects) save(c *call, w *write, a admitted) error {
 	next, current := a.next, a.current
-	// A client that leaves does not leave it open whether the write was made.
+	// A client that disconnects must not interrupt the write.
 	ctx, k := context.WithoutCancel(c.r.Context()), api.KindOf(next)
 	w.failed = true
-	// First, for the MAC must never be found with a Machine that is only
-	// discovered; should bootd die here, the Machine is discovered again.
+	// First, so that the MAC is never found with the discovered Machine; should bootd die here, the Machine is
+	// discovered again.
 	for _, name := range a.takeover {
 		if err := h.store.Delete(ctx, machineKind(), name, ""); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return fmt.Errorf("take over the discovered Machine %s: %w", name, err)
+			return fmt.Errorf("replace the discovered Machine %s: %w", name, err)
 		}
 		c.changed = true
 	}
@@ -330,14 +328,14 @@ func outcome(current api.Object, diff []api.Change) string {
 	switch {
 	case current == nil:
 		return api.OutcomeCreated
-	case len(diff) == 0: // its status moved meanwhile
+	case len(diff) == 0: // its status has changed in the meantime
 		return api.OutcomeUnchanged
 	}
 	return api.OutcomeConfigured
 }
 
-// foreseen is the outcome of a write that is not made. Values of a Secret are
-// compared when they are sealed, so those are taken for new ones.
+// foreseen is the outcome of a dry run. Values of a Secret can only be compared once sealed, so they count as
+// changed.
 func foreseen(current, next api.Object) string {
 	if secret, ok := next.(*api.Secret); ok && current != nil && len(secret.Spec.Data) > 0 {
 		return api.OutcomeConfigured
@@ -374,13 +372,13 @@ func (h *objects) delete(c *call, k api.Kind) error {
 	left, err := h.current(ctx, k, c.name())
 	if err == nil && left != nil {
 		w.wrote(left.Meta().ResourceVersion)
-		return c.json(http.StatusAccepted, h.fill(left)) // finalizers are at work
+		return c.json(http.StatusAccepted, h.fill(left)) // finalizers are running
 	}
 	w.barrier(ctx)
 	return c.empty(http.StatusNoContent)
 }
 
-// current is the object as it is stored, nil when there is none.
+// current is the stored object, nil when there is none.
 func (h *objects) current(ctx context.Context, k api.Kind, name string) (api.Object, error) {
 	o, err := h.store.Get(ctx, k, name)
 	if errors.Is(err, store.ErrNotFound) {
@@ -389,8 +387,7 @@ func (h *objects) current(ctx context.Context, k api.Kind, name string) (api.Obj
 	return o, err
 }
 
-// mayLower refuses a change that lowers the trust level that boots must reach to
-// everyone but an admin.
+// mayLower permits only admins to lower the trust level that boots must reach.
 func (h *objects) mayLower(c *call, next, current api.Object) error {
 	if c.who.role >= admin || current == nil {
 		return nil
@@ -401,8 +398,7 @@ func (h *objects) mayLower(c *call, next, current api.Object) error {
 	return nil
 }
 
-// agree refuses a write to another object, or another state of it, than the
-// client has read.
+// agree refuses a write to another object, or another version of it, than the client has read.
 func agree(k api.Kind, body, current api.Object) error {
 	m := body.Meta()
 	if current == nil {
@@ -423,8 +419,7 @@ func agree(k api.Kind, body, current api.Object) error {
 	return nil
 }
 
-// merge is the object as it would stand: the body's spec, labels and
-// annotations over what rackweft keeps.
+// merge returns the resulting object: the body's spec, labels and annotations, and rackweft's own fields.
 func merge(body, current api.Object) api.Object {
 	next := api.KindOf(body).New()
 	if current == nil {
@@ -438,8 +433,7 @@ func merge(body, current api.Object) api.Object {
 	return next
 }
 
-// replace gives o the spec, labels and annotations of from. A Machine that was
-// only discovered is no longer so.
+// replace gives o the spec, labels and annotations of from. A discovered Machine becomes a registered one.
 func replace(o, from api.Object) {
 	if m, ok := o.(*api.Machine); ok && machine.IsDiscovered(m) {
 		m.Status.Phase, m.Status.LastSeen = "", time.Time{}
@@ -449,7 +443,7 @@ func replace(o, from api.Object) {
 	delete(o.Meta().Labels, api.DiscoveredLabel)
 }
 
-// redact takes out what must never be answered.
+// redact removes what must never be returned.
 func redact(o api.Object) {
 	if secret, ok := o.(*api.Secret); ok {
 		secret.Spec.Data = nil

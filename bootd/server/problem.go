@@ -16,14 +16,14 @@ func problem(status int, format string, args ...any) *api.Problem {
 	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: fmt.Sprintf(format, args...)}
 }
 
-// invalid is an object that cannot be taken, with the fields at fault.
+// invalid is a refused object, with the fields at fault.
 func invalid(o api.Object, e api.FieldErrors) *api.Problem {
 	p := problem(http.StatusUnprocessableEntity, "%s %q is not valid", api.KindOf(o).Name, o.Meta().Name)
 	p.Errors = e
 	return p
 }
 
-// problemOf turns any error into what the client is told.
+// problemOf turns any error into a problem document for the client.
 func problemOf(err error) *api.Problem {
 	var (
 		p        *api.Problem

@@ -5,9 +5,8 @@ import (
 	"net/http/pprof"
 )
 
-// profiled is the API and beside it the profiles of bootd itself. It is for the
-// socket that only root can open: a profile shows what bootd has in memory, and
-// taking one costs time.
+// profiled adds the profiles of bootd itself to the API. It is for the socket that only root can open: a profile
+// shows bootd's memory, and taking one costs time.
 func (s *Server) profiled() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", s.mux)

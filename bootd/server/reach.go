@@ -18,15 +18,15 @@ import (
 )
 
 const (
-	// maxExecAnswer is more than the JSON of any GuestExecAnswer that is right.
+	// maxExecAnswer is larger than the JSON of any valid GuestExecAnswer.
 	maxExecAnswer = 4 << 20
-	// execSlack is what a host may take to answer, beside the command's own time.
+	// execSlack is how long a host may take to answer, in addition to the command's own timeout.
 	execSlack = 30 * time.Second
-	// maxVNCMessage is more than a viewer ever sends at once.
+	// maxVNCMessage is larger than any message of a viewer.
 	maxVNCMessage = 1 << 20
 )
 
-// reach lets people at what runs inside of Guests, by channels that hosts open.
+// reach connects people to the inside of Guests, by channels that hosts open.
 type reach struct {
 	store    *store.Store
 	cache    *store.Cache
@@ -45,14 +45,14 @@ func (h *reach) routes() []route {
 		{method: "POST", path: one + "/exec", tag: "Guest", role: operator, stream: true, audited: true,
 			summary: "Run a command inside a Guest by its guest agent (qemu-ga), and wait for its end", in: api.GuestExec{}, out: api.GuestExecResult{}, handle: h.guestExec},
 		{method: "POST", path: one + "/export", tag: "Guest", role: operator, stream: true, audited: true,
-			summary: "A copy of a Guest's disks as they are at one moment: lines of ExportLine, data between them", in: api.GuestExport{}, outType: "application/octet-stream", handle: h.guestExport},
+			summary: "A copy of a Guest's disks at one point in time: lines of ExportLine, data between them", in: api.GuestExport{}, outType: "application/octet-stream", handle: h.guestExport},
 		{method: "POST", path: one + "/vnc", tag: "Guest", role: operator, audited: true,
-			summary: "A ticket for a Guest's display, good once and for 30 s", out: api.VNCTicket{}, status: http.StatusCreated, handle: h.vncTicket},
+			summary: "A ticket for a Guest's display, valid once, within 30 s", out: api.VNCTicket{}, status: http.StatusCreated, handle: h.vncTicket},
 		{method: "GET", path: one + "/vnc", tag: "Guest", public: true, stream: true, status: http.StatusSwitchingProtocols, audited: true,
-			summary: "Open a Guest's display against a ticket: WebSocket, or HTTP/1.1 Upgrade to " + api.VNCProtocol + ", then RFB",
-			query:   []parameter{{"ticket", "Of POST " + one + "/vnc.", "string"}}, handle: h.guestVNC},
+			summary: "Open a Guest's display with a ticket: WebSocket, or HTTP/1.1 Upgrade to " + api.VNCProtocol + ", then RFB",
+			query:   []parameter{{"ticket", "From POST " + one + "/vnc.", "string"}}, handle: h.guestVNC},
 		{method: "POST", path: "/v1/hosts/{name}/channels/{id}", tag: "Host", host: ownName, stream: true, query: []parameter{{"refused", "Why the host has nothing to open.", "string"}},
-			summary: "A channel that bootd has asked the host for: raw bytes both ways", inType: "application/octet-stream", outType: "application/octet-stream", handle: h.hostChannel},
+			summary: "A channel that bootd requested from the host: raw bytes both ways", inType: "application/octet-stream", outType: "application/octet-stream", handle: h.hostChannel},
 	}
 }
 
@@ -71,7 +71,7 @@ func (h *reach) hosted(c *call) (*api.Guest, error) {
 	return g, nil
 }
 
-// reaches refuses an operator what is given Secrets that are not for operators.
+// reaches refuses operators access to an object that receives Secrets which are not for operators.
 func (h *objects) reaches(c *call, o api.Object) error {
 	if c.who.role >= admin {
 		return nil
@@ -82,8 +82,7 @@ func (h *objects) reaches(c *call, o api.Object) error {
 	return nil
 }
 
-// guestConsole joins the client's connection and a Guest's serial console, by a
-// channel that the Guest's host opens.
+// guestConsole connects the client to a Guest's serial console, by a channel that the Guest's host opens.
 func (h *reach) guestConsole(c *call) error {
 	if err := c.upgradable(api.ConsoleProtocol, "weftctl guest console "+c.name()); err != nil {
 		return err
@@ -99,8 +98,7 @@ func (h *reach) guestConsole(c *call) error {
 	return h.joinChannel(c, g, api.ChannelConsole, func() (io.ReadWriteCloser, error) { return c.upgrade(api.ConsoleProtocol) })
 }
 
-// joinChannel joins the client's connection, once it is upgraded, and a channel
-// of a Guest's host.
+// joinChannel connects the client, once upgraded, to a channel of a Guest's host.
 func (h *reach) joinChannel(c *call, g *api.Guest, kind string, upgrade func() (io.ReadWriteCloser, error)) error {
 	h.streams.hijacked.Add(1)
 	defer h.streams.hijacked.Done()
@@ -119,7 +117,7 @@ func (h *reach) joinChannel(c *call, g *api.Guest, kind string, upgrade func() (
 	return nil
 }
 
-// vncTicket makes a ticket for a Guest's display.
+// vncTicket creates a ticket for a Guest's display.
 func (h *reach) vncTicket(c *call) error {
 	g, err := h.hosted(c)
 	if err != nil {
@@ -128,7 +126,7 @@ func (h *reach) vncTicket(c *call) error {
 	if g.Spec.Display == "none" {
 		return problem(http.StatusConflict, "Guest %s has no display: set machine: q35 and display: vga, then weftctl guest restart %[1]s", c.name())
 	}
-	if err := h.hub.Holds(g.Status.Host, g.Status.HostUID); err != nil { // the ticket would be good for nothing
+	if err := h.hub.Holds(g.Status.Host, g.Status.HostUID); err != nil { // the ticket would be useless
 		return problem(http.StatusBadGateway, "%s", err)
 	}
 	c.changed = true
@@ -138,8 +136,8 @@ func (h *reach) vncTicket(c *call) error {
 	return c.json(http.StatusCreated, api.VNCTicket{Ticket: t.text, Expires: t.expires, Path: path})
 }
 
-// guestVNC joins a viewer and a Guest's display. A browser can show nothing but
-// the ticket, so that is what counts.
+// guestVNC connects a viewer to a Guest's display. A browser can present nothing but the ticket, so the ticket
+// authenticates it.
 func (h *reach) guestVNC(c *call) error {
 	upgrade := func() (io.ReadWriteCloser, error) { return c.upgrade(api.VNCProtocol) }
 	if c.r.ProtoMajor == 1 && websocket.IsWebSocketUpgrade(c.r) {
@@ -154,7 +152,7 @@ func (h *reach) guestVNC(c *call) error {
 	return h.joinChannel(c, g, api.ChannelVNC, upgrade)
 }
 
-// ticketed takes the call's ticket, and gives the Guest that it is for.
+// ticketed redeems the call's ticket, and returns the Guest that it is for.
 func (h *reach) ticketed(c *call) (*api.Guest, error) {
 	who, err := h.auth.identify(c.r)
 	if err != nil {
@@ -177,10 +175,10 @@ func (h *reach) ticketed(c *call) (*api.Guest, error) {
 	return h.hosted(c)
 }
 
-const badTicket = "the ticket is spent, too old, or another's: POST to the same path gives one that is good once"
+const badTicket = "the ticket is used up, too old, or another's: POST to the same path for a new one"
 
-// websocket upgrades the client's connection. Pages of any origin may come: it
-// is the ticket that lets them in, and no cookie.
+// websocket upgrades the client's connection. Any origin is allowed: the ticket authenticates, and no cookie
+// does.
 func (c *call) websocket() (io.ReadWriteCloser, error) {
 	u := websocket.Upgrader{Subprotocols: []string{"binary"}, CheckOrigin: func(*http.Request) bool { return true },
 		Error: func(http.ResponseWriter, *http.Request, int, error) {}} // refuse answers
@@ -193,10 +191,10 @@ func (c *call) websocket() (io.ReadWriteCloser, error) {
 	return &messages{Conn: conn, in: strings.NewReader("")}, nil
 }
 
-// messages makes a WebSocket a stream of bytes.
+// messages turns a WebSocket into a stream of bytes.
 type messages struct {
 	*websocket.Conn
-	in io.Reader // the rest of the message that is being read
+	in io.Reader // the rest of the current message
 }
 
 func (m *messages) Read(p []byte) (int, error) {
@@ -206,7 +204,7 @@ func (m *messages) Read(p []byte) (int, error) {
 		}
 		var err error
 		if _, m.in, err = m.NextReader(); err != nil {
-			return 0, err // for ever, as gorilla has it
+			return 0, err // permanent, as gorilla's are
 		}
 	}
 }
@@ -215,14 +213,14 @@ func (m *messages) Write(p []byte) (int, error) {
 	return len(p), m.WriteMessage(websocket.BinaryMessage, p)
 }
 
-// Close tells the viewer that it is over.
+// Close tells the viewer that the session has ended.
 func (m *messages) Close() error {
 	bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
-	_ = m.WriteControl(websocket.CloseMessage, bye, time.Now().Add(time.Second)) // it may be gone
+	_ = m.WriteControl(websocket.CloseMessage, bye, time.Now().Add(time.Second)) // it may have disconnected
 	return m.Conn.Close()
 }
 
-// guestExec has a command run inside a Guest.
+// guestExec runs a command inside a Guest.
 func (h *reach) guestExec(c *call) error {
 	raw, err := c.body(maxObject)
 	if err != nil {
@@ -254,7 +252,7 @@ func (h *reach) guestExec(c *call) error {
 	answer, err := ask(far, e)
 	switch {
 	case err != nil:
-		return problem(http.StatusBadGateway, "host %s has not told how the command ended; it may have run: %s", g.Status.Host, err)
+		return problem(http.StatusBadGateway, "host %s has not reported how the command ended; it may have run: %s", g.Status.Host, err)
 	case answer.Result == nil:
 		return problem(http.StatusBadGateway, "host %s: %s", g.Status.Host, text.Clip(answer.Fault, maxWords))
 	}
@@ -270,8 +268,7 @@ func ask(far io.ReadWriter, e api.GuestExec) (answer api.GuestExecAnswer, err er
 	return answer, err
 }
 
-// guestExport passes on what a Guest's host exports of its disks, as fast as the
-// client takes it.
+// guestExport forwards a Guest's export from its host, as fast as the client reads it.
 func (h *reach) guestExport(c *call) error {
 	raw, err := c.body(maxBoot)
 	if err != nil {
@@ -304,16 +301,16 @@ func (h *reach) guestExport(c *call) error {
 	c.changed = true
 	c.diff = []api.Change{{Pointer: "/spec/disks", New: "export " + e.Disk}}
 	if err := json.NewEncoder(far).Encode(e); err != nil {
-		return problem(http.StatusBadGateway, "host %s has gone away: %s", g.Status.Host, err)
+		return problem(http.StatusBadGateway, "host %s has disconnected: %s", g.Status.Host, err)
 	}
 	if err := c.begin(); err != nil {
 		return err
 	}
-	_, _ = io.Copy(flushing{c}, far) // whoever reads it sees by its last line whether it is whole
+	_, _ = io.Copy(flushing{c}, far) // the reader sees by the last line whether it is complete
 	return nil
 }
 
-// flushing sends what is written at once.
+// flushing sends each write immediately.
 type flushing struct{ c *call }
 
 func (f flushing) Write(p []byte) (int, error) {

@@ -10,8 +10,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// lasting holds the calls of hosts that may take long: blobs and channels. They end when the host's
-// certificate is revoked, and not only the next call does.
+// lasting holds the hosts' long calls: blobs and channels. A revocation of the host's certificate ends them, too,
+// and not only fails the next call.
 type lasting struct {
 	mu    sync.Mutex
 	calls map[string]map[*call]struct{} // by the host's name
@@ -29,7 +29,7 @@ func (l *lasting) enter(c *call) {
 	l.calls[name][c] = struct{}{}
 }
 
-// leave must come before the handler returns: after that its connection may not be touched.
+// leave must be called before the handler returns: after that its connection must not be used.
 func (l *lasting) leave(c *call) {
 	if c.who.host == nil {
 		return
@@ -43,7 +43,7 @@ func (l *lasting) leave(c *call) {
 	}
 }
 
-// revoke cuts the calls of a host that its Machine, nil once it is deleted, refuses now.
+// revoke cuts the calls of a host whose certificate its Machine, nil once deleted, now refuses.
 func (l *lasting) revoke(name string, m *api.Machine) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -24,11 +24,11 @@ type route struct {
 	method, path string
 	summary      string
 	tag          string
-	role         role             // that a person needs
-	public       bool             // callers need not say who they are
-	local        bool             // on the unix socket only, whoever it is
-	host         func(*call) bool // whether a host may call it; nil: none may
-	stream       bool             // lasts as long as the client likes
+	role         role             // required of a person
+	public       bool             // callers need not be authenticated
+	local        bool             // on the unix socket only, for any caller
+	host         func(*call) bool // whether a host may call it; nil: no host may
+	stream       bool             // no time limit
 	audited      bool             // may change something
 	handle       func(*call) error
 
@@ -37,15 +37,15 @@ type route struct {
 	in, out any // a value of the body's type, or a *huma.Schema; nil: none
 	inType  string
 	outType string
-	status  int // of the good answer. Default: 200
+	status  int // of a successful answer. Default: 200
 }
 
-// parameter is one of the query.
+// parameter is a query parameter.
 type parameter struct{ name, doc, kind string }
 
 func (rt route) String() string { return rt.method + " " + rt.path }
 
-// route registers every route and makes the OpenAPI document.
+// route registers every route and builds the OpenAPI document.
 func (s *Server) route() error {
 	doc := newDocument()
 	apiOf := humago.New(s.mux, huma.Config{OpenAPI: doc.OpenAPI})
@@ -68,7 +68,7 @@ func (s *Server) route() error {
 	return nil
 }
 
-// routes puts the groups of routes together.
+// routes collects the groups of routes.
 func (s *Server) routes() []route {
 	c := s.conf
 	writes := &writes{store: c.Store, cache: c.Cache, turns: newTurns()}
@@ -128,13 +128,12 @@ func (s *Server) serve(rt route, w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// guarded turns a panic into an error: net/http would hide it among the faults
-// of clients.
+// guarded turns a panic into an error: net/http would log it like a client's error.
 func (s *Server) guarded(c *call, rt route) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.log.Error("a handler panicked", "route", rt, "panic", v, "stack", string(debug.Stack()))
-			err = problem(http.StatusInternalServerError, "this is a fault of bootd; its log says where")
+			err = problem(http.StatusInternalServerError, "this is a bug in bootd; its log says where")
 		}
 	}()
 	return s.answer(c, rt)
@@ -148,7 +147,7 @@ func (s *Server) answer(c *call, rt route) error {
 		}
 	}
 	if rt.stream && c.who.host != nil {
-		s.streams.lasts.enter(c) // before it is authorized, so that no revocation falls in between
+		s.streams.lasts.enter(c) // before it is authorized, so that no revocation can happen in between
 	}
 	if err := s.auth.authorize(c, rt); err != nil {
 		return err
@@ -156,23 +155,22 @@ func (s *Server) answer(c *call, rt route) error {
 	return rt.handle(c)
 }
 
-// refuse answers with a problem, unless an answer is under way already.
+// refuse answers with a problem, unless an answer has already begun.
 func (s *Server) refuse(c *call, err error) {
 	if c.status != 0 {
-		s.log.Debug("an answer broke off", "path", c.r.URL.Path, "peer", c.who.from, "error", err)
+		s.log.Debug("an answer was interrupted", "path", c.r.URL.Path, "peer", c.who.from, "error", err)
 		return
 	}
 	p := problemOf(err)
 	c.status = p.Status
 	var told *api.Problem
-	if p.Status >= http.StatusInternalServerError && !errors.As(err, &told) { // what is told on purpose, its author has recorded
+	if p.Status >= http.StatusInternalServerError && !errors.As(err, &told) { // a deliberate problem has been recorded by its author
 		s.log.Error("a request failed", "method", c.r.Method, "path", c.r.URL.Path, "status", p.Status, "error", err)
 	}
 	writeProblem(c.w, p)
 }
 
-// audit records what was changed, and attempts that were refused for want of a
-// role.
+// audit records changes, and attempts that were refused for lack of a role.
 func (s *Server) audit(c *call) {
 	known := c.who.role > anonymous || c.who.host != nil
 	if s.conf.Audit == nil || !c.changed && (c.status != http.StatusForbidden || !known) {
@@ -184,7 +182,7 @@ func (s *Server) audit(c *call) {
 	})
 }
 
-// auditPath is what was asked for, without credentials.
+// auditPath is the request's path, without credentials.
 func auditPath(u *url.URL) string {
 	q := u.Query()
 	if !q.Has("ticket") {
@@ -194,7 +192,7 @@ func auditPath(u *url.URL) string {
 	return (&url.URL{Path: u.Path, RawQuery: q.Encode()}).RequestURI()
 }
 
-// unknown answers what no route takes: 405 where another method would do.
+// unknown answers requests without a route: 405 where another method has one.
 func (s *Server) unknown(w http.ResponseWriter, r *http.Request) {
 	var allowed []string
 	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPost, http.MethodDelete} {
@@ -205,13 +203,13 @@ func (s *Server) unknown(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if len(allowed) == 0 {
-		writeProblem(w, problem(http.StatusNotFound, "nothing is at %s: /openapi.json lists what there is", r.URL.Path))
+		writeProblem(w, problem(http.StatusNotFound, "%s does not exist: /openapi.json lists all paths", r.URL.Path))
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
-	detail := "%s is not possible here; these are: %s"
+	detail := "%s is not allowed here; want one of %s"
 	if strings.HasPrefix(r.URL.Path, "/v1/hostspecs") {
-		detail = "%s is not possible here: a HostSpec is compiled from other objects, change those; these are possible: %s"
+		detail = "%s is not allowed here: a HostSpec is compiled from other objects, change those; want one of %s"
 	}
 	writeProblem(w, problem(http.StatusMethodNotAllowed, detail, r.Method, strings.Join(allowed, ", ")))
 }
@@ -219,9 +217,9 @@ func (s *Server) unknown(w http.ResponseWriter, r *http.Request) {
 func (s *Server) serviceRoutes() []route {
 	metrics := promhttp.HandlerFor(s.conf.Metrics, promhttp.HandlerOpts{})
 	return []route{
-		{method: "GET", path: "/healthz", public: true, tag: "service", summary: "Whether bootd runs", outType: "text/plain",
+		{method: "GET", path: "/healthz", public: true, tag: "service", summary: "Whether bootd is alive", outType: "text/plain",
 			handle: func(c *call) error { return c.text(http.StatusOK, "ok\n") }},
-		{method: "GET", path: "/readyz", public: true, tag: "service", summary: "Whether bootd can do its work, and if not, why", outType: "text/plain",
+		{method: "GET", path: "/readyz", public: true, tag: "service", summary: "Whether bootd is ready, and if not, why", outType: "text/plain",
 			handle: s.readyz},
 		{method: "GET", path: "/metrics", role: viewer, tag: "service", summary: "Prometheus metrics", outType: "text/plain",
 			handle: func(c *call) error { c.status = http.StatusOK; metrics.ServeHTTP(c.w, c.r); return nil }},
@@ -256,7 +254,7 @@ func (s *Server) readyz(c *call) error {
 	return c.text(http.StatusOK, "ok\n")
 }
 
-// document is the OpenAPI document under way.
+// document is the OpenAPI document being built.
 type document struct {
 	*huma.OpenAPI
 	schemas huma.Registry
@@ -333,7 +331,7 @@ func (d *document) content(mediaType string, v any) map[string]*huma.MediaType {
 	return map[string]*huma.MediaType{mediaType: m}
 }
 
-// listOf stands for a list of one kind; its Go type holds raw JSON.
+// listOf represents a list of one kind; its Go type holds raw JSON.
 type listOf struct{ kind api.Kind }
 
 func (d *document) list(k api.Kind) *huma.Schema {

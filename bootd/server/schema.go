@@ -7,7 +7,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// The types that stand for others in the OpenAPI document.
+// The types that represent others in the OpenAPI document.
 type (
 	addrText   struct{}
 	macText    struct{}

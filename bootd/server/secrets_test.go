@@ -352,7 +352,7 @@ func TestReachIntoGiven(t *testing.T) {
 	for _, c := range []struct{ method, path, body, upgrade string }{
 		{"GET", "/console", "", api.ConsoleProtocol}, {"POST", "/exec", `{"command":["id"]}`, ""}, {"POST", "/export", `{}`, ""}, {"POST", "/vnc", "", ""},
 	} {
-		if code, answer := status(c.method, "/v1/guests/web"+c.path, c.body, c.upgrade); code != http.StatusForbidden || !strings.Contains(answer, "Guest web is given Secret tls") {
+		if code, answer := status(c.method, "/v1/guests/web"+c.path, c.body, c.upgrade); code != http.StatusForbidden || !strings.Contains(answer, "Guest web receives Secret tls") {
 			t.Errorf("%s of a Guest that is given one: %d %s", c.path, code, answer)
 		}
 		if code, answer := status(c.method, "/v1/guests/free"+c.path, c.body, c.upgrade); code == http.StatusForbidden {

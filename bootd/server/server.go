@@ -21,19 +21,17 @@ import (
 )
 
 const (
-	// headerTime bounds the TLS handshake and the headers of a request.
+	// headerTime limits the TLS handshake and the headers of a request.
 	headerTime = 10 * time.Second
-	// bodyTime bounds an ordinary request's body and answer; a long one must
-	// make progress in each such time.
+	// bodyTime limits an ordinary request's body and answer; a long one must make progress within each such
+	// period.
 	bodyTime = 30 * time.Second
 	idleTime = 2 * time.Minute
-	// pingAfter is how long an HTTP/2 connection may be silent before it is
-	// asked whether it is still there.
+	// pingAfter is how long an HTTP/2 connection may be silent before it is pinged.
 	pingAfter   = 15 * time.Second
 	headerBytes = 64 << 10
 	// maxConns is how many TLS connections are open at once: each host holds one.
-	// maxStrangers of them have not proved who they are, and come from no Machine's
-	// address.
+	// At most maxStrangers of them are unauthenticated and not from a Machine's address.
 	maxConns, maxStrangers, maxConnsPerPeer = 16384, 1024, 128
 	// stopTime is how long ordinary requests may take to end at a stop.
 	stopTime = 4 * time.Second
@@ -49,7 +47,7 @@ type Server struct {
 	conns   receipt.Conns
 	auth    *auth
 	streams *streams
-	// channels pair people with the hosts that they have asked for something.
+	// channels pair people's requests with the hosts' channels.
 	channels *channels
 
 	listening chan struct{} // closed when addr is set
@@ -147,8 +145,7 @@ type (
 	connKey    struct{}
 )
 
-// vouch says of a caller's connection that it has proved who it is, so that
-// strangers' connections do not take its place.
+// vouch marks a caller's connection as authenticated, so that strangers' connections do not displace it.
 func vouch(r *http.Request) {
 	if c, ok := r.Context().Value(connKey{}).(net.Conn); ok {
 		budget.Trust(c)
@@ -188,7 +185,7 @@ func (s *Server) listenTLS(ctx context.Context) (net.Listener, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.conf.Listen)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		_, port, _ := net.SplitHostPort(s.conf.Listen)
-		return nil, fmt.Errorf("port %s of the API is taken: \"ss -tlnp sport = :%s\" shows by whom: %w", port, port, err)
+		return nil, fmt.Errorf("port %s of the API is in use: \"ss -tlnp sport = :%s\" shows by whom: %w", port, port, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen for the API on %s: %w", s.conf.Listen, err)
@@ -201,8 +198,8 @@ func (s *Server) listenTLS(ctx context.Context) (net.Listener, error) {
 	}), nil
 }
 
-// listenUnix makes the socket in a directory of its own and moves it to its
-// place, so that there is no moment at which others than root can open it.
+// listenUnix creates the socket in a directory of its own and moves it into place, so that only root can open it
+// at any time.
 func (s *Server) listenUnix() (net.Listener, error) {
 	path := s.conf.Socket
 	if path == "" {

@@ -830,7 +830,7 @@ func TestSummary(t *testing.T) {
 		{"discovered", func(m *api.Machine) {
 			m.Metadata.Labels = map[string]string{api.DiscoveredLabel: "true"}
 			m.Status.LastSeen = now.Add(-90 * time.Second)
-		}, api.SiteSpec{}, []string{"Nobody has registered", "52:54:00:00:00:01", "1m30s ago", "Apply a Machine"}},
+		}, api.SiteSpec{}, []string{"This Machine is not registered", "52:54:00:00:00:01", "1m30s ago", "Apply a Machine"}},
 		{"under way", func(m *api.Machine) {
 			m.Status.Phase, m.Status.Attempt = api.PhaseProvisioning, open(api.StagePointer, time.Hour)
 		}, api.SiteSpec{}, []string{"r1 is Provisioning", "BootAttempt 3", "waits for Ignition to fetch its config over TLS, for another 1h0m0s", "weftctl console r1"}},
@@ -849,7 +849,7 @@ func TestSummary(t *testing.T) {
 			m.Status.Conditions.Set(now, api.CondHeld, api.True, "Limit", "8 of rack r1 are provisioning")
 			m.Status.Conditions.Set(now, api.CondBMC, api.False, "Password", "the BMC refuses the password")
 			m.Status.Requests = []api.Request{{Verb: api.VerbPower, Argument: "on", By: "anna", State: api.RequestPending, Time: now}}
-		}, api.SiteSpec{Paused: true}, []string{"8 of rack r1", "refuses the password", "power on, asked for by anna", "The Site is paused"}},
+		}, api.SiteSpec{Paused: true}, []string{"8 of rack r1", "refuses the password", "power on, requested by anna", "The Site is paused"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMachine("r1", "52:54:00:00:00:01")

@@ -5,20 +5,19 @@ import (
 	"sync"
 )
 
-// turns lets writes that have nothing in common run side by side, and those
-// that have one after the other.
+// turns lets writes run in parallel unless they share a claim.
 type turns struct {
 	mu      sync.Mutex
 	held    map[string]bool
 	running int
-	alone   bool          // the one that runs has everything
-	waiting int           // those that wait for everything: no other begins
+	alone   bool          // the running write has all claims
+	waiting int           // writes that wait for all claims: no other may begin
 	freed   chan struct{} // closed and replaced when one ends
 }
 
 func newTurns() *turns { return &turns{held: map[string]bool{}, freed: make(chan struct{})} }
 
-// take waits until no other has any of the claims. The caller calls done.
+// take waits until no other write has any of the claims. The caller calls done.
 func (t *turns) take(ctx context.Context, claims []string) (done func(), err error) {
 	err = t.wait(ctx, func() bool {
 		if t.alone || t.waiting > 0 {
@@ -37,7 +36,7 @@ func (t *turns) take(ctx context.Context, claims []string) (done func(), err err
 	return func() { t.end(claims) }, err
 }
 
-// takeAll waits until no other runs, and keeps others from beginning.
+// takeAll waits until no other write runs, and prevents others from beginning.
 func (t *turns) takeAll(ctx context.Context) (done func(), err error) {
 	t.mu.Lock()
 	t.waiting++
@@ -53,12 +52,12 @@ func (t *turns) takeAll(ctx context.Context) (done func(), err error) {
 	defer t.mu.Unlock()
 	t.waiting--
 	if err != nil {
-		t.wake() // others may have waited for this one only
+		t.wake() // others may have waited only for this one
 	}
 	return func() { t.end(nil) }, err
 }
 
-// wait tries again whenever one ends.
+// wait retries whenever a write ends.
 func (t *turns) wait(ctx context.Context, try func() bool) error {
 	for {
 		t.mu.Lock()

@@ -11,7 +11,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// loads show what hosts and Guests use.
+// loads shows the load of hosts and Guests.
 type loads struct {
 	cache *store.Cache
 	hub   Hub
@@ -19,8 +19,8 @@ type loads struct {
 
 func (h *loads) routes() []route {
 	return []route{{method: "GET", path: "/v1/usage", tag: "Host", role: viewer, out: api.Usage{}, handle: h.read,
-		query:   []parameter{{"host", "This host and its Guests alone.", "string"}},
-		summary: "What hosts and Guests use at the moment; asked of the hosts, which takes some seconds the first time"}}
+		query:   []parameter{{"host", "Only this host and its Guests.", "string"}},
+		summary: "The current load of hosts and Guests; requested from the hosts, which takes some seconds the first time"}}
 }
 
 func (h *loads) read(c *call) error {
@@ -51,7 +51,7 @@ func (h *loads) read(c *call) error {
 	return c.json(http.StatusOK, out)
 }
 
-// hosts are the Machines that have joined, or the one of a name.
+// hosts lists the Machines that have joined, or the one with a name.
 func (h *loads) hosts(name string) ([]*api.Machine, error) {
 	if name != "" {
 		m, ok := store.Cached[api.Machine](h.cache, name)
@@ -70,7 +70,7 @@ func hostLoad(m *api.Machine, s hostspec.UsageSample, connected bool) api.HostLo
 		l.Message = "it is not connected to this bootd"
 		return l
 	case s.Now == nil:
-		l.Message = "it has not reported what it uses: its nodeagent is too old for it, or hangs"
+		l.Message = "it has not reported its usage: its nodeagent is too old for it, or hangs"
 		return l
 	}
 	l.CPUs, l.Memory, l.Guests = s.Now.CPUs, s.Now.Memory, len(s.Now.Guests)
@@ -83,14 +83,14 @@ func hostLoad(m *api.Machine, s hostspec.UsageSample, connected bool) api.HostLo
 // guestOn is a Guest, by uid, on a host, by its Machine's uid.
 type guestOn struct{ host, guest string }
 
-// guestUsed is what a Guest has used, old before now, and the time between the
-// two. old is nil for one that has just begun.
+// guestUsed is a Guest's usage at two times, old before now, and the time between them. old is nil for a Guest
+// that has just started.
 type guestUsed struct {
 	old, now *api.GuestUsage
 	seconds  float64
 }
 
-// guestsUsage sorts what hosts have reported by the Guests that it is of.
+// guestsUsage sorts the hosts' reports by Guest.
 func guestsUsage(byHost map[string]hostspec.UsageSample) map[guestOn]guestUsed {
 	all := map[guestOn]guestUsed{}
 	for host, s := range byHost {
@@ -124,15 +124,15 @@ func guestLoad(g *api.Guest, used guestUsed) api.GuestLoad {
 	return l
 }
 
-// counters are what a host and a Guest have in common. disk and link may be nil.
+// counters are common to a host and a Guest. disk and link may be nil.
 type counters struct {
 	cpu  float64
 	disk *api.DiskUsage
 	link *api.LinkUsage
 }
 
-// load is nil when a counter has restarted, or no time has passed. What is not
-// known at both ends is nothing.
+// load is nil when a counter has restarted, or no time has passed. A counter that is not known at both times
+// counts as zero.
 func load(seconds float64, old, now counters) *api.Load {
 	if seconds <= 0 || now.cpu < old.cpu {
 		return nil

@@ -11,11 +11,10 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// bookmarkEvery is how often a quiet watch shows that it is alive.
+// bookmarkEvery is how often an idle watch sends a sign of life.
 const bookmarkEvery = 30 * time.Second
 
-// watch streams changes of a kind: after the revision that the client names, or
-// after everything that stands.
+// watch streams changes of a kind: after the revision that the client names, or after all existing objects.
 func (h *objects) watch(c *call, k api.Kind) error {
 	from, err := revisionOf(c.r.URL.Query().Get("resourceVersion"))
 	if err != nil {
@@ -49,7 +48,7 @@ func revisionOf(text string) (int64, error) {
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n <= 0 {
-		return 0, problem(http.StatusBadRequest, "?resourceVersion=%s is none that bootd has given", text)
+		return 0, problem(http.StatusBadRequest, "invalid ?resourceVersion=%s: want one that bootd has returned", text)
 	}
 	return n, nil
 }
@@ -57,7 +56,7 @@ func revisionOf(text string) (int64, error) {
 type watcher struct {
 	objects  *objects
 	send     func(any) error
-	revision int64 // up to which everything was sent
+	revision int64 // everything up to it was sent
 }
 
 type change struct {
@@ -65,8 +64,7 @@ type change struct {
 	err   error
 }
 
-// follow sends what changes until ctx ends, the client leaves or etcd no longer
-// knows.
+// follow sends changes until ctx ends, the client disconnects or etcd no longer has them.
 func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 	ctx, cancel := context.WithCancel(ctx)
 	changes := make(chan change)
@@ -82,7 +80,7 @@ func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 	}()
 	defer func() {
 		cancel()
-		for range changes { // until the goroutine is gone
+		for range changes { // until the goroutine has ended
 		}
 	}()
 	tick := time.NewTicker(bookmarkEvery)
@@ -103,7 +101,7 @@ func (w *watcher) follow(ctx context.Context, k api.Kind) error {
 			}
 			w.revision = x.event.Revision
 			if x.event.Type == api.Synced {
-				continue // the next bookmark says so
+				continue // the next bookmark includes it
 			}
 			err = w.event(x.event)
 		}
@@ -123,7 +121,7 @@ func (w *watcher) event(e store.Event) error {
 	return w.send(encoded(line))
 }
 
-// frame shows an object as it is read.
+// frame returns an object as a read returns it.
 func (h *objects) frame(t api.WatchType, o api.Object, version string) any {
 	return shown{t, version, h.fill(o)}
 }
@@ -139,7 +137,7 @@ func (w *watcher) bookmark() error {
 	return w.send(api.WatchFrame{Type: api.Synced, ResourceVersion: strconv.FormatInt(w.revision, 10)})
 }
 
-// end tells the client why the watch cannot go on.
+// end tells the client why the watch cannot continue.
 func (w *watcher) end(err error) error {
 	p := problemOf(err)
 	if errors.Is(err, store.ErrCompacted) {

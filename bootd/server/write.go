@@ -15,15 +15,15 @@ import (
 // cacheTime bounds how long a write waits for the cache.
 const cacheTime = 5 * time.Second
 
-// write is one change under way: no other may be judged by what stood before it.
+// write is one change in progress: no other may be judged by the state before it.
 type write struct {
 	writes   *writes
 	release  func()
-	revision int64 // of what was written; 0 for nothing
-	failed   bool  // the store may have taken what it said that it has not
+	revision int64 // of the write; 0 for none
+	failed   bool  // the store may have made a write that it reported as failed
 }
 
-// writes are made one after the other as far as they may concern each other.
+// writes are serialized where one may affect the other.
 type writes struct {
 	store  *store.Store
 	cache  *store.Cache
@@ -31,15 +31,14 @@ type writes struct {
 	behind atomic.Int64 // revision that the cache must have before anything is judged
 }
 
-// begin waits until an object may be judged and written: until every write that
-// could change the verdict is in the cache. The caller calls end.
+// begin waits until an object may be judged and written: until the cache contains every write that could change
+// the verdict. The caller calls end.
 func (x *writes) begin(ctx context.Context, o api.Object) (*write, error) {
 	claims, apart := admission.Claims(o)
 	return x.beginWith(ctx, claims, apart)
 }
 
-// beginDelete waits until an object may be deleted: until no object is written
-// that may come to name it.
+// beginDelete waits until an object may be deleted: until no object is being written that may refer to it.
 func (x *writes) beginDelete(ctx context.Context, k api.Kind, name string) (*write, error) {
 	claims, apart := admission.DeletionClaims(k, name)
 	return x.beginWith(ctx, claims, apart)
@@ -53,7 +52,7 @@ func (x *writes) beginWith(ctx context.Context, claims []string, apart bool) (*w
 	return x.begun(ctx, release, err)
 }
 
-// beginAlone waits until nothing else is written.
+// beginAlone waits until nothing else is being written.
 func (x *writes) beginAlone(ctx context.Context) (*write, error) {
 	release, err := x.turns.takeAll(ctx)
 	return x.begun(ctx, release, err)
@@ -76,26 +75,25 @@ func (x *writes) begun(ctx context.Context, release func(), err error) (*write, 
 	return &write{writes: x, release: release}, nil
 }
 
-// wrote notes the resourceVersion that a write made.
+// wrote records the resourceVersion of a write.
 func (w *write) wrote(version string) {
 	if revision, err := strconv.ParseInt(version, 10, 64); err == nil {
 		w.revision = max(w.revision, revision)
 	}
 }
 
-// barrier makes the write wait for all that the store has by now: any list tells
-// its revision, and there is one Site at most.
+// barrier makes the write wait for the store's current revision: any list returns it, and there is at most one
+// Site.
 func (w *write) barrier(ctx context.Context) {
 	if _, revision, err := w.writes.store.List(ctx, api.KindOf(new(api.Site))); err == nil {
 		w.revision = max(w.revision, revision)
 	}
 }
 
-// end lets others be judged once the cache has what was written. Where it does
-// not get it in time, the next write waits for it.
+// end permits other verdicts once the cache has the write. If that takes too long, the next write waits for it.
 func (w *write) end() {
 	defer w.release()
-	ctx, cancel := context.WithTimeout(context.Background(), cacheTime) // a client that leaves changes nothing
+	ctx, cancel := context.WithTimeout(context.Background(), cacheTime) // also when the client has disconnected
 	defer cancel()
 	if w.failed {
 		w.barrier(ctx)
