@@ -23,6 +23,8 @@ type BMCConfig struct {
 	Login bmc.Login
 	// MaxSessions bounds the sessions at a time. Default: 8.
 	MaxSessions int
+	// POST makes the machine's system report its power-on self-test, as HPE's do.
+	POST bmc.POST
 }
 
 func (c MachineConfig) bmcUnit() int {
@@ -68,8 +70,8 @@ type controller struct {
 	system string
 }
 
-func (c controller) notify(kind bmc.EventKind, cause string) {
-	c.Notify(bmc.Event{Kind: kind, System: c.system, Cause: cause})
+func (c controller) notify(kind bmc.EventKind, target bmc.Target, cause string) {
+	c.Notify(bmc.Event{Kind: kind, System: c.system, Target: target, Cause: cause})
 }
 
 // addBMC starts the BMC of a machine, and of all that share it.
@@ -83,7 +85,7 @@ func (r *Rack) addBMC(owner *Machine) error {
 	for _, m := range r.machines {
 		if m.config.bmcUnit() == owner.config.Unit {
 			behind = append(behind, m)
-			systems = append(systems, bmc.SystemConfig{ID: m.config.BMC.SystemID, Inventory: inventory(m), Machine: behindBMC{m}})
+			systems = append(systems, bmc.SystemConfig{ID: m.config.BMC.SystemID, Inventory: inventory(m), Machine: behindBMC{m}, POST: m.config.BMC.POST})
 		}
 	}
 	server, err := bmc.New(bmc.Config{

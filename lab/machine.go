@@ -246,7 +246,7 @@ func (m *Machine) start(ctx context.Context, cause string) error {
 	m.cause = ""
 	m.poweredOn = time.Now()
 	m.mu.Unlock()
-	m.bmc.notify(bmc.PoweredOn, cause)
+	m.bmc.notify(bmc.PoweredOn, override.Target, cause)
 	m.rack.work.Go(func() { m.watch(b) })
 	m.consumeOverride(ctx, b)
 	return nil
@@ -347,7 +347,7 @@ func (m *Machine) watch(b *boot) {
 			if cause == "" {
 				cause = fmt.Sprintf("a QEMU that ended by itself (%s)", b.process.state)
 			}
-			m.bmc.notify(bmc.PoweredOff, cause)
+			m.bmc.notify(bmc.PoweredOff, bmc.None, cause)
 			return
 		}
 	}
@@ -371,7 +371,7 @@ func (m *Machine) observe(b *boot, e qmpMessage) {
 			cause = causeSelf
 		}
 		_ = m.markConsole("reset") // informational; a full disk must not stop the machine
-		m.bmc.notify(bmc.Reset, cause)
+		m.bmc.notify(bmc.Reset, m.Override().Target, cause)
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		m.consumeOverride(ctx, b)
 		cancel()

@@ -72,13 +72,20 @@ func (s *system) reset(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusConflict, wrongState("The server is powered off; "+kind+" needs it powered on."))
 		return
 	}
-	delay := s.bmc.faults.now().powerDelay
+	fault := s.bmc.faults.now()
+	if fault.reset == ResetIgnored {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
 	s.mu.Lock()
-	s.restart = kind == "GracefulRestart"
+	s.restart = kind == "GracefulRestart" && fault.reset != ResetTaskFails
 	s.mu.Unlock()
-
-	if delay > 0 {
-		s.bmc.later(delay, kind, s.action(kind, power))
+	if fault.reset != ResetDone {
+		s.bmc.accept(w, "Reset of "+s.ID, fault.powerDelay, s.inTask(fault.reset, s.action(kind, power)))
+		return
+	}
+	if fault.powerDelay > 0 {
+		s.bmc.later(fault.powerDelay, kind, s.action(kind, power))
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
@@ -96,4 +103,15 @@ func (s *system) reset(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// inTask is an action whose task ends as the fault says.
+func (s *system) inTask(fault ResetAnswer, do func(context.Context) error) func(context.Context) (ended bool, err error) {
+	return func(ctx context.Context) (bool, error) {
+		if fault == ResetTaskFails {
+			return true, errors.New("the power supply does not answer")
+		}
+		err := do(ctx)
+		return fault != ResetTaskHangs, err
+	}
 }

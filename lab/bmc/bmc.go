@@ -40,6 +40,7 @@ type Server struct {
 	http     *http.Server
 	events   *eventLog
 	sessions *sessions
+	tasks    *tasks
 	faults   faults
 	started  time.Time
 
@@ -80,6 +81,7 @@ func New(config Config, log *slog.Logger) (*Server, error) {
 		certificate: certificate,
 	}
 	s.sessions = newSessions(config, &s.faults, log)
+	s.tasks = &tasks{clock: s.time}
 	for i, one := range config.Systems {
 		s.systems = append(s.systems, newSystem(one, i+1, s))
 	}

@@ -72,6 +72,7 @@ func (m *fakeMachine) SetAssetTag(tag string) {
 func (m *fakeMachine) become(power bmc.Power, e bmc.EventKind) error {
 	m.mu.Lock()
 	m.power = power
+	target := m.override.Target
 	if e != bmc.PoweredOff {
 		m.booted = append(m.booted, m.override.Target)
 		if m.override.Once {
@@ -79,7 +80,7 @@ func (m *fakeMachine) become(power bmc.Power, e bmc.EventKind) error {
 		}
 	}
 	m.mu.Unlock()
-	m.notify(bmc.Event{Kind: e, Cause: "the test"})
+	m.notify(bmc.Event{Kind: e, Target: target, Cause: "the test"})
 	return nil
 }
 

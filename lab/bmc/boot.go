@@ -7,6 +7,9 @@ import (
 )
 
 func (s *system) patchBoot(r *http.Request, properties map[string]any) (*message, error) {
+	if refused := s.bootRefused(); refused != nil {
+		return refused, nil
+	}
 	override := s.Machine.Override()
 	if override.Target == "" {
 		override.Target = None

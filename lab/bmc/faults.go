@@ -19,6 +19,7 @@ type faultSet struct {
 	status     int
 	body       string
 	assetTag   AssetTagFault
+	reset      ResetAnswer
 	anonymous  bool          // sessions are created without a Location
 	clock      time.Duration // how far the BMC's clock is ahead
 	lastReset  *string       // instead of LastResetTime; "": none
@@ -49,6 +50,24 @@ const (
 // SetAssetTagFault sets how the BMC treats writes of the asset tag.
 func (s *Server) SetAssetTagFault(f AssetTagFault) {
 	s.faults.change(func(set *faultSet) { set.assetTag = f })
+}
+
+// ResetAnswer is how a BMC treats a Reset of a system.
+type ResetAnswer int
+
+// The zero value is a BMC that does it and answers then.
+const (
+	ResetDone      ResetAnswer = iota
+	ResetIgnored               // 204, and nothing happens
+	ResetTask                  // 202, and a task that ends when it is done
+	ResetTaskFails             // 202, nothing happens, and the task ends in Exception
+	ResetTaskHangs             // 202, it is done, and the task never ends
+)
+
+// SetResetAnswer sets how the BMC treats resets. DelayPower delays the end of
+// the tasks too.
+func (s *Server) SetResetAnswer(a ResetAnswer) {
+	s.faults.change(func(set *faultSet) { set.reset = a })
 }
 
 // SetUnreachable makes the BMC stop accepting: open connections break, new ones

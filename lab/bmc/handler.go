@@ -23,6 +23,7 @@ func (s *Server) Handler() http.Handler {
 	closed.HandleFunc("PATCH "+root+"/", s.patch)
 	closed.HandleFunc("DELETE "+sessionsPath+"/{id}", s.sessions.remove)
 	closed.HandleFunc("POST "+managerResetPath, s.resetManager)
+	closed.HandleFunc("GET "+monitorsPath+"/{id}", s.tasks.monitor)
 	closed.HandleFunc("GET "+ssePath, s.stream)
 	for _, one := range s.systems {
 		one.route(closed)
@@ -54,7 +55,7 @@ func (s *Server) Handler() http.Handler {
 
 func (s *Server) odata(w http.ResponseWriter, _ *http.Request) {
 	values := []resource{}
-	for _, name := range []string{"Systems", "Chassis", "Managers", "SessionService", "AccountService", "EventService", "UpdateService"} {
+	for _, name := range []string{"Systems", "Chassis", "Managers", "SessionService", "AccountService", "EventService", "UpdateService", "TaskService"} {
 		values = append(values, resource{"name": name, "kind": "Singleton", "url": root + "/" + name})
 	}
 	reply(w, http.StatusOK, resource{"@odata.context": root + "/$metadata", "value": values})

@@ -76,6 +76,8 @@ type Event struct {
 	Kind EventKind
 	// System is the Id of the ComputerSystem; empty: the BMC's first.
 	System string
+	// Target is what the boot that begins with it uses.
+	Target Target
 	// Cause is for messages: "the guest", "the BMC", "a fault".
 	Cause string
 }

@@ -16,6 +16,7 @@ type SystemConfig struct {
 	// Machine is the server behind it; nil: a system without a power of its own,
 	// as the GPU baseboard is beside the host of a GH200.
 	Machine Machine
+	POST    POST
 }
 
 // system is a ComputerSystem, with the Chassis of the same Id.
@@ -26,7 +27,9 @@ type system struct {
 	console       *console // nil without a Machine
 
 	mu          sync.Mutex // guards the fields below
-	lastReset   time.Time
+	lastReset   time.Time  // by the BMC's clock
+	booted      time.Time  // the same by this computer's clock
+	target      Target     // what that boot uses
 	httpBootURI string
 	indicator   string // IndicatorLED: Off, Lit or Blinking
 	restart     bool   // GracefulRestart: power on again when the server has gone off
@@ -63,7 +66,7 @@ func (s *system) logPath() string   { return s.path + "/LogServices/EventLog" }
 func (s *system) notify(e Event, now time.Time) {
 	s.mu.Lock()
 	if e.Kind == PoweredOn || e.Kind == Reset {
-		s.lastReset = now
+		s.lastReset, s.booted, s.target = now, time.Now(), e.Target
 	}
 	again := e.Kind == PoweredOff && s.restart
 	if e.Kind == PoweredOff {
@@ -218,6 +221,7 @@ func (s *system) server() resource {
 			"target": s.resetPath(), "ResetType@Redfish.AllowableValues": resetTypes(),
 		}},
 	}
+	s.addPOST(server)
 	if text := s.lastResetText(lastReset); text != "" {
 		server["LastResetTime"] = text
 	}

@@ -85,6 +85,7 @@ func (s *Server) tree() tree {
 	s.addManager(t)
 	s.addUpdateService(t)
 	s.addEventService(t)
+	s.tasks.addTo(t)
 	return t
 }
 
@@ -95,6 +96,7 @@ func (s *Server) addRoot(t tree) {
 		"Systems": link(root + "/Systems"), "Chassis": link(root + "/Chassis"), "Managers": link(root + "/Managers"),
 		"SessionService": link(root + "/SessionService"), "AccountService": link(root + "/AccountService"),
 		"EventService": link(root + "/EventService"), "UpdateService": link(root + "/UpdateService"),
+		"Tasks": link(root + "/TaskService"),
 		"Links": resource{"Sessions": link(sessionsPath)},
 		"ProtocolFeaturesSupported": resource{
 			"ExcerptQuery": false, "FilterQuery": false, "OnlyMemberQuery": false, "SelectQuery": false,

@@ -107,16 +107,20 @@ func (s *Server) Booted() []bmc.Target {
 }
 
 // Start starts a BMC, of a server without power, on the loopback. It stops
-// after the test.
-func Start(tb testing.TB) *Server {
+// after the test. Each change is made to its configuration first.
+func Start(tb testing.TB, changes ...func(*bmc.Config)) *Server {
 	tb.Helper()
 	s := &Server{power: bmc.Off, override: bmc.Override{Target: bmc.None}}
-	controller, err := bmc.New(bmc.Config{
+	config := bmc.Config{
 		Dir: tb.TempDir(), Address: net.IPv4(127, 0, 0, 1), Username: Username, Password: Password, MaxSessions: 2,
 		Systems: []bmc.SystemConfig{{Machine: s, Inventory: bmc.Inventory{UUID: "77777777-0000-4000-8000-000000000007", Serial: "LAB7", Manufacturer: "rackweft", Model: "lab",
 			BIOSVersion: "1", Firmware: bmc.UEFI, CPUs: 2, CPUModel: "QEMU", MemoryMiB: 2048,
 			NICs: []bmc.NIC{{Name: "NIC 1", MAC: "52:54:00:01:07:00"}}, DiskSerial: "LABDISK", DiskBytes: 8 << 30}}},
-	}, slog.New(slog.DiscardHandler))
+	}
+	for _, change := range changes {
+		change(&config)
+	}
+	controller, err := bmc.New(config, slog.New(slog.DiscardHandler))
 	if err != nil {
 		tb.Fatal(err)
 	}
