@@ -365,9 +365,9 @@ func TestHostSpecFromBeforeTheBoot(t *testing.T) {
 
 	h.config.HostSpec = api.Bookmark{Epoch: 1, Revision: 11}
 	seen := passes{make(chan []Part, 100)}
-	log, _ := runAgent(t, h, seen)
+	a, log, _ := startAgent(t, h, func(*Options) {}, seen)
 	log.waitFor(t, "from before this boot")
-	time.Sleep(500 * time.Millisecond) // some resyncs
+	a.resynced(t)
 	if n := len(seen.parts); n > 0 {
 		t.Fatalf("its handler was called %d times", n)
 	}
@@ -376,6 +376,26 @@ func TestHostSpecFromBeforeTheBoot(t *testing.T) {
 	if parts := <-seen.parts; len(parts) != 1 || parts[0].Name != "network/blue" {
 		t.Errorf("then it is called with %+v", parts)
 	}
+}
+
+// resynced waits until every worker has passed once more.
+func (a *Agent) resynced(t *testing.T) {
+	t.Helper()
+	within := func(f func()) {
+		if err := a.do(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	within(func() {
+		for _, w := range a.workers {
+			w.passed = false
+			w.wake.Set()
+		}
+	})
+	waittest.Until(t, time.Minute, "every worker has passed", func() (all bool) {
+		within(func() { all = a.workers.passed(0) })
+		return all
+	})
 }
 
 // passes is a handler that applies everything, and passes on what it was asked.

@@ -458,6 +458,12 @@ func runAgent(t testing.TB, h *host, handlers ...Handler) (log *logBuffer, stop 
 
 func runAgentWith(t testing.TB, h *host, change func(*Options), handlers ...Handler) (log *logBuffer, stop func()) {
 	t.Helper()
+	_, log, stop = startAgent(t, h, change, handlers...)
+	return log, stop
+}
+
+func startAgent(t testing.TB, h *host, change func(*Options), handlers ...Handler) (a *Agent, log *logBuffer, stop func()) {
+	t.Helper()
 	log = new(logBuffer)
 	logger := slog.New(slog.NewTextHandler(log, nil))
 	o := Options{Config: h.config, StateDir: h.state, RunDir: h.run, Version: "test", Log: logger, Notify: systemd.NewNotifier(logger)}
@@ -488,5 +494,5 @@ func runAgentWith(t testing.TB, h *host, change func(*Options), handlers ...Hand
 		})
 	}
 	t.Cleanup(stop)
-	return log, stop
+	return a, log, stop
 }

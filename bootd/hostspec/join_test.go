@@ -22,13 +22,15 @@ type agent struct {
 	digests map[string]string
 	mark    api.Bookmark
 	fresh   wait.Signal // something changed
+	ping    wait.Signal // it is to send one, behind what it has to say
+	pongs   wait.Signal // one has come
 	told    chan string // host of each peer that it is sent; nil: not asked for
 }
 
 func (r *rack) agent(i int) *agent {
 	r.t.Helper()
 	a := &agent{host: r.dial(i, &api.Hello{}), uid: r.Machine(hostName(i)).Metadata.UID, digests: map[string]string{},
-		fresh: wait.NewSignal()}
+		fresh: wait.NewSignal(), ping: wait.NewSignal(), pongs: wait.NewSignal()}
 	var both sync.WaitGroup
 	both.Go(a.listen)
 	both.Go(a.talk)
@@ -52,6 +54,8 @@ func (a *agent) listen() {
 					a.told <- p.Host
 				}
 			}
+		case f.Pong != nil:
+			a.pongs.Set()
 		case f.Gone != "":
 			delete(a.digests, f.Gone)
 		case f.Bookmark != nil:
@@ -64,11 +68,46 @@ func (a *agent) listen() {
 
 func (a *agent) talk() {
 	out := json.NewEncoder(a.conn)
-	for range a.fresh {
+	say := func(open bool) bool {
 		for _, state := range []api.PartState{api.PartPending, api.PartApplied} {
-			if out.Encode(api.HostFrame{Status: a.status(state)}) != nil {
+			if !open || out.Encode(api.HostFrame{Status: a.status(state)}) != nil {
+				return false
+			}
+		}
+		return true
+	}
+	for {
+		select {
+		case _, open := <-a.fresh:
+			if !say(open) {
 				return
 			}
+			continue
+		case <-a.ping:
+		}
+		select {
+		case _, open := <-a.fresh:
+			if !say(open) {
+				return
+			}
+		default:
+		}
+		if out.Encode(api.HostFrame{Ping: &api.Ping{}}) != nil {
+			return
+		}
+	}
+}
+
+// answered waits until bootd has handled what the agent has to say of all that
+// bootd has sent it.
+func (a *agent) answered(t *testing.T) {
+	t.Helper()
+	for range 2 { // once to have received all, once to have said all
+		a.ping.Set()
+		select {
+		case <-a.pongs:
+		case <-time.After(time.Minute):
+			t.Fatalf("%s: no pong", a.uid)
 		}
 	}
 }
@@ -114,13 +153,26 @@ func TestJoinIsNoStorm(t *testing.T) {
 		}
 	}
 	applied()
-	time.Sleep(300 * time.Millisecond) // what the connecting left to do
+	// quiet waits until all is written that follows from what has happened.
+	quiet := func() {
+		t.Helper()
+		for before := int64(-1); before != r.revision(); {
+			before = r.revision()
+			if err := r.networks.Idle(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range agents {
+				a.answered(t)
+			}
+		}
+	}
+	quiet() // what the connecting left to do
 	before, start := r.revision(), time.Now()
 	r.add(hosts)
 	r.settled([]string{"net"}, hosts+1)
 	applied()
 	t.Logf("%s to the last host's word", time.Since(start))
-	time.Sleep(300 * time.Millisecond) // what would be written is
+	quiet()
 	if writes := r.revision() - before; writes > 6 {
 		t.Errorf("%d writes for one join among %d hosts", writes, hosts)
 	}

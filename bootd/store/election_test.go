@@ -7,6 +7,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 func TestElectionHasOneLeader(t *testing.T) {
@@ -50,7 +54,10 @@ func TestElectionEndsWithItsContext(t *testing.T) {
 	go func() {
 		second <- s.Elect(waiting, "machine", "b", func(context.Context) error { t.Error("b leads as well"); return nil })
 	}()
-	time.Sleep(50 * time.Millisecond)
+	waittest.Until(t, time.Minute, "b stands for election", func() bool {
+		got, err := s.client.Get(t.Context(), electionPrefix+"machine/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		return err == nil && got.Count == 2
+	})
 	stop()
 	if err := <-second; !errors.Is(err, context.Canceled) {
 		t.Errorf("who waited ended with %v", err)

@@ -513,7 +513,11 @@ func TestGracefulRestart(t *testing.T) {
 	_ = machine.become(bmc.Off, bmc.PoweredOff) // the guest obeys
 	eventually(t, "on again", func() bool { return machine.Power() == bmc.On })
 	_ = machine.become(bmc.Off, bmc.PoweredOff)
-	time.Sleep(50 * time.Millisecond)
+	_, other, address := serve(t, nil) // which is asked later, and comes back
+	other.power = bmc.On
+	newClient(t, address).want(204, "POST", reset, `{"ResetType":"GracefulRestart"}`)
+	_ = other.become(bmc.Off, bmc.PoweredOff)
+	eventually(t, "the other is on again", func() bool { return other.Power() == bmc.On })
 	if machine.Power() != bmc.Off {
 		t.Error("it came back after a shutdown that nobody asked to restart")
 	}
@@ -679,13 +683,17 @@ func TestDelayPower(t *testing.T) {
 
 // A BMC that is closed with a delayed action open does not act any more.
 func TestCloseCancelsDelayedPower(t *testing.T) {
+	const delay = 50 * time.Millisecond
 	server, machine, address := serve(t, nil)
-	server.DelayPower(50 * time.Millisecond)
+	server.DelayPower(delay)
 	newClient(t, address).want(204, "POST", reset, `{"ResetType":"On"}`)
 	if err := server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		t.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond)
+	later, other, address := serve(t, nil) // which is asked later, and does it
+	later.DelayPower(delay)
+	newClient(t, address).want(204, "POST", reset, `{"ResetType":"On"}`)
+	eventually(t, "the other is on", func() bool { return other.Power() == bmc.On })
 	if machine.Power() != bmc.Off {
 		t.Error("a closed BMC has powered the server on")
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/wireguard"
 	"github.com/rackweft/rackweft/nodeagent/wireguard/wgtest"
@@ -142,6 +144,8 @@ type wire struct {
 	inner  int // frames that a tenant's words are in
 	clear  int // VXLAN packets
 	sealed int // WireGuard's
+	marked map[string]bool
+	marks  int // calls of since
 }
 
 const words = "what a tenant says to its own"
@@ -155,7 +159,7 @@ func (f *sealedFabric) tap() *wire {
 	}))
 	timeout := unix.NsecToTimeval(int64(20 * time.Millisecond))
 	must(f.t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout))
-	w := &wire{}
+	w := &wire{marked: map[string]bool{}}
 	stop := make(chan struct{})
 	var reader sync.WaitGroup
 	reader.Go(func() {
@@ -184,6 +188,10 @@ func (w *wire) saw(frame []byte) {
 	if bytes.Contains(frame, []byte(words)) {
 		w.inner++
 	}
+	if at := bytes.Index(frame, []byte("<mark ")); at >= 0 {
+		mark, _, _ := bytes.Cut(frame[at:], []byte(">"))
+		w.marked[string(mark)+">"] = true
+	}
 	udp := 14 + 20
 	if len(frame) > 14 && frame[14]>>4 == 6 {
 		udp = 14 + 40
@@ -200,7 +208,8 @@ func (w *wire) saw(frame []byte) {
 }
 
 // after is since, when there must have been something.
-func (w *wire) after() (inner, clear, sealed int) {
+func (f *sealedFabric) after() (inner, clear, sealed int) {
+	w := f.wire
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		w.mu.Lock()
 		seen := w.clear + w.sealed
@@ -209,13 +218,31 @@ func (w *wire) after() (inner, clear, sealed int) {
 			break
 		}
 	}
-	return w.since()
+	return f.since()
 }
 
 // since answers what was seen since the last call, once all that was sent
-// before it must have been.
-func (w *wire) since() (inner, clear, sealed int) {
-	time.Sleep(100 * time.Millisecond)
+// before it has been: each member's mark goes the way that its VXLAN packets
+// would go in clear, behind them.
+func (f *sealedFabric) since() (inner, clear, sealed int) {
+	f.t.Helper()
+	w := f.wire
+	w.marks++
+	var marks []string
+	for i, from := range f.members {
+		for j, to := range f.members {
+			if i != j {
+				mark := fmt.Sprintf("<mark %d of h%d for h%d>", w.marks, i+1, j+1)
+				sendTo(f.t, from.place, netip.AddrPortFrom(to.underlay, 9), []byte(mark))
+				marks = append(marks, mark)
+			}
+		}
+	}
+	waittest.Until(f.t, patience, "every mark is on the wire", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return !slices.ContainsFunc(marks, func(m string) bool { return !w.marked[m] })
+	})
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	inner, clear, sealed = w.inner, w.clear, w.sealed
@@ -240,7 +267,7 @@ func (f *sealedFabric) say(n tenant) {
 // nothingInClear wants sealed packets only.
 func (f *sealedFabric) nothingInClear(when string) {
 	f.t.Helper()
-	if inner, clear, sealed := f.wire.after(); inner != 0 || clear != 0 || sealed == 0 {
+	if inner, clear, sealed := f.after(); inner != 0 || clear != 0 || sealed == 0 {
 		f.t.Errorf("%s: %d frames with a tenant's words and %d VXLAN packets on the wire, %d sealed", when, inner, clear, sealed)
 	}
 }
@@ -262,16 +289,16 @@ func testEncryptedUnderlay(t *testing.T, v6 bool) {
 	for _, s := range f.members {
 		before[s.summaryOf()] = true
 	}
-	f.wire.since()
+	f.since()
 	f.say(red())
-	if inner, clear, sealed := f.wire.after(); inner == 0 || clear == 0 || sealed != 0 {
+	if inner, clear, sealed := f.after(); inner == 0 || clear == 0 || sealed != 0 {
 		t.Fatalf("%d frames with words, %d of VXLAN, %d sealed in a Zone without encryption: the wire is not seen", inner, clear, sealed)
 	}
 	vxlan := f.vxlanIndex(red())
 
 	// Switched on: the devices of the Networks stay, and all goes on.
 	f.pass(true, both...)
-	f.wire.since()
+	f.since()
 	for _, n := range both {
 		f.reaches(n)
 		f.say(n)
@@ -295,9 +322,9 @@ func testEncryptedUnderlay(t *testing.T, v6 bool) {
 	// Switched off, nothing is left.
 	f.members[2].key = newKey(t)
 	f.pass(false, both...)
-	f.wire.since()
+	f.since()
 	f.reaches(red())
-	if _, clear, sealed := f.wire.after(); clear == 0 || sealed != 0 {
+	if _, clear, sealed := f.after(); clear == 0 || sealed != 0 {
 		t.Errorf("switched off: %d packets of VXLAN, %d sealed", clear, sealed)
 	}
 	for _, s := range f.members {
@@ -468,9 +495,9 @@ func (f *sealedFabric) driftIsMended(networks []tenant) {
 		},
 	} {
 		must(f.t, harm())
-		f.wire.since()
+		f.since()
 		send(f.t, s.tenant(red()), words, []netip.Addr{first(red().lease(2)), first(red().lease(3))})
-		if inner, clear, _ := f.wire.since(); inner != 0 || clear != 0 {
+		if inner, clear, _ := f.since(); inner != 0 || clear != 0 {
 			f.t.Errorf("%s: %d frames with a tenant's words, %d of VXLAN on the wire", name, inner, clear)
 		}
 		f.pass(true, networks...)
@@ -491,9 +518,9 @@ func (f *sealedFabric) portIsClosed(networks []tenant) {
 	s := f.members[1]
 	quoted := func(when string) {
 		t.Helper()
-		f.wire.since()
+		f.since()
 		send(t, f.members[0].tenant(red()), words, []netip.Addr{first(red().lease(2))})
-		if inner, _, sealed := f.wire.after(); inner != 0 || sealed == 0 {
+		if inner, _, sealed := f.after(); inner != 0 || sealed == 0 {
 			t.Errorf("%s: %d frames with a tenant's words on the wire, %d sealed", when, inner, sealed)
 		}
 	}
@@ -537,9 +564,9 @@ func (f *sealedFabric) hostWithoutKey(networks []tenant) {
 			t.Errorf("%s: %+v", key, p)
 		}
 	}
-	f.wire.since()
+	f.since()
 	f.say(red())
-	if inner, clear, sealed := f.wire.after(); inner != 0 || clear != 0 || sealed == 0 {
+	if inner, clear, sealed := f.after(); inner != 0 || clear != 0 || sealed == 0 {
 		t.Errorf("a host without a key: %d frames with words, %d of VXLAN, %d sealed", inner, clear, sealed)
 	}
 	s.restart()
