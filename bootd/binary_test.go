@@ -24,6 +24,42 @@ import (
 	"github.com/rackweft/rackweft/internal/nstest"
 )
 
+// built holds the programs that the tests run: to link one takes seconds.
+var built struct {
+	sync.Mutex
+	dir string
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	_ = os.RemoveAll(built.dir)
+	os.Exit(code)
+}
+
+// program returns the path of a program, which the first test that asks for it builds as for a release.
+func program(t *testing.T, name, pkg string) string {
+	t.Helper()
+	built.Lock()
+	defer built.Unlock()
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "bootd-test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		built.dir = dir
+	}
+	exe := filepath.Join(built.dir, name)
+	if _, err := os.Stat(exe); err == nil {
+		return exe
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", exe, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", pkg, err, out)
+	}
+	return exe
+}
+
 // rig is the real program in a network namespace of its own, with bootdAddress
 // on br0.
 type rig struct {
@@ -41,9 +77,8 @@ func newRig(t *testing.T) *rig {
 	if testing.Short() {
 		t.Skip("needs several seconds")
 	}
-	r := &rig{t: t, dir: t.TempDir(), ns: nstest.New(t)}
-	r.exe, r.conf = filepath.Join(r.dir, "bootd"), filepath.Join(r.dir, "bootd.yaml")
-	r.run("go", "build", "-o", r.exe, "github.com/rackweft/rackweft/cmd/bootd")
+	r := &rig{t: t, dir: t.TempDir(), ns: nstest.New(t), exe: program(t, "bootd", "github.com/rackweft/rackweft/cmd/bootd")}
+	r.conf = filepath.Join(r.dir, "bootd.yaml")
 	r.mac = fmt.Sprintf("52:54:00:fd:%02x:%02x", rand.IntN(256), rand.IntN(256))
 	r.run("ip", "-n", r.ns, "link", "add", "br0", "address", r.mac, "type", "bridge") // else its MAC changes with its ports
 	r.run("ip", "-n", r.ns, "link", "set", "br0", "up")
@@ -198,6 +233,7 @@ func (r *rig) busy() (release func()) {
 const configFault = 78
 
 func TestFaultsAtTheStart(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.write("typo.yaml", "listn: {}\n")
 	r.write("bare.yaml", "nodeagent: /nowhere\nipxe: "+r.dir+"/ipxe\n")
@@ -224,6 +260,7 @@ func TestFaultsAtTheStart(t *testing.T) {
 }
 
 func TestBusyPort67(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	release := r.busy()
 	const complaint = `listen on br0 UDP port 67: address already in use: another DHCP server runs here; find it with "ss -ulnp sport = :67" and stop it, or serve another interface`
@@ -260,6 +297,7 @@ func TestBusyPort67(t *testing.T) {
 }
 
 func TestSecondBootd(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	first := r.start("r1")
 	first.says("msg=ready")
@@ -278,6 +316,7 @@ func TestSecondBootd(t *testing.T) {
 // TestFirstAdministrator comes in from elsewhere with what bootd has left, and
 // again by an address that bootd got only later.
 func TestFirstAdministrator(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.start("r")
 	p.says("msg=ready")

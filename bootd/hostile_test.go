@@ -71,6 +71,7 @@ type attack struct {
 // else on the same segment who has the Machine's MAC, or some other. At level
 // nonce nothing of a Machine gets out to whoever does not see its traffic.
 func TestHostileNeighbour(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	attacks := append(forgeries(), nonceForgeries()...)
 	out := newTally(t, len(attacks), map[api.TrustLevel]int32{api.TrustToken: 3, api.TrustNonce: 0, api.TrustBMC: 0})

@@ -34,6 +34,7 @@ func digestOf(t *testing.T, path string) string {
 // place: bootd does not start, says which one it is and makes nothing new.
 // Putting it back mends it, and so does giving it up.
 func TestPartsOfASite(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	state := filepath.Join(r.dir, "s")
 	other := filepath.Join(r.dir, "other")

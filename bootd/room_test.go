@@ -136,6 +136,7 @@ func (r *rig) served(c *api.Client, words string) {
 // before it starts: what is there is served, and everything is again when there
 // is room.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	dir := r.disk("400m")
 	p := r.start("r")
@@ -207,6 +208,7 @@ func TestFullDisk(t *testing.T) {
 
 // TestReadOnlyDisk starts on a file system that cannot be written at all.
 func TestReadOnlyDisk(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	dir := r.disk("400m")
 	remount := func(flags uintptr) {

@@ -24,8 +24,7 @@ import (
 // etcd runs a real etcd in the rig's namespace, on 198.18.0.1:2379.
 func (r *rig) etcd() *clientv3.Client {
 	r.t.Helper()
-	exe := filepath.Join(r.dir, "etcd")
-	r.run("go", "build", "-o", exe, "go.etcd.io/etcd/server/v3")
+	exe := program(r.t, "etcd", "go.etcd.io/etcd/server/v3")
 	const url = "http://198.18.0.1:2379"
 	cmd := exec.Command("ip", "netns", "exec", r.ns, exe, "--data-dir", filepath.Join(r.dir, "e"),
 		"--listen-client-urls", url, "--advertise-client-urls", url, "--log-level", "error")
@@ -137,6 +136,7 @@ func running(stat string) bool {
 // killed, or stopped for longer than etcd waits. One that was stopped serves and
 // writes nothing when it goes on.
 func TestSecondBootdOnOneStore(t *testing.T) {
+	t.Parallel()
 	a, b := newRig(t), newRig(t)
 	a.join(b)
 	etcd := a.etcd()

@@ -25,6 +25,7 @@ type wireAttack struct {
 // TestWire: bootd as it is run, a Machine that boots, and somebody between them
 // by ARP or by DHCP. What gets out at each level is what docs/security.md says.
 func TestWire(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	attacks := []wireAttack{
 		{name: "token, it listens", trust: api.TrustToken, play: overheard},
