@@ -31,7 +31,8 @@ type BMC struct {
 
 	rules
 	record
-	born time.Time
+	born    time.Time
+	dropped sync.Map // connections
 
 	mu       sync.Mutex
 	tree     Tree
@@ -141,13 +142,13 @@ func (b *BMC) Get(at string) Resource {
 
 func (b *BMC) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, bodyLimit))
-	if err != nil {
-		return // the client has gone
+	if err != nil || b.unread(r) {
+		panic(http.ErrAbortHandler)
 	}
 	q := &request{Request: r, path: canonical(r.URL.Path), body: body}
 	answer := &reply{ResponseWriter: w, rules: b.rules}
 	n := b.begin(q, b.Clock.Now())
-	defer func() { b.end(n, answer.status) }()
+	defer func() { b.end(n, answer) }()
 	if b.has(Silent) {
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)

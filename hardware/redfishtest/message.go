@@ -23,6 +23,7 @@ type reply struct {
 	rules
 	date   string // of the Date header; none where it is empty
 	status int
+	said   string // message id of a refusal
 }
 
 // WriteHeader is http.ResponseWriter's.
@@ -46,6 +47,7 @@ func (w *reply) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // refuse writes a Redfish error, in the shape that this BMC gives it.
 func (w *reply) refuse(status int, id, text string, args ...string) {
+	w.said = id
 	info := extended(id, text, args...)
 	fault := Resource{"code": "Base.1.8.GeneralError", "message": "A general error has occurred. See ExtendedInfo for more information."}
 	switch {

@@ -15,6 +15,7 @@ type Request struct {
 	Body   string
 	Header http.Header
 	Status int       // of the answer; 0 where there was none
+	Said   string    // message id of a refusal
 	At     time.Time // by the BMC's clock
 }
 
@@ -40,11 +41,11 @@ func (r *record) begin(q *request, now time.Time) int {
 	return len(r.requests) - 1
 }
 
-func (r *record) end(n, status int) {
+func (r *record) end(n int, answer *reply) {
 	r.lock.Lock()
 	defer r.lock.Unlock()
 	r.inFlight--
-	r.requests[n].Status = status
+	r.requests[n].Status, r.requests[n].Said = answer.status, answer.said
 }
 
 // Forget has Requests and what counts them begin again from here.
@@ -104,6 +105,11 @@ func (r *record) SentTwice() []string {
 	return list
 }
 
+// passing are refusals that pass by themselves: the same write may be sent again, later.
+func passing() []string {
+	return []string{"InvalidOperationForSystemState", "ActionParameterValueConflict", "UnableToModifyDuringSystemPOST", "NoValidSession"}
+}
+
 // SentAgain lists the writes that were sent once more exactly as they were, If-Match included, after a refusal that does
 // not pass by itself.
 func (r *record) SentAgain() []string {
@@ -115,10 +121,8 @@ func (r *record) SentAgain() []string {
 		if refused[w] {
 			list = append(list, q.Method+" "+q.Path+" "+q.Body)
 		}
-		switch q.Status {
-		case http.StatusBadRequest, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusPreconditionFailed, http.StatusPreconditionRequired:
-			refused[w] = q.Method != http.MethodGet
-		}
+		passes := q.Status >= http.StatusInternalServerError || slices.ContainsFunc(passing(), func(id string) bool { return strings.HasSuffix(q.Said, id) })
+		refused[w] = q.Method != http.MethodGet && q.Status >= http.StatusBadRequest && !passes
 	}
 	return list
 }

@@ -17,7 +17,7 @@ func (b *BMC) read(w *reply, q *request) {
 		w.refuse(http.StatusForbidden, "SMC.1.0.OemLicenseNotPassed", "Not licensed to perform this request.")
 		return
 	}
-	if b.has(ParentFirst) && strings.Count(q.path, "/") > 4 && !b.parents[path.Dir(q.path)] {
+	if b.has(ParentFirst) && strings.Count(q.path, "/") > 4 && !b.parents[b.parent(q.path)] {
 		w.missing(q.path)
 		return
 	}
@@ -40,6 +40,13 @@ func (b *BMC) read(w *reply, q *request) {
 		resource["@odata.etag"] = tag
 	}
 	w.send(http.StatusOK, resource)
+}
+
+// parent is the nearest resource above.
+func (b *BMC) parent(at string) string {
+	for at = path.Dir(at); b.tree[at] == nil && at != "/"; at = path.Dir(at) {
+	}
+	return at
 }
 
 // shown is a resource as it is now; nil where there is none.

@@ -30,6 +30,7 @@ func Start(tb testing.TB, tree Tree, traits ...Trait) *Server {
 	s := httptest.NewUnstartedServer(b)
 	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	s.Config.BaseContext = func(net.Listener) context.Context { return base }
+	s.Config.ConnContext = withConn
 	s.Config.ConnState = b.connState(s.Config.ConnState)
 	s.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){} // HTTP/1.1 only, as in the field
 	s.StartTLS()
@@ -41,14 +42,31 @@ func Start(tb testing.TB, tree Tree, traits ...Trait) *Server {
 	return &Server{BMC: b, URL: s.URL, Fingerprint: "sha256:" + hex.EncodeToString(sum[:])}
 }
 
-// connState closes connections that are idle, where the BMC is one that does.
+// connKey has a request's context hold its connection.
+type connKey struct{}
+
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// connState closes connections that are idle, where the BMC is one that does. What has come in already is not read.
 func (b *BMC) connState(then func(net.Conn, http.ConnState)) func(net.Conn, http.ConnState) {
 	return func(c net.Conn, state http.ConnState) {
 		if then != nil {
 			then(c, state)
 		}
-		if state == http.StateIdle && b.has(DropsKeepAlive) {
+		switch {
+		case state == http.StateIdle && b.has(DropsKeepAlive):
+			b.dropped.Store(c, true)
 			_ = c.Close() // without a word
+		case state == http.StateClosed:
+			b.dropped.Delete(c)
 		}
 	}
+}
+
+// unread says whether a request came in on a connection that the BMC had closed.
+func (b *BMC) unread(r *http.Request) bool {
+	_, dropped := b.dropped.Load(r.Context().Value(connKey{}))
+	return dropped
 }
