@@ -17,13 +17,14 @@ const (
 
 // Kind describes one kind to programs that handle all of them.
 type Kind struct {
-	Name     string   // Machine
-	Doc      string   // one sentence that says what it is
-	Plural   string   // machines
-	Short    []string // short names for the command line
-	Computed bool     // compiled from other objects, never stored or written
-	Writer   Role     // minimum role to write it: what a whole Site depends on requires admin
-	New      func() Object
+	Name        string   // Machine
+	Doc         string   // one sentence that says what it is
+	Plural      string   // machines
+	Short       []string // short names for the command line
+	Computed    bool     // compiled from other objects, never stored or written
+	Writer      Role     // minimum role to write it: what a whole Site depends on requires admin
+	Independent bool     // no other object matters to whether one may be written
+	New         func() Object
 	// Columns are the columns of a table of its objects, in addition to names
 	// and ages.
 	Columns func() []Column

@@ -20,7 +20,7 @@ type Site struct {
 // siteKind describes the kind.
 func siteKind() Kind {
 	return Kind{Name: "Site", Doc: "What one bootd, or one group of them on the same etcd, is in charge of: defaults, brakes and trust. There is one, named site.",
-		Plural: "sites", Writer: RoleAdmin,
+		Plural: "sites", Writer: RoleAdmin, Independent: true,
 		Columns: siteColumns, New: func() Object { return new(Site) }, is: is[*Site],
 		Conditions: func(o Object) *Conditions { return &o.(*Site).Status.Conditions }}
 }

@@ -163,11 +163,11 @@ func digestOf(text string) api.SHA256 {
 func TestEveryKindHasRules(t *testing.T) {
 	kinds := map[string]bool{}
 	for _, k := range api.Kinds() {
-		kinds[k.Name] = !k.Computed
+		kinds[k.Name] = !k.Computed && !k.Independent
 	}
 	for _, r := range table() {
 		if !kinds[r.kind] {
-			t.Errorf("the table has rules of %s, which is no stored kind, or has them twice", r.kind)
+			t.Errorf("the table has rules of %s, which is no stored kind that others matter to, or has them twice", r.kind)
 		}
 		delete(kinds, r.kind)
 	}

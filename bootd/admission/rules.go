@@ -30,9 +30,9 @@ type rules struct {
 	unnamed bool
 }
 
-// table lists the rules of every kind that is stored.
+// table lists the rules of every kind that is stored and not independent of others.
 func table() []rules {
-	return []rules{{kind: "Site"}, secretRules(), zoneRules(), subnetRules(), imageRules(), layerRules(), profileRules(), machineRules(), networkRules(), guestRules()}
+	return []rules{secretRules(), zoneRules(), subnetRules(), imageRules(), layerRules(), profileRules(), machineRules(), networkRules(), guestRules()}
 }
 
 func rulesOf(kind string) rules {
