@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/exit"
 	"github.com/rackweft/rackweft/nodeagent"
 	"github.com/rackweft/rackweft/nodeagent/guest/qemu"
@@ -79,10 +80,18 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 	if err != nil {
 		return exit.Fault(err)
 	}
-	log := systemd.NewLogger(stderr, slog.LevelInfo)
-	inside, err := newInside(s, log)
+	agent, err := newAgent(s, config, systemd.NewLogger(stderr, slog.LevelInfo))
 	if err != nil {
 		return err
+	}
+	return agent.Run(ctx)
+}
+
+// newAgent creates the agent with its handlers, one for each kind of part.
+func newAgent(s settings, config api.AgentConfig, log *slog.Logger) (*nodeagent.Agent, error) {
+	inside, err := newInside(s, log)
+	if err != nil {
+		return nil, err
 	}
 	network := newOverlay(s, inside, log)
 	agent, err := nodeagent.New(nodeagent.Options{
@@ -91,17 +100,16 @@ func runAgent(ctx context.Context, s settings, stderr io.Writer) error {
 		Encrypter: network.Guard(wireguard.New(wireguard.Kernel(), log)),
 	})
 	if err != nil {
-		return exit.Fault(err)
+		return nil, exit.Fault(err)
 	}
 	guests, err := newGuests(s, config, network, agent, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	network.ServeConfigs(guests.ServeConfig)
-	if err := agent.Use(network, guests, newSpeaker(s, inside, log)); err != nil {
-		return exit.Fault(err)
-	}
-	return agent.Run(ctx)
+	return agent, exit.Fault(agent.Use(
+		network, guests, newSpeaker(s, inside, log),
+	))
 }
 
 // printStatus shows the last status even when the agent does not run.
