@@ -21,7 +21,7 @@ func TestKinds(t *testing.T) {
 
 func TestEveryKindOfPartIsMade(t *testing.T) {
 	made := []string{api.PartBase} // by hostspec.Compiler
-	for _, k := range (&daemon{zones: &zone.Parts{}}).parts(nil) {
+	for _, k := range (&daemon{zones: &zone.Parts{Keys: new(zone.Keys)}}).parts(nil) {
 		made = append(made, k.Name)
 		if k.Compile == nil || k.Concerns == nil {
 			t.Errorf("part %s: it is not said how it is compiled, or whom a change concerns", k.Name)
