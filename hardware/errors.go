@@ -14,6 +14,9 @@ var (
 	ErrForbidden = errors.New("BMC does not let this account do it")
 	// ErrPasswordChange: the BMC does nothing for this account until a person has changed its password.
 	ErrPasswordChange = errors.New("BMC wants the password changed first")
+	// ErrNotSeen: a command was accepted, or may have been, and nothing shows that it was carried out. It is not to be sent
+	// again as if it had not been.
+	ErrNotSeen = errors.New("BMC accepted it, but it was not seen to happen")
 )
 
 // CertificateMismatchError says that a BMC presented another certificate than pinned. Nothing was sent to it.

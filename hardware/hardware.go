@@ -89,14 +89,19 @@ func (b Boot) Check() error {
 	return nil
 }
 
-// ResetEvidence is what a BMC knows about the server's last reset. At and Now are both told by the BMC's
-// clock, which may be decades off: only their difference means anything.
+// ResetEvidence is what a BMC knows about the server's last reset, without a judgement. At and Now are both told by the
+// BMC's clock, which may be decades off and may move: that Value is another than it was is better evidence than the age.
 type ResetEvidence struct {
-	Known  bool
+	Known  bool // At, Source and Value are told, and are possible
 	At     time.Time
 	Now    time.Time // zero when the BMC tells no time
 	Source string    // the property that said so
+	Value  string    // as the BMC wrote it
+	POST   string    // the state of the power-on self-test, of BMCs that tell it (HPE): InPost, FinishedPost and so on
 }
+
+// InPOST reports whether the server is in its power-on self-test or stands at its end without having booted.
+func (e ResetEvidence) InPOST() bool { return strings.HasPrefix(e.POST, "InPost") }
 
 // Age is the time since the reset by the BMC's own clock, false when it cannot be told.
 func (e ResetEvidence) Age() (time.Duration, bool) {

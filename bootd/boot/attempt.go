@@ -13,7 +13,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
-// attempts records the progress of open BootAttempts, and hands out what only one client of an attempt may have.
+// attempts writes down how far the open BootAttempts have come, and gives what
+// only one client of an attempt may have.
 type attempts struct {
 	store   *store.Store
 	cache   *store.Cache
@@ -34,15 +35,15 @@ func (as *attempts) reached(ctx context.Context, m *api.Machine, stage api.Stage
 	}
 }
 
-// proved says which trust level a request of the Machine's boot has proved, and whether that suffices. chain is
-// the level that the request itself shows.
+// proved says what a request of the Machine's boot has proved, and whether that
+// is enough. chain is the level that the request shows by itself.
 func (as *attempts) proved(m *api.Machine, peer netip.Addr, step trust.Step, chain api.TrustLevel) trust.Verdict {
 	e := trust.Evidence{Step: step, Chain: chain, Nonce: m.Status.Attempt.Nonce}
 	e.Port, e.Elsewhere = trust.AtPort(m, m.Status.Attempt, peer)
 	return trust.Judge(e, machine.Required(as.cache, m))
 }
 
-// notReached sets the condition that says why a boot is held.
+// notReached writes into a condition why a boot is held.
 func (as *attempts) notReached(ctx context.Context, m *api.Machine, v trust.Verdict) {
 	attempt, news := m.Status.Attempt.ID, false
 	after, err := store.Mutate(ctx, as.store, m.Metadata.Name, func(fresh *api.Machine) error {
@@ -65,7 +66,8 @@ func (as *attempts) notReached(ctx context.Context, m *api.Machine, v trust.Verd
 	}
 }
 
-// compiled sets the condition that says whether the config compiles, and why not.
+// compiled writes into a condition why the config cannot be compiled, and that
+// it can again.
 func (as *attempts) compiled(ctx context.Context, m *api.Machine, fault error) {
 	old := m.Status.Conditions.Get(machine.CondConfig)
 	if fault == nil && (old == nil || old.Status == api.True) {
@@ -86,7 +88,7 @@ func (as *attempts) compiled(ctx context.Context, m *api.Machine, fault error) {
 	}
 }
 
-// seenAt records the port at which an address of the Machine was leased in its open attempt.
+// seenAt records where an address of the Machine was leased in its open attempt.
 func (as *attempts) seenAt(ctx context.Context, m *api.Machine, address netip.Addr, p *api.BootPort) {
 	if !m.Status.Attempt.Open() || !movesPort(m, address, p) {
 		return
@@ -104,8 +106,9 @@ func (as *attempts) seenAt(ctx context.Context, m *api.Machine, address netip.Ad
 	}
 }
 
-// movesPort reports whether a lease changes the recorded port. A request with the Machine's MAC at another port,
-// for another address, does not replace the record of an address that was leased at the planned port.
+// movesPort reports whether a lease changes what is known of the port. Who asks
+// in the Machine's name elsewhere, for another address, does not take away what
+// was said of the one that was leased at the planned port.
 func movesPort(m *api.Machine, address netip.Addr, p *api.BootPort) bool {
 	old := m.Status.Attempt.Port
 	switch {
@@ -121,24 +124,25 @@ func movesPort(m *api.Machine, address netip.Addr, p *api.BootPort) bool {
 	return is || !was
 }
 
-// giving describes what is handed out, and to which client.
+// giving is what is to be given to whom.
 type giving struct {
 	what    string
-	stage   api.Stage // reached once it has arrived
+	stage   api.Stage // reached when it has arrived
 	peer    netip.Addr
 	conn    string
 	verdict trust.Verdict
 }
 
-// give lets a client fetch something that one client gets once, or records and says why it gets nothing. sent
-// must be called after the response was written.
+// give gives a client its turn at what one client has once, or says why it gets
+// nothing, which is written down then. sent must be called when the response was
+// written.
 func (as *attempts) give(ctx context.Context, m *api.Machine, g giving) (sent func(arrived bool), why string) {
 	t := as.peers.taker(g.what, g.peer)
 	key := takeKey{m.Status.Attempt.ID, g.what}
 	is := as.takes.begin(ctx, key, g.conn)
 	if is == busy {
-		why = fmt.Sprintf("another connection is fetching the %s right now", g.what)
-		as.book.witness(m, t, "TwoAtOnce", "held (503)", fmt.Sprintf("%s (MAC %s) requested the %s while another connection was fetching it", t.Address, t.MAC, g.what))
+		why = fmt.Sprintf("another connection is fetching the %s at this moment", g.what)
+		as.book.witness(m, t, "TwoAtOnce", "held (503)", fmt.Sprintf("%s (MAC %s) came for the %s while another connection was fetching it", t.Address, t.MAC, g.what))
 		return nil, why
 	}
 	if is == second {
@@ -161,14 +165,14 @@ func (as *attempts) give(ctx context.Context, m *api.Machine, g giving) (sent fu
 			as.took(ctx, m, t, g.stage, g.verdict)
 		}
 		if !arrived {
-			as.book.witness(m, t, "BrokeOff", "interrupted", fmt.Sprintf("nothing of the %s arrived at %s (MAC %s), so it may be fetched again", t.What, t.Address, t.MAC))
+			as.book.witness(m, t, "BrokeOff", "broke off", fmt.Sprintf("nothing of the %s arrived at %s (MAC %s), so it may be fetched again", t.What, t.Address, t.MAC))
 		}
 		as.takes.end(key, arrived)
 	}, ""
 }
 
-// takenBefore reports from the store whether another client has already fetched something of the Machine's
-// attempt: the cache may lag behind.
+// takenBefore reports, as the store says, whether another client has had
+// something of the Machine's attempt: the cache may be a moment behind.
 func (as *attempts) takenBefore(ctx context.Context, m *api.Machine, what string) (bool, error) {
 	fresh, err := store.Get[api.Machine](ctx, as.store, m.Metadata.Name)
 	if err != nil {
@@ -176,15 +180,16 @@ func (as *attempts) takenBefore(ctx context.Context, m *api.Machine, what string
 	}
 	a := fresh.Status.Attempt
 	if !a.Open() || a.ID != m.Status.Attempt.ID {
-		return false, fmt.Errorf("the BootAttempt of Machine %s has ended in the meantime", m.Metadata.Name)
+		return false, fmt.Errorf("the BootAttempt of Machine %s ended meanwhile", m.Metadata.Name)
 	}
 	return machine.Taken(fresh, what) || a.Reached(api.StageJoined), nil
 }
 
-// took records that a client has received what it was given, and what it has proved by that. If another bootd
-// gave the same to another client, there is a second taker.
+// took records that a client has what it was given, and what it has proved by
+// that. Should another bootd have given the same to another client, there is a
+// second taker.
 func (as *attempts) took(ctx context.Context, m *api.Machine, t api.Taker, stage api.Stage, v trust.Verdict) {
-	ctx = context.WithoutCancel(ctx) // the client may have disconnected by now: it has what it requested
+	ctx = context.WithoutCancel(ctx) // it may have hung up by now: it has what it wanted
 	attempt, second := m.Status.Attempt.ID, false
 	after, err := store.Mutate(ctx, as.store, m.Metadata.Name, func(fresh *api.Machine) error {
 		second = false
@@ -203,13 +208,14 @@ func (as *attempts) took(ctx context.Context, m *api.Machine, t api.Taker, stage
 	})
 	switch {
 	case err != nil:
-		as.log.Error("record who fetched a secret of the boot", "machine", m.Metadata.Name, "what", t.What, "peer", t.Address, "error", err)
+		as.log.Error("record who took what a boot gives", "machine", m.Metadata.Name, "what", t.What, "peer", t.Address, "error", err)
 	case second:
 		as.book.witness(after, t, "SecondTaker", "given by two bootds", machine.SecondText(after.Status.Attempt, t))
 	}
 }
 
-// second records that a client requested what another has taken, and fails the attempt.
+// second records that a client came for what another has taken, and fails the
+// attempt.
 func (as *attempts) second(ctx context.Context, m *api.Machine, t api.Taker) string {
 	attempt := m.Status.Attempt
 	text := machine.SecondText(attempt, t)

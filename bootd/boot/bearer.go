@@ -11,12 +11,13 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// bearer finds the Machine of whose open BootAttempt the secret is, and the level at which it was given, or says
-// what is wrong with it. A refusal is final for the machine, and the cache may lag behind, so a refusal is based
-// on the store.
+// bearer finds the Machine whose open BootAttempt the secret is of, and the level
+// at which it was given, or says what is wrong with it. A refusal is final for
+// the machine that asks, and the cache may be a moment behind, so it is made on
+// what the store says.
 func (d *Decider) bearer(ctx context.Context, name, secret string, purpose ca.Purpose) (m *api.Machine, level api.TrustLevel, reason string, err error) {
 	if err := api.ValidateName(name); err != nil {
-		return nil, "", "the name that it gives is not a valid Machine name", nil // not quoted: it may be anything, even a token
+		return nil, "", "what it calls itself is no Machine's name", nil // not repeated: it may be anything, a token too
 	}
 	if m, ok := store.Cached[api.Machine](d.cache, name); ok {
 		if level, reason := d.fit(m, secret, purpose); reason == "" {
@@ -34,8 +35,8 @@ func (d *Decider) bearer(ctx context.Context, name, secret string, purpose ca.Pu
 	return m, level, reason, nil
 }
 
-// fit is the level at which a secret of the Machine's open attempt was given, or the reason why it is not that
-// attempt's.
+// fit is the level at which a secret of the Machine's open attempt was given, or
+// the reason why it was not given in that attempt.
 func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level api.TrustLevel, reason string) {
 	if !current(m) {
 		return "", "no BootAttempt is open, or its window is over: reprovision the Machine"
@@ -43,16 +44,17 @@ func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level 
 	uid, attempt := m.Metadata.UID, m.Status.Attempt.ID
 	level, ok := d.keys.presented(secret, purpose, uid, attempt)
 	if !ok {
-		return "", "the token does not belong to this BootAttempt"
+		return "", "the token is not this BootAttempt's"
 	}
 	return level, ""
 }
 
-// late records the use of a secret of a finished attempt, and reports whether it was one.
+// late records that a secret of an attempt that is over was used, and reports
+// whether it was one.
 func (d *Decider) late(m *api.Machine, t api.Taker, got string, purpose ca.Purpose) bool {
 	number, spent := d.keys.spent(m, got, purpose)
 	if spent {
-		d.book.witness(m, t, "SpentSecret", "refused", fmt.Sprintf("%s (MAC %s) requested the %s with a secret of BootAttempt %d, which is over", t.Address, t.MAC, t.What, number))
+		d.book.witness(m, t, "SpentSecret", "refused", fmt.Sprintf("%s (MAC %s) came for the %s with a secret of BootAttempt %d, which is over", t.Address, t.MAC, t.What, number))
 	}
 	return spent
 }
@@ -61,8 +63,8 @@ func problem(status int, detail string) error {
 	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: detail}
 }
 
-// strangerText is the whole answer to a caller without a valid token: the reason is only for people who may read
-// the records.
+// strangerText is all that a caller without the right token is told: the rest
+// is for the people who may read the records.
 func strangerText(name string) string {
-	return fmt.Sprintf("the token is not valid; \"weftctl explain machine %s\" says why", name)
+	return fmt.Sprintf("the token is not valid here and now; \"weftctl explain machine %s\" tells why", name)
 }

@@ -454,18 +454,18 @@ func TestPointer(t *testing.T) {
 		{name: "MAC not leased", from: "198.18.0.200", held: "not leased"},
 		{name: "address leased to another", from: other, held: "not one of Machine r1u07"},
 		{name: "joined already", machine: func(m *api.Machine) { m.Status.Attempt.Stage = api.StageJoined }, held: "two came for the pointer"},
-		{name: "window over", machine: func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) }, refused: "not valid"},
-		{name: "no attempt", machine: func(m *api.Machine) { m.Status.Attempt = nil }, refused: "not valid"},
+		{name: "window over", machine: func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) }, refused: "not valid here and now"},
+		{name: "no attempt", machine: func(m *api.Machine) { m.Status.Attempt = nil }, refused: "not valid here and now"},
 		{name: "attempt over", machine: func(m *api.Machine) { m.Status.Attempt.Result = api.ResultFailed }, held: "a BootAttempt that is over"},
 		{name: "another attempt is open", machine: func(m *api.Machine) {
 			m.Status.History = []api.BootAttempt{*testsite.Attempt("try-1", api.StageDHCP)}
 			m.Status.Attempt = testsite.Attempt("try-2", api.StageDHCP)
 		}, held: "a BootAttempt that is over"},
 		{name: "Ignition is too old", accept: "application/vnd.coreos.ignition+json;version=2.3.0", held: "understands Ignition up to 2.3.0"},
-		{name: "a guessed key", ask: func(r *httpboot.PointerRequest) { r.Key = "guessed" }, refused: "not valid"},
-		{name: "no key", ask: func(r *httpboot.PointerRequest) { r.Key = "" }, refused: "not valid"},
-		{name: "the token in place of the key", ask: func(r *httpboot.PointerRequest) { r.Key = b.fetches(at).Token }, refused: "not valid"},
-		{name: "another Machine", ask: func(r *httpboot.PointerRequest) { r.Machine = "nobody" }, refused: "not valid"},
+		{name: "a guessed key", ask: func(r *httpboot.PointerRequest) { r.Key = "guessed" }, refused: "not valid here and now"},
+		{name: "no key", ask: func(r *httpboot.PointerRequest) { r.Key = "" }, refused: "not valid here and now"},
+		{name: "the token in place of the key", ask: func(r *httpboot.PointerRequest) { r.Key = b.fetches(at).Token }, refused: "not valid here and now"},
+		{name: "another Machine", ask: func(r *httpboot.PointerRequest) { r.Machine = "nobody" }, refused: "not valid here and now"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.d.attempts.takes = newTakes()
@@ -540,13 +540,13 @@ func TestConfig(t *testing.T) {
 		{name: "Ignition is too old", accept: "application/vnd.coreos.ignition+json;version=2.3.0", status: 503, told: "2.3.0", recorded: "2.3.0", doesNotCompile: true},
 		{name: "no such Machine", ask: func(r *ConfigRequest) { r.Machine = "nobody" }, status: 403, told: "not valid", recorded: `no Machine is called "nobody"`},
 		{name: "no name at all", ask: func(r *ConfigRequest) { r.Machine = "../site" }, status: 403, told: "not valid", recorded: ""},
-		{name: "token of another attempt", ask: func(r *ConfigRequest) { r.Token = b.d.keys.secret(m, ca.PurposeConfig, api.TrustMAC) }, status: 403, told: "not valid", recorded: "not belong to this BootAttempt"},
-		{name: "token of another purpose", ask: func(r *ConfigRequest) { r.Token = b.joinToken() }, status: 403, told: "not valid", recorded: "not belong to this BootAttempt"},
-		{name: "URL of another attempt", ask: func(r *ConfigRequest) { r.Key = b.d.keys.secret(m, ca.PurposeConfigURL, api.TrustMAC) }, status: 403, told: "not valid", recorded: "URL does not belong to this BootAttempt"},
+		{name: "token of another attempt", ask: func(r *ConfigRequest) { r.Token = b.d.keys.secret(m, ca.PurposeConfig, api.TrustMAC) }, status: 403, told: "not valid", recorded: "not this BootAttempt's"},
+		{name: "token of another purpose", ask: func(r *ConfigRequest) { r.Token = b.joinToken() }, status: 403, told: "not valid", recorded: "not this BootAttempt's"},
+		{name: "URL of another attempt", ask: func(r *ConfigRequest) { r.Key = b.d.keys.secret(m, ca.PurposeConfigURL, api.TrustMAC) }, status: 403, told: "not valid", recorded: "URL is not this BootAttempt's"},
 		{name: "URL of another level", ask: func(r *ConfigRequest) {
 			now := b.Machine(host)
 			r.Key = b.d.keys.secret(now, ca.PurposeConfigURL, api.TrustNonce)
-		}, status: 403, told: "not valid", recorded: "URL does not belong to this BootAttempt"},
+		}, status: 403, told: "not valid", recorded: "URL is not this BootAttempt's"},
 		{name: "after the window", change: func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) }, status: 403, told: "not valid", recorded: "window is over"},
 		{name: "after the attempt", change: func(m *api.Machine) { m.Status.Attempt.Result = api.ResultFailed }, status: 403, told: "not valid", recorded: "which is over"},
 		{name: "wrong address", from: other, status: 403, told: "not one of Machine", recorded: "not one of Machine"},

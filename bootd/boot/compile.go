@@ -15,7 +15,8 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// compiler compiles a Machine's config from its Profile's Layers and rackweft's own files.
+// compiler makes a Machine's config of its Profile's Layers, and of what rackweft
+// itself puts on every host.
 type compiler struct {
 	store *store.Store
 	cache *store.Cache
@@ -52,7 +53,8 @@ func (c *compiler) compile(ctx context.Context, m *api.Machine, peer netip.Addr,
 	})
 }
 
-// origins says which Layer each part of the Machine's config comes from, as far as the config can be compiled.
+// origins tells which Layer each part of the Machine's config comes from, as
+// far as it can be compiled now.
 func (c *compiler) origins(m *api.Machine) ([]api.Origin, []string, error) {
 	p, img, err := profileOf(c.cache, m)
 	if err != nil {
@@ -73,7 +75,7 @@ func (c *compiler) origins(m *api.Machine) ([]api.Origin, []string, error) {
 	return origins, r.Warnings, nil
 }
 
-// masked answers like the Secrets, without their values.
+// masked answers as the Secrets would, without a value.
 func (c *compiler) masked(layer, name, key string) (string, error) {
 	s, ok := store.Cached[api.Secret](c.cache, name)
 	if !ok {
@@ -100,7 +102,8 @@ func (c *compiler) layers(p *api.Profile) ([]ignition.Layer, error) {
 	return layers, nil
 }
 
-// secrets gives templates the values of Secrets. Whether the boot's trust level permits it was decided before.
+// secrets is what templates may ask for. Whether the boot has proved enough for
+// that was decided before.
 func (c *compiler) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
 	return func(layer, name, key string) (string, error) {
 		data, err := store.OpenSecret(ctx, c.store, name, api.UseLayer(layer))
@@ -115,7 +118,7 @@ func (c *compiler) secrets(ctx context.Context) func(layer, name, key string) (s
 	}
 }
 
-// facts are the data of a Layer's template.
+// facts is what a Layer's template sees.
 func (c *compiler) facts(m *api.Machine, p *api.Profile, img *api.Image) map[string]any {
 	variables := maps.Clone(p.Spec.Variables)
 	if variables == nil {
@@ -153,7 +156,8 @@ func fqdn(m *api.Machine, site api.SiteSpec) string {
 	return m.Metadata.Name + "." + site.Domain
 }
 
-// system is rackweft's own config on every host: its name, its network, and nodeagent with what it needs to join.
+// system is what rackweft itself puts on every host: its name, its network, and
+// nodeagent with what it needs to join.
 func (c *compiler) system(m *api.Machine, img *api.Image, server netip.Addr) (ignition.System, error) {
 	site := site.Spec(c.cache)
 	links, err := c.links(m, site)
@@ -192,7 +196,7 @@ func (c *compiler) system(m *api.Machine, img *api.Image, server netip.Addr) (ig
 	}, nil
 }
 
-// links turns the Machine's links into configuration of systemd-networkd.
+// links turns the Machine's links into what systemd-networkd is told.
 func (c *compiler) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, error) {
 	var links []ignition.Link
 	for _, l := range m.Spec.Links {
@@ -214,8 +218,8 @@ func (c *compiler) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, er
 	return links, nil
 }
 
-// addressing configures a link's addresses: DHCP on a provisioning Subnet, static addresses where the spec pins
-// them elsewhere, else DHCP from any server there.
+// addressing gives a link its addresses: DHCP on a provisioning Subnet, static
+// ones where the spec pins them elsewhere, else DHCP of whoever serves it there.
 func (c *compiler) addressing(out *ignition.Link, l api.Link, site api.SiteSpec) error {
 	if l.Subnet == "" {
 		return nil
@@ -234,7 +238,7 @@ func (c *compiler) addressing(out *ignition.Link, l api.Link, site api.SiteSpec)
 	for _, a := range l.Addresses {
 		prefix, ok := s.Prefix(a)
 		if !ok {
-			return fmt.Errorf("link %s: address %s is outside the prefixes of Subnet %s", l.Name, a, l.Subnet)
+			return fmt.Errorf("link %s: address %s is in no prefix of Subnet %s", l.Name, a, l.Subnet)
 		}
 		out.Addresses = append(out.Addresses, netip.PrefixFrom(a, prefix.Bits()))
 	}
@@ -264,7 +268,7 @@ func orElse(own, site []netip.Addr) []netip.Addr {
 	return site
 }
 
-// The paths of nodeagent's files on a host.
+// Where nodeagent's files are on a host.
 const (
 	agentPath  = "/opt/rackweft/bin/nodeagent"
 	configPath = "/etc/rackweft/nodeagent.yaml"

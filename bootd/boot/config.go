@@ -11,26 +11,28 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
-// ConfigRequest is Ignition's second request.
+// ConfigRequest is Ignition's second fetch.
 type ConfigRequest struct {
 	Machine, Key string // from the URL
 	Token        string
 	Accept       string // the HTTP header
 	Peer         netip.Addr
-	Conn         string // identifies the connection
+	Conn         string // names the connection
 }
 
 // HostConfig is a Machine's whole config.
 type HostConfig struct {
 	Body        []byte
 	ContentType string
-	// Sent must be called once, after the response was written, with whether any of it has arrived, or may have.
+	// Sent is to be called once, when the response was written: whether anything
+	// of it has arrived, or may have.
 	Sent func(arrived bool)
 }
 
-// ConfigFor answers Ignition's second request, over TLS: the whole config, for the token of this BootAttempt, to
-// one client once. Errors are *api.Problem: 503 where waiting may help (Ignition retries for ever), 403 where it
-// cannot (the boot fails).
+// ConfigFor answers Ignition's second fetch, over TLS: the whole config,
+// against the token of this BootAttempt, to one client once. Errors are
+// *api.Problem: 503 where waiting may help (Ignition asks for ever), 403 where
+// it cannot (the boot fails).
 func (d *Decider) ConfigFor(ctx context.Context, r ConfigRequest) (HostConfig, error) {
 	m, chain, err := d.mayHaveConfig(ctx, r)
 	if err != nil {
@@ -56,7 +58,8 @@ func (d *Decider) ConfigFor(ctx context.Context, r ConfigRequest) (HostConfig, e
 	return HostConfig{Body: result.Config, ContentType: contentType(result.Version), Sent: sent}, nil
 }
 
-// mayHaveConfig finds the Machine whose config a client may fetch, as far as that follows from the client.
+// mayHaveConfig finds the Machine whose config a request may have, as far as
+// that follows from who asks.
 func (d *Decider) mayHaveConfig(ctx context.Context, r ConfigRequest) (*api.Machine, api.TrustLevel, error) {
 	m, chain, reason, err := d.bearer(ctx, r.Machine, r.Token, ca.PurposeConfig)
 	if err != nil {
@@ -64,7 +67,7 @@ func (d *Decider) mayHaveConfig(ctx context.Context, r ConfigRequest) (*api.Mach
 	}
 	who := query{question: theConfig, machine: m, peer: r.Peer}
 	if reason == "" && !d.keys.Verify(r.Key, ca.PurposeConfigURL.At(string(chain)), m.Metadata.UID, m.Status.Attempt.ID) {
-		reason = "the URL does not belong to this BootAttempt"
+		reason = "the URL is not this BootAttempt's"
 	}
 	if reason != "" {
 		if m != nil && d.late(m, d.peers.taker(theConfig, r.Peer), r.Token, ca.PurposeConfig) {

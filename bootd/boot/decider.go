@@ -15,7 +15,7 @@ import (
 	"github.com/rackweft/rackweft/internal/prom"
 )
 
-// Config configures the Decider. All fields but Advertise and Metrics must be set.
+// Config is what the Decider decides from. All but Advertise and Metrics must be set.
 type Config struct {
 	Store   *store.Store
 	Cache   *store.Cache
@@ -24,7 +24,8 @@ type Config struct {
 	CA      *ca.Authority
 	Tokens  *ca.Tokens
 	Record  machine.Recorder
-	// Epoch is the store's; with the cache's revision it is the least HostSpec version that a new host applies.
+	// Epoch is the store's; with the cache's revision it tells hosts from where on
+	// a HostSpec counts.
 	Epoch int64
 	// HTTPPort and APIPort are where bootd's boot and API servers listen.
 	HTTPPort, APIPort int
@@ -35,25 +36,26 @@ type Config struct {
 	// Interfaces lists bootd's own interfaces and their addresses. It is called
 	// for every DHCP packet.
 	Interfaces func() map[string][]netip.Prefix
-	// Neighbour is the MAC that the kernel's neighbour table has for an address on one of bootd's interfaces. On
-	// a Subnet in proxy mode it replaces the lease.
+	// Neighbour is the MAC at which the kernel sees an address on one of bootd's
+	// interfaces. On a Subnet in proxy mode it takes the place of the lease.
 	Neighbour func(iface string, addr netip.Addr) (api.MAC, bool)
-	// Source is bootd's own address from which it reaches a peer: a machine behind a relay receives it as bootd's
-	// address.
+	// Source is bootd's own address from which it reaches a peer: what a machine
+	// behind a relay is told to come back to.
 	Source  func(peer netip.Addr) (netip.Addr, error)
 	Metrics prometheus.Registerer // nil for none
 	Log     *slog.Logger
 }
 
-// Agent is the nodeagent that hosts receive.
+// Agent is the nodeagent that is handed to hosts.
 type Agent struct {
 	Digest  api.SHA256
 	Unit    string // nodeagent.service
 	Speaker string // nodeagent-speaker.service
 }
 
-// Decider answers the boot servers and the first calls of a new host. It owns the sequence script, pointer,
-// config, join, and delegates the rest to its parts.
+// Decider answers the boot servers and the first calls of a new host. It owns
+// what has an order of its own (script, pointer, config, join) and asks its parts
+// for the rest.
 type Decider struct {
 	*dhcpDecider
 	*subnets
@@ -72,7 +74,7 @@ type Decider struct {
 	configs  *compiler
 }
 
-// New returns a Decider.
+// New makes a Decider.
 func New(c Config) (*Decider, error) {
 	keys := keys{c.Tokens}
 	peers := &peers{cache: c.Cache, leases: c.Leases, neighbour: c.Neighbour}
@@ -101,10 +103,11 @@ func New(c Config) (*Decider, error) {
 // Registered reports whether a registered Machine has an address now.
 func (d *Decider) Registered(peer netip.Addr) bool { return d.peers.registered(peer) }
 
-// APIFor lists the URLs of bootd for a Machine's host.
+// APIFor lists the URLs of bootd that a Machine's host is to know.
 func (d *Decider) APIFor(m *api.Machine) []string { return d.own.apiFor(m) }
 
-// Origins says which Layer each part of the Machine's config comes from, as far as the config can be compiled.
+// Origins tells which Layer each part of the Machine's config comes from, as
+// far as it can be compiled now.
 func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
 	return d.configs.origins(m)
 }

@@ -17,7 +17,7 @@ import (
 // ScriptPath is the first-stage iPXE script under bootd's boot server.
 const ScriptPath = "/boot.ipxe"
 
-// leased is called after a lease was granted.
+// leased is what became of an address that a client has now.
 const leased = "leased"
 
 // dhcpDecider implements dhcp.Decider.
@@ -46,7 +46,7 @@ func (d *dhcpDecider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, er
 func (d *dhcpDecider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (dhcp.Answer, error) {
 	who := d.ask(c)
 	if who.proxied() {
-		return dhcp.Answer{}, fmt.Errorf("%w: another server leases the addresses on Subnet %s", dhcp.ErrNotMine, who.subnet.Metadata.Name)
+		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server gives the addresses", dhcp.ErrNotMine, who.subnet.Metadata.Name)
 	}
 	return d.answer(ctx, who, func() (grant, error) {
 		if err := d.notYet(who, addr); err != nil {
@@ -90,10 +90,10 @@ func (d *dhcpDecider) Release(ctx context.Context, c dhcp.Client, addr netip.Add
 		return err
 	}
 	if !released {
-		d.book.decide(who, "release of "+addr.String()+" ignored", "a registered Machine keeps its address, because anyone can forge a RELEASE")
+		d.book.decide(who, "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and no one else may release it: anyone can forge a RELEASE")
 		return nil
 	}
-	d.book.decide(who, "released "+addr.String(), "the client released it")
+	d.book.decide(who, "released "+addr.String(), "the client gave it back")
 	return nil
 }
 
@@ -106,20 +106,21 @@ func (d *dhcpDecider) Decline(ctx context.Context, c dhcp.Client, addr netip.Add
 		return err
 	}
 	if !quarantined {
-		d.book.decide(who, "decline of "+addr.String()+" ignored", "the client does not hold the address, or a quarter of the range is already in quarantine")
+		d.book.decide(who, "decline of "+addr.String()+" ignored", "the client does not hold the address, or a quarter of the range is in quarantine already")
 		return nil
 	}
 	d.book.decide(who, "quarantined "+addr.String(), "the client found the address in use by another machine")
 	return nil
 }
 
-// asker is a DHCP client with everything that determines its answer, each looked up once.
+// asker is a DHCP client with all that its answer follows from, each looked for
+// once.
 type asker struct {
 	client   dhcp.Client
 	mac      api.MAC
 	machine  *api.Machine // nil for none
-	subnet   *api.Subnet  // nil when there is none
-	server   netip.Addr   // bootd's own address for the client
+	subnet   *api.Subnet  // nil when it is on none
+	server   netip.Addr   // bootd's own address that the client is told
 	noSubnet error
 	noServer error
 }
@@ -135,7 +136,8 @@ func (d *dhcpDecider) ask(c dhcp.Client) asker {
 	return who
 }
 
-// about is the question as recorded, with the address that it concerns, if any.
+// about is the question, as it is written down, with the address that it is
+// about, if there is one.
 func (a asker) about(addr netip.Addr) query {
 	return query{question: "dhcp", machine: a.machine, mac: a.mac, peer: addr}
 }
@@ -143,13 +145,13 @@ func (a asker) about(addr netip.Addr) query {
 // registered reports whether a person has registered the client's MAC.
 func (a asker) registered() bool { return a.machine != nil && !isDiscovered(a.machine) }
 
-// boots reports whether the client is firmware or a boot loader.
+// boots reports whether it is firmware or a boot loader.
 func (a asker) boots() bool { return a.client.Kind != dhcp.None }
 
-// proxied reports whether another server leases the addresses.
+// proxied reports whether another server gives the addresses.
 func (a asker) proxied() bool { return a.subnet != nil && a.subnet.Spec.Mode == api.Proxy }
 
-// holder is the client's identity in the lease table.
+// holder is the client as the lease table knows it.
 func (a asker) holder() lease.Holder {
 	h := lease.Holder{MAC: string(a.mac), Hostname: a.client.Hostname}
 	if a.registered() {
@@ -158,11 +160,11 @@ func (a asker) holder() lease.Holder {
 	return h
 }
 
-// grant is a client's address and its lease time.
+// grant is an address that a client has, and for how long.
 type grant struct {
 	address netip.Addr
 	lease   time.Duration
-	did     string // in one word, what happens to the address
+	did     string // in one word, what becomes of the address
 }
 
 // answer builds the whole answer around an address that pick chooses.
@@ -190,7 +192,7 @@ func (d *dhcpDecider) answer(ctx context.Context, who asker, pick func() (grant,
 	return d.complete(who, g, boot), nil
 }
 
-// granted records the progress of a Machine's boot that its new lease shows.
+// granted records how far a Machine's boot has come by the address that it has now.
 func (d *dhcpDecider) granted(ctx context.Context, who asker, g grant) {
 	if g.did == leased {
 		d.attempts.seenAt(ctx, who.machine, g.address, d.portOf(who, g.address))
@@ -202,7 +204,7 @@ func (d *dhcpDecider) granted(ctx context.Context, who asker, g grant) {
 
 // proxyAnswer adds the boot file to what another server answers.
 func (d *dhcpDecider) proxyAnswer(ctx context.Context, who asker, boot dhcp.Boot) dhcp.Answer {
-	d.book.decide(who.about(netip.Addr{}), bootText(boot), boot.Reason+"; Subnet "+who.subnet.Metadata.Name+" is in proxy mode: another server leases the address")
+	d.book.decide(who.about(netip.Addr{}), bootText(boot), boot.Reason+"; Subnet "+who.subnet.Metadata.Name+" is in proxy mode: another server gives the address")
 	if who.boots() {
 		d.attempts.reached(ctx, who.machine, api.StageDHCP)
 	}
@@ -223,8 +225,8 @@ func (a asker) leaseReason() string {
 	return "Machine " + a.machine.Metadata.Name + " on Subnet " + a.subnet.Metadata.Name
 }
 
-// complete fills in the options that go with an address. Without an address of bootd's own, package dhcp uses the
-// one to which the packet was sent.
+// complete fills in what goes with an address. Without an address of bootd's own,
+// dhcp names the one that the packet came to.
 func (d *dhcpDecider) complete(who asker, g grant, boot dhcp.Boot) dhcp.Answer {
 	site, s := site.Spec(d.cache), who.subnet
 	prefix, _ := s.Prefix(g.address)
@@ -240,7 +242,8 @@ func (d *dhcpDecider) complete(who asker, g grant, boot dhcp.Boot) dhcp.Answer {
 	return a
 }
 
-// bootfile chooses the boot file, including the spec's settings for unusual firmware.
+// bootfile chooses the boot file, with what the Machine's spec says of its odd
+// firmware.
 func (d *dhcpDecider) bootfile(who asker) dhcp.Boot {
 	if !who.boots() {
 		return dhcp.Boot{Reason: "it does not boot from the network"}

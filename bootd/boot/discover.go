@@ -16,13 +16,14 @@ import (
 )
 
 const (
-	// maxDiscovered limits the Machines created from unknown MACs: anyone can forge thousands of MACs.
+	// maxDiscovered bounds the Machines made of unknown MACs: anyone can forge
+	// MACs by the thousand.
 	maxDiscovered = 256
-	// seenEvery limits how often one unknown MAC is recorded.
+	// seenEvery bounds how often one unknown MAC is written down.
 	seenEvery = 10 * time.Minute
 )
 
-// sightings remembers which unknown MACs were recorded, and when.
+// sightings remembers which unknown MACs were written down and when.
 type sightings struct {
 	mu sync.Mutex
 	at map[api.MAC]time.Time
@@ -30,7 +31,7 @@ type sightings struct {
 
 func newSightings() *sightings { return &sightings{at: map[api.MAC]time.Time{}} }
 
-// due reports whether the MAC should be recorded now.
+// due reports whether the MAC is to be written down now.
 func (s *sightings) due(mac api.MAC, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,7 +52,7 @@ func (s *sightings) due(mac api.MAC, now time.Time) bool {
 
 func isDiscovered(m *api.Machine) bool { return m != nil && machine.IsDiscovered(m) }
 
-// strangers creates Machines from unregistered MACs.
+// strangers makes Machines of those that are not registered.
 type strangers struct {
 	store  *store.Store
 	record machine.Recorder
@@ -59,8 +60,9 @@ type strangers struct {
 	seen   *sightings
 }
 
-// note creates a Machine in phase Discovered from an unregistered MAC, or records that it was seen again. Such a
-// Machine receives only an address and a script that waits.
+// note makes a Machine in phase Discovered of a MAC that no one has
+// registered, or notes that it was seen again. It is given nothing but an
+// address and a script that waits.
 func (x *strangers) note(ctx context.Context, mac api.MAC, s *api.Subnet) {
 	if !x.seen.due(mac, time.Now()) {
 		return
@@ -72,7 +74,8 @@ func (x *strangers) note(ctx context.Context, mac api.MAC, s *api.Subnet) {
 }
 
 func (x *strangers) noteAs(ctx context.Context, name string, mac api.MAC, s *api.Subnet) error {
-	// The cache may lag behind: a Machine that was just registered must not get a duplicate.
+	// The cache may be a moment behind: a Machine that was just registered must
+	// not get a double.
 	all, _, err := store.List[api.Machine](ctx, x.store)
 	if err != nil {
 		return err
@@ -97,7 +100,7 @@ func (x *strangers) noteAs(ctx context.Context, name string, mac api.MAC, s *api
 		return err
 	}
 	if count >= maxDiscovered {
-		return fmt.Errorf("there are already %d discovered machines, the limit: apply or delete some (weftctl get machines)", count)
+		return fmt.Errorf("%d machines are discovered already, as many as are kept: apply or delete some (weftctl get machines)", count)
 	}
 	m := &api.Machine{}
 	m.SetDefaults()
@@ -108,10 +111,10 @@ func (x *strangers) noteAs(ctx context.Context, name string, mac api.MAC, s *api
 	m.Status.LastSeen = time.Now().UTC()
 	if err := x.store.Create(ctx, m); err != nil {
 		if errors.Is(err, store.ErrExists) {
-			return nil // another bootd has received it, too
+			return nil // another bootd has heard it too
 		}
 		return err
 	}
-	x.record.Event(m, api.Normal, "Discovered", fmt.Sprintf("MAC %s requested a boot on Subnet %s; apply a Machine with this MAC to register it", mac, s.Metadata.Name))
+	x.record.Event(m, api.Normal, "Discovered", fmt.Sprintf("MAC %s asked for a boot on Subnet %s; apply a Machine with this MAC to register it", mac, s.Metadata.Name))
 	return nil
 }

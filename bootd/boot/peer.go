@@ -11,26 +11,26 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// holder is the owner of an address.
+// holder is who has an address.
 type holder struct {
 	mac    api.MAC
 	subnet *api.Subnet
 }
 
-// peers finds the owner of an address.
+// peers tells who is behind an address.
 type peers struct {
 	cache     *store.Cache
 	leases    *lease.Table
 	neighbour func(iface string, addr netip.Addr) (api.MAC, bool)
 }
 
-// holder finds the owner of an address: by its lease, and on a Subnet in proxy mode, where another server keeps
-// the leases, by the kernel's neighbour table.
+// holder tells who has an address: by its lease, and on a Subnet in proxy mode,
+// where another server keeps the leases, by the kernel's neighbour table.
 func (p *peers) holder(peer netip.Addr) (holder, error) {
 	if l, ok := p.leases.Lookup(peer); ok {
 		s, ok := store.Cached[api.Subnet](p.cache, l.Subnet)
 		if !ok {
-			return holder{}, fmt.Errorf("address %s is leased on Subnet %s, which no longer exists", peer, l.Subnet)
+			return holder{}, fmt.Errorf("address %s is leased on Subnet %s, which does not exist any more", peer, l.Subnet)
 		}
 		return holder{api.MAC(l.MAC), s}, nil
 	}
@@ -39,11 +39,11 @@ func (p *peers) holder(peer netip.Addr) (holder, error) {
 		return holder{}, fmt.Errorf("address %s is not leased by this bootd", peer)
 	}
 	if s.Spec.Interface == "" {
-		return holder{}, fmt.Errorf("the Subnet %s is in proxy mode and has no interface of bootd, so bootd cannot determine the owner of address %s: set its spec.interface", s.Metadata.Name, peer)
+		return holder{}, fmt.Errorf("the Subnet %s is in proxy mode and has no interface of bootd, so bootd cannot tell whose address %s is: set its spec.interface", s.Metadata.Name, peer)
 	}
 	mac, ok := p.neighbour(s.Spec.Interface, peer)
 	if !ok {
-		return holder{}, fmt.Errorf("the kernel has no neighbour %s on interface %s of Subnet %s", peer, s.Spec.Interface, s.Metadata.Name)
+		return holder{}, fmt.Errorf("the kernel knows no neighbour %s on interface %s of Subnet %s", peer, s.Spec.Interface, s.Metadata.Name)
 	}
 	return holder{mac, s}, nil
 }
@@ -90,7 +90,7 @@ func (p *peers) registered(peer netip.Addr) bool {
 	return ok
 }
 
-// taker describes the client of a request.
+// taker describes who asks for something.
 func (p *peers) taker(what string, peer netip.Addr) api.Taker {
 	t := api.Taker{What: what, Address: peer, Time: time.Now().UTC()}
 	if h, err := p.holder(peer); err == nil {

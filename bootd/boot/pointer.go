@@ -12,20 +12,22 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// What a BootAttempt hands out to one client once.
+// What a BootAttempt gives to one client once.
 const (
 	thePointer = "pointer"
 	theConfig  = "config"
 	theJoin    = "join"
 )
 
-// Pointer implements httpboot.Decider: the URL of the config and the token for it. One client of a BootAttempt
-// gets it, if it has the script's key and an address that is leased to the Machine.
+// Pointer implements httpboot.Decider: where the config is and the token for
+// it. It is given to one client of a BootAttempt, at an address that is leased
+// to the Machine, that has the key of the script.
 func (d *Decider) Pointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error) {
 	return d.givePointer(ctx, r, false)
 }
 
-// givePointer returns the pointer, over TLS or not. A boot whose script came over TLS continues over TLS.
+// givePointer gives the pointer, over TLS or not. What was given over TLS continues
+// over TLS.
 func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, secure bool) (httpboot.Pointer, error) {
 	m, chain, err := d.pointed(ctx, r)
 	if err != nil {
@@ -33,8 +35,8 @@ func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, se
 	}
 	who := query{question: thePointer, machine: m, peer: r.Peer}
 	if secure != (chain == api.TrustBMC) {
-		_ = d.book.refuse(who, http.StatusForbidden, "its URL belongs to the other server", "") // for the record
-		return httpboot.Pointer{}, &httpboot.Refusal{Reason: "this URL is not valid"}
+		_ = d.book.refuse(who, http.StatusForbidden, "its URL is one of the other server", "") // for the record
+		return httpboot.Pointer{}, &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 	}
 	v := d.attempts.proved(m, r.Peer, trust.Pointer, chain)
 	if !v.OK() {
@@ -53,7 +55,8 @@ func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, se
 	return httpboot.Pointer{Config: body, ContentType: contentType(version), Sent: sent}, nil
 }
 
-// pointed finds the Machine of whose open BootAttempt the key is, and the level at which the key was given.
+// pointed finds the Machine whose open BootAttempt the key is of, and the level
+// at which the key was given.
 func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.Machine, api.TrustLevel, error) {
 	m, chain, reason, err := d.bearer(ctx, r.Machine, r.Key, ca.PurposePointer)
 	who := query{question: thePointer, machine: m, peer: r.Peer}
@@ -67,15 +70,15 @@ func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.
 		}
 		return m, chain, nil
 	}
-	// A machine that is still in its last boot waits: it will be reset.
+	// A machine that is still at its last boot is told to wait: it will be reset.
 	if m != nil && d.late(m, d.peers.taker(thePointer, r.Peer), r.Key, ca.PurposePointer) {
-		return nil, "", d.book.hold(thePointer, "this URL belongs to a BootAttempt that is over")
+		return nil, "", d.book.hold(thePointer, "this URL is of a BootAttempt that is over")
 	}
 	_ = d.book.refuse(who, http.StatusForbidden, reason, "") // for the record
-	return nil, "", &httpboot.Refusal{Reason: "this URL is not valid"}
+	return nil, "", &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 }
 
-// pointer builds the pointer, or says why the machine has to wait.
+// pointer makes the pointer, or says why the machine has to wait.
 func (d *Decider) pointer(m *api.Machine, r httpboot.PointerRequest, chain api.TrustLevel) (body []byte, version string, err error) {
 	_, img, err := profileOf(d.cache, m)
 	if err != nil {

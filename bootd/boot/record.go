@@ -34,7 +34,7 @@ func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.refusals, m.unrecorded, m.seconds}
 }
 
-// book records decisions with their reasons.
+// book writes down what was decided, for whom and why.
 type book struct {
 	peers    *peers
 	recorder machine.Recorder
@@ -42,7 +42,7 @@ type book struct {
 	metrics  *metrics
 }
 
-// query is a question and the client that sent it.
+// query is a question and who asks it.
 type query struct {
 	question string
 	machine  *api.Machine // nil when it is not known
@@ -50,14 +50,15 @@ type query struct {
 	peer     netip.Addr
 }
 
-// decide records an answer and its reason, and reports whether it was written: the journal is bounded, and
-// strangers' requests must not push out the records that explain a Machine.
+// decide records an answer and its reason, and reports whether it was written
+// down: the journal is bounded, and what strangers send must not push out of it
+// what explains a Machine.
 func (b *book) decide(q query, answer, reason string) bool {
 	return b.record(q, q.machine == nil || isDiscovered(q.machine), answer, reason)
 }
 
-// record is decide for a client that may be a stranger, whichever Machine it names: strangers share a quota, and
-// use none of the Machine's.
+// record is decide for an asker that is a stranger or not, whatever Machine it
+// asks about: strangers share a quota, and use up none of the Machine's.
 func (b *book) record(q query, stranger bool, answer, reason string) bool {
 	x := api.Decision{MAC: q.mac, Question: q.question, Answer: answer, Reason: reason}
 	if q.peer.IsValid() {
@@ -81,35 +82,35 @@ func (b *book) record(q query, stranger bool, answer, reason string) bool {
 	return true
 }
 
-// refuse records why a caller of the API is refused, and builds the answer.
+// refuse records why a caller of the API is refused, and makes the answer.
 func (b *book) refuse(q query, status int, reason, told string) error {
 	b.metrics.refusals.WithLabelValues(q.question).Inc()
 	m := q.machine
 	stranger := m == nil || b.peers.belongs(q.peer, m) != nil && !pins(m, q.peer)
 	if b.record(q, stranger, fmt.Sprintf("refused (%d)", status), reason) && m != nil {
-		b.recorder.Event(m, api.Warning, "BootRefused", fmt.Sprintf("%s requested %s: %s", q.peer, q.question, reason))
+		b.recorder.Event(m, api.Warning, "BootRefused", fmt.Sprintf("%s asked for %s: %s", q.peer, q.question, reason))
 	}
 	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: told}
 }
 
 const (
-	// repeatAfter is when the same answer to a Machine is recorded again: a machine that is held retries every
-	// few seconds, for days.
+	// repeatAfter is when the same answer to a Machine is written down again: a
+	// machine that is held asks every few seconds, for days.
 	repeatAfter = time.Minute
-	// strangerAfter is when a MAC that is not registered is recorded again.
+	// strangerAfter is when a MAC that is not registered is written down again.
 	strangerAfter = 10 * time.Minute
-	// maxSaid limits the remembered answers to Machines; 9 questions each.
+	// maxSaid bounds what is remembered of Machines; 9 questions each.
 	maxSaid = 1 << 16
 )
 
-// ledger limits how fast decisions are recorded. Clients that are not a registered Machine are strangers, and
-// share one quota.
+// ledger bounds how fast decisions are written down. A stranger is anybody that
+// no registered Machine stands for: those have a quota that they share.
 type ledger struct {
 	mu        sync.Mutex
 	said      map[asked]answer
 	machines  map[string]*rate.Limiter
 	witnessed map[string]*rate.Limiter
-	strangers map[asked]time.Time // bounded by what crowd admits within strangerAfter
+	strangers map[asked]time.Time // bounded by what crowd lets in within strangerAfter
 	crowd     *rate.Limiter
 	now       func() time.Time
 }
@@ -155,8 +156,8 @@ func (l *ledger) admit(x api.Decision, stranger bool) bool {
 	return true
 }
 
-// witness limits the records of clients that cannot be the Machine: 100 at once, then one a second, counted
-// separately.
+// witness bounds what is written down of those who cannot be the Machine: 100 at
+// once, then one a second, and nothing else counts against that.
 func (l *ledger) witness(machine string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -191,24 +192,24 @@ func (l *ledger) stranger(x api.Decision) bool {
 	return true
 }
 
-// held records why a machine waits, and builds the answer: 503, retry.
+// held records why a machine waits, and makes the answer: 503, ask again.
 func (b *book) held(q query, why error) error {
 	b.metrics.refusals.WithLabelValues(q.question).Inc()
 	b.decide(q, "held (503)", why.Error())
 	return &httpboot.Hold{Reason: why.Error(), RetryAfter: holdFor}
 }
 
-// hold builds the answer that makes a machine wait and retry.
+// hold makes the answer that has a machine wait and ask again.
 func (b *book) hold(question, reason string) error {
 	b.metrics.refusals.WithLabelValues(question).Inc()
 	return &httpboot.Hold{Reason: reason, RetryAfter: holdFor}
 }
 
-// holdFor is how long a machine that is held waits before it retries.
+// holdFor is how long a machine that is held waits before it asks again.
 const holdFor = 5 * time.Second
 
-// witness records every action of a client that cannot be the Machine: limited in rate, but repetitions are not
-// omitted.
+// witness writes down what a client did that cannot be the Machine, every time:
+// it is bounded, but repetitions are not left out.
 func (b *book) witness(m *api.Machine, t api.Taker, reason, answer, text string) {
 	b.metrics.seconds.WithLabelValues(t.What).Inc()
 	if !b.ledger.witness(m.Metadata.Name) {

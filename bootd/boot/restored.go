@@ -11,9 +11,10 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// notYet says why an address may not be leased after a restore: since the backup it may have been leased to a
-// client that this bootd does not know. Any such client renews within the lease time, and is known by then. A
-// pinned address belongs to its Machine only, and a client with a lease, or in use of the address, keeps it.
+// notYet says why an address may not be given away after a restore: since the
+// backup it may have been leased to a client that this bootd does not know. Who
+// uses an address renews it within the lease time, and is known by then. What
+// is pinned is no one else's, and who has a lease, or uses the address, keeps it.
 func (d *dhcpDecider) notYet(who asker, addr netip.Addr) error {
 	r := store.Recovery(d.cache)
 	if r == nil {
@@ -29,13 +30,13 @@ func (d *dhcpDecider) notYet(who asker, addr netip.Addr) error {
 		}
 	}
 	if addr.IsValid() && who.client.ClientAddr == addr {
-		return nil // a renewal, by a client that has had it since before the restore
+		return nil // a renewal, by whoever has had it since before the restore
 	}
 	until := "until every Machine is accounted for (weftctl restore status)"
 	if !r.Held {
 		until = "until " + quiet.UTC().Format(time.RFC3339) + ", when every lease from before has been renewed or has ended (weftctl restore finish ends this sooner)"
 	}
-	return fmt.Errorf("%w: bootd was restored, and leases only addresses that are known to be free %s", dhcp.ErrNotMine, until)
+	return fmt.Errorf("%w: bootd was restored, and leases no address that it does not know to be free %s", dhcp.ErrNotMine, until)
 }
 
 // pinned reports whether the Machine's spec gives the client an address on its Subnet.

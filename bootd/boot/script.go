@@ -18,7 +18,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
-// scripts builds the boot scripts.
+// scripts makes the boot scripts.
 type scripts struct {
 	cache    *store.Cache
 	tracker  *machine.Tracker
@@ -30,12 +30,12 @@ type scripts struct {
 
 // asking is a request for a boot script.
 type asking struct {
-	chain api.TrustLevel // shown by the request itself
+	chain api.TrustLevel // that it shows by itself
 	mac   api.MAC
 	peer  netip.Addr
 }
 
-// script builds the boot script, or says why the machine has to wait.
+// script makes the boot script, or says why the machine has to wait.
 func (sc *scripts) script(ctx context.Context, m *api.Machine, b asking) (httpboot.Script, error) {
 	if m.Spec.State != api.StateActive {
 		return httpboot.Script{}, fmt.Errorf("the Machine %s has state %s: nothing is booted", m.Metadata.Name, m.Spec.State)
@@ -65,7 +65,7 @@ func (sc *scripts) script(ctx context.Context, m *api.Machine, b asking) (httpbo
 	return sc.buildScript(m, p, img, server, b), nil
 }
 
-// shown is the trust level that a request for a script itself shows.
+// shown is the trust level that a request for a script shows by itself.
 func (sc *scripts) shown(m *api.Machine, c httpboot.Client) api.TrustLevel {
 	if m.Status.Attempt != nil && sc.keys.Tokens.VerifyNonce(strings.TrimSpace(c.Query.Get("asset")), m.Metadata.UID, m.Status.Attempt.ID) {
 		return api.TrustNonce
@@ -83,7 +83,8 @@ func (sc *scripts) buildScript(m *api.Machine, p *api.Profile, img *api.Image, s
 			return sc.bootURL(m, server) + "/blobs/sha256:" + string(img.Spec.Files[name].SHA256)
 		}
 	}
-	// The client that fetches the root file system compares its digest with the one on the kernel's command line.
+	// Whoever fetches the root file system compares its digest with what came
+	// with the kernel.
 	facts := bootFacts{mac: b.mac, ignition: sc.pointerURL(server, m, b.chain), rootfs: open(api.RootfsFile)}
 	s := httpboot.Script{
 		Title:  fmt.Sprintf("%s boots %s %s (BootAttempt %d)", m.Metadata.Name, p.Spec.Image, img.Spec.Version, m.Status.Attempt.Number),
@@ -96,8 +97,8 @@ func (sc *scripts) buildScript(m *api.Machine, p *api.Profile, img *api.Image, s
 	return s
 }
 
-// pointerURL is the URL of the pointer for the boot that gets a script: no one else can guess it, and it differs
-// in each attempt and at each level.
+// pointerURL is where the boot that gets a script finds its pointer: no one else
+// can guess it, and in no other attempt, nor at another level, is it the same.
 func (sc *scripts) pointerURL(server netip.Addr, m *api.Machine, chain api.TrustLevel) string {
 	key := m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposePointer, chain)
 	if chain == api.TrustBMC {
@@ -106,8 +107,9 @@ func (sc *scripts) pointerURL(server netip.Addr, m *api.Machine, chain api.Trust
 	return sc.own.httpURL(server) + "/ignition/pointer/" + key
 }
 
-// bootURL is the URL from which the Machine's BMC boots it, over TLS: only the BMC receives it, and it differs in
-// each BootAttempt. A client that presents it has reached trust level bmc.
+// bootURL is where the Machine's BMC is to boot it from, over TLS: no one else is
+// told it, and it is another one in each BootAttempt. Whoever presents it has
+// reached trust level bmc.
 func (sc *scripts) bootURL(m *api.Machine, server netip.Addr) string {
 	return sc.own.apiURL(server) + "/v1/boot/" + m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposeBoot, api.TrustBMC)
 }
@@ -125,13 +127,13 @@ func unsolicited(m *api.Machine) string {
 	return fmt.Sprintf("Machine %s: no BootAttempt is open for this boot; asking its BMC whether it was reset", m.Metadata.Name)
 }
 
-// bootable says why a Profile cannot currently be booted over the network.
+// bootable says why a Profile cannot be booted over the network as it is.
 func bootable(p *api.Profile, img *api.Image) error {
 	if p.Spec.Install != nil {
 		return fmt.Errorf("the Profile %s installs to %s, which this bootd cannot do yet: remove spec.install to boot it live", p.Metadata.Name, p.Spec.Install.Disk)
 	}
 	if c := img.Status.Conditions.Get(api.CondReady); c == nil || c.Status != api.True {
-		why := "its files have not been checked yet"
+		why := "its files have not been looked at yet"
 		if c != nil {
 			why = c.Message
 		}
@@ -147,7 +149,7 @@ func bootable(p *api.Profile, img *api.Image) error {
 	return nil
 }
 
-// bootFacts are the values for an Image's kernel arguments.
+// bootFacts fill an Image's kernel arguments.
 type bootFacts struct {
 	rootfs, ignition string
 	mac              api.MAC

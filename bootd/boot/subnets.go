@@ -17,21 +17,22 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// subnets keeps the lease table and the Subnets' conditions in line with the objects.
+// subnets keeps the lease table and the Subnets' conditions true to the objects.
 type subnets struct {
 	store  *store.Store
 	cache  *store.Cache
 	leases *lease.Table
 	own    *endpoints
 
-	applying sync.Mutex       // serializes ApplySubnets
+	applying sync.Mutex       // one ApplySubnets at a time
 	faults   map[string]error // of Subnets whose pool cannot be used; under applying
 	applied  map[string]int64 // generation of each Subnet, by uid; under applying
 }
 
-// ApplySubnets configures the lease table from the current Subnets and Machines. It is called when any of them,
-// or an address of bootd's, has changed. A Subnet that cannot be served is skipped and does not affect the
-// others; JudgeSubnet reports it.
+// ApplySubnets tells the lease table what the Subnets and Machines say now. It
+// is called when any of them, or an address of bootd's, has changed. A Subnet
+// that cannot be served is left out and does not harm the others;
+// JudgeSubnet says so.
 func (ss *subnets) ApplySubnets(ctx context.Context) error {
 	ss.applying.Lock()
 	defer ss.applying.Unlock()
@@ -62,8 +63,8 @@ func (ss *subnets) ApplySubnets(ctx context.Context) error {
 	return nil
 }
 
-// usable picks the pools that a lease table accepts, and says what is wrong with the others. It tries them on a
-// table of its own: the real one must not be disturbed.
+// usable picks the pools that a lease table takes, and says what is wrong with
+// the others. It asks a table of its own: the real one must not be disturbed.
 func usable(ctx context.Context, pools []lease.Subnet) (good []lease.Subnet, faults map[string]error, err error) {
 	scratch, err := lease.New(ctx, noLeases{}, time.Now, func(string) bool { return false })
 	if err != nil {
@@ -102,7 +103,7 @@ func (ss *subnets) JudgeSubnet(s *api.Subnet, listening func(iface string) error
 	return found, true
 }
 
-// judge determines a Subnet's condition.
+// judge says how a Subnet stands.
 func (ss *subnets) judge(s *api.Subnet, fault error, listening func(string) error) (ready api.ConditionStatus, reason, message string) {
 	iface, here := s.Spec.Interface, ss.own.interfaces()
 	_, has := here[iface]
@@ -112,9 +113,9 @@ func (ss *subnets) judge(s *api.Subnet, fault error, listening func(string) erro
 	case fault != nil:
 		return api.False, "Invalid", fault.Error()
 	case iface == "" && s.Spec.Mode == api.Proxy:
-		return api.False, "ProxyNeedsInterface", "in proxy mode bootd recognizes machines by the MACs on the wire, so it needs an interface there: set spec.interface"
+		return api.False, "ProxyNeedsInterface", "in proxy mode bootd knows machines by the MACs that it sees on the wire, so it needs an interface there: set spec.interface"
 	case iface == "":
-		return api.True, "Relayed", "DHCP answers requests that relays forward to bootd" + dynamic(s)
+		return api.True, "Relayed", "DHCP answers what relays send to bootd" + dynamic(s)
 	case !has:
 		return api.False, "NoInterface", fmt.Sprintf("this bootd has no interface %s (it has %s): name one of them in spec.interface, or none when requests come through a relay",
 			iface, strings.Join(slices.Sorted(maps.Keys(here)), ", "))
@@ -132,7 +133,7 @@ func (ss *subnets) judge(s *api.Subnet, fault error, listening func(string) erro
 
 func dynamic(s *api.Subnet) string {
 	if s.Spec.Range.IsZero() {
-		return "; it has no range, so only Machines with a pinned address get one"
+		return "; it has no range, so only Machines that pin an address get one"
 	}
 	return ""
 }
@@ -160,8 +161,8 @@ func (ss *subnets) excluded(s *api.Subnet) []netip.Addr {
 }
 
 // reservations are the IPv4 addresses that Machines pin on provisioning
-// Subnets. A bond's address is reserved for its first member; if it boots through another, that one gets a
-// dynamic address.
+// Subnets. A bond's goes to its first member; should it boot through another,
+// that one gets a dynamic address.
 func (ss *subnets) reservations() []lease.Reservation {
 	var all []lease.Reservation
 	for _, m := range store.CachedList[api.Machine](ss.cache) {
@@ -191,7 +192,8 @@ func reservationsOf(m *api.Machine) []lease.Reservation {
 	return list
 }
 
-// ReservesOther reports whether a Machine that was created, changed or deleted pins other addresses than before.
+// ReservesOther reports whether a Machine that was changed, or is new or gone,
+// pins other addresses than before.
 func ReservesOther(old, now api.Object) bool {
 	of := func(o api.Object) []lease.Reservation {
 		if m, ok := o.(*api.Machine); ok {
@@ -202,8 +204,8 @@ func ReservesOther(old, now api.Object) bool {
 	return !slices.Equal(of(old), of(now))
 }
 
-// subnetOf finds the provisioning Subnet of a DHCP client: by its relay when there is one, else by the interface
-// that received it.
+// subnetOf finds the provisioning Subnet that a DHCP client is on: by its relay
+// when there is one, else by the interface that heard it.
 func (d *dhcpDecider) subnetOf(c dhcp.Client) (*api.Subnet, error) {
 	for _, s := range store.CachedList[api.Subnet](d.cache) {
 		if s.Spec.Purpose != api.Provisioning {

@@ -6,10 +6,11 @@ import (
 	"time"
 )
 
-// takes tracks who fetches the pointers and configs of BootAttempts, each of which is for one client once. The
-// same client is the same connection, or another one when none of the body had arrived over the first. Ignition
-// does not do more: it retries when no answer came, and fails when one was interrupted (v2.26.0,
-// internal/resource).
+// takes knows who is being given the pointers and configs of BootAttempts, each
+// of which is for one client once. What counts as the same client going on: the
+// same connection, or another one when nothing of the body had arrived by the
+// first. That is all that Ignition ever does: it asks again when no answer
+// came, and gives up when one broke off (v2.26.0, internal/resource).
 type takes struct {
 	mu  sync.Mutex
 	by  map[takeKey]*take
@@ -25,21 +26,21 @@ type take struct {
 	since   time.Time
 }
 
-// turn is the decision about a client that fetches something.
+// turn is what a client is told that wants to take something.
 type turn int
 
 const (
 	yours  turn = iota // it may have it; end must be called
-	again              // it has fetched it over this connection and may do so again; end must be called
-	busy               // another connection is fetching it, and does not finish
-	second             // another connection has fetched it
+	again              // it has had it by this connection and may have it again; end must be called
+	busy               // another connection is at it, and does not come to an end
+	second             // another connection has had it
 )
 
 const (
 	// turnPatience is how long a client waits for the end of another's transfer.
 	turnPatience = 5 * time.Second
-	// takeAge is how long the connection of a taker is remembered; the Machine's status also records that
-	// something was taken.
+	// takeAge is how long the connection of a taker is remembered; that something
+	// was taken stands in the Machine's status besides.
 	takeAge  = time.Hour
 	maxTakes = 1 << 14
 )
@@ -95,7 +96,7 @@ func (t *takes) end(key takeKey, taken bool) {
 	x.running = nil
 }
 
-// forget removes entries of attempts that ended long ago.
+// forget makes room: of attempts that are long over nothing needs to be known.
 func (t *takes) forget() {
 	if len(t.by) < maxTakes {
 		return

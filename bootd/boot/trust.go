@@ -5,12 +5,13 @@ import (
 	"github.com/rackweft/rackweft/bootd/ca"
 )
 
-// chains are the levels at which a boot script can be given, and which its secrets carry on.
+// chains are the levels at which a boot script can be given, and that its
+// secrets hand on.
 func chains() []api.TrustLevel {
 	return []api.TrustLevel{api.TrustMAC, api.TrustNonce, api.TrustBMC}
 }
 
-// keys derives the secrets of BootAttempts.
+// keys are the secrets of BootAttempts.
 type keys struct{ *ca.Tokens }
 
 // secret is a secret of the Machine's attempt at a level.
@@ -28,7 +29,8 @@ func (k keys) presented(got string, purpose ca.Purpose, uid, attempt string) (le
 	return level, ok
 }
 
-// spent reports whether a secret belongs to a finished attempt of the Machine, and to which.
+// spent reports whether a secret is one of an attempt of the Machine that is
+// over, and of which.
 func (k keys) spent(m *api.Machine, got string, purpose ca.Purpose) (number int, ok bool) {
 	old := m.Status.History
 	if a := m.Status.Attempt; a != nil && !a.Open() {

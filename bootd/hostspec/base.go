@@ -13,7 +13,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/zone"
 )
 
-// basePart compiles the part that every host has.
+// basePart makes what every host has.
 func (c *Compiler) basePart() part.Kind {
 	return part.Kind{
 		Name: api.PartBase,
@@ -25,8 +25,8 @@ func (c *Compiler) basePart() part.Kind {
 	}
 }
 
-// baseConcerns finds the hosts whose base part may differ after a change. Hosts of an encrypted Zone receive each
-// other's keys from tellMeshes.
+// baseConcerns finds the hosts whose base part may differ after a change. Those of
+// an encrypted Zone receive each other's keys from tellMeshes.
 func (c *Compiler) baseConcerns(ch store.Change) part.Hosts {
 	switch ch.Kind.Name {
 	case "Site", "Subnet":
@@ -53,7 +53,7 @@ func (c *Compiler) base(m *api.Machine) api.BasePart {
 	return b
 }
 
-// closed lists the prefixes that no tenant may reach: the same for every host.
+// closed is what no tenant may reach: the same for every host.
 type closed []netip.Prefix
 
 func closedOf(c *store.Cache) closed { return network.Closed(c) }

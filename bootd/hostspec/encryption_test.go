@@ -92,7 +92,7 @@ func TestHostsOfAnEncryptedZoneKnowEachOther(t *testing.T) {
 		}
 	}
 	if !slices.ContainsFunc(r.Events(), func(e api.Event) bool {
-		return e.Reason == "KeyRefused" && strings.Contains(e.Message, "belongs to host "+hostName(1))
+		return e.Reason == "KeyRefused" && strings.Contains(e.Message, "is that of host "+hostName(1))
 	}) {
 		t.Errorf("nobody is told of a key that is another's: %+v", r.Events())
 	}

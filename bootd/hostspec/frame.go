@@ -10,11 +10,11 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// frames reads a host's frames, one JSON object per line.
+// frames reads a host's frames, one JSON object a line.
 type frames struct {
 	r        *bufio.Reader
 	deadline func(time.Time) error
-	patience time.Duration // how long to wait for a frame
+	patience time.Duration // how long a frame is waited for
 }
 
 // hello reads the first frame.
@@ -24,14 +24,14 @@ func (f *frames) hello() (*api.Hello, error) {
 		return nil, err
 	}
 	if first.Hello == nil {
-		return nil, errors.New("its first frame is not a hello")
+		return nil, errors.New("its first frame is no hello")
 	}
 	return first.Hello, nil
 }
 
 // next reads a frame.
 func (f *frames) next() (*api.HostFrame, error) {
-	_ = f.deadline(time.Now().Add(f.patience)) // fails only on a closed connection
+	_ = f.deadline(time.Now().Add(f.patience)) // fails only on a connection that is gone
 	line, err := f.line()
 	if err != nil {
 		return nil, fmt.Errorf("read a frame: %w", err)

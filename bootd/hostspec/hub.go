@@ -23,32 +23,34 @@ import (
 )
 
 const (
-	// silence is how long a stream may be idle before it counts as dead; nodeagent pings every 10 s.
+	// silence is how long a stream may be quiet before it counts as dead;
+	// nodeagent pings every 10 s.
 	silence = 30 * time.Second
-	// grace is how long after its start bootd waits for hosts to reconnect before it reports them as not
-	// connected.
+	// grace is how long after its start bootd waits for hosts to come back before
+	// it says that they are not connected.
 	grace = time.Minute
-	// maxFrame limits one frame of a host.
+	// maxFrame bounds one frame of a host.
 	maxFrame = 1 << 20
 )
 
-// Recorder stores events for people.
+// Recorder keeps what people read later.
 type Recorder interface {
 	Event(o api.Object, typ api.EventType, reason, message string)
 }
 
 // Signer renews certificates.
 type Signer interface {
-	// Renew signs a CSR for an authenticated host, and returns the certificate and the digest of its key.
+	// Renew signs a CSR for a host that proved itself, and returns the
+	// certificate and the digest of its key.
 	Renew(csr []byte, name, uid string) (cert []byte, key string, err error)
 }
 
-// Recovery receives hosts' reports after a restore.
+// Recovery is told of hosts after a restore.
 type Recovery interface {
-	// Reported accepts what a host has.
+	// Reported takes over what a host has.
 	Reported(ctx context.Context, name, uid string, r api.Recount) error
-	// Claim records a host that the store does not know, and returns the message for it; "" for one that is
-	// simply refused.
+	// Claim notes a host that the store does not know, and says what it is told;
+	// "" for one that is just refused.
 	Claim(ctx context.Context, h api.RecoveryHost) string
 }
 
@@ -59,14 +61,14 @@ type Hub struct {
 	Compiler *Compiler
 	Signer   Signer
 	Record   Recorder
-	Recovery Recovery // nil: the Site is never restored
+	Recovery Recovery // nil: nothing is ever restored
 	Log      *slog.Logger
-	// Name distinguishes this bootd from others in the status of its hosts.
+	// Name tells this bootd from others in what it writes down of its hosts.
 	Name string
 	// Silence, Grace and Lag. Default: 30 s, 1 min and 15 s.
 	Silence, Grace, Lag time.Duration
-	// Gather is how long hosts that join an encrypted Zone are collected before the Zone's other hosts receive
-	// them. Default: 1 s.
+	// Gather. Default: 1 s. So long are hosts that join an encrypted Zone
+	// gathered before its others are told.
 	Gather time.Duration
 
 	mu       sync.Mutex
@@ -74,10 +76,10 @@ type Hub struct {
 	stopping bool              // Run has ended
 	quotas   map[string]*quota // of hosts that are or were connected, by name
 	bgp      map[string]*api.BGPStatus
-	measured chan struct{} // closed at the next report of a host's usage
+	measured chan struct{} // closed at the next report of what a host uses
 }
 
-// Peer is the client of a stream, from its certificate.
+// Peer is who opened a stream, as its certificate says.
 type Peer struct {
 	Name, UID string
 	Key       string // SHA-256 of its public key
@@ -85,13 +87,13 @@ type Peer struct {
 	Issued    time.Time // when its certificate was
 }
 
-// Conn holds the two directions of a stream.
+// Conn is the two directions of a stream.
 type Conn struct {
 	In    io.Reader
 	Out   io.Writer
 	Flush func() error
-	// SetReadDeadline and SetWriteDeadline limit the next reads and writes. Only the latter, which may be nil,
-	// detects a host that does not read.
+	// SetReadDeadline and SetWriteDeadline bound what comes next. A host that
+	// takes nothing is found out only by the latter, which may be nil.
 	SetReadDeadline  func(time.Time) error
 	SetWriteDeadline func(time.Time) error
 }
@@ -103,18 +105,18 @@ type stream struct {
 	out   *outbox
 	close context.CancelCauseFunc
 
-	greeted bool      // the first bookmark was sent; used by transmit only
-	held    bool      // it was told to continue as it is; used by transmit only
-	recount recount   // being received; used by receive only
-	audited time.Time // when its audits were last forwarded; guarded by the Hub's mu
+	greeted bool      // the first bookmark went out; transmit's own
+	held    bool      // it was told to go on as it is; transmit's own
+	recount recount   // that is coming in; receive's own
+	audited time.Time // when its audits were last passed on; the Hub's mu
 
 	mu       sync.Mutex
 	seen     time.Time
-	reported *api.HostStatus // the host's last report; never modified
-	behind   time.Time       // since when it has not applied its HostSpec; zero: it has
+	reported *api.HostStatus // what the host last said of itself; never changed
+	behind   time.Time       // since when it has not applied what it should; zero: it has
 	refused  bool            // the last status was too large
-	heldBack bool            // reported is not stored yet: reports came too fast
-	usage    usage           // guarded by the Hub's mu
+	heldBack bool            // reported is to be stored, and was not yet: it came too fast
+	usage    usage           // the Hub's mu
 }
 
 func (s *stream) touch() {
@@ -129,7 +131,8 @@ func (s *stream) lastSeen() time.Time {
 	return s.seen
 }
 
-// Heartbeat is when the host last sent something; false when it is not connected to this bootd.
+// Heartbeat is when the host was last heard of; false when it is not connected
+// to this bootd.
 func (h *Hub) Heartbeat(name string) (time.Time, bool) {
 	h.mu.Lock()
 	s := h.streams[name]
@@ -140,8 +143,8 @@ func (h *Hub) Heartbeat(name string) (time.Time, bool) {
 	return s.lastSeen(), true
 }
 
-// Holds says why a host, by its Machine's name and uid, is not connected to this bootd, and which bootd to use;
-// nil if it is.
+// Holds says why a host, by its Machine's name and uid, is not connected to this
+// bootd, and which one to ask; nil if it is.
 func (h *Hub) Holds(name, uid string) error {
 	_, err := h.streamOf(name, uid)
 	return err
@@ -156,20 +159,20 @@ func (h *Hub) streamOf(name, uid string) (*stream, error) {
 	}
 	m, ok := store.Cached[api.Machine](h.Cache, name)
 	if ok && m.Status.Conditions.Is(api.CondConnected) && m.Status.Host != nil && m.Status.Host.Bootd != "" && m.Status.Host.Bootd != h.Name {
-		return nil, fmt.Errorf("host %s is connected to the bootd on %s, and not to this one (%s): use that one", name, m.Status.Host.Bootd, h.Name)
+		return nil, fmt.Errorf("host %s is connected to the bootd on %s, and not to this one (%s): ask that one", name, m.Status.Host.Bootd, h.Name)
 	}
 	return nil, fmt.Errorf("host %s is not connected to this bootd: weftctl describe machine %[1]s says since when", name)
 }
 
-// Open requests a channel from a host, by its Machine's name and uid. The error tells a person why it is not
-// possible.
+// Open asks a host, by its Machine's name and uid, to open a channel. The error
+// tells a person why not.
 func (h *Hub) Open(name, uid string, c api.Channel) error {
 	s, err := h.streamOf(name, uid)
 	if err != nil {
 		return err
 	}
 	if !s.out.put(opens, api.ServerFrame{Open: &c}) {
-		return fmt.Errorf("host %s is busy: try again", name)
+		return fmt.Errorf("host %s takes nothing at the moment: try again", name)
 	}
 	return nil
 }
@@ -211,8 +214,8 @@ func (h *Hub) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// stop makes the streams that end from now on end silently: bootd stops, not its hosts, and they reconnect before
-// clearStale runs.
+// stop makes the streams that end from now on end silently: it is bootd that
+// goes away, not its hosts, and they are back before clearStale looks.
 func (h *Hub) stop() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -269,7 +272,7 @@ func (h *Hub) clearStale(ctx context.Context) {
 		if _, here := h.Heartbeat(m.Metadata.Name); here || !m.Status.Conditions.Is(api.CondConnected) {
 			continue
 		}
-		h.setDisconnected(ctx, &stream{peer: Peer{Name: m.Metadata.Name, UID: m.Metadata.UID}}, "Silent", "it did not reconnect after bootd was restarted")
+		h.setDisconnected(ctx, &stream{peer: Peer{Name: m.Metadata.Name, UID: m.Metadata.UID}}, "Silent", "it did not come back after bootd was restarted")
 	}
 }
 
@@ -328,7 +331,7 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 	return err
 }
 
-// admit refuses a host that may not hold a stream, and sends it the reason.
+// admit refuses a host that may not hold a stream, and tells it why.
 func (h *Hub) admit(ctx context.Context, p Peer, send func(api.ServerFrame) error) error {
 	reason, err := h.refusal(ctx, p)
 	if err != nil {
@@ -343,7 +346,7 @@ func (h *Hub) admit(ctx context.Context, p Peer, send func(api.ServerFrame) erro
 	return nil
 }
 
-// hostObject is a host's Machine, or an empty one of its name when there is none.
+// hostObject is a host's Machine, or one of its name when there is none.
 func hostObject(cache *store.Cache, name string) api.Object {
 	if m, ok := store.Cached[api.Machine](cache, name); ok {
 		return m
@@ -354,8 +357,8 @@ func hostObject(cache *store.Cache, name string) api.Object {
 	return m
 }
 
-// refusal says why a host may not hold a stream; empty when it may. The cache may lag behind a join, so a refusal
-// is checked against the store.
+// refusal says why a host may not hold a stream; empty when it may. The cache
+// may be a moment behind a join, so a refusal is checked against the store.
 func (h *Hub) refusal(ctx context.Context, p Peer) (string, error) {
 	if m, ok := store.Cached[api.Machine](h.Cache, p.Name); ok && Refused(m, p) == "" {
 		return "", nil
@@ -370,12 +373,12 @@ func (h *Hub) refusal(ctx context.Context, p Peer) (string, error) {
 	return Refused(m, p), nil
 }
 
-// Refused says why a host's certificate is no longer valid; empty when it is valid. m is the current Machine of
-// its name, nil when there is none.
+// Refused says why a host's certificate is good for nothing any more; empty when it is good. m is the
+// Machine of its name as it is now, nil when there is none.
 func Refused(m *api.Machine, p Peer) string {
 	switch {
 	case m == nil:
-		return fmt.Sprintf("Machine %s no longer exists", p.Name)
+		return fmt.Sprintf("no Machine is called %s any more", p.Name)
 	case m.Metadata.UID != p.UID:
 		return fmt.Sprintf("Machine %s was recreated since this host joined: reprovision it", p.Name)
 	case m.Status.HostKey != p.Key:
@@ -384,8 +387,8 @@ func Refused(m *api.Machine, p Peer) string {
 	return ""
 }
 
-// attach makes a stream its host's current one, and ends the previous. A host that opens streams too fast is
-// refused.
+// attach makes a stream the one of its host; the one before it ends. A host that
+// opens one after the other is refused.
 func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) (*stream, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -403,7 +406,7 @@ func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) (*stream, error) {
 		old.close(errReplaced)
 	}
 	h.streams[p.Name] = s
-	delete(h.bgp, p.Name) // reports of another stream, perhaps by another host
+	delete(h.bgp, p.Name) // what was reported on another stream, by another host perhaps
 	return s, nil
 }
 
@@ -424,8 +427,8 @@ func (h *Hub) detach(ctx context.Context, s *stream) {
 	h.event(s, api.Warning, "HostDisconnected", "its stream ended")
 }
 
-// setDisconnected marks a host as not connected, and stores its last report, unless it has opened another stream
-// in the meantime.
+// setDisconnected leaves a host alone that has opened another stream meanwhile.
+// Its last word goes into the store with it.
 func (h *Hub) setDisconnected(ctx context.Context, s *stream, reason, message string) {
 	s.mu.Lock()
 	reported := s.reported
@@ -454,12 +457,12 @@ func (h *Hub) mutate(ctx context.Context, name, uid string, fn func(*api.Machine
 	}
 }
 
-// event records an event of a host, within its quota.
+// event records what happens to a host, within its quota.
 func (h *Hub) event(s *stream, typ api.EventType, reason, message string) {
 	h.eventOf(s, hostObject(h.Cache, s.peer.Name), typ, reason, message)
 }
 
-// eventOf records a host's event about an object, within the host's quota.
+// eventOf records what a host tells of an object, within the host's quota.
 func (h *Hub) eventOf(s *stream, o api.Object, typ api.EventType, reason, message string) {
 	q := s.quota
 	q.mu.Lock()
@@ -480,7 +483,7 @@ func (h *Hub) eventOf(s *stream, o api.Object, typ api.EventType, reason, messag
 	h.Record.Event(o, typ, reason, message)
 }
 
-// transmit sends changes, and the frames in the outbox.
+// transmit sends what changes, and what waits in the outbox.
 func (h *Hub) transmit(ctx context.Context, s *stream, has held, send func(api.ServerFrame) error) error {
 	s.mark()
 	for {
@@ -501,14 +504,14 @@ func (h *Hub) transmit(ctx context.Context, s *stream, has held, send func(api.S
 	}
 }
 
-// update sends the difference between what the host holds and its HostSpec.
+// update sends the difference between what the host holds and what it should.
 func (h *Hub) update(ctx context.Context, s *stream, has held, send func(api.ServerFrame) error) (held, error) {
 	if err := h.admit(ctx, s.peer, send); err != nil {
 		return held{}, err
 	}
 	m, ok := store.Cached[api.Machine](h.Cache, s.peer.Name)
 	if !ok {
-		return has, nil // the cache lags behind: its next change marks the stream
+		return has, nil // the cache is behind: its next change marks the stream
 	}
 	if store.Held(h.Cache) {
 		return has, h.hold(s, send)
@@ -519,7 +522,7 @@ func (h *Hub) update(ctx context.Context, s *stream, has held, send func(api.Ser
 	}
 	frames := difference(has, spec)
 	if len(frames) == 1 && s.greeted {
-		return has, nil // only a bookmark: the host does not need every revision
+		return has, nil // nothing but a bookmark: the host need not hear of every revision
 	}
 	for _, f := range frames {
 		if err := send(f); err != nil {

@@ -201,7 +201,7 @@ func TestWhoHoldsAHost(t *testing.T) {
 		m.Status.Host.Bootd = "boot2"
 		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "")
 	})
-	holds("connected to the bootd on boot2, and not to this one (boot1): use that one")
+	holds("connected to the bootd on boot2, and not to this one (boot1): ask that one")
 }
 
 func TestWhoMayHoldAStream(t *testing.T) {
@@ -210,7 +210,7 @@ func TestWhoMayHoldAStream(t *testing.T) {
 		name, refused string
 		peer          func(Peer) Peer
 	}{
-		{"a stranger", "Machine nobody no longer exists", func(p Peer) Peer { p.Name = "nobody"; return p }},
+		{"a stranger", "no Machine is called nobody", func(p Peer) Peer { p.Name = "nobody"; return p }},
 		{"of a Machine before this one", "recreated", func(p Peer) Peer { p.UID = "other"; return p }},
 		{"revoked", "is revoked", func(p Peer) Peer { p.Key = "other"; return p }},
 	} {
@@ -262,7 +262,7 @@ func TestStreamsThatEnd(t *testing.T) {
 		want string
 	}{
 		{"silence", func(h *host) {}, "timeout"},
-		{"no hello", func(h *host) { h.send(api.HostFrame{Ping: &api.Ping{}}) }, "not a hello"},
+		{"no hello", func(h *host) { h.send(api.HostFrame{Ping: &api.Ping{}}) }, "no hello"},
 		{"no JSON", func(h *host) { _, _ = io.WriteString(h.conn, "hello\n") }, "decode a frame"},
 		{"oversized frame", func(h *host) {
 			h.send(api.HostFrame{Hello: &api.Hello{}})

@@ -8,11 +8,11 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// lane is one class of frames in the outbox, and its maximum.
+// lane is one sort of frames that wait to be sent: how many may.
 type lane int
 
-// The lanes: answers to a host's frames, audits of other hosts for a reflector, channels to open, and requests
-// for usage.
+// The lanes: what a host's frames are answered, audits of other hosts for one that
+// reflects, channels that it is to open, and requests for what it uses.
 const (
 	replies lane = iota
 	audits
@@ -22,10 +22,10 @@ const (
 
 func (l lane) room() int { return [...]int{replies: 8, audits: 512, opens: 16, usages: 1}[l] }
 
-// outbox holds the frames to be sent to one host, in order.
+// outbox holds the frames that wait to be sent to one host, first come first sent.
 type outbox struct {
 	ready wait.Signal // frames wait
-	freed wait.Signal // one was removed; for the one goroutine that waits for room
+	freed wait.Signal // one was taken; for the one goroutine that waits for room
 
 	mu      sync.Mutex
 	waiting []outgoing

@@ -10,13 +10,14 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// quota limits the load that one host can cause, over all of its streams. A host that sends frames faster is read
-// more slowly; events beyond the limit are dropped, and its status is stored later.
+// quota bounds what one host can make bootd do, over all of its streams. A host
+// that sends frames faster is read more slowly; events beyond are dropped, and
+// its status is stored later.
 type quota struct {
 	frames  *rate.Limiter
 	events  *rate.Limiter
 	stored  *rate.Limiter // bytes of its Machine's status
-	streams *rate.Limiter // that it opens: each is recorded twice
+	streams *rate.Limiter // that it opens: each is written down twice
 
 	mu      sync.Mutex
 	dropped int
@@ -32,16 +33,17 @@ func newQuota() *quota {
 const (
 	storedRate     = 32 << 10 // bytes a second
 	storedBurst    = 2 << 20
-	storedOverhead = 4 << 10 // the rest of a Machine
+	storedOverhead = 4 << 10 // what a Machine has besides
 )
 
-// mayStore charges a status to the host's quota, and reports whether it may be stored.
+// mayStore takes a status from what the host may have stored now.
 func (q *quota) mayStore(status *api.HostStatus) bool {
 	raw, err := json.Marshal(status)
 	return err == nil && q.stored.AllowN(time.Now(), len(raw)+storedOverhead)
 }
 
-// holdBack records whether the last report was held back, and reports whether that is new.
+// holdBack notes whether the last report was held back, and reports whether that
+// is news.
 func (s *stream) holdBack(held bool) (news bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -50,7 +52,8 @@ func (s *stream) holdBack(held bool) (news bool) {
 	return news
 }
 
-// refuse records whether the last report was too large to be kept, and reports whether that is new.
+// refuse notes whether the last report was too large to be kept, and reports
+// whether that is news.
 func (s *stream) refuse(refused bool) (news bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -60,7 +60,8 @@ func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.Serv
 	return nil
 }
 
-// Limits of a host's status, which is stored with its Machine: etcd accepts 1.5 MiB for the whole object.
+// What is kept of a host's status, which is stored with its Machine: etcd takes
+// 1.5 MiB for all of it.
 const (
 	maxStatusParts     = 1024
 	maxStatusNICs      = 256
@@ -68,8 +69,8 @@ const (
 	maxStatusBytes     = 512 << 10
 )
 
-// bounded is a copy of a host's status that can be stored. If there are too many parts, those of its HostSpec
-// come first.
+// bounded is a copy of a host's status that is fit to be stored. Of more parts
+// than are kept, those of its HostSpec come first.
 func (t table) bounded(spec *part.Spec, status *api.HostStatus) (*api.HostStatus, error) {
 	next := *status
 	next.Connected, next.LastHeartbeat, next.Reported, next.BGP = false, time.Time{}, time.Time{}, nil
@@ -80,7 +81,7 @@ func (t table) bounded(spec *part.Spec, status *api.HostStatus) (*api.HostStatus
 	for i := range next.NICs {
 		n := &next.NICs[i]
 		n.Name = text.Clip(n.Name, 15)
-		// Addresses in canonical form, or two hosts could have the same one.
+		// One spelling of each address, or two hosts could have the same.
 		n.Addresses = slices.DeleteFunc(slices.Clone(n.Addresses), func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() })
 		n.Addresses = n.Addresses[:min(len(n.Addresses), maxStatusAddresses)]
 	}
@@ -90,7 +91,7 @@ func (t table) bounded(spec *part.Spec, status *api.HostStatus) (*api.HostStatus
 		return nil, fmt.Errorf("its status cannot be encoded: %w", err)
 	}
 	if len(raw) > maxStatusBytes {
-		return nil, fmt.Errorf("its status has %d bytes, at most %d are stored: the previous one is kept", len(raw), maxStatusBytes)
+		return nil, fmt.Errorf("its status takes %d bytes, and %d are kept: the one before it stays", len(raw), maxStatusBytes)
 	}
 	return &next, nil
 }
@@ -127,8 +128,8 @@ func (t table) boundedParts(spec *part.Spec, parts map[string]api.PartStatus) ma
 	return kept
 }
 
-// names reports whether a host's part belongs to the HostSpec or to a tombstone, which nodeagent reports as
-// PART@UID.
+// names reports whether a host's part is one of the HostSpec or of a tombstone,
+// which nodeagent reports as PART@UID.
 func names(s *part.Spec, reported string) bool {
 	name, uid, buried := strings.Cut(reported, "@")
 	if buried {
@@ -140,7 +141,7 @@ func names(s *part.Spec, reported string) bool {
 
 const reasonApplying = "Applying"
 
-// judge compares what the host has applied with its HostSpec.
+// judge compares what the host has applied with what it should have.
 func (t table) judge(spec *part.Spec, status *api.HostStatus) (applied api.ConditionStatus, reason, message string) {
 	var waiting, failed []string
 	now := heldOf(spec).digests
@@ -165,8 +166,8 @@ func (t table) judge(spec *part.Spec, status *api.HostStatus) (applied api.Condi
 	return api.True, "Applied", fmt.Sprintf("%d parts are applied", len(spec.Parts))
 }
 
-// subject is the object of a host's event: an object of one of its parts, or the host itself; nothing else is
-// accepted.
+// subject is what a host's event is about: an object of one of its parts, or the
+// host itself. Of anything else it cannot speak.
 func (c *Compiler) subject(p Peer, e *api.Event) api.Object {
 	if o := c.parts().speaks(p.UID, e); o != nil {
 		return o
@@ -182,7 +183,7 @@ func (h *Hub) renew(s *stream, csr string) *api.ServerFrame {
 		return nil
 	}
 	if key != s.peer.Key {
-		h.event(s, api.Warning, "RenewalRefused", "the request is for another key than the one with which the host joined")
+		h.event(s, api.Warning, "RenewalRefused", "the request is over another key than the host joined with")
 		return nil
 	}
 	return &api.ServerFrame{Certificate: string(cert)}

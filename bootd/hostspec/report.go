@@ -14,16 +14,18 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// A host that joins changes a part of every other, and each of those reports that it is applying the change, and
-// when it is done, with a digest and a revision. Storing each of these reports would make a join cost as many
-// writes as there are hosts, and nothing waits for them. They stay in memory, as heartbeats do; a host that does
-// not finish is recorded when it is overdue.
+// A host that joins changes a part of every other, and each of those says so:
+// that it is at work, and when it is done, with a digest and a revision. Nobody
+// waits for these, and a write for each would make a join cost as many as there
+// are hosts. They stay in memory, as heartbeats do; a host that does not come
+// through is written down when it is overdue.
 
-// lag is how long a host that had applied everything may take to apply a change.
+// lag is how long a host that had applied everything may take for what changed.
 const lag = 15 * time.Second
 
-// Reported is a host's last report to this bootd; false when it is not connected to it, or has not reported. It
-// is shared, and must not be modified. The stored status may be older in digests, times and revision.
+// Reported is what a host has last said of itself to this bootd; false when it
+// is not connected to it, or has said nothing. It is shared, and must not be
+// changed. What the store has may be older in digests, times and revision.
 func (h *Hub) Reported(name string) (*api.HostStatus, bool) {
 	h.mu.Lock()
 	s := h.streams[name]
@@ -36,7 +38,7 @@ func (h *Hub) Reported(name string) (*api.HostStatus, bool) {
 	return s.reported, s.reported != nil
 }
 
-// report handles a host's report.
+// report takes over what the host says of itself.
 func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 	spec, ok := h.specOf(ctx, s)
 	if !ok {
@@ -60,7 +62,8 @@ func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 	h.take(ctx, s, spec, status, next)
 }
 
-// overdue rechecks a host that has not yet applied its HostSpec, or whose status was held back.
+// overdue looks again at a host that has not yet applied what it should, or whose
+// status was held back.
 func (h *Hub) overdue(ctx context.Context, s *stream) {
 	s.mu.Lock()
 	reported, since, held := s.reported, s.behind, s.heldBack
@@ -87,10 +90,10 @@ func (h *Hub) specOf(ctx context.Context, s *stream) (*part.Spec, bool) {
 	return spec, true
 }
 
-// take stores a report if it is worth a write: next is the status to store.
+// take writes down what is worth it of a report: next is what is kept of it.
 func (h *Hub) take(ctx context.Context, s *stream, spec *part.Spec, status, next *api.HostStatus) {
 	applied, reason, message := h.Compiler.parts().judge(spec, status)
-	if store.Held(h.Cache) { // its HostSpec was not sent to it
+	if store.Held(h.Cache) { // it was not sent what it should have
 		applied, reason, message = api.Unknown, "Restored", "bootd was restored and waits for its hosts: weftctl restore status"
 	}
 	soon := s.soon(reason, orDefault(h.Lag, lag))
@@ -103,7 +106,7 @@ func (h *Hub) take(ctx context.Context, s *stream, spec *part.Spec, status, next
 		if !changed && !h.Compiler.parts().news(old, next, soon, len(spec.Tombstones) > 0) {
 			return false
 		}
-		paid = paid || s.quota.mayStore(next) // once, however often the write is retried
+		paid = paid || s.quota.mayStore(next) // once, however often the write is tried
 		if held = !paid; held {
 			return false
 		}
@@ -115,7 +118,7 @@ func (h *Hub) take(ctx context.Context, s *stream, spec *part.Spec, status, next
 	}
 }
 
-// soon reports whether a host has been applying for less than patience.
+// soon reports whether a host is at work for less than patience.
 func (s *stream) soon(reason string, patience time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,8 +132,9 @@ func (s *stream) soon(reason string, patience time.Duration) bool {
 	return time.Since(s.behind) < patience
 }
 
-// news reports whether a host's status differs from the stored one in a way that matters. soon: the host is still
-// applying and not overdue. buried: it has a tombstone, so its revision must be stored.
+// news reports whether a host's status says more than the one that is stored. soon
+// is said of a host that is at work and will be done; buried of one that has a
+// tombstone, for the end of which its revision counts.
 func (t table) news(old, next *api.HostStatus, soon, buried bool) bool {
 	if old == nil {
 		return true
@@ -165,7 +169,7 @@ func (t table) news(old, next *api.HostStatus, soon, buried bool) bool {
 	return !same(&a, &b)
 }
 
-// same compares like the store: an empty list equals none.
+// same compares as the store would: an empty list is none.
 func same(a, b *api.HostStatus) bool {
 	x, xerr := json.Marshal(a)
 	y, yerr := json.Marshal(b)

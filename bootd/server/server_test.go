@@ -91,7 +91,7 @@ func (d *fakeDecider) ConfigFor(_ context.Context, r boot.ConfigRequest) (boot.H
 	case r.Machine == "broken":
 		return boot.HostConfig{}, errors.New("the inner parts of bootd")
 	case r.Token != d.token || r.Key != "key" || r.Conn == "":
-		return boot.HostConfig{}, &api.Problem{Status: http.StatusForbidden, Title: "Forbidden", Detail: "the token does not belong to this BootAttempt"}
+		return boot.HostConfig{}, &api.Problem{Status: http.StatusForbidden, Title: "Forbidden", Detail: "the token is not this BootAttempt's"}
 	}
 	body := fmt.Appendf(nil, "%s %s %s", r.Machine, r.Peer, r.Accept)
 	return boot.HostConfig{Body: body, ContentType: "application/vnd.coreos.ignition+json", Sent: func(arrived bool) {
@@ -124,7 +124,7 @@ func (d *fakeDecider) SecurePointer(_ context.Context, r httpboot.PointerRequest
 
 func (d *fakeDecider) Join(_ context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error) {
 	if token != d.token {
-		return nil, &api.Problem{Status: http.StatusForbidden, Title: "Join refused", Detail: "the token does not belong to this BootAttempt"}
+		return nil, &api.Problem{Status: http.StatusForbidden, Title: "Join refused", Detail: "the token is not this BootAttempt's"}
 	}
 	return &api.JoinResponse{Machine: r.Machine, AttemptID: peer.String()}, nil
 }
@@ -724,7 +724,7 @@ func TestBootCalls(t *testing.T) {
 		words                     string
 	}{
 		{"GET", "/v1/ignition/r1/key", "boot-token", "", 200, "r1 127.0.0.1 application/vnd.coreos.ignition+json;version=3.6.0"},
-		{"GET", "/v1/ignition/r1/key", "wrong", "", 403, "does not belong to this BootAttempt"},
+		{"GET", "/v1/ignition/r1/key", "wrong", "", 403, "not this BootAttempt's"},
 		{"GET", "/v1/ignition/r1/key", "", "", 401, "bearer"},
 		{"GET", "/v1/ignition/broken/key", "boot-token", "", 503, "its log says why"},
 		{"HEAD", "/v1/ignition/r1/key", "boot-token", "", 405, ""},

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 // write is a change of one resource. What a BMC refuses of it is put otherwise, by what the refusal says.
@@ -85,6 +87,14 @@ func (r *driver) patch(ctx context.Context, w *write) error {
 	for {
 		_, err := r.send(ctx, http.MethodPatch, w.path, w.etag, w.body())
 		var no *refusal
+		if errors.Is(err, hardware.ErrUnreachable) && !tried["lost"] {
+			// The BMC broke the connection, and may have taken the write all the same.
+			tried["lost"] = true
+			if taken, lookErr := r.took(ctx, w); taken || lookErr != nil {
+				return lookErr
+			}
+			continue
+		}
 		if !errors.As(err, &no) {
 			return err
 		}
@@ -103,8 +113,25 @@ func (r *driver) patch(ctx context.Context, w *write) error {
 	}
 }
 
+// took reports whether the resource shows what was written.
+func (r *driver) took(ctx context.Context, w *write) (bool, error) {
+	var resource map[string]any
+	if _, err := r.get(ctx, w.path, &resource); err != nil {
+		return false, err
+	}
+	if w.under != "" {
+		resource, _ = resource[w.under].(map[string]any)
+	}
+	for field, value := range w.fields {
+		if fmt.Sprint(resource[field]) != fmt.Sprint(value) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 func refusedBefore(err error, before []string) error {
-	if len(before) == 0 {
+	if err == nil || len(before) == 0 {
 		return err
 	}
 	return fmt.Errorf("%w (put otherwise after: %s)", err, strings.Join(before, "; "))

@@ -36,6 +36,7 @@ func TestLab(t *testing.T) {
 		}},
 		{"on", func() error { return b.PowerOn(ctx) }},
 		{"on again", func() error { return b.PowerOn(ctx) }},
+		{"wait", func() error { time.Sleep(1100 * time.Millisecond); return nil }}, // its LastResetTime has whole seconds
 		{"restart", func() error { return b.ForceRestart(ctx) }},
 		{"identify", func() error { return b.Identify(ctx, true) }},
 	} {

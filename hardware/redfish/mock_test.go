@@ -50,6 +50,7 @@ type mock struct {
 	tokens   map[string]string  // session path to token
 	logins   int
 	logouts  int
+	resets   int
 	inFlight int
 	gone     int                                                 // requests that left the crowd before they ended
 	crowd    int                                                 // most requests at the same time
@@ -259,11 +260,28 @@ func (m *mock) reset(w http.ResponseWriter, r *http.Request, at string, body []b
 	case "ForceOff", "GracefulShutdown":
 		sys["PowerState"] = "Off"
 	case "ForceRestart", "PowerCycle", "PushPowerButton":
+		m.shows(sys)
 	default:
 		says(http.StatusBadRequest, "Base.1.8.ActionParameterNotSupported")(w, r)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// shows has a system show that it was reset, wherever it tells of that.
+func (m *mock) shows(sys map[string]any) {
+	m.resets++
+	if sys["LastResetTime"] != nil {
+		sys["LastResetTime"] = fmt.Sprintf("2026-11-01T00:00:%02dZ", m.resets)
+	}
+	if progress, ok := sys["BootProgress"].(map[string]any); ok {
+		progress["LastState"] = fmt.Sprint("State ", m.resets)
+	}
+	if oem, ok := sys["Oem"].(map[string]any); ok {
+		if hpe, ok := oem["Hpe"].(map[string]any); ok {
+			hpe["PostState"] = "InPost"
+		}
+	}
 }
 
 func (m *mock) patch(w http.ResponseWriter, r *http.Request, at string, resource map[string]any, body []byte) {

@@ -3,7 +3,6 @@ package redfish
 import (
 	"context"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/rackweft/rackweft/hardware"
@@ -26,17 +25,12 @@ func (r *driver) lastReset(ctx context.Context) (hardware.ResetEvidence, error) 
 	return evidence(sys, m.Offset, now), nil
 }
 
-// evidence: LastResetTime is the reset itself, LastStateTime (of BootProgress) is after it, and so is HPE's
-// end of device discovery. An HPE server in POST has been reset just now.
+// evidence takes the first of what is told that is possible: LastResetTime is the reset itself, LastStateTime (of
+// BootProgress) is after it, and so is HPE's end of device discovery. A time before 2000 or in the BMC's own future is none:
+// its clock was wrong then, or is wrong now. While an HPE server is in POST, what it tells is of the POST before.
 func evidence(sys system, offset text, now time.Time) hardware.ResetEvidence {
-	var hpe struct {
-		PostState  text `json:"PostState"`
-		Discovered text `json:"PostDiscoveryCompleteTimeStamp"`
-	}
-	_ = decode(sys.Oem["Hpe"], &hpe) // absent elsewhere
-	if strings.HasPrefix(string(hpe.PostState), "InPost") && sys.LastResetTime == "" && !now.IsZero() {
-		return hardware.ResetEvidence{Known: true, At: now, Now: now, Source: "Oem.Hpe.PostState"}
-	}
+	hpe := sys.hpe()
+	e := hardware.ResetEvidence{Now: now, POST: string(hpe.PostState)}
 	for _, told := range []struct {
 		value  text
 		source string
@@ -45,9 +39,18 @@ func evidence(sys system, offset text, now time.Time) hardware.ResetEvidence {
 		{sys.BootProgress.LastStateTime, "BootProgress.LastStateTime"},
 		{hpe.Discovered, "Oem.Hpe.PostDiscoveryCompleteTimeStamp"},
 	} {
-		if at, ok := bmcTime(told.value, offset); ok {
-			return hardware.ResetEvidence{Known: true, At: at, Now: now, Source: told.source}
+		at, ok := bmcTime(told.value, offset)
+		if !ok || at.Year() < 2000 || !now.IsZero() && at.After(now.Add(clockSlack)) {
+			continue
 		}
+		if told.value == hpe.Discovered && hpe.PostState == "InPost" {
+			continue
+		}
+		e.Known, e.At, e.Source, e.Value = true, at, told.source, string(told.value)
+		break
 	}
-	return hardware.ResetEvidence{Now: now}
+	return e
 }
+
+// clockSlack: the manager's clock and the system's times may be rounded differently.
+const clockSlack = 5 * time.Second

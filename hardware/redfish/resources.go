@@ -49,12 +49,24 @@ type system struct {
 
 	LastResetTime text `json:"LastResetTime"`
 	BootProgress  struct {
+		LastState     text `json:"LastState"`
 		LastStateTime text `json:"LastStateTime"`
 	} `json:"BootProgress"`
 
 	LocationIndicatorActive *bool          `json:"LocationIndicatorActive"`
 	IndicatorLED            text           `json:"IndicatorLED"`
 	SerialConsole           serialConsoles `json:"SerialConsole"`
+}
+
+// hpe is the part of HPE's own that tells of POST.
+type hpe struct {
+	PostState  text `json:"PostState"`
+	Discovered text `json:"PostDiscoveryCompleteTimeStamp"`
+}
+
+func (s system) hpe() (h hpe) {
+	_ = decode(s.Oem["Hpe"], &h) // absent elsewhere
+	return h
 }
 
 type settingsLink struct {

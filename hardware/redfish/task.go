@@ -3,7 +3,10 @@ package redfish
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
+
+	"github.com/rackweft/rackweft/hardware"
 )
 
 // await polls the task behind a 202 (DSP0266 12.2) and answers with its outcome. A BMC that names no task
@@ -19,21 +22,28 @@ func (t *transport) await(req *http.Request, accepted reply) (reply, error) {
 	if path == "" {
 		return accepted, nil
 	}
+	limit := taskLimit
+	if strings.HasSuffix(req.URL.Path, ".Reset") {
+		limit = watchLimit // whether it happened shows in the system as well
+	}
 	var waited time.Duration
 	wait := retryAfter(accepted.header, 2*time.Second)
-	for missing := 0; ; {
-		if waited += wait; waited > taskLimit {
-			return reply{}, fmt.Errorf("%s %s: its task %s is not done after %s", req.Method, req.URL.Path, path, taskLimit)
+	for missing, seen := 0, false; ; {
+		if waited += wait; waited > limit {
+			return reply{}, fmt.Errorf("%s %s: its task %s is not done after %s: %w", req.Method, req.URL.Path, path, limit, hardware.ErrNotSeen)
 		}
 		if err := t.pause(t.ctx, wait); err != nil {
-			return reply{}, fmt.Errorf("%s %s: wait for its task %s: %w", req.Method, req.URL.Path, path, err)
+			return reply{}, fmt.Errorf("%s %s: wait for its task %s: %w: %w", req.Method, req.URL.Path, path, hardware.ErrNotSeen, err)
 		}
 		answer, err := t.poll(req, path)
 		if err != nil {
 			return reply{}, err
 		}
-		if answer.status == http.StatusNotFound && missing < 3 { // Dell names the job before it exists
-			missing++
+		if answer.status == http.StatusNotFound {
+			if seen || missing == 3 {
+				return accepted, nil // it was removed with its outcome
+			}
+			missing++ // Dell names the job before it exists
 			wait = 10 * time.Second
 			continue
 		}
@@ -41,7 +51,7 @@ func (t *transport) await(req *http.Request, accepted reply) (reply, error) {
 		if over {
 			return outcome, nil
 		}
-		wait = retryAfter(answer.header, 2*time.Second)
+		seen, wait = true, retryAfter(answer.header, 2*time.Second)
 	}
 }
 

@@ -228,12 +228,10 @@ func (t *transport) exchange(req *http.Request, body []byte, etag string) (reply
 	if etag != "" {
 		out.Header.Set("If-Match", etag)
 	}
-	if req.Method == http.MethodPost {
-		// BMCs close idle connections without a word, and net/http then sends a request again that may have arrived. A
-		// command goes out on a connection of its own, where it is sent once.
+	if req.Method != http.MethodGet && req.Method != http.MethodHead {
+		// BMCs close idle connections without a word, and net/http then sends a request again that may have been carried
+		// out. What changes something goes out on a connection of its own, where it is sent once.
 		t.plain.CloseIdleConnections()
-	} else {
-		out.Header["Idempotency-Key"] = nil // may be sent again by net/http; the header itself is not sent
 	}
 	out.Body = nil
 	if len(body) > 0 {

@@ -68,12 +68,13 @@ func (s *Server) SetAssetTag(tag string) {
 
 func (s *Server) boot(context.Context) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.power = bmc.On
 	s.booted = append(s.booted, s.override.Target)
 	if s.override.Once {
 		s.override = bmc.Override{Target: bmc.None}
 	}
+	s.mu.Unlock()
+	s.BMC.Notify(bmc.Event{Kind: bmc.Reset, Cause: "its BMC"})
 	return nil
 }
 
