@@ -23,6 +23,8 @@ type BMCConfig struct {
 	Login bmc.Login
 	// MaxSessions bounds the sessions at a time. Default: 8.
 	MaxSessions int
+	// Console is how the machine's serial port is reached.
+	Console bmc.Console
 	// POST makes the machine's system report its power-on self-test, as HPE's do.
 	POST bmc.POST
 }
@@ -85,7 +87,7 @@ func (r *Rack) addBMC(owner *Machine) error {
 	for _, m := range r.machines {
 		if m.config.bmcUnit() == owner.config.Unit {
 			behind = append(behind, m)
-			systems = append(systems, bmc.SystemConfig{ID: m.config.BMC.SystemID, Inventory: inventory(m), Machine: behindBMC{m}, POST: m.config.BMC.POST})
+			systems = append(systems, bmc.SystemConfig{ID: m.config.BMC.SystemID, Inventory: inventory(m), Machine: behindBMC{m}, POST: m.config.BMC.POST, Console: m.config.BMC.Console})
 		}
 	}
 	server, err := bmc.New(bmc.Config{
@@ -105,6 +107,29 @@ func (r *Rack) addBMC(owner *Machine) error {
 	r.work.Go(func() {
 		if err := server.Serve(listener); err != nil {
 			owner.log.Error("the BMC has stopped", "error", err)
+		}
+	})
+	for _, m := range behind {
+		if err := addConsole(r, m); err != nil {
+			return fmt.Errorf("console of %s: %w", m.config.Name, err)
+		}
+	}
+	return nil
+}
+
+// addConsole starts the SSH service of the machine's serial port, if it has one.
+func addConsole(r *Rack, m *Machine) error {
+	port := m.bmc.ConsolePort(m.bmc.system)
+	if port == 0 {
+		return nil
+	}
+	listener, err := r.listen(r.netNamespace(), net.JoinHostPort(m.config.BMCAddress().String(), strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	r.work.Go(func() {
+		if err := m.bmc.ServeConsole(m.bmc.system, listener); err != nil {
+			m.log.Error("the BMC's SSH service has stopped", "error", err)
 		}
 	})
 	return nil

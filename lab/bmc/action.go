@@ -72,7 +72,7 @@ func (s *system) reset(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusConflict, wrongState("The server is powered off; "+kind+" needs it powered on."))
 		return
 	}
-	fault := s.bmc.faults.now()
+	fault := s.bmc.Faults.now()
 	if fault.reset == ResetIgnored {
 		w.WriteHeader(http.StatusNoContent)
 		return

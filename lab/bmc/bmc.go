@@ -18,12 +18,14 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // Config configures a BMC.
 type Config struct {
-	Dir                string // holds bmc.crt and bmc.key, so that a pinned certificate outlives the process
+	Dir                string // holds bmc.crt, bmc.key and ssh_host_key, so that what a client has pinned outlives the process
 	Address            net.IP // of the BMC itself; in the certificate and in Managers/1
 	Username, Password string
 	Systems            []SystemConfig // at least one
@@ -34,6 +36,8 @@ type Config struct {
 
 // Server is one BMC.
 type Server struct {
+	Faults
+
 	config   Config
 	systems  []*system
 	log      *slog.Logger
@@ -41,7 +45,6 @@ type Server struct {
 	events   *eventLog
 	sessions *sessions
 	tasks    *tasks
-	faults   faults
 	started  time.Time
 
 	work   sync.WaitGroup  // delayed actions
@@ -50,7 +53,8 @@ type Server struct {
 
 	mu          sync.Mutex // guards the fields below
 	certificate *tls.Certificate
-	gate        *gate // nil before Serve
+	signer      ssh.Signer // the SSH host key; nil before its first use
+	gates       []*gate    // the listeners
 	unreachable bool
 }
 
@@ -80,7 +84,7 @@ func New(config Config, log *slog.Logger) (*Server, error) {
 		cancel:      cancel,
 		certificate: certificate,
 	}
-	s.sessions = newSessions(config, &s.faults, log)
+	s.sessions = newSessions(config, &s.Faults, log)
 	s.tasks = &tasks{clock: s.time}
 	for i, one := range config.Systems {
 		s.systems = append(s.systems, newSystem(one, i+1, s))
@@ -103,26 +107,27 @@ func New(config Config, log *slog.Logger) (*Server, error) {
 
 // Serve answers on l until Close; it closes l.
 func (s *Server) Serve(l net.Listener) error {
-	gate := newGate(l)
-	s.mu.Lock()
-	s.gate = gate
-	gate.set(s.unreachable)
-	s.mu.Unlock()
-	err := s.http.ServeTLS(gate, "", "")
+	err := s.http.ServeTLS(s.addGate(l), "", "")
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return fmt.Errorf("BMC %s: %w", s.config.Address, err)
 }
 
+// addGate lets faults act on a listener.
+func (s *Server) addGate(l net.Listener) *gate {
+	gate := newGate(l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gates = append(s.gates, gate)
+	gate.set(s.unreachable)
+	return gate
+}
+
 // Close ends Serve, every connection and every delayed action. The server's power stays as it is.
 func (s *Server) Close() error {
 	s.cancel()
-	s.mu.Lock()
-	if s.gate != nil {
-		s.gate.set(false)
-	}
-	s.mu.Unlock()
+	s.SetUnreachable(false)
 	err := s.http.Close()
 	s.work.Wait()
 	return err

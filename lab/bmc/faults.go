@@ -3,12 +3,14 @@ package bmc
 import (
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
 
-// faults are the faults that a test has set.
-type faults struct {
+// Faults are the faults that a test has set; every Server has its own. Those
+// that act on its connections, its keys and its account are methods of Server.
+type Faults struct {
 	mu  sync.Mutex
 	set faultSet
 }
@@ -25,13 +27,13 @@ type faultSet struct {
 	lastReset  *string       // instead of LastResetTime; "": none
 }
 
-func (f *faults) now() faultSet {
+func (f *Faults) now() faultSet {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.set
 }
 
-func (f *faults) change(do func(*faultSet)) {
+func (f *Faults) change(do func(*faultSet)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	do(&f.set)
@@ -48,8 +50,8 @@ const (
 )
 
 // SetAssetTagFault sets how the BMC treats writes of the asset tag.
-func (s *Server) SetAssetTagFault(f AssetTagFault) {
-	s.faults.change(func(set *faultSet) { set.assetTag = f })
+func (f *Faults) SetAssetTagFault(fault AssetTagFault) {
+	f.change(func(set *faultSet) { set.assetTag = fault })
 }
 
 // ResetAnswer is how a BMC treats a Reset of a system.
@@ -66,8 +68,8 @@ const (
 
 // SetResetAnswer sets how the BMC treats resets. DelayPower delays the end of
 // the tasks too.
-func (s *Server) SetResetAnswer(a ResetAnswer) {
-	s.faults.change(func(set *faultSet) { set.reset = a })
+func (f *Faults) SetResetAnswer(a ResetAnswer) {
+	f.change(func(set *faultSet) { set.reset = a })
 }
 
 // SetUnreachable makes the BMC stop accepting: open connections break, new ones
@@ -75,10 +77,10 @@ func (s *Server) SetResetAnswer(a ResetAnswer) {
 func (s *Server) SetUnreachable(unreachable bool) {
 	s.mu.Lock()
 	s.unreachable = unreachable
-	gate := s.gate
+	gates := slices.Clone(s.gates)
 	s.mu.Unlock()
-	if gate != nil {
-		gate.set(unreachable)
+	for _, one := range gates {
+		one.set(unreachable)
 	}
 }
 
@@ -98,29 +100,29 @@ func (s *Server) ExpirePassword() {
 
 // HideSessions makes the BMC create sessions without a Location and an Id, so
 // that a client cannot delete its own.
-func (s *Server) HideSessions(hide bool) {
-	s.faults.change(func(set *faultSet) { set.anonymous = hide })
+func (f *Faults) HideSessions(hide bool) {
+	f.change(func(set *faultSet) { set.anonymous = hide })
 }
 
 // SetClock sets the BMC's clock, which runs on from there: behind, ahead, to
 // 1970. What the BMC has recorded before keeps its time, as on real ones.
-func (s *Server) SetClock(now time.Time) {
-	s.faults.change(func(set *faultSet) { set.clock = time.Until(now) })
+func (f *Faults) SetClock(now time.Time) {
+	f.change(func(set *faultSet) { set.clock = time.Until(now) })
 }
 
 // SetLastResetTime makes every system report this LastResetTime, valid or not;
 // none if it is "".
-func (s *Server) SetLastResetTime(reported string) {
-	s.faults.change(func(set *faultSet) { set.lastReset = &reported })
+func (f *Faults) SetLastResetTime(reported string) {
+	f.change(func(set *faultSet) { set.lastReset = &reported })
 }
 
 // RestoreLastResetTime ends SetLastResetTime.
-func (s *Server) RestoreLastResetTime() {
-	s.faults.change(func(set *faultSet) { set.lastReset = nil })
+func (f *Faults) RestoreLastResetTime() {
+	f.change(func(set *faultSet) { set.lastReset = nil })
 }
 
 // time is what the BMC's clock shows.
-func (s *Server) time() time.Time { return time.Now().Add(s.faults.now().clock) }
+func (f *Faults) time() time.Time { return time.Now().Add(f.now().clock) }
 
 // NewCertificate replaces the certificate, as a factory reset of the BMC does.
 // Open connections keep the old one.
@@ -135,20 +137,32 @@ func (s *Server) NewCertificate() error {
 	return nil
 }
 
+// NewHostKey replaces the SSH host key. Open connections keep the old one.
+func (s *Server) NewHostKey() error {
+	signer, err := makeHostKey(s.config.Dir)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.signer = signer
+	return nil
+}
+
 // DelayPower makes every power action take effect d after it was accepted.
-func (s *Server) DelayPower(d time.Duration) {
-	s.faults.change(func(set *faultSet) { set.powerDelay = d })
+func (f *Faults) DelayPower(d time.Duration) {
+	f.change(func(set *faultSet) { set.powerDelay = d })
 }
 
 // FailNext answers the next n requests, logins included, with status and body.
-func (s *Server) FailNext(n, status int, body string) {
-	s.faults.change(func(set *faultSet) { set.failures, set.status, set.body = n, status, body })
+func (f *Faults) FailNext(n, status int, body string) {
+	f.change(func(set *faultSet) { set.failures, set.status, set.body = n, status, body })
 }
 
 // injected answers instead of the real handler while FailNext is in effect.
-func (s *Server) injected(w http.ResponseWriter) bool {
+func (f *Faults) injected(w http.ResponseWriter) bool {
 	var now faultSet
-	s.faults.change(func(set *faultSet) {
+	f.change(func(set *faultSet) {
 		now = *set
 		set.failures = max(0, set.failures-1)
 	})

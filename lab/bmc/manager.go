@@ -15,10 +15,15 @@ func (s *Server) resetManager(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) addManager(t tree) {
 	at := root + "/Managers/1"
 	var systems, chassis []string
+	overSSH, described := false, false
 	for _, one := range s.systems {
 		systems, chassis = append(systems, one.path), append(chassis, one.chassis)
+		if one.console != nil && one.console.SSH() {
+			overSSH = true
+			described = described || one.console.Place == InManager
+		}
 	}
-	t.add(at, "#Manager.v1_18_0.Manager", "Manager", resource{
+	manager := resource{
 		"ManagerType": "BMC", "Model": "rackweft lab BMC", "FirmwareVersion": firmwareVersion, "UUID": s.systems[0].Inventory.UUID,
 		"PowerState": "On", "Status": enabled(), "DateTime": s.time().UTC().Format(time.RFC3339), "DateTimeLocalOffset": "+00:00",
 		"LastResetTime":      s.started.UTC().Format(time.RFC3339),
@@ -29,12 +34,16 @@ func (s *Server) addManager(t tree) {
 		"Actions": resource{"#Manager.Reset": resource{
 			"target": managerResetPath, "ResetType@Redfish.AllowableValues": allow("GracefulRestart", "ForceRestart"),
 		}},
-	})
+	}
+	if described {
+		manager["SerialConsole"] = resource{"ServiceEnabled": true, "MaxConcurrentSessions": 1, "ConnectTypesSupported": allow("SSH")}
+	}
+	t.add(at, "#Manager.v1_18_0.Manager", "Manager", manager)
 	t.collect(root+"/Managers", "Manager", "Manager Collection")
 	t.add(at+"/NetworkProtocol", "#ManagerNetworkProtocol.v1_9_1.ManagerNetworkProtocol", "Manager Network Protocol", resource{
 		"Status": enabled(), "HostName": "bmc-" + strings.ToLower(s.systems[0].Inventory.Serial),
 		"HTTP": resource{"ProtocolEnabled": false, "Port": 80}, "HTTPS": resource{"ProtocolEnabled": true, "Port": 443},
-		"IPMI": resource{"ProtocolEnabled": false, "Port": 623}, "SSH": resource{"ProtocolEnabled": false, "Port": 22},
+		"IPMI": resource{"ProtocolEnabled": false, "Port": 623}, "SSH": resource{"ProtocolEnabled": overSSH, "Port": 22},
 	})
 	t.add(at+"/EthernetInterfaces/1", "#EthernetInterface.v1_9_0.EthernetInterface", "Manager Ethernet Interface", resource{
 		"InterfaceEnabled": true, "LinkStatus": "LinkUp", "Status": enabled(),

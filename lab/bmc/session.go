@@ -43,7 +43,7 @@ type session struct {
 type sessions struct {
 	config Config
 	log    *slog.Logger
-	faults *faults
+	faults *Faults
 
 	mu       sync.Mutex // guards the fields below
 	password string
@@ -53,7 +53,7 @@ type sessions struct {
 	timeout  time.Duration // idle life of a session
 }
 
-func newSessions(config Config, faults *faults, log *slog.Logger) *sessions {
+func newSessions(config Config, faults *Faults, log *slog.Logger) *sessions {
 	return &sessions{config: config, log: log, faults: faults, password: config.Password, open: map[string]*session{}, timeout: config.SessionTimeout}
 }
 

@@ -17,6 +17,7 @@ type SystemConfig struct {
 	// as the GPU baseboard is beside the host of a GH200.
 	Machine Machine
 	POST    POST
+	Console Console
 }
 
 // system is a ComputerSystem, with the Chassis of the same Id.
@@ -41,7 +42,7 @@ func newSystem(config SystemConfig, number int, bmc *Server) *system {
 	}
 	s := &system{SystemConfig: config, bmc: bmc, path: root + "/Systems/" + config.ID, chassis: root + "/Chassis/" + config.ID, indicator: "Off"}
 	if config.Machine != nil {
-		s.console = &console{machine: config.Machine, uri: "/console" + strconv.Itoa(number-1)} // OpenBMC's path
+		s.console = &console{Console: config.Console, machine: config.Machine, number: number}
 	}
 	return s
 }
@@ -56,7 +57,9 @@ func (s *system) route(mux *http.ServeMux) {
 		s.bmc.events.clear(s)
 		w.WriteHeader(http.StatusNoContent)
 	})
-	mux.HandleFunc("GET "+s.console.uri, s.console.serve)
+	if s.console.webSocket() {
+		mux.HandleFunc("GET "+s.console.uri(), s.console.serve)
+	}
 }
 
 func (s *system) resetPath() string { return s.path + "/Actions/ComputerSystem.Reset" }
@@ -140,7 +143,7 @@ func (s *system) patchSystem(r *http.Request, body map[string]any) (*message, er
 const maxAssetTag = 32
 
 func (s *system) patchAssetTag(tag string) *message {
-	fault := s.bmc.faults.now().assetTag
+	fault := s.bmc.Faults.now().assetTag
 	switch {
 	case tag == s.Machine.AssetTag():
 	case fault == AssetTagRefused:
@@ -212,14 +215,13 @@ func (s *system) server() resource {
 		"BootProgress": resource{"LastState": bootProgress(s.power())},
 		"IndicatorLED": indicator, "IndicatorLED@Redfish.AllowableValues": allow("Off", "Lit", "Blinking"),
 		"LocationIndicatorActive": indicator != "Off",
-		"SerialConsole": resource{
-			"MaxConcurrentSessions": 1,
-			"WebSocket":             resource{"ServiceEnabled": true, "Interactive": true, "ConsoleURI": s.console.uri},
-		},
-		"LogServices": link(s.path + "/LogServices"),
+		"LogServices":             link(s.path + "/LogServices"),
 		"Actions": resource{"#ComputerSystem.Reset": resource{
 			"target": s.resetPath(), "ResetType@Redfish.AllowableValues": resetTypes(),
 		}},
+	}
+	if described := s.console.resource(); described != nil {
+		server["SerialConsole"] = described
 	}
 	s.addPOST(server)
 	if text := s.lastResetText(lastReset); text != "" {
@@ -230,7 +232,7 @@ func (s *system) server() resource {
 
 // lastResetText is the LastResetTime that the BMC reports; empty: none.
 func (s *system) lastResetText(at time.Time) string {
-	if fault := s.bmc.faults.now().lastReset; fault != nil {
+	if fault := s.bmc.Faults.now().lastReset; fault != nil {
 		return *fault
 	}
 	if at.IsZero() {
