@@ -108,18 +108,49 @@ func (l *loop) addAfter(name string, d time.Duration) {
 	l.timers[name] = t
 }
 
-// Run works until ctx ends, then waits for the workers. It may run again later.
+// Run works until ctx ends, then waits for the steps. It may run again later. At
+// most that many workers take steps at once; one that waits aside has none.
 func (l *loop) Run(ctx context.Context, workers int) {
 	l.mu.Lock()
 	l.closed = false
 	l.mu.Unlock()
 	stop := context.AfterFunc(ctx, l.close)
 	defer stop()
-	var wg sync.WaitGroup
-	for range workers {
-		wg.Go(func() { l.work(ctx) })
+	var steps sync.WaitGroup
+	defer steps.Wait()
+	free := make(slots, workers)
+	ctx = context.WithValue(ctx, slotsKey{}, free)
+	for {
+		name, ok := l.take()
+		if !ok {
+			return
+		}
+		free.take()
+		steps.Go(func() {
+			defer free.give()
+			after, err := l.fn(ctx, name)
+			l.done(ctx, name, after, err)
+		})
 	}
-	wg.Wait()
+}
+
+// slots are the workers of a loop: it is full when all are at work.
+type slots chan struct{}
+
+type slotsKey struct{}
+
+func (s slots) take() { s <- struct{}{} }
+func (s slots) give() { <-s }
+
+// Aside waits for something slow without holding one of the controller's workers:
+// however many steps wait for a BMC that does not answer, the others are taken.
+// ctx is that of the step.
+func Aside(ctx context.Context, slow func() error) error {
+	if workers, ok := ctx.Value(slotsKey{}).(slots); ok {
+		workers.give()
+		defer workers.take()
+	}
+	return slow()
 }
 
 func (l *loop) close() {
@@ -135,17 +166,6 @@ func (l *loop) close() {
 	clear(l.again)
 	clear(l.fails)
 	l.wake.Broadcast()
-}
-
-func (l *loop) work(ctx context.Context) {
-	for {
-		name, ok := l.take()
-		if !ok {
-			return
-		}
-		after, err := l.fn(ctx, name)
-		l.done(ctx, name, after, err)
-	}
 }
 
 func (l *loop) take() (string, bool) {

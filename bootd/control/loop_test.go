@@ -3,8 +3,10 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -101,5 +103,44 @@ func TestAddSoon(t *testing.T) {
 		if want := []time.Duration{time.Second, time.Minute + 500*time.Millisecond}; !slices.Equal(at, want) {
 			t.Errorf("it ran at %v, want %v", at, want)
 		}
+	})
+}
+
+// TestAside: steps that wait aside hold up no others, and the bound on workers holds for the rest.
+func TestAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const silent, well, workers = 1000, 20, 4
+		var atWork, most, done atomic.Int64
+		l := newLoop(func(ctx context.Context, name string) (time.Duration, error) {
+			if n := atWork.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			defer atWork.Add(-1)
+			if strings.HasPrefix(name, "silent") {
+				atWork.Add(-1)
+				err := Aside(ctx, func() error { time.Sleep(time.Hour); return nil })
+				atWork.Add(1)
+				return 0, err
+			}
+			time.Sleep(time.Second)
+			done.Add(1)
+			return 0, nil
+		}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { l.Run(ctx, workers) })
+		for n := range silent {
+			l.Add(fmt.Sprint("silent", n))
+		}
+		for n := range well {
+			l.Add(fmt.Sprint("well", n))
+		}
+		time.Sleep(well/workers*time.Second + time.Second/2)
+		if done.Load() != well || most.Load() > workers {
+			t.Errorf("beside %d that wait, %d steps of %d were done, at most %d at once", silent, done.Load(), well, most.Load())
+		}
+		time.Sleep(2 * time.Hour)
+		cancel()
+		running.Wait()
 	})
 }
