@@ -4,6 +4,7 @@
 #   make lab-down    takes it down again and leaves nothing behind
 #   make test        everything: lint, unit, race, protocol tests, the rack end to end (root)
 #   make test-short  the inner loop, under two minutes
+#   make test-rack   further cases, which boot machines too, in parts of at most an hour (root); PART=units: one of them
 #   make bench       figures beside real peers
 
 SHELL   := /bin/bash
@@ -16,7 +17,7 @@ LABDIR  ?= /var/lib/rackweft-lab
 # for more); all else goes to standard error.
 ROWS = sed -u -n -E -e '/^(BENCH|SKIP)/p' -e '/^(BENCH|SKIP)/!w /dev/stderr'
 
-.PHONY: all build deps image lab lab-down test test-short lint bench bench-lab bench-apply bench-bgp bench-overlay bench-guests fuzz reference clean
+.PHONY: all build deps image lab lab-down test test-short test-rack lint bench bench-lab bench-apply bench-bgp bench-overlay bench-guests fuzz reference clean
 
 all: build
 
@@ -50,14 +51,27 @@ test: deps build
 	@lab/image/build --guests >/dev/null
 	@rm -rf bin/log && mkdir -p bin/log
 	@status=0; \
-	$(TESTSUM)/race.json --format pkgname -- -race -timeout 40m $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
+	$(TESTSUM)/race.json --format pkgname -- -race -timeout 40m -skip '^TestFurther' $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
 	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store || status=1; \
-	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 75m ./lab/e2e || status=1; \
+	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 30m -skip '^TestFurther' ./lab/e2e || status=1; \
 	$(GO) run ./lab/skips bin/log/*.json || status=1; exit $$status
 
 test-short: build
 	$(GO) vet ./...
 	$(GO) test -short -timeout 2m ./...
+
+# Of what make test has one case of each kind, the further cases: the tests TestFurtherPART and TestFurtherPART_… of
+# the packages below. A part in which no test ran fails.
+PARTS        = restore units
+RACKPACKAGES = ./lab/e2e
+test-rack: deps build
+	@lab/image/build --guests >/dev/null
+	@mkdir -p bin/log
+	@status=0; for part in $(or $(PART),$(PARTS)); do \
+	  log=bin/log/rack-$$part.json; rm -f $$log; \
+	  $(GO) tool gotestsum --hide-summary skipped --jsonfile $$log --format standard-verbose -- -timeout 60m -run "(?i)^TestFurther$$part(_|\$$)" $(RACKPACKAGES) || status=1; \
+	  $(GO) run ./lab/skips $$log || status=1; \
+	done; exit $$status
 
 bench: bench-lab bench-apply bench-bgp bench-overlay bench-guests
 

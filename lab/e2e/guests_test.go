@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/lab"
@@ -24,64 +26,85 @@ import (
 	"github.com/rackweft/rackweft/lab/rig"
 )
 
-// TestGuests has a Guest on each of two hosts: emulation inside of emulation, so they are small and everybody
-// is patient. Each host has systemd, so this is where Guests' units are seen. bootd is backed up before the second
-// host comes, and is lost and restored after its Guests have moved there.
-func TestGuests(t *testing.T) {
+// guestRack is a rack of two hosts that have QEMU, and let root in.
+type guestRack struct {
+	*rig.Rig
+	key   ssh.Signer
+	hosts map[string]*host
+}
+
+// newGuestRack has the Image and the Network of the Guests. edit changes the rack's manifests; it may be nil.
+func newGuestRack(t *testing.T, edit func(name string, content []byte) []byte) *guestRack {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("boots machines, which takes minutes")
+	}
 	emulationInEmulation(t)
-	key := newKey(t)
-	var second []byte // the Machine that comes later
-	r := rig.Up(t, rig.Options{Guests: true, Machines: lab.DefaultMachines()[:2], Manifests: func(name string, content []byte) []byte {
-		switch name {
-		case "machines.yaml":
-			content, second, _ = bytes.Cut(content, []byte("\n---\n"))
-			return content
-		case "profile.yaml":
-			return bytes.Replace(content, []byte("layers: [site,"), []byte("layers: [login, site,"), 1)
-		case "layers.yaml":
-			return append(append(content, "\n---\n"...), login(key)...)
+	g := &guestRack{key: newKey(t), hosts: map[string]*host{}}
+	withLogin := withLogin(g.key)
+	g.Rig = rig.Up(t, rig.Options{Guests: true, Machines: lab.DefaultMachines()[:2], Manifests: func(name string, content []byte) []byte {
+		if edit != nil {
+			content = edit(name, content)
 		}
-		return content
+		return withLogin(name, content)
 	}})
-	addGuestImage(t, r)
-	r.Apply(r.File("network.yaml", `apiVersion: rackweft/v1alpha1
+	addGuestImage(t, g.Rig)
+	g.Apply(g.File("network.yaml", `apiVersion: rackweft/v1alpha1
 kind: Network
 metadata: {name: customer-a}
 spec: {zone: yellow, cidrs: [10.5.0.0/16], egress: masquerade}
 `))
-	hosts := map[string]*host{}
-	active := func(name string) {
-		r.WaitActive(name)
-		hosts[name] = dialHost(t, r, name, key)
+	return g
+}
+
+// active waits until hosts are, and logs in.
+func (g *guestRack) active(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		g.WaitActive(name)
+		g.hosts[name] = dialHost(t, g.Rig, name, g.key)
 	}
-	active(bios)
-	r.Apply(r.File("web.yaml", `apiVersion: rackweft/v1alpha1
+}
+
+const (
+	webGuest = `apiVersion: rackweft/v1alpha1
 kind: Guest
 metadata: {name: web}
 spec: {network: customer-a, cpus: 1, memory: 192Mi, image: small, stopTimeout: 5m, limits: {cpuWeight: 250, ioWeight: 40}}
-`))
-	waitPlaced(t, r, "web")
-	backup := backUp(t, r)
-	r.Apply(r.File(secondHost, string(second)))
-	active(uefi)
-	r.Apply(r.File(laterGuest, `apiVersion: rackweft/v1alpha1
+`
+	dbGuest = `apiVersion: rackweft/v1alpha1
 kind: Guest
 metadata: {name: db}
 spec: {network: customer-a, cpus: 1, memory: 192Mi, image: small, stopTimeout: 5m}
-`))
-	web, db := waitGuest(t, r, "web", ""), waitGuest(t, r, "db", "")
+`
+)
+
+// running waits until web and db run, which are not on the same host.
+func (g *guestRack) running(t *testing.T) (web, db *api.Guest) {
+	t.Helper()
+	web, db = waitGuest(t, g.Rig, "web", ""), waitGuest(t, g.Rig, "db", "")
 	if web.Status.Host == db.Status.Host {
 		t.Fatalf("both Guests are on %s", web.Status.Host)
 	}
+	return web, db
+}
+
+// TestGuests has a Guest on each of two hosts: emulation inside of emulation, so they are small and everybody
+// is patient. Each host has systemd, so this is where Guests' units are seen.
+func TestGuests(t *testing.T) {
+	g := newGuestRack(t, nil)
+	r := g.Rig
+	g.active(t, bios, uefi)
+	r.Apply(r.File("web.yaml", webGuest), r.File("db.yaml", dbGuest))
+	web, db := g.running(t)
 	talk(t, r, web, db)
-	from, to := hosts[web.Status.Host], hosts[db.Status.Host]
+	from, to := g.hosts[web.Status.Host], g.hosts[db.Status.Host]
 	t.Run("its unit", func(t *testing.T) { guestUnit(t, from.For(t), web) })
 	t.Run("agent killed", func(t *testing.T) { agentKilled(t, r.For(t), from.For(t), web) })
 	t.Run("restart", func(t *testing.T) { guestRestart(t, r.For(t), from.For(t), web) })
 	t.Run("zone", func(t *testing.T) { zone(t, r.For(t), from.For(t)) })
 	t.Run("peering", func(t *testing.T) { peering(t, r.For(t), from.For(t), to.For(t)) })
 	t.Run("drain", func(t *testing.T) { drainHost(t, r.For(t), from.For(t), to.For(t), web) })
-	t.Run("bootd restored", func(t *testing.T) { bootdRestored(t, r.For(t), backup, hosts) })
 	t.Run("host shuts down", func(t *testing.T) { hostShutsDown(t, r.For(t), to.For(t), web, db) })
 }
 

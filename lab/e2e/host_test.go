@@ -44,6 +44,19 @@ spec:
 `, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key.PublicKey()))))
 }
 
+// withLogin changes the rack's manifests: every host has the Layer login.
+func withLogin(key ssh.Signer) func(name string, content []byte) []byte {
+	return func(name string, content []byte) []byte {
+		switch name {
+		case "profile.yaml":
+			return bytes.Replace(content, []byte("layers: [site,"), []byte("layers: [login, site,"), 1)
+		case "layers.yaml":
+			return append(append(content, "\n---\n"...), login(key)...)
+		}
+		return content
+	}
+}
+
 // host is a shell on one of the rack's machines.
 type host struct {
 	name   string

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,29 @@ import (
 	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/lab/rig"
 )
+
+// TestFurtherRestore loses bootd and restores it while Guests run on hosts with systemd. It is backed up before the
+// second host comes, and lost after its Guests have moved there.
+func TestFurtherRestore(t *testing.T) {
+	var second []byte // the Machine that comes later
+	g := newGuestRack(t, func(name string, content []byte) []byte {
+		if name == "machines.yaml" {
+			content, second, _ = bytes.Cut(content, []byte("\n---\n"))
+		}
+		return content
+	})
+	r := g.Rig
+	g.active(t, bios)
+	r.Apply(r.File("web.yaml", webGuest))
+	waitPlaced(t, r, "web")
+	backup := backUp(t, r)
+	r.Apply(r.File(secondHost, string(second)))
+	g.active(t, uefi)
+	r.Apply(r.File(laterGuest, dbGuest))
+	web, _ := g.running(t)
+	drainHost(t, r, g.hosts[bios], g.hosts[uefi], web)
+	t.Run("bootd restored", func(t *testing.T) { bootdRestored(t, r.For(t), backup, g.hosts) })
+}
 
 // siteBackup is a backup of the rack's bootd.
 type siteBackup struct{ file, phrase string }

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"strings"
@@ -25,38 +24,42 @@ func daemons() []daemon {
 	}
 }
 
-// TestUnits runs the daemons under a real systemd, on a machine of the rack: what
-// would only fail the same again stays stopped, and whatever else ends them,
-// panic and watchdog included, has them started again.
-func TestUnits(t *testing.T) {
+// unitsHost is a machine of the rack that runs all daemons under its systemd.
+func unitsHost(t *testing.T) (*rig.Rig, *host) {
+	t.Helper()
 	key := newKey(t)
-	r := rig.Up(t, rig.Options{Machines: lab.DefaultMachines()[:1], Manifests: func(name string, content []byte) []byte {
-		switch name {
-		case "profile.yaml":
-			return bytes.Replace(content, []byte("layers: [site,"), []byte("layers: [login, site,"), 1)
-		case "layers.yaml":
-			return append(append(content, "\n---\n"...), login(key)...)
-		}
-		return content
-	}})
+	r := rig.Up(t, rig.Options{Machines: lab.DefaultMachines()[:1], Manifests: withLogin(key)})
 	r.WaitActive(bios)
 	h := dialHost(t, r, bios, key)
 	installBootd(t, r, h)
 	for _, d := range daemons() {
 		h.wait(d.unit+" runs", func() bool { return h.show(d.unit, "SubState") == "running" })
 	}
+	return r, h
+}
+
+// TestUnits runs the daemons under a real systemd, on a machine of the rack: what
+// would only fail the same again stays stopped, and whatever else ends them,
+// panic and watchdog included, has them started again. TestFurtherUnits has
+// the fault and the panic of every daemon.
+func TestUnits(t *testing.T) {
+	r, h := unitsHost(t)
+	bootd, agent := daemons()[0], daemons()[1]
+	t.Run("fault "+bootd.unit, func(t *testing.T) { faultStaysStopped(t, h.For(t), bootd) })
+	t.Run("panic "+agent.unit, func(t *testing.T) { panicComesBack(t, h.For(t), agent) })
+	t.Run("watchdog", func(t *testing.T) { h.For(t).comesBack(daemons(), "STOP", "Watchdog timeout") })
+	t.Run("speaker inside of a Network", func(t *testing.T) { insideSandbox(t, r.For(t), h.For(t)) })
+}
+
+// TestFurtherUnits does to each daemon what TestUnits does to one.
+func TestFurtherUnits(t *testing.T) {
+	_, h := unitsHost(t)
 	for _, d := range daemons() {
 		t.Run("fault "+d.unit, func(t *testing.T) { faultStaysStopped(t, h.For(t), d) })
 	}
 	for _, d := range daemons() {
-		t.Run("panic "+d.unit, func(t *testing.T) {
-			h := h.For(t)
-			// Go prints all stacks and exits as after a panic.
-			h.comesBack([]daemon{d}, "QUIT", "status=2/INVALIDARGUMENT")
-		})
+		t.Run("panic "+d.unit, func(t *testing.T) { panicComesBack(t, h.For(t), d) })
 	}
-	t.Run("watchdog", func(t *testing.T) { h.For(t).comesBack(daemons(), "STOP", "Watchdog timeout") })
-	t.Run("speaker inside of a Network", func(t *testing.T) { insideSandbox(t, r.For(t), h.For(t)) })
 }
 
 // show is a property of a unit.
@@ -103,6 +106,11 @@ func faultStaysStopped(t *testing.T, h *host, d daemon) {
 	h.run(d.mend)
 	h.run("systemctl start " + d.unit)
 	h.wait("it runs again", func() bool { return h.show(d.unit, "SubState") == "running" })
+}
+
+// panicComesBack: on SIGQUIT Go prints all stacks and exits as after a panic.
+func panicComesBack(t *testing.T, h *host, d daemon) {
+	h.For(t).comesBack([]daemon{d}, "QUIT", "status=2/INVALIDARGUMENT")
 }
 
 // comesBack ends daemons by a signal, waits until each has been started again, and

@@ -1,6 +1,6 @@
 // Skips reads the output of "go test -json" and prints how many tests were
 // skipped, by reason. A test that is skipped because of the machine is easily
-// missed in an hour of output.
+// missed in an hour of output. That no test ran at all is an error.
 package main
 
 import (
@@ -39,8 +39,13 @@ func run(files []string, out io.Writer) error {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
 	}
-	_, err := io.WriteString(out, c.report())
-	return err
+	if _, err := io.WriteString(out, c.report()); err != nil {
+		return err
+	}
+	if c.run == 0 {
+		return errors.New("no test ran")
+	}
+	return nil
 }
 
 type test struct{ pkg, name string }

@@ -38,6 +38,12 @@ func TestCount(t *testing.T) {
 	if err := run([]string{file}, &out); err == nil {
 		t.Error("what is no JSON is read")
 	}
+	if err := os.WriteFile(file, []byte(`{"Action":"skip","Package":"b","Test":"TestZ"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := run([]string{file}, &out); err == nil {
+		t.Error("that no test ran is no error")
+	}
 	if err := run(nil, &out); err == nil {
 		t.Error("no file is read")
 	}
