@@ -62,8 +62,8 @@ test-short: build
 
 # Of what make test has one case of each kind, the further cases: the tests TestFurtherPART and TestFurtherPART_… of
 # the packages below. A part in which no test ran fails.
-PARTS        = restore units
-RACKPACKAGES = ./lab/e2e
+PARTS        = firmware restore units
+RACKPACKAGES = ./lab/e2e ./bootd/dhcp
 test-rack: deps build
 	@lab/image/build --guests >/dev/null
 	@mkdir -p bin/log

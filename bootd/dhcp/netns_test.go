@@ -535,59 +535,73 @@ func (s *segment) bootServers(r *rack) {
 	})
 }
 
-// TestFirmwareBoots boots real firmware up to the script.
+// firmwareBoot is a boot of real firmware up to the script.
+type firmwareBoot struct {
+	name   string
+	uefi   bool
+	style  Style
+	proxy  bool
+	noHTTP bool // the first stage is refused HTTP
+	args   []string
+	want   []string
+	never  string
+}
+
+// TestFirmwareBoots boots each kind of firmware; see TestFurtherFirmware.
 func TestFirmwareBoots(t *testing.T) {
-	const bootTimeout = 3 * time.Minute // emulated, on a machine that others use too
-	tests := []struct {
-		name   string
-		uefi   bool
-		style  Style
-		proxy  bool
-		noHTTP bool // the first stage is refused HTTP
-		args   []string
-		want   []string
-		never  string
-	}{
+	bootAll(t, []firmwareBoot{
 		{name: "iPXE ROM", want: []string{"offer ipxe http=true", "GET /boot.ipxe"}, never: "tftp"},
-		{name: "iPXE ROM beside another DHCP server", proxy: true, want: []string{"offer ipxe http=true", "GET /boot.ipxe"}},
 		{name: "iPXE ROM by TFTP", noHTTP: true, want: []string{"tftp undionly.kpxe", "GET /boot.ipxe"}},
 		{name: "OVMF", uefi: true, want: []string{"offer pxe", "tftp snponly.efi", "offer ipxe http=true", "GET /boot.ipxe"}, never: "boot"},
-		{name: "OVMF pinned to BootServer", uefi: true, style: BootServer, want: []string{"boot pxe", "tftp snponly.efi", "GET /boot.ipxe"}},
-		{name: "OVMF pinned to Direct", uefi: true, style: Direct, want: []string{"tftp snponly.efi", "GET /boot.ipxe"}, never: "boot"},
 		{name: "OVMF by HTTP", uefi: true, args: []string{"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no",
 			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no"},
 			want: []string{"offer httpboot", "HEAD /snponly.efi UefiHttpBoot", "GET /snponly.efi UefiHttpBoot", "GET /boot.ipxe"}, never: "tftp"},
 		{name: "OVMF beside another DHCP server", uefi: true, proxy: true, want: []string{"boot pxe", "tftp snponly.efi", "GET /boot.ipxe"}},
+	})
+}
+
+// TestFurtherFirmware has the other ways in which the firmware of TestFirmwareBoots boots.
+func TestFurtherFirmware(t *testing.T) {
+	bootAll(t, []firmwareBoot{
+		{name: "iPXE ROM beside another DHCP server", proxy: true, want: []string{"offer ipxe http=true", "GET /boot.ipxe"}},
+		{name: "OVMF pinned to BootServer", uefi: true, style: BootServer, want: []string{"boot pxe", "tftp snponly.efi", "GET /boot.ipxe"}},
+		{name: "OVMF pinned to Direct", uefi: true, style: Direct, want: []string{"tftp snponly.efi", "GET /boot.ipxe"}, never: "boot"},
+	})
+}
+
+func bootAll(t *testing.T, boots []firmwareBoot) {
+	for _, b := range boots {
+		t.Run(b.name, func(t *testing.T) { t.Parallel(); b.run(t) })
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			s := newSegment(t)
-			d := newRack()
-			d.style, d.proxy = tt.style, tt.proxy
-			if tt.proxy {
-				need(t, "dnsmasq")
-				other := s.station()
-				nstest.Run(t, "ip", "-n", other, "addr", "add", "198.18.0.5/24", "dev", "eth0")
-				s.dnsmasq(other, "eth0", "198.18.0.200,198.18.0.250")
-			}
-			s.bootServers(d)
-			if tt.noHTTP {
-				s.serve(&withoutHTTP{rack: d})
-			} else {
-				s.serve(d)
-			}
-			begin := time.Now()
-			if tt.uefi {
-				s.ovmf(tt.args...)
-			} else {
-				s.seabios()
-			}
-			d.await(t, bootTimeout, tt.want...)
-			t.Logf("script fetched after %s", time.Since(begin).Round(100*time.Millisecond))
-			if tt.never != "" && d.has(tt.never) {
-				t.Errorf("%q happened", tt.never)
-			}
-		})
+}
+
+func (b firmwareBoot) run(t *testing.T) {
+	const bootTimeout = 3 * time.Minute // emulated, on a machine that others use too
+	s := newSegment(t)
+	d := newRack()
+	d.style, d.proxy = b.style, b.proxy
+	if b.proxy {
+		need(t, "dnsmasq")
+		other := s.station()
+		nstest.Run(t, "ip", "-n", other, "addr", "add", "198.18.0.5/24", "dev", "eth0")
+		s.dnsmasq(other, "eth0", "198.18.0.200,198.18.0.250")
+	}
+	s.bootServers(d)
+	if b.noHTTP {
+		s.serve(&withoutHTTP{rack: d})
+	} else {
+		s.serve(d)
+	}
+	begin := time.Now()
+	if b.uefi {
+		s.ovmf(b.args...)
+	} else {
+		s.seabios()
+	}
+	d.await(t, bootTimeout, b.want...)
+	t.Logf("script fetched after %s", time.Since(begin).Round(100*time.Millisecond))
+	if b.never != "" && d.has(b.never) {
+		t.Errorf("%q happened", b.never)
 	}
 }
 
