@@ -24,6 +24,7 @@ const tenantWords = "rackweft-tenant-"
 // TestEncryptedZone has two hosts whose kernel has WireGuard, with Networks between them: under systemd's
 // sandbox, from their first boot on, and nothing of it is to be read on the wire.
 func TestEncryptedZone(t *testing.T) {
+	t.Parallel()
 	r := rig.Up(t, rig.Options{Machines: lab.DefaultMachines()[:2], Manifests: encryptedZone})
 	w := tapWire(t, r, "r1u01-prod")
 	r.Apply(r.File("networks.yaml", `apiVersion: rackweft/v1alpha1

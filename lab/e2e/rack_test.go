@@ -1,5 +1,5 @@
-// Package e2e holds the tests of the whole path: the built programs, real firmware, a real BMC protocol, one
-// rack that all of them share.
+// Package e2e holds the tests of the whole path: the built programs, real firmware, a real BMC protocol. What boots
+// several machines again and again is alone; the others, which wait most of the time, run beside each other.
 package e2e
 
 import (

@@ -169,6 +169,7 @@ spec:
 // TestReach has a person reach a Guest through bootd and its host, both of which
 // go away in the midst of it.
 func TestReach(t *testing.T) {
+	t.Parallel()
 	d := newDesk(t)
 	root, err := filepath.Abs("../..")
 	if err != nil {

@@ -165,6 +165,7 @@ func (d *desk) machine(name string) *api.Machine {
 // then, and brings it back: nothing that runs is provisioned over, placed again,
 // or loses to somebody else what it has.
 func TestRestore(t *testing.T) {
+	t.Parallel()
 	d := newDesk(t)
 	d.segment("prod", "198.18.8.1/24")
 	d.apply(fmt.Sprintf(restoreSite, d.image("kernel", []byte("nothing boots it"))))

@@ -43,6 +43,7 @@ func unitsHost(t *testing.T) (*rig.Rig, *host) {
 // panic and watchdog included, has them started again. TestFurtherUnits has
 // the fault and the panic of every daemon.
 func TestUnits(t *testing.T) {
+	t.Parallel()
 	r, h := unitsHost(t)
 	bootd, agent := daemons()[0], daemons()[1]
 	t.Run("fault "+bootd.unit, func(t *testing.T) { faultStaysStopped(t, h.For(t), bootd) })

@@ -301,6 +301,7 @@ func (s *zoneSite) contained(z *deskZone) {
 // TestZones has one bootd make two Zones of seven hosts, which run the real agent
 // and speaker, with FRR for the border leafs' VRFs and a firewall between these.
 func TestZones(t *testing.T) {
+	t.Parallel()
 	s := newZoneSite(t)
 	yellow, red := s.yellow, s.red
 	s.apply(s.manifests())
