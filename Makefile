@@ -13,6 +13,10 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 LABDIR  ?= /var/lib/rackweft-lab
 
+# One build of the dependencies serves the release, lint and all tests but those under the race detector, which needs cgo.
+export CGO_ENABLED := 0
+export GOFLAGS     := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
+
 # The rows of a benchmark, each as soon as it is there (mawk, Debian's awk, waits
 # for more); all else goes to standard error.
 ROWS = sed -u -n -E -e '/^(BENCH|SKIP)/p' -e '/^(BENCH|SKIP)/!w /dev/stderr'
@@ -22,7 +26,7 @@ ROWS = sed -u -n -E -e '/^(BENCH|SKIP)/p' -e '/^(BENCH|SKIP)/!w /dev/stderr'
 all: build
 
 build:
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 deps:
 	@lab/deps
@@ -43,17 +47,18 @@ lint:
 	$(GO) tool errcheck -ignoretests ./...
 	shellcheck -x lab/deps lab/unpack lab/image/build lab/image/assemble .ci/run
 
-# Every part runs even when one before it fails; what each test said is in bin/log. The store's resident
-# set and its damages are looked at without the race detector, which needs memory and time of its own.
-TESTSUM = $(GO) tool gotestsum --hide-summary skipped --jsonfile bin/log
+# Every part runs even when one before it fails; what each test said is in bin/log. Packages wait half of their time, so
+# twice as many as there are processors run at once. The store's resident set and its damages are looked at without the
+# race detector, which needs memory and time of its own.
+TESTSUM = $$($(GO) tool -n gotestsum) --hide-summary skipped --jsonfile bin/log
 test: deps build
 	@$(MAKE) --no-print-directory lint
 	@lab/image/build --guests >/dev/null
 	@rm -rf bin/log && mkdir -p bin/log
 	@status=0; \
-	$(TESTSUM)/race.json --format pkgname -- -race -timeout 40m -skip '^TestFurther' $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
+	CGO_ENABLED=1 $(TESTSUM)/race.json --format pkgname -- -race -p $$((2 * $$(nproc))) -timeout 40m -skip '^TestFurther' $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
 	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store || status=1; \
-	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 30m -skip '^TestFurther' ./lab/e2e || status=1; \
+	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 60m -skip '^TestFurther' ./lab/e2e || status=1; \
 	$(GO) run ./lab/skips bin/log/*.json || status=1; exit $$status
 
 test-short: build
@@ -68,9 +73,9 @@ test-rack: deps build
 	@lab/image/build --guests >/dev/null
 	@mkdir -p bin/log
 	@status=0; for part in $(or $(PART),$(PARTS)); do \
-	  log=bin/log/rack-$$part.json; rm -f $$log; \
-	  $(GO) tool gotestsum --hide-summary skipped --jsonfile $$log --format standard-verbose -- -timeout 60m -run "(?i)^TestFurther$$part(_|\$$)" $(RACKPACKAGES) || status=1; \
-	  $(GO) run ./lab/skips $$log || status=1; \
+	  rm -f bin/log/rack-$$part.json; \
+	  $(TESTSUM)/rack-$$part.json --format standard-verbose -- -timeout 60m -run "(?i)^TestFurther$$part(_|\$$)" $(RACKPACKAGES) || status=1; \
+	  $(GO) run ./lab/skips bin/log/rack-$$part.json || status=1; \
 	done; exit $$status
 
 bench: bench-lab bench-apply bench-bgp bench-overlay bench-guests

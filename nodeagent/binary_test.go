@@ -31,7 +31,8 @@ func buildAgent(t testing.TB) string {
 		t.Skip("runs the built binary: not under -short")
 	}
 	bin := filepath.Join(t.TempDir(), "nodeagent")
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w -X main.version=v0.0.1-test", "-o", bin, "../cmd/nodeagent")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=v0.0.1-test", "-o", bin, "../cmd/nodeagent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build nodeagent: %v\n%s", err, out)
 	}

@@ -37,7 +37,7 @@ func flanneld(t *testing.T) string {
 		return binary
 	}
 	cmd := exec.Command("go", "install", flannelModule)
-	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=-trimpath", "CGO_ENABLED=0")
 	cmd.Dir = t.TempDir()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", flannelModule, err, out)

@@ -49,7 +49,8 @@ func newAgent(t testing.TB, h *testHost) *agent {
 	t.Cleanup(h.cleanup)
 	h.restart()
 	a.binary = filepath.Join(a.dir, "nodeagent")
-	build := exec.Command("go", "build", "-o", a.binary, "../../cmd/nodeagent")
+	build := exec.Command("go", "build", "-trimpath", "-o", a.binary, "../../cmd/nodeagent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build nodeagent: %v\n%s", err, out)
 	}
