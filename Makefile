@@ -21,7 +21,7 @@ export GOFLAGS     := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
 # for more); all else goes to standard error.
 ROWS = sed -u -n -E -e '/^(BENCH|SKIP)/p' -e '/^(BENCH|SKIP)/!w /dev/stderr'
 
-.PHONY: all build deps image lab lab-down test test-short test-rack lint bench bench-lab bench-apply bench-bgp bench-overlay bench-guests fuzz reference clean
+.PHONY: all build deps image images lab lab-down test test-short test-rack lint bench bench-lab bench-apply bench-bgp bench-overlay bench-guests fuzz reference clean
 
 all: build
 
@@ -33,6 +33,10 @@ deps:
 
 image: deps
 	@lab/image/build >/dev/null
+
+# Both images: that of plain hosts, and that of hosts of Guests.
+images: deps
+	@lab/image/build >/dev/null && lab/image/build --guests >/dev/null
 
 lab: deps build
 	@image=$$(lab/image/build $(if $(GUESTS),--guests)) && exec bin/weftctl lab up --bin bin --dir $(LABDIR) --image "$$image"
@@ -52,8 +56,7 @@ lint:
 # race detector, which needs memory and time of its own.
 TESTSUM = $$($(GO) tool -n gotestsum) --hide-summary skipped --jsonfile bin/log
 test: deps build
-	@$(MAKE) --no-print-directory lint
-	@lab/image/build --guests >/dev/null
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint images
 	@rm -rf bin/log && mkdir -p bin/log
 	@status=0; \
 	CGO_ENABLED=1 $(TESTSUM)/race.json --format pkgname -- -race -p $$((2 * $$(nproc))) -timeout 40m -skip '^TestFurther' $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
@@ -69,8 +72,7 @@ test-short: build
 # the packages below. A part in which no test ran fails.
 PARTS        = firmware restore units
 RACKPACKAGES = ./lab/e2e ./bootd/dhcp
-test-rack: deps build
-	@lab/image/build --guests >/dev/null
+test-rack: build images
 	@mkdir -p bin/log
 	@status=0; for part in $(or $(PART),$(PARTS)); do \
 	  rm -f bin/log/rack-$$part.json; \
