@@ -11,13 +11,13 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// Configs compiles what Guests configure themselves with.
+// Configs compiles the configs of Guests.
 type Configs struct {
 	Store *store.Store
 	Cache *store.Cache
 }
 
-// Config is what a Guest configures itself with, and its media type.
+// Config is a Guest's config, and its media type.
 func (c Configs) Config(ctx context.Context, g *api.Guest) (config []byte, mediaType string, err error) {
 	img, ok := store.Cached[api.Image](c.Cache, g.Spec.Image)
 	if !ok {
@@ -42,13 +42,13 @@ func (c Configs) userData(ctx context.Context, g *api.Guest, img *api.Image) ([]
 	return text, nil
 }
 
-// compile makes a Guest's Ignition config, for the version that its Image reads.
+// compile compiles a Guest's Ignition config, in the version that its Image reads.
 func (c Configs) compile(ctx context.Context, g *api.Guest, img *api.Image) (ignition.Result, error) {
 	var layers []ignition.Layer
 	for _, name := range g.Spec.Ignition.Layers {
 		l, ok := store.Cached[api.Layer](c.Cache, name)
 		if !ok {
-			return ignition.Result{}, fmt.Errorf("no Layer is called %q", name)
+			return ignition.Result{}, fmt.Errorf("Layer %q does not exist", name)
 		}
 		layers = append(layers, ignition.Layer{Name: name, Butane: l.Spec.Butane})
 	}
@@ -66,8 +66,7 @@ func (c Configs) compile(ctx context.Context, g *api.Guest, img *api.Image) (ign
 	return result, nil
 }
 
-// facts is what a Layer's template sees: of the Site only its domain, for
-// a Guest is a tenant's.
+// facts are the data of a Layer's template: of the Site only its domain, because a Guest belongs to a tenant.
 func (c Configs) facts(g *api.Guest, img *api.Image, variables map[string]string) map[string]any {
 	variables = maps.Clone(variables)
 	if variables == nil {
@@ -87,7 +86,7 @@ func (c Configs) facts(g *api.Guest, img *api.Image, variables map[string]string
 	}
 }
 
-// domain is that of a Guest's name, empty when the Site has none.
+// domain is the domain of a Guest's name, empty when the Site has none.
 func domain(c *store.Cache, g *api.Guest) string {
 	parent := site.Spec(c).Domain
 	if parent == "" {
@@ -96,7 +95,7 @@ func domain(c *store.Cache, g *api.Guest) string {
 	return g.Spec.Network + "." + parent
 }
 
-// secrets is what a Guest's templates may ask for.
+// secrets gives a Guest's templates the values of Secrets.
 func (c Configs) secrets(ctx context.Context, g *api.Guest) func(layer, name, key string) (string, error) {
 	return func(_, name, key string) (string, error) {
 		data, err := store.OpenSecret(ctx, c.Store, name, api.UseGuest(g.Metadata.Name))

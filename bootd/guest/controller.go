@@ -1,5 +1,5 @@
-// Package guest owns where Guests run: their place, their MAC and addresses,
-// their moves from host to host, and their end. Hosts do the rest.
+// Package guest owns the placement of Guests: their host, MAC and addresses, their moves between hosts, and their
+// deletion. Hosts do the rest.
 package guest
 
 import (
@@ -20,32 +20,32 @@ import (
 	"github.com/rackweft/rackweft/internal/index"
 )
 
-// Finalizer keeps a deleted Guest until its host has taken it away.
+// Finalizer keeps a deleted Guest until its host has removed it.
 const Finalizer = "rackweft/guest"
 
 // Controller places Guests.
 type Controller struct {
 	control.Env
-	// Lease is a host's, by its Machine's uid, in a Network; false when it has none.
+	// Lease is a host's lease of a Network, by its Machine's uid; false when it has none.
 	Lease func(uid, network string) (lease, lease6 netip.Prefix, ok bool)
 	// Leases calls fn with the names of Networks whose leases have changed, until ctx ends.
 	Leases func(ctx context.Context, fn func(networks map[string]bool)) error
-	// Epoch is the store's: what a host reported in another counts for nothing.
+	// Epoch is the store's: reports from another epoch are ignored.
 	Epoch int64
 
 	there index.Keyed[string, string] // host → Guests; used by due alone
-	// placing is held from the look at all Guests until the cache has the choice.
+	// placing is held from reading all Guests until the cache contains the choice.
 	placing sync.Mutex
 }
 
 const (
-	// recheck is how often a Guest that waits for something is looked at again.
+	// recheck is how often a Guest that waits for something is reconciled again.
 	recheck = 10 * time.Second
 	// recheckReady is how often one that waits for nothing is.
 	recheckReady = 5 * time.Minute
 )
 
-// Control is the controller as it runs.
+// Control returns the running controller.
 func (c *Controller) Control() *control.Controller[*api.Guest] {
 	c.there = index.Keyed[string, string]{}
 	return &control.Controller[*api.Guest]{
@@ -54,22 +54,21 @@ func (c *Controller) Control() *control.Controller[*api.Guest] {
 	}
 }
 
-// membersChanged makes due the Guests that wait for a host to become a member of
-// a Network.
+// membersChanged enqueues the Guests that wait for a host to become a member of a Network.
 func (c *Controller) membersChanged(ctx context.Context, due func(...string)) error {
 	return c.Leases(ctx, func(networks map[string]bool) {
 		due(c.all(func(g *api.Guest) bool { return waits(g) && networks[g.Spec.Network] })...)
 	})
 }
 
-// due names the Guests that a change may matter to.
+// due names the Guests that a change may affect.
 func (c *Controller) due(ch store.Change) []string {
 	switch ch.Kind.Name {
 	case "Guest":
 		c.placed(ch)
 		due := []string{ch.Name}
 		if old, ok := ch.Old.(*api.Guest); ok && (ch.New == nil || ch.New.(*api.Guest).Status.Host != old.Status.Host) {
-			due = append(due, c.all(waits)...) // there is room where it was
+			due = append(due, c.all(waits)...) // it has freed room
 		}
 		return due
 	case "Machine":
@@ -88,7 +87,7 @@ func (c *Controller) due(ch store.Change) []string {
 	return c.all(waits)
 }
 
-// waits reports whether a Guest would have another host if there were one.
+// waits reports whether a Guest would move to another host if there were one.
 func waits(g *api.Guest) bool {
 	placed := g.Status.Conditions.Get(api.CondPlaced)
 	choosing := g.Status.Move != nil && g.Status.Move.Step == api.MoveChoosing
@@ -111,13 +110,13 @@ func offer(o api.Object) offered {
 		return offered{}
 	}
 	if m.Status.Phase != api.PhaseActive {
-		return offered{} // whatever else changes, it takes none
+		return offered{} // whatever else changes, it takes no Guests
 	}
 	cpus, memory := capacity(m)
 	return offered{m.Metadata.UID, m.Spec.Zone, fmt.Sprint(m.Metadata.Labels), m.Status.Phase == api.PhaseActive, m.Draining(), cpus, memory}
 }
 
-// places are the hosts that a Guest is on, was, or goes to.
+// places lists the hosts that a Guest is on, was on, or moves to.
 func places(o api.Object) []string {
 	g, ok := o.(*api.Guest)
 	if !ok {
@@ -143,7 +142,7 @@ func (c *Controller) placed(ch store.Change) {
 	}
 }
 
-// on are the Guests of a host.
+// on lists the Guests of a host.
 func (c *Controller) on(host string) []string {
 	found := map[string]struct{}{}
 	c.there.Collect(host, found)
@@ -159,8 +158,8 @@ func (c *Controller) all(which func(*api.Guest) bool) (guests []string) {
 	return guests
 }
 
-// step takes one step with one Guest. A Guest that is not in the cache is left
-// alone: only its deletion, which its finalizer makes visible, ends it.
+// step takes one step for one Guest. A Guest that is not in the cache is ignored: only its deletion, which its
+// finalizer makes visible, removes it.
 func (c *Controller) step(ctx context.Context, g *api.Guest) (time.Duration, error) {
 	if store.Held(c.Cache) {
 		return store.HeldRecheck, nil
@@ -172,35 +171,35 @@ func (c *Controller) step(ctx context.Context, g *api.Guest) (time.Duration, err
 	case g.Metadata.DeletionTimestamp != nil:
 		return recheck, c.end(ctx, g)
 	case !control.HasFinalizer(g, Finalizer):
-		return 0, c.write(ctx, g, func(g *api.Guest) bool { return control.AddFinalizer(g, Finalizer) }) // the change makes it due again
+		return 0, c.write(ctx, g, func(g *api.Guest) bool { return control.AddFinalizer(g, Finalizer) }) // the change enqueues it again
 	case g.Status.Host == "":
 		return recheck, c.place(ctx, g, "")
 	}
 	return c.follow(ctx, g)
 }
 
-// write changes a Guest that is still the same.
+// write changes a Guest if it still exists with the same uid.
 func (c *Controller) write(ctx context.Context, g *api.Guest, change func(*api.Guest) bool) error {
 	return control.Write(ctx, c.Env, g, change)
 }
 
-// condition writes one, with an event when it is news.
+// condition sets a condition, with an event when it changes.
 func (c *Controller) condition(ctx context.Context, g *api.Guest, typ string, status api.ConditionStatus, reason, message string) error {
 	return control.Report(ctx, c.Env, g, control.Finding{Condition: typ, Status: status, Reason: reason, Message: message}, nil)
 }
 
-// end takes a deleted Guest from its host; it is gone when no host has it.
+// end removes a deleted Guest from its host; its finalizer goes when no host has it.
 func (c *Controller) end(ctx context.Context, g *api.Guest) error {
 	if g.Status.Host != "" {
 		return c.write(ctx, g, leave)
 	}
 	if len(g.Status.Left) > 0 {
-		return nil // forget looks after them
+		return nil // forget handles them
 	}
 	return c.write(ctx, g, func(g *api.Guest) bool { return control.DropFinalizer(g, Finalizer) })
 }
 
-// leave has the Guest's host take away what it has of it.
+// leave makes the Guest's host remove what it has of it.
 func leave(g *api.Guest) bool {
 	if g.Status.Host == "" {
 		return false
@@ -208,13 +207,12 @@ func leave(g *api.Guest) bool {
 	g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID})
 	giveUp(g)
 	g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = "", "", nil, ""
-	// What was asked of the old host is not asked of the next, and snapshots stay behind.
+	// Requests to the old host are not repeated at the next, and snapshots stay behind.
 	g.Status.Request, g.Status.Result, g.Status.Snapshots = nil, nil, nil
 	return true
 }
 
-// forget drops hosts that have nothing left of the Guest. It reports whether
-// something was written.
+// forget drops hosts that have nothing left of the Guest. It reports whether it wrote the Guest.
 func (c *Controller) forget(ctx context.Context, g *api.Guest) (bool, error) {
 	if len(g.Status.Left) == 0 {
 		return false, nil
@@ -242,8 +240,8 @@ func (c *Controller) forget(ctx context.Context, g *api.Guest) (bool, error) {
 	return written, err
 }
 
-// nothingLeft reports whether a host has said, after it was told to take the
-// Guest away, that it has; or whether there is no such host any more.
+// nothingLeft reports whether a host has confirmed that it removed the Guest, after it received the order, or
+// whether the host no longer exists.
 func (c *Controller) nothingLeft(ctx context.Context, g *api.Guest, p api.GuestPlace) bool {
 	m, ok := store.Cached[api.Machine](c.Cache, p.Host)
 	if !ok || m.Metadata.UID != p.HostUID {
@@ -253,19 +251,18 @@ func (c *Controller) nothingLeft(ctx context.Context, g *api.Guest, p api.GuestP
 	if h == nil || p.Held != "" || p.Since == 0 || h.UID != p.HostUID || h.Epoch != c.Epoch || h.Revision < p.Since {
 		return false
 	}
-	// nodeagent reports what a tombstone is taking away as PART@UID.
+	// nodeagent reports a removal by a tombstone as PART@UID.
 	_, leaving := h.Parts[api.GuestPartName(g.Metadata.Name)+"@"+g.Metadata.UID]
 	return !leaving
 }
 
-// deleted makes sure that a Machine no longer exists: of a cache that is behind it must
-// not be concluded.
+// deleted checks in the store that a Machine no longer exists: the cache may lag behind.
 func (c *Controller) deleted(ctx context.Context, name, uid string) bool {
 	m, err := store.Get[api.Machine](ctx, c.Store, name)
 	return errors.Is(err, store.ErrNotFound) || err == nil && m.Metadata.UID != uid
 }
 
-// place gives a Guest a host, and what it keeps for its life: MAC and addresses.
+// place assigns a Guest a host, and for its lifetime a MAC and addresses.
 func (c *Controller) place(ctx context.Context, g *api.Guest, to string) error {
 	c.placing.Lock()
 	defer c.placing.Unlock()
@@ -275,7 +272,7 @@ func (c *Controller) place(ctx context.Context, g *api.Guest, to string) error {
 	}
 	m, refused := choose(g, c.hosting(), c.candidates(g, n, to))
 	if m == nil {
-		message := fmt.Sprintf("no host of Zone %s can have it: %s", n.Spec.Zone, refused)
+		message := fmt.Sprintf("no host of Zone %s can run it: %s", n.Spec.Zone, refused)
 		if len(refused.order) == 0 {
 			message = fmt.Sprintf("Zone %s has no Machines", n.Spec.Zone)
 		}
@@ -299,8 +296,8 @@ func (c *Controller) place(ctx context.Context, g *api.Guest, to string) error {
 
 func (c *Controller) hosting() api.GuestHosting { return site.Spec(c.Cache).Guests }
 
-// candidates are the Machines of the Network's Zone; only the one to go to, when
-// a person named it. A host that still has something of the Guest is not one.
+// candidates are the Machines of the Network's Zone, or only the target that a person named. A host that still
+// has something of the Guest is not a candidate.
 func (c *Controller) candidates(g *api.Guest, n *api.Network, to string) []candidate {
 	on := map[string][]*api.Guest{}
 	for _, other := range store.CachedList[api.Guest](c.Cache) {
@@ -324,7 +321,7 @@ func (c *Controller) candidates(g *api.Guest, n *api.Network, to string) []candi
 	return list
 }
 
-// addresses are those that a Guest has, or new ones out of its host's leases.
+// addresses are a Guest's addresses, or new ones from its host's leases.
 func (c *Controller) addresses(g *api.Guest, m *api.Machine) ([]netip.Addr, error) {
 	if len(g.Status.Addresses) > 0 {
 		return g.Status.Addresses, nil
@@ -340,7 +337,7 @@ func (c *Controller) addresses(g *api.Guest, m *api.Machine) ([]netip.Addr, erro
 	lease, lease6, _ := c.Lease(m.Metadata.UID, g.Spec.Network)
 	v4, ok := address(lease, taken)
 	if !ok {
-		return nil, fmt.Errorf("every address of the lease %s that %s has in Network %s is a Guest's: set a smaller spec.hostPrefix in a Network of its own, or add hosts", lease, m.Metadata.Name, g.Spec.Network)
+		return nil, fmt.Errorf("every address of the lease %s that %s has in Network %s is in use by Guests: set a smaller spec.hostPrefix in a Network of its own, or add hosts", lease, m.Metadata.Name, g.Spec.Network)
 	}
 	list := []netip.Addr{v4}
 	if v6, ok := address6(lease6, lease, v4); ok && !taken[v6] {
@@ -349,7 +346,7 @@ func (c *Controller) addresses(g *api.Guest, m *api.Machine) ([]netip.Addr, erro
 	return list, nil
 }
 
-// follow looks after a Guest that has a host.
+// follow reconciles a Guest that has a host.
 func (c *Controller) follow(ctx context.Context, g *api.Guest) (time.Duration, error) {
 	m, ok := store.Cached[api.Machine](c.Cache, g.Status.Host)
 	if !ok || m.Metadata.UID != g.Status.HostUID {
@@ -368,17 +365,17 @@ func (c *Controller) follow(ctx context.Context, g *api.Guest) (time.Duration, e
 	return recheckReady, c.report(ctx, g, m, seen)
 }
 
-// hostGone is for a Guest whose Machine was deleted, and its disks with it.
+// hostGone handles a Guest whose Machine was deleted, and its disks with it.
 func (c *Controller) hostGone(ctx context.Context, g *api.Guest) error {
 	if !c.deleted(ctx, g.Status.Host, g.Status.HostUID) {
-		return nil // the cache is behind
+		return nil // the cache lags behind
 	}
 	if c.received(g) {
 		return c.arrive(ctx, g) // the target has all of it
 	}
 	if d := retained(g); d != "" && !losing(g) {
 		return c.condition(ctx, g, api.CondPlaced, api.False, "HostDeleted",
-			fmt.Sprintf("its host %s was deleted, which had its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", g.Status.Host, d, g.Metadata.Name))
+			fmt.Sprintf("its host %s was deleted, which had its disk %s (retain): to continue without it, weftctl guest move %s --lose-disks", g.Status.Host, d, g.Metadata.Name))
 	}
 	c.Event(g, api.Warning, "HostDeleted", fmt.Sprintf("its host %s was deleted: it is placed again", g.Status.Host))
 	return c.write(ctx, g, func(g *api.Guest) bool {
@@ -389,15 +386,13 @@ func (c *Controller) hostGone(ctx context.Context, g *api.Guest) error {
 	})
 }
 
-// down reports whether a host runs nothing for certain: its BMC has said that it
-// has no power.
+// down reports whether a host certainly runs nothing: its BMC has reported that it is powered off.
 func down(m *api.Machine) bool {
 	return m.Status.Conditions.Is(api.CondFenced) || m.Status.Phase == api.PhaseAvailable && m.Status.Power == "Off"
 }
 
-// abandon starts a Guest elsewhere whose host has no power. When that comes back
-// it takes away what it has of the Guest, before it starts anything: nodeagent
-// acts upon no HostSpec from before its boot.
+// abandon starts a Guest elsewhere whose host has no power. When that host returns, it removes what it has of the
+// Guest before it starts anything: nodeagent does not apply a HostSpec from before its boot.
 func (c *Controller) abandon(ctx context.Context, g *api.Guest, m *api.Machine) error {
 	if c.received(g) {
 		return c.arrive(ctx, g)
@@ -411,13 +406,13 @@ func (c *Controller) abandon(ctx context.Context, g *api.Guest, m *api.Machine) 
 			return c.callBack(ctx, g, fmt.Sprintf("its host %s has no power", m.Metadata.Name), false)
 		}
 		return c.condition(ctx, g, api.CondReady, api.False, "HostDown",
-			fmt.Sprintf("its host %s has no power, and has its disk %s (retain): to go on without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))
+			fmt.Sprintf("its host %s has no power, and has its disk %s (retain): to continue without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))
 	}
 	c.Event(g, api.Warning, "HostDown", fmt.Sprintf("its host %s has no power: it starts elsewhere", m.Metadata.Name))
 	return c.relocate(ctx, g, to)
 }
 
-// relocate leaves a host on which the Guest does not run any more.
+// relocate leaves a host on which the Guest no longer runs.
 func (c *Controller) relocate(ctx context.Context, g *api.Guest, to string) error {
 	if err := c.write(ctx, g, leave); err != nil {
 		return err
@@ -429,7 +424,7 @@ func (c *Controller) relocate(ctx context.Context, g *api.Guest, to string) erro
 	return c.place(ctx, fresh, to)
 }
 
-// retained names a disk that pins a Guest, or "".
+// retained names a disk that binds a Guest to its host, or "".
 func retained(g *api.Guest) string {
 	i := slices.IndexFunc(g.Spec.Disks, func(d api.Disk) bool { return d.Retain })
 	if i < 0 {
@@ -438,7 +433,7 @@ func retained(g *api.Guest) string {
 	return g.Spec.Disks[i].Name
 }
 
-// stay keeps a Guest where it is, unless its host is to be left.
+// stay keeps a Guest where it is, unless it should leave its host.
 func (c *Controller) stay(ctx context.Context, g *api.Guest, m *api.Machine) error {
 	if m.Draining() {
 		return c.depart(ctx, g, m)
@@ -456,7 +451,7 @@ func on(m *api.Machine, addrs []netip.Addr) string {
 	return fmt.Sprintf("on %s, as %s", m.Metadata.Name, addrs[0])
 }
 
-// observed is what the host last said of a Guest.
+// observed is the host's last report about a Guest.
 func observed(m *api.Machine, g *api.Guest) api.PartStatus {
 	h := m.Status.Host
 	if h == nil || h.UID != m.Metadata.UID {
@@ -470,14 +465,14 @@ func saying(seen api.PartStatus) string {
 	case seen.Message != "":
 		return seen.Message
 	case seen.State == "":
-		return "the host has not said anything of it"
+		return "the host has not reported on it"
 	case seen.Guest != nil:
 		return "it is " + string(seen.Guest.State)
 	}
 	return string(seen.State)
 }
 
-// report takes over what the host sees.
+// report stores what the host reports.
 func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, seen api.PartStatus) error {
 	state := api.GuestUnknown
 	if seen.Guest != nil {
@@ -487,7 +482,7 @@ func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, s
 	if _, err := Part(c.Cache, g); err != nil {
 		found = control.Finding{Status: api.False, Reason: "Incomplete", Message: err.Error()}
 	} else if seen.State != api.PartApplied || state != g.Spec.State {
-		found = control.Finding{Status: api.False, Reason: "NotApplied", Message: fmt.Sprintf("%s is not done with it: %s", m.Metadata.Name, saying(seen)), Silent: true}
+		found = control.Finding{Status: api.False, Reason: "NotApplied", Message: fmt.Sprintf("%s has not applied it yet: %s", m.Metadata.Name, saying(seen)), Silent: true}
 		if seen.State == api.PartFailed {
 			found.Reason, found.Silent = "Failed", false
 		}
@@ -510,7 +505,7 @@ func (c *Controller) report(ctx context.Context, g *api.Guest, m *api.Machine, s
 	})
 }
 
-// takeOver notes what came of requests, and which snapshots there are.
+// takeOver stores the results of requests, and the snapshots that exist.
 func takeOver(g *api.Guest, seen *api.GuestObserved) bool {
 	if reflect.DeepEqual(g.Status.Result, seen.Result) && reflect.DeepEqual(g.Status.Snapshots, seen.Snapshots) {
 		return false

@@ -12,33 +12,30 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// A move, in Guest.status.move. The host in status.host is the only one that may
-// run the Guest; the one write that changes it is arrive's.
+// A move, in Guest.status.move. Only the host in status.host may run the Guest; only arrive changes it, by one
+// write.
 //
 //	Choosing ─▶ Transfer ─▶ status.host is the target, and the move over
 //	                 └────▶ Back ─▶ over, with the Guest where it was
 //	Stopping ─▶ placed again, without its disks
 //
-// In Transfer the source gives the Guest up: it notes on disk that it runs it no
-// more until it is told Back, before it says Sent. The target runs nothing until
-// status.host names it. So there are two facts to wait for, Sent and Received,
-// each of which stands once it was said, and whoever crashes in between has
-// neither started nor lost anything.
+// In Transfer the source gives the Guest up: before it reports Sent, it records on disk that it must not run the
+// Guest until it receives Back. The target runs nothing until status.host names it. So there are two facts to
+// wait for, Sent and Received, each of which is permanent once reported, and a crash in between neither starts
+// nor loses anything.
 
-// movePause is how long a Guest is left alone after a move that was given up,
-// unless a person asks.
+// movePause is how long a Guest is not moved again after a move that failed, unless a person requests it.
 const movePause = 5 * time.Minute
 
-// depart begins to move a Guest from a host that is to be left, if there is
-// somewhere to go.
+// depart begins to move a Guest from a host that it should leave, if there is a target.
 func (c *Controller) depart(ctx context.Context, g *api.Guest, m *api.Machine) error {
 	if c.migration(g) == api.MigrateNone {
 		return c.condition(ctx, g, api.CondPlaced, api.True, "Pinned",
-			fmt.Sprintf("on %s, which is to be left; its migration None keeps it there: weftctl guest move %s", m.Metadata.Name, g.Metadata.Name))
+			fmt.Sprintf("on %s, which it should leave; its migration None keeps it there: weftctl guest move %s", m.Metadata.Name, g.Metadata.Name))
 	}
 	if last := g.Status.LastMove; last != nil && !last.Done && time.Since(last.Ended) < movePause {
 		return c.condition(ctx, g, api.CondPlaced, api.True, "MoveFailed",
-			fmt.Sprintf("on %s, which is to be left; it is tried again %s after: %s", m.Metadata.Name, movePause, last.Message))
+			fmt.Sprintf("on %s, which it should leave; the next attempt is %s after: %s", m.Metadata.Name, movePause, last.Message))
 	}
 	n, ok := store.Cached[api.Network](c.Cache, g.Spec.Network)
 	if !ok {
@@ -46,9 +43,9 @@ func (c *Controller) depart(ctx context.Context, g *api.Guest, m *api.Machine) e
 	}
 	if to, refused := choose(g, c.hosting(), c.candidates(g, n, "")); to == nil {
 		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo,
-			fmt.Sprintf("on %s, which is to be left; no other host can have it: %s", m.Metadata.Name, refused))
+			fmt.Sprintf("on %s, which it should leave; no other host can run it: %s", m.Metadata.Name, refused))
 	}
-	c.Event(g, api.Normal, "Moving", fmt.Sprintf("from %s, which is to be left", m.Metadata.Name))
+	c.Event(g, api.Normal, "Moving", fmt.Sprintf("from %s, which it should leave", m.Metadata.Name))
 	return c.write(ctx, g, func(g *api.Guest) bool {
 		if g.Status.Move != nil || g.Status.HostUID != m.Metadata.UID {
 			return false
@@ -68,7 +65,7 @@ func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, see
 		return c.transfer(ctx, g, m)
 	case api.MoveBack:
 		if said(seen, move.ID) != api.TransferredBack {
-			return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("its move was given up; %s is to take it back: %s", m.Metadata.Name, saying(seen)))
+			return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("its move was cancelled; %s takes it back: %s", m.Metadata.Name, saying(seen)))
 		}
 		return c.write(ctx, g, func(g *api.Guest) bool {
 			switch move := g.Status.Move; {
@@ -88,14 +85,14 @@ func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, see
 	return c.relocate(ctx, g, move.To)
 }
 
-// chooseTarget finds a host and has both begin.
+// chooseTarget finds a host and starts the transfer on both.
 func (c *Controller) chooseTarget(ctx context.Context, g *api.Guest, m *api.Machine) error {
 	move := g.Status.Move
 	switch {
 	case !move.Asked && !m.Draining():
 		return c.write(ctx, g, func(g *api.Guest) bool { g.Status.Move = nil; return true })
 	case time.Since(move.Started) > c.moveDeadline():
-		return c.give(ctx, g, "no host could have it")
+		return c.give(ctx, g, "no host could run it")
 	}
 	c.placing.Lock()
 	defer c.placing.Unlock()
@@ -111,7 +108,7 @@ func (c *Controller) chooseTarget(ctx context.Context, g *api.Guest, m *api.Mach
 	}
 	target, refused := choose(g, c.hosting(), elsewhere)
 	if target == nil {
-		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo, fmt.Sprintf("on %s; it is to move, and no other host can have it: %s", m.Metadata.Name, refused))
+		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo, fmt.Sprintf("on %s; it should move, and no other host can run it: %s", m.Metadata.Name, refused))
 	}
 	return c.write(ctx, g, func(g *api.Guest) bool {
 		if g.Status.Move == nil || g.Status.Move.Step != api.MoveChoosing || g.Status.HostUID != m.Metadata.UID {
@@ -120,7 +117,7 @@ func (c *Controller) chooseTarget(ctx context.Context, g *api.Guest, m *api.Mach
 		move := g.Status.Move
 		move.ID, move.Step, move.Deadline = uuid.NewString(), api.MoveTransfer, move.Started.Add(c.moveDeadline())
 		move.Mode = c.mode(g)
-		if move.Mode == api.MigrateLive && !move.Only { // there is to be time to stop it, should it come to that
+		if move.Mode == api.MigrateLive && !move.Only { // leaves time for a move with a stop, if needed
 			move.Deadline = move.Started.Add(c.moveDeadline() / 2)
 		}
 		move.Target = &api.GuestPlace{Host: target.Metadata.Name, HostUID: target.Metadata.UID}
@@ -128,12 +125,12 @@ func (c *Controller) chooseTarget(ctx context.Context, g *api.Guest, m *api.Mach
 	})
 }
 
-// migration is how a Guest leaves its host.
+// migration is how a Guest may leave its host.
 func (c *Controller) migration(g *api.Guest) string {
 	return cmp.Or(g.Spec.Placement.Migration, c.hosting().Migration)
 }
 
-// mode is how a Guest moves now: what has no memory goes as its disks do.
+// mode is how a Guest moves now: one that does not run has only disks to move.
 func (c *Controller) mode(g *api.Guest) string {
 	switch {
 	case g.Spec.State == api.GuestStopped, g.Status.State == api.GuestStopped, g.Status.Move.Mode == "" && c.migration(g) == api.MigrateStop:
@@ -144,7 +141,7 @@ func (c *Controller) mode(g *api.Guest) string {
 
 func (c *Controller) moveDeadline() time.Duration { return time.Duration(c.hosting().MoveDeadline) }
 
-// transfer waits for both hosts, and switches over or gives up.
+// transfer waits for both hosts, and switches over or cancels.
 func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine) error {
 	move := g.Status.Move
 	target, known := store.Cached[api.Machine](c.Cache, move.Target.Host)
@@ -164,7 +161,7 @@ func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine)
 	s.lost = s.lost || !known
 	switch next, why := s.next(); next {
 	case api.MoveBack:
-		// Whoever still wants it elsewhere has it stopped for that.
+		// A person who still wants it elsewhere can have it stopped for the move.
 		return c.callBack(ctx, g, why, !s.lost && !s.stay)
 	case arrived:
 		return c.arrive(ctx, g)
@@ -172,40 +169,40 @@ func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine)
 	return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("from %s: %s; to %s: %s", m.Metadata.Name, working(seen, move.ID), move.Target.Host, working(there, move.ID)))
 }
 
-// standing is all that a transfer's next step depends on.
+// standing holds everything that a transfer's next step depends on.
 type standing struct {
-	sent, received bool   // what the hosts have said of this very move
-	failed         string // why one of them says that it will come to nothing
-	halted         bool   // it moves live, and is not to run any more
-	stay           bool   // it no longer has to go
-	lost           bool   // the target is not there any more to take it
+	sent, received bool   // what the hosts have reported of this move
+	failed         string // why the move cannot succeed, according to a host
+	halted         bool   // it moves live, and should no longer run
+	stay           bool   // it no longer has to move
+	lost           bool   // the target no longer exists, or cannot take it
 	now, deadline  time.Time
 }
 
 // arrived is the step after Transfer: status.host changes, and the move is over.
 const arrived = "Arrived"
 
-// next is Transfer while there is something to wait for. A host that has sent all
-// keeps waiting for the target until the deadline: nothing runs meanwhile.
+// next is Transfer while there is something to wait for. A host that has sent everything waits for the target
+// until the deadline: nothing runs in the meantime.
 func (s standing) next() (step, why string) {
 	switch {
 	case s.sent && s.received:
 		return arrived, ""
 	case s.lost:
-		return api.MoveBack, "the host that it was to go to cannot have it any more"
+		return api.MoveBack, "the target host can no longer run it"
 	case s.stay:
-		return api.MoveBack, "its host is not to be left any more"
+		return api.MoveBack, "it no longer has to leave its host"
 	case s.failed != "":
 		return api.MoveBack, s.failed
 	case s.halted:
-		return api.MoveBack, "it is to be stopped"
+		return api.MoveBack, "its desired state is Stopped"
 	case s.now.After(s.deadline):
 		return api.MoveBack, "its deadline has passed"
 	}
 	return api.MoveTransfer, ""
 }
 
-// said is what a host has said of its share in a move.
+// said is the state of a move that a host has reported.
 func said(seen api.PartStatus, id string) string {
 	if seen.Guest == nil || seen.Guest.Transfer == nil || seen.Guest.Transfer.ID != id || id == "" {
 		return ""
@@ -213,7 +210,7 @@ func said(seen api.PartStatus, id string) string {
 	return seen.Guest.Transfer.State
 }
 
-// failure is why a host says that a move will come to nothing, or "".
+// failure is a host's reason why a move cannot succeed, or "".
 func failure(seen api.PartStatus, id string) string {
 	if said(seen, id) != api.TransferFailed {
 		return ""
@@ -231,8 +228,8 @@ func working(seen api.PartStatus, id string) string {
 	return seen.Guest.Transfer.State
 }
 
-// received reports whether the target of a move has all of the Guest. When the
-// source is known to run nothing any more, that is enough.
+// received reports whether the target of a move has all of the Guest. That suffices when the source is known to
+// run nothing.
 func (c *Controller) received(g *api.Guest) bool {
 	move := g.Status.Move
 	if move == nil || move.Step != api.MoveTransfer {
@@ -242,7 +239,7 @@ func (c *Controller) received(g *api.Guest) bool {
 	return ok && target.Metadata.UID == move.Target.HostUID && !down(target) && said(observed(target, g), move.ID) == api.TransferReceived
 }
 
-// arrive is the one write by which a Guest's host changes to the target.
+// arrive is the single write that makes the target the Guest's host.
 func (c *Controller) arrive(ctx context.Context, g *api.Guest) error {
 	id := g.Status.Move.ID
 	how := map[string]string{api.MigrateLive: "while it ran", api.MigrateStop: "with a stop"}[g.Status.Move.Mode]
@@ -259,7 +256,7 @@ func (c *Controller) arrive(ctx context.Context, g *api.Guest) error {
 		g.Status.Left = append(g.Status.Left, api.GuestPlace{Host: g.Status.Host, HostUID: g.Status.HostUID, Held: id})
 		g.Status.LastMove = &api.GuestMoved{From: g.Status.Host, To: move.Target.Host, Mode: move.Mode, Done: true, Message: how, Started: move.Started, Ended: time.Now().UTC()}
 		g.Status.Host, g.Status.HostUID, g.Status.Move, g.Status.State = move.Target.Host, move.Target.HostUID, nil, ""
-		g.Status.Request, g.Status.Result = nil, nil // what the old host has done is not to be done again
+		g.Status.Request, g.Status.Result = nil, nil // the old host's results must not be repeated
 		g.Status.Conditions.Remove(api.CondPlaced)   // stay writes it again
 		return true
 	})
@@ -269,8 +266,8 @@ func (c *Controller) arrive(ctx context.Context, g *api.Guest) error {
 	return err
 }
 
-// callBack gives a transfer up: the source is to have the Guest again, and the
-// target to forget it. A live move may be followed by one with a stop.
+// callBack cancels a transfer: the source gets the Guest back, and the target removes it. A move with a stop may
+// follow a live one.
 func (c *Controller) callBack(ctx context.Context, g *api.Guest, why string, again bool) error {
 	id := g.Status.Move.ID
 	if detail := c.lastWords(g); detail != "" {
@@ -278,7 +275,7 @@ func (c *Controller) callBack(ctx context.Context, g *api.Guest, why string, aga
 	}
 	again = again && g.Status.Move.Mode == api.MigrateLive && !g.Status.Move.Only
 	if again {
-		c.Event(g, api.Normal, "NotLive", fmt.Sprintf("it cannot go to %s while it runs, and is stopped for it: %s", g.Status.Move.Target.Host, why))
+		c.Event(g, api.Normal, "NotLive", fmt.Sprintf("it cannot move to %s while it runs, and is stopped for the move: %s", g.Status.Move.Target.Host, why))
 	} else {
 		c.Event(g, api.Warning, "MoveFailed", fmt.Sprintf("it stays on %s: %s", g.Status.Host, why))
 	}
@@ -294,7 +291,7 @@ func (c *Controller) callBack(ctx context.Context, g *api.Guest, why string, aga
 	})
 }
 
-// lastWords are what the source was at when its time was over.
+// lastWords is the source's last report before the deadline passed.
 func (c *Controller) lastWords(g *api.Guest) string {
 	m, ok := store.Cached[api.Machine](c.Cache, g.Status.Host)
 	if !ok || said(observed(m, g), g.Status.Move.ID) != api.TransferWorking {
@@ -317,7 +314,7 @@ func (c *Controller) give(ctx context.Context, g *api.Guest, why string) error {
 	})
 }
 
-// giveUp ends a move whose Guest goes another way: its target forgets it.
+// giveUp ends a move whose Guest takes another path: its target removes it.
 func giveUp(g *api.Guest) {
 	move := g.Status.Move
 	if move != nil && move.Step == api.MoveTransfer {
@@ -326,16 +323,15 @@ func giveUp(g *api.Guest) {
 	g.Status.Move = nil
 }
 
-// losing reports whether a person has said that the Guest's disks may be lost.
+// losing reports whether a person has permitted to lose the Guest's disks.
 func losing(g *api.Guest) bool { return g.Status.Move != nil && g.Status.Move.LoseDisks }
 
-// mayGo reports whether a host that a Guest was moved from may take away its
-// copy: the Guest is on its new host as it should be, or is deleted; and the
-// host knows that its copy is no longer one to retain.
+// mayGo reports whether a host that a Guest has left may remove its copy: the Guest is in its desired state on
+// the new host, or is deleted; and the host knows that its copy must no longer be retained.
 func (c *Controller) mayGo(g *api.Guest, left api.GuestPlace) bool {
 	m, ok := store.Cached[api.Machine](c.Cache, left.Host)
 	if !ok || m.Metadata.UID != left.HostUID {
-		return true // nothingLeft makes sure of it
+		return true // nothingLeft verifies it
 	}
 	if !c.applied(g, m) {
 		return false
@@ -350,7 +346,7 @@ func (c *Controller) mayGo(g *api.Guest, left api.GuestPlace) bool {
 	return observed(now, g).Guest.State == g.Spec.State
 }
 
-// applied reports whether a host has made the Guest's part so as it is now.
+// applied reports whether a host has applied the current version of the Guest's part.
 func (c *Controller) applied(g *api.Guest, m *api.Machine) bool {
 	p, err := PartOn(c.Cache, g, m.Metadata.UID)
 	if err != nil || p == nil {
@@ -361,8 +357,8 @@ func (c *Controller) applied(g *api.Guest, m *api.Machine) bool {
 	return err == nil && seen.Digest == api.PartDigest(raw) && seen.State == api.PartApplied && seen.Guest != nil
 }
 
-// stopped reports whether the host has the part that says Stopped, and made it
-// so: an earlier word that it was stopped counts for nothing.
+// stopped reports whether the host has applied the part with state Stopped: an earlier report that it was stopped
+// does not count.
 func (c *Controller) stopped(g *api.Guest, seen api.PartStatus) bool {
 	m, ok := store.Cached[api.Machine](c.Cache, g.Status.Host)
 	return ok && c.applied(g, m) && seen.Guest != nil && seen.Guest.State == api.GuestStopped

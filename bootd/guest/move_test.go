@@ -138,12 +138,12 @@ func TestMoveIsGivenUp(t *testing.T) {
 		why   func(b *bench)
 		words string
 	}{
-		"nobody wants it any more": {func(b *bench) { b.drain("h1", false) }, "not to be left any more"},
+		"nobody wants it any more": {func(b *bench) { b.drain("h1", false) }, "no longer has to leave"},
 		"its deadline": {func(b *bench) {
 			b.change("web", func(g *api.Guest) { g.Status.Move.Deadline = time.Now().Add(-time.Second) })
 		}, "at work"},
-		"the target is drained": {func(b *bench) { b.drain("h2", true) }, "cannot have it"},
-		"the target fails":      {func(b *bench) { b.machine("h2", func(m *api.Machine) { m.Status.Phase = api.PhaseFailed }) }, "cannot have it"},
+		"the target is drained": {func(b *bench) { b.drain("h2", true) }, "can no longer run it"},
+		"the target fails":      {func(b *bench) { b.machine("h2", func(m *api.Machine) { m.Status.Phase = api.PhaseFailed }) }, "can no longer run it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, "h1")

@@ -9,9 +9,9 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// PartOn is a Guest as a host needs it, by the uid of its Machine: the one that
-// it is on, the one that it is being copied to, or one that keeps the copy that
-// it has left. It is nil for any other. The error says what the Guest lacks.
+// PartOn compiles the part of a Guest for a host, by the uid of its Machine: the host that it is on, the target
+// of its move, or one that keeps the copy that it left. It is nil for any other. The error says what the Guest
+// lacks.
 func PartOn(c *store.Cache, g *api.Guest, hostUID string) (*api.GuestPart, error) {
 	p, err := Part(c, g)
 	switch {
@@ -29,27 +29,27 @@ func PartOn(c *store.Cache, g *api.Guest, hostUID string) (*api.GuestPart, error
 			p.State, p.Request = api.GuestStopped, nil
 			p.Transfer = &api.GuestTransfer{ID: left.Held, Role: api.TransferLeft}
 			fleeting(&p)
-			return &p, nil // it runs nothing of it, whatever it lacks
+			return &p, nil // it does not run the Guest, whatever that lacks
 		}
 	}
 	return nil, nil
 }
 
-// Has reports whether a host, by its Machine's uid, has a Guest or takes it in.
+// Has reports whether a host, by its Machine's uid, has a Guest or receives it.
 func Has(g *api.Guest, hostUID string) bool {
 	move := g.Status.Move
 	return g.Status.HostUID == hostUID || move != nil && move.Step == api.MoveTransfer && move.Target.HostUID == hostUID
 }
 
-// fleeting has none of the disks outlive the Guest on this host: a copy that is
-// not the Guest's own yet, or not any more, does not.
+// fleeting makes no disk outlive the Guest on this host, because this host's copy is not the Guest's own yet, or
+// no longer.
 func fleeting(p *api.GuestPart) {
 	for i := range p.Disks {
 		p.Disks[i].Retain = false
 	}
 }
 
-// share is a host's in the move under way.
+// share is a host's part in the current move.
 func share(c *store.Cache, g *api.Guest, role string) *api.GuestTransfer {
 	move := g.Status.Move
 	t := &api.GuestTransfer{ID: move.ID, Role: role, Live: move.Mode == api.MigrateLive}
@@ -72,8 +72,8 @@ func identity(m *api.Machine) api.HostIdentity {
 	return api.HostIdentity{Host: m.Metadata.Name, UID: m.Metadata.UID, Key: m.Status.HostKey}
 }
 
-// Part compiles the guest part for the host that the Guest is on. One that is to begin again
-// elsewhere is to be stopped. The error says what it lacks.
+// Part compiles the guest part for the Guest's host. A Guest that will start again elsewhere must be stopped. The
+// error says what it lacks.
 func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	p := api.GuestPart{
 		UID: g.Metadata.UID, Network: g.Spec.Network, Addresses: g.Status.Addresses, MAC: g.Status.MAC,
@@ -102,7 +102,7 @@ func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	if err := boot(&p, g, img); err != nil {
 		return p, err
 	}
-	if p.State == api.GuestStopped { // then what it would have beside its disks holds up no move
+	if p.State == api.GuestStopped { // so that a missing Image does not block a move
 		return p, nil
 	}
 	var err error
@@ -110,14 +110,14 @@ func Part(c *store.Cache, g *api.Guest) (api.GuestPart, error) {
 	return p, err
 }
 
-// configured says how a Guest comes by its config.
+// configured says how a Guest gets its config.
 func configured(p *api.GuestPart, c *store.Cache, g *api.Guest, img *api.Image) error {
 	byCloudInit := img.Spec.ConfiguredBy == api.CloudInit
 	switch {
 	case byCloudInit && len(g.Spec.Ignition.Layers) > 0:
-		return fmt.Errorf("the Image %s is configured by cloud-init, which reads no Layers: write cloudInit in place of ignition", img.Metadata.Name)
+		return fmt.Errorf("the Image %s is configured by cloud-init, which reads no Layers: set cloudInit instead of ignition", img.Metadata.Name)
 	case !byCloudInit && g.Spec.CloudInit != nil:
-		return fmt.Errorf("the Image %s is configured by Ignition: write ignition in place of cloudInit, or configuredBy: cloud-init in the Image", img.Metadata.Name)
+		return fmt.Errorf("the Image %s is configured by Ignition: set ignition instead of cloudInit, or configuredBy: cloud-init in the Image", img.Metadata.Name)
 	case byCloudInit:
 		p.Config.CloudInit = &api.CloudInitSeed{Domain: domain(c, g)}
 	case len(g.Spec.Ignition.Layers) > 0:
@@ -126,15 +126,15 @@ func configured(p *api.GuestPart, c *store.Cache, g *api.Guest, img *api.Image) 
 	return nil
 }
 
-// ConfigURL is where a Guest fetches its config: nodeagent answers there, inside
-// its Network, and asks for a token that it makes for each start.
+// ConfigURL is the URL of a Guest's config: nodeagent serves it, inside the Guest's Network, and requires a token
+// that it creates for each start.
 const ConfigURL = "http://169.254.169.254/ignition"
 
-// rootSize is the disk of a Guest whose spec names none.
+// rootSize is the size of the disk of a Guest whose spec names none.
 const rootSize = 10 << 30
 
-// boot gives a Guest its disks and what it boots from: the Image's disk, which
-// its first one begins as, or else its kernel.
+// boot sets a Guest's disks and what it boots: the Image's disk, from which its first one is created, or else its
+// kernel.
 func boot(p *api.GuestPart, g *api.Guest, img *api.Image) error {
 	held := func(file string) (api.SHA256, bool) {
 		f, ok := img.Status.Files[file]
@@ -143,7 +143,7 @@ func boot(p *api.GuestPart, g *api.Guest, img *api.Image) error {
 	disks := g.Spec.Disks
 	image, isDisk := held(api.DiskFile)
 	if _, wanted := img.Spec.Files[api.DiskFile]; wanted && !isDisk {
-		return fmt.Errorf("the disk of Image %s is not held yet: see weftctl describe image %s", img.Metadata.Name, img.Metadata.Name)
+		return fmt.Errorf("the disk of Image %s is not uploaded yet: see weftctl describe image %s", img.Metadata.Name, img.Metadata.Name)
 	}
 	if isDisk && len(disks) == 0 {
 		disks = []api.Disk{{Name: "root", Size: api.Bytes(rootSize)}}
@@ -167,7 +167,7 @@ func boot(p *api.GuestPart, g *api.Guest, img *api.Image) error {
 	return nil
 }
 
-// MAC is a Guest's for its life: locally administered, and found out of its uid.
+// MAC is a Guest's MAC for its lifetime: locally administered, and derived from its uid.
 func MAC(uid string) api.MAC {
 	sum := sha256.Sum256([]byte("guest " + uid))
 	return api.MAC(fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", sum[0], sum[1], sum[2], sum[3], sum[4]))

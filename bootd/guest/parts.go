@@ -27,9 +27,8 @@ func Parts(c *store.Cache) part.Kind {
 	}
 }
 
-// compile adds the parts of the Guests that are on a host, and tombstones of
-// those that have left it. A Guest that cannot be compiled leaves neither: the
-// host keeps it as it is.
+// compile adds the parts of the Guests that are on a host, and tombstones of those that have left it. For a Guest
+// that cannot be compiled it adds neither: the host keeps it as it is.
 func compile(c *store.Cache, m *api.Machine, s *part.Spec) error {
 	for _, g := range store.CachedList[api.Guest](c) {
 		name := api.GuestPartName(g.Metadata.Name)
@@ -49,8 +48,7 @@ func compile(c *store.Cache, m *api.Machine, s *part.Spec) error {
 	return nil
 }
 
-// concerns finds the hosts whose parts may differ after a change: those that a
-// Guest is on, was, or goes to.
+// concerns finds the hosts whose parts may differ after a change: those that a Guest is on, was on, or moves to.
 func concerns(c *store.Cache, ch store.Change) part.Hosts {
 	var guests []api.Object
 	switch ch.Kind.Name {
@@ -58,7 +56,7 @@ func concerns(c *store.Cache, ch store.Change) part.Hosts {
 		return part.Hosts{All: true} // the domain of Guests
 	case "Guest":
 		guests = []api.Object{ch.Old, ch.New}
-	case "Image", "Secret": // what it boots, and what its shares hold
+	case "Image", "Secret": // what it boots, and the content of its shares
 		guests = c.CachedReferrers(ch.Kind.Name, ch.Name)
 	}
 	var hosts part.Hosts
@@ -68,13 +66,13 @@ func concerns(c *store.Cache, ch store.Change) part.Hosts {
 	return hosts
 }
 
-// maxGuestConditions is more than nodeagent knows.
+// maxGuestConditions is more than nodeagent sets.
 const maxGuestConditions = 16
 
 // maxGuestDisks is how many disks of a snapshot are reported.
 const maxGuestDisks = 64
 
-// bounded is a copy of what a host sees of a Guest that is fit to be stored.
+// bounded is a copy of a host's report about a Guest that can be stored.
 func bounded(g *api.GuestObserved) *api.GuestObserved {
 	if g == nil {
 		return nil

@@ -10,16 +10,15 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// What QEMU takes beside the memory of its guest: its own code and heap, page
-// tables and dirty bitmaps (in proportion), stacks and buffers of each
-// processor's thread.
+// QEMU's memory in addition to its guest's: its own code and heap, page tables and dirty bitmaps (in proportion),
+// stacks and buffers of each processor's thread.
 const (
 	overheadFixed  = 64 << 20
 	overheadPerCPU = 8 << 20
-	overheadShare  = 64 // one part in so many of the guest's memory
+	overheadShare  = 64 // divisor of the guest's memory
 )
 
-// footprint is what a Guest takes of its host's memory, in bytes.
+// footprint is the memory that a Guest uses on its host, in bytes.
 func footprint(s *api.GuestSpec) int64 {
 	memory := s.Memory.Value()
 	return memory + memory/overheadShare + overheadFixed + int64(s.CPUs)*overheadPerCPU
@@ -32,9 +31,9 @@ type candidate struct {
 	guests  []*api.Guest
 }
 
-// room is what a host gives to Guests, and what those on it take.
+// room is a host's capacity for Guests, and what its Guests use.
 type room struct {
-	cpus, usedCPUs     int // in hundredths of the host's
+	cpus, usedCPUs     int // in percent of the host's
 	memory, usedMemory int64
 }
 
@@ -50,13 +49,13 @@ func (c candidate) room(h api.GuestHosting) room {
 	return r
 }
 
-// What a host may say of itself and be believed: placement computes with it.
+// Limits of what a host may report about itself: placement computes with it.
 const (
 	maxCPUs   = 1 << 13
 	maxMemory = 1 << 50
 )
 
-// capacity is what the host's kernel has said; before that, what its BMC has.
+// capacity is what the host's kernel has reported; before that, what its BMC has.
 func capacity(m *api.Machine) (cpus int, memory int64) {
 	if h := m.Status.Host; h != nil && h.CPUs > 0 {
 		cpus, memory = h.CPUs, h.Memory.Value()
@@ -66,7 +65,7 @@ func capacity(m *api.Machine) (cpus int, memory int64) {
 	return max(0, min(cpus, maxCPUs)), max(0, min(memory, maxMemory))
 }
 
-// refusals gathers why hosts do not do, for the person who waits.
+// refusals collects why hosts are unfit, for the person who waits.
 type refusals struct {
 	order []string
 	hosts map[string][]string
@@ -99,9 +98,8 @@ func few(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// choose picks a host for a Guest: one that may have it, in the rack with the
-// fewest of its anti-affinity group, with the largest share of memory left.
-// Equal ones are told apart by name, so that the same question has one answer.
+// choose picks a host for a Guest: a fit one, in the rack with the fewest of its anti-affinity group, with the
+// largest share of free memory. Ties are broken by name, so that the result is deterministic.
 func choose(g *api.Guest, hosting api.GuestHosting, all []candidate) (*api.Machine, *refusals) {
 	refused := new(refusals)
 	var fit []candidate
@@ -132,7 +130,7 @@ func choose(g *api.Guest, hosting api.GuestHosting, all []candidate) (*api.Machi
 	return best.machine, nil
 }
 
-// together reports whether one of the Guests is of g's anti-affinity group.
+// together reports whether one of the Guests is in g's anti-affinity group.
 func together(g *api.Guest, guests []*api.Guest) bool {
 	word := g.Spec.Placement.AntiAffinity
 	return word != "" && slices.ContainsFunc(guests, func(o *api.Guest) bool {
@@ -140,7 +138,7 @@ func together(g *api.Guest, guests []*api.Guest) bool {
 	})
 }
 
-// unfit says why a host may not have a Guest, or "".
+// unfit says why a host cannot run a Guest, or "".
 func unfit(g *api.Guest, hosting api.GuestHosting, c candidate) string {
 	m := c.machine
 	for key, value := range g.Spec.Placement.Labels {
@@ -159,7 +157,7 @@ func unfit(g *api.Guest, hosting api.GuestHosting, c candidate) string {
 	case together(g, c.guests):
 		return "has a Guest of anti-affinity " + g.Spec.Placement.AntiAffinity
 	case r.memory == 0:
-		return "has not said how much memory it has"
+		return "has not reported its memory"
 	case r.usedMemory+footprint(&g.Spec) > r.memory:
 		return fmt.Sprintf("lacks %.1f GiB of memory", float64(footprint(&g.Spec))/(1<<30))
 	case r.usedCPUs+g.Spec.CPUs*100 > r.cpus:
@@ -168,9 +166,8 @@ func unfit(g *api.Guest, hosting api.GuestHosting, c candidate) string {
 	return ""
 }
 
-// address chooses a Guest's IPv4 address out of its host's lease: always an even
-// one, so that its /31 is its own. The lease's first pair is the VTEP's and the
-// bridge's.
+// address chooses a Guest's IPv4 address from its host's lease: always an even one, so that its /31 is its own.
+// The lease's first pair belongs to the VTEP and the bridge.
 func address(lease netip.Prefix, taken map[netip.Addr]bool) (netip.Addr, bool) {
 	a := lease.Masked().Addr().Next().Next()
 	for ; lease.Contains(a); a = a.Next().Next() {
@@ -179,7 +176,7 @@ func address(lease netip.Prefix, taken map[netip.Addr]bool) (netip.Addr, bool) {
 			return netip.Addr{}, false
 		}
 		if broadcast := !lease.Contains(last.Next()); broadcast {
-			return netip.Addr{}, false // the last pair has the lease's broadcast address
+			return netip.Addr{}, false // the last pair contains the lease's broadcast address
 		}
 		if !taken[a] {
 			return a, true
@@ -188,7 +185,7 @@ func address(lease netip.Prefix, taken map[netip.Addr]bool) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// address6 is the IPv6 address that goes with an IPv4 one: as far into the lease.
+// address6 is the IPv6 address for an IPv4 one: at the same offset in the lease.
 func address6(lease6, lease netip.Prefix, v4 netip.Addr) (netip.Addr, bool) {
 	if !lease6.IsValid() {
 		return netip.Addr{}, false

@@ -74,7 +74,7 @@ func TestChoose(t *testing.T) {
 		{"drained", of(t, "a", "1Gi"), []candidate{host("h1", "r1", 8, machine(func(m *api.Machine) { m.Metadata.Annotations = map[string]string{api.DrainAnnotation: "true"} }))}, "being drained (h1)"},
 		{"maintenance", of(t, "a", "1Gi"), []candidate{host("h1", "r1", 8, machine(func(m *api.Machine) { m.Spec.State = api.StateMaintenance }))}, "being drained (h1)"},
 		{"booting", of(t, "a", "1Gi"), []candidate{host("h1", "r1", 8, machine(func(m *api.Machine) { m.Status.Phase = api.PhaseProvisioning }))}, "not Active (h1)"},
-		{"of unknown size", of(t, "a", "1Gi"), []candidate{host("h1", "r1", 0)}, "has not said how much memory it has (h1)"},
+		{"of unknown size", of(t, "a", "1Gi"), []candidate{host("h1", "r1", 0)}, "has not reported its memory (h1)"},
 		{"what the BMC says does", of(t, "a", "1Gi"), []candidate{host("h1", "r1", 8, machine(func(m *api.Machine) {
 			m.Status.Host, m.Status.Inventory = nil, &api.Inventory{MemoryMiB: 8192, CPUs: api.InventoryCPUs{Cores: 4}}
 		}))}, "h1"},

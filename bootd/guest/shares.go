@@ -12,8 +12,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// shares are a Guest's for its part: what they hold is fetched by the host, and
-// lies in no HostSpec.
+// shares compiles a Guest's shares for its part: the host fetches their content, which is in no HostSpec.
 func shares(c *store.Cache, g *api.Guest) ([]api.GuestShare, error) {
 	var list []api.GuestShare
 	for _, s := range g.Spec.Shares {
@@ -26,21 +25,20 @@ func shares(c *store.Cache, g *api.Guest) ([]api.GuestShare, error) {
 	return list, nil
 }
 
-// shareVersion tells what a share holds apart. Of a Secret's values it has the
-// digests that are keyed.
+// shareVersion identifies a share's content. For a Secret's values it uses the keyed digests.
 func shareVersion(c *store.Cache, g *api.Guest, s api.Share) (string, error) {
 	content := s.Files
 	if s.Secret != "" {
 		secret, ok := store.Cached[api.Secret](c, s.Secret)
 		if !ok {
-			return "", fmt.Errorf("no Secret is called %q", s.Secret)
+			return "", fmt.Errorf("Secret %q does not exist", s.Secret)
 		}
 		if err := secret.Permits(api.UseGuest(g.Metadata.Name)); err != nil {
 			return "", err
 		}
 		for key := range secret.Status.Digests {
 			if err := api.ValidateFileName(key); err != nil {
-				return "", fmt.Errorf("the keys of Secret %s are to be files: %w", s.Secret, err)
+				return "", fmt.Errorf("the keys of Secret %s must be file names: %w", s.Secret, err)
 			}
 		}
 		content = secret.Status.Digests
@@ -53,12 +51,11 @@ func shareVersion(c *store.Cache, g *api.Guest, s api.Share) (string, error) {
 	return hex.EncodeToString(sum[:16]), nil
 }
 
-// Share is what a share of a Guest holds. Its version may be an earlier one than
-// what it holds, and never a later one.
+// Share is the content of a Guest's share. Its version may be older than the content, and never newer.
 func (c Configs) Share(ctx context.Context, g *api.Guest, name string) (api.GuestShareContent, error) {
 	i := slices.IndexFunc(g.Spec.Shares, func(s api.Share) bool { return s.Name == name })
 	if i < 0 {
-		return api.GuestShareContent{}, fmt.Errorf("no share of Guest %s is called %q", g.Metadata.Name, name)
+		return api.GuestShareContent{}, fmt.Errorf("Guest %s has no share %q", g.Metadata.Name, name)
 	}
 	s := g.Spec.Shares[i]
 	version, err := shareVersion(c.Cache, g, s)

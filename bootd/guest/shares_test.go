@@ -52,7 +52,7 @@ func TestShares(t *testing.T) {
 		t.Error("another value is the same version")
 	}
 	edit(func(s *api.Secret) { s.Spec.Data = map[string]string{"../key": "x"} })
-	if _, err := Part(b.Cache, b.guest("web")); err == nil || !strings.Contains(err.Error(), "no name for a file") {
+	if _, err := Part(b.Cache, b.guest("web")); err == nil || !strings.Contains(err.Error(), "invalid file name") {
 		t.Errorf("a key that is a path: %v", err)
 	}
 	b.change("web", func(g *api.Guest) { g.Spec.State = api.GuestStopped })

@@ -9,8 +9,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Ask writes a verb into a Guest's status for its host, or the Controller, to
-// carry out. The error tells a person why not.
+// Ask writes a verb into a Guest's status for its host, or the Controller, to carry out. The error tells a person
+// why it is refused.
 func Ask(g *api.Guest, verb string, a api.GuestAction) error {
 	name := g.Metadata.Name
 	if g.Metadata.DeletionTimestamp != nil {
@@ -24,7 +24,7 @@ func Ask(g *api.Guest, verb string, a api.GuestAction) error {
 		return askSnapshot(g, r, a)
 	}
 	if a.Snapshot != "" {
-		return fmt.Errorf("%s takes no snapshot", verb)
+		return fmt.Errorf("%s does not take a snapshot", verb)
 	}
 	if verb == api.GuestVerbMove {
 		return askMove(g, a)
@@ -33,13 +33,13 @@ func Ask(g *api.Guest, verb string, a api.GuestAction) error {
 		return fmt.Errorf("%s takes neither a host nor disks nor a mode", verb)
 	}
 	if g.Spec.State != api.GuestRunning {
-		return fmt.Errorf("guest %s is to be %s: only one that is to be Running can be asked to %s", name, g.Spec.State, verb)
+		return fmt.Errorf("guest %s has desired state %s: %[3]s needs Running", name, g.Spec.State, verb)
 	}
 	g.Status.Request = r
 	return nil
 }
 
-// askSnapshot refuses what the host would refuse, as far as it is known here.
+// askSnapshot refuses what the host would refuse, as far as bootd knows.
 func askSnapshot(g *api.Guest, r *api.GuestRequest, a api.GuestAction) error {
 	name := g.Metadata.Name
 	if a.To != "" || a.LoseDisks {
@@ -52,7 +52,7 @@ func askSnapshot(g *api.Guest, r *api.GuestRequest, a api.GuestAction) error {
 		return fmt.Errorf("guest %s is being moved: wait until it has its new host", name)
 	}
 	if q := g.Status.Request; q != nil && (g.Status.Result == nil || g.Status.Result.ID != q.ID) {
-		return fmt.Errorf("host %s is not done with the %s of guest %s: wait for it, see weftctl describe guest %s", g.Status.Host, q.Verb, name, name)
+		return fmt.Errorf("host %s has not finished the %s of guest %s: wait for it, see weftctl describe guest %s", g.Status.Host, q.Verb, name, name)
 	}
 	known := slices.ContainsFunc(g.Status.Snapshots, func(s api.GuestSnapshot) bool { return s.Name == r.Snapshot })
 	switch {
@@ -63,7 +63,7 @@ func askSnapshot(g *api.Guest, r *api.GuestRequest, a api.GuestAction) error {
 	case !known:
 		return fmt.Errorf("guest %s has no snapshot %s: weftctl guest snapshot list %s", name, r.Snapshot, name)
 	case r.Verb == api.GuestSnapshotRevert && (g.Spec.State != api.GuestStopped || g.Status.State != api.GuestStopped):
-		return fmt.Errorf("guest %s is not stopped, and its disks would change under it: weftctl guest stop %s", name, name)
+		return fmt.Errorf("guest %s is not stopped, and its disks would change while it runs: weftctl guest stop %s", name, name)
 	}
 	g.Status.Request = r
 	return nil
@@ -74,9 +74,9 @@ func mayHaveSnapshot(g *api.Guest, snapshot string, known bool) error {
 	raw := slices.IndexFunc(g.Spec.Disks, func(d api.Disk) bool { return d.Format == "raw" })
 	switch {
 	case raw >= 0:
-		return fmt.Errorf("disk %s of guest %s is raw, which holds no snapshots: weftctl guest export %s copies it", g.Spec.Disks[raw].Name, name, name)
+		return fmt.Errorf("disk %s of guest %s is raw, which has no snapshots: weftctl guest export %s copies it", g.Spec.Disks[raw].Name, name, name)
 	case known:
-		return fmt.Errorf("guest %s has a snapshot %s: delete it, or choose another name", name, snapshot)
+		return fmt.Errorf("guest %s already has a snapshot %s: delete it, or choose another name", name, snapshot)
 	case len(g.Status.Snapshots) >= api.MaxSnapshots:
 		return fmt.Errorf("guest %s has %d snapshots, which is the limit: delete one", name, len(g.Status.Snapshots))
 	}
@@ -86,16 +86,16 @@ func mayHaveSnapshot(g *api.Guest, snapshot string, known bool) error {
 func askMove(g *api.Guest, a api.GuestAction) error {
 	name := g.Metadata.Name
 	if a.To == g.Status.Host {
-		return fmt.Errorf("guest %s is on %s already", name, a.To)
+		return fmt.Errorf("guest %s is already on %s", name, a.To)
 	}
 	move := g.Status.Move
 	switch {
 	case a.Mode != "" && a.Mode != api.MigrateLive && a.Mode != api.MigrateStop:
-		return fmt.Errorf("%q is no mode of a move: Live or Stop", a.Mode)
+		return fmt.Errorf("invalid mode %q: want Live or Stop", a.Mode)
 	case a.Mode == api.MigrateLive && a.LoseDisks:
-		return errors.New("a Guest that starts with empty disks does not move live: leave one of the two away")
+		return errors.New("a Guest that starts with empty disks cannot move live: omit one of the two")
 	case a.Mode == api.MigrateLive && g.Spec.State == api.GuestStopped:
-		return fmt.Errorf("guest %s is to be Stopped: it cannot move live", name)
+		return fmt.Errorf("guest %s has desired state Stopped: it cannot move live", name)
 	}
 	if a.LoseDisks {
 		askLosing(g, a)
@@ -108,8 +108,7 @@ func askMove(g *api.Guest, a api.GuestAction) error {
 	return nil
 }
 
-// askLosing has a Guest start elsewhere with empty disks. What a transfer has begun is called
-// back first.
+// askLosing makes a Guest start elsewhere with empty disks. A transfer in progress is cancelled first.
 func askLosing(g *api.Guest, a api.GuestAction) {
 	next := &api.GuestMove{Reason: "Asked", To: a.To, Asked: true, LoseDisks: true, Step: api.MoveStopping, Started: time.Now().UTC()}
 	if old := g.Status.Move; old != nil && (old.Step == api.MoveTransfer || old.Step == api.MoveBack) {

@@ -11,13 +11,11 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// cooling is for how long a VNI is not chosen again after its Network is gone:
-// longer than a stock flanneld keeps a lease (24 h), so that a straggler never
-// finds itself in another tenant's Network.
+// cooling is how long a VNI is not chosen again after its Network was removed: longer than a stock flanneld keeps
+// a lease (24 h), so that a disconnected one never ends up in another tenant's Network.
 const cooling = 48 * time.Hour
 
-// freeVNI chooses the lowest VNI of the range that no Network has and none had of
-// late; false when there is none.
+// freeVNI chooses the lowest VNI of the range that no Network has or has had recently; false when there is none.
 func freeVNI(r api.VNIRange, claims map[uint32]store.VNIClaim, now time.Time) (uint32, bool) {
 	for vni := r.Low; vni <= r.High && vni != 0; vni++ {
 		c, taken := claims[vni]
@@ -28,10 +26,9 @@ func freeVNI(r api.VNIRange, claims map[uint32]store.VNIClaim, now time.Time) (u
 	return 0, false
 }
 
-// freeSubnets chooses up to n host subnets that overlap none of the taken ones,
-// the lowest first. Like flannel (CheckNetworkConfig and allocateSubnet) it
-// leaves out the first subnet of each CIDR, whose first address is the CIDR's
-// own.
+// freeSubnets chooses up to n host subnets that overlap none of the taken ones, the lowest first. Like flannel
+// (CheckNetworkConfig and allocateSubnet) it skips the first subnet of each CIDR, whose first address is the
+// CIDR's own.
 func freeSubnets(cidrs []netip.Prefix, bits, n int, taken []netip.Prefix) []netip.Prefix {
 	var free []netip.Prefix
 	used := spans(taken)
@@ -39,7 +36,7 @@ func freeSubnets(cidrs []netip.Prefix, bits, n int, taken []netip.Prefix) []neti
 	for _, c := range ipv4(cidrs) {
 		all := spanOf(c)
 		for at := all.first + size; at+size <= all.end && len(free) < n; {
-			// The first used span that ends behind at.
+			// The first used span that ends after at.
 			i, _ := slices.BinarySearchFunc(used, at, func(s span, at uint64) int { return cmp.Compare(s.end, at+1) })
 			if i < len(used) && used[i].first < at+size {
 				at = (used[i].end + size - 1) / size * size
@@ -54,7 +51,7 @@ func freeSubnets(cidrs []netip.Prefix, bits, n int, taken []netip.Prefix) []neti
 }
 
 // freeSubnets6 chooses up to n IPv6 host subnets that overlap none of the taken
-// ones, the lowest first, and leaves out the first of the CIDR as with IPv4.
+// ones, the lowest first, and skips the first of the CIDR as with IPv4.
 func freeSubnets6(cidr netip.Prefix, bits, n int, taken []netip.Prefix) []netip.Prefix {
 	used := map[netip.Prefix]bool{}
 	var larger []netip.Prefix // of another length than they would get now: rare
@@ -76,7 +73,7 @@ func freeSubnets6(cidr netip.Prefix, bits, n int, taken []netip.Prefix) []netip.
 	return free
 }
 
-// following is the prefix of the same length behind p; invalid behind the last.
+// following is the next prefix of the same length after p; invalid after the last.
 func following(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(lastOf(p).Next(), p.Bits()) }
 
 // lastOf is the last address of an IPv6 prefix.
@@ -103,7 +100,7 @@ func (s span) prefix(bits int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4(a), bits)
 }
 
-// spans are prefixes in order, those inside of others left out.
+// spans are prefixes in order, without those inside others.
 func spans(prefixes []netip.Prefix) []span {
 	var all []span
 	for _, p := range prefixes {

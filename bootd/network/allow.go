@@ -11,11 +11,10 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Allowed is the condition that every Network which spec.allow names is let in.
+// Allowed is the condition that every Network in spec.allow is admitted.
 const Allowed = "Allowed"
 
-// Allow lists the Networks that are let into one, and why the others that it
-// names are not.
+// Allow lists the Networks that are admitted into one, and why the others that it names are not.
 func Allow(c *store.Cache, n *api.Network) (in []api.NetworkAllow, out []string) {
 	taken := slices.Clone(n.Spec.CIDRs)
 	for _, name := range n.Spec.Allow {
@@ -30,9 +29,8 @@ func Allow(c *store.Cache, n *api.Network) (in []api.NetworkAllow, out []string)
 	return in, out
 }
 
-// notAllowed says why a Network is not let into n; the CIDRs that are taken are
-// those of n and of the ones let in already. Admission refuses most of it; what
-// came past it must not mix tenants.
+// notAllowed says why a Network is not admitted into n; taken are the CIDRs of n and of those already admitted.
+// Admission refuses most such Networks; any that got past it must not mix tenants.
 func notAllowed(n, other *api.Network, exists bool, taken []netip.Prefix) string {
 	switch {
 	case !exists:
@@ -51,8 +49,7 @@ func notAllowed(n, other *api.Network, exists bool, taken []netip.Prefix) string
 	return ""
 }
 
-// SameToAllow reports whether two states of a Network are the same to those
-// that allow it. Either may be nil.
+// SameToAllow reports whether two versions of a Network are equal for those that allow it. Either may be nil.
 func SameToAllow(old, now *api.Network) bool {
 	if old == nil || now == nil {
 		return old == now
@@ -61,7 +58,7 @@ func SameToAllow(old, now *api.Network) bool {
 	return a.UID == b.UID && a.Generation == b.Generation && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) && old.Status.VNI == now.Status.VNI
 }
 
-// reportAllowed keeps the condition of a Network, and reports whether it changed.
+// reportAllowed updates the condition of a Network, and reports whether it changed.
 func (c *Controller) reportAllowed(n *api.Network) bool {
 	if len(n.Spec.Allow) == 0 {
 		had := n.Status.Conditions.Get(Allowed) != nil
@@ -70,7 +67,7 @@ func (c *Controller) reportAllowed(n *api.Network) bool {
 	}
 	in, out := Allow(c.Cache, n)
 	if len(out) > 0 {
-		return n.Status.Conditions.Set(time.Now(), Allowed, api.False, "LeftOut", "of spec.allow, "+strings.Join(out, "; ")+": guests of these cannot come in")
+		return n.Status.Conditions.Set(time.Now(), Allowed, api.False, "LeftOut", "of spec.allow, "+strings.Join(out, "; ")+": guests of these are not admitted")
 	}
 	return n.Status.Conditions.Set(time.Now(), Allowed, api.True, "LetIn", fmt.Sprintf("guests of %d Networks may open connections to this one's", len(in)))
 }

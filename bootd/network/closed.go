@@ -9,8 +9,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Closed lists what no tenant may reach: the prefixes of every Subnet of the
-// Site, and every BMC that is outside of them all. It is sorted.
+// Closed lists the prefixes that no tenant may reach: those of every Subnet of the Site, and every BMC outside of
+// them. It is sorted.
 func Closed(c *store.Cache) []netip.Prefix {
 	var list []netip.Prefix
 	for _, s := range store.CachedList[api.Subnet](c) {
@@ -26,7 +26,7 @@ func Closed(c *store.Cache) []netip.Prefix {
 	return slices.Compact(list)
 }
 
-// ClosedChanges reports whether a change of a Machine may change what is closed.
+// ClosedChanges reports whether a change of a Machine may change Closed.
 func ClosedChanges(c *store.Cache, old, now *api.Machine) bool {
 	was, _ := bmcAddress(old)
 	is, _ := bmcAddress(now)
@@ -36,7 +36,7 @@ func ClosedChanges(c *store.Cache, old, now *api.Machine) bool {
 	return was != is && !(inside(was) && inside(is))
 }
 
-// bmcAddress is false for a BMC with a name instead.
+// bmcAddress returns false for a BMC with a name instead of an address.
 func bmcAddress(m *api.Machine) (netip.Addr, bool) {
 	if m == nil || m.Spec.BMC == nil {
 		return netip.Addr{}, false

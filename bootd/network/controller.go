@@ -17,14 +17,14 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Finalizer keeps a deleted Network until every host has given it up.
+// Finalizer keeps a deleted Network until every host has removed it.
 const Finalizer = "rackweft/leases"
 
-// Controller gives Networks their VNI and hosts their leases.
+// Controller allocates the VNIs of Networks and the leases of hosts.
 type Controller struct {
 	control.Env
 	Index *Index
-	// Epoch is the store's: what a host reported in another counts for nothing.
+	// Epoch is the store's: reports from another epoch are ignored.
 	Epoch int64
 
 	mu       sync.Mutex
@@ -32,16 +32,16 @@ type Controller struct {
 }
 
 const (
-	// recheck is how often a Network that is not ready is looked at again.
+	// recheck is how often a Network that is not ready is reconciled again.
 	recheck = 10 * time.Second
-	// recheckReady is how often one that is gets compared with etcd.
+	// recheckReady is how often a ready one is compared with etcd.
 	recheckReady = 5 * time.Minute
-	// restore is the pause before a lease is written again that another program
-	// keeps changing: a stock flanneld on one of our hosts, perhaps.
+	// restore is the pause before a lease is written again that another program keeps changing, such as a stock
+	// flanneld on a host of rackweft's.
 	restore = 30 * time.Second
 )
 
-// Control is the controller as it runs.
+// Control returns the running controller.
 func (c *Controller) Control() *control.Controller[*api.Network] {
 	return &control.Controller[*api.Network]{
 		Env: c.Env, Kinds: []string{"Network", "Machine", "Guest", "Subnet", "Zone", "Site"}, Due: c.due, Workers: 4, Step: c.step,
@@ -51,7 +51,7 @@ func (c *Controller) Control() *control.Controller[*api.Network] {
 	}
 }
 
-// due names the Networks that a change may matter to.
+// due names the Networks that a change may affect.
 func (c *Controller) due(ch store.Change) []string {
 	switch {
 	case ch.Kind.Name == "Network":
@@ -66,7 +66,7 @@ func (c *Controller) due(ch store.Change) []string {
 	return nil
 }
 
-// allowing are the Networks that allow one that has changed.
+// allowing lists the Networks that allow one that has changed.
 func (c *Controller) allowing(ch store.Change) []string {
 	old, _ := ch.Old.(*api.Network)
 	now, _ := ch.New.(*api.Network)
@@ -76,20 +76,20 @@ func (c *Controller) allowing(ch store.Change) []string {
 	return c.all(func(n *api.Network) bool { return slices.Contains(n.Spec.Allow, ch.Name) })
 }
 
-// machineNetworks are those in which a Machine has leases, or may have.
+// machineNetworks lists those in which a Machine has leases, or may have.
 func (c *Controller) machineNetworks(ch store.Change) (networks []string) {
 	old, _ := ch.Old.(*api.Machine)
 	now, _ := ch.New.(*api.Machine)
 	was, is := standingOf(old), standingOf(now)
 	changed := was != is || !slices.Equal(c.claims(old), c.claims(now))
-	if changed && (was.active || is.active) { // only those are given leases
+	if changed && (was.active || is.active) { // only those get leases
 		networks = c.all(func(n *api.Network) bool { return n.Spec.Zone == was.zone || n.Spec.Zone == is.zone })
 	}
 	for _, m := range []*api.Machine{old, now} {
 		if m == nil {
 			continue
 		}
-		// Leases of Networks of other Zones, and reports on those that are to go.
+		// Leases of Networks of other Zones, and reports on those being removed.
 		for _, l := range c.Index.Memberships(m.Metadata.UID) {
 			if changed || l.Buried > 0 {
 				networks = append(networks, l.Network)
@@ -112,8 +112,8 @@ func standingOf(m *api.Machine) standing {
 	return standing{m.Metadata.UID, m.Spec.Zone, m.Status.Phase == api.PhaseActive}
 }
 
-// claims are the addresses that a Machine may have in its underlay: what it
-// reports may be another's, whose VTEP is then in doubt.
+// claims are the addresses that a Machine may have in its underlay: one that it reports may be another's, whose
+// VTEP is then in doubt.
 func (c *Controller) claims(m *api.Machine) []netip.Addr {
 	if m == nil {
 		return nil
@@ -131,9 +131,8 @@ func (c *Controller) all(which func(*api.Network) bool) (networks []string) {
 	return networks
 }
 
-// step brings one Network's VNI and leases to what they should be. A Network that
-// is not in the cache is left alone: only its deletion, which its finalizer makes
-// visible, takes anything away.
+// step reconciles one Network's VNI and leases. A Network that is not in the cache is ignored: only its deletion,
+// which its finalizer makes visible, removes anything.
 func (c *Controller) step(ctx context.Context, n *api.Network) (time.Duration, error) {
 	if store.Held(c.Cache) {
 		return store.HeldRecheck, nil
@@ -145,7 +144,7 @@ func (c *Controller) step(ctx context.Context, n *api.Network) (time.Duration, e
 	again, err := c.bring(ctx, w, n)
 	switch {
 	case errors.Is(err, store.ErrConflict), err == nil && w.behind:
-		return control.AtOnce, nil // another writer was faster: begin again from what is stored
+		return control.AtOnce, nil // another writer was faster: retry from the stored state
 	case err != nil:
 		return 0, err
 	}
@@ -171,10 +170,10 @@ func (c *Controller) bring(ctx context.Context, w *world, n *api.Network) (time.
 	return 0, err
 }
 
-// problem is what a person is told in a condition.
+// problem is a fault to report in a condition.
 type problem struct {
 	reason, message string
-	after           time.Duration // when to look again
+	after           time.Duration // when to reconcile again
 }
 
 func (p *problem) Error() string { return p.message }
@@ -196,13 +195,13 @@ func (c *Controller) report(ctx context.Context, n *api.Network, vni uint32, lea
 	})
 }
 
-// allocate makes sure of the VNI and the leases; it returns what stands.
+// allocate ensures the VNI and the leases; it returns the current layout.
 func (c *Controller) allocate(ctx context.Context, w *world, n *api.Network) (vni uint32, leases int, err error) {
 	if vni, err = c.vni(ctx, n); err != nil {
 		return 0, n.Status.Leases, err
 	}
-	// The Index tells cheaply that nothing is to be done, nearly always so. What
-	// is to be written is decided on what etcd has.
+	// The Index tells cheaply whether there is nothing to do, which is nearly always. Writes are decided on
+	// etcd's state.
 	todo := w.plan(n, vni, c.Index.layout(n.Metadata.Name))
 	if todo.done() {
 		return vni, todo.leases, todo.fault
@@ -223,15 +222,15 @@ func (c *Controller) allocate(ctx context.Context, w *world, n *api.Network) (vn
 	return vni, todo.leases, todo.fault
 }
 
-// maxRounds bounds the transactions of one pass.
+// maxRounds limits the transactions of one pass.
 const maxRounds = 100
 
-// vni is the Network's: the one that it has, or one that is claimed for it now.
+// vni is the Network's VNI: the one that it has, or one that is claimed for it now.
 func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
 	want := n.Spec.VNI
 	if have := n.Status.VNI; have != 0 {
 		if want != 0 && want != have {
-			return have, problemf("VNIFixed", "its VNI is %d and stays so for its life: set spec.vni back, or delete the Network and create it again for VNI %d", have, want)
+			return have, problemf("VNIFixed", "its VNI is %d and cannot change: set spec.vni back, or delete the Network and create it again for VNI %d", have, want)
 		}
 		return have, nil
 	}
@@ -248,7 +247,7 @@ func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
 	if want == 0 {
 		site, ok := store.Cached[api.Site](c.Cache, api.SiteName)
 		if !ok {
-			return 0, problemf("NoSite", "there is no Site yet, whose spec.vniRange says which VNIs may be chosen")
+			return 0, problemf("NoSite", "there is no Site yet, whose spec.vniRange defines the VNIs to choose from")
 		}
 		if want, ok = freeVNI(site.Spec.VNIRange, claims, time.Now()); !ok {
 			return 0, problemf("VNIsExhausted", "no VNI of Site.spec.vniRange (%d-%d) is free: widen it, delete Networks (a VNI is free again %s later), or pin one with spec.vni",
@@ -256,7 +255,7 @@ func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
 		}
 	}
 	if other := claims[want]; other.UID != "" && other.UID != n.Metadata.UID && other.Freed.IsZero() {
-		return 0, problemf("VNITaken", "VNI %d is that of Network %s: pin another with spec.vni, or none", want, other.Network)
+		return 0, problemf("VNITaken", "VNI %d belongs to Network %s: pin another with spec.vni, or none", want, other.Network)
 	}
 	claim := store.VNIClaim{VNI: want, Network: n.Metadata.Name, UID: n.Metadata.UID}
 	if err := c.Store.VNIs.Put(ctx, claims[want], claim); err != nil {
@@ -265,7 +264,7 @@ func (c *Controller) vni(ctx context.Context, n *api.Network) (uint32, error) {
 	return want, nil
 }
 
-// freeVNIs frees what a deleted Network had.
+// freeVNIs frees the VNIs of a deleted Network.
 func (c *Controller) freeVNIs(ctx context.Context, n *api.Network) error {
 	claims, err := c.Store.VNIs.List(ctx)
 	if err != nil {
@@ -288,13 +287,13 @@ func (c *Controller) freeVNIs(ctx context.Context, n *api.Network) error {
 	return nil
 }
 
-// read is a Network's layout as etcd has it now.
+// read returns a Network's current layout in etcd.
 func (c *Controller) read(ctx context.Context, name string) (*layout, error) {
 	return readLayout(ctx, c.Store, name)
 }
 
-// write makes one transaction out of a plan. It always moves the owner's
-// record, so that of two Controllers only one comes through.
+// write makes one transaction from a plan. It always changes the owner's record, so that of two Controllers only
+// one succeeds.
 func (c *Controller) write(ctx context.Context, n *api.Network, vni uint32, s *layout, todo plan) error {
 	name := n.Metadata.Name
 	config := flannelConfig(n, vni)
@@ -329,16 +328,16 @@ func leftover(n *api.Network, l *layout) error {
 	if o.uid == "" || o.uid == n.Metadata.UID {
 		return nil
 	}
-	return problemf("Leftover", "etcd still holds leases under %s%s/ of an earlier Network of this name (uid %s) that was never deleted in order; hosts may still run it: restore that Network and delete it, or remove these keys by hand",
+	return problemf("Leftover", "etcd still holds leases under %s%s/ of an earlier Network of this name (uid %s) that was not deleted properly; hosts may still run it: restore that Network and delete it, or remove these keys by hand",
 		store.FlannelPrefix, n.Metadata.Name, o.uid)
 }
 
-// foreignConfig says that flannel's configuration there is not rackweft's.
+// foreignConfig says that the flannel configuration there is not rackweft's.
 func foreignConfig(n *api.Network, vni uint32, l *layout) error {
 	if l.config.Value == nil || l.of.uid != "" || sameConfig(l.config.Value, flannelConfig(n, vni)) {
 		return nil
 	}
-	return problemf("ForeignConfig", "%s%s/config holds a configuration that is not rackweft's, %.200s: to take that network over, make spec.cidrs, spec.hostPrefix and spec.vni the same; else remove the key",
+	return problemf("ForeignConfig", "%s%s/config holds a configuration that is not rackweft's, %.200s: to take over that network, set spec.cidrs, spec.hostPrefix and spec.vni to its values; else remove the key",
 		store.FlannelPrefix, n.Metadata.Name, l.config.Value)
 }
 

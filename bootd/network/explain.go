@@ -9,19 +9,18 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Paths tells what becomes of packets of Networks, out of objects and leases.
+// Paths traces packets of Networks, from objects and leases.
 type Paths struct {
 	Networks []*api.Network
 	Guests   []*api.Guest
-	// Members are a Network's leases, and what hosts last said of it.
+	// Members are a Network's leases, and the hosts' last reports about it.
 	Members func(network string) []api.NetworkMember
-	// Closed are the prefixes that no tenant reaches.
+	// Closed are the prefixes that no tenant may reach.
 	Closed []netip.Prefix
 }
 
-// Explain follows a packet from one end to another. An end is a Guest of the
-// Network, NETWORK/GUEST, or an address. The error names an end that there is
-// not.
+// Explain traces a packet from one end to another. An end is a Guest of the Network, NETWORK/GUEST, or an
+// address. The error names an end that does not exist.
 func (p *Paths) Explain(network, from, to string) (api.NetworkPath, error) {
 	path := api.NetworkPath{Network: network}
 	n := p.network(network)
@@ -33,13 +32,13 @@ func (p *Paths) Explain(network, from, to string) (api.NetworkPath, error) {
 		return path, err
 	}
 	if path.From.Network != network {
-		return path, fmt.Errorf("%s is not on Network %s: ask for a path of the Network that it comes from", from, network)
+		return path, fmt.Errorf("%s is not on Network %s: name the Network that it comes from", from, network)
 	}
 	if path.To, err = p.end(n, to); err != nil {
 		return path, err
 	}
 	if path.From.Address.Is4() != path.To.Address.Is4() {
-		return path, fmt.Errorf("%s and %s are not of one family", path.From.Address, path.To.Address)
+		return path, fmt.Errorf("%s and %s are of different families", path.From.Address, path.To.Address)
 	}
 	w := walk{paths: p, path: &path}
 	path.Delivered = w.send(n) == ""
@@ -54,7 +53,7 @@ func (p *Paths) network(name string) *api.Network {
 	return p.Networks[i]
 }
 
-// end finds out what a word stands for, as seen from n.
+// end resolves a word, as seen from n.
 func (p *Paths) end(n *api.Network, word string) (api.PathEnd, error) {
 	if addr, err := netip.ParseAddr(word); err == nil {
 		return p.address(n, addr.Unmap()), nil
@@ -100,8 +99,7 @@ func containsAddr(list []netip.Prefix, addr netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
-// walk follows one packet. Its methods add steps and return why the packet goes
-// no further, or "".
+// walk traces one packet. Its methods add steps and return why the packet goes no further, or "".
 type walk struct {
 	paths *Paths
 	path  *api.NetworkPath
@@ -122,10 +120,10 @@ func (w *walk) send(n *api.Network) string {
 	if problem != "" {
 		return problem
 	}
-	w.step(here.Host, fmt.Sprintf("%s sends it through its tap, which takes no other source address or MAC", endName(*from)), "")
+	w.step(here.Host, fmt.Sprintf("%s sends it through its tap, which accepts no other source address or MAC", endName(*from)), "")
 	switch {
 	case to.Address == gateway() || to.Address == metadata():
-		w.step(here.Host, fmt.Sprintf("%s is every guest's gateway: DHCP, DNS and the guest's config are served there, and ping; all else is dropped", to.Address), "")
+		w.step(here.Host, fmt.Sprintf("%s is every guest's gateway: it serves DHCP, DNS, the guest's config and ping, and drops everything else", to.Address), "")
 		return ""
 	case to.Network == n.Metadata.Name:
 		return w.carry(n, here)
@@ -147,7 +145,7 @@ func endName(e api.PathEnd) string {
 	return fmt.Sprintf("guest %s (%s)", e.Guest, e.Address)
 }
 
-// place finds the host that an end is on, and whether all is well there.
+// place finds the host of an end, and checks the Network there.
 func (w *walk) place(n *api.Network, e *api.PathEnd, does string) (api.NetworkMember, string) {
 	m, ok := holder(w.paths.Members(n.Metadata.Name), e.Address)
 	if !ok {
@@ -159,12 +157,12 @@ func (w *walk) place(n *api.Network, e *api.PathEnd, does string) (api.NetworkMe
 	g := w.guest(e.Guest)
 	switch {
 	case m.Kind == api.MemberReservation:
-		return m, w.stop("", fmt.Sprintf("%s is in lease %s, which is reserved and has no VTEP", e.Address, m.Lease), "the reservation keeps the lease from all hosts: whoever wrote it must give it back")
+		return m, w.stop("", fmt.Sprintf("%s is in lease %s, which is reserved and has no VTEP", e.Address, m.Lease), "the reservation keeps the lease from all hosts: its owner must remove it")
 	case g == nil && m.Kind != api.MemberFlanneld:
-		w.step(m.Host, fmt.Sprintf("%s is in the lease %s of %s; no Guest has it, as far as bootd knows", e.Address, m.Lease, m.Host), "")
+		w.step(m.Host, fmt.Sprintf("%s is in the lease %s of %s; bootd knows no Guest that has it", e.Address, m.Lease, m.Host), "")
 	case g != nil && placed != "" && placed != m.Host:
 		return m, w.stop(m.Host, fmt.Sprintf("%s is on %s, but its address is in the lease %s of %s", endName(*e), placed, m.Lease, m.Host),
-			"the Guest moved and its own lease has not followed yet: see weftctl describe network "+n.Metadata.Name)
+			"the Guest has moved, and its own lease has not followed yet: see weftctl describe network  "+n.Metadata.Name)
 	case g != nil && g.Status.State != api.GuestRunning:
 		return m, w.stop(m.Host, fmt.Sprintf("%s is not running", endName(*e)), fmt.Sprintf("its state is %q: see weftctl describe guest %s", g.Status.State, g.Metadata.Name))
 	}
@@ -179,7 +177,7 @@ func (w *walk) guest(name string) *api.Guest {
 	return w.paths.Guests[i]
 }
 
-// healthy judges a host by what it last said of the Network.
+// healthy judges a host by its last report about the Network.
 func (w *walk) healthy(n *api.Network, m api.NetworkMember) string {
 	if m.Kind == api.MemberFlanneld || m.State == api.PartApplied {
 		return ""
@@ -189,16 +187,16 @@ func (w *walk) healthy(n *api.Network, m api.NetworkMember) string {
 	case api.PartOrphaned:
 		return "" // it runs on
 	case "":
-		what = fmt.Sprintf("%s has not said anything of Network %s", m.Host, n.Metadata.Name)
+		what = fmt.Sprintf("%s has not reported on Network %s", m.Host, n.Metadata.Name)
 	}
 	problem := m.Message
 	if problem == "" {
-		problem = "nodeagent is not done with it, or does not run: see weftctl describe machine " + m.Host
+		problem = "nodeagent has not applied it yet, or is not running: see weftctl describe machine " + m.Host
 	}
 	return w.stop(m.Host, what, problem)
 }
 
-// holder is the lease that an address is in, the longest if more than one.
+// holder is the lease that contains an address, the longest if more than one.
 func holder(members []api.NetworkMember, addr netip.Addr) (api.NetworkMember, bool) {
 	var best api.NetworkMember
 	found := -1
@@ -212,7 +210,7 @@ func holder(members []api.NetworkMember, addr netip.Addr) (api.NetworkMember, bo
 	return best, found >= 0
 }
 
-// carry brings the packet to where its destination is, within one Network.
+// carry takes the packet to its destination within one Network.
 func (w *walk) carry(n *api.Network, here api.NetworkMember) string {
 	to := &w.path.To
 	there, problem := w.place(n, to, "is sent to")
@@ -222,11 +220,11 @@ func (w *walk) carry(n *api.Network, here api.NetworkMember) string {
 	if there.Host != here.Host {
 		w.tunnel(n, here, there)
 	}
-	w.step(there.Host, fmt.Sprintf("it is handed to %s on %s", endName(*to), bridge(n)), "")
+	w.step(there.Host, fmt.Sprintf("it is delivered to %s on %s", endName(*to), bridge(n)), "")
 	return ""
 }
 
-// tunnel says what is programmed on one host for a lease of another.
+// tunnel describes the entries on one host for a lease of another.
 func (w *walk) tunnel(n *api.Network, here, there api.NetworkMember) {
 	lease := there.Lease
 	if w.path.To.Address.Is6() {
@@ -235,45 +233,44 @@ func (w *walk) tunnel(n *api.Network, here, there api.NetworkMember) {
 	vxlan := fmt.Sprintf("flannel.%d", n.Status.VNI)
 	w.step(here.Host, fmt.Sprintf("it is routed to %s and sent to its VTEP %s over UDP %d, VNI %d", there.Host, there.VTEP, Port, n.Status.VNI),
 		fmt.Sprintf("%s via %s dev %s onlink; neighbour %s lladdr %s; fdb %s dst %s", lease, lease.Addr(), vxlan, lease.Addr(), there.MAC, there.MAC, there.VTEP))
-	w.step(there.Host, fmt.Sprintf("it takes VNI %d from VTEP %s, which is a member's", n.Status.VNI, here.VTEP), "")
+	w.step(there.Host, fmt.Sprintf("it accepts VNI %d from VTEP %s, which is a member's", n.Status.VNI, here.VTEP), "")
 }
 
 func bridge(n *api.Network) string { return fmt.Sprintf("br-%d", n.Status.VNI) }
 
-// cross takes the packet into a Network that lets this one in, on the host that
-// it starts from.
+// cross takes the packet into a Network that admits this one, on the host that it starts from.
 func (w *walk) cross(n, other *api.Network, here api.NetworkMember) string {
 	members := w.paths.Members(other.Metadata.Name)
 	i := slices.IndexFunc(members, func(m api.NetworkMember) bool { return m.Kind == api.MemberHost && m.Host == here.Host })
 	if i < 0 {
 		return w.stop(here.Host, fmt.Sprintf("%s is on Network %s, which %s has no lease of", endName(w.path.To), other.Metadata.Name, here.Host),
-			"a packet crosses where it starts: that host must be a member of both Networks")
+			"a packet crosses on its first host, which must be a member of both Networks")
 	}
 	if problem := w.healthy(other, members[i]); problem != "" {
 		return problem
 	}
-	w.step(here.Host, fmt.Sprintf("it crosses into Network %s, whose spec.allow names %s; answers come back, connections from there do not", other.Metadata.Name, n.Metadata.Name), "")
+	w.step(here.Host, fmt.Sprintf("it crosses into Network %s, whose spec.allow names %s; answers return, connections from there are not admitted", other.Metadata.Name, n.Metadata.Name), "")
 	return w.carry(other, members[i])
 }
 
-// leave is for what is on no Network that the packet may enter.
+// leave handles a destination on no Network that the packet may enter.
 func (w *walk) leave(n *api.Network, here api.NetworkMember) string {
 	to := w.path.To
 	where := fmt.Sprintf("%s is outside of Network %s", endName(to), n.Metadata.Name)
 	if to.Network != "" {
-		where = fmt.Sprintf("%s is on Network %s, which does not let %s in", endName(to), to.Network, n.Metadata.Name)
+		where = fmt.Sprintf("%s is on Network %s, which does not admit %s", endName(to), to.Network, n.Metadata.Name)
 	}
 	closed := slices.IndexFunc(w.paths.Closed, func(p netip.Prefix) bool { return p.Contains(to.Address) })
-	letIn := fmt.Sprintf("to let it in, add %s to spec.allow of Network %s", n.Metadata.Name, to.Network)
+	letIn := fmt.Sprintf("to admit it, add %s to spec.allow of Network %s", n.Metadata.Name, to.Network)
 	switch {
 	case to.Network != "" && n.Spec.Egress != "masquerade":
 		return w.stop(here.Host, where, "it is dropped: "+letIn)
 	case to.Network != "":
-		return w.stop(here.Host, where, "it leaves by the host's default route, to whoever has that address outside: "+letIn)
+		return w.stop(here.Host, where, "it leaves by the host's default route, to that address outside: "+letIn)
 	case n.Spec.Egress != "masquerade" && !n.Spec.Advertise:
 		return w.stop(here.Host, where, fmt.Sprintf("it is dropped: spec.egress of Network %s is %s; masquerade lets guests out", n.Metadata.Name, n.Spec.Egress))
 	case closed >= 0:
-		return w.stop(here.Host, where, fmt.Sprintf("it is dropped: %s is a Subnet of the Site, which no tenant reaches", w.paths.Closed[closed]))
+		return w.stop(here.Host, where, fmt.Sprintf("it is dropped: %s is a Subnet of the Site, which no tenant may reach", w.paths.Closed[closed]))
 	case n.Spec.Egress == "masquerade":
 		w.step(here.Host, where+": it leaves by the host's default route, from the host's address", fmt.Sprintf("weft%d, nftables table rackweft", n.Status.VNI))
 	default:

@@ -80,26 +80,26 @@ func TestExplain(t *testing.T) {
 		delivered               bool
 		want                    []string // in the steps, in this order
 	}{
-		{"same host", "blue", "web", "near", true, []string{"guest web (10.5.7.4) sends it", "handed to guest near (10.5.7.6) on br-10017"}},
+		{"same host", "blue", "web", "near", true, []string{"guest web (10.5.7.4) sends it", "delivered to guest near (10.5.7.6) on br-10017"}},
 		{"another host", "blue", "web", "far", true, []string{
 			"routed to r1u08", "10.5.8.0/24 via 10.5.8.0 dev flannel.10017 onlink; neighbour 10.5.8.0 lladdr 02:00:00:00:00:18; fdb 02:00:00:00:00:18 dst 198.18.8.18",
-			"takes VNI 10017 from VTEP 198.18.8.17", "handed to guest far"}},
+			"accepts VNI 10017 from VTEP 198.18.8.17", "delivered to guest far"}},
 		{"by address", "blue", "10.5.7.4", "10.5.8.4", true, []string{"guest web", "guest far"}},
 		{"a moved guest has the longer lease", "blue", "web", "moved", true, []string{"routed to r1u08", "10.5.7.8/31 via 10.5.7.8"}},
 		{"its lease has not followed", "blue", "web", "lost", false, []string{"on r1u08, but its address is in the lease 10.5.7.0/24 of r1u07", "has not followed"}},
 		{"it is stopped", "blue", "web", "off", false, []string{"guest off (10.5.8.6) is not running", `"Stopped"`}},
-		{"nobody has the address", "blue", "web", "10.5.8.200", true, []string{"no Guest has it", "handed to 10.5.8.200"}},
+		{"nobody has the address", "blue", "web", "10.5.8.200", true, []string{"bootd knows no Guest that has it", "delivered to 10.5.8.200"}},
 		{"nobody has a lease", "blue", "web", "10.5.77.1", false, []string{"no host has a lease", "weftctl network peers blue"}},
 		{"a broken host", "blue", "web", "10.5.9.4", false, []string{"Failed on r1u09", "the underlay is down"}},
-		{"a host that says nothing", "blue", "web", "10.5.10.4", false, []string{"r1u10 has not said anything"}},
+		{"a host that says nothing", "blue", "web", "10.5.10.4", false, []string{"r1u10 has not reported on"}},
 		{"a stock flanneld", "blue", "web", "10.5.99.4", true, []string{"sent to its VTEP 198.18.8.99"}},
 		{"a reservation", "blue", "web", "10.5.200.4", false, []string{"reserved"}},
 		{"the gateway", "blue", "web", "169.254.1.1", true, []string{"every guest's gateway"}},
-		{"an allowed Network", "blue", "web", "open/db", true, []string{"crosses into Network open", "routed to r1u08", "VNI 10019", "handed to guest db"}},
+		{"an allowed Network", "blue", "web", "open/db", true, []string{"crosses into Network open", "routed to r1u08", "VNI 10019", "delivered to guest db"}},
 		{"an allowed Network, by address", "blue", "web", "10.7.8.4", true, []string{"crosses into Network open"}},
-		{"not allowed the other way", "open", "db", "blue/far", false, []string{"does not let open in", "whoever has that address outside"}},
+		{"not allowed the other way", "open", "db", "blue/far", false, []string{"does not admit open", "to that address outside"}},
 		{"a Network that the host is not on", "blue", "web", "10.6.8.4", false, []string{"r1u07 has no lease of", "must be a member of both"}},
-		{"a Network that lets nobody in", "blue", "web", "shut/cache", false, []string{"does not let blue in", "add blue to spec.allow of Network shut"}},
+		{"a Network that lets nobody in", "blue", "web", "shut/cache", false, []string{"does not admit blue", "add blue to spec.allow of Network shut"}},
 		{"no egress", "blue", "web", "203.0.113.9", false, []string{"outside of Network blue", "spec.egress of Network blue is none"}},
 		{"egress", "open", "db", "203.0.113.9", true, []string{"leaves by the host's default route"}},
 		{"egress to a Subnet of the Site", "open", "db", "198.18.0.7", false, []string{"198.18.0.0/24 is a Subnet of the Site"}},
@@ -135,7 +135,7 @@ func TestExplainRefuses(t *testing.T) {
 		{"blue", "nobody", "far", "neither an address nor a Guest"},
 		{"blue", "open/db", "far", "is not on Network blue"},
 		{"blue", "fresh", "far", "no address yet"},
-		{"blue", "web", "fd00::1", "not of one family"},
+		{"blue", "web", "fd00::1", "of different families"},
 	} {
 		if _, err := explainSite().Explain(c.network, c.from, c.to); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %s to %s: %v, want one with %q", c.network, c.from, c.to, err, c.want)

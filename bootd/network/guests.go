@@ -11,11 +11,11 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// A Guest keeps its address for its life. On a host whose lease the address is
-// not in, an extra lease of a /31 leads there; flannel's longest: it cannot
-// read a /32 and then drops every peer (ParseSubnetKey in pkg/subnet/subnet.go).
+// A Guest keeps its address for its lifetime. On a host whose lease does not contain it, an extra lease of a /31
+// routes it there. A /31 is flannel's longest: it cannot read a /32 and then drops every peer (ParseSubnetKey in
+// pkg/subnet/subnet.go).
 
-// place is where a moved Guest is.
+// place is the location of a moved Guest.
 type place struct {
 	guest   string
 	machine *api.Machine
@@ -25,8 +25,8 @@ type place struct {
 // guestLease is the extra lease of an IPv4 address.
 func guestLease(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, 31).Masked() }
 
-// places says which extra leases there should be. A Guest that has no host, or
-// one that is no member, has none.
+// places lists the extra leases that should exist. A Guest without a host, or on a host that is not a member, has
+// none.
 func (w *world) places(n *api.Network, l *layout) map[netip.Prefix]place {
 	if n.Metadata.DeletionTimestamp != nil {
 		return nil
@@ -49,7 +49,7 @@ func (w *world) places(n *api.Network, l *layout) map[netip.Prefix]place {
 			continue
 		}
 		if uid := g.Status.HostUID; uid != "" && uid != home.UID {
-			continue // its host was recreated, and the Guest is not on that
+			continue // its host was recreated, and the Guest is not on the new one
 		}
 		p := place{guest: g.Metadata.Name, machine: m}
 		var lease netip.Prefix
@@ -69,8 +69,7 @@ func (w *world) places(n *api.Network, l *layout) map[netip.Prefix]place {
 	return places
 }
 
-// guestAddresses are those of a Network's Guests, wherever they are: no host is
-// given a lease that has one of them.
+// guestAddresses are those of a Network's Guests, on any host: no host gets a lease that contains one of them.
 func (w *world) guestAddresses(n *api.Network) []netip.Addr {
 	var all []netip.Addr
 	for _, g := range w.guests {
@@ -81,11 +80,11 @@ func (w *world) guestAddresses(n *api.Network) []netip.Addr {
 	return all
 }
 
-// maxDrops bounds what one transaction takes of a host; the rest is the next's.
+// maxDrops limits the leases that one transaction takes from a host; the rest follows in the next.
 const maxDrops = 40
 
-// follow brings the extra leases to where the Guests are. What is to be dropped
-// is returned by the uid of the host that loses it.
+// follow moves the extra leases to the Guests' hosts. It returns the leases to drop by the uid of the host that
+// loses them.
 func (x *planner) follow(byUID map[string]*api.Machine) map[string][]store.FlannelWrite {
 	places := x.places(x.network, x.layout)
 	drops := map[string][]store.FlannelWrite{}
@@ -104,8 +103,7 @@ func (x *planner) follow(byUID map[string]*api.Machine) map[string][]store.Flann
 	return drops
 }
 
-// left makes sure that an extra lease leads to no Guest: of a cache that is behind
-// it must not be concluded.
+// left checks in the store that an extra lease leads to no Guest: the cache may lag behind.
 func (w *world) left(h held, byUID map[string]*api.Machine) bool {
 	if byUID[h.UID] == nil && !w.deleted(h.hostRecord) {
 		return false
@@ -113,8 +111,7 @@ func (w *world) left(h held, byUID map[string]*api.Machine) bool {
 	return w.current(h.Guest)
 }
 
-// put makes an extra lease what it should be. One that was another host's is
-// written over in place, which every flanneld follows.
+// put writes an extra lease. One of another host is overwritten in place, which every flanneld follows.
 func (x *planner) put(lease netip.Prefix, at place) {
 	h, known := x.layout.hosts[lease]
 	if _, stands := x.layout.subnets[lease]; stands && !known {
@@ -131,8 +128,8 @@ func (x *planner) put(lease netip.Prefix, at place) {
 	x.plan.add(group)
 }
 
-// currentGuest reports whether the cache has a Guest as the store does. If it
-// had not, and has by now, behind is true.
+// currentGuest reports whether the cache has the store's version of a Guest. If it did not, and does by now,
+// behind is true.
 func (c *Controller) currentGuest(ctx context.Context, name string) (current, behind bool) {
 	stored, err := store.Get[api.Guest](ctx, c.Store, name)
 	cached, ok := store.Cached[api.Guest](c.Cache, name)
@@ -147,7 +144,7 @@ func (c *Controller) currentGuest(ctx context.Context, name string) (current, be
 	return false, c.Cache.WaitRevision(ctx, store.RevisionOf(stored)) == nil
 }
 
-// guestNetworks are those to which a Guest's place matters.
+// guestNetworks lists those that a Guest's place affects.
 func guestNetworks(ch store.Change) (networks []string) {
 	old, _ := ch.Old.(*api.Guest)
 	now, _ := ch.New.(*api.Guest)

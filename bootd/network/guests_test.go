@@ -297,7 +297,7 @@ func TestDualStack(t *testing.T) {
 		}
 	}
 	s.network.Spec.CIDRs = prefixes("10.5.0.0/16", "fd00:6::/56")
-	if _, fault := s.settle(); fault == nil || !strings.Contains(fault.Error(), "are in none of spec.cidrs any more") {
+	if _, fault := s.settle(); fault == nil || !strings.Contains(fault.Error(), "are no longer in any of spec.cidrs") {
 		t.Errorf("%v", fault)
 	}
 	// What hosts are told, and what of it is a delta.

@@ -18,8 +18,8 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Index is the leases of every Network in memory, kept current by one watch of
-// flannel's layout. Every bootd has one, the elected one or not.
+// Index holds the leases of every Network in memory, kept current by one watch of flannel's layout. Every bootd
+// has one, elected or not.
 type Index struct {
 	store *store.Store
 	log   *slog.Logger
@@ -36,18 +36,17 @@ type Index struct {
 	syncOnce sync.Once
 }
 
-// settle gathers changes that come together: a new host has a lease of every
-// Network within a few transactions.
+// settle batches changes: a new host gets a lease of every Network within a few transactions.
 const settle = 20 * time.Millisecond
 
-// layout is what stands in etcd of one Network.
+// layout is one Network's state in etcd.
 type layout struct {
 	config  store.FlannelKey
 	owner   store.FlannelKey
-	of      owner // as owner says
+	of      owner // according to owner
 	subnets map[netip.Prefix]store.FlannelKey
 	hosts   map[netip.Prefix]held
-	view    *View // nil: to be made
+	view    *View // nil: not built yet
 }
 
 // held is a host's record and its key.
@@ -77,10 +76,10 @@ func (x *Index) Run(ctx context.Context) error {
 // Synced is closed when the Index has been filled for the first time.
 func (x *Index) Synced() <-chan struct{} { return x.synced }
 
-// Change says what may be other than before.
+// Change says what may have changed.
 type Change struct {
 	Networks map[string]bool // by name
-	Hosts    map[string]bool // by their Machines' uids: those with a lease of them
+	Hosts    map[string]bool // by their Machines' uids: those with a lease of the changed Networks
 }
 
 func newChange() Change { return Change{map[string]bool{}, map[string]bool{}} }
@@ -136,7 +135,7 @@ func (x *Index) take(b store.FlannelBatch) {
 	x.syncOnce.Do(func() { close(x.synced) })
 }
 
-// gone lists what is held and no longer in etcd.
+// gone lists what the Index holds and etcd no longer has.
 func (x *Index) gone(stands []store.FlannelKey) []store.FlannelKey {
 	there := map[store.FlannelID]bool{}
 	for _, k := range stands {
@@ -169,7 +168,7 @@ func (l *layout) keys() []store.FlannelKey {
 	return all
 }
 
-// set takes one key and reports whether peers may have changed by it.
+// set applies one key and reports whether it may have changed peers.
 func (x *Index) set(k store.FlannelKey) bool {
 	l := x.networks[k.Network]
 	if l == nil {
@@ -181,7 +180,7 @@ func (x *Index) set(k store.FlannelKey) bool {
 	}
 	before := l.hosts[k.Subnet]
 	if k.Kind == store.FlannelConfig && !bytes.Equal(l.config.Value, k.Value) {
-		x.tellOf(k.Network) // the Controller's to look at; no host is told
+		x.tellOf(k.Network) // the Controller's concern; no host receives it
 	}
 	if !l.set(k) {
 		return false
@@ -192,7 +191,7 @@ func (x *Index) set(k store.FlannelKey) bool {
 	return true
 }
 
-// moved keeps hosts current. A host that lost its lease must hear of that too.
+// moved keeps hosts current. A host that lost its lease must be notified, too.
 func (x *Index) moved(network string, subnet netip.Prefix, before, now held) {
 	x.news.Hosts[before.UID] = true
 	if x.hosts[before.UID][network] == subnet {
@@ -210,7 +209,7 @@ func (x *Index) moved(network string, subnet netip.Prefix, before, now held) {
 	x.hosts[now.UID][network] = subnet
 }
 
-// set takes one key and reports whether it is another than before.
+// set applies one key and reports whether it has changed.
 func (l *layout) set(k store.FlannelKey) bool {
 	switch k.Kind {
 	case store.FlannelConfig:
@@ -258,7 +257,7 @@ func ownerOf(k store.FlannelKey) owner {
 	return owner{r.UID, r.VNI}
 }
 
-// touch makes a Network's View due, and its hosts due to be told.
+// touch invalidates a Network's View, and marks its hosts as changed.
 func (x *Index) touch(name string) {
 	l := x.networks[name]
 	l.view = nil
@@ -271,13 +270,13 @@ func (x *Index) touch(name string) {
 	x.tellOf(name)
 }
 
-// tellOf has subscribers told of a Network.
+// tellOf notifies subscribers of a Network.
 func (x *Index) tellOf(name string) {
 	x.news.Networks[name] = true
 	x.wake.Set()
 }
 
-// view makes the View of a Network, unless there is one. The caller holds mu.
+// view returns the View of a Network, and builds it if needed. The caller holds mu.
 func (x *Index) view(name string) *View {
 	l := x.networks[name]
 	if l == nil {
@@ -296,8 +295,8 @@ func (x *Index) view(name string) *View {
 	return v
 }
 
-// peers are the leases that hosts are to forward to: those of hosts, and of
-// stock flannelds that claim nothing of a host's.
+// peers are the leases that hosts forward to: those of hosts, and of stock flannelds that do not conflict with a
+// host's.
 func (l *layout) peers() []peer {
 	vni := l.of.vni
 	var own []netip.Prefix
@@ -323,15 +322,15 @@ func (l *layout) peers() []peer {
 	return list
 }
 
-// Membership is what a host has to do with a Network.
+// Membership describes a host's leases of a Network.
 type Membership struct {
 	Network string
 	UID     string // the Network's
 	VNI     uint32
 	Lease   netip.Prefix // the host's own
 	Lease6  netip.Prefix
-	Moved   []netip.Prefix // further leases, of Guests that came with their address
-	Buried  int64          // revision from which the host is to give the Network up; 0: it is a member
+	Moved   []netip.Prefix // further leases, of Guests that moved there with their address
+	Buried  int64          // revision of the order to remove the Network from the host; 0: it is a member
 	View    *View
 }
 
@@ -352,8 +351,7 @@ func (x *Index) Memberships(uid string) []Membership {
 	return list
 }
 
-// Lease is a host's own in one Network, by its Machine's uid; false when it has
-// none, or is to give it up.
+// Lease is a host's own lease of one Network, by its Machine's uid; false when it has none, or must release it.
 func (x *Index) Lease(uid, network string) (lease, lease6 netip.Prefix, ok bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -365,7 +363,7 @@ func (x *Index) Lease(uid, network string) (lease, lease6 netip.Prefix, ok bool)
 	return lease, h.Lease6, h.Buried == 0
 }
 
-// layout is a copy of what stands of a Network.
+// layout returns a copy of a Network's layout.
 func (x *Index) layout(network string) *layout {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -376,7 +374,7 @@ func (x *Index) layout(network string) *layout {
 	return &layout{config: l.config, owner: l.owner, of: l.of, subnets: maps.Clone(l.subnets), hosts: maps.Clone(l.hosts)}
 }
 
-// View is the peers of a Network; nil when it has no lease.
+// View returns the peers of a Network; nil when it has no lease.
 func (x *Index) View(network string) *View {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -15,11 +15,11 @@ const Port = 8472
 
 const backendVXLAN = "vxlan"
 
-// attrs is the value of a lease, as flannel writes it (lease.LeaseAttrs in
+// attrs is the value of a lease in flannel's format (lease.LeaseAttrs in
 // pkg/lease/lease.go). PublicIP must be an IPv4 address: a value that flanneld
-// cannot decode makes it drop all of its peers, as a key does (watchSubnets in
-// pkg/subnet/etcd/registry.go answers a result without events, which is taken
-// for an empty snapshot). A host with an IPv6 underlay has 0.0.0.0 there.
+// cannot decode makes it drop all of its peers, as a key does (watchSubnets in pkg/subnet/etcd/registry.go
+// returns a result without events, which is taken for an empty snapshot). A host with an IPv6 underlay has
+// 0.0.0.0 there.
 type attrs struct {
 	PublicIP    netip.Addr
 	PublicIPv6  *netip.Addr
@@ -47,27 +47,26 @@ type backend struct {
 	Port int
 }
 
-// ownerRecord says which Network a layout belongs to. Every write of a
-// Controller moves it, so that two of them cannot allocate at once.
+// ownerRecord names the Network of a layout. Every write of a Controller changes it, so that two of them cannot
+// allocate at once.
 type ownerRecord struct {
 	UID    string          `json:"uid"`
 	VNI    uint32          `json:"vni"`
-	Config json.RawMessage `json:"config"` // as rackweft last wrote it
+	Config json.RawMessage `json:"config"` // as last written by rackweft
 }
 
-// hostRecord says which host a lease belongs to. A lease without one is of a
-// stock flanneld, or was reserved by a person: it is never touched.
+// hostRecord names the host of a lease. A lease without one belongs to a stock flanneld, or was reserved by a
+// person: it is never changed.
 type hostRecord struct {
 	Network string `json:"network"` // uid
 	Machine string `json:"machine"` // name
 	UID     string `json:"uid"`     // the Machine's
-	// Lease6 is the IPv6 lease beside it. It is here alone: flanneld, which is
-	// an IPv4 member, knows of none.
+	// Lease6 is the IPv6 lease. It is stored only here: flanneld, which is an IPv4 member, has none.
 	Lease6 netip.Prefix `json:"lease6,omitzero"`
 	// Guest is set on an extra lease that follows a moved Guest, by its name.
 	Guest string `json:"guest,omitzero"`
-	// Buried is the revision at which the host was told to give the Network up;
-	// the lease goes when the host has said that it did.
+	// Buried is the revision of the order to the host to remove the Network; the lease is released when the host
+	// has confirmed it.
 	Buried int64 `json:"buried,omitzero"`
 }
 
@@ -79,7 +78,7 @@ func encode(v any) []byte {
 	return raw
 }
 
-// leaseValue is what stands under subnets/ for a host.
+// leaseValue is the value under subnets/ for a host.
 func leaseValue(vni uint32, vtep netip.Addr, mac api.MAC) []byte {
 	a := attrs{PublicIP: vtep, BackendType: backendVXLAN, BackendData: &vxlan{VNI: vni, VtepMAC: mac}}
 	if vtep.Is6() {
@@ -88,7 +87,7 @@ func leaseValue(vni uint32, vtep netip.Addr, mac api.MAC) []byte {
 	return encode(a)
 }
 
-// parseLease reads a lease's value; false when no VXLAN of that VNI is behind it.
+// parseLease reads a lease's value; false when it is not a VXLAN lease of that VNI.
 func parseLease(raw []byte, vni uint32) (vtep netip.Addr, mac api.MAC, ok bool) {
 	var a attrs
 	if json.Unmarshal(raw, &a) != nil || a.BackendType != backendVXLAN {
@@ -108,8 +107,8 @@ func parseLease(raw []byte, vni uint32) (vtep netip.Addr, mac api.MAC, ok bool) 
 	return netip.Addr{}, "", false
 }
 
-// flannelConfig is the configuration of a Network. Flannel knows one IPv4
-// CIDR: leases out of further ones are honoured, but none is chosen there.
+// flannelConfig is the configuration of a Network. Flannel knows one IPv4 CIDR: it honours leases from others,
+// but chooses none there.
 func flannelConfig(n *api.Network, vni uint32) []byte {
 	v4 := ipv4(n.Spec.CIDRs)
 	if len(v4) == 0 {
@@ -118,7 +117,7 @@ func flannelConfig(n *api.Network, vni uint32) []byte {
 	return encode(config{Network: v4[0], SubnetLen: n.Spec.HostPrefix, Backend: backend{Type: backendVXLAN, VNI: vni, Port: Port}})
 }
 
-// sameConfig compares what flannel would make of two configurations.
+// sameConfig reports whether two configurations mean the same to flannel.
 func sameConfig(a, b []byte) bool {
 	read := func(raw []byte) (config, bool) {
 		c := config{Backend: backend{Port: Port}}
@@ -130,8 +129,8 @@ func sameConfig(a, b []byte) bool {
 	return okX && okY && x == y
 }
 
-// VTEPMAC is the address of a host's VTEP in a Network: locally administered,
-// and the same for as long as the Machine and the VNI are.
+// VTEPMAC is the MAC of a host's VTEP in a Network: locally administered, and the same as long as the Machine and
+// the VNI exist.
 func VTEPMAC(uid string, vni uint32) api.MAC {
 	sum := sha256.Sum256(binary.BigEndian.AppendUint32([]byte("vtep "+uid+" "), vni))
 	return api.MAC(fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", sum[0], sum[1], sum[2], sum[3], sum[4]))

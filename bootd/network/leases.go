@@ -7,23 +7,22 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Lease is one lease of a Network as it is in etcd.
+// Lease is one lease of a Network in etcd.
 type Lease struct {
 	Kind          api.MemberKind
 	Lease, Lease6 netip.Prefix
-	// VTEP and MAC are of what is behind it; empty when that is no VXLAN of this
-	// Network.
+	// VTEP and MAC belong to the lease's host; empty when it is not a VXLAN lease of this Network.
 	VTEP netip.Addr
 	MAC  api.MAC
 	// Machine and its UID are of the host; empty for a stock flanneld and a
 	// reservation.
 	Machine, UID string
 	Guest        string // that the lease follows
-	Buried       bool   // its host is to give the Network up
+	Buried       bool   // its host must remove the Network
 }
 
-// Leases lists every lease of a Network, by prefix: also what hosts are not told
-// of, such as reservations.
+// Leases lists every lease of a Network, by prefix, including those that hosts do not receive, such as
+// reservations.
 func (x *Index) Leases(network string) []Lease {
 	l := x.layout(network)
 	var list []Lease

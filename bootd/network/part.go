@@ -12,18 +12,17 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Parts makes the parts of Networks.
+// Parts compiles the parts of Networks.
 type Parts struct {
 	Cache *store.Cache
-	Index *Index // nil: there are no leases
+	Index *Index // nil: no leases
 	Keys  Keys
 }
 
 // Keys opens the MD5 keys of guests' sessions.
 type Keys interface {
-	// Open opens a Secret that permits the use. Its salt is of the object with
-	// that uid. The error is ErrNoKey where no keys are opened, and ErrKeyClosed
-	// for a Secret that cannot be.
+	// Open opens a Secret that permits the use. Its salt is derived from the object's uid. The error is ErrNoKey
+	// where keys are never opened, and ErrKeyClosed for a Secret that cannot be opened.
 	Open(ctx context.Context, s *api.Secret, use api.SecretUse, uid string) (password, salt string, err error)
 }
 
@@ -84,9 +83,8 @@ func (p Parts) speaks(hostUID, name, uid string) api.Object {
 	return n
 }
 
-// compile adds the parts of the Networks that a host has a lease of, and
-// tombstones of those that it is to give up. A Network that merely is not in
-// the cache leaves neither: the host keeps it running.
+// compile adds the parts of the Networks that a host has a lease of, and tombstones of those that it must remove.
+// For a Network that is merely missing in the cache it adds neither: the host keeps it running.
 func (p Parts) compile(ctx context.Context, m *api.Machine, s *part.Spec) error {
 	if p.Index == nil {
 		return nil
@@ -115,7 +113,7 @@ func (p Parts) compile(ctx context.Context, m *api.Machine, s *part.Spec) error 
 	return nil
 }
 
-// of makes the part of one Network.
+// of compiles the part of one Network.
 func (p Parts) of(ctx context.Context, m *api.Machine, n *api.Network, l Membership, underlay api.Underlay, vtep netip.Addr) (*Part, error) {
 	site := site.Spec(p.Cache)
 	peering, err := p.peering(ctx, n)
@@ -132,8 +130,8 @@ func (p Parts) of(ctx context.Context, m *api.Machine, n *api.Network, l Members
 	})
 }
 
-// peering is how a Network's guests peer; nil where they do not, be it that
-// their Secret is not there yet or not for them: never without its key.
+// peering is how a Network's guests peer; nil where they do not. Without the configured key, because its Secret
+// is missing or does not permit it, they do not peer.
 func (p Parts) peering(ctx context.Context, n *api.Network) (*api.PeeringPart, error) {
 	x := n.Spec.Peering
 	z, ok := store.Cached[api.Zone](p.Cache, n.Spec.Zone)
@@ -158,7 +156,7 @@ func (p Parts) peering(ctx context.Context, n *api.Network) (*api.PeeringPart, e
 	return out, err
 }
 
-// domain is that of a Network's guests: a name below the Site's, where it has one.
+// domain is the domain of a Network's guests: a name below the Site's, where that has one.
 func domain(network, site string) string {
 	if site == "" {
 		return ""

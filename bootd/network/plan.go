@@ -14,26 +14,25 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// world is what leases are planned by, beside what stands in etcd.
+// world is the input for planning leases, besides the state in etcd.
 type world struct {
 	machines []*api.Machine // by name
 	guests   []*api.Guest   // of all Networks, by name
 	vtep     func(*api.Machine) netip.Addr
-	// current makes sure that a Guest stands in the store as it does among them.
+	// current checks that a Guest among them is the store's version.
 	current func(guest string) bool
-	// deleted makes sure that a Machine which is not among them no longer exists.
+	// deleted checks that a Machine which is not among them no longer exists.
 	deleted func(hostRecord) bool
-	// mayRestore reports whether a lease may be written again that another program
-	// has changed.
+	// mayRestore reports whether a lease that another program has changed may be written again.
 	mayRestore func(store.FlannelID) bool
 	epoch      int64
 	// behind says that current has found a Guest that the cache did not have yet.
 	behind bool
 }
 
-// plan is what is to be written, and what a person should know.
+// plan holds the writes to make, and a fault to report.
 type plan struct {
-	owner, config bool                   // are to be written
+	owner, config bool                   // must be written
 	writes        [][]store.FlannelWrite // each group goes into one transaction
 	leases        int                    // when all is done
 	fault         error
@@ -56,7 +55,7 @@ func (w *world) planner(n *api.Network, vni uint32, l *layout) *planner {
 	return &planner{world: w, network: n, vni: vni, layout: l, plan: plan{leases: len(l.subnets)}}
 }
 
-// plan compares a Network's layout with what it should be.
+// plan compares a Network's layout with its desired state.
 func (w *world) plan(n *api.Network, vni uint32, l *layout) plan {
 	x := w.planner(n, vni, l)
 	if x.plan.fault = errors.Join(leftover(n, l), foreignConfig(n, vni, l)); x.plan.fault != nil {
@@ -84,7 +83,7 @@ func (w *world) end(n *api.Network, l *layout) plan {
 	return x.plan
 }
 
-// stand brings the leases that there are to what they should be.
+// stand plans the changes of existing leases.
 func (x *planner) stand() {
 	byUID := x.byUID()
 	drops := x.follow(byUID)
@@ -95,11 +94,11 @@ func (x *planner) stand() {
 		}
 	}
 	for _, uid := range slices.Sorted(maps.Keys(drops)) {
-		x.plan.writes = append(x.plan.writes, drops[uid]) // of hosts that have no lease of their own any more
+		x.plan.writes = append(x.plan.writes, drops[uid]) // of hosts that no longer have a lease of their own
 	}
 }
 
-// faults gathers hosts that lack what they should have.
+// faults collects hosts that lack something they should have.
 type faults struct {
 	exhausted, exhausted6, noUnderlay, taken, outside, reserved []string
 }
@@ -113,11 +112,11 @@ func (f *faults) problem(n *api.Network) error {
 	case len(f.noUnderlay) > 0:
 		return problemf("NoUnderlay", "%s have no address on a production Subnet, so no other host can reach them: give a link of each a production Subnet of Zone %s and an address", names(f.noUnderlay), n.Spec.Zone)
 	case len(f.taken) > 0:
-		return &problem{reason: "LeaseTaken", after: restore, message: "the leases of " + names(f.taken) + " are written by another program too, and put back every " + restore.String() + ": is a stock flanneld running on these hosts? Stop it there"}
+		return &problem{reason: "LeaseTaken", after: restore, message: "the leases of " + names(f.taken) + " are also written by another program, and restored every  " + restore.String() + ": is a stock flanneld running on these hosts? Stop it there"}
 	case len(f.reserved) > 0:
 		return problemf("GuestLeaseTaken", "%s moved with addresses that another program has reserved, so they are not reached on their hosts: remove the keys %s%s/subnets/ADDRESS-31", names(f.reserved), store.FlannelPrefix, n.Metadata.Name)
 	case len(f.outside) > 0:
-		return problemf("OutsideCIDRs", "the leases of %s are in none of spec.cidrs any more: put their CIDR back", names(f.outside))
+		return problemf("OutsideCIDRs", "the leases of %s are no longer in any of spec.cidrs: put their CIDR back", names(f.outside))
 	}
 	return nil
 }
@@ -130,7 +129,7 @@ func (w *world) byUID() map[string]*api.Machine {
 	return m
 }
 
-// records are the leases that rackweft made, by prefix.
+// records are the leases that rackweft created, by prefix.
 func (l *layout) records() []held {
 	list := make([]held, 0, len(l.hosts))
 	for _, h := range l.hosts {
@@ -140,8 +139,8 @@ func (l *layout) records() []held {
 	return list
 }
 
-// keep looks after a lease that a host has. m is nil when the cache knows no
-// such Machine; drops are the leases of moved Guests that the host loses.
+// keep plans the change of a host's lease. m is nil when the cache has no such Machine; drops are the leases of
+// moved Guests that the host loses.
 func (x *planner) keep(h held, m *api.Machine, drops []store.FlannelWrite) {
 	switch {
 	case m == nil:
@@ -157,12 +156,11 @@ func (x *planner) keep(h held, m *api.Machine, drops []store.FlannelWrite) {
 	}
 }
 
-// bury tells a host to give the Network up, as of the change of an object, and
-// releases its lease when it has.
+// bury orders a host to remove the Network, as of the revision of an object, and releases its lease when it has.
 func (x *planner) bury(h held, m *api.Machine, why api.Object, drops []store.FlannelWrite) {
 	revision := store.RevisionOf(why)
 	switch {
-	case h.Buried == 0 && revision != 0: // else it came from no store
+	case h.Buried == 0 && revision != 0: // 0: it is not from a store
 		h.Buried = revision
 		x.plan.add(append(x.layout.again(h, drops), h.write()))
 	case h.Buried != 0 && x.gaveUp(x.network.Metadata.Name, h, m):
@@ -182,9 +180,9 @@ func (h held) write() store.FlannelWrite {
 	return store.FlannelWrite{FlannelID: h.key.FlannelID, At: h.key.Revision, Value: encode(h.hostRecord)}
 }
 
-// again is what a host loses, and behind it the lease that it keeps once more: a
-// stock flanneld forgets a VTEP with any of its leases (handleSubnetEvents in
-// pkg/backend/vxlan/vxlan_network.go), and learns it again by this.
+// again is the leases that a host loses, followed by a rewrite of the one that it keeps: a stock flanneld forgets
+// a VTEP with any of its leases (handleSubnetEvents in pkg/backend/vxlan/vxlan_network.go), and learns it again
+// from the rewrite.
 func (l *layout) again(h held, drops []store.FlannelWrite) []store.FlannelWrite {
 	k, ok := l.subnets[h.key.Subnet]
 	if len(drops) == 0 || !ok || k.TTL {
@@ -193,8 +191,7 @@ func (l *layout) again(h held, drops []store.FlannelWrite) []store.FlannelWrite 
 	return append(drops, store.FlannelWrite{FlannelID: k.FlannelID, At: k.Revision, Value: k.Value})
 }
 
-// gaveUp reports whether a host has said, after it was told to, that nothing of
-// a Network is left on it.
+// gaveUp reports whether a host has confirmed, after the order, that nothing of a Network is left on it.
 func (w *world) gaveUp(network string, h held, m *api.Machine) bool {
 	s := m.Status.Host
 	if s == nil || s.UID != h.UID || s.Epoch != w.epoch || s.Revision < h.Buried {
@@ -202,7 +199,7 @@ func (w *world) gaveUp(network string, h held, m *api.Machine) bool {
 	}
 	part := api.NetworkPartName(network)
 	for name := range s.Parts {
-		// nodeagent reports what a tombstone is taking away as PART@UID.
+		// nodeagent reports a removal by a tombstone as PART@UID.
 		if name == part || strings.HasPrefix(name, part+"@") {
 			return false
 		}
@@ -210,7 +207,7 @@ func (w *world) gaveUp(network string, h held, m *api.Machine) bool {
 	return true
 }
 
-// release takes a host's lease away, unless another host has it by now.
+// release removes a host's lease, unless another host has it by now.
 func (p *plan) release(l *layout, h held, drops []store.FlannelWrite) {
 	p.writes = append(p.writes, append(drops, p.end(l, h)...))
 }
@@ -225,7 +222,7 @@ func (p *plan) end(l *layout, h held) []store.FlannelWrite {
 	return group
 }
 
-// refresh makes a lease that stays what it should be.
+// refresh plans the update of a lease that stays.
 func (x *planner) refresh(h held, m *api.Machine, drops []store.FlannelWrite) {
 	cidrs, lease6 := x.network.Spec.CIDRs, h.Lease6
 	if !lease6.IsValid() {
@@ -247,8 +244,8 @@ func (x *planner) refresh(h held, m *api.Machine, drops []store.FlannelWrite) {
 	x.plan.add(group)
 }
 
-// lease writes what stands under subnets/, if it is not what it should be. moved
-// says that it was another host's on purpose.
+// lease writes the value under subnets/ if it differs from the desired one. moved says that the lease is moved
+// from another host on purpose.
 func (x *planner) lease(subnet netip.Prefix, m *api.Machine, moved bool) []store.FlannelWrite {
 	id := store.FlannelID{Network: x.network.Metadata.Name, Kind: store.FlannelSubnet, Subnet: subnet}
 	k := x.layout.subnets[subnet]
@@ -268,13 +265,13 @@ func (x *planner) lease(subnet netip.Prefix, m *api.Machine, moved bool) []store
 	return nil
 }
 
-// ours reports whether a lease is as rackweft wrote it, but for the address.
+// ours reports whether a lease is as rackweft wrote it, except for the address.
 func ours(k store.FlannelKey, vni uint32, mac api.MAC) bool {
 	_, has, ok := parseLease(k.Value, vni)
 	return ok && has == mac && !k.TTL
 }
 
-// fresh are the members that have no lease yet and can be reached.
+// fresh lists the members that have no lease yet and can be reached.
 func (x *planner) fresh() []*api.Machine {
 	holders := map[string]bool{}
 	for _, h := range x.layout.hosts {
@@ -305,8 +302,8 @@ func (x *planner) give(fresh []*api.Machine) {
 		addr := x.vtep(m)
 		var subnet netip.Prefix
 		var at int64
-		// A host that ran a stock flanneld keeps what that had, as flannel does
-		// (findLeaseByIP in pkg/subnet/etcd/local_manager.go).
+		// A host that ran a stock flanneld keeps its lease, as with flannel (findLeaseByIP in
+		// pkg/subnet/etcd/local_manager.go).
 		if k, ok := left[addr]; ok {
 			subnet, at = k.Subnet, k.Revision
 			delete(left, addr)
@@ -325,7 +322,7 @@ func (x *planner) give(fresh []*api.Machine) {
 	}
 }
 
-// taken are the IPv4 prefixes of which no host can be given a lease.
+// taken lists the IPv4 prefixes from which no host can get a lease.
 func (x *planner) taken() []netip.Prefix {
 	taken := slices.Collect(maps.Keys(x.layout.subnets))
 	taken = slices.AppendSeq(taken, maps.Keys(x.layout.hosts))
@@ -337,10 +334,10 @@ func (x *planner) taken() []netip.Prefix {
 	return taken
 }
 
-// pool6 is the IPv6 leases that are free; nil for a Network without IPv6.
+// pool6 holds the free IPv6 leases; nil for a Network without IPv6.
 type pool6 struct{ free []netip.Prefix }
 
-// free6 finds IPv6 leases for the hosts that have none, more of which are fresh.
+// free6 finds IPv6 leases for the hosts that have none; more is the number of new hosts.
 func (x *planner) free6(fresh int) *pool6 {
 	cidr, ok := x.network.Spec.CIDR6()
 	if !ok {
@@ -381,8 +378,7 @@ func (x *planner) next6(m *api.Machine) netip.Prefix {
 	return free[0]
 }
 
-// strangers are the leases of stock flannelds that a host could take over, by
-// the address of their VTEP.
+// strangers are the leases of stock flannelds that a host could take over, by the address of their VTEP.
 func (l *layout) strangers(n *api.Network, vni uint32) map[netip.Addr]store.FlannelKey {
 	left := map[netip.Addr]store.FlannelKey{}
 	for subnet, k := range l.subnets {
@@ -394,7 +390,7 @@ func (l *layout) strangers(n *api.Network, vni uint32) map[netip.Addr]store.Flan
 	return left
 }
 
-// world is what stands in the cache, to plan a Network by.
+// world returns the cache's state for planning a Network.
 func (c *Controller) world(ctx context.Context) *world {
 	w := &world{
 		machines: store.CachedList[api.Machine](c.Cache),
@@ -419,8 +415,7 @@ func (c *Controller) world(ctx context.Context) *world {
 	return w
 }
 
-// wrote notes leases that were written, so that one that is fought over is not
-// written all the time.
+// wrote records written leases, so that one that another program keeps changing is not written all the time.
 func (c *Controller) wrote(w store.FlannelWrite) {
 	if w.Kind != store.FlannelSubnet {
 		return

@@ -12,11 +12,11 @@ import (
 
 const reasonDeleting = "Deleting"
 
-// remove takes a deleted Network away: each host is told to give it up, and its
-// lease goes when it has; the rest goes with the last.
+// remove removes a deleted Network: each host is ordered to remove it, and its lease is released when it has; the
+// rest goes with the last one.
 func (c *Controller) remove(ctx context.Context, w *world, n *api.Network) (time.Duration, error) {
 	if !control.HasFinalizer(n, Finalizer) {
-		return 0, nil // another finalizer is at work
+		return 0, nil // another finalizer is running
 	}
 	waiting, leases, err := c.clear(ctx, w, n)
 	if err != nil {
@@ -24,7 +24,7 @@ func (c *Controller) remove(ctx context.Context, w *world, n *api.Network) (time
 	}
 	if len(waiting) > 0 {
 		return recheck, c.report(ctx, n, 0, leases, control.Finding{Status: api.False, Reason: reasonDeleting, Event: api.Normal,
-			Message: fmt.Sprintf("waiting for %s to report that nothing of it is left: bring hosts that are down back, or delete their Machines", names(waiting))})
+			Message: fmt.Sprintf("waiting for %s to report that nothing of it is left: bring back hosts that are down, or delete their Machines", names(waiting))})
 	}
 	if err := c.freeVNIs(ctx, n); err != nil {
 		return 0, err
@@ -32,11 +32,11 @@ func (c *Controller) remove(ctx context.Context, w *world, n *api.Network) (time
 	if err := control.Write(ctx, c.Env, n, func(n *api.Network) bool { return control.DropFinalizer(n, Finalizer) }); err != nil {
 		return 0, err
 	}
-	c.Event(n, api.Normal, "Removed", "no host has anything of it any more, and its leases are gone")
+	c.Event(n, api.Normal, "Removed", "nothing of it is left on any host, and its leases are released")
 	return 0, nil
 }
 
-// clear brings a deleted Network's leases to an end, as far as its hosts have.
+// clear releases a deleted Network's leases, as far as its hosts have removed it.
 func (c *Controller) clear(ctx context.Context, w *world, n *api.Network) (waiting []string, leases int, err error) {
 	for range maxRounds {
 		l, err := c.read(ctx, n.Metadata.Name)
@@ -44,7 +44,7 @@ func (c *Controller) clear(ctx context.Context, w *world, n *api.Network) (waiti
 			return nil, 0, err
 		}
 		if l.of.uid != n.Metadata.UID {
-			return nil, 0, nil // nothing there is this Network's
+			return nil, 0, nil // nothing there belongs to this Network
 		}
 		todo := w.end(n, l)
 		if len(l.hosts) == 0 {
@@ -57,7 +57,7 @@ func (c *Controller) clear(ctx context.Context, w *world, n *api.Network) (waiti
 			return nil, 0, err
 		}
 	}
-	return []string{"more hosts than one pass takes"}, 0, nil
+	return []string{"more hosts than one pass handles"}, 0, nil
 }
 
 // holders names the hosts that have a lease.

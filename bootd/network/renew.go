@@ -13,8 +13,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Renew makes the leases of a backup ones to begin with: a host that was told to
-// give one up is told again, at a revision of the new history.
+// Renew makes the leases of a backup usable: an order to a host to release one is repeated, at a revision of the
+// new history.
 func Renew(ctx context.Context, s *store.Store) error {
 	keys, err := s.Flannel.ReadAll(ctx)
 	if err != nil {
@@ -33,7 +33,7 @@ func Renew(ctx context.Context, s *store.Store) error {
 	return nil
 }
 
-// HostLease is what a host has of a Network, as it says itself.
+// HostLease is a host's lease of a Network, as reported by the host.
 type HostLease struct {
 	Machine, UID string // of the host
 	Lease        netip.Prefix
@@ -41,9 +41,8 @@ type HostLease struct {
 	VTEP         netip.Addr // may be unknown
 }
 
-// Adopt makes a Network's leases those that its hosts have. What another host is
-// said to have in the store, and does not claim itself, goes to the one that
-// does. It returns sentences about leases that two hosts claim.
+// Adopt makes a Network's leases match those that its hosts have. A lease that the store assigns to another host,
+// which does not claim it, goes to the host that does. It returns sentences about leases that two hosts claim.
 func Adopt(ctx context.Context, s *store.Store, network, uid string, vni uint32, leases []HostLease) (conflicts []string, err error) {
 	old, err := readLayout(ctx, s, network)
 	if err != nil {
@@ -52,7 +51,7 @@ func Adopt(ctx context.Context, s *store.Store, network, uid string, vni uint32,
 	a := adoption{store: s, network: network, owner: ownerRecord{UID: uid, VNI: vni}, claimed: map[netip.Prefix]HostLease{}}
 	for _, l := range byRight(leases, old) {
 		if other, ok := overlapping(a.claimed, l.Lease); ok {
-			conflicts = append(conflicts, fmt.Sprintf("hosts %s and %s both say that they have lease %s of Network %s: it is left to %s", other.Machine, l.Machine, l.Lease, network, other.Machine))
+			conflicts = append(conflicts, fmt.Sprintf("hosts %s and %s both claim lease %s of Network %s: %s keeps it", other.Machine, l.Machine, l.Lease, network, other.Machine))
 			continue
 		}
 		a.claimed[l.Lease] = l
@@ -92,8 +91,7 @@ func overlapping(claimed map[netip.Prefix]HostLease, lease netip.Prefix) (HostLe
 	return HostLease{}, false
 }
 
-// replaceOwner takes away the leases of an earlier Network of this name, which
-// no host has any more.
+// replaceOwner removes the leases of an earlier Network of this name, which no host has any longer.
 func replaceOwner(ctx context.Context, s *store.Store, network, uid string) error {
 	l, err := readLayout(ctx, s, network)
 	if err != nil || l.of.uid == "" || l.of.uid == uid {
@@ -102,7 +100,7 @@ func replaceOwner(ctx context.Context, s *store.Store, network, uid string) erro
 	return s.Flannel.Drop(ctx, network, l.owner.Revision)
 }
 
-// adoption is what one Network's hosts have of it.
+// adoption is the leases that one Network's hosts have.
 type adoption struct {
 	store   *store.Store
 	network string
@@ -127,7 +125,7 @@ func (a adoption) adopt(ctx context.Context, h HostLease) error {
 		writes = append(writes, store.FlannelWrite{FlannelID: id(store.FlannelSubnet, h.Lease), At: l.subnets[h.Lease].Revision,
 			Value: leaseValue(a.owner.VNI, h.VTEP, VTEPMAC(h.UID, a.owner.VNI))})
 	}
-	for _, old := range l.records() { // what the store says that the host has, and it has not
+	for _, old := range l.records() { // leases that the store assigns to the host, and the host does not have
 		if _, stands := a.claimed[old.key.Subnet]; stands || old.UID != h.UID || old.Guest != "" {
 			continue
 		}
@@ -142,8 +140,7 @@ func (a adoption) adopt(ctx context.Context, h HostLease) error {
 	return nil
 }
 
-// Reserve keeps a lease for the stock flanneld that a host has as a peer, unless
-// something is known of it.
+// Reserve keeps a lease for the stock flanneld that a host has as a peer, unless the lease is already known.
 func Reserve(ctx context.Context, s *store.Store, vni uint32, f api.HeldFlanneld) error {
 	l, err := readLayout(ctx, s, f.Network)
 	if err != nil {

@@ -44,7 +44,7 @@ func TestAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(conflicts) != 1 || !strings.Contains(conflicts[0], "c and d both say") {
+	if len(conflicts) != 1 || !strings.Contains(conflicts[0], "c and d both claim") {
 		t.Errorf("the conflicts are %q", conflicts)
 	}
 	l, err := readLayout(t.Context(), s, "blue")
@@ -105,7 +105,7 @@ func TestAdoptWhatOthersHave(t *testing.T) {
 	if err != nil || len(l.hosts) != 2 || l.hosts[p("10.5.2.0/24")].UID != "um" || l.hosts[p("10.5.3.0/24")].UID != "ud" {
 		t.Errorf("the leases are %+v, %v", l.hosts, err)
 	}
-	if len(conflicts) != 3 || !strings.Contains(conflicts[0], "it is left to m") {
+	if len(conflicts) != 3 || !strings.Contains(conflicts[0], "m keeps it") {
 		t.Errorf("the conflicts are %q", conflicts)
 	}
 }

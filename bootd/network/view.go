@@ -14,32 +14,31 @@ import (
 	"github.com/rackweft/rackweft/bootd/part"
 )
 
-// View is the peers of one Network as they stood at one moment. It never
-// changes, so that all hosts of a Network share one.
+// View is a snapshot of the peers of one Network. It is immutable, so that all hosts of a Network share one.
 //
 // Each host's part is the same list without the host itself. A View holds it
-// encoded once: a host's digest is the hash of a few slices of it, and the
-// part is copied together only for a host that must be sent the whole.
+// encoded once: a host's digest is the hash of a few slices of it, and the part is assembled only for a host that
+// must receive all of it.
 type View struct {
 	id      int64
 	peers   []peer           // in the order of a part: by lease
 	own     map[string][]int // the peers of each host, by its uid
-	encoded []byte           // the peers as JSON, each with a comma behind it
+	encoded []byte           // the peers as JSON, each followed by a comma
 
 	mu      sync.Mutex
 	digests map[string]digest // by host uid
 	deltas  map[int64]steps   // from an earlier View, by its id
 }
 
-// peer is one lease and where it is encoded.
+// peer is one lease and the position of its encoding.
 type peer struct {
 	api.NetworkPeer
-	uid      string // of the host that it belongs to; empty for a stock flanneld
+	uid      string // of its host; empty for a stock flanneld
 	from, to int
 }
 
 type digest struct {
-	head  string // what else is in the part
+	head  string // the rest of the part
 	value string
 }
 
@@ -66,17 +65,17 @@ func newView(id int64, peers []peer) (*View, error) {
 	return v, nil
 }
 
-// Part is a Network as one host needs it, in the making: everything but its
-// peers, and the View that these are in.
+// Part is a Network's part for one host while it is built: everything but its peers, and the View that contains
+// them.
 type Part struct {
 	view       *View
 	uid        string // the host's
-	head, tail []byte // the encoded part around the list of peers
+	head, tail []byte // the encoded part before and after the list of peers
 }
 
-// NewPart makes the part of a host. p has no peers: the View's go in.
+// NewPart builds the part of a host. p has no peers: the View's are inserted.
 func (v *View) NewPart(uid string, p api.NetworkPart) (*Part, error) {
-	// Where the peers stand in it is encoding/json's to say: a mark is put there.
+	// encoding/json decides the position of the peers in it: a mark is put there.
 	mark := api.NetworkPeer{Host: "|"}
 	if v.alone(uid) {
 		p.Peers = nil
@@ -103,7 +102,7 @@ func (v *View) alone(uid string) bool {
 	return len(v.own[uid]) == len(v.peers)
 }
 
-// moved lists a host's leases beside its own.
+// moved lists a host's leases in addition to its own.
 func (v *View) moved(uid string, own netip.Prefix) []netip.Prefix {
 	var list []netip.Prefix
 	for _, i := range v.own[uid] {
@@ -144,14 +143,14 @@ func (p *Part) pieces(yield func([]byte)) {
 	yield(p.tail)
 }
 
-// Value is the part as it goes over the wire.
+// Value is the part in wire format.
 func (p *Part) Value() api.Part {
 	var b []byte
 	p.pieces(func(piece []byte) { b = append(b, piece...) })
 	return b
 }
 
-// Digest is that of Value, without making it.
+// Digest is the digest of Value, without building it.
 func (p *Part) Digest() string {
 	head := string(p.head) + "|" + string(p.tail)
 	p.view.mu.Lock()
@@ -169,8 +168,8 @@ func (p *Part) Digest() string {
 	return value
 }
 
-// Delta leads from an earlier part of the same host to this one; nil when more
-// than peers changed, or so many that the whole is as well sent.
+// Delta leads from an earlier part of the same host to this one; nil when more than peers changed, or so many
+// that sending all of it is as cheap.
 func (p *Part) Delta(from part.Part) *api.PeerDelta {
 	old, _ := from.(*Part)
 	if old == nil || old.uid != p.uid || !bytes.Equal(old.head, p.head) || !bytes.Equal(old.tail, p.tail) || p.tail == nil {
@@ -185,7 +184,7 @@ func (p *Part) Delta(from part.Part) *api.PeerDelta {
 		if c.put[i].uid != p.uid {
 			d.Put = append(d.Put, c.put[i].NetworkPeer)
 		} else {
-			d.Remove = append(d.Remove, c.put[i].Lease.String()) // it was another's
+			d.Remove = append(d.Remove, c.put[i].Lease.String()) // it belonged to another
 		}
 	}
 	for i := range c.remove {
@@ -226,7 +225,7 @@ func compare(old, now []peer) steps {
 	return c
 }
 
-// next says which of two lists has the lease that comes first.
+// next says which of two lists has the next lease.
 func next(old, now []peer) int {
 	switch {
 	case len(old) == 0:
@@ -237,7 +236,7 @@ func next(old, now []peer) int {
 	return comparePrefix(old[0].Lease, now[0].Lease)
 }
 
-// Leases is how many leases the View has, stock flannelds' among them.
+// Leases is the number of leases in the View, including stock flannelds'.
 func (v *View) Leases() int { return len(v.peers) }
 
 // Peers lists every lease, by prefix.

@@ -83,7 +83,7 @@ func TestSettleZones(t *testing.T) {
 	k := newKeeper(t)
 	b, c := k.machine(t, "b"), k.machine(t, "c")
 	first, second := netip.MustParseAddr("198.18.127.1"), netip.MustParseAddr("198.18.127.2")
-	// d and e both say that they have third: it is d's, as it was.
+	// d and e both claim third: it is d's, as it was.
 	d, e, third := k.machine(t, "d"), k.machine(t, "e"), netip.MustParseAddr("198.18.127.3")
 	z := &api.Zone{}
 	z.Metadata.Name = "yellow"

@@ -42,7 +42,7 @@ func TestGuestVerbs(t *testing.T) {
 		t.Error("a repeated id is another request")
 	}
 	_, err = ask(api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s1"})
-	wantStatus(t, err, http.StatusUnprocessableEntity, "is not done with the restart")
+	wantStatus(t, err, http.StatusUnprocessableEntity, "has not finished the restart")
 	_, err = store.Mutate(t.Context(), r.store, "web", func(g *api.Guest) error {
 		g.Status.Result = &api.GuestResult{ID: "a"}
 		g.Status.Snapshots = []api.GuestSnapshot{{Name: "s1"}}
@@ -54,14 +54,14 @@ func TestGuestVerbs(t *testing.T) {
 		action api.GuestAction
 		want   string
 	}{
-		{"reset", api.GuestAction{Snapshot: "s1"}, "takes no snapshot"},
+		{"reset", api.GuestAction{Snapshot: "s1"}, "does not take a snapshot"},
 		{api.GuestSnapshotCreate, api.GuestAction{}, "the snapshot's name"},
 		{api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s1"}, "choose another name"},
 		{api.GuestSnapshotCreate, api.GuestAction{Snapshot: "s2", To: "r2"}, "neither a host"},
 		{api.GuestSnapshotDelete, api.GuestAction{Snapshot: "s2"}, "has no snapshot s2"},
 		{api.GuestSnapshotRevert, api.GuestAction{Snapshot: "s1"}, "weftctl guest stop web"},
 		{"reset", api.GuestAction{To: "r2"}, "neither a host nor disks"},
-		{"move", api.GuestAction{To: "r1"}, "is on r1 already"},
+		{"move", api.GuestAction{To: "r1"}, "is already on r1"},
 		{"move", api.GuestAction{To: "r9"}, "no Machine r9"},
 		{"move", api.GuestAction{Mode: "Warm"}, "Live or Stop"},
 		{"move", api.GuestAction{Mode: "Live", LoseDisks: true}, "starts with empty disks"},
@@ -155,7 +155,7 @@ func TestGuestConfig(t *testing.T) {
 	_, err = fetch(host, "/v1/hosts/r1/guests/web/shares/other")
 	wantStatus(t, err, http.StatusServiceUnavailable, "Secret shut is not for Guest web")
 	_, err = fetch(host, "/v1/hosts/r1/guests/web/shares/none")
-	wantStatus(t, err, http.StatusServiceUnavailable, "no share of Guest web")
+	wantStatus(t, err, http.StatusServiceUnavailable, "Guest web has no share")
 	for name, client := range map[string]*api.Client{"an admin": c, "an operator": r.bearer(operatorToken), "another host": r.hostClient("r2")} {
 		for _, path := range []string{"config", "shares/tls"} {
 			if body, err := fetch(client, "/v1/hosts/r1/guests/web/"+path); !api.IsStatus(err, http.StatusForbidden) {
