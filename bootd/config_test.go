@@ -22,7 +22,7 @@ func TestLoadConfig(t *testing.T) {
 		{name: "a list", yaml: "- a\n", fault: "bootd.yaml"},
 		{name: "a port that is none", yaml: "listen: {api: ':99999'}\n", fault: "99999"},
 		{name: "no port", yaml: "listen: {http: 'localhost'}\n", fault: ":port"},
-		{name: "a name for an address", yaml: "listen: {http: 'boot:80'}\n", fault: `"boot" is no address`},
+		{name: "a name for an address", yaml: "listen: {http: 'boot:80'}\n", fault: `invalid address "boot"`},
 		{name: "advertise", yaml: "advertise: ['http://boot.example']\n", fault: "https://host:8443"},
 		{name: "a token's role", yaml: "tokens: [{name: ann, role: king, sha256: " + digest + "}]\n", fault: "tokens[0]"},
 		{name: "a token in the clear", yaml: "tokens: [{name: ann, role: viewer, sha256: hunter2}]\n", fault: "sha256"},
