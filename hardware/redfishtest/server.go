@@ -2,14 +2,23 @@ package redfishtest
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
+	"math"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 )
 
 // Server is a BMC that listens on the loopback.
@@ -33,13 +42,36 @@ func Start(tb testing.TB, tree Tree, traits ...Trait) *Server {
 	s.Config.ConnContext = withConn
 	s.Config.ConnState = b.connState(s.Config.ConnState)
 	s.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){} // HTTP/1.1 only, as in the field
+	certificate, err := selfSigned()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
 	s.StartTLS()
 	tb.Cleanup(func() {
 		cancel()
 		s.Close()
 	})
-	sum := sha256.Sum256(s.Certificate().Raw)
+	sum := sha256.Sum256(certificate.Certificate[0])
 	return &Server{BMC: b, URL: s.URL, Fingerprint: "sha256:" + hex.EncodeToString(sum[:])}
+}
+
+// selfSigned makes a certificate, as a BMC does at its first start.
+func selfSigned() (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("make the key of a BMC: %w", err)
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(math.MaxInt64))
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("make the certificate of a BMC: %w", err)
+	}
+	template := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "bmc"}, NotBefore: time.Unix(0, 0), NotAfter: time.Now().AddDate(10, 0, 0)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("make the certificate of a BMC: %w", err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
 // connKey has a request's context hold its connection.

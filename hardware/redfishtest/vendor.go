@@ -3,8 +3,11 @@ package redfishtest
 import (
 	"embed"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -102,4 +105,45 @@ func StartCaptured(tb testing.TB, root string, v Vendor, more ...Trait) *Server 
 		tb.Fatal(err)
 	}
 	return Start(tb, tree, append(v.Traits, more...)...)
+}
+
+// contradictions are traits that no BMC has together: nothing would be left to do about one of them.
+func contradictions() [][2]Trait {
+	return [][2]Trait{
+		{IfMatchRequired, IfMatchRefused}, {IfMatchRequired, EmptyETag},
+		{BootNeedsAll, ModeReadOnly}, {BootNeedsAll, ModeUnknown}, {ModeFallsBack, ModeReadOnly}, {ModeFallsBack, ModeUnknown},
+		{BootInFutureState, BootInSettings},
+		{NoSessions, NoBasic}, {SessionsNeedLicence, NoBasic}, {SessionOnlyID, NoBasic},
+	}
+}
+
+// Pick chooses up to n more traits that go with the vendor's and with each other, none of those in but.
+func (v Vendor) Pick(random *rand.Rand, n int, but ...Trait) []Trait {
+	has := rules{}
+	for _, trait := range v.Traits {
+		has[trait] = true
+	}
+	var more []Trait
+	all := slices.Sorted(maps.Keys(Traits()))
+	for _, i := range random.Perm(len(all)) {
+		trait := all[i]
+		if len(more) == n {
+			break
+		}
+		if has[trait] || slices.Contains(but, trait) || has.contradicts(trait) {
+			continue
+		}
+		has[trait] = true
+		more = append(more, trait)
+	}
+	return more
+}
+
+func (r rules) contradicts(trait Trait) bool {
+	for _, pair := range contradictions() {
+		if pair[0] == trait && r[pair[1]] || pair[1] == trait && r[pair[0]] {
+			return true
+		}
+	}
+	return false
 }
