@@ -28,7 +28,7 @@ func (m behindBMC) PressButton(ctx context.Context) error {
 
 // Reset resets in place. HTTP boot needs a new QEMU before and after: whether
 // OVMF offers PXE is part of its command line, and the URL is in its variables.
-// A new asset tag needs one, too.
+// A new asset tag and another virtual medium need one, too.
 func (m behindBMC) Reset(ctx context.Context) error {
 	m.power.Lock()
 	defer m.power.Unlock()
@@ -36,7 +36,8 @@ func (m behindBMC) Reset(ctx context.Context) error {
 	if b == nil {
 		return bmc.ErrOff
 	}
-	if b.target != bmc.UefiHTTP && m.Override().Target != bmc.UefiHTTP && b.tag == m.shownTag() {
+	same := b.tag == m.shownTag() && b.media == usbDrive{m.Machine}.image()
+	if same && b.target != bmc.UefiHTTP && m.Override().Target != bmc.UefiHTTP {
 		return m.resetInPlace(ctx, causeBMC)
 	}
 	if err := m.powerOff(ctx, causeBMC); err != nil {

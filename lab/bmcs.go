@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"strconv"
@@ -25,6 +26,8 @@ type BMCConfig struct {
 	MaxSessions int
 	// Console is how the machine's serial port is reached.
 	Console bmc.Console
+	// Media is the style of the machine's virtual media. Default: it has none.
+	Media bmc.MediaStyle
 	// POST makes the machine's system report its power-on self-test, as HPE's do.
 	POST bmc.POST
 }
@@ -87,12 +90,18 @@ func (r *Rack) addBMC(owner *Machine) error {
 	for _, m := range r.machines {
 		if m.config.bmcUnit() == owner.config.Unit {
 			behind = append(behind, m)
-			systems = append(systems, bmc.SystemConfig{ID: m.config.BMC.SystemID, Inventory: inventory(m), Machine: behindBMC{m}, POST: m.config.BMC.POST, Console: m.config.BMC.Console})
+			systems = append(systems, bmc.SystemConfig{
+				ID: m.config.BMC.SystemID, Inventory: inventory(m), Machine: behindBMC{m},
+				POST: m.config.BMC.POST, Console: m.config.BMC.Console, Media: bmc.Media{Style: m.config.BMC.Media, Drive: usbDrive{m}},
+			})
 		}
 	}
 	server, err := bmc.New(bmc.Config{
 		Dir: owner.dir, Address: address, Username: BMCUser, Password: r.password, Systems: systems,
 		Login: owner.config.BMC.Login, MaxSessions: owner.config.BMC.MaxSessions,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return dialIn(ctx, r.netNamespace(), network, address)
+		},
 	}, owner.log)
 	if err != nil {
 		return err

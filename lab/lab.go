@@ -343,22 +343,8 @@ func (r *Rack) listen(namespace, address string) (l net.Listener, err error) {
 // DialContext connects from bootd's server, to bootd's own ports and to the
 // BMCs. It fits http.Transport. Addresses must be literal: names are not
 // resolved.
-func (r *Rack) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	entered := inNamespace(r.bootdNamespace(), func() error {
-		host, _, err := net.SplitHostPort(address)
-		if err != nil {
-			return err
-		}
-		if net.ParseIP(host) == nil {
-			return fmt.Errorf("dial %s from the rack: give an address, not a name", address)
-		}
-		// With one address there is no race of connections, so the dialer stays
-		// on this thread.
-		d := net.Dialer{FallbackDelay: -1}
-		conn, err = d.DialContext(ctx, network, address)
-		return err
-	})
-	return conn, entered
+func (r *Rack) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return dialIn(ctx, r.bootdNamespace(), network, address)
 }
 
 // Listen listens on bootd's server. The address must be literal.

@@ -34,6 +34,7 @@ type Machine struct {
 	override  bmc.Override
 	unplugged bool
 	tag       string // the asset tag; a QEMU shows the one at its start
+	media     string // the image in the USB drive; a QEMU has the one at its start
 	staleTag  bool   // the firmware shows its own tag instead of the BMC's
 	cause     string // the cause of the next event; empty: the server itself
 	direct    *DirectBoot
@@ -46,6 +47,7 @@ type boot struct {
 	monitor *qmp
 	target  bmc.Target // with which the process was started
 	tag     string     // with which the process was started
+	media   string     // the same
 	events  chan qmpMessage
 	reset   wait.Signal   // holds a token when a reset has been handled
 	gone    chan struct{} // closed when the process has ended and all are notified
@@ -167,12 +169,17 @@ func (m *Machine) SetOverride(ctx context.Context, o bmc.Override) error {
 // firmware at the next reset.
 func (m *Machine) orderBoot(ctx context.Context, b *boot, target bmc.Target) error {
 	disk, pxe := bootIndexes(target)
-	// Remove from the order first: QEMU refuses an index that is in use, even
-	// by the same device.
-	for _, one := range []struct {
+	type place struct {
 		device string
 		index  int
-	}{{"disk", -1}, {"pxe", -1}, {"disk", disk}, {"pxe", pxe}} {
+	}
+	// Remove from the order first: QEMU refuses an index that is in use, even
+	// by the same device.
+	order := []place{{"disk", -1}, {"pxe", -1}, {"disk", disk}, {"pxe", pxe}}
+	if b.media != "" {
+		order = append([]place{{mediaDevice, -1}}, append(order, place{mediaDevice, mediaIndex(target)})...)
+	}
+	for _, one := range order {
 		err := b.monitor.run(ctx, "qom-set", map[string]any{
 			"path": "/machine/peripheral/" + one.device, "property": "bootindex", "value": one.index,
 		})
@@ -254,8 +261,8 @@ func (m *Machine) start(ctx context.Context, cause string) error {
 
 // launch starts QEMU, attaches the monitor and lets the processor run.
 func (m *Machine) launch(ctx context.Context, target bmc.Target) (*boot, error) {
-	tag := m.shownTag()
-	argv := inside(m.rack.netNamespace(), m.qemuArguments(target, tag)...)
+	tag, media := m.shownTag(), usbDrive{m}.image()
+	argv := inside(m.rack.netNamespace(), append(m.qemuArguments(target, tag), mediaArguments(media, target)...)...)
 	output, err := os.OpenFile(m.path("qemu.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -270,7 +277,7 @@ func (m *Machine) launch(ctx context.Context, target bmc.Target) (*boot, error) 
 	if err != nil {
 		return nil, err
 	}
-	b := &boot{process: process, target: target, tag: tag,
+	b := &boot{process: process, target: target, tag: tag, media: media,
 		events: make(chan qmpMessage, 64), reset: wait.NewSignal(), gone: make(chan struct{})}
 	if err := m.attach(ctx, b); err != nil {
 		process.kill()

@@ -160,6 +160,25 @@ func inNamespace(name string, do func() error) error {
 	return namespace.Within(filepath.Join(namespaceDir, name), do)
 }
 
+// dialIn connects from a namespace. Addresses must be literal.
+func dialIn(ctx context.Context, namespace, network, address string) (conn net.Conn, err error) {
+	entered := inNamespace(namespace, func() error {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return err
+		}
+		if net.ParseIP(host) == nil {
+			return fmt.Errorf("dial %s from the rack: give an address, not a name", address)
+		}
+		// With one address there is no race of connections, so the dialer stays
+		// on this thread.
+		d := net.Dialer{FallbackDelay: -1}
+		conn, err = d.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, entered
+}
+
 // inside returns the command line that enters the namespace, mounts its /sys,
 // and executes argv.
 func inside(namespace string, argv ...string) []string {

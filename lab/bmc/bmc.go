@@ -32,6 +32,9 @@ type Config struct {
 	SessionTimeout     time.Duration  // idle. Default: 30 minutes
 	MaxSessions        int            // Default: 8, as for iDRAC
 	Login              Login          // Default: AnyLogin
+	// Dial is how the BMC reaches others: the servers of images. Default: from
+	// where the process runs.
+	Dial DialFunc
 }
 
 // Server is one BMC.
@@ -69,6 +72,9 @@ func New(config Config, log *slog.Logger) (*Server, error) {
 	}
 	if config.MaxSessions == 0 {
 		config.MaxSessions = 8
+	}
+	if config.Dial == nil {
+		config.Dial = (&net.Dialer{}).DialContext
 	}
 	certificate, err := loadCertificate(config.Dir, config.Address)
 	if err != nil {

@@ -102,8 +102,12 @@ func (s *system) bootResource() resource {
 }
 
 func (s *system) bootTargets() []Target {
+	targets := []Target{None, Pxe, Hdd}
 	if s.Inventory.Firmware == UEFI {
-		return []Target{None, Pxe, Hdd, UefiHTTP}
+		targets = append(targets, UefiHTTP)
 	}
-	return []Target{None, Pxe, Hdd}
+	if s.media != nil {
+		targets = append(targets, s.media.rules.target)
+	}
+	return targets
 }

@@ -116,6 +116,9 @@ func (s *Server) writable() map[string]change {
 		if one.Machine != nil {
 			all[one.path] = one.patchSystem
 		}
+		if one.media != nil {
+			all[one.media.path] = one.media.patch
+		}
 	}
 	return all
 }
@@ -141,9 +144,8 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	body := map[string]any{}
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&body); err != nil {
-		fail(w, http.StatusBadRequest, malformedJSON())
+	body, ok := readBody(w, r)
+	if !ok {
 		return
 	}
 	refused, err := apply(r, body)
@@ -156,6 +158,15 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, http.StatusOK, s.tree()[at])
+}
+
+// readBody reads a JSON object; if there is none it answers the request.
+func readBody(w http.ResponseWriter, r *http.Request) (body map[string]any, ok bool) {
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&body); err != nil {
+		fail(w, http.StatusBadRequest, malformedJSON())
+		return nil, false
+	}
+	return body, true
 }
 
 func plain(apply func(map[string]any) *message) change {

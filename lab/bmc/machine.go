@@ -22,6 +22,8 @@ const (
 	Pxe      Target = "Pxe"
 	Hdd      Target = "Hdd"
 	UefiHTTP Target = "UefiHttp"
+	Cd       Target = "Cd"
+	UsbCd    Target = "UsbCd" // the same, in Supermicro's word
 )
 
 // Firmware is the boot mode, in Redfish's terms (BootSourceOverrideMode).

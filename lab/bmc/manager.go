@@ -15,9 +15,10 @@ func (s *Server) resetManager(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) addManager(t tree) {
 	at := root + "/Managers/1"
 	var systems, chassis []string
-	overSSH, described := false, false
+	overSSH, described, media := false, false, false
 	for _, one := range s.systems {
 		systems, chassis = append(systems, one.path), append(chassis, one.chassis)
+		media = media || one.media != nil && one.media.rules.manager
 		if one.console != nil && one.console.SSH() {
 			overSSH = true
 			described = described || one.console.Place == InManager
@@ -37,6 +38,9 @@ func (s *Server) addManager(t tree) {
 	}
 	if described {
 		manager["SerialConsole"] = resource{"ServiceEnabled": true, "MaxConcurrentSessions": 1, "ConnectTypesSupported": allow("SSH")}
+	}
+	if media {
+		manager["VirtualMedia"] = link(at + "/VirtualMedia")
 	}
 	t.add(at, "#Manager.v1_18_0.Manager", "Manager", manager)
 	t.collect(root+"/Managers", "Manager", "Manager Collection")

@@ -34,6 +34,12 @@ func unknownProperty(name string) *message {
 		Resolution: "Remove the unknown property from the request body and resubmit the request."}
 }
 
+func missingParameter(name string) *message {
+	return &message{ID: "Base.1.16.ActionParameterMissing", Severity: "Critical", Args: []string{"InsertMedia", name},
+		Text:       fmt.Sprintf("The action InsertMedia requires the parameter %s to be present in the request body.", name),
+		Resolution: "Supply the action with the required parameter in the request body when the request is resubmitted."}
+}
+
 func notWritable(name string) *message {
 	return &message{ID: "Base.1.16.PropertyNotWritable", Severity: "Warning", Args: []string{name},
 		Text:       fmt.Sprintf("The property '%s' is a read only property and cannot be assigned a value.", name),

@@ -18,6 +18,7 @@ type SystemConfig struct {
 	Machine Machine
 	POST    POST
 	Console Console
+	Media   Media
 }
 
 // system is a ComputerSystem, with the Chassis of the same Id.
@@ -26,6 +27,7 @@ type system struct {
 	bmc           *Server
 	path, chassis string
 	console       *console // nil without a Machine
+	media         *media   // nil without virtual media
 
 	mu          sync.Mutex // guards the fields below
 	lastReset   time.Time  // by the BMC's clock
@@ -44,6 +46,9 @@ func newSystem(config SystemConfig, number int, bmc *Server) *system {
 	if config.Machine != nil {
 		s.console = &console{Console: config.Console, machine: config.Machine, number: number}
 	}
+	if config.Media.Style != NoMedia {
+		s.media = newMedia(s, number, bmc.config)
+	}
 	return s
 }
 
@@ -57,6 +62,9 @@ func (s *system) route(mux *http.ServeMux) {
 		s.bmc.events.clear(s)
 		w.WriteHeader(http.StatusNoContent)
 	})
+	if s.media != nil {
+		s.media.route(mux)
+	}
 	if s.console.webSocket() {
 		mux.HandleFunc("GET "+s.console.uri(), s.console.serve)
 	}
@@ -100,6 +108,9 @@ func (s *system) addTo(t tree) {
 	s.addChassis(t)
 	if s.Machine != nil {
 		s.bmc.events.addTo(t, s)
+	}
+	if s.media != nil {
+		s.media.addTo(t)
 	}
 	s.addSystem(t)
 }
@@ -195,6 +206,9 @@ func (s *system) addSystem(t tree) {
 		"EthernetInterfaces": link(s.path + "/EthernetInterfaces"),
 		"NetworkInterfaces":  link(s.path + "/NetworkInterfaces"),
 		"Links":              resource{"Chassis": links(s.chassis), "ManagedBy": links(root + "/Managers/1")},
+	}
+	if s.media != nil && !s.media.rules.manager {
+		system["VirtualMedia"] = link(s.path + "/VirtualMedia")
 	}
 	if s.Machine != nil {
 		maps.Copy(system, s.server())

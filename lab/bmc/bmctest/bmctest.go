@@ -33,6 +33,7 @@ type Server struct {
 	override bmc.Override
 	booted   []bmc.Target
 	tag      string
+	medium   string
 }
 
 func (s *Server) Power() bmc.Power {
@@ -100,6 +101,28 @@ func (s *Server) DialConsole(context.Context) (net.Conn, error) {
 	return near, nil
 }
 
+// Insert and Eject make it a bmc.Drive.
+func (s *Server) Insert(_ context.Context, image string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.medium = image
+	return nil
+}
+
+func (s *Server) Eject(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.medium = ""
+	return nil
+}
+
+// Medium returns the file of the image that is inserted, or "".
+func (s *Server) Medium() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.medium
+}
+
 // Booted returns the devices that it has booted from.
 func (s *Server) Booted() []bmc.Target {
 	s.mu.Lock()
@@ -120,6 +143,9 @@ func Start(tb testing.TB, changes ...func(*bmc.Config)) *Server {
 	}
 	for _, change := range changes {
 		change(&config)
+	}
+	for i := range config.Systems {
+		config.Systems[i].Media.Drive = s
 	}
 	controller, err := bmc.New(config, slog.New(slog.DiscardHandler))
 	if err != nil {
