@@ -13,23 +13,6 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// BMC is what the controller asks of a Machine's BMC.
-type BMC interface {
-	PowerState(context.Context) (hardware.PowerState, error)
-	PowerOn(context.Context) error
-	PowerOff(context.Context) error
-	GracefulShutdown(context.Context) error
-	ForceRestart(context.Context) error
-	SetBootOnce(context.Context, hardware.Boot) error
-	Inventory(context.Context) (hardware.Inventory, error)
-	LastReset(context.Context) (hardware.ResetEvidence, error)
-	Identify(context.Context, bool) error
-	AssetTag(context.Context) (string, error)
-	SetAssetTag(context.Context, string) error
-	Fingerprint() string
-	Close(context.Context) error
-}
-
 // Recorder keeps what people read later: events and decisions.
 type Recorder interface {
 	Event(o api.Object, typ api.EventType, reason, message string)
@@ -215,77 +198,6 @@ func (c *Controller) mutate(ctx context.Context, m *api.Machine, fn func(*api.Ma
 		return fmt.Errorf("write Machine %s: %w", m.Metadata.Name, store.ErrNotFound)
 	}
 	return err
-}
-
-// missing names the first thing that the spec refers to and that does not
-// exist, or is not ready.
-func (c *Controller) missing(m *api.Machine) string {
-	if z := m.Spec.Zone; z != "" {
-		if _, ok := store.Cached[api.Zone](c.Cache, z); !ok {
-			return fmt.Sprintf("spec.zone: no Zone is called %q", z)
-		}
-	}
-	for i, l := range m.Spec.Links {
-		if _, ok := store.Cached[api.Subnet](c.Cache, l.Subnet); l.Subnet != "" && !ok {
-			return fmt.Sprintf("spec.links[%d].subnet: no Subnet is called %q", i, l.Subnet)
-		}
-	}
-	if b := m.Spec.BMC; b != nil {
-		s, ok := store.Cached[api.Secret](c.Cache, b.Credentials)
-		if !ok {
-			return fmt.Sprintf("spec.bmc.credentials: no Secret is called %q", b.Credentials)
-		}
-		if err := s.Permits(api.UseBMC(b.Address)); err != nil {
-			return "spec.bmc.credentials: " + err.Error()
-		}
-	}
-	if m.Spec.Profile == "" {
-		if m.Spec.State == api.StateActive {
-			return "spec.profile: a Machine that is to be Active needs a Profile"
-		}
-		return ""
-	}
-	return c.missingOfProfile(m.Spec.Profile)
-}
-
-// unserved warns of a production link that gets no address from rackweft: bootd
-// serves DHCP on provisioning Subnets only, but another server may be there, so
-// it holds nothing up.
-func (c *Controller) unserved(m *api.Machine) string {
-	for i, l := range m.Spec.Links {
-		s, ok := store.Cached[api.Subnet](c.Cache, l.Subnet)
-		if ok && s.Spec.Purpose == api.Production && len(l.Addresses) == 0 {
-			return fmt.Sprintf("; but spec.links[%d] pins no address on production Subnet %s, where bootd serves no DHCP: the host has one only if another DHCP server gives it", i, l.Subnet)
-		}
-	}
-	return ""
-}
-
-func (c *Controller) missingOfProfile(name string) string {
-	p, ok := store.Cached[api.Profile](c.Cache, name)
-	if !ok {
-		return fmt.Sprintf("spec.profile: no Profile is called %q", name)
-	}
-	if p.Spec.Install != nil {
-		return fmt.Sprintf("Profile %s: spec.install writes to a disk, which this bootd cannot do yet: remove it to boot the Image live", name)
-	}
-	for _, l := range p.Spec.Layers {
-		if _, ok := store.Cached[api.Layer](c.Cache, l); !ok {
-			return fmt.Sprintf("Profile %s: no Layer is called %q", name, l)
-		}
-	}
-	img, ok := store.Cached[api.Image](c.Cache, p.Spec.Image)
-	if !ok {
-		return fmt.Sprintf("Profile %s: no Image is called %q", name, p.Spec.Image)
-	}
-	if ready := img.Status.Conditions.Get(api.CondReady); ready == nil || ready.Status != api.True {
-		why := "its files have not been looked at yet"
-		if ready != nil {
-			why = ready.Message
-		}
-		return fmt.Sprintf("Image %s is not ready: %s", p.Spec.Image, why)
-	}
-	return ""
 }
 
 // hold writes down why the Machine is held back; it is tried again when

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -12,113 +11,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
-
-// withBMC opens the Machine's BMC, calls fn, and closes it. What the BMC said
-// of itself is written into conditions either way. An error that only a person
-// can mend is not asked again until something changes or some minutes pass:
-// a wrong password must not lock the account.
-func (c *Controller) withBMC(ctx context.Context, m *api.Machine, doing string, fn func(context.Context, BMC) error) (time.Duration, error) {
-	key := c.bmcKey(m)
-	if wait := c.holds.left(m.Metadata.Name, key); wait > 0 {
-		return wait, errHeld
-	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	defer cancel()
-	fingerprint, err := c.useBMC(ctx, m, fn)
-	if err == nil {
-		c.holds.forget(m.Metadata.Name)
-		return 0, c.bmcWell(ctx, m, fingerprint)
-	}
-	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
-		return 0, err
-	}
-	reason, wait := c.holds.fail(m.Metadata.Name, key, err)
-	message := fmt.Sprintf("%s: %s", doing, err)
-	if old := m.Status.Conditions.Get(api.CondBMC); old == nil || old.Reason != reason {
-		c.Event(m, api.Warning, "BMC"+reason, message)
-		c.Log.Warn("BMC", "machine", m.Metadata.Name, "doing", doing, "error", err)
-	}
-	werr := c.mutate(ctx, m, func(m *api.Machine) {
-		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.False, reason, message)
-		if reason == "Unreachable" {
-			m.Status.Power = string(hardware.PowerUnknown)
-		}
-	})
-	return wait, errors.Join(errHeld, werr)
-}
-
-// errHeld says that the BMC could not be used; why stands in a condition.
-var errHeld = errors.New("the BMC could not be used")
-
-// heldOr turns errHeld, which is already written down, into a plain wait.
-func heldOr(wait time.Duration, err error) (time.Duration, error) {
-	if err == errHeld || (errors.Is(err, errHeld) && wait > 0) {
-		return wait, nil
-	}
-	return wait, err
-}
-
-func (c *Controller) bmcKey(m *api.Machine) string {
-	s, _ := store.Cached[api.Secret](c.Cache, m.Spec.BMC.Credentials)
-	version := ""
-	if s != nil {
-		version = s.Metadata.ResourceVersion
-	}
-	return fmt.Sprint(m.Metadata.UID, m.Metadata.Generation, version)
-}
-
-func (c *Controller) useBMC(ctx context.Context, m *api.Machine, fn func(context.Context, BMC) error) (fingerprint string, err error) {
-	endpoint, err := Endpoint(ctx, c.Store, m)
-	if err != nil {
-		return "", err
-	}
-	bmc, err := c.Dial(ctx, endpoint)
-	if err != nil {
-		return "", err
-	}
-	defer func() {
-		if cerr := bmc.Close(context.WithoutCancel(ctx)); cerr != nil && err == nil {
-			c.Log.Warn("close BMC session", "machine", m.Metadata.Name, "error", cerr)
-		}
-	}()
-	return bmc.Fingerprint(), fn(ctx, bmc)
-}
-
-// Endpoint is how the Machine's BMC is reached, password included.
-func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.Endpoint, error) {
-	b := m.Spec.BMC
-	secret, err := store.OpenSecret(ctx, s, b.Credentials, api.UseBMC(b.Address))
-	var refused *api.NotPermittedError
-	if errors.As(err, &refused) {
-		return hardware.Endpoint{}, fmt.Errorf("%w: %w", hardware.ErrUnauthorized, err)
-	}
-	if err != nil {
-		return hardware.Endpoint{}, fmt.Errorf("open Secret %s: %w", b.Credentials, err)
-	}
-	if secret["username"] == "" || secret["password"] == "" {
-		return hardware.Endpoint{}, fmt.Errorf("%w: Secret %s needs username and password", hardware.ErrUnauthorized, b.Credentials)
-	}
-	fingerprint := string(b.TLS.Fingerprint)
-	if fingerprint == "" && m.Status.BMC.LearnedFrom == b.Address {
-		fingerprint = m.Status.BMC.Fingerprint
-	}
-	return hardware.Endpoint{Address: b.Address, Protocol: b.Protocol, Username: secret["username"], Password: secret["password"], Fingerprint: fingerprint}, nil
-}
-
-// bmcWell records that the BMC answered; it writes only when that is news.
-func (c *Controller) bmcWell(ctx context.Context, m *api.Machine, fingerprint string) error {
-	if m.Status.Conditions.Is(api.CondBMC) && m.Status.BMC.Fingerprint == fingerprint && time.Since(m.Status.BMC.LastContact) < time.Minute {
-		return nil
-	}
-	return c.mutate(ctx, m, func(m *api.Machine) {
-		message := "it answers and takes the password"
-		if m.Spec.BMC.TLS.Fingerprint == "" {
-			message += "; its certificate was pinned at the first contact (spec.bmc.tls.fingerprint pins it for good)"
-		}
-		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", message)
-		m.Status.BMC = api.BMCStatus{Fingerprint: fingerprint, LearnedFrom: m.Spec.BMC.Address, LastContact: time.Now().UTC()}
-	})
-}
 
 // inspect reads the Machine's inventory from its BMC.
 func (c *Controller) inspect(ctx context.Context, m *api.Machine) (time.Duration, error) {
@@ -153,38 +45,6 @@ func (c *Controller) readInventory(ctx context.Context, m *api.Machine) (time.Du
 			m.Status.Phase = api.PhaseAvailable
 		}
 	})
-}
-
-// inspected compares what the BMC says with what the spec says.
-func inspected(m *api.Machine, inv hardware.Inventory) (reason, message string) {
-	known := map[api.MAC]bool{}
-	for _, n := range inv.NICs {
-		if mac, err := api.ParseMAC(n.MAC); err == nil {
-			known[mac] = true
-		}
-	}
-	for _, mac := range m.MACs() {
-		if len(known) > 0 && !known[mac] {
-			return "MACUnknown", fmt.Sprintf("the BMC lists no NIC with MAC %s: check spec.links (an add-in card that the BMC does not see is fine)", mac)
-		}
-	}
-	return "Read", fmt.Sprintf("%s %s, serial %s, %d CPUs, %d MiB", inv.Manufacturer, inv.Model, inv.Serial, inv.CPUs.Count, inv.MemoryMiB)
-}
-
-func inventory(inv hardware.Inventory) *api.Inventory {
-	out := &api.Inventory{
-		Manufacturer: inv.Manufacturer, Model: inv.Model, SKU: inv.SKU, Serial: inv.Serial, UUID: inv.UUID,
-		BIOSVersion: inv.BIOSVersion, BMCFirmware: inv.BMCFirmware, CPUs: api.InventoryCPUs(inv.CPUs), MemoryMiB: inv.MemoryMiB,
-		Incomplete: inv.Incomplete,
-	}
-	for _, n := range inv.NICs {
-		mac, _ := api.ParseMAC(n.MAC) // a port without one is listed without one
-		out.NICs = append(out.NICs, api.InventoryNIC{Name: n.Name, MAC: mac, SpeedMbps: n.SpeedMbps, Link: n.Link})
-	}
-	for _, d := range inv.Disks {
-		out.Disks = append(out.Disks, api.InventoryDisk{Name: d.Name, Serial: d.Serial, Type: d.Type, Bytes: d.Bytes})
-	}
-	return out
 }
 
 // powerUp tells the BMC to boot the Machine from the network, now.
@@ -478,65 +338,4 @@ func ignoreUnsupported(err error) error {
 		return nil
 	}
 	return err
-}
-
-// holds remembers, per Machine, until when its BMC is left alone.
-type holds struct {
-	mu sync.Mutex
-	by map[string]hold
-}
-
-type hold struct {
-	key   string // what the failed call was made with: a change tries again at once
-	until time.Time
-	fails int
-}
-
-func (h *holds) reset() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.by = map[string]hold{}
-}
-
-func (h *holds) forget(name string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.by, name)
-}
-
-// left is how long the BMC is to be left alone, unless the key has changed.
-func (h *holds) left(name, key string) time.Duration {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if x, ok := h.by[name]; ok && x.key == key {
-		return max(0, time.Until(x.until))
-	}
-	return 0
-}
-
-// fail notes an error and says how to call it and when to try again.
-func (h *holds) fail(name, key string, err error) (reason string, wait time.Duration) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	x := h.by[name]
-	if x.key != key {
-		x = hold{key: key}
-	}
-	x.fails++
-	var mismatch *hardware.CertificateMismatchError
-	switch {
-	case errors.Is(err, hardware.ErrUnauthorized):
-		reason, wait = "Unauthorized", 5*time.Minute
-	case errors.As(err, &mismatch):
-		reason, wait = "CertificateMismatch", 2*time.Minute
-	case errors.Is(err, hardware.ErrUnsupported):
-		reason, wait = "Unsupported", 5*time.Minute
-	case errors.Is(err, hardware.ErrUnreachable):
-		reason, wait = "Unreachable", min(5*time.Second<<min(x.fails-1, 5), 2*time.Minute)
-	default:
-		reason, wait = "Error", min(5*time.Second<<min(x.fails-1, 5), 2*time.Minute)
-	}
-	x.until = time.Now().Add(wait)
-	h.by[name] = x
-	return reason, wait
 }
