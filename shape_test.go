@@ -26,7 +26,6 @@ func outsized() map[string]bool {
 	list := map[string]bool{}
 	for _, name := range []string{
 		"bootd/lease/table.go",
-		"bootd/machine.Controller",
 	} {
 		list[name] = true
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -28,53 +29,65 @@ type BMC interface {
 	Close(context.Context) error
 }
 
-// withBMC opens the Machine's BMC, calls fn, and closes it. What the BMC said
-// of itself is written into conditions either way. An error that only a person
-// can mend is not asked again until something changes or some minutes pass:
-// a wrong password must not lock the account.
-func (c *Controller) withBMC(ctx context.Context, m *api.Machine, doing string, fn func(context.Context, BMC) error) (time.Duration, error) {
-	key := c.bmcKey(m)
-	if wait := c.holds.left(m.Metadata.Name, key); wait > 0 {
-		return wait, errHeld
-	}
+// bmcs is the one place in which BMCs are called.
+type bmcs struct {
+	control.Env
+	dial func(context.Context, hardware.Endpoint) (BMC, error)
+	tags tags
+	// holds keeps BMCs from being asked too often after an error.
+	holds *holds
+}
+
+// ask opens the Machine's BMC, asks it what the action says, and closes it. What
+// the BMC said of itself is written into conditions either way; the error is
+// errHeld then, and comes with when to try again. What only a person can mend is
+// not tried again until something changes or some minutes pass: a wrong password
+// must not lock the account.
+func (b bmcs) ask(ctx context.Context, m *api.Machine, a action) (answer, time.Duration, error) {
+	key := b.key(m) // the call is made with it: it may change meanwhile
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	fingerprint, err := c.useBMC(ctx, m, fn)
+	fingerprint, is, err := b.session(ctx, m, a)
 	if err == nil {
-		c.holds.forget(m.Metadata.Name)
-		return 0, c.bmcWell(ctx, m, fingerprint)
+		b.holds.forget(m.Metadata.Name)
+		return is, 0, b.well(ctx, m, fingerprint)
 	}
 	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
-		return 0, err
+		return is, 0, err
 	}
-	reason, wait := c.holds.fail(m.Metadata.Name, key, err)
+	reason, wait := b.holds.fail(m.Metadata.Name, key, err)
+	return is, wait, errors.Join(errHeld, b.failed(ctx, m, reason, a.doing(), err))
+}
+
+// failed writes down why the BMC could not be used.
+func (b bmcs) failed(ctx context.Context, m *api.Machine, reason, doing string, err error) error {
 	message := fmt.Sprintf("%s: %s", doing, err)
 	if old := m.Status.Conditions.Get(api.CondBMC); old == nil || old.Reason != reason {
-		c.Event(m, api.Warning, "BMC"+reason, message)
-		c.Log.Warn("BMC", "machine", m.Metadata.Name, "doing", doing, "error", err)
+		b.Event(m, api.Warning, "BMC"+reason, message)
+		b.Log.Warn("BMC", "machine", m.Metadata.Name, "doing", doing, "error", err)
 	}
-	werr := c.mutate(ctx, m, func(m *api.Machine) {
+	return mutate(ctx, b.Env, m, func(m *api.Machine) {
 		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.False, reason, message)
 		if reason == "Unreachable" {
 			m.Status.Power = string(hardware.PowerUnknown)
 		}
 	})
-	return wait, errors.Join(errHeld, werr)
 }
 
 // errHeld says that the BMC could not be used; why stands in a condition.
 var errHeld = errors.New("the BMC could not be used")
 
-// heldOr turns errHeld, which is already written down, into a plain wait.
-func heldOr(wait time.Duration, err error) (time.Duration, error) {
-	if err == errHeld || (errors.Is(err, errHeld) && wait > 0) {
-		return wait, nil
+// heldUntil is until when the Machine's BMC is left alone.
+func (b bmcs) heldUntil(m *api.Machine) time.Time {
+	if m.Spec.BMC == nil {
+		return time.Time{}
 	}
-	return wait, err
+	return b.holds.until(m.Metadata.Name, b.key(m))
 }
 
-func (c *Controller) bmcKey(m *api.Machine) string {
-	s, _ := store.Cached[api.Secret](c.Cache, m.Spec.BMC.Credentials)
+// key is what a call of the BMC is made with: a change tries again at once.
+func (b bmcs) key(m *api.Machine) string {
+	s, _ := store.Cached[api.Secret](b.Cache, m.Spec.BMC.Credentials)
 	version := ""
 	if s != nil {
 		version = s.Metadata.ResourceVersion
@@ -82,21 +95,22 @@ func (c *Controller) bmcKey(m *api.Machine) string {
 	return fmt.Sprint(m.Metadata.UID, m.Metadata.Generation, version)
 }
 
-func (c *Controller) useBMC(ctx context.Context, m *api.Machine, fn func(context.Context, BMC) error) (fingerprint string, err error) {
-	endpoint, err := Endpoint(ctx, c.Store, m)
+func (b bmcs) session(ctx context.Context, m *api.Machine, a action) (fingerprint string, is answer, err error) {
+	endpoint, err := Endpoint(ctx, b.Store, m)
 	if err != nil {
-		return "", err
+		return "", is, err
 	}
-	bmc, err := c.Dial(ctx, endpoint)
+	bmc, err := b.dial(ctx, endpoint)
 	if err != nil {
-		return "", err
+		return "", is, err
 	}
 	defer func() {
 		if cerr := bmc.Close(context.WithoutCancel(ctx)); cerr != nil && err == nil {
-			c.Log.Warn("close BMC session", "machine", m.Metadata.Name, "error", cerr)
+			b.Log.Warn("close BMC session", "machine", m.Metadata.Name, "error", cerr)
 		}
 	}()
-	return bmc.Fingerprint(), fn(ctx, bmc)
+	is, err = session{BMC: bmc, machine: m, tags: b.tags}.ask(ctx, a)
+	return bmc.Fingerprint(), is, err
 }
 
 // Endpoint is how the Machine's BMC is reached, password included.
@@ -120,12 +134,12 @@ func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.End
 	return hardware.Endpoint{Address: b.Address, Protocol: b.Protocol, Username: secret["username"], Password: secret["password"], Fingerprint: fingerprint}, nil
 }
 
-// bmcWell records that the BMC answered; it writes only when that is news.
-func (c *Controller) bmcWell(ctx context.Context, m *api.Machine, fingerprint string) error {
+// well records that the BMC answered; it writes only when that is news.
+func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint string) error {
 	if m.Status.Conditions.Is(api.CondBMC) && m.Status.BMC.Fingerprint == fingerprint && time.Since(m.Status.BMC.LastContact) < time.Minute {
 		return nil
 	}
-	return c.mutate(ctx, m, func(m *api.Machine) {
+	return mutate(ctx, b.Env, m, func(m *api.Machine) {
 		message := "it answers and takes the password"
 		if m.Spec.BMC.TLS.Fingerprint == "" {
 			message += "; its certificate was pinned at the first contact (spec.bmc.tls.fingerprint pins it for good)"

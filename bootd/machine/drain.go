@@ -1,23 +1,20 @@
 package machine
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
-	"github.com/rackweft/rackweft/bootd/site"
-	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// guestsOn names the Guests that are on a host.
-func (c *Controller) guestsOn(m *api.Machine, which func(*api.Guest) bool) []string {
+// guestsOn names the Guests that are on the Machine.
+func (j judge) guestsOn(which func(*api.Guest) bool) []string {
 	var names []string
-	for _, g := range store.CachedList[api.Guest](c.Cache) {
-		if g.Status.HostUID == m.Metadata.UID && which(g) {
+	for _, g := range j.guests() {
+		if which(g) {
 			names = append(names, g.Metadata.Name)
 		}
 	}
@@ -34,56 +31,40 @@ func expendable(g *api.Guest) bool {
 	return !slices.ContainsFunc(g.Spec.Disks, func(d api.Disk) bool { return d.Retain })
 }
 
-// drain has the Guests of a host move elsewhere, before its power is touched. It
-// is over when none is left, at its deadline, or when the host is not there to be
-// asked; done tells.
-func (c *Controller) drain(ctx context.Context, m *api.Machine) (done bool, err error) {
-	left := c.guestsOn(m, anyGuest)
-	leaving := m.Status.Conditions.Get(api.CondDrained)
-	if len(left) == 0 || !m.Status.Conditions.Is(api.CondConnected) {
-		return true, c.drained(ctx, m, leaving)
-	}
-	deadline := time.Duration(site.Spec(c.Cache).Guests.DrainDeadline)
-	if leaving != nil && leaving.Reason == drainDeadline {
-		return true, nil
-	}
-	if leaving != nil && time.Since(leaving.Time) > deadline {
-		message := fmt.Sprintf("after %s these Guests are still on it, and go down with it: %s", deadline, some(left))
-		c.Event(m, api.Warning, drainDeadline, message)
-		return false, c.mutate(ctx, m, func(m *api.Machine) {
-			m.Status.Conditions.Set(time.Now(), api.CondDrained, api.False, drainDeadline, message)
-		})
-	}
-	if leaving == nil {
-		c.Event(m, api.Normal, "Draining", fmt.Sprintf("%d Guests are to leave: %s", len(left), some(left)))
-	}
-	return false, c.mutate(ctx, m, func(m *api.Machine) {
-		m.Status.Phase = api.PhaseDraining
-		m.Status.Conditions.Set(time.Now(), api.CondDrained, api.False, "Leaving", fmt.Sprintf("these Guests are still on it: %s; it continues without them after %s", some(left), deadline))
-	})
-}
-
-// hasToShutDown reports whether a Machine that is to boot again shuts down before
-// that, for the sake of the Guests that are on it. One that is silent is just
-// reset.
-func (c *Controller) hasToShutDown(m *api.Machine) bool {
-	if m.Spec.BMC == nil || m.Status.Power == string(hardware.PowerOff) {
-		return false
-	}
-	return m.Status.Conditions.Is(condShuttingDown) || m.Status.Conditions.Is(api.CondConnected) && len(c.guestsOn(m, runs)) > 0
-}
-
 // runs reports whether a Guest has anything to lose.
 func runs(g *api.Guest) bool { return g.Status.State != api.GuestStopped }
 
 // drainDeadline is the reason that a drain is over although Guests are left.
 const drainDeadline = "DrainDeadline"
 
-func (c *Controller) drained(ctx context.Context, m *api.Machine, leaving *api.Condition) error {
-	if leaving == nil {
-		return nil
+// drainEvery is how often a drain is looked at.
+const drainEvery = 5 * time.Second
+
+// drain has the Guests of a host move elsewhere, before its power is touched. It
+// is over when none is left, at its deadline, or when the host is not there to be
+// asked.
+func (j judge) drain() (a action, over bool) {
+	left := j.guestsOn(anyGuest)
+	leaving := j.machine.Status.Conditions.Get(api.CondDrained)
+	deadline := time.Duration(j.site.Guests.DrainDeadline)
+	switch {
+	case len(left) == 0 || !j.machine.Status.Conditions.Is(api.CondConnected):
+		if leaving != nil {
+			return action{do: doDrained}, false
+		}
+		return action{}, true
+	case leaving != nil && leaving.Reason == drainDeadline:
+		return action{}, true
+	case leaving != nil && j.now.Sub(leaving.Time) > deadline:
+		message := fmt.Sprintf("after %s these Guests are still on it, and go down with it: %s", deadline, some(left))
+		return action{do: doDrainOver, reason: drainDeadline, message: message, event: event{api.Warning, drainDeadline, message}, again: drainEvery}, false
 	}
-	return c.mutate(ctx, m, func(m *api.Machine) { m.Status.Conditions.Remove(api.CondDrained) })
+	a = action{do: doDrain, reason: "Leaving", again: drainEvery,
+		message: fmt.Sprintf("these Guests are still on it: %s; it continues without them after %s", some(left), deadline)}
+	if leaving == nil {
+		a.event = event{api.Normal, "Draining", fmt.Sprintf("%d Guests are to leave: %s", len(left), some(left))}
+	}
+	return a, false
 }
 
 func some(names []string) string {
@@ -94,46 +75,66 @@ func some(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// drainEvery is how often a drain is looked at.
-const drainEvery = 5 * time.Second
+// condShuttingDown stands while a Machine that is to be Off still has power.
+const condShuttingDown = "ShuttingDown"
+
+// hasToShutDown reports whether a Machine that is to boot again shuts down before
+// that, for the sake of the Guests that are on it. One that is silent is just
+// reset.
+func (j judge) hasToShutDown() bool {
+	m := j.machine
+	if m.Spec.BMC == nil || m.Status.Power == string(hardware.PowerOff) {
+		return false
+	}
+	return m.Status.Conditions.Is(condShuttingDown) || m.Status.Conditions.Is(api.CondConnected) && len(j.guestsOn(runs)) > 0
+}
+
+// shutDown has a Machine's system shut down, and cuts its power only when it has
+// had its time for that.
+func (j judge) shutDown() action {
+	if held, brakes := j.powerBrake(); brakes {
+		return held
+	}
+	return j.ask(action{ask: askShutdown, patience: j.shutdownTime()})
+}
+
+// shutdownTime is how long a Machine has to shut down: two minutes, after its
+// Guests have had their own time.
+func (j judge) shutdownTime() time.Duration {
+	longest := time.Duration(0)
+	for _, g := range j.guests() {
+		if runs(g) {
+			longest = max(longest, g.Spec.StopTimeout.Or(api.GuestStopTimeout))
+		}
+	}
+	return longest + 2*time.Minute
+}
 
 // lost reports whether a silent host is to be taken for lost: the Site says so,
 // and there are Guests that can go on elsewhere.
-func (c *Controller) lost(m *api.Machine, silent time.Duration) bool {
-	after := time.Duration(site.Spec(c.Cache).Guests.FenceAfter)
-	return after > 0 && silent >= after && m.Spec.BMC != nil && len(c.guestsOn(m, expendable)) > 0
+func (j judge) lost(silent time.Duration) bool {
+	after := time.Duration(j.site.Guests.FenceAfter)
+	return after > 0 && silent >= after && j.machine.Spec.BMC != nil && len(j.guestsOn(expendable)) > 0
 }
 
 // fence switches a lost host off and makes sure of it, so that its Guests can be
 // started elsewhere and never run twice. Then it is booted again.
-func (c *Controller) fence(ctx context.Context, m *api.Machine) (time.Duration, error) {
-	if m.Status.Conditions.Is(api.CondFenced) {
-		return drainEvery, nil // until the Guests have left
+func (j judge) fence() action {
+	if j.machine.Status.Conditions.Is(api.CondFenced) {
+		return action{again: drainEvery} // until the Guests have left
 	}
-	if reason, message := c.powerBrake(m); reason != "" {
-		return c.hold(ctx, m, reason, message)
+	if held, brakes := j.powerBrake(); brakes {
+		return held
 	}
-	var power hardware.PowerState
-	wait, err := c.withBMC(ctx, m, "fence", func(ctx context.Context, b BMC) (err error) {
-		if power, err = b.PowerState(ctx); err != nil || power == hardware.PowerOff {
-			return err
-		}
-		if err := b.PowerOff(ctx); err != nil {
-			return err
-		}
-		power, err = b.PowerState(ctx)
-		return err
-	})
-	if err != nil {
-		return heldOr(wait, err)
+	return j.ask(action{ask: askFence})
+}
+
+// powerInMotion reports whether the Machine is being shut down or a power verb
+// is being carried out on it.
+func powerInMotion(m *api.Machine) bool {
+	if m.Status.Conditions.Is(condShuttingDown) {
+		return true
 	}
-	if power != hardware.PowerOff {
-		return drainEvery, nil // it takes a moment; ask again
-	}
-	guests := c.guestsOn(m, expendable)
-	c.Event(m, api.Warning, "Fenced", fmt.Sprintf("it is silent, and its BMC confirms that it has no power now: %s start elsewhere", some(guests)))
-	return drainEvery, c.mutate(ctx, m, func(m *api.Machine) {
-		m.Status.Power = string(power)
-		m.Status.Conditions.Set(time.Now(), api.CondFenced, api.True, "PoweredOff", "its BMC confirmed that it has no power")
-	})
+	r := pending(m)
+	return r != nil && r.State == api.RequestRunning && r.Verb == api.VerbPower
 }

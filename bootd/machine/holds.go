@@ -32,14 +32,14 @@ func (h *holds) forget(name string) {
 	delete(h.by, name)
 }
 
-// left is how long the BMC is to be left alone, unless the key has changed.
-func (h *holds) left(name, key string) time.Duration {
+// until is until when the BMC is to be left alone, unless the key has changed.
+func (h *holds) until(name, key string) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if x, ok := h.by[name]; ok && x.key == key {
-		return max(0, time.Until(x.until))
+		return x.until
 	}
-	return 0
+	return time.Time{}
 }
 
 // fail notes an error and says how to call it and when to try again.

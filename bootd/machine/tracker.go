@@ -18,9 +18,9 @@ type Tracker struct {
 }
 
 // Window is how long a BootAttempt may go without progress.
-func Window(c *store.Cache) time.Duration {
-	return site.Spec(c).AttemptWindow.Or(30 * time.Minute)
-}
+func Window(c *store.Cache) time.Duration { return window(site.Spec(c)) }
+
+func window(s api.SiteSpec) time.Duration { return s.AttemptWindow.Or(30 * time.Minute) }
 
 // Reached records that the Machine's open BootAttempt has come to a stage. It
 // costs a write only the first time.

@@ -67,6 +67,13 @@ func TestBootAskedBeforeThePointerOpensNothing(t *testing.T) {
 	}
 }
 
+// act does what is decided on the Machine as it was.
+func (b *bench) act(old *api.Machine, decide func(judge) action) error {
+	f := b.c.facts(old)
+	_, err := b.c.act(b.t.Context(), f, decide(judge{f, time.Now()}))
+	return err
+}
+
 // TestDecisionsOnAnOldView: what was decided on an older Machine is not written
 // over what happened since.
 func TestDecisionsOnAnOldView(t *testing.T) {
@@ -77,21 +84,19 @@ func TestDecisionsOnAnOldView(t *testing.T) {
 	}{
 		{"overdue, but a stage was reached", func(m *api.Machine) {
 			Advance(m, m.Status.Attempt.ID, api.StageDHCP, time.Now(), time.Hour)
-		}, func(b *bench, old *api.Machine) error { return b.c.expire(b.t.Context(), old) }},
+		}, func(b *bench, old *api.Machine) error { return b.act(old, judge.expire) }},
 		{"overdue, but another attempt is open", func(m *api.Machine) {
 			openAttempt(m, time.Now(), "test", 0, api.StagePowerOn, time.Hour)
-		}, func(b *bench, old *api.Machine) error { return b.c.expire(b.t.Context(), old) }},
+		}, func(b *bench, old *api.Machine) error { return b.act(old, judge.expire) }},
 		{"Maintenance, but Active again", func(m *api.Machine) { m.Spec.State = api.StateActive },
 			func(b *bench, old *api.Machine) error {
 				old.Spec.State = api.StateMaintenance
-				_, err := b.c.maintain(b.t.Context(), old)
-				return err
+				return b.act(old, judge.maintain)
 			}},
 		{"Off, but Active again", func(m *api.Machine) { m.Spec.State = api.StateActive },
 			func(b *bench, old *api.Machine) error {
 				old.Spec.State = api.StateOff
-				_, err := b.c.turnOff(b.t.Context(), old)
-				return err
+				return b.act(old, judge.turnOff)
 			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"context"
 	"fmt"
 	"time"
 
@@ -18,12 +17,9 @@ func Required(c *store.Cache, m *api.Machine) trust.Requirement {
 }
 
 // wantNonce notes in a fresh attempt that its nonce is to be written to the
-// AssetTag, where that is required.
-func (c *Controller) wantNonce(m *api.Machine) {
-	if Required(c.Cache, m).Level != api.TrustNonce {
-		return
-	}
-	n := &api.Nonce{State: api.NoncePending, Time: time.Now().UTC()}
+// AssetTag.
+func wantNonce(m *api.Machine, now time.Time) {
+	n := &api.Nonce{State: api.NoncePending, Time: now.UTC()}
 	if m.Spec.BMC == nil {
 		n.State, n.Message = api.NonceFailed, "the Machine has no BMC in its spec"
 	}
@@ -150,30 +146,6 @@ const bootAskedPatience = 2 * time.Minute
 // bootAsked is the reason of the condition meanwhile.
 const bootAsked = "BootAsked"
 
-// askedBeside says that something with the MAC and address of an Active Machine
-// asks for a boot while its host holds its stream: one of the two is not the
-// Machine. Nothing is done about it, or whoever forges a MAC could stop any host.
-func (c *Controller) askedBeside(ctx context.Context, m *api.Machine) error {
-	const beside = "BootAskedBesideHost"
-	old := m.Status.Conditions.Get(api.CondTrust)
-	switch {
-	case old != nil && old.Reason == beside:
-		return nil
-	case old == nil || old.Reason != bootAsked:
-		return c.mutate(ctx, m, func(m *api.Machine) {
-			m.Status.Conditions.Set(time.Now(), api.CondTrust, api.Unknown, bootAsked, "something with its MAC and address asks for a boot script while its host holds its stream: it may have been reset just now")
-		})
-	case time.Since(old.Time) < bootAskedPatience:
-		return nil
-	}
-	message := "something with its MAC and address has been asking for a boot script for minutes while its host holds its stream: one of the two is not this Machine; " +
-		"find which port uses the MAC, and weftctl machine reprovision " + m.Metadata.Name + " when it is not the host's"
-	c.Event(m, api.Warning, beside, message)
-	return c.mutate(ctx, m, func(m *api.Machine) {
-		m.Status.Conditions.Set(time.Now(), api.CondTrust, api.False, beside, message)
-	})
-}
-
 // asks reports whether the Machine's condition says that something asks for a
 // boot, which it may have stopped to do.
 func asks(m *api.Machine) bool {
@@ -182,8 +154,8 @@ func asks(m *api.Machine) bool {
 }
 
 // askedNoMore takes that back.
-func askedNoMore(m *api.Machine) {
+func askedNoMore(m *api.Machine, now time.Time) {
 	if a := m.Status.Attempt; asks(m) && a != nil {
-		m.Status.Conditions.Set(time.Now(), api.CondTrust, api.True, "Reached", fmt.Sprintf("trust level %s: %s", a.Trust, a.TrustWhy))
+		m.Status.Conditions.Set(now, api.CondTrust, api.True, "Reached", fmt.Sprintf("trust level %s: %s", a.Trust, a.TrustWhy))
 	}
 }
