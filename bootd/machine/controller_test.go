@@ -331,6 +331,34 @@ func TestWrongPasswordIsTriedOnce(t *testing.T) {
 	}
 }
 
+// TestPasswordMendedDuringTheCall: the error of a call counts for what the call was made with.
+func TestPasswordMendedDuringTheCall(t *testing.T) {
+	b := newBench(t)
+	b.machine("r1u01", 1)
+	dial := b.c.Dial
+	b.c.Dial = func(context.Context, hardware.Endpoint) (BMC, error) {
+		b.c.Dial = dial
+		_, err := store.Mutate(t.Context(), b.store, "bmc", func(s *api.Secret) error {
+			s.Spec.Data = map[string]string{"username": "admin", "password": "secret-2"}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		s, err := store.Get[api.Secret](t.Context(), b.store, "bmc")
+		if err != nil {
+			return nil, err
+		}
+		if err := b.cache.WaitRevision(t.Context(), store.RevisionOf(s)); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("login: %w", hardware.ErrUnauthorized)
+	}
+	if m := b.steps("r1u01", false); m.Status.Phase != api.PhaseProvisioning || b.bmc.endpoint.Password != "secret-2" {
+		t.Errorf("phase %s, the last password %q", m.Status.Phase, b.bmc.endpoint.Password)
+	}
+}
+
 func TestCertificateIsPinnedAtFirstContact(t *testing.T) {
 	b := newBench(t)
 	b.machine("r1u01", 1)
@@ -402,6 +430,60 @@ func TestPowerBrake(t *testing.T) {
 	m = b.steps("r1u02", false)
 	if !slices.Equal(b.bmc.did, []string{"reset"}) || m.Status.Requests[0].State != api.RequestDone {
 		t.Errorf("BMC told %v, request %+v", b.bmc.did, m.Status.Requests[0])
+	}
+}
+
+// TestBrakesUnderTheLock: what was decided before another opened a BootAttempt, or began to change its power, is
+// judged again.
+func TestBrakesUnderTheLock(t *testing.T) {
+	b := newBench(t)
+	b.site(func(s *api.Site) { s.Spec.Limits.Provisioning.PerRack, s.Spec.Limits.Power.PerRack = 1, 1 })
+	names := []string{"r1u01", "r1u02"}
+	for i, name := range names {
+		b.machine(name, i+1)
+		for b.get(name).Status.Phase != api.PhaseAvailable {
+			b.step(name)
+		}
+	}
+	b.sync()
+	var decided []facts
+	for _, name := range names {
+		f := b.c.facts(b.get(name))
+		if a := decide(f, time.Now()); a.do != doOpen {
+			t.Fatalf("%s is to %q", name, a.do)
+		}
+		decided = append(decided, f)
+	}
+	for _, f := range decided {
+		if _, err := b.c.act(t.Context(), f, action{do: doOpen, reason: "the test", stage: api.StageRequested}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := b.get("r1u02")
+	if h := m.Status.Conditions.Get(api.CondHeld); h == nil || h.Reason != "LimitPerRack" || m.Status.Attempt != nil || !b.get("r1u01").Status.Attempt.Open() {
+		t.Errorf("held %+v, attempt %+v", h, m.Status.Attempt)
+	}
+
+	for _, name := range names {
+		b.mutate(name, func(m *api.Machine) { m.Status.Conditions.Remove(api.CondHeld) })
+		if _, err := AddRequestTo(b, name, api.Request{ID: "x", Verb: api.VerbPower, Argument: "on"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.sync()
+	second := b.c.facts(b.get("r1u02"))
+	dial := b.c.Dial
+	b.c.Dial = func(context.Context, hardware.Endpoint) (BMC, error) { // while the first is under way
+		b.c.Dial = dial
+		_, err := b.c.act(t.Context(), second, action{do: doAsk, ask: askRequest, request: pending(second.machine)})
+		return b.bmc, err
+	}
+	if _, err := b.c.step(t.Context(), b.get("r1u01")); err != nil {
+		t.Fatal(err)
+	}
+	m = b.get("r1u02")
+	if h := m.Status.Conditions.Get(api.CondHeld); h == nil || h.Reason != "LimitPerRack" || m.Status.Requests[0].State != api.RequestPending {
+		t.Errorf("held %+v, request %+v", h, m.Status.Requests[0])
 	}
 }
 
