@@ -106,10 +106,11 @@ func (c *Controller) open(ctx context.Context, m *api.Machine, a action) (time.D
 	if err != nil {
 		return 0, fmt.Errorf("open a BootAttempt for %s: %w", m.Metadata.Name, err)
 	}
-	if opened != nil {
-		c.Event(m, api.Normal, "BootAttempt", fmt.Sprintf("BootAttempt %d opened: %s", opened.Number, a.reason))
-		c.Decision(api.Decision{Machine: m.Metadata.Name, Question: "boot", Answer: "opened", Reason: a.reason, Attempt: opened.ID})
+	if opened == nil {
+		return 0, nil // what has changed since brings the Machine back here
 	}
+	c.Event(m, api.Normal, "BootAttempt", fmt.Sprintf("BootAttempt %d opened: %s", opened.Number, a.reason))
+	c.Decision(api.Decision{Machine: m.Metadata.Name, Question: "boot", Answer: "opened", Reason: a.reason, Attempt: opened.ID})
 	if a.request == nil {
 		return 0, nil
 	}

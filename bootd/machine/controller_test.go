@@ -664,6 +664,28 @@ func TestReprovisionOpensOneAttempt(t *testing.T) {
 	}
 }
 
+// TestReprovisionOnAnOldView: a request is not Done when no BootAttempt was opened for it, as another was opened since
+// the Machine was looked at.
+func TestReprovisionOnAnOldView(t *testing.T) {
+	b := newBench(t)
+	b.active("r1u01", 1)
+	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbReprovision, By: "root"}); err != nil {
+		t.Fatal(err)
+	}
+	b.sync()
+	old := b.get("r1u01")
+	b.mutate("r1u01", func(m *api.Machine) { openAttempt(m, time.Now(), "test", 0, api.StagePowerOn, time.Hour) })
+	if _, err := b.c.step(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	if m := b.get("r1u01"); m.Status.Requests[0].State != api.RequestRunning || m.Status.Attempt.Number != 2 {
+		t.Errorf("BootAttempt %d, request %+v", m.Status.Attempt.Number, m.Status.Requests[0])
+	}
+	if m := b.steps("r1u01", false); m.Status.Requests[0].State != api.RequestDone || m.Status.Attempt.Request != "x" {
+		t.Errorf("BootAttempt %+v, request %+v", m.Status.Attempt, m.Status.Requests[0])
+	}
+}
+
 // TestRequestUnderARunningLoop: with the loop running, a pass must not act on a Machine as it was before the
 // loop's own last write.
 func TestRequestUnderARunningLoop(t *testing.T) {
