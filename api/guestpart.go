@@ -2,12 +2,15 @@ package api
 
 import "net/netip"
 
+// PartGuest is the first word of the names of Guests' parts.
+const PartGuest = "guest"
+
 // GuestPartName is the name of a Guest's part.
-func GuestPartName(guest string) string { return "guest/" + guest }
+func GuestPartName(guest string) string { return PartGuest + "/" + guest }
 
 // guestPart describes the parts of Guests.
 func guestPart() PartKind {
-	return PartKind{Name: "guest", Named: true, New: func() any { return new(GuestPart) }}
+	return PartKind{Name: PartGuest, Named: true, New: func() any { return new(GuestPart) }}
 }
 
 // GuestPart is a Guest as compiled for its host. Empty fields have the defaults

@@ -2,12 +2,15 @@ package api
 
 import "net/netip"
 
+// PartNetwork is the first word of the names of Networks' parts.
+const PartNetwork = "network"
+
 // NetworkPartName is the name of a Network's part.
-func NetworkPartName(network string) string { return "network/" + network }
+func NetworkPartName(network string) string { return PartNetwork + "/" + network }
 
 // networkPart describes the parts of Networks.
 func networkPart() PartKind {
-	return PartKind{Name: "network", Named: true, New: func() any { return new(NetworkPart) },
+	return PartKind{Name: PartNetwork, Named: true, New: func() any { return new(NetworkPart) },
 		Mask: func(p Part) (Part, error) { return maskPasswords(p, (*NetworkPart).mask) }}
 }
 

@@ -46,6 +46,13 @@ func PartKindOf(name string) (kind PartKind, object string, err error) {
 	return PartKind{}, "", fmt.Errorf("unknown HostSpec part %q", name)
 }
 
+// PartObject returns the name of the object that a part is named for; empty for a
+// part that is one of a kind.
+func PartObject(name string) string {
+	_, object, _ := strings.Cut(name, "/")
+	return object
+}
+
 // DecodePart decodes a part into a pointer to the type for its name. It ignores
 // unknown fields, because bootd may be newer than the host.
 func DecodePart(name string, part Part) (any, error) {

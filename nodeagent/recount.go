@@ -35,10 +35,10 @@ func (a *Agent) holdings() api.Recount {
 		}
 		switch p := value.(type) {
 		case *api.NetworkPart:
-			all.Networks = append(all.Networks, api.HeldNetwork{Name: name[len(api.NetworkPartName("")):], UID: p.UID, VNI: p.VNI, Lease: p.Lease, Lease6: p.Lease6})
-			all.Flannelds = append(all.Flannelds, peers(name[len(api.NetworkPartName("")):], p, hosts)...)
+			all.Networks = append(all.Networks, api.HeldNetwork{Name: api.PartObject(name), UID: p.UID, VNI: p.VNI, Lease: p.Lease, Lease6: p.Lease6})
+			all.Flannelds = append(all.Flannelds, peers(api.PartObject(name), p, hosts)...)
 		case *api.GuestPart:
-			g := api.HeldGuest{Name: name[len(api.GuestPartName("")):], UID: p.UID, Network: p.Network, Addresses: p.Addresses, Gone: e.Gone, Transfer: p.Transfer}
+			g := api.HeldGuest{Name: api.PartObject(name), UID: p.UID, Network: p.Network, Addresses: p.Addresses, Gone: e.Gone, Transfer: p.Transfer}
 			if seen := a.parts[name].Guest; seen != nil {
 				g.State = seen.State
 			}

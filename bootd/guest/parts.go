@@ -14,7 +14,7 @@ import (
 // and a Guest's fault is its own.
 func Parts(c *store.Cache) part.Kind {
 	return part.Kind{
-		Name: "guest", Object: "Guest", OwnFault: true, Steps: true, Digests: true,
+		Name: api.PartGuest, Object: "Guest", OwnFault: true, Steps: true, Digests: true,
 		Compile:  func(_ context.Context, m *api.Machine, s *part.Spec) error { return compile(c, m, s) },
 		Concerns: func(ch store.Change) part.Hosts { return concerns(c, ch) },
 		Keep:     func(p *api.PartStatus) { p.Guest = bounded(p.Guest) },

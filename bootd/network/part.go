@@ -34,7 +34,7 @@ var (
 
 // Kind describes the parts.
 func (p Parts) Kind() part.Kind {
-	return part.Kind{Name: "network", Object: "Network", Compile: p.compile, Concerns: p.concerns, Follow: p.follow, Speaks: p.speaks}
+	return part.Kind{Name: api.PartNetwork, Object: "Network", Compile: p.compile, Concerns: p.concerns, Follow: p.follow, Speaks: p.speaks}
 }
 
 // follow reports the hosts that have a lease of a Network whose leases changed.

@@ -200,7 +200,7 @@ func New(o Options) *Handler {
 }
 
 // Kind implements nodeagent.Handler.
-func (h *Handler) Kind() string { return "guest" }
+func (h *Handler) Kind() string { return api.PartGuest }
 
 // Run implements nodeagent.Runner. Guests keep running when it returns.
 func (h *Handler) Run(ctx context.Context, host nodeagent.Host) {
@@ -247,7 +247,7 @@ func (h *Handler) Reconcile(ctx context.Context, parts []nodeagent.Part) map[str
 
 // check refuses values that are unsafe in a path or on a command line.
 func check(p nodeagent.Part) error {
-	if err := api.ValidateName(guestName(p.Name)); err != nil {
+	if err := api.ValidateName(api.PartObject(p.Name)); err != nil {
 		return err
 	}
 	if p.UID == "" || len(p.UID) > 64 || strings.Trim(p.UID, "0123456789abcdefghijklmnopqrstuvwxyz-") != "" {
@@ -266,14 +266,12 @@ func check(p nodeagent.Part) error {
 	return nil
 }
 
-func guestName(part string) string { return strings.TrimPrefix(part, "guest/") }
-
 func portOf(p nodeagent.Part) (nodeagent.Port, bool) {
 	part, ok := p.Value.(*api.GuestPart)
 	if !ok || p.Want == nodeagent.Removed || part.Network == "" || elsewhere(part) {
 		return nodeagent.Port{}, false
 	}
-	return nodePort(guestName(p.Name), part), true
+	return nodePort(api.PartObject(p.Name), part), true
 }
 
 // elsewhere reports whether a Guest belongs to another host, so that it has no
@@ -295,7 +293,7 @@ func (h *Handler) guest(ctx context.Context, p nodeagent.Part) *guest {
 	h.mu.Lock()
 	g, ok := h.guests[p.UID]
 	if !ok {
-		g = newGuest(h, guestName(p.Name), p.UID)
+		g = newGuest(h, api.PartObject(p.Name), p.UID)
 		h.guests[p.UID] = g
 	}
 	h.mu.Unlock()

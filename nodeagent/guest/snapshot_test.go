@@ -21,7 +21,7 @@ func (h *host) request(p nodeagent.Part, id, verb, snapshot string) api.GuestRes
 	h.t.Helper()
 	value := *p.Value.(*api.GuestPart)
 	value.Request = &api.GuestRequest{ID: id, Verb: verb, Snapshot: snapshot}
-	name := guestName(p.Name)
+	name := api.PartObject(p.Name)
 	h.want(part(name, p.UID, &value))
 	var r api.GuestResult
 	h.wait(verb+" "+snapshot, func() bool {
@@ -72,7 +72,7 @@ func (h *host) stopped(p nodeagent.Part) nodeagent.Part {
 	h.t.Helper()
 	value := *p.Value.(*api.GuestPart)
 	value.State, value.Request = "Stopped", nil
-	next := part(guestName(p.Name), p.UID, &value)
+	next := part(api.PartObject(p.Name), p.UID, &value)
 	h.want(next)
 	h.wait("it is stopped", h.is(p.Name, api.PartApplied, "Stopped"))
 	return next

@@ -23,7 +23,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/rackweft/rackweft/api"
@@ -108,7 +107,7 @@ func New(o Options) *Overlay {
 }
 
 // Kind implements nodeagent.Handler.
-func (o *Overlay) Kind() string { return "network" }
+func (o *Overlay) Kind() string { return api.PartNetwork }
 
 // SetUnderlay sets the interface that carries the Networks and its addresses, from
 // the next Reconcile on.
@@ -171,8 +170,6 @@ const (
 	joined stage = "joined" // steps that need other Networks' namespaces
 )
 
-func networkName(part string) string { return strings.TrimPrefix(part, "network/") }
-
 func pending(err error) api.PartStatus {
 	return api.PartStatus{State: api.PartPending, Message: err.Error()}
 }
@@ -226,7 +223,7 @@ func (o *Overlay) noteEncryption(u underlay) {
 func (o *Overlay) remove(ctx context.Context, host place, p nodeagent.Part) api.PartStatus {
 	o.kernel.Lock()
 	defer o.kernel.Unlock()
-	name := networkName(p.Name)
+	name := api.PartObject(p.Name)
 	path := o.tenants.path(name, p.UID)
 	o.serving.stop(p.UID) // its sockets would hold the namespace, as would a speaker's
 	if err := errors.Join(o.silence(ctx, p.UID), removeEnv(o.env, name, p.UID), o.tenants.remove(ctx, host, path, p.UID)); err != nil {

@@ -28,7 +28,7 @@ func (r *round) plan(parts []nodeagent.Part, fault error) {
 			r.out[asked.Key()] = pending(fault)
 			continue
 		}
-		n, notes, err := compile(networkName(asked.Name), *part, r.underlay)
+		n, notes, err := compile(api.PartObject(asked.Name), *part, r.underlay)
 		if err != nil {
 			r.out[asked.Key()] = api.PartStatus{State: api.PartFailed, Message: err.Error()}
 			continue
