@@ -58,6 +58,19 @@ func LookupKind(word string) (Kind, error) {
 	return Kind{}, fmt.Errorf("unknown kind %q", word)
 }
 
+// LookupKinds finds several kinds.
+func LookupKinds(words ...string) ([]Kind, error) {
+	list := make([]Kind, len(words))
+	for i, word := range words {
+		k, err := LookupKind(word)
+		if err != nil {
+			return nil, err
+		}
+		list[i] = k
+	}
+	return list, nil
+}
+
 // KindOf returns the kind of an object by its Go type, so that it works before
 // TypeMeta is set.
 func KindOf(o Object) Kind {

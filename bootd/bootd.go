@@ -418,7 +418,7 @@ func (d *daemon) ensureSite(ctx context.Context) error {
 
 // followSubnets keeps the lease table true to Subnets and Machines.
 func (d *daemon) followSubnets(ctx context.Context) error {
-	kinds, err := kinds("Subnet", "Machine", "Site")
+	kinds, err := api.LookupKinds("Subnet", "Machine", "Site")
 	if err != nil {
 		return err
 	}
@@ -460,18 +460,6 @@ func (d *daemon) applySubnets(ctx context.Context) {
 		d.log.Error("Subnets", "error", err)
 	}
 	d.served.Set()
-}
-
-func kinds(names ...string) ([]api.Kind, error) {
-	list := make([]api.Kind, len(names))
-	for i, n := range names {
-		k, err := api.LookupKind(n)
-		if err != nil {
-			return nil, err
-		}
-		list[i] = k
-	}
-	return list, nil
 }
 
 // specChanged tells a change of an object from one of its status, which changes

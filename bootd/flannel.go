@@ -75,7 +75,7 @@ func (f *flannelds) follow(ctx context.Context) error {
 	if f.listen == "" {
 		return nil
 	}
-	networks, err := kinds("Network")
+	networks, err := api.LookupKinds("Network")
 	if err != nil {
 		return err
 	}

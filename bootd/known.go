@@ -23,7 +23,7 @@ func (p *pinned) has(a netip.Addr) bool {
 
 // follow keeps the count until ctx ends.
 func (p *pinned) follow(ctx context.Context, cache *store.Cache) error {
-	machines, err := kinds("Machine")
+	machines, err := api.LookupKinds("Machine")
 	if err != nil {
 		return err
 	}

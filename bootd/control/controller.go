@@ -63,13 +63,9 @@ func (c *Controller[T]) Run(ctx context.Context) error {
 }
 
 func (c *Controller[T]) begin() error {
-	var kinds []api.Kind
-	for _, name := range c.Kinds {
-		k, err := api.LookupKind(name)
-		if err != nil {
-			return err
-		}
-		kinds = append(kinds, k)
+	kinds, err := api.LookupKinds(c.Kinds...)
+	if err != nil {
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
