@@ -29,6 +29,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/recovery"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/bootd/subnet"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/internal/prom"
@@ -57,6 +58,7 @@ type daemon struct {
 
 	tracker  *machine.Tracker
 	decider  *boot.Decider
+	subnets  *subnet.Service
 	hub      *hostspec.Hub
 	recovery *recovery.Keeper
 	dhcp     dhcpFaults
@@ -201,6 +203,7 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.subnets = &subnet.Service{Cache: d.cache, Serve: d.decider.ApplySubnets, Reserves: boot.ReservesOther, Served: d.served, Log: d.log}
 	sessions, err := d.sessionKeys(ctx)
 	if err != nil {
 		return err
@@ -354,7 +357,7 @@ func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	g.Go(func() error { return d.hub.Run(ctx) })
-	g.Go(func() error { return d.followSubnets(ctx) })
+	g.Go(func() error { return d.subnets.Run(ctx) })
 	g.Go(func() error { return d.pinned.follow(ctx, d.cache) })
 	g.Go(func() error { return d.ifaces.run(ctx, d.log, func() { d.addressesChanged(ctx) }) })
 	g.Go(func() error { return d.followRoom(ctx) })
@@ -416,68 +419,12 @@ func (d *daemon) ensureSite(ctx context.Context) error {
 	return nil
 }
 
-// followSubnets keeps the lease table true to Subnets and Machines.
-func (d *daemon) followSubnets(ctx context.Context) error {
-	kinds, err := api.LookupKinds("Subnet", "Machine", "Site")
-	if err != nil {
-		return err
-	}
-	due := wait.NewSignal()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		return d.cache.Subscribe(ctx, func(c store.Change) {
-			if specChanged(c) && (c.Kind.Name != "Machine" || boot.ReservesOther(c.Old, c.New)) {
-				due.Set()
-			}
-		}, kinds...)
-	})
-	g.Go(func() error { return d.applySubnetsWhenDue(ctx, due) })
-	return g.Wait()
-}
-
-// gatherSubnets is how long changes are gathered, at least, after some were
-// applied: the lease table is made again as a whole. In a storm of changes that
-// takes a twentieth of the time.
-const gatherSubnets = 100 * time.Millisecond
-
-func (d *daemon) applySubnetsWhenDue(ctx context.Context, due wait.Signal) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-due:
-		}
-		began := time.Now()
-		d.applySubnets(ctx)
-		if err := wait.For(ctx, max(gatherSubnets, 20*time.Since(began))); err != nil {
-			return err
-		}
-	}
-}
-
-func (d *daemon) applySubnets(ctx context.Context) {
-	if err := d.decider.ApplySubnets(ctx); err != nil && ctx.Err() == nil {
-		d.log.Error("Subnets", "error", err)
-	}
-	d.served.Set()
-}
-
-// specChanged tells a change of an object from one of its status, which changes
-// all the time.
-func specChanged(c store.Change) bool {
-	if c.Old == nil || c.New == nil {
-		return true
-	}
-	old, now := c.Old.Meta(), c.New.Meta()
-	return old.Generation != now.Generation || old.UID != now.UID
-}
-
 // addressesChanged is called when an interface or address came or went.
 func (d *daemon) addressesChanged(ctx context.Context) {
 	if err := d.certify(); err != nil {
 		d.log.Error("certify the new addresses", "error", err)
 	}
-	d.applySubnets(ctx)
+	d.subnets.Apply(ctx)
 }
 
 // ready tells systemd once every server listens.

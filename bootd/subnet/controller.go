@@ -1,5 +1,5 @@
-// Package subnet owns what is said of Subnets: whether bootd does for each what it
-// can, and if not, why.
+// Package subnet owns Subnets: when they are put into service, and whether bootd
+// serves each, and if not, why.
 package subnet
 
 import (
