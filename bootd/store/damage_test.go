@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -32,7 +33,13 @@ type written struct {
 	names map[string]string // Machine → the value it was given last
 	wal   string            // the newest file of the log
 	used  int64             // bytes of it
-	tries int
+}
+
+// damage is done to one file of a store.
+type damage struct {
+	what, file string
+	change     func(b []byte) []byte
+	whole      bool // etcd is started in any case, which takes its time
 }
 
 func newWritten(t *testing.T) *written {
@@ -90,28 +97,27 @@ func changing(ctx context.Context, s *Store) int {
 
 // try opens a copy of the store in which one file is changed. It must either
 // hold everything that was acknowledged, or say what is damaged and what to do.
-func (w *written) try(t *testing.T, what, file string, change func(b []byte) []byte) (refused bool) {
+func (w *written) try(t *testing.T, d damage) (refused bool) {
 	t.Helper()
-	b, err := os.ReadFile(file)
+	b, err := os.ReadFile(d.file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b = change(b)
-	w.tries++
-	if dir := w.with(t, file, b, os.Link); w.tries%10 != 0 { // a whole start takes its time
+	b = d.change(b)
+	if dir := w.with(t, d.file, b, os.Link); !d.whole {
 		if err := checkData(filepath.Join(dir, "etcd")); err != nil {
 			if !strings.Contains(err.Error(), dir) {
-				t.Errorf("%s: the error names no file: %v", what, err)
+				t.Errorf("%s: the error names no file: %v", d.what, err)
 			}
 			return true
 		}
 	}
-	dir := w.with(t, file, b, copySparse)
+	dir := w.with(t, d.file, b, copySparse)
 	s, err := Open(t.Context(), Config{Dir: dir}, newSealer(t), slog.New(slog.DiscardHandler))
 	if err != nil {
 		var damaged *DamagedError
 		if !errors.As(err, &damaged) || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "bootd restore FILE") {
-			t.Errorf("%s: the error does not help: %v", what, err)
+			t.Errorf("%s: the error does not help: %v", d.what, err)
 		}
 		return true
 	}
@@ -126,12 +132,12 @@ func (w *written) try(t *testing.T, what, file string, change func(b []byte) []b
 	for name, value := range w.names {
 		m, err := Get[api.Machine](t.Context(), s, name)
 		if err != nil || m.Metadata.Annotations["value"] != value {
-			t.Errorf("%s: it starts, and %s is not as it was acknowledged: want %s, got %+v, %v", what, name, value, m, err)
+			t.Errorf("%s: it starts, and %s is not as it was acknowledged: want %s, got %+v, %v", d.what, name, value, m, err)
 			return false
 		}
 	}
 	if _, err := Mutate(t.Context(), s, "m1", func(m *api.Machine) error { m.Metadata.Labels = map[string]string{"a": "b"}; return nil }); err != nil {
-		t.Errorf("%s: it starts, and takes nothing: %v", what, err)
+		t.Errorf("%s: it starts, and takes nothing: %v", d.what, err)
 	}
 	return false
 }
@@ -184,23 +190,40 @@ func zeroed(at int64) func([]byte) []byte {
 // TestDamagedStore turns bits, cuts and zeroes parts of every kind of file.
 func TestDamagedStore(t *testing.T) {
 	if raceDetector {
-		t.Skip("starts etcd on 190 damaged stores, one after the other: it runs without the race detector, which has nothing to see here")
+		t.Skip("starts etcd on 190 damaged stores: it runs without the race detector, which has nothing to see here")
 	}
 	if testing.Short() {
 		t.Skip("opens a store many times")
 	}
 	w := newWritten(t)
-	if w.try(t, "nothing", w.wal, func(b []byte) []byte { return b }) {
+	if w.try(t, damage{what: "nothing", file: w.wal, change: func(b []byte) []byte { return b }}) {
 		t.Fatal("the undamaged store is refused")
 	}
-	rng := rand.New(rand.NewPCG(7, 11))
-	refused, all := 0, 0
-	try := func(what, file string, change func([]byte) []byte) {
-		t.Helper()
-		all++
-		if w.try(t, filepath.Base(file)+": "+what, file, change) {
-			refused++
+	var refused atomic.Int32
+	all := w.damages(t)
+	t.Run("each", func(t *testing.T) { // and all have ended when it has
+		for _, d := range all {
+			t.Run(d.what, func(t *testing.T) {
+				t.Parallel()
+				if w.try(t, d) {
+					refused.Add(1)
+				}
+			})
 		}
+	})
+	n := int(refused.Load())
+	t.Logf("%d of %d were refused, the others lost nothing", n, len(all))
+	if n < len(all)/3 || n == len(all) {
+		t.Errorf("%d of %d were refused", n, len(all))
+	}
+}
+
+// damages are those of TestDamagedStore, the same in every run for the same store.
+func (w *written) damages(t *testing.T) (all []damage) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(7, 11))
+	try := func(what, file string, change func([]byte) []byte) {
+		all = append(all, damage{filepath.Base(file) + ": " + what, file, change, len(all)%10 == 8})
 	}
 
 	for _, at := range w.frames(t, 6) { // the newest records: length, kind, checksum and content
@@ -265,10 +288,7 @@ func TestDamagedStore(t *testing.T) {
 		}
 		try("gone", snap, func([]byte) []byte { return nil })
 	}
-	t.Logf("%d of %d were refused, the others lost nothing", refused, all)
-	if refused < all/3 || refused == all {
-		t.Errorf("%d of %d were refused", refused, all)
-	}
+	return all
 }
 
 // frames are where the newest records of the log begin.
@@ -365,7 +385,7 @@ func TestKilledAtFirstStart(t *testing.T) {
 func TestLogThatEtcdWasCutting(t *testing.T) {
 	w := newWritten(t)
 	end := w.frames(t, 1)[0]
-	if !w.try(t, "cut", w.wal, cutTo(end)) {
+	if !w.try(t, damage{what: "cut", file: w.wal, change: cutTo(end)}) {
 		t.Error("a log that was cut is not refused")
 	}
 	raw, err := os.ReadFile(w.wal)
@@ -414,7 +434,7 @@ func TestTornWrite(t *testing.T) {
 		clear(b[next : next+sector])
 		return b
 	}
-	if w.try(t, "torn", w.wal, torn) {
+	if w.try(t, damage{what: "torn", file: w.wal, change: torn}) {
 		t.Error("a torn write keeps the store from being opened")
 	}
 }
