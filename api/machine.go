@@ -170,6 +170,7 @@ type VLAN struct {
 type BMC struct {
 	Address     string `json:"address" doc:"URL of the BMC, as https://host or https://host:port."`
 	Protocol    string `json:"protocol,omitzero" enum:"redfish" doc:"Protocol spoken to the BMC. Default: redfish."`
+	System      string `json:"system,omitzero" doc:"Id of the system that this Machine is, as its Redfish path ends. Default: the BMC's only system, or the only one that can be reset."`
 	Credentials string `json:"credentials" doc:"A Secret with username and password."`
 	TLS         BMCTLS `json:"tls,omitzero" doc:"How the BMC's certificate is checked."`
 }
@@ -556,6 +557,9 @@ func (m *Machine) validateBMC(e *FieldErrors) {
 		e.add(at("spec", "bmc", "address"), "invalid BMC address %q: want https://host or https://host:port", b.Address)
 	}
 	e.oneOf(at("spec", "bmc", "protocol"), b.Protocol, "redfish")
+	if len(b.System) > 255 || strings.ContainsAny(b.System, "/?# ") {
+		e.add(at("spec", "bmc", "system"), "invalid system %q: want the last part of its Redfish path", b.System)
+	}
 	e.name(at("spec", "bmc", "credentials"), b.Credentials)
 }
 

@@ -32,6 +32,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/subnet"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/fleet"
 	"github.com/rackweft/rackweft/internal/prom"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/systemd"
@@ -56,6 +57,7 @@ type daemon struct {
 	leases  *lease.Table
 	ifaces  *interfaces
 
+	fleet    *fleet.Fleet // the BMCs in use
 	tracker  *machine.Tracker
 	decider  *boot.Decider
 	subnets  *subnet.Service
@@ -189,6 +191,7 @@ func (d *daemon) build(ctx context.Context) error {
 	if _, err := prom.Register(d.metrics, d.record.metrics(), damagedBlobs(d.blobs)); err != nil {
 		return fmt.Errorf("register the metrics of journals and blobs: %w", err)
 	}
+	d.fleet = fleet.New(d.connectBMC, d.log)
 	d.tracker = &machine.Tracker{Store: d.store, Cache: d.cache}
 	epoch, err := d.epoch(ctx)
 	if err != nil {
@@ -445,6 +448,9 @@ func (d *daemon) ready(ctx context.Context, servers []<-chan struct{}) error {
 
 // close closes what is open, in the reverse order.
 func (d *daemon) close() error {
+	if d.fleet != nil {
+		d.fleet.Close()
+	}
 	var errs []error
 	if d.record != nil {
 		errs = append(errs, d.record.close())

@@ -15,7 +15,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/subnet"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
-	"github.com/rackweft/rackweft/hardware/redfish"
 )
 
 // kind is what bootd does about the objects of one kind, besides storing and
@@ -53,8 +52,8 @@ func machineKind(d *daemon) kind {
 	return kind{name: "Machine", control: func(env control.Env) runner {
 		c := &machine.Controller{
 			Env: env, Decision: d.record.Decision, Nonce: ca.NewTokens(d.keyring).Nonce,
-			Dial: func(ctx context.Context, e hardware.Endpoint) (machine.BMC, error) {
-				return redfish.Dial(ctx, e, d.log)
+			Use: func(ctx context.Context, e hardware.Endpoint, what string, call func(context.Context, machine.BMC) error) error {
+				return d.fleet.Do(ctx, e, what, func(ctx context.Context, b hardware.BMC) error { return call(ctx, b) })
 			},
 		}
 		return c.Control()

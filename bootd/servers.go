@@ -2,7 +2,6 @@ package bootd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -22,6 +21,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/server"
 	"github.com/rackweft/rackweft/bootd/tftp"
 	"github.com/rackweft/rackweft/bootd/zone"
+	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/hardware/redfish"
 )
 
@@ -169,6 +169,15 @@ func (d *daemon) apiServer() (*server.Server, error) {
 	})
 }
 
+// connectBMC logs in to a BMC.
+func (d *daemon) connectBMC(ctx context.Context, e hardware.Endpoint) (hardware.Service, error) {
+	s, err := redfish.Connect(ctx, e, d.log)
+	if err != nil {
+		return nil, err // a nil *redfish.Service is no nil hardware.Service
+	}
+	return s, nil
+}
+
 // console opens a Machine's serial console through its BMC.
 func (d *daemon) console(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error) {
 	if m.Spec.BMC == nil {
@@ -178,23 +187,5 @@ func (d *daemon) console(ctx context.Context, m *api.Machine) (io.ReadWriteClose
 	if err != nil {
 		return nil, err
 	}
-	bmc, err := redfish.Dial(ctx, endpoint, d.log)
-	if err != nil {
-		return nil, err
-	}
-	console, err := bmc.Console(ctx)
-	if err != nil {
-		return nil, errors.Join(err, bmc.Close(ctx))
-	}
-	return &bmcConsole{ReadWriteCloser: console, bmc: bmc}, nil
-}
-
-// bmcConsole ends the BMC's session with the console.
-type bmcConsole struct {
-	io.ReadWriteCloser
-	bmc *redfish.BMC
-}
-
-func (c *bmcConsole) Close() error {
-	return errors.Join(c.ReadWriteCloser.Close(), c.bmc.Close(context.Background()))
+	return d.fleet.Console(ctx, endpoint)
 }

@@ -99,6 +99,9 @@ func TestAdmission(t *testing.T) {
 		{"address twice", machine(link("prod", "198.18.8.8", "198.18.8.8")), "/spec/links/1/addresses/1", "already"},
 		{"address outside", machine(link("prod", "198.18.9.8")), "/spec/links/1/addresses/0", "198.18.8.0/24"},
 		{"BMC in use", machine(func(m *api.Machine) { m.Spec.BMC = &api.BMC{Address: "https://198.18.0.7:443/", Credentials: "bmc"} }), "/spec/bmc/address", "Machine r1"},
+		{"BMC in use, by a Machine that names no system", machine(func(m *api.Machine) {
+			m.Spec.BMC = &api.BMC{Address: "https://198.18.0.7:443/", Credentials: "bmc", System: "Node2"}
+		}), "/spec/bmc/address", "Machine r1"},
 		{"other Zone", machine(func(m *api.Machine) { link("prod")(m); m.Spec.Zone = "red" }), "/spec/links/1/subnet", "belongs to Zone yellow"},
 		{"no Zone", machine(func(m *api.Machine) { link("prod")(m); m.Spec.Zone = "" }), "/spec/links/1/subnet", "set spec.zone"},
 		{"itself", newMachine("r1", "52:54:00:00:00:01"), "", ""},
@@ -174,6 +177,25 @@ func TestEveryKindHasRules(t *testing.T) {
 	for name, stored := range kinds {
 		if stored {
 			t.Errorf("kind %s has no rules: add it to table()", name)
+		}
+	}
+}
+
+// TestSharedBMC: Machines share a BMC when each names a system of its own.
+func TestSharedBMC(t *testing.T) {
+	blade := func(name string, mac api.MAC, system string) *api.Machine {
+		m := newMachine(name, mac)
+		m.Spec.BMC = &api.BMC{Address: "https://198.18.0.9", Credentials: "bmc", System: system}
+		return m
+	}
+	w := worldOf(append(fixtures(), blade("r9", "52:54:00:00:00:09", "Node1"))...)
+	for system, pointer := range map[string]string{"": "/spec/bmc/address", "Node1": "/spec/bmc/system", "Node2": ""} {
+		got := ""
+		for _, e := range Judge(w, blade("r2", "52:54:00:00:00:02", system), nil).Errors {
+			got = e.Pointer
+		}
+		if got != pointer {
+			t.Errorf("system %q is refused at %q, want %q", system, got, pointer)
 		}
 	}
 }

@@ -96,9 +96,7 @@ func (v *Verdict) machine(w *World, m *api.Machine) {
 				v.fail(a.pointer, "address %s is pinned by Machine %s", a.address, other.Metadata.Name)
 			}
 		}
-		if m.Spec.BMC != nil && other.Spec.BMC != nil && endpoint(m.Spec.BMC) == endpoint(other.Spec.BMC) {
-			v.fail("/spec/bmc/address", "BMC %s belongs to Machine %s", m.Spec.BMC.Address, other.Metadata.Name)
-		}
+		v.bmc(m, other)
 	}
 	for i, a := range addresses {
 		if slices.ContainsFunc(addresses[:i], func(b pinned) bool { return a.address == b.address }) {
@@ -121,6 +119,18 @@ func (v *Verdict) machine(w *World, m *api.Machine) {
 				v.fail(addresses[i].pointer, "address %s belongs to an uplink of Zone %s", u.Address, z.Metadata.Name)
 			}
 		}
+	}
+}
+
+// bmc refuses a BMC that another Machine has, unless each names a system of its own.
+func (v *Verdict) bmc(m, other *api.Machine) {
+	mine, theirs := m.Spec.BMC, other.Spec.BMC
+	switch {
+	case mine == nil || theirs == nil || endpoint(mine) != endpoint(theirs):
+	case mine.System == "" || theirs.System == "":
+		v.fail("/spec/bmc/address", "BMC %s belongs to Machine %s: Machines share one when each names its own spec.bmc.system", mine.Address, other.Metadata.Name)
+	case mine.System == theirs.System:
+		v.fail("/spec/bmc/system", "system %s of BMC %s belongs to Machine %s", mine.System, mine.Address, other.Metadata.Name)
 	}
 }
 

@@ -26,19 +26,21 @@ type BMC interface {
 	AssetTag(context.Context) (string, error)
 	SetAssetTag(context.Context, string) error
 	Fingerprint() string
-	Close(context.Context) error
 }
+
+// Use has call carried out with a BMC when it is its turn, logged in.
+type Use func(ctx context.Context, e hardware.Endpoint, what string, call func(context.Context, BMC) error) error
 
 // bmcs is the one place in which BMCs are called.
 type bmcs struct {
 	control.Env
-	dial func(context.Context, hardware.Endpoint) (BMC, error)
+	use  Use
 	tags tags
 	// holds keeps BMCs from being asked too often after an error.
 	holds *holds
 }
 
-// ask opens the Machine's BMC, asks it what the action says, and closes it. What
+// ask asks the Machine's BMC what the action says. What
 // the BMC said of itself is written into conditions either way; the error is
 // errHeld then, and comes with when to try again. What only a person can mend is
 // not tried again until something changes or some minutes pass: a wrong password
@@ -95,22 +97,20 @@ func (b bmcs) key(m *api.Machine) string {
 	return fmt.Sprint(m.Metadata.UID, m.Metadata.Generation, version)
 }
 
+// session waits for the BMC aside: it may be silent, and other Machines' are not.
 func (b bmcs) session(ctx context.Context, m *api.Machine, a action) (fingerprint string, is answer, err error) {
 	endpoint, err := Endpoint(ctx, b.Store, m)
 	if err != nil {
 		return "", is, err
 	}
-	bmc, err := b.dial(ctx, endpoint)
-	if err != nil {
-		return "", is, err
-	}
-	defer func() {
-		if cerr := bmc.Close(context.WithoutCancel(ctx)); cerr != nil && err == nil {
-			b.Log.Warn("close BMC session", "machine", m.Metadata.Name, "error", cerr)
-		}
-	}()
-	is, err = session{BMC: bmc, machine: m, tags: b.tags}.ask(ctx, a)
-	return bmc.Fingerprint(), is, err
+	err = control.Aside(ctx, func() error {
+		return b.use(ctx, endpoint, a.doing(), func(ctx context.Context, bmc BMC) (err error) {
+			fingerprint = bmc.Fingerprint()
+			is, err = session{BMC: bmc, machine: m, tags: b.tags}.ask(ctx, a)
+			return err
+		})
+	})
+	return fingerprint, is, err
 }
 
 // Endpoint is how the Machine's BMC is reached, password included.
@@ -131,7 +131,7 @@ func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.End
 	if fingerprint == "" && m.Status.BMC.LearnedFrom == b.Address {
 		fingerprint = m.Status.BMC.Fingerprint
 	}
-	return hardware.Endpoint{Address: b.Address, Protocol: b.Protocol, Username: secret["username"], Password: secret["password"], Fingerprint: fingerprint}, nil
+	return hardware.Endpoint{Address: b.Address, Protocol: b.Protocol, Username: secret["username"], Password: secret["password"], Fingerprint: fingerprint, SystemID: b.System}, nil
 }
 
 // well records that the BMC answered; it writes only when that is news.

@@ -9,7 +9,6 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
-	"github.com/rackweft/rackweft/hardware"
 )
 
 // Recorder keeps what people read later: events and decisions.
@@ -21,7 +20,7 @@ type Recorder interface {
 // Controller brings Machines to the state that their spec asks for.
 type Controller struct {
 	control.Env
-	Dial     func(context.Context, hardware.Endpoint) (BMC, error)
+	Use      Use // of a Machine's BMC
 	Decision func(d api.Decision)
 	// Nonce derives the value that a BootAttempt writes to the system's AssetTag.
 	Nonce func(machineUID, attemptID string) string

@@ -84,8 +84,7 @@ func (b *fakeBMC) SetAssetTag(_ context.Context, tag string) error {
 	}
 	return b.tagErr
 }
-func (b *fakeBMC) Fingerprint() string         { return "sha256:" + strings.Repeat("ab", 32) }
-func (b *fakeBMC) Close(context.Context) error { return nil }
+func (b *fakeBMC) Fingerprint() string { return "sha256:" + strings.Repeat("ab", 32) }
 
 type events struct{ list []string }
 
@@ -140,13 +139,13 @@ func (b *bench) restart() {
 		Env:      control.Env{Store: b.store, Cache: b.cache, Event: b.events.Event, Log: slog.New(slog.DiscardHandler)},
 		Decision: b.events.Decision,
 		Nonce:    func(_, attempt string) string { return "nonce-" + attempt },
-		Dial: func(_ context.Context, e hardware.Endpoint) (BMC, error) {
+		Use: func(ctx context.Context, e hardware.Endpoint, _ string, call func(context.Context, BMC) error) error {
 			b.bmc.dials++
 			b.bmc.endpoint = e
 			if b.bmc.dialErr != nil {
-				return nil, b.bmc.dialErr
+				return b.bmc.dialErr
 			}
-			return b.bmc, nil
+			return call(ctx, b.bmc)
 		}}
 	b.c.holds.reset()
 }
@@ -335,24 +334,24 @@ func TestWrongPasswordIsTriedOnce(t *testing.T) {
 func TestPasswordMendedDuringTheCall(t *testing.T) {
 	b := newBench(t)
 	b.machine("r1u01", 1)
-	dial := b.c.Dial
-	b.c.Dial = func(context.Context, hardware.Endpoint) (BMC, error) {
-		b.c.Dial = dial
+	use := b.c.Use
+	b.c.Use = func(context.Context, hardware.Endpoint, string, func(context.Context, BMC) error) error {
+		b.c.Use = use
 		_, err := store.Mutate(t.Context(), b.store, "bmc", func(s *api.Secret) error {
 			s.Spec.Data = map[string]string{"username": "admin", "password": "secret-2"}
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		s, err := store.Get[api.Secret](t.Context(), b.store, "bmc")
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if err := b.cache.WaitRevision(t.Context(), store.RevisionOf(s)); err != nil {
-			return nil, err
+			return err
 		}
-		return nil, fmt.Errorf("login: %w", hardware.ErrUnauthorized)
+		return fmt.Errorf("login: %w", hardware.ErrUnauthorized)
 	}
 	if m := b.steps("r1u01", false); m.Status.Phase != api.PhaseProvisioning || b.bmc.endpoint.Password != "secret-2" {
 		t.Errorf("phase %s, the last password %q", m.Status.Phase, b.bmc.endpoint.Password)
@@ -472,11 +471,11 @@ func TestBrakesUnderTheLock(t *testing.T) {
 	}
 	b.sync()
 	second := b.c.facts(b.get("r1u02"))
-	dial := b.c.Dial
-	b.c.Dial = func(context.Context, hardware.Endpoint) (BMC, error) { // while the first is under way
-		b.c.Dial = dial
+	use := b.c.Use
+	b.c.Use = func(ctx context.Context, e hardware.Endpoint, what string, call func(context.Context, BMC) error) error { // while the first is under way
+		b.c.Use = use
 		_, err := b.c.act(t.Context(), second, action{do: doAsk, ask: askRequest, request: pending(second.machine)})
-		return b.bmc, err
+		return errors.Join(err, use(ctx, e, what, call))
 	}
 	if _, err := b.c.step(t.Context(), b.get("r1u01")); err != nil {
 		t.Fatal(err)

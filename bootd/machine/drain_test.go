@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -156,8 +157,12 @@ func TestFencedByRedfish(t *testing.T) {
 	if err := server.PowerOn(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.c.Dial = func(ctx context.Context, e hardware.Endpoint) (BMC, error) {
-		return redfish.Dial(ctx, e, slog.New(slog.DiscardHandler))
+	b.c.Use = func(ctx context.Context, e hardware.Endpoint, _ string, call func(context.Context, BMC) error) error {
+		bmc, err := redfish.Dial(ctx, e, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		return errors.Join(call(ctx, bmc), bmc.Close(ctx))
 	}
 	if _, err := store.Mutate(t.Context(), b.store, "site", func(s *api.Site) error { s.Spec.Guests.FenceAfter = api.Duration(5 * time.Minute); return nil }); err != nil {
 		t.Fatal(err)
