@@ -56,9 +56,8 @@ lint:
 # damages are looked at without the race detector, which needs memory and time of its own.
 TESTSUM = $$($(GO) tool -n gotestsum) --hide-summary skipped --jsonfile bin/log
 test: deps build
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lint images
 	@rm -rf bin/log && mkdir -p bin/log
-	@status=0; \
+	@status=0; $(MAKE) --no-print-directory -j2 -k --output-sync=target lint images || status=1; \
 	CGO_ENABLED=1 $(TESTSUM)/race.json --format pkgname -- -race -p $$((2 * $$(nproc))) -timeout 40m -skip '^TestFurther' ./nodeagent/guest ./nodeagent/overlay ./lab $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
 	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store || status=1; \
 	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 60m -skip '^TestFurther' ./lab/e2e || status=1; \

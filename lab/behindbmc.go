@@ -36,7 +36,7 @@ func (m behindBMC) Reset(ctx context.Context) error {
 	if b == nil {
 		return bmc.ErrOff
 	}
-	same := b.tag == m.shownTag() && b.media == usbDrive{m.Machine}.image()
+	same := b.tag == m.shownTag() && b.media == usbDrive(m).image()
 	if same && b.target != bmc.UefiHTTP && m.Override().Target != bmc.UefiHTTP {
 		return m.resetInPlace(ctx, causeBMC)
 	}

@@ -48,7 +48,7 @@ func (c Configs) compile(ctx context.Context, g *api.Guest, img *api.Image) (ign
 	for _, name := range g.Spec.Ignition.Layers {
 		l, ok := store.Cached[api.Layer](c.Cache, name)
 		if !ok {
-			return ignition.Result{}, fmt.Errorf("Layer %q does not exist", name)
+			return ignition.Result{}, fmt.Errorf("no Layer is named %q", name)
 		}
 		layers = append(layers, ignition.Layer{Name: name, Butane: l.Spec.Butane})
 	}

@@ -31,7 +31,7 @@ func shareVersion(c *store.Cache, g *api.Guest, s api.Share) (string, error) {
 	if s.Secret != "" {
 		secret, ok := store.Cached[api.Secret](c, s.Secret)
 		if !ok {
-			return "", fmt.Errorf("Secret %q does not exist", s.Secret)
+			return "", fmt.Errorf("no Secret is named %q", s.Secret)
 		}
 		if err := secret.Permits(api.UseGuest(g.Metadata.Name)); err != nil {
 			return "", err
@@ -55,7 +55,7 @@ func shareVersion(c *store.Cache, g *api.Guest, s api.Share) (string, error) {
 func (c Configs) Share(ctx context.Context, g *api.Guest, name string) (api.GuestShareContent, error) {
 	i := slices.IndexFunc(g.Spec.Shares, func(s api.Share) bool { return s.Name == name })
 	if i < 0 {
-		return api.GuestShareContent{}, fmt.Errorf("Guest %s has no share %q", g.Metadata.Name, name)
+		return api.GuestShareContent{}, fmt.Errorf("no share of Guest %s is named %q", g.Metadata.Name, name)
 	}
 	s := g.Spec.Shares[i]
 	version, err := shareVersion(c.Cache, g, s)

@@ -155,7 +155,7 @@ func TestGuestConfig(t *testing.T) {
 	_, err = fetch(host, "/v1/hosts/r1/guests/web/shares/other")
 	wantStatus(t, err, http.StatusServiceUnavailable, "Secret shut is not for Guest web")
 	_, err = fetch(host, "/v1/hosts/r1/guests/web/shares/none")
-	wantStatus(t, err, http.StatusServiceUnavailable, "Guest web has no share")
+	wantStatus(t, err, http.StatusServiceUnavailable, "no share of Guest web is named")
 	for name, client := range map[string]*api.Client{"an admin": c, "an operator": r.bearer(operatorToken), "another host": r.hostClient("r2")} {
 		for _, path := range []string{"config", "shares/tls"} {
 			if body, err := fetch(client, "/v1/hosts/r1/guests/web/"+path); !api.IsStatus(err, http.StatusForbidden) {
