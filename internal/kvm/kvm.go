@@ -95,7 +95,9 @@ func run(ctx context.Context, t trial) error {
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := cmd.Start(); ctx.Err() != nil && err != nil {
+		return fmt.Errorf("%s within %s", t.what, time.Since(began).Round(time.Second))
+	} else if err != nil {
 		return fmt.Errorf("start QEMU: %w", err)
 	}
 	seen, ok := read(out, t.until)
