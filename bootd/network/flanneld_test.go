@@ -16,34 +16,9 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/flanneltest"
 	"github.com/rackweft/rackweft/internal/nstest"
 )
-
-const flannelModule = "github.com/flannel-io/flannel@v0.26.7"
-
-// flanneld is the stock one, built once and kept in the user's cache.
-func flanneld(t *testing.T) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("building flanneld takes minutes")
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "rackweft-test")
-	binary := filepath.Join(dir, "flannel")
-	if _, err := os.Stat(binary); err == nil {
-		return binary
-	}
-	cmd := exec.Command("go", "install", flannelModule)
-	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=-trimpath", "CGO_ENABLED=0")
-	cmd.Dir = t.TempDir()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", flannelModule, err, out)
-	}
-	return binary
-}
 
 // inNamespace runs fn in a new network namespace that has an underlay interface
 // with an address.
@@ -63,7 +38,7 @@ func inNamespace(t *testing.T, address string, fn func() error) {
 // the etcd of bootd: it takes what its configuration says, clashes with no host, programs
 // every host, and is a peer of each.
 func TestStockFlanneld(t *testing.T) {
-	binary := flanneld(t)
+	binary := flanneltest.Binary(t)
 	b := newBench(t)
 	b.Create(machine(1), machine(2), machine(3), network("net"))
 	b.settled("net", "Allocated", 3)

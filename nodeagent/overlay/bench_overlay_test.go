@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/flanneltest"
 	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/nodeagent"
 )
@@ -56,7 +57,7 @@ func median(list []float64) float64 {
 // routes to all of a Network's hosts: nodeagent with its HostSpec in the cache,
 // flanneld with the leases in an etcd on the same host.
 func benchmarkProgram(b *testing.B) {
-	stock := flanneld(b)
+	stock := flanneltest.Binary(b)
 	for _, c := range []struct {
 		hosts, runs int
 		bar         float64

@@ -21,32 +21,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/flanneltest"
 	"github.com/rackweft/rackweft/nodeagent"
 )
-
-const flannelModule = "github.com/flannel-io/flannel@v0.26.7"
-
-// flanneld is the stock one, built once and kept in the user's cache.
-func flanneld(t testing.TB) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("building flanneld takes minutes")
-	}
-	cache, err := os.UserCacheDir()
-	must(t, err)
-	dir := filepath.Join(cache, "rackweft-test")
-	binary := filepath.Join(dir, "flannel")
-	if _, err := os.Stat(binary); err == nil {
-		return binary
-	}
-	cmd := exec.Command("go", "install", flannelModule)
-	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=-trimpath", "CGO_ENABLED=0")
-	cmd.Dir = t.TempDir()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", flannelModule, err, out)
-	}
-	return binary
-}
 
 // startEtcd runs an etcd on the loopback of a namespace.
 func startEtcd(t testing.TB, p place) *clientv3.Client {
@@ -151,7 +128,7 @@ func (s *stockHost) run(binary string) api.NetworkPeer {
 // Three hosts of ours and a stock flanneld are members of one Network, whose
 // leases are keys of etcd in flannel's layout. Each leaves and joins again.
 func TestFlanneldIsAMember(t *testing.T) {
-	binary := flanneld(t)
+	binary := flanneltest.Binary(t)
 	f := newFabric(t, 4, false)
 	const index = 4
 	n := red()
