@@ -188,6 +188,28 @@ func (f *Fingerprint) UnmarshalText(b []byte) error {
 // MarshalText implements encoding.TextMarshaler.
 func (f Fingerprint) MarshalText() ([]byte, error) { return []byte(f), nil }
 
+// HostKey is the SHA-256 digest of an SSH host key in its canonical form, which
+// ssh-keygen -l prints: SHA256: and 43 base64 digits without padding.
+type HostKey string
+
+// UnmarshalText accepts the canonical form alone.
+func (k *HostKey) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*k = ""
+		return nil
+	}
+	digits, ok := strings.CutPrefix(string(b), "SHA256:")
+	raw, err := base64.RawStdEncoding.Strict().DecodeString(digits)
+	if !ok || err != nil || len(raw) != 32 || strings.ContainsAny(digits, "\r\n") {
+		return fmt.Errorf("invalid SSH host key %s: want SHA256: and 43 base64 digits, as ssh-keygen -l prints it", quote(b))
+	}
+	*k = HostKey(b)
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (k HostKey) MarshalText() ([]byte, error) { return []byte(k), nil }
+
 // ValidateWireGuardKey checks a public key as printed by wg(8). Each key has
 // one valid spelling: base64 without a stray bit, and of the integers that mean
 // the same point for X25519 (RFC 7748 section 5) the one below 2^255-19.

@@ -103,6 +103,19 @@ func TestFingerprintHasOneSpelling(t *testing.T) {
 	}
 }
 
+func TestHostKeyHasOneSpelling(t *testing.T) {
+	const want = "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"
+	var k HostKey
+	if err := k.UnmarshalText([]byte(want)); err != nil || k != want {
+		t.Errorf("%s is read as %s (%v)", want, k, err)
+	}
+	for _, text := range []string{want + "=", "sha256:" + want[7:], want[7:], want[:40], want[:len(want)-1] + "9", "SHA256:\n" + want[7:], "MD5:16:27:ac"} {
+		if err := new(HostKey).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is read", text)
+		}
+	}
+}
+
 // A host must not claim another's WireGuard key by another spelling of it.
 func TestWireGuardKeyHasOneSpelling(t *testing.T) {
 	raw := slices.Repeat([]byte{7}, 32)
@@ -223,6 +236,17 @@ func FuzzFingerprint(f *testing.F) {
 	f.Add("")
 	f.Fuzz(func(t *testing.T, s string) {
 		if v, ok := canonical[Fingerprint](t, s); ok && v != "" && len(v) != len("sha256:")+64 {
+			t.Errorf("%q is read as %q", s, v)
+		}
+	})
+}
+
+func FuzzHostKey(f *testing.F) {
+	f.Add("SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8")
+	f.Add("SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8=")
+	f.Add("")
+	f.Fuzz(func(t *testing.T, s string) {
+		if v, ok := canonical[HostKey](t, s); ok && string(v) != s {
 			t.Errorf("%q is read as %q", s, v)
 		}
 	})

@@ -31,6 +31,39 @@ func (e *CertificateMismatchError) Error() string {
 		"otherwise someone is in between", e.Address, e.Got, e.Want)
 }
 
+// HostKeyMismatchError says that a BMC's SSH server presented another host key than pinned. Nothing was sent to it.
+type HostKeyMismatchError struct {
+	Address string
+	Want    string
+	Got     string
+}
+
+func (e *HostKeyMismatchError) Error() string {
+	return fmt.Sprintf("the SSH server of %s presents host key %s, pinned is %s: if its host key was replaced on purpose, pin the new one; "+
+		"otherwise someone is in between", e.Address, e.Got, e.Want)
+}
+
+// UntrustedError says that a BMC presented a certificate or a host key that no one has trusted yet, where a person has to.
+// Nothing was sent to it.
+type UntrustedError struct {
+	Address string
+	What    string // certificate or SSH host key
+	Got     string
+}
+
+func (e *UntrustedError) Error() string {
+	return fmt.Sprintf("%s presents %s %s, which no one has trusted yet, and spec.trust.bmc of the Site is person: no password is sent to it",
+		e.Address, e.What, e.Got)
+}
+
+// Distrusted reports whether a BMC was refused for what it presented, before anything was sent to it.
+func Distrusted(err error) bool {
+	var certificate *CertificateMismatchError
+	var key *HostKeyMismatchError
+	var untrusted *UntrustedError
+	return errors.As(err, &certificate) || errors.As(err, &key) || errors.As(err, &untrusted)
+}
+
 // UnsupportedError says that a BMC cannot do one thing: the verb that it was asked for. It is ErrUnsupported.
 type UnsupportedError struct {
 	Verb string

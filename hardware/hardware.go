@@ -20,7 +20,12 @@ type Endpoint struct {
 	// Fingerprint pins the BMC's leaf certificate: sha256:<hex of its DER's SHA-256>. Empty means that whatever
 	// is presented first is taken, and pinned while this BMC is open: see BMC.Fingerprint.
 	Fingerprint string
-	SystemID    string // which ComputerSystem, by Id; needed only where the BMC has several
+	// HostKey pins the key of the BMC's SSH server, as ssh-keygen -l prints it: SHA256:<base64>. Empty means that whatever
+	// is presented is taken: see ShellConfig.
+	HostKey string
+	// PinnedOnly refuses, with an UntrustedError, what presents a certificate or a host key while none is pinned.
+	PinnedOnly bool
+	SystemID   string // which ComputerSystem, by Id; needed only where the BMC has several
 	// ConnectTimeout is how long it may take to reach it. Default: 10 seconds.
 	ConnectTimeout time.Duration
 }

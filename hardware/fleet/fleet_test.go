@@ -273,12 +273,13 @@ func TestQueueEndsWithItsContext(t *testing.T) {
 }
 
 // TestAnotherLogin: another password, or another certificate pinned, is another login; a fingerprint that was learned of
-// this login is not.
+// this login is not, and one without a fingerprint is where only pinned ones are entered.
 func TestAnotherLogin(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, f *Fleet) {
-		learned, changed, moved := endpoint(1), endpoint(1), endpoint(1)
+		learned, changed, moved, untrusted := endpoint(1), endpoint(1), endpoint(1), endpoint(1)
 		learned.Fingerprint, changed.Password, moved.Fingerprint = "SHA256:AB", "new", "sha256:cd"
-		for n, e := range []hardware.Endpoint{endpoint(1), learned, changed, moved} {
+		untrusted.PinnedOnly = true
+		for n, e := range []hardware.Endpoint{endpoint(1), learned, changed, moved, untrusted} {
 			if err := look(t.Context(), f, e); err != nil {
 				t.Fatal(err)
 			}

@@ -126,7 +126,7 @@ func (o *owner) enter(ctx context.Context, endpoint hardware.Endpoint) (hardware
 
 // same reports whether the login is one that the endpoint would lead to.
 func (o *owner) same(e hardware.Endpoint) bool {
-	pinned := e.Fingerprint == "" || strings.EqualFold(e.Fingerprint, o.service.Fingerprint())
+	pinned := e.Fingerprint == "" && !e.PinnedOnly || strings.EqualFold(e.Fingerprint, o.service.Fingerprint())
 	return pinned && e.Password == o.endpoint.Password && e.Protocol == o.endpoint.Protocol
 }
 

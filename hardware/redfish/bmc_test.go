@@ -58,6 +58,26 @@ func TestOtherCertificateIsSentNothing(t *testing.T) {
 	}
 }
 
+// Where a person has to trust a BMC first, one that no one has trusted is sent nothing.
+func TestUntrustedBMCIsSentNothing(t *testing.T) {
+	m := vendorMock(t, "hpe-ilo5")
+	endpoint := m.endpoint()
+	endpoint.PinnedOnly = true
+	_, err := Dial(t.Context(), endpoint, quiet())
+	var untrusted *hardware.UntrustedError
+	if !errors.As(err, &untrusted) || errors.Is(err, hardware.ErrUnreachable) {
+		t.Fatalf("error %v, want one of trust", err)
+	}
+	if untrusted.Got != hardware.FingerprintOf(m.Certificate()) || untrusted.Address != m.URL {
+		t.Errorf("the error says %+v", untrusted)
+	}
+	if seen := m.requests(); len(seen) != 0 {
+		t.Errorf("it saw %d requests: %+v", len(seen), seen)
+	}
+	endpoint.Fingerprint = untrusted.Got
+	m.open(t, endpoint)
+}
+
 func TestWrongPasswordIsTriedOnce(t *testing.T) {
 	for name, f := range map[string]fault{
 		"401": nil,

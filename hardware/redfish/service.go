@@ -31,7 +31,8 @@ type Service struct {
 }
 
 // Connect logs in to the BMC, exactly once. It fails with ErrUnreachable, ErrUnauthorized (do not try the same password
-// again: accounts lock), ErrPasswordChange or *CertificateMismatchError, in which case no credential was sent.
+// again: accounts lock), ErrPasswordChange, or *CertificateMismatchError or *UntrustedError, in which case no credential was
+// sent.
 func Connect(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*Service, error) {
 	return connect(ctx, endpoint, log, sleep)
 }

@@ -52,7 +52,7 @@ type transport struct {
 
 func newTransport(endpoint hardware.Endpoint, log *slog.Logger, pause pauser) *transport {
 	t := &transport{log: log, pause: pause}
-	t.pin.address, t.pin.want = endpoint.Address, strings.ToLower(endpoint.Fingerprint)
+	t.pin.address, t.pin.want, t.pin.only = endpoint.Address, strings.ToLower(endpoint.Fingerprint), endpoint.PinnedOnly
 	t.plain = &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: cmp.Or(endpoint.ConnectTimeout, 10*time.Second)}).DialContext,
 		TLSClientConfig:       t.pin.tls(),
@@ -260,8 +260,7 @@ func (t *transport) exchange(req *http.Request, body []byte, etag string) (reply
 
 // failed tells what the network did from what we did.
 func (t *transport) failed(err error) error {
-	var mismatch *hardware.CertificateMismatchError
-	if errors.As(err, &mismatch) || errors.Is(t.ctx.Err(), context.Canceled) {
+	if hardware.Distrusted(err) || errors.Is(t.ctx.Err(), context.Canceled) {
 		return err
 	}
 	return fmt.Errorf("%w: %w: check its address, its power and the management network", hardware.ErrUnreachable, err)

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -26,6 +27,24 @@ type Server struct {
 	*BMC
 	URL         string
 	Fingerprint string // of its certificate: sha256:<hex>
+	certificate atomic.Pointer[tls.Certificate]
+}
+
+// NewCertificate replaces the certificate, as a factory reset does. Open connections keep the old one.
+func (s *Server) NewCertificate(tb testing.TB) {
+	tb.Helper()
+	certificate, err := selfSigned()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	sum := sha256.Sum256(certificate.Certificate[0])
+	s.Fingerprint = "sha256:" + hex.EncodeToString(sum[:])
+	s.certificate.Store(&certificate)
+}
+
+// tls has each handshake show the certificate of that moment.
+func (s *Server) tls(*tls.ClientHelloInfo) (*tls.Config, error) {
+	return &tls.Config{Certificates: []tls.Certificate{*s.certificate.Load()}}, nil
 }
 
 // Start serves a BMC over HTTPS until the test ends.
@@ -42,18 +61,16 @@ func Start(tb testing.TB, tree Tree, traits ...Trait) *Server {
 	s.Config.ConnContext = withConn
 	s.Config.ConnState = b.connState(s.Config.ConnState)
 	s.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){} // HTTP/1.1 only, as in the field
-	certificate, err := selfSigned()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+	server := &Server{BMC: b}
+	server.NewCertificate(tb)
+	s.TLS = &tls.Config{GetConfigForClient: server.tls}
 	s.StartTLS()
 	tb.Cleanup(func() {
 		cancel()
 		s.Close()
 	})
-	sum := sha256.Sum256(certificate.Certificate[0])
-	return &Server{BMC: b, URL: s.URL, Fingerprint: "sha256:" + hex.EncodeToString(sum[:])}
+	server.URL = s.URL
+	return server
 }
 
 // selfSigned makes a certificate, as a BMC does at its first start.
