@@ -48,7 +48,7 @@ func (a *guestAgent) shutdown(ctx context.Context) error {
 // freeze freezes the Guest's file systems if its agent supports that. The
 // caller calls thaw whatever the result.
 func (a *guestAgent) freeze(ctx context.Context) api.Consistency {
-	if a.vm.running.state != "running" || a.listens(ctx) != nil {
+	if a.vm.running.state != qemuRunning || a.listens(ctx) != nil {
 		return api.ConsistentCrash
 	}
 	if err := a.record.change(func(r *record) { r.Frozen = true }); err != nil {
@@ -65,7 +65,7 @@ func (a *guestAgent) freeze(ctx context.Context) api.Consistency {
 // thaw thaws the Guest's file systems. It is repeated until it succeeds or QEMU
 // has ended.
 func (a *guestAgent) thaw(ctx context.Context) error {
-	if !a.record.Frozen || a.vm.running == nil || a.vm.running.state != "running" {
+	if !a.record.Frozen || a.vm.running == nil || a.vm.running.state != qemuRunning {
 		return nil
 	}
 	err := a.listens(ctx)

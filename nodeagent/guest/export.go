@@ -309,7 +309,7 @@ func (ex *exporter) finishJobs(ctx context.Context, disks []exported) (err error
 			ex.event(api.Warning, "NotThawed", thaw.Error()+"; it will be retried")
 		}
 	}()
-	if ex.vm.running.state == "running" && len(disks) > 1 {
+	if ex.vm.running.state == qemuRunning && len(disks) > 1 {
 		if err := ex.vm.command(ctx, "stop", nil, nil); err != nil {
 			return err
 		}

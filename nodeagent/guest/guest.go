@@ -272,9 +272,9 @@ func (g *guest) observed() *api.GuestObserved {
 		return o
 	}
 	switch g.vm.running.state {
-	case "running":
+	case qemuRunning:
 		o.State = api.GuestRunning
-	case "":
+	case qemuSilent:
 		o.State = api.GuestUnknown
 	default:
 		o.State = api.GuestPaused

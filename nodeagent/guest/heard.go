@@ -28,7 +28,7 @@ func (h *hearing) note(ctx context.Context) {
 	switch {
 	case h.start.Equal(start) || h.record.Launched.Moved:
 		h.conditions.set(conditionHeard, true, "Heard", "")
-	case time.Since(start) < h.timing.silence || h.vm.running.state != "running":
+	case time.Since(start) < h.timing.silence || h.vm.running.state != qemuRunning:
 	case h.says(ctx, start):
 		h.start = start
 		h.conditions.set(conditionHeard, true, "Heard", "")

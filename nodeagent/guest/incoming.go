@@ -33,7 +33,7 @@ func (dst *moveTarget) beIncoming(ctx context.Context, part *api.GuestPart) (tim
 		return 0, nil
 	}
 	switch dst.vm.running.state {
-	case inmigrate:
+	case qemuReceiving:
 		if err := dst.serveDisks(ctx, part); err != nil {
 			return 0, fmt.Errorf("offer its disks to %s: %w", t.Peer.Host, err)
 		}
@@ -42,10 +42,10 @@ func (dst *moveTarget) beIncoming(ctx context.Context, part *api.GuestPart) (tim
 			dst.share.tell(t, api.TransferWorking, err.Error())
 			return dst.timing.retry, err
 		}
-	case "paused", "prelaunch":
+	case qemuPaused, qemuPrelaunch:
 		_, err := dst.loaded(ctx, t)
 		return 0, err
-	case "":
+	case qemuSilent:
 		return 0, dst.storage.check(ctx)
 	default:
 		dst.share.fail(t, "its QEMU is "+dst.vm.running.state)

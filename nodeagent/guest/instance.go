@@ -21,13 +21,29 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/qmp"
 )
 
+// QEMU's RunState, as query-status returns it.
+const (
+	qemuSilent        = "" // it does not answer
+	qemuRunning       = "running"
+	qemuPaused        = "paused"
+	qemuPrelaunch     = "prelaunch"
+	qemuSuspended     = "suspended"
+	qemuShutdown      = "shutdown"
+	qemuPanicked      = "guest-panicked"
+	qemuWatchdog      = "watchdog"
+	qemuInternalError = "internal-error"
+	qemuIOError       = "io-error"
+	qemuSent          = "postmigrate" // the source of a move has sent everything
+	qemuReceiving     = "inmigrate"   // the target of a move waits for the state
+)
+
 // running is a QEMU that was identified as the Guest's.
 type running struct {
 	process *launch.Process
 	exited  chan struct{}
 	release context.CancelFunc // stops watching the process
 	monitor *qmp.Client        // nil when it does not answer
-	state   string             // QEMU's RunState, "" when it does not answer
+	state   string             // QEMU's RunState
 }
 
 // instance is the QEMU of a Guest, which outlives the agent: it is adopted,
@@ -232,7 +248,7 @@ func (i *instance) show() {
 	var seen glimpse
 	if r := i.running; r != nil {
 		seen.process = r.process.Identity
-		if r.state != "" {
+		if r.state != qemuSilent {
 			seen.monitor = r.monitor
 		}
 		if i.record.known() {

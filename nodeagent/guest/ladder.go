@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,7 @@ func (l *ladder) climb(ctx context.Context, why string) (time.Duration, error) {
 		s.why = stopForced
 	}
 	deadline := s.began.Add(l.record.Part.StopTimeout.Or(api.GuestStopTimeout))
-	graceful := s.why != stopForced && (l.vm.running.state == "running" || l.vm.running.state == "paused" || l.vm.running.state == "") && now.Before(deadline)
+	graceful := s.why != stopForced && slices.Contains([]string{qemuRunning, qemuPaused, qemuSilent}, l.vm.running.state) && now.Before(deadline)
 	switch {
 	case graceful:
 		if now.Sub(s.lastStep) >= t.again {
@@ -76,7 +77,7 @@ func (l *ladder) climb(ctx context.Context, why string) (time.Duration, error) {
 // power button.
 func (l *ladder) askToStop(ctx context.Context, time int) {
 	l.log.Info("asked to shut down", "time", time)
-	if l.vm.running.state == "paused" { // a paused Guest cannot react
+	if l.vm.running.state == qemuPaused { // a paused Guest cannot react
 		if err := l.vm.command(ctx, "cont", nil, nil); err != nil {
 			l.log.Warn("cannot resume it for its shutdown", "error", err)
 		}
@@ -114,7 +115,7 @@ func (l *ladder) force(ctx context.Context, s *stopping) {
 // request. A QEMU that does not answer counts as alive.
 func alive(state string) bool {
 	switch state {
-	case "running", "paused", "suspended", "":
+	case qemuRunning, qemuPaused, qemuSuspended, qemuSilent:
 		return true
 	}
 	return false

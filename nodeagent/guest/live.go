@@ -29,7 +29,7 @@ func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Dura
 		if src.share.failed(t) {
 			return 0, nil
 		}
-		if src.vm.running == nil || src.vm.running.state != postmigrate {
+		if src.vm.running == nil || src.vm.running.state != qemuSent {
 			src.share.fail(t, "its memory was not received")
 			return 0, nil
 		}
@@ -77,7 +77,7 @@ func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Dura
 		src.share.fail(t, err.Error())
 		return time.Millisecond, errors.Join(err, src.callOff(context.WithoutCancel(ctx)))
 	}
-	src.vm.running.state = postmigrate
+	src.vm.running.state = qemuSent
 	src.share.tell(t, api.TransferSent, src.howLive(ctx))
 	return 0, nil
 }

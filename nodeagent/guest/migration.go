@@ -16,12 +16,6 @@ import (
 	"github.com/rackweft/rackweft/nodeagent/guest/transfer"
 )
 
-// States of a migration in QEMU (RunState).
-const (
-	postmigrate = "postmigrate" // the source has sent everything
-	inmigrate   = "inmigrate"   // the target waits for the state
-)
-
 // migrate sends the Guest to the target. When it returns without an error the
 // Guest is given up and sent completely.
 func (src *moveSource) migrate(ctx context.Context, part *api.GuestPart) error {

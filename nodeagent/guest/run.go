@@ -62,12 +62,12 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 	case endOf(state) != nil:
 		g.restarts.noteEnd(*endOf(state))
 		return g.ladder.climb(ctx, stopForced)
-	case state == postmigrate: // the move was cancelled
+	case state == qemuSent: // the move was cancelled
 		if err := g.vm.command(ctx, "cont", nil, nil); err != nil {
 			return 0, fmt.Errorf("resume it: %w", err)
 		}
 		return time.Millisecond, pending("going on")
-	case state == "prelaunch" && !paused, state == "paused" && !paused:
+	case state == qemuPrelaunch && !paused, state == qemuPaused && !paused:
 		if err := g.configure(ctx, part); err != nil {
 			return 0, err
 		}
@@ -75,12 +75,12 @@ func (g *guest) follow(ctx context.Context, part *api.GuestPart) (time.Duration,
 			return 0, fmt.Errorf("resume it: %w", err)
 		}
 		return time.Millisecond, pending("starting")
-	case state == "running" && paused:
+	case state == qemuRunning && paused:
 		if err := g.vm.command(ctx, "stop", nil, nil); err != nil {
 			return 0, fmt.Errorf("pause it: %w", err)
 		}
 		return time.Millisecond, pending("pausing")
-	case state == "running":
+	case state == qemuRunning:
 		if err := g.configure(ctx, part); err != nil {
 			return 0, err
 		}
@@ -101,13 +101,13 @@ func (g *guest) configure(ctx context.Context, part *api.GuestPart) error {
 // has not.
 func endOf(state string) *ended {
 	switch state {
-	case "shutdown":
+	case qemuShutdown:
 		return &ended{Word: "Ended", Reason: "it shut down by itself"}
-	case "guest-panicked":
+	case qemuPanicked:
 		return &ended{Word: "Panicked", Failed: true, Reason: "its kernel panicked: see its console"}
-	case "watchdog":
+	case qemuWatchdog:
 		return &ended{Word: "Hung", Failed: true, Reason: "it hung: nothing in it fed its watchdog in time; see its console"}
-	case "internal-error":
+	case qemuInternalError:
 		return &ended{Word: "Crashed", Failed: true, Reason: "its processor failed: see its console"}
 	}
 	return nil
@@ -146,7 +146,7 @@ func (g *guest) start(ctx context.Context, part *api.GuestPart) error {
 	g.conditions.clear()
 	g.limits.configured = ""
 	err = g.comeUp(ctx)
-	if err != nil || g.vm.running.state == "" {
+	if err != nil || g.vm.running.state == qemuSilent {
 		return fmt.Errorf("QEMU does not come up: %s", g.complaint(err))
 	}
 	g.reached("create: adopted, not expected")
@@ -229,7 +229,7 @@ func (g *guest) launch(ctx context.Context, part *api.GuestPart) (seeded bool, e
 func (g *guest) comeUp(ctx context.Context) error {
 	const patience, pause = 30 * time.Second, 100 * time.Millisecond
 	err := g.adopt(ctx)
-	for end := time.Now().Add(patience); err == nil && g.vm.running.state == "" && time.Now().Before(end); {
+	for end := time.Now().Add(patience); err == nil && g.vm.running.state == qemuSilent && time.Now().Before(end); {
 		select {
 		case <-g.vm.ended():
 			return nil

@@ -128,7 +128,7 @@ func (l *ladder) atRest() bool {
 	if l.vm.running == nil {
 		return true
 	}
-	return l.stop == nil && slices.Contains([]string{"running", "paused", "prelaunch"}, l.vm.running.state)
+	return l.stop == nil && slices.Contains([]string{qemuRunning, qemuPaused, qemuPrelaunch}, l.vm.running.state)
 }
 
 // judge returns the snapshot of a request, or why the request is refused.

@@ -27,11 +27,11 @@ func (s *storage) check(ctx context.Context) error {
 		return nil
 	}
 	switch s.vm.running.state {
-	case "":
+	case qemuSilent:
 		return pending("QEMU does not answer: retrying; see its log " + filepath.Join(s.dir, "qemu.log"))
-	case "io-error":
+	case qemuIOError:
 		return s.retry(ctx)
-	case "running":
+	case qemuRunning:
 		c := s.conditions.get(conditionStorage)
 		if c != nil && c.Status == api.False && time.Since(s.ioFailed) > s.timing.retry {
 			s.event(api.Normal, "StorageRecovered", "its disks can be written again")
