@@ -287,6 +287,13 @@ const (
 	GuestUnknown GuestState = "Unknown" // its host cannot determine it; never a desired state
 )
 
+// Restart policies of a Guest.
+const (
+	RestartAlways    = "Always"
+	RestartOnFailure = "OnFailure"
+	RestartNever     = "Never"
+)
+
 // How Guests migrate.
 const (
 	MigrateLive = "Live"
@@ -306,7 +313,7 @@ func (g *Guest) SetDefaults() {
 		g.Spec.State = GuestRunning
 	}
 	for field, value := range map[*string]string{
-		&g.Spec.Machine: "q35", &g.Spec.Firmware: "bios", &g.Spec.Restart: "Always",
+		&g.Spec.Machine: "q35", &g.Spec.Firmware: "bios", &g.Spec.Restart: RestartAlways,
 	} {
 		if *field == "" {
 			*field = value
@@ -408,7 +415,7 @@ func (s *GuestSpec) validateMachine(e *FieldErrors) {
 	e.oneOf(at("spec", "machine"), s.Machine, "q35", "microvm")
 	e.oneOf(at("spec", "firmware"), s.Firmware, "bios", "uefi")
 	e.oneOf(at("spec", "display"), s.Display, "vga", "none")
-	e.oneOf(at("spec", "restart"), s.Restart, "Always", "OnFailure", "Never")
+	e.oneOf(at("spec", "restart"), s.Restart, RestartAlways, RestartOnFailure, RestartNever)
 	if s.Machine == "microvm" && s.Firmware == "uefi" {
 		e.add(at("spec", "firmware"), "a microvm has no UEFI: write machine: q35")
 	}

@@ -69,7 +69,7 @@ func TestEnds(t *testing.T) {
 		t.Errorf("it was started again %d times", n)
 	}
 
-	g.Restart = "Never"
+	g.Restart = api.RestartNever
 	h.want(part("web", uid1, g))
 	h.wait("it runs", h.is("guest/web", api.PartApplied, "Running"))
 	h.must(uid1, "load watchdog i6300esb", "ok")

@@ -86,7 +86,7 @@ func TestLife(t *testing.T) {
 	}
 
 	// With another policy it may stay off; the word of a person starts it.
-	g.Restart = "OnFailure"
+	g.Restart = api.RestartOnFailure
 	h.want(part("web", uid1, g))
 	h.wait("it runs", h.is("guest/web", api.PartApplied, "Running"))
 	h.tellOnly(uid1, "off")

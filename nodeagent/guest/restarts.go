@@ -24,7 +24,7 @@ func (rs *restarts) hold(policy string) (time.Duration, error) {
 	if e == nil {
 		return 0, nil
 	}
-	if policy == "Never" || policy == "OnFailure" && !e.Failed {
+	if policy == api.RestartNever || policy == api.RestartOnFailure && !e.Failed {
 		return 0, pending(fmt.Sprintf("%s, and its restart policy is %s: restart it, or stop and start it", e.Reason, policy))
 	}
 	if wait := time.Until(rs.notBefore); wait > 0 {

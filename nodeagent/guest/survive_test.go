@@ -157,7 +157,7 @@ func TestReboot(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	g := bare(h)
-	g.Restart = "Never"
+	g.Restart = api.RestartNever
 	p := part("web", uid1, g)
 	h.run()
 	h.want(p)
