@@ -1,0 +1,266 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/control"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// fakeBMC stands in for a BMC: the real ones are hardware's to test.
+type fakeBMC struct {
+	power     hardware.PowerState
+	did       []string
+	dialErr   error
+	dials     int
+	endpoint  hardware.Endpoint
+	lastReset time.Time // zero: unknown
+
+	ignoresButton bool
+
+	tag    string
+	tagErr error  // of every write of the tag
+	taken  bool   // writes that fail have been carried out all the same
+	read   func() // what happens while the tag is read
+}
+
+func (b *fakeBMC) PowerState(context.Context) (hardware.PowerState, error) { return b.power, nil }
+func (b *fakeBMC) PowerOn(context.Context) error {
+	b.power, b.lastReset = hardware.PowerOn, time.Now()
+	b.did = append(b.did, "on")
+	return nil
+}
+func (b *fakeBMC) PowerOff(context.Context) error {
+	b.power = hardware.PowerOff
+	b.did = append(b.did, "off")
+	return nil
+}
+func (b *fakeBMC) GracefulShutdown(context.Context) error {
+	b.did = append(b.did, "shutdown")
+	if !b.ignoresButton {
+		b.power = hardware.PowerOff
+	}
+	return nil
+}
+func (b *fakeBMC) ForceRestart(context.Context) error {
+	b.lastReset = time.Now()
+	b.did = append(b.did, "reset")
+	return nil
+}
+func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
+	b.did = append(b.did, "boot "+string(boot.Target))
+	return nil
+}
+func (b *fakeBMC) Inventory(context.Context) (hardware.Inventory, error) {
+	return hardware.Inventory{Manufacturer: "Acme", Serial: "S1", NICs: []hardware.NIC{{MAC: "52:54:00:01:01:00"}}}, nil
+}
+func (b *fakeBMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
+	return hardware.ResetEvidence{Known: !b.lastReset.IsZero(), At: b.lastReset, Now: time.Now()}, nil
+}
+func (b *fakeBMC) Identify(_ context.Context, on bool) error {
+	b.did = append(b.did, fmt.Sprint("identify ", on))
+	return nil
+}
+func (b *fakeBMC) AssetTag(context.Context) (string, error) {
+	if b.read != nil {
+		b.read()
+	}
+	return b.tag, nil
+}
+func (b *fakeBMC) SetAssetTag(_ context.Context, tag string) error {
+	b.did = append(b.did, "tag "+tag)
+	if b.tagErr == nil || b.taken {
+		b.tag = tag
+	}
+	return b.tagErr
+}
+func (b *fakeBMC) Fingerprint() string { return "sha256:" + strings.Repeat("ab", 32) }
+
+type events struct{ list []string }
+
+func (e *events) Event(o api.Object, typ api.EventType, reason, message string) {
+	e.list = append(e.list, reason+": "+message)
+}
+func (e *events) Decision(api.Decision) {}
+
+// bench is one Site in a real store, with a BMC behind every Machine.
+type bench struct {
+	t      *testing.T
+	store  *store.Store
+	cache  *store.Cache
+	bmc    *fakeBMC
+	events *events
+	c      *Controller
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	dir := t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	keys, err := ca.LoadKeyring(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(t.Context(), store.Config{Dir: dir}, keys, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := store.NewCache(s, log)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = cache.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done; _ = s.Close() })
+	<-cache.Synced()
+	b := &bench{t: t, store: s, cache: cache, bmc: &fakeBMC{power: hardware.PowerOff}, events: &events{}}
+	b.restart()
+	b.create(&api.Site{Base: named("site")})
+	b.create(&api.Zone{Base: named("yellow"), Spec: api.ZoneSpec{ASN: 64601}})
+	b.create(&api.Secret{Base: named("bmc"), Spec: api.SecretSpec{Data: map[string]string{"username": "admin", "password": "secret-1"}}})
+	img := &api.Image{Base: named("img"), Spec: api.ImageSpec{Version: "1", Files: map[string]api.ImageFile{"kernel": {SHA256: api.SHA256(strings.Repeat("a", 64))}}}}
+	img.Status.Conditions.Set(time.Now(), "Ready", api.True, "Complete", "")
+	b.create(img)
+	b.create(&api.Profile{Base: named("worker"), Spec: api.ProfileSpec{Image: "img"}})
+	return b
+}
+
+// restart forgets all that the controller has in memory, as a killed bootd does.
+func (b *bench) restart() {
+	b.c = &Controller{
+		Env:      control.Env{Store: b.store, Cache: b.cache, Event: b.events.Event, Log: slog.New(slog.DiscardHandler)},
+		Decision: b.events.Decision,
+		Nonce:    func(_, attempt string) string { return "nonce-" + attempt },
+		Use: func(ctx context.Context, e hardware.Endpoint, _ string, call func(context.Context, BMC) error) error {
+			b.bmc.dials++
+			b.bmc.endpoint = e
+			if b.bmc.dialErr != nil {
+				return b.bmc.dialErr
+			}
+			return call(ctx, b.bmc)
+		}}
+	b.c.holds.reset()
+}
+
+func named(name string) api.Base { return api.Base{Metadata: api.Metadata{Name: name}} }
+
+func (b *bench) create(o api.Object) {
+	b.t.Helper()
+	o.SetDefaults()
+	if err := b.store.Create(b.t.Context(), o); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) machine(name string, unit int) *api.Machine {
+	m := &api.Machine{Base: named(name), Spec: api.MachineSpec{
+		Zone: "yellow", Profile: "worker", Location: api.Location{Rack: "r1", Unit: unit},
+		Links: []api.Link{{Name: "pxe0", MAC: api.MAC(fmt.Sprintf("52:54:00:01:%02x:00", unit))}},
+		BMC:   &api.BMC{Address: fmt.Sprintf("https://198.18.1.%d", unit), Credentials: "bmc"},
+	}}
+	b.create(m)
+	return m
+}
+
+// step brings the cache up to date and reconciles once.
+func (b *bench) step(name string) *api.Machine {
+	b.t.Helper()
+	b.sync()
+	b.reconcile(name)
+	return b.get(name)
+}
+
+// reconcile takes one step with the Machine as the cache has it.
+func (b *bench) reconcile(name string) {
+	b.t.Helper()
+	m, ok := store.Cached[api.Machine](b.cache, name)
+	if !ok {
+		return
+	}
+	if _, err := b.c.step(b.t.Context(), m); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) sync() {
+	b.t.Helper()
+	_, rev, err := store.List[api.Machine](b.t.Context(), b.store)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.cache.WaitRevision(b.t.Context(), rev); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) get(name string) *api.Machine {
+	b.t.Helper()
+	m, err := store.Get[api.Machine](b.t.Context(), b.store, name)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return m
+}
+
+func (b *bench) mutate(name string, fn func(*api.Machine)) {
+	b.t.Helper()
+	_, err := store.Mutate(b.t.Context(), b.store, name, func(m *api.Machine) error { fn(m); return nil })
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// steps reconciles until nothing changes any more. With killed, the controller
+// is a new one before every step.
+func (b *bench) steps(name string, killed bool) *api.Machine {
+	b.t.Helper()
+	for range 30 {
+		before := b.get(name).Metadata.ResourceVersion
+		if killed {
+			b.restart()
+		}
+		m := b.step(name)
+		if m.Metadata.ResourceVersion == before {
+			return m
+		}
+	}
+	b.t.Fatal("it does not settle")
+	return nil
+}
+
+func (b *bench) advance(name string, stages ...api.Stage) {
+	for _, s := range stages {
+		b.mutate(name, func(m *api.Machine) { Advance(m, m.Status.Attempt.ID, s, time.Now(), time.Hour) })
+	}
+}
+
+func (b *bench) applied(name string) {
+	b.mutate(name, func(m *api.Machine) {
+		m.Status.Host = &api.HostStatus{AttemptID: m.Status.Attempt.ID}
+		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "")
+		m.Status.Conditions.Set(time.Now(), api.CondApplied, api.True, "Applied", "")
+	})
+}
+
+func (b *bench) disconnected(name string) {
+	b.mutate(name, func(m *api.Machine) {
+		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "Disconnected", "")
+		m.Status.BootAsked = time.Now()
+	})
+}
+
+// AddRequestTo adds a request as the API does.
+func AddRequestTo(b *bench, name string, r api.Request) (out api.Request, err error) {
+	_, merr := store.Mutate(b.t.Context(), b.store, name, func(m *api.Machine) error {
+		out, err = AddRequest(m, r)
+		return err
+	})
+	return out, errors.Join(err, merr)
+}
