@@ -256,8 +256,8 @@ func (b *bench) disconnected(name string) {
 	})
 }
 
-// AddRequestTo adds a request as the API does.
-func AddRequestTo(b *bench, name string, r api.Request) (out api.Request, err error) {
+// request adds a request as the API does.
+func (b *bench) request(name string, r api.Request) (out api.Request, err error) {
 	_, merr := store.Mutate(b.t.Context(), b.store, name, func(m *api.Machine) error {
 		out, err = AddRequest(m, r)
 		return err

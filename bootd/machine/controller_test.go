@@ -123,7 +123,7 @@ func TestCertificateIsPinnedAtFirstContact(t *testing.T) {
 		t.Errorf("the second contact pins %q", b.bmc.endpoint.Fingerprint)
 	}
 	b.mutate("r1u01", func(m *api.Machine) { m.Spec.BMC.Address = "https://198.18.1.99" })
-	_, _ = AddRequestTo(b, "r1u01", api.Request{ID: "1", Verb: api.VerbIdentify, Argument: "on"})
+	_, _ = b.request("r1u01", api.Request{ID: "1", Verb: api.VerbIdentify, Argument: "on"})
 	b.steps("r1u01", false)
 	if b.bmc.endpoint.Fingerprint != "" {
 		t.Errorf("another address is held to the old pin %q", b.bmc.endpoint.Fingerprint)
@@ -166,7 +166,7 @@ func TestPowerBrake(t *testing.T) {
 	}
 	b.mutate("r1u01", func(m *api.Machine) { m.Status.Conditions.Set(time.Now(), condShuttingDown, api.True, "Asked", "") })
 	b.bmc.did = nil
-	if _, err := AddRequestTo(b, "r1u02", api.Request{ID: "x", Verb: api.VerbPower, Argument: "reset"}); err != nil {
+	if _, err := b.request("r1u02", api.Request{ID: "x", Verb: api.VerbPower, Argument: "reset"}); err != nil {
 		t.Fatal(err)
 	}
 	m := b.steps("r1u02", false)
@@ -213,7 +213,7 @@ func TestBrakesUnderTheLock(t *testing.T) {
 
 	for _, name := range names {
 		b.mutate(name, func(m *api.Machine) { m.Status.Conditions.Remove(api.CondHeld) })
-		if _, err := AddRequestTo(b, name, api.Request{ID: "x", Verb: api.VerbPower, Argument: "on"}); err != nil {
+		if _, err := b.request(name, api.Request{ID: "x", Verb: api.VerbPower, Argument: "on"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -243,7 +243,7 @@ func TestMendedBMCIsNoticed(t *testing.T) {
 	b.applied("r1u01")
 	b.steps("r1u01", false)
 	b.bmc.dialErr = fmt.Errorf("login: %w", hardware.ErrUnauthorized)
-	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbInspect}); err != nil {
+	if _, err := b.request("r1u01", api.Request{ID: "x", Verb: api.VerbInspect}); err != nil {
 		t.Fatal(err)
 	}
 	if m := b.steps("r1u01", false); m.Status.Conditions.Is(api.CondBMC) || m.Status.Phase != api.PhaseActive {
@@ -273,7 +273,7 @@ func TestInspectTellsWhatCameOfIt(t *testing.T) {
 	b.machine("r1u01", 1)
 	b.steps("r1u01", false)
 	b.bmc.dialErr = fmt.Errorf("login: %w", hardware.ErrUnauthorized)
-	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbInspect}); err != nil {
+	if _, err := b.request("r1u01", api.Request{ID: "x", Verb: api.VerbInspect}); err != nil {
 		t.Fatal(err)
 	}
 	r := b.steps("r1u01", false).Status.Requests[0]
@@ -378,7 +378,7 @@ func TestExpiryRetriesThenFails(t *testing.T) {
 	if len(m.Status.History) != api.MaxRetries {
 		t.Errorf("%d attempts in the history", len(m.Status.History))
 	}
-	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "again", Verb: api.VerbReprovision, By: "root"}); err != nil {
+	if _, err := b.request("r1u01", api.Request{ID: "again", Verb: api.VerbReprovision, By: "root"}); err != nil {
 		t.Fatal(err)
 	}
 	if m = b.steps("r1u01", false); !m.Status.Attempt.Open() || m.Status.Attempt.Retry != 0 {
@@ -399,7 +399,7 @@ func TestReprovisionOpensOneAttempt(t *testing.T) {
 		b.advance("r1u01", api.StageJoined)
 		b.applied("r1u01")
 		b.steps("r1u01", false)
-		if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbReprovision, By: "root"}); err != nil {
+		if _, err := b.request("r1u01", api.Request{ID: "x", Verb: api.VerbReprovision, By: "root"}); err != nil {
 			t.Fatal(err)
 		}
 		b.step("r1u01")
@@ -416,7 +416,7 @@ func TestReprovisionOpensOneAttempt(t *testing.T) {
 func TestReprovisionOnAnOldView(t *testing.T) {
 	b := newBench(t)
 	b.active("r1u01", 1)
-	if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbReprovision, By: "root"}); err != nil {
+	if _, err := b.request("r1u01", api.Request{ID: "x", Verb: api.VerbReprovision, By: "root"}); err != nil {
 		t.Fatal(err)
 	}
 	b.sync()
@@ -447,7 +447,7 @@ func TestRequestUnderARunningLoop(t *testing.T) {
 	go func() { defer close(done); _ = b.c.Control().Run(ctx) }()
 	for i := range 20 {
 		id := fmt.Sprint(i)
-		if _, err := AddRequestTo(b, "r1u01", api.Request{ID: id, Verb: api.VerbReprovision, By: "root"}); err != nil {
+		if _, err := b.request("r1u01", api.Request{ID: id, Verb: api.VerbReprovision, By: "root"}); err != nil {
 			t.Fatal(err)
 		}
 		for {
@@ -502,7 +502,7 @@ func TestRequestsAreServedOnce(t *testing.T) {
 	b.steps("r1u01", false)
 	b.bmc.did = nil
 	for range 2 {
-		if _, err := AddRequestTo(b, "r1u01", api.Request{ID: "x", Verb: api.VerbPower, Argument: "reset"}); err != nil {
+		if _, err := b.request("r1u01", api.Request{ID: "x", Verb: api.VerbPower, Argument: "reset"}); err != nil {
 			t.Fatal(err)
 		}
 		b.steps("r1u01", false)
