@@ -1,9 +1,17 @@
 package lab
 
 import (
+	"bytes"
 	"net"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/rackweft/rackweft/internal/wait/waittest"
+	"github.com/rackweft/rackweft/lab/bmc"
 )
 
 func TestSharedBMCs(t *testing.T) {
@@ -75,5 +83,71 @@ func TestMachinesShareABMC(t *testing.T) {
 	}
 	if status, _ := redfish(t, r, first, "POST", "/redfish/v1/Systems/HGX_Baseboard_0/Actions/ComputerSystem.Reset", `{"ResetType":"On"}`); status != 404 {
 		t.Errorf("a reset of the helper: status %d", status)
+	}
+}
+
+// screen collects what an SSH client shows.
+type screen struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(b)
+}
+
+func (s *screen) shows(text string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return bytes.Contains(plainText(s.text.Bytes()), []byte(text))
+}
+
+// The firmware's words come out of the BMC's SSH service, from a server that
+// was off when the console was opened.
+func TestConsoleOverSSH(t *testing.T) {
+	r := newRack(t, func(c *Config) {
+		c.Machines = []MachineConfig{{Name: "m1", Unit: 1, Firmware: BIOS, MemoryMiB: 256,
+			BMC: BMCConfig{Console: bmc.Console{Access: bmc.BySSH, Style: bmc.ILO}}}}
+	})
+	m := r.Machine("m1")
+	key, err := m.BMC().HostKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort(m.Config().BMCAddress().String(), "22")
+	conn, err := r.DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure, channels, requests, err := ssh.NewClientConn(conn, address, &ssh.ClientConfig{User: BMCUser,
+		Auth: []ssh.AuthMethod{ssh.Password(r.BMCPassword())}, HostKeyCallback: ssh.FixedHostKey(key)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ssh.NewClient(secure, channels, requests)
+	defer func() { _ = client.Close() }()
+	session, err := client.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := &screen{}
+	session.Stdout = shown
+	keys, err := session.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := session.Start("vsp"); err != nil {
+		t.Fatal(err)
+	}
+	waittest.Until(t, 10*time.Second, "the console is open", func() bool { return shown.shows("Virtual Serial Port Active") })
+	resetType(t, r, m, "On", 204)
+	waittest.Until(t, 2*time.Minute, "the firmware's words", func() bool { return shown.shows("SeaBIOS") })
+	if _, err := keys.Write([]byte("\x1b(")); err != nil {
+		t.Fatal(err)
+	}
+	if err := session.Wait(); err != nil {
+		t.Error(err)
 	}
 }
