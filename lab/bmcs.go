@@ -24,6 +24,8 @@ type BMCConfig struct {
 	Login bmc.Login
 	// MaxSessions bounds the sessions at a time. Default: 8.
 	MaxSessions int
+	// Events is how clients get the BMC's events. Default: bmc.StreamAndPost.
+	Events bmc.EventAccess
 	// Console is how the machine's serial port is reached.
 	Console bmc.Console
 	// Media is the style of the machine's virtual media. Default: it has none.
@@ -98,7 +100,7 @@ func (r *Rack) addBMC(owner *Machine) error {
 	}
 	server, err := bmc.New(bmc.Config{
 		Dir: owner.dir, Address: address, Username: BMCUser, Password: r.password, Systems: systems,
-		Login: owner.config.BMC.Login, MaxSessions: owner.config.BMC.MaxSessions,
+		Login: owner.config.BMC.Login, MaxSessions: owner.config.BMC.MaxSessions, Events: owner.config.BMC.Events,
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return dialIn(ctx, r.netNamespace(), network, address)
 		},

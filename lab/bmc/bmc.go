@@ -32,8 +32,10 @@ type Config struct {
 	SessionTimeout     time.Duration  // idle. Default: 30 minutes
 	MaxSessions        int            // Default: 8, as for iDRAC
 	Login              Login          // Default: AnyLogin
-	// Dial is how the BMC reaches others: the servers of images. Default: from
-	// where the process runs.
+	Events             EventAccess    // Default: StreamAndPost
+	EventRetry         time.Duration  // between two attempts to deliver an event. Default: 30 s
+	// Dial is how the BMC reaches others: the servers of images, the
+	// destinations of events. Default: from where the process runs.
 	Dial DialFunc
 }
 
@@ -41,16 +43,17 @@ type Config struct {
 type Server struct {
 	Faults
 
-	config   Config
-	systems  []*system
-	log      *slog.Logger
-	http     *http.Server
-	events   *eventLog
-	sessions *sessions
-	tasks    *tasks
-	started  time.Time
+	config        Config
+	systems       []*system
+	log           *slog.Logger
+	http          *http.Server
+	events        *eventLog
+	sessions      *sessions
+	subscriptions *subscriptions
+	tasks         *tasks
+	started       time.Time
 
-	work   sync.WaitGroup  // delayed actions
+	work   sync.WaitGroup  // delayed actions, deliveries of events
 	base   context.Context // of every request and delayed action; ends with Close
 	cancel context.CancelFunc
 
@@ -73,6 +76,9 @@ func New(config Config, log *slog.Logger) (*Server, error) {
 	if config.MaxSessions == 0 {
 		config.MaxSessions = 8
 	}
+	if config.EventRetry == 0 {
+		config.EventRetry = 30 * time.Second
+	}
 	if config.Dial == nil {
 		config.Dial = (&net.Dialer{}).DialContext
 	}
@@ -84,13 +90,14 @@ func New(config Config, log *slog.Logger) (*Server, error) {
 	s := &Server{
 		config:      config,
 		log:         log,
-		events:      newEventLog(),
 		started:     time.Now(),
 		base:        base,
 		cancel:      cancel,
 		certificate: certificate,
 	}
 	s.sessions = newSessions(config, &s.Faults, log)
+	s.events = newEventLog(&s.Faults)
+	s.subscriptions = &subscriptions{config: config, events: s.events, log: log, base: base, work: &s.work, all: map[int]*subscription{}}
 	s.tasks = &tasks{clock: s.time}
 	for i, one := range config.Systems {
 		s.systems = append(s.systems, newSystem(one, i+1, s))

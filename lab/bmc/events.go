@@ -14,6 +14,8 @@ const logCapacity = 512
 
 // eventLog keeps the last events and sends new ones to its subscribers.
 type eventLog struct {
+	faults *Faults
+
 	mu        sync.Mutex
 	serial    int
 	entries   []entry
@@ -27,8 +29,8 @@ type entry struct {
 	event  Event
 }
 
-func newEventLog() *eventLog {
-	return &eventLog{listeners: map[chan entry]struct{}{}}
+func newEventLog(faults *Faults) *eventLog {
+	return &eventLog{faults: faults, listeners: map[chan entry]struct{}{}}
 }
 
 func (l *eventLog) add(now time.Time, s *system, e Event) {
@@ -39,6 +41,22 @@ func (l *eventLog) add(now time.Time, s *system, e Event) {
 	l.entries = append(l.entries, one)
 	if len(l.entries) > logCapacity {
 		l.entries = l.entries[len(l.entries)-logCapacity:]
+	}
+	l.send(one)
+}
+
+// test sends an event that is not logged.
+func (l *eventLog) test(now time.Time, s *system) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.serial++
+	l.send(entry{id: l.serial, time: now, system: s, event: Event{Kind: testEvent}})
+}
+
+// send passes an event to the listeners. The caller holds mu.
+func (l *eventLog) send(one entry) {
+	if l.faults.now().silent {
+		return
 	}
 	for listener := range l.listeners {
 		select {
@@ -71,6 +89,9 @@ func (l *eventLog) clear(s *system) {
 	l.entries = slices.DeleteFunc(l.entries, func(e entry) bool { return e.system == s })
 }
 
+// testEvent is the kind of SubmitTestEvent's.
+const testEvent EventKind = "Test"
+
 // messageID returns the ID in DMTF's ResourceEvent registry.
 func (e entry) messageID() string {
 	switch e.event.Kind {
@@ -78,6 +99,8 @@ func (e entry) messageID() string {
 		return "ResourceEvent.1.3.ResourcePoweredOn"
 	case PoweredOff:
 		return "ResourceEvent.1.3.ResourcePoweredOff"
+	case testEvent:
+		return "ResourceEvent.1.3.TestMessage"
 	default:
 		return "ResourceEvent.1.3.ResourceStateChanged"
 	}
@@ -89,6 +112,8 @@ func (e entry) text() string {
 		return "The server was powered on by " + e.event.Cause + "."
 	case PoweredOff:
 		return "The server was powered off by " + e.event.Cause + "."
+	case testEvent:
+		return "Test message."
 	default:
 		return "The server was reset by " + e.event.Cause + "."
 	}
@@ -155,14 +180,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 }
 
 func writeEvent(w http.ResponseWriter, e entry) error {
-	body, err := json.Marshal(resource{
-		"@odata.type": "#Event.v1_9_0.Event", "Id": strconv.Itoa(e.id), "Name": "Event Array",
-		"Events": []resource{{
-			"MemberId": "0", "EventId": strconv.Itoa(e.id), "EventType": "Event", "Severity": "OK", "MessageSeverity": "OK",
-			"EventTimestamp": e.time.UTC().Format(time.RFC3339), "Message": e.text(), "MessageId": e.messageID(),
-			"MessageArgs": allow(e.system.path), "OriginOfCondition": link(e.system.path),
-		}},
-	})
+	body, err := json.Marshal(e.payload(""))
 	if err != nil {
 		return err
 	}
@@ -170,12 +188,39 @@ func writeEvent(w http.ResponseWriter, e entry) error {
 	return err
 }
 
+// payload renders the event (Event schema); context is the subscriber's own
+// word, empty without one.
+func (e entry) payload(context string) resource {
+	event := resource{
+		"@odata.type": "#Event.v1_9_0.Event", "Id": strconv.Itoa(e.id), "Name": "Event Array",
+		"Events": []resource{{
+			"MemberId": "0", "EventId": strconv.Itoa(e.id), "EventType": "Event", "Severity": "OK", "MessageSeverity": "OK",
+			"EventTimestamp": e.time.UTC().Format(time.RFC3339), "Message": e.text(), "MessageId": e.messageID(),
+			"MessageArgs": allow(e.system.path), "OriginOfCondition": link(e.system.path),
+		}},
+	}
+	if context != "" {
+		event["Context"] = context
+	}
+	return event
+}
+
 func (s *Server) addEventService(t tree) {
-	t.add(root+"/EventService", "#EventService.v1_10_0.EventService", "Event Service", resource{
-		"Status": enabled(), "ServiceEnabled": true, "ServerSentEventUri": ssePath,
-		"EventFormatTypes": allow("Event"), "RegistryPrefixes": allow("ResourceEvent"),
+	access := s.config.Events
+	if access == NoEvents {
+		return
+	}
+	service := resource{
+		"Status": enabled(), "ServiceEnabled": true,
+		"EventFormatTypes": allow("Event"), "RegistryPrefixes": allow("ResourceEvent"), "ResourceTypes": allow("ComputerSystem"),
+		"DeliveryRetryAttempts": deliveryAttempts, "DeliveryRetryIntervalSeconds": int(s.config.EventRetry / time.Second),
 		"SSEFilterPropertiesSupported": resource{},
-		"Subscriptions":                link(root + "/EventService/Subscriptions"),
-	})
-	t.collect(root+"/EventService/Subscriptions", "EventDestination", "Event Subscriptions")
+		"Subscriptions":                link(subscriptionsPath),
+		"Actions":                      resource{"#EventService.SubmitTestEvent": resource{"target": testEventAction}},
+	}
+	if access.stream() {
+		service["ServerSentEventUri"] = ssePath
+	}
+	t.add(eventsPath, "#EventService.v1_10_0.EventService", "Event Service", service)
+	s.subscriptions.addTo(t)
 }

@@ -22,6 +22,7 @@ type faultSet struct {
 	body       string
 	assetTag   AssetTagFault
 	reset      ResetAnswer
+	silent     bool          // events are logged, and sent to no one
 	anonymous  bool          // sessions are created without a Location
 	clock      time.Duration // how far the BMC's clock is ahead
 	lastReset  *string       // instead of LastResetTime; "": none
@@ -96,6 +97,11 @@ func (s *Server) ExpirePassword() {
 	s.sessions.mu.Lock()
 	defer s.sessions.mu.Unlock()
 	s.sessions.expired = true
+}
+
+// LoseEvents makes the BMC log its events and send them to no one.
+func (f *Faults) LoseEvents(lose bool) {
+	f.change(func(set *faultSet) { set.silent = lose })
 }
 
 // HideSessions makes the BMC create sessions without a Location and an Id, so

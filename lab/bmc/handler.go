@@ -24,7 +24,16 @@ func (s *Server) Handler() http.Handler {
 	closed.HandleFunc("DELETE "+sessionsPath+"/{id}", s.sessions.remove)
 	closed.HandleFunc("POST "+managerResetPath, s.resetManager)
 	closed.HandleFunc("GET "+monitorsPath+"/{id}", s.tasks.monitor)
-	closed.HandleFunc("GET "+ssePath, s.stream)
+	if s.config.Events.stream() {
+		closed.HandleFunc("GET "+ssePath, s.stream)
+	}
+	if s.config.Events.post() {
+		closed.HandleFunc("POST "+subscriptionsPath, s.subscriptions.subscribe)
+		closed.HandleFunc("DELETE "+subscriptionsPath+"/{id}", s.subscriptions.unsubscribe)
+	}
+	if s.config.Events != NoEvents {
+		closed.HandleFunc("POST "+testEventAction, s.submitTest)
+	}
 	for _, one := range s.systems {
 		one.route(closed)
 	}

@@ -103,6 +103,9 @@ func (s *Server) addRoot(t tree) {
 			"ExpandQuery": resource{"ExpandAll": false, "Levels": false, "Links": false, "NoLinks": false},
 		},
 	}
+	if s.config.Events == NoEvents {
+		delete(service, "EventService")
+	}
 	if s.config.Login == BasicOnly {
 		delete(service, "SessionService")
 		delete(service, "Links")
