@@ -82,6 +82,44 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestBMCOverIPMI(t *testing.T) {
+	for text, pointer := range map[string]string{
+		`"address":"ipmi://198.18.0.7","protocol":"ipmi"`:                                                "",
+		`"address":"ipmi://[fd00::7]:6230","protocol":"ipmi","ipmi":{"cipherSuite":3}`:                   "",
+		`"address":"https://198.18.0.7","fallback":"ipmi","ipmi":{"privilege":"operator"}`:               "",
+		`"address":"https://198.18.0.7","protocol":"ipmi"`:                                               "/spec/bmc/address",
+		`"address":"ipmi://198.18.0.7"`:                                                                  "/spec/bmc/address",
+		`"address":"ipmi://:623","protocol":"ipmi"`:                                                      "/spec/bmc/address",
+		`"address":"ipmi://198.18.0.7","protocol":"ipmi","ipmi":{"cipherSuite":0}`:                       "/spec/bmc/ipmi/cipherSuite",
+		`"address":"ipmi://198.18.0.7","protocol":"ipmi","ipmi":{"cipherSuite":2}`:                       "/spec/bmc/ipmi/cipherSuite",
+		`"address":"ipmi://198.18.0.7","protocol":"ipmi","ipmi":{"privilege":"user"}`:                    "/spec/bmc/ipmi/privilege",
+		`"address":"ipmi://198.18.0.7","protocol":"ipmi","fallback":"ipmi"`:                              "/spec/bmc/fallback",
+		`"address":"ipmi://198.18.0.7","protocol":"ipmi","system":"1"`:                                   "/spec/bmc/system",
+		`"address":"ipmi://198.18.0.7","protocol":"ipmi","tls":{"fingerprint":"sha256:` + zeros64 + `"}`: "/spec/bmc/tls/fingerprint",
+		`"address":"https://198.18.0.7","fallback":"ipmi","system":"1"`:                                  "/spec/bmc/system",
+		`"address":"https://198.18.0.7","fallback":"ssh"`:                                                "/spec/bmc/fallback",
+		`"address":"https://198.18.0.7","ipmi":{}`:                                                       "/spec/bmc/ipmi",
+	} {
+		got := decodeAndValidate(strings.Replace(goodMachine, `"address":"https://198.18.0.7"`, text, 1))
+		if pointer == "" && len(got) > 0 || pointer != "" && (len(got) != 1 || got[0].Pointer != pointer) {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
+}
+
+// TestIPMIDefaults: a person has to write any cipher suite but 17.
+func TestIPMIDefaults(t *testing.T) {
+	o, err := DecodeObject([]byte(strings.Replace(goodMachine, `"credentials"`, `"fallback":"ipmi","credentials"`, 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := o.(*Machine).Spec.BMC.IPMI; i == nil || *i.CipherSuite != CipherSuiteSHA256 || i.Privilege != "administrator" {
+		t.Errorf("defaults are %+v", i)
+	}
+}
+
+var zeros64 = strings.Repeat("0", 64)
+
 func decodeAndValidate(text string) FieldErrors {
 	o, err := DecodeObject([]byte(text))
 	var f FieldError

@@ -168,11 +168,13 @@ type VLAN struct {
 
 // BMC says how to reach a Machine's controller.
 type BMC struct {
-	Address     string `json:"address" doc:"URL of the BMC, as https://host or https://host:port."`
-	Protocol    string `json:"protocol,omitzero" enum:"redfish" doc:"Protocol spoken to the BMC. Default: redfish."`
-	System      string `json:"system,omitzero" doc:"Id of the system that this Machine is, as its Redfish path ends. Default: the BMC's only system, or the only one that can be reset."`
-	Credentials string `json:"credentials" doc:"A Secret with username and password."`
-	TLS         BMCTLS `json:"tls,omitzero" doc:"How the BMC's certificate is checked."`
+	Address     string   `json:"address" doc:"URL of the BMC, as https://host or https://host:port; with protocol ipmi as ipmi://host or ipmi://host:port. Default port: 443, or UDP 623."`
+	Protocol    string   `json:"protocol,omitzero" enum:"redfish,ipmi" doc:"Protocol spoken to the BMC. Default: redfish."`
+	Fallback    string   `json:"fallback,omitzero" enum:"ipmi" doc:"What speaks to the BMC where Redfish does not offer a verb, or does not answer. ipmi: IPMI, on UDP port 623 of the same host. Default: none."`
+	IPMI        *BMCIPMI `json:"ipmi,omitempty" doc:"How IPMI is spoken, where protocol or fallback is ipmi."`
+	System      string   `json:"system,omitzero" doc:"Id of the system that this Machine is, as its Redfish path ends. Default: the BMC's only system, or the only one that can be reset."`
+	Credentials string   `json:"credentials" doc:"A Secret with username and password."`
+	TLS         BMCTLS   `json:"tls,omitzero" doc:"How the BMC's certificate is checked."`
 }
 
 // BMCTLS pins the BMC's certificate.
@@ -452,8 +454,8 @@ func (m *Machine) SetDefaults() {
 	if m.Spec.Boot.VendorPXE == "" {
 		m.Spec.Boot.VendorPXE = "auto"
 	}
-	if m.Spec.BMC != nil && m.Spec.BMC.Protocol == "" {
-		m.Spec.BMC.Protocol = "redfish"
+	if m.Spec.BMC != nil {
+		m.Spec.BMC.setDefaults()
 	}
 }
 
@@ -552,11 +554,16 @@ func (m *Machine) validateBMC(e *FieldErrors) {
 	if b == nil {
 		return
 	}
-	u, err := url.Parse(b.Address)
-	if err != nil || u.Scheme != "https" || u.Host == "" || (u.Path != "" && u.Path != "/") || u.User != nil {
-		e.add(at("spec", "bmc", "address"), "invalid BMC address %q: want https://host or https://host:port", b.Address)
+	scheme := "https"
+	if b.Protocol == ProtocolIPMI {
+		scheme = "ipmi"
 	}
-	e.oneOf(at("spec", "bmc", "protocol"), b.Protocol, "redfish")
+	u, err := url.Parse(b.Address)
+	if err != nil || u.Scheme != scheme || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.User != nil {
+		e.add(at("spec", "bmc", "address"), "invalid BMC address %q: want %[2]s://host or %[2]s://host:port", b.Address, scheme)
+	}
+	e.oneOf(at("spec", "bmc", "protocol"), b.Protocol, ProtocolRedfish, ProtocolIPMI)
+	b.validateIPMI(e)
 	if len(b.System) > 255 || strings.ContainsAny(b.System, "/?# ") {
 		e.add(at("spec", "bmc", "system"), "invalid system %q: want the last part of its Redfish path", b.System)
 	}

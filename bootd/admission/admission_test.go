@@ -102,6 +102,12 @@ func TestAdmission(t *testing.T) {
 		{"BMC in use, by a Machine that names no system", machine(func(m *api.Machine) {
 			m.Spec.BMC = &api.BMC{Address: "https://198.18.0.7:443/", Credentials: "bmc", System: "Node2"}
 		}), "/spec/bmc/address", "Machine r1"},
+		{"BMC in use, spoken to in IPMI", machine(func(m *api.Machine) {
+			m.Spec.BMC = &api.BMC{Address: "ipmi://198.18.0.7", Protocol: api.ProtocolIPMI, Credentials: "bmc"}
+		}), "/spec/bmc/address", "Machine r1"},
+		{"BMC of another port of its host", machine(func(m *api.Machine) {
+			m.Spec.BMC = &api.BMC{Address: "ipmi://198.18.0.7:6230", Protocol: api.ProtocolIPMI, Credentials: "bmc"}
+		}), "", ""},
 		{"other Zone", machine(func(m *api.Machine) { link("prod")(m); m.Spec.Zone = "red" }), "/spec/links/1/subnet", "belongs to Zone yellow"},
 		{"no Zone", machine(func(m *api.Machine) { link("prod")(m); m.Spec.Zone = "" }), "/spec/links/1/subnet", "set spec.zone"},
 		{"itself", newMachine("r1", "52:54:00:00:00:01"), "", ""},
@@ -178,6 +184,42 @@ func TestEveryKindHasRules(t *testing.T) {
 		if stored {
 			t.Errorf("kind %s has no rules: add it to table()", name)
 		}
+	}
+}
+
+// TestBMCOfTwoProtocols: the host and the ports decide whether two Machines name one BMC, whatever is spoken to it.
+func TestBMCOfTwoProtocols(t *testing.T) {
+	plain := api.BMC{Address: "https://198.18.0.9"}
+	odd := api.BMC{Address: "https://198.18.0.9:8443"}
+	ipmi := api.BMC{Address: "ipmi://198.18.0.9", Protocol: api.ProtocolIPMI}
+	oddIPMI := api.BMC{Address: "ipmi://198.18.0.9:6230", Protocol: api.ProtocolIPMI}
+	fallback := api.BMC{Address: "https://198.18.0.9:8443", Fallback: api.ProtocolIPMI}
+	for _, c := range []struct {
+		a, b api.BMC
+		one  bool
+	}{
+		{plain, plain, true}, {plain, odd, false}, {plain, ipmi, true}, {ipmi, fallback, true}, {odd, fallback, true},
+		{plain, oddIPMI, false}, {ipmi, oddIPMI, false}, {plain, fallback, false},
+	} {
+		if got := intersect(endpoints(&c.a), endpoints(&c.b)); got != c.one {
+			t.Errorf("%v and %v are one BMC: %t, want %t", c.a, c.b, got, c.one)
+		}
+	}
+}
+
+// TestOperatorKeepsIPMI: an operator changes a Machine whose BMC is spoken to in IPMI, as long as the BMC stays.
+func TestOperatorKeepsIPMI(t *testing.T) {
+	of := func(suite int) *api.Machine {
+		m := newMachine("r9", "52:54:00:00:00:09")
+		m.Spec.BMC = &api.BMC{Address: "ipmi://198.18.0.9", Protocol: api.ProtocolIPMI, Credentials: "bmc", IPMI: &api.BMCIPMI{CipherSuite: &suite}}
+		return m
+	}
+	w := worldOf(fixtures()...)
+	if why := w.bmcSecret(of(17), of(17)); why != "" {
+		t.Errorf("the same BMC is refused: %s", why)
+	}
+	if w.bmcSecret(of(3), of(17)) == "" {
+		t.Error("another cipher suite is taken from an operator whose Secret names no BMC")
 	}
 }
 

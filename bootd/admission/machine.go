@@ -1,8 +1,10 @@
 package admission
 
 import (
+	"cmp"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -56,7 +58,7 @@ func machineRules() rules {
 // bmcSecret says why an operator may not choose a BMC and the Secret that is sent to it; "" when an operator may.
 func (w *World) bmcSecret(m *api.Machine, current api.Object) string {
 	old, _ := current.(*api.Machine)
-	if m.Spec.BMC == nil || old != nil && old.Spec.BMC != nil && *old.Spec.BMC == *m.Spec.BMC {
+	if m.Spec.BMC == nil || old != nil && reflect.DeepEqual(old.Spec.BMC, m.Spec.BMC) {
 		return ""
 	}
 	return w.unsaid("spec.bmc.credentials", m.Spec.BMC.Credentials, api.UseBMC(m.Spec.BMC.Address))
@@ -72,7 +74,9 @@ func machineKeys(m *api.Machine) []key {
 		list = append(list, key{byAddress, a.address.String()})
 	}
 	if m.Spec.BMC != nil {
-		list = append(list, key{byBMC, endpoint(m.Spec.BMC)})
+		for _, e := range endpoints(m.Spec.BMC) {
+			list = append(list, key{byBMC, e})
+		}
 	}
 	if len(m.Spec.Loopbacks) > 0 {
 		list = append(list, key{byLoopbacks, m.Spec.Zone})
@@ -126,7 +130,7 @@ func (v *Verdict) machine(w *World, m *api.Machine) {
 func (v *Verdict) bmc(m, other *api.Machine) {
 	mine, theirs := m.Spec.BMC, other.Spec.BMC
 	switch {
-	case mine == nil || theirs == nil || endpoint(mine) != endpoint(theirs):
+	case mine == nil || theirs == nil || !intersect(endpoints(mine), endpoints(theirs)):
 	case mine.System == "" || theirs.System == "":
 		v.fail("/spec/bmc/address", "BMC %s belongs to Machine %s: Machines share one when each names its own spec.bmc.system", mine.Address, other.Metadata.Name)
 	case mine.System == theirs.System:
@@ -202,15 +206,30 @@ func pointersOf(m *api.Machine) (map[api.MAC]string, []pinned) {
 	return macs, addresses
 }
 
-// endpoint is a BMC's address in canonical form.
-func endpoint(b *api.BMC) string {
+// endpoints are the host and the ports at which a BMC is spoken to, in canonical form. On the usual ports Redfish and IPMI
+// of one host are one BMC.
+func endpoints(b *api.BMC) []string {
 	u, err := url.Parse(b.Address)
 	if err != nil {
-		return b.Address
+		return []string{b.Address}
 	}
-	host, port := strings.ToLower(u.Hostname()), u.Port()
-	if port == "" {
-		port = "443"
+	overIPMI := b.Protocol == api.ProtocolIPMI
+	host, port := strings.ToLower(u.Hostname()), cmp.Or(u.Port(), "443")
+	if overIPMI {
+		port = cmp.Or(u.Port(), ipmiPort)
 	}
-	return host + " " + port
+	list := []string{host + " " + port}
+	if b.Fallback == api.ProtocolIPMI {
+		list = append(list, host+" "+ipmiPort)
+	}
+	if overIPMI && port == ipmiPort {
+		list = append(list, host+" 443")
+	}
+	return list
+}
+
+const ipmiPort = "623"
+
+func intersect(a, b []string) bool {
+	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }
