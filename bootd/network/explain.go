@@ -162,7 +162,7 @@ func (w *walk) place(n *api.Network, e *api.PathEnd, does string) (api.NetworkMe
 		w.step(m.Host, fmt.Sprintf("%s is in the lease %s of %s; bootd knows no Guest that has it", e.Address, m.Lease, m.Host), "")
 	case g != nil && placed != "" && placed != m.Host:
 		return m, w.stop(m.Host, fmt.Sprintf("%s is on %s, but its address is in the lease %s of %s", endName(*e), placed, m.Lease, m.Host),
-			"the Guest has moved, and its own lease has not followed yet: see weftctl describe network  "+n.Metadata.Name)
+			"the Guest has moved, and its own lease has not followed yet: see weftctl describe network "+n.Metadata.Name)
 	case g != nil && g.Status.State != api.GuestRunning:
 		return m, w.stop(m.Host, fmt.Sprintf("%s is not running", endName(*e)), fmt.Sprintf("its state is %q: see weftctl describe guest %s", g.Status.State, g.Metadata.Name))
 	}

@@ -112,7 +112,7 @@ func (f *faults) problem(n *api.Network) error {
 	case len(f.noUnderlay) > 0:
 		return problemf("NoUnderlay", "%s have no address on a production Subnet, so no other host can reach them: give a link of each a production Subnet of Zone %s and an address", names(f.noUnderlay), n.Spec.Zone)
 	case len(f.taken) > 0:
-		return &problem{reason: "LeaseTaken", after: restore, message: "the leases of " + names(f.taken) + " are also written by another program, and restored every  " + restore.String() + ": is a stock flanneld running on these hosts? Stop it there"}
+		return &problem{reason: "LeaseTaken", after: restore, message: "the leases of " + names(f.taken) + " are also written by another program, and restored every " + restore.String() + ": is a stock flanneld running on these hosts? Stop it there"}
 	case len(f.reserved) > 0:
 		return problemf("GuestLeaseTaken", "%s moved with addresses that another program has reserved, so they are not reached on their hosts: remove the keys %s%s/subnets/ADDRESS-31", names(f.reserved), store.FlannelPrefix, n.Metadata.Name)
 	case len(f.outside) > 0:

@@ -10,8 +10,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// chooseLoopbacks gives each host of a Zone that pins none an address out of
-// each of spec.loopbacks. Who has one keeps it, for as long as it lies in there.
+// chooseLoopbacks gives each host of a Zone that pins none an address from each of spec.loopbacks. A host keeps
+// its address as long as it lies in there.
 func chooseLoopbacks(z *api.Zone, members []Member) []api.LoopbackStatus {
 	taken := map[netip.Addr]bool{}
 	for _, m := range members {
@@ -33,8 +33,8 @@ func chooseLoopbacks(z *api.Zone, members []Member) []api.LoopbackStatus {
 	return list
 }
 
-// keepLoopbacks is every host that needs addresses, each with one for each pool
-// in the pools' order: what it has, or an invalid one. What it has is taken.
+// keepLoopbacks lists the hosts that need addresses, each with one per pool in the pools' order: its current one,
+// or an invalid one. Current ones are marked as taken.
 func keepLoopbacks(z *api.Zone, members []Member, taken map[netip.Addr]bool) []api.LoopbackStatus {
 	has := map[string][]netip.Addr{}
 	for _, l := range z.Status.Loopbacks {
@@ -57,9 +57,8 @@ func keepLoopbacks(z *api.Zone, members []Member, taken map[netip.Addr]bool) []a
 	return list
 }
 
-// fillLoopbacks gives those that have none the pool's lowest that are free. Its
-// first address is left out: some take it for the subnet's own. Where the pool
-// ends, the condition tells of it.
+// fillLoopbacks gives hosts without one the pool's lowest free addresses. It skips the first address, which some
+// programs take for the subnet's own. The condition reports an exhausted pool.
 func fillLoopbacks(pool netip.Prefix, i int, hosts []api.LoopbackStatus, taken map[netip.Addr]bool) {
 	next := pool.Addr().Next()
 	for _, h := range hosts {
@@ -87,7 +86,7 @@ func (c *Controller) services(z *api.Zone, members []Member) verdict {
 		return verdict{}
 	}
 	if short := withoutLoopback(z, members); short != "" {
-		return no("LoopbacksExhausted", "%s has no address left for %s: make it larger", listed(z.Spec.Loopbacks), short)
+		return no("LoopbacksExhausted", "%s has no free address for %s: make it larger", listed(z.Spec.Loopbacks), short)
 	}
 	var unserved, silent, degraded []string
 	for i := range z.Spec.Services {
@@ -112,8 +111,7 @@ func (c *Controller) services(z *api.Zone, members []Member) verdict {
 	return yes("Announced", "%d services, %d loopbacks", len(z.Spec.Services), len(z.Status.Loopbacks))
 }
 
-// withoutLoopback names a host that has not an address of its own out of each
-// pool.
+// withoutLoopback names a host that lacks an address of its own from a pool.
 func withoutLoopback(z *api.Zone, members []Member) string {
 	for _, m := range members {
 		if len(m.Machine.Spec.Loopbacks) == 0 && len(Loopbacks(z, m.Machine)) < len(z.Spec.Loopbacks) {
@@ -123,9 +121,8 @@ func withoutLoopback(z *api.Zone, members []Member) string {
 	return ""
 }
 
-// serviceStands says whether each of a service's addresses is announced: by all
-// of its hosts, by some, or by none. Hosts whose streams another bootd holds
-// are not heard here.
+// serviceStands says whether each of a service's addresses is announced: by all of its hosts, by some, or by
+// none. This bootd has no reports of hosts whose streams another bootd holds.
 func (c *Controller) serviceStands(s *api.Service, members []Member) (reason, message string) {
 	hosts, heard, announced, wrong := 0, 0, map[netip.Addr]int{}, map[string]string{}
 	for _, m := range members {
@@ -151,7 +148,7 @@ func (c *Controller) serviceStands(s *api.Service, members []Member) (reason, me
 	lacks := slices.IndexFunc(s.Addresses, func(a netip.Addr) bool { return announced[a] == 0 })
 	switch {
 	case hosts == 0:
-		return "Unserved", fmt.Sprintf("service %s has no host: no Machine of the Zone that is in use has the labels %s", s.Name, labelsText(s.Hosts))
+		return "Unserved", fmt.Sprintf("service %s has no host: no Machine in use in the Zone has the labels %s", s.Name, labelsText(s.Hosts))
 	case lacks >= 0 && heard < hosts:
 		return "NotReported", fmt.Sprintf("%d of the %d hosts of service %s have not reported", hosts-heard, hosts, s.Name)
 	case lacks >= 0:
@@ -170,7 +167,7 @@ func labelsText(labels map[string]string) string {
 	return strings.Join(list, ",")
 }
 
-// firstWrong has the reason of the first host by name.
+// firstWrong returns the reason of the first host by name.
 func firstWrong(wrong map[string]string) string {
 	for _, name := range slices.Sorted(maps.Keys(wrong)) {
 		return fmt.Sprintf(" (%s: %s)", name, wrong[name])

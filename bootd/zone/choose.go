@@ -10,67 +10,65 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// candidate is a Machine of a Zone as one that reflects, or could.
+// candidate is a Machine of a Zone that reflects, or could.
 type candidate struct {
 	name, uid, rack string
-	// fault keeps it out of BGP altogether.
+	// fault excludes it from BGP altogether.
 	fault string
-	// retire is why it should no longer reflect, or not begin to: it is drained,
-	// reprovisioned, or too long out of reach.
+	// retire is why it should no longer reflect, or not begin to: it is drained, reprovisioned, or has been
+	// unreachable for too long.
 	retire string
-	// unfit is why it may not be chosen now, though it could go on reflecting.
+	// unfit is why it may not be chosen now, though it could continue to reflect.
 	unfit string
-	// settled says that it has been well for a while.
+	// settled says that it has been healthy for a while.
 	settled bool
-	// applied says that its speaker is the reflector that its part says;
-	// connected, that the other hosts have their sessions with it.
+	// applied says that its speaker has applied the reflector's part; connected, that the other hosts have
+	// sessions with it.
 	applied, connected bool
-	// uplinks are what it has of uplinks: sessions, and routes that pass by them.
-	// It is unheard when it is connected and has not said.
+	// uplinks lists its sessions with uplinks, and the directions in which routes pass. It is unheard when it is
+	// connected and has not reported.
 	uplinks []string
 	unheard bool
 }
 
 func (c *candidate) fit() bool { return c.fault == "" && c.retire == "" && c.unfit == "" }
 
-// Reasons for which a reflector leaves, beside those of candidate.retire.
+// Reasons for which a reflector leaves, in addition to those of candidate.retire.
 const (
 	reasonNotNamed  = "NotNamed"  // spec.reflectors.machines names others
-	reasonNotNeeded = "NotNeeded" // spec.reflectors.count is less
+	reasonNotNeeded = "NotNeeded" // spec.reflectors.count is lower
 	reasonSameRack  = "SameRack"  // another rack has a host for it
 )
 
-// joining is how long a reflector may wait for all of its clients before it
-// counts as serving: a host that is away must not hold a replacement up.
+// joining is how long a reflector may wait for all of its clients before it counts as serving: an unreachable
+// host must not delay a replacement.
 const joining = time.Minute
 
-// following is how long the Zone's uplinks may take to send nothing any more by a
-// reflector that they have no session with.
+// following is how long the Zone's uplinks may take to stop sending through a reflector with which they no longer
+// have a session.
 const following = 10 * time.Second
 
-// choice is who reflects, and what changed by it.
+// choice is the chosen reflectors, and what changed.
 type choice struct {
 	reflectors []api.ReflectorStatus
 	news       []news
-	missing    []string // named, and no host of the Zone
-	lacking    int      // as many more are wanted than there are hosts for
+	missing    []string // named, and not a host of the Zone
+	lacking    int      // the number of reflectors for which there is no host
 	crowded    []string // reflectors that share a rack
-	// held says what others lack for whom to leave, by its name.
+	// held says what the others lack for a reflector to leave, by its name.
 	held map[string]string
 }
 
-// news is one thing that happened to a reflector.
+// news is an event of a reflector.
 type news struct {
 	typ             api.EventType
 	reason, message string
 }
 
-// choose decides who reflects. It depends on nothing else than its arguments,
-// and what it returns chosen again is the same: a reflector stays until it is
-// gone, retired, not wanted, or another can do its work from a free rack. Who
-// is to go stays beside its replacement until that serves and carries what comes by
-// the uplinks, and then until these have followed; only who is no host of the
-// Zone any more goes at once.
+// choose decides which hosts reflect. It depends on its arguments only, and choosing again from its result
+// changes nothing: a reflector stays until it no longer exists, is retired, is not needed, or another can replace
+// it from a free rack. A leaving reflector stays until its replacement serves and carries the uplinks' routes,
+// and then until the uplinks have followed; only one that is no longer a host of the Zone is dropped at once.
 func choose(spec api.Reflectors, now time.Time, was []api.ReflectorStatus, all []candidate) choice {
 	c := &chooser{choice: choice{held: map[string]string{}}, spec: spec, now: now, all: map[string]*candidate{}}
 	for i := range all {
@@ -106,12 +104,12 @@ func (c *chooser) say(typ api.EventType, reason, message string) {
 	c.news = append(c.news, news{typ, reason, message})
 }
 
-// keep takes over who is still a host of the Zone.
+// keep keeps the reflectors that are still hosts of the Zone.
 func (c *chooser) keep(was []api.ReflectorStatus) {
 	for _, r := range was {
 		m := c.all[r.Machine]
 		if m == nil || m.uid != r.UID {
-			c.say(api.Warning, "ReflectorGone", r.Machine+" is no host of the Zone any more")
+			c.say(api.Warning, "ReflectorGone", r.Machine+" is no longer a host of the Zone")
 			continue
 		}
 		c.reflectors = append(c.reflectors, r)
@@ -130,15 +128,15 @@ func (c *chooser) leave(r *api.ReflectorStatus, reason string) {
 	}
 	to := api.ReflectorLeaving
 	if r.State == api.ReflectorStarting {
-		to = api.ReflectorWithdrawn // uplinks have not begun to send by it
+		to = api.ReflectorWithdrawn // uplinks have not begun to send through it
 	}
 	c.move(r, to, reason)
-	c.say(api.Normal, "ReflectorLeaving", r.Machine+" is to stop reflecting: "+reason)
+	c.say(api.Normal, "ReflectorLeaving", r.Machine+" will stop reflecting: "+reason)
 }
 
 func (c *chooser) start(m *candidate, why string) {
 	c.reflectors = append(c.reflectors, api.ReflectorStatus{Machine: m.name, UID: m.uid, State: api.ReflectorStarting, Since: c.now})
-	c.say(api.Normal, "ReflectorChosen", m.name+" is to reflect: "+why)
+	c.say(api.Normal, "ReflectorChosen", m.name+" will reflect: "+why)
 }
 
 func (c *chooser) has(name string) *api.ReflectorStatus {
@@ -149,7 +147,7 @@ func (c *chooser) has(name string) *api.ReflectorStatus {
 	return &c.reflectors[i]
 }
 
-// count is how many are in one of the states.
+// count is the number of reflectors in one of the states.
 func (c *chooser) count(states ...api.ReflectorState) int {
 	n := 0
 	for _, r := range c.reflectors {
@@ -160,12 +158,12 @@ func (c *chooser) count(states ...api.ReflectorState) int {
 	return n
 }
 
-// staying is how many are not to leave.
+// staying is the number of reflectors that do not leave.
 func (c *chooser) staying() int {
 	return len(c.reflectors) - c.count(api.ReflectorLeaving, api.ReflectorWithdrawn)
 }
 
-// named makes the reflectors those that a person names, well or not.
+// named makes the reflectors those that the spec names, healthy or not.
 func (c *chooser) named() {
 	for _, name := range c.spec.Machines {
 		m := c.all[name]
@@ -185,14 +183,14 @@ func (c *chooser) named() {
 	}
 }
 
-// back lets one that was to leave stay: all hosts are its peers still.
+// back lets a leaving reflector stay: all hosts are still its peers.
 func (c *chooser) back(r *api.ReflectorStatus, why string) {
 	c.move(r, api.ReflectorJoining, "")
 	c.say(api.Normal, "ReflectorStays", r.Machine+" stays: "+why)
 }
 
-// retireUnwell has those leave that should. One that has not begun goes at once,
-// and so does one whose clients are served by others.
+// retireUnwell makes unhealthy reflectors leave. One that has not begun is dropped at once, and so is one whose
+// clients are served by others.
 func (c *chooser) retireUnwell() {
 	serving := c.count(api.ReflectorServing)
 	c.reflectors = slices.DeleteFunc(c.reflectors, func(r api.ReflectorStatus) bool {
@@ -211,8 +209,8 @@ func (c *chooser) retireUnwell() {
 	}
 }
 
-// recover lets one that is well again stay, if none serves in its place yet.
-// What only begins to is given up for it.
+// recover lets a reflector that is healthy again stay, if none serves in its place yet. A replacement that is
+// only starting is dropped.
 func (c *chooser) recover() {
 	for i := range c.reflectors {
 		r := &c.reflectors[i]
@@ -222,31 +220,30 @@ func (c *chooser) recover() {
 			continue
 		}
 		withdrawn := r.State == api.ReflectorWithdrawn
-		c.back(r, "it is well again, and none serves in its place yet")
+		c.back(r, "it is healthy again, and none serves in its place yet")
 		if !withdrawn {
-			r.State = api.ReflectorServing // its sessions never went
+			r.State = api.ReflectorServing // its sessions never dropped
 		}
 		if c.staying() > c.want {
 			c.dropYoungest()
-			c.recover() // the list has moved
+			c.recover() // the list has changed
 			return
 		}
 	}
 }
 
-// dropYoungest drops what has begun last and does not serve yet.
+// dropYoungest drops the reflector that was chosen last and does not serve yet.
 func (c *chooser) dropYoungest() {
 	for i, r := range slices.Backward(c.reflectors) {
 		if r.State == api.ReflectorStarting || r.State == api.ReflectorJoining {
 			c.reflectors = slices.Delete(c.reflectors, i, i+1)
-			c.say(api.Normal, "ReflectorDropped", r.Machine+" is not needed any more")
+			c.say(api.Normal, "ReflectorDropped", r.Machine+" is no longer needed")
 			return
 		}
 	}
 }
 
-// shrink has those leave that are too many: first what shares a rack, then the
-// youngest.
+// shrink makes surplus reflectors leave: first those that share a rack, then the youngest.
 func (c *chooser) shrink() {
 	for c.staying() > c.want {
 		at := c.sharing()
@@ -261,7 +258,7 @@ func (c *chooser) shrink() {
 	}
 }
 
-// worse orders reflectors by what is lost with them.
+// worse orders reflectors by how little is lost with them.
 func worse(a, b api.ReflectorStatus) bool {
 	if serves := a.State == api.ReflectorServing; serves != (b.State == api.ReflectorServing) {
 		return !serves
@@ -272,8 +269,8 @@ func worse(a, b api.ReflectorStatus) bool {
 	return a.Machine > b.Machine
 }
 
-// sharing finds the worst of the staying reflectors that share a rack; -1 for
-// none. Of a Machine without a rack nothing is known, so it shares none.
+// sharing finds the worst of the staying reflectors that share a rack; -1 for none. A Machine without a rack
+// counts as sharing none.
 func (c *chooser) sharing() int {
 	worst := -1
 	for i, r := range c.reflectors {
@@ -299,7 +296,7 @@ func (c *chooser) racks() map[string][]string {
 	return racks
 }
 
-// grow chooses as many as are lacking: in free racks as long as there are any.
+// grow chooses the missing reflectors: in free racks as long as there are any.
 func (c *chooser) grow(all []candidate) {
 	for c.staying() < c.want {
 		best := c.best(all, func(m *candidate) bool { return m.fit() })
@@ -313,13 +310,13 @@ func (c *chooser) grow(all []candidate) {
 
 func inRack(rack string) string {
 	if rack == "" {
-		return "no rack that is known"
+		return "an unknown rack"
 	}
 	return "rack " + rack
 }
 
-// best is the first that is not chosen, by its rack: a free one, an unknown
-// one, one that is shared; then by name.
+// best is the best host that is not chosen, by its rack: a free one, an unknown one, one that is shared; then by
+// name.
 func (c *chooser) best(all []candidate, may func(*candidate) bool) *candidate {
 	racks := c.racks()
 	rank := func(m *candidate) int {
@@ -380,8 +377,7 @@ func (c *chooser) advance() {
 	}
 }
 
-// lacks is something of uplinks that others among the reflectors have and r has
-// not, "" when there is nothing.
+// lacks is a session or direction of an uplink that other reflectors have and r has not, "" when there is none.
 func (c *chooser) lacks(r api.ReflectorStatus, others []api.ReflectorStatus) string {
 	m := c.of(r)
 	if m.unheard && c.now.Sub(r.Since) >= joining {
@@ -397,9 +393,8 @@ func (c *chooser) lacks(r api.ReflectorStatus, others []api.ReflectorStatus) str
 	return ""
 }
 
-// release lets go who is to leave, once as many others serve as should. Where
-// fewer can, whoever is left reflects on. What uplinks send by it is carried by
-// the others first, then the uplinks are left, then it ceases to forward.
+// release releases leaving reflectors, once enough others serve. Where fewer can serve, those that are left
+// continue. First the others carry the uplinks' traffic, then the uplink sessions end, then it stops forwarding.
 func (c *chooser) release() {
 	enough := max(c.want-len(c.missing), 1)
 	if c.count(api.ReflectorServing) < enough {
@@ -416,19 +411,18 @@ func (c *chooser) release() {
 		r := &c.reflectors[i]
 		if r.State == api.ReflectorLeaving && c.carried(*r, enough) {
 			c.move(r, api.ReflectorWithdrawn, r.Reason)
-			c.say(api.Normal, "ReflectorWithdrawn", r.Machine+" is withdrawn from the uplinks, by which others carry now")
+			c.say(api.Normal, "ReflectorWithdrawn", r.Machine+" is withdrawn from the uplinks, whose routes others carry now")
 		}
 	}
 }
 
-// carriesNothing reports whether no uplink has a session with a reflector, as far
-// as is known.
+// carriesNothing reports whether no uplink is known to have a session with a reflector.
 func (c *chooser) carriesNothing(r api.ReflectorStatus) bool {
 	m := c.of(r)
 	return len(m.uplinks) == 0 && (!m.unheard || c.now.Sub(r.Since) >= joining)
 }
 
-// carried reports whether enough others have what r has of uplinks.
+// carried reports whether enough others have r's sessions and directions of uplinks.
 func (c *chooser) carried(r api.ReflectorStatus, enough int) bool {
 	if c.of(r).unheard {
 		return false
@@ -448,8 +442,7 @@ func (c *chooser) carried(r api.ReflectorStatus, enough int) bool {
 	return n >= enough
 }
 
-// followed reports whether no uplink sends anything any more by a reflector that
-// is Withdrawn.
+// followed reports whether uplinks have stopped sending through a reflector that is Withdrawn.
 func (c *chooser) followed(r api.ReflectorStatus) bool {
 	since := c.now.Sub(r.Since)
 	return c.of(r).applied && since >= following || since >= joining

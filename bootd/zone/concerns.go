@@ -83,7 +83,7 @@ func (p *Parts) neighbors(old, now *api.Machine) part.Hosts {
 	return hosts
 }
 
-// Reflectors are the names of a Zone's reflectors.
+// Reflectors lists the names of a Zone's reflectors.
 func Reflectors(cache *store.Cache, zone string) []string {
 	var names []string
 	if z, ok := store.Cached[api.Zone](cache, zone); ok {
@@ -94,16 +94,16 @@ func Reflectors(cache *store.Cache, zone string) []string {
 	return names
 }
 
-// Changes reports whether a change of a Zone may change parts of its hosts:
-// one of its spec, of who reflects, or of whose loopbacks are whose.
+// Changes reports whether a change of a Zone may change parts of its hosts: a change of its spec, its reflectors,
+// or its hosts' loopbacks.
 func Changes(c store.Change) bool {
 	old, _ := c.Old.(*api.Zone)
 	now, _ := c.New.(*api.Zone)
 	return old == nil || now == nil || old.Metadata.UID != now.Metadata.UID || old.Metadata.Generation != now.Metadata.Generation || !reflectAlike(old, now) || !sameLoopbacks(old, now)
 }
 
-// reflectAlike reports whether the same hosts reflect, and the same have uplinks:
-// how far else each has come is in no part.
+// reflectAlike reports whether the same hosts reflect, and the same have uplinks: no part contains any other
+// progress.
 func reflectAlike(a, b *api.Zone) bool {
 	return slices.EqualFunc(a.Status.Reflectors, b.Status.Reflectors, func(x, y api.ReflectorStatus) bool {
 		return x.Machine == y.Machine && x.UID == y.UID && x.State.HasUplinks() == y.State.HasUplinks()
@@ -117,7 +117,7 @@ func sameLoopbacks(a, b *api.Zone) bool {
 	})
 }
 
-// sameNeighbor reports whether a Machine is to others what it was.
+// sameNeighbor reports whether a Machine is the same to its neighbours.
 func sameNeighbor(cache *store.Cache, old, now *api.Machine) bool {
 	if old == nil || now == nil {
 		return false

@@ -12,13 +12,13 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Conditions of a Zone, beside Ready: as many reflectors serve as should.
+// Conditions of a Zone, in addition to Ready, which says that enough reflectors serve.
 const (
 	Spread  = "Spread"  // no two reflectors share a rack
 	Members = "Members" // every Machine of the Zone can take part in BGP
-	Uplinks = "Uplinks" // the sessions out of the Zone have their keys, and stand
+	Uplinks = "Uplinks" // the sessions out of the Zone have their keys, and are up
 
-	Services = "Services" // some host announces each address of each service
+	Services = "Services" // each address of each service is announced by a host
 )
 
 // verdict is one condition.
@@ -66,7 +66,7 @@ func (c *Controller) ready(z *api.Zone, all []candidate, picked choice) verdict 
 		if m, ok := store.Cached[api.Machine](c.Cache, name); ok && m.Spec.Zone != z.Metadata.Name {
 			return no("NamedElsewhere", "spec.reflectors.machines names %s, which is in %s: name a Machine of this Zone", name, zoneText(m.Spec.Zone))
 		}
-		return no("NamedMissing", "spec.reflectors.machines names %s, and there is no such Machine: create it with spec.zone %s, or name another", name, z.Metadata.Name)
+		return no("NamedMissing", "spec.reflectors.machines names %s, which does not exist: create it with spec.zone %s, or name another", name, z.Metadata.Name)
 	}
 	for _, m := range all {
 		if m.fault != "" && slices.Contains(z.Spec.Reflectors.Machines, m.name) {
@@ -88,7 +88,7 @@ func (c *Controller) ready(z *api.Zone, all []candidate, picked choice) verdict 
 		case api.ReflectorLeaving:
 			waiting = append(waiting, fmt.Sprintf("%s leaves (%s)", r.Machine, r.Reason)+picked.held[r.Machine])
 		case api.ReflectorWithdrawn:
-			waiting = append(waiting, fmt.Sprintf("%s is withdrawn from the uplinks and forwards what they still send by it (%s)", r.Machine, r.Reason))
+			waiting = append(waiting, fmt.Sprintf("%s is withdrawn from the uplinks and forwards what they still send through it (%s)", r.Machine, r.Reason))
 		}
 	}
 	if len(waiting) > 0 {
@@ -113,7 +113,7 @@ func lack(z *api.Zone, all []candidate, picked choice) string {
 	case len(why) > most:
 		why[most] = "and others"
 	}
-	return "a reflector is an Active host that holds its stream and has a pinned IPv4 address on a production Subnet; these are not: " + strings.Join(why, ", ")
+	return "a reflector must be an Active host that holds its stream and has a pinned IPv4 address on a production Subnet; these are not: " + strings.Join(why, ", ")
 }
 
 func firstOf(texts ...string) string {
@@ -129,11 +129,11 @@ func spread(z *api.Zone, picked choice) verdict {
 	if len(picked.crowded) == 0 {
 		return yes("Spread", "no two reflectors are known to share a rack")
 	}
-	what := "one moves by itself once a host of another rack has been connected for " + z.Spec.Reflectors.ReplaceAfter.Or(api.DefaultReplaceAfter).String()
+	what := "one is replaced automatically once a host of another rack has been connected for " + z.Spec.Reflectors.ReplaceAfter.Or(api.DefaultReplaceAfter).String()
 	if len(z.Spec.Reflectors.Machines) > 0 {
 		what = "name Machines of different racks"
 	}
-	return no("SameRack", "%s share a rack, and fail with it: %s", strings.Join(picked.crowded, ", "), what)
+	return no("SameRack", "%s share a rack, and would fail together: %s", strings.Join(picked.crowded, ", "), what)
 }
 
 func membership(z *api.Zone, members []Member) verdict {
@@ -151,10 +151,10 @@ func membership(z *api.Zone, members []Member) verdict {
 	if n > most {
 		faulty = append(faulty[:most], fmt.Sprintf("and %d more", n-most))
 	}
-	return no("NoUnderlay", "%d of %d Machines of Zone %s take no part in BGP: %s", n, len(members), z.Metadata.Name, strings.Join(faulty, "; "))
+	return no("NoUnderlay", "%d of %d Machines of Zone %s do not take part in BGP: %s", n, len(members), z.Metadata.Name, strings.Join(faulty, "; "))
 }
 
-// uplinks says how the sessions out of the Zone stand.
+// uplinks judges the sessions out of the Zone.
 func (c *Controller) uplinks(ctx context.Context, z *api.Zone, members []Member) verdict {
 	if len(z.Spec.Uplinks) == 0 {
 		return verdict{}
@@ -166,12 +166,12 @@ func (c *Controller) uplinks(ctx context.Context, z *api.Zone, members []Member)
 		s, ok := store.Cached[api.Secret](c.Cache, u.Secret)
 		switch {
 		case !ok:
-			return no("SecretMissing", "there is no Secret %s, whose password is the MD5 key of uplink %s: create it; until then no session is tried", u.Secret, u.Address)
+			return no("SecretMissing", "Secret %s, whose password is the MD5 key of uplink %s, does not exist: create it; until then there is no session", u.Secret, u.Address)
 		case s.Status.Digests[api.SessionPassword] == "":
-			return no("SecretMissing", "Secret %s has no password, which is the MD5 key of uplink %s: add it; until then no session is tried", u.Secret, u.Address)
+			return no("SecretMissing", "Secret %s has no password, which is the MD5 key of uplink %s: add it; until then there is no session", u.Secret, u.Address)
 		}
 		if err := s.Permits(api.UseUplink(z.Metadata.Name)); err != nil {
-			return no("SecretNotPermitted", "%s; until then no session with uplink %s is tried", err, u.Address)
+			return no("SecretNotPermitted", "%s; until then there is no session with uplink %s", err, u.Address)
 		}
 	}
 	up, reported := map[string]int{}, 0

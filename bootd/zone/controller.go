@@ -10,27 +10,27 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Controller chooses the reflectors of Zones, and says how Zones stand.
+// Controller chooses the reflectors of Zones, and sets the Zones' conditions.
 type Controller struct {
 	control.Env
 	Parts *Parts
-	// Sessions is what a host has reported of its speaker; nil for nothing. A
-	// host whose stream another bootd holds reports nothing here.
+	// Sessions is a host's report about its speaker; nil for none. A host whose stream another bootd holds does
+	// not report to this one.
 	Sessions func(host string) *api.BGPStatus
 }
 
 const (
-	// recheckMoving is how often a Zone whose reflectors change is looked at;
-	// what hosts report of their sessions makes nothing due by itself.
+	// recheckMoving is how often a Zone whose reflectors change is reconciled; hosts' reports about sessions do
+	// not enqueue it.
 	recheckMoving = 2 * time.Second
 	recheck       = 30 * time.Second
 )
 
-// gather is how long changes of Machines are gathered: a Zone is judged by all of
-// its Machines, and many may change at once.
+// gather is how long changes of Machines are collected: a Zone is judged by all of its Machines, and many may
+// change at once.
 const gather = time.Second
 
-// Control is the controller as it runs.
+// Control returns the running controller.
 func (c *Controller) Control() *control.Controller[*api.Zone] {
 	return &control.Controller[*api.Zone]{
 		Env: c.Env, Kinds: []string{"Zone", "Machine", "Subnet", "Secret"}, Due: c.due, Workers: 2, Step: c.step,
@@ -38,7 +38,7 @@ func (c *Controller) Control() *control.Controller[*api.Zone] {
 	}
 }
 
-// due names the Zones that a change may matter to.
+// due names the Zones that a change may affect.
 func (c *Controller) due(ch store.Change) (zones []string) {
 	switch ch.Kind.Name {
 	case "Zone":
@@ -51,7 +51,7 @@ func (c *Controller) due(ch store.Change) (zones []string) {
 		}
 		for _, o := range c.Cache.CachedReferrers("Machine", ch.Name) {
 			if z, ok := o.(*api.Zone); ok {
-				zones = append(zones, z.Metadata.Name) // it may be of another Zone
+				zones = append(zones, z.Metadata.Name) // it may have left another Zone
 			}
 		}
 		return zones
@@ -62,7 +62,7 @@ func (c *Controller) due(ch store.Change) (zones []string) {
 	return zones
 }
 
-// step brings one Zone's reflectors and conditions to what they should be.
+// step reconciles one Zone's reflectors and conditions.
 func (c *Controller) step(ctx context.Context, z *api.Zone) (time.Duration, error) {
 	if z.Metadata.DeletionTimestamp != nil {
 		return 0, nil
@@ -77,8 +77,8 @@ func (c *Controller) step(ctx context.Context, z *api.Zone) (time.Duration, erro
 	wrote := false
 	err := control.Write(ctx, c.Env, z, func(fresh *api.Zone) bool {
 		wrote, after = false, fresh
-		// How hosts stand was looked up for the reflectors of the cache. The change
-		// that it has not heard of yet makes the Zone due again.
+		// The hosts' states were looked up for the reflectors in the cache. A change that the cache does not have
+		// yet enqueues the Zone again.
 		if !sameReflectors(fresh.Status.Reflectors, z.Status.Reflectors) {
 			return false
 		}
@@ -115,7 +115,7 @@ func sameReflectors(a, b []api.ReflectorStatus) bool {
 	})
 }
 
-// candidates looks at every host of a Zone.
+// candidates examines every host of a Zone.
 func (c *Controller) candidates(ctx context.Context, z *api.Zone, members []Member, now time.Time) []candidate {
 	patience := z.Spec.Reflectors.ReplaceAfter.Or(api.DefaultReplaceAfter)
 	all := make([]candidate, len(members))
@@ -134,7 +134,7 @@ func (c *Controller) candidates(ctx context.Context, z *api.Zone, members []Memb
 	return all
 }
 
-// stand says how a host stands, but for its speaker.
+// stand determines a host's state, except its speaker's.
 func stand(m Member, patience time.Duration, now time.Time) candidate {
 	machine := m.Machine
 	out := candidate{name: machine.Metadata.Name, uid: machine.Metadata.UID, rack: machine.Spec.Location.Rack, fault: m.Fault}
@@ -164,7 +164,7 @@ func orUnknown(p api.Phase) string {
 	return string(p)
 }
 
-// applied reports whether a host's speaker is what its part says.
+// applied reports whether a host's speaker has applied its part.
 func (c *Controller) applied(ctx context.Context, m *api.Machine) bool {
 	part, err := c.Parts.Part(ctx, m)
 	if err != nil || m.Status.Host == nil {
@@ -178,9 +178,8 @@ func (c *Controller) applied(ctx context.Context, m *api.Machine) bool {
 	return p.State == api.PartApplied && p.Digest == api.PartDigest(raw)
 }
 
-// carried are the sessions that a host reports with uplinks, and the ways in which
-// routes pass by them. A host is unheard that holds its stream and has not
-// reported any session yet, as all are to a bootd that has just started.
+// carried lists a host's sessions with uplinks, and the directions in which routes pass. A host is unheard if it
+// holds its stream and has not reported any session yet, as all hosts right after a start of bootd.
 func (c *Controller) carried(m *api.Machine) (uplinks []string, unheard bool) {
 	status := c.Sessions(m.Metadata.Name)
 	if status == nil {
@@ -195,14 +194,13 @@ func (c *Controller) carried(m *api.Machine) (uplinks []string, unheard bool) {
 			uplinks = append(uplinks, "routes of uplink "+s.Peer)
 		}
 		if s.Advertised > 0 {
-			uplinks = append(uplinks, "routes told to uplink "+s.Peer)
+			uplinks = append(uplinks, "routes advertised to uplink "+s.Peer)
 		}
 	}
 	return uplinks, false
 }
 
-// connected reports whether every host that could be is a peer of a reflector,
-// as that says.
+// connected reports whether a reflector reports a session with every host that could be its peer.
 func (c *Controller) connected(reflector string, members []Member) bool {
 	status := c.Sessions(reflector)
 	if status == nil {

@@ -259,7 +259,7 @@ func TestReplacementCarries(t *testing.T) {
 	// It has had its time, and the uplink sends it nothing.
 	b.edit(func(z *api.Zone) { z.Status.Reflectors[1].Since = time.Now().Add(-2 * joining) })
 	b.settled("r1u01:Leaving r2u01")
-	for want := "r1u01 leaves (NotNamed) once r2u01 has routes told to uplink 198.18.8.1"; !strings.Contains(b.condition(api.CondReady, "Changing"), want); {
+	for want := "r1u01 leaves (NotNamed) once r2u01 has routes advertised to uplink 198.18.8.1"; !strings.Contains(b.condition(api.CondReady, "Changing"), want); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	b.apply("r2u01")
@@ -306,7 +306,7 @@ func TestConditions(t *testing.T) {
 	b.host(1, 2, func(m *api.Machine) { m.Spec.Links[0].Addresses = nil })
 	b.host(1, 3, func(m *api.Machine) { m.Status.Phase = api.PhaseProvisioning })
 	b.settled("r1u01:Starting")
-	for !strings.Contains(b.condition(api.CondReady, "NotEnoughHosts"), "r1u02 (its link prod0 has no IPv4 address: pin one out of Subnet prod), r1u03 (Provisioning)") {
+	for !strings.Contains(b.condition(api.CondReady, "NotEnoughHosts"), "r1u02 (its link prod0 has no IPv4 address: pin one from Subnet prod), r1u03 (Provisioning)") {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if text := b.condition(Members, "NoUnderlay"); !strings.Contains(text, "1 of 3") || !strings.Contains(text, "r1u02: ") {

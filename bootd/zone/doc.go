@@ -1,6 +1,4 @@
-// Package zone owns what bootd knows of a Zone's BGP: it chooses the reflectors
-// and replaces them make-before-break, says beforehand which sessions a change
-// would drop, tests prefixes against the policies that hosts are given, and puts
-// together what hosts report of their sessions. The parts themselves are
-// compiled by package hostspec.
+// Package zone owns the BGP of Zones: it chooses the reflectors and replaces them make-before-break, predicts
+// which sessions a change would drop, tests prefixes against the policies that hosts receive, and combines the
+// hosts' reports about their sessions. The parts themselves are compiled by package hostspec.
 package zone

@@ -14,9 +14,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Drops says, as sentences, which BGP sessions would drop if an object were
-// stored, for whatever reason. Reflectors that would be replaced by it are taken
-// as replaced.
+// Drops says in sentences which BGP sessions would drop if an object were stored. Reflectors that the change
+// would replace count as replaced.
 func (v *Views) Drops(ctx context.Context, next api.Object) ([]string, error) {
 	cache := v.Cache.With(next)
 	var all []drop
@@ -37,8 +36,7 @@ func (v *Views) Drops(ctx context.Context, next api.Object) ([]string, error) {
 	return sentences(all), nil
 }
 
-// affected are the Zones whose parts an object has to do with, as it is and
-// as it would.
+// affected lists the Zones whose parts depend on an object, before or after the change.
 func affected(cache *store.Cache, next api.Object) []string {
 	names := map[string]bool{}
 	name := next.Meta().Name
@@ -60,7 +58,7 @@ func affected(cache *store.Cache, next api.Object) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// outcome is every host's part once a Zone's reflectors have come to rest.
+// outcome is every host's part once a Zone's reflectors no longer change.
 func (v *Views) outcome(ctx context.Context, cache *store.Cache, zone string) (map[string]*api.BGPPart, error) {
 	z, ok := store.Cached[api.Zone](cache, zone)
 	if !ok {
@@ -85,7 +83,7 @@ func (v *Views) outcome(ctx context.Context, cache *store.Cache, zone string) (m
 	return parts, nil
 }
 
-// atRest are a Zone's reflectors when all that were chosen serve.
+// atRest are a Zone's reflectors once all chosen ones serve.
 func atRest(z *api.Zone, members []Member) []api.ReflectorStatus {
 	now := time.Now().UTC()
 	all := make([]candidate, len(members))
@@ -94,13 +92,13 @@ func atRest(z *api.Zone, members []Member) []api.ReflectorStatus {
 		all[i].applied, all[i].connected = true, true
 	}
 	list := z.Status.Reflectors
-	for range 3 * (len(list) + z.Spec.Reflectors.Count + 1) { // each round one step for each, and it comes to rest
+	for range 3 * (len(list) + z.Spec.Reflectors.Count + 1) { // each round makes one step for each, until nothing changes
 		next := choose(z.Spec.Reflectors, now, list, all)
 		if sameReflectors(next.reflectors, list) {
 			return list
 		}
 		list = next.reflectors
-		now = now.Add(time.Minute) // time is not what it waits for
+		now = now.Add(time.Minute) // it does not wait for time to pass
 	}
 	return list
 }
@@ -108,8 +106,8 @@ func atRest(z *api.Zone, members []Member) []api.ReflectorStatus {
 // drop is a session that a change drops.
 type drop struct{ a, b, why string }
 
-// drops compares the parts of a Zone's hosts. Each session is there once. A host
-// that no longer has a part keeps the one it has, but its peers no longer have it.
+// drops compares the parts of a Zone's hosts, and lists each session once. A host that no longer gets a part
+// keeps its last one, but is no longer in its peers' parts.
 func drops(before, after map[string]*api.BGPPart) []drop {
 	found := map[[2]string]string{}
 	note := func(host, peer, why string) {
@@ -130,7 +128,7 @@ func drops(before, after map[string]*api.BGPPart) []drop {
 		for _, n := range before[host].Neighbors {
 			at := slices.IndexFunc(after[host].Neighbors, func(x api.BGPNeighbor) bool { return x.Name == n.Name })
 			if at < 0 {
-				note(host, n.Name, "they are no longer to be peers")
+				note(host, n.Name, "they will no longer be peers")
 			} else {
 				note(host, n.Name, oneSession(n, after[host].Neighbors[at]))
 			}
@@ -143,9 +141,8 @@ func drops(before, after map[string]*api.BGPPart) []drop {
 	return list
 }
 
-// everySession says what drops all sessions of a host; "" for nothing. What is
-// not listed here and in oneSession the speaker changes while sessions stand
-// (package bgp).
+// everySession says what drops all sessions of a host; "" for nothing. The speaker changes everything not listed
+// here and in oneSession without dropping sessions (package bgp).
 func everySession(host string, a, b *api.BGPPart) string {
 	switch {
 	case a.Zone != b.Zone:
@@ -170,7 +167,7 @@ func everySession(host string, a, b *api.BGPPart) string {
 	return ""
 }
 
-// clusterID is the part's, or what it is by default.
+// clusterID is the part's, or its default.
 func clusterID(p *api.BGPPart) netip.Addr {
 	if p.ClusterID.IsValid() {
 		return p.ClusterID
@@ -188,14 +185,14 @@ func oneSession(a, b api.BGPNeighbor) string {
 	case a.Password != b.Password:
 		return "its MD5 key changes"
 	case a.Hops != b.Hops:
-		return "how far the neighbour is changes"
+		return "the neighbour's distance changes"
 	case !slices.Equal(a.Families, b.Families):
 		return "its address families change"
 	}
 	return ""
 }
 
-// sentences tells of the sessions by what drops them.
+// sentences groups the sessions by what drops them.
 func sentences(all []drop) []string {
 	const most = 8
 	by := map[string][]string{}
@@ -219,8 +216,8 @@ func sentences(all []drop) []string {
 	return list
 }
 
-// rekeyed tells of the uplinks that a Secret is the key of. Whether it is another
-// one only its stored digest could tell.
+// rekeyed names the uplinks that use a Secret as their key. Only the stored digest could tell whether the key
+// changes.
 func rekeyed(cache *store.Cache, s *api.Secret) []string {
 	old, ok := store.Cached[api.Secret](cache, s.Metadata.Name)
 	if !ok || s.Spec.Data[api.SessionPassword] == "" || old.Status.Digests[api.SessionPassword] == "" {
@@ -230,7 +227,7 @@ func rekeyed(cache *store.Cache, s *api.Secret) []string {
 	for _, z := range store.CachedList[api.Zone](cache) {
 		for _, u := range z.Spec.Uplinks {
 			if u.Secret == s.Metadata.Name {
-				list = append(list, fmt.Sprintf("every reflector of Zone %s drops its BGP session with uplink %s if its password is another than before", z.Metadata.Name, u.Address))
+				list = append(list, fmt.Sprintf("every reflector of Zone %s drops its BGP session with uplink %s if its password has changed", z.Metadata.Name, u.Address))
 			}
 		}
 	}

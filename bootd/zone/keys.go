@@ -11,8 +11,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/network"
 )
 
-// Keys is what parts are made with, beside the objects. It is safe for concurrent
-// use; a nil one opens nothing.
+// Keys provides the keys for parts. It is safe for concurrent use; a nil one opens nothing.
 type Keys struct {
 	// Key is the MD5 key between two Machines, by their uids in any order.
 	Key func(one, other string) string
@@ -23,7 +22,7 @@ type Keys struct {
 	opened map[string]opened // Secrets, by name
 }
 
-// opened is a Secret as it stood at a version.
+// opened is the content of a version of a Secret.
 type opened struct {
 	version string
 	values  map[string]string
@@ -42,12 +41,12 @@ func (k *Keys) Open(ctx context.Context, s *api.Secret, use api.SecretUse, uid s
 	return password, k.salt(uid), err
 }
 
-// salt is what a part of the object with that uid has beside a password that a person chose. Without it the part's
-// digest would tell whoever sees the rest of the part whether a guess is right.
+// salt accompanies a person's password in a part of the object with that uid. Without it the part's digest would
+// confirm a guess to anyone who sees the rest of the part.
 func (k *Keys) salt(uid string) string { return k.Key(uid, "digest") }
 
-// password opens the Secret of an uplink or of guests' sessions, once for each version of it. The caller
-// has found that s permits the use.
+// password opens the Secret of an uplink or of guests' sessions, once per version. The caller has checked that s
+// permits the use.
 func (k *Keys) password(ctx context.Context, s *api.Secret, use api.SecretUse) (string, error) {
 	name, version := s.Metadata.Name, s.Metadata.UID+"/"+s.Metadata.ResourceVersion
 	k.mu.Lock()

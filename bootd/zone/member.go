@@ -10,30 +10,29 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// ShutdownAnnotation on a Machine asks its neighbours for any other path than
-// through it (RFC 8326), and keeps it from being a reflector.
+// ShutdownAnnotation on a Machine makes its neighbours prefer any other path (RFC 8326), and prevents that it is
+// a reflector.
 const ShutdownAnnotation = "rackweft/bgp-drain"
 
-// Draining reports whether a host is to be left by traffic.
+// Draining reports whether traffic should leave a host.
 func ShuttingDown(m *api.Machine) bool {
 	return m.Metadata.Annotations[ShutdownAnnotation] == "true" || m.Spec.State != api.StateActive || m.Status.Phase == api.PhaseDraining
 }
 
-// Member is a Machine of a Zone as its speakers see it.
+// Member is a Machine of a Zone, as relevant for BGP.
 type Member struct {
 	Machine *api.Machine
 	// Addresses are of its underlay: one IPv4, and one IPv6 where it has one.
 	Addresses []netip.Addr
 	Subnet    *api.Subnet
-	// Fault says why it takes no part in BGP; it has no Addresses then.
+	// Fault says why it does not take part in BGP; it has no Addresses then.
 	Fault string
 }
 
-// V4 is the address that sessions run over.
+// V4 is the address of its sessions.
 func (m Member) V4() netip.Addr { return m.Addresses[0] }
 
-// Members lists the Machines of a Zone, by name. They are shared, and must not
-// be changed.
+// Members lists the Machines of a Zone, by name. They are shared, and must not be modified.
 func (p *Parts) Members(zone string) []Member { return store.Derived(p.Cache, membersOf)[zone] }
 
 // members are those of each Zone.
@@ -58,14 +57,14 @@ func membersOf(cache *store.Cache) members {
 			member.Addresses, member.Fault = speaks(site.UnderlayOf(cache, m))
 		}
 		if member.Fault == "" && len(member.Addresses) == 0 {
-			member.Fault = fmt.Sprintf("its link %s has no IPv4 address: pin one out of Subnet %s", link.Name, s.Metadata.Name)
+			member.Fault = fmt.Sprintf("its link %s has no IPv4 address: pin one from Subnet %s", link.Name, s.Metadata.Name)
 		}
 		zones[m.Spec.Zone] = append(zones[m.Spec.Zone], member)
 	}
 	return zones
 }
 
-// speaks are the addresses that a speaker uses, which runs its sessions over IPv4.
+// speaks lists the addresses that a speaker uses; its sessions run over IPv4.
 func speaks(u site.Underlay) (addrs []netip.Addr, fault string) {
 	if addrs = oneOfEach(u.Addresses); len(addrs) > 0 && addrs[0].Is4() {
 		return addrs, ""

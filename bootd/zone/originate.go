@@ -12,11 +12,11 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Origin is why a host may tell of a prefix: it is its lease of a Network, an
-// address of a service, or else the host's own.
+// Origin is why a host may advertise a prefix: it is its lease of a Network, an address of a service, or else the
+// host's own.
 type Origin struct{ Network, Service string }
 
-// Originates is what a host of a Zone may tell of.
+// Originates lists the prefixes that a host of a Zone may advertise.
 func (p *Parts) Originates(z *api.Zone, m *api.Machine) map[netip.Prefix]Origin {
 	from := p.leases(z, m)
 	for _, a := range Loopbacks(z, m) {
@@ -57,9 +57,8 @@ func services(z *api.Zone, m *api.Machine) []api.BGPService {
 	return list
 }
 
-// leases are a host's IPv4 leases of Networks that are advertised, those of
-// Guests that came with their address among them, as far as they lie within the
-// Zone's prefixes. IPv6 leases are not routed out of a host.
+// leases are a host's IPv4 leases of advertised Networks, including those of Guests that moved there with their
+// address, as far as they lie within the Zone's prefixes. IPv6 leases are not routed out of a host.
 func (p *Parts) leases(z *api.Zone, m *api.Machine) map[netip.Prefix]Origin {
 	from := map[netip.Prefix]Origin{}
 	for l := range p.advertised(z, m) {
@@ -72,7 +71,7 @@ func (p *Parts) leases(z *api.Zone, m *api.Machine) map[netip.Prefix]Origin {
 	return from
 }
 
-// advertised are a host's memberships of Networks that are advertised.
+// advertised lists a host's memberships of advertised Networks.
 func (p *Parts) advertised(z *api.Zone, m *api.Machine) iter.Seq2[network.Membership, *api.Network] {
 	return func(yield func(network.Membership, *api.Network) bool) {
 		if p.Networks == nil {
@@ -90,8 +89,8 @@ func (p *Parts) advertised(z *api.Zone, m *api.Machine) iter.Seq2[network.Member
 	}
 }
 
-// inside are the Networks whose guests' routes a host tells of, as far as they
-// lie within the Zone's prefixes, by uid.
+// inside lists the Networks whose guests' routes a host advertises, as far as they lie within the Zone's
+// prefixes, by uid.
 func (p *Parts) inside(z *api.Zone, m *api.Machine) []api.BGPInside {
 	var list []api.BGPInside
 	for l, n := range p.advertised(z, m) {

@@ -13,8 +13,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Parts makes the bgp parts of hosts out of their Zone. It is safe for concurrent
-// use; a nil one makes none.
+// Parts compiles the bgp parts of hosts from their Zone. It is safe for concurrent use; a nil one compiles none.
 type Parts struct {
 	Cache *store.Cache
 	// Networks has the leases of every Network; there are none without it.
@@ -22,12 +21,12 @@ type Parts struct {
 	Keys     *Keys
 }
 
-// With is a Parts out of other objects.
+// With returns a Parts that reads another cache.
 func (p *Parts) With(cache *store.Cache) *Parts {
 	return &Parts{Cache: cache, Networks: p.Networks, Keys: p.Keys}
 }
 
-// NoPart says why a host has no bgp part now. One that it holds already stays.
+// NoPart says why a host gets no bgp part now. It keeps one that it already has.
 type NoPart struct{ Reason string }
 
 func (e *NoPart) Error() string { return e.Reason }
@@ -57,7 +56,7 @@ func (p *Parts) Part(ctx context.Context, m *api.Machine) (*api.BGPPart, error) 
 	members := p.Members(z.Metadata.Name)
 	i := slices.IndexFunc(members, func(o Member) bool { return o.Machine.Metadata.UID == m.Metadata.UID })
 	if i < 0 {
-		return nil, &NoPart{"it is no host of Zone " + z.Metadata.Name}
+		return nil, &NoPart{"it is not a host of Zone " + z.Metadata.Name}
 	}
 	if members[i].Fault != "" {
 		return nil, &NoPart{members[i].Fault}
@@ -66,7 +65,7 @@ func (p *Parts) Part(ctx context.Context, m *api.Machine) (*api.BGPPart, error) 
 	return b.part(ctx)
 }
 
-// bgpCompiler makes the bgp part of one host.
+// bgpCompiler compiles the bgp part of one host.
 type bgpCompiler struct {
 	parts   *Parts
 	zone    *api.Zone
@@ -96,8 +95,8 @@ func (b *bgpCompiler) part(ctx context.Context) (*api.BGPPart, error) {
 		}
 		return p, nil
 	}
-	// Reflectors peer with each other, so each is a cluster of its own: of two
-	// with one cluster id, either would drop what the other reflects (RFC 4456, 8).
+	// Reflectors peer with each other, so each is a cluster of its own: with one cluster id, each would drop what
+	// the other reflects (RFC 4456, 8).
 	p.Role, p.ClusterID, p.BMP = api.BGPReflector, b.self.V4(), s.BGP.BMP
 	for _, other := range b.members {
 		switch {
@@ -123,11 +122,11 @@ func (b *bgpCompiler) reflects(m Member) bool {
 	})
 }
 
-// farHops is how far hosts on different Subnets may be from each other.
+// farHops is the maximum distance of hosts on different Subnets.
 const farHops = 16
 
-// host is another host as a neighbour. Clients connect to reflectors; of two
-// reflectors the first by name connects.
+// host returns another host as a neighbour. Clients connect to reflectors; of two reflectors the first by name
+// connects.
 func (b *bgpCompiler) host(other Member, role string) api.BGPNeighbor {
 	self, peer := b.self.Machine.Metadata, other.Machine.Metadata
 	n := api.BGPNeighbor{
@@ -145,8 +144,8 @@ func (b *bgpCompiler) host(other Member, role string) api.BGPNeighbor {
 	return n
 }
 
-// routable is all that a route of the Zone may lead to: what its hosts
-// originate, and what its uplinks may tell.
+// routable lists all prefixes that the Zone may route: those that its hosts originate, and those that its uplinks
+// may advertise.
 func (b *bgpCompiler) routable() []api.PrefixFilter {
 	var list []api.PrefixFilter
 	for _, p := range b.zone.Spec.Prefixes {
@@ -179,12 +178,12 @@ func (b *bgpCompiler) zoneNextHops() []netip.Prefix {
 	return list
 }
 
-// originate is what a host tells of for as long as its part says so.
+// originate lists the prefixes that a host advertises as long as its part contains them.
 func (b *bgpCompiler) originate(m *api.Machine) []netip.Prefix {
 	return sorted(b.parts.leases(b.zone, m))
 }
 
-// accept is what a client may tell of.
+// accept lists the prefixes that a client may advertise.
 func (b *bgpCompiler) accept(client Member) api.BGPAccept {
 	a := api.BGPAccept{Client: client.Machine.Metadata.Name, Prefixes: sorted(b.parts.Originates(b.zone, client.Machine)), NextHops: client.Addresses}
 	for _, x := range b.parts.inside(b.zone, client.Machine) {

@@ -11,9 +11,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// TestPolicy says what the reflectors of a Zone would do with a prefix that a
-// host, or an uplink by its address, told them of, and whom they would tell. It
-// looks at nothing but the parts that hosts are given.
+// TestPolicy says what the reflectors of a Zone would do with a prefix that a host, or an uplink by its address,
+// advertised to them, and to whom they would advertise it. It uses only the parts that hosts receive.
 func (v *Views) TestPolicy(ctx context.Context, zone, from string, prefix netip.Prefix) (*api.BGPTest, error) {
 	z, err := v.zone(zone)
 	if err != nil {
@@ -51,7 +50,7 @@ func (v *Views) TestPolicy(ctx context.Context, zone, from string, prefix netip.
 	return out, nil
 }
 
-// source is who tells of a prefix.
+// source is the advertiser of a prefix.
 type source struct {
 	name   string
 	host   *Member
@@ -64,7 +63,7 @@ func (v *Views) source(z *api.Zone, from string) (source, string) {
 			continue
 		}
 		if m.Fault != "" {
-			return source{}, fmt.Sprintf("%s takes no part in BGP: %s", from, m.Fault)
+			return source{}, fmt.Sprintf("%s does not take part in BGP: %s", from, m.Fault)
 		}
 		return source{name: from, host: &m}, ""
 	}
@@ -79,7 +78,7 @@ func (v *Views) source(z *api.Zone, from string) (source, string) {
 	return source{}, fmt.Sprintf("%s is neither a Machine nor the address of an uplink of Zone %s", from, z.Metadata.Name)
 }
 
-// hop is the next hop that a source would give.
+// hop is the next hop that a source would advertise.
 func (s source) hop(p netip.Prefix) (netip.Addr, bool) {
 	if s.uplink != nil {
 		return s.uplink.Address, s.uplink.Address.Is4() == p.Addr().Is4()
@@ -91,7 +90,7 @@ func (s source) hop(p netip.Prefix) (netip.Addr, bool) {
 	return s.host.Addresses[i], true
 }
 
-// judgeAt is what one reflector makes of it.
+// judgeAt is the decision of one reflector.
 func judgeAt(r reflector, from source, prefix netip.Prefix) api.BGPTestAnswer {
 	a := api.BGPTestAnswer{Reflector: r.name}
 	if r.name == from.name {
@@ -110,8 +109,7 @@ func judgeAt(r reflector, from source, prefix netip.Prefix) api.BGPTestAnswer {
 	return a
 }
 
-// mayOriginate is what a host itself tells of, services as if their checks
-// passed.
+// mayOriginate lists the prefixes that a host itself advertises, with services as if their checks passed.
 func mayOriginate(p *api.BGPPart) []netip.Prefix {
 	list := slices.Clone(p.Originate)
 	for _, a := range p.Loopbacks {
@@ -141,18 +139,18 @@ func accepts(r reflector, from source, prefix netip.Prefix) (bool, string) {
 		case !r.part.Accept[i].Allows(prefix):
 			return false, fmt.Sprintf("%s may originate %s, and not %s", from.name, listed(slices.Concat(r.part.Accept[i].Prefixes, r.part.Accept[i].Within)), prefix)
 		case !has || !slices.Contains(r.part.Accept[i].NextHops, hop):
-			return false, fmt.Sprintf("%s has no address of the family of %s to be its next hop", from.name, prefix)
+			return false, fmt.Sprintf("%s has no address of the family of %s for the next hop", from.name, prefix)
 		}
 		return true, fmt.Sprintf("%s may originate %s with next hop %s", from.name, prefix, listed(r.part.Accept[i].NextHops))
 	}
 	i := slices.IndexFunc(n.Import, func(f api.PrefixFilter) bool { return f.Matches(prefix) })
 	if i < 0 {
-		return false, fmt.Sprintf("%s matches nothing of what is taken from %s: %s", prefix, from.name, filters(n.Import))
+		return false, fmt.Sprintf("%s matches nothing that is accepted from %s: %s", prefix, from.name, filters(n.Import))
 	}
 	if !has {
-		return true, fmt.Sprintf("%s is taken from %s, with a next hop of the Zone's", prefix, from.name)
+		return true, fmt.Sprintf("%s is accepted from %s, with a next hop of the Zone's", prefix, from.name)
 	}
-	return true, fmt.Sprintf("%s is taken from %s (%s), with next hop %s", prefix, from.name, filters(n.Import[i:i+1]), hop)
+	return true, fmt.Sprintf("%s is accepted from %s (%s), with next hop %s", prefix, from.name, filters(n.Import[i:i+1]), hop)
 }
 
 // told follows the export rules of package bgp.
@@ -171,7 +169,7 @@ func told(r reflector, from source, prefix netip.Prefix) []api.BGPTestExport {
 		switch {
 		case n.Name == from.name || n.Role == api.BGPClient:
 		case n.Role == api.BGPReflector:
-			list = append(list, api.BGPTestExport{To: n.Name, Told: true, Reason: "reflectors tell each other all of the Zone's routes"})
+			list = append(list, api.BGPTestExport{To: n.Name, Told: true, Reason: "reflectors advertise all of the Zone's routes to each other"})
 		default:
 			list = append(list, toldUplink(r, n, from, prefix))
 		}
@@ -182,7 +180,7 @@ func told(r reflector, from source, prefix netip.Prefix) []api.BGPTestExport {
 func toldUplink(r reflector, n api.BGPNeighbor, from source, prefix netip.Prefix) api.BGPTestExport {
 	x := api.BGPTestExport{To: n.Name}
 	if from.uplink != nil {
-		x.Reason = "what one uplink tells is never told to another"
+		x.Reason = "routes of one uplink are never advertised to another"
 		return x
 	}
 	var aggregates []netip.Prefix
@@ -197,15 +195,14 @@ func toldUplink(r reflector, n api.BGPNeighbor, from source, prefix netip.Prefix
 	case x.Told:
 		x.Reason = "its export lists " + filters(n.Export)
 	case len(aggregates) > 0:
-		x.Reason = fmt.Sprintf("its export lists %s: it is told the aggregate %s instead", filters(n.Export), listed(aggregates))
+		x.Reason = fmt.Sprintf("its export lists %s: the aggregate %s is advertised to it instead", filters(n.Export), listed(aggregates))
 	default:
 		x.Reason = fmt.Sprintf("its export lists %s, and not %s", filters(n.Export), prefix)
 	}
 	return x
 }
 
-// whyNot looks for what a person would do about a prefix that no reflector
-// takes.
+// whyNot finds what a person can do about a prefix that no reflector accepts.
 func (v *Views) whyNot(z *api.Zone, from source, prefix netip.Prefix) string {
 	if from.uplink != nil {
 		return fmt.Sprintf("import of uplink %s does not list it: %s", from.name, filters(from.uplink.Import))
@@ -219,11 +216,11 @@ func (v *Views) whyNot(z *api.Zone, from source, prefix netip.Prefix) string {
 		switch {
 		case !ok || m.Machine.Metadata.Name == from.name:
 		case origin.Network != "":
-			return fmt.Sprintf("it is the lease of %s on Network %s, and not that of %s", m.Machine.Metadata.Name, origin.Network, from.name)
+			return fmt.Sprintf("it is the lease of %s on Network %s, not of %s", m.Machine.Metadata.Name, origin.Network, from.name)
 		case origin.Service != "":
 			return fmt.Sprintf("it is an address of service %s, which the labels of %s do not select: see spec.services of Zone %s", origin.Service, from.name, z.Metadata.Name)
 		default:
-			return fmt.Sprintf("it is the loopback of %s, and not that of %s", m.Machine.Metadata.Name, from.name)
+			return fmt.Sprintf("it is the loopback of %s, not of %s", m.Machine.Metadata.Name, from.name)
 		}
 	}
 	for _, s := range z.Spec.Services {
@@ -238,7 +235,7 @@ func (v *Views) whyNot(z *api.Zone, from source, prefix netip.Prefix) string {
 			case !n.Spec.Advertise:
 				return fmt.Sprintf("it is in Network %s, which is not advertised: set its spec.advertise", n.Metadata.Name)
 			default:
-				return fmt.Sprintf("it is in Network %s, of which %s has no such lease: each host originates its own lease, whole", n.Metadata.Name, from.name)
+				return fmt.Sprintf("it is in Network %s, of which %s has no such lease: each host originates its own, complete lease", n.Metadata.Name, from.name)
 			}
 		}
 	}

@@ -9,9 +9,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// uplinks adds what a reflector is to uplinks. It has the aggregates without the
-// sessions, too: while it is withdrawn from its uplinks it must not send back to
-// them what no longer route covers.
+// uplinks adds a reflector's uplinks. It has the aggregates even without the sessions: while it is withdrawn from
+// its uplinks it must not send back to them packets that no longer route covers.
 func (b *bgpCompiler) uplinks(ctx context.Context, p *api.BGPPart) error {
 	for _, u := range b.zone.Spec.Uplinks {
 		n, ok, err := b.uplink(ctx, u)
@@ -32,18 +31,16 @@ func (b *bgpCompiler) uplinks(ctx context.Context, p *api.BGPPart) error {
 	return nil
 }
 
-// hasUplinks reports whether the host, which reflects, has sessions with uplinks:
-// from when it is known to forward, to when others do so in its place. What it
-// forwards, Transit says, which is for longer at both ends.
+// hasUplinks reports whether the host, a reflector, has sessions with uplinks: from the time that it is known to
+// forward until others do so in its place. Transit says what it forwards, which begins earlier and ends later.
 func (b *bgpCompiler) hasUplinks() bool {
 	return slices.ContainsFunc(b.zone.Status.Reflectors, func(r api.ReflectorStatus) bool {
 		return r.UID == b.self.Machine.Metadata.UID && r.State.HasUplinks()
 	})
 }
 
-// Transit is what a host is the next hop for to uplinks, without having it: the
-// Zone's prefixes, for a reflector of a Zone with an uplink that is not told the
-// hosts' own next hops.
+// Transit lists the prefixes for which uplinks use a host as next hop though it does not have them: the Zone's
+// prefixes, for a reflector of a Zone with an uplink that does not receive the hosts' own next hops.
 func Transit(c *store.Cache, m *api.Machine) []netip.Prefix {
 	z, ok := store.Cached[api.Zone](c, m.Spec.Zone)
 	if !ok || z.Spec.ASN == 0 {
@@ -57,7 +54,7 @@ func Transit(c *store.Cache, m *api.Machine) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(z.Spec.Prefixes), func(p netip.Prefix) bool { return !p.Addr().Is4() })
 }
 
-// uplink is a border leaf as a neighbour; not ok while its Secret is not there.
+// uplink returns a border leaf as a neighbour; not ok while its Secret is missing.
 func (b *bgpCompiler) uplink(ctx context.Context, u api.Uplink) (n api.BGPNeighbor, ok bool, err error) {
 	n = api.BGPNeighbor{
 		Name: u.Address.String(), Address: u.Address, ASN: u.ASN, Role: api.BGPUplink,

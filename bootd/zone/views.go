@@ -13,7 +13,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Views answers what people ask of a Zone's BGP. It changes nothing.
+// Views shows a Zone's BGP to people. It is read-only.
 type Views struct {
 	Cache *store.Cache
 	Parts *Parts
@@ -21,14 +21,13 @@ type Views struct {
 	Sessions func(host string) *api.BGPStatus
 }
 
-// reflector is one, with its part.
+// reflector is a reflector with its part.
 type reflector struct {
 	name string
 	part *api.BGPPart
 }
 
-// reflectors compiles the parts of a Zone's reflectors; those that have none are
-// named in faults.
+// reflectors compiles the parts of a Zone's reflectors; faults names those without one.
 func reflectors(ctx context.Context, c *Parts, z *api.Zone) (list []reflector, faults map[string]string, err error) {
 	faults = map[string]string{}
 	for _, r := range z.Status.Reflectors {
@@ -59,7 +58,7 @@ func (v *Views) zone(name string) (*api.Zone, error) {
 	return z, nil
 }
 
-// ZoneSessions lists every session of a Zone, each once, and what its ends say.
+// ZoneSessions lists every session of a Zone once, with the reports of its ends.
 func (v *Views) ZoneSessions(ctx context.Context, zone string) (*api.ZoneSessions, error) {
 	z, err := v.zone(zone)
 	if err != nil {
@@ -95,8 +94,8 @@ func (v *Views) ZoneSessions(ctx context.Context, zone string) (*api.ZoneSession
 	return out, nil
 }
 
-// inside are the sessions inside of Networks that the hosts of a Zone report.
-// Of a session between two hosts the first by name is heard.
+// inside lists the sessions inside Networks that the hosts of a Zone report. For a session between two hosts the
+// first host by name counts.
 func (v *Views) inside(zone string) []api.NetworkSession {
 	var list []api.NetworkSession
 	for _, m := range v.Parts.Members(zone) {
@@ -132,8 +131,7 @@ func (v *Views) reported(host string) map[string]api.BGPSession {
 	return by
 }
 
-// ZoneRoutes lists the routes that hosts are to originate, and those that the
-// reflectors report to have.
+// ZoneRoutes lists the routes that hosts should originate, and those that the reflectors report to have.
 func (v *Views) ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, error) {
 	z, err := v.zone(zone)
 	if err != nil {
@@ -190,7 +188,7 @@ func (v *Views) ZoneRoutes(ctx context.Context, zone string) (*api.ZoneRoutes, e
 	return out, nil
 }
 
-// services are how the addresses of a host's services stand there.
+// services lists the states of the addresses of a host's services.
 func (v *Views) services(host string) map[netip.Addr]api.BGPServiceStatus {
 	by := map[netip.Addr]api.BGPServiceStatus{}
 	if status := v.Sessions(host); status != nil {
@@ -201,7 +199,7 @@ func (v *Views) services(host string) map[netip.Addr]api.BGPServiceStatus {
 	return by
 }
 
-// byAddress are the hosts of a Zone by the next hops that they may have.
+// byAddress maps the next hops that hosts of a Zone may have to the hosts.
 func (v *Views) byAddress(zone string) map[netip.Addr]string {
 	by := map[netip.Addr]string{}
 	for _, m := range v.Parts.Members(zone) {
