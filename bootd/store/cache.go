@@ -20,8 +20,8 @@ import (
 )
 
 // Cache is the store's objects in memory, kept current by one watch. Reads
-// never wait for etcd. The objects that it returns are shared by all readers
-// and must not be changed. Secrets are in it without their data.
+// never wait for etcd. The objects that it returns are shared by all readers and must not be modified. Its
+// Secrets have no data.
 type Cache struct {
 	store *Store
 	log   *slog.Logger
@@ -29,14 +29,14 @@ type Cache struct {
 	mu       sync.RWMutex
 	byPlural map[string]*table
 	byType   map[reflect.Type]*table // *api.Machine → its table
-	macs     map[api.MAC][]string    // → the Machines that name it, sorted
-	refs     index.Keyed[ref, ref]   // what is named → who names it
+	macs     map[api.MAC][]string    // → the Machines that have it, sorted
+	refs     index.Keyed[ref, ref]   // object → the objects that refer to it
 	revision int64
-	moved    chan struct{} // closed when revision moves, and replaced
+	moved    chan struct{} // closed when revision changes, and replaced
 	feeds    map[*Subscription]struct{}
 	mirrors  []func(Change)
 	tail     tail
-	derived  sync.Map // by type: what Derived keeps
+	derived  sync.Map // by type: results of Derived
 
 	synced   chan struct{}
 	syncOnce sync.Once
@@ -69,8 +69,8 @@ func NewCache(s *Store, log *slog.Logger) *Cache {
 	return c
 }
 
-// Run fills the cache and keeps it current until ctx ends. When etcd is out of
-// reach the cache stands still and Run tries again.
+// Run fills the cache and keeps it current until ctx ends. When etcd is unreachable the cache does not change and
+// Run retries.
 func (c *Cache) Run(ctx context.Context) error {
 	for {
 		err := c.load(ctx)
@@ -83,7 +83,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		if errors.Is(err, ErrCompacted) {
 			c.log.Info("the cache reads everything again", "reason", err)
 		} else {
-			c.log.Warn("the cache stands still until etcd answers again", "error", err)
+			c.log.Warn("the cache is not updated until etcd answers again", "error", err)
 		}
 		if err := wait.For(ctx, time.Second); err != nil {
 			return err
@@ -91,7 +91,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	}
 }
 
-// load makes the cache equal to what stands in the store.
+// load makes the cache equal to the store.
 func (c *Cache) load(ctx context.Context) error {
 	found := map[string]map[string]api.Object{}
 	for plural := range c.byPlural {
@@ -118,7 +118,7 @@ func (c *Cache) load(ctx context.Context) error {
 	return nil
 }
 
-// become makes a table hold just these objects.
+// become makes a table hold exactly these objects.
 func (c *Cache) become(t *table, objects map[string]api.Object, revision int64) {
 	for _, name := range slices.Clone(t.names) {
 		if objects[name] == nil {
@@ -133,7 +133,7 @@ func (c *Cache) become(t *table, objects map[string]api.Object, revision int64) 
 	}
 }
 
-// follow takes one change after the other.
+// follow applies one change after the other.
 func (c *Cache) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -195,15 +195,14 @@ func (c *Cache) table(kv *mvccpb.KeyValue) *table {
 func (c *Cache) decode(t *table, kv *mvccpb.KeyValue) api.Object {
 	o, err := decode(t.kind, kv)
 	if err != nil {
-		c.log.Error("an object in the store is left out", "error", err)
+		c.log.Error("an object in the store is skipped", "error", err)
 		return nil
 	}
 	redact(o)
 	return o
 }
 
-// set puts an object into its table, or takes it out when o is nil, and tells
-// who asked to be told. The caller holds mu.
+// set puts an object into its table, or removes it when o is nil, and notifies subscribers. The caller holds mu.
 func (c *Cache) set(t *table, name string, o api.Object, revision int64) {
 	old := t.objects[name]
 	if old == nil && o == nil {
@@ -264,8 +263,8 @@ func (c *Cache) indexRefs(at ref, old, now api.Object) {
 	}
 }
 
-// CachedReferrers returns the objects whose spec names another one, which need
-// not be there, in no order. They are shared and must not be changed.
+// CachedReferrers returns the objects whose spec refers to another one, which need not exist, in no order. They
+// are shared and must not be modified.
 func (c *Cache) CachedReferrers(kind, name string) []api.Object {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -282,7 +281,7 @@ func (c *Cache) CachedReferrers(kind, name string) []api.Object {
 	return list
 }
 
-// advance moves the revision on. The caller holds mu.
+// advance raises the revision. The caller holds mu.
 func (c *Cache) advance(revision int64) {
 	if revision == 0 || revision == c.revision {
 		return
@@ -295,15 +294,15 @@ func (c *Cache) advance(revision int64) {
 // Synced is closed when the cache has been filled for the first time.
 func (c *Cache) Synced() <-chan struct{} { return c.synced }
 
-// Revision is the store revision that the cache stands at.
+// Revision is the store revision of the cache.
 func (c *Cache) Revision() int64 {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return c.revision
 }
 
-// WaitRevision returns when the cache has taken everything up to a revision:
-// that of a List, or an object's resourceVersion.
+// WaitRevision returns when the cache has everything up to a revision: that of a List, or an object's
+// resourceVersion.
 func (c *Cache) WaitRevision(ctx context.Context, revision int64) error {
 	for {
 		c.mu.RLock()
@@ -317,16 +316,15 @@ func (c *Cache) WaitRevision(ctx context.Context, revision int64) error {
 			return fmt.Errorf("wait until the cache reaches revision %d from %d: %w", revision, now, ctx.Err())
 		case <-moved:
 		case <-time.After(50 * time.Millisecond):
-			// Perhaps the revision is not of this store: etcd tells how far it has come.
-			// It must be asked on the stream that the watch is on, hence the same
-			// kind of context.
+			// The revision may be from another store: etcd reports its progress. The request must use the watch's
+			// stream, hence the same kind of context.
 			_ = c.store.client.RequestProgress(clientv3.WithRequireLeader(ctx))
 		}
 	}
 }
 
 // Cached returns an object of a known type: Cached[api.Machine](c, "r1u07").
-// It is shared and must not be changed.
+// It is shared and must not be modified.
 func Cached[T any, P kind[T]](c *Cache, name string) (P, bool) {
 	t := c.byType[reflect.TypeFor[P]()]
 	if t == nil {
@@ -339,7 +337,7 @@ func Cached[T any, P kind[T]](c *Cache, name string) (P, bool) {
 }
 
 // CachedList returns all objects of a known type, sorted by name. The slice is
-// the caller's; the objects are shared and must not be changed.
+// the caller's; the objects are shared and must not be modified.
 func CachedList[T any, P kind[T]](c *Cache) []P {
 	t := c.byType[reflect.TypeFor[P]()]
 	if t == nil {
@@ -355,8 +353,7 @@ func CachedList[T any, P kind[T]](c *Cache) []P {
 }
 
 // CachedMachineByMAC returns the Machine that has the MAC on a link or in a
-// bond; the first by name if there are several. It is shared and must not be
-// changed.
+// bond; the first by name if there are several. It is shared and must not be modified.
 func CachedMachineByMAC(c *Cache, mac api.MAC) (*api.Machine, bool) {
 	t := c.byPlural["machines"]
 	c.mu.RLock()
@@ -368,8 +365,7 @@ func CachedMachineByMAC(c *Cache, mac api.MAC) (*api.Machine, bool) {
 	return t.objects[names[0]].(*api.Machine), true
 }
 
-// RegisteredByMAC is CachedMachineByMAC without the Machines that bootd itself
-// made of MACs that are not registered.
+// RegisteredByMAC is CachedMachineByMAC without discovered Machines, which bootd created from unregistered MACs.
 func RegisteredByMAC(c *Cache, mac api.MAC) (*api.Machine, bool) {
 	m, ok := CachedMachineByMAC(c, mac)
 	if !ok || m.Metadata.Labels[api.DiscoveredLabel] == "true" {
@@ -390,8 +386,8 @@ func (c *Cache) CachedObject(k api.Kind, name string) (api.Object, bool) {
 	return o, ok
 }
 
-// CachedObjects returns all objects of any kind, sorted by name, and the
-// revision that they stand at, from which a Watch misses nothing.
+// CachedObjects returns all objects of any kind, sorted by name, and their revision, from which a Watch misses
+// nothing.
 func (c *Cache) CachedObjects(k api.Kind) ([]api.Object, int64) {
 	t := c.byPlural[k.Plural]
 	if t == nil {

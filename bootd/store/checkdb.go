@@ -13,9 +13,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A bbolt database, as far as its damage can be seen: etcd maps the file into
-// its memory and ends the process with a stack dump for what it meets there.
-// See bbolt's internal/common for the layout.
+// Checks of a bbolt database for damage: etcd maps the file into its memory and ends the process with a stack
+// dump when it finds damage. See bbolt's internal/common for the layout.
 const (
 	boltMagic   = 0xED0CDAED
 	boltVersion = 2
@@ -29,11 +28,11 @@ const (
 	metaSize      = 64
 )
 
-// database is one that is being checked.
+// database is a database that is being checked.
 type database struct {
 	r     io.ReaderAt
 	page  int64    // size
-	pages uint64   // the first number that no page has
+	pages uint64   // the number of pages
 	seen  []uint64 // a bit for each page
 	// visit is called with every key of a top-level bucket.
 	visit func(bucket string, key, value []byte) error
@@ -41,8 +40,8 @@ type database struct {
 
 type boltMeta struct{ root, pages, tx uint64 }
 
-// checkDatabase reads all of etcd's database and returns the index of the last
-// log entry that is in it. Errors say where it is damaged.
+// checkDatabase reads all of etcd's database and returns the index of the last log entry in it. Errors say where
+// it is damaged.
 func checkDatabase(path string) (applied uint64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -75,13 +74,13 @@ func checkDatabaseIn(r io.ReaderAt, size int64) (applied uint64, err error) {
 	}
 	return applied, d.tree(root, nil, nil, 0, func(flags uint32, name, value []byte) error {
 		if flags != bucketElement {
-			return fmt.Errorf("%q is no bucket", name)
+			return fmt.Errorf("%q is not a bucket", name)
 		}
 		return d.bucket(string(name), value)
 	})
 }
 
-// open finds the newer one of the two descriptions at the file's beginning.
+// open finds the newer of the two meta pages at the file's beginning.
 func (d *database) open(size int64) (root uint64, err error) {
 	var best boltMeta
 	var faults []error
@@ -125,7 +124,7 @@ func (d *database) meta(at int64) (boltMeta, int64, error) {
 	return boltMeta{root: binary.LittleEndian.Uint64(b[16:]), pages: binary.LittleEndian.Uint64(b[40:]), tx: binary.LittleEndian.Uint64(b[48:])}, 4096, nil
 }
 
-// bucket checks the keys of one bucket, which a small one has in its place.
+// bucket checks the keys of one bucket; a small one is stored inline.
 func (d *database) bucket(name string, value []byte) error {
 	if len(value) < bucketHeader {
 		return fmt.Errorf("bucket %q is damaged", name)
@@ -177,7 +176,7 @@ func (d *database) tree(id uint64, low, high []byte, depth int, fn func(flags ui
 		return nil
 	}
 	if len(elements) == 0 {
-		return fmt.Errorf("page %d is damaged: it leads nowhere", id)
+		return fmt.Errorf("page %d is damaged: it has no child", id)
 	}
 	for i, e := range elements {
 		if err := within(e.key, low, high, elements, i); err != nil {
@@ -194,7 +193,7 @@ func (d *database) tree(id uint64, low, high []byte, depth int, fn func(flags ui
 	return nil
 }
 
-// read reads a page with what overflows it. A page is of one tree only.
+// read reads a page with its overflow pages. A page belongs to one tree only.
 func (d *database) read(id uint64) ([]byte, error) {
 	if id < 2 || id >= d.pages || d.seen[id/64]&(1<<(id%64)) != 0 {
 		return nil, fmt.Errorf("page %d is named and cannot be: its page or the one that names it is damaged", id)
@@ -227,8 +226,8 @@ type element struct {
 	page       uint64
 }
 
-// elements are a page's. bbolt writes them one behind the other without gaps, so
-// that a wrong count or length does not go unseen.
+// elements returns a page's elements. bbolt writes them without gaps, so that a wrong count or length is
+// detected.
 func (d *database) elements(b []byte, leaf bool) ([]element, error) {
 	n := int(binary.LittleEndian.Uint16(b[10:]))
 	next := pageHeader + n*elementHeader
@@ -276,16 +275,16 @@ func within(key, low, high []byte, elements []element, i int) error {
 	return nil
 }
 
-// checkRevision checks one revision of one key as etcd keeps it. Its own number
-// is in it twice; the store's values have a checksum.
+// checkRevision checks one revision of one key in etcd's format. It contains its own number twice; the store's
+// values have a checksum.
 func checkRevision(key, value []byte) error {
 	tombstone := len(key) == 18 && key[17] == 't'
 	if len(key) != 17 && !tombstone || key[8] != '_' {
-		return fmt.Errorf("%x is no revision", key)
+		return fmt.Errorf("%x is not a revision", key)
 	}
 	var kv mvccpb.KeyValue
 	if err := proto.Unmarshal(value, &kv); err != nil || len(kv.Key) == 0 || len(kv.ProtoReflect().GetUnknown()) > 0 {
-		return fmt.Errorf("revision %x is no key and value", key)
+		return fmt.Errorf("revision %x is not a key and value", key)
 	}
 	if tombstone {
 		return nil

@@ -19,19 +19,18 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Etcd's log, as far as its damage can be seen. Etcd takes some damage for a
-// write that a loss of power has torn, and cuts off what lies behind it, which
-// was acknowledged. See etcd's server/storage/wal for the layout.
+// Checks of etcd's log for damage. Etcd takes some damage for a write that a power loss has torn, and truncates
+// what follows, which was acknowledged. See etcd's server/storage/wal for the layout.
 const (
 	walMetadata, walEntry, walState, walCRC, walSnapshot = 1, 2, 3, 4, 5
 
-	// walSegment is the size that every file of the log is made with. The last one
+	// walSegment is the size with which every file of the log is created. The last one
 	// is never smaller.
 	walSegment = 64 * 1000 * 1000
 	sector     = 512
 )
 
-// log is one that is being checked.
+// log is a log that is being checked.
 type raftLog struct {
 	crc      uint32
 	last     uint64 // index of the newest entry; 0 before the first
@@ -40,14 +39,13 @@ type raftLog struct {
 	term     uint64
 	metadata []byte
 	snapshot uint64 // index of the newest snapshot that the log names
-	// starting tells that etcd was not seen to come up since it last opened the log:
-	// it cuts the newest file behind the last record, and then makes it long again.
+	// starting says that etcd has not finished starting since it last opened the log: it truncates the newest
+	// file after the last record, and then extends it again.
 	starting bool
 }
 
-// checkLog reads etcd's log. What a loss of power has torn at its end, and what
-// therefore was never acknowledged, is erased. Errors say which file is
-// damaged.
+// checkLog reads etcd's log. A write at its end that a power loss has torn, and that was therefore never
+// acknowledged, is erased. Errors say which file is damaged.
 func checkLog(dir string, starting bool) (*raftLog, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.wal"))
 	if err != nil {
@@ -77,8 +75,8 @@ func checkLog(dir string, starting bool) (*raftLog, error) {
 	return l, nil
 }
 
-// mapped calls fn with a file's content. A file of the log has 64 MB, which should
-// not become bootd's own memory; what the disk cannot give is an error.
+// mapped calls fn with a file's content. A file of the log has 64 MB, which should not be copied into bootd's
+// memory; a read error of the disk is an error.
 func mapped(path string, fn func([]byte) error) (err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -116,8 +114,7 @@ func sequence(path string) (seq uint64) {
 	return seq
 }
 
-// erase makes what is behind the log's end zeros, and the file as long as etcd
-// prepares it.
+// erase zeroes the file after the log's end, and makes it as long as etcd does.
 func erase(path string, content []byte, end int) error {
 	last := len(content)
 	for last > end && content[last-1] == 0 {
@@ -137,7 +134,7 @@ func erase(path string, content []byte, end int) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// read takes the records of one file, and returns where they end.
+// read reads the records of one file, and returns where they end.
 func (l *raftLog) read(b []byte, newest bool) (end int, err error) {
 	if newest && len(b) < walSegment && !l.starting {
 		return 0, fmt.Errorf("it is cut short: it has %d bytes", len(b))
@@ -190,7 +187,7 @@ func frame(b []byte) (rec *walpb.Record, size int, err error) {
 }
 
 // record decodes a walpb.Record as etcd writes it: type, crc and data in this
-// order. n is where it ends, whatever its frame says.
+// order. n is where it ends, regardless of its frame.
 func record(b []byte) (rec *walpb.Record, n int, err error) {
 	broken := errors.New("it does not decode")
 	rec = new(walpb.Record)
@@ -222,11 +219,11 @@ func record(b []byte) (rec *walpb.Record, n int, err error) {
 	return rec, n + k + m, nil
 }
 
-// take checks what a record says against those before it.
+// take checks a record against those before it.
 func (l *raftLog) take(rec *walpb.Record) error {
 	if rec.GetType() == walCRC {
 		if l.crc != 0 && rec.GetCrc() != l.crc || len(rec.Data) > 0 {
-			return errors.New("the checksum of what is before it is wrong")
+			return errors.New("the checksum of the records before it is wrong")
 		}
 		l.crc = rec.GetCrc()
 		return nil
@@ -243,7 +240,7 @@ func (l *raftLog) content(rec *walpb.Record) error {
 	switch rec.GetType() {
 	case walMetadata:
 		if l.metadata != nil && string(l.metadata) != string(rec.Data) {
-			return errors.New("it is of another member")
+			return errors.New("it belongs to another member")
 		}
 		l.metadata = bytes.Clone(rec.Data)
 	case walEntry:
@@ -283,16 +280,15 @@ func rolling(crc uint32, data []byte) uint32 {
 	return crc32.Update(crc, crc32.MakeTable(crc32.Castagnoli), data)
 }
 
-// torn reports whether what is at the end of the newest file is a write that the
-// loss of power has cut off: it was never acknowledged. Of such a write
-// whole sectors are missing, and no write that was synchronized follows it.
+// torn reports whether the end of the newest file is a write that a power loss has truncated: it was never
+// acknowledged. Whole sectors of such a write are missing, and no synchronized write follows it.
 func (l *raftLog) torn(b []byte, at int) bool {
 	last := len(b)
 	for last > at && b[last-1] == 0 {
 		last--
 	}
 	if last == at {
-		return true // nothing is there
+		return true // there is nothing
 	}
 	if overrun(b[at:]) {
 		return !writtenBehind(b, at)
@@ -300,16 +296,15 @@ func (l *raftLog) torn(b []byte, at int) bool {
 	extent := last
 	if rec, n, err := record(b[at+8:]); err == nil {
 		if rec.GetType() != walCRC && rolling(l.crc, rec.Data) == rec.GetCrc() {
-			return false // it is whole: its length or its meaning was changed
+			return false // it is complete: its length or its content was changed
 		}
 		extent = min(last, at+8+n)
 	}
 	return zeroSector(b, at, max(extent, at+8)) && !writtenBehind(b, at)
 }
 
-// overrun reports whether the record at the beginning of b continues behind the end
-// of the file, by its frame and by its own length: a full disk did not take the
-// rest, as it has to grow the file for the last record of a segment.
+// overrun reports whether the record at the beginning of b extends beyond the end of the file, by its frame and
+// by its own length: a full disk did not accept the rest, because the last record of a segment grows the file.
 func overrun(b []byte) bool {
 	field := binary.LittleEndian.Uint64(b)
 	length := int64(field & (1<<56 - 1))
@@ -335,8 +330,7 @@ func overrun(b []byte) bool {
 	return false
 }
 
-// zeroSector reports whether a sector, or the part of one, between two places
-// holds zeros alone.
+// zeroSector reports whether a sector, or the part of one, between two offsets contains only zeros.
 func zeroSector(b []byte, from, to int) bool {
 	for from < to {
 		next := min((from/sector+1)*sector, to)
@@ -352,9 +346,8 @@ func zeroSector(b []byte, from, to int) bool {
 	return false
 }
 
-// writtenBehind reports whether two synchronized writes follow a place: the
-// first one's end was waited for before the second began, and so the place had
-// been written for good.
+// writtenBehind reports whether two synchronized writes follow an offset: the second began only after the first
+// was on disk, so the data at the offset had been written completely.
 func writtenBehind(b []byte, at int) bool {
 	for from := at + 8; from+8 <= len(b); from += 8 {
 		if binary.LittleEndian.Uint64(b[from:]) == 0 {

@@ -7,9 +7,8 @@ import (
 	"hash/crc32"
 )
 
-// A value of the store's own is a JSON object whose last field is a checksum of
-// its key and the rest: etcd's database has none, so that a bit that a disk
-// turns would become part of an object. Who reads the JSON may pass over it.
+// A value of the store is a JSON object whose last field is a checksum of its key and the rest: etcd's database
+// has none, so that a flipped bit would become part of an object. Readers of the JSON may ignore it.
 const (
 	sumField = `"sum":"`
 	sumSize  = len(`,`) + len(sumField) + 8 + len(`"}`)
@@ -22,7 +21,7 @@ func sumOf(key string, body []byte) []byte {
 	return fmt.Appendf(nil, `,%s%08x"}`, sumField, c.Sum32())
 }
 
-// summed is a JSON object, which is not empty, with its checksum.
+// summed adds a checksum to a JSON object that is not empty.
 func summed(key string, object []byte) string {
 	body, isObject := bytes.CutSuffix(object, []byte("}"))
 	if !isObject || len(body) < 2 {
@@ -33,8 +32,7 @@ func summed(key string, object []byte) string {
 
 var errSum = errors.New("its checksum is wrong")
 
-// opened checks the checksum of a value, if it has one, and returns the value as
-// it was before summed.
+// opened checks the checksum of a value, if it has one, and returns the value without it.
 func opened(key string, value []byte) ([]byte, error) {
 	if len(value) < sumSize {
 		return value, nil
@@ -49,8 +47,7 @@ func opened(key string, value []byte) ([]byte, error) {
 	return append(bytes.Clone(body), '}'), nil
 }
 
-// looksSummed takes a checksum for one that is itself damaged: most of what is
-// always the same in it is there.
+// looksSummed reports whether a value ends with a damaged checksum: most of its constant bytes are present.
 func looksSummed(sum []byte) bool {
 	want, same := `,`+sumField, 0
 	for i := range len(want) {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DamagedError says that etcd's data cannot be used as it is.
+// DamagedError says that etcd's data is damaged.
 type DamagedError struct {
 	Dir string // the state directory
 	Err error  // names the file
@@ -32,7 +32,7 @@ func damagedStore(dir string, err error) error {
 	return &DamagedError{Dir: dir, Err: err}
 }
 
-// notStarted tells damage from what goes by itself, or with room on the disk.
+// notStarted distinguishes damage from faults that are temporary, or that free space resolves.
 func notStarted(dir string, err error) error {
 	for _, known := range []error{ErrNoSpace, ErrReadOnly, unix.EROFS, unix.EADDRINUSE, unix.EMFILE, unix.ENOMEM} {
 		if errors.Is(err, known) {
@@ -42,8 +42,8 @@ func notStarted(dir string, err error) error {
 	return damagedStore(dir, fmt.Errorf("etcd cannot use %s: %w", filepath.Join(dir, "etcd", "member"), err))
 }
 
-// checkFirst tells a first start, one that was interrupted too, from a store
-// whose log is gone: etcd makes its database first.
+// checkFirst distinguishes a first start, even an interrupted one, from a store whose log is missing: etcd
+// creates its database first.
 func checkFirst(member string, isDB bool) error {
 	if !isDB {
 		return nil
@@ -62,9 +62,8 @@ func checkFirst(member string, isDB bool) error {
 	return nil
 }
 
-// checkUnborn removes what a first start has left that was interrupted before
-// its first entry: nothing was ever stored, and etcd would wait for members of
-// which it does not know for ever.
+// checkUnborn removes the remains of a first start that was interrupted before its first entry: nothing was ever
+// stored, and etcd would wait for unknown members for ever.
 func checkUnborn(member string, log *raftLog, isDB bool) error {
 	wal := filepath.Join(member, "wal")
 	if log.metadata == nil {
@@ -83,11 +82,11 @@ func checkUnborn(member string, log *raftLog, isDB bool) error {
 	return os.RemoveAll(member)
 }
 
-// startingFile is there from before etcd opens its data until it has.
+// startingFile exists from before etcd opens its data until it has opened it.
 func startingFile(dir string) string { return filepath.Join(dir, "starting") }
 
-// checkData looks for damage that etcd would end the process for, or would not
-// see. It is quick beside what etcd itself reads at its start.
+// checkData looks for damage for which etcd would end the process, or which it would not detect. It is quick
+// compared to what etcd itself reads at its start.
 func checkData(dir string) error {
 	member := filepath.Join(dir, "member")
 	path := filepath.Join(member, "snap", "db")
@@ -108,7 +107,7 @@ func checkData(dir string) error {
 		if log.first > 1 || log.snapshot > 0 {
 			return &fs.PathError{Op: "check", Path: path, Err: errors.New("the database is missing")}
 		}
-		return nil // the log has everything
+		return nil // the log contains everything
 	}
 	applied, err := checkDatabase(path)
 	if err != nil {

@@ -5,14 +5,13 @@ import (
 	"sync"
 )
 
-// Derived is what fn makes of a cache's objects, made once for each revision. It is
-// kept by its type, which is to be fn's own, is shared and must not be changed. fn
-// may ask for what else is derived.
+// Derived returns what fn computes from a cache's objects, once per revision. It is cached by its type, which
+// must be fn's own, is shared and must not be modified. fn may call Derived.
 func Derived[T any](c *Cache, fn func(*Cache) T) T {
 	return derivedOf(c, reflect.TypeFor[T]()).value(c, func() any { return fn(c) }).(T)
 }
 
-// derived is what was made of a cache at a revision.
+// derived is a result for a cache's revision.
 type derived struct {
 	mu       sync.Mutex
 	revision int64
@@ -27,7 +26,7 @@ func derivedOf(c *Cache, t reflect.Type) *derived {
 func (d *derived) value(c *Cache, fn func() any) any {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	revision := c.Revision() // before the look: what is newer is at worst looked at again
+	revision := c.Revision() // read first: newer objects are at worst computed again
 	if d.made == nil || d.revision != revision || revision == 0 {
 		d.made, d.revision = fn(), revision
 	}

@@ -1,5 +1,4 @@
-// Package store owns what bootd remembers: every object, DHCP lease and
-// election, in etcd v3.
+// Package store owns bootd's persistent state: every object, DHCP lease and election, in etcd v3.
 //
 // Etcd runs inside bootd with its data under the state directory, or elsewhere
 // when endpoints are configured; one client code path serves both. Objects are

@@ -10,32 +10,31 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Record is one key as a backup has it.
+// Record is one key in a backup.
 type Record struct {
 	Key   string
 	Value []byte
-	TTL   bool // it went with an etcd lease: a stock flanneld's
+	TTL   bool // it had an etcd lease: a stock flanneld's
 }
 
-// rackweftPrefix is all that bootd keeps beside the leases of Networks.
+// rackweftPrefix is the prefix of all of bootd's keys except the leases of Networks.
 const rackweftPrefix = "/rackweft/"
 
-// dumped are the prefixes of everything that a Site has in etcd. Elections, who
-// holds the Site, and the mark of a restore under way are this etcd's own.
+// dumped are the prefixes of everything that a Site has in etcd. Elections, the Site's holder, and the mark of a
+// restore in progress belong to this etcd only.
 func dumped() []string { return []string{rackweftPrefix, FlannelPrefix} }
 
 func ownToEtcd(key string) bool {
 	return strings.HasPrefix(key, electionPrefix) || key == restoringKey || key == holderKey
 }
 
-// dumps reads and writes everything that a backup has of the store.
+// dumps reads and writes the store's part of a backup.
 type dumps struct {
 	etcd *etcd
 	raw  *Raw
 }
 
-// Dump calls fn with every key of the Site, as they all stood at one revision.
-// It must not be older than the store keeps its history.
+// Dump calls fn with every key of the Site at one revision. It must not be older than the store's history.
 func (d *dumps) Dump(ctx context.Context, revision int64, fn func(Record) error) error {
 	for _, prefix := range dumped() {
 		var fault error
@@ -54,10 +53,10 @@ func (d *dumps) Dump(ctx context.Context, revision int64, fn func(Record) error)
 	return nil
 }
 
-// ErrNotEmpty says that a store holds a Site already.
-var ErrNotEmpty = errors.New("the store holds a Site already")
+// ErrNotEmpty says that a store already holds a Site.
+var ErrNotEmpty = errors.New("the store already holds a Site")
 
-// restoringKey stands while a restore is under way.
+// restoringKey exists while a restore is in progress.
 const restoringKey = internalPrefix + "raw/restoring"
 
 // Restoring reports whether a restore into this store was begun and not ended.
@@ -66,8 +65,8 @@ func (d *dumps) Restoring(ctx context.Context) (bool, error) {
 	return len(raw) > 0, err
 }
 
-// BeginRestore prepares a store for Load: one that holds a Site is an
-// ErrNotEmpty, unless what it holds is of a restore that was interrupted.
+// BeginRestore prepares a store for Load: one that holds a Site is an ErrNotEmpty, unless its content is from an
+// interrupted restore.
 func (d *dumps) BeginRestore(ctx context.Context) error {
 	again, err := d.Restoring(ctx)
 	if err != nil {
@@ -81,7 +80,7 @@ func (d *dumps) BeginRestore(ctx context.Context) error {
 		}
 		resp, err := d.etcd.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 		if err != nil {
-			return fmt.Errorf("look whether the store is empty: %w", d.etcd.explain(ctx, err))
+			return fmt.Errorf("check whether the store is empty: %w", d.etcd.explain(ctx, err))
 		}
 		if resp.Count > 0 {
 			return fmt.Errorf("%w: %d keys are under %s", ErrNotEmpty, resp.Count, prefix)
@@ -98,15 +97,15 @@ func (d *dumps) drop(ctx context.Context, prefix string) error {
 	return nil
 }
 
-// EndRestore says that all is in the store: from now on bootd may run on it.
+// EndRestore marks the store as complete: from now on bootd may run on it.
 func (d *dumps) EndRestore(ctx context.Context) error { return d.raw.Delete(ctx, "restoring") }
 
 const (
-	// loadOps and loadBytes bound one transaction of Load.
+	// loadOps and loadBytes limit one transaction of Load.
 	loadOps   = 100
 	loadBytes = 1 << 20
-	// flannelTTL is for how long the lease of a stock flanneld is kept for it,
-	// as flannel itself does (subnetTTL in pkg/subnet/etcd/registry.go).
+	// flannelTTL is how long the lease of a stock flanneld is kept, as flannel itself does (subnetTTL in
+	// pkg/subnet/etcd/registry.go).
 	flannelTTL = 24 * 60 * 60
 )
 
@@ -121,14 +120,14 @@ type Loader struct {
 // Loader begins to load.
 func (d *dumps) Loader() *Loader { return &Loader{etcd: d.etcd} }
 
-// Add writes a record, at the latest with the next Flush.
+// Add writes a record, no later than the next Flush.
 func (l *Loader) Add(ctx context.Context, r Record) error {
 	known := false
 	for _, prefix := range dumped() {
 		known = known || strings.HasPrefix(r.Key, prefix)
 	}
 	if !known || ownToEtcd(r.Key) {
-		return fmt.Errorf("invalid key %.120q: want one that a Site has", r.Key)
+		return fmt.Errorf("invalid key %.120q: want a key of a Site", r.Key)
 	}
 	var opts []clientv3.OpOption
 	if r.TTL {
@@ -161,7 +160,7 @@ func (l *Loader) grant(ctx context.Context) error {
 	return nil
 }
 
-// Flush writes what is gathered.
+// Flush writes the collected records.
 func (l *Loader) Flush(ctx context.Context) error {
 	if len(l.ops) == 0 {
 		return nil

@@ -14,10 +14,9 @@ import (
 
 const electionPrefix = internalPrefix + "elections/"
 
-// Elect calls run whenever this process leads the election, one at a time of
-// all processes on the same store. The context that run gets ends when the
-// lead is lost; then Elect stands for election again. It returns when run ends
-// by itself, with run's error, or when ctx ends.
+// Elect calls run while this process is the leader, of which there is one among all processes on the same store.
+// The context of run ends when the leadership is lost; then Elect campaigns again. It returns when run ends by
+// itself, with run's error, or when ctx ends.
 func (h *holds) Elect(ctx context.Context, name, id string, run func(context.Context) error) error {
 	for {
 		lost, err := h.lead(ctx, name, id, run)
@@ -36,8 +35,7 @@ func (h *holds) Elect(ctx context.Context, name, id string, run func(context.Con
 	}
 }
 
-// lead stands for election once and runs while it leads. lost says that the
-// lead, or the way to it, was lost.
+// lead campaigns once and runs while it leads. lost says that the leadership, or the campaign, was lost.
 func (h *holds) lead(ctx context.Context, name, id string, run func(context.Context) error) (lost bool, err error) {
 	// The tenure must outlive ctx: resigning needs it.
 	t, err := h.etcd.newTenure(ctx)
@@ -68,30 +66,29 @@ func (h *holds) lead(ctx context.Context, name, id string, run func(context.Cont
 	h.etcd.log.Info("leading", "election", name, "id", id)
 	err = run(leading)
 	if errors.Is(context.Cause(leading), errLost) {
-		return true, fmt.Errorf("the lead was lost: %w", errLost)
+		return true, fmt.Errorf("the leadership was lost: %w", errLost)
 	}
 	return false, err
 }
 
 type tenureKey struct{}
 
-// CheckLead is nil while the leader whose context this is leads for certain, by
-// this machine's own clock. It is for what cannot be taken back, such as a
-// command to a BMC, just before it is done: the context of a leader that was
-// stopped and continues may end only after that.
+// CheckLead is nil while the leader whose context this is certainly leads, by this machine's own clock. Call it
+// right before an action that cannot be undone, such as a command to a BMC: the context of a leader that was
+// suspended may end only after the action.
 func CheckLead(ctx context.Context) error {
 	t, _ := ctx.Value(tenureKey{}).(*tenure)
 	if t == nil {
 		return errors.New("this is done by the elected bootd only")
 	}
 	if err := t.check(); err != nil {
-		return fmt.Errorf("the lead is lost: %w", err)
+		return fmt.Errorf("the leadership is lost: %w", err)
 	}
 	return nil
 }
 
-// dropElections forgets who led before a restart. With embedded etcd the lock
-// on the state directory proves that no other bootd leads.
+// dropElections removes the leadership from before a restart. With embedded etcd the lock on the state directory
+// proves that no other bootd leads.
 func (e *etcd) dropElections(ctx context.Context) error {
 	_, err := e.commit(Urgent(ctx), transaction{then: []clientv3.Op{clientv3.OpDelete(electionPrefix, clientv3.WithPrefix())}})
 	if err != nil {

@@ -16,9 +16,8 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// embedded is an etcd server in this process. It serves no peers and listens
-// on a unix socket in the state directory only, so that any number of them run
-// on one machine.
+// embedded is an etcd server in this process. It serves no peers and listens on a unix socket in the state
+// directory only, so that any number of them can run on one machine.
 type embedded struct {
 	etcd     *embed.Etcd
 	endpoint string
@@ -62,7 +61,7 @@ func startEmbedded(ctx context.Context, conf Config, log *slog.Logger) (*embedde
 	select {
 	case err = <-started:
 	case err = <-e.fatal.early:
-		// What is left of the start cannot be stopped; the caller is about to exit.
+		// The rest of the start cannot be stopped; the caller is about to exit.
 		return nil, notStarted(conf.Dir, err)
 	}
 	if err != nil {
@@ -116,12 +115,12 @@ func etcdConfig(conf Config, socket string, logger *zap.Logger) *embed.Config {
 	c.MaxWalFiles = 2
 	c.QuotaBackendBytes = conf.Quota
 	c.MaxRequestBytes = requestBytes
-	// A quiet watch moves on with the store, so that it can be taken up again.
+	// An idle watch advances with the store, so that it can be resumed.
 	c.WatchProgressNotifyInterval = time.Minute
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = conf.KeepHistory.String()
 	c.BootstrapDefragThresholdMegabytes = 64
-	// It elects itself: the shortest election that etcd allows for this tick.
+	// It elects itself: the shortest election timeout that etcd allows for this tick.
 	c.TickMs, c.ElectionMs = 100, 500
 	// Spinning disks take longer than etcd's 100 ms, and no one can act on it.
 	c.WarningApplyDuration = 2 * time.Second
@@ -146,15 +145,15 @@ func (e *embedded) socketPath(dir string) (string, error) {
 	return fmt.Sprintf("/proc/self/fd/%d/etcd.sock", e.dir.Fd()), nil
 }
 
-// stop ends the server after what it was asked to do, and waits for it.
+// stop ends the server after its pending requests, and waits for it.
 func (e *embedded) stop() {
 	e.bridge.mute.Store(true)
 	e.etcd.Close()
 	e.closeDir()
 }
 
-// abandon stops a server that is not ready. It may wait for that for ever: then it
-// is left, and the caller is about to exit.
+// abandon stops a server that is not ready. That may block for ever: then the server is abandoned, and the caller
+// is about to exit.
 func (e *embedded) abandon() {
 	stopped := make(chan struct{})
 	go func() { defer close(stopped); e.stop() }()

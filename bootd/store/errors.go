@@ -10,20 +10,19 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// The errors that callers tell apart with errors.Is.
+// The errors that callers distinguish with errors.Is.
 var (
 	ErrNotFound = errors.New("not found")
 	ErrExists   = errors.New("exists already")
 	ErrConflict = errors.New("changed in the meantime")
-	// ErrCompacted says that a watch asked for a revision that is gone, or that
-	// is still to come (a backup was restored): list again.
+	// ErrCompacted says that a watch requested a revision that was compacted away, or is in the future (a backup
+	// was restored): list again.
 	ErrCompacted = errors.New("the revision is no longer kept: list again")
-	// ErrNoSpace says that the disk or the store's quota is full. Reads go on.
+	// ErrNoSpace says that the disk or the store's quota is full. Reads continue.
 	ErrNoSpace = errors.New("the store has no space left")
-	// ErrReadOnly says that the file system cannot be written. Reads go on.
+	// ErrReadOnly says that the file system cannot be written. Reads continue.
 	ErrReadOnly = errors.New("the store can only be read")
-	// ErrNotHolder says that another bootd may have the Site: this one must not
-	// serve it, and can write nothing.
+	// ErrNotHolder says that another bootd may hold the Site: this one must not serve it, and cannot write.
 	ErrNotHolder = errors.New("this bootd does not hold the Site")
 	// ErrTooLarge says that one object exceeds MaxObjectBytes.
 	ErrTooLarge = errors.New("the object is too large")
@@ -31,8 +30,8 @@ var (
 	ErrUnchanged = errors.New("unchanged")
 )
 
-// Unwritable reports whether an error says that the store can be read but not
-// written: what can wait is then left for later.
+// Unwritable reports whether an error says that the store can be read but not written: callers then postpone what
+// can wait.
 func Unwritable(err error) bool { return errors.Is(err, ErrNoSpace) || errors.Is(err, ErrReadOnly) }
 
 // NotFoundError names the object that does not exist. It is an ErrNotFound.
@@ -45,7 +44,7 @@ func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
 // the caller had read. It is an ErrConflict.
 type ConflictError struct {
 	Kind, Name string
-	// Current is the resourceVersion that stands now; "" when the object is gone.
+	// Current is the current resourceVersion; "" when the object was deleted.
 	Current string
 }
 
@@ -67,8 +66,8 @@ func conflict(k api.Kind, name string, revision int64) error {
 	return e
 }
 
-// explain turns etcd's errors into the store's. ctx is the caller's own, so
-// that the store's time limit can be told from it.
+// explain turns etcd's errors into the store's. ctx is the caller's own, to distinguish its end from the store's
+// time limit.
 func (e *etcd) explain(ctx context.Context, err error) error {
 	switch {
 	case err == nil:

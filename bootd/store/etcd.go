@@ -55,7 +55,7 @@ func (e *etcd) embed(ctx context.Context) error {
 	if e.stale = unwritable(conf.Dir, startFloor); e.stale != nil {
 		conf.Dir, err = e.copyAside()
 	} else if conf.Scratch != "" {
-		err = os.RemoveAll(e.copyDir()) // a copy that was killed would fill the memory
+		err = os.RemoveAll(e.copyDir()) // a copy left by a killed process would fill the memory
 	}
 	if err != nil {
 		return err
@@ -68,7 +68,7 @@ func (e *etcd) embed(ctx context.Context) error {
 }
 
 func (e *etcd) dial(conf clientv3.Config) error {
-	// Its warnings are of tries that it repeats; what fails in the end is returned.
+	// Its warnings are about attempts that it repeats; the final failure is returned.
 	conf.Logger = zap.New(newBridge(e.log.With("component", "etcd-client"), zapcore.ErrorLevel))
 	conf.DialTimeout = requestTimeout
 	conf.DialKeepAliveTime, conf.DialKeepAliveTimeout = 30*time.Second, requestTimeout
@@ -120,14 +120,14 @@ func (e *etcd) Ready(ctx context.Context) error {
 	return e.space.check(ctx)
 }
 
-// Empty reports whether the store holds nothing of a Site yet.
+// Empty reports whether the store does not contain a Site yet.
 func (e *etcd) Empty(ctx context.Context) (bool, error) {
 	for _, prefix := range []string{objectPrefix, internalPrefix + "raw/"} {
 		limited, cancel := context.WithTimeout(ctx, requestTimeout)
 		resp, err := e.client.Get(limited, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 		cancel()
 		if err != nil {
-			return false, fmt.Errorf("look whether the store is empty: %w", e.explain(ctx, err))
+			return false, fmt.Errorf("check whether the store is empty: %w", e.explain(ctx, err))
 		}
 		if resp.Count > 0 {
 			return false, nil
@@ -136,7 +136,7 @@ func (e *etcd) Empty(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// Revision is the store's newest one.
+// Revision is the store's newest revision.
 func (e *etcd) Revision(ctx context.Context) (int64, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -147,14 +147,14 @@ func (e *etcd) Revision(ctx context.Context) (int64, error) {
 	return resp.Header.Revision, nil
 }
 
-// transaction is what is done when something holds, or instead of it.
+// transaction holds conditions, and the operations if they hold or else.
 type transaction struct {
 	when    []clientv3.Cmp
 	then    []clientv3.Op
 	instead []clientv3.Op
 }
 
-// write runs a transaction that takes room, unless there is none.
+// write runs a transaction that needs space, unless there is none.
 func (e *etcd) write(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
 	if err := e.space.check(ctx); err != nil {
 		return nil, err
@@ -162,7 +162,7 @@ func (e *etcd) write(ctx context.Context, txn transaction) (*clientv3.TxnRespons
 	return e.commit(ctx, txn)
 }
 
-// commit runs a transaction; one that deletes is welcome when there is no room.
+// commit runs a transaction; deletions are permitted when there is no space.
 func (e *etcd) commit(ctx context.Context, txn transaction) (*clientv3.TxnResponse, error) {
 	if e.stale != nil && !isUrgent(ctx) {
 		return nil, e.stale
@@ -176,8 +176,8 @@ func (e *etcd) commit(ctx context.Context, txn transaction) (*clientv3.TxnRespon
 	return resp, e.explain(ctx, err)
 }
 
-// scan calls fn with every key under a prefix, in order, as they stand at one
-// revision, which is returned. It reads a page at a time.
+// scan calls fn with every key under a prefix, in order, at one revision, which it returns. It reads a page at a
+// time.
 func (e *etcd) scan(ctx context.Context, from string, fn func(*mvccpb.KeyValue)) (int64, error) {
 	return e.scanAt(ctx, from, 0, fn)
 }
@@ -223,8 +223,8 @@ func (e *etcd) follow(ctx context.Context, prefix string, after int64, opts ...c
 			if resp.CompactRevision > 0 {
 				err = ErrCompacted
 			}
-			// Etcd would wait for a revision that is still to come, which after
-			// the restore of a backup is one from another history.
+			// Etcd would wait for a future revision, which after the restore of a backup is one from another
+			// history.
 			if resp.Created && resp.Header.Revision < after {
 				err = ErrCompacted
 			}

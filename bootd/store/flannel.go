@@ -15,22 +15,21 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// FlannelPrefix is flannel's own (pkg/subnet/etcd in flannel v0.26.7: its
+// FlannelPrefix is flannel's prefix (pkg/subnet/etcd in flannel v0.26.7: its
 // default --etcd-prefix). A Network's keys are one level below, so that
 // flanneld --etcd-prefix=/coreos.com/network/NETWORK is a member of it.
 const FlannelPrefix = "/coreos.com/network/"
 
-// FlannelKind says what one key of a Network holds.
+// FlannelKind is the kind of a Network's key.
 type FlannelKind string
 
-// The keys of a Network. Flannel reads config and subnets/ and nothing else;
-// owner and hosts/ are rackweft's own, beside them so that one watch sees both
-// at one revision. Nothing but leases may ever stand under subnets/: a key there
-// that flanneld cannot parse makes it drop all of its peers.
+// The keys of a Network. Flannel reads only config and subnets/; owner and hosts/ are rackweft's, under the same
+// prefix so that one watch sees both at one revision. Only leases may ever exist under subnets/: a key there that
+// flanneld cannot parse makes it drop all of its peers.
 const (
 	FlannelConfig FlannelKind = "config"  // flannel's configuration of the Network
 	FlannelSubnet FlannelKind = "subnets" // a lease, of a host or of a stock flanneld
-	FlannelOwner  FlannelKind = "owner"   // which Network it is; moved by every write of bootd
+	FlannelOwner  FlannelKind = "owner"   // which Network it is; changed by every write of bootd
 	FlannelHost   FlannelKind = "hosts"   // which host a lease of rackweft belongs to
 )
 
@@ -50,7 +49,7 @@ func (id FlannelID) String() string {
 	return key
 }
 
-// FlannelKey is one key as it is in etcd.
+// FlannelKey is one key in etcd.
 type FlannelKey struct {
 	FlannelID
 	Value    []byte // nil: deleted
@@ -58,14 +57,14 @@ type FlannelKey struct {
 	Revision int64  // of its last write
 }
 
-// FlannelBatch is what became of the layout, all at once.
+// FlannelBatch is a set of changes of the layout at one revision.
 type FlannelBatch struct {
-	Snapshot bool // Keys is all that stands; else what changed
+	Snapshot bool // Keys contains all keys; else the changed ones
 	Keys     []FlannelKey
 	Revision int64
 }
 
-// FlannelWrite changes one key that must still be at a revision.
+// FlannelWrite changes one key that must be at a given revision.
 type FlannelWrite struct {
 	FlannelID
 	At    int64  // its mod revision; 0: it must not exist
@@ -75,10 +74,10 @@ type FlannelWrite struct {
 // maxFlannelWrites keeps a transaction within etcd's 128 operations.
 const maxFlannelWrites = 120
 
-// Flannel is the layout that flannel keeps in etcd, with bootd's keys beside it.
+// Flannel is flannel's layout in etcd, with bootd's own keys.
 type Flannel struct{ etcd *etcd }
 
-// Read reads all keys of a Network, as they stand at one revision.
+// Read reads all keys of a Network, at one revision.
 func (f *Flannel) Read(ctx context.Context, network string) ([]FlannelKey, error) {
 	keys, _, err := f.read(ctx, FlannelPrefix+network+"/")
 	if err != nil {
@@ -106,8 +105,8 @@ func (f *Flannel) read(ctx context.Context, prefix string) ([]FlannelKey, int64,
 	return keys, revision, err
 }
 
-// Write makes all the changes or none: it fails with ErrConflict when
-// one of the keys is not at its revision any more.
+// Write makes all the changes or none: it fails with ErrConflict when one of the keys is no longer at its
+// revision.
 func (f *Flannel) Write(ctx context.Context, writes ...FlannelWrite) error {
 	if len(writes) > maxFlannelWrites {
 		return fmt.Errorf("write %d leases at once: at most %d can be", len(writes), maxFlannelWrites)
@@ -161,7 +160,7 @@ func (f *Flannel) Follow(ctx context.Context, take func(FlannelBatch)) error {
 			return ctx.Err()
 		}
 		if !errors.Is(err, ErrCompacted) {
-			f.etcd.log.Warn("leases of Networks stand still until etcd answers again", "error", err)
+			f.etcd.log.Warn("leases of Networks are not updated until etcd answers again", "error", err)
 		}
 		if err := wait.For(ctx, time.Second); err != nil {
 			return err
@@ -199,8 +198,7 @@ func (f *Flannel) follow(ctx context.Context, take func(FlannelBatch)) error {
 	return errors.New("etcd ended the watch")
 }
 
-// flannelKey passes over what is no key of a Network, such as those of a
-// flanneld with the default prefix.
+// flannelKey ignores keys that do not belong to a Network, such as those of a flanneld with the default prefix.
 func flannelKey(kv *mvccpb.KeyValue) (FlannelKey, bool) {
 	network, rest, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), FlannelPrefix), "/")
 	k := FlannelKey{FlannelID: FlannelID{Network: network}, Value: kv.Value, TTL: kv.Lease != 0, Revision: kv.ModRevision}
@@ -221,8 +219,8 @@ func flannelKey(kv *mvccpb.KeyValue) (FlannelKey, bool) {
 }
 
 // ParseFlannelSubnet reads the last part of a lease's key, as flannel's
-// subnet.ParseSubnetKey does: ADDRESS-LENGTH, IPv4, the length at most 31. A
-// dual-stack key (…&ADDRESS-LENGTH) gives its IPv4 half.
+// subnet.ParseSubnetKey does: ADDRESS-LENGTH, IPv4, the length at most 31. Of a dual-stack key (…&ADDRESS-LENGTH)
+// it returns the IPv4 half.
 func ParseFlannelSubnet(s string) (netip.Prefix, bool) {
 	s, _, _ = strings.Cut(s, "&")
 	addr, length, ok := strings.Cut(s, "-")

@@ -28,23 +28,22 @@ import (
 	"github.com/rackweft/rackweft/internal/budget"
 )
 
-// Gate is etcd as a stock flanneld sees it: the keys, watches and leases of one
-// Network, that of its client certificate, and nothing else. It reads all of
-// the Network's keys and writes leases that are no host's.
+// Gate is etcd's API for stock flannelds, restricted to the keys, watches and leases of one Network, that of the
+// client certificate. A flanneld can read all of the Network's keys and write leases that do not belong to a
+// host.
 //
-// It stands in front of etcd rather than using etcd's own users: those would
-// hold for bootd's socket too, and could keep a tenant neither from writing a
-// key that makes every flanneld drop its peers, nor from taking a host's lease.
+// It is a proxy rather than etcd's own users: those would also apply to bootd's socket, and could prevent a
+// tenant neither from writing a key that makes every flanneld drop its peers, nor from taking a host's lease.
 type Gate struct {
 	Store *Store
-	// Network says which Network a client certificate is for.
+	// Network returns the Network of a client certificate.
 	Network func(*x509.Certificate) (string, error)
-	// Held says that no new lease may be taken; nil for never.
+	// Held reports that no new lease may be taken; nil for never.
 	Held func() bool
 	Log  *slog.Logger
 
 	mu     sync.Mutex
-	leases map[int64]string // etcd leases → the Network whose flanneld was granted them
+	leases map[int64]string // etcd leases → the Network of the flanneld that has them
 }
 
 // Serve answers on l until ctx ends. conf must ask for client certificates.
@@ -68,12 +67,12 @@ func (g *Gate) Serve(ctx context.Context, l net.Listener, conf *tls.Config) erro
 }
 
 const (
-	// handshakeTime bounds how a connection begins, idleTime how long one without a call may stay.
+	// handshakeTime limits the handshake of a connection, idleTime how long one without a call may stay.
 	handshakeTime = 10 * time.Second
 	idleTime      = 2 * time.Minute
 )
 
-// vouching says of a connection whose certificate is good that it is no stranger's.
+// vouching marks a connection with a valid certificate as authenticated.
 type vouching struct {
 	credentials.TransportCredentials
 }
@@ -93,7 +92,7 @@ func (v vouching) Clone() credentials.TransportCredentials {
 
 func (g *Gate) upstream() *grpc.ClientConn { return g.Store.client.ActiveConnection() }
 
-// prefix is that of the caller's Network.
+// prefix is the key prefix of the caller's Network.
 func (g *Gate) prefix(ctx context.Context) (network, prefix string, err error) {
 	p, ok := peer.FromContext(ctx)
 	info, isTLS := credentials.TLSInfo{}, false
@@ -118,14 +117,14 @@ func (g *Gate) read(ctx context.Context, key, end []byte) error {
 		return err
 	}
 	last := []byte(clientv3.GetPrefixRangeEnd(prefix))
-	toTheEnd := bytes.Equal(end, []byte{0}) // etcd's sign for every key from there on
+	toTheEnd := bytes.Equal(end, []byte{0}) // etcd's notation for every key from there on
 	if !bytes.HasPrefix(key, []byte(prefix)) || toTheEnd || len(end) > 0 && bytes.Compare(end, last) > 0 {
 		return status.Errorf(codes.PermissionDenied, "this certificate is for the keys under %s, those of Network %s", prefix, network)
 	}
 	return nil
 }
 
-// write checks that a key is a lease of the caller's Network, and no host's.
+// write checks that a key is a lease of the caller's Network, and not a host's.
 func (g *Gate) write(ctx context.Context, key []byte) error {
 	if err := g.Store.stale; err != nil {
 		return status.Error(codes.ResourceExhausted, err.Error())
@@ -140,7 +139,7 @@ func (g *Gate) write(ctx context.Context, key []byte) error {
 	rest, ok := bytes.CutPrefix(key, []byte(prefix+string(FlannelSubnet)+"/"))
 	subnet, parsed := ParseFlannelSubnet(string(rest))
 	if !ok || !parsed {
-		return status.Errorf(codes.PermissionDenied, "%q is no lease of Network %s: a flanneld writes %ssubnets/ADDRESS-LENGTH", key, network, prefix)
+		return status.Errorf(codes.PermissionDenied, "invalid lease key %q of Network %s: want %ssubnets/ADDRESS-LENGTH", key, network, prefix)
 	}
 	host := FlannelID{Network: network, Kind: FlannelHost, Subnet: subnet}.String()
 	resp, err := g.Store.client.Get(ctx, host, clientv3.WithCountOnly())
@@ -156,7 +155,7 @@ func (g *Gate) write(ctx context.Context, key []byte) error {
 	return nil
 }
 
-// renews lets through what is done to a lease that is known.
+// renews permits writes of a known lease.
 func (g *Gate) renews(ctx context.Context, key string, subnet netip.Prefix) error {
 	resp, err := g.Store.client.Get(ctx, key, clientv3.WithCountOnly())
 	if err != nil {
@@ -174,7 +173,7 @@ func (g *Gate) put(ctx context.Context, r *pb.PutRequest) error {
 	}
 	var attrs struct{ PublicIP, BackendType string }
 	if err := json.Unmarshal(r.Value, &attrs); err != nil || net.ParseIP(attrs.PublicIP).To4() == nil {
-		return status.Errorf(codes.InvalidArgument, "%q is no lease: every flanneld of this Network would drop its peers", r.Value)
+		return status.Errorf(codes.InvalidArgument, "invalid lease %q: every flanneld of this Network would drop its peers", r.Value)
 	}
 	return g.owns(ctx, r.Lease)
 }
@@ -247,7 +246,7 @@ func (k *gateKV) op(ctx context.Context, op *pb.RequestOp) error {
 	if r := op.GetRequestPut(); r != nil {
 		return k.g.put(ctx, r)
 	}
-	return status.Error(codes.PermissionDenied, "a flanneld reads and puts in a transaction, and nothing else")
+	return status.Error(codes.PermissionDenied, "a flanneld's transaction may only read and put")
 }
 
 func (k *gateKV) Compact(context.Context, *pb.CompactionRequest) (*pb.CompactionResponse, error) {
@@ -259,7 +258,7 @@ type gateWatch struct {
 	g *Gate
 }
 
-// Watch passes a stream on, of which every watch is checked.
+// Watch forwards a stream, and checks every watch on it.
 func (w *gateWatch) Watch(down pb.Watch_WatchServer) error {
 	group, ctx := errgroup.WithContext(down.Context())
 	up, err := pb.NewWatchClient(w.g.upstream()).Watch(ctx)
@@ -284,7 +283,7 @@ func (w *gateWatch) Watch(down pb.Watch_WatchServer) error {
 	}
 }
 
-// pass hands on what one side says until it ends.
+// pass forwards one direction until it ends.
 func pass[T any](recv func() (T, error), send func(T) error) error {
 	for {
 		m, err := recv()
@@ -309,7 +308,7 @@ func (l *gateLease) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	r.ID = 0 // etcd chooses: an id tells nothing of other tenants
+	r.ID = 0 // etcd chooses: an id reveals nothing about other tenants
 	resp, err := l.client().LeaseGrant(ctx, r)
 	if err != nil {
 		return nil, err
@@ -317,14 +316,13 @@ func (l *gateLease) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*p
 	l.g.mu.Lock()
 	defer l.g.mu.Unlock()
 	if len(l.g.leases) > maxGateLeases {
-		clear(l.g.leases) // flannelds ask for another with each renewal, and never say that one is done with
+		clear(l.g.leases) // flannelds request a new one with each renewal, and never revoke the old one
 	}
 	l.g.leases[resp.ID] = network
 	return resp, nil
 }
 
-// maxGateLeases bounds what is remembered of leases: flanneld uses one at once
-// after it was granted, and never again.
+// maxGateLeases limits the remembered leases: flanneld uses one right after it was granted, and never again.
 const maxGateLeases = 10000
 
 func (l *gateLease) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {

@@ -8,10 +8,10 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// HeldRecheck is how often whoever is held back after a restore looks again.
+// HeldRecheck is how often controllers that are held after a restore check again.
 const HeldRecheck = 2 * time.Second
 
-// Recovery is what is left to find out after a restore; nil for nothing.
+// Recovery is the state of an unfinished restore; nil for none.
 func Recovery(c *Cache) *api.Recovery {
 	s, ok := Cached[api.Site](c, api.SiteName)
 	if !ok {
@@ -20,16 +20,15 @@ func Recovery(c *Cache) *api.Recovery {
 	return s.Status.Recovery
 }
 
-// Held reports whether the Site was restored and it is not known yet what its
-// hosts run: nothing may be powered, placed or allocated.
+// Held reports whether the Site was restored and it is not yet known what its hosts run: nothing may be powered,
+// placed or allocated.
 func Held(c *Cache) bool {
 	r := Recovery(c)
 	return r != nil && r.Held
 }
 
-// Claimed reports whether a host has come, after a restore, that says it is this
-// Machine's and was joined as another of the name: it may run, and no one has
-// accepted it or written it off.
+// Claimed reports whether, after a restore, a host claims to be this Machine's but joined as another Machine of
+// that name: it may be running, and was neither accepted nor written off.
 func Claimed(c *Cache, m *api.Machine) bool {
 	r := Recovery(c)
 	return r != nil && slices.ContainsFunc(r.Hosts, func(h api.RecoveryHost) bool {
@@ -37,8 +36,8 @@ func Claimed(c *Cache, m *api.Machine) bool {
 	})
 }
 
-// UnknownGuests are Guests that run on hosts and that a restored Site knows by
-// their places and addresses only, which are theirs.
+// UnknownGuests are Guests that run on hosts and of which a restored Site knows only the places and addresses,
+// which are reserved.
 func UnknownGuests(c *Cache) []*api.Guest {
 	r := Recovery(c)
 	if r == nil {
@@ -53,8 +52,7 @@ func UnknownGuests(c *Cache) []*api.Guest {
 	return list
 }
 
-// RevisionOf is the store's revision at which an object was last written; 0 for
-// one that came from no store.
+// RevisionOf is the store revision at which an object was last written; 0 for one that is not from the store.
 func RevisionOf(o api.Object) int64 {
 	n, err := strconv.ParseInt(o.Meta().ResourceVersion, 10, 64)
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// holderKey is the bootd that serves the Site of an external store. With
-// embedded etcd the lock on the state directory says the same.
+// holderKey names the bootd that serves the Site of an external store. With embedded etcd the lock on the state
+// directory has this purpose.
 const holderKey = internalPrefix + "holder"
 
 // Holder says who holds the Site, for people.
@@ -34,15 +34,15 @@ func (h Holder) String() string {
 	return fmt.Sprintf("%s (pid %d, %s) since %s", h.Host, h.PID, h.StateDir, h.Since.UTC().Format(time.RFC3339))
 }
 
-// hold is the Site while it is this bootd's.
+// hold is this bootd's hold on the Site.
 type hold struct {
 	etcd   *etcd
 	tenure *tenure
 	fence  clientv3.Cmp // true while no other bootd has held the Site since
 }
 
-// commit runs a transaction if the Site is still held: of a bootd that was cut
-// off and does not know it yet, nothing is written.
+// commit runs a transaction if the Site is still held: a bootd that was disconnected and does not know it yet
+// cannot write.
 func (h *hold) commit(ctx, limited context.Context, txn transaction) (*clientv3.TxnResponse, error) {
 	if err := h.check(); err != nil {
 		return nil, err
@@ -62,19 +62,18 @@ func (h *hold) commit(ctx, limited context.Context, txn transaction) (*clientv3.
 
 func (h *hold) check() error {
 	if err := h.tenure.check(); err != nil {
-		return fmt.Errorf("%w any more: %w", ErrNotHolder, err)
+		return fmt.Errorf("%w any longer: %w", ErrNotHolder, err)
 	}
 	return nil
 }
 
 func (h *hold) end() { h.tenure.end() }
 
-// holds is what one bootd alone may have: the Site, and the lead of an election.
+// holds are exclusive to one bootd: the Site, and the leadership of an election.
 type holds struct{ etcd *etcd }
 
-// Hold returns when this bootd is the one that serves the Site. Until then it
-// only reads; waiting is called with each bootd that has it. With embedded etcd
-// it returns at once.
+// Hold returns when this bootd holds the Site. Until then it only reads; waiting is called with each bootd that
+// holds it. With embedded etcd it returns at once.
 func (h *holds) Hold(ctx context.Context, waiting func(Holder)) error {
 	if h.etcd.server != nil {
 		return nil
@@ -87,7 +86,7 @@ func (h *holds) Hold(ctx context.Context, waiting func(Holder)) error {
 	for {
 		kv, revision, err := h.readHolder(ctx)
 		if err != nil && waited && ctx.Err() == nil { // a standby has time
-			h.etcd.log.Warn("it is not known who holds the Site; this is tried again", "error", err)
+			h.etcd.log.Warn("the Site's holder is not known; retrying", "error", err)
 			err = wait.For(ctx, time.Second)
 			if err == nil {
 				continue
@@ -138,8 +137,8 @@ func holderOf(kv *mvccpb.KeyValue) (h Holder) {
 	return h
 }
 
-// isDead: the lock on the state directory, which this process has, proves that
-// an earlier one on it is dead. Its lease need not be waited for.
+// isDead: the lock on the state directory, which this process has, proves that an earlier process on it is dead.
+// Its lease need not run out.
 func (h *holds) isDead(kv *mvccpb.KeyValue, me Holder) bool {
 	return holderOf(kv).Instance == me.Instance
 }
@@ -157,7 +156,7 @@ func (h *holds) readHolder(ctx context.Context) (*mvccpb.KeyValue, int64, error)
 	return resp.Kvs[0], resp.Header.Revision, nil
 }
 
-// take takes the Site, whose key is at a create revision (0: absent).
+// take takes the Site, whose key has a create revision (0: absent).
 func (h *holds) take(ctx context.Context, me Holder, at int64) (held bool, err error) {
 	raw, err := json.Marshal(me)
 	if err != nil {
@@ -175,7 +174,7 @@ func (h *holds) take(ctx context.Context, me Holder, at int64) (held bool, err e
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	ops := []clientv3.Op{clientv3.OpPut(holderKey, string(raw), clientv3.WithLease(t.lease))}
-	if at != 0 { // etcd takes no two changes of a key in one transaction, and a put keeps the old create revision
+	if at != 0 { // etcd accepts only one change of a key per transaction, and a put keeps the old create revision
 		resp, err := h.etcd.client.Txn(limited).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", at)).Then(clientv3.OpDelete(holderKey)).Commit()
 		if err != nil || !resp.Succeeded {
 			return false, h.etcd.explain(ctx, err)
@@ -192,7 +191,7 @@ func (h *holds) take(ctx context.Context, me Holder, at int64) (held bool, err e
 	return true, nil
 }
 
-// awaitRelease returns when the Site may be free, or its holder another.
+// awaitRelease returns when the Site may be free, or its holder has changed.
 func (h *holds) awaitRelease(ctx context.Context, after int64) error {
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -210,8 +209,7 @@ func (h *holds) awaitRelease(ctx context.Context, after int64) error {
 	return ctx.Err()
 }
 
-// Holding is nil while this bootd may serve the Site, by its own clock. It costs
-// next to nothing.
+// Holding is nil while this bootd may serve the Site, by its own clock. It is cheap.
 func (h *holds) Holding() error {
 	if h.etcd.hold == nil {
 		if h.etcd.server == nil {
@@ -222,8 +220,8 @@ func (h *holds) Holding() error {
 	return h.etcd.hold.check()
 }
 
-// KeepHold returns an ErrNotHolder when the Site is lost to this bootd, or ctx's
-// error when that ends. The Site is given up by Close.
+// KeepHold returns an ErrNotHolder when this bootd has lost the Site, or ctx's error when that ends. Close
+// releases the Site.
 func (h *holds) KeepHold(ctx context.Context) error {
 	if h.etcd.hold == nil {
 		<-ctx.Done()

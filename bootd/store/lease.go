@@ -24,7 +24,7 @@ type LeaseBackend struct{ store *Store }
 // NewLeaseBackend prepares the backend of a lease.Table.
 func NewLeaseBackend(s *Store) *LeaseBackend { return &LeaseBackend{s} }
 
-// leaseRecord is a lease.Lease as it is stored; its key says the rest.
+// leaseRecord is a stored lease.Lease; its key has the rest.
 type leaseRecord struct {
 	MAC      string    `json:"mac,omitzero"`
 	Machine  string    `json:"machine,omitzero"`
@@ -38,7 +38,7 @@ func (b *LeaseBackend) List(ctx context.Context) ([]lease.Lease, error) {
 	_, err := b.store.scan(ctx, leasePrefix, func(kv *mvccpb.KeyValue) {
 		l, err := decodeLease(kv)
 		if err != nil {
-			b.store.log.Error("a lease in the store is left out", "error", err)
+			b.store.log.Error("a lease in the store is skipped", "error", err)
 			return
 		}
 		leases = append(leases, l)
@@ -90,7 +90,7 @@ func decodeLease(kv *mvccpb.KeyValue) (lease.Lease, error) {
 		return lease.Lease{}, err
 	}
 	if err := json.Unmarshal(value, &r); err != nil {
-		return lease.Lease{}, fmt.Errorf("%s holds no lease: %w", kv.Key, err)
+		return lease.Lease{}, fmt.Errorf("%s does not contain a valid lease: %w", kv.Key, err)
 	}
 	return lease.Lease{Subnet: subnet, Address: addr, MAC: r.MAC, Machine: r.Machine, Hostname: r.Hostname, Expires: r.Expires}, nil
 }

@@ -13,15 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LockFile is in every state directory that a bootd has used.
+// LockFile exists in every state directory that a bootd has used.
 const LockFile = "bootd.lock"
 
-// Lock takes a state directory for this process, as Open does, until it is
-// closed.
+// Lock locks a state directory for this process, as Open does, until it is closed.
 func Lock(dir string) (io.Closer, error) { return lockDir(dir) }
 
-// lockDir takes the state directory for this process; closing the file gives
-// it back, and so does the end of the process, however it ends.
+// lockDir locks the state directory for this process; closing the file unlocks it, and so does any end of the
+// process.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, LockFile)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -29,7 +28,7 @@ func lockDir(dir string) (*os.File, error) {
 		f, err = os.Open(path)
 	}
 	if unwritable(dir, 0) != nil && errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOSPC) {
-		f, err = os.Open(dir) // no bootd can make the file
+		f, err = os.Open(dir) // no bootd can create the file
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)

@@ -20,14 +20,13 @@ import (
 )
 
 // Create stores a new object and sets its uid, generation, creationTimestamp
-// and resourceVersion. It fails with ErrExists when there is one of that name.
+// and resourceVersion. It fails with ErrExists when the name is taken.
 // A Secret's data is sealed, and cleared in o.
 func (s *Store) Create(ctx context.Context, o api.Object) error {
 	return s.CreateAs(ctx, o, uuid.NewString())
 }
 
-// CreateAs is Create with a uid that is known already: of an object that a
-// restored store does not know, and that hosts have.
+// CreateAs is Create with a known uid: for an object that hosts have, and a restored store does not.
 func (s *Store) CreateAs(ctx context.Context, o api.Object, uid string) error {
 	k := api.KindOf(o)
 	name := o.Meta().Name
@@ -70,8 +69,8 @@ func (s *Store) Get(ctx context.Context, k api.Kind, name string) (api.Object, e
 	return o, nil
 }
 
-// List reads all objects of a kind, sorted by name, as they stood at the
-// revision that it returns: a Watch from there misses nothing.
+// List reads all objects of a kind, sorted by name, at the revision that it returns: a Watch from there misses
+// nothing.
 func (s *Store) List(ctx context.Context, k api.Kind) ([]api.Object, int64, error) {
 	if err := storable(k, "any"); err != nil {
 		return nil, 0, err
@@ -80,7 +79,7 @@ func (s *Store) List(ctx context.Context, k api.Kind) ([]api.Object, int64, erro
 	revision, err := s.etcd.scan(ctx, prefix(k), func(kv *mvccpb.KeyValue) {
 		o, err := decode(k, kv)
 		if err != nil {
-			s.etcd.log.Error("an object in the store is left out", "error", err)
+			s.etcd.log.Error("an object in the store is skipped", "error", err)
 			return
 		}
 		redact(o)
@@ -93,10 +92,9 @@ func (s *Store) List(ctx context.Context, k api.Kind) ([]api.Object, int64, erro
 }
 
 // Update replaces an object that the caller has read: its resourceVersion is
-// required, and a *ConflictError says that it is no longer current. Uid and
-// timestamps stay as they are; generation moves when spec changes; nothing is
-// written when nothing differs. An object that is being deleted goes away with
-// its last finalizer. A Secret without data keeps what it has.
+// required, and a *ConflictError says that it is no longer current. Uid and timestamps do not change; generation
+// rises when spec changes; nothing is written when nothing differs. An object that is being deleted disappears
+// with its last finalizer. A Secret without data keeps its data.
 func (s *Store) Update(ctx context.Context, o api.Object) error {
 	k, m := api.KindOf(o), o.Meta()
 	if err := storable(k, m.Name); err != nil {
@@ -119,10 +117,9 @@ func (s *Store) Update(ctx context.Context, o api.Object) error {
 	return s.replace(ctx, k, kv, o)
 }
 
-// Mutate reads an object, lets fn change it and writes it back, and begins
-// again when another writer was faster: fn may run several times. When fn
-// returns ErrUnchanged nothing is written; any other error is returned as it
-// is. The object as it then stands is returned.
+// Mutate reads an object, lets fn change it and writes it back, and retries when another writer was faster: fn
+// may run several times. When fn returns ErrUnchanged nothing is written; any other error is returned unchanged.
+// Mutate returns the resulting object.
 func (s *Store) Mutate(ctx context.Context, k api.Kind, name string, fn func(api.Object) error) (api.Object, error) {
 	if err := storable(k, name); err != nil {
 		return nil, err
@@ -157,8 +154,7 @@ func (s *Store) mutateOnce(ctx context.Context, k api.Kind, name string, fn func
 	return o, s.replace(ctx, k, kv, o)
 }
 
-// Reidentify gives an object another uid, that of the one of its name that hosts
-// have, and lets fn change its status with it.
+// Reidentify gives an object the uid that hosts have for its name, and lets fn change its status with it.
 func (s *Store) Reidentify(ctx context.Context, k api.Kind, name, uid string, fn func(api.Object)) error {
 	for try := 0; ; try++ {
 		kv, err := s.read(ctx, k, name)
@@ -181,7 +177,7 @@ func (s *Store) Reidentify(ctx context.Context, k api.Kind, name, uid string, fn
 }
 
 // Delete removes an object, or, while it has finalizers, marks it as being
-// deleted. An empty resourceVersion deletes whatever is there.
+// deleted. An empty resourceVersion deletes any version.
 func (s *Store) Delete(ctx context.Context, k api.Kind, name, resourceVersion string) error {
 	if err := storable(k, name); err != nil {
 		return err
@@ -225,7 +221,7 @@ func (s *Store) deleteOnce(ctx context.Context, k api.Kind, kv *mvccpb.KeyValue)
 	return nil
 }
 
-// replace writes o over the object that kv holds, if that still stands.
+// replace writes o over the object that kv holds, if that is still current.
 func (s *Store) replace(ctx context.Context, k api.Kind, kv *mvccpb.KeyValue, o api.Object) error {
 	old, err := decode(k, kv)
 	if err != nil {
@@ -268,8 +264,7 @@ func (s *Store) replace(ctx context.Context, k api.Kind, kv *mvccpb.KeyValue, o 
 	return nil
 }
 
-// compare reports whether o must be written over old, and counts its
-// generation on when their specs differ.
+// compare reports whether o must be written over old, and raises its generation when their specs differ.
 func compare(o, old api.Object) (changed bool, err error) {
 	now, err := api.Encode(o)
 	if err != nil {
@@ -370,8 +365,8 @@ func nameOf(kv *mvccpb.KeyValue) string {
 	return path[strings.LastIndexByte(path, '/')+1:]
 }
 
-// decode reads an object as it is stored: a Secret's data is sealed. What a
-// newer version has written and this one does not know is passed over.
+// decode decodes a stored object: a Secret's data is sealed. Fields that a newer version has written and this one
+// does not know are ignored.
 func decode(k api.Kind, kv *mvccpb.KeyValue) (api.Object, error) {
 	o := k.New()
 	value, err := opened(string(kv.Key), kv.Value)
@@ -379,7 +374,7 @@ func decode(k api.Kind, kv *mvccpb.KeyValue) (api.Object, error) {
 		return nil, err
 	}
 	if err := json.Unmarshal(value, o); err != nil {
-		return nil, fmt.Errorf("%s holds no %s: %w", kv.Key, k.Name, err)
+		return nil, fmt.Errorf("%s does not contain a valid %s: %w", kv.Key, k.Name, err)
 	}
 	o.SetDefaults()
 	o.Meta().Name = nameOf(kv)

@@ -10,10 +10,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Raw is what bootd keeps of its own, by key.
+// Raw holds bootd's own values, by key.
 type Raw struct{ etcd *etcd }
 
-// Get reads a value of bootd's own, or nil when there is none.
+// Get reads a value, or nil when there is none.
 func (r *Raw) Get(ctx context.Context, key string) ([]byte, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -27,8 +27,7 @@ func (r *Raw) Get(ctx context.Context, key string) ([]byte, error) {
 	return opened(string(resp.Kvs[0].Key), resp.Kvs[0].Value)
 }
 
-// List reads the values of bootd's own whose keys begin with a prefix, by the
-// rest of their keys.
+// List reads the values whose keys begin with a prefix, by the rest of their keys.
 func (r *Raw) List(ctx context.Context, prefix string) (map[string][]byte, error) {
 	values := map[string][]byte{}
 	from := internalPrefix + "raw/" + prefix
@@ -44,7 +43,7 @@ func (r *Raw) List(ctx context.Context, prefix string) (map[string][]byte, error
 	return values, nil
 }
 
-// Put writes a small value of bootd's own.
+// Put writes a small value.
 func (r *Raw) Put(ctx context.Context, key string, value []byte) error {
 	path := internalPrefix + "raw/" + key
 	_, err := r.etcd.write(ctx, transaction{then: []clientv3.Op{clientv3.OpPut(path, summed(path, value))}})
@@ -54,8 +53,7 @@ func (r *Raw) Put(ctx context.Context, key string, value []byte) error {
 	return nil
 }
 
-// Create writes a small value of bootd's own unless there is one, and
-// returns the one that then stands.
+// Create writes a small value unless there is one, and returns the stored one.
 func (r *Raw) Create(ctx context.Context, key string, value []byte) ([]byte, error) {
 	path := internalPrefix + "raw/" + key
 	resp, err := r.etcd.write(ctx, transaction{
@@ -70,12 +68,12 @@ func (r *Raw) Create(ctx context.Context, key string, value []byte) ([]byte, err
 	}
 	kvs := resp.Responses[0].GetResponseRange().Kvs
 	if len(kvs) == 0 {
-		return nil, fmt.Errorf("write %s: it is there and is not", key)
+		return nil, fmt.Errorf("write %s: it exists, but cannot be read", key)
 	}
 	return opened(path, kvs[0].Value)
 }
 
-// Delete forgets a value of bootd's own; one that is not there is no error.
+// Delete deletes a value; a missing one is not an error.
 func (r *Raw) Delete(ctx context.Context, key string) error {
 	_, err := r.etcd.commit(ctx, transaction{then: []clientv3.Op{clientv3.OpDelete(internalPrefix + "raw/" + key)}})
 	if err != nil {

@@ -18,14 +18,14 @@ import (
 )
 
 const (
-	// etcdFloor is how many bytes must stay free while etcd runs: with less the
-	// next page that its database grows by can end it.
+	// etcdFloor is how many bytes must stay free while etcd runs: with less, the next page of its database can
+	// end it.
 	etcdFloor = 16 << 20
 	// startFloor is how many bytes must be free to start etcd on its own data. It
 	// truncates the last segment of its log and allocates it again (ZeroToEnd)
 	// while it prepares the next one, of 64 MB: without room for both it ends.
 	startFloor = etcdFloor + 64<<20
-	// roomEvery is how often a file system that was full or read-only is looked at.
+	// roomEvery is how often a file system that was full or read-only is checked.
 	roomEvery = 2 * time.Second
 )
 
@@ -36,7 +36,7 @@ func unwritable(dir string, reserve int64) error {
 		if !errors.Is(err, unix.EROFS) {
 			return fmt.Errorf("%w: %s cannot be written: %w", ErrReadOnly, dir, err)
 		}
-		return fmt.Errorf("%w: the file system of %s is read-only: see the kernel's log for why, and mount it writable; what is there is served meanwhile",
+		return fmt.Errorf("%w: the file system of %s is read-only: see the kernel's log for why, and mount it writable; existing data is served in the meantime",
 			ErrReadOnly, dir)
 	}
 	var st unix.Statfs_t
@@ -44,7 +44,7 @@ func unwritable(dir string, reserve int64) error {
 		return fmt.Errorf("measure the space in %s: %w", dir, err)
 	}
 	if free := int64(st.Bavail) * st.Bsize; free < reserve {
-		return fmt.Errorf("%w: %s has %d MiB free and must keep %d MiB: free some of that file system; reads go on meanwhile",
+		return fmt.Errorf("%w: %s has %d MiB free and must keep %d MiB: free some of that file system; reads continue",
 			ErrNoSpace, dir, free>>20, reserve>>20)
 	}
 	return nil
@@ -52,22 +52,20 @@ func unwritable(dir string, reserve int64) error {
 
 type urgentKey struct{}
 
-// Urgent makes writes with the context use the reserve: a few bytes that say
-// what is wrong. What is written to a copy of the store goes away with it.
+// Urgent makes writes with the context use the reserve: a few bytes that say what is wrong. Writes to a copy of
+// the store are lost with it.
 func Urgent(ctx context.Context) context.Context { return context.WithValue(ctx, urgentKey{}, true) }
 
 func isUrgent(ctx context.Context) bool { return ctx.Value(urgentKey{}) != nil }
 
-// Stale says why the store serves a copy, to which nothing can be written; nil
-// when it does not. See AwaitRoom.
+// Stale says why the store serves a read-only copy; nil when it does not. See AwaitRoom.
 func (e *etcd) Stale() error { return e.stale }
 
-// ErrRemounted says that the file system can be written again, and not by this
-// process: it has mounts of its own, and a new process gets new ones.
-var ErrRemounted = errors.New("the file system was mounted writable: bootd must be started again to see that")
+// ErrRemounted says that the file system is writable again, but not for this process: it has its own mount
+// namespace, and a new process gets a new one.
+var ErrRemounted = errors.New("the file system was mounted writable: bootd must be restarted to use it")
 
-// AwaitRoom returns when a store that serves a copy can be opened again on its
-// own data, or when ctx ends.
+// AwaitRoom returns when a store that serves a copy can be opened on its own data again, or when ctx ends.
 func (e *etcd) AwaitRoom(ctx context.Context) error {
 	wasReadOnly := superReadOnly(e.conf.Dir)
 	for {
@@ -103,16 +101,15 @@ func superReadOnly(dir string) bool {
 	return false
 }
 
-// Choking reports that etcd has so little room that it may end the process with
-// its next write: the store is better closed, and opened on a copy.
+// Choking reports that etcd has so little space that it may end the process with its next write: the store should
+// be closed, and opened on a copy.
 func (e *etcd) Choking() bool {
 	return e.server != nil && e.stale == nil && unwritable(e.conf.Dir, etcdFloor) != nil
 }
 
 func (e *etcd) copyDir() string { return filepath.Join(e.conf.Scratch, "store-copy") }
 
-// copyAside copies etcd's data to where it can be written, and returns what
-// stands for the state directory there.
+// copyAside copies etcd's data to a writable place, and returns the path that replaces the state directory.
 func (e *etcd) copyAside() (string, error) {
 	from := filepath.Join(e.conf.Dir, "etcd")
 	if !Exists(e.conf.Dir) || e.conf.Scratch == "" {
@@ -129,7 +126,7 @@ func (e *etcd) copyAside() (string, error) {
 	return dir, nil
 }
 
-// copyTree copies regular files; those that etcd only prepares are left out.
+// copyTree copies regular files, except those that etcd only prepares.
 func copyTree(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -150,7 +147,7 @@ func copyTree(from, to string) error {
 	})
 }
 
-// copySparse leaves holes where the file holds zeros: etcd's log is mostly that.
+// copySparse leaves holes where the file holds zeros, as most of etcd's log does.
 func copySparse(from, to string) (err error) {
 	in, err := os.Open(from)
 	if err != nil {

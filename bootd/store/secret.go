@@ -44,15 +44,13 @@ func OpenSecret(ctx context.Context, s *Store, name string, use api.SecretUse) (
 	return values, nil
 }
 
-// secretAAD binds a sealed value to the field of the very object that it was
-// put into, so that it cannot be read by copying it elsewhere.
+// secretAAD binds a sealed value to the field of its object, so that it cannot be opened when copied elsewhere.
 func secretAAD(s *api.Secret, field string) []byte {
 	return []byte(objectPrefix + "secrets/" + s.Metadata.Name + "/" + s.Metadata.UID + "/" + field)
 }
 
-// seal returns o as it is to be stored: itself, or for a Secret a copy with
-// sealed data and digests. Values that old has already stay sealed as they
-// are, so that the same Secret applied twice is no change.
+// seal returns o in stored form: itself, or for a Secret a copy with sealed data and digests. Values that are
+// already in old stay sealed as they are, so that applying the same Secret twice changes nothing.
 func (s *Store) seal(o, old api.Object) (api.Object, error) {
 	secret, ok := o.(*api.Secret)
 	if !ok {
@@ -87,7 +85,7 @@ func (s *Store) seal(o, old api.Object) (api.Object, error) {
 	return &sealed, nil
 }
 
-// reveal gives the caller's object what the store has set in the stored one.
+// reveal copies the fields that the store has set to the caller's object.
 func reveal(o, stored api.Object, revision int64) {
 	o.Meta().Generation = stored.Meta().Generation
 	o.Meta().ResourceVersion = formatRevision(revision)
@@ -97,7 +95,7 @@ func reveal(o, stored api.Object, revision int64) {
 	}
 }
 
-// redact takes the sealed values out of an object that was read.
+// redact removes the sealed values from an object that was read.
 func redact(o api.Object) {
 	if secret, ok := o.(*api.Secret); ok {
 		secret.Spec.Data = nil

@@ -7,9 +7,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// With is the cache as it would be with another object: in the place of the one
-// of its name, or beside all others. It stands still for ever, so nothing can be
-// subscribed to or waited for; the objects are shared.
+// With returns the cache as it would be with another object: replacing the one of its name, or in addition. It
+// never changes, so it cannot be subscribed to or waited for; the objects are shared.
 func (c *Cache) With(o api.Object) *Cache {
 	next := NewCache(c.store, c.log)
 	c.mu.RLock()
@@ -22,7 +21,7 @@ func (c *Cache) With(o api.Object) *Cache {
 		next.macs[mac] = slices.Clone(names)
 	}
 	next.revision = c.revision
-	// The other's feeds are not told: next has none.
+	// Its subscribers are not notified: next has none.
 	if t := next.byPlural[api.KindOf(o).Plural]; t != nil {
 		next.set(t, o.Meta().Name, o, c.revision)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// space looks after the room that etcd has: it refuses writes while the file
-// system is nearly full, and brings etcd back from its NOSPACE alarm.
+// space watches etcd's disk space: it refuses writes while the file system is nearly full, and recovers etcd from
+// its NOSPACE alarm.
 type space struct {
 	etcd  *etcd
 	alarm atomic.Bool // etcd refuses writes: its quota is used up
@@ -23,7 +23,7 @@ type space struct {
 	done  sync.WaitGroup
 }
 
-// retryInterval is how often a full store tries to make room.
+// retryInterval is how often a full store tries to free space.
 const retryInterval = 10 * time.Second
 
 func newSpace(e *etcd) *space {
@@ -32,7 +32,7 @@ func newSpace(e *etcd) *space {
 	if e.server == nil {
 		return sp // an external cluster has its own administrator
 	}
-	sp.full() // an alarm outlives a restart: find out
+	sp.full() // an alarm survives a restart: check
 	sp.done.Go(func() { sp.run(ctx) })
 	return sp
 }
@@ -59,11 +59,11 @@ func (sp *space) quotaError() error {
 	if e.server == nil {
 		return fmt.Errorf("%w: etcd (%s) has reached its quota: compact and defragment it, then disarm its NOSPACE alarm", ErrNoSpace, e.where)
 	}
-	return fmt.Errorf("%w: its database has reached the quota of %d MiB: delete objects that are not needed or raise the quota; reads go on meanwhile",
+	return fmt.Errorf("%w: its database has reached the quota of %d MiB: delete objects that are not needed or raise the quota; reads continue",
 		ErrNoSpace, e.conf.Quota>>20)
 }
 
-// full notes that etcd refused a write for its quota.
+// full records that etcd refused a write because of its quota.
 func (sp *space) full() {
 	sp.alarm.Store(true)
 	sp.wake.Set()
@@ -90,8 +90,7 @@ func (sp *space) run(ctx context.Context) {
 	}
 }
 
-// relieve compacts and defragments etcd, and disarms its alarm when that made
-// room: a tenth of the quota.
+// relieve compacts and defragments etcd, and disarms its alarm when that freed a tenth of the quota.
 func (sp *space) relieve(ctx context.Context) error {
 	e := sp.etcd
 	alarms, err := e.client.AlarmList(ctx)
@@ -119,7 +118,7 @@ func (sp *space) relieve(ctx context.Context) error {
 		return fmt.Errorf("disarm etcd's alarm: %w", err)
 	}
 	sp.alarm.Store(false)
-	e.log.Warn("the store had reached its quota; room was made", "databaseMiB", status.DbSize>>20)
+	e.log.Warn("the store had reached its quota; space was freed", "databaseMiB", status.DbSize>>20)
 	return nil
 }
 

@@ -16,16 +16,16 @@ const (
 	objectPrefix   = "/" + api.Version + "/"
 	internalPrefix = "/rackweft/internal/"
 
-	// MaxObjectBytes bounds one object as it is stored.
+	// MaxObjectBytes limits one stored object.
 	MaxObjectBytes = 3 << 19 // 1.5 MiB
-	// requestBytes is etcd's own bound: an object, its key and the transaction around it.
+	// requestBytes is etcd's own limit: an object, its key and the transaction around it.
 	requestBytes = MaxObjectBytes + 64<<10
 
 	requestTimeout = 10 * time.Second
 	pageSize       = 500
 )
 
-// Config says where the store is. The zero value of everything but Dir is good.
+// Config configures the store. Only Dir is required.
 type Config struct {
 	// Dir is the state directory: bootd.lock, etcd.sock and etcd/ are kept in it.
 	Dir string
@@ -35,23 +35,21 @@ type Config struct {
 	CAFile, CertFile, KeyFile string
 	// Username and Password are for an external cluster with authentication.
 	Username, Password string
-	// Quota bounds embedded etcd's database in bytes; 2 GiB when 0.
+	// Quota limits embedded etcd's database, in bytes. Default: 2 GiB.
 	Quota int64
-	// Reserve is how many bytes the file system must keep free for embedded
-	// etcd to be written to; 96 MiB when 0. Etcd cannot go on when its log
-	// cannot grow by a segment of 64 MiB, so writes are refused before that.
+	// Reserve is how many bytes the file system must keep free for embedded etcd to accept writes. Default: 96
+	// MiB. Etcd cannot continue when its log cannot grow by a segment of 64 MiB, so writes are refused before
+	// that.
 	Reserve int64
-	// Scratch is where embedded etcd works on a copy of its data while Dir cannot
-	// be written: what is stored can then still be read. Without it a store on
-	// such a file system is not opened.
+	// Scratch is the directory for a copy of embedded etcd's data while Dir cannot be written: stored data can
+	// then still be read. Without it a store on such a file system is not opened.
 	Scratch string
-	// KeepHistory is for how long a watch can go back; 5m when 0.
+	// KeepHistory is how long a watch can go back. Default: 5m.
 	KeepHistory time.Duration
-	// SessionTTL is how long a lost leader is waited for; 10s when 0.
+	// SessionTTL is how long to wait for a lost leader. Default: 10s.
 	SessionTTL time.Duration
-	// OnFatal is called when embedded etcd cannot go on, from a goroutine of
-	// its own, once. It must end the process, which loses nothing that was
-	// acknowledged. When nil, the error is logged and the process exits with 1.
+	// OnFatal is called once, from a goroutine of its own, when embedded etcd cannot continue. It must end the
+	// process, which loses nothing that was acknowledged. Default: log the error and exit with 1.
 	OnFatal func(error)
 }
 
@@ -71,17 +69,15 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Sealer encrypts what must not be read from a disk. aad binds a sealed value
-// to the place that it belongs to.
+// Sealer encrypts values that must not be readable on the disk. aad binds a sealed value to its place.
 type Sealer interface {
 	Seal(plain, aad []byte) ([]byte, error)
 	Open(sealed, aad []byte) ([]byte, error)
-	// Digest tells equal values from different ones without giving them away.
+	// Digest compares values without revealing them.
 	Digest(plain []byte) string
 }
 
-// Store is the objects of one Site, and what bootd keeps beside them. It is safe
-// for concurrent use.
+// Store holds the objects of one Site, and bootd's own values. It is safe for concurrent use.
 type Store struct {
 	*etcd
 	*holds
@@ -93,8 +89,8 @@ type Store struct {
 	sealer Sealer
 }
 
-// SealWith gives the store what seals Secrets, before the first one is written:
-// whether a key is the store's own may only be known from the store.
+// SealWith sets the Sealer of Secrets, before the first one is written: only the store may know whether a key is
+// its own.
 func (s *Store) SealWith(sealer Sealer) { s.sealer = sealer }
 
 // Open locks the state directory, starts etcd or connects to it, and returns
@@ -135,7 +131,7 @@ func (e *etcd) open(ctx context.Context) error {
 	e.space = newSpace(e)
 	switch err := e.Ready(ctx); {
 	case Unwritable(err):
-		// Machines can still boot from what is there.
+		// Machines can still boot from the existing data.
 		e.log.Error("the store can only be read", "error", err)
 	case err != nil:
 		return fmt.Errorf("open the store: %w", err)
@@ -146,6 +142,5 @@ func (e *etcd) open(ctx context.Context) error {
 	return nil
 }
 
-// Close stops what Open started. Caches, watches and elections on the store
-// must have ended before.
+// Close stops what Open started. Caches, watches and elections on the store must end before.
 func (e *etcd) Close() error { return e.close() }

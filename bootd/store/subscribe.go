@@ -9,8 +9,8 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Change is what became of one object since a subscriber last heard of it.
-// Both objects are shared and must not be changed.
+// Change is the change of one object since a subscriber was last called for it. Both objects are shared and must
+// not be modified.
 type Change struct {
 	Kind api.Kind
 	Name string
@@ -21,15 +21,14 @@ type Change struct {
 }
 
 // Subscribe calls fn with every object of the kinds (all kinds when none is
-// given) that is in the cache, then with every change after the cache has
-// taken it, until ctx ends. Changes of one object that come while fn is busy
-// are joined into one, so a slow fn never holds up the cache and nothing grows
-// without bound. fn is called by the goroutine that called Subscribe.
+// given) that is in the cache, then with every change after the cache has applied it, until ctx ends. Changes of
+// one object while fn runs are merged into one, so a slow fn never delays the cache and no queue grows without
+// bound. fn is called by the goroutine that called Subscribe.
 func (c *Cache) Subscribe(ctx context.Context, fn func(Change), kinds ...api.Kind) error {
 	return c.Subscription(kinds...).Run(ctx, fn)
 }
 
-// Subscription is Subscribe for a caller that asks meanwhile how far it has come.
+// Subscription is Subscribe for a caller that checks its progress in between.
 func (c *Cache) Subscription(kinds ...api.Kind) *Subscription {
 	s := &Subscription{cache: c, pending: map[feedKey]*Change{}, wake: wait.NewSignal()}
 	for _, k := range kinds {
@@ -48,8 +47,8 @@ type Subscription struct {
 	order   []feedKey
 	pending map[feedKey]*Change
 	busy    bool // fn has not returned
-	handed  int  // changes that fn was called with
-	begun   bool // all that was in the cache at first is pending, or was handed to fn
+	handed  int  // changes passed to fn
+	begun   bool // the initial content of the cache is pending, or was passed to fn
 }
 
 type feedKey struct{ plural, name string }
@@ -77,8 +76,8 @@ func (s *Subscription) Run(ctx context.Context, fn func(Change)) error {
 	}
 }
 
-// Quiet reports whether fn has returned from every change that the cache has
-// taken, and with how many changes fn was called so far.
+// Quiet reports whether fn has returned from every change that the cache has applied, and with how many changes
+// fn was called so far.
 func (s *Subscription) Quiet() (handed int, quiet bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,10 +92,9 @@ func (c *Cache) attach(s *Subscription) {
 	s.begin()
 }
 
-// Mirror calls fn with every object that is in the cache, and from then on with
-// each change before the cache's revision says that it was taken: what fn keeps
-// is never behind Revision. fn runs under the cache's lock, so it must be quick
-// and must not call the cache. It is called for as long as the cache lives.
+// Mirror calls fn with every object in the cache, and then with each change before the cache's revision includes
+// it: what fn builds is never behind Revision. fn runs under the cache's lock, so it must be quick and must not
+// call the cache. It is called as long as the cache exists.
 func (c *Cache) Mirror(fn func(Change)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -145,8 +143,7 @@ func (s *Subscription) put(c Change) {
 	s.wake.Set()
 }
 
-// take returns the oldest Change; one of an object that came and went
-// unheard of is dropped.
+// take returns the oldest Change; that of an object which was created and deleted in between is dropped.
 func (s *Subscription) take() (Change, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// tailSize is how many of the newest changes are kept for watches at least, and
-// half of how many at most, unless KeepTail says otherwise.
+// tailSize is the minimum number of newest changes that are kept for watches, and half the maximum. KeepTail
+// changes it.
 const tailSize = 1024
 
 // tail is the newest changes, of all kinds. The cache's mu guards it.
@@ -23,15 +23,15 @@ type tail struct {
 	size   int
 }
 
-// memo keeps what an event is encoded to, for all that watch.
+// memo caches the encoding of an event, for all watches.
 type memo struct {
 	once sync.Once
 	raw  []byte
 	err  error
 }
 
-// Encoded returns what fn makes of the event. Where several watches share the
-// event, fn is called for one of them, and its bytes are shared.
+// Encoded returns fn's encoding of the event. Where several watches share the event, fn is called once, and its
+// bytes are shared.
 func (e Event) Encoded(fn func() ([]byte, error)) ([]byte, error) {
 	if e.memo == nil {
 		return fn()
@@ -40,11 +40,11 @@ func (e Event) Encoded(fn func() ([]byte, error)) ([]byte, error) {
 	return e.memo.raw, e.memo.err
 }
 
-// reset forgets everything: changes up to a revision are not known one by one.
+// reset drops everything: single changes up to a revision are not known.
 func (t *tail) reset(revision int64) { t.events, t.base = nil, revision }
 
-// KeepTail sets how many of the newest changes are kept for watches, and forgets
-// those that were: a watch that begins before them is etcd's own.
+// KeepTail sets how many of the newest changes are kept for watches, and drops the current ones: an earlier watch
+// is served by etcd.
 func (c *Cache) KeepTail(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,7 +67,7 @@ func (t *tail) add(x change, old api.Object) {
 	t.events = append(t.events, e)
 	if old := len(t.events) - t.size; old > t.size {
 		t.base = t.events[old-1].Revision
-		t.events = slices.Clone(t.events[old:]) // so that what is forgotten is freed
+		t.events = slices.Clone(t.events[old:]) // so that dropped events are freed
 	}
 }
 
@@ -78,8 +78,8 @@ func copyOf(o api.Object) api.Object {
 	return c.Interface().(api.Object)
 }
 
-// since lists the changes of a kind after a revision, and up to which revision
-// these are all; false when they are not known any more.
+// since lists the changes of a kind after a revision, and the revision up to which they are complete; false when
+// they are no longer known.
 func (c *Cache) since(kind string, from int64) (events []Event, upTo int64, moved <-chan struct{}, known bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -95,13 +95,12 @@ func (c *Cache) since(kind string, from int64) (events []Event, upTo int64, move
 	return events, max(from, c.revision), c.moved, true
 }
 
-// Watch is Store.Watch out of the cache, as far as that knows the changes since
-// `from`, which must not be 0: what is watched by many is then read, decoded and
-// encoded once. Its objects are shared and must not be changed.
+// Watch is Store.Watch from the cache, if that has the changes since `from`, which must not be 0: changes for
+// many watches are then read, decoded and encoded once. Its objects are shared and must not be modified.
 func (c *Cache) Watch(ctx context.Context, k api.Kind, from int64) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		limited, cancel := context.WithTimeout(ctx, 5*time.Second)
-		reached := c.WaitRevision(limited, from) == nil // else it is perhaps a revision of another history
+		reached := c.WaitRevision(limited, from) == nil // otherwise it may be a revision of another history
 		cancel()
 		for reached {
 			events, upTo, moved, known := c.since(k.Name, from)

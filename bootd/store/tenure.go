@@ -15,9 +15,8 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// tenure is an etcd lease that this process lives by. It ends for its holder
-// before it can end for etcd, by this machine's own clock alone: etcd counts
-// from when it heard of a renewal, and the holder from when it sent it.
+// tenure is an etcd lease on which this process depends. It ends for its holder before it can end for etcd, by
+// this machine's own clock: etcd counts from the receipt of a renewal, and the holder from its sending.
 type tenure struct {
 	etcd  *etcd
 	lease clientv3.LeaseID
@@ -28,11 +27,11 @@ type tenure struct {
 	done  sync.WaitGroup
 }
 
-// margin is how long before its end a tenure is given up: what was begun within
-// it may still be on its way. It is a tenth of the lease, at most a second.
+// margin is how long before its end a tenure is given up, so that requests in flight can finish. It is a tenth of
+// the lease, at most a second.
 func (t *tenure) margin() time.Duration { return min(t.ttl/10, time.Second) }
 
-var errLost = errors.New("etcd did not hear from this bootd in time")
+var errLost = errors.New("etcd received no renewal from this bootd in time")
 
 // sinceBoot is a clock that cannot be set, and that runs while the machine
 // sleeps.
@@ -44,7 +43,7 @@ func sinceBoot() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// newTenure is granted a lease and renews it until end or ctx does.
+// newTenure gets a lease and renews it until end is called or ctx ends.
 func (e *etcd) newTenure(ctx context.Context) (*tenure, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -75,11 +74,11 @@ func (t *tenure) left() time.Duration {
 	return time.Duration(t.until.Load()) - sinceBoot() - t.margin()
 }
 
-// renew keeps the lease, and says at once when it is lost.
+// renew renews the lease, and reports its loss at once.
 func (t *tenure) renew() {
 	pause := t.ttl / 4
 	for {
-		// A timer that is late, for the process was stopped, finds no time left.
+		// A timer that is late, because the process was suspended, finds no time left.
 		if err := wait.For(t.lost, min(pause, max(t.left(), 0))); err != nil {
 			return
 		}
@@ -109,8 +108,8 @@ func (t *tenure) renewOnce() error {
 	return nil
 }
 
-// end stops renewing and gives the lease up at once, with all that hangs on it.
-// Without that the next holder waits for the lease's end.
+// end stops renewing and revokes the lease at once, with all keys attached to it. Without that the next holder
+// waits for the lease's end.
 func (t *tenure) end() {
 	t.lose(context.Canceled)
 	t.done.Wait()
@@ -118,6 +117,6 @@ func (t *tenure) end() {
 	defer cancel()
 	_, err := t.etcd.client.Revoke(ctx, t.lease)
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		t.etcd.log.Warn("a lease in etcd could not be given up; it ends by itself", "error", err)
+		t.etcd.log.Warn("cannot revoke a lease in etcd; it expires by itself", "error", err)
 	}
 }

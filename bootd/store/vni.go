@@ -13,10 +13,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// vnisPrefix holds who has, or had, each VNI.
+// vnisPrefix holds the current or last owner of each VNI.
 const vnisPrefix = internalPrefix + "vnis/"
 
-// VNIClaim says who has a VNI.
+// VNIClaim names the owner of a VNI.
 type VNIClaim struct {
 	VNI     uint32    `json:"-"`
 	Network string    `json:"network"`
@@ -35,7 +35,7 @@ func (v *VNIs) List(ctx context.Context) (map[uint32]VNIClaim, error) {
 		c := VNIClaim{at: kv.ModRevision}
 		n, err := strconv.ParseUint(path.Base(string(kv.Key)), 10, 24)
 		if err := errors.Join(err, json.Unmarshal(kv.Value, &c)); err != nil {
-			v.etcd.log.Error("a VNI's claim in the store is left out", "key", string(kv.Key), "error", err)
+			v.etcd.log.Error("a VNI's claim in the store is skipped", "key", string(kv.Key), "error", err)
 			return
 		}
 		c.VNI = uint32(n)
@@ -47,8 +47,7 @@ func (v *VNIs) List(ctx context.Context) (map[uint32]VNIClaim, error) {
 	return claims, nil
 }
 
-// Put writes a claim over the one that was listed, or over none: ErrConflict
-// says that it is no longer that one.
+// Put writes a claim over the one that was listed, or over none: ErrConflict says that it has changed.
 func (v *VNIs) Put(ctx context.Context, old, claim VNIClaim) error {
 	raw, err := json.Marshal(claim)
 	if err != nil {
@@ -57,7 +56,7 @@ func (v *VNIs) Put(ctx context.Context, old, claim VNIClaim) error {
 	return v.swap(ctx, claim.VNI, old.at, clientv3.OpPut(vniKey(claim.VNI), summed(vniKey(claim.VNI), raw)))
 }
 
-// Drop forgets a claim that was listed.
+// Drop deletes a claim that was listed.
 func (v *VNIs) Drop(ctx context.Context, claim VNIClaim) error {
 	return v.swap(ctx, claim.VNI, claim.at, clientv3.OpDelete(vniKey(claim.VNI)))
 }

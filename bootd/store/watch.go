@@ -14,9 +14,8 @@ import (
 // Event is one change of one object.
 type Event struct {
 	Type api.WatchType // Added, Modified, Deleted or Synced
-	// Object is as it is after the change, or as it was before it was
-	// deleted; then its resourceVersion is that of the deletion. It is nil for
-	// Synced: every change up to Revision has been yielded.
+	// Object is the object after the change, or before its deletion; then its resourceVersion is that of the
+	// deletion. It is nil for Synced: every change up to Revision has been yielded.
 	Object   api.Object
 	Revision int64
 
@@ -48,7 +47,7 @@ func (s *Store) Watch(ctx context.Context, k api.Kind, from int64) iter.Seq2[Eve
 			for _, e := range resp.Events {
 				event, err := s.event(k, e)
 				if err != nil {
-					s.etcd.log.Error("a change in the store is left out", "error", err)
+					s.etcd.log.Error("a change in the store is skipped", "error", err)
 					continue
 				}
 				if !yield(event, nil) {
@@ -70,7 +69,7 @@ func (s *Store) event(k api.Kind, e *clientv3.Event) (Event, error) {
 		kv = e.PrevKv
 	}
 	if kv == nil {
-		// The object's last state was compacted away; its name has to do.
+		// The object's last state was compacted away; only its name is known.
 		kv = &mvccpb.KeyValue{Key: e.Kv.Key, Value: []byte("{}")}
 	}
 	o, err := decode(k, kv)

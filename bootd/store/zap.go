@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bridge hands etcd's warnings and errors to slog. It is a zapcore.Core.
+// bridge forwards etcd's warnings and errors to slog. It is a zapcore.Core.
 type bridge struct {
 	log  *slog.Logger
 	min  zapcore.Level
-	mute *atomic.Bool // set while etcd is being stopped, of which it complains
+	mute *atomic.Bool // set while etcd is being stopped, which it logs as errors
 }
 
 func newBridge(log *slog.Logger, min zapcore.Level) *bridge {
@@ -39,8 +39,8 @@ func (b *bridge) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Check
 	return ce.AddCore(e, b)
 }
 
-// expected are warnings that are always there for an etcd that is set up as
-// bootd's is: one member without peers or users, serving gRPC on a socket.
+// expected are warnings that an etcd configured like bootd's always logs: one member without peers or users,
+// serving gRPC on a socket.
 func expected(message string) bool {
 	return strings.HasPrefix(message, "Running http and grpc server on single port") ||
 		strings.HasPrefix(message, "serving client traffic insecurely") ||
@@ -75,9 +75,8 @@ func attrs(fields []zapcore.Field) []any {
 	return list
 }
 
-// fatal is what becomes of etcd's log.Fatal and log.Panic, which by themselves
-// end the process with a stack dump: an error from Open while etcd starts, and
-// after that one readable last message. It is a zapcore.CheckWriteHook.
+// fatal handles etcd's log.Fatal and log.Panic, which would end the process with a stack dump: as an error from
+// Open while etcd starts, and after that with one readable last message. It is a zapcore.CheckWriteHook.
 type fatal struct {
 	conf  Config
 	log   *slog.Logger
@@ -90,11 +89,11 @@ func newFatal(conf Config, log *slog.Logger) *fatal {
 	return &fatal{conf: conf, log: log, early: make(chan error, 1), up: make(chan struct{})}
 }
 
-// running ends the time in which an error can still be returned by Open.
+// running ends the period in which Open can still return an error.
 func (f *fatal) running() { close(f.up) }
 
-// OnWrite implements zapcore.CheckWriteHook. It does not return: etcd's code
-// does not expect that, and a goroutine of etcd's may not go on.
+// OnWrite implements zapcore.CheckWriteHook. It does not return: etcd's code does not expect that, and a
+// goroutine of etcd's must not continue.
 func (f *fatal) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	err := f.words(e.Message, fields)
 	select {
@@ -115,7 +114,7 @@ func (f *fatal) die(err error) {
 		f.conf.OnFatal(err)
 		return
 	}
-	f.log.Error("etcd cannot go on; what was acknowledged is safe", "error", err)
+	f.log.Error("etcd cannot continue; acknowledged writes are safe", "error", err)
 	os.Exit(1)
 }
 

@@ -1,5 +1,4 @@
-// Package subnet owns Subnets: when they are put into service, and whether bootd
-// serves each, and if not, why.
+// Package subnet owns Subnets: when they are put into service, and whether bootd serves each, and if not, why.
 package subnet
 
 import (
@@ -12,16 +11,16 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// Controller keeps the Ready condition of Subnets true to what serves them.
+// Controller keeps the Ready condition of Subnets in line with how they are served.
 type Controller struct {
 	control.Env
-	// Judge says how a Subnet is served; not ok while its spec has not been taken
-	// into service. Served is set when it has, or when something else is served than before.
+	// Judge says how a Subnet is served; not ok until its spec has been applied. Served is set when it has, or
+	// when the served Subnets change.
 	Judge  func(*api.Subnet) (found control.Finding, ok bool)
 	Served wait.Signal
 }
 
-// Control is the controller as it runs.
+// Control returns the controller.
 func (c *Controller) Control() *control.Controller[*api.Subnet] {
 	return &control.Controller[*api.Subnet]{
 		Env: c.Env, Kinds: []string{"Subnet"}, Workers: 1, Step: c.step,
@@ -30,7 +29,7 @@ func (c *Controller) Control() *control.Controller[*api.Subnet] {
 	}
 }
 
-// served makes all Subnets due, each time that something else is served.
+// served enqueues all Subnets whenever the served Subnets change.
 func (c *Controller) served(ctx context.Context, due func(...string)) error {
 	for {
 		select {

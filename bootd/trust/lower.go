@@ -6,9 +6,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Lowers says how a change of an object lowers the level that boots must reach,
-// or is empty. profile finds a Profile by name; next is nil for a deletion,
-// current for a creation.
+// Lowers says how a change of an object lowers the level that boots must reach; "" when it does not. profile
+// finds a Profile by name; next is nil for a deletion, current for a creation.
 func Lowers(next, current api.Object, profile func(name string) *api.Profile) string {
 	if current == nil {
 		return ""
@@ -28,7 +27,7 @@ func Lowers(next, current api.Object, profile func(name string) *api.Profile) st
 		if why := lower(old.Spec.Trust.Minimum, now.Spec.Trust.Minimum); why != "" || next == nil {
 			return why
 		}
-		// Another Profile may ask for less.
+		// Another Profile may require less.
 		var none api.SiteSpec
 		before := Required(none, profile(old.Spec.Profile), old)
 		after := Required(none, profile(now.Spec.Profile), now)
@@ -42,7 +41,7 @@ func lower(before, after api.TrustLevel) string {
 		return ""
 	}
 	if after == "" {
-		return fmt.Sprintf("it takes away the trust level %s that boots must reach", before)
+		return fmt.Sprintf("it removes the trust level %s that boots must reach", before)
 	}
 	return fmt.Sprintf("it lowers the trust level that boots must reach from %s to %s", before, after)
 }

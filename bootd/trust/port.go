@@ -10,8 +10,8 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// ID writes the bytes of a circuit ID or remote ID so that no two are written
-// alike: printable ASCII as it is, all else as 0x and hexadecimal digits.
+// ID formats the bytes of a circuit ID or remote ID unambiguously: printable ASCII unchanged, everything else as
+// 0x and hexadecimal digits.
 func ID(raw string) string {
 	printable := strings.IndexFunc(raw, func(r rune) bool { return r < ' ' || r > '~' }) < 0
 	if printable && !strings.HasPrefix(raw, "0x") {
@@ -20,17 +20,16 @@ func ID(raw string) string {
 	return "0x" + hex.EncodeToString([]byte(raw))
 }
 
-// AtPort reports whether an address was leased at the switch port that the
-// Machine's spec plans, or says why not.
+// AtPort reports whether an address was leased at the planned switch port of the Machine's spec, or says why not.
 func AtPort(m *api.Machine, a *api.BootAttempt, peer netip.Addr) (ok bool, why string) {
 	where := m.Spec.Location
 	switch {
 	case where.Switch == "" || where.Port == "":
 		return false, "the Machine's spec.location names no switch and port"
 	case a == nil || a.Port == nil:
-		return false, "no relay that the Subnet names has said at which port its address was leased"
+		return false, "no relay that the Subnet names has reported the port at which its address was leased"
 	case a.Port.Address != peer:
-		return false, fmt.Sprintf("the relay %s spoke of address %s, not of %s", a.Port.Relay, a.Port.Address, peer)
+		return false, fmt.Sprintf("the relay %s reported address %s, not %s", a.Port.Relay, a.Port.Address, peer)
 	case !matchesSwitch(where.Switch, a.Port):
 		return false, fmt.Sprintf("the request came through relay %s, remote ID %q, and spec.location.switch is %q", a.Port.Relay, a.Port.RemoteID, where.Switch)
 	case !matchesPort(where.Port, a.Port.CircuitID):
@@ -68,6 +67,6 @@ func matchesSwitch(planned string, p *api.BootPort) bool {
 	if err != nil || len(mac) != 6 {
 		return false
 	}
-	// Bare, or with type 0 and its length before it, as Cisco's switches send it.
+	// Bare, or preceded by type 0 and its length, as Cisco's switches send it.
 	return p.RemoteID == ID(string(mac)) || p.RemoteID == ID("\x00\x06"+string(mac))
 }

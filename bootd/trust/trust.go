@@ -1,10 +1,9 @@
-// Package trust decides what a boot has proved of the machine behind it, and
-// whether that is enough. It is pure: whoever asks brings the evidence.
+// Package trust decides which trust level a boot has proved, and whether that suffices. It is pure: the caller
+// provides the evidence.
 //
 // Judge is the only place that decides. Reached is the highest level for which
-// there is evidence in this one request; a level is never carried over from
-// another request that the BootAttempt has seen, for that may have been
-// another's.
+// there is evidence in this one request; a level is never carried over from another request of the BootAttempt,
+// which may have come from another machine.
 package trust
 
 import (
@@ -38,10 +37,10 @@ func Required(site api.SiteSpec, p *api.Profile, m *api.Machine) Requirement {
 	return r
 }
 
-// Step is what is asked for.
+// Step is the step of a boot that a request belongs to.
 type Step int
 
-// The steps of a boot at which something is given.
+// The steps of a boot at which the machine receives something.
 const (
 	Script Step = iota
 	Pointer
@@ -52,9 +51,8 @@ const (
 // Evidence is what one request of a boot shows.
 type Evidence struct {
 	Step Step
-	// Chain is the level at which the script was given whose secrets the request
-	// presents; of a request for a script, the level that it shows itself: mac,
-	// nonce or bmc. Nothing else hands that on.
+	// Chain is the level of the script whose secrets the request presents; for a request for a script, the level
+	// that the request itself shows: mac, nonce or bmc. Nothing else carries that level on.
 	Chain api.TrustLevel
 	// Port says that the request's address was leased at the planned port; else
 	// Elsewhere says why not.
@@ -64,7 +62,7 @@ type Evidence struct {
 	Nonce *api.Nonce
 }
 
-// Verdict is what a request has proved, and what that is good for.
+// Verdict says what a request has proved, and whether it suffices.
 type Verdict struct {
 	Reached  api.TrustLevel
 	Why      string
@@ -77,12 +75,11 @@ type Verdict struct {
 // step.
 func (v Verdict) OK() bool { return v.Missing == "" }
 
-// Judge says what a request has proved and whether that is enough for what it
-// asks for.
+// Judge says what a request has proved and whether that suffices for its step.
 func Judge(e Evidence, r Requirement) Verdict {
 	v := Verdict{Required: r}
 	v.Reached, v.Why = reached(e)
-	// The token is what the pointer gives: no one can have it before.
+	// The pointer gives the token: no one can have it before.
 	if v.Reached.AtLeast(r.Level) || r.Level == api.TrustToken && e.Step < Config {
 		return v
 	}
