@@ -203,7 +203,7 @@ func TestRestoreRefuses(t *testing.T) {
 		name, file, want string
 		change           func(*RestoreOptions)
 	}{
-		{"cut short", short, "damaged or cut short", nil},
+		{"cut short", short, "damaged or truncated", nil},
 		{"another identity", file, "encrypted to another identity", func(o *RestoreOptions) { o.With = []backup.Identity{stranger} }},
 		{"no file", filepath.Join(t.TempDir(), "none"), "no such file", nil},
 		{"no external store", file, "names none in store.endpoints", func(o *RestoreOptions) { o.WithoutStore = true }},

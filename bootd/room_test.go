@@ -242,7 +242,7 @@ func TestReadOnlyDisk(t *testing.T) {
 	// ip(8) has given bootd mounts of its own, as systemd does: a process that is
 	// not told of the mount ends, and the next one sees it.
 	remount(0)
-	if code := p.exit(); code != 1 || !strings.Contains(p.last(), "must be started again") {
+	if code := p.exit(); code != 1 || !strings.Contains(p.last(), "must be restarted") {
 		t.Errorf("mounted writable elsewhere: exit %d, %s", code, p.last())
 	}
 	remount(syscall.MS_RDONLY)

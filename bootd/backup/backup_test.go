@@ -143,7 +143,7 @@ func TestPieceOfAnotherSize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Piece(SealKey, 10, strings.NewReader("short")); err == nil || !strings.Contains(err.Error(), "has 5 bytes and not the 10") {
+	if err := w.Piece(SealKey, 10, strings.NewReader("short")); err == nil || !strings.Contains(err.Error(), "has 5 bytes, want 10") {
 		t.Errorf("a file that shrank: %v", err)
 	}
 }
@@ -194,7 +194,7 @@ func TestPassphrase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := opened(file, wrong); !errors.Is(err, ErrWrongKey) || !strings.Contains(err.Error(), "passphrase is another") {
+	if err := opened(file, wrong); !errors.Is(err, ErrWrongKey) || !strings.Contains(err.Error(), "passphrase is wrong") {
 		t.Errorf("the wrong passphrase: %v", err)
 	}
 	for _, at := range []int{0, 20, 200, len(file) / 2, len(file) - 17, len(file) - 1} {
@@ -207,7 +207,7 @@ func TestPassphrase(t *testing.T) {
 	if err := opened(flipped, right); !errors.Is(err, ErrDamaged) {
 		t.Errorf("a flipped bit: %v", err)
 	}
-	if err := opened([]byte("PK\x03\x04 a zip"), right); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "no age file") {
+	if err := opened([]byte("PK\x03\x04 a zip"), right); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "not an age file") {
 		t.Errorf("another file: %v", err)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Version is the format's. A reader takes this one and no later one.
+// Version is the format's. A reader accepts this version and no later one.
 const Version = 1
 
 const formatName = "rackweft backup"
@@ -34,7 +34,7 @@ const (
 	BlobPrefix = "blobs/sha256/"
 )
 
-// What a reader takes at most. Blobs are bounded by the disk alone.
+// Limits of a reader. Blobs are limited by the disk only.
 const (
 	maxHeader  = 64 << 10
 	maxSmall   = 1 << 20  // seal key, CA
@@ -49,9 +49,8 @@ type Header struct {
 	Created  time.Time `json:"created"`
 	Bootd    string    `json:"bootd"` // version of the program
 	Epoch    int64     `json:"epoch"`
-	Revision int64     `json:"revision"` // of the store, at which all of its records stood
-	// Endpoints are the external etcd's that the records are from; none for
-	// bootd's own.
+	Revision int64     `json:"revision"` // of the store, for all of its records
+	// Endpoints are those of the external etcd from which the records are; none for bootd's own.
 	Endpoints []string `json:"endpoints,omitempty"`
 	Blobs     bool     `json:"blobs"` // whether they are in it
 }
@@ -60,11 +59,11 @@ type Header struct {
 type Record struct {
 	Key   string `json:"key"`
 	Value []byte `json:"value"`
-	// TTL says that the key went with an etcd lease, as a stock flanneld's do.
+	// TTL says that the key had an etcd lease, as a stock flanneld's do.
 	TTL bool `json:"ttl,omitzero"`
 }
 
-// Digest is what digests.json says of one piece.
+// Digest is the entry of one piece in digests.json.
 type Digest struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
@@ -75,7 +74,7 @@ type digests struct {
 	Pieces []Digest `json:"pieces"`
 }
 
-// Writer writes the archive. Nothing is a backup before Close has returned nil.
+// Writer writes the archive, which is a backup only once Close has returned nil.
 type Writer struct {
 	tar  *tar.Writer
 	list digests
@@ -94,7 +93,7 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	return b, b.Piece(headerPiece, int64(len(raw)), bytes.NewReader(raw))
 }
 
-// Piece adds one, whose size must be known.
+// Piece adds a piece, whose size must be known.
 func (b *Writer) Piece(name string, size int64, r io.Reader) error {
 	if err := b.begin(name, size); err != nil {
 		return err
@@ -102,7 +101,7 @@ func (b *Writer) Piece(name string, size int64, r io.Reader) error {
 	b.sum.Reset()
 	n, err := io.Copy(io.MultiWriter(b.tar, b.sum), io.LimitReader(r, size))
 	if err == nil && n != size {
-		err = fmt.Errorf("it has %d bytes and not the %d that were announced", n, size)
+		err = fmt.Errorf("it has %d bytes, want %d", n, size)
 	}
 	if err != nil {
 		return fmt.Errorf("write piece %s: %w", name, err)
@@ -137,23 +136,22 @@ func (b *Writer) Close() error {
 	return nil
 }
 
-// ErrDamaged is what every error about the content of a backup is.
-var ErrDamaged = errors.New("the backup is damaged or cut short")
+// ErrDamaged is wrapped by every error about the content of a backup.
+var ErrDamaged = errors.New("the backup is damaged or truncated")
 
 func damaged(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
 }
 
-// Piece is one of the archive, as Read finds it.
+// Piece is a piece of the archive, as found by Read.
 type Piece struct {
 	Name string
 	Size int64
 	io.Reader
 }
 
-// Read reads an archive to its end and hands each piece to visit, which may
-// leave any of it unread. Only when it returns nil was all of it what the
-// writer wrote: until then nothing of what visit was given may be trusted.
+// Read reads an archive to its end and passes each piece to visit, which may leave any of it unread. Only when
+// Read returns nil is everything as the writer wrote it: until then nothing passed to visit may be trusted.
 func Read(r io.Reader, visit func(Header, Piece) error) (Header, error) {
 	t := tar.NewReader(r)
 	var head Header
@@ -192,15 +190,15 @@ func Read(r io.Reader, visit func(Header, Piece) error) (Header, error) {
 	}
 }
 
-// check refuses an entry that no Writer makes: a name is never used as a path
-// unless it is one of the known ones.
+// check refuses an entry that no Writer creates: a name is never used as a path unless it is one of the known
+// ones.
 func check(e *tar.Header, before int) error {
 	limit := int64(-1)
 	switch {
 	case before == 0 && e.Name != headerPiece:
-		return damaged("it begins with %.80q and not with its header", e.Name)
+		return damaged("it begins with %.80q, want its header", e.Name)
 	case e.Typeflag != tar.TypeReg:
-		return damaged("%.80q is no plain file", e.Name)
+		return damaged("%.80q is not a regular file", e.Name)
 	case e.Name == headerPiece && before == 0:
 		limit = maxHeader
 	case e.Name == digestsPiece:

@@ -52,7 +52,7 @@ func FromPassphrase(passphrase string) (age.Identity, error) {
 	return age.NewScryptIdentity(passphrase)
 }
 
-// FromIdentities reads a file that age-keygen(1) made.
+// FromIdentities reads a file written by age-keygen(1).
 func FromIdentities(file []byte) ([]age.Identity, error) {
 	ids, err := age.ParseIdentities(bytes.NewReader(file))
 	if err != nil {
@@ -76,7 +76,7 @@ var ErrWrongKey = errors.New("the backup cannot be opened")
 // Decrypt reads what Encrypt wrote.
 func Decrypt(r io.Reader, with ...age.Identity) (io.Reader, error) {
 	file := bufio.NewReader(r)
-	begin, _ := file.Peek(512) // less of a short file, which age then refuses
+	begin, _ := file.Peek(512) // fewer bytes of a short file, which age then refuses
 	plain, err := age.Decrypt(file, with...)
 	var mismatch *age.NoIdentityMatchError
 	switch {
@@ -85,15 +85,15 @@ func Decrypt(r io.Reader, with ...age.Identity) (io.Reader, error) {
 	case errors.As(err, &mismatch):
 		return nil, fmt.Errorf("%w: %s", ErrWrongKey, why(begin, with))
 	}
-	return nil, damaged("it is no age file: %s", err)
+	return nil, damaged("it is not an age file: %s", err)
 }
 
-// why says what the file would need.
+// why says what the file needs to be opened.
 func why(begin []byte, with []age.Identity) string {
 	byPassphrase := slices.ContainsFunc(with, func(id age.Identity) bool { _, ok := id.(*age.ScryptIdentity); return ok })
 	switch toPassphrase := bytes.Contains(begin, []byte("\n-> scrypt ")); {
 	case toPassphrase && byPassphrase:
-		return "the passphrase is another"
+		return "the passphrase is wrong"
 	case toPassphrase:
 		return "it is encrypted to a passphrase, not to an identity: give the passphrase"
 	case byPassphrase:

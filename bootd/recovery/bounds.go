@@ -8,17 +8,17 @@ import (
 )
 
 const (
-	// maxItems bounds each list of a recount.
+	// maxItems limits each list of a recount.
 	maxItems = 16384
-	// maxAddresses bounds a Guest's addresses, maxLoopbacks a host's.
+	// maxAddresses limits a Guest's addresses, maxLoopbacks a host's.
 	maxAddresses = 4
 	maxLoopbacks = 16
-	// maxWord bounds what has no form of its own: a state, the id of a move.
+	// maxWord limits free text: a state, the id of a move.
 	maxWord = 64
 )
 
-// bounded leaves out what cannot be so. What is kept may be stored, compared
-// and shown: an address has one spelling only, a name is one.
+// bounded drops invalid entries. What it keeps can be stored, compared and shown: addresses are in canonical
+// form, and names are valid.
 func bounded(r api.Recount) api.Recount {
 	r.Networks = kept(r.Networks, maxItems, validNetwork)
 	r.Guests = kept(r.Guests, maxItems, validGuest)
@@ -28,7 +28,7 @@ func bounded(r api.Recount) api.Recount {
 	return r
 }
 
-// kept are the valid ones among the first of a list.
+// kept returns the valid ones among the first entries of a list.
 func kept[T any](list []T, most int, valid func(T) bool) []T {
 	return slices.DeleteFunc(slices.Clone(list[:min(len(list), most)]), func(one T) bool { return !valid(one) })
 }
@@ -37,7 +37,7 @@ func validName(name string) bool { return api.ValidateName(name) == nil }
 
 func validAddr(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
 
-// validLease is of IPv4. A shorter one would be a way to all other hosts'.
+// validLease checks an IPv4 lease. A shorter prefix would cover all other hosts' leases.
 func validLease(p netip.Prefix) bool {
 	return p.IsValid() && p.Addr().Is4() && p == p.Masked() && p.Bits() >= 8 && p.Bits() <= 31
 }
@@ -52,8 +52,7 @@ func validGuest(g api.HeldGuest) bool {
 		len(g.Addresses) <= maxAddresses && !slices.ContainsFunc(g.Addresses, func(a netip.Addr) bool { return !validAddr(a) }) && validTransfer(g.Transfer)
 }
 
-// validTransfer is a share in a move, or none. It has no peer where bootd knew
-// none.
+// validTransfer accepts a host's part in a move, or none. It has no peer where bootd knew none.
 func validTransfer(t *api.GuestTransfer) bool {
 	if t == nil {
 		return true

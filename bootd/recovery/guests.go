@@ -10,7 +10,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// claim is a Guest as one host has it.
+// claim is a Guest as reported by one host.
 type claim struct {
 	place api.GuestPlace // the host
 	held  api.HeldGuest
@@ -23,8 +23,7 @@ func (c claim) role() string {
 	return c.held.Transfer.Role
 }
 
-// owns reports whether a host has the Guest as its own, and not as one that is
-// still to come to it or has left it.
+// owns reports whether a host owns the Guest, which is neither still moving to it nor has left it.
 func (c claim) owns() bool {
 	return c.role() != api.TransferTarget && c.role() != api.TransferLeft
 }
@@ -33,19 +32,18 @@ func (c claim) runs() bool {
 	return c.held.State == api.GuestRunning || c.held.State == api.GuestPaused
 }
 
-// whereabouts is what becomes of a Guest.
+// whereabouts is the decision about a Guest's place.
 type whereabouts struct {
 	uid      string
-	owner    *claim // nil: no host has it as its own
+	owner    *claim // nil: no host owns it
 	move     *api.GuestMove
 	left     []api.GuestPlace
 	others   []claim // of other uids, by the same name
 	conflict string
 }
 
-// locate decides where a Guest is, out of what hosts say; g is the one that the
-// store has by that name, nil for none. What runs counts for more than what the
-// backup says.
+// locate decides from the hosts' reports where a Guest is; g is the store's Guest of that name, nil for none. A
+// running Guest takes precedence over the backup.
 func locate(g *api.Guest, claims []claim, now time.Time) whereabouts {
 	w := whereabouts{uid: uidOf(g, claims)}
 	var own []claim
@@ -70,7 +68,7 @@ func locate(g *api.Guest, claims []claim, now time.Time) whereabouts {
 	return w
 }
 
-// uidOf is which of the Guests of one name counts.
+// uidOf chooses among Guests of one name.
 func uidOf(g *api.Guest, claims []claim) string {
 	best := slices.MinFunc(claims, func(a, b claim) int {
 		return cmp.Or(first(a.runs(), b.runs()), first(!a.held.Gone, !b.held.Gone), strings.Compare(a.held.UID, b.held.UID))
@@ -81,7 +79,7 @@ func uidOf(g *api.Guest, claims []claim) string {
 	return best.held.UID
 }
 
-// settleMove takes up a move that was under way where its hosts have left it.
+// settleMove resumes an unfinished move at the point that its hosts have reached.
 func (w *whereabouts) settleMove(claims []claim, now time.Time) {
 	var moving *api.GuestTransfer
 	if w.owner != nil {
@@ -96,7 +94,7 @@ func (w *whereabouts) settleMove(claims []claim, now time.Time) {
 		case c.role() != api.TransferTarget:
 		case moving != nil && moving.Role == api.TransferSource && moving.ID == c.held.Transfer.ID:
 			target = &c.place
-		case w.owner != nil: // of a move that is over
+		case w.owner != nil: // of a finished move
 			w.left = append(w.left, c.place)
 		}
 	}
@@ -116,10 +114,10 @@ func (w *whereabouts) settleMove(claims []claim, now time.Time) {
 	}
 }
 
-// movePatience is for how long a move may go on that was under way.
+// movePatience is how long an unfinished move may continue.
 const movePatience = 10 * time.Minute
 
-// apply writes into a Guest where it is.
+// apply writes a Guest's place.
 func (w whereabouts) apply(g *api.Guest) {
 	if w.owner == nil {
 		return
@@ -146,7 +144,7 @@ func (w whereabouts) part(c claim) api.RecoveryPart {
 
 func at(g *api.Guest, c claim) bool { return g != nil && g.Status.HostUID == c.place.HostUID }
 
-// first orders what is true before what is not.
+// first orders true before false.
 func first(a, b bool) int {
 	switch {
 	case a == b:

@@ -39,7 +39,7 @@ func TestLocate(t *testing.T) {
 		{"it is moving", []claim{on("a", "u", "Running", share(api.TransferSource, "m", "b")), on("b", "u", "", share(api.TransferTarget, "m", "a"))}, "u", "a", "Transfer b", "", ""},
 		{"it was moving to a host that is lost", []claim{on("a", "u", "Running", share(api.TransferSource, "m", "b"))}, "u", "a", "Back b", "", ""},
 		{"its move is being called back", []claim{on("a", "u", "Running", share(api.TransferBack, "m", "b")), on("b", "u", "", share(api.TransferTarget, "m", "a"))}, "u", "a", "Back b", "b", ""},
-		{"the target of a move that is over", []claim{on("a", "u", "Running", nil), on("b", "u", "", share(api.TransferTarget, "m", "a"))}, "u", "a", "", "b", ""},
+		{"the target of a finished move", []claim{on("a", "u", "Running", nil), on("b", "u", "", share(api.TransferTarget, "m", "a"))}, "u", "a", "", "b", ""},
 		{"a host that came back after its Guest was started elsewhere", []claim{on("a", "u", "", nil), on("b", "u", "Running", nil)}, "u", "b", "", "", "is on b and a"},
 		{"an orphan", []claim{gone(on("a", "u", "Running", nil))}, "u", "a", "", "", ""},
 		{"an orphan beside the real one", []claim{gone(on("a", "u", "Stopped", nil)), on("b", "u", "Stopped", nil)}, "u", "b", "", "", "is on b and a"},

@@ -18,43 +18,41 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Keeper keeps a restored Site held until it is known what its hosts have. It
-// may be used on every bootd; Run is for the elected one.
+// Keeper holds a restored Site until it is known what its hosts have. It may be used on every bootd; Run is for
+// the elected one.
 type Keeper struct {
 	Store *store.Store
 	Cache *store.Cache
-	// Lease notes that a MAC uses an address of a provisioning Subnet.
+	// Lease records that a MAC uses an address of a provisioning Subnet.
 	Lease func(ctx context.Context, machine string, mac api.MAC, subnet *api.Subnet, addr netip.Addr) error
 	Event func(o api.Object, typ api.EventType, reason, message string)
 	Log   *slog.Logger
 	// Grace. Default: 30 s.
 	Grace time.Duration
 
-	mu sync.Mutex // one change of the record at a time
+	mu sync.Mutex // serializes changes of the record
 }
 
 const (
-	// grace is for how long a restored Site is held at least, from the start of
-	// its bootd on: so long may a host take to try again (10 s between two tries,
-	// 5 s for each address of bootd), whom neither the backup nor another host knows.
+	// grace is how long a restored Site is held at least, from the start of its bootd: a host that neither the
+	// backup nor another host knows may take this long to reconnect (10 s between two attempts, 5 s for each
+	// address of bootd).
 	grace = 30 * time.Second
-	// every is how often the elected bootd looks whether all is known.
+	// every is how often the elected bootd checks whether everything is known.
 	every = 500 * time.Millisecond
-	// maxHosts bounds what hosts can put into the store.
+	// maxHosts limits how many hosts can add themselves to the store.
 	maxHosts = 1024
-	// maxRecord bounds what is kept of Guests and Networks that only hosts know:
-	// it is one object.
+	// maxRecord limits what is stored of Guests and Networks that only hosts know: it is one object.
 	maxRecord = 1 << 20
 )
 
-// stored is what is kept of one host's recount.
+// stored is the stored form of one host's recount.
 type stored struct {
 	UID     string      `json:"uid"` // the Machine's
 	Recount api.Recount `json:"recount"`
 }
 
-// Run settles everything once every Machine is accounted for, and tidies the
-// record up afterwards.
+// Run settles everything once every Machine is accounted for, and cleans up the record afterwards.
 func (k *Keeper) Run(ctx context.Context) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -69,7 +67,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 			continue
 		}
 		if err := k.look(ctx, time.Since(began)); err != nil && ctx.Err() == nil {
-			k.Log.Error("bring the store to what hosts have after the restore; it is tried again", "error", err)
+			k.Log.Error("settle the store after the restore; retrying", "error", err)
 		}
 	}
 }
@@ -88,7 +86,7 @@ func (k *Keeper) look(ctx context.Context, age time.Duration) error {
 	return k.settle(ctx)
 }
 
-// waiting names what is not accounted for.
+// waiting names the Machines and hosts that are not accounted for.
 func (k *Keeper) waiting() (machines []string, hosts []string) {
 	for _, m := range store.CachedList[api.Machine](k.Cache) {
 		if !machine.IsDiscovered(m) && !m.Status.Conditions.Is(api.CondAccounted) {
@@ -103,7 +101,7 @@ func (k *Keeper) waiting() (machines []string, hosts []string) {
 	return append(machines, hosts...), hosts
 }
 
-// Reported takes a host's recount over: it is accounted for.
+// Reported stores a host's recount: the host is accounted for.
 func (k *Keeper) Reported(ctx context.Context, name, uid string, r api.Recount) error {
 	r = bounded(r)
 	raw, err := json.Marshal(stored{UID: uid, Recount: r})
@@ -111,7 +109,7 @@ func (k *Keeper) Reported(ctx context.Context, name, uid string, r api.Recount) 
 		return fmt.Errorf("keep the recount of host %s: %w", name, err)
 	}
 	if len(raw) > store.MaxObjectBytes {
-		return fmt.Errorf("keep the recount of host %s: it has %d bytes, and %d are the most", name, len(raw), store.MaxObjectBytes)
+		return fmt.Errorf("keep the recount of host %s: it has %d bytes, at most %d are allowed", name, len(raw), store.MaxObjectBytes)
 	}
 	if err := k.Store.Raw.Put(ctx, recounts+name, raw); err != nil {
 		return err
@@ -124,18 +122,17 @@ func (k *Keeper) Reported(ctx context.Context, name, uid string, r api.Recount) 
 			return "", "", ""
 		}
 		if m.Spec.State != api.StateActive {
-			return api.False, contradicts, fmt.Sprintf("its host runs, and the backup says state %s: apply its manifest with the state that it is to have, Active, or have it be that with weftctl restore write-off %s", m.Spec.State, name)
+			return api.False, contradicts, fmt.Sprintf("its host runs, and the backup has state %s: apply its manifest with state Active, or keep the backup's state with weftctl restore write-off %s", m.Spec.State, name)
 		}
 		return api.True, api.AccountedReport, fmt.Sprintf("its host has reported %d Networks and %d Guests", len(r.Networks), len(r.Guests))
 	})
 }
 
-// contradicts is the reason for which a host that runs is not accounted for: the
-// backup has it switched off, or left alone.
+// contradicts is the reason why a running host is not accounted for: the backup has it switched off, or in
+// Maintenance.
 const contradicts = "Contradicts"
 
-// reconsider looks again at Machines that contradicted the backup, whose spec a
-// person has changed since.
+// reconsider rechecks Machines that contradicted the backup, whose spec a person has changed since.
 func (k *Keeper) reconsider(ctx context.Context) error {
 	for _, m := range store.CachedList[api.Machine](k.Cache) {
 		c := m.Status.Conditions.Get(api.CondAccounted)
@@ -152,7 +149,7 @@ func (k *Keeper) reconsider(ctx context.Context) error {
 	return nil
 }
 
-// account writes whether a Machine is accounted for, unless it was written off.
+// account records whether a Machine is accounted for, unless it was written off.
 func (k *Keeper) account(ctx context.Context, name string, judge func(*api.Machine) (api.ConditionStatus, string, string)) error {
 	_, err := store.Mutate(ctx, k.Store, name, func(m *api.Machine) error {
 		status, reason, message := judge(m)
@@ -170,7 +167,7 @@ func (k *Keeper) account(ctx context.Context, name string, judge func(*api.Machi
 	return nil
 }
 
-// heardOf notes hosts that others know and this bootd does not.
+// heardOf records hosts that others know and this bootd does not.
 func (k *Keeper) heardOf(ctx context.Context, names []string) error {
 	var strange []string
 	for _, n := range names {
@@ -192,17 +189,16 @@ func (k *Keeper) heardOf(ctx context.Context, names []string) error {
 	})
 }
 
-// Claim notes a host whose certificate is of this Site's CA and which the store
-// does not know. It says what the host is told, or "" for one that is just
-// refused: there was no restore, or its key is older than the backup, which then
-// does not have it for a reason.
+// Claim records a host with a certificate of this Site's CA that the store does not know. It returns the message
+// for the host, or "" for one that is simply refused: there was no restore, or its key is older than the backup,
+// which then lacks it for a reason.
 func (k *Keeper) Claim(ctx context.Context, h api.RecoveryHost) string {
 	r := store.Recovery(k.Cache)
 	if r == nil || !h.Issued.After(r.Backup) || api.ValidateName(h.Name) != nil {
 		return ""
 	}
-	// Once nothing is held, a Machine's own host loses its key in the course of
-	// things: when it is provisioned again, or joins twice.
+	// Once nothing is held, a Machine's host may legitimately lose its key: when it is provisioned again, or
+	// joins twice.
 	if m, ok := store.Cached[api.Machine](k.Cache, h.Name); ok && !r.Held && m.Metadata.UID == h.UID {
 		return ""
 	}
@@ -230,9 +226,9 @@ func (k *Keeper) Claim(ctx context.Context, h api.RecoveryHost) string {
 		})
 	}
 	if err != nil {
-		k.Log.Warn("note a host that the backup does not know", "host", h.Name, "error", err)
+		k.Log.Warn("record a host that the backup does not know", "host", h.Name, "error", err)
 	}
-	return fmt.Sprintf("bootd was restored from a backup that is older than the key of host %s: it stays as it is until a person accepts it (weftctl restore accept %[1]s)", h.Name)
+	return fmt.Sprintf("bootd was restored from a backup that is older than the key of host %s: it continues unchanged until a person accepts it (weftctl restore accept %[1]s)", h.Name)
 }
 
 // record changes the Site's record, when fn reports a change, and waits until
@@ -248,13 +244,12 @@ func (k *Keeper) record(ctx context.Context, fn func(*api.Recovery) bool) error 
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("write what the Site waits for: %w", err)
+		return fmt.Errorf("update the record of the restore: %w", err)
 	}
 	return k.Cache.WaitRevision(ctx, store.RevisionOf(site))
 }
 
-// tidy forgets what a person has applied again, and the whole record when
-// nothing is left of it.
+// tidy removes what a person has applied again from the record, and the record when it is empty.
 func (k *Keeper) tidy(ctx context.Context, r *api.Recovery) error {
 	known := func(p api.RecoveryPart) bool {
 		kind, err := api.LookupKind(p.Kind)

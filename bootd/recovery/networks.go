@@ -14,19 +14,19 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// member is a Network as one host has it.
+// member is a Network as reported by one host.
 type member struct {
 	host *api.Machine
 	held api.HeldNetwork
 }
 
-// reported is what hosts have of all Networks.
+// reported is the hosts' reports about all Networks.
 type reported struct {
 	members map[string][]member // by Network
-	owners  map[uint32]string   // the uid of the Network that each VNI is left to
+	owners  map[uint32]string   // the uid of the Network that keeps each VNI
 }
 
-// networks brings VNIs and leases to what hosts have of each Network.
+// networks sets the VNIs and leases to those that hosts have of each Network.
 func (k *Keeper) networks(ctx context.Context, reports []report, out *outcome) error {
 	claims, err := k.Store.VNIs.List(ctx)
 	if err != nil {
@@ -41,7 +41,7 @@ func (k *Keeper) networks(ctx context.Context, reports []report, out *outcome) e
 	all.owners = vniOwners(claims, all.members)
 	for _, name := range slices.Sorted(maps.Keys(all.members)) {
 		if err := k.network(ctx, name, all, out); err != nil {
-			return fmt.Errorf("take over Network %s: %w", name, err)
+			return fmt.Errorf("adopt Network %s: %w", name, err)
 		}
 	}
 	for _, r := range reports {
@@ -56,8 +56,7 @@ func (k *Keeper) networks(ctx context.Context, reports []report, out *outcome) e
 	return nil
 }
 
-// chosen is the Network of a name that counts: the store's if any host has it,
-// else the one that most hosts have.
+// chosen chooses among Networks of one name: the store's if any host has it, else the one that most hosts have.
 func chosen(n *api.Network, members []member) api.HeldNetwork {
 	count := map[string]int{}
 	for _, m := range members {
@@ -69,8 +68,8 @@ func chosen(n *api.Network, members []member) api.HeldNetwork {
 	}).held
 }
 
-// vniOwners chooses the Network that each VNI is left to: the one that the store
-// gives it to if any host has it, else the one that most hosts have it for.
+// vniOwners chooses the Network that keeps each VNI: the store's owner if any host has it, else the one for which
+// most hosts have it.
 func vniOwners(claims map[uint32]store.VNIClaim, members map[string][]member) map[uint32]string {
 	counts := map[uint32]map[string]int{}
 	for _, list := range members {
@@ -105,7 +104,7 @@ func (k *Keeper) network(ctx context.Context, name string, all reported, out *ou
 	var leases []network.HostLease
 	for _, m := range members {
 		if m.held.UID != it.UID {
-			out.conflicts = append(out.conflicts, fmt.Sprintf("host %s has another Network %s (uid %s): it stays there as it is, and its VNI %d is kept", m.host.Metadata.Name, name, m.held.UID, m.held.VNI))
+			out.conflicts = append(out.conflicts, fmt.Sprintf("host %s has another Network %s (uid %s): it stays there unchanged, and its VNI %d is reserved", m.host.Metadata.Name, name, m.held.UID, m.held.VNI))
 			if _, err := k.claimVNI(ctx, name, m.held, all, out); err != nil {
 				return err
 			}
@@ -122,7 +121,7 @@ func (k *Keeper) network(ctx context.Context, name string, all reported, out *ou
 		out.unknown = append(out.unknown, api.RecoveryPart{Kind: "Network", Name: name, UID: it.UID, VNI: it.VNI})
 		return nil
 	case n.Metadata.UID != it.UID:
-		out.conflicts = append(out.conflicts, fmt.Sprintf("Network %s was deleted and made again since the backup: it has the uid and VNI that hosts know, and the spec of the backup: apply its manifest", name))
+		out.conflicts = append(out.conflicts, fmt.Sprintf("Network %s was deleted and recreated since the backup: it has the uid and VNI that hosts know, and the spec of the backup: apply its manifest", name))
 		return k.Store.Reidentify(ctx, api.KindOf(n), name, it.UID, func(o api.Object) { o.(*api.Network).Status.VNI = it.VNI })
 	}
 	_, err = store.Mutate(ctx, k.Store, name, func(n *api.Network) error {
@@ -135,13 +134,12 @@ func (k *Keeper) network(ctx context.Context, name string, all reported, out *ou
 	return err
 }
 
-// claimVNI gives a VNI to the Network that hosts have it of, and returns it. One
-// that the store gives it to, and that no host has, gets another. So does a
-// Network whose VNI hosts have of another one, too, which has more right to it:
-// then it is 0.
+// claimVNI assigns a VNI to the Network for which hosts have it, and returns it. A Network to which the store
+// assigns it, and that no host has, gets another VNI. So does a Network whose VNI hosts also have for another one
+// with precedence: then the result is 0.
 func (k *Keeper) claimVNI(ctx context.Context, name string, it api.HeldNetwork, all reported, out *outcome) (uint32, error) {
 	if all.owners[it.VNI] != it.UID {
-		out.conflicts = append(out.conflicts, fmt.Sprintf("hosts have VNI %d for Network %s (uid %s) and for another Network, which keeps it: look at those hosts", it.VNI, name, it.UID))
+		out.conflicts = append(out.conflicts, fmt.Sprintf("hosts have VNI %d for Network %s (uid %s) and for another Network, which keeps it: check those hosts", it.VNI, name, it.UID))
 		return 0, nil
 	}
 	claims, err := k.Store.VNIs.List(ctx)
@@ -158,7 +156,7 @@ func (k *Keeper) claimVNI(ctx context.Context, name string, it api.HeldNetwork, 
 	if old.UID == "" || old.UID == it.UID || !old.Freed.IsZero() || slices.ContainsFunc(all.members[old.Network], func(m member) bool { return m.held.UID == old.UID }) {
 		return it.VNI, nil
 	}
-	out.conflicts = append(out.conflicts, fmt.Sprintf("Network %s of the backup had VNI %d, which hosts have for Network %s by now: it gets another", old.Network, it.VNI, name))
+	out.conflicts = append(out.conflicts, fmt.Sprintf("Network %s of the backup had VNI %d, which hosts now have for Network %s: it gets another", old.Network, it.VNI, name))
 	_, err = store.Mutate(ctx, k.Store, old.Network, func(n *api.Network) error {
 		if n.Metadata.UID != old.UID || n.Status.VNI != it.VNI {
 			return store.ErrUnchanged

@@ -1,7 +1,6 @@
-// Package recovery owns what follows on a restore: it makes a backup's objects
-// fit to begin with, keeps everything held until it is known what each host
-// runs, and then brings the store to what the hosts have, so that nothing is
-// provisioned over, nothing runs twice and nothing is given away again.
+// Package recovery owns the completion of a restore: it prepares a backup's objects for a new start, holds
+// everything until it is known what each host runs, and then updates the store to what the hosts have, so that
+// nothing is overwritten by provisioning, nothing runs twice and nothing is allocated twice.
 package recovery
 
 import (
@@ -17,12 +16,11 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// recounts is where the reports of hosts are kept, by Machine.
+// recounts is the key prefix of the hosts' reports, by Machine.
 const recounts = "recount/"
 
-// Renew makes the store that a backup was loaded into one to begin with at a
-// new epoch: what was under way is over, what was observed is doubtful, and
-// revisions that count in the old history count for nothing.
+// Renew prepares a store that was loaded from a backup for a new epoch: operations in progress end, observed
+// states become unknown, and revisions of the old history become invalid.
 func Renew(ctx context.Context, s *store.Store, epoch int64, backup, now time.Time) error {
 	if err := forgetRecounts(ctx, s); err != nil {
 		return err
@@ -100,7 +98,7 @@ func renewSite(ctx context.Context, s *store.Store, epoch int64, backup, now tim
 	fresh.Metadata.Name = api.SiteName
 	fresh.SetDefaults()
 	if err := s.Create(ctx, fresh); err != nil && !errors.Is(err, store.ErrExists) {
-		return fmt.Errorf("make the Site: %w", err)
+		return fmt.Errorf("create the Site: %w", err)
 	}
 	_, err := store.Mutate(ctx, s, api.SiteName, func(site *api.Site) error {
 		site.Status.Epoch = epoch

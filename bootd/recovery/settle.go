@@ -22,14 +22,14 @@ type report struct {
 	recount api.Recount
 }
 
-// outcome gathers what is left for people.
+// outcome collects what people must resolve.
 type outcome struct {
 	unknown   []api.RecoveryPart
 	conflicts []string
 }
 
-// settle brings the store to what hosts have, then lets go. Each step may be
-// repeated: the Site stays held until the last write.
+// settle updates the store to what hosts have, then ends the hold. Each step may be repeated: the Site stays held
+// until the last write.
 func (k *Keeper) settle(ctx context.Context) error {
 	reports, err := k.reports(ctx)
 	if err != nil {
@@ -42,7 +42,7 @@ func (k *Keeper) settle(ctx context.Context) error {
 		}
 	}
 	if raw, err := json.Marshal(out.unknown); err != nil || len(raw) > maxRecord {
-		return fmt.Errorf("hosts have %d Networks and Guests that the backup does not know, more than can be kept: apply their manifests, which is possible now (%w)", len(out.unknown), errors.Join(err))
+		return fmt.Errorf("hosts have %d Networks and Guests that the backup does not know, more than can be recorded: apply their manifests, which is possible now (%w)", len(out.unknown), errors.Join(err))
 	}
 	if err := k.writeOffKeys(ctx); err != nil {
 		return err
@@ -58,12 +58,12 @@ func (k *Keeper) settle(ctx context.Context) error {
 		return err
 	}
 	if site, ok := store.Cached[api.Site](k.Cache, api.SiteName); ok {
-		k.Event(site, api.Normal, "Recovered", fmt.Sprintf("every Machine is accounted for after the restore: %d hosts have reported, %d of their Networks and Guests the backup does not know, %d conflicts", len(reports), len(out.unknown), len(out.conflicts)))
+		k.Event(site, api.Normal, "Recovered", fmt.Sprintf("every Machine is accounted for after the restore: %d hosts have reported, %d of their Networks and Guests are not in the backup, %d conflicts", len(reports), len(out.unknown), len(out.conflicts)))
 	}
 	return nil
 }
 
-// reports are those of hosts that are accounted for by them.
+// reports are the recounts of hosts that are accounted for by them.
 func (k *Keeper) reports(ctx context.Context) ([]report, error) {
 	raw, err := k.Store.Raw.List(ctx, recounts)
 	if err != nil {
@@ -84,8 +84,7 @@ func (k *Keeper) reports(ctx context.Context) ([]report, error) {
 	return list, nil
 }
 
-// machines makes those Active whose hosts run: none of them is provisioned
-// again.
+// machines sets Machines whose hosts run to Active: none of them is provisioned again.
 func (k *Keeper) machines(ctx context.Context, reports []report, _ *outcome) error {
 	for _, r := range reports {
 		_, err := store.Mutate(ctx, k.Store, r.machine.Metadata.Name, func(m *api.Machine) error {
@@ -95,14 +94,13 @@ func (k *Keeper) machines(ctx context.Context, reports []report, _ *outcome) err
 			return nil
 		})
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return fmt.Errorf("take over Machine %s: %w", r.machine.Metadata.Name, err)
+			return fmt.Errorf("adopt Machine %s: %w", r.machine.Metadata.Name, err)
 		}
 	}
 	return nil
 }
 
-// writeOffKeys revokes the keys of hosts that were written off: whatever comes
-// back by them is not what bootd goes by from now on.
+// writeOffKeys revokes the keys of hosts that were written off: a host that returns with such a key is refused.
 func (k *Keeper) writeOffKeys(ctx context.Context) error {
 	for _, m := range store.CachedList[api.Machine](k.Cache) {
 		c := m.Status.Conditions.Get(api.CondAccounted)
@@ -120,7 +118,7 @@ func (k *Keeper) writeOffKeys(ctx context.Context) error {
 	return nil
 }
 
-// guests brings each Guest to the host that has it.
+// guests assigns each Guest to the host that has it.
 func (k *Keeper) guests(ctx context.Context, reports []report, out *outcome) error {
 	by := map[string][]claim{}
 	for _, r := range reports {
@@ -130,7 +128,7 @@ func (k *Keeper) guests(ctx context.Context, reports []report, out *outcome) err
 	}
 	for _, name := range slices.Sorted(maps.Keys(by)) {
 		if err := k.guest(ctx, name, by[name], out); err != nil {
-			return fmt.Errorf("take over Guest %s: %w", name, err)
+			return fmt.Errorf("adopt Guest %s: %w", name, err)
 		}
 	}
 	return nil
@@ -147,7 +145,7 @@ func (k *Keeper) guest(ctx context.Context, name string, claims []claim, out *ou
 	}
 	for _, c := range w.others {
 		out.unknown = append(out.unknown, w.part(c))
-		out.conflicts = append(out.conflicts, fmt.Sprintf("host %s has another Guest %s (uid %s): it stays there as it is, and its addresses are kept", c.place.Host, name, c.held.UID))
+		out.conflicts = append(out.conflicts, fmt.Sprintf("host %s has another Guest %s (uid %s): it stays there unchanged, and its addresses are reserved", c.place.Host, name, c.held.UID))
 	}
 	switch {
 	case w.owner == nil:
@@ -156,7 +154,7 @@ func (k *Keeper) guest(ctx context.Context, name string, claims []claim, out *ou
 		out.unknown = append(out.unknown, w.part(*w.owner))
 		return nil
 	case g.Metadata.UID != w.uid:
-		out.conflicts = append(out.conflicts, fmt.Sprintf("Guest %s was deleted and made again since the backup: it has the uid that host %s knows, and the spec of the backup: apply its manifest", name, w.owner.place.Host))
+		out.conflicts = append(out.conflicts, fmt.Sprintf("Guest %s was deleted and recreated since the backup: it has the uid that host %s knows, and the spec of the backup: apply its manifest", name, w.owner.place.Host))
 		return k.Store.Reidentify(ctx, api.KindOf(g), name, w.uid, func(o api.Object) {
 			fresh := o.(*api.Guest)
 			fresh.Status = api.GuestStatus{MAC: guest.MAC(w.uid)}
@@ -171,7 +169,7 @@ func (k *Keeper) guest(ctx context.Context, name string, claims []claim, out *ou
 	return err
 }
 
-// zones keeps the loopbacks and reflectors that hosts have been told of.
+// zones keeps the loopbacks and reflectors that hosts have received.
 func (k *Keeper) zones(ctx context.Context, reports []report, out *outcome) error {
 	by := map[string][]report{}
 	for _, r := range reports {
@@ -187,14 +185,14 @@ func (k *Keeper) zones(ctx context.Context, reports []report, out *outcome) erro
 			return nil
 		})
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return fmt.Errorf("take over Zone %s: %w", zone, err)
+			return fmt.Errorf("adopt Zone %s: %w", zone, err)
 		}
 		out.conflicts = append(out.conflicts, conflicts...)
 	}
 	return nil
 }
 
-// adoptInto makes a Zone's loopbacks and reflectors those that its hosts have.
+// adoptInto sets a Zone's loopbacks and reflectors to those that its hosts have.
 func adoptInto(z *api.Zone, reports []report) (conflicts []string) {
 	owners := loopbackOwners(z, reports)
 	for _, r := range reports {
@@ -208,7 +206,7 @@ func adoptInto(z *api.Zone, reports []report) (conflicts []string) {
 				own = append(own, a)
 				continue
 			}
-			conflicts = append(conflicts, fmt.Sprintf("host %s says that it has loopback %s of Zone %s, and so does another host, which keeps it: look at those hosts", name, a, z.Metadata.Name))
+			conflicts = append(conflicts, fmt.Sprintf("host %s has loopback %s of Zone %s, and so does another host, which keeps it: check those hosts", name, a, z.Metadata.Name))
 		}
 		if len(own) > 0 {
 			giveLoopbacks(z, api.LoopbackStatus{Machine: name, UID: uid, Addresses: own})
@@ -217,8 +215,8 @@ func adoptInto(z *api.Zone, reports []report) (conflicts []string) {
 	return conflicts
 }
 
-// loopbackOwners chooses the host, by its uid, that each loopback is left to: the
-// one that the Zone gives it to if that has it, else the first that has it.
+// loopbackOwners chooses the host, by its uid, that keeps each loopback: the one to which the Zone assigns it if
+// that has it, else the first that has it.
 func loopbackOwners(z *api.Zone, reports []report) map[netip.Addr]string {
 	owners := map[netip.Addr]string{}
 	for _, r := range reports {
@@ -233,8 +231,7 @@ func loopbackOwners(z *api.Zone, reports []report) map[netip.Addr]string {
 	return owners
 }
 
-// giveLoopbacks has a host have its loopbacks and no others, and no other host
-// have them.
+// giveLoopbacks assigns a host exactly its loopbacks, and removes them from other hosts.
 func giveLoopbacks(z *api.Zone, to api.LoopbackStatus) {
 	for i := range z.Status.Loopbacks {
 		l := &z.Status.Loopbacks[i]
@@ -244,7 +241,7 @@ func giveLoopbacks(z *api.Zone, to api.LoopbackStatus) {
 	z.Status.Loopbacks = append(z.Status.Loopbacks, to)
 }
 
-// leases notes the addresses that hosts use of provisioning Subnets.
+// leases records the addresses of provisioning Subnets that hosts use.
 func (k *Keeper) leases(ctx context.Context, reports []report, _ *outcome) error {
 	for _, r := range reports {
 		if r.machine.Status.Host == nil {
@@ -257,7 +254,7 @@ func (k *Keeper) leases(ctx context.Context, reports []report, _ *outcome) error
 					continue
 				}
 				if err := k.Lease(ctx, r.machine.Metadata.Name, nic.MAC, s, p.Addr()); err != nil {
-					k.Log.Warn("note the address of a host", "host", r.machine.Metadata.Name, "address", p.Addr(), "error", err)
+					k.Log.Warn("record the address of a host", "host", r.machine.Metadata.Name, "address", p.Addr(), "error", err)
 				}
 			}
 		}
@@ -265,7 +262,7 @@ func (k *Keeper) leases(ctx context.Context, reports []report, _ *outcome) error
 	return nil
 }
 
-// provisioning is the Subnet that bootd gives an address of.
+// provisioning is the provisioning Subnet of an address.
 func (k *Keeper) provisioning(a netip.Addr) *api.Subnet {
 	for _, s := range store.CachedList[api.Subnet](k.Cache) {
 		if _, in := s.Prefix(a); in && a.Is4() && s.Spec.Purpose == api.Provisioning && s.Spec.Mode != api.Proxy {

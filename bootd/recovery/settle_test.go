@@ -96,7 +96,7 @@ func TestSettleZones(t *testing.T) {
 	k.says(t, e, api.Recount{Loopbacks: []netip.Addr{third}})
 	k.says(t, m(t, k), api.Recount{})
 	r := k.settled(t)
-	if len(r.Conflicts) != 1 || !strings.Contains(r.Conflicts[0], "host e says that it has loopback 198.18.127.3") {
+	if len(r.Conflicts) != 1 || !strings.Contains(r.Conflicts[0], "host e has loopback 198.18.127.3") {
 		t.Errorf("the conflicts are %q", r.Conflicts)
 	}
 	now := get[api.Zone](t, k, "yellow").Status
@@ -128,7 +128,7 @@ func TestSettleVNIs(t *testing.T) {
 		{"as the backup has it", "blue", []api.HeldNetwork{heldNetwork("blue", "u-blue", 100, "10.5.1.0/24")}, nil, "u-blue", "blue=100", ""},
 		{"of a Network that is younger", "", []api.HeldNetwork{heldNetwork("green", "g", 100, "10.5.1.0/24")}, nil, "g", "green=100", ""},
 		{"of a Network that has gone since", "blue", []api.HeldNetwork{heldNetwork("green", "g", 100, "10.5.1.0/24")}, nil, "g", "blue=0 green=100",
-			"Network blue of the backup had VNI 100, which hosts have for Network green by now"},
+			"Network blue of the backup had VNI 100, which hosts now have for Network green"},
 		{"claimed by one host of another's Network", "blue", []api.HeldNetwork{heldNetwork("blue", "u-blue", 100, "10.5.1.0/24")}, []api.HeldNetwork{heldNetwork("zulu", "x", 100, "10.6.1.0/24")},
 			"u-blue", "blue=100 zulu=0", "hosts have VNI 100 for Network zulu"},
 		{"claimed by one host of what two have", "", []api.HeldNetwork{heldNetwork("alien", "a", 100, "10.6.1.0/24"), heldNetwork("green", "g", 100, "10.5.1.0/24")},

@@ -14,7 +14,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Status is how the Site stands after a restore.
+// Status is the state of the Site after a restore.
 func (k *Keeper) Status() api.RecoveryStatus {
 	var s api.RecoveryStatus
 	site, ok := store.Cached[api.Site](k.Cache, api.SiteName)
@@ -35,33 +35,32 @@ func (k *Keeper) Status() api.RecoveryStatus {
 	return s
 }
 
-// ErrNothing says that a word of a person is about nothing.
+// ErrNothing says that a person's request has no object.
 var ErrNothing = errors.New("nothing to do")
 
 func nothing(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrNothing, fmt.Sprintf(format, args...))
 }
 
-// Accept takes a person's word that a host is the one that its name says. Its
-// Machine must be there, by its manifest: it takes over the host's uid and key,
-// and is not provisioned again.
+// Accept records a person's confirmation of a host's identity. Its Machine must exist, from its manifest: it
+// adopts the host's uid and key, and is not provisioned again.
 func (k *Keeper) Accept(ctx context.Context, name string) error {
 	r := store.Recovery(k.Cache)
 	if r == nil {
-		return nothing("this bootd waits for no host: it was not restored, or all is done")
+		return nothing("this bootd waits for no host: no restore is in progress")
 	}
 	i := slices.IndexFunc(r.Hosts, func(h api.RecoveryHost) bool { return h.Name == name })
 	if i < 0 {
-		return nothing("no host %s with a key from after the backup has come", name)
+		return nothing("no host %s with a key from after the backup has connected", name)
 	}
 	h := r.Hosts[i]
 	if h.Key == "" {
-		return nothing("host %s has not come: other hosts name it only", name)
+		return nothing("host %s has not connected: only other hosts name it", name)
 	}
 	kind := api.KindOf(new(api.Machine))
 	current, err := store.Get[api.Machine](ctx, k.Store, name)
 	if errors.Is(err, store.ErrNotFound) {
-		return nothing("no Machine is called %s: apply its manifest first, then accept its host. It is not provisioned again", name)
+		return nothing("Machine %s does not exist: apply its manifest first, then accept its host. It is not provisioned again", name)
 	}
 	if err != nil {
 		return err
@@ -76,12 +75,12 @@ func (k *Keeper) Accept(ctx context.Context, name string) error {
 	return k.record(ctx, func(r *api.Recovery) bool { return drop(r, name) })
 }
 
-// WriteOff takes a person's word that nothing of a host is left, or that what is
-// left of it may be provisioned over: its key is revoked.
+// WriteOff records a person's confirmation that nothing of a host is left, or that it may be provisioned again:
+// its key is revoked.
 func (k *Keeper) WriteOff(ctx context.Context, name string) error {
 	r := store.Recovery(k.Cache)
 	if r == nil {
-		return nothing("this bootd waits for no host: it was not restored, or all is done")
+		return nothing("this bootd waits for no host: no restore is in progress")
 	}
 	_, known := store.Cached[api.Machine](k.Cache, name)
 	named := slices.ContainsFunc(r.Hosts, func(h api.RecoveryHost) bool { return h.Name == name })
@@ -107,8 +106,8 @@ func drop(r *api.Recovery, name string) bool {
 	return len(r.Hosts) != before
 }
 
-// Finish forgets that there was a restore. What is reserved for Networks and
-// Guests that no one has applied again goes only when a person says so.
+// Finish ends the recovery. Reservations for Networks and Guests that were not applied again are dropped only
+// with forget.
 func (k *Keeper) Finish(ctx context.Context, forget bool) error {
 	r := store.Recovery(k.Cache)
 	if r == nil {
@@ -118,7 +117,7 @@ func (k *Keeper) Finish(ctx context.Context, forget bool) error {
 		return nothing("%d Machines and hosts are not accounted for: %s", len(waiting), few(waiting))
 	}
 	if n := len(r.Unknown) + len(r.Hosts); n > 0 && !forget {
-		return nothing("%d Networks, Guests and hosts are known by their hosts only: apply their manifests, or have them forgotten with --forget, after which what they have may be given away", n)
+		return nothing("%d Networks, Guests and hosts are known only to hosts: apply their manifests, or drop them with --forget, after which what they have may be allocated to others", n)
 	}
 	if err := forgetRecounts(ctx, k.Store); err != nil {
 		return err
@@ -146,8 +145,8 @@ func few(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// Known gives a new object the uid, and what goes with it, that hosts have for
-// one of its kind and name; "" when they have none.
+// Known sets a new object's uid and related fields to those that hosts have for its kind and name; "" when they
+// have none.
 func (k *Keeper) Known(o api.Object) (uid string) {
 	r := store.Recovery(k.Cache)
 	if r == nil {
