@@ -100,7 +100,7 @@ func TestPolicy(t *testing.T) {
 		{"r3u01", netip.MustParsePrefix("192.0.2.0/24"), "", "none of spec.prefixes", ""},
 		{"r3u01", all, "", "none of spec.prefixes", ""},
 		{"r1u01", reflectors, "r1u01 r2u01", "it originates", "its 2 other clients:true r2u01:true 198.18.8.254:false 198.18.8.253:true"},
-		{"198.18.8.254", all, "r1u01 r2u01", "0.0.0.0/0 is taken", "its 2 other clients:true r2u01:true 198.18.8.253:false"},
+		{"198.18.8.254", all, "r1u01 r2u01", "0.0.0.0/0 is accepted", "its 2 other clients:true r2u01:true 198.18.8.253:false"},
 		{"198.18.8.254", netip.MustParsePrefix("192.0.2.0/24"), "", "does not list it: 0.0.0.0/0", ""},
 		{"198.18.8.253", all, "", "does not list it: nothing", ""},
 		{"r9u09", own, "", "neither a Machine nor", ""},
