@@ -85,10 +85,11 @@ func (s *Server) SetUnreachable(unreachable bool) {
 	}
 }
 
-// SetPassword changes the password without the client's knowledge. Sessions
-// stay valid, as on real BMCs.
+// SetPassword changes the password without the client's knowledge. It ends all
+// sessions, as OpenBMC does.
 func (s *Server) SetPassword(password string) {
 	s.sessions.setPassword(password)
+	s.sessions.clear()
 }
 
 // ExpirePassword makes the BMC refuse everything but a change of the password,
@@ -131,15 +132,19 @@ func (f *Faults) RestoreLastResetTime() {
 func (f *Faults) time() time.Time { return time.Now().Add(f.now().clock) }
 
 // NewCertificate replaces the certificate, as a factory reset of the BMC does.
-// Open connections keep the old one.
+// Open connections break, and sessions end: a BMC starts its web server again.
 func (s *Server) NewCertificate() error {
 	certificate, err := makeCertificate(s.config.Dir, s.config.Address)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.certificate = certificate
+	unreachable := s.unreachable
+	s.mu.Unlock()
+	s.sessions.clear()
+	s.SetUnreachable(true)
+	s.SetUnreachable(unreachable)
 	return nil
 }
 
