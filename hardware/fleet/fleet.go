@@ -1,5 +1,6 @@
 // Package fleet shares BMCs among those that use them. Each BMC in use has one owner: a goroutine that holds the one
-// login and carries out one call at a time, in the order in which they came. It starts with the first call and ends when
+// login and carries out one call at a time, in the order in which they came; a long reading yields to those that wait
+// (hardware.Yield). It starts with the first call and ends when
 // the BMC has been idle for a while, so the number of silent BMCs does not matter to the others.
 //
 // Machines that are systems of one BMC share its owner: an owner belongs to an address and a user. Nothing is tried again

@@ -272,6 +272,38 @@ func TestQueueEndsWithItsContext(t *testing.T) {
 	})
 }
 
+// TestLongReadingYields: what is asked for in the middle of a long reading has its turn at the reading's next request.
+func TestLongReadingYields(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		read := make(chan error, 1)
+		go func() {
+			read <- f.Do(t.Context(), endpoint(1), "read", func(ctx context.Context, b hardware.BMC) error {
+				for range 100 {
+					hardware.Yield(ctx)
+					if _, err := b.PowerState(ctx); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}()
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		begun := time.Now()
+		e := endpoint(1)
+		e.SystemID = "2"
+		if err := look(t.Context(), f, e); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took != 1500*time.Millisecond {
+			t.Errorf("it took %s, want the end of the request under way and its own second", took)
+		}
+		if err := <-read; err != nil {
+			t.Error(err)
+		}
+		w.expect(t, "after both", 1, 0)
+	})
+}
+
 // TestAnotherLogin: another password, or another certificate pinned, is another login; a fingerprint that was learned of
 // this login is not, and one without a fingerprint is where only pinned ones are entered.
 func TestAnotherLogin(t *testing.T) {

@@ -39,10 +39,7 @@ func (o *owner) run() {
 		idle := time.NewTimer(o.patience())
 		select {
 		case j := <-o.jobs:
-			o.fleet.mu.Lock()
-			o.waiting--
-			o.fleet.mu.Unlock()
-			j.done <- o.serve(j)
+			o.take(j)
 		case <-o.freed:
 		case <-idle.C:
 			if o.fleet.holds(o) {
@@ -87,7 +84,7 @@ func (o *owner) serve(j job) error {
 	}
 	bmc, err := o.enter(ctx, j.endpoint)
 	if err == nil {
-		err = j.call(ctx, bmc)
+		err = j.call(hardware.WithYield(ctx, o.yield), bmc)
 	}
 	if ctx.Err() == nil {
 		o.fleet.answered(o.key, err)
@@ -138,4 +135,24 @@ func (o *owner) logout() {
 		o.fleet.log.Warn("log out of BMC", "bmc", o.key.address, "error", err)
 	}
 	o.service, o.systems = nil, nil
+}
+
+// yield carries out the calls that wait, in the middle of a long one. They may log out: the long one fails then.
+func (o *owner) yield() {
+	for {
+		select {
+		case j := <-o.jobs:
+			o.take(j)
+		default:
+			return
+		}
+	}
+}
+
+// take carries out a call whose turn it is.
+func (o *owner) take(j job) {
+	o.fleet.mu.Lock()
+	o.waiting--
+	o.fleet.mu.Unlock()
+	j.done <- o.serve(j)
 }

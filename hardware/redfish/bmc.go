@@ -122,6 +122,7 @@ func (b *BMC) SetBootOnce(ctx context.Context, boot hardware.Boot) error {
 }
 
 // Inventory reads what the server is made of. What the BMC refuses to tell is named in Incomplete.
+// Between two requests it lets others use the BMC.
 func (b *BMC) Inventory(ctx context.Context) (inventory hardware.Inventory, err error) {
 	err = b.do(ctx, "read inventory", func() error {
 		inventory, err = b.driver.inventory(ctx)

@@ -2,72 +2,59 @@ package redfish
 
 import (
 	"context"
-	"errors"
-	"net"
+	"strings"
 
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// inventory walks the few resources that it needs. bmclib's own inventory reads firmware, chassis, power
-// and thermal trees as well, for minutes on some BMCs, and swallows what fails.
+// inventory walks what it needs. bmclib's own inventory reads power and thermal trees as well, for minutes on some BMCs,
+// and swallows what fails.
 func (r *driver) inventory(ctx context.Context) (hardware.Inventory, error) {
-	sys, _, err := r.system(ctx)
+	w, err := r.walk(ctx)
 	if err != nil {
 		return hardware.Inventory{}, err
+	}
+	for _, part := range []func(context.Context) error{w.neighbours, w.chassis, w.processors, w.memory, w.nics, w.disks, w.supplies, w.firmware} {
+		if err := part(ctx); err != nil {
+			return hardware.Inventory{}, err
+		}
+	}
+	return w.inv.Bounded(), nil
+}
+
+// walk begins one with the system and its manager.
+func (r *driver) walk(ctx context.Context) (*walk, error) {
+	sys, _, err := r.system(ctx)
+	if err != nil {
+		return nil, err
 	}
 	m, err := r.manager(ctx, sys)
 	if err != nil {
-		return hardware.Inventory{}, err
+		return nil, err
 	}
-	inv := hardware.Inventory{
+	return &walk{driver: r, sys: sys, manager: m, inv: &hardware.Inventory{
 		Manufacturer: string(sys.Manufacturer), Model: string(sys.Model), Serial: string(sys.SerialNumber),
 		UUID: string(sys.UUID), SKU: string(sys.SKU), BIOSVersion: string(sys.BIOSVersion), BMCFirmware: string(m.Firmware),
 		MemoryMiB: int64(sys.MemorySummary.GiB * 1024),
 		CPUs:      hardware.CPUs{Count: int(sys.ProcessorSummary.Count), Model: string(sys.ProcessorSummary.Model), Cores: int(sys.ProcessorSummary.CoreCount)},
-	}
-	for _, part := range []func(context.Context, system, *hardware.Inventory) error{r.cpus, r.memory, r.nics, r.disks} {
-		err := part(ctx, sys, &inv)
-		var no *refusal
-		if errors.As(err, &no) && ignoreRefusal(err) == nil {
-			inv.Incomplete = append(inv.Incomplete, no.Error())
-			continue
-		}
-		if err != nil {
-			return hardware.Inventory{}, err
-		}
-	}
-	return inv, nil
+	}}, nil
 }
 
-// cpus reads the processors themselves: the summary's model is vague on Supermicro, and counts no cores on HPE.
-func (r *driver) cpus(ctx context.Context, sys system, inv *hardware.Inventory) error {
-	if sys.Processors.ID == "" {
-		return nil
-	}
-	paths, err := r.members(ctx, string(sys.Processors.ID))
+// neighbours finds the systems that are a part of this one: all others, when this is the only one that can be reset.
+func (w *walk) neighbours(ctx context.Context) error {
+	all, err := listed[system](ctx, w, w.root.Systems, 16)
 	if err != nil {
 		return err
 	}
-	var found hardware.CPUs
-	for _, at := range paths {
-		var cpu struct {
-			Model text   `json:"Model"`
-			Type  text   `json:"ProcessorType"`
-			Cores number `json:"TotalCores"`
-			state
-		}
-		if _, err := r.get(ctx, at, &cpu); err != nil {
-			return err
-		}
-		if cpu.absent() || cpu.Type != "" && cpu.Type != "CPU" { // GPUs and accelerators are listed as well
+	for _, sys := range all {
+		if strings.TrimSuffix(string(sys.Path), "/") == w.systemPath {
 			continue
 		}
-		found.Count++
-		found.Cores += int(cpu.Cores)
-		found.Model = string(cpu.Model)
-	}
-	if found.Count > 0 && found.Model != "" {
-		inv.CPUs = hardware.CPUs{Count: found.Count, Model: found.Model, Cores: max(found.Cores, inv.CPUs.Cores)}
+		if sys.Actions.Reset.Target != "" {
+			w.beside = nil
+			return nil
+		}
+		w.beside = append(w.beside, sys)
 	}
 	return nil
 }
@@ -75,152 +62,108 @@ func (r *driver) cpus(ctx context.Context, sys system, inv *hardware.Inventory) 
 // state is the Status object: empty sockets and slots are listed, as Absent.
 type state struct {
 	Status struct {
-		State text `json:"State"`
+		State  text `json:"State"`
+		Health text `json:"Health"`
 	} `json:"Status"`
 }
 
-func (s state) absent() bool { return s.Status.State == "Absent" }
+func (s state) absent() bool   { return s.Status.State == "Absent" }
+func (s state) health() string { return string(s.Status.Health) }
 
-// memory counts the modules where there is no summary.
-func (r *driver) memory(ctx context.Context, sys system, inv *hardware.Inventory) error {
-	if inv.MemoryMiB > 0 || sys.Memory.ID == "" {
-		return nil
-	}
-	paths, err := r.members(ctx, string(sys.Memory.ID))
+type processor struct {
+	ID     text   `json:"Id"`
+	Model  text   `json:"Model"`
+	Type   text   `json:"ProcessorType"`
+	Cores  number `json:"TotalCores"`
+	Serial text   `json:"SerialNumber"`
+	state
+}
+
+// processors reads the processors themselves: the summary's model is vague on Supermicro, and counts no cores on HPE.
+// GPUs are listed among them by some, or among the PCIe devices.
+func (w *walk) processors(ctx context.Context) error {
+	own, err := listed[processor](ctx, w, w.sys.Processors, 64)
 	if err != nil {
 		return err
 	}
-	for _, at := range paths {
-		var module struct {
-			MiB number `json:"CapacityMiB"`
-			state
-		}
-		if _, err := r.get(ctx, at, &module); err != nil {
+	w.cpus(own)
+	w.gpus(own)
+	for _, sys := range w.beside {
+		theirs, err := listed[processor](ctx, w, sys.Processors, 64)
+		if err != nil {
 			return err
 		}
-		if !module.absent() {
-			inv.MemoryMiB += int64(module.MiB)
+		if w.inv.CPUs.Count == 0 {
+			w.cpus(theirs)
 		}
+		w.gpus(theirs)
+	}
+	if len(w.inv.GPUs) == 0 {
+		return w.cards(ctx)
 	}
 	return nil
 }
 
-func (r *driver) nics(ctx context.Context, sys system, inv *hardware.Inventory) error {
-	if sys.EthernetInterfaces.ID == "" {
-		return nil
-	}
-	paths, err := r.members(ctx, string(sys.EthernetInterfaces.ID))
-	if err != nil {
-		return err
-	}
-	for _, at := range paths {
-		var port struct {
-			ID        text   `json:"Id"`
-			MAC       text   `json:"MACAddress"`
-			Permanent text   `json:"PermanentMACAddress"`
-			Speed     number `json:"SpeedMbps"`
-			Link      text   `json:"LinkStatus"`
-		}
-		if _, err := r.get(ctx, at, &port); err != nil {
-			return err
-		}
-		mac := firstMAC(port.Permanent, port.MAC)
-		if mac == "" {
+func (w *walk) cpus(all []processor) {
+	var found hardware.CPUs
+	for _, cpu := range all {
+		if cpu.absent() || cpu.Type != "" && cpu.Type != "CPU" {
 			continue
 		}
-		// Id, not Name: on HPE Name is what the operating system calls it, a bond for instance.
-		inv.NICs = append(inv.NICs, hardware.NIC{Name: string(port.ID), MAC: mac, SpeedMbps: int(port.Speed), Link: string(port.Link)})
+		found.Count++
+		found.Cores += int(cpu.Cores)
+		found.Model = string(cpu.Model)
 	}
-	return nil
+	if found.Count > 0 && found.Model != "" {
+		found.Cores = max(found.Cores, w.inv.CPUs.Cores)
+		w.inv.CPUs = found
+	}
 }
 
-func (r *driver) disks(ctx context.Context, sys system, inv *hardware.Inventory) error {
-	drives, err := r.drivePaths(ctx, sys)
+func (w *walk) gpus(all []processor) {
+	for _, p := range all {
+		if !p.absent() && (p.Type == "GPU" || p.Type == "Accelerator") {
+			w.inv.GPUs = append(w.inv.GPUs, hardware.GPU{Name: string(p.ID), Model: string(p.Model), Serial: string(p.Serial), Health: p.health()})
+		}
+	}
+}
+
+type module struct {
+	ID      text   `json:"Id"`
+	Locator text   `json:"DeviceLocator"`
+	MiB     number `json:"CapacityMiB"`
+	Kind    text   `json:"MemoryDeviceType"`
+	Part    text   `json:"PartNumber"`
+	Serial  text   `json:"SerialNumber"`
+	state
+}
+
+// memory lists the modules, and counts them where there is no summary.
+func (w *walk) memory(ctx context.Context) error {
+	modules, err := listed[module](ctx, w, w.sys.Memory, mostRequests)
 	if err != nil {
 		return err
 	}
-	for _, at := range drives {
-		var drive struct {
-			ID       text   `json:"Id"`
-			Bytes    number `json:"CapacityBytes"`
-			Serial   text   `json:"SerialNumber"`
-			Media    text   `json:"MediaType"`
-			Protocol text   `json:"Protocol"`
-			state
-		}
-		if _, err := r.get(ctx, at, &drive); err != nil {
-			return err
-		}
-		if drive.absent() {
+	var sum int64
+	for _, m := range modules {
+		if m.absent() || m.MiB == 0 {
 			continue
 		}
-		kind := string(drive.Media)
-		if drive.Protocol == "NVMe" || drive.Protocol == "PCIe" && drive.Media == "SSD" { // iDRAC 9 says PCIe
-			kind = "NVMe"
-		}
-		inv.Disks = append(inv.Disks, hardware.Disk{Name: string(drive.ID), Bytes: int64(drive.Bytes), Serial: string(drive.Serial), Type: kind})
+		sum += int64(m.MiB)
+		w.inv.DIMMs = append(w.inv.DIMMs, hardware.DIMM{Slot: or(m.Locator, m.ID), MiB: int64(m.MiB), Type: string(m.Kind),
+			Part: string(m.Part), Serial: string(m.Serial), Health: m.health()})
 	}
-	if len(drives) > 0 || sys.SimpleStorage.ID == "" {
-		return nil
-	}
-	return r.simpleDisks(ctx, sys, inv)
-}
-
-func (r *driver) drivePaths(ctx context.Context, sys system) ([]string, error) {
-	if sys.Storage.ID == "" {
-		return nil, nil
-	}
-	controllers, err := r.members(ctx, string(sys.Storage.ID))
-	if ignoreRefusal(err) != nil {
-		return nil, err // a refused Storage leaves SimpleStorage to ask
-	}
-	var drives []string
-	for _, at := range controllers {
-		var storage struct {
-			Drives links `json:"Drives"`
-		}
-		if _, err := r.get(ctx, at, &storage); err != nil {
-			return nil, err
-		}
-		for _, drive := range storage.Drives {
-			drives = append(drives, string(drive.ID))
-		}
-	}
-	return drives, nil
-}
-
-// simpleDisks reads what BMCs of the first generation have instead of Storage.
-func (r *driver) simpleDisks(ctx context.Context, sys system, inv *hardware.Inventory) error {
-	paths, err := r.members(ctx, string(sys.SimpleStorage.ID))
-	if err != nil {
-		return err
-	}
-	for _, at := range paths {
-		var storage struct {
-			Devices []struct {
-				Name  text   `json:"Name"`
-				Bytes number `json:"CapacityBytes"`
-				state
-			} `json:"Devices"`
-		}
-		if _, err := r.get(ctx, at, &storage); err != nil {
-			return err
-		}
-		for _, device := range storage.Devices {
-			if !device.absent() && device.Bytes > 0 {
-				inv.Disks = append(inv.Disks, hardware.Disk{Name: string(device.Name), Bytes: int64(device.Bytes)})
-			}
-		}
+	if w.inv.MemoryMiB == 0 {
+		w.inv.MemoryMiB = sum
 	}
 	return nil
 }
 
-// firstMAC is the first that is one, and not all zeroes.
-func firstMAC(candidates ...text) string {
-	for _, candidate := range candidates {
-		mac, err := net.ParseMAC(string(candidate))
-		if err == nil && len(mac) == 6 && mac.String() != "00:00:00:00:00:00" {
-			return mac.String()
+// or is the first that is told.
+func or(texts ...text) string {
+	for _, s := range texts {
+		if s != "" {
+			return string(s)
 		}
 	}
 	return ""

@@ -52,6 +52,7 @@ type mock struct {
 	logouts  int
 	resets   int
 	inFlight int
+	expands  bool                                                // answers $expand as it says
 	gone     int                                                 // requests that left the crowd before they ended
 	crowd    int                                                 // most requests at the same time
 	onPatch  func(path string, boot map[string]any)              // what the firmware makes of a boot override
@@ -212,7 +213,25 @@ func (m *mock) serve(w http.ResponseWriter, r *http.Request, at string, body []b
 		m.patch(w, r, at, resource, body)
 		return
 	}
+	if r.URL.Query().Has("$expand") && m.expands {
+		resource = m.expanded(resource)
+	}
 	_ = json.NewEncoder(w).Encode(resource)
+}
+
+// expanded puts the members into a collection.
+func (m *mock) expanded(resource map[string]any) map[string]any {
+	list, ok := resource["Members"].([]any)
+	if !ok {
+		return resource
+	}
+	var members []any
+	for _, member := range list {
+		members = append(members, m.tree[member.(map[string]any)["@odata.id"].(string)])
+	}
+	resource = maps.Clone(resource)
+	resource["Members"] = members
+	return resource
 }
 
 func (m *mock) known(token string) bool {

@@ -125,26 +125,15 @@ func (s *Service) get(ctx context.Context, at string, into any) (etag string, er
 	return string(inside.ETag), nil
 }
 
-// members reads a collection, all its pages.
-func (s *Service) members(ctx context.Context, at string) ([]string, error) {
-	var paths []string
-	for pages := 0; at != ""; pages++ {
-		if pages == 64 {
-			return nil, fmt.Errorf("collection %s has no end", at)
-		}
-		var page struct {
-			Members links `json:"Members"`
-			Next    text  `json:"Members@odata.nextLink"`
-		}
-		if _, err := s.get(ctx, at, &page); err != nil {
-			return nil, err
-		}
-		for _, member := range page.Members {
-			paths = append(paths, string(member.ID))
-		}
-		at = string(page.Next)
+// members reads a collection, all its pages, and gives the paths of what is in it.
+func (s *Service) members(ctx context.Context, at string) (paths []string, err error) {
+	all, err := s.pages(ctx, at)
+	for _, raw := range all {
+		var member link
+		_ = decode(raw, &member) // it parsed as a part of the collection
+		paths = append(paths, string(member.ID))
 	}
-	return paths, nil
+	return paths, err
 }
 
 // ignoreRefusal drops an answer that says no, but neither a lost login nor a dead network.

@@ -13,13 +13,21 @@ type serviceRoot struct {
 	Links    struct {
 		Sessions link `json:"Sessions"`
 	} `json:"Links"`
-	SessionService link                       `json:"SessionService"`
-	Oem            map[string]json.RawMessage `json:"Oem"`
+	SessionService link `json:"SessionService"`
+	UpdateService  link `json:"UpdateService"`
+	Features       struct {
+		Expand struct {
+			NoLinks bool `json:"NoLinks"`
+			Levels  bool `json:"Levels"`
+		} `json:"ExpandQuery"`
+	} `json:"ProtocolFeaturesSupported"`
+	Oem map[string]json.RawMessage `json:"Oem"`
 }
 
 // system is what we read of a ComputerSystem.
 type system struct {
 	ID           text                       `json:"Id"`
+	Path         text                       `json:"@odata.id"`
 	Manufacturer text                       `json:"Manufacturer"`
 	Model        text                       `json:"Model"`
 	SerialNumber text                       `json:"SerialNumber"`
@@ -41,11 +49,13 @@ type system struct {
 	MemorySummary struct {
 		GiB number `json:"TotalSystemMemoryGiB"`
 	} `json:"MemorySummary"`
-	Processors         link `json:"Processors"`
-	Memory             link `json:"Memory"`
-	EthernetInterfaces link `json:"EthernetInterfaces"`
-	Storage            link `json:"Storage"`
-	SimpleStorage      link `json:"SimpleStorage"`
+	Processors         link  `json:"Processors"`
+	Memory             link  `json:"Memory"`
+	EthernetInterfaces link  `json:"EthernetInterfaces"`
+	NetworkInterfaces  link  `json:"NetworkInterfaces"`
+	Storage            link  `json:"Storage"`
+	SimpleStorage      link  `json:"SimpleStorage"`
+	PCIeDevices        links `json:"PCIeDevices"`
 
 	LastResetTime text `json:"LastResetTime"`
 	BootProgress  struct {
@@ -93,4 +103,6 @@ type manager struct {
 	DateTime      text           `json:"DateTime"`
 	Offset        text           `json:"DateTimeLocalOffset"`
 	SerialConsole serialConsoles `json:"SerialConsole"`
+
+	HostInterfaces link `json:"HostInterfaces"`
 }

@@ -27,6 +27,7 @@ type Service struct {
 	sessions string // path of the collection that logins are posted to
 	refused  bool   // the credentials were refused once, or the service is closed: never log in again
 	proven   bool   // the BMC has let us in
+	plain    bool   // the BMC does not expand collections, whatever its root says
 	crowded  bool   // the BMC has few sessions, or said that it has none left
 }
 
