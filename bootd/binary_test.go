@@ -1,7 +1,6 @@
 package bootd_test
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -21,6 +20,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/internal/nstest"
 )
 
@@ -105,28 +105,10 @@ func (r *rig) run(name string, args ...string) {
 	nstest.Run(r.t, name, args...)
 }
 
-// output is what a process has said so far.
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
-}
-
 type process struct {
 	t    *testing.T
 	cmd  *exec.Cmd
-	out  *output
+	out  *logtest.Buffer
 	done chan struct{}
 	code int
 }
@@ -135,7 +117,7 @@ type process struct {
 func (r *rig) start(run string, args ...string) *process {
 	r.t.Helper()
 	args = append([]string{"netns", "exec", r.ns, r.exe, "--config", r.conf, "--state-dir", filepath.Join(r.dir, "s"), "--run-dir", filepath.Join(r.dir, run)}, args...)
-	p := &process{t: r.t, cmd: exec.Command("ip", args...), out: new(output), done: make(chan struct{})}
+	p := &process{t: r.t, cmd: exec.Command("ip", args...), out: new(logtest.Buffer), done: make(chan struct{})}
 	p.cmd.Stderr = p.out
 	if err := p.cmd.Start(); err != nil {
 		r.t.Fatal(err)

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/systemd"
 )
@@ -424,16 +425,7 @@ func writeTest(t testing.TB, path, text string) {
 }
 
 // logBuffer collects an agent's log.
-type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
+type logBuffer struct{ logtest.Buffer }
 
 // waitFor fails the test when the log never says s.
 func (l *logBuffer) waitFor(t testing.TB, s string) {
@@ -443,11 +435,7 @@ func (l *logBuffer) waitFor(t testing.TB, s string) {
 	}
 }
 
-func (l *logBuffer) has(s string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.text.String(), s)
-}
+func (l *logBuffer) has(s string) bool { return strings.Contains(l.String(), s) }
 
 // runAgent runs an agent in this process, with short times, until the test
 // ends or stop is called.
@@ -489,7 +477,7 @@ func startAgent(t testing.TB, h *host, change func(*Options), handlers ...Handle
 				t.Errorf("the agent ends with %v", err)
 			}
 			if t.Failed() {
-				t.Logf("log of the agent:\n%s", log.text.String())
+				t.Logf("log of the agent:\n%s", log)
 			}
 		})
 	}

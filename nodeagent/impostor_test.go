@@ -24,11 +24,6 @@ func TestImpostor(t *testing.T) {
 	b.addr = evil.addr
 	h := newHost(t, b)
 	log, _ := runAgent(t, h)
-	said := func() string {
-		log.mu.Lock()
-		defer log.mu.Unlock()
-		return log.text.String()
-	}
 	const complaint = "is not the bootd of this site"
 	log.waitFor(t, complaint)
 	evil.stop()
@@ -36,16 +31,16 @@ func TestImpostor(t *testing.T) {
 	b.waitFor("it joins and applies its HostSpec", func() bool { return b.joins == 1 && applied(b, "base")() })
 	b.stop()
 
-	before := strings.Count(said(), complaint)
+	before := strings.Count(log.String(), complaint)
 	evil.start(listen())
-	b.waitFor("it refuses the impostor", func() bool { return strings.Count(said(), complaint) > before })
+	b.waitFor("it refuses the impostor", func() bool { return strings.Count(log.String(), complaint) > before })
 	evil.stop()
 	b.start(listen())
 	b.waitFor("it holds its stream again", func() bool { return b.streams == 2 })
 	if evil.joins != 0 || evil.streams != 0 || len(evil.clients) != 0 {
 		t.Errorf("the impostor saw %d joins, %d streams, %d certificates of hosts", evil.joins, evil.streams, len(evil.clients))
 	}
-	if strings.Contains(said(), testToken) {
+	if strings.Contains(log.String(), testToken) {
 		t.Error("the join token is in the log")
 	}
 }

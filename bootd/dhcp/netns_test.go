@@ -1,7 +1,6 @@
 package dhcp
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -26,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/internal/nstest"
 )
 
@@ -265,7 +265,7 @@ func TestDhclient(t *testing.T) {
 func start(t *testing.T, name string, args ...string) func() string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
-	var out output
+	var out logtest.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // no Pdeathsig: it fires when within's threads end
 	if err := cmd.Start(); err != nil {
@@ -279,23 +279,6 @@ func start(t *testing.T, name string, args ...string) func() string {
 		}
 	})
 	return out.String
-}
-
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // TestPerfdhcp runs complete exchanges by way of a relay, and reports dnsmasq's rate beside ours.

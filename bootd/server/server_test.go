@@ -38,6 +38,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/recovery"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
+	"github.com/rackweft/rackweft/internal/logtest"
 )
 
 // rig is a Server on a real store, with everything around it.
@@ -52,7 +53,7 @@ type rig struct {
 	decisions *journal.Journal[api.Decision]
 	decider   *fakeDecider
 	consoles  chan net.Conn // the Machine's ends
-	logs      *lockedBuffer
+	logs      *logtest.Buffer
 	server    *Server
 	base      string // https URL
 	socket    string
@@ -61,23 +62,6 @@ type rig struct {
 	mu     sync.Mutex
 	audits []api.AuditRecord
 	bodies bytes.Buffer // everything that was answered to do
-}
-
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // fakeDecider lets in one token.
@@ -153,7 +137,7 @@ func digestOf(text string) api.SHA256 {
 // newRig starts a Server on a port and a socket of its own.
 func newRig(t testing.TB, change ...func(*Config)) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: t.TempDir(), logs: new(lockedBuffer), decider: &fakeDecider{token: "boot-token"}, consoles: make(chan net.Conn, 1)}
+	r := &rig{t: t, dir: t.TempDir(), logs: new(logtest.Buffer), decider: &fakeDecider{token: "boot-token"}, consoles: make(chan net.Conn, 1)}
 	log := slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -1,34 +1,17 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"sync"
 	"testing"
+
+	"github.com/rackweft/rackweft/internal/logtest"
 )
-
-// sheet collects a log that goroutines of etcd's write, too.
-type sheet struct {
-	mu  sync.Mutex
-	all bytes.Buffer
-}
-
-func (s *sheet) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.all.Write(b)
-}
-
-func (s *sheet) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.all.String()
-}
 
 // Etcd calls it an error four times that its listeners end when it is closed.
 func TestCloseIsNoError(t *testing.T) {
-	log := new(sheet)
+	log := new(logtest.Buffer)
 	s, err := Open(t.Context(), Config{Dir: t.TempDir()}, newSealer(t), slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		t.Fatal(err)

@@ -25,39 +25,23 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // bench is a server on a free port of loopback and all that it told.
 type bench struct {
 	*Server
-	log *lockedBuffer
+	log *logtest.Buffer
 
 	mu        sync.Mutex
 	transfers []Transfer
 	seen      chan struct{} // one value per transfer
 }
 
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 func start(t *testing.T, cfg Config) *bench {
 	t.Helper()
-	b := &bench{log: new(lockedBuffer), seen: make(chan struct{}, 1000)}
+	b := &bench{log: new(logtest.Buffer), seen: make(chan struct{}, 1000)}
 	cfg.Listen = netip.MustParseAddrPort("127.0.0.1:0")
 	cfg.Log = slog.New(slog.NewTextHandler(b.log, nil))
 	cfg.Observe = func(tr Transfer) {

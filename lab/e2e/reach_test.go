@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -14,11 +13,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/lab/guestos"
 )
 
@@ -32,21 +31,8 @@ type session struct {
 	d    *desk
 	cmd  *exec.Cmd
 	in   io.WriteCloser
-	mu   sync.Mutex
-	said bytes.Buffer
+	said logtest.Buffer
 	done chan struct{}
-}
-
-func (s *session) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.said.Write(p)
-}
-
-func (s *session) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.said.String()
 }
 
 func (d *desk) session(args ...string) *session {
@@ -56,7 +42,7 @@ func (d *desk) session(args ...string) *session {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	s.in, s.cmd.Stdout, s.cmd.Stderr = in, s, s
+	s.in, s.cmd.Stdout, s.cmd.Stderr = in, &s.said, &s.said
 	if err := s.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
@@ -69,7 +55,7 @@ func (d *desk) session(args ...string) *session {
 func (s *session) hears(words string) {
 	s.d.t.Helper()
 	s.d.wait("weftctl says "+words, func(context.Context) error {
-		if said := s.String(); !strings.Contains(said, words) {
+		if said := s.said.String(); !strings.Contains(said, words) {
 			return fmt.Errorf("it says %q", said[max(0, len(said)-500):])
 		}
 		return nil
@@ -89,7 +75,7 @@ func (s *session) ends() int {
 	case <-s.done:
 		return s.cmd.ProcessState.ExitCode()
 	case <-time.After(2 * time.Minute):
-		s.d.t.Fatalf("it does not end: %s", s)
+		s.d.t.Fatalf("it does not end: %s", s.said.String())
 		return 0
 	}
 }
@@ -102,12 +88,12 @@ func (d *desk) console() *session {
 		for {
 			select {
 			case <-s.done:
-				return errors.New(s.String())
+				return errors.New(s.said.String())
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-time.After(20 * time.Millisecond):
 			}
-			if strings.Contains(s.String(), "@tick ") {
+			if strings.Contains(s.said.String(), "@tick ") {
 				return nil
 			}
 		}
@@ -210,7 +196,7 @@ func TestReach(t *testing.T) {
 	first.hears("@did disk none")
 	first.types("\r~.")
 	if code := first.ends(); code != 0 {
-		t.Errorf("detaching: %d %s", code, first)
+		t.Errorf("detaching: %d %s", code, first.said.String())
 	}
 
 	d.wait("its agent listens", func(context.Context) error {
@@ -235,8 +221,8 @@ func TestReach(t *testing.T) {
 	})
 	h.agent.kill()
 	second.ends()
-	if code := command.ends(); code != 1 || !strings.Contains(command.String(), "it may have run") {
-		t.Errorf("a command whose host has gone: %d %s", code, command)
+	if code := command.ends(); code != 1 || !strings.Contains(command.said.String(), "it may have run") {
+		t.Errorf("a command whose host has gone: %d %s", code, command.said.String())
 	}
 	d.wait("bootd notices", func(context.Context) error {
 		if code, _, said := d.weftctl("guest", "console", deskGuest); code != 1 || !strings.Contains(said, "host r1u07 is not connected to this bootd") {
@@ -278,7 +264,7 @@ func (d *desk) see() {
 	d.t.Helper()
 	s := d.session("guest", "vnc", deskGuest)
 	s.hears("vnc://")
-	_, address, _ := strings.Cut(s.String(), "vnc://")
+	_, address, _ := strings.Cut(s.said.String(), "vnc://")
 	address, _, _ = strings.Cut(address, "\n")
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -288,7 +274,7 @@ func (d *desk) see() {
 	in := bufio.NewReader(conn)
 	version, err := in.ReadString('\n')
 	if err != nil || version != "RFB 003.008\n" {
-		d.t.Fatalf("the display begins with %q: %v; %s", version, err, s)
+		d.t.Fatalf("the display begins with %q: %v; %s", version, err, s.said.String())
 	}
 	if _, err := io.WriteString(conn, version+"\x01\x01"); err != nil { // no security, shared
 		d.t.Fatal(err)

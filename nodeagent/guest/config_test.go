@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/internal/namespace"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/nodeagent"
@@ -69,7 +70,7 @@ func TestServeConfig(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	source := new(configSource)
-	var log lockedBuffer
+	var log logtest.Buffer
 	h.with = func(o *Options) { o.Config, o.Log = source.config, slog.New(slog.NewTextHandler(&log, nil)) }
 	h.run()
 	with := bare(h)
@@ -159,23 +160,6 @@ func TestServeConfig(t *testing.T) {
 	if n := counted.GetCounter().GetValue(); n != 2 {
 		t.Errorf("%v refusals of the last agent are counted", n)
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // network gives the host an overlay with one Network, green: 10.7.1.0/24.

@@ -11,10 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/internal/nstest"
 	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
@@ -166,22 +166,7 @@ func must(t testing.TB, err error) {
 }
 
 // logs is text that grows.
-type logs struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logs) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
+type logs struct{ logtest.Buffer }
 
 func (l *logs) has(format string, args ...any) bool {
 	return strings.Contains(l.String(), fmt.Sprintf(format, args...))
