@@ -27,7 +27,7 @@ func rooms() map[string][]string {
 		"hardware":        {"api"},
 		"bgp":             {"api", "bgp"},
 		"bootd":           {"api", "systemd", "ignition", "hardware", "bgp", "bootd"},
-		"bootd/admission": {"api", "ignition", "bootd/store", "bootd/network", "bootd/machine", "bootd/trust"},
+		"bootd/admission": {"api", "ignition", "bootd/store", "bootd/network", "bootd/machine", "bootd/trust", "bootd/internal"},
 		"bootd/trust":     {"api"},
 		"bootd/part":      {"api", "bootd/store"},
 		// What owns a kind does not know what streams to hosts.

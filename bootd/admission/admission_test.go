@@ -1,52 +1,13 @@
 package admission
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
-
-// fixtures are objects that fit together.
-func fixtures() []api.Object {
-	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601}}
-	zone.Metadata.Name = "yellow"
-	prod := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.8.0/24")}}
-	prod.Metadata.Name = "prod"
-	pxe := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth1", Prefixes: prefixList("198.18.0.0/24")}}
-	pxe.Metadata.Name = "pxe"
-	image := &api.Image{Spec: api.ImageSpec{Version: "1", Files: map[string]api.ImageFile{"kernel": {SHA256: digestOf("kernel")}}}}
-	image.Metadata.Name = "debian"
-	layer := &api.Layer{Spec: api.LayerSpec{Butane: "storage: {}"}}
-	layer.Metadata.Name = "site"
-	profile := &api.Profile{Spec: api.ProfileSpec{Image: "debian", Layers: []string{"site"}}}
-	profile.Metadata.Name = "worker"
-	secret := &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"username": "a", "password": "b"}}}
-	secret.Metadata.Name = "bmc"
-	network := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16"), VNI: 10017}}
-	network.Metadata.Name = "net1"
-	machine := newMachine("r1", "52:54:00:00:00:01")
-	machine.Spec.Zone, machine.Spec.Profile = "yellow", "worker"
-	machine.Spec.Links = append(machine.Spec.Links, api.Link{Name: "prod", VLAN: &api.VLAN{Link: "eth0", ID: 8}, Subnet: "prod", Addresses: []netip.Addr{netip.MustParseAddr("198.18.8.7")}})
-	machine.Spec.BMC = &api.BMC{Address: "https://198.18.0.7", Credentials: "bmc"}
-	all := []api.Object{zone, secret, prod, pxe, image, layer, profile, network, machine}
-	for _, o := range all {
-		o.SetDefaults()
-	}
-	return all
-}
-
-func prefixList(texts ...string) []netip.Prefix {
-	var list []netip.Prefix
-	for _, t := range texts {
-		list = append(list, netip.MustParsePrefix(t))
-	}
-	return list
-}
 
 func worldOf(objects ...api.Object) *World {
 	w := NewWorld()
@@ -60,7 +21,7 @@ func worldOf(objects ...api.Object) *World {
 // fault.
 func TestAdmission(t *testing.T) {
 	machine := func(change func(*api.Machine)) api.Object {
-		m := newMachine("r2", "52:54:00:00:00:02")
+		m := testsite.NewMachine("r2", "52:54:00:00:00:02")
 		m.Spec.Zone = "yellow"
 		change(m)
 		return m
@@ -110,17 +71,17 @@ func TestAdmission(t *testing.T) {
 		}), "", ""},
 		{"other Zone", machine(func(m *api.Machine) { link("prod")(m); m.Spec.Zone = "red" }), "/spec/links/1/subnet", "belongs to Zone yellow"},
 		{"no Zone", machine(func(m *api.Machine) { link("prod")(m); m.Spec.Zone = "" }), "/spec/links/1/subnet", "set spec.zone"},
-		{"itself", newMachine("r1", "52:54:00:00:00:01"), "", ""},
-		{"overlapping Subnet", subnet("x", api.SubnetSpec{Purpose: api.Management, Prefixes: prefixList("198.19.0.0/24", "198.18.0.0/16")}), "/spec/prefixes/1", "of Subnet p"},
-		{"second on one interface", subnet("x", api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth1", Prefixes: prefixList("198.19.0.0/24")}), "/spec/interface", "Subnet pxe"},
-		{"other interface", subnet("x", api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth2", Prefixes: prefixList("198.19.0.0/24")}), "", ""},
-		{"Subnet leaves its Machines", subnet("prod", api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.9.0/24")}), "/spec/prefixes", "198.18.8.7 of Machine r1"},
-		{"Subnet leaves the Zone", subnet("prod", api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: prefixList("198.18.8.0/24")}), "/spec/zone", "Machine r1"},
+		{"itself", testsite.NewMachine("r1", "52:54:00:00:00:01"), "", ""},
+		{"overlapping Subnet", subnet("x", api.SubnetSpec{Purpose: api.Management, Prefixes: testsite.Prefixes("198.19.0.0/24", "198.18.0.0/16")}), "/spec/prefixes/1", "of Subnet p"},
+		{"second on one interface", subnet("x", api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth1", Prefixes: testsite.Prefixes("198.19.0.0/24")}), "/spec/interface", "Subnet pxe"},
+		{"other interface", subnet("x", api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth2", Prefixes: testsite.Prefixes("198.19.0.0/24")}), "", ""},
+		{"Subnet leaves its Machines", subnet("prod", api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.9.0/24")}), "/spec/prefixes", "198.18.8.7 of Machine r1"},
+		{"Subnet leaves the Zone", subnet("prod", api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: testsite.Prefixes("198.18.8.0/24")}), "/spec/zone", "Machine r1"},
 		{"ASN in use", zone, "/spec/asn", "Zone yellow"},
 		{"VNI in use", network, "/spec/vni", "Network net1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := Judge(worldOf(fixtures()...), c.object, nil)
+			v := Judge(worldOf(testsite.Objects()...), c.object, nil)
 			if c.pointer == "" {
 				if len(v.Errors) > 0 {
 					t.Errorf("refused: %v", v.Errors)
@@ -140,7 +101,7 @@ func TestAdmission(t *testing.T) {
 }
 
 func TestAdmissionWarnsOfWhatIsMissing(t *testing.T) {
-	all := fixtures()
+	all := testsite.Objects()
 	m := all[len(all)-1]
 	if v := Judge(worldOf(all...), m, nil); len(v.Warnings) > 0 {
 		t.Errorf("all is there, and yet: %v", v.Warnings)
@@ -152,21 +113,6 @@ func TestAdmissionWarnsOfWhatIsMissing(t *testing.T) {
 			t.Errorf("%s is missing in: %s", w, text)
 		}
 	}
-}
-
-func newMachine(name string, macs ...api.MAC) *api.Machine {
-	m := new(api.Machine)
-	m.Metadata.Name = name
-	for i, mac := range macs {
-		m.Spec.Links = append(m.Spec.Links, api.Link{Name: fmt.Sprintf("eth%d", i), MAC: mac})
-	}
-	m.SetDefaults()
-	return m
-}
-
-func digestOf(text string) api.SHA256 {
-	sum := sha256.Sum256([]byte(text))
-	return api.SHA256(hex.EncodeToString(sum[:]))
 }
 
 func TestEveryKindHasRules(t *testing.T) {
@@ -210,11 +156,11 @@ func TestBMCOfTwoProtocols(t *testing.T) {
 // TestOperatorKeepsIPMI: an operator changes a Machine whose BMC is spoken to in IPMI, as long as the BMC stays.
 func TestOperatorKeepsIPMI(t *testing.T) {
 	of := func(suite int) *api.Machine {
-		m := newMachine("r9", "52:54:00:00:00:09")
+		m := testsite.NewMachine("r9", "52:54:00:00:00:09")
 		m.Spec.BMC = &api.BMC{Address: "ipmi://198.18.0.9", Protocol: api.ProtocolIPMI, Credentials: "bmc", IPMI: &api.BMCIPMI{CipherSuite: &suite}}
 		return m
 	}
-	w := worldOf(fixtures()...)
+	w := worldOf(testsite.Objects()...)
 	if why := w.bmcSecret(of(17), of(17)); why != "" {
 		t.Errorf("the same BMC is refused: %s", why)
 	}
@@ -226,11 +172,11 @@ func TestOperatorKeepsIPMI(t *testing.T) {
 // TestSharedBMC: Machines share a BMC when each names a system of its own.
 func TestSharedBMC(t *testing.T) {
 	blade := func(name string, mac api.MAC, system string) *api.Machine {
-		m := newMachine(name, mac)
+		m := testsite.NewMachine(name, mac)
 		m.Spec.BMC = &api.BMC{Address: "https://198.18.0.9", Credentials: "bmc", System: system}
 		return m
 	}
-	w := worldOf(append(fixtures(), blade("r9", "52:54:00:00:00:09", "Node1"))...)
+	w := worldOf(append(testsite.Objects(), blade("r9", "52:54:00:00:00:09", "Node1"))...)
 	for system, pointer := range map[string]string{"": "/spec/bmc/address", "Node1": "/spec/bmc/system", "Node2": ""} {
 		got := ""
 		for _, e := range Judge(w, blade("r2", "52:54:00:00:00:02", system), nil).Errors {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 func secretFor(name string, uses *api.SecretUses) *api.Secret {
@@ -17,10 +18,10 @@ func secretFor(name string, uses *api.SecretUses) *api.Secret {
 // given is a world in which Profile worker, of Machine r1 in Zone yellow, lists
 // Layers site and base, base asks for vault, Guest web is on net1 of the Zone.
 func givenWorld(secrets ...*api.Secret) *World {
-	f := fixtures()
+	f := testsite.Objects()
 	f[6].(*api.Profile).Spec.Layers = []string{"site", "base"}
-	f[0].(*api.Zone).Spec.Uplinks = []api.Uplink{{Address: prefixList("198.18.8.1/32")[0].Addr(), ASN: 64999, Secret: "leaf"}}
-	f[7].(*api.Network).Spec.Peering = &api.Peering{ASN: 64513, Prefixes: prefixList("10.244.0.0/16"), Secret: "peering"}
+	f[0].(*api.Zone).Spec.Uplinks = []api.Uplink{{Address: testsite.Prefixes("198.18.8.1/32")[0].Addr(), ASN: 64999, Secret: "leaf"}}
+	f[7].(*api.Network).Spec.Peering = &api.Peering{ASN: 64513, Prefixes: testsite.Prefixes("10.244.0.0/16"), Secret: "peering"}
 	base := &api.Layer{Spec: api.LayerSpec{Butane: `a: {{ secret "vault" "password" }}`}}
 	base.Metadata.Name = "base"
 	other := &api.Layer{Spec: api.LayerSpec{Butane: "storage: {}"}}
@@ -59,7 +60,7 @@ func TestOnlyAdmins(t *testing.T) {
 	}
 	evil := func(profile, zone string) func(w *World) (api.Object, api.Object) {
 		return func(*World) (api.Object, api.Object) {
-			m := newMachine("evil", "52:54:00:00:00:66")
+			m := testsite.NewMachine("evil", "52:54:00:00:00:66")
 			m.Spec.Profile, m.Spec.Zone = profile, zone
 			return m, nil
 		}

@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 // TestNetworkAdmission changes a Network that has leases in one way each, beside
 // another of its Zone and one of another Zone.
 func TestNetworkAdmission(t *testing.T) {
 	make := func(name, zone string, cidrs ...string) *api.Network {
-		n := &api.Network{Spec: api.NetworkSpec{Zone: zone, CIDRs: prefixList(cidrs...)}}
+		n := &api.Network{Spec: api.NetworkSpec{Zone: zone, CIDRs: testsite.Prefixes(cidrs...)}}
 		n.Metadata.Name = name
 		n.SetDefaults()
 		return n
@@ -20,7 +21,7 @@ func TestNetworkAdmission(t *testing.T) {
 	other.Spec.Advertise, other.Spec.Allow = true, []string{"net"}
 	other.Status.VNI = 10001
 	peering := func(asn uint32, texts ...string) *api.Peering {
-		return &api.Peering{ASN: asn, Prefixes: prefixList(texts...)}
+		return &api.Peering{ASN: asn, Prefixes: testsite.Prefixes(texts...)}
 	}
 	told := func(texts ...string) *api.Peering {
 		p := peering(64512, texts...)
@@ -30,11 +31,11 @@ func TestNetworkAdmission(t *testing.T) {
 	other.Spec.Peering = peering(64513, "10.245.0.0/16")
 	other.Spec.Peering.Advertise = true
 	abroad := make("abroad", "red", "10.7.0.0/16")
-	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.0.0.0/8")}}
+	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601, Prefixes: testsite.Prefixes("10.0.0.0/8")}}
 	zone.Metadata.Name = "yellow"
-	subnet := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.8.0/24")}}
+	subnet := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.8.0/24")}}
 	subnet.Metadata.Name = "prod"
-	second := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("10.99.8.0/24")}}
+	second := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("10.99.8.0/24")}}
 	second.Metadata.Name = "second"
 	w := worldOf(zone, subnet, second, other, abroad)
 
@@ -46,31 +47,31 @@ func TestNetworkAdmission(t *testing.T) {
 		words   string
 	}{
 		{"as it was", 3, func(*api.Network) {}, "", ""},
-		{"CIDR added", 3, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/16", "10.8.0.0/16") }, "", ""},
-		{"CIDR widened", 3, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.4.0.0/15") }, "", ""},
-		{"CIDR changed without leases", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.HostPrefix = prefixList("10.9.0.0/20"), 26 }, "", ""},
+		{"CIDR added", 3, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.5.0.0/16", "10.8.0.0/16") }, "", ""},
+		{"CIDR widened", 3, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.4.0.0/15") }, "", ""},
+		{"CIDR changed without leases", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.HostPrefix = testsite.Prefixes("10.9.0.0/20"), 26 }, "", ""},
 		{"VNI pinned as it is", 3, func(n *api.Network) { n.Spec.VNI = 10017 }, "", ""},
 		{"allowed", 3, func(n *api.Network) { n.Spec.Allow = []string{"other"} }, "", ""},
 		{"advertised", 3, func(n *api.Network) { n.Spec.Advertise = true }, "", ""},
 
 		{"VNI changed", 0, func(n *api.Network) { n.Spec.VNI = 10018 }, "/spec/vni", "10017 and cannot change"},
 		{"VNI of another", 0, func(n *api.Network) { n.Spec.VNI = 10001 }, "/spec/vni", ""},
-		{"CIDR narrowed", 3, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/17") }, "/spec/cidrs", "10.5.0.0/16 is missing"},
+		{"CIDR narrowed", 3, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.5.0.0/17") }, "/spec/cidrs", "10.5.0.0/16 is missing"},
 		{"lease length", 3, func(n *api.Network) { n.Spec.HostPrefix = 25 }, "/spec/hostPrefix", "3 leases are /24"},
 		{"Zone", 3, func(n *api.Network) { n.Spec.Zone = "red" }, "/spec/zone", ""},
-		{"own overlap", 3, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/16", "10.5.9.0/24") }, "/spec/", "overlaps 10.5.0.0/16"},
-		{"too few leases", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/23") }, "/spec/hostPrefix", "/25 or longer"},
-		{"IPv6 alone", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("2001:db8::/48") }, "/spec/cidrs", "one IPv4"},
-		{"multicast", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("224.0.0.0/16") }, "/spec/cidrs/0", "not for unicast"},
-		{"overlaps one that allows it", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.6.0.0/16") }, "/spec/cidrs", "spec.allow names this"},
-		{"allows one that it overlaps", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Allow = prefixList("10.6.0.0/16"), []string{"other"} }, "/spec/allow/0", "would be ambiguous"},
+		{"own overlap", 3, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.5.0.0/16", "10.5.9.0/24") }, "/spec/", "overlaps 10.5.0.0/16"},
+		{"too few leases", 0, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.5.0.0/23") }, "/spec/hostPrefix", "/25 or longer"},
+		{"IPv6 alone", 0, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("2001:db8::/48") }, "/spec/cidrs", "one IPv4"},
+		{"multicast", 0, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("224.0.0.0/16") }, "/spec/cidrs/0", "not for unicast"},
+		{"overlaps one that allows it", 0, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.6.0.0/16") }, "/spec/cidrs", "spec.allow names this"},
+		{"allows one that it overlaps", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Allow = testsite.Prefixes("10.6.0.0/16"), []string{"other"} }, "/spec/allow/0", "would be ambiguous"},
 		{"allows another Zone's", 0, func(n *api.Network) { n.Spec.Allow = []string{"abroad"} }, "/spec/allow/0", "within one Zone only"},
-		{"advertised over another", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Advertise = prefixList("10.6.0.0/15"), true }, "/spec/", ""},
-		{"advertised over a Subnet", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Advertise = prefixList("198.18.0.0/16"), true }, "/spec/advertise", "Subnet prod"},
-		{"IPv6 beside it", 3, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/16", "fd00:5::/48") }, "", ""},
-		{"IPv6 not for unicast", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/16", "fe80::/64") }, "/spec/cidrs/1", "fd00::/8"},
-		{"IPv4 in IPv6", 0, func(n *api.Network) { n.Spec.CIDRs = prefixList("10.5.0.0/16", "::ffff:10.0.0.0/112") }, "/spec/cidrs/1", "not for unicast"},
-		{"direct over another", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Direct = prefixList("10.6.8.0/22"), true }, "/spec/", ""},
+		{"advertised over another", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Advertise = testsite.Prefixes("10.6.0.0/15"), true }, "/spec/", ""},
+		{"advertised over a Subnet", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Advertise = testsite.Prefixes("198.18.0.0/16"), true }, "/spec/advertise", "Subnet prod"},
+		{"IPv6 beside it", 3, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.5.0.0/16", "fd00:5::/48") }, "", ""},
+		{"IPv6 not for unicast", 0, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.5.0.0/16", "fe80::/64") }, "/spec/cidrs/1", "fd00::/8"},
+		{"IPv4 in IPv6", 0, func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes("10.5.0.0/16", "::ffff:10.0.0.0/112") }, "/spec/cidrs/1", "not for unicast"},
+		{"direct over another", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Direct = testsite.Prefixes("10.6.8.0/22"), true }, "/spec/", ""},
 		{"peering", 3, func(n *api.Network) { n.Spec.Peering = peering(64512, "10.244.0.0/16") }, "", ""},
 		{"what guests announce outside of the Zone", 0, func(n *api.Network) {
 			n.Spec.Advertise, n.Spec.Peering = true, told("172.30.0.0/16")
@@ -85,7 +86,9 @@ func TestNetworkAdmission(t *testing.T) {
 		{"what guests announce", 0, func(n *api.Network) { n.Spec.Advertise, n.Spec.Peering = true, told("10.244.0.0/16", "fd00::/48") }, "", ""},
 		{"guests with the Zone's ASN", 3, func(n *api.Network) { n.Spec.Peering = peering(64601, "10.244.0.0/16") }, "/spec/peering/asn", "Zone yellow"},
 		{"guests draw what another allows", 3, func(n *api.Network) { n.Spec.Peering = peering(64512, "10.6.8.0/24") }, "/spec/peering/prefixes", "Network other"},
-		{"guests of another draw", 0, func(n *api.Network) { n.Spec.CIDRs, n.Spec.Allow = prefixList("10.245.0.0/16"), []string{"other"} }, "/spec/cidrs", "spec.peering.prefixes of Network other"},
+		{"guests of another draw", 0, func(n *api.Network) {
+			n.Spec.CIDRs, n.Spec.Allow = testsite.Prefixes("10.245.0.0/16"), []string{"other"}
+		}, "/spec/cidrs", "spec.peering.prefixes of Network other"},
 		{"flannel's own name", 0, func(n *api.Network) { n.Metadata.Name = "subnets" }, "/metadata/name", "flanneld"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -119,7 +122,7 @@ func TestNetworkAdmission(t *testing.T) {
 // be, none of the others may make it.
 func TestNetworkNeighbours(t *testing.T) {
 	make := func(name, cidr string, change ...func(*api.Network)) *api.Network {
-		n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList(strings.Fields(cidr)...), HostPrefix: 28}}
+		n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes(strings.Fields(cidr)...), HostPrefix: 28}}
 		n.Metadata.Name = name
 		for _, fn := range change {
 			fn(n)
@@ -132,12 +135,12 @@ func TestNetworkNeighbours(t *testing.T) {
 	red := func(n *api.Network) { n.Spec.Zone = "red" }
 	allow := func(names ...string) func(*api.Network) { return func(n *api.Network) { n.Spec.Allow = names } }
 	zone := func(name string, prefixes ...string) *api.Zone {
-		z := &api.Zone{Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList(prefixes...)}}
+		z := &api.Zone{Spec: api.ZoneSpec{ASN: 64601, Prefixes: testsite.Prefixes(prefixes...)}}
 		z.Metadata.Name = name
 		return z
 	}
 	subnet := func(prefix string) *api.Subnet {
-		s := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Management, Prefixes: prefixList(prefix)}}
+		s := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Management, Prefixes: testsite.Prefixes(prefix)}}
 		s.Metadata.Name = "bmc"
 		return s
 	}

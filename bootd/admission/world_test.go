@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 // crowd makes objects out of few values, so that they get in each other's way.
@@ -40,7 +41,7 @@ func (r crowd) prefixes() []netip.Prefix {
 }
 
 func (r crowd) machine() api.Object {
-	m := newMachine(r.name("m"))
+	m := testsite.NewMachine(r.name("m"))
 	for i := range r.IntN(3) {
 		l := api.Link{Name: fmt.Sprintf("eth%d", i), MAC: api.MAC(r.of("52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03")), Subnet: r.name("s"), Addresses: r.addrs()}
 		if r.maybe() {

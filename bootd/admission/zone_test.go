@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 // TestZoneAdmission holds two Zones apart: each line is one way in which they
@@ -22,7 +23,7 @@ func TestZoneAdmission(t *testing.T) {
 		return z
 	}
 	over := func(texts ...string) func(*api.Zone) {
-		return func(z *api.Zone) { z.Spec.Prefixes = prefixList(texts...) }
+		return func(z *api.Zone) { z.Spec.Prefixes = testsite.Prefixes(texts...) }
 	}
 	uplink := func(address string, asn uint32, secret string) func(*api.Zone) {
 		return func(z *api.Zone) {
@@ -30,7 +31,7 @@ func TestZoneAdmission(t *testing.T) {
 		}
 	}
 	subnet := func(name, zone, prefix string) *api.Subnet {
-		s := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: zone, Prefixes: prefixList(prefix)}}
+		s := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: zone, Prefixes: testsite.Prefixes(prefix)}}
 		if zone == "" {
 			s.Spec.Purpose = api.Management
 		}
@@ -39,13 +40,13 @@ func TestZoneAdmission(t *testing.T) {
 		return s
 	}
 	tenant := func(zone, cidr string, advertise bool) *api.Network {
-		n := &api.Network{Spec: api.NetworkSpec{Zone: zone, CIDRs: prefixList(cidr), Advertise: advertise}}
+		n := &api.Network{Spec: api.NetworkSpec{Zone: zone, CIDRs: testsite.Prefixes(cidr), Advertise: advertise}}
 		n.Metadata.Name = "net"
 		n.SetDefaults()
 		return n
 	}
 	machine := func(address string) *api.Machine {
-		m := newMachine("r1", "52:54:00:00:00:01")
+		m := testsite.NewMachine("r1", "52:54:00:00:00:01")
 		m.Spec.Zone = "yellow"
 		m.Spec.Links = append(m.Spec.Links, api.Link{Name: "prod", VLAN: &api.VLAN{Link: "eth0", ID: 8}, Subnet: "prod", Addresses: []netip.Addr{addr(address)}})
 		return m
@@ -56,7 +57,7 @@ func TestZoneAdmission(t *testing.T) {
 		}
 	}
 	pool := func(text string) func(*api.Zone) {
-		return func(z *api.Zone) { z.Spec.Loopbacks = prefixList(text) }
+		return func(z *api.Zone) { z.Spec.Loopbacks = testsite.Prefixes(text) }
 	}
 	chosen := func(machine, address string) func(*api.Zone) {
 		return func(z *api.Zone) {
@@ -80,7 +81,7 @@ func TestZoneAdmission(t *testing.T) {
 	}
 	peering := func(secret string) *api.Network {
 		n := tenant("yellow", "10.5.0.0/16", false)
-		n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: prefixList("10.244.0.0/16"), Secret: secret}
+		n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: testsite.Prefixes("10.244.0.0/16"), Secret: secret}
 		return n
 	}
 	withoutData := func(s *api.Secret) *api.Secret { s.Spec.Data = nil; return s }

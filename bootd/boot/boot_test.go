@@ -45,14 +45,6 @@ type bench struct {
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-func prefixes(list ...string) []netip.Prefix {
-	var out []netip.Prefix
-	for _, s := range list {
-		out = append(out, netip.MustParsePrefix(s))
-	}
-	return out
-}
-
 func span(first, last string) api.AddrRange {
 	return api.AddrRange{First: addr(first), Last: addr(last)}
 }
@@ -68,9 +60,9 @@ func newBench(t *testing.T) *bench {
 		Agent: Agent{Digest: digest("9"), Unit: "[Service]\nExecStart=/opt/rackweft/bin/nodeagent\n", Speaker: "[Service]\nExecStart=/opt/rackweft/bin/nodeagent speaker\n"},
 		Interfaces: func() map[string][]netip.Prefix {
 			return map[string][]netip.Prefix{
-				"eth0": prefixes("198.18.9.1/24"),
-				"eth1": prefixes("198.18.9.2/24", "198.18.0.2/24", "198.18.0.1/24"),
-				"eth2": prefixes("198.18.1.1/24"),
+				"eth0": testsite.Prefixes("198.18.9.1/24"),
+				"eth1": testsite.Prefixes("198.18.9.2/24", "198.18.0.2/24", "198.18.0.1/24"),
+				"eth2": testsite.Prefixes("198.18.1.1/24"),
 			}
 		},
 		Neighbour: func(iface string, a netip.Addr) (api.MAC, bool) {
@@ -92,10 +84,10 @@ func newBench(t *testing.T) *bench {
 		&api.Site{Base: testsite.Named("site"), Spec: api.SiteSpec{Domain: "dc1.example", DNS: []netip.Addr{addr("198.18.8.1")}}},
 		&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601}},
 		&api.Secret{Base: testsite.Named("vault"), Spec: api.SecretSpec{Data: map[string]string{"password": secret}, Uses: &api.SecretUses{Layers: []string{"base"}}}},
-		&api.Subnet{Base: testsite.Named("pxe"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth1", Prefixes: prefixes("198.18.0.0/24"), Range: span("198.18.0.100", "198.18.0.109"), Gateway: addr("198.18.0.1")}},
-		&api.Subnet{Base: testsite.Named("other-dhcp"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth2", Mode: api.Proxy, Prefixes: prefixes("198.18.1.0/24")}},
-		&api.Subnet{Base: testsite.Named("far"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: prefixes("198.18.3.0/24"), Range: span("198.18.3.100", "198.18.3.109"), Relays: []netip.Addr{addr("198.18.3.1")}}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixes("198.18.8.0/24"), Gateway: addr("198.18.8.1")}},
+		&api.Subnet{Base: testsite.Named("pxe"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth1", Prefixes: testsite.Prefixes("198.18.0.0/24"), Range: span("198.18.0.100", "198.18.0.109"), Gateway: addr("198.18.0.1")}},
+		&api.Subnet{Base: testsite.Named("other-dhcp"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth2", Mode: api.Proxy, Prefixes: testsite.Prefixes("198.18.1.0/24")}},
+		&api.Subnet{Base: testsite.Named("far"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: testsite.Prefixes("198.18.3.0/24"), Range: span("198.18.3.100", "198.18.3.109"), Relays: []netip.Addr{addr("198.18.3.1")}}},
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.8.0/24"), Gateway: addr("198.18.8.1")}},
 		&api.Layer{Base: testsite.Named("base"), Spec: api.LayerSpec{Butane: "storage:\n  files:\n    - path: /etc/vault\n      mode: 0600\n      contents:\n        inline: {{ secret \"vault\" \"password\" | quote }}\n"}},
 		img,
 		&api.Profile{Base: testsite.Named("worker"), Spec: api.ProfileSpec{Image: "img", Layers: []string{"base"}, KernelArguments: []string{"console=ttyS0"}}},
@@ -798,10 +790,10 @@ func TestDiscoveredIsSeenAgain(t *testing.T) {
 func TestSubnetConditions(t *testing.T) {
 	b := newBench(t)
 	b.Create(
-		&api.Subnet{Base: testsite.Named("wrong"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth0", Prefixes: prefixes("2001:db8::/64"), Range: span("2001:db8::1", "2001:db8::9")}},
-		&api.Subnet{Base: testsite.Named("absent"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth9", Prefixes: prefixes("198.18.20.0/24")}},
-		&api.Subnet{Base: testsite.Named("addressless"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth0", Prefixes: prefixes("198.18.21.0/24")}},
-		&api.Subnet{Base: testsite.Named("blind"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Mode: api.Proxy, Prefixes: prefixes("198.18.22.0/24")}},
+		&api.Subnet{Base: testsite.Named("wrong"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth0", Prefixes: testsite.Prefixes("2001:db8::/64"), Range: span("2001:db8::1", "2001:db8::9")}},
+		&api.Subnet{Base: testsite.Named("absent"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth9", Prefixes: testsite.Prefixes("198.18.20.0/24")}},
+		&api.Subnet{Base: testsite.Named("addressless"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Interface: "eth0", Prefixes: testsite.Prefixes("198.18.21.0/24")}},
+		&api.Subnet{Base: testsite.Named("blind"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Mode: api.Proxy, Prefixes: testsite.Prefixes("198.18.22.0/24")}},
 	)
 	if err := b.d.ApplySubnets(t.Context()); err != nil {
 		t.Fatal(err)

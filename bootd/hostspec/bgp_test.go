@@ -23,14 +23,6 @@ import (
 
 var update = flag.Bool("update", false, "write the golden parts anew")
 
-func prefixList(texts ...string) []netip.Prefix {
-	var list []netip.Prefix
-	for _, p := range texts {
-		list = append(list, netip.MustParsePrefix(p))
-	}
-	return list
-}
-
 // newZone is a rack whose hosts have bgp parts: the first two are reflectors,
 // and each has leases of the advertised Networks blue and green, of green
 // outside of the Zone's prefixes.
@@ -43,7 +35,7 @@ func newZone(t testing.TB, hosts int) *rack {
 			return store.OpenSecret(ctx, r.Store, name, use)
 		},
 	}
-	yellow := &api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.5.0.0/16", "fd00:5::/48"),
+	yellow := &api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: testsite.Prefixes("10.5.0.0/16", "fd00:5::/48"),
 		BGP: api.ZoneBGP{GracefulRestart: api.Duration(time.Minute), BMP: []netip.AddrPort{netip.MustParseAddrPort("198.18.0.250:11019")}},
 		Uplinks: []api.Uplink{
 			{Address: netip.MustParseAddr("198.18.0.254"), ASN: 64600, Secret: "leaf", Import: []api.PrefixFilter{{Prefix: netip.MustParsePrefix("0.0.0.0/0")}}},
@@ -51,12 +43,12 @@ func newZone(t testing.TB, hosts int) *rack {
 		}}}
 	r.Create(&api.Site{Base: testsite.Named("site")}, yellow, &api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
 		&api.Secret{Base: testsite.Named("leaf"), Spec: api.SecretSpec{Data: map[string]string{"password": "hush"}}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.0.0/24", "fd00:8::/64")}},
-		&api.Subnet{Base: testsite.Named("far"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.1.0/24")}},
-		&api.Subnet{Base: testsite.Named("redprod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: prefixList("198.18.2.0/24"), Gateway: netip.MustParseAddr("198.18.2.1")}},
-		&api.Network{Base: testsite.Named("blue"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/17", "fd00:5::/56"), Advertise: true}},
-		&api.Network{Base: testsite.Named("green"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.9.0.0/16"), Advertise: true}},
-		&api.Network{Base: testsite.Named("quiet"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.128.0/17")}})
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.0.0/24", "fd00:8::/64")}},
+		&api.Subnet{Base: testsite.Named("far"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.1.0/24")}},
+		&api.Subnet{Base: testsite.Named("redprod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: testsite.Prefixes("198.18.2.0/24"), Gateway: netip.MustParseAddr("198.18.2.1")}},
+		&api.Network{Base: testsite.Named("blue"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/17", "fd00:5::/56"), Advertise: true}},
+		&api.Network{Base: testsite.Named("green"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.9.0.0/16"), Advertise: true}},
+		&api.Network{Base: testsite.Named("quiet"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.128.0/17")}})
 	for i := range hosts {
 		m := newMachine(i + 1)
 		m.Spec.Links[0].Addresses = append(m.Spec.Links[0].Addresses, netip.MustParseAddr(fmt.Sprintf("fd00:8::%d", i+1)))
@@ -296,7 +288,7 @@ func TestAdvertisedPeering(t *testing.T) {
 	r := newZone(t, 4)
 	for _, advertise := range []bool{false, true, false} {
 		_, err := store.Mutate(t.Context(), r.Store, "blue", func(n *api.Network) error {
-			n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: prefixList("10.5.128.0/20", "10.244.0.0/16"), MaxPrefixes: 8, Advertise: advertise}
+			n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: testsite.Prefixes("10.5.128.0/20", "10.244.0.0/16"), MaxPrefixes: 8, Advertise: advertise}
 			return nil
 		})
 		if err != nil {
@@ -358,7 +350,9 @@ func TestPeering(t *testing.T) {
 		}
 	}
 	expect("none")
-	change(func(n *api.Network) { n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: prefixList("10.244.0.0/16")} })
+	change(func(n *api.Network) {
+		n.Spec.Peering = &api.Peering{ASN: 64512, Prefixes: testsite.Prefixes("10.244.0.0/16")}
+	})
 	expect(`64601 64512 [10.244.0.0/16] 64601:1:1 ""`)
 	change(func(n *api.Network) { n.Spec.Peering.Secret = "guests" })
 	expect("none") // never without its key
@@ -415,7 +409,7 @@ func TestBGPStream(t *testing.T) {
 			t.Fatal(err)
 		}
 		i := slices.IndexFunc(p.Accept, func(a api.BGPAccept) bool { return a.Client == hostName(4) })
-		return i >= 0 && len(p.Accept[i].Prefixes) == 1 && network.Overlap(p.Accept[i].Prefixes, prefixList("10.5.0.0/17"))
+		return i >= 0 && len(p.Accept[i].Prefixes) == 1 && network.Overlap(p.Accept[i].Prefixes, testsite.Prefixes("10.5.0.0/17"))
 	}
 	before := string(three.parts[api.PartBGP])
 	one.follow(reflector, accepts)

@@ -37,7 +37,7 @@ func newBench(t *testing.T) *bench {
 	b.Create(&api.Site{Base: testsite.Named("site"), Spec: api.SiteSpec{VNIRange: api.VNIRange{Low: 100, High: 105}}},
 		&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601}},
 		&api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixes("198.18.8.0/22")}})
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.8.0/22")}})
 	b.start()
 	t.Cleanup(func() { b.stop() })
 	return b
@@ -76,7 +76,7 @@ func machine(i int) *api.Machine {
 func addr(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(8 + i>>8), byte(i)}) }
 
 func network(name string, change ...func(*api.Network)) *api.Network {
-	n := &api.Network{Base: testsite.Named(name), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixes("10.5.0.0/16")}}
+	n := &api.Network{Base: testsite.Named(name), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16")}}
 	for _, fn := range change {
 		fn(n)
 	}
@@ -228,7 +228,7 @@ func TestLeaseStays(t *testing.T) {
 
 func TestConditions(t *testing.T) {
 	b := newBench(t)
-	tiny := func(n *api.Network) { n.Spec.CIDRs, n.Spec.HostPrefix = prefixes("10.5.0.0/28"), 30 }
+	tiny := func(n *api.Network) { n.Spec.CIDRs, n.Spec.HostPrefix = testsite.Prefixes("10.5.0.0/28"), 30 }
 	for i := range 5 {
 		b.Create(machine(i + 1))
 	}
@@ -238,7 +238,7 @@ func TestConditions(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	if _, err := store.Mutate(t.Context(), b.Store, "tiny", func(n *api.Network) error {
-		n.Spec.CIDRs = append(n.Spec.CIDRs, prefixes("10.5.0.16/28")...)
+		n.Spec.CIDRs = append(n.Spec.CIDRs, testsite.Prefixes("10.5.0.16/28")...)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -254,7 +254,7 @@ func TestConditions(t *testing.T) {
 	}
 	// What the host reports on that interface does as well.
 	b.Change("r1u09", func(m *api.Machine) {
-		m.Status.Host = &api.HostStatus{NICs: []api.HostNIC{{Name: "prod0", Addresses: prefixes("198.18.8.9/22")}}}
+		m.Status.Host = &api.HostStatus{NICs: []api.HostNIC{{Name: "prod0", Addresses: testsite.Prefixes("198.18.8.9/22")}}}
 	})
 	b.settled("tiny", "Allocated", 6)
 
@@ -401,7 +401,7 @@ func (b *bench) claim(public netip.Addr) (netip.Prefix, error) {
 			}
 			taken = append(taken, p)
 		}
-		free := freeSubnets(prefixes("10.5.0.0/16"), 24, 1, taken)
+		free := freeSubnets(testsite.Prefixes("10.5.0.0/16"), 24, 1, taken)
 		key := store.FlannelID{Network: "net", Kind: store.FlannelSubnet, Subnet: free[0]}.String()
 		l, err := client.Grant(ctx, 3600)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 func explainSite() *Paths {
@@ -22,12 +23,6 @@ func explainSite() *Paths {
 			g.Status.Addresses = []netip.Addr{netip.MustParseAddr(addr)}
 		}
 		return g
-	}
-	prefixes := func(list ...string) (out []netip.Prefix) {
-		for _, p := range list {
-			out = append(out, netip.MustParsePrefix(p))
-		}
-		return out
 	}
 	member := func(kind api.MemberKind, host, lease, vtep string, state api.PartState) api.NetworkMember {
 		m := api.NetworkMember{Kind: kind, Host: host, Lease: netip.MustParsePrefix(lease), State: state}
@@ -53,10 +48,10 @@ func explainSite() *Paths {
 	}
 	return &Paths{
 		Networks: []*api.Network{
-			network("blue", 10017, api.NetworkSpec{CIDRs: prefixes("10.5.0.0/16")}),
-			network("red", 10018, api.NetworkSpec{CIDRs: prefixes("10.6.0.0/16"), Allow: []string{"blue"}}),
-			network("open", 10019, api.NetworkSpec{CIDRs: prefixes("10.7.0.0/16"), Egress: "masquerade", Allow: []string{"blue"}}),
-			network("shut", 10020, api.NetworkSpec{CIDRs: prefixes("10.8.0.0/16")}),
+			network("blue", 10017, api.NetworkSpec{CIDRs: testsite.Prefixes("10.5.0.0/16")}),
+			network("red", 10018, api.NetworkSpec{CIDRs: testsite.Prefixes("10.6.0.0/16"), Allow: []string{"blue"}}),
+			network("open", 10019, api.NetworkSpec{CIDRs: testsite.Prefixes("10.7.0.0/16"), Egress: "masquerade", Allow: []string{"blue"}}),
+			network("shut", 10020, api.NetworkSpec{CIDRs: testsite.Prefixes("10.8.0.0/16")}),
 		},
 		Guests: []*api.Guest{
 			guest("web", "blue", "r1u07", "10.5.7.4", "Running"),
@@ -70,7 +65,7 @@ func explainSite() *Paths {
 			guest("cache", "shut", "r1u08", "10.8.8.4", "Running"),
 		},
 		Members: func(network string) []api.NetworkMember { return members[network] },
-		Closed:  prefixes("198.18.0.0/24"),
+		Closed:  testsite.Prefixes("198.18.0.0/24"),
 	}
 }
 

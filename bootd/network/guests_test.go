@@ -24,7 +24,7 @@ type shelf struct {
 const shelfVNI = 100
 
 func newShelf(t *testing.T, hosts int, cidrs ...string) *shelf {
-	n := network("net", func(n *api.Network) { n.Spec.CIDRs = prefixes(cidrs...) })
+	n := network("net", func(n *api.Network) { n.Spec.CIDRs = testsite.Prefixes(cidrs...) })
 	n.SetDefaults()
 	n.Metadata.UID = "net-uid"
 	s := &shelf{layout: newLayout(), t: t, network: n, world: &world{
@@ -243,14 +243,14 @@ func TestFreeSubnets6(t *testing.T) {
 		taken []netip.Prefix
 		want  []netip.Prefix
 	}{
-		{"the first is left out", "fd00::/56", 64, 2, nil, prefixes("fd00:0:0:1::/64", "fd00:0:0:2::/64")},
-		{"gaps", "fd00::/56", 64, 2, prefixes("fd00:0:0:1::/64", "fd00:0:0:3::/64"), prefixes("fd00:0:0:2::/64", "fd00:0:0:4::/64")},
-		{"a guest in it", "fd00::/56", 64, 1, prefixes("fd00:0:0:1::8/128"), prefixes("fd00:0:0:2::/64")},
-		{"within a byte", "fd00::/64", 67, 9, prefixes("fd00::4000:0:0:0/67"), prefixes("fd00::2000:0:0:0/67", "fd00::6000:0:0:0/67", "fd00::8000:0:0:0/67", "fd00::a000:0:0:0/67", "fd00::c000:0:0:0/67", "fd00::e000:0:0:0/67")},
-		{"a larger one", "fd00::/56", 64, 1, prefixes("fd00::/57"), prefixes("fd00:0:0:80::/64")},
-		{"an enormous one", "fd00::/8", 126, 1, prefixes("fd00::/9"), prefixes("fd80::/126")},
-		{"all", "fd00::/62", 64, 9, prefixes("fd00:0:0:1::/64", "fd00:0:0:2::/64", "fd00:0:0:3::/64"), nil},
-		{"the last of all", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00/120", 122, 9, nil, prefixes("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff40/122", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff80/122", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffc0/122")},
+		{"the first is left out", "fd00::/56", 64, 2, nil, testsite.Prefixes("fd00:0:0:1::/64", "fd00:0:0:2::/64")},
+		{"gaps", "fd00::/56", 64, 2, testsite.Prefixes("fd00:0:0:1::/64", "fd00:0:0:3::/64"), testsite.Prefixes("fd00:0:0:2::/64", "fd00:0:0:4::/64")},
+		{"a guest in it", "fd00::/56", 64, 1, testsite.Prefixes("fd00:0:0:1::8/128"), testsite.Prefixes("fd00:0:0:2::/64")},
+		{"within a byte", "fd00::/64", 67, 9, testsite.Prefixes("fd00::4000:0:0:0/67"), testsite.Prefixes("fd00::2000:0:0:0/67", "fd00::6000:0:0:0/67", "fd00::8000:0:0:0/67", "fd00::a000:0:0:0/67", "fd00::c000:0:0:0/67", "fd00::e000:0:0:0/67")},
+		{"a larger one", "fd00::/56", 64, 1, testsite.Prefixes("fd00::/57"), testsite.Prefixes("fd00:0:0:80::/64")},
+		{"an enormous one", "fd00::/8", 126, 1, testsite.Prefixes("fd00::/9"), testsite.Prefixes("fd80::/126")},
+		{"all", "fd00::/62", 64, 9, testsite.Prefixes("fd00:0:0:1::/64", "fd00:0:0:2::/64", "fd00:0:0:3::/64"), nil},
+		{"the last of all", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00/120", 122, 9, nil, testsite.Prefixes("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff40/122", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff80/122", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffc0/122")},
 	} {
 		if got := freeSubnets6(netip.MustParsePrefix(c.cidr), c.bits, c.n, c.taken); !slices.Equal(got, c.want) {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
@@ -262,7 +262,7 @@ func TestFreeSubnets6(t *testing.T) {
 // and widens it.
 func TestDualStack(t *testing.T) {
 	s := newShelf(t, 3, "10.5.0.0/16")
-	s.network.Spec.CIDRs = prefixes("10.5.0.0/16", "fd00:5::/62")
+	s.network.Spec.CIDRs = testsite.Prefixes("10.5.0.0/16", "fd00:5::/62")
 	s.network.SetDefaults()
 	if done, fault := s.settle(); fault != nil || len(done) != 3 {
 		t.Fatalf("%q %v", done, fault)
@@ -287,7 +287,7 @@ func TestDualStack(t *testing.T) {
 	if _, fault := s.settle(); fault == nil || !strings.Contains(fault.Error(), "no /64 of the IPv6 CIDR in spec.cidrs is free for r1u04: widen") {
 		t.Errorf("%v", fault)
 	}
-	s.network.Spec.CIDRs = prefixes("10.5.0.0/16", "fd00:5::/56")
+	s.network.Spec.CIDRs = testsite.Prefixes("10.5.0.0/16", "fd00:5::/56")
 	if _, fault := s.settle(); fault != nil {
 		t.Error(fault)
 	}
@@ -296,7 +296,7 @@ func TestDualStack(t *testing.T) {
 			t.Errorf("%s had %s and has %s", lease, l6, s.hosts[lease].Lease6)
 		}
 	}
-	s.network.Spec.CIDRs = prefixes("10.5.0.0/16", "fd00:6::/56")
+	s.network.Spec.CIDRs = testsite.Prefixes("10.5.0.0/16", "fd00:6::/56")
 	if _, fault := s.settle(); fault == nil || !strings.Contains(fault.Error(), "are no longer in any of spec.cidrs") {
 		t.Errorf("%v", fault)
 	}

@@ -14,16 +14,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
-
-func prefixes(list ...string) []netip.Prefix {
-	var out []netip.Prefix
-	for _, s := range list {
-		out = append(out, netip.MustParsePrefix(s))
-	}
-	return out
-}
 
 func TestFreeSubnets(t *testing.T) {
 	for _, c := range []struct {
@@ -34,16 +27,16 @@ func TestFreeSubnets(t *testing.T) {
 		taken []netip.Prefix
 		want  []netip.Prefix
 	}{
-		{"flannel leaves out the first", prefixes("10.5.0.0/16"), 24, 2, nil, prefixes("10.5.1.0/24", "10.5.2.0/24")},
-		{"lowest gap", prefixes("10.5.0.0/16"), 24, 3, prefixes("10.5.1.0/24", "10.5.3.0/24"), prefixes("10.5.2.0/24", "10.5.4.0/24", "10.5.5.0/24")},
-		{"a guest's /31 blocks its subnet", prefixes("10.5.0.0/16"), 24, 1, prefixes("10.5.1.8/31"), prefixes("10.5.2.0/24")},
-		{"nested", prefixes("10.5.0.0/16"), 24, 1, prefixes("10.5.1.0/24", "10.5.1.8/31", "10.5.2.0/23"), prefixes("10.5.4.0/24")},
-		{"larger one that begins before", prefixes("10.5.0.0/16"), 26, 1, prefixes("10.5.0.0/24"), prefixes("10.5.1.0/26")},
-		{"full, then the next CIDR", prefixes("10.5.0.0/22", "2001:db8::/48", "10.9.0.0/22"), 24, 2, prefixes("10.5.1.0/24", "10.5.2.0/24"), prefixes("10.5.3.0/24", "10.9.1.0/24")},
-		{"exhausted", prefixes("10.5.0.0/22"), 24, 9, prefixes("10.5.2.0/24"), prefixes("10.5.1.0/24", "10.5.3.0/24")},
-		{"the last of all addresses", prefixes("255.255.252.0/22"), 24, 9, nil, prefixes("255.255.253.0/24", "255.255.254.0/24", "255.255.255.0/24")},
-		{"elsewhere", prefixes("10.5.0.0/22"), 24, 1, prefixes("10.4.0.0/16", "10.6.0.0/16", "0.0.0.0/8"), prefixes("10.5.1.0/24")},
-		{"everything", prefixes("10.5.0.0/22"), 24, 1, prefixes("0.0.0.0/0"), nil},
+		{"flannel leaves out the first", testsite.Prefixes("10.5.0.0/16"), 24, 2, nil, testsite.Prefixes("10.5.1.0/24", "10.5.2.0/24")},
+		{"lowest gap", testsite.Prefixes("10.5.0.0/16"), 24, 3, testsite.Prefixes("10.5.1.0/24", "10.5.3.0/24"), testsite.Prefixes("10.5.2.0/24", "10.5.4.0/24", "10.5.5.0/24")},
+		{"a guest's /31 blocks its subnet", testsite.Prefixes("10.5.0.0/16"), 24, 1, testsite.Prefixes("10.5.1.8/31"), testsite.Prefixes("10.5.2.0/24")},
+		{"nested", testsite.Prefixes("10.5.0.0/16"), 24, 1, testsite.Prefixes("10.5.1.0/24", "10.5.1.8/31", "10.5.2.0/23"), testsite.Prefixes("10.5.4.0/24")},
+		{"larger one that begins before", testsite.Prefixes("10.5.0.0/16"), 26, 1, testsite.Prefixes("10.5.0.0/24"), testsite.Prefixes("10.5.1.0/26")},
+		{"full, then the next CIDR", testsite.Prefixes("10.5.0.0/22", "2001:db8::/48", "10.9.0.0/22"), 24, 2, testsite.Prefixes("10.5.1.0/24", "10.5.2.0/24"), testsite.Prefixes("10.5.3.0/24", "10.9.1.0/24")},
+		{"exhausted", testsite.Prefixes("10.5.0.0/22"), 24, 9, testsite.Prefixes("10.5.2.0/24"), testsite.Prefixes("10.5.1.0/24", "10.5.3.0/24")},
+		{"the last of all addresses", testsite.Prefixes("255.255.252.0/22"), 24, 9, nil, testsite.Prefixes("255.255.253.0/24", "255.255.254.0/24", "255.255.255.0/24")},
+		{"elsewhere", testsite.Prefixes("10.5.0.0/22"), 24, 1, testsite.Prefixes("10.4.0.0/16", "10.6.0.0/16", "0.0.0.0/8"), testsite.Prefixes("10.5.1.0/24")},
+		{"everything", testsite.Prefixes("10.5.0.0/22"), 24, 1, testsite.Prefixes("0.0.0.0/0"), nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := freeSubnets(c.cidrs, c.bits, c.n, c.taken)
@@ -64,7 +57,7 @@ func TestFreeSubnetsNeverOverlap(t *testing.T) {
 			taken = append(taken, span{first: uint64(10<<24 + random.IntN(1<<16)), end: 0}.prefix(bits).Masked())
 		}
 		bits := 22 + random.IntN(8)
-		cidrs := prefixes("10.0.0.0/17", "10.0.128.0/18")
+		cidrs := testsite.Prefixes("10.0.0.0/17", "10.0.128.0/18")
 		got := freeSubnets(cidrs, bits, 1<<20, taken)
 		want := 0
 		for _, c := range cidrs {
@@ -199,7 +192,7 @@ func testPeers(n int, seed uint64) []peer {
 
 func partOf(t *testing.T, v *View, uid string) *Part {
 	t.Helper()
-	p, err := v.NewPart(uid, api.NetworkPart{UID: "u", VNI: 7, MTU: 1450, CIDRs: prefixes("10.0.0.0/8"), Lease: netip.MustParsePrefix("10.200.0.0/24"),
+	p, err := v.NewPart(uid, api.NetworkPart{UID: "u", VNI: 7, MTU: 1450, CIDRs: testsite.Prefixes("10.0.0.0/8"), Lease: netip.MustParsePrefix("10.200.0.0/24"),
 		MAC: "02:00:00:00:00:01", Egress: "masquerade"})
 	if err != nil {
 		t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 func TestVTEPOfAnother(t *testing.T) {
 	s := testsite.Open(t)
 	s.Create(&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixes("198.18.8.0/22")}},
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.8.0/22")}},
 		machine(1))
 	for i, reports := range map[int]netip.Addr{2: addr(1), 3: addr(3), 4: addr(50), 5: addr(50), 6: netip.MustParseAddr("192.0.2.1")} {
 		m := machine(i)

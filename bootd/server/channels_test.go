@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -83,8 +84,8 @@ func (h *streamingHost) open(id string) (to *io.PipeWriter, from *http.Response)
 func TestGuestConsole(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	put(t, c, newMachine("r1", "52:54:00:00:00:01"), newMachine("r2", "52:54:00:00:00:02"))
-	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16")}}
+	put(t, c, testsite.NewMachine("r1", "52:54:00:00:00:01"), testsite.NewMachine("r2", "52:54:00:00:00:02"))
+	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16")}}
 	n.Metadata.Name = "net"
 	g := &api.Guest{Spec: api.GuestSpec{Network: "net", Image: "debian", CPUs: 1, Memory: api.Bytes(1 << 30)}}
 	g.Metadata.Name = "web"

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 // TestCrowdOfStrangers opens more connections to the API than strangers may have, says nothing on them, and looks
@@ -49,7 +51,7 @@ func TestCrowdOfStrangers(t *testing.T) {
 	if err := ask(person); err != nil {
 		t.Errorf("a person whose connection was open before: %v", err)
 	}
-	put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+	put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
 	var err error
 	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if err = ask(client("127.7.7.7")); err == nil {

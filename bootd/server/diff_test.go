@@ -4,10 +4,11 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 func TestDifference(t *testing.T) {
-	old, now := newMachine("r1", "52:54:00:00:00:01"), newMachine("r1", "52:54:00:00:00:01", "52:54:00:00:00:02")
+	old, now := testsite.NewMachine("r1", "52:54:00:00:00:01"), testsite.NewMachine("r1", "52:54:00:00:00:01", "52:54:00:00:00:02")
 	now.Metadata.Labels = map[string]string{"a/b": "c"}
 	now.Status.Phase = api.PhaseActive
 	got := difference(old, now)

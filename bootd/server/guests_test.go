@@ -10,14 +10,15 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
 func TestGuestVerbs(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	put(t, c, newMachine("r1", "52:54:00:00:00:01"), newMachine("r2", "52:54:00:00:00:02"))
-	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16")}}
+	put(t, c, testsite.NewMachine("r1", "52:54:00:00:00:01"), testsite.NewMachine("r2", "52:54:00:00:00:02"))
+	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16")}}
 	n.Metadata.Name = "net"
 	g := &api.Guest{Spec: api.GuestSpec{Network: "net", Image: "debian", CPUs: 1, Memory: api.Bytes(1 << 30),
 		Disks: []api.Disk{{Name: "data", Size: api.Bytes(1 << 30), Retain: true}}}}
@@ -101,7 +102,7 @@ func TestGuestVerbs(t *testing.T) {
 func TestGuestConfig(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	img := &api.Image{Spec: api.ImageSpec{Version: "1", IgnitionVersion: "3.4.0", Files: map[string]api.ImageFile{"kernel": {SHA256: digestOf("kernel")}}}}
+	img := &api.Image{Spec: api.ImageSpec{Version: "1", IgnitionVersion: "3.4.0", Files: map[string]api.ImageFile{"kernel": {SHA256: testsite.Digest("kernel")}}}}
 	img.Metadata.Name = "flatcar"
 	open, shut := &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"key": "open-sesame"}}}, &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"key": "shut"}}}
 	open.Metadata.Name, open.Spec.Uses, shut.Metadata.Name = "open", &api.SecretUses{Guests: []string{"web"}}, "shut"
@@ -110,8 +111,8 @@ func TestGuestConfig(t *testing.T) {
 		l.Metadata.Name = name
 		return l
 	}
-	put(t, c, img, open, shut, layer("good", "open"), layer("bad", "shut"), newMachine("r1", "52:54:00:00:00:01"), newMachine("r2", "52:54:00:00:00:02"))
-	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16")}}
+	put(t, c, img, open, shut, layer("good", "open"), layer("bad", "shut"), testsite.NewMachine("r1", "52:54:00:00:00:01"), testsite.NewMachine("r2", "52:54:00:00:00:02"))
+	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16")}}
 	n.Metadata.Name = "net"
 	g := &api.Guest{Spec: api.GuestSpec{Network: "net", Image: "flatcar", CPUs: 1, Memory: api.Bytes(1 << 30), Ignition: api.GuestIgnition{Layers: []string{"good"}}}}
 	g.Metadata.Name = "web"
@@ -216,7 +217,7 @@ func TestGuestAdmission(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
 	for _, name := range []string{"net", "other"} {
-		n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList(map[string]string{"net": "10.5.0.0/16", "other": "10.6.0.0/16"}[name])}}
+		n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes(map[string]string{"net": "10.5.0.0/16", "other": "10.6.0.0/16"}[name])}}
 		n.Metadata.Name = name
 		put(t, c, n)
 	}

@@ -10,14 +10,15 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // TestNetworkPeers has one lease of each kind in a Network.
 func TestNetworkPeers(t *testing.T) {
 	r := newRig(t)
-	put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
-	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16")}}
+	put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
+	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16")}}
 	n.Metadata.Name = "net"
 	n.SetDefaults()
 	put(t, r.root(), n)

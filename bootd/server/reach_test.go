@@ -16,6 +16,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -23,8 +24,8 @@ import (
 func (r *rig) placed(names ...string) {
 	t := r.t
 	c := r.root()
-	put(t, c, newMachine("r1", "52:54:00:00:00:01"))
-	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16")}}
+	put(t, c, testsite.NewMachine("r1", "52:54:00:00:00:01"))
+	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16")}}
 	n.Metadata.Name = "net"
 	put(t, c, n)
 	m, err := api.Get[api.Machine](t.Context(), c, "r1")
@@ -281,8 +282,8 @@ func (endless) Read(p []byte) (int, error) {
 func TestGuestExport(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	put(t, c, newMachine("r1", "52:54:00:00:00:01"))
-	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.5.0.0/16")}}
+	put(t, c, testsite.NewMachine("r1", "52:54:00:00:00:01"))
+	n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16")}}
 	n.Metadata.Name = "net"
 	g := &api.Guest{Spec: api.GuestSpec{Network: "net", Image: "debian", CPUs: 1, Memory: api.Bytes(1 << 30)}}
 	g.Metadata.Name = "web"

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -38,7 +39,7 @@ func (r *rig) revocations() map[string]func(name string) {
 		"deleted":            remove,
 		"deleted and made again": func(name string) {
 			remove(name)
-			put(r.t, r.root(), newMachine(name, "52:54:00:00:00:01"))
+			put(r.t, r.root(), testsite.NewMachine(name, "52:54:00:00:00:01"))
 			_ = r.hostHTTP(name) // and it has joined again, with another key
 		},
 	}
@@ -46,9 +47,9 @@ func (r *rig) revocations() map[string]func(name string) {
 
 // named puts an Image that names a blob of the content.
 func (r *rig) named(content string) (path string) {
-	digest := digestOf(content)
+	digest := testsite.Digest(content)
 	must(r.t, r.root().PutBlob(r.t.Context(), digest, strings.NewReader(content)))
-	image := fixtures()[4].(*api.Image)
+	image := testsite.Objects()[4].(*api.Image)
 	image.Spec.Files = map[string]api.ImageFile{"kernel": {SHA256: digest}}
 	put(r.t, r.root(), image)
 	return "/v1/blobs/sha256:" + string(digest)
@@ -80,7 +81,7 @@ func TestRevokedHosts(t *testing.T) {
 		t.Fatalf("only %d routes for hosts are found", len(hosts))
 	}
 	for name, revoke := range r.revocations() {
-		put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+		put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
 		c := r.hostHTTP("r1")
 		for _, rt := range hosts {
 			if status, body := call(c, rt); status == http.StatusForbidden {
@@ -106,7 +107,7 @@ func TestRevocationEndsWhatRuns(t *testing.T) {
 	blobPath := r.named(string(content))
 	for name, revoke := range r.revocations() {
 		t.Run(name, func(t *testing.T) {
-			put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+			put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
 			c := r.hostHTTP("r1")
 			get, err := c.Get(r.base + blobPath)
 			must(t, err)

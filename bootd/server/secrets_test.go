@@ -14,6 +14,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/guest"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/ignition"
 )
@@ -61,10 +62,10 @@ func reads(secrets ...string) string {
 
 // house is a Site in which each Secret is in use.
 func house(r *rig) []api.Object {
-	f := fixtures()
+	f := testsite.Objects()
 	zone, image, profile, network, machine := f[0].(*api.Zone), f[4].(*api.Image), f[6].(*api.Profile), f[7].(*api.Network), f[8].(*api.Machine)
-	zone.Spec.Uplinks = []api.Uplink{{Address: prefixList("198.18.8.1/32")[0].Addr(), ASN: 64999, Secret: "leaf"}}
-	network.Spec.Peering = &api.Peering{ASN: 64513, Prefixes: prefixList("10.244.0.0/16"), Secret: "peering"}
+	zone.Spec.Uplinks = []api.Uplink{{Address: testsite.Prefixes("198.18.8.1/32")[0].Addr(), ASN: 64999, Secret: "leaf"}}
+	network.Spec.Peering = &api.Peering{ASN: 64513, Prefixes: testsite.Prefixes("10.244.0.0/16"), Secret: "peering"}
 	base := &api.Layer{Spec: api.LayerSpec{Butane: reads("vault")}}
 	base.Metadata.Name = "base"
 	profile.Spec.Layers = []string{"site", "base"}
@@ -189,7 +190,7 @@ func ways() map[string]way {
 	}
 	machine := func(name, profile, zone string, change ...func(*api.Machine)) *api.Machine {
 		sum := crc32.ChecksumIEEE([]byte(name))
-		m := newMachine(name, api.MAC(fmt.Sprintf("52:54:%02x:%02x:%02x:%02x", byte(sum>>24), byte(sum>>16), byte(sum>>8), byte(sum))))
+		m := testsite.NewMachine(name, api.MAC(fmt.Sprintf("52:54:%02x:%02x:%02x:%02x", byte(sum>>24), byte(sum>>16), byte(sum>>8), byte(sum))))
 		m.Spec.Profile, m.Spec.Zone = profile, zone
 		for _, fn := range change {
 			fn(m)
@@ -216,7 +217,7 @@ func ways() map[string]way {
 			g.Spec.CloudInit = &api.GuestCloudInit{UserData: `#!{{ secret "` + s + `" "password" }}`}
 		}))
 		named["a Network's peering: "+s] = puts(false, func() api.Object {
-			n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList("10.66.0.0/16"), Peering: &api.Peering{ASN: 64513, Prefixes: prefixList("10.245.0.0/16"), Secret: s}}}
+			n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.66.0.0/16"), Peering: &api.Peering{ASN: 64513, Prefixes: testsite.Prefixes("10.245.0.0/16"), Secret: s}}}
 			n.Metadata.Name = one
 			return n
 		}())
@@ -229,7 +230,7 @@ func ways() map[string]way {
 	named["a Layer beside the given one"] = puts(false, layer("site", reads(all...)))
 	named["a Machine of the Zone, for its keys"] = puts(false, machine("evil-z", "", "yellow"))
 	named["an Image of a given Profile"] = puts(false, func() api.Object {
-		i := &api.Image{Spec: api.ImageSpec{Version: "evil", Files: map[string]api.ImageFile{"kernel": {SHA256: digestOf("evil")}}}}
+		i := &api.Image{Spec: api.ImageSpec{Version: "evil", Files: map[string]api.ImageFile{"kernel": {SHA256: testsite.Digest("evil")}}}}
 		i.Metadata.Name = "debian"
 		return i
 	}())
@@ -336,7 +337,7 @@ func TestReachIntoGiven(t *testing.T) {
 	put(t, r.root(), house(r)...)
 	free := &api.Guest{Spec: api.GuestSpec{Network: "net1", Image: "debian", CPUs: 1, Memory: api.Bytes(1 << 30)}}
 	free.Metadata.Name = "free"
-	put(t, r.root(), free, newMachine("bare", "52:54:00:00:00:09"))
+	put(t, r.root(), free, testsite.NewMachine("bare", "52:54:00:00:00:09"))
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.authority.Pool()}, DisableKeepAlives: true}}
 	status := func(method, path, body, upgrade string) (int, string) {
 		req, err := http.NewRequestWithContext(t.Context(), method, r.base+path, strings.NewReader(body))

@@ -3,9 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,6 +30,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/guest"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/httpboot"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/part"
@@ -129,11 +128,6 @@ const (
 // sessionKey is every BGP session's.
 const sessionKey = "session-key"
 
-func digestOf(text string) api.SHA256 {
-	sum := sha256.Sum256([]byte(text))
-	return api.SHA256(hex.EncodeToString(sum[:]))
-}
-
 // newRig starts a Server on a port and a socket of its own.
 func newRig(t testing.TB, change ...func(*Config)) *rig {
 	t.Helper()
@@ -171,7 +165,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	metrics := prometheus.NewRegistry()
 	conf := Config{
 		Listen: "127.0.0.1:0", Socket: r.socket, TLS: r.authority.ServerTLS(),
-		Tokens: []Token{{"vera", "viewer", digestOf(viewerToken)}, {"otto", "operator", digestOf(operatorToken)}},
+		Tokens: []Token{{"vera", "viewer", testsite.Digest(viewerToken)}, {"otto", "operator", testsite.Digest(operatorToken)}},
 		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Compiler: compiler, Networks: networks, Decider: r.decider,
 		Hub: hub, Zones: &zone.Views{Cache: r.cache, Parts: zones, Sessions: hub.BGP},
 		Events: r.events, Decisions: r.decisions, AuditLog: audits,
@@ -288,16 +282,6 @@ func kindOf(t testing.TB, word string) api.Kind {
 	return k
 }
 
-func newMachine(name string, macs ...api.MAC) *api.Machine {
-	m := new(api.Machine)
-	m.Metadata.Name = name
-	for i, mac := range macs {
-		m.Spec.Links = append(m.Spec.Links, api.Link{Name: fmt.Sprintf("eth%d", i), MAC: mac})
-	}
-	m.SetDefaults()
-	return m
-}
-
 func put(t testing.TB, c *api.Client, objects ...api.Object) {
 	t.Helper()
 	for _, o := range objects {
@@ -326,7 +310,7 @@ func TestObjects(t *testing.T) {
 	ctx := t.Context()
 	for name, c := range map[string]*api.Client{"unix": r.root(), "tls": r.person("anna", "admin")} {
 		t.Run(name, func(t *testing.T) {
-			m := newMachine("r1-"+name, api.MAC(fmt.Sprintf("52:54:00:00:00:%02x", len(name))))
+			m := testsite.NewMachine("r1-"+name, api.MAC(fmt.Sprintf("52:54:00:00:00:%02x", len(name))))
 			m.Metadata.Labels = map[string]string{"tier": "a"}
 			m.Status.Phase = api.PhaseActive // not the client's to say
 			o, err := c.Put(ctx, m, true)
@@ -378,7 +362,7 @@ func TestObjects(t *testing.T) {
 
 func TestRawRequests(t *testing.T) {
 	r := newRig(t)
-	put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+	put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
 	const good = `{"spec":{"links":[{"name":"eth0","mac":"52:54:00:00:00:09"}]}}`
 	for _, c := range []struct {
 		name, method, path, body string
@@ -434,9 +418,9 @@ func TestRoles(t *testing.T) {
 	r := newRig(t)
 	admin, image := r.root(), new(api.Image)
 	image.Metadata.Name, image.Spec.Version = "debian", "1"
-	image.Spec.Files = map[string]api.ImageFile{"kernel": {SHA256: digestOf("kernel")}}
+	image.Spec.Files = map[string]api.ImageFile{"kernel": {SHA256: testsite.Digest("kernel")}}
 	image.SetDefaults()
-	put(t, admin, newMachine("r1", "52:54:00:00:00:01"), newMachine("r2", "52:54:00:00:00:02"), image)
+	put(t, admin, testsite.NewMachine("r1", "52:54:00:00:00:01"), testsite.NewMachine("r2", "52:54:00:00:00:02"), image)
 	clients := map[string]*api.Client{
 		"viewer": r.person("vic", "viewer"), "operator": r.person("oli", "operator"), "admin": r.person("ada", "admin"),
 		"vera": r.bearer(viewerToken), "otto": r.bearer(operatorToken), "nobody": r.bearer(""), "root": admin,
@@ -466,9 +450,9 @@ func TestRoles(t *testing.T) {
 		{"DELETE", "/v1/subnets/x", admins},
 		{"GET", "/v1/hostspecs/r1", append(everybody, "host")},
 		{"GET", "/v1/hostspecs/r2", everybody},
-		{"GET", "/v1/blobs/sha256:" + string(digestOf("kernel")), append(everybody, "host")},
-		{"GET", "/v1/blobs/sha256:" + string(digestOf("other")), everybody},
-		{"DELETE", "/v1/blobs/sha256:" + string(digestOf("other")), operators},
+		{"GET", "/v1/blobs/sha256:" + string(testsite.Digest("kernel")), append(everybody, "host")},
+		{"GET", "/v1/blobs/sha256:" + string(testsite.Digest("other")), everybody},
+		{"DELETE", "/v1/blobs/sha256:" + string(testsite.Digest("other")), operators},
 		{"POST", "/v1/hosts/r2/stream", nil},
 		{"POST", "/v1/hosts/r2/channels/x", nil},
 		{"GET", "/v1/guests/web/console", operators},
@@ -585,7 +569,7 @@ func TestOneMACOneMachine(t *testing.T) {
 	for i := range 16 {
 		wg.Go(func() {
 			name := fmt.Sprintf("r%d", i)
-			_, err := c.Put(t.Context(), newMachine(name, "52:54:00:00:00:01"), false)
+			_, err := c.Put(t.Context(), testsite.NewMachine(name, "52:54:00:00:00:01"), false)
 			if err == nil {
 				won <- name
 				return
@@ -598,13 +582,13 @@ func TestOneMACOneMachine(t *testing.T) {
 		t.Fatalf("%d Machines have the MAC", len(won))
 	}
 	must(t, c.Delete(t.Context(), machineKind(), <-won))
-	put(t, c, newMachine("next", "52:54:00:00:00:01")) // admission has seen the deletion
+	put(t, c, testsite.NewMachine("next", "52:54:00:00:00:01")) // admission has seen the deletion
 }
 
 func TestTakeover(t *testing.T) {
 	r := newRig(t)
 	discover := func(name string, mac api.MAC) {
-		m := newMachine(name, mac)
+		m := testsite.NewMachine(name, mac)
 		m.Metadata.Labels = map[string]string{api.DiscoveredLabel: "true"}
 		m.Status.Phase, m.Status.LastSeen = api.PhaseDiscovered, time.Now().UTC()
 		must(t, r.store.Create(t.Context(), m))
@@ -613,17 +597,17 @@ func TestTakeover(t *testing.T) {
 	discover("discovered-1", "52:54:00:00:00:01")
 	discover("discovered-2", "52:54:00:00:00:02")
 	c := r.root()
-	if _, err := c.Put(t.Context(), newMachine("r1", "52:54:00:00:00:01"), true); err != nil {
+	if _, err := c.Put(t.Context(), testsite.NewMachine("r1", "52:54:00:00:00:01"), true); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Get(t.Context(), machineKind(), "discovered-1"); err != nil {
 		t.Errorf("after a dry run: %v", err)
 	}
-	put(t, c, newMachine("r1", "52:54:00:00:00:01"))
+	put(t, c, testsite.NewMachine("r1", "52:54:00:00:00:01"))
 	_, err := c.Get(t.Context(), machineKind(), "discovered-1")
 	wantStatus(t, err, http.StatusNotFound)
 
-	same := newMachine("discovered-2", "52:54:00:00:00:02")
+	same := testsite.NewMachine("discovered-2", "52:54:00:00:00:02")
 	same.Metadata.Labels = map[string]string{api.DiscoveredLabel: "true", "rack": "r1"}
 	put(t, c, same)
 	m, err := api.Get[api.Machine](t.Context(), c, "discovered-2")
@@ -642,7 +626,7 @@ func revision(t testing.TB, o api.Object) int64 {
 func TestDeleteWhatIsReferredTo(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	put(t, c, fixtures()...)
+	put(t, c, testsite.Objects()...)
 	for _, x := range []struct{ kind, name, words string }{
 		{"Zone", "yellow", "Subnet prod (/spec/zone), Machine r1 (/spec/zone), Network net1 (/spec/zone)"},
 		{"Image", "debian", "Profile worker (/spec/image)"},
@@ -664,7 +648,7 @@ func TestDeleteWhatIsReferredTo(t *testing.T) {
 func TestVerbs(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	m := newMachine("r1", "52:54:00:00:00:01")
+	m := testsite.NewMachine("r1", "52:54:00:00:00:01")
 	m.Spec.BMC = &api.BMC{Address: "https://198.18.0.7", Credentials: "bmc"}
 	put(t, c, m)
 	ask, err := c.Verb(t.Context(), "r1", api.Request{Verb: api.VerbPower, Argument: "off"})
@@ -743,7 +727,7 @@ func TestBootCalls(t *testing.T) {
 func TestExplain(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	m := newMachine("r1", "52:54:00:00:00:01", "52:54:00:00:00:02")
+	m := testsite.NewMachine("r1", "52:54:00:00:00:01", "52:54:00:00:00:02")
 	m.Spec.Profile = "worker"
 	put(t, c, m)
 	for i := range 60 {
@@ -836,7 +820,7 @@ func TestSummary(t *testing.T) {
 		}, api.SiteSpec{Paused: true}, []string{"8 of rack r1", "refuses the password", "power on, requested by anna", "The Site is paused"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := newMachine("r1", "52:54:00:00:00:01")
+			m := testsite.NewMachine("r1", "52:54:00:00:00:01")
 			m.Spec.Profile, m.Spec.BMC = "worker", &api.BMC{Address: "https://198.18.0.7"}
 			c.change(m)
 			text := strings.Join(summarize(m, c.site, now), "\n")

@@ -26,6 +26,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -70,7 +71,7 @@ func TestHostStream(t *testing.T) {
 	for _, version := range []string{"h2", "http/1.1"} {
 		t.Run(version, func(t *testing.T) {
 			r := newRig(t)
-			put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+			put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
 			cert, key := r.hostPair("r1")
 			pair, err := tls.X509KeyPair(cert, key)
 			must(t, err)
@@ -166,7 +167,7 @@ func (p *proxy) cut() {
 func TestWatchResumes(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	put(t, c, newMachine("m0", "52:54:00:00:00:00"))
+	put(t, c, testsite.NewMachine("m0", "52:54:00:00:00:00"))
 	p := newProxy(t, r.socket)
 	through, err := api.NewClient(api.ClientConfig{Server: "unix://" + p.path})
 	must(t, err)
@@ -192,10 +193,10 @@ func TestWatchResumes(t *testing.T) {
 		}
 	}
 	expect("ADDED m0", "BOOKMARK")
-	put(t, c, newMachine("m1", "52:54:00:00:00:01"))
+	put(t, c, testsite.NewMachine("m1", "52:54:00:00:00:01"))
 	expect("ADDED m1")
 	p.cut()
-	put(t, c, newMachine("m2", "52:54:00:00:00:02"))
+	put(t, c, testsite.NewMachine("m2", "52:54:00:00:00:02"))
 	must(t, c.Delete(ctx, machineKind(), "m1"))
 	expect("ADDED m2", "DELETED m1")
 
@@ -203,7 +204,7 @@ func TestWatchResumes(t *testing.T) {
 	// compaction.
 	must(t, os.Rename(p.path, p.path+".away"))
 	p.cut()
-	put(t, c, newMachine("m3", "52:54:00:00:00:03"))
+	put(t, c, testsite.NewMachine("m3", "52:54:00:00:00:03"))
 	must(t, c.Delete(ctx, machineKind(), "m0"))
 	_, now, err := r.store.List(ctx, machineKind())
 	must(t, err)
@@ -220,7 +221,7 @@ func TestWatchResumes(t *testing.T) {
 
 func TestWatchOfACompactedRevision(t *testing.T) {
 	r := newRig(t)
-	put(t, r.root(), newMachine("m0", "52:54:00:00:00:00"), newMachine("m1", "52:54:00:00:00:01"))
+	put(t, r.root(), testsite.NewMachine("m0", "52:54:00:00:00:00"), testsite.NewMachine("m1", "52:54:00:00:00:01"))
 	_, now, err := r.store.List(t.Context(), machineKind())
 	must(t, err)
 	_, err = r.store.Client().Compact(t.Context(), now)
@@ -238,13 +239,13 @@ func TestBlobs(t *testing.T) {
 	r := newRig(t)
 	c := r.person("oli", "operator")
 	content := strings.Repeat("kernel ", 1<<18)
-	digest := digestOf(content)
+	digest := testsite.Digest(content)
 	has, err := c.HasBlob(t.Context(), digest)
 	must(t, err)
 	if has {
 		t.Error("it is there before")
 	}
-	wantStatus(t, c.PutBlob(t.Context(), digest, strings.NewReader("another")), http.StatusUnprocessableEntity, "has digest sha256:"+string(digestOf("another")))
+	wantStatus(t, c.PutBlob(t.Context(), digest, strings.NewReader("another")), http.StatusUnprocessableEntity, "has digest sha256:"+string(testsite.Digest("another")))
 	must(t, c.PutBlob(t.Context(), digest, strings.NewReader(content)))
 	must(t, c.PutBlob(t.Context(), digest, strings.NewReader(content))) // again: it is not even read
 	has, err = c.HasBlob(t.Context(), digest)
@@ -260,7 +261,7 @@ func TestBlobs(t *testing.T) {
 	if string(raw) != content {
 		t.Errorf("read %d of %d bytes", len(raw), len(content))
 	}
-	image := fixtures()[4].(*api.Image)
+	image := testsite.Objects()[4].(*api.Image)
 	image.Spec.Files = map[string]api.ImageFile{"kernel": {SHA256: digest}}
 	put(t, c, image)
 	_, err = c.Do(t.Context(), http.MethodDelete, path, nil)
@@ -286,10 +287,10 @@ func TestDamagedBlob(t *testing.T) {
 	r := newRig(t)
 	c := r.person("oli", "operator")
 	content := strings.Repeat("kernel ", 1<<10)
-	digest := digestOf(content)
+	digest := testsite.Digest(content)
 	path := "/v1/blobs/sha256:" + string(digest)
 	must(t, c.PutBlob(t.Context(), digest, strings.NewReader(content)))
-	image := fixtures()[4].(*api.Image)
+	image := testsite.Objects()[4].(*api.Image)
 	image.Spec.Files = map[string]api.ImageFile{"kernel": {SHA256: digest}}
 	put(t, c, image)
 	damage := func() {
@@ -331,14 +332,14 @@ func TestBlobNoSpace(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Blobs = full })
 	for name, c := range map[string]*api.Client{"unix": r.root(), "tls": r.bearer(operatorToken)} {
 		// More than the kernel buffers: the answer comes before it is all sent.
-		err = c.PutBlob(t.Context(), digestOf(name), io.LimitReader(rand.Reader, 64<<20))
+		err = c.PutBlob(t.Context(), testsite.Digest(name), io.LimitReader(rand.Reader, 64<<20))
 		wantStatus(t, err, http.StatusInsufficientStorage, "delete Images that no Profile uses")
 	}
 }
 
 func TestConsole(t *testing.T) {
 	r := newRig(t)
-	put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+	put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
 	for name, c := range map[string]*api.Client{"unix": r.root(), "tls": r.bearer(operatorToken)} {
 		t.Run(name, func(t *testing.T) {
 			con, err := c.Console(t.Context(), "r1")
@@ -370,7 +371,7 @@ func TestConsole(t *testing.T) {
 // end by themselves, and nothing is cut off.
 func TestStop(t *testing.T) {
 	r := newRig(t)
-	put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+	put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
 	watch, err := r.bearer(viewerToken).Do(t.Context(), http.MethodGet, "/v1/machines?watch=true", nil)
 	must(t, err)
 	events, err := r.root().Do(t.Context(), http.MethodGet, "/v1/events?follow=true", nil)
@@ -422,7 +423,7 @@ func TestStaleSocket(t *testing.T) {
 	must(t, l.Close())
 	r := newRig(t, func(c *Config) { c.Socket = path })
 	r.socket = path
-	put(t, r.root(), newMachine("r1", "52:54:00:00:00:01"))
+	put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
 }
 
 func TestOpenAPI(t *testing.T) {

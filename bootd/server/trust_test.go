@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 func strictProfile(name string, minimum api.TrustLevel) *api.Profile {
@@ -20,7 +21,7 @@ func TestOnlyAnAdminLowersTrust(t *testing.T) {
 	r := newRig(t)
 	admin, operator := r.root(), r.bearer(operatorToken)
 	machine := func(profile string, minimum api.TrustLevel) *api.Machine {
-		m := newMachine("r1", "52:54:00:00:00:01")
+		m := testsite.NewMachine("r1", "52:54:00:00:00:01")
 		m.Spec.Profile, m.Spec.Trust.Minimum = profile, minimum
 		return m
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/hostspec"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -34,7 +35,7 @@ func TestUsage(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Hub = measuredHub{c.Hub, samples} })
 	ctx := t.Context()
 	for i, name := range []string{"r1", "r2", "r3", "spare"} {
-		m := newMachine(name, api.MAC("52:54:00:00:00:0"+string(rune('1'+i))))
+		m := testsite.NewMachine(name, api.MAC("52:54:00:00:00:0"+string(rune('1'+i))))
 		m.Spec.Zone = "yellow"
 		put(t, r.root(), m)
 		if name != "spare" {

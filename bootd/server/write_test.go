@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -22,13 +23,13 @@ import (
 func TestOneWins(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64999, Prefixes: prefixList("10.200.0.0/16")}}
+	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64999, Prefixes: testsite.Prefixes("10.200.0.0/16")}}
 	zone.Metadata.Name = "yellow"
-	pxe := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: prefixList("198.18.0.0/24")}}
+	pxe := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: testsite.Prefixes("198.18.0.0/24")}}
 	pxe.Metadata.Name = "pxe"
 	put(t, c, zone, pxe)
 	machine := func(i int) *api.Machine {
-		m := newMachine(fmt.Sprintf("m%d", i), api.MAC(fmt.Sprintf("52:54:00:00:01:%02x", i)))
+		m := testsite.NewMachine(fmt.Sprintf("m%d", i), api.MAC(fmt.Sprintf("52:54:00:00:01:%02x", i)))
 		m.Spec.Links[0].Subnet = "pxe"
 		return m
 	}
@@ -58,12 +59,12 @@ func TestOneWins(t *testing.T) {
 			return z
 		}},
 		{"prefix", func(i int) api.Object {
-			s := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Management, Prefixes: prefixList(fmt.Sprintf("198.19.0.0/%d", 16+i))}}
+			s := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Management, Prefixes: testsite.Prefixes(fmt.Sprintf("198.19.0.0/%d", 16+i))}}
 			s.Metadata.Name = fmt.Sprintf("s%d", i)
 			return s
 		}},
 		{"VNI", func(i int) api.Object {
-			n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixList(fmt.Sprintf("10.%d.0.0/16", i)), VNI: 10017}}
+			n := &api.Network{Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes(fmt.Sprintf("10.%d.0.0/16", i)), VNI: 10017}}
 			n.Metadata.Name = fmt.Sprintf("n%d", i)
 			return n
 		}},
@@ -106,8 +107,8 @@ func TestWhatIsGivenUpIsFree(t *testing.T) {
 	c := r.root()
 	for i := range 20 {
 		name := fmt.Sprintf("m%d", i%2)
-		put(t, c, newMachine(name, "52:54:00:00:00:01"))
-		put(t, c, newMachine(name, api.MAC(fmt.Sprintf("52:54:00:00:02:%02x", i))))
+		put(t, c, testsite.NewMachine(name, "52:54:00:00:00:01"))
+		put(t, c, testsite.NewMachine(name, api.MAC(fmt.Sprintf("52:54:00:00:02:%02x", i))))
 	}
 }
 
@@ -120,10 +121,10 @@ func TestClientsThatLeave(t *testing.T) {
 		mac := api.MAC(fmt.Sprintf("52:54:00:00:04:%02x", round))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(round)*100*time.Microsecond)
 		var wg sync.WaitGroup
-		wg.Go(func() { _, _ = c.Put(ctx, newMachine(fmt.Sprintf("left%d", round), mac), false) })
+		wg.Go(func() { _, _ = c.Put(ctx, testsite.NewMachine(fmt.Sprintf("left%d", round), mac), false) })
 		wg.Go(func() {
 			<-ctx.Done()
-			_, _ = c.Put(t.Context(), newMachine(fmt.Sprintf("next%d", round), mac), false)
+			_, _ = c.Put(t.Context(), testsite.NewMachine(fmt.Sprintf("next%d", round), mac), false)
 		})
 		wg.Wait()
 		cancel()
@@ -146,8 +147,8 @@ func TestClientsThatLeave(t *testing.T) {
 func TestOutcome(t *testing.T) {
 	r := newRig(t)
 	c := r.root()
-	m := newMachine("r1", "52:54:00:00:00:01")
-	off := newMachine("r1", "52:54:00:00:00:01")
+	m := testsite.NewMachine("r1", "52:54:00:00:00:01")
+	off := testsite.NewMachine("r1", "52:54:00:00:00:01")
 	off.Spec.State = api.StateOff
 	secret := func(password string) api.Object {
 		s := &api.Secret{Spec: api.SecretSpec{Data: map[string]string{"password": password}}}
@@ -184,7 +185,7 @@ func TestDeletedUnderItsReferrer(t *testing.T) {
 		profile := &api.Profile{Spec: api.ProfileSpec{Image: "debian"}}
 		profile.Metadata.Name = fmt.Sprintf("p%d", round)
 		put(t, c, profile)
-		m := newMachine(fmt.Sprintf("m%d", round), api.MAC(fmt.Sprintf("52:54:00:00:03:%02x", round)))
+		m := testsite.NewMachine(fmt.Sprintf("m%d", round), api.MAC(fmt.Sprintf("52:54:00:00:03:%02x", round)))
 		m.Spec.Profile = profile.Metadata.Name
 		var wg sync.WaitGroup
 		var deleted error

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
@@ -24,15 +25,15 @@ func TestZoneViews(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixList("10.5.0.0/16")}}
+	zone := &api.Zone{Spec: api.ZoneSpec{ASN: 64601, Prefixes: testsite.Prefixes("10.5.0.0/16")}}
 	zone.Metadata.Name = "yellow"
-	prod := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixList("198.18.8.0/24")}}
+	prod := &api.Subnet{Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.8.0/24")}}
 	prod.Metadata.Name = "prod"
 	put(zone)
 	put(prod)
 	machines := map[string]*api.Machine{}
 	for i := range 2 {
-		m := newMachine(fmt.Sprintf("r%d", i+1), api.MAC(fmt.Sprintf("52:54:00:00:00:%02x", i+1)))
+		m := testsite.NewMachine(fmt.Sprintf("r%d", i+1), api.MAC(fmt.Sprintf("52:54:00:00:00:%02x", i+1)))
 		m.Spec.Zone = "yellow"
 		m.Spec.Links = append(m.Spec.Links, api.Link{Name: "prod", VLAN: &api.VLAN{Link: "eth0", ID: 8}, Subnet: "prod", Addresses: []netip.Addr{netip.AddrFrom4([4]byte{198, 18, 8, byte(i + 1)})}})
 		put(m)

@@ -9,12 +9,13 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
 )
 
 // TestChooseLoopbacks: every host gets its own out of each pool, and what it has
 // it keeps, whoever comes and goes.
 func TestChooseLoopbacks(t *testing.T) {
-	z := &api.Zone{Spec: api.ZoneSpec{Loopbacks: prefixes("10.5.9.0/29", "fd00:5::/64")}}
+	z := &api.Zone{Spec: api.ZoneSpec{Loopbacks: testsite.Prefixes("10.5.9.0/29", "fd00:5::/64")}}
 	var members []Member
 	add := func(name string, pinned ...netip.Addr) {
 		m := &api.Machine{Spec: api.MachineSpec{Loopbacks: pinned}}
@@ -53,7 +54,7 @@ func TestChooseLoopbacks(t *testing.T) {
 	expect("a[10.5.9.3 fd00:5::3] d[10.5.9.2 fd00:5::2] e[10.5.9.1 fd00:5::1] f0[10.5.9.5 fd00:5::4] f1[10.5.9.6 fd00:5::5] f2[10.5.9.7 fd00:5::6]")
 	add("g")
 	expect("a[10.5.9.3 fd00:5::3] d[10.5.9.2 fd00:5::2] e[10.5.9.1 fd00:5::1] f0[10.5.9.5 fd00:5::4] f1[10.5.9.6 fd00:5::5] f2[10.5.9.7 fd00:5::6] g[fd00:5::7]")
-	z.Spec.Loopbacks = prefixes("10.5.10.0/29")
+	z.Spec.Loopbacks = testsite.Prefixes("10.5.10.0/29")
 	members = members[:2]
 	expect("a[10.5.10.1]")
 }
@@ -70,7 +71,7 @@ func TestServices(t *testing.T) {
 	b.settled("r1u01:Starting r2u01:Starting")
 	vip := netip.MustParseAddr("10.5.200.1")
 	b.edit(func(z *api.Zone) {
-		z.Spec.Loopbacks = prefixes("10.5.9.0/24")
+		z.Spec.Loopbacks = testsite.Prefixes("10.5.9.0/24")
 		z.Spec.Services = []api.Service{{Name: "dns", Addresses: []netip.Addr{vip}, Hosts: map[string]string{"tier": "edge"},
 			Check: &api.ServiceCheck{Type: api.CheckTCP, Port: 53}, OnFailure: api.OnFailureLastResort}}
 	})

@@ -26,20 +26,12 @@ type bench struct {
 	sessions map[string]*api.BGPStatus
 }
 
-func prefixes(texts ...string) []netip.Prefix {
-	var list []netip.Prefix
-	for _, p := range texts {
-		list = append(list, netip.MustParsePrefix(p))
-	}
-	return list
-}
-
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{Site: testsite.Open(t), t: t, sessions: map[string]*api.BGPStatus{}}
-	b.Create(&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixes("10.5.0.0/16")}},
+	b.Create(&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: testsite.Prefixes("10.5.0.0/16")}},
 		&api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixes("198.18.8.0/24")}})
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.8.0/24")}})
 	b.parts = &Parts{Cache: b.Cache, Keys: &Keys{
 		Key: func(one, other string) string { return "key" },
 		Secret: func(ctx context.Context, name string, use api.SecretUse) (map[string]string, error) {

@@ -16,8 +16,8 @@ func TestMembers(t *testing.T) {
 	s := testsite.Open(t)
 	s.Create(&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Uplinks: []api.Uplink{{Address: netip.MustParseAddr("198.18.8.2"), ASN: 64600}}}},
 		&api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixes("198.18.8.0/24", "fd00:8::/64"), Gateway: netip.MustParseAddr("198.18.8.1")}},
-		&api.Subnet{Base: testsite.Named("pxe"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: prefixes("198.18.0.0/24")}})
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.8.0/24", "fd00:8::/64"), Gateway: netip.MustParseAddr("198.18.8.1")}},
+		&api.Subnet{Base: testsite.Named("pxe"), Spec: api.SubnetSpec{Purpose: api.Provisioning, Prefixes: testsite.Prefixes("198.18.0.0/24")}})
 	mac := 0
 	host := func(name, pinned string, reported ...string) {
 		mac++
@@ -29,7 +29,7 @@ func TestMembers(t *testing.T) {
 		for _, p := range reported {
 			nic.Addresses = append(nic.Addresses, netip.MustParsePrefix(p))
 		}
-		m.Status.Host = &api.HostStatus{NICs: []api.HostNIC{nic, {Name: "eth9", Addresses: prefixes("198.18.8.77/24")}}}
+		m.Status.Host = &api.HostStatus{NICs: []api.HostNIC{nic, {Name: "eth9", Addresses: testsite.Prefixes("198.18.8.77/24")}}}
 		s.Create(m)
 	}
 	host("pinned", "198.18.8.7 fd00:8::7", "198.18.8.99/24")

@@ -23,15 +23,15 @@ func newSite(t *testing.T) (*bench, *Views) {
 	b := &bench{Site: testsite.Open(t), t: t, sessions: map[string]*api.BGPStatus{}}
 	leaf := netip.MustParseAddr("198.18.8.254")
 	b.Create(&api.Site{Base: testsite.Named("site")},
-		&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: prefixes("10.5.0.0/16", "10.6.0.0/16"), Uplinks: []api.Uplink{
+		&api.Zone{Base: testsite.Named("yellow"), Spec: api.ZoneSpec{ASN: 64601, Prefixes: testsite.Prefixes("10.5.0.0/16", "10.6.0.0/16"), Uplinks: []api.Uplink{
 			{Address: leaf, ASN: 64600, Secret: "leaf", Import: []api.PrefixFilter{{Prefix: netip.MustParsePrefix("0.0.0.0/0")}}},
 			{Address: leaf.Prev(), ASN: 64600, Export: []api.PrefixFilter{{Prefix: netip.MustParsePrefix("10.5.0.0/16"), LE: 24}}},
 		}}},
 		&api.Zone{Base: testsite.Named("red"), Spec: api.ZoneSpec{ASN: 64602}},
 		&api.Secret{Base: testsite.Named("leaf"), Spec: api.SecretSpec{Data: map[string]string{"password": "hush"}}},
-		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: prefixes("198.18.8.0/24")}},
-		&api.Network{Base: testsite.Named("blue"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixes("10.5.0.0/16"), Advertise: true}},
-		&api.Network{Base: testsite.Named("quiet"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixes("10.6.0.0/16")}})
+		&api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "yellow", Prefixes: testsite.Prefixes("198.18.8.0/24")}},
+		&api.Network{Base: testsite.Named("blue"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16"), Advertise: true}},
+		&api.Network{Base: testsite.Named("quiet"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.6.0.0/16")}})
 	for _, at := range [][2]int{{1, 1}, {2, 1}, {3, 1}, {3, 2}} {
 		b.host(at[0], at[1])
 	}
@@ -216,16 +216,16 @@ func TestDrops(t *testing.T) {
 		{"EVPN with an uplink", zone(func(z *api.Zone) { z.Spec.BGP.EVPN, z.Spec.Uplinks[0].EVPN = true, true }), []string{"these 9 BGP sessions", "evpn changes"}},
 		{"all paths, as unless set", zone(func(z *api.Zone) { z.Spec.BGP.Paths = api.PathsAll }), nil},
 		{"a service and loopbacks", zone(func(z *api.Zone) {
-			z.Spec.Loopbacks = prefixes("10.6.9.0/24")
+			z.Spec.Loopbacks = testsite.Prefixes("10.6.9.0/24")
 			z.Spec.Services = []api.Service{{Name: "dns", Addresses: []netip.Addr{netip.MustParseAddr("10.6.8.1")}}}
 		}), nil},
 		{"an uplink goes", zone(func(z *api.Zone) { z.Spec.Uplinks = z.Spec.Uplinks[1:] }), []string{"these 2 BGP sessions drop: 198.18.8.254 and r1u01, 198.18.8.254 and r2u01"}},
 		{"an uplink's key", zone(func(z *api.Zone) { z.Spec.Uplinks[0].Secret = "" }), []string{"these 2 BGP sessions", "MD5 key"}},
 		{"one reflector only", zone(func(z *api.Zone) { z.Spec.Reflectors.Count = 1 }), []string{"these 4 BGP sessions drop: 198.18.8.253 and r2u01, 198.18.8.254 and r2u01, r2u01 and r3u01, r2u01 and r3u02 (they will no longer be peers)"}},
-		{"the Subnet is another Zone's", &api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: prefixes("198.18.8.0/24")}}, nil},
+		{"the Subnet is another Zone's", &api.Subnet{Base: testsite.Named("prod"), Spec: api.SubnetSpec{Purpose: api.Production, Zone: "red", Prefixes: testsite.Prefixes("198.18.8.0/24")}}, nil},
 		{"a Secret", &api.Secret{Base: testsite.Named("leaf"), Spec: api.SecretSpec{Data: map[string]string{"password": "other"}}}, []string{"uplink 198.18.8.254 if its password has changed"}},
 		{"another Secret", &api.Secret{Base: testsite.Named("bmc"), Spec: api.SecretSpec{Data: map[string]string{"password": "other"}}}, nil},
-		{"a Network", &api.Network{Base: testsite.Named("blue"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: prefixes("10.5.0.0/16")}}, nil},
+		{"a Network", &api.Network{Base: testsite.Named("blue"), Spec: api.NetworkSpec{Zone: "yellow", CIDRs: testsite.Prefixes("10.5.0.0/16")}}, nil},
 	} {
 		c.next.SetDefaults()
 		got, err := v.Drops(t.Context(), c.next)
