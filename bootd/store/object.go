@@ -54,6 +54,16 @@ func (s *Store) CreateAs(ctx context.Context, o api.Object, uid string) error {
 
 // Get reads an object; a *NotFoundError when there is none.
 func (s *Store) Get(ctx context.Context, k api.Kind, name string) (api.Object, error) {
+	o, err := s.sealed(ctx, k, name)
+	if err != nil {
+		return nil, err
+	}
+	redact(o)
+	return o, nil
+}
+
+// sealed reads an object as it is stored: the values of a Secret are sealed.
+func (s *Store) sealed(ctx context.Context, k api.Kind, name string) (api.Object, error) {
 	if err := storable(k, name); err != nil {
 		return nil, err
 	}
@@ -61,12 +71,7 @@ func (s *Store) Get(ctx context.Context, k api.Kind, name string) (api.Object, e
 	if err != nil {
 		return nil, err
 	}
-	o, err := decode(k, kv)
-	if err != nil {
-		return nil, err
-	}
-	redact(o)
-	return o, nil
+	return decode(k, kv)
 }
 
 // List reads all objects of a kind, sorted by name, at the revision that it returns: a Watch from there misses

@@ -13,15 +13,7 @@ import (
 // OpenSecret returns a Secret's values in the clear, for a use that the Secret permits: they
 // must not be logged, stored or sent to anyone who is not entitled to them.
 func OpenSecret(ctx context.Context, s *Store, name string, use api.SecretUse) (map[string]string, error) {
-	k := api.KindOf(new(api.Secret))
-	if err := storable(k, name); err != nil {
-		return nil, err
-	}
-	kv, err := s.read(ctx, k, name)
-	if err != nil {
-		return nil, err
-	}
-	o, err := decode(k, kv)
+	o, err := s.sealed(ctx, api.KindOf(new(api.Secret)), name)
 	if err != nil {
 		return nil, err
 	}
