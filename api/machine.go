@@ -327,6 +327,8 @@ type BootAttempt struct {
 	Trust      TrustLevel    `json:"trust,omitzero" doc:"What the Machine has proved so far."`
 	TrustWhy   string        `json:"trustWhy,omitzero" doc:"How it has proved that."`
 	Nonce      *Nonce        `json:"nonce,omitempty" doc:"There when trust level nonce is required."`
+	Command    *PowerCommand `json:"command,omitempty" doc:"The power command that the BMC was given for it; it is sent once."`
+	Reset      *ResetSeen    `json:"reset,omitempty" doc:"What the BMC told of the attempt's own reset. What it tells later is compared with this, as its clock may move."`
 	Port       *BootPort     `json:"port,omitempty" doc:"Where its address was leased, as a relay says."`
 	Takers     []Taker       `json:"takers,omitempty" doc:"Who took the pointer and the config, and who came for them again; at most 16."`
 	Joined     time.Time     `json:"joined,omitzero" doc:"When nodeagent joined."`

@@ -17,6 +17,8 @@ var (
 	// ErrNotSeen: a command was accepted, or may have been, and nothing shows that it was carried out. It is not to be sent
 	// again as if it had not been.
 	ErrNotSeen = errors.New("BMC accepted it, but it was not seen to happen")
+	// ErrUnfinished: the BMC's task for it has not ended, so it may still be carried out. It comes with ErrNotSeen.
+	ErrUnfinished = errors.New("its task has not ended")
 )
 
 // CertificateMismatchError says that a BMC presented another certificate than pinned. Nothing was sent to it.

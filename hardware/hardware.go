@@ -102,11 +102,19 @@ type ResetEvidence struct {
 	Now    time.Time // zero when the BMC tells no time
 	Source string    // the property that said so
 	Value  string    // as the BMC wrote it
+	Told   []Trace   // all that is told, the best first, of clocks that are wrong too: to compare with what was told before
 	POST   string    // the state of the power-on self-test, of BMCs that tell it (HPE): InPost, FinishedPost and so on
 }
 
-// InPOST reports whether the server is in its power-on self-test or stands at its end without having booted.
-func (e ResetEvidence) InPOST() bool { return strings.HasPrefix(e.POST, "InPost") }
+// Trace is one property that a reset changes.
+type Trace struct {
+	Source string
+	Value  string // as the BMC wrote it
+}
+
+// InPOST reports whether the server is in its power-on self-test. At the end of it, InPostDiscoveryComplete, a server that
+// finds nothing to boot stands for hours: that is not in it.
+func (e ResetEvidence) InPOST() bool { return e.POST == "InPost" }
 
 // Age is the time since the reset by the BMC's own clock, false when it cannot be told.
 func (e ResetEvidence) Age() (time.Duration, bool) {

@@ -96,6 +96,7 @@ func (c *Controller) open(ctx context.Context, m *api.Machine, a action) (time.D
 	if again.do != doOpen {
 		return c.do(ctx, f, again)
 	}
+	again.answer = a.answer
 	var opened *api.BootAttempt
 	err := control.Write(ctx, c.Env, m, func(fresh *api.Machine) bool {
 		if opened = nil; f.write(again, fresh, time.Now()) {

@@ -80,6 +80,8 @@ const (
 	doAccount  deed = "account"        // for a Machine without power, after a restore
 	doReport   deed = "report"         // write its inventory
 	doPowered  deed = "powered"        // the BootAttempt is at PowerOn
+	doUnseen   deed = "not seen"       // the power command was accepted, and nothing shows it
+	doSeen     deed = "seen"           // what its BMC tells of the reset that is known
 	doPower    deed = "power"          // write its power state
 	doShutting deed = "shutting down"  // asked to shut down
 	doOff      deed = "off"            // it has shut down
@@ -99,6 +101,7 @@ const (
 	askInventory question = "inventory" // what the Machine is made of
 	askBoot      question = "boot"      // to boot from the network, now
 	askReset     question = "reset"     // whether the Machine was reset
+	askSeen      question = "seen"      // what it tells of the reset that is known
 	askShutdown  question = "shutdown"  // to shut down, or to cut the power
 	askFence     question = "fence"     // to cut the power of a lost host
 	askNonce     question = "nonce"     // to take the nonce as AssetTag
@@ -117,6 +120,8 @@ func (a action) doing() string {
 		return "power on"
 	case askReset:
 		return "confirm a reset"
+	case askSeen:
+		return "read the last reset"
 	case askShutdown:
 		return "power off"
 	case askFence:
@@ -133,8 +138,10 @@ func (a action) doing() string {
 type answer struct {
 	power     hardware.PowerState
 	inventory hardware.Inventory
-	did       string // to boot from the network
+	did       string // to boot from the network; empty when nothing was to be done any more
+	unseen    error  // the command was accepted and is not seen to be carried out
 	reset     reset
+	seen      *api.ResetSeen // what reset was judged by
 	tag       tagAnswer
 }
 

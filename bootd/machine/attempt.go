@@ -137,6 +137,12 @@ func overdue(m *api.Machine, r trust.Requirement) string {
 	if c := m.Status.Conditions.Get(CondConfig); a.Stage == api.StagePointer && c != nil && c.Status == api.False {
 		hint = "Ignition asks for its config, which cannot be made: " + c.Message
 	}
+	if c := a.Command; a.Stage == api.StageRequested && c != nil && c.Problem != "" {
+		hint = fmt.Sprintf("the BMC accepted the command (%s), and it was not seen to be carried out: %s", c.Order, c.Problem)
+		if c.Unfinished {
+			hint += fmt.Sprintf(". It may still be carried out: weftctl machine reprovision %s sends another", m.Metadata.Name)
+		}
+	}
 	if text := untrusted(m, r); text != "" {
 		hint = text
 	}

@@ -24,6 +24,8 @@ type fakeBMC struct {
 	dials     int
 	endpoint  hardware.Endpoint
 	lastReset time.Time // zero: unknown
+	post      string
+	resetErr  error // of every reset, which is not carried out
 
 	ignoresButton bool
 
@@ -52,9 +54,11 @@ func (b *fakeBMC) GracefulShutdown(context.Context) error {
 	return nil
 }
 func (b *fakeBMC) ForceRestart(context.Context) error {
-	b.lastReset = time.Now()
 	b.did = append(b.did, "reset")
-	return nil
+	if b.resetErr == nil {
+		b.lastReset = time.Now()
+	}
+	return b.resetErr
 }
 func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
 	b.did = append(b.did, "boot "+string(boot.Target))
@@ -64,7 +68,11 @@ func (b *fakeBMC) Inventory(context.Context) (hardware.Inventory, error) {
 	return hardware.Inventory{Manufacturer: "Acme", Serial: "S1", NICs: []hardware.NIC{{MAC: "52:54:00:01:01:00"}}}, nil
 }
 func (b *fakeBMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
-	return hardware.ResetEvidence{Known: !b.lastReset.IsZero(), At: b.lastReset, Now: time.Now()}, nil
+	e := hardware.ResetEvidence{Known: !b.lastReset.IsZero(), At: b.lastReset, Now: time.Now(), POST: b.post}
+	if e.Known {
+		e.Told = []hardware.Trace{{Source: "LastResetTime", Value: b.lastReset.UTC().Format(time.RFC3339)}}
+	}
+	return e, nil
 }
 func (b *fakeBMC) Identify(_ context.Context, on bool) error {
 	b.did = append(b.did, fmt.Sprint("identify ", on))

@@ -106,11 +106,21 @@ func (b bmcs) session(ctx context.Context, m *api.Machine, a action) (fingerprin
 	err = control.Aside(ctx, func() error {
 		return b.use(ctx, endpoint, a.doing(), func(ctx context.Context, bmc BMC) (err error) {
 			fingerprint = bmc.Fingerprint()
-			is, err = session{BMC: bmc, machine: m, tags: b.tags}.ask(ctx, a)
+			is, err = session{BMC: bmc, machine: m, tags: b.tags, note: func(ctx context.Context, c api.PowerCommand) (bool, error) { return b.note(ctx, m, c) }}.ask(ctx, a)
 			return err
 		})
 	})
 	return fingerprint, is, err
+}
+
+// note writes a power command into the attempt that is open.
+func (b bmcs) note(ctx context.Context, m *api.Machine, c api.PowerCommand) (open bool, err error) {
+	err = mutate(ctx, b.Env, m, func(fresh *api.Machine) {
+		if open = fresh.Status.Attempt.Open() && attemptID(fresh) == attemptID(m); open {
+			fresh.Status.Attempt.Command = &c
+		}
+	})
+	return open, err
 }
 
 // Endpoint is how the Machine's BMC is reached, password included.

@@ -58,7 +58,7 @@ func (j judge) open(reason string, retry int, stage api.Stage) action {
 func (x boot) follow() action {
 	a := x.attempt
 	switch {
-	case a.Stage == api.StageRequested:
+	case a.Stage == api.StageRequested && (a.Command == nil || a.Command.Problem == ""):
 		return x.powerUp()
 	case ready(x.machine):
 		return action{do: doSucceed, event: event{api.Normal, "Active", fmt.Sprintf("Active %s after BootAttempt %d was opened", x.now.Sub(a.Started).Round(time.Second), a.Number)}}
@@ -94,7 +94,7 @@ func (x boot) retry() action {
 		return x.giveUp()
 	case a.Retry >= most && allowed:
 		return x.open("unsolicited boot, allowed by policy", a.Retry, api.StagePowerOn)
-	case a.Retry >= most:
+	case a.Retry >= most, a.Command != nil && a.Command.Unfinished:
 		return action{}
 	case x.machine.Spec.BMC == nil && allowed:
 		return x.open("it boots by itself (unsolicited boots are allowed) after: "+a.Message, a.Retry+1, api.StagePowerOn)
@@ -143,10 +143,12 @@ func (x boot) watchConnected() action {
 		return x.askedBeside()
 	case asks(x.machine):
 		return action{do: doAskedOnce}
-	case s.Phase == api.PhaseActive && s.Conditions.Get(api.CondHeld) == nil && s.Conditions.Get(api.CondDrained) == nil:
-		return action{}
+	case s.Phase != api.PhaseActive || s.Conditions.Get(api.CondHeld) != nil || s.Conditions.Get(api.CondDrained) != nil:
+		return action{do: doActive}
+	case x.machine.Spec.BMC != nil && (x.attempt.Reset == nil || x.attempt.Reset.Time.Before(x.attempt.Finished)):
+		return x.ask(action{ask: askSeen, after: x.attempt.Finished})
 	}
-	return action{do: doActive}
+	return action{}
 }
 
 // askedBeside says that something with the MAC and address of an Active Machine

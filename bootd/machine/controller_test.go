@@ -45,17 +45,106 @@ func TestFromOffToActive(t *testing.T) {
 // TestKilledBetweenPowerAndWrite: the power command was sent, and bootd died
 // before it wrote that down.
 func TestKilledBetweenPowerAndWrite(t *testing.T) {
+	for name, r := range map[string]struct {
+		before hardware.PowerState
+		tells  bool
+	}{"on": {before: hardware.PowerOff}, "reset": {before: hardware.PowerOn, tells: true}, "reset of one that tells nothing": {before: hardware.PowerOn}} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.machine("r1u01", 1)
+			b.bmc.power = r.before
+			if r.tells {
+				b.bmc.lastReset = time.Now().Add(-time.Hour)
+			}
+			b.steps("r1u01", false)
+			if !r.tells {
+				b.bmc.lastReset = time.Time{}
+			}
+			b.mutate("r1u01", func(m *api.Machine) {
+				m.Status.Attempt.Stage = api.StageRequested
+				m.Status.Attempt.Stages = m.Status.Attempt.Stages[:1]
+			})
+			b.restart()
+			m := b.steps("r1u01", false)
+			if m.Status.Attempt.Stage != api.StagePowerOn || len(b.bmc.did) != 2 {
+				t.Errorf("stage %s; the BMC was told %v", m.Status.Attempt.Stage, b.bmc.did)
+			}
+		})
+	}
+}
+
+// TestFirstResetOfAnAttempt is sent whatever the BMC tells: an HPE server that finds no disk stands at the end of POST.
+func TestFirstResetOfAnAttempt(t *testing.T) {
+	for _, post := range []string{"InPostDiscoveryComplete", "InPost", "FinishedPost", ""} {
+		b := newBench(t)
+		b.bmc.power, b.bmc.post = hardware.PowerOn, post
+		if post == "" {
+			b.bmc.lastReset = time.Now().Add(time.Hour) // its clock moved
+		}
+		b.machine("r1u01", 1)
+		if m := b.steps("r1u01", false); m.Status.Attempt.Stage != api.StagePowerOn || !slices.Equal(b.bmc.did, []string{"boot pxe", "reset"}) {
+			t.Errorf("POST state %q: stage %s; the BMC was told %v", post, m.Status.Attempt.Stage, b.bmc.did)
+		}
+	}
+}
+
+// TestResetThatDoesNothing is sent once, and is known at once.
+func TestResetThatDoesNothing(t *testing.T) {
+	for name, r := range map[string]struct {
+		err     error
+		retries bool
+	}{
+		"nothing happens":       {fmt.Errorf("%w: the BMC's words", hardware.ErrNotSeen), true},
+		"its task does not end": {fmt.Errorf("%w: %w: the BMC's words", hardware.ErrUnfinished, hardware.ErrNotSeen), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.bmc.power, b.bmc.lastReset, b.bmc.resetErr = hardware.PowerOn, time.Now().Add(-time.Hour), r.err
+			b.machine("r1u01", 1)
+			m := b.steps("r1u01", false)
+			if c := m.Status.Conditions.Get(api.CondProvision); c == nil || c.Reason != "NotSeen" || !strings.Contains(c.Message, "the BMC's words") {
+				t.Errorf("conditions %+v", m.Status.Conditions)
+			}
+			b.restart()
+			m = b.steps("r1u01", false)
+			if n := len(b.bmc.did); n != 2 || m.Status.Attempt.Stage != api.StageRequested || m.Status.Attempt.Command.Problem == "" {
+				t.Errorf("the BMC was told %v; attempt %+v", b.bmc.did, m.Status.Attempt)
+			}
+			b.mutate("r1u01", func(m *api.Machine) { m.Status.Attempt.Deadline = time.Now().Add(-time.Second) })
+			m = b.steps("r1u01", false)
+			if !strings.Contains(m.Status.Attempt.Message, "the BMC's words") {
+				t.Errorf("it failed with %q", m.Status.Attempt.Message)
+			}
+			b.mutate("r1u01", func(m *api.Machine) { m.Status.Attempt.Finished = time.Now().Add(-time.Hour) })
+			if b.steps("r1u01", false); (len(b.bmc.did) == 4) != r.retries {
+				t.Errorf("after the attempt the BMC was told %v", b.bmc.did)
+			}
+		})
+	}
+}
+
+// TestClockThatMoved: the BMC's clock is set after the reset, or stands hours off; another value is a reset, the same is none.
+func TestClockThatMoved(t *testing.T) {
 	b := newBench(t)
-	b.machine("r1u01", 1)
-	b.steps("r1u01", false)
-	b.mutate("r1u01", func(m *api.Machine) {
-		m.Status.Attempt.Stage = api.StageRequested
-		m.Status.Attempt.Stages = m.Status.Attempt.Stages[:1]
-	})
-	b.restart()
-	m := b.steps("r1u01", false)
-	if m.Status.Attempt.Stage != api.StagePowerOn || len(b.bmc.did) != 2 {
-		t.Errorf("stage %s; the BMC was told %v", m.Status.Attempt.Stage, b.bmc.did)
+	b.active("r1u01", 1)
+	b.bmc.lastReset = time.Now().Add(-7 * time.Hour) // its clock was set since
+	b.mutate("r1u01", func(m *api.Machine) { m.Status.Attempt.Reset = nil })
+	if m := b.steps("r1u01", false); m.Status.Phase != api.PhaseActive || m.Status.Attempt.Reset == nil {
+		t.Fatalf("phase %s, attempt %+v", m.Status.Phase, m.Status.Attempt)
+	}
+	ask := func() *api.Machine {
+		b.mutate("r1u01", func(m *api.Machine) {
+			m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "Silent", "")
+			m.Status.BootAsked = time.Now().Add(time.Second).UTC()
+		})
+		return b.steps("r1u01", false)
+	}
+	if m := ask(); m.Status.Attempt.Number != 1 || m.Status.Conditions.Get(api.CondHeld) == nil {
+		t.Fatalf("a stranger's boot is served: attempt %+v", m.Status.Attempt)
+	}
+	b.bmc.lastReset = time.Now().Add(-6 * time.Hour)
+	if m := ask(); m.Status.Attempt.Number != 2 {
+		t.Errorf("a reset is taken for forged: %+v", m.Status.Conditions.Get(api.CondHeld))
 	}
 }
 
@@ -299,13 +388,13 @@ func TestUnsolicitedBoot(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		policy    api.UnsolicitedBoot
-		reset     func(active time.Time) time.Time
+		reset     func(before time.Time) time.Time
 		connected bool
 		opens     bool
 		held      string
 	}{
 		{"reset after Active", api.BootConfirm, func(a time.Time) time.Time { return time.Now() }, false, true, ""},
-		{"no reset since Active", api.BootConfirm, func(a time.Time) time.Time { return a.Add(-time.Hour) }, false, false, "UnsolicitedBootForged"},
+		{"no reset since Active", api.BootConfirm, func(before time.Time) time.Time { return before }, false, false, "UnsolicitedBootForged"},
 		{"the BMC tells no time", api.BootConfirm, func(time.Time) time.Time { return time.Time{} }, false, false, "UnsolicitedBootUnconfirmed"},
 		{"a live agent holds its stream", api.BootConfirm, func(time.Time) time.Time { return time.Now() }, true, false, ""},
 		{"refused by policy", api.BootRefuse, func(time.Time) time.Time { return time.Now() }, false, false, "UnsolicitedBootRefused"},
@@ -318,9 +407,11 @@ func TestUnsolicitedBoot(t *testing.T) {
 			b.steps("r1u01", false)
 			b.advance("r1u01", api.StageJoined)
 			b.applied("r1u01")
+			before := time.Now().Add(-time.Hour)
+			b.bmc.lastReset = before
 			first := b.steps("r1u01", false).Status.Attempt
 			b.bmc.did = nil
-			b.bmc.lastReset = c.reset(first.Finished)
+			b.bmc.lastReset = c.reset(before)
 			if c.connected {
 				b.mutate("r1u01", func(m *api.Machine) { m.Status.BootAsked = time.Now() })
 			} else {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -80,6 +81,7 @@ func ended(result api.AttemptResult, changes ...func(*api.BootAttempt)) change {
 }
 
 func retried(n int) func(*api.BootAttempt) { return func(a *api.BootAttempt) { a.Retry = n } }
+func resetSeen(a *api.BootAttempt)         { a.Reset = &api.ResetSeen{Time: a.Finished} }
 func secondTaker(a *api.BootAttempt)       { a.Cause = api.CauseSecondTaker }
 
 func is(condition string, status api.ConditionStatus, reason string, since time.Time) change {
@@ -327,6 +329,9 @@ func TestDecideBoot(t *testing.T) {
 		s.Status.Host = &api.HostStatus{AttemptID: "a"}
 	}
 	nonce := func(s *situation) { s.Status.Attempt.Nonce = &api.Nonce{State: api.NoncePending} }
+	sent := func(problem string) change {
+		return func(s *situation) { s.Status.Attempt.Command = &api.PowerCommand{Order: "reset", Problem: problem} }
+	}
 	asked := is(api.CondTrust, api.Unknown, bootAsked, ago(time.Second))
 	askedLong := is(api.CondTrust, api.Unknown, bootAsked, ago(bootAskedPatience))
 	opens := func(reason string, retry int, stage api.Stage) action {
@@ -346,6 +351,8 @@ func TestDecideBoot(t *testing.T) {
 		{"power on, paused", given(attempt(api.StageRequested), paused), held("Paused", "the Site is paused")},
 		{"power on, BMC held", given(attempt(api.StageRequested), bmcHeld), action{again: time.Minute}},
 		{"power on, nonce first", given(attempt(api.StageRequested), nonce), action{do: doAsk, ask: askNonce}},
+		{"power on, sent", given(attempt(api.StageRequested), sent("")), action{do: doAsk, ask: askBoot}},
+		{"power on, not seen", given(attempt(api.StageRequested), sent("the BMC's words")), action{again: time.Minute}},
 		{"on its way", given(attempt(api.StageDHCP), asksSince(0)), action{again: time.Minute}},
 		{"on its way, nearly overdue", given(attempt(api.StageDHCP), func(s *situation) { s.Status.Attempt.Deadline = noon.Add(9 * time.Second) }), action{again: 10 * time.Second}},
 		{"applied", given(attempt(api.StageJoined), applied), action{do: doSucceed, event: event{api.Normal, "Active", "Active 10m0s after BootAttempt 1 was opened"}}},
@@ -362,6 +369,8 @@ func TestDecideBoot(t *testing.T) {
 
 		{"failed just now", given(ended(failed, func(a *api.BootAttempt) { a.Finished = ago(time.Second) })), action{again: 29 * time.Second}},
 		{"failed", given(ended(failed)), opens("retry 1 of 2 after: the test", 1, api.StageRequested)},
+		{"command unfinished", given(ended(failed, func(a *api.BootAttempt) { a.Command = &api.PowerCommand{Problem: "x", Unfinished: true} })), action{}},
+		{"command not seen", given(ended(failed, func(a *api.BootAttempt) { a.Command = &api.PowerCommand{Problem: "x"} })), opens("retry 1 of 2 after: the test", 1, api.StageRequested)},
 		{"failed for the last time", given(ended(failed, retried(api.MaxRetries))), action{}},
 		{"failed for the last time, asks", given(ended(failed, retried(api.MaxRetries)), asksSince(0)), action{}},
 		{"failed for the last time, asks and may", given(ended(failed, retried(api.MaxRetries)), asksSince(0), unsolicited(api.BootAllow)), opens("unsolicited boot, allowed by policy", api.MaxRetries, api.StagePowerOn)},
@@ -372,9 +381,12 @@ func TestDecideBoot(t *testing.T) {
 			action{do: doGiveUp, reason: "TooManySecondTakers", event: event{api.Warning, "TooManySecondTakers", "bootd opens no further BootAttempt by itself"}}},
 		{"second taker again, said", given(ended(failed, secondTaker, retried(api.DefaultTrustRetries)), is(api.CondTrust, api.False, "TooManySecondTakers", noon)), action{}},
 
-		{"runs", given(ended(active), connected), action{}},
+		{"runs", given(ended(active, resetSeen), connected), action{}},
 		{"runs, was held", given(ended(active), connected, is(api.CondHeld, api.True, "Paused", noon)), action{do: doActive}},
 		{"runs, drain called off", given(ended(active), connected, is(api.CondDrained, api.False, "Leaving", noon)), action{do: doActive}},
+		{"runs, reset unseen", given(ended(active), connected), action{do: doAsk, ask: askSeen, after: ago(5 * time.Minute)}},
+		{"runs, reset unseen, no BMC", given(ended(active), connected, noBMC), action{}},
+		{"runs, reset seen before", given(ended(active, resetSeen), connected, func(s *situation) { s.Status.Attempt.Reset.Time = ago(time.Hour) }), action{do: doAsk, ask: askSeen, after: ago(5 * time.Minute)}},
 		{"runs, phase is behind", given(ended(active), connected, phase(api.PhaseDraining)), action{do: doActive}},
 		{"runs, something asks", given(ended(active), connected, asksSince(0)), action{do: doAsked, reason: bootAsked, message: "it may have been reset just now", again: 4 * bootAskedEvery}},
 		{"runs, something asked just now", given(ended(active), connected, asksSince(0), asked), action{again: 4 * bootAskedEvery}},
@@ -439,6 +451,8 @@ func TestOutcome(t *testing.T) {
 	active, booting := ended(api.ResultActive), attempt(api.StagePointer)
 	confirm := action{ask: askReset, reason: "it was reset", retry: 1}
 	inspecting := given(requested(api.VerbInspect, "", api.RequestRunning))
+	const unseen = "the BMC accepted the command (reset), and it was not seen to be carried out; it is not sent again in this BootAttempt: BMC accepted it, but it was not seen to happen: the BMC's words"
+	lost := fmt.Errorf("%w: the BMC's words", hardware.ErrNotSeen)
 	booted := api.Decision{Machine: "r1u01", Question: "power", Answer: "reset", Reason: "state is Active", Attempt: "a"}
 	for _, r := range []struct {
 		name  string
@@ -457,6 +471,10 @@ func TestOutcome(t *testing.T) {
 		{"inventory asked for", inspecting, serving(inspecting, action{ask: askInventory}), on,
 			serving(inspecting, action{do: doReport, answer: on, reason: "Read", message: "serial", event: event{api.Normal, "RequestDone", "inspect, asked for by root"}})},
 		{"boots", given(booting), action{ask: askBoot}, answer{did: "reset"}, action{do: doPowered, decision: booted}},
+		{"boots, attempt over", given(booting), action{ask: askBoot}, answer{}, action{again: 15 * time.Second}},
+		{"boots, unseen", given(booting), action{ask: askBoot}, answer{did: "reset", unseen: lost}, action{do: doUnseen, answer: answer{did: "reset", unseen: lost}, reason: "NotSeen",
+			message: "accepted the command (reset), and it was not seen", event: event{api.Warning, "PowerNotSeen", "not sent again in this BootAttempt"}, again: time.Minute,
+			decision: api.Decision{Machine: "r1u01", Question: "power", Answer: "not seen", Reason: unseen, Attempt: "a"}}},
 		{"reset", given(active), confirm, known(true), action{do: doOpen, reason: "it was reset (confirmed by its BMC)", retry: 1, stage: api.StagePowerOn}},
 		{"reset, brake", given(active, opened(8, 8)), confirm, known(true), held("LimitPerRack", "8 machines of rack r1")},
 		{"reset in mid-boot", given(booting), confirm, known(true), action{do: doOpen, reason: "it was reset (confirmed by its BMC)", retry: 1, stage: api.StagePowerOn}},
@@ -491,14 +509,29 @@ func TestOutcome(t *testing.T) {
 // TestOrders: what a BMC does with the power, by the state that it tells.
 func TestOrders(t *testing.T) {
 	on, off := hardware.PowerOn, hardware.PowerOff
-	boot := func(p hardware.PowerState, r reset) order { o, _ := bootOrder(p, r); return o }
+	boot := func(p hardware.PowerState) order { o, _ := bootOrder(p); return o }
+	sent := func(o order, age time.Duration, p hardware.PowerState, r reset) order {
+		got, did := sentOrder(&api.PowerCommand{Order: string(o), Time: ago(age)}, p, r, noon)
+		if did == "" {
+			return "wait"
+		}
+		return got
+	}
+	unknown, before, since := reset{}, reset{known: true}, reset{known: true, since: true}
 	asked := func(d time.Duration) *api.Condition { return &api.Condition{Time: ago(d)} }
 	for name, r := range map[string]struct{ got, want order }{
-		"boot, off":                          {boot(off, reset{}), orderOn},
-		"boot, no state":                     {boot(hardware.PowerUnknown, reset{since: true, known: true}), orderOn},
-		"boot, on":                           {boot(on, reset{known: true}), orderReset},
-		"boot, on, resets unknown":           {boot(on, reset{}), orderReset},
-		"boot, on, reset already":            {boot(on, reset{since: true, known: true}), orderNone},
+		"boot, off":                          {boot(off), orderOn},
+		"boot, no state":                     {boot(hardware.PowerUnknown), orderOn},
+		"boot, on":                           {boot(on), orderReset},
+		"on was sent, on":                    {sent(orderOn, time.Second, on, unknown), orderNone},
+		"on was sent just now, off":          {sent(orderOn, time.Second, off, unknown), "wait"},
+		"on was sent, off":                   {sent(orderOn, time.Hour, off, unknown), orderOn},
+		"reset was sent, and is seen":        {sent(orderReset, time.Second, on, since), orderNone},
+		"reset was sent, unknown":            {sent(orderReset, time.Hour, on, unknown), orderNone},
+		"reset was sent just now, not seen":  {sent(orderReset, time.Second, on, before), "wait"},
+		"reset was sent just now, off":       {sent(orderReset, time.Second, off, since), "wait"},
+		"reset was sent, and did not come":   {sent(orderReset, time.Hour, on, before), orderReset},
+		"reset was sent, off":                {sent(orderReset, time.Hour, off, since), orderOn},
 		"shut down, off":                     {shutdownOrder(off, nil, time.Minute, noon), orderNone},
 		"shut down, first":                   {shutdownOrder(on, nil, time.Minute, noon), orderShutdown},
 		"shut down, asked":                   {shutdownOrder(on, asked(time.Minute), time.Minute, noon), orderNone},
@@ -509,6 +542,50 @@ func TestOrders(t *testing.T) {
 	} {
 		if r.got != r.want {
 			t.Errorf("%s: %q, want %q", name, r.got, r.want)
+		}
+	}
+}
+
+// TestResetSince: what is told now is compared with what was told of the reset that is known, and its age does not count.
+func TestResetSince(t *testing.T) {
+	const hpe, last = "Oem.Hpe.PostDiscoveryCompleteTimeStamp", "LastResetTime"
+	told := func(source, value, post string) hardware.ResetEvidence {
+		e := hardware.ResetEvidence{POST: post, Now: noon}
+		if value != "" {
+			e.Known, e.At, e.Source, e.Value = true, ago(time.Hour), source, value
+			e.Told = []hardware.Trace{{Source: source, Value: value}}
+		}
+		return e
+	}
+	unknown, before, since := reset{}, reset{known: true}, reset{known: true, since: true}
+	for name, r := range map[string]struct {
+		seen *hardware.ResetEvidence
+		now  hardware.ResetEvidence
+		want reset
+	}{
+		"the same value":                        {new(told(last, "2026-06-01T11:00:00Z", "")), told(last, "2026-06-01T11:00:00Z", ""), before},
+		"counted back":                          {new(told(last, "2026-06-01T11:00:00Z", "")), told(last, "2026-06-01T11:00:02Z", ""), before},
+		"another value":                         {new(told(last, "2026-06-01T11:00:00Z", "")), told(last, "2026-06-01T06:00:00Z", ""), since},
+		"another that is no time":               {new(told(last, "once", "")), told(last, "twice", ""), since},
+		"another property":                      {new(told(last, "2026-06-01T11:00:00Z", "")), told(hpe, "2026-06-01T11:00:00Z", ""), before},
+		"nothing to compare with, old":          {nil, told(last, "2026-06-01T11:00:00Z", ""), before},
+		"nothing told":                          {nil, told("", "", ""), unknown},
+		"nothing told, once more":               {new(told("", "", "")), told("", "", ""), unknown},
+		"HPE, in POST":                          {nil, told("", "", "InPost"), since},
+		"HPE, in POST after it ran":             {new(told(hpe, "2026-06-01T11:00:00Z", "FinishedPost")), told("", "", "InPost"), since},
+		"HPE, in a POST that was seen":          {new(told("", "", "InPost")), told("", "", "InPost"), unknown},
+		"HPE, the end of that POST":             {new(told("", "", "InPost")), told(hpe, "2026-06-01T11:00:00Z", "FinishedPost"), before},
+		"HPE, finished for hours":               {new(told(hpe, "2026-06-01T06:00:00Z", "FinishedPost")), told(hpe, "2026-06-01T06:00:00Z", "FinishedPost"), before},
+		"HPE, at the end of POST for hours":     {nil, told(hpe, "2026-06-01T06:00:00Z", "InPostDiscoveryComplete"), before},
+		"HPE, at the end of another POST":       {new(told(hpe, "2026-06-01T06:00:00Z", "FinishedPost")), told(hpe, "2026-06-01T11:59:00Z", "InPostDiscoveryComplete"), since},
+		"HPE, nothing to find, finished before": {nil, told("", "", "FinishedPost"), unknown},
+	} {
+		var was *api.ResetSeen
+		if r.seen != nil {
+			was = seen(*r.seen, ago(time.Minute))
+		}
+		if got := resetSince(was, r.now, ago(time.Minute), noon); got != r.want {
+			t.Errorf("%s: %+v, want %+v", name, got, r.want)
 		}
 	}
 }

@@ -26,7 +26,9 @@ func outcome(f facts, now time.Time, a action, is answer) action {
 	case askInventory:
 		return x.report()
 	case askBoot:
-		return action{do: doPowered, decision: x.decision("power", is.did, f.machine.Status.Attempt.Reason)}
+		return x.powered()
+	case askSeen:
+		return action{do: doSeen, answer: is}
 	case askReset:
 		return x.confirmed()
 	case askShutdown:
@@ -60,6 +62,19 @@ func (x answered) power() action {
 	return action{do: doPower, answer: x.is, again: every}
 }
 
+// powered follows what came of the power command.
+func (x answered) powered() action {
+	switch {
+	case x.is.unseen != nil:
+		message := fmt.Sprintf("the BMC accepted the command (%s), and it was not seen to be carried out; it is not sent again in this BootAttempt: %s", x.is.did, x.is.unseen)
+		return action{do: doUnseen, answer: x.is, reason: "NotSeen", message: message, event: event{api.Warning, "PowerNotSeen", message},
+			decision: x.decision("power", "not seen", message), again: time.Minute}
+	case x.is.did == "":
+		return action{again: 15 * time.Second} // the attempt is over, or its command is on its way
+	}
+	return action{do: doPowered, decision: x.decision("power", x.is.did, x.machine.Status.Attempt.Reason)}
+}
+
 // report writes the inventory down, and ends the request that asked for it.
 func (x answered) report() action {
 	a := action{do: doReport, answer: x.is}
@@ -81,7 +96,9 @@ func (x answered) confirmed() action {
 	case !x.is.reset.since:
 		return x.hold("UnsolicitedBootForged", refused+": its BMC says that it was not reset; something else may be using its MAC")
 	}
-	return x.open(x.asked.reason+" (confirmed by its BMC)", x.asked.retry, api.StagePowerOn)
+	a := x.open(x.asked.reason+" (confirmed by its BMC)", x.asked.retry, api.StagePowerOn)
+	a.answer.seen = x.is.seen
+	return a
 }
 
 // shut waits for a Machine that was asked to shut down.
@@ -138,16 +155,31 @@ const (
 	orderShutdown order = "shutdown"
 )
 
-// bootOrder is how a Machine that has its boot target is made to boot. A bootd
-// that was killed after the power command must not repeat it.
-func bootOrder(power hardware.PowerState, r reset) (o order, did string) {
+// bootOrder is how a Machine that has its boot target is made to boot.
+func bootOrder(power hardware.PowerState) (o order, did string) {
+	if power == hardware.PowerOn {
+		return orderReset, "reset"
+	}
+	return orderOn, "powered on"
+}
+
+// sentOrder is what is left to do of a power command that may have been sent, when bootd was stopped or the BMC was lost
+// before its answer was written down. A reset that may have been carried out is not sent again, and what does not show may
+// be on its way for a minute: did is empty then.
+func sentOrder(c *api.PowerCommand, power hardware.PowerState, r reset, now time.Time) (o order, did string) {
 	switch {
+	case power == hardware.PowerOn && order(c.Order) == orderOn:
+		return orderNone, "powered on already in this BootAttempt"
+	case power != hardware.PowerOff && r.known && r.since:
+		return orderNone, "already reset in this BootAttempt"
+	case now.Sub(c.Time) < time.Minute && (power != hardware.PowerOn || r.known):
+		return orderNone, ""
 	case power != hardware.PowerOn:
 		return orderOn, "powered on"
-	case r.known && r.since:
-		return orderNone, "already reset in this BootAttempt"
+	case r.known:
+		return orderReset, "reset"
 	}
-	return orderReset, "reset"
+	return orderNone, "a reset may have been sent before; it is not sent again"
 }
 
 // shutdownOrder asks a system to shut down, and cuts its power when it has had its time for that.
@@ -183,6 +215,54 @@ func bootTarget(m *api.Machine) hardware.Boot {
 	return boot
 }
 
+// resetSince reports whether a Machine was reset after t. What the BMC tells now is compared with what it told of the
+// reset that is known: another value is another reset, whatever its clock shows. Where there is nothing to compare, the age
+// counts.
+func resetSince(seen *api.ResetSeen, e hardware.ResetEvidence, t, now time.Time) reset {
+	if e.InPOST() {
+		another := seen == nil || seen.Post != e.POST // of one that was seen before nothing can be told
+		return reset{since: another, known: another}
+	}
+	for _, trace := range e.Told {
+		if was, ok := traceOf(seen, trace.Source); ok {
+			return reset{since: !sameTrace(was, trace.Value), known: true}
+		}
+	}
+	return resetAfter(e, t, now)
+}
+
+// traceOf finds what was told before. The end of a POST that was seen going on is no other reset.
+func traceOf(seen *api.ResetSeen, source string) (value string, ok bool) {
+	if seen == nil || (hardware.ResetEvidence{POST: seen.Post}).InPOST() && source != "LastResetTime" {
+		return "", false
+	}
+	for _, trace := range seen.Traces {
+		if trace.Source == source {
+			return trace.Value, true
+		}
+	}
+	return "", false
+}
+
+// sameTrace: BMCs that count back to the reset are off by a second or two each time.
+func sameTrace(a, b string) bool {
+	x, errX := time.Parse(time.RFC3339, a)
+	y, errY := time.Parse(time.RFC3339, b)
+	if errX != nil || errY != nil {
+		return a == b
+	}
+	return x.Sub(y).Abs() < 5*time.Second
+}
+
+// seen is what the BMC tells, to be compared with later.
+func seen(e hardware.ResetEvidence, now time.Time) *api.ResetSeen {
+	s := &api.ResetSeen{Time: now.UTC(), Post: e.POST}
+	for _, trace := range e.Told {
+		s.Traces = append(s.Traces, api.ResetTrace(trace))
+	}
+	return s
+}
+
 // resetAfter reports whether a Machine was reset after t, by its BMC's own clock, which may be off from ours.
 func resetAfter(e hardware.ResetEvidence, t, now time.Time) reset {
 	age, ok := e.Age()
@@ -191,12 +271,4 @@ func resetAfter(e hardware.ResetEvidence, t, now time.Time) reset {
 	}
 	const resolution = 2 * time.Second // BMCs give whole seconds
 	return reset{since: now.Sub(t)+resolution >= age, known: true}
-}
-
-// actFrom is from when on a reset may be the attempt's own: one from before its nonce was written did not show it.
-func actFrom(a *api.BootAttempt) time.Time {
-	if a.Nonce != nil && a.Nonce.State == api.NonceWritten {
-		return a.Nonce.Time
-	}
-	return a.Started
 }

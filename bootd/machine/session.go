@@ -15,6 +15,9 @@ type session struct {
 	BMC
 	machine *api.Machine
 	tags    tags
+	// note writes a power command into the attempt, just before it is sent; false
+	// when the attempt is over.
+	note func(context.Context, api.PowerCommand) (open bool, err error)
 }
 
 // ask asks it.
@@ -27,9 +30,9 @@ func (s session) ask(ctx context.Context, a action) (is answer, err error) {
 			is.inventory, err = s.Inventory(ctx)
 		}
 	case askBoot:
-		is.did, err = s.bootFromNetwork(ctx)
-	case askReset:
-		is.reset, err = s.resetSince(ctx, a.after)
+		is, err = s.bootFromNetwork(ctx)
+	case askReset, askSeen:
+		is, err = s.lastReset(ctx, a.after)
 	case askShutdown:
 		is.power, err = s.shutDown(ctx, a.patience)
 	case askFence:
@@ -62,33 +65,60 @@ func (s session) order(ctx context.Context, o order) error {
 }
 
 // bootFromNetwork sets the one-time boot target before the power action, as the
-// firmware reads it only then.
-func (s session) bootFromNetwork(ctx context.Context) (did string, err error) {
-	power, err := s.PowerState(ctx)
-	if err != nil {
-		return "", err
+// firmware reads it only then. The command is written down before it is sent.
+func (s session) bootFromNetwork(ctx context.Context) (is answer, err error) {
+	if is.power, err = s.PowerState(ctx); err != nil {
+		return is, err
 	}
-	var since reset
-	if power == hardware.PowerOn {
-		since, _ = s.resetSince(ctx, actFrom(s.machine.Status.Attempt)) // without an answer it is reset
+	sent := s.machine.Status.Attempt.Command
+	var before *api.ResetSeen
+	if is.power == hardware.PowerOn {
+		is.reset, before, _ = s.resetSince(ctx, sent) // a BMC without an answer tells nothing
 	}
-	o, did := bootOrder(power, since)
+	o, did := bootOrder(is.power)
+	if sent != nil {
+		o, did = sentOrder(sent, is.power, is.reset, time.Now())
+	}
 	if o == orderNone {
-		return did, nil
+		is.did = did
+		return is, nil
 	}
 	if err := s.SetBootOnce(ctx, bootTarget(s.machine)); err != nil {
-		return "", err
+		return is, err
 	}
-	return did, s.order(ctx, o)
+	open, err := s.note(ctx, api.PowerCommand{Order: string(o), Time: time.Now().UTC(), Before: before})
+	if err != nil || !open {
+		return is, err
+	}
+	is.did = did
+	err = s.order(ctx, o)
+	if errors.Is(err, hardware.ErrNotSeen) {
+		is.unseen, err = err, nil
+	}
+	return is, err
 }
 
-// resetSince asks for the last reset, and whether it was after t.
-func (s session) resetSince(ctx context.Context, t time.Time) (reset, error) {
+// resetSince asks for the last reset, and whether it came after the command was sent.
+func (s session) resetSince(ctx context.Context, sent *api.PowerCommand) (reset, *api.ResetSeen, error) {
+	e, err := s.LastReset(ctx)
+	now := time.Now()
+	if err != nil {
+		return reset{}, nil, err
+	}
+	if sent == nil {
+		return reset{}, seen(e, now), nil
+	}
+	return resetSince(sent.Before, e, sent.Time, now), seen(e, now), nil
+}
+
+// lastReset asks for the last reset, and whether it is another than the attempt's own.
+func (s session) lastReset(ctx context.Context, after time.Time) (is answer, err error) {
 	e, err := s.LastReset(ctx)
 	if err != nil {
-		return reset{}, err
+		return is, err
 	}
-	return resetAfter(e, t, time.Now()), nil
+	now := time.Now()
+	return answer{reset: resetSince(s.machine.Status.Attempt.Reset, e, after, now), seen: seen(e, now)}, nil
 }
 
 // shutDown returns the power state before it did anything.

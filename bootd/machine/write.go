@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"errors"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -113,7 +114,7 @@ func (f facts) writeAttempt(a action, m *api.Machine, now time.Time) bool {
 func (f facts) writeAnswer(a action, m *api.Machine, now time.Time) bool {
 	s := &m.Status
 	switch a.do {
-	case doAccount, doPower, doReport, doShutting, doOff, doFence:
+	case doAccount, doPower, doReport, doShutting, doOff, doFence, doUnseen:
 		s.Power = string(a.answer.power)
 	}
 	switch a.do {
@@ -134,6 +135,12 @@ func (f facts) writeAnswer(a action, m *api.Machine, now time.Time) bool {
 	case doPowered:
 		Advance(m, attemptID(f.machine), api.StagePowerOn, now, window(f.site))
 		s.Power = string(hardware.PowerOn)
+	case doUnseen:
+		return writeUnseen(a, m, attemptID(f.machine), now)
+	case doSeen:
+		if s.Attempt != nil && attemptID(m) == attemptID(f.machine) {
+			s.Attempt.Reset = a.answer.seen
+		}
 	case doShutting:
 		s.Conditions.Set(now, condShuttingDown, api.True, a.reason, a.message)
 	case doOff:
@@ -158,6 +165,9 @@ func (f facts) writeOpen(a action, m *api.Machine, now time.Time) bool {
 		Fail(m, now, "superseded: "+a.reason)
 	}
 	openAttempt(m, now, a.reason, a.retry, a.stage, window(f.site))
+	if a.stage == api.StagePowerOn {
+		m.Status.Attempt.Reset = a.answer.seen
+	}
 	if f.required(m).Level == api.TrustNonce {
 		wantNonce(m, now)
 	}
@@ -196,6 +206,17 @@ func writeNoNonce(a action, m *api.Machine, now time.Time) bool {
 	if a.answer.tag.own {
 		forgetTag(m)
 	}
+	return true
+}
+
+// writeUnseen notes that the attempt's power command was accepted, and that nothing shows it.
+func writeUnseen(a action, m *api.Machine, attempt string, now time.Time) bool {
+	at := m.Status.Attempt
+	if !at.Open() || at.ID != attempt || at.Command == nil {
+		return false
+	}
+	at.Command.Problem, at.Command.Unfinished = a.answer.unseen.Error(), errors.Is(a.answer.unseen, hardware.ErrUnfinished)
+	m.Status.Conditions.Set(now, api.CondProvision, api.False, a.reason, a.message)
 	return true
 }
 

@@ -689,7 +689,7 @@ func TestTasks(t *testing.T) {
 		"named too early":  {[]fault{missing, missing, state("Completed")}, ""},
 		"at the next boot": {[]fault{state("Pending")}, ""},
 		"failed":           {[]fault{state("Running"), state("Exception")}, "IDRAC.2.8.PR21 Failed."},
-		"for ever":         {times(200, state("Running")), "not done"},
+		"for ever":         {times(200, state("Running")), "has not ended"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

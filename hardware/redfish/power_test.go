@@ -104,7 +104,7 @@ func TestEvidence(t *testing.T) {
 		"of the future, and boot":  {`{"LastResetTime":"2026-03-02T13:00:00Z","BootProgress":{"LastStateTime":"2026-03-01T11:00:00Z"}}`, "BootProgress.LastStateTime", "2026-03-01T11:00:00Z", false},
 		"none":                     {`{}`, "", "", false},
 		"HPE that runs":            {`{"Oem":{"Hpe":{"PostState":"FinishedPost","PostDiscoveryCompleteTimeStamp":"2026-03-01T06:00:00Z"}}}`, hpeSource, "2026-03-01T06:00:00Z", false},
-		"HPE that found no disk":   {`{"Oem":{"Hpe":{"PostState":"InPostDiscoveryComplete","PostDiscoveryCompleteTimeStamp":"2026-03-01T06:00:00Z"}}}`, hpeSource, "2026-03-01T06:00:00Z", true},
+		"HPE that found no disk":   {`{"Oem":{"Hpe":{"PostState":"InPostDiscoveryComplete","PostDiscoveryCompleteTimeStamp":"2026-03-01T06:00:00Z"}}}`, hpeSource, "2026-03-01T06:00:00Z", false},
 		"HPE in POST":              {`{"Oem":{"Hpe":{"PostState":"InPost","PostDiscoveryCompleteTimeStamp":"2026-02-01T06:00:00Z"}}}`, "", "", true},
 		"HPE without discovery":    {`{"Oem":{"Hpe":{"PostState":"FinishedPost","PostDiscoveryCompleteTimeStamp":null}}}`, "", "", false},
 		"HPE with an odd property": {`{"Oem":{"Hpe":[]}}`, "", "", false},

@@ -27,7 +27,8 @@ func (r *driver) lastReset(ctx context.Context) (hardware.ResetEvidence, error) 
 
 // evidence takes the first of what is told that is possible: LastResetTime is the reset itself, LastStateTime (of
 // BootProgress) is after it, and so is HPE's end of device discovery. A time before 2000 or in the BMC's own future is none:
-// its clock was wrong then, or is wrong now. While an HPE server is in POST, what it tells is of the POST before.
+// its clock was wrong then, or is wrong now. One in the future still shows a reset when it changes. While an HPE server is
+// in POST, what it tells is of the POST before.
 func evidence(sys system, offset text, now time.Time) hardware.ResetEvidence {
 	hpe := sys.hpe()
 	e := hardware.ResetEvidence{Now: now, POST: string(hpe.PostState)}
@@ -40,14 +41,14 @@ func evidence(sys system, offset text, now time.Time) hardware.ResetEvidence {
 		{hpe.Discovered, "Oem.Hpe.PostDiscoveryCompleteTimeStamp"},
 	} {
 		at, ok := bmcTime(told.value, offset)
-		if !ok || at.Year() < 2000 || !now.IsZero() && at.After(now.Add(clockSlack)) {
+		if !ok || at.Year() < 2000 || told.value == hpe.Discovered && e.InPOST() {
 			continue
 		}
-		if told.value == hpe.Discovered && hpe.PostState == "InPost" {
+		e.Told = append(e.Told, hardware.Trace{Source: told.source, Value: string(told.value)})
+		if e.Known || !now.IsZero() && at.After(now.Add(clockSlack)) {
 			continue
 		}
 		e.Known, e.At, e.Source, e.Value = true, at, told.source, string(told.value)
-		break
 	}
 	return e
 }

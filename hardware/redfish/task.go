@@ -30,10 +30,10 @@ func (t *transport) await(req *http.Request, accepted reply) (reply, error) {
 	wait := retryAfter(accepted.header, 2*time.Second)
 	for missing, seen := 0, false; ; {
 		if waited += wait; waited > limit {
-			return reply{}, fmt.Errorf("%s %s: its task %s is not done after %s: %w", req.Method, req.URL.Path, path, limit, hardware.ErrNotSeen)
+			return reply{}, fmt.Errorf("%s %s: task %s after %s: %w: %w", req.Method, req.URL.Path, path, limit, hardware.ErrUnfinished, hardware.ErrNotSeen)
 		}
 		if err := t.pause(t.ctx, wait); err != nil {
-			return reply{}, fmt.Errorf("%s %s: wait for its task %s: %w: %w", req.Method, req.URL.Path, path, hardware.ErrNotSeen, err)
+			return reply{}, fmt.Errorf("%s %s: wait for task %s: %w: %w: %w", req.Method, req.URL.Path, path, hardware.ErrUnfinished, hardware.ErrNotSeen, err)
 		}
 		answer, err := t.poll(req, path)
 		if err != nil {
