@@ -187,5 +187,9 @@ func (d *daemon) console(ctx context.Context, m *api.Machine) (io.ReadWriteClose
 	if err != nil {
 		return nil, err
 	}
-	return d.fleet.Console(ctx, endpoint)
+	console, err := d.fleet.Console(ctx, endpoint, true)
+	if err != nil {
+		return nil, err // a nil *Console is no nil io.ReadWriteCloser
+	}
+	return console, nil
 }

@@ -2,7 +2,6 @@ package hardware
 
 import (
 	"context"
-	"io"
 )
 
 // Service is a BMC that is logged in to. One request at a time is sent to it, whoever asks.
@@ -54,8 +53,8 @@ type BMC interface {
 	Inventory(ctx context.Context) (Inventory, error)
 	// Identify switches the locator light.
 	Identify(ctx context.Context, on bool) error
-	// Console opens the serial console; ctx bounds the opening only. It ends with the login.
-	Console(ctx context.Context) (io.ReadWriteCloser, error)
+	// Consoles tells the ways to the serial console, the best first, and never none.
+	Consoles(ctx context.Context) ([]ConsoleWay, error)
 }
 
 // Identity says which server and which BMC this is. What is not told is empty.

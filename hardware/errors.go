@@ -14,6 +14,8 @@ var (
 	ErrForbidden = errors.New("BMC does not let this account do it")
 	// ErrPasswordChange: the BMC does nothing for this account until a person has changed its password.
 	ErrPasswordChange = errors.New("BMC wants the password changed first")
+	// ErrCrowded: the BMC has no login to spare for what can do without.
+	ErrCrowded = errors.New("BMC has no login to spare")
 	// ErrNotSeen: a command was accepted, or may have been, and nothing shows that it was carried out. It is not to be sent
 	// again as if it had not been.
 	ErrNotSeen = errors.New("BMC accepted it, but it was not seen to happen")

@@ -83,35 +83,65 @@ func (f *Fleet) Do(ctx context.Context, endpoint hardware.Endpoint, what string,
 	return fmt.Errorf("%s on BMC %s: %w", what, endpoint.Address, err)
 }
 
-// Console opens the serial console. The login is kept until it is closed.
-func (f *Fleet) Console(ctx context.Context, endpoint hardware.Endpoint) (io.ReadWriteCloser, error) {
-	var opened *console
-	err := f.Do(ctx, endpoint, "open the console", func(ctx context.Context, b hardware.BMC) error {
-		stream, err := b.Console(ctx)
-		if err != nil {
+// Console opens the serial console by the first way that leads there; ctx bounds the opening only. A login that the console
+// needs is kept until it is closed; one that the BMC has not to spare only if need is true: ErrCrowded otherwise. It is
+// opened aside: the BMC's other calls do not wait for it.
+func (f *Fleet) Console(ctx context.Context, endpoint hardware.Endpoint, need bool) (*hardware.Console, error) {
+	var ways []hardware.ConsoleWay
+	var o *owner
+	spare := false
+	err := f.Do(ctx, endpoint, "find the console", func(ctx context.Context, b hardware.BMC) (err error) {
+		if ways, err = b.Consoles(ctx); err != nil {
 			return err
 		}
-		opened = &console{ReadWriteCloser: stream, fleet: f, owner: f.hold(endpoint)}
+		o = f.hold(endpoint)
+		spare = o.service.Spare()
 		return nil
 	})
 	if err != nil {
-		return nil, err // a nil *console is no nil io.ReadWriteCloser
+		return nil, err
 	}
+	release := sync.OnceFunc(func() { f.release(o) })
+	opened, login, err := openFirst(ctx, ways, need || spare)
+	if !login {
+		release()
+	}
+	if err != nil {
+		return nil, err
+	}
+	opened.ReadWriteCloser = &console{opened.ReadWriteCloser, release}
 	return opened, nil
+}
+
+// openFirst opens the console by the first way that leads there, and reports whether that way needs the login. What is
+// distrusted, or has refused the password, is asked for no other way.
+func openFirst(ctx context.Context, ways []hardware.ConsoleWay, mayKeep bool) (opened *hardware.Console, login bool, err error) {
+	var failed []error
+	for _, way := range ways {
+		if way.Login && !mayKeep {
+			failed = append(failed, fmt.Errorf("console by %s: %w", way.Kind, hardware.ErrCrowded))
+			continue
+		}
+		if opened, err = way.Open(ctx); err == nil {
+			return opened, way.Login, nil
+		}
+		failed = append(failed, err)
+		if hardware.Distrusted(err) || errors.Is(err, hardware.ErrUnauthorized) || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, false, errors.Join(failed...)
 }
 
 // console lets its owner go when it is closed.
 type console struct {
 	io.ReadWriteCloser
-	fleet *Fleet
-	owner *owner
-	once  sync.Once
+	release func() // the second call does nothing
 }
 
 func (c *console) Close() error {
-	err := c.ReadWriteCloser.Close()
-	c.once.Do(func() { c.fleet.release(c.owner) })
-	return err
+	defer c.release()
+	return c.ReadWriteCloser.Close()
 }
 
 func keyOf(e hardware.Endpoint) key { return key{address: e.Address, username: e.Username} }

@@ -28,6 +28,7 @@ type world struct {
 	silent  func(address string) bool
 	refuses string // a password
 	crowded bool
+	console error // that opening the console by SSH ends with
 }
 
 func newWorld(t *testing.T) *world {
@@ -106,7 +107,13 @@ func (s *server) PowerState(ctx context.Context) (hardware.PowerState, error) {
 	}
 }
 
-func (s *server) Console(context.Context) (io.ReadWriteCloser, error) { return stream{}, nil }
+func (s *server) Consoles(context.Context) ([]hardware.ConsoleWay, error) {
+	open := func(context.Context) (*hardware.Console, error) {
+		return &hardware.Console{ReadWriteCloser: stream{}}, nil
+	}
+	refused := func(context.Context) (*hardware.Console, error) { return nil, s.service.world.console }
+	return []hardware.ConsoleWay{{Kind: hardware.ConsoleSSH, Open: refused}, {Kind: hardware.ConsoleWebSocket, Login: true, Open: open}}, nil
+}
 
 type stream struct{ io.ReadWriter }
 
@@ -376,7 +383,8 @@ func TestConsoleKeepsTheLogin(t *testing.T) {
 	for _, crowded := range []bool{false, true} {
 		bubble(t, func(t *testing.T, w *world, f *Fleet) {
 			w.crowded = crowded
-			console, err := f.Console(t.Context(), endpoint(1))
+			w.console = errors.New("no shell")
+			console, err := f.Console(t.Context(), endpoint(1), true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -387,6 +395,25 @@ func TestConsoleKeepsTheLogin(t *testing.T) {
 			}
 			time.Sleep(2 * time.Minute)
 			w.expect(t, "closed", 1, 1)
+		})
+	}
+}
+
+// TestConsoleIsNotOpenedAtAnyPrice: not with a login that the BMC has not to spare, and not by another way when the BMC is
+// distrusted or refuses the password. The login is not kept then.
+func TestConsoleIsNotOpenedAtAnyPrice(t *testing.T) {
+	for _, want := range []error{hardware.ErrCrowded, hardware.ErrUnauthorized, &hardware.HostKeyMismatchError{Address: "a", Want: "b", Got: "c"}} {
+		bubble(t, func(t *testing.T, w *world, f *Fleet) {
+			need := want != hardware.ErrCrowded
+			w.crowded, w.console = true, want
+			if !need {
+				w.console = errors.New("no shell")
+			}
+			if console, err := f.Console(t.Context(), endpoint(1), need); console != nil || !errors.Is(err, want) {
+				t.Errorf("console %v, %v; want %v", console, err, want)
+			}
+			time.Sleep(2 * time.Minute)
+			w.expect(t, "given up", 1, 1)
 		})
 	}
 }

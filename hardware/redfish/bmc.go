@@ -18,7 +18,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"time"
 
@@ -164,14 +163,13 @@ func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
 	return b.do(ctx, "write the asset tag", func() error { return b.driver.setAssetTag(ctx, tag) })
 }
 
-// Console opens the serial console; ctx bounds the opening only. It ends with the session. ErrUnsupported
-// when the BMC offers none over its web server.
-func (b *BMC) Console(ctx context.Context) (console io.ReadWriteCloser, err error) {
-	err = b.do(ctx, "open the console", func() error {
-		console, err = b.driver.console(ctx)
+// Consoles tells the ways to the serial console: by WebSocket, by SSH.
+func (b *BMC) Consoles(ctx context.Context) (ways []hardware.ConsoleWay, err error) {
+	err = b.do(ctx, "find the console", func() error {
+		ways, err = b.consoles()
 		return err
 	})
-	return console, err
+	return ways, err
 }
 
 func (b *BMC) do(ctx context.Context, what string, call func() error) error {

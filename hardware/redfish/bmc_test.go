@@ -1,13 +1,11 @@
 package redfish
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -774,40 +772,6 @@ func TestIdentify(t *testing.T) {
 	b, _ := m.open(t, m.endpoint())
 	if err := b.Identify(t.Context(), true); !errors.Is(err, hardware.ErrUnsupported) {
 		t.Errorf("error %v", err)
-	}
-}
-
-func TestConsole(t *testing.T) {
-	for _, test := range []struct{ vendor, path string }{{"openbmc", "/console0"}, {"hpe-ilo5", "/serial/1"}} {
-		m := vendorMock(t, test.vendor)
-		if test.vendor == "hpe-ilo5" { // told by the tree, not by the table
-			m.tree[hpeSystem]["SerialConsole"] = map[string]any{"WebSocket": map[string]any{"ServiceEnabled": true, "ConsoleURI": test.path}}
-		}
-		m.serveConsole(test.path)
-		b, _ := m.open(t, m.endpoint())
-		console, err := b.Console(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		sent := bytes.Repeat([]byte{0, 'x', 0xff}, 3000)
-		if _, err := console.Write(sent); err != nil {
-			t.Fatal(err)
-		}
-		got := make([]byte, len(sent))
-		if _, err := io.ReadFull(console, got); err != nil || !bytes.Equal(got, sent) {
-			t.Errorf("%s: echo differs, %v", test.vendor, err)
-		}
-		if _, err := b.PowerState(t.Context()); err != nil {
-			t.Errorf("beside an open console: %v", err)
-		}
-		if err := console.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	m := vendorMock(t, "supermicro-x10")
-	b, _ := m.open(t, m.endpoint())
-	if _, err := b.Console(t.Context()); !errors.Is(err, hardware.ErrUnsupported) {
-		t.Errorf("error %v, want ErrUnsupported", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package redfish
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -8,36 +9,100 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
+	"unicode"
 
 	"golang.org/x/net/websocket"
 
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/sshconsole"
 )
 
-// serialConsoles is the SerialConsole object of a ComputerSystem (1.13 and later) or a Manager.
+// entryLimit bounds the command that a tree says to enter the console with.
+const entryLimit = 128
+
+// serialConsoles is the SerialConsole object of a ComputerSystem (1.13 and later) or of a Manager. They have little in common.
 type serialConsoles struct {
+	Enabled   *bool  `json:"ServiceEnabled"`
+	Types     []text `json:"ConnectTypesSupported"` // of a Manager
 	WebSocket struct {
 		Enabled *bool `json:"ServiceEnabled"`
 		URI     text  `json:"ConsoleURI"`
 	} `json:"WebSocket"`
+	SSH struct {
+		Enabled *bool  `json:"ServiceEnabled"`
+		Port    number `json:"Port"`
+		Entry   text   `json:"ConsoleEntryCommand"`
+	} `json:"SSH"`
 }
 
+func off(enabled *bool) bool { return enabled != nil && !*enabled }
+
 func (c serialConsoles) path() string {
-	if c.WebSocket.Enabled != nil && !*c.WebSocket.Enabled {
+	if off(c.WebSocket.Enabled) {
 		return ""
 	}
 	return pathOf(string(c.WebSocket.URI))
 }
 
-// console opens the WebSocket console on a connection of its own, pinned like the others.
-func (r *driver) console(ctx context.Context) (io.ReadWriteCloser, error) {
-	at, err := r.consolePath(ctx)
-	if err != nil {
-		return nil, err
+// shell reports whether a Manager's console or command line is reached by SSH.
+func (c serialConsoles) shell() bool { return !off(c.Enabled) && slices.Contains(c.Types, "SSH") }
+
+// serial is what the tree tells of a server's serial console.
+type serial struct {
+	system, manager, commands serialConsoles // commands is the Manager's CommandShell
+}
+
+// consoles tells the ways by what was read when the system was found.
+func (b *BMC) consoles() (ways []hardware.ConsoleWay, err error) {
+	r := b.driver
+	if at := cmp.Or(r.serial.system.path(), r.serial.manager.path(), r.quirk.consolePath); at != "" {
+		ways = append(ways, hardware.ConsoleWay{Kind: hardware.ConsoleWebSocket, Login: true, Open: func(ctx context.Context) (c *hardware.Console, err error) {
+			err = b.do(ctx, "open the console", func() error {
+				c, err = r.webSocket(ctx, at)
+				return err
+			})
+			return c, err
+		}})
 	}
-	if at == "" {
-		return nil, fmt.Errorf("%w: no console over its web server (%s); use its SSH or IPMI console", hardware.ErrUnsupported, r.quirk.name)
+	if way, ok := r.serial.ssh(r.quirk.ssh); ok {
+		ways = append(ways, hardware.ConsoleWay{Kind: hardware.ConsoleSSH, Open: func(ctx context.Context) (*hardware.Console, error) {
+			return sshconsole.Open(ctx, r.endpoint, way)
+		}})
 	}
+	if len(ways) == 0 {
+		return nil, fmt.Errorf("%w: its tree tells of no console by WebSocket, and of none by SSH that %s is known to open", hardware.ErrUnsupported, r.quirk.name)
+	}
+	return ways, nil
+}
+
+// ssh is the way by SSH: the vendor's own, completed by what the tree tells.
+func (s serial) ssh(vendor sshconsole.Way) (way sshconsole.Way, ok bool) {
+	told := s.system.SSH
+	if told.Port == 0 && told.Entry == "" {
+		known := vendor.Port != 0 || len(vendor.Commands) > 0
+		return vendor, known && !off(told.Enabled) && (s.manager.shell() || s.commands.shell())
+	}
+	way = vendor
+	if told.Port > 0 && told.Port < 1<<16 {
+		way.Port = int(told.Port)
+	}
+	if told.Entry != "" {
+		way.Commands = nil
+		for step := range strings.SplitSeq(string(told.Entry), ";") {
+			way.Commands = append(way.Commands, strings.TrimSpace(step))
+		}
+	}
+	if len(way.Commands) > 0 && len(way.Leave) == 0 {
+		way.Leave = []string{"\x1b(", "\x1bT", "\x1bt", "\x1c", "\x1d"} // those of vendors that are known
+	}
+	bad := len(told.Entry) > entryLimit || strings.ContainsFunc(string(told.Entry), unicode.IsControl)
+	return way, !bad && !off(told.Enabled)
+}
+
+// webSocket opens the WebSocket console on a connection of its own, pinned like the others.
+func (r *driver) webSocket(ctx context.Context, at string) (*hardware.Console, error) {
 	base, err := url.Parse(r.base)
 	if err != nil {
 		return nil, err
@@ -53,25 +118,11 @@ func (r *driver) console(ctx context.Context) (io.ReadWriteCloser, error) {
 	if err != nil {
 		return nil, r.transport.failed(err)
 	}
-	return handshake(ctx, config, conn)
-}
-
-func (r *driver) consolePath(ctx context.Context) (string, error) {
-	sys, _, err := r.system(ctx)
+	stream, err := handshake(ctx, config, conn)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if at := sys.SerialConsole.path(); at != "" {
-		return at, nil
-	}
-	m, err := r.manager(ctx, sys)
-	if err != nil {
-		return "", err
-	}
-	if at := m.SerialConsole.path(); at != "" {
-		return at, nil
-	}
-	return r.quirk.consolePath, nil
+	return &hardware.Console{ReadWriteCloser: stream, Kind: hardware.ConsoleWebSocket}, nil
 }
 
 // handshake upgrades the connection, which it closes on failure or when ctx is over first.

@@ -67,7 +67,11 @@ func TestLab(t *testing.T) {
 
 func echo(t *testing.T, b *redfish.BMC) {
 	t.Helper()
-	console, err := b.Console(t.Context())
+	ways, err := b.Consoles(t.Context())
+	if err != nil || len(ways) != 1 || !ways[0].Login {
+		t.Fatalf("ways %+v, %v", ways, err)
+	}
+	console, err := ways[0].Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,8 +80,8 @@ func echo(t *testing.T, b *redfish.BMC) {
 		t.Fatal(err)
 	}
 	got := make([]byte, 7)
-	if _, err := io.ReadFull(console, got); err != nil || string(got) != "login: " {
-		t.Errorf("console echoes %q, %v", got, err)
+	if _, err := io.ReadFull(console, got); err != nil || string(got) != "login: " || console.Kind != hardware.ConsoleWebSocket {
+		t.Errorf("console by %s echoes %q, %v", console.Kind, got, err)
 	}
 }
 

@@ -2,6 +2,8 @@ package redfish
 
 import (
 	"strings"
+
+	"github.com/rackweft/rackweft/hardware/sshconsole"
 )
 
 // modeRule says what a boot override carries about the firmware mode.
@@ -25,41 +27,57 @@ type quirk struct {
 	bootless string // a boot target that this family's system does not list: tells generations apart
 
 	mode             modeRule
-	diskUEFI         string // boot target for disk in UEFI mode, where it is not Hdd
-	mediaIsUSB       bool   // virtual media boots as a USB drive
-	futureState      string // where a refused boot PATCH goes (relative to the system) when the BMC says so
-	closeConnections bool   // drops kept-alive connections in mid-request
-	consolePath      string // WebSocket console that its tree does not tell
+	diskUEFI         string         // boot target for disk in UEFI mode, where it is not Hdd
+	mediaIsUSB       bool           // virtual media boots as a USB drive
+	futureState      string         // where a refused boot PATCH goes (relative to the system) when the BMC says so
+	closeConnections bool           // drops kept-alive connections in mid-request
+	consolePath      string         // WebSocket console that its tree does not tell
+	ssh              sshconsole.Way // to the serial console, where the tree says that there is one by SSH
 }
+
+// The ways to the serial console over SSH. Sources: the vendors' manuals of each command line.
+func viaILO() sshconsole.Way {
+	return sshconsole.Way{Commands: []string{"vsp"}, Leave: []string{"\x1b("}}
+}
+func viaIDRAC() sshconsole.Way {
+	return sshconsole.Way{Commands: []string{"console com2"}, Leave: []string{"\x1c"}}
+}
+func viaXCC() sshconsole.Way {
+	return sshconsole.Way{Commands: []string{"console 1"}, Leave: []string{"\x1b("}}
+}
+func viaSMASH() sshconsole.Way {
+	return sshconsole.Way{Commands: []string{"cd system1/sol1", "start"}, Leave: []string{"\x1bT", "\x1bt"}}
+}
+func viaOpenBMC() sshconsole.Way { return sshconsole.Way{Port: 2200} }
 
 // quirks is searched from the top. Sources: OpenStack sushy and ironic, bmclib, Sidero omni, vendors' manuals
 // and captured trees.
 func quirks() []quirk {
 	return []quirk{
 		// bmclib boot_device.go: a PATCH with more than Target and Enabled is refused.
-		{name: "HPE DL160 Gen10", vendor: "hpe", model: "proliant dl160 gen10", mode: modeNever},
-		{name: "HPE iLO 5/6", vendor: "hpe", mode: modeAsked},
-		{name: "HP iLO 4", vendor: "hp", manager: "ilo 4", mode: modeNever}, // Gen9: no readable boot mode (ironic)
+		{name: "HPE DL160 Gen10", vendor: "hpe", model: "proliant dl160 gen10", mode: modeNever, ssh: viaILO()},
+		{name: "HPE iLO 5/6", vendor: "hpe", mode: modeAsked, ssh: viaILO()},
+		{name: "HP iLO 4", vendor: "hp", manager: "ilo 4", mode: modeNever, ssh: viaILO()}, // Gen9: no readable boot mode (ironic)
 
 		// iDRAC 10 has its boot targets only in the settings object: bootResource looks there, whoever it is.
-		{name: "Dell iDRAC 8", vendor: "dell", firmware: "2.", mode: modeNever}, // mode is a BIOS job
-		{name: "Dell iDRAC 9/10", vendor: "dell", mode: modeAsked},
+		{name: "Dell iDRAC 8", vendor: "dell", firmware: "2.", mode: modeNever, ssh: viaIDRAC()}, // mode is a BIOS job
+		{name: "Dell iDRAC 9/10", vendor: "dell", mode: modeAsked, ssh: viaIDRAC()},
 
 		// X10 has neither UefiHttp nor a mode, but targets of its own for UEFI.
-		{name: "Supermicro X10", vendor: "supermicro", bootless: "UefiHttp", mode: modeNever, diskUEFI: "UefiHdd", mediaIsUSB: true, closeConnections: true},
+		{name: "Supermicro X10", vendor: "supermicro", bootless: "UefiHttp", mode: modeNever, diskUEFI: "UefiHdd", mediaIsUSB: true, closeConnections: true, ssh: viaSMASH()},
 		// sushy: without the mode in the same PATCH it falls back to Legacy.
-		{name: "Supermicro ARS-111GL-NHR", vendor: "supermicro", model: "ars-111gl-nhr", mode: modeAlways},
-		{name: "Supermicro X11 and later", vendor: "supermicro", mode: modeAlways, mediaIsUSB: true},
+		{name: "Supermicro ARS-111GL-NHR", vendor: "supermicro", model: "ars-111gl-nhr", mode: modeAlways, ssh: viaSMASH()},
+		{name: "Supermicro X11 and later", vendor: "supermicro", mode: modeAlways, mediaIsUSB: true, ssh: viaSMASH()},
 
-		{name: "Lenovo XCC", vendor: "lenovo", manager: "xclarity", mode: modeAsked}, // Enabled: only Once and Disabled
+		{name: "Lenovo XCC", vendor: "lenovo", manager: "xclarity", mode: modeAsked, ssh: viaXCC()}, // Enabled: only Once and Disabled
 		// omni redfish.go: all three each time; OperationSupportedInFutureStateURI sends us to /SD.
 		{name: "Lenovo TSM", vendor: "lenovo", manager: "tsm", mode: modeAlways, futureState: "SD", closeConnections: true},
-		{name: "Lenovo XCC", vendor: "lenovo", mode: modeAsked},
+		{name: "Lenovo XCC", vendor: "lenovo", mode: modeAsked, ssh: viaXCC()},
 		{name: "AMI MegaRAC", vendor: "ami", mode: modeAlways, futureState: "SD", closeConnections: true},
 		{name: "ASRock Rack", vendor: "asrock", mode: modeAlways, futureState: "SD", closeConnections: true},
 
-		{name: "OpenBMC", manager: "openbmc", mode: modeAlways, consolePath: "/console0"},
-		{name: "OpenBMC", vendor: "openbmc", mode: modeAlways, consolePath: "/console0"},
+		{name: "OpenBMC", manager: "openbmc", mode: modeAlways, consolePath: "/console0", ssh: viaOpenBMC()},
+		{name: "OpenBMC", vendor: "openbmc", mode: modeAlways, consolePath: "/console0", ssh: viaOpenBMC()},
 		{name: "standard", mode: modeAsked},
 	}
 }

@@ -103,6 +103,7 @@ type manager struct {
 	DateTime      text           `json:"DateTime"`
 	Offset        text           `json:"DateTimeLocalOffset"`
 	SerialConsole serialConsoles `json:"SerialConsole"`
+	CommandShell  serialConsoles `json:"CommandShell"`
 
 	HostInterfaces link `json:"HostInterfaces"`
 }

@@ -17,6 +17,7 @@ type Service struct {
 	base     string // https://host:port
 	username string
 	password string
+	endpoint hardware.Endpoint // as it was given
 
 	transport *transport
 	http      *http.Client
@@ -64,7 +65,7 @@ func newService(endpoint hardware.Endpoint, log *slog.Logger, pause pauser) (*Se
 		return nil, err
 	}
 	t := newTransport(endpoint, log, pause)
-	return &Service{address: endpoint.Address, base: "https://" + host + ":" + port, username: endpoint.Username, password: endpoint.Password,
+	return &Service{endpoint: endpoint, address: endpoint.Address, base: "https://" + host + ":" + port, username: endpoint.Username, password: endpoint.Password,
 		transport: t, log: log, turn: make(chan struct{}, 1), http: &http.Client{Transport: t, CheckRedirect: sameHost}}, nil
 }
 

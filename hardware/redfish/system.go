@@ -15,6 +15,7 @@ type driver struct {
 	systemPath string
 	quirk      quirk
 	identity   hardware.Identity
+	serial     serial
 	mode       text // boot mode that the system had when it was first read
 }
 
@@ -36,6 +37,7 @@ func (r *driver) identifyItself(ctx context.Context, systemID string) error {
 		id.bootTargets = append(id.bootTargets, string(target))
 	}
 	r.quirk = quirkOf(id)
+	r.serial = serial{sys.SerialConsole, m.SerialConsole, m.CommandShell}
 	r.transport.closeConnections = r.quirk.closeConnections
 	r.identity = hardware.Identity{Vendor: string(sys.Manufacturer), Model: string(sys.Model), Serial: string(sys.SerialNumber), UUID: string(sys.UUID),
 		System: path.Base(r.systemPath), BMC: string(m.Model), Firmware: string(m.Firmware)}

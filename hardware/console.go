@@ -1,0 +1,32 @@
+package hardware
+
+import (
+	"context"
+	"io"
+)
+
+// ConsoleKind is how a server's serial console is reached.
+type ConsoleKind string
+
+// The kinds of consoles.
+const (
+	ConsoleWebSocket ConsoleKind = "websocket" // of the BMC's web server
+	ConsoleSSH       ConsoleKind = "ssh"
+	ConsoleSOL       ConsoleKind = "sol" // IPMI's serial over LAN
+)
+
+// ConsoleWay is one way to a server's serial console.
+type ConsoleWay struct {
+	Kind ConsoleKind
+	// Login: the console ends with the BMC's login, which is to be kept while it is open.
+	Login bool
+	// Open opens the console; ctx bounds the opening only.
+	Open func(ctx context.Context) (*Console, error)
+}
+
+// Console is an open serial console. It has one reader at a time; Write and Close are safe beside it.
+type Console struct {
+	io.ReadWriteCloser
+	Kind    ConsoleKind
+	HostKey string // that the BMC's SSH server presented, as Endpoint.HostKey; empty for the other kinds
+}
