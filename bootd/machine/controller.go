@@ -42,7 +42,7 @@ func (c *Controller) Control() *control.Controller[*api.Machine] {
 func (c *Controller) due(ch store.Change) []string {
 	switch {
 	case ch.Kind.Name == "Machine":
-		return []string{ch.Name}
+		return append(c.nextHeld(ch), ch.Name)
 	case ch.Kind.Name == "Guest":
 		return hostsOf(ch)
 	case ch.Kind.Name == "Site":

@@ -106,10 +106,10 @@ func (j judge) brake() (held action, brakes bool) {
 	}
 	limit, load := j.site.Limits.Provisioning, j.opened()
 	if load.total >= limit.Total {
-		return j.hold("LimitTotal", fmt.Sprintf("%d machines are being provisioned, as many as the Site's limits.provisioning.total allows", load.total)), true
+		return j.hold(limitTotal, fmt.Sprintf("%d machines are being provisioned, as many as the Site's limits.provisioning.total allows", load.total)), true
 	}
 	if rack := j.machine.Spec.Location.Rack; rack != "" && load.inRack >= limit.PerRack {
-		return j.hold("LimitPerRack", fmt.Sprintf("%d machines of rack %s are being provisioned, as many as the Site's limits.provisioning.perRack allows", load.inRack, rack)), true
+		return j.hold(limitPerRack, fmt.Sprintf("%d machines of rack %s are being provisioned, as many as the Site's limits.provisioning.perRack allows", load.inRack, rack)), true
 	}
 	return action{}, false
 }
@@ -122,10 +122,10 @@ func (j judge) powerBrake() (held action, brakes bool) {
 	}
 	limit, load := j.site.Limits.Power, j.switched()
 	if load.total >= limit.Total {
-		return j.hold("LimitTotal", fmt.Sprintf("the power of %d machines is being changed, as many as the Site's limits.power.total allows", load.total)), true
+		return j.hold(limitTotal, fmt.Sprintf("the power of %d machines is being changed, as many as the Site's limits.power.total allows", load.total)), true
 	}
 	if rack := j.machine.Spec.Location.Rack; rack != "" && load.inRack >= limit.PerRack {
-		return j.hold("LimitPerRack", fmt.Sprintf("the power of %d machines of rack %s is being changed, as many as the Site's limits.power.perRack allows", load.inRack, rack)), true
+		return j.hold(limitPerRack, fmt.Sprintf("the power of %d machines of rack %s is being changed, as many as the Site's limits.power.perRack allows", load.inRack, rack)), true
 	}
 	return action{}, false
 }
