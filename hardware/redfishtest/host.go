@@ -108,6 +108,9 @@ func (h *host) boot() {
 		}
 	}
 	h.booted = append(h.booted, done)
+	if h.b.OnBoot != nil {
+		h.b.OnBoot(done)
+	}
 }
 
 // pends says whether this BMC's override is in the settings object.

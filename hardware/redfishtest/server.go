@@ -33,7 +33,7 @@ type Server struct {
 // NewCertificate replaces the certificate, as a factory reset does. Open connections keep the old one.
 func (s *Server) NewCertificate(tb testing.TB) {
 	tb.Helper()
-	certificate, err := selfSigned()
+	certificate, err := Certificate()
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -73,8 +73,8 @@ func Start(tb testing.TB, tree Tree, traits ...Trait) *Server {
 	return server
 }
 
-// selfSigned makes a certificate, as a BMC does at its first start.
-func selfSigned() (tls.Certificate, error) {
+// Certificate makes a certificate, as a BMC does at its first start.
+func Certificate() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("make the key of a BMC: %w", err)
