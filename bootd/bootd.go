@@ -33,6 +33,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/hardware/fleet"
+	"github.com/rackweft/rackweft/hardware/redfish"
 	"github.com/rackweft/rackweft/internal/prom"
 	"github.com/rackweft/rackweft/internal/wait"
 	"github.com/rackweft/rackweft/systemd"
@@ -57,7 +58,8 @@ type daemon struct {
 	leases  *lease.Table
 	ifaces  *interfaces
 
-	fleet    *fleet.Fleet // the BMCs in use
+	bmcs     redfish.Known // what was found out about BMCs
+	fleet    *fleet.Fleet  // those in use
 	tracker  *machine.Tracker
 	decider  *boot.Decider
 	subnets  *subnet.Service

@@ -22,7 +22,6 @@ import (
 	"github.com/rackweft/rackweft/bootd/tftp"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
-	"github.com/rackweft/rackweft/hardware/redfish"
 )
 
 // startServers starts DHCP, TFTP, HTTP boot and the API; each channel is closed
@@ -171,7 +170,7 @@ func (d *daemon) apiServer() (*server.Server, error) {
 
 // connectBMC logs in to a BMC.
 func (d *daemon) connectBMC(ctx context.Context, e hardware.Endpoint) (hardware.Service, error) {
-	s, err := redfish.Connect(ctx, e, d.log)
+	s, err := d.bmcs.Connect(ctx, e, d.log)
 	if err != nil {
 		return nil, err // a nil *redfish.Service is no nil hardware.Service
 	}

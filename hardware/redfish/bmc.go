@@ -49,7 +49,7 @@ func Dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*B
 }
 
 func dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger, pause pauser) (*BMC, error) {
-	s, err := connect(ctx, endpoint, log, pause)
+	s, err := connect(ctx, endpoint, log, pause, new(Known))
 	if err != nil {
 		return nil, err
 	}

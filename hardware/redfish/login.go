@@ -69,6 +69,9 @@ func (s *Service) login(ctx context.Context) error {
 // sessionsPath is where sessions are opened. The service root names it so that a client without a login finds it
 // (DSP0266 §13.3.4.1); some name the SessionService only, which has it at the usual place.
 func (s *Service) sessionsPath(ctx context.Context) (string, error) {
+	if s.sessions != "" {
+		return s.sessions, nil
+	}
 	if at := pathOf(string(s.root.Links.Sessions.ID)); at != "" {
 		return at, nil
 	}

@@ -42,3 +42,10 @@ func (p *pin) presented() string {
 	defer p.mu.Unlock()
 	return p.seen
 }
+
+// expected is what the BMC has presented, or has to where it was not asked for anything yet; empty when it is not known.
+func (p *pin) expected() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.want
+}

@@ -23,6 +23,7 @@ type Service struct {
 	http      *http.Client
 	log       *slog.Logger
 	turn      chan struct{} // holds one token: whose turn it is
+	known     *Known
 
 	root     serviceRoot
 	sessions string // path of the collection that logins are posted to
@@ -36,18 +37,20 @@ type Service struct {
 // again: accounts lock), ErrPasswordChange, or *CertificateMismatchError or *UntrustedError, in which case no credential was
 // sent.
 func Connect(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*Service, error) {
-	return connect(ctx, endpoint, log, sleep)
+	return new(Known).Connect(ctx, endpoint, log)
 }
 
-func connect(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger, pause pauser) (*Service, error) {
+func connect(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger, pause pauser, known *Known) (*Service, error) {
 	if endpoint.Protocol != "" && endpoint.Protocol != "redfish" {
 		return nil, fmt.Errorf("BMC %s: protocol %q is not known: use redfish", endpoint.Address, endpoint.Protocol)
 	}
 	s, err := newService(endpoint, log.With("bmc", endpoint.Address), pause)
 	if err == nil {
-		err = s.enter(ctx)
+		s.known = known
+		err = s.enter(ctx, endpoint)
 	}
 	if err != nil {
+		known.forget(endpoint.Address)
 		return nil, fmt.Errorf("log in to BMC %s: %w", endpoint.Address, err)
 	}
 	return s, nil
@@ -69,9 +72,13 @@ func newService(endpoint hardware.Endpoint, log *slog.Logger, pause pauser) (*Se
 		transport: t, log: log, turn: make(chan struct{}, 1), http: &http.Client{Transport: t, CheckRedirect: sameHost}}, nil
 }
 
-// enter reads the service root, which needs no login, and logs in.
-func (s *Service) enter(ctx context.Context) error {
-	err := s.readRoot(ctx)
+// enter reads the service root where it is not known, which needs no login, and logs in.
+func (s *Service) enter(ctx context.Context, endpoint hardware.Endpoint) (err error) {
+	if is, ok := s.known.of(endpoint); ok {
+		s.root, s.sessions = is.root, is.sessions
+	} else {
+		err = s.readRoot(ctx)
+	}
 	if err == nil {
 		err = s.login(ctx)
 	}
@@ -91,10 +98,16 @@ func (s *Service) System(ctx context.Context, id string) (hardware.BMC, error) {
 }
 
 func (s *Service) bmc(ctx context.Context, id string) (*BMC, error) {
-	d := &driver{Service: s}
-	if err := s.do(ctx, "find the system", func() error { return d.identifyItself(ctx, id) }); err != nil {
+	if d, ok := s.known.system(s, id); ok {
+		d.Service, d.recalled = s, true
+		s.transport.closeConnections = d.quirk.closeConnections
+		return &BMC{service: s, driver: &d}, nil
+	}
+	d := &driver{Service: s, wanted: id}
+	if err := s.do(ctx, "find the system", func() error { return d.identifyItself(ctx) }); err != nil {
 		return nil, err
 	}
+	s.known.learn(s, *d)
 	return &BMC{service: s, driver: d}, nil
 }
 
@@ -120,6 +133,9 @@ func (s *Service) do(ctx context.Context, what string, call func() error) error 
 	}
 	defer func() { <-s.turn }()
 	err := call()
+	if err != nil {
+		s.known.forget(s.address)
+	}
 	if errors.Is(err, hardware.ErrUnsupported) {
 		err = &hardware.UnsupportedError{Verb: what, Err: err}
 	}

@@ -2,7 +2,9 @@ package redfish
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"path"
 	"strings"
 
@@ -12,16 +14,18 @@ import (
 // driver speaks to one ComputerSystem of a service. Its calls are never made in parallel.
 type driver struct {
 	*Service
+	wanted     string // id of the system; may be empty
 	systemPath string
 	quirk      quirk
 	identity   hardware.Identity
 	serial     serial
 	mode       text // boot mode that the system had when it was first read
+	recalled   bool // from an earlier login: the system may be elsewhere by now
 }
 
 // identifyItself finds the system and its quirk.
-func (r *driver) identifyItself(ctx context.Context, systemID string) error {
-	sys, err := r.findSystem(ctx, systemID)
+func (r *driver) identifyItself(ctx context.Context) error {
+	sys, err := r.findSystem(ctx, r.wanted)
 	if err != nil {
 		return err
 	}
@@ -112,7 +116,18 @@ func baseNames(paths []string) (names []string) {
 	return names
 }
 
+// system reads the system. One that is not where it was at an earlier login is looked for, once: firmware moves things, and
+// Lenovo's XCC shows nothing after a restart of which it has not shown the parent.
 func (r *driver) system(ctx context.Context) (sys system, etag string, err error) {
+	etag, err = r.get(ctx, r.systemPath, &sys)
+	var no *refusal
+	if !r.recalled || !errors.As(err, &no) || no.status != http.StatusNotFound {
+		return sys, etag, err
+	}
+	r.recalled = false
+	if err := r.identifyItself(ctx); err != nil {
+		return sys, "", err
+	}
 	etag, err = r.get(ctx, r.systemPath, &sys)
 	return sys, etag, err
 }
