@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -168,27 +167,7 @@ func TestKilledUnderTraffic(t *testing.T) {
 	agent.start()
 	agent.settled()
 
-	stop := make(chan struct{})
-	var traffic sync.WaitGroup
-	pairs := [][2]*testGuest{{a, b}, {a, c}, {c, b}}
-	lost, sent := make([]int, len(pairs)), make([]int, len(pairs))
-	for i, pair := range pairs {
-		p := newPinger(t, pair[0].ns, pair[0].addr)
-		p.id += i // one socket hears the other's replies
-		traffic.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				sent[i]++
-				if p.ping(pair[1].addr, 56, patience) != nil {
-					lost[i]++
-				}
-			}
-		})
-	}
+	stop := traffic(t, a.to(b), a.to(c), c.to(b))
 	const kills = 40
 	for i := range kills {
 		agent.kill()
@@ -204,14 +183,7 @@ func TestKilledUnderTraffic(t *testing.T) {
 	agent.cache(few, f.part(blue(), 1), a.part(), b.part())
 	agent.start()
 	agent.settled()
-	close(stop)
-	traffic.Wait()
-	for i := range pairs {
-		t.Logf("%d pings during %d kills", sent[i], kills)
-		if lost[i] != 0 || sent[i] < 100 {
-			t.Errorf("%d of %d pings lost", lost[i], sent[i])
-		}
-	}
+	stop(100)
 	after := h.tenant(n).everything(t) + fmt.Sprint(h.entries(n))
 	unchanged(t, before, after)
 	if text, err := os.ReadFile(agent.log.Name()); err != nil || strings.Contains(string(text), "repaired") {

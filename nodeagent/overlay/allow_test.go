@@ -215,22 +215,7 @@ func TestAllow(t *testing.T) {
 		}
 	})
 	t.Run("a new agent changes nothing", func(t *testing.T) {
-		stop, lost := make(chan struct{}), make(chan int)
-		p := newPinger(t, people["shop1"].ns, guest4(a, 1))
-		go func() {
-			n := 0
-			for {
-				select {
-				case <-stop:
-					lost <- n
-					return
-				default:
-				}
-				if p.ping(guest4(b, 2), 56, patience) != nil {
-					n++
-				}
-			}
-		}()
+		stop := traffic(t, way{people["shop1"].ns, guest4(a, 1), guest4(b, 2), 56})
 		was := f.state(all...)
 		for range 10 {
 			for _, h := range f.hosts {
@@ -239,10 +224,7 @@ func TestAllow(t *testing.T) {
 			f.grant(g, all...)
 		}
 		f.grant(g, all...)
-		close(stop)
-		if n := <-lost; n > 0 {
-			t.Errorf("%d pings lost", n)
-		}
+		stop(1)
 		unchanged(t, was, f.state(all...))
 		for _, h := range f.hosts {
 			for _, n := range all {

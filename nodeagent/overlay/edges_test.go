@@ -340,22 +340,7 @@ func TestUnderlayChangesUnderTraffic(t *testing.T) {
 	}
 	pass()
 	people := f.crew(a, b)
-	p := newPinger(t, people["shop1"].ns, guest4(a, 1))
-	stop, lost := make(chan struct{}), make(chan int)
-	go func() {
-		n := 0
-		for {
-			select {
-			case <-stop:
-				lost <- n
-				return
-			default:
-			}
-			if p.ping(guest4(b, 2), 500, patience) != nil {
-				n++
-			}
-		}
-	}()
+	stop := traffic(t, way{people["shop1"].ns, guest4(a, 1), guest4(b, 2), 500})
 	eth0, err := h.LinkByName("eth0")
 	must(t, err)
 	for _, mtu := range []int{1400, 1300, underlayMTU} {
@@ -375,10 +360,7 @@ func TestUnderlayChangesUnderTraffic(t *testing.T) {
 			}
 		}
 	}
-	close(stop)
-	if n := <-lost; n > 0 {
-		t.Errorf("%d pings lost", n)
-	}
+	stop(1)
 	old := h.underlay
 	h.underlay = netip.MustParseAddr("198.18.0.99")
 	must(t, h.AddrDel(eth0, toAddress(netip.PrefixFrom(old, 24))))

@@ -404,23 +404,7 @@ func (f *sealedFabric) restartsUnderTraffic(networks []tenant) {
 	t := f.t
 	t.Helper()
 	f.pass(true, networks...)
-	stop := make(chan struct{})
-	var lost, sent int
-	var traffic sync.WaitGroup
-	p := newPinger(t, f.members[0].tenant(red()).ns, first(red().lease(1)))
-	traffic.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			sent++
-			if p.ping(first(red().lease(2)), 56, patience) != nil {
-				lost++
-			}
-		}
-	})
+	stop := traffic(t, way{f.members[0].tenant(red()).ns, first(red().lease(1)), first(red().lease(2)), 56})
 	for range 10 {
 		for _, s := range f.members {
 			s.restart()
@@ -432,11 +416,7 @@ func (f *sealedFabric) restartsUnderTraffic(networks []tenant) {
 			}
 		}
 	}
-	close(stop)
-	traffic.Wait()
-	if lost != 0 || sent < 20 {
-		t.Errorf("%d of %d pings lost", lost, sent)
-	}
+	stop(20)
 }
 
 // driftIsMended: whatever is broken, nothing goes out in clear, and it is mended.

@@ -298,23 +298,7 @@ func TestRestartUnderTraffic(t *testing.T) {
 	f := newFabric(t, 2, false)
 	f.reconcile(red(), blue())
 	f.allPairs(red())
-	stop := make(chan struct{})
-	var lost, sent int
-	var traffic sync.WaitGroup
-	p := newPinger(t, f.hosts[0].tenant(red()).ns, first(red().lease(1)))
-	traffic.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			sent++
-			if err := p.ping(first(red().lease(2)), 56, patience); err != nil {
-				lost++
-			}
-		}
-	})
+	stop := traffic(t, way{f.hosts[0].tenant(red()).ns, first(red().lease(1)), first(red().lease(2)), 56})
 	for range 50 {
 		for _, h := range f.hosts {
 			h.restart()
@@ -326,11 +310,7 @@ func TestRestartUnderTraffic(t *testing.T) {
 	for _, h := range f.hosts {
 		h.reconcile(removed(green()))
 	}
-	close(stop)
-	traffic.Wait()
-	if lost != 0 || sent < 100 {
-		t.Errorf("%d of %d pings lost", lost, sent)
-	}
+	stop(100)
 	if n := f.hosts[0].overlay.repairs("red"); n != 0 {
 		t.Errorf("%d repairs", n)
 	}

@@ -346,27 +346,7 @@ func TestRestartUnderGuestsTraffic(t *testing.T) {
 	f := newFabric(t, 2, false)
 	f.reconcile(red())
 	a, b, c := f.plugIn(red(), 1, 8), f.plugIn(red(), 1, 10), f.plugIn(red(), 2, 8)
-	pairs := [][2]*testGuest{{a, b}, {a, c}}
-	stop := make(chan struct{})
-	var traffic sync.WaitGroup
-	lost, sent := make([]int, len(pairs)), make([]int, len(pairs))
-	for i, pair := range pairs {
-		p := newPinger(t, pair[0].ns, pair[0].addr)
-		p.id += i // one socket hears the other's replies
-		traffic.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				sent[i]++
-				if p.ping(pair[1].addr, 56, patience) != nil {
-					lost[i]++
-				}
-			}
-		})
-	}
+	stop := traffic(t, a.to(b), a.to(c))
 	for i := range 30 {
 		for _, h := range f.hosts {
 			h.restart()
@@ -385,13 +365,7 @@ func TestRestartUnderGuestsTraffic(t *testing.T) {
 	f.hosts[0].ports[0].Outbound = 1 << 30
 	f.hosts[0].overlay.SetPorts(f.hosts[0].ports[:2])
 	f.reconcile(red())
-	close(stop)
-	traffic.Wait()
-	for i := range pairs {
-		if lost[i] != 0 || sent[i] < 50 {
-			t.Errorf("%d of %d pings lost", lost[i], sent[i])
-		}
-	}
+	stop(50)
 	for _, h := range f.hosts {
 		if n := h.overlay.repairs("red"); n != 0 {
 			t.Errorf("%d repairs", n)
