@@ -220,16 +220,18 @@ const (
 
 // Conditions of a Machine.
 const (
-	CondReferences = "References"    // everything that the spec names exists
-	CondBMC        = "BMCReachable"  // the BMC answers and takes the password
-	CondInspected  = "Inspected"     // the inventory is known
-	CondProvision  = "Provisioned"   // the last BootAttempt reached Active
-	CondConnected  = "HostConnected" // nodeagent holds its stream
-	CondApplied    = "HostApplied"   // every HostSpec part is applied
-	CondDrained    = "Drained"       // Guests have left a host before its power is switched; set while they leave
-	CondFenced     = "Fenced"        // a lost host was switched off, so that its Guests may run elsewhere
-	CondHeld       = "Held"          // a brake or a policy holds the Machine back
-	CondTrust      = "Trusted"       // the last boot proved what is required, and nothing else took what it was given
+	CondReferences = "References"        // everything that the spec names exists
+	CondBMC        = "BMCReachable"      // the BMC answers and takes the password
+	CondPassword   = "BMCPasswordChange" // the BMC does nothing until its password is changed; there only then
+	CondObeys      = "BMCObeys"          // False while the BMC, which answers, refuses something; there only then
+	CondInspected  = "Inspected"         // the inventory is known
+	CondProvision  = "Provisioned"       // the last BootAttempt reached Active
+	CondConnected  = "HostConnected"     // nodeagent holds its stream
+	CondApplied    = "HostApplied"       // every HostSpec part is applied
+	CondDrained    = "Drained"           // Guests have left a host before its power is switched; set while they leave
+	CondFenced     = "Fenced"            // a lost host was switched off, so that its Guests may run elsewhere
+	CondHeld       = "Held"              // a brake or a policy holds the Machine back
+	CondTrust      = "Trusted"           // the last boot proved what is required, and nothing else took what it was given
 )
 
 // DiscoveredLabel marks a Machine that bootd created because an unknown MAC

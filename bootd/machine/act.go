@@ -8,7 +8,6 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
-	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // act does what was decided for a Machine. A request that it serves, and that is
@@ -51,25 +50,18 @@ func (c *Controller) write(ctx context.Context, f facts, a action) error {
 
 // ask asks the BMC, and does what follows from its answer.
 func (c *Controller) ask(ctx context.Context, f facts, a action) (time.Duration, error) {
-	is, wait, err := c.bmcs().ask(ctx, f.machine, a)
+	is, err := c.bmcs().ask(ctx, f.machine, a)
+	var held *fault
 	switch r := a.request; {
 	case err == nil:
 		f = c.facts(f.machine) // what is around the Machine may have changed meanwhile
 		return c.do(ctx, f, outcome(f, time.Now(), a, is))
 	case r != nil && r.Verb != api.VerbReprovision:
-		return c.do(ctx, f, finish(r, c.said(f.machine, err)))
-	case errors.Is(err, errHeld):
-		return max(wait, a.again), nil // why stands in a condition
+		return c.do(ctx, f, finish(r, err.Error()))
+	case errors.As(err, &held):
+		return max(held.wait, a.again), nil // why stands in a condition
 	}
 	return 0, err
-}
-
-// said is what the BMC condition says of an error that stands there already.
-func (c *Controller) said(m *api.Machine, err error) string {
-	if now, ok := store.Cached[api.Machine](c.Cache, m.Metadata.Name); ok && errors.Is(err, errHeld) {
-		return bmcFault(now, err)
-	}
-	return err.Error()
 }
 
 // begin marks a request as Running, when the brakes allow it. They are counted

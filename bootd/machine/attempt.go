@@ -40,7 +40,7 @@ func openAttempt(m *api.Machine, now time.Time, reason string, retry int, stage 
 	m.Status.Phase = api.PhaseProvisioning
 	m.Status.HostKey = ""
 	m.Status.BootAsked = time.Time{}
-	for _, over := range []string{api.CondHeld, api.CondApplied, api.CondDrained, api.CondFenced} {
+	for _, over := range []string{api.CondHeld, api.CondApplied, api.CondDrained, api.CondFenced, api.CondObeys} {
 		m.Status.Conditions.Remove(over)
 	}
 	m.Status.Conditions.Set(now, api.CondProvision, api.False, "Provisioning", fmt.Sprintf("BootAttempt %d: %s", number, reason))
@@ -122,7 +122,7 @@ func overdue(m *api.Machine, r trust.Requirement) string {
 	a := m.Status.Attempt
 	waited := a.Deadline.Sub(a.Stages[len(a.Stages)-1].Time).Round(time.Second)
 	hint := map[api.Stage]string{
-		api.StageRequested: "the BMC could not be told to power it on: see condition " + api.CondBMC,
+		api.StageRequested: "the BMC could not be told to power it on" + trouble(m),
 		api.StagePowerOn:   fmt.Sprintf("it is powered on, but none of its MACs (%v) sent a DHCP request: check that network boot is enabled on that NIC, its cable and VLAN, and that a Subnet serves it", m.MACs()),
 		api.StageDHCP:      "its firmware got an address but fetched no boot loader: check that UDP 69 and 8080/tcp of bootd are open on the provisioning network, and spec.boot.file for odd firmware",
 		api.StageLoader:    "iPXE was fetched but asked for no script: read its console; its NIC driver may not work (try another spec.boot.file, such as ipxe.efi)",
@@ -147,6 +147,16 @@ func overdue(m *api.Machine, r trust.Requirement) string {
 		hint = text
 	}
 	return fmt.Sprintf("no progress for %s after stage %s: %s", waited, a.Stage, hint)
+}
+
+// trouble is what the conditions say of the BMC.
+func trouble(m *api.Machine) string {
+	for _, of := range []string{api.CondPassword, api.CondObeys, api.CondBMC} {
+		if c := m.Status.Conditions.Get(of); c != nil && (c.Status == api.False || of == api.CondPassword) {
+			return ": " + c.Message
+		}
+	}
+	return ": see condition " + api.CondBMC
 }
 
 // untrusted says which trust level kept an attempt from going on; empty when none

@@ -25,6 +25,8 @@ type fakeBMC struct {
 	endpoint  hardware.Endpoint
 	lastReset time.Time // zero: unknown
 	post      string
+	lightErr  error // of the locator light
+	bootErr   error // of every boot override
 	resetErr  error // of every reset, which is not carried out
 
 	ignoresButton bool
@@ -62,7 +64,7 @@ func (b *fakeBMC) ForceRestart(context.Context) error {
 }
 func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
 	b.did = append(b.did, "boot "+string(boot.Target))
-	return nil
+	return b.bootErr
 }
 func (b *fakeBMC) Inventory(context.Context) (hardware.Inventory, error) {
 	return hardware.Inventory{Manufacturer: "Acme", Serial: "S1", NICs: []hardware.NIC{{MAC: "52:54:00:01:01:00"}}}, nil
@@ -76,7 +78,7 @@ func (b *fakeBMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
 }
 func (b *fakeBMC) Identify(_ context.Context, on bool) error {
 	b.did = append(b.did, fmt.Sprint("identify ", on))
-	return nil
+	return b.lightErr
 }
 func (b *fakeBMC) AssetTag(context.Context) (string, error) {
 	if b.read != nil {

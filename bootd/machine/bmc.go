@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/rackweft/rackweft/api"
@@ -42,59 +43,88 @@ type bmcs struct {
 
 // ask asks the Machine's BMC what the action says. What
 // the BMC said of itself is written into conditions either way; the error is
-// errHeld then, and comes with when to try again. What only a person can mend is
-// not tried again until something changes or some minutes pass: a wrong password
-// must not lock the account.
-func (b bmcs) ask(ctx context.Context, m *api.Machine, a action) (answer, time.Duration, error) {
-	key := b.key(m) // the call is made with it: it may change meanwhile
+// a *fault then. What only a person can mend is not tried again until something
+// changes or some minutes pass: a wrong password must not lock the account.
+func (b bmcs) ask(ctx context.Context, m *api.Machine, a action) (answer, error) {
+	c := b.call(m, a) // it is made with it: it may change meanwhile
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	fingerprint, is, err := b.session(ctx, m, a)
 	if err == nil {
-		b.holds.forget(m.Metadata.Name)
-		return is, 0, b.well(ctx, m, fingerprint)
+		b.holds.answered(c, false)
+		return is, b.well(ctx, m, fingerprint, a.doing())
 	}
 	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
-		return is, 0, err
+		return is, err
 	}
-	reason, wait := b.holds.fail(m.Metadata.Name, key, err)
-	return is, wait, errors.Join(errHeld, b.failed(ctx, m, reason, a.doing(), err))
+	f := b.holds.fail(c, fingerprint != "", err)
+	if !f.refused {
+		err = b.failed(ctx, m, f)
+	} else if err = b.well(ctx, m, fingerprint, ""); err == nil {
+		b.holds.answered(c, true)
+		err = b.refused(ctx, m, a, f)
+	}
+	if err != nil {
+		return is, errors.Join(f, err)
+	}
+	return is, f
 }
 
 // failed writes down why the BMC could not be used.
-func (b bmcs) failed(ctx context.Context, m *api.Machine, reason, doing string, err error) error {
-	message := fmt.Sprintf("%s: %s", doing, err)
-	if old := m.Status.Conditions.Get(api.CondBMC); old == nil || old.Reason != reason {
-		b.Event(m, api.Warning, "BMC"+reason, message)
-		b.Log.Warn("BMC", "machine", m.Metadata.Name, "doing", doing, "error", err)
+func (b bmcs) failed(ctx context.Context, m *api.Machine, f *fault) error {
+	if old := m.Status.Conditions.Get(api.CondBMC); old == nil || old.Reason != f.reason {
+		b.Event(m, api.Warning, "BMC"+f.reason, f.Error())
+		b.Log.Warn("BMC", "machine", m.Metadata.Name, "doing", f.doing, "error", f.err)
 	}
 	return mutate(ctx, b.Env, m, func(m *api.Machine) {
-		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.False, reason, message)
-		if reason == "Unreachable" {
+		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.False, f.reason, f.Error())
+		switch f.reason {
+		case "Unreachable":
 			m.Status.Power = string(hardware.PowerUnknown)
+		case "PasswordChangeRequired":
+			m.Status.Conditions.Set(time.Now(), api.CondPassword, api.True, f.reason, passwordRemedy(m, f.err))
 		}
 	})
 }
 
-// errHeld says that the BMC could not be used; why stands in a condition.
-var errHeld = errors.New("the BMC could not be used")
-
-// heldUntil is until when the Machine's BMC is left alone.
-func (b bmcs) heldUntil(m *api.Machine) time.Time {
-	if m.Spec.BMC == nil {
-		return time.Time{}
-	}
-	return b.holds.until(m.Metadata.Name, b.key(m))
+// passwordRemedy says what a person does about a password that has to be changed.
+func passwordRemedy(m *api.Machine, err error) string {
+	return fmt.Sprintf("%s. Set a new password on the BMC's web page (%s), write it into Secret %s, and bootd logs in again at once", err, m.Spec.BMC.Address, m.Spec.BMC.Credentials)
 }
 
-// key is what a call of the BMC is made with: a change tries again at once.
-func (b bmcs) key(m *api.Machine) string {
+// refused writes down what a BMC that is well does not do. What a person has asked for ends with those words instead.
+func (b bmcs) refused(ctx context.Context, m *api.Machine, a action, f *fault) error {
+	if a.request != nil && a.request.Verb != api.VerbReprovision {
+		return nil
+	}
+	if old := m.Status.Conditions.Get(api.CondObeys); old == nil || old.Message != f.Error() {
+		b.Event(m, api.Warning, "BMC"+f.reason, f.Error())
+		b.Log.Warn("BMC", "machine", m.Metadata.Name, "doing", f.doing, "error", f.err)
+	}
+	return mutate(ctx, b.Env, m, func(m *api.Machine) {
+		m.Status.Conditions.Set(time.Now(), api.CondObeys, api.False, f.reason, f.Error())
+	})
+}
+
+// held is what keeps an action back from the Machine's BMC.
+func (b bmcs) held(m *api.Machine, a action) hold {
+	if m.Spec.BMC == nil {
+		return hold{}
+	}
+	return b.holds.of(b.call(m, a))
+}
+
+// call is an action with what it is asked with: a change of that tries again at
+// once.
+func (b bmcs) call(m *api.Machine, a action) call {
 	s, _ := store.Cached[api.Secret](b.Cache, m.Spec.BMC.Credentials)
 	version := ""
 	if s != nil {
 		version = s.Metadata.ResourceVersion
 	}
-	return fmt.Sprint(m.Metadata.UID, m.Metadata.Generation, version)
+	return call{machine: m.Metadata.Name, bmc: m.Spec.BMC.Address + " " + m.Spec.BMC.Credentials, action: a,
+		key:   fmt.Sprint(m.Metadata.UID, m.Metadata.Generation, version),
+		login: fmt.Sprint(version, m.Spec.BMC.TLS.Fingerprint, m.Status.BMC.Fingerprint)}
 }
 
 // session waits for the BMC aside: it may be silent, and other Machines' are not.
@@ -145,11 +175,20 @@ func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.End
 }
 
 // well records that the BMC answered; it writes only when that is news.
-func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint string) error {
-	if m.Status.Conditions.Is(api.CondBMC) && m.Status.BMC.Fingerprint == fingerprint && time.Since(m.Status.BMC.LastContact) < time.Minute {
+// done is what it has carried out.
+func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint, done string) error {
+	obeys := func(m *api.Machine) bool {
+		c := m.Status.Conditions.Get(api.CondObeys)
+		return c != nil && done != "" && strings.HasPrefix(c.Message, done+": ")
+	}
+	if !obeys(m) && m.Status.Conditions.Is(api.CondBMC) && m.Status.BMC.Fingerprint == fingerprint && time.Since(m.Status.BMC.LastContact) < time.Minute {
 		return nil
 	}
 	return mutate(ctx, b.Env, m, func(m *api.Machine) {
+		if obeys(m) {
+			m.Status.Conditions.Remove(api.CondObeys)
+		}
+		m.Status.Conditions.Remove(api.CondPassword)
 		message := "it answers and takes the password"
 		if m.Spec.BMC.TLS.Fingerprint == "" {
 			message += "; its certificate was pinned at the first contact (spec.bmc.tls.fingerprint pins it for good)"

@@ -78,7 +78,7 @@ func (j judge) toState() action {
 
 // ask asks the BMC, unless it is left alone for a while after an error.
 func (j judge) ask(a action) action {
-	if left := j.bmcHeld.Sub(j.now); left > 0 {
+	if left, _ := j.held(a).left(j.now); left > 0 {
 		return action{again: max(left, a.again)}
 	}
 	a.do = doAsk
@@ -213,9 +213,10 @@ func (j judge) serve(r *api.Request) action {
 	if r.Verb == api.VerbInspect {
 		a.ask = askInventory
 	}
-	if a = j.ask(a); a.do != doAsk {
-		return finish(r, bmcFault(j.machine, errHeld))
+	if left, why := j.held(a).left(j.now); left > 0 {
+		return finish(r, why)
 	}
+	a.do = doAsk
 	return a
 }
 
@@ -244,14 +245,6 @@ func finish(r *api.Request, failure string) action {
 		a.event = event{api.Warning, "RequestFailed", words(r) + ": " + a.message}
 	}
 	return a
-}
-
-// bmcFault is what the BMC condition says of an error that stands there already.
-func bmcFault(m *api.Machine, err error) string {
-	if cond := m.Status.Conditions.Get(api.CondBMC); cond != nil && cond.Status == api.False {
-		return cond.Message
-	}
-	return err.Error()
 }
 
 // inspect reads the Machine's inventory from its BMC.

@@ -1,8 +1,6 @@
 package machine
 
 import (
-	"time"
-
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -21,8 +19,8 @@ type facts struct {
 	// missing names the first thing that the spec refers to and that does not
 	// exist or is not ready; unserved is a warning to go with the words that all exists.
 	missing, unserved string
-	// bmcHeld is until when the BMC is left alone after an error.
-	bmcHeld time.Time
+	// held is what keeps an action back from the BMC after an error.
+	held func(action) hold
 	// required is the trust level that a Machine's boots must reach.
 	required func(*api.Machine) trust.Requirement
 	// guests are those that are on the Machine.
@@ -44,7 +42,7 @@ func (c *Controller) facts(m *api.Machine) facts {
 		claimed:  store.Claimed(c.Cache, m),
 		missing:  missing(c.Cache, m),
 		unserved: unserved(c.Cache, m),
-		bmcHeld:  c.bmcs().heldUntil(m),
+		held:     func(a action) hold { return c.bmcs().held(m, a) },
 		required: func(m *api.Machine) trust.Requirement { return Required(c.Cache, m) },
 		guests:   func() []*api.Guest { return guestsOf(c.Cache, m) },
 		opened: func() load {

@@ -29,6 +29,7 @@ func (f facts) write(a action, m *api.Machine, now time.Time) bool {
 		}
 	case doFound:
 		s.ObservedGeneration = f.machine.Metadata.Generation
+		s.Conditions.Remove(api.CondObeys) // of the spec before
 		set(api.CondReferences, api.True)
 		if s.Phase == "" || s.Phase == api.PhaseDiscovered {
 			s.Phase = api.PhaseRegistered
