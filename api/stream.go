@@ -1,6 +1,12 @@
 package api
 
-import "time"
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
 
 // The host stream is one HTTP/2 request that nodeagent opens and keeps:
 // POST /v1/hosts/NAME/stream. Both bodies are newline-delimited JSON frames.
@@ -95,6 +101,32 @@ type PartUpdate struct {
 type PeerDelta struct {
 	Put    []NetworkPeer `json:"put,omitempty"`
 	Remove []string      `json:"remove,omitempty" doc:"Leases (prefixes) that are gone."`
+}
+
+// Apply returns a Network part with its peers changed. They are sorted by lease, so
+// that both ends compute the same digest.
+func (d *PeerDelta) Apply(p Part) (Part, error) {
+	var n NetworkPart
+	if err := json.Unmarshal(p, &n); err != nil {
+		return nil, fmt.Errorf("a delta for a part that is not a Network: %w", err)
+	}
+	peers := map[string]NetworkPeer{}
+	for _, peer := range n.Peers {
+		peers[peer.Lease.String()] = peer
+	}
+	for _, lease := range d.Remove {
+		delete(peers, lease)
+	}
+	for _, peer := range d.Put {
+		peers[peer.Lease.String()] = peer
+	}
+	n.Peers = slices.SortedFunc(maps.Values(peers), func(a, b NetworkPeer) int {
+		if c := a.Lease.Addr().Compare(b.Lease.Addr()); c != 0 {
+			return c
+		}
+		return a.Lease.Bits() - b.Lease.Bits()
+	})
+	return EncodePart(n)
 }
 
 // Bookmark closes a batch: all parts up to Revision have been sent, and what

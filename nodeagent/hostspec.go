@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -227,7 +226,7 @@ func (s *hostSpec) stage(u api.PartUpdate) error {
 			return fmt.Errorf("part %s: the delta applies to digest %.12s, the host has %.12s: requesting the whole part", u.Name, u.Base, held.Digest)
 		}
 		var err error
-		if value, err = applyDelta(held.value, *u.Delta); err != nil {
+		if value, err = u.Delta.Apply(held.value); err != nil {
 			s.doubted[u.Name] = true
 			return fmt.Errorf("part %s: %w", u.Name, err)
 		}
@@ -261,32 +260,6 @@ func uidOf(p api.Part) string {
 		return ""
 	}
 	return v.UID
-}
-
-// applyDelta changes a Network's peers. They are sorted by lease, so that both ends
-// compute the same digest.
-func applyDelta(p api.Part, d api.PeerDelta) (api.Part, error) {
-	var n api.NetworkPart
-	if err := json.Unmarshal(p, &n); err != nil {
-		return nil, fmt.Errorf("a delta for a part that is not a Network: %w", err)
-	}
-	peers := map[string]api.NetworkPeer{}
-	for _, peer := range n.Peers {
-		peers[peer.Lease.String()] = peer
-	}
-	for _, lease := range d.Remove {
-		delete(peers, lease)
-	}
-	for _, peer := range d.Put {
-		peers[peer.Lease.String()] = peer
-	}
-	n.Peers = slices.SortedFunc(maps.Values(peers), func(a, b api.NetworkPeer) int {
-		if c := a.Lease.Addr().Compare(b.Lease.Addr()); c != 0 {
-			return c
-		}
-		return a.Lease.Bits() - b.Lease.Bits()
-	})
-	return api.EncodePart(n)
 }
 
 // hold accepts the epoch of a restored bootd that does not know yet what this host

@@ -133,7 +133,10 @@ func (c *cached) take(t testing.TB, frames []api.ServerFrame) {
 				if api.PartDigest(c.parts[f.Part.Name]) != f.Part.Base {
 					t.Fatalf("a delta to %s, held is %s", f.Part.Base, c.parts[f.Part.Name])
 				}
-				value = applied(t, c.parts[f.Part.Name], f.Part.Delta)
+				var err error
+				if value, err = f.Part.Delta.Apply(c.parts[f.Part.Name]); err != nil {
+					t.Fatal(err)
+				}
 			} else {
 				c.wholes++
 			}
@@ -148,29 +151,6 @@ func (c *cached) take(t testing.TB, frames []api.ServerFrame) {
 		}
 		c.tombstones = append(c.tombstones, f.Tombstones...)
 	}
-}
-
-func applied(t testing.TB, part api.Part, d *api.PeerDelta) api.Part {
-	t.Helper()
-	var n api.NetworkPart
-	if err := json.Unmarshal(part, &n); err != nil {
-		t.Fatal(err)
-	}
-	n.Peers = slices.DeleteFunc(n.Peers, func(p api.NetworkPeer) bool {
-		return slices.Contains(d.Remove, p.Lease.String()) || slices.ContainsFunc(d.Put, func(x api.NetworkPeer) bool { return x.Lease == p.Lease })
-	})
-	n.Peers = append(n.Peers, d.Put...)
-	slices.SortFunc(n.Peers, func(a, b api.NetworkPeer) int {
-		if c := a.Lease.Addr().Compare(b.Lease.Addr()); c != 0 {
-			return c
-		}
-		return a.Lease.Bits() - b.Lease.Bits()
-	})
-	raw, err := api.EncodePart(n)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
 }
 
 func (c *cached) network(t testing.TB, name string) api.NetworkPart {

@@ -236,38 +236,13 @@ func TestPartIsWhatJSONMakes(t *testing.T) {
 	}
 }
 
-// apply does what nodeagent does with a delta (nodeagent/hostspec.go).
 func apply(t *testing.T, part api.Part, d *api.PeerDelta) api.Part {
 	t.Helper()
-	var n api.NetworkPart
-	if err := json.Unmarshal(part, &n); err != nil {
-		t.Fatal(err)
-	}
-	peers := map[string]api.NetworkPeer{}
-	for _, p := range n.Peers {
-		peers[p.Lease.String()] = p
-	}
-	for _, lease := range d.Remove {
-		delete(peers, lease)
-	}
-	for _, p := range d.Put {
-		peers[p.Lease.String()] = p
-	}
-	n.Peers = nil
-	for _, p := range peers {
-		n.Peers = append(n.Peers, p)
-	}
-	slices.SortFunc(n.Peers, func(a, b api.NetworkPeer) int {
-		if c := a.Lease.Addr().Compare(b.Lease.Addr()); c != 0 {
-			return c
-		}
-		return a.Lease.Bits() - b.Lease.Bits()
-	})
-	raw, err := api.EncodePart(n)
+	changed, err := d.Apply(part)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return raw
+	return changed
 }
 
 // TestDelta applies deltas over wire and back between random Views: the digest
