@@ -183,9 +183,14 @@ func (c *Controller) write(ctx context.Context, g *api.Guest, change func(*api.G
 	return control.Write(ctx, c.Env, g, change)
 }
 
-// condition sets a condition, with an event when it changes.
-func (c *Controller) condition(ctx context.Context, g *api.Guest, typ string, status api.ConditionStatus, reason, message string) error {
-	return control.Report(ctx, c.Env, g, control.Finding{Condition: typ, Status: status, Reason: reason, Message: message}, nil)
+// placement says whether the Guest has a host, with an event when that changes.
+func (c *Controller) placement(ctx context.Context, g *api.Guest, status api.ConditionStatus, reason, message string) error {
+	return control.Report(ctx, c.Env, g, control.Finding{Condition: api.CondPlaced, Status: status, Reason: reason, Message: message}, nil)
+}
+
+// notReady says why the Guest is not Ready, with an event when that changes.
+func (c *Controller) notReady(ctx context.Context, g *api.Guest, reason, message string) error {
+	return control.Report(ctx, c.Env, g, control.Finding{Condition: api.CondReady, Status: api.False, Reason: reason, Message: message}, nil)
 }
 
 // end removes a deleted Guest from its host; its finalizer goes when no host has it.
@@ -268,7 +273,7 @@ func (c *Controller) place(ctx context.Context, g *api.Guest, to string) error {
 	defer c.placing.Unlock()
 	n, ok := store.Cached[api.Network](c.Cache, g.Spec.Network)
 	if !ok || n.Metadata.DeletionTimestamp != nil {
-		return c.condition(ctx, g, api.CondPlaced, api.False, "NoNetwork", fmt.Sprintf("there is no Network %s: apply it", g.Spec.Network))
+		return c.placement(ctx, g, api.False, "NoNetwork", fmt.Sprintf("there is no Network %s: apply it", g.Spec.Network))
 	}
 	m, refused := choose(g, c.hosting(), c.candidates(g, n, to))
 	if m == nil {
@@ -276,11 +281,11 @@ func (c *Controller) place(ctx context.Context, g *api.Guest, to string) error {
 		if len(refused.order) == 0 {
 			message = fmt.Sprintf("Zone %s has no Machines", n.Spec.Zone)
 		}
-		return c.condition(ctx, g, api.CondPlaced, api.False, "NoHost", message)
+		return c.placement(ctx, g, api.False, "NoHost", message)
 	}
 	addrs, err := c.addresses(g, m)
 	if err != nil {
-		return c.condition(ctx, g, api.CondPlaced, api.False, "NoAddress", err.Error())
+		return c.placement(ctx, g, api.False, "NoAddress", err.Error())
 	}
 	err = c.write(ctx, g, func(g *api.Guest) bool {
 		g.Status.Host, g.Status.HostUID, g.Status.Addresses, g.Status.MAC = m.Metadata.Name, m.Metadata.UID, addrs, MAC(g.Metadata.UID)
@@ -374,7 +379,7 @@ func (c *Controller) hostGone(ctx context.Context, g *api.Guest) error {
 		return c.arrive(ctx, g) // the target has all of it
 	}
 	if d := retained(g); d != "" && !losing(g) {
-		return c.condition(ctx, g, api.CondPlaced, api.False, "HostDeleted",
+		return c.placement(ctx, g, api.False, "HostDeleted",
 			fmt.Sprintf("its host %s was deleted, which had its disk %s (retain): to continue without it, weftctl guest move %s --lose-disks", g.Status.Host, d, g.Metadata.Name))
 	}
 	c.Event(g, api.Warning, "HostDeleted", fmt.Sprintf("its host %s was deleted: it is placed again", g.Status.Host))
@@ -405,7 +410,7 @@ func (c *Controller) abandon(ctx context.Context, g *api.Guest, m *api.Machine) 
 		if move := g.Status.Move; move != nil && move.Step == api.MoveTransfer {
 			return c.callBack(ctx, g, fmt.Sprintf("its host %s has no power", m.Metadata.Name), false)
 		}
-		return c.condition(ctx, g, api.CondReady, api.False, "HostDown",
+		return c.notReady(ctx, g, "HostDown",
 			fmt.Sprintf("its host %s has no power, and has its disk %s (retain): to continue without it, weftctl guest move %s --lose-disks", m.Metadata.Name, d, g.Metadata.Name))
 	}
 	c.Event(g, api.Warning, "HostDown", fmt.Sprintf("its host %s has no power: it starts elsewhere", m.Metadata.Name))
@@ -441,7 +446,7 @@ func (c *Controller) stay(ctx context.Context, g *api.Guest, m *api.Machine) err
 	if placed := g.Status.Conditions.Get(api.CondPlaced); placed != nil && placed.Reason == "Placed" {
 		return nil
 	}
-	return c.condition(ctx, g, api.CondPlaced, api.True, "Placed", on(m, g.Status.Addresses))
+	return c.placement(ctx, g, api.True, "Placed", on(m, g.Status.Addresses))
 }
 
 func on(m *api.Machine, addrs []netip.Addr) string {

@@ -30,11 +30,11 @@ const movePause = 5 * time.Minute
 // depart begins to move a Guest from a host that it should leave, if there is a target.
 func (c *Controller) depart(ctx context.Context, g *api.Guest, m *api.Machine) error {
 	if c.migration(g) == api.MigrateNone {
-		return c.condition(ctx, g, api.CondPlaced, api.True, "Pinned",
+		return c.placement(ctx, g, api.True, "Pinned",
 			fmt.Sprintf("on %s, which it should leave; its migration None keeps it there: weftctl guest move %s", m.Metadata.Name, g.Metadata.Name))
 	}
 	if last := g.Status.LastMove; last != nil && !last.Done && time.Since(last.Ended) < movePause {
-		return c.condition(ctx, g, api.CondPlaced, api.True, "MoveFailed",
+		return c.placement(ctx, g, api.True, "MoveFailed",
 			fmt.Sprintf("on %s, which it should leave; the next attempt is %s after: %s", m.Metadata.Name, movePause, last.Message))
 	}
 	n, ok := store.Cached[api.Network](c.Cache, g.Spec.Network)
@@ -42,7 +42,7 @@ func (c *Controller) depart(ctx context.Context, g *api.Guest, m *api.Machine) e
 		return nil
 	}
 	if to, refused := choose(g, c.hosting(), c.candidates(g, n, "")); to == nil {
-		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo,
+		return c.placement(ctx, g, api.True, nowhereToGo,
 			fmt.Sprintf("on %s, which it should leave; no other host can run it: %s", m.Metadata.Name, refused))
 	}
 	c.Event(g, api.Normal, "Moving", fmt.Sprintf("from %s, which it should leave", m.Metadata.Name))
@@ -65,7 +65,7 @@ func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, see
 		return c.transfer(ctx, g, m)
 	case api.MoveBack:
 		if said(seen, move.ID) != api.TransferredBack {
-			return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("its move was cancelled; %s takes it back: %s", m.Metadata.Name, saying(seen)))
+			return c.notReady(ctx, g, "Moving", fmt.Sprintf("its move was cancelled; %s takes it back: %s", m.Metadata.Name, saying(seen)))
 		}
 		return c.write(ctx, g, func(g *api.Guest) bool {
 			switch move := g.Status.Move; {
@@ -80,7 +80,7 @@ func (c *Controller) move(ctx context.Context, g *api.Guest, m *api.Machine, see
 		})
 	}
 	if !c.stopped(g, seen) {
-		return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("it is being stopped on %s: %s", m.Metadata.Name, saying(seen)))
+		return c.notReady(ctx, g, "Moving", fmt.Sprintf("it is being stopped on %s: %s", m.Metadata.Name, saying(seen)))
 	}
 	return c.relocate(ctx, g, move.To)
 }
@@ -108,7 +108,7 @@ func (c *Controller) chooseTarget(ctx context.Context, g *api.Guest, m *api.Mach
 	}
 	target, refused := choose(g, c.hosting(), elsewhere)
 	if target == nil {
-		return c.condition(ctx, g, api.CondPlaced, api.True, nowhereToGo, fmt.Sprintf("on %s; it should move, and no other host can run it: %s", m.Metadata.Name, refused))
+		return c.placement(ctx, g, api.True, nowhereToGo, fmt.Sprintf("on %s; it should move, and no other host can run it: %s", m.Metadata.Name, refused))
 	}
 	return c.write(ctx, g, func(g *api.Guest) bool {
 		if g.Status.Move == nil || g.Status.Move.Step != api.MoveChoosing || g.Status.HostUID != m.Metadata.UID {
@@ -166,7 +166,7 @@ func (c *Controller) transfer(ctx context.Context, g *api.Guest, m *api.Machine)
 	case arrived:
 		return c.arrive(ctx, g)
 	}
-	return c.condition(ctx, g, api.CondReady, api.False, "Moving", fmt.Sprintf("from %s: %s; to %s: %s", m.Metadata.Name, working(seen, move.ID), move.Target.Host, working(there, move.ID)))
+	return c.notReady(ctx, g, "Moving", fmt.Sprintf("from %s: %s; to %s: %s", m.Metadata.Name, working(seen, move.ID), move.Target.Host, working(there, move.ID)))
 }
 
 // standing holds everything that a transfer's next step depends on.
