@@ -17,9 +17,9 @@ const maxHistory = 5
 // it is there once a boot has found that it cannot.
 const CondConfig = "ConfigCompiled"
 
-// openAttempt starts a BootAttempt at the given stage; one that stands there is
+// openAttempt starts the BootAttempt of an action; one that stands there is
 // moved to the history.
-func openAttempt(m *api.Machine, now time.Time, reason string, retry int, stage api.Stage, window time.Duration) {
+func openAttempt(m *api.Machine, now time.Time, a action, window time.Duration) {
 	number := 1
 	if old := m.Status.Attempt; old != nil {
 		number = old.Number + 1
@@ -28,13 +28,13 @@ func openAttempt(m *api.Machine, now time.Time, reason string, retry int, stage 
 	m.Status.Attempt = &api.BootAttempt{
 		ID:         uuid.NewString(),
 		Number:     number,
-		Reason:     reason,
-		Retry:      retry,
+		Reason:     a.reason,
+		Retry:      a.retry,
 		Generation: m.Metadata.Generation,
 		Started:    now.UTC(),
 		Deadline:   now.Add(window).UTC(),
-		Stage:      stage,
-		Stages:     []api.StageTime{{Stage: stage, Time: now.UTC()}},
+		Stage:      a.stage,
+		Stages:     []api.StageTime{{Stage: a.stage, Time: now.UTC()}},
 		Trust:      api.TrustMAC,
 	}
 	m.Status.Phase = api.PhaseProvisioning
@@ -43,7 +43,7 @@ func openAttempt(m *api.Machine, now time.Time, reason string, retry int, stage 
 	for _, over := range []string{api.CondHeld, api.CondApplied, api.CondDrained, api.CondFenced, api.CondObeys} {
 		m.Status.Conditions.Remove(over)
 	}
-	m.Status.Conditions.Set(now, api.CondProvision, api.False, "Provisioning", fmt.Sprintf("BootAttempt %d: %s", number, reason))
+	m.Status.Conditions.Set(now, api.CondProvision, api.False, "Provisioning", fmt.Sprintf("BootAttempt %d: %s", number, a.reason))
 }
 
 // archive moves the attempt that stands there to the history.

@@ -512,7 +512,9 @@ func TestReprovisionOnAnOldView(t *testing.T) {
 	}
 	b.sync()
 	old := b.get("r1u01")
-	b.mutate("r1u01", func(m *api.Machine) { openAttempt(m, time.Now(), "test", 0, api.StagePowerOn, time.Hour) })
+	b.mutate("r1u01", func(m *api.Machine) {
+		openAttempt(m, time.Now(), action{reason: "test", stage: api.StagePowerOn}, time.Hour)
+	})
 	if _, err := b.c.step(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}

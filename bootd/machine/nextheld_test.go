@@ -31,7 +31,9 @@ func TestNextHeld(t *testing.T) {
 		change(m)
 		return m
 	}
-	open := func(m *api.Machine) { openAttempt(m, time.Now(), "test", 0, api.StageRequested, time.Hour) }
+	open := func(m *api.Machine) {
+		openAttempt(m, time.Now(), action{reason: "test", stage: api.StageRequested}, time.Hour)
+	}
 	done := func(m *api.Machine) { open(m); succeed(m, time.Now()) }
 	switching := func(m *api.Machine) {
 		m.Status.Requests = []api.Request{{Verb: api.VerbPower, State: api.RequestRunning}}

@@ -86,7 +86,7 @@ func TestDecisionsOnAnOldView(t *testing.T) {
 			Advance(m, m.Status.Attempt.ID, api.StageDHCP, time.Now(), time.Hour)
 		}, func(b *bench, old *api.Machine) error { return b.act(old, judge.expire) }},
 		{"overdue, but another attempt is open", func(m *api.Machine) {
-			openAttempt(m, time.Now(), "test", 0, api.StagePowerOn, time.Hour)
+			openAttempt(m, time.Now(), action{reason: "test", stage: api.StagePowerOn}, time.Hour)
 		}, func(b *bench, old *api.Machine) error { return b.act(old, judge.expire) }},
 		{"Maintenance, but Active again", func(m *api.Machine) { m.Spec.State = api.StateActive },
 			func(b *bench, old *api.Machine) error {

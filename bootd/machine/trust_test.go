@@ -66,7 +66,7 @@ func TestSecondTakersAreRetried(t *testing.T) {
 
 func TestTake(t *testing.T) {
 	m := new(api.Machine)
-	openAttempt(m, time.Now(), "test", 0, api.StagePowerOn, time.Hour)
+	openAttempt(m, time.Now(), action{reason: "test", stage: api.StagePowerOn}, time.Hour)
 	id := m.Status.Attempt.ID
 	if Take(m, "another", taker("pointer")) || len(m.Status.Attempt.Takers) != 0 {
 		t.Error("a taker of another attempt counts")
@@ -250,7 +250,7 @@ func TestOverdueForTrust(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := new(api.Machine)
-			openAttempt(m, time.Now(), "test", 0, c.stage, 30*time.Minute)
+			openAttempt(m, time.Now(), action{reason: "test", stage: c.stage}, 30*time.Minute)
 			if c.held != "" {
 				m.Status.Conditions.Set(time.Now(), api.CondTrust, api.False, "LevelNotReached", c.held)
 			}

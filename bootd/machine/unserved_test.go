@@ -39,7 +39,7 @@ func TestProductionLinkWithoutAddress(t *testing.T) {
 
 func TestOverdueTellsOfABrokenConfig(t *testing.T) {
 	m := &api.Machine{}
-	openAttempt(m, time.Now(), "test", 0, api.StageRequested, time.Minute)
+	openAttempt(m, time.Now(), action{reason: "test", stage: api.StageRequested}, time.Minute)
 	Advance(m, m.Status.Attempt.ID, api.StagePointer, time.Now(), time.Minute)
 	m.Status.Conditions.Set(time.Now(), CondConfig, api.False, "CompileFailed", "layer \"base\" line 3")
 	if text := overdue(m, trust.Requirement{Level: api.TrustToken}); !strings.Contains(text, `layer "base" line 3`) {

@@ -165,7 +165,7 @@ func (f facts) writeOpen(a action, m *api.Machine, now time.Time) bool {
 	if m.Status.Attempt.Open() {
 		Fail(m, now, "superseded: "+a.reason)
 	}
-	openAttempt(m, now, a.reason, a.retry, a.stage, window(f.site))
+	openAttempt(m, now, a, window(f.site))
 	if a.stage == api.StagePowerOn {
 		m.Status.Attempt.Reset = a.answer.seen
 	}
