@@ -33,6 +33,14 @@ func Renew(ctx context.Context, s *store.Store) error {
 	return nil
 }
 
+// Claims are a Network and its leases, as reported by its hosts.
+type Claims struct {
+	Network string // its name
+	UID     string
+	VNI     uint32
+	Leases  []HostLease
+}
+
 // HostLease is a host's lease of a Network, as reported by the host.
 type HostLease struct {
 	Machine, UID string // of the host
@@ -43,20 +51,20 @@ type HostLease struct {
 
 // Adopt makes a Network's leases match those that its hosts have. A lease that the store assigns to another host,
 // which does not claim it, goes to the host that does. It returns sentences about leases that two hosts claim.
-func Adopt(ctx context.Context, s *store.Store, network, uid string, vni uint32, leases []HostLease) (conflicts []string, err error) {
-	old, err := readLayout(ctx, s, network)
+func Adopt(ctx context.Context, s *store.Store, is Claims) (conflicts []string, err error) {
+	old, err := readLayout(ctx, s, is.Network)
 	if err != nil {
 		return nil, err
 	}
-	a := adoption{store: s, network: network, owner: ownerRecord{UID: uid, VNI: vni}, claimed: map[netip.Prefix]HostLease{}}
-	for _, l := range byRight(leases, old) {
+	a := adoption{store: s, network: is.Network, owner: ownerRecord{UID: is.UID, VNI: is.VNI}, claimed: map[netip.Prefix]HostLease{}}
+	for _, l := range byRight(is.Leases, old) {
 		if other, ok := overlapping(a.claimed, l.Lease); ok {
-			conflicts = append(conflicts, fmt.Sprintf("hosts %s and %s both claim lease %s of Network %s: %s keeps it", other.Machine, l.Machine, l.Lease, network, other.Machine))
+			conflicts = append(conflicts, fmt.Sprintf("hosts %s and %s both claim lease %s of Network %s: %s keeps it", other.Machine, l.Machine, l.Lease, is.Network, other.Machine))
 			continue
 		}
 		a.claimed[l.Lease] = l
 	}
-	if err := replaceOwner(ctx, s, network, uid); err != nil {
+	if err := replaceOwner(ctx, s, is.Network, is.UID); err != nil {
 		return nil, err
 	}
 	for _, subnet := range slices.SortedFunc(maps.Keys(a.claimed), comparePrefix) {

@@ -36,11 +36,11 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Since then a has got 4.0/24 instead, and c, which is new, has b's: b is gone.
-	conflicts, err := Adopt(t.Context(), s, "blue", "n", 10017, []HostLease{
+	conflicts, err := Adopt(t.Context(), s, Claims{Network: "blue", UID: "n", VNI: 10017, Leases: []HostLease{
 		{Machine: "a", UID: "ua", Lease: p("10.5.4.0/24"), VTEP: vtep},
 		{Machine: "c", UID: "uc", Lease: p("10.5.2.0/24")},
 		{Machine: "d", UID: "ud", Lease: p("10.5.2.0/24")},
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("the leases are %+v, %v", l.subnets, err)
 	}
 	// Another Network of the name: nobody has anything of the old one.
-	if _, err := Adopt(t.Context(), s, "blue", "m", 10018, []HostLease{{Machine: "a", UID: "ua", Lease: p("10.5.1.0/24"), VTEP: vtep}}); err != nil {
+	if _, err := Adopt(t.Context(), s, Claims{Network: "blue", UID: "m", VNI: 10018, Leases: []HostLease{{Machine: "a", UID: "ua", Lease: p("10.5.1.0/24"), VTEP: vtep}}}); err != nil {
 		t.Fatal(err)
 	}
 	if l, err = readLayout(t.Context(), s, "blue"); err != nil || len(l.hosts) != 1 || l.of.uid != "m" || l.of.vni != 10018 {
@@ -91,13 +91,13 @@ func TestAdoptWhatOthersHave(t *testing.T) {
 	if err := s.Flannel.Write(t.Context(), backup...); err != nil {
 		t.Fatal(err)
 	}
-	conflicts, err := Adopt(t.Context(), s, "blue", "n", 10017, []HostLease{
+	conflicts, err := Adopt(t.Context(), s, Claims{Network: "blue", UID: "n", VNI: 10017, Leases: []HostLease{
 		{Machine: "a", UID: "ua", Lease: p("10.5.2.0/24")},
 		{Machine: "b", UID: "ub", Lease: p("10.5.0.0/16")},
 		{Machine: "c", UID: "uc", Lease: p("10.5.2.128/25")},
 		{Machine: "d", UID: "ud", Lease: p("10.5.3.0/24")},
 		{Machine: "m", UID: "um", Lease: p("10.5.2.0/24")},
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

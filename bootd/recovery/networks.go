@@ -112,7 +112,7 @@ func (k *Keeper) network(ctx context.Context, name string, all reported, out *ou
 		}
 		leases = append(leases, network.HostLease{Machine: m.host.Metadata.Name, UID: m.host.Metadata.UID, Lease: m.held.Lease, Lease6: m.held.Lease6, VTEP: network.VTEP(k.Cache, m.host)})
 	}
-	conflicts, err := network.Adopt(ctx, k.Store, name, it.UID, it.VNI, leases)
+	conflicts, err := network.Adopt(ctx, k.Store, network.Claims{Network: name, UID: it.UID, VNI: it.VNI, Leases: leases})
 	out.conflicts = append(out.conflicts, conflicts...)
 	switch {
 	case err != nil:
