@@ -16,6 +16,10 @@ var (
 	ErrPasswordChange = errors.New("BMC wants the password changed first")
 	// ErrCrowded: the BMC has no login to spare for what can do without.
 	ErrCrowded = errors.New("BMC has no login to spare")
+	// ErrNoOverride: the BMC has no boot override at all, so that the firmware's own boot order counts. It is ErrUnsupported.
+	ErrNoOverride = errors.New("the system has no boot override: is a licence missing?")
+	// ErrModeUntold: the BMC neither tells nor takes the boot mode that was asked for. It is ErrUnsupported.
+	ErrModeUntold = errors.New("the BMC tells no boot mode")
 	// ErrNotSeen: a command was accepted, or may have been, and nothing shows that it was carried out. It is not to be sent
 	// again as if it had not been.
 	ErrNotSeen = errors.New("BMC accepted it, but it was not seen to happen")

@@ -63,7 +63,10 @@ func (b *fakeBMC) ForceRestart(context.Context) error {
 	return b.resetErr
 }
 func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
-	b.did = append(b.did, "boot "+string(boot.Target))
+	b.did = append(b.did, strings.TrimSpace("boot "+string(boot.Target)+" "+string(boot.Mode)))
+	if errors.Is(b.bootErr, hardware.ErrModeUntold) && boot.Mode == "" {
+		return nil
+	}
 	return b.bootErr
 }
 func (b *fakeBMC) Inventory(context.Context) (hardware.Inventory, error) {

@@ -109,6 +109,29 @@ func TestRefusedBoot(t *testing.T) {
 	}
 }
 
+// TestBootAsFarAsTheBMCCan: what no BMC of that kind can be told is left to the firmware, and does not block the boot.
+func TestBootAsFarAsTheBMCCan(t *testing.T) {
+	for name, r := range map[string]struct {
+		err  error
+		told []string
+	}{
+		"no override":   {fmt.Errorf("%w: %w", hardware.ErrUnsupported, hardware.ErrNoOverride), []string{"boot pxe uefi", "on"}},
+		"mode not told": {fmt.Errorf("%w: %w", hardware.ErrUnsupported, hardware.ErrModeUntold), []string{"boot pxe uefi", "boot pxe", "on"}},
+		"no such mode":  {hardware.ErrUnsupported, []string{"boot pxe uefi"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.bmc.bootErr = r.err
+			b.machine("r1u01", 1)
+			b.mutate("r1u01", func(m *api.Machine) { m.Spec.Boot.Firmware = "uefi" })
+			m := b.steps("r1u01", false)
+			if !slices.Equal(b.bmc.did, r.told) || m.Status.Attempt.Reached(api.StagePowerOn) != (len(r.told) > 1) {
+				t.Errorf("the BMC was told %v, want %v; stage %s", b.bmc.did, r.told, m.Status.Attempt.Stage)
+			}
+		})
+	}
+}
+
 // TestPasswordToBeChanged is a condition of its own, which says what to do; the new password is tried at once.
 func TestPasswordToBeChanged(t *testing.T) {
 	b := newBench(t)

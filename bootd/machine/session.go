@@ -83,19 +83,33 @@ func (s session) bootFromNetwork(ctx context.Context) (is answer, err error) {
 		is.did = did
 		return is, nil
 	}
-	if err := s.SetBootOnce(ctx, bootTarget(s.machine)); err != nil {
+	otherwise, err := s.setBoot(ctx, bootTarget(s.machine))
+	if err != nil {
 		return is, err
 	}
 	open, err := s.note(ctx, api.PowerCommand{Order: string(o), Time: time.Now().UTC(), Before: before})
 	if err != nil || !open {
 		return is, err
 	}
-	is.did = did
+	is.did = did + otherwise
 	err = s.order(ctx, o)
 	if errors.Is(err, hardware.ErrNotSeen) {
 		is.unseen, err = err, nil
 	}
 	return is, err
+}
+
+// setBoot sets the one-time boot as far as the BMC has such a thing; otherwise tells what the firmware decides for itself.
+func (s session) setBoot(ctx context.Context, boot hardware.Boot) (otherwise string, err error) {
+	err = s.SetBootOnce(ctx, boot)
+	if errors.Is(err, hardware.ErrModeUntold) {
+		boot.Mode, otherwise = "", ", in the firmware's own boot mode: its BMC tells none"
+		err = s.SetBootOnce(ctx, boot)
+	}
+	if errors.Is(err, hardware.ErrNoOverride) {
+		return ", by the firmware's own boot order: its BMC has no boot override", nil
+	}
+	return otherwise, err
 }
 
 // resetSince asks for the last reset, and whether it came after the command was sent.
@@ -167,7 +181,7 @@ func ignoreUnsupported(err error) error {
 
 // setAside keeps a BMC's refusal out of its condition: a BMC without asset tags is well.
 func setAside(err error, refused *error) error {
-	if errors.Is(err, hardware.ErrUnsupported) {
+	if errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrForbidden) {
 		*refused = err
 		return nil
 	}

@@ -24,7 +24,7 @@ type bootSettings struct {
 type bootPatch struct {
 	Enabled text   `json:"BootSourceOverrideEnabled"`
 	Mode    text   `json:"BootSourceOverrideMode,omitempty"`
-	Target  text   `json:"BootSourceOverrideTarget"`
+	Target  text   `json:"BootSourceOverrideTarget,omitempty"` // empty only with Disabled
 	HTTPURI string `json:"HttpBootUri,omitempty"`
 }
 
@@ -40,6 +40,11 @@ func (r *driver) setBootOnce(ctx context.Context, want hardware.Boot) error {
 	where, settings, err := r.bootResource(ctx)
 	if err != nil {
 		return err
+	}
+	if want.Target == hardware.BootNone {
+		if where, err = r.pendingBoot(ctx, where, settings); err != nil {
+			return err
+		}
 	}
 	r.mode = cmp.Or(r.mode, where.boot.Mode)
 	where.boot.Mode = r.mode // BMCs fall back to Legacy by themselves: what was there at first counts
@@ -71,7 +76,10 @@ const (
 // write is the patch with what may be changed about it: the mode can be left out where it is right already, and a missing
 // one is the one that was asked for, else the one that is there.
 func (p bootPatch) write(where bootResource, targets []text) *write {
-	w := &write{path: where.path, etag: where.etag, under: "Boot", fields: map[string]any{bootEnabled: p.Enabled, bootTarget: p.Target}, has: map[string]any{}}
+	w := &write{path: where.path, etag: where.etag, under: "Boot", fields: map[string]any{bootEnabled: p.Enabled}, has: map[string]any{}}
+	if p.Target != "" {
+		w.fields[bootTarget] = p.Target
+	}
 	if p.Mode != "" {
 		w.fields[bootMode] = p.Mode
 	}
@@ -82,7 +90,7 @@ func (p bootPatch) write(where bootResource, targets []text) *write {
 		w.has[bootMode] = mode
 	}
 	w.droppable = func(field string) bool {
-		return field == bootMode && (p.Mode == "" || p.Mode == where.boot.Mode) || field == bootEnabled && p.Enabled == "Disabled"
+		return field == bootMode && (p.Mode == "" || p.Mode == where.boot.Mode) || field == bootEnabled && p.Enabled == "Disabled" && p.Target != ""
 	}
 	if i := slices.Index(targets, p.Target); i >= 0 {
 		w.others = map[string][]text{bootTarget: targets[i+1:]}
@@ -114,6 +122,21 @@ func (r *driver) bootResource(ctx context.Context) (bootResource, string, error)
 	return where, settings, nil
 }
 
+// pendingBoot is where an override is pending: in the future state's object where the system itself shows none.
+func (r *driver) pendingBoot(ctx context.Context, where bootResource, settings string) (bootResource, error) {
+	if settings == "" || settings == where.path || where.boot.Enabled != "Disabled" {
+		return where, nil
+	}
+	future, err := r.readBoot(ctx, settings)
+	if err != nil {
+		return where, ignoreRefusal(err)
+	}
+	if future.boot.offered() && future.boot.Enabled != "Disabled" {
+		return future, nil
+	}
+	return where, nil
+}
+
 func (b bootSettings) offered() bool { return b.Target != "" || len(b.Targets) > 0 }
 
 func (r *driver) readBoot(ctx context.Context, at string) (bootResource, error) {
@@ -127,10 +150,13 @@ func (r *driver) readBoot(ctx context.Context, at string) (bootResource, error) 
 // bootPatch says what to write to a BMC that now has the given settings.
 func (q quirk) bootPatch(want hardware.Boot, now bootSettings) (bootPatch, error) {
 	if !now.offered() {
-		return bootPatch{}, fmt.Errorf("%w: the system has no boot override: is a licence missing?", hardware.ErrUnsupported)
+		return bootPatch{}, fmt.Errorf("%w: %w", hardware.ErrUnsupported, hardware.ErrNoOverride)
 	}
 	targets := q.targets(want, now)
 	target, ok := choose(targets, now.Targets)
+	if !ok && want.Target == hardware.BootNone {
+		return bootPatch{Enabled: "Disabled"}, nil
+	}
 	if !ok {
 		return bootPatch{}, fmt.Errorf("%w: one-time boot from %s; it offers %s", hardware.ErrUnsupported, targets[0], now.Targets)
 	}
@@ -154,7 +180,7 @@ func (q quirk) targets(want hardware.Boot, now bootSettings) []text {
 	uefi := want.Mode == hardware.ModeUEFI || want.Mode == "" && now.Mode != "Legacy"
 	both := func(plain, forUEFI text) []text {
 		switch {
-		case !uefi:
+		case !uefi && want.Mode == hardware.ModeLegacy:
 			return []text{plain}
 		case want.Mode == hardware.ModeUEFI && now.Mode == "":
 			return []text{forUEFI, plain}
@@ -192,7 +218,10 @@ func (q quirk) bootMode(want hardware.Boot, now, target text) (text, error) {
 	case q.mode == modeNever || now == "":
 		wrong := asked != "" && now != "" && now != asked
 		untold := want.Mode != "" && now == "" && !(asked == "UEFI" && strings.HasPrefix(string(target), "Uefi"))
-		if wrong || untold {
+		if untold {
+			return "", fmt.Errorf("%w: %w (%s), so %s with a one-time boot cannot be asked for: leave the mode out", hardware.ErrUnsupported, hardware.ErrModeUntold, q.name, want.Mode)
+		}
+		if wrong {
 			return "", fmt.Errorf("%w: boot mode %s with a one-time boot (%s, mode now %q): set it in the BIOS and leave the mode out",
 				hardware.ErrUnsupported, want.Mode, q.name, now)
 		}

@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"text/tabwriter"
 	"time"
 
 	"github.com/rackweft/rackweft/hardware"
@@ -285,14 +287,8 @@ func expected() []cells {
 
 func failing() []cells {
 	return []cells{
-		// The override that is pending is in another resource than the one that is looked at.
-		{"ami, lenovo-tsm", "pxe taken back", "boots from Pxe UEFI"},
-		// None is not among its targets; Disabled alone would do.
-		{"sushy-tools", "pxe taken back", "unsupported"},
 		// MACs of adapters, ports and device functions.
 		{"captured nvidia-gh200", "inventory", "error"},
-		// The chassis is asked as well, and then the BMC "does not offer it".
-		{"trait read-only user", "tag", "unsupported"},
 	}
 }
 
@@ -325,6 +321,8 @@ func TestDeeds(t *testing.T) {
 	for cell := range maps.Keys(today) {
 		checkCell(t, all, cell)
 	}
+	seen := table{cells: map[string]string{}}
+	t.Cleanup(func() { t.Logf("what each BMC does:\n%s", &seen) })
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -335,6 +333,7 @@ func TestDeeds(t *testing.T) {
 				cell := name + "/" + d.name
 				want := cmp.Or(right[cell], "ok")
 				got := d.outcome(t, all[name](t))
+				seen.note(cell, got)
 				switch known := today[cell]; {
 				case known == "" && got != want:
 					t.Errorf("%s: %s, want %s", cell, got, want)
@@ -346,6 +345,48 @@ func TestDeeds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// table is what was seen: deed by BMC.
+type table struct {
+	mu    sync.Mutex
+	cells map[string]string
+}
+
+func (s *table) note(cell, outcome string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cells[cell] = outcome
+}
+
+// String has a line for each BMC; each trait alone is left out.
+func (s *table) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var text strings.Builder
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	var names, of []string
+	for _, d := range deeds() {
+		names = append(names, d.name)
+	}
+	for cell := range s.cells {
+		bmc, _, _ := strings.Cut(cell, "/")
+		of = append(of, bmc)
+	}
+	slices.Sort(of)
+	_, _ = fmt.Fprintln(w, "BMC\t"+strings.Join(names, "\t"))
+	for _, bmc := range slices.Compact(of) {
+		if strings.HasPrefix(bmc, "trait ") {
+			continue
+		}
+		line := bmc
+		for _, name := range names {
+			line += "\t" + s.cells[bmc+"/"+name]
+		}
+		_, _ = fmt.Fprintln(w, line)
+	}
+	_ = w.Flush()
+	return text.String()
 }
 
 // checkCell refuses a row that names what is not there. Captured trees need not be.

@@ -50,6 +50,9 @@ func (r *driver) setAssetTag(ctx context.Context, tag string) error {
 		}
 		refusals = errors.Join(refusals, err)
 	}
+	if errors.Is(refusals, hardware.ErrForbidden) {
+		return fmt.Errorf("asset tag: %w", refusals)
+	}
 	return fmt.Errorf("%w: asset tag: %w", hardware.ErrUnsupported, refusals)
 }
 
