@@ -12,7 +12,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Env is what a controller works on and reports to.
+// Env is the environment of a controller.
 type Env struct {
 	Store *store.Store
 	Cache *store.Cache
@@ -23,22 +23,21 @@ type Env struct {
 // Source calls due with the names of objects that are due, until ctx ends.
 type Source func(ctx context.Context, due func(names ...string)) error
 
-// Controller brings the objects of one kind to what they should be, one step at a
-// time. T is a pointer to the kind.
+// Controller brings the objects of one kind to their desired state, one step at a time. T is a pointer to the kind.
 type Controller[T api.Object] struct {
 	Env
-	// Kinds are those whose changes may matter; none for all.
+	// Kinds are those whose changes may matter. Default: all.
 	Kinds []string
-	// Due names the objects that a change may matter to.
+	// Due names the objects that a change may affect.
 	Due func(store.Change) []string
-	// Gather is for how long changes of a kind are gathered before the step. Default: none.
+	// Gather is how long changes of a kind are collected before the step. Default: none.
 	Gather map[string]time.Duration
-	// Sources make objects due for other reasons than changes.
+	// Sources make objects due for reasons other than changes.
 	Sources []Source
-	// Workers is how many steps run at once, each of another object.
+	// Workers is the number of concurrent steps, each on another object.
 	Workers int
-	// Step takes the next step with one object. It returns when to look again at
-	// the latest: AtOnce, or 0 for when something changes.
+	// Step takes the next step with one object. It returns the delay after which to look again: AtOnce, or 0 for
+	// the next change only.
 	Step func(ctx context.Context, o T) (again time.Duration, err error)
 	// Gone is called for an object that is due and not in the cache. Default: nothing.
 	Gone func(name string)
@@ -48,7 +47,7 @@ type Controller[T api.Object] struct {
 	heard *store.Subscription
 }
 
-// Run works until ctx ends. It runs on the elected bootd only.
+// Run runs the controller until ctx ends. It runs on the elected bootd only.
 func (c *Controller[T]) Run(ctx context.Context) error {
 	if err := c.begin(); err != nil {
 		return err
@@ -102,10 +101,9 @@ func (c *Controller[T]) step(ctx context.Context, name string) (time.Duration, e
 	return 0, nil
 }
 
-// Idle returns when nothing that is in the store is left to do: every change was
-// judged, no object is due and no step runs. What is due later, as its last step
-// asked for, does not count, and neither does what Sources have not told yet.
-// Tests wait with it before they look that something did not happen.
+// Idle returns when there is no work left for the current store: every change was judged, no object is due and no
+// step runs. Objects that are due later, as their last step requested, do not count, nor does what Sources have not
+// reported yet. Tests wait for it before they check that something did not happen.
 func (c *Controller[T]) Idle(ctx context.Context) error {
 	revision, err := c.Store.Revision(ctx)
 	if err != nil {
@@ -124,8 +122,8 @@ func (c *Controller[T]) Idle(ctx context.Context) error {
 	return nil
 }
 
-// idle looks at the changes before and after the loop: a step that ended in
-// between has made its writes, and what they make due must be seen.
+// idle reads the number of changes before and after the loop: a step that ended in between has made its writes, and
+// the objects that these make due must be seen.
 func (c *Controller[T]) idle() bool {
 	c.mu.Lock()
 	due, heard := c.loop, c.heard

@@ -1,8 +1,6 @@
-// Package control owns the shape that every controller has: which changes make
-// which objects due, one step with one object, and how a step writes. Below it is
-// a level-triggered loop: names go in, each is held by one worker at a time, and
-// comes back when it is added again, after the delay it asked for, or after a
-// back-off.
+// Package control owns the common shape of controllers: which changes make which objects due, one step with one
+// object, and how a step writes. Its base is a level-triggered loop: names are added, each is held by one worker at
+// a time, and is due again when it is added again, after the delay that its step requested, or after a back-off.
 package control
 
 import (
@@ -13,11 +11,11 @@ import (
 	"time"
 )
 
-// stepFunc brings one object to its desired state. It returns when to look again
-// at the latest: AtOnce, or 0 for when something changes.
+// stepFunc brings one object to its desired state. It returns the delay after which to look again: AtOnce, or 0 for
+// the next change only.
 type stepFunc func(ctx context.Context, name string) (time.Duration, error)
 
-// AtOnce is the delay of a step that is to be taken again without a change.
+// AtOnce is the delay of a step that must be repeated without waiting for a change.
 const AtOnce time.Duration = 1
 
 // loop runs a stepFunc over a set of names. The zero value is not usable; see newLoop.
@@ -41,10 +39,10 @@ type loop struct {
 type timer struct {
 	at   time.Time
 	t    *time.Timer
-	soon bool // something was added, and is gathered
+	soon bool // something was added, and is being collected
 }
 
-// newLoop makes a loop whose errors back off from 1 s to 1 min.
+// newLoop returns a loop whose errors back off from 1 s to 1 min.
 func newLoop(fn stepFunc, log *slog.Logger) *loop {
 	l := &loop{fn: fn, log: log, minBackoff: time.Second, maxBackoff: time.Minute,
 		queued: map[string]bool{}, running: map[string]bool{}, again: map[string]bool{},
@@ -60,8 +58,8 @@ func (l *loop) Add(name string) {
 	l.add(name)
 }
 
-// AddSoon makes a name due after a delay, unless it is due earlier: what is added
-// meanwhile is one. It never blocks.
+// AddSoon makes a name due after a delay, unless it is due earlier; further additions until then are merged. It
+// never blocks.
 func (l *loop) AddSoon(name string, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -88,7 +86,7 @@ func (l *loop) add(name string) {
 	l.wake.Signal()
 }
 
-// addAfter makes a name due later; an earlier due time stands.
+// addAfter makes a name due later, unless it is due earlier.
 func (l *loop) addAfter(name string, d time.Duration) {
 	at := time.Now().Add(d)
 	if old := l.timers[name]; old != nil {
@@ -108,8 +106,8 @@ func (l *loop) addAfter(name string, d time.Duration) {
 	l.timers[name] = t
 }
 
-// Run works until ctx ends, then waits for the steps. It may run again later. At
-// most that many workers take steps at once; one that waits aside has none.
+// Run works until ctx ends, then waits for the steps. It may be called again later. At most the given number of
+// workers take steps concurrently; a step that waits aside holds no worker.
 func (l *loop) Run(ctx context.Context, workers int) {
 	l.mu.Lock()
 	l.closed = false
@@ -134,7 +132,7 @@ func (l *loop) Run(ctx context.Context, workers int) {
 	}
 }
 
-// slots are the workers of a loop: it is full when all are at work.
+// slots are the workers of a loop: it is full when all are busy.
 type slots chan struct{}
 
 type slotsKey struct{}
@@ -142,9 +140,8 @@ type slotsKey struct{}
 func (s slots) take() { s <- struct{}{} }
 func (s slots) give() { <-s }
 
-// Aside waits for something slow without holding one of the controller's workers:
-// however many steps wait for a BMC that does not answer, the others are taken.
-// ctx is that of the step.
+// Aside waits for something slow without holding one of the controller's workers: however many steps wait for a BMC
+// that does not answer, other steps are taken. ctx is that of the step.
 func Aside(ctx context.Context, slow func() error) error {
 	if workers, ok := ctx.Value(slotsKey{}).(slots); ok {
 		workers.give()
@@ -208,7 +205,7 @@ func (l *loop) done(ctx context.Context, name string, after time.Duration, err e
 	}
 }
 
-// idle reports whether no name is due or gathered, and no worker holds one.
+// idle reports whether no name is due or being collected, and no worker holds one.
 func (l *loop) idle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -7,22 +7,21 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// Finding is what a step has found of an object: one of its conditions.
+// Finding is the result of a step for one of an object's conditions.
 type Finding struct {
 	Condition       string // Default: Ready
 	Status          api.ConditionStatus
 	Reason, Message string
 	// Event is the type of the event. Default: Warning when Status is False, else Normal.
 	Event api.EventType
-	// Silent has no event made of it.
+	// Silent suppresses the event.
 	Silent bool
 }
 
-// Report writes a finding into an object's conditions, and makes an event of it
-// when it is news: the condition's first, or of another status or reason. also
-// sets what else belongs into the same write, and reports whether that changed
-// anything; nil for nothing. A finding of a spec that has changed since is
-// dropped: the change makes the object due again.
+// Report writes a finding into an object's conditions, and records an event if it is news: the condition's first,
+// or another status or reason. also sets further fields in the same write, and reports whether that changed
+// anything; nil for none. A finding about a spec that has changed since is dropped: the change makes the object due
+// again.
 func Report[T api.Object](ctx context.Context, e Env, o T, f Finding, also func(fresh T) bool) error {
 	conditions := api.KindOf(o).Conditions
 	news := false

@@ -10,10 +10,9 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Write changes an object that is still the one that was looked at. change may run
-// several times, and returns false when there is nothing to change. Write returns
-// when the cache has the object as it then is: the next step must not look at it
-// as it was before this one's own writes. An object that is gone is left alone.
+// Write changes an object that still has the given uid. change may run several times, and returns false when there
+// is nothing to change. Write returns when the cache has the result: the next step must not see the object as it
+// was before this step's own writes. A deleted object is not an error.
 func Write[T api.Object](ctx context.Context, e Env, o T, change func(fresh T) bool) error {
 	kind, name := api.KindOf(o), o.Meta().Name
 	fresh, err := e.Store.Mutate(ctx, kind, name, func(fresh api.Object) error {

@@ -2,8 +2,8 @@ package lease
 
 import "sync"
 
-// group turns writes that arrive together into few: while one is under way, the next ones gather and go
-// out together. The first to wait leads the others, so no goroutine is needed.
+// group merges concurrent writes: while one is in progress, the next ones are collected and written together. The
+// first waiting caller writes for the others, so no goroutine is needed.
 type group struct {
 	apply func([]*change) error
 
@@ -12,11 +12,11 @@ type group struct {
 	pending []*change
 }
 
-// change is what one caller wants to have written: one lease put or removed, and others removed with it.
+// change is one caller's write: one lease put or removed, and others removed with it.
 type change struct {
 	slot   *slot
-	lease  Lease // as the Backend gets it
-	told   Lease // as the client is told it
+	lease  Lease // as written to the Backend
+	told   Lease // as granted to the client
 	remove bool
 	drop   []*slot // the holder's former addresses
 	lost   bool    // another client got the address meanwhile
@@ -44,7 +44,7 @@ func (g *group) do(c *change) error {
 	return <-c.done
 }
 
-// write writes one batch, which begins with the caller's own change, and hands the lead on.
+// write writes one batch, which begins with the caller's own change, and passes the lead to a waiting caller.
 func (g *group) write() {
 	g.mu.Lock()
 	n, leases := 0, 0

@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// Lease is one address and who has it.
+// Lease is one address and its holder.
 type Lease struct {
 	Subnet   string
 	Address  netip.Addr
 	MAC      string // in the form of net.HardwareAddr.String; empty in quarantine
 	Machine  string // the registered Machine, or empty
 	Hostname string
-	// Expires is when the address is free again. In the Backend it may lie up to half a lease later than
-	// what the client was told, so that a renewal need not be written each time.
+	// Expires is when the address is free again. In the Backend it may be up to half a lease later than granted to
+	// the client, so that not every renewal must be written.
 	Expires time.Time
 }
 
-// Quarantined tells whether the address is kept back because a client found it in use.
+// Quarantined reports whether the address is withheld because a client found it in use.
 func (l Lease) Quarantined() bool { return l.MAC == "" }
 
 // Backend makes leases durable. There is one Lease per Address.
@@ -31,14 +31,14 @@ type Backend interface {
 	Apply(ctx context.Context, put, del []Lease) error
 }
 
-// MaxBatch is the greatest number of leases in one call of Backend.Apply: what fits into one etcd
-// transaction by its defaults.
+// MaxBatch is the maximum number of leases in one call of Backend.Apply: what fits into one etcd transaction with
+// its defaults.
 const MaxBatch = 100
 
 // Range is an inclusive range of IPv4 addresses.
 type Range struct{ First, Last netip.Addr }
 
-// Contains tells whether a lies in the range.
+// Contains reports whether a is in the range.
 func (r Range) Contains(a netip.Addr) bool {
 	return r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
 }
@@ -48,12 +48,12 @@ func (r Range) String() string { return r.First.String() + "-" + r.Last.String()
 // Subnet is the dynamic pool of one subnet.
 type Subnet struct {
 	Name     string
-	Prefixes []netip.Prefix // whose network and broadcast addresses are never given away
-	Range    Range          // zero: only reserved machines get an address
-	Exclude  []netip.Addr   // never given away: gateways, DNS servers, bootd's own addresses
-	// Limit is how many addresses unregistered MACs may hold together; 0 means three quarters of the pool.
+	Prefixes []netip.Prefix // its network and broadcast addresses are never leased
+	Range    Range          // zero: only machines with a reservation get an address
+	Exclude  []netip.Addr   // never leased: gateways, DNS servers, bootd's own addresses
+	// Limit is how many addresses unregistered MACs may hold together. Default: three quarters of the pool.
 	Limit int
-	// ShortLease is the longest lease for an unregistered MAC; 0 means 10 minutes.
+	// ShortLease is the longest lease for an unregistered MAC. Default: 10 minutes.
 	ShortLease time.Duration
 }
 
@@ -65,20 +65,20 @@ type Reservation struct {
 	Machine string
 }
 
-// Holder is who asks for an address.
+// Holder is a client that requests an address.
 type Holder struct {
 	MAC      string // in the form of net.HardwareAddr.String
 	Machine  string // the registered Machine that the MAC belongs to, or empty
 	Hostname string
 }
 
-// What callers branch on. Errors that wrap them say which subnet or address, and what to do.
+// Errors that callers distinguish. Errors that wrap them name the subnet or address, and say what to do.
 var (
 	ErrNoSubnet    = errors.New("no such subnet")
 	ErrExhausted   = errors.New("no free address")
 	ErrUnavailable = errors.New("address not available") // to a REQUEST, a reason for a NAK
 	ErrReserved    = errors.New("address reserved")
-	// ErrUnwritable is a Backend's error when it can be read and not written.
+	// ErrUnwritable is a Backend's error when it can be read, but not written.
 	ErrUnwritable = errors.New("leases cannot be written")
 )
 

@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// slot is one address that is or was in use.
+// slot is an address that is or was in use.
 type slot struct {
 	addr  netip.Addr
-	mac   string // who has it, or had it last; empty in quarantine
+	mac   string // its holder, or the last one; empty in quarantine
 	known bool   // mac belongs to a registered Machine
 	until time.Time
-	// lease is what clients and callers were told, stored what the Backend has. Both are zero for an
-	// address that was only ever offered.
+	// lease is what was granted, stored what the Backend has. Both are zero for an address that was only ever
+	// offered.
 	lease, stored Lease
 
-	writing int // changes on their way to the Backend
+	writing int // changes that are being written
 
 	pool *pool         // nil outside of every dynamic range
 	at   int           // index in pool.busy, or -1
@@ -26,15 +26,15 @@ type slot struct {
 	idle *list.Element // in list, or nil
 }
 
-// pool chooses among the dynamic addresses of one subnet. Addresses that were never used come first, then
-// those that have been idle for longest: so machines get their old address back for as long as possible.
+// pool chooses among the dynamic addresses of one subnet. Addresses that were never used come first, then those
+// that have been idle longest, so that machines can get their old address back as long as possible.
 type pool struct {
 	subnet  Subnet
-	blocked map[netip.Addr]bool // addresses of the range that are not the pool's to give
+	blocked map[netip.Addr]bool // addresses of the range that the pool must not lease
 	size    int                 // usable addresses
 	next    netip.Addr          // all before it have a slot or are blocked
 	busy    busyHeap            // slots that are held, leased or in quarantine
-	idle    *list.List          // of *slot, the longest idle first
+	idle    *list.List          // of *slot, those idle longest first
 	spared  *list.List          // of *slot: idle too, but kept for the MAC that they were leased to
 	kept    func(*slot) bool    // by Table.kept
 
@@ -46,13 +46,13 @@ func newPool(s Subnet, kept func(*slot) bool) *pool {
 	return &pool{subnet: s, next: s.Range.First, idle: list.New(), spared: list.New(), kept: kept}
 }
 
-// usable tells whether the pool may give an address away.
+// usable reports whether the pool may lease an address.
 func (p *pool) usable(a netip.Addr) bool {
 	return a.IsValid() && p.subnet.Range.Contains(a) && !p.blocked[a]
 }
 
-// admits tells whether h may take one more address. Quarantine counts as if unregistered MACs had caused
-// it: whoever declines all that it is offered must not get beyond the limit.
+// admits reports whether h may get one more address. Quarantined addresses count as held by unregistered MACs: a
+// client that declines every offer must not exceed the limit.
 func (p *pool) admits(h Holder) bool {
 	return h.Machine != "" || p.unknown+p.quarantined < p.limit()
 }
@@ -71,13 +71,13 @@ func (p *pool) limitError() error {
 
 func (p *pool) exhaustedError() error {
 	if p.subnet.Range == (Range{}) {
-		return fmt.Errorf("subnet %s: %w: it has no range, so only machines with a reservation get one", p.subnet.Name, ErrExhausted)
+		return fmt.Errorf("subnet %s: %w: it has no range, so only machines with a reservation get an address", p.subnet.Name, ErrExhausted)
 	}
 	return fmt.Errorf("subnet %s: %w: all %d of %s are taken, %d of them by unregistered machines, %d in quarantine and %d kept for registered machines that are off: widen its range",
 		p.subnet.Name, ErrExhausted, p.size, p.subnet.Range, p.unknown, p.quarantined, p.spared.Len())
 }
 
-// settle moves what has run out from busy to idle.
+// settle moves expired slots from busy to idle.
 func (p *pool) settle(now time.Time) {
 	for len(p.busy) > 0 && !p.busy[0].until.After(now) {
 		s := p.busy[0]
@@ -86,7 +86,7 @@ func (p *pool) settle(now time.Time) {
 	}
 }
 
-// place puts s among the busy or the idle, as its until says.
+// place puts s among the busy or the idle, according to its until.
 func (p *pool) place(s *slot, now time.Time) {
 	if !s.until.After(now) {
 		p.rest(s)
@@ -101,7 +101,7 @@ func (p *pool) place(s *slot, now time.Time) {
 	}
 }
 
-// rest makes s the youngest of the idle, or of those that are kept.
+// rest makes s the most recent of the idle, or of the kept ones.
 func (p *pool) rest(s *slot) {
 	s.list = p.idle
 	if p.kept(s) {
@@ -110,9 +110,8 @@ func (p *pool) rest(s *slot) {
 	s.idle = s.list.PushBack(s)
 }
 
-// oldest returns the slot that has been idle for longest and is not kept. Slots were sorted when they
-// became idle, and MACs are registered and deleted later: those in spared are looked at again only when
-// nothing else is left.
+// oldest returns the slot that has been idle longest and is not kept. Slots were sorted when they became idle, and
+// MACs may be registered and deleted later: spared slots are checked again only when no others are left.
 func (p *pool) oldest() *slot {
 	for e := p.idle.Front(); e != nil; e = p.idle.Front() {
 		s := e.Value.(*slot)
@@ -130,7 +129,7 @@ func (p *pool) oldest() *slot {
 	return nil
 }
 
-// remove takes s out of busy and idle. It must be called before its holder changes.
+// remove removes s from busy and idle. It must be called before its holder changes.
 func (p *pool) remove(s *slot) {
 	if s.idle != nil {
 		s.list.Remove(s.idle)

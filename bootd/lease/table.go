@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Table is all leases of a site. Its methods may be called concurrently.
+// Table holds all leases of a Site. Its methods may be called concurrently.
 type Table struct {
 	now        func() time.Time
 	backend    Backend
@@ -30,8 +30,8 @@ type Table struct {
 
 type owner struct{ subnet, mac string }
 
-// New reads all leases from the backend. The table gives no addresses away before SetSubnets. registered
-// reports whether a MAC belongs to a registered Machine; it is called with the table locked.
+// New reads all leases from the backend. The table leases no addresses before SetSubnets. registered reports
+// whether a MAC belongs to a registered Machine; it is called with the table locked.
 func New(ctx context.Context, b Backend, now func() time.Time, registered func(mac string) bool) (*Table, error) {
 	t := &Table{
 		now: now, backend: b, registered: registered,
@@ -50,8 +50,8 @@ func New(ctx context.Context, b Backend, now func() time.Time, registered func(m
 	return t, nil
 }
 
-// SetSubnets replaces the dynamic pools. Leases outside of them stay until they run out, but are not
-// renewed. On an error nothing changes.
+// SetSubnets replaces the dynamic pools. Leases outside them stay until they expire, but are not renewed. On an
+// error nothing changes.
 func (t *Table) SetSubnets(subnets []Subnet) error {
 	pools := map[string]*pool{}
 	for i, s := range subnets {
@@ -75,8 +75,8 @@ func (t *Table) SetSubnets(subnets []Subnet) error {
 	return nil
 }
 
-// SetReservations replaces the reservations, and the addresses that no pool may give away because
-// a machine uses them without asking. A lease of another MAC on a reserved address is not renewed.
+// SetReservations replaces the reservations, and the addresses that no pool may lease because a machine uses them
+// without requesting them. A lease of another MAC on a reserved address is not renewed.
 func (t *Table) SetReservations(reservations []Reservation, unavailable []netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -119,7 +119,7 @@ func (t *Table) rebuild() {
 	}
 }
 
-// blocked is every address of the subnet's range that must not be given away dynamically.
+// blocked returns the addresses of the subnet's range that must not be leased dynamically.
 func (t *Table) blocked(s Subnet) map[netip.Addr]bool {
 	blocked := map[netip.Addr]bool{}
 	block := func(a netip.Addr) {
@@ -146,8 +146,8 @@ func (t *Table) blocked(s Subnet) map[netip.Addr]bool {
 	return blocked
 }
 
-// Offer promises an address for a minute, in memory only: the reserved one; else the one that the holder
-// has or had; else wanted if it is free (it may be zero); else the one that was free for longest.
+// Offer promises an address for a minute, in memory only: the reserved one; else the holder's current or last one;
+// else wanted if it is free (it may be zero); else the one that has been free longest.
 func (t *Table) Offer(h Holder, subnet string, wanted netip.Addr) (netip.Addr, error) {
 	h.MAC = canonical(h.MAC)
 	t.mu.Lock()
@@ -201,7 +201,7 @@ func (t *Table) kept(s *slot) bool {
 	return s.mac != "" && s.lease.MAC == s.mac && t.registered(s.mac)
 }
 
-// own returns the address that is kept for a registered MAC in p.
+// own returns the address that p keeps for a registered MAC.
 func (t *Table) own(mac string, p *pool) *slot {
 	s := t.former(mac, p)
 	if s == nil || !t.kept(s) {
@@ -210,9 +210,9 @@ func (t *Table) own(mac string, p *pool) *slot {
 	return s
 }
 
-// Commit grants addr for at most d, durably when it returns. Commits that run together are written
-// together, and a renewal within the first half of the last written lease is not written at all. An error
-// that wraps ErrUnavailable means that the client must not use addr.
+// Commit grants addr for at most d, durably when it returns. Concurrent Commits are written together, and a renewal
+// within the first half of the last written lease is not written. An error that wraps ErrUnavailable means that the
+// client must not use addr.
 func (t *Table) Commit(ctx context.Context, h Holder, subnet string, addr netip.Addr, d time.Duration) (Lease, error) {
 	h.MAC = canonical(h.MAC)
 	c, err := t.prepare(h, subnet, addr, d)
@@ -234,8 +234,8 @@ func (t *Table) Commit(ctx context.Context, h Holder, subnet string, addr netip.
 	return c.told, nil
 }
 
-// unwritten is what a holder can be granted without a write: its reserved
-// address, or the rest of the lease that is written.
+// unwritten returns what a holder can be granted without a write: its reserved address, or the rest of the written
+// lease.
 func (t *Table) unwritten(c *change) (Lease, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -255,7 +255,7 @@ func (t *Table) unwritten(c *change) (Lease, bool) {
 	return l, true
 }
 
-// prepare checks a commit and holds its address. The change has no slot if nothing need be written.
+// prepare checks a commit and holds its address. The change has no slot if nothing needs to be written.
 func (t *Table) prepare(h Holder, subnet string, addr netip.Addr, d time.Duration) (*change, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -299,7 +299,7 @@ func (t *Table) prepare(h Holder, subnet string, addr netip.Addr, d time.Duratio
 	return &change{slot: s, lease: stored, told: told, drop: drop}, nil
 }
 
-// grantable tells why addr cannot be given to h.
+// grantable returns why addr cannot be granted to h; nil if it can.
 func (t *Table) grantable(p *pool, h Holder, addr netip.Addr) error {
 	if r, ok := t.reserved[owner{p.subnet.Name, h.MAC}]; ok {
 		if r.Address != addr {
@@ -338,7 +338,7 @@ func (t *Table) grantable(p *pool, h Holder, addr netip.Addr) error {
 	return fmt.Errorf("%w: %s is leased to %s", ErrUnavailable, addr, s.mac)
 }
 
-// squatted tells of another MAC that still has a reserved address from before it was reserved.
+// squatted returns an error about another MAC that still has a reserved address from before it was reserved.
 func (t *Table) squatted(r Reservation) error {
 	s := t.slots[r.Address]
 	if s == nil || s.mac == r.MAC || s.mac == "" || !s.lease.Expires.After(t.now()) {
@@ -348,9 +348,9 @@ func (t *Table) squatted(r Reservation) error {
 		ErrUnavailable, r.Address, r.MAC, s.mac, s.lease.Expires.UTC().Format(time.RFC3339))
 }
 
-// Release ends a lease and reports whether it did. The address stays the MAC's favourite. A release by
-// another MAC is ignored, and so is one in the name of a registered MAC: anyone can send it, and who has
-// the address decides who may boot as the Machine.
+// Release ends a lease and reports whether it did. The MAC gets the address again if it can. A release by another
+// MAC is ignored, and so is one in the name of a registered MAC: anyone can send it, and the holder of the address
+// decides who may boot as the Machine.
 func (t *Table) Release(ctx context.Context, mac string, addr netip.Addr) (bool, error) {
 	mac = canonical(mac)
 	t.mu.Lock()
@@ -369,9 +369,9 @@ func (t *Table) Release(ctx context.Context, mac string, addr netip.Addr) (bool,
 	return true, nil
 }
 
-// Decline puts an address into quarantine for 10 minutes, because mac found something else using it, and
-// reports whether it did. It is ignored unless mac holds the address. A reserved address and that of a registered MAC cannot be
-// replaced by another: the error wraps ErrReserved and says what to look for.
+// Decline puts an address into quarantine for 10 minutes, because mac found it in use by another device, and
+// reports whether it did. It is ignored unless mac holds the address. A reserved address and that of a registered
+// MAC cannot be replaced by another: the error wraps ErrReserved and says how to find the device.
 func (t *Table) Decline(ctx context.Context, mac string, addr netip.Addr) (bool, error) {
 	mac = canonical(mac)
 	if t.isReserved(mac, addr) {
@@ -388,7 +388,7 @@ func (t *Table) Decline(ctx context.Context, mac string, addr netip.Addr) (bool,
 	return !c.remove, nil
 }
 
-// isReserved reports whether addr can be given to no MAC but this one.
+// isReserved reports whether addr may be granted to no MAC but this one.
 func (t *Table) isReserved(mac string, addr netip.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -414,7 +414,7 @@ func (t *Table) quarantine(mac string, addr netip.Addr) *change {
 	return &change{slot: s, lease: l, told: l}
 }
 
-// Lookup returns the lease that is in force for an address.
+// Lookup returns the current lease of an address.
 func (t *Table) Lookup(addr netip.Addr) (Lease, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -425,7 +425,7 @@ func (t *Table) Lookup(addr netip.Addr) (Lease, bool) {
 	return s.lease, true
 }
 
-// ByMAC returns the leases that are in force for a MAC.
+// ByMAC returns the current leases of a MAC.
 func (t *Table) ByMAC(mac string) []Lease {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -438,7 +438,7 @@ func (t *Table) ByMAC(mac string) []Lease {
 	return leases
 }
 
-// Leases returns all leases that are in force, and the addresses in quarantine, by address.
+// Leases returns all current leases, and the addresses in quarantine, by address.
 func (t *Table) Leases() []Lease {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -453,10 +453,10 @@ func (t *Table) Leases() []Lease {
 	return leases
 }
 
-// Usage is how full a pool is, in addresses.
+// Usage is the usage of a pool, in addresses.
 type Usage struct{ Size, Busy, Unregistered, Quarantined int }
 
-// Usage tells how full the dynamic pool of a subnet is. Offers count as busy.
+// Usage returns the usage of a subnet's dynamic pool. Offers count as busy.
 func (t *Table) Usage(subnet string) (Usage, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -467,7 +467,7 @@ func (t *Table) Usage(subnet string) (Usage, error) {
 	return Usage{Size: p.size, Busy: len(p.busy), Unregistered: p.unknown, Quarantined: p.quarantined}, nil
 }
 
-// Prune removes leases from the backend that ran out and belong to no pool any more.
+// Prune removes leases from the backend that have expired and no longer belong to a pool.
 func (t *Table) Prune(ctx context.Context) error {
 	t.mu.Lock()
 	var old []*slot
@@ -488,7 +488,7 @@ func (t *Table) Prune(ctx context.Context) error {
 	return nil
 }
 
-// write makes a change durable, whose slot counts it as being written.
+// write makes a change durable. Its slot counts the change as being written.
 func (t *Table) write(ctx context.Context, c *change) error {
 	err := ctx.Err()
 	if err == nil {
@@ -500,8 +500,8 @@ func (t *Table) write(ctx context.Context, c *change) error {
 	return err
 }
 
-// apply writes a batch, and when that is done lets everybody see it. Of several changes to one address
-// the last counts.
+// apply writes a batch, and then makes it visible to all callers. Of several changes to one address the last
+// counts.
 func (t *Table) apply(batch []*change) error {
 	put, del := map[netip.Addr]Lease{}, map[netip.Addr]Lease{}
 	remove := func(l Lease) {
@@ -524,7 +524,7 @@ func (t *Table) apply(batch []*change) error {
 	}
 	t.mu.Unlock()
 
-	// The writer may be any of the waiting callers: the others must not fail because it gave up.
+	// Any of the waiting callers may be the writer: the others must not fail because it gave up.
 	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
 	defer cancel()
 	if err := t.backend.Apply(ctx, byAddress(put), byAddress(del)); err != nil {
@@ -561,7 +561,7 @@ func (t *Table) applied(c *change) {
 	t.grant(s, c.told)
 }
 
-// forget makes an address anybody's.
+// forget removes an address's holder.
 func (t *Table) forget(s *slot) {
 	t.vacate(s)
 	t.assign(s, "", false)
@@ -573,7 +573,7 @@ func (t *Table) forget(s *slot) {
 	delete(t.slots, s.addr)
 }
 
-// hold promises s to h for a minute at least.
+// hold promises s to h for at least a minute.
 func (t *Table) hold(s *slot, h Holder) {
 	until := t.now().Add(holdTime)
 	if s.mac == h.MAC && s.until.After(until) {
@@ -605,7 +605,7 @@ func (t *Table) vacate(s *slot) {
 	}
 }
 
-// assign gives s, which must be in no pool's books, to a MAC.
+// assign gives s, which must not be in a pool's lists, to a MAC.
 func (t *Table) assign(s *slot, mac string, known bool) {
 	s.known = known
 	if s.mac == mac {
@@ -623,7 +623,7 @@ func (t *Table) assign(s *slot, mac string, known bool) {
 	}
 }
 
-// slot returns the slot of an address, a new one if need be.
+// slot returns the slot of an address, a new one if necessary.
 func (t *Table) slot(a netip.Addr) *slot {
 	s := t.slots[a]
 	if s == nil {
@@ -633,7 +633,7 @@ func (t *Table) slot(a netip.Addr) *slot {
 	return s
 }
 
-// former returns the slot that the MAC has, or had last, in p.
+// former returns the slot in p that the MAC has, or had last.
 func (t *Table) former(mac string, p *pool) *slot {
 	var best *slot
 	for _, s := range t.byMAC[mac] {
@@ -648,7 +648,7 @@ func (t *Table) inForce(s *slot) bool {
 	return s.lease.MAC != "" && s.lease.Expires.After(t.now())
 }
 
-// pool returns a subnet's pool with its books up to date.
+// pool returns a subnet's pool with up-to-date lists.
 func (t *Table) pool(subnet string) (*pool, error) {
 	p := t.pools[subnet]
 	if p == nil {

@@ -1,5 +1,4 @@
-// Package site owns what follows from the objects of a Site for more than one
-// room: each question is answered here once.
+// Package site answers questions about the objects of a Site that several rooms ask: each is answered once, here.
 package site
 
 import (
@@ -12,17 +11,17 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Underlay is what carries a host's tenant traffic.
+// Underlay is the network that carries a host's tenant traffic.
 type Underlay struct {
-	// Addresses are the host's own, IPv4 first: those that its spec pins, or else
-	// those that it reports, as far as they lie in the Subnet and are no one else's.
+	// Addresses are the host's own, IPv4 first: those that its spec pins, or else the reported ones that lie in the
+	// Subnet and belong to no other.
 	Addresses []netip.Addr
-	// Fault says why an address that it reports is not taken for its own.
+	// Fault says why a reported address is not accepted as the host's own.
 	Fault string
 }
 
-// Link is a Machine's first link on a production Subnet, which carries its
-// tenant traffic; the Subnet is nil when there is none.
+// Link is a Machine's first link on a production Subnet, which carries its tenant traffic; the Subnet is nil when
+// there is none.
 func Link(c *store.Cache, m *api.Machine) (api.Link, *api.Subnet) {
 	for _, l := range m.Spec.Links {
 		if s, ok := store.Cached[api.Subnet](c, l.Subnet); ok && s.Spec.Purpose == api.Production {
@@ -32,8 +31,8 @@ func Link(c *store.Cache, m *api.Machine) (api.Link, *api.Subnet) {
 	return api.Link{}, nil
 }
 
-// Claims are the addresses that a Machine's spec pins on its underlay, or else
-// that its host reports there, whosever they are. IPv4 comes first.
+// Claims returns the addresses that a Machine's spec pins on its underlay, or else those that its host reports
+// there, without checking whether they are its own. IPv4 comes first.
 func Claims(c *store.Cache, m *api.Machine) (addrs []netip.Addr, pinned bool) {
 	link, s := Link(c, m)
 	switch {
@@ -62,17 +61,16 @@ func reported(h *api.HostStatus, link string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// UnderlayOf is a Machine's underlay, as the cache has the Machine.
+// UnderlayOf returns the underlay of a Machine in the cache.
 func UnderlayOf(c *store.Cache, m *api.Machine) Underlay {
 	return store.Derived(c, underlaysOf)[m.Metadata.UID]
 }
 
-// underlays are those of all Machines, by uid.
+// underlays holds those of all Machines, by uid.
 type underlays map[string]Underlay
 
-// underlaysOf gives each address to one host. What a host reports is its word
-// alone: it counts only where it could be the host's, and no one else has it. One
-// that two hosts report is neither's.
+// underlaysOf gives each address to at most one host. A reported address is not verified: it counts only if it can
+// be the host's, and no other has it. An address that two hosts report belongs to neither.
 func underlaysOf(c *store.Cache) underlays {
 	machines := store.CachedList[api.Machine](c)
 	taken, times := takenAddresses(c, machines), map[netip.Addr]int{}
@@ -112,7 +110,7 @@ func believed(s *api.Subnet, addrs []netip.Addr, taken map[netip.Addr]string, ti
 	return u
 }
 
-// takenAddresses are those that something in particular has.
+// takenAddresses returns the addresses with a known owner, and that owner.
 func takenAddresses(c *store.Cache, machines []*api.Machine) map[netip.Addr]string {
 	taken := map[netip.Addr]string{}
 	for _, s := range store.CachedList[api.Subnet](c) {
