@@ -20,13 +20,12 @@ import (
 
 const (
 	adminLife = 365 * 24 * time.Hour
-	// adminRenew is how long before its end the certificate is recreated, at a start.
+	// adminRenew is how long before its expiry the certificate is recreated, at a start.
 	adminRenew = 60 * 24 * time.Hour
 )
 
-// writeAdmin leaves the first way in from elsewhere: a client certificate with
-// role admin and a configuration for weftctl, in <state-dir>/admin. To be
-// copied as it is to ~/.config/rackweft on another machine.
+// writeAdmin creates the first remote access: a client certificate with role admin and a configuration for weftctl,
+// in <state-dir>/admin, to be copied unchanged to ~/.config/rackweft on another machine.
 func (d *daemon) writeAdmin() error {
 	dir := filepath.Join(d.config.StateDir, "admin")
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "admin.crt"), filepath.Join(dir, "admin.key"))
@@ -47,9 +46,8 @@ func (d *daemon) writeAdmin() error {
 	return nil
 }
 
-// IssuePerson makes a client certificate for a person, valid for a year, and a
-// configuration for weftctl beside it, in a new directory out. server may be
-// empty: the person then edits the configuration. bootd may be running.
+// IssuePerson creates a client certificate for a person, valid for a year, and a configuration for weftctl next to
+// it, in a new directory out. server may be empty: the person then edits the configuration. bootd may be running.
 func IssuePerson(stateDir, name, role, server, out string) error {
 	if _, err := os.Stat(filepath.Join(stateDir, "ca")); err != nil {
 		return fmt.Errorf("find the site's CA: %w (start bootd once, or name its --state-dir)", err)
@@ -67,14 +65,14 @@ func IssuePerson(stateDir, name, role, server, out string) error {
 	return writePerson(authority, out, name, role, server)
 }
 
-// writePerson issues a certificate and writes all that weftctl needs to use it.
+// writePerson issues a certificate and writes everything that weftctl needs to use it.
 func writePerson(authority *ca.Authority, dir, name, role, server string) error {
 	cert, key, err := authority.IssuePerson(name, role, adminLife)
 	if err != nil {
-		return fmt.Errorf("make the certificate of %s: %w", name, err)
+		return fmt.Errorf("create the certificate of %s: %w", name, err)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make the directory of %s: %w", name, err)
+		return fmt.Errorf("create the directory of %s: %w", name, err)
 	}
 	config := fmt.Sprintf("# weftctl reads this as ~/.config/rackweft/weftctl.yaml; files are beside it.\nserver: %s\nca: ca.crt\ncert: %s.crt\nkey: %[2]s.key\n", server, name)
 	for _, f := range []struct {
@@ -88,8 +86,8 @@ func writePerson(authority *ca.Authority, dir, name, role, server string) error 
 	return nil
 }
 
-// adminURL is where the API is reached from elsewhere: what is advertised, else
-// the first address that is not this machine's own.
+// adminURL is the URL of the API for other machines: the advertised one, or else the first address that is not a
+// loopback.
 func (d *daemon) adminURL() (string, error) {
 	if len(d.config.Advertise) > 0 {
 		return d.config.Advertise[0], nil
@@ -105,7 +103,7 @@ func (d *daemon) adminURL() (string, error) {
 		}
 	}
 	if _, err := strconv.Atoi(portText); err != nil {
-		return "", fmt.Errorf("listen %q: %q is no port", d.config.Listen.API, portText)
+		return "", fmt.Errorf("invalid listen %q: %q is not a port", d.config.Listen.API, portText)
 	}
 	return "https://" + net.JoinHostPort(host, portText), nil
 }

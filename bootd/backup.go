@@ -21,7 +21,7 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// BackupOptions say what a backup is taken of, and to whom it is encrypted.
+// BackupOptions say what is backed up, and to whom the backup is encrypted.
 type BackupOptions struct {
 	Config Config
 	File   string
@@ -29,17 +29,17 @@ type BackupOptions struct {
 	Blobs  bool
 }
 
-// BackupReport is what a backup has in it.
+// BackupReport describes a backup.
 type BackupReport struct {
 	backup.Header
-	Running bool // it was taken of a bootd that runs
+	Running bool // it is from a running bootd
 	Records int
 	Blobs   int
 	Bytes   int64 // of the file
 }
 
-// Backup writes a backup of the bootd that runs, or of its state when none
-// does. The file is there whole, and on disk, or not at all.
+// Backup writes a backup of the running bootd, or of its state when none runs. The file is written completely, and
+// synced, or not at all.
 func Backup(ctx context.Context, o BackupOptions, log *slog.Logger) (*BackupReport, error) {
 	from, running, err := o.open(ctx, log)
 	if err != nil {
@@ -53,7 +53,7 @@ func Backup(ctx context.Context, o BackupOptions, log *slog.Logger) (*BackupRepo
 		if err != nil {
 			return err
 		}
-		// What is written is what was read and found whole.
+		// The backup is read again and checked before it counts.
 		if report.Header, err = backup.Read(io.TeeReader(from, sealed), report.count); err != nil {
 			return errors.Join(from.fault(), err)
 		}
@@ -88,13 +88,13 @@ func (c *counter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// plainBackup is the unencrypted archive on its way.
+// plainBackup is a stream of the unencrypted archive.
 type plainBackup struct {
 	io.ReadCloser
-	fault func() error // what its source says, once it has ended
+	fault func() error // its source's error, once it has ended
 }
 
-// open asks the bootd that runs; where none does it reads the state itself.
+// open requests the archive from the running bootd; if none runs, it reads the state itself.
 func (o BackupOptions) open(ctx context.Context, log *slog.Logger) (*plainBackup, bool, error) {
 	socket := filepath.Join(o.Config.RunDir, "bootd.sock")
 	client, err := api.NewClient(api.ClientConfig{Server: "unix://" + socket})
@@ -106,7 +106,7 @@ func (o BackupOptions) open(ctx context.Context, log *slog.Logger) (*plainBackup
 	case err == nil:
 		said := func() error {
 			if text := resp.Trailer.Get("Rackweft-Error"); text != "" {
-				return fmt.Errorf("bootd says: %s", text)
+				return fmt.Errorf("bootd answers: %s", text)
 			}
 			return nil
 		}
@@ -147,7 +147,7 @@ func (o BackupOptions) offline(ctx context.Context, log *slog.Logger) (*plainBac
 	return &plainBackup{pipeEnd{r, done}, func() error { return nil }}, nil
 }
 
-// pipeEnd waits for whoever writes into the pipe.
+// pipeEnd waits for the goroutine that writes into the pipe.
 type pipeEnd struct {
 	*io.PipeReader
 	done <-chan error
@@ -155,7 +155,7 @@ type pipeEnd struct {
 
 func (p pipeEnd) Close() error { return errors.Join(p.PipeReader.Close(), <-p.done) }
 
-// backupSource is what a backup is made of.
+// backupSource is the state that is backed up.
 type backupSource struct {
 	config  Config
 	store   *store.Store
@@ -167,8 +167,7 @@ func (d *daemon) backupSource() backupSource {
 	return backupSource{config: d.config, store: d.store, keyring: d.keyring, blobs: d.blobs}
 }
 
-// write writes the archive. The header says the revision before the records
-// are read, so it is asked for first.
+// write writes the archive. The header contains the revision, so the revision is read before the records.
 func (s backupSource) write(ctx context.Context, to io.Writer, blobs bool) error {
 	cert, key, err := ca.Export(s.config.StateDir)
 	if err != nil {
@@ -219,7 +218,7 @@ func (s backupSource) writeBlobs(ctx context.Context, w *backup.Writer) error {
 		}
 		f, info, err := s.blobs.Get(b.Digest)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // deleted meanwhile
+			continue // deleted since
 		}
 		if err != nil {
 			return err

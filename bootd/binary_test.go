@@ -230,7 +230,7 @@ func TestFaultsAtTheStart(t *testing.T) {
 		{"unknown argument", []string{"br0"}, configFault, `bootd: unknown command "br0" for "bootd"`},
 		{"no configuration where one is named", []string{"--config", "/nowhere.yaml"}, configFault, "bootd: read the configuration: open /nowhere.yaml: no such file or directory"},
 		{"no such interface", []string{"--interface", "eth9"}, 1, "bootd: listen on eth9: no such interface; this machine has br0"},
-		{"no nodeagent", []string{"--config", r.dir + "/bare.yaml"}, 1, `bootd: open nodeagent, which hosts are to install: open /nowhere: no such file or directory (name it with "nodeagent" in the configuration)`},
+		{"no nodeagent", []string{"--config", r.dir + "/bare.yaml"}, 1, `bootd: open nodeagent, which hosts install: open /nowhere: no such file or directory (name it with "nodeagent" in the configuration)`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := r.start("r", c.args...)

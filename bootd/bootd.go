@@ -39,7 +39,7 @@ import (
 	"github.com/rackweft/rackweft/systemd"
 )
 
-// daemon is everything that is open while bootd runs.
+// daemon holds everything that is open while bootd runs.
 type daemon struct {
 	config  Config
 	log     *slog.Logger
@@ -67,11 +67,11 @@ type daemon struct {
 	recovery *recovery.Keeper
 	dhcp     dhcpFaults
 	pinned   pinned
-	served   wait.Signal // something else of Subnets is served than before
+	served   wait.Signal // the served Subnets changed
 }
 
-// Run is bootd, until ctx ends or a part of it fails. One that serves a copy of
-// the store, because its own cannot be written, begins again when it can be.
+// Run runs bootd until ctx ends or a part of it fails. A bootd that serves a copy of the store, because its own
+// cannot be written, restarts when it can be.
 func Run(ctx context.Context, config Config, log *slog.Logger) error {
 	log = slog.New(terse{log.Handler()})
 	for {
@@ -82,9 +82,9 @@ func Run(ctx context.Context, config Config, log *slog.Logger) error {
 		case errors.Is(err, errRoom):
 			log.Info("bootd begins again", "reason", errRoom)
 		case errors.Is(err, store.ErrNotHolder):
-			log.Error("another bootd may serve the Site: this one has stopped to serve it", "reason", err)
+			log.Error("another bootd may serve the Site: this one has stopped serving it", "reason", err)
 		case errors.Is(err, errChoking):
-			log.Error("bootd begins again, with a copy of its store", "reason", errChoking)
+			log.Error("bootd restarts, with a copy of its store", "reason", errChoking)
 		default:
 			return err
 		}
@@ -100,11 +100,11 @@ func run(ctx context.Context, config Config, log *slog.Logger) (err error) {
 	return d.serve(ctx)
 }
 
-// open opens what is on disk, in the order in which one needs the other.
+// open opens the state on disk, in the order of dependencies.
 func (d *daemon) open(ctx context.Context) error {
 	for _, dir := range []string{d.config.StateDir, d.config.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make bootd's directory: %w (choose others with --state-dir and --run-dir)", err)
+			return fmt.Errorf("create bootd's directory: %w (choose others with --state-dir and --run-dir)", err)
 		}
 	}
 	if _, err := d.ifaces.read(); err != nil {
@@ -117,10 +117,10 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := d.openSite(ctx); err != nil {
 		return err
 	}
-	if err := tolerate(d.log, "keep bootd's certificate", d.certify()); err != nil {
+	if err := tolerate(d.log, "store bootd's certificate", d.certify()); err != nil {
 		return err
 	}
-	if err := tolerate(d.log, "leave the administrator's certificate", d.writeAdmin()); err != nil {
+	if err := tolerate(d.log, "write the administrator's certificate", d.writeAdmin()); err != nil {
 		return err
 	}
 	reserve := d.config.Reserve.Value()
@@ -139,14 +139,13 @@ func (d *daemon) open(ctx context.Context) error {
 	return d.build(ctx)
 }
 
-// storeConfig says where the store is.
+// storeConfig returns the configuration of the store.
 func (c Config) storeConfig() store.Config {
 	s := c.Store
 	return store.Config{Dir: c.StateDir, Scratch: c.RunDir, Endpoints: s.Endpoints, CAFile: s.CA, CertFile: s.Cert, KeyFile: s.Key}
 }
 
-// certify makes sure that the server certificate names every address by which
-// bootd may be reached.
+// certify ensures that the server certificate names every address by which bootd may be reached.
 func (d *daemon) certify() error {
 	names := []string{"localhost"}
 	if host, err := os.Hostname(); err == nil {
@@ -173,7 +172,7 @@ func (d *daemon) certify() error {
 	return err
 }
 
-// build puts the parts together; nothing runs yet.
+// build connects the parts; nothing runs yet.
 func (d *daemon) build(ctx context.Context) error {
 	agent, err := d.importAgent(ctx)
 	if err != nil {
@@ -230,8 +229,7 @@ func (d *daemon) build(ctx context.Context) error {
 	return nil
 }
 
-// importAgent takes the nodeagent binary into the blobs, so that hosts can
-// fetch it by digest.
+// importAgent imports the nodeagent binary into the blobs, so that hosts can fetch it by digest.
 func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 	unit, err := systemd.Unit("nodeagent.service")
 	if err != nil {
@@ -243,7 +241,7 @@ func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 	}
 	f, err := os.Open(d.config.Nodeagent)
 	if err != nil {
-		return boot.Agent{}, fmt.Errorf("open nodeagent, which hosts are to install: %w (name it with \"nodeagent\" in the configuration)", err)
+		return boot.Agent{}, fmt.Errorf("open nodeagent, which hosts install: %w (name it with \"nodeagent\" in the configuration)", err)
 	}
 	defer func() { _ = f.Close() }()
 	sum := sha256.New()
@@ -258,12 +256,12 @@ func (d *daemon) importAgent(ctx context.Context) (boot.Agent, error) {
 	// bootd from starting.
 	if _, _, err := d.blobs.Put(ctx, f, blob.Digest("sha256:"+string(agent.Digest))); err != nil {
 		err = fmt.Errorf("import nodeagent: %w", err)
-		return agent, tolerate(d.log, "have nodeagent for the hosts", err)
+		return agent, tolerate(d.log, "imported nodeagent for the hosts", err)
 	}
 	return agent, nil
 }
 
-// epoch is the store's epoch, kept beside the objects: a restore raises it.
+// epoch returns the store's epoch, which is stored next to the objects: a restore raises it.
 func (d *daemon) epoch(ctx context.Context) (int64, error) {
 	epoch, err := readEpoch(ctx, d.store)
 	if err != nil || epoch > 0 {
@@ -272,7 +270,7 @@ func (d *daemon) epoch(ctx context.Context) (int64, error) {
 	return 1, tolerate(d.log, "write the epoch", writeEpoch(ctx, d.store, 1))
 }
 
-// readEpoch is the epoch that a store has; 0 when it has none yet.
+// readEpoch returns a store's epoch; 0 when it has none yet.
 func readEpoch(ctx context.Context, s *store.Store) (int64, error) {
 	raw, err := s.Raw.Get(ctx, "epoch")
 	if err != nil || len(raw) == 0 {
@@ -280,7 +278,7 @@ func readEpoch(ctx context.Context, s *store.Store) (int64, error) {
 	}
 	epoch, err := strconv.ParseInt(string(raw), 10, 64)
 	if err != nil || epoch < 1 {
-		return 0, fmt.Errorf("the store's epoch %q is no number above 0", raw)
+		return 0, fmt.Errorf("invalid epoch %q in the store: want a number above 0", raw)
 	}
 	return epoch, nil
 }
@@ -289,8 +287,8 @@ func writeEpoch(ctx context.Context, s *store.Store, epoch int64) error {
 	return s.Raw.Put(ctx, "epoch", strconv.AppendInt(nil, epoch, 10))
 }
 
-// sessionKeys opens the Site's key for BGP sessions, which is made at first. It
-// is sealed again with a seal key that is new, so that the old one may go.
+// sessionKeys opens the Site's key for BGP sessions, and creates it the first time. It is sealed again with a new
+// seal key, so that the old one can be removed.
 func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 	const name = sessionKey
 	sealed, err := d.store.Raw.Get(ctx, name)
@@ -302,7 +300,7 @@ func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 		if err != nil {
 			return nil, err
 		}
-		if sealed, err = d.store.Raw.Create(ctx, name, fresh); err != nil { // another bootd may be faster
+		if sealed, err = d.store.Raw.Create(ctx, name, fresh); err != nil { // another bootd may have been faster
 			return nil, err
 		}
 	}
@@ -316,7 +314,7 @@ func (d *daemon) sessionKeys(ctx context.Context) (*ca.SessionKeys, error) {
 	return keys, tolerate(d.log, "seal the key for BGP sessions with the new seal key", d.store.Raw.Put(ctx, name, again))
 }
 
-// renewer signs fresh certificates for hosts that hold their stream.
+// renewer signs new certificates for hosts that hold their stream.
 type renewer struct{ ca *ca.Authority }
 
 func (r renewer) Renew(csr []byte, name, uid string) (cert []byte, key string, err error) {
@@ -341,8 +339,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	return err
 }
 
-// start starts everything that needs a filled cache. HostSpecs that are compiled
-// without the leases would orphan every Network.
+// start starts everything that needs a filled cache. HostSpecs that are compiled without the leases would orphan
+// every Network.
 func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 	for _, synced := range []<-chan struct{}{d.cache.Synced(), d.nets.Synced()} {
 		select {
@@ -380,19 +378,18 @@ func (d *daemon) start(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-// answers takes the locks that everything else needs: when it hangs, bootd
-// does, and systemd restarts it.
+// answers takes the locks that everything else needs: if one is stuck, bootd hangs, and systemd restarts it.
 func (d *daemon) answers() bool {
 	return d.cache.Revision() >= 0 && d.hub.Count() >= 0
 }
 
-// lead runs the controllers while this bootd is the elected one.
+// lead runs the controllers while this bootd is elected.
 func (d *daemon) lead(ctx context.Context) error {
 	host, _ := os.Hostname()
 	id := fmt.Sprintf("%s/%d", host, os.Getpid())
 	return d.store.Elect(ctx, "controllers", id, func(ctx context.Context) error {
 		d.log.Info("elected: running the controllers")
-		// A BMC's command cannot be taken back: it is not sent after the lead is lost.
+		// A BMC's command cannot be undone: it is not sent after the leadership is lost.
 		leading := ctx
 		ctx = hardware.WithPermit(ctx, func() error { return store.CheckLead(leading) })
 		env := control.Env{Store: d.store, Cache: d.cache, Event: d.record.Event, Log: d.log}
@@ -409,8 +406,7 @@ func (d *daemon) lead(ctx context.Context) error {
 	})
 }
 
-// ensureSite makes the Site on the first start, so that its defaults can be read
-// and edited.
+// ensureSite creates the Site on the first start, so that its defaults can be read and edited.
 func (d *daemon) ensureSite(ctx context.Context) error {
 	if _, ok := store.Cached[api.Site](d.cache, api.SiteName); ok {
 		return nil
@@ -419,7 +415,7 @@ func (d *daemon) ensureSite(ctx context.Context) error {
 	s.Metadata.Name = api.SiteName
 	s.SetDefaults()
 	if err := d.store.Create(ctx, s); err != nil && !errors.Is(err, store.ErrExists) {
-		return tolerate(d.log, "make the Site", err)
+		return tolerate(d.log, "create the Site", err)
 	}
 	return nil
 }

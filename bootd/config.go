@@ -1,5 +1,4 @@
-// Package bootd puts the boot daemon together: its configuration, and which
-// part is started with what.
+// Package bootd assembles the boot daemon: its configuration, its parts, and their dependencies.
 package bootd
 
 import (
@@ -19,7 +18,7 @@ import (
 // Config is /etc/rackweft/bootd.yaml: listeners, store and paths. Everything
 // else is an object.
 type Config struct {
-	// Interfaces that DHCP listens on, besides those that provisioning Subnets name.
+	// Interfaces that DHCP listens on, in addition to those that provisioning Subnets name.
 	Interfaces []string      `json:"interfaces,omitempty"`
 	Listen     Listen        `json:"listen,omitzero"`
 	Advertise  []string      `json:"advertise,omitempty"` // API URLs for hosts, tried before the address that they boot from
@@ -27,14 +26,14 @@ type Config struct {
 	IPXE       string        `json:"ipxe,omitzero"`      // directory with undionly.kpxe, snponly.efi, …
 	Nodeagent  string        `json:"nodeagent,omitzero"` // the binary that hosts install. Default: the one next to bootd's
 	Tokens     []TokenConfig `json:"tokens,omitempty"`
-	// Images says where bootd may fetch the files of Images from.
+	// Images configures from where bootd may fetch the files of Images.
 	Images ImagesConfig `json:"images,omitzero"`
-	// Reserve is what blobs leave free on the file system for etcd.
+	// Reserve is how many bytes of the file system blobs leave free for etcd.
 	Reserve api.Quantity `json:"reserve,omitzero"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitzero"`
 
-	// StateDir and RunDir come from flags: every path hangs off them.
+	// StateDir and RunDir come from flags: all paths are below them.
 	StateDir string `json:"-"`
 	RunDir   string `json:"-"`
 	// Version is the program's own.
@@ -48,21 +47,20 @@ type Listen struct {
 	TFTP string `json:"tftp,omitzero"` // :69
 }
 
-// StoreConfig says which etcd keeps the objects: bootd's own unless endpoints
-// are named.
+// StoreConfig configures the etcd that stores the objects: bootd's own unless endpoints are named.
 type StoreConfig struct {
 	Endpoints []string `json:"endpoints,omitempty"`
 	CA        string   `json:"ca,omitzero"`
 	Cert      string   `json:"cert,omitzero"`
 	Key       string   `json:"key,omitzero"`
-	// FlannelListen lets stock flannelds join Networks, on this address: :2379.
+	// FlannelListen lets stock flannelds join Networks, on this address, such as :2379.
 	FlannelListen string `json:"flannelListen,omitzero"`
 }
 
-// ImagesConfig opens sources of Images that are closed by default: bootd reaches what
-// the people who write Images may not.
+// ImagesConfig permits sources of Images that are refused by default: bootd can reach addresses that the authors of
+// Images may not.
 type ImagesConfig struct {
-	// Allow lists prefixes, addresses and host names, each with a :port or without.
+	// Allow lists prefixes, addresses and host names, each with or without a :port.
 	Allow []string `json:"allow,omitempty"`
 }
 
@@ -73,8 +71,7 @@ type TokenConfig struct {
 	SHA256 api.SHA256 `json:"sha256"` // of the token
 }
 
-// LoadConfig reads a configuration file. A missing file is an empty one when
-// it need not exist.
+// LoadConfig reads a configuration file. A missing file counts as an empty one unless it must exist.
 func LoadConfig(path string, mustExist bool) (Config, error) {
 	var c Config
 	raw, err := os.ReadFile(path)
@@ -131,10 +128,10 @@ func (c *Config) validate(path string) error {
 		}
 	}
 	if c.Reserve.Value() < 0 {
-		return fmt.Errorf("%s: reserve is %d bytes: write how much is to stay free, such as 512Mi", path, c.Reserve.Value())
+		return fmt.Errorf("%s: invalid reserve of %d bytes: want how much must stay free, such as 512Mi", path, c.Reserve.Value())
 	}
 	if err := new(slog.Level).UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return fmt.Errorf("%s: logLevel %q: it may be debug, info, warn or error", path, c.LogLevel)
+		return fmt.Errorf("%s: invalid logLevel %q: want debug, info, warn or error", path, c.LogLevel)
 	}
 	if _, err := image.ParseAllow(c.Images.Allow); err != nil {
 		return fmt.Errorf("%s: images.allow: %w", path, err)

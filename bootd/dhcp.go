@@ -19,13 +19,13 @@ import (
 )
 
 const (
-	// dhcpLook is how often the interfaces to serve are looked at, dhcpRetry how
-	// long one that failed is left alone.
+	// dhcpLook is how often the interfaces to serve are checked, dhcpRetry the delay before a failed one is tried
+	// again.
 	dhcpLook  = time.Second
 	dhcpRetry = 5 * time.Second
 )
 
-// dhcpFaults is why DHCP does not answer on an interface.
+// dhcpFaults holds why DHCP does not answer, by interface.
 type dhcpFaults struct {
 	mu sync.Mutex
 	by map[string]error
@@ -37,7 +37,7 @@ func (f *dhcpFaults) of(iface string) error {
 	return f.by[iface]
 }
 
-// set reports whether that is news.
+// set reports whether the fault is new.
 func (f *dhcpFaults) set(iface string, err error) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -53,7 +53,7 @@ func (f *dhcpFaults) set(iface string, err error) bool {
 	return old == nil || old.Error() != err.Error()
 }
 
-// dhcpServers are the DHCP servers of this bootd, one on each interface.
+// dhcpServers are the DHCP servers of this bootd, one per interface.
 type dhcpServers struct {
 	interfaces []string // that the configuration names
 	ifaces     *interfaces
@@ -61,13 +61,13 @@ type dhcpServers struct {
 	cache      *store.Cache
 	decider    *boot.Decider
 	faults     *dhcpFaults
-	served     wait.Signal // set when DHCP answers elsewhere than before
+	served     wait.Signal // set when the served interfaces change
 	metrics    prometheus.Registerer
 	log        *slog.Logger
 }
 
-// wanted are the interfaces that the configuration names and those of
-// provisioning Subnets, as far as this machine has them.
+// wanted returns the interfaces that the configuration names and those of provisioning Subnets, if this machine has
+// them.
 func (d *dhcpServers) wanted() []string {
 	names := slices.Clone(d.interfaces)
 	here := d.ifaces.get()
@@ -92,9 +92,8 @@ func (s *dhcpServer) stop() {
 	<-s.done
 }
 
-// run keeps a DHCP server on every interface that needs one. One that the
-// configuration names must be served at the start; whatever fails later, or
-// because of a Subnet, is tried again and harms nothing else.
+// run keeps a DHCP server on every interface that needs one. Those that the configuration names must work at the
+// start; a later failure, or one of a Subnet's interface, is retried and affects nothing else.
 func (d *dhcpServers) run(ctx context.Context, ready chan<- struct{}) error {
 	running, retry := map[string]*dhcpServer{}, map[string]time.Time{}
 	defer func() {
@@ -129,12 +128,12 @@ func (d *dhcpServers) run(ctx context.Context, ready chan<- struct{}) error {
 	}
 }
 
-// adjust starts and stops servers as the Subnets and interfaces ask for.
+// adjust starts and stops servers to match the Subnets and interfaces.
 func (d *dhcpServers) adjust(ctx context.Context, running map[string]*dhcpServer, retry map[string]time.Time) {
 	wanted, news := d.wanted(), false
 	for name, s := range running {
 		select {
-		case <-s.done: // the interface went away
+		case <-s.done: // the interface was removed
 			delete(running, name)
 			retry[name] = time.Now().Add(dhcpRetry)
 			news = d.fault(name, s.err) || news
@@ -170,14 +169,14 @@ func (d *dhcpServers) adjust(ctx context.Context, running map[string]*dhcpServer
 func (d *dhcpServers) fault(name string, err error) (news bool) {
 	news = d.faults.set(name, err)
 	if news && err != nil {
-		d.log.Error("DHCP does not answer; it is tried again", "interface", name, "error", err)
+		d.log.Error("DHCP does not answer; retrying", "interface", name, "error", err)
 	}
 	return news
 }
 
 // start returns when the server listens, or has failed to.
 func (d *dhcpServers) start(ctx context.Context, name string) (*dhcpServer, error) {
-	var own []netip.Addr // a request that came by another interface may name any of them
+	var own []netip.Addr // a request received on another interface may name any of them
 	for _, prefixes := range d.ifaces.get() {
 		for _, p := range prefixes {
 			own = append(own, p.Addr())

@@ -20,13 +20,13 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// flannelConns is how many connections flannelds may have open together.
+// flannelConns is the maximum number of connections of all flannelds.
 const flannelConns = 2048
 
 // flannelLife is how long a stock flanneld's certificate is valid.
 const flannelLife = 10 * 365 * 24 * time.Hour
 
-// flannelds are let into the Networks that they have a certificate of.
+// flannelds serves the Networks to flannelds with a certificate for them.
 type flannelds struct {
 	listen string // store.flannelListen; "" for none
 	dir    string // the state directory
@@ -37,9 +37,8 @@ type flannelds struct {
 	log    *slog.Logger
 }
 
-// serve lets stock flannelds into the Networks, when store.flannelListen
-// asks for it: etcd's API with mutual TLS, each certificate seeing the keys of
-// one Network alone.
+// serve serves stock flannelds, if store.flannelListen is set: etcd's API with mutual TLS, where each certificate
+// gives access to the keys of one Network only.
 func (f *flannelds) serve(ctx context.Context) error {
 	if f.listen == "" {
 		return nil
@@ -51,11 +50,12 @@ func (f *flannelds) serve(ctx context.Context) error {
 	conf := f.ca.ServerTLS()
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
 	gate := &store.Gate{Store: f.store, Network: f.networkOf, Held: func() bool { return store.Held(f.cache) }, Log: f.log.With("component", "flannel")}
-	// Whoever shows no certificate of a Network is a stranger: three quarters are not for those.
+	// Clients without a certificate of a Network are unauthenticated: three quarters of the connections are reserved
+	// for the others.
 	return gate.Serve(ctx, budget.Listen(l, budget.Limits{Total: flannelConns, PerPeer: 16, Reserve: flannelConns - flannelConns/4, Known: f.known}), conf)
 }
 
-// networkOf is the Network that a certificate is for, while it is the same.
+// networkOf returns the Network that a certificate is for, if its uid is still the same.
 func (f *flannelds) networkOf(cert *x509.Certificate) (string, error) {
 	name, uid, err := ca.NetworkOf(cert)
 	if err != nil {
@@ -68,9 +68,8 @@ func (f *flannelds) networkOf(cert *x509.Certificate) (string, error) {
 	return name, nil
 }
 
-// follow leaves a client certificate for every Network in
-// <state-dir>/flannel/<network>, to be copied to where a flanneld runs, and
-// takes it away with the Network.
+// follow writes a client certificate for every Network to <state-dir>/flannel/<network>, to be copied to the
+// flanneld's machine, and removes it with the Network.
 func (f *flannelds) follow(ctx context.Context) error {
 	if f.listen == "" {
 		return nil
@@ -102,7 +101,7 @@ func (f *flannelds) certify(c store.Change) error {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make a directory for it: %w", err)
+		return fmt.Errorf("create a directory for it: %w", err)
 	}
 	return errors.Join(file.Replace(filepath.Join(dir, "ca.crt"), f.ca.CertPEM(), file.Options{}),
 		file.Replace(filepath.Join(dir, "client.key"), key, file.Options{}), file.Replace(filepath.Join(dir, "client.crt"), cert, file.Options{}))

@@ -18,19 +18,18 @@ import (
 	"github.com/rackweft/rackweft/systemd"
 )
 
-// hold returns when this bootd is the one that serves the Site. With an external
-// store another one may have it: then nothing is served and nothing written
-// until that one is gone.
+// hold returns when this bootd holds the Site. With an external store another one may hold it: then nothing is
+// served or written until that one is gone.
 func hold(ctx context.Context, s *store.Store, notify *systemd.Notifier, log *slog.Logger) error {
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
 	var feeding sync.WaitGroup
 	told := false
 	err := s.Hold(ctx, func(h store.Holder) {
-		log.Warn("another bootd serves this Site: this one serves nothing and takes over when that one is gone",
+		log.Warn("another bootd serves this Site: this one is a standby and takes over when that one is gone",
 			"host", h.Host, "pid", h.PID, "stateDir", h.StateDir, "since", h.Since.UTC().Format(time.RFC3339))
 		notify.Status(fmt.Sprintf("Standing by: %s serves the Site", h))
-		if !told { // systemd need not wait for the other one's end
+		if !told { // systemd need not wait for the other one to end
 			told = true
 			notify.Ready()
 			feeding.Go(func() { notify.Watchdog(waiting, func() bool { return true }) })
@@ -42,20 +41,20 @@ func hold(ctx context.Context, s *store.Store, notify *systemd.Notifier, log *sl
 		return fmt.Errorf("wait for the Site: %w", err)
 	}
 	if told {
-		log.Info("the other bootd is gone: this one takes the Site over")
+		log.Info("the other bootd is gone: this one takes over the Site")
 		notify.Status("Serving the Site")
 	}
 	return nil
 }
 
-// held keeps a bootd that may have lost the Site from answering: one that was
-// stopped and continues would answer from what it last knew.
+// held stops the answers of a bootd that may have lost the Site: one that was suspended and continues would answer
+// from stale data.
 type held struct {
 	*boot.Decider
 	store *store.Store
 }
 
-// allowed is what every answer begins with.
+// allowed is the check at the beginning of every answer.
 func (h held) allowed() error {
 	if err := h.store.Holding(); err != nil {
 		return fmt.Errorf("%w: %w", dhcp.ErrNotMine, err)
@@ -106,7 +105,7 @@ func (h held) Pointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.
 	return h.Decider.Pointer(ctx, r)
 }
 
-// heldFiles is a source of files while the Site is held.
+// heldFiles is a source of files that checks the hold on the Site.
 func heldFiles(s *store.Store, files tftp.Source) tftp.Source {
 	return func(ctx context.Context, peer netip.AddrPort, name string) (io.ReadSeekCloser, error) {
 		if err := s.Holding(); err != nil {

@@ -11,9 +11,8 @@ import (
 	"time"
 )
 
-// interfaces keeps the addresses of this machine's interfaces: they are asked
-// for with every DHCP packet, and reading them from the kernel costs too much
-// for that.
+// interfaces caches the addresses of this machine's interfaces: every DHCP packet needs them, and reading them from
+// the kernel is too slow for that.
 type interfaces struct {
 	now atomic.Pointer[map[string][]netip.Prefix]
 }
@@ -22,7 +21,7 @@ const interfacesEvery = 2 * time.Second
 
 func (i *interfaces) get() map[string][]netip.Prefix { return *i.now.Load() }
 
-// run reads the interfaces again and again, and calls changed when they differ.
+// run reads the interfaces periodically, and calls changed when they differ.
 func (i *interfaces) run(ctx context.Context, log *slog.Logger, changed func()) error {
 	tick := time.NewTicker(interfacesEvery)
 	defer tick.Stop()
@@ -51,7 +50,7 @@ func (i *interfaces) read() (changed bool, err error) {
 	for _, l := range list {
 		addrs, err := l.Addrs()
 		if err != nil {
-			continue // it went away meanwhile
+			continue // it was removed in between
 		}
 		next[l.Name] = nil
 		for _, a := range addrs {

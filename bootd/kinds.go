@@ -17,12 +17,12 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// kind is what bootd does about the objects of one kind, besides storing and
-// serving them. A nil function does not apply.
+// kind is what bootd does with the objects of one kind, besides storing and serving them. A nil function does not
+// apply.
 type kind struct {
 	name    string
-	control func(control.Env) runner     // brings its objects to what they should be
-	parts   func(*store.Cache) part.Kind // makes what hosts receive of them
+	control func(control.Env) runner     // brings its objects to their desired state
+	parts   func(*store.Cache) part.Kind // compiles the hosts' parts from them
 }
 
 // runner is a control.Controller of any kind.
@@ -30,14 +30,14 @@ type runner interface {
 	Run(ctx context.Context) error
 }
 
-// kinds lists the kinds that bootd does something about.
+// kinds lists the kinds that bootd acts on.
 func (d *daemon) kinds() []kind {
 	return []kind{
 		machineKind(d), subnetKind(d), imageKind(d), networkKind(d), guestKind(d), zoneKind(d),
 	}
 }
 
-// parts lists the kinds of parts that are made of objects.
+// parts lists the kinds of parts that are compiled from objects.
 func (d *daemon) parts(cache *store.Cache) []part.Kind {
 	var list []part.Kind
 	for _, k := range d.kinds() {

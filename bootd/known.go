@@ -9,7 +9,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// pinned counts the addresses that registered Machines pin, so that each new connection costs one look.
+// pinned counts the addresses that registered Machines pin, so that each new connection needs one lookup.
 type pinned struct {
 	mu sync.RWMutex
 	of map[netip.Addr]int
@@ -21,7 +21,7 @@ func (p *pinned) has(a netip.Addr) bool {
 	return p.of[a] > 0
 }
 
-// follow keeps the count until ctx ends.
+// follow updates the count until ctx ends.
 func (p *pinned) follow(ctx context.Context, cache *store.Cache) error {
 	machines, err := api.LookupKinds("Machine")
 	if err != nil {
@@ -52,6 +52,6 @@ func (p *pinned) add(o api.Object, n int) {
 	}
 }
 
-// known reports whether an address is a registered Machine's: pinned by it, or what it boots from. For
-// those a share of the connections is kept.
+// known reports whether an address is a registered Machine's: pinned by it, or leased to it for a boot. A share of
+// the connections is reserved for these.
 func (d *daemon) known(a netip.Addr) bool { return d.pinned.has(a) || d.decider.Registered(a) }

@@ -9,14 +9,13 @@ import (
 	"github.com/rackweft/rackweft/internal/kernel"
 )
 
-// neighbour is the MAC at which the kernel sees an address.
+// neighbour returns the MAC under which the kernel knows an address.
 func neighbour(iface string, addr netip.Addr) (api.MAC, bool) {
 	mac, ok := kernel.Neighbour(iface, addr)
 	return api.MAC(mac.String()), ok
 }
 
-// source is the address that the kernel would use towards a peer. Nothing is
-// sent.
+// source returns the address that the kernel would use towards a peer. Nothing is sent.
 func source(peer netip.Addr) (netip.Addr, error) {
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(peer, 9)))
 	if err != nil {

@@ -13,9 +13,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/journal"
 )
 
-// recorder keeps what people read later: events, the reasons of decisions, and
-// the audit. A record that cannot be written never stops the work that it tells
-// of: it is counted and the log says so.
+// recorder keeps the records that people read later: events, the reasons of decisions, and the audit. A record that
+// cannot be written never stops the action that it describes: it is counted and logged.
 type recorder struct {
 	events    *journal.Journal[api.Event]
 	decisions *journal.Journal[api.Decision]
@@ -52,7 +51,7 @@ func (r *recorder) close() error {
 	return errors.Join(errs...)
 }
 
-// Event records something that happened to an object.
+// Event records an event of an object.
 func (r *recorder) Event(o api.Object, typ api.EventType, reason, message string) {
 	kind, meta := api.KindOf(o), o.Meta()
 	level := slog.LevelInfo
@@ -65,26 +64,26 @@ func (r *recorder) Event(o api.Object, typ api.EventType, reason, message string
 	}))
 }
 
-// Decision records why a machine got the answer that it got.
+// Decision records why a machine got its answer.
 func (r *recorder) Decision(d api.Decision) {
 	d.Time = time.Now().UTC()
 	r.log.Debug("decision", "machine", d.Machine, "mac", d.MAC, "peer", d.Peer, "question", d.Question, "answer", d.Answer, "reason", d.Reason)
 	r.append(r.decisions.Append(context.Background(), d))
 }
 
-// Audit records a change that a person or a host asked for.
+// Audit records a change that a person or a host requested.
 func (r *recorder) Audit(a api.AuditRecord) {
 	r.append(r.audit.Append(context.Background(), a))
 }
 
-// metrics counts what could not be written.
+// metrics counts records that could not be written.
 func (r *recorder) metrics() prometheus.Collector {
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "rackweft_records_lost_total", Help: "Events, decisions and audit records that could not be written.",
 	}, func() float64 { return float64(r.events.Lost() + r.decisions.Lost() + r.audit.Lost()) })
 }
 
-// damagedBlobs counts the blobs that are not served because of the disk.
+// damagedBlobs counts the blobs that are not served because the disk has damaged them.
 func damagedBlobs(b *blob.Store) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "rackweft_blobs_damaged", Help: "Blobs whose content on the disk is not what their digest says; they are not served.",

@@ -17,12 +17,12 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// RecreateParts are what Recreate can give up.
+// RecreateParts are the parts that Recreate can replace.
 func RecreateParts() []string { return []string{partCA, partSealKey, partStore} }
 
-// Recreate gives up a part of a Site that is lost or another Site's, so that the
-// next start of bootd makes a new one. What is there in its place is moved
-// aside; aside is its path, "" when nothing was there. bootd must be stopped.
+// Recreate gives up a part of a Site that is lost or belongs to another Site, so that the next start of bootd
+// creates a new one. An existing part is moved aside; aside is its path, "" when there was none. bootd must be
+// stopped.
 func Recreate(ctx context.Context, config Config, part string, log *slog.Logger) (aside string, err error) {
 	switch part {
 	case partStore:
@@ -30,10 +30,10 @@ func Recreate(ctx context.Context, config Config, part string, log *slog.Logger)
 	case partCA, partSealKey:
 		return giveUp(ctx, config, part, log)
 	}
-	return "", fmt.Errorf("%q is no part of a Site: want ca, seal-key or store", part)
+	return "", fmt.Errorf("invalid part %q of a Site: want ca, seal-key or store", part)
 }
 
-// giveUpStore makes an empty store welcome to the CA and the seal key.
+// giveUpStore lets an empty store be used with the CA and the seal key.
 func (w place) giveUpStore() (aside string, err error) {
 	lock, err := store.Lock(w.dir)
 	if err != nil {
@@ -48,10 +48,10 @@ func (w place) giveUpStore() (aside string, err error) {
 	return aside, w.writeIdentity(identity{})
 }
 
-// giveUp makes the store welcome another CA or seal key.
+// giveUp lets the store be used with another CA or seal key.
 func giveUp(ctx context.Context, config Config, part string, log *slog.Logger) (aside string, err error) {
 	w := config.place()
-	// A CA and a seal key that cannot be read are what is being given up.
+	// It does not matter whether a CA and a seal key that are being given up can be read.
 	id, err := readIdentity(w.dir)
 	if err != nil {
 		return "", err
@@ -73,7 +73,7 @@ func giveUp(ctx context.Context, config Config, part string, log *slog.Logger) (
 	return w.moveAside(map[string]string{partCA: "ca", partSealKey: "seal.key"}[part])
 }
 
-// holdNow takes the Site, and does not wait for another bootd that has it.
+// holdNow takes the hold on the Site, and does not wait for another bootd that has it.
 func holdNow(ctx context.Context, s *store.Store) error {
 	var other *store.Holder
 	trying, stop := context.WithCancel(ctx)
@@ -85,7 +85,7 @@ func holdNow(ctx context.Context, s *store.Store) error {
 	return err
 }
 
-// forget makes the store welcome another CA or seal key.
+// forget lets the store be used with another CA or seal key.
 func forget(ctx context.Context, s *store.Store, w place, part string) error {
 	id := identity{Site: uuid.NewString()}
 	raw, err := s.Raw.Get(ctx, identityKey)
@@ -120,12 +120,12 @@ func (w place) writeIdentity(id identity) error {
 		return fmt.Errorf("encode the Site's identity: %w", err)
 	}
 	if err := file.Replace(filepath.Join(w.dir, identityFile), append(raw, '\n'), file.Options{}); err != nil {
-		return fmt.Errorf("write which Site this bootd is of: %w", err)
+		return fmt.Errorf("write this bootd's Site: %w", err)
 	}
 	return nil
 }
 
-// moveAside renames what has a name in the state directory.
+// moveAside renames a file or directory in the state directory, if it exists.
 func (w place) moveAside(name string) (string, error) {
 	from := filepath.Join(w.dir, name)
 	if _, err := os.Lstat(from); errors.Is(err, fs.ErrNotExist) {

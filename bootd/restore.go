@@ -26,41 +26,40 @@ import (
 	"github.com/rackweft/rackweft/internal/file"
 )
 
-// RestoreOptions say what is restored, and to where.
+// RestoreOptions say what is restored, and where.
 type RestoreOptions struct {
 	Config Config
 	File   string
 	With   []backup.Identity
-	// Replace moves what the state directory holds aside.
+	// Replace moves the content of the state directory aside.
 	Replace bool
-	// WithoutStore leaves the store alone: it is an external etcd that was not lost.
+	// WithoutStore does not change the store: it is an external etcd that was not lost.
 	WithoutStore bool
 	// CheckOnly writes nothing.
 	CheckOnly bool
 }
 
-// RestoreReport is what came of a restore.
+// RestoreReport is the result of a restore.
 type RestoreReport struct {
 	backup.Header
 	File, StateDir string
 	CheckOnly      bool
-	Aside          string // where the state that was there is now
+	Aside          string // the path of the former state
 	Into           []string
 	Records, Blobs int
 	NewEpoch       int64
 }
 
-// content is what a backup has, beside its records and blobs.
+// content is the content of a backup, except its records and blobs.
 type content struct {
 	sealKey, cert, key []byte
 	records, blobs     int
 }
 
-// restoringFile stands in a state directory while it is being restored.
+// restoringFile exists in a state directory while it is being restored.
 const restoringFile = "restoring"
 
-// Restore makes the state of a bootd out of a backup. All of the backup is
-// checked before anything is written.
+// Restore creates the state of a bootd from a backup. The whole backup is checked before anything is written.
 func Restore(ctx context.Context, o RestoreOptions, log *slog.Logger) (*RestoreReport, error) {
 	if o.WithoutStore && len(o.Config.Store.Endpoints) == 0 {
 		return nil, errors.New("--without-store is for a store that is an external etcd, and the configuration names none in store.endpoints")
@@ -99,8 +98,7 @@ func (o RestoreOptions) read(visit func(backup.Header, backup.Piece) error) (bac
 	return backup.Read(plain, visit)
 }
 
-// check takes a piece in, as far as it is small, and looks whether it is what
-// it should be.
+// check reads a piece, if it is small, and checks its content.
 func (c *content) check(p backup.Piece) (err error) {
 	switch {
 	case p.Name == backup.SealKey:
@@ -121,7 +119,7 @@ func (c *content) check(p backup.Piece) (err error) {
 	return err
 }
 
-// whole reports what a backup lacks.
+// whole returns an error that names what a backup lacks.
 func (c *content) whole() error {
 	if err := ca.CheckKeys(c.sealKey); err != nil {
 		return fmt.Errorf("%w: %w", backup.ErrDamaged, err)
@@ -130,17 +128,16 @@ func (c *content) whole() error {
 		return fmt.Errorf("%w: %w", backup.ErrDamaged, err)
 	}
 	if c.records == 0 {
-		return fmt.Errorf("%w: it has nothing of the store", backup.ErrDamaged)
+		return fmt.Errorf("%w: it has no records of the store", backup.ErrDamaged)
 	}
 	return nil
 }
 
-// prepare makes sure of an empty state directory that no bootd uses, and
-// returns where what it held is now.
+// prepare ensures an empty state directory that no bootd uses, and returns the new path of its former content.
 func (o RestoreOptions) prepare() (aside string, err error) {
 	dir := o.Config.StateDir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("make the state directory: %w (choose another with --state-dir)", err)
+		return "", fmt.Errorf("create the state directory: %w (choose another with --state-dir)", err)
 	}
 	lock, err := store.Lock(dir)
 	if err != nil {
@@ -156,11 +153,11 @@ func (o RestoreOptions) prepare() (aside string, err error) {
 	case interrupted:
 		for _, name := range held {
 			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-				return "", fmt.Errorf("remove what an interrupted restore left: %w", err)
+				return "", fmt.Errorf("remove the remains of an interrupted restore: %w", err)
 			}
 		}
 	case len(held) > 0 && !o.Replace:
-		return "", fmt.Errorf("%s is not empty (%s): restore into an empty directory, or have what it holds moved aside with --replace", dir, strings.Join(held, ", "))
+		return "", fmt.Errorf("%s is not empty (%s): restore into an empty directory, or move its content aside with --replace", dir, strings.Join(held, ", "))
 	case len(held) > 0:
 		if aside, err = moveAside(dir, held); err != nil {
 			return "", err
@@ -172,11 +169,11 @@ func (o RestoreOptions) prepare() (aside string, err error) {
 	return aside, nil
 }
 
-// holds lists what a state directory has that a restore would meet.
+// holds lists the content of a state directory that a restore would collide with.
 func holds(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("look into the state directory: %w", err)
+		return nil, fmt.Errorf("read the state directory: %w", err)
 	}
 	var names []string
 	for _, e := range entries {
@@ -189,7 +186,7 @@ func holds(dir string) ([]string, error) {
 
 const asidePrefix = "replaced-"
 
-// moveAside stays inside of the directory, which may be a mount.
+// moveAside stays inside the directory, which may be a mount.
 func moveAside(dir string, names []string) (string, error) {
 	aside := filepath.Join(dir, asidePrefix+time.Now().UTC().Format("20060102T150405"))
 	if err := os.Mkdir(aside, 0o700); err != nil {
@@ -203,8 +200,8 @@ func moveAside(dir string, names []string) (string, error) {
 	return aside, nil
 }
 
-// write makes the state. Until its end the directory, and the store, say that
-// they are not whole, and bootd does not start on them.
+// write creates the state. Until its end the directory and the store are marked as incomplete, and bootd does not
+// start on them.
 func (o RestoreOptions) write(ctx context.Context, c *content, r *RestoreReport, log *slog.Logger) error {
 	dir := o.Config.StateDir
 	if err := ca.ImportKeyring(dir, c.sealKey); err != nil {
@@ -231,7 +228,7 @@ func (o RestoreOptions) write(ctx context.Context, c *content, r *RestoreReport,
 		}
 	}
 	if err := file.Remove(filepath.Join(dir, restoringFile)); err != nil {
-		return fmt.Errorf("say that the state is whole: %w", err)
+		return fmt.Errorf("mark the state as complete: %w", err)
 	}
 	return nil
 }
@@ -257,7 +254,7 @@ func (o RestoreOptions) load(ctx context.Context, s *store.Store, r *RestoreRepo
 	}
 	if err := s.BeginRestore(ctx); err != nil {
 		if errors.Is(err, store.ErrNotEmpty) {
-			return fmt.Errorf("%w: a backup is restored into an empty store only; remove the keys of the Site that is to go, or name another cluster", err)
+			return fmt.Errorf("%w: a backup is restored only into an empty store: remove the keys of the old Site, or name another cluster", err)
 		}
 		return err
 	}
@@ -284,7 +281,7 @@ func (o RestoreOptions) load(ctx context.Context, s *store.Store, r *RestoreRepo
 	return s.EndRestore(ctx)
 }
 
-// holdSite keeps every bootd off an external store while it is restored into.
+// holdSite keeps every bootd off an external store during the restore.
 func holdSite(ctx context.Context, s *store.Store) error {
 	waiting, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -297,8 +294,8 @@ func holdSite(ctx context.Context, s *store.Store) error {
 	return err
 }
 
-// raiseEpoch makes the epoch one that no host has seen. One more than the
-// backup's would not do: two restores of the same backup would have the same.
+// raiseEpoch sets the epoch to one that no host has seen. The backup's plus one would not do: two restores of the
+// same backup would have the same.
 func raiseEpoch(ctx context.Context, s *store.Store, now time.Time) (int64, error) {
 	old, err := readEpoch(ctx, s)
 	if err != nil {
@@ -308,7 +305,7 @@ func raiseEpoch(ctx context.Context, s *store.Store, now time.Time) (int64, erro
 	return next, writeEpoch(ctx, s, next)
 }
 
-// restoring refuses a state that a restore has not finished.
+// restoring refuses a state of an unfinished restore.
 func (d *daemon) restoring(ctx context.Context) error {
 	const again = "a restore into %s was interrupted: run bootd restore FILE again"
 	if _, err := os.Stat(filepath.Join(d.config.StateDir, restoringFile)); !errors.Is(err, fs.ErrNotExist) {
@@ -324,7 +321,7 @@ func (d *daemon) restoring(ctx context.Context) error {
 	return err
 }
 
-// keepLease notes that a host uses an address, which a backup may not know.
+// keepLease records that a host uses an address, which a backup may lack.
 func (d *daemon) keepLease(ctx context.Context, machine string, mac api.MAC, subnet *api.Subnet, addr netip.Addr) error {
 	if _, ok := d.leases.Lookup(addr); ok {
 		return nil
@@ -333,10 +330,10 @@ func (d *daemon) keepLease(ctx context.Context, machine string, mac api.MAC, sub
 	return err
 }
 
-// Text is what a person is told.
+// Text is the report for a person.
 func (r *RestoreReport) Text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s is whole: taken %s of bootd %s at epoch %d, revision %d: %d keys of the store, %d blobs, the seal key and the CA.\n",
+	fmt.Fprintf(&b, "%s is complete: taken %s of bootd %s at epoch %d, revision %d: %d keys of the store, %d blobs, the seal key and the CA.\n",
 		r.File, r.Created.Format(time.RFC3339), r.Bootd, r.Epoch, r.Revision, r.Records, r.Blobs)
 	if r.CheckOnly {
 		return b.String() + "Nothing was written."
@@ -346,34 +343,34 @@ func (r *RestoreReport) Text() string {
 		fmt.Fprintf(&b, ", its store into %s", strings.Join(r.Into, ", "))
 	}
 	if r.NewEpoch == 0 {
-		return b.String() + "; the store is left as it is. Start bootd."
+		return b.String() + "; the store is not changed. Start bootd."
 	}
 	fmt.Fprintf(&b, ", at epoch %d.\n", r.NewEpoch)
 	if r.Aside != "" {
-		fmt.Fprintf(&b, "What was there is in %s, with its keys: remove it when nothing of it is needed.\n", r.Aside)
+		fmt.Fprintf(&b, "The former state is in %s, with its keys: remove it when it is no longer needed.\n", r.Aside)
 	}
 	if !r.Header.Blobs {
-		b.WriteString("The backup has no blobs: Images are Ready again when bootd has fetched their files, or weftctl image import has brought them.\n")
+		b.WriteString("The backup has no blobs: Images are Ready again when bootd has fetched their files, or you have imported them with weftctl image import.\n")
 	}
 	b.WriteString("Never start the old bootd again. Start this one: it changes nothing before it knows what every host runs.\n" +
 		"  weftctl restore status      what it waits for")
 	return b.String()
 }
 
-// Text is what a person is told.
+// Text is the report for a person.
 func (r *BackupReport) Text(file string) string {
 	var b strings.Builder
-	how := "of the state, as no bootd runs"
+	how := "of the state, because no bootd runs"
 	if r.Running {
-		how = "of the bootd that runs"
+		how = "of the running bootd"
 	}
 	fmt.Fprintf(&b, "%s: %d keys of the store, %d blobs, the seal key and the CA, %s; %d bytes, epoch %d, revision %d.", file, r.Records, r.Blobs, how, r.Bytes, r.Epoch, r.Revision)
 	if len(r.Endpoints) > 0 {
-		fmt.Fprintf(&b, "\nThe store is an external etcd (%s): the keys of this Site, under /rackweft/ and /coreos.com/network/, are in the backup; nothing else of that cluster is.", strings.Join(r.Endpoints, ", "))
+		fmt.Fprintf(&b, "\nThe store is an external etcd (%s): the keys of this Site, under /rackweft/ and /coreos.com/network/, are in the backup, and no others of that cluster.", strings.Join(r.Endpoints, ", "))
 	}
 	if !r.Header.Blobs {
-		b.WriteString("\nThe files of Images are not in it (--blobs takes them): a bootd that is restored fetches them again, or needs weftctl image import.")
+		b.WriteString("\nThe files of Images are not in it (--blobs includes them): a restored bootd fetches them again, or needs weftctl image import.")
 	}
-	b.WriteString("\nNot in it: bootd.yaml, journals (events, decisions, audit), and the certificates of people and flannelds in admin/ and flannel/, which bootd makes again.")
+	b.WriteString("\nNot in it: bootd.yaml, journals (events, decisions, audit), and the certificates of people and flannelds in admin/ and flannel/, which bootd recreates.")
 	return b.String()
 }

@@ -13,15 +13,15 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// errRoom ends a bootd that serves a copy of its store once its own can be
-// written, errChoking one that had better serve a copy. Both are begun again.
+// errRoom ends a bootd that serves a copy of its store once its own can be written, errChoking one that should
+// serve a copy. Both are restarted.
 var (
 	errRoom    = errors.New("the state directory can be written again")
-	errChoking = errors.New("the state directory cannot be written any more")
+	errChoking = errors.New("the state directory can no longer be written")
 )
 
-// tolerate passes over the error of a write that the state directory had no
-// room for, or that it does not take: bootd serves what it has. The log says it.
+// tolerate ignores, and logs, the error of a write for which the state directory had no space, or that was refused
+// as read-only: bootd serves what it has.
 func tolerate(log *slog.Logger, what string, err error) error {
 	if err == nil {
 		return nil
@@ -39,9 +39,8 @@ const storeWritable = "StoreWritable"
 
 const roomEvery = time.Second
 
-// followRoom says whether the store can be written: in the log and on the Site,
-// each time that it changes. For a store that serves a copy it ends with errRoom
-// when the directory can be written again.
+// followRoom reports each change of whether the store can be written, in the log and on the Site. For a store that
+// serves a copy it ends with errRoom when the directory can be written again.
 func (d *daemon) followRoom(ctx context.Context) error {
 	if d.store.Stale() != nil {
 		noteRoom(ctx, d.store, d.log, d.store.Stale())
@@ -59,7 +58,7 @@ func (d *daemon) followRoom(ctx context.Context) error {
 		err := d.store.Ready(ctx)
 		if now := fmt.Sprint(store.Unwritable(err)); now != known && ctx.Err() == nil {
 			if store.Unwritable(err) {
-				d.log.Error("nothing can be stored; what is there is served", "error", err)
+				d.log.Error("nothing can be stored; existing data is served", "error", err)
 			} else if known != "" {
 				d.log.Info("the store can be written again")
 			}
@@ -75,7 +74,7 @@ func (d *daemon) followRoom(ctx context.Context) error {
 	}
 }
 
-// noteRoom writes the Site's condition, out of the reserve when it must.
+// noteRoom writes the Site's condition, using the reserve if necessary.
 func noteRoom(ctx context.Context, s *store.Store, log *slog.Logger, fault error) (noted bool) {
 	status, reason, message := api.True, "Writable", ""
 	switch {
@@ -84,7 +83,7 @@ func noteRoom(ctx context.Context, s *store.Store, log *slog.Logger, fault error
 	case errors.Is(fault, store.ErrReadOnly):
 		status, reason, message = api.False, "ReadOnly", fault.Error()
 	case fault != nil:
-		return false // the store does not answer at all
+		return false // the store does not answer
 	}
 	_, err := store.Mutate(store.Urgent(ctx), s, api.SiteName, func(s *api.Site) error {
 		if !s.Status.Conditions.Set(time.Now(), storeWritable, status, reason, message) {
@@ -93,13 +92,13 @@ func noteRoom(ctx context.Context, s *store.Store, log *slog.Logger, fault error
 		return nil
 	})
 	if err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
-		log.Warn("the Site does not say whether the store can be written", "error", err)
+		log.Warn("cannot record on the Site whether the store can be written", "error", err)
 	}
 	return err == nil
 }
 
-// terse leaves out of the log the warnings of everything that has to wait while
-// nothing can be stored: followRoom has said it once.
+// terse drops the warnings of everything that has to wait while nothing can be stored: followRoom has logged it
+// once.
 type terse struct{ slog.Handler }
 
 func (t terse) Handle(ctx context.Context, r slog.Record) error {

@@ -190,7 +190,7 @@ func TestSecondBootdOnOneStore(t *testing.T) {
 	if err := <-late; err == nil {
 		t.Error("a bootd that was stopped takes a change when it goes on")
 	}
-	first.says("this one has stopped to serve it")
+	first.says("this one has stopped serving it")
 	first.says("another bootd serves this Site")
 	if l := a.listens(); strings.Contains(l, "bootd") {
 		t.Errorf("the first one still listens:\n%s", l)

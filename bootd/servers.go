@@ -69,7 +69,7 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 	return []<-chan struct{}{dhcpReady, tftpServer.Ready(), httpServer.Ready(), apiServer.Listening()}, nil
 }
 
-// dhcpServers puts the DHCP servers together.
+// dhcpServers creates the DHCP servers.
 func (d *daemon) dhcpServers() *dhcpServers {
 	return &dhcpServers{
 		interfaces: d.config.Interfaces, ifaces: d.ifaces, store: d.store, cache: d.cache, decider: d.decider,
@@ -77,10 +77,10 @@ func (d *daemon) dhcpServers() *dhcpServers {
 	}
 }
 
-// bootFiles are the iPXE binaries.
+// bootFiles returns the iPXE binaries.
 func (d *daemon) bootFiles() (fs.FS, error) {
 	if st, err := os.Stat(d.config.IPXE); err != nil || !st.IsDir() {
-		return nil, fmt.Errorf("the directory of iPXE binaries %s is not there: install the package ipxe, or name another with \"ipxe\" in the configuration", d.config.IPXE)
+		return nil, fmt.Errorf("the directory of iPXE binaries %s does not exist: install the package ipxe, or name another with \"ipxe\" in the configuration", d.config.IPXE)
 	}
 	root, err := os.OpenRoot(d.config.IPXE)
 	if err != nil {
@@ -89,7 +89,7 @@ func (d *daemon) bootFiles() (fs.FS, error) {
 	return root.FS(), nil
 }
 
-// observe tells the decider of what was fetched whole.
+// observe reports complete transfers to the decider.
 func (d *daemon) observe(ctx context.Context, t httpboot.Transfer) {
 	if !t.Whole() {
 		return
@@ -102,7 +102,7 @@ func (d *daemon) observe(ctx context.Context, t httpboot.Transfer) {
 	d.decider.FetchedBlob(ctx, peer, api.SHA256(strings.TrimPrefix(t.Digest, "sha256:")))
 }
 
-// assets opens the blobs that anyone on the provisioning network may have.
+// assets opens the blobs that everyone on the provisioning network may fetch.
 type assets struct{ d *daemon }
 
 func (a assets) Asset(_ context.Context, digest string) (httpboot.Asset, error) {
@@ -123,7 +123,7 @@ func (a assets) Asset(_ context.Context, digest string) (httpboot.Asset, error) 
 	return httpboot.Asset{Content: f, Size: info.Size, ModTime: info.ModTime}, nil
 }
 
-// listenAddr reads :port and address:port.
+// listenAddr parses :port and address:port.
 func listenAddr(listen string) (netip.AddrPort, error) {
 	host, _, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -142,11 +142,11 @@ func listenAddr(listen string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(addr, uint16(p)), nil
 }
 
-// hostOf is the host of an https URL: a name, or an address.
+// hostOf returns the host of an https URL: a name, or an address.
 func hostOf(raw string) (name string, addr netip.Addr, err error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
-		return "", netip.Addr{}, fmt.Errorf("write it as https://host:8443")
+		return "", netip.Addr{}, fmt.Errorf("want https://host:8443")
 	}
 	if a, err := netip.ParseAddr(u.Hostname()); err == nil {
 		return "", a, nil
@@ -154,7 +154,7 @@ func hostOf(raw string) (name string, addr netip.Addr, err error) {
 	return u.Hostname(), netip.Addr{}, nil
 }
 
-// apiServer is the HTTP API, on TLS and on the unix socket.
+// apiServer returns the HTTP API, over TLS and on the unix socket.
 func (d *daemon) apiServer() (*server.Server, error) {
 	tokens := make([]server.Token, len(d.config.Tokens))
 	for i, t := range d.config.Tokens {
@@ -172,7 +172,7 @@ func (d *daemon) apiServer() (*server.Server, error) {
 func (d *daemon) connectBMC(ctx context.Context, e hardware.Endpoint) (hardware.Service, error) {
 	s, err := d.bmcs.Connect(ctx, e, d.log)
 	if err != nil {
-		return nil, err // a nil *redfish.Service is no nil hardware.Service
+		return nil, err // a nil *redfish.Service is not a nil hardware.Service
 	}
 	return s, nil
 }

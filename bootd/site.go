@@ -16,30 +16,28 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// identity says which store, CA and seal key make one Site. The store holds it,
-// and the state directory a copy, so that a part that is missing, or is another
-// Site's, is known from one that was never there.
+// identity names the store, CA and seal key of one Site. It is stored in the store, with a copy in the state
+// directory, to distinguish a part that is missing, or another Site's, from one that never existed.
 type identity struct {
 	Site    string `json:"site,omitzero"`    // chosen at first start
 	CA      string `json:"ca,omitzero"`      // the certificate's fingerprint
 	SealKey string `json:"sealKey,omitzero"` // the id of the key that seals
 }
 
-// identityKey is where the store holds its identity, identityFile where the
-// state directory has the copy.
+// identityKey is the identity's key in the store, identityFile the name of the copy in the state directory.
 const (
 	identityKey  = "identity"
 	identityFile = "site.json"
 )
 
-// parts is what this bootd has of a Site besides the store.
+// parts are the parts of a Site that this bootd has besides the store.
 type parts struct {
 	ca       string   // fingerprint; "" without a CA
 	sealKeys []string // ids
 	copy     *identity
 }
 
-// sessionKey is where the store holds the sealed key for BGP sessions.
+// sessionKey is the key of the sealed key for BGP sessions in the store.
 const sessionKey = "bgp-session-key"
 
 // A part of a Site, as "bootd recreate" names it.
@@ -49,8 +47,8 @@ const (
 	partSealKey = "seal-key"
 )
 
-// SiteError says that the parts of a Site do not belong together: one is
-// missing, or is another Site's. Starting again does not help.
+// SiteError says that the parts of a Site do not match: one is missing, or belongs to another Site. A restart does
+// not help.
 type SiteError struct {
 	Part string // store, ca or seal-key
 	// What is wrong, what is lost with it, and what to do.
@@ -59,8 +57,8 @@ type SiteError struct {
 
 func (e *SiteError) Error() string { return e.What + ". " + e.Lost + ". " + e.Do }
 
-// judge compares what this bootd has with what the store says that it belongs
-// to. stored is nil when the store says nothing; fresh tells that it is empty.
+// judge compares this bootd's parts with the identity in the store. stored is nil when the store has none; fresh
+// says that the store is empty.
 func (p parts) judge(stored *identity, fresh bool, where place) error {
 	if stored == nil && fresh {
 		if p.copy != nil && p.copy.Site != "" {
@@ -68,7 +66,7 @@ func (p parts) judge(stored *identity, fresh bool, where place) error {
 		}
 		return nil
 	}
-	if stored == nil { // of a version that did not write it
+	if stored == nil { // a version that did not write it
 		stored = &identity{CA: "unknown", SealKey: "unknown"}
 		if p.ca != "" {
 			stored.CA = p.ca
@@ -82,14 +80,14 @@ func (p parts) judge(stored *identity, fresh bool, where place) error {
 	ours := p.copy != nil && p.copy.Site != "" && p.copy.Site != stored.Site
 	switch {
 	case foreignCA && foreignKey || ours && (foreignCA || foreignKey):
-		return where.fault(partStore, fmt.Sprintf("the store is that of another Site: it belongs with CA %s and seal key %s, and here are CA %s and seal key %s",
+		return where.fault(partStore, fmt.Sprintf("the store is that of another Site: it belongs to CA %s and seal key %s, and this bootd has CA %s and seal key %s",
 			stored.CA, stored.SealKey, orNone(p.ca), orNone(first(p.sealKeys))))
 	case ours:
 		return where.fault(partStore, fmt.Sprintf("the store is that of Site %s, and %s names Site %s", stored.Site, identityFile, p.copy.Site))
 	case stored.CA != "" && p.ca == "":
-		return where.fault(partCA, "the Site's CA is missing, while the store belongs with CA "+stored.CA)
+		return where.fault(partCA, "the Site's CA is missing, while the store belongs to CA "+stored.CA)
 	case foreignCA:
-		return where.fault(partCA, fmt.Sprintf("the CA is that of another Site: its fingerprint is %s, and the store belongs with CA %s", p.ca, stored.CA))
+		return where.fault(partCA, fmt.Sprintf("the CA is that of another Site: its fingerprint is %s, and the store belongs to CA %s", p.ca, stored.CA))
 	case stored.SealKey != "" && len(p.sealKeys) == 0:
 		return where.fault(partSealKey, "the seal key is missing, while the store is sealed with key "+stored.SealKey)
 	case foreignKey:
@@ -112,7 +110,7 @@ func first(list []string) string {
 	return list[0]
 }
 
-// place is where the parts of a Site are.
+// place holds the paths of a Site's parts.
 type place struct {
 	dir      string
 	external bool
@@ -147,8 +145,8 @@ func (w place) fault(part, what string) error {
 	}
 	e.Do += fmt.Sprintf(". To give it up, run \"bootd recreate %s --state-dir %s\" with bootd stopped: %s", part, w.dir, map[string]string{
 		partStore:   "bootd then starts with an empty store and the CA and seal key that are here",
-		partCA:      "bootd then makes a new CA, and every host must be provisioned again",
-		partSealKey: "bootd then makes a new key, and every Secret must be applied again",
+		partCA:      "bootd then creates a new CA, and every host must be provisioned again",
+		partSealKey: "bootd then creates a new key, and every Secret must be applied again",
 	}[part])
 	return e
 }
@@ -157,7 +155,7 @@ func (c Config) place() place {
 	return place{dir: c.StateDir, external: len(c.Store.Endpoints) > 0}
 }
 
-// checkDir finds an embedded store that is gone before etcd makes a new one.
+// checkDir detects a missing embedded store before etcd creates a new one.
 func (w place) checkDir(p parts) error {
 	if w.external || store.Exists(w.dir) {
 		return nil
@@ -165,13 +163,13 @@ func (w place) checkDir(p parts) error {
 	if p.copy != nil && p.copy.Site != "" {
 		return w.fault(partStore, "the store is missing, while "+identityFile+" says that it holds Site "+p.copy.Site)
 	}
-	if p.copy == nil && p.ca != "" { // of a version that wrote no copy
+	if p.copy == nil && p.ca != "" { // a version that wrote no copy
 		return w.fault(partStore, "the store is missing, while the CA of a Site is here")
 	}
 	return nil
 }
 
-// readParts finds what this bootd has of a Site, and makes nothing.
+// readParts reads the parts of a Site that this bootd has, and creates none.
 func (w place) readParts() (parts, error) {
 	var p parts
 	var err error
@@ -202,17 +200,17 @@ func readIdentity(dir string) (*identity, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read which Site this bootd is of: %w", err)
+		return nil, fmt.Errorf("read this bootd's Site: %w", err)
 	}
 	id := new(identity)
 	if json.Unmarshal(raw, id) != nil {
-		return nil, nil // a copy: the store has it too, and without the store its CA tells enough
+		return nil, nil // a copy: the store has it too, and without the store the CA suffices
 	}
 	return id, nil
 }
 
-// openSite opens the store, the seal key and the CA, once it is known that they
-// belong together. At first start it makes them.
+// openSite opens the store, the seal key and the CA, once it is known that they match. At the first start it
+// creates them.
 func (d *daemon) openSite(ctx context.Context) error {
 	here := d.config.place()
 	p, err := here.readParts()
@@ -225,8 +223,8 @@ func (d *daemon) openSite(ctx context.Context) error {
 	if d.store, err = store.Open(ctx, d.config.storeConfig(), nil, d.log); err != nil {
 		return err
 	}
-	// Before it waits, bootd says that it never could take over. What it finds when
-	// it has the Site counts: the other one may have made it meanwhile.
+	// A bootd that could never take over says so before it waits. What it finds once it has the Site counts,
+	// because the other one may have created it in between.
 	if _, err := here.check(ctx, d.store, p); err != nil {
 		return err
 	}
@@ -242,7 +240,7 @@ func (d *daemon) openSite(ctx context.Context) error {
 	}
 	d.store.SealWith(d.keyring)
 	if d.keyring.Generated {
-		d.log.Warn("Secrets are sealed with a key that bootd made itself and keeps beside them: give it one of your own as the systemd credential rackweft-seal-key",
+		d.log.Warn("Secrets are sealed with a key that bootd created and stores next to them: provide one of your own as the systemd credential rackweft-seal-key",
 			"file", filepath.Join(d.config.StateDir, "seal.key"))
 	}
 	if d.ca, err = ca.Open(d.config.StateDir); err != nil {
@@ -251,7 +249,7 @@ func (d *daemon) openSite(ctx context.Context) error {
 	return d.identify(ctx, stored, p.copy)
 }
 
-// check compares the store's identity with what is here.
+// check compares the store's identity with this bootd's parts.
 func (w place) check(ctx context.Context, st *store.Store, p parts) (*identity, error) {
 	raw, err := st.Raw.Get(ctx, identityKey)
 	if err != nil {
@@ -271,7 +269,7 @@ func (w place) check(ctx context.Context, st *store.Store, p parts) (*identity, 
 	return stored, p.judge(stored, fresh, w)
 }
 
-// identify writes down what belongs together, in the store and beside it.
+// identify writes the identity, in the store and next to it.
 func (d *daemon) identify(ctx context.Context, stored, copied *identity) error {
 	now := identity{Site: uuid.NewString(), CA: d.ca.Fingerprint(), SealKey: d.keyring.KeyIDs()[0]}
 	if stored != nil && stored.Site != "" {
@@ -283,11 +281,11 @@ func (d *daemon) identify(ctx context.Context, stored, copied *identity) error {
 	}
 	if stored == nil || *stored != now {
 		if err := d.store.Raw.Put(ctx, identityKey, raw); err != nil {
-			return tolerate(d.log, "write which CA and seal key the store belongs with", err)
+			return tolerate(d.log, "write the identity of the store", err)
 		}
 	}
 	if copied != nil && *copied == now {
 		return nil
 	}
-	return tolerate(d.log, "have a copy of which Site this bootd is of", d.config.place().writeIdentity(now))
+	return tolerate(d.log, "write a copy of the Site's identity", d.config.place().writeIdentity(now))
 }

@@ -10,13 +10,12 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// sources are where Images may be fetched from: what the configuration allows, and what is not the
-// site's own.
+// sources are the permitted sources of Images: those that the configuration allows, and all outside the Site.
 func (d *daemon) sources() image.Sources {
 	return image.Sources{Allow: d.allow, Barred: func(host string, a netip.Addr) string { return barred(d.cache, host, a) }}
 }
 
-// barred says whether an address is in a management Subnet, or a host or an address a BMC's.
+// barred says whether an address is in a management Subnet, or a host or address is a BMC's.
 func barred(cache *store.Cache, host string, a netip.Addr) string {
 	for _, s := range store.CachedList[api.Subnet](cache) {
 		if _, inside := s.Prefix(a); inside && s.Spec.Purpose == api.Management {

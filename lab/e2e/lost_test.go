@@ -49,7 +49,7 @@ type siteBackup struct{ file, phrase string }
 func backUp(t *testing.T, r *rig.Rig) siteBackup {
 	t.Helper()
 	b := siteBackup{filepath.Join(r.Rack.Dir(), "site.age"), r.File("phrase", "correct horse battery staple\n")}
-	if said := bootdCommand(t, r, "backup", b.file, "--blobs", "--passphrase-file", b.phrase); !strings.Contains(said, "of the bootd that runs") {
+	if said := bootdCommand(t, r, "backup", b.file, "--blobs", "--passphrase-file", b.phrase); !strings.Contains(said, "of the running bootd") {
 		t.Errorf("the backup says %s", said)
 	}
 	return b

@@ -177,7 +177,7 @@ func TestRestore(t *testing.T) {
 
 	phrase := d.write("phrase", "correct horse battery staple\n")
 	file := filepath.Join(d.dir, "site.age")
-	if said := d.bootdCommand("backup", file, "--blobs", "--passphrase-file", phrase); !strings.Contains(said, "of the bootd that runs") {
+	if said := d.bootdCommand("backup", file, "--blobs", "--passphrase-file", phrase); !strings.Contains(said, "of the running bootd") {
 		t.Errorf("the backup says %s", said)
 	}
 
