@@ -118,6 +118,9 @@ func deeds() []deed {
 		{"light", true, func(ctx context.Context, b *BMC) error { return b.Identify(ctx, true) }, nil},
 		{"inventory", true, func(ctx context.Context, b *BMC) error {
 			inv, err := b.Inventory(ctx)
+			if macs := macsOf(inv); err == nil && (len(slices.Compact(slices.Sorted(slices.Values(macs)))) != len(macs) || slices.Contains(macs, redfishtest.HostInterfaceMAC)) {
+				err = fmt.Errorf("ports %q: one twice, or that to the BMC", macs)
+			}
 			if err == nil && (inv.CPUs.Count == 0 || inv.MemoryMiB == 0 || len(inv.NICs) == 0) {
 				err = fmt.Errorf("inventory %+v", inv)
 			}
@@ -132,6 +135,13 @@ func deeds() []deed {
 		}, nil},
 		{"after a lost login", true, nil, isOff}, // see outcome
 	}
+}
+
+func macsOf(inv hardware.Inventory) (macs []string) {
+	for _, nic := range inv.NICs {
+		macs = append(macs, strings.ToUpper(nic.MAC))
+	}
+	return macs
 }
 
 // deedsOn leaves out what a single trait tells nothing new about.

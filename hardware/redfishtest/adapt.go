@@ -71,6 +71,7 @@ func (a adapter) system(at string, sys Resource) {
 		delete(boot, "BootSourceOverrideMode@Redfish.AllowableValues")
 	}
 	a.pending(at, sys)
+	a.nics(sys)
 	if a.has(NoReset) {
 		delete(sys, "Actions")
 	}

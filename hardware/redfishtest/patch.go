@@ -165,8 +165,11 @@ func (h *host) checkBoot(sys, boot Resource) *refusal {
 
 // checkBoot is about the override itself.
 func (r rules) checkBoot(have, boot Resource) *refusal {
-	_, mode := boot["BootSourceOverrideMode"]
+	wanted, mode := boot["BootSourceOverrideMode"]
 	switch {
+	case mode && r.has(ModeUnchanged) && wanted == have["BootSourceOverrideMode"]:
+		return badRequest("PropertyValueConflict", "The property BootSourceOverrideMode could not be written because its value conflicts with its present one.",
+			"BootSourceOverrideMode", "BootSourceOverrideMode")
 	case mode && r.has(ModeUnknown):
 		return notKnown("BootSourceOverrideMode")
 	case mode && r.has(ModeReadOnly):

@@ -35,6 +35,7 @@ const (
 const (
 	ModeUnknown        Trait = "boot mode unknown"
 	ModeReadOnly       Trait = "boot mode read-only"
+	ModeUnchanged      Trait = "boot mode must be another"
 	BootNeedsAll       Trait = "boot needs all three"
 	ModeFallsBack      Trait = "boot mode falls back"
 	BootInFutureState  Trait = "boot in the future state"
@@ -87,6 +88,13 @@ const (
 	NoLight      Trait = "no light"
 	LightRefused Trait = "light refused"
 	OldLight     Trait = "old light property"
+)
+
+// Ports.
+const (
+	NICsInAdapters Trait = "ports in adapters only"
+	HostInterface  Trait = "port to the BMC"
+	VLANInterface  Trait = "VLAN among the ports"
 )
 
 // Virtual media.
@@ -148,6 +156,7 @@ func Traits() map[Trait]string {
 
 		ModeUnknown:        "HP iLO 4, HPE DL160 Gen10, Supermicro X10: BootSourceOverrideMode is no property",
 		ModeReadOnly:       "Dell iDRAC 8: the mode is changed by a BIOS job",
+		ModeUnchanged:      "supposed: the mode that is in force is no change, 400 PropertyValueConflict",
 		BootNeedsAll:       "AMI, ASRock Rack, Lenovo TSM (Sidero omni): target, enabled and mode each time",
 		ModeFallsBack:      "Supermicro X11 (sushy): a PATCH without the mode sets Legacy",
 		BootInFutureState:  "AMI, Lenovo TSM (Sidero omni): Ami.1.0.OperationSupportedInFutureStateURI names Systems/{id}/SD",
@@ -191,6 +200,10 @@ func Traits() map[Trait]string {
 		NoLight:      "NVIDIA HGX, sushy-tools",
 		LightRefused: "supposed of blades: the chassis manager owns the light, 403",
 		OldLight:     "Supermicro X10 (captured): IndicatorLED without LocationIndicatorActive",
+
+		NICsInAdapters: "NVIDIA GH200 (captured): no EthernetInterfaces, addresses are the adapters' alone",
+		HostInterface:  "HPE, AMI: the port between server and BMC is among the system's",
+		VLANInterface:  "DSP0268: an EthernetInterface with VLANEnable, and the address of the port below",
 
 		NoMedia:             "Supermicro X10 (captured): an empty collection",
 		EjectNeedsBody:      "HPE iLO: EjectMedia without {} is 400 or 415 (sushy)",

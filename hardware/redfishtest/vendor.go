@@ -83,7 +83,7 @@ func StartVendor(tb testing.TB, name string, more ...Trait) *Server {
 }
 
 // Captured are the trees of real machines in a directory, each with the family that it behaves as. It is empty where
-// they are not beside the checkout: the test says so and skips.
+// they are not beside the checkout.
 func Captured(tb testing.TB, dir string) map[string]Vendor {
 	tb.Helper()
 	found := map[string]Vendor{}
@@ -107,12 +107,13 @@ func StartCaptured(tb testing.TB, root string, v Vendor, more ...Trait) *Server 
 	return Start(tb, tree, append(v.Traits, more...)...)
 }
 
-// contradictions are traits that no BMC has together: nothing would be left to do about one of them.
+// contradictions are traits that no BMC has together: nothing would be left to do about one of them, or nothing to see.
 func contradictions() [][2]Trait {
 	return [][2]Trait{
 		{IfMatchRequired, IfMatchRefused}, {IfMatchRequired, EmptyETag},
-		{BootNeedsAll, ModeReadOnly}, {BootNeedsAll, ModeUnknown}, {ModeFallsBack, ModeReadOnly}, {ModeFallsBack, ModeUnknown},
+		{BootNeedsAll, ModeReadOnly}, {BootNeedsAll, ModeUnknown}, {BootNeedsAll, ModeUnchanged}, {ModeFallsBack, ModeReadOnly}, {ModeFallsBack, ModeUnknown},
 		{BootInFutureState, BootInSettings},
+		{ResetDoesNothing, NoResetTime},
 		{NoSessions, NoBasic}, {SessionsNeedLicence, NoBasic}, {SessionOnlyID, NoBasic},
 	}
 }
