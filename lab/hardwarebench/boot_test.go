@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -335,12 +336,17 @@ func (h *host) stream(ctx context.Context, certificate *tls.Certificate, m *api.
 }
 
 func (h *host) once(ctx context.Context, certificate *tls.Certificate, m *api.Machine) error {
+	ctx, cancel := context.WithCancel(ctx)
 	out, in := io.Pipe()
-	defer func() { _ = in.Close() }()
-	send := json.NewEncoder(in)
-	go func() {
-		_ = send.Encode(api.HostFrame{Hello: &api.Hello{UID: m.Metadata.UID, AgentVersion: "bench", Time: time.Now()}})
-	}() // ends with the pipe
+	frames := make(chan api.HostFrame, 1)
+	frames <- api.HostFrame{Hello: &api.Hello{UID: m.Metadata.UID, AgentVersion: "bench", Time: time.Now()}}
+	var speaker sync.WaitGroup
+	speaker.Go(func() { speak(ctx, in, frames) })
+	defer func() {
+		cancel()
+		_ = in.Close()
+		speaker.Wait()
+	}()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+bootdAddress+":8443/v1/hosts/"+h.name+"/stream", out)
 	if err != nil {
 		return err
@@ -365,10 +371,31 @@ func (h *host) once(ctx context.Context, certificate *tls.Certificate, m *api.Ma
 		case f.Part != nil:
 			parts[f.Part.Name] = api.PartStatus{Digest: f.Part.Digest, State: api.PartApplied}
 		case f.Bookmark != nil:
-			status := &api.HostStatus{UID: m.Metadata.UID, AttemptID: m.Status.Attempt.ID, Epoch: f.Bookmark.Epoch, Revision: f.Bookmark.Revision, Parts: parts}
-			if err := send.Encode(api.HostFrame{Status: status}); err != nil {
-				return err
+			status := &api.HostStatus{UID: m.Metadata.UID, AttemptID: m.Status.Attempt.ID, Epoch: f.Bookmark.Epoch, Revision: f.Bookmark.Revision, Parts: maps.Clone(parts)}
+			select {
+			case frames <- api.HostFrame{Status: status}:
+			case <-ctx.Done():
+				return ctx.Err()
 			}
+		}
+	}
+}
+
+// speak sends a host's frames, and pings as nodeagent does, until ctx ends.
+func speak(ctx context.Context, to io.Writer, frames <-chan api.HostFrame) {
+	ping := time.NewTicker(10 * time.Second)
+	defer ping.Stop()
+	for {
+		var f api.HostFrame
+		select {
+		case f = <-frames:
+		case now := <-ping.C:
+			f.Ping = &api.Ping{Time: now.UTC()}
+		case <-ctx.Done():
+			return
+		}
+		if json.NewEncoder(to).Encode(f) != nil {
+			return // the stream has ended, which its reader tells
 		}
 	}
 }

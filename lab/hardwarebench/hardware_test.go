@@ -85,10 +85,10 @@ func measure(b *testing.B, bin rig.Binaries, n, silent int) figures {
 	d.site(n / 10)
 	all := append(f.nodes[:len(f.nodes):len(f.nodes)], f.silent...)
 	d.apply(machines(all, api.StateOff))
-	d.until(10*time.Minute, "inspected", f.nodes, func(m *api.Machine) bool {
-		return m.Status.Conditions.Is(api.CondInspected) && m.Status.Phase == api.PhaseAvailable
+	d.until(10*time.Minute, "inspected and off", f.nodes, func(m *api.Machine) bool {
+		return m.Status.Conditions.Is(api.CondInspected) && m.Status.Phase == api.PhaseAvailable && m.Status.Power == "Off"
 	})
-	note("%d BMCs are inspected, %d requests each at most", n, last(f.requests()))
+	note("%d BMCs are inspected and their servers off, %d requests each at most", n, last(f.requests()))
 
 	var fig figures
 	f.forget()
