@@ -123,3 +123,52 @@ func TestEvidence(t *testing.T) {
 }
 
 const hpeSource = "Oem.Hpe.PostDiscoveryCompleteTimeStamp"
+
+// TestLoggedBoot: a BMC that tells no time of the last reset has it in its event log.
+func TestLoggedBoot(t *testing.T) {
+	const logs = "/redfish/v1/Systems/1/LogServices"
+	entry := func(id, created, sensor, message string) map[string]any {
+		return map[string]any{"@odata.id": logs + "/SEL/Entries/" + id, "Id": id, "Created": created, "SensorType": sensor, "Message": message}
+	}
+	for name, test := range map[string]struct {
+		entries []any
+		value   string
+	}{
+		"no entries": {nil, ""},
+		"none of a boot": {[]any{entry("1", "2016-06-01T11:00:00Z", "Power Supply", "Power supply 1 lost its power"),
+			entry("2", "2016-06-01T11:30:00Z", "System Event", "The log was cleared")}, ""},
+		"the last boot": {[]any{entry("1", "2016-06-01T10:00:00Z", "System Boot / Restart Initiated", "Initiated by hard reset"),
+			entry("2", "2016-06-01T11:00:00Z", "System Boot / Restart Initiated", "Initiated by power up"),
+			entry("3", "2016-06-01T11:30:00Z", "Fan", "Fan 3 is slow")}, "2016-06-01T11:00:00Z"},
+		"the newest first": {[]any{entry("2", "2016-06-01T11:00:00Z", "", "System Boot Initiated"), entry("1", "2016-06-01T10:00:00Z", "", "System Boot Initiated")},
+			"2016-06-01T11:00:00Z"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := vendorMock(t, "supermicro-x10")
+			m.set("/redfish/v1/Systems/1", "LogServices", map[string]any{"@odata.id": logs})
+			m.tree[logs] = map[string]any{"Members": []any{map[string]any{"@odata.id": logs + "/SEL"}, map[string]any{"@odata.id": logs + "/Dump"}}}
+			m.tree[logs+"/SEL"] = map[string]any{"Entries": map[string]any{"@odata.id": logs + "/SEL/Entries"}}
+			m.tree[logs+"/SEL/Entries"] = map[string]any{"Members": test.entries}
+			b, _ := m.open(t, m.endpoint())
+			e, err := b.LastReset(t.Context())
+			if err != nil || e.Value != test.value || e.Known != (test.value != "") || len(e.Told) != min(len(test.value), 1) {
+				t.Errorf("%+v, %v; want %q", e, err, test.value)
+			}
+		})
+	}
+}
+
+// FuzzLoggedBoot: whatever a log says.
+func FuzzLoggedBoot(f *testing.F) {
+	f.Add([]byte(`{"Created":"2016-06-01T11:00:00Z","SensorType":"System Boot / Restart Initiated","Message":7}`))
+	f.Add([]byte(`{"MessageId":["x"]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var e logEntry
+		if decode(data, &e) != nil {
+			return
+		}
+		if e.boots() && e.Sensor == "" && e.MessageID == "" && e.Message == "" {
+			t.Errorf("an entry that says nothing tells of a boot: %+v", e)
+		}
+	})
+}

@@ -22,7 +22,11 @@ func (r *driver) lastReset(ctx context.Context) (hardware.ResetEvidence, error) 
 	if !ok {
 		now, _ = http.ParseTime(r.transport.date)
 	}
-	return evidence(sys, m.Offset, now), nil
+	e := evidence(sys, m.Offset, now)
+	if len(e.Told) > 0 || e.POST != "" {
+		return e, nil
+	}
+	return r.loggedBoot(ctx, sys, m, e)
 }
 
 // evidence takes the first of what is told that is possible: LastResetTime is the reset itself, LastStateTime (of

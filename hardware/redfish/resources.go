@@ -57,6 +57,7 @@ type system struct {
 	SimpleStorage      link  `json:"SimpleStorage"`
 	PCIeDevices        links `json:"PCIeDevices"`
 
+	LogServices   link `json:"LogServices"`
 	LastResetTime text `json:"LastResetTime"`
 	BootProgress  struct {
 		LastState     text `json:"LastState"`
@@ -106,4 +107,5 @@ type manager struct {
 	CommandShell  serialConsoles `json:"CommandShell"`
 
 	HostInterfaces link `json:"HostInterfaces"`
+	LogServices    link `json:"LogServices"`
 }
