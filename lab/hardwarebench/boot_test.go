@@ -325,10 +325,10 @@ func (h *host) join(ctx context.Context, token string) (*tls.Certificate, error)
 	return &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}, nil
 }
 
-// stream is the host at work: it applies whatever it is sent, and comes back when the stream ends.
+// stream is the host at work: it applies whatever it is sent, and comes back when the stream ends. Why it ended first is told.
 func (h *host) stream(ctx context.Context, certificate *tls.Certificate, m *api.Machine) {
-	for ctx.Err() == nil {
-		if err := h.once(ctx, certificate, m); err != nil && ctx.Err() == nil {
+	for first := true; ctx.Err() == nil; first = false {
+		if err := h.once(ctx, certificate, m); err != nil && ctx.Err() == nil && first {
 			note("%s: its stream: %v", h.name, err)
 		}
 		_ = wait.For(ctx, time.Second) // or it is over
