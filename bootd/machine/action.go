@@ -33,6 +33,8 @@ type action struct {
 	ask      question
 	after    time.Time
 	patience time.Duration
+	// reading says that the question has time, and that a failure of it says nothing of the BMC.
+	reading bool
 	// answer is what the BMC has answered, to be written down.
 	answer answer
 }
@@ -134,12 +136,21 @@ func (a action) doing() string {
 	return words(a.request)
 }
 
+// longest is what the BMC has for it: an inventory is a hundred requests of up to two seconds on some.
+func (a action) longest() time.Duration {
+	if a.ask == askInventory {
+		return 10 * time.Minute
+	}
+	return 3 * time.Minute
+}
+
 // answer is what a BMC has answered; which fields count depends on the question.
 type answer struct {
 	power     hardware.PowerState
 	inventory hardware.Inventory
 	did       string // to boot from the network; empty when nothing was to be done any more
 	unseen    error  // the command was accepted and is not seen to be carried out
+	unread    error  // why it could not be read; the BMC is well otherwise
 	reset     reset
 	seen      *api.ResetSeen // what reset was judged by
 	tag       tagAnswer

@@ -30,6 +30,8 @@ type fakeBMC struct {
 	resetErr  error // of every reset, which is not carried out
 
 	ignoresButton bool
+	cpus          int   // that the inventory has
+	inventoryErr  error // of reading it
 
 	tag    string
 	tagErr error  // of every write of the tag
@@ -70,7 +72,7 @@ func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
 	return b.bootErr
 }
 func (b *fakeBMC) Inventory(context.Context) (hardware.Inventory, error) {
-	return hardware.Inventory{Manufacturer: "Acme", Serial: "S1", NICs: []hardware.NIC{{MAC: "52:54:00:01:01:00"}}}, nil
+	return hardware.Inventory{Manufacturer: "Acme", Serial: "S1", CPUs: hardware.CPUs{Count: b.cpus}, NICs: []hardware.NIC{{MAC: "52:54:00:01:01:00"}}}, b.inventoryErr
 }
 func (b *fakeBMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
 	e := hardware.ResetEvidence{Known: !b.lastReset.IsZero(), At: b.lastReset, Now: time.Now(), POST: b.post}
@@ -200,6 +202,21 @@ func (b *bench) reconcile(name string) {
 	if _, err := b.c.step(b.t.Context(), m); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// reading reads what is due beside the Machine's life, and gives when the next is.
+func (b *bench) reading(name string) (*api.Machine, time.Duration) {
+	b.t.Helper()
+	b.sync()
+	m, ok := store.Cached[api.Machine](b.cache, name)
+	if !ok {
+		b.t.Fatalf("no Machine %s", name)
+	}
+	again, err := b.c.reading(b.t.Context(), m)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return b.get(name), again
 }
 
 func (b *bench) sync() {

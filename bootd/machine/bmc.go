@@ -47,7 +47,7 @@ type bmcs struct {
 // changes or some minutes pass: a wrong password must not lock the account.
 func (b bmcs) ask(ctx context.Context, m *api.Machine, a action) (answer, error) {
 	c := b.call(m, a) // it is made with it: it may change meanwhile
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, a.longest())
 	defer cancel()
 	fingerprint, is, err := b.session(ctx, m, a)
 	if err == nil {
@@ -133,7 +133,11 @@ func (b bmcs) session(ctx context.Context, m *api.Machine, a action) (fingerprin
 	if err != nil {
 		return "", is, err
 	}
-	err = control.Aside(ctx, func() error {
+	aside := control.Aside
+	if a.reading {
+		aside = func(_ context.Context, slow func() error) error { return slow() } // its workers are what bounds it
+	}
+	err = aside(ctx, func() error {
 		return b.use(ctx, endpoint, a.doing(), func(ctx context.Context, bmc BMC) (err error) {
 			fingerprint = bmc.Fingerprint()
 			is, err = session{BMC: bmc, machine: m, tags: b.tags, note: func(ctx context.Context, c api.PowerCommand) (bool, error) { return b.note(ctx, m, c) }}.ask(ctx, a)

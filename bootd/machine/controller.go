@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -32,7 +34,36 @@ type Controller struct {
 	holds holds
 }
 
-// Control is the controller as it runs.
+// Run works until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, one := range []*control.Controller[*api.Machine]{c.Control(), c.Readings()} {
+		g.Go(func() error { return one.Run(ctx) })
+	}
+	return g.Wait()
+}
+
+// Readings is the controller of what is read of BMCs and has time: few are read at once, and no step of the life of a
+// Machine waits for it.
+func (c *Controller) Readings() *control.Controller[*api.Machine] {
+	return &control.Controller[*api.Machine]{Env: c.Env, Due: sameMachine, Workers: 8, Step: c.reading}
+}
+
+// sameMachine: nothing else matters to what a BMC tells.
+func sameMachine(ch store.Change) []string {
+	if ch.Kind.Name == "Machine" {
+		return []string{ch.Name}
+	}
+	return nil
+}
+
+// reading reads what is due of one Machine.
+func (c *Controller) reading(ctx context.Context, m *api.Machine) (time.Duration, error) {
+	f := c.facts(m)
+	return c.act(ctx, f, decideInventory(f, time.Now()))
+}
+
+// Control is the controller of the life of Machines.
 func (c *Controller) Control() *control.Controller[*api.Machine] {
 	c.holds.reset()
 	return &control.Controller[*api.Machine]{Env: c.Env, Due: c.due, Workers: 16, Step: c.step, Gone: c.holds.forget}

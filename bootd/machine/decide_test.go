@@ -104,6 +104,10 @@ func unsolicited(p api.UnsolicitedBoot) change {
 	return func(s *situation) { s.Spec.Boot.Unsolicited = p }
 }
 func asksSince(d time.Duration) change { return func(s *situation) { s.Status.BootAsked = ago(d) } }
+func inventoried(d time.Duration, attempt string) change {
+	return func(s *situation) { s.Status.Inventory = &api.Inventory{Read: ago(d), Attempt: attempt} }
+}
+func neverLeftPOST(a *api.BootAttempt) { a.Stages = []api.StageTime{{Stage: api.StagePowerOn}} }
 func power(p hardware.PowerState) change {
 	return func(s *situation) { s.Status.Power = string(p) }
 }
@@ -426,6 +430,7 @@ func TestDecideBeside(t *testing.T) {
 		s.Status.Attempt.Nonce = &api.Nonce{State: api.NonceWritten}
 	}
 	sick := is(api.CondBMC, api.False, "Unreachable", noon)
+	read := action{do: doAsk, ask: askInventory, reading: true}
 	for _, r := range []struct {
 		name   string
 		decide func(facts, time.Time) action
@@ -437,6 +442,17 @@ func TestDecideBeside(t *testing.T) {
 		{"nonce spent", decideTag, given(tagged, nonced, func(s *situation) { s.Status.Attempt.Stage = api.StagePointer }), action{do: doAsk, ask: askTagBack}},
 		{"nonce spent, BMC held", decideTag, given(tagged, bmcHeld), action{again: time.Minute}},
 		{"nonce spent, no BMC", decideTag, given(tagged, noBMC), action{do: doTagBack, event: event{api.Warning, "AssetTagNotRestored", "has no BMC in its spec any more"}}},
+		{"no inventory yet", decideInventory, given(), action{}},
+		{"inventory of today", decideInventory, given(inventoried(6*time.Hour, "")), action{again: 18*time.Hour + spread(given().machine, 6*time.Hour)}},
+		{"inventory of last week", decideInventory, given(inventoried(7*24*time.Hour, "")), read},
+		{"inventory from before the boot", decideInventory, given(ended(api.ResultActive), inventoried(time.Hour, "")), read},
+		{"inventory from before a boot that failed after POST", decideInventory, given(ended(api.ResultFailed), inventoried(time.Hour, "")), read},
+		{"inventory from before a boot that failed before POST", decideInventory, given(ended(api.ResultFailed, neverLeftPOST), inventoried(6*time.Hour, "")),
+			action{again: 18*time.Hour + spread(given().machine, 6*time.Hour)}},
+		{"inventory of the boot", decideInventory, given(ended(api.ResultActive), inventoried(6*time.Hour, "a")), action{again: 18*time.Hour + spread(given().machine, 6*time.Hour)}},
+		{"inventory in mid-boot", decideInventory, given(attempt(api.StageDHCP), inventoried(7*24*time.Hour, "")), action{}},
+		{"inventory of a sick BMC", decideInventory, given(sick, inventoried(7*24*time.Hour, "")), action{}},
+		{"inventory of a BMC held", decideInventory, given(bmcHeld, inventoried(7*24*time.Hour, "")), action{again: time.Minute}},
 		{"BMC well", decideHealth, given(), action{}},
 		{"BMC sick", decideHealth, given(sick), action{do: doAsk, ask: askHealth}},
 		{"BMC sick and held", decideHealth, given(sick, bmcHeld), action{again: time.Minute}},
@@ -454,6 +470,7 @@ func TestOutcome(t *testing.T) {
 	active, booting := ended(api.ResultActive), attempt(api.StagePointer)
 	confirm := action{ask: askReset, reason: "it was reset", retry: 1}
 	inspecting := given(requested(api.VerbInspect, "", api.RequestRunning))
+	full := answer{inventory: hardware.Inventory{NICs: []hardware.NIC{{MAC: "52:54:00:01:01:00"}}}}
 	const unseen = "the BMC accepted the command (reset), and it was not seen to be carried out; it is not sent again in this BootAttempt: BMC accepted it, but it was not seen to happen: the BMC's words"
 	lost := fmt.Errorf("%w: the BMC's words", hardware.ErrNotSeen)
 	booted := api.Decision{Machine: "r1u01", Question: "power", Answer: "reset", Reason: "state is Active", Attempt: "a"}
@@ -470,9 +487,14 @@ func TestOutcome(t *testing.T) {
 		{"power is on again", given(active), action{ask: askPower}, on, action{do: doPower, answer: on, again: 2 * time.Minute}},
 		{"no power", given(active), action{ask: askPower}, off, action{do: doOpen, reason: "it was found powered off", stage: api.StageRequested}},
 		{"no power, brake", given(active, opened(100, 0)), action{ask: askPower}, off, held("LimitTotal", "100 machines")},
-		{"inventory", given(), action{ask: askInventory}, on, action{do: doReport, answer: on, reason: "Read", message: "serial"}},
-		{"inventory asked for", inspecting, serving(inspecting, action{ask: askInventory}), on,
-			serving(inspecting, action{do: doReport, answer: on, reason: "Read", message: "serial", event: event{api.Normal, "RequestDone", "inspect, asked for by root"}})},
+		{"inventory", given(), action{ask: askInventory}, full, action{do: doReport, answer: full, reason: "Read", message: "serial"}},
+		{"inventory without NICs", given(), action{ask: askInventory}, answer{}, action{do: doReport, reason: "NoNICs", message: "lists no NIC",
+			event: event{api.Warning, "NoNICs", "lists no NIC"}}},
+		{"inventory without NICs again", given(is(api.CondInspected, api.True, "NoNICs", noon)), action{ask: askInventory}, answer{},
+			action{do: doReport, reason: "NoNICs", message: "lists no NIC"}},
+		{"inventory that cannot be read again", given(), action{ask: askInventory}, answer{unread: errors.New("no JSON")}, action{do: doReport, answer: answer{unread: errors.New("no JSON")}}},
+		{"inventory asked for", inspecting, serving(inspecting, action{ask: askInventory}), full,
+			serving(inspecting, action{do: doReport, answer: full, reason: "Read", message: "serial", event: event{api.Normal, "RequestDone", "inspect, asked for by root"}})},
 		{"boots", given(booting), action{ask: askBoot}, answer{did: "reset"}, action{do: doPowered, decision: booted}},
 		{"boots, attempt over", given(booting), action{ask: askBoot}, answer{}, action{again: 15 * time.Second}},
 		{"boots, unseen", given(booting), action{ask: askBoot}, answer{did: "reset", unseen: lost}, action{do: doUnseen, answer: answer{did: "reset", unseen: lost}, reason: "NotSeen",

@@ -82,7 +82,13 @@ func (x answered) report() action {
 		a = finish(r, "")
 		a.do, a.answer = doReport, x.is
 	}
+	if x.is.unread != nil {
+		return a
+	}
 	a.reason, a.message = inspected(x.machine, x.is.inventory)
+	if old := x.machine.Status.Conditions.Get(api.CondInspected); a.reason != "Read" && x.asked.request == nil && (old == nil || old.Reason != a.reason) {
+		a.event = event{api.Warning, a.reason, a.message}
+	}
 	return a
 }
 

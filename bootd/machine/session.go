@@ -29,6 +29,9 @@ func (s session) ask(ctx context.Context, a action) (is answer, err error) {
 		if is.power, err = s.PowerState(ctx); err == nil {
 			is.inventory, err = s.Inventory(ctx)
 		}
+		if a.reading {
+			is.unread, err = unread(ctx, err)
+		}
 	case askBoot:
 		is, err = s.bootFromNetwork(ctx)
 	case askReset, askSeen:
@@ -177,6 +180,15 @@ func ignoreUnsupported(err error) error {
 		return nil
 	}
 	return err
+}
+
+// unread keeps what is wrong with one reading out of the BMC's condition: one that answers and takes the password is well.
+func unread(ctx context.Context, err error) (reading, bmc error) {
+	var mismatch *hardware.CertificateMismatchError
+	if ctx.Err() != nil || errors.As(err, &mismatch) || errors.Is(err, hardware.ErrUnreachable) || errors.Is(err, hardware.ErrUnauthorized) || errors.Is(err, hardware.ErrPasswordChange) {
+		return nil, err
+	}
+	return err, nil
 }
 
 // setAside keeps a BMC's refusal out of its condition: a BMC without asset tags is well.

@@ -124,15 +124,7 @@ func (f facts) writeAnswer(a action, m *api.Machine, now time.Time) bool {
 			s.Conditions.Set(now, api.CondAccounted, api.True, api.AccountedOff, "its BMC says that it has no power, so it runs nothing")
 		}
 	case doReport:
-		s.Inventory = inventory(a.answer.inventory)
-		s.Conditions.Set(now, api.CondInspected, api.True, a.reason, a.message)
-		if s.Phase == api.PhaseInspecting {
-			s.Phase = api.PhaseAvailable
-		}
-		if a.request != nil {
-			a.message = ""
-			endRequest(m, a)
-		}
+		f.writeInventory(a, m, now)
 	case doPowered:
 		Advance(m, attemptID(f.machine), api.StagePowerOn, now, window(f.site))
 		s.Power = string(hardware.PowerOn)

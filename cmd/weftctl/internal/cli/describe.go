@@ -208,16 +208,41 @@ func (a *showCommands) inventory(i *api.Inventory) {
 		{"processors", fmt.Sprintf("%d × %s, %d cores in total", i.CPUs.Count, i.CPUs.Model, i.CPUs.Cores)},
 		{"memory", text.Size(i.MemoryMiB << 20)},
 	}
+	for _, d := range i.DIMMs {
+		list = append(list, [2]string{"dimm", words(d.Slot, text.Size(d.MiB<<20), d.Type, d.Part, d.Serial, d.Health)})
+	}
+	for _, g := range i.GPUs {
+		list = append(list, [2]string{"gpu", words(g.Name, g.Model, g.Serial, g.Health)})
+	}
 	for _, n := range i.NICs {
-		list = append(list, [2]string{"nic", fmt.Sprintf("%s %s %s", n.Name, n.MAC, n.Link)})
+		list = append(list, [2]string{"nic", words(n.Name, string(n.MAC), n.Model, n.Link)})
 	}
 	for _, d := range i.Disks {
-		list = append(list, [2]string{"disk", fmt.Sprintf("%s %s %s %s", d.Name, d.Serial, d.Type, text.Size(d.Bytes))})
+		list = append(list, [2]string{"disk", words(d.Name, d.Model, d.Serial, d.Type, text.Size(d.Bytes), d.Health)})
+	}
+	for _, p := range i.PSUs {
+		list = append(list, [2]string{"psu", words(p.Name, p.Model, p.Serial, watts(p.Watts), p.Health)})
+	}
+	for _, f := range i.Firmware {
+		list = append(list, [2]string{"firmware of", words(f.Name, f.Version)})
 	}
 	for _, text := range i.Incomplete {
 		list = append(list, [2]string{"not reported", text})
 	}
+	list = append(list, [2]string{"read", ago(a.printer(), i.Read)})
 	a.pairs(list)
+}
+
+// words are those that are told.
+func words(all ...string) string {
+	return strings.Join(slices.DeleteFunc(all, func(s string) bool { return s == "" }), " ")
+}
+
+func watts(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d W", n)
 }
 
 func (a *showCommands) host(h *api.HostStatus) {
