@@ -107,28 +107,7 @@ func nonceForgeries() []attack {
 			real.boot()
 			v.untouchedIn(2)
 		}},
-		{name: "other address, with all that the Machine was given, and the nonce is required", trust: api.TrustNonce, foreign: true, play: func(t *testing.T, v *victim, real, evil *party) {
-			var l loot
-			tag := v.bmc.AssetTag()
-			evil.lease()
-			evil.asks("", tag)
-			real.lease()
-			real.script(&l, tag)
-			stolen := l
-			if status := evil.fetchPointer(&stolen); status != http.StatusServiceUnavailable {
-				t.Errorf("the pointer: %d", status)
-			}
-			real.fetchPointer(&l)
-			if status := evil.fetchConfig(&l); status != http.StatusForbidden {
-				t.Errorf("the config: %d", status)
-			}
-			if status := real.fetchConfig(&l); status != http.StatusOK {
-				t.Fatalf("the Machine's own config: %d", status)
-			}
-			evil.joinRefused(l.join)
-			real.active(&l)
-			v.untouched()
-		}},
+		otherAddress("other address, with all that the Machine was given, and the nonce is required", api.TrustNonce),
 		{name: "second join, and the nonce is required", trust: api.TrustNonce, play: func(t *testing.T, v *victim, real, evil *party) {
 			var l loot
 			tag := v.bmc.AssetTag()

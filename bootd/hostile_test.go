@@ -215,28 +215,7 @@ func forgeries() []attack {
 			}
 			real.boot()
 		}},
-		{name: "other address", foreign: true, play: func(t *testing.T, v *victim, real, evil *party) {
-			var l loot
-			real.lease()
-			real.script(&l, "")
-			evil.lease()
-			stolen := l
-			if status := evil.fetchPointer(&stolen); status != http.StatusServiceUnavailable {
-				t.Errorf("the pointer: %d", status)
-			}
-			real.fetchPointer(&l)
-			if status := evil.fetchConfig(&l); status != http.StatusForbidden {
-				t.Errorf("the config: %d", status)
-			}
-			if status := real.fetchConfig(&l); status != http.StatusOK {
-				t.Fatalf("the Machine's own config: %d", status)
-			}
-			if cert, status := evil.join(&l); cert != nil || status != http.StatusForbidden {
-				t.Errorf("the join: %d", status)
-			}
-			real.active(&l)
-			v.untouched()
-		}},
+		otherAddress("other address", ""),
 		{name: "second join", play: func(t *testing.T, v *victim, real, evil *party) {
 			var l loot
 			real.lease()
@@ -298,4 +277,35 @@ func forgeries() []attack {
 			v.untouched()
 		}},
 	}
+}
+
+// otherAddress is an attack from another address with all that the Machine was
+// given: its pointer, its config's token, its join token, and at level nonce the
+// value of its AssetTag.
+func otherAddress(name string, level api.TrustLevel) attack {
+	return attack{name: name, trust: level, foreign: true, play: func(t *testing.T, v *victim, real, evil *party) {
+		var l loot
+		tag := ""
+		evil.lease()
+		if level == api.TrustNonce {
+			tag = v.bmc.AssetTag()
+			evil.asks("", tag)
+		}
+		real.lease()
+		real.script(&l, tag)
+		stolen := l
+		if status := evil.fetchPointer(&stolen); status != http.StatusServiceUnavailable {
+			t.Errorf("the pointer: %d", status)
+		}
+		real.fetchPointer(&l)
+		if status := evil.fetchConfig(&l); status != http.StatusForbidden {
+			t.Errorf("the config: %d", status)
+		}
+		if status := real.fetchConfig(&l); status != http.StatusOK {
+			t.Fatalf("the Machine's own config: %d", status)
+		}
+		evil.joinRefused(l.join)
+		real.active(&l)
+		v.untouched()
+	}}
 }
