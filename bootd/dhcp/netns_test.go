@@ -27,6 +27,7 @@ import (
 	"github.com/rackweft/rackweft/internal/command"
 	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/internal/nstest"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // segment is one Ethernet segment: a bridge br0 with 198.18.0.1/24 in a namespace of its own.
@@ -91,19 +92,7 @@ func (s *segment) serve(d Decider) *Server {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := within(s.t, s.ns, func() error { return server.Run(ctx) })
-	s.t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			s.t.Errorf("server: %v", err)
-		}
-	})
-	select {
-	case <-server.Ready():
-	case err := <-done:
-		s.t.Fatalf("server: %v", err)
-	}
+	waittest.Serve(s.t, func(ctx context.Context) error { return nstest.Within(s.ns, func() error { return server.Run(ctx) }) }, server.Ready())
 	return server
 }
 

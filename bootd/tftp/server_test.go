@@ -55,20 +55,7 @@ func start(t *testing.T, cfg Config) *bench {
 		t.Fatal(err)
 	}
 	b.Server = s
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	select {
-	case <-s.Ready():
-	case err := <-ended:
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
+	waittest.Serve(t, s.Run, s.Ready())
 	return b
 }
 

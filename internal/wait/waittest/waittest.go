@@ -3,6 +3,7 @@
 package waittest
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -50,4 +51,25 @@ func Pass(t testing.TB, d time.Duration, checks ...func() error) {
 	if !Soon(d, all) {
 		t.Fatal(err)
 	}
+}
+
+// Serve runs a server until the test ends, and returns when it is ready. It must
+// end without an error when its context does.
+func Serve(t testing.TB, run func(context.Context) error, ready <-chan struct{}) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	select {
+	case <-ready:
+	case err := <-ended:
+		cancel()
+		t.Fatalf("it ends before it is ready: %v", err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("it ends with %v", err)
+		}
+	})
 }

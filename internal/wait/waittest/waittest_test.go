@@ -1,6 +1,7 @@
 package waittest
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
@@ -37,5 +38,24 @@ func TestPass(t *testing.T) {
 	})
 	if n != 3 {
 		t.Errorf("asked %d times, want 3", n)
+	}
+}
+
+func TestServe(t *testing.T) {
+	ended := false
+	t.Run("until its test ends", func(t *testing.T) {
+		ready := make(chan struct{})
+		Serve(t, func(ctx context.Context) error {
+			close(ready)
+			<-ctx.Done()
+			ended = true
+			return nil
+		}, ready)
+		if ended {
+			t.Error("it has ended before")
+		}
+	})
+	if !ended {
+		t.Error("it outlives its test")
 	}
 }
