@@ -3,8 +3,6 @@ package bgp
 import (
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -26,7 +24,6 @@ type vtep struct {
 func (z *zone) newVTEP(h *host, asn int, password func(*host) string, local string, reflectors ...*host) *vtep {
 	t := z.t
 	t.Helper()
-	zebra, bgpd := need(t, "/usr/lib/frr/zebra"), need(t, "/usr/lib/frr/bgpd")
 	for _, line := range []string{
 		"link add vx100 type vxlan id 100 dstport 4789 nolearning local " + local,
 		"link add br100 type bridge", "link set vx100 master br100", "link set vx100 up", "link set br100 up",
@@ -34,10 +31,6 @@ func (z *zone) newVTEP(h *host, asn int, password func(*host) string, local stri
 	} {
 		h.in(append([]string{"ip"}, strings.Fields(line)...)...)
 	}
-	dir, err := os.MkdirTemp("", "vtep") // which zebra, as frr, reaches
-	must(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	must(t, os.Chmod(dir, 0o777))
 	var conf strings.Builder
 	_, _ = fmt.Fprintf(&conf, "router bgp %d\n bgp router-id %s\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n", asn, h.address)
 	for _, r := range reflectors {
@@ -46,16 +39,7 @@ func (z *zone) newVTEP(h *host, asn int, password func(*host) string, local stri
 	}
 	_, _ = fmt.Fprintf(&conf, " address-family ipv4 unicast\n%[1]s exit-address-family\n address-family l2vpn evpn\n%[1]s  advertise-all-vni\n  vni 100\n   route-target both 100:100\n  exit-vni\n exit-address-family\n",
 		each(reflectors, "  neighbor %s activate\n"))
-	file := write(t, filepath.Join(dir, "bgpd.conf"), conf.String())
-	empty := filepath.Join(dir, "empty.conf")
-	must(t, os.WriteFile(empty, nil, 0o644))
-	zserv := filepath.Join(dir, "zserv")
-	routing := &host{rig: h.rig, name: h.name, dir: t.TempDir()}
-	t.Cleanup(routing.kill)
-	routing.begin(nil, zebra, "-f", empty, "-z", zserv, "-i", filepath.Join(dir, "zebra.pid"), "--vty_socket", dir, "-P", "0", "--log", "stdout")
-	eventually(t, func() error { _, err := os.Stat(zserv); return err })
-	h.begin(nil, bgpd, "-S", "-f", file, "-z", zserv, "-i", filepath.Join(dir, "bgpd.pid"), "--vty_socket", dir, "-P", "0", "--log", "stdout")
-	return &vtep{h, dir}
+	return &vtep{h, h.frr(conf.String())}
 }
 
 func each(hosts []*host, format string) string {

@@ -262,3 +262,24 @@ func write(t testing.TB, path, text string) string {
 	must(t, os.WriteFile(path, []byte(text), 0o600))
 	return path
 }
+
+// frr runs FRR's zebra and bgpd on the host until the test ends; dir has their VTYs.
+func (h *host) frr(conf string) (dir string) {
+	t := h.rig.t
+	t.Helper()
+	zebra, bgpd := need(t, "/usr/lib/frr/zebra"), need(t, "/usr/lib/frr/bgpd")
+	dir, err := os.MkdirTemp("", "frr") // which zebra, as frr, reaches
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o777))
+	file := write(t, filepath.Join(dir, "bgpd.conf"), conf)
+	empty := filepath.Join(dir, "empty.conf")
+	must(t, os.WriteFile(empty, nil, 0o644))
+	zserv := filepath.Join(dir, "zserv")
+	routing := &host{rig: h.rig, name: h.name, dir: t.TempDir()}
+	t.Cleanup(routing.kill)
+	routing.begin(nil, zebra, "-f", empty, "-z", zserv, "-i", filepath.Join(dir, "zebra.pid"), "--vty_socket", dir, "-P", "0", "--log", "stdout")
+	eventually(t, func() error { _, err := os.Stat(zserv); return err })
+	h.begin(nil, bgpd, "-S", "-f", file, "-z", zserv, "-i", filepath.Join(dir, "bgpd.pid"), "--vty_socket", dir, "-P", "0", "--log", "stdout")
+	return dir
+}

@@ -87,8 +87,6 @@ func (h *host) lease() netip.Prefix { return netip.MustParsePrefix(h.service() +
 
 // leaf adds the VRF of a Zone on a border leaf: FRR, with a link to the core.
 func (s *site) leaf(d *domain, number int, last byte) {
-	t := d.t
-	zebra, bgpd := need(t, "/usr/lib/frr/zebra"), need(t, "/usr/lib/frr/bgpd")
 	h := d.host(fmt.Sprintf("leaf%d", number+1), last)
 	d.leafs = append(d.leafs, h)
 	h.in("sysctl", "-qw", "net.ipv4.ip_forward=1")
@@ -103,10 +101,6 @@ func (s *site) leaf(d *domain, number int, last byte) {
 	}
 	s.core.in("ip", "route", "add", d.prefix.String(), "via", near, "metric", strconv.Itoa(10+number))
 
-	dir, err := os.MkdirTemp("", "leaf") // which zebra, as frr, reaches
-	must(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	must(t, os.Chmod(dir, 0o777))
 	var conf strings.Builder
 	_, _ = fmt.Fprintf(&conf, "router bgp %d\n bgp router-id %s\n no bgp ebgp-requires-policy\n no bgp network import-check\n", leafASN, h.address)
 	for _, m := range d.members { // any of them may come to reflect
@@ -116,15 +110,7 @@ func (s *site) leaf(d *domain, number int, last byte) {
 	for _, m := range d.members {
 		_, _ = fmt.Fprintf(&conf, "  neighbor %s activate\n", m.address)
 	}
-	file := write(t, filepath.Join(dir, "bgpd.conf"), conf.String()+" exit-address-family\n")
-	empty := filepath.Join(dir, "empty.conf")
-	must(t, os.WriteFile(empty, nil, 0o644))
-	zserv := filepath.Join(dir, "zserv")
-	routing := &host{rig: h.rig, name: h.name, dir: t.TempDir()}
-	t.Cleanup(routing.kill)
-	routing.begin(nil, zebra, "-f", empty, "-z", zserv, "-i", filepath.Join(dir, "zebra.pid"), "--vty_socket", dir, "-P", "0", "--log", "stdout")
-	eventually(t, func() error { _, err := os.Stat(zserv); return err })
-	h.begin(nil, bgpd, "-S", "-f", file, "-z", zserv, "-i", filepath.Join(dir, "bgpd.pid"), "--vty_socket", dir, "-P", "0", "--log", "stdout")
+	h.frr(conf.String() + " exit-address-family\n")
 }
 
 // firewall lets one pair of hosts of the two Zones through, and counts.
