@@ -74,16 +74,6 @@ func (b *bench) start() {
 	b.stop = sync.OnceFunc(func() { cancel(); done.Wait() })
 }
 
-// idle returns when the Controller has nothing left to do.
-func (b *bench) idle() {
-	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
-	defer cancel()
-	if err := b.control.Idle(ctx); err != nil {
-		b.t.Fatal(err)
-	}
-}
-
 func (b *bench) machine(name string, fn func(*api.Machine)) {
 	b.t.Helper()
 	_, err := store.Mutate(b.t.Context(), b.Store, name, func(m *api.Machine) error { fn(m); return nil })
@@ -203,7 +193,7 @@ func TestLife(t *testing.T) {
 		m.Status.Host.Revision = 1 << 40
 		m.Status.Host.Parts = map[string]api.PartStatus{api.GuestPartName("web") + "@" + g.Metadata.UID: {State: api.PartPending}}
 	})
-	b.idle()
+	b.Idle(b.control)
 	b.guest("web")
 	b.gone("h1")
 	b.eventually("it is gone", func() bool {
@@ -332,7 +322,7 @@ func TestHostWithoutPower(t *testing.T) {
 	b.machine("h1", func(m *api.Machine) {
 		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.False, "Disconnected", "")
 	})
-	b.idle()
+	b.Idle(b.control)
 	if host := b.guest("free").Status.Host; host != "h1" {
 		t.Fatalf("a silent host has lost its Guest to %q", host)
 	}

@@ -62,7 +62,7 @@ func (b *bench) transfer(name string) *api.Guest {
 // steady makes sure that a Guest's host is what it was when all that follows is done.
 func (b *bench) steady(name, host string) {
 	b.t.Helper()
-	b.idle()
+	b.Idle(b.control)
 	if now := b.guest(name).Status.Host; now != host {
 		b.t.Fatalf("%s is on %q, and should be on %s still", name, now, host)
 	}
@@ -118,7 +118,7 @@ func TestDrain(t *testing.T) {
 		t.Fatalf("that is told %+v, %v", old, err)
 	}
 	b.obeys("h1", "web")
-	b.idle()
+	b.Idle(b.control)
 	if !held() {
 		t.Fatal("it is told to forget it before it runs elsewhere")
 	}

@@ -57,16 +57,6 @@ func (b *bench) start() {
 	b.stop = sync.OnceFunc(func() { cancel(); done.Wait() })
 }
 
-// idle returns when the Controller has nothing left to do.
-func (b *bench) idle() {
-	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
-	defer cancel()
-	if err := b.control.Idle(ctx); err != nil {
-		b.t.Fatal(err)
-	}
-}
-
 func machine(i int) *api.Machine {
 	return &api.Machine{Base: testsite.Named(fmt.Sprintf("r1u%02d", i)), Spec: api.MachineSpec{Zone: "yellow", Links: []api.Link{
 		{Name: "prod0", MAC: api.MAC(fmt.Sprintf("52:54:00:01:%02x:%02x", i>>8, i&255)), Subnet: "prod", Addresses: []netip.Addr{addr(i)}},
@@ -445,7 +435,7 @@ func TestZoneChange(t *testing.T) {
 	says(buried-1, "base")                  // from before it was told
 	says(buried, "network/net@uid", "base") // at work
 	says(buried, "network/net")
-	b.idle()
+	b.Idle(b.control)
 	if b.leaseOf("net", "r1u01") == "" {
 		t.Fatal("its lease is gone before it gave the Network up")
 	}

@@ -105,6 +105,14 @@ func (s *Site) Sync() {
 	s.must(s.Cache.WaitRevision(s.t.Context(), revision))
 }
 
+// Idle returns when a controller has nothing left to do.
+func (s *Site) Idle(c interface{ Idle(context.Context) error }) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	s.must(c.Idle(ctx))
+}
+
 // Machine reads a Machine from the store.
 func (s *Site) Machine(name string) *api.Machine {
 	s.t.Helper()
