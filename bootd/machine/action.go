@@ -76,6 +76,7 @@ const (
 	doRevoke    deed = "revoke"     // take back what was given to a deleted Machine
 	doForgetTag deed = "forget tag" // the saved AssetTag of a deleted Machine
 	doTwoBoot   deed = "two boot"   // fail the BootAttempt: two boot with the Machine's MAC
+	doSick      deed = "sick"       // say what another Machine of its BMC met
 	doFinish    deed = "finish"     // end a request
 
 	// After an answer of its BMC.

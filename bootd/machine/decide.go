@@ -78,7 +78,13 @@ func (j judge) toState() action {
 
 // ask asks the BMC, unless it is left alone for a while after an error.
 func (j judge) ask(a action) action {
-	if left, _ := j.held(a).left(j.now); left > 0 {
+	held := j.held(a)
+	left, why := held.left(j.now)
+	known := j.machine.Status.Conditions.Get(api.CondBMC)
+	switch {
+	case left > 0 && held.ofBMC() && (known == nil || known.Status != api.False):
+		return action{do: doSick, reason: held.reason, message: why, again: max(left, a.again)}
+	case left > 0:
 		return action{again: max(left, a.again)}
 	}
 	a.do = doAsk

@@ -34,8 +34,9 @@ type hold struct {
 	fails int
 	// login says that the password or the certificate is wrong: asking once more
 	// could lock the account.
-	login bool
-	why   string
+	login  bool
+	reason string // as a condition calls it
+	why    string
 }
 
 // call is what a BMC is asked with.
@@ -168,7 +169,7 @@ func (h *holds) note(s scope, key string, f *fault) {
 	case "Unsupported", "Forbidden":
 		f.wait = 5 * time.Minute
 	}
-	x.until, x.why = time.Now().Add(f.wait), f.Error()
+	x.until, x.reason, x.why = time.Now().Add(f.wait), f.reason, f.Error()
 	h.by[s] = x
 }
 
@@ -195,6 +196,9 @@ func reasonOf(err error) string {
 	}
 	return "Error"
 }
+
+// ofBMC reports whether the hold is about the BMC as a whole: another of its Machines may have met it.
+func (h hold) ofBMC() bool { return h.login || h.reason == "Unreachable" }
 
 // left is how long a call is still kept back, and why.
 func (h hold) left(now time.Time) (time.Duration, string) {

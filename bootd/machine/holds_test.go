@@ -68,6 +68,31 @@ func (b *bench) ask(name string, verb api.Verb, argument string) {
 	})
 }
 
+// TestLoginOfTwoMachines: a wrong password is tried once for all systems of a BMC, and each Machine says so.
+func TestLoginOfTwoMachines(t *testing.T) {
+	b := newBench(t)
+	b.bmc.dialErr = fmt.Errorf("log in: %w", hardware.ErrUnauthorized)
+	for n, name := range []string{"r1u01", "r1u02"} {
+		b.create(&api.Machine{Base: named(name), Spec: api.MachineSpec{
+			Zone: "yellow", Profile: "worker",
+			Links: []api.Link{{Name: "pxe0", MAC: api.MAC(fmt.Sprintf("52:54:00:01:%02x:00", n))}},
+			BMC:   &api.BMC{Address: "https://198.18.1.1", System: fmt.Sprint(n), Credentials: "bmc"},
+		}})
+	}
+	for range 5 {
+		b.step("r1u01")
+		b.step("r1u02")
+	}
+	if b.bmc.dials != 1 {
+		t.Errorf("%d logins with a wrong password", b.bmc.dials)
+	}
+	for _, name := range []string{"r1u01", "r1u02"} {
+		if c := b.get(name).Status.Conditions.Get(api.CondBMC); c == nil || c.Status != api.False || c.Reason != "Unauthorized" {
+			t.Errorf("%s: BMCReachable %+v", name, c)
+		}
+	}
+}
+
 // TestRefusedWish: the BMC has no light, and does all the rest.
 func TestRefusedWish(t *testing.T) {
 	b := newBench(t)

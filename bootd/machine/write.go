@@ -62,6 +62,8 @@ func (f facts) write(a action, m *api.Machine, now time.Time) bool {
 		s.HostKey = ""
 	case doForgetTag:
 		forgetTag(m)
+	case doSick:
+		set(api.CondBMC, api.False)
 	case doFinish:
 		endRequest(m, a)
 	default:
