@@ -22,6 +22,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/logtest"
 	"github.com/rackweft/rackweft/internal/nstest"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // built holds the programs that the tests run: to link one takes seconds.
@@ -183,17 +184,17 @@ func (r *rig) client(run string) *api.Client {
 func (r *rig) condition(c *api.Client, status, reason string) {
 	r.t.Helper()
 	var last *api.Condition
-	for range 300 {
+	is := func() bool {
 		s, err := api.Get[api.Subnet](r.t.Context(), c, "pxe")
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		if last = s.Status.Conditions.Get("Ready"); last != nil && string(last.Status) == status && last.Reason == reason {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
+		last = s.Status.Conditions.Get("Ready")
+		return last != nil && string(last.Status) == status && last.Reason == reason
 	}
-	r.t.Fatalf("Subnet pxe stays %+v, want %s %s", last, status, reason)
+	if !waittest.Soon(time.Minute, is) {
+		r.t.Fatalf("Subnet pxe stays %+v, want %s %s", last, status, reason)
+	}
 }
 
 // busy takes UDP port 67 in the namespace until the test ends.
@@ -319,13 +320,10 @@ func TestFirstAdministrator(t *testing.T) {
 		t.Error(err)
 	}
 	r.run("ip", "-n", r.ns, "addr", "add", "198.18.7.7/24", "dev", "br0")
-	for range 100 {
-		if err = r.get(admin, "198.18.7.7"); err == nil {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
+	named := func() bool { err = r.get(admin, "198.18.7.7"); return err == nil }
+	if !waittest.Soon(30*time.Second, named) {
+		t.Errorf("the certificate never names the new address: %v", err)
 	}
-	t.Errorf("the certificate never names the new address: %v", err)
 }
 
 // get lists the Machines over TLS, as an administrator, on a new connection.

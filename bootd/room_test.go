@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // disk mounts a file system of its own for bootd's state.
@@ -74,17 +75,16 @@ func (p *process) stop() {
 func (r *rig) siteCondition(c *api.Client, status api.ConditionStatus, reason string) {
 	r.t.Helper()
 	var last *api.Condition
-	for range 600 {
+	is := func() bool {
 		s, err := api.Get[api.Site](r.t.Context(), c, api.SiteName)
 		if err == nil {
 			last = s.Status.Conditions.Get("StoreWritable")
 		}
-		if last != nil && last.Status == status && last.Reason == reason {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
+		return last != nil && last.Status == status && last.Reason == reason
 	}
-	r.t.Fatalf("the Site stays %+v, want %s %s\n%s", last, status, reason, r.last.out)
+	if !waittest.Soon(time.Minute, is) {
+		r.t.Fatalf("the Site stays %+v, want %s %s\n%s", last, status, reason, r.last.out)
+	}
 }
 
 // ask gets a path over the socket.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/command"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // etcd runs a real etcd in the rig's namespace, on 198.18.0.1:2379.
@@ -203,12 +204,7 @@ func TestSecondBootdOnOneStore(t *testing.T) {
 	ready := strings.Count(first.out.String(), "msg=ready")
 	second.signal(syscall.SIGKILL)
 	second.exit()
-	for range 600 {
-		if strings.Count(first.out.String(), "msg=ready") > ready {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+	waittest.Soon(time.Minute, func() bool { return strings.Count(first.out.String(), "msg=ready") > ready })
 	if _, err := api.Get[api.Layer](t.Context(), a.client("r"), "by-second"); err != nil {
 		t.Errorf("the first one, again: %v\n%s", err, first.out)
 	}

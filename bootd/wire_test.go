@@ -30,6 +30,7 @@ import (
 	"github.com/vincent-petithory/dataurl"
 
 	"github.com/rackweft/rackweft/internal/nstest"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // wire is an attacker between a Machine and bootd. Its front answers the Machine
@@ -320,13 +321,7 @@ func (w *wire) broken() string {
 
 // brokenOff waits until a handshake with the attacker was broken off.
 func (w *wire) brokenOff() bool {
-	for range 100 {
-		if strings.Contains(w.broken(), "TLS handshake error") {
-			return true
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return false
+	return waittest.Soon(20*time.Second, func() bool { return strings.Contains(w.broken(), "TLS handshake error") })
 }
 
 // ServeHTTP asks bootd what the Machine asks, and answers what it likes.

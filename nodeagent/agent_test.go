@@ -57,12 +57,10 @@ func TestJoinStreamAndReport(t *testing.T) {
 	}
 	var status Status
 	var err error
-	for range 1000 { // it is written after what bootd is told
-		if status, err = ReadStatus(h.state, h.run); err == nil && status.Link.State == LinkConnected {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	waittest.Soon(time.Minute, func() bool { // it is written after what bootd is told
+		status, err = ReadStatus(h.state, h.run)
+		return err == nil && status.Link.State == LinkConnected
+	})
 	if err != nil || status.Link.State != LinkConnected || !status.Joined {
 		t.Errorf("the local status is %+v, %v", status, err)
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // damages are ways in which a blob is not what its name says.
@@ -227,9 +229,7 @@ func TestSilentRot(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Scrub(ctx) }()
-	for deadline := time.Now().Add(time.Minute); s.Damaged() == 0 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	waittest.Soon(time.Minute, func() bool { return s.Damaged() > 0 })
 	cancel()
 	<-done
 	wantDamaged(t, s, d)

@@ -265,16 +265,15 @@ func TestAllow(t *testing.T) {
 	}
 	says := func(words ...string) {
 		t.Helper()
-		for range 500 {
+		said := func() bool {
 			n, _ := store.Cached[api.Network](r.Cache, "net")
 			c := n.Status.Conditions.Get(network.Allowed)
-			if c != nil && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(c.Message, w) }) {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
+			return c != nil && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(c.Message, w) })
 		}
-		n, _ := store.Cached[api.Network](r.Cache, "net")
-		t.Errorf("no %q in %+v", words, n.Status.Conditions)
+		if !waittest.Soon(time.Minute, said) {
+			n, _ := store.Cached[api.Network](r.Cache, "net")
+			t.Errorf("no %q in %+v", words, n.Status.Conditions)
+		}
 	}
 	has.follow(h, allowed())
 	says("friend does not exist", "same has CIDRs that overlap", "abroad is in Zone red")
@@ -390,11 +389,8 @@ func TestTombstone(t *testing.T) {
 		uid := r.Machine(hostName(i)).Metadata.UID
 		for range 10 {
 			report(h, uid, has.mark)
-			for range 50 {
-				if len(r.index.Memberships(uid)) == 0 {
-					return
-				}
-				time.Sleep(10 * time.Millisecond)
+			if waittest.Soon(500*time.Millisecond, func() bool { return len(r.index.Memberships(uid)) == 0 }) {
+				return
 			}
 			has.take(t, h.until(bookmark)) // it is told again, from the revision that counts
 		}
@@ -425,13 +421,9 @@ func TestTombstone(t *testing.T) {
 		t.Errorf("%+v", late1.tombstones)
 	}
 	finish(1, late, &late1)
-	for range 500 {
-		if gone() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+	if !waittest.Soon(time.Minute, gone) {
+		t.Errorf("the Network stands: %s", r.Text())
 	}
-	t.Errorf("the Network stands: %s", r.Text())
 }
 
 // TestVanishedNetworkIsNoTombstone: absence is not deletion.

@@ -18,6 +18,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 func digest(content string) api.SHA256 {
@@ -192,17 +193,17 @@ func TestDamagedFile(t *testing.T) {
 	until := func(status api.ConditionStatus, reason string) {
 		t.Helper()
 		var last *api.Condition
-		for range 600 {
+		is := func() bool {
 			img, err := store.Get[api.Image](t.Context(), b.Store, "lab")
 			if err != nil {
 				t.Fatal(err)
 			}
-			if last = img.Status.Conditions.Get(api.CondReady); last != nil && last.Status == status && last.Reason == reason {
-				return
-			}
-			time.Sleep(50 * time.Millisecond)
+			last = img.Status.Conditions.Get(api.CondReady)
+			return last != nil && last.Status == status && last.Reason == reason
 		}
-		t.Fatalf("it stays %+v, want %s %s", last, status, reason)
+		if !waittest.Soon(time.Minute, is) {
+			t.Fatalf("it stays %+v, want %s %s", last, status, reason)
+		}
 	}
 	until(api.True, "Complete")
 	path, err := filepath.Glob(filepath.Join(b.blobDir, "sha256", "*"))

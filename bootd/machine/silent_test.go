@@ -11,6 +11,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/hardware/fleet"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // healthy is the BMC of the one Machine that has one that answers.
@@ -55,11 +56,11 @@ func TestSilentBMCs(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = b.c.Control().Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	until(t, 2*time.Minute, "all silent BMCs are waited for", func() bool { return waiting.Load() == silent })
+	waittest.Until(t, 2*time.Minute, "all silent BMCs are waited for", func() bool { return waiting.Load() == silent })
 
 	begun := time.Now()
 	b.machine("r1u01", 1)
-	until(t, 20*time.Second, "the new Machine is powered on", func() bool {
+	waittest.Until(t, 20*time.Second, "the new Machine is powered on", func() bool {
 		return b.get("r1u01").Status.Attempt.Reached(api.StagePowerOn)
 	})
 	on := time.Since(begun)
@@ -67,19 +68,9 @@ func TestSilentBMCs(t *testing.T) {
 	if _, err := b.request("r1u01", api.Request{ID: "x", Verb: api.VerbPower, Argument: "reset", By: "root"}); err != nil {
 		t.Fatal(err)
 	}
-	until(t, 20*time.Second, "power reset is done", func() bool { return b.get("r1u01").Status.Requests[0].State == api.RequestDone })
+	waittest.Until(t, 20*time.Second, "power reset is done", func() bool { return b.get("r1u01").Status.Requests[0].State == api.RequestDone })
 	t.Logf("beside %d silent BMCs a new Machine was powered on in %s, and power reset took %s", waiting.Load(), on, time.Since(begun))
 	if n := waiting.Load(); n != silent {
 		t.Errorf("%d silent BMCs were waited for meanwhile, want all %d", n, silent)
-	}
-}
-
-// until waits for something that other goroutines bring about.
-func until(t *testing.T, limit time.Duration, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(limit); !holds(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %s", what, limit)
-		}
 	}
 }

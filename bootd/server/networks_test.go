@@ -12,6 +12,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // TestNetworkPeers has one lease of each kind in a Network.
@@ -51,14 +52,11 @@ func TestNetworkPeers(t *testing.T) {
 		must(t, err)
 	}
 	var got *api.NetworkPeers
-	for range 500 {
+	waittest.Soon(time.Minute, func() bool { // what it is in the end is looked at below
 		got, err = r.root().NetworkPeers(context.Background(), "net")
 		must(t, err)
-		if len(got.Peers) == 5 && got.Peers[0].State != "" {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return len(got.Peers) == 5 && got.Peers[0].State != ""
+	})
 	want := []string{
 		"host r1 10.5.1.0/24 fd00:0:0:1::/64 198.18.8.1 02:00:00:00:00:01 Failed no underlay",
 		"flanneld 198.18.8.2 10.5.2.0/24 invalid Prefix 198.18.8.2 56:00:00:00:00:02  ",

@@ -18,6 +18,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // placed makes Guests on r1.
@@ -127,10 +128,8 @@ func TestVNCTickets(t *testing.T) {
 		return strings.Join(list, ", ")
 	}
 	const want = "otto GET 101, otto POST 201, otto POST 201, vera POST 403"
-	for end := time.Now().Add(20 * time.Second); told() != want; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("audited are %s", told())
-		}
+	if !waittest.Soon(20*time.Second, func() bool { return told() == want }) {
+		t.Fatalf("audited are %s", told())
 	}
 	if status, _, body := r.do("GET", ticket.Path, ""); status != http.StatusUpgradeRequired || !strings.Contains(body, "weftctl guest vnc web") {
 		t.Errorf("without Upgrade: %d %s", status, body)

@@ -12,6 +12,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // measuredHub is a Hub whose hosts have reported.
@@ -74,12 +75,10 @@ func TestUsage(t *testing.T) {
 	})
 	var got *api.Usage
 	var err error
-	for range 500 { // until the cache has all of it
-		if got, err = r.bearer(viewerToken).Usage(ctx, ""); err != nil || len(got.Guests) == 3 && len(got.Hosts) == 3 {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	waittest.Soon(time.Minute, func() bool { // until the cache has all of it
+		got, err = r.bearer(viewerToken).Usage(ctx, "")
+		return err != nil || len(got.Guests) == 3 && len(got.Hosts) == 3
+	})
 	must(t, err)
 	if len(got.Hosts) != 3 || len(got.Guests) != 3 {
 		t.Fatalf("%+v", got)

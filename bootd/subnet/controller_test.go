@@ -14,6 +14,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/subnet"
 	"github.com/rackweft/rackweft/internal/wait"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // TestConditions: a Subnet's condition follows how it is served, its news are
@@ -46,13 +47,9 @@ func TestConditions(t *testing.T) {
 	until := func(reason string) {
 		t.Helper()
 		c.Served.Set()
-		for range 1000 {
-			if cond := ready(); cond != nil && cond.Reason == reason {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
+		if !waittest.Soon(time.Minute, func() bool { cond := ready(); return cond != nil && cond.Reason == reason }) {
+			t.Fatalf("it is %+v, want %s", ready(), reason)
 		}
-		t.Fatalf("it is %+v, want %s", ready(), reason)
 	}
 	applied.Store(true)
 	until("Serving")

@@ -251,9 +251,8 @@ func TestReplacementCarries(t *testing.T) {
 	// It has had its time, and the uplink sends it nothing.
 	b.edit(func(z *api.Zone) { z.Status.Reflectors[1].Since = time.Now().Add(-2 * joining) })
 	b.settled("r1u01:Leaving r2u01")
-	for want := "r1u01 leaves (NotNamed) once r2u01 has routes advertised to uplink 198.18.8.1"; !strings.Contains(b.condition(api.CondReady, "Changing"), want); {
-		time.Sleep(10 * time.Millisecond)
-	}
+	const want = "r1u01 leaves (NotNamed) once r2u01 has routes advertised to uplink 198.18.8.1"
+	waittest.Until(t, time.Minute, want, func() bool { return strings.Contains(b.condition(api.CondReady, "Changing"), want) })
 	b.apply("r2u01")
 	b.settled("r1u01:Withdrawn r2u01")
 	b.edit(func(z *api.Zone) { z.Status.Reflectors[0].Since = time.Now().Add(-following) })
@@ -279,9 +278,7 @@ func TestNothingChangesWithoutNeed(t *testing.T) {
 		b.host(3, i+1)
 	}
 	b.condition(Members, "Complete")
-	for !strings.HasPrefix(b.condition(Members, "Complete"), "7 ") {
-		time.Sleep(10 * time.Millisecond)
-	}
+	waittest.Until(t, time.Minute, "7 members", func() bool { return strings.HasPrefix(b.condition(Members, "Complete"), "7 ") })
 	b.apply("r1u01")
 	after := b.zone("yellow")
 	if !sameReflectors(before.Status.Reflectors, after.Status.Reflectors) {
@@ -298,9 +295,8 @@ func TestConditions(t *testing.T) {
 	b.host(1, 2, func(m *api.Machine) { m.Spec.Links[0].Addresses = nil })
 	b.host(1, 3, func(m *api.Machine) { m.Status.Phase = api.PhaseProvisioning })
 	b.settled("r1u01:Starting")
-	for !strings.Contains(b.condition(api.CondReady, "NotEnoughHosts"), "r1u02 (its link prod0 has no IPv4 address: pin one from Subnet prod), r1u03 (Provisioning)") {
-		time.Sleep(10 * time.Millisecond)
-	}
+	const why = "r1u02 (its link prod0 has no IPv4 address: pin one from Subnet prod), r1u03 (Provisioning)"
+	waittest.Until(t, time.Minute, why, func() bool { return strings.Contains(b.condition(api.CondReady, "NotEnoughHosts"), why) })
 	if text := b.condition(Members, "NoUnderlay"); !strings.Contains(text, "1 of 3") || !strings.Contains(text, "r1u02: ") {
 		t.Error(text)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 )
 
 // newSite is a Zone at rest: reflectors r1u01 and r2u01, clients r3u01 and r3u02,
@@ -54,18 +55,17 @@ func newSite(t *testing.T) (*bench, *Views) {
 			z.Status.Reflectors = append(z.Status.Reflectors, api.ReflectorStatus{Machine: name, UID: b.Machine(name).Metadata.UID, State: api.ReflectorServing, Since: time.Now().UTC()})
 		}
 	})
-	for range 1000 {
-		ready := 0
+	ready := waittest.Soon(time.Minute, func() bool {
+		leases := 0
 		for _, m := range b.parts.Members("yellow") {
-			ready += len(index.Memberships(m.Machine.Metadata.UID))
+			leases += len(index.Memberships(m.Machine.Metadata.UID))
 		}
-		if ready == 8 {
-			return b, &Views{Cache: b.Cache, Parts: b.parts, Sessions: b.reported}
-		}
-		time.Sleep(10 * time.Millisecond)
+		return leases == 8
+	})
+	if !ready {
+		t.Fatalf("the hosts never have their leases: %s", b.Text())
 	}
-	t.Fatalf("the hosts never have their leases: %s", b.Text())
-	return nil, nil
+	return b, &Views{Cache: b.Cache, Parts: b.parts, Sessions: b.reported}
 }
 
 // lease is a host's of a Network.

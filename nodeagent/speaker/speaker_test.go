@@ -20,6 +20,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bgp"
 	"github.com/rackweft/rackweft/internal/nstest"
+	"github.com/rackweft/rackweft/internal/wait/waittest"
 	"github.com/rackweft/rackweft/nodeagent"
 )
 
@@ -100,12 +101,12 @@ func part() *api.BGPPart {
 // busy machine the speaker takes longer than one look waits for it.
 func settle(t *testing.T, s *Speaker, value *api.BGPPart) api.PartStatus {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		got := s.Reconcile(t.Context(), []nodeagent.Part{{Name: "bgp", UID: "u", Value: value}})["bgp"]
-		if got.State != api.PartPending || time.Now().After(deadline) {
-			return got
-		}
-	}
+	var got api.PartStatus
+	waittest.Soon(time.Minute, func() bool {
+		got = s.Reconcile(t.Context(), []nodeagent.Part{{Name: "bgp", UID: "u", Value: value}})["bgp"]
+		return got.State != api.PartPending
+	})
+	return got
 }
 
 func TestReconcile(t *testing.T) {
