@@ -19,9 +19,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // verb is a power action.
@@ -45,7 +45,7 @@ var _ hardware.BMC = (*BMC)(nil)
 
 // Dial logs in to a BMC for the one server that endpoint names; Close logs out. It fails as Connect does.
 func Dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*BMC, error) {
-	return dial(ctx, endpoint, log, sleep)
+	return dial(ctx, endpoint, log, wait.For)
 }
 
 func dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger, pause pauser) (*BMC, error) {
@@ -58,18 +58,6 @@ func dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger, pau
 		return nil, errors.Join(err, s.Close(ctx))
 	}
 	return b, nil
-}
-
-// sleep waits, or returns early with the context's error.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 // Close logs the whole BMC out: it is for those that dialled it.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // knownFor is how long it is remembered what a BMC is: firmware is updated, and things move with it.
@@ -33,7 +34,7 @@ type known struct {
 
 // Connect logs in as the function Connect does, knowing what earlier logins have found out.
 func (k *Known) Connect(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*Service, error) {
-	return connect(ctx, endpoint, log, sleep, k)
+	return connect(ctx, endpoint, log, wait.For, k)
 }
 
 // of is what is remembered of the BMC that has the pinned certificate.

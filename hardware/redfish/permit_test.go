@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/internal/wait"
 )
 
 // TestPermit: a command is asked for just before it is sent; a read is not, and
@@ -22,7 +23,7 @@ func TestPermit(t *testing.T) {
 	}))
 	defer server.Close()
 	ctx := hardware.WithPermit(t.Context(), func() error { asked = append(asked, "permit"); return refused })
-	tr := newTransport(hardware.Endpoint{Address: server.URL}, slog.New(slog.DiscardHandler), sleep)
+	tr := newTransport(hardware.Endpoint{Address: server.URL}, slog.New(slog.DiscardHandler), wait.For)
 	tr.ctx = ctx
 	for _, method := range []string{http.MethodGet, http.MethodDelete, http.MethodPost, http.MethodPatch, http.MethodPut} {
 		req, err := http.NewRequestWithContext(ctx, method, server.URL+"/redfish/v1/Systems/1", strings.NewReader("{}"))
