@@ -21,6 +21,15 @@ func (c *Client) Console(ctx context.Context, machine string) (io.ReadWriteClose
 	return c.upgrade(ctx, ConsoleProtocol, "/v1/machines/"+url.PathEscape(machine)+"/console")
 }
 
+// ConsoleLog returns the last lines of a Machine's serial console.
+func (c *Client) ConsoleLog(ctx context.Context, machine string) (*ConsoleLog, error) {
+	out := new(ConsoleLog)
+	if err := c.call(ctx, http.MethodGet, "/v1/machines/"+url.PathEscape(machine)+"/console/log", nil, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // GuestConsole opens a Guest's serial console through its host, as Console does.
 // A console has one user at a time.
 func (c *Client) GuestConsole(ctx context.Context, guest string) (io.ReadWriteCloser, error) {

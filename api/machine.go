@@ -270,6 +270,8 @@ type BMCStatus struct {
 	// another address a new one is learned.
 	LearnedFrom string    `json:"learnedFrom,omitzero" doc:"BMC address that fingerprint was learned from; another address starts over."`
 	LastContact time.Time `json:"lastContact,omitzero" doc:"When the BMC last answered."`
+	// Console is known once the console was opened, or was found missing.
+	Console ConsoleKind `json:"console,omitzero" enum:"websocket,ssh,sol,none" doc:"How the serial console is reached; none where the BMC has none; empty until it was opened for the first time."`
 }
 
 // Stage is the progress of a BootAttempt. Stages are ordered; a boot may skip

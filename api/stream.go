@@ -239,6 +239,8 @@ type Explanation struct {
 	Decisions []Decision `json:"decisions,omitempty"`
 	Events    []Event    `json:"events,omitempty"`
 	Origins   []Origin   `json:"origins,omitempty" doc:"Which Layer each part of its config comes from."`
+	// Console is for those who may open the console.
+	Console []ConsoleLine `json:"console,omitempty" doc:"The last lines of its serial console."`
 }
 
 // Origin says which Layer a file, unit or user of a config comes from.

@@ -21,6 +21,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/blob"
 	"github.com/rackweft/rackweft/bootd/boot"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/console"
 	"github.com/rackweft/rackweft/bootd/control"
 	"github.com/rackweft/rackweft/bootd/hostspec"
 	"github.com/rackweft/rackweft/bootd/image"
@@ -60,6 +61,7 @@ type daemon struct {
 
 	bmcs     redfish.Known // what was found out about BMCs
 	fleet    *fleet.Fleet  // those in use
+	consoles *console.Keeper
 	tracker  *machine.Tracker
 	decider  *boot.Decider
 	subnets  *subnet.Service
@@ -193,6 +195,12 @@ func (d *daemon) build(ctx context.Context) error {
 		return fmt.Errorf("register the metrics of journals and blobs: %w", err)
 	}
 	d.fleet = fleet.New(d.connectBMC, d.log)
+	d.consoles = console.New(console.Config{
+		Cache: d.cache, Open: d.openConsole, Log: d.log,
+		Learned: func(ctx context.Context, m *api.Machine, kind api.ConsoleKind) error {
+			return machine.LearnConsole(ctx, control.Env{Store: d.store, Cache: d.cache, Event: d.record.Event, Log: d.log}, m, kind)
+		},
+	})
 	d.tracker = &machine.Tracker{Store: d.store, Cache: d.cache}
 	epoch, err := d.epoch(ctx)
 	if err != nil {
@@ -395,6 +403,7 @@ func (d *daemon) lead(ctx context.Context) error {
 		env := control.Env{Store: d.store, Cache: d.cache, Event: d.record.Event, Log: d.log}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return d.recovery.Run(ctx) })
+		g.Go(func() error { return d.consoles.Run(ctx) })
 		for _, k := range d.kinds() {
 			if k.control == nil {
 				continue
@@ -446,6 +455,9 @@ func (d *daemon) ready(ctx context.Context, servers []<-chan struct{}) error {
 
 // close closes what is open, in the reverse order.
 func (d *daemon) close() error {
+	if d.consoles != nil {
+		d.consoles.Close()
+	}
 	if d.fleet != nil {
 		d.fleet.Close()
 	}

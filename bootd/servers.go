@@ -3,7 +3,6 @@ package bootd
 import (
 	"context"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -164,7 +163,7 @@ func (d *daemon) apiServer() (*server.Server, error) {
 		Listen: d.config.Listen.API, Known: d.known, Socket: filepath.Join(d.config.RunDir, "bootd.sock"), TLS: d.ca.ServerTLS(), Tokens: tokens,
 		Store: d.store, Cache: d.cache, Blobs: d.blobs, Hub: d.hub, Compiler: d.hub.Compiler, Networks: d.nets, Decider: d.decider,
 		Zones:  &zone.Views{Cache: d.cache, Parts: d.zones, Sessions: d.hub.BGP},
-		Events: d.record.events, Decisions: d.record.decisions, AuditLog: d.record.audit, Audit: d.record.Audit, Console: d.console, Recovery: d.recovery, Backup: d.backupSource().write, Metrics: d.metrics, Registerer: d.metrics, Log: d.log,
+		Events: d.record.events, Decisions: d.record.decisions, AuditLog: d.record.audit, Audit: d.record.Audit, Console: d.consoles.Attach, ConsoleLines: d.consoles.Lines, Recovery: d.recovery, Backup: d.backupSource().write, Metrics: d.metrics, Registerer: d.metrics, Log: d.log,
 	})
 }
 
@@ -177,18 +176,11 @@ func (d *daemon) connectBMC(ctx context.Context, e hardware.Endpoint) (hardware.
 	return s, nil
 }
 
-// console opens a Machine's serial console through its BMC.
-func (d *daemon) console(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error) {
-	if m.Spec.BMC == nil {
-		return nil, fmt.Errorf("machine %s has no BMC in its spec", m.Metadata.Name)
-	}
+// openConsole opens a Machine's serial console through its BMC.
+func (d *daemon) openConsole(ctx context.Context, m *api.Machine, need bool) (*hardware.Console, error) {
 	endpoint, err := machine.Endpoint(ctx, d.store, m)
 	if err != nil {
 		return nil, err
 	}
-	console, err := d.fleet.Console(ctx, endpoint, true)
-	if err != nil {
-		return nil, err // a nil *Console is no nil io.ReadWriteCloser
-	}
-	return console, nil
+	return d.fleet.Console(ctx, endpoint, need)
 }

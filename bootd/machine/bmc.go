@@ -198,6 +198,10 @@ func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint, done string
 			message += "; its certificate was pinned at the first contact (spec.bmc.tls.fingerprint pins it for good)"
 		}
 		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", message)
-		m.Status.BMC = api.BMCStatus{Fingerprint: fingerprint, LearnedFrom: m.Spec.BMC.Address, LastContact: time.Now().UTC()}
+		console := m.Status.BMC.Console
+		if m.Status.BMC.LearnedFrom != m.Spec.BMC.Address {
+			console = "" // of another BMC
+		}
+		m.Status.BMC = api.BMCStatus{Console: console, Fingerprint: fingerprint, LearnedFrom: m.Spec.BMC.Address, LastContact: time.Now().UTC()}
 	})
 }

@@ -206,7 +206,7 @@ func (x boot) confirm(after time.Time, what string) action {
 	case m.Spec.BMC == nil:
 		return x.hold("UnsolicitedBootUnconfirmed", refused+": it has no BMC that could confirm a reset; weftctl machine reprovision asks for the boot, or set spec.boot.unsolicited to allow")
 	case retry > api.MaxRetries:
-		return x.hold("ResetLoop", fmt.Sprintf("%s: it was reset %d times in a row without reaching Active; read its console, then weftctl machine reprovision", refused, retry))
+		return x.hold("ResetLoop", fmt.Sprintf("%s: it was reset %d times in a row without reaching Active; %s, then weftctl machine reprovision", refused, retry, lookAt(x.machine)))
 	}
 	return x.ask(action{ask: askReset, after: after, reason: what, retry: retry})
 }

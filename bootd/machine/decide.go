@@ -193,7 +193,7 @@ func (j judge) tagLost(why string) event {
 
 // expire fails an attempt whose window is over.
 func (j judge) expire() action {
-	message := overdue(j.machine, j.required(j.machine))
+	message := overdue(j.machine, j.required(j.machine)) + saidLast(j.said())
 	return action{do: doExpire, message: message, event: event{api.Warning, "BootFailed", message}}
 }
 

@@ -44,7 +44,7 @@ func given(changes ...change) facts {
 	site := new(api.Site)
 	site.SetDefaults()
 	site.Spec.Guests.DrainDeadline = api.Duration(15 * time.Minute)
-	f := facts{machine: m, site: site.Spec, required: func(*api.Machine) trust.Requirement { return trust.Requirement{Level: api.TrustToken, Of: "the Site"} }}
+	f := facts{machine: m, site: site.Spec, said: func() string { return "" }, required: func(*api.Machine) trust.Requirement { return trust.Requirement{Level: api.TrustToken, Of: "the Site"} }}
 	s := &situation{Machine: m, facts: &f}
 	f.held = func(action) hold { return hold{} }
 	f.guests = func() []*api.Guest { return s.on }

@@ -25,6 +25,8 @@ type facts struct {
 	required func(*api.Machine) trust.Requirement
 	// guests are those that are on the Machine.
 	guests func() []*api.Guest
+	// said is the last line of the BootAttempt on its console, empty when none was heard.
+	said func() string
 	// opened counts the other Machines with an open BootAttempt, switched those
 	// whose power is being changed.
 	opened, switched func() load
@@ -45,6 +47,7 @@ func (c *Controller) facts(m *api.Machine) facts {
 		held:     func(a action) hold { return c.bmcs().held(m, a) },
 		required: func(m *api.Machine) trust.Requirement { return Required(c.Cache, m) },
 		guests:   func() []*api.Guest { return guestsOf(c.Cache, m) },
+		said:     func() string { return c.Said(m) },
 		opened: func() load {
 			return count(c.Cache, m, func(other *api.Machine) bool { return other.Status.Attempt.Open() })
 		},

@@ -44,6 +44,21 @@ func (h *machines) openConsole(c *call) error {
 	return nil
 }
 
+// logLines is more than is kept of a console.
+const logLines = 1000
+
+// consoleLog shows what was heard of the Machine's serial console.
+func (h *machines) consoleLog(c *call) error {
+	m, err := store.Get[api.Machine](c.r.Context(), h.store, c.name())
+	if err != nil {
+		return err
+	}
+	if err := h.objects.reaches(c, m); err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, api.ConsoleLog{Console: m.Status.BMC.Console, Lines: append([]api.ConsoleLine{}, h.lines(m, logLines)...)})
+}
+
 // upgradable refuses a request without an Upgrade, and says how to make one.
 func (c *call) upgradable(protocol, command string) error {
 	if c.r.ProtoMajor == 1 && strings.EqualFold(c.r.Header.Get("Upgrade"), protocol) {

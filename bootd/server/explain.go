@@ -17,6 +17,7 @@ import (
 const (
 	explainDecisions = 50
 	explainEvents    = 30
+	explainLines     = 15
 )
 
 // explain says why a Machine is in its current state. It may be named by a MAC, even by one that no Machine has.
@@ -37,6 +38,9 @@ func (h *machines) explain(c *call) error {
 		if x.Events, err = newest(c.r.Context(), h.events, explainEvents, eventsOf("Machine", m.Metadata.Name)); err != nil {
 			return err
 		}
+	}
+	if m != nil && c.who.role >= operator && h.objects.reaches(c, m) == nil {
+		x.Console = h.lines(m, explainLines)
 	}
 	if x.Decisions, err = newest(c.r.Context(), h.decisions, explainDecisions, h.journals.about(who)); err != nil {
 		return err
@@ -232,11 +236,19 @@ func advice(m *api.Machine) []string {
 	case m.Spec.Profile == "" && m.Spec.State == api.StateActive:
 		return []string{"It has no Profile, so there is nothing to boot: set spec.profile."}
 	case m.Status.Phase == api.PhaseFailed:
-		return []string{fmt.Sprintf("After removing the cause: weftctl machine reprovision %s. Its console: weftctl console %s.", name, name)}
-	case m.Status.Phase == api.PhaseProvisioning:
-		return []string{fmt.Sprintf("To watch it: weftctl console %s.", name)}
+		return []string{fmt.Sprintf("After removing the cause: weftctl machine reprovision %s.", name) + console(m, " Its console: weftctl console %s.")}
+	case m.Status.Phase == api.PhaseProvisioning && m.HasConsole():
+		return []string{console(m, "To watch it: weftctl console %s.")}
 	}
 	return nil
+}
+
+// console is advice about a Machine's console, empty when none is known.
+func console(m *api.Machine, format string) string {
+	if !m.HasConsole() {
+		return ""
+	}
+	return fmt.Sprintf(format, m.Metadata.Name)
 }
 
 func clock(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -23,6 +23,7 @@ type machines struct {
 	events    *journal.Journal[api.Event]
 	decisions *journal.Journal[api.Decision]
 	console   func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
+	lines     func(m *api.Machine, n int) []api.ConsoleLine
 	objects   *objects
 	journals  *journals
 	streams   *streams
@@ -35,6 +36,8 @@ func (h *machines) routes() []route {
 			out: api.Explanation{}, handle: h.explain},
 		{method: "GET", path: one + "/console", tag: "Machine", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
 			summary: "Open the serial console: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: h.openConsole},
+		{method: "GET", path: one + "/console/log", tag: "Machine", role: operator, summary: "The last lines of the serial console, as bootd has heard it",
+			out: api.ConsoleLog{}, handle: h.consoleLog},
 	}
 	for _, v := range []api.Verb{api.VerbReprovision, api.VerbPower, api.VerbInspect, api.VerbIdentify} {
 		routes = append(routes, route{method: "POST", path: one + "/" + string(v), tag: "Machine", role: operator, audited: true,

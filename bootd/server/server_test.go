@@ -52,6 +52,7 @@ type rig struct {
 	decisions *journal.Journal[api.Decision]
 	decider   *fakeDecider
 	consoles  chan net.Conn // the Machine's ends
+	lines     []api.ConsoleLine
 	logs      *logtest.Buffer
 	server    *Server
 	base      string // https URL
@@ -170,6 +171,9 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 		Hub: hub, Zones: &zone.Views{Cache: r.cache, Parts: zones, Sessions: hub.BGP},
 		Events: r.events, Decisions: r.decisions, AuditLog: audits,
 		Recovery: &recovery.Keeper{Store: r.store, Cache: r.cache, Event: func(api.Object, api.EventType, string, string) {}, Log: log},
+		ConsoleLines: func(m *api.Machine, n int) []api.ConsoleLine {
+			return r.lines[max(0, len(r.lines)-n):]
+		},
 		Console: func(context.Context, *api.Machine) (io.ReadWriteCloser, error) {
 			near, far := net.Pipe()
 			r.consoles <- far
@@ -443,6 +447,7 @@ func TestRoles(t *testing.T) {
 		{"PUT", "/v1/machines/r1", operators},
 		{"DELETE", "/v1/profiles/none", operators},
 		{"POST", "/v1/machines/r1/power", operators},
+		{"GET", "/v1/machines/r1/console/log", operators},
 		{"GET", "/v1/machines/r1/console", operators},
 		{"PUT", "/v1/sites/site", admins},
 		{"PUT", "/v1/secrets/x", admins},
@@ -800,6 +805,7 @@ func TestSummary(t *testing.T) {
 			m.Status.LastSeen = now.Add(-90 * time.Second)
 		}, api.SiteSpec{}, []string{"This Machine is not registered", "52:54:00:00:00:01", "1m30s ago", "Apply a Machine"}},
 		{"under way", func(m *api.Machine) {
+			m.Status.BMC.Console = "ssh"
 			m.Status.Phase, m.Status.Attempt = api.PhaseProvisioning, open(api.StagePointer, time.Hour)
 		}, api.SiteSpec{}, []string{"r1 is Provisioning", "BootAttempt 3", "waits for Ignition to fetch its config over TLS, for another 1h0m0s", "weftctl console r1"}},
 		{"overdue", func(m *api.Machine) {

@@ -367,6 +367,46 @@ func TestConsole(t *testing.T) {
 	}
 }
 
+// TestConsoleLog: operators read what was heard, and explain shows the end of it to them; viewers do not.
+func TestConsoleLog(t *testing.T) {
+	r := newRig(t)
+	put(t, r.root(), testsite.NewMachine("r1", "52:54:00:00:00:01"))
+	none, err := r.bearer(operatorToken).ConsoleLog(t.Context(), "r1")
+	if err != nil || none.Lines == nil || len(none.Lines) > 0 {
+		t.Errorf("nothing heard: %+v, %v", none, err)
+	}
+	for n := range 100 {
+		r.lines = append(r.lines, api.ConsoleLine{Time: time.Unix(int64(n), 0).UTC(), Attempt: 1, Text: fmt.Sprintf("line %d", n)})
+	}
+	heard, err := r.bearer(operatorToken).ConsoleLog(t.Context(), "r1")
+	if err != nil || len(heard.Lines) != 100 || heard.Lines[99] != r.lines[99] {
+		t.Errorf("%+v, %v", heard, err)
+	}
+	_, err = r.bearer(viewerToken).ConsoleLog(t.Context(), "r1")
+	wantStatus(t, err, http.StatusForbidden, "role operator is needed")
+	x, err := r.bearer(operatorToken).Explain(t.Context(), "r1")
+	if err != nil || len(x.Console) != explainLines || x.Console[explainLines-1].Text != "line 99" {
+		t.Errorf("explain shows %+v, %v", x, err)
+	}
+	if x, err = r.bearer(viewerToken).Explain(t.Context(), "r1"); err != nil || len(x.Console) > 0 {
+		t.Errorf("explain shows a viewer %+v, %v", x.Console, err)
+	}
+}
+
+// TestAdviceToOpenTheConsole is given only where there is one.
+func TestAdviceToOpenTheConsole(t *testing.T) {
+	for kind, want := range map[api.ConsoleKind]bool{"": false, api.NoConsole: false, "ssh": true, "websocket": true} {
+		for _, phase := range []api.Phase{api.PhaseProvisioning, api.PhaseFailed} {
+			m := testsite.NewMachine("r1", "52:54:00:00:00:01")
+			m.Spec.Profile, m.Spec.BMC = "worker", &api.BMC{Address: "https://198.18.0.7"}
+			m.Status.Phase, m.Status.BMC.Console = phase, kind
+			if text := strings.Join(advice(m), "\n"); strings.Contains(text, "weftctl console r1") != want {
+				t.Errorf("console %q, %s: %q", kind, phase, text)
+			}
+		}
+	}
+}
+
 // TestStop ends Run while a watch, an event stream and a console are open: they
 // end by themselves, and nothing is cut off.
 func TestStop(t *testing.T) {

@@ -30,27 +30,28 @@ type bootd struct {
 	t      *testing.T
 	socket string
 
-	mu       sync.Mutex
-	objects  map[string]api.Object // by plural/name
-	blobs    map[string][]byte     // by digest
-	revision int
-	changed  chan struct{} // closed at the next change
-	events   []api.Event
-	requests []string // METHOD path, in order
-	refuse   map[string]*api.Problem
-	warnings map[string][]string // by plural/name
-	explain  *api.Explanation
-	peers    *api.NetworkPeers
-	path     func(from, to string) *api.NetworkPath
-	console  func(*bufio.ReadWriter)
-	exec     func(api.GuestExec) api.GuestExecResult
-	export   func(http.ResponseWriter)
-	bgp      map[string]any // answers, by path and query
-	usage    func(host string) (api.Usage, bool)
-	putting  func(key string) (answered func()) // plural/name
-	recovery api.RecoveryStatus
-	serving  func(machine string, r *api.Request) // what becomes of a verb; done at once unless it says otherwise
-	losing   func(*http.Request) bool             // whether the answer is lost
+	mu         sync.Mutex
+	objects    map[string]api.Object // by plural/name
+	blobs      map[string][]byte     // by digest
+	revision   int
+	changed    chan struct{} // closed at the next change
+	events     []api.Event
+	requests   []string // METHOD path, in order
+	refuse     map[string]*api.Problem
+	warnings   map[string][]string // by plural/name
+	explain    *api.Explanation
+	consoleLog api.ConsoleLog
+	peers      *api.NetworkPeers
+	path       func(from, to string) *api.NetworkPath
+	console    func(*bufio.ReadWriter)
+	exec       func(api.GuestExec) api.GuestExecResult
+	export     func(http.ResponseWriter)
+	bgp        map[string]any // answers, by path and query
+	usage      func(host string) (api.Usage, bool)
+	putting    func(key string) (answered func()) // plural/name
+	recovery   api.RecoveryStatus
+	serving    func(machine string, r *api.Request) // what becomes of a verb; done at once unless it says otherwise
+	losing     func(*http.Request) bool             // whether the answer is lost
 }
 
 // finishes changes the last request of a Machine, and the Machine.
@@ -101,6 +102,7 @@ func (b *bootd) routes() http.Handler {
 		b.json(w, b.path(r.URL.Query().Get("from"), r.URL.Query().Get("to")))
 	})
 	mux.HandleFunc("GET /v1/machines/{name}/console", b.openConsole)
+	mux.HandleFunc("GET /v1/machines/{name}/console/log", func(w http.ResponseWriter, _ *http.Request) { b.json(w, b.consoleLog) })
 	mux.HandleFunc("GET /v1/guests/{name}/console", b.openConsole)
 	mux.HandleFunc("POST /v1/guests/{name}/exec", b.guestExec)
 	mux.HandleFunc("POST /v1/guests/{name}/vnc", func(w http.ResponseWriter, r *http.Request) {

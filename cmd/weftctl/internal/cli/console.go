@@ -6,22 +6,31 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/cmd/weftctl/internal/terminal"
 )
 
 func (a *machineCommands) consoleCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "console MACHINE",
-		Short:             "Open a Machine's serial console",
-		Long:              "console connects this terminal to a Machine's serial console through its BMC." + consoleEscapes,
+	log := false
+	c := &cobra.Command{
+		Use:   "console MACHINE",
+		Short: "Open a Machine's serial console",
+		Long: `console connects this terminal to a Machine's serial console through its BMC. Its last lines come first. Others
+may be attached at the same time: they see the same. --log prints what bootd has heard so far, and connects to nothing.` + consoleEscapes,
 		Args:              exactly(1, "MACHINE"),
 		ValidArgsFunction: a.completeOne("machines"),
 		RunE: func(c *cobra.Command, args []string) error {
 			client, err := a.client()
 			if err != nil {
 				return err
+			}
+			if log {
+				return a.consoleLog(c.Context(), client, args[0])
 			}
 			far, err := client.Console(c.Context(), args[0])
 			if err != nil {
@@ -30,6 +39,35 @@ func (a *machineCommands) consoleCommand() *cobra.Command {
 			return a.attach(c.Context(), far, args[0])
 		},
 	}
+	c.Flags().BoolVar(&log, "log", false, "print the last lines that bootd has heard")
+	return c
+}
+
+// consoleLog prints what bootd has heard of a Machine's console.
+func (a *app) consoleLog(ctx context.Context, client *api.Client, name string) error {
+	heard, err := client.ConsoleLog(ctx, name)
+	if err != nil {
+		return fmt.Errorf("console of machine/%s: %w", name, err)
+	}
+	switch {
+	case len(heard.Lines) > 0:
+		return printConsole(a.out, heard.Lines)
+	case heard.Console == api.NoConsole:
+		a.note("the BMC of %s has no serial console", name)
+	default:
+		a.note("nothing was heard of the console of %s: bootd listens while a BootAttempt is open, or someone is attached", name)
+	}
+	return nil
+}
+
+// printConsole prints lines of a console with the time at which they were heard.
+func printConsole(w io.Writer, lines []api.ConsoleLine) error {
+	for _, line := range lines {
+		if _, err := fmt.Fprintf(w, "  %s  %s\n", line.Time.Local().Format(time.DateTime), terminal.Clean(line.Text)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const consoleEscapes = ` As in ssh, at the beginning of a line:

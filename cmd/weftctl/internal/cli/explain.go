@@ -145,6 +145,10 @@ func (a *app) printExplanation(w *terminal.Terminal, name string, x *api.Explana
 		section("Events, the last " + fmt.Sprint(min(len(x.Events), lastEvents)))
 		err = p.Events(w, tail(x.Events, lastEvents), false)
 	}
+	if len(x.Console) > 0 {
+		section("Console, the last " + fmt.Sprint(len(x.Console)))
+		err = printConsole(w, x.Console)
+	}
 	if len(x.Origins) > 0 {
 		section("Config, and which Layer each part comes from")
 		err = p.Origins(w, x.Origins)

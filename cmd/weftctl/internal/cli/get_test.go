@@ -240,6 +240,20 @@ Config, and which Layer each part comes from
 	b.run(t, "", "explain", "subnet.spec.prefixes").want(t, 0, "subnet.spec.prefixes  list of prefix\n  Prefixes of the Subnet; at least one.\n")
 }
 
+func TestConsoleLog(t *testing.T) {
+	b := newBootd(t)
+	b.run(t, "", "console", "r1u07", "--log").want(t, 0, "", "nothing was heard of the console of r1u07")
+	b.consoleLog.Console = api.NoConsole
+	b.run(t, "", "console", "r1u07", "--log").want(t, 0, "", "the BMC of r1u07 has no serial console")
+	b.consoleLog.Lines = []api.ConsoleLine{{Time: time.Date(2026, 11, 21, 4, 0, 0, 0, time.Local), Text: "Kernel panic\x1b[2J"}}
+	const want = "  2026-11-21 04:00:00  Kernel panic�[2J\n"
+	b.run(t, "", "console", "r1u07", "--log").want(t, 0, want)
+	b.explain = &api.Explanation{Machine: new(api.Machine), Console: b.consoleLog.Lines}
+	if r := b.run(t, "", "explain", "machine/r1u07"); r.code != 0 || !strings.HasSuffix(r.out, "\nConsole, the last 1\n"+want) {
+		t.Errorf("%+v", r)
+	}
+}
+
 func itoa(n int) string { raw, _ := json.Marshal(n); return string(raw) }
 
 func TestDescribe(t *testing.T) {

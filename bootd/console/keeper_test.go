@@ -1,0 +1,276 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/internal/testsite"
+	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// rig is a Keeper with Machines whose consoles the test holds.
+type rig struct {
+	*testsite.Site
+	t      *testing.T
+	keeper *Keeper
+	macs   int
+
+	mu      sync.Mutex
+	refuse  error // what opening ends with
+	needs   []bool
+	learned []api.ConsoleKind
+	ends    chan net.Conn // the Machine's end of each console that was opened
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{Site: testsite.Open(t), t: t, ends: make(chan net.Conn, 8)}
+	r.keeper = New(Config{Cache: r.Cache, Log: slog.New(slog.DiscardHandler), Open: r.open,
+		Learned: func(_ context.Context, _ *api.Machine, kind api.ConsoleKind) error {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.learned = append(r.learned, kind)
+			return nil
+		}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var ran sync.WaitGroup
+	ran.Go(func() {
+		if err := r.keeper.Run(ctx); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		ran.Wait()
+		r.keeper.Close()
+	})
+	return r
+}
+
+func (r *rig) open(_ context.Context, _ *api.Machine, need bool) (*hardware.Console, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.needs = append(r.needs, need)
+	if r.refuse != nil {
+		return nil, r.refuse
+	}
+	near, far := net.Pipe()
+	r.ends <- far
+	return &hardware.Console{ReadWriteCloser: near, Kind: hardware.ConsoleSSH}, nil
+}
+
+func (r *rig) opened() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.needs)
+}
+
+// machine makes one with a BMC that answers, and opens a BootAttempt.
+func (r *rig) machine(name string, attempt bool) *api.Machine {
+	r.t.Helper()
+	r.macs++
+	m := testsite.NewMachine(name, api.MAC(fmt.Sprintf("52:54:00:01:01:%02x", r.macs)))
+	m.Spec.BMC = &api.BMC{Address: fmt.Sprintf("https://198.18.1.%d", r.macs), Credentials: "bmc"}
+	m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", "")
+	if attempt {
+		m.Status.Attempt = testsite.Attempt("a1", api.StagePowerOn)
+		m.Status.Attempt.Number = 1
+	}
+	r.Create(m)
+	r.Sync()
+	now, _ := store.Cached[api.Machine](r.Cache, name)
+	return now
+}
+
+// end gives the Machine's end of the console that was opened next.
+func (r *rig) end() net.Conn {
+	r.t.Helper()
+	select {
+	case far := <-r.ends:
+		r.t.Cleanup(func() { _ = far.Close() })
+		return far
+	case <-time.After(10 * time.Second):
+		r.t.Fatal("no console was opened")
+		return nil
+	}
+}
+
+func (r *rig) eventually(what string, holds func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("not so: %s", what)
+		}
+	}
+}
+
+func (r *rig) said(m *api.Machine) string {
+	var all []string
+	for _, line := range r.keeper.Lines(m, 1000) {
+		all = append(all, line.Text)
+	}
+	return strings.Join(all, "|")
+}
+
+func write(t *testing.T, w io.Writer, text string) {
+	t.Helper()
+	if _, err := io.WriteString(w, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t *testing.T, r io.Reader, want string) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(r, got); err != nil || string(got) != want {
+		t.Fatalf("read %q, %v; want %q", got, err, want)
+	}
+}
+
+// TestBootAttemptIsHeard: with no one attached, from its opening to its end; the lines stay, and say of which attempt they are.
+func TestBootAttemptIsHeard(t *testing.T) {
+	r := newRig(t)
+	idle := r.machine("r1u02", false)
+	m := r.machine("r1u01", true)
+	far := r.end()
+	write(t, far, "\x1b[2J\x1b[01;01HiPXE initialising devices...\r\nhttp://198.18.0.1:8080/kern")
+	r.eventually("the lines are kept", func() bool {
+		return r.said(m) == "iPXE initialising devices...|http://198.18.0.1:8080/kern"
+	})
+	if last := r.keeper.LastLine(m); last != "http://198.18.0.1:8080/kern" {
+		t.Errorf("last line %q", last)
+	}
+	now := r.Change("r1u01", func(m *api.Machine) { m.Status.Attempt.Result = api.ResultFailed })
+	if _, err := far.Read(make([]byte, 1)); err == nil {
+		t.Error("the console is open after the BootAttempt")
+	}
+	if r.said(m) == "" || r.keeper.LastLine(now) == "" {
+		t.Error("the lines are gone with the BootAttempt")
+	}
+	now = r.Change("r1u01", func(m *api.Machine) {
+		m.Status.Attempt = testsite.Attempt("a2", api.StagePowerOn)
+		m.Status.Attempt.Number = 2
+	})
+	if last := r.keeper.LastLine(now); last != "" {
+		t.Errorf("a line of the attempt before is said to be of this one: %q", last)
+	}
+	far = r.end()
+	write(t, far, " again\n")
+	r.eventually("the next attempt is heard", func() bool { return r.keeper.LastLine(now) != "" })
+	if r.said(idle) != "" || r.opened() != 2 {
+		t.Errorf("%d consoles were opened; of the idle Machine: %q", r.opened(), r.said(idle))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.needs[0] || r.learned[0] != "ssh" {
+		t.Errorf("needs %v, learned %v", r.needs, r.learned)
+	}
+}
+
+// TestPersonsShareTheConsole, get the last lines first, and survive a BMC that ends it.
+func TestPersonsShareTheConsole(t *testing.T) {
+	r := newRig(t)
+	m := r.machine("r1u01", true)
+	far := r.end()
+	write(t, far, "booting\r\n")
+	r.eventually("it is heard", func() bool { return r.said(m) == "booting" })
+	one, err := r.keeper.Attach(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := r.keeper.Attach(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.WriteString(far, "login: \x1b[1m") }()
+	for _, person := range []io.Reader{one, two} {
+		read(t, person, "booting\r\nlogin: \x1b[1m")
+	}
+	go func() { _, _ = io.WriteString(two, "root\r") }()
+	read(t, far, "root\r")
+	if n := r.opened(); n != 1 {
+		t.Errorf("%d consoles were opened", n)
+	}
+	r.Change("r1u01", func(m *api.Machine) { m.Status.Attempt.Result = api.ResultActive })
+	r.keeper.mu.Lock() // the change was followed when the lock is ours and nothing is wanted
+	r.keeper.mu.Unlock()
+	go func() { _, _ = io.WriteString(far, "still here\r\n") }()
+	read(t, one, "still here\r\n")
+	if err := one.Close(); err != nil {
+		t.Error(err)
+	}
+	_ = far.Close()
+	again := r.end()
+	read(t, two, "still here\r\n\r\n[rackweft: the BMC has ended the console (EOF); it is opened again]\r\n")
+	go func() { _, _ = io.WriteString(again, "back") }()
+	read(t, two, "back")
+	if err := errors.Join(two.Close(), two.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := again.Read(make([]byte, 1)); err == nil {
+		t.Error("the console is open with no one attached")
+	}
+	if _, err := two.Write([]byte("x")); err == nil {
+		t.Error("one who has left can type")
+	}
+}
+
+// TestRefusal: a person is told at once, and what only a person can mend is not tried again in the same BootAttempt.
+func TestRefusal(t *testing.T) {
+	r := newRig(t)
+	r.refuse = fmt.Errorf("open: %w", hardware.ErrUnauthorized)
+	m := r.machine("r1u01", true)
+	r.eventually("it is tried", func() bool { return r.opened() == 1 })
+	if _, err := r.keeper.Attach(t.Context(), m); !errors.Is(err, hardware.ErrUnauthorized) {
+		t.Errorf("attach: %v", err)
+	}
+	r.Change("r1u01", func(m *api.Machine) { m.Metadata.Labels = map[string]string{"a": "b"} })
+	r.eventually("the listener has ended", func() bool {
+		r.keeper.mu.Lock()
+		defer r.keeper.mu.Unlock()
+		return !r.keeper.ports[m.Metadata.UID].running
+	})
+	if n := r.opened(); n != 2 {
+		t.Errorf("it was opened %d times: once, and once for the person", n)
+	}
+	r.mu.Lock()
+	r.refuse = &hardware.UnsupportedError{Verb: "find the console", Err: hardware.ErrUnsupported}
+	r.mu.Unlock()
+	r.Change("r1u01", func(m *api.Machine) { m.Status.Attempt.Number = 2 })
+	r.eventually("it is known that there is none", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.learned) == 1 && r.learned[0] == api.NoConsole
+	})
+	if _, err := r.keeper.Attach(t.Context(), new(api.Machine)); err == nil {
+		t.Error("a Machine without a BMC has a console")
+	}
+}
+
+// TestSlowPerson is dropped; the console is heard all the same.
+func TestSlowPerson(t *testing.T) {
+	r := newRig(t)
+	m := r.machine("r1u01", true)
+	far := r.end()
+	slow, err := r.keeper.Attach(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range backlog + 10 {
+		write(t, far, fmt.Sprintf("line %d\n", n))
+	}
+	r.eventually("all is heard", func() bool { return r.keeper.LastLine(m) == fmt.Sprintf("line %d", backlog+9) })
+	if _, err := io.ReadAll(slow); !errors.Is(err, errSlow) {
+		t.Errorf("the slow one ends with %v", err)
+	}
+}

@@ -1,0 +1,34 @@
+package machine
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
+)
+
+// LearnConsole writes down how a Machine's serial console is reached.
+func LearnConsole(ctx context.Context, e control.Env, m *api.Machine, kind api.ConsoleKind) error {
+	return mutate(ctx, e, m, func(fresh *api.Machine) {
+		if fresh.Spec.BMC != nil && fresh.Spec.BMC.Address == m.Spec.BMC.Address {
+			fresh.Status.BMC.Console = kind
+		}
+	})
+}
+
+// lookAt says where a person sees what a Machine shows.
+func lookAt(m *api.Machine) string {
+	if m.HasConsole() {
+		return "read its console (weftctl console " + m.Metadata.Name + ")"
+	}
+	return "look at its screen (no serial console of it is known)"
+}
+
+// saidLast is the end of a message about a boot that failed: what its console has shown last.
+func saidLast(line string) string {
+	if line == "" {
+		return ""
+	}
+	return fmt.Sprintf("; the last on its console: %q", line)
+}
