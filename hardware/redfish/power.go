@@ -101,7 +101,11 @@ func (r *driver) happened(ctx context.Context, v verb, before system, err error)
 	if err != nil && !lost || v == verbShutdown {
 		return err
 	}
-	seen, lookErr := r.watch(ctx, v, before, lost)
+	waited := time.Duration(0)
+	if errors.Is(err, hardware.ErrUnfinished) {
+		waited = watchLimit // its task had that time
+	}
+	seen, lookErr := r.watch(ctx, v, before, lost, waited)
 	switch {
 	case seen:
 		return nil
@@ -116,13 +120,13 @@ func (r *driver) happened(ctx context.Context, v verb, before system, err error)
 const watchLimit = time.Minute // how long a power action may take to show
 
 // watch looks until the action shows. A restart shows by what is told of the last reset, the boot or POST: where nothing
-// of that is told, it is taken on trust, unless its answer was lost.
-func (r *driver) watch(ctx context.Context, v verb, before system, lost bool) (bool, error) {
+// of that is told, it is taken on trust, unless its answer was lost. It looks once where that time is over already.
+func (r *driver) watch(ctx context.Context, v verb, before system, lost bool, waited time.Duration) (bool, error) {
 	if v == verbRestart && before.traces() == (traces{power: before.PowerState}) && !lost {
 		return true, nil
 	}
 	var lookErr error
-	for waited := time.Duration(0); ; {
+	for {
 		var sys system
 		if sys, _, lookErr = r.system(ctx); lookErr == nil && v.shows(before, sys) {
 			return true, nil
