@@ -58,6 +58,19 @@ metadata: {name: worker}
 spec: {image: os}
 `
 
+// deskYellow is a Zone with its production Subnet.
+const deskYellow = `---
+apiVersion: rackweft/v1alpha1
+kind: Subnet
+metadata: {name: prod}
+spec: {purpose: production, zone: yellow, prefixes: [198.18.8.0/24]}
+---
+apiVersion: rackweft/v1alpha1
+kind: Zone
+metadata: {name: yellow}
+spec: {asn: 64601, prefixes: [198.18.64.0/18]}
+`
+
 // deskHost is one of the hosts; number N has 198.18.0.N on the provisioning
 // segment, and the MAC 52:54:00:01:N:00 there.
 type deskHost struct {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,17 +108,25 @@ func (d *desk) image(name string, content []byte) string {
 	return fmt.Sprintf("{source: %s, sha256: %x}", d.write(name, string(content)), sum)
 }
 
-const reachSite = deskBasics + `---
+// imageOS is the Image os, of bytes, with arguments of its kernel.
+func (d *desk) imageOS(arguments []string, kernel, initrd []byte) string {
+	d.t.Helper()
+	arguments = append(slices.Clone(arguments), `"ignition.config.url=${ignition_url}"`)
+	return fmt.Sprintf(`---
 apiVersion: rackweft/v1alpha1
-kind: Subnet
-metadata: {name: prod}
-spec: {purpose: production, zone: yellow, prefixes: [198.18.8.0/24]}
----
-apiVersion: rackweft/v1alpha1
-kind: Zone
-metadata: {name: yellow}
-spec: {asn: 64601, prefixes: [198.18.64.0/18]}
----
+kind: Image
+metadata: {name: os}
+spec:
+  version: "1"
+  arch: amd64
+  os: debian
+  ignitionVersion: 3.4.0
+  kernelArguments: [%s]
+  files: {kernel: %s, initrd: %s}
+`, strings.Join(arguments, ", "), d.image("kernel", kernel), d.image("initrd", initrd))
+}
+
+const reachSite = deskBasics + deskYellow + `---
 apiVersion: rackweft/v1alpha1
 kind: Machine
 metadata: {name: r1u07}
@@ -139,17 +148,6 @@ apiVersion: rackweft/v1alpha1
 kind: Guest
 metadata: {name: web}
 spec: {network: blue, cpus: 1, memory: 192Mi, image: os, state: Running}
----
-apiVersion: rackweft/v1alpha1
-kind: Image
-metadata: {name: os}
-spec:
-  version: "1"
-  arch: amd64
-  os: debian
-  ignitionVersion: 3.4.0
-  kernelArguments: [%s, "ignition.config.url=${ignition_url}"]
-  files: {kernel: %s, initrd: %s}
 `
 
 // TestReach has a person reach a Guest through bootd and its host, both of which
@@ -170,7 +168,7 @@ func TestReach(t *testing.T) {
 		t.Fatal(err)
 	}
 	arguments := append(guestos.Arguments(), guestos.AgentArgument)
-	d.apply(fmt.Sprintf(reachSite, strings.Join(arguments, ", "), d.image("kernel", kernel), d.image("initrd", append(initrd, agent...))))
+	d.apply(reachSite + d.imageOS(arguments, kernel, append(initrd, agent...)))
 	h := d.host(reachHost, 7)
 	d.segment("prod", "198.18.8.1/24")
 	d.wire(h.ns, "prod", h.mac(1), "prod", "198.18.8.7/24")

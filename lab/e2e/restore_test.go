@@ -14,17 +14,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-const restoreSite = deskBasics + `---
-apiVersion: rackweft/v1alpha1
-kind: Subnet
-metadata: {name: prod}
-spec: {purpose: production, zone: yellow, prefixes: [198.18.8.0/24]}
----
-apiVersion: rackweft/v1alpha1
-kind: Zone
-metadata: {name: yellow}
-spec: {asn: 64601, prefixes: [198.18.64.0/18]}
----
+const restoreSite = deskBasics + deskYellow + `---
 apiVersion: rackweft/v1alpha1
 kind: Image
 metadata: {name: os}

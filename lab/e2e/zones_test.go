@@ -145,18 +145,7 @@ spec:
 
 // manifests are of everything.
 func (s *zoneSite) manifests() string {
-	text := deskBasics + `---
-apiVersion: rackweft/v1alpha1
-kind: Image
-metadata: {name: os}
-spec:
-  version: "1"
-  arch: amd64
-  os: debian
-  ignitionVersion: 3.4.0
-  kernelArguments: ["ignition.config.url=${ignition_url}"]
-  files: {kernel: ` + s.image("kernel", []byte("a kernel")) + `, initrd: ` + s.image("initrd", []byte("an initrd")) + `}
-`
+	text := deskBasics + s.imageOS(nil, []byte("a kernel"), []byte("an initrd"))
 	for _, z := range []*deskZone{s.yellow, s.red} {
 		lease, _, _ := strings.Cut(z.prefix, "/")
 		text += "---" + z.manifest("") + fmt.Sprintf(`---
