@@ -13,8 +13,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
-// attempts writes down how far the open BootAttempts have come, and gives what
-// only one client of an attempt may have.
+// attempts records the progress of open BootAttempts, and hands out what only one client of an attempt may receive.
 type attempts struct {
 	store   *store.Store
 	cache   *store.Cache
@@ -35,15 +34,15 @@ func (as *attempts) reached(ctx context.Context, m *api.Machine, stage api.Stage
 	}
 }
 
-// proved says what a request of the Machine's boot has proved, and whether that
-// is enough. chain is the level that the request shows by itself.
+// proved returns the trust level that a request of the Machine's boot has proved, and whether it suffices. chain is
+// the level that the request shows by itself.
 func (as *attempts) proved(m *api.Machine, peer netip.Addr, step trust.Step, chain api.TrustLevel) trust.Verdict {
 	e := trust.Evidence{Step: step, Chain: chain, Nonce: m.Status.Attempt.Nonce}
 	e.Port, e.Elsewhere = trust.AtPort(m, m.Status.Attempt, peer)
 	return trust.Judge(e, machine.Required(as.cache, m))
 }
 
-// notReached writes into a condition why a boot is held.
+// notReached sets the condition that says why a boot is held.
 func (as *attempts) notReached(ctx context.Context, m *api.Machine, v trust.Verdict) {
 	attempt, news := m.Status.Attempt.ID, false
 	after, err := store.Mutate(ctx, as.store, m.Metadata.Name, func(fresh *api.Machine) error {
@@ -66,8 +65,7 @@ func (as *attempts) notReached(ctx context.Context, m *api.Machine, v trust.Verd
 	}
 }
 
-// compiled writes into a condition why the config cannot be compiled, and that
-// it can again.
+// compiled sets the condition that says why the config cannot be compiled, or that it compiles again.
 func (as *attempts) compiled(ctx context.Context, m *api.Machine, fault error) {
 	old := m.Status.Conditions.Get(machine.CondConfig)
 	if fault == nil && (old == nil || old.Status == api.True) {
@@ -88,7 +86,7 @@ func (as *attempts) compiled(ctx context.Context, m *api.Machine, fault error) {
 	}
 }
 
-// seenAt records where an address of the Machine was leased in its open attempt.
+// seenAt records at which port an address was leased to the Machine in its open attempt.
 func (as *attempts) seenAt(ctx context.Context, m *api.Machine, address netip.Addr, p *api.BootPort) {
 	if !m.Status.Attempt.Open() || !movesPort(m, address, p) {
 		return
@@ -106,9 +104,8 @@ func (as *attempts) seenAt(ctx context.Context, m *api.Machine, address netip.Ad
 	}
 }
 
-// movesPort reports whether a lease changes what is known of the port. Who asks
-// in the Machine's name elsewhere, for another address, does not take away what
-// was said of the one that was leased at the planned port.
+// movesPort reports whether a lease changes the recorded port. A client that uses the Machine's MAC elsewhere, for
+// another address, does not replace the record of the address that was leased at the planned port.
 func movesPort(m *api.Machine, address netip.Addr, p *api.BootPort) bool {
 	old := m.Status.Attempt.Port
 	switch {
@@ -124,7 +121,7 @@ func movesPort(m *api.Machine, address netip.Addr, p *api.BootPort) bool {
 	return is || !was
 }
 
-// giving is what is to be given to whom.
+// giving is a response for one client.
 type giving struct {
 	what    string
 	stage   api.Stage // reached when it has arrived
@@ -133,9 +130,8 @@ type giving struct {
 	verdict trust.Verdict
 }
 
-// give gives a client its turn at what one client has once, or says why it gets
-// nothing, which is written down then. sent must be called when the response was
-// written.
+// give gives a client its turn at a response that one client may have, or returns why it gets nothing, which is
+// then recorded. sent must be called when the response was written.
 func (as *attempts) give(ctx context.Context, m *api.Machine, g giving) (sent func(arrived bool), why string) {
 	t := as.peers.taker(g.what, g.peer)
 	key := takeKey{m.Status.Attempt.ID, g.what}
@@ -171,8 +167,8 @@ func (as *attempts) give(ctx context.Context, m *api.Machine, g giving) (sent fu
 	}, ""
 }
 
-// takenBefore reports, as the store says, whether another client has had
-// something of the Machine's attempt: the cache may be a moment behind.
+// takenBefore reports whether, according to the store, another client has received part of the Machine's attempt:
+// the cache may be slightly behind.
 func (as *attempts) takenBefore(ctx context.Context, m *api.Machine, what string) (bool, error) {
 	fresh, err := store.Get[api.Machine](ctx, as.store, m.Metadata.Name)
 	if err != nil {
@@ -180,16 +176,15 @@ func (as *attempts) takenBefore(ctx context.Context, m *api.Machine, what string
 	}
 	a := fresh.Status.Attempt
 	if !a.Open() || a.ID != m.Status.Attempt.ID {
-		return false, fmt.Errorf("the BootAttempt of Machine %s ended meanwhile", m.Metadata.Name)
+		return false, fmt.Errorf("the BootAttempt of Machine %s has ended", m.Metadata.Name)
 	}
 	return machine.Taken(fresh, what) || a.Reached(api.StageJoined), nil
 }
 
-// took records that a client has what it was given, and what it has proved by
-// that. Should another bootd have given the same to another client, there is a
-// second taker.
+// took records that a client has received its response, and what it has proved by that. If another bootd has given
+// the same to another client, there is a second taker.
 func (as *attempts) took(ctx context.Context, m *api.Machine, t api.Taker, stage api.Stage, v trust.Verdict) {
-	ctx = context.WithoutCancel(ctx) // it may have hung up by now: it has what it wanted
+	ctx = context.WithoutCancel(ctx) // it may have disconnected: it has what it wanted
 	attempt, second := m.Status.Attempt.ID, false
 	after, err := store.Mutate(ctx, as.store, m.Metadata.Name, func(fresh *api.Machine) error {
 		second = false
@@ -214,8 +209,7 @@ func (as *attempts) took(ctx context.Context, m *api.Machine, t api.Taker, stage
 	}
 }
 
-// second records that a client came for what another has taken, and fails the
-// attempt.
+// second records that a client requested what another has received, and fails the attempt.
 func (as *attempts) second(ctx context.Context, m *api.Machine, t api.Taker) string {
 	attempt := m.Status.Attempt
 	text := machine.SecondText(attempt, t)
@@ -237,7 +231,7 @@ func (as *attempts) second(ctx context.Context, m *api.Machine, t api.Taker) str
 	return text
 }
 
-// current reports whether the attempt is open and inside its window.
+// current reports whether the attempt is open and within its window.
 func current(m *api.Machine) bool {
 	return m.Status.Attempt.Open() && time.Now().Before(m.Status.Attempt.Deadline)
 }

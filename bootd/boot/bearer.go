@@ -11,10 +11,9 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// bearer finds the Machine whose open BootAttempt the secret is of, and the level
-// at which it was given, or says what is wrong with it. A refusal is final for
-// the machine that asks, and the cache may be a moment behind, so it is made on
-// what the store says.
+// bearer finds the Machine to whose open BootAttempt the secret belongs, and the level at which the secret was
+// given, or returns what is wrong with it. A refusal is final for the requesting machine, and the cache may be
+// slightly behind, so it is based on the store.
 func (d *Decider) bearer(ctx context.Context, name, secret string, purpose ca.Purpose) (m *api.Machine, level api.TrustLevel, reason string, err error) {
 	if err := api.ValidateName(name); err != nil {
 		return nil, "", "what it calls itself is no Machine's name", nil // not repeated: it may be anything, a token too
@@ -35,8 +34,8 @@ func (d *Decider) bearer(ctx context.Context, name, secret string, purpose ca.Pu
 	return m, level, reason, nil
 }
 
-// fit is the level at which a secret of the Machine's open attempt was given, or
-// the reason why it was not given in that attempt.
+// fit returns the level at which a secret of the Machine's open attempt was given, or why it does not belong to
+// that attempt.
 func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level api.TrustLevel, reason string) {
 	if !current(m) {
 		return "", "no BootAttempt is open, or its window is over: reprovision the Machine"
@@ -49,8 +48,7 @@ func (d *Decider) fit(m *api.Machine, secret string, purpose ca.Purpose) (level 
 	return level, ""
 }
 
-// late records that a secret of an attempt that is over was used, and reports
-// whether it was one.
+// late records that a secret of an attempt that is over was used, and reports whether it was one.
 func (d *Decider) late(m *api.Machine, t api.Taker, got string, purpose ca.Purpose) bool {
 	number, spent := d.keys.spent(m, got, purpose)
 	if spent {
@@ -63,8 +61,8 @@ func problem(status int, detail string) error {
 	return &api.Problem{Status: status, Title: http.StatusText(status), Detail: detail}
 }
 
-// strangerText is all that a caller without the right token is told: the rest
-// is for the people who may read the records.
+// strangerText is the only answer to a caller without a valid token: the reason is for the people who may read the
+// records.
 func strangerText(name string) string {
 	return fmt.Sprintf("the token is not valid here and now; \"weftctl explain machine %s\" tells why", name)
 }

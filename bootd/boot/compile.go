@@ -15,8 +15,7 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// compiler makes a Machine's config of its Profile's Layers, and of what rackweft
-// itself puts on every host.
+// compiler compiles a Machine's config from its Profile's Layers, and rackweft's own content for every host.
 type compiler struct {
 	store *store.Store
 	cache *store.Cache
@@ -53,8 +52,7 @@ func (c *compiler) compile(ctx context.Context, m *api.Machine, peer netip.Addr,
 	})
 }
 
-// origins tells which Layer each part of the Machine's config comes from, as
-// far as it can be compiled now.
+// origins names the Layer of each part of the Machine's config, as far as it can be compiled now.
 func (c *compiler) origins(m *api.Machine) ([]api.Origin, []string, error) {
 	p, img, err := profileOf(c.cache, m)
 	if err != nil {
@@ -75,7 +73,7 @@ func (c *compiler) origins(m *api.Machine) ([]api.Origin, []string, error) {
 	return origins, r.Warnings, nil
 }
 
-// masked answers as the Secrets would, without a value.
+// masked returns the Secrets' keys without their values.
 func (c *compiler) masked(layer, name, key string) (string, error) {
 	s, ok := store.Cached[api.Secret](c.cache, name)
 	if !ok {
@@ -102,8 +100,8 @@ func (c *compiler) layers(p *api.Profile) ([]ignition.Layer, error) {
 	return layers, nil
 }
 
-// secrets is what templates may ask for. Whether the boot has proved enough for
-// that was decided before.
+// secrets returns the values that templates may request. Whether the boot has proved enough for that was decided
+// before.
 func (c *compiler) secrets(ctx context.Context) func(layer, name, key string) (string, error) {
 	return func(layer, name, key string) (string, error) {
 		data, err := store.OpenSecret(ctx, c.store, name, api.UseLayer(layer))
@@ -118,7 +116,7 @@ func (c *compiler) secrets(ctx context.Context) func(layer, name, key string) (s
 	}
 }
 
-// facts is what a Layer's template sees.
+// facts are the values that a Layer's template can use.
 func (c *compiler) facts(m *api.Machine, p *api.Profile, img *api.Image) map[string]any {
 	variables := maps.Clone(p.Spec.Variables)
 	if variables == nil {
@@ -156,8 +154,8 @@ func fqdn(m *api.Machine, site api.SiteSpec) string {
 	return m.Metadata.Name + "." + site.Domain
 }
 
-// system is what rackweft itself puts on every host: its name, its network, and
-// nodeagent with what it needs to join.
+// system returns rackweft's own content for every host: its name, its network, and nodeagent with what it needs to
+// join.
 func (c *compiler) system(m *api.Machine, img *api.Image, server netip.Addr) (ignition.System, error) {
 	site := site.Spec(c.cache)
 	links, err := c.links(m, site)
@@ -196,7 +194,7 @@ func (c *compiler) system(m *api.Machine, img *api.Image, server netip.Addr) (ig
 	}, nil
 }
 
-// links turns the Machine's links into what systemd-networkd is told.
+// links converts the Machine's links into those of systemd-networkd.
 func (c *compiler) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, error) {
 	var links []ignition.Link
 	for _, l := range m.Spec.Links {
@@ -218,8 +216,8 @@ func (c *compiler) links(m *api.Machine, site api.SiteSpec) ([]ignition.Link, er
 	return links, nil
 }
 
-// addressing gives a link its addresses: DHCP on a provisioning Subnet, static
-// ones where the spec pins them elsewhere, else DHCP of whoever serves it there.
+// addressing gives a link its addresses: DHCP on a provisioning Subnet, static ones where the spec pins them
+// elsewhere, else DHCP of another server there.
 func (c *compiler) addressing(out *ignition.Link, l api.Link, site api.SiteSpec) error {
 	if l.Subnet == "" {
 		return nil

@@ -20,19 +20,17 @@ type ConfigRequest struct {
 	Conn         string // names the connection
 }
 
-// HostConfig is a Machine's whole config.
+// HostConfig is a Machine's complete config.
 type HostConfig struct {
 	Body        []byte
 	ContentType string
-	// Sent is to be called once, when the response was written: whether anything
-	// of it has arrived, or may have.
+	// Sent must be called once, when the response was written: whether any of it has arrived, or may have.
 	Sent func(arrived bool)
 }
 
-// ConfigFor answers Ignition's second fetch, over TLS: the whole config,
-// against the token of this BootAttempt, to one client once. Errors are
-// *api.Problem: 503 where waiting may help (Ignition asks for ever), 403 where
-// it cannot (the boot fails).
+// ConfigFor answers Ignition's second fetch, over TLS: the complete config, for the token of this BootAttempt, to
+// one client once. Errors are *api.Problem: 503 where waiting may help (Ignition retries for ever), 403 where it
+// cannot (the boot fails).
 func (d *Decider) ConfigFor(ctx context.Context, r ConfigRequest) (HostConfig, error) {
 	m, chain, err := d.mayHaveConfig(ctx, r)
 	if err != nil {
@@ -58,8 +56,7 @@ func (d *Decider) ConfigFor(ctx context.Context, r ConfigRequest) (HostConfig, e
 	return HostConfig{Body: result.Config, ContentType: contentType(result.Version), Sent: sent}, nil
 }
 
-// mayHaveConfig finds the Machine whose config a request may have, as far as
-// that follows from who asks.
+// mayHaveConfig finds the Machine whose config a request may receive, as far as that depends on the client.
 func (d *Decider) mayHaveConfig(ctx context.Context, r ConfigRequest) (*api.Machine, api.TrustLevel, error) {
 	m, chain, reason, err := d.bearer(ctx, r.Machine, r.Token, ca.PurposeConfig)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/rackweft/rackweft/internal/prom"
 )
 
-// Config is what the Decider decides from. All but Advertise and Metrics must be set.
+// Config configures a Decider. Only Advertise and Metrics are optional.
 type Config struct {
 	Store   *store.Store
 	Cache   *store.Cache
@@ -24,8 +24,7 @@ type Config struct {
 	CA      *ca.Authority
 	Tokens  *ca.Tokens
 	Record  machine.Recorder
-	// Epoch is the store's; with the cache's revision it tells hosts from where on
-	// a HostSpec counts.
+	// Epoch is the store's; with the cache's revision it is the oldest HostSpec that a host may apply.
 	Epoch int64
 	// HTTPPort and APIPort are where bootd's boot and API servers listen.
 	HTTPPort, APIPort int
@@ -33,29 +32,27 @@ type Config struct {
 	Advertise []string
 	// Agent is the nodeagent binary that hosts install; its digest names a blob.
 	Agent Agent
-	// Interfaces lists bootd's own interfaces and their addresses. It is called
-	// for every DHCP packet.
+	// Interfaces lists bootd's own interfaces and their addresses. It is called for every DHCP packet.
 	Interfaces func() map[string][]netip.Prefix
-	// Neighbour is the MAC at which the kernel sees an address on one of bootd's
-	// interfaces. On a Subnet in proxy mode it takes the place of the lease.
+	// Neighbour returns the MAC under which the kernel knows an address on one of bootd's interfaces. On a Subnet
+	// in proxy mode it replaces the lease.
 	Neighbour func(iface string, addr netip.Addr) (api.MAC, bool)
-	// Source is bootd's own address from which it reaches a peer: what a machine
-	// behind a relay is told to come back to.
+	// Source returns bootd's own address from which it reaches a peer, which a machine behind a relay must connect
+	// to.
 	Source  func(peer netip.Addr) (netip.Addr, error)
 	Metrics prometheus.Registerer // nil for none
 	Log     *slog.Logger
 }
 
-// Agent is the nodeagent that is handed to hosts.
+// Agent is the nodeagent that hosts install.
 type Agent struct {
 	Digest  api.SHA256
 	Unit    string // nodeagent.service
 	Speaker string // nodeagent-speaker.service
 }
 
-// Decider answers the boot servers and the first calls of a new host. It owns
-// what has an order of its own (script, pointer, config, join) and asks its parts
-// for the rest.
+// Decider answers the boot servers and the first calls of a new host. It owns the steps with a fixed order (script,
+// pointer, config, join) and delegates the rest to its parts.
 type Decider struct {
 	*dhcpDecider
 	*subnets
@@ -74,7 +71,7 @@ type Decider struct {
 	configs  *compiler
 }
 
-// New makes a Decider.
+// New returns a Decider.
 func New(c Config) (*Decider, error) {
 	keys := keys{c.Tokens}
 	peers := &peers{cache: c.Cache, leases: c.Leases, neighbour: c.Neighbour}
@@ -103,11 +100,10 @@ func New(c Config) (*Decider, error) {
 // Registered reports whether a registered Machine has an address now.
 func (d *Decider) Registered(peer netip.Addr) bool { return d.peers.registered(peer) }
 
-// APIFor lists the URLs of bootd that a Machine's host is to know.
+// APIFor lists the URLs of bootd for a Machine's host.
 func (d *Decider) APIFor(m *api.Machine) []string { return d.own.apiFor(m) }
 
-// Origins tells which Layer each part of the Machine's config comes from, as
-// far as it can be compiled now.
+// Origins names the Layer of each part of the Machine's config, as far as it can be compiled now.
 func (d *Decider) Origins(m *api.Machine) ([]api.Origin, []string, error) {
 	return d.configs.origins(m)
 }

@@ -17,7 +17,7 @@ import (
 // ScriptPath is the first-stage iPXE script under bootd's boot server.
 const ScriptPath = "/boot.ipxe"
 
-// leased is what became of an address that a client has now.
+// leased is the result of a client's lease.
 const leased = "leased"
 
 // dhcpDecider implements dhcp.Decider.
@@ -46,7 +46,7 @@ func (d *dhcpDecider) Offer(ctx context.Context, c dhcp.Client) (dhcp.Answer, er
 func (d *dhcpDecider) Request(ctx context.Context, c dhcp.Client, addr netip.Addr) (dhcp.Answer, error) {
 	who := d.ask(c)
 	if who.proxied() {
-		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server gives the addresses", dhcp.ErrNotMine, who.subnet.Metadata.Name)
+		return dhcp.Answer{}, fmt.Errorf("%w: on Subnet %s another server leases the addresses", dhcp.ErrNotMine, who.subnet.Metadata.Name)
 	}
 	return d.answer(ctx, who, func() (grant, error) {
 		if err := d.notYet(who, addr); err != nil {
@@ -93,7 +93,7 @@ func (d *dhcpDecider) Release(ctx context.Context, c dhcp.Client, addr netip.Add
 		d.book.decide(who, "release of "+addr.String()+" ignored", "a registered Machine keeps its address, and no one else may release it: anyone can forge a RELEASE")
 		return nil
 	}
-	d.book.decide(who, "released "+addr.String(), "the client gave it back")
+	d.book.decide(who, "released "+addr.String(), "the client returned it")
 	return nil
 }
 
@@ -113,14 +113,13 @@ func (d *dhcpDecider) Decline(ctx context.Context, c dhcp.Client, addr netip.Add
 	return nil
 }
 
-// asker is a DHCP client with all that its answer follows from, each looked for
-// once.
+// asker is a DHCP client with everything that its answer depends on, each looked up once.
 type asker struct {
 	client   dhcp.Client
 	mac      api.MAC
 	machine  *api.Machine // nil for none
 	subnet   *api.Subnet  // nil when it is on none
-	server   netip.Addr   // bootd's own address that the client is told
+	server   netip.Addr   // bootd's own address for the client
 	noSubnet error
 	noServer error
 }
@@ -136,8 +135,7 @@ func (d *dhcpDecider) ask(c dhcp.Client) asker {
 	return who
 }
 
-// about is the question, as it is written down, with the address that it is
-// about, if there is one.
+// about is the recorded question, with the address that it is about, if there is one.
 func (a asker) about(addr netip.Addr) query {
 	return query{question: "dhcp", machine: a.machine, mac: a.mac, peer: addr}
 }
@@ -148,10 +146,10 @@ func (a asker) registered() bool { return a.machine != nil && !isDiscovered(a.ma
 // boots reports whether it is firmware or a boot loader.
 func (a asker) boots() bool { return a.client.Kind != dhcp.None }
 
-// proxied reports whether another server gives the addresses.
+// proxied reports whether another server leases the addresses.
 func (a asker) proxied() bool { return a.subnet != nil && a.subnet.Spec.Mode == api.Proxy }
 
-// holder is the client as the lease table knows it.
+// holder is the client for the lease table.
 func (a asker) holder() lease.Holder {
 	h := lease.Holder{MAC: string(a.mac), Hostname: a.client.Hostname}
 	if a.registered() {
@@ -160,14 +158,14 @@ func (a asker) holder() lease.Holder {
 	return h
 }
 
-// grant is an address that a client has, and for how long.
+// grant is an address that a client has, and the lease time.
 type grant struct {
 	address netip.Addr
 	lease   time.Duration
-	did     string // in one word, what becomes of the address
+	did     string // in one word, what happens to the address
 }
 
-// answer builds the whole answer around an address that pick chooses.
+// answer builds the complete answer around an address that pick chooses.
 func (d *dhcpDecider) answer(ctx context.Context, who asker, pick func() (grant, error)) (dhcp.Answer, error) {
 	if who.subnet == nil {
 		d.book.decide(who.about(who.client.Relay), "silence", who.noSubnet.Error())
@@ -192,7 +190,7 @@ func (d *dhcpDecider) answer(ctx context.Context, who asker, pick func() (grant,
 	return d.complete(who, g, boot), nil
 }
 
-// granted records how far a Machine's boot has come by the address that it has now.
+// granted records the progress of a Machine's boot with the address that it has now.
 func (d *dhcpDecider) granted(ctx context.Context, who asker, g grant) {
 	if g.did == leased {
 		d.attempts.seenAt(ctx, who.machine, g.address, d.portOf(who, g.address))
@@ -202,9 +200,9 @@ func (d *dhcpDecider) granted(ctx context.Context, who asker, g grant) {
 	}
 }
 
-// proxyAnswer adds the boot file to what another server answers.
+// proxyAnswer adds the boot file to another server's answer.
 func (d *dhcpDecider) proxyAnswer(ctx context.Context, who asker, boot dhcp.Boot) dhcp.Answer {
-	d.book.decide(who.about(netip.Addr{}), bootText(boot), boot.Reason+"; Subnet "+who.subnet.Metadata.Name+" is in proxy mode: another server gives the address")
+	d.book.decide(who.about(netip.Addr{}), bootText(boot), boot.Reason+"; Subnet "+who.subnet.Metadata.Name+" is in proxy mode: another server leases the address")
 	if who.boots() {
 		d.attempts.reached(ctx, who.machine, api.StageDHCP)
 	}
@@ -225,8 +223,8 @@ func (a asker) leaseReason() string {
 	return "Machine " + a.machine.Metadata.Name + " on Subnet " + a.subnet.Metadata.Name
 }
 
-// complete fills in what goes with an address. Without an address of bootd's own,
-// dhcp names the one that the packet came to.
+// complete adds everything that accompanies an address. Without an address of bootd's own, dhcp uses the one that
+// the packet was sent to.
 func (d *dhcpDecider) complete(who asker, g grant, boot dhcp.Boot) dhcp.Answer {
 	site, s := site.Spec(d.cache), who.subnet
 	prefix, _ := s.Prefix(g.address)
@@ -242,8 +240,7 @@ func (d *dhcpDecider) complete(who asker, g grant, boot dhcp.Boot) dhcp.Answer {
 	return a
 }
 
-// bootfile chooses the boot file, with what the Machine's spec says of its odd
-// firmware.
+// bootfile chooses the boot file, using the options of the Machine's spec for odd firmware.
 func (d *dhcpDecider) bootfile(who asker) dhcp.Boot {
 	if !who.boots() {
 		return dhcp.Boot{Reason: "it does not boot from the network"}

@@ -16,14 +16,13 @@ import (
 )
 
 const (
-	// maxDiscovered bounds the Machines made of unknown MACs: anyone can forge
-	// MACs by the thousand.
+	// maxDiscovered limits the Machines created from unknown MACs: anyone can forge MACs by the thousand.
 	maxDiscovered = 256
-	// seenEvery bounds how often one unknown MAC is written down.
+	// seenEvery limits how often one unknown MAC is recorded.
 	seenEvery = 10 * time.Minute
 )
 
-// sightings remembers which unknown MACs were written down and when.
+// sightings stores when unknown MACs were last recorded.
 type sightings struct {
 	mu sync.Mutex
 	at map[api.MAC]time.Time
@@ -31,7 +30,7 @@ type sightings struct {
 
 func newSightings() *sightings { return &sightings{at: map[api.MAC]time.Time{}} }
 
-// due reports whether the MAC is to be written down now.
+// due reports whether the MAC must be recorded now.
 func (s *sightings) due(mac api.MAC, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -52,7 +51,7 @@ func (s *sightings) due(mac api.MAC, now time.Time) bool {
 
 func isDiscovered(m *api.Machine) bool { return m != nil && machine.IsDiscovered(m) }
 
-// strangers makes Machines of those that are not registered.
+// strangers creates Machines for unregistered MACs.
 type strangers struct {
 	store  *store.Store
 	record machine.Recorder
@@ -60,9 +59,8 @@ type strangers struct {
 	seen   *sightings
 }
 
-// note makes a Machine in phase Discovered of a MAC that no one has
-// registered, or notes that it was seen again. It is given nothing but an
-// address and a script that waits.
+// note creates a Machine in phase Discovered for an unregistered MAC, or records that it was seen again. It
+// receives only an address and a script that waits.
 func (x *strangers) note(ctx context.Context, mac api.MAC, s *api.Subnet) {
 	if !x.seen.due(mac, time.Now()) {
 		return
@@ -74,8 +72,7 @@ func (x *strangers) note(ctx context.Context, mac api.MAC, s *api.Subnet) {
 }
 
 func (x *strangers) noteAs(ctx context.Context, name string, mac api.MAC, s *api.Subnet) error {
-	// The cache may be a moment behind: a Machine that was just registered must
-	// not get a double.
+	// The cache may be slightly behind: a Machine that was just registered must not get a double.
 	all, _, err := store.List[api.Machine](ctx, x.store)
 	if err != nil {
 		return err
@@ -111,7 +108,7 @@ func (x *strangers) noteAs(ctx context.Context, name string, mac api.MAC, s *api
 	m.Status.LastSeen = time.Now().UTC()
 	if err := x.store.Create(ctx, m); err != nil {
 		if errors.Is(err, store.ErrExists) {
-			return nil // another bootd has heard it too
+			return nil // another bootd has received it too
 		}
 		return err
 	}

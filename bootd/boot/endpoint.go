@@ -12,7 +12,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// endpoints tells at which addresses and URLs of bootd's a client finds it.
+// endpoints finds bootd's addresses and URLs for a client.
 type endpoints struct {
 	cache      *store.Cache
 	peers      *peers
@@ -23,7 +23,7 @@ type endpoints struct {
 	advertise  []string
 }
 
-// serverFor is the address at which a peer reaches bootd.
+// serverFor returns the address at which a peer reaches bootd.
 func (e *endpoints) serverFor(peer netip.Addr) (netip.Addr, error) {
 	h, err := e.peers.holder(peer)
 	if err != nil {
@@ -32,10 +32,9 @@ func (e *endpoints) serverFor(peer netip.Addr) (netip.Addr, error) {
 	return e.address(h.subnet, netip.Addr{}, peer)
 }
 
-// address is bootd's own address that a client on the Subnet is told: one
-// inside the Subnet, first of all the one that the packet was sent to (local,
-// if it is valid); else local as it is; else the one that the kernel would use
-// towards the client or its relay.
+// address returns bootd's own address for a client on the Subnet: one inside the Subnet, preferably the one that
+// the packet was sent to (local, if it is valid); else local; else the one that the kernel would use towards the
+// client or its relay.
 func (e *endpoints) address(s *api.Subnet, local, towards netip.Addr) (netip.Addr, error) {
 	if _, inside := s.Prefix(local); inside {
 		return local, nil
@@ -52,8 +51,8 @@ func (e *endpoints) address(s *api.Subnet, local, towards netip.Addr) (netip.Add
 	return e.source(towards)
 }
 
-// inside is bootd's own address inside a Subnet, first of all on the Subnet's
-// interface; always the same one while the addresses stay.
+// inside returns bootd's own address inside a Subnet, preferably on the Subnet's interface; always the same one
+// while the addresses do not change.
 func (e *endpoints) inside(s *api.Subnet) netip.Addr {
 	here := e.interfaces()
 	names := slices.Sorted(maps.Keys(here))
@@ -78,16 +77,14 @@ func (e *endpoints) apiURL(server netip.Addr) string {
 	return "https://" + net.JoinHostPort(server.String(), strconv.Itoa(e.apiPort))
 }
 
-// apiURLs are where a host finds bootd: what the operator advertises, then the
-// address that it boots from.
+// apiURLs lists the URLs of bootd for a host: the advertised ones, then the address that it boots from.
 func (e *endpoints) apiURLs(server netip.Addr) []string {
 	return append(slices.Clone(e.advertise), e.apiURL(server))
 }
 
-// apiFor lists the URLs of bootd that a Machine's host is to know: what the
-// operator advertises, then bootd's address on each Subnet of the Machine. It
-// follows from the objects and bootd's own addresses alone: leases come and go,
-// and a HostSpec must not change with them.
+// apiFor lists the URLs of bootd for a Machine's host: the advertised ones, then bootd's address on each Subnet of
+// the Machine. It depends only on the objects and bootd's own addresses: leases change all the time, and a HostSpec
+// must not change with them.
 func (e *endpoints) apiFor(m *api.Machine) []string {
 	urls := slices.Clone(e.advertise)
 	add := func(server netip.Addr) {
@@ -109,7 +106,7 @@ func (e *endpoints) apiFor(m *api.Machine) []string {
 	return urls
 }
 
-// towards is bootd's address for a machine that once booted from a.
+// towards returns bootd's address for a machine that has booted from a.
 func (e *endpoints) towards(a netip.Addr) (netip.Addr, error) {
 	for _, s := range store.CachedList[api.Subnet](e.cache) {
 		if _, ok := s.Prefix(a); ok {

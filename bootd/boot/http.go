@@ -10,8 +10,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Script implements httpboot.Decider: the boot script of a Machine whose
-// BootAttempt is open; all others wait and are told why.
+// Script implements httpboot.Decider: the boot script of a Machine whose BootAttempt is open; all others wait and
+// receive the reason.
 func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Script, error) {
 	who := query{question: "script", mac: api.MAC(c.MAC.String()), peer: c.Addr}
 	m, err := d.asker(c)
@@ -27,9 +27,8 @@ func (d *Decider) Script(ctx context.Context, c httpboot.Client) (httpboot.Scrip
 	return script, nil
 }
 
-// asker is the registered Machine that a request by MAC comes from. Anyone may
-// say any MAC: whoever does not have an address of the Machine changes nothing
-// of it, and is written down as the stranger that it is.
+// asker returns the registered Machine that a request by MAC comes from. Anyone can claim any MAC: a client without
+// an address of the Machine changes nothing of it, and is recorded as a stranger.
 func (d *Decider) asker(c httpboot.Client) (*api.Machine, error) {
 	m, ok := store.CachedMachineByMAC(d.cache, api.MAC(c.MAC.String()))
 	if !ok || isDiscovered(m) {
@@ -42,21 +41,21 @@ func contentType(version string) string {
 	return "application/vnd.coreos.ignition+json;version=" + version
 }
 
-// Fetched is told of every file that was sent whole over TFTP, by name.
+// Fetched is called for every file that was sent completely over TFTP, by name.
 func (d *Decider) Fetched(ctx context.Context, peer netip.Addr, file string) {
 	who := d.peers.query("tftp", peer)
 	d.book.decide(who, "sent "+file, "a boot file")
 	d.attempts.reached(ctx, who.machine, api.StageLoader)
 }
 
-// FetchedLoader is told of every boot loader that was sent whole over HTTP.
+// FetchedLoader is called for every boot loader that was sent completely over HTTP.
 func (d *Decider) FetchedLoader(ctx context.Context, peer netip.Addr, file string) {
 	who := d.peers.query("asset", peer)
 	d.book.decide(who, "sent "+file, "a boot loader by HTTP boot")
 	d.attempts.reached(ctx, who.machine, api.StageLoader)
 }
 
-// FetchedBlob is told of every blob that was sent whole over HTTP.
+// FetchedBlob is called for every blob that was sent completely over HTTP.
 func (d *Decider) FetchedBlob(ctx context.Context, peer netip.Addr, digest api.SHA256) {
 	who := d.peers.query("asset", peer)
 	m := who.machine
@@ -82,8 +81,8 @@ func (d *Decider) FetchedBlob(ctx context.Context, peer netip.Addr, digest api.S
 	}
 }
 
-// MayFetch reports whether a blob may be had without a password on the boot
-// server: only what an Image names, and nodeagent.
+// MayFetch reports whether the boot server may send a blob without authentication: only those that an Image names,
+// and nodeagent.
 func (d *Decider) MayFetch(digest api.SHA256) bool {
 	if digest == d.agent.Digest {
 		return true

@@ -20,9 +20,8 @@ import (
 // it by itself after two thirds.
 const HostCertificate = 30 * 24 * time.Hour
 
-// Join makes a machine a host: against the join token of its BootAttempt, once.
-// The same key again is the same join (nodeagent was killed before it had
-// stored the answer); another key fails the BootAttempt and revokes both.
+// Join turns a machine into a host: for the join token of its BootAttempt, once. The same key again is the same
+// join (nodeagent was killed before it had stored the answer); another key fails the BootAttempt and revokes both.
 func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error) {
 	m, _, reason, err := d.bearer(ctx, r.Machine, token, ca.PurposeJoin)
 	if err != nil {
@@ -49,7 +48,7 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 	m, err = store.Mutate(ctx, d.store, m.Metadata.Name, func(m *api.Machine) error {
 		second = false
 		if !current(m) || m.Status.Attempt.ID != attempt {
-			return errors.New("the BootAttempt ended meanwhile")
+			return errors.New("the BootAttempt has ended")
 		}
 		switch m.Status.HostKey {
 		case key:
@@ -58,7 +57,7 @@ func (d *Decider) Join(ctx context.Context, token string, peer netip.Addr, r api
 			m.Status.HostKey = key
 			m.Status.Attempt.Joined = t.Time
 			machine.Take(m, attempt, t)
-			machine.Trusted(m, d.attempts.proved(m, peer, trust.Join, api.TrustMAC)) // a bootd that was killed may not have noted it before
+			machine.Trusted(m, d.attempts.proved(m, peer, trust.Join, api.TrustMAC)) // a bootd that was killed may not have recorded it
 			machine.Advance(m, attempt, api.StageJoined, time.Now(), machine.Window(d.cache))
 		default:
 			second = true

@@ -7,8 +7,7 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// kernelFiles make room in the host's kernel for Networks, and tell its tools
-// of them.
+// kernelFiles adapt the limits of the host's kernel to Networks, and name them in its tools.
 func kernelFiles() []ignition.File {
 	return []ignition.File{
 		// Peers are permanent entries, which do not count; guests and gateways
@@ -27,8 +26,7 @@ net.ipv6.neigh.default.gc_thresh3 = 65536
 `)},
 		// So that ip(8) says `proto rackweft`.
 		{Path: "/etc/iproute2/rt_protos.d/rackweft.conf", Contents: fmt.Appendf(nil, "%d\trackweft\n%d\trackweft-bgp\n", api.RouteProtocol, api.BGPRouteProtocol)},
-		// networkd would take away routes and rules that are not its own whenever
-		// it configures a link or is restarted.
+		// networkd would remove foreign routes and rules whenever it configures a link or is restarted.
 		{Path: "/etc/systemd/networkd.conf.d/10-rackweft.conf", Contents: []byte("[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n")},
 	}
 }

@@ -11,26 +11,26 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// holder is who has an address.
+// holder is the client that has an address.
 type holder struct {
 	mac    api.MAC
 	subnet *api.Subnet
 }
 
-// peers tells who is behind an address.
+// peers identifies the client behind an address.
 type peers struct {
 	cache     *store.Cache
 	leases    *lease.Table
 	neighbour func(iface string, addr netip.Addr) (api.MAC, bool)
 }
 
-// holder tells who has an address: by its lease, and on a Subnet in proxy mode,
-// where another server keeps the leases, by the kernel's neighbour table.
+// holder returns the client that has an address: by its lease, and on a Subnet in proxy mode, where another server
+// has the leases, by the kernel's neighbour table.
 func (p *peers) holder(peer netip.Addr) (holder, error) {
 	if l, ok := p.leases.Lookup(peer); ok {
 		s, ok := store.Cached[api.Subnet](p.cache, l.Subnet)
 		if !ok {
-			return holder{}, fmt.Errorf("address %s is leased on Subnet %s, which does not exist any more", peer, l.Subnet)
+			return holder{}, fmt.Errorf("address %s is leased on Subnet %s, which no longer exists", peer, l.Subnet)
 		}
 		return holder{api.MAC(l.MAC), s}, nil
 	}
@@ -39,7 +39,7 @@ func (p *peers) holder(peer netip.Addr) (holder, error) {
 		return holder{}, fmt.Errorf("address %s is not leased by this bootd", peer)
 	}
 	if s.Spec.Interface == "" {
-		return holder{}, fmt.Errorf("the Subnet %s is in proxy mode and has no interface of bootd, so bootd cannot tell whose address %s is: set its spec.interface", s.Metadata.Name, peer)
+		return holder{}, fmt.Errorf("the Subnet %s is in proxy mode and has no interface of bootd, so bootd cannot identify the client with address %s: set its spec.interface", s.Metadata.Name, peer)
 	}
 	mac, ok := p.neighbour(s.Spec.Interface, peer)
 	if !ok {
@@ -48,7 +48,7 @@ func (p *peers) holder(peer netip.Addr) (holder, error) {
 	return holder{mac, s}, nil
 }
 
-// proxied is the provisioning Subnet in proxy mode that contains an address.
+// proxied returns the provisioning Subnet in proxy mode that contains an address.
 func (p *peers) proxied(a netip.Addr) *api.Subnet {
 	for _, s := range store.CachedList[api.Subnet](p.cache) {
 		if _, inside := s.Prefix(a); inside && s.Spec.Purpose == api.Provisioning && s.Spec.Mode == api.Proxy {
@@ -58,7 +58,7 @@ func (p *peers) proxied(a netip.Addr) *api.Subnet {
 	return nil
 }
 
-// query is a question that comes from an address, with the Machine that has it.
+// query returns a question from an address, with the Machine that has it.
 func (p *peers) query(question string, peer netip.Addr) query {
 	q := query{question: question, peer: peer}
 	if h, err := p.holder(peer); err == nil {
@@ -90,7 +90,7 @@ func (p *peers) registered(peer netip.Addr) bool {
 	return ok
 }
 
-// taker describes who asks for something.
+// taker describes the client that requests something.
 func (p *peers) taker(what string, peer netip.Addr) api.Taker {
 	t := api.Taker{What: what, Address: peer, Time: time.Now().UTC()}
 	if h, err := p.holder(peer); err == nil {
@@ -99,7 +99,7 @@ func (p *peers) taker(what string, peer netip.Addr) api.Taker {
 	return t
 }
 
-// pins reports whether the Machine's spec gives it that address.
+// pins reports whether the Machine's spec pins that address.
 func pins(m *api.Machine, a netip.Addr) bool {
 	return slices.ContainsFunc(m.Spec.Links, func(l api.Link) bool { return slices.Contains(l.Addresses, a) })
 }

@@ -12,22 +12,20 @@ import (
 	"github.com/rackweft/rackweft/ignition"
 )
 
-// What a BootAttempt gives to one client once.
+// Responses of a BootAttempt for one client, once.
 const (
 	thePointer = "pointer"
 	theConfig  = "config"
 	theJoin    = "join"
 )
 
-// Pointer implements httpboot.Decider: where the config is and the token for
-// it. It is given to one client of a BootAttempt, at an address that is leased
-// to the Machine, that has the key of the script.
+// Pointer implements httpboot.Decider: the URL of the config and the token for it. It is sent to one client of a
+// BootAttempt, at an address leased to the Machine, with the key from the script.
 func (d *Decider) Pointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error) {
 	return d.givePointer(ctx, r, false)
 }
 
-// givePointer gives the pointer, over TLS or not. What was given over TLS continues
-// over TLS.
+// givePointer sends the pointer, over TLS or not. A boot that began over TLS continues over TLS.
 func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, secure bool) (httpboot.Pointer, error) {
 	m, chain, err := d.pointed(ctx, r)
 	if err != nil {
@@ -55,8 +53,7 @@ func (d *Decider) givePointer(ctx context.Context, r httpboot.PointerRequest, se
 	return httpboot.Pointer{Config: body, ContentType: contentType(version), Sent: sent}, nil
 }
 
-// pointed finds the Machine whose open BootAttempt the key is of, and the level
-// at which the key was given.
+// pointed finds the Machine to whose open BootAttempt the key belongs, and the level at which the key was given.
 func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.Machine, api.TrustLevel, error) {
 	m, chain, reason, err := d.bearer(ctx, r.Machine, r.Key, ca.PurposePointer)
 	who := query{question: thePointer, machine: m, peer: r.Peer}
@@ -70,7 +67,7 @@ func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.
 		}
 		return m, chain, nil
 	}
-	// A machine that is still at its last boot is told to wait: it will be reset.
+	// A machine that is still at its last boot must wait: it will be reset.
 	if m != nil && d.late(m, d.peers.taker(thePointer, r.Peer), r.Key, ca.PurposePointer) {
 		return nil, "", d.book.hold(thePointer, "this URL is of a BootAttempt that is over")
 	}
@@ -78,7 +75,7 @@ func (d *Decider) pointed(ctx context.Context, r httpboot.PointerRequest) (*api.
 	return nil, "", &httpboot.Refusal{Reason: "this URL is not valid here and now"}
 }
 
-// pointer makes the pointer, or says why the machine has to wait.
+// pointer returns the pointer, or why the machine has to wait.
 func (d *Decider) pointer(m *api.Machine, r httpboot.PointerRequest, chain api.TrustLevel) (body []byte, version string, err error) {
 	_, img, err := profileOf(d.cache, m)
 	if err != nil {

@@ -10,11 +10,10 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
-// portOf is where a relay says that a client's request came in; nil when none
-// says that whom bootd believes. It is believed of a relay that the Subnet names
-// and that has sent the packet itself, to bootd's own address. Anyone can write
-// option 82 and a relay's address into a packet on a segment that bootd serves
-// itself, so what comes in there is never believed.
+// portOf returns the port at which a client's request arrived, as reported by a trusted relay; nil without one. A
+// relay is trusted if the Subnet names it and it has sent the packet itself, to bootd's own address. Anyone can
+// write option 82 and a relay's address into a packet on a segment that bootd serves itself, so packets from there
+// are never trusted.
 func (d *dhcpDecider) portOf(who asker, address netip.Addr) *api.BootPort {
 	c, s := who.client, who.subnet
 	named := slices.Contains(s.Spec.Relays, c.Relay) && slices.Contains(s.Spec.Relays, c.Source)

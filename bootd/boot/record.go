@@ -22,11 +22,11 @@ type metrics struct {
 func newMetrics() *metrics {
 	return &metrics{
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "rackweft_boot_refusals_total", Help: "Booting machines that were refused or held, by what they asked for."}, []string{"question"}),
+			Name: "rackweft_boot_refusals_total", Help: "Booting machines that were refused or held, by what they requested."}, []string{"question"}),
 		unrecorded: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "rackweft_boot_unrecorded_total", Help: "Decisions that were made but not written down, because they repeat or come too fast, by who asked."}, []string{"who"}),
+			Name: "rackweft_boot_unrecorded_total", Help: "Decisions that were made but not recorded, because they repeat or are too frequent, by client."}, []string{"who"}),
 		seconds: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "rackweft_boot_second_takers_total", Help: "Requests for what another has taken in the same BootAttempt, or with a secret of one that is over, by what was asked for."}, []string{"what"}),
+			Name: "rackweft_boot_second_takers_total", Help: "Requests for what another client has received in the same BootAttempt, or with a secret of one that is over, by what was requested."}, []string{"what"}),
 	}
 }
 
@@ -34,7 +34,7 @@ func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.refusals, m.unrecorded, m.seconds}
 }
 
-// book writes down what was decided, for whom and why.
+// book records decisions, their subjects and reasons.
 type book struct {
 	peers    *peers
 	recorder machine.Recorder
@@ -42,7 +42,7 @@ type book struct {
 	metrics  *metrics
 }
 
-// query is a question and who asks it.
+// query is a question and the client that asks it.
 type query struct {
 	question string
 	machine  *api.Machine // nil when it is not known
@@ -50,15 +50,14 @@ type query struct {
 	peer     netip.Addr
 }
 
-// decide records an answer and its reason, and reports whether it was written
-// down: the journal is bounded, and what strangers send must not push out of it
-// what explains a Machine.
+// decide records an answer and its reason, and reports whether it did: the journal is bounded, and requests of
+// strangers must not displace the records of a Machine.
 func (b *book) decide(q query, answer, reason string) bool {
 	return b.record(q, q.machine == nil || isDiscovered(q.machine), answer, reason)
 }
 
-// record is decide for an asker that is a stranger or not, whatever Machine it
-// asks about: strangers share a quota, and use up none of the Machine's.
+// record is decide for a client that may be a stranger, independent of the Machine that it asks about: strangers
+// share a quota, and do not use up the Machine's.
 func (b *book) record(q query, stranger bool, answer, reason string) bool {
 	x := api.Decision{MAC: q.mac, Question: q.question, Answer: answer, Reason: reason}
 	if q.peer.IsValid() {
@@ -82,7 +81,7 @@ func (b *book) record(q query, stranger bool, answer, reason string) bool {
 	return true
 }
 
-// refuse records why a caller of the API is refused, and makes the answer.
+// refuse records why a caller of the API is refused, and returns the answer.
 func (b *book) refuse(q query, status int, reason, told string) error {
 	b.metrics.refusals.WithLabelValues(q.question).Inc()
 	m := q.machine
@@ -94,17 +93,17 @@ func (b *book) refuse(q query, status int, reason, told string) error {
 }
 
 const (
-	// repeatAfter is when the same answer to a Machine is written down again: a
-	// machine that is held asks every few seconds, for days.
+	// repeatAfter is when the same answer to a Machine is recorded again: a machine that is held asks every few
+	// seconds, for days.
 	repeatAfter = time.Minute
-	// strangerAfter is when a MAC that is not registered is written down again.
+	// strangerAfter is when an unregistered MAC is recorded again.
 	strangerAfter = 10 * time.Minute
-	// maxSaid bounds what is remembered of Machines; 9 questions each.
+	// maxSaid limits how many Machines are remembered, with 9 questions each.
 	maxSaid = 1 << 16
 )
 
-// ledger bounds how fast decisions are written down. A stranger is anybody that
-// no registered Machine stands for: those have a quota that they share.
+// ledger limits how fast decisions are recorded. A stranger is a client without a registered Machine: strangers
+// share a quota.
 type ledger struct {
 	mu        sync.Mutex
 	said      map[asked]answer
@@ -156,8 +155,8 @@ func (l *ledger) admit(x api.Decision, stranger bool) bool {
 	return true
 }
 
-// witness bounds what is written down of those who cannot be the Machine: 100 at
-// once, then one a second, and nothing else counts against that.
+// witness limits the records of clients that cannot be the Machine: 100 at once, then one a second, independent of
+// all other records.
 func (l *ledger) witness(machine string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -192,24 +191,24 @@ func (l *ledger) stranger(x api.Decision) bool {
 	return true
 }
 
-// held records why a machine waits, and makes the answer: 503, ask again.
+// held records why a machine waits, and returns the answer: 503, retry.
 func (b *book) held(q query, why error) error {
 	b.metrics.refusals.WithLabelValues(q.question).Inc()
 	b.decide(q, "held (503)", why.Error())
 	return &httpboot.Hold{Reason: why.Error(), RetryAfter: holdFor}
 }
 
-// hold makes the answer that has a machine wait and ask again.
+// hold returns the answer that makes a machine wait and retry.
 func (b *book) hold(question, reason string) error {
 	b.metrics.refusals.WithLabelValues(question).Inc()
 	return &httpboot.Hold{Reason: reason, RetryAfter: holdFor}
 }
 
-// holdFor is how long a machine that is held waits before it asks again.
+// holdFor is how long a held machine waits before it retries.
 const holdFor = 5 * time.Second
 
-// witness writes down what a client did that cannot be the Machine, every time:
-// it is bounded, but repetitions are not left out.
+// witness records each action of a client that cannot be the Machine: the number is limited, but repetitions are
+// recorded.
 func (b *book) witness(m *api.Machine, t api.Taker, reason, answer, text string) {
 	b.metrics.seconds.WithLabelValues(t.What).Inc()
 	if !b.ledger.witness(m.Metadata.Name) {

@@ -11,10 +11,10 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// notYet says why an address may not be given away after a restore: since the
-// backup it may have been leased to a client that this bootd does not know. Who
-// uses an address renews it within the lease time, and is known by then. What
-// is pinned is no one else's, and who has a lease, or uses the address, keeps it.
+// notYet returns why an address may not be leased after a restore: since the backup it may have been leased to a
+// client that this bootd does not know. A client that uses an address renews it within the lease time, and is known
+// by then. Pinned addresses belong to their Machines, and a client with a lease, or that uses the address, keeps
+// it.
 func (d *dhcpDecider) notYet(who asker, addr netip.Addr) error {
 	r := store.Recovery(d.cache)
 	if r == nil {
@@ -30,7 +30,7 @@ func (d *dhcpDecider) notYet(who asker, addr netip.Addr) error {
 		}
 	}
 	if addr.IsValid() && who.client.ClientAddr == addr {
-		return nil // a renewal, by whoever has had it since before the restore
+		return nil // a renewal, by a client that has had it since before the restore
 	}
 	until := "until every Machine is accounted for (weftctl restore status)"
 	if !r.Held {

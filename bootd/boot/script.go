@@ -18,7 +18,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
-// scripts makes the boot scripts.
+// scripts creates the boot scripts.
 type scripts struct {
 	cache    *store.Cache
 	tracker  *machine.Tracker
@@ -35,7 +35,7 @@ type asking struct {
 	peer  netip.Addr
 }
 
-// script makes the boot script, or says why the machine has to wait.
+// script returns the boot script, or why the machine has to wait.
 func (sc *scripts) script(ctx context.Context, m *api.Machine, b asking) (httpboot.Script, error) {
 	if m.Spec.State != api.StateActive {
 		return httpboot.Script{}, fmt.Errorf("the Machine %s has state %s: nothing is booted", m.Metadata.Name, m.Spec.State)
@@ -83,8 +83,7 @@ func (sc *scripts) buildScript(m *api.Machine, p *api.Profile, img *api.Image, s
 			return sc.bootURL(m, server) + "/blobs/sha256:" + string(img.Spec.Files[name].SHA256)
 		}
 	}
-	// Whoever fetches the root file system compares its digest with what came
-	// with the kernel.
+	// The client that fetches the root file system compares its digest with the one from the kernel arguments.
 	facts := bootFacts{mac: b.mac, ignition: sc.pointerURL(server, m, b.chain), rootfs: open(api.RootfsFile)}
 	s := httpboot.Script{
 		Title:  fmt.Sprintf("%s boots %s %s (BootAttempt %d)", m.Metadata.Name, p.Spec.Image, img.Spec.Version, m.Status.Attempt.Number),
@@ -97,8 +96,8 @@ func (sc *scripts) buildScript(m *api.Machine, p *api.Profile, img *api.Image, s
 	return s
 }
 
-// pointerURL is where the boot that gets a script finds its pointer: no one else
-// can guess it, and in no other attempt, nor at another level, is it the same.
+// pointerURL is the pointer's URL for the boot that receives a script: it cannot be guessed, and differs in every
+// attempt and at every level.
 func (sc *scripts) pointerURL(server netip.Addr, m *api.Machine, chain api.TrustLevel) string {
 	key := m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposePointer, chain)
 	if chain == api.TrustBMC {
@@ -107,9 +106,8 @@ func (sc *scripts) pointerURL(server netip.Addr, m *api.Machine, chain api.Trust
 	return sc.own.httpURL(server) + "/ignition/pointer/" + key
 }
 
-// bootURL is where the Machine's BMC is to boot it from, over TLS: no one else is
-// told it, and it is another one in each BootAttempt. Whoever presents it has
-// reached trust level bmc.
+// bootURL is the URL from which the Machine's BMC must boot it, over TLS: it is secret, and differs in every
+// BootAttempt. A client that presents it has reached trust level bmc.
 func (sc *scripts) bootURL(m *api.Machine, server netip.Addr) string {
 	return sc.own.apiURL(server) + "/v1/boot/" + m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposeBoot, api.TrustBMC)
 }
@@ -127,13 +125,13 @@ func unsolicited(m *api.Machine) string {
 	return fmt.Sprintf("Machine %s: no BootAttempt is open for this boot; asking its BMC whether it was reset", m.Metadata.Name)
 }
 
-// bootable says why a Profile cannot be booted over the network as it is.
+// bootable returns why a Profile cannot be booted over the network.
 func bootable(p *api.Profile, img *api.Image) error {
 	if p.Spec.Install != nil {
 		return fmt.Errorf("the Profile %s installs to %s, which this bootd cannot do yet: remove spec.install to boot it live", p.Metadata.Name, p.Spec.Install.Disk)
 	}
 	if c := img.Status.Conditions.Get(api.CondReady); c == nil || c.Status != api.True {
-		why := "its files have not been looked at yet"
+		why := "its files have not been checked yet"
 		if c != nil {
 			why = c.Message
 		}
@@ -149,14 +147,14 @@ func bootable(p *api.Profile, img *api.Image) error {
 	return nil
 }
 
-// bootFacts fill an Image's kernel arguments.
+// bootFacts are the values for an Image's kernel arguments.
 type bootFacts struct {
 	rootfs, ignition string
 	mac              api.MAC
 }
 
-// imageArguments are the kernel arguments by which an Image's operating system
-// finds its root file system and its Ignition config.
+// imageArguments are the kernel arguments by which an Image's operating system finds its root file system and its
+// Ignition config.
 func imageArguments(img *api.Image, f bootFacts) []string {
 	fill := strings.NewReplacer(
 		"${rootfs_url}", f.rootfs,
@@ -171,7 +169,7 @@ func imageArguments(img *api.Image, f bootFacts) []string {
 	return out
 }
 
-// arguments are the Image's own, or those that its operating system needs.
+// arguments returns the Image's own, or those that its operating system needs.
 func arguments(img *api.Image) []string {
 	if len(img.Spec.KernelArguments) > 0 {
 		return img.Spec.KernelArguments

@@ -12,9 +12,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/httpboot"
 )
 
-// SecureScript is the boot script for who presents the boot URL of the Machine's
-// attempt. Kernel, initrd and pointer come over TLS, too. Errors are
-// *api.Problem.
+// SecureScript is the boot script for a client that presents the boot URL of the Machine's attempt. Kernel, initrd
+// and pointer are sent over TLS, too. Errors are *api.Problem.
 func (d *Decider) SecureScript(ctx context.Context, name, key string, peer netip.Addr) (string, error) {
 	m, err := d.secured(ctx, name, key, peer)
 	if err != nil {
@@ -36,7 +35,7 @@ func (d *Decider) SecureScript(ctx context.Context, name, key string, peer netip
 	return text, nil
 }
 
-// served records that a boot has its script.
+// served records that a boot has received its script.
 func (d *Decider) served(ctx context.Context, who query) {
 	d.book.decide(who, "served", "BootAttempt "+strconv.Itoa(who.machine.Status.Attempt.Number)+" is open")
 	d.attempts.reached(ctx, who.machine, api.StageScript, func(m *api.Machine) { m.Status.Addresses = []netip.Addr{who.peer} })
@@ -62,8 +61,8 @@ func (d *Decider) secured(ctx context.Context, name, key string, peer netip.Addr
 	return m, nil
 }
 
-// SecureBlob reports whether a client may have a blob over TLS: one that presents
-// the boot URL, and what anyone may have of the boot server.
+// SecureBlob reports whether a client may receive a blob over TLS: one that presents the boot URL, for what the
+// boot server sends to everyone.
 func (d *Decider) SecureBlob(ctx context.Context, name, key string, peer netip.Addr, digest api.SHA256) error {
 	if _, err := d.secured(ctx, name, key, peer); err != nil {
 		return err
@@ -74,8 +73,7 @@ func (d *Decider) SecureBlob(ctx context.Context, name, key string, peer netip.A
 	return nil
 }
 
-// SecurePointer is the pointer of a boot whose script came over TLS. Errors are
-// *api.Problem.
+// SecurePointer is the pointer of a boot whose script was sent over TLS. Errors are *api.Problem.
 func (d *Decider) SecurePointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error) {
 	p, err := d.givePointer(ctx, r, true)
 	var hold *httpboot.Hold

@@ -17,7 +17,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// subnets keeps the lease table and the Subnets' conditions true to the objects.
+// subnets updates the lease table and the Subnets' conditions from the objects.
 type subnets struct {
 	store  *store.Store
 	cache  *store.Cache
@@ -29,10 +29,9 @@ type subnets struct {
 	applied  map[string]int64 // generation of each Subnet, by uid; under applying
 }
 
-// ApplySubnets tells the lease table what the Subnets and Machines say now. It
-// is called when any of them, or an address of bootd's, has changed. A Subnet
-// that cannot be served is left out and does not harm the others;
-// JudgeSubnet says so.
+// ApplySubnets applies the current Subnets and Machines to the lease table. It is called when any of them, or an
+// address of bootd's, has changed. A Subnet that cannot be served is omitted and does not affect the others;
+// JudgeSubnet returns why.
 func (ss *subnets) ApplySubnets(ctx context.Context) error {
 	ss.applying.Lock()
 	defer ss.applying.Unlock()
@@ -63,8 +62,8 @@ func (ss *subnets) ApplySubnets(ctx context.Context) error {
 	return nil
 }
 
-// usable picks the pools that a lease table takes, and says what is wrong with
-// the others. It asks a table of its own: the real one must not be disturbed.
+// usable returns the pools that a lease table accepts, and the faults of the others. It tests them on a table of
+// its own, to leave the real one unchanged.
 func usable(ctx context.Context, pools []lease.Subnet) (good []lease.Subnet, faults map[string]error, err error) {
 	scratch, err := lease.New(ctx, noLeases{}, time.Now, func(string) bool { return false })
 	if err != nil {
@@ -103,7 +102,7 @@ func (ss *subnets) JudgeSubnet(s *api.Subnet, listening func(iface string) error
 	return found, true
 }
 
-// judge says how a Subnet stands.
+// judge returns how a Subnet is served.
 func (ss *subnets) judge(s *api.Subnet, fault error, listening func(string) error) (ready api.ConditionStatus, reason, message string) {
 	iface, here := s.Spec.Interface, ss.own.interfaces()
 	_, has := here[iface]
@@ -115,7 +114,7 @@ func (ss *subnets) judge(s *api.Subnet, fault error, listening func(string) erro
 	case iface == "" && s.Spec.Mode == api.Proxy:
 		return api.False, "ProxyNeedsInterface", "in proxy mode bootd knows machines by the MACs that it sees on the wire, so it needs an interface there: set spec.interface"
 	case iface == "":
-		return api.True, "Relayed", "DHCP answers what relays send to bootd" + dynamic(s)
+		return api.True, "Relayed", "DHCP answers relays" + dynamic(s)
 	case !has:
 		return api.False, "NoInterface", fmt.Sprintf("this bootd has no interface %s (it has %s): name one of them in spec.interface, or none when requests come through a relay",
 			iface, strings.Join(slices.Sorted(maps.Keys(here)), ", "))
@@ -126,7 +125,7 @@ func (ss *subnets) judge(s *api.Subnet, fault error, listening func(string) erro
 		return api.False, "NotListening", err.Error()
 	}
 	if s.Spec.Mode == api.Proxy {
-		return api.True, "Serving", "DHCP on " + iface + " adds the boot file to what another server answers"
+		return api.True, "Serving", "DHCP on " + iface + " adds the boot file to another server's answers"
 	}
 	return api.True, "Serving", "DHCP answers on " + iface + dynamic(s)
 }
@@ -146,7 +145,7 @@ func prefixText(prefixes []netip.Prefix) string {
 	return strings.Join(words, ", ")
 }
 
-// excluded lists the addresses that may never be leased.
+// excluded lists the addresses that must never be leased.
 func (ss *subnets) excluded(s *api.Subnet) []netip.Addr {
 	taken := slices.Concat(s.Spec.DNS, s.Spec.NTP, s.Spec.Relays)
 	if s.Spec.Gateway.IsValid() {
@@ -160,9 +159,8 @@ func (ss *subnets) excluded(s *api.Subnet) []netip.Addr {
 	return slices.DeleteFunc(taken, func(a netip.Addr) bool { _, ok := s.Prefix(a); return !ok })
 }
 
-// reservations are the IPv4 addresses that Machines pin on provisioning
-// Subnets. A bond's goes to its first member; should it boot through another,
-// that one gets a dynamic address.
+// reservations are the IPv4 addresses that Machines pin on provisioning Subnets. A bond's is reserved for its first
+// member; if it boots through another one, that gets a dynamic address.
 func (ss *subnets) reservations() []lease.Reservation {
 	var all []lease.Reservation
 	for _, m := range store.CachedList[api.Machine](ss.cache) {
@@ -175,7 +173,7 @@ func (ss *subnets) reservations() []lease.Reservation {
 	return all
 }
 
-// reservationsOf are a Machine's reservations, if their Subnets are provisioning ones.
+// reservationsOf returns a Machine's reservations, if their Subnets are provisioning ones.
 func reservationsOf(m *api.Machine) []lease.Reservation {
 	var list []lease.Reservation
 	for _, l := range m.Spec.Links {
@@ -192,8 +190,7 @@ func reservationsOf(m *api.Machine) []lease.Reservation {
 	return list
 }
 
-// ReservesOther reports whether a Machine that was changed, or is new or gone,
-// pins other addresses than before.
+// ReservesOther reports whether a Machine that was changed, created or deleted pins other addresses than before.
 func ReservesOther(old, now api.Object) bool {
 	of := func(o api.Object) []lease.Reservation {
 		if m, ok := o.(*api.Machine); ok {
@@ -204,8 +201,8 @@ func ReservesOther(old, now api.Object) bool {
 	return !slices.Equal(of(old), of(now))
 }
 
-// subnetOf finds the provisioning Subnet that a DHCP client is on: by its relay
-// when there is one, else by the interface that heard it.
+// subnetOf finds the provisioning Subnet that a DHCP client is on: by its relay when there is one, else by the
+// receiving interface.
 func (d *dhcpDecider) subnetOf(c dhcp.Client) (*api.Subnet, error) {
 	for _, s := range store.CachedList[api.Subnet](d.cache) {
 		if s.Spec.Purpose != api.Provisioning {

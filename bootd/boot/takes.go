@@ -6,11 +6,10 @@ import (
 	"time"
 )
 
-// takes knows who is being given the pointers and configs of BootAttempts, each
-// of which is for one client once. What counts as the same client going on: the
-// same connection, or another one when nothing of the body had arrived by the
-// first. That is all that Ignition ever does: it asks again when no answer
-// came, and gives up when one broke off (v2.26.0, internal/resource).
+// takes tracks the clients that receive the pointers and configs of BootAttempts, each of which is for one client
+// once. The same client is the same connection, or another one while no part of the body had arrived over the
+// first. Ignition never does more: it retries when there was no answer, and gives up when one was interrupted
+// (v2.26.0, internal/resource).
 type takes struct {
 	mu  sync.Mutex
 	by  map[takeKey]*take
@@ -21,26 +20,26 @@ type takeKey struct{ attempt, what string }
 
 type take struct {
 	conn    string
-	running chan struct{} // closed when the transfer under way ends; nil for none
+	running chan struct{} // closed when the transfer in progress ends; nil for none
 	taken   bool
 	since   time.Time
 }
 
-// turn is what a client is told that wants to take something.
+// turn is the answer to a client that requests something.
 type turn int
 
 const (
-	yours  turn = iota // it may have it; end must be called
-	again              // it has had it by this connection and may have it again; end must be called
-	busy               // another connection is at it, and does not come to an end
-	second             // another connection has had it
+	yours  turn = iota // it may receive it; end must be called
+	again              // it has received it on this connection and may receive it again; end must be called
+	busy               // another connection is receiving it, and does not finish
+	second             // another connection has received it
 )
 
 const (
-	// turnPatience is how long a client waits for the end of another's transfer.
+	// turnPatience is how long a client waits for another's transfer to end.
 	turnPatience = 5 * time.Second
-	// takeAge is how long the connection of a taker is remembered; that something
-	// was taken stands in the Machine's status besides.
+	// takeAge is how long the connection of a taker is remembered; the Machine's status also records that something
+	// was taken.
 	takeAge  = time.Hour
 	maxTakes = 1 << 14
 )
@@ -64,7 +63,7 @@ func (t *takes) begin(ctx context.Context, key takeKey, conn string) turn {
 	}
 }
 
-// try returns a channel to wait for while another transfer is under way.
+// try returns a channel to wait for while another transfer is in progress.
 func (t *takes) try(key takeKey, conn string) (turn, <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -86,7 +85,7 @@ func (t *takes) try(key takeKey, conn string) (turn, <-chan struct{}) {
 	return yours, nil
 }
 
-// end ends a transfer that begin allowed.
+// end ends a transfer that begin permitted.
 func (t *takes) end(key takeKey, taken bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -96,7 +95,7 @@ func (t *takes) end(key takeKey, taken bool) {
 	x.running = nil
 }
 
-// forget makes room: of attempts that are long over nothing needs to be known.
+// forget frees memory: attempts that ended long ago are dropped.
 func (t *takes) forget() {
 	if len(t.by) < maxTakes {
 		return

@@ -5,13 +5,12 @@ import (
 	"github.com/rackweft/rackweft/bootd/ca"
 )
 
-// chains are the levels at which a boot script can be given, and that its
-// secrets hand on.
+// chains are the levels at which a boot script can be given, and which its secrets inherit.
 func chains() []api.TrustLevel {
 	return []api.TrustLevel{api.TrustMAC, api.TrustNonce, api.TrustBMC}
 }
 
-// keys are the secrets of BootAttempts.
+// keys derives the secrets of BootAttempts.
 type keys struct{ *ca.Tokens }
 
 // secret is a secret of the Machine's attempt at a level.
@@ -29,8 +28,7 @@ func (k keys) presented(got string, purpose ca.Purpose, uid, attempt string) (le
 	return level, ok
 }
 
-// spent reports whether a secret is one of an attempt of the Machine that is
-// over, and of which.
+// spent reports whether a secret belongs to an attempt of the Machine that is over, and to which.
 func (k keys) spent(m *api.Machine, got string, purpose ca.Purpose) (number int, ok bool) {
 	old := m.Status.History
 	if a := m.Status.Attempt; a != nil && !a.Open() {

@@ -13,7 +13,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/zone"
 )
 
-// basePart makes what every host has.
+// basePart compiles the part that every host has.
 func (c *Compiler) basePart() part.Kind {
 	return part.Kind{
 		Name: api.PartBase,
@@ -53,7 +53,7 @@ func (c *Compiler) base(m *api.Machine) api.BasePart {
 	return b
 }
 
-// closed is what no tenant may reach: the same for every host.
+// closed lists the prefixes that no tenant may reach: the same for every host.
 type closed []netip.Prefix
 
 func closedOf(c *store.Cache) closed { return network.Closed(c) }

@@ -9,14 +9,14 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// maxSessions and maxNetworks bound what is kept of one host's report: of its
-// own speaker, its services as well, and as many sessions again of those inside of Networks.
+// maxSessions and maxNetworks limit what is stored of one host's report: of its own speaker, also of its services,
+// and as many sessions again of those inside Networks.
 const (
 	maxSessions = 4096
 	maxNetworks = 1024
 )
 
-// bgpReport keeps what a host says of its speaker.
+// bgpReport stores a host's report about its speaker.
 func (h *Hub) bgpReport(s *stream, r *api.BGPStatus) {
 	kept, ahead := *r, skew(h.Cache, s.peer.Name)
 	kept.Role, kept.Problem = text.Clip(r.Role, 16), text.Clip(r.Problem, 512)
@@ -68,7 +68,7 @@ func keptSessions(list []api.BGPSession, most int, skew time.Duration) []api.BGP
 	return kept
 }
 
-// skew is how far a host's clock is ahead, as it found out when it connected.
+// skew is how far a host's clock is ahead, as measured when it connected.
 func skew(cache *store.Cache, host string) time.Duration {
 	m, ok := store.Cached[api.Machine](cache, host)
 	if !ok || m.Status.Host == nil {
@@ -77,13 +77,12 @@ func skew(cache *store.Cache, host string) time.Duration {
 	return time.Duration(m.Status.Host.ClockSkew)
 }
 
-// auditEvery is how often a reflector hears what a host has received of it. It
-// looks only when it hears the same twice.
+// auditEvery is how often a reflector receives what a host has received from it. It compares only when it receives
+// the same twice.
 const auditEvery = 2 * time.Minute
 
-// relayAudits tells the reflectors what a host says that it has received of
-// them: BGP has no message for that, and GoBGP has been seen to leave routes out
-// when many sessions come up at once. The caller holds mu.
+// relayAudits forwards to the reflectors what a host reports to have received from them: BGP has no message for
+// that, and GoBGP has been seen to leave out routes when many sessions come up at once. The caller holds mu.
 func (h *Hub) relayAudits(s *stream) {
 	report := h.bgp[s.peer.Name]
 	if report == nil || h.streams[s.peer.Name] != s || time.Since(s.audited) < auditEvery {
@@ -95,20 +94,19 @@ func (h *Hub) relayAudits(s *stream) {
 			continue
 		}
 		s.audited = time.Now()
-		to.out.put(audits, api.ServerFrame{Audit: &api.BGPAudit{Neighbor: s.peer.Name, Received: x.Received, Digest: x.Digest, Digested: x.Digested}}) // one that finds no room is said again
+		to.out.put(audits, api.ServerFrame{Audit: &api.BGPAudit{Neighbor: s.peer.Name, Received: x.Received, Digest: x.Digest, Digested: x.Digested}}) // if the lane is full it is sent next time
 	}
 }
 
-// audit is relayAudits for a host that has nothing new to report.
+// audit is relayAudits for a host without a new report.
 func (h *Hub) audit(s *stream) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.relayAudits(s)
 }
 
-// BGP is what a host has last reported of its speaker to this bootd, nil when
-// that is nothing or the host is not connected. It is shared, and must not be
-// changed.
+// BGP returns a host's last report about its speaker to this bootd, nil when there is none or the host is not
+// connected. It is shared, and must not be modified.
 func (h *Hub) BGP(host string) *api.BGPStatus {
 	h.mu.Lock()
 	defer h.mu.Unlock()

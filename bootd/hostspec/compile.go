@@ -1,6 +1,5 @@
-// Package hostspec owns what a host should be: it compiles each Machine's
-// HostSpec from the objects and streams its parts to nodeagent, over the one
-// stream that each host opens.
+// Package hostspec owns HostSpecs: it compiles each Machine's HostSpec from the objects and streams its parts to
+// nodeagent, over the one stream that each host opens.
 package hostspec
 
 import (
@@ -14,25 +13,24 @@ import (
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
-// Compiler makes HostSpecs out of the objects as they stand. It is pure but for
-// the cache that it reads, and what its Parts read.
+// Compiler compiles HostSpecs from the current objects. It is pure except for the cache that it reads, and what its
+// Parts read.
 type Compiler struct {
 	Cache *store.Cache
-	// Parts lists the kinds of parts besides the base, made out of a cache.
+	// Parts lists the kinds of parts besides the base, compiled from a cache.
 	Parts func(*store.Cache) []part.Kind
 	// Epoch is raised by a restore.
 	Epoch int64
-	// API lists the URLs of bootd that hosts are to know.
+	// API lists the URLs of bootd for hosts.
 	API func(m *api.Machine) []string
 }
 
-// With is a Compiler out of other objects.
+// With returns a Compiler for other objects.
 func (c *Compiler) With(cache *store.Cache) *Compiler {
 	return &Compiler{Cache: cache, Parts: c.Parts, Epoch: c.Epoch, API: c.API}
 }
 
-// Compile makes the HostSpec of a Machine as people may see it: keys are masked.
-// Equal objects give equal parts.
+// Compile returns the HostSpec of a Machine for people: keys are masked. Equal objects give equal parts.
 func (c *Compiler) Compile(ctx context.Context, m *api.Machine) (*api.HostSpec, error) {
 	s, err := c.compile(ctx, m)
 	if err != nil {
@@ -49,7 +47,7 @@ func (c *Compiler) Compile(ctx context.Context, m *api.Machine) (*api.HostSpec, 
 	return h, nil
 }
 
-// compile makes a HostSpec whose large parts are put together only when sent.
+// compile returns a HostSpec whose large parts are encoded only when sent.
 func (c *Compiler) compile(ctx context.Context, m *api.Machine) (*part.Spec, error) {
 	s := part.NewSpec(c.Epoch, c.Cache.Revision())
 	for _, k := range c.parts() {
@@ -60,15 +58,15 @@ func (c *Compiler) compile(ctx context.Context, m *api.Machine) (*part.Spec, err
 	return s, nil
 }
 
-// held is what a host holds of its HostSpec.
+// held is what a host has of its HostSpec.
 type held struct {
 	digests map[string]string
-	// parts, tombstones: as they were sent on this stream.
+	// parts and tombstones, as sent on this stream.
 	parts  map[string]part.Part
 	buried map[api.Tombstone]int64
 }
 
-// heldOf is what the host holds that has been sent s.
+// heldOf returns what a host has that was sent s.
 func heldOf(s *part.Spec) held {
 	h := held{digests: make(map[string]string, len(s.Parts)), parts: s.Parts, buried: s.Buried}
 	for name, p := range s.Parts {
@@ -77,8 +75,8 @@ func heldOf(s *part.Spec) held {
 	return h
 }
 
-// difference lists the frames that bring a host from what it holds to s: parts
-// that changed, parts that are gone, tombstones, then a bookmark.
+// difference lists the frames that bring a host from what it has to s: changed parts, removed parts, tombstones,
+// then a bookmark.
 func difference(h held, s *part.Spec) []api.ServerFrame {
 	var frames []api.ServerFrame
 	for _, name := range slices.Sorted(maps.Keys(s.Parts)) {
@@ -103,8 +101,7 @@ func difference(h held, s *part.Spec) []api.ServerFrame {
 	return append(frames, api.ServerFrame{Bookmark: &api.Bookmark{Epoch: s.Epoch, Revision: s.Revision}})
 }
 
-// update is the whole part, or what changed in it since the part that was sent on
-// this stream.
+// update returns the whole part, or the changes since the part that was sent on this stream.
 func (h held) update(name, digest string, p part.Part) *api.PartUpdate {
 	u := &api.PartUpdate{Name: name, Digest: digest}
 	if now, ok := p.(part.Changing); ok {

@@ -14,10 +14,10 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// meshes are the hosts of each encrypted Zone.
+// meshes lists the hosts of each encrypted Zone.
 type meshes map[string][]api.EncryptionPeer
 
-// encryption is how a host encrypts its underlay; nil when its Zone has none.
+// encryption returns how a host encrypts its underlay; nil when its Zone does not.
 func (c *Compiler) encryption(m *api.Machine) *api.Encryption {
 	zone, ok := store.Cached[api.Zone](c.Cache, m.Spec.Zone)
 	if !ok || zone.Spec.Encryption != api.EncryptionWireGuard || network.Underlay(c.Cache, m).Interface == "" {
@@ -42,8 +42,7 @@ func meshesOf(c *store.Cache) meshes {
 	return all
 }
 
-// mesh gives each key to one host only: that of a Machine whose addresses are
-// pinned comes before what a host says of itself.
+// mesh assigns each key to one host only: Machines whose addresses are pinned take precedence over hosts' reports.
 func mesh(c *store.Cache, zone string) []api.EncryptionPeer {
 	var list []api.EncryptionPeer
 	keys, taken := map[string]bool{}, map[netip.Addr]bool{}
@@ -77,8 +76,8 @@ func wireGuardKey(m *api.Machine) string {
 	return m.Status.Host.WireGuardKey
 }
 
-// meshChanged reports whether other hosts are to receive a change to a Machine:
-// an address that it reports may be another's, whose peers are to forget it.
+// meshChanged reports whether other hosts must receive a change to a Machine: an address that it reports may be
+// another's, whose peers must drop it.
 func meshChanged(cache *store.Cache, c store.Change) bool {
 	facts := func(o api.Object) (zone, key string, addrs []netip.Addr) {
 		m, ok := o.(*api.Machine)
@@ -93,11 +92,11 @@ func meshChanged(cache *store.Cache, c store.Change) bool {
 	return (key != "" || nowKey != "") && zone != nowZone || key != nowKey || !slices.Equal(addrs, nowAddrs)
 }
 
-// gather is how long changes of hosts are gathered before the others of their
-// Zone are told: each of these gets the whole list.
+// gather is how long changes of hosts are collected before the others of their Zone receive them: each of these
+// gets the whole list.
 const gather = time.Second
 
-// tellMeshes tells the hosts of encrypted Zones of each other, until ctx ends.
+// tellMeshes informs the hosts of encrypted Zones about each other, until ctx ends.
 func (h *Hub) tellMeshes(ctx context.Context, dirty wait.Signal) error {
 	for {
 		select {
@@ -127,8 +126,8 @@ func encrypted(cache *store.Cache, machine string) bool {
 	return ok && zone.Spec.Encryption == api.EncryptionWireGuard
 }
 
-// keyFault says what is wrong with a WireGuard key that a host reports of
-// itself. A key is the first host's that had it.
+// keyFault returns what is wrong with the WireGuard key that a host reports. A key belongs to the first host that
+// reported it.
 func keyFault(cache *store.Cache, host, key string) string {
 	if m, ok := store.Cached[api.Machine](cache, host); key == "" || ok && m.Status.Host != nil && m.Status.Host.WireGuardKey == key {
 		return ""

@@ -10,11 +10,11 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// frames reads a host's frames, one JSON object a line.
+// frames reads a host's frames, one JSON object per line.
 type frames struct {
 	r        *bufio.Reader
 	deadline func(time.Time) error
-	patience time.Duration // how long a frame is waited for
+	patience time.Duration // how long to wait for a frame
 }
 
 // hello reads the first frame.
@@ -24,7 +24,7 @@ func (f *frames) hello() (*api.Hello, error) {
 		return nil, err
 	}
 	if first.Hello == nil {
-		return nil, errors.New("its first frame is no hello")
+		return nil, errors.New("its first frame is not a hello")
 	}
 	return first.Hello, nil
 }

@@ -23,34 +23,33 @@ import (
 )
 
 const (
-	// silence is how long a stream may be quiet before it counts as dead;
-	// nodeagent pings every 10 s.
+	// silence is how long a stream may be quiet before it counts as dead; nodeagent pings every 10 s.
 	silence = 30 * time.Second
-	// grace is how long after its start bootd waits for hosts to come back before
-	// it says that they are not connected.
+	// grace is how long after its start bootd waits for hosts to reconnect before it records that they are not
+	// connected.
 	grace = time.Minute
 	// maxFrame bounds one frame of a host.
 	maxFrame = 1 << 20
 )
 
-// Recorder keeps what people read later.
+// Recorder stores records that people read later.
 type Recorder interface {
 	Event(o api.Object, typ api.EventType, reason, message string)
 }
 
 // Signer renews certificates.
 type Signer interface {
-	// Renew signs a CSR for a host that proved itself, and returns the
-	// certificate and the digest of its key.
+	// Renew signs a CSR for a host that has proved its identity, and returns the certificate and the digest of its
+	// key.
 	Renew(csr []byte, name, uid string) (cert []byte, key string, err error)
 }
 
-// Recovery is told of hosts after a restore.
+// Recovery is called for hosts after a restore.
 type Recovery interface {
-	// Reported takes over what a host has.
+	// Reported adopts what a host has.
 	Reported(ctx context.Context, name, uid string, r api.Recount) error
-	// Claim notes a host that the store does not know, and says what it is told;
-	// "" for one that is just refused.
+	// Claim records a host that the store does not know, and returns the message for it; "" for one that is simply
+	// refused.
 	Claim(ctx context.Context, h api.RecoveryHost) string
 }
 
@@ -63,12 +62,12 @@ type Hub struct {
 	Record   Recorder
 	Recovery Recovery // nil: nothing is ever restored
 	Log      *slog.Logger
-	// Name tells this bootd from others in what it writes down of its hosts.
+	// Name distinguishes this bootd from others in what it records about its hosts.
 	Name string
 	// Silence, Grace and Lag. Default: 30 s, 1 min and 15 s.
 	Silence, Grace, Lag time.Duration
-	// Gather. Default: 1 s. So long are hosts that join an encrypted Zone
-	// gathered before its others are told.
+	// Gather is how long hosts that join an encrypted Zone are collected before its others receive them. Default: 1
+	// s.
 	Gather time.Duration
 
 	mu       sync.Mutex
@@ -79,7 +78,7 @@ type Hub struct {
 	measured chan struct{} // closed at the next report of what a host uses
 }
 
-// Peer is who opened a stream, as its certificate says.
+// Peer is the client that opened a stream, according to its certificate.
 type Peer struct {
 	Name, UID string
 	Key       string // SHA-256 of its public key
@@ -92,8 +91,8 @@ type Conn struct {
 	In    io.Reader
 	Out   io.Writer
 	Flush func() error
-	// SetReadDeadline and SetWriteDeadline bound what comes next. A host that
-	// takes nothing is found out only by the latter, which may be nil.
+	// SetReadDeadline and SetWriteDeadline limit the next read or write. A host that receives nothing is detected
+	// only by the latter, which may be nil.
 	SetReadDeadline  func(time.Time) error
 	SetWriteDeadline func(time.Time) error
 }
@@ -106,16 +105,16 @@ type stream struct {
 	close context.CancelCauseFunc
 
 	greeted bool      // the first bookmark went out; transmit's own
-	held    bool      // it was told to go on as it is; transmit's own
+	held    bool      // it was told to continue unchanged; transmit's own
 	recount recount   // that is coming in; receive's own
 	audited time.Time // when its audits were last passed on; the Hub's mu
 
 	mu       sync.Mutex
 	seen     time.Time
-	reported *api.HostStatus // what the host last said of itself; never changed
-	behind   time.Time       // since when it has not applied what it should; zero: it has
+	reported *api.HostStatus // the host's last report; never modified
+	behind   time.Time       // since when its HostSpec is not applied; zero: it is
 	refused  bool            // the last status was too large
-	heldBack bool            // reported is to be stored, and was not yet: it came too fast
+	heldBack bool            // reported must still be stored: it was too frequent
 	usage    usage           // the Hub's mu
 }
 
@@ -131,8 +130,7 @@ func (s *stream) lastSeen() time.Time {
 	return s.seen
 }
 
-// Heartbeat is when the host was last heard of; false when it is not connected
-// to this bootd.
+// Heartbeat returns when the last frame of the host was received; false when it is not connected to this bootd.
 func (h *Hub) Heartbeat(name string) (time.Time, bool) {
 	h.mu.Lock()
 	s := h.streams[name]
@@ -143,8 +141,8 @@ func (h *Hub) Heartbeat(name string) (time.Time, bool) {
 	return s.lastSeen(), true
 }
 
-// Holds says why a host, by its Machine's name and uid, is not connected to this
-// bootd, and which one to ask; nil if it is.
+// Holds returns why a host, by its Machine's name and uid, is not connected to this bootd, and which bootd to use;
+// nil if it is.
 func (h *Hub) Holds(name, uid string) error {
 	_, err := h.streamOf(name, uid)
 	return err
@@ -159,34 +157,33 @@ func (h *Hub) streamOf(name, uid string) (*stream, error) {
 	}
 	m, ok := store.Cached[api.Machine](h.Cache, name)
 	if ok && m.Status.Conditions.Is(api.CondConnected) && m.Status.Host != nil && m.Status.Host.Bootd != "" && m.Status.Host.Bootd != h.Name {
-		return nil, fmt.Errorf("host %s is connected to the bootd on %s, and not to this one (%s): ask that one", name, m.Status.Host.Bootd, h.Name)
+		return nil, fmt.Errorf("host %s is connected to the bootd on %s, and not to this one (%s): use that one", name, m.Status.Host.Bootd, h.Name)
 	}
 	return nil, fmt.Errorf("host %s is not connected to this bootd: weftctl describe machine %[1]s says since when", name)
 }
 
-// Open asks a host, by its Machine's name and uid, to open a channel. The error
-// tells a person why not.
+// Open requests a channel from a host, by its Machine's name and uid. The error tells a person why that failed.
 func (h *Hub) Open(name, uid string, c api.Channel) error {
 	s, err := h.streamOf(name, uid)
 	if err != nil {
 		return err
 	}
 	if !s.out.put(opens, api.ServerFrame{Open: &c}) {
-		return fmt.Errorf("host %s takes nothing at the moment: try again", name)
+		return fmt.Errorf("host %s accepts nothing at the moment: try again", name)
 	}
 	return nil
 }
 
-// Count is how many hosts are connected to this bootd.
+// Count is the number of hosts that are connected to this bootd.
 func (h *Hub) Count() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.streams)
 }
 
-// Run marks streams whose HostSpec may have changed, until ctx ends. After a
-// grace period it clears the HostConnected of hosts that did not come back to a
-// restarted bootd: a stale True would hold their next boot for ever.
+// Run marks streams whose HostSpec may have changed, until ctx ends. After a grace period it clears the
+// HostConnected of hosts that did not reconnect to a restarted bootd: a stale True would hold their next boot for
+// ever.
 func (h *Hub) Run(ctx context.Context) error {
 	defer h.stop()
 	g, ctx := errgroup.WithContext(ctx)
@@ -214,8 +211,8 @@ func (h *Hub) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// stop makes the streams that end from now on end silently: it is bootd that
-// goes away, not its hosts, and they are back before clearStale looks.
+// stop makes streams end silently from now on: bootd stops, not its hosts, and they will have reconnected before
+// clearStale runs.
 func (h *Hub) stop() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -331,7 +328,7 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 	return err
 }
 
-// admit refuses a host that may not hold a stream, and tells it why.
+// admit refuses a host that may not hold a stream, and sends it the reason.
 func (h *Hub) admit(ctx context.Context, p Peer, send func(api.ServerFrame) error) error {
 	reason, err := h.refusal(ctx, p)
 	if err != nil {
@@ -346,7 +343,7 @@ func (h *Hub) admit(ctx context.Context, p Peer, send func(api.ServerFrame) erro
 	return nil
 }
 
-// hostObject is a host's Machine, or one of its name when there is none.
+// hostObject is a host's Machine, or one with its name when there is none.
 func hostObject(cache *store.Cache, name string) api.Object {
 	if m, ok := store.Cached[api.Machine](cache, name); ok {
 		return m
@@ -357,8 +354,8 @@ func hostObject(cache *store.Cache, name string) api.Object {
 	return m
 }
 
-// refusal says why a host may not hold a stream; empty when it may. The cache
-// may be a moment behind a join, so a refusal is checked against the store.
+// refusal returns why a host may not hold a stream; empty when it may. The cache may be slightly behind a join, so
+// a refusal is checked against the store.
 func (h *Hub) refusal(ctx context.Context, p Peer) (string, error) {
 	if m, ok := store.Cached[api.Machine](h.Cache, p.Name); ok && Refused(m, p) == "" {
 		return "", nil
@@ -373,12 +370,12 @@ func (h *Hub) refusal(ctx context.Context, p Peer) (string, error) {
 	return Refused(m, p), nil
 }
 
-// Refused says why a host's certificate is good for nothing any more; empty when it is good. m is the
-// Machine of its name as it is now, nil when there is none.
+// Refused returns why a host's certificate is no longer valid; empty when it is. m is the current Machine of its
+// name, nil when there is none.
 func Refused(m *api.Machine, p Peer) string {
 	switch {
 	case m == nil:
-		return fmt.Sprintf("no Machine is called %s any more", p.Name)
+		return fmt.Sprintf("Machine %s does not exist", p.Name)
 	case m.Metadata.UID != p.UID:
 		return fmt.Sprintf("Machine %s was recreated since this host joined: reprovision it", p.Name)
 	case m.Status.HostKey != p.Key:
@@ -387,8 +384,8 @@ func Refused(m *api.Machine, p Peer) string {
 	return ""
 }
 
-// attach makes a stream the one of its host; the one before it ends. A host that
-// opens one after the other is refused.
+// attach makes a stream the current one of its host; the previous one ends. A host that opens streams in quick
+// succession is refused.
 func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) (*stream, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -406,7 +403,7 @@ func (h *Hub) attach(p Peer, cancel context.CancelCauseFunc) (*stream, error) {
 		old.close(errReplaced)
 	}
 	h.streams[p.Name] = s
-	delete(h.bgp, p.Name) // what was reported on another stream, by another host perhaps
+	delete(h.bgp, p.Name) // a report on another stream, perhaps by another host
 	return s, nil
 }
 
@@ -427,8 +424,8 @@ func (h *Hub) detach(ctx context.Context, s *stream) {
 	h.event(s, api.Warning, "HostDisconnected", "its stream ended")
 }
 
-// setDisconnected leaves a host alone that has opened another stream meanwhile.
-// Its last word goes into the store with it.
+// setDisconnected leaves a host unchanged that has opened another stream since. It stores the host's last status in
+// the same write.
 func (h *Hub) setDisconnected(ctx context.Context, s *stream, reason, message string) {
 	s.mu.Lock()
 	reported := s.reported
@@ -457,12 +454,12 @@ func (h *Hub) mutate(ctx context.Context, name, uid string, fn func(*api.Machine
 	}
 }
 
-// event records what happens to a host, within its quota.
+// event records an event of a host, within its quota.
 func (h *Hub) event(s *stream, typ api.EventType, reason, message string) {
 	h.eventOf(s, hostObject(h.Cache, s.peer.Name), typ, reason, message)
 }
 
-// eventOf records what a host tells of an object, within the host's quota.
+// eventOf records an event that a host reports about an object, within the host's quota.
 func (h *Hub) eventOf(s *stream, o api.Object, typ api.EventType, reason, message string) {
 	q := s.quota
 	q.mu.Lock()
@@ -478,12 +475,12 @@ func (h *Hub) eventOf(s *stream, o api.Object, typ api.EventType, reason, messag
 		return
 	}
 	if dropped > 0 {
-		message = fmt.Sprintf("%s (%d events before it came too fast and were dropped)", message, dropped)
+		message = fmt.Sprintf("%s (%d events before it were too frequent and were dropped)", message, dropped)
 	}
 	h.Record.Event(o, typ, reason, message)
 }
 
-// transmit sends what changes, and what waits in the outbox.
+// transmit sends changes, and the frames in the outbox.
 func (h *Hub) transmit(ctx context.Context, s *stream, has held, send func(api.ServerFrame) error) error {
 	s.mark()
 	for {
@@ -504,7 +501,7 @@ func (h *Hub) transmit(ctx context.Context, s *stream, has held, send func(api.S
 	}
 }
 
-// update sends the difference between what the host holds and what it should.
+// update sends the difference between the host's parts and its HostSpec.
 func (h *Hub) update(ctx context.Context, s *stream, has held, send func(api.ServerFrame) error) (held, error) {
 	if err := h.admit(ctx, s.peer, send); err != nil {
 		return held{}, err
@@ -522,7 +519,7 @@ func (h *Hub) update(ctx context.Context, s *stream, has held, send func(api.Ser
 	}
 	frames := difference(has, spec)
 	if len(frames) == 1 && s.greeted {
-		return has, nil // nothing but a bookmark: the host need not hear of every revision
+		return has, nil // only a bookmark: the host does not need every revision
 	}
 	for _, f := range frames {
 		if err := send(f); err != nil {

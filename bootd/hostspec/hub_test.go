@@ -201,7 +201,7 @@ func TestWhoHoldsAHost(t *testing.T) {
 		m.Status.Host.Bootd = "boot2"
 		m.Status.Conditions.Set(time.Now(), api.CondConnected, api.True, "Connected", "")
 	})
-	holds("connected to the bootd on boot2, and not to this one (boot1): ask that one")
+	holds("connected to the bootd on boot2, and not to this one (boot1): use that one")
 }
 
 func TestWhoMayHoldAStream(t *testing.T) {
@@ -210,7 +210,7 @@ func TestWhoMayHoldAStream(t *testing.T) {
 		name, refused string
 		peer          func(Peer) Peer
 	}{
-		{"a stranger", "no Machine is called nobody", func(p Peer) Peer { p.Name = "nobody"; return p }},
+		{"a stranger", "Machine nobody does not exist", func(p Peer) Peer { p.Name = "nobody"; return p }},
 		{"of a Machine before this one", "recreated", func(p Peer) Peer { p.UID = "other"; return p }},
 		{"revoked", "is revoked", func(p Peer) Peer { p.Key = "other"; return p }},
 	} {

@@ -8,11 +8,11 @@ import (
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
-// lane is one sort of frames that wait to be sent: how many may.
+// lane is one kind of waiting frames, with the maximum number.
 type lane int
 
-// The lanes: what a host's frames are answered, audits of other hosts for one that
-// reflects, channels that it is to open, and requests for what it uses.
+// The lanes: replies to a host's frames, audits of other hosts for a reflector, channels that it must open, and
+// requests for its usage.
 const (
 	replies lane = iota
 	audits
@@ -22,10 +22,10 @@ const (
 
 func (l lane) room() int { return [...]int{replies: 8, audits: 512, opens: 16, usages: 1}[l] }
 
-// outbox holds the frames that wait to be sent to one host, first come first sent.
+// outbox holds the frames to be sent to one host, in order of arrival.
 type outbox struct {
 	ready wait.Signal // frames wait
-	freed wait.Signal // one was taken; for the one goroutine that waits for room
+	freed wait.Signal // one was taken; for the one goroutine that waits for space
 
 	mu      sync.Mutex
 	waiting []outgoing
@@ -54,7 +54,7 @@ func (o *outbox) put(l lane, f api.ServerFrame) bool {
 	return true
 }
 
-// wait adds a frame when its lane has room. Only one goroutine may call it.
+// wait adds a frame when its lane has space. Only one goroutine may call it.
 func (o *outbox) wait(ctx context.Context, l lane, f api.ServerFrame) error {
 	for !o.put(l, f) {
 		select {
@@ -66,7 +66,7 @@ func (o *outbox) wait(ctx context.Context, l lane, f api.ServerFrame) error {
 	return nil
 }
 
-// sendOne sends the frame that has waited longest, if any does.
+// sendOne sends the frame that has waited longest, if any.
 func (o *outbox) sendOne(send func(api.ServerFrame) error) error {
 	f, ok := o.take()
 	if !ok {

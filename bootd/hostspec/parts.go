@@ -11,7 +11,7 @@ import (
 // table lists kinds of parts.
 type table []part.Kind
 
-// parts lists every kind of part. The base comes first: others go by it.
+// parts lists every kind of part. The base comes first: others depend on it.
 func (c *Compiler) parts() table {
 	list := table{c.basePart()}
 	if c.Parts != nil {
@@ -31,8 +31,7 @@ func (t table) of(name string) part.Kind {
 	return part.Kind{}
 }
 
-// concerns finds the hosts whose HostSpec may differ after a change. A kind of
-// object that no part is made of concerns none.
+// concerns finds the hosts whose HostSpec may differ after a change. A kind of object without parts concerns none.
 func (t table) concerns(c store.Change) part.Hosts {
 	var all part.Hosts
 	for _, k := range t {
@@ -44,8 +43,7 @@ func (t table) concerns(c store.Change) part.Hosts {
 	return all
 }
 
-// speaks returns the object that a host's event is about; nil when it may not
-// speak of it.
+// speaks returns the object of a host's event; nil when the host may not record events for it.
 func (t table) speaks(hostUID string, e *api.Event) api.Object {
 	for _, k := range t {
 		if k.Object != "" && k.Object == e.Kind && k.Speaks != nil {

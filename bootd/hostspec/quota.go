@@ -10,14 +10,13 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// quota bounds what one host can make bootd do, over all of its streams. A host
-// that sends frames faster is read more slowly; events beyond are dropped, and
-// its status is stored later.
+// quota limits the work that one host can cause in bootd, over all of its streams. A host that sends frames faster
+// is read more slowly; further events are dropped, and its status is stored later.
 type quota struct {
 	frames  *rate.Limiter
 	events  *rate.Limiter
 	stored  *rate.Limiter // bytes of its Machine's status
-	streams *rate.Limiter // that it opens: each is written down twice
+	streams *rate.Limiter // that it opens: each causes two records
 
 	mu      sync.Mutex
 	dropped int
@@ -33,17 +32,16 @@ func newQuota() *quota {
 const (
 	storedRate     = 32 << 10 // bytes a second
 	storedBurst    = 2 << 20
-	storedOverhead = 4 << 10 // what a Machine has besides
+	storedOverhead = 4 << 10 // the rest of a Machine
 )
 
-// mayStore takes a status from what the host may have stored now.
+// mayStore charges a status to the bytes that the host may have stored now.
 func (q *quota) mayStore(status *api.HostStatus) bool {
 	raw, err := json.Marshal(status)
 	return err == nil && q.stored.AllowN(time.Now(), len(raw)+storedOverhead)
 }
 
-// holdBack notes whether the last report was held back, and reports whether that
-// is news.
+// holdBack records whether the last report was held back, and reports whether that changed.
 func (s *stream) holdBack(held bool) (news bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -52,8 +50,7 @@ func (s *stream) holdBack(held bool) (news bool) {
 	return news
 }
 
-// refuse notes whether the last report was too large to be kept, and reports
-// whether that is news.
+// refuse records whether the last report was too large to be stored, and reports whether that changed.
 func (s *stream) refuse(refused bool) (news bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -33,7 +33,7 @@ func (h *Hub) receive(ctx context.Context, s *stream, in *frames) error {
 	}
 }
 
-// handle takes one frame and returns what to answer, if anything.
+// handle processes one frame and returns the reply, if any.
 func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.ServerFrame {
 	switch {
 	case f.Ping != nil:
@@ -60,8 +60,7 @@ func (h *Hub) handle(ctx context.Context, s *stream, f *api.HostFrame) *api.Serv
 	return nil
 }
 
-// What is kept of a host's status, which is stored with its Machine: etcd takes
-// 1.5 MiB for all of it.
+// Limits of a host's stored status, which is part of its Machine: etcd accepts 1.5 MiB for all of it.
 const (
 	maxStatusParts     = 1024
 	maxStatusNICs      = 256
@@ -69,8 +68,8 @@ const (
 	maxStatusBytes     = 512 << 10
 )
 
-// bounded is a copy of a host's status that is fit to be stored. Of more parts
-// than are kept, those of its HostSpec come first.
+// bounded returns a copy of a host's status that can be stored. If there are too many parts, those of its HostSpec
+// come first.
 func (t table) bounded(spec *part.Spec, status *api.HostStatus) (*api.HostStatus, error) {
 	next := *status
 	next.Connected, next.LastHeartbeat, next.Reported, next.BGP = false, time.Time{}, time.Time{}, nil
@@ -91,7 +90,7 @@ func (t table) bounded(spec *part.Spec, status *api.HostStatus) (*api.HostStatus
 		return nil, fmt.Errorf("its status cannot be encoded: %w", err)
 	}
 	if len(raw) > maxStatusBytes {
-		return nil, fmt.Errorf("its status takes %d bytes, and %d are kept: the one before it stays", len(raw), maxStatusBytes)
+		return nil, fmt.Errorf("its status has %d bytes, at most %d are stored: the previous one is kept", len(raw), maxStatusBytes)
 	}
 	return &next, nil
 }
@@ -141,7 +140,7 @@ func names(s *part.Spec, reported string) bool {
 
 const reasonApplying = "Applying"
 
-// judge compares what the host has applied with what it should have.
+// judge compares what the host has applied with its HostSpec.
 func (t table) judge(spec *part.Spec, status *api.HostStatus) (applied api.ConditionStatus, reason, message string) {
 	var waiting, failed []string
 	now := heldOf(spec).digests
@@ -166,8 +165,8 @@ func (t table) judge(spec *part.Spec, status *api.HostStatus) (applied api.Condi
 	return api.True, "Applied", fmt.Sprintf("%d parts are applied", len(spec.Parts))
 }
 
-// subject is what a host's event is about: an object of one of its parts, or the
-// host itself. Of anything else it cannot speak.
+// subject is the object of a host's event: an object of one of its parts, or the host itself. It cannot record
+// events for others.
 func (c *Compiler) subject(p Peer, e *api.Event) api.Object {
 	if o := c.parts().speaks(p.UID, e); o != nil {
 		return o
@@ -175,7 +174,7 @@ func (c *Compiler) subject(p Peer, e *api.Event) api.Object {
 	return hostObject(c.Cache, p.Name)
 }
 
-// renew signs a fresh certificate for a host that holds its stream.
+// renew signs a new certificate for a host that holds its stream.
 func (h *Hub) renew(s *stream, csr string) *api.ServerFrame {
 	cert, key, err := h.Signer.Renew([]byte(csr), s.peer.Name, s.peer.UID)
 	if err != nil {
@@ -183,7 +182,7 @@ func (h *Hub) renew(s *stream, csr string) *api.ServerFrame {
 		return nil
 	}
 	if key != s.peer.Key {
-		h.event(s, api.Warning, "RenewalRefused", "the request is over another key than the host joined with")
+		h.event(s, api.Warning, "RenewalRefused", "the request is for another key than the host joined with")
 		return nil
 	}
 	return &api.ServerFrame{Certificate: string(cert)}

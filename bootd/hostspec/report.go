@@ -14,18 +14,16 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// A host that joins changes a part of every other, and each of those says so:
-// that it is at work, and when it is done, with a digest and a revision. Nobody
-// waits for these, and a write for each would make a join cost as many as there
-// are hosts. They stay in memory, as heartbeats do; a host that does not come
-// through is written down when it is overdue.
+// A host that joins changes a part of every other, and each of those reports that it is applying it, and when it is
+// done, with a digest and a revision. Nothing waits for these reports, and a write for each would make a join as
+// expensive as there are hosts. They stay in memory, as heartbeats do; a host that does not finish is recorded when
+// it is overdue.
 
-// lag is how long a host that had applied everything may take for what changed.
+// lag is how long a host that had applied everything may take for a change.
 const lag = 15 * time.Second
 
-// Reported is what a host has last said of itself to this bootd; false when it
-// is not connected to it, or has said nothing. It is shared, and must not be
-// changed. What the store has may be older in digests, times and revision.
+// Reported returns a host's last report about itself to this bootd; false when it is not connected, or has not
+// reported. It is shared, and must not be modified. The store's digests, times and revision may be older.
 func (h *Hub) Reported(name string) (*api.HostStatus, bool) {
 	h.mu.Lock()
 	s := h.streams[name]
@@ -38,7 +36,7 @@ func (h *Hub) Reported(name string) (*api.HostStatus, bool) {
 	return s.reported, s.reported != nil
 }
 
-// report takes over what the host says of itself.
+// report stores the host's report about itself.
 func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 	spec, ok := h.specOf(ctx, s)
 	if !ok {
@@ -62,8 +60,7 @@ func (h *Hub) report(ctx context.Context, s *stream, status *api.HostStatus) {
 	h.take(ctx, s, spec, status, next)
 }
 
-// overdue looks again at a host that has not yet applied what it should, or whose
-// status was held back.
+// overdue rechecks a host that has not yet applied its HostSpec, or whose status was held back.
 func (h *Hub) overdue(ctx context.Context, s *stream) {
 	s.mu.Lock()
 	reported, since, held := s.reported, s.behind, s.heldBack
@@ -90,10 +87,10 @@ func (h *Hub) specOf(ctx context.Context, s *stream) (*part.Spec, bool) {
 	return spec, true
 }
 
-// take writes down what is worth it of a report: next is what is kept of it.
+// take stores the relevant changes of a report: next is the new stored status.
 func (h *Hub) take(ctx context.Context, s *stream, spec *part.Spec, status, next *api.HostStatus) {
 	applied, reason, message := h.Compiler.parts().judge(spec, status)
-	if store.Held(h.Cache) { // it was not sent what it should have
+	if store.Held(h.Cache) { // it was not sent its HostSpec
 		applied, reason, message = api.Unknown, "Restored", "bootd was restored and waits for its hosts: weftctl restore status"
 	}
 	soon := s.soon(reason, orDefault(h.Lag, lag))
@@ -114,11 +111,11 @@ func (h *Hub) take(ctx context.Context, s *stream, spec *part.Spec, status, next
 		return true
 	})
 	if s.holdBack(held) {
-		h.event(s, api.Warning, "StatusHeldBack", fmt.Sprintf("it reports changes of its status faster than they are stored (%d KiB at once, %d KiB a second): the last one is stored later", storedBurst>>10, storedRate>>10))
+		h.event(s, api.Warning, "StatusHeldBack", fmt.Sprintf("it reports changes of its status faster than they can be stored (%d KiB at once, %d KiB a second): the last one is stored later", storedBurst>>10, storedRate>>10))
 	}
 }
 
-// soon reports whether a host is at work for less than patience.
+// soon reports whether a host has been applying a change for less than patience.
 func (s *stream) soon(reason string, patience time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,9 +129,8 @@ func (s *stream) soon(reason string, patience time.Duration) bool {
 	return time.Since(s.behind) < patience
 }
 
-// news reports whether a host's status says more than the one that is stored. soon
-// is said of a host that is at work and will be done; buried of one that has a
-// tombstone, for the end of which its revision counts.
+// news reports whether a host's status has more information than the stored one. soon: the host is still applying
+// and is not overdue. buried: it has a tombstone, so its revision must be stored.
 func (t table) news(old, next *api.HostStatus, soon, buried bool) bool {
 	if old == nil {
 		return true

@@ -11,20 +11,18 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// maxRecount bounds the bytes of all frames of a recount: more could not be
-// stored.
+// maxRecount limits the bytes of all frames of a recount: more could not be stored.
 const maxRecount = 2 * store.MaxObjectBytes
 
-// recount is a host's, of which more frames may follow.
+// recount is a host's recount, of which more frames may follow.
 type recount struct {
 	api.Recount
 	bytes int
-	done  bool // it was handed on, or refused: a stream has one
+	done  bool // it was passed on, or refused: a stream has one
 }
 
-// hold has a host of a restored Site know the epoch, go on as it is, and say
-// what it has. Nothing of its HostSpec is sent: the backup may know less of it
-// than the host does.
+// hold makes a host of a restored Site adopt the epoch, continue unchanged, and report what it has. Nothing of its
+// HostSpec is sent: the backup may know less of it than the host does.
 func (h *Hub) hold(s *stream, send func(api.ServerFrame) error) error {
 	if s.held {
 		return nil
@@ -40,8 +38,8 @@ func (h *Hub) hold(s *stream, send func(api.ServerFrame) error) error {
 	return nil
 }
 
-// recounted gathers the frames of a recount, and hands it on with the last. One
-// that was not asked for is not stored.
+// recounted collects the frames of a recount, and passes it on with the last. One that was not requested is not
+// stored.
 func (h *Hub) recounted(ctx context.Context, s *stream, r *api.Recount) {
 	c := &s.recount
 	if h.Recovery == nil || c.done || !store.Held(h.Cache) {
@@ -50,7 +48,7 @@ func (h *Hub) recounted(ctx context.Context, s *stream, r *api.Recount) {
 	raw, err := json.Marshal(r)
 	c.bytes += len(raw)
 	if err != nil || c.bytes > maxRecount {
-		h.event(s, api.Warning, "RecountRefused", "it says that it has more Networks, Guests and peers than a host can")
+		h.event(s, api.Warning, "RecountRefused", "it reports more Networks, Guests and peers than a host can have")
 		s.recount = recount{done: true}
 		return
 	}
@@ -68,7 +66,7 @@ func (h *Hub) recounted(ctx context.Context, s *stream, r *api.Recount) {
 	}
 }
 
-// Claim is who the host says it is, for a person to decide.
+// Claim is the identity that the host claims, for a person to decide.
 func (p Peer) Claim() api.RecoveryHost {
 	return api.RecoveryHost{Name: p.Name, UID: p.UID, Key: p.Key, Address: p.Address, Issued: p.Issued}
 }

@@ -9,30 +9,29 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// A host reports what it uses only while it is asked for: with thousands of
-// Guests it would be most of what the streams carry, unread.
+// A host reports its usage only on request: with thousands of Guests it would be most of the streams' traffic,
+// unread.
 const (
 	usageEvery = 2 * time.Second
-	// usageFor is how long a host keeps reporting when it is not asked again.
+	// usageFor is how long a host keeps reporting after a request.
 	usageFor = 15 * time.Second
-	// usageWait is how long hosts that were not asked before may take for the two
-	// reports between which there is a rate.
+	// usageWait is how long hosts without an earlier request may take for the two reports that a rate needs.
 	usageWait = usageEvery + 2*time.Second
 )
 
-// usage is what a host has reported of what it uses.
+// usage is what a host has reported about its usage.
 type usage struct {
 	asked    time.Time // last
 	old, now *api.HostUsage
 }
 
-// UsageSample is what a host has reported of what it uses: Old before Now. Old
-// is nil, and both may be, when it was not asked before or does not answer.
+// UsageSample is a host's usage: Old before Now. Old is nil, and both may be, when there was no earlier request or
+// no answer.
 type UsageSample struct {
 	Old, Now *api.HostUsage
 }
 
-// Seconds are between the two, 0 when there are not two.
+// Seconds between the two, 0 when there are not two.
 func (s UsageSample) Seconds() float64 {
 	if s.Old == nil || s.Now == nil {
 		return 0
@@ -40,9 +39,8 @@ func (s UsageSample) Seconds() float64 {
 	return (time.Duration(s.Now.Uptime) - time.Duration(s.Old.Uptime)).Seconds()
 }
 
-// Usage asks hosts, by their Machines' names, for what they use, and waits some
-// seconds for those that were not asked before. Hosts that are not connected
-// to this bootd are left out.
+// Usage requests the usage of hosts, by their Machines' names, and waits some seconds for those without an earlier
+// request. Hosts that are not connected to this bootd are omitted.
 func (h *Hub) Usage(ctx context.Context, names []string) map[string]UsageSample {
 	ctx, cancel := context.WithTimeout(ctx, usageWait)
 	defer cancel()
@@ -59,8 +57,7 @@ func (h *Hub) Usage(ctx context.Context, names []string) map[string]UsageSample 
 	}
 }
 
-// askUsage asks the hosts that are due and returns what is there of all. news is
-// closed when there is more.
+// askUsage sends the due requests and returns the available samples of all. news is closed when there are more.
 func (h *Hub) askUsage(names []string) (samples map[string]UsageSample, complete bool, news <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -80,8 +77,8 @@ func (h *Hub) askUsage(names []string) (samples map[string]UsageSample, complete
 	return samples, complete, h.measured
 }
 
-// askUsage keeps the host reporting. What it reported for an earlier request is of
-// no use: a rate over minutes is not the current one. The caller holds the Hub's mu.
+// askUsage keeps the host reporting. Reports for an earlier request are useless: a rate over minutes is not the
+// current one. The caller holds the Hub's mu.
 func (s *stream) askUsage(now time.Time) {
 	since := now.Sub(s.usage.asked)
 	if since < usageFor/3 {
@@ -91,10 +88,10 @@ func (s *stream) askUsage(now time.Time) {
 		s.usage = usage{}
 	}
 	s.usage.asked = now
-	s.out.put(usages, api.ServerFrame{Usage: &api.UsageRequest{Every: api.Duration(usageEvery), For: api.Duration(usageFor)}}) // there is no room while the one before has not gone out
+	s.out.put(usages, api.ServerFrame{Usage: &api.UsageRequest{Every: api.Duration(usageEvery), For: api.Duration(usageFor)}}) // the lane is full until the previous one is sent
 }
 
-// usageReport keeps what a host has used.
+// usageReport stores a host's usage.
 func (h *Hub) usageReport(s *stream, u *api.HostUsage) {
 	kept := *u
 	kept.Guests = slices.Clone(u.Guests[:min(len(u.Guests), api.MaxUsageGuests)])
