@@ -262,7 +262,7 @@ func TestStreamsThatEnd(t *testing.T) {
 		want string
 	}{
 		{"silence", func(h *host) {}, "timeout"},
-		{"no hello", func(h *host) { h.send(api.HostFrame{Ping: &api.Ping{}}) }, "no hello"},
+		{"no hello", func(h *host) { h.send(api.HostFrame{Ping: &api.Ping{}}) }, "is not a hello"},
 		{"no JSON", func(h *host) { _, _ = io.WriteString(h.conn, "hello\n") }, "decode a frame"},
 		{"oversized frame", func(h *host) {
 			h.send(api.HostFrame{Hello: &api.Hello{}})
