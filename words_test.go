@@ -21,16 +21,23 @@ func banned() map[string]struct {
 		instead string
 		left    int
 	}{
-		`\banew\b`:          {"again, recreated", 0},
-		`\bis none of\b`:    {"invalid …: want …", 0},
-		`, for (it|they) `:  {"because, or a colon", 0},
-		`\bTaken is\b`:      {"… is accepted", 0},
-		`\bwhat of an? `:    {"the fields of … that …", 0},
-		`\bunless set\b`:    {"Default: …", 0},
-		`\b(no|some)body\b`: {"no one, or who it is", 0},
-		`\bgoes? on\b`:      {"continues", 0},
-		`\bno more\b`:       {"no longer", 0},
-		`\bas it stands\b`:  {"it is, it exists", 0},
+		`\banew\b`:             {"again, recreated", 0},
+		`\bis none of\b`:       {"invalid …: want …", 0},
+		`, for (it|they) `:     {"because, or a colon", 0},
+		`\bTaken is\b`:         {"… is accepted", 0},
+		`\bwhat of an? `:       {"the fields of … that …", 0},
+		`\bunless set\b`:       {"Default: …", 0},
+		`\b(no|some)body\b`:    {"no one, or who it is", 0},
+		`\bgoes? on\b`:         {"continues", 0},
+		`\bno more\b`:          {"no longer", 0},
+		`\bas it stands\b`:     {"it is, it exists", 0},
+		`\bas they stand\b`:    {"current", 0},
+		`\b(is|are) what of\b`: {"the fields of … that …", 0},
+		`\bwho has told\b`:     {"… that has advertised, reported", 0},
+		`\bis said of\b`:       {"the name of the value, and a colon", 0},
+		`\bwhat becomes of\b`:  {"what happens to", 0},
+		`\btakes? no part\b`:   {"does not take part", 0},
+		`\bis to be what\b`:    {"the desired state", 0},
 	}
 }
 
