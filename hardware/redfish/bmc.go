@@ -41,7 +41,10 @@ type BMC struct {
 	driver  *driver
 }
 
-var _ hardware.BMC = (*BMC)(nil)
+var (
+	_ hardware.BMC     = (*BMC)(nil)
+	_ hardware.Sensing = (*BMC)(nil)
+)
 
 // Dial logs in to a BMC for the one server that endpoint names; Close logs out. It fails as Connect does.
 func Dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*BMC, error) {
@@ -116,6 +119,15 @@ func (b *BMC) Inventory(ctx context.Context) (inventory hardware.Inventory, err 
 		return err
 	})
 	return inventory, err
+}
+
+// Health reads what the BMC says of the server's temperatures, fans and power supplies.
+func (b *BMC) Health(ctx context.Context) (health hardware.Health, err error) {
+	err = b.do(ctx, "read health", func() error {
+		health, err = b.driver.health(ctx)
+		return err
+	})
+	return health, err
 }
 
 // LastReset reads when the server was last reset.

@@ -64,6 +64,7 @@ type state struct {
 	Status struct {
 		State  text `json:"State"`
 		Health text `json:"Health"`
+		Rollup text `json:"HealthRollup"`
 	} `json:"Status"`
 }
 

@@ -56,6 +56,7 @@ type system struct {
 	Storage            link  `json:"Storage"`
 	SimpleStorage      link  `json:"SimpleStorage"`
 	PCIeDevices        links `json:"PCIeDevices"`
+	state
 
 	LogServices   link `json:"LogServices"`
 	LastResetTime text `json:"LastResetTime"`

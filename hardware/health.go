@@ -1,0 +1,38 @@
+package hardware
+
+import (
+	"context"
+	"slices"
+)
+
+// Health is what a BMC says of how its server is.
+type Health struct {
+	State  string   // OK, Warning or Critical, the worst that is told; empty when the BMC tells nothing of it
+	Failed []string // the parts that are not well, in the BMC's words: name and state
+}
+
+// Sensing is a BMC whose driver tells how the server is.
+type Sensing interface {
+	// Health reads temperatures, fans and power supplies. It takes a handful of requests, and yields between them.
+	Health(ctx context.Context) (Health, error)
+}
+
+// maxFailed bounds how many parts are named.
+const maxFailed = 16
+
+// Worse notes a state, and the part that is in it where there is one.
+func (h *Health) Worse(state, part string) {
+	if part != "" {
+		h.Failed = append(h.Failed, part)
+	}
+	order := []string{"", "OK", "Warning", "Critical"}
+	if slices.Index(order, state) > slices.Index(order, h.State) {
+		h.State = state
+	}
+}
+
+// Bounded is the health within the limits: texts on one line and clipped, the list cut at its end.
+func (h Health) Bounded() Health {
+	h.Failed = bounded(h.Failed, maxFailed, func(s *string) { clip(maxText, s) })
+	return h
+}
