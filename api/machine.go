@@ -231,6 +231,7 @@ const (
 	CondDrained    = "Drained"           // Guests have left a host before its power is switched; set while they leave
 	CondFenced     = "Fenced"            // a lost host was switched off, so that its Guests may run elsewhere
 	CondHeld       = "Held"              // a brake or a policy holds the Machine back
+	CondHealthy    = "Healthy"           // fans, temperatures and power supplies are well, as the BMC says
 	CondTrust      = "Trusted"           // the last boot proved what is required, and nothing else took what it was given
 )
 

@@ -82,6 +82,7 @@ const (
 	// After an answer of its BMC.
 	doAccount  deed = "account"        // for a Machine without power, after a restore
 	doReport   deed = "report"         // write its inventory
+	doHealthy  deed = "healthy"        // write how it is
 	doPowered  deed = "powered"        // the BootAttempt is at PowerOn
 	doUnseen   deed = "not seen"       // the power command was accepted, and nothing shows it
 	doSeen     deed = "seen"           // what its BMC tells of the reset that is known
@@ -108,6 +109,7 @@ const (
 	askShutdown  question = "shutdown"  // to shut down, or to cut the power
 	askFence     question = "fence"     // to cut the power of a lost host
 	askNonce     question = "nonce"     // to take the nonce as AssetTag
+	askWellbeing question = "wellbeing" // how the server is
 	askTagBack   question = "tag back"  // to take the saved AssetTag back
 	askRequest   question = "request"   // what a person has asked for
 )
@@ -131,6 +133,8 @@ func (a action) doing() string {
 		return "fence"
 	case askNonce:
 		return "write the AssetTag"
+	case askWellbeing:
+		return "read the health"
 	case askTagBack:
 		return "put the AssetTag back"
 	}
@@ -149,6 +153,7 @@ func (a action) longest() time.Duration {
 type answer struct {
 	power     hardware.PowerState
 	inventory hardware.Inventory
+	health    hardware.Health
 	did       string // to boot from the network; empty when nothing was to be done any more
 	unseen    error  // the command was accepted and is not seen to be carried out
 	unread    error  // why it could not be read; the BMC is well otherwise

@@ -30,6 +30,7 @@ type fakeBMC struct {
 	resetErr  error // of every reset, which is not carried out
 
 	ignoresButton bool
+	health        hardware.Health
 	cpus          int   // that the inventory has
 	inventoryErr  error // of reading it
 
@@ -74,6 +75,7 @@ func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
 func (b *fakeBMC) Inventory(context.Context) (hardware.Inventory, error) {
 	return hardware.Inventory{Manufacturer: "Acme", Serial: "S1", CPUs: hardware.CPUs{Count: b.cpus}, NICs: []hardware.NIC{{MAC: "52:54:00:01:01:00"}}}, b.inventoryErr
 }
+func (b *fakeBMC) Health(context.Context) (hardware.Health, error) { return b.health, nil }
 func (b *fakeBMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
 	e := hardware.ResetEvidence{Known: !b.lastReset.IsZero(), At: b.lastReset, Now: time.Now(), POST: b.post}
 	if e.Known {

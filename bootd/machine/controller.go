@@ -34,6 +34,8 @@ type Controller struct {
 	opening sync.Mutex
 	// holds keeps BMCs from being asked too often after an error.
 	holds holds
+	// looks remembers when BMCs were asked how their servers are.
+	looks looks
 }
 
 // Run works until ctx ends.
@@ -48,7 +50,7 @@ func (c *Controller) Run(ctx context.Context) error {
 // Readings is the controller of what is read of BMCs and has time: few are read at once, and no step of the life of a
 // Machine waits for it.
 func (c *Controller) Readings() *control.Controller[*api.Machine] {
-	return &control.Controller[*api.Machine]{Env: c.Env, Due: sameMachine, Workers: 8, Step: c.reading}
+	return &control.Controller[*api.Machine]{Env: c.Env, Due: sameMachine, Workers: 8, Step: c.reading, Gone: c.looks.forget}
 }
 
 // sameMachine: nothing else matters to what a BMC tells.
@@ -62,7 +64,18 @@ func sameMachine(ch store.Change) []string {
 // reading reads what is due of one Machine.
 func (c *Controller) reading(ctx context.Context, m *api.Machine) (time.Duration, error) {
 	f := c.facts(m)
-	return c.act(ctx, f, decideInventory(f, time.Now()))
+	again, err := c.act(ctx, f, decideInventory(f, time.Now()))
+	now, ok := store.Cached[api.Machine](c.Cache, m.Metadata.Name)
+	if err != nil || !ok {
+		return again, err
+	}
+	f = c.facts(now)
+	a := decideWellbeing(f, time.Now())
+	wait, err := c.act(ctx, f, a)
+	if a.do == doAsk {
+		c.looks.looked(m.Metadata.Name, time.Now())
+	}
+	return sooner(again, wait), err
 }
 
 // Control is the controller of the life of Machines.

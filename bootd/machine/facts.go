@@ -1,6 +1,8 @@
 package machine
 
 import (
+	"time"
+
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -21,6 +23,8 @@ type facts struct {
 	missing, unserved string
 	// held is what keeps an action back from the BMC after an error.
 	held func(action) hold
+	// healthRead is when the BMC was last asked how the server is.
+	healthRead time.Time
 	// required is the trust level that a Machine's boots must reach.
 	required func(*api.Machine) trust.Requirement
 	// guests are those that are on the Machine.
@@ -38,16 +42,17 @@ type load struct{ total, inRack int }
 // facts gathers what a step with the Machine is decided by.
 func (c *Controller) facts(m *api.Machine) facts {
 	return facts{
-		machine:  m,
-		site:     site.Spec(c.Cache),
-		restored: store.Held(c.Cache),
-		claimed:  store.Claimed(c.Cache, m),
-		missing:  missing(c.Cache, m),
-		unserved: unserved(c.Cache, m),
-		held:     func(a action) hold { return c.bmcs().held(m, a) },
-		required: func(m *api.Machine) trust.Requirement { return Required(c.Cache, m) },
-		guests:   func() []*api.Guest { return guestsOf(c.Cache, m) },
-		said:     func() string { return c.Said(m) },
+		machine:    m,
+		site:       site.Spec(c.Cache),
+		restored:   store.Held(c.Cache),
+		claimed:    store.Claimed(c.Cache, m),
+		missing:    missing(c.Cache, m),
+		unserved:   unserved(c.Cache, m),
+		held:       func(a action) hold { return c.bmcs().held(m, a) },
+		required:   func(m *api.Machine) trust.Requirement { return Required(c.Cache, m) },
+		guests:     func() []*api.Guest { return guestsOf(c.Cache, m) },
+		said:       func() string { return c.Said(m) },
+		healthRead: c.looks.last(m.Metadata.Name),
 		opened: func() load {
 			return count(c.Cache, m, func(other *api.Machine) bool { return other.Status.Attempt.Open() })
 		},

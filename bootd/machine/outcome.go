@@ -37,6 +37,8 @@ func outcome(f facts, now time.Time, a action, is answer) action {
 		return x.fenced()
 	case askNonce:
 		return x.nonced()
+	case askWellbeing:
+		return x.wellbeing()
 	case askTagBack:
 		return x.tagIsBack()
 	case askRequest:

@@ -42,6 +42,9 @@ func (s session) ask(ctx context.Context, a action) (is answer, err error) {
 		is.power, err = s.fence(ctx)
 	case askNonce:
 		is.tag, err = s.tags.writeNonce(ctx, s.BMC, s.machine)
+	case askWellbeing:
+		is.health, err = s.health(ctx)
+		is.unread, err = unread(ctx, err)
 	case askTagBack:
 		err = setAside(s.SetAssetTag(ctx, s.machine.Status.AssetTag.Value), &is.tag.refused)
 	case askRequest:
@@ -50,6 +53,14 @@ func (s session) ask(ctx context.Context, a action) (is answer, err error) {
 		err = fmt.Errorf("no question %q", a.ask)
 	}
 	return is, err
+}
+
+func (s session) health(ctx context.Context) (hardware.Health, error) {
+	sensing, ok := s.BMC.(hardware.Sensing)
+	if !ok {
+		return hardware.Health{}, hardware.ErrUnsupported
+	}
+	return sensing.Health(ctx)
 }
 
 // order gives a power order.

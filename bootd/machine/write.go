@@ -125,6 +125,12 @@ func (f facts) writeAnswer(a action, m *api.Machine, now time.Time) bool {
 		if a.answer.power == hardware.PowerOff && !s.Conditions.Is(api.CondAccounted) {
 			s.Conditions.Set(now, api.CondAccounted, api.True, api.AccountedOff, "its BMC says that it has no power, so it runs nothing")
 		}
+	case doHealthy:
+		status := api.False
+		if a.answer.health.State == "OK" {
+			status = api.True
+		}
+		s.Conditions.Set(now, api.CondHealthy, status, a.reason, a.message)
 	case doReport:
 		f.writeInventory(a, m, now)
 	case doPowered:
