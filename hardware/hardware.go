@@ -13,8 +13,10 @@ import (
 
 // Endpoint says where a BMC is and how to enter.
 type Endpoint struct {
-	Address  string // https://host[:port]
-	Protocol string // redfish; empty means redfish
+	Address  string // https://host[:port], or ipmi://host[:port]
+	Protocol string // redfish or ipmi; empty means redfish
+	Fallback string // ipmi or empty: what is spoken where the protocol does not get there
+	IPMI     IPMI
 	Username string
 	Password string
 	// Fingerprint pins the BMC's leaf certificate: sha256:<hex of its DER's SHA-256>. Empty means that whatever
@@ -28,6 +30,12 @@ type Endpoint struct {
 	SystemID   string // which ComputerSystem, by Id; needed only where the BMC has several
 	// ConnectTimeout is how long it may take to reach it. Default: 10 seconds.
 	ConnectTimeout time.Duration
+}
+
+// IPMI says how IPMI sessions are opened.
+type IPMI struct {
+	CipherSuite int    // 17 or 3 (IPMI 2.0 §22.15.2); 0 means 17
+	Privilege   string // administrator or operator; empty means administrator
 }
 
 // PowerState is the power state as the BMC tells it.
