@@ -21,6 +21,8 @@ import (
 	"github.com/rackweft/rackweft/bootd/tftp"
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/fallback"
+	"github.com/rackweft/rackweft/hardware/ipmi"
 )
 
 // startServers starts DHCP, TFTP, HTTP boot and the API; each channel is closed
@@ -167,11 +169,33 @@ func (d *daemon) apiServer() (*server.Server, error) {
 	})
 }
 
-// connectBMC logs in to a BMC.
+// connectBMC logs in to a BMC in the protocol that its Machine says.
 func (d *daemon) connectBMC(ctx context.Context, e hardware.Endpoint) (hardware.Service, error) {
+	switch {
+	case e.Protocol == api.ProtocolIPMI:
+		return d.connectIPMI(ctx, e)
+	case e.Fallback == api.ProtocolIPMI:
+		s, err := fallback.New(ctx, e, d.connectRedfish, d.connectIPMI, d.log)
+		if err != nil {
+			return nil, err // a nil *fallback.Service is not a nil hardware.Service
+		}
+		return s, nil
+	}
+	return d.connectRedfish(ctx, e)
+}
+
+func (d *daemon) connectRedfish(ctx context.Context, e hardware.Endpoint) (hardware.Service, error) {
 	s, err := d.bmcs.Connect(ctx, e, d.log)
 	if err != nil {
 		return nil, err // a nil *redfish.Service is not a nil hardware.Service
+	}
+	return s, nil
+}
+
+func (d *daemon) connectIPMI(ctx context.Context, e hardware.Endpoint) (hardware.Service, error) {
+	s, err := ipmi.Connect(ctx, e, d.log)
+	if err != nil {
+		return nil, err // a nil *ipmi.Service is not a nil hardware.Service
 	}
 	return s, nil
 }

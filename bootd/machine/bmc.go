@@ -157,6 +157,18 @@ func (b bmcs) note(ctx context.Context, m *api.Machine, c api.PowerCommand) (ope
 	return open, err
 }
 
+// ipmiOf is how IPMI sessions are opened; its defaults are the driver's.
+func ipmiOf(i *api.BMCIPMI) hardware.IPMI {
+	if i == nil {
+		return hardware.IPMI{}
+	}
+	e := hardware.IPMI{Privilege: i.Privilege}
+	if i.CipherSuite != nil {
+		e.CipherSuite = *i.CipherSuite
+	}
+	return e
+}
+
 // Endpoint is how the Machine's BMC is reached, password included.
 func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.Endpoint, error) {
 	b := m.Spec.BMC
@@ -175,7 +187,7 @@ func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.End
 	if fingerprint == "" && m.Status.BMC.LearnedFrom == b.Address {
 		fingerprint = m.Status.BMC.Fingerprint
 	}
-	return hardware.Endpoint{Address: b.Address, Protocol: b.Protocol, Username: secret["username"], Password: secret["password"], Fingerprint: fingerprint, SystemID: b.System}, nil
+	return hardware.Endpoint{Address: b.Address, Protocol: b.Protocol, Fallback: b.Fallback, IPMI: ipmiOf(b.IPMI), Username: secret["username"], Password: secret["password"], Fingerprint: fingerprint, SystemID: b.System}, nil
 }
 
 // well records that the BMC answered; it writes only when that is news.

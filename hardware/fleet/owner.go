@@ -124,7 +124,8 @@ func (o *owner) enter(ctx context.Context, endpoint hardware.Endpoint) (hardware
 // same reports whether the login is one that the endpoint would lead to.
 func (o *owner) same(e hardware.Endpoint) bool {
 	pinned := e.Fingerprint == "" && !e.PinnedOnly || strings.EqualFold(e.Fingerprint, o.service.Fingerprint())
-	return pinned && e.Password == o.endpoint.Password && e.Protocol == o.endpoint.Protocol
+	spoken := e.Protocol == o.endpoint.Protocol && e.Fallback == o.endpoint.Fallback && e.IPMI == o.endpoint.IPMI
+	return pinned && spoken && e.Password == o.endpoint.Password
 }
 
 func (o *owner) logout() {

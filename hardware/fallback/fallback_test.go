@@ -1,0 +1,159 @@
+package fallback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"testing"
+
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// side is one way to a BMC in a test: what it answers, and what it was asked.
+type side struct {
+	hardware.BMC
+	connect, answer error
+	logins          int
+	asked           []string
+}
+
+func (s *side) open(context.Context, hardware.Endpoint) (hardware.Service, error) {
+	s.logins++
+	if s.connect != nil {
+		return nil, s.connect
+	}
+	return s, nil
+}
+
+func (s *side) System(context.Context, string) (hardware.BMC, error) { return s, nil }
+func (s *side) Spare() bool                                          { return false }
+func (s *side) Fingerprint() string                                  { return "sha256:seen" }
+func (s *side) Close(context.Context) error                          { return nil }
+
+func (s *side) ask(verb string) error {
+	s.asked = append(s.asked, verb)
+	return s.answer
+}
+
+func (s *side) PowerOn(context.Context) error      { return s.ask("on") }
+func (s *side) ForceRestart(context.Context) error { return s.ask("restart") }
+func (s *side) Consoles(context.Context) ([]hardware.ConsoleWay, error) {
+	return []hardware.ConsoleWay{{}}, s.ask("consoles")
+}
+
+func (s *side) PowerState(context.Context) (hardware.PowerState, error) {
+	return hardware.PowerOn, s.ask("state")
+}
+
+// TestWays: which failures of Redfish lead to IPMI, by verb.
+func TestWays(t *testing.T) {
+	unsupported := &hardware.UnsupportedError{Verb: "x", Err: errors.New("no such action")}
+	silent := fmt.Errorf("read: %w", hardware.ErrUnreachable)
+	for _, c := range []struct {
+		name             string
+		connect, answer  error
+		on, restart, get bool // goes by IPMI
+	}{
+		{"it works", nil, nil, false, false, false},
+		{"not offered", nil, unsupported, true, true, true},
+		{"does not answer any more", nil, silent, true, false, true},
+		{"does not answer", silent, nil, true, true, true},
+		{"accepted, not seen", nil, fmt.Errorf("%w: %w", hardware.ErrNotSeen, silent), false, false, false},
+		{"password refused", nil, hardware.ErrUnauthorized, false, false, false},
+		{"account may not", nil, hardware.ErrForbidden, false, false, false},
+		{"another certificate", nil, &hardware.CertificateMismatchError{}, false, false, false},
+		{"broken", nil, errors.New("500"), false, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			redfish, ipmi := &side{connect: c.connect, answer: c.answer}, &side{}
+			s, err := New(t.Context(), hardware.Endpoint{}, redfish.open, ipmi.open, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := s.System(t.Context(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want []string
+			for verb, by := range map[string]bool{"on": c.on, "restart": c.restart, "state": c.get} {
+				if by {
+					want = append(want, verb)
+				}
+			}
+			_, stateErr := b.PowerState(t.Context())
+			for verb, err := range map[string]error{"on": b.PowerOn(t.Context()), "restart": b.ForceRestart(t.Context()), "state": stateErr} {
+				if succeeds := slices.Contains(want, verb) || c.answer == nil && c.connect == nil; (err == nil) != succeeds {
+					t.Errorf("%s: %v", verb, err)
+				}
+			}
+			slices.Sort(want)
+			slices.Sort(ipmi.asked)
+			if !slices.Equal(ipmi.asked, want) {
+				t.Errorf("over IPMI it was asked %v, want %v", ipmi.asked, want)
+			}
+			if c.connect != nil && redfish.logins != 1 {
+				t.Errorf("a Redfish that does not answer was logged in to %d times within a minute", redfish.logins)
+			}
+		})
+	}
+}
+
+// TestRefusedLoginIsFinal: the password that Redfish refuses is not tried over IPMI.
+func TestRefusedLoginIsFinal(t *testing.T) {
+	for _, refused := range []error{hardware.ErrUnauthorized, hardware.ErrPasswordChange, &hardware.UntrustedError{}} {
+		redfish, ipmi := &side{connect: refused}, &side{}
+		_, err := New(t.Context(), hardware.Endpoint{}, redfish.open, ipmi.open, slog.New(slog.DiscardHandler))
+		if !errors.Is(err, refused) || ipmi.logins != 0 {
+			t.Errorf("%v: got %v after %d logins over IPMI", refused, err, ipmi.logins)
+		}
+	}
+}
+
+// TestBothFail: callers branch on what the second way said, unless that was only that it cannot.
+func TestBothFail(t *testing.T) {
+	for _, c := range []struct{ redfish, ipmi, is, not error }{
+		{hardware.ErrUnreachable, hardware.ErrUnsupported, hardware.ErrUnreachable, hardware.ErrUnsupported},
+		{hardware.ErrUnreachable, hardware.ErrUnauthorized, hardware.ErrUnauthorized, hardware.ErrUnreachable},
+		{hardware.ErrUnsupported, hardware.ErrUnreachable, hardware.ErrUnsupported, hardware.ErrUnreachable},
+		{hardware.ErrUnsupported, hardware.ErrNotSeen, hardware.ErrNotSeen, hardware.ErrUnsupported},
+	} {
+		if err := both(c.redfish, c.ipmi); !errors.Is(err, c.is) || errors.Is(err, c.not) {
+			t.Errorf("%v is %v: %t, %v: %t", err, c.is, errors.Is(err, c.is), c.not, errors.Is(err, c.not))
+		}
+	}
+}
+
+// TestPinStays: while Redfish does not answer, its pinned certificate is not forgotten.
+func TestPinStays(t *testing.T) {
+	redfish, ipmi := &side{connect: hardware.ErrUnreachable}, &side{}
+	s, err := New(t.Context(), hardware.Endpoint{Fingerprint: "sha256:pinned"}, redfish.open, ipmi.open, slog.New(slog.DiscardHandler))
+	if err != nil || s.Fingerprint() != "sha256:pinned" {
+		t.Errorf("the fingerprint is %q (%v)", s.Fingerprint(), err)
+	}
+}
+
+// TestConsolesOfBoth: one way to the console is enough.
+func TestConsolesOfBoth(t *testing.T) {
+	for _, c := range []struct {
+		redfish, ipmi error
+		ways          int
+		fails         bool
+	}{
+		{nil, nil, 2, false},
+		{nil, hardware.ErrUnreachable, 2, false},
+		{hardware.ErrUnsupported, nil, 2, false},
+		{hardware.ErrUnsupported, hardware.ErrUnreachable, 0, true},
+	} {
+		redfish, ipmi := &side{answer: c.redfish}, &side{answer: c.ipmi}
+		s, err := New(t.Context(), hardware.Endpoint{}, redfish.open, ipmi.open, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ways, err := (&BMC{s}).Consoles(t.Context())
+		if len(ways) != c.ways || (err != nil) != c.fails {
+			t.Errorf("%v, %v: %d ways, %v", c.redfish, c.ipmi, len(ways), err)
+		}
+	}
+}
