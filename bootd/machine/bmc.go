@@ -206,7 +206,7 @@ func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint, done string
 		}
 		m.Status.Conditions.Remove(api.CondPassword)
 		message := "it answers and takes the password"
-		if m.Spec.BMC.TLS.Fingerprint == "" {
+		if m.Spec.BMC.TLS.Fingerprint == "" && fingerprint != "" { // IPMI shows no certificate
 			message += "; its certificate was pinned at the first contact (spec.bmc.tls.fingerprint pins it for good)"
 		}
 		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", message)
