@@ -31,20 +31,32 @@ func Link(c *store.Cache, m *api.Machine) (api.Link, *api.Subnet) {
 	return api.Link{}, nil
 }
 
+// claim is what a Machine has for its underlay: addresses that its spec pins, or else those that its host reports.
+type claim struct {
+	subnet    *api.Subnet // nil when the Machine has no underlay
+	addresses []netip.Addr
+	pinned    bool
+}
+
+func claimOf(c *store.Cache, m *api.Machine) (cl claim) {
+	link, s := Link(c, m)
+	switch cl.subnet = s; {
+	case s == nil:
+		return cl
+	case len(link.Addresses) > 0:
+		cl.addresses, cl.pinned = slices.Clone(link.Addresses), true
+	case m.Status.Host != nil:
+		cl.addresses = reported(m.Status.Host, link.Name)
+	}
+	slices.SortStableFunc(cl.addresses, func(a, b netip.Addr) int { return cmp.Compare(a.BitLen(), b.BitLen()) })
+	return cl
+}
+
 // Claims returns the addresses that a Machine's spec pins on its underlay, or else those that its host reports
 // there, without checking whether they are its own. IPv4 comes first.
 func Claims(c *store.Cache, m *api.Machine) (addrs []netip.Addr, pinned bool) {
-	link, s := Link(c, m)
-	switch {
-	case s == nil:
-		return nil, false
-	case len(link.Addresses) > 0:
-		addrs, pinned = slices.Clone(link.Addresses), true
-	case m.Status.Host != nil:
-		addrs = reported(m.Status.Host, link.Name)
-	}
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return cmp.Compare(a.BitLen(), b.BitLen()) })
-	return addrs, pinned
+	cl := claimOf(c, m)
+	return cl.addresses, cl.pinned
 }
 
 func reported(h *api.HostStatus, link string) (addrs []netip.Addr) {
@@ -73,21 +85,24 @@ type underlays map[string]Underlay
 // be the host's, and no other has it. An address that two hosts report belongs to neither.
 func underlaysOf(c *store.Cache) underlays {
 	machines := store.CachedList[api.Machine](c)
-	taken, times := takenAddresses(c, machines), map[netip.Addr]int{}
-	for _, m := range machines {
-		if addrs, pinned := Claims(c, m); !pinned {
-			for _, a := range addrs {
+	claims, times := make([]claim, len(machines)), map[netip.Addr]int{}
+	for i, m := range machines {
+		claims[i] = claimOf(c, m)
+		if !claims[i].pinned {
+			for _, a := range claims[i].addresses {
 				times[a]++
 			}
 		}
 	}
-	all := underlays{}
-	for _, m := range machines {
-		addrs, pinned := Claims(c, m)
-		u := Underlay{Addresses: addrs}
-		if !pinned {
-			_, s := Link(c, m)
-			u = believed(s, addrs, taken, times)
+	var taken map[netip.Addr]string
+	if len(times) > 0 {
+		taken = takenAddresses(c, machines)
+	}
+	all := make(underlays, len(machines))
+	for i, m := range machines {
+		u := Underlay{Addresses: claims[i].addresses}
+		if !claims[i].pinned {
+			u = believed(claims[i].subnet, claims[i].addresses, taken, times)
 		}
 		all[m.Metadata.UID] = u
 	}
