@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"sync"
 	"time"
 
 	"github.com/rackweft/rackweft/internal/text"
@@ -38,7 +37,8 @@ type Certificate struct {
 }
 
 // Present looks at a BMC without a credential: it ends the TLS handshake when it has the certificate, and the SSH key
-// exchange when it has the host key. The SSH server is that of the same host at port 22.
+// exchange when it has the host key, one after the other. The SSH server is that of the same host at port 22, or else at 2200,
+// where OpenBMC has the consoles. ErrUnreachable: no TLS server answers.
 func Present(ctx context.Context, address string) (Presented, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
@@ -48,24 +48,21 @@ func Present(ctx context.Context, address string) (Presented, error) {
 	if port == "" {
 		port = "443"
 	}
-	return present(ctx, net.JoinHostPort(u.Hostname(), port), net.JoinHostPort(u.Hostname(), "22"))
+	return present(ctx, net.JoinHostPort(u.Hostname(), port), net.JoinHostPort(u.Hostname(), "22"), net.JoinHostPort(u.Hostname(), "2200"))
 }
 
-func present(ctx context.Context, web, shell string) (Presented, error) {
-	var key *HostKey
-	var looking sync.WaitGroup
-	ctx, cancel := context.WithCancel(ctx)
-	looking.Go(func() { key = hostKey(ctx, shell) })
+func present(ctx context.Context, web string, shells ...string) (Presented, error) {
 	leaf, err := certificate(ctx, web)
-	if err != nil {
-		cancel()
-	}
-	looking.Wait()
-	cancel()
 	if err != nil {
 		return Presented{}, fmt.Errorf("look at the certificate of %s: %w: %w: check its address, its power and the management network", web, ErrUnreachable, err)
 	}
-	return Presented{Certificate: leaf, HostKey: key}, nil
+	seen := Presented{Certificate: leaf}
+	for _, shell := range shells {
+		if seen.HostKey == nil {
+			seen.HostKey = hostKey(ctx, shell)
+		}
+	}
+	return seen, nil
 }
 
 // ClientTLS is how the web server of a BMC is spoken to. verify is all that judges its certificate: names, dates and chains

@@ -49,7 +49,8 @@ func TestPresentedWithoutACredential(t *testing.T) {
 	t.Cleanup(web.Close)
 	ssh := serveShell(t, 2, false)
 
-	got, err := present(t.Context(), web.Listener.Addr().String(), ssh.address)
+	// The first port is none of an SSH server.
+	got, err := present(t.Context(), web.Listener.Addr().String(), web.Listener.Addr().String(), ssh.address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,10 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-const sshTimeout = 10 * time.Second // of connecting and of the key exchange, each
+const (
+	sshConnect  = 3 * time.Second  // of connecting, to look whether there is a server
+	sshExchange = 15 * time.Second // of the key exchange: a BMC's processor may need seconds for it
+)
 
 // HostKey is what a BMC's SSH server presents.
 type HostKey struct {
@@ -68,15 +71,15 @@ func anyShell(verify ssh.HostKeyCallback) *ssh.ClientConfig {
 		HostKeyAlgorithms: []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521,
 			ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSA},
 		HostKeyCallback: verify,
-		Timeout:         sshTimeout,
+		Timeout:         sshExchange,
 	}
 }
 
 // hostKey is nil when no SSH server answers. The server has proved that it holds the key.
 func hostKey(ctx context.Context, address string) *HostKey {
-	ctx, cancel := context.WithTimeout(ctx, 2*sshTimeout)
+	ctx, cancel := context.WithTimeout(ctx, sshExchange)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	conn, err := (&net.Dialer{Timeout: sshConnect}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil
 	}
