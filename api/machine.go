@@ -175,11 +175,17 @@ type BMC struct {
 	System      string   `json:"system,omitzero" doc:"Id of the system that this Machine is, as its Redfish path ends. Default: the BMC's only system, or the only one that can be reset."`
 	Credentials string   `json:"credentials" doc:"A Secret with username and password."`
 	TLS         BMCTLS   `json:"tls,omitzero" doc:"How the BMC's certificate is checked."`
+	SSH         BMCSSH   `json:"ssh,omitzero" doc:"How the BMC's SSH host key is checked."`
 }
 
 // BMCTLS pins the BMC's certificate.
 type BMCTLS struct {
-	Fingerprint Fingerprint `json:"fingerprint,omitzero" doc:"SHA-256 of the certificate, as sha256:HEX. Default: that of the first certificate seen, kept in status."`
+	Fingerprint Fingerprint `json:"fingerprint,omitzero" doc:"SHA-256 of the certificate, as sha256:HEX. Default: the one in status, which a person has trusted (weftctl bmc trust) or, unless spec.trust.bmc of the Site is person, the first contact has shown."`
+}
+
+// BMCSSH pins the BMC's SSH host key.
+type BMCSSH struct {
+	HostKey HostKey `json:"hostKey,omitzero" doc:"SHA-256 of the host key, as SHA256:BASE64, which ssh-keygen -l prints. Default: the one in status, which a person has trusted (weftctl bmc trust)."`
 }
 
 // UnsolicitedBoot is the policy for a known Machine that network-boots without
@@ -266,10 +272,15 @@ type MachineStatus struct {
 
 // BMCStatus is information read from the BMC.
 type BMCStatus struct {
-	Fingerprint string `json:"fingerprint,omitzero" doc:"Learned at the first contact, then pinned."`
+	Fingerprint string `json:"fingerprint,omitzero" doc:"SHA-256 of the certificate, pinned by a person (weftctl bmc trust) or at the first contact."`
+	// HostKey is of the BMC's SSH server, where it has one.
+	HostKey HostKey `json:"hostKey,omitzero" doc:"SHA-256 of the SSH host key, pinned by a person (weftctl bmc trust)."`
+	// TrustedBy is empty for what was learned at the first contact.
+	TrustedBy string    `json:"trustedBy,omitzero" doc:"Who has trusted the certificate; empty when it was learned at the first contact or is pinned by the spec."`
+	Trusted   time.Time `json:"trusted,omitzero" doc:"When that was."`
 	// LearnedFrom is the address of the BMC that showed Fingerprint: for
 	// another address a new one is learned.
-	LearnedFrom string    `json:"learnedFrom,omitzero" doc:"BMC address that fingerprint was learned from; another address starts over."`
+	LearnedFrom string    `json:"learnedFrom,omitzero" doc:"BMC address that fingerprint and hostKey belong to; another address starts over."`
 	LastContact time.Time `json:"lastContact,omitzero" doc:"When the BMC last answered."`
 	// Console is known once the console was opened, or was found missing.
 	Console ConsoleKind `json:"console,omitzero" enum:"websocket,ssh,sol,none" doc:"How the serial console is reached; none where the BMC has none; empty until it was opened for the first time."`

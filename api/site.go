@@ -110,6 +110,9 @@ func (s *Site) SetDefaults() {
 		retries := DefaultTrustRetries
 		s.Spec.Trust.Retries = &retries
 	}
+	if s.Spec.Trust.BMC == "" {
+		s.Spec.Trust.BMC = BMCTrustFirstContact
+	}
 	if s.Spec.AttemptWindow == 0 {
 		s.Spec.AttemptWindow = Duration(30 * time.Minute)
 	}
@@ -159,6 +162,7 @@ func (s *Site) Validate() FieldErrors {
 	if r := s.Spec.Trust.Retries; r != nil {
 		e.between(at("spec", "trust", "retries"), *r, 0, 100)
 	}
+	e.oneOf(at("spec", "trust", "bmc"), string(s.Spec.Trust.BMC), string(BMCTrustFirstContact), string(BMCTrustPerson))
 	if w := time.Duration(s.Spec.AttemptWindow); w < time.Minute || w > 24*time.Hour {
 		e.add(at("spec", "attemptWindow"), "%s is not between 1m and 24h", w)
 	}

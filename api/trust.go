@@ -39,7 +39,17 @@ type Trust struct {
 type SiteTrust struct {
 	Minimum TrustLevel `json:"minimum,omitzero" enum:"mac,token,address,nonce,bmc,tpm" doc:"What a boot must have proved before it is given Secrets or a join token. The strictest of Site, Profile and Machine counts. Default: token."`
 	Retries *int       `json:"retries,omitempty" minimum:"0" doc:"How many BootAttempts in a row bootd opens by itself after one whose pointer, config or join token was taken twice; then the Machine stays Failed. Default: 2."`
+	BMC     BMCTrust   `json:"bmc,omitzero" enum:"firstContact,person" doc:"Who says that a BMC never seen before is the right one. firstContact: the certificate that it shows first is pinned. person: no password is sent before a person has trusted its certificate (weftctl bmc trust, or spec.bmc.tls.fingerprint of the Machine). Default: firstContact."`
 }
+
+// BMCTrust says who trusts a BMC that was never seen before.
+type BMCTrust string
+
+// The values of BMCTrust.
+const (
+	BMCTrustFirstContact BMCTrust = "firstContact"
+	BMCTrustPerson       BMCTrust = "person"
+)
 
 // DefaultTrustRetries is the default of SiteTrust.Retries.
 const DefaultTrustRetries = 2

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
+	"github.com/rackweft/rackweft/bootd/site"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -57,6 +58,7 @@ func (b bmcs) ask(ctx context.Context, m *api.Machine, a action) (answer, error)
 	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
 		return is, err
 	}
+	err = TrustAdvice(m, err)
 	f := b.holds.fail(c, fingerprint != "", err)
 	if !f.refused {
 		err = b.failed(ctx, m, f)
@@ -68,6 +70,15 @@ func (b bmcs) ask(ctx context.Context, m *api.Machine, a action) (answer, error)
 		return is, errors.Join(f, err)
 	}
 	return is, f
+}
+
+// TrustAdvice adds to an error of a BMC that was refused for what it presents what
+// a person does about it.
+func TrustAdvice(m *api.Machine, err error) error {
+	if !hardware.Distrusted(err) {
+		return err
+	}
+	return fmt.Errorf("%w; compare it with the BMC itself: weftctl bmc trust %s shows it, and pins it when it is confirmed", err, m.Metadata.Name)
 }
 
 // failed writes down why the BMC could not be used.
@@ -122,14 +133,15 @@ func (b bmcs) call(m *api.Machine, a action) call {
 	if s != nil {
 		version = s.Metadata.ResourceVersion
 	}
+	pins := m.BMCPins()
 	return call{machine: m.Metadata.Name, bmc: m.Spec.BMC.Address + " " + m.Spec.BMC.Credentials, action: a,
 		key:   fmt.Sprint(m.Metadata.UID, m.Metadata.Generation, version),
-		login: fmt.Sprint(version, m.Spec.BMC.TLS.Fingerprint, m.Status.BMC.Fingerprint)}
+		login: fmt.Sprint(version, pins.Certificate, pins.HostKey, site.Spec(b.Cache).Trust.BMC)}
 }
 
 // session waits for the BMC aside: it may be silent, and other Machines' are not.
 func (b bmcs) session(ctx context.Context, m *api.Machine, a action) (fingerprint string, is answer, err error) {
-	endpoint, err := Endpoint(ctx, b.Store, m)
+	endpoint, err := Endpoint(ctx, b.Store, b.Cache, m)
 	if err != nil {
 		return "", is, err
 	}
@@ -170,7 +182,7 @@ func ipmiOf(i *api.BMCIPMI) hardware.IPMI {
 }
 
 // Endpoint is how the Machine's BMC is reached, password included.
-func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.Endpoint, error) {
+func Endpoint(ctx context.Context, s *store.Store, c *store.Cache, m *api.Machine) (hardware.Endpoint, error) {
 	b := m.Spec.BMC
 	secret, err := store.OpenSecret(ctx, s, b.Credentials, api.UseBMC(b.Address))
 	var refused *api.NotPermittedError
@@ -183,16 +195,17 @@ func Endpoint(ctx context.Context, s *store.Store, m *api.Machine) (hardware.End
 	if secret["username"] == "" || secret["password"] == "" {
 		return hardware.Endpoint{}, fmt.Errorf("%w: Secret %s needs username and password", hardware.ErrUnauthorized, b.Credentials)
 	}
-	fingerprint := string(b.TLS.Fingerprint)
-	if fingerprint == "" && m.Status.BMC.LearnedFrom == b.Address {
-		fingerprint = m.Status.BMC.Fingerprint
-	}
-	return hardware.Endpoint{Address: b.Address, Protocol: b.Protocol, Fallback: b.Fallback, IPMI: ipmiOf(b.IPMI), Username: secret["username"], Password: secret["password"], Fingerprint: fingerprint, SystemID: b.System}, nil
+	pins := m.BMCPins()
+	return hardware.Endpoint{
+		Address: b.Address, Protocol: b.Protocol, Fallback: b.Fallback, IPMI: ipmiOf(b.IPMI), Username: secret["username"], Password: secret["password"], SystemID: b.System,
+		Fingerprint: string(pins.Certificate), HostKey: string(pins.HostKey), PinnedOnly: site.Spec(c).Trust.BMC == api.BMCTrustPerson,
+	}, nil
 }
 
 // well records that the BMC answered; it writes only when that is news.
 // done is what it has carried out.
 func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint, done string) error {
+	address := m.Spec.BMC.Address // the Machine may have another BMC by now
 	obeys := func(m *api.Machine) bool {
 		c := m.Status.Conditions.Get(api.CondObeys)
 		return c != nil && done != "" && strings.HasPrefix(c.Message, done+": ")
@@ -205,15 +218,19 @@ func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint, done string
 			m.Status.Conditions.Remove(api.CondObeys)
 		}
 		m.Status.Conditions.Remove(api.CondPassword)
-		message := "it answers and takes the password"
-		if m.Spec.BMC.TLS.Fingerprint == "" && fingerprint != "" { // IPMI shows no certificate
-			message += "; its certificate was pinned at the first contact (spec.bmc.tls.fingerprint pins it for good)"
-		}
-		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", message)
-		console := m.Status.BMC.Console
-		if m.Status.BMC.LearnedFrom != m.Spec.BMC.Address {
-			console = "" // of another BMC
-		}
-		m.Status.BMC = api.BMCStatus{Console: console, Fingerprint: fingerprint, LearnedFrom: m.Spec.BMC.Address, LastContact: time.Now().UTC()}
+		m.LearnBMC(address, api.Fingerprint(fingerprint), "", time.Now())
+		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", "it answers and takes the password"+pinnedBy(m))
 	})
+}
+
+// pinnedBy says who trusts the BMC's certificate, where the spec does not.
+func pinnedBy(m *api.Machine) string {
+	switch pins := m.BMCPins(); pins.By {
+	case api.PinnedBySpec, "":
+		return ""
+	case api.PinnedByFirstContact:
+		return fmt.Sprintf("; its certificate was pinned at the first contact (weftctl bmc trust %s shows it, to be compared)", m.Metadata.Name)
+	default:
+		return "; " + pins.By + " trusts its certificate"
+	}
 }

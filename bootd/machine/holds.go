@@ -135,7 +135,7 @@ func (h *holds) fail(c call, entered bool, err error) *fault {
 	f := &fault{doing: c.action.doing(), err: err, reason: reasonOf(err)}
 	scopes, key := []scope{c.onQuestion()}, c.key
 	switch f.reason {
-	case "Unauthorized", "PasswordChangeRequired", "CertificateMismatch":
+	case "Unauthorized", "PasswordChangeRequired", "CertificateMismatch", "Untrusted":
 		scopes, key = []scope{c.onBMC()}, c.login
 	case "Unreachable":
 		scopes, key = []scope{c.onBMC()}, c.login
@@ -164,7 +164,7 @@ func (h *holds) note(s scope, key string, f *fault) {
 	switch f.reason {
 	case "Unauthorized", "PasswordChangeRequired":
 		f.wait, x.login = 5*time.Minute, true
-	case "CertificateMismatch":
+	case "CertificateMismatch", "Untrusted":
 		f.wait, x.login = 2*time.Minute, true
 	case "Unsupported", "Forbidden":
 		f.wait = 5 * time.Minute
@@ -175,9 +175,15 @@ func (h *holds) note(s scope, key string, f *fault) {
 
 // reasonOf is what a condition calls an error of a BMC.
 func reasonOf(err error) string {
-	var mismatch *hardware.CertificateMismatchError
-	if errors.As(err, &mismatch) {
+	var certificate *hardware.CertificateMismatchError
+	var hostKey *hardware.HostKeyMismatchError
+	switch {
+	case errors.As(err, &certificate):
 		return "CertificateMismatch"
+	case errors.As(err, &hostKey):
+		return "HostKeyMismatch"
+	case hardware.Distrusted(err):
+		return "Untrusted"
 	}
 	for _, known := range []struct {
 		is     error

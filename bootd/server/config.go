@@ -20,6 +20,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/journal"
 	"github.com/rackweft/rackweft/bootd/network"
 	"github.com/rackweft/rackweft/bootd/store"
+	"github.com/rackweft/rackweft/hardware"
 )
 
 // Hub holds the streams of hosts.
@@ -103,7 +104,9 @@ type Config struct {
 	// ConsoleLines are the last n lines of a Machine's serial console.
 	ConsoleLines func(m *api.Machine, n int) []api.ConsoleLine
 	// Console opens a Machine's serial console.
-	Console  func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
+	Console func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
+	// Present looks at what a BMC presents, and sends no password.
+	Present  func(ctx context.Context, address string) (hardware.Presented, error)
 	Recovery Recovery
 	// Backup writes the complete state of bootd, unencrypted; nil for none.
 	Backup func(ctx context.Context, w io.Writer, blobs bool) error
@@ -122,7 +125,7 @@ func (c Config) check() error {
 	case c.Listen != "" && c.TLS == nil:
 		return fmt.Errorf("the API server has no certificate for %s", c.Listen)
 	case c.Store == nil || c.Cache == nil || c.Blobs == nil || c.Hub == nil || c.Compiler == nil || c.Networks == nil || c.Zones == nil ||
-		c.Decider == nil || c.Events == nil || c.Decisions == nil || c.AuditLog == nil || c.Console == nil || c.ConsoleLines == nil || c.Recovery == nil || c.Metrics == nil || c.Log == nil:
+		c.Decider == nil || c.Events == nil || c.Decisions == nil || c.AuditLog == nil || c.Console == nil || c.ConsoleLines == nil || c.Present == nil || c.Recovery == nil || c.Metrics == nil || c.Log == nil:
 		return errors.New("the API server's config is incomplete")
 	}
 	for _, t := range c.Tokens {

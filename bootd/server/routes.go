@@ -81,6 +81,7 @@ func (s *Server) routes() []route {
 		store: c.Store, cache: c.Cache, decider: c.Decider, events: c.Events, decisions: c.Decisions, console: c.Console, lines: c.ConsoleLines,
 		objects: objects, journals: journals, streams: s.streams,
 	}
+	trust := &bmcTrust{store: c.Store, present: c.Present}
 	reach := &reach{store: c.Store, cache: c.Cache, hub: c.Hub, auth: s.auth, objects: objects, channels: s.channels, streams: s.streams}
 	blobs := &blobs{blobs: c.Blobs, cache: c.Cache, writes: writes, streams: s.streams}
 	boots := &boots{decider: c.Decider, hub: c.Hub, blobs: blobs, limit: newLimiter(5, 50), streams: s.streams, log: c.Log}
@@ -95,6 +96,7 @@ func (s *Server) routes() []route {
 		all = append(all, objects.routes(k)...)
 	}
 	all = append(all, machines.routes()...)
+	all = append(all, trust.routes()...)
 	all = append(all, networks.routes()...)
 	all = append(all, guests.routes()...)
 	all = append(all, reach.routes()...)

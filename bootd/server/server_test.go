@@ -37,6 +37,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/recovery"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/bootd/zone"
+	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/internal/logtest"
 )
 
@@ -179,6 +180,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 			r.consoles <- far
 			return near, nil
 		},
+		Present: hardware.Present,
 		Audit: func(a api.AuditRecord) {
 			must(r.t, audits.Append(context.Background(), a))
 			r.mu.Lock()
@@ -449,6 +451,8 @@ func TestRoles(t *testing.T) {
 		{"POST", "/v1/machines/r1/power", operators},
 		{"GET", "/v1/machines/r1/console/log", operators},
 		{"GET", "/v1/machines/r1/console", operators},
+		{"GET", "/v1/machines/r1/bmc", operators},
+		{"POST", "/v1/machines/r1/bmc/trust", operators},
 		{"PUT", "/v1/sites/site", admins},
 		{"PUT", "/v1/secrets/x", admins},
 		{"DELETE", "/v1/zones/x", admins},
