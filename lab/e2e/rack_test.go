@@ -530,7 +530,17 @@ func badBMCs(t *testing.T, r *rig.Rig) {
 	if err := server.NewCertificate(); err != nil {
 		t.Fatal(err)
 	}
-	fails("CertificateMismatch", "pinned")
+	fails("CertificateMismatch", "weftctl bmc trust "+stranger)
+	if out, err := r.Weftctl("bmc", "trust", stranger, "--fingerprint", "sha256:"+strings.Repeat("ab", 32)); err == nil {
+		t.Errorf("a certificate that the BMC does not present is trusted:\n%s", out)
+	}
+	if out, err := r.Weftctl("bmc", "trust", stranger, "--yes"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	m := r.WaitMachine(stranger, "BMCReachable is True", func(m *api.Machine) bool { return m.Status.Conditions.Is(api.CondBMC) })
+	if pins := m.BMCPins(); string(pins.Certificate) != server.Fingerprint() || pins.By != "root" {
+		t.Errorf("pinned are %+v, want %s by root", pins, server.Fingerprint())
+	}
 }
 
 // nothingLeaked looks for every secret of this run where none may be.

@@ -52,6 +52,8 @@ type bootd struct {
 	recovery   api.RecoveryStatus
 	serving    func(machine string, r *api.Request) // what becomes of a verb; done at once unless it says otherwise
 	losing     func(*http.Request) bool             // whether the answer is lost
+	bmcs       map[string]*api.BMCPresented         // by Machine; others do not answer
+	trusts     map[string]api.BMCTrustRequest       // by Machine
 }
 
 // finishes changes the last request of a Machine, and the Machine.
@@ -124,6 +126,8 @@ func (b *bootd) routes() http.Handler {
 		b.mu.Unlock()
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("GET /v1/machines/{name}/bmc", b.presented)
+	mux.HandleFunc("POST /v1/machines/{name}/bmc/trust", b.trust)
 	mux.HandleFunc("POST /v1/machines/{name}/{verb}", b.verb)
 	mux.HandleFunc("POST /v1/guests/{name}/export", func(w http.ResponseWriter, _ *http.Request) { b.export(w) })
 	mux.HandleFunc("POST /v1/guests/{name}/{verb}", b.guestVerb)
@@ -443,6 +447,33 @@ func (b *bootd) verb(w http.ResponseWriter, r *http.Request) {
 	b.keep(&next)
 	w.WriteHeader(http.StatusAccepted)
 	b.json(w, request)
+}
+
+func (b *bootd) presented(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.bmcs[r.PathValue("name")]
+	if p == nil {
+		b.problem(w, &api.Problem{Status: 502, Title: "Bad Gateway", Detail: "BMC does not answer"})
+		return
+	}
+	b.json(w, p)
+}
+
+func (b *bootd) trust(w http.ResponseWriter, r *http.Request) {
+	var t api.BMCTrustRequest
+	if err := json.NewDecoder(r.Body).Decode(&t); err != nil {
+		b.t.Errorf("trust: %v", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	name := r.PathValue("name")
+	if b.bmcs[name].Certificate.Fingerprint != t.Certificate {
+		b.problem(w, &api.Problem{Status: 409, Title: "Conflict", Detail: "it presents another one by now"})
+		return
+	}
+	b.trusts[name] = t
+	b.json(w, api.BMCPins{Certificate: t.Certificate, HostKey: t.HostKey, By: "oli", Time: time.Now()})
 }
 
 func (b *bootd) openConsole(w http.ResponseWriter, r *http.Request) {

@@ -137,6 +137,7 @@ Exit codes: 0 done, 1 failed, 2 usage.`,
 	root.AddCommand(
 		apply.applyCommand(), objects.getCommand(), shows.describeCommand(), objects.deleteCommand(), apply.editCommand(), apply.diffCommand(), objects.waitCommand(),
 		shows.explainCommand(), shows.eventsCommand(), (&topCommands{a}).topCommand(), machine.consoleCommand(), machine.machineCommand(),
+		(&bmcCommands{a}).bmcCommand(),
 		(&networkCommands{a}).networkCommand(), (&bgpCommands{a}).bgpCommand(), (&guestCommands{a}).guestCommand(), (&imageCommands{m}).imageCommand(),
 		(&restoreCommands{a}).restoreCommand(), (&labCommands{m}).labCommand(), a.versionCommand(),
 	)

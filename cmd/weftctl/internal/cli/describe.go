@@ -175,9 +175,10 @@ func withoutConditions(status json.RawMessage) (json.RawMessage, bool) {
 
 func (a *showCommands) describeMachine(m *api.Machine, section func(string)) {
 	p := a.printer()
-	s := m.Status
+	s, pins := m.Status, m.BMCPins()
 	section("Status")
-	a.pairs([][2]string{{"phase", string(s.Phase)}, {"power", s.Power}, {"address", show.Address(m)}, {"bmc certificate", s.BMC.Fingerprint},
+	a.pairs([][2]string{{"phase", string(s.Phase)}, {"power", s.Power}, {"address", show.Address(m)},
+		{"bmc certificate", strings.TrimSpace(string(pins.Certificate) + "  " + pinnedBy(pins))}, {"bmc host key", string(pins.HostKey)},
 		{"bmc last answered", ago(p, s.BMC.LastContact)}, {"last seen", ago(p, s.LastSeen)}})
 	if i := s.Inventory; i != nil {
 		section("Inventory")

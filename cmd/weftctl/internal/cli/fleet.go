@@ -278,9 +278,13 @@ func (p *fleetProgress) results() []fleetMachine {
 	for i, name := range p.names {
 		all[i] = p.ended[name]
 	}
+	failuresLast(all)
+	return all
+}
+
+func failuresLast(all []fleetMachine) {
 	order := []string{resultDone, resultAsked, resultNotAsked, resultUnfinished, resultFailed}
 	slices.SortStableFunc(all, func(a, b fleetMachine) int {
 		return slices.Index(order, a.Result) - slices.Index(order, b.Result)
 	})
-	return all
 }
