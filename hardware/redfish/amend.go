@@ -82,9 +82,10 @@ func remedies() []struct {
 // patch writes until the BMC takes it or says nothing new. Each answer is tried once. What was refused on the way is told
 // in full when nothing helped.
 func (r *driver) patch(ctx context.Context, w *write) error {
-	tried := map[string]bool{}
+	tried, sent := map[string]bool{}, map[string]bool{}
 	var before []string
 	for {
+		sent[w.form()] = true
 		_, err := r.send(ctx, http.MethodPatch, w.path, w.etag, w.body())
 		var no *refusal
 		if errors.Is(err, hardware.ErrUnreachable) && !tried["lost"] {
@@ -99,19 +100,21 @@ func (r *driver) patch(ctx context.Context, w *write) error {
 			return err
 		}
 		amended, reread := w.amend(no, tried)
-		if !amended {
+		if reread {
+			if err := r.reread(ctx, w); err != nil {
+				return refusedBefore(err, append(before, no.Error()))
+			}
+		}
+		if !amended || sent[w.form()] { // two refusals may ask for opposite things
 			return refusedBefore(no, before)
 		}
 		r.log.Info("BMC refuses the write as it was, putting it otherwise", "refusal", no.Error())
 		before = append(before, no.Error())
-		if !reread {
-			continue
-		}
-		if err := r.reread(ctx, w); err != nil {
-			return refusedBefore(err, before)
-		}
 	}
 }
+
+// form tells writes apart.
+func (w *write) form() string { return fmt.Sprint(w.path, w.etag, w.body()) }
 
 // took reports whether the resource shows what was written.
 func (r *driver) took(ctx context.Context, w *write) (bool, error) {

@@ -114,6 +114,8 @@ func TestEachTrait(t *testing.T) {
 	}
 	// No BMC asks for two things that exclude each other.
 	contradict := map[string]bool{"supermicro-x11/boot mode read-only": true, "ami/boot mode read-only": true, "ami/boot mode unknown": true, "ami/If-Match refused": true}
+	// Where one does, what was refused is not sent again, and it is an error.
+	excluding := map[string]bool{"ami/boot mode must be another": true}
 	for _, vendor := range []string{"hpe-ilo5", "dell-idrac9", "supermicro-x11", "ami", "openbmc"} {
 		for _, trait := range slices.Sorted(maps.Keys(redfishtest.Traits())) {
 			if contradict[vendor+"/"+string(trait)] {
@@ -127,6 +129,9 @@ func TestEachTrait(t *testing.T) {
 				s := redfishtest.StartVendor(t, vendor, trait)
 				booted, err := drive(t, s, "")
 				errs := want[trait]
+				if excluding[vendor+"/"+string(trait)] {
+					errs = []error{errAny}
+				}
 				if len(errs) == 0 || errs[0] == nil && err == nil {
 					checkBoot(t, booted, err)
 					return
