@@ -185,7 +185,7 @@ type BMCTLS struct {
 
 // BMCSSH pins the BMC's SSH host key.
 type BMCSSH struct {
-	HostKey HostKey `json:"hostKey,omitzero" doc:"SHA-256 of the host key, as SHA256:BASE64, which ssh-keygen -l prints. Default: the one in status, which a person has trusted (weftctl bmc trust)."`
+	HostKey HostKey `json:"hostKey,omitzero" doc:"SHA-256 of the host key, as SHA256:BASE64, which ssh-keygen -l prints. Default: the one in status, which a person has trusted (weftctl bmc trust) or, unless spec.trust.bmc of the Site is person, the first console over SSH has shown."`
 }
 
 // UnsolicitedBoot is the policy for a known Machine that network-boots without
@@ -274,7 +274,7 @@ type MachineStatus struct {
 type BMCStatus struct {
 	Fingerprint string `json:"fingerprint,omitzero" doc:"SHA-256 of the certificate, pinned by a person (weftctl bmc trust) or at the first contact."`
 	// HostKey is of the BMC's SSH server, where it has one.
-	HostKey HostKey `json:"hostKey,omitzero" doc:"SHA-256 of the SSH host key, pinned by a person (weftctl bmc trust)."`
+	HostKey HostKey `json:"hostKey,omitzero" doc:"SHA-256 of the SSH host key, pinned by a person (weftctl bmc trust) or at the first console over SSH."`
 	// TrustedBy is empty for what was learned at the first contact.
 	TrustedBy string    `json:"trustedBy,omitzero" doc:"Who has trusted the certificate; empty when it was learned at the first contact or is pinned by the spec."`
 	Trusted   time.Time `json:"trusted,omitzero" doc:"When that was."`

@@ -206,5 +206,6 @@ func (d *daemon) openConsole(ctx context.Context, m *api.Machine, need bool) (*h
 	if err != nil {
 		return nil, err
 	}
-	return d.fleet.Console(ctx, endpoint, need)
+	opened, err := d.fleet.Console(ctx, endpoint, need)
+	return opened, machine.TrustAdvice(m, err)
 }

@@ -30,8 +30,9 @@ type Config struct {
 	Cache *store.Cache
 	// Open opens the serial console of a Machine; need: also at the price of a login that its BMC has not to spare.
 	Open func(ctx context.Context, m *api.Machine, need bool) (*hardware.Console, error)
-	// Learned is called with what came of opening it: how it was reached, or NoConsole where the BMC has none.
-	Learned func(ctx context.Context, m *api.Machine, kind api.ConsoleKind) error
+	// Learned is called with what came of opening it: how it was reached, or NoConsole where the BMC has none, and the
+	// host key that the BMC's SSH server showed.
+	Learned func(ctx context.Context, m *api.Machine, kind api.ConsoleKind, hostKey api.HostKey) error
 	Log     *slog.Logger
 }
 
@@ -237,19 +238,22 @@ func (k *Keeper) hear(ctx context.Context, p *port) error {
 
 // learn passes on what came of opening a console, where it is news.
 func (k *Keeper) learn(ctx context.Context, m *api.Machine, opened *hardware.Console, failure error) {
-	var kind api.ConsoleKind
+	var (
+		kind    api.ConsoleKind
+		hostKey api.HostKey
+	)
 	switch {
 	case failure == nil:
-		kind = api.ConsoleKind(opened.Kind)
+		kind, hostKey = api.ConsoleKind(opened.Kind), api.HostKey(opened.HostKey)
 	case errors.Is(failure, hardware.ErrUnsupported):
 		kind = api.NoConsole
 	default:
 		return
 	}
-	if m.Status.BMC.Console == kind {
+	if m.Status.BMC.Console == kind && (hostKey == "" || m.BMCPins().HostKey != "") {
 		return
 	}
-	if err := k.config.Learned(ctx, m, kind); err != nil && ctx.Err() == nil {
+	if err := k.config.Learned(ctx, m, kind, hostKey); err != nil && ctx.Err() == nil {
 		k.config.Log.Warn("console: write down what the BMC has", "machine", m.Metadata.Name, "error", err)
 	}
 }

@@ -36,7 +36,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{Site: testsite.Open(t), t: t, ends: make(chan net.Conn, 8)}
 	r.keeper = New(Config{Cache: r.Cache, Log: slog.New(slog.DiscardHandler), Open: r.open,
-		Learned: func(_ context.Context, _ *api.Machine, kind api.ConsoleKind) error {
+		Learned: func(_ context.Context, _ *api.Machine, kind api.ConsoleKind, _ api.HostKey) error {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.learned = append(r.learned, kind)
@@ -202,8 +202,6 @@ func TestPersonsShareTheConsole(t *testing.T) {
 		t.Errorf("%d consoles were opened", n)
 	}
 	r.Change("r1u01", func(m *api.Machine) { m.Status.Attempt.Result = api.ResultActive })
-	r.keeper.mu.Lock() // the change was followed when the lock is ours and nothing is wanted
-	r.keeper.mu.Unlock()
 	go func() { _, _ = io.WriteString(far, "still here\r\n") }()
 	read(t, one, "still here\r\n")
 	if err := one.Close(); err != nil {

@@ -3,17 +3,23 @@ package machine
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/control"
 )
 
-// LearnConsole writes down how a Machine's serial console is reached.
-func LearnConsole(ctx context.Context, e control.Env, m *api.Machine, kind api.ConsoleKind) error {
+// LearnConsole writes down how a Machine's serial console is reached, and pins the host key that the BMC's SSH server
+// showed (empty: it was not asked) where none is pinned yet.
+func LearnConsole(ctx context.Context, e control.Env, m *api.Machine, kind api.ConsoleKind, hostKey api.HostKey) error {
 	return mutate(ctx, e, m, func(fresh *api.Machine) {
-		if fresh.Spec.BMC != nil && fresh.Spec.BMC.Address == m.Spec.BMC.Address {
-			fresh.Status.BMC.Console = kind
+		if fresh.Spec.BMC == nil || fresh.Spec.BMC.Address != m.Spec.BMC.Address {
+			return
 		}
+		if hostKey != "" {
+			fresh.LearnBMC(m.Spec.BMC.Address, "", hostKey, time.Now())
+		}
+		fresh.Status.BMC.Console = kind
 	})
 }
 

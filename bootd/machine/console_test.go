@@ -36,14 +36,14 @@ func TestLearnedConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	m = b.get("r1u01")
-	if err := LearnConsole(t.Context(), b.c.Env, m, "ssh"); err != nil {
+	if err := LearnConsole(t.Context(), b.c.Env, m, "ssh", "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"); err != nil {
 		t.Fatal(err)
 	}
 	m = b.get("r1u01")
 	if err := b.c.bmcs().well(t.Context(), m, "sha256:ab", ""); err != nil {
 		t.Fatal(err)
 	}
-	if m = b.get("r1u01"); !m.HasConsole() || m.Status.BMC.Fingerprint != "sha256:ab" {
+	if m = b.get("r1u01"); !m.HasConsole() || m.Status.BMC.Fingerprint != "sha256:aa" || m.BMCPins().HostKey != "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8" {
 		t.Errorf("after the BMC has answered: %+v", m.Status.BMC)
 	}
 	old := *m
@@ -51,7 +51,7 @@ func TestLearnedConsole(t *testing.T) {
 	moved.Address = "https://198.18.1.99"
 	b.mutate("r1u01", func(m *api.Machine) { m.Spec.BMC = &moved })
 	m = b.get("r1u01")
-	if err := LearnConsole(t.Context(), b.c.Env, &old, api.NoConsole); err != nil {
+	if err := LearnConsole(t.Context(), b.c.Env, &old, api.NoConsole, ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.c.bmcs().well(t.Context(), m, "sha256:cd", ""); err != nil {
