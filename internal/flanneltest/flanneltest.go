@@ -50,5 +50,5 @@ func lock(tb testing.TB, path string) (unlock func()) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 		tb.Fatalf("lock %s: %v", path, err)
 	}
-	return func() { f.Close() }
+	return func() { _ = f.Close() }
 }
