@@ -105,7 +105,7 @@ func (r *driver) patch(ctx context.Context, w *write) error {
 				return refusedBefore(err, append(before, no.Error()))
 			}
 		}
-		if !amended || sent[w.form()] { // two refusals may ask for opposite things
+		if !amended || !reread && sent[w.form()] { // two refusals may ask for opposite things
 			return refusedBefore(no, before)
 		}
 		r.log.Info("BMC refuses the write as it was, putting it otherwise", "refusal", no.Error())
