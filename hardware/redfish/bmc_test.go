@@ -225,9 +225,23 @@ func TestSessionLimitIsWaitedFor(t *testing.T) {
 	}
 
 	m.fail(http.MethodPost, sessionsPath, times(6, says(http.StatusServiceUnavailable, "IDRAC.2.8.RAC0218"))...)
+	m.fail(http.MethodGet, sessionsPath, says(http.StatusUnauthorized, "Base.1.8.GeneralError"))
 	_, err := dial(t.Context(), m.endpoint(), quiet(), (&pauses{}).pause)
 	if err == nil || !strings.Contains(err.Error(), "sessions may be in use") || errors.Is(err, hardware.ErrUnauthorized) {
 		t.Errorf("error %v, want the session limit", err)
+	}
+}
+
+// TestNoSessionLeft: where all sessions are in use, the password goes with every request.
+func TestNoSessionLeft(t *testing.T) {
+	m := vendorMock(t, "hpe-ilo5")
+	m.fail(http.MethodPost, sessionsPath, says(http.StatusServiceUnavailable, "Base.1.8.SessionLimitExceeded"))
+	b, p := m.open(t, m.endpoint())
+	if err := b.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if posts, basic := m.passwords(); posts != 1 || basic == 0 || len(p.list) != 0 || b.service.Spare() {
+		t.Errorf("%d session logins, %d requests with the password, pauses %v, spare %t", posts, basic, p.list, b.service.Spare())
 	}
 }
 

@@ -55,7 +55,7 @@ func (s *Service) login(ctx context.Context) error {
 	err = s.openSession(ctx)
 	var no *refusal
 	if errors.As(err, &no) {
-		return s.loginRefused(no)
+		return s.loginRefused(ctx, no)
 	}
 	if err != nil {
 		return err
@@ -129,14 +129,13 @@ func (s *Service) openSession(ctx context.Context) error {
 }
 
 // loginRefused decides what a refused login means. The password is not sent again where it may have been meant.
-func (s *Service) loginRefused(no *refusal) error {
+func (s *Service) loginRefused(ctx context.Context, no *refusal) error {
 	switch {
 	case no.passwordChange():
 		s.refused = true
 		return s.passwordChange()
 	case no.status == http.StatusServiceUnavailable || no.says("SessionLimitExceeded"):
-		s.crowded = true
-		return fmt.Errorf("it takes no login (%w): all its sessions may be in use, they end by themselves in half an hour", no)
+		return s.loginWithoutSession(ctx, no)
 	case no.status == http.StatusNotFound || no.unsupported():
 		s.useBasic(no)
 		return nil
@@ -144,6 +143,23 @@ func (s *Service) loginRefused(no *refusal) error {
 		return s.unauthorized(no)
 	}
 	return no
+}
+
+// loginWithoutSession is for a BMC whose sessions are all in use, by others or by a bootd that was killed: the password
+// goes with every request where the BMC takes it so.
+func (s *Service) loginWithoutSession(ctx context.Context, full *refusal) error {
+	s.crowded = true
+	s.useBasic(full)
+	_, err := s.get(ctx, s.sessions, &struct{}{})
+	var no *refusal
+	switch {
+	case !errors.As(err, &no):
+		return err
+	case no.status != http.StatusUnauthorized && no.status != http.StatusForbidden && no.status != http.StatusServiceUnavailable:
+		return nil // it let us in, whatever it says of that resource
+	}
+	s.transport.basic = ""
+	return fmt.Errorf("it takes no login (%w): all its sessions may be in use, they end by themselves in half an hour", full)
 }
 
 func (s *Service) unauthorized(no *refusal) error {

@@ -16,6 +16,7 @@ type retry struct {
 // busyRetries are borne for every request, by the transport.
 func busyRetries() []retry {
 	return []retry{
+		{message: "SessionLimitExceeded", tries: 1},                                                           // see loginWithoutSession
 		{message: "UnableToModifyDuringSystemPOST", tries: 6, first: 5 * time.Second, most: 30 * time.Second}, // HPE (sushy)
 		{message: "RAC0218", tries: 6, first: 10 * time.Second, most: 30 * time.Second},                       // Dell: all sessions taken
 		{message: "SYS518", tries: 6, first: 10 * time.Second, most: 10 * time.Second},                        // Dell: iDRAC is reloading
