@@ -105,12 +105,12 @@ func (b Boot) Check() error {
 // ResetEvidence is what a BMC knows about the server's last reset, without a judgement. At and Now are both told by the
 // BMC's clock, which may be decades off and may move: that Value is another than it was is better evidence than the age.
 type ResetEvidence struct {
-	Known  bool // At, Source and Value are told, and are possible
+	Known  bool // At, Source and Value are reported, and are possible
 	At     time.Time
 	Now    time.Time // zero when the BMC tells no time
 	Source string    // the property that said so
 	Value  string    // as the BMC wrote it
-	Told   []Trace   // all that is told, the best first, of clocks that are wrong too: to compare with what was told before
+	Told   []Trace   // all reported times, the best first, those of wrong clocks included: to compare with earlier reports
 	POST   string    // the state of the power-on self-test, of BMCs that tell it (HPE): InPost, FinishedPost and so on
 }
 
@@ -121,7 +121,7 @@ type Trace struct {
 }
 
 // InPOST reports whether the server is in its power-on self-test. At the end of it, InPostDiscoveryComplete, a server that
-// finds nothing to boot stands for hours: that is not in it.
+// finds nothing to boot waits for hours, which does not count.
 func (e ResetEvidence) InPOST() bool { return e.POST == "InPost" }
 
 // Age is the time since the reset by the BMC's own clock, false when it cannot be told.

@@ -7,7 +7,7 @@ import (
 
 // Health is what a BMC says of how its server is.
 type Health struct {
-	State  string   // OK, Warning or Critical, the worst that is told; empty when the BMC tells nothing of it
+	State  string   // OK, Warning or Critical, the worst that is reported; empty when the BMC reports none
 	Failed []string // the parts that are not well, in the BMC's words: name and state
 }
 

@@ -49,7 +49,7 @@ func TestPresentedWithoutACredential(t *testing.T) {
 	t.Cleanup(web.Close)
 	ssh := serveShell(t, 2, false)
 
-	// The first port is none of an SSH server.
+	// The first port is not an SSH server's.
 	got, err := present(t.Context(), web.Listener.Addr().String(), web.Listener.Addr().String(), ssh.address)
 	if err != nil {
 		t.Fatal(err)

@@ -57,7 +57,7 @@ func TestJoinStreamAndReport(t *testing.T) {
 	}
 	var status Status
 	var err error
-	waittest.Soon(time.Minute, func() bool { // it is written after what bootd is told
+	waittest.Soon(time.Minute, func() bool { // it is written after the report to bootd
 		status, err = ReadStatus(h.state, h.run)
 		return err == nil && status.Link.State == LinkConnected
 	})

@@ -10,10 +10,10 @@ import (
 
 const (
 	lineLimit     = 400 // bytes of a line that are kept
-	sequenceLimit = 256 // bytes of a control sequence; what is longer is none
+	sequenceLimit = 256 // bytes of a control sequence; a longer one is taken as text
 )
 
-// state is where a terminal stands in a control sequence (ECMA-48).
+// state is the position of a terminal within a control sequence (ECMA-48).
 type state int
 
 const (

@@ -66,7 +66,7 @@ func FuzzClean(f *testing.F) {
 	})
 }
 
-// TestBounds: of a console that never stops the last lines are kept, and of all consoles together no more than is allowed.
+// TestBounds: of a console that never stops the last lines are kept, and of all consoles together at most the limit.
 func TestBounds(t *testing.T) {
 	k := New(Config{})
 	defer k.Close()

@@ -223,7 +223,7 @@ func TestPersonsShareTheConsole(t *testing.T) {
 	}
 }
 
-// TestRefusal: a person is told at once, and what only a person can mend is not tried again in the same BootAttempt.
+// TestRefusal: a person sees it at once, and what only a person can mend is not tried again in the same BootAttempt.
 func TestRefusal(t *testing.T) {
 	r := newRig(t)
 	r.refuse = fmt.Errorf("open: %w", hardware.ErrUnauthorized)

@@ -138,7 +138,7 @@ func TestMoveIsGivenUp(t *testing.T) {
 		why   func(b *bench)
 		words string
 	}{
-		"nobody wants it any more": {func(b *bench) { b.drain("h1", false) }, "no longer has to leave"},
+		"no one asks for it any longer": {func(b *bench) { b.drain("h1", false) }, "no longer has to leave"},
 		"its deadline": {func(b *bench) {
 			b.change("web", func(g *api.Guest) { g.Status.Move.Deadline = time.Now().Add(-time.Second) })
 		}, "at work"},

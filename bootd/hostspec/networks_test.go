@@ -422,7 +422,7 @@ func TestTombstone(t *testing.T) {
 	}
 	finish(1, late, &late1)
 	if !waittest.Soon(time.Minute, gone) {
-		t.Errorf("the Network stands: %s", r.Text())
+		t.Errorf("the Network is still there: %s", r.Text())
 	}
 }
 

@@ -59,7 +59,7 @@ func (c *Controller) ask(ctx context.Context, f facts, a action) (time.Duration,
 	case r != nil && r.Verb != api.VerbReprovision:
 		return c.do(ctx, f, finish(r, err.Error()))
 	case errors.As(err, &held):
-		return max(held.wait, a.again), nil // why stands in a condition
+		return max(held.wait, a.again), nil // the condition says why
 	}
 	return 0, err
 }

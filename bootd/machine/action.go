@@ -14,7 +14,7 @@ type action struct {
 	// reason and message are those of the condition that is set, or why the
 	// BootAttempt is opened and failed.
 	reason, message string
-	// event and decision are told once it is done; empty for none.
+	// event and decision are recorded once it is done; empty: nothing is recorded.
 	event    event
 	decision api.Decision
 	// again is when to look again at the latest; 0 for when something changes.
@@ -90,7 +90,7 @@ const (
 	doShutting deed = "shutting down"  // asked to shut down
 	doOff      deed = "off"            // it has shut down
 	doFence    deed = "fence"          // a lost host has no power
-	doNonced   deed = "nonce written"  // the BootAttempt's nonce stands in the AssetTag
+	doNonced   deed = "nonce written"  // the BootAttempt's nonce is in the AssetTag
 	doNoNonce  deed = "nonce refused"  // it cannot
 	doTagBack  deed = "asset tag back" // the saved AssetTag is back, or lost
 )

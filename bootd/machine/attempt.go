@@ -17,7 +17,7 @@ const maxHistory = 5
 // it is there once a boot has found that it cannot.
 const CondConfig = "ConfigCompiled"
 
-// openAttempt starts the BootAttempt of an action; one that stands there is
+// openAttempt starts the BootAttempt of an action; an earlier one is
 // moved to the history.
 func openAttempt(m *api.Machine, now time.Time, a action, window time.Duration) {
 	number := 1

@@ -16,7 +16,7 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// fakeBMC stands in for a BMC: the real ones are hardware's to test.
+// fakeBMC takes the place of a BMC: the real ones are hardware's to test.
 type fakeBMC struct {
 	power     hardware.PowerState
 	did       []string

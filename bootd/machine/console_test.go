@@ -9,7 +9,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/trust"
 )
 
-// TestOverdueTellsOfTheConsole: the advice to open it is given where there is one, and its last line stands in the failure.
+// TestOverdueTellsOfTheConsole: the advice to open it is given where there is one, and the failure ends with its last line.
 func TestOverdueTellsOfTheConsole(t *testing.T) {
 	m := new(api.Machine)
 	m.Metadata.Name = "r1u01"

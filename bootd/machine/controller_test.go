@@ -73,7 +73,7 @@ func TestKilledBetweenPowerAndWrite(t *testing.T) {
 	}
 }
 
-// TestFirstResetOfAnAttempt is sent whatever the BMC tells: an HPE server that finds no disk stands at the end of POST.
+// TestFirstResetOfAnAttempt is sent whatever the BMC reports: an HPE server that finds no disk waits at the end of POST.
 func TestFirstResetOfAnAttempt(t *testing.T) {
 	for _, post := range []string{"InPostDiscoveryComplete", "InPost", "FinishedPost", ""} {
 		b := newBench(t)
@@ -123,7 +123,7 @@ func TestResetThatDoesNothing(t *testing.T) {
 	}
 }
 
-// TestClockThatMoved: the BMC's clock is set after the reset, or stands hours off; another value is a reset, the same is none.
+// TestClockThatMoved: the BMC's clock is set after the reset, or is hours off; a changed value is a reset, the same value is not.
 func TestClockThatMoved(t *testing.T) {
 	b := newBench(t)
 	b.active("r1u01", 1)

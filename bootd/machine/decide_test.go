@@ -306,7 +306,7 @@ func TestDecideState(t *testing.T) {
 		{"Off, drain over", given(off, connected, guest(), ended(api.ResultActive), is(api.CondDrained, api.False, drainDeadline, ago(time.Minute))),
 			action{do: doRetire, reason: "Off", message: "state is Off"}},
 		{"Off, drained", given(off, connected, ended(api.ResultActive), is(api.CondDrained, api.False, "Leaving", ago(time.Minute))), action{do: doDrained}},
-		{"Off, attempt stands there", given(off, ended(api.ResultActive)), action{do: doRetire, reason: "Off", message: "state is Off"}},
+		{"Off, an attempt that ended", given(off, ended(api.ResultActive)), action{do: doRetire, reason: "Off", message: "state is Off"}},
 		{"Off, is off", given(off, power(hardware.PowerOff)), action{}},
 		{"Off, has power", given(off, power(hardware.PowerOn)), shut},
 		{"Off, phase is behind", given(off, power(hardware.PowerOff), phase(api.PhaseDeprovisioning)), shut},
@@ -571,7 +571,7 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// TestResetSince: what is told now is compared with what was told of the reset that is known, and its age does not count.
+// TestResetSince: what the BMC reports now is compared with the recorded reset; its age does not count.
 func TestResetSince(t *testing.T) {
 	const hpe, last = "Oem.Hpe.PostDiscoveryCompleteTimeStamp", "LastResetTime"
 	told := func(source, value, post string) hardware.ResetEvidence {

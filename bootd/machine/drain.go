@@ -75,7 +75,7 @@ func some(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// condShuttingDown stands while a Machine that is to be Off still has power.
+// condShuttingDown is set while a Machine that is to be Off still has power.
 const condShuttingDown = "ShuttingDown"
 
 // hasToShutDown reports whether a Machine that is to boot again shuts down before

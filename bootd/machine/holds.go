@@ -124,8 +124,8 @@ func (f *fault) Error() string        { return fmt.Sprintf("%s: %s", f.doing, f.
 func (f *fault) Unwrap() error        { return f.err }
 func (f *fault) Is(target error) bool { return target == errHeld }
 
-// errHeld says that the BMC could not be used, or did not do what was asked; why
-// stands in a condition.
+// errHeld says that the BMC could not be used, or did not do what was asked; the
+// condition says why.
 var errHeld = errors.New("the BMC could not be used")
 
 // fail notes the error of a call, which was made within a login if entered.

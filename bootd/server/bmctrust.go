@@ -105,7 +105,7 @@ func (h *bmcTrust) pin(c *call, m *api.Machine, t api.BMCTrustRequest) error {
 	return c.json(http.StatusOK, now.BMCPins())
 }
 
-// changedPins are the changes of what is pinned, for the audit: who has looked at the same and trusts it is one, too.
+// changedPins are the changes of what is pinned, for the audit log. A person who trusts the pinned ones again is a change, too.
 func changedPins(old, now api.BMCPins) []api.Change {
 	changes := []api.Change{{Pointer: "/status/bmc/fingerprint", Old: old.Certificate, New: now.Certificate}}
 	if old.HostKey != now.HostKey {

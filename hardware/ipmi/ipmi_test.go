@@ -54,7 +54,7 @@ func TestFailures(t *testing.T) {
 	} {
 		err := (&tool{username: "admin", suite: 17, privilege: "administrator"}).failure(c.said)
 		if !strings.Contains(err.Error(), c.words) {
-			t.Errorf("%q is told as %v, want …%s…", c.said, err, c.words)
+			t.Errorf("%q is reported as %v, want …%s…", c.said, err, c.words)
 		}
 		for _, is := range []error{hardware.ErrUnauthorized, hardware.ErrUnreachable, hardware.ErrUnsupported, hardware.ErrForbidden} {
 			if errors.Is(err, is) != (is == c.is) {
@@ -244,7 +244,7 @@ func FuzzWords(f *testing.F) {
 	f.Add(" Product Manufacturer  : Example\n Product Serial : 1\n")
 	f.Fuzz(func(t *testing.T, said string) {
 		if err := (&tool{suite: 17}).failure(said); err == nil || len(err.Error()) > 600 || strings.ContainsAny(err.Error(), "\n\x1b") {
-			t.Errorf("%q is told as %v", said, err)
+			t.Errorf("%q is reported as %v", said, err)
 		}
 		for name, value := range parseFRU(said) {
 			if len(value) > 210 || strings.ContainsAny(value, "\n\x1b") {

@@ -79,8 +79,8 @@ func remedies() []struct {
 	}
 }
 
-// patch writes until the BMC takes it or says nothing new. Each answer is tried once. What was refused on the way is told
-// in full when nothing helped.
+// patch writes until the BMC accepts it or has no further answer. Each answer is tried once. When nothing helped, the error
+// quotes every refusal.
 func (r *driver) patch(ctx context.Context, w *write) error {
 	tried, sent := map[string]bool{}, map[string]bool{}
 	var before []string

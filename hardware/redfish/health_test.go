@@ -10,7 +10,7 @@ import (
 )
 
 // What is not well is named in the BMC's words, in Thermal and Power as well as in the subsystems after them. An empty bay
-// that the BMC calls no fault is none.
+// that the BMC does not call a fault is not one.
 func TestHealth(t *testing.T) {
 	chassis := "/redfish/v1/Chassis/1"
 	status := func(state, health string) map[string]any { return map[string]any{"State": state, "Health": health} }

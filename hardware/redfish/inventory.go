@@ -160,7 +160,7 @@ func (w *walk) memory(ctx context.Context) error {
 	return nil
 }
 
-// or is the first that is told.
+// or is the first reported.
 func or(texts ...text) string {
 	for _, s := range texts {
 		if s != "" {

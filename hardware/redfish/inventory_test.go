@@ -102,7 +102,7 @@ func TestInventoryExpandRefused(t *testing.T) {
 	}
 }
 
-// A card that is no GPU by its name is not asked for its class; one that is none by its class is no GPU.
+// A card that is no GPU by its name is not asked for its class; one whose class is another is not a GPU.
 func TestCards(t *testing.T) {
 	m := vendorMock(t, "adapters")
 	for at := range m.tree {

@@ -37,7 +37,7 @@ func (e logEntry) boots() bool {
 	return slices.ContainsFunc(bootWords(), func(word string) bool { return strings.Contains(said, word) })
 }
 
-// loggedBoot is the last boot of the server that its logs tell of, for BMCs that tell no time of the reset; nothing is told
+// loggedBoot is the last boot of the server that its logs record, for BMCs that report no time of the reset; the result is empty
 // where there is none, or the logs cannot be read.
 func (r *driver) loggedBoot(ctx context.Context, sys system, m manager, e hardware.ResetEvidence) (hardware.ResetEvidence, error) {
 	var last logEntry

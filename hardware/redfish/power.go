@@ -119,8 +119,8 @@ func (r *driver) happened(ctx context.Context, v verb, before system, err error)
 
 const watchLimit = time.Minute // how long a power action may take to show
 
-// watch looks until the action shows. A restart shows by what is told of the last reset, the boot or POST: where nothing
-// of that is told, it is taken on trust, unless its answer was lost. It looks once where that time is over already.
+// watch looks until the action shows. A restart shows by the reported last reset, the boot or POST: where nothing
+// of that is reported, it is taken on trust, unless its answer was lost. It looks once where that time is over already.
 func (r *driver) watch(ctx context.Context, v verb, before system, lost bool, waited time.Duration) (bool, error) {
 	if v == verbRestart && before.traces() == (traces{power: before.PowerState}) && !lost {
 		return true, nil

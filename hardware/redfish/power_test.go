@@ -30,7 +30,7 @@ func TestPowerIsLookedAt(t *testing.T) {
 		"a task that is removed":                  {"hpe-ilo5", []redfishtest.Trait{redfishtest.ResetTask, redfishtest.TaskVanishes}, true, nil},
 		"a task that never ends":                  {"dell-idrac9", []redfishtest.Trait{redfishtest.ResetTask, redfishtest.TaskNeverEnds, redfishtest.ResetDoesNothing}, true, hardware.ErrNotSeen},
 		"a task that never ends, of a reset":      {"dell-idrac9", []redfishtest.Trait{redfishtest.ResetTask, redfishtest.TaskNeverEnds}, true, nil},
-		"a server that stands in POST":            {"hpe-ilo7", nil, true, nil},
+		"a server that waits in POST":             {"hpe-ilo7", nil, true, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := redfishtest.StartVendor(t, test.vendor, test.traits...)
@@ -91,7 +91,7 @@ func TestAnotherResetType(t *testing.T) {
 	}
 }
 
-// TestEvidence: what is told of the last reset is passed on as it is, unless it cannot be.
+// TestEvidence: the reported last reset is passed on unchanged, unless it cannot be.
 func TestEvidence(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for name, test := range map[string]struct {

@@ -29,8 +29,8 @@ func (r *driver) lastReset(ctx context.Context) (hardware.ResetEvidence, error) 
 	return r.loggedBoot(ctx, sys, m, e)
 }
 
-// evidence takes the first of what is told that is possible: LastResetTime is the reset itself, LastStateTime (of
-// BootProgress) is after it, and so is HPE's end of device discovery. A time before 2000 or in the BMC's own future is none:
+// evidence takes the first reported time that is possible: LastResetTime is the reset itself, LastStateTime (of
+// BootProgress) is after it, and so is HPE's end of device discovery. A time before 2000 or in the BMC's own future is invalid:
 // its clock was wrong then, or is wrong now. One in the future still shows a reset when it changes. While an HPE server is
 // in POST, what it tells is of the POST before.
 func evidence(sys system, offset text, now time.Time) hardware.ResetEvidence {

@@ -28,7 +28,7 @@ type BMC struct {
 	Delay time.Duration
 	// PostTime is how long the server's POST takes. Default: 60 seconds.
 	PostTime time.Duration
-	// OnBoot is told of every boot. It must not call the BMC.
+	// OnBoot is called at every boot. It must not call the BMC.
 	OnBoot func(Boot)
 
 	rules

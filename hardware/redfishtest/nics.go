@@ -8,7 +8,7 @@ import (
 // HostInterfaceMAC is the address of the port that leads to the BMC and nowhere else, where a tree shows one.
 const HostInterfaceMAC = "02:00:5E:00:FF:01"
 
-// nics tells the ports of a system elsewhere, and others that are none.
+// nics lists the ports of a system elsewhere, and entries that are not ports.
 func (a adapter) nics(sys Resource) {
 	collection := canonical(str(object(sys, "EthernetInterfaces"), "@odata.id"))
 	ports := a.tree.members(collection)

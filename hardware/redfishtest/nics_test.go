@@ -9,7 +9,7 @@ import (
 	"github.com/rackweft/rackweft/hardware/redfishtest"
 )
 
-// TestNICs: ports are told where the trait says, and no reference leads nowhere.
+// TestNICs: ports are listed where the trait says, and no reference leads nowhere.
 func TestNICs(t *testing.T) {
 	for trait, expected := range map[redfishtest.Trait][]string{
 		redfishtest.HostInterface:  {"02:00:5E:00:01:01", "02:00:5E:00:01:02", redfishtest.HostInterfaceMAC},

@@ -228,10 +228,10 @@ func isPrompt(line []byte) bool {
 	return len(line) > 0 && bytes.IndexByte([]byte(">$#%"), line[len(line)-1]) >= 0
 }
 
-// lastLine is what stands after the last end of a line.
+// lastLine is the text after the last end of line.
 func lastLine(said []byte) []byte { return said[bytes.LastIndexAny(said, "\r\n")+1:] }
 
-// promptIsBack reports whether the prompt stands at the beginning of a line.
+// promptIsBack reports whether the prompt is at the beginning of a line.
 func promptIsBack(said, prompt []byte) bool {
 	return bytes.Contains(said, append([]byte{'\n'}, prompt...)) || bytes.Contains(said, append([]byte{'\r'}, prompt...))
 }

@@ -69,7 +69,7 @@ func TestVirtualMedia(t *testing.T) {
 	tests := []struct {
 		style  bmc.MediaStyle
 		path   string
-		insert string // IMAGE stands for the URL
+		insert string // IMAGE is replaced by the URL
 		bad    string // refused
 		eject  string // the body
 		boots  string

@@ -174,7 +174,7 @@ func TestConsoleOverSSH(t *testing.T) {
 			p.types("more" + tt.hangUp)
 			p.sees("more")
 			p.sees(tt.prompt)
-			// A command instead of a shell, with keys of the hang-up that are none.
+			// A command instead of a shell, in which the keys of the hang-up have no meaning.
 			direct := sit(t, client, tt.entry)
 			direct.types("\x1bx")
 			direct.sees("\x1bx")

@@ -325,7 +325,7 @@ func (h *host) join(ctx context.Context, token string) (*tls.Certificate, error)
 	return &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}, nil
 }
 
-// stream is the host at work: it applies whatever it is sent, and comes back when the stream ends. Why it ended first is told.
+// stream is the host at work: it applies whatever it is sent, and comes back when the stream ends. The first reason is reported.
 func (h *host) stream(ctx context.Context, certificate *tls.Certificate, m *api.Machine) {
 	for first := true; ctx.Err() == nil; first = false {
 		if err := h.once(ctx, certificate, m); err != nil && ctx.Err() == nil && first {

@@ -234,7 +234,7 @@ func (a *showCommands) inventory(i *api.Inventory) {
 	a.pairs(list)
 }
 
-// words are those that are told.
+// words are the conditions' words that are shown.
 func words(all ...string) string {
 	return strings.Join(slices.DeleteFunc(all, func(s string) bool { return s == "" }), " ")
 }

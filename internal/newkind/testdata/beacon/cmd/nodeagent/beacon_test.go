@@ -31,6 +31,6 @@ func TestBeacon(t *testing.T) {
 	}
 	p.UID, p.Want = "../x", nodeagent.Present
 	if got := h.Reconcile(t.Context(), []nodeagent.Part{p}); got["beacon/x"].State != api.PartFailed {
-		t.Errorf("a uid that is none: %+v", got)
+		t.Errorf("an invalid uid: %+v", got)
 	}
 }
