@@ -139,7 +139,7 @@ func (w *watch) frame(f WatchFrame) error {
 	} else {
 		w.seen[name] = o
 	}
-	return w.tell(WatchEvent{Type: f.Type, Object: o, ResourceVersion: f.ResourceVersion})
+	return w.deliver(WatchEvent{Type: f.Type, Object: o, ResourceVersion: f.ResourceVersion})
 }
 
 // synced ends a list: objects known before that were not listed are deleted.
@@ -153,15 +153,15 @@ func (w *watch) synced(f WatchFrame) error {
 			continue
 		}
 		delete(w.seen, name)
-		if err := w.tell(WatchEvent{Type: Deleted, Object: o, ResourceVersion: f.ResourceVersion}); err != nil {
+		if err := w.deliver(WatchEvent{Type: Deleted, Object: o, ResourceVersion: f.ResourceVersion}); err != nil {
 			return err
 		}
 	}
 	w.listed, w.revision = nil, f.ResourceVersion
-	return w.tell(WatchEvent{Type: Synced, ResourceVersion: f.ResourceVersion})
+	return w.deliver(WatchEvent{Type: Synced, ResourceVersion: f.ResourceVersion})
 }
 
-func (w *watch) tell(e WatchEvent) error {
+func (w *watch) deliver(e WatchEvent) error {
 	if err := w.fn(e); err != nil {
 		return stopError{err}
 	}

@@ -110,7 +110,7 @@ func (s *speaker) advertiseGuests(ctx context.Context) {
 	if maps.Equal(want, s.server.guests) {
 		return
 	}
-	if err := s.server.tell(ctx, s.server.part, want, false); err != nil {
+	if err := s.server.originateGuests(ctx, s.server.part, want, false); err != nil {
 		s.options.Log.Warn("bgp: not all prefixes of guests are advertised to the Zone", "error", err)
 		s.status.Guests = err.Error()
 	}

@@ -118,7 +118,7 @@ func (s *bgpServer) apply(ctx context.Context, p api.BGPPart) error {
 	fail(s.announce(ctx, p, again))
 	if again {
 		fail(s.serve(ctx, p, s.served, true))
-		fail(s.tell(ctx, p, maps.Clone(s.guests), true))
+		fail(s.originateGuests(ctx, p, maps.Clone(s.guests), true))
 	}
 	for _, n := range p.Neighbors {
 		had, known := s.sessions[n.Name]
@@ -379,9 +379,9 @@ func (s *bgpServer) serve(ctx context.Context, p api.BGPPart, want map[netip.Add
 	return errors.Join(faults...)
 }
 
-// tell makes exactly these prefixes of guests originated by GoBGP; with again,
+// originateGuests makes exactly these prefixes of guests originated by GoBGP; with again,
 // all of them are sent again.
-func (s *bgpServer) tell(ctx context.Context, p api.BGPPart, want map[netip.Prefix]bool, again bool) error {
+func (s *bgpServer) originateGuests(ctx context.Context, p api.BGPPart, want map[netip.Prefix]bool, again bool) error {
 	var faults []error
 	for x := range want {
 		hop := ownNextHop(p, x)

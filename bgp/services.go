@@ -110,9 +110,9 @@ func (c *serviceChecks) stop() {
 	c.running.Wait()
 }
 
-// stand returns the state of each address by service and address, and how to
+// states returns the state of each address by service and address, and how to
 // announce those that pass.
-func (c *serviceChecks) stand() ([]api.BGPServiceStatus, map[netip.Addr]service) {
+func (c *serviceChecks) states() ([]api.BGPServiceStatus, map[netip.Addr]service) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var list []api.BGPServiceStatus
@@ -159,7 +159,7 @@ func (s *speaker) announceServices(ctx context.Context) {
 		s.options.Log.Warn("bgp: cannot update all addresses of lo", "error", err)
 	}
 	before := s.status.Services
-	list, announce := s.services.stand()
+	list, announce := s.services.states()
 	for i := range list {
 		if x := &list[i]; !ownNextHop(s.server.part, api.HostPrefix(x.Address)).IsValid() {
 			x.State, x.LastError = api.ServiceWithdrawn, "this host has no address of that family for the next hop"

@@ -116,17 +116,17 @@ func Run(ctx context.Context, o Options) error {
 	s.status = Status{PID: os.Getpid(), Version: o.Version, Started: s.started}
 	debug.SetGCPercent(gcAtRest)
 	ctx, cancel := context.WithCancel(ctx)
-	var beside sync.WaitGroup
-	defer beside.Wait()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
 	defer cancel()
 	listener, err := listen(o.Socket)
 	if err != nil {
 		return err
 	}
-	beside.Go(func() { s.serve(ctx, listener) })
-	beside.Go(func() { s.watchKernel(ctx) })
+	tasks.Go(func() { s.serve(ctx, listener) })
+	tasks.Go(func() { s.watchKernel(ctx) })
 	defer s.services.stop()
-	beside.Go(func() { o.Notify.Watchdog(ctx, func() bool { return s.alive(ctx) }) })
+	tasks.Go(func() { o.Notify.Watchdog(ctx, func() bool { return s.alive(ctx) }) })
 	return s.loop(ctx)
 }
 

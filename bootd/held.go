@@ -24,13 +24,13 @@ func hold(ctx context.Context, s *store.Store, notify *systemd.Notifier, log *sl
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
 	var feeding sync.WaitGroup
-	told := false
+	notified := false
 	err := s.Hold(ctx, func(h store.Holder) {
 		log.Warn("another bootd serves this Site: this one is a standby and takes over when that one is gone",
 			"host", h.Host, "pid", h.PID, "stateDir", h.StateDir, "since", h.Since.UTC().Format(time.RFC3339))
 		notify.Status(fmt.Sprintf("Standing by: %s serves the Site", h))
-		if !told { // systemd need not wait for the other one to end
-			told = true
+		if !notified { // systemd need not wait for the other one to end
+			notified = true
 			notify.Ready()
 			feeding.Go(func() { notify.Watchdog(waiting, func() bool { return true }) })
 		}
@@ -40,7 +40,7 @@ func hold(ctx context.Context, s *store.Store, notify *systemd.Notifier, log *sl
 	if err != nil {
 		return fmt.Errorf("wait for the Site: %w", err)
 	}
-	if told {
+	if notified {
 		log.Info("the other bootd is gone: this one takes over the Site")
 		notify.Status("Serving the Site")
 	}

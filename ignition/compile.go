@@ -228,8 +228,8 @@ func mergedError(verdict report.Report, err error, merged types.Config, origins 
 func mergedWarnings(verdict report.Report, merged types.Config, origins origins, known []string) []string {
 	var warnings []string
 	for _, entry := range verdict.Entries {
-		told := slices.ContainsFunc(known, func(w string) bool { return strings.HasSuffix(w, entry.Message) })
-		if !told {
+		listed := slices.ContainsFunc(known, func(w string) bool { return strings.HasSuffix(w, entry.Message) })
+		if !listed {
 			warnings = append(warnings, origins.describe(merged, entry.Context)+entry.Message)
 		}
 	}

@@ -361,12 +361,12 @@ func (a *Agent) save() {
 
 // event reports an event of the host to bootd.
 func (a *Agent) event(typ api.EventType, reason, message string) {
-	a.tell(api.Event{Kind: "Machine", Name: a.config.Machine, UID: a.config.UID, Type: typ, Reason: reason, Message: message})
+	a.queue(api.Event{Kind: "Machine", Name: a.config.Machine, UID: a.config.UID, Type: typ, Reason: reason, Message: message})
 }
 
-// tell queues an event for the stream; when too many wait, the new one is only
+// queue queues an event for the stream; when too many wait, the new one is only
 // logged.
-func (a *Agent) tell(e api.Event) {
+func (a *Agent) queue(e api.Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now().UTC()
 	}

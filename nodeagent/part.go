@@ -141,7 +141,7 @@ func (w *worker) pass(ctx context.Context) error {
 func (w *worker) Changed() { w.wake.Set() }
 
 // Event implements Host.
-func (w *worker) Event(e api.Event) { w.agent.tell(e) }
+func (w *worker) Event(e api.Event) { w.agent.queue(e) }
 
 // BGP implements Host.
 func (w *worker) BGP(s api.BGPStatus) { w.agent.bgp.put(s) }

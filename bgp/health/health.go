@@ -17,7 +17,7 @@ import (
 // Watch runs the check, whose fields are all set, on addr until ctx is done. It
 // calls told after the first look, and whenever the result changes; fault is
 // why the check fails.
-func Watch(ctx context.Context, addr netip.Addr, check api.ServiceCheck, told func(passes bool, fault error)) {
+func Watch(ctx context.Context, addr netip.Addr, check api.ServiceCheck, report func(passes bool, fault error)) {
 	j := judge{rise: check.Rise, fall: check.Fall}
 	tick := time.NewTicker(time.Duration(check.Interval))
 	defer tick.Stop()
@@ -27,7 +27,7 @@ func Watch(ctx context.Context, addr netip.Addr, check api.ServiceCheck, told fu
 			return
 		}
 		if j.take(fault == nil) {
-			told(j.passes, fault)
+			report(j.passes, fault)
 		}
 		select {
 		case <-tick.C:

@@ -57,8 +57,8 @@ func (v *Verdict) keepsOff(w *World, prefixes []netip.Prefix, at string, concern
 	}
 }
 
-// beside refuses announced addresses that a Subnet, or a Network of the Zone, already contains.
-func (v *Verdict) beside(w *World, own []announced) {
+// disjoint refuses announced addresses that a Subnet, or a Network of the Zone, already contains.
+func (v *Verdict) disjoint(w *World, own []announced) {
 	for _, a := range own {
 		f := found{}.over(w, layer{what: subnetPrefixes}, a.prefix).over(w, layer{guestPrefixes, a.zone}, a.prefix)
 		for _, s := range sorted[*api.Subnet](w, f) {
@@ -77,7 +77,7 @@ func (v *Verdict) beside(w *World, own []announced) {
 // services judges the addresses that a Zone's hosts announce.
 func (v *Verdict) services(w *World, z *api.Zone) {
 	own := announcedIn(z)
-	v.beside(w, own)
+	v.disjoint(w, own)
 	for _, m := range sorted[*api.Machine](w, found{}.with(w, byLoopbacks, z.Metadata.Name)) {
 		if m.Spec.Zone != z.Metadata.Name {
 			continue
@@ -98,7 +98,7 @@ func (v *Verdict) services(w *World, z *api.Zone) {
 // loopbacks judges the addresses that a Machine pins for itself.
 func (v *Verdict) loopbacks(w *World, m *api.Machine) {
 	own := announcedBy(m)
-	v.beside(w, own)
+	v.disjoint(w, own)
 	if m.Spec.Zone == "" && len(own) > 0 {
 		v.fail("/spec/loopbacks", "loopbacks are announced in a Zone, and this Machine is in none: set spec.zone")
 	}

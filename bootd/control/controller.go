@@ -42,9 +42,9 @@ type Controller[T api.Object] struct {
 	// Gone is called for an object that is due and not in the cache. Default: nothing.
 	Gone func(name string)
 
-	mu    sync.Mutex
-	loop  *loop
-	heard *store.Subscription
+	mu      sync.Mutex
+	loop    *loop
+	changes *store.Subscription
 }
 
 // Run runs the controller until ctx ends. It runs on the elected bootd only.
@@ -53,7 +53,7 @@ func (c *Controller[T]) Run(ctx context.Context) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.heard.Run(ctx, c.changed) })
+	g.Go(func() error { return c.changes.Run(ctx, c.changed) })
 	for _, source := range c.Sources {
 		g.Go(func() error { return source(ctx, c.due) })
 	}
@@ -68,7 +68,7 @@ func (c *Controller[T]) begin() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.loop, c.heard = newLoop(c.step, c.Log), c.Cache.Subscription(kinds...)
+	c.loop, c.changes = newLoop(c.step, c.Log), c.Cache.Subscription(kinds...)
 	return nil
 }
 
@@ -126,15 +126,15 @@ func (c *Controller[T]) Idle(ctx context.Context) error {
 // the objects that these make due must be seen.
 func (c *Controller[T]) idle() bool {
 	c.mu.Lock()
-	due, heard := c.loop, c.heard
+	due, changes := c.loop, c.changes
 	c.mu.Unlock()
 	if due == nil {
 		return false
 	}
-	before, quiet := heard.Quiet()
+	before, quiet := changes.Quiet()
 	if !quiet || !due.idle() {
 		return false
 	}
-	after, quiet := heard.Quiet()
+	after, quiet := changes.Quiet()
 	return quiet && before == after
 }

@@ -91,7 +91,7 @@ func difference(h held, s *part.Spec) []api.ServerFrame {
 	}
 	var fresh []api.Tombstone
 	for _, t := range s.Tombstones {
-		if from, told := h.buried[t]; !told || from != s.Buried[t] {
+		if from, known := h.buried[t]; !known || from != s.Buried[t] {
 			fresh = append(fresh, t)
 		}
 	}

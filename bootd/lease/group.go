@@ -14,12 +14,12 @@ type group struct {
 
 // change is one caller's write: one lease put or removed, and others removed with it.
 type change struct {
-	slot   *slot
-	lease  Lease // as written to the Backend
-	told   Lease // as granted to the client
-	remove bool
-	drop   []*slot // the holder's former addresses
-	lost   bool    // another client got the address meanwhile
+	slot    *slot
+	lease   Lease // as written to the Backend
+	granted Lease // as granted to the client
+	remove  bool
+	drop    []*slot // the holder's former addresses
+	lost    bool    // another client got the address meanwhile
 
 	lead chan struct{} // makes its caller write the next batch
 	done chan error

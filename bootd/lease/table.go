@@ -220,7 +220,7 @@ func (t *Table) Commit(ctx context.Context, h Holder, subnet string, addr netip.
 		return Lease{}, err
 	}
 	if c.slot == nil {
-		return c.told, nil
+		return c.granted, nil
 	}
 	if err := t.write(ctx, c); err != nil {
 		if l, ok := t.unwritten(c); ok && errors.Is(err, ErrUnwritable) {
@@ -231,7 +231,7 @@ func (t *Table) Commit(ctx context.Context, h Holder, subnet string, addr netip.
 	if c.lost {
 		return Lease{}, fmt.Errorf("%w: writing the lease of %s took longer than it is held", ErrUnavailable, addr)
 	}
-	return c.told, nil
+	return c.granted, nil
 }
 
 // unwritten returns what a holder can be granted without a write: its reserved address, or the rest of the written
@@ -239,7 +239,7 @@ func (t *Table) Commit(ctx context.Context, h Holder, subnet string, addr netip.
 func (t *Table) unwritten(c *change) (Lease, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s, l := c.slot, c.told
+	s, l := c.slot, c.granted
 	if s.mac != l.MAC {
 		return Lease{}, false
 	}
@@ -277,9 +277,9 @@ func (t *Table) prepare(h Holder, subnet string, addr netip.Addr, d time.Duratio
 	t.hold(s, h)
 
 	now := t.now()
-	told := Lease{Subnet: subnet, Address: addr, MAC: h.MAC, Machine: h.Machine, Hostname: h.Hostname, Expires: now.Add(d)}
-	if told.Hostname == "" && s.stored.MAC == h.MAC {
-		told.Hostname = s.stored.Hostname // boot ROMs send none
+	granted := Lease{Subnet: subnet, Address: addr, MAC: h.MAC, Machine: h.Machine, Hostname: h.Hostname, Expires: now.Add(d)}
+	if granted.Hostname == "" && s.stored.MAC == h.MAC {
+		granted.Hostname = s.stored.Hostname // boot ROMs send none
 	}
 	var drop []*slot
 	for _, other := range t.byMAC[h.MAC] {
@@ -287,16 +287,16 @@ func (t *Table) prepare(h Holder, subnet string, addr netip.Addr, d time.Duratio
 			drop = append(drop, other)
 		}
 	}
-	want := told
+	want := granted
 	want.Expires = s.stored.Expires
-	if s.writing == 0 && s.stored == want && !told.Expires.After(s.stored.Expires) && len(drop) == 0 {
-		t.grant(s, told)
-		return &change{told: told}, nil
+	if s.writing == 0 && s.stored == want && !granted.Expires.After(s.stored.Expires) && len(drop) == 0 {
+		t.grant(s, granted)
+		return &change{granted: granted}, nil
 	}
-	stored := told
-	stored.Expires = told.Expires.Add(d / 2)
+	stored := granted
+	stored.Expires = granted.Expires.Add(d / 2)
 	s.writing++
-	return &change{slot: s, lease: stored, told: told, drop: drop}, nil
+	return &change{slot: s, lease: stored, granted: granted, drop: drop}, nil
 }
 
 // grantable returns why addr cannot be granted to h; nil if it can.
@@ -363,7 +363,7 @@ func (t *Table) Release(ctx context.Context, mac string, addr netip.Addr) (bool,
 	l.Expires = t.now()
 	s.writing++
 	t.mu.Unlock()
-	if err := t.write(ctx, &change{slot: s, lease: l, told: l}); err != nil {
+	if err := t.write(ctx, &change{slot: s, lease: l, granted: l}); err != nil {
 		return false, fmt.Errorf("release %s of %s: %w", addr, mac, err)
 	}
 	return true, nil
@@ -411,7 +411,7 @@ func (t *Table) quarantine(mac string, addr netip.Addr) *change {
 		return &change{slot: s, remove: true}
 	}
 	l := Lease{Subnet: s.pool.subnet.Name, Address: addr, Expires: t.now().Add(quarantineTime)}
-	return &change{slot: s, lease: l, told: l}
+	return &change{slot: s, lease: l, granted: l}
 }
 
 // Lookup returns the current lease of an address.
@@ -558,7 +558,7 @@ func (t *Table) applied(c *change) {
 		t.vacate(s)
 		t.assign(s, "", false)
 	}
-	t.grant(s, c.told)
+	t.grant(s, c.granted)
 }
 
 // forget removes an address's holder.

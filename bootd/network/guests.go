@@ -89,7 +89,7 @@ func (x *planner) follow(byUID map[string]*api.Machine) map[string][]store.Flann
 	places := x.places(x.network, x.layout)
 	drops := map[string][]store.FlannelWrite{}
 	for _, h := range x.layout.records() {
-		if _, stands := places[h.key.Subnet]; h.Guest == "" || stands || len(drops[h.UID]) >= maxDrops {
+		if _, exists := places[h.key.Subnet]; h.Guest == "" || exists || len(drops[h.UID]) >= maxDrops {
 			continue
 		}
 		if x.network.Metadata.DeletionTimestamp == nil && !x.left(h, byUID) {
@@ -114,7 +114,7 @@ func (w *world) left(h held, byUID map[string]*api.Machine) bool {
 // put writes an extra lease. One of another host is overwritten in place, which every flanneld follows.
 func (x *planner) put(lease netip.Prefix, at place) {
 	h, known := x.layout.hosts[lease]
-	if _, stands := x.layout.subnets[lease]; stands && !known {
+	if _, exists := x.layout.subnets[lease]; exists && !known {
 		x.faults.reserved = append(x.faults.reserved, at.guest)
 		return
 	}

@@ -69,7 +69,7 @@ func NewIndex(s *store.Store, log *slog.Logger) *Index {
 func (x *Index) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return x.store.Flannel.Follow(ctx, x.take) })
-	g.Go(func() error { return x.tell(ctx) })
+	g.Go(func() error { return x.notify(ctx) })
 	return g.Wait()
 }
 
@@ -96,7 +96,7 @@ func (x *Index) Subscribe(ctx context.Context, fn func(Change)) error {
 	return ctx.Err()
 }
 
-func (x *Index) tell(ctx context.Context) error {
+func (x *Index) notify(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -136,9 +136,9 @@ func (x *Index) take(b store.FlannelBatch) {
 }
 
 // gone lists what the Index holds and etcd no longer has.
-func (x *Index) gone(stands []store.FlannelKey) []store.FlannelKey {
+func (x *Index) gone(current []store.FlannelKey) []store.FlannelKey {
 	there := map[store.FlannelID]bool{}
-	for _, k := range stands {
+	for _, k := range current {
 		there[k.FlannelID] = true
 	}
 	var gone []store.FlannelKey

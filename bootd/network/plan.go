@@ -70,7 +70,7 @@ func (w *world) plan(n *api.Network, vni uint32, l *layout) plan {
 	x.plan.config = l.config.Value == nil || !sameConfig(l.config.Value, want)
 	fresh := x.fresh()
 	x.pool6 = x.free6(len(fresh))
-	x.stand()
+	x.existing()
 	x.give(fresh)
 	x.plan.fault = x.faults.problem(n)
 	return x.plan
@@ -79,12 +79,12 @@ func (w *world) plan(n *api.Network, vni uint32, l *layout) plan {
 // end plans the end of a deleted Network's leases.
 func (w *world) end(n *api.Network, l *layout) plan {
 	x := w.planner(n, l.of.vni, l)
-	x.stand()
+	x.existing()
 	return x.plan
 }
 
-// stand plans the changes of existing leases.
-func (x *planner) stand() {
+// existing plans the changes of existing leases.
+func (x *planner) existing() {
 	byUID := x.byUID()
 	drops := x.follow(byUID)
 	for _, h := range x.layout.records() {

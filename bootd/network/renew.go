@@ -134,7 +134,7 @@ func (a adoption) adopt(ctx context.Context, h HostLease) error {
 			Value: leaseValue(a.owner.VNI, h.VTEP, VTEPMAC(h.UID, a.owner.VNI))})
 	}
 	for _, old := range l.records() { // leases that the store assigns to the host, and the host does not have
-		if _, stands := a.claimed[old.key.Subnet]; stands || old.UID != h.UID || old.Guest != "" {
+		if _, exists := a.claimed[old.key.Subnet]; exists || old.UID != h.UID || old.Guest != "" {
 			continue
 		}
 		writes = append(writes, store.FlannelWrite{FlannelID: old.key.FlannelID, At: old.key.Revision})

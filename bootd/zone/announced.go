@@ -124,7 +124,7 @@ func withoutLoopback(z *api.Zone, members []Member) string {
 // serviceStands says whether each of a service's addresses is announced: by all of its hosts, by some, or by
 // none. This bootd has no reports of hosts whose streams another bootd holds.
 func (c *Controller) serviceStands(s *api.Service, members []Member) (reason, message string) {
-	hosts, heard, announced, wrong := 0, 0, map[netip.Addr]int{}, map[string]string{}
+	hosts, reported, announced, wrong := 0, 0, map[netip.Addr]int{}, map[string]string{}
 	for _, m := range members {
 		if m.Fault != "" || ShuttingDown(m.Machine) || !s.Selects(m.Machine) {
 			continue
@@ -134,7 +134,7 @@ func (c *Controller) serviceStands(s *api.Service, members []Member) (reason, me
 		if status == nil {
 			continue
 		}
-		heard++
+		reported++
 		for _, x := range status.Services {
 			switch {
 			case x.Service != s.Name:
@@ -149,8 +149,8 @@ func (c *Controller) serviceStands(s *api.Service, members []Member) (reason, me
 	switch {
 	case hosts == 0:
 		return "Unserved", fmt.Sprintf("service %s has no host: no Machine in use in the Zone has the labels %s", s.Name, labelsText(s.Hosts))
-	case lacks >= 0 && heard < hosts:
-		return "NotReported", fmt.Sprintf("%d of the %d hosts of service %s have not reported", hosts-heard, hosts, s.Name)
+	case lacks >= 0 && reported < hosts:
+		return "NotReported", fmt.Sprintf("%d of the %d hosts of service %s have not reported", hosts-reported, hosts, s.Name)
 	case lacks >= 0:
 		return "Unserved", fmt.Sprintf("%s of service %s is announced by none of its %d hosts%s", s.Addresses[lacks], s.Name, hosts, firstWrong(wrong))
 	case len(wrong) > 0:

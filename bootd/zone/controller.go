@@ -120,7 +120,7 @@ func (c *Controller) candidates(ctx context.Context, z *api.Zone, members []Memb
 	patience := z.Spec.Reflectors.ReplaceAfter.Or(api.DefaultReplaceAfter)
 	all := make([]candidate, len(members))
 	for i, m := range members {
-		all[i] = stand(m, patience, now)
+		all[i] = assess(m, patience, now)
 		at := slices.IndexFunc(z.Status.Reflectors, func(r api.ReflectorStatus) bool { return r.UID == all[i].uid })
 		if at < 0 || m.Fault != "" {
 			continue
@@ -134,8 +134,8 @@ func (c *Controller) candidates(ctx context.Context, z *api.Zone, members []Memb
 	return all
 }
 
-// stand determines a host's state, except its speaker's.
-func stand(m Member, patience time.Duration, now time.Time) candidate {
+// assess determines a host's state, except its speaker's.
+func assess(m Member, patience time.Duration, now time.Time) candidate {
 	machine := m.Machine
 	out := candidate{name: machine.Metadata.Name, uid: machine.Metadata.UID, rack: machine.Spec.Location.Rack, fault: m.Fault}
 	stream := machine.Status.Conditions.Get(api.CondConnected)

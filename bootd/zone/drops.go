@@ -88,7 +88,7 @@ func atRest(z *api.Zone, members []Member) []api.ReflectorStatus {
 	now := time.Now().UTC()
 	all := make([]candidate, len(members))
 	for i, m := range members {
-		all[i] = stand(m, z.Spec.Reflectors.ReplaceAfter.Or(api.DefaultReplaceAfter), now)
+		all[i] = assess(m, z.Spec.Reflectors.ReplaceAfter.Or(api.DefaultReplaceAfter), now)
 		all[i].applied, all[i].connected = true, true
 	}
 	list := z.Status.Reflectors

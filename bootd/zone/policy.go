@@ -104,7 +104,7 @@ func judgeAt(r reflector, from source, prefix netip.Prefix) api.BGPTestAnswer {
 		a.Accepted, a.Reason = accepts(r, from, prefix)
 	}
 	if a.Accepted {
-		a.Told = told(r, from, prefix)
+		a.Told = exports(r, from, prefix)
 	}
 	return a
 }
@@ -153,8 +153,8 @@ func accepts(r reflector, from source, prefix netip.Prefix) (bool, string) {
 	return true, fmt.Sprintf("%s is accepted from %s (%s), with next hop %s", prefix, from.name, filters(n.Import[i:i+1]), hop)
 }
 
-// told follows the export rules of package bgp.
-func told(r reflector, from source, prefix netip.Prefix) []api.BGPTestExport {
+// exports follows the export rules of package bgp.
+func exports(r reflector, from source, prefix netip.Prefix) []api.BGPTestExport {
 	var list []api.BGPTestExport
 	clients := 0
 	for _, n := range r.part.Neighbors {

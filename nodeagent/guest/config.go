@@ -77,9 +77,9 @@ type grant struct {
 	vm     *instance
 	wake   wait.Signal // wakes the Guest, which records the fetch on disk
 
-	mu     sync.Mutex
-	access *access   // nil while no run is known
-	told   time.Time // time of the last event about the config
+	mu      sync.Mutex
+	access  *access   // nil while no run is known
+	emitted time.Time // time of the last event about the config
 }
 
 // settle synchronises the access in the record with what ServeConfig has
@@ -165,7 +165,7 @@ func (h *Handler) ServeConfig(w http.ResponseWriter, r *http.Request, uid string
 	case !known:
 		h.unavailable(w)
 	case refused != "":
-		g.grant.tell("ConfigRefused", "refused its config to "+r.RemoteAddr+": "+refused)
+		g.grant.event("ConfigRefused", "refused its config to "+r.RemoteAddr+": "+refused)
 		h.refuse(w, refused)
 	default:
 		h.sendConfig(w, r, g, token)
@@ -216,7 +216,7 @@ func (h *Handler) sendConfig(w http.ResponseWriter, r *http.Request, g *guest, t
 	config, err := h.o.Config(ctx, g.name)
 	if err != nil {
 		if r.Context().Err() == nil {
-			g.grant.tell("ConfigUnavailable", "waiting for its config: "+err.Error())
+			g.grant.event("ConfigUnavailable", "waiting for its config: "+err.Error())
 		}
 		h.unavailable(w)
 		return
@@ -232,16 +232,16 @@ func (h *Handler) sendConfig(w http.ResponseWriter, r *http.Request, g *guest, t
 	g.grant.fetched(token)
 }
 
-// tell emits an event about the Guest's config, rate-limited because a Guest
+// event emits an event about the Guest's config, rate-limited because a Guest
 // can cause it.
-func (g *grant) tell(reason, message string) {
+func (g *grant) event(reason, message string) {
 	g.mu.Lock()
-	soon := time.Since(g.told) < configEvents
+	soon := time.Since(g.emitted) < configEvents
 	if !soon {
-		g.told = time.Now()
+		g.emitted = time.Now()
 	}
 	g.mu.Unlock()
 	if !soon {
-		g.event(api.Warning, reason, message)
+		g.identity.event(api.Warning, reason, message)
 	}
 }

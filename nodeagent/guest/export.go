@@ -139,16 +139,16 @@ func (ex *exporter) export(ctx context.Context, e api.GuestExport, out *bufio.Wr
 		})
 	}()
 	ex.reached("export: begun")
-	tell := func(progress string) error {
+	report := func(progress string) error {
 		return errors.Join(say.Encode(api.ExportLine{Progress: progress}), out.Flush())
 	}
 	if running {
-		err = ex.followJobs(ctx, disks, tell)
+		err = ex.followJobs(ctx, disks, report)
 		if err == nil {
 			err = ex.do(ctx, func(ctx context.Context) error { return ex.finishJobs(ctx, disks) })
 		}
 	} else {
-		err = ex.copyStopped(ctx, disks, e.Rate.Value(), tell)
+		err = ex.copyStopped(ctx, disks, e.Rate.Value(), report)
 	}
 	if err != nil {
 		return err
@@ -241,9 +241,9 @@ func freeBytes(dir string) (int64, error) {
 
 // copyStopped copies the disks of a stopped Guest, which cannot start
 // meanwhile.
-func (ex *exporter) copyStopped(ctx context.Context, disks []exported, rate int64, tell func(string) error) error {
+func (ex *exporter) copyStopped(ctx context.Context, disks []exported, rate int64, report func(string) error) error {
 	for _, d := range disks {
-		if err := tell("copying disk " + d.name); err != nil {
+		if err := report("copying disk " + d.name); err != nil {
 			return err
 		}
 		if err := d.source.CopyTo(ctx, disk.Tool{User: ex.record.User}, d.copy, d.format, rate); err != nil {
@@ -369,7 +369,7 @@ func exportJobs(all []job) map[string]job {
 // followJobs waits until the copies equal the disks. Writes of the Guest
 // meanwhile are mirrored without a rate limit, or the jobs might never
 // converge.
-func (ex *exporter) followJobs(ctx context.Context, disks []exported, tell func(string) error) error {
+func (ex *exporter) followJobs(ctx context.Context, disks []exported, report func(string) error) error {
 	tick := time.NewTicker(ex.timing.export)
 	defer tick.Stop()
 	hurried := map[string]bool{}
@@ -404,7 +404,7 @@ func (ex *exporter) followJobs(ctx context.Context, disks []exported, tell func(
 			err = fmt.Errorf("%w: only %d MiB are left for the Guests", disk.ErrFull, free>>20)
 		}
 		if err == nil {
-			err = tell(fmt.Sprintf("copying: %d of %d MiB", current>>20, total>>20))
+			err = report(fmt.Sprintf("copying: %d of %d MiB", current>>20, total>>20))
 		}
 		if err != nil {
 			return err

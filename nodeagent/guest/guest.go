@@ -25,24 +25,24 @@ type guest struct {
 	undo   context.CancelFunc // cancels work for an earlier want; nil when there is none
 	gone   bool               // the Guest is removed completely
 
-	record     *ledger
-	conditions *conditions
-	vm         *instance
-	agent      *guestAgent
-	ladder     *ladder
-	storage    *storage
-	limits     *limits
-	console    *console
-	grant      *grant
-	shares     *shares
-	tpm        *tpm
-	builder    *builder
-	exporter   *exporter
-	snapshots  *snapshots
-	move       *move
-	restarts   *restarts
-	hearing    *hearing
-	told       string // the last failure reported by an event
+	record      *ledger
+	conditions  *conditions
+	vm          *instance
+	agent       *guestAgent
+	ladder      *ladder
+	storage     *storage
+	limits      *limits
+	console     *console
+	grant       *grant
+	shares      *shares
+	tpm         *tpm
+	builder     *builder
+	exporter    *exporter
+	snapshots   *snapshots
+	move        *move
+	restarts    *restarts
+	hearing     *hearing
+	lastFailure string // the last failure reported by an event
 }
 
 func newGuest(h *Handler, name, uid string) *guest {
@@ -196,12 +196,12 @@ func (g *guest) look(ctx context.Context) time.Duration {
 	case err != nil:
 		s.State, s.Message = api.PartPending, err.Error()
 		next = min(next, g.timing.retry)
-		if step.Err() == nil && g.told != s.Message {
-			g.told = s.Message
+		if step.Err() == nil && g.lastFailure != s.Message {
+			g.lastFailure = s.Message
 			g.event(api.Warning, "Failed", s.Message)
 		}
 	default:
-		g.told = ""
+		g.lastFailure = ""
 	}
 	if failed := new(fatal); errors.As(err, failed) {
 		s.State = api.PartFailed
@@ -264,7 +264,7 @@ func (g *guest) step(ctx context.Context, p nodeagent.Part) (time.Duration, erro
 // observed returns the observed state of the Guest.
 func (g *guest) observed() *api.GuestObserved {
 	o := &api.GuestObserved{State: api.GuestStopped, Restarts: g.restarts.count, Conditions: append(api.Conditions{}, g.conditions.list...)}
-	o.Transfer = g.move.share.told
+	o.Transfer = g.move.share.reported
 	if g.record.known() {
 		o.Request, o.Result, o.Snapshots = g.record.Request, g.record.Result, g.snapshots.listed()
 	}

@@ -149,7 +149,7 @@ func (b *hostBox) get() nodeagent.Host {
 type timing struct {
 	look       time.Duration // between two looks at a Guest without events
 	retry      time.Duration // before a failed step is retried
-	tell       time.Duration // between two progress reports of a transfer
+	progress   time.Duration // between two progress reports of a transfer
 	again      time.Duration // between two requests to shut down
 	force      time.Duration // between quit, TERM and KILL
 	answer     time.Duration // limit for an answer of QEMU
@@ -164,7 +164,7 @@ type timing struct {
 }
 
 func defaultTiming() timing {
-	return timing{look: 30 * time.Second, retry: 10 * time.Second, tell: 5 * time.Second, again: 10 * time.Second, force: 5 * time.Second,
+	return timing{look: 30 * time.Second, retry: 10 * time.Second, progress: 5 * time.Second, again: 10 * time.Second, force: 5 * time.Second,
 		answer: 5 * time.Second, agent: 5 * time.Second, minBackoff: time.Second, maxBackoff: 5 * time.Minute, settled: 10 * time.Minute, silence: 5 * time.Minute, words: time.Minute,
 		collect: 10 * time.Minute, export: 250 * time.Millisecond}
 }

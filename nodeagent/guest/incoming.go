@@ -29,7 +29,7 @@ func (dst *moveTarget) beIncoming(ctx context.Context, part *api.GuestPart) (tim
 	dst.began = t.ID
 	if dst.record.Received == t.ID {
 		_ = dst.arrivals.expect(dst, t) // it may connect again
-		dst.share.tell(t, api.TransferReceived, "")
+		dst.share.set(t, api.TransferReceived, "")
 		return 0, nil
 	}
 	switch dst.vm.running.state {
@@ -37,9 +37,9 @@ func (dst *moveTarget) beIncoming(ctx context.Context, part *api.GuestPart) (tim
 		if err := dst.serveDisks(ctx, part); err != nil {
 			return 0, fmt.Errorf("offer its disks to %s: %w", t.Peer.Host, err)
 		}
-		dst.share.tell(t, api.TransferWorking, "waiting for "+t.Peer.Host)
+		dst.share.set(t, api.TransferWorking, "waiting for "+t.Peer.Host)
 		if err := dst.arrivals.expect(dst, t); err != nil {
-			dst.share.tell(t, api.TransferWorking, err.Error())
+			dst.share.set(t, api.TransferWorking, err.Error())
 			return dst.timing.retry, err
 		}
 	case qemuPaused, qemuPrelaunch:
@@ -60,12 +60,12 @@ func (dst *moveTarget) startIncoming(ctx context.Context, part *api.GuestPart) (
 		dst.share.fail(t, "its QEMU has ended: "+dst.complaint(nil))
 		return 0, nil
 	}
-	dst.share.tell(t, api.TransferWorking, "starting its QEMU")
+	dst.share.set(t, api.TransferWorking, "starting its QEMU")
 	if err := os.RemoveAll(filepath.Join(dst.dir, "disks")); err != nil { // left by an earlier attempt
 		return 0, err
 	}
 	if err := dst.life.start(ctx, part); err != nil {
-		dst.share.tell(t, api.TransferWorking, err.Error())
+		dst.share.set(t, api.TransferWorking, err.Error())
 		return 0, fmt.Errorf("start: %w", err)
 	}
 	dst.began = t.ID

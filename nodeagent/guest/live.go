@@ -33,7 +33,7 @@ func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Dura
 			src.share.fail(t, "its memory was not received")
 			return 0, nil
 		}
-		src.share.tell(t, api.TransferSent, src.howLive(ctx))
+		src.share.set(t, api.TransferSent, src.howLive(ctx))
 		return 0, nil
 	}
 	next, err := src.life.beAsWritten(ctx, part)
@@ -78,7 +78,7 @@ func (src *moveSource) live(ctx context.Context, part *api.GuestPart) (time.Dura
 		return time.Millisecond, errors.Join(err, src.callOff(context.WithoutCancel(ctx)))
 	}
 	src.vm.running.state = qemuSent
-	src.share.tell(t, api.TransferSent, src.howLive(ctx))
+	src.share.set(t, api.TransferSent, src.howLive(ctx))
 	return 0, nil
 }
 

@@ -23,7 +23,7 @@ func (src *moveSource) migrate(ctx context.Context, part *api.GuestPart) error {
 	defer group.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	m := &migration{src: src, t: part.Transfer, group: &group, told: time.Now()}
+	m := &migration{src: src, t: part.Transfer, group: &group, shown: time.Now()}
 	for _, d := range part.Disks {
 		if err := m.mirror(ctx, d); err != nil {
 			return fmt.Errorf("mirror disk %s: %w", d.Name, err)
@@ -72,7 +72,7 @@ type migration struct {
 	src    *moveSource
 	t      *api.GuestTransfer
 	group  *sync.WaitGroup // of the goroutines that copy bytes
-	told   time.Time
+	shown  time.Time
 	loaded chan struct{} // closed when the target has answered for the memory or has disconnected
 }
 
@@ -124,8 +124,8 @@ func (m *migration) until(ctx context.Context, done func(context.Context) (bool,
 		if ok || err != nil {
 			return err
 		}
-		if time.Since(m.told) >= m.src.timing.tell {
-			m.told = time.Now()
+		if time.Since(m.shown) >= m.src.timing.progress {
+			m.shown = time.Now()
 			m.src.share.working(m.t, far)
 		}
 		select {

@@ -35,9 +35,9 @@ type life interface {
 
 // moveShare is what this host reports to bootd about its side of a move.
 type moveShare struct {
-	log  *slog.Logger
-	life life
-	told *api.GuestTransferred // nil without a move
+	log      *slog.Logger
+	life     life
+	reported *api.GuestTransferred // nil without a move
 }
 
 // step takes the next step of this host's side of a move. done means that
@@ -55,7 +55,7 @@ func (mv *move) step(ctx context.Context, part *api.GuestPart) (next time.Durati
 		next, err = mv.target.step(ctx, part)
 		return next, true, err
 	case t.Role == api.TransferLeft:
-		mv.share.told = nil
+		mv.share.reported = nil
 		next, err = mv.life.beStopped(ctx, part)
 		return next, true, err
 	case t.Role == api.TransferBack && (mv.record.Given == "" || mv.record.Given == t.ID):
@@ -66,20 +66,20 @@ func (mv *move) step(ctx context.Context, part *api.GuestPart) (next time.Durati
 		err := mv.record.give("")
 		if err == nil {
 			mv.reached("source: taken back, not said")
-			mv.share.tell(t, api.TransferredBack, "")
+			mv.share.set(t, api.TransferredBack, "")
 		}
 		return 0, err != nil, err
 	case t.Role == api.TransferSource && (mv.record.Given == "" || mv.record.Given == t.ID):
 		next, err = mv.source.step(ctx, part)
 		return next, true, err
 	case mv.record.Given != "":
-		mv.share.told = nil
+		mv.share.reported = nil
 		if next, err = mv.life.beStopped(ctx, part); err == nil {
 			err = pending("it was given up for a move to another host: it runs here only after bootd reports that the move failed")
 		}
 		return next, true, err
 	}
-	mv.share.told = nil
+	mv.share.reported = nil
 	return 0, false, nil
 }
 
@@ -104,24 +104,24 @@ func soonest(a, b time.Duration) time.Duration {
 
 // failed reports whether a move has failed here.
 func (sh *moveShare) failed(t *api.GuestTransfer) bool {
-	s := sh.told
+	s := sh.reported
 	return s != nil && s.ID == t.ID && s.State == api.TransferFailed
 }
 
 func (sh *moveShare) fail(t *api.GuestTransfer, message string) {
 	sh.log.Warn("a move failed", "move", t.ID, "error", message)
-	sh.tell(t, api.TransferFailed, message)
+	sh.set(t, api.TransferFailed, message)
 }
 
-// tell sets the reported state. It replaces the old value, which may be read at
+// set sets the reported state. It replaces the old value, which may be read at
 // the moment.
-func (sh *moveShare) tell(t *api.GuestTransfer, state, message string) {
-	sh.told = &api.GuestTransferred{ID: t.ID, State: state, Message: message}
+func (sh *moveShare) set(t *api.GuestTransfer, state, message string) {
+	sh.reported = &api.GuestTransferred{ID: t.ID, State: state, Message: message}
 }
 
 // working reports the progress of a transfer, because one step may take
 // minutes.
 func (sh *moveShare) working(t *api.GuestTransfer, message string) {
-	sh.tell(t, api.TransferWorking, message)
+	sh.set(t, api.TransferWorking, message)
 	sh.life.publish(message)
 }

@@ -67,7 +67,7 @@ func (src *moveSource) step(ctx context.Context, part *api.GuestPart) (time.Dura
 	}
 	src.reached("source: sent, not said")
 	src.sent = t.ID
-	src.share.tell(t, api.TransferSent, "")
+	src.share.set(t, api.TransferSent, "")
 	return 0, nil
 }
 
@@ -127,11 +127,11 @@ func (src *moveSource) send(ctx context.Context, t *api.GuestTransfer) error {
 	if err != nil {
 		return err
 	}
-	told := time.Now()
+	shown := time.Now()
 	err = transfer.Send(ctx, c, src.dir, files, func(sent int64) {
 		src.reached("source: sending")
-		if time.Since(told) >= src.timing.tell {
-			told = time.Now()
+		if time.Since(shown) >= src.timing.progress {
+			shown = time.Now()
 			src.share.working(t, fmt.Sprintf("copying its disks: %d of %d MiB", sent>>20, room>>20))
 		}
 	})

@@ -56,17 +56,17 @@ func (dst *moveTarget) step(ctx context.Context, part *api.GuestPart) (time.Dura
 	if dst.record.Received == t.ID {
 		dst.reached("target: received, not said")
 		_ = dst.arrivals.expect(dst, t) // a source that missed the answer may ask again; bootd learns it from this host
-		dst.share.tell(t, api.TransferReceived, "")
+		dst.share.set(t, api.TransferReceived, "")
 		return 0, nil
 	}
-	dst.share.tell(t, api.TransferWorking, "fetching its image")
+	dst.share.set(t, api.TransferWorking, "fetching its image")
 	if err := dst.fetchImages(ctx); err != nil {
-		dst.share.tell(t, api.TransferWorking, err.Error())
+		dst.share.set(t, api.TransferWorking, err.Error())
 		return 0, err
 	}
-	dst.share.tell(t, api.TransferWorking, "waiting for "+t.Peer.Host)
+	dst.share.set(t, api.TransferWorking, "waiting for "+t.Peer.Host)
 	if err := dst.arrivals.expect(dst, t); err != nil {
-		dst.share.tell(t, api.TransferWorking, err.Error())
+		dst.share.set(t, api.TransferWorking, err.Error())
 		return dst.timing.retry, err
 	}
 	return 0, nil

@@ -97,7 +97,7 @@ func (l *ledger) note(w *work, at stage, namespace string, err error) {
 	if l.settled[done] == asked && w.changes > 0 {
 		s.Repairs += int64(w.changes)
 		l.log.Warn("overlay: repaired", "network", n.name, "changes", w.changes, "first", w.first)
-		l.drift.tell(n, w.changes, w.first)
+		l.drift.report(n, w.changes, w.first)
 	}
 	delete(l.settled, done)
 	if err == nil {
@@ -126,7 +126,7 @@ func (l *ledger) noteHost(what string, networks []network, u underlay, changes [
 	if l.hostSettled[what] == asked && len(changes) > 0 {
 		l.hostRepairs += int64(len(changes))
 		l.log.Warn("overlay: repaired the host's "+what, "changes", len(changes), "first", changes[0])
-		l.drift.tell(network{}, len(changes), changes[0].String())
+		l.drift.report(network{}, len(changes), changes[0].String())
 	}
 	delete(l.hostSettled, what)
 	if err == nil {

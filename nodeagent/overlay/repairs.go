@@ -25,8 +25,8 @@ type reportedRepair struct {
 	unreported int // changes since, not reported by an event
 }
 
-// tell reports repairs of a Network or, without one, of the host's filter.
-func (r *repairs) tell(n network, changes int, first string) {
+// report reports repairs of a Network or, without one, of the host's filter.
+func (r *repairs) report(n network, changes int, first string) {
 	event := api.Event{Kind: "Network", Name: n.name, UID: n.uid, Type: api.Warning, Reason: "Repaired"}
 	what := "Network " + n.name
 	if n.uid == "" {

@@ -24,7 +24,7 @@ const (
 func (s *Speaker) Run(ctx context.Context, host nodeagent.Host) {
 	tick := time.NewTicker(askInterval)
 	defer tick.Stop()
-	r := reporter{host: host, client: s.client, inside: s.options.Inside, heard: map[string]api.BGPAudit{}, states: map[string]map[string]bool{}}
+	r := reporter{host: host, client: s.client, inside: s.options.Inside, received: map[string]api.BGPAudit{}, states: map[string]map[string]bool{}}
 	r.report(ctx)
 	for {
 		select {
@@ -53,9 +53,9 @@ type reporter struct {
 	read     time.Time // of routes
 	learned  int
 
-	audited time.Time               // when digests were read
-	digests map[string]string       // of the routes of reflectors and uplinks, by name
-	heard   map[string]api.BGPAudit // what this reflector's peers received, as they last reported
+	audited  time.Time               // when digests were read
+	digests  map[string]string       // of the routes of reflectors and uplinks, by name
+	received map[string]api.BGPAudit // what this reflector's peers received, as they last reported
 }
 
 func (r *reporter) report(ctx context.Context) {
@@ -119,8 +119,8 @@ func (r *reporter) status(ctx context.Context) (bgp.Status, error) {
 // it. A peer whose routes still change would only seem to lack some, so its report
 // counts when it is the same twice in a row.
 func (r *reporter) audit(ctx context.Context, a api.BGPAudit) {
-	before := r.heard[a.Neighbor]
-	r.heard[a.Neighbor] = a
+	before := r.received[a.Neighbor]
+	r.received[a.Neighbor] = a
 	if before.Digest != a.Digest || before.Digested.Equal(a.Digested) {
 		return
 	}

@@ -244,7 +244,7 @@ func TestAudit(t *testing.T) {
 		}
 	}
 	l := &listener{}
-	r := reporter{host: l, client: s.client, heard: map[string]api.BGPAudit{}}
+	r := reporter{host: l, client: s.client, received: map[string]api.BGPAudit{}}
 	healed := func() int64 {
 		t.Helper()
 		status, err := s.client.Status(t.Context())

@@ -76,12 +76,12 @@ func (s *Server) serveUDP(ctx context.Context, c *net.UDPConn) error {
 		case err != nil:
 			return fmt.Errorf("read questions on %s: %w", s.bridge.Name, err)
 		}
-		s.hear(ctx, c, from, b[:n], &forwarding)
+		s.receive(ctx, c, from, b[:n], &forwarding)
 	}
 }
 
-// hear answers a question at once if possible.
-func (s *Server) hear(ctx context.Context, c *net.UDPConn, from netip.AddrPort, b []byte, forwarding *sync.WaitGroup) {
+// receive answers a question at once if possible.
+func (s *Server) receive(ctx context.Context, c *net.UDPConn, from netip.AddrPort, b []byte, forwarding *sync.WaitGroup) {
 	from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
 	q, known := s.question(from.Addr(), b)
 	if q == nil {

@@ -41,14 +41,14 @@ only the keys are compared: its values cannot be read back. Exit code 0: no diff
 func (a *applyCommands) diff(ctx context.Context, client *api.Client, inputs []input) error {
 	differs := false
 	for _, in := range inputs {
-		stands, err := client.Get(ctx, in.kind, in.object.Meta().Name)
+		stored, err := client.Get(ctx, in.kind, in.object.Meta().Name)
 		if err != nil && !api.IsStatus(err, http.StatusNotFound) {
 			return fmt.Errorf("get %s: %w", in.title(), err)
 		}
 		if err != nil {
-			stands = nil
+			stored = nil
 		}
-		text, err := difference(stands, in)
+		text, err := difference(stored, in)
 		if err != nil {
 			return err
 		}
@@ -65,11 +65,11 @@ func (a *applyCommands) diff(ctx context.Context, client *api.Client, inputs []i
 	return nil
 }
 
-func difference(stands api.Object, in input) (string, error) {
+func difference(stored api.Object, in input) (string, error) {
 	var before []byte
-	if stands != nil {
+	if stored != nil {
 		var err error
-		if before, err = wishYAML(stands); err != nil {
+		if before, err = wishYAML(stored); err != nil {
 			return "", err
 		}
 	}

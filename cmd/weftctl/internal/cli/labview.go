@@ -84,19 +84,19 @@ func followEvents(ctx context.Context, client *api.Client, to chan<- api.Event) 
 
 // view prints the rack: a line per machine on a terminal, else a line per change.
 type view struct {
-	app    *app
-	region *terminal.Region
-	start  time.Time
-	names  []string
-	states map[string]*api.Machine
-	told   map[string]string // what was last printed of each
-	last   map[string]api.Event
-	finish map[string]time.Time
+	app     *app
+	region  *terminal.Region
+	start   time.Time
+	names   []string
+	states  map[string]*api.Machine
+	printed map[string]string // what was last printed of each
+	last    map[string]api.Event
+	finish  map[string]time.Time
 }
 
 func newView(a *app, names []string, start time.Time) *view {
 	return &view{app: a, region: a.out.Region(), start: start, names: names, states: map[string]*api.Machine{},
-		told: map[string]string{}, last: map[string]api.Event{}, finish: map[string]time.Time{}}
+		printed: map[string]string{}, last: map[string]api.Event{}, finish: map[string]time.Time{}}
 }
 
 func (v *view) machine(e api.WatchEvent) {
@@ -113,19 +113,19 @@ func (v *view) machine(e api.WatchEvent) {
 	} else {
 		delete(v.finish, name)
 	}
-	v.tell(name, m)
+	v.printChange(name, m)
 }
 
-// tell prints a change where lines cannot be redrawn.
-func (v *view) tell(name string, m *api.Machine) {
+// printChange prints a change where lines cannot be redrawn.
+func (v *view) printChange(name string, m *api.Machine) {
 	now := string(m.Status.Phase)
 	if stage := v.app.printer().Stage(m); stage != "" {
 		now += "  " + stage
 	}
-	if v.app.out.Live() || now == v.told[name] {
+	if v.app.out.Live() || now == v.printed[name] {
 		return
 	}
-	v.told[name] = now
+	v.printed[name] = now
 	_ = v.app.printf("%s  %s  %s\n", terminal.Clock(time.Since(v.start)), name, now)
 }
 

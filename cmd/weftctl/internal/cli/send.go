@@ -35,7 +35,7 @@ type batch struct {
 	manifests *manifests
 	client    *api.Client
 	dryRun    bool
-	beside    map[string]bool // the objects sent together, as bootd's warnings name them
+	together  map[string]bool // the objects sent together, as bootd's warnings name them
 
 	outcomes map[string]int
 	refused  int
@@ -49,9 +49,9 @@ type batch struct {
 type manifests struct{ *app }
 
 func (a *manifests) batch(client *api.Client, inputs []input, dryRun bool) *batch {
-	b := &batch{manifests: a, client: client, dryRun: dryRun, beside: map[string]bool{}, outcomes: map[string]int{}, region: a.err.Region()}
+	b := &batch{manifests: a, client: client, dryRun: dryRun, together: map[string]bool{}, outcomes: map[string]int{}, region: a.err.Region()}
 	for _, in := range inputs {
-		b.beside[fmt.Sprintf("%s %q", in.kind.Name, in.object.Meta().Name)] = true
+		b.together[fmt.Sprintf("%s %q", in.kind.Name, in.object.Meta().Name)] = true
 	}
 	return b
 }
@@ -224,7 +224,7 @@ func (b *batch) print(in input, s sent) error {
 func (b *batch) comesToo(warning string) bool {
 	_, text, _ := strings.Cut(warning, ": ")
 	named, missing := strings.CutSuffix(text, " does not exist yet")
-	return missing && b.beside[named]
+	return missing && b.together[named]
 }
 
 // put is api.Client.Put, and also returns what it did and bootd's warnings.
