@@ -38,6 +38,12 @@ func banned() map[string]struct {
 		`\bwhat becomes of\b`:  {"what happens to", 0},
 		`\btakes? no part\b`:   {"does not take part", 0},
 		`\bis to be what\b`:    {"the desired state", 0},
+		`\bhas heard\b`:        {"has received", 0},
+		`\bis not told\b`:      {"is not reported", 0},
+		`\bwas told\b`:         {"received, was sent", 0},
+		`\bput back\b`:         {"restore", 0},
+		`\binside of\b`:        {"inside, of", 0},
+		`\bhow far it has\b`:   {"its progress", 0},
 	}
 }
 

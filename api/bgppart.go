@@ -48,7 +48,7 @@ func (p *BGPPart) mask() {
 // unmapped. Whatever is not listed is denied, in both directions.
 type BGPPart struct {
 	Zone      string     `json:"zone" doc:"Name of the host's Zone."`
-	Network   string     `json:"network,omitzero" doc:"The Network that the speaker is inside of; role network only."`
+	Network   string     `json:"network,omitzero" doc:"The Network of the speaker; role network only."`
 	ASN       uint32     `json:"asn" doc:"Of the Zone: that of every host in it."`
 	RouterID  netip.Addr `json:"routerID" doc:"IPv4, unique in the Zone; the first IPv4 address of the underlay will do."`
 	Role      string     `json:"role" enum:"client,reflector,network"`

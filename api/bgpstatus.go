@@ -47,7 +47,7 @@ type BGPSession struct {
 	State      string     `json:"state" enum:"idle,connect,active,opensent,openconfirm,established,limited" doc:"limited: ended for too many prefixes, and tried again within a minute."`
 	Since      time.Time  `json:"since,omitzero" doc:"When it came into this state. By a host's own clock when a host reports it, else by bootd's."`
 	Received   int        `json:"received,omitzero" doc:"Prefixes of both families."`
-	Accepted   int        `json:"accepted,omitzero" doc:"Those of Received that policy let in."`
+	Accepted   int        `json:"accepted,omitzero" doc:"Those of Received that the policy accepts."`
 	Advertised int        `json:"advertised,omitzero" doc:"Paths advertised to it, as of the last look at all routes."`
 	Flaps      int        `json:"flaps,omitzero" doc:"How often it was lost since the speaker started."`
 	LastError  string     `json:"lastError,omitzero" doc:"Why it was lost, or does not come up."`
@@ -99,8 +99,8 @@ type BGPRoute struct {
 type ZoneSessions struct {
 	Zone     string        `json:"zone"`
 	Sessions []ZoneSession `json:"sessions"`
-	// Inside are the sessions inside of Networks whose guests peer.
-	Inside []NetworkSession `json:"inside,omitempty" doc:"Sessions inside of Networks whose guests peer, by Network and host."`
+	// Inside are the sessions of speakers of Networks whose guests peer.
+	Inside []NetworkSession `json:"inside,omitempty" doc:"Sessions of speakers of Networks whose guests peer, by Network and host."`
 }
 
 // NetworkSession is a session of a host's speaker inside a Network: with a

@@ -63,7 +63,7 @@ func (b *BMC) validateIPMI(e *FieldErrors) {
 		return
 	}
 	if suite := b.IPMI.CipherSuite; suite != nil && *suite != CipherSuiteSHA256 && *suite != CipherSuiteSHA1 {
-		e.add(at("spec", "bmc", "ipmi", "cipherSuite"), "invalid cipher suite %d: want 17, or 3 for a BMC that has no 17; the others do not encrypt, or let in without a password", *suite)
+		e.add(at("spec", "bmc", "ipmi", "cipherSuite"), "invalid cipher suite %d: want 17, or 3 for a BMC that has no 17; the others do not encrypt, or accept a login without a password", *suite)
 	}
 	e.oneOf(at("spec", "bmc", "ipmi", "privilege"), b.IPMI.Privilege, "administrator", "operator")
 }

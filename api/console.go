@@ -16,7 +16,7 @@ func (m *Machine) HasConsole() bool {
 
 // ConsoleLine is a line that a Machine's serial console has shown.
 type ConsoleLine struct {
-	Time    time.Time `json:"time" doc:"When bootd heard the end of it."`
+	Time    time.Time `json:"time" doc:"When bootd received the end of it."`
 	Attempt int       `json:"attempt,omitzero" doc:"Number of the BootAttempt that it is of, or that was the last then."`
 	Text    string    `json:"text" doc:"At most 400 bytes, without control sequences; what looks like a secret of a BootAttempt is masked."`
 }

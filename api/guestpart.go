@@ -35,7 +35,7 @@ type GuestPart struct {
 	Config      GuestConfig  `json:"config,omitzero"`
 	Restart     string       `json:"restart,omitzero" enum:"Always,OnFailure,Never"`
 	StopTimeout Duration     `json:"stopTimeout,omitzero" doc:"How long a graceful stop may take; 2m."`
-	// Request is to be done once: the host remembers the last ID.
+	// Request is carried out once: the host remembers the last ID.
 	Request *GuestRequest `json:"request,omitempty"`
 	State   GuestState    `json:"state" enum:"Running,Paused,Stopped"`
 	// Transfer is the host's side of a move of the Guest.

@@ -68,7 +68,7 @@ type ImageSpec struct {
 	ConfiguredBy    string `json:"configuredBy,omitzero" enum:"ignition,cloud-init" doc:"What configures a Guest that has this Image; Machines are configured by Ignition alone. Default: ignition."`
 	// KernelArguments replace the default ones of OS. Each may contain
 	// ${rootfs_url}, ${rootfs_sha256}, ${ignition_url} and ${mac}.
-	KernelArguments []string             `json:"kernelArguments,omitempty" doc:"Kernel arguments; may contain ${rootfs_url}, ${rootfs_sha256}, ${ignition_url}, ${mac}. Default: those that os stands for."`
+	KernelArguments []string             `json:"kernelArguments,omitempty" doc:"Kernel arguments; may contain ${rootfs_url}, ${rootfs_sha256}, ${ignition_url}, ${mac}. Default: those of os."`
 	Files           map[string]ImageFile `json:"files" doc:"kernel, initrd, rootfs, disk."`
 }
 

@@ -247,7 +247,7 @@ const DiscoveredLabel = "rackweft/discovered"
 
 // MachineStatus is observed and chosen by rackweft.
 type MachineStatus struct {
-	Phase              Phase        `json:"phase,omitzero" doc:"Where the Machine stands between Registered and Active."`
+	Phase              Phase        `json:"phase,omitzero" doc:"The Machine's place between Registered and Active."`
 	ObservedGeneration int64        `json:"observedGeneration,omitzero" doc:"Generation of the spec that status speaks of."`
 	Power              string       `json:"power,omitzero" doc:"On, Off or Unknown, as the BMC last said."`
 	BMC                BMCStatus    `json:"bmc,omitzero" doc:"What was learned of the BMC."`
@@ -344,13 +344,13 @@ type BootAttempt struct {
 	TrustWhy   string        `json:"trustWhy,omitzero" doc:"How it has proved that."`
 	Nonce      *Nonce        `json:"nonce,omitempty" doc:"There when trust level nonce is required."`
 	Command    *PowerCommand `json:"command,omitempty" doc:"The power command that the BMC was given for it; it is sent once."`
-	Reset      *ResetSeen    `json:"reset,omitempty" doc:"What the BMC told of the attempt's own reset. What it tells later is compared with this, as its clock may move."`
+	Reset      *ResetSeen    `json:"reset,omitempty" doc:"What the BMC reported of the attempt's own reset. Later reports are compared with this, because its clock may move."`
 	Port       *BootPort     `json:"port,omitempty" doc:"Where its address was leased, as a relay says."`
 	Takers     []Taker       `json:"takers,omitempty" doc:"Who took the pointer and the config, and who came for them again; at most 16."`
 	Joined     time.Time     `json:"joined,omitzero" doc:"When nodeagent joined."`
 	Finished   time.Time     `json:"finished,omitzero" doc:"When it ended; unset while it is under way."`
 	Result     AttemptResult `json:"result,omitzero" doc:"Active or Failed; empty while it is under way."`
-	Message    string        `json:"message,omitzero" doc:"Why it failed and what to do, or how far it has come."`
+	Message    string        `json:"message,omitzero" doc:"Why it failed and what to do, or its progress."`
 	Cause      FailureCause  `json:"cause,omitzero" enum:"SecondTaker" doc:"What kind of failure it was, where that makes a difference."`
 }
 

@@ -56,7 +56,7 @@ type PeeringPart struct {
 	MaxPrefixes int            `json:"maxPrefixes,omitzero" doc:"Of one guest and family."`
 	Password    string         `json:"password,omitzero" doc:"TCP MD5 key (RFC 2385) of every guest's session."`
 	Salt        string         `json:"salt,omitzero" doc:"There with a password, and as secret: it keeps the part's digest, which viewers see, from confirming a guess."`
-	Advertise   bool           `json:"advertise,omitzero" doc:"The Zone is told of the IPv4 prefixes that guests announce."`
+	Advertise   bool           `json:"advertise,omitzero" doc:"The IPv4 prefixes that guests announce are advertised to the Zone."`
 	// GracefulRestart is as in BGPPart.
 	GracefulRestart Duration `json:"gracefulRestart,omitzero"`
 }

@@ -235,7 +235,7 @@ type Change struct {
 // Explanation is the answer to why a Machine is as it is.
 type Explanation struct {
 	Machine   *Machine   `json:"machine,omitempty"`
-	Summary   []string   `json:"summary" doc:"Sentences: how far it has come, what it waits for, what to do."`
+	Summary   []string   `json:"summary" doc:"Sentences: its progress, what it waits for, what to do."`
 	Decisions []Decision `json:"decisions,omitempty"`
 	Events    []Event    `json:"events,omitempty"`
 	Origins   []Origin   `json:"origins,omitempty" doc:"Which Layer each part of its config comes from."`

@@ -97,7 +97,7 @@ type Nonce struct {
 // SavedAssetTag is the AssetTag that a nonce has replaced. It is restored when
 // the nonce is spent.
 type SavedAssetTag struct {
-	Value   string `json:"value" doc:"The tag to put back; may be empty."`
+	Value   string `json:"value" doc:"The tag to restore; may be empty."`
 	Attempt string `json:"attempt" doc:"The BootAttempt whose nonce took its place."`
 }
 

@@ -17,7 +17,7 @@ type Status struct {
 	Version  string     `json:"version"`
 	Started  time.Time  `json:"started"`
 	Zone     string     `json:"zone,omitzero"`
-	Network  string     `json:"network,omitzero" doc:"That the speaker is inside of."`
+	Network  string     `json:"network,omitzero" doc:"The Network of the speaker."`
 	Role     string     `json:"role,omitzero"`
 	ASN      uint32     `json:"asn,omitzero"`
 	RouterID netip.Addr `json:"routerID,omitzero"`
@@ -25,7 +25,7 @@ type Status struct {
 	Part    string `json:"part,omitzero" doc:"SHA-256 of the file that was applied, or was refused."`
 	Refused string `json:"refused,omitzero" doc:"Why the file is not applied: the speaker keeps its previous configuration."`
 	Problem string `json:"problem,omitzero" doc:"What failed of it, and is tried again."`
-	Filter  string `json:"filter,omitzero" doc:"Why not all that guests announce is let through by their filters; it is tried again."`
+	Filter  string `json:"filter,omitzero" doc:"Why the filters do not yet pass everything that guests announce; it is tried again."`
 
 	Guests string `json:"guests,omitzero" doc:"Why not all that guests announce is advertised to the Zone."`
 

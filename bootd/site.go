@@ -137,11 +137,11 @@ func (w place) fault(part, what string) error {
 	case part == partStore && w.external:
 		e.Do += ", or correct " + paths[part]
 	case part == partStore:
-		e.Do += ", or put back " + paths[part]
+		e.Do += ", or restore " + paths[part]
 	case w.external:
 		e.Do += ", or copy " + paths[part] + " from the bootd that has the Site"
 	default:
-		e.Do += ", or put back " + paths[part]
+		e.Do += ", or restore " + paths[part]
 	}
 	e.Do += fmt.Sprintf(". To give it up, run \"bootd recreate %s --state-dir %s\" with bootd stopped: %s", part, w.dir, map[string]string{
 		partStore:   "bootd then starts with an empty store and the CA and seal key that are here",

@@ -57,7 +57,7 @@ type BMC interface {
 	Consoles(ctx context.Context) ([]ConsoleWay, error)
 }
 
-// Identity says which server and which BMC this is. What is not told is empty.
+// Identity says which server and which BMC this is. What is not reported is empty.
 type Identity struct {
 	Vendor   string // of the server
 	Model    string

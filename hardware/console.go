@@ -18,13 +18,13 @@ const (
 // ConsoleWay is one way to a server's serial console.
 type ConsoleWay struct {
 	Kind ConsoleKind
-	// Login: the console ends with the BMC's login, which is to be kept while it is open.
+	// Login: the console ends with the BMC's login, which must be kept while it is open.
 	Login bool
 	// Open opens the console; ctx bounds the opening only.
 	Open func(ctx context.Context) (*Console, error)
 }
 
-// Console is an open serial console. It has one reader at a time; Write and Close are safe beside it.
+// Console is an open serial console. It has one reader at a time; Write and Close may be called at the same time.
 type Console struct {
 	io.ReadWriteCloser
 	Kind    ConsoleKind

@@ -102,7 +102,7 @@ func (b Boot) Check() error {
 	return nil
 }
 
-// ResetEvidence is what a BMC knows about the server's last reset, without a judgement. At and Now are both told by the
+// ResetEvidence is what a BMC knows about the server's last reset, without a judgement. At and Now are both reported by the
 // BMC's clock, which may be decades off and may move: that Value is another than it was is better evidence than the age.
 type ResetEvidence struct {
 	Known  bool // At, Source and Value are reported, and are possible
@@ -124,7 +124,7 @@ type Trace struct {
 // finds nothing to boot waits for hours, which does not count.
 func (e ResetEvidence) InPOST() bool { return e.POST == "InPost" }
 
-// Age is the time since the reset by the BMC's own clock, false when it cannot be told.
+// Age is the time since the reset by the BMC's own clock, false when it is unknown.
 func (e ResetEvidence) Age() (time.Duration, bool) {
 	if !e.Known || e.Now.IsZero() {
 		return 0, false

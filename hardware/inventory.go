@@ -4,7 +4,7 @@ import (
 	"github.com/rackweft/rackweft/internal/text"
 )
 
-// Inventory is what a server is made of, as its BMC tells. What is not told is empty.
+// Inventory is what a server is made of, as its BMC reports. What is not reported is empty.
 type Inventory struct {
 	Manufacturer string
 	Model        string
@@ -54,7 +54,7 @@ type NIC struct {
 	Name      string
 	MAC       string // lower case, with colons
 	Model     string // of the adapter
-	SpeedMbps int    // 0 when there is no link, or it is not told
+	SpeedMbps int    // 0 when there is no link, or it is not reported
 	Link      string // Redfish's LinkStatus: LinkUp, LinkDown, NoLink, or empty
 }
 
@@ -74,7 +74,7 @@ type PSU struct {
 	Model    string
 	Serial   string
 	Firmware string
-	Watts    int    // capacity; 0 when it is not told
+	Watts    int    // capacity; 0 when it is not reported
 	Health   string // OK, Warning, Critical or empty
 }
 

@@ -66,7 +66,7 @@ func present(ctx context.Context, web string, shells ...string) (Presented, erro
 }
 
 // ClientTLS is how the web server of a BMC is spoken to. verify is all that judges its certificate: names, dates and chains
-// of BMC certificates are junk. Key exchange by RSA is let in again, since iLO 4 and Supermicro X10 know no other; the
+// of BMC certificates are junk. Key exchange by RSA is accepted again, since iLO 4 and Supermicro X10 know no other; the
 // peer is pinned.
 func ClientTLS(verify func(tls.ConnectionState) error) *tls.Config {
 	suites := []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,

@@ -27,7 +27,7 @@ type Options struct {
 	Log      *slog.Logger
 	Notify   *systemd.Notifier
 	// Encrypter is called by the base part's handler. Without one, the agent reports
-	// an error where a Zone is to be encrypted.
+	// an error where a Zone requires encryption.
 	Encrypter Encrypter
 }
 

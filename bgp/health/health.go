@@ -15,7 +15,7 @@ import (
 )
 
 // Watch runs the check, whose fields are all set, on addr until ctx is done. It
-// calls told after the first look, and whenever the result changes; fault is
+// calls report after the first look, and whenever the result changes; fault is
 // why the check fails.
 func Watch(ctx context.Context, addr netip.Addr, check api.ServiceCheck, report func(passes bool, fault error)) {
 	j := judge{rise: check.Rise, fall: check.Fall}

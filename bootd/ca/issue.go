@@ -21,7 +21,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 )
 
-// skew is how far in the past a certificate begins, because the clocks of
+// skew is how long before its issue a certificate begins, because the clocks of
 // bootds in one group may differ.
 const skew = time.Hour
 

@@ -62,7 +62,7 @@ type port struct {
 
 	clean cleaner
 	log   lines
-	last  time.Time // when anything was heard
+	last  time.Time // when anything was received
 }
 
 // New returns a Keeper that listens to nothing yet.
@@ -297,7 +297,7 @@ func (k *Keeper) closed(p *port, err error) {
 	}
 }
 
-// pass keeps what was heard, and passes it to who is attached.
+// pass keeps what was received, and sends it to those attached.
 func (k *Keeper) pass(p *port, sent []byte) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -340,7 +340,7 @@ func (k *Keeper) Lines(m *api.Machine, n int) []api.ConsoleLine {
 	return p.text(n)
 }
 
-// LastLine is the last line of the Machine's BootAttempt; empty when none was heard.
+// LastLine is the last line of the Machine's BootAttempt; empty when there is none.
 func (k *Keeper) LastLine(m *api.Machine) string {
 	last := k.Lines(m, 1)
 	if len(last) == 0 || m.Status.Attempt == nil || last[0].Attempt != m.Status.Attempt.Number {

@@ -68,7 +68,7 @@ func keptSessions(list []api.BGPSession, most int, skew time.Duration) []api.BGP
 	return kept
 }
 
-// skew is how far a host's clock is ahead, as measured when it connected.
+// skew is the lead of a host's clock, as measured when it connected.
 func skew(cache *store.Cache, host string) time.Duration {
 	m, ok := store.Cached[api.Machine](cache, host)
 	if !ok || m.Status.Host == nil {

@@ -105,7 +105,7 @@ type stream struct {
 	close context.CancelCauseFunc
 
 	greeted bool      // the first bookmark went out; transmit's own
-	held    bool      // it was told to continue unchanged; transmit's own
+	held    bool      // it was sent the order to continue unchanged; transmit's own
 	recount recount   // that is coming in; receive's own
 	audited time.Time // when its audits were last passed on; the Hub's mu
 

@@ -27,7 +27,7 @@ func newMetrics() *metrics {
 		}),
 		held: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "rackweft_httpboot_held_total",
-			Help: "Scripts and pointers that machines were told to wait for.",
+			Help: "Requests for scripts and pointers answered with an order to wait.",
 		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "rackweft_httpboot_refused_connections_total",

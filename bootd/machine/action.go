@@ -7,7 +7,7 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// action is the one thing that is to be done with a Machine: wait, write its
+// action is the one thing to do with a Machine: wait, write its
 // status, open a BootAttempt, ask its BMC.
 type action struct {
 	do deed

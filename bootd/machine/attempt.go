@@ -46,7 +46,7 @@ func openAttempt(m *api.Machine, now time.Time, a action, window time.Duration) 
 	m.Status.Conditions.Set(now, api.CondProvision, api.False, "Provisioning", fmt.Sprintf("BootAttempt %d: %s", number, a.reason))
 }
 
-// archive moves the attempt that stands there to the history.
+// archive moves the current attempt to the history.
 func archive(m *api.Machine) {
 	a := m.Status.Attempt
 	if a == nil {
@@ -122,7 +122,7 @@ func overdue(m *api.Machine, r trust.Requirement) string {
 	a := m.Status.Attempt
 	waited := a.Deadline.Sub(a.Stages[len(a.Stages)-1].Time).Round(time.Second)
 	hint := map[api.Stage]string{
-		api.StageRequested: "the BMC could not be told to power it on" + trouble(m),
+		api.StageRequested: "the BMC did not accept the order to power it on" + trouble(m),
 		api.StagePowerOn:   fmt.Sprintf("it is powered on, but none of its MACs (%v) sent a DHCP request: check that network boot is enabled on that NIC, its cable and VLAN, and that a Subnet serves it", m.MACs()),
 		api.StageDHCP:      "its firmware got an address but fetched no boot loader: check that UDP 69 and 8080/tcp of bootd are open on the provisioning network, and spec.boot.file for odd firmware",
 		api.StageLoader:    "iPXE was fetched but asked for no script: " + lookAt(m) + "; its NIC driver may not work (try another spec.boot.file, such as ipxe.efi)",

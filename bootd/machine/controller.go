@@ -24,7 +24,7 @@ type Controller struct {
 	control.Env
 	Use      Use // of a Machine's BMC
 	Decision func(d api.Decision)
-	// Said is the last line of a Machine's BootAttempt on its console, empty when none was heard.
+	// Said is the last line of a Machine's BootAttempt on its console, empty when there is none.
 	Said func(m *api.Machine) string
 	// Nonce derives the value that a BootAttempt writes to the system's AssetTag.
 	Nonce func(machineUID, attemptID string) string

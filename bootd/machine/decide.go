@@ -10,7 +10,7 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// judge decides what is to be done with one Machine at one time. It has no clock,
+// judge decides the action for one Machine at one time. It has no clock,
 // reads no store and asks no BMC.
 type judge struct {
 	facts
@@ -46,7 +46,7 @@ func decide(f facts, now time.Time) action {
 	return a
 }
 
-// decideTag is what is to be done about the AssetTag, beside what the state asks for.
+// decideTag decides the action on the AssetTag, in addition to what the state asks for.
 func decideTag(f facts, now time.Time) action {
 	if !tagDue(f.machine) {
 		return action{}
@@ -186,7 +186,7 @@ func (j judge) putTagBack() action {
 	return j.ask(action{ask: askTagBack})
 }
 
-// tagLost says which tag a person has to put back.
+// tagLost says which tag a person has to restore.
 func (j judge) tagLost(why string) event {
 	return event{api.Warning, "AssetTagNotRestored", fmt.Sprintf("the system's AssetTag was %q, and a spent nonce is in its place: %s", j.machine.Status.AssetTag.Value, why)}
 }

@@ -26,7 +26,7 @@ func (j judge) guestsOn(which func(*api.Guest) bool) []string {
 func anyGuest(*api.Guest) bool { return true }
 
 // expendable reports whether a Guest can start elsewhere with empty disks when its host is
-// lost: it leaves no disk behind that is to be kept.
+// lost: it leaves no disk behind that has to be kept.
 func expendable(g *api.Guest) bool {
 	return !slices.ContainsFunc(g.Spec.Disks, func(d api.Disk) bool { return d.Retain })
 }

@@ -29,7 +29,7 @@ type facts struct {
 	required func(*api.Machine) trust.Requirement
 	// guests are those that are on the Machine.
 	guests func() []*api.Guest
-	// said is the last line of the BootAttempt on its console, empty when none was heard.
+	// said is the last line of the BootAttempt on its console, empty when there is none.
 	said func() string
 	// opened counts the other Machines with an open BootAttempt, switched those
 	// whose power is being changed.

@@ -25,7 +25,7 @@ func decideInventory(f facts, now time.Time) action {
 	return judge{f, now}.ask(action{ask: askInventory, reading: true})
 }
 
-// inventoryDue is when it is to be read again.
+// inventoryDue is when it has to be read again.
 func inventoryDue(m *api.Machine) time.Time {
 	inv, a := m.Status.Inventory, m.Status.Attempt
 	if a != nil && inv.Attempt != a.ID && (a.Result == api.ResultActive || passedPOST(a)) {

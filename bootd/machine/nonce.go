@@ -23,7 +23,7 @@ type tags struct {
 }
 
 // writeNonce writes the open attempt's nonce to the system's AssetTag. The tag that is there is saved first, in the
-// store: whatever happens to bootd then, it is known what to put back.
+// store: whatever happens to bootd then, it is known what to restore.
 func (t tags) writeNonce(ctx context.Context, b BMC, m *api.Machine) (is tagAnswer, err error) {
 	is.own = true
 	old, err := b.AssetTag(ctx)
@@ -59,13 +59,13 @@ func (t tags) save(ctx context.Context, m *api.Machine, tag string) (own string,
 	return tag, saved && err == nil, err
 }
 
-// nonceDue reports whether the nonce is to be written before the power action.
+// nonceDue reports whether the nonce has to be written before the power action.
 func nonceDue(m *api.Machine) bool {
 	n := m.Status.Attempt.Nonce
 	return n != nil && n.State == api.NoncePending
 }
 
-// tagDue reports whether the old AssetTag is to be put back. Until Ignition has its pointer a boot may start over in
+// tagDue reports whether the old AssetTag has to be restored. Until Ignition has its pointer a boot may start over in
 // the same attempt, and its firmware must show the nonce again.
 func tagDue(m *api.Machine) bool {
 	a := m.Status.Attempt

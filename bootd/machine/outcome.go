@@ -15,7 +15,7 @@ type answered struct {
 	is    answer
 }
 
-// outcome is what is to be done now that the BMC has answered what a was to ask.
+// outcome is what to do after the BMC has answered the request of a.
 func outcome(f facts, now time.Time, a action, is answer) action {
 	x := answered{judge{f, now}, a, is}
 	switch a.ask {
@@ -126,7 +126,7 @@ func (x answered) fenced() action {
 		event: event{api.Warning, "Fenced", fmt.Sprintf("it is silent, and its BMC confirms that it has no power now: %s start elsewhere", some(x.guestsOn(expendable)))}}
 }
 
-// nonced fails an attempt whose level cannot be reached: the Machine would stand at its firmware's prompt until
+// nonced fails an attempt whose level cannot be reached: the Machine would stay at its firmware's prompt until
 // the window is over.
 func (x answered) nonced() action {
 	of := x.required(x.machine).Of
@@ -223,12 +223,12 @@ func bootTarget(m *api.Machine) hardware.Boot {
 	return boot
 }
 
-// resetSince reports whether a Machine was reset after t. What the BMC tells now is compared with what it told of the
+// resetSince reports whether a Machine was reset after t. What the BMC reports now is compared with what it reported of the
 // reset that is known: another value is another reset, whatever its clock shows. Where there is nothing to compare, the age
 // counts.
 func resetSince(seen *api.ResetSeen, e hardware.ResetEvidence, t, now time.Time) reset {
 	if e.InPOST() {
-		another := seen == nil || seen.Post != e.POST // of one that was seen before nothing can be told
+		another := seen == nil || seen.Post != e.POST // nothing follows from one that was seen before
 		return reset{since: another, known: another}
 	}
 	for _, trace := range e.Told {
@@ -239,7 +239,7 @@ func resetSince(seen *api.ResetSeen, e hardware.ResetEvidence, t, now time.Time)
 	return resetAfter(e, t, now)
 }
 
-// traceOf finds what was told before. The end of a POST that was seen going on is no other reset.
+// traceOf finds what was reported before. The end of a POST that was seen running is no other reset.
 func traceOf(seen *api.ResetSeen, source string) (value string, ok bool) {
 	if seen == nil || (hardware.ResetEvidence{POST: seen.Post}).InPOST() && source != "LastResetTime" {
 		return "", false

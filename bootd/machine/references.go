@@ -31,7 +31,7 @@ func missing(c *store.Cache, m *api.Machine) string {
 	}
 	if m.Spec.Profile == "" {
 		if m.Spec.State == api.StateActive {
-			return "spec.profile: a Machine that is to be Active needs a Profile"
+			return "spec.profile: a Machine with state Active needs a Profile"
 		}
 		return ""
 	}

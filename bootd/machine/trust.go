@@ -16,7 +16,7 @@ func Required(c *store.Cache, m *api.Machine) trust.Requirement {
 	return trust.Required(site.Spec(c), p, m)
 }
 
-// wantNonce notes in a fresh attempt that its nonce is to be written to the
+// wantNonce notes in a new attempt that its nonce has to be written to the
 // AssetTag.
 func wantNonce(m *api.Machine, now time.Time) {
 	n := &api.Nonce{State: api.NoncePending, Time: now.UTC()}
@@ -77,7 +77,7 @@ func Take(m *api.Machine, attempt string, t api.Taker) (second bool) {
 }
 
 // SecondTaker records that a client came for what another has taken in the
-// attempt, and fails the attempt: it cannot be told which of the two is the
+// attempt, and fails the attempt: it is unknown which of the two is the
 // Machine. Whatever was given in it is worthless from now on.
 func SecondTaker(m *api.Machine, attempt string, t api.Taker) {
 	a := m.Status.Attempt
@@ -134,11 +134,11 @@ func retries(site api.SiteSpec, a *api.BootAttempt) int {
 
 // remedy is what a person does when too many attempts in a row had two takers.
 func remedy(m *api.Machine) string {
-	return fmt.Sprintf("bootd opens no further BootAttempt by itself: find what else uses its MAC (the addresses stand in \"weftctl explain machine %[1]s\"; look for the port on the switch), "+
+	return fmt.Sprintf("bootd opens no further BootAttempt by itself: find what else uses its MAC (the addresses are in \"weftctl explain machine %[1]s\"; look for the port on the switch), "+
 		"or require trust level address, nonce or bmc (spec.trust.minimum), then weftctl machine reprovision %[1]s", m.Metadata.Name)
 }
 
-// bootAskedPatience is how long something may ask for boots beside a host that
+// bootAskedPatience is how long something may ask for boots while there is a host that
 // holds its stream, before that is more than a host that was just reset and
 // whose stream has not been missed yet.
 const bootAskedPatience = 2 * time.Minute

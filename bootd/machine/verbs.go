@@ -12,7 +12,7 @@ import (
 const maxRequests = 10
 
 // AddRequest writes a verb into the Machine's status for the controller to
-// serve. A repeated id answers with the request that stands there.
+// serve. A repeated id answers with the existing request.
 func AddRequest(m *api.Machine, r api.Request) (api.Request, error) {
 	for _, old := range m.Status.Requests {
 		if old.ID == r.ID {
@@ -48,7 +48,7 @@ func checkRequest(m *api.Machine, r api.Request) error {
 		}
 	case api.VerbReprovision, api.VerbInspect:
 		if m.Spec.State != api.StateActive && r.Verb == api.VerbReprovision {
-			return fmt.Errorf("machine %s has state %s: only one that is to be Active is provisioned", m.Metadata.Name, m.Spec.State)
+			return fmt.Errorf("machine %s has state %s: only one with state Active is provisioned", m.Metadata.Name, m.Spec.State)
 		}
 	default:
 		return fmt.Errorf("no verb is called %q", r.Verb)

@@ -10,7 +10,7 @@ import (
 
 // write puts an action into the Machine as the store has it now, which may have
 // changed since the action was decided. It reports whether the action still
-// holds; what does not is not told either. It may run several times.
+// holds; it reports nothing else either. It may run several times.
 func (f facts) write(a action, m *api.Machine, now time.Time) bool {
 	s := &m.Status
 	set := func(condition string, status api.ConditionStatus) {

@@ -47,7 +47,7 @@ func (h *machines) openConsole(c *call) error {
 // logLines is more than is kept of a console.
 const logLines = 1000
 
-// consoleLog shows what was heard of the Machine's serial console.
+// consoleLog shows what was received of the Machine's serial console.
 func (h *machines) consoleLog(c *call) error {
 	m, err := store.Get[api.Machine](c.r.Context(), h.store, c.name())
 	if err != nil {

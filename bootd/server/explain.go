@@ -113,7 +113,7 @@ func unknownMAC(mac api.MAC, decisions []api.Decision) []string {
 		"Apply a Machine with this MAC to register it.")
 }
 
-// summarize says how far a Machine is, what it waits for and what to do.
+// summarize says a Machine's progress, what it waits for and what to do.
 func summarize(m *api.Machine, site api.SiteSpec, now time.Time) []string {
 	if machine.IsDiscovered(m) {
 		return []string{

@@ -36,7 +36,7 @@ func (h *machines) routes() []route {
 			out: api.Explanation{}, handle: h.explain},
 		{method: "GET", path: one + "/console", tag: "Machine", role: operator, stream: true, status: http.StatusSwitchingProtocols, audited: true,
 			summary: "Open the serial console: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: h.openConsole},
-		{method: "GET", path: one + "/console/log", tag: "Machine", role: operator, summary: "The last lines of the serial console, as bootd has heard it",
+		{method: "GET", path: one + "/console/log", tag: "Machine", role: operator, summary: "The last lines of the serial console, as bootd received them",
 			out: api.ConsoleLog{}, handle: h.consoleLog},
 	}
 	for _, v := range []api.Verb{api.VerbReprovision, api.VerbPower, api.VerbInspect, api.VerbIdentify} {

@@ -26,7 +26,7 @@ const (
 	maxVNCMessage = 1 << 20
 )
 
-// reach connects people to the inside of Guests, by channels that hosts open.
+// reach connects people to Guests, by channels that hosts open.
 type reach struct {
 	store    *store.Store
 	cache    *store.Cache

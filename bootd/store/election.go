@@ -40,12 +40,12 @@ func (h *holds) lead(ctx context.Context, name, id string, run func(context.Cont
 	// The tenure must outlive ctx: resigning needs it.
 	t, err := h.etcd.newTenure(ctx)
 	if err != nil {
-		return true, fmt.Errorf("stand for election: %w", err)
+		return true, fmt.Errorf("campaign in the election: %w", err)
 	}
 	defer t.end()
 	session, err := concurrency.NewSession(h.etcd.client, concurrency.WithLease(t.lease))
 	if err != nil {
-		return true, fmt.Errorf("stand for election: %w", err)
+		return true, fmt.Errorf("campaign in the election: %w", err)
 	}
 	defer session.Orphan()
 	election := concurrency.NewElection(session, electionPrefix+name)
@@ -61,7 +61,7 @@ func (h *holds) lead(ctx context.Context, name, id string, run func(context.Cont
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
-		return true, fmt.Errorf("stand for election: %w", err)
+		return true, fmt.Errorf("campaign in the election: %w", err)
 	}
 	h.etcd.log.Info("leading", "election", name, "id", id)
 	err = run(leading)

@@ -28,7 +28,7 @@ func (v verb) control() request {
 	case verbOn:
 		r.data = []byte{1}
 	case verbRestart:
-		r.data = []byte{3} // hard reset, the one control that every chassis must have beside power down
+		r.data = []byte{3} // hard reset, the one control that every chassis must have in addition to power down
 	case verbShutdown:
 		r.data = []byte{5}
 	}

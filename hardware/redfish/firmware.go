@@ -7,7 +7,7 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// firmware lists what is installed. Dell lists what was installed before, and what could be, beside that.
+// firmware lists what is installed. Dell lists what was installed before, and what could be, in addition.
 func (w *walk) firmware(ctx context.Context) error {
 	var service struct {
 		Inventory link `json:"FirmwareInventory"`

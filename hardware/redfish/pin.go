@@ -8,7 +8,7 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// pin is the certificate that is expected. Handshakes may run beside a request, hence the lock.
+// pin is the certificate that is expected. Handshakes may run during a request, hence the lock.
 type pin struct {
 	address string
 	only    bool // refuse what is not pinned

@@ -83,7 +83,7 @@ func New(tree Tree, traits ...Trait) (*BMC, error) {
 	return b, nil
 }
 
-// start is where the clock of a tree's manager stands.
+// start is the time of a tree's manager.
 func start(tree Tree) time.Time {
 	for _, at := range tree.managers() {
 		if t, err := time.Parse(time.RFC3339, str(tree[at], "DateTime")); err == nil && t.Year() > 2000 {

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// Clock is the time that a BMC and its server live by. It stands still until it is moved.
+// Clock is the time that a BMC and its server live by. It does not run: a test moves it.
 type Clock struct {
 	mu   sync.Mutex
 	at   time.Time
 	real bool
 }
 
-// NewClock returns a clock that stands at the given time.
+// NewClock returns a clock with the given time.
 func NewClock(at time.Time) *Clock { return &Clock{at: at} }
 
 // RealClock returns a clock that runs as everyone's does.

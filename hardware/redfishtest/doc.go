@@ -2,7 +2,7 @@
 // written by hand, and answers writes the way a vendor does. Only tests and benchmarks import it.
 //
 // What a BMC does differently from the standard is a Trait, a named value with a line where it is known from. A Vendor
-// is a tree with its traits; a test may also combine them as it likes, or at random. Behind the tree stands a small
+// is a tree with its traits; a test may also combine them as it likes, or at random. Behind the tree is a small
 // model of the server: power, POST, the boot override that a reset consumes, the asset tag that POST shows. It lives by
 // a clock of its own, which tests move.
 //

@@ -12,7 +12,7 @@ type Boot struct {
 	At       time.Time // by the BMC's clock
 	Target   string    // of the override that was in force; None without
 	Mode     string    // of the override
-	URI      string    // that UefiHttp was told, or the image that was inserted
+	URI      string    // of UefiHttp, or of the image that was inserted
 	AssetTag string    // that POST put into SMBIOS
 }
 
@@ -212,7 +212,7 @@ func (h *host) refreshPost(hpe Resource) {
 	}
 }
 
-// power is what is told; after an action it may be another one for a while.
+// power is the reported state; after an action it may be another one for a while.
 func (h *host) power() string {
 	settling := h.b.has(PowerLags) && !h.changed.IsZero() && h.b.Clock.Now().Sub(h.changed) < 10*time.Second
 	switch {

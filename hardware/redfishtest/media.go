@@ -10,7 +10,7 @@ import (
 type media struct {
 	rules
 	resource     Resource
-	insertedTill time.Time // Inserted is told as true until then
+	insertedTill time.Time // Inserted is reported as true until then
 }
 
 // insert answers VirtualMedia.InsertMedia.

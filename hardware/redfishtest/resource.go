@@ -100,7 +100,7 @@ func (b *BMC) etag(at string, resource Resource) string {
 	return tag
 }
 
-// refusesETag is what a write is told for its precondition.
+// refusesETag is the answer to a write for its precondition.
 func (b *BMC) refusesETag(w *reply, q *request) bool {
 	sent := q.Header.Get("If-Match")
 	if sent == "" {
@@ -130,7 +130,7 @@ func (b *BMC) matches(at, sent string) bool {
 	}
 	resource := b.shown(at)
 	if resource == nil {
-		return true // that is told in another way
+		return true // that is reported in another way
 	}
 	if b.has(StrongCompare) && strings.HasPrefix(sent, "W/") {
 		return false

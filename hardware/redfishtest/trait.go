@@ -151,7 +151,7 @@ func Traits() map[Trait]string {
 		ETagInHeader:    "Supermicro X10, Dell iDRAC (captured): no @odata.etag in the body",
 		ETagInBody:      "supposed: a proxy that drops the ETag header",
 		EmptyETag:       "sushy: an empty ETag must not be sent back",
-		ETagMoves:       "supposed: readings inside of the resource change its tag between the read and the first write",
+		ETagMoves:       "supposed: readings inside the resource change its tag between the read and the first write",
 		GzipETags:       "Apache-based BMCs: the tag of a compressed answer ends in -gzip (sushy)",
 
 		ModeUnknown:        "HP iLO 4, HPE DL160 Gen10, Supermicro X10: BootSourceOverrideMode is no property",

@@ -83,7 +83,7 @@ func StartVendor(tb testing.TB, name string, more ...Trait) *Server {
 }
 
 // Captured are the trees of real machines in a directory, each with the family that it behaves as. It is empty where
-// they are not beside the checkout.
+// they are not next to the checkout.
 func Captured(tb testing.TB, dir string) map[string]Vendor {
 	tb.Helper()
 	found := map[string]Vendor{}

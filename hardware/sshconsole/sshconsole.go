@@ -111,7 +111,7 @@ type stream struct {
 	rest   []byte // read and not handed out yet: of the reader alone
 	end    []byte // of what was handed out: of the reader alone
 	left   bool   // the command line is back: of the reader alone
-	prompt []byte // of the command line; empty when it is not told from what servers print
+	prompt []byte // of the command line; empty when it cannot be told from what servers print
 
 	mu   sync.Mutex // guards keys
 	keys filter

@@ -1,6 +1,6 @@
 // Package receipt reports whether data written to a TCP connection was
 // acknowledged by the peer's kernel, and numbers connections so that two
-// requests on one can be told from requests on two.
+// requests on one can be distinguished from requests on two.
 package receipt
 
 import (

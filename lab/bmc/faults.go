@@ -24,7 +24,7 @@ type faultSet struct {
 	reset      ResetAnswer
 	silent     bool          // events are logged, and sent to no one
 	anonymous  bool          // sessions are created without a Location
-	clock      time.Duration // how far the BMC's clock is ahead
+	clock      time.Duration // the lead of the BMC's clock
 	lastReset  *string       // instead of LastResetTime; "": none
 }
 

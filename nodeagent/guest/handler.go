@@ -160,7 +160,7 @@ type timing struct {
 	silence    time.Duration // a run of this length without a sign of life may hang
 	words      time.Duration // in which the firmware prints, and a kernel that hangs
 	collect    time.Duration // between two collections of images
-	export     time.Duration // between two looks at how far an export is
+	export     time.Duration // between two looks at the progress of an export
 }
 
 func defaultTiming() timing {

@@ -12,7 +12,7 @@ import (
 // move is a Guest's move between two hosts, seen from either of them.
 //
 // The source gives the Guest up before anything of it runs at the target: the
-// record's Given, on disk before bootd is told that everything is sent,
+// record's Given, on disk before the report to bootd that everything is sent,
 // prevents it from running here across restarts until bootd sends Back. The
 // target runs a received Guest when its part no longer has a Transfer.
 type move struct {
@@ -41,7 +41,7 @@ type moveShare struct {
 }
 
 // step takes the next step of this host's side of a move. done means that
-// nothing else is to be done with the part.
+// there is nothing else to do with the part.
 func (mv *move) step(ctx context.Context, part *api.GuestPart) (next time.Duration, done bool, err error) {
 	t := part.Transfer
 	if t == nil {

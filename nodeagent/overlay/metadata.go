@@ -47,7 +47,7 @@ type configServer struct {
 	http   *http.Server
 	done   chan struct{} // closed when it no longer accepts
 
-	entering sync.Mutex // held while a request is let in
+	entering sync.Mutex // held while a request is accepted
 	handling sync.WaitGroup
 }
 

@@ -35,7 +35,7 @@ func newMetrics() metrics {
 		portDrops:       of("rackweft_network_port_drops_total", "Packets dropped at the Guest's tap.", "guest", "reason"),
 		hostRepairs:     host("rackweft_network_host_repairs_total", "Changes that repaired the host's filter."),
 		offload:         host("rackweft_network_checksum_offload", "Whether checksums inside VXLAN are left to the underlay: 0 where this kernel gets them wrong."),
-		wanted:          host("rackweft_network_encryption_wanted", "Whether the Zone's underlay is to be encrypted."),
+		wanted:          host("rackweft_network_encryption_wanted", "Whether the Zone requires an encrypted underlay."),
 		working:         host("rackweft_network_encryption_working", "Whether the underlay is encrypted; where it should be and is not, nothing goes to other hosts."),
 	}
 }

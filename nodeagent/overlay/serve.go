@@ -164,7 +164,7 @@ func (s *serving) start(n network, want dhcp.Network, namespace uint64) (*served
 	return run, nil
 }
 
-// stop ends the servers of a Network that is to be removed.
+// stop ends the servers of a Network before it is removed.
 func (s *serving) stop(uid string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -36,16 +36,16 @@ func newMetrics() metrics {
 		learned:  desc("rackweft_bgp_learned", "Prefixes that were learned for the kernel."),
 		routes:   desc("rackweft_bgp_fib_routes", "Routes in the kernel: programmed, held although no neighbour advertises them, or unresolved, which are not there or not by all their next hops.", "kind"),
 		repairs:  desc("rackweft_bgp_fib_repairs_total", "Changes to the kernel's routes although nothing else had been learned: drift that was mended."),
-		heals:    desc("rackweft_bgp_audit_heals_total", "How often a neighbour was told all routes again because it missed some."),
+		heals:    desc("rackweft_bgp_audit_heals_total", "How often all routes were advertised to a neighbour again because it missed some."),
 		memory:   desc("rackweft_bgp_resident_bytes", "Memory that the speaker has resident."),
 		began:    desc("rackweft_bgp_start_time_seconds", "When the speaker started, since 1970."),
 		services: desc("rackweft_bgp_service_announced", "Whether an address of a service is announced; as a last resort does not count.", "service", "address"),
 		failures: desc("rackweft_bgp_service_failures_total", "How often an address of a service came to fail its check.", "service", "address"),
 
-		insideSessions: desc("rackweft_network_bgp_sessions", "Sessions of the speaker inside of a Network, by the neighbour's role and the session's state. Of those that never came up there are none.", "network", "role", "state"),
-		insideFlaps:    desc("rackweft_network_bgp_flaps_total", "How often a session of the speaker inside of a Network ended.", "network", "neighbor", "role"),
+		insideSessions: desc("rackweft_network_bgp_sessions", "Sessions of a Network's speaker, by the neighbour's role and the session's state. Of those that never came up there are none.", "network", "role", "state"),
+		insideFlaps:    desc("rackweft_network_bgp_flaps_total", "How often a session of a Network's speaker ended.", "network", "neighbor", "role"),
 		insideRoutes:   desc("rackweft_network_bgp_fib_routes", "Routes of guests in the Network's namespace: programmed, held although no neighbour advertises them, or unresolved.", "network", "kind"),
-		insideMemory:   desc("rackweft_network_bgp_resident_bytes", "Memory that the speaker inside of a Network has resident.", "network"),
+		insideMemory:   desc("rackweft_network_bgp_resident_bytes", "Resident memory of a Network's speaker.", "network"),
 	}
 }
 

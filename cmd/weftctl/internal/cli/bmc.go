@@ -35,7 +35,7 @@ func (a *bmcCommands) trustCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "trust NAME… | -l SELECTOR | --all", Short: "Pin the certificates and SSH host keys that BMCs present",
 		Long: `bootd looks at what each BMC presents now, its certificate and the host key of its SSH server where one answers, and sends
-no password. weftctl shows it beside what is pinned. Compare it with the BMC itself: on its own screen, or with what was
+no password. weftctl shows it next to what is pinned. Compare it with the BMC itself: on its own screen, or with what was
 written down when it was set up. When you confirm, exactly what was shown is pinned, with your name and the time; a BMC
 that presents something else by then is refused. bootd sends a password only to a BMC that presents what is pinned.
 
@@ -220,7 +220,7 @@ func (t *trusting) pin(ctx context.Context, machine string, _ func(string)) outc
 	})
 }
 
-// showPresented writes what a BMC presents beside what is pinned, to be compared.
+// showPresented writes what a BMC presents next to what is pinned, for comparison.
 func (a *app) showPresented(machine string, p *api.BMCPresented) {
 	a.note("%s  %s", a.err.Paint(terminal.Bold, machine), terminal.Clean(p.Address))
 	c := p.Certificate

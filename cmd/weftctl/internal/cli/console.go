@@ -21,7 +21,7 @@ func (a *machineCommands) consoleCommand() *cobra.Command {
 		Use:   "console MACHINE",
 		Short: "Open a Machine's serial console",
 		Long: `console connects this terminal to a Machine's serial console through its BMC. Its last lines come first. Others
-may be attached at the same time: they see the same. --log prints what bootd has heard so far, and connects to nothing.` + consoleEscapes,
+may be attached at the same time: they see the same. --log prints the last lines that bootd has received, and does not connect.` + consoleEscapes,
 		Args:              exactly(1, "MACHINE"),
 		ValidArgsFunction: a.completeOne("machines"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -39,28 +39,28 @@ may be attached at the same time: they see the same. --log prints what bootd has
 			return a.attach(c.Context(), far, args[0])
 		},
 	}
-	c.Flags().BoolVar(&log, "log", false, "print the last lines that bootd has heard")
+	c.Flags().BoolVar(&log, "log", false, "print the last lines that bootd has received")
 	return c
 }
 
-// consoleLog prints what bootd has heard of a Machine's console.
+// consoleLog prints what bootd has received of a Machine's console.
 func (a *app) consoleLog(ctx context.Context, client *api.Client, name string) error {
-	heard, err := client.ConsoleLog(ctx, name)
+	log, err := client.ConsoleLog(ctx, name)
 	if err != nil {
 		return fmt.Errorf("console of machine/%s: %w", name, err)
 	}
 	switch {
-	case len(heard.Lines) > 0:
-		return printConsole(a.out, heard.Lines)
-	case heard.Console == api.NoConsole:
+	case len(log.Lines) > 0:
+		return printConsole(a.out, log.Lines)
+	case log.Console == api.NoConsole:
 		a.note("the BMC of %s has no serial console", name)
 	default:
-		a.note("nothing was heard of the console of %s: bootd listens while a BootAttempt is open, or someone is attached", name)
+		a.note("nothing was received from the console of %s: bootd listens while a BootAttempt is open, or someone is attached", name)
 	}
 	return nil
 }
 
-// printConsole prints lines of a console with the time at which they were heard.
+// printConsole prints lines of a console with the time at which they were received.
 func printConsole(w io.Writer, lines []api.ConsoleLine) error {
 	for _, line := range lines {
 		if _, err := fmt.Fprintf(w, "  %s  %s\n", line.Time.Local().Format(time.DateTime), terminal.Clean(line.Text)); err != nil {

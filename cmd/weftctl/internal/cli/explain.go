@@ -20,7 +20,7 @@ func (a *showCommands) explainCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "explain machine NAME|MAC | explain KIND[.field.path]",
 		Short: "Explain the state of a Machine, or the meaning of a field",
-		Long: `explain machine NAME shows how far a Machine is, what it waits for and what to do, with the decisions that
+		Long: `explain machine NAME shows the progress of a Machine, what it waits for and what to do, with the decisions that
 bootd made about it: each DHCP answer, boot file, script, config and refusal, in order. A MAC works as
 well as a name, even the MAC of a server that is not registered.
 

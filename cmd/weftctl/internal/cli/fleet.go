@@ -106,7 +106,7 @@ func checkOutput(output string) error {
 	return nil
 }
 
-// fleetTask does the thing to one Machine; say tells how far it has come.
+// fleetTask acts on one Machine; say reports its progress.
 type fleetTask func(ctx context.Context, machine string, say func(string)) outcome
 
 // fleetReport is the output as JSON and YAML.
@@ -183,7 +183,7 @@ func resultColour(result string) terminal.Colour {
 	return terminal.Yellow
 }
 
-// fleetProgress shows how far the Machines have come: a line for each on a terminal, else a line per change.
+// fleetProgress shows the progress of the Machines: a line for each on a terminal, else a line per change.
 type fleetProgress struct {
 	fleet *fleet
 	names []string

@@ -242,7 +242,7 @@ Config, and which Layer each part comes from
 
 func TestConsoleLog(t *testing.T) {
 	b := newBootd(t)
-	b.run(t, "", "console", "r1u07", "--log").want(t, 0, "", "nothing was heard of the console of r1u07")
+	b.run(t, "", "console", "r1u07", "--log").want(t, 0, "", "nothing was received from the console of r1u07")
 	b.consoleLog.Console = api.NoConsole
 	b.run(t, "", "console", "r1u07", "--log").want(t, 0, "", "the BMC of r1u07 has no serial console")
 	b.consoleLog.Lines = []api.ConsoleLine{{Time: time.Date(2026, 11, 21, 4, 0, 0, 0, time.Local), Text: "Kernel panic\x1b[2J"}}

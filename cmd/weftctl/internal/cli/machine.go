@@ -70,7 +70,7 @@ func (a *machineCommands) bootFacts(m *api.Machine, p *api.Profile, i *api.Image
 	if p.Spec.Install != nil {
 		how = "from " + p.Spec.Install.Disk + ", once the image's disk is written to it"
 	}
-	arguments := "those that os " + i.Spec.OS + " stands for"
+	arguments := "those of os " + i.Spec.OS
 	if len(i.Spec.KernelArguments) > 0 {
 		arguments = strings.Join(i.Spec.KernelArguments, " ")
 	}

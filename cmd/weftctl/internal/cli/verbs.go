@@ -307,7 +307,7 @@ func stoppedAt(m *api.Machine, id string) string {
 	return standing(m, r)
 }
 
-// machineWatch is what a watch has told of Machines so far.
+// machineWatch is what a watch has shown of Machines so far.
 type machineWatch struct {
 	mu       sync.Mutex
 	machines map[string]*api.Machine // nil: it was deleted

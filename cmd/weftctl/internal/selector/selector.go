@@ -69,7 +69,7 @@ func (p *parser) take(sign string) bool {
 	return ok
 }
 
-// word is what stands before the next sign or blank; it may be empty.
+// word is the text up to the next sign or blank; it may be empty.
 func (p *parser) word() string {
 	end := strings.IndexAny(p.rest, " \t\r\n,()=!")
 	if end < 0 {

@@ -1,5 +1,5 @@
 // Command init is all that runs in the Guests of the tests: it counts on the
-// console and does what it is told there.
+// console and carries out the commands that it reads there.
 package main
 
 import (
@@ -320,7 +320,7 @@ func agent(say func(string, ...any)) {
 	}
 }
 
-// shutdown stands where qemu-ga looks for it.
+// shutdown is where qemu-ga looks for it.
 func shutdown() {
 	if console, err := os.OpenFile("/dev/console", os.O_RDWR, 0); err == nil {
 		fmt.Fprintf(console, "\r\n@shutdown %s\r\n", strings.Join(os.Args[1:], " "))

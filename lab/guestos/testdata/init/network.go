@@ -59,7 +59,7 @@ func call(address string) string {
 	return string(name) + text(err)
 }
 
-// leave says its words where it was told to.
+// leave writes its words to the given place.
 func leave() error {
 	where := farewell.Load()
 	if where == nil {
