@@ -298,7 +298,7 @@ func (h *Hub) Serve(ctx context.Context, p Peer, c Conn) error {
 	if err := h.admit(ctx, p, send); err != nil {
 		return err
 	}
-	in := &frames{r: bufio.NewReaderSize(c.In, 64<<10), deadline: c.SetReadDeadline, patience: patience}
+	in := &frames{r: bufio.NewReader(c.In), deadline: c.SetReadDeadline, patience: patience}
 	hello, err := in.hello()
 	if err != nil {
 		return fmt.Errorf("host %s: %w", p.Name, err)

@@ -351,6 +351,9 @@ func TestEdges(t *testing.T) {
 		t.Fatal(err)
 	}
 	has.follow(h, closed("198.18.0.0/16"))
+	r.Change(hostName(1), bmc("https://198.19.2.7"))
+	r.Change(hostName(0), bmc("https://198.19.2.6"))
+	has.follow(h, closed("198.18.0.0/16", "198.19.2.6/31"))
 }
 
 // TestTombstone deletes a Network under two hosts, one of which is away for a

@@ -5,23 +5,27 @@ import (
 	"net/url"
 	"slices"
 
+	"go4.org/netipx"
+
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
 )
 
 // Closed lists the prefixes that no tenant may reach: those of every Subnet of the Site, and every BMC outside of
-// them. It is sorted.
+// them, with neighbouring BMCs in one prefix, because every host gets the list. It is sorted.
 func Closed(c *store.Cache) []netip.Prefix {
 	var list []netip.Prefix
 	for _, s := range store.CachedList[api.Subnet](c) {
 		list = append(list, s.Spec.Prefixes...)
 	}
-	subnets := len(list)
+	var bmcs netipx.IPSetBuilder
 	for _, m := range store.CachedList[api.Machine](c) {
-		if a, ok := bmcAddress(m); ok && !slices.ContainsFunc(list[:subnets], func(p netip.Prefix) bool { return p.Contains(a) }) {
-			list = append(list, netip.PrefixFrom(a, a.BitLen()))
+		if a, ok := bmcAddress(m); ok && !slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			bmcs.Add(a)
 		}
 	}
+	set, _ := bmcs.IPSet() // it refuses invalid addresses, of which there are none
+	list = append(list, set.Prefixes()...)
 	slices.SortFunc(list, comparePrefix)
 	return slices.Compact(list)
 }

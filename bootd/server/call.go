@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -68,6 +70,38 @@ func (c *call) json(status int, v any) error {
 	}
 	c.w.Header().Set("Content-Type", "application/json")
 	c.write(status, append(raw, '\n'))
+	return nil
+}
+
+// list answers with a List. It is written item by item: in one piece, a thousand Machines would be in memory three times.
+func (c *call) list(l api.List) error {
+	items := l.Items
+	l.Items = []json.RawMessage{}
+	frame, err := api.Encode(l)
+	if err != nil {
+		return err
+	}
+	end := []byte("]}") // items is the last field
+	head, ok := bytes.CutSuffix(frame, end)
+	if !ok {
+		return fmt.Errorf("encode a list: it ends with %q, want %q", frame[len(frame)-len(end):], end)
+	}
+	length := len(head) + len(end) + 1 + max(len(items)-1, 0)
+	for _, item := range items {
+		length += len(item)
+	}
+	c.status = http.StatusOK
+	c.w.Header().Set("Content-Type", "application/json")
+	c.w.Header().Set("Content-Length", strconv.Itoa(length))
+	c.w.WriteHeader(c.status)
+	_, _ = c.w.Write(head) // a client that has disconnected is not an error
+	for i, item := range items {
+		if i > 0 {
+			_, _ = c.w.Write([]byte{','})
+		}
+		_, _ = c.w.Write(item)
+	}
+	_, _ = c.w.Write(append(end, '\n'))
 	return nil
 }
 

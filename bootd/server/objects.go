@@ -156,7 +156,7 @@ func (h *objects) list(c *call, k api.Kind) error {
 			return err
 		}
 	}
-	return c.json(http.StatusOK, l)
+	return c.list(l)
 }
 
 // all reads from the store, not the cache: the revision of an idle cache can be so old that no watch can continue
