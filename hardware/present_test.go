@@ -47,7 +47,7 @@ func TestPresentedWithoutACredential(t *testing.T) {
 	web.Config.ErrorLog = log.New(io.Discard, "", 0) // the handshakes are ended halfway
 	web.StartTLS()
 	t.Cleanup(web.Close)
-	ssh := serveShell(t, 2, false)
+	ssh := serveShell(t, 2, byPassword)
 
 	// The first port is not an SSH server's.
 	got, err := present(t.Context(), web.Listener.Addr().String(), web.Listener.Addr().String(), ssh.address)

@@ -2,6 +2,7 @@ package hardware
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"slices"
 	"time"
@@ -22,7 +23,8 @@ type HostKey struct {
 
 // ShellConfig is how the SSH server of a BMC is logged in to with the endpoint's user and password. No password is sent to
 // one that presents another host key than is pinned (*HostKeyMismatchError), nor, where only pinned ones are entered, to
-// one without a pin (*UntrustedError). A key that is accepted goes to seen, before the password is sent.
+// one without a pin (*UntrustedError). A key that is accepted goes to seen, before the password is sent. The config is for one
+// login, in which the password is sent at most once: a server that refuses it counts each time towards locking the account.
 func ShellConfig(e Endpoint, seen func(HostKey)) *ssh.ClientConfig {
 	config := anyShell(func(_ string, _ net.Addr, key ssh.PublicKey) error {
 		got := hostKeyOf(key)
@@ -36,17 +38,33 @@ func ShellConfig(e Endpoint, seen func(HostKey)) *ssh.ClientConfig {
 		return nil
 	})
 	config.User = e.Username
-	config.Auth = []ssh.AuthMethod{ssh.Password(e.Password), ssh.KeyboardInteractive(answerWith(e.Password))}
+	password := passwordOnce(e.Password)
+	config.Auth = []ssh.AuthMethod{ssh.PasswordCallback(password), ssh.KeyboardInteractive(answerWith(password))}
 	return config
 }
 
+// passwordOnce gives the password once, whichever method asks for it.
+func passwordOnce(password string) func() (string, error) {
+	given := false
+	return func() (string, error) {
+		if given {
+			return "", fmt.Errorf("%w: the SSH server asks for the password again", ErrUnauthorized)
+		}
+		given = true
+		return password, nil
+	}
+}
+
 // answerWith answers the one hidden question of servers that take a password only as such an answer.
-func answerWith(password string) ssh.KeyboardInteractiveChallenge {
-	return func(_, _ string, questions []string, echos []bool) ([]string, error) {
-		answers := make([]string, len(questions))
+func answerWith(password func() (string, error)) ssh.KeyboardInteractiveChallenge {
+	return func(_, _ string, questions []string, echos []bool) (answers []string, err error) {
+		answers = make([]string, len(questions))
 		for i := range questions {
-			if !echos[i] {
-				answers[i] = password
+			if echos[i] {
+				continue
+			}
+			if answers[i], err = password(); err != nil {
+				return nil, err
 			}
 		}
 		return answers, nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,8 +23,17 @@ type shell struct {
 	sent    []string
 }
 
-// serveShell starts one whose host key is made of seed. byQuestion: it takes a password only as an answer to a question.
-func serveShell(t *testing.T, seed byte, byQuestion bool) *shell {
+// methods are how a shell takes a password.
+type methods int
+
+const (
+	byPassword methods = iota
+	byQuestion
+	byBoth
+)
+
+// serveShell starts one whose host key is made of seed.
+func serveShell(t *testing.T, seed byte, by methods) *shell {
 	t.Helper()
 	signer, err := ssh.NewSignerFromKey(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{seed}, ed25519.SeedSize)))
 	if err != nil {
@@ -35,15 +45,21 @@ func serveShell(t *testing.T, seed byte, byQuestion bool) *shell {
 	}
 	s := &shell{address: l.Addr().String(), hostKey: ssh.FingerprintSHA256(signer.PublicKey())}
 	config := &ssh.ServerConfig{}
-	if byQuestion {
+	if by != byPassword {
 		config.KeyboardInteractiveCallback = func(_ ssh.ConnMetadata, ask ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
-			answers, err := ask("", "", []string{"Password: "}, []bool{false})
-			if err != nil {
-				return nil, err
+			for range 3 { // a wrong one leads to the same question
+				answers, err := ask("", "", []string{"Password: "}, []bool{false})
+				if err != nil {
+					return nil, err
+				}
+				if s.judge(answers[0]) == nil {
+					return nil, nil
+				}
 			}
-			return nil, s.judge(answers[0])
+			return nil, errors.New("three wrong passwords")
 		}
-	} else {
+	}
+	if by != byQuestion {
 		config.PasswordCallback = func(_ ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
 			return nil, s.judge(string(password))
 		}
@@ -90,19 +106,19 @@ func (s *shell) passwords() []string {
 func TestNoPasswordIsSentToAnotherHostKey(t *testing.T) {
 	const other = "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"
 	for name, test := range map[string]struct {
-		pinned     func(*shell) string
-		only       bool
-		byQuestion bool
-		entered    bool
+		pinned  func(*shell) string
+		only    bool
+		by      methods
+		entered bool
 	}{
 		"pinned":                {pinned: func(s *shell) string { return s.hostKey }, only: true, entered: true},
-		"pinned, by a question": {pinned: func(s *shell) string { return s.hostKey }, byQuestion: true, entered: true},
+		"pinned, by a question": {pinned: func(s *shell) string { return s.hostKey }, by: byQuestion, entered: true},
 		"changed":               {pinned: func(*shell) string { return other }},
 		"first contact":         {pinned: func(*shell) string { return "" }, entered: true},
 		"not trusted yet":       {pinned: func(*shell) string { return "" }, only: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := serveShell(t, 1, test.byQuestion)
+			s := serveShell(t, 1, test.by)
 			var seen []HostKey
 			e := Endpoint{Address: "https://bmc", Username: "admin", Password: "secret", HostKey: test.pinned(s), PinnedOnly: test.only}
 			client, err := ssh.Dial("tcp", s.address, ShellConfig(e, func(k HostKey) { seen = append(seen, k) }))
@@ -143,5 +159,24 @@ func TestHostKeyIsMissingWhereNoSSHServerAnswers(t *testing.T) {
 	_ = l.Close()
 	if key := hostKey(t.Context(), l.Addr().String()); key != nil {
 		t.Errorf("a closed port shows %v", *key)
+	}
+}
+
+// Each wrong password that is sent counts towards locking the account.
+func TestPasswordIsSentOncePerLogin(t *testing.T) {
+	for _, by := range []methods{byPassword, byQuestion, byBoth} {
+		s := serveShell(t, 1, by)
+		e := Endpoint{Address: "https://bmc", Username: "admin", Password: "wrong", HostKey: s.hostKey}
+		client, err := ssh.Dial("tcp", s.address, ShellConfig(e, func(HostKey) {}))
+		if err == nil {
+			_ = client.Close()
+			t.Fatal("a wrong password is taken")
+		}
+		if sent := s.passwords(); !slices.Equal(sent, []string{"wrong"}) {
+			t.Errorf("method %d: the server was sent %q (%v)", by, sent, err)
+		}
+		if !errors.Is(err, ErrUnauthorized) && !strings.Contains(err.Error(), "unable to authenticate") {
+			t.Errorf("method %d: %v", by, err)
+		}
 	}
 }
