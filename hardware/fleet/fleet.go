@@ -23,6 +23,7 @@ const (
 	keep         = time.Minute      // how long a login is kept while its BMC is idle
 	shortConnect = 3 * time.Second  // what a BMC that was silent last time has to answer in
 	silentFor    = 10 * time.Minute // how long that is remembered
+	refusedFor   = 5 * time.Minute  // how long a password that a console refused is not sent to it again
 )
 
 // ErrClosed: the fleet carries out nothing any more.
@@ -39,9 +40,17 @@ type Fleet struct {
 	cancel  context.CancelFunc
 	owned   sync.WaitGroup
 
-	mu     sync.Mutex // guards the fields below, and the counts of the owners
-	owners map[key]*owner
-	silent map[key]time.Time // when a BMC last did not answer
+	mu      sync.Mutex // guards the fields below, and the counts of the owners
+	owners  map[key]*owner
+	silent  map[key]time.Time // when a BMC last did not answer
+	refused map[key]refusal   // of the password, when a console was opened
+}
+
+// refusal is an endpoint whose password was refused.
+type refusal struct {
+	endpoint hardware.Endpoint
+	at       time.Time
+	err      error
 }
 
 // key tells owners apart.
@@ -49,7 +58,7 @@ type key struct{ address, username string }
 
 // New returns a fleet that logs in with connect. Close it.
 func New(connect Connect, log *slog.Logger) *Fleet {
-	f := &Fleet{connect: connect, log: log, owners: map[key]*owner{}, silent: map[key]time.Time{}}
+	f := &Fleet{connect: connect, log: log, owners: map[key]*owner{}, silent: map[key]time.Time{}, refused: map[key]refusal{}}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f
 }
@@ -85,8 +94,20 @@ func (f *Fleet) Do(ctx context.Context, endpoint hardware.Endpoint, what string,
 
 // Console opens the serial console by the first way that leads there; ctx bounds the opening only. A login that the console
 // needs is kept until it is closed; one that the BMC has not to spare only if need is true: ErrCrowded otherwise. It is
-// opened aside: the BMC's other calls do not wait for it.
+// opened aside: the BMC's other calls do not wait for it. A password that was refused is not sent again for five minutes,
+// whoever asks.
 func (f *Fleet) Console(ctx context.Context, endpoint hardware.Endpoint, need bool) (*hardware.Console, error) {
+	if err := f.refusal(endpoint); err != nil {
+		return nil, err
+	}
+	opened, err := f.openConsole(ctx, endpoint, need)
+	if errors.Is(err, hardware.ErrUnauthorized) {
+		f.noteRefusal(endpoint, err)
+	}
+	return opened, err
+}
+
+func (f *Fleet) openConsole(ctx context.Context, endpoint hardware.Endpoint, need bool) (*hardware.Console, error) {
 	var ways []hardware.ConsoleWay
 	var o *owner
 	spare := false
@@ -228,4 +249,28 @@ func (f *Fleet) answered(k key, err error) {
 			delete(f.silent, other)
 		}
 	}
+}
+
+// refusal is why a console is not opened with the endpoint's password; nil when it may be.
+func (f *Fleet) refusal(e hardware.Endpoint) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	last, ok := f.refused[keyOf(e)]
+	left := refusedFor - time.Since(last.at)
+	if !ok || left <= 0 || last.endpoint.Password != e.Password || last.endpoint.IPMI != e.IPMI {
+		return nil
+	}
+	return fmt.Errorf("not tried again for %s, accounts lock; a changed Secret is tried at once: %w", left.Round(time.Second), last.err)
+}
+
+// noteRefusal notes that the endpoint's password was refused, and forgets what was noted long ago.
+func (f *Fleet) noteRefusal(e hardware.Endpoint, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for other, last := range f.refused {
+		if time.Since(last.at) >= refusedFor {
+			delete(f.refused, other)
+		}
+	}
+	f.refused[keyOf(e)] = refusal{endpoint: e, at: time.Now(), err: err}
 }

@@ -29,6 +29,7 @@ type world struct {
 	refuses string // a password
 	crowded bool
 	console error // that opening the console by SSH ends with
+	opens   int   // of the console by SSH
 }
 
 func newWorld(t *testing.T) *world {
@@ -111,7 +112,12 @@ func (s *server) Consoles(context.Context) ([]hardware.ConsoleWay, error) {
 	open := func(context.Context) (*hardware.Console, error) {
 		return &hardware.Console{ReadWriteCloser: stream{}}, nil
 	}
-	refused := func(context.Context) (*hardware.Console, error) { return nil, s.service.world.console }
+	refused := func(context.Context) (*hardware.Console, error) {
+		s.service.world.mu.Lock()
+		defer s.service.world.mu.Unlock()
+		s.service.world.opens++
+		return nil, s.service.world.console
+	}
 	return []hardware.ConsoleWay{{Kind: hardware.ConsoleSSH, Open: refused}, {Kind: hardware.ConsoleWebSocket, Login: true, Open: open}}, nil
 }
 
@@ -416,4 +422,23 @@ func TestConsoleIsNotOpenedAtAnyPrice(t *testing.T) {
 			w.expect(t, "given up", 1, 1)
 		})
 	}
+}
+
+// TestRefusedConsole: a password that the console refused is not sent to it again for five minutes; another one is at once.
+func TestRefusedConsole(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		w.console = fmt.Errorf("%w: no", hardware.ErrUnauthorized)
+		corrected := endpoint(1)
+		corrected.Password = "corrected"
+		for n, c := range []struct {
+			after time.Duration
+			e     hardware.Endpoint
+			opens int
+		}{{0, endpoint(1), 1}, {4 * time.Minute, endpoint(1), 1}, {2 * time.Minute, endpoint(1), 2}, {0, corrected, 3}, {0, corrected, 3}, {0, endpoint(2), 4}} {
+			time.Sleep(c.after)
+			if _, err := f.Console(t.Context(), c.e, true); !errors.Is(err, hardware.ErrUnauthorized) || w.opens != c.opens {
+				t.Errorf("call %d: %v after %d tries, want %d", n, err, w.opens, c.opens)
+			}
+		}
+	})
 }
