@@ -98,6 +98,8 @@ func TestBMCOverIPMI(t *testing.T) {
 		`"address":"ipmi://198.18.0.7","protocol":"ipmi","tls":{"fingerprint":"sha256:` + zeros64 + `"}`: "/spec/bmc/tls/fingerprint",
 		`"address":"https://198.18.0.7","fallback":"ipmi","system":"1"`:                                  "/spec/bmc/system",
 		`"address":"https://198.18.0.7","fallback":"ssh"`:                                                "/spec/bmc/fallback",
+		`"address":"https://198.18.0.7","console":"attached"`:                                            "",
+		`"address":"https://198.18.0.7","console":"never"`:                                               "/spec/bmc/console",
 		`"address":"https://198.18.0.7","ipmi":{}`:                                                       "/spec/bmc/ipmi",
 	} {
 		got := decodeAndValidate(strings.Replace(goodMachine, `"address":"https://198.18.0.7"`, text, 1))

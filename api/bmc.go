@@ -25,6 +25,9 @@ func (b *BMC) setDefaults() {
 	if b.Protocol == "" {
 		b.Protocol = ProtocolRedfish
 	}
+	if b.Console == "" {
+		b.Console = ConsoleBoot
+	}
 	if !b.SpeaksIPMI() {
 		return
 	}

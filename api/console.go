@@ -8,6 +8,12 @@ type ConsoleKind string
 // The ConsoleKinds, as far as they are needed here.
 const NoConsole ConsoleKind = "none"
 
+// When bootd has a Machine's serial console open.
+const (
+	ConsoleBoot     = "boot"     // while a BootAttempt is open, and while a person is attached
+	ConsoleAttached = "attached" // only while a person is attached
+)
+
 // HasConsole reports whether the Machine is known to have a serial console.
 func (m *Machine) HasConsole() bool {
 	kind := m.Status.BMC.Console

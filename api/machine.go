@@ -176,6 +176,7 @@ type BMC struct {
 	Credentials string   `json:"credentials" doc:"A Secret with username and password."`
 	TLS         BMCTLS   `json:"tls,omitzero" doc:"How the BMC's certificate is checked."`
 	SSH         BMCSSH   `json:"ssh,omitzero" doc:"How the BMC's SSH host key is checked."`
+	Console     string   `json:"console,omitzero" enum:"boot,attached" doc:"When bootd has the serial console open, which most BMCs give to one client at a time. boot: while a BootAttempt is open, so that its last lines are kept, and while a person is attached. attached: only while a person is attached (weftctl console). Default: boot."`
 }
 
 // BMCTLS pins the BMC's certificate.
@@ -543,6 +544,9 @@ func (m *Machine) validateBMC(e *FieldErrors) {
 	}
 	e.oneOf(at("spec", "bmc", "protocol"), b.Protocol, ProtocolRedfish, ProtocolIPMI)
 	b.validateIPMI(e)
+	if b.Console != "" {
+		e.oneOf(at("spec", "bmc", "console"), b.Console, ConsoleBoot, ConsoleAttached)
+	}
 	if len(b.System) > 255 || strings.ContainsAny(b.System, "/?# ") {
 		e.add(at("spec", "bmc", "system"), "invalid system %q: want the last part of its Redfish path", b.System)
 	}

@@ -108,7 +108,7 @@ func (k *Keeper) changed(ch store.Change) {
 		return
 	}
 	p := k.ports[m.Metadata.UID]
-	wanted := m.Spec.BMC != nil && m.Status.Attempt.Open() && m.Status.Conditions.Is(api.CondBMC)
+	wanted := m.Spec.BMC != nil && m.Spec.BMC.Console != api.ConsoleAttached && m.Status.Attempt.Open() && m.Status.Conditions.Is(api.CondBMC)
 	if p == nil && !wanted {
 		return
 	}

@@ -223,6 +223,35 @@ func TestPersonsShareTheConsole(t *testing.T) {
 	}
 }
 
+// TestConsoleOnlyWhenAttached: a Machine may say that its console is for persons alone, also while it is listened to.
+func TestConsoleOnlyWhenAttached(t *testing.T) {
+	r := newRig(t)
+	m := r.machine("r1u01", true)
+	far := r.end()
+	only := *m.Spec.BMC
+	only.Console = api.ConsoleAttached
+	m = r.Change("r1u01", func(m *api.Machine) { m.Spec.BMC = &only })
+	if _, err := far.Read(make([]byte, 1)); err == nil {
+		t.Error("the console is open with no one attached")
+	}
+	one, err := r.keeper.Attach(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far = r.end()
+	write(t, far, "for the person\r\n")
+	read(t, one, "for the person\r\n")
+	if err := one.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := far.Read(make([]byte, 1)); err == nil {
+		t.Error("the console is open after the person has left")
+	}
+	if n := r.opened(); n != 2 {
+		t.Errorf("it was opened %d times", n)
+	}
+}
+
 // TestRefusal: a person sees it at once, and what only a person can mend is not tried again in the same BootAttempt.
 func TestRefusal(t *testing.T) {
 	r := newRig(t)
