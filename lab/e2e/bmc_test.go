@@ -1,12 +1,46 @@
 package e2e
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/lab"
+	"github.com/rackweft/rackweft/lab/bmc"
 	"github.com/rackweft/rackweft/lab/rig"
 )
+
+// consoleByILO are the lab's machines, of which one has its console where iLO has it: behind a command line over SSH, for one
+// client at a time.
+func consoleByILO() []lab.MachineConfig {
+	machines := lab.DefaultMachines()
+	for i := range machines {
+		if machines[i].Name == uefi {
+			machines[i].BMC.Console = bmc.Console{Access: bmc.BySSH, Style: bmc.ILO}
+		}
+	}
+	return machines
+}
+
+// consoleWasKept: with no one attached, what the machine has shown before its BootAttempt 2 failed is there to be read.
+func consoleWasKept(t *testing.T, r *rig.Rig) {
+	m := r.WaitMachine(uefi, "BootAttempt 3 is open", func(m *api.Machine) bool { return m.Status.Attempt.Number == 3 })
+	if m.Status.BMC.Console != "ssh" {
+		t.Errorf("its console was reached by %q, want ssh", m.Status.BMC.Console)
+	}
+	log, err := r.Client.ConsoleLog(t.Context(), uefi)
+	if err != nil {
+		t.Fatal(err)
+	}
+	booted := func(l api.ConsoleLine) bool { return l.Attempt == 2 && strings.Contains(l.Text, "ignition") }
+	if !slices.ContainsFunc(log.Lines, booted) {
+		t.Errorf("bootd has kept nothing that Ignition printed in BootAttempt 2: %v", log.Lines)
+	}
+	if out, err := r.Weftctl("explain", "machine", uefi); err != nil || !strings.Contains(out, "Console, the last 15") {
+		t.Errorf("explain does not show the console (%v):\n%s", err, out)
+	}
+}
 
 // badBMCs: each way in which a BMC can fail has its reason, and mending it mends the Machine.
 func badBMCs(t *testing.T, r *rig.Rig) {

@@ -40,7 +40,7 @@ const (
 // TestRack takes a BIOS and a UEFI machine from off to Active while bootd is killed in every stage, then does
 // to them what happens to machines.
 func TestRack(t *testing.T) {
-	r := rig.Up(t, rig.Options{Manifests: withoutStranger, NoManifests: true})
+	r := rig.Up(t, rig.Options{Machines: consoleByILO(), Manifests: withoutStranger, NoManifests: true})
 	key := newKey(t)
 	addLayers(t, r, key)
 	r.Apply(manifests(t, r)...)
@@ -422,6 +422,7 @@ func resetInMidBoot(t *testing.T, r *rig.Rig) {
 	if err := r.Rack.Machine(uefi).Reset(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	consoleWasKept(t, r)
 	m := r.WaitMachine(uefi, "Active in BootAttempt 3", func(m *api.Machine) bool {
 		return m.Status.Phase == api.PhaseActive && m.Status.Attempt.Number == 3
 	})
