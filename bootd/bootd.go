@@ -196,7 +196,7 @@ func (d *daemon) build(ctx context.Context) error {
 	}
 	d.fleet = fleet.New(d.connectBMC, d.log)
 	d.consoles = console.New(console.Config{
-		Cache: d.cache, Open: d.openConsole, Log: d.log,
+		Cache: d.cache, Open: d.openConsole, Event: d.record.Event, Log: d.log,
 		Learned: func(ctx context.Context, m *api.Machine, kind api.ConsoleKind, hostKey api.HostKey) error {
 			return machine.LearnConsole(ctx, control.Env{Store: d.store, Cache: d.cache, Event: d.record.Event, Log: d.log}, m, kind, hostKey)
 		},

@@ -22,6 +22,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/zone"
 	"github.com/rackweft/rackweft/hardware"
 	"github.com/rackweft/rackweft/hardware/fallback"
+	"github.com/rackweft/rackweft/hardware/fleet"
 	"github.com/rackweft/rackweft/hardware/ipmi"
 )
 
@@ -201,11 +202,11 @@ func (d *daemon) connectIPMI(ctx context.Context, e hardware.Endpoint) (hardware
 }
 
 // openConsole opens a Machine's serial console through its BMC.
-func (d *daemon) openConsole(ctx context.Context, m *api.Machine, need bool) (*hardware.Console, error) {
+func (d *daemon) openConsole(ctx context.Context, m *api.Machine, price fleet.Price) (*hardware.Console, error) {
 	endpoint, err := machine.Endpoint(ctx, d.store, d.cache, m)
 	if err != nil {
 		return nil, err
 	}
-	opened, err := d.fleet.Console(ctx, endpoint, need)
+	opened, err := d.fleet.Console(ctx, endpoint, price)
 	return opened, machine.TrustAdvice(m, err)
 }

@@ -20,8 +20,10 @@ type ConsoleWay struct {
 	Kind ConsoleKind
 	// Login: the console ends with the BMC's login, which must be kept while it is open.
 	Login bool
-	// Open opens the console; ctx bounds the opening only.
+	// Open opens the console; ctx bounds the opening only. It fails with ErrInUse where another client has it.
 	Open func(ctx context.Context) (*Console, error)
+	// Free ends the client that has the console, whoever that is; nil where the BMC has no way to do that alone.
+	Free func(ctx context.Context) error
 }
 
 // Console is an open serial console. It has one reader at a time; Write and Close may be called at the same time.
@@ -29,4 +31,5 @@ type Console struct {
 	io.ReadWriteCloser
 	Kind    ConsoleKind
 	HostKey string // that the BMC's SSH server presented, as Endpoint.HostKey; empty for the other kinds
+	Freed   bool   // another client's console was ended for it
 }

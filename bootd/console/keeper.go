@@ -15,6 +15,7 @@ import (
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/fleet"
 	"github.com/rackweft/rackweft/internal/wait"
 )
 
@@ -28,20 +29,22 @@ const (
 // Config is what a Keeper works with.
 type Config struct {
 	Cache *store.Cache
-	// Open opens the serial console of a Machine; need: also at the price of a login that its BMC has not to spare.
-	Open func(ctx context.Context, m *api.Machine, need bool) (*hardware.Console, error)
+	// Open opens the serial console of a Machine.
+	Open func(ctx context.Context, m *api.Machine, price fleet.Price) (*hardware.Console, error)
 	// Learned is called with what came of opening it: how it was reached, or NoConsole where the BMC has none, and the
 	// host key that the BMC's SSH server showed.
 	Learned func(ctx context.Context, m *api.Machine, kind api.ConsoleKind, hostKey api.HostKey) error
+	Event   func(o api.Object, typ api.EventType, reason, message string)
 	Log     *slog.Logger
 }
 
 // Keeper listens to the consoles. Close it.
 type Keeper struct {
-	config Config
-	ctx    context.Context // over when the Keeper is closed
-	cancel context.CancelFunc
-	work   sync.WaitGroup
+	config  Config
+	started time.Time
+	ctx     context.Context // over when the Keeper is closed
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
 
 	mu    sync.Mutex       // guards the fields below, and the ports
 	ports map[string]*port // by the Machine's UID
@@ -58,6 +61,7 @@ type port struct {
 	running bool // a goroutine listens, or is about to end
 	cancel  context.CancelFunc
 	stream  *hardware.Console // nil: not open
+	settled bool              // that another client has it cannot be a bootd before this one
 	wake    wait.Signal       // open it now
 
 	clean cleaner
@@ -67,7 +71,7 @@ type port struct {
 
 // New returns a Keeper that listens to nothing yet.
 func New(config Config) *Keeper {
-	k := &Keeper{config: config, ports: map[string]*port{}}
+	k := &Keeper{config: config, started: time.Now(), ports: map[string]*port{}}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	return k
 }
@@ -209,7 +213,7 @@ func (k *Keeper) hear(ctx context.Context, p *port) error {
 		return fmt.Errorf("machine %s: %w", p.name, store.ErrNotFound)
 	}
 	opening, cancel := context.WithTimeout(ctx, openTime)
-	stream, err := k.config.Open(opening, m, k.opening(p))
+	stream, err := k.config.Open(opening, m, k.opening(p, m))
 	cancel()
 	k.learn(ctx, m, stream, err)
 	if err != nil {
@@ -223,6 +227,9 @@ func (k *Keeper) hear(ctx context.Context, p *port) error {
 		}
 	}()
 	k.opened(p, stream)
+	if stream.Freed {
+		k.config.Event(m, api.Warning, "ConsoleFreed", "the BMC still gave its serial console to a client from before bootd was started, so bootd has ended that one's")
+	}
 	buffer := make([]byte, 4096)
 	for {
 		n, err := stream.Read(buffer)
@@ -258,20 +265,28 @@ func (k *Keeper) learn(ctx context.Context, m *api.Machine, opened *hardware.Con
 	}
 }
 
-// opening reports whether a person waits for the console, and notes which of them hear of a failure.
-func (k *Keeper) opening(p *port) (need bool) {
+// opening tells at what price the console is opened, and notes which persons hear of a failure.
+func (k *Keeper) opening(p *port, m *api.Machine) fleet.Price {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for one := range p.persons {
 		one.tried = true
 	}
-	return len(p.persons) > 0
+	return fleet.Price{Login: len(p.persons) > 0, Other: !p.settled && k.inherited(m)}
+}
+
+// inherited reports whether a bootd that was killed, or was cut off from the BMC, is likely to have had the console: its
+// login may not have ended with it. Of a BootAttempt from before this bootd, that one had
+// the console itself.
+func (k *Keeper) inherited(m *api.Machine) bool {
+	return m.Status.Attempt.Open() && m.Status.Attempt.Started.Before(k.started) && m.HasConsole() && m.Spec.BMC.Console != api.ConsoleAttached
 }
 
 // failed ends the wait of the persons for whom the console was being opened. Those who had it open wait on, if that may help.
 func (k *Keeper) failed(p *port, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	p.settled = p.settled || errors.Is(err, hardware.ErrInUse)
 	for one := range p.persons {
 		if one.tried && (!one.in || final(err)) {
 			one.drop(err)
@@ -282,7 +297,7 @@ func (k *Keeper) failed(p *port, err error) {
 func (k *Keeper) opened(p *port, stream *hardware.Console) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	p.stream = stream
+	p.stream, p.settled = stream, true
 	for one := range p.persons {
 		one.admit()
 	}

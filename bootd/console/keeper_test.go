@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"github.com/rackweft/rackweft/bootd/internal/testsite"
 	"github.com/rackweft/rackweft/bootd/store"
 	"github.com/rackweft/rackweft/hardware"
+	"github.com/rackweft/rackweft/hardware/fleet"
 )
 
 // rig is a Keeper with Machines whose consoles the test holds.
@@ -27,7 +29,8 @@ type rig struct {
 
 	mu      sync.Mutex
 	refuse  error // what opening ends with
-	needs   []bool
+	prices  []fleet.Price
+	events  []string
 	learned []api.ConsoleKind
 	ends    chan net.Conn // the Machine's end of each console that was opened
 }
@@ -41,6 +44,11 @@ func newRig(t *testing.T) *rig {
 			defer r.mu.Unlock()
 			r.learned = append(r.learned, kind)
 			return nil
+		},
+		Event: func(_ api.Object, _ api.EventType, reason, _ string) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.events = append(r.events, reason)
 		}})
 	ctx, cancel := context.WithCancel(t.Context())
 	var ran sync.WaitGroup
@@ -57,22 +65,22 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-func (r *rig) open(_ context.Context, _ *api.Machine, need bool) (*hardware.Console, error) {
+func (r *rig) open(_ context.Context, _ *api.Machine, price fleet.Price) (*hardware.Console, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.needs = append(r.needs, need)
+	r.prices = append(r.prices, price)
 	if r.refuse != nil {
 		return nil, r.refuse
 	}
 	near, far := net.Pipe()
 	r.ends <- far
-	return &hardware.Console{ReadWriteCloser: near, Kind: hardware.ConsoleSSH}, nil
+	return &hardware.Console{ReadWriteCloser: near, Kind: hardware.ConsoleSSH, Freed: price.Other}, nil
 }
 
 func (r *rig) opened() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.needs)
+	return len(r.prices)
 }
 
 // machine makes one with a BMC that answers, and opens a BootAttempt.
@@ -172,8 +180,8 @@ func TestBootAttemptIsHeard(t *testing.T) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.needs[0] || r.learned[0] != "ssh" {
-		t.Errorf("needs %v, learned %v", r.needs, r.learned)
+	if r.prices[0].Login || r.learned[0] != "ssh" {
+		t.Errorf("prices %v, learned %v", r.prices, r.learned)
 	}
 }
 
@@ -249,6 +257,55 @@ func TestConsoleOnlyWhenAttached(t *testing.T) {
 	}
 	if n := r.opened(); n != 2 {
 		t.Errorf("it was opened %d times", n)
+	}
+}
+
+// TestConsoleOfABootdBefore: in a BootAttempt from before this bootd, whoever has the console when it is first opened is the
+// bootd that was killed, and is ended, which an event says. Nobody is after that, nor in another BootAttempt.
+func TestConsoleOfABootdBefore(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind  api.ConsoleKind
+		age   time.Duration
+		inUse bool // the BMC has no way to end the other one's
+		want  []bool
+	}{
+		"inherited":            {"ssh", time.Minute, false, []bool{true, false}},
+		"without a way":        {"ssh", time.Minute, true, []bool{true, false}},
+		"never opened":         {"", time.Minute, false, []bool{false, false}},
+		"a new BootAttempt":    {"ssh", -time.Minute, false, []bool{false, false}},
+		"without a BMC for it": {api.NoConsole, time.Minute, false, []bool{false, false}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			if c.inUse {
+				r.refuse = hardware.ErrInUse
+			}
+			r.machine("r1u01", false)
+			r.Change("r1u01", func(m *api.Machine) {
+				m.Status.BMC.Console = c.kind
+				m.Status.Attempt = testsite.Attempt("a1", api.StagePowerOn)
+				m.Status.Attempt.Number, m.Status.Attempt.Started = 1, r.keeper.started.Add(-c.age)
+			})
+			r.eventually("it is tried", func() bool { return r.opened() == 1 })
+			r.mu.Lock()
+			r.refuse = nil
+			r.mu.Unlock()
+			if !c.inUse {
+				_ = r.end().Close()
+			}
+			r.eventually("it is opened again", func() bool { return r.opened() == 2 })
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			for i, want := range c.want {
+				if r.prices[i].Other != want {
+					t.Errorf("opening %d ends another client's: %t", i+1, r.prices[i].Other)
+				}
+			}
+			if said := slices.Contains(r.events, "ConsoleFreed"); said != (c.want[0] && !c.inUse) {
+				t.Errorf("events %v", r.events)
+			}
+		})
 	}
 }
 

@@ -92,22 +92,28 @@ func (f *Fleet) Do(ctx context.Context, endpoint hardware.Endpoint, what string,
 	return fmt.Errorf("%s on BMC %s: %w", what, endpoint.Address, err)
 }
 
+// Price is at what price a console is opened.
+type Price struct {
+	Login bool // also with a login that the BMC has not to spare
+	Other bool // where another client has the console, that one's is ended first, as far as the BMC has a way to do that
+}
+
 // Console opens the serial console by the first way that leads there; ctx bounds the opening only. A login that the console
-// needs is kept until it is closed; one that the BMC has not to spare only if need is true: ErrCrowded otherwise. It is
+// needs is kept until it is closed; one that the BMC has not to spare only at that price: ErrCrowded otherwise. It is
 // opened aside: the BMC's other calls do not wait for it. A password that was refused is not sent again for five minutes,
 // whoever asks.
-func (f *Fleet) Console(ctx context.Context, endpoint hardware.Endpoint, need bool) (*hardware.Console, error) {
+func (f *Fleet) Console(ctx context.Context, endpoint hardware.Endpoint, price Price) (*hardware.Console, error) {
 	if err := f.refusal(endpoint); err != nil {
 		return nil, err
 	}
-	opened, err := f.openConsole(ctx, endpoint, need)
+	opened, err := f.openConsole(ctx, endpoint, price)
 	if errors.Is(err, hardware.ErrUnauthorized) {
 		f.noteRefusal(endpoint, err)
 	}
 	return opened, err
 }
 
-func (f *Fleet) openConsole(ctx context.Context, endpoint hardware.Endpoint, need bool) (*hardware.Console, error) {
+func (f *Fleet) openConsole(ctx context.Context, endpoint hardware.Endpoint, price Price) (*hardware.Console, error) {
 	var ways []hardware.ConsoleWay
 	var o *owner
 	spare := false
@@ -123,7 +129,7 @@ func (f *Fleet) openConsole(ctx context.Context, endpoint hardware.Endpoint, nee
 		return nil, err
 	}
 	release := sync.OnceFunc(func() { f.release(o) })
-	opened, login, err := openFirst(ctx, ways, need || spare)
+	opened, login, err := openFirst(ctx, ways, Price{Login: price.Login || spare, Other: price.Other})
 	if !login {
 		release()
 	}
@@ -136,14 +142,14 @@ func (f *Fleet) openConsole(ctx context.Context, endpoint hardware.Endpoint, nee
 
 // openFirst opens the console by the first way that leads there, and reports whether that way needs the login. What is
 // distrusted, or has refused the password, is asked for no other way.
-func openFirst(ctx context.Context, ways []hardware.ConsoleWay, mayKeep bool) (opened *hardware.Console, login bool, err error) {
+func openFirst(ctx context.Context, ways []hardware.ConsoleWay, price Price) (opened *hardware.Console, login bool, err error) {
 	var failed []error
 	for _, way := range ways {
-		if way.Login && !mayKeep {
+		if way.Login && !price.Login {
 			failed = append(failed, fmt.Errorf("console by %s: %w", way.Kind, hardware.ErrCrowded))
 			continue
 		}
-		if opened, err = way.Open(ctx); err == nil {
+		if opened, err = openWay(ctx, way, price.Other); err == nil {
 			return opened, way.Login, nil
 		}
 		failed = append(failed, err)
@@ -152,6 +158,22 @@ func openFirst(ctx context.Context, ways []hardware.ConsoleWay, mayKeep bool) (o
 		}
 	}
 	return nil, false, errors.Join(failed...)
+}
+
+// openWay opens the console; where another client has it, and end is true, after that one's was ended.
+func openWay(ctx context.Context, way hardware.ConsoleWay, end bool) (*hardware.Console, error) {
+	opened, err := way.Open(ctx)
+	if !end || way.Free == nil || !errors.Is(err, hardware.ErrInUse) {
+		return opened, err
+	}
+	if freeErr := way.Free(ctx); freeErr != nil {
+		return nil, errors.Join(err, freeErr)
+	}
+	if opened, err = way.Open(ctx); err != nil {
+		return nil, fmt.Errorf("after the other client's was ended: %w", err)
+	}
+	opened.Freed = true
+	return opened, nil
 }
 
 // console lets its owner go when it is closed.

@@ -30,6 +30,7 @@ type world struct {
 	crowded bool
 	console error // that opening the console by SSH ends with
 	opens   int   // of the console by SSH
+	freed   error // that ending another client's ends with
 }
 
 func newWorld(t *testing.T) *world {
@@ -116,9 +117,20 @@ func (s *server) Consoles(context.Context) ([]hardware.ConsoleWay, error) {
 		s.service.world.mu.Lock()
 		defer s.service.world.mu.Unlock()
 		s.service.world.opens++
-		return nil, s.service.world.console
+		if s.service.world.console != nil {
+			return nil, s.service.world.console
+		}
+		return &hardware.Console{ReadWriteCloser: stream{}, Kind: hardware.ConsoleSSH}, nil
 	}
-	return []hardware.ConsoleWay{{Kind: hardware.ConsoleSSH, Open: refused}, {Kind: hardware.ConsoleWebSocket, Login: true, Open: open}}, nil
+	free := func(context.Context) error {
+		s.service.world.mu.Lock()
+		defer s.service.world.mu.Unlock()
+		if s.service.world.freed == nil {
+			s.service.world.console = nil
+		}
+		return s.service.world.freed
+	}
+	return []hardware.ConsoleWay{{Kind: hardware.ConsoleSSH, Open: refused, Free: free}, {Kind: hardware.ConsoleWebSocket, Login: true, Open: open}}, nil
 }
 
 type stream struct{ io.ReadWriter }
@@ -390,7 +402,7 @@ func TestConsoleKeepsTheLogin(t *testing.T) {
 		bubble(t, func(t *testing.T, w *world, f *Fleet) {
 			w.crowded = crowded
 			w.console = errors.New("no shell")
-			console, err := f.Console(t.Context(), endpoint(1), true)
+			console, err := f.Console(t.Context(), endpoint(1), Price{Login: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -415,7 +427,7 @@ func TestConsoleIsNotOpenedAtAnyPrice(t *testing.T) {
 			if !need {
 				w.console = errors.New("no shell")
 			}
-			if console, err := f.Console(t.Context(), endpoint(1), need); console != nil || !errors.Is(err, want) {
+			if console, err := f.Console(t.Context(), endpoint(1), Price{Login: need}); console != nil || !errors.Is(err, want) {
 				t.Errorf("console %v, %v; want %v", console, err, want)
 			}
 			time.Sleep(2 * time.Minute)
@@ -436,9 +448,37 @@ func TestRefusedConsole(t *testing.T) {
 			opens int
 		}{{0, endpoint(1), 1}, {4 * time.Minute, endpoint(1), 1}, {2 * time.Minute, endpoint(1), 2}, {0, corrected, 3}, {0, corrected, 3}, {0, endpoint(2), 4}} {
 			time.Sleep(c.after)
-			if _, err := f.Console(t.Context(), c.e, true); !errors.Is(err, hardware.ErrUnauthorized) || w.opens != c.opens {
+			if _, err := f.Console(t.Context(), c.e, Price{Login: true}); !errors.Is(err, hardware.ErrUnauthorized) || w.opens != c.opens {
 				t.Errorf("call %d: %v after %d tries, want %d", n, err, w.opens, c.opens)
 			}
 		}
 	})
+}
+
+// TestConsoleOfAnotherClient is ended only at that price, and only where it is what is in the way.
+func TestConsoleOfAnotherClient(t *testing.T) {
+	inUse, failed := fmt.Errorf("open: %w", hardware.ErrInUse), errors.New("the command is unknown")
+	for name, c := range map[string]struct {
+		console, freed error
+		other          bool
+		want           error
+	}{
+		"ended":                   {inUse, nil, true, nil},
+		"not at that price":       {inUse, nil, false, hardware.ErrInUse},
+		"it is not ended":         {inUse, failed, true, failed},
+		"something else is so":    {failed, nil, true, failed},
+		"no one has the console":  {nil, failed, true, nil},
+		"the password is refused": {hardware.ErrUnauthorized, nil, true, hardware.ErrUnauthorized},
+	} {
+		bubble(t, func(t *testing.T, w *world, f *Fleet) {
+			w.crowded, w.console, w.freed = true, c.console, c.freed // so that the way with a login is not taken
+			console, err := f.Console(t.Context(), endpoint(1), Price{Other: c.other})
+			if !errors.Is(err, c.want) {
+				t.Fatalf("%s: %v, want %v", name, err, c.want)
+			}
+			if err == nil && console.Freed != (c.console != nil) {
+				t.Errorf("%s: another client's was ended: %t", name, console.Freed)
+			}
+		})
+	}
 }

@@ -92,7 +92,7 @@ func (b *BMC) Identify(ctx context.Context, on bool) error {
 
 // Consoles is serial over LAN, in a session of its own.
 func (b *BMC) Consoles(context.Context) ([]hardware.ConsoleWay, error) {
-	return []hardware.ConsoleWay{{Kind: hardware.ConsoleSOL, Open: b.openConsole}}, nil
+	return []hardware.ConsoleWay{{Kind: hardware.ConsoleSOL, Open: b.openConsole, Free: b.FreeConsole}}, nil
 }
 
 func (b *BMC) openConsole(ctx context.Context) (*hardware.Console, error) {

@@ -95,7 +95,7 @@ func (c *console) awaitBanner() error {
 func (s *Service) consoleFailure(said string, err error) error {
 	switch {
 	case strings.Contains(said, "already active on another session"), strings.Contains(said, "activation limit reached"):
-		return errors.New("the console is in use by another client")
+		return hardware.ErrInUse
 	case strings.Contains(said, "payload disabled"), strings.Contains(said, "payload type disabled"):
 		return unsupported("serial over LAN is disabled in the BMC: enable it, and for this user")
 	case said != "":

@@ -67,9 +67,13 @@ func (b *BMC) consoles() (ways []hardware.ConsoleWay, err error) {
 		}})
 	}
 	if way, ok := r.serial.ssh(r.quirk.ssh); ok {
-		ways = append(ways, hardware.ConsoleWay{Kind: hardware.ConsoleSSH, Open: func(ctx context.Context) (*hardware.Console, error) {
+		shell := hardware.ConsoleWay{Kind: hardware.ConsoleSSH, Open: func(ctx context.Context) (*hardware.Console, error) {
 			return sshconsole.Open(ctx, r.endpoint, way)
-		}})
+		}}
+		if way.Free != "" {
+			shell.Free = func(ctx context.Context) error { return sshconsole.Free(ctx, r.endpoint, way) }
+		}
+		ways = append(ways, shell)
 	}
 	if len(ways) == 0 {
 		return nil, fmt.Errorf("%w: its tree tells of no console by WebSocket, and of none by SSH that %s is known to open", hardware.ErrUnsupported, r.quirk.name)

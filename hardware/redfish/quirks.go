@@ -35,15 +35,16 @@ type quirk struct {
 	ssh              sshconsole.Way // to the serial console, where the tree says that there is one by SSH
 }
 
-// The ways to the serial console over SSH. Sources: the vendors' manuals of each command line.
+// The ways to the serial console over SSH. Sources: the vendors' manuals of each command line. iDRAC ends logins with
+// closessn, which would end those over Redfish as well.
 func viaILO() sshconsole.Way {
-	return sshconsole.Way{Commands: []string{"vsp"}, Leave: []string{"\x1b("}}
+	return sshconsole.Way{Commands: []string{"vsp"}, Leave: []string{"\x1b("}, Free: "stop /system1/oemhp_vsp1"}
 }
 func viaIDRAC() sshconsole.Way {
 	return sshconsole.Way{Commands: []string{"console com2"}, Leave: []string{"\x1c"}}
 }
 func viaXCC() sshconsole.Way {
-	return sshconsole.Way{Commands: []string{"console 1"}, Leave: []string{"\x1b("}}
+	return sshconsole.Way{Commands: []string{"console 1"}, Leave: []string{"\x1b("}, Free: "console kill 1"}
 }
 func viaSMASH() sshconsole.Way {
 	return sshconsole.Way{Commands: []string{"cd system1/sol1", "start"}, Leave: []string{"\x1bT", "\x1bt"}}

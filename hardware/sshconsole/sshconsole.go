@@ -39,50 +39,63 @@ type Way struct {
 	Port     int      // Default: 22
 	Commands []string // typed one by one at the prompt of the BMC's command line; none: a login is the console
 	Leave    []string // keys that lead from the console back to the command line; the first are sent at the end
+	Free     string   // command that ends another client's console; empty: the BMC is known to have none
 }
 
 // Open logs in and opens the console; ctx bounds that only. Nothing is sent to a server whose host key is refused: see
-// hardware.ShellConfig. A refused password is hardware.ErrUnauthorized.
+// hardware.ShellConfig. A refused password is hardware.ErrUnauthorized, a console that another client has hardware.ErrInUse.
 func Open(ctx context.Context, e hardware.Endpoint, w Way) (*hardware.Console, error) {
-	u, err := url.Parse(e.Address)
+	s, key, err := enterShell(ctx, e, w, func(s *stream) error { return s.enter(ctx, w.Commands) })
 	if err != nil {
-		return nil, fmt.Errorf("BMC address: %w", err)
+		return nil, fmt.Errorf("open the serial console over SSH to %s: %w", e.Address, err)
 	}
-	address := net.JoinHostPort(u.Hostname(), strconv.Itoa(cmp.Or(w.Port, 22)))
-	console, err := open(ctx, address, e, w)
-	if err != nil {
-		return nil, fmt.Errorf("open the serial console over SSH to %s: %w", address, err)
-	}
-	return console, nil
+	return &hardware.Console{ReadWriteCloser: s, Kind: hardware.ConsoleSSH, HostKey: key.Fingerprint}, nil
 }
 
-func open(ctx context.Context, address string, e hardware.Endpoint, w Way) (*hardware.Console, error) {
+// Free ends the client that has the console, with the command of the Way.
+func Free(ctx context.Context, e hardware.Endpoint, w Way) error {
+	if err := hardware.Permitted(ctx, "SSH", w.Free); err != nil {
+		return err
+	}
+	s, _, err := enterShell(ctx, e, Way{Port: w.Port}, func(s *stream) error { return s.order(ctx, w.Free) })
+	if err != nil {
+		return fmt.Errorf("end another client's serial console over SSH to %s: %w", e.Address, err)
+	}
+	return s.Close()
+}
+
+// enterShell logs in, starts a shell and does what is to be done there before ctx is over.
+func enterShell(ctx context.Context, e hardware.Endpoint, w Way, do func(*stream) error) (s *stream, key hardware.HostKey, err error) {
+	u, err := url.Parse(e.Address)
+	if err != nil {
+		return nil, key, fmt.Errorf("BMC address: %w", err)
+	}
+	address := net.JoinHostPort(u.Hostname(), strconv.Itoa(cmp.Or(w.Port, 22)))
 	dialer := &net.Dialer{Timeout: cmp.Or(e.ConnectTimeout, 10*time.Second)}
 	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
-		return nil, err
+		return nil, key, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	var key hardware.HostKey
 	client, err := login(conn, address, hardware.ShellConfig(e, func(k hardware.HostKey) { key = k }))
 	if err != nil {
 		_ = conn.Close() // x/crypto may have closed it
-		return nil, errors.Join(err, ctx.Err())
+		return nil, key, fmt.Errorf("port %d: %w", cmp.Or(w.Port, 22), errors.Join(err, ctx.Err()))
 	}
-	s := &stream{client: client, keys: filter{leave: w.Leave}, done: make(chan struct{}), output: make(chan []byte)}
+	s = &stream{client: client, keys: filter{leave: w.Leave}, done: make(chan struct{}), output: make(chan []byte)}
 	err = s.start()
 	if err == nil {
-		err = s.enter(ctx, w.Commands)
+		err = do(s)
 	}
 	if err == nil && !stop() {
 		err = ctx.Err() // the connection is closed
 	}
 	if err != nil {
 		_ = s.Close() // it is of no use
-		return nil, err
+		return nil, key, fmt.Errorf("port %d: %w", cmp.Or(w.Port, 22), err)
 	}
-	return &hardware.Console{ReadWriteCloser: s, Kind: hardware.ConsoleSSH, HostKey: key.Fingerprint}, nil
+	return s, key, nil
 }
 
 func login(conn net.Conn, address string, config *ssh.ClientConfig) (*ssh.Client, error) {
@@ -162,18 +175,11 @@ func (s *stream) forward(output io.Reader) {
 }
 
 // enter types the commands that open the console, each when it is asked for.
-func (s *stream) enter(ctx context.Context, commands []string) error {
+func (s *stream) enter(ctx context.Context, commands []string) (err error) {
 	var prompt []byte
 	for _, command := range commands {
-		said, err := s.listen(ctx, promptLimit, asksForCommand)
-		if err != nil {
+		if prompt, err = s.command(ctx, command); err != nil {
 			return err
-		}
-		if prompt = lastLine(said); !isPrompt(prompt) {
-			return fmt.Errorf("no prompt for %q came within %s, but %s", command, promptLimit, quote(said))
-		}
-		if _, err := io.WriteString(s.input, command+"\r"); err != nil {
-			return fmt.Errorf("type %q: %w", command, err)
 		}
 	}
 	if len(prompt) == 0 {
@@ -185,13 +191,54 @@ func (s *stream) enter(ctx context.Context, commands []string) error {
 		return err
 	}
 	if isBack(said) {
-		return fmt.Errorf("%q does not open it: the BMC says %s", commands[len(commands)-1], quote(said))
+		return refusedWith(commands[len(commands)-1], said)
 	}
 	s.rest = said
 	if len(bytes.TrimSpace(prompt)) > 1 { // a shell of the server may ask with one character, too
 		s.prompt = prompt
 	}
 	return nil
+}
+
+// order types a command, and waits until the command line asks for the next one. What it answers is of no interest: whether
+// the console is free shows when it is opened.
+func (s *stream) order(ctx context.Context, command string) error {
+	prompt, err := s.command(ctx, command)
+	if err != nil {
+		return err
+	}
+	isBack := func(said []byte) bool { return promptIsBack(said, prompt) }
+	said, err := s.listen(ctx, promptLimit, isBack)
+	if err == nil && !isBack(said) {
+		err = fmt.Errorf("%q does not end within %s: the BMC says %s", command, promptLimit, quote(said))
+	}
+	return err
+}
+
+// command types a command when the command line asks for one, and returns its prompt.
+func (s *stream) command(ctx context.Context, command string) (prompt []byte, err error) {
+	said, err := s.listen(ctx, promptLimit, asksForCommand)
+	if err != nil {
+		return nil, err
+	}
+	if prompt = lastLine(said); !isPrompt(prompt) {
+		return nil, fmt.Errorf("no prompt for %q came within %s, but %s", command, promptLimit, quote(said))
+	}
+	if _, err := io.WriteString(s.input, command+"\r"); err != nil {
+		return nil, fmt.Errorf("type %q: %w", command, err)
+	}
+	return prompt, nil
+}
+
+// refusedWith is what a command line says instead of opening the console.
+func refusedWith(command string, said []byte) error {
+	err := fmt.Errorf("%q does not open it: the BMC says %s", command, quote(said))
+	for _, words := range []string{"in use", "already", "busy"} {
+		if bytes.Contains(bytes.ToLower(said), []byte(words)) {
+			return fmt.Errorf("%w: %w", hardware.ErrInUse, err)
+		}
+	}
+	return err
 }
 
 // listen gathers what the server sends until it is enough and quiet, or the time is over.

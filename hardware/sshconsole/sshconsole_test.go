@@ -63,9 +63,9 @@ func hear(t *testing.T, r io.Reader, want string) string {
 func TestVendors(t *testing.T) {
 	for style, way := range map[bmc.SSHStyle]Way{
 		bmc.OpenBMC:    {},
-		bmc.ILO:        {Commands: []string{"vsp"}, Leave: []string{"\x1b("}},
+		bmc.ILO:        {Commands: []string{"vsp"}, Leave: []string{"\x1b("}, Free: "stop /system1/oemhp_vsp1"},
 		bmc.IDRAC:      {Commands: []string{"console com2"}, Leave: []string{"\x1c"}},
-		bmc.XCC:        {Commands: []string{"console 1"}, Leave: []string{"\x1b("}},
+		bmc.XCC:        {Commands: []string{"console 1"}, Leave: []string{"\x1b("}, Free: "console kill 1"},
 		bmc.Supermicro: {Commands: []string{"cd system1/sol1", "start"}, Leave: []string{"\x1bT"}},
 	} {
 		t.Run("style "+string(style), func(t *testing.T) {
@@ -95,9 +95,12 @@ func TestVendors(t *testing.T) {
 				}
 			}
 			if len(way.Commands) > 0 {
-				if _, err := Open(t.Context(), e, way); err == nil || !strings.Contains(err.Error(), "in use by another session") {
+				if _, err := Open(t.Context(), e, way); !errors.Is(err, hardware.ErrInUse) || !strings.Contains(err.Error(), "in use by another session") {
 					t.Errorf("a second console: %v", err)
 				}
+			}
+			if way.Free != "" {
+				console = freed(t, e, way, console)
 			}
 			if err := errors.Join(console.Close(), console.Close()); err != nil {
 				t.Error(err)
@@ -108,6 +111,29 @@ func TestVendors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// freed opens the console that another client has, as one does whose login was never ended: that one's is over then.
+func freed(t *testing.T, e hardware.Endpoint, way Way, other *hardware.Console) *hardware.Console {
+	t.Helper()
+	if err := Free(t.Context(), e, way); err != nil {
+		t.Fatal(err)
+	}
+	console, err := Open(t.Context(), e, way)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(other); err != nil && !strings.Contains(err.Error(), "its command line is back") {
+		t.Errorf("the other client's console ended with %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.WriteString(console, "mine"); err != nil {
+		t.Fatal(err)
+	}
+	hear(t, console, "mine")
+	return console
 }
 
 // reopen opens the console that was closed: the BMC frees it when it has seen that.

@@ -50,8 +50,14 @@ type console struct {
 	machine Machine
 	number  int // of the system, from 1
 
-	mu   sync.Mutex
-	busy bool
+	mu     sync.Mutex
+	client *client // nil: no one has it
+}
+
+// client is the one that has the console.
+type client struct {
+	end  func()
+	gone chan struct{} // closed when it has left
 }
 
 // uri is the path of its WebSocket, as OpenBMC's.
@@ -78,25 +84,45 @@ func (c *console) resource() resource {
 	return described
 }
 
-// claim takes the console for one client.
-func (c *console) claim() bool {
+// claim takes the console for one client, whose end ends it.
+func (c *console) claim(end func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	free := !c.busy
-	c.busy = true
-	return free
+	if c.client != nil {
+		return false
+	}
+	c.client = &client{end: end, gone: make(chan struct{})}
+	return true
 }
 
 func (c *console) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.busy = false
+	close(c.client.gone)
+	c.client = nil
+}
+
+// free ends the client that has the console, if one has, and waits until it has left.
+func (c *console) free(ctx context.Context) {
+	c.mu.Lock()
+	holder := c.client
+	c.mu.Unlock()
+	if holder == nil {
+		return
+	}
+	holder.end()
+	select {
+	case <-holder.gone:
+	case <-ctx.Done():
+	}
 }
 
 // serve serves the serial console over a WebSocket. It outlives power cycles:
 // while the server is off it waits.
 func (c *console) serve(w http.ResponseWriter, r *http.Request) {
-	if !c.claim() {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	if !c.claim(cancel) {
 		fail(w, http.StatusServiceUnavailable, message{ID: "Base.1.16.ServiceTemporarilyUnavailable", Severity: "Critical",
 			Text:       "The serial console is in use, and serves one session at a time.",
 			Resolution: "Close the other session and try again."})
@@ -105,7 +131,7 @@ func (c *console) serve(w http.ResponseWriter, r *http.Request) {
 	defer c.release()
 	// A Server without a Handshake requires no Origin: this endpoint is not for
 	// browsers.
-	websocket.Server{Handler: c.attachSocket}.ServeHTTP(w, r)
+	websocket.Server{Handler: c.attachSocket}.ServeHTTP(w, r.WithContext(ctx))
 }
 
 func (c *console) attachSocket(socket *websocket.Conn) {

@@ -22,6 +22,7 @@ type dialect struct {
 	entry   string // the command that opens the console
 	opened  string // what that prints
 	busy    string // what it prints while another has the console
+	free    string // the command that takes the console from another; empty: there is none
 	unknown string // what any other command prints
 	hangUp  string // the keys that end the console; empty: only the connection does
 	display string // the same for people
@@ -31,7 +32,7 @@ func (s SSHStyle) dialect() dialect {
 	switch s {
 	case ILO:
 		return dialect{
-			prompt: "</>hpiLO-> ", entry: "vsp", hangUp: "\x1b(", display: "ESC (",
+			prompt: "</>hpiLO-> ", entry: "vsp", free: "stop /system1/oemhp_vsp1", hangUp: "\x1b(", display: "ESC (",
 			opened:  "\r\nVirtual Serial Port Active: COM2\r\n\r\nStarting virtual serial port.\r\nPress 'ESC (' to return to the CLI Session.\r\n\r\n",
 			busy:    "\r\nVirtual Serial Port is currently in use by another session.\r\n\r\n",
 			unknown: "status=2\r\nstatus_tag=COMMAND PROCESSING FAILED\r\nerror_tag=COMMAND NOT RECOGNIZED\r\n",
@@ -45,7 +46,7 @@ func (s SSHStyle) dialect() dialect {
 		}
 	case XCC:
 		return dialect{
-			prompt: "system> ", entry: "console 1", hangUp: "\x1b(", display: "ESC (",
+			prompt: "system> ", entry: "console 1", free: "console kill 1", hangUp: "\x1b(", display: "ESC (",
 			opened:  "\r\n",
 			busy:    "\r\nThe console is in use by another session.\r\n",
 			unknown: "Invalid command syntax.\r\n",
@@ -77,6 +78,7 @@ type order int
 const (
 	orderNothing order = iota // it is done, or was empty
 	orderConsole
+	orderFree
 	orderLeave
 	orderUnknown
 )
@@ -103,8 +105,11 @@ func (c *commandLine) read(command string) order {
 	if c.style == Supermicro {
 		return c.smash(words)
 	}
-	if strings.Join(words, " ") == c.style.dialect().entry {
+	switch d := c.style.dialect(); strings.Join(words, " ") {
+	case d.entry:
 		return orderConsole
+	case d.free:
+		return orderFree
 	}
 	return orderUnknown
 }

@@ -58,6 +58,8 @@ func (h *shell) execute(ctx context.Context, d dialect, commands *commandLine, l
 			if h.print(d.unknown) != nil {
 				return true
 			}
+		case orderFree:
+			h.console.free(ctx)
 		case orderConsole:
 			if !h.open(ctx, d) {
 				return true
@@ -70,15 +72,15 @@ func (h *shell) execute(ctx context.Context, d dialect, commands *commandLine, l
 // open connects the client with the serial port, and reports whether it hung up
 // with the dialect's keys, and stays.
 func (h *shell) open(ctx context.Context, d dialect) (stays bool) {
-	if !h.console.claim() {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if !h.console.claim(cancel) {
 		return h.print(d.busy) == nil
 	}
 	defer h.console.release()
 	if h.print(d.opened) != nil {
 		return false
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	keys := make(chan []byte)
 	done := make(chan struct{})
 	go func() { // ends with ctx; open waits for it

@@ -25,6 +25,7 @@ func (echoConsole) DialConsole(context.Context) (net.Conn, error) {
 func FuzzShell(f *testing.F) {
 	f.Add("ilo", []byte("vsp\rhello\x1b(exit\r"))
 	f.Add("supermicro", []byte("cd /system1/sol1;start;;\x1b\x1bT\x04"))
+	f.Add("ilo", []byte("stop /system1/oemhp_vsp1\rvsp\r\x1b(stop /system1/oemhp_vsp1\r"))
 	f.Add("idrac", []byte("console com2\r\n\x1c\x1c\x7f\x7f"))
 	f.Add("xcc", []byte(strings.Repeat("console 1", 99)))
 	f.Add("", []byte("anything"))
@@ -44,7 +45,7 @@ func FuzzShell(f *testing.F) {
 		}()
 		h := &shell{console: c, output: &screen, typed: chunks}
 		h.run(t.Context(), "")
-		if !c.claim() {
+		if !c.claim(func() {}) {
 			t.Error("the console is taken after the shell's end")
 		}
 	})
