@@ -52,14 +52,14 @@ lint:
 	shellcheck -x lab/deps lab/unpack lab/image/build lab/image/assemble .ci/run
 
 # Every part runs even when one before it fails; what each test said is in bin/log. Packages wait half of their time, so
-# twice as many as there are processors run at once, those first that take minutes. The store's resident set and its
-# damages are looked at without the race detector, which needs memory and time of its own.
+# twice as many as there are processors run at once, those first that take minutes. Resident sets and the store's damages
+# are looked at without the race detector, which needs memory and time of its own.
 TESTSUM = $$($(GO) tool -n gotestsum) --hide-summary skipped --jsonfile bin/log
 test: deps build
 	@rm -rf bin/log && mkdir -p bin/log
 	@status=0; $(MAKE) --no-print-directory -j2 -k --output-sync=target lint images || status=1; \
 	CGO_ENABLED=1 $(TESTSUM)/race.json --format pkgname -- -race -p $$((2 * $$(nproc))) -timeout 40m -skip '^TestFurther' ./nodeagent/guest ./nodeagent/overlay ./lab $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
-	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store || status=1; \
+	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store ./bootd/console || status=1; \
 	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 60m -skip '^TestFurther' ./lab/e2e || status=1; \
 	$(GO) run ./lab/skips bin/log/*.json || status=1; exit $$status
 

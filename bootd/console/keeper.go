@@ -46,8 +46,9 @@ type Keeper struct {
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
 
-	mu    sync.Mutex       // guards the fields below, and the ports
-	ports map[string]*port // by the Machine's UID
+	mu     sync.Mutex       // guards the fields below, and the ports
+	ports  map[string]*port // by the Machine's UID
+	behind int              // bytes that persons have not taken yet
 }
 
 // port is the serial console of one Machine.

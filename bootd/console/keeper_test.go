@@ -26,6 +26,7 @@ type rig struct {
 	t      *testing.T
 	keeper *Keeper
 	macs   int
+	dial   func(context.Context, *api.Machine, fleet.Price) (*hardware.Console, error) // instead of ends
 
 	mu      sync.Mutex
 	refuse  error // what opening ends with
@@ -65,7 +66,10 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-func (r *rig) open(_ context.Context, _ *api.Machine, price fleet.Price) (*hardware.Console, error) {
+func (r *rig) open(ctx context.Context, m *api.Machine, price fleet.Price) (*hardware.Console, error) {
+	if r.dial != nil {
+		return r.dial(ctx, m, price)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.prices = append(r.prices, price)
@@ -86,18 +90,24 @@ func (r *rig) opened() int {
 // machine makes one with a BMC that answers, and opens a BootAttempt.
 func (r *rig) machine(name string, attempt bool) *api.Machine {
 	r.t.Helper()
+	r.create(name, attempt)
+	r.Sync()
+	now, _ := store.Cached[api.Machine](r.Cache, name)
+	return now
+}
+
+// create is machine before the Keeper knows of it.
+func (r *rig) create(name string, attempt bool) {
+	r.t.Helper()
 	r.macs++
-	m := testsite.NewMachine(name, api.MAC(fmt.Sprintf("52:54:00:01:01:%02x", r.macs)))
-	m.Spec.BMC = &api.BMC{Address: fmt.Sprintf("https://198.18.1.%d", r.macs), Credentials: "bmc"}
+	m := testsite.NewMachine(name, api.MAC(fmt.Sprintf("52:54:00:01:%02x:%02x", r.macs>>8, r.macs&0xff)))
+	m.Spec.BMC = &api.BMC{Address: fmt.Sprintf("https://198.18.%d.%d", 1+r.macs>>8, r.macs&0xff), Credentials: "bmc"}
 	m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", "")
 	if attempt {
 		m.Status.Attempt = testsite.Attempt("a1", api.StagePowerOn)
 		m.Status.Attempt.Number = 1
 	}
 	r.Create(m)
-	r.Sync()
-	now, _ := store.Cached[api.Machine](r.Cache, name)
-	return now
 }
 
 // end gives the Machine's end of the console that was opened next.
@@ -115,7 +125,12 @@ func (r *rig) end() net.Conn {
 
 func (r *rig) eventually(what string, holds func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+	r.within(10*time.Second, what, holds)
+}
+
+func (r *rig) within(limit time.Duration, what string, holds func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(limit); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("not so: %s", what)
 		}

@@ -12,8 +12,10 @@ import (
 )
 
 const (
-	shownLines = 40  // that a person is shown at first
-	backlog    = 256 // pieces that a person may be behind
+	shownLines   = 40       // that a person is shown at first
+	backlog      = 256      // pieces that a person may be behind
+	backlogBytes = 64 << 10 // the same in bytes: six seconds of a fast serial port
+	behindBytes  = 16 << 20 // that all persons together may be behind
 )
 
 var errSlow = errors.New("the console sends more than the terminal takes")
@@ -24,6 +26,7 @@ type person struct {
 	port   *port
 	tried  bool // the console was being opened for this person; guarded by keeper.mu, as is in
 	in     bool // the console was open
+	behind int  // bytes in output; guarded by keeper.mu
 
 	output   chan []byte
 	admitted chan struct{} // closed when the console is open
@@ -81,11 +84,28 @@ func (one *person) admit() {
 
 // send passes on what the console sent; who is too slow is dropped. The caller holds keeper.mu.
 func (one *person) send(sent []byte) {
-	select {
-	case one.output <- bytes.Clone(sent):
-	default:
-		one.drop(errSlow)
+	if one.behind+len(sent) <= backlogBytes && one.keeper.behind+len(sent) <= behindBytes {
+		select {
+		case one.output <- bytes.Clone(sent):
+			one.took(-len(sent))
+			return
+		default:
+		}
 	}
+	one.drop(errSlow)
+	for { // what was not taken is not kept either
+		select {
+		case <-one.output:
+		default:
+			return
+		}
+	}
+}
+
+// took notes that the person is n bytes less behind. The caller holds keeper.mu.
+func (one *person) took(n int) {
+	one.behind -= n
+	one.keeper.behind -= n
 }
 
 // drop ends it. The caller holds keeper.mu.
@@ -93,6 +113,7 @@ func (one *person) drop(why error) {
 	one.once.Do(func() {
 		one.why = why
 		close(one.over)
+		one.took(one.behind)
 		delete(one.port.persons, one)
 		one.keeper.adjust(one.port)
 	})
@@ -103,6 +124,9 @@ func (one *person) Read(p []byte) (int, error) {
 	if len(one.rest) == 0 {
 		select {
 		case one.rest = <-one.output:
+			one.keeper.mu.Lock()
+			one.took(min(len(one.rest), one.behind)) // nothing of one who was dropped
+			one.keeper.mu.Unlock()
 		case <-one.over:
 			if one.why == nil {
 				return 0, io.EOF

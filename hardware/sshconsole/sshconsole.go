@@ -78,12 +78,13 @@ func enterShell(ctx context.Context, e hardware.Endpoint, w Way, do func(*stream
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	client, err := login(conn, address, hardware.ShellConfig(e, func(k hardware.HostKey) { key = k }))
+	paced := &flow{Conn: conn, taken: make(chan struct{}, 1)}
+	client, err := login(paced, address, hardware.ShellConfig(e, func(k hardware.HostKey) { key = k }))
 	if err != nil {
 		_ = conn.Close() // x/crypto may have closed it
 		return nil, key, fmt.Errorf("port %d: %w", cmp.Or(w.Port, 22), errors.Join(err, ctx.Err()))
 	}
-	s = &stream{client: client, keys: filter{leave: w.Leave}, done: make(chan struct{}), output: make(chan []byte)}
+	s = &stream{client: client, flow: paced, keys: filter{leave: w.Leave}, done: make(chan struct{}), output: make(chan []byte)}
 	err = s.start()
 	if err == nil {
 		err = do(s)
@@ -115,6 +116,7 @@ func login(conn net.Conn, address string, config *ssh.ClientConfig) (*ssh.Client
 // stream is the console, or before that the command line.
 type stream struct {
 	client *ssh.Client
+	flow   *flow
 	input  io.WriteCloser
 	output chan []byte   // closed when the server ends it
 	done   chan struct{} // closed when we do
@@ -158,9 +160,12 @@ func (s *stream) start() error {
 // forward passes on what the server sends, so that it can be waited for with a time limit.
 func (s *stream) forward(output io.Reader) {
 	defer close(s.output)
-	buffer := make([]byte, 4096)
+	buffer := make([]byte, 4093) // no divisor of what servers send at once: that all is taken shows when it is not filled
 	for {
 		n, err := output.Read(buffer)
+		if n < len(buffer) {
+			s.flow.allTaken()
+		}
 		if n > 0 {
 			select {
 			case s.output <- bytes.Clone(buffer[:n]):
