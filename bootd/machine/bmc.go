@@ -50,19 +50,24 @@ func (b bmcs) ask(ctx context.Context, m *api.Machine, a action) (answer, error)
 	c := b.call(m, a) // it is made with it: it may change meanwhile
 	ctx, cancel := context.WithTimeout(ctx, a.longest())
 	defer cancel()
-	fingerprint, is, err := b.session(ctx, m, a)
+	met, is, err := b.session(ctx, m, a)
+	for _, d := range met.detours {
+		if d.Command {
+			b.Event(m, api.Normal, "BMCFallback", fmt.Sprintf("%s was done over %s; Redfish: %s", d.Verb, d.Protocol, d.Why))
+		}
+	}
 	if err == nil {
 		b.holds.answered(c, false)
-		return is, b.well(ctx, m, fingerprint, a.doing())
+		return is, b.well(ctx, m, met, a.doing())
 	}
 	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
 		return is, err
 	}
 	err = TrustAdvice(m, err)
-	f := b.holds.fail(c, fingerprint != "", err)
+	f := b.holds.fail(c, met.entered, err)
 	if !f.refused {
 		err = b.failed(ctx, m, f)
-	} else if err = b.well(ctx, m, fingerprint, ""); err == nil {
+	} else if err = b.well(ctx, m, met, ""); err == nil {
 		b.holds.answered(c, true)
 		err = b.refused(ctx, m, a, f)
 	}
@@ -139,24 +144,32 @@ func (b bmcs) call(m *api.Machine, a action) call {
 		login: fmt.Sprint(version, pins.Certificate, pins.HostKey, site.Spec(b.Cache).Trust.BMC)}
 }
 
+// contact is what is learned of a BMC in one call, whatever it was for.
+type contact struct {
+	entered     bool
+	fingerprint string            // of the certificate that it presented; empty over IPMI
+	detours     []hardware.Detour // what went by another protocol than Redfish
+}
+
 // session waits for the BMC aside: it may be silent, and other Machines' are not.
-func (b bmcs) session(ctx context.Context, m *api.Machine, a action) (fingerprint string, is answer, err error) {
+func (b bmcs) session(ctx context.Context, m *api.Machine, a action) (met contact, is answer, err error) {
 	endpoint, err := Endpoint(ctx, b.Store, b.Cache, m)
 	if err != nil {
-		return "", is, err
+		return met, is, err
 	}
+	ctx = hardware.WithDetours(ctx, func(d hardware.Detour) { met.detours = append(met.detours, d) })
 	aside := control.Aside
 	if a.reading {
 		aside = func(_ context.Context, slow func() error) error { return slow() } // its workers are what bounds it
 	}
 	err = aside(ctx, func() error {
 		return b.use(ctx, endpoint, a.doing(), func(ctx context.Context, bmc BMC) (err error) {
-			fingerprint = bmc.Fingerprint()
+			met.entered, met.fingerprint = true, bmc.Fingerprint()
 			is, err = session{BMC: bmc, machine: m, tags: b.tags, note: func(ctx context.Context, c api.PowerCommand) (bool, error) { return b.note(ctx, m, c) }}.ask(ctx, a)
 			return err
 		})
 	})
-	return fingerprint, is, err
+	return met, is, err
 }
 
 // note writes a power command into the attempt that is open.
@@ -204,13 +217,13 @@ func Endpoint(ctx context.Context, s *store.Store, c *store.Cache, m *api.Machin
 
 // well records that the BMC answered; it writes only when that is news.
 // done is what it has carried out.
-func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint, done string) error {
+func (b bmcs) well(ctx context.Context, m *api.Machine, met contact, done string) error {
 	address := m.Spec.BMC.Address // the Machine may have another BMC by now
 	obeys := func(m *api.Machine) bool {
 		c := m.Status.Conditions.Get(api.CondObeys)
 		return c != nil && done != "" && strings.HasPrefix(c.Message, done+": ")
 	}
-	if !obeys(m) && m.Status.Conditions.Is(api.CondBMC) && m.Status.BMC.Fingerprint == fingerprint && time.Since(m.Status.BMC.LastContact) < time.Minute {
+	if !obeys(m) && m.Status.Conditions.Is(api.CondBMC) && m.Status.BMC.Fingerprint == met.fingerprint && time.Since(m.Status.BMC.LastContact) < time.Minute && saysDetour(m) == (len(met.detours) > 0) {
 		return nil
 	}
 	return mutate(ctx, b.Env, m, func(m *api.Machine) {
@@ -218,9 +231,26 @@ func (b bmcs) well(ctx context.Context, m *api.Machine, fingerprint, done string
 			m.Status.Conditions.Remove(api.CondObeys)
 		}
 		m.Status.Conditions.Remove(api.CondPassword)
-		m.LearnBMC(address, api.Fingerprint(fingerprint), "", time.Now())
-		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", "it answers and takes the password"+pinnedBy(m))
+		m.LearnBMC(address, api.Fingerprint(met.fingerprint), "", time.Now())
+		m.Status.Conditions.Set(time.Now(), api.CondBMC, api.True, "Reachable", "it answers and takes the password"+byDetour(met.detours)+pinnedBy(m))
 	})
+}
+
+// overIPMI is in the message of a BMC's condition while it answers in another protocol than Redfish.
+const overIPMI = "; over IPMI, for Redfish "
+
+// byDetour says what the last call did not get from Redfish.
+func byDetour(detours []hardware.Detour) string {
+	if len(detours) == 0 {
+		return ""
+	}
+	last := detours[len(detours)-1]
+	return fmt.Sprintf("%sdid not %s: %s", overIPMI, last.Verb, last.Why)
+}
+
+func saysDetour(m *api.Machine) bool {
+	c := m.Status.Conditions.Get(api.CondBMC)
+	return c != nil && strings.Contains(c.Message, overIPMI)
 }
 
 // pinnedBy says who trusts the BMC's certificate, where the spec does not.

@@ -32,7 +32,7 @@ func TestOverdueTellsOfTheConsole(t *testing.T) {
 func TestLearnedConsole(t *testing.T) {
 	b := newBench(t)
 	m := b.machine("r1u01", 1)
-	if err := b.c.bmcs().well(t.Context(), m, "sha256:aa", ""); err != nil {
+	if err := b.c.bmcs().well(t.Context(), m, contact{entered: true, fingerprint: "sha256:aa"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	m = b.get("r1u01")
@@ -40,7 +40,7 @@ func TestLearnedConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	m = b.get("r1u01")
-	if err := b.c.bmcs().well(t.Context(), m, "sha256:ab", ""); err != nil {
+	if err := b.c.bmcs().well(t.Context(), m, contact{entered: true, fingerprint: "sha256:ab"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if m = b.get("r1u01"); !m.HasConsole() || m.Status.BMC.Fingerprint != "sha256:aa" || m.BMCPins().HostKey != "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8" {
@@ -54,7 +54,7 @@ func TestLearnedConsole(t *testing.T) {
 	if err := LearnConsole(t.Context(), b.c.Env, &old, api.NoConsole, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.c.bmcs().well(t.Context(), m, "sha256:cd", ""); err != nil {
+	if err := b.c.bmcs().well(t.Context(), m, contact{entered: true, fingerprint: "sha256:cd"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if m = b.get("r1u01"); m.Status.BMC.Console != "" {

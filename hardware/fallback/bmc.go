@@ -98,7 +98,7 @@ func (b *BMC) Consoles(ctx context.Context) ([]hardware.ConsoleWay, error) {
 
 // read asks for a value.
 func read[T any](ctx context.Context, b *BMC, what string, get func(hardware.BMC, context.Context) (T, error)) (value T, err error) {
-	err = b.service.do(ctx, what, harmless, func(o hardware.BMC) error {
+	err = b.service.do(ctx, what, reading, func(o hardware.BMC) error {
 		value, err = get(o, ctx)
 		return err
 	})

@@ -117,23 +117,25 @@ func (s *Service) Close(ctx context.Context) error {
 }
 
 // sent says what a verb has done when its answer is lost.
-type sent bool
+type sent int
 
 const (
-	harmless sent = false // asking twice has the effect of asking once
-	once     sent = true
+	reading  sent = iota // nothing
+	harmless             // asking twice has the effect of asking once
+	once
 )
 
 // do asks over Redfish, and then over IPMI where that leads further.
 func (s *Service) do(ctx context.Context, what string, repeat sent, call func(hardware.BMC) error) error {
 	reached, err := ask(ctx, &s.redfish, call)
-	if err == nil || !leadsFurther(err, reached && bool(repeat)) || ctx.Err() != nil {
+	if err == nil || !leadsFurther(err, reached && repeat == once) || ctx.Err() != nil {
 		return err
 	}
 	if _, other := ask(ctx, &s.ipmi, call); other != nil {
 		return both(err, other)
 	}
 	s.log.Info("done over IPMI", "verb", what, "redfish", err)
+	hardware.NoteDetour(ctx, hardware.Detour{Verb: what, Protocol: "IPMI", Command: repeat != reading, Why: err})
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package fallback
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,21 +77,34 @@ func TestWays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			var noted []string // of what went by IPMI, commands in capitals
+			ctx := hardware.WithDetours(t.Context(), func(d hardware.Detour) {
+				if d.Protocol != "IPMI" || !errors.Is(d.Why, cmp.Or(c.connect, c.answer)) {
+					t.Errorf("%+v", d)
+				}
+				verb := map[string]string{"power on": "on", "restart": "restart", "read power state": "state"}[d.Verb]
+				if d.Command == (verb == "state") {
+					t.Errorf("%s is a command: %t", d.Verb, d.Command)
+				}
+				noted = append(noted, verb)
+			})
 			var want []string
 			for verb, by := range map[string]bool{"on": c.on, "restart": c.restart, "state": c.get} {
 				if by {
 					want = append(want, verb)
 				}
 			}
-			_, stateErr := b.PowerState(t.Context())
-			for verb, err := range map[string]error{"on": b.PowerOn(t.Context()), "restart": b.ForceRestart(t.Context()), "state": stateErr} {
+			_, stateErr := b.PowerState(ctx)
+			for verb, err := range map[string]error{"on": b.PowerOn(ctx), "restart": b.ForceRestart(ctx), "state": stateErr} {
 				if succeeds := slices.Contains(want, verb) || c.answer == nil && c.connect == nil; (err == nil) != succeeds {
 					t.Errorf("%s: %v", verb, err)
 				}
 			}
 			slices.Sort(want)
 			slices.Sort(ipmi.asked)
-			if !slices.Equal(ipmi.asked, want) {
+			slices.Sort(noted)
+			if !slices.Equal(ipmi.asked, want) || !slices.Equal(noted, want) {
+				t.Errorf("noted is %v", noted)
 				t.Errorf("over IPMI it was asked %v, want %v", ipmi.asked, want)
 			}
 			if c.connect != nil && redfish.logins != 1 {
