@@ -26,7 +26,8 @@ type ConsoleWay struct {
 	Free func(ctx context.Context) error
 }
 
-// Console is an open serial console. It has one reader at a time; Write and Close may be called at the same time.
+// Console is an open serial console. It has one reader at a time; Write and Close may be called at the same time. Reading ends
+// with io.EOF where the BMC has ended it, and with ErrLost where the connection is gone and the BMC may not know.
 type Console struct {
 	io.ReadWriteCloser
 	Kind    ConsoleKind

@@ -18,6 +18,8 @@ var (
 	ErrCrowded = errors.New("BMC has no login to spare")
 	// ErrInUse: another client has the console, of which the BMC has one.
 	ErrInUse = errors.New("another client has the console")
+	// ErrLost: the connection was cut off, which the BMC may not know.
+	ErrLost = errors.New("the connection to the BMC was lost")
 	// ErrNoOverride: the BMC has no boot override at all, so that the firmware's own boot order counts. It is ErrUnsupported.
 	ErrNoOverride = errors.New("the system has no boot override: is a licence missing?")
 	// ErrModeUntold: the BMC neither tells nor takes the boot mode that was asked for. It is ErrUnsupported.

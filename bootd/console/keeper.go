@@ -63,6 +63,7 @@ type port struct {
 	cancel  context.CancelFunc
 	stream  *hardware.Console // nil: not open
 	settled bool              // that another client has it cannot be a bootd before this one
+	lost    bool              // the last one that was open was cut off: the BMC may count it as open
 	wake    wait.Signal       // open it now
 
 	clean cleaner
@@ -229,7 +230,7 @@ func (k *Keeper) hear(ctx context.Context, p *port) error {
 	}()
 	k.opened(p, stream)
 	if stream.Freed {
-		k.config.Event(m, api.Warning, "ConsoleFreed", "the BMC still gave its serial console to a client from before bootd was started, so bootd has ended that one's")
+		k.config.Event(m, api.Warning, "ConsoleFreed", "the BMC still gave its serial console to a login of bootd's that was cut off, so bootd has ended that one")
 	}
 	buffer := make([]byte, 4096)
 	for {
@@ -273,7 +274,7 @@ func (k *Keeper) opening(p *port, m *api.Machine) fleet.Price {
 	for one := range p.persons {
 		one.tried = true
 	}
-	return fleet.Price{Login: len(p.persons) > 0, Other: !p.settled && k.inherited(m)}
+	return fleet.Price{Login: len(p.persons) > 0, Other: p.lost || !p.settled && k.inherited(m)}
 }
 
 // inherited reports whether a bootd that was killed, or was cut off from the BMC, is likely to have had the console: its
@@ -287,7 +288,9 @@ func (k *Keeper) inherited(m *api.Machine) bool {
 func (k *Keeper) failed(p *port, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	p.settled = p.settled || errors.Is(err, hardware.ErrInUse)
+	if errors.Is(err, hardware.ErrInUse) {
+		p.settled, p.lost = true, false // it was ended once, or cannot be
+	}
 	for one := range p.persons {
 		if one.tried && (!one.in || final(err)) {
 			one.drop(err)
@@ -298,7 +301,7 @@ func (k *Keeper) failed(p *port, err error) {
 func (k *Keeper) opened(p *port, stream *hardware.Console) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	p.stream, p.settled = stream, true
+	p.stream, p.settled, p.lost = stream, true, false
 	for one := range p.persons {
 		one.admit()
 	}
@@ -307,7 +310,7 @@ func (k *Keeper) opened(p *port, stream *hardware.Console) {
 func (k *Keeper) closed(p *port, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	p.stream = nil
+	p.stream, p.lost = nil, errors.Is(err, hardware.ErrLost)
 	for one := range p.persons {
 		one.send(fmt.Appendf(nil, "\r\n[rackweft: the BMC has ended the console (%s); it is opened again]\r\n", err))
 	}

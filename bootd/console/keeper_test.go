@@ -324,6 +324,47 @@ func TestConsoleOfABootdBefore(t *testing.T) {
 	}
 }
 
+// lost is a console whose connection is cut off when the Machine's end is closed.
+type lost struct{ net.Conn }
+
+func (c lost) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = hardware.ErrLost
+	}
+	return n, err
+}
+
+// TestLostConsole: where the connection to the BMC was lost, its console may still be given to that one, and is taken back once.
+func TestLostConsole(t *testing.T) {
+	r := newRig(t)
+	var prices []fleet.Price
+	r.dial = func(_ context.Context, _ *api.Machine, price fleet.Price) (*hardware.Console, error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if prices = append(prices, price); len(prices) == 2 {
+			return nil, hardware.ErrInUse
+		}
+		near, far := net.Pipe()
+		r.ends <- far
+		return &hardware.Console{ReadWriteCloser: lost{near}, Kind: hardware.ConsoleSSH}, nil
+	}
+	m := r.machine("r1u01", true)
+	_ = r.end().Close()
+	for range 2 { // that nobody waits out the pauses
+		one, err := r.keeper.Attach(t.Context(), m)
+		if err == nil {
+			defer func() { _ = one.Close() }()
+		}
+	}
+	_ = r.end()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if prices[0].Other || !prices[1].Other || prices[2].Other {
+		t.Errorf("prices %+v: want the second alone to end another client's", prices)
+	}
+}
+
 // TestRefusal: a person sees it at once, and what only a person can mend is not tried again in the same BootAttempt.
 func TestRefusal(t *testing.T) {
 	r := newRig(t)

@@ -1,7 +1,10 @@
 package sshconsole
 
 import (
+	"errors"
 	"net"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -16,6 +19,7 @@ type flow struct {
 	net.Conn
 	taken chan struct{} // signalled when the console's reader has taken all that came
 	came  int           // since then: of Read alone
+	lost  atomic.Bool   // the BMC answers nothing, not that the connection is gone either
 }
 
 // Read implements io.Reader. The pause ends the wait where what came was no output, such as keepalives and key exchanges.
@@ -31,6 +35,9 @@ func (f *flow) Read(p []byte) (int, error) {
 	}
 	n, err := f.Conn.Read(p[:min(len(p), flowLimit)])
 	f.came += n
+	if unanswered(err) {
+		f.lost.Store(true)
+	}
 	return n, err
 }
 
@@ -39,4 +46,10 @@ func (f *flow) allTaken() {
 	case f.taken <- struct{}{}:
 	default:
 	}
+}
+
+// unanswered reports whether a connection failed without a word of the other side.
+func unanswered(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }

@@ -300,7 +300,8 @@ func quote(said []byte) string {
 	return strconv.Quote(text.Clip(words, quoteLimit))
 }
 
-// Read implements io.Reader. It is io.EOF when the console has ended, and an error when the command line is back.
+// Read implements io.Reader. It is io.EOF when the console has ended, hardware.ErrLost when the connection was lost, and an
+// error when the command line is back.
 func (s *stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -310,6 +311,9 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	for len(s.rest) == 0 {
 		more, ok := <-s.output
+		if !ok && s.flow.lost.Load() {
+			return 0, hardware.ErrLost
+		}
 		if !ok {
 			return 0, io.EOF
 		}

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -189,9 +191,50 @@ func TestSilence(t *testing.T) {
 	}
 }
 
+// cut is a connection over which nothing comes any more once its cable is pulled.
+type cut struct {
+	net.Conn
+	pulled chan struct{}
+}
+
+func (c *cut) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	select {
+	case <-c.pulled:
+		return 0, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ETIMEDOUT)} // as TCP's keepalive ends it
+	default:
+		return n, err
+	}
+}
+
+// TestLostConnection is told apart from a console that the BMC has ended.
+func TestLostConnection(t *testing.T) {
+	near, far := net.Pipe()
+	c := &cut{Conn: near, pulled: make(chan struct{})}
+	f := &flow{Conn: c, taken: make(chan struct{}, 1)}
+	go func() {
+		_, _ = far.Write([]byte("x"))
+		close(c.pulled)
+		_ = far.Close()
+	}()
+	for range 2 {
+		_, _ = f.Read(make([]byte, 1))
+	}
+	s := fed("", []byte("last"))
+	s.flow = f
+	if heard, err := io.ReadAll(s); string(heard) != "last" || !errors.Is(err, hardware.ErrLost) {
+		t.Errorf("read %q, %v", heard, err)
+	}
+	for err, want := range map[error]bool{io.EOF: false, net.ErrClosed: false, syscall.ECONNRESET: false, syscall.EHOSTUNREACH: true, syscall.ETIMEDOUT: true} {
+		if unanswered(&net.OpError{Op: "read", Err: err}) != want {
+			t.Errorf("%v is unanswered: %t", err, !want)
+		}
+	}
+}
+
 // fed is a console on which these chunks come.
 func fed(prompt string, chunks ...[]byte) *stream {
-	s := &stream{output: make(chan []byte, len(chunks)), prompt: []byte(prompt)}
+	s := &stream{flow: new(flow), output: make(chan []byte, len(chunks)), prompt: []byte(prompt)}
 	for _, chunk := range chunks {
 		s.output <- chunk
 	}
