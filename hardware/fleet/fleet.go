@@ -141,15 +141,18 @@ func (f *Fleet) openConsole(ctx context.Context, endpoint hardware.Endpoint, pri
 }
 
 // openFirst opens the console by the first way that leads there, and reports whether that way needs the login. What is
-// distrusted, or has refused the password, is asked for no other way.
+// distrusted, or has refused the password, is asked for no other way. A silent way leaves time for the others.
 func openFirst(ctx context.Context, ways []hardware.ConsoleWay, price Price) (opened *hardware.Console, login bool, err error) {
 	var failed []error
-	for _, way := range ways {
+	for i, way := range ways {
 		if way.Login && !price.Login {
 			failed = append(failed, fmt.Errorf("console by %s: %w", way.Kind, hardware.ErrCrowded))
 			continue
 		}
-		if opened, err = openWay(ctx, way, price.Other); err == nil {
+		share, cancel := shareOf(ctx, len(ways)-i)
+		opened, err = openWay(share, way, price.Other)
+		cancel()
+		if err == nil {
 			return opened, way.Login, nil
 		}
 		failed = append(failed, err)
@@ -158,6 +161,15 @@ func openFirst(ctx context.Context, ways []hardware.ConsoleWay, price Price) (op
 		}
 	}
 	return nil, false, errors.Join(failed...)
+}
+
+// shareOf bounds one of the ways that are left to its share of the time that is left.
+func shareOf(ctx context.Context, ways int) (context.Context, context.CancelFunc) {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Until(end)/time.Duration(ways))
 }
 
 // openWay opens the console; where another client has it, and end is true, after that one's was ended.

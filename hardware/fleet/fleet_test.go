@@ -30,6 +30,7 @@ type world struct {
 	crowded bool
 	console error // that opening the console by SSH ends with
 	opens   int   // of the console by SSH
+	hangs   bool  // opening it does not end by itself
 	freed   error // that ending another client's ends with
 }
 
@@ -113,7 +114,11 @@ func (s *server) Consoles(context.Context) ([]hardware.ConsoleWay, error) {
 	open := func(context.Context) (*hardware.Console, error) {
 		return &hardware.Console{ReadWriteCloser: stream{}}, nil
 	}
-	refused := func(context.Context) (*hardware.Console, error) {
+	refused := func(ctx context.Context) (*hardware.Console, error) {
+		if s.service.world.hangs {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
 		s.service.world.mu.Lock()
 		defer s.service.world.mu.Unlock()
 		s.service.world.opens++
@@ -434,6 +439,22 @@ func TestConsoleIsNotOpenedAtAnyPrice(t *testing.T) {
 			w.expect(t, "given up", 1, 1)
 		})
 	}
+}
+
+// TestSilentWay: a way to the console that does not answer leaves time for the next one.
+func TestSilentWay(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, f *Fleet) {
+		w.hangs = true
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		console, err := f.Console(ctx, endpoint(1), Price{Login: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := console.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestRefusedConsole: a password that the console refused is not sent to it again for five minutes; another one is at once.
