@@ -59,21 +59,36 @@ func New(ctx context.Context, endpoint hardware.Endpoint, redfish, ipmi Connect,
 func (w *way) open(ctx context.Context) (hardware.Service, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.service != nil {
-		return w.service, nil
-	}
 	if time.Now().Before(w.until) {
 		return nil, w.down
 	}
-	service, err := w.connect(ctx, w.endpoint)
-	if errors.Is(err, hardware.ErrUnreachable) {
-		w.down, w.until = err, time.Now().Add(downFor)
+	if w.service != nil {
+		return w.service, nil
 	}
+	service, err := w.connect(ctx, w.endpoint)
+	w.note(err)
 	if err != nil {
 		return nil, err
 	}
 	w.service = service
 	return service, nil
+}
+
+// answered notes what came of a call, unless it was given up.
+func (w *way) answered(ctx context.Context, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ctx.Err() == nil {
+		w.note(err)
+	}
+}
+
+// note keeps a way that does not answer from being tried for a while: it costs every verb the time of a silent connection.
+// The caller holds mu.
+func (w *way) note(err error) {
+	if errors.Is(err, hardware.ErrUnreachable) {
+		w.down, w.until = err, time.Now().Add(downFor)
+	}
 }
 
 // current gives the login that is open already, or nil.
@@ -145,6 +160,7 @@ func ask(ctx context.Context, w *way, call func(hardware.BMC) error) (reached bo
 	if err != nil {
 		return false, err
 	}
+	defer func() { w.answered(ctx, err) }()
 	bmc, err := service.System(ctx, "")
 	if err != nil {
 		return false, err

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -68,47 +70,75 @@ func TestWays(t *testing.T) {
 		{"broken", nil, errors.New("500"), false, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			redfish, ipmi := &side{connect: c.connect, answer: c.answer}, &side{}
-			s, err := New(t.Context(), hardware.Endpoint{}, redfish.open, ipmi.open, slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
-			b, err := s.System(t.Context(), "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			var noted []string // of what went by IPMI, commands in capitals
-			ctx := hardware.WithDetours(t.Context(), func(d hardware.Detour) {
-				if d.Protocol != "IPMI" || !errors.Is(d.Why, cmp.Or(c.connect, c.answer)) {
-					t.Errorf("%+v", d)
-				}
-				verb := map[string]string{"power on": "on", "restart": "restart", "read power state": "state"}[d.Verb]
-				if d.Command == (verb == "state") {
-					t.Errorf("%s is a command: %t", d.Verb, d.Command)
-				}
-				noted = append(noted, verb)
-			})
-			var want []string
-			for verb, by := range map[string]bool{"on": c.on, "restart": c.restart, "state": c.get} {
-				if by {
-					want = append(want, verb)
-				}
-			}
-			_, stateErr := b.PowerState(ctx)
-			for verb, err := range map[string]error{"on": b.PowerOn(ctx), "restart": b.ForceRestart(ctx), "state": stateErr} {
-				if succeeds := slices.Contains(want, verb) || c.answer == nil && c.connect == nil; (err == nil) != succeeds {
+			for verb, byIPMI := range map[string]bool{"on": c.on, "restart": c.restart, "state": c.get} {
+				redfish, ipmi := &side{connect: c.connect, answer: c.answer}, &side{}
+				b := open(t, redfish, ipmi)
+				var noted []hardware.Detour
+				ctx := hardware.WithDetours(t.Context(), func(d hardware.Detour) { noted = append(noted, d) })
+				err := b.ask(ctx, verb)
+				if succeeds := byIPMI || c.answer == nil && c.connect == nil; (err == nil) != succeeds {
 					t.Errorf("%s: %v", verb, err)
 				}
+				if asked := slices.Contains(ipmi.asked, verb); asked != byIPMI || len(noted) > 0 != byIPMI {
+					t.Errorf("%s is asked over IPMI: %t, and noted: %v", verb, asked, noted)
+				}
+				for _, d := range noted {
+					if d.Protocol != "IPMI" || d.Verb == "" || d.Command == (verb == "state") || !errors.Is(d.Why, cmp.Or(c.connect, c.answer)) {
+						t.Errorf("%s is noted as %+v", verb, d)
+					}
+				}
 			}
-			slices.Sort(want)
-			slices.Sort(ipmi.asked)
-			slices.Sort(noted)
-			if !slices.Equal(ipmi.asked, want) || !slices.Equal(noted, want) {
-				t.Errorf("noted is %v", noted)
-				t.Errorf("over IPMI it was asked %v, want %v", ipmi.asked, want)
+		})
+	}
+}
+
+// asked is a BMC in a test.
+type asked struct{ hardware.BMC }
+
+func (b asked) ask(ctx context.Context, verb string) (err error) {
+	switch verb {
+	case "on":
+		return b.PowerOn(ctx)
+	case "restart":
+		return b.ForceRestart(ctx)
+	}
+	_, err = b.PowerState(ctx)
+	return err
+}
+
+func open(t *testing.T, redfish, ipmi *side) asked {
+	t.Helper()
+	s, err := New(t.Context(), hardware.Endpoint{}, redfish.open, ipmi.open, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.System(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return asked{b}
+}
+
+// TestSilentRedfishIsLeftAlone for a minute, in which everything goes over IPMI, whether it was silent from the beginning or
+// later: each verb would wait for it.
+func TestSilentRedfishIsLeftAlone(t *testing.T) {
+	silent := fmt.Errorf("read: %w", hardware.ErrUnreachable)
+	for _, redfish := range []*side{{connect: silent}, {answer: silent}} {
+		synctest.Test(t, func(t *testing.T) {
+			ipmi := &side{}
+			b := open(t, redfish, ipmi)
+			for _, verb := range []string{"state", "restart", "on"} {
+				if err := b.ask(t.Context(), verb); err != nil {
+					t.Error(err)
+				}
 			}
-			if c.connect != nil && redfish.logins != 1 {
-				t.Errorf("a Redfish that does not answer was logged in to %d times within a minute", redfish.logins)
+			if tries := redfish.logins + len(redfish.asked); tries > 2 || len(ipmi.asked) != 3 {
+				t.Errorf("within a minute Redfish was tried %d times (%v), and IPMI asked %v", tries, redfish.asked, ipmi.asked)
+			}
+			time.Sleep(downFor)
+			redfish.connect, redfish.answer = nil, nil
+			if err := b.ask(t.Context(), "on"); err != nil || !slices.Contains(redfish.asked, "on") {
+				t.Errorf("after a minute Redfish was asked %v (%v)", redfish.asked, err)
 			}
 		})
 	}
