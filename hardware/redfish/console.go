@@ -70,7 +70,7 @@ func (b *BMC) consoles() (ways []hardware.ConsoleWay, err error) {
 		shell := hardware.ConsoleWay{Kind: hardware.ConsoleSSH, Open: func(ctx context.Context) (*hardware.Console, error) {
 			return sshconsole.Open(ctx, r.endpoint, way)
 		}}
-		if way.Free != "" {
+		if len(way.Free) > 0 {
 			shell.Free = func(ctx context.Context) error { return sshconsole.Free(ctx, r.endpoint, way) }
 		}
 		ways = append(ways, shell)
@@ -93,7 +93,7 @@ func (s serial) ssh(vendor sshconsole.Way) (way sshconsole.Way, ok bool) {
 		way.Port = int(told.Port)
 	}
 	if told.Entry != "" {
-		way.Commands = nil
+		way.Commands, way.Instead = nil, ""
 		for step := range strings.SplitSeq(string(told.Entry), ";") {
 			way.Commands = append(way.Commands, strings.TrimSpace(step))
 		}

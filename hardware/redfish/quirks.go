@@ -38,13 +38,14 @@ type quirk struct {
 // The ways to the serial console over SSH. Sources: the vendors' manuals of each command line. iDRAC ends logins with
 // closessn, which would end those over Redfish as well.
 func viaILO() sshconsole.Way {
-	return sshconsole.Way{Commands: []string{"vsp"}, Leave: []string{"\x1b("}, Free: "stop /system1/oemhp_vsp1"}
+	return sshconsole.Way{Commands: []string{"vsp"}, Leave: []string{"\x1b("}, Free: []string{"stop /system1/oemhp_vsp1"}}
 }
 func viaIDRAC() sshconsole.Way {
 	return sshconsole.Way{Commands: []string{"console com2"}, Leave: []string{"\x1c"}}
 }
 func viaXCC() sshconsole.Way {
-	return sshconsole.Way{Commands: []string{"console 1"}, Leave: []string{"\x1b("}, Free: "console kill 1"}
+	// The later firmware of an SR650 takes no number: "The command line contains extraneous arguments".
+	return sshconsole.Way{Commands: []string{"console 1"}, Instead: "console start", Leave: []string{"\x1b("}, Free: []string{"console kill 1", "console kill"}}
 }
 func viaSMASH() sshconsole.Way {
 	return sshconsole.Way{Commands: []string{"cd system1/sol1", "start"}, Leave: []string{"\x1bT", "\x1bt"}}

@@ -39,22 +39,23 @@ type Way struct {
 	Port     int      // Default: 22
 	Commands []string // typed one by one at the prompt of the BMC's command line; none: a login is the console
 	Leave    []string // keys that lead from the console back to the command line; the first are sent at the end
-	Free     string   // command that ends another client's console; empty: the BMC is known to have none
+	Instead  string   // of the last command, typed where the BMC does not take that; empty: nothing
+	Free     []string // commands that end another client's console, of which the BMC takes one; none: it has no such command that is known
 }
 
 // Open logs in and opens the console; ctx bounds that only. Nothing is sent to a server whose host key is refused: see
 // hardware.ShellConfig. A refused password is hardware.ErrUnauthorized, a console that another client has hardware.ErrInUse.
 func Open(ctx context.Context, e hardware.Endpoint, w Way) (*hardware.Console, error) {
-	s, key, err := enterShell(ctx, e, w, func(s *stream) error { return s.enter(ctx, w.Commands) })
+	s, key, err := enterShell(ctx, e, w, func(s *stream) error { return s.enter(ctx, w) })
 	if err != nil {
 		return nil, fmt.Errorf("open the serial console over SSH to %s: %w", e.Address, err)
 	}
 	return &hardware.Console{ReadWriteCloser: s, Kind: hardware.ConsoleSSH, HostKey: key.Fingerprint}, nil
 }
 
-// Free ends the client that has the console, with the command of the Way.
+// Free ends the client that has the console, with the commands of the Way.
 func Free(ctx context.Context, e hardware.Endpoint, w Way) error {
-	if err := hardware.Permitted(ctx, "SSH", w.Free); err != nil {
+	if err := hardware.Permitted(ctx, "SSH", strings.Join(w.Free, ", ")); err != nil {
 		return err
 	}
 	s, _, err := enterShell(ctx, e, Way{Port: w.Port}, func(s *stream) error { return s.order(ctx, w.Free) })
@@ -180,15 +181,34 @@ func (s *stream) forward(output io.Reader) {
 }
 
 // enter types the commands that open the console, each when it is asked for.
-func (s *stream) enter(ctx context.Context, commands []string) (err error) {
-	var prompt []byte
-	for _, command := range commands {
-		if prompt, err = s.command(ctx, command); err != nil {
+func (s *stream) enter(ctx context.Context, w Way) (err error) {
+	if len(w.Commands) == 0 {
+		return nil
+	}
+	last := len(w.Commands) - 1
+	for _, command := range w.Commands[:last] {
+		if _, err = s.command(ctx, command); err != nil {
 			return err
 		}
 	}
-	if len(prompt) == 0 {
-		return nil
+	err = s.openBy(ctx, w.Commands[last])
+	if w.Instead == "" || !errors.Is(err, errNotTaken) || errors.Is(err, hardware.ErrInUse) {
+		return err
+	}
+	if other := s.openBy(ctx, w.Instead); other != nil {
+		return fmt.Errorf("%w; then %w", err, other)
+	}
+	return nil
+}
+
+// errNotTaken: the command line is back instead of the console.
+var errNotTaken = errors.New("it is not opened")
+
+// openBy types the command after which the console comes, or the command line again.
+func (s *stream) openBy(ctx context.Context, command string) error {
+	prompt, err := s.command(ctx, command)
+	if err != nil {
+		return err
 	}
 	isBack := func(said []byte) bool { return promptIsBack(said, prompt) }
 	said, err := s.listen(ctx, settle, isBack)
@@ -196,7 +216,8 @@ func (s *stream) enter(ctx context.Context, commands []string) (err error) {
 		return err
 	}
 	if isBack(said) {
-		return refusedWith(commands[len(commands)-1], said)
+		s.rest = lastLine(said) // the prompt for what is typed next
+		return refusedWith(command, said)
 	}
 	s.rest = said
 	if len(bytes.TrimSpace(prompt)) > 1 { // a shell of the server may ask with one character, too
@@ -205,19 +226,25 @@ func (s *stream) enter(ctx context.Context, commands []string) (err error) {
 	return nil
 }
 
-// order types a command, and waits until the command line asks for the next one. What it answers is of no interest: whether
-// the console is free shows when it is opened.
-func (s *stream) order(ctx context.Context, command string) error {
-	prompt, err := s.command(ctx, command)
-	if err != nil {
-		return err
+// order types commands, each when the command line asks for it, and waits until it asks again. What it answers is of no
+// interest: whether the console is free shows when it is opened.
+func (s *stream) order(ctx context.Context, commands []string) error {
+	for _, command := range commands {
+		prompt, err := s.command(ctx, command)
+		if err != nil {
+			return err
+		}
+		isBack := func(said []byte) bool { return promptIsBack(said, prompt) }
+		said, err := s.listen(ctx, promptLimit, isBack)
+		if err != nil {
+			return err
+		}
+		if !isBack(said) {
+			return fmt.Errorf("%q does not end within %s: the BMC says %s", command, promptLimit, quote(said))
+		}
+		s.rest = lastLine(said)
 	}
-	isBack := func(said []byte) bool { return promptIsBack(said, prompt) }
-	said, err := s.listen(ctx, promptLimit, isBack)
-	if err == nil && !isBack(said) {
-		err = fmt.Errorf("%q does not end within %s: the BMC says %s", command, promptLimit, quote(said))
-	}
-	return err
+	return nil
 }
 
 // command types a command when the command line asks for one, and returns its prompt.
@@ -237,7 +264,7 @@ func (s *stream) command(ctx context.Context, command string) (prompt []byte, er
 
 // refusedWith is what a command line says instead of opening the console.
 func refusedWith(command string, said []byte) error {
-	err := fmt.Errorf("%q does not open it: the BMC says %s", command, quote(said))
+	err := fmt.Errorf("%w: to %q the BMC says %s", errNotTaken, command, quote(said))
 	for _, words := range []string{"in use", "already", "busy"} {
 		if bytes.Contains(bytes.ToLower(said), []byte(words)) {
 			return fmt.Errorf("%w: %w", hardware.ErrInUse, err)
@@ -249,6 +276,7 @@ func refusedWith(command string, said []byte) error {
 // listen gathers what the server sends until it is enough and quiet, or the time is over.
 func (s *stream) listen(ctx context.Context, limit time.Duration, enough func([]byte) bool) (said []byte, err error) {
 	over := time.After(limit)
+	said, s.rest = s.rest, nil
 	for {
 		var quiet <-chan time.Time
 		if enough(said) {

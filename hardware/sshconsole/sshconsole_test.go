@@ -65,9 +65,10 @@ func hear(t *testing.T, r io.Reader, want string) string {
 func TestVendors(t *testing.T) {
 	for style, way := range map[bmc.SSHStyle]Way{
 		bmc.OpenBMC:    {},
-		bmc.ILO:        {Commands: []string{"vsp"}, Leave: []string{"\x1b("}, Free: "stop /system1/oemhp_vsp1"},
+		bmc.ILO:        {Commands: []string{"vsp"}, Leave: []string{"\x1b("}, Free: []string{"stop /system1/oemhp_vsp1"}},
 		bmc.IDRAC:      {Commands: []string{"console com2"}, Leave: []string{"\x1c"}},
-		bmc.XCC:        {Commands: []string{"console 1"}, Leave: []string{"\x1b("}, Free: "console kill 1"},
+		bmc.XCC:        {Commands: []string{"console 1"}, Instead: "console start", Leave: []string{"\x1b("}, Free: []string{"console kill 1", "console kill"}},
+		bmc.XCCLater:   {Commands: []string{"console 1"}, Instead: "console start", Leave: []string{"\x1b("}, Free: []string{"console kill 1", "console kill"}},
 		bmc.Supermicro: {Commands: []string{"cd system1/sol1", "start"}, Leave: []string{"\x1bT"}},
 	} {
 		t.Run("style "+string(style), func(t *testing.T) {
@@ -101,7 +102,7 @@ func TestVendors(t *testing.T) {
 					t.Errorf("a second console: %v", err)
 				}
 			}
-			if way.Free != "" {
+			if len(way.Free) > 0 {
 				console = freed(t, e, way, console)
 			}
 			if err := errors.Join(console.Close(), console.Close()); err != nil {

@@ -13,6 +13,7 @@ const (
 	ILO        SSHStyle = "ilo"        // vsp
 	IDRAC      SSHStyle = "idrac"      // console com2
 	XCC        SSHStyle = "xcc"        // console 1
+	XCCLater   SSHStyle = "xcc-later"  // console start
 	Supermicro SSHStyle = "supermicro" // DMTF's SMASH CLP: cd system1/sol1; start
 )
 
@@ -50,6 +51,13 @@ func (s SSHStyle) dialect() dialect {
 			opened:  "\r\n",
 			busy:    "\r\nThe console is in use by another session.\r\n",
 			unknown: "Invalid command syntax.\r\n",
+		}
+	case XCCLater:
+		return dialect{
+			prompt: "system> ", entry: "console start", free: "console kill", hangUp: "\x1b(", display: "ESC (",
+			opened:  "\r\n",
+			busy:    "\r\nThe console is in use by another session.\r\n",
+			unknown: "The command line contains extraneous arguments\r\n",
 		}
 	case Supermicro:
 		return dialect{
