@@ -10,6 +10,18 @@ import (
 // behindBMC is the machine as its BMC drives it.
 type behindBMC struct{ *Machine }
 
+// Hardware is the machine as a BMC drives it: for one that is not the lab's.
+func Hardware(m *Machine) bmc.Machine { return behindBMC{m} }
+
+// ListenPacket listens on a UDP port of the machine's BMC.
+func ListenPacket(m *Machine, port int) (conn *net.UDPConn, err error) {
+	entered := inNamespace(m.rack.netNamespace(), func() error {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: m.config.BMCAddress(), Port: port})
+		return err
+	})
+	return conn, entered
+}
+
 func (m behindBMC) PowerOn(ctx context.Context) error { return m.powerOn(ctx, causeBMC) }
 
 func (m behindBMC) PowerOff(ctx context.Context) error {
