@@ -337,6 +337,7 @@ func (c lost) Read(p []byte) (int, error) {
 
 // TestLostConsole: where the connection to the BMC was lost, its console may still be given to that one, and is taken back once.
 func TestLostConsole(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	var prices []fleet.Price
 	r.dial = func(_ context.Context, _ *api.Machine, price fleet.Price) (*hardware.Console, error) {
@@ -351,7 +352,7 @@ func TestLostConsole(t *testing.T) {
 	}
 	m := r.machine("r1u01", true)
 	_ = r.end().Close()
-	for range 2 { // that nobody waits out the pauses
+	for range 2 { // a person has it opened without the pause
 		one, err := r.keeper.Attach(t.Context(), m)
 		if err == nil {
 			defer func() { _ = one.Close() }()
