@@ -309,6 +309,10 @@ func TestConsoleOfABootdBefore(t *testing.T) {
 			if !c.inUse {
 				_ = r.end().Close()
 			}
+			now, _ := store.Cached[api.Machine](r.Cache, "r1u01")
+			if one, err := r.keeper.Attach(t.Context(), now); err == nil { // has it opened without the pause
+				defer func() { _ = one.Close() }()
+			}
 			r.eventually("it is opened again", func() bool { return r.opened() == 2 })
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -352,11 +356,16 @@ func TestLostConsole(t *testing.T) {
 	}
 	m := r.machine("r1u01", true)
 	_ = r.end().Close()
-	for range 2 { // a person has it opened without the pause
-		one, err := r.keeper.Attach(t.Context(), m)
+	for n := range 2 {
+		one, err := r.keeper.Attach(t.Context(), m) // has it opened without the pause
 		if err == nil {
 			defer func() { _ = one.Close() }()
 		}
+		r.eventually("it is opened again", func() bool {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return len(prices) == n+2
+		})
 	}
 	_ = r.end()
 	r.mu.Lock()
