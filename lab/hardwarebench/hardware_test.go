@@ -366,24 +366,27 @@ func (d *daemon) look(f *fleet) int {
 	})
 	done := time.Now()
 	time.Sleep(keptLogin)
-	most := 0
+	var most []string
 	for _, o := range some {
-		n := 0
+		var asked []string
 		for _, q := range o.bmc.Requests() {
 			logout := q.Method == http.MethodDelete
 			if logout || q.At.Before(done) {
-				n++
+				asked = append(asked, q.Method+" "+q.Path)
 			}
-			if logout && n > 1 {
+			if logout && len(asked) > 1 {
 				break // what is asked after it is a look of another kind, at the server's health
 			}
 		}
-		if n == 0 {
+		if len(asked) == 0 {
 			d.b.Errorf("%s was not looked at", o.name)
 		}
-		most = max(most, n)
+		if len(asked) > len(most) {
+			most = asked
+		}
 	}
-	return most
+	note("a look takes at most %d requests: %s", len(most), strings.Join(most, ", "))
+	return len(most)
 }
 
 // keptLogin is longer than a login is kept that is not in use, and than the logout takes.
