@@ -323,10 +323,12 @@ type AttemptResult string
 const (
 	ResultActive AttemptResult = "Active"
 	ResultFailed AttemptResult = "Failed"
+	// ResultAborted: another state or another attempt was asked for meanwhile. It is no failure.
+	ResultAborted AttemptResult = "Aborted"
 )
 
 // BootAttempt is one boot of one Machine, from the power command (or a
-// confirmed reset) to Active or Failed.
+// confirmed reset) to its result.
 type BootAttempt struct {
 	ID     string `json:"id" doc:"Unique ID of the attempt."`
 	Number int    `json:"number" doc:"Counts the Machine's attempts."`
@@ -335,24 +337,26 @@ type BootAttempt struct {
 	Request string `json:"request,omitzero" doc:"ID of the request that asked for it; empty when none did."`
 	// Retry counts attempts since the last one that reached Active or was
 	// requested.
-	Retry      int           `json:"retry,omitzero" doc:"Attempts before it that failed in a row."`
-	Generation int64         `json:"generation" doc:"The Machine's generation that it boots."`
-	Started    time.Time     `json:"started" doc:"When it was opened."`
-	Deadline   time.Time     `json:"deadline" doc:"Moved on by progress."`
-	Stage      Stage         `json:"stage" doc:"The furthest stage reached."`
-	Stages     []StageTime   `json:"stages,omitempty" doc:"When each stage was first reached."`
-	Trust      TrustLevel    `json:"trust,omitzero" doc:"What the Machine has proved so far."`
-	TrustWhy   string        `json:"trustWhy,omitzero" doc:"How it has proved that."`
-	Nonce      *Nonce        `json:"nonce,omitempty" doc:"There when trust level nonce is required."`
-	Command    *PowerCommand `json:"command,omitempty" doc:"The power command that the BMC was given for it; it is sent once."`
-	Reset      *ResetSeen    `json:"reset,omitempty" doc:"What the BMC reported of the attempt's own reset. Later reports are compared with this, because its clock may move."`
-	Port       *BootPort     `json:"port,omitempty" doc:"Where its address was leased, as a relay says."`
-	Takers     []Taker       `json:"takers,omitempty" doc:"Who took the pointer and the config, and who came for them again; at most 16."`
-	Joined     time.Time     `json:"joined,omitzero" doc:"When nodeagent joined."`
-	Finished   time.Time     `json:"finished,omitzero" doc:"When it ended; unset while it is under way."`
-	Result     AttemptResult `json:"result,omitzero" doc:"Active or Failed; empty while it is under way."`
-	Message    string        `json:"message,omitzero" doc:"Why it failed and what to do, or its progress."`
-	Cause      FailureCause  `json:"cause,omitzero" enum:"SecondTaker" doc:"What kind of failure it was, where that makes a difference."`
+	Retry      int   `json:"retry,omitzero" doc:"Attempts before it that failed in a row."`
+	Generation int64 `json:"generation" doc:"The Machine's generation that it boots."`
+	// Inputs are compared with what is there now: when they differ, retries of a failed attempt begin again.
+	Inputs   []Input       `json:"inputs,omitempty" doc:"The versions of the objects that it boots with; those of the latest attempt only."`
+	Started  time.Time     `json:"started" doc:"When it was opened."`
+	Deadline time.Time     `json:"deadline" doc:"Moved on by progress."`
+	Stage    Stage         `json:"stage" doc:"The furthest stage reached."`
+	Stages   []StageTime   `json:"stages,omitempty" doc:"When each stage was first reached."`
+	Trust    TrustLevel    `json:"trust,omitzero" doc:"What the Machine has proved so far."`
+	TrustWhy string        `json:"trustWhy,omitzero" doc:"How it has proved that."`
+	Nonce    *Nonce        `json:"nonce,omitempty" doc:"There when trust level nonce is required."`
+	Command  *PowerCommand `json:"command,omitempty" doc:"The power command that the BMC was given for it; it is sent once."`
+	Reset    *ResetSeen    `json:"reset,omitempty" doc:"What the BMC reported of the attempt's own reset. Later reports are compared with this, because its clock may move."`
+	Port     *BootPort     `json:"port,omitempty" doc:"Where its address was leased, as a relay says."`
+	Takers   []Taker       `json:"takers,omitempty" doc:"Who took the pointer and the config, and who came for them again; at most 16."`
+	Joined   time.Time     `json:"joined,omitzero" doc:"When nodeagent joined."`
+	Finished time.Time     `json:"finished,omitzero" doc:"When it ended; unset while it is under way."`
+	Result   AttemptResult `json:"result,omitzero" doc:"Active, Failed or Aborted; empty while it is under way."`
+	Message  string        `json:"message,omitzero" doc:"Why it failed and what to do, or its progress."`
+	Cause    FailureCause  `json:"cause,omitzero" enum:"SecondTaker" doc:"What kind of failure it was, where that makes a difference."`
 }
 
 // MaxRetries is how many BootAttempts may fail in a row before bootd leaves the
@@ -367,10 +371,18 @@ func (a *BootAttempt) Reached(s Stage) bool { return a != nil && a.Stage.Index()
 
 // Progress returns the stage of an attempt in progress, or where it failed.
 func (a *BootAttempt) Progress() string {
-	if a == nil || a.Result == ResultActive {
+	if a == nil || a.Result == ResultActive || a.Result == ResultAborted {
 		return ""
 	}
 	return fmt.Sprintf("%s %d/%d", a.Stage, a.Stage.Index()+1, len(Stages()))
+}
+
+// Input is the version of an object that a BootAttempt depends on.
+type Input struct {
+	Kind       string `json:"kind" doc:"Kind of the object."`
+	Name       string `json:"name" doc:"Its name."`
+	UID        string `json:"uid" doc:"Its UID."`
+	Generation int64  `json:"generation" doc:"Its generation."`
 }
 
 // StageTime is when a stage was first reached.

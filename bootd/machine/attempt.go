@@ -52,6 +52,7 @@ func archive(m *api.Machine) {
 	if a == nil {
 		return
 	}
+	a.Inputs = nil
 	m.Status.History = slices.Insert(m.Status.History, 0, *a)
 	m.Status.History = m.Status.History[:min(len(m.Status.History), maxHistory)]
 	m.Status.Attempt = nil
@@ -87,6 +88,17 @@ func Fail(m *api.Machine, now time.Time, message string) {
 	m.Status.Phase = api.PhaseFailed
 	m.Status.HostKey = ""
 	m.Status.Conditions.Set(now, api.CondProvision, api.False, "BootFailed", message)
+}
+
+// Abort closes the open BootAttempt, which has not failed: something else is asked for.
+func Abort(m *api.Machine, now time.Time, message string) {
+	a := m.Status.Attempt
+	if !a.Open() {
+		return
+	}
+	a.Result, a.Message, a.Finished = api.ResultAborted, message, now.UTC()
+	m.Status.HostKey = ""
+	m.Status.Conditions.Set(now, api.CondProvision, api.False, "Aborted", message)
 }
 
 // succeed closes the open BootAttempt as Active.

@@ -251,6 +251,17 @@ func (b *bench) mutate(name string, fn func(*api.Machine)) {
 	}
 }
 
+// alter changes an object of any kind, as a person does.
+func alter[T any, P interface {
+	*T
+	api.Object
+}](b *bench, name string, fn func(P)) {
+	b.t.Helper()
+	if _, err := store.Mutate(b.t.Context(), b.store, name, func(o P) error { fn(o); return nil }); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // steps reconciles until nothing changes any more. With killed, the controller
 // is a new one before every step.
 func (b *bench) steps(name string, killed bool) *api.Machine {

@@ -16,10 +16,12 @@ type boot struct {
 // activate opens and follows BootAttempts until one reaches Active.
 func (j judge) activate() action {
 	m := j.machine
-	switch x := (boot{j, m.Status.Attempt}); {
-	case x.attempt == nil && m.Spec.BMC == nil && m.Spec.Boot.Unsolicited == api.BootAllow && j.askedNow():
+	x := boot{j, m.Status.Attempt}
+	first := x.attempt == nil || x.attempt.Result == api.ResultAborted
+	switch {
+	case first && m.Spec.BMC == nil && m.Spec.Boot.Unsolicited == api.BootAllow && j.askedNow():
 		return j.open("it boots by itself (unsolicited boots are allowed)", 0, api.StagePowerOn)
-	case x.attempt == nil:
+	case first:
 		return j.open("state is Active", 0, api.StageRequested)
 	case x.attempt.Open():
 		return x.follow()
@@ -89,9 +91,12 @@ func (x boot) retry() action {
 	allowed := x.askedSince(a.Finished) && x.machine.Spec.Boot.Unsolicited == api.BootAllow
 	most := retries(x.site, a)
 	wait := a.Finished.Add(30 * time.Second << a.Retry).Sub(x.now)
+	again := x.again()
 	switch {
 	case a.Retry >= most && a.Cause == api.CauseSecondTaker:
 		return x.giveUp()
+	case again != "" && x.machine.Spec.BMC != nil && (a.Command == nil || !a.Command.Unfinished):
+		return x.open(again+" after: "+a.Message, 0, api.StageRequested)
 	case a.Retry >= most && allowed:
 		return x.open("unsolicited boot, allowed by policy", a.Retry, api.StagePowerOn)
 	case a.Retry >= most, a.Command != nil && a.Command.Unfinished:
@@ -102,6 +107,14 @@ func (x boot) retry() action {
 		return action{again: wait}
 	}
 	return x.open(fmt.Sprintf("retry %d of %d after: %s", a.Retry+1, most, a.Message), a.Retry+1, api.StageRequested)
+}
+
+// again says why retries begin again: a person took the Machine out of Maintenance, or what it boots with was changed.
+func (x boot) again() string {
+	if x.machine.Status.Phase == api.PhaseMaintenance {
+		return "state is Active again"
+	}
+	return changed(x.attempt, x.machine, x.inputs())
 }
 
 // giveUp says once that no further attempt is opened, and what to do.

@@ -119,6 +119,13 @@ func sameSpec(a, b api.Object) bool {
 
 // referrers are the Machines that name an object, be it by their Profile.
 func (c *Controller) referrers(kind, name string) (machines []string) {
+	if s, ok := store.Cached[api.Secret](c.Cache, name); ok && kind == "Secret" {
+		for _, l := range store.CachedList[api.Layer](c.Cache) {
+			if forLayers(s, []string{l.Metadata.Name}) {
+				machines = append(machines, c.referrers("Layer", l.Metadata.Name)...)
+			}
+		}
+	}
 	for _, o := range c.Cache.CachedReferrers(kind, name) {
 		switch o := o.(type) {
 		case *api.Machine:

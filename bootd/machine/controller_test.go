@@ -480,6 +480,63 @@ func TestExpiryRetriesThenFails(t *testing.T) {
 	}
 }
 
+// TestRetriesBeginAgain: a Machine that failed for the last time is booted again when what it boots with is another, and
+// when a person takes it out of Maintenance. Maintenance in mid-boot is no failure.
+func TestRetriesBeginAgain(t *testing.T) {
+	b := newBench(t)
+	b.create(&api.Layer{Base: named("base"), Spec: api.LayerSpec{Butane: "variant: flatcar\nversion: 1.1.0\n"}})
+	b.create(&api.Secret{Base: named("registry"), Spec: api.SecretSpec{Data: map[string]string{"key": "1"}, Uses: &api.SecretUses{Layers: []string{"base"}}}})
+	alter(b, "worker", func(p *api.Profile) { p.Spec.Layers = []string{"base"} })
+	b.machine("r1u01", 1)
+	fail := func() {
+		t.Helper()
+		b.steps("r1u01", false)
+		b.mutate("r1u01", func(m *api.Machine) {
+			m.Status.Attempt.Retry, m.Status.Attempt.Deadline = api.MaxRetries, time.Now().Add(-time.Second)
+		})
+		if m := b.steps("r1u01", false); m.Status.Phase != api.PhaseFailed || m.Status.Attempt.Result != api.ResultFailed {
+			t.Fatalf("%s, attempt %+v", m.Status.Phase, m.Status.Attempt)
+		}
+	}
+	changes := []struct {
+		reason string
+		change func()
+	}{
+		{"Machine r1u01", func() { alter(b, "r1u01", func(m *api.Machine) { m.Spec.Location.Unit = 2 }) }},
+		{"Profile worker", func() { alter(b, "worker", func(p *api.Profile) { p.Spec.KernelArguments = []string{"quiet"} }) }},
+		{"Image img", func() { alter(b, "img", func(i *api.Image) { i.Spec.Version = "2" }) }},
+		{"Layer base", func() { alter(b, "base", func(l *api.Layer) { l.Spec.Butane += "# corrected\n" }) }},
+		{"Secret registry", func() { alter(b, "registry", func(s *api.Secret) { s.Spec.Data = map[string]string{"key": "2"} }) }},
+		{"Secret bmc", func() {
+			alter(b, "bmc", func(s *api.Secret) { s.Spec.Data = map[string]string{"username": "admin", "password": "secret-2"} })
+		}},
+	}
+	for _, c := range changes {
+		fail()
+		c.change()
+		m := b.steps("r1u01", false)
+		if a := m.Status.Attempt; !a.Open() || a.Retry != 0 || !strings.HasPrefix(a.Reason, c.reason+" was changed after: ") {
+			t.Errorf("%s: attempt %+v", c.reason, a)
+		}
+	}
+	alter(b, "r1u01", func(m *api.Machine) { m.Spec.State = api.StateMaintenance })
+	if a := b.steps("r1u01", false).Status.Attempt; a.Result != api.ResultAborted {
+		t.Errorf("Maintenance in mid-boot: %+v", a)
+	}
+	alter(b, "r1u01", func(m *api.Machine) { m.Spec.State = api.StateActive })
+	m := b.steps("r1u01", false)
+	if a := m.Status.Attempt; !a.Open() || a.Retry != 0 || m.Status.Phase != api.PhaseProvisioning {
+		t.Errorf("back from Maintenance: %s, attempt %+v", m.Status.Phase, a)
+	}
+	fail()
+	alter(b, "r1u01", func(m *api.Machine) { m.Spec.State = api.StateMaintenance })
+	b.steps("r1u01", false)
+	alter(b, "r1u01", func(m *api.Machine) { m.Spec.State = api.StateActive })
+	if a := b.steps("r1u01", false).Status.Attempt; !a.Open() || a.Retry != 0 {
+		t.Errorf("back from Maintenance after the last failure: %+v", a)
+	}
+}
+
 // TestReprovisionOpensOneAttempt: also when bootd is killed between every two steps, or right after the
 // attempt was opened.
 func TestReprovisionOpensOneAttempt(t *testing.T) {

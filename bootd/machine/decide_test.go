@@ -27,6 +27,8 @@ type situation struct {
 	facts *facts
 	load  struct{ opened, switched load }
 	on    []*api.Guest
+	// inputs are what a BootAttempt depends on now.
+	inputs []api.Input
 }
 
 type change func(*situation)
@@ -47,6 +49,7 @@ func given(changes ...change) facts {
 	f := facts{machine: m, site: site.Spec, said: func() string { return "" }, required: func(*api.Machine) trust.Requirement { return trust.Requirement{Level: api.TrustToken, Of: "the Site"} }}
 	s := &situation{Machine: m, facts: &f}
 	f.held = func(action) hold { return hold{} }
+	f.inputs = func() []api.Input { return s.inputs }
 	f.guests = func() []*api.Guest { return s.on }
 	f.opened = func() load { return s.load.opened }
 	f.switched = func() load { return s.load.switched }
@@ -70,7 +73,7 @@ func ended(result api.AttemptResult, changes ...func(*api.BootAttempt)) change {
 	return func(s *situation) {
 		attempt(api.StageApplied)(s)
 		a := s.Status.Attempt
-		a.Result, a.Message, a.Finished = result, "the test", ago(5*time.Minute)
+		a.Result, a.Message, a.Finished, a.Generation = result, "the test", ago(5*time.Minute), 3
 		for _, c := range changes {
 			c(a)
 		}
@@ -79,6 +82,14 @@ func ended(result api.AttemptResult, changes ...func(*api.BootAttempt)) change {
 			s.Status.Phase = api.PhaseFailed
 		}
 	}
+}
+
+func input(kind string, generation int64) api.Input {
+	return api.Input{Kind: kind, Name: "x", UID: "uid-x", Generation: generation}
+}
+func with(now ...api.Input) change { return func(s *situation) { s.inputs = now } }
+func madeOf(then ...api.Input) func(*api.BootAttempt) {
+	return func(a *api.BootAttempt) { a.Inputs = then }
 }
 
 func retried(n int) func(*api.BootAttempt) { return func(a *api.BootAttempt) { a.Retry = n } }
@@ -383,6 +394,24 @@ func TestDecideBoot(t *testing.T) {
 		{"failed for the last time, asks and may", given(ended(failed, retried(api.MaxRetries)), asksSince(0), unsolicited(api.BootAllow)), opens("unsolicited boot, allowed by policy", api.MaxRetries, api.StagePowerOn)},
 		{"failed, no BMC, asks and may", given(ended(failed, longAgo), noBMC, asksSince(0), unsolicited(api.BootAllow)), opens("it boots by itself (unsolicited boots are allowed) after: the test", 1, api.StagePowerOn)},
 		{"failed, no BMC", given(ended(failed, longAgo), noBMC), held("NoBMC", "power it on by hand")},
+		{"failed for the last time, spec changed", given(ended(failed, retried(api.MaxRetries), madeOf(input("Machine", 2))), with(input("Machine", 3))),
+			opens("Machine x was changed after: the test", 0, api.StageRequested)},
+		{"failed for the last time, nothing changed", given(ended(failed, retried(api.MaxRetries), madeOf(input("Machine", 3), input("Layer", 1))), with(input("Machine", 3), input("Layer", 1))), action{}},
+		{"failed for the last time, Layer changed", given(ended(failed, retried(api.MaxRetries), madeOf(input("Machine", 3), input("Layer", 1))), with(input("Machine", 3), input("Layer", 2))),
+			opens("Layer x was changed after: the test", 0, api.StageRequested)},
+		{"failed just now, Secret changed", given(ended(failed, func(a *api.BootAttempt) { a.Finished = noon }, madeOf(input("Secret", 1))), with(input("Secret", 2))),
+			opens("Secret x was changed after: the test", 0, api.StageRequested)},
+		{"failed for the last time, inputs not recorded", given(ended(failed, retried(api.MaxRetries), func(a *api.BootAttempt) { a.Generation = 2 })),
+			opens("Machine r1u01 was changed after: the test", 0, api.StageRequested)},
+		{"failed for the last time, no BMC, changed", given(ended(failed, longAgo, retried(api.MaxRetries), madeOf(input("Layer", 1))), noBMC, with(input("Layer", 2))), action{}},
+		{"failed, command unfinished, changed", given(ended(failed, madeOf(input("Layer", 1)), func(a *api.BootAttempt) { a.Command = &api.PowerCommand{Unfinished: true} }), with(input("Layer", 2))), action{}},
+		{"failed for the last time, back from Maintenance", given(ended(failed, retried(api.MaxRetries)), phase(api.PhaseMaintenance)),
+			opens("state is Active again after: the test", 0, api.StageRequested)},
+		{"second taker again, changed", given(ended(failed, secondTaker, retried(api.DefaultTrustRetries), madeOf(input("Layer", 1))), with(input("Layer", 2))),
+			action{do: doGiveUp, reason: "TooManySecondTakers", event: event{api.Warning, "TooManySecondTakers", "bootd opens no further BootAttempt by itself"}}},
+		{"aborted", given(ended(api.ResultAborted), phase(api.PhaseMaintenance)), opens("state is Active", 0, api.StageRequested)},
+		{"aborted, no BMC, asks and may", given(ended(api.ResultAborted), noBMC, asksSince(0), unsolicited(api.BootAllow)), opens("it boots by itself (unsolicited boots are allowed)", 0, api.StagePowerOn)},
+		{"runs, back from Maintenance", given(ended(active, resetSeen), connected, phase(api.PhaseMaintenance)), action{do: doActive}},
 		{"second taker", given(ended(failed, secondTaker), func(s *situation) { n := 3; s.facts.site.Trust.Retries = &n }), opens("retry 1 of 3 after: the test", 1, api.StageRequested)},
 		{"second taker again", given(ended(failed, secondTaker, retried(api.DefaultTrustRetries)), asksSince(0), unsolicited(api.BootAllow)),
 			action{do: doGiveUp, reason: "TooManySecondTakers", event: event{api.Warning, "TooManySecondTakers", "bootd opens no further BootAttempt by itself"}}},

@@ -31,6 +31,8 @@ type facts struct {
 	guests func() []*api.Guest
 	// said is the last line of the BootAttempt on its console, empty when there is none.
 	said func() string
+	// inputs are the versions of the objects that a BootAttempt of the Machine depends on.
+	inputs func() []api.Input
 	// opened counts the other Machines with an open BootAttempt, switched those
 	// whose power is being changed.
 	opened, switched func() load
@@ -52,6 +54,7 @@ func (c *Controller) facts(m *api.Machine) facts {
 		required:   func(m *api.Machine) trust.Requirement { return Required(c.Cache, m) },
 		guests:     func() []*api.Guest { return guestsOf(c.Cache, m) },
 		said:       func() string { return c.Said(m) },
+		inputs:     func() []api.Input { return inputs(c.Cache, m) },
 		healthRead: c.looks.last(m.Metadata.Name),
 		opened: func() load {
 			return count(c.Cache, m, func(other *api.Machine) bool { return other.Status.Attempt.Open() })

@@ -163,9 +163,10 @@ func (f facts) writeAnswer(a action, m *api.Machine, now time.Time) bool {
 // writeOpen puts a BootAttempt into the Machine.
 func (f facts) writeOpen(a action, m *api.Machine, now time.Time) bool {
 	if m.Status.Attempt.Open() {
-		Fail(m, now, "superseded: "+a.reason)
+		Abort(m, now, "superseded: "+a.reason)
 	}
 	openAttempt(m, now, a, window(f.site))
+	m.Status.Attempt.Inputs = f.inputs()
 	if a.stage == api.StagePowerOn {
 		m.Status.Attempt.Reset = a.answer.seen
 	}
@@ -182,7 +183,7 @@ func writeMaintain(a action, m *api.Machine, now time.Time) bool {
 	if m.Spec.State != api.StateMaintenance {
 		return false
 	}
-	Fail(m, now, a.message)
+	Abort(m, now, a.message)
 	m.Status.Phase = api.PhaseMaintenance
 	return true
 }
@@ -191,7 +192,7 @@ func writeRetire(a action, m *api.Machine, now time.Time) bool {
 	if m.Spec.State != api.StateOff {
 		return false
 	}
-	Fail(m, now, a.message)
+	Abort(m, now, a.message)
 	archive(m)
 	m.Status.Phase = api.PhaseDeprovisioning
 	m.Status.HostKey = ""

@@ -157,6 +157,8 @@ func attempt(a *api.BootAttempt, now time.Time) string {
 		return fmt.Sprintf("%s and reached Active in %s.", head, a.Finished.Sub(a.Started).Round(time.Second))
 	case api.ResultFailed:
 		return fmt.Sprintf("%s and failed after stage %s: %s.", head, a.Stage, a.Message)
+	case api.ResultAborted:
+		return fmt.Sprintf("%s and was aborted after stage %s: %s.", head, a.Stage, a.Message)
 	}
 	left := a.Deadline.Sub(now).Round(time.Second)
 	if left <= 0 {

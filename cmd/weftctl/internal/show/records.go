@@ -27,6 +27,8 @@ func (p Printer) Attempt(w io.Writer, a *api.BootAttempt) error {
 		state = p.Paint(terminal.Green, "Active") + " after " + terminal.Short(a.Finished.Sub(a.Started))
 	case api.ResultFailed:
 		state = p.Paint(terminal.Red, "Failed") + " at " + string(a.Stage)
+	case api.ResultAborted:
+		state = "Aborted at " + string(a.Stage)
 	default:
 		state += ", until " + clock(a.Deadline) + " unless it makes progress"
 	}

@@ -1,0 +1,59 @@
+package machine
+
+import (
+	"slices"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/store"
+)
+
+// inputs are the versions of the objects that a BootAttempt of the Machine depends on: the Machine itself, its Profile
+// with its Image and Layers, and the Secrets of its BMC and of the Layers.
+func inputs(c *store.Cache, m *api.Machine) []api.Input {
+	list := []api.Input{inputOf(m)}
+	var layers []string
+	if p, ok := store.Cached[api.Profile](c, m.Spec.Profile); ok {
+		list, layers = append(list, inputOf(p)), p.Spec.Layers
+		if img, ok := store.Cached[api.Image](c, p.Spec.Image); ok {
+			list = append(list, inputOf(img))
+		}
+	}
+	for _, name := range layers {
+		if l, ok := store.Cached[api.Layer](c, name); ok {
+			list = append(list, inputOf(l))
+		}
+	}
+	for _, s := range store.CachedList[api.Secret](c) {
+		if m.Spec.BMC != nil && m.Spec.BMC.Credentials == s.Metadata.Name || forLayers(s, layers) {
+			list = append(list, inputOf(s))
+		}
+	}
+	return list
+}
+
+// forLayers reports whether a Secret may be used by one of the Layers.
+func forLayers(s *api.Secret, layers []string) bool {
+	return slices.ContainsFunc(layers, func(l string) bool { return s.Permits(api.UseLayer(l)) == nil })
+}
+
+func inputOf(o api.Object) api.Input {
+	m := o.Meta()
+	return api.Input{Kind: api.KindOf(o).Name, Name: m.Name, UID: m.UID, Generation: m.Generation}
+}
+
+// changed names what an attempt depended on and is another one now, empty when nothing is. An attempt of which the
+// inputs are not recorded is compared by the Machine's own generation.
+func changed(a *api.BootAttempt, m *api.Machine, now []api.Input) string {
+	if len(a.Inputs) == 0 {
+		if a.Generation == m.Metadata.Generation {
+			return ""
+		}
+		return "Machine " + m.Metadata.Name + " was changed"
+	}
+	for _, i := range now {
+		if !slices.Contains(a.Inputs, i) {
+			return i.Kind + " " + i.Name + " was changed"
+		}
+	}
+	return ""
+}
