@@ -107,7 +107,30 @@ func (s *bgpServer) dropGate(ctx context.Context) error {
 func (s *bgpServer) openGate(ctx context.Context) error {
 	g := s.gate
 	s.gate, s.restarting = nil, false
-	return errors.Join(s.setPolicy(ctx, s.policy), g.open(), s.dropGate(ctx), s.monitor(ctx, s.part))
+	return errors.Join(s.setPolicy(ctx, s.policy), s.advertiseAfterTimer(ctx), g.open(), s.dropGate(ctx), s.monitor(ctx, s.part))
+}
+
+// advertiseAfterTimer advertises all routes to the neighbours for which GoBGP has ended the deferral by itself. It does so
+// when the End-of-RIB of another neighbour does not come, by a timer that runs from the start of each session; nothing was
+// exported then.
+func (s *bgpServer) advertiseAfterTimer(ctx context.Context) error {
+	var missed []string
+	err := s.ListPeer(ctx, &gobgp.ListPeerRequest{}, func(n *gobgp.Peer) {
+		if n.State.SessionState == gobgp.PeerState_ESTABLISHED && !n.GracefulRestart.LocalRestarting {
+			missed = append(missed, n.Conf.NeighborAddress)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("list the neighbors that wait for routes: %w", err)
+	}
+	var faults []error
+	for _, address := range missed {
+		request := &gobgp.ResetPeerRequest{Address: address, Soft: true, Direction: gobgp.ResetPeerRequest_OUT}
+		if err := s.ResetPeer(ctx, request); err != nil {
+			faults = append(faults, fmt.Errorf("advertise to neighbor %s: %w", address, err))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 func (s *speaker) deferring() bool { return s.server != nil && s.server.gate != nil }

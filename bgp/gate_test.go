@@ -15,6 +15,8 @@ import (
 	"time"
 
 	gobgp "github.com/osrg/gobgp/v3/api"
+	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v3/pkg/server"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/internal/wait"
@@ -66,6 +68,85 @@ func TestReflectorWaitsForClients(t *testing.T) {
 	for _, h := range []*host{c1, c3} {
 		must(t, h.has("198.19.12.0/24", c2.address.String())())
 	}
+}
+
+// GoBGP ends the deferral of a neighbour by itself when another one's End-of-RIB does not come. When that was before the gate
+// is opened, nothing was advertised to the neighbour, which is made good.
+func TestGateOpensAfterGoBGPsTimer(t *testing.T) {
+	t.Parallel()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	door := free.Addr().(*net.TCPAddr).AddrPort()
+	must(t, free.Close())
+	client := func(name string, unit byte) api.BGPNeighbor {
+		return api.BGPNeighbor{Name: name, Address: netip.AddrFrom4([4]byte{127, 0, 0, unit}), ASN: 64601, Role: api.BGPClient, Passive: true, Families: []string{api.FamilyIPv4}}
+	}
+	route, hop := netip.MustParsePrefix("198.19.11.0/24"), netip.MustParseAddr("198.18.9.11")
+	p := api.BGPPart{ASN: 64601, RouterID: door.Addr(), ClusterID: door.Addr(), Role: api.BGPReflector, Listen: []netip.Addr{door.Addr()}, Port: int(door.Port()),
+		Community: "64601:1:7", GracefulRestart: api.Duration(2 * time.Second), // GoBGP's timer is half of it
+		Neighbors: []api.BGPNeighbor{client("c1", 11), client("c2", 12), client("silent", 13)},
+		Accept:    []api.BGPAccept{{Client: "c1", Prefixes: []netip.Prefix{route}, NextHops: []netip.Addr{hop}}}}
+	s, err := startServer(t.Context(), p, false, newLogger(slog.New(slog.DiscardHandler)))
+	must(t, err)
+	must(t, s.apply(t.Context(), p))
+	c1, c2 := connectedTo(t, door, p.Neighbors[0]), connectedTo(t, door, p.Neighbors[1])
+	must(t, c1.addPath(t.Context(), route, hop, false))
+	withoutEndOfRIB(t, door, p.Neighbors[2])
+	eventually(t, func() error {
+		ended := map[string]bool{}
+		err := s.ListPeer(t.Context(), &gobgp.ListPeerRequest{}, func(n *gobgp.Peer) {
+			ended[n.Conf.Description] = n.State.SessionState == gobgp.PeerState_ESTABLISHED && !n.GracefulRestart.LocalRestarting
+		})
+		if err == nil && !(ended["c1"] && ended["c2"]) {
+			err = fmt.Errorf("GoBGP's timers have not ended: %v", ended)
+		}
+		return err
+	})
+	must(t, s.openGate(t.Context()))
+	eventually(t, func() error {
+		found := false
+		err := c2.ListPath(t.Context(), &gobgp.ListPathRequest{TableType: gobgp.TableType_GLOBAL, Family: toFamily(true)}, func(d *gobgp.Destination) {
+			found = found || d.Prefix == route.String()
+		})
+		if err == nil && !found {
+			err = fmt.Errorf("c2 has not received %s", route)
+		}
+		return err
+	})
+}
+
+// connectedTo is a GoBGP without policies that is n to the speaker at door.
+func connectedTo(t *testing.T, door netip.AddrPort, n api.BGPNeighbor) *bgpServer {
+	t.Helper()
+	s := &bgpServer{BgpServer: server.NewBgpServer(server.LoggerOption(newLogger(slog.New(slog.DiscardHandler))))}
+	go s.Serve()
+	must(t, s.StartBgp(t.Context(), &gobgp.StartBgpRequest{Global: &gobgp.Global{Asn: n.ASN, RouterId: n.Address.String(), ListenPort: -1}}))
+	peer := s.peer(api.BGPPart{ASN: n.ASN, Port: int(door.Port()), ClusterID: n.Address, GracefulRestart: api.Duration(2 * time.Second)},
+		api.BGPNeighbor{Name: "r1", Address: door.Addr(), Source: n.Address, ASN: n.ASN, Role: api.BGPReflector, Families: n.Families})
+	must(t, s.AddPeer(t.Context(), &gobgp.AddPeerRequest{Peer: peer}))
+	return s
+}
+
+// withoutEndOfRIB has a session as n that says it will send an End-of-RIB, and does not.
+func withoutEndOfRIB(t *testing.T, door netip.AddrPort, n api.BGPNeighbor) {
+	t.Helper()
+	family := packet.RF_IPv4_UC
+	open := packet.NewBGPOpenMessage(packet.AS_TRANS, gateHoldTime, n.Address.String(), []packet.OptionParameterInterface{packet.NewOptionParameterCapability(
+		[]packet.ParameterCapabilityInterface{packet.NewCapMultiProtocol(family), packet.NewCapFourOctetASNumber(n.ASN),
+			packet.NewCapGracefulRestart(false, false, 1, []*packet.CapGracefulRestartTuple{packet.NewCapGracefulRestartTuple(family, false)})})})
+	eventually(t, func() error {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: n.Address.AsSlice()}}
+		conn, err := d.DialContext(t.Context(), "tcp", door.String())
+		if err != nil {
+			return err
+		}
+		g := &gate{conn: conn}
+		if err := errors.Join(g.send(open), g.send(packet.NewBGPKeepAliveMessage()), g.await(packet.BGP_MSG_KEEPALIVE)); err != nil {
+			return errors.Join(err, conn.Close())
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return nil
+	})
 }
 
 // GoBGP closes what connects before the neighbor has left its idle state, which
