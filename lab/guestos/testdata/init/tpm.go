@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Of TPM 2.0's Part 2 and 3.
@@ -20,10 +22,12 @@ const (
 
 // tpm keeps a word in the TPM, or reads it.
 func tpm(word string) string {
-	f, err := os.OpenFile("/dev/tpm0", os.O_RDWR, 0)
+	// Not os.OpenFile, which makes it non-blocking: then a read that comes before the answer has the length 0.
+	fd, err := unix.Open("/dev/tpm0", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err.Error()
 	}
+	f := os.NewFile(uintptr(fd), "/dev/tpm0")
 	defer func() { _ = f.Close() }()
 	const size = 16
 	if word == "" {
