@@ -340,7 +340,7 @@ type BootAttempt struct {
 	Retry      int   `json:"retry,omitzero" doc:"Attempts before it that failed in a row."`
 	Generation int64 `json:"generation" doc:"The Machine's generation that it boots."`
 	// Inputs are compared with what is there now: when they differ, retries of a failed attempt begin again.
-	Inputs   []Input       `json:"inputs,omitempty" doc:"The versions of the objects that it boots with; those of the latest attempt only."`
+	Inputs   []string      `json:"inputs,omitempty" doc:"What it boots with, each as KIND NAME UID GENERATION with the first eight digits of the UID; of the latest attempt only."`
 	Started  time.Time     `json:"started" doc:"When it was opened."`
 	Deadline time.Time     `json:"deadline" doc:"Moved on by progress."`
 	Stage    Stage         `json:"stage" doc:"The furthest stage reached."`
@@ -375,14 +375,6 @@ func (a *BootAttempt) Progress() string {
 		return ""
 	}
 	return fmt.Sprintf("%s %d/%d", a.Stage, a.Stage.Index()+1, len(Stages()))
-}
-
-// Input is the version of an object that a BootAttempt depends on.
-type Input struct {
-	Kind       string `json:"kind" doc:"Kind of the object."`
-	Name       string `json:"name" doc:"Its name."`
-	UID        string `json:"uid" doc:"Its UID."`
-	Generation int64  `json:"generation" doc:"Its generation."`
 }
 
 // StageTime is when a stage was first reached.

@@ -28,7 +28,7 @@ type situation struct {
 	load  struct{ opened, switched load }
 	on    []*api.Guest
 	// inputs are what a BootAttempt depends on now.
-	inputs []api.Input
+	inputs []string
 }
 
 type change func(*situation)
@@ -49,7 +49,7 @@ func given(changes ...change) facts {
 	f := facts{machine: m, site: site.Spec, said: func() string { return "" }, required: func(*api.Machine) trust.Requirement { return trust.Requirement{Level: api.TrustToken, Of: "the Site"} }}
 	s := &situation{Machine: m, facts: &f}
 	f.held = func(action) hold { return hold{} }
-	f.inputs = func() []api.Input { return s.inputs }
+	f.inputs = func() []string { return s.inputs }
 	f.guests = func() []*api.Guest { return s.on }
 	f.opened = func() load { return s.load.opened }
 	f.switched = func() load { return s.load.switched }
@@ -84,11 +84,11 @@ func ended(result api.AttemptResult, changes ...func(*api.BootAttempt)) change {
 	}
 }
 
-func input(kind string, generation int64) api.Input {
-	return api.Input{Kind: kind, Name: "x", UID: "uid-x", Generation: generation}
+func input(kind string, generation int64) string {
+	return fmt.Sprintf("%s x 01234567 %d", kind, generation)
 }
-func with(now ...api.Input) change { return func(s *situation) { s.inputs = now } }
-func madeOf(then ...api.Input) func(*api.BootAttempt) {
+func with(now ...string) change { return func(s *situation) { s.inputs = now } }
+func madeOf(then ...string) func(*api.BootAttempt) {
 	return func(a *api.BootAttempt) { a.Inputs = then }
 }
 

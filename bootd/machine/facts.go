@@ -32,7 +32,7 @@ type facts struct {
 	// said is the last line of the BootAttempt on its console, empty when there is none.
 	said func() string
 	// inputs are the versions of the objects that a BootAttempt of the Machine depends on.
-	inputs func() []api.Input
+	inputs func() []string
 	// opened counts the other Machines with an open BootAttempt, switched those
 	// whose power is being changed.
 	opened, switched func() load
@@ -54,7 +54,7 @@ func (c *Controller) facts(m *api.Machine) facts {
 		required:   func(m *api.Machine) trust.Requirement { return Required(c.Cache, m) },
 		guests:     func() []*api.Guest { return guestsOf(c.Cache, m) },
 		said:       func() string { return c.Said(m) },
-		inputs:     func() []api.Input { return inputs(c.Cache, m) },
+		inputs:     func() []string { return inputs(c.Cache, m) },
 		healthRead: c.looks.last(m.Metadata.Name),
 		opened: func() load {
 			return count(c.Cache, m, func(other *api.Machine) bool { return other.Status.Attempt.Open() })

@@ -1,7 +1,9 @@
 package machine
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/store"
@@ -9,8 +11,8 @@ import (
 
 // inputs are the versions of the objects that a BootAttempt of the Machine depends on: the Machine itself, its Profile
 // with its Image and Layers, and the Secrets of its BMC and of the Layers.
-func inputs(c *store.Cache, m *api.Machine) []api.Input {
-	list := []api.Input{inputOf(m)}
+func inputs(c *store.Cache, m *api.Machine) []string {
+	list := []string{inputOf(m)}
 	var layers []string
 	if p, ok := store.Cached[api.Profile](c, m.Spec.Profile); ok {
 		list, layers = append(list, inputOf(p)), p.Spec.Layers
@@ -36,14 +38,15 @@ func forLayers(s *api.Secret, layers []string) bool {
 	return slices.ContainsFunc(layers, func(l string) bool { return s.Permits(api.UseLayer(l)) == nil })
 }
 
-func inputOf(o api.Object) api.Input {
+// inputOf tells an object from its other versions, and from one of the same name that came after it.
+func inputOf(o api.Object) string {
 	m := o.Meta()
-	return api.Input{Kind: api.KindOf(o).Name, Name: m.Name, UID: m.UID, Generation: m.Generation}
+	return fmt.Sprintf("%s %s %.8s %d", api.KindOf(o).Name, m.Name, m.UID, m.Generation)
 }
 
 // changed names what an attempt depended on and is another one now, empty when nothing is. An attempt of which the
 // inputs are not recorded is compared by the Machine's own generation.
-func changed(a *api.BootAttempt, m *api.Machine, now []api.Input) string {
+func changed(a *api.BootAttempt, m *api.Machine, now []string) string {
 	if len(a.Inputs) == 0 {
 		if a.Generation == m.Metadata.Generation {
 			return ""
@@ -52,7 +55,8 @@ func changed(a *api.BootAttempt, m *api.Machine, now []api.Input) string {
 	}
 	for _, i := range now {
 		if !slices.Contains(a.Inputs, i) {
-			return i.Kind + " " + i.Name + " was changed"
+			what := strings.Fields(i)
+			return what[0] + " " + what[1] + " was changed"
 		}
 	}
 	return ""
