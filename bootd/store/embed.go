@@ -116,7 +116,7 @@ func etcdConfig(conf Config, socket string, logger *zap.Logger) *embed.Config {
 	c.QuotaBackendBytes = conf.Quota
 	c.MaxRequestBytes = requestBytes
 	// An idle watch advances with the store, so that it can be resumed.
-	c.WatchProgressNotifyInterval = time.Minute
+	c.WatchProgressNotifyInterval = 15 * time.Second
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = conf.KeepHistory.String()
 	c.BootstrapDefragThresholdMegabytes = 64

@@ -44,7 +44,7 @@ type Config struct {
 	// Scratch is the directory for a copy of embedded etcd's data while Dir cannot be written: stored data can
 	// then still be read. Without it a store on such a file system is not opened.
 	Scratch string
-	// KeepHistory is how long a watch can go back. Default: 5m.
+	// KeepHistory is how long a watch can go back, up to twice that. All of it is in memory, by mmap. Default: 1m.
 	KeepHistory time.Duration
 	// SessionTTL is how long to wait for a lost leader. Default: 10s.
 	SessionTTL time.Duration
@@ -61,7 +61,7 @@ func (c Config) withDefaults() Config {
 		c.Reserve = 96 << 20
 	}
 	if c.KeepHistory == 0 {
-		c.KeepHistory = 5 * time.Minute
+		c.KeepHistory = time.Minute
 	}
 	if c.SessionTTL == 0 {
 		c.SessionTTL = 10 * time.Second

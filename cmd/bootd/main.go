@@ -20,7 +20,7 @@ func main() {
 	// The caches share the process with embedded etcd; collecting garbage sooner
 	// costs little at bootd's rates and keeps the resident set small.
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(30)
 	}
 	// With this variable bmclib prints login bodies, passwords included.
 	_ = os.Unsetenv("DEBUG_BMCLIB")
