@@ -49,6 +49,13 @@ type BMC interface {
 	// into SMBIOS at its next POST.
 	SetAssetTag(ctx context.Context, tag string) error
 
+	// InsertMedia has the image at a URL in the server's virtual CD drive, write-protected, and looks afterwards that it is. The
+	// BMC fetches it while the server reads it. What is in the drive already is ejected. Boot from it with BootMedia.
+	InsertMedia(ctx context.Context, image string) error
+	// EjectMedia empties the drive. Another image than the one that is named stays in; empty ejects any. An empty drive is no
+	// error.
+	EjectMedia(ctx context.Context, image string) error
+
 	// Inventory reads what the server is made of. What the BMC refuses to tell is named in Incomplete.
 	Inventory(ctx context.Context) (Inventory, error)
 	// Identify switches the locator light.

@@ -102,6 +102,15 @@ func (b Boot) Check() error {
 	return nil
 }
 
+// CheckMedia refuses what no BMC fetches as virtual media: anything but an http or https URL with a host, without a query.
+func CheckMedia(image string) error {
+	u, err := url.Parse(image)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.ContainsAny(image, "?&") {
+		return errors.New("invalid image of virtual media: want an http or https URL with a host, without ? and & (some BMCs cut there)")
+	}
+	return nil
+}
+
 // ResetEvidence is what a BMC knows about the server's last reset, without a judgement. At and Now are both reported by the
 // BMC's clock, which may be decades off and may move: that Value is another than it was is better evidence than the age.
 type ResetEvidence struct {

@@ -64,6 +64,16 @@ func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
 	return b.service.do(ctx, "write the asset tag", harmless, func(o hardware.BMC) error { return o.SetAssetTag(ctx, tag) })
 }
 
+// InsertMedia has an image in the virtual CD drive. Only Redfish has one.
+func (b *BMC) InsertMedia(ctx context.Context, image string) error {
+	return b.service.do(ctx, "insert virtual media", harmless, func(o hardware.BMC) error { return o.InsertMedia(ctx, image) })
+}
+
+// EjectMedia empties the drive.
+func (b *BMC) EjectMedia(ctx context.Context, image string) error {
+	return b.service.do(ctx, "eject virtual media", harmless, func(o hardware.BMC) error { return o.EjectMedia(ctx, image) })
+}
+
 // Inventory reads what the server is made of. It is read over Redfish only: what little IPMI tells is not to take its place.
 func (b *BMC) Inventory(ctx context.Context) (inventory hardware.Inventory, err error) {
 	_, err = ask(ctx, &b.service.redfish, func(o hardware.BMC) error {

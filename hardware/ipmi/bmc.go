@@ -76,6 +76,18 @@ func (b *BMC) SetAssetTag(ctx context.Context, _ string) error {
 
 func errNoTag() error { return unsupported("IPMI has no asset tag that SMBIOS shows") }
 
+// InsertMedia is ErrUnsupported: IPMI has no virtual media.
+func (b *BMC) InsertMedia(ctx context.Context, _ string) error {
+	return b.service.do(ctx, "insert virtual media", func() error { return errNoMedia() })
+}
+
+// EjectMedia is ErrUnsupported, as InsertMedia is.
+func (b *BMC) EjectMedia(ctx context.Context, _ string) error {
+	return b.service.do(ctx, "eject virtual media", func() error { return errNoMedia() })
+}
+
+func errNoMedia() error { return unsupported("IPMI has no virtual media") }
+
 // Inventory reads who made the server out of its FRU data. IPMI tells nothing of what is in it, which Incomplete says.
 func (b *BMC) Inventory(ctx context.Context) (inventory hardware.Inventory, err error) {
 	err = b.service.do(ctx, "read inventory", func() error {

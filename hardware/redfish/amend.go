@@ -22,7 +22,9 @@ type write struct {
 	// droppable reports whether the change still means the same without the field.
 	droppable func(field string) bool
 	// others are further values of a field that mean the same, the best first.
-	others map[string][]text
+	others   map[string][]text
+	action   bool     // path is an action, which is called with the fields
+	together []string // of has: what is sent only together
 	// elsewhere are resources that take what this one refuses, the first one first.
 	elsewhere []string
 }
@@ -32,6 +34,13 @@ func (w *write) body() map[string]any {
 		return w.fields
 	}
 	return map[string]any{w.under: w.fields}
+}
+
+func (w *write) method() string {
+	if w.action {
+		return http.MethodPost
+	}
+	return http.MethodPatch
 }
 
 // remedy is what a refusal asks for.
@@ -64,7 +73,10 @@ func remedies() []struct {
 		{id: "OperationSupportedInFutureStateURI", remedy: otherResource}, // AMI
 		{id: "PropertyMissing", remedy: addField},
 		{id: "MissingReqProperties", remedy: addField},
+		{id: "ActionParameterMissing", remedy: addField},
 		{id: "PropertyUnknown", remedy: dropField},
+		{id: "ActionParameterUnknown", remedy: dropField},
+		{id: "ActionParameterNotSupported", remedy: dropField},
 		{id: "PropertyNotWritable", remedy: dropField},
 		{id: "PropertyNotUpdated", remedy: dropField},
 		{id: "PropertyNotSupported", remedy: dropField}, // Supermicro
@@ -86,9 +98,9 @@ func (r *driver) patch(ctx context.Context, w *write) error {
 	var before []string
 	for {
 		sent[w.form()] = true
-		_, err := r.send(ctx, http.MethodPatch, w.path, w.etag, w.body())
+		_, err := r.send(ctx, w.method(), w.path, w.etag, w.body())
 		var no *refusal
-		if errors.Is(err, hardware.ErrUnreachable) && !tried["lost"] {
+		if errors.Is(err, hardware.ErrUnreachable) && !w.action && !tried["lost"] {
 			// The BMC broke the connection, and may have taken the write all the same.
 			tried["lost"] = true
 			if taken, lookErr := r.took(ctx, w); taken || lookErr != nil {
@@ -168,12 +180,13 @@ func (w *write) amend(no *refusal, tried map[string]bool) (amended, reread bool)
 		field := w.fieldOf(no, rule.id)
 		switch rule.remedy {
 		case freshETag:
-			if once("etag of " + w.path) {
+			if !w.action && once("etag of "+w.path) {
 				return true, true
 			}
 		case addField:
 			if value, ok := w.has[field]; ok && w.fields[field] == nil && once("add "+field) {
 				w.fields[field] = value
+				w.addTogether(field)
 				return true, false
 			}
 		case dropField:
@@ -203,6 +216,16 @@ func (w *write) drop(field string) bool {
 	}
 	delete(w.fields, field)
 	return true
+}
+
+// addTogether adds what is sent only together with a field.
+func (w *write) addTogether(field string) {
+	if !slices.Contains(w.together, field) {
+		return
+	}
+	for _, other := range w.together {
+		w.fields[other] = w.has[other]
+	}
 }
 
 // another takes the next value that means the same.

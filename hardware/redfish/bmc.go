@@ -163,6 +163,20 @@ func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
 	return b.do(ctx, "write the asset tag", func() error { return b.driver.setAssetTag(ctx, tag) })
 }
 
+// InsertMedia has the image at a URL in the server's virtual CD drive, and looks afterwards that it is. What is in the drive
+// already is ejected. ErrUnsupported when the BMC has no such drive, or no licence for it.
+func (b *BMC) InsertMedia(ctx context.Context, image string) error {
+	if err := hardware.CheckMedia(image); err != nil {
+		return fmt.Errorf("insert virtual media on BMC %s: %w", b.service.address, err)
+	}
+	return b.do(ctx, "insert virtual media", func() error { return b.driver.insertMedia(ctx, image) })
+}
+
+// EjectMedia empties the virtual CD drive, unless another image than the one that is named is in it.
+func (b *BMC) EjectMedia(ctx context.Context, image string) error {
+	return b.do(ctx, "eject virtual media", func() error { return b.driver.ejectMedia(ctx, image) })
+}
+
 // Consoles tells the ways to the serial console: by WebSocket, by SSH.
 func (b *BMC) Consoles(ctx context.Context) (ways []hardware.ConsoleWay, err error) {
 	err = b.do(ctx, "find the console", func() error {

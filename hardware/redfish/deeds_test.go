@@ -80,7 +80,10 @@ type ageError time.Duration
 
 func (e ageError) Error() string { return fmt.Sprintf("reset %s ago", time.Duration(e)) }
 
-const testTag = "weft-0123456789abcdef"
+const (
+	testTag   = "weft-0123456789abcdef"
+	testImage = "https://198.18.0.1:8443/weft.iso"
+)
 
 func deeds() []deed {
 	return []deed{
@@ -112,6 +115,31 @@ func deeds() []deed {
 		}, func(s *subject) string {
 			if tag := s.last().AssetTag; tag != testTag {
 				return fmt.Sprintf("POST shows the tag %q", tag)
+			}
+			return ""
+		}},
+		{"media", false, func(ctx context.Context, b *BMC) error {
+			// What is in the drive already is no obstacle.
+			return errors.Join(b.InsertMedia(ctx, "https://198.18.0.1:8443/other.iso"), b.InsertMedia(ctx, testImage), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
+		}, func(s *subject) string {
+			if boot := s.last(); boot.URI != testImage || boot.Target == "None" {
+				return fmt.Sprintf("boots from %s %q", boot.Target, boot.URI)
+			}
+			return ""
+		}},
+		{"media ejected", false, func(ctx context.Context, b *BMC) error {
+			return errors.Join(b.InsertMedia(ctx, testImage), b.EjectMedia(ctx, testImage), b.EjectMedia(ctx, ""), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
+		}, func(s *subject) string {
+			if boot := s.last(); boot.URI != "" || boot.Target == "None" {
+				return fmt.Sprintf("boots from %s %q", boot.Target, boot.URI)
+			}
+			return ""
+		}},
+		{"another's media", false, func(ctx context.Context, b *BMC) error {
+			return errors.Join(b.InsertMedia(ctx, testImage), b.EjectMedia(ctx, "https://198.18.0.1:8443/other.iso"), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
+		}, func(s *subject) string {
+			if boot := s.last(); boot.URI != testImage {
+				return fmt.Sprintf("boots from %s %q", boot.Target, boot.URI)
 			}
 			return ""
 		}},
@@ -149,7 +177,7 @@ func deedsOn(name string) []deed {
 	if !strings.HasPrefix(name, "trait ") {
 		return deeds()
 	}
-	few := []string{"state", "on", "off", "restart", "pxe", "pxe in UEFI", "tag", "light", "inventory", "last reset", "after a lost login"}
+	few := []string{"state", "on", "off", "restart", "pxe", "pxe in UEFI", "tag", "media", "media ejected", "light", "inventory", "last reset", "after a lost login"}
 	return slices.DeleteFunc(deeds(), func(d deed) bool { return !slices.Contains(few, d.name) })
 }
 
@@ -269,8 +297,9 @@ type cells struct {
 }
 
 const (
-	powering = "on, off, restart, pxe, pxe in UEFI, tag, after a lost login" // what needs a power action to be accepted
-	boot     = "pxe, pxe in UEFI"
+	powering = "on, off, restart, pxe, pxe in UEFI, tag, media, media ejected, after a lost login" // what needs a power action to be accepted
+	boot     = "pxe, pxe in UEFI, media, media ejected"
+	inDrive  = "media, media ejected"
 )
 
 func expected() []cells {
@@ -279,6 +308,8 @@ func expected() []cells {
 		{"dell-idrac8, hp-ilo4, openbmc, supermicro-x10, sushy-tools, captured supermicro-x10, captured nvidia-gh200", "http", "unsupported"},
 		{"sushy-tools, two-systems, captured nvidia-gh200", "tag", "unsupported"},
 		{"sushy-tools, trait no light", "light", "unsupported"},
+		{"openbmc, supermicro-x10, captured supermicro-x10, captured hpe-dl360gen10-ilo5-2.96, captured dell-xr8620t-idrac9-6.10", inDrive + ", another's media", "unsupported"},
+		{"trait no virtual media, trait licence for media, trait only UefiPxe", inDrive, "unsupported"},
 		{"trait no reset action", powering, "unsupported"},
 		{"trait no boot override, trait licence for boot", boot, "unsupported"},
 		// A mode that cannot be told cannot be promised.

@@ -58,6 +58,7 @@ type system struct {
 	PCIeDevices        links `json:"PCIeDevices"`
 	state
 
+	VirtualMedia  link `json:"VirtualMedia"`
 	LogServices   link `json:"LogServices"`
 	LastResetTime text `json:"LastResetTime"`
 	BootProgress  struct {
@@ -107,6 +108,10 @@ type manager struct {
 	SerialConsole serialConsoles `json:"SerialConsole"`
 	CommandShell  serialConsoles `json:"CommandShell"`
 
+	VirtualMedia   link `json:"VirtualMedia"`
 	HostInterfaces link `json:"HostInterfaces"`
 	LogServices    link `json:"LogServices"`
+	Links          struct {
+		Servers links `json:"ManagerForServers"`
+	} `json:"Links"`
 }
