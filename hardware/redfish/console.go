@@ -59,7 +59,8 @@ func (b *BMC) consoles() (ways []hardware.ConsoleWay, err error) {
 	r := b.driver
 	if at := cmp.Or(r.serial.system.path(), r.serial.manager.path(), r.quirk.consolePath); at != "" {
 		ways = append(ways, hardware.ConsoleWay{Kind: hardware.ConsoleWebSocket, Login: true, Open: func(ctx context.Context) (c *hardware.Console, err error) {
-			err = b.do(ctx, "open the console", func() error {
+			// Not do: a console that is in use by another client is no reason to read the tree again.
+			err = b.service.inTurn(ctx, "open the console", func() error {
 				c, err = r.webSocket(ctx, at)
 				return err
 			})

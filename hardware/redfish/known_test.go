@@ -88,6 +88,32 @@ func TestKnownActs(t *testing.T) {
 	}
 }
 
+// TestKnownThroughConsole: a console that someone else has open says nothing about the tree.
+func TestKnownThroughConsole(t *testing.T) {
+	s, k := redfishtest.StartVendor(t, "openbmc"), new(Known) // which has no console behind its ConsoleURI
+	service, err := k.Connect(t.Context(), pinned(s), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bmc, err := service.System(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ways, err := bmc.Consoles(t.Context())
+	if err != nil || ways[0].Kind != hardware.ConsoleWebSocket {
+		t.Fatalf("consoles %+v, %v", ways, err)
+	}
+	if _, err := ways[0].Open(t.Context()); err == nil {
+		t.Fatal("a console was opened where there is none")
+	}
+	if err := service.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := k.look(t, s, pinned(s)); err != nil || n != 3 {
+		t.Errorf("a look afterwards took %d requests, %v; want login, look and logout", n, err)
+	}
+}
+
 // TestNotKnown: what is not certain is read again.
 func TestNotKnown(t *testing.T) {
 	const system = "/redfish/v1/Systems/1"

@@ -124,8 +124,19 @@ func (s *Service) Close(ctx context.Context) error {
 	return s.do(ctx, "log out", func() error { return s.logout(ctx) })
 }
 
-// do runs one call when it is its turn.
+// do runs one call when it is its turn. One that fails may have gone by what is no longer so: all of it is read again.
 func (s *Service) do(ctx context.Context, what string, call func() error) error {
+	return s.inTurn(ctx, what, func() error {
+		err := call()
+		if err != nil {
+			s.known.forget(s.address)
+		}
+		return err
+	})
+}
+
+// inTurn runs one call when it is its turn.
+func (s *Service) inTurn(ctx context.Context, what string, call func() error) error {
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -133,9 +144,6 @@ func (s *Service) do(ctx context.Context, what string, call func() error) error 
 	}
 	defer func() { <-s.turn }()
 	err := call()
-	if err != nil {
-		s.known.forget(s.address)
-	}
 	if errors.Is(err, hardware.ErrUnsupported) {
 		err = &hardware.UnsupportedError{Verb: what, Err: err}
 	}
