@@ -3,6 +3,7 @@ package redfish
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync"
@@ -83,7 +84,11 @@ func (k *Known) system(s *Service, id string) (driver, bool) {
 	return d, ok
 }
 
-func (k *Known) forget(address string) {
+// failed has all of the BMC read again after a call that failed, unless it was cancelled, which says nothing of the BMC.
+func (k *Known) failed(ctx context.Context, address string) {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.bmcs, address)

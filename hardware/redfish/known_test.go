@@ -1,6 +1,7 @@
 package redfish
 
 import (
+	"context"
 	"net/http"
 	"testing"
 
@@ -108,6 +109,22 @@ func TestKnownThroughConsole(t *testing.T) {
 	}
 	if err := service.Close(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if n, err := k.look(t, s, pinned(s)); err != nil || n != 3 {
+		t.Errorf("a look afterwards took %d requests, %v; want login, look and logout", n, err)
+	}
+}
+
+// TestKnownThroughCancel: a call that is cancelled says nothing of the BMC.
+func TestKnownThroughCancel(t *testing.T) {
+	s, k := redfishtest.StartVendor(t, "openbmc"), new(Known)
+	if _, err := k.look(t, s, pinned(s)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := k.Connect(ctx, pinned(s), quiet()); err == nil {
+		t.Fatal("a cancelled login succeeds")
 	}
 	if n, err := k.look(t, s, pinned(s)); err != nil || n != 3 {
 		t.Errorf("a look afterwards took %d requests, %v; want login, look and logout", n, err)

@@ -50,7 +50,7 @@ func connect(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger, 
 		err = s.enter(ctx, endpoint)
 	}
 	if err != nil {
-		known.forget(endpoint.Address)
+		known.failed(ctx, endpoint.Address)
 		return nil, fmt.Errorf("log in to BMC %s: %w", endpoint.Address, err)
 	}
 	return s, nil
@@ -129,7 +129,7 @@ func (s *Service) do(ctx context.Context, what string, call func() error) error 
 	return s.inTurn(ctx, what, func() error {
 		err := call()
 		if err != nil {
-			s.known.forget(s.address)
+			s.known.failed(ctx, s.address)
 		}
 		return err
 	})
