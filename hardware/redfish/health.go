@@ -13,38 +13,28 @@ type part struct {
 	Name    text `json:"Name"`
 	FanName text `json:"FanName"` // the name, where Name is the same for all
 	Member  text `json:"MemberId"`
-	powerBay
 	state
 }
 
-// powerBay is where HPE tells its power supplies apart.
-type powerBay struct {
-	Oem struct {
-		Hpe struct {
-			Bay number `json:"BayNumber"`
-		} `json:"Hpe"`
-	} `json:"Oem"`
-}
+func (p part) name() string { return or(p.FanName, p.Name, p.ID, p.Member) }
 
-func (p part) name() string {
-	if bay := int(p.Oem.Hpe.Bay); bay > 0 {
-		return fmt.Sprintf("%s, bay %d", p.Name, bay)
+// judge notes a part that is not well, by what the BMC says of it. An empty bay is no fault unless the BMC calls it one, as
+// Dell does of a power supply that was pulled.
+func judge(h *hardware.Health, kind, name string, is state) {
+	health := is.health()
+	if health != "Warning" && health != "Critical" {
+		return
 	}
-	return or(p.FanName, p.Name, p.ID, p.Member)
+	words := fmt.Sprintf("%s %s: %s", kind, name, health)
+	if is.absent() {
+		words += " (Absent)"
+	}
+	h.Worse(health, words)
 }
 
-// judge notes the parts that are not well, by what the BMC says of them. An empty bay is no fault unless the BMC calls it one, as Dell does of a
-// power supply that was pulled.
-func (w *walk) judge(h *hardware.Health, kind string, parts []part) {
+func judgeAll(h *hardware.Health, kind string, parts []part) {
 	for _, p := range parts {
-		switch health := p.health(); health {
-		case "Warning", "Critical":
-			words := fmt.Sprintf("%s %s: %s", kind, p.name(), health)
-			if p.absent() {
-				words += " (Absent)"
-			}
-			h.Worse(health, words)
-		}
+		judge(h, kind, p.name(), p.state)
 	}
 }
 
@@ -64,7 +54,11 @@ func (r *driver) health(ctx context.Context) (hardware.Health, error) {
 		if err := w.thermal(ctx, &h, c); err != nil {
 			return h, err
 		}
-		if err := w.feed(ctx, &h, c); err != nil {
+		supplies, err := w.suppliesOf(ctx, c)
+		for _, p := range supplies {
+			judge(&h, "power supply", p.name(), p.state)
+		}
+		if err != nil {
 			return h, err
 		}
 	}
@@ -78,8 +72,8 @@ func (w *walk) thermal(ctx context.Context, h *hardware.Health, c chassis) error
 	}
 	if c.Thermal.ID != "" {
 		ok, err := w.read(ctx, string(c.Thermal.ID), &thermal)
-		w.judge(h, "temperature", thermal.Temperatures)
-		w.judge(h, "fan", thermal.Fans)
+		judgeAll(h, "temperature", thermal.Temperatures)
+		judgeAll(h, "fan", thermal.Fans)
 		if ok || err != nil {
 			return err
 		}
@@ -94,31 +88,6 @@ func (w *walk) thermal(ctx context.Context, h *hardware.Health, c chassis) error
 		return err
 	}
 	fans, err := listed[part](ctx, w, subsystem.Fans, 64)
-	w.judge(h, "fan", fans)
-	return err
-}
-
-func (w *walk) feed(ctx context.Context, h *hardware.Health, c chassis) error {
-	var power struct {
-		Supplies []part `json:"PowerSupplies"`
-	}
-	if c.Power.ID != "" {
-		ok, err := w.read(ctx, string(c.Power.ID), &power)
-		w.judge(h, "power supply", power.Supplies)
-		if ok || err != nil {
-			return err
-		}
-	}
-	var subsystem struct {
-		Supplies link `json:"PowerSupplies"`
-	}
-	if c.PowerSubsystem.ID == "" {
-		return nil
-	}
-	if ok, err := w.read(ctx, string(c.PowerSubsystem.ID), &subsystem); !ok {
-		return err
-	}
-	supplies, err := listed[part](ctx, w, subsystem.Supplies, hardware.MaxPSUs)
-	w.judge(h, "power supply", supplies)
+	judgeAll(h, "fan", fans)
 	return err
 }

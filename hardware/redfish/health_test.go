@@ -41,6 +41,26 @@ func TestHealth(t *testing.T) {
 	check(hardware.Health{State: "Critical", Failed: []string{"temperature Inlet\ufffd[2J: Warning", "fan Fan 2: Critical", "power supply PS2 Status: Critical (Absent)"}})
 }
 
+// TestSuppliesBesideAnEmptyPower: some BMCs have a Power without power supplies, and these in PowerSubsystem.
+func TestSuppliesBesideAnEmptyPower(t *testing.T) {
+	chassis := "/redfish/v1/Chassis/1"
+	m := vendorMock(t, "adapters")
+	m.set(chassis+"/PowerSubsystem/PowerSupplies/0", "Status", map[string]any{"State": "Enabled", "Health": "Critical"})
+	m.mu.Lock()
+	m.tree[chassis+"/Power"] = map[string]any{"PowerControl": []any{}, "PowerSupplies": []any{}}
+	m.mu.Unlock()
+	m.set(chassis, "Power", map[string]any{"@odata.id": chassis + "/Power"})
+	b, _ := m.open(t, m.endpoint())
+	health, err := b.Health(t.Context())
+	if err != nil || health.State != "Critical" || len(health.Failed) != 1 {
+		t.Errorf("health %+v, %v; want a critical power supply", health, err)
+	}
+	inventory, err := b.Inventory(t.Context())
+	if err != nil || len(inventory.PSUs) == 0 {
+		t.Errorf("power supplies %+v, %v", inventory.PSUs, err)
+	}
+}
+
 func TestCapturedHealth(t *testing.T) {
 	for tree, want := range map[string]hardware.Health{
 		"dell-xr8620t-idrac9-6.10": {State: "Critical", Failed: []string{"power supply PS2 Status: Critical (Absent)"}},
