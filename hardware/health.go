@@ -9,16 +9,20 @@ import (
 type Health struct {
 	State  string   // OK, Warning or Critical, the worst that is reported; empty when the BMC reports none
 	Failed []string // the parts that are not well, in the BMC's words: name and state
+	// Readings are what the sensors measure, at most MaxReadings.
+	Readings []Reading
 }
 
 // Sensing is a BMC whose driver tells how the server is.
 type Sensing interface {
-	// Health reads temperatures, fans and power supplies. It takes a handful of requests, and yields between them.
+	// Health reads temperatures, fans, power and power supplies. It takes a handful of requests, and yields between them.
 	Health(ctx context.Context) (Health, error)
 }
 
-// maxFailed bounds how many parts are named.
-const maxFailed = 16
+const (
+	maxFailed = 16 // parts that are named
+	maxName   = 64 // bytes of a sensor's name
+)
 
 // Worse notes a state, and the part that is in it where there is one.
 func (h *Health) Worse(state, part string) {
@@ -34,5 +38,6 @@ func (h *Health) Worse(state, part string) {
 // Bounded is the health within the limits: texts on one line and clipped, the list cut at its end.
 func (h Health) Bounded() Health {
 	h.Failed = bounded(h.Failed, maxFailed, func(s *string) { clip(maxText, s) })
+	h.Readings = bounded(h.Readings, MaxReadings, func(r *Reading) { clip(maxName, &r.Name, &r.Health) })
 	return h
 }

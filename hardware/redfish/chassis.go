@@ -12,15 +12,15 @@ const mostChassis = 16
 
 // chassis is what we read of a Chassis.
 type chassis struct {
-	Adapters         link `json:"NetworkAdapters"`
-	Drives           link `json:"Drives"`
-	PCIeDevices      link `json:"PCIeDevices"`
-	Power            link `json:"Power"`
-	PowerSubsystem   link `json:"PowerSubsystem"`
-	Thermal          link `json:"Thermal"`
-	ThermalSubsystem link `json:"ThermalSubsystem"`
-	Sensors          link `json:"Sensors"`
-	Links            struct {
+	Adapters           link `json:"NetworkAdapters"`
+	Drives             link `json:"Drives"`
+	PCIeDevices        link `json:"PCIeDevices"`
+	Power              link `json:"Power"`
+	PowerSubsystem     link `json:"PowerSubsystem"`
+	Thermal            link `json:"Thermal"`
+	ThermalSubsystem   link `json:"ThermalSubsystem"`
+	EnvironmentMetrics link `json:"EnvironmentMetrics"`
+	Links              struct {
 		Drives links `json:"Drives"`
 	} `json:"Links"`
 }

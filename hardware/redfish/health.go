@@ -32,10 +32,12 @@ func judge(h *hardware.Health, kind, name string, is state) {
 	h.Worse(health, words)
 }
 
-func judgeAll(h *hardware.Health, kind string, parts []part) {
+// judgeAll notes what the parts measure, and those that are not well.
+func judgeAll(h *hardware.Health, kind hardware.ReadingKind, parts []gauge) {
 	for _, p := range parts {
-		judge(h, kind, p.name(), p.state)
+		judge(h, string(kind), p.name(), p.state)
 	}
+	measured(h, kind, parts)
 }
 
 // health reads what the system says of itself, and the parts that its chassis watch. Thermal and Power come before their
@@ -54,9 +56,14 @@ func (r *driver) health(ctx context.Context) (hardware.Health, error) {
 		if err := w.thermal(ctx, &h, c); err != nil {
 			return h, err
 		}
-		supplies, err := w.suppliesOf(ctx, c)
-		for _, p := range supplies {
+		power, err := w.powerOf(ctx, c)
+		for _, p := range power.Supplies {
 			judge(&h, "power supply", p.name(), p.state)
+		}
+		measured(&h, hardware.Power, power.Control)
+		measured(&h, hardware.Voltage, power.Voltages)
+		if err == nil {
+			err = w.environment(ctx, &h, c)
 		}
 		if err != nil {
 			return h, err
@@ -67,19 +74,20 @@ func (r *driver) health(ctx context.Context) (hardware.Health, error) {
 
 func (w *walk) thermal(ctx context.Context, h *hardware.Health, c chassis) error {
 	var thermal struct {
-		Temperatures []part `json:"Temperatures"`
-		Fans         []part `json:"Fans"`
+		Temperatures []gauge `json:"Temperatures"`
+		Fans         []gauge `json:"Fans"`
 	}
 	if c.Thermal.ID != "" {
 		ok, err := w.read(ctx, string(c.Thermal.ID), &thermal)
-		judgeAll(h, "temperature", thermal.Temperatures)
-		judgeAll(h, "fan", thermal.Fans)
+		judgeAll(h, hardware.Temperature, thermal.Temperatures)
+		judgeAll(h, hardware.Fan, thermal.Fans)
 		if ok || err != nil {
 			return err
 		}
 	}
 	var subsystem struct {
-		Fans link `json:"Fans"`
+		Fans    link `json:"Fans"`
+		Metrics link `json:"ThermalMetrics"`
 	}
 	if c.ThermalSubsystem.ID == "" {
 		return nil
@@ -87,7 +95,15 @@ func (w *walk) thermal(ctx context.Context, h *hardware.Health, c chassis) error
 	if ok, err := w.read(ctx, string(c.ThermalSubsystem.ID), &subsystem); !ok {
 		return err
 	}
-	fans, err := listed[part](ctx, w, subsystem.Fans, 64)
-	judgeAll(h, "fan", fans)
+	fans, err := listed[gauge](ctx, w, subsystem.Fans, 64)
+	judgeAll(h, hardware.Fan, fans)
+	if err != nil || subsystem.Metrics.ID == "" {
+		return err
+	}
+	var metrics struct {
+		Temperatures []excerpt `json:"TemperatureReadingsCelsius"`
+	}
+	_, err = w.read(ctx, string(subsystem.Metrics.ID), &metrics)
+	excerpts(h, hardware.Temperature, "Cel", metrics.Temperatures...)
 	return err
 }

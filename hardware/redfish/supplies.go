@@ -25,14 +25,14 @@ type powerSupply struct {
 	state
 }
 
-// supplies reads Power before PowerSubsystem, its successor: it is one request, where that is one for each supply.
+// supplies lists the power supplies that are there.
 func (w *walk) supplies(ctx context.Context) error {
 	for _, c := range w.shelves {
-		supplies, err := w.suppliesOf(ctx, c)
+		power, err := w.powerOf(ctx, c)
 		if err != nil {
 			return err
 		}
-		for _, p := range supplies {
+		for _, p := range power.Supplies {
 			if !p.absent() {
 				w.inv.PSUs = append(w.inv.PSUs, hardware.PSU{Name: p.name(), Model: or(p.Model, p.Part), Serial: string(p.Serial),
 					Firmware: string(p.Firmware), Watts: int(p.Capacity), Health: p.health()})
@@ -42,25 +42,31 @@ func (w *walk) supplies(ctx context.Context) error {
 	return nil
 }
 
-func (w *walk) suppliesOf(ctx context.Context, c chassis) ([]powerSupply, error) {
-	var power struct {
-		Supplies []powerSupply `json:"PowerSupplies"`
-	}
+// power is what a chassis is fed with, and what it consumes.
+type power struct {
+	Supplies []powerSupply `json:"PowerSupplies"`
+	Control  []gauge       `json:"PowerControl"`
+	Voltages []gauge       `json:"Voltages"`
+}
+
+// powerOf reads Power before PowerSubsystem, its successor: it is one request, where that is one for each supply.
+func (w *walk) powerOf(ctx context.Context, c chassis) (p power, err error) {
 	if c.Power.ID != "" {
-		if _, err := w.read(ctx, string(c.Power.ID), &power); err != nil || len(power.Supplies) > 0 {
-			return power.Supplies, err
+		if _, err := w.read(ctx, string(c.Power.ID), &p); err != nil || len(p.Supplies) > 0 {
+			return p, err
 		}
 	}
 	var subsystem struct {
 		Supplies link `json:"PowerSupplies"`
 	}
 	if c.PowerSubsystem.ID == "" {
-		return nil, nil
+		return p, nil
 	}
 	if ok, err := w.read(ctx, string(c.PowerSubsystem.ID), &subsystem); !ok {
-		return nil, err
+		return p, err
 	}
-	return listed[powerSupply](ctx, w, subsystem.Supplies, hardware.MaxPSUs)
+	p.Supplies, err = listed[powerSupply](ctx, w, subsystem.Supplies, hardware.MaxPSUs)
+	return p, err
 }
 
 // name tells HPE's apart, which are all called the same.
