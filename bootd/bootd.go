@@ -62,6 +62,7 @@ type daemon struct {
 	bmcs     redfish.Known // what was found out about BMCs
 	fleet    *fleet.Fleet  // those in use
 	consoles *console.Keeper
+	sensors  machine.Sensors
 	tracker  *machine.Tracker
 	decider  *boot.Decider
 	subnets  *subnet.Service
@@ -191,8 +192,8 @@ func (d *daemon) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := prom.Register(d.metrics, d.record.metrics(), damagedBlobs(d.blobs)); err != nil {
-		return fmt.Errorf("register the metrics of journals and blobs: %w", err)
+	if _, err := prom.Register(d.metrics, d.record.metrics(), damagedBlobs(d.blobs), &d.sensors); err != nil {
+		return fmt.Errorf("register the metrics of journals, blobs and sensors: %w", err)
 	}
 	d.fleet = fleet.New(d.connectBMC, d.log)
 	d.consoles = console.New(console.Config{

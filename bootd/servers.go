@@ -166,7 +166,7 @@ func (d *daemon) apiServer() (*server.Server, error) {
 		Listen: d.config.Listen.API, Known: d.known, Socket: filepath.Join(d.config.RunDir, "bootd.sock"), TLS: d.ca.ServerTLS(), Tokens: tokens,
 		Store: d.store, Cache: d.cache, Blobs: d.blobs, Hub: d.hub, Compiler: d.hub.Compiler, Networks: d.nets, Decider: d.decider,
 		Zones:  &zone.Views{Cache: d.cache, Parts: d.zones, Sessions: d.hub.BGP},
-		Events: d.record.events, Decisions: d.record.decisions, AuditLog: d.record.audit, Audit: d.record.Audit, Console: d.consoles.Attach, ConsoleLines: d.consoles.Lines, Present: hardware.Present, Recovery: d.recovery, Backup: d.backupSource().write, Metrics: d.metrics, Registerer: d.metrics, Log: d.log,
+		Events: d.record.events, Decisions: d.record.decisions, AuditLog: d.record.audit, Audit: d.record.Audit, Console: d.consoles.Attach, ConsoleLines: d.consoles.Lines, Sensors: d.sensors.Of, Present: hardware.Present, Recovery: d.recovery, Backup: d.backupSource().write, Metrics: d.metrics, Registerer: d.metrics, Log: d.log,
 	})
 }
 

@@ -54,6 +54,9 @@ func (c *Controller) ask(ctx context.Context, f facts, a action) (time.Duration,
 	var held *fault
 	switch r := a.request; {
 	case err == nil:
+		if a.ask == askWellbeing && is.unread == nil {
+			c.Sensors.keep(f.machine.Metadata.Name, time.Now(), is.health.Readings)
+		}
 		f = c.facts(f.machine) // what is around the Machine may have changed meanwhile
 		return c.do(ctx, f, outcome(f, time.Now(), a, is))
 	case r != nil && r.Verb != api.VerbReprovision:

@@ -155,6 +155,7 @@ func (b *bench) restart() {
 	b.c = &Controller{
 		Env:      control.Env{Store: b.store, Cache: b.cache, Event: b.events.Event, Log: slog.New(slog.DiscardHandler)},
 		Decision: b.events.Decision,
+		Sensors:  new(Sensors),
 		Said:     func(*api.Machine) string { return b.said },
 		Nonce:    func(_, attempt string) string { return "nonce-" + attempt },
 		Use: func(ctx context.Context, e hardware.Endpoint, _ string, call func(context.Context, BMC) error) error {

@@ -29,6 +29,9 @@ type Controller struct {
 	// Nonce derives the value that a BootAttempt writes to the system's AssetTag.
 	Nonce func(machineUID, attemptID string) string
 
+	// Sensors keeps what the sensors of Active Machines measure.
+	Sensors *Sensors
+
 	// opening serialises the opening of BootAttempts, so that the brakes count
 	// right: the cache is brought up to date before the next one counts.
 	opening sync.Mutex
@@ -50,7 +53,12 @@ func (c *Controller) Run(ctx context.Context) error {
 // Readings is the controller of what is read of BMCs and has time: few are read at once, and no step of the life of a
 // Machine waits for it.
 func (c *Controller) Readings() *control.Controller[*api.Machine] {
-	return &control.Controller[*api.Machine]{Env: c.Env, Due: sameMachine, Workers: 8, Step: c.reading, Gone: c.looks.forget}
+	return &control.Controller[*api.Machine]{Env: c.Env, Due: sameMachine, Workers: 8, Step: c.reading, Gone: c.forgetReadings}
+}
+
+func (c *Controller) forgetReadings(machine string) {
+	c.looks.forget(machine)
+	c.Sensors.forget(machine)
 }
 
 // sameMachine: nothing else matters to what a BMC tells.

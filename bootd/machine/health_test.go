@@ -33,6 +33,9 @@ func TestHealthOfActiveMachines(t *testing.T) {
 	if b.reading("r1u01"); b.bmc.dials != dials || told != 1 {
 		t.Errorf("%d more calls of the BMC at once, told %d times", b.bmc.dials-dials, told)
 	}
+	if _, ok := b.c.Sensors.Of("r1u01"); !ok {
+		t.Error("no sensors are kept")
+	}
 	b.c.looks.forget("r1u01")
 	b.bmc.health = hardware.Health{State: "OK"}
 	if m, _ = b.reading("r1u01"); !m.Status.Conditions.Is(api.CondHealthy) {

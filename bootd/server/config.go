@@ -103,6 +103,8 @@ type Config struct {
 	AuditLog  *journal.Journal[api.AuditRecord]
 	// ConsoleLines are the last n lines of a Machine's serial console.
 	ConsoleLines func(m *api.Machine, n int) []api.ConsoleLine
+	// Sensors is what the sensors of a Machine measured last, false where that is not known.
+	Sensors func(machine string) (api.Sensors, bool)
 	// Console opens a Machine's serial console.
 	Console func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
 	// Present looks at what a BMC presents, and sends no password.
@@ -125,7 +127,7 @@ func (c Config) check() error {
 	case c.Listen != "" && c.TLS == nil:
 		return fmt.Errorf("the API server has no certificate for %s", c.Listen)
 	case c.Store == nil || c.Cache == nil || c.Blobs == nil || c.Hub == nil || c.Compiler == nil || c.Networks == nil || c.Zones == nil ||
-		c.Decider == nil || c.Events == nil || c.Decisions == nil || c.AuditLog == nil || c.Console == nil || c.ConsoleLines == nil || c.Present == nil || c.Recovery == nil || c.Metrics == nil || c.Log == nil:
+		c.Decider == nil || c.Events == nil || c.Decisions == nil || c.AuditLog == nil || c.Console == nil || c.ConsoleLines == nil || c.Sensors == nil || c.Present == nil || c.Recovery == nil || c.Metrics == nil || c.Log == nil:
 		return errors.New("the API server's config is incomplete")
 	}
 	for _, t := range c.Tokens {

@@ -24,6 +24,7 @@ type machines struct {
 	decisions *journal.Journal[api.Decision]
 	console   func(ctx context.Context, m *api.Machine) (io.ReadWriteCloser, error)
 	lines     func(m *api.Machine, n int) []api.ConsoleLine
+	sensors   func(machine string) (api.Sensors, bool)
 	objects   *objects
 	journals  *journals
 	streams   *streams
@@ -38,6 +39,8 @@ func (h *machines) routes() []route {
 			summary: "Open the serial console: HTTP/1.1 Upgrade to " + api.ConsoleProtocol + ", then raw bytes", handle: h.openConsole},
 		{method: "GET", path: one + "/console/log", tag: "Machine", role: operator, summary: "The last lines of the serial console, as bootd received them",
 			out: api.ConsoleLog{}, handle: h.consoleLog},
+		{method: "GET", path: one + "/sensors", tag: "Machine", role: viewer, summary: "What the Machine's sensors measured when its BMC was last asked",
+			out: api.Sensors{}, handle: h.readSensors},
 	}
 	for _, v := range []api.Verb{api.VerbReprovision, api.VerbPower, api.VerbInspect, api.VerbIdentify} {
 		routes = append(routes, route{method: "POST", path: one + "/" + string(v), tag: "Machine", role: operator, audited: true,
@@ -45,6 +48,24 @@ func (h *machines) routes() []route {
 			handle: func(c *call) error { return h.verb(c, v) }})
 	}
 	return routes
+}
+
+// readSensors tells why there are no readings, where there are none.
+func (h *machines) readSensors(c *call) error {
+	m, err := store.Get[api.Machine](c.r.Context(), h.store, c.name())
+	if err != nil {
+		return err
+	}
+	if now, ok := h.sensors(m.Metadata.Name); ok {
+		return c.json(http.StatusOK, now)
+	}
+	switch {
+	case m.Spec.BMC == nil:
+		return problem(http.StatusConflict, "Machine %s has no spec.bmc, and so no sensors", c.name())
+	case m.Status.Phase != api.PhaseActive:
+		return problem(http.StatusConflict, "Machine %s is %s: sensors are read while it is Active", c.name(), m.Status.Phase)
+	}
+	return problem(http.StatusConflict, "no sensors of Machine %s were read in the last 15 minutes: weftctl explain machine %[1]s says whether its BMC answers; by IPMI they are not read", c.name())
 }
 
 // verb writes a request into the Machine's status.

@@ -78,7 +78,7 @@ func (s *Server) routes() []route {
 	}
 	journals := &journals{cache: c.Cache, events: c.Events, decisions: c.Decisions, auditLog: c.AuditLog, streams: s.streams}
 	machines := &machines{
-		store: c.Store, cache: c.Cache, decider: c.Decider, events: c.Events, decisions: c.Decisions, console: c.Console, lines: c.ConsoleLines,
+		store: c.Store, cache: c.Cache, decider: c.Decider, events: c.Events, decisions: c.Decisions, console: c.Console, lines: c.ConsoleLines, sensors: c.Sensors,
 		objects: objects, journals: journals, streams: s.streams,
 	}
 	trust := &bmcTrust{store: c.Store, present: c.Present}

@@ -172,6 +172,10 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 		Hub: hub, Zones: &zone.Views{Cache: r.cache, Parts: zones, Sessions: hub.BGP},
 		Events: r.events, Decisions: r.decisions, AuditLog: audits,
 		Recovery: &recovery.Keeper{Store: r.store, Cache: r.cache, Event: func(api.Object, api.EventType, string, string) {}, Log: log},
+		Sensors: func(machine string) (api.Sensors, bool) {
+			high := 42.0
+			return api.Sensors{Read: time.Now(), Readings: []api.SensorReading{{Name: "Inlet", Kind: "temperature", Unit: "Cel", Value: 21, Health: "OK", HighCritical: &high}}}, machine == "r1u01"
+		},
 		ConsoleLines: func(m *api.Machine, n int) []api.ConsoleLine {
 			return r.lines[max(0, len(r.lines)-n):]
 		},

@@ -41,6 +41,7 @@ type bootd struct {
 	warnings   map[string][]string // by plural/name
 	explain    *api.Explanation
 	consoleLog api.ConsoleLog
+	sensors    api.Sensors
 	peers      *api.NetworkPeers
 	path       func(from, to string) *api.NetworkPath
 	console    func(*bufio.ReadWriter)
@@ -105,6 +106,7 @@ func (b *bootd) routes() http.Handler {
 	})
 	mux.HandleFunc("GET /v1/machines/{name}/console", b.openConsole)
 	mux.HandleFunc("GET /v1/machines/{name}/console/log", func(w http.ResponseWriter, _ *http.Request) { b.json(w, b.consoleLog) })
+	mux.HandleFunc("GET /v1/machines/{name}/sensors", func(w http.ResponseWriter, _ *http.Request) { b.json(w, b.sensors) })
 	mux.HandleFunc("GET /v1/guests/{name}/console", b.openConsole)
 	mux.HandleFunc("POST /v1/guests/{name}/exec", b.guestExec)
 	mux.HandleFunc("POST /v1/guests/{name}/vnc", func(w http.ResponseWriter, r *http.Request) {

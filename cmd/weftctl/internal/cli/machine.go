@@ -20,6 +20,7 @@ func (a *machineCommands) machineCommand() *cobra.Command {
 		a.verbCommand("identify on|off NAME…", "Switch the light that tells a server from its neighbours", api.VerbIdentify, "on", "off"),
 		a.verbCommand("reprovision NAME…", "Boot Machines again, from power off to Active", api.VerbReprovision),
 		a.verbCommand("inspect NAME…", "Read the inventory again", api.VerbInspect),
+		a.sensorsCommand(),
 		a.machineDrainCommand(),
 		a.machineUndrainCommand(),
 		a.machineBootCommand(),
