@@ -2,6 +2,7 @@ package hardware
 
 import (
 	"context"
+	"crypto/x509"
 )
 
 // Service is a BMC that is logged in to. One request at a time is sent to it, whoever asks.
@@ -40,6 +41,9 @@ type BMC interface {
 
 	// SetBootOnce sets what the next boot uses, and reads it back. Call it before the power action.
 	SetBootOnce(ctx context.Context, boot Boot) error
+	// TrustAtBoot has the firmware trust a CA when it boots over HTTPS, from its next POST. One that it trusts already is not
+	// sent again.
+	TrustAtBoot(ctx context.Context, ca *x509.Certificate) error
 	// LastReset tells what the BMC knows about the server's last reset, without judging its age.
 	LastReset(ctx context.Context) (ResetEvidence, error)
 

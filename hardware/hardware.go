@@ -97,7 +97,7 @@ func (b Boot) Check() error {
 	}
 	u, err := url.Parse(b.HTTPURL)
 	if b.Target != BootHTTP || err != nil || u.Host == "" || strings.ContainsAny(b.HTTPURL, "?&") {
-		return fmt.Errorf("boot URL %q: it goes with target http, needs a host, and no ? or & (some BMCs cut there)", b.HTTPURL)
+		return errors.New("invalid boot URL: want one with a host, with target http, without ? and & (some BMCs cut there)")
 	}
 	return nil
 }

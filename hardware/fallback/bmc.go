@@ -2,6 +2,7 @@ package fallback
 
 import (
 	"context"
+	"crypto/x509"
 
 	"github.com/rackweft/rackweft/hardware"
 )
@@ -62,6 +63,11 @@ func (b *BMC) AssetTag(ctx context.Context) (string, error) {
 // SetAssetTag writes it.
 func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
 	return b.service.do(ctx, "write the asset tag", harmless, func(o hardware.BMC) error { return o.SetAssetTag(ctx, tag) })
+}
+
+// TrustAtBoot has the firmware trust a CA at HTTPS boot. Only Redfish has a place for it.
+func (b *BMC) TrustAtBoot(ctx context.Context, ca *x509.Certificate) error {
+	return b.service.do(ctx, "have a CA trusted at HTTPS boot", harmless, func(o hardware.BMC) error { return o.TrustAtBoot(ctx, ca) })
 }
 
 // InsertMedia has an image in the virtual CD drive. Only Redfish has one.

@@ -2,6 +2,7 @@ package ipmi
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
@@ -75,6 +76,11 @@ func (b *BMC) SetAssetTag(ctx context.Context, _ string) error {
 }
 
 func errNoTag() error { return unsupported("IPMI has no asset tag that SMBIOS shows") }
+
+// TrustAtBoot is ErrUnsupported: IPMI carries no certificates.
+func (b *BMC) TrustAtBoot(ctx context.Context, _ *x509.Certificate) error {
+	return b.service.do(ctx, "have a CA trusted at HTTPS boot", func() error { return unsupported("IPMI carries no certificates") })
+}
 
 // InsertMedia is ErrUnsupported: IPMI has no virtual media.
 func (b *BMC) InsertMedia(ctx context.Context, _ string) error {

@@ -1,6 +1,7 @@
 package redfish
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,8 +24,9 @@ type write struct {
 	droppable func(field string) bool
 	// others are further values of a field that mean the same, the best first.
 	others   map[string][]text
-	action   bool     // path is an action, which is called with the fields
-	together []string // of has: what is sent only together
+	method   string         // empty means PATCH; POST calls an action, or makes a member of a collection
+	together []string       // of has: what is sent only together
+	beside   map[string]any // sent beside the object that has the fields
 	// elsewhere are resources that take what this one refuses, the first one first.
 	elsewhere []string
 }
@@ -33,14 +35,9 @@ func (w *write) body() map[string]any {
 	if w.under == "" {
 		return w.fields
 	}
-	return map[string]any{w.under: w.fields}
-}
-
-func (w *write) method() string {
-	if w.action {
-		return http.MethodPost
-	}
-	return http.MethodPatch
+	body := map[string]any{w.under: w.fields}
+	maps.Copy(body, w.beside)
+	return body
 }
 
 // remedy is what a refusal asks for.
@@ -98,9 +95,9 @@ func (r *driver) patch(ctx context.Context, w *write) error {
 	var before []string
 	for {
 		sent[w.form()] = true
-		_, err := r.send(ctx, w.method(), w.path, w.etag, w.body())
+		_, err := r.send(ctx, cmp.Or(w.method, http.MethodPatch), w.path, w.etag, w.body())
 		var no *refusal
-		if errors.Is(err, hardware.ErrUnreachable) && !w.action && !tried["lost"] {
+		if errors.Is(err, hardware.ErrUnreachable) && w.method == "" && !tried["lost"] {
 			// The BMC broke the connection, and may have taken the write all the same.
 			tried["lost"] = true
 			if taken, lookErr := r.took(ctx, w); taken || lookErr != nil {
@@ -180,7 +177,7 @@ func (w *write) amend(no *refusal, tried map[string]bool) (amended, reread bool)
 		field := w.fieldOf(no, rule.id)
 		switch rule.remedy {
 		case freshETag:
-			if !w.action && once("etag of "+w.path) {
+			if w.method != http.MethodPost && once("etag of "+w.path) {
 				return true, true
 			}
 		case addField:

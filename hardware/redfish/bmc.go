@@ -16,6 +16,7 @@ package redfish
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -103,12 +104,18 @@ func (b *BMC) GracefulShutdown(ctx context.Context) error {
 }
 
 // SetBootOnce sets what the next boot uses, and reads it back. Call it before the power action. It fails with
-// ErrUnsupported when the BMC does not offer the target or the mode.
+// ErrUnsupported when the BMC does not offer the target or the mode. Errors do not repeat the URL, which may be a secret.
 func (b *BMC) SetBootOnce(ctx context.Context, boot hardware.Boot) error {
 	if err := boot.Check(); err != nil {
 		return fmt.Errorf("set next boot on BMC %s: %w", b.service.address, err)
 	}
-	return b.do(ctx, fmt.Sprintf("set next boot to %s", boot.Target), func() error { return b.driver.setBootOnce(ctx, boot) })
+	return b.do(ctx, fmt.Sprintf("set next boot to %s", boot.Target), func() error {
+		err := b.driver.setBootOnce(ctx, boot)
+		if err != nil && boot.HTTPURL != "" {
+			return redacted{err, boot.HTTPURL}
+		}
+		return err
+	})
 }
 
 // Inventory reads what the server is made of. What the BMC refuses to tell is named in Incomplete.
@@ -163,18 +170,23 @@ func (b *BMC) SetAssetTag(ctx context.Context, tag string) error {
 	return b.do(ctx, "write the asset tag", func() error { return b.driver.setAssetTag(ctx, tag) })
 }
 
+// TrustAtBoot has the firmware trust a CA at HTTPS boot, from its next POST. ErrUnsupported when the BMC has no place for it.
+func (b *BMC) TrustAtBoot(ctx context.Context, ca *x509.Certificate) error {
+	return b.do(ctx, "have a CA trusted at HTTPS boot", func() error { return anchors{b.driver}.trustAtBoot(ctx, ca) })
+}
+
 // InsertMedia has the image at a URL in the server's virtual CD drive, and looks afterwards that it is. What is in the drive
 // already is ejected. ErrUnsupported when the BMC has no such drive, or no licence for it.
 func (b *BMC) InsertMedia(ctx context.Context, image string) error {
 	if err := hardware.CheckMedia(image); err != nil {
 		return fmt.Errorf("insert virtual media on BMC %s: %w", b.service.address, err)
 	}
-	return b.do(ctx, "insert virtual media", func() error { return b.driver.insertMedia(ctx, image) })
+	return b.do(ctx, "insert virtual media", func() error { return drives{b.driver}.insertMedia(ctx, image) })
 }
 
 // EjectMedia empties the virtual CD drive, unless another image than the one that is named is in it.
 func (b *BMC) EjectMedia(ctx context.Context, image string) error {
-	return b.do(ctx, "eject virtual media", func() error { return b.driver.ejectMedia(ctx, image) })
+	return b.do(ctx, "eject virtual media", func() error { return drives{b.driver}.ejectMedia(ctx, image) })
 }
 
 // Consoles tells the ways to the serial console: by WebSocket, by SSH.

@@ -658,9 +658,9 @@ func TestBadBoots(t *testing.T) {
 		"use pxe, http":  {Target: "cd"},
 		"uefi or legacy": {Target: hardware.BootPXE, Mode: "bios"},
 		"cannot do it":   {Target: hardware.BootHTTP, Mode: hardware.ModeLegacy},
-		"no ? or &":      {Target: hardware.BootHTTP, HTTPURL: "https://198.18.0.1/boot?mac=1"},
-		"target http":    {Target: hardware.BootPXE, HTTPURL: "https://198.18.0.1/boot"},
-		"needs a host":   {Target: hardware.BootHTTP, HTTPURL: "/boot"},
+		"without ?":      {Target: hardware.BootHTTP, HTTPURL: "https://198.18.0.1/boot?mac=1"},
+		"with target":    {Target: hardware.BootPXE, HTTPURL: "https://198.18.0.1/boot"},
+		"with a host":    {Target: hardware.BootHTTP, HTTPURL: "/boot"},
 		"is not known":   {},
 	} {
 		if err := b.SetBootOnce(t.Context(), boot); err == nil || !strings.Contains(err.Error(), want) {

@@ -3,6 +3,7 @@ package redfish
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,6 +19,8 @@ type bootSettings struct {
 	Mode    text    `json:"BootSourceOverrideMode"`
 	Targets []text  `json:"BootSourceOverrideTarget@Redfish.AllowableValues"`
 	HTTPURI *string `json:"HttpBootUri"` // nil: the BMC has no such thing
+
+	Certificates link `json:"Certificates"` // of HTTPS boot
 }
 
 // bootPatch is what is written. Nothing more: BMCs refuse what they do not know.
@@ -52,6 +55,9 @@ func (r *driver) setBootOnce(ctx context.Context, want hardware.Boot) error {
 	if err != nil {
 		return err
 	}
+	if err := r.bootURL(ctx, want, &patch, where.boot); err != nil {
+		return err
+	}
 	if want.Target == hardware.BootNone && where.boot.Enabled == "Disabled" {
 		return nil
 	}
@@ -63,6 +69,23 @@ func (r *driver) setBootOnce(ctx context.Context, want hardware.Boot) error {
 		return err
 	}
 	return r.verifyBoot(ctx, w, where.boot.Mode)
+}
+
+// bootURL has the BIOS take the URL where the BMC's family has an attribute for it, also where the override shows one:
+// iLO 6 refuses to write that. The end of an override is the end of the URL.
+func (r *driver) bootURL(ctx context.Context, want hardware.Boot, patch *bootPatch, now bootSettings) error {
+	ends := want.Target == hardware.BootNone
+	if r.quirk.bootURL == nil || want.HTTPURL == "" && !ends {
+		return nil
+	}
+	err := r.setBootURL(ctx, want.HTTPURL)
+	if errors.Is(err, hardware.ErrUnsupported) && (ends || now.HTTPURI != nil) {
+		return nil
+	}
+	if err == nil {
+		patch.HTTPURI = ""
+	}
+	return err
 }
 
 // The fields of a boot override.
@@ -165,8 +188,8 @@ func (q quirk) bootPatch(want hardware.Boot, now bootSettings) (bootPatch, error
 		patch.Enabled = "Disabled"
 		return patch, nil
 	}
-	if want.HTTPURL != "" && now.HTTPURI == nil {
-		return bootPatch{}, fmt.Errorf("%w: it takes no URL for HTTP boot: leave it out and let DHCP give it", hardware.ErrUnsupported)
+	if want.HTTPURL != "" && now.HTTPURI == nil && q.bootURL == nil {
+		return bootPatch{}, errNoURL()
 	}
 	patch.HTTPURI = want.HTTPURL
 	mode, err := q.bootMode(want, now.Mode, target)
@@ -270,6 +293,9 @@ func (r *driver) verifyBoot(ctx context.Context, w *write, before text) error {
 func (w *write) shownIn(shown bootSettings) bool {
 	if enabled, _ := w.fields[bootEnabled].(text); shown.Enabled == "Disabled" && (enabled == "" || enabled == "Disabled") {
 		return true
+	}
+	if url := w.fields[bootURI]; url != nil && shown.HTTPURI != nil && *shown.HTTPURI != url {
+		return false
 	}
 	return shown.Target == w.fields[bootTarget] && shown.Enabled == w.fields[bootEnabled]
 }

@@ -82,6 +82,7 @@ func (e ageError) Error() string { return fmt.Sprintf("reset %s ago", time.Durat
 
 const (
 	testTag   = "weft-0123456789abcdef"
+	testURL   = "https://198.18.0.1:8443/boot/r1/0123/ipxe.efi"
 	testImage = "https://198.18.0.1:8443/weft.iso"
 )
 
@@ -103,6 +104,16 @@ func deeds() []deed {
 		{"pxe", false, bootThenOn(hardware.Boot{Target: hardware.BootPXE}), bootedFrom("Pxe", "UefiPxe")},
 		{"pxe in UEFI", false, bootThenOn(hardware.Boot{Target: hardware.BootPXE, Mode: hardware.ModeUEFI}), bootedFrom("Pxe", "UefiPxe")},
 		{"http", false, bootThenOn(hardware.Boot{Target: hardware.BootHTTP}), bootedFrom("UefiHttp")},
+		{"http from a URL", false, bootThenOn(hardware.Boot{Target: hardware.BootHTTP, HTTPURL: testURL}), func(s *subject) string {
+			if boot := s.last(); boot.Target != "UefiHttp" || boot.URI != testURL {
+				return fmt.Sprintf("boots from %s %q", boot.Target, boot.URI)
+			}
+			return ""
+		}},
+		{"CA", false, func(ctx context.Context, b *BMC) error {
+			ca, err := newCA()
+			return errors.Join(err, b.TrustAtBoot(ctx, ca), b.TrustAtBoot(ctx, ca)) // the second time it is there
+		}, nil},
 		{"disk", false, bootThenOn(hardware.Boot{Target: hardware.BootDisk}), bootedFrom("Hdd", "UefiHdd")},
 		{"pxe taken back", false, func(ctx context.Context, b *BMC) error {
 			return errors.Join(b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootPXE}), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootNone}), b.PowerOn(ctx))
@@ -306,6 +317,8 @@ func expected() []cells {
 	return []cells{
 		// The tree has no such thing.
 		{"dell-idrac8, hp-ilo4, openbmc, supermicro-x10, sushy-tools, captured supermicro-x10, captured nvidia-gh200", "http", "unsupported"},
+		{"dell-idrac8, hp-ilo4, openbmc, supermicro-x10, supermicro-x11, ami, lenovo-tsm, sushy-tools, captured supermicro-x10, captured nvidia-gh200", "http from a URL", "unsupported"},
+		{"dell-idrac8, hp-ilo4, openbmc, supermicro-x10, supermicro-x11, ami, lenovo-tsm, lenovo-xcc, two-systems, sushy-tools, captured supermicro-x10, captured nvidia-gh200", "CA", "unsupported"},
 		{"sushy-tools, two-systems, captured nvidia-gh200", "tag", "unsupported"},
 		{"sushy-tools, trait no light", "light", "unsupported"},
 		{"openbmc, supermicro-x10, captured supermicro-x10, captured hpe-dl360gen10-ilo5-2.96, captured dell-xr8620t-idrac9-6.10", inDrive + ", another's media", "unsupported"},

@@ -12,6 +12,9 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
+// drives has what concerns virtual media.
+type drives struct{ *driver }
+
 // mediaDrive is a VirtualMedia resource (DMTF VirtualMedia 1.3): what is inserted appears as a USB drive of the server.
 type mediaDrive struct {
 	Path       text   `json:"@odata.id"`
@@ -35,7 +38,7 @@ func (d mediaDrive) full() bool { return d.Inserted || d.Image != "" }
 
 // insertMedia has an image in the server's CD drive. What is in it already is ejected first: iDRAC refuses otherwise. The URL
 // may be a secret, which errors do not repeat.
-func (r *driver) insertMedia(ctx context.Context, image string) error {
+func (r drives) insertMedia(ctx context.Context, image string) error {
 	d, err := r.cdDrive(ctx)
 	if err != nil {
 		return err
@@ -55,7 +58,7 @@ func (r *driver) insertMedia(ctx context.Context, image string) error {
 }
 
 // ejectMedia empties the CD drive. Another image than the one that is named stays.
-func (r *driver) ejectMedia(ctx context.Context, image string) error {
+func (r drives) ejectMedia(ctx context.Context, image string) error {
 	d, err := r.cdDrive(ctx)
 	if err != nil {
 		return err
@@ -66,7 +69,7 @@ func (r *driver) ejectMedia(ctx context.Context, image string) error {
 	return r.eject(ctx, d)
 }
 
-func (r *driver) eject(ctx context.Context, d mediaDrive) error {
+func (r drives) eject(ctx context.Context, d mediaDrive) error {
 	return r.lookedAfter(ctx, d.ejection(), d, func(now mediaDrive) bool { return !now.full() })
 }
 
@@ -74,9 +77,9 @@ func (r *driver) eject(ctx context.Context, d mediaDrive) error {
 // write-protected is what is meant without a word (DSP0268), and Supermicro's X11 refuses more. Others want more: Nokia the
 // protocol, NVIDIA's DGX a user as well, of whom the web server does not know.
 func (d mediaDrive) insertion(image string) *write {
-	w := &write{path: string(d.Actions.Insert.Target), action: true, fields: map[string]any{"Image": image}}
+	w := &write{path: string(d.Actions.Insert.Target), method: http.MethodPost, fields: map[string]any{"Image": image}}
 	if w.path == "" {
-		w.path, w.etag, w.action, w.fields["Inserted"] = string(d.Path), d.etag, false, true
+		w.path, w.etag, w.method, w.fields["Inserted"] = string(d.Path), d.etag, "", true
 	}
 	protocol, _, _ := strings.Cut(image, ":")
 	w.has = map[string]any{"Inserted": true, "WriteProtected": true, "TransferProtocolType": strings.ToUpper(protocol), "TransferMethod": "Stream", "UserName": "none", "Password": "none"}
@@ -88,7 +91,7 @@ func (d mediaDrive) insertion(image string) *write {
 // ejection is the action, with the empty body that iLO wants, or a PATCH where there is none.
 func (d mediaDrive) ejection() *write {
 	if at := string(d.Actions.Eject.Target); at != "" {
-		return &write{path: at, action: true, fields: map[string]any{}}
+		return &write{path: at, method: http.MethodPost, fields: map[string]any{}}
 	}
 	return &write{path: string(d.Path), etag: d.etag, fields: map[string]any{"Image": nil, "Inserted": false},
 		droppable: func(field string) bool { return field == "Inserted" }}
@@ -96,7 +99,7 @@ func (d mediaDrive) ejection() *write {
 
 // lookedAfter writes, and reads the drive until it is as it ought to be. A BMC may fetch the image before it shows it, and an
 // iDRAC shows what was ejected for a while.
-func (r *driver) lookedAfter(ctx context.Context, w *write, d mediaDrive, done func(mediaDrive) bool) error {
+func (r drives) lookedAfter(ctx context.Context, w *write, d mediaDrive, done func(mediaDrive) bool) error {
 	err := r.patch(ctx, w)
 	lost := errors.Is(err, hardware.ErrUnreachable)
 	if err != nil && !lost {
@@ -121,7 +124,7 @@ func (r *driver) lookedAfter(ctx context.Context, w *write, d mediaDrive, done f
 }
 
 // cdDrive is the first drive for CDs below the system, else below its manager.
-func (r *driver) cdDrive(ctx context.Context) (mediaDrive, error) {
+func (r drives) cdDrive(ctx context.Context) (mediaDrive, error) {
 	sys, _, err := r.system(ctx)
 	if err != nil {
 		return mediaDrive{}, err
@@ -147,7 +150,7 @@ func (r *driver) cdDrive(ctx context.Context) (mediaDrive, error) {
 }
 
 // firstCD is the first drive of a collection that takes CDs; its path is empty when there is none.
-func (r *driver) firstCD(ctx context.Context, collection string) (mediaDrive, error) {
+func (r drives) firstCD(ctx context.Context, collection string) (mediaDrive, error) {
 	if collection == "" {
 		return mediaDrive{}, nil
 	}
@@ -167,7 +170,7 @@ func (r *driver) firstCD(ctx context.Context, collection string) (mediaDrive, er
 	return mediaDrive{}, nil
 }
 
-func (r *driver) readDrive(ctx context.Context, at string) (d mediaDrive, err error) {
+func (r drives) readDrive(ctx context.Context, at string) (d mediaDrive, err error) {
 	d.etag, err = r.get(ctx, at, &d)
 	d.Path = text(at)
 	return d, err

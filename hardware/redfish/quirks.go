@@ -27,12 +27,13 @@ type quirk struct {
 	bootless string // a boot target that this family's system does not list: tells generations apart
 
 	mode             modeRule
-	diskUEFI         string         // boot target for disk in UEFI mode, where it is not Hdd
-	mediaIsUSB       bool           // virtual media boots as a USB drive
-	futureState      string         // where a refused boot PATCH goes (relative to the system) when the BMC says so
-	closeConnections bool           // drops kept-alive connections in mid-request
-	consolePath      string         // WebSocket console that its tree does not tell
-	ssh              sshconsole.Way // to the serial console, where the tree says that there is one by SSH
+	diskUEFI         string                          // boot target for disk in UEFI mode, where it is not Hdd
+	bootURL          func(url string) map[string]any // attributes of the BIOS that the URL of HTTP boot goes into
+	mediaIsUSB       bool                            // virtual media boots as a USB drive
+	futureState      string                          // where a refused boot PATCH goes (relative to the system) when the BMC says so
+	closeConnections bool                            // drops kept-alive connections in mid-request
+	consolePath      string                          // WebSocket console that its tree does not tell
+	ssh              sshconsole.Way                  // to the serial console, where the tree says that there is one by SSH
 }
 
 // The ways to the serial console over SSH. Sources: the vendors' manuals of each command line. iDRAC ends logins with
@@ -58,12 +59,12 @@ func quirks() []quirk {
 	return []quirk{
 		// bmclib boot_device.go: a PATCH with more than Target and Enabled is refused.
 		{name: "HPE DL160 Gen10", vendor: "hpe", model: "proliant dl160 gen10", mode: modeNever, ssh: viaILO()},
-		{name: "HPE iLO 5/6", vendor: "hpe", mode: modeAsked, ssh: viaILO()},
+		{name: "HPE iLO 5/6", vendor: "hpe", mode: modeAsked, bootURL: urlOfHPE, ssh: viaILO()},
 		{name: "HP iLO 4", vendor: "hp", manager: "ilo 4", mode: modeNever, ssh: viaILO()}, // Gen9: no readable boot mode (ironic)
 
 		// iDRAC 10 has its boot targets only in the settings object: bootResource looks there, whoever it is.
 		{name: "Dell iDRAC 8", vendor: "dell", firmware: "2.", mode: modeNever, ssh: viaIDRAC()}, // mode is a BIOS job
-		{name: "Dell iDRAC 9/10", vendor: "dell", mode: modeAsked, ssh: viaIDRAC()},
+		{name: "Dell iDRAC 9/10", vendor: "dell", mode: modeAsked, bootURL: urlOfDell, ssh: viaIDRAC()},
 
 		// X10 has neither UefiHttp nor a mode, but targets of its own for UEFI.
 		{name: "Supermicro X10", vendor: "supermicro", bootless: "UefiHttp", mode: modeNever, diskUEFI: "UefiHdd", mediaIsUSB: true, closeConnections: true, ssh: viaSMASH()},

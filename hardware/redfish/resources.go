@@ -59,6 +59,7 @@ type system struct {
 	state
 
 	VirtualMedia  link `json:"VirtualMedia"`
+	Bios          link `json:"Bios"`
 	LogServices   link `json:"LogServices"`
 	LastResetTime text `json:"LastResetTime"`
 	BootProgress  struct {

@@ -27,6 +27,8 @@ func (b *BMC) post(w *reply, q *request) {
 		b.media[owner].eject(w, q, b.Clock.Now())
 	case b.tree[q.path] != nil && path.Base(q.path) == "Subscriptions":
 		b.subscribe(w, q)
+	case str(b.tree[q.path], "@odata.type") == "#CertificateCollection.CertificateCollection":
+		b.enroll(w, q)
 	case isAction:
 		w.refuse(http.StatusBadRequest, "Base.1.8.ActionNotSupported", "The action "+action+" is not supported by the resource.", action)
 	case b.tree[q.path] == nil:
@@ -176,17 +178,32 @@ func (t tasks) resource(at string, now time.Time) Resource {
 }
 
 // subscribe makes a subscription to events. Nothing is ever delivered to it.
+// enroll answers a POST to a CertificateCollection.
+func (b *BMC) enroll(w *reply, q *request) {
+	var sent Resource
+	if json.Unmarshal(q.body, &sent) != nil || str(sent, "CertificateType") != "PEM" || !strings.Contains(str(sent, "CertificateString"), "BEGIN CERTIFICATE") {
+		w.malformed()
+		return
+	}
+	b.add(w, q.path, "#Certificate.v1_7_0.Certificate", sent)
+}
+
 func (b *BMC) subscribe(w *reply, q *request) {
 	var sent Resource
 	if json.Unmarshal(q.body, &sent) != nil || str(sent, "Destination") == "" {
 		w.malformed()
 		return
 	}
+	b.add(w, q.path, "#EventDestination.v1_8_0.EventDestination", sent)
+}
+
+// add makes a member of a collection.
+func (b *BMC) add(w *reply, collection, kind string, sent Resource) {
 	b.made++
-	at := fmt.Sprintf("%s/%d", q.path, b.made)
-	sent["@odata.id"], sent["@odata.type"], sent["Id"] = at, "#EventDestination.v1_8_0.EventDestination", path.Base(at)
+	at := fmt.Sprintf("%s/%d", collection, b.made)
+	sent["@odata.id"], sent["@odata.type"], sent["Id"] = at, kind, path.Base(at)
 	b.tree[at] = sent
-	b.setMembers(q.path)
+	b.setMembers(collection)
 	w.Header().Set("Location", at)
 	w.send(http.StatusCreated, sent)
 }

@@ -147,7 +147,7 @@ func (b *BMC) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil || b.unread(r) {
 		panic(http.ErrAbortHandler)
 	}
-	q := &request{Request: r, path: canonical(r.URL.Path), body: body}
+	q := &request{Request: r, path: b.place(r.URL.Path), body: body}
 	answer := &reply{ResponseWriter: w, rules: b.rules}
 	n := b.begin(q, b.Clock.Now())
 	defer func() { b.end(n, answer) }()
@@ -182,6 +182,20 @@ func canonical(p string) string {
 		return short
 	}
 	return "/"
+}
+
+// place is the path of the resource that is meant.
+func (b *BMC) place(p string) string {
+	p = canonical(p)
+	if b.tree[p] != nil || !b.has(AnyCase) {
+		return p
+	}
+	for at := range b.tree {
+		if strings.EqualFold(at, p) {
+			return at
+		}
+	}
+	return p
 }
 
 // pause waits in real time; false when the client has gone.
@@ -235,7 +249,7 @@ func (b *BMC) answer(w *reply, q *request) {
 		b.remove(w, q)
 	case b.has(ReadOnlyUser):
 		w.refuse(http.StatusForbidden, "Base.1.8.InsufficientPrivilege", "There are insufficient privileges for the account.")
-	case q.Method == http.MethodPatch:
+	case q.Method == http.MethodPatch, q.Method == http.MethodPut && strings.HasPrefix(str(b.tree[q.path], "@odata.type"), "#HpeTlsConfig."):
 		b.patch(w, q)
 	case q.Method == http.MethodPost:
 		b.post(w, q)

@@ -1,6 +1,8 @@
 package redfishtest
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -96,6 +98,7 @@ func (h *host) boot() {
 	h.late = nil
 	sys := h.b.tree[h.path]
 	boot := object(sys, "Boot")
+	h.takeOver()
 	if pending := object(h.b.tree[h.settings], "Boot"); pending != nil && h.pends() {
 		boot = pending
 	}
@@ -133,7 +136,7 @@ func (h *host) wallAt(now time.Time) time.Time {
 
 func (h *host) bootURI(boot Resource, target string) string {
 	if target == "UefiHttp" {
-		return str(boot, "HttpBootUri")
+		return cmp.Or(str(boot, "HttpBootUri"), h.biosURL())
 	}
 	if !strings.Contains(target, "Cd") && !strings.Contains(target, "CD") && target != "Usb" {
 		return ""
@@ -142,6 +145,33 @@ func (h *host) bootURI(boot Resource, target string) string {
 		if image := str(h.b.tree[at], "Image"); image != "" && h.owns(at) {
 			return image
 		}
+	}
+	return ""
+}
+
+// bios is the system's Bios resource, and its settings object.
+func (h *host) bios() (now, pending Resource) {
+	now = h.b.tree[h.b.place(str(object(h.b.tree[h.path], "Bios"), "@odata.id"))]
+	return now, h.b.tree[h.b.place(str(object(now, "@Redfish.Settings", "SettingsObject"), "@odata.id"))]
+}
+
+// takeOver has the firmware take over what is pending of its settings.
+func (h *host) takeOver() {
+	now, pending := h.bios()
+	if attributes := object(now, "Attributes"); attributes != nil {
+		maps.Copy(attributes, object(pending, "Attributes"))
+	}
+}
+
+// biosURL is the URL of HTTP boot that the BIOS has: HPE's, or Dell's where the device is enabled.
+func (h *host) biosURL() string {
+	now, _ := h.bios()
+	attributes := object(now, "Attributes")
+	if url := str(attributes, "UrlBootFile"); url != "" {
+		return url
+	}
+	if str(attributes, "HttpDev1EnDis") == "Enabled" {
+		return str(attributes, "HttpDev1Uri")
 	}
 	return ""
 }

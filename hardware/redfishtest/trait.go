@@ -126,6 +126,7 @@ const (
 	RedirectsSlash   Trait = "redirects to a slash"
 	ForbiddenStorage Trait = "storage forbidden"
 	ParentFirst      Trait = "parent first"
+	AnyCase          Trait = "paths in any case"
 	Silent           Trait = "silent"
 )
 
@@ -229,6 +230,7 @@ func Traits() map[Trait]string {
 		RedirectsSlash:   "HPE iLO: 308 to the same path with a slash",
 		ForbiddenStorage: "Supermicro (metal3-io/ironic-image#688): 403 at one GET, the login is good",
 		ParentFirst:      "Lenovo XCC (NVIDIA infra-controller): a child is 404 until its parent was read",
+		AnyCase:          "HPE iLO (captured): its resources refer to /redfish/v1/systems/1/bios, which is below /redfish/v1/Systems/1",
 		Silent:           "a BMC that hangs: connections are accepted, nothing is answered",
 	}
 }

@@ -26,7 +26,7 @@ type Vendor struct {
 func Vendors() []Vendor {
 	const one, dell, self = rootPath + "/Systems/1", rootPath + "/Systems/System.Embedded.1", rootPath + "/Systems/Self"
 	hpe := func(more ...Trait) []Trait {
-		return append([]Trait{WeakETags, SessionAbsoluteLocation, NoIdentity, RefusesInPOST, AlreadyBadRequest, TooSoon, EjectNeedsBody}, more...)
+		return append([]Trait{WeakETags, SessionAbsoluteLocation, NoIdentity, RefusesInPOST, AlreadyBadRequest, TooSoon, EjectNeedsBody, AnyCase}, more...)
 	}
 	idrac := func(more ...Trait) []Trait {
 		return append([]Trait{ETagInHeader, AlreadyConflict, FewSessions}, more...)
