@@ -62,6 +62,9 @@ type BMC interface {
 
 	// Inventory reads what the server is made of. What the BMC refuses to tell is named in Incomplete.
 	Inventory(ctx context.Context) (Inventory, error)
+	// Health reads how the server is: temperatures, fans, power and power supplies. It takes a handful of requests, and
+	// yields between them.
+	Health(ctx context.Context) (Health, error)
 	// Identify switches the locator light.
 	Identify(ctx context.Context, on bool) error
 	// Consoles tells the ways to the serial console, the best first, and never none.

@@ -1,9 +1,6 @@
 package hardware
 
-import (
-	"context"
-	"slices"
-)
+import "slices"
 
 // Health is what a BMC says of how its server is.
 type Health struct {
@@ -11,12 +8,6 @@ type Health struct {
 	Failed []string // the parts that are not well, in the BMC's words: name and state
 	// Readings are what the sensors measure, at most MaxReadings.
 	Readings []Reading
-}
-
-// Sensing is a BMC whose driver tells how the server is.
-type Sensing interface {
-	// Health reads temperatures, fans, power and power supplies. It takes a handful of requests, and yields between them.
-	Health(ctx context.Context) (Health, error)
 }
 
 const (

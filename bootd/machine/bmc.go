@@ -24,6 +24,7 @@ type BMC interface {
 	SetBootOnce(context.Context, hardware.Boot) error
 	Inventory(context.Context) (hardware.Inventory, error)
 	LastReset(context.Context) (hardware.ResetEvidence, error)
+	Health(context.Context) (hardware.Health, error)
 	Identify(context.Context, bool) error
 	AssetTag(context.Context) (string, error)
 	SetAssetTag(context.Context, string) error

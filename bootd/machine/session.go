@@ -43,7 +43,7 @@ func (s session) ask(ctx context.Context, a action) (is answer, err error) {
 	case askNonce:
 		is.tag, err = s.tags.writeNonce(ctx, s.BMC, s.machine)
 	case askWellbeing:
-		is.health, err = s.health(ctx)
+		is.health, err = s.Health(ctx)
 		is.unread, err = unread(ctx, err)
 	case askTagBack:
 		err = setAside(s.SetAssetTag(ctx, s.machine.Status.AssetTag.Value), &is.tag.refused)
@@ -53,14 +53,6 @@ func (s session) ask(ctx context.Context, a action) (is answer, err error) {
 		err = fmt.Errorf("no question %q", a.ask)
 	}
 	return is, err
-}
-
-func (s session) health(ctx context.Context) (hardware.Health, error) {
-	sensing, ok := s.BMC.(hardware.Sensing)
-	if !ok {
-		return hardware.Health{}, hardware.ErrUnsupported
-	}
-	return sensing.Health(ctx)
 }
 
 // order gives a power order.

@@ -55,6 +55,11 @@ func (b *BMC) LastReset(ctx context.Context) (hardware.ResetEvidence, error) {
 	return read(ctx, b, "read last reset", hardware.BMC.LastReset)
 }
 
+// Health reads how the server is.
+func (b *BMC) Health(ctx context.Context) (hardware.Health, error) {
+	return read(ctx, b, "read health", hardware.BMC.Health)
+}
+
 // AssetTag reads the asset tag.
 func (b *BMC) AssetTag(ctx context.Context) (string, error) {
 	return read(ctx, b, "read the asset tag", hardware.BMC.AssetTag)

@@ -46,6 +46,10 @@ func (s *side) Consoles(context.Context) ([]hardware.ConsoleWay, error) {
 	return []hardware.ConsoleWay{{}}, s.ask("consoles")
 }
 
+func (s *side) Health(context.Context) (hardware.Health, error) {
+	return hardware.Health{State: "OK"}, s.ask("health")
+}
+
 func (s *side) PowerState(context.Context) (hardware.PowerState, error) {
 	return hardware.PowerOn, s.ask("state")
 }
@@ -70,7 +74,7 @@ func TestWays(t *testing.T) {
 		{"broken", nil, errors.New("500"), false, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for verb, byIPMI := range map[string]bool{"on": c.on, "restart": c.restart, "state": c.get} {
+			for verb, byIPMI := range map[string]bool{"on": c.on, "restart": c.restart, "state": c.get, "health": c.get} {
 				redfish, ipmi := &side{connect: c.connect, answer: c.answer}, &side{}
 				b := open(t, redfish, ipmi)
 				var noted []hardware.Detour
@@ -83,7 +87,7 @@ func TestWays(t *testing.T) {
 					t.Errorf("%s is asked over IPMI: %t, and noted: %v", verb, asked, noted)
 				}
 				for _, d := range noted {
-					if d.Protocol != "IPMI" || d.Verb == "" || d.Command == (verb == "state") || !errors.Is(d.Why, cmp.Or(c.connect, c.answer)) {
+					if d.Protocol != "IPMI" || d.Verb == "" || d.Command == (verb == "state" || verb == "health") || !errors.Is(d.Why, cmp.Or(c.connect, c.answer)) {
 						t.Errorf("%s is noted as %+v", verb, d)
 					}
 				}
@@ -101,6 +105,9 @@ func (b asked) ask(ctx context.Context, verb string) (err error) {
 		return b.PowerOn(ctx)
 	case "restart":
 		return b.ForceRestart(ctx)
+	case "health":
+		_, err = b.Health(ctx)
+		return err
 	}
 	_, err = b.PowerState(ctx)
 	return err

@@ -103,6 +103,11 @@ func (b *BMC) Inventory(ctx context.Context) (inventory hardware.Inventory, err 
 	return inventory, err
 }
 
+// Health is ErrUnsupported: over IPMI each sensor is several requests, and names and limits are no words of the BMC's.
+func (b *BMC) Health(ctx context.Context) (hardware.Health, error) {
+	return hardware.Health{}, b.service.do(ctx, "read health", func() error { return unsupported("health and sensors are read over Redfish only") })
+}
+
 // Identify switches the locator light.
 func (b *BMC) Identify(ctx context.Context, on bool) error {
 	return b.service.do(ctx, "switch the locator light", func() error { return b.service.identify(ctx, on) })

@@ -42,10 +42,7 @@ type BMC struct {
 	driver  *driver
 }
 
-var (
-	_ hardware.BMC     = (*BMC)(nil)
-	_ hardware.Sensing = (*BMC)(nil)
-)
+var _ hardware.BMC = (*BMC)(nil)
 
 // Dial logs in to a BMC for the one server that endpoint names; Close logs out. It fails as Connect does.
 func Dial(ctx context.Context, endpoint hardware.Endpoint, log *slog.Logger) (*BMC, error) {
