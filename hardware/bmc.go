@@ -53,9 +53,10 @@ type BMC interface {
 	// into SMBIOS at its next POST.
 	SetAssetTag(ctx context.Context, tag string) error
 
-	// InsertMedia has the image at a URL in the server's virtual CD drive, write-protected, and looks afterwards that it is. The
-	// BMC fetches it while the server reads it. What is in the drive already is ejected. Boot from it with BootMedia.
-	InsertMedia(ctx context.Context, image string) error
+	// InsertMedia has an image in the server's virtual CD drive, write-protected, and looks afterwards that it is. The BMC
+	// fetches it while the server reads it. What is in the drive already is ejected. Boot from it with BootMedia. With a CA, a
+	// BMC that cannot check the image's server is ErrUnsupported.
+	InsertMedia(ctx context.Context, media Media) error
 	// EjectMedia empties the drive. Another image than the one that is named stays in; empty ejects any. An empty drive is no
 	// error.
 	EjectMedia(ctx context.Context, image string) error

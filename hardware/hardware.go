@@ -3,6 +3,7 @@
 package hardware
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -102,11 +103,21 @@ func (b Boot) Check() error {
 	return nil
 }
 
-// CheckMedia refuses what no BMC fetches as virtual media: anything but an http or https URL with a host, without a query.
-func CheckMedia(image string) error {
-	u, err := url.Parse(image)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.ContainsAny(image, "?&") {
+// Media is an image that a BMC fetches and shows to its server as a CD.
+type Media struct {
+	Image string // its URL, http or https; it may be a secret, which no error repeats
+	// CA is what the BMC checks the certificate of an https server with; nil leaves it to the BMC, and most check nothing.
+	CA *x509.Certificate
+}
+
+// Check refuses what no BMC fetches.
+func (m Media) Check() error {
+	u, err := url.Parse(m.Image)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.ContainsAny(m.Image, "?&") {
 		return errors.New("invalid image of virtual media: want an http or https URL with a host, without ? and & (some BMCs cut there)")
+	}
+	if m.CA != nil && u.Scheme != "https" {
+		return errors.New("invalid image of virtual media: want an https URL where a CA is given")
 	}
 	return nil
 }

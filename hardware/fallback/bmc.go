@@ -76,8 +76,8 @@ func (b *BMC) TrustAtBoot(ctx context.Context, ca *x509.Certificate) error {
 }
 
 // InsertMedia has an image in the virtual CD drive. Only Redfish has one.
-func (b *BMC) InsertMedia(ctx context.Context, image string) error {
-	return b.service.do(ctx, "insert virtual media", harmless, func(o hardware.BMC) error { return o.InsertMedia(ctx, image) })
+func (b *BMC) InsertMedia(ctx context.Context, media hardware.Media) error {
+	return b.service.do(ctx, "insert virtual media", harmless, func(o hardware.BMC) error { return o.InsertMedia(ctx, media) })
 }
 
 // EjectMedia empties the drive.

@@ -83,7 +83,7 @@ func (b *BMC) TrustAtBoot(ctx context.Context, _ *x509.Certificate) error {
 }
 
 // InsertMedia is ErrUnsupported: IPMI has no virtual media.
-func (b *BMC) InsertMedia(ctx context.Context, _ string) error {
+func (b *BMC) InsertMedia(ctx context.Context, _ hardware.Media) error {
 	return b.service.do(ctx, "insert virtual media", func() error { return errNoMedia() })
 }
 

@@ -172,13 +172,13 @@ func (b *BMC) TrustAtBoot(ctx context.Context, ca *x509.Certificate) error {
 	return b.do(ctx, "have a CA trusted at HTTPS boot", func() error { return anchors{b.driver}.trustAtBoot(ctx, ca) })
 }
 
-// InsertMedia has the image at a URL in the server's virtual CD drive, and looks afterwards that it is. What is in the drive
-// already is ejected. ErrUnsupported when the BMC has no such drive, or no licence for it.
-func (b *BMC) InsertMedia(ctx context.Context, image string) error {
-	if err := hardware.CheckMedia(image); err != nil {
+// InsertMedia has an image in the server's virtual CD drive, and looks afterwards that it is. What is in the drive already is
+// ejected. ErrUnsupported when the BMC has no such drive, no licence for it, or cannot check the image's server with the CA.
+func (b *BMC) InsertMedia(ctx context.Context, media hardware.Media) error {
+	if err := media.Check(); err != nil {
 		return fmt.Errorf("insert virtual media on BMC %s: %w", b.service.address, err)
 	}
-	return b.do(ctx, "insert virtual media", func() error { return drives{b.driver}.insertMedia(ctx, image) })
+	return b.do(ctx, "insert virtual media", func() error { return drives{b.driver}.insertMedia(ctx, media) })
 }
 
 // EjectMedia empties the virtual CD drive, unless another image than the one that is named is in it.

@@ -131,7 +131,7 @@ func deeds() []deed {
 		}},
 		{"media", false, func(ctx context.Context, b *BMC) error {
 			// What is in the drive already is no obstacle.
-			return errors.Join(b.InsertMedia(ctx, "https://198.18.0.1:8443/other.iso"), b.InsertMedia(ctx, testImage), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
+			return errors.Join(b.InsertMedia(ctx, hardware.Media{Image: "https://198.18.0.1:8443/other.iso"}), b.InsertMedia(ctx, hardware.Media{Image: testImage}), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
 		}, func(s *subject) string {
 			if boot := s.last(); boot.URI != testImage || boot.Target == "None" {
 				return fmt.Sprintf("boots from %s %q", boot.Target, boot.URI)
@@ -139,7 +139,7 @@ func deeds() []deed {
 			return ""
 		}},
 		{"media ejected", false, func(ctx context.Context, b *BMC) error {
-			return errors.Join(b.InsertMedia(ctx, testImage), b.EjectMedia(ctx, testImage), b.EjectMedia(ctx, ""), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
+			return errors.Join(b.InsertMedia(ctx, hardware.Media{Image: testImage}), b.EjectMedia(ctx, testImage), b.EjectMedia(ctx, ""), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
 		}, func(s *subject) string {
 			if boot := s.last(); boot.URI != "" || boot.Target == "None" {
 				return fmt.Sprintf("boots from %s %q", boot.Target, boot.URI)
@@ -147,7 +147,7 @@ func deeds() []deed {
 			return ""
 		}},
 		{"another's media", false, func(ctx context.Context, b *BMC) error {
-			return errors.Join(b.InsertMedia(ctx, testImage), b.EjectMedia(ctx, "https://198.18.0.1:8443/other.iso"), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
+			return errors.Join(b.InsertMedia(ctx, hardware.Media{Image: testImage}), b.EjectMedia(ctx, "https://198.18.0.1:8443/other.iso"), b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootMedia}), b.PowerOn(ctx))
 		}, func(s *subject) string {
 			if boot := s.last(); boot.URI != testImage {
 				return fmt.Sprintf("boots from %s %q", boot.Target, boot.URI)

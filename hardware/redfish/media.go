@@ -2,6 +2,7 @@ package redfish
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -17,11 +18,13 @@ type drives struct{ *driver }
 
 // mediaDrive is a VirtualMedia resource (DMTF VirtualMedia 1.3): what is inserted appears as a USB drive of the server.
 type mediaDrive struct {
-	Path       text   `json:"@odata.id"`
-	Image      text   `json:"Image"`
-	Inserted   bool   `json:"Inserted"`
-	MediaTypes []text `json:"MediaTypes"`
-	Actions    struct {
+	Path         text   `json:"@odata.id"`
+	Image        text   `json:"Image"`
+	Inserted     bool   `json:"Inserted"`
+	MediaTypes   []text `json:"MediaTypes"`
+	Verify       *bool  `json:"VerifyCertificate"` // nil: it cannot
+	Certificates link   `json:"Certificates"`
+	Actions      struct {
 		Insert action `json:"#VirtualMedia.InsertMedia"`
 		Eject  action `json:"#VirtualMedia.EjectMedia"`
 	} `json:"Actions"`
@@ -38,10 +41,16 @@ func (d mediaDrive) full() bool { return d.Inserted || d.Image != "" }
 
 // insertMedia has an image in the server's CD drive. What is in it already is ejected first: iDRAC refuses otherwise. The URL
 // may be a secret, which errors do not repeat.
-func (r drives) insertMedia(ctx context.Context, image string) error {
+func (r drives) insertMedia(ctx context.Context, media hardware.Media) error {
+	image := media.Image
 	d, err := r.cdDrive(ctx)
 	if err != nil {
 		return err
+	}
+	if media.CA != nil {
+		if err := r.checkWith(ctx, d, media.CA); err != nil {
+			return err
+		}
 	}
 	if d.Inserted && string(d.Image) == image {
 		return nil
@@ -53,6 +62,30 @@ func (r drives) insertMedia(ctx context.Context, image string) error {
 	}
 	if err := r.lookedAfter(ctx, d.insertion(image), d, func(now mediaDrive) bool { return now.full() }); err != nil {
 		return redacted{err, image}
+	}
+	return nil
+}
+
+// checkWith has the BMC check the certificate of an image's server with a CA (VirtualMedia 1.4).
+func (r drives) checkWith(ctx context.Context, d mediaDrive, ca *x509.Certificate) error {
+	if d.Verify == nil || d.Certificates.ID == "" {
+		return fmt.Errorf("%w: its virtual CD drive cannot check an image's server with a CA", hardware.ErrUnsupported)
+	}
+	if err := (anchors{r.driver}).addCertificate(ctx, string(d.Certificates.ID), ca); err != nil {
+		return err
+	}
+	if *d.Verify {
+		return nil
+	}
+	if err := r.patch(ctx, &write{path: string(d.Path), etag: d.etag, fields: map[string]any{"VerifyCertificate": true}}); err != nil {
+		return err
+	}
+	now, err := r.readDrive(ctx, string(d.Path))
+	if err != nil {
+		return fmt.Errorf("read back: %w", err)
+	}
+	if now.Verify == nil || !*now.Verify {
+		return fmt.Errorf("%s: VerifyCertificate: %w", d.Path, hardware.ErrNotSeen)
 	}
 	return nil
 }
