@@ -27,6 +27,8 @@ type write struct {
 	method   string         // empty means PATCH; POST calls an action, or makes a member of a collection
 	together []string       // of has: what is sent only together
 	beside   map[string]any // sent beside the object that has the fields
+	// secret is what is written, where it is one: BMCs repeat what they refuse.
+	secret string
 	// elsewhere are resources that take what this one refuses, the first one first.
 	elsewhere []string
 }
@@ -117,9 +119,17 @@ func (r *driver) patch(ctx context.Context, w *write) error {
 		if !amended || !reread && sent[w.form()] { // two refusals may ask for opposite things
 			return refusedBefore(no, before)
 		}
-		r.log.Info("BMC refuses the write as it was, putting it otherwise", "refusal", no.Error())
+		r.log.Info("BMC refuses the write as it was, putting it otherwise", "refusal", w.withheld(no).Error())
 		before = append(before, no.Error())
 	}
+}
+
+// withheld is an error without the secret.
+func (w *write) withheld(err error) error {
+	if err == nil || w.secret == "" {
+		return err
+	}
+	return redacted{err, w.secret}
 }
 
 // form tells writes apart.

@@ -59,17 +59,16 @@ func (r *driver) setBootURL(ctx context.Context, url string) error {
 		return err
 	}
 	want := r.quirk.bootURL(url)
-	settings := string(now.Settings.Object.ID)
 	for attribute, value := range want {
 		_, ok := now.Attributes[attribute]
-		if !ok && value == url || settings == "" {
+		if !ok && value == url || now.Settings.Object.ID == "" {
 			return errNoURL()
 		}
 		if !ok {
 			delete(want, attribute) // older firmware has fewer
 		}
 	}
-	return r.setAttributes(ctx, now, settings, want)
+	return r.setAttributes(ctx, now, want, url)
 }
 
 func errNoURL() error {
@@ -77,7 +76,8 @@ func errNoURL() error {
 }
 
 // setAttributes writes attributes of the BIOS into its settings object, and reads them back.
-func (r *driver) setAttributes(ctx context.Context, now bios, settings string, want map[string]any) error {
+func (r *driver) setAttributes(ctx context.Context, now bios, want map[string]any, url string) error {
+	settings := string(now.Settings.Object.ID)
 	var pending bios
 	etag, err := r.get(ctx, settings, &pending)
 	if err != nil {
@@ -86,7 +86,7 @@ func (r *driver) setAttributes(ctx context.Context, now bios, settings string, w
 	if now.shows(want) && (len(pending.Attributes) == 0 || pending.shows(want)) {
 		return nil
 	}
-	w := &write{path: settings, etag: etag, under: "Attributes", fields: want}
+	w := &write{path: settings, etag: etag, under: "Attributes", fields: want, secret: url}
 	if slices.Contains(now.Settings.ApplyTimes, "OnReset") {
 		w.beside = map[string]any{"@Redfish.SettingsApplyTime": map[string]any{"ApplyTime": "OnReset"}} // iDRAC makes its job of it
 	}

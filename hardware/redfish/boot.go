@@ -107,7 +107,7 @@ func (p bootPatch) write(where bootResource, targets []text) *write {
 		w.fields[bootMode] = p.Mode
 	}
 	if p.HTTPURI != "" {
-		w.fields[bootURI] = p.HTTPURI
+		w.fields[bootURI], w.secret = p.HTTPURI, p.HTTPURI
 	}
 	if mode := cmp.Or(p.Mode, where.boot.Mode); mode != "" {
 		w.has[bootMode] = mode

@@ -1,6 +1,7 @@
 package redfish
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -8,7 +9,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"log/slog"
 	"math/big"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -87,5 +90,22 @@ func TestBootURLStaysOutOfErrors(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), testURL) {
 			t.Errorf("%v", err)
 		}
+	}
+}
+
+// Nor does the log, where the BMC is asked in another way.
+func TestBootURLStaysOutOfTheLog(t *testing.T) {
+	m := vendorMock(t, "lenovo-xcc")
+	m.fail(http.MethodPatch, "/redfish/v1/Systems/1", answers(http.StatusBadRequest, `{"error":{"@Message.ExtendedInfo":[{"MessageId":"Base.1.8.PropertyNotWritable",
+		"Message":"BootSourceOverrideMode does not go with `+testURL+`","MessageArgs":["BootSourceOverrideMode"]}]}}`))
+	var log bytes.Buffer
+	b, err := dial(t.Context(), m.endpoint(), slog.New(slog.NewTextHandler(&log, nil)), (&pauses{}).pause)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close(t.Context()) }()
+	err = b.SetBootOnce(t.Context(), hardware.Boot{Target: hardware.BootHTTP, HTTPURL: testURL})
+	if text := log.String(); err != nil || strings.Contains(text, testURL) || !strings.Contains(text, "does not go with") {
+		t.Errorf("%v; logged %q, want the BMC's words without the URL", err, text)
 	}
 }

@@ -110,7 +110,7 @@ func (r drives) eject(ctx context.Context, d mediaDrive) error {
 // write-protected is what is meant without a word (DSP0268), and Supermicro's X11 refuses more. Others want more: Nokia the
 // protocol, NVIDIA's DGX a user as well, of whom the web server does not know.
 func (d mediaDrive) insertion(image string) *write {
-	w := &write{path: string(d.Actions.Insert.Target), method: http.MethodPost, fields: map[string]any{"Image": image}}
+	w := &write{path: string(d.Actions.Insert.Target), method: http.MethodPost, fields: map[string]any{"Image": image}, secret: image}
 	if w.path == "" {
 		w.path, w.etag, w.method, w.fields["Inserted"] = string(d.Path), d.etag, "", true
 	}

@@ -83,7 +83,7 @@ var errTagNotShown = errors.New("the BMC took the asset tag but does not show it
 
 // writeTag writes one resource and reads back until it shows the tag; some need a moment.
 func (r *driver) writeTag(ctx context.Context, place tagResource, tag string) error {
-	if err := r.patch(ctx, &write{path: place.path, etag: place.etag, fields: map[string]any{"AssetTag": tag}}); err != nil {
+	if err := r.patch(ctx, &write{path: place.path, etag: place.etag, fields: map[string]any{"AssetTag": tag}, secret: tag}); err != nil {
 		return err
 	}
 	for range 4 {
