@@ -71,7 +71,7 @@ func (r drives) checkWith(ctx context.Context, d mediaDrive, ca *x509.Certificat
 	if d.Verify == nil || d.Certificates.ID == "" {
 		return fmt.Errorf("%w: its virtual CD drive cannot check an image's server with a CA", hardware.ErrUnsupported)
 	}
-	if err := (anchors{r.driver}).addCertificate(ctx, string(d.Certificates.ID), ca); err != nil {
+	if err := anchors(r).addCertificate(ctx, string(d.Certificates.ID), ca); err != nil {
 		return err
 	}
 	if *d.Verify {
