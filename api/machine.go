@@ -266,9 +266,11 @@ type MachineStatus struct {
 	History  []BootAttempt `json:"history,omitempty" doc:"Earlier BootAttempts, newest first, at most five."`
 	Requests []Request     `json:"requests,omitempty" doc:"Verbs that people asked for, newest last, at most ten."`
 	// AssetTag is set while a nonce replaces it, or may do so.
-	AssetTag   *SavedAssetTag `json:"assetTag,omitempty" doc:"The system's own AssetTag, while a BootAttempt's nonce takes its place."`
-	Host       *HostStatus    `json:"host,omitempty" doc:"What nodeagent reports of the host."`
-	Conditions Conditions     `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
+	AssetTag *SavedAssetTag `json:"assetTag,omitempty" doc:"The system's own AssetTag, while a BootAttempt's nonce takes its place."`
+	// BootURL is set while the BMC has the boot URL of a BootAttempt, or may have it.
+	BootURL    *GivenBootURL `json:"bootURL,omitempty" doc:"That the BMC has a BootAttempt's boot URL, for trust level bmc. The URL is a secret, and not shown."`
+	Host       *HostStatus   `json:"host,omitempty" doc:"What nodeagent reports of the host."`
+	Conditions Conditions    `json:"conditions,omitempty" doc:"Observed facts, one of each type."`
 }
 
 // BMCStatus is information read from the BMC.

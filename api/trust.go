@@ -101,6 +101,12 @@ type SavedAssetTag struct {
 	Attempt string `json:"attempt" doc:"The BootAttempt whose nonce took its place."`
 }
 
+// GivenBootURL says that the Machine's BMC has the boot URL of a BootAttempt, or may have it. It is taken back when the
+// URL is spent.
+type GivenBootURL struct {
+	Attempt string `json:"attempt" doc:"The BootAttempt whose URL it is."`
+}
+
 // BootPort is the port at which a boot's DHCP request arrived, as reported by a
 // relay.
 type BootPort struct {

@@ -59,7 +59,7 @@ func (d *daemon) startServers(ctx context.Context, g *errgroup.Group) ([]<-chan 
 	if err != nil {
 		return nil, err
 	}
-	apiServer, err := d.apiServer()
+	apiServer, err := d.apiServer(files)
 	if err != nil {
 		return nil, err
 	}
@@ -157,14 +157,14 @@ func hostOf(raw string) (name string, addr netip.Addr, err error) {
 }
 
 // apiServer returns the HTTP API, over TLS and on the unix socket.
-func (d *daemon) apiServer() (*server.Server, error) {
+func (d *daemon) apiServer(loaders fs.FS) (*server.Server, error) {
 	tokens := make([]server.Token, len(d.config.Tokens))
 	for i, t := range d.config.Tokens {
 		tokens[i] = server.Token(t)
 	}
 	return server.New(server.Config{
 		Listen: d.config.Listen.API, Known: d.known, Socket: filepath.Join(d.config.RunDir, "bootd.sock"), TLS: d.ca.ServerTLS(), Tokens: tokens,
-		Store: d.store, Cache: d.cache, Blobs: d.blobs, Hub: d.hub, Compiler: d.hub.Compiler, Networks: d.nets, Decider: d.decider,
+		Store: d.store, Cache: d.cache, Blobs: d.blobs, Loaders: loaders, Hub: d.hub, Compiler: d.hub.Compiler, Networks: d.nets, Decider: d.decider,
 		Zones:  &zone.Views{Cache: d.cache, Parts: d.zones, Sessions: d.hub.BGP},
 		Events: d.record.events, Decisions: d.record.decisions, AuditLog: d.record.audit, Audit: d.record.Audit, Console: d.consoles.Attach, ConsoleLines: d.consoles.Lines, Sensors: d.sensors.Of, Present: hardware.Present, Recovery: d.recovery, Backup: d.backupSource().write, Metrics: d.metrics, Registerer: d.metrics, Log: d.log,
 	})

@@ -139,8 +139,7 @@ func unseen(t *testing.T, real *party, w *wire, tag string) {
 	real.v.untouched()
 }
 
-// bootURL is what the Machine's BMC is to be given. bootd gives it to none yet:
-// it is made here, of bootd's own key.
+// bootURL is what the Machine's BMC is given, made here of bootd's own key.
 func (v *victim) bootURL() string {
 	v.t.Helper()
 	keys, err := ca.LoadKeyring(filepath.Join(v.dir, "s"), "")

@@ -109,7 +109,11 @@ func (sc *scripts) pointerURL(server netip.Addr, m *api.Machine, chain api.Trust
 // bootURL is the URL from which the Machine's BMC must boot it, over TLS: it is secret, and differs in every
 // BootAttempt. A client that presents it has reached trust level bmc.
 func (sc *scripts) bootURL(m *api.Machine, server netip.Addr) string {
-	return sc.own.apiURL(server) + "/v1/boot/" + m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposeBoot, api.TrustBMC)
+	return sc.bootURLAt(sc.own.apiURL(server), m)
+}
+
+func (sc *scripts) bootURLAt(bootd string, m *api.Machine) string {
+	return bootd + "/v1/boot/" + m.Metadata.Name + "/" + sc.keys.secret(m, ca.PurposeBoot, api.TrustBMC)
 }
 
 func unsolicited(m *api.Machine) string {

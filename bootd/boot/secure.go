@@ -1,14 +1,18 @@
 package boot
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/rackweft/rackweft/api"
 	"github.com/rackweft/rackweft/bootd/ca"
+	"github.com/rackweft/rackweft/bootd/dhcp"
 	"github.com/rackweft/rackweft/bootd/httpboot"
 )
 
@@ -33,6 +37,42 @@ func (d *Decider) SecureScript(ctx context.Context, name, key string, peer netip
 	}
 	d.served(ctx, query{"script", m, h.mac, peer})
 	return text, nil
+}
+
+// SecureScriptFile is the name of the boot script next to the boot loader: iPXE looks for it there.
+const SecureScriptFile = "autoexec.ipxe"
+
+// BootURL is the URL of the boot loader from which the Machine's BMC boots it in its open attempt: it is secret.
+func (d *Decider) BootURL(m *api.Machine) (string, error) {
+	if m.Status.Attempt == nil {
+		return "", fmt.Errorf("Machine %s has no BootAttempt", m.Metadata.Name)
+	}
+	all := d.own.apiFor(m)
+	if len(all) == 0 {
+		return "", errors.New("bootd has no address on a Subnet of its links: name the Subnet in spec.links")
+	}
+	loader := loaderOf(m)
+	if strings.ContainsAny(loader, "/?#&%") {
+		return "", fmt.Errorf("spec.boot.file %q is no plain name", loader)
+	}
+	return d.scripts.bootURLAt(all[min(len(d.own.advertise), len(all)-1)], m) + "/" + loader, nil
+}
+
+// loaderOf is the boot loader of a Machine that boots over HTTPS. Which architecture it has is not known before it asks.
+func loaderOf(m *api.Machine) string {
+	return cmp.Or(m.Spec.Boot.File, dhcp.DefaultLoader())
+}
+
+// SecureLoader reports whether a client may receive a boot loader over TLS: the Machine's own, below its boot URL.
+func (d *Decider) SecureLoader(ctx context.Context, name, key, file string, peer netip.Addr) error {
+	m, err := d.secured(ctx, name, key, peer)
+	if err != nil {
+		return err
+	}
+	if file != loaderOf(m) {
+		return problem(http.StatusNotFound, "this is not the Machine's boot loader")
+	}
+	return nil
 }
 
 // served records that a boot has received its script.

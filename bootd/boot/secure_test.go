@@ -53,6 +53,18 @@ func TestBootURL(t *testing.T) {
 	if err := b.d.SecureBlob(t.Context(), host, key, at, digest("a")); err != nil {
 		t.Errorf("the kernel: %v", err)
 	}
+	given, err := b.d.BootURL(m)
+	if err != nil || !strings.HasSuffix(given, "/v1/boot/"+host+"/"+key+"/snponly.efi") {
+		t.Errorf("its BMC is given %s, %v", given, err)
+	}
+	for file, status := range map[string]int{"snponly.efi": 0, "ipxe.efi": 404} {
+		if err := b.d.SecureLoader(t.Context(), host, key, file, at); testsite.Status(err) != status {
+			t.Errorf("loader %s: %v, want status %d", file, err, status)
+		}
+	}
+	if err := b.d.SecureLoader(t.Context(), host, key, "snponly.efi", stranger); testsite.Status(err) != 403 {
+		t.Errorf("a stranger's loader: %v", err)
+	}
 	script, err := b.d.SecureScript(t.Context(), host, key, at)
 	if err != nil {
 		t.Fatal(err)

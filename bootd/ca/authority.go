@@ -223,6 +223,9 @@ func (a *Authority) read(name string) ([]byte, error) {
 // CertPEM returns the CA's certificate, for clients that must trust bootd.
 func (a *Authority) CertPEM() []byte { return bytes.Clone(a.pem) }
 
+// Certificate returns the CA's certificate, for BMCs that enroll it. It is not to be changed.
+func (a *Authority) Certificate() *x509.Certificate { return a.cert }
+
 // Pool returns a pool with the CA's certificate.
 func (a *Authority) Pool() *x509.CertPool { return a.pool.Clone() }
 

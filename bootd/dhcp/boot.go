@@ -57,6 +57,9 @@ func DefaultFiles() map[iana.Arch]string {
 	}
 }
 
+// DefaultLoader is the one for x86-64 and UEFI, for what has not said its architecture.
+func DefaultLoader() string { return DefaultFiles()[iana.EFI_X86_64] }
+
 // Bootfile chooses what a client loads. It is a pure function: the same client and endpoints give the
 // same file.
 //

@@ -92,6 +92,8 @@ const (
 	doFence    deed = "fence"          // a lost host has no power
 	doNonced   deed = "nonce written"  // the BootAttempt's nonce is in the AssetTag
 	doNoNonce  deed = "nonce refused"  // it cannot
+	doNoURL    deed = "URL refused"    // its BMC takes no boot URL
+	doURLBack  deed = "URL back"       // its BMC has no boot URL any more, or a spent one
 	doTagBack  deed = "asset tag back" // the saved AssetTag is back, or lost
 )
 
@@ -111,6 +113,7 @@ const (
 	askNonce     question = "nonce"     // to take the nonce as AssetTag
 	askWellbeing question = "wellbeing" // how the server is
 	askTagBack   question = "tag back"  // to take the saved AssetTag back
+	askURLBack   question = "URL back"  // to forget a boot URL
 	askRequest   question = "request"   // what a person has asked for
 )
 
@@ -137,6 +140,8 @@ func (a action) doing() string {
 		return "read the health"
 	case askTagBack:
 		return "put the AssetTag back"
+	case askURLBack:
+		return "take the boot URL back"
 	}
 	return words(a.request)
 }
@@ -160,10 +165,16 @@ type answer struct {
 	reset     reset
 	seen      *api.ResetSeen // what reset was judged by
 	tag       tagAnswer
+	url       urlAnswer
 }
 
 // reset is what a BMC knows of resets since a time.
 type reset struct{ since, known bool }
+
+// urlAnswer is what came of the boot URL.
+type urlAnswer struct {
+	refused error // the BMC does not take it, or does not take it back
+}
 
 // tagAnswer is what came of the AssetTag.
 type tagAnswer struct {

@@ -184,6 +184,6 @@ func untrusted(m *api.Machine, r trust.Requirement) string {
 	if r.Level != api.TrustBMC || stage > api.StageLoader.Index() {
 		return ""
 	}
-	return fmt.Sprintf("trust level %s is required (by %s), and nothing presented the boot URL of this BootAttempt over TLS: bootd gives it to no BMC yet; "+
-		"require another level (spec.trust.minimum; lowering it needs an admin)", r.Level, r.Of)
+	return fmt.Sprintf("trust level %s is required (by %s), and nothing presented the boot URL of this BootAttempt over TLS, which its BMC has: its firmware must boot over HTTPS, speak TLS 1.3 and trust the Site's CA; "+
+		"or require another level (spec.trust.minimum; lowering it needs an admin)", r.Level, r.Of)
 }

@@ -2,6 +2,8 @@ package machine
 
 import (
 	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -35,6 +37,7 @@ type fakeBMC struct {
 	inventoryErr  error // of reading it
 
 	tag    string
+	caErr  error  // of a CA
 	tagErr error  // of every write of the tag
 	taken  bool   // writes that fail have been carried out all the same
 	read   func() // what happens while the tag is read
@@ -66,7 +69,7 @@ func (b *fakeBMC) ForceRestart(context.Context) error {
 	return b.resetErr
 }
 func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
-	b.did = append(b.did, strings.TrimSpace("boot "+string(boot.Target)+" "+string(boot.Mode)))
+	b.did = append(b.did, strings.TrimSpace("boot "+string(boot.Target)+" "+string(boot.Mode)+boot.HTTPURL))
 	if errors.Is(b.bootErr, hardware.ErrModeUntold) && boot.Mode == "" {
 		return nil
 	}
@@ -100,6 +103,10 @@ func (b *fakeBMC) SetAssetTag(_ context.Context, tag string) error {
 	}
 	return b.tagErr
 }
+func (b *fakeBMC) TrustAtBoot(_ context.Context, ca *x509.Certificate) error {
+	b.did = append(b.did, "trust "+ca.Subject.CommonName)
+	return b.caErr
+}
 func (b *fakeBMC) Fingerprint() string { return "sha256:" + strings.Repeat("ab", 32) }
 
 type events struct{ list []string }
@@ -118,6 +125,7 @@ type bench struct {
 	events *events
 	c      *Controller
 	said   string // on the console, last
+	urlErr error
 }
 
 func newBench(t *testing.T) *bench {
@@ -157,6 +165,8 @@ func (b *bench) restart() {
 		Decision: b.events.Decision,
 		Sensors:  new(Sensors),
 		Said:     func(*api.Machine) string { return b.said },
+		BootURL:  func(m *api.Machine) (string, error) { return "https://bootd/" + m.Status.Attempt.ID, b.urlErr },
+		CA:       &x509.Certificate{Subject: pkix.Name{CommonName: "Site"}},
 		Nonce:    func(_, attempt string) string { return "nonce-" + attempt },
 		Use: func(ctx context.Context, e hardware.Endpoint, _ string, call func(context.Context, BMC) error) error {
 			b.bmc.dials++

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
@@ -28,6 +29,7 @@ type BMC interface {
 	Identify(context.Context, bool) error
 	AssetTag(context.Context) (string, error)
 	SetAssetTag(context.Context, string) error
+	TrustAtBoot(context.Context, *x509.Certificate) error
 	Fingerprint() string
 }
 
@@ -39,6 +41,7 @@ type bmcs struct {
 	control.Env
 	use  Use
 	tags tags
+	urls urls
 	// holds keeps BMCs from being asked too often after an error.
 	holds *holds
 }
@@ -166,7 +169,7 @@ func (b bmcs) session(ctx context.Context, m *api.Machine, a action) (met contac
 	err = aside(ctx, func() error {
 		return b.use(ctx, endpoint, a.doing(), func(ctx context.Context, bmc BMC) (err error) {
 			met.entered, met.fingerprint = true, bmc.Fingerprint()
-			is, err = session{BMC: bmc, machine: m, tags: b.tags, note: func(ctx context.Context, c api.PowerCommand) (bool, error) { return b.note(ctx, m, c) }}.ask(ctx, a)
+			is, err = session{BMC: bmc, machine: m, tags: b.tags, urls: b.urls, secure: Required(b.Cache, m).Level == api.TrustBMC, note: func(ctx context.Context, c api.PowerCommand) (bool, error) { return b.note(ctx, m, c) }}.ask(ctx, a)
 			return err
 		})
 	})

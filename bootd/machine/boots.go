@@ -49,8 +49,8 @@ func (j judge) open(reason string, retry int, stage api.Stage) action {
 	if held, brakes := j.brake(); brakes {
 		return held
 	}
-	if m.Spec.BMC != nil && j.required(m).Level == api.TrustNonce {
-		stage = api.StageRequested // the firmware reads the AssetTag at a reset
+	if level := j.required(m).Level; m.Spec.BMC != nil && (level == api.TrustNonce || level == api.TrustBMC) {
+		stage = api.StageRequested // the firmware reads AssetTag and boot URL at a reset
 	}
 	return action{do: doOpen, reason: reason, retry: retry, stage: stage}
 }

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ type Controller struct {
 	Said func(m *api.Machine) string
 	// Nonce derives the value that a BootAttempt writes to the system's AssetTag.
 	Nonce func(machineUID, attemptID string) string
+	// BootURL is the URL that a Machine's BMC boots it from in its open BootAttempt, over TLS with a certificate of CA.
+	BootURL func(m *api.Machine) (string, error)
+	CA      *x509.Certificate
 
 	// Sensors keeps what the sensors of Active Machines measure.
 	Sensors *Sensors
@@ -154,7 +158,7 @@ func (c *Controller) step(ctx context.Context, m *api.Machine) (time.Duration, e
 	if !a.beside {
 		return again, err
 	}
-	for _, decide := range []func(facts, time.Time) action{decideTag, decideHealth} {
+	for _, decide := range []func(facts, time.Time) action{decideTag, decideURL, decideHealth} {
 		now, ok := store.Cached[api.Machine](c.Cache, m.Metadata.Name)
 		if err != nil || !ok {
 			return again, err

@@ -54,6 +54,14 @@ func decideTag(f facts, now time.Time) action {
 	return judge{f, now}.putTagBack()
 }
 
+// decideURL decides the action on a boot URL that its BMC has.
+func decideURL(f facts, now time.Time) action {
+	if !urlDue(f.machine) {
+		return action{}
+	}
+	return judge{f, now}.takeURLBack()
+}
+
 // decideHealth asks a BMC that failed before whether it is well again, when its
 // back-off is over: nothing else may need it for a long time.
 func decideHealth(f facts, now time.Time) action {

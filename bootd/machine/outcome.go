@@ -41,6 +41,8 @@ func outcome(f facts, now time.Time, a action, is answer) action {
 		return x.wellbeing()
 	case askTagBack:
 		return x.tagIsBack()
+	case askURLBack:
+		return x.urlIsBack()
 	case askRequest:
 		return finish(a.request, "")
 	}
@@ -67,6 +69,8 @@ func (x answered) power() action {
 // powered follows what came of the power command.
 func (x answered) powered() action {
 	switch {
+	case x.is.url.refused != nil:
+		return x.urlRefused()
 	case x.is.unseen != nil:
 		message := fmt.Sprintf("the BMC accepted the command (%s), and it was not seen to be carried out; it is not sent again in this BootAttempt: %s", x.is.did, x.is.unseen)
 		return action{do: doUnseen, answer: x.is, reason: "NotSeen", message: message, event: event{api.Warning, "PowerNotSeen", message},

@@ -15,6 +15,8 @@ type session struct {
 	BMC
 	machine *api.Machine
 	tags    tags
+	urls    urls
+	secure  bool // the boot has to reach trust level bmc
 	// note writes a power command into the attempt, just before it is sent; false
 	// when the attempt is over.
 	note func(context.Context, api.PowerCommand) (open bool, err error)
@@ -47,6 +49,8 @@ func (s session) ask(ctx context.Context, a action) (is answer, err error) {
 		is.unread, err = unread(ctx, err)
 	case askTagBack:
 		err = setAside(s.SetAssetTag(ctx, s.machine.Status.AssetTag.Value), &is.tag.refused)
+	case askURLBack:
+		err = setAside(s.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootNone}), &is.url.refused)
 	case askRequest:
 		err = s.request(ctx, a.request)
 	default:
@@ -89,11 +93,15 @@ func (s session) bootFromNetwork(ctx context.Context) (is answer, err error) {
 		is.did = did
 		return is, nil
 	}
-	otherwise, err := s.setBoot(ctx, bootTarget(s.machine))
-	if err != nil {
+	otherwise, open, err := s.setTarget(ctx)
+	if s.secure && errors.Is(err, hardware.ErrUnsupported) {
+		is.url.refused = err
+		return is, nil
+	}
+	if err != nil || !open {
 		return is, err
 	}
-	open, err := s.note(ctx, api.PowerCommand{Order: string(o), Time: time.Now().UTC(), Before: before})
+	open, err = s.note(ctx, api.PowerCommand{Order: string(o), Time: time.Now().UTC(), Before: before})
 	if err != nil || !open {
 		return is, err
 	}
@@ -103,6 +111,15 @@ func (s session) bootFromNetwork(ctx context.Context) (is answer, err error) {
 		is.unseen, err = err, nil
 	}
 	return is, err
+}
+
+// setTarget sets what the attempt boots from; false when the attempt is over.
+func (s session) setTarget(ctx context.Context) (otherwise string, open bool, err error) {
+	if s.secure {
+		return s.urls.give(ctx, s.BMC, s.machine)
+	}
+	otherwise, err = s.setBoot(ctx, bootTarget(s.machine))
+	return otherwise, true, err
 }
 
 // setBoot sets the one-time boot as far as the BMC has such a thing; otherwise tells what the firmware decides for itself.

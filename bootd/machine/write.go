@@ -105,6 +105,12 @@ func (f facts) writeAttempt(a action, m *api.Machine, now time.Time) bool {
 		if open && m.Status.Attempt.Nonce != nil {
 			*m.Status.Attempt.Nonce = api.Nonce{State: api.NonceWritten, Time: now.UTC()}
 		}
+	case doNoURL:
+		if !open {
+			return false
+		}
+		m.Status.Conditions.Set(now, api.CondTrust, api.False, a.reason, a.message)
+		Fail(m, now, a.message)
 	case doNoNonce:
 		return open && writeNoNonce(a, m, now)
 	default:
@@ -152,6 +158,10 @@ func (f facts) writeAnswer(a action, m *api.Machine, now time.Time) bool {
 		}
 	case doFence:
 		s.Conditions.Set(now, api.CondFenced, api.True, a.reason, a.message)
+	case doURLBack:
+		if urlDue(m) {
+			s.BootURL = nil
+		}
 	case doTagBack:
 		if saved := f.machine.Status.AssetTag; s.AssetTag != nil && *s.AssetTag == *saved && tagDue(m) {
 			forgetTag(m)

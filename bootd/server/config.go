@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -59,9 +60,12 @@ type Zones interface {
 type Decider interface {
 	// ConfigFor returns a Machine's config.
 	ConfigFor(ctx context.Context, r boot.ConfigRequest) (boot.HostConfig, error)
-	// SecureScript, SecureBlob and SecurePointer answer callers that present the boot URL of a Machine's
+	// SecureScript, SecureLoader, SecureBlob and SecurePointer answer callers that present the boot URL of a Machine's
 	// BootAttempt.
 	SecureScript(ctx context.Context, name, key string, peer netip.Addr) (string, error)
+	SecureLoader(ctx context.Context, name, key, file string, peer netip.Addr) error
+	// FetchedLoader is called for every boot loader that was sent completely.
+	FetchedLoader(ctx context.Context, peer netip.Addr, file string)
 	SecureBlob(ctx context.Context, name, key string, peer netip.Addr, digest api.SHA256) error
 	SecurePointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error)
 	Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error)
@@ -89,9 +93,11 @@ type Config struct {
 	TLS    *tls.Config
 	Tokens []Token
 
-	Store    *store.Store
-	Cache    *store.Cache
-	Blobs    *blob.Store
+	Store *store.Store
+	Cache *store.Cache
+	Blobs *blob.Store
+	// Loaders are the boot loaders that a boot URL names; nil: there are none.
+	Loaders  fs.FS
 	Hub      Hub
 	Compiler Compiler
 	Networks *network.Index

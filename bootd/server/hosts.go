@@ -2,8 +2,11 @@ package server
 
 import (
 	"errors"
+	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +22,7 @@ type boots struct {
 	decider Decider
 	hub     Hub
 	blobs   *blobs
+	loaders fs.FS
 	limit   *limiter // calls without an identity, by address
 	streams *streams
 	log     *slog.Logger
@@ -30,6 +34,8 @@ func (h *boots) routes() []route {
 			outType: "application/vnd.coreos.ignition+json", handle: h.ignition},
 		{method: "GET", path: "/v1/boot/{name}/{key}", tag: "Host", public: true, summary: "A Machine's iPXE script, for the boot URL of its BootAttempt",
 			outType: "text/plain", handle: h.secureScript},
+		{method: "GET", path: "/v1/boot/{name}/{key}/{file}", tag: "Host", public: true, summary: "A Machine's boot loader, below the boot URL of its BootAttempt, or its iPXE script as autoexec.ipxe",
+			outType: "application/efi", handle: h.secureFile},
 		{method: "GET", path: "/v1/boot/{name}/{key}/blobs/{digest}", tag: "Host", public: true, stream: true, summary: "A blob of the boot, for the boot URL",
 			outType: "application/octet-stream", handle: h.secureBlob},
 		{method: "GET", path: "/v1/pointer/{name}/{key}", tag: "Host", public: true, summary: "A Machine's first Ignition config, for the key in the script that the boot URL returned",
@@ -113,6 +119,53 @@ func (h *boots) secureScript(c *call) error {
 	}
 	c.w.Header().Set("Cache-Control", "no-store")
 	return c.text(http.StatusOK, text)
+}
+
+// secureFile sends firmware its boot loader, and the boot loader its script.
+func (h *boots) secureFile(c *call) error {
+	file := c.r.PathValue("file")
+	if file == boot.SecureScriptFile {
+		return h.secureScript(c)
+	}
+	if err := h.slowDown(c); err != nil {
+		return err
+	}
+	if err := h.decider.SecureLoader(c.r.Context(), c.name(), c.r.PathValue("key"), file, peerOf(c.r)); err != nil {
+		return h.unknownCaller(c, err)
+	}
+	f, size, err := openLoader(h.loaders, file)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	c.w.Header().Set("Content-Type", "application/efi")
+	c.w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	c.w.Header().Set("Cache-Control", "no-store")
+	c.status = http.StatusOK
+	c.w.WriteHeader(http.StatusOK)
+	if c.r.Method == http.MethodHead {
+		return nil
+	}
+	if n, err := io.Copy(c.w, f); err == nil && n == size {
+		h.decider.FetchedLoader(c.r.Context(), peerOf(c.r), file)
+	}
+	return nil
+}
+
+// openLoader opens a boot loader.
+func openLoader(files fs.FS, name string) (fs.File, int64, error) {
+	if files == nil {
+		return nil, 0, problem(http.StatusNotFound, "bootd has no boot loader %s", name)
+	}
+	f, err := files.Open(name)
+	if err != nil {
+		return nil, 0, problem(http.StatusNotFound, "bootd has no boot loader %s", name)
+	}
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return nil, 0, errors.Join(problem(http.StatusNotFound, "bootd has no boot loader %s", name), f.Close())
+	}
+	return f, st.Size(), nil
 }
 
 func (h *boots) secureBlob(c *call) error {

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -69,6 +70,7 @@ type rig struct {
 type fakeDecider struct {
 	token   string
 	arrived atomic.Int32
+	fetched atomic.Int32
 }
 
 func (d *fakeDecider) ConfigFor(_ context.Context, r boot.ConfigRequest) (boot.HostConfig, error) {
@@ -92,6 +94,15 @@ func (d *fakeDecider) SecureScript(_ context.Context, _, key string, _ netip.Add
 	}
 	return "#!ipxe\n", nil
 }
+
+func (d *fakeDecider) SecureLoader(_ context.Context, _, key, file string, _ netip.Addr) error {
+	if key != "key" || file == "another.efi" {
+		return problem(http.StatusForbidden, "no")
+	}
+	return nil
+}
+
+func (d *fakeDecider) FetchedLoader(context.Context, netip.Addr, string) { d.fetched.Add(1) }
 
 func (d *fakeDecider) SecureBlob(_ context.Context, _, key string, _ netip.Addr, _ api.SHA256) error {
 	if key != "key" {
@@ -168,7 +179,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	conf := Config{
 		Listen: "127.0.0.1:0", Socket: r.socket, TLS: r.authority.ServerTLS(),
 		Tokens: []Token{{"vera", "viewer", testsite.Digest(viewerToken)}, {"otto", "operator", testsite.Digest(operatorToken)}},
-		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Compiler: compiler, Networks: networks, Decider: r.decider,
+		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Loaders: fstest.MapFS{"ipxe.efi": {Data: []byte("a loader")}}, Compiler: compiler, Networks: networks, Decider: r.decider,
 		Hub: hub, Zones: &zone.Views{Cache: r.cache, Parts: zones, Sessions: hub.BGP},
 		Events: r.events, Decisions: r.decisions, AuditLog: audits,
 		Recovery: &recovery.Keeper{Store: r.store, Cache: r.cache, Event: func(api.Object, api.EventType, string, string) {}, Log: log},
@@ -711,6 +722,14 @@ func TestBootCalls(t *testing.T) {
 		{"HEAD", "/v1/ignition/r1/key", "boot-token", "", 405, ""},
 		{"GET", "/v1/boot/r1/key", "", "", 200, "#!ipxe"},
 		{"GET", "/v1/boot/r1/other", "", "", 403, "no"},
+		{"GET", "/v1/boot/r1/key/autoexec.ipxe", "", "", 200, "#!ipxe"},
+		{"GET", "/v1/boot/r1/other/autoexec.ipxe", "", "", 403, "no"},
+		{"GET", "/v1/boot/r1/key/ipxe.efi", "", "", 200, "a loader"},
+		{"HEAD", "/v1/boot/r1/key/ipxe.efi", "", "", 200, ""},
+		{"GET", "/v1/boot/r1/other/ipxe.efi", "", "", 403, "no"},
+		{"GET", "/v1/boot/r1/key/another.efi", "", "", 403, "no"},
+		{"GET", "/v1/boot/r1/key/missing.efi", "", "", 404, "no boot loader"},
+		{"GET", "/v1/boot/r1/key/..", "", "", 404, ""},
 		{"GET", "/v1/boot/r1/other/blobs/sha256:" + strings.Repeat("a", 64), "", "", 403, "no"},
 		{"GET", "/v1/boot/r1/key/blobs/sha256:" + strings.Repeat("a", 64), "", "", 404, ""},
 		{"GET", "/v1/pointer/r1/key", "", "", 200, "a pointer"},

@@ -1,0 +1,74 @@
+package machine
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"github.com/rackweft/rackweft/api"
+	"github.com/rackweft/rackweft/bootd/control"
+	"github.com/rackweft/rackweft/hardware"
+)
+
+// urls gives boot URLs to BMCs, for boots that must reach trust level bmc.
+type urls struct {
+	control.Env
+	of func(m *api.Machine) (string, error)
+	ca *x509.Certificate
+}
+
+// give has the BMC boot the Machine from its attempt's URL, once. That it has the URL is written first: whatever happens to
+// bootd then, it is known what to take back. False when another attempt has begun meanwhile.
+func (u urls) give(ctx context.Context, b BMC, m *api.Machine) (otherwise string, open bool, err error) {
+	url, err := u.of(m)
+	if err != nil {
+		return "", false, fmt.Errorf("%w: no boot URL for it: %w", hardware.ErrUnsupported, err)
+	}
+	err = mutate(ctx, u.Env, m, func(fresh *api.Machine) {
+		if open = fresh.Status.Attempt.Open() && attemptID(fresh) == attemptID(m); open {
+			fresh.Status.BootURL = &api.GivenBootURL{Attempt: attemptID(m)}
+		}
+	})
+	if err != nil || !open {
+		return "", false, err
+	}
+	if err := b.TrustAtBoot(ctx, u.ca); errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrForbidden) {
+		otherwise = ", with a firmware that must trust the Site's CA already: its BMC enrolls none"
+	} else if err != nil {
+		return "", open, err
+	}
+	return otherwise, open, b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootHTTP, HTTPURL: url})
+}
+
+// urlDue reports whether a boot URL has to be taken back. Until Ignition has its pointer, an attempt's boot may start over,
+// and an override that is taken back might be that of the attempt.
+func urlDue(m *api.Machine) bool {
+	a := m.Status.Attempt
+	return m.Status.BootURL != nil && !(a.Open() && !a.Reached(api.StagePointer))
+}
+
+// takeURLBack has the BMC forget a boot URL that is spent.
+func (j judge) takeURLBack() action {
+	if j.machine.Spec.BMC == nil {
+		return action{do: doURLBack}
+	}
+	return j.ask(action{ask: askURLBack})
+}
+
+// urlRefused fails an attempt whose level cannot be reached: its BMC takes no boot URL.
+func (x answered) urlRefused() action {
+	message := fmt.Sprintf("trust level bmc is required (by %s), and the BMC takes no boot URL: %s; require another level (spec.trust.minimum; lowering it needs an admin)",
+		x.required(x.machine).Of, x.is.url.refused)
+	return action{do: doNoURL, answer: x.is, reason: "LevelNotReached", message: message, event: event{api.Warning, "LevelNotReached", message}}
+}
+
+// urlIsBack ends what was noted of a boot URL, be it that its BMC keeps it: it is of no use any more.
+func (x answered) urlIsBack() action {
+	d := x.decision("boot URL", "taken back", "it is spent")
+	if x.is.url.refused != nil {
+		d.Answer, d.Reason = "left", "it is spent, and the BMC does not take it back: "+x.is.url.refused.Error()
+	}
+	d.Attempt = x.machine.Status.BootURL.Attempt
+	return action{do: doURLBack, decision: d}
+}
