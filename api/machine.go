@@ -394,13 +394,14 @@ const (
 	VerbPower       Verb = "power"
 	VerbInspect     Verb = "inspect"
 	VerbIdentify    Verb = "identify"
+	VerbResetBMC    Verb = "reset-bmc" // restarts the BMC itself; the server runs on
 )
 
 // Request is one requested verb. A second request with the same id is the same
 // request.
 type Request struct {
 	ID       string    `json:"id" doc:"Unique ID; the same request is carried out once."`
-	Verb     Verb      `json:"verb" enum:"reprovision,power,inspect,identify" doc:"What was asked for."`
+	Verb     Verb      `json:"verb" enum:"reprovision,power,inspect,identify,reset-bmc" doc:"What was asked for."`
 	Argument string    `json:"argument,omitzero" doc:"power: on, off, reset; identify: on, off."`
 	By       string    `json:"by,omitzero" doc:"Who asked."`
 	Time     time.Time `json:"time" doc:"When it was asked."`

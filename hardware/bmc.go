@@ -66,6 +66,8 @@ type BMC interface {
 	// Health reads how the server is: temperatures, fans, power and power supplies. It takes a handful of requests, and
 	// yields between them.
 	Health(ctx context.Context) (Health, error)
+	// ResetBMC restarts the BMC itself, which does not answer for minutes then and ends all logins; the server runs on.
+	ResetBMC(ctx context.Context) error
 	// Identify switches the locator light.
 	Identify(ctx context.Context, on bool) error
 	// Consoles tells the ways to the serial console, the best first, and never none.

@@ -90,6 +90,10 @@ func (b *fakeBMC) Identify(_ context.Context, on bool) error {
 	b.did = append(b.did, fmt.Sprint("identify ", on))
 	return b.lightErr
 }
+func (b *fakeBMC) ResetBMC(context.Context) error {
+	b.did = append(b.did, "reset BMC")
+	return nil
+}
 func (b *fakeBMC) AssetTag(context.Context) (string, error) {
 	if b.read != nil {
 		b.read()

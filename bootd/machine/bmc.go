@@ -26,6 +26,7 @@ type BMC interface {
 	Inventory(context.Context) (hardware.Inventory, error)
 	LastReset(context.Context) (hardware.ResetEvidence, error)
 	Health(context.Context) (hardware.Health, error)
+	ResetBMC(context.Context) error
 	Identify(context.Context, bool) error
 	AssetTag(context.Context) (string, error)
 	SetAssetTag(context.Context, string) error

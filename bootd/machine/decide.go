@@ -211,6 +211,8 @@ func (j judge) serve(r *api.Request) action {
 	switch {
 	case r.State == api.RequestRunning && r.Verb == api.VerbPower && r.Argument == "reset":
 		return finish(r, "bootd was stopped while it ran; ask again if the machine was not reset")
+	case r.State == api.RequestRunning && r.Verb == api.VerbResetBMC:
+		return finish(r, "bootd was stopped while it ran; ask again if the BMC was not restarted")
 	case j.site.Paused && (r.Verb == api.VerbPower || r.Verb == api.VerbReprovision):
 		return finish(r, "the Site is paused")
 	case r.Verb == api.VerbReprovision:

@@ -261,6 +261,7 @@ func TestDecideRequest(t *testing.T) {
 		fails string // the request ends, with these words
 		done  bool   // or without any
 	}{
+		{name: "BMC reset, bootd was killed", given: given(requested(api.VerbResetBMC, "", running)), fails: "bootd was stopped while it ran"},
 		{name: "reset, bootd was killed", given: given(requested(api.VerbPower, "reset", running)), fails: "bootd was stopped while it ran"},
 		{name: "off, bootd was killed", given: given(requested(api.VerbPower, "off", running), switched(100, 8)), want: action{do: doAsk, ask: askRequest}},
 		{name: "power, paused", given: given(requested(api.VerbPower, "on", pending), paused), fails: "the Site is paused"},

@@ -182,8 +182,11 @@ func (s session) fence(ctx context.Context) (hardware.PowerState, error) {
 
 // request carries out what a person has asked for.
 func (s session) request(ctx context.Context, r *api.Request) error {
-	if r.Verb == api.VerbIdentify {
+	switch r.Verb {
+	case api.VerbIdentify:
 		return s.Identify(ctx, r.Argument == "on")
+	case api.VerbResetBMC:
+		return s.ResetBMC(ctx)
 	}
 	if o := order(r.Argument); o != orderReset {
 		return s.order(ctx, o)

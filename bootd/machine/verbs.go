@@ -46,7 +46,7 @@ func checkRequest(m *api.Machine, r api.Request) error {
 		if !slices.Contains([]string{"on", "off"}, r.Argument) {
 			return fmt.Errorf("identify %q: it may be on or off", r.Argument)
 		}
-	case api.VerbReprovision, api.VerbInspect:
+	case api.VerbReprovision, api.VerbInspect, api.VerbResetBMC:
 		if m.Spec.State != api.StateActive && r.Verb == api.VerbReprovision {
 			return fmt.Errorf("machine %s has state %s: only one with state Active is provisioned", m.Metadata.Name, m.Spec.State)
 		}

@@ -42,7 +42,7 @@ func (h *machines) routes() []route {
 		{method: "GET", path: one + "/sensors", tag: "Machine", role: viewer, summary: "What the Machine's sensors measured when its BMC was last asked",
 			out: api.Sensors{}, handle: h.readSensors},
 	}
-	for _, v := range []api.Verb{api.VerbReprovision, api.VerbPower, api.VerbInspect, api.VerbIdentify} {
+	for _, v := range []api.Verb{api.VerbReprovision, api.VerbPower, api.VerbInspect, api.VerbIdentify, api.VerbResetBMC} {
 		routes = append(routes, route{method: "POST", path: one + "/" + string(v), tag: "Machine", role: operator, audited: true,
 			summary: "Request of a Machine, once per id: " + string(v), in: api.Request{}, out: api.Request{}, status: http.StatusAccepted,
 			handle: func(c *call) error { return h.verb(c, v) }})

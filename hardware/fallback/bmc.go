@@ -60,6 +60,11 @@ func (b *BMC) Health(ctx context.Context) (hardware.Health, error) {
 	return read(ctx, b, "read health", hardware.BMC.Health)
 }
 
+// ResetBMC restarts the BMC, by one way only where the other may have done it.
+func (b *BMC) ResetBMC(ctx context.Context) error {
+	return b.service.do(ctx, "restart the BMC", once, func(o hardware.BMC) error { return o.ResetBMC(ctx) })
+}
+
 // AssetTag reads the asset tag.
 func (b *BMC) AssetTag(ctx context.Context) (string, error) {
 	return read(ctx, b, "read the asset tag", hardware.BMC.AssetTag)

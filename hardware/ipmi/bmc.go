@@ -65,6 +65,13 @@ func (b *BMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
 	return hardware.ResetEvidence{}, nil
 }
 
+// ResetBMC is Cold Reset (§20.2): what the BMC has accepted is taken to be done. IPMI tells of no restart.
+func (b *BMC) ResetBMC(ctx context.Context) error {
+	return b.service.do(ctx, "restart the BMC", func() error {
+		return b.service.order(ctx, request{name: "Cold Reset", netfn: 0x06, command: 0x02})
+	})
+}
+
 // AssetTag is ErrUnsupported: what IPMI calls so is not what the firmware shows in SMBIOS.
 func (b *BMC) AssetTag(ctx context.Context) (string, error) {
 	return "", b.service.do(ctx, "read the asset tag", func() error { return errNoTag() })

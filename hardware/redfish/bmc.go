@@ -148,6 +148,12 @@ func (b *BMC) Identify(ctx context.Context, on bool) error {
 	return b.do(ctx, "switch the locator light", func() error { return b.driver.identify(ctx, on) })
 }
 
+// ResetBMC restarts the BMC itself, which does not answer for minutes then and ends all logins; the server runs on. It
+// fails with ErrNotSeen where nothing came of it within a minute.
+func (b *BMC) ResetBMC(ctx context.Context) error {
+	return b.do(ctx, "restart the BMC", func() error { return b.driver.resetBMC(ctx) })
+}
+
 // AssetTag reads the asset tag that the firmware shows in SMBIOS, without trailing blanks. ErrUnsupported when the BMC
 // has no such property.
 func (b *BMC) AssetTag(ctx context.Context) (tag string, err error) {

@@ -154,6 +154,13 @@ func deeds() []deed {
 			}
 			return ""
 		}},
+		{"BMC reset", true, func(ctx context.Context, b *BMC) error {
+			if err := b.ResetBMC(ctx); err != nil {
+				return err
+			}
+			_, err := b.PowerState(ctx) // it is logged in to again
+			return err
+		}, boots(1)},
 		{"light", true, func(ctx context.Context, b *BMC) error { return b.Identify(ctx, true) }, nil},
 		{"inventory", true, func(ctx context.Context, b *BMC) error {
 			inv, err := b.Inventory(ctx)

@@ -95,6 +95,14 @@ type systemActions struct {
 	} `json:"#ComputerSystem.Reset"`
 }
 
+type managerActions struct {
+	Reset struct {
+		Target    text   `json:"target"`
+		Allowable []text `json:"ResetType@Redfish.AllowableValues"`
+		Info      text   `json:"@Redfish.ActionInfo"`
+	} `json:"#Manager.Reset"`
+}
+
 type systemLinks struct {
 	ManagedBy links `json:"ManagedBy"`
 	Chassis   links `json:"Chassis"`
@@ -102,6 +110,9 @@ type systemLinks struct {
 
 // manager is what we read of a Manager.
 type manager struct {
+	Path          text           `json:"@odata.id"`
+	Actions       managerActions `json:"Actions"`
+	LastReset     text           `json:"LastResetTime"`
 	Model         text           `json:"Model"`
 	Firmware      text           `json:"FirmwareVersion"`
 	DateTime      text           `json:"DateTime"`

@@ -18,7 +18,9 @@ import (
 type bmcCommands struct{ *app }
 
 func (a *bmcCommands) bmcCommand() *cobra.Command {
-	return group("bmc", "Trust the BMCs of Machines", a.trustCommand())
+	machines := &machineCommands{a.app}
+	return group("bmc", "Trust the BMCs of Machines, and restart them", a.trustCommand(),
+		machines.verbCommand("reset NAME…", "Restart BMCs themselves, which do not answer for minutes then; their servers run on", api.VerbResetBMC))
 }
 
 // trustOptions are the flags of trust.

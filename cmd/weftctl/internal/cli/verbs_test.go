@@ -101,6 +101,10 @@ func TestVerbSelection(t *testing.T) {
 			t.Errorf("%s: %+v, asked %v", c.args, r, b.sent("POST"))
 		}
 	}
+	if r := b.run(t, "", "bmc", "reset", "r1u05"); r.code != 0 || strings.Join(b.sent("POST"), " ") != "/v1/machines/r1u05/reset-bmc" {
+		t.Errorf("bmc reset: %+v, asked %v", r, b.sent("POST"))
+	}
+	asked()
 	b.run(t, "", "machine", "inspect", "-l", "tier=none").want(t, 1, "", "no Machine is selected")
 	b.run(t, "", "machine", "inspect", "-l", "").want(t, 2, "", "-l is empty, which selects every Machine: use --all for that")
 	b.run(t, "", "machine", "inspect", "--all", "r1u01").want(t, 2, "", "--all goes with neither names nor -l")
