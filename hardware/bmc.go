@@ -66,6 +66,12 @@ type BMC interface {
 	// Health reads how the server is: temperatures, fans, power and power supplies. It takes a handful of requests, and
 	// yields between them.
 	Health(ctx context.Context) (Health, error)
+	// Subscribe has the BMC send its events to a destination. It is asked again for as long as that matters: BMCs forget
+	// subscriptions at updates, and end those that they cannot deliver to.
+	Subscribe(ctx context.Context, s Subscription) error
+	// Unsubscribe ends the subscriptions with this context.
+	Unsubscribe(ctx context.Context, of string) error
+
 	// ResetBMC restarts the BMC itself, which does not answer for minutes then and ends all logins; the server runs on.
 	ResetBMC(ctx context.Context) error
 	// Identify switches the locator light.

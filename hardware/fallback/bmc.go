@@ -60,6 +60,16 @@ func (b *BMC) Health(ctx context.Context) (hardware.Health, error) {
 	return read(ctx, b, "read health", hardware.BMC.Health)
 }
 
+// Subscribe has the BMC send its events to a destination.
+func (b *BMC) Subscribe(ctx context.Context, s hardware.Subscription) error {
+	return b.service.do(ctx, "subscribe to events", harmless, func(o hardware.BMC) error { return o.Subscribe(ctx, s) })
+}
+
+// Unsubscribe ends the subscriptions with this context.
+func (b *BMC) Unsubscribe(ctx context.Context, of string) error {
+	return b.service.do(ctx, "end the subscription to events", harmless, func(o hardware.BMC) error { return o.Unsubscribe(ctx, of) })
+}
+
 // ResetBMC restarts the BMC, by one way only where the other may have done it.
 func (b *BMC) ResetBMC(ctx context.Context) error {
 	return b.service.do(ctx, "restart the BMC", once, func(o hardware.BMC) error { return o.ResetBMC(ctx) })

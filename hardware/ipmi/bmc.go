@@ -65,6 +65,18 @@ func (b *BMC) LastReset(context.Context) (hardware.ResetEvidence, error) {
 	return hardware.ResetEvidence{}, nil
 }
 
+// Subscribe is ErrUnsupported: IPMI's alerts (§17) reach no HTTPS server.
+func (b *BMC) Subscribe(ctx context.Context, _ hardware.Subscription) error {
+	return b.service.do(ctx, "subscribe to events", func() error { return errNoEvents() })
+}
+
+// Unsubscribe is ErrUnsupported, as Subscribe is.
+func (b *BMC) Unsubscribe(ctx context.Context, _ string) error {
+	return b.service.do(ctx, "end the subscription to events", func() error { return errNoEvents() })
+}
+
+func errNoEvents() error { return unsupported("IPMI sends no events over HTTPS") }
+
 // ResetBMC is Cold Reset (§20.2): what the BMC has accepted is taken to be done. IPMI tells of no restart.
 func (b *BMC) ResetBMC(ctx context.Context) error {
 	return b.service.do(ctx, "restart the BMC", func() error {

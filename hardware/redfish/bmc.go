@@ -148,6 +148,20 @@ func (b *BMC) Identify(ctx context.Context, on bool) error {
 	return b.do(ctx, "switch the locator light", func() error { return b.driver.identify(ctx, on) })
 }
 
+// Subscribe has the BMC send its events to a destination, once however often it is asked. ErrUnsupported where the BMC takes
+// no subscriptions.
+func (b *BMC) Subscribe(ctx context.Context, s hardware.Subscription) error {
+	if err := s.Check(); err != nil {
+		return fmt.Errorf("subscribe to events of BMC %s: %w", b.service.address, err)
+	}
+	return b.do(ctx, "subscribe to events", func() error { return events{b.driver}.subscribe(ctx, s) })
+}
+
+// Unsubscribe ends the subscriptions with this context.
+func (b *BMC) Unsubscribe(ctx context.Context, of string) error {
+	return b.do(ctx, "end the subscription to events", func() error { return events{b.driver}.unsubscribe(ctx, of) })
+}
+
 // ResetBMC restarts the BMC itself, which does not answer for minutes then and ends all logins; the server runs on. It
 // fails with ErrNotSeen where nothing came of it within a minute.
 func (b *BMC) ResetBMC(ctx context.Context) error {

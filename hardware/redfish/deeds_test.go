@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -151,6 +152,21 @@ func deeds() []deed {
 		}, func(s *subject) string {
 			if boot := s.last(); boot.URI != testImage {
 				return fmt.Sprintf("boots from %s %q", boot.Target, boot.URI)
+			}
+			return ""
+		}},
+		{"events", true, func(ctx context.Context, b *BMC) error {
+			to := hardware.Subscription{Destination: "https://198.18.0.1:8443/v1/bmc-events/x", Context: "rackweft-x", Secret: "s3cret"}
+			return errors.Join(b.Subscribe(ctx, to), b.Subscribe(ctx, to)) // the second time it is there
+		}, func(s *subject) string {
+			made := 0
+			for _, sent := range s.Sent(http.MethodPost) {
+				if strings.Contains(sent, "/Subscriptions ") {
+					made++
+				}
+			}
+			if made > 1 {
+				return fmt.Sprintf("%d subscriptions", made)
 			}
 			return ""
 		}},
@@ -328,6 +344,7 @@ func expected() []cells {
 		{"dell-idrac8, hp-ilo4, openbmc, supermicro-x10, supermicro-x11, ami, lenovo-tsm, lenovo-xcc, two-systems, sushy-tools, captured supermicro-x10, captured nvidia-gh200", "CA", "unsupported"},
 		{"sushy-tools, two-systems, captured nvidia-gh200", "tag", "unsupported"},
 		{"sushy-tools, trait no light", "light", "unsupported"},
+		{"sushy-tools, supermicro-x10, captured supermicro-x10, captured hpe-dl360gen10-ilo5-2.96", "events", "unsupported"},
 		{"openbmc, supermicro-x10, captured supermicro-x10, captured hpe-dl360gen10-ilo5-2.96, captured dell-xr8620t-idrac9-6.10", inDrive + ", another's media", "unsupported"},
 		{"trait no virtual media, trait licence for media, trait only UefiPxe", inDrive, "unsupported"},
 		{"trait no reset action", powering, "unsupported"},

@@ -15,6 +15,7 @@ type serviceRoot struct {
 	} `json:"Links"`
 	SessionService link `json:"SessionService"`
 	UpdateService  link `json:"UpdateService"`
+	EventService   link `json:"EventService"`
 	Features       struct {
 		Expand struct {
 			NoLinks bool `json:"NoLinks"`
