@@ -298,7 +298,14 @@ func (l *raftLog) torn(b []byte, at int) bool {
 		if rec.GetType() != walCRC && rolling(l.crc, rec.Data) == rec.GetCrc() {
 			return false // it is complete: its length or its content was changed
 		}
-		extent = min(last, at+8+n)
+		end := at + 8 + n
+		extent = min(last, end)
+		// The tail of a write of several pages is missing where the process was killed in the middle of it. One changed
+		// bit does not make two lengths agree.
+		boundary := (last + sector - 1) / sector * sector
+		if length := binary.LittleEndian.Uint64(b[at:]) & (1<<56 - 1); length == uint64(n) && end-boundary >= 8 {
+			extent = end
+		}
 	}
 	return zeroSector(b, at, max(extent, at+8)) && !writtenBehind(b, at)
 }
