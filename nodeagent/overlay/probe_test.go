@@ -61,11 +61,19 @@ func TestVerdictIsKeptForTheBoot(t *testing.T) {
 	must(t, err)
 	file := filepath.Join(t.TempDir(), "probe.json")
 	answer := func(text string) bool {
-		must(t, os.WriteFile(file, []byte(text), 0o600))
-		f := newFabric(t, 1, false)
-		o := f.hosts[0].overlay
-		o.probe.file = file
-		return o.probe.verdict()
+		t.Helper()
+		for range 50 { // a probe on a busy machine may come to no verdict, and then keeps none
+			must(t, os.WriteFile(file, []byte(text), 0o600))
+			f := newFabric(t, 1, false)
+			o := f.hosts[0].overlay
+			o.probe.file = file
+			wrong := o.probe.verdict()
+			if b, err := os.ReadFile(file); err == nil && strings.Contains(string(b), is.Boot) {
+				return wrong
+			}
+		}
+		t.Fatalf("after %q no verdict is kept", text)
+		return false
 	}
 	if !answer(`{"boot":"` + is.Boot + `","kernel":"` + is.Kernel + `","wrong":true}`) {
 		t.Error("the verdict of this boot is not believed")
@@ -75,9 +83,6 @@ func TestVerdictIsKeptForTheBoot(t *testing.T) {
 		if answer(text) != real {
 			t.Errorf("%q is believed", text)
 		}
-	}
-	if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), is.Boot) {
-		t.Errorf("kept: %s %v", b, err)
 	}
 }
 
