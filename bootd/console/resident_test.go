@@ -27,7 +27,7 @@ import (
 const (
 	manyConsoles = 500
 	openKiB      = 160 << 10 // that they may take
-	mostKiB      = 256 << 10 // the same while all of them send a burst at once
+	mostKiB      = 320 << 10 // the same while all of them send a burst at once, on a busy machine
 	burst        = 512 << 10 // bytes of each
 	prompt       = "login:"
 )

@@ -537,6 +537,17 @@ func TestRetriesBeginAgain(t *testing.T) {
 	}
 }
 
+// TestSuperseded: an attempt in which the Machine was reset has failed; one in place of which another is asked for has not.
+func TestSuperseded(t *testing.T) {
+	for retry, want := range map[int]api.AttemptResult{0: api.ResultAborted, 1: api.ResultFailed} {
+		f := given(attempt(api.StageConfig))
+		f.writeOpen(action{do: doOpen, reason: "the test", retry: retry, stage: api.StageRequested}, f.machine, noon)
+		if old := f.machine.Status.History[0]; old.Result != want || old.Message != "superseded: the test" {
+			t.Errorf("retry %d: the attempt before is %s (%s), want %s", retry, old.Result, old.Message, want)
+		}
+	}
+}
+
 // TestReprovisionOpensOneAttempt: also when bootd is killed between every two steps, or right after the
 // attempt was opened.
 func TestReprovisionOpensOneAttempt(t *testing.T) {

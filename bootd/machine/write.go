@@ -173,7 +173,11 @@ func (f facts) writeAnswer(a action, m *api.Machine, now time.Time) bool {
 // writeOpen puts a BootAttempt into the Machine.
 func (f facts) writeOpen(a action, m *api.Machine, now time.Time) bool {
 	if m.Status.Attempt.Open() {
-		Abort(m, now, "superseded: "+a.reason)
+		end := Abort
+		if a.retry > 0 { // it was reset in mid-boot, and not asked for another
+			end = Fail
+		}
+		end(m, now, "superseded: "+a.reason)
 	}
 	openAttempt(m, now, a, window(f.site))
 	m.Status.Attempt.Inputs = f.inputs()
