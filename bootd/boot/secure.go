@@ -45,7 +45,7 @@ const SecureScriptFile = "autoexec.ipxe"
 // BootURL is the URL of the boot loader from which the Machine's BMC boots it in its open attempt: it is secret.
 func (d *Decider) BootURL(m *api.Machine) (string, error) {
 	if m.Status.Attempt == nil {
-		return "", fmt.Errorf("Machine %s has no BootAttempt", m.Metadata.Name)
+		return "", fmt.Errorf("no BootAttempt of Machine %s", m.Metadata.Name)
 	}
 	all := d.own.apiFor(m)
 	if len(all) == 0 {
