@@ -96,6 +96,9 @@ func (a *machineCommands) sensorTable(all []machineSensors) error {
 			a.warn("the BMC of %s tells of no sensors", m.Machine)
 		}
 	}
+	if len(t.Rows) == 0 {
+		return nil
+	}
 	return t.Print(a.out, a.bold)
 }
 

@@ -39,6 +39,8 @@ func TestSensors(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &all); err != nil || r.code != 0 || len(all) != 10 || all[0].Machine != "r1u01" || len(all[0].Readings) != 2 {
 		t.Errorf("exit code %d, %v: %s", r.code, err, r.out)
 	}
+	b.sensors.Readings = nil
+	b.run(t, "", "machine", "sensors", "r1u01").want(t, 0, "", "the BMC of r1u01 tells of no sensors")
 	if r = b.run(t, "", "machine", "sensors"); r.code != exitUsage {
 		t.Errorf("exit code %d without names", r.code)
 	}
