@@ -200,7 +200,7 @@ func TestReadingsOfSubsystems(t *testing.T) {
 	m.tree[chassis+"/ThermalSubsystem/ThermalMetrics"] = map[string]any{"TemperatureReadingsCelsius": []any{
 		map[string]any{"DeviceName": "GPU_0", "DataSourceUri": "/redfish/v1/Chassis/1/Sensors/GPU_0_Temp_1", "Reading": 54},
 		map[string]any{"DeviceName": "01-Inlet Ambient", "PhysicalContext": "Intake", "Reading": 18}, map[string]any{"DeviceName": "off", "Reading": nil}, 7}}
-	m.tree[chassis+"/EnvironmentMetrics"] = map[string]any{"PowerWatts": map[string]any{"Reading": 311}}
+	m.tree[chassis+"/EnvironmentMetrics"] = map[string]any{"PowerWatts": map[string]any{"Reading": 311}, "FanSpeedsPercent": []any{map[string]any{"DeviceName": "unused", "SpeedRPM": 1}}}
 	m.mu.Unlock()
 	m.set(chassis, "ThermalSubsystem", at("/ThermalSubsystem"))
 	m.set(chassis, "EnvironmentMetrics", at("/EnvironmentMetrics"))
@@ -211,6 +211,25 @@ func TestReadingsOfSubsystems(t *testing.T) {
 	}
 	want := []string{"fan Fan 0 9000 RPM ", "temperature GPU_0_Temp_1 54 Cel ", "temperature 01-Inlet Ambient 18 Cel ", "temperature temperature 7 Cel ", "power power 311 W "}
 	if diff := cmp.Diff(want, readings(got.Readings)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestFansOfAnEnvironment: where nothing else reports fans, EnvironmentMetrics does, each with its own unit.
+func TestFansOfAnEnvironment(t *testing.T) {
+	chassis := "/redfish/v1/Chassis/1"
+	m := vendorMock(t, "adapters")
+	m.mu.Lock()
+	m.tree[chassis+"/EnvironmentMetrics"] = map[string]any{"FanSpeedsPercent": []any{
+		map[string]any{"DeviceName": "Fan 1", "Reading": 40, "SpeedRPM": 9000}, map[string]any{"DeviceName": "Fan 2", "Reading": 35}}}
+	m.mu.Unlock()
+	m.set(chassis, "EnvironmentMetrics", map[string]any{"@odata.id": chassis + "/EnvironmentMetrics"})
+	b, _ := m.open(t, m.endpoint())
+	got, err := b.Health(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"fan Fan 1 9000 RPM ", "fan Fan 2 35 % "}, readings(got.Readings)); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -94,7 +94,7 @@ func (g gauge) reading(kind hardware.ReadingKind) (hardware.Reading, bool) {
 		name = strings.TrimSpace(string(kind) + " " + string(g.Member)) // HPE's PowerControl has nothing else
 	}
 	r := hardware.Reading{Name: name, Kind: kind, Unit: unit, Value: *value.float64, Health: g.health()}
-	// An upper limit of 0 is none; a lower one of a fan or a voltage is where it stands still.
+	// An upper limit of 0 is none; a lower limit of 0 is none either, but for temperatures below 0.
 	if high := cmp.Or(g.HighLimit, g.HighFatal); high.float64 != nil && *high.float64 > 0 {
 		r.HighCritical = high.float64
 	}
@@ -133,17 +133,17 @@ func measured(h *hardware.Health, kind hardware.ReadingKind, parts []gauge) {
 // excerpts notes what a list of sensors measures.
 func excerpts(h *hardware.Health, kind hardware.ReadingKind, unit string, all ...excerpt) {
 	for _, e := range all {
-		value := e.Reading
+		value, of := e.Reading, unit
 		if kind == hardware.Fan && e.RPM.float64 != nil {
-			value, unit = e.RPM, "RPM"
+			value, of = e.RPM, "RPM"
 		}
 		if value.float64 != nil {
-			h.Readings = append(h.Readings, hardware.Reading{Name: e.name(string(kind)), Kind: kind, Unit: unit, Value: *value.float64})
+			h.Readings = append(h.Readings, hardware.Reading{Name: e.name(string(kind)), Kind: kind, Unit: of, Value: *value.float64})
 		}
 	}
 }
 
-// environment reads the power that a chassis consumes where it has no Power, and its fans where these are told of nowhere else.
+// environment reads the power that a chassis consumes where it has no Power, and its fans where nothing else reports them.
 func (w *walk) environment(ctx context.Context, h *hardware.Health, c chassis) error {
 	if c.Power.ID != "" || c.EnvironmentMetrics.ID == "" {
 		return nil
