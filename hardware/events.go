@@ -7,8 +7,8 @@ import (
 
 // Subscription is where a BMC sends its events, over HTTPS.
 type Subscription struct {
-	Destination string // an https URL; of its own for each BMC, as nothing else tells them apart
-	Context     string // what the BMC repeats in each event, and what tells our subscription from those of others
+	Destination string // an https URL; each BMC has its own, which identifies it
+	Context     string // the BMC repeats it in each event; it marks the subscriptions that are ours
 	Secret      string // the value of the header Authorization that the BMC sends with each event
 }
 

@@ -38,7 +38,7 @@ func forLayers(s *api.Secret, layers []string) bool {
 	return slices.ContainsFunc(layers, func(l string) bool { return s.Permits(api.UseLayer(l)) == nil })
 }
 
-// inputOf tells an object from its other versions, and from one of the same name that came after it.
+// inputOf identifies one version of an object: an object of the same name that is created later has another UID.
 func inputOf(o api.Object) string {
 	m := o.Meta()
 	return fmt.Sprintf("%s %s %.8s %d", api.KindOf(o).Name, m.Name, m.UID, m.Generation)

@@ -50,7 +50,7 @@ func (h *machines) routes() []route {
 	return routes
 }
 
-// readSensors tells why there are no readings, where there are none.
+// readSensors returns the last readings, or a problem that says why there are none.
 func (h *machines) readSensors(c *call) error {
 	m, err := store.Get[api.Machine](c.r.Context(), h.store, c.name())
 	if err != nil {

@@ -77,7 +77,7 @@ func (b *BMC) Unsubscribe(ctx context.Context, _ string) error {
 
 func errNoEvents() error { return unsupported("IPMI sends no events over HTTPS") }
 
-// ResetBMC is Cold Reset (§20.2): what the BMC has accepted is taken to be done. IPMI tells of no restart.
+// ResetBMC is Cold Reset (§20.2): an accepted command counts as done, because IPMI reports no restart.
 func (b *BMC) ResetBMC(ctx context.Context) error {
 	return b.service.do(ctx, "restart the BMC", func() error {
 		return b.service.order(ctx, request{name: "Cold Reset", netfn: 0x06, command: 0x02})
@@ -122,7 +122,7 @@ func (b *BMC) Inventory(ctx context.Context) (inventory hardware.Inventory, err 
 	return inventory, err
 }
 
-// Health is ErrUnsupported: over IPMI each sensor is several requests, and names and limits are no words of the BMC's.
+// Health is ErrUnsupported: over IPMI each sensor takes several requests.
 func (b *BMC) Health(ctx context.Context) (hardware.Health, error) {
 	return hardware.Health{}, b.service.do(ctx, "read health", func() error { return unsupported("health and sensors are read over Redfish only") })
 }

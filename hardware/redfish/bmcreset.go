@@ -41,7 +41,7 @@ func (r *driver) resetBMC(ctx context.Context) error {
 	return r.restarted(ctx, m)
 }
 
-// restarted looks until the BMC has gone away: it does not answer, does not know the login, or tells of another restart.
+// restarted looks until the BMC has gone away: it does not answer, does not know the login, or reports another restart.
 func (r *driver) restarted(ctx context.Context, before manager) error {
 	const every = 2 * time.Second
 	if r.transport.session == "" && before.LastReset == "" {

@@ -11,7 +11,7 @@ import (
 	"github.com/rackweft/rackweft/hardware/redfishtest"
 )
 
-// TestBMCResetIsLookedAt: a BMC that accepts its restart, and does not restart, is told within a minute, and the restart is
+// TestBMCResetIsLookedAt: a BMC that accepts its restart, and does not restart, is reported within a minute, and the restart is
 // sent once.
 func TestBMCResetIsLookedAt(t *testing.T) {
 	for name, test := range map[string]struct {

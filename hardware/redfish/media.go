@@ -36,7 +36,7 @@ type action struct {
 	Target text `json:"target"`
 }
 
-// full reports whether something is in the drive. iLO 4 tells it by Inserted alone, GH200's has no Image.
+// full reports whether something is in the drive. iLO 4 reports it by Inserted alone, GH200's has no Image.
 func (d mediaDrive) full() bool { return d.Inserted || d.Image != "" }
 
 // insertMedia has an image in the server's CD drive. What is in it already is ejected first: iDRAC refuses otherwise. The URL

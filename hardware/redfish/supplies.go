@@ -69,7 +69,7 @@ func (w *walk) powerOf(ctx context.Context, c chassis) (p power, err error) {
 	return p, err
 }
 
-// name tells HPE's apart, which are all called the same.
+// name is the bay of HPE's power supplies, which all have the same name.
 func (p powerSupply) name() string {
 	if bay := int(p.Oem.Hpe.Bay); bay > 0 {
 		return fmt.Sprintf("Bay %d", bay)

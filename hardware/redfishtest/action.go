@@ -177,7 +177,6 @@ func (t tasks) resource(at string, now time.Time) Resource {
 	return resource
 }
 
-// subscribe makes a subscription to events. Nothing is ever delivered to it.
 // enroll answers a POST to a CertificateCollection.
 func (b *BMC) enroll(w *reply, q *request) {
 	var sent Resource
@@ -188,6 +187,7 @@ func (b *BMC) enroll(w *reply, q *request) {
 	b.add(w, q.path, "#Certificate.v1_7_0.Certificate", sent)
 }
 
+// subscribe makes a subscription to events. Nothing is ever delivered to it.
 func (b *BMC) subscribe(w *reply, q *request) {
 	var sent Resource
 	if json.Unmarshal(q.body, &sent) != nil || str(sent, "Destination") == "" {

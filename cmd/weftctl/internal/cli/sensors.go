@@ -93,7 +93,7 @@ func (a *machineCommands) sensorTable(all []machineSensors) error {
 			t.Rows = append(t.Rows, []string{m.Machine, terminal.Clean(r.Name), strings.TrimSpace(fmt.Sprintf("%.4g %s", r.Value, unit(r.Unit))), terminal.Clean(r.Health), limits(r)})
 		}
 		if len(m.Readings) == 0 {
-			a.warn("the BMC of %s tells of no sensors", m.Machine)
+			a.warn("the BMC of %s reports no sensors", m.Machine)
 		}
 	}
 	if len(t.Rows) == 0 {

@@ -40,7 +40,7 @@ func TestSensors(t *testing.T) {
 		t.Errorf("exit code %d, %v: %s", r.code, err, r.out)
 	}
 	b.sensors.Readings = nil
-	b.run(t, "", "machine", "sensors", "r1u01").want(t, 0, "", "the BMC of r1u01 tells of no sensors")
+	b.run(t, "", "machine", "sensors", "r1u01").want(t, 0, "", "the BMC of r1u01 reports no sensors")
 	if r = b.run(t, "", "machine", "sensors"); r.code != exitUsage {
 		t.Errorf("exit code %d without names", r.code)
 	}
