@@ -116,10 +116,7 @@ func sequence(path string) (seq uint64) {
 
 // erase zeroes the file after the log's end, and makes it as long as etcd does.
 func erase(path string, content []byte, end int) error {
-	last := len(content)
-	for last > end && content[last-1] == 0 {
-		last--
-	}
+	last := beforeZeros(content, end)
 	if last == end && len(content) >= walSegment {
 		return nil
 	}
@@ -276,6 +273,20 @@ func (l *raftLog) content(rec *walpb.Record) error {
 	return nil
 }
 
+// beforeZeros is where the zeros at the end of b begin, but never before from. It looks at sectors first: most of a
+// file of the log is zeros.
+func beforeZeros(b []byte, from int) int {
+	var zeros [sector]byte
+	last := len(b)
+	for last-sector >= from && bytes.Equal(b[last-sector:last], zeros[:]) {
+		last -= sector
+	}
+	for last > from && b[last-1] == 0 {
+		last--
+	}
+	return last
+}
+
 func rolling(crc uint32, data []byte) uint32 {
 	return crc32.Update(crc, crc32.MakeTable(crc32.Castagnoli), data)
 }
@@ -283,10 +294,7 @@ func rolling(crc uint32, data []byte) uint32 {
 // torn reports whether the end of the newest file is a write that a power loss has truncated: it was never
 // acknowledged. Whole sectors of such a write are missing, and no synchronized write follows it.
 func (l *raftLog) torn(b []byte, at int) bool {
-	last := len(b)
-	for last > at && b[last-1] == 0 {
-		last--
-	}
+	last := beforeZeros(b, at)
 	if last == at {
 		return true // there is nothing
 	}
@@ -356,7 +364,8 @@ func zeroSector(b []byte, from, to int) bool {
 // writtenBehind reports whether two synchronized writes follow an offset: the second began only after the first
 // was on disk, so the data at the offset had been written completely.
 func writtenBehind(b []byte, at int) bool {
-	for from := at + 8; from+8 <= len(b); from += 8 {
+	last := beforeZeros(b, at)
+	for from := at + 8; from < last && from+8 <= len(b); from += 8 {
 		if binary.LittleEndian.Uint64(b[from:]) == 0 {
 			continue
 		}
