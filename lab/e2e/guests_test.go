@@ -98,11 +98,23 @@ func TestGuests(t *testing.T) {
 	r.Apply(r.File("web.yaml", webGuest), r.File("db.yaml", dbGuest))
 	web, db := g.running(t)
 	talk(t, r, web, db)
-	from, to := g.hosts[web.Status.Host], g.hosts[db.Status.Host]
+	from := g.hosts[web.Status.Host]
 	t.Run("its unit", func(t *testing.T) { guestUnit(t, from.For(t), web) })
 	t.Run("agent killed", func(t *testing.T) { agentKilled(t, r.For(t), from.For(t), web) })
 	t.Run("restart", func(t *testing.T) { guestRestart(t, r.For(t), from.For(t), web) })
 	t.Run("zone", func(t *testing.T) { zone(t, r.For(t), from.For(t)) })
+	t.Run("host shuts down", func(t *testing.T) { hostShutsDown(t, r.For(t), from.For(t), web) })
+}
+
+// TestFurtherGuests has both Guests on one host in the end.
+func TestFurtherGuests(t *testing.T) {
+	g := newGuestRack(t, nil)
+	r := g.Rig
+	g.active(t, bios, uefi)
+	r.Apply(r.File("web.yaml", webGuest), r.File("db.yaml", dbGuest))
+	web, db := g.running(t)
+	talk(t, r, web, db)
+	from, to := g.hosts[web.Status.Host], g.hosts[db.Status.Host]
 	t.Run("peering", func(t *testing.T) { peering(t, r.For(t), from.For(t), to.For(t)) })
 	t.Run("drain", func(t *testing.T) { drainHost(t, r.For(t), from.For(t), to.For(t), web) })
 	t.Run("host shuts down", func(t *testing.T) { hostShutsDown(t, r.For(t), to.For(t), web, db) })

@@ -52,6 +52,7 @@ func TestRack(t *testing.T) {
 	t.Run("a file that broke off", func(t *testing.T) { fileBrokeOff(t, r.For(t), key) })
 	t.Run("what the host reports", func(t *testing.T) { hostReports(t, r.For(t)) })
 	t.Run("networks", func(t *testing.T) { networks(t, r.For(t)) })
+	t.Run("units", func(t *testing.T) { units(t, r.For(t), dialHost(t, r.For(t), bios, key)) })
 	t.Run("what people get wrong", func(t *testing.T) { badInput(t, r.For(t)) })
 	t.Run("strangers on the wire", func(t *testing.T) { strangers(t, r.For(t)) })
 	t.Run("bad luck", func(t *testing.T) {

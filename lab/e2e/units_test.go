@@ -24,27 +24,11 @@ func daemons() []daemon {
 	}
 }
 
-// unitsHost is a machine of the rack that runs all daemons under its systemd.
-func unitsHost(t *testing.T) (*rig.Rig, *host) {
-	t.Helper()
-	key := newKey(t)
-	r := rig.Up(t, rig.Options{Machines: lab.DefaultMachines()[:1], Manifests: withLogin(key)})
-	r.WaitActive(bios)
-	h := dialHost(t, r, bios, key)
+// units has the daemons under a real systemd, on a host of the rack: what would only fail the same again stays stopped,
+// and whatever else ends them, panic and watchdog included, has them started again. TestFurtherUnits has the fault and
+// the panic of every daemon.
+func units(t *testing.T, r *rig.Rig, h *host) {
 	installBootd(t, r, h)
-	for _, d := range daemons() {
-		h.wait(d.unit+" runs", func() bool { return h.show(d.unit, "SubState") == "running" })
-	}
-	return r, h
-}
-
-// TestUnits runs the daemons under a real systemd, on a machine of the rack: what
-// would only fail the same again stays stopped, and whatever else ends them,
-// panic and watchdog included, has them started again. TestFurtherUnits has
-// the fault and the panic of every daemon.
-func TestUnits(t *testing.T) {
-	t.Parallel()
-	r, h := unitsHost(t)
 	bootd, agent := daemons()[0], daemons()[1]
 	t.Run("fault "+bootd.unit, func(t *testing.T) { faultStaysStopped(t, h.For(t), bootd) })
 	t.Run("panic "+agent.unit, func(t *testing.T) { panicComesBack(t, h.For(t), agent) })
@@ -52,9 +36,13 @@ func TestUnits(t *testing.T) {
 	t.Run("speaker inside of a Network", func(t *testing.T) { insideSandbox(t, r.For(t), h.For(t)) })
 }
 
-// TestFurtherUnits does to each daemon what TestUnits does to one.
+// TestFurtherUnits does to each daemon what TestRack does to one.
 func TestFurtherUnits(t *testing.T) {
-	_, h := unitsHost(t)
+	key := newKey(t)
+	r := rig.Up(t, rig.Options{Machines: lab.DefaultMachines()[:1], Manifests: withLogin(key)})
+	r.WaitActive(bios)
+	h := dialHost(t, r, bios, key)
+	installBootd(t, r, h)
 	for _, d := range daemons() {
 		t.Run("fault "+d.unit, func(t *testing.T) { faultStaysStopped(t, h.For(t), d) })
 	}
@@ -94,6 +82,9 @@ func installBootd(t *testing.T, r *rig.Rig, h *host) {
 	h.copy("../../systemd/bootd.service", "/etc/systemd/system/bootd.service")
 	h.run("chmod 755 /usr/local/bin/bootd && printf 'nodeagent: /opt/rackweft/bin/nodeagent\\nipxe: /etc/rackweft\\nreserve: 1Mi\\n' >/etc/rackweft/bootd.yaml")
 	h.run("systemctl daemon-reload && systemctl start bootd.service")
+	for _, d := range daemons() {
+		h.wait(d.unit+" runs", func() bool { return h.show(d.unit, "SubState") == "running" })
+	}
 }
 
 func faultStaysStopped(t *testing.T, h *host, d daemon) {
