@@ -32,6 +32,8 @@ type BMCConfig struct {
 	Media bmc.MediaStyle
 	// POST makes the machine's system report its power-on self-test, as HPE's do.
 	POST bmc.POST
+	// NoHTTPBoot makes the BMC have no boot over HTTP.
+	NoHTTPBoot bool
 }
 
 func (c MachineConfig) bmcUnit() int {
@@ -94,7 +96,7 @@ func (r *Rack) addBMC(owner *Machine) error {
 			behind = append(behind, m)
 			systems = append(systems, bmc.SystemConfig{
 				ID: m.config.BMC.SystemID, Inventory: inventory(m), Machine: behindBMC{m},
-				POST: m.config.BMC.POST, Console: m.config.BMC.Console, Media: bmc.Media{Style: m.config.BMC.Media, Drive: usbDrive{m}},
+				POST: m.config.BMC.POST, NoHTTPBoot: m.config.BMC.NoHTTPBoot, Console: m.config.BMC.Console, Media: bmc.Media{Style: m.config.BMC.Media, Drive: usbDrive{m}},
 			})
 		}
 	}

@@ -40,7 +40,7 @@ func (s *system) patchBoot(r *http.Request, properties map[string]any) (*message
 				return badValue(name, text), nil
 			}
 		case "HttpBootUri":
-			if s.Inventory.Firmware != UEFI {
+			if !s.bootsHTTP() {
 				return unknownProperty(name), nil
 			}
 			if parsed, err := url.Parse(text); text != "" && (err != nil || parsed.Host == "" || len(text) > 2048) {
@@ -89,7 +89,7 @@ func (s *system) bootResource() resource {
 		"BootSourceOverrideTarget@Redfish.AllowableValues":  s.bootTargets(),
 		"BootSourceOverrideMode@Redfish.AllowableValues":    []Firmware{s.Inventory.Firmware},
 	}
-	if s.Inventory.Firmware == UEFI {
+	if s.bootsHTTP() {
 		boot["HttpBootUri"] = uri
 	}
 	if override.Target != None && override.Target != "" {
@@ -103,7 +103,7 @@ func (s *system) bootResource() resource {
 
 func (s *system) bootTargets() []Target {
 	targets := []Target{None, Pxe, Hdd}
-	if s.Inventory.Firmware == UEFI {
+	if s.bootsHTTP() {
 		targets = append(targets, UefiHTTP)
 	}
 	if s.media != nil {
@@ -111,3 +111,5 @@ func (s *system) bootTargets() []Target {
 	}
 	return targets
 }
+
+func (s *system) bootsHTTP() bool { return s.Inventory.Firmware == UEFI && !s.NoHTTPBoot }

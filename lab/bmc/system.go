@@ -17,8 +17,10 @@ type SystemConfig struct {
 	// as the GPU baseboard is beside the host of a GH200.
 	Machine Machine
 	POST    POST
-	Console Console
-	Media   Media
+	// NoHTTPBoot: UefiHttp is no boot target, as of many BMCs.
+	NoHTTPBoot bool
+	Console    Console
+	Media      Media
 }
 
 // system is a ComputerSystem, with the Chassis of the same Id.
