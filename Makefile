@@ -69,7 +69,7 @@ test-short: build
 
 # Of what make test has one case of each kind, the further cases: the tests TestFurtherPART and TestFurtherPART_… of
 # the packages below. A part in which no test ran fails.
-PARTS        = firmware guests ipmi restore units
+PARTS        = firmware guests ipmi media restore units
 RACKPACKAGES = ./lab/e2e ./bootd/dhcp
 test-rack: build images
 	@mkdir -p bin/log

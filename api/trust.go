@@ -105,6 +105,7 @@ type SavedAssetTag struct {
 // URL is spent.
 type GivenBootURL struct {
 	Attempt string `json:"attempt" doc:"The BootAttempt whose URL it is."`
+	Media   bool   `json:"media,omitzero" doc:"It is the URL of an image in the BMC's virtual CD drive."`
 }
 
 // BootPort is the port at which a boot's DHCP request arrived, as reported by a

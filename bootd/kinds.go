@@ -51,7 +51,7 @@ func (d *daemon) parts(cache *store.Cache) []part.Kind {
 func machineKind(d *daemon) kind {
 	return kind{name: "Machine", control: func(env control.Env) runner {
 		return &machine.Controller{
-			Env: env, Decision: d.record.Decision, Nonce: ca.NewTokens(d.keyring).Nonce, BootURL: d.decider.BootURL, CA: d.ca.Certificate(), Said: d.consoles.LastLine, Sensors: &d.sensors,
+			Env: env, Decision: d.record.Decision, Nonce: ca.NewTokens(d.keyring).Nonce, BootURL: d.decider.BootURL, MediaURL: d.mediaURL, CA: d.ca.Certificate(), Said: d.consoles.LastLine, Sensors: &d.sensors,
 			Use: func(ctx context.Context, e hardware.Endpoint, what string, call func(context.Context, machine.BMC) error) error {
 				return d.fleet.Do(ctx, e, what, func(ctx context.Context, b hardware.BMC) error { return call(ctx, b) })
 			},

@@ -91,6 +91,16 @@ func (d *daemon) bootFiles() (fs.FS, error) {
 	return root.FS(), nil
 }
 
+// mediaURL is the URL of the image for a Machine's virtual CD drive.
+func (d *daemon) mediaURL(m *api.Machine) (string, error) {
+	for _, name := range server.ImageLoaders() {
+		if _, err := os.Stat(filepath.Join(d.config.IPXE, name)); err == nil {
+			return d.decider.MediaURL(m)
+		}
+	}
+	return "", fmt.Errorf("put GRUB for UEFI into %s, as grubx64.efi or grubaa64.efi", d.config.IPXE)
+}
+
 // observe reports complete transfers to the decider.
 func (d *daemon) observe(ctx context.Context, t httpboot.Transfer) {
 	if !t.Whole() {

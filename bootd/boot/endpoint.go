@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 
@@ -87,9 +88,19 @@ func (e *endpoints) apiURLs(server netip.Addr) []string {
 // must not change with them.
 func (e *endpoints) apiFor(m *api.Machine) []string {
 	urls := slices.Clone(e.advertise)
-	add := func(server netip.Addr) {
-		if u := e.apiURL(server); server.IsValid() && !slices.Contains(urls, u) {
+	for _, server := range e.servers(m) {
+		if u := e.apiURL(server); !slices.Contains(urls, u) {
 			urls = append(urls, u)
+		}
+	}
+	return urls
+}
+
+// servers lists bootd's addresses on the Subnets of a Machine.
+func (e *endpoints) servers(m *api.Machine) (all []netip.Addr) {
+	add := func(server netip.Addr) {
+		if server.IsValid() && !slices.Contains(all, server) {
+			all = append(all, server)
 		}
 	}
 	for _, l := range m.Spec.Links {
@@ -103,7 +114,30 @@ func (e *endpoints) apiFor(m *api.Machine) []string {
 			add(server)
 		}
 	}
-	return urls
+	return all
+}
+
+// towardsBMC is the API's URL for the Machine's BMC: at the address from which bootd reaches it, or else an advertised one.
+func (e *endpoints) towardsBMC(m *api.Machine) (string, error) {
+	if m.Spec.BMC == nil {
+		return "", fmt.Errorf("the Machine %s has no BMC", m.Metadata.Name)
+	}
+	u, err := url.Parse(m.Spec.BMC.Address)
+	if err != nil {
+		return "", fmt.Errorf("its BMC's address: %w", err)
+	}
+	bmc, err := netip.ParseAddr(u.Hostname())
+	if err == nil {
+		server, err := e.source(bmc)
+		if err != nil {
+			return "", err
+		}
+		return e.apiURL(server), nil
+	}
+	if len(e.advertise) == 0 {
+		return "", fmt.Errorf("bootd does not know at which of its addresses the BMC %s reaches it: give the BMC's IP address, or advertise a URL", u.Hostname())
+	}
+	return e.advertise[0], nil
 }
 
 // towards returns bootd's address for a machine that has booted from a.

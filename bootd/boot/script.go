@@ -74,26 +74,32 @@ func (sc *scripts) shown(m *api.Machine, c httpboot.Client) api.TrustLevel {
 }
 
 func (sc *scripts) buildScript(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, b asking) httpboot.Script {
-	open := func(name string) string {
-		return sc.own.httpURL(server) + "/blobs/sha256/" + string(img.Spec.Files[name].SHA256)
-	}
-	asset := open
+	asset := func(name string) string { return sc.openURL(server, img, name) }
 	if b.chain == api.TrustBMC {
 		asset = func(name string) string {
 			return sc.bootURL(m, server) + "/blobs/sha256:" + string(img.Spec.Files[name].SHA256)
 		}
 	}
-	// The client that fetches the root file system compares its digest with the one from the kernel arguments.
-	facts := bootFacts{mac: b.mac, ignition: sc.pointerURL(server, m, b.chain), rootfs: open(api.RootfsFile)}
 	s := httpboot.Script{
 		Title:  fmt.Sprintf("%s boots %s %s (BootAttempt %d)", m.Metadata.Name, p.Spec.Image, img.Spec.Version, m.Status.Attempt.Number),
 		Kernel: asset(api.KernelFile),
-		Args:   append(imageArguments(img, facts), p.Spec.KernelArguments...),
+		Args:   sc.arguments(m, p, img, server, b),
 	}
 	if _, ok := img.Spec.Files[api.InitrdFile]; ok {
 		s.Initrd = []httpboot.Initrd{{URL: asset(api.InitrdFile), Name: "initrd"}}
 	}
 	return s
+}
+
+// arguments are those of the kernel. The client that fetches the root file system compares its digest with the one in them.
+func (sc *scripts) arguments(m *api.Machine, p *api.Profile, img *api.Image, server netip.Addr, b asking) []string {
+	facts := bootFacts{mac: b.mac, ignition: sc.pointerURL(server, m, b.chain), rootfs: sc.openURL(server, img, api.RootfsFile)}
+	return append(imageArguments(img, facts), p.Spec.KernelArguments...)
+}
+
+// openURL is the URL of an Image's file for everyone on the provisioning network.
+func (sc *scripts) openURL(server netip.Addr, img *api.Image, name string) string {
+	return sc.own.httpURL(server) + "/blobs/sha256/" + string(img.Spec.Files[name].SHA256)
 }
 
 // pointerURL is the pointer's URL for the boot that receives a script: it cannot be guessed, and differs in every

@@ -18,6 +18,7 @@ const (
 
 	PurposePointer   Purpose = "pointer"    // find the pointer: part of its URL
 	PurposeConfigURL Purpose = "config-url" // find the config: part of its URL
+	PurposeMedia     Purpose = "media"      // fetch the image of the Machine's virtual CD drive: part of its URL
 	PurposeBoot      Purpose = "boot"       // find the boot script over TLS: part of the URL that a BMC is given
 	purposeNonce     Purpose = "nonce"
 )

@@ -123,5 +123,5 @@ func (c *Controller) forget(ctx context.Context, m *api.Machine) error {
 
 // bmcs are the BMCs as the controller calls them.
 func (c *Controller) bmcs() bmcs {
-	return bmcs{Env: c.Env, use: c.Use, tags: tags{c.Env, c.Nonce}, urls: urls{c.Env, c.BootURL, c.CA}, holds: &c.holds}
+	return bmcs{Env: c.Env, use: c.Use, tags: tags{c.Env, c.Nonce}, urls: urls{Env: c.Env, of: c.BootURL, media: c.MediaURL, ca: c.CA}, holds: &c.holds}
 }

@@ -175,6 +175,10 @@ func trouble(m *api.Machine) string {
 // did.
 func untrusted(m *api.Machine, r trust.Requirement) string {
 	stage := m.Status.Attempt.Stage.Index()
+	if given := m.Status.BootURL; given != nil && given.Media && stage >= api.StagePowerOn.Index() && stage < api.StagePointer.Index() {
+		return fmt.Sprintf("trust level %s is required (by %s), and Ignition did not come from the image of this BootAttempt, which is in the BMC's virtual CD drive: the BMC must fetch it from bootd over TLS 1.3 (stage Loader), the firmware boot from the drive with UEFI, and the initrd trust the Site's CA in /etc/pki/tls/certs; "+
+			"or require another level (spec.trust.minimum; lowering it needs an admin)", r.Level, r.Of)
+	}
 	if stage < api.StageDHCP.Index() || stage > api.StagePointer.Index() {
 		return ""
 	}

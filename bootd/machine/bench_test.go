@@ -29,6 +29,7 @@ type fakeBMC struct {
 	post      string
 	lightErr  error // of the locator light
 	bootErr   error // of every boot override
+	httpErr   error // of one for HTTP boot
 	resetErr  error // of every reset, which is not carried out
 
 	ignoresButton bool
@@ -36,11 +37,13 @@ type fakeBMC struct {
 	cpus          int   // that the inventory has
 	inventoryErr  error // of reading it
 
-	tag    string
-	caErr  error  // of a CA
-	tagErr error  // of every write of the tag
-	taken  bool   // writes that fail have been carried out all the same
-	read   func() // what happens while the tag is read
+	tag   string
+	caErr error // of a CA
+	// Of an image: one whose server is to be checked, and any.
+	mediaCAErr, mediaErr error
+	tagErr               error  // of every write of the tag
+	taken                bool   // writes that fail have been carried out all the same
+	read                 func() // what happens while the tag is read
 }
 
 func (b *fakeBMC) PowerState(context.Context) (hardware.PowerState, error) { return b.power, nil }
@@ -69,6 +72,9 @@ func (b *fakeBMC) ForceRestart(context.Context) error {
 	return b.resetErr
 }
 func (b *fakeBMC) SetBootOnce(_ context.Context, boot hardware.Boot) error {
+	if boot.Target == hardware.BootHTTP && b.httpErr != nil {
+		return b.httpErr
+	}
 	b.did = append(b.did, strings.TrimSpace("boot "+string(boot.Target)+" "+string(boot.Mode)+boot.HTTPURL))
 	if errors.Is(b.bootErr, hardware.ErrModeUntold) && boot.Mode == "" {
 		return nil
@@ -111,6 +117,21 @@ func (b *fakeBMC) TrustAtBoot(_ context.Context, ca *x509.Certificate) error {
 	b.did = append(b.did, "trust "+ca.Subject.CommonName)
 	return b.caErr
 }
+func (b *fakeBMC) InsertMedia(_ context.Context, media hardware.Media) error {
+	did := "insert " + media.Image
+	if media.CA != nil {
+		if b.mediaCAErr != nil {
+			return b.mediaCAErr
+		}
+		did += " checked"
+	}
+	b.did = append(b.did, did)
+	return b.mediaErr
+}
+func (b *fakeBMC) EjectMedia(_ context.Context, image string) error {
+	b.did = append(b.did, "eject "+image)
+	return nil
+}
 func (b *fakeBMC) Fingerprint() string { return "sha256:" + strings.Repeat("ab", 32) }
 
 type events struct{ list []string }
@@ -122,14 +143,14 @@ func (e *events) Decision(api.Decision) {}
 
 // bench is one Site in a real store, with a BMC behind every Machine.
 type bench struct {
-	t      *testing.T
-	store  *store.Store
-	cache  *store.Cache
-	bmc    *fakeBMC
-	events *events
-	c      *Controller
-	said   string // on the console, last
-	urlErr error
+	t                   *testing.T
+	store               *store.Store
+	cache               *store.Cache
+	bmc                 *fakeBMC
+	events              *events
+	c                   *Controller
+	said                string // on the console, last
+	urlErr, mediaURLErr error
 }
 
 func newBench(t *testing.T) *bench {
@@ -170,8 +191,11 @@ func (b *bench) restart() {
 		Sensors:  new(Sensors),
 		Said:     func(*api.Machine) string { return b.said },
 		BootURL:  func(m *api.Machine) (string, error) { return "https://bootd/" + m.Status.Attempt.ID, b.urlErr },
-		CA:       &x509.Certificate{Subject: pkix.Name{CommonName: "Site"}},
-		Nonce:    func(_, attempt string) string { return "nonce-" + attempt },
+		MediaURL: func(m *api.Machine) (string, error) {
+			return "https://bootd/" + m.Status.Attempt.ID + "/boot.iso", b.mediaURLErr
+		},
+		CA:    &x509.Certificate{Subject: pkix.Name{CommonName: "Site"}},
+		Nonce: func(_, attempt string) string { return "nonce-" + attempt },
 		Use: func(ctx context.Context, e hardware.Endpoint, _ string, call func(context.Context, BMC) error) error {
 			b.bmc.dials++
 			b.bmc.endpoint = e

@@ -31,6 +31,8 @@ type BMC interface {
 	AssetTag(context.Context) (string, error)
 	SetAssetTag(context.Context, string) error
 	TrustAtBoot(context.Context, *x509.Certificate) error
+	InsertMedia(context.Context, hardware.Media) error
+	EjectMedia(ctx context.Context, image string) error
 	Fingerprint() string
 }
 

@@ -11,34 +11,99 @@ import (
 	"github.com/rackweft/rackweft/hardware"
 )
 
-// urls gives boot URLs to BMCs, for boots that must reach trust level bmc.
+// urls gives boot URLs to BMCs, for boots that must reach trust level bmc: that of a boot loader, which the firmware fetches,
+// or else that of an image for the virtual CD drive, which the BMC fetches.
 type urls struct {
 	control.Env
-	of func(m *api.Machine) (string, error)
-	ca *x509.Certificate
+	of, media func(m *api.Machine) (string, error)
+	ca        *x509.Certificate
 }
 
 // give has the BMC boot the Machine from its attempt's URL, once. That it has the URL is written first: whatever happens to
 // bootd then, it is known what to take back. False when another attempt has begun meanwhile.
 func (u urls) give(ctx context.Context, b BMC, m *api.Machine) (otherwise string, open bool, err error) {
+	otherwise, open, err = u.giveURL(ctx, b, m)
+	if !open || !errors.Is(err, hardware.ErrUnsupported) && !errors.Is(err, hardware.ErrForbidden) {
+		return otherwise, open, err
+	}
+	otherwise, open, mediaErr := u.giveMedia(ctx, b, m)
+	if errors.Is(mediaErr, hardware.ErrUnsupported) {
+		mediaErr = fmt.Errorf("%w; nor is it booted from virtual media: %w", err, mediaErr)
+	}
+	return otherwise, open, mediaErr
+}
+
+func (u urls) giveURL(ctx context.Context, b BMC, m *api.Machine) (otherwise string, open bool, err error) {
 	url, err := u.of(m)
 	if err != nil {
-		return "", false, fmt.Errorf("%w: no boot URL for it: %w", hardware.ErrUnsupported, err)
+		return "", true, fmt.Errorf("%w: no boot URL for it: %w", hardware.ErrUnsupported, err)
 	}
-	err = mutate(ctx, u.Env, m, func(fresh *api.Machine) {
-		if open = fresh.Status.Attempt.Open() && attemptID(fresh) == attemptID(m); open {
-			fresh.Status.BootURL = &api.GivenBootURL{Attempt: attemptID(m)}
-		}
-	})
-	if err != nil || !open {
+	if open, err = u.note(ctx, m, api.GivenBootURL{Attempt: attemptID(m)}); err != nil || !open {
 		return "", false, err
 	}
 	if err := b.TrustAtBoot(ctx, u.ca); errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrForbidden) {
 		otherwise = ", with a firmware that must trust the Site's CA already: its BMC enrolls none"
 	} else if err != nil {
-		return "", open, err
+		return "", true, err
 	}
-	return otherwise, open, b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootHTTP, HTTPURL: url})
+	return otherwise, true, b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootHTTP, HTTPURL: url})
+}
+
+// giveMedia has the BMC put the attempt's image into its virtual CD drive. Its boot entry is for UEFI.
+func (u urls) giveMedia(ctx context.Context, b BMC, m *api.Machine) (otherwise string, open bool, err error) {
+	boot := hardware.Boot{Target: hardware.BootMedia, Mode: bootTarget(m).Mode}
+	if boot.Mode == hardware.ModeLegacy {
+		return "", true, fmt.Errorf("%w: the image boots with UEFI, and spec.boot.firmware is bios", hardware.ErrUnsupported)
+	}
+	url, err := u.media(m)
+	if err != nil {
+		return "", true, fmt.Errorf("%w: no image for it: %w", hardware.ErrUnsupported, err)
+	}
+	if open, err = u.note(ctx, m, api.GivenBootURL{Attempt: attemptID(m), Media: true}); err != nil || !open {
+		return "", false, err
+	}
+	otherwise = ", from virtual media"
+	err = b.InsertMedia(ctx, hardware.Media{Image: url, CA: u.ca})
+	if errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrForbidden) {
+		otherwise += ", which its BMC fetches without a look at bootd's certificate"
+		err = b.InsertMedia(ctx, hardware.Media{Image: url})
+	}
+	if err != nil {
+		return "", true, err
+	}
+	err = b.SetBootOnce(ctx, boot)
+	if errors.Is(err, hardware.ErrModeUntold) {
+		boot.Mode = ""
+		err = b.SetBootOnce(ctx, boot)
+	}
+	return otherwise, true, err
+}
+
+// note writes down which URL the BMC is about to have.
+func (u urls) note(ctx context.Context, m *api.Machine, given api.GivenBootURL) (open bool, err error) {
+	err = mutate(ctx, u.Env, m, func(fresh *api.Machine) {
+		if open = fresh.Status.Attempt.Open() && attemptID(fresh) == attemptID(m); open {
+			fresh.Status.BootURL = &given
+		}
+	})
+	return open, err
+}
+
+// takeBack has the BMC forget what it was given in an attempt, which may not be the Machine's newest. What a person has put
+// into the drive since stays there.
+func (u urls) takeBack(ctx context.Context, b BMC, m *api.Machine) error {
+	err := b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootNone})
+	given := m.Status.BootURL
+	if given == nil || !given.Media {
+		return err
+	}
+	of := *m
+	of.Status.Attempt = &api.BootAttempt{ID: given.Attempt}
+	url, urlErr := u.media(&of)
+	if urlErr != nil {
+		return errors.Join(err, urlErr)
+	}
+	return errors.Join(err, b.EjectMedia(ctx, url))
 }
 
 // urlDue reports whether a boot URL has to be taken back. Until Ignition has its pointer, an attempt's boot may start over,

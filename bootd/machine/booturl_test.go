@@ -73,18 +73,68 @@ func TestBootURLIsTakenBack(t *testing.T) {
 // A BMC that takes no URL, or a bootd that has none, fails the attempt at once, and leaves the power alone.
 func TestNoBootURL(t *testing.T) {
 	for what, broken := range map[string]func(*bench){
-		"it takes no URL": func(b *bench) { b.bmc.bootErr = fmt.Errorf("%w: it takes no URL", hardware.ErrUnsupported) },
+		"it takes no URL": func(b *bench) { b.bmc.httpErr = fmt.Errorf("%w: it takes no URL", hardware.ErrUnsupported) },
 		"no address":      func(b *bench) { b.urlErr = errors.New("bootd has no address") },
 	} {
 		b := urlBench(t)
+		b.bmc.mediaErr = fmt.Errorf("%w: no drive", hardware.ErrUnsupported)
 		broken(b)
 		m := b.step("r1u01")
 		for range 5 {
 			m = b.step("r1u01")
 		}
 		a := m.Status.Attempt
-		if a == nil || a.Result != api.ResultFailed || !strings.Contains(a.Message, what) || !strings.Contains(a.Message, "trust level bmc is required") || slices.Contains(b.bmc.did, "on") {
+		if a == nil || a.Result != api.ResultFailed || !strings.Contains(a.Message, what) || !strings.Contains(a.Message, "no drive") || !strings.Contains(a.Message, "trust level bmc is required") || slices.Contains(b.bmc.did, "on") {
 			t.Errorf("%s: attempt %+v; the BMC was told %q", what, a, b.bmc.did)
 		}
+	}
+}
+
+// Where the BMC takes no URL to boot from, it is given the attempt's image, and it is taken out in the end.
+func TestMediaInsteadOfBootURL(t *testing.T) {
+	unsupported := fmt.Errorf("%w: no such thing", hardware.ErrUnsupported)
+	for what, set := range map[string]func(*bench){
+		" checked": func(*bench) {},
+		"":         func(b *bench) { b.bmc.mediaCAErr = unsupported },
+	} {
+		for _, killed := range []bool{false, true} {
+			b := urlBench(t)
+			b.bmc.httpErr = unsupported
+			set(b)
+			m := b.steps("r1u01", killed)
+			image := "https://bootd/" + m.Status.Attempt.ID + "/boot.iso"
+			if want := []string{"trust Site", "insert " + image + what, "boot " + string(hardware.BootMedia), "on"}; !slices.Equal(b.bmc.did, want) {
+				t.Fatalf("killed %t: the BMC was told %q, want %q", killed, b.bmc.did, want)
+			}
+			if u := m.Status.BootURL; u == nil || !u.Media {
+				t.Errorf("killed %t: noted is %+v", killed, u)
+			}
+			b.noNonceTold(m, image)
+			b.advance("r1u01", api.StagePointer)
+			for range 20 {
+				if killed {
+					b.restart()
+				}
+				b.sync()
+				b.reconcile("r1u01")
+			}
+			if m := b.get("r1u01"); !slices.Contains(b.bmc.did, "eject "+image) || m.Status.BootURL != nil {
+				t.Errorf("killed %t: the BMC was told %q, noted is %+v", killed, b.bmc.did, m.Status.BootURL)
+			}
+		}
+	}
+}
+
+// The image has an entry for UEFI alone.
+func TestNoMediaForBIOS(t *testing.T) {
+	b := urlBench(t)
+	b.bmc.httpErr = fmt.Errorf("%w: no such thing", hardware.ErrUnsupported)
+	b.mutate("r1u01", func(m *api.Machine) { m.Spec.Boot.Firmware = "bios" })
+	var m *api.Machine
+	for range 6 {
+		m = b.step("r1u01")
+	}
+	if a := m.Status.Attempt; a == nil || a.Result != api.ResultFailed || !strings.Contains(a.Message, "spec.boot.firmware is bios") || slices.Contains(b.bmc.did, "on") {
+		t.Errorf("attempt %+v; the BMC was told %q", m.Status.Attempt, b.bmc.did)
 	}
 }

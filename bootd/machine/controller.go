@@ -31,7 +31,9 @@ type Controller struct {
 	Nonce func(machineUID, attemptID string) string
 	// BootURL is the URL that a Machine's BMC boots it from in its open BootAttempt, over TLS with a certificate of CA.
 	BootURL func(m *api.Machine) (string, error)
-	CA      *x509.Certificate
+	// MediaURL is the URL of the image that its BMC boots it from in that BootAttempt, where it takes no URL to boot from.
+	MediaURL func(m *api.Machine) (string, error)
+	CA       *x509.Certificate
 
 	// Sensors keeps what the sensors of Active Machines measure.
 	Sensors *Sensors

@@ -50,7 +50,7 @@ func (s session) ask(ctx context.Context, a action) (is answer, err error) {
 	case askTagBack:
 		err = setAside(s.SetAssetTag(ctx, s.machine.Status.AssetTag.Value), &is.tag.refused)
 	case askURLBack:
-		err = setAside(s.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootNone}), &is.url.refused)
+		err = setAside(s.urls.takeBack(ctx, s.BMC, s.machine), &is.url.refused)
 	case askRequest:
 		err = s.request(ctx, a.request)
 	default:

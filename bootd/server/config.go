@@ -68,6 +68,8 @@ type Decider interface {
 	FetchedLoader(ctx context.Context, peer netip.Addr, file string)
 	SecureBlob(ctx context.Context, name, key string, peer netip.Addr, digest api.SHA256) error
 	SecurePointer(ctx context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error)
+	// Medium answers a Machine's BMC that presents the URL of its BootAttempt's image.
+	Medium(ctx context.Context, name, key string, peer netip.Addr) (boot.Medium, error)
 	Join(ctx context.Context, token string, peer netip.Addr, r api.JoinRequest) (*api.JoinResponse, error)
 	// Origins says which Layer each part of the Machine's config comes from.
 	Origins(m *api.Machine) (origins []api.Origin, warnings []string, err error)

@@ -24,6 +24,7 @@ type boots struct {
 	blobs   *blobs
 	loaders fs.FS
 	limit   *limiter // calls without an identity, by address
+	ranges  *limiter // the same, of BMCs that read an image
 	streams *streams
 	log     *slog.Logger
 }
@@ -40,6 +41,8 @@ func (h *boots) routes() []route {
 			outType: "application/octet-stream", handle: h.secureBlob},
 		{method: "GET", path: "/v1/pointer/{name}/{key}", tag: "Host", public: true, summary: "A Machine's first Ignition config, for the key in the script that the boot URL returned",
 			outType: "application/vnd.coreos.ignition+json", handle: h.securePointer},
+		{method: "GET", path: "/v1/media/{name}/{key}/{file}", tag: "Host", public: true, stream: true, summary: "The image that boots a Machine from its BMC's virtual CD drive, or a range of it, for the key that its BMC was given",
+			outType: "application/x-iso9660-image", handle: h.image},
 		{method: "POST", path: "/v1/join", tag: "Host", public: true, summary: "Join as a Machine's host, once, with the join token of its BootAttempt",
 			in: api.JoinRequest{}, out: api.JoinResponse{}, handle: h.join},
 		{method: "POST", path: "/v1/hosts/{name}/stream", tag: "Host", host: ownName, stream: true,

@@ -84,7 +84,7 @@ func (s *Server) routes() []route {
 	trust := &bmcTrust{store: c.Store, present: c.Present}
 	reach := &reach{store: c.Store, cache: c.Cache, hub: c.Hub, auth: s.auth, objects: objects, channels: s.channels, streams: s.streams}
 	blobs := &blobs{blobs: c.Blobs, cache: c.Cache, writes: writes, streams: s.streams}
-	boots := &boots{decider: c.Decider, hub: c.Hub, blobs: blobs, loaders: c.Loaders, limit: newLimiter(5, 50), streams: s.streams, log: c.Log}
+	boots := &boots{decider: c.Decider, hub: c.Hub, blobs: blobs, loaders: c.Loaders, limit: newLimiter(5, 50), ranges: newLimiter(500, 2000), streams: s.streams, log: c.Log}
 	upkeep := &upkeep{recovery: c.Recovery, backup: c.Backup, streams: s.streams, log: c.Log}
 	networks := &networks{cache: c.Cache, networks: c.Networks, hub: c.Hub}
 	guests := &guests{store: c.Store, cache: c.Cache, objects: objects}

@@ -68,6 +68,7 @@ type rig struct {
 
 // fakeDecider lets in one token.
 type fakeDecider struct {
+	medium  boot.Medium
 	token   string
 	arrived atomic.Int32
 	fetched atomic.Int32
@@ -109,6 +110,13 @@ func (d *fakeDecider) SecureBlob(_ context.Context, _, key string, _ netip.Addr,
 		return problem(http.StatusForbidden, "no")
 	}
 	return nil
+}
+
+func (d *fakeDecider) Medium(_ context.Context, _, key string, _ netip.Addr) (boot.Medium, error) {
+	if key != "key" {
+		return boot.Medium{}, problem(http.StatusForbidden, "no")
+	}
+	return d.medium, nil
 }
 
 func (d *fakeDecider) SecurePointer(_ context.Context, r httpboot.PointerRequest) (httpboot.Pointer, error) {
@@ -179,7 +187,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	conf := Config{
 		Listen: "127.0.0.1:0", Socket: r.socket, TLS: r.authority.ServerTLS(),
 		Tokens: []Token{{"vera", "viewer", testsite.Digest(viewerToken)}, {"otto", "operator", testsite.Digest(operatorToken)}},
-		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Loaders: fstest.MapFS{"ipxe.efi": {Data: []byte("a loader")}}, Compiler: compiler, Networks: networks, Decider: r.decider,
+		Store:  r.store, Cache: r.cache, Blobs: r.blobs, Loaders: fstest.MapFS{"ipxe.efi": {Data: []byte("a loader")}, "grubx64.efi": {Data: []byte("GRUB")}}, Compiler: compiler, Networks: networks, Decider: r.decider,
 		Hub: hub, Zones: &zone.Views{Cache: r.cache, Parts: zones, Sessions: hub.BGP},
 		Events: r.events, Decisions: r.decisions, AuditLog: audits,
 		Recovery: &recovery.Keeper{Store: r.store, Cache: r.cache, Event: func(api.Object, api.EventType, string, string) {}, Log: log},
