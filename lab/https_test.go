@@ -62,7 +62,7 @@ func TestHTTPSBoot(t *testing.T) {
 	}{
 		{"the CA that is enrolled", site, &tls.Config{Certificates: site.server(t), CipherSuites: suites}, true, asked},
 		{"another CA", site, &tls.Config{Certificates: impostor.server(t), CipherSuites: suites}, false, gaveUp},
-		{"TLS as bootd's port speaks it", modern, &tls.Config{Certificates: modern.server(t), MinVersion: tls.VersionTLS13}, false, "client offered only unsupported versions"},
+		{"TLS as bootd's port speaks it", modern, &tls.Config{Certificates: modern.server(t), MinVersion: tls.VersionTLS12}, false, "no cipher suite supported by both client and server"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

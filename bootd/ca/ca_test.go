@@ -463,9 +463,24 @@ func TestIdentifyOverTLS(t *testing.T) {
 			t.Error("taken")
 		}
 	})
-	t.Run("TLS 1.2 is refused", func(t *testing.T) {
-		if _, _, err := handshake(t, a, &tls.Config{RootCAs: a.Pool(), MaxVersion: tls.VersionTLS12}); err == nil {
-			t.Error("taken")
+	t.Run("TLS 1.2 shows no certificate", func(t *testing.T) {
+		state, serverErr, clientErr := handshake(t, a, &tls.Config{RootCAs: a.Pool(), MaxVersion: tls.VersionTLS12, Certificates: []tls.Certificate{person}})
+		if serverErr != nil || clientErr != nil {
+			t.Fatal(serverErr, clientErr)
+		}
+		if _, err := Identify(state); state.Version != tls.VersionTLS12 || !errors.Is(err, ErrNoCertificate) {
+			t.Errorf("version %x: %v", state.Version, err)
+		}
+	})
+	t.Run("weak TLS is refused", func(t *testing.T) {
+		for what, c := range map[string]*tls.Config{
+			"TLS 1.1":            {RootCAs: a.Pool(), MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+			"CBC":                {RootCAs: a.Pool(), MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}},
+			"no forward secrecy": {RootCAs: a.Pool(), MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}},
+		} {
+			if _, _, err := handshake(t, a, c); err == nil {
+				t.Errorf("%s: taken", what)
+			}
 		}
 	})
 	t.Run("not verified", func(t *testing.T) {

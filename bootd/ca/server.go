@@ -111,17 +111,35 @@ func (a *Authority) issueServer(names []string, ips []net.IP) ([]byte, error) {
 // ServerTLS is the configuration of bootd's listeners on :8443. A client may
 // show a certificate, which must be signed by this CA; Identify returns the
 // client. EnsureServer must be called before the first connection.
+//
+// TLS 1.2 is for BMCs and firmware, many of which speak nothing newer. It has forward secrecy and authenticated encryption, or
+// does not come about. No certificate is asked for, which TLS 1.2 would show to everyone on the way: hosts and people speak
+// TLS 1.3.
 func (a *Authority) ServerTLS() *tls.Config {
+	certificate := func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if cert := a.server.Load(); cert != nil {
+			return cert, nil
+		}
+		return nil, errors.New("bootd has no certificate yet")
+	}
+	old := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		MaxVersion: tls.VersionTLS12,
+		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+			tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256},
+		GetCertificate: certificate,
+	}
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		ClientAuth: tls.VerifyClientCertIfGiven,
-		ClientCAs:  a.Pool(),
-		Time:       a.now,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			if cert := a.server.Load(); cert != nil {
-				return cert, nil
+		MinVersion:     tls.VersionTLS13,
+		ClientAuth:     tls.VerifyClientCertIfGiven,
+		ClientCAs:      a.Pool(),
+		Time:           a.now,
+		GetCertificate: certificate,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if slices.Contains(hello.SupportedVersions, tls.VersionTLS13) {
+				return nil, nil // that is, this one
 			}
-			return nil, errors.New("bootd has no certificate yet")
+			return old, nil
 		},
 	}
 }

@@ -176,7 +176,7 @@ func trouble(m *api.Machine) string {
 func untrusted(m *api.Machine, r trust.Requirement) string {
 	stage := m.Status.Attempt.Stage.Index()
 	if given := m.Status.BootURL; given != nil && given.Media && stage >= api.StagePowerOn.Index() && stage < api.StagePointer.Index() {
-		return fmt.Sprintf("trust level %s is required (by %s), and Ignition did not come from the image of this BootAttempt, which is in the BMC's virtual CD drive: the BMC must fetch it from bootd over TLS 1.3 (stage Loader), the firmware boot from the drive with UEFI, and the initrd trust the Site's CA in /etc/pki/tls/certs; "+
+		return fmt.Sprintf("trust level %s is required (by %s), and Ignition did not come from the image of this BootAttempt, which is in the BMC's virtual CD drive: the BMC must fetch it from bootd over TLS 1.2 or newer (stage Loader), the firmware boot from the drive with UEFI, and the initrd trust the Site's CA in /etc/pki/tls/certs; "+
 			"or require another level (spec.trust.minimum; lowering it needs an admin)", r.Level, r.Of)
 	}
 	if stage < api.StageDHCP.Index() || stage > api.StagePointer.Index() {
@@ -188,6 +188,6 @@ func untrusted(m *api.Machine, r trust.Requirement) string {
 	if r.Level != api.TrustBMC || stage > api.StageLoader.Index() {
 		return ""
 	}
-	return fmt.Sprintf("trust level %s is required (by %s), and nothing presented the boot URL of this BootAttempt over TLS, which its BMC has: its firmware must boot over HTTPS, speak TLS 1.3 and trust the Site's CA; "+
+	return fmt.Sprintf("trust level %s is required (by %s), and nothing presented the boot URL of this BootAttempt over TLS, which its BMC has: its firmware must boot over HTTPS, speak TLS 1.2 or newer with ECDSA and trust the Site's CA; "+
 		"or require another level (spec.trust.minimum; lowering it needs an admin)", r.Level, r.Of)
 }
