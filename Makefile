@@ -58,7 +58,7 @@ TESTSUM = $$($(GO) tool -n gotestsum) --hide-summary skipped --jsonfile bin/log
 test: deps build
 	@rm -rf bin/log && mkdir -p bin/log
 	@status=0; $(MAKE) --no-print-directory -j2 -k --output-sync=target lint images || status=1; \
-	CGO_ENABLED=1 $(TESTSUM)/race.json --format pkgname -- -race -p $$((2 * $$(nproc))) -timeout 40m -skip '^TestFurther' ./nodeagent/guest ./nodeagent/overlay ./lab $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
+	CGO_ENABLED=1 $(TESTSUM)/race.json --format pkgname -- -race -p $$((2 * $$(nproc))) -timeout 40m -skip '^TestFurther' ./nodeagent/guest ./nodeagent/overlay ./lab ./hardware/redfish ./bootd/store ./bgp $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
 	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store ./bootd/console || status=1; \
 	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 60m -skip '^TestFurther' ./lab/e2e || status=1; \
 	$(GO) run ./lab/skips bin/log/*.json || status=1; exit $$status

@@ -2,9 +2,10 @@ package e2e
 
 import (
 	"fmt"
-	"os"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rackweft/rackweft/lab"
 	"github.com/rackweft/rackweft/lab/rig"
@@ -56,30 +57,27 @@ func (h *host) show(unit, property string) string {
 	return h.run("systemctl show -P " + property + " " + unit)
 }
 
-// copy writes a file of this machine's to the host.
-func (h *host) copy(from, to string) {
+// fetch has the host fetch a file of this machine's, without SSH, which takes minutes for a program on an emulated processor.
+func (h *host) fetch(r *rig.Rig, from, to string) {
 	h.t.Helper()
-	f, err := os.Open(from)
+	listener, err := r.Rack.Listen("198.18.8.1:0") // bootd's address on the production network
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	defer func() { _ = f.Close() }()
-	session, err := h.client.NewSession()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	defer func() { _ = session.Close() }()
-	session.Stdin = f
-	if err := session.Run("cat >" + to); err != nil {
-		h.t.Fatalf("%s: write %s: %v", h.name, to, err)
-	}
+	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFile(w, r, from)
+	})}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	defer func() { _ = server.Close(); <-served }()
+	h.run("curl -sSf -o " + to + " http://" + listener.Addr().String() + "/")
 }
 
 // installBootd has the host run a bootd of its own, which serves nobody.
 func installBootd(t *testing.T, r *rig.Rig, h *host) {
 	t.Helper()
-	h.copy(r.Binaries.Path("bootd"), "/usr/local/bin/bootd")
-	h.copy("../../systemd/bootd.service", "/etc/systemd/system/bootd.service")
+	h.fetch(r, r.Binaries.Path("bootd"), "/usr/local/bin/bootd")
+	h.fetch(r, "../../systemd/bootd.service", "/etc/systemd/system/bootd.service")
 	h.run("chmod 755 /usr/local/bin/bootd && printf 'nodeagent: /opt/rackweft/bin/nodeagent\\nipxe: /etc/rackweft\\nreserve: 1Mi\\n' >/etc/rackweft/bootd.yaml")
 	h.run("systemctl daemon-reload && systemctl start bootd.service")
 	for _, d := range daemons() {
