@@ -145,7 +145,7 @@ type GuestObserved struct {
 	Accelerator string          `json:"accelerator,omitzero" enum:"kvm,tcg" doc:"kvm, or tcg for emulation."`
 	Restarts    int             `json:"restarts,omitzero" doc:"By the restart policy, since the agent started."`
 	Request     string          `json:"request,omitzero" doc:"ID of the last request that was done."`
-	Result      *GuestResult    `json:"result,omitempty" doc:"What came of it."`
+	Result      *GuestResult    `json:"result,omitempty" doc:"The result."`
 	Snapshots   []GuestSnapshot `json:"snapshots,omitempty" doc:"Snapshots of all its disks, oldest first."`
 	Conditions  Conditions      `json:"conditions,omitempty" doc:"What the host says of the Guest."`
 	// Transfer is the progress of the host's side of a move.

@@ -405,8 +405,8 @@ type Request struct {
 	Argument string    `json:"argument,omitzero" doc:"power: on, off, reset; identify: on, off."`
 	By       string    `json:"by,omitzero" doc:"Who asked."`
 	Time     time.Time `json:"time" doc:"When it was asked."`
-	State    string    `json:"state" enum:"Pending,Running,Done,Failed" doc:"How far it has come."`
-	Message  string    `json:"message,omitzero" doc:"What came of it."`
+	State    string    `json:"state" enum:"Pending,Running,Done,Failed" doc:"Its progress."`
+	Message  string    `json:"message,omitzero" doc:"The result."`
 }
 
 // The states of a Request.

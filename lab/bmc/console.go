@@ -168,11 +168,11 @@ type terminal struct {
 	stop   func() // ends a write of output that blocks
 }
 
-// attach connects the terminal with the console until ctx ends.
+// attach connects the terminal with the console until ctx ends. What a server says in its first moment ought not to be missed.
 func (c *console) attach(ctx context.Context, t terminal) {
 	for ctx.Err() == nil {
 		c.relay(ctx, t)
-		_ = wait.For(ctx, 250*time.Millisecond)
+		_ = wait.For(ctx, 20*time.Millisecond)
 	}
 }
 
