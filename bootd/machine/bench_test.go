@@ -41,6 +41,7 @@ type fakeBMC struct {
 	caErr error // of a CA
 	// Of an image: one whose server is to be checked, and any.
 	mediaCAErr, mediaErr error
+	ejectErr             error
 	tagErr               error  // of every write of the tag
 	taken                bool   // writes that fail have been carried out all the same
 	read                 func() // what happens while the tag is read
@@ -130,7 +131,7 @@ func (b *fakeBMC) InsertMedia(_ context.Context, media hardware.Media) error {
 }
 func (b *fakeBMC) EjectMedia(_ context.Context, image string) error {
 	b.did = append(b.did, "eject "+image)
-	return nil
+	return b.ejectErr
 }
 func (b *fakeBMC) Fingerprint() string { return "sha256:" + strings.Repeat("ab", 32) }
 

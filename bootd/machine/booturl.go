@@ -23,7 +23,7 @@ type urls struct {
 // bootd then, it is known what to take back. False when another attempt has begun meanwhile.
 func (u urls) give(ctx context.Context, b BMC, m *api.Machine) (otherwise string, open bool, err error) {
 	otherwise, open, err = u.giveURL(ctx, b, m)
-	if !open || !errors.Is(err, hardware.ErrUnsupported) && !errors.Is(err, hardware.ErrForbidden) {
+	if !open || !unable(err) {
 		return otherwise, open, err
 	}
 	otherwise, open, mediaErr := u.giveMedia(ctx, b, m)
@@ -41,7 +41,7 @@ func (u urls) giveURL(ctx context.Context, b BMC, m *api.Machine) (otherwise str
 	if open, err = u.note(ctx, m, api.GivenBootURL{Attempt: attemptID(m)}); err != nil || !open {
 		return "", false, err
 	}
-	if err := b.TrustAtBoot(ctx, u.ca); errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrForbidden) {
+	if err := b.TrustAtBoot(ctx, u.ca); unable(err) {
 		otherwise = ", with a firmware that must trust the Site's CA already: its BMC enrolls none"
 	} else if err != nil {
 		return "", true, err
@@ -64,7 +64,7 @@ func (u urls) giveMedia(ctx context.Context, b BMC, m *api.Machine) (otherwise s
 	}
 	otherwise = ", from virtual media"
 	err = b.InsertMedia(ctx, hardware.Media{Image: url, CA: u.ca})
-	if errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrForbidden) {
+	if unable(err) {
 		otherwise += ", which its BMC fetches without a look at bootd's certificate"
 		err = b.InsertMedia(ctx, hardware.Media{Image: url})
 	}
@@ -94,16 +94,24 @@ func (u urls) note(ctx context.Context, m *api.Machine, given api.GivenBootURL) 
 func (u urls) takeBack(ctx context.Context, b BMC, m *api.Machine) error {
 	err := b.SetBootOnce(ctx, hardware.Boot{Target: hardware.BootNone})
 	given := m.Status.BootURL
-	if given == nil || !given.Media {
+	if given == nil || !given.Media || err != nil && !unable(err) {
 		return err
 	}
 	of := *m
 	of.Status.Attempt = &api.BootAttempt{ID: given.Attempt}
 	url, urlErr := u.media(&of)
-	if urlErr != nil {
-		return errors.Join(err, urlErr)
+	if urlErr != nil { // and will not be known later
+		return fmt.Errorf("%w: the URL of its image is not known any more: %w", hardware.ErrUnsupported, urlErr)
 	}
-	return errors.Join(err, b.EjectMedia(ctx, url))
+	if ejected := b.EjectMedia(ctx, url); ejected != nil {
+		return ejected
+	}
+	return err
+}
+
+// unable reports whether a BMC that is well does not do what was asked.
+func unable(err error) bool {
+	return errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrForbidden)
 }
 
 // urlDue reports whether a boot URL has to be taken back. Until Ignition has its pointer, an attempt's boot may start over,

@@ -138,3 +138,31 @@ func TestNoMediaForBIOS(t *testing.T) {
 		t.Errorf("attempt %+v; the BMC was told %q", m.Status.Attempt, b.bmc.did)
 	}
 }
+
+// A BMC that is lost while it takes the image out is asked again; one that has no override to take back loses the image all the same.
+func TestMediaIsTakenBackInTheEnd(t *testing.T) {
+	b := urlBench(t)
+	b.bmc.httpErr = fmt.Errorf("%w: no such thing", hardware.ErrUnsupported)
+	m := b.steps("r1u01", false)
+	image := "https://bootd/" + m.Status.Attempt.ID + "/boot.iso"
+	b.bmc.ejectErr = fmt.Errorf("%w: it is away", hardware.ErrUnreachable)
+	b.bmc.bootErr = fmt.Errorf("%w: no override", hardware.ErrUnsupported)
+	b.advance("r1u01", api.StagePointer)
+	for range 3 {
+		b.restart()
+		b.sync()
+		b.reconcile("r1u01")
+	}
+	if m := b.get("r1u01"); !slices.Contains(b.bmc.did, "eject "+image) || m.Status.BootURL == nil {
+		t.Fatalf("the BMC was told %q, noted is %+v", b.bmc.did, m.Status.BootURL)
+	}
+	b.bmc.ejectErr = nil
+	for range 3 {
+		b.restart()
+		b.sync()
+		b.reconcile("r1u01")
+	}
+	if m := b.get("r1u01"); m.Status.BootURL != nil {
+		t.Errorf("noted is %+v", m.Status.BootURL)
+	}
+}

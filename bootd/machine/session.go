@@ -216,7 +216,7 @@ func unread(ctx context.Context, err error) (reading, bmc error) {
 
 // setAside keeps a BMC's refusal out of its condition: a BMC without asset tags is well.
 func setAside(err error, refused *error) error {
-	if errors.Is(err, hardware.ErrUnsupported) || errors.Is(err, hardware.ErrForbidden) {
+	if unable(err) {
 		*refused = err
 		return nil
 	}
