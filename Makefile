@@ -51,15 +51,18 @@ lint:
 	$(GO) tool errcheck -ignoretests ./...
 	shellcheck -x lab/deps lab/unpack lab/image/build lab/image/assemble .ci/run
 
-# Every part runs even when one before it fails; what each test said is in bin/log. Packages wait half of their time, so
-# twice as many as there are processors run at once, those first that take minutes. Resident sets and the store's damages
-# are looked at without the race detector, which needs memory and time of its own.
+# Every part runs even when one before it fails; what each test said is in bin/log. The images, which the rack alone needs, are
+# built beside the first parts. Packages wait half of their time, so twice as many as there are processors run at once, those
+# first that take minutes. Resident sets and the store's damages are looked at without the race detector, which needs memory and
+# time of its own.
 TESTSUM = $$($(GO) tool -n gotestsum) --hide-summary skipped --jsonfile bin/log
 test: deps build
 	@rm -rf bin/log && mkdir -p bin/log
-	@status=0; $(MAKE) --no-print-directory -j2 -k --output-sync=target lint images || status=1; \
+	@status=0; $(MAKE) --no-print-directory images >bin/log/images 2>&1 & images=$$!; \
+	$(MAKE) --no-print-directory lint || status=1; \
 	CGO_ENABLED=1 $(TESTSUM)/race.json --format pkgname -- -race -p $$((2 * $$(nproc))) -timeout 40m -skip '^TestFurther' ./nodeagent/guest ./nodeagent/overlay ./lab ./hardware/redfish ./bootd/store ./bgp $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
 	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store ./bootd/console || status=1; \
+	wait $$images || { cat bin/log/images >&2; status=1; }; \
 	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 60m -skip '^TestFurther' ./lab/e2e || status=1; \
 	$(GO) run ./lab/skips bin/log/*.json || status=1; exit $$status
 
