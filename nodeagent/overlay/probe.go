@@ -27,8 +27,12 @@ import (
 // checksums itself, and the receiver counts the wrong ones. If nothing arrives, that
 // proves nothing and changes nothing. The probe does not test a network card's driver.
 
-// probeTime bounds a whole probe.
-const probeTime = 100 * time.Millisecond
+const (
+	// probeTime bounds the exchange of a probe.
+	probeTime = 100 * time.Millisecond
+	// probeTries are made, because on a busy machine, such as one that boots, packets may take longer than that.
+	probeTries = 5
+)
 
 // verdictOfProbe is the probe's result as stored on disk.
 type verdictOfProbe struct {
@@ -63,7 +67,12 @@ func (p *checksumProbe) verdict() bool {
 			return was.Wrong
 		}
 	}
-	if is.Wrong, err = probeChecksums(nil); err != nil {
+	for range probeTries {
+		if is.Wrong, err = probeChecksums(nil); err == nil {
+			break
+		}
+	}
+	if err != nil {
 		p.log.Warn("overlay: the probe of checksums inside VXLAN did not finish; offload stays as it is", "error", err)
 		return false
 	}
@@ -96,8 +105,6 @@ func probeChecksums(prepare func(place) error) (wrong bool, err error) {
 	if err := settleNet(); err != nil {
 		return false, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), probeTime)
-	defer cancel()
 	var ends [2]place
 	for i := range ends {
 		if ends[i], err = throwAway(); err != nil {
@@ -119,6 +126,8 @@ func probeChecksums(prepare func(place) error) (wrong bool, err error) {
 			return false, err
 		}
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), probeTime)
+	defer cancel()
 	talk := errors.Join(probeUDP(ctx, ends), probeTCP(ctx, ends))
 	count := 0
 	for _, end := range ends {
