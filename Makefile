@@ -61,7 +61,7 @@ test: deps build
 	@status=0; $(MAKE) --no-print-directory images >bin/log/images 2>&1 & images=$$!; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	CGO_ENABLED=1 $(TESTSUM)/race.json --format pkgname -- -race -p $$((2 * $$(nproc))) -timeout 40m -skip '^TestFurther' ./nodeagent/guest ./nodeagent/overlay ./lab ./hardware/redfish ./bootd/store ./bgp $$($(GO) list ./... | grep -v '/lab/e2e$$') || status=1; \
-	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore)$$' ./bootd/store ./bootd/console || status=1; \
+	$(TESTSUM)/store.json --format pkgname -- -timeout 15m -run '^(TestResidentSet|TestDamagedStore|TestLostTailOfAWrite)$$' ./bootd/store ./bootd/console || status=1; \
 	wait $$images || { cat bin/log/images >&2; status=1; }; \
 	$(TESTSUM)/rack.json --format standard-verbose -- -timeout 60m -skip '^TestFurther' ./lab/e2e || status=1; \
 	$(GO) run ./lab/skips bin/log/*.json || status=1; exit $$status
