@@ -25,7 +25,7 @@ type Medium struct {
 	Config []byte
 }
 
-// Names of the files in an image. GRUB does not tell small letters from large ones.
+// Names of the files in an image. GRUB ignores their case.
 const (
 	MediumKernel    = "KERNEL.IMG"
 	MediumInitrd    = "INITRD.IMG"
@@ -108,7 +108,7 @@ func grubConfig(initrd bool, arguments []string) []byte {
 	var b bytes.Buffer
 	b.WriteString("linux /" + MediumKernel)
 	for _, a := range arguments {
-		// Nothing is special to GRUB between single quotes, but they themselves.
+		// Between single quotes only the single quote is special to GRUB.
 		b.WriteString(" '" + strings.ReplaceAll(a, "'", `'\''`) + "'")
 	}
 	b.WriteString("\ninitrd")

@@ -112,9 +112,8 @@ func (a *Authority) issueServer(names []string, ips []net.IP) ([]byte, error) {
 // show a certificate, which must be signed by this CA; Identify returns the
 // client. EnsureServer must be called before the first connection.
 //
-// TLS 1.2 is for BMCs and firmware, many of which speak nothing newer. It has forward secrecy and authenticated encryption, or
-// does not come about. No certificate is asked for, which TLS 1.2 would show to everyone on the way: hosts and people speak
-// TLS 1.3.
+// TLS 1.2 is for BMCs and firmware, many of which speak nothing newer. It is accepted only with forward secrecy and
+// authenticated encryption. It requests no client certificate, because TLS 1.2 sends that in clear: hosts and people use TLS 1.3.
 func (a *Authority) ServerTLS() *tls.Config {
 	certificate := func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if cert := a.server.Load(); cert != nil {

@@ -19,7 +19,7 @@ type fat struct {
 
 const (
 	firstCluster    = 2
-	minimumClusters = 65525 // with fewer it were FAT16, whatever it calls itself
+	minimumClusters = 65525 // with fewer, drivers take it for FAT16
 	endOfChain      = 0x0fffffff
 	reserved        = 32 // sectors before the tables
 	mediaByte       = 0xf8
@@ -100,7 +100,7 @@ func (f *fat) bootSector() []byte {
 	return b
 }
 
-// infoSector tells nothing of free clusters: it is never written to.
+// infoSector is the FSInfo sector. 0xffffffff: the number of free clusters is unknown, which suffices for a read-only image.
 func infoSector() []byte {
 	b := make([]byte, sector)
 	binary.LittleEndian.PutUint32(b, 0x41615252)
@@ -116,7 +116,7 @@ func (n *node) fatDirectory() []byte {
 	if n.parent != n {
 		parent := n.parent.cluster
 		if n.parent.parent == n.parent {
-			parent = 0 // the root is 0 here, whatever its cluster is
+			parent = 0 // ".." names the root as cluster 0 (FAT32 specification 1.03)
 		}
 		b = append(b, entry(".", directoryBit, n.cluster, 0)...)
 		b = append(b, entry("..", directoryBit, parent, 0)...)

@@ -31,7 +31,7 @@ import (
 type written struct {
 	dir   string
 	names map[string]string // Machine → the value it was given last
-	// The change that the kill met: acknowledged to nobody, and stored or not.
+	// The change during which the store was killed: never acknowledged, and stored or not.
 	unanswered, unansweredValue string
 	wal                         string // the newest file of the log
 	used                        int64  // bytes of it

@@ -168,7 +168,7 @@ type terminal struct {
 	stop   func() // ends a write of output that blocks
 }
 
-// attach connects the terminal with the console until ctx ends. What a server says in its first moment ought not to be missed.
+// attach connects the terminal to the console until ctx ends. It polls often, because output before it connects is lost.
 func (c *console) attach(ctx context.Context, t terminal) {
 	for ctx.Err() == nil {
 		c.relay(ctx, t)

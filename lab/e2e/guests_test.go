@@ -89,15 +89,22 @@ func (g *guestRack) running(t *testing.T) (web, db *api.Guest) {
 	return web, db
 }
 
+// twoGuests is a rack with a Guest on each of its two hosts; they reach each other.
+func twoGuests(t *testing.T) (g *guestRack, web, db *api.Guest) {
+	t.Helper()
+	g = newGuestRack(t, nil)
+	g.active(t, bios, uefi)
+	g.Apply(g.File("web.yaml", webGuest), g.File("db.yaml", dbGuest))
+	web, db = g.running(t)
+	talk(t, g.Rig, web, db)
+	return g, web, db
+}
+
 // TestGuests has a Guest on each of two hosts: emulation inside of emulation, so they are small and everybody
 // is patient. Each host has systemd, so this is where Guests' units are seen.
 func TestGuests(t *testing.T) {
-	g := newGuestRack(t, nil)
+	g, web, _ := twoGuests(t)
 	r := g.Rig
-	g.active(t, bios, uefi)
-	r.Apply(r.File("web.yaml", webGuest), r.File("db.yaml", dbGuest))
-	web, db := g.running(t)
-	talk(t, r, web, db)
 	from := g.hosts[web.Status.Host]
 	t.Run("its unit", func(t *testing.T) { guestUnit(t, from.For(t), web) })
 	t.Run("agent killed", func(t *testing.T) { agentKilled(t, r.For(t), from.For(t), web) })
@@ -108,12 +115,8 @@ func TestGuests(t *testing.T) {
 
 // TestFurtherGuests has both Guests on one host in the end.
 func TestFurtherGuests(t *testing.T) {
-	g := newGuestRack(t, nil)
+	g, web, db := twoGuests(t)
 	r := g.Rig
-	g.active(t, bios, uefi)
-	r.Apply(r.File("web.yaml", webGuest), r.File("db.yaml", dbGuest))
-	web, db := g.running(t)
-	talk(t, r, web, db)
 	from, to := g.hosts[web.Status.Host], g.hosts[db.Status.Host]
 	t.Run("peering", func(t *testing.T) { peering(t, r.For(t), from.For(t), to.For(t)) })
 	t.Run("drain", func(t *testing.T) { drainHost(t, r.For(t), from.For(t), to.For(t), web) })

@@ -57,7 +57,7 @@ func (h *host) show(unit, property string) string {
 	return h.run("systemctl show -P " + property + " " + unit)
 }
 
-// fetch has the host fetch a file of this machine's, without SSH, which takes minutes for a program on an emulated processor.
+// fetch has the host download a file of this machine over HTTP, without the cost of SSH on an emulated processor.
 func (h *host) fetch(r *rig.Rig, from, to string) {
 	h.t.Helper()
 	listener, err := r.Rack.Listen("198.18.8.1:0") // bootd's address on the production network
